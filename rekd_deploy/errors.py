@@ -1,0 +1,61 @@
+"""The deployment half's errors, under the same root.
+
+    rekd_train.errors.RekdError
+    └── DeployError
+        ├── ExportError              a checkpoint cannot be turned into a graph
+        │   └── ParityError          a graph does not compute what the model computes; nothing is published
+        ├── RepositoryError          a model repository is missing, damaged or would not load
+        ├── ServerError              the Triton server cannot start or has died
+        └── ClientError              a query failed
+            ├── ServerUnavailableError   nothing answers at the address
+            ├── DeadlineError            no answer in time
+            ├── ModelMissingError        the server does not serve the model
+            ├── VersionMismatchError     client preprocessing and served model do not belong together
+            └── RejectedError            the server refused the request
+"""
+
+from rekd_train.errors import RekdError
+
+
+class DeployError(RekdError):
+    """Root of the deployment half's errors."""
+
+
+class ExportError(DeployError):
+    """A checkpoint cannot be turned into a graph."""
+
+
+class ParityError(ExportError):
+    """A graph does not compute what the model computes; nothing is published."""
+
+
+class RepositoryError(DeployError):
+    """A model repository is missing, damaged or would not load."""
+
+
+class ServerError(DeployError):
+    """The Triton server cannot start or has died."""
+
+
+class ClientError(DeployError):
+    """A query failed."""
+
+
+class ServerUnavailableError(ClientError):
+    """Nothing answers at the address."""
+
+
+class DeadlineError(ClientError):
+    """No answer in time."""
+
+
+class ModelMissingError(ClientError):
+    """The server does not serve the model."""
+
+
+class VersionMismatchError(ClientError):
+    """Client preprocessing and served model do not belong together."""
+
+
+class RejectedError(ClientError):
+    """The server refused the request."""

@@ -1,0 +1,49 @@
+"""REKD: classifiers that say why. The training half.
+
+``load(path)`` turns a checkpoint into a ``Rationalizer``. torch is imported when first needed.
+"""
+
+from importlib import import_module
+
+from rekd_train.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    InputError,
+    MissingExtraError,
+    RekdError,
+    TrainingError,
+)
+from rekd_train.prediction import Piece, Prediction, Span
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "Rationalizer": "rekd_train.models.rationalizer",
+    "Selection": "rekd_train.models.rationalizer",
+    "SelectionPolicy": "rekd_train.policy",
+    "load": "rekd_train.checkpoint",
+}
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "InputError",
+    "MissingExtraError",
+    "Piece",
+    "Prediction",
+    "Rationalizer",
+    "RekdError",
+    "Selection",
+    "SelectionPolicy",
+    "Span",
+    "TrainingError",
+    "load",
+]
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'rekd_train' has no attribute '{name}'")

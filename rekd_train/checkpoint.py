@@ -1,0 +1,176 @@
+"""A checkpoint is a directory that describes itself.
+
+    config.json            format, version, sizes, labels, preprocessing, data, SHA-256 of the weights
+    selector.safetensors   weights
+    predictor.safetensors  weights
+    tokenizer.json         text preprocessing
+    policy.json            decision rule and probability temperature
+    metrics.json           figures, each with the split it was measured on
+    README.md              model card
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from rekd_train.config import BackboneConfig
+from rekd_train.errors import CheckpointError, ConfigError
+from rekd_train.files import atomic_directory, sha256, write_json, write_text
+from rekd_train.model_card import model_card
+from rekd_train.models.base import Predictor, Selector
+from rekd_train.models.families import build_backbone
+from rekd_train.models.rationalizer import Rationalizer
+from rekd_train.policy import SelectionPolicy
+from rekd_train.preprocess import TextPreprocessor, TextSettings
+
+FORMAT = "rekd-checkpoint"
+VERSION = 1
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""From version n of config.json to n + 1. A change of format adds one entry and raises VERSION."""
+
+_WEIGHTS = ("selector.safetensors", "predictor.safetensors")
+
+
+def save(
+    rationalizer: Rationalizer,
+    directory: str | Path,
+    *,
+    metrics: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
+) -> Path:
+    """Write a checkpoint atomically.
+
+    Args:
+        metrics: figures for metrics.json and the model card.
+        training: the run's configuration and the origin of data and weights, for config.json.
+    """
+    directory = Path(directory)
+    metrics, training = metrics or {}, training or {}
+    with atomic_directory(directory) as work:
+        for role in ("selector", "predictor"):
+            state = getattr(rationalizer, role).state_dict()
+            save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, work / f"{role}.safetensors")
+        rationalizer.preprocessor.save(work)
+        description = {
+            "format": FORMAT,
+            "version": VERSION,
+            "labels": rationalizer.labels,
+            "operator": rationalizer.predictor.operator,
+            "selector": rationalizer.selector.backbone.settings.model_dump(),
+            "predictor": rationalizer.predictor.backbone.settings.model_dump(),
+            "preprocessing": asdict(rationalizer.preprocessor.settings),
+            "preprocessing_sha256": rationalizer.preprocessor.fingerprint,
+            "weights_sha256": {name: sha256(work / name) for name in _WEIGHTS},
+            "training": training,
+        }
+        write_json(work / "config.json", description)
+        write_json(
+            work / "policy.json",
+            {
+                "policy": rationalizer.policy.model_dump(),
+                "probability_temperature": rationalizer.probability_temperature,
+            },
+        )
+        write_json(work / "metrics.json", metrics)
+        write_text(work / "README.md", model_card(description, rationalizer.policy, metrics))
+    return directory
+
+
+def load(path: str | Path) -> Rationalizer:
+    """Read a checkpoint strictly: every file, every weight and every setting must fit.
+
+    Returns:
+        The model in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: missing, damaged, of another version, or files that do not belong together.
+    """
+    directory = Path(path)
+    if not directory.is_dir():
+        raise CheckpointError(f"no checkpoint at {directory}: not a directory; fix: check the path")
+    description = read_description(directory)
+    try:
+        settings = dict(description["preprocessing"])
+        settings["lengths"] = tuple(settings["lengths"])
+        preprocessor = TextPreprocessor.load(directory, TextSettings(**settings))
+        stored = _read_json(directory / "policy.json")
+        policy = SelectionPolicy.model_validate(stored["policy"])
+        temperature = float(stored["probability_temperature"])
+        backbones = {
+            role: build_backbone(BackboneConfig.model_validate(description[role]), preprocessor.special_ids)
+            for role in ("selector", "predictor")
+        }
+        labels = [str(label) for label in description["labels"]]
+        predictor = Predictor(backbones["predictor"], len(labels), description["operator"])
+    except (KeyError, TypeError, ValueError, ValidationError, ConfigError) as error:
+        raise CheckpointError(f"{directory}: the description does not fit this version of rekd: {error}") from None
+    if preprocessor.fingerprint != description.get("preprocessing_sha256"):
+        raise CheckpointError(f"{directory}: tokenizer.json is not the one this model was trained with")
+    rationalizer = Rationalizer(Selector(backbones["selector"]), predictor, policy, preprocessor, labels, temperature)
+    for role in ("selector", "predictor"):
+        _load_weights(getattr(rationalizer, role), directory / f"{role}.safetensors", description)
+    return rationalizer.eval()
+
+
+def read_description(directory: Path) -> dict[str, Any]:
+    """config.json of a checkpoint, upgraded to the current version."""
+    path = Path(directory) / "config.json"
+    description = _read_json(path)
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a {FORMAT} description; is {directory} a checkpoint of rekd-train?")
+    version = description.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise CheckpointError(f"{path} has format version {version}; this rekd reads up to {VERSION}; fix: upgrade rekd")
+    while version < VERSION:
+        if version not in UPGRADES:
+            raise CheckpointError(f"{path} has format version {version}, which can no longer be upgraded to {VERSION}")
+        description = UPGRADES[version](description)
+        version += 1
+    return description
+
+
+def read_metrics(directory: Path) -> dict[str, Any]:
+    """metrics.json of a checkpoint."""
+    return _read_json(Path(directory) / "metrics.json")
+
+
+def checkpoint_hash(directory: Path) -> str:
+    """SHA-256 over the files that decide what the model computes."""
+    import hashlib
+
+    names = ("config.json", "policy.json", "tokenizer.json", *_WEIGHTS)
+    joined = "".join(f"{name}:{sha256(Path(directory) / name)}\n" for name in names)
+    return hashlib.sha256(joined.encode()).hexdigest()
+
+
+def _load_weights(module, path: Path, description: dict[str, Any]) -> None:
+    try:
+        digest = sha256(path)
+        state = load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; fix: copy the whole directory again") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); it may be cut off; fix: copy it again") from None
+    if digest != description["weights_sha256"].get(path.name):
+        raise CheckpointError(f"{path} is not the file that config.json describes (SHA-256 differs); fix: copy it again")
+    try:
+        module.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit the sizes in config.json: {error}") from None
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; is {path.parent} a whole checkpoint?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}; fix: copy it again") from None

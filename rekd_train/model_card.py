@@ -1,0 +1,64 @@
+"""The model card that lies in every checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from rekd_train.policy import SelectionPolicy
+
+_TEMPLATE = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
+    """\
+# {{ name }}
+
+A pair of networks that classifies text from its own rationale: a *selector* keeps a few words, a
+*predictor* sees only those. Labels: {{ labels }}.
+
+| part | family | layers | width | heads |
+|---|---|---|---|---|
+{% for role in ("selector", "predictor") %}
+| {{ role }} | {{ description[role].family }} | {{ description[role].layers }} | {{ description[role].width }} | {{ description[role].heads }} |
+{% endfor %}
+
+How unselected words are removed: `{{ description.operator }}`. Decision rule: noise-free score plus bias
+{{ policy.bias }}, at most {{ policy.budget }} of the words, at least {{ policy.minimum }}.
+
+## Data and weights
+{% for origin in origins %}
+- {{ origin }}
+{% else %}
+- not recorded
+{% endfor %}
+
+## Figures
+{% for key, value in figures %}
+- {{ key }}: {{ value }}
+{% else %}
+- none measured
+{% endfor %}
+
+Load it: `rekd_train.load("THIS_DIRECTORY")`. Export it: `rekd-export THIS_DIRECTORY`.
+"""
+)
+
+
+def model_card(description: dict[str, Any], policy: SelectionPolicy, metrics: dict[str, Any]) -> str:
+    """Markdown text of the card, from what the checkpoint itself says."""
+    training = description["training"]
+    return _TEMPLATE.render(
+        name=training.get("name", "REKD pair"),
+        labels=", ".join(description["labels"]),
+        description=description,
+        policy=policy,
+        origins=training.get("origins", []),
+        figures=list(_flat(metrics)),
+    )
+
+
+def _flat(metrics: dict[str, Any], prefix: str = ""):
+    for key, value in metrics.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif not isinstance(value, list):
+            yield f"{prefix}{key}", round(value, 4) if isinstance(value, float) else value

@@ -1,0 +1,77 @@
+"""The BERT family: selector and predictor backbones over transformers' ``BertModel``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers.models.bert.modeling_bert import BertConfig, BertModel
+
+from rekd_train.config import BackboneConfig
+from rekd_train.models.base import Backbone, Inputs
+
+
+class BertBackbone(Backbone):
+    """Words through a BERT encoder.
+
+    Inputs: ``input_ids`` and ``attention_mask``, int64 (B, N), right-padded, [CLS] at position 0.
+    Kept tokens keep their original position embeddings. With the operator 'compact' the predictor sees
+    [CLS] and the kept tokens and nothing else, not even [SEP], whose place would tell the length.
+
+    Args:
+        settings: sizes.
+        special_ids: token ids that are never selectable ([PAD], [CLS], [SEP]).
+    """
+
+    def __init__(self, settings: BackboneConfig, special_ids: dict[str, int]) -> None:
+        super().__init__()
+        self.settings = settings
+        self.special_ids = dict(special_ids)
+        config = BertConfig(
+            vocab_size=settings.vocabulary,
+            hidden_size=settings.width,
+            num_hidden_layers=settings.layers,
+            num_attention_heads=settings.heads,
+            intermediate_size=settings.feedforward,
+            max_position_embeddings=settings.positions,
+            hidden_dropout_prob=settings.dropout,
+            attention_probs_dropout_prob=settings.attention_dropout,
+            layer_norm_eps=settings.layer_norm_eps,
+            pad_token_id=special_ids["pad"],
+        )
+        config._attn_implementation = "sdpa"
+        self.bert = BertModel(config, add_pooling_layer=False)
+
+    def real(self, inputs: Inputs) -> Tensor:
+        return inputs["attention_mask"] > 0
+
+    def selectable(self, inputs: Inputs) -> Tensor:
+        mask = self.real(inputs)
+        for token_id in self.special_ids.values():
+            mask = mask & (inputs["input_ids"] != token_id)
+        return mask
+
+    def words(self, input_ids: Tensor) -> Tensor:
+        """(B, M, H) word embeddings, no position added."""
+        return self.bert.embeddings.word_embeddings(input_ids)
+
+    def states(self, inputs: Inputs) -> Tensor:
+        return self._encode(self.words(inputs["input_ids"]), inputs["attention_mask"])
+
+    def zeroed(self, inputs: Inputs, keep: Tensor) -> Tensor:
+        content = self.words(inputs["input_ids"]) * keep.unsqueeze(-1)
+        return self._encode(content, inputs["attention_mask"])[:, 0]
+
+    def attended(self, inputs: Inputs, keep: Tensor) -> Tensor:
+        visible = torch.cat([torch.ones_like(keep[:, :1]), keep[:, 1:]], dim=1)
+        return self._encode(self.words(inputs["input_ids"]), visible.to(torch.int64))[:, 0]
+
+    def gathered(self, inputs: Inputs, positions: Tensor, kept: Tensor) -> Tensor:
+        places = torch.nn.functional.pad(positions, (1, 0))  # [CLS] is position 0
+        visible = torch.nn.functional.pad(kept.to(torch.int64), (1, 0), value=1)
+        content = self.words(inputs["input_ids"].gather(1, places))
+        return self._encode(content, visible, places)[:, 0]
+
+    def _encode(self, content: Tensor, attention_mask: Tensor, positions: Tensor | None = None) -> Tensor:
+        return self.bert(
+            inputs_embeds=content, attention_mask=attention_mask, position_ids=positions
+        ).last_hidden_state

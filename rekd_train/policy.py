@@ -1,0 +1,104 @@
+"""From selector scores to the mask: the decision rule that is part of the model.
+
+Specification, for one example with scores d (N,), d = z1 - z0 in float32, and selectable positions s:
+
+1. n = number of selectable positions.
+2. budget K = clamp(floor(budget * n), minimum, capacity); no budget: K = n.
+   ``floor`` is computed in integers (parts per million), so every runtime agrees on it.
+3. ranked: the K selectable positions with the highest d; equal scores: the lower index first.
+4. chosen: ranked positions with d + bias > 0; bias None: all ranked positions.
+5. the first ``minimum`` ranked positions are chosen in any case.
+
+No noise anywhere. ``mask_by_specification`` below is the slow, obvious form in NumPy; the torch form
+(``rekd_train.models.gates.apply_policy``) is what runs and what is exported, and tests hold them equal.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+_MILLION = 1_000_000
+
+
+class SelectionPolicy(BaseModel):
+    """The stored decision rule of a checkpoint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bias: float | None = Field(0.0, description="added to every score before the threshold at 0; None: no threshold")
+    budget: float | None = Field(0.15, gt=0, le=1, description="hard upper limit, share of selectable features; None: no limit")
+    minimum: int = Field(1, ge=0, description="features kept in any case (if the input has so many)")
+    selectable: Literal["real", "all"] = Field(
+        "real", description="'real': no padding, no special token; 'all': every position, as the paper's code does"
+    )
+
+    @property
+    def budget_parts_per_million(self) -> int | None:
+        """The budget as an integer, so that the product with n is exact."""
+        return None if self.budget is None else round(self.budget * _MILLION)
+
+    def capacity(self, features: int) -> int:
+        """Most features that any input with at most ``features`` selectable ones can keep."""
+        if self.budget is None:
+            return features
+        return min(max(features * self.budget_parts_per_million // _MILLION, self.minimum, 1), features)
+
+    def limits(self, selectable_counts: np.ndarray) -> np.ndarray:
+        """Budget of each example in features: (B,) int64 from (B,) int64."""
+        if self.budget is None:
+            return selectable_counts
+        shares = selectable_counts * self.budget_parts_per_million // _MILLION
+        return np.minimum(np.maximum(shares, self.minimum), selectable_counts)
+
+
+PAPER_POLICY = SelectionPolicy(bias=0.0, budget=None, minimum=0, selectable="all")
+"""Argmax over every position without a limit, as the paper's code decides once its noise is removed."""
+
+
+def mask_by_specification(scores: np.ndarray, selectable: np.ndarray, policy: SelectionPolicy) -> np.ndarray:
+    """The rule above, written out position by position.
+
+    Args:
+        scores: (B, N) float32.
+        selectable: (B, N) bool.
+
+    Returns:
+        (B, N) bool.
+    """
+    mask = np.zeros(scores.shape, dtype=bool)
+    for row in range(len(scores)):
+        candidates = [int(i) for i in np.flatnonzero(selectable[row])]
+        ranked = sorted(candidates, key=lambda i: (-scores[row, i], i))
+        limit = int(policy.limits(np.array([len(candidates)]))[0])
+        for rank, position in enumerate(ranked[:limit]):
+            above = policy.bias is None or np.float32(scores[row, position]) + np.float32(policy.bias) > 0
+            mask[row, position] = above or rank < policy.minimum
+    return mask
+
+
+def cut_margins(scores: np.ndarray, selectable: np.ndarray, policy: SelectionPolicy) -> np.ndarray:
+    """Distance of each selectable score to the nearest score at which its decision would change.
+
+    Used by parity checks: a flipped position is a near-tie when its margin is within the tolerance.
+
+    Returns:
+        (B, N) float32; infinity where a position is not selectable.
+    """
+    margins = np.full(scores.shape, np.inf, dtype=np.float32)
+    for row in range(len(scores)):
+        candidates = np.flatnonzero(selectable[row])
+        if len(candidates) == 0:
+            continue
+        ordered = np.sort(scores[row, candidates])[::-1]
+        limit = int(policy.limits(np.array([len(candidates)]))[0])
+        edges = [edge for edge in {limit, policy.minimum} if 0 < edge < len(ordered)]
+        for position in candidates:
+            score = scores[row, position]
+            distances = [] if policy.bias is None else [abs(score + np.float32(policy.bias))]
+            # a kept position changes places with the first dropped one, a dropped one with the last kept
+            distances += [abs(score - ordered[edge if score >= ordered[edge - 1] else edge - 1]) for edge in edges]
+            margins[row, position] = min(distances, default=np.inf)
+    return margins

@@ -1,0 +1,67 @@
+"""What a prediction is: label, probabilities and the words that decided, torch-free.
+
+The same classes come from the PyTorch model, the in-process pipeline and the Triton client.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One kept token, exactly as the predictor saw it."""
+
+    start: int
+    """First character in the text as given."""
+    end: int
+    """One past the last character."""
+    token: str
+    """The vocabulary entry (a WordPiece may start with '##')."""
+    position: int
+    """Index in the token sequence; 0 is [CLS]."""
+    score: float
+    """Selector score z1 - z0, noise-free; higher is more wanted."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Neighbouring whole words of the rationale, merged."""
+
+    start: int
+    """First character in the text as given."""
+    end: int
+    """One past the last character."""
+    text: str
+    """``text[start:end]`` of the text as given."""
+    score: float
+    """Highest selector score among the span's kept pieces."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """An answer and the part of the input it was made from."""
+
+    label: str
+    """Name of the most probable class."""
+    probabilities: dict[str, float]
+    """Calibrated probability of each class, by label name, in the model's class order."""
+    rationale: list[Span]
+    """Whole-word spans in reading order."""
+    rate: float
+    """Kept pieces / real pieces after truncation, specials excluded."""
+    truncated: bool
+    """True when the text was longer than the model reads and its end was cut."""
+    text: str = ""
+    """The text as given."""
+    pieces: list[Piece] = field(default_factory=list)
+    """The kept tokens one by one."""
+
+    @property
+    def probability(self) -> float:
+        """Probability of ``label``."""
+        return self.probabilities[self.label]
+
+    def to_dict(self) -> dict:
+        """Plain dictionary for JSON."""
+        return asdict(self)

@@ -1,0 +1,265 @@
+"""Text -> the tensors the graphs take, and a mask back -> spans of the text. Torch-free.
+
+Training, the in-process pipeline and the Triton client all use this very code, so that a served
+model cannot see other tokens than the trained one. ``fingerprint`` says which preprocessing it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+
+from rekd_train.errors import CheckpointError, ConfigError, InputError
+from rekd_train.prediction import Piece, Prediction, Span
+
+_LINE_BREAK_TAG = re.compile(r"<br\s*/?>", re.IGNORECASE)
+TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """How texts become tensors."""
+
+    max_length: int
+    """Tokens a text is cut to, [CLS] and [SEP] included."""
+    lengths: tuple[int, ...] = ()
+    """Lengths a batch is padded to (the smallest that fits); empty: multiples of 32 and max_length."""
+    kind: str = "text"
+
+    def __post_init__(self) -> None:
+        mistakes = []
+        if self.max_length < 3:
+            mistakes.append(f"max_length is {self.max_length}; it must be at least 3 ([CLS], a word, [SEP])")
+        if any(length < 3 or length > self.max_length for length in self.lengths):
+            mistakes.append(f"lengths {self.lengths} must lie within 3..max_length ({self.max_length})")
+        if mistakes:
+            raise ConfigError("; ".join(mistakes))
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Padded lengths in ascending order; the last is max_length."""
+        chosen = self.lengths or range(32, self.max_length, 32)
+        return tuple(sorted({*chosen, self.max_length}))
+
+
+def clean_text(text: str) -> str:
+    """Replace ``<br />`` by spaces of the same length, so that character offsets stay valid."""
+    return _LINE_BREAK_TAG.sub(lambda match: " " * len(match.group()), text)
+
+
+def check_text(text: object, index: int) -> str:
+    """Return ``text`` if it can be predicted on; raise InputError that names its index otherwise."""
+    if not isinstance(text, str):
+        raise InputError(f"text {index} is {type(text).__name__}; texts must be str")
+    if not text.strip():
+        shown = "empty" if not text else "only white space"
+        raise InputError(f"text {index} is {shown}; give at least one word")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"text {index} has an unpaired surrogate at character {error.start}; it is not valid Unicode"
+        ) from None
+    return text
+
+
+def check_texts(texts: object) -> list[str]:
+    """Return ``texts`` as a list if every one can be predicted on.
+
+    Raises:
+        InputError: not a list, an empty list, or a text that cannot be used, by its index.
+    """
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
+        raise InputError(f"texts is {type(texts).__name__}; give a list of str")
+    if len(texts) == 0:
+        raise InputError("the list of texts is empty; give at least one text")
+    return [check_text(text, index) for index, text in enumerate(texts)]
+
+
+@dataclass(frozen=True)
+class EncodedTexts:
+    """A padded batch and what is needed to read a mask back."""
+
+    inputs: dict[str, np.ndarray]
+    """``input_ids`` and ``attention_mask``, int64 (B, N)."""
+    texts: list[str]
+    """The texts as given."""
+    encodings: list[Encoding] = field(repr=False)
+    """One tokenizers.Encoding a text, unpadded, truncated."""
+    truncated: list[bool]
+    """Whether each text was cut."""
+
+    def predictions(
+        self,
+        labels: Sequence[str],
+        probabilities: np.ndarray,
+        mask: np.ndarray,
+        scores: np.ndarray,
+    ) -> list[Prediction]:
+        """Turn model outputs into predictions.
+
+        Args:
+            labels: class names, length C.
+            probabilities: (B, C).
+            mask: (B, N) bool, the kept positions.
+            scores: (B, N), selector scores.
+        """
+        answers = []
+        for row, encoding in enumerate(self.encodings):
+            length = len(encoding.ids)
+            kept = np.flatnonzero(mask[row, :length])
+            real = length - int(np.sum(encoding.special_tokens_mask))
+            row_probabilities = {label: float(p) for label, p in zip(labels, probabilities[row], strict=True)}
+            answers.append(
+                Prediction(
+                    label=labels[int(np.argmax(probabilities[row]))],
+                    probabilities=row_probabilities,
+                    rationale=_spans(self.texts[row], encoding, kept, scores[row]),
+                    rate=len(kept) / max(real, 1),
+                    truncated=self.truncated[row],
+                    text=self.texts[row],
+                    pieces=_pieces(encoding, kept, scores[row]),
+                )
+            )
+        return answers
+
+
+class TextPreprocessor:
+    """Tokenises texts with our own truncation and padding, and remembers character offsets.
+
+    Args:
+        tokenizer_json: the content of a Hugging Face ``tokenizer.json``. Truncation and padding that
+            it has switched on are switched off. Special-token names inside a text are read as text.
+        settings: length limits.
+    """
+
+    def __init__(self, tokenizer_json: str, settings: TextSettings) -> None:
+        try:
+            tokenizer = Tokenizer.from_str(tokenizer_json)
+        except Exception as error:  # the library raises bare Exception
+            raise CheckpointError(f"the tokenizer cannot be read: {error}") from None
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
+        tokenizer.enable_truncation(max_length=settings.max_length)
+        self.settings = settings
+        self.tokenizer_json = tokenizer_json
+        self._tokenizer = tokenizer
+        self.special_ids = {
+            name: _special_id(tokenizer, candidates)
+            for name, candidates in {
+                "pad": ("[PAD]", "<pad>"), "cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>"),
+            }.items()
+        }
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of token ids."""
+        return self._tokenizer.get_vocab_size()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of tokenizer and settings: equal fingerprints give equal tensors."""
+        canonical = json.dumps(
+            [json.loads(self.tokenizer_json), asdict(self.settings)], sort_keys=True, separators=(",", ":")
+        )
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def __call__(self, texts: Sequence[str], pad_to: int | None = None) -> EncodedTexts:
+        """Encode texts as one padded batch.
+
+        Args:
+            texts: non-empty list of str.
+            pad_to: padded length; None: the smallest bucket that fits the longest text.
+
+        Raises:
+            InputError: an empty list, an empty or non-str text, invalid Unicode.
+        """
+        encodings = self.encode(check_texts(texts))
+        for index, encoding in enumerate(encodings):
+            if len(encoding.ids) <= sum(encoding.special_tokens_mask):
+                raise InputError(f"text {index} holds no word that the tokenizer knows; give at least one word")
+        longest = max(len(encoding.ids) for encoding in encodings)
+        width = pad_to or next(bucket for bucket in self.settings.buckets if bucket >= longest)
+        return EncodedTexts(
+            inputs=self.pad([encoding.ids for encoding in encodings], width),
+            texts=list(texts),
+            encodings=encodings,
+            truncated=[bool(encoding.overflowing) for encoding in encodings],
+        )
+
+    def encode(self, texts: Sequence[str]) -> list[Encoding]:
+        """Encode without checks or padding; truncated to ``max_length``."""
+        return self._tokenizer.encode_batch([clean_text(text) for text in texts])
+
+    def pad(self, ids: Sequence[Sequence[int]], width: int) -> dict[str, np.ndarray]:
+        """Right-pad id lists to (B, width) and make the attention mask."""
+        input_ids = np.full((len(ids), width), self.special_ids["pad"], dtype=np.int64)
+        attention_mask = np.zeros((len(ids), width), dtype=np.int64)
+        for row, row_ids in enumerate(ids):
+            input_ids[row, : len(row_ids)] = row_ids
+            attention_mask[row, : len(row_ids)] = 1
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+    def save(self, directory: Path) -> None:
+        """Write ``tokenizer.json`` into ``directory``."""
+        (directory / TOKENIZER_FILE).write_text(self.tokenizer_json, encoding="utf-8")
+
+    @classmethod
+    def load(cls, directory: Path, settings: TextSettings) -> TextPreprocessor:
+        """Read ``tokenizer.json`` from ``directory``."""
+        path = Path(directory) / TOKENIZER_FILE
+        try:
+            content = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} is missing; fix: copy the whole directory again") from None
+        return cls(content, settings)
+
+
+def _special_id(tokenizer: Tokenizer, candidates: Sequence[str]) -> int:
+    for candidate in candidates:
+        token_id = tokenizer.token_to_id(candidate)
+        if token_id is not None:
+            return token_id
+    raise CheckpointError(f"the tokenizer has none of the special tokens {', '.join(candidates)}")
+
+
+def _pieces(encoding: Encoding, kept: np.ndarray, scores: np.ndarray) -> list[Piece]:
+    tokens, offsets = encoding.tokens, encoding.offsets
+    return [
+        Piece(*offsets[position], token=tokens[position], position=int(position), score=float(scores[position]))
+        for position in kept
+    ]
+
+
+def _spans(text: str, encoding: Encoding, kept: np.ndarray, scores: np.ndarray) -> list[Span]:
+    """Whole words with any kept piece; neighbouring words merge into one span."""
+    words = encoding.word_ids
+    best: dict[int, float] = {}
+    for position in kept:
+        word = words[position]
+        if word is not None:
+            best[word] = max(best.get(word, -np.inf), float(scores[position]))
+    bounds: dict[int, tuple[int, int]] = {}
+    for position, word in enumerate(words):
+        if word in best:
+            start, end = encoding.offsets[position]
+            first, last = bounds.get(word, (start, end))
+            bounds[word] = (min(first, start), max(last, end))
+    spans: list[Span] = []
+    previous = None
+    for word in sorted(best):
+        start, end = bounds[word]
+        score = best[word]
+        if previous is not None and word == previous + 1:
+            start, score = spans[-1].start, max(score, spans[-1].score)
+            spans.pop()
+        spans.append(Span(start, end, text[start:end], score))
+        previous = word
+    return spans

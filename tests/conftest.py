@@ -1,0 +1,92 @@
+"""Tiny models built offline, shared by both halves' tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rekd_train.config import BackboneConfig
+from rekd_train.models.base import Predictor, Selector
+from rekd_train.models.families import build_backbone
+from rekd_train.models.rationalizer import Rationalizer
+from rekd_train.policy import SelectionPolicy
+from rekd_train.preprocess import TextPreprocessor, TextSettings
+
+WORDS = (
+    "the a film movie was is and but i it of great good wonderful bad awful boring plot actor scene "
+    "never always really not very fun dull bright dark story end start time people think feel see"
+).split()
+
+
+def tiny_tokenizer_json() -> str:
+    """A WordPiece tokenizer with some sixty entries, like BERT's in every other way."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordPiece
+    from tokenizers.normalizers import BertNormalizer
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", ".", ",", "!", *WORDS]
+    pieces += [entry for entry in [*letters, *(f"##{letter}" for letter in letters)] if entry not in pieces]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])]
+    )
+    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
+    tokenizer.enable_truncation(max_length=8)  # as the real file has: ours must switch it off
+    tokenizer.enable_padding(length=8)
+    return json.dumps(json.loads(tokenizer.to_str()))
+
+
+def make_rationalizer(
+    seed: int = 0,
+    operator: str = "compact",
+    max_length: int = 48,
+    policy: SelectionPolicy | None = None,
+    labels: tuple[str, ...] = ("negative", "positive"),
+) -> Rationalizer:
+    """A random pair, 2 layers x 16 wide; the selector smaller than the predictor."""
+    torch.manual_seed(seed)
+    preprocessor = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=max_length, lengths=(16, 32)))
+    sizes = {"heads": 2, "feedforward": 32, "positions": 64, "vocabulary": preprocessor.vocabulary_size}
+    small = BackboneConfig(layers=1, width=8, head_width=8, **sizes)
+    large = BackboneConfig(layers=2, width=16, **sizes)
+    selector = Selector(build_backbone(small, preprocessor.special_ids))
+    predictor = Predictor(build_backbone(large, preprocessor.special_ids), len(labels), operator)
+    with torch.no_grad():  # random weights give scores too alike to choose by
+        selector.head[-1].weight.mul_(8)
+        predictor.head[-1].weight.mul_(20)
+    policy = policy or SelectionPolicy(bias=0.1, budget=0.25, minimum=1)
+    return Rationalizer(selector, predictor, policy, preprocessor, labels, probability_temperature=1.3).eval()
+
+
+@pytest.fixture(scope="session")
+def rationalizer() -> Rationalizer:
+    return make_rationalizer()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(rationalizer: Rationalizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from rekd_train.checkpoint import save
+
+    directory = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    return save(rationalizer, directory, metrics={"test": {"accuracy": 0.5}}, training={"name": "tiny"})
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """Short, long, odd and truncated texts."""
+    return [
+        "The film was great!",
+        "bad",
+        "I think the story is dull, and the actor was awful.<br /><br />But the end is wonderful",
+        " ".join(WORDS * 3),
+        "Über café 東京 🎬 good",
+    ]
