@@ -12,12 +12,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from rekd_train.errors import CheckpointError, ConfigError, InputError
 from rekd_train.prediction import Piece, Prediction, Span
+
+if TYPE_CHECKING:
+    from rekd_train.config import BackboneConfig
 
 _LINE_BREAK_TAG = re.compile(r"<br\s*/?>", re.IGNORECASE)
 TOKENIZER_FILE = "tokenizer.json"
@@ -164,6 +168,11 @@ class TextPreprocessor:
         return self._tokenizer.get_vocab_size()
 
     @property
+    def features(self) -> int:
+        """Most selectable tokens of any text: max_length without [CLS] and [SEP]."""
+        return self.settings.max_length - (len(self.special_ids) - 1)  # [PAD] is not part of a text
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of tokenizer and settings: equal fingerprints give equal tensors."""
         canonical = json.dumps(
@@ -193,6 +202,21 @@ class TextPreprocessor:
             encodings=encodings,
             truncated=[bool(encoding.overflowing) for encoding in encodings],
         )
+
+    def check_items(self, items: object) -> list[str]:
+        """``items`` as a list of texts; raises InputError, see ``check_texts``."""
+        return check_texts(items)
+
+    def check_backbone(self, settings: BackboneConfig) -> None:
+        """Raise ConfigError if a network of these sizes cannot read this preprocessing's tensors."""
+        if settings.image is not None:
+            raise ConfigError(f"a text model cannot have the family '{settings.family}', which reads images")
+        if settings.vocabulary < self.vocabulary_size:
+            raise ConfigError(f"the tokenizer has {self.vocabulary_size} ids, the network only {settings.vocabulary}")
+        if settings.positions < self.settings.max_length:
+            raise ConfigError(
+                f"max_length ({self.settings.max_length}) exceeds the network's positions ({settings.positions})"
+            )
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Encode without checks or padding; truncated to ``max_length``."""

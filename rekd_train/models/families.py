@@ -23,8 +23,15 @@ class Family:
     """Whether computing on the gathered features alone equals masking the others."""
 
 
+def _vit(settings: BackboneConfig, special_ids: dict[str, int]) -> Backbone:
+    from rekd_train.models.vit import VitBackbone  # timm takes seconds to import, text models do not need it
+
+    return VitBackbone(settings, special_ids)
+
+
 FAMILIES: dict[str, Family] = {
     "bert": Family(backbone=BertBackbone, modality="text", gathering_is_masking=True),
+    "vit": Family(backbone=_vit, modality="image", gathering_is_masking=True),
 }
 
 
