@@ -114,6 +114,23 @@ def fit(
     return rationalizer.eval()
 
 
+def compact_pair(
+    config: RunConfig,
+    rationalizer: Rationalizer,
+    train: TokenizedTexts,
+    dev: TokenizedTexts,
+    *,
+    teacher: Rationalizer | None = None,
+    observer: Observer | None = None,
+) -> Rationalizer:
+    """The compact stage alone, in place: any trained pair becomes one that serves gathered tokens."""
+    trainer = _Trainer(config, rationalizer, train, dev, observer or Silent())
+    targets = run_teacher(teacher, train) if teacher is not None else None
+    trainer.compact(config.stages.compact_epochs or 1.0, targets)
+    rationalizer.probability_temperature = calibrate_temperature(run_split(rationalizer, dev).class_logits, dev.labels)
+    return rationalizer.eval()
+
+
 def calibrate_policy(config: RunConfig, rationalizer: Rationalizer, dev: TokenizedTexts) -> None:
     """Fit the bias of the decision rule on dev to the configured target rate."""
     selection = config.selection
