@@ -166,7 +166,7 @@ def _mistakes_behind(document: dict[str, Any], error: ValidationError) -> list[s
             target = target.get(part, {}) if isinstance(target, dict) else {}
         if detail["type"] == "value_error" or not detail["loc"] or not isinstance(target, dict):
             continue
-        if detail["type"] == "missing":
+        if detail["loc"] == ("name",):  # the one field without a default
             target[detail["loc"][-1]] = "unnamed"
         else:
             target.pop(detail["loc"][-1], None)
