@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -116,9 +117,6 @@ def _pair(
     selector_head, predictor_head = {"bert": ("feature_proj", "fc"), "vit": (None, "classifier")}[family]
     head_width = states["selector"].rows(f"{selector_head}.weight") if selector_head else 0
     classes = states["predictor"].rows(f"{predictor_head}.weight")
-    names = [str(index) for index in range(classes)] if labels is None else [str(label) for label in labels]
-    if len(names) != classes or len(set(names)) != classes:
-        raise ConfigError(f"labels {names} do not fit: the predictor has {classes} classes, each needs its own name")
     selector_settings = settings.model_copy(update={"head_width": head_width})
     predictor_settings = settings.model_copy(update={"final_norm": family != "vit"})
     selector = Selector(build_backbone(selector_settings, preprocessor.special_ids))
@@ -132,6 +130,9 @@ def _pair(
     predictor_state |= states["predictor"].linear(predictor_head, predictor.head[-1], "head.1")
     for state in states.values():
         state.finish()
+    names = [str(index) for index in range(classes)] if labels is None else [str(label) for label in labels]
+    if len(names) != classes or len(set(names)) != classes:
+        raise ConfigError(f"labels {names} do not fit: the predictor has {classes} classes, each needs its own name")
     _load(selector, selector_state)
     _load(predictor, predictor_state)
     return Rationalizer(selector, predictor, PAPER_POLICY, preprocessor, names).eval()
@@ -235,7 +236,9 @@ def _read_config(backbone: Path, family: OfficialFamily) -> dict[str, Any]:
 
 def _read_state(path: Path) -> dict[str, Tensor]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about pickle protocols before it refuses
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
     except pickle.UnpicklingError as error:
@@ -243,7 +246,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} is not a plain state dictionary, or holds objects that could run code; refused ({reason})"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # bytes that are no pickle end in errors of many kinds
         raise CheckpointError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}; is it cut off?") from None
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} holds no state dictionary (names and tensors only)")

@@ -49,8 +49,8 @@ class StateReader:
         self._left -= set(self.unread)
 
     def rows(self, key: str) -> int:
-        """Length of a weight's first axis; 0 and a mistake noted if the key is missing."""
-        return len(self.take(key))
+        """Length of a weight's first axis; 1 and a mistake noted if the key is missing."""
+        return next(iter(self.take(key, None).shape), 1)
 
     def take(self, key: str, shape: torch.Size | None = None) -> Tensor:
         """The tensor of a key, marked as used; a key that is missing or of another shape is noted."""
@@ -58,7 +58,7 @@ class StateReader:
         tensor = self._state.get(key)
         if tensor is None:
             self._mistakes.append(f"{key} is missing")
-            return torch.zeros(shape or (0,))
+            return torch.zeros(shape or (1,))
         if shape is not None and tensor.shape != shape:
             self._mistakes.append(f"{key} is {tuple(tensor.shape)}, the backbone's config.json asks for {tuple(shape)}")
             return torch.zeros(shape)
@@ -98,7 +98,8 @@ def bert_weights(state: StateReader, backbone: Backbone) -> dict[str, Tensor]:
     for name, own in backbone.bert.state_dict().items():
         key = f"bert.bert.{name}"
         if key == _BERT_SEGMENTS:
-            table = state.take(key)[: len(own)]  # only segment 0 is ever read
+            shape = torch.Size((state.rows(key), own.shape[1]))
+            table = state.take(key, shape)[: len(own)]  # only segment 0 is ever read
             weights[f"backbone.bert.{name}"] = nn.functional.pad(table, (0, 0, 0, len(own) - len(table)))
         else:
             weights[f"backbone.bert.{name}"] = state.take(key, own.shape)

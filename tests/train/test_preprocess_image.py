@@ -134,7 +134,8 @@ def test_damaged_files_are_named(content: bytes, tmp_path: Path) -> None:
 
 
 def test_fingerprint_and_round_trip() -> None:
-    again = load_preprocessor(Path(), {"height": 6, "width": 8, "channels": 3, "rows": 3, "columns": 4, "kind": "image"})
+    stored = {"height": 6, "width": 8, "channels": 3, "rows": 3, "columns": 4, "kind": "image"}
+    again = load_preprocessor(Path(), stored)
     assert again.fingerprint == COLOUR.fingerprint != GREY.fingerprint
     assert again.features == 12
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import make_image_rationalizer, make_rationalizer
 from torch.nn.functional import interpolate
 
 from rekd_train.checkpoint import checkpoint_hash, load, save
@@ -17,7 +18,6 @@ from rekd_train.models.gates import kept_positions
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.policy import PAPER_POLICY
 from rekd_train.prediction import Patch
-from conftest import make_image_rationalizer, make_rationalizer
 
 
 def images(count: int = 5, seed: int = 3) -> np.ndarray:
@@ -36,7 +36,8 @@ def swapped(inputs: dict[str, torch.Tensor], mask: torch.Tensor) -> dict[str, to
 
 @pytest.fixture
 def wide() -> BackboneConfig:
-    image = ImageConfig(height=8, width=8, channels=3, patch=4, upscale_to=16, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    image = ImageConfig(height=8, width=8, channels=3, patch=4, upscale_to=16, mean=mean, std=std)
     return BackboneConfig(family="vit", layers=2, width=36, heads=2, feedforward=49, image=image)
 
 
@@ -45,7 +46,8 @@ def test_states_are_timms_own(wide: BackboneConfig) -> None:
     backbone = build_backbone(wide, {}).eval()
     pixels = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8)
     resized = interpolate(pixels.permute(0, 3, 1, 2) / 255.0, size=(16, 16), mode="bilinear", align_corners=False)
-    normalised = (resized - torch.tensor(wide.image.mean).view(1, 3, 1, 1)) / torch.tensor(wide.image.std).view(1, 3, 1, 1)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (wide.image.mean, wide.image.std))
+    normalised = (resized - mean) / std
     expected = backbone.vit.forward_features(normalised)
     for inputs in ({"pixels": pixels}, {"pixel_values": normalised}):
         torch.testing.assert_close(backbone.states(inputs), expected[:, 1:], atol=1e-5, rtol=0)
@@ -58,7 +60,8 @@ def test_settings_reach_the_network(wide: BackboneConfig) -> None:
     backbone = build_backbone(wide.model_copy(update={"final_norm": False, "layer_norm_eps": 1e-3}), {})
     assert backbone.vit.blocks[0].mlp.fc1.out_features == 49
     assert backbone.vit.blocks[0].norm1.eps == 1e-3
-    assert not [name for name in backbone.state_dict() if name.startswith(("vit.norm.", "vit.fc_norm", "vit.head", "mean"))]
+    absent = ("vit.norm.", "vit.fc_norm", "vit.head", "mean", "std")
+    assert not [name for name in backbone.state_dict() if name.startswith(absent)]
     assert "vit.norm.weight" in build_backbone(wide, {}).state_dict()
 
 
@@ -145,6 +148,7 @@ def test_text_and_images_do_not_mix(image_rationalizer: Rationalizer) -> None:
 
 def test_image_settings_are_checked_together(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
-    path.write_text('name = "x"\n[selector.image]\nheight = 10\nwidth = 8\npatch = 4\n[predictor.image]\nstd = [0, 1]\n')
+    selector, predictor = "[selector.image]\nheight = 10\nwidth = 8\npatch = 4\n", "[predictor.image]\nstd = [0, 1]\n"
+    path.write_text(f'name = "x"\n{selector}{predictor}')
     with pytest.raises(ConfigError, match=r"selector.image: patch \(4\) must divide.*predictor.image: std must hold 1"):
         run_config(path)
