@@ -9,6 +9,7 @@ from rekd_train.config import BackboneConfig
 from rekd_train.errors import ConfigError
 from rekd_train.models.base import Backbone
 from rekd_train.models.bert import BertBackbone
+from rekd_train.models.bilstm import BilstmBackbone
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ def _vit(settings: BackboneConfig, special_ids: dict[str, int]) -> Backbone:
 
 FAMILIES: dict[str, Family] = {
     "bert": Family(backbone=BertBackbone, modality="text", gathering_is_masking=True),
+    "bilstm": Family(backbone=BilstmBackbone, modality="text", gathering_is_masking=False),
     "vit": Family(backbone=_vit, modality="image", gathering_is_masking=True),
 }
 
