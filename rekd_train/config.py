@@ -154,7 +154,7 @@ def run_config(source: str | Path, overrides: tuple[str, ...] | list[str] = ()) 
     try:
         config = RunConfig.model_validate(document)
     except ValidationError as error:
-        mistakes += _explain(error)
+        mistakes += explain(error)
         config = None
     if mistakes or config is None:
         raise ConfigError(f"{source}: " + "; ".join(mistakes))
@@ -202,7 +202,8 @@ def _override(document: dict[str, Any], text: str) -> str | None:
     return None
 
 
-def _explain(error: ValidationError) -> list[str]:
+def explain(error: ValidationError) -> list[str]:
+    """One short line for each mistake, by its place in the document."""
     mistakes = []
     for detail in error.errors():
         place = ".".join(str(part) for part in detail["loc"]) or "configuration"
