@@ -56,8 +56,9 @@ class Rationalizer(nn.Module):
     @property
     def capacity(self) -> int:
         """K: most features that a rationale of this model can hold."""
+        longest = self.preprocessor.settings.max_length
         specials = len(self.preprocessor.special_ids) - 1  # [PAD] is not part of a text
-        return self.policy.capacity(self.preprocessor.settings.max_length - specials)
+        return self.policy.capacity(longest if self.policy.selectable == "all" else longest - specials)
 
     def selectable(self, inputs: Inputs) -> Tensor:
         """(B, N) bool: what the policy may choose from."""
@@ -106,7 +107,7 @@ class Rationalizer(nn.Module):
         predictions: list[Prediction] = []
         device = next(self.parameters()).device
         for start in range(0, len(texts), batch_size):
-            encoded = self.preprocessor(texts[start : start + batch_size])
+            encoded = self.preprocessor(texts[start : start + batch_size], first_index=start)
             inputs = {name: torch.from_numpy(array).to(device) for name, array in encoded.inputs.items()}
             selection = self.select(inputs)
             probabilities = self.probabilities(self.class_logits(inputs, selection.mask))
