@@ -56,8 +56,10 @@ class Rationalizer(nn.Module):
     @property
     def capacity(self) -> int:
         """K: most features that a rationale of this model can hold."""
-        specials = len(self.preprocessor.special_ids) - 1  # [PAD] is not part of a text
-        return self.policy.capacity(self.preprocessor.settings.max_length - specials)
+        longest = self.preprocessor.settings.max_length
+        if self.policy.selectable == "real":
+            longest -= len(self.preprocessor.special_ids) - 1  # [PAD] is not part of a text
+        return self.policy.capacity(longest)
 
     def selectable(self, inputs: Inputs) -> Tensor:
         """(B, N) bool: what the policy may choose from."""
