@@ -163,6 +163,11 @@ class TextPreprocessor:
         """Number of token ids."""
         return self._tokenizer.get_vocab_size()
 
+    def words(self) -> list[str]:
+        """Vocabulary entries that are whole words of letters, in the order of their ids."""
+        vocabulary = self._tokenizer.get_vocab()
+        return sorted((entry for entry in vocabulary if entry.isalpha()), key=vocabulary.__getitem__)
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of tokenizer and settings: equal fingerprints give equal tensors."""
