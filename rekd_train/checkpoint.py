@@ -5,6 +5,7 @@
     predictor.safetensors  weights
     tokenizer.json         text preprocessing
     policy.json            decision rule and probability temperature
+    examples.jsonl         some examples of the dev split
     metrics.json           figures, each with the split it was measured on
     README.md              model card
 """
@@ -12,7 +13,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ VERSION = 1
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """From version n of config.json to n + 1. A change of format adds one entry and raises VERSION."""
 
+EXAMPLES_FILE = "examples.jsonl"
 _WEIGHTS = ("selector.safetensors", "predictor.safetensors")
 
 
@@ -45,12 +47,14 @@ def save(
     *,
     metrics: dict[str, Any] | None = None,
     training: dict[str, Any] | None = None,
+    examples: Sequence[dict[str, str]] = (),
 ) -> Path:
     """Write a checkpoint atomically.
 
     Args:
         metrics: figures for metrics.json and the model card.
         training: the run's configuration and the origin of data and weights, for config.json.
+        examples: ``{"text", "label"}`` of the dev split, on which exports prove their parity.
     """
     directory = Path(directory)
     metrics, training = metrics or {}, training or {}
@@ -80,6 +84,8 @@ def save(
             },
         )
         write_json(work / "metrics.json", metrics)
+        lines = [json.dumps(example, ensure_ascii=False) + "\n" for example in examples]
+        write_text(work / EXAMPLES_FILE, "".join(lines))
         write_text(work / "README.md", model_card(description, rationalizer.policy, metrics))
     return directory
 
@@ -128,7 +134,9 @@ def read_description(directory: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not a {FORMAT} description; is {directory} a checkpoint of rekd-train?")
     version = description.get("version")
     if not isinstance(version, int) or version > VERSION:
-        raise CheckpointError(f"{path} has format version {version}; this rekd reads up to {VERSION}; fix: upgrade rekd")
+        raise CheckpointError(
+            f"{path} has format version {version}; this rekd reads up to {VERSION}; fix: upgrade rekd"
+        )
     while version < VERSION:
         if version not in UPGRADES:
             raise CheckpointError(f"{path} has format version {version}, which can no longer be upgraded to {VERSION}")
@@ -160,7 +168,9 @@ def _load_weights(module, path: Path, description: dict[str, Any]) -> None:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); it may be cut off; fix: copy it again") from None
     if digest != description["weights_sha256"].get(path.name):
-        raise CheckpointError(f"{path} is not the file that config.json describes (SHA-256 differs); fix: copy it again")
+        raise CheckpointError(
+            f"{path} is not the file that config.json describes (SHA-256 differs); fix: copy it again"
+        )
     try:
         module.load_state_dict(state, strict=True)
     except RuntimeError as error:
