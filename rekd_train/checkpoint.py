@@ -128,7 +128,9 @@ def read_description(directory: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not a {FORMAT} description; is {directory} a checkpoint of rekd-train?")
     version = description.get("version")
     if not isinstance(version, int) or version > VERSION:
-        raise CheckpointError(f"{path} has format version {version}; this rekd reads up to {VERSION}; fix: upgrade rekd")
+        raise CheckpointError(
+            f"{path} has format version {version}; this rekd reads up to {VERSION}; fix: upgrade rekd"
+        )
     while version < VERSION:
         if version not in UPGRADES:
             raise CheckpointError(f"{path} has format version {version}, which can no longer be upgraded to {VERSION}")
@@ -160,7 +162,9 @@ def _load_weights(module, path: Path, description: dict[str, Any]) -> None:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); it may be cut off; fix: copy it again") from None
     if digest != description["weights_sha256"].get(path.name):
-        raise CheckpointError(f"{path} is not the file that config.json describes (SHA-256 differs); fix: copy it again")
+        raise CheckpointError(
+            f"{path} is not the file that config.json describes (SHA-256 differs); fix: copy it again"
+        )
     try:
         module.load_state_dict(state, strict=True)
     except RuntimeError as error:

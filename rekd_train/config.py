@@ -47,16 +47,16 @@ class DataConfig(_Section):
     """Which examples."""
 
     name: Literal["imdb"] = Field("imdb", description="data set")
-    train_examples: int | None = Field(None, ge=2, description="training examples used, the first of the split; None: all")
+    train_examples: int | None = Field(None, ge=2, description="training examples, the first of the split; None: all")
     max_length: int = Field(160, ge=3, description="tokens a text is cut to, specials included")
-    lengths: tuple[int, ...] = Field((), description="padded lengths when served; empty: multiples of 32 and max_length")
+    lengths: tuple[int, ...] = Field((), description="padded lengths; empty: multiples of 32 and max_length")
     seed: int = Field(2026, description="seed of the 80/10/10 split; the same for every model that is compared")
 
 
 class SelectionConfig(_Section):
     """How much a rationale may hold."""
 
-    target: float = Field(0.10, gt=0, le=1, description="mean share of real features, in training and calibrated on dev")
+    target: float = Field(0.10, gt=0, le=1, description="mean share of real features: trained for, calibrated on dev")
     budget: float = Field(0.15, gt=0, le=1, description="hard limit for each example, share of its real features")
     minimum: int = Field(1, ge=0, description="features kept in any case")
     weight: float = Field(20.0, ge=0, description="lambda of (mean rate - target)^2, rates as shares")
@@ -82,7 +82,9 @@ class DistillationConfig(_Section):
     rationale_weight: float = Field(0.5, ge=0, description="lambda_R of the rationale term")
     prediction_weight: float = Field(1.0, ge=0, description="weight of the prediction term tau^2 KL")
     noise: Literal["independent", "shared", "none"] = Field("none", description="Gumbel noise in the rationale term")
-    rationale_temperature: float | None = Field(1.0, gt=0, description="fixed tau of the rationale term; None: the annealed one")
+    rationale_temperature: float | None = Field(
+        1.0, gt=0, description="fixed tau of the rationale term; None: the annealed one"
+    )
     teacher_mask: Literal["student", "teacher"] = Field("teacher", description="mask the teacher's predictor reads")
 
 
@@ -103,7 +105,7 @@ class StagesConfig(_Section):
     classifier_epochs: float = Field(2.0, ge=0, description="warm start of the predictor")
     rationale_epochs: float = Field(1.0, ge=0, description="rationale extraction, with a teacher: distillation")
     compact_epochs: float = Field(1.0, ge=0, description="predictor alone on gathered tokens, selector frozen")
-    masked_share: float = Field(0.5, ge=0, le=1, description="share of warm-start batches read through random keep masks")
+    masked_share: float = Field(0.5, ge=0, le=1, description="share of warm-start batches under random keep masks")
 
 
 class RunConfig(_Section):
@@ -201,6 +203,7 @@ def _explain(error: ValidationError) -> list[str]:
         if detail["type"] == "extra_forbidden":
             mistakes.append(f"{place}: unknown key")
         else:
-            shown = "" if detail["type"] == "missing" or isinstance(detail["input"], dict) else f" (got {detail['input']!r})"
+            nothing_to_show = detail["type"] == "missing" or isinstance(detail["input"], dict)
+            shown = "" if nothing_to_show else f" (got {detail['input']!r})"
             mistakes.append(f"{place}: {detail['msg'].removeprefix('Value error, ')}{shown}")
     return mistakes

@@ -18,7 +18,8 @@ A pair of networks that classifies text from its own rationale: a *selector* kee
 | part | family | layers | width | heads |
 |---|---|---|---|---|
 {% for role in ("selector", "predictor") %}
-| {{ role }} | {{ description[role].family }} | {{ description[role].layers }} | {{ description[role].width }} | {{ description[role].heads }} |
+{% set part = description[role] %}
+| {{ role }} | {{ part.family }} | {{ part.layers }} | {{ part.width }} | {{ part.heads }} |
 {% endfor %}
 
 How unselected words are removed: `{{ description.operator }}`. Decision rule: noise-free score plus bias

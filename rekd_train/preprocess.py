@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -70,17 +71,17 @@ def check_text(text: object, index: int) -> str:
     return text
 
 
-def check_texts(texts: object) -> list[str]:
+def check_texts(texts: object, first_index: int = 0) -> list[str]:
     """Return ``texts`` as a list if every one can be predicted on.
 
     Raises:
         InputError: not a list, an empty list, or a text that cannot be used, by its index.
     """
-    if isinstance(texts, str) or not isinstance(texts, Sequence):
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence):
         raise InputError(f"texts is {type(texts).__name__}; give a list of str")
     if len(texts) == 0:
         raise InputError("the list of texts is empty; give at least one text")
-    return [check_text(text, index) for index, text in enumerate(texts)]
+    return [check_text(text, index) for index, text in enumerate(texts, first_index)]
 
 
 @dataclass(frozen=True)
@@ -171,22 +172,25 @@ class TextPreprocessor:
         )
         return hashlib.sha256(canonical.encode()).hexdigest()
 
-    def __call__(self, texts: Sequence[str], pad_to: int | None = None) -> EncodedTexts:
+    def __call__(self, texts: Sequence[str], pad_to: int | None = None, first_index: int = 0) -> EncodedTexts:
         """Encode texts as one padded batch.
 
         Args:
             texts: non-empty list of str.
             pad_to: padded length; None: the smallest bucket that fits the longest text.
+            first_index: what messages call the first text, when ``texts`` is a part of what was asked.
 
         Raises:
-            InputError: an empty list, an empty or non-str text, invalid Unicode.
+            InputError: an empty list, an empty or non-str text, invalid Unicode, a text longer than ``pad_to``.
         """
-        encodings = self.encode(check_texts(texts))
-        for index, encoding in enumerate(encodings):
+        encodings = self.encode(check_texts(texts, first_index))
+        for index, encoding in enumerate(encodings, first_index):
             if len(encoding.ids) <= sum(encoding.special_tokens_mask):
                 raise InputError(f"text {index} holds no word that the tokenizer knows; give at least one word")
         longest = max(len(encoding.ids) for encoding in encodings)
         width = pad_to or next(bucket for bucket in self.settings.buckets if bucket >= longest)
+        if longest > width:
+            raise InputError(f"a text has {longest} tokens; pad_to ({width}) must be at least that")
         return EncodedTexts(
             inputs=self.pad([encoding.ids for encoding in encodings], width),
             texts=list(texts),
@@ -238,6 +242,13 @@ def _pieces(encoding: Encoding, kept: np.ndarray, scores: np.ndarray) -> list[Pi
     ]
 
 
+def _past_combining(text: str, end: int) -> int:
+    """An accent written as a character of its own is no token, but belongs to the word before it."""
+    while end < len(text) and unicodedata.combining(text[end]):
+        end += 1
+    return end
+
+
 def _spans(text: str, encoding: Encoding, kept: np.ndarray, scores: np.ndarray) -> list[Span]:
     """Whole words with any kept piece; neighbouring words merge into one span."""
     words = encoding.word_ids
@@ -251,7 +262,7 @@ def _spans(text: str, encoding: Encoding, kept: np.ndarray, scores: np.ndarray) 
         if word in best:
             start, end = encoding.offsets[position]
             first, last = bounds.get(word, (start, end))
-            bounds[word] = (min(first, start), max(last, end))
+            bounds[word] = (min(first, start), _past_combining(text, max(last, end)))
     spans: list[Span] = []
     previous = None
     for word in sorted(best):

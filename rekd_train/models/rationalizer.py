@@ -108,7 +108,7 @@ class Rationalizer(nn.Module):
         predictions: list[Prediction] = []
         device = next(self.parameters()).device
         for start in range(0, len(texts), batch_size):
-            encoded = self.preprocessor(texts[start : start + batch_size])
+            encoded = self.preprocessor(texts[start : start + batch_size], first_index=start)
             inputs = {name: torch.from_numpy(array).to(device) for name, array in encoded.inputs.items()}
             selection = self.select(inputs)
             probabilities = self.probabilities(self.class_logits(inputs, selection.mask))

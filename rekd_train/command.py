@@ -1,0 +1,203 @@
+"""What every command shares: --version and --debug, one line for an error, exit codes.
+
+    0    done
+    1    the request could not be done: one line on stderr, with --debug the traceback before it
+    2    usage: unknown option, missing argument
+    130  interrupted by Ctrl-C
+    141  whatever read our output is gone (``| head``): no message
+
+Light on purpose: ``--help`` of every command passes through here, and must not load torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import select
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import typer
+
+from rekd_train.errors import RekdError
+
+OK, FAILED, USAGE, INTERRUPTED, READER_GONE = 0, 1, 2, 130, 141
+
+# recent typer carries its own copy of click; this is the root of usage errors in either
+_ClickError = typer.BadParameter.__base__.__base__
+
+
+def application(help: str, **typer_kwargs: Any) -> typer.Typer:
+    """A typer application in the house's style: plain help, no completion commands.
+
+    ``run`` adds ``--version`` and ``--debug``. With a single command, ``help`` and ``epilog`` given here
+    are that command's unless it has its own.
+
+    Args:
+        help: first paragraph of ``--help``.
+        typer_kwargs: passed on to ``typer.Typer``, for example ``epilog=examples(...)``.
+    """
+    settings: dict[str, Any] = {
+        "add_completion": False,
+        "rich_markup_mode": None,
+        "pretty_exceptions_enable": False,
+        "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    }
+    return typer.Typer(help=help, **{**settings, **typer_kwargs})
+
+
+def examples(*lines: str) -> str:
+    """Text for ``epilog``: the examples one a line, not re-wrapped."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the application and leave the process with the exit code above.
+
+    Args:
+        app: made by ``application``.
+        arguments: command line without the program's name; None: ``sys.argv[1:]``.
+    """
+    _tolerate_narrow_encodings()
+    debug: list[bool] = []
+    command = _click_command(app, debug)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        with command.make_context(_program_name(), arguments) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+        code = OK
+    except typer.Exit as request:
+        code = request.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("interrupted", debug)
+        code = INTERRUPTED
+    except _ClickError as error:
+        error.show()
+        code = error.exit_code
+    except BrokenPipeError as error:
+        code = _broken_pipe(error, debug)
+    except RekdError as error:
+        code = _complain(f"error: {error}", debug)
+    except OSError as error:
+        code = _complain(_explain_os_error(error), debug)
+    except Exception as error:
+        code = _complain(_internal(error), debug)
+    sys.exit(code)
+
+
+def print_json(document: Any) -> None:
+    """Write one JSON document to stdout; NaN and infinity, which JSON lacks, become null."""
+    plain_ascii = "utf" not in (sys.stdout.encoding or "").lower()
+    text = json.dumps(_finite(document), indent=2, ensure_ascii=plain_ascii, allow_nan=False)
+    sys.stdout.write(text + "\n")
+
+
+def _click_command(app: typer.Typer, debug: list[bool]):
+    """The click command behind ``app``, with the shared options; ``debug`` is filled when --debug is given."""
+    command = typer.main.get_command(app)
+    version_option, debug_option = _shared_options(debug)
+    if not _subcommands(command):  # typer forgets what was said about an application with one command
+        command.help = command.help or app.info.help
+        command.epilog = command.epilog or (app.info.epilog if isinstance(app.info.epilog, str) else None)
+        command.context_settings = {**app.info.context_settings, **command.context_settings}
+    command.params.append(version_option)
+    pending = [command]
+    while pending:
+        each = pending.pop()
+        each.params.append(debug_option)
+        pending += _subcommands(each)
+    return command
+
+
+def _subcommands(command) -> list:
+    return list(getattr(command, "commands", {}).values())
+
+
+def _shared_options(debug: list[bool]) -> list:
+    carrier = typer.Typer(add_completion=False)
+
+    def show_version(value: bool) -> None:
+        if value:
+            from rekd_train import __version__
+
+            sys.stdout.write(f"rekd {__version__}\n")
+            raise typer.Exit()
+
+    def remember(value: bool) -> None:
+        if value:
+            debug.append(True)
+
+    def flag(name: str, help: str, callback: Callable[[bool], None]):
+        return typer.Option(False, name, help=help, callback=callback, is_eager=True, expose_value=False)
+
+    @carrier.command()
+    def carry(
+        version: bool = flag("--version", "Show the version and exit.", show_version),
+        debug: bool = flag("--debug", "Show the traceback of an error.", remember),
+    ) -> None: ...
+
+    return typer.main.get_command(carrier).params[:2]
+
+
+def _complain(message: str, debug: list[bool]) -> int:
+    if debug:
+        traceback.print_exc()
+    sys.stderr.write(message.rstrip() + "\n")
+    return FAILED
+
+
+def _internal(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"internal error: {type(error).__name__}: {text} (run again with --debug)"
+
+
+def _explain_os_error(error: OSError) -> str:
+    """A file that cannot be read or written is the user's to fix; any other system error is ours."""
+    if error.filename is None or error.strerror is None:
+        return _internal(error)
+    return f"error: {os.fsdecode(error.filename)}: {error.strerror}"
+
+
+def _broken_pipe(error: BrokenPipeError, debug: list[bool]) -> int:
+    if not _reader_gone():  # some other pipe or socket broke, which is worth a word
+        return _complain(_internal(error), debug)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again
+    return READER_GONE
+
+
+def _reader_gone() -> bool:
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+    except (OSError, ValueError):
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _program_name() -> str:
+    specification = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if specification is not None:  # started by python -m
+        return f"python -m {specification.name.removesuffix('.__main__')}"
+    return Path(sys.argv[0]).name
+
+
+def _tolerate_narrow_encodings() -> None:
+    """Reviews hold emoji; a terminal that cannot show one gets '?', not a traceback."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="replace")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return value
