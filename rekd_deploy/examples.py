@@ -11,9 +11,9 @@ import numpy as np
 from rekd_train.errors import InputError
 from rekd_train.preprocess import TextPreprocessor, check_texts
 
-EXAMPLES_FILE = "examples.jsonl"
-"""Held-out examples beside a checkpoint's weights: {"text": ..., "label": ...} on each line."""
 LIMIT = 200
+_EXAMPLES_FILE = "examples.jsonl"
+"""Held-out examples that a checkpoint carries: {"text": ..., "label": ...} on each line."""
 _GENERATED = 64
 
 
@@ -36,8 +36,8 @@ def parity_examples(
     """
     if file is not None:
         return Examples(read_texts(Path(file))[:limit], "file")
-    own = Path(checkpoint) / EXAMPLES_FILE
-    if own.is_file():
+    own = Path(checkpoint) / _EXAMPLES_FILE
+    if own.is_file() and own.stat().st_size:
         return Examples(read_texts(own)[:limit], "checkpoint")
     return Examples(texts_from_vocabulary(preprocessor), "vocabulary")
 
@@ -57,9 +57,10 @@ def read_texts(path: Path) -> list[str]:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     lines = [(number, line) for number, line in enumerate(content.split("\n"), 1) if line.strip()]
-    texts = [_text_of_json(line, path, number) for number, line in lines] if path.suffix == ".jsonl" else [
-        line.strip() for _, line in lines
-    ]
+    if path.suffix == ".jsonl":
+        texts = [_text_of_json(line, path, number) for number, line in lines]
+    else:
+        texts = [line.strip() for _, line in lines]
     if not texts:
         raise InputError(f"{path} holds no text")
     return check_texts(texts)
@@ -77,7 +78,7 @@ def _text_of_json(line: str, path: Path, number: int) -> str:
 
 def texts_from_vocabulary(preprocessor: TextPreprocessor, count: int = _GENERATED, seed: int = 0) -> list[str]:
     """Random words of the vocabulary, one to one and a half times ``max_length`` of them; the same at every call."""
-    words = preprocessor.words()
+    words = preprocessor.words() or ["a"]
     generator = np.random.default_rng(seed)
     lengths = np.geomspace(1, 1.5 * preprocessor.settings.max_length, count).round().astype(int)
     return [" ".join(generator.choice(words, size=length)) for length in lengths]

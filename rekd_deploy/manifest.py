@@ -1,15 +1,14 @@
-"""manifest.json: what an export is, so that its files can be held against it later. No times, no paths. torch-free."""
+"""The manifest: what an export is, so that its files can be held against it later. No times, no paths. torch-free."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rekd_deploy.errors import RepositoryError
-from rekd_deploy.signature import GraphSignature, PairSignature, TensorSpec
+from rekd_deploy.signature import GraphSignature, PairSignature, TensorSpec, text_pair_signature
 from rekd_train import __version__
 from rekd_train.files import sha256
 
@@ -38,8 +37,6 @@ def build_manifest(
         predictor: predictor.onnx
         parity: the gate's report on these two files.
     """
-    from rekd_deploy.signature import text_pair_signature
-
     preprocessor = rationalizer.preprocessor
     signature = text_pair_signature(rationalizer.capacity, len(rationalizer.labels))
     return {
@@ -78,27 +75,6 @@ def library_versions() -> dict[str, str]:
 def file_entry(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of a file."""
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Read manifest.json.
-
-    Raises:
-        RepositoryError: missing, damaged, or of another version.
-    """
-    try:
-        manifest = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RepositoryError(f"{path} is missing; fix: write the repository again with rekd-export") from None
-    except (OSError, ValueError) as error:
-        raise RepositoryError(f"{path} is damaged ({error}); fix: write the repository again with rekd-export") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise RepositoryError(f"{path} is not a {FORMAT} manifest; fix: write the repository again with rekd-export")
-    if manifest.get("version") != VERSION:
-        raise RepositoryError(
-            f"{path} has format version {manifest.get('version')}; this rekd reads {VERSION}; fix: export again"
-        )
-    return manifest
 
 
 def verify_files(manifest: Mapping[str, Any], files: Mapping[str, Path]) -> None:

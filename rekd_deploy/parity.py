@@ -153,7 +153,8 @@ def _compare(
     )
     report.handover_violations += wrong_handovers(chosen)
 
-    answers = predictor.run({"input_ids": inputs["input_ids"], "positions": chosen["positions"], "kept": chosen["kept"]})
+    handed_over = {name: chosen[name] for name in ("positions", "kept")}
+    answers = predictor.run({"input_ids": inputs["input_ids"], **handed_over})
     logits = rationalizer.class_logits(tensors, torch.from_numpy(chosen["mask"]))
     probabilities = rationalizer.probabilities(logits).numpy()
     report.logit_difference = _largest(report.logit_difference, answers["logits"] - logits.numpy())

@@ -22,7 +22,8 @@ def constructed_inputs(preprocessor: TextPreprocessor, policy: SelectionPolicy, 
         yield _batch(preprocessor, [1], width)
     yield _batch(preprocessor, [0, 1], min(8, longest))
     yield _batch(preprocessor, [longest - 2] * 3, longest)
-    yield _batch(preprocessor, sorted({1, 2, 3, longest // 4, longest // 2, longest - 2} - {0}), longest)
+    mixed = {1, 2, 3, longest // 4, longest // 2, longest - 2}
+    yield _batch(preprocessor, sorted(count for count in mixed if 1 <= count <= longest - 2), longest)
     if capacity > 3:
         yield _batch(preprocessor, [1, capacity - 3], capacity - 1)
     steps = [count for count in budget_steps(policy, longest - 2, capacity) if 1 <= count <= longest - 2]
