@@ -62,6 +62,7 @@ def save(
         for role in ("selector", "predictor"):
             state = getattr(rationalizer, role).state_dict()
             save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, work / f"{role}.safetensors")
+            (work / f"{role}.safetensors").chmod(0o644)  # safetensors writes files for the owner only
         rationalizer.preprocessor.save(work)
         description = {
             "format": FORMAT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -151,14 +152,38 @@ def run_config(source: str | Path, overrides: tuple[str, ...] | list[str] = ()) 
     """
     document = _read(source)
     mistakes = [mistake for text in overrides if (mistake := _override(document, text))]
+    config = None
     try:
         config = RunConfig.model_validate(document)
     except ValidationError as error:
         mistakes += _explain(error)
-        config = None
+        mistakes += _mistakes_behind(document, error)
     if mistakes or config is None:
         raise ConfigError(f"{source}: " + "; ".join(mistakes))
     return config
+
+
+def _mistakes_behind(document: dict[str, Any], error: ValidationError) -> list[str]:
+    """What the checks across fields say once the fields that are wrong by themselves are left out."""
+    remaining = copy.deepcopy(document)
+    for detail in error.errors():
+        target: Any = remaining
+        for part in detail["loc"][:-1]:
+            target = target.get(part, {}) if isinstance(target, dict) else {}
+        if detail["type"] == "value_error" or not detail["loc"] or not isinstance(target, dict):
+            continue
+        if detail["type"] == "missing":
+            target[detail["loc"][-1]] = "unnamed"
+        else:
+            target.pop(detail["loc"][-1], None)
+    if remaining == document:
+        return []
+    try:
+        RunConfig.model_validate(remaining)
+    except ValidationError as hidden:
+        seen = _explain(error)
+        return [mistake for mistake in _explain(hidden) if mistake not in seen]
+    return []
 
 
 def preset_names() -> list[str]:
