@@ -5,6 +5,7 @@
     predictor.safetensors  weights
     tokenizer.json         text preprocessing
     policy.json            decision rule and probability temperature
+    examples.jsonl         some examples of the dev split
     metrics.json           figures, each with the split it was measured on
     README.md              model card
 """
@@ -12,7 +13,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ VERSION = 1
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """From version n of config.json to n + 1. A change of format adds one entry and raises VERSION."""
 
+EXAMPLES_FILE = "examples.jsonl"
 _WEIGHTS = ("selector.safetensors", "predictor.safetensors")
 
 
@@ -45,12 +47,14 @@ def save(
     *,
     metrics: dict[str, Any] | None = None,
     training: dict[str, Any] | None = None,
+    examples: Sequence[dict[str, str]] = (),
 ) -> Path:
     """Write a checkpoint atomically.
 
     Args:
         metrics: figures for metrics.json and the model card.
         training: the run's configuration and the origin of data and weights, for config.json.
+        examples: ``{"text", "label"}`` of the dev split, on which exports prove their parity.
     """
     directory = Path(directory)
     metrics, training = metrics or {}, training or {}
@@ -80,6 +84,8 @@ def save(
             },
         )
         write_json(work / "metrics.json", metrics)
+        lines = [json.dumps(example, ensure_ascii=False) + "\n" for example in examples]
+        write_text(work / EXAMPLES_FILE, "".join(lines))
         write_text(work / "README.md", model_card(description, rationalizer.policy, metrics))
     return directory
 

@@ -52,6 +52,12 @@ class DataConfig(_Section):
     lengths: tuple[int, ...] = Field((), description="padded lengths; empty: multiples of 32 and max_length")
     seed: int = Field(2026, description="seed of the 80/10/10 split; the same for every model that is compared")
 
+    @model_validator(mode="after")
+    def _lengths_within_maximum(self) -> DataConfig:
+        if any(not 3 <= length <= self.max_length for length in self.lengths):
+            raise ValueError(f"lengths {self.lengths} must lie within 3..max_length ({self.max_length})")
+        return self
+
 
 class SelectionConfig(_Section):
     """How much a rationale may hold."""

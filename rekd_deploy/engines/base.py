@@ -85,9 +85,9 @@ def check_inputs(inputs: Mapping[str, np.ndarray], signature: GraphSignature, na
             mistakes.append(f"input '{spec.name}' has the shape {array.shape}, not {spec.shape}")
             continue
         for axis, size in zip(spec.shape, array.shape, strict=True):
-            expected, origin = (axis, "the graph") if isinstance(axis, int) else sizes.setdefault(axis, (size, spec.name))
-            if size != expected:
-                mistakes.append(f"input '{spec.name}' has the shape {array.shape}; {origin} wants {expected} for {axis}")
+            limit, source = (axis, "the graph") if isinstance(axis, int) else sizes.setdefault(axis, (size, spec.name))
+            if size != limit:
+                mistakes.append(f"input '{spec.name}' has the shape {array.shape}; {source} says {limit}, not {size}")
             elif size == 0:
                 mistakes.append(f"input '{spec.name}' has the shape {array.shape}; an axis is empty")
     if mistakes:

@@ -41,6 +41,11 @@ class BertBackbone(Backbone):
         config._attn_implementation = "sdpa"
         self.bert = BertModel(config, add_pooling_layer=False)
 
+    def load_word_embeddings(self, table: Tensor) -> None:
+        """Start from a (vocabulary, width) table."""
+        with torch.no_grad():
+            self.bert.embeddings.word_embeddings.weight.copy_(table)
+
     def real(self, inputs: Inputs) -> Tensor:
         return inputs["attention_mask"] > 0
 

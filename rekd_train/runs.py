@@ -1,0 +1,124 @@
+"""A whole run: configuration in, checkpoint out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rekd_train import checkpoint
+from rekd_train.building import fresh_pair, text_preprocessor
+from rekd_train.config import RunConfig
+from rekd_train.data import DataSet, load_data, tokenize
+from rekd_train.errors import CheckpointError, ConfigError
+from rekd_train.evaluation import measure
+from rekd_train.models.rationalizer import Rationalizer
+from rekd_train.pretrained import MINILM_ORIGIN
+from rekd_train.training import Observer, calibrate_policy, compact_pair, fit
+
+EXAMPLES = 200
+"""Dev examples kept in a checkpoint, for parity checks on real inputs."""
+
+
+def train_run(
+    config: RunConfig,
+    output: Path,
+    *,
+    teacher: Path | None = None,
+    warm_start: Path | None = None,
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """Train by a configuration and write the checkpoint.
+
+    Args:
+        teacher: checkpoint to distil from.
+        warm_start: checkpoint whose predictor (and selector, where the sizes agree) is the start; the
+            classifier stage is left out.
+
+    Returns:
+        The metrics that are also in the checkpoint's metrics.json.
+    """
+    teacher_pair = checkpoint.load(teacher) if teacher is not None else None
+    data = load_data(config.data)
+    preprocessor = text_preprocessor(config)
+    if teacher_pair is not None and teacher_pair.preprocessor.tokenizer_json != preprocessor.tokenizer_json:
+        raise ConfigError(f"the teacher {teacher} was trained with another tokenizer; distillation needs the same tokens")
+    pair = fresh_pair(config, preprocessor, data.label_names)
+    if warm_start is not None:
+        _start_from(pair, checkpoint.load(warm_start), warm_start)
+    splits = {name: tokenize(examples, preprocessor) for name, examples in data.splits.items()}
+    fit(
+        config, pair, splits["train"], splits["dev"],
+        teacher=teacher_pair, warm=warm_start is not None, observer=observer,
+    )  # fmt: skip
+    metrics = {name: measure(pair, splits[name]) for name in ("dev", "test")}
+    _save(pair, output, config, data, metrics)
+    return metrics
+
+
+def evaluate_run(path: Path, split: str = "test") -> dict[str, float]:
+    """Measure a checkpoint on a split of the data it was trained on."""
+    pair, config = checkpoint.load(path), _config_of(path)
+    return measure(pair, tokenize(load_data(config.data).splits[split], pair.preprocessor))
+
+
+def calibrate_run(path: Path, output: Path, target: float | None = None) -> dict[str, Any]:
+    """Fit bias and temperature again, for another target rate if given."""
+    pair, config, data, splits = _reopen(path)
+    if target is not None:
+        selection = config.selection.model_dump() | {"target": target}
+        selection["budget"] = max(selection["budget"], target)
+        config = RunConfig.model_validate(config.model_dump() | {"selection": selection})
+    calibrate_policy(config, pair, splits["dev"])
+    return _finish(pair, output, config, data, splits)
+
+
+def compact_run(path: Path, output: Path, *, teacher: Path | None = None, observer: Observer | None = None) -> dict[str, Any]:
+    """Fine-tune a checkpoint's predictor on gathered tokens, selector frozen."""
+    pair, config, data, splits = _reopen(path)
+    teacher_pair = checkpoint.load(teacher) if teacher is not None else None
+    compact_pair(config, pair, splits["train"], splits["dev"], teacher=teacher_pair, observer=observer)
+    return _finish(pair, output, config, data, splits)
+
+
+def _reopen(path: Path):
+    pair, config = checkpoint.load(path), _config_of(path)
+    data = load_data(config.data)
+    return pair, config, data, {name: tokenize(texts, pair.preprocessor) for name, texts in data.splits.items()}
+
+
+def _finish(pair: Rationalizer, output: Path, config: RunConfig, data: DataSet, splits) -> dict[str, Any]:
+    metrics = {name: measure(pair, splits[name]) for name in ("dev", "test")}
+    _save(pair, output, config, data, metrics)
+    return metrics
+
+
+def _save(pair: Rationalizer, output: Path, config: RunConfig, data: DataSet, metrics: dict[str, Any]) -> None:
+    origins = [data.origin]
+    if "minilm" in (config.selector.word_embeddings, config.predictor.word_embeddings):
+        origins.append(MINILM_ORIGIN)
+    dev = data.splits["dev"].head(EXAMPLES)
+    checkpoint.save(
+        pair,
+        output,
+        metrics=metrics,
+        training={"name": config.name, "config": config.model_dump(), "origins": origins},
+        examples=[
+            {"text": text, "label": data.label_names[label]}
+            for text, label in zip(dev.texts, dev.labels, strict=True)
+        ],
+    )
+
+
+def _config_of(path: Path) -> RunConfig:
+    training = checkpoint.read_description(path)["training"]
+    if "config" not in training:
+        raise CheckpointError(f"{path} does not record the run it comes from, so its data set is unknown")
+    return RunConfig.model_validate(training["config"])
+
+
+def _start_from(pair: Rationalizer, start: Rationalizer, path: Path) -> None:
+    for role in ("selector", "predictor"):
+        mine, theirs = getattr(pair, role), getattr(start, role)
+        if mine.backbone.settings.model_dump() != theirs.backbone.settings.model_dump():
+            raise ConfigError(f"the {role} of {path} has other sizes than this run's; warm starts need the same")
+        mine.load_state_dict(theirs.state_dict())

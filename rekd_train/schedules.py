@@ -1,0 +1,24 @@
+"""Quantities that change during training, as functions of progress in [0, 1]."""
+
+from __future__ import annotations
+
+from rekd_train.config import TemperatureConfig
+
+
+def annealed_temperature(progress: float, settings: TemperatureConfig) -> float:
+    """tau = tau_0 (tau_K / tau_0)^progress (REKD sec. 3.2)."""
+    return settings.start * (settings.end / settings.start) ** progress
+
+
+def annealed_alpha(progress: float, settings: TemperatureConfig) -> float:
+    """alpha = (tau_0 - tau) / (tau_0 - tau_K): from pure distillation to pure rationale extraction."""
+    if settings.start == settings.end:
+        return 1.0
+    return (settings.start - annealed_temperature(progress, settings)) / (settings.start - settings.end)
+
+
+def learning_rate_factor(progress: float, warmup: float) -> float:
+    """Linear from 0 to 1 during the warm-up, then linear to 0."""
+    if progress < warmup:
+        return progress / warmup
+    return max(0.0, (1.0 - progress) / (1.0 - warmup))
