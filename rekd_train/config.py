@@ -88,6 +88,12 @@ class DataConfig(_Section):
     lengths: tuple[int, ...] = Field((), description="padded lengths; empty: multiples of 32 and max_length")
     seed: int = Field(2026, description="seed of the 80/10/10 split; the same for every model that is compared")
 
+    @model_validator(mode="after")
+    def _lengths_within_maximum(self) -> DataConfig:
+        if any(not 3 <= length <= self.max_length for length in self.lengths):
+            raise ValueError(f"lengths {self.lengths} must lie within 3..max_length ({self.max_length})")
+        return self
+
 
 class SelectionConfig(_Section):
     """How much a rationale may hold."""
@@ -185,7 +191,7 @@ def run_config(source: str | Path, overrides: tuple[str, ...] | list[str] = ()) 
     try:
         config = RunConfig.model_validate(document)
     except ValidationError as error:
-        mistakes += _explain(error)
+        mistakes += explain(error)
         mistakes += _mistakes_behind(document, error)
     if mistakes or config is None:
         raise ConfigError(f"{source}: " + "; ".join(mistakes))
@@ -210,8 +216,8 @@ def _mistakes_behind(document: dict[str, Any], error: ValidationError) -> list[s
     try:
         RunConfig.model_validate(remaining)
     except ValidationError as hidden:
-        seen = _explain(error)
-        return [mistake for mistake in _explain(hidden) if mistake not in seen]
+        seen = explain(error)
+        return [mistake for mistake in explain(hidden) if mistake not in seen]
     return []
 
 
@@ -256,7 +262,8 @@ def _override(document: dict[str, Any], text: str) -> str | None:
     return None
 
 
-def _explain(error: ValidationError) -> list[str]:
+def explain(error: ValidationError) -> list[str]:
+    """One short line for each mistake, by its place in the document."""
     mistakes = []
     for detail in error.errors():
         place = ".".join(str(part) for part in detail["loc"]) or "configuration"

@@ -18,7 +18,8 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from rekd_train.errors import CheckpointError, ConfigError, InputError
-from rekd_train.prediction import Piece, Prediction, Span
+from rekd_train.prediction import Prediction
+from rekd_train.spans import kept_pieces, merged_spans
 
 if TYPE_CHECKING:
     from rekd_train.config import BackboneConfig
@@ -74,17 +75,17 @@ def check_text(text: object, index: int) -> str:
     return text
 
 
-def check_texts(texts: object) -> list[str]:
+def check_texts(texts: object, first_index: int = 0) -> list[str]:
     """Return ``texts`` as a list if every one can be predicted on.
 
     Raises:
         InputError: not a list, an empty list, or a text that cannot be used, by its index.
     """
-    if isinstance(texts, str) or not isinstance(texts, Sequence):
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence):
         raise InputError(f"texts is {type(texts).__name__}; give a list of str")
     if len(texts) == 0:
         raise InputError("the list of texts is empty; give at least one text")
-    return [check_text(text, index) for index, text in enumerate(texts)]
+    return [check_text(text, index) for index, text in enumerate(texts, first_index)]
 
 
 @dataclass(frozen=True)
@@ -125,11 +126,11 @@ class EncodedTexts:
                 Prediction(
                     label=labels[int(np.argmax(probabilities[row]))],
                     probabilities=row_probabilities,
-                    rationale=_spans(self.texts[row], encoding, kept, scores[row]),
+                    rationale=merged_spans(self.texts[row], encoding, kept, scores[row]),
                     rate=len(kept) / max(real, 1),
                     truncated=self.truncated[row],
                     text=self.texts[row],
-                    pieces=_pieces(encoding, kept, scores[row]),
+                    pieces=kept_pieces(encoding, kept, scores[row]),
                 )
             )
         return answers
@@ -167,6 +168,16 @@ class TextPreprocessor:
         """Number of token ids."""
         return self._tokenizer.get_vocab_size()
 
+    def words(self) -> list[str]:
+        """Vocabulary entries that are whole words of letters, in the order of their ids."""
+        vocabulary = self._tokenizer.get_vocab()
+        return sorted((entry for entry in vocabulary if entry.isalpha()), key=vocabulary.__getitem__)
+
+    @property
+    def positions(self) -> int:
+        """Most tokens of any text, [CLS] and [SEP] included."""
+        return self.settings.max_length
+
     @property
     def features(self) -> int:
         """Most selectable tokens of any text: max_length without [CLS] and [SEP]."""
@@ -180,28 +191,43 @@ class TextPreprocessor:
         )
         return hashlib.sha256(canonical.encode()).hexdigest()
 
-    def __call__(self, texts: Sequence[str], pad_to: int | None = None) -> EncodedTexts:
+    def __call__(self, texts: Sequence[str], pad_to: int | None = None, first_index: int = 0) -> EncodedTexts:
         """Encode texts as one padded batch.
 
         Args:
             texts: non-empty list of str.
             pad_to: padded length; None: the smallest bucket that fits the longest text.
+            first_index: what messages call the first text, when ``texts`` is a part of what was asked.
 
         Raises:
-            InputError: an empty list, an empty or non-str text, invalid Unicode.
+            InputError: an empty list, an empty or non-str text, invalid Unicode, a text longer than ``pad_to``.
         """
-        encodings = self.encode(check_texts(texts))
-        for index, encoding in enumerate(encodings):
+        return self.batch(texts, self.encode_checked(texts, first_index), pad_to)
+
+    def encode_checked(self, texts: Sequence[str], first_index: int = 0) -> list[Encoding]:
+        """Encode after holding every text against the rules; see ``__call__`` for arguments and errors."""
+        encodings = self.encode(check_texts(texts, first_index))
+        for index, encoding in enumerate(encodings, first_index):
             if len(encoding.ids) <= sum(encoding.special_tokens_mask):
                 raise InputError(f"text {index} holds no word that the tokenizer knows; give at least one word")
+        return encodings
+
+    def batch(self, texts: Sequence[str], encodings: Sequence[Encoding], pad_to: int | None = None) -> EncodedTexts:
+        """Pad the encodings of ``texts`` to one width; see ``__call__``."""
         longest = max(len(encoding.ids) for encoding in encodings)
-        width = pad_to or next(bucket for bucket in self.settings.buckets if bucket >= longest)
+        width = pad_to or self.bucket(longest)
+        if longest > width:
+            raise InputError(f"a text has {longest} tokens; pad_to ({width}) must be at least that")
         return EncodedTexts(
             inputs=self.pad([encoding.ids for encoding in encodings], width),
             texts=list(texts),
-            encodings=encodings,
+            encodings=list(encodings),
             truncated=[bool(encoding.overflowing) for encoding in encodings],
         )
+
+    def bucket(self, length: int) -> int:
+        """The padded length of a text with ``length`` tokens."""
+        return next(bucket for bucket in self.settings.buckets if bucket >= length)
 
     def check_items(self, items: object) -> list[str]:
         """``items`` as a list of texts; raises InputError, see ``check_texts``."""
@@ -213,10 +239,6 @@ class TextPreprocessor:
             raise ConfigError(f"a text model cannot have the family '{settings.family}', which reads images")
         if settings.vocabulary < self.vocabulary_size:
             raise ConfigError(f"the tokenizer has {self.vocabulary_size} ids, the network only {settings.vocabulary}")
-        if settings.positions < self.settings.max_length:
-            raise ConfigError(
-                f"max_length ({self.settings.max_length}) exceeds the network's positions ({settings.positions})"
-            )
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Encode without checks or padding; truncated to ``max_length``."""
@@ -240,10 +262,11 @@ class TextPreprocessor:
         """Read ``tokenizer.json`` from ``directory``."""
         path = Path(directory) / TOKENIZER_FILE
         try:
-            content = path.read_text(encoding="utf-8")
+            return cls(path.read_text(encoding="utf-8"), settings)
         except FileNotFoundError:
             raise CheckpointError(f"{path} is missing; fix: copy the whole directory again") from None
-        return cls(content, settings)
+        except (UnicodeDecodeError, CheckpointError) as error:
+            raise CheckpointError(f"{path} is damaged: {error}; fix: copy it again") from None
 
 
 def _special_id(tokenizer: Tokenizer, candidates: Sequence[str]) -> int:
@@ -252,38 +275,3 @@ def _special_id(tokenizer: Tokenizer, candidates: Sequence[str]) -> int:
         if token_id is not None:
             return token_id
     raise CheckpointError(f"the tokenizer has none of the special tokens {', '.join(candidates)}")
-
-
-def _pieces(encoding: Encoding, kept: np.ndarray, scores: np.ndarray) -> list[Piece]:
-    tokens, offsets = encoding.tokens, encoding.offsets
-    return [
-        Piece(*offsets[position], token=tokens[position], position=int(position), score=float(scores[position]))
-        for position in kept
-    ]
-
-
-def _spans(text: str, encoding: Encoding, kept: np.ndarray, scores: np.ndarray) -> list[Span]:
-    """Whole words with any kept piece; neighbouring words merge into one span."""
-    words = encoding.word_ids
-    best: dict[int, float] = {}
-    for position in kept:
-        word = words[position]
-        if word is not None:
-            best[word] = max(best.get(word, -np.inf), float(scores[position]))
-    bounds: dict[int, tuple[int, int]] = {}
-    for position, word in enumerate(words):
-        if word in best:
-            start, end = encoding.offsets[position]
-            first, last = bounds.get(word, (start, end))
-            bounds[word] = (min(first, start), max(last, end))
-    spans: list[Span] = []
-    previous = None
-    for word in sorted(best):
-        start, end = bounds[word]
-        score = best[word]
-        if previous is not None and word == previous + 1:
-            start, score = spans[-1].start, max(score, spans[-1].score)
-            spans.pop()
-        spans.append(Span(start, end, text[start:end], score))
-        previous = word
-    return spans

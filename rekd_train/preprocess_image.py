@@ -121,9 +121,14 @@ class ImagePreprocessor:
         self.special_ids: dict[str, int] = {}
 
     @property
-    def features(self) -> int:
-        """Patches of an image; all are selectable."""
+    def positions(self) -> int:
+        """Patches of an image."""
         return self.settings.rows * self.settings.columns
+
+    @property
+    def features(self) -> int:
+        """Selectable patches of an image: all."""
+        return self.positions
 
     @property
     def fingerprint(self) -> str:
@@ -131,17 +136,18 @@ class ImagePreprocessor:
         canonical = json.dumps(asdict(self.settings), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
-    def __call__(self, items: Sequence[Any]) -> EncodedImages:
+    def __call__(self, items: Sequence[Any], first_index: int = 0) -> EncodedImages:
         """Encode images as one batch.
 
         Args:
             items: uint8 arrays (H, W, C) or (H, W), Pillow images or paths, or one uint8 array (B, H, W, C).
                 Photographs are turned upright by their EXIF orientation; an alpha channel is dropped.
+            first_index: what messages call the first image, when ``items`` is a part of what was asked.
 
         Raises:
             InputError: an empty list, or an image that cannot be used, by its index.
         """
-        images = [self._read(item, index) for index, item in enumerate(self.check_items(items))]
+        images = [self._read(item, index) for index, item in enumerate(self.check_items(items), first_index)]
         pixels = np.stack([self._pixels(image) for image in images])
         return EncodedImages({"pixels": pixels}, [_size(image) for image in images], self.settings)
 

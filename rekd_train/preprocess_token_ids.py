@@ -37,8 +37,13 @@ class TokenIdPreprocessor:
         self.special_ids = {"pad": settings.pad}
 
     @property
+    def positions(self) -> int:
+        """Most tokens of any input."""
+        return self.settings.max_length
+
+    @property
     def features(self) -> int:
-        """Most selectable tokens of any input; without a tokenizer [CLS] and [SEP] are not known as such."""
+        """Most selectable tokens: all, for without a tokenizer [CLS] and [SEP] are not known as such."""
         return self.settings.max_length
 
     @property
@@ -51,7 +56,7 @@ class TokenIdPreprocessor:
         """Raises InputError: there is none."""
         self._refuse()
 
-    def __call__(self, items: object) -> NoReturn:
+    def __call__(self, items: object, first_index: int = 0) -> NoReturn:
         """Raises InputError: texts cannot be read."""
         self._refuse()
 

@@ -39,6 +39,10 @@ class Preprocessor(Protocol):
     """Token ids that are no features, by name; empty for images."""
 
     @property
+    def positions(self) -> int:
+        """Most positions of any item, specials included."""
+
+    @property
     def features(self) -> int:
         """Most selectable features of any item."""
 
@@ -46,8 +50,8 @@ class Preprocessor(Protocol):
     def fingerprint(self) -> str:
         """SHA-256 (hex): equal fingerprints give equal tensors."""
 
-    def __call__(self, items: Sequence[Any]) -> Encoded:
-        """Encode items as one batch; raises InputError that names the item."""
+    def __call__(self, items: Sequence[Any], first_index: int = 0) -> Encoded:
+        """Encode items as one batch; raises InputError that names the item, counted from ``first_index``."""
 
     def check_items(self, items: object) -> list[Any]:
         """``items`` as a list; raises InputError if they cannot be predicted on."""
@@ -76,8 +80,9 @@ def load_preprocessor(directory: Path, settings: dict[str, Any]) -> Preprocessor
     Raises:
         CheckpointError: a file is missing or damaged.
         ConfigError: an unknown kind, or settings out of range.
-        TypeError: settings that the kind does not have.
+        TypeError, ValueError: not a dictionary, or settings that the kind does not have.
     """
+    settings = dict(settings)
     kind = settings.get("kind")
     if kind not in _KINDS:
         raise ConfigError(f"unknown preprocessing '{kind}'; known: {', '.join(_KINDS)}")

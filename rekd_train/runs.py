@@ -37,6 +37,7 @@ def train_run(
     Returns:
         The metrics that are also in the checkpoint's metrics.json.
     """
+    checkpoint.check_output(output)
     teacher_pair = checkpoint.load(teacher) if teacher is not None else None
     data = load_data(config.data)
     preprocessor = text_preprocessor(config)
@@ -65,6 +66,7 @@ def evaluate_run(path: Path, split: str = "test") -> dict[str, float]:
 
 def calibrate_run(path: Path, output: Path, target: float | None = None) -> dict[str, Any]:
     """Fit bias and temperature again, for another target rate if given."""
+    checkpoint.check_output(output)
     pair, config, data, splits = _reopen(path)
     if target is not None:
         selection = config.selection.model_dump() | {"target": target}
@@ -78,6 +80,7 @@ def compact_run(
     path: Path, output: Path, *, teacher: Path | None = None, observer: Observer | None = None
 ) -> dict[str, Any]:
     """Fine-tune a checkpoint's predictor on gathered tokens, selector frozen."""
+    checkpoint.check_output(output)
     pair, config, data, splits = _reopen(path)
     teacher_pair = checkpoint.load(teacher) if teacher is not None else None
     compact_pair(config, pair, splits["train"], splits["dev"], teacher=teacher_pair, observer=observer)

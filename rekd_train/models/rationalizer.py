@@ -61,7 +61,8 @@ class Rationalizer(nn.Module):
     @property
     def capacity(self) -> int:
         """K: most features that a rationale of this model can hold."""
-        return self.policy.capacity(self.preprocessor.features)
+        sizes = self.preprocessor
+        return self.policy.capacity(sizes.positions if self.policy.selectable == "all" else sizes.features)
 
     def selectable(self, inputs: Inputs) -> Tensor:
         """(B, N) bool: what the policy may choose from."""
@@ -113,7 +114,7 @@ class Rationalizer(nn.Module):
         predictions: list[Prediction] = []
         device = next(self.parameters()).device
         for start in range(0, len(items), batch_size):
-            encoded = self.preprocessor(items[start : start + batch_size])
+            encoded = self.preprocessor(items[start : start + batch_size], first_index=start)
             inputs = {name: torch.from_numpy(array).to(device) for name, array in encoded.inputs.items()}
             selection = self.select(inputs)
             probabilities = self.probabilities(self.class_logits(inputs, selection.mask))

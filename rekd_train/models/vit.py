@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, linear
+from torch.nn.functional import embedding, interpolate, linear
 
 from rekd_train.config import BackboneConfig
 from rekd_train.errors import ConfigError, InputError
@@ -77,7 +77,7 @@ class VitBackbone(Backbone):
     def gathered(self, inputs: Inputs, positions: Tensor, kept: Tensor) -> Tensor:
         patches = self._patches(inputs)
         chosen = patches.gather(1, positions.unsqueeze(-1).expand(-1, -1, patches.shape[2]))
-        places = self.vit.pos_embed[0, 1:][positions]
+        places = embedding(positions, self.vit.pos_embed[0, 1:])
         return self._encode(self._content(chosen), places, kept)[:, 0]
 
     def _images(self, inputs: Inputs) -> Tensor:
@@ -119,7 +119,9 @@ class VitBackbone(Backbone):
         hidden = self.vit.pos_drop(hidden)
         mask = None
         if visible is not None:
-            mask = torch.cat([torch.ones_like(visible[:, :1]), visible], dim=1)[:, None, None, :]
+            seen = torch.cat([torch.ones_like(visible[:, :1]), visible], dim=1)[:, None, None, :]
+            # added to the scores: a mask of bool would export with tests for rows that see nothing
+            mask = torch.where(seen, 0.0, torch.finfo(hidden.dtype).min)
         for block in self.vit.blocks:
             hidden = block(hidden, attn_mask=mask)
         return self.vit.norm(hidden)

@@ -38,7 +38,7 @@ def swapped(inputs: dict[str, torch.Tensor], mask: torch.Tensor) -> dict[str, to
 def wide() -> BackboneConfig:
     mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
     image = ImageConfig(height=8, width=8, channels=3, patch=4, upscale_to=16, mean=mean, std=std)
-    return BackboneConfig(family="vit", layers=2, width=36, heads=2, feedforward=49, image=image)
+    return BackboneConfig(family="vit", layers=2, width=14, heads=2, feedforward=61, image=image)
 
 
 def test_states_are_timms_own(wide: BackboneConfig) -> None:
@@ -58,7 +58,7 @@ def test_states_are_timms_own(wide: BackboneConfig) -> None:
 
 def test_settings_reach_the_network(wide: BackboneConfig) -> None:
     backbone = build_backbone(wide.model_copy(update={"final_norm": False, "layer_norm_eps": 1e-3}), {})
-    assert backbone.vit.blocks[0].mlp.fc1.out_features == 49
+    assert backbone.vit.blocks[0].mlp.fc1.out_features == 61, "14 * (61 / 14) rounds down to 60"
     assert backbone.vit.blocks[0].norm1.eps == 1e-3
     absent = ("vit.norm.", "vit.fc_norm", "vit.head", "mean", "std")
     assert not [name for name in backbone.state_dict() if name.startswith(absent)]

@@ -1,0 +1,145 @@
+"""Configurations: TOML in, every mistake in one message."""
+
+import tomllib
+
+import pytest
+
+from rekd_train.config import PRESETS, RunConfig, preset_names, run_config
+from rekd_train.errors import ConfigError
+
+
+def write(tmp_path, text: str):
+    path = tmp_path / "run.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def mistakes_of(source, overrides=()) -> str:
+    with pytest.raises(ConfigError) as caught:
+        run_config(source, overrides)
+    message = str(caught.value)
+    assert "\n" not in message, "one line"
+    return message
+
+
+def test_a_file_sets_what_it_names_and_nothing_else(tmp_path):
+    config = run_config(write(tmp_path, 'name = "mine"\n[predictor]\nlayers = 4\n[data]\nlengths = [64, 160]\n'))
+    assert (config.name, config.predictor.layers, config.selector.layers) == ("mine", 4, 2)
+    assert config.data.lengths == (64, 160)
+    document = {"name": "mine", "predictor": {"layers": 4}, "data": {"lengths": [64, 160]}}
+    assert config == RunConfig.model_validate(document)
+
+
+def test_every_mistake_is_in_one_message(tmp_path):
+    path = write(
+        tmp_path,
+        """
+        namee = "x"
+        [selector]
+        layerz = 2
+        width = 10
+        heads = 3
+        [data]
+        max_length = "long"
+        [selection]
+        target = 0.3
+        budget = 0.2
+        """,
+    )
+    message = mistakes_of(path, ["stages.rationale_epochs=-1", "what", "seed.x=1"])
+    assert str(path) in message
+    for part in (
+        "name: Field required",
+        "namee: unknown key",
+        "selector.layerz: unknown key",
+        "data.max_length:", "(got 'long')",
+        "target (0.3) must not exceed budget (0.2)",
+        "stages.rationale_epochs:", "(got -1)",
+        "--set what: write key=value",
+    ):
+        assert part in message, message
+
+
+def test_heads_must_divide_width(tmp_path):
+    message = mistakes_of(write(tmp_path, 'name = "x"\n[predictor]\nwidth = 10\nheads = 3\n'))
+    assert "predictor: heads (3) must divide width (10)" in message
+
+
+def test_inputs_must_fit_the_position_embeddings(tmp_path):
+    message = mistakes_of(write(tmp_path, 'name = "x"\n[data]\nmax_length = 160\n[selector]\npositions = 128\n'))
+    assert "data.max_length (160) exceeds selector.positions (128)" in message
+
+
+def test_lengths_are_checked_with_the_rest(tmp_path):
+    message = mistakes_of(write(tmp_path, 'name = "x"\nseed = "y"\n[data]\nmax_length = 100\nlengths = [2, 128]\n'))
+    assert "data: lengths" in message and "(100)" in message and "seed" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "read", "value"),
+    [
+        ("stages.rationale_epochs=2", lambda c: c.stages.rationale_epochs, 2.0),
+        ("name=other name", lambda c: c.name, "other name"),
+        ('name="quoted"', lambda c: c.name, "quoted"),
+        ("distillation.alpha=anneal", lambda c: c.distillation.alpha, "anneal"),
+        ("data.lengths=[32, 64]", lambda c: c.data.lengths, (32, 64)),
+        ("optimisation.learning_rate=1e-3", lambda c: c.optimisation.learning_rate, 0.001),
+    ],
+)
+def test_overrides_are_toml_values_or_bare_words(tmp_path, override, read, value):
+    assert read(run_config(write(tmp_path, 'name = "x"'), [override])) == value
+
+
+def test_a_later_override_wins(tmp_path):
+    assert run_config(write(tmp_path, 'name = "x"\nseed = 1'), ["seed=2", "seed=3"]).seed == 3
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", "seed.deeper=1"])
+def test_a_malformed_override_is_quoted(tmp_path, override):
+    assert f"--set {override}" in mistakes_of(write(tmp_path, 'name = "x"\nseed = 1'), [override])
+
+
+def test_an_override_of_an_unknown_key_is_named(tmp_path):
+    assert "stages.epochs: unknown key" in mistakes_of(write(tmp_path, 'name = "x"'), ["stages.epochs=1"])
+
+
+def test_presets_are_listed_and_every_one_is_valid():
+    assert preset_names() == sorted(path.stem for path in PRESETS.glob("*.toml"))
+    for name in preset_names():
+        assert run_config(name).name
+
+
+def test_an_unknown_preset_lists_the_presets_that_are_there():
+    message = mistakes_of("nonesuch")
+    assert "no preset 'nonesuch'" in message and ".toml" in message
+    for name in preset_names():
+        assert name in message
+
+
+def test_a_missing_a_broken_and_a_binary_file_are_named(tmp_path):
+    assert "does not exist" in mistakes_of(tmp_path / "absent.toml")
+    assert "not valid TOML" in mistakes_of(write(tmp_path, "name = "))
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"name = '\xff\xfe'")
+    assert "not valid TOML" in mistakes_of(binary)
+
+
+def test_configurations_cannot_be_changed_by_accident(tmp_path):
+    config = run_config(write(tmp_path, 'name = "x"'))
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 1
+
+
+def test_every_field_says_what_it_is():
+    pending = [RunConfig]
+    while pending:
+        for name, field in pending.pop().model_fields.items():
+            if isinstance(field.annotation, type) and hasattr(field.annotation, "model_fields"):
+                pending.append(field.annotation)
+            else:
+                assert field.description, name
+
+
+def test_toml_of_a_preset_is_what_the_parser_reads():
+    for path in PRESETS.glob("*.toml"):
+        assert "name" in tomllib.loads(path.read_text(encoding="utf-8")), path
