@@ -4,6 +4,7 @@
     └── DeployError
         ├── ExportError              a checkpoint cannot be turned into a graph
         │   └── ParityError          a graph does not compute what the model computes; nothing is published
+        ├── EngineError              an engine cannot load or run a graph
         ├── RepositoryError          a model repository is missing, damaged or would not load
         ├── ServerError              the Triton server cannot start or has died
         └── ClientError              a query failed
@@ -27,6 +28,10 @@ class ExportError(DeployError):
 
 class ParityError(ExportError):
     """A graph does not compute what the model computes; nothing is published."""
+
+
+class EngineError(DeployError):
+    """An engine cannot load or run a graph."""
 
 
 class RepositoryError(DeployError):

@@ -82,25 +82,34 @@ def mask_by_specification(scores: np.ndarray, selectable: np.ndarray, policy: Se
 
 
 def cut_margins(scores: np.ndarray, selectable: np.ndarray, policy: SelectionPolicy) -> np.ndarray:
-    """Distance of each selectable score to the nearest score at which its decision would change.
+    """Distance of each selectable score from the one value at which its own decision turns, the others held.
 
-    Used by parity checks: a flipped position is a near-tie when its margin is within the tolerance.
+    Used by parity checks: a flipped position is a near-tie when its margin is within the tolerance. With
+    the other scores held, a position is kept from a single cut upwards: the threshold or the last place
+    within the budget, whichever is higher, and never above the last place that the minimum grants.
 
     Returns:
-        (B, N) float32; infinity where a position is not selectable.
+        (B, N) float32; infinity where a position is not selectable or no score would change its decision.
     """
     margins = np.full(scores.shape, np.inf, dtype=np.float32)
+    threshold = -np.inf if policy.bias is None else -np.float32(policy.bias)
     for row in range(len(scores)):
         candidates = np.flatnonzero(selectable[row])
-        if len(candidates) == 0:
-            continue
         ordered = np.sort(scores[row, candidates])[::-1]
         limit = int(policy.limits(np.array([len(candidates)]))[0])
-        edges = [edge for edge in {limit, policy.minimum} if 0 < edge < len(ordered)]
         for position in candidates:
             score = scores[row, position]
-            distances = [] if policy.bias is None else [abs(score + np.float32(policy.bias))]
-            # a kept position changes places with the first dropped one, a dropped one with the last kept
-            distances += [abs(score - ordered[edge if score >= ordered[edge - 1] else edge - 1]) for edge in edges]
-            margins[row, position] = min(distances, default=np.inf)
+            within_budget = _entry_score(ordered, score, limit)
+            within_minimum = _entry_score(ordered, score, policy.minimum)
+            margins[row, position] = abs(score - min(within_minimum, max(within_budget, threshold)))
     return margins
+
+
+def _entry_score(ordered: np.ndarray, score: np.floating, places: int) -> float:
+    """Score to beat for one of the first ``places``; ``ordered`` descends and holds ``score`` itself."""
+    if places <= 0:
+        return np.inf
+    if places >= len(ordered):
+        return -np.inf
+    # among the others: one that stands within the places leaves room for the first one behind them
+    return float(ordered[places] if score >= ordered[places - 1] else ordered[places - 1])

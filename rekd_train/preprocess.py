@@ -164,6 +164,11 @@ class TextPreprocessor:
         """Number of token ids."""
         return self._tokenizer.get_vocab_size()
 
+    def words(self) -> list[str]:
+        """Vocabulary entries that are whole words of letters, in the order of their ids."""
+        vocabulary = self._tokenizer.get_vocab()
+        return sorted((entry for entry in vocabulary if entry.isalpha()), key=vocabulary.__getitem__)
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of tokenizer and settings: equal fingerprints give equal tensors."""
@@ -183,20 +188,32 @@ class TextPreprocessor:
         Raises:
             InputError: an empty list, an empty or non-str text, invalid Unicode, a text longer than ``pad_to``.
         """
+        return self.batch(texts, self.encode_checked(texts, first_index), pad_to)
+
+    def encode_checked(self, texts: Sequence[str], first_index: int = 0) -> list[Encoding]:
+        """Encode after holding every text against the rules; see ``__call__`` for arguments and errors."""
         encodings = self.encode(check_texts(texts, first_index))
         for index, encoding in enumerate(encodings, first_index):
             if len(encoding.ids) <= sum(encoding.special_tokens_mask):
                 raise InputError(f"text {index} holds no word that the tokenizer knows; give at least one word")
+        return encodings
+
+    def batch(self, texts: Sequence[str], encodings: Sequence[Encoding], pad_to: int | None = None) -> EncodedTexts:
+        """Pad the encodings of ``texts`` to one width; see ``__call__``."""
         longest = max(len(encoding.ids) for encoding in encodings)
-        width = pad_to or next(bucket for bucket in self.settings.buckets if bucket >= longest)
+        width = pad_to or self.bucket(longest)
         if longest > width:
             raise InputError(f"a text has {longest} tokens; pad_to ({width}) must be at least that")
         return EncodedTexts(
             inputs=self.pad([encoding.ids for encoding in encodings], width),
             texts=list(texts),
-            encodings=encodings,
+            encodings=list(encodings),
             truncated=[bool(encoding.overflowing) for encoding in encodings],
         )
+
+    def bucket(self, length: int) -> int:
+        """The padded length of a text with ``length`` tokens."""
+        return next(bucket for bucket in self.settings.buckets if bucket >= length)
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Encode without checks or padding; truncated to ``max_length``."""

@@ -72,6 +72,7 @@ class BertBackbone(Backbone):
 
     def gathered(self, inputs: Inputs, positions: Tensor, kept: Tensor) -> Tensor:
         places = torch.nn.functional.pad(positions, (1, 0))  # [CLS] is position 0
+        kept = kept & (positions > 0)  # a rule that may choose [CLS] must not show it twice
         visible = torch.nn.functional.pad(kept.to(torch.int64), (1, 0), value=1)
         content = self.words(inputs["input_ids"].gather(1, places))
         return self._encode(content, visible, places)[:, 0]

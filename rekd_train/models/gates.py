@@ -70,8 +70,10 @@ def apply_policy(scores: Tensor, selectable: Tensor, policy: SelectionPolicy, ca
     ranked_values = _ranked_values(scores, selectable, max(capacity, policy.minimum))
     mask = above_threshold
     if policy.budget is not None:
-        shares = torch.div(counts * policy.budget_parts_per_million, 1_000_000, rounding_mode="floor")
-        limits = torch.minimum(shares.clamp(min=policy.minimum, max=max(capacity, policy.minimum)), counts)
+        # a count of whole steps instead of a division: exporters divide integers as float32, which rounds
+        steps = torch.arange(1, max(capacity, policy.minimum) + 1, device=scores.device) * 1_000_000
+        shares = (steps <= counts * policy.budget_parts_per_million).to(torch.int64).sum(dim=1, keepdim=True)
+        limits = torch.minimum(shares.clamp(min=policy.minimum), counts)
         mask = mask & _highest(scores, selectable, ranked_values, limits)
     if policy.minimum > 0:
         mask = mask | _highest(scores, selectable, ranked_values, counts.clamp(max=policy.minimum))

@@ -1,0 +1,214 @@
+"""The gate of every export: the PyTorch model against the graphs that would be served.
+
+A mask is discrete, so it is compared position by position: a flipped position is tolerated only where the
+reference score lies within ``tie_margin`` of its cut. Classes are compared on the *same* mask, the graph's.
+The decision inside the selector's graph is moreover held against the written specification, exactly:
+on the graph's own scores everywhere, and on scores constructed to tie (rekd_deploy.parity_cases).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from rekd_deploy.engines.base import Arrays, Runner
+from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
+from rekd_deploy.errors import ParityError
+from rekd_deploy.examples import Examples
+from rekd_deploy.onnx_model import decision_graph
+from rekd_deploy.parity_cases import constructed_inputs, constructed_scores
+from rekd_deploy.signature import GraphSignature, PairSignature, text_pair_signature
+from rekd_train.models.rationalizer import Rationalizer
+from rekd_train.policy import cut_margins, mask_by_specification
+
+_BATCH_SIZE = 16
+_LISTED = 20
+"""Near-ties that are listed one by one; all are counted."""
+
+
+@dataclass(frozen=True)
+class ParityLimits:
+    """What a precision must keep. These are fp32's."""
+
+    scores: float = 1e-4
+    """Largest difference of a selector score."""
+    logits: float = 1e-4
+    """Largest difference of a class logit on the same mask."""
+    probabilities: float = 1e-4
+    """Largest difference of a probability on the same mask."""
+    tie_margin: float = 1e-5
+    """A flipped position is a near-tie when the reference score is at most this far from its cut."""
+
+
+@dataclass
+class ParityReport:
+    """What was compared and how far apart it was. Counts are over real positions unless said otherwise."""
+
+    source: str
+    """Where the texts come from: 'file', 'checkpoint' or 'vocabulary'."""
+    limits: ParityLimits = field(default_factory=ParityLimits)
+    texts: int = 0
+    constructed_rows: int = 0
+    positions: int = 0
+    score_difference: float = 0.0
+    logit_difference: float = 0.0
+    probability_difference: float = 0.0
+    flipped_positions: int = 0
+    near_ties: int = 0
+    near_tie_list: list[dict[str, Any]] = field(default_factory=list)
+    wrong_flips: int = 0
+    """Flipped positions that are not near-ties."""
+    rule_violations: int = 0
+    """Positions where the graph's mask is not the specification's on the graph's own or constructed scores."""
+    handover_violations: int = 0
+    """Rows whose positions and kept slots do not say what the mask says."""
+    label_disagreements: int = 0
+    """Texts that the graphs and the model, each on its own mask, put into different classes."""
+
+    def failures(self) -> list[str]:
+        """What forbids publication; empty when the graphs are the model."""
+        limits = self.limits
+        complaints = []
+        for what, value, limit in (
+            ("a selector score", self.score_difference, limits.scores),
+            ("a class logit on the same mask", self.logit_difference, limits.logits),
+            ("a probability on the same mask", self.probability_difference, limits.probabilities),
+        ):
+            if not value <= limit:  # also true for NaN
+                complaints.append(f"{what} differs by {value:.3g} (limit {limit:g})")
+        for count, what in (
+            (self.wrong_flips, f"mask positions are flipped farther than {limits.tie_margin:g} from the cut"),
+            (self.rule_violations, "mask positions do not follow the decision rule"),
+            (self.handover_violations, "rows hand other positions to the predictor than their mask holds"),
+        ):
+            if count:
+                complaints.append(f"{count} {what} (limit 0)")
+        return complaints
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the manifest and --json; differences to three digits."""
+        figures = asdict(self)
+        for key in ("score_difference", "logit_difference", "probability_difference"):
+            figures[key] = float(f"{figures[key]:.3g}")
+        return figures
+
+
+def check_parity(
+    rationalizer: Rationalizer, selector: Path, predictor: Path, examples: Examples, limits: ParityLimits | None = None
+) -> ParityReport:
+    """Run the gate on two ONNX files.
+
+    Raises:
+        ParityError: names the figures and their limits; the graphs must not be published.
+        InputError: an example cannot be used.
+    """
+    signature = text_pair_signature(rationalizer.capacity, len(rationalizer.labels))
+    report = ParityReport(examples.source, limits or ParityLimits())
+    rationalizer.eval()
+    with (
+        OnnxRuntimeRunner(selector, signature.selector, selector.name) as selector_runner,
+        OnnxRuntimeRunner(predictor, signature.predictor, predictor.name) as predictor_runner,
+    ):
+        for inputs in _batches(rationalizer, examples.texts):
+            report.texts += len(inputs["input_ids"])
+            _compare(rationalizer, selector_runner, predictor_runner, inputs, report)
+        for inputs in constructed_inputs(rationalizer.preprocessor, rationalizer.policy, rationalizer.capacity):
+            report.constructed_rows += len(inputs["input_ids"])
+            _compare(rationalizer, selector_runner, predictor_runner, inputs, report)
+    _check_decision(rationalizer, selector, signature, report)
+    if complaints := report.failures():
+        raise ParityError("the graphs are not the model and are not published: " + "; ".join(complaints))
+    return report
+
+
+def _batches(rationalizer: Rationalizer, texts: list[str]) -> Iterator[Arrays]:
+    for start in range(0, len(texts), _BATCH_SIZE):
+        yield rationalizer.preprocessor(texts[start : start + _BATCH_SIZE]).inputs
+
+
+@torch.inference_mode()
+def _compare(
+    rationalizer: Rationalizer, selector: Runner, predictor: Runner, inputs: Arrays, report: ParityReport
+) -> None:
+    tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+    reference = rationalizer.select(tensors)
+    reference_scores, reference_mask = reference.scores.numpy(), reference.mask.numpy()
+    selectable = rationalizer.selectable(tensors).numpy()
+    chosen = selector.run(inputs)
+    real = inputs["attention_mask"] > 0
+    report.positions += int(real.sum())
+    report.score_difference = _largest(report.score_difference, (chosen["scores"] - reference_scores)[real])
+
+    flips = chosen["mask"] != reference_mask
+    if flips.any():
+        _count_flips(flips, cut_margins(reference_scores, selectable, rationalizer.policy), reference_scores, report)
+    report.rule_violations += int(
+        np.sum(chosen["mask"] != mask_by_specification(chosen["scores"], selectable, rationalizer.policy))
+    )
+    report.handover_violations += wrong_handovers(chosen)
+
+    handed_over = {name: chosen[name] for name in ("positions", "kept")}
+    answers = predictor.run({"input_ids": inputs["input_ids"], **handed_over})
+    logits = rationalizer.class_logits(tensors, torch.from_numpy(chosen["mask"]))
+    probabilities = rationalizer.probabilities(logits).numpy()
+    report.logit_difference = _largest(report.logit_difference, answers["logits"] - logits.numpy())
+    report.probability_difference = _largest(report.probability_difference, answers["probabilities"] - probabilities)
+    own = logits if not flips.any() else rationalizer.class_logits(tensors, reference.mask)
+    report.label_disagreements += int(np.sum(answers["logits"].argmax(1) != own.numpy().argmax(1)))
+
+
+def _count_flips(flips: np.ndarray, margins: np.ndarray, scores: np.ndarray, report: ParityReport) -> None:
+    tied = flips & (margins <= report.limits.tie_margin)
+    report.flipped_positions += int(flips.sum())
+    report.near_ties += int(tied.sum())
+    report.wrong_flips += int(np.sum(flips & ~tied))
+    for row, position in np.argwhere(tied)[: max(0, _LISTED - len(report.near_tie_list))]:
+        report.near_tie_list.append(
+            {
+                "row": report.texts + report.constructed_rows - len(flips) + int(row),
+                "position": int(position),
+                "score": float(f"{scores[row, position]:.6g}"),
+                "margin": float(f"{margins[row, position]:.3g}"),
+            }
+        )
+
+
+def wrong_handovers(chosen: Arrays) -> int:
+    """Rows whose ``positions`` and ``kept`` are not the mask's positions, ascending, then empty slots at 0."""
+    wrong = 0
+    for mask, positions, kept in zip(chosen["mask"], chosen["positions"], chosen["kept"], strict=True):
+        expected = np.flatnonzero(mask)
+        used = np.arange(len(kept)) < len(expected)
+        same = len(expected) <= len(kept) and (kept == used).all() and not positions[~used].any()
+        wrong += not (same and (positions[used] == expected).all())
+    return wrong
+
+
+def _check_decision(
+    rationalizer: Rationalizer, selector: Path, signature: PairSignature, report: ParityReport
+) -> None:
+    """Feed constructed scores to the very decision that is in the selector's file."""
+    part = decision_graph(onnx.load(selector), signature.selector)
+    scores_spec, *outputs = signature.selector.outputs
+    interface = GraphSignature((scores_spec, *signature.selector.inputs), tuple(outputs))
+    cases: Iterable[Arrays] = constructed_scores(rationalizer.preprocessor, rationalizer.policy, rationalizer.capacity)
+    with OnnxRuntimeRunner(part.SerializeToString(), interface, f"the decision of {selector.name}") as decision:
+        for inputs in cases:
+            tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+            selectable = rationalizer.selectable(tensors).numpy()
+            chosen = decision.run(inputs)
+            expected = mask_by_specification(inputs["scores"], selectable, rationalizer.policy)
+            report.constructed_rows += len(expected)
+            report.rule_violations += int(np.sum(chosen["mask"] != expected))
+            report.handover_violations += wrong_handovers(chosen)
+
+
+def _largest(so_far: float, differences: np.ndarray) -> float:
+    """Largest absolute difference; NaN stays NaN, so that it cannot pass."""
+    return float(np.max(np.abs(differences), initial=so_far))

@@ -1,0 +1,170 @@
+"""The three config.pbtxt of a served pair, built from its signature through Triton's own protobuf.
+
+    input_ids, attention_mask -> rekd_selector -> scores, mask (answers); positions, kept (handed over)
+    input_ids, positions, kept -> rekd_predictor -> logits, probabilities (answers)
+    rekd = the ensemble of both, the model that clients ask
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rekd_deploy.artefacts import Artefacts
+from rekd_deploy.errors import RepositoryError
+from rekd_deploy.served import ServedDescription
+from rekd_deploy.signature import GraphSignature, TensorSpec
+from rekd_train.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+SELECTOR = "rekd_selector"
+PREDICTOR = "rekd_predictor"
+ENSEMBLE = "rekd"
+CONFIG_FILE = "config.pbtxt"
+TARGETS = ("python",)
+
+_TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32", "bool": "TYPE_BOOL"}
+
+
+@dataclass(frozen=True)
+class ServingSettings:
+    """How the server runs the members."""
+
+    max_batch_size: int = 64
+    """Most texts in one request and in one dynamic batch."""
+    preferred_batch_sizes: tuple[int, ...] = (8, 16, 32, 64)
+    """Batch sizes the scheduler aims at; those above max_batch_size are left out."""
+    queue_delay_us: int = 100
+    """Microseconds a request may wait for others to form a preferred batch."""
+    instances: int = 1
+    """Processes of each member."""
+    threads: int = 0
+    """Threads of each process inside one operation; 0: one a core."""
+
+    def __post_init__(self) -> None:
+        least = {"max_batch_size": 1, "queue_delay_us": 0, "instances": 1, "threads": 0}
+        mistakes = [
+            f"{name} is {getattr(self, name)}; it must be at least {limit}"
+            for name, limit in least.items()
+            if getattr(self, name) < limit
+        ]
+        if any(size < 1 for size in self.preferred_batch_sizes):
+            mistakes.append(f"preferred_batch_sizes {self.preferred_batch_sizes} must all be at least 1")
+        if mistakes:
+            raise ConfigError("; ".join(mistakes))
+
+
+def build_configs(artefacts: Artefacts, settings: ServingSettings, target: str = "python") -> dict[str, ModelConfig]:
+    """The configuration of each model, by model name.
+
+    Args:
+        target: which backend runs the members; one of ``TARGETS``.
+
+    Raises:
+        RepositoryError: unknown target.
+    """
+    if target not in TARGETS:
+        raise RepositoryError(f"no repository can be written for target '{target}'; choose one of {', '.join(TARGETS)}")
+    signature = artefacts.signature
+    description = ServedDescription.of(artefacts.preprocessor, artefacts.labels, _capacity(signature.predictor))
+    limits = {
+        "max_length": str(artefacts.preprocessor.settings.max_length),
+        "vocabulary_size": str(artefacts.preprocessor.vocabulary_size),
+    }
+    return {
+        SELECTOR: _member(SELECTOR, signature.selector, settings, limits),
+        PREDICTOR: _member(PREDICTOR, signature.predictor, settings, limits),
+        ENSEMBLE: _ensemble(artefacts, settings, description.to_parameters()),
+    }
+
+
+def config_text(config: ModelConfig) -> str:
+    """The file content: fields in declaration order, parameters sorted by key."""
+    from google.protobuf import text_format
+
+    return text_format.MessageToString(config, as_utf8=True)
+
+
+def read_config(path: Path) -> ModelConfig:
+    """Parse a config.pbtxt.
+
+    Raises:
+        RepositoryError: missing, or not a model configuration.
+    """
+    from google.protobuf import text_format
+    from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+    try:
+        return text_format.Parse(Path(path).read_text(encoding="utf-8"), ModelConfig())
+    except FileNotFoundError:
+        raise RepositoryError(f"{path} is missing; fix: write the repository again with rekd-export") from None
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        raise RepositoryError(f"{path} is not a Triton model configuration: {error}") from None
+
+
+def parameters_of(config: ModelConfig) -> dict[str, str]:
+    """The parameters as a plain dictionary."""
+    return {key: value.string_value for key, value in config.parameters.items()}
+
+
+def _capacity(predictor: GraphSignature) -> int:
+    kept = next(spec for spec in predictor.inputs if spec.name == "kept")
+    return int(kept.shape[1])
+
+
+def _member(
+    name: str, signature: GraphSignature, settings: ServingSettings, limits: Mapping[str, str]
+) -> ModelConfig:
+    from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelDynamicBatching, ModelInstanceGroup
+
+    config = ModelConfig(name=name, backend="python", max_batch_size=settings.max_batch_size)
+    _declare(config, signature)
+    config.dynamic_batching.CopyFrom(
+        ModelDynamicBatching(
+            preferred_batch_size=[n for n in settings.preferred_batch_sizes if n <= settings.max_batch_size],
+            max_queue_delay_microseconds=settings.queue_delay_us,
+        )
+    )
+    # without an instance group Triton starts two CPU instances, or one a GPU
+    config.instance_group.append(ModelInstanceGroup(count=settings.instances, kind=ModelInstanceGroup.KIND_CPU))
+    _set_parameters(config, {"intra_op_thread_count": str(settings.threads), **limits})
+    return config
+
+
+def _ensemble(artefacts: Artefacts, settings: ServingSettings, parameters: Mapping[str, str]) -> ModelConfig:
+    from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelEnsembling
+
+    signature = artefacts.signature
+    config = ModelConfig(name=ENSEMBLE, platform="ensemble", max_batch_size=settings.max_batch_size)
+    _declare(config, signature.ensemble)
+    for model, graph in ((SELECTOR, signature.selector), (PREDICTOR, signature.predictor)):
+        step = ModelEnsembling.Step(model_name=model, model_version=-1)
+        for spec in graph.inputs:
+            step.input_map[spec.name] = spec.name
+        for spec in graph.outputs:
+            step.output_map[spec.name] = spec.name
+        config.ensemble_scheduling.step.append(step)
+    _set_parameters(config, parameters)
+    return config
+
+
+def _declare(config: ModelConfig, signature: GraphSignature) -> None:
+    from tritonclient.grpc.model_config_pb2 import DataType
+
+    for declared, specs in ((config.input, signature.inputs), (config.output, signature.outputs)):
+        for spec in specs:
+            declared.add(name=spec.name, data_type=DataType.Value(_TYPES[spec.dtype]), dims=triton_dims(spec))
+
+
+def triton_dims(spec: TensorSpec) -> list[int]:
+    """Dims without the batch axis; -1 where the length is free."""
+    return [axis if isinstance(axis, int) else -1 for axis in spec.shape[1:]]
+
+
+def _set_parameters(config: ModelConfig, parameters: Mapping[str, str]) -> None:
+    for key, value in parameters.items():
+        config.parameters[key].string_value = value

@@ -1,0 +1,171 @@
+"""The member model of Triton's python backend: runs the ONNX graph beside it.
+
+This file is copied into the repository as ``<model>/1/model.py``, so it stands alone: NumPy, ONNX
+Runtime and Triton's own utilities only. Selector and predictor use the same file.
+
+A dynamic batch arrives as a list of requests. Requests of one shape run as one batch and their
+answers are split again; a request with bad values gets an error of its own and its neighbours do not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+
+class TritonPythonModel:
+    """The class that Triton's stub process looks for."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Open the graph.
+
+        Args:
+            args: as Triton gives them; ``model_config`` is JSON, ``model_repository`` the model's folder.
+        """
+        import onnxruntime
+        import triton_python_backend_utils
+
+        self._triton = triton_python_backend_utils
+        config = json.loads(args["model_config"])
+        parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
+        self._input_names = [tensor["name"] for tensor in config["input"]]
+        self._checker = InputChecker(int(parameters["vocabulary_size"]), int(parameters["max_length"]))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = int(parameters["intra_op_thread_count"])
+        # selector and predictor take turns on the same cores: a waiting one must not spin
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.enable_mem_pattern = False  # lengths differ from batch to batch
+        graph = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
+        self._session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+
+    def execute(self, requests: Sequence) -> list:
+        """Answer each request, in order."""
+        answers: list = [None] * len(requests)
+        accepted: dict[int, Arrays] = {}
+        for index, request in enumerate(requests):
+            inputs = {name: self._input(request, name) for name in self._input_names}
+            reason = self._checker.reason_to_refuse(inputs)
+            if reason is None:
+                accepted[index] = inputs
+            else:
+                answers[index] = self._refusal(reason, self._triton.TritonError.INVALID_ARG)
+        for indices in same_shape_groups(accepted):
+            wanted = {index: list(requests[index].requested_output_names()) for index in indices}
+            for index, outputs in self._run(indices, accepted, wanted).items():
+                answers[index] = outputs
+        return answers
+
+    def finalize(self) -> None:
+        """Close the graph."""
+        self._session = None
+
+    def _run(self, indices: list[int], inputs: Mapping[int, Arrays], wanted: Mapping[int, list[str]]) -> dict:
+        names = sorted({name for index in indices for name in wanted[index]})
+        try:
+            rows = split_rows(self._session.run(names, joined([inputs[i] for i in indices])), names,
+                              [batch_of(inputs[i]) for i in indices])
+        except Exception as error:  # whatever ONNX Runtime raises
+            if len(indices) > 1:  # find the request that is to blame
+                return {key: value for i in indices for key, value in self._run([i], inputs, wanted).items()}
+            return {indices[0]: self._refusal(f"the graph failed: {error}", self._triton.TritonError.INTERNAL)}
+        return {
+            index: self._triton.InferenceResponse(
+                [self._triton.Tensor(name, outputs[name]) for name in wanted[index]]
+            )
+            for index, outputs in zip(indices, rows, strict=True)
+        }
+
+    def _input(self, request, name: str) -> np.ndarray:
+        return self._triton.get_input_tensor_by_name(request, name).as_numpy()
+
+    def _refusal(self, reason: str, code: int):
+        return self._triton.InferenceResponse(error=self._triton.TritonError(reason, code))
+
+
+class InputChecker:
+    """Refuses values that the graph would misread: ONNX Runtime wraps negative ids around without a word.
+
+    Args:
+        vocabulary_size: ids lie in 0..vocabulary_size - 1.
+        max_length: longest sequence.
+    """
+
+    def __init__(self, vocabulary_size: int, max_length: int) -> None:
+        self._vocabulary_size = vocabulary_size
+        self._max_length = max_length
+
+    def reason_to_refuse(self, inputs: Arrays) -> str | None:
+        """Why these inputs cannot be answered, or None.
+
+        Args:
+            inputs: by name; (B, N) ``input_ids`` and ``attention_mask``, (B, K) ``positions`` and ``kept``.
+        """
+        for name, array in inputs.items():
+            if array.ndim < 2 or 0 in array.shape:
+                return f"{name} has shape {list(array.shape)}; no axis may be empty"
+        ids = inputs["input_ids"]
+        length = ids.shape[1]
+        if length > self._max_length:
+            return f"input_ids has {length} columns; the model reads at most {self._max_length}"
+        if reason := _outside("input_ids", ids, self._vocabulary_size, "the vocabulary"):
+            return reason
+        mask = inputs.get("attention_mask")
+        if mask is not None:
+            if mask.shape != ids.shape:
+                return f"attention_mask has shape {list(mask.shape)} and input_ids {list(ids.shape)}; they must be equal"
+            if reason := _outside("attention_mask", mask, 2, "the allowed values"):
+                return reason
+            if not mask.any(axis=1).all():
+                return f"row {int(np.argmin(mask.any(axis=1)))} of attention_mask is all 0; a text has at least one token"
+        positions = inputs.get("positions")
+        if positions is not None:
+            if positions.shape != inputs["kept"].shape:
+                return f"positions has shape {list(positions.shape)} and kept {list(inputs['kept'].shape)}"
+            return _outside("positions", positions, length, "the sequence")
+        return None
+
+
+def _outside(name: str, array: np.ndarray, limit: int, what: str) -> str | None:
+    bad = (array < 0) | (array >= limit)
+    if not bad.any():
+        return None
+    row, column = np.argwhere(bad)[0]
+    return f"{name}[{row}, {column}] is {array[row, column]}, outside {what} 0..{limit - 1}"
+
+
+def same_shape_groups(inputs: Mapping[int, Arrays]) -> list[list[int]]:
+    """Indices of the requests whose arrays agree in all but the batch axis."""
+    groups: dict[tuple, list[int]] = {}
+    for index, arrays in inputs.items():
+        key = tuple((name, array.shape[1:]) for name, array in sorted(arrays.items()))
+        groups.setdefault(key, []).append(index)
+    return list(groups.values())
+
+
+def batch_of(arrays: Arrays) -> int:
+    """Rows of one request."""
+    return len(next(iter(arrays.values())))
+
+
+def joined(requests: Sequence[Arrays]) -> Arrays:
+    """The requests' arrays one below the other."""
+    if len(requests) == 1:
+        return requests[0]
+    return {name: np.concatenate([arrays[name] for arrays in requests]) for name in requests[0]}
+
+
+def split_rows(outputs: Sequence[np.ndarray], names: Sequence[str], sizes: Sequence[int]) -> list[Arrays]:
+    """Undo ``joined`` on the outputs: one dictionary a request."""
+    starts = np.cumsum([0, *sizes])
+    return [
+        {
+            name: np.ascontiguousarray(array[start : start + size])
+            for name, array in zip(names, outputs, strict=True)
+        }
+        for start, size in zip(starts, sizes, strict=False)
+    ]
