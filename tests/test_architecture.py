@@ -276,10 +276,11 @@ def test_only_commands_print_or_exit(module):
 
 
 @pytest.mark.parametrize("module", sorted(sources()))
-def test_nothing_asks_what_a_model_is_called(module):
-    """``hasattr`` and bare ``except`` hide a missing contract."""
+def test_contracts_are_not_probed_for(module):
+    """``hasattr`` on our own objects and a bare ``except`` hide a missing contract; a platform may be probed."""
     for node in ast.walk(tree(module)):
-        assert not (isinstance(node, ast.Call) and ast.unparse(node.func) == "hasattr"), f"{module}:{node.lineno}"
+        probes = isinstance(node, ast.Call) and ast.unparse(node.func) == "hasattr"
+        assert not probes or ast.unparse(node.args[0]) in {"os", "sys"}, f"{module}:{node.lineno}"
         assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"{module}:{node.lineno}"
 
 
