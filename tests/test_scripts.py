@@ -51,7 +51,7 @@ class Machine:
         self.tool(
             name,
             f"""
-            echo "{name} $*" >>"{self.log}"
+            echo "{name} $* [$PYTHONPATH$PYTHONHOME$VIRTUAL_ENV$PYTHONOPTIMIZE]" >>"{self.log}"
             case "$*" in
                 *ensurepip*) echo "{facts}{path if facts.endswith("|") else ""}" ;;
                 *base_prefix*) echo "{accepted} /opt/{version}" ;;
@@ -334,6 +334,38 @@ def test_no_network_is_told_in_one_line(machine):
 def test_what_preflight_misses_is_told_before_anything_is_made(machine):
     only_line(machine.environment())
     assert not (machine.project / ".venv").exists()
+
+
+INHERITED = {"PYTHONPATH": "/evil", "PYTHONHOME": "/evil", "VIRTUAL_ENV": "/evil", "PYTHONOPTIMIZE": "1"}
+
+
+def test_the_callers_python_settings_stay_outside(machine):
+    machine.python("python3.12")
+    assert machine.environment(**INHERITED)[0] == 0
+    made = machine.calls("-m venv") + machine.calls("-m pip")
+    assert len(made) >= 3
+    assert all(line.endswith("[]") for line in made), made
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(
+    ("target", "call"), [("test", "-m pytest -k policy"), ("demo", "-m rekd_deploy.cli.demo --output runs/demo")]
+)
+def test_make_runs_in_the_environment_whatever_surrounds_it(machine, target, call):
+    machine.python("python3.12")
+    shutil.copy(ROOT / "Makefile", machine.project)
+    done = subprocess.run(
+        [shutil.which("make"), "SHELL=" + shutil.which("sh"), target, "ARGS=-k policy"],
+        cwd=machine.project,
+        env={"PATH": str(machine.bin), **INHERITED},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = machine.calls(call)
+    assert line.endswith("[]"), line
+    assert machine.calls("-m pip")[-1].count(".[cpu,demo,") == 1
 
 
 # skips in CI
