@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -151,14 +152,38 @@ def run_config(source: str | Path, overrides: tuple[str, ...] | list[str] = ()) 
     """
     document = _read(source)
     mistakes = [mistake for text in overrides if (mistake := _override(document, text))]
+    config = None
     try:
         config = RunConfig.model_validate(document)
     except ValidationError as error:
-        mistakes += _explain(error)
-        config = None
+        mistakes += explain(error)
+        mistakes += _mistakes_behind(document, error)
     if mistakes or config is None:
         raise ConfigError(f"{source}: " + "; ".join(mistakes))
     return config
+
+
+def _mistakes_behind(document: dict[str, Any], error: ValidationError) -> list[str]:
+    """What the checks across fields say once the fields that are wrong by themselves are left out."""
+    remaining = copy.deepcopy(document)
+    for detail in error.errors():
+        target: Any = remaining
+        for part in detail["loc"][:-1]:
+            target = target.get(part, {}) if isinstance(target, dict) else {}
+        if detail["type"] == "value_error" or not detail["loc"] or not isinstance(target, dict):
+            continue
+        if detail["loc"] == ("name",):  # the one field without a default
+            target[detail["loc"][-1]] = "unnamed"
+        else:
+            target.pop(detail["loc"][-1], None)
+    if remaining == document:
+        return []
+    try:
+        RunConfig.model_validate(remaining)
+    except ValidationError as hidden:
+        seen = explain(error)
+        return [mistake for mistake in explain(hidden) if mistake not in seen]
+    return []
 
 
 def preset_names() -> list[str]:
@@ -202,7 +227,8 @@ def _override(document: dict[str, Any], text: str) -> str | None:
     return None
 
 
-def _explain(error: ValidationError) -> list[str]:
+def explain(error: ValidationError) -> list[str]:
+    """One short line for each mistake, by its place in the document."""
     mistakes = []
     for detail in error.errors():
         place = ".".join(str(part) for part in detail["loc"]) or "configuration"

@@ -65,3 +65,10 @@ class Prediction:
     def to_dict(self) -> dict:
         """Plain dictionary for JSON."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, document: dict) -> Prediction:
+        """The inverse of ``to_dict``."""
+        spans = [Span(**span) for span in document["rationale"]]
+        pieces = [Piece(**piece) for piece in document["pieces"]]
+        return cls(**{**document, "rationale": spans, "pieces": pieces})

@@ -90,3 +90,19 @@ def texts() -> list[str]:
         " ".join(WORDS * 3),
         "Über café 東京 🎬 good",
     ]
+
+
+@pytest.fixture(scope="session")
+def artefacts(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
+    """The verified export of the tiny checkpoint (rekd_deploy.artefacts.Artefacts). Do not change its files."""
+    from rekd_deploy.export import export
+
+    return export(checkpoint, tmp_path_factory.mktemp("export"))
+
+
+@pytest.fixture(scope="session")
+def repository(artefacts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository with that export. Do not change its files."""
+    from rekd_deploy.repository import write_repository
+
+    return write_repository(artefacts, tmp_path_factory.mktemp("repository") / "python")

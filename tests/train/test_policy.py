@@ -136,12 +136,43 @@ def test_a_decision_stays_while_its_score_moves_within_the_margin(policy):
             assert again[position] == decided[row, position]
 
 
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+def test_a_decision_turns_once_its_score_crosses_the_margin(policy):
+    generator = np.random.default_rng(4)
+    scores = generator.normal(size=(40, 9)).astype(np.float32)
+    selectable = generator.random((40, 9)) < 0.8
+    decided = mask_by_specification(scores, selectable, policy)
+    margins = cut_margins(scores, selectable, policy)
+    for row, position in np.argwhere(selectable):
+        if np.isinf(margins[row, position]):  # no score whatever would turn it
+            beyond = np.float32(-99 if decided[row, position] else 99)
+        else:
+            direction = -1 if decided[row, position] else 1
+            beyond = scores[row, position] + direction * (margins[row, position] + 1e-4)
+        moved = scores[row : row + 1].copy()
+        moved[0, position] = beyond
+        turned = mask_by_specification(moved, selectable[row : row + 1], policy)[0, position] != decided[row, position]
+        assert turned == np.isfinite(margins[row, position])
+
+
+def test_tied_scores_at_the_cut_have_no_margin():
+    policy = SelectionPolicy(bias=None, budget=0.5, minimum=0)
+    margins = cut_margins(np.array([[2.0, 1.0, 1.0, 0.0]], dtype=np.float32), np.ones((1, 4), bool), policy)
+    assert margins[0].tolist() == [1.0, 0.0, 0.0, 1.0]
+
+
+def test_a_score_outside_the_budget_is_no_near_tie_of_the_threshold():
+    policy = SelectionPolicy(bias=0.0, budget=0.25, minimum=0)
+    margins = cut_margins(np.array([[5.0, 1e-7, -1e-7, -3.0]], dtype=np.float32), np.ones((1, 4), bool), policy)
+    assert margins[0, 1:].tolist() == pytest.approx([5.0, 5.0, 8.0])
+
+
 def test_the_margin_is_where_the_decision_changes():
     scores = np.array([[4.0, 3.0, 1.0, -2.0]], dtype=np.float32)
     everything = np.ones((1, 4), bool)
     policy = SelectionPolicy(bias=None, budget=0.5, minimum=1)
-    # kept: 4 and 3. They fall out when they drop to 1; 1 and -2 come in when they rise to 3; minimum: between 4 and 3
-    assert cut_margins(scores, everything, policy)[0].tolist() == [1.0, 1.0, 2.0, 5.0]
+    # kept: 4 and 3. They fall out when they drop to 1; 1 and -2 come in when they rise to 3
+    assert cut_margins(scores, everything, policy)[0].tolist() == [3.0, 2.0, 2.0, 5.0]
     threshold = SelectionPolicy(bias=0.5, budget=None, minimum=0)
     assert cut_margins(scores, everything, threshold)[0].tolist() == [4.5, 3.5, 1.5, 1.5]
 

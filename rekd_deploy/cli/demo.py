@@ -1,0 +1,85 @@
+"""make demo: the whole chain, with a short report at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rekd_train.command import application, examples, print_json, run
+
+app = application(
+    help="Train, distil, export, serve and query on real movie reviews; finished stages are reused.",
+    epilog=examples("python -m rekd_deploy.cli.demo --output runs/demo"),
+)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where everything goes.")] = Path("runs/demo"),
+    queries: Annotated[int, typer.Option(min=5, help="Held-out reviews sent through the server.")] = 200,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change both presets.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    from rekd_deploy.demo import Demo, run_demo
+    from rekd_deploy.stages import Stages
+    from rekd_train.cli import progress_bars
+
+    settings = Demo(output, queries, tuple(overrides or ()))
+
+    def announce(name: str, reused: bool) -> None:
+        typer.echo(f"{'reused ' if reused else 'running'}  {name.replace('_', ' ')}", err=True)
+
+    with progress_bars() as observer:
+        report = run_demo(settings, Stages(output, announce), observer)
+    if as_json:
+        print_json(report)
+    else:
+        _show(settings, report)
+
+
+def _show(settings, report: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from rekd_deploy.demo import MODELS, served_predictions
+    from rekd_deploy.render import render_terminal
+    from rekd_train.prediction import Prediction
+
+    console = Console()
+    for document in served_predictions(settings)[:5]:
+        console.print(render_terminal(Prediction.from_dict(document)))
+        console.print()
+    table = Table(title="On the held-out test reviews, noise-free", title_justify="left")
+    for column in ("model", "accuracy", "words kept"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for name in MODELS:
+        figures = report[name]
+        table.add_row(name.replace("_", " "), f"{figures['accuracy']:.3f}", f"{figures['rate']:.1%}")
+    console.print(table)
+    query = report["query"]
+    console.print(
+        f"{query['n']} reviews through Triton: p50 {query['p50_ms']:.1f} ms a query; answers equal to the in-process "
+        f"pipeline {query['agree_pipeline']}/{query['n']}, to PyTorch {query['agree_torch']}/{query['n']}"
+    )
+    console.print(f"Training, export and queries took {sum(report['seconds'].values()):.0f} s.")
+    root = settings.root
+    console.print(
+        f"Report {root}/report.json · checkpoint {root}/student · repository {root}/model_repository", soft_wrap=True
+    )
+    console.print(
+        f'Next: rekd-serve {root}/model_repository   and in another terminal   rekd-query "What a film!"',
+        soft_wrap=True,
+    )
+
+
+def main() -> None:
+    """Entry point."""
+    run(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""The whole chain on real reviews: train, distil, export, serve, query, and say how it went.
+
+Each step is the same function that the commands call; the steps meet on disk, under one directory.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import rekd_deploy
+import rekd_train
+from rekd_deploy.stages import Stages, source_hash
+from rekd_train.checkpoint import read_metrics
+from rekd_train.config import RunConfig, run_config
+from rekd_train.files import atomic_directory, write_json
+from rekd_train.prediction import Prediction
+from rekd_train.training import Observer
+
+MODELS = ("classifier", "teacher", "student_without_teacher", "student")
+NEAR_TIE = 1e-5
+"""Two masks may differ where a score lies this close to the cut."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What a demo run is made from."""
+
+    root: Path
+    queries: int = 200
+    """Held-out reviews sent through the server."""
+    overrides: tuple[str, ...] = ()
+    """``key=value`` changes to both presets, for quick trials."""
+
+
+def run_demo(demo: Demo, stages: Stages, observer: Observer) -> dict[str, Any]:
+    """Run what is not done yet and return the report, which is also in ``root/report.json``."""
+    code = source_hash([Path(rekd_train.__file__).parent])
+    student, teacher = (run_config(name, demo.overrides) for name in ("demo_student", "demo_teacher"))
+
+    def train(name: str, config: RunConfig, **links: str) -> Path:
+        from rekd_train.runs import train_run
+
+        paths = {role: demo.root / stage for role, stage in links.items()}
+        inputs = [config.model_dump(), code, {role: stages.key(stage) for role, stage in links.items()}]
+        return stages.run(name, inputs, lambda path: _discard(train_run(config, path, observer=observer, **paths)))
+
+    train("classifier", _only_classifier(student))
+    train("teacher", teacher)
+    train("student_without_teacher", student, warm_start="classifier")
+    checkpoint = train("student", student, warm_start="classifier", teacher="teacher")
+
+    deployed = [code, source_hash([Path(rekd_deploy.__file__).parent])]
+    repository = stages.run(
+        "model_repository", [*deployed, stages.key("student")], lambda path: _export(checkpoint, path)
+    )
+    answers = stages.run(
+        "answers",
+        [*deployed, stages.key("model_repository"), demo.queries],
+        lambda path: _query(checkpoint, repository, student, demo.queries, path),
+    )
+    report = {name: _figures(demo.root / name) for name in MODELS}
+    report["query"] = json.loads((answers / "query.json").read_text(encoding="utf-8"))
+    report["seconds"] = stages.seconds
+    write_json(demo.root / "report.json", report)
+    return report
+
+
+def served_predictions(demo: Demo) -> list[dict[str, Any]]:
+    """The server's answers, as ``Prediction.to_dict`` wrote them."""
+    lines = (demo.root / "answers" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def agreement(ours: Sequence[Prediction], theirs: Sequence[Prediction], tolerance: float = 1e-4) -> int:
+    """How many answers agree: same label, same spans, probabilities within ``tolerance``.
+
+    Spans that differ only where a score lies within ``NEAR_TIE`` of the lowest kept one agree as well.
+    """
+    return sum(_agree(mine, other, tolerance) for mine, other in zip(ours, theirs, strict=True))
+
+
+def _agree(mine: Prediction, other: Prediction, tolerance: float) -> bool:
+    if mine.label != other.label:
+        return False
+    if any(abs(p - other.probabilities[label]) > tolerance for label, p in mine.probabilities.items()):
+        return False
+    kept, also = ({piece.position: piece.score for piece in p.pieces} for p in (mine, other))
+    cut = min([*kept.values(), *also.values()], default=0.0)
+    return all((kept.get(k) or also.get(k)) - cut <= NEAR_TIE for k in kept.keys() ^ also.keys())
+
+
+def _only_classifier(config: RunConfig) -> RunConfig:
+    stages = config.stages.model_copy(update={"rationale_epochs": 0.0, "compact_epochs": 0.0})
+    return config.model_copy(update={"name": "demo_classifier", "stages": stages})
+
+
+def _export(checkpoint: Path, repository: Path) -> None:
+    from rekd_deploy.export import export
+    from rekd_deploy.repository import write_repository
+
+    work = repository.parent / ".export"
+    with atomic_directory(work) as directory:
+        write_repository(export(checkpoint, directory), repository)
+
+
+def _query(checkpoint: Path, repository: Path, config: RunConfig, count: int, output: Path) -> None:
+    """Ask the server, the in-process pipeline and the PyTorch model the same reviews."""
+    from rekd_deploy import Client, Pipeline, TritonServer
+    from rekd_train.checkpoint import load
+    from rekd_train.data import load_data
+
+    test = load_data(config.data).splits["test"].head(count)
+    served: list[Prediction] = []
+    milliseconds: list[float] = []
+    with (
+        TritonServer(repository, grpc_port=0, http_port=0, metrics_port=0) as server,
+        Client(server.grpc_url) as client,
+    ):
+        client.predict(test.texts[:1])
+        for text in test.texts:
+            start = time.perf_counter()
+            served += client.predict([text])
+            milliseconds.append((time.perf_counter() - start) * 1000)
+    with Pipeline(repository) as pipeline:
+        local = pipeline.predict(test.texts)
+    model = load(checkpoint)
+    names = model.labels
+    figures = {
+        "p50_ms": round(statistics.median(milliseconds), 3),
+        "n": len(served),
+        "accuracy": sum(p.label == names[y] for p, y in zip(served, test.labels, strict=True)) / len(served),
+        "agree_pipeline": agreement(served, local),
+        "agree_torch": agreement(served, model.predict(test.texts)),
+    }
+    with atomic_directory(output) as work:
+        write_json(work / "query.json", figures)
+        lines = [json.dumps(p.to_dict(), ensure_ascii=False) + "\n" for p in served]
+        (work / "predictions.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def _figures(checkpoint: Path) -> dict[str, float]:
+    test = read_metrics(checkpoint)["test"]
+    return {"accuracy": test["accuracy"], "rate": test["rate"]}
+
+
+def _discard(_: object) -> None:
+    """Stages are judged by what they write."""

@@ -1,0 +1,155 @@
+"""rekd-train: run, presets, calibrate, compact, evaluate."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rekd_train.command import application, examples, print_json, run
+
+app = application(
+    help="Train pairs that classify from their own rationale, alone or distilled from a teacher pair.",
+    no_args_is_help=True,
+)
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Directory of the new checkpoint.")]
+Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint directory.")]
+Teacher = Annotated[Path | None, typer.Option("--teacher", metavar="CKPT", help="Checkpoint to distil from.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+
+
+@app.command(
+    "run",
+    epilog=examples(
+        "rekd-train run demo_student --output runs/student",
+        "rekd-train run demo_student --teacher runs/teacher --output runs/distilled",
+        "rekd-train run mine.toml --set stages.rationale_epochs=3 --set seed=1 --output runs/mine",
+    ),
+)
+def run_command(
+    source: Annotated[str, typer.Argument(metavar="PRESET|FILE.toml", help="A preset's name or a configuration file.")],
+    output: Output,
+    teacher: Teacher = None,
+    warm_start: Annotated[
+        Path | None,
+        typer.Option("--warm-start", metavar="CKPT", help="Start from this checkpoint's weights; no classifier stage."),
+    ] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train by a preset or a configuration file and write a checkpoint."""
+    from rekd_train.config import run_config
+
+    config = run_config(source, overrides or [])
+    from rekd_train.runs import train_run
+
+    with progress_bars() as observer:
+        metrics = train_run(config, output, teacher=teacher, warm_start=warm_start, observer=observer)
+    _report(metrics, output, as_json)
+
+
+@app.command(epilog=examples("rekd-train presets", "rekd-train presets --json"))
+def presets(as_json: AsJson = False) -> None:
+    """List the presets and where their settings come from."""
+    from rekd_train.config import preset_names, run_config
+
+    configs = {name: run_config(name) for name in preset_names()}
+    if as_json:
+        print_json({name: config.model_dump() for name, config in configs.items()})
+        return
+    for name, config in configs.items():
+        typer.echo(f"{name:24} {config.source}")
+
+
+@app.command(
+    epilog=examples("rekd-train calibrate runs/student --target 0.08 --output runs/student-8"),
+)
+def calibrate(
+    path: Checkpoint,
+    output: Output,
+    target: Annotated[float | None, typer.Option(help="Mean share of kept features; default: the run's own.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit the decision rule's bias and the probability temperature on dev again."""
+    from rekd_train.runs import calibrate_run
+
+    _report(calibrate_run(path, output, target), output, as_json)
+
+
+@app.command(epilog=examples("rekd-train compact runs/student --output runs/student-compact"))
+def compact(path: Checkpoint, output: Output, teacher: Teacher = None, as_json: AsJson = False) -> None:
+    """Fine-tune the predictor on gathered tokens, selector frozen, so that it can be served compacted."""
+    from rekd_train.runs import compact_run
+
+    with progress_bars() as observer:
+        metrics = compact_run(path, output, teacher=teacher, observer=observer)
+    _report(metrics, output, as_json)
+
+
+@app.command(epilog=examples("rekd-train evaluate runs/student", "rekd-train evaluate runs/student --split dev --json"))
+def evaluate(
+    path: Checkpoint,
+    split: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
+    as_json: AsJson = False,
+) -> None:
+    """Measure a checkpoint on a split of its data: accuracy given the rationale, rate, calibration."""
+    from rekd_train.data import SPLITS
+
+    if split not in SPLITS:
+        raise typer.BadParameter(f"'{split}' is none of {', '.join(SPLITS)}", param_hint="--split")
+    from rekd_train.runs import evaluate_run
+
+    _report({split: evaluate_run(path, split)}, path, as_json)
+
+
+@contextmanager
+def progress_bars():
+    """An observer that shows one bar a stage on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description:12}"), BarColumn(), MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True), TextColumn("{task.fields[shown]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(file=sys.stderr)) as progress:
+        yield _Bars(progress)
+
+
+class _Bars:
+    def __init__(self, progress) -> None:
+        self._progress = progress
+        self._task = None
+
+    def stage(self, name: str, steps: int) -> None:
+        self._task = self._progress.add_task(name, total=steps, shown="")
+
+    def step(self, values: dict[str, float]) -> None:
+        shown = {"shown": "  ".join(f"{key} {value:.4f}" for key, value in values.items())} if values else {}
+        self._progress.update(self._task, advance=1, **shown)
+
+
+def _report(metrics: dict, path: Path, as_json: bool) -> None:
+    if as_json:
+        print_json({"checkpoint": str(path), **metrics})
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{path} (noise-free, by the stored policy)", title_justify="left")
+    table.add_column("figure")
+    for split in metrics:
+        table.add_column(split, justify="right")
+    for key in next(iter(metrics.values())):
+        values = [figures[key] for figures in metrics.values()]
+        table.add_row(key, *(f"{value:.4f}" if isinstance(value, float) else str(value) for value in values))
+    Console().print(table)
+
+
+def main() -> None:
+    """Entry point."""
+    run(app)

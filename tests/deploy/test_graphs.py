@@ -1,0 +1,115 @@
+"""The modules that are exported, in PyTorch; and the decision, as ONNX Runtime takes it."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_rationalizer
+from torch import nn
+
+from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
+from rekd_deploy.errors import ExportError
+from rekd_deploy.export import onnx_from_module
+from rekd_deploy.graphs import CompactPredictorGraph, SelectorGraph
+from rekd_deploy.parity import wrong_handovers
+from rekd_deploy.parity_cases import constructed_inputs, constructed_scores
+from rekd_deploy.signature import BATCH, LENGTH, GraphSignature, TensorSpec
+from rekd_train.models.gates import apply_policy, kept_positions
+from rekd_train.policy import PAPER_POLICY, SelectionPolicy, mask_by_specification
+
+POLICIES = {
+    "threshold, budget, minimum": SelectionPolicy(bias=0.1, budget=0.25, minimum=1),
+    "fill the budget": SelectionPolicy(bias=None, budget=0.3, minimum=0),
+    "threshold alone": SelectionPolicy(bias=-0.5, budget=None, minimum=0),
+    "minimum above budget": SelectionPolicy(bias=-5.0, budget=0.05, minimum=4),
+    "paper": PAPER_POLICY,
+}
+every_policy = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
+
+
+def tensors(arrays):
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+@every_policy
+def test_selector_graph_gives_the_rationale_and_its_positions(policy):
+    rationalizer = make_rationalizer(policy=policy)
+    graph = SelectorGraph(rationalizer)
+    for arrays in constructed_inputs(rationalizer.preprocessor, policy, rationalizer.capacity):
+        inputs = tensors(arrays)
+        batch, length = arrays["input_ids"].shape
+        with torch.inference_mode():
+            scores, mask, positions, kept = graph(inputs["input_ids"], inputs["attention_mask"])
+            selection = rationalizer.select(inputs)
+        assert scores.shape == mask.shape == (batch, length)
+        assert positions.shape == kept.shape == (batch, rationalizer.capacity)
+        assert (scores.dtype, mask.dtype, positions.dtype, kept.dtype) == (
+            torch.float32, torch.bool, torch.int64, torch.bool,
+        )
+        assert torch.equal(scores, selection.scores) and torch.equal(mask, selection.mask)
+        expected = mask_by_specification(scores.numpy(), rationalizer.selectable(inputs).numpy(), policy)
+        np.testing.assert_array_equal(mask.numpy(), expected)
+        assert not wrong_handovers({"mask": expected, "positions": positions.numpy(), "kept": kept.numpy()})
+
+
+@every_policy
+def test_predictor_graph_equals_the_model_on_the_same_mask(policy):
+    rationalizer = make_rationalizer(policy=policy)
+    selector, predictor = SelectorGraph(rationalizer), CompactPredictorGraph(rationalizer)
+    for arrays in constructed_inputs(rationalizer.preprocessor, policy, rationalizer.capacity):
+        inputs = tensors(arrays)
+        with torch.inference_mode():
+            _, mask, positions, kept = selector(inputs["input_ids"], inputs["attention_mask"])
+            logits, probabilities = predictor(inputs["input_ids"], positions, kept)
+            expected = rationalizer.class_logits(inputs, mask)
+        torch.testing.assert_close(logits, expected, atol=2e-5, rtol=0)
+        torch.testing.assert_close(probabilities, rationalizer.probabilities(expected), atol=1e-6, rtol=0)
+
+
+def test_a_zero_mode_predictor_is_refused_with_the_way_out():
+    with pytest.raises(ExportError, match="operator 'zero'.*rekd-train compact"):
+        CompactPredictorGraph(make_rationalizer(operator="zero"))
+
+
+class _Decision(nn.Module):
+    def __init__(self, policy: SelectionPolicy, capacity: int) -> None:
+        super().__init__()
+        self.policy, self.capacity = policy, capacity
+
+    def forward(self, scores, selectable):
+        mask = apply_policy(scores, selectable, self.policy, self.capacity)
+        return mask, *kept_positions(mask, self.capacity)
+
+
+def decide_in_onnx(policy: SelectionPolicy, capacity: int):
+    """The decision exported on its own, as a function of scores and selectable positions."""
+    signature = GraphSignature(
+        (TensorSpec("scores", "float32", (BATCH, LENGTH)), TensorSpec("selectable", "bool", (BATCH, LENGTH))),
+        (
+            TensorSpec("mask", "bool", (BATCH, LENGTH)),
+            TensorSpec("positions", "int64", (BATCH, capacity)),
+            TensorSpec("kept", "bool", (BATCH, capacity)),
+        ),
+    )
+    model = onnx_from_module(_Decision(policy, capacity), signature, "decision", longest=64)
+    return OnnxRuntimeRunner(model.SerializeToString(), signature, "decision")
+
+
+@every_policy
+def test_exported_decision_is_the_specification_on_ties_and_steps(policy):
+    rationalizer = make_rationalizer(policy=policy)
+    with decide_in_onnx(policy, rationalizer.capacity) as decision:
+        for arrays in constructed_scores(rationalizer.preprocessor, policy, rationalizer.capacity):
+            selectable = rationalizer.selectable(tensors(arrays)).numpy()
+            chosen = decision.run({"scores": arrays["scores"], "selectable": selectable})
+            expected = mask_by_specification(arrays["scores"], selectable, policy)
+            np.testing.assert_array_equal(chosen["mask"], expected)
+            assert not wrong_handovers(chosen)
+
+
+def test_exported_budget_is_counted_in_integers():
+    """41 x 0.902439 is just below 37; the exporter writes a division of integers in float32, where it is 37."""
+    policy = SelectionPolicy(bias=None, budget=0.902439, minimum=0)
+    assert np.floor(np.float32(41 * 902439) / np.float32(1e6)) == 37
+    with decide_in_onnx(policy, 41) as decision:
+        chosen = decision.run({"scores": np.zeros((1, 41), np.float32), "selectable": np.ones((1, 41), bool)})
+    assert chosen["mask"].sum() == policy.limits(np.array([41]))[0] == 36
