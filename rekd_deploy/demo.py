@@ -56,7 +56,9 @@ def run_demo(demo: Demo, stages: Stages, observer: Observer) -> dict[str, Any]:
     checkpoint = train("student", student, warm_start="classifier", teacher="teacher")
 
     deployed = [code, source_hash([Path(rekd_deploy.__file__).parent])]
-    repository = stages.run("model_repository", [*deployed, stages.key("student")], lambda path: _export(checkpoint, path))
+    repository = stages.run(
+        "model_repository", [*deployed, stages.key("student")], lambda path: _export(checkpoint, path)
+    )
     answers = stages.run(
         "answers",
         [*deployed, stages.key("model_repository"), demo.queries],
@@ -116,7 +118,10 @@ def _query(checkpoint: Path, repository: Path, config: RunConfig, count: int, ou
     test = load_data(config.data).splits["test"].head(count)
     served: list[Prediction] = []
     milliseconds: list[float] = []
-    with TritonServer(repository, grpc_port=0, http_port=0, metrics_port=0) as server, Client(server.grpc_url) as client:
+    with (
+        TritonServer(repository, grpc_port=0, http_port=0, metrics_port=0) as server,
+        Client(server.grpc_url) as client,
+    ):
         client.predict(test.texts[:1])
         for text in test.texts:
             start = time.perf_counter()

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from rekd_train.config import BackboneConfig
+from rekd_train.config import BackboneConfig, explain
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.files import atomic_directory, sha256, write_json, write_text
 from rekd_train.model_card import model_card
@@ -55,8 +55,12 @@ def save(
         metrics: figures for metrics.json and the model card.
         training: the run's configuration and the origin of data and weights, for config.json.
         examples: ``{"text", "label"}`` of the dev split, on which exports prove their parity.
+
+    Raises:
+        CheckpointError: something that is not a checkpoint lies at ``directory``; it is not touched.
     """
     directory = Path(directory)
+    check_output(directory)
     metrics, training = metrics or {}, training or {}
     with atomic_directory(directory) as work:
         for role in ("selector", "predictor"):
@@ -91,6 +95,23 @@ def save(
     return directory
 
 
+def check_output(directory: str | Path) -> None:
+    """Refuse an output place where saving would destroy something else: call it before the work starts.
+
+    Raises:
+        CheckpointError: the place is taken by a file, or by a directory with content that is no checkpoint.
+    """
+    directory = Path(directory)
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return
+    try:
+        description = _read_json(directory / "config.json") if directory.is_dir() else None
+    except CheckpointError:
+        description = None
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise CheckpointError(f"{directory} exists and is not a checkpoint; fix: give another output directory")
+
+
 def load(path: str | Path) -> Rationalizer:
     """Read a checkpoint strictly: every file, every weight and every setting must fit.
 
@@ -117,13 +138,16 @@ def load(path: str | Path) -> Rationalizer:
         }
         labels = [str(label) for label in description["labels"]]
         predictor = Predictor(backbones["predictor"], len(labels), description["operator"])
-    except (KeyError, TypeError, ValueError, ValidationError, ConfigError) as error:
-        raise CheckpointError(f"{directory}: the description does not fit this version of rekd: {error}") from None
+        digests = dict(description["weights_sha256"])
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        problem = "; ".join(explain(error)) if isinstance(error, ValidationError) else _in_one_line(error)
+        raise CheckpointError(f"{directory}: the description does not fit this version of rekd: {problem}") from None
     if preprocessor.fingerprint != description.get("preprocessing_sha256"):
         raise CheckpointError(f"{directory}: tokenizer.json is not the one this model was trained with")
     rationalizer = Rationalizer(Selector(backbones["selector"]), predictor, policy, preprocessor, labels, temperature)
     for role in ("selector", "predictor"):
-        _load_weights(getattr(rationalizer, role), directory / f"{role}.safetensors", description)
+        path = directory / f"{role}.safetensors"
+        _load_weights(getattr(rationalizer, role), path, digests.get(path.name))
     return rationalizer.eval()
 
 
@@ -160,7 +184,7 @@ def checkpoint_hash(directory: Path) -> str:
     return hashlib.sha256(joined.encode()).hexdigest()
 
 
-def _load_weights(module, path: Path, description: dict[str, Any]) -> None:
+def _load_weights(module, path: Path, expected_digest: str | None) -> None:
     try:
         digest = sha256(path)
         state = load_file(path)
@@ -168,14 +192,19 @@ def _load_weights(module, path: Path, description: dict[str, Any]) -> None:
         raise CheckpointError(f"{path} is missing; fix: copy the whole directory again") from None
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); it may be cut off; fix: copy it again") from None
-    if digest != description["weights_sha256"].get(path.name):
+    if digest != expected_digest:
         raise CheckpointError(
             f"{path} is not the file that config.json describes (SHA-256 differs); fix: copy it again"
         )
     try:
         module.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit the sizes in config.json: {error}") from None
+        raise CheckpointError(f"{path} does not fit the sizes in config.json: {_in_one_line(error)}") from None
+
+
+def _in_one_line(error: Exception) -> str:
+    shown = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    return " ".join(shown.split())
 
 
 def _read_json(path: Path) -> Any:

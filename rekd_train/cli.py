@@ -35,7 +35,8 @@ def run_command(
     output: Output,
     teacher: Teacher = None,
     warm_start: Annotated[
-        Path | None, typer.Option("--warm-start", metavar="CKPT", help="Start from this checkpoint's weights; no classifier stage.")
+        Path | None,
+        typer.Option("--warm-start", metavar="CKPT", help="Start from this checkpoint's weights; no classifier stage."),
     ] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
     as_json: AsJson = False,

@@ -156,7 +156,7 @@ def run_config(source: str | Path, overrides: tuple[str, ...] | list[str] = ()) 
     try:
         config = RunConfig.model_validate(document)
     except ValidationError as error:
-        mistakes += _explain(error)
+        mistakes += explain(error)
         mistakes += _mistakes_behind(document, error)
     if mistakes or config is None:
         raise ConfigError(f"{source}: " + "; ".join(mistakes))
@@ -172,7 +172,7 @@ def _mistakes_behind(document: dict[str, Any], error: ValidationError) -> list[s
             target = target.get(part, {}) if isinstance(target, dict) else {}
         if detail["type"] == "value_error" or not detail["loc"] or not isinstance(target, dict):
             continue
-        if detail["type"] == "missing":
+        if detail["loc"] == ("name",):  # the one field without a default
             target[detail["loc"][-1]] = "unnamed"
         else:
             target.pop(detail["loc"][-1], None)
@@ -181,8 +181,8 @@ def _mistakes_behind(document: dict[str, Any], error: ValidationError) -> list[s
     try:
         RunConfig.model_validate(remaining)
     except ValidationError as hidden:
-        seen = _explain(error)
-        return [mistake for mistake in _explain(hidden) if mistake not in seen]
+        seen = explain(error)
+        return [mistake for mistake in explain(hidden) if mistake not in seen]
     return []
 
 
@@ -227,7 +227,8 @@ def _override(document: dict[str, Any], text: str) -> str | None:
     return None
 
 
-def _explain(error: ValidationError) -> list[str]:
+def explain(error: ValidationError) -> list[str]:
+    """One short line for each mistake, by its place in the document."""
     mistakes = []
     for detail in error.errors():
         place = ".".join(str(part) for part in detail["loc"]) or "configuration"

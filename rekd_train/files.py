@@ -19,15 +19,17 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     target = Path(target).absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    old = work.with_name(work.name + "-old")
     try:
         yield work
         work.chmod(0o755)
-        old = work.with_name(work.name + "-old")
         if target.exists():
             target.rename(old)
         work.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
     finally:
+        if old.exists() and not target.exists():  # interrupted between the two renames
+            old.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(work, ignore_errors=True)
 
 
@@ -40,8 +42,11 @@ def write_text(path: Path, content: str) -> None:
     """Write UTF-8 text by renaming a finished file."""
     path = Path(path)
     work = path.with_name(f".{path.name}.{os.getpid()}")
-    work.write_text(content, encoding="utf-8")
-    work.replace(path)
+    try:
+        work.write_text(content, encoding="utf-8")
+        work.replace(path)
+    finally:
+        work.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:

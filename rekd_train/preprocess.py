@@ -237,10 +237,11 @@ class TextPreprocessor:
         """Read ``tokenizer.json`` from ``directory``."""
         path = Path(directory) / TOKENIZER_FILE
         try:
-            content = path.read_text(encoding="utf-8")
+            return cls(path.read_text(encoding="utf-8"), settings)
         except FileNotFoundError:
             raise CheckpointError(f"{path} is missing; fix: copy the whole directory again") from None
-        return cls(content, settings)
+        except (UnicodeDecodeError, CheckpointError) as error:
+            raise CheckpointError(f"{path} is damaged: {error}; fix: copy it again") from None
 
 
 def _special_id(tokenizer: Tokenizer, candidates: Sequence[str]) -> int:

@@ -37,11 +37,14 @@ def train_run(
     Returns:
         The metrics that are also in the checkpoint's metrics.json.
     """
+    checkpoint.check_output(output)
     teacher_pair = checkpoint.load(teacher) if teacher is not None else None
     data = load_data(config.data)
     preprocessor = text_preprocessor(config)
     if teacher_pair is not None and teacher_pair.preprocessor.tokenizer_json != preprocessor.tokenizer_json:
-        raise ConfigError(f"the teacher {teacher} was trained with another tokenizer; distillation needs the same tokens")
+        raise ConfigError(
+            f"the teacher {teacher} was trained with another tokenizer; distillation needs the same tokens"
+        )
     pair = fresh_pair(config, preprocessor, data.label_names)
     if warm_start is not None:
         _start_from(pair, checkpoint.load(warm_start), warm_start)
@@ -63,6 +66,7 @@ def evaluate_run(path: Path, split: str = "test") -> dict[str, float]:
 
 def calibrate_run(path: Path, output: Path, target: float | None = None) -> dict[str, Any]:
     """Fit bias and temperature again, for another target rate if given."""
+    checkpoint.check_output(output)
     pair, config, data, splits = _reopen(path)
     if target is not None:
         selection = config.selection.model_dump() | {"target": target}
@@ -72,8 +76,11 @@ def calibrate_run(path: Path, output: Path, target: float | None = None) -> dict
     return _finish(pair, output, config, data, splits)
 
 
-def compact_run(path: Path, output: Path, *, teacher: Path | None = None, observer: Observer | None = None) -> dict[str, Any]:
+def compact_run(
+    path: Path, output: Path, *, teacher: Path | None = None, observer: Observer | None = None
+) -> dict[str, Any]:
     """Fine-tune a checkpoint's predictor on gathered tokens, selector frozen."""
+    checkpoint.check_output(output)
     pair, config, data, splits = _reopen(path)
     teacher_pair = checkpoint.load(teacher) if teacher is not None else None
     compact_pair(config, pair, splits["train"], splits["dev"], teacher=teacher_pair, observer=observer)
@@ -103,8 +110,7 @@ def _save(pair: Rationalizer, output: Path, config: RunConfig, data: DataSet, me
         metrics=metrics,
         training={"name": config.name, "config": config.model_dump(), "origins": origins},
         examples=[
-            {"text": text, "label": data.label_names[label]}
-            for text, label in zip(dev.texts, dev.labels, strict=True)
+            {"text": text, "label": data.label_names[label]} for text, label in zip(dev.texts, dev.labels, strict=True)
         ],
     )
 

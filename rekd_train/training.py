@@ -145,7 +145,12 @@ class _Trainer:
     """The loop that all stages share, and the loss of each."""
 
     def __init__(
-        self, config: RunConfig, rationalizer: Rationalizer, train: TokenizedTexts, dev: TokenizedTexts, observer: Observer
+        self,
+        config: RunConfig,
+        rationalizer: Rationalizer,
+        train: TokenizedTexts,
+        dev: TokenizedTexts,
+        observer: Observer,
     ) -> None:
         self.config = config
         self.model = rationalizer
@@ -203,7 +208,9 @@ class _Trainer:
                 with torch.no_grad():
                     teacher_logits = teacher.class_logits(batch.inputs, gate.mask)
             prediction_term = losses.prediction_distillation(teacher_logits, class_logits, temperature)
-            distilled = distillation.rationale_weight * rationale_term + distillation.prediction_weight * prediction_term
+            distilled = (
+                distillation.rationale_weight * rationale_term + distillation.prediction_weight * prediction_term
+            )
             alpha = distillation.alpha
             if alpha == "anneal":
                 alpha = annealed_alpha(batch.progress, config.temperature)

@@ -19,7 +19,9 @@ app = application(
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where everything goes.")] = Path("runs/demo"),
     queries: Annotated[int, typer.Option(min=5, help="Held-out reviews sent through the server.")] = 200,
-    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change both presets.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change both presets.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     from rekd_deploy.demo import Demo, run_demo
@@ -65,8 +67,13 @@ def _show(settings, report: dict) -> None:
     )
     console.print(f"Training, export and queries took {sum(report['seconds'].values()):.0f} s.")
     root = settings.root
-    console.print(f"Report {root}/report.json · checkpoint {root}/student · repository {root}/model_repository", soft_wrap=True)
-    console.print(f"Next: rekd-serve {root}/model_repository   and in another terminal   rekd-query \"What a film!\"", soft_wrap=True)
+    console.print(
+        f"Report {root}/report.json · checkpoint {root}/student · repository {root}/model_repository", soft_wrap=True
+    )
+    console.print(
+        f'Next: rekd-serve {root}/model_repository   and in another terminal   rekd-query "What a film!"',
+        soft_wrap=True,
+    )
 
 
 def main() -> None:

@@ -8,12 +8,13 @@ writing one backbone and registering it in ``FAMILIES``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from rekd_train.config import BackboneConfig
+from rekd_train.errors import ConfigError
 
 Inputs = dict[str, Tensor]
 Operator = Literal["zero", "compact"]
@@ -88,6 +89,8 @@ class Predictor(nn.Module):
     def __init__(self, backbone: Backbone, classes: int, operator: Operator = "zero") -> None:
         super().__init__()
         self.backbone = backbone
+        if operator not in get_args(Operator):
+            raise ConfigError(f"operator is {operator!r}; operators: {', '.join(get_args(Operator))}")
         self.operator: Operator = operator
         self.head = nn.Sequential(
             nn.Dropout(backbone.settings.head_dropout), nn.Linear(backbone.settings.width, classes)

@@ -57,9 +57,8 @@ class Rationalizer(nn.Module):
     def capacity(self) -> int:
         """K: most features that a rationale of this model can hold."""
         longest = self.preprocessor.settings.max_length
-        if self.policy.selectable == "real":
-            longest -= len(self.preprocessor.special_ids) - 1  # [PAD] is not part of a text
-        return self.policy.capacity(longest)
+        specials = len(self.preprocessor.special_ids) - 1  # [PAD] is not part of a text
+        return self.policy.capacity(longest if self.policy.selectable == "all" else longest - specials)
 
     def selectable(self, inputs: Inputs) -> Tensor:
         """(B, N) bool: what the policy may choose from."""

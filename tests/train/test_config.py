@@ -26,7 +26,8 @@ def test_a_file_sets_what_it_names_and_nothing_else(tmp_path):
     config = run_config(write(tmp_path, 'name = "mine"\n[predictor]\nlayers = 4\n[data]\nlengths = [64, 160]\n'))
     assert (config.name, config.predictor.layers, config.selector.layers) == ("mine", 4, 2)
     assert config.data.lengths == (64, 160)
-    assert config == RunConfig.model_validate({"name": "mine", "predictor": {"layers": 4}, "data": {"lengths": [64, 160]}})
+    document = {"name": "mine", "predictor": {"layers": 4}, "data": {"lengths": [64, 160]}}
+    assert config == RunConfig.model_validate(document)
 
 
 def test_every_mistake_is_in_one_message(tmp_path):

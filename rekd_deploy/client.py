@@ -1,0 +1,166 @@
+"""Predictions from a Triton server: texts in, ``Prediction`` out. torch-free.
+
+    with Client("localhost:8001") as client:
+        client.predict(["A film of great warmth."])
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from rekd_deploy.batching import Batch, batches
+from rekd_deploy.errors import RepositoryError, VersionMismatchError
+from rekd_deploy.served import ServedDescription
+from rekd_deploy.transport import IN_FLIGHT, Arrays, Transport, open_transport
+from rekd_deploy.triton_config import ENSEMBLE
+from rekd_train.prediction import Prediction
+from rekd_train.preprocess import TextPreprocessor
+
+_OUTPUTS = ("scores", "mask", "probabilities")
+
+
+class _Served(NamedTuple):
+    """What was read from the server."""
+
+    description: ServedDescription
+    preprocessor: TextPreprocessor
+    max_batch_size: int
+
+
+class Client:
+    """Asks the ensemble of a Triton server; labels and preprocessing come from the server, once.
+
+    Safe to use from several threads. Use it as a context manager, or call ``close()``.
+
+    Args:
+        url: HOST:PORT for gRPC, http://HOST:PORT for HTTP.
+        model: name of the ensemble.
+        timeout: seconds an answer may take.
+        preprocessing: fingerprint (``TextPreprocessor.fingerprint``) that the served model must have;
+            None: whatever is served.
+        transport: what speaks to the server; None: chosen by ``url``.
+
+    Raises:
+        ClientError: the address is none. The server is first asked by ``predict``.
+    """
+
+    def __init__(
+        self,
+        url: str = "localhost:8001",
+        *,
+        model: str = ENSEMBLE,
+        timeout: float = 30.0,
+        preprocessing: str | None = None,
+        transport: Transport | None = None,
+    ) -> None:
+        self.url = url
+        self.model = model
+        self._preprocessing = preprocessing
+        self._transport = transport or open_transport(url, timeout)
+        self._served: _Served | None = None
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._transport.close()
+
+    @property
+    def description(self) -> ServedDescription:
+        """What the server says about the model.
+
+        Raises:
+            ClientError: as ``predict``.
+        """
+        return self._read_served().description
+
+    def predict(self, texts: Sequence[str], *, first_index: int = 0) -> list[Prediction]:
+        """Label, probabilities and rationale of each text, in the order of ``texts``.
+
+        Any number of texts: they are sent in batches of similar length, several at a time.
+
+        Args:
+            first_index: what messages call the first text.
+
+        Raises:
+            InputError: an empty list or a text that cannot be used.
+            ServerUnavailableError: nothing answers at the address.
+            DeadlineError: no answer in time.
+            ModelMissingError: the server does not serve the model.
+            VersionMismatchError: client and served model do not belong together.
+            RejectedError: the server refused the request.
+        """
+        served = self._read_served()
+        pending = iter(batches(served.preprocessor, texts, served.max_batch_size, first_index))
+        answers: list[Prediction | None] = [None] * len(texts)
+        for batch, outputs in self._pipelined(pending):
+            predictions = self._decoded(served, batch, outputs)
+            for index, prediction in zip(batch.indices, predictions, strict=True):
+                answers[index] = prediction
+        return answers
+
+    def _pipelined(self, pending: Iterator[Batch]) -> Iterator[tuple[Batch, Arrays]]:
+        """Answers in the order sent, with a few requests on their way."""
+        waiting: deque[tuple[Batch, Future[Arrays]]] = deque()
+        try:
+            for batch in pending:
+                waiting.append((batch, self._transport.submit(self.model, batch.encoded.inputs, _OUTPUTS)))
+                if len(waiting) >= IN_FLIGHT:
+                    batch, future = waiting.popleft()
+                    yield batch, future.result()
+            while waiting:
+                batch, future = waiting.popleft()
+                yield batch, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+    def _decoded(self, served: _Served, batch: Batch, outputs: Arrays) -> list[Prediction]:
+        rows, width = batch.encoded.inputs["input_ids"].shape
+        expected = {
+            "scores": (rows, width), "mask": (rows, width), "probabilities": (rows, len(served.description.labels)),
+        }
+        for name, shape in expected.items():
+            found = None if outputs[name] is None else outputs[name].shape
+            if found != shape:
+                raise VersionMismatchError(
+                    f"the model '{self.model}' at {self.url} answered {name} of shape {found}, expected {shape}; "
+                    "fix: use the rekd version that exported it"
+                )
+        if not np.isfinite(outputs["probabilities"]).all():
+            raise VersionMismatchError(f"the model '{self.model}' at {self.url} answered probabilities that are no numbers")
+        return batch.encoded.predictions(
+            served.description.labels, outputs["probabilities"], outputs["mask"], outputs["scores"]
+        )
+
+    def _read_served(self) -> _Served:
+        with self._lock:
+            if self._served is None:
+                parameters, max_batch_size = self._transport.model_config(self.model)
+                try:
+                    description = ServedDescription.from_parameters(parameters)
+                    preprocessor = description.preprocessor()
+                except RepositoryError as error:
+                    raise VersionMismatchError(f"the model '{self.model}' at {self.url}: {error}") from None
+                if self._preprocessing not in (None, description.fingerprint):
+                    raise VersionMismatchError(
+                        f"the model '{self.model}' at {self.url} was trained with the preprocessing "
+                        f"{description.fingerprint[:12]}, this client wants {self._preprocessing[:12]}; fix: ask the "
+                        "server of the matching model, or leave out preprocessing to use the server's"
+                    )
+                self._served = _Served(description, preprocessor, max(max_batch_size, 1))
+            return self._served

@@ -1,0 +1,288 @@
+"""The house's laws: imports run one way, light things stay light, facades tell the truth."""
+
+import ast
+import importlib
+import json
+import subprocess
+import sys
+import tomllib
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("rekd_train", "rekd_deploy")
+
+HOUSE = {
+    # artefacts flow down this list, imports flow up: a module imports from its own room and from rooms above
+    "ground": "rekd_train.errors rekd_train.files rekd_train.prediction",
+    "config": "rekd_train.config rekd_train.policy",
+    "data": """
+        rekd_train.preprocess rekd_train.preprocess_image rekd_train.preprocess_token_ids rekd_train.preprocessors
+        rekd_train.data rekd_train.pretrained
+    """,
+    "models": """
+        rekd_train.models rekd_train.models.base rekd_train.models.bert rekd_train.models.families
+        rekd_train.models.gates rekd_train.models.rationalizer rekd_train.models.vit
+    """,
+    "training": """
+        rekd_train.building rekd_train.calibration rekd_train.evaluation rekd_train.losses rekd_train.metrics
+        rekd_train.optimisation rekd_train.schedules rekd_train.teacher rekd_train.training
+    """,
+    "checkpoint": "rekd_train.model_card rekd_train.checkpoint rekd_train.official rekd_train.official_weights",
+    "runs": "rekd_train.runs",
+    "training commands": "rekd_train rekd_train.command rekd_train.cli",
+    "signature": "rekd_deploy.errors rekd_deploy.signature rekd_deploy.artefacts",
+    "engines": "rekd_deploy.engines rekd_deploy.engines.base rekd_deploy.engines.onnxruntime",
+    "export": """
+        rekd_deploy.examples rekd_deploy.graphs rekd_deploy.onnx_model rekd_deploy.parity rekd_deploy.parity_cases
+        rekd_deploy.manifest rekd_deploy.export
+    """,
+    "repository": """
+        rekd_deploy.served rekd_deploy.triton_config rekd_deploy.config_rules rekd_deploy.triton_model
+        rekd_deploy.repository rekd_deploy.publish
+    """,
+    "server": "rekd_deploy.triton_wheel rekd_deploy.server",
+    "client": """
+        rekd_deploy.batching rekd_deploy.transport rekd_deploy.client rekd_deploy.pipeline rekd_deploy.render
+        rekd_deploy
+    """,
+    "demo": "rekd_deploy.stages rekd_deploy.demo",
+    "commands": """
+        rekd_deploy.cli rekd_deploy.cli.demo rekd_deploy.cli.export rekd_deploy.cli.serve rekd_deploy.cli.query
+    """,
+}
+ROOMS = list(HOUSE)
+ROOM_OF = {module: room for room, modules in HOUSE.items() for module in modules.split()}
+
+COMMANDS = ("rekd_train.cli", "rekd_train.command", "rekd_deploy.cli")
+"""The only modules that may print or end the process."""
+
+HEAVY = {"torch", "transformers", "onnx", "onnxscript", "onnxruntime", "tritonclient", "pytriton", "pandas", "scipy"}
+
+
+@cache
+def sources() -> dict[str, Path]:
+    """Every module of ours by its dotted name."""
+    found = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+@cache
+def tree(module: str) -> ast.Module:
+    return ast.parse(sources()[module].read_text(encoding="utf-8"))
+
+
+def for_type_checkers(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def imported(module: str, *, at_import_time: bool = False) -> set[str]:
+    """Names that a module imports, ours as dotted module names."""
+    names = set()
+    pending: list[ast.AST] = [tree(module)]
+    while pending:
+        node = pending.pop()
+        if for_type_checkers(node):
+            continue
+        if at_import_time and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative imports hide where a name comes from"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                names.add(whole if whole in sources() else node.module)
+        pending += ast.iter_child_nodes(node)
+    return names
+
+
+def ours(names: set[str]) -> set[str]:
+    return {name for name in names if name.split(".")[0] in PACKAGES}
+
+
+def in_a_fresh_process(code: str) -> list[str]:
+    """Top-level names of the modules loaded once ``code`` has run."""
+    script = (
+        "import sys, json, os\n"
+        "sys.stdout = open(os.devnull, 'w')\n"
+        f"{code}\n"
+        "json.dump(sorted({name.split('.')[0] for name in sys.modules}), sys.__stdout__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def entry_points() -> dict[str, str]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+
+
+# imports run one way
+
+
+def test_every_module_has_its_room():
+    homeless = sorted(set(sources()) - set(ROOM_OF))
+    assert not homeless, f"say in HOUSE where these belong: {homeless}"
+
+
+@pytest.mark.parametrize("module", sorted(sources()))
+def test_imports_flow_one_way(module):
+    here = ROOMS.index(ROOM_OF[module])
+    for name in ours(imported(module)):
+        if name == "rekd_train":  # the facade: errors, predictions, the version
+            continue
+        assert ROOMS.index(ROOM_OF[name]) <= here, (
+            f"{module} ({ROOM_OF[module]}) imports {name} ({ROOM_OF[name]}), which comes later"
+        )
+
+
+def test_no_module_waits_for_itself():
+    graph = {module: ours(imported(module, at_import_time=True)) - {module} for module in sources()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"import cycle: {' -> '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize("module", sorted(name for name in sources() if name.startswith("rekd_train")))
+def test_training_knows_nothing_of_deployment(module):
+    assert not [name for name in imported(module) if name.startswith("rekd_deploy")]
+
+
+def test_the_model_inside_triton_needs_nothing_of_ours():
+    """model.py is copied into the repository, where rekd is not installed."""
+    assert not ours(imported("rekd_deploy.triton_model"))
+
+
+# light things stay light
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import rekd_train",
+        "import rekd_deploy",
+        "from rekd_train import RekdError, Prediction, Span, __version__",
+        "from rekd_train import command, config, preprocess",
+        "from rekd_deploy import signature, errors, artefacts",
+    ],
+)
+def test_imports_load_nothing_heavy(code):
+    assert not HEAVY & set(in_a_fresh_process(code))
+
+
+def test_client_and_pipeline_load_no_torch():
+    loaded = in_a_fresh_process("from rekd_deploy import Client, Pipeline, TritonServer")
+    assert not {"torch", "transformers"} & set(loaded)
+
+
+@pytest.mark.parametrize("command", sorted(entry_points()))
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_load_nothing_heavy(command, option):
+    module, function = entry_points()[command].split(":")
+    code = (
+        f"sys.argv = [{command!r}, {option!r}]\n"
+        f"from {module} import {function}\n"
+        f"try:\n    {function}()\nexcept SystemExit as request:\n    assert request.code == 0, request.code\n"
+    )
+    assert not HEAVY & set(in_a_fresh_process(code))
+
+
+@pytest.mark.parametrize("command", sorted(entry_points()))
+def test_help_shows_examples_that_start_with_the_command(command, capsys, monkeypatch):
+    import typer
+
+    from rekd_train.command import run
+
+    module, _ = entry_points()[command].split(":")
+    app = importlib.import_module(module).app
+    names = [info.name or info.callback.__name__ for info in app.registered_commands]
+    for arguments in [[]] if len(names) == 1 else [[name] for name in names]:
+        monkeypatch.setattr(sys, "argv", [command])
+        with pytest.raises(SystemExit) as request:
+            run(app, [*arguments, "--help"])
+        text = capsys.readouterr().out
+        assert request.value.code == 0
+        assert "Examples:" in text and f"  {' '.join([command, *arguments])}" in text, text
+        assert "--debug" in text
+    assert isinstance(app, typer.Typer)
+
+
+# facades tell the truth
+
+
+@pytest.mark.parametrize("facade", ["rekd_train", "rekd_deploy", "rekd_train.models"])
+def test_facade_and_namespace_agree(facade):
+    module = importlib.import_module(facade)
+    assert list(module.__all__) == sorted(set(module.__all__)), "sorted, without repeats"
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+    submodules = {name.rpartition(".")[2] for name in sources() if name.rpartition(".")[0] == facade}
+    helpers = {"import_module", "annotations", "Any", "TYPE_CHECKING"}
+    public = {name for name in vars(module) if not name.startswith("_")} - submodules - helpers
+    assert public <= set(module.__all__), f"not in __all__: {sorted(public - set(module.__all__))}"
+    assert set(getattr(module, "_LAZY", {})) <= set(module.__all__)
+
+
+@pytest.mark.parametrize("facade", PACKAGES)
+def test_an_unknown_name_is_an_attribute_error(facade):
+    module = importlib.import_module(facade)
+    with pytest.raises(AttributeError, match="nonesuch"):
+        module.nonesuch  # noqa: B018
+
+
+def test_every_error_has_one_root_and_is_drawn():
+    from rekd_train.errors import RekdError
+
+    for name in ("rekd_train.errors", "rekd_deploy.errors"):
+        module = importlib.import_module(name)
+        for error in (value for value in vars(module).values() if isinstance(value, type)):
+            assert issubclass(error, RekdError)
+            assert error.__name__ in module.__doc__, f"{error.__name__} is missing from the tree in {name}"
+
+
+# habits
+
+
+@pytest.mark.parametrize("module", sorted(sources()))
+def test_modules_are_short(module):
+    lines = len(sources()[module].read_text(encoding="utf-8").splitlines())
+    assert lines < 300, f"{module} has {lines} lines; split it by concept"
+
+
+@pytest.mark.parametrize("module", sorted(sources()))
+def test_modules_say_what_they_are(module):
+    path = sources()[module]
+    if path.read_text(encoding="utf-8").strip():
+        assert ast.get_docstring(tree(module)), f"{path} has no docstring"
+
+
+@pytest.mark.parametrize("module", sorted(name for name in sources() if not name.startswith(COMMANDS)))
+def test_only_commands_print_or_exit(module):
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in {"print", "exit", "quit", "sys.exit", "os._exit", "typer.echo"}, (
+                f"{module}:{node.lineno} calls {called}; raise an error or return, and let the command speak"
+            )
+
+
+@pytest.mark.parametrize("module", sorted(sources()))
+def test_nothing_asks_what_a_model_is_called(module):
+    """``hasattr`` and bare ``except`` hide a missing contract."""
+    for node in ast.walk(tree(module)):
+        assert not (isinstance(node, ast.Call) and ast.unparse(node.func) == "hasattr"), f"{module}:{node.lineno}"
+        assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"{module}:{node.lineno}"
+
+
+def test_typed_packages_say_so():
+    for package in PACKAGES:
+        assert (ROOT / package / "py.typed").is_file()
