@@ -12,6 +12,7 @@ from typing import Any
 from rekd_deploy.manifest import verify_files
 from rekd_deploy.repository import GRAPH, write_repository
 from rekd_deploy.triton_config import PREDICTOR, SELECTOR
+from rekd_train.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ def publish(
     Raises:
         CheckpointError, ExportError, ParityError, RepositoryError, InputError.
     """
-    root = Path(root)
+    checkpoint, root = Path(checkpoint), Path(root)
+    if not checkpoint.is_dir():  # said before torch is loaded
+        raise CheckpointError(f"no checkpoint at {checkpoint}: not a directory; fix: check the path")
     clock = _Clock(report)
     clock("load")
     from rekd_deploy.export import export  # loads torch

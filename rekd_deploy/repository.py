@@ -109,7 +109,7 @@ def check_repository(root: Path) -> dict[str, Any]:
     altered = [name for name, digest in files.items() if sha256(root / name) != digest]
     if altered:
         raise RepositoryError(
-            f"{root}: {', '.join(altered)} changed since the export (SHA-256 differs); fix: copy it again or rekd-export"
+            f"{root}: {', '.join(altered)} changed since the export (SHA-256 differs); fix: rekd-export again"
         )
     stray = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name not in _MODELS)
     if stray:  # Triton takes every folder for a model and stops when it is none
