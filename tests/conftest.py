@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from skips import pytest_runtest_makereport  # noqa: F401  the hook, for every test
 
 from rekd_train.config import BackboneConfig
 from rekd_train.models.base import Predictor, Selector

@@ -47,6 +47,7 @@ HOUSE = {
     "server": "rekd_deploy.triton_wheel rekd_deploy.server",
     "client": """
         rekd_deploy.batching rekd_deploy.transport rekd_deploy.client rekd_deploy.pipeline rekd_deploy.render
+        rekd_deploy.text_source
         rekd_deploy
     """,
     "demo": "rekd_deploy.stages rekd_deploy.demo",
