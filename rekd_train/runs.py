@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from rekd_train import checkpoint
-from rekd_train.building import fresh_pair, text_preprocessor
+from rekd_train.building import fresh_pair, preprocessor_for, weight_origins
 from rekd_train.config import RunConfig
-from rekd_train.data import DataSet, load_data, tokenize
+from rekd_train.data import DataSet, Split, encode, encode_splits, load_data
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.evaluation import measure
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.pretrained import MINILM_ORIGIN
 from rekd_train.training import Observer, calibrate_policy, compact_pair, fit
 
 EXAMPLES = 200
@@ -40,15 +39,16 @@ def train_run(
     checkpoint.check_output(output)
     teacher_pair = checkpoint.load(teacher) if teacher is not None else None
     data = load_data(config.data)
-    preprocessor = text_preprocessor(config)
-    if teacher_pair is not None and teacher_pair.preprocessor.tokenizer_json != preprocessor.tokenizer_json:
+    preprocessor = preprocessor_for(config)
+    if teacher_pair is not None and teacher_pair.preprocessor.fingerprint != preprocessor.fingerprint:
         raise ConfigError(
-            f"the teacher {teacher} was trained with another tokenizer; distillation needs the same tokens"
+            f"the teacher {teacher} reads its inputs otherwise (another tokenizer, length limit or patch grid); "
+            "distillation needs the same features"
         )
     pair = fresh_pair(config, preprocessor, data.label_names)
     if warm_start is not None:
         _start_from(pair, checkpoint.load(warm_start), warm_start)
-    splits = {name: tokenize(examples, preprocessor) for name, examples in data.splits.items()}
+    splits = encode_splits(data, preprocessor, config.data)
     fit(
         config, pair, splits["train"], splits["dev"],
         teacher=teacher_pair, warm=warm_start is not None, observer=observer,
