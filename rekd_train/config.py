@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -12,67 +12,21 @@ from rekd_train.config_backbone import BackboneConfig, ImageConfig
 from rekd_train.config_data import DataConfig
 from rekd_train.config_files import PRESETS, override, preset_names, read_document
 from rekd_train.config_section import Section
+from rekd_train.config_training import (
+    AccelerationConfig,
+    DistillationConfig,
+    OptimisationConfig,
+    SelectionConfig,
+    StagesConfig,
+    TemperatureConfig,
+)
 from rekd_train.errors import ConfigError
 
 __all__ = [
-    "PRESETS", "BackboneConfig", "DataConfig", "DistillationConfig", "ImageConfig", "OptimisationConfig", "RunConfig",
-    "SelectionConfig", "StagesConfig", "TemperatureConfig", "explain", "preset_names", "run_config",
+    "PRESETS", "AccelerationConfig", "BackboneConfig", "DataConfig", "DistillationConfig", "ImageConfig",
+    "OptimisationConfig", "RunConfig", "SelectionConfig", "StagesConfig", "TemperatureConfig", "explain",
+    "preset_names", "run_config",
 ]  # fmt: skip
-
-
-class SelectionConfig(Section):
-    """How much a rationale may hold."""
-
-    target: float = Field(0.10, gt=0, le=1, description="mean share of real features: trained for, calibrated on dev")
-    budget: float = Field(0.15, gt=0, le=1, description="hard limit for each example, share of its real features")
-    minimum: int = Field(1, ge=0, description="features kept in any case")
-    weight: float = Field(20.0, ge=0, description="lambda of (mean rate - target)^2, rates as shares")
-
-    @model_validator(mode="after")
-    def _target_within_budget(self) -> SelectionConfig:
-        if self.target > self.budget:
-            raise ValueError(f"target ({self.target}) must not exceed budget ({self.budget})")
-        return self
-
-
-class TemperatureConfig(Section):
-    """Gumbel-softmax temperature, exponential from start to end (method sec. 1.4)."""
-
-    start: float = Field(2.0, gt=0, description="tau_0")
-    end: float = Field(0.1, gt=0, description="tau_K")
-
-
-class DistillationConfig(Section):
-    """What is learned from a teacher pair (REKD sec. 3.3); unused without a teacher."""
-
-    alpha: float | Literal["anneal"] = Field(0.5, description="weight of the RE loss; 1 - alpha of the KD loss")
-    rationale_weight: float = Field(0.5, ge=0, description="lambda_R of the rationale term")
-    prediction_weight: float = Field(1.0, ge=0, description="weight of the prediction term tau^2 KL")
-    noise: Literal["independent", "shared", "none"] = Field("none", description="Gumbel noise in the rationale term")
-    rationale_temperature: float | None = Field(
-        1.0, gt=0, description="fixed tau of the rationale term; None: the annealed one"
-    )
-    teacher_mask: Literal["student", "teacher"] = Field("teacher", description="mask the teacher's predictor reads")
-
-
-class OptimisationConfig(Section):
-    """AdamW with linear warm-up and decay, for each stage."""
-
-    batch_size: int = Field(64, ge=1, description="examples a step")
-    learning_rate: float = Field(5e-4, gt=0, description="peak")
-    embedding_learning_rate: float | None = Field(None, gt=0, description="of the word embeddings; None: learning_rate")
-    weight_decay: float = Field(0.01, ge=0, description="decoupled, not on biases and norms")
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
-    gradient_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
-
-
-class StagesConfig(Section):
-    """Epochs of each stage; 0 leaves the stage out."""
-
-    classifier_epochs: float = Field(2.0, ge=0, description="warm start of the predictor")
-    rationale_epochs: float = Field(1.0, ge=0, description="rationale extraction, with a teacher: distillation")
-    compact_epochs: float = Field(1.0, ge=0, description="predictor alone on gathered tokens, selector frozen")
-    masked_share: float = Field(0.5, ge=0, le=1, description="share of warm-start batches under random keep masks")
 
 
 class RunConfig(Section):
@@ -89,6 +43,7 @@ class RunConfig(Section):
     distillation: DistillationConfig = DistillationConfig()
     optimisation: OptimisationConfig = OptimisationConfig()
     stages: StagesConfig = StagesConfig()
+    acceleration: AccelerationConfig = AccelerationConfig()
 
     @model_validator(mode="after")
     def _backbones_read_the_data(self) -> RunConfig:

@@ -20,7 +20,7 @@ HOUSE = {
     "ground": "rekd_train.errors rekd_train.files rekd_train.prediction",
     "config": """
         rekd_train.config_section rekd_train.config_backbone rekd_train.config_data rekd_train.config_files
-        rekd_train.config rekd_train.policy
+        rekd_train.config_training rekd_train.config rekd_train.policy
     """,
     "data": """
         rekd_train.spans rekd_train.preprocess rekd_train.preprocess_image rekd_train.preprocess_token_ids
@@ -40,7 +40,7 @@ HOUSE = {
         rekd_train.building rekd_train.calibration rekd_train.evaluation rekd_train.losses rekd_train.metrics
         rekd_train.optimisation rekd_train.schedules rekd_train.teacher rekd_train.training
     """,
-    "checkpoint": "rekd_train.model_card rekd_train.checkpoint rekd_train.official",
+    "checkpoint": "rekd_train.model_card rekd_train.checkpoint rekd_train.checkpoint_examples rekd_train.official",
     "runs": "rekd_train.runs",
     "training commands": "rekd_train rekd_train.command rekd_train.cli",
     "signature": "rekd_deploy.errors rekd_deploy.signature rekd_deploy.artefacts",
