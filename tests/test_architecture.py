@@ -35,7 +35,7 @@ HOUSE = {
     "checkpoint": "rekd_train.model_card rekd_train.checkpoint rekd_train.official rekd_train.official_weights",
     "runs": "rekd_train.runs",
     "training commands": "rekd_train rekd_train.command rekd_train.cli",
-    "signature": "rekd_deploy.errors rekd_deploy.signature rekd_deploy.artefacts",
+    "signature": "rekd_deploy.errors rekd_deploy.signature rekd_deploy.artefacts rekd_deploy.text_source",
     "engines": "rekd_deploy.engines rekd_deploy.engines.base rekd_deploy.engines.onnxruntime",
     "export": """
         rekd_deploy.examples rekd_deploy.graphs rekd_deploy.onnx_model rekd_deploy.parity rekd_deploy.parity_cases
@@ -48,7 +48,7 @@ HOUSE = {
     "server": "rekd_deploy.triton_wheel rekd_deploy.server",
     "client": """
         rekd_deploy.batching rekd_deploy.transport rekd_deploy.client rekd_deploy.pipeline rekd_deploy.render
-        rekd_deploy.text_source rekd_deploy
+        rekd_deploy
     """,
     "demo": "rekd_deploy.stages rekd_deploy.demo",
     "commands": """
