@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import NamedTuple, Self
 
 import numpy as np
 
-from rekd_deploy.batching import Batch, batches
-from rekd_deploy.errors import RepositoryError, VersionMismatchError
+from rekd_deploy.batching import length_batches
+from rekd_deploy.errors import ClientError, RepositoryError, VersionMismatchError
 from rekd_deploy.served import ServedDescription
 from rekd_deploy.transport import IN_FLIGHT, Arrays, Transport, open_transport
 from rekd_deploy.triton_config import ENSEMBLE
 from rekd_train.prediction import Prediction
-from rekd_train.preprocess import TextPreprocessor
+from rekd_train.preprocess import EncodedTexts, TextPreprocessor
 
 _OUTPUTS = ("scores", "mask", "probabilities")
 
@@ -32,6 +32,18 @@ class _Served(NamedTuple):
     description: ServedDescription
     preprocessor: TextPreprocessor
     max_batch_size: int
+
+
+class _Answer(NamedTuple):
+    """One batch's outputs."""
+
+    places: list[int]
+    encoded: EncodedTexts
+    outputs: Arrays
+
+    @classmethod
+    def wait_for(cls, places: list[int], encoded: EncodedTexts, future: Future[Arrays]) -> _Answer:
+        return cls(places, encoded, future.result())
 
 
 class Client:
@@ -88,13 +100,10 @@ class Client:
         """
         return self._read_served().description
 
-    def predict(self, texts: Sequence[str], *, first_index: int = 0) -> list[Prediction]:
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
         """Label, probabilities and rationale of each text, in the order of ``texts``.
 
         Any number of texts: they are sent in batches of similar length, several at a time.
-
-        Args:
-            first_index: what messages call the first text.
 
         Raises:
             InputError: an empty list or a text that cannot be used.
@@ -105,32 +114,30 @@ class Client:
             RejectedError: the server refused the request.
         """
         served = self._read_served()
-        pending = iter(batches(served.preprocessor, texts, served.max_batch_size, first_index))
         answers: list[Prediction | None] = [None] * len(texts)
-        for batch, outputs in self._pipelined(pending):
-            predictions = self._decoded(served, batch, outputs)
-            for index, prediction in zip(batch.indices, predictions, strict=True):
-                answers[index] = prediction
+        for places, encoded, outputs in self._pipelined(
+            length_batches(served.preprocessor, texts, served.max_batch_size)
+        ):
+            for place, prediction in zip(places, self._decoded(served, encoded, outputs), strict=True):
+                answers[place] = prediction
         return answers
 
-    def _pipelined(self, pending: Iterator[Batch]) -> Iterator[tuple[Batch, Arrays]]:
+    def _pipelined(self, pending: Iterable[tuple[list[int], EncodedTexts]]) -> Iterator[_Answer]:
         """Answers in the order sent, with a few requests on their way."""
-        waiting: deque[tuple[Batch, Future[Arrays]]] = deque()
+        waiting: deque[tuple[list[int], EncodedTexts, Future[Arrays]]] = deque()
         try:
-            for batch in pending:
-                waiting.append((batch, self._transport.submit(self.model, batch.encoded.inputs, _OUTPUTS)))
+            for places, encoded in pending:
+                waiting.append((places, encoded, self._transport.submit(self.model, encoded.inputs, _OUTPUTS)))
                 if len(waiting) >= IN_FLIGHT:
-                    batch, future = waiting.popleft()
-                    yield batch, future.result()
+                    yield _Answer.wait_for(*waiting.popleft())
             while waiting:
-                batch, future = waiting.popleft()
-                yield batch, future.result()
+                yield _Answer.wait_for(*waiting.popleft())
         finally:
-            for _, future in waiting:
+            for _, _, future in waiting:
                 future.cancel()
 
-    def _decoded(self, served: _Served, batch: Batch, outputs: Arrays) -> list[Prediction]:
-        rows, width = batch.encoded.inputs["input_ids"].shape
+    def _decoded(self, served: _Served, encoded: EncodedTexts, outputs: Arrays) -> list[Prediction]:
+        rows, width = encoded.inputs["input_ids"].shape
         expected = {
             "scores": (rows, width), "mask": (rows, width), "probabilities": (rows, len(served.description.labels)),
         }
@@ -142,10 +149,9 @@ class Client:
                     "fix: use the rekd version that exported it"
                 )
         if not np.isfinite(outputs["probabilities"]).all():
-            raise VersionMismatchError(f"the model '{self.model}' at {self.url} answered probabilities that are no numbers")
-        return batch.encoded.predictions(
-            served.description.labels, outputs["probabilities"], outputs["mask"], outputs["scores"]
-        )
+            raise ClientError(f"the model '{self.model}' at {self.url} answered probabilities that are no numbers")
+        labels = served.description.labels
+        return encoded.predictions(labels, outputs["probabilities"], outputs["mask"], outputs["scores"])
 
     def _read_served(self) -> _Served:
         with self._lock:

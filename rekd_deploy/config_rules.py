@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rekd_deploy.served import CAPACITY, FINGERPRINT, LABELS, PREPROCESSING, TOKENIZER, VERSION
+from rekd_deploy.triton_config import MAX_LENGTH, THREADS, VOCABULARY_SIZE, parameters_of
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 KNOWN_PARAMETERS = {
-    "python": {"intra_op_thread_count", "max_length", "vocabulary_size"},
+    "python": {THREADS, MAX_LENGTH, VOCABULARY_SIZE},
     "ensemble": {LABELS, PREPROCESSING, TOKENIZER, FINGERPRINT, CAPACITY, VERSION},
 }
 """Triton ignores an unknown key without a word, so a misspelt one would have no effect."""
@@ -50,12 +51,14 @@ def _common_mistakes(config: ModelConfig) -> list[str]:
     for kind, tensors in (("input", config.input), ("output", config.output)):
         if not tensors:
             mistakes.append(f"no {kind} is declared")
-        mistakes += [f"{kind} {name} is declared twice" for name, n in Counter(t.name for t in tensors).items() if n > 1]
+        counts = Counter(tensor.name for tensor in tensors)
+        mistakes += [f"{kind} {name} is declared twice" for name, count in counts.items() if count > 1]
     known = KNOWN_PARAMETERS.get(config.platform or config.backend)
     if known is None:
         mistakes.append(f"backend '{config.backend}' or platform '{config.platform}' is unknown")
     else:
-        mistakes += [f"parameter {key} is unknown and would be ignored" for key in sorted(set(config.parameters) - known)]
+        unknown = sorted(set(config.parameters) - known)
+        mistakes += [f"parameter {key} is unknown and would be ignored" for key in unknown]
     return mistakes
 
 
@@ -72,7 +75,7 @@ def _member_mistakes(config: ModelConfig) -> list[str]:
     for size in batching.preferred_batch_size:
         if not 1 <= size <= config.max_batch_size:
             mistakes.append(f"preferred_batch_size {size} is outside 1..max_batch_size ({config.max_batch_size})")
-    threads = config.parameters["intra_op_thread_count"].string_value if "intra_op_thread_count" in config.parameters else "0"
+    threads = parameters_of(config).get(THREADS, "0")
     if not threads.isdecimal():
         mistakes.append(f"intra_op_thread_count '{threads}' must be a whole number, 0 or more")
     for warmup in config.model_warmup:
@@ -81,6 +84,8 @@ def _member_mistakes(config: ModelConfig) -> list[str]:
 
 
 def _warmup_mistakes(config: ModelConfig, warmup) -> list[str]:
+    from tritonclient.grpc.model_config_pb2 import DataType
+
     declared = {tensor.name: tensor for tensor in config.input}
     mistakes = []
     if set(warmup.inputs) != set(declared):
@@ -90,9 +95,9 @@ def _warmup_mistakes(config: ModelConfig, warmup) -> list[str]:
         if tensor is None:
             continue
         if given.data_type != tensor.data_type or len(given.dims) != len(tensor.dims) or any(d < 1 for d in given.dims):
-            mistakes.append(f"warm-up {warmup.name}: {name} needs the input's type and concrete dims without the batch axis")
-        if given.random_data and tensor.data_type != _type("TYPE_FP32"):
-            mistakes.append(f"warm-up {warmup.name}: random_data for {name} draws ids outside the vocabulary; use zero_data")
+            mistakes.append(f"warm-up {warmup.name}: {name} needs the input's type and concrete dims without the batch")
+        if given.random_data and tensor.data_type != DataType.Value("TYPE_FP32"):
+            mistakes.append(f"warm-up {warmup.name}: random_data for {name} draws any int64; use zero_data")
     return mistakes
 
 
@@ -117,7 +122,9 @@ def _ensemble_mistakes(config: ModelConfig, configs: Mapping[str, ModelConfig]) 
         if step.model_version == 0:
             mistakes.append(f"step {step.model_name}: model_version must be written (-1: the latest)")
         if config.max_batch_size > member.max_batch_size:
-            mistakes.append(f"max_batch_size {config.max_batch_size} is above {member.max_batch_size} of {step.model_name}")
+            mistakes.append(
+                f"max_batch_size {config.max_batch_size} is above {member.max_batch_size} of {step.model_name}"
+            )
         if set(step.input_map) != {tensor.name for tensor in member.input}:
             mistakes.append(f"step {step.model_name}: input_map must name every input of the model and nothing else")
         for tensor in member.input:
@@ -182,12 +189,6 @@ def graph_mistakes(config: ModelConfig, graph: Path) -> list[str]:
 
 def _fits(given, wanted) -> bool:
     return given.data_type == wanted.data_type and list(given.dims) == list(wanted.dims)
-
-
-def _type(name: str) -> int:
-    from tritonclient.grpc.model_config_pb2 import DataType
-
-    return DataType.Value(name)
 
 
 def _onnx_type(data_type: int) -> int | None:

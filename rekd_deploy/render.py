@@ -29,7 +29,7 @@ def segments(prediction: Prediction) -> Iterator[tuple[str, bool]]:
 
 def summary(prediction: Prediction) -> str:
     """Label, probability and how much was read, on one line."""
-    line = f"{prediction.label}  {prediction.probability:.1%}  from {prediction.rate:.1%} of the text"
+    line = f"{prediction.label}  {prediction.probability:.1%}  from {prediction.rate:.1%} of its tokens"
     return f"{line}  {_CUT}" if prediction.truncated else line
 
 

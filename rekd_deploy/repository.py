@@ -66,7 +66,7 @@ def write_repository(
         max_batch_size=max_batch_size, instances=instances, threads=threads, queue_delay_us=queue_delay_us
     )
     root = Path(root)
-    _refuse_foreign_folder(root)
+    refuse_foreign_folder(root)
     configs = build_configs(artefacts, settings, target)
     graphs = {SELECTOR: artefacts.selector, PREDICTOR: artefacts.predictor}
     mistakes = config_mistakes(configs)
@@ -109,7 +109,7 @@ def check_repository(root: Path) -> dict[str, Any]:
     altered = [name for name, digest in files.items() if sha256(root / name) != digest]
     if altered:
         raise RepositoryError(
-            f"{root}: {', '.join(altered)} changed since the export (SHA-256 differs); fix: copy it again or rekd-export"
+            f"{root}: {', '.join(altered)} changed since the export (SHA-256 differs); fix: rekd-export again"
         )
     stray = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name not in _MODELS)
     if stray:  # Triton takes every folder for a model and stops when it is none
@@ -165,7 +165,9 @@ def _place_graph(graph: Path, folder: Path) -> None:
         shutil.copyfile(weights, folder / weights.name)
 
 
-def _refuse_foreign_folder(root: Path) -> None:
+def refuse_foreign_folder(root: Path) -> None:
+    """Raise RepositoryError where writing a repository at ``root`` would destroy something else."""
+    root = Path(root)
     if root.is_dir():
         foreign = sorted(entry.name for entry in root.iterdir() if entry.name not in _OURS)
         if foreign:

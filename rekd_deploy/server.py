@@ -235,7 +235,7 @@ def settled_ports(wanted: dict[str, int], host: str) -> dict[str, int]:
             listener.bind((host, port))
             listener.listen(1)
         except OSError as error:
-            mistakes.append(f"port {port} cannot be used ({error.strerror}); choose another with {flag} (0: a free one)")
+            mistakes.append(f"port {port} cannot be used ({error.strerror}); choose another with {flag} (0: any free)")
             continue
         ports[interface] = listener.getsockname()[1]
     for listener in held:

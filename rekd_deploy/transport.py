@@ -1,4 +1,4 @@
-"""The seam between the client and the wire: gRPC or HTTP to Triton, in the project's own types and errors. torch-free."""
+"""Between client and wire: gRPC or HTTP to Triton, in the project's own types and errors. torch-free."""
 
 from __future__ import annotations
 
@@ -187,9 +187,9 @@ def _typed(error: Exception, url: str, model: str, timeout: float) -> ClientErro
         kind = ModelMissingError
     first_line = message.strip().splitlines()[0] if message.strip() else type(error).__name__
     if kind is ServerUnavailableError:
-        return kind(f"no Triton server answers at {url} ({first_line}); fix: start one with rekd-serve, or check the URL")
+        return kind(f"no Triton server answers at {url} ({first_line}); fix: check the URL, or start rekd-serve")
     if kind is DeadlineError:
-        return kind(f"no answer from {url} within {timeout:g} s ({first_line}); fix: a longer timeout, or a smaller batch")
+        return kind(f"no answer from {url} within {timeout:g} s ({first_line}); fix: a longer timeout")
     if kind is ModelMissingError:
         return kind(f"the server at {url} does not serve the model '{model}' ({first_line})")
     return RejectedError(f"the server at {url} refused the request: {first_line}")

@@ -26,6 +26,7 @@ PREDICTOR = "rekd_predictor"
 ENSEMBLE = "rekd"
 CONFIG_FILE = "config.pbtxt"
 TARGETS = ("python",)
+THREADS, MAX_LENGTH, VOCABULARY_SIZE = "intra_op_thread_count", "max_length", "vocabulary_size"
 
 _TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32", "bool": "TYPE_BOOL"}
 
@@ -72,8 +73,8 @@ def build_configs(artefacts: Artefacts, settings: ServingSettings, target: str =
     signature = artefacts.signature
     description = ServedDescription.of(artefacts.preprocessor, artefacts.labels, _capacity(signature.predictor))
     limits = {
-        "max_length": str(artefacts.preprocessor.settings.max_length),
-        "vocabulary_size": str(artefacts.preprocessor.vocabulary_size),
+        MAX_LENGTH: str(artefacts.preprocessor.settings.max_length),
+        VOCABULARY_SIZE: str(artefacts.preprocessor.vocabulary_size),
     }
     return {
         SELECTOR: _member(SELECTOR, signature.selector, settings, limits),
@@ -131,7 +132,7 @@ def _member(
     )
     # without an instance group Triton starts two CPU instances, or one a GPU
     config.instance_group.append(ModelInstanceGroup(count=settings.instances, kind=ModelInstanceGroup.KIND_CPU))
-    _set_parameters(config, {"intra_op_thread_count": str(settings.threads), **limits})
+    _set_parameters(config, {THREADS: str(settings.threads), **limits})
     return config
 
 

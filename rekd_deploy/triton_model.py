@@ -117,11 +117,12 @@ class InputChecker:
         mask = inputs.get("attention_mask")
         if mask is not None:
             if mask.shape != ids.shape:
-                return f"attention_mask has shape {list(mask.shape)} and input_ids {list(ids.shape)}; they must be equal"
+                return f"attention_mask has shape {list(mask.shape)}, input_ids {list(ids.shape)}; they must be equal"
             if reason := _outside("attention_mask", mask, 2, "the allowed values"):
                 return reason
-            if not mask.any(axis=1).all():
-                return f"row {int(np.argmin(mask.any(axis=1)))} of attention_mask is all 0; a text has at least one token"
+            real = mask.any(axis=1)
+            if not real.all():
+                return f"row {int(np.argmin(real))} of attention_mask is all 0; a text has at least one token"
         positions = inputs.get("positions")
         if positions is not None:
             if positions.shape != inputs["kept"].shape:

@@ -65,6 +65,18 @@ def test_predictor_graph_equals_the_model_on_the_same_mask(policy):
         torch.testing.assert_close(probabilities, rationalizer.probabilities(expected), atol=1e-6, rtol=0)
 
 
+def test_a_rule_that_keeps_every_position_shows_cls_once_and_has_a_slot_for_each():
+    rationalizer = make_rationalizer(policy=PAPER_POLICY)
+    special = rationalizer.preprocessor.special_ids
+    row = [special["cls"], *range(10, 56), special["sep"]]
+    inputs = tensors(rationalizer.preprocessor.pad([row], 48))
+    everything = torch.ones(1, 48, dtype=torch.bool)
+    with torch.inference_mode():
+        logits = rationalizer.gathered_class_logits(inputs, everything)
+        expected = rationalizer.class_logits(inputs, everything)
+    torch.testing.assert_close(logits, expected, atol=2e-5, rtol=0)
+
+
 def test_a_zero_mode_predictor_is_refused_with_the_way_out():
     with pytest.raises(ExportError, match="operator 'zero'.*rekd-train compact"):
         CompactPredictorGraph(make_rationalizer(operator="zero"))

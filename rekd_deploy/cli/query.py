@@ -1,0 +1,115 @@
+"""rekd-query: texts -> label, probability and the words that decided."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rekd_train.command import application, examples, run
+
+if TYPE_CHECKING:
+    from rekd_deploy.client import Client
+    from rekd_deploy.pipeline import Pipeline
+    from rekd_deploy.text_source import SourcedText
+    from rekd_train.prediction import Prediction
+
+_URL = "localhost:8001"
+_CHUNK = 256
+"""Texts asked and printed together, so that a file of any size streams through."""
+
+app = application(
+    help="Ask a served model: label, probability, and the text with the words that decided highlighted.",
+    epilog=examples(
+        'rekd-query "A film of great warmth, badly lit."',
+        "rekd-query --file reviews.jsonl --json > answers.jsonl",
+        "rekd-query --file - --url http://localhost:8000 < reviews.txt",
+        'rekd-query --local model_repository/python "No server needed."',
+    ),
+)
+
+
+@app.command()
+def query(
+    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts to ask about.")] = None,
+    file: Annotated[
+        str | None,
+        typer.Option(help='Texts of a file: .jsonl (key "text"), .txt (one a line), - (stdin).', metavar="FILE"),
+    ] = None,
+    json_lines: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, in order.")] = False,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Server: HOST:PORT (gRPC) or http://HOST:PORT.", show_default=_URL, metavar="URL"),
+    ] = None,
+    local: Annotated[
+        Path | None,
+        typer.Option(help="Answer in this process from a model repository, without a server.", metavar="REPO"),
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds a batch's answer may take.")] = 30.0,
+) -> None:
+    if bool(texts) == (file is not None):
+        raise typer.BadParameter("give texts or --file, one of the two", param_hint="TEXT")
+    if url is not None and local is not None:
+        raise typer.BadParameter("--local needs no server; give one of the two", param_hint="--url")
+    from rekd_deploy.text_source import texts_from_arguments, texts_from_file
+
+    # arguments are checked at once; a file streams
+    source = iter(list(texts_from_arguments(texts))) if texts else texts_from_file(file)
+    first_chunk = list(islice(source, _CHUNK))
+    with _answerer(url or _URL, local, timeout) as answerer:
+        write = _write_json if json_lines else _writer()
+        for prediction in _answers(answerer, first_chunk, source):
+            write(prediction)
+
+
+def _answerer(url: str, local: Path | None, timeout: float) -> Client | Pipeline:
+    if local is not None:
+        from rekd_deploy.pipeline import Pipeline
+
+        return Pipeline(local)
+    from rekd_deploy.client import Client
+
+    return Client(url, timeout=timeout)
+
+
+def _answers(
+    answerer: Client | Pipeline, chunk: list[SourcedText], rest: Iterable[SourcedText]
+) -> Iterator[Prediction]:
+    from rekd_train.errors import InputError
+
+    rest = iter(rest)
+    while chunk:
+        try:
+            yield from answerer.predict([sourced.text for sourced in chunk])
+        except InputError as error:  # counts from the start of the chunk
+            raise InputError(f"after {chunk[0].place}: {error}") from None
+        chunk = list(islice(rest, _CHUNK))
+
+
+def _write_json(prediction: Prediction) -> None:
+    plain_ascii = "utf" not in (sys.stdout.encoding or "").lower()
+    sys.stdout.write(json.dumps(prediction.to_dict(), ensure_ascii=plain_ascii) + "\n")
+
+
+def _writer():
+    from rich.console import Console
+
+    from rekd_deploy.render import plain_text, terminal_text
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    if console.is_terminal and console.color_system:
+        return lambda prediction: console.print(terminal_text(prediction), end="\n\n")
+    return lambda prediction: sys.stdout.write(plain_text(prediction) + "\n\n")
+
+
+def main() -> None:
+    run(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""The pipeline answers as the PyTorch model does, from the repository alone."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from rekd_deploy.batching import length_batches
+from rekd_deploy.errors import RepositoryError
+from rekd_deploy.pipeline import Pipeline
+from rekd_train.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def pipeline(repository):
+    with Pipeline(repository, batch_size=2) as pipeline:
+        yield pipeline
+
+
+def places(prediction):
+    return [(span.start, span.end, span.text) for span in prediction.rationale]
+
+
+def test_answers_are_the_models(pipeline, rationalizer, texts):
+    many = [*texts, *reversed(texts), "good plot", "x " * 100_000]
+    answers, expected = pipeline.predict(many), rationalizer.predict(many)
+    assert [answer.text for answer in answers] == many
+    for answer, wanted in zip(answers, expected, strict=True):
+        assert (answer.label, answer.rate, answer.truncated) == (wanted.label, wanted.rate, wanted.truncated)
+        assert places(answer) == places(wanted)
+        assert [(p.token, p.position) for p in answer.pieces] == [(p.token, p.position) for p in wanted.pieces]
+        assert list(answer.probabilities) == list(wanted.probabilities)
+        np.testing.assert_allclose([*answer.probabilities.values()], [*wanted.probabilities.values()], atol=1e-4)
+        np.testing.assert_allclose([s.score for s in answer.rationale], [s.score for s in wanted.rationale], atol=1e-4)
+    assert answers[-1].truncated and not answers[0].truncated
+
+
+def test_batches_are_of_one_padded_length_and_cover_every_text(rationalizer):
+    lengths = [40, 1, 20, 2, 3, 45, 4, 21]
+    batches = list(length_batches(rationalizer.preprocessor, ["good " * n for n in lengths], 2))
+    assert sorted(place for places, _ in batches for place in places) == list(range(8))
+    assert [encoded.inputs["input_ids"].shape for _, encoded in batches] == [(2, 16), (2, 16), (2, 32), (2, 48)]
+    for places, encoded in batches:
+        assert encoded.inputs["attention_mask"].sum(axis=1).tolist() == [lengths[place] + 2 for place in places]
+
+
+@pytest.mark.parametrize(
+    ("texts", "complaint"),
+    [
+        ([], "the list of texts is empty"),
+        ("good", "texts is str"),
+        (["good", "bad", " "], "text 2 is only white space"),
+        (["good", "bad", "\u200b"], "text 2 holds no word"),
+        (["good", 7], "text 1 is int"),
+        (["good", "\ud800"], "text 1 has an unpaired surrogate"),
+    ],
+)
+def test_every_text_is_checked_before_any_is_computed(pipeline, monkeypatch, texts, complaint):
+    monkeypatch.setattr(pipeline, "_answer", lambda encoded: pytest.fail("computed before all were checked"))
+    with pytest.raises(InputError, match=complaint):
+        pipeline.predict(texts)
+
+
+def test_works_without_with_and_again_after_close(repository):
+    pipeline = Pipeline(repository)
+    first = pipeline.predict(["good plot"])
+    pipeline.close()
+    pipeline.close()
+    assert pipeline.predict(["good plot"]) == first
+    with pipeline:
+        assert pipeline.predict(["good plot"]) == first
+
+
+def test_needs_no_torch(repository):
+    code = (
+        "import sys; from rekd_deploy.pipeline import Pipeline\n"
+        "with Pipeline(sys.argv[1]) as pipeline: print(pipeline.predict(['good plot'])[0].label)\n"
+        "heavy = {'torch', 'transformers', 'onnx', 'onnxscript'} & set(sys.modules); assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code, repository], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in ("negative", "positive")
+
+
+def test_a_repository_with_an_altered_or_missing_file_is_refused(repository, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(repository, tmp_path / "copy")
+    graph = copy / "rekd_predictor" / "1" / "model.onnx"
+    content = bytearray(graph.read_bytes())
+    content[-100] ^= 1
+    graph.write_bytes(content)
+    with pytest.raises(RepositoryError, match="rekd_predictor/1/model.onnx"):
+        Pipeline(copy)
+    graph.unlink()
+    with pytest.raises(RepositoryError, match="missing rekd_predictor/1/model.onnx"):
+        Pipeline(copy)
+    with pytest.raises(RepositoryError, match="no model repository at"):
+        Pipeline(tmp_path / "nowhere")
