@@ -107,5 +107,6 @@ def test_every_status_has_its_error(status):
 def test_unknown_model_by_its_message():
     from tritonclient.utils import InferenceServerException
 
-    error = _typed(InferenceServerException("Request for unknown model: 'rekd' is not found", "400"), "h:1", "rekd", 3.0)
+    raised = InferenceServerException("Request for unknown model: 'rekd' is not found", "400")
+    error = _typed(raised, "host:1", "rekd", 3.0)
     assert type(error) is ModelMissingError
