@@ -15,6 +15,7 @@ from typing import Any
 
 import rekd_deploy
 import rekd_train
+from rekd_deploy.publish import publish
 from rekd_deploy.stages import Stages, source_hash
 from rekd_train.checkpoint import read_metrics
 from rekd_train.config import RunConfig, run_config
@@ -50,14 +51,15 @@ def run_demo(demo: Demo, stages: Stages, observer: Observer) -> dict[str, Any]:
         inputs = [config.model_dump(), code, {role: stages.key(stage) for role, stage in links.items()}]
         return stages.run(name, inputs, lambda path: _discard(train_run(config, path, observer=observer, **paths)))
 
-    train("classifier", _only_classifier(student))
+    train("classifier", _only_classifier(student, masked_share=0.0))
+    train("warm_start", _only_classifier(student))
     train("teacher", teacher)
-    train("student_without_teacher", student, warm_start="classifier")
-    checkpoint = train("student", student, warm_start="classifier", teacher="teacher")
+    train("student_without_teacher", student, warm_start="warm_start")
+    checkpoint = train("student", student, warm_start="warm_start", teacher="teacher")
 
     deployed = [code, source_hash([Path(rekd_deploy.__file__).parent])]
     repository = stages.run(
-        "model_repository", [*deployed, stages.key("student")], lambda path: _export(checkpoint, path)
+        "model_repository", [*deployed, stages.key("student")], lambda path: _discard(publish(checkpoint, path))
     )
     answers = stages.run(
         "answers",
@@ -95,18 +97,10 @@ def _agree(mine: Prediction, other: Prediction, tolerance: float) -> bool:
     return all((kept.get(k) or also.get(k)) - cut <= NEAR_TIE for k in kept.keys() ^ also.keys())
 
 
-def _only_classifier(config: RunConfig) -> RunConfig:
-    stages = config.stages.model_copy(update={"rationale_epochs": 0.0, "compact_epochs": 0.0})
+def _only_classifier(config: RunConfig, **changes: float) -> RunConfig:
+    """The first stage alone; with ``masked_share=0`` it is a plain classifier that reads everything."""
+    stages = config.stages.model_copy(update={"rationale_epochs": 0.0, "compact_epochs": 0.0, **changes})
     return config.model_copy(update={"name": "demo_classifier", "stages": stages})
-
-
-def _export(checkpoint: Path, repository: Path) -> None:
-    from rekd_deploy.export import export
-    from rekd_deploy.repository import write_repository
-
-    work = repository.parent / ".export"
-    with atomic_directory(work) as directory:
-        write_repository(export(checkpoint, directory), repository)
 
 
 def _query(checkpoint: Path, repository: Path, config: RunConfig, count: int, output: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rekd_deploy.manifest import verify_files
-from rekd_deploy.repository import GRAPH, write_repository
+from rekd_deploy.repository import GRAPH, refuse_foreign_folder, write_repository
 from rekd_deploy.triton_config import PREDICTOR, SELECTOR
 from rekd_train.errors import CheckpointError
 
@@ -60,8 +60,9 @@ def publish(
         CheckpointError, ExportError, ParityError, RepositoryError, InputError.
     """
     checkpoint, root = Path(checkpoint), Path(root)
-    if not checkpoint.is_dir():  # said before torch is loaded
+    if not checkpoint.is_dir():  # both are said before torch is loaded
         raise CheckpointError(f"no checkpoint at {checkpoint}: not a directory; fix: check the path")
+    refuse_foreign_folder(root)
     clock = _Clock(report)
     clock("load")
     from rekd_deploy.export import export  # loads torch

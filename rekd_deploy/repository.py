@@ -66,7 +66,7 @@ def write_repository(
         max_batch_size=max_batch_size, instances=instances, threads=threads, queue_delay_us=queue_delay_us
     )
     root = Path(root)
-    _refuse_foreign_folder(root)
+    refuse_foreign_folder(root)
     configs = build_configs(artefacts, settings, target)
     graphs = {SELECTOR: artefacts.selector, PREDICTOR: artefacts.predictor}
     mistakes = config_mistakes(configs)
@@ -165,7 +165,9 @@ def _place_graph(graph: Path, folder: Path) -> None:
         shutil.copyfile(weights, folder / weights.name)
 
 
-def _refuse_foreign_folder(root: Path) -> None:
+def refuse_foreign_folder(root: Path) -> None:
+    """Raise RepositoryError where writing a repository at ``root`` would destroy something else."""
+    root = Path(root)
     if root.is_dir():
         foreign = sorted(entry.name for entry in root.iterdir() if entry.name not in _OURS)
         if foreign:

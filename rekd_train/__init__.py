@@ -14,7 +14,7 @@ from rekd_train.errors import (
     RekdError,
     TrainingError,
 )
-from rekd_train.prediction import Piece, Prediction, Span
+from rekd_train.prediction import Patch, Piece, Prediction, Span
 
 __version__ = "0.1.0"
 
@@ -31,6 +31,7 @@ __all__ = [
     "DataError",
     "InputError",
     "MissingExtraError",
+    "Patch",
     "Piece",
     "Prediction",
     "Rationalizer",

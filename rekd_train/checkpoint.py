@@ -3,7 +3,7 @@
     config.json            format, version, sizes, labels, preprocessing, data, SHA-256 of the weights
     selector.safetensors   weights
     predictor.safetensors  weights
-    tokenizer.json         text preprocessing
+    tokenizer.json         text preprocessing (an image's is all in config.json)
     policy.json            decision rule and probability temperature
     examples.jsonl         some examples of the dev split
     metrics.json           figures, each with the split it was measured on
@@ -30,7 +30,8 @@ from rekd_train.models.base import Predictor, Selector
 from rekd_train.models.families import build_backbone
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.policy import SelectionPolicy
-from rekd_train.preprocess import TextPreprocessor, TextSettings
+from rekd_train.preprocess import TOKENIZER_FILE
+from rekd_train.preprocessors import load_preprocessor
 
 FORMAT = "rekd-checkpoint"
 VERSION = 1
@@ -126,9 +127,7 @@ def load(path: str | Path) -> Rationalizer:
         raise CheckpointError(f"no checkpoint at {directory}: not a directory; fix: check the path")
     description = read_description(directory)
     try:
-        settings = dict(description["preprocessing"])
-        settings["lengths"] = tuple(settings["lengths"])
-        preprocessor = TextPreprocessor.load(directory, TextSettings(**settings))
+        preprocessor = load_preprocessor(directory, description["preprocessing"])
         stored = _read_json(directory / "policy.json")
         policy = SelectionPolicy.model_validate(stored["policy"])
         temperature = float(stored["probability_temperature"])
@@ -138,13 +137,15 @@ def load(path: str | Path) -> Rationalizer:
         }
         labels = [str(label) for label in description["labels"]]
         predictor = Predictor(backbones["predictor"], len(labels), description["operator"])
+        selector = Selector(backbones["selector"])
+        rationalizer = Rationalizer(selector, predictor, policy, preprocessor, labels, temperature)
         digests = dict(description["weights_sha256"])
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         problem = "; ".join(explain(error)) if isinstance(error, ValidationError) else _in_one_line(error)
         raise CheckpointError(f"{directory}: the description does not fit this version of rekd: {problem}") from None
     if preprocessor.fingerprint != description.get("preprocessing_sha256"):
-        raise CheckpointError(f"{directory}: tokenizer.json is not the one this model was trained with")
-    rationalizer = Rationalizer(Selector(backbones["selector"]), predictor, policy, preprocessor, labels, temperature)
+        what = TOKENIZER_FILE if (directory / TOKENIZER_FILE).exists() else "the preprocessing"
+        raise CheckpointError(f"{directory}: {what} is not the one this model was trained with")
     for role in ("selector", "predictor"):
         path = directory / f"{role}.safetensors"
         _load_weights(getattr(rationalizer, role), path, digests.get(path.name))
@@ -179,8 +180,10 @@ def checkpoint_hash(directory: Path) -> str:
     """SHA-256 over the files that decide what the model computes."""
     import hashlib
 
-    names = ("config.json", "policy.json", "tokenizer.json", *_WEIGHTS)
-    joined = "".join(f"{name}:{sha256(Path(directory) / name)}\n" for name in names)
+    directory = Path(directory)
+    tokenizer = (TOKENIZER_FILE,) if (directory / TOKENIZER_FILE).exists() else ()
+    names = ("config.json", "policy.json", *tokenizer, *_WEIGHTS)
+    joined = "".join(f"{name}:{sha256(directory / name)}\n" for name in names)
     return hashlib.sha256(joined.encode()).hexdigest()
 
 

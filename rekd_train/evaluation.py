@@ -52,10 +52,17 @@ def run_split(rationalizer: Rationalizer, split: TokenizedTexts, batch_size: int
     for indices in bucketed_batches(split.lengths, batch_size):
         inputs = to_tensors(split.inputs(indices), device)
         selection = rationalizer.select(inputs)
-        class_logits[indices] = rationalizer.class_logits(inputs, selection.mask).cpu().numpy()
+        class_logits[indices] = _classify(rationalizer, inputs, selection.mask).cpu().numpy()
         kept[indices] = selection.mask.sum(dim=1).cpu().numpy()
         selectable[indices] = rationalizer.selectable(inputs).sum(dim=1).cpu().numpy()
     return SplitOutputs(class_logits, kept, selectable)
+
+
+def _classify(rationalizer: Rationalizer, inputs: Inputs, mask: Tensor) -> Tensor:
+    """As it is served: a compact predictor computes on the kept tokens alone."""
+    if rationalizer.predictor.operator == "compact":
+        return rationalizer.gathered_class_logits(inputs, mask)
+    return rationalizer.class_logits(inputs, mask)
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ _TEMPLATE = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_bloc
     """\
 # {{ name }}
 
-A pair of networks that classifies text from its own rationale: a *selector* keeps a few words, a
+A pair of networks that classifies {{ modality }} from its own rationale: a *selector* keeps a few {{ features }}, a
 *predictor* sees only those. Labels: {{ labels }}.
 
 | part | family | layers | width | heads |
@@ -23,7 +23,7 @@ A pair of networks that classifies text from its own rationale: a *selector* kee
 {% endfor %}
 
 How unselected words are removed: `{{ description.operator }}`. Decision rule: noise-free score plus bias
-{{ policy.bias }}, at most {{ policy.budget }} of the words, at least {{ policy.minimum }}.
+{{ policy.bias }}, {{ limit }}, at least {{ policy.minimum }}.
 
 ## Data and weights
 {% for origin in origins %}
@@ -47,10 +47,15 @@ Load it: `rekd_train.load("THIS_DIRECTORY")`. Export it: `rekd-export THIS_DIREC
 def model_card(description: dict[str, Any], policy: SelectionPolicy, metrics: dict[str, Any]) -> str:
     """Markdown text of the card, from what the checkpoint itself says."""
     training = description["training"]
+    image = description["preprocessing"]["kind"] == "image"
+    features = "patches" if image else "words"
     return _TEMPLATE.render(
         name=training.get("name", "REKD pair"),
         labels=", ".join(description["labels"]),
         description=description,
+        modality="images" if image else "text",
+        features=features,
+        limit="no upper limit" if policy.budget is None else f"at most {policy.budget} of the {features}",
         policy=policy,
         origins=training.get("origins", []),
         figures=list(_flat(metrics)),

@@ -1,4 +1,4 @@
-"""What a prediction is: label, probabilities and the words that decided, torch-free.
+"""What a prediction is: label, probabilities and the words or patches that decided, torch-free.
 
 The same classes come from the PyTorch model, the in-process pipeline and the Triton client.
 """
@@ -39,6 +39,20 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Patch:
+    """One kept patch of an image."""
+
+    row: int
+    """Row of the patch grid, 0 at the top."""
+    column: int
+    """Column of the patch grid, 0 at the left."""
+    box: tuple[int, int, int, int]
+    """(left, top, right, bottom) in pixels of the image as given; right and bottom are one past the last."""
+    score: float
+    """Selector score z1 - z0, noise-free; higher is more wanted."""
+
+
+@dataclass(frozen=True)
 class Prediction:
     """An answer and the part of the input it was made from."""
 
@@ -46,16 +60,16 @@ class Prediction:
     """Name of the most probable class."""
     probabilities: dict[str, float]
     """Calibrated probability of each class, by label name, in the model's class order."""
-    rationale: list[Span]
-    """Whole-word spans in reading order."""
+    rationale: list[Span] | list[Patch]
+    """Whole-word spans, or the patches of an image, in reading order."""
     rate: float
-    """Kept pieces / real pieces after truncation, specials excluded."""
+    """Kept pieces / real pieces after truncation, specials excluded; of an image, kept patches / patches."""
     truncated: bool
     """True when the text was longer than the model reads and its end was cut."""
     text: str = ""
-    """The text as given."""
+    """The text as given; empty for an image."""
     pieces: list[Piece] = field(default_factory=list)
-    """The kept tokens one by one."""
+    """The kept tokens one by one; empty for an image."""
 
     @property
     def probability(self) -> float:

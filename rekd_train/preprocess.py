@@ -9,16 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from rekd_train.errors import CheckpointError, ConfigError, InputError
-from rekd_train.prediction import Piece, Prediction, Span
+from rekd_train.prediction import Prediction
+from rekd_train.spans import kept_pieces, merged_spans
+
+if TYPE_CHECKING:
+    from rekd_train.config import BackboneConfig
 
 _LINE_BREAK_TAG = re.compile(r"<br\s*/?>", re.IGNORECASE)
 TOKENIZER_FILE = "tokenizer.json"
@@ -122,11 +126,11 @@ class EncodedTexts:
                 Prediction(
                     label=labels[int(np.argmax(probabilities[row]))],
                     probabilities=row_probabilities,
-                    rationale=_spans(self.texts[row], encoding, kept, scores[row]),
+                    rationale=merged_spans(self.texts[row], encoding, kept, scores[row]),
                     rate=len(kept) / max(real, 1),
                     truncated=self.truncated[row],
                     text=self.texts[row],
-                    pieces=_pieces(encoding, kept, scores[row]),
+                    pieces=kept_pieces(encoding, kept, scores[row]),
                 )
             )
         return answers
@@ -168,6 +172,16 @@ class TextPreprocessor:
         """Vocabulary entries that are whole words of letters, in the order of their ids."""
         vocabulary = self._tokenizer.get_vocab()
         return sorted((entry for entry in vocabulary if entry.isalpha()), key=vocabulary.__getitem__)
+
+    @property
+    def positions(self) -> int:
+        """Most tokens of any text, [CLS] and [SEP] included."""
+        return self.settings.max_length
+
+    @property
+    def features(self) -> int:
+        """Most selectable tokens of any text: max_length without [CLS] and [SEP]."""
+        return self.settings.max_length - (len(self.special_ids) - 1)  # [PAD] is not part of a text
 
     @property
     def fingerprint(self) -> str:
@@ -215,6 +229,17 @@ class TextPreprocessor:
         """The padded length of a text with ``length`` tokens."""
         return next(bucket for bucket in self.settings.buckets if bucket >= length)
 
+    def check_items(self, items: object) -> list[str]:
+        """``items`` as a list of texts; raises InputError, see ``check_texts``."""
+        return check_texts(items)
+
+    def check_backbone(self, settings: BackboneConfig) -> None:
+        """Raise ConfigError if a network of these sizes cannot read this preprocessing's tensors."""
+        if settings.image is not None:
+            raise ConfigError(f"a text model cannot have the family '{settings.family}', which reads images")
+        if settings.vocabulary < self.vocabulary_size:
+            raise ConfigError(f"the tokenizer has {self.vocabulary_size} ids, the network only {settings.vocabulary}")
+
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Encode without checks or padding; truncated to ``max_length``."""
         return self._tokenizer.encode_batch([clean_text(text) for text in texts])
@@ -250,45 +275,3 @@ def _special_id(tokenizer: Tokenizer, candidates: Sequence[str]) -> int:
         if token_id is not None:
             return token_id
     raise CheckpointError(f"the tokenizer has none of the special tokens {', '.join(candidates)}")
-
-
-def _pieces(encoding: Encoding, kept: np.ndarray, scores: np.ndarray) -> list[Piece]:
-    tokens, offsets = encoding.tokens, encoding.offsets
-    return [
-        Piece(*offsets[position], token=tokens[position], position=int(position), score=float(scores[position]))
-        for position in kept
-    ]
-
-
-def _past_combining(text: str, end: int) -> int:
-    """An accent written as a character of its own is no token, but belongs to the word before it."""
-    while end < len(text) and unicodedata.combining(text[end]):
-        end += 1
-    return end
-
-
-def _spans(text: str, encoding: Encoding, kept: np.ndarray, scores: np.ndarray) -> list[Span]:
-    """Whole words with any kept piece; neighbouring words merge into one span."""
-    words = encoding.word_ids
-    best: dict[int, float] = {}
-    for position in kept:
-        word = words[position]
-        if word is not None:
-            best[word] = max(best.get(word, -np.inf), float(scores[position]))
-    bounds: dict[int, tuple[int, int]] = {}
-    for position, word in enumerate(words):
-        if word in best:
-            start, end = encoding.offsets[position]
-            first, last = bounds.get(word, (start, end))
-            bounds[word] = (min(first, start), _past_combining(text, max(last, end)))
-    spans: list[Span] = []
-    previous = None
-    for word in sorted(best):
-        start, end = bounds[word]
-        score = best[word]
-        if previous is not None and word == previous + 1:
-            start, score = spans[-1].start, max(score, spans[-1].score)
-            spans.pop()
-        spans.append(Span(start, end, text[start:end], score))
-        previous = word
-    return spans

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from skips import pytest_runtest_makereport  # noqa: F401  the hook, for every test
 
 from rekd_train.config import BackboneConfig
 from rekd_train.models.base import Predictor, Selector
@@ -90,6 +91,35 @@ def texts() -> list[str]:
         " ".join(WORDS * 3),
         "Über café 東京 🎬 good",
     ]
+
+
+def make_image_rationalizer(
+    seed: int = 0,
+    operator: str = "compact",
+    policy: SelectionPolicy | None = None,
+    labels: tuple[str, ...] = ("shirt", "shoe", "bag"),
+) -> Rationalizer:
+    """A random pair of vision transformers over 16 x 12 grey images: 4 x 3 patches, unequal sizes."""
+    from rekd_train.config import ImageConfig
+    from rekd_train.preprocess_image import ImagePreprocessor, ImageSettings
+
+    torch.manual_seed(seed)
+    image = ImageConfig(height=16, width=12, channels=1, patch=4, mean=(0.3,), std=(0.4,))
+    small = BackboneConfig(family="vit", layers=1, width=8, heads=2, feedforward=16, head_width=0, image=image)
+    large = BackboneConfig(family="vit", layers=2, width=12, heads=3, feedforward=20, final_norm=False, image=image)
+    selector = Selector(build_backbone(small, {}))
+    predictor = Predictor(build_backbone(large, {}), len(labels), operator)
+    with torch.no_grad():  # random weights give scores too alike to choose by
+        selector.head[-1].weight.mul_(8)
+        predictor.head[-1].weight.mul_(20)
+    policy = policy or SelectionPolicy(bias=0.1, budget=0.4, minimum=1)
+    preprocessor = ImagePreprocessor(ImageSettings.of(small))
+    return Rationalizer(selector, predictor, policy, preprocessor, labels, probability_temperature=1.3).eval()
+
+
+@pytest.fixture(scope="session")
+def image_rationalizer() -> Rationalizer:
+    return make_image_rationalizer()
 
 
 @pytest.fixture(scope="session")

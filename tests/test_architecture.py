@@ -20,12 +20,12 @@ HOUSE = {
     "ground": "rekd_train.errors rekd_train.files rekd_train.prediction",
     "config": "rekd_train.config rekd_train.policy",
     "data": """
-        rekd_train.preprocess rekd_train.preprocess_image rekd_train.preprocess_token_ids rekd_train.preprocessors
-        rekd_train.data rekd_train.pretrained
+        rekd_train.spans rekd_train.preprocess rekd_train.preprocess_image rekd_train.preprocess_token_ids
+        rekd_train.preprocessors rekd_train.data rekd_train.pretrained
     """,
     "models": """
-        rekd_train.models rekd_train.models.base rekd_train.models.bert rekd_train.models.families
-        rekd_train.models.gates rekd_train.models.rationalizer rekd_train.models.vit
+        rekd_train.models rekd_train.models.base rekd_train.models.text rekd_train.models.bert rekd_train.models.bilstm
+        rekd_train.models.families rekd_train.models.gates rekd_train.models.rationalizer rekd_train.models.vit
     """,
     "training": """
         rekd_train.building rekd_train.calibration rekd_train.evaluation rekd_train.losses rekd_train.metrics
@@ -61,7 +61,10 @@ ROOM_OF = {module: room for room, modules in HOUSE.items() for module in modules
 COMMANDS = ("rekd_train.cli", "rekd_train.command", "rekd_deploy.cli")
 """The only modules that may print or end the process."""
 
-HEAVY = {"torch", "transformers", "onnx", "onnxscript", "onnxruntime", "tritonclient", "pytriton", "pandas", "scipy"}
+HEAVY = {
+    "torch", "transformers", "timm", "PIL", "onnx", "onnxscript", "onnxruntime", "tritonclient", "pytriton",
+    "pandas", "scipy",
+}  # fmt: skip
 
 
 @cache

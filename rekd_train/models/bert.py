@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import BertConfig, BertModel
 
 from rekd_train.config import BackboneConfig
-from rekd_train.models.base import Backbone, Inputs
+from rekd_train.models.base import Inputs
+from rekd_train.models.text import TextBackbone
 
 
-class BertBackbone(Backbone):
+class BertBackbone(TextBackbone):
     """Words through a BERT encoder.
 
     Inputs: ``input_ids`` and ``attention_mask``, int64 (B, N), right-padded, [CLS] at position 0.
@@ -41,23 +42,9 @@ class BertBackbone(Backbone):
         config._attn_implementation = "sdpa"
         self.bert = BertModel(config, add_pooling_layer=False)
 
-    def load_word_embeddings(self, table: Tensor) -> None:
-        """Start from a (vocabulary, width) table."""
-        with torch.no_grad():
-            self.bert.embeddings.word_embeddings.weight.copy_(table)
-
-    def real(self, inputs: Inputs) -> Tensor:
-        return inputs["attention_mask"] > 0
-
-    def selectable(self, inputs: Inputs) -> Tensor:
-        mask = self.real(inputs)
-        for token_id in self.special_ids.values():
-            mask = mask & (inputs["input_ids"] != token_id)
-        return mask
-
-    def words(self, input_ids: Tensor) -> Tensor:
-        """(B, M, H) word embeddings, no position added."""
-        return self.bert.embeddings.word_embeddings(input_ids)
+    @property
+    def table(self) -> nn.Embedding:
+        return self.bert.embeddings.word_embeddings
 
     def states(self, inputs: Inputs) -> Tensor:
         return self._encode(self.words(inputs["input_ids"]), inputs["attention_mask"])

@@ -9,6 +9,7 @@ from rekd_train.config import BackboneConfig
 from rekd_train.errors import ConfigError
 from rekd_train.models.base import Backbone
 from rekd_train.models.bert import BertBackbone
+from rekd_train.models.bilstm import BilstmBackbone
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,16 @@ class Family:
     """Whether computing on the gathered features alone equals masking the others."""
 
 
+def _vit(settings: BackboneConfig, special_ids: dict[str, int]) -> Backbone:
+    from rekd_train.models.vit import VitBackbone  # timm takes seconds to import, text models do not need it
+
+    return VitBackbone(settings, special_ids)
+
+
 FAMILIES: dict[str, Family] = {
     "bert": Family(backbone=BertBackbone, modality="text", gathering_is_masking=True),
+    "bilstm": Family(backbone=BilstmBackbone, modality="text", gathering_is_masking=False),
+    "vit": Family(backbone=_vit, modality="image", gathering_is_masking=True),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from rekd_train.models.base import Inputs, Predictor, Selector
 from rekd_train.models.gates import apply_policy, kept_positions, selection_scores
 from rekd_train.policy import SelectionPolicy
 from rekd_train.prediction import Prediction
-from rekd_train.preprocess import TextPreprocessor, check_texts
+from rekd_train.preprocessors import Preprocessor
 
 
 class Selection(NamedTuple):
@@ -31,9 +31,12 @@ class Rationalizer(nn.Module):
         selector: scores features.
         predictor: classifies from kept features.
         policy: from scores to the mask.
-        preprocessor: texts to ``inputs`` and masks back to spans.
+        preprocessor: texts or images to ``inputs`` and masks back to spans or patches.
         labels: class names, in the order of the logits.
         probability_temperature: softmax temperature fitted on dev (1 = uncalibrated).
+
+    Raises:
+        ConfigError: the preprocessing does not fit the networks.
     """
 
     def __init__(
@@ -41,11 +44,13 @@ class Rationalizer(nn.Module):
         selector: Selector,
         predictor: Predictor,
         policy: SelectionPolicy,
-        preprocessor: TextPreprocessor,
+        preprocessor: Preprocessor,
         labels: Sequence[str],
         probability_temperature: float = 1.0,
     ) -> None:
         super().__init__()
+        for model in (selector, predictor):
+            preprocessor.check_backbone(model.backbone.settings)
         self.selector = selector
         self.predictor = predictor
         self.policy = policy
@@ -56,9 +61,8 @@ class Rationalizer(nn.Module):
     @property
     def capacity(self) -> int:
         """K: most features that a rationale of this model can hold."""
-        longest = self.preprocessor.settings.max_length
-        specials = len(self.preprocessor.special_ids) - 1  # [PAD] is not part of a text
-        return self.policy.capacity(longest if self.policy.selectable == "all" else longest - specials)
+        sizes = self.preprocessor
+        return self.policy.capacity(sizes.positions if self.policy.selectable == "all" else sizes.features)
 
     def selectable(self, inputs: Inputs) -> Tensor:
         """(B, N) bool: what the policy may choose from."""
@@ -96,18 +100,21 @@ class Rationalizer(nn.Module):
         return torch.softmax(logits / self.probability_temperature, dim=-1)
 
     @torch.inference_mode()
-    def predict(self, texts: Sequence[str], batch_size: int = 64) -> list[Prediction]:
-        """Label, probabilities and rationale of each text.
+    def predict(self, items: Sequence[Any], batch_size: int = 64) -> list[Prediction]:
+        """Label, probabilities and rationale of each item.
+
+        Args:
+            items: texts (str); for a vision model images: uint8 arrays (H, W, C), Pillow images or paths.
 
         Raises:
-            InputError: an empty list or a text that cannot be used.
+            InputError: an empty list or an item that cannot be used.
         """
         self.eval()
-        check_texts(texts)
+        items = self.preprocessor.check_items(items)
         predictions: list[Prediction] = []
         device = next(self.parameters()).device
-        for start in range(0, len(texts), batch_size):
-            encoded = self.preprocessor(texts[start : start + batch_size], first_index=start)
+        for start in range(0, len(items), batch_size):
+            encoded = self.preprocessor(items[start : start + batch_size], first_index=start)
             inputs = {name: torch.from_numpy(array).to(device) for name, array in encoded.inputs.items()}
             selection = self.select(inputs)
             probabilities = self.probabilities(self.class_logits(inputs, selection.mask))

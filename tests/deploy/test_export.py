@@ -46,9 +46,10 @@ def test_interface_is_the_signature(artefacts, role):
     signature = getattr(artefacts.signature, role)
     kinds = {"int64": onnx.TensorProto.INT64, "float32": onnx.TensorProto.FLOAT, "bool": onnx.TensorProto.BOOL}
     for values, specs in ((model.graph.input, signature.inputs), (model.graph.output, signature.outputs)):
+        tensors = [(value.name, value.type.tensor_type) for value in values]
         assert [
-            (v.name, v.type.tensor_type.elem_type, tuple(d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim))
-            for v in values
+            (name, tensor.elem_type, tuple(axis.dim_param or axis.dim_value for axis in tensor.shape.dim))
+            for name, tensor in tensors
         ] == [(spec.name, kinds[spec.dtype], spec.shape) for spec in specs]
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 20)]
     assert model.ir_version <= 10

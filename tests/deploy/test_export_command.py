@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from rekd_deploy.errors import ParityError
+from rekd_deploy.errors import ParityError, RepositoryError
 from rekd_deploy.publish import publish
 
 
@@ -84,6 +84,12 @@ def test_the_table_names_artefacts_figures_and_the_repository(artefacts, tmp_pat
     text = shown.get()
     for expected in ("selector.onnx", "predictor.onnx", "kB", "fp32", "limit 1e-04", "0 of ", "1.2", "made from the"):
         assert expected in text
+
+
+def test_an_output_that_holds_something_else_is_refused_before_any_work(checkpoint, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(RepositoryError, match="holds thesis.tex"):
+        publish(checkpoint, tmp_path, report=lambda step: pytest.fail(f"started: {step}"))
 
 
 @pytest.mark.parametrize(

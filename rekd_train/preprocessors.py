@@ -1,0 +1,91 @@
+"""What every preprocessing offers, and the one place that knows them all. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from rekd_train.errors import ConfigError
+from rekd_train.prediction import Prediction
+from rekd_train.preprocess import TextPreprocessor, TextSettings
+from rekd_train.preprocess_image import ImagePreprocessor, ImageSettings
+from rekd_train.preprocess_token_ids import TokenIdPreprocessor, TokenIdSettings
+
+if TYPE_CHECKING:
+    from rekd_train.config import BackboneConfig
+
+
+class Encoded(Protocol):
+    """A batch of tensors that can read a mask back."""
+
+    inputs: dict[str, np.ndarray]
+    """Tensors by name, batch first."""
+
+    def predictions(
+        self, labels: Sequence[str], probabilities: np.ndarray, mask: np.ndarray, scores: np.ndarray
+    ) -> list[Prediction]:
+        """Model outputs (B, C), (B, N) bool, (B, N) as predictions."""
+
+
+class Preprocessor(Protocol):
+    """Items of one modality -> tensors; the same code in training, in process and in the client."""
+
+    settings: Any
+    """A frozen dataclass of JSON values; its ``kind`` names the preprocessing."""
+    special_ids: dict[str, int]
+    """Token ids that are no features, by name; empty for images."""
+
+    @property
+    def positions(self) -> int:
+        """Most positions of any item, specials included."""
+
+    @property
+    def features(self) -> int:
+        """Most selectable features of any item."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex): equal fingerprints give equal tensors."""
+
+    def __call__(self, items: Sequence[Any], first_index: int = 0) -> Encoded:
+        """Encode items as one batch; raises InputError that names the item, counted from ``first_index``."""
+
+    def check_items(self, items: object) -> list[Any]:
+        """``items`` as a list; raises InputError if they cannot be predicted on."""
+
+    def check_backbone(self, settings: BackboneConfig) -> None:
+        """Raise ConfigError if a network of these sizes cannot read the tensors."""
+
+    def save(self, directory: Path) -> None:
+        """Write what the settings do not hold into ``directory``."""
+
+
+_KINDS = {
+    "text": (TextSettings, TextPreprocessor),
+    "image": (ImageSettings, ImagePreprocessor),
+    "token_ids": (TokenIdSettings, TokenIdPreprocessor),
+}
+
+
+def load_preprocessor(directory: Path, settings: dict[str, Any]) -> Preprocessor:
+    """The preprocessing of a checkpoint.
+
+    Args:
+        directory: of the checkpoint.
+        settings: as in its config.json.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+        ConfigError: an unknown kind, or settings out of range.
+        TypeError, ValueError: not a dictionary, or settings that the kind does not have.
+    """
+    settings = dict(settings)
+    kind = settings.get("kind")
+    if kind not in _KINDS:
+        raise ConfigError(f"unknown preprocessing '{kind}'; known: {', '.join(_KINDS)}")
+    settings_class, preprocessor_class = _KINDS[kind]
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+    return preprocessor_class.load(directory, settings_class(**values))

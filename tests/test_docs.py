@@ -1,0 +1,80 @@
+"""The documents tell the truth about names: paths, commands, make targets, links."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def tree_paths() -> list[str]:
+    """Paths of the annotated tree in the README, indentation resolved."""
+    block = re.search(r"## The house.*?```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
+    folders: list[str] = []
+    paths = []
+    for line in block.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        names = re.split(r"\s{2,}", line.strip())[0].split(", ")
+        paths += ["".join(folders[:depth]) + name for name in names]
+        if names[0].endswith("/"):
+            folders[depth:] = [names[0]]
+    return paths
+
+
+@pytest.mark.parametrize("path", tree_paths())
+def test_the_tree_in_the_readme_is_there(path):
+    assert (ROOT / path).exists()
+    assert (ROOT / path).is_dir() == path.endswith("/")
+
+
+def test_every_top_level_folder_with_code_is_in_the_tree():
+    tracked = {path.parent.name for path in ROOT.glob("*/*") if path.suffix in {".py", ".sh"}}
+    assert {name for name in tracked if not name.startswith(".")} <= {path.rstrip("/") for path in tree_paths()}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_code_paths_resolve(document):
+    text = document.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("http"):
+            assert (document.parent / target).exists(), target
+    packages = ("", "rekd_train/", "rekd_deploy/", "docs/", "tests/")
+    written = {"config.json", "metrics.json", "policy.json", "tokenizer.json", "examples.jsonl"}  # by a run
+    for name in re.findall(r"`([\w/.]+\.(?:py|sh|toml|md))`", text):
+        assert name in written or any((ROOT / package / name).exists() for package in packages), name
+
+
+def test_commands_and_make_targets_in_the_readme_exist():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    assert set(re.findall(r"`(rekd-\w+)", readme)) == set(scripts)
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for document in DOCUMENTS:
+        named = set(re.findall(r"(?:^|`)make (\w+)", document.read_text(encoding="utf-8"), re.MULTILINE))
+        assert named <= targets, document.name
+
+
+def test_subcommands_in_the_readme_exist():
+    from rekd_train.cli import app
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    names = {info.name or info.callback.__name__ for info in app.registered_commands}
+    assert set(re.findall(r"`rekd-train (\w+)", readme)) == names
+
+
+def test_extras_in_the_readme_exist():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    table = re.search(r"\| extra \|.*?\n\n", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL).group()
+    cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    named = {name for cell in cells for name in re.findall(r"`([\w-]+)`", cell)}
+    assert named == set(extras)
+
+
+def test_every_preset_makes_its_documented_origin():
+    from rekd_train.config import preset_names, run_config
+
+    for name in preset_names():
+        assert run_config(name).source, f"{name} does not say where its settings come from"

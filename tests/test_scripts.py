@@ -1,0 +1,400 @@
+"""Preflight and environment, with faked interpreters and system tools on a PATH of their own."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = (
+    "sh dirname mktemp rm mv tail uname getconf df grep tr sort sed cksum mkdir cat echo touch printf id".split()
+)
+
+GOOD = "cpython|3.12|shared|venv|"
+
+
+class Machine:
+    """A project folder and a PATH that holds nothing but ordinary tools and what a test puts there."""
+
+    def __init__(self, root: Path) -> None:
+        self.project = root / "a project"
+        self.bin = root / "bin"
+        self.log = root / "calls"
+        self.bin.mkdir(parents=True)
+        (self.project / "scripts").mkdir(parents=True)
+        for name in ("preflight.sh", "environment.sh"):
+            shutil.copy(ROOT / "scripts" / name, self.project / "scripts")
+        (self.project / "pyproject.toml").write_text("[project]\n")
+        for tool in TOOLS:
+            if found := shutil.which(tool):
+                (self.bin / tool).symlink_to(found)
+        self.tool("uname", 'case "$1" in -s) echo Linux ;; -m) echo x86_64 ;; esac')
+        self.tool("getconf", "echo glibc 2.36")
+        self.tool("df", 'echo "Filesystem blocks Used Available Capacity Mounted"; echo "/dev/x 1 1 99999999 1% /"')
+        self.tool("apt-cache", "exit 1")
+
+    def tool(self, name: str, script: str) -> Path:
+        path = self.bin / name
+        path.unlink(missing_ok=True)
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        return path
+
+    def python(self, name: str, facts: str = GOOD) -> str:
+        """A fake interpreter: answers the probes, makes environments, notes what it is asked."""
+        path = self.bin / name
+        version = facts.split("|")[1]
+        accepted = version in ("3.11", "3.12")
+        self.tool(
+            name,
+            f"""
+            echo "{name} $* [$PYTHONPATH$PYTHONHOME$VIRTUAL_ENV$PYTHONOPTIMIZE]" >>"{self.log}"
+            case "$*" in
+                *ensurepip*) echo "{facts}{path if facts.endswith("|") else ""}" ;;
+                *base_prefix*) echo "{accepted} /opt/{version}" ;;
+                *"-m venv"*) mkdir -p .venv/bin; cp "$0" .venv/bin/python 2>/dev/null ;;
+                *"-m pip"*download*) [ ! -e "{self.log}.offline" ] || {{ echo "no route" >&2; exit 1; }} ;;
+                *"-m pip"*install*) [ ! -e "{self.log}.cut" ] || exit 1; echo "$*" >.venv/packages ;;
+            esac
+            """,
+        )
+        return str(path)
+
+    def run(self, script: str, *arguments: str, **variables: str) -> tuple[int, str, list[str]]:
+        done = subprocess.run(
+            ["sh", f"scripts/{script}", *arguments],
+            cwd=self.project,
+            env={"PATH": str(self.bin), "HOME": str(self.project), **variables},
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        return done.returncode, done.stdout.strip(), done.stderr.splitlines()
+
+    def preflight(self, **variables: str):
+        return self.run("preflight.sh", **variables)
+
+    def environment(self, extras: str = "cpu,serve", **variables: str):
+        return self.run("environment.sh", extras, **variables)
+
+    def calls(self, what: str) -> list[str]:
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [line for line in lines if what in line]
+
+
+@pytest.fixture
+def machine(tmp_path) -> Machine:
+    found = Machine(tmp_path)
+    (found.bin / "cp").symlink_to(shutil.which("cp"))
+    return found
+
+
+def only_line(result) -> str:
+    code, out, errors = result
+    assert (code, out) == (1, "")
+    assert len(errors) == 1, errors
+    assert errors[0].startswith("error: ") and "; fix: " in errors[0]
+    return errors[0]
+
+
+# preflight: what is accepted
+
+
+def test_the_newest_good_python_wins(machine):
+    machine.python("python3.11", "cpython|3.11|shared|venv|")
+    best = machine.python("python3.12")
+    assert machine.preflight() == (0, best, [])
+
+
+def test_a_shim_that_cannot_run_is_passed_over(machine):
+    machine.tool("python3.12", 'echo "pyenv: python3.12: command not found" >&2; exit 127')
+    good = machine.python("python3.11", "cpython|3.11|shared|venv|")
+    assert machine.preflight() == (0, good, [])
+
+
+def test_plain_python3_will_do(machine):
+    good = machine.python("python3")
+    assert machine.preflight() == (0, good, [])
+
+
+def test_an_incomplete_one_does_not_hide_a_good_one(machine):
+    machine.python("python3.12", "cpython|3.12||venv|")
+    good = machine.python("python3.11", "cpython|3.11|shared|venv|")
+    assert machine.preflight() == (0, good, [])
+
+
+def test_PYTHON_is_the_only_one_considered(machine):  # noqa: N802
+    machine.python("python3.12")
+    mine = machine.python("my python", "cpython|3.11|shared|venv|")
+    assert machine.preflight(PYTHON=mine) == (0, mine, [])
+    assert not machine.calls("python3.12")
+    machine.python("old", "cpython|3.9|shared|venv|")
+    assert "old is Python 3.9" in only_line(machine.preflight(PYTHON="old"))
+
+
+def test_this_very_python_passes():
+    """The real probe on the real interpreter, whose facts are known otherwise."""
+    variables = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run(["sh", "scripts/preflight.sh"], cwd=ROOT, env=variables, capture_output=True, text=True)
+    if done.returncode:
+        assert "GB are free" in done.stderr, done.stderr
+    else:
+        version = subprocess.run([done.stdout.strip(), "-V"], capture_output=True, text=True).stdout
+        assert version.split()[1] == sys.version.split()[0]
+
+
+# preflight: what is missing
+
+
+def test_no_python_at_all(machine):
+    line = only_line(machine.preflight())
+    assert "no Python 3.11 or 3.12" in line
+    assert "python3.12 does not run, python3.11 does not run, python3 does not run" in line
+    assert "apt-get install python3.11 libpython3.11 python3.11-venv" in line and "PYTHON=" in line
+
+
+def test_only_a_python_of_another_version(machine):
+    machine.python("python3", "cpython|3.13|shared|venv|")
+    assert "python3 is Python 3.13" in only_line(machine.preflight())
+
+
+def test_another_implementation(machine):
+    machine.python("python3", "pypy|3.11|shared|venv|")
+    assert "python3 is pypy" in only_line(machine.preflight())
+
+
+def test_the_fix_names_the_package_that_this_debian_has(machine):
+    machine.tool("apt-cache", '[ "$2" = python3.12 ]')
+    assert "apt-get install python3.12 libpython3.12 python3.12-venv" in only_line(machine.preflight())
+
+
+def test_no_shared_library(machine):
+    machine.python("python3.11", "cpython|3.11||venv|")
+    line = only_line(machine.preflight())
+    assert "no shared library libpython3.11.so.1.0" in line and "apt-get install libpython3.11" in line
+
+
+def test_no_venv(machine):
+    machine.python("python3.11", "cpython|3.11|shared||")
+    line = only_line(machine.preflight())
+    assert "cannot make virtual environments" in line and "apt-get install python3.11-venv" in line
+
+
+@pytest.mark.parametrize(("system", "architecture"), [("Darwin", "arm64"), ("Linux", "aarch64"), ("FreeBSD", "x86_64")])
+def test_another_platform(machine, system, architecture):
+    machine.tool("uname", f'case "$1" in -s) echo {system} ;; -m) echo {architecture} ;; esac')
+    assert f"{system} {architecture}" in only_line(machine.preflight())
+
+
+@pytest.mark.parametrize(
+    ("script", "shown"), [("echo glibc 2.31", "2.31"), ("echo glibc 1.99", "1.99"), ("exit 1", "not there (musl?)")]
+)
+def test_an_old_or_another_c_library(machine, script, shown):
+    machine.python("python3.12")
+    machine.tool("getconf", script)
+    line = only_line(machine.preflight())
+    assert f"glibc is {shown}" in line and "2.35" in line
+
+
+@pytest.mark.parametrize("version", ["2.35", "2.41", "3.0"])
+def test_a_new_c_library(machine, version):
+    machine.python("python3.12")
+    machine.tool("getconf", f"echo glibc {version}")
+    assert machine.preflight()[0] == 0
+
+
+def test_a_full_disk_matters_only_while_the_environment_is_not_there(machine):
+    machine.python("python3.12")
+    machine.tool("df", 'echo Filesystem; echo "/dev/x 9999999 9999999 3145728 99% /"')
+    line = only_line(machine.preflight())
+    assert "3 GB are free" in line and "6 GB" in line
+    (machine.project / ".venv").mkdir()
+    (machine.project / ".venv" / "installed").touch()
+    assert machine.preflight()[0] == 0
+
+
+def test_a_folder_that_cannot_be_written_to(machine):
+    machine.python("python3.12")
+    machine.tool("mktemp", "exit 1")
+    line = only_line(machine.preflight())
+    assert "cannot be written to" in line and "a project" in line
+
+
+def test_everything_that_is_missing_is_named_at_once(machine):
+    machine.tool("getconf", "echo glibc 2.31")
+    machine.tool("mktemp", "exit 1")
+    machine.python("python3.11", "cpython|3.11|||")
+    code, out, errors = machine.preflight()
+    assert (code, out) == (1, "")
+    assert len(errors) == 4, errors
+    assert all(line.startswith("error: ") and "; fix: " in line for line in errors)
+
+
+def test_it_leaves_nothing_behind(machine):
+    machine.python("python3.12")
+    machine.preflight()
+    assert sorted(path.name for path in machine.project.iterdir()) == ["pyproject.toml", "scripts"]
+
+
+# the environment
+
+
+def test_it_is_made_once(machine):
+    machine.python("python3.12")
+    code, out, errors = machine.environment("cpu,serve")
+    assert (code, errors) == (0, [])
+    assert "Making" in out and "rekd[cpu,serve]" in out
+    assert ".[cpu,serve]" in (machine.project / ".venv" / "packages").read_text()
+    machine.log.unlink()
+    assert machine.environment("cpu,serve") == (0, "", [])
+    assert machine.environment("serve") == (0, "", []), "fewer extras are there already"
+    assert machine.calls("-m ") == [], "no pip, no venv"
+
+
+def test_more_extras_are_added_to_those_that_are_there(machine):
+    machine.python("python3.12")
+    machine.environment("cpu,serve")
+    code, out, _ = machine.environment("dev,cpu")
+    assert code == 0
+    assert "Making" not in out
+    assert ".[cpu,dev,serve]" in (machine.project / ".venv" / "packages").read_text()
+
+
+def test_a_change_of_pyproject_or_of_the_folder_installs_again(machine):
+    machine.python("python3.12")
+    machine.environment()
+    (machine.project / "pyproject.toml").write_text("[project]\nname = 'x'\n")
+    assert "Installing" in machine.environment()[1]
+    assert machine.environment()[1] == ""
+    machine.project = machine.project.rename(machine.project.with_name("moved"))
+    assert "Installing" in machine.environment()[1]
+
+
+def test_an_interrupted_installation_starts_again(machine):
+    machine.python("python3.12")
+    cut = Path(f"{machine.log}.cut")
+    cut.touch()
+    assert machine.environment()[0] != 0
+    (machine.project / ".venv" / "half").touch()
+    cut.unlink()
+    code, out, _ = machine.environment()
+    assert code == 0
+    assert "Making" in out
+    assert not (machine.project / ".venv" / "half").exists()
+
+
+def test_an_interrupted_update_starts_again(machine):
+    machine.python("python3.12")
+    machine.environment("cpu")
+    cut = Path(f"{machine.log}.cut")
+    cut.touch()
+    assert machine.environment("cpu,dev")[0] != 0
+    assert machine.environment("cpu")[0] != 0, "what was there is not trusted any more"
+    cut.unlink()
+    assert "Making" in machine.environment("cpu")[1]
+
+
+def test_an_environment_that_does_not_run_is_made_again(machine):
+    machine.python("python3.12")
+    machine.environment()
+    (machine.project / ".venv" / "bin" / "python").unlink()
+    assert "Making" in machine.environment()[1]
+
+
+def test_another_PYTHON_makes_it_again(machine):  # noqa: N802
+    machine.python("python3.12")
+    machine.environment()
+    assert machine.environment(PYTHON="python3.12")[1] == ""
+    other = machine.python("python3.11", "cpython|3.11|shared|venv|")
+    assert f"with {other}" in machine.environment(PYTHON="python3.11")[1]
+
+
+def test_an_environment_of_somebody_elses_python_is_not_removed(machine):
+    machine.python("old", "cpython|3.9|shared|venv|")
+    (machine.project / ".venv" / "bin").mkdir(parents=True)
+    shutil.copy(machine.bin / "old", machine.project / ".venv" / "bin" / "python")
+    assert "rm -r .venv" in only_line(machine.environment())
+    assert (machine.project / ".venv" / "bin" / "python").exists()
+
+
+def test_no_network_is_told_in_one_line(machine):
+    machine.python("python3.12")
+    Path(f"{machine.log}.offline").touch()
+    code, _, errors = machine.environment()
+    assert code == 1
+    assert len(errors) == 1 and "pip cannot reach the Python package index (no route); fix: " in errors[0]
+    assert not machine.calls(" install ")
+    Path(f"{machine.log}.offline").unlink()
+    assert machine.environment()[0] == 0
+
+
+def test_what_preflight_misses_is_told_before_anything_is_made(machine):
+    only_line(machine.environment())
+    assert not (machine.project / ".venv").exists()
+
+
+INHERITED = {"PYTHONPATH": "/evil", "PYTHONHOME": "/evil", "VIRTUAL_ENV": "/evil", "PYTHONOPTIMIZE": "1"}
+
+
+def test_the_callers_python_settings_stay_outside(machine):
+    machine.python("python3.12")
+    assert machine.environment(**INHERITED)[0] == 0
+    made = machine.calls("-m venv") + machine.calls("-m pip")
+    assert len(made) >= 3
+    assert all(line.endswith("[]") for line in made), made
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(
+    ("target", "call"), [("test", "-m pytest -k policy"), ("demo", "-m rekd_deploy.cli.demo --output runs/demo")]
+)
+def test_make_runs_in_the_environment_whatever_surrounds_it(machine, target, call):
+    machine.python("python3.12")
+    shutil.copy(ROOT / "Makefile", machine.project)
+    done = subprocess.run(
+        [shutil.which("make"), "SHELL=" + shutil.which("sh"), target, "ARGS=-k policy"],
+        cwd=machine.project,
+        env={"PATH": str(machine.bin), **INHERITED},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = machine.calls(call)
+    assert line.endswith("[]"), line
+    assert machine.calls("-m pip")[-1].count(".[cpu,demo,") == 1
+
+
+# skips in CI
+
+
+@pytest.mark.parametrize(
+    ("marker", "required", "outcome"),
+    [
+        ("triton", "1", "1 failed"),
+        ("debian", "1", "1 failed"),
+        ("gpu", "1", "1 skipped"),
+        ("triton", "0", "1 skipped"),
+    ],
+)
+@pytest.mark.parametrize("form", ["mark", "call"])
+def test_a_skip_that_hides_a_missing_part_fails_in_ci(tmp_path, marker, required, outcome, form):
+    decorator = "@pytest.mark.skipif(True, reason='not here')" if form == "mark" else ""
+    body = "pass" if form == "mark" else "pytest.skip('not here')"
+    (tmp_path / "test_it.py").write_text(
+        f"import pytest\n@pytest.mark.{marker}\n{decorator}\ndef test_it():\n    {body}\n"
+    )
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    triton\n    debian\n    gpu\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "skips", "-p", "no:cacheprovider", str(tmp_path)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tests"), "REKD_REQUIRE_ALL": required, "PYTEST_ADDOPTS": ""},
+        capture_output=True,
+        text=True,
+    )
+    # a skip before the call is an error in pytest's words
+    assert outcome in done.stdout or (outcome == "1 failed" and "1 error" in done.stdout), done.stdout
+    assert ("not here" in done.stdout) == ("failed" in outcome)

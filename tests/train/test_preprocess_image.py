@@ -1,0 +1,155 @@
+"""Images in, boxes out."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rekd_train.config import BackboneConfig, ImageConfig
+from rekd_train.errors import ConfigError, InputError
+from rekd_train.preprocess_image import ImagePreprocessor, ImageSettings
+from rekd_train.preprocessors import load_preprocessor
+
+COLOUR = ImagePreprocessor(ImageSettings(height=6, width=8, channels=3, rows=3, columns=4))
+GREY = ImagePreprocessor(ImageSettings(height=6, width=8, channels=1, rows=3, columns=4))
+
+
+def picture(height: int = 6, width: int = 8, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def test_native_images_pass_unchanged() -> None:
+    array = picture()
+    pixels = COLOUR([array, Image.fromarray(array)]).inputs["pixels"]
+    assert pixels.dtype == np.uint8 and pixels.shape == (2, 6, 8, 3)
+    assert np.array_equal(pixels[0], array) and np.array_equal(pixels[1], array)
+
+
+def test_one_array_is_a_batch() -> None:
+    batch = np.stack([picture(), picture()[::-1]])
+    assert np.array_equal(COLOUR(batch).inputs["pixels"], batch)
+
+
+def test_other_sizes_are_resized_as_pillow_does() -> None:
+    array = picture(30, 17)
+    expected = np.asarray(Image.fromarray(array).resize((8, 6), Image.Resampling.BILINEAR))
+    assert np.array_equal(COLOUR([array]).inputs["pixels"][0], expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "CMYK", "LA"])
+def test_any_8_bit_mode_becomes_the_channels_of_the_model(mode: str) -> None:
+    image = Image.fromarray(picture()).convert(mode)
+    if mode == "P":
+        image.info["transparency"] = bytes(256)
+    for preprocessor, channels in ((COLOUR, 3), (GREY, 1)):
+        assert preprocessor([image]).inputs["pixels"].shape == (1, 6, 8, channels)
+
+
+def test_grey_and_colour_arrays_are_converted() -> None:
+    grey = picture()[:, :, 0]
+    assert np.array_equal(COLOUR([grey]).inputs["pixels"][0], np.repeat(grey[:, :, None], 3, axis=2))
+    assert np.array_equal(GREY([grey]).inputs["pixels"][0, :, :, 0], grey)
+    colour = picture()
+    assert np.array_equal(GREY([colour]).inputs["pixels"][0, :, :, 0], np.asarray(Image.fromarray(colour).convert("L")))
+    assert np.array_equal(GREY([picture(12, 16)[:, :, :1]]).sizes, [(16, 12)])
+
+
+def test_files_are_read_and_turned_upright(tmp_path: Path) -> None:
+    array = picture(8, 6)  # stored lying; orientation 6 says: turn by 90 degrees
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(array).save(tmp_path / "lying.png", exif=exif)
+    encoded = COLOUR([tmp_path / "lying.png", str(tmp_path / "lying.png")])
+    assert encoded.sizes == [(8, 6), (8, 6)]
+    assert np.array_equal(encoded.inputs["pixels"][0], np.rot90(array, -1))
+
+
+def test_predictions_point_into_the_image_as_given() -> None:
+    encoded = COLOUR([picture(12, 16), picture(7, 8)])
+    mask = np.zeros((2, 12), dtype=bool)
+    mask[0, [0, 6]] = mask[1, 11] = True
+    scores = np.arange(24, dtype=np.float32).reshape(2, 12)
+    first, second = encoded.predictions(["a", "b"], np.array([[0.2, 0.8], [0.9, 0.1]]), mask, scores)
+    assert (first.label, second.label) == ("b", "a")
+    assert [(p.row, p.column, p.box, p.score) for p in first.rationale] == [
+        (0, 0, (0, 0, 4, 4), 0.0), (1, 2, (8, 4, 12, 8), 6.0),
+    ]
+    assert first.rate == 2 / 12 and not first.truncated and first.probability == 0.8
+    assert second.rationale[0].box == (6, 4, 8, 7)  # 7 rows of pixels over 3 rows of patches: whole pixels touched
+
+
+def test_boxes_cover_every_pixel_and_none_is_empty() -> None:
+    tiny = ImagePreprocessor(ImageSettings(height=32, width=32, channels=1, rows=14, columns=14))
+    encoded = tiny([picture(5, 9, 1)])
+    everything = np.ones((1, 196), dtype=bool)
+    (answer,) = encoded.predictions(["a"], np.ones((1, 1)), everything, np.zeros((1, 196)))
+    covered = np.zeros((5, 9), dtype=int)
+    for patch in answer.rationale:
+        left, top, right, bottom = patch.box
+        assert 0 <= left < right <= 9 and 0 <= top < bottom <= 5
+        covered[top:bottom, left:right] += 1
+    assert covered.min() > 0
+
+
+def broken_png() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture(64, 64)).save(file, format="PNG")
+    return file.getvalue()[:-2000]
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([], "empty"),
+        ("image.png", "images is str"),
+        (picture(), "shape"),
+        (None, "images is NoneType"),
+        ([picture().astype(np.float32)], "image 0 is an array of float32"),
+        ([picture(), picture(channels=2)], "image 1 has the shape"),
+        ([picture()[:0]], "no pixels"),
+        ([picture(), 7], "image 1 is int"),
+        ([Path("missing.png")], "missing.png does not exist"),
+        ([Image.new("I;16", (8, 6))], "more than 8 bits"),
+        ([Image.new("RGB", (0, 6))], "no pixels"),
+    ],
+)
+def test_bad_images_are_named(items: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        COLOUR(items)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", broken_png()], ids=["empty", "text", "cut off"])
+def test_damaged_files_are_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "damaged.png"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="image 1: .*damaged.png cannot be read as an image"):
+        COLOUR([picture(), path])
+    if content.startswith(b"\x89PNG"):
+        with Image.open(path) as lazily_opened, pytest.raises(InputError, match="image 0 cannot be read"):
+            COLOUR([lazily_opened])
+
+
+def test_fingerprint_and_round_trip() -> None:
+    stored = {"height": 6, "width": 8, "channels": 3, "rows": 3, "columns": 4, "kind": "image"}
+    again = load_preprocessor(Path(), stored)
+    assert again.fingerprint == COLOUR.fingerprint != GREY.fingerprint
+    assert again.features == 12
+
+
+def test_bad_settings_are_listed_together() -> None:
+    with pytest.raises(ConfigError, match="height is 0.*channels is 2"):
+        ImageSettings(height=0, width=8, channels=2, rows=1, columns=1)
+    with pytest.raises(ConfigError, match="unknown preprocessing 'sound'"):
+        load_preprocessor(Path(), {"kind": "sound"})
+
+
+def test_a_network_of_another_grid_is_refused() -> None:
+    image = ImageConfig(height=6, width=8, channels=3, patch=1)
+    with pytest.raises(ConfigError, match="rows=3.*rows=6"):
+        COLOUR.check_backbone(BackboneConfig(family="vit", image=image))
+    with pytest.raises(ConfigError, match="reads no images"):
+        COLOUR.check_backbone(BackboneConfig())
