@@ -46,12 +46,12 @@ def _show(settings, report: dict) -> None:
     from rich.table import Table
 
     from rekd_deploy.demo import MODELS, served_predictions
-    from rekd_deploy.render import render_terminal
+    from rekd_deploy.render import terminal_text
     from rekd_train.prediction import Prediction
 
     console = Console()
     for document in served_predictions(settings)[:5]:
-        console.print(render_terminal(Prediction.from_dict(document)))
+        console.print(terminal_text(Prediction.from_dict(document)))
         console.print()
     table = Table(title="On the held-out test reviews, noise-free", title_justify="left")
     for column in ("model", "accuracy", "words kept"):
