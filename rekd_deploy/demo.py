@@ -73,10 +73,10 @@ def run_demo(demo: Demo, stages: Stages, observer: Observer) -> dict[str, Any]:
     return report
 
 
-def served_predictions(demo: Demo) -> list[dict[str, Any]]:
-    """The server's answers, as ``Prediction.to_dict`` wrote them."""
-    lines = (demo.root / "answers" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+def served_predictions(demo: Demo) -> list[Prediction]:
+    """The server's answers."""
+    with open(demo.root / "answers" / "predictions.jsonl", encoding="utf-8", newline="\n") as lines:
+        return [Prediction.from_dict(json.loads(line)) for line in lines]  # not splitlines: reviews hold U+0085 and the like
 
 
 def agreement(ours: Sequence[Prediction], theirs: Sequence[Prediction], tolerance: float = 1e-4) -> int:
