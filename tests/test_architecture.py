@@ -50,7 +50,7 @@ HOUSE = {
         rekd_deploy.batching rekd_deploy.transport rekd_deploy.client rekd_deploy.pipeline rekd_deploy.render
         rekd_deploy
     """,
-    "demo": "rekd_deploy.stages rekd_deploy.demo",
+    "demo": "rekd_deploy.stages rekd_deploy.agreement rekd_deploy.demo",
     "commands": """
         rekd_deploy.cli rekd_deploy.cli.demo rekd_deploy.cli.export rekd_deploy.cli.serve rekd_deploy.cli.query
     """,
