@@ -7,18 +7,23 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from rekd_train.config_training import (
+    AccelerationConfig,
+    DistillationConfig,
+    OptimisationConfig,
+    Section,
+    SelectionConfig,
+    StagesConfig,
+    TemperatureConfig,
+)
 from rekd_train.errors import ConfigError
 
 PRESETS = Path(__file__).parent / "presets"
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ImageConfig(_Section):
+class ImageConfig(Section):
     """The images of a vision backbone and how it cuts them into patches."""
 
     height: int = Field(32, ge=1, description="pixels of an image as it comes in")
@@ -51,7 +56,7 @@ class ImageConfig(_Section):
         return self
 
 
-class BackboneConfig(_Section):
+class BackboneConfig(Section):
     """Sizes of one network; selector and predictor each have their own."""
 
     family: str = Field("bert", description="a name in rekd_train.models.FAMILIES")
@@ -79,7 +84,7 @@ class BackboneConfig(_Section):
         return self
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Which examples."""
 
     name: Literal["imdb"] = Field("imdb", description="data set")
@@ -95,62 +100,7 @@ class DataConfig(_Section):
         return self
 
 
-class SelectionConfig(_Section):
-    """How much a rationale may hold."""
-
-    target: float = Field(0.10, gt=0, le=1, description="mean share of real features: trained for, calibrated on dev")
-    budget: float = Field(0.15, gt=0, le=1, description="hard limit for each example, share of its real features")
-    minimum: int = Field(1, ge=0, description="features kept in any case")
-    weight: float = Field(20.0, ge=0, description="lambda of (mean rate - target)^2, rates as shares")
-
-    @model_validator(mode="after")
-    def _target_within_budget(self) -> SelectionConfig:
-        if self.target > self.budget:
-            raise ValueError(f"target ({self.target}) must not exceed budget ({self.budget})")
-        return self
-
-
-class TemperatureConfig(_Section):
-    """Gumbel-softmax temperature, exponential from start to end (method sec. 1.4)."""
-
-    start: float = Field(2.0, gt=0, description="tau_0")
-    end: float = Field(0.1, gt=0, description="tau_K")
-
-
-class DistillationConfig(_Section):
-    """What is learned from a teacher pair (REKD sec. 3.3); unused without a teacher."""
-
-    alpha: float | Literal["anneal"] = Field(0.5, description="weight of the RE loss; 1 - alpha of the KD loss")
-    rationale_weight: float = Field(0.5, ge=0, description="lambda_R of the rationale term")
-    prediction_weight: float = Field(1.0, ge=0, description="weight of the prediction term tau^2 KL")
-    noise: Literal["independent", "shared", "none"] = Field("none", description="Gumbel noise in the rationale term")
-    rationale_temperature: float | None = Field(
-        1.0, gt=0, description="fixed tau of the rationale term; None: the annealed one"
-    )
-    teacher_mask: Literal["student", "teacher"] = Field("teacher", description="mask the teacher's predictor reads")
-
-
-class OptimisationConfig(_Section):
-    """AdamW with linear warm-up and decay, for each stage."""
-
-    batch_size: int = Field(64, ge=1, description="examples a step")
-    learning_rate: float = Field(5e-4, gt=0, description="peak")
-    embedding_learning_rate: float | None = Field(None, gt=0, description="of the word embeddings; None: learning_rate")
-    weight_decay: float = Field(0.01, ge=0, description="decoupled, not on biases and norms")
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
-    gradient_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
-
-
-class StagesConfig(_Section):
-    """Epochs of each stage; 0 leaves the stage out."""
-
-    classifier_epochs: float = Field(2.0, ge=0, description="warm start of the predictor")
-    rationale_epochs: float = Field(1.0, ge=0, description="rationale extraction, with a teacher: distillation")
-    compact_epochs: float = Field(1.0, ge=0, description="predictor alone on gathered tokens, selector frozen")
-    masked_share: float = Field(0.5, ge=0, le=1, description="share of warm-start batches under random keep masks")
-
-
-class RunConfig(_Section):
+class RunConfig(Section):
     """One training run."""
 
     name: str = Field(min_length=1, description="shown in logs and in the model card")
@@ -164,6 +114,7 @@ class RunConfig(_Section):
     distillation: DistillationConfig = DistillationConfig()
     optimisation: OptimisationConfig = OptimisationConfig()
     stages: StagesConfig = StagesConfig()
+    acceleration: AccelerationConfig = AccelerationConfig()
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> RunConfig:

@@ -19,7 +19,7 @@ PACKAGES = ("rekd_train", "rekd_deploy")
 HOUSE = {
     # artefacts flow down this list, imports flow up: a module imports from its own room and from rooms above
     "ground": "rekd_train.errors rekd_train.files rekd_train.prediction",
-    "config": "rekd_train.config rekd_train.policy",
+    "config": "rekd_train.config rekd_train.config_training rekd_train.policy",
     "data": """
         rekd_train.spans rekd_train.preprocess rekd_train.preprocess_image rekd_train.preprocess_token_ids
         rekd_train.preprocessors rekd_train.data rekd_train.pretrained
