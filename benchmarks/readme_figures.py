@@ -54,16 +54,20 @@ def figures(result: dict) -> str:
     query = report["query"]
     minutes = sum(report["seconds"].values()) / 60
     lines = [
-        f"From `{result['command']}` on {hardware['cores']} cores ({hardware['processor']}): 2,490 held-out IMDB reviews,",
-        "noise-free rationales, the pairs compacted.",
+        f"From `{result['command']}` on {hardware['cores']} cores ({hardware['processor']}),",
+        "on 2,490 held-out IMDB reviews, rationales noise-free, the pairs compacted:",
         "",
         "| model | accuracy | words kept |",
         "|---|---|---|",
-        *(f"| {text} | {report[name]['accuracy']:.3f} | {report[name]['rate']:.1%} |" for name, text in _MODELS.items()),
+        *(
+            f"| {what} | {report[name]['accuracy']:.3f} | {report[name]['rate']:.1%} |"
+            for name, what in _MODELS.items()
+        ),
         "",
-        f"{query['n']} reviews through Triton: {query['p50_ms']:.1f} ms a query (median, one at a time, tokenising included);",
-        f"{query['agree_pipeline']} answers equal to the in-process pipeline's, {query['agree_torch']} to PyTorch's: label,",
-        f"words, probabilities within 1e-4. The whole chain took {minutes:.1f} minutes.",
+        f"{query['n']} reviews through Triton, one at a time: {query['p50_ms']:.1f} ms a query (median, tokenising",
+        f"included); {query['agree_pipeline']} answers equal to the in-process pipeline's and {query['agree_torch']} to",
+        "PyTorch's in label, words, and probabilities within 1e-4. The whole chain took",
+        f"{minutes:.1f} minutes.",
     ]
     return "\n".join([BEGIN, *lines, END])
 

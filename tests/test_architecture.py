@@ -19,10 +19,18 @@ PACKAGES = ("rekd_train", "rekd_deploy")
 HOUSE = {
     # artefacts flow down this list, imports flow up: a module imports from its own room and from rooms above
     "ground": "rekd_train.errors rekd_train.files rekd_train.prediction",
-    "config": "rekd_train.config rekd_train.config_training rekd_train.policy",
+    "config": """
+        rekd_train.config_section rekd_train.config_backbone rekd_train.config_data rekd_train.config_files
+        rekd_train.config_training rekd_train.config rekd_train.policy
+    """,
     "data": """
         rekd_train.spans rekd_train.preprocess rekd_train.preprocess_image rekd_train.preprocess_token_ids
-        rekd_train.preprocessors rekd_train.data rekd_train.pretrained
+        rekd_train.preprocessors rekd_train.pretrained
+        rekd_train.data rekd_train.data.augmentation rekd_train.data.batches rekd_train.data.checks
+        rekd_train.data.cifar rekd_train.data.classes rekd_train.data.digits rekd_train.data.examples
+        rekd_train.data.fashion rekd_train.data.folders rekd_train.data.imdb rekd_train.data.mosaic
+        rekd_train.data.partition rekd_train.data.sources rekd_train.data.splits rekd_train.data.table_files
+        rekd_train.data.tables
     """,
     "models": """
         rekd_train.models rekd_train.models.base rekd_train.models.text rekd_train.models.bert rekd_train.models.bilstm
