@@ -65,8 +65,8 @@ def figures(result: dict) -> str:
         ),
         "",
         f"{query['n']} reviews through Triton, one at a time: {query['p50_ms']:.1f} ms a query (median, tokenising",
-        f"included); {query['agree_pipeline']} answers equal to the in-process pipeline's and {query['agree_torch']} to",
-        "PyTorch's in label, words, and probabilities within 1e-4. The whole chain took",
+        f"included); {query['agree_pipeline']} answers equal to the pipeline's in process, {query['agree_torch']} to",
+        "PyTorch's (label, words, probabilities within 1e-4). The whole chain took",
         f"{minutes:.1f} minutes.",
     ]
     return "\n".join([BEGIN, *lines, END])
