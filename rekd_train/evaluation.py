@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rekd_train import metrics
-from rekd_train.data import TokenizedTexts, bucketed_batches
+from rekd_train.data import Split, bucketed_batches
 from rekd_train.models.base import Inputs
 from rekd_train.models.gates import selection_scores
 from rekd_train.models.rationalizer import Rationalizer
@@ -43,7 +43,7 @@ def to_tensors(inputs: dict[str, np.ndarray], device: torch.device) -> Inputs:
 
 
 @torch.inference_mode()
-def run_split(rationalizer: Rationalizer, split: TokenizedTexts, batch_size: int = 128) -> SplitOutputs:
+def run_split(rationalizer: Rationalizer, split: Split, batch_size: int = 128) -> SplitOutputs:
     """Select and classify every example."""
     rationalizer.eval()
     device = next(rationalizer.parameters()).device
@@ -66,7 +66,7 @@ def _classify(rationalizer: Rationalizer, inputs: Inputs, mask: Tensor) -> Tenso
 
 
 @torch.inference_mode()
-def run_selector(rationalizer: Rationalizer, split: TokenizedTexts, batch_size: int = 128) -> SelectorOutputs:
+def run_selector(rationalizer: Rationalizer, split: Split, batch_size: int = 128) -> SelectorOutputs:
     """Selector scores of every example, on the CPU."""
     rationalizer.eval()
     device = next(rationalizer.parameters()).device
@@ -82,7 +82,7 @@ def run_selector(rationalizer: Rationalizer, split: TokenizedTexts, batch_size: 
     return SelectorOutputs(scores, selectable)
 
 
-def measure(rationalizer: Rationalizer, split: TokenizedTexts) -> dict[str, float]:
+def measure(rationalizer: Rationalizer, split: Split) -> dict[str, float]:
     """Accuracy given the rationale, calibration and realised rate on a split."""
     outputs = run_split(rationalizer, split)
     probabilities = rationalizer.probabilities(torch.from_numpy(outputs.class_logits)).numpy()

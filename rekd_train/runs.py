@@ -6,17 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from rekd_train import checkpoint
-from rekd_train.building import fresh_pair, text_preprocessor
+from rekd_train.building import fresh_pair, preprocessor_for, weight_origins
+from rekd_train.checkpoint_examples import checkpoint_examples
 from rekd_train.config import RunConfig
-from rekd_train.data import DataSet, load_data, tokenize
+from rekd_train.data import DataSet, encode, encode_splits, load_data
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.evaluation import measure
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.pretrained import MINILM_ORIGIN
 from rekd_train.training import Observer, calibrate_policy, compact_pair, fit
-
-EXAMPLES = 200
-"""Dev examples kept in a checkpoint, for parity checks on real inputs."""
 
 
 def train_run(
@@ -40,15 +37,16 @@ def train_run(
     checkpoint.check_output(output)
     teacher_pair = checkpoint.load(teacher) if teacher is not None else None
     data = load_data(config.data)
-    preprocessor = text_preprocessor(config)
-    if teacher_pair is not None and teacher_pair.preprocessor.tokenizer_json != preprocessor.tokenizer_json:
+    preprocessor = preprocessor_for(config)
+    if teacher_pair is not None and teacher_pair.preprocessor.fingerprint != preprocessor.fingerprint:
         raise ConfigError(
-            f"the teacher {teacher} was trained with another tokenizer; distillation needs the same tokens"
+            f"the teacher {teacher} reads its inputs otherwise (another tokenizer, length limit or patch grid); "
+            "distillation needs the same features"
         )
     pair = fresh_pair(config, preprocessor, data.label_names)
     if warm_start is not None:
         _start_from(pair, checkpoint.load(warm_start), warm_start)
-    splits = {name: tokenize(examples, preprocessor) for name, examples in data.splits.items()}
+    splits = encode_splits(data, preprocessor, config.data)
     fit(
         config, pair, splits["train"], splits["dev"],
         teacher=teacher_pair, warm=warm_start is not None, observer=observer,
@@ -61,7 +59,7 @@ def train_run(
 def evaluate_run(path: Path, split: str = "test") -> dict[str, float]:
     """Measure a checkpoint on a split of the data it was trained on."""
     pair, config = checkpoint.load(path), _config_of(path)
-    return measure(pair, tokenize(load_data(config.data).splits[split], pair.preprocessor))
+    return measure(pair, encode(load_data(config.data).splits[split], pair.preprocessor))
 
 
 def calibrate_run(path: Path, output: Path, target: float | None = None) -> dict[str, Any]:
@@ -90,7 +88,7 @@ def compact_run(
 def _reopen(path: Path):
     pair, config = checkpoint.load(path), _config_of(path)
     data = load_data(config.data)
-    return pair, config, data, {name: tokenize(texts, pair.preprocessor) for name, texts in data.splits.items()}
+    return pair, config, data, encode_splits(data, pair.preprocessor, config.data)
 
 
 def _finish(pair: Rationalizer, output: Path, config: RunConfig, data: DataSet, splits) -> dict[str, Any]:
@@ -100,19 +98,15 @@ def _finish(pair: Rationalizer, output: Path, config: RunConfig, data: DataSet, 
 
 
 def _save(pair: Rationalizer, output: Path, config: RunConfig, data: DataSet, metrics: dict[str, Any]) -> None:
-    origins = [data.origin]
-    if "minilm" in (config.selector.word_embeddings, config.predictor.word_embeddings):
-        origins.append(MINILM_ORIGIN)
-    dev = data.splits["dev"].head(EXAMPLES)
     checkpoint.save(
         pair,
         output,
         metrics=metrics,
-        training={"name": config.name, "config": config.model_dump(), "origins": origins},
-        examples=[
-            {"text": text, "label": data.label_names[label]} for text, label in zip(dev.texts, dev.labels, strict=True)
-        ],
-    )
+        training={
+            "name": config.name, "config": config.model_dump(), "origins": [data.origin, *weight_origins(config)],
+        },
+        **checkpoint_examples(data, pair.preprocessor),
+    )  # fmt: skip
 
 
 def _config_of(path: Path) -> RunConfig:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from rekd_train.data import TokenizedTexts, bucketed_batches
+from rekd_train.data import Split, bucketed_batches
 from rekd_train.evaluation import to_tensors
 from rekd_train.models.rationalizer import Rationalizer
 
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
 class TeacherOutputs:
     """Selector logits and, on the teacher's own noise-free mask, class logits of every example."""
 
-    def __init__(self, selector_logits: Tensor, class_logits: Tensor) -> None:
+    def __init__(self, selector_logits: Tensor, class_logits: Tensor, lengths: np.ndarray) -> None:
         self._selector_logits = selector_logits
         self._class_logits = class_logits
+        self._lengths = lengths
 
     def selector_logits(self, batch: Batch) -> Tensor:
         """(B, N, 2) float32 of the batch's examples."""
-        width = next(iter(batch.inputs.values())).shape[1]
+        width = int(self._lengths[batch.indices].max())
         return self._selector_logits[torch.from_numpy(batch.indices), :width].to(batch.labels.device)
 
     def class_logits(self, batch: Batch) -> Tensor:
@@ -33,7 +35,7 @@ class TeacherOutputs:
 
 
 @torch.inference_mode()
-def run_teacher(teacher: Rationalizer, split: TokenizedTexts, batch_size: int = 128) -> TeacherOutputs:
+def run_teacher(teacher: Rationalizer, split: Split, batch_size: int = 128) -> TeacherOutputs:
     """One pass of the teacher over a split."""
     teacher.eval()
     device = next(teacher.parameters()).device
@@ -46,4 +48,4 @@ def run_teacher(teacher: Rationalizer, split: TokenizedTexts, batch_size: int = 
         selector_logits[rows, : logits.shape[1]] = logits.cpu()
         mask = teacher.select(inputs).mask
         class_logits[rows] = teacher.class_logits(inputs, mask).cpu()
-    return TeacherOutputs(selector_logits, class_logits)
+    return TeacherOutputs(selector_logits, class_logits, split.lengths)

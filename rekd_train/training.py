@@ -22,7 +22,7 @@ from torch import Tensor
 from rekd_train import losses
 from rekd_train.calibration import calibrate_bias, calibrate_temperature
 from rekd_train.config import RunConfig
-from rekd_train.data import TokenizedTexts, bucketed_batches
+from rekd_train.data import Split, bucketed_batches
 from rekd_train.errors import TrainingError
 from rekd_train.evaluation import run_selector, run_split, to_tensors
 from rekd_train.models.gates import (
@@ -77,8 +77,8 @@ class Batch:
 def fit(
     config: RunConfig,
     rationalizer: Rationalizer,
-    train: TokenizedTexts,
-    dev: TokenizedTexts,
+    train: Split,
+    dev: Split,
     *,
     teacher: Rationalizer | None = None,
     warm: bool = False,
@@ -117,8 +117,8 @@ def fit(
 def compact_pair(
     config: RunConfig,
     rationalizer: Rationalizer,
-    train: TokenizedTexts,
-    dev: TokenizedTexts,
+    train: Split,
+    dev: Split,
     *,
     teacher: Rationalizer | None = None,
     observer: Observer | None = None,
@@ -131,7 +131,7 @@ def compact_pair(
     return rationalizer.eval()
 
 
-def calibrate_policy(config: RunConfig, rationalizer: Rationalizer, dev: TokenizedTexts) -> None:
+def calibrate_policy(config: RunConfig, rationalizer: Rationalizer, dev: Split) -> None:
     """Fit the bias of the decision rule on dev to the configured target rate."""
     selection = config.selection
     policy = SelectionPolicy(bias=0.0, budget=selection.budget, minimum=selection.minimum)
@@ -148,8 +148,8 @@ class _Trainer:
         self,
         config: RunConfig,
         rationalizer: Rationalizer,
-        train: TokenizedTexts,
-        dev: TokenizedTexts,
+        train: Split,
+        dev: Split,
         observer: Observer,
     ) -> None:
         self.config = config

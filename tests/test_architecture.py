@@ -25,7 +25,7 @@ HOUSE = {
     """,
     "data": """
         rekd_train.spans rekd_train.preprocess rekd_train.preprocess_image rekd_train.preprocess_token_ids
-        rekd_train.preprocessors rekd_train.pretrained
+        rekd_train.preprocessors rekd_train.pretrained rekd_train.weight_files
         rekd_train.data rekd_train.data.augmentation rekd_train.data.batches rekd_train.data.checks
         rekd_train.data.cifar rekd_train.data.classes rekd_train.data.digits rekd_train.data.examples
         rekd_train.data.fashion rekd_train.data.folders rekd_train.data.imdb rekd_train.data.mosaic
@@ -35,12 +35,13 @@ HOUSE = {
     "models": """
         rekd_train.models rekd_train.models.base rekd_train.models.text rekd_train.models.bert rekd_train.models.bilstm
         rekd_train.models.families rekd_train.models.gates rekd_train.models.rationalizer rekd_train.models.vit
+        rekd_train.official_weights rekd_train.weights
     """,
     "training": """
         rekd_train.building rekd_train.calibration rekd_train.evaluation rekd_train.losses rekd_train.metrics
         rekd_train.optimisation rekd_train.schedules rekd_train.teacher rekd_train.training
     """,
-    "checkpoint": "rekd_train.model_card rekd_train.checkpoint rekd_train.official rekd_train.official_weights",
+    "checkpoint": "rekd_train.model_card rekd_train.checkpoint rekd_train.checkpoint_examples rekd_train.official",
     "runs": "rekd_train.runs",
     "training commands": "rekd_train rekd_train.command rekd_train.cli",
     "signature": "rekd_deploy.errors rekd_deploy.signature rekd_deploy.artefacts rekd_deploy.text_source",
