@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from rekd_train.data import TokenizedTexts
+from rekd_train.data import Split
 from rekd_train.decisions import decide
 from rekd_train.errors import ConfigError
 from rekd_train.evaluation import SelectorOutputs, run_masks, run_selector
@@ -22,7 +22,7 @@ from rekd_train.vocabulary import vocabulary_of
 def teacher_figures(
     student: Rationalizer,
     teacher: Rationalizer,
-    split: TokenizedTexts,
+    split: Split,
     selector: SelectorOutputs,
     mask: Tensor,
     class_logits: np.ndarray,
@@ -69,7 +69,7 @@ def check_comparable(student: Rationalizer, teacher: Rationalizer) -> None:
         )
 
 
-def token_figures(rationalizer: Rationalizer, split: TokenizedTexts, mask: Tensor) -> dict[str, Any]:
+def token_figures(rationalizer: Rationalizer, split: Split, mask: Tensor) -> dict[str, Any]:
     """What kind of tokens are selected (method sec. 4.4e); nothing for images.
 
     ``punctuation_selected`` is to be read beside ``punctuation``, its share of all tokens of the texts.
@@ -91,36 +91,35 @@ def token_figures(rationalizer: Rationalizer, split: TokenizedTexts, mask: Tenso
 
 
 def human_figures(
-    rationalizer: Rationalizer, split: TokenizedTexts, scores: Tensor, selectable: Tensor, mask: Tensor
+    rationalizer: Rationalizer, split: Split, scores: Tensor, selectable: Tensor, mask: Tensor
 ) -> dict[str, Any]:
     """Against the known reason of each label, where the data have one: people's marks, or the true tile.
 
     For texts over whole words (a word is selected or marked if any of its pieces is) within what the model
     reads, by the ERASER conventions; for images over patches.
     """
-    truths = getattr(split, "truth", None)
-    if truths is None:
+    if split.truth is None:
         return {}
-    known = [row for row, truth in enumerate(truths) if truth is not None]
+    known = [row for row, truth in enumerate(split.truth) if truth is not None]
     if not isinstance(rationalizer.preprocessor, TextPreprocessor):
         width = mask.shape[1]
         truth = np.zeros((len(known), width), dtype=bool)
         for place, row in enumerate(known):
-            truth[place, : len(truths[row])] = truths[row]
+            truth[place, : len(split.truth[row])] = split.truth[row]
         return {"truth": {"examples": len(known), **truth_summary(mask[known].numpy(), truth)}}
     continues = vocabulary_of(rationalizer.preprocessor).continues
     ids = _padded_ids(rationalizer.preprocessor, split, mask.shape[1])
     predicted, soft, human = [], [], []
     for row in known:
-        where = np.flatnonzero(selectable[row].numpy()[: len(truths[row])])
+        where = np.flatnonzero(selectable[row].numpy()[: len(split.truth[row])])
         joined = continues[ids[row, where]]
         predicted.append(words_from_pieces(mask[row].numpy()[where], joined))
         soft.append(words_from_pieces(scores[row].numpy()[where], joined))
-        human.append(words_from_pieces(truths[row][where], joined))
+        human.append(words_from_pieces(split.truth[row][where], joined))
     return {"human_rationales": plausibility(predicted, soft, human)}
 
 
-def _padded_ids(preprocessor: TextPreprocessor, split: TokenizedTexts, width: int) -> np.ndarray:
+def _padded_ids(preprocessor: TextPreprocessor, split: Split, width: int) -> np.ndarray:
     """(n, width) token ids of a split."""
     ids = np.full((len(split), width), preprocessor.special_ids["pad"], dtype=np.int64)
     for row, mine in enumerate(split.ids):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rekd_train import calibration_metrics, metrics
-from rekd_train.data import TokenizedTexts, bucketed_batches
+from rekd_train.data import Split, bucketed_batches
 from rekd_train.models.base import Inputs
 from rekd_train.models.gates import kept_positions, selection_scores
 from rekd_train.models.rationalizer import Rationalizer
@@ -44,7 +44,7 @@ def to_tensors(inputs: dict[str, np.ndarray], device: torch.device) -> Inputs:
 
 
 @torch.inference_mode()
-def run_split(rationalizer: Rationalizer, split: TokenizedTexts, batch_size: int = 128) -> SplitOutputs:
+def run_split(rationalizer: Rationalizer, split: Split, batch_size: int = 128) -> SplitOutputs:
     """Select and classify every example."""
     rationalizer.eval()
     device = next(rationalizer.parameters()).device
@@ -60,7 +60,7 @@ def run_split(rationalizer: Rationalizer, split: TokenizedTexts, batch_size: int
 
 
 @torch.inference_mode()
-def run_selector(rationalizer: Rationalizer, split: TokenizedTexts, batch_size: int = 128) -> SelectorOutputs:
+def run_selector(rationalizer: Rationalizer, split: Split, batch_size: int = 128) -> SelectorOutputs:
     """Selector scores of every example, on the CPU."""
     rationalizer.eval()
     device = next(rationalizer.parameters()).device
@@ -79,7 +79,7 @@ def run_selector(rationalizer: Rationalizer, split: TokenizedTexts, batch_size: 
 
 @torch.inference_mode()
 def run_masks(
-    rationalizer: Rationalizer, split: TokenizedTexts, masks: Mapping[str, Tensor], batch_size: int = 128
+    rationalizer: Rationalizer, split: Split, masks: Mapping[str, Tensor], batch_size: int = 128
 ) -> dict[str, np.ndarray]:
     """What the predictor answers to given rationales, whatever their size; inputs are moved once for all of them.
 
@@ -103,15 +103,13 @@ def run_masks(
     return class_logits
 
 
-def measure(rationalizer: Rationalizer, split: TokenizedTexts) -> dict[str, float]:
+def measure(rationalizer: Rationalizer, split: Split) -> dict[str, float]:
     """Accuracy given the rationale, calibration and realised rate on a split: one pass, no more."""
     outputs = run_split(rationalizer, split)
     return measure_outputs(rationalizer, outputs, split.labels)
 
 
-def evaluate_with_masks(
-    rationalizer: Rationalizer, split: TokenizedTexts, mask: Tensor, selectable: Tensor
-) -> dict[str, float]:
+def evaluate_with_masks(rationalizer: Rationalizer, split: Split, mask: Tensor, selectable: Tensor) -> dict[str, float]:
     """As ``measure``, with rationales from elsewhere (random ones, the first words) instead of the selector's.
 
     Args:
@@ -138,7 +136,7 @@ def measure_outputs(rationalizer: Rationalizer, outputs: SplitOutputs, labels: n
     }  # fmt: skip
 
 
-def _inputs(rationalizer: Rationalizer, split: TokenizedTexts, indices: np.ndarray, device: torch.device) -> Inputs:
+def _inputs(rationalizer: Rationalizer, split: Split, indices: np.ndarray, device: torch.device) -> Inputs:
     inputs = split.inputs(indices)
     if rationalizer.policy.selectable == "all" and "input_ids" in inputs:
         # where padding may be selected it counts, so there has to be as much of it as in training

@@ -70,9 +70,7 @@ def flip_rate(predicted: np.ndarray) -> float:
         predicted: (R, n) class numbers of R >= 2 draws.
     """
     draws = len(predicted)
-    same = sum(
-        np.sum(counts * (counts - 1)) for counts in ((predicted == c).sum(axis=0) for c in np.unique(predicted))
-    )
+    same = sum(np.sum(counts * (counts - 1)) for counts in ((predicted == c).sum(axis=0) for c in np.unique(predicted)))
     return float(1 - same / (draws * (draws - 1) * predicted.shape[1]))
 
 

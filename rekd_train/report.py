@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rekd_train import calibration_metrics, decisions, metrics
 from rekd_train.agreement import human_figures, teacher_figures, token_figures
-from rekd_train.data import TokenizedTexts
+from rekd_train.data import Split
 from rekd_train.evaluation import run_masks, run_selector, run_split
 from rekd_train.mask_metrics import flip_rate, pairwise_jaccard
 from rekd_train.models.rationalizer import Rationalizer
@@ -27,7 +27,7 @@ CURVE_RATES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
 
 def evaluate(
     rationalizer: Rationalizer,
-    splits: Mapping[str, TokenizedTexts],
+    splits: Mapping[str, Split],
     *,
     split: str = "test",
     draws: int = 10,
@@ -113,7 +113,7 @@ def _classification(logits: np.ndarray, labels: np.ndarray, names: list[str]) ->
 
 
 def _calibration(
-    rationalizer: Rationalizer, logits: np.ndarray, splits: Mapping[str, TokenizedTexts], split: str, risk: float
+    rationalizer: Rationalizer, logits: np.ndarray, splits: Mapping[str, Split], split: str, risk: float
 ) -> dict[str, Any]:
     """Before and after the fitted temperature, and when to abstain: chosen on dev, realised on the split."""
     labels = splits[split].labels
@@ -122,9 +122,7 @@ def _calibration(
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     dev_logits = logits if split == "dev" else run_split(rationalizer, splits["dev"]).class_logits
     dev = rationalizer.probabilities(torch.from_numpy(dev_logits)).numpy()
-    threshold = calibration_metrics.abstain_threshold(
-        dev.max(axis=1), dev.argmax(axis=1) == splits["dev"].labels, risk
-    )
+    threshold = calibration_metrics.abstain_threshold(dev.max(axis=1), dev.argmax(axis=1) == splits["dev"].labels, risk)
     answered = confidence >= (np.inf if threshold is None else threshold)
     return {
         "temperature": rationalizer.probability_temperature,

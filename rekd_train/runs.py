@@ -10,7 +10,7 @@ import torch
 from rekd_train import checkpoint
 from rekd_train.building import fresh_pair, text_preprocessor
 from rekd_train.config import RunConfig
-from rekd_train.data import DataSet, load_data, tokenize
+from rekd_train.data import DataSet, encode, load_data, tokenize
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.evaluation import measure
 from rekd_train.models.rationalizer import Rationalizer
@@ -77,7 +77,7 @@ def evaluate_run(
         if model is not None:
             model.to(chosen_device(device))
     data = load_data(config.data)
-    splits = {name: tokenize(data.splits[name], pair.preprocessor) for name in {split, "dev"}}
+    splits = {name: encode(data.splits[name], pair.preprocessor) for name in {split, "dev"}}
     report = evaluate(pair, splits, split=split, draws=draws, teacher=teacher_pair, risk=risk)
     return {"checkpoint": str(path), "data": data.origin, **report}
 

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def paired_bootstrap(
-    first: np.ndarray, second: np.ndarray, draws: int = 10_000, seed: int = 0
-) -> dict[str, float]:
+def paired_bootstrap(first: np.ndarray, second: np.ndarray, draws: int = 10_000, seed: int = 0) -> dict[str, float]:
     """Difference of two models' accuracy on the same test items, with a percentile interval.
 
     Items are drawn with replacement, the same ones for both models (Efron and Tibshirani 1993; Berg-Kirkpatrick

@@ -37,8 +37,11 @@ HOUSE = {
         rekd_train.models.families rekd_train.models.gates rekd_train.models.rationalizer rekd_train.models.vit
     """,
     "training": """
-        rekd_train.building rekd_train.calibration rekd_train.evaluation rekd_train.losses rekd_train.metrics
-        rekd_train.optimisation rekd_train.schedules rekd_train.teacher rekd_train.training
+        rekd_train.metrics rekd_train.calibration_metrics rekd_train.mask_metrics rekd_train.plausibility
+        rekd_train.faithfulness rekd_train.significance rekd_train.vocabulary
+        rekd_train.decisions rekd_train.evaluation rekd_train.agreement rekd_train.report
+        rekd_train.building rekd_train.calibration rekd_train.losses rekd_train.optimisation
+        rekd_train.schedules rekd_train.teacher rekd_train.training
     """,
     "checkpoint": "rekd_train.model_card rekd_train.checkpoint rekd_train.official rekd_train.official_weights",
     "runs": "rekd_train.runs",

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from conftest import WORDS, make_image_rationalizer, make_rationalizer
 
-from rekd_train.data import LabelledTexts, tokenize
+from rekd_train.data import ImageSplit, LabelledTexts, tokenize
 from rekd_train.decisions import decide, drawn, fill, first_like, random_like
 from rekd_train.errors import ConfigError
 from rekd_train.evaluation import evaluate_with_masks, measure, run_masks, run_selector, run_split
@@ -28,30 +28,11 @@ def make_split(pair, count: int = 40, seed: int = 0):
     return tokenize(LabelledTexts(texts, generator.integers(0, 2, count)), pair.preprocessor)
 
 
-@dataclass
-class Images:
-    """A split of random images."""
-
-    pixels: np.ndarray
-    labels: np.ndarray
-    truth: list[np.ndarray] | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.full(len(self), 12)
-
-    def inputs(self, indices) -> dict[str, np.ndarray]:
-        return {"pixels": self.pixels[np.asarray(indices)]}
-
-
-def make_images(count: int = 30) -> Images:
+def make_images(pair, count: int = 30) -> ImageSplit:
     generator = np.random.default_rng(1)
     pixels = generator.integers(0, 256, (count, 16, 12, 1), dtype=np.uint8)
     truth = [generator.random(12) < 0.3 for _ in range(count)]
-    return Images(pixels, generator.integers(0, 3, count), truth)
+    return ImageSplit(pixels, generator.integers(0, 3, count), pair.preprocessor, truth)
 
 
 @pytest.fixture(scope="module", params=["zero", "compact"])
@@ -264,7 +245,8 @@ def test_a_plain_classifier_has_no_selection_to_report() -> None:
 
 
 def test_images_too() -> None:
-    pair, images = make_image_rationalizer(), make_images()
+    pair = make_image_rationalizer()
+    images = make_images(pair)
     report = evaluate(pair, {"dev": images, "test": images}, draws=2, teacher=make_image_rationalizer(seed=4))
     assert report["rate"]["rate_padded"] == pytest.approx(report["rate"]["rate"])  # every patch is real
     selector = run_selector(pair, images)
@@ -280,9 +262,8 @@ def test_images_too() -> None:
 
 def test_token_kinds(pair) -> None:
     vocabulary = vocabulary_of(pair.preprocessor)
-    numbers = pair.preprocessor.pad(
-        [encoding.ids for encoding in pair.preprocessor.encode(["film, zoo"])], 8
-    )["input_ids"][0]  # [CLS] film , z ##o ##o [SEP] [PAD]
+    ids = pair.preprocessor.encode(["film, zoo"])[0].ids
+    numbers = pair.preprocessor.pad([ids], 8)["input_ids"][0]  # [CLS] film , z ##o ##o [SEP] [PAD]
     assert vocabulary.special[numbers].tolist() == [True, False, False, False, False, False, True, True]
     assert vocabulary.punctuation[numbers].tolist() == [False, False, True, False, False, False, False, False]
     assert vocabulary.continues[numbers].tolist() == [False, False, False, False, True, True, False, False]
@@ -312,12 +293,12 @@ def test_human_rationales_over_words(pair) -> None:
         marked = np.isin(words, words[stored[row, : len(ids)]])
         truth.append(marked & ~continues[ids])  # the first piece alone
     truth[3] = None
-    object.__setattr__(split, "truth", truth)
+    split = replace(split, truth=truth)
     figures = evaluate(pair, {"dev": split, "test": split}, draws=0)["human_rationales"]
     assert figures["examples"] == 11
     assert figures["f1_macro"] == figures["f1_micro"] == figures["iou_f1_macro"] == 1.0
     opposite = [None if mask is None else ~mask for mask in truth]
-    object.__setattr__(split, "truth", opposite)
+    split = replace(split, truth=opposite)
     assert evaluate(pair, {"dev": split, "test": split}, draws=0)["human_rationales"]["f1_macro"] < 0.6
 
 
@@ -326,6 +307,6 @@ def test_nothing_is_said_about_people_where_nobody_was_asked(report) -> None:
 
 
 def test_figures_load_no_torch() -> None:
-    names = ("metrics", "calibration_metrics", "mask_metrics", "plausibility", "faithfulness", "significance", "vocabulary")
+    names = "metrics calibration_metrics mask_metrics plausibility faithfulness significance vocabulary".split()
     code = f"import sys, {', '.join(f'rekd_train.{name}' for name in names)}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
