@@ -38,8 +38,11 @@ HOUSE = {
         rekd_train.official_weights rekd_train.weights
     """,
     "training": """
-        rekd_train.building rekd_train.calibration rekd_train.evaluation rekd_train.losses rekd_train.metrics
-        rekd_train.optimisation rekd_train.schedules rekd_train.teacher rekd_train.training
+        rekd_train.metrics rekd_train.calibration_metrics rekd_train.mask_metrics rekd_train.plausibility
+        rekd_train.faithfulness rekd_train.significance rekd_train.vocabulary
+        rekd_train.decisions rekd_train.evaluation rekd_train.agreement rekd_train.report
+        rekd_train.building rekd_train.calibration rekd_train.losses rekd_train.optimisation
+        rekd_train.schedules rekd_train.teacher rekd_train.training
     """,
     "checkpoint": "rekd_train.model_card rekd_train.checkpoint rekd_train.checkpoint_examples rekd_train.official",
     "runs": "rekd_train.runs",
