@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from rekd_train.command import application, examples, print_json, run
+from rekd_train.command import application, examples, finite, print_json, run
 
 app = application(
     help="Train pairs that classify from their own rationale, alone or distilled from a teacher pair.",
@@ -90,20 +90,57 @@ def compact(path: Checkpoint, output: Output, teacher: Teacher = None, as_json: 
     _report(metrics, output, as_json)
 
 
-@app.command(epilog=examples("rekd-train evaluate runs/student", "rekd-train evaluate runs/student --split dev --json"))
+@app.command(
+    epilog=examples(
+        "rekd-train evaluate runs/student",
+        "rekd-train evaluate runs/student --split dev --draws 0 --json",
+        "rekd-train evaluate runs/student --teacher runs/teacher --output student.json",
+    )
+)
 def evaluate(
     path: Checkpoint,
     split: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
+    draws: Annotated[int, typer.Option(min=0, help="Sampled rationales of each example; below 2: none.")] = 10,
+    teacher: Annotated[
+        Path | None, typer.Option("--teacher", metavar="CKPT", help="Checkpoint whose rationales to compare with.")
+    ] = None,
+    risk: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of wrong answers that the abstain threshold allows.")
+    ] = 0.05,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the report there, as JSON.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Measure a checkpoint on a split of its data: accuracy given the rationale, rate, calibration."""
+    """Measure a checkpoint on a split of its data: accuracy given the rationale, rate, calibration, every mode."""
     from rekd_train.data import SPLITS
 
     if split not in SPLITS:
         raise typer.BadParameter(f"'{split}' is none of {', '.join(SPLITS)}", param_hint="--split")
+    from rekd_train.files import write_json
     from rekd_train.runs import evaluate_run
 
-    _report({split: evaluate_run(path, split)}, path, as_json)
+    report = evaluate_run(path, split, draws=draws, teacher=teacher, risk=risk, device=device)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(output, finite(report))
+    if as_json:
+        print_json(report)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from rekd_train.report import report_rows
+
+    title = f"{path}, {report['examples']} examples of {split}, noise-free unless said otherwise"
+    table = Table("section", "figure", title=title, title_justify="left")
+    table.add_column("value", justify="right")
+    previous = None
+    for section, figure, value in report_rows(report):
+        table.add_row("" if section == previous else section, figure, value)
+        previous = section
+    Console().print(table)
 
 
 @contextmanager

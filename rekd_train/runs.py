@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rekd_train import checkpoint
 from rekd_train.building import fresh_pair, preprocessor_for, weight_origins
 from rekd_train.checkpoint_examples import checkpoint_examples
@@ -13,6 +15,7 @@ from rekd_train.data import DataSet, encode, encode_splits, load_data
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.evaluation import measure
 from rekd_train.models.rationalizer import Rationalizer
+from rekd_train.report import evaluate
 from rekd_train.training import Observer, calibrate_policy, compact_pair, fit
 
 
@@ -56,10 +59,25 @@ def train_run(
     return metrics
 
 
-def evaluate_run(path: Path, split: str = "test") -> dict[str, float]:
-    """Measure a checkpoint on a split of the data it was trained on."""
+def evaluate_run(
+    path: Path,
+    split: str = "test",
+    *,
+    draws: int = 10,
+    teacher: Path | None = None,
+    risk: float = 0.05,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """The full report of a checkpoint on a split of the data it was trained on; see ``rekd_train.report``."""
     pair, config = checkpoint.load(path), _config_of(path)
-    return measure(pair, encode(load_data(config.data).splits[split], pair.preprocessor))
+    teacher_pair = checkpoint.load(teacher) if teacher is not None else None
+    for model in (pair, teacher_pair):
+        if model is not None:
+            model.to(chosen_device(device))
+    data = load_data(config.data)
+    splits = {name: encode(data.splits[name], pair.preprocessor) for name in {split, "dev"}}
+    report = evaluate(pair, splits, split=split, draws=draws, teacher=teacher_pair, risk=risk)
+    return {"checkpoint": str(path), "data": data.origin, **report}
 
 
 def calibrate_run(path: Path, output: Path, target: float | None = None) -> dict[str, Any]:
@@ -83,6 +101,22 @@ def compact_run(
     teacher_pair = checkpoint.load(teacher) if teacher is not None else None
     compact_pair(config, pair, splits["train"], splits["dev"], teacher=teacher_pair, observer=observer)
     return _finish(pair, output, config, data, splits)
+
+
+def chosen_device(name: str) -> torch.device:
+    """'cpu', 'cuda' or another of torch's names; 'auto': the GPU if there is one.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise ConfigError(f"there is no device '{name}' here; fix: --device cpu") from None
+    return device
 
 
 def _reopen(path: Path):
