@@ -44,7 +44,7 @@ def check_fit(
 def check_labels(labels: np.ndarray, examples: int, names: list[str], split: str) -> None:
     """Raise DataError unless there are examples and every label is the number of a class."""
     if not examples or len(labels) != examples:
-        raise DataError(f"the {split} split has {examples} examples and {len(labels)} labels; fix: at least one of each")
+        raise DataError(f"the {split} split has {examples} examples and {len(labels)} labels; fix: as many, and some")
     if labels.min() < 0 or labels.max() >= len(names):
         wrong = labels[(labels < 0) | (labels >= len(names))][0]
         raise DataError(
@@ -97,7 +97,7 @@ def check_teacher(teacher: Rationalizer, student: Rationalizer, config: RunConfi
 def _check_images(theirs, ours) -> None:
     sizes = [(s.height, s.width, s.channels) for s in (theirs, ours)]
     if sizes[0] != sizes[1]:
-        raise ConfigError(f"the teacher reads images of {sizes[0]} (height, width, channels), the student of {sizes[1]}")
+        raise ConfigError(f"the teacher reads images of {sizes[0]} (height, width, channels), not of {sizes[1]}")
     grids = [(s.rows, s.columns) for s in (theirs, ours)]
     if grids[0] != grids[1]:
         raise ConfigError(

@@ -49,6 +49,11 @@ class Runtime:
         """The module whose forward is called in training; several processes average its gradients."""
         return self._accelerator.prepare_model(objective) if self.processes > 1 else objective
 
+    def release(self) -> None:
+        """Let go of wrapped objectives: their hooks would average the gradients of the next stage, too."""
+        if self.processes > 1:
+            self._accelerator.free_memory()
+
     def autocast(self, precision: str) -> AbstractContextManager:
         """Matrix products in bf16 if the precision ('auto', 'fp32', 'bf16') says so for this device."""
         launched = self._accelerator is not None and self._accelerator.mixed_precision == "bf16"
@@ -112,5 +117,5 @@ def _checked(device: str | torch.device) -> torch.device:
     except RuntimeError:
         raise ConfigError(f"no device '{device}'; fix: auto, cpu, cuda or cuda:N") from None
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"no device '{device}': this machine shows {torch.cuda.device_count()} GPUs; fix: cpu or auto")
+        raise ConfigError(f"no device '{device}': {torch.cuda.device_count()} GPUs are visible; fix: cpu or auto")
     return found

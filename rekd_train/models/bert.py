@@ -69,7 +69,7 @@ class BertBackbone(TextBackbone):
 
     def _encode(self, content: Tensor, attention_mask: Tensor, positions: Tensor | None = None) -> Tensor:
         if self.training and attention_mask.ndim == 2:
-            # as (B, 1, 1, N) it is taken as it is; of (B, N) BertModel asks whether all is visible and waits for the GPU
+            # taken as it is; given (B, N), BertModel asks whether everything is visible and waits for the GPU
             attention_mask = attention_mask[:, None, None, :] > 0
         return self.bert(
             inputs_embeds=content, attention_mask=attention_mask, position_ids=positions
