@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import http.client
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -30,6 +31,9 @@ from rekd_deploy.triton_wheel import TritonWheel, find_wheel
 
 PORT_FLAGS = {"grpc": "--grpc-port", "http": "--http-port", "metrics": "--metrics-port"}
 _LOG_LINES = 12
+_LINE_WIDTH = 500
+_HARMLESS = re.compile(r"CudaDriverHelper|CUDA driver version is insufficient")
+"""What the server says as an error on every machine without a GPU."""
 _STOP_SECONDS = 10.0
 _ADMIN_APIS = ("model-repository", "shared-memory", "trace", "logging")
 """Interfaces that no client needs; a request must carry a key that only this process knew."""
@@ -146,13 +150,13 @@ class TritonServer:
             raise ServerError(f"the Triton server {how}; the end of its log {self.log_file}:\n{self.log_tail()}")
 
     def log_tail(self, lines: int = _LOG_LINES) -> str:
-        """The last lines of the log, errors first if there are any."""
+        """The last errors of the log, or its last lines if there are none."""
         try:
             content = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return "(no log)"
-        telling = [line for line in content if line[:1] == "E" or "error:" in line.lower()]
-        return "\n".join((telling or content)[-lines:])
+        errors = [line for line in content if line.startswith(("E", "error:")) and not _HARMLESS.search(line)]
+        return "\n".join(line[:_LINE_WIDTH] for line in (errors or content)[-lines:])
 
     def _launch(self, wheel: TritonWheel) -> None:
         command = [str(wheel.executable), *self._flags(wheel)]

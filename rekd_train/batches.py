@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
-from rekd_train.data import bucketed_batches
+from rekd_train.data import Split, bucketed_batches
 from rekd_train.noise import key
+from rekd_train.preprocessors import Preprocessor
 from rekd_train.runtime import Runtime
-
-
-class Split(Protocol):
-    """What training needs of a split; ``rekd_train.data`` has them for texts and images."""
-
-    labels: np.ndarray
-    """(n,) int64."""
-    preprocessor: Any
-    """The pair's preprocessing."""
-    lengths: np.ndarray
-    """(n,) features of each example, for length buckets."""
-
-    def __len__(self) -> int: ...
-
-    def inputs(self, indices: np.ndarray, generator: np.random.Generator | None = None) -> dict[str, np.ndarray]:
-        """The batch of these examples; ``generator`` augments, None leaves them as they are."""
 
 
 @dataclass
@@ -54,32 +38,30 @@ class Batch:
 
 
 class FullLength:
-    """A split of texts whose batches are all padded to the longest input, so that padding is the same for all."""
+    """A split of texts whose batches are all padded to the longest input: for policies that may select padding.
+
+    Args:
+        preprocessor: gives the length and the padding's token id.
+    """
 
     augmented = False
+    truth = None
 
-    def __init__(self, split: Any) -> None:
-        self._split = split
-        self.labels, self.preprocessor, self.lengths = split.labels, split.preprocessor, split.lengths
+    def __init__(self, split: Split, preprocessor: Preprocessor) -> None:
+        self._split, self._preprocessor = split, preprocessor
+        self.labels, self.lengths = split.labels, split.lengths
 
     def __len__(self) -> int:
         return len(self._split)
 
-    def inputs(self, indices: np.ndarray, generator: np.random.Generator | None = None) -> dict[str, np.ndarray]:
-        """The batch, ``preprocessor.positions`` wide."""
+    def inputs(self, indices: Sequence[int], generator: np.random.Generator | None = None) -> dict[str, np.ndarray]:
+        """The batch, as wide as the preprocessing allows."""
         arrays = self._split.inputs(indices)
-        if "input_ids" not in arrays:
-            return arrays
-        missing = self.preprocessor.positions - arrays["input_ids"].shape[1]
-        fill = {"input_ids": self.preprocessor.special_ids["pad"], "attention_mask": 0}
+        missing = self._preprocessor.positions - arrays["input_ids"].shape[1]
+        fill = {"input_ids": self._preprocessor.special_ids["pad"], "attention_mask": 0}
         return {
             name: np.pad(array, ((0, 0), (0, missing)), constant_values=fill[name]) for name, array in arrays.items()
         }
-
-
-def is_augmented(split: Split) -> bool:
-    """Whether an example differs from one epoch to the next."""
-    return bool(getattr(split, "augmented", False))
 
 
 class Batches:
@@ -111,7 +93,7 @@ class Batches:
     def _batch(self, indices: np.ndarray, step: int) -> Batch:
         part = self._runtime.part(indices)
         own = part if len(part) else indices[:1]
-        if is_augmented(self._split):
+        if self._split.augmented:
             stream = key(self._seed, step, self._runtime.rank)
             arrays = self._split.inputs(own, np.random.default_rng(stream))
         else:

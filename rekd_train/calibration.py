@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from rekd_train.metrics import negative_log_likelihood
+from rekd_train.calibration_metrics import negative_log_likelihood
 from rekd_train.models.gates import apply_policy
 from rekd_train.policy import SelectionPolicy
 

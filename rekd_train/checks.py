@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from rekd_train.batches import Split
 from rekd_train.config import RunConfig
+from rekd_train.data import Split
 from rekd_train.errors import ConfigError, DataError
 from rekd_train.models.families import FAMILIES
 from rekd_train.models.rationalizer import Rationalizer

@@ -93,7 +93,7 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
 def print_json(document: Any) -> None:
     """Write one JSON document to stdout; NaN and infinity, which JSON lacks, become null."""
     plain_ascii = "utf" not in (sys.stdout.encoding or "").lower()
-    text = json.dumps(_finite(document), indent=2, ensure_ascii=plain_ascii, allow_nan=False)
+    text = json.dumps(finite(document), indent=2, ensure_ascii=plain_ascii, allow_nan=False)
     sys.stdout.write(text + "\n")
 
 
@@ -193,11 +193,12 @@ def _tolerate_narrow_encodings() -> None:
         reconfigure(errors="replace")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The document with null for NaN and infinity, which JSON lacks."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
+        return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
+        return [finite(entry) for entry in value]
     return value

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Section(BaseModel):
-    """A frozen part of a configuration; unknown keys are mistakes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from rekd_train.config_section import Section
 
 
 class SelectionConfig(Section):
@@ -117,13 +113,13 @@ class StagesConfig(Section):
     classifier_epochs: float = Field(2.0, ge=0, description="warm start of the predictor")
     masked_share: float = Field(0.5, ge=0, le=1, description="share of warm-start batches under random keep masks")
     selector_warm_start: float | None = Field(
-        None, ge=0, description="epochs of the selector's own warm start, where it cannot start from the predictor for "
-        "other sizes; None: classifier_epochs",
+        None, ge=0, description="epochs of the selector's own warm start where its sizes are not the "
+        "predictor's, whose weights it would start from; None: classifier_epochs",
     )  # fmt: skip
     rationale_epochs: float = Field(1.0, ge=0, description="rationale extraction, with a teacher: distillation")
     operator: Literal["zero", "drop"] = Field(
-        "zero", description="'drop': no blank slots from the start, by a weighted softmax; it tends to collapse: "
-        "prefer 'zero' and a compact stage",
+        "zero", description="'drop': the predictor learns without blank slots from the start, by a weighted softmax; "
+        "it tends to collapse, prefer 'zero' and a compact stage",
     )  # fmt: skip
     compact_epochs: float = Field(1.0, ge=0, description="predictor alone on gathered tokens, selector frozen")
     evaluate_every: float = Field(1.0, ge=0, description="epochs between dev evaluations; 0: the last state is kept")

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rekd_train import losses
-from rekd_train.batches import Split
 from rekd_train.calibration import calibrate_bias
 from rekd_train.config import RunConfig, SelectionConfig
+from rekd_train.data import Split
 from rekd_train.models.base import Predictor
 from rekd_train.models.gates import apply_policy, kept_positions, selection_scores
 from rekd_train.models.rationalizer import Rationalizer

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from rekd_train.batches import Batch, Batches, Split
+from rekd_train.batches import Batch, Batches
 from rekd_train.config import RunConfig
+from rekd_train.data import Split
 from rekd_train.dev import Best
 from rekd_train.errors import TrainingError
 from rekd_train.models.rationalizer import Rationalizer

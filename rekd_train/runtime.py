@@ -36,7 +36,7 @@ class Runtime:
             self._accelerator = Accelerator(cpu=str(device) == "cpu" or not torch.cuda.is_available())
             self.device = self._accelerator.device
         else:
-            self.device = _checked(device)
+            self.device = chosen_device(device)
         self.processes = self._accelerator.num_processes if several else 1
         self.rank = self._accelerator.process_index if several else 0
 
@@ -111,11 +111,17 @@ class Runtime:
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
 
-def _checked(device: str | torch.device) -> torch.device:
+def chosen_device(name: str | torch.device) -> torch.device:
+    """'cpu', 'cuda' or another of torch's names; 'auto': a GPU if there is one.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    if str(name) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(device)
-    except RuntimeError:
-        raise ConfigError(f"no device '{device}'; fix: auto, cpu, cuda or cuda:N") from None
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"no device '{device}': {torch.cuda.device_count()} GPUs are visible; fix: cpu or auto")
-    return found
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise ConfigError(f"there is no device '{name}' here; fix: --device cpu") from None
+    return device

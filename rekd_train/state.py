@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from rekd_train.batches import Split
 from rekd_train.config import RunConfig
+from rekd_train.data import Split
 from rekd_train.errors import ConfigError, TrainingError
 
 FILE = "state.pt"

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rekd_train.batches import Batch, Split, is_augmented
+from rekd_train.batches import Batch
 from rekd_train.config import RunConfig
-from rekd_train.data import bucketed_batches
+from rekd_train.data import Split, bucketed_batches
 from rekd_train.models.gates import apply_policy, selection_scores
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.runtime import Runtime
@@ -101,7 +101,7 @@ def teacher_for(pair: Rationalizer, split: Split, config: RunConfig, runtime: Ru
     """The pair as a teacher over a training split: cached where the examples stay the same."""
     acceleration = config.acceleration
     live = LiveTeacher(pair.to(runtime.device), runtime, acceleration.precision)
-    if not acceleration.teacher_cache or is_augmented(split):
+    if not acceleration.teacher_cache or split.augmented:
         return live
     logits, mask, classes = [], [], []
     rows = []

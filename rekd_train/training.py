@@ -16,10 +16,11 @@ from collections.abc import Callable
 
 import torch
 
-from rekd_train.batches import FullLength, Split, is_augmented
+from rekd_train.batches import FullLength
 from rekd_train.calibration import calibrate_temperature
 from rekd_train.checks import check_fit, check_teacher
 from rekd_train.config import RunConfig
+from rekd_train.data import Split
 from rekd_train.dev import KEEP_ALL, DevEvaluation, base_policy, fitted_policy, read_selector
 from rekd_train.evaluation import run_split
 from rekd_train.loop import Loop, Stage, load_pair_state, pair_state
@@ -33,7 +34,7 @@ from rekd_train.runtime import Runtime
 from rekd_train.state import Snapshot, StateStore
 from rekd_train.teacher import Teacher, teacher_for
 
-__all__ = ["KEEP_ALL", "Observer", "Silent", "calibrate_policy", "compact_pair", "fit"]
+__all__ = ["KEEP_ALL", "Observer", "Silent", "calibrate_pair", "calibrate_policy", "compact_pair", "fit"]
 
 
 def fit(
@@ -104,6 +105,14 @@ def compact_pair(
     return course.finished()
 
 
+def calibrate_pair(config: RunConfig, rationalizer: Rationalizer, dev: Split) -> Rationalizer:
+    """Fit the decision rule and then the probability temperature on dev, in place."""
+    calibrate_policy(config, rationalizer, dev)
+    logits = run_split(rationalizer, dev).class_logits
+    rationalizer.probability_temperature = calibrate_temperature(logits, dev.labels)
+    return rationalizer.eval()
+
+
 def calibrate_policy(
     config: RunConfig, rationalizer: Rationalizer, dev: Split, runtime: Runtime | None = None
 ) -> None:
@@ -140,8 +149,8 @@ class _Course:
         self.pair.to(self.runtime.device)
         if not keep_policy:
             pair.policy = base_policy(config.selection)
-        if config.selection.selectable == "all":
-            train, dev = FullLength(train), FullLength(dev)
+        if config.selection.selectable == "all" and pair.preprocessor.settings.kind != "image":
+            train, dev = (FullLength(split, pair.preprocessor) for split in (train, dev))
         self.train, self.dev = train, dev
         self._done = snapshot.stage if snapshot else 0
         self._into = snapshot.step if snapshot else 0
@@ -198,7 +207,7 @@ class _Course:
         pair = self.pair
         pair.predictor.operator = "compact"
         mask = None
-        if not is_augmented(self.train):
+        if not self.train.augmented:
             readings = read_selector(pair, self.train, self.runtime, self.config.acceleration.precision)
             mask = apply_policy(readings.scores, readings.selectable, pair.policy, pair.capacity)
         objective = CompactObjective(self.config, pair, self.runtime, self._loop.seed(stage), self.teacher, mask)

@@ -9,6 +9,9 @@ import typer
 
 from rekd_train.command import application, examples, print_json, run
 
+_SHORT = 600
+"""Characters of the reviews that are shown, if there are enough of them."""
+
 app = application(
     help="Train, distil, export, serve and query on real movie reviews; finished stages are reused.",
     epilog=examples("python -m rekd_deploy.cli.demo --output runs/demo"),
@@ -46,13 +49,13 @@ def _show(settings, report: dict) -> None:
     from rich.table import Table
 
     from rekd_deploy.demo import MODELS, served_predictions
-    from rekd_deploy.render import render_terminal
-    from rekd_train.prediction import Prediction
+    from rekd_deploy.render import plain_text, terminal_text
 
-    console = Console()
-    for document in served_predictions(settings)[:5]:
-        console.print(render_terminal(Prediction.from_dict(document)))
-        console.print()
+    console = Console(highlight=False, markup=False, emoji=False)
+    answers = served_predictions(settings)
+    short = [answer for answer in answers if len(answer.text) <= _SHORT]
+    for answer in [*short, *answers][:5]:
+        console.print(terminal_text(answer) if console.is_terminal else plain_text(answer), end="\n\n", soft_wrap=True)
     table = Table(title="On the held-out test reviews, noise-free", title_justify="left")
     for column in ("model", "accuracy", "words kept"):
         table.add_column(column, justify="left" if column == "model" else "right")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,12 +59,13 @@ def query(
     from rekd_deploy.text_source import texts_from_arguments, texts_from_file
 
     # arguments are checked at once; a file streams
-    source = iter(list(texts_from_arguments(texts))) if texts else texts_from_file(file)
-    first_chunk = list(islice(source, _CHUNK))
+    chunks = _chunks(list(texts_from_arguments(texts)) if texts else texts_from_file(file))
+    first = next(chunks)  # bad input is found before a server is asked
     with _answerer(url or _URL, local, timeout) as answerer:
         write = _write_json if json_lines else _writer()
-        for prediction in _answers(answerer, first_chunk, source):
-            write(prediction)
+        for chunk in chain([first], chunks):
+            for prediction in _answers(answerer, chunk):
+                write(prediction)
 
 
 def _answerer(url: str, local: Path | None, timeout: float) -> Client | Pipeline:
@@ -77,18 +78,32 @@ def _answerer(url: str, local: Path | None, timeout: float) -> Client | Pipeline
     return Client(url, timeout=timeout)
 
 
-def _answers(
-    answerer: Client | Pipeline, chunk: list[SourcedText], rest: Iterable[SourcedText]
-) -> Iterator[Prediction]:
+def _chunks(source: Iterable[SourcedText]) -> Iterator[list[SourcedText]]:
+    """Lists of texts; those before a bad one come before its error."""
     from rekd_train.errors import InputError
 
-    rest = iter(rest)
-    while chunk:
-        try:
-            yield from answerer.predict([sourced.text for sourced in chunk])
-        except InputError as error:  # counts from the start of the chunk
-            raise InputError(f"after {chunk[0].place}: {error}") from None
-        chunk = list(islice(rest, _CHUNK))
+    chunk: list[SourcedText] = []
+    try:
+        for sourced in source:
+            chunk.append(sourced)
+            if len(chunk) == _CHUNK:
+                yield chunk
+                chunk = []
+    except InputError:
+        if chunk:
+            yield chunk
+        raise
+    if chunk:
+        yield chunk
+
+
+def _answers(answerer: Client | Pipeline, chunk: list[SourcedText]) -> list[Prediction]:
+    from rekd_train.errors import InputError
+
+    try:
+        return answerer.predict([sourced.text for sourced in chunk])
+    except InputError as error:  # its number counts from the start of the chunk
+        raise InputError(f"from {chunk[0].place} on: {error}") from None
 
 
 def _write_json(prediction: Prediction) -> None:

@@ -30,6 +30,7 @@ class ToyTexts:
             words = list(random.choice(neutral, size=random.integers(6, 20)))
             words.insert(int(random.integers(len(words))), ("bad", "good")[label])
             texts.append(" ".join(words))
+        self.truth = None
         self.preprocessor = pair.preprocessor
         self._ids = [np.asarray(encoding.ids, dtype=np.int64) for encoding in pair.preprocessor.encode(texts)]
         self.lengths = np.array([len(ids) for ids in self._ids])
@@ -53,7 +54,7 @@ class ToyImages:
         for index, label in enumerate(self.labels):
             row, column = random.integers(4) * 4, random.integers(3) * 4
             self.pixels[index, row : row + 4, column : column + 4, 0] = (0, stripes, 255)[label]
-        self.preprocessor, self.augmented = pair.preprocessor, augmented
+        self.augmented, self.truth = augmented, None
         self.lengths = np.full(examples, 12)
 
     def __len__(self) -> int:

@@ -1,0 +1,149 @@
+"""rekd-query from the command line to what it prints, with the pipeline or a stand-in for the server."""
+
+from __future__ import annotations
+
+import io
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from rekd_deploy.cli import query
+from rekd_deploy.errors import ServerUnavailableError
+from rekd_train.command import run
+
+
+@pytest.fixture
+def ask(capsys):
+    """A function: arguments -> exit code, stdout, stderr."""
+
+    def asked(*arguments):
+        with pytest.raises(SystemExit) as request:
+            run(query.app, [str(argument) for argument in arguments])
+        return request.value.code, *capsys.readouterr()
+
+    return asked
+
+
+@pytest.fixture
+def server(monkeypatch, rationalizer):
+    """In place of a server: the model itself, and what was asked of it."""
+    seen = SimpleNamespace(urls=[], chunks=[], failure=None)
+
+    class StandIn:
+        def __init__(self, url, *, timeout):
+            seen.urls.append((url, timeout))
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def predict(self, texts):
+            if seen.failure:
+                raise seen.failure
+            seen.chunks.append(len(texts))
+            return rationalizer.predict(texts)
+
+    monkeypatch.setattr("rekd_deploy.client.Client", StandIn)
+    return seen
+
+
+def test_json_has_spans_of_the_text_as_given(ask, server):
+    text = "A good film.<br />Really 🎬 good"
+    code, out, _ = ask(text, "bad plot", "--json")
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [answer["text"] for answer in answers] == [text, "bad plot"]
+    for answer in answers:
+        assert set(answer) >= {"label", "probabilities", "rationale", "pieces", "rate", "truncated"}
+        assert answer["rationale"] and answer["pieces"] and 0 < answer["rate"] <= 1 and answer["truncated"] is False
+        for span in answer["rationale"]:
+            assert answer["text"][span["start"] : span["end"]] == span["text"]
+    assert server.urls == [("localhost:8001", 30.0)]
+
+
+def test_local_answers_without_a_server(ask, repository, rationalizer):
+    code, out, _ = ask("--local", repository, "good film", "--json")
+    answer, expected = json.loads(out), rationalizer.predict(["good film"])[0]
+    assert (code, answer["label"], answer["rate"]) == (0, expected.label, expected.rate)
+
+
+def test_text_for_people(ask, server):
+    code, out, _ = ask("a good film")
+    assert code == 0 and "[[" in out and "%" in out and out.count("film") == 1
+
+
+def test_url_and_timeout(ask, server):
+    assert ask("good", "--url", "http://localhost:8000", "--timeout", "2")[0] == 0
+    assert server.urls == [("http://localhost:8000", 2.0)]
+
+
+def test_file_streams_in_chunks(ask, server, tmp_path):
+    path = tmp_path / "reviews.txt"
+    path.write_text("good film\n" * 600)
+    code, out, _ = ask("--file", path, "--json")
+    assert code == 0 and len(out.splitlines()) == 600 and server.chunks == [256, 256, 88]
+
+
+def test_what_was_answered_before_a_bad_line_is_printed(ask, server, tmp_path):
+    path = tmp_path / "reviews.txt"
+    path.write_bytes(b"good film\n" * 300 + b"\xff\n")
+    code, out, error = ask("--file", path, "--json")
+    assert code == 1 and len(out.splitlines()) == 300
+    assert error == f"error: {path}, line 301 is not UTF-8: byte 1 is 0xff; fix: convert it to UTF-8\n"
+
+
+def test_a_bad_first_line_is_never_sent(ask, server, tmp_path):
+    path = tmp_path / "reviews.txt"
+    path.write_bytes(b"\xff\n")
+    assert ask("--file", path)[0] == 1 and server.urls == []
+
+
+def test_a_text_of_unknown_signs_is_placed(ask, server, tmp_path):
+    path = tmp_path / "reviews.txt"
+    path.write_text("good film\n" * 256 + "fine\n\u200b\n")
+    code, _, error = ask("--file", path)
+    assert code == 1 and f"from {path}, line 257 on: text 1 holds no word" in error
+
+
+def test_standard_input(ask, server, monkeypatch):
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO("東京 good\n".encode())))
+    code, out, _ = ask("--file", "-", "--json")
+    assert code == 0 and json.loads(out)["text"] == "東京 good"
+
+
+def test_a_hundred_thousand_characters(ask, server):
+    code, out, _ = ask("good film " * 10_000, "--json")
+    assert code == 0 and json.loads(out)["truncated"] is True
+
+
+@pytest.mark.parametrize("text", ["", " \n\t", "caf\udce9"])
+def test_bad_text_is_one_line_and_never_sent(ask, server, text):
+    code, out, error = ask(text)
+    assert (code, out) == (1, "") and error.startswith("error: text 1 ") and error.count("\n") == 1
+    assert server.urls == []
+
+
+@pytest.mark.parametrize(
+    "arguments", ["", "good --file x.txt", "good --url a:1 --local r", "good --timeout 0", "good --nonsense"]
+)
+def test_usage(ask, server, arguments):
+    code, out, error = ask(*arguments.split())
+    assert (code, out) == (2, "") and "Traceback" not in error and server.urls == []
+
+
+def test_no_server(ask, server):
+    server.failure = ServerUnavailableError("no Triton server answers at x")
+    assert ask("good") == (1, "", "error: no Triton server answers at x\n")
+
+
+def test_debug_shows_where(ask, server):
+    server.failure = ServerUnavailableError("no Triton server answers at x")
+    code, _, error = ask("good", "--debug")
+    assert code == 1 and "Traceback" in error
+
+
+def test_damaged_repository(ask, tmp_path):
+    code, out, error = ask("good", "--local", tmp_path)
+    assert (code, out) == (1, "") and "holds no exported model" in error and error.count("\n") == 1

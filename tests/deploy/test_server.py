@@ -1,0 +1,257 @@
+"""Starting, watching and stopping a server process, with a stand-in for Triton where the real one is not needed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from rekd_deploy import triton_wheel
+from rekd_deploy.errors import RepositoryError, ServerError
+from rekd_deploy.server import TritonServer, settled_ports
+from rekd_train.errors import MissingExtraError
+
+READY = """
+import http.server, sys
+port = next(int(a.split("=")[1]) for a in sys.argv if a.startswith("--http-port"))
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers()
+http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+class FakeWheel:
+    """A Python script in place of tritonserver."""
+
+    def __init__(self, folder, script):
+        self.executable = folder / "tritonserver"
+        self.executable.write_text(f"#!{sys.executable}\n{script}")
+        self.executable.chmod(0o755)
+        self.caches = folder
+
+    def place_backends(self, folder):
+        return folder
+
+    def environment(self):
+        return dict(os.environ)
+
+
+@pytest.fixture
+def start(repository, tmp_path, monkeypatch):
+    """A function: script -> an unstarted server that will run it."""
+
+    def made(script, **settings):
+        monkeypatch.setattr("rekd_deploy.server.find_wheel", lambda: FakeWheel(tmp_path, script))
+        return TritonServer(repository, 0, 0, 0, log_file=tmp_path / "log", **settings)
+
+    return made
+
+
+def alive(process_id):
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_starts_waits_and_stops(start):
+    with start(READY) as server:
+        process_id = server.process_id
+        assert alive(process_id)
+        server.check_alive()
+        assert len(set(server.ports.values())) == 3 and 0 not in server.ports.values()
+        assert server.grpc_url == f"127.0.0.1:{server.ports['grpc']}"
+        work = server._work
+        assert work.is_dir()
+    assert not alive(process_id) and not work.exists()
+    with pytest.raises(ServerError, match="not running"):
+        server.check_alive()
+    server.stop()
+
+
+def test_flags_are_safe(start, tmp_path):
+    server = start("import sys\nprint(*sys.argv[1:], sep='\\n', flush=True)\n" + READY)
+    with server:
+        flags = (tmp_path / "log").read_text().splitlines()
+    assert set(flags) >= {
+        "--model-control-mode=none",
+        "--disable-auto-complete-config",
+        "--strict-readiness=true",
+        "--exit-on-error=true",
+        "--http-address=127.0.0.1",
+        "--grpc-address=127.0.0.1",
+        "--metrics-address=127.0.0.1",
+    }
+    assert any(flag.startswith("--http-restricted-api=model-repository,shared-memory") for flag in flags)
+    assert any(flag.startswith("--grpc-restricted-protocol=model-repository,shared-memory") for flag in flags)
+
+
+def test_death_at_the_start_shows_the_end_of_the_log(start, tmp_path):
+    script = "import sys\nprint('E1 \"CudaDriverHelper\"')\nprint('error: creating server: no luck')\nsys.exit(3)"
+    server = start(script)
+    with pytest.raises(ServerError) as error:
+        server.start()
+    message = str(error.value)
+    assert "exit code 3" in message and str(tmp_path / "log") in message
+    assert message.endswith("error: creating server: no luck") and "CudaDriverHelper" not in message
+    assert server.process_id is None
+
+
+def test_death_without_an_error_shows_the_last_lines(start):
+    with pytest.raises(ServerError, match="line 29$") as error:
+        start("for n in range(30): print('line', n, flush=True)").start()
+    assert str(error.value).count("line ") == 12
+
+
+def test_death_later_is_noticed(start):
+    with start(READY) as server:
+        os.kill(server.process_id, signal.SIGKILL)
+        for _ in range(100):
+            time.sleep(0.02)
+            if not alive(server.process_id):
+                break
+        with pytest.raises(ServerError, match="killed by signal 9"):
+            server.check_alive()
+
+
+def test_never_ready(start):
+    server = start("import time\nprint('still loading', flush=True)\ntime.sleep(60)", timeout=1.0)
+    with pytest.raises(ServerError, match=r"not ready after 1 s(.|\n)*still loading"):
+        server.start()
+    assert server.process_id is None
+
+
+def test_a_deaf_server_and_its_children_are_stopped(start, tmp_path, monkeypatch):
+    monkeypatch.setattr("rekd_deploy.server._STOP_SECONDS", 0.5)
+    child = "import subprocess, sys, signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    child += f"c = subprocess.Popen(['sleep', '60'])\nopen({str(tmp_path / 'child')!r}, 'w').write(str(c.pid))\n"
+    with start(child + READY) as server:
+        process_id, child_id = server.process_id, int((tmp_path / "child").read_text())
+        assert alive(child_id)
+    assert not alive(process_id) and not alive(child_id)
+
+
+def test_interruption_while_waiting_leaves_nothing(start, monkeypatch):
+    server = start("import time\ntime.sleep(60)")
+    seen = []
+
+    def interrupted():
+        seen.append(server.process_id)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(server, "_ready", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        server.start()
+    assert not alive(seen[0]) and server._work is None
+
+
+def test_outlives_the_thread_that_started_it(start):
+    server = start(READY)
+    thread = threading.Thread(target=server.start)
+    thread.start()
+    thread.join()
+    time.sleep(0.3)
+    server.check_alive()
+    server.stop()
+
+
+def test_twice_is_once_too_many(start):
+    with start(READY) as server, pytest.raises(ServerError, match="already running"):
+        server.start()
+
+
+def test_damaged_repository_comes_first(tmp_path):
+    with pytest.raises(RepositoryError, match="no model repository"):
+        TritonServer(tmp_path / "nowhere").start()
+
+
+# ports
+
+
+def test_taken_ports_are_named_with_their_flags():
+    with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
+        grpc, http = (listener.getsockname()[1] for listener in (first, second))
+        with pytest.raises(ServerError) as error:
+            settled_ports({"grpc": grpc, "http": http, "metrics": 0}, "127.0.0.1")
+    message = str(error.value)
+    assert f"port {grpc} cannot be used" in message and "--grpc-port" in message
+    assert f"port {http} cannot be used" in message and "--http-port" in message
+
+
+def test_one_port_for_two():
+    free = settled_ports({"grpc": 0}, "127.0.0.1")["grpc"]
+    with pytest.raises(ServerError, match="given twice; change --http-port"):
+        settled_ports({"grpc": free, "http": free, "metrics": 0}, "127.0.0.1")
+
+
+def test_impossible_port():
+    with pytest.raises(ServerError, match="70000 is outside"):
+        settled_ports({"grpc": 70000}, "127.0.0.1")
+
+
+# what the wheel needs
+
+
+def test_missing_wheel(monkeypatch):
+    found = triton_wheel.util.find_spec
+    monkeypatch.setattr(triton_wheel.util, "find_spec", lambda name: None if name == "pytriton" else found(name))
+    with pytest.raises(MissingExtraError, match=r"pytriton.*pip install 'rekd\[serve\]'"):
+        triton_wheel.find_wheel()
+
+
+@pytest.fixture
+def installed():
+    try:
+        return triton_wheel.find_wheel()
+    except (MissingExtraError, ServerError) as error:
+        pytest.skip(str(error))
+
+
+def test_numpy_2_is_named(installed, monkeypatch):
+    monkeypatch.setattr(triton_wheel.metadata, "version", lambda name: "2.4.1")
+    with pytest.raises(ServerError, match=r"numpy 2.4.1 is installed.*numpy < 2.*pip install 'rekd\[serve\]'"):
+        triton_wheel.find_wheel()
+
+
+def test_missing_onnxruntime(installed, monkeypatch):
+    found = triton_wheel.util.find_spec
+    monkeypatch.setattr(triton_wheel.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name))
+    with pytest.raises(MissingExtraError, match=r"pip install 'rekd\[cpu\]'"):
+        triton_wheel.find_wheel()
+
+
+def test_python_without_its_shared_library(installed, monkeypatch):
+    monkeypatch.setattr(triton_wheel.sysconfig, "get_config_var", lambda name: "/nowhere")
+    monkeypatch.setattr(sys, "base_prefix", "/nowhere")
+    monkeypatch.setattr(sys, "base_exec_prefix", "/nowhere")
+    monkeypatch.setattr(triton_wheel.ctypes.util, "find_library", lambda name: None)
+    with pytest.raises(ServerError, match="no shared library libpython3.*fix:"):
+        triton_wheel.find_wheel()
+
+
+@pytest.mark.parametrize(("platform", "machine"), [("darwin", "arm64"), ("linux", "aarch64")])
+def test_another_machine(monkeypatch, platform, machine):
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(triton_wheel.platform, "machine", lambda: machine)
+    with pytest.raises(ServerError, match=f"Linux x86-64; this is {platform} {machine}"):
+        triton_wheel.find_wheel()
+
+
+def test_backend_gets_the_stub_of_this_python(installed, tmp_path):
+    backends = installed.place_backends(tmp_path)
+    stub = backends / "python" / "triton_python_backend_stub"
+    assert os.access(stub, os.X_OK) and stub.read_bytes() == installed._stub.read_bytes()
+    assert (backends / "python" / "libtriton_python.so").is_file()
+    environment = installed.environment()
+    assert environment["PATH"].startswith(str(Path(sys.executable).parent))
+    import numpy
+
+    assert str(Path(numpy.__file__).parents[1]) in environment["PYTHONPATH"].split(os.pathsep)
+    assert str(installed.libraries) in environment["LD_LIBRARY_PATH"].split(os.pathsep)

@@ -1,0 +1,215 @@
+"""The python-backend model, run as Triton's stub would run it, on the exported graphs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+
+from rekd_deploy.triton_config import PREDICTOR, SELECTOR
+
+OUTPUTS = {SELECTOR: ["scores", "mask", "positions", "kept"], PREDICTOR: ["logits", "probabilities"]}
+
+
+class Tensor:
+    def __init__(self, name, array):
+        self.name, self.array = name, array
+
+    def as_numpy(self):
+        return self.array
+
+
+class TritonError(Exception):
+    INVALID_ARG, INTERNAL = 1, 2
+
+    def __init__(self, message, code):
+        super().__init__(message)
+        self.code = code
+
+
+class Request:
+    def __init__(self, arrays, outputs):
+        self.arrays, self.outputs = arrays, outputs
+
+    def requested_output_names(self):
+        return self.outputs
+
+
+@pytest.fixture
+def utilities(monkeypatch):
+    module = ModuleType("triton_python_backend_utils")
+    module.Tensor, module.TritonError = Tensor, TritonError
+    module.InferenceResponse = lambda output_tensors=(), error=None: SimpleNamespace(
+        outputs={tensor.name: tensor.array for tensor in output_tensors}, error=error
+    )
+    module.get_input_tensor_by_name = lambda request, name: Tensor(name, request.arrays[name])
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+@pytest.fixture
+def start(repository, utilities):
+    """A function: model name -> the model.py of the repository, loaded and initialised."""
+
+    def started(name):
+        from google.protobuf.json_format import MessageToDict
+
+        from rekd_deploy.triton_config import read_config
+
+        folder = repository / name
+        specification = importlib.util.spec_from_file_location(f"{name}_model", folder / "1" / "model.py")
+        module = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(module)
+        config = MessageToDict(read_config(folder / "config.pbtxt"), preserving_proto_field_name=True)
+        model = module.TritonPythonModel()
+        model.initialize(
+            {"model_config": json.dumps(config), "model_repository": str(folder), "model_version": "1"}
+        )
+        return model
+
+    return started
+
+
+def encoded(rationalizer, *texts):
+    return rationalizer.preprocessor(list(texts)).inputs
+
+
+def ask(model, name, *requests, outputs=None):
+    return model.execute([Request(arrays, outputs or OUTPUTS[name]) for arrays in requests])
+
+
+def test_requests_of_mixed_shapes_are_answered_each_as_alone(start, rationalizer, texts):
+    selector, predictor = start(SELECTOR), start(PREDICTOR)
+    requests = [encoded(rationalizer, text) for text in texts] + [encoded(rationalizer, *texts)]
+    chosen = ask(selector, SELECTOR, *requests)
+    handed_over = [
+        {"input_ids": request["input_ids"], "positions": answer.outputs["positions"], "kept": answer.outputs["kept"]}
+        for request, answer in zip(requests, chosen, strict=True)
+    ]
+    classified = ask(predictor, PREDICTOR, *handed_over)
+    for request, selection, answer in zip(requests, chosen, classified, strict=True):
+        alone = ask(selector, SELECTOR, request)[0].outputs
+        assert {name: array.shape for name, array in selection.outputs.items()} == {
+            name: array.shape for name, array in alone.items()
+        }
+        np.testing.assert_array_equal(selection.outputs["mask"], alone["mask"])
+        np.testing.assert_allclose(selection.outputs["scores"], alone["scores"], atol=1e-5)
+        assert answer.outputs["probabilities"].shape == (len(request["input_ids"]), 2)
+    expected = rationalizer.predict(texts)
+    probabilities = classified[-1].outputs["probabilities"]
+    np.testing.assert_allclose(probabilities, [list(p.probabilities.values()) for p in expected], atol=1e-4)
+
+
+def test_only_what_is_asked_for_is_answered(start, rationalizer):
+    answer = ask(start(SELECTOR), SELECTOR, encoded(rationalizer, "good"), outputs=["mask"])[0]
+    assert list(answer.outputs) == ["mask"]
+
+
+def test_one_bad_request_does_not_spoil_its_neighbours(start, rationalizer):
+    good = encoded(rationalizer, "a good film")
+    bad = {**good, "input_ids": good["input_ids"] - 50}
+    answers = ask(start(SELECTOR), SELECTOR, good, bad, good)
+    assert [answer.error is None for answer in answers] == [True, False, True]
+    assert "input_ids[0, 0]" in str(answers[1].error) and answers[1].error.code == TritonError.INVALID_ARG
+    np.testing.assert_array_equal(answers[0].outputs["scores"], answers[2].outputs["scores"])
+
+
+def test_a_request_that_breaks_the_graph_is_found_among_its_neighbours(start, rationalizer, monkeypatch):
+    model = start(SELECTOR)
+    session = model._session
+
+    def run(names, inputs):
+        if (inputs["input_ids"] == 60).any():
+            raise RuntimeError("boom")
+        return session.run(names, inputs)
+
+    model._session = SimpleNamespace(run=run)
+    good = encoded(rationalizer, "a good film")
+    breaking = {**good, "input_ids": np.where(good["attention_mask"] == 1, 60, 0)}
+    answers = ask(model, SELECTOR, good, breaking, good)
+    assert [answer.error is None for answer in answers] == [True, False, True]
+    assert "boom" in str(answers[1].error) and answers[1].error.code == TritonError.INTERNAL
+
+
+def _ids(shape, value=5):
+    return np.full(shape, value, dtype=np.int64)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"input_ids": _ids((1, 16), -1)}, r"input_ids\[0, 0\] is -1, outside the vocabulary"),
+        ({"input_ids": _ids((1, 16), 94)}, "is 94, outside the vocabulary 0..93"),
+        ({"input_ids": _ids((1, 16), np.iinfo(np.int64).min)}, "outside the vocabulary"),
+        ({"attention_mask": _ids((1, 8), 1)}, r"attention_mask has shape \[1, 8\], input_ids \[1, 16\]"),
+        ({"attention_mask": _ids((1, 16), 2)}, r"attention_mask\[0, 0\] is 2"),
+        ({"attention_mask": _ids((1, 16), 0)}, "row 0 of attention_mask is all 0"),
+        ({"input_ids": _ids((1, 49)), "attention_mask": _ids((1, 49), 1)}, "at most 48"),
+        ({"input_ids": _ids((1, 0)), "attention_mask": _ids((1, 0), 1)}, "no axis may be empty"),
+        ({"input_ids": _ids((0, 16)), "attention_mask": _ids((0, 16), 1)}, "no axis may be empty"),
+    ],
+)
+def test_selector_refuses_with_a_reason(start, change, reason):
+    inputs = {"input_ids": _ids((1, 16)), "attention_mask": _ids((1, 16), 1)}
+    error = ask(start(SELECTOR), SELECTOR, inputs | change)[0].error
+    assert error.code == TritonError.INVALID_ARG
+    with pytest.raises(TritonError, match=reason):
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"input_ids": _ids((1, 16), 94)}, "outside the vocabulary"),
+        ({"positions": _ids((1, 11), 16)}, r"positions\[0, 0\] is 16, outside the sequence 0..15"),
+        ({"positions": _ids((1, 11), -1)}, "outside the sequence"),
+        ({"kept": np.ones((1, 4), dtype=bool)}, r"positions has shape \[1, 11\] and kept \[1, 4\]"),
+    ],
+)
+def test_predictor_refuses_with_a_reason(start, change, reason):
+    inputs = {"input_ids": _ids((1, 16)), "positions": _ids((1, 11)), "kept": np.ones((1, 11), dtype=bool)}
+    model = start(PREDICTOR)
+    assert ask(model, PREDICTOR, inputs)[0].error is None
+    with pytest.raises(TritonError, match=reason):
+        raise ask(model, PREDICTOR, inputs | change)[0].error
+
+
+def test_requests_of_one_shape_run_as_one_batch(start, rationalizer):
+    model = start(SELECTOR)
+    session, batches = model._session, []
+
+    def run(names, inputs):
+        batches.append(inputs["input_ids"].shape)
+        return session.run(names, inputs)
+
+    model._session = SimpleNamespace(run=run)
+    short, long = encoded(rationalizer, "good", "bad film"), encoded(rationalizer, "good " * 20)
+    answers = ask(model, SELECTOR, short, long, short)
+    assert batches == [(4, 16), (1, 32)]
+    assert [len(answer.outputs["mask"]) for answer in answers] == [2, 1, 2]
+
+
+@pytest.mark.parametrize(("threads", "expected"), [("3", 3), ("0", len(os.sched_getaffinity(0)))])
+def test_thread_count_comes_from_the_config(start, monkeypatch, threads, expected):
+    import onnxruntime
+
+    seen = []
+    original = onnxruntime.InferenceSession
+
+    def session(path, options, **settings):
+        seen.append(options.intra_op_num_threads)
+        return original(path, options, **settings)
+
+    def with_threads(text, loads=json.loads):
+        config = loads(text)
+        config["parameters"]["intra_op_thread_count"]["string_value"] = threads
+        return config
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(json, "loads", with_threads)
+    start(SELECTOR)
+    assert seen == [expected]
