@@ -42,7 +42,9 @@ HOUSE = {
         rekd_train.faithfulness rekd_train.significance rekd_train.vocabulary
         rekd_train.decisions rekd_train.evaluation rekd_train.agreement rekd_train.report
         rekd_train.building rekd_train.calibration rekd_train.losses rekd_train.optimisation
-        rekd_train.schedules rekd_train.teacher rekd_train.training
+        rekd_train.schedules rekd_train.noise rekd_train.runtime rekd_train.observers rekd_train.batches
+        rekd_train.teacher rekd_train.checks rekd_train.objectives rekd_train.dev rekd_train.watch rekd_train.state
+        rekd_train.loop rekd_train.training
     """,
     "checkpoint": "rekd_train.model_card rekd_train.checkpoint rekd_train.checkpoint_examples rekd_train.official",
     "runs": "rekd_train.runs",
@@ -75,7 +77,7 @@ COMMANDS = ("rekd_train.cli", "rekd_train.command", "rekd_deploy.cli")
 
 HEAVY = {
     "torch", "transformers", "timm", "PIL", "onnx", "onnxscript", "onnxruntime", "tritonclient", "pytriton",
-    "pandas", "scipy",
+    "pandas", "scipy", "accelerate", "tensorboard",
 }  # fmt: skip
 
 
