@@ -62,7 +62,7 @@ def test_subcommands_in_the_readme_exist():
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     names = {info.name or info.callback.__name__ for info in app.registered_commands}
-    assert set(re.findall(r"`rekd-train (\w+)", readme)) == names
+    assert set(re.findall(r"`rekd-train ([\w-]+)", readme)) == names
 
 
 def test_extras_in_the_readme_exist():
