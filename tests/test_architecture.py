@@ -229,7 +229,7 @@ def test_help_shows_examples_that_start_with_the_command(command, capsys, monkey
     module, _ = entry_points()[command].split(":")
     app = importlib.import_module(module).app
     names = [info.name or info.callback.__name__ for info in app.registered_commands]
-    for arguments in [[]] if len(names) == 1 else [[name] for name in names]:
+    for arguments in [[]] if len(names) == 1 else [[], *([name] for name in names)]:
         monkeypatch.setattr(sys, "argv", [command])
         with pytest.raises(SystemExit) as request:
             run(app, [*arguments, "--help"])
@@ -253,6 +253,12 @@ def test_extras_keep_to_their_own():
     assert names(extras["gpu"]) == {"onnxruntime-gpu"}
     assert {"nvidia-pytriton==0.7.0", "numpy<2"} <= set(extras["serve"])
     assert not [name for name in names(extras["dev"]) if name.startswith("tensorrt")], "it does not install everywhere"
+
+
+@pytest.mark.parametrize("path", sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")))
+def test_an_extra_that_is_asked_for_exists(path):
+    named = re.findall(r"MissingExtraError\([^()]*\"([a-z-]+)\"\)", path.read_text(encoding="utf-8"))
+    assert set(named) <= set(project()["optional-dependencies"])
 
 
 # facades tell the truth
