@@ -14,6 +14,11 @@ from rekd_train.command import application, examples, finite, print_json, run
 
 app = application(
     help="Train pairs that classify from their own rationale, alone or distilled from a teacher pair.",
+    epilog=examples(
+        "rekd-train presets",
+        "rekd-train run demo_student --output runs/student",
+        "rekd-train COMMAND --help",
+    ),
     no_args_is_help=True,
 )
 
