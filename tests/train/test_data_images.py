@@ -2,35 +2,17 @@
 
 import gzip
 import pickle
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import fashion_folder, idx
 
 from rekd_train.config import DataConfig
 from rekd_train.data import LabelledImages, load_data
 from rekd_train.data.fashion import DEBIAN_FOLDER
 from rekd_train.data.mosaic import make_mosaics
 from rekd_train.errors import DataError
-
-
-def idx(array: np.ndarray) -> bytes:
-    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-
-
-def fashion_folder(root: Path, count: int = 60, packed: bool = True) -> Path:
-    root.mkdir(exist_ok=True)
-    generator = np.random.default_rng(0)
-    for prefix in ("train", "t10k"):
-        for name, array in (
-            ("images-idx3", generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)),
-            ("labels-idx1", (np.arange(count) % 10).astype(np.uint8)),
-        ):
-            content = idx(array)
-            name = f"{prefix}-{name}-ubyte"
-            (root / f"{name}.gz").write_bytes(gzip.compress(content)) if packed else (root / name).write_bytes(content)
-    return root
 
 
 @pytest.mark.parametrize("packed", [True, False])
