@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from rekd_train import checkpoint
 from rekd_train.building import fresh_pair, preprocessor_for, weight_origins
+from rekd_train.calibration import calibrate_temperature
 from rekd_train.checkpoint_examples import checkpoint_examples
-from rekd_train.config import RunConfig
+from rekd_train.config import RunConfig, explain
 from rekd_train.data import DataSet, encode, encode_splits, load_data
 from rekd_train.errors import CheckpointError, ConfigError
-from rekd_train.evaluation import measure
+from rekd_train.evaluation import measure, run_split
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.report import evaluate
 from rekd_train.training import Observer, calibrate_policy, compact_pair, fit
@@ -85,10 +87,14 @@ def calibrate_run(path: Path, output: Path, target: float | None = None) -> dict
     checkpoint.check_output(output)
     pair, config, data, splits = _reopen(path)
     if target is not None:
+        if not 0 < target <= 1:
+            raise ConfigError(f"target is {target}; it must be a share of the features, above 0 and at most 1")
         selection = config.selection.model_dump() | {"target": target}
         selection["budget"] = max(selection["budget"], target)
         config = RunConfig.model_validate(config.model_dump() | {"selection": selection})
     calibrate_policy(config, pair, splits["dev"])
+    outputs = run_split(pair, splits["dev"])
+    pair.probability_temperature = calibrate_temperature(outputs.class_logits, splits["dev"].labels)
     return _finish(pair, output, config, data, splits)
 
 
@@ -144,10 +150,14 @@ def _save(pair: Rationalizer, output: Path, config: RunConfig, data: DataSet, me
 
 
 def _config_of(path: Path) -> RunConfig:
-    training = checkpoint.read_description(path)["training"]
+    training = checkpoint.read_description(path).get("training", {})
     if "config" not in training:
         raise CheckpointError(f"{path} does not record the run it comes from, so its data set is unknown")
-    return RunConfig.model_validate(training["config"])
+    try:
+        return RunConfig.model_validate(training["config"])
+    except ValidationError as error:
+        problem = "; ".join(explain(error))
+        raise CheckpointError(f"{path}: the run it records does not fit this version of rekd: {problem}") from None
 
 
 def _start_from(pair: Rationalizer, start: Rationalizer, path: Path) -> None:
