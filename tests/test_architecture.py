@@ -42,7 +42,9 @@ HOUSE = {
         rekd_train.faithfulness rekd_train.significance rekd_train.vocabulary
         rekd_train.decisions rekd_train.evaluation rekd_train.agreement rekd_train.report
         rekd_train.building rekd_train.calibration rekd_train.losses rekd_train.optimisation
-        rekd_train.schedules rekd_train.teacher rekd_train.training
+        rekd_train.schedules rekd_train.noise rekd_train.runtime rekd_train.observers rekd_train.batches
+        rekd_train.teacher rekd_train.checks rekd_train.objectives rekd_train.dev rekd_train.watch rekd_train.state
+        rekd_train.loop rekd_train.training
     """,
     "checkpoint": "rekd_train.model_card rekd_train.checkpoint rekd_train.checkpoint_examples rekd_train.official",
     "runs": "rekd_train.runs",
@@ -50,8 +52,8 @@ HOUSE = {
     "signature": "rekd_deploy.errors rekd_deploy.signature rekd_deploy.artefacts rekd_deploy.text_source",
     "engines": "rekd_deploy.engines rekd_deploy.engines.base rekd_deploy.engines.onnxruntime",
     "export": """
-        rekd_deploy.examples rekd_deploy.graphs rekd_deploy.onnx_model rekd_deploy.parity rekd_deploy.parity_cases
-        rekd_deploy.manifest rekd_deploy.export
+        rekd_deploy.examples rekd_deploy.graphs rekd_deploy.onnx_model rekd_deploy.onnx_lstm rekd_deploy.parity
+        rekd_deploy.parity_cases rekd_deploy.manifest rekd_deploy.export
     """,
     "repository": """
         rekd_deploy.served rekd_deploy.triton_config rekd_deploy.config_rules rekd_deploy.triton_model
@@ -60,6 +62,7 @@ HOUSE = {
     "server": "rekd_deploy.triton_wheel rekd_deploy.server",
     "client": """
         rekd_deploy.batching rekd_deploy.transport rekd_deploy.client rekd_deploy.pipeline rekd_deploy.render
+        rekd_deploy.render_image
         rekd_deploy
     """,
     "demo": "rekd_deploy.stages rekd_deploy.agreement rekd_deploy.demo",
@@ -75,7 +78,7 @@ COMMANDS = ("rekd_train.cli", "rekd_train.command", "rekd_deploy.cli")
 
 HEAVY = {
     "torch", "transformers", "timm", "PIL", "onnx", "onnxscript", "onnxruntime", "tritonclient", "pytriton",
-    "pandas", "scipy",
+    "pandas", "scipy", "accelerate", "tensorboard",
 }  # fmt: skip
 
 

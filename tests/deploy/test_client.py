@@ -76,7 +76,7 @@ class _Late(Future):
 @pytest.fixture
 def parameters(rationalizer):
     return ServedDescription.of(
-        rationalizer.preprocessor, tuple(rationalizer.labels), rationalizer.capacity
+        rationalizer.preprocessor, tuple(rationalizer.labels)
     ).to_parameters()
 
 
