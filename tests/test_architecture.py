@@ -59,7 +59,7 @@ HOUSE = {
         rekd_deploy.served rekd_deploy.triton_config rekd_deploy.config_rules rekd_deploy.triton_model
         rekd_deploy.repository rekd_deploy.publish
     """,
-    "server": "rekd_deploy.triton_wheel rekd_deploy.server",
+    "server": "rekd_deploy.processes rekd_deploy.triton_wheel rekd_deploy.server",
     "client": """
         rekd_deploy.batching rekd_deploy.transport rekd_deploy.client rekd_deploy.pipeline rekd_deploy.render
         rekd_deploy.render_image
