@@ -165,6 +165,7 @@ def evaluate(
     for section, figure, value in report_rows(report):
         table.add_row("" if section == previous else section, figure, value)
         previous = section
+    typer.echo(f"{path} (noise-free, by the stored policy)")  # not as the table's title, which would be folded
     Console().print(table)
 
 
@@ -212,7 +213,7 @@ def _report(metrics: dict, path: Path, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{path} (noise-free, by the stored policy)", title_justify="left")
+    table = Table()
     table.add_column("figure")
     for split in metrics:
         table.add_column(split, justify="right")
