@@ -39,8 +39,8 @@ def predict_batches(
     Raises:
         InputError: an empty list or a text that cannot be used, by its index.
     """
-    predictions: list[Prediction | None] = [None] * len(texts)
+    predictions: dict[int, Prediction] = {}
     for places, encoded in length_batches(preprocessor, texts, batch_size):
         for place, prediction in zip(places, answer(encoded), strict=True):
             predictions[place] = prediction
-    return predictions
+    return [predictions[place] for place in range(len(texts))]

@@ -114,13 +114,13 @@ class Client:
             RejectedError: the server refused the request.
         """
         served = self._read_served()
-        answers: list[Prediction | None] = [None] * len(texts)
+        answers: dict[int, Prediction] = {}
         for places, encoded, outputs in self._pipelined(
             length_batches(served.preprocessor, texts, served.max_batch_size)
         ):
             for place, prediction in zip(places, self._decoded(served, encoded, outputs), strict=True):
                 answers[place] = prediction
-        return answers
+        return [answers[place] for place in range(len(texts))]
 
     def _pipelined(self, pending: Iterable[tuple[list[int], EncodedTexts]]) -> Iterator[_Answer]:
         """Answers in the order sent, with a few requests on their way."""

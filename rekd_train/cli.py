@@ -13,12 +13,18 @@ from rekd_train.command import application, examples, finite, print_json, run
 
 app = application(
     help="Train pairs that classify from their own rationale, alone or distilled from a teacher pair.",
+    epilog=examples(
+        "rekd-train presets",
+        "rekd-train run demo_student --output runs/student",
+        "rekd-train COMMAND --help",
+    ),
     no_args_is_help=True,
 )
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Directory of the new checkpoint.")]
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint directory.")]
 Teacher = Annotated[Path | None, typer.Option("--teacher", metavar="CKPT", help="Checkpoint to distil from.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
 
@@ -28,6 +34,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document in
         "rekd-train run demo_student --output runs/student",
         "rekd-train run demo_student --teacher runs/teacher --output runs/distilled",
         "rekd-train run mine.toml --set stages.rationale_epochs=3 --set seed=1 --output runs/mine",
+        "rekd-train run mine.toml --output runs/mine --resume",
     ),
 )
 def run_command(
@@ -39,17 +46,32 @@ def run_command(
         typer.Option("--warm-start", metavar="CKPT", help="Start from this checkpoint's weights; no classifier stage."),
     ] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an interrupted run of the same settings was saved last.")
+    ] = False,
+    device: Device = "auto",
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also log for TensorBoard, into OUTPUT.training.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train by a preset or a configuration file and write a checkpoint."""
+    """Train by a preset or a configuration file and write a checkpoint.
+
+    The log, and the state that --resume reads, lie in OUTPUT.training. Under accelerate launch or torchrun several
+    processes share every batch.
+    """
     from rekd_train.config import run_config
 
     config = run_config(source, overrides or [])
     from rekd_train.runs import train_run
 
     with progress_bars() as observer:
-        metrics = train_run(config, output, teacher=teacher, warm_start=warm_start, observer=observer)
-    _report(metrics, output, as_json)
+        metrics = train_run(
+            config, output, teacher=teacher, warm_start=warm_start, observer=observer,
+            resume=resume, device=device, tensorboard=tensorboard,
+        )  # fmt: skip
+    if metrics:
+        _report(metrics, output, as_json)
 
 
 @app.command(epilog=examples("rekd-train presets", "rekd-train presets --json"))
@@ -72,21 +94,24 @@ def calibrate(
     path: Checkpoint,
     output: Output,
     target: Annotated[float | None, typer.Option(help="Mean share of kept features; default: the run's own.")] = None,
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Fit the decision rule's bias and the probability temperature on dev again."""
     from rekd_train.runs import calibrate_run
 
-    _report(calibrate_run(path, output, target), output, as_json)
+    _report(calibrate_run(path, output, target, device), output, as_json)
 
 
 @app.command(epilog=examples("rekd-train compact runs/student --output runs/student-compact"))
-def compact(path: Checkpoint, output: Output, teacher: Teacher = None, as_json: AsJson = False) -> None:
+def compact(
+    path: Checkpoint, output: Output, teacher: Teacher = None, device: Device = "auto", as_json: AsJson = False
+) -> None:
     """Fine-tune the predictor on gathered tokens, selector frozen, so that it can be served compacted."""
     from rekd_train.runs import compact_run
 
     with progress_bars() as observer:
-        metrics = compact_run(path, output, teacher=teacher, observer=observer)
+        metrics = compact_run(path, output, teacher=teacher, observer=observer, device=device)
     _report(metrics, output, as_json)
 
 
@@ -110,7 +135,7 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the report there, as JSON.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")] = "auto",
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Measure a checkpoint on a split of its data: accuracy given the rationale, rate, calibration, every mode."""
@@ -162,12 +187,22 @@ class _Bars:
         self._progress = progress
         self._task = None
 
-    def stage(self, name: str, steps: int) -> None:
-        self._task = self._progress.add_task(name, total=steps, shown="")
+        self._shown = {}
+
+    def stage(self, name: str, steps: int, start: int = 0) -> None:
+        self._shown = {}
+        self._task = self._progress.add_task(name, total=steps, completed=start, shown="")
 
     def step(self, values: dict[str, float]) -> None:
-        shown = {"shown": "  ".join(f"{key} {value:.4f}" for key, value in values.items())} if values else {}
-        self._progress.update(self._task, advance=1, **shown)
+        self._shown |= {key: values[key] for key in ("loss", "rate") if key in values}
+        self._progress.update(self._task, advance=1, shown=self._text())
+
+    def evaluated(self, values: dict[str, float]) -> None:
+        self._shown["dev"] = values["accuracy"]
+        self._progress.update(self._task, shown=self._text())
+
+    def _text(self) -> str:
+        return "  ".join(f"{key} {value:.4f}" for key, value in self._shown.items())
 
 
 def _report(metrics: dict, path: Path, as_json: bool) -> None:

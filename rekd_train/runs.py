@@ -5,18 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors import SafetensorError
 
 from rekd_train import checkpoint
 from rekd_train.building import fresh_pair, preprocessor_for, weight_origins
 from rekd_train.checkpoint_examples import checkpoint_examples
+from rekd_train.checks import check_teacher
 from rekd_train.config import RunConfig
 from rekd_train.data import DataSet, encode, encode_splits, load_data
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.evaluation import measure
 from rekd_train.models.rationalizer import Rationalizer
+from rekd_train.observers import JsonLines, Observer, Several, Silent, TensorBoard
 from rekd_train.report import evaluate
-from rekd_train.training import Observer, calibrate_policy, compact_pair, fit
+from rekd_train.runtime import Runtime, chosen_device
+from rekd_train.state import StateStore, cannot_write, identity_of
+from rekd_train.training import calibrate_pair, compact_pair, fit
 
 
 def train_run(
@@ -26,37 +30,70 @@ def train_run(
     teacher: Path | None = None,
     warm_start: Path | None = None,
     observer: Observer | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    tensorboard: bool = False,
 ) -> dict[str, Any]:
-    """Train by a configuration and write the checkpoint.
+    """Train by a configuration and write the checkpoint; several processes share the work.
+
+    Beside the output, in ``<output>.training``, lie the log and, until the checkpoint is written, the state
+    from which an interrupted run goes on.
 
     Args:
         teacher: checkpoint to distil from.
-        warm_start: checkpoint whose predictor (and selector, where the sizes agree) is the start; the
-            classifier stage is left out.
+        warm_start: checkpoint whose predictor and selector are the start; the warm starts are left out.
+        resume: go on from the stored state, if there is one.
+        device: 'auto', 'cpu', 'cuda' or 'cuda:N'.
+        tensorboard: also write a log for TensorBoard.
 
     Returns:
-        The metrics that are also in the checkpoint's metrics.json.
+        The metrics that are also in the checkpoint's metrics.json; nothing in processes but the main one.
     """
     checkpoint.check_output(output)
+    runtime = Runtime(device)
     teacher_pair = checkpoint.load(teacher) if teacher is not None else None
     data = load_data(config.data)
     preprocessor = preprocessor_for(config)
-    if teacher_pair is not None and teacher_pair.preprocessor.fingerprint != preprocessor.fingerprint:
-        raise ConfigError(
-            f"the teacher {teacher} reads its inputs otherwise (another tokenizer, length limit or patch grid); "
-            "distillation needs the same features"
-        )
     pair = fresh_pair(config, preprocessor, data.label_names)
+    if teacher_pair is not None:
+        check_teacher(teacher_pair, pair, config)
     if warm_start is not None:
         _start_from(pair, checkpoint.load(warm_start), warm_start)
     splits = encode_splits(data, preprocessor, config.data)
+    start = {"teacher": teacher, "warm_start": warm_start}
+    hashes = {name: checkpoint.checkpoint_hash(path) if path else None for name, path in start.items()}
+    store = StateStore(training_directory(output), identity_of(config, splits["train"], splits["dev"], **hashes))
     fit(
-        config, pair, splits["train"], splits["dev"],
-        teacher=teacher_pair, warm=warm_start is not None, observer=observer,
+        config, pair, splits["train"], splits["dev"], teacher=teacher_pair, warm=warm_start is not None,
+        observer=_logs(runtime, store, observer, resume, tensorboard), runtime=runtime, store=store, resume=resume,
     )  # fmt: skip
-    metrics = {name: measure(pair, splits[name]) for name in ("dev", "test")}
-    _save(pair, output, config, data, metrics)
+    metrics = {}
+    if runtime.is_main:
+        metrics = {name: measure(pair, splits[name]) for name in ("dev", "test")}
+        _save(pair, output, config, data, metrics)
+        store.discard()
+    runtime.wait()
+    runtime.close()
     return metrics
+
+
+def training_directory(output: Path) -> Path:
+    """Where a run that writes ``output`` keeps its log and its state."""
+    return output.with_name(f"{output.name}.training")
+
+
+def _logs(
+    runtime: Runtime, store: StateStore, observer: Observer | None, resume: bool, tensorboard: bool
+) -> Observer:
+    if not runtime.is_main:
+        return Silent()
+    log = store.path.with_name("log.jsonl")
+    if not (resume and store.path.exists()):
+        log.unlink(missing_ok=True)
+    observers = [JsonLines(log)]
+    if tensorboard:
+        observers.append(TensorBoard(log.parent))
+    return Several([*observers, observer] if observer else observers)
 
 
 def evaluate_run(
@@ -80,15 +117,16 @@ def evaluate_run(
     return {"checkpoint": str(path), "data": data.origin, **report}
 
 
-def calibrate_run(path: Path, output: Path, target: float | None = None) -> dict[str, Any]:
+def calibrate_run(path: Path, output: Path, target: float | None = None, device: str = "auto") -> dict[str, Any]:
     """Fit bias and temperature again, for another target rate if given."""
     checkpoint.check_output(output)
-    pair, config, data, splits = _reopen(path)
+    pair, config, data, splits = _reopen(path, device)
     if target is not None:
         selection = config.selection.model_dump() | {"target": target}
-        selection["budget"] = max(selection["budget"], target)
+        if selection["budget"] is not None:
+            selection["budget"] = max(selection["budget"], target)
         config = RunConfig.model_validate(config.model_dump() | {"selection": selection})
-    calibrate_policy(config, pair, splits["dev"])
+    calibrate_pair(config, pair, splits["dev"])
     return _finish(pair, output, config, data, splits)
 
 
@@ -99,6 +137,7 @@ def compact_run(
     teacher: Path | None = None,
     epochs: float | None = None,
     observer: Observer | None = None,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Fine-tune a checkpoint's predictor on gathered tokens, selector frozen.
 
@@ -106,7 +145,7 @@ def compact_run(
         epochs: how long; None: as the checkpoint's own configuration says.
     """
     checkpoint.check_output(output)
-    pair, config, data, splits = _reopen(path)
+    pair, config, data, splits = _reopen(path, device)
     if epochs is not None:
         config = config.model_copy(update={"stages": config.stages.model_copy(update={"compact_epochs": epochs})})
     teacher_pair = checkpoint.load(teacher) if teacher is not None else None
@@ -114,24 +153,8 @@ def compact_run(
     return _finish(pair, output, config, data, splits)
 
 
-def chosen_device(name: str) -> torch.device:
-    """'cpu', 'cuda' or another of torch's names; 'auto': the GPU if there is one.
-
-    Raises:
-        ConfigError: there is no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
-        raise ConfigError(f"there is no device '{name}' here; fix: --device cpu") from None
-    return device
-
-
-def _reopen(path: Path):
-    pair, config = checkpoint.load(path), _config_of(path)
+def _reopen(path: Path, device: str):
+    pair, config = checkpoint.load(path).to(chosen_device(device)), _config_of(path)
     data = load_data(config.data)
     return pair, config, data, encode_splits(data, pair.preprocessor, config.data)
 
@@ -143,15 +166,18 @@ def _finish(pair: Rationalizer, output: Path, config: RunConfig, data: DataSet, 
 
 
 def _save(pair: Rationalizer, output: Path, config: RunConfig, data: DataSet, metrics: dict[str, Any]) -> None:
-    checkpoint.save(
-        pair,
-        output,
-        metrics=metrics,
-        training={
-            "name": config.name, "config": config.model_dump(), "origins": [data.origin, *weight_origins(config)],
-        },
-        **checkpoint_examples(data, pair.preprocessor),
-    )  # fmt: skip
+    try:
+        checkpoint.save(
+            pair,
+            output,
+            metrics=metrics,
+            training={
+                "name": config.name, "config": config.model_dump(), "origins": [data.origin, *weight_origins(config)],
+            },
+            **checkpoint_examples(data, pair.preprocessor),
+        )  # fmt: skip
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(cannot_write(output, error)) from error
 
 
 def _config_of(path: Path) -> RunConfig:

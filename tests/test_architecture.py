@@ -42,7 +42,9 @@ HOUSE = {
         rekd_train.faithfulness rekd_train.significance rekd_train.vocabulary
         rekd_train.decisions rekd_train.evaluation rekd_train.agreement rekd_train.report
         rekd_train.building rekd_train.calibration rekd_train.losses rekd_train.optimisation
-        rekd_train.schedules rekd_train.teacher rekd_train.training
+        rekd_train.schedules rekd_train.noise rekd_train.runtime rekd_train.observers rekd_train.batches
+        rekd_train.teacher rekd_train.checks rekd_train.objectives rekd_train.dev rekd_train.watch rekd_train.state
+        rekd_train.loop rekd_train.training
     """,
     "checkpoint": "rekd_train.model_card rekd_train.checkpoint rekd_train.checkpoint_examples rekd_train.official",
     "runs": "rekd_train.runs",
@@ -75,7 +77,7 @@ COMMANDS = ("rekd_train.cli", "rekd_train.command", "rekd_deploy.cli")
 
 HEAVY = {
     "torch", "transformers", "timm", "PIL", "onnx", "onnxscript", "onnxruntime", "tritonclient", "pytriton",
-    "pandas", "scipy",
+    "pandas", "scipy", "accelerate", "tensorboard",
 }  # fmt: skip
 
 
@@ -227,7 +229,7 @@ def test_help_shows_examples_that_start_with_the_command(command, capsys, monkey
     module, _ = entry_points()[command].split(":")
     app = importlib.import_module(module).app
     names = [info.name or info.callback.__name__ for info in app.registered_commands]
-    for arguments in [[]] if len(names) == 1 else [[name] for name in names]:
+    for arguments in [[]] if len(names) == 1 else [[], *([name] for name in names)]:
         monkeypatch.setattr(sys, "argv", [command])
         with pytest.raises(SystemExit) as request:
             run(app, [*arguments, "--help"])
@@ -251,6 +253,12 @@ def test_extras_keep_to_their_own():
     assert names(extras["gpu"]) == {"onnxruntime-gpu"}
     assert {"nvidia-pytriton==0.7.0", "numpy<2"} <= set(extras["serve"])
     assert not [name for name in names(extras["dev"]) if name.startswith("tensorrt")], "it does not install everywhere"
+
+
+@pytest.mark.parametrize("path", sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")))
+def test_an_extra_that_is_asked_for_exists(path):
+    named = re.findall(r"MissingExtraError\([^()]*\"([a-z-]+)\"\)", path.read_text(encoding="utf-8"))
+    assert set(named) <= set(project()["optional-dependencies"])
 
 
 # facades tell the truth
