@@ -97,7 +97,7 @@ class Table:
         """All that a process needs to know; plain values."""
         return {
             "name": cell.name, "seed": cell.seed, "kind": cell.kind, "config": cell.config, "options": cell.options,
-            "output": str(self.work / cell.identity),
+            "output": str(self.work / cell.identity), "key": self.keys["inputs_sha256"][cell.identity],
             "needs": {role: str(self.work / f"{name}_{cell.seed}") for role, name in cell.needs.items()},
             **self.settings,
         }  # fmt: skip

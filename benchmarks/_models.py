@@ -31,18 +31,17 @@ def run_cell(job: dict[str, Any]) -> dict[str, Any]:
     from rekd_train.runs import compact_run, train_run
 
     start = time.perf_counter()
-    device = {} if job["device"] == "auto" else {"device": job["device"]}
     output, needs = Path(job["output"]), {role: Path(path) for role, path in job["needs"].items()}
     if job["kind"] == "train":
         from rekd_train.config import RunConfig
 
         config = RunConfig.model_validate(job["config"])
         roles = {role: needs[role] for role in ("teacher", "warm_start") if role in needs}
-        train_run(config, output, **roles, **device)
+        train_run(config, output, **roles, device=job["device"], resume=_may_resume(output, job["key"]))
         figures = _measured(output, needs.get("teacher", needs.get("compare")), job)
     elif job["kind"] == "compact":
         epochs = job["options"]["epochs"]
-        compact_run(needs["start"], output, teacher=needs.get("teacher"), epochs=epochs, **device)
+        compact_run(needs["start"], output, teacher=needs.get("teacher"), epochs=epochs, device=job["device"])
         figures = _measured(output, needs.get("teacher", needs.get("compare")), job)
     else:
         figures = _masked(needs["predictor"], needs["like"], job)
@@ -56,7 +55,7 @@ def environment(device: str) -> dict[str, Any]:
     import transformers
 
     import rekd_train
-    from rekd_train.runs import chosen_device
+    from rekd_train.runtime import chosen_device
 
     chosen = chosen_device(device)
     return {
@@ -80,6 +79,19 @@ def bits(correct: np.ndarray) -> str:
 def from_bits(text: str, count: int) -> np.ndarray:
     """(count,) bool from ``bits``."""
     return np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8), count=count).astype(bool)
+
+
+def _may_resume(output: Path, key: str) -> bool:
+    """Whether the state that an interrupted run left behind is of this very cell; notes that from now on it is."""
+    from rekd_train.files import write_text
+    from rekd_train.runs import training_directory
+
+    marker = training_directory(output) / "cell.key"
+    if marker.is_file() and marker.read_text(encoding="utf-8") == key:
+        return True
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    write_text(marker, key)
+    return False
 
 
 def _measured(path: Path, teacher: Path | None, job: dict[str, Any]) -> dict[str, Any]:
@@ -122,7 +134,7 @@ def _opened(path: Path, device: str):
     from rekd_train import checkpoint
     from rekd_train.config import RunConfig
     from rekd_train.data import encode
-    from rekd_train.runs import chosen_device
+    from rekd_train.runtime import chosen_device
 
     pair = checkpoint.load(path).to(chosen_device(device))
     config = RunConfig.model_validate(checkpoint.read_description(path)["training"]["config"])
