@@ -134,11 +134,23 @@ def calibrate_run(path: Path, output: Path, target: float | None = None, device:
 
 
 def compact_run(
-    path: Path, output: Path, *, teacher: Path | None = None, observer: Observer | None = None, device: str = "auto"
+    path: Path,
+    output: Path,
+    *,
+    teacher: Path | None = None,
+    epochs: float | None = None,
+    observer: Observer | None = None,
+    device: str = "auto",
 ) -> dict[str, Any]:
-    """Fine-tune a checkpoint's predictor on gathered tokens, selector frozen."""
+    """Fine-tune a checkpoint's predictor on gathered tokens, selector frozen.
+
+    Args:
+        epochs: how long; None: as the checkpoint's own configuration says.
+    """
     checkpoint.check_output(output)
     pair, config, data, splits = _reopen(path, device)
+    if epochs is not None:
+        config = config.model_copy(update={"stages": config.stages.model_copy(update={"compact_epochs": epochs})})
     teacher_pair = checkpoint.load(teacher) if teacher is not None else None
     compact_pair(config, pair, splits["train"], splits["dev"], teacher=teacher_pair, observer=observer)
     return _finish(pair, output, config, data, splits)
