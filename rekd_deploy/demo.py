@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import rekd_deploy
 import rekd_train
+from rekd_deploy.agreement import agreement
 from rekd_deploy.publish import publish
 from rekd_deploy.stages import Stages, source_hash
 from rekd_train.checkpoint import read_metrics
@@ -24,8 +24,6 @@ from rekd_train.prediction import Prediction
 from rekd_train.training import Observer
 
 MODELS = ("classifier", "teacher", "student_without_teacher", "student")
-NEAR_TIE = 1e-5
-"""Two masks may differ where a score lies this close to the cut."""
 
 
 @dataclass(frozen=True)
@@ -75,26 +73,9 @@ def run_demo(demo: Demo, stages: Stages, observer: Observer) -> dict[str, Any]:
 
 def served_predictions(demo: Demo) -> list[Prediction]:
     """The server's answers."""
+    # not splitlines: reviews hold U+0085 and other characters that it takes for a line's end
     with open(demo.root / "answers" / "predictions.jsonl", encoding="utf-8", newline="\n") as lines:
-        return [Prediction.from_dict(json.loads(line)) for line in lines]  # not splitlines: reviews hold U+0085 and the like
-
-
-def agreement(ours: Sequence[Prediction], theirs: Sequence[Prediction], tolerance: float = 1e-4) -> int:
-    """How many answers agree: same label, same spans, probabilities within ``tolerance``.
-
-    Spans that differ only where a score lies within ``NEAR_TIE`` of the lowest kept one agree as well.
-    """
-    return sum(_agree(mine, other, tolerance) for mine, other in zip(ours, theirs, strict=True))
-
-
-def _agree(mine: Prediction, other: Prediction, tolerance: float) -> bool:
-    if mine.label != other.label:
-        return False
-    if any(abs(p - other.probabilities[label]) > tolerance for label, p in mine.probabilities.items()):
-        return False
-    kept, also = ({piece.position: piece.score for piece in p.pieces} for p in (mine, other))
-    cut = min([*kept.values(), *also.values()], default=0.0)
-    return all((kept.get(k) or also.get(k)) - cut <= NEAR_TIE for k in kept.keys() ^ also.keys())
+        return [Prediction.from_dict(json.loads(line)) for line in lines]
 
 
 def _only_classifier(config: RunConfig, **changes: float) -> RunConfig:
@@ -129,8 +110,8 @@ def _query(checkpoint: Path, repository: Path, config: RunConfig, count: int, ou
         "p50_ms": round(statistics.median(milliseconds), 3),
         "n": len(served),
         "accuracy": sum(p.label == names[y] for p, y in zip(served, test.labels, strict=True)) / len(served),
-        "agree_pipeline": agreement(served, local),
-        "agree_torch": agreement(served, model.predict(test.texts)),
+        "agree_pipeline": agreement(served, local, model.policy.bias),
+        "agree_torch": agreement(served, model.predict(test.texts), model.policy.bias),
     }
     with atomic_directory(output) as work:
         write_json(work / "query.json", figures)

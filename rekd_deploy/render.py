@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rekd_train.prediction import Prediction
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.text import Text
 
 HIGHLIGHT = "bold black on yellow"
@@ -34,8 +35,13 @@ def summary(prediction: Prediction) -> str:
     return f"{line}  {_CUT}" if prediction.truncated else line
 
 
+def shows_colours(console: Console) -> bool:
+    """Whether a highlight can be seen there: a terminal with colours, not switched off by NO_COLOR."""
+    return console.is_terminal and console.color_system is not None and not console.no_color
+
+
 def terminal_text(prediction: Prediction) -> Text:
-    """A summary line and the text; the rationale is also in [brackets] where a terminal shows no colours.
+    """A summary line and the text, its rationale highlighted; for terminals with colours (else ``plain_text``).
 
     Control characters in the text are shown as a replacement mark, so that a review cannot steer the terminal.
     """

@@ -10,6 +10,7 @@ answers are split again; a request with bad values gets an error of its own and 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -36,7 +37,9 @@ class TritonPythonModel:
         self._input_names = [tensor["name"] for tensor in config["input"]]
         self._checker = InputChecker(int(parameters["max_length"]), int(parameters.get("vocabulary_size", 0)))
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(parameters["intra_op_thread_count"])
+        # ONNX Runtime's own 0 would pin its threads to cores that selector and predictor share
+        threads = int(parameters["intra_op_thread_count"]) or len(os.sched_getaffinity(0))
+        options.intra_op_num_threads = threads
         # selector and predictor take turns on the same cores: a waiting one must not spin
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.enable_mem_pattern = False  # lengths differ from batch to batch

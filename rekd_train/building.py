@@ -1,4 +1,4 @@
-"""From a configuration to a fresh pair."""
+"""From a configuration to its preprocessing and a fresh pair."""
 
 from __future__ import annotations
 
@@ -7,30 +7,79 @@ from collections.abc import Sequence
 import torch
 
 from rekd_train.config import BackboneConfig, RunConfig
+from rekd_train.errors import ConfigError
 from rekd_train.models.base import Backbone, Predictor, Selector
 from rekd_train.models.families import build_backbone
 from rekd_train.models.rationalizer import Rationalizer
+from rekd_train.models.text import TextBackbone
 from rekd_train.policy import SelectionPolicy
 from rekd_train.preprocess import TextPreprocessor, TextSettings
-from rekd_train.pretrained import minilm_tokenizer_json, minilm_word_embeddings
+from rekd_train.preprocess_image import ImagePreprocessor, ImageSettings
+from rekd_train.preprocessors import Preprocessor
+from rekd_train.pretrained import MINILM_ORIGIN, minilm_tokenizer_json, minilm_word_embeddings
+from rekd_train.weight_files import tokenizer_json
+from rekd_train.weights import load_weights, open_source, sized, source_path
+
+
+def preprocessor_for(config: RunConfig) -> Preprocessor:
+    """How this run's texts or images become tensors.
+
+    Raises:
+        ConfigError: selector and predictor start from models with different tokenizers.
+    """
+    if config.data.modality == "image":
+        return ImagePreprocessor(ImageSettings.of(config.predictor))
+    return text_preprocessor(config)
 
 
 def text_preprocessor(config: RunConfig) -> TextPreprocessor:
-    """MiniLM's tokenizer (BERT uncased) with the run's length limits."""
-    return TextPreprocessor(minilm_tokenizer_json(), TextSettings(config.data.max_length, config.data.lengths))
+    """The tokenizer of the pretrained weights, else MiniLM's (BERT uncased), with the run's length limits."""
+    found = []
+    for role in ("predictor", "selector"):
+        weights = getattr(config, role).weights
+        content = tokenizer_json(source_path(weights, role)) if weights else None
+        found += [content] if content is not None else []
+    if len(set(found)) > 1:
+        raise ConfigError("selector.weights and predictor.weights come with different tokenizers; both read one text")
+    content = found[0] if found else minilm_tokenizer_json()
+    return TextPreprocessor(content, TextSettings(config.data.max_length, config.data.lengths))
 
 
-def fresh_pair(config: RunConfig, preprocessor: TextPreprocessor, labels: Sequence[str]) -> Rationalizer:
-    """A pair with random weights, and pretrained word embeddings where the configuration asks for them."""
+def fresh_pair(config: RunConfig, preprocessor: Preprocessor, labels: Sequence[str]) -> Rationalizer:
+    """An untrained pair: random weights, or the pretrained ones that the configuration names.
+
+    Raises:
+        CheckpointError: pretrained weights are missing, damaged or do not fit.
+        ConfigError: sizes that contradict the pretrained weights.
+    """
     torch.manual_seed(config.seed)
-    selector = Selector(_backbone(config.selector, preprocessor))
-    predictor = Predictor(_backbone(config.predictor, preprocessor), len(labels))
+    selector = Selector(_backbone(config.selector, preprocessor, "selector"))
+    predictor = Predictor(_backbone(config.predictor, preprocessor, "predictor"), len(labels))
     policy = SelectionPolicy(bias=0.0, budget=config.selection.budget, minimum=config.selection.minimum)
     return Rationalizer(selector, predictor, policy, preprocessor, labels)
 
 
-def _backbone(settings: BackboneConfig, preprocessor: TextPreprocessor) -> Backbone:
+def weight_origins(config: RunConfig) -> list[str]:
+    """Where pretrained parts come from and under which terms, for the model card."""
+    origins = []
+    for role in ("selector", "predictor"):
+        settings = getattr(config, role)
+        if settings.weights == "minilm" or settings.word_embeddings == "minilm":
+            origins.append(MINILM_ORIGIN)
+        elif settings.weights:
+            origins.append(f"pretrained weights {settings.weights}, under their own licence")
+    return list(dict.fromkeys(origins))
+
+
+def _backbone(settings: BackboneConfig, preprocessor: Preprocessor, role: str) -> Backbone:
+    if settings.weights:
+        source = open_source(settings.weights, settings.family, role)
+        backbone = build_backbone(sized(settings, source, role), preprocessor.special_ids)
+        load_weights(backbone, source, role)
+        return backbone
     backbone = build_backbone(settings, preprocessor.special_ids)
     if settings.word_embeddings == "minilm":
+        if not isinstance(backbone, TextBackbone):
+            raise ConfigError(f"{role}.word_embeddings: the family '{settings.family}' has no word embeddings")
         backbone.load_word_embeddings(minilm_word_embeddings(settings.width))
     return backbone

@@ -5,7 +5,8 @@
     predictor.safetensors  weights
     tokenizer.json         text preprocessing (an image's is all in config.json)
     policy.json            decision rule and probability temperature
-    examples.jsonl         some examples of the dev split
+    examples.jsonl         some examples of the dev split (texts)
+    examples.npz           some examples of the dev split (images)
     metrics.json           figures, each with the split it was measured on
     README.md              model card
 """
@@ -18,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -39,6 +41,7 @@ UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """From version n of config.json to n + 1. A change of format adds one entry and raises VERSION."""
 
 EXAMPLES_FILE = "examples.jsonl"
+IMAGES_FILE = "examples.npz"
 _WEIGHTS = ("selector.safetensors", "predictor.safetensors")
 
 
@@ -49,6 +52,7 @@ def save(
     metrics: dict[str, Any] | None = None,
     training: dict[str, Any] | None = None,
     examples: Sequence[dict[str, str]] = (),
+    images: dict[str, np.ndarray] | None = None,
 ) -> Path:
     """Write a checkpoint atomically.
 
@@ -56,6 +60,7 @@ def save(
         metrics: figures for metrics.json and the model card.
         training: the run's configuration and the origin of data and weights, for config.json.
         examples: ``{"text", "label"}`` of the dev split, on which exports prove their parity.
+        images: the same of a vision model: ``pixels`` uint8 (n, H, W, C) and ``labels`` (n,) int64.
 
     Raises:
         CheckpointError: something that is not a checkpoint lies at ``directory``; it is not touched.
@@ -92,6 +97,8 @@ def save(
         write_json(work / "metrics.json", metrics)
         lines = [json.dumps(example, ensure_ascii=False) + "\n" for example in examples]
         write_text(work / EXAMPLES_FILE, "".join(lines))
+        if images is not None:
+            np.savez_compressed(work / IMAGES_FILE, **images)
         write_text(work / "README.md", model_card(description, rationalizer.policy, metrics))
     return directory
 

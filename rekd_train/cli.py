@@ -9,16 +9,22 @@ from typing import Annotated
 
 import typer
 
-from rekd_train.command import application, examples, print_json, run
+from rekd_train.command import application, examples, finite, print_json, run
 
 app = application(
     help="Train pairs that classify from their own rationale, alone or distilled from a teacher pair.",
+    epilog=examples(
+        "rekd-train presets",
+        "rekd-train run demo_student --output runs/student",
+        "rekd-train COMMAND --help",
+    ),
     no_args_is_help=True,
 )
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Directory of the new checkpoint.")]
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint directory.")]
 Teacher = Annotated[Path | None, typer.Option("--teacher", metavar="CKPT", help="Checkpoint to distil from.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
 
@@ -28,6 +34,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document in
         "rekd-train run demo_student --output runs/student",
         "rekd-train run demo_student --teacher runs/teacher --output runs/distilled",
         "rekd-train run mine.toml --set stages.rationale_epochs=3 --set seed=1 --output runs/mine",
+        "rekd-train run mine.toml --output runs/mine --resume",
     ),
 )
 def run_command(
@@ -39,17 +46,32 @@ def run_command(
         typer.Option("--warm-start", metavar="CKPT", help="Start from this checkpoint's weights; no classifier stage."),
     ] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an interrupted run of the same settings was saved last.")
+    ] = False,
+    device: Device = "auto",
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also log for TensorBoard, into OUTPUT.training.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train by a preset or a configuration file and write a checkpoint."""
+    """Train by a preset or a configuration file and write a checkpoint.
+
+    The log, and the state that --resume reads, lie in OUTPUT.training. Under accelerate launch or torchrun several
+    processes share every batch.
+    """
     from rekd_train.config import run_config
 
     config = run_config(source, overrides or [])
     from rekd_train.runs import train_run
 
     with progress_bars() as observer:
-        metrics = train_run(config, output, teacher=teacher, warm_start=warm_start, observer=observer)
-    _report(metrics, output, as_json)
+        metrics = train_run(
+            config, output, teacher=teacher, warm_start=warm_start, observer=observer,
+            resume=resume, device=device, tensorboard=tensorboard,
+        )  # fmt: skip
+    if metrics:
+        _report(metrics, output, as_json)
 
 
 @app.command(epilog=examples("rekd-train presets", "rekd-train presets --json"))
@@ -72,38 +94,78 @@ def calibrate(
     path: Checkpoint,
     output: Output,
     target: Annotated[float | None, typer.Option(help="Mean share of kept features; default: the run's own.")] = None,
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Fit the decision rule's bias and the probability temperature on dev again."""
     from rekd_train.runs import calibrate_run
 
-    _report(calibrate_run(path, output, target), output, as_json)
+    _report(calibrate_run(path, output, target, device), output, as_json)
 
 
 @app.command(epilog=examples("rekd-train compact runs/student --output runs/student-compact"))
-def compact(path: Checkpoint, output: Output, teacher: Teacher = None, as_json: AsJson = False) -> None:
+def compact(
+    path: Checkpoint, output: Output, teacher: Teacher = None, device: Device = "auto", as_json: AsJson = False
+) -> None:
     """Fine-tune the predictor on gathered tokens, selector frozen, so that it can be served compacted."""
     from rekd_train.runs import compact_run
 
     with progress_bars() as observer:
-        metrics = compact_run(path, output, teacher=teacher, observer=observer)
+        metrics = compact_run(path, output, teacher=teacher, observer=observer, device=device)
     _report(metrics, output, as_json)
 
 
-@app.command(epilog=examples("rekd-train evaluate runs/student", "rekd-train evaluate runs/student --split dev --json"))
+@app.command(
+    epilog=examples(
+        "rekd-train evaluate runs/student",
+        "rekd-train evaluate runs/student --split dev --draws 0 --json",
+        "rekd-train evaluate runs/student --teacher runs/teacher --output student.json",
+    )
+)
 def evaluate(
     path: Checkpoint,
     split: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
+    draws: Annotated[int, typer.Option(min=0, help="Sampled rationales of each example; below 2: none.")] = 10,
+    teacher: Annotated[
+        Path | None, typer.Option("--teacher", metavar="CKPT", help="Checkpoint whose rationales to compare with.")
+    ] = None,
+    risk: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of wrong answers that the abstain threshold allows.")
+    ] = 0.05,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the report there, as JSON.")
+    ] = None,
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Measure a checkpoint on a split of its data: accuracy given the rationale, rate, calibration."""
+    """Measure a checkpoint on a split of its data: accuracy given the rationale, rate, calibration, every mode."""
     from rekd_train.data import SPLITS
 
     if split not in SPLITS:
         raise typer.BadParameter(f"'{split}' is none of {', '.join(SPLITS)}", param_hint="--split")
+    from rekd_train.files import write_json
     from rekd_train.runs import evaluate_run
 
-    _report({split: evaluate_run(path, split)}, path, as_json)
+    report = evaluate_run(path, split, draws=draws, teacher=teacher, risk=risk, device=device)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(output, finite(report))
+    if as_json:
+        print_json(report)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from rekd_train.report import report_rows
+
+    title = f"{path}, {report['examples']} examples of {split}, noise-free unless said otherwise"
+    table = Table("section", "figure", title=title, title_justify="left")
+    table.add_column("value", justify="right")
+    previous = None
+    for section, figure, value in report_rows(report):
+        table.add_row("" if section == previous else section, figure, value)
+        previous = section
+    Console().print(table)
 
 
 @contextmanager
@@ -125,12 +187,22 @@ class _Bars:
         self._progress = progress
         self._task = None
 
-    def stage(self, name: str, steps: int) -> None:
-        self._task = self._progress.add_task(name, total=steps, shown="")
+        self._shown = {}
+
+    def stage(self, name: str, steps: int, start: int = 0) -> None:
+        self._shown = {}
+        self._task = self._progress.add_task(name, total=steps, completed=start, shown="")
 
     def step(self, values: dict[str, float]) -> None:
-        shown = {"shown": "  ".join(f"{key} {value:.4f}" for key, value in values.items())} if values else {}
-        self._progress.update(self._task, advance=1, **shown)
+        self._shown |= {key: values[key] for key in ("loss", "rate") if key in values}
+        self._progress.update(self._task, advance=1, shown=self._text())
+
+    def evaluated(self, values: dict[str, float]) -> None:
+        self._shown["dev"] = values["accuracy"]
+        self._progress.update(self._task, shown=self._text())
+
+    def _text(self) -> str:
+        return "  ".join(f"{key} {value:.4f}" for key, value in self._shown.items())
 
 
 def _report(metrics: dict, path: Path, as_json: bool) -> None:

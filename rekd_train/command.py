@@ -83,6 +83,8 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
         code = _broken_pipe(error, debug)
     except RekdError as error:
         code = _complain(f"error: {error}", debug)
+    except ModuleNotFoundError as error:
+        code = _complain(_explain_missing_module(error), debug)
     except OSError as error:
         code = _complain(_explain_os_error(error), debug)
     except Exception as error:
@@ -93,7 +95,7 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
 def print_json(document: Any) -> None:
     """Write one JSON document to stdout; NaN and infinity, which JSON lacks, become null."""
     plain_ascii = "utf" not in (sys.stdout.encoding or "").lower()
-    text = json.dumps(_finite(document), indent=2, ensure_ascii=plain_ascii, allow_nan=False)
+    text = json.dumps(finite(document), indent=2, ensure_ascii=plain_ascii, allow_nan=False)
     sys.stdout.write(text + "\n")
 
 
@@ -105,11 +107,10 @@ def _click_command(app: typer.Typer, debug: list[bool]):
         command.help = command.help or app.info.help
         command.epilog = command.epilog or (app.info.epilog if isinstance(app.info.epilog, str) else None)
         command.context_settings = {**app.info.context_settings, **command.context_settings}
-    command.params.append(version_option)
     pending = [command]
     while pending:
         each = pending.pop()
-        each.params.append(debug_option)
+        each.params += [version_option, debug_option]
         pending += _subcommands(each)
     return command
 
@@ -156,6 +157,14 @@ def _internal(error: Exception) -> str:
     return f"internal error: {type(error).__name__}: {text} (run again with --debug)"
 
 
+def _explain_missing_module(error: ModuleNotFoundError) -> str:
+    """A library that was not installed, or was removed, is the user's to fix; a module of ours is not."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "rekd_train", "rekd_deploy"):
+        return _internal(error)
+    return f"error: the Python package '{package}' is not installed; fix: pip install it, or install rekd again"
+
+
 def _explain_os_error(error: OSError) -> str:
     """A file that cannot be read or written is the user's to fix; any other system error is ours."""
     if error.filename is None or error.strerror is None:
@@ -193,11 +202,12 @@ def _tolerate_narrow_encodings() -> None:
         reconfigure(errors="replace")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The document with null for NaN and infinity, which JSON lacks."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
+        return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
+        return [finite(entry) for entry in value]
     return value

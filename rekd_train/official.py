@@ -8,14 +8,10 @@ their forward pass, or named in the error.
 
 from __future__ import annotations
 
-import json
-import pickle
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from rekd_train.checkpoint import save
@@ -27,10 +23,11 @@ from rekd_train.models.families import build_backbone
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.official_weights import StateReader, bert_weights, vit_weights
 from rekd_train.policy import PAPER_POLICY
-from rekd_train.preprocess import TOKENIZER_FILE, TextPreprocessor, TextSettings
+from rekd_train.preprocess import TextPreprocessor, TextSettings
 from rekd_train.preprocess_image import ImagePreprocessor, ImageSettings
 from rekd_train.preprocess_token_ids import TokenIdPreprocessor, TokenIdSettings
 from rekd_train.preprocessors import Preprocessor
+from rekd_train.weight_files import pickled_state, tokenizer_json, transformer_config, transformer_sizes
 
 OfficialFamily = Literal["bert", "vit"]
 
@@ -76,17 +73,18 @@ def import_official(
         CheckpointError: a file is missing, damaged, unsafe, or does not fit; the message names every key.
         ConfigError: labels, tokenizer or sizes that do not fit the weights.
     """
-    if family not in _SETTINGS:
-        raise ConfigError(f"unknown family '{family}'; the authors' checkpoints are of: {', '.join(_SETTINGS)}")
-    config = _read_config(Path(backbone), family)
+    if family not in get_args(OfficialFamily):
+        families = ", ".join(get_args(OfficialFamily))
+        raise ConfigError(f"unknown family '{family}'; the authors' checkpoints are of: {families}")
+    config = transformer_config(Path(backbone), family)
     try:
-        settings = _SETTINGS[family](config, image_side)
+        settings = _settings(family, config, image_side)
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
         path = Path(backbone) / "config.json"
         raise CheckpointError(f"{path} does not fit the family '{family}': {reason}") from None
     states = {
-        role: StateReader(Path(path), _read_state(Path(path)), family, role)
+        role: StateReader(Path(path), pickled_state(Path(path)), family, role)
         for role, path in (("selector", selector), ("predictor", predictor))
     }
     preprocessor = (
@@ -142,25 +140,12 @@ def _load(module: nn.Module, state: dict[str, Tensor]) -> None:
     module.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=True)
 
 
-def _bert_settings(config: dict[str, Any], image_side: int) -> BackboneConfig:
-    return BackboneConfig(
-        **_transformer_sizes(config, "bert"),
-        positions=config["max_position_embeddings"],
-        vocabulary=config["vocab_size"],
-        dropout=config.get("hidden_dropout_prob", 0.1),
-        attention_dropout=config.get("attention_probs_dropout_prob", 0.1),
-    )
-
-
-def _vit_settings(config: dict[str, Any], image_side: int) -> BackboneConfig:
-    side = config["image_size"]
-    native = min(image_side, side)
-    channels = config.get("num_channels", 3)
-    return BackboneConfig(
-        **_transformer_sizes(config, "vit"),
-        dropout=config.get("hidden_dropout_prob", 0.0),
-        attention_dropout=config.get("attention_probs_dropout_prob", 0.0),
-        image=ImageConfig(
+def _settings(family: OfficialFamily, config: dict[str, Any], image_side: int) -> BackboneConfig:
+    sizes = transformer_sizes(config, family) | {"head_dropout": _HEAD_DROPOUT[family]}
+    if family == "vit":
+        side, channels = config["image_size"], config.get("num_channels", 3)
+        native = min(image_side, side)
+        sizes["image"] = ImageConfig(
             height=native,
             width=native,
             channels=channels,
@@ -168,86 +153,16 @@ def _vit_settings(config: dict[str, Any], image_side: int) -> BackboneConfig:
             patch=config["patch_size"],
             mean=_IMAGENET_MEAN if channels == 3 else (0.5,),
             std=_IMAGENET_STD if channels == 3 else (0.5,),
-        ),
-    )
-
-
-def _transformer_sizes(config: dict[str, Any], family: OfficialFamily) -> dict[str, Any]:
-    return {
-        "family": family,
-        "layers": config["num_hidden_layers"],
-        "width": config["hidden_size"],
-        "heads": config["num_attention_heads"],
-        "feedforward": config["intermediate_size"],
-        "layer_norm_eps": config.get("layer_norm_eps", 1e-12),
-        "head_dropout": _HEAD_DROPOUT[family],
-    }
-
-
-_SETTINGS = {"bert": _bert_settings, "vit": _vit_settings}
+        )
+    return BackboneConfig(**sizes)
 
 
 def _text_preprocessor(
     backbone: Path, tokenizer: str | Path | None, max_length: int, config: dict[str, Any]
 ) -> Preprocessor:
-    if tokenizer is not None:
-        path = Path(tokenizer)
-        candidates = [path / TOKENIZER_FILE, path / "vocab.txt"] if path.is_dir() else [path]
-    else:
-        candidates = [backbone / TOKENIZER_FILE, backbone / "vocab.txt"]
-    found = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if found is not None:
-        return TextPreprocessor(_tokenizer_json(found), TextSettings(max_length))
+    content = tokenizer_json(Path(tokenizer) if tokenizer is not None else backbone)
+    if content is not None:
+        return TextPreprocessor(content, TextSettings(max_length))
     if tokenizer is not None:
         raise ConfigError(f"no tokenizer at {tokenizer}; give tokenizer.json, vocab.txt or a directory with either")
     return TokenIdPreprocessor(TokenIdSettings(max_length, pad=config.get("pad_token_id") or 0))
-
-
-def _tokenizer_json(path: Path) -> str:
-    """Content of a tokenizer.json, made from vocab.txt as BERT's own tokenizer would be."""
-    try:
-        if path.suffix == ".json":
-            return path.read_text(encoding="utf-8")
-        from tokenizers import BertWordPieceTokenizer
-
-        beside = path.with_name("tokenizer_config.json")
-        options = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
-        return BertWordPieceTokenizer(str(path), lowercase=options.get("do_lower_case", True)).to_str()
-    except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(f"{path} cannot be read as a tokenizer: {error}") from None
-
-
-def _read_config(backbone: Path, family: OfficialFamily) -> dict[str, Any]:
-    path = backbone / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; give the directory of the pretrained model, as downloaded") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
-    expected = {
-        "model_type": family, "hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False,
-    }
-    for key, value in expected.items():
-        if config.get(key, value) != value:
-            raise CheckpointError(f"{path}: {key} is {config[key]!r}; the family '{family}' has {value!r}")
-    return config
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns about pickle protocols before it refuses
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist") from None
-    except pickle.UnpicklingError as error:
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(
-            f"{path} is not a plain state dictionary, or holds objects that could run code; refused ({reason})"
-        ) from None
-    except Exception as error:  # bytes that are no pickle end in errors of many kinds
-        raise CheckpointError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}; is it cut off?") from None
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path} holds no state dictionary (names and tensors only)")
-    return dict(state)

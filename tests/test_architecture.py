@@ -19,20 +19,34 @@ PACKAGES = ("rekd_train", "rekd_deploy")
 HOUSE = {
     # artefacts flow down this list, imports flow up: a module imports from its own room and from rooms above
     "ground": "rekd_train.errors rekd_train.files rekd_train.prediction",
-    "config": "rekd_train.config rekd_train.policy",
+    "config": """
+        rekd_train.config_section rekd_train.config_backbone rekd_train.config_data rekd_train.config_files
+        rekd_train.config_training rekd_train.config rekd_train.policy
+    """,
     "data": """
         rekd_train.spans rekd_train.preprocess rekd_train.preprocess_image rekd_train.preprocess_token_ids
-        rekd_train.preprocessors rekd_train.data rekd_train.pretrained
+        rekd_train.preprocessors rekd_train.pretrained rekd_train.weight_files
+        rekd_train.data rekd_train.data.augmentation rekd_train.data.batches rekd_train.data.checks
+        rekd_train.data.cifar rekd_train.data.classes rekd_train.data.digits rekd_train.data.examples
+        rekd_train.data.fashion rekd_train.data.folders rekd_train.data.imdb rekd_train.data.mosaic
+        rekd_train.data.partition rekd_train.data.sources rekd_train.data.splits rekd_train.data.table_files
+        rekd_train.data.tables
     """,
     "models": """
         rekd_train.models rekd_train.models.base rekd_train.models.text rekd_train.models.bert rekd_train.models.bilstm
         rekd_train.models.families rekd_train.models.gates rekd_train.models.rationalizer rekd_train.models.vit
+        rekd_train.official_weights rekd_train.weights
     """,
     "training": """
-        rekd_train.building rekd_train.calibration rekd_train.evaluation rekd_train.losses rekd_train.metrics
-        rekd_train.optimisation rekd_train.schedules rekd_train.teacher rekd_train.training
+        rekd_train.metrics rekd_train.calibration_metrics rekd_train.mask_metrics rekd_train.plausibility
+        rekd_train.faithfulness rekd_train.significance rekd_train.vocabulary
+        rekd_train.decisions rekd_train.evaluation rekd_train.agreement rekd_train.report
+        rekd_train.building rekd_train.calibration rekd_train.losses rekd_train.optimisation
+        rekd_train.schedules rekd_train.noise rekd_train.runtime rekd_train.observers rekd_train.batches
+        rekd_train.teacher rekd_train.checks rekd_train.objectives rekd_train.dev rekd_train.watch rekd_train.state
+        rekd_train.loop rekd_train.training
     """,
-    "checkpoint": "rekd_train.model_card rekd_train.checkpoint rekd_train.official rekd_train.official_weights",
+    "checkpoint": "rekd_train.model_card rekd_train.checkpoint rekd_train.checkpoint_examples rekd_train.official",
     "runs": "rekd_train.runs",
     "training commands": "rekd_train rekd_train.command rekd_train.cli",
     "signature": "rekd_deploy.errors rekd_deploy.signature rekd_deploy.artefacts rekd_deploy.text_source",
@@ -51,7 +65,7 @@ HOUSE = {
         rekd_deploy.render_image
         rekd_deploy
     """,
-    "demo": "rekd_deploy.stages rekd_deploy.demo",
+    "demo": "rekd_deploy.stages rekd_deploy.agreement rekd_deploy.demo",
     "commands": """
         rekd_deploy.cli rekd_deploy.cli.demo rekd_deploy.cli.export rekd_deploy.cli.serve rekd_deploy.cli.query
     """,
@@ -64,7 +78,7 @@ COMMANDS = ("rekd_train.cli", "rekd_train.command", "rekd_deploy.cli")
 
 HEAVY = {
     "torch", "transformers", "timm", "PIL", "onnx", "onnxscript", "onnxruntime", "tritonclient", "pytriton",
-    "pandas", "scipy",
+    "pandas", "scipy", "accelerate", "tensorboard",
 }  # fmt: skip
 
 
@@ -216,7 +230,7 @@ def test_help_shows_examples_that_start_with_the_command(command, capsys, monkey
     module, _ = entry_points()[command].split(":")
     app = importlib.import_module(module).app
     names = [info.name or info.callback.__name__ for info in app.registered_commands]
-    for arguments in [[]] if len(names) == 1 else [[name] for name in names]:
+    for arguments in [[]] if len(names) == 1 else [[], *([name] for name in names)]:
         monkeypatch.setattr(sys, "argv", [command])
         with pytest.raises(SystemExit) as request:
             run(app, [*arguments, "--help"])
@@ -240,6 +254,12 @@ def test_extras_keep_to_their_own():
     assert names(extras["gpu"]) == {"onnxruntime-gpu"}
     assert {"nvidia-pytriton==0.7.0", "numpy<2"} <= set(extras["serve"])
     assert not [name for name in names(extras["dev"]) if name.startswith("tensorrt")], "it does not install everywhere"
+
+
+@pytest.mark.parametrize("path", sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")))
+def test_an_extra_that_is_asked_for_exists(path):
+    named = re.findall(r"MissingExtraError\([^()]*\"([a-z-]+)\"\)", path.read_text(encoding="utf-8"))
+    assert set(named) <= set(project()["optional-dependencies"])
 
 
 # facades tell the truth

@@ -78,3 +78,16 @@ def test_every_preset_makes_its_documented_origin():
 
     for name in preset_names():
         assert run_config(name).source, f"{name} does not say where its settings come from"
+
+
+def test_the_readmes_figures_are_the_committed_results():
+    import importlib.util
+    import json
+
+    path = ROOT / "benchmarks" / "readme_figures.py"
+    spec = importlib.util.spec_from_file_location("readme_figures", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    result = json.loads(script.RESULT.read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert script.with_figures(readme, result) == readme, "run: python benchmarks/readme_figures.py"

@@ -49,13 +49,14 @@ def _show(settings, report: dict) -> None:
     from rich.table import Table
 
     from rekd_deploy.demo import MODELS, served_predictions
-    from rekd_deploy.render import plain_text, terminal_text
+    from rekd_deploy.render import plain_text, shows_colours, terminal_text
 
     console = Console(highlight=False, markup=False, emoji=False)
+    show = terminal_text if shows_colours(console) else plain_text
     answers = served_predictions(settings)
     short = [answer for answer in answers if len(answer.text) <= _SHORT]
     for answer in [*short, *answers][:5]:
-        console.print(terminal_text(answer) if console.is_terminal else plain_text(answer), end="\n\n", soft_wrap=True)
+        console.print(show(answer), end="\n\n", soft_wrap=True)
     table = Table(title="On the held-out test reviews, noise-free", title_justify="left")
     for column in ("model", "accuracy", "words kept"):
         table.add_column(column, justify="left" if column == "model" else "right")

@@ -142,10 +142,10 @@ def _write_json(prediction: Prediction, **more: str) -> None:
 def _writer():
     from rich.console import Console
 
-    from rekd_deploy.render import plain_text, terminal_text
+    from rekd_deploy.render import plain_text, shows_colours, terminal_text
 
     console = Console(highlight=False, markup=False, emoji=False)
-    if console.is_terminal and console.color_system:
+    if shows_colours(console):
         return lambda prediction: console.print(terminal_text(prediction), end="\n\n")
     return lambda prediction: sys.stdout.write(plain_text(prediction) + "\n\n")
 

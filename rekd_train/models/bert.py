@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import BertConfig, BertModel
 
 from rekd_train.config import BackboneConfig
-from rekd_train.models.base import Inputs
+from rekd_train.models.base import Inputs, log_weights
 from rekd_train.models.text import TextBackbone
 
 
@@ -55,7 +55,10 @@ class BertBackbone(TextBackbone):
 
     def attended(self, inputs: Inputs, keep: Tensor) -> Tensor:
         visible = torch.cat([torch.ones_like(keep[:, :1]), keep[:, 1:]], dim=1)
-        return self._encode(self.words(inputs["input_ids"]), visible.to(torch.int64))[:, 0]
+        words = self.words(inputs["input_ids"])
+        if visible.is_floating_point():
+            return self._encode(words, log_weights(visible))[:, 0]
+        return self._encode(words, visible.to(torch.int64))[:, 0]
 
     def gathered(self, inputs: Inputs, positions: Tensor, kept: Tensor) -> Tensor:
         places = torch.nn.functional.pad(positions, (1, 0))  # [CLS] is position 0
@@ -65,6 +68,9 @@ class BertBackbone(TextBackbone):
         return self._encode(content, visible, places)[:, 0]
 
     def _encode(self, content: Tensor, attention_mask: Tensor, positions: Tensor | None = None) -> Tensor:
+        if self.training and attention_mask.ndim == 2:
+            # taken as it is; given (B, N), BertModel asks whether everything is visible and waits for the GPU
+            attention_mask = attention_mask[:, None, None, :] > 0
         return self.bert(
             inputs_embeds=content, attention_mask=attention_mask, position_ids=positions
         ).last_hidden_state

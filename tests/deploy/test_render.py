@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from rich.console import Console
 
-from rekd_deploy.render import HIGHLIGHT, html_fragment, plain_text, segments, summary, terminal_text
+from rekd_deploy.render import HIGHLIGHT, html_fragment, plain_text, segments, shows_colours, summary, terminal_text
 from rekd_train.prediction import Prediction, Span
 
 
@@ -39,6 +40,16 @@ def test_terminal_highlights_exactly_the_rationale():
     assert marked == ["good"]
 
 
+@pytest.mark.parametrize(
+    ("terminal", "environment", "expected"),
+    [(True, {"TERM": "xterm-256color"}, True), (False, {"TERM": "xterm-256color"}, False),
+     (True, {"TERM": "xterm-256color", "NO_COLOR": "1"}, False), (True, {"TERM": "dumb"}, False)],
+)  # fmt: skip
+def test_a_highlight_needs_a_terminal_that_shows_it(terminal, environment, expected):
+    console = Console(force_terminal=terminal, _environ=environment)
+    assert shows_colours(console) is expected
+
+
 def test_plain_text_marks_with_brackets():
     assert plain_text(prediction("a good film", (2, 6))).endswith("\na [[good]] film")
 
@@ -50,6 +61,8 @@ def test_a_review_cannot_steer_the_terminal():
 
 
 def test_html_is_escaped():
-    shown = html_fragment(prediction('<script>alert("1")</script> & good', (8, 13), (29, 34)))
-    assert "<script" not in shown and "<mark>alert</mark>" in shown and "<mark> good</mark>" in shown
-    assert shown.startswith('<figure class="rekd">') and "&amp;" in shown and "87.5%" in shown
+    text = '<script>alert("1")</script> & good'
+    shown = html_fragment(prediction(text, (0, 13), (28, 34)))
+    assert "<script" not in shown and "</script" not in shown
+    assert "<mark>&lt;script&gt;alert</mark>" in shown and "<mark>&amp; good</mark>" in shown
+    assert shown.startswith('<figure class="rekd">') and "87.5%" in shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -177,7 +178,23 @@ def test_predictor_refuses_with_a_reason(start, change, reason):
         raise ask(model, PREDICTOR, inputs | change)[0].error
 
 
-def test_thread_count_comes_from_the_config(start, monkeypatch):
+def test_requests_of_one_shape_run_as_one_batch(start, rationalizer):
+    model = start(SELECTOR)
+    session, batches = model._session, []
+
+    def run(names, inputs):
+        batches.append(inputs["input_ids"].shape)
+        return session.run(names, inputs)
+
+    model._session = SimpleNamespace(run=run)
+    short, long = encoded(rationalizer, "good", "bad film"), encoded(rationalizer, "good " * 20)
+    answers = ask(model, SELECTOR, short, long, short)
+    assert batches == [(4, 16), (1, 32)]
+    assert [len(answer.outputs["mask"]) for answer in answers] == [2, 1, 2]
+
+
+@pytest.mark.parametrize(("threads", "expected"), [("3", 3), ("0", len(os.sched_getaffinity(0)))])
+def test_thread_count_comes_from_the_config(start, monkeypatch, threads, expected):
     import onnxruntime
 
     seen = []
@@ -187,12 +204,12 @@ def test_thread_count_comes_from_the_config(start, monkeypatch):
         seen.append(options.intra_op_num_threads)
         return original(path, options, **settings)
 
+    def with_threads(text, loads=json.loads):
+        config = loads(text)
+        config["parameters"]["intra_op_thread_count"]["string_value"] = threads
+        return config
+
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
-    monkeypatch.setattr(json, "loads", lambda text, loads=json.loads: _with_threads(loads(text)))
+    monkeypatch.setattr(json, "loads", with_threads)
     start(SELECTOR)
-    assert seen == [3]
-
-
-def _with_threads(config):
-    config["parameters"]["intra_op_thread_count"]["string_value"] = "3"
-    return config
+    assert seen == [expected]

@@ -1,0 +1,109 @@
+"""A training split as batches on the device, in an order that depends on seed, stage and epoch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from rekd_train.data import Split, bucketed_batches
+from rekd_train.noise import key
+from rekd_train.preprocessors import Preprocessor
+from rekd_train.runtime import Runtime
+
+
+@dataclass
+class Batch:
+    """One process's part of a training step's examples."""
+
+    indices: Tensor
+    """(B,) int64, index of each example in its split."""
+    inputs: dict[str, Tensor]
+    labels: Tensor
+    """(B,) int64."""
+    step: int
+    steps: int
+    """Of the stage."""
+    examples: int
+    """Examples of the whole batch, over all processes."""
+    present: int
+    """Examples of this part; 0 if it is empty: then one example stands in, which must not count."""
+
+    @property
+    def share(self) -> float:
+        """This part's examples / the whole batch's."""
+        return self.present / self.examples
+
+
+class FullLength:
+    """A split of texts whose batches are all padded to the longest input: for policies that may select padding.
+
+    Args:
+        preprocessor: gives the length and the padding's token id.
+    """
+
+    augmented = False
+    truth = None
+
+    def __init__(self, split: Split, preprocessor: Preprocessor) -> None:
+        self._split, self._preprocessor = split, preprocessor
+        self.labels, self.lengths = split.labels, split.lengths
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def inputs(self, indices: Sequence[int], generator: np.random.Generator | None = None) -> dict[str, np.ndarray]:
+        """The batch, as wide as the preprocessing allows."""
+        arrays = self._split.inputs(indices)
+        missing = self._preprocessor.positions - arrays["input_ids"].shape[1]
+        fill = {"input_ids": self._preprocessor.special_ids["pad"], "attention_mask": 0}
+        return {
+            name: np.pad(array, ((0, 0), (0, missing)), constant_values=fill[name]) for name, array in arrays.items()
+        }
+
+
+class Batches:
+    """All batches of one stage.
+
+    Args:
+        split: training examples.
+        size: examples of a global batch.
+        steps: of the stage.
+        seed: of the stage: a ``noise.key``.
+        length_buckets: batches of similar length.
+    """
+
+    def __init__(self, split: Split, size: int, steps: int, seed: int, length_buckets: bool, runtime: Runtime) -> None:
+        self._split, self._size, self._steps, self._seed = split, size, steps, seed
+        self._lengths = split.lengths if length_buckets else np.zeros(len(split), dtype=np.int64)
+        self._runtime = runtime
+        self.per_epoch = -(-len(split) // size)
+
+    def starting_at(self, first: int) -> Iterator[Batch]:
+        """Batches of the steps from ``first`` on."""
+        for epoch in range(first // self.per_epoch, -(-self._steps // self.per_epoch)):
+            order = list(bucketed_batches(self._lengths, self._size, np.random.default_rng([self._seed, epoch])))
+            for place, indices in enumerate(order):
+                step = epoch * self.per_epoch + place
+                if first <= step < self._steps:
+                    yield self._batch(indices, step)
+
+    def _batch(self, indices: np.ndarray, step: int) -> Batch:
+        part = self._runtime.part(indices)
+        own = part if len(part) else indices[:1]
+        if self._split.augmented:
+            stream = key(self._seed, step, self._runtime.rank)
+            arrays = self._split.inputs(own, np.random.default_rng(stream))
+        else:
+            arrays = self._split.inputs(own)
+        return Batch(
+            indices=self._runtime.to_device(np.ascontiguousarray(own)),
+            inputs={name: self._runtime.to_device(array) for name, array in arrays.items()},
+            labels=self._runtime.to_device(self._split.labels[own]),
+            step=step,
+            steps=self._steps,
+            examples=len(indices),
+            present=len(part),
+        )

@@ -1,0 +1,67 @@
+"""Configuration of the data: which examples, from where, in which splits."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rekd_train.config_section import Section
+
+DataName = Literal[
+    "imdb", "aclimdb", "table", "cifar10", "cifar100_coarse", "cifar100_fine", "fashion_mnist", "mosaic", "digits",
+    "image_folder",
+]  # fmt: skip
+TEXT_DATA = ("imdb", "aclimdb", "table")
+
+
+class DataConfig(Section):
+    """Which examples."""
+
+    name: DataName = Field(
+        "imdb", description="data set; 'table' is a file of your own, 'image_folder' a folder of your own"
+    )
+    path: str = Field("", description="file or folder of the data; empty: where the package that carries them is")
+    text_column: str = Field("text", min_length=1, description="column of the texts (table)")
+    label_column: str = Field("label", min_length=1, description="column of the labels (table)")
+    rationale_column: str = Field("", description="column of human rationales, lists of [start, end] (table)")
+    split_column: str = Field("", description="column that says train, dev or test (table); empty: split by seed")
+    labels: tuple[str, ...] = Field((), description="class names in the order of the logits; empty: sorted (own data)")
+    train_examples: int | None = Field(None, ge=2, description="training examples, the first of the split; None: all")
+    dev_examples: int | None = Field(None, ge=1, description="dev examples, the first of the split; None: all")
+    test_examples: int | None = Field(None, ge=1, description="test examples, the first of the split; None: all")
+    dev_share: float = Field(0.1, gt=0, lt=1, description="share of the training examples that becomes dev, if needed")
+    test_share: float = Field(0.1, gt=0, lt=1, description="share that becomes test where the data bring none")
+    max_length: int = Field(160, ge=3, description="tokens a text is cut to, specials included")
+    lengths: tuple[int, ...] = Field((), description="padded lengths; empty: multiples of 32 and max_length")
+    augmentation: Literal["none", "crop", "flip", "crop_flip"] = Field(
+        "none", description="random changes of training images: shifts by up to 4 pixels, mirroring, both"
+    )
+    tiles: Literal[2, 3] = Field(2, description="tiles in a row and a column of a mosaic")
+    other_tiles: Literal["shuffled", "blank"] = Field("shuffled", description="what the other tiles of a mosaic hold")
+    seed: int = Field(2026, description="seed of the splits; the same for every model that is compared")
+
+    @property
+    def modality(self) -> Literal["text", "image"]:
+        """What the examples are."""
+        return "text" if self.name in TEXT_DATA else "image"
+
+    @model_validator(mode="after")
+    def _lengths_within_maximum(self) -> DataConfig:
+        if any(not 3 <= length <= self.max_length for length in self.lengths):
+            raise ValueError(f"lengths {self.lengths} must lie within 3..max_length ({self.max_length})")
+        return self
+
+    @model_validator(mode="after")
+    def _shares_leave_something(self) -> DataConfig:
+        if self.dev_share + self.test_share >= 1:
+            raise ValueError(f"dev_share ({self.dev_share}) + test_share ({self.test_share}) leave nothing to train on")
+        return self
+
+    @model_validator(mode="after")
+    def _own_data_have_a_path(self) -> DataConfig:
+        if self.name in ("table", "image_folder") and not self.path:
+            raise ValueError(f"path is needed for the data '{self.name}'; fix: --set data.path=PATH")
+        if self.augmentation != "none" and self.modality == "text":
+            raise ValueError(f"augmentation '{self.augmentation}' is for images; the data '{self.name}' are texts")
+        return self

@@ -1,0 +1,146 @@
+"""The sections of a configuration that say how a pair is trained."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rekd_train.config_section import Section
+
+
+class SelectionConfig(Section):
+    """How much a rationale may hold: the penalty that trains it and the rule that is stored."""
+
+    target: float = Field(0.10, gt=0, le=1, description="mean share of features: trained for, calibrated on dev")
+    budget: float | None = Field(
+        0.15, gt=0, le=1, description="hard limit for each example, share of its features; None: no limit"
+    )
+    minimum: int = Field(1, ge=0, description="features kept in any case")
+    weight: float = Field(20.0, ge=0, description="lambda of the penalty on what is kept beside the target")
+    penalty_per: Literal["batch", "example"] = Field(
+        "batch", description="'batch': the mean of a batch meets the target (the paper); 'example': each example does"
+    )
+    penalty_on: Literal["shares", "counts"] = Field(
+        "shares", description="'shares': (rate - target)^2; 'counts': (features kept - target N)^2, the paper's"
+    )
+    denominator: Literal["real", "all"] = Field(
+        "real", description="N of the penalty: real features, or 'all' positions with padding and specials (the paper)"
+    )
+    selectable: Literal["real", "all"] = Field(
+        "real", description="what may be kept: real features, or 'all' positions (the paper); 'all' pads to full length"
+    )
+    decision: Literal["calibrated", "argmax", "top-k"] = Field(
+        "calibrated", description="stored rule: bias fitted on dev, no bias, or exactly target x features of each input"
+    )
+
+    @model_validator(mode="after")
+    def _target_within_budget(self) -> SelectionConfig:
+        if self.budget is not None and self.target > self.budget:
+            raise ValueError(f"target ({self.target}) must not exceed budget ({self.budget})")
+        return self
+
+
+class TemperatureConfig(Section):
+    """Gumbel-softmax temperature, exponential from start to end (REKD sec. 3.2)."""
+
+    start: float = Field(2.0, gt=0, description="tau_0")
+    end: float = Field(0.1, gt=0, description="tau_K")
+    refresh: int = Field(1, ge=1, description="steps between changes (the paper: 100)")
+
+
+class DistillationConfig(Section):
+    """What is learned from a teacher pair (REKD sec. 3.3); unused without a teacher."""
+
+    alpha: float | Literal["anneal"] = Field(
+        0.5, description="weight of the RE loss, 1 - alpha of the KD loss; 'anneal': from 0 to 1 with the temperature"
+    )
+    rationale_weight: float = Field(0.5, ge=0, description="lambda_R of the rationale term; 0: predictions only")
+    prediction_weight: float = Field(
+        1.0, ge=0, description="weight of the prediction term tau^2 KL; 0: rationales only"
+    )
+    noise: Literal["independent", "shared", "none"] = Field("none", description="Gumbel noise in the rationale term")
+    rationale_temperature: float | None = Field(
+        1.0, gt=0, description="fixed tau of the rationale term; None: the annealed one"
+    )
+    prediction_temperature: float | None = Field(
+        None, gt=0, description="fixed tau of the prediction term; None: the annealed one, 2 where none is annealed"
+    )
+    teacher_temperature: float | None = Field(
+        None, gt=0, description="tau of the teacher's side of both terms; None: the student's"
+    )
+    teacher_mask: Literal["student", "teacher"] = Field("teacher", description="mask the teacher's predictor reads")
+    hard_labels: bool = Field(
+        False, description="learn the teacher's decisions (its mask, its label) instead of its distributions"
+    )
+    classifier: bool = Field(
+        False, description="distil predictions in the classifier stage, too: plain KD when rationale_epochs is 0"
+    )
+
+    @model_validator(mode="after")
+    def _alpha_is_a_share(self) -> DistillationConfig:
+        if self.alpha != "anneal" and not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha ({self.alpha}) must lie within 0..1 or be 'anneal'")
+        return self
+
+
+class OptimisationConfig(Section):
+    """AdamW, for each stage."""
+
+    batch_size: int = Field(64, ge=1, description="examples a step, over all processes")
+    learning_rate: float = Field(5e-4, gt=0, description="peak")
+    embedding_learning_rate: float | None = Field(None, gt=0, description="of the word embeddings; None: learning_rate")
+    schedule: Literal["linear", "constant"] = Field("linear", description="decay to 0 after the warm-up, or none")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled")
+    decay_everything: bool = Field(False, description="decay biases, norms and word embeddings, too (the paper)")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="of Adam's moments (the paper: 0.9, 0.999)")
+    gradient_clip: float | None = Field(1.0, gt=0, description="largest global gradient norm; None: not clipped")
+    freeze_selector_embeddings: bool = Field(
+        False, description="the selector's word embeddings stay as they are in the rationale stage (the paper)"
+    )
+
+    @model_validator(mode="after")
+    def _betas_below_one(self) -> OptimisationConfig:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas {self.betas} must lie within 0..1, 1 excluded")
+        return self
+
+
+class StagesConfig(Section):
+    """Epochs of each stage (0 leaves it out) and which of its states is kept."""
+
+    classifier_epochs: float = Field(2.0, ge=0, description="warm start of the predictor")
+    masked_share: float = Field(0.5, ge=0, le=1, description="share of warm-start batches under random keep masks")
+    selector_warm_start: float | None = Field(
+        None, ge=0, description="epochs of the selector's own warm start where its sizes are not the "
+        "predictor's, whose weights it would start from; None: classifier_epochs",
+    )  # fmt: skip
+    rationale_epochs: float = Field(1.0, ge=0, description="rationale extraction, with a teacher: distillation")
+    operator: Literal["zero", "drop"] = Field(
+        "zero", description="'drop': the predictor learns without blank slots from the start, by a weighted softmax; "
+        "it tends to collapse, prefer 'zero' and a compact stage",
+    )  # fmt: skip
+    compact_epochs: float = Field(1.0, ge=0, description="predictor alone on gathered tokens, selector frozen")
+    evaluate_every: float = Field(1.0, ge=0, description="epochs between dev evaluations; 0: the last state is kept")
+    evaluation: Literal["served", "sampled", "argmax", "top-k"] = Field(
+        "served", description="masks of those evaluations: by the stored rule, drawn once (the paper), d > 0, or top-k"
+    )
+    criterion: Literal["accuracy", "extraction_loss"] = Field(
+        "accuracy", description="the state kept: highest dev accuracy, or least dev L_RE (the paper)"
+    )
+    patience: int | None = Field(None, ge=1, description="evaluations without a better one that end a stage")
+    save_every: int = Field(500, ge=0, description="steps between saves of the state that --resume reads; 0: at ends")
+    collapse_window: int = Field(200, ge=20, description="steps of nothing or everything kept that stop the run")
+
+
+class AccelerationConfig(Section):
+    """What makes training faster; each can be switched off to see its worth (benchmarks/training_speed.py)."""
+
+    length_buckets: bool = Field(True, description="batches of similar length, so that little padding is computed")
+    teacher_cache: bool = Field(True, description="a frozen teacher runs once over data that are not augmented")
+    gather: bool = Field(True, description="the compact stage computes kept features alone instead of masking others")
+    fused_optimiser: bool = Field(True, description="AdamW as one kernel")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="of matrix products; auto: bf16 on GPUs that have it, else fp32"
+    )

@@ -1,0 +1,45 @@
+"""The registry of data sets: from a configuration to checked examples in three splits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rekd_train.config import DataConfig
+from rekd_train.data.checks import check_data
+from rekd_train.data.cifar import cifar
+from rekd_train.data.digits import digits
+from rekd_train.data.examples import DataSet
+from rekd_train.data.fashion import fashion_mnist
+from rekd_train.data.folders import image_folder
+from rekd_train.data.imdb import aclimdb, imdb
+from rekd_train.data.mosaic import mosaic
+from rekd_train.data.tables import table
+
+SOURCES: dict[str, Callable[[DataConfig], DataSet]] = {
+    "imdb": imdb,
+    "aclimdb": aclimdb,
+    "table": table,
+    "cifar10": cifar,
+    "cifar100_coarse": cifar,
+    "cifar100_fine": cifar,
+    "fashion_mnist": fashion_mnist,
+    "mosaic": mosaic,
+    "digits": digits,
+    "image_folder": image_folder,
+}
+"""A reader for each name that ``data.name`` may have."""
+
+
+def load_data(config: DataConfig) -> DataSet:
+    """The data set that a configuration names, checked, with its limits applied.
+
+    Raises:
+        DataError: missing, damaged, or nothing that can be learnt from; names the file or row and the fix.
+        MissingExtraError: a package that the source needs is not installed.
+    """
+    data = SOURCES[config.name](config)
+    data = data.limited(
+        {"train": config.train_examples, "dev": config.dev_examples, "test": config.test_examples}
+    )
+    check_data(data, config.name)
+    return data

@@ -1,0 +1,196 @@
+"""One split as training and evaluation read it: batches of numpy arrays by index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+
+from rekd_train.config import DataConfig
+from rekd_train.data.augmentation import augment
+from rekd_train.data.examples import DataSet, Examples, LabelledImages, LabelledTexts
+from rekd_train.errors import ConfigError, DataError, InputError
+from rekd_train.preprocess import TextPreprocessor
+from rekd_train.preprocess_image import ImagePreprocessor
+from rekd_train.preprocessors import Preprocessor
+
+
+class Split(Protocol):
+    """Encoded examples of one split."""
+
+    labels: np.ndarray
+    """(n,) int64."""
+
+    def __len__(self) -> int:
+        """n."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(n,) int64: positions of each example, specials included."""
+
+    @property
+    def augmented(self) -> bool:
+        """Whether ``inputs`` changes the examples at random when it is given a generator."""
+
+    @property
+    def truth(self) -> list[np.ndarray | None] | None:
+        """The known reason of each label: (length,) bool over positions, None where it is unknown.
+
+        None altogether for data without human rationales or known regions.
+        """
+
+    def inputs(self, indices: Sequence[int], generator: np.random.Generator | None = None) -> dict[str, np.ndarray]:
+        """The batch of these examples, batch first.
+
+        Args:
+            generator: source of the augmentation; None: the examples as they are.
+        """
+
+
+@dataclass(frozen=True)
+class TokenizedTexts:
+    """One split of texts, tokenised once and padded batch by batch."""
+
+    ids: list[np.ndarray] = field(repr=False)
+    labels: np.ndarray
+    """(n,) int64."""
+    preprocessor: TextPreprocessor
+    truth: list[np.ndarray | None] | None = field(default=None, repr=False)
+    """For each text (length,) bool, the tokens that a human rationale touches; None where there is none."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(n,) tokens of each example, specials included."""
+        return np.array([len(ids) for ids in self.ids], dtype=np.int64)
+
+    @property
+    def augmented(self) -> bool:
+        """Never: texts are read as they are."""
+        return False
+
+    def inputs(self, indices: Sequence[int], generator: np.random.Generator | None = None) -> dict[str, np.ndarray]:
+        """The padded batch of these examples, as wide as the longest of them."""
+        rows = [self.ids[index] for index in indices]
+        return self.preprocessor.pad(rows, max(len(row) for row in rows))
+
+
+@dataclass(frozen=True)
+class ImageSplit:
+    """One split of images, all of the size that the model takes."""
+
+    pixels: np.ndarray = field(repr=False)
+    """uint8 (n, height, width, channels)."""
+    labels: np.ndarray
+    """(n,) int64."""
+    preprocessor: ImagePreprocessor
+    truth: list[np.ndarray | None] | None = field(default=None, repr=False)
+    """For each image (patches,) bool, the patches that lie mostly in its region."""
+    augmentation: str = "none"
+    """'none', 'crop', 'flip' or 'crop_flip': see ``rekd_train.data.augmentation``."""
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(n,) patches of each image: all the same."""
+        return np.full(len(self), self.preprocessor.positions, dtype=np.int64)
+
+    @property
+    def augmented(self) -> bool:
+        """Whether ``inputs`` changes the images at random when it is given a generator."""
+        return self.augmentation != "none"
+
+    def inputs(self, indices: Sequence[int], generator: np.random.Generator | None = None) -> dict[str, np.ndarray]:
+        """``pixels``, uint8 (B, height, width, channels), augmented if a generator is given."""
+        pixels = self.pixels[np.asarray(indices)]
+        return {"pixels": pixels if generator is None else augment(pixels, self.augmentation, generator)}
+
+
+def encode(examples: Examples, preprocessor: Preprocessor, augmentation: str = "none") -> Split:
+    """The tensors of a split's examples.
+
+    Raises:
+        ConfigError: texts for a model of images, or the other way round.
+        DataError: an image that cannot be read (names the file), a text without any word.
+    """
+    if isinstance(examples, LabelledTexts) and isinstance(preprocessor, TextPreprocessor):
+        return tokenize(examples, preprocessor)
+    if isinstance(examples, LabelledImages) and isinstance(preprocessor, ImagePreprocessor):
+        return _pixels(examples, preprocessor, augmentation)
+    kind = "texts" if isinstance(examples, LabelledTexts) else "images"
+    reads = {"image": "images", "text": "texts", "token_ids": "token ids, for it came without its tokenizer"}
+    raise ConfigError(f"the data are {kind}, the model reads {reads[preprocessor.settings.kind]}")
+
+
+def encode_splits(data: DataSet, preprocessor: Preprocessor, config: DataConfig) -> dict[str, Split]:
+    """Every split of a data set; augmentation is for the training split alone. Errors as ``encode``."""
+    return {
+        name: encode(examples, preprocessor, config.augmentation if name == "train" else "none")
+        for name, examples in data.splits.items()
+    }
+
+
+def tokenize(examples: LabelledTexts, preprocessor: TextPreprocessor) -> TokenizedTexts:
+    """Tokenise a split.
+
+    Raises:
+        DataError: a text in which the tokenizer finds nothing but special tokens.
+    """
+    encodings = preprocessor.encode(examples.texts)
+    for text, encoding in zip(examples.texts, encodings, strict=True):
+        if len(encoding.ids) <= sum(encoding.special_tokens_mask):
+            raise DataError(f"the text {text[:40]!r} holds no word that the tokenizer knows; fix: leave it out")
+    truth = None
+    if examples.rationales is not None:
+        truth = [
+            None if spans is None else _touched(encoding.offsets, spans)
+            for spans, encoding in zip(examples.rationales, encodings, strict=True)
+        ]
+    ids = [np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings]
+    return TokenizedTexts(ids, np.asarray(examples.labels, dtype=np.int64), preprocessor, truth)
+
+
+def _touched(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> np.ndarray:
+    """(N,) bool: tokens that share a character with any span; special tokens have none."""
+    starts, ends = np.asarray(offsets).reshape(-1, 2).T
+    touched = np.zeros(len(starts), dtype=bool)
+    for start, end in spans:
+        touched |= (starts < end) & (ends > start) & (ends > starts)
+    return touched
+
+
+def _pixels(examples: LabelledImages, preprocessor: ImagePreprocessor, augmentation: str) -> ImageSplit:
+    settings = preprocessor.settings
+    wanted = (settings.height, settings.width, settings.channels)
+    images = examples.images
+    if isinstance(images, np.ndarray) and images.shape[1:] == wanted:
+        pixels = images
+    else:
+        try:
+            pixels = np.concatenate(
+                [preprocessor(images[i : i + 256], first_index=i).inputs["pixels"] for i in range(0, len(images), 256)]
+            )
+        except InputError as error:
+            raise DataError(f"{error}; fix: repair it or take it out of the data") from None
+    truth = None
+    if examples.regions is not None:
+        truth = list(_covered(examples.regions, images, settings.rows, settings.columns))
+    return ImageSplit(pixels, np.asarray(examples.labels, dtype=np.int64), preprocessor, truth, augmentation)
+
+
+def _covered(regions: np.ndarray, images: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """(n, rows * columns) bool: patches of which at least half lies in the region."""
+    height, width = images.shape[1:3]
+    top, left, bottom, right = (edge[:, None].astype(float) for edge in regions.T)
+    row_edges, column_edges = np.arange(rows + 1) * height / rows, np.arange(columns + 1) * width / columns
+    tall = np.clip(np.minimum(bottom, row_edges[1:]) - np.maximum(top, row_edges[:-1]), 0, None) / (height / rows)
+    wide = np.clip(np.minimum(right, column_edges[1:]) - np.maximum(left, column_edges[:-1]), 0, None)
+    shares = tall[:, :, None] * (wide / (width / columns))[:, None, :]
+    return (shares >= 0.5).reshape(len(regions), rows * columns)

@@ -1,0 +1,119 @@
+"""Who is told how training goes: nothing, a log file, TensorBoard, several at once."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rekd_train.errors import MissingExtraError
+
+
+class Observer(Protocol):
+    """Is told how training goes; a progress bar, a log, or nothing."""
+
+    def stage(self, name: str, steps: int, start: int = 0) -> None:
+        """A stage of so many optimiser steps begins, or goes on after ``start`` of them."""
+
+    def step(self, values: dict[str, float]) -> None:
+        """A step ended; ``values`` is empty on most steps, since reading a loss waits for the device."""
+
+    def evaluated(self, values: dict[str, float]) -> None:
+        """The dev split was measured; ``values["best"]`` is 1 if no earlier state of the stage was better."""
+
+
+class Silent:
+    """An observer that ignores everything."""
+
+    def stage(self, name: str, steps: int, start: int = 0) -> None:
+        pass
+
+    def step(self, values: dict[str, float]) -> None:
+        pass
+
+    def evaluated(self, values: dict[str, float]) -> None:
+        pass
+
+
+class Several:
+    """Tells each of its observers."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = list(observers)
+
+    def stage(self, name: str, steps: int, start: int = 0) -> None:
+        for observer in self._observers:
+            observer.stage(name, steps, start)
+
+    def step(self, values: dict[str, float]) -> None:
+        for observer in self._observers:
+            observer.step(values)
+
+    def evaluated(self, values: dict[str, float]) -> None:
+        for observer in self._observers:
+            observer.evaluated(values)
+
+
+class _Counting:
+    """Knows the stage and the step within it."""
+
+    def __init__(self) -> None:
+        self._name, self._step = "", 0
+
+    def stage(self, name: str, steps: int, start: int = 0) -> None:
+        self._name, self._step = name, start
+        self._write("stage", {"steps": steps})
+
+    def step(self, values: dict[str, float]) -> None:
+        self._step += 1
+        if values:
+            self._write("step", values)
+
+    def evaluated(self, values: dict[str, float]) -> None:
+        self._write("evaluation", values)
+
+    def _write(self, event: str, values: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+class JsonLines(_Counting):
+    """Appends one JSON object a line: event, stage, step, seconds since the epoch, figures.
+
+    Args:
+        path: of the file; what it holds stays.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def _write(self, event: str, values: dict[str, Any]) -> None:
+        line = {"event": event, "stage": self._name, "step": self._step, "time": round(time.time(), 3), **values}
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+class TensorBoard(_Counting):
+    """Scalars named stage/figure, at the step within the stage.
+
+    Raises:
+        MissingExtraError: tensorboard is not installed.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise MissingExtraError("tensorboard", "tensorboard") from None
+        self._writer = SummaryWriter(str(directory))
+
+    def _write(self, event: str, values: dict[str, Any]) -> None:
+        place = f"{self._name}/dev" if event == "evaluation" else self._name
+        if event != "stage":
+            for name, value in values.items():
+                self._writer.add_scalar(f"{place}/{name}", value, self._step)
+            self._writer.flush()

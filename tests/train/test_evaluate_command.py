@@ -1,0 +1,76 @@
+"""rekd-train evaluate: the table, the JSON, the file, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import WORDS, make_rationalizer
+from rich.console import Console
+
+from rekd_train import checkpoint
+from rekd_train.cli import app
+from rekd_train.command import run
+from rekd_train.config import RunConfig
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A tiny checkpoint that names a table with human rationales as its data."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    generator = np.random.default_rng(0)
+    lines = []
+    for number in range(60):
+        text = " ".join([*generator.choice(WORDS, 5), *generator.choice(WORDS, number % 20), str(number)])
+        label, spans = ("negative", "positive")[number % 2], [[0, 9]] if number % 3 else None
+        lines.append(json.dumps({"text": text, "label": label, "why": spans}) + "\n")
+    (folder / "texts.jsonl").write_text("".join(lines))
+    data = {
+        "name": "table", "path": str(folder / "texts.jsonl"), "rationale_column": "why", "max_length": 48,
+        "dev_share": 0.2, "test_share": 0.3,
+    }  # fmt: skip
+    config = RunConfig.model_validate({"name": "tiny", "data": data})
+    return checkpoint.save(make_rationalizer(), folder / "run", training={"config": config.model_dump()})
+
+
+def invoke(capsys, *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as request:
+        run(app, ["evaluate", *arguments])
+    return request.value.code, *capsys.readouterr()
+
+
+def test_json_and_file_hold_the_same_report(trained, tmp_path, capsys) -> None:
+    file = tmp_path / "new" / "report.json"
+    code, out, _ = invoke(
+        capsys, str(trained), "--json", "--draws", "2", "--teacher", str(trained), "--output", str(file),
+        "--device", "cpu",
+    )  # fmt: skip
+    report = json.loads(out)
+    assert code == 0 and json.loads(file.read_text()) == report
+    assert (report["format"], report["split"], report["examples"]) == ("rekd-evaluation", "test", 18)
+    assert report["checkpoint"] == str(trained) and "texts.jsonl" in report["data"]
+    people = report["human_rationales"]
+    assert people["examples"] + people["without_human_rationale"] <= 18 and people["examples"] > 5
+    assert report["teacher"]["mask_jaccard"] == 1.0
+
+
+def test_the_table_names_every_section(trained, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(Console, "width", 100)
+    code, out, _ = invoke(capsys, str(trained), "--split", "dev", "--draws", "0")
+    assert code == 0
+    for word in ("classification", "macro_f1", "calibration", "abstain.threshold", "human_rationales", "iou_f1_macro"):
+        assert word in out
+    assert "12 examples of dev" in " ".join(out.split()) and "sampled" not in out
+
+
+def test_what_cannot_be_is_one_line(trained, checkpoint, capsys) -> None:
+    code, _, err = invoke(capsys, str(trained), "--device", "abacus")
+    assert code == 1 and err == "error: there is no device 'abacus' here; fix: --device cpu\n"
+    code, _, err = invoke(capsys, str(checkpoint))
+    assert code == 1 and "does not record the run" in err and err.count("\n") == 1
+    code, _, err = invoke(capsys, str(trained), "--split", "rest")
+    assert code == 2 and "none of train, dev, test" in err
+    code, _, err = invoke(capsys, str(trained), "--risk", "1.5")
+    assert code == 2
