@@ -33,7 +33,7 @@ def recorded_config(path: Path, data: str | Path | None = None, overrides: Seque
         ConfigError: with every mistake in one message.
     """
     description = checkpoint.read_description(path)
-    document = description["training"].get("config")
+    document = description.get("training", {}).get("config")
     if document is None:
         if data is None and not any(text.startswith("data.name=") for text in overrides):
             raise CheckpointError(

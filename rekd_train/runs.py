@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from rekd_train import checkpoint
 from rekd_train.building import fresh_pair, preprocessor_for, weight_origins
 from rekd_train.checkpoint_examples import checkpoint_examples
 from rekd_train.checks import check_teacher
-from rekd_train.config import RunConfig, explain
+from rekd_train.config import RunConfig
 from rekd_train.data import DataSet, Split, encode, encode_splits, load_data
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.evaluation import measure
@@ -216,8 +215,6 @@ def _save(
         raise CheckpointError(cannot_write(output, error)) from error
 
 
-from rekd_train.config import RunConfig, explain
-from rekd_train.data import DataSet, Split, encode, encode_splits, load_data
 def _start_from(pair: Rationalizer, start: Rationalizer, path: Path) -> None:
     for role in ("selector", "predictor"):
         mine, theirs = getattr(pair, role), getattr(start, role)
