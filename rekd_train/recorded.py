@@ -41,7 +41,7 @@ def recorded_config(path: Path, data: str | Path | None = None, overrides: Seque
                 "fix: name them: --data PRESET or --data FILE.toml"
             )
         document = {role: description[role] for role in ("selector", "predictor")} | _NAMED_FOR_IT
-        document["name"] = description["training"].get("name", Path(path).name)
+        document["name"] = description.get("training", {}).get("name", Path(path).name)
     if data is not None:
         document = document | {"data": dict(read_document(data).get("data", {}))}
         if "max_length" in description["preprocessing"]:

@@ -10,7 +10,7 @@ import torch
 from conftest import WORDS, tiny_tokenizer_json
 
 import rekd_train
-from rekd_train import runs
+from rekd_train import recorded, runs
 from rekd_train.config import RunConfig
 from rekd_train.data import DataSet, LabelledTexts
 from rekd_train.errors import CheckpointError, ConfigError
@@ -39,6 +39,7 @@ def planted():
     preprocessor = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=24))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "load_data", lambda config: data)
+        patch.setattr(recorded, "load_data", lambda config: data)
         patch.setattr(runs, "preprocessor_for", lambda config: preprocessor)
         yield data
 
@@ -128,7 +129,7 @@ def test_a_recorded_run_of_another_version_is_named(planted, student, tmp_path):
     description = json.loads((copy / "config.json").read_text())
     description["training"]["config"]["stages"]["bogus"] = 1
     (copy / "config.json").write_text(json.dumps(description))
-    with pytest.raises(CheckpointError, match=r"stages\.bogus: unknown key"):
+    with pytest.raises(ConfigError, match=r"stages\.bogus: unknown key"):
         runs.calibrate_run(copy, tmp_path / "out")
     del description["training"]
     (copy / "config.json").write_text(json.dumps(description))
