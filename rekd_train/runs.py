@@ -184,7 +184,8 @@ def _finish(
     pair: Rationalizer, output: Path, config: RunConfig, data: DataSet, splits: dict[str, Split], source: Path
 ) -> dict[str, Any]:
     metrics = {name: measure(pair, splits[name]) for name in ("dev", "test")}
-    _save(pair, output, config, data, metrics, checkpoint.read_description(source).get("training", {}).get("origins", ()))
+    origins = checkpoint.read_description(source).get("training", {}).get("origins", ())
+    _save(pair, output, config, data, metrics, origins)
     return metrics
 
 
