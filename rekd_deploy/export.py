@@ -14,6 +14,7 @@ from rekd_deploy import onnx_model
 from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.errors import ExportError
 from rekd_deploy.examples import parity_examples
+from rekd_deploy.fusion import fuse
 from rekd_deploy.graphs import graph_modules, pair_signature
 from rekd_deploy.manifest import build_manifest
 from rekd_deploy.onnx_lstm import onnx_lstms
@@ -33,6 +34,7 @@ def export(
     work: str | Path,
     *,
     single_graph: bool = False,
+    fused: bool = True,
     parity_texts: str | Path | None = None,
     opset: int = OPSET,
     report: Callable[[str], None] = lambda step: None,
@@ -43,6 +45,7 @@ def export(
         checkpoint: directory written by rekd-train; its predictor is exported with the operator it was trained with.
         work: directory that receives the files.
         single_graph: write single.onnx, too: both steps in one graph, proved by itself.
+        fused: put attention and its neighbours together for ONNX Runtime; no other runtime reads the result.
         parity_texts: .jsonl or .txt with real texts for the gate; None: the checkpoint's own examples.
         opset: ONNX opset, 18 to 20.
         report: called with the name of each step as it starts.
@@ -58,7 +61,7 @@ def export(
     rationalizer = load(checkpoint)
     signature = pair_signature(rationalizer)
     examples = parity_examples(checkpoint, rationalizer.preprocessor, parity_texts)
-    graphs = export_graphs(rationalizer, work, single_graph=single_graph, opset=opset, report=report)
+    graphs = export_graphs(rationalizer, work, single_graph=single_graph, fused=fused, opset=opset, report=report)
     report("parity")
     parity = {"pair": check_parity(rationalizer, graphs["selector"], graphs["predictor"], examples)}
     if single_graph:
@@ -75,6 +78,7 @@ def export_graphs(
     work: Path,
     *,
     single_graph: bool = False,
+    fused: bool = True,
     opset: int = OPSET,
     report: Callable[[str], None] = lambda step: None,
 ) -> dict[str, Path]:
@@ -84,7 +88,7 @@ def export_graphs(
     models = {}
     for role, module in graph_modules(rationalizer).items():
         report(role)
-        models[role] = onnx_from_module(module, signature.graph(role), role, longest, opset)
+        models[role] = onnx_from_module(module, signature.graph(role), role, longest, opset, fused=fused)
     if single_graph:
         report("single")
         models["single"] = onnx_model.joined(models["selector"], models["predictor"], signature)
@@ -109,13 +113,14 @@ def _longest(rationalizer: Rationalizer) -> int:
 
 
 def onnx_from_module(
-    module: nn.Module, signature: GraphSignature, name: str, longest: int, opset: int = OPSET
+    module: nn.Module, signature: GraphSignature, name: str, longest: int, opset: int = OPSET, *, fused: bool = False
 ) -> onnx.ModelProto:
     """Trace a module into ONNX with the signature's names and symbolic axes.
 
     Args:
         module: its ``forward(*tensors)`` takes the signature's inputs in order.
         longest: largest size of the axis 'length'.
+        fused: see ``rekd_deploy.fusion``.
 
     Raises:
         ExportError: tracing failed, or the graph is not what the signature says.
@@ -145,9 +150,10 @@ def onnx_from_module(
                 external_data=False,
                 verbose=False,
             )
+            graph = fuse(program.model) if fused else program.model_proto
     except Exception as error:  # the exporter wraps whatever happened in its own and other classes
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ExportError(f"the {name} cannot be exported: {reason} (--debug shows the exporter's report)") from error
-    model = onnx_model.cleaned(program.model_proto)
+    model = onnx_model.cleaned(graph)
     onnx_model.check_interface(model, signature, name)
     return model

@@ -47,14 +47,20 @@ def build_manifest(
         "versions": {"rekd": __version__, **library_versions()},
         "checkpoint_sha256": checkpoint_sha256,
         "artefacts": {
-            role: {"format": "onnx", "opset": opset, "precision": "fp32", **file_entry(path)}
+            role: {
+                "format": "onnx",
+                "opset": opset,
+                "precision": "fp32",
+                "fused": fused_operators(path),
+                **file_entry(path),
+            }
             for role, path in graphs.items()
         },
         "signature": signature_to_dict(signature),
         "operator": rationalizer.predictor.operator,
         "capacity": rationalizer.capacity,
         **lengths,
-        "preprocessing": asdict(settings),
+        "preprocessing": {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(settings).items()},
         "policy": rationalizer.policy.model_dump(),
         "labels": list(rationalizer.labels),
         "probability_temperature": rationalizer.probability_temperature,
@@ -73,6 +79,15 @@ def library_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def fused_operators(path: Path) -> dict[str, int]:
+    """ONNX Runtime's own operators in a graph, counted."""
+    import onnx
+
+    from rekd_deploy import fusion
+
+    return fusion.fused_operators(onnx.load(path, load_external_data=False))
 
 
 def file_entry(path: Path) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from rekd_train import __version__
 
 OPSETS = (18, 19, 20)
 """Opset 18 is the first with what the graphs need; from 23 on TensorRT refuses its Attention."""
+RUNTIME_DOMAIN = "com.microsoft"
+"""ONNX Runtime's own operators, in fused graphs."""
 _NEWEST_IR = 10
 """Triton 24.10's ONNX Runtime (1.19) reads no newer file format."""
 _ELEMENT_TYPES = {
@@ -37,7 +39,7 @@ def cleaned(model: onnx.ModelProto) -> onnx.ModelProto:
     if model.ir_version > _NEWEST_IR:
         raise ExportError(f"the exporter wrote ONNX IR {model.ir_version}; servers read up to {_NEWEST_IR}")
     opsets = {entry.domain: entry.version for entry in model.opset_import}
-    if opsets.get("") not in OPSETS or len(opsets) > 1 or len(model.functions):
+    if opsets.get("") not in OPSETS or set(opsets) - {"", RUNTIME_DOMAIN} or len(model.functions):
         raise ExportError(f"the exporter used the opsets {opsets}; only the ONNX opsets {OPSETS} are served")
     clean = onnx.ModelProto()
     clean.CopyFrom(model)

@@ -41,6 +41,7 @@ def publish(
     target: str = "python",
     max_batch_size: int = 64,
     single_graph: bool = False,
+    fused: bool = True,
     parity_texts: str | Path | None = None,
     report: Callable[[str], None] = lambda step: None,
 ) -> Publication:
@@ -54,6 +55,7 @@ def publish(
         target: which Triton backend runs the graphs.
         max_batch_size: most texts or images in one request.
         single_graph: add a model that holds both steps in one graph.
+        fused: graphs for ONNX Runtime alone, and faster there.
         parity_texts: .jsonl or .txt with real texts for the parity gate; None: the checkpoint's own examples.
         report: called with the name of each step as it starts.
 
@@ -70,7 +72,7 @@ def publish(
 
     with tempfile.TemporaryDirectory(prefix="rekd-export-") as work:
         artefacts = export(
-            checkpoint, work, single_graph=single_graph, parity_texts=parity_texts, report=clock
+            checkpoint, work, single_graph=single_graph, fused=fused, parity_texts=parity_texts, report=clock
         )
         clock("repository")
         write_repository(artefacts, root, target=target, max_batch_size=max_batch_size)

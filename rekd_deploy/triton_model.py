@@ -139,7 +139,7 @@ class InputChecker:
         if positions is not None:
             if positions.shape != inputs["kept"].shape:
                 return f"positions has shape {list(positions.shape)} and kept {list(inputs['kept'].shape)}"
-            return _outside("positions", positions, length, "the input")
+            return _outside("positions", positions, length, "the sequence" if "input_ids" in inputs else "the patches")
         return None
 
 

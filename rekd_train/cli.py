@@ -177,7 +177,8 @@ def evaluate(
     from rekd_train.report import report_rows
 
     title = f"{path}, {report['examples']} examples of {split}, noise-free unless said otherwise"
-    table = Table("section", "figure", title=title, title_justify="left")
+    typer.echo(title)
+    table = Table("section", "figure")
     table.add_column("value", justify="right")
     previous = None
     for section, figure, value in report_rows(report):
@@ -239,13 +240,14 @@ def _report(metrics: dict, path: Path, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{path} (noise-free, by the stored policy)", title_justify="left")
+    table = Table()
     table.add_column("figure")
     for split in metrics:
         table.add_column(split, justify="right")
     for key in next(iter(metrics.values())):
         values = [figures[key] for figures in metrics.values()]
         table.add_row(key, *(f"{value:.4f}" if isinstance(value, float) else str(value) for value in values))
+    typer.echo(f"{path} (noise-free, by the stored policy)")  # not as the table's title, which would be folded
     Console().print(table)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -178,31 +178,32 @@ class Best:
     """The best state of a stage so far.
 
     Args:
-        criterion: 'accuracy' (highest; the earlier of equals) or 'extraction_loss' (least of values rounded to
-            three decimals; the later of equals, as in the authors' code).
+        criterion: 'accuracy' (highest; of equals the one of least L_RE) or 'extraction_loss' (least of values
+            rounded to three decimals; the later of equals, as in the authors' code).
     """
 
     def __init__(self, criterion: str) -> None:
         self._criterion = criterion
-        self.value: float | None = None
+        self.value: tuple[float, float] | None = None
+        """What is compared; higher is better."""
         self.step = 0
         self.since = 0
         self.weights: dict[str, Tensor] = {}
 
     def offer(self, step: int, figures: dict[str, float], weights: dict[str, Tensor]) -> bool:
         """Consider a state; True if it is the best. Its weights are copied to the CPU."""
-        value = figures[self._criterion]
+        extraction = figures["extraction_loss"]
         if self._criterion == "extraction_loss":
-            value = round(value, 3)
-            better = np.isfinite(value) and (self.value is None or value <= self.value)
+            value = (-round(extraction, 3), float(step))
         else:
-            better = self.value is None or value > self.value
+            value = (figures["accuracy"], -extraction)
+        better = math.isfinite(extraction) and (self.value is None or value > self.value)
         if better:
             self.value, self.step, self.since = value, step, 0
             self.weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
         else:
             self.since += 1
-        return bool(better)
+        return better
 
     def state(self) -> dict:
         """For the saved state."""

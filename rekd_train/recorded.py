@@ -33,7 +33,7 @@ def recorded_config(path: Path, data: str | Path | None = None, overrides: Seque
         ConfigError: with every mistake in one message.
     """
     description = checkpoint.read_description(path)
-    document = description["training"].get("config")
+    document = description.get("training", {}).get("config")
     if document is None:
         if data is None and not any(text.startswith("data.name=") for text in overrides):
             raise CheckpointError(
@@ -41,7 +41,7 @@ def recorded_config(path: Path, data: str | Path | None = None, overrides: Seque
                 "fix: name them: --data PRESET or --data FILE.toml"
             )
         document = {role: description[role] for role in ("selector", "predictor")} | _NAMED_FOR_IT
-        document["name"] = description["training"].get("name", Path(path).name)
+        document["name"] = description.get("training", {}).get("name", Path(path).name)
     if data is not None:
         document = document | {"data": dict(read_document(data).get("data", {}))}
         if "max_length" in description["preprocessing"]:

@@ -139,6 +139,8 @@ def calibrate_run(
     checkpoint.check_output(output)
     pair, config, examples, splits = _reopen(path, device, data, overrides)
     if target is not None:
+        if not 0 < target <= 1:
+            raise ConfigError(f"target is {target}; it must be a share of the features, above 0 and at most 1")
         selection = config.selection.model_dump() | {"target": target}
         if selection["budget"] is not None:
             selection["budget"] = max(selection["budget"], target)
@@ -152,14 +154,21 @@ def compact_run(
     output: Path,
     *,
     teacher: Path | None = None,
+    epochs: float | None = None,
     observer: Observer | None = None,
     device: str = "auto",
     data: str | None = None,
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Fine-tune a checkpoint's predictor on gathered features, selector frozen; see ``evaluate_run``."""
+    """Fine-tune a checkpoint's predictor on gathered features, selector frozen; see ``evaluate_run``.
+
+    Args:
+        epochs: how long; None: as the checkpoint's own configuration says.
+    """
     checkpoint.check_output(output)
     pair, config, examples, splits = _reopen(path, device, data, overrides)
+    if epochs is not None:
+        config = config.model_copy(update={"stages": config.stages.model_copy(update={"compact_epochs": epochs})})
     teacher_pair = checkpoint.load(teacher) if teacher is not None else None
     compact_pair(config, pair, splits["train"], splits["dev"], teacher=teacher_pair, observer=observer)
     return _finish(pair, output, config, examples, splits, path)
@@ -175,7 +184,8 @@ def _finish(
     pair: Rationalizer, output: Path, config: RunConfig, data: DataSet, splits: dict[str, Split], source: Path
 ) -> dict[str, Any]:
     metrics = {name: measure(pair, splits[name]) for name in ("dev", "test")}
-    _save(pair, output, config, data, metrics, checkpoint.read_description(source)["training"].get("origins", ()))
+    origins = checkpoint.read_description(source).get("training", {}).get("origins", ())
+    _save(pair, output, config, data, metrics, origins)
     return metrics
 
 

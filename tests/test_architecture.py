@@ -52,14 +52,14 @@ HOUSE = {
     "signature": "rekd_deploy.errors rekd_deploy.signature rekd_deploy.artefacts rekd_deploy.text_source",
     "engines": "rekd_deploy.engines rekd_deploy.engines.base rekd_deploy.engines.onnxruntime",
     "export": """
-        rekd_deploy.examples rekd_deploy.graphs rekd_deploy.onnx_model rekd_deploy.onnx_lstm rekd_deploy.parity
-        rekd_deploy.parity_cases rekd_deploy.manifest rekd_deploy.export
+        rekd_deploy.examples rekd_deploy.graphs rekd_deploy.onnx_model rekd_deploy.onnx_lstm rekd_deploy.fusion
+        rekd_deploy.parity rekd_deploy.parity_cases rekd_deploy.manifest rekd_deploy.export
     """,
     "repository": """
         rekd_deploy.served rekd_deploy.triton_config rekd_deploy.config_rules rekd_deploy.triton_model
         rekd_deploy.repository rekd_deploy.publish
     """,
-    "server": "rekd_deploy.triton_wheel rekd_deploy.server",
+    "server": "rekd_deploy.processes rekd_deploy.triton_wheel rekd_deploy.server",
     "client": """
         rekd_deploy.batching rekd_deploy.transport rekd_deploy.client rekd_deploy.pipeline rekd_deploy.render
         rekd_deploy.render_image

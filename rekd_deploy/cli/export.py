@@ -45,6 +45,9 @@ def export(
     single_graph: Annotated[
         bool, typer.Option("--single-graph", help="Add the model rekd_single: both steps in one graph.")
     ] = False,
+    fuse: Annotated[
+        bool, typer.Option("--fuse/--no-fuse", help="Fuse attention and its neighbours for ONNX Runtime.")
+    ] = True,
     parity_texts: Annotated[
         Path | None,
         typer.Option(
@@ -71,6 +74,7 @@ def export(
             target=target,
             max_batch_size=max_batch_size,
             single_graph=single_graph,
+            fused=fuse,
             parity_texts=parity_texts,
             report=lambda step: status.update(_STEPS[step]),
         )

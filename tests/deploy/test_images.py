@@ -138,7 +138,7 @@ def test_model_of_the_python_backend(start, repository, image_rationalizer):  # 
     np.testing.assert_allclose(
         answers[1].outputs["probabilities"], [list(answer.probabilities.values()) for answer in expected], atol=1e-4
     )
-    assert "outside the input 0..11" in str(refused.error)
+    assert "outside the patches 0..11" in str(refused.error)
 
 
 def test_examples_are_the_checkpoints_else_generated(checkpoint, image_rationalizer, tmp_path):

@@ -1,4 +1,4 @@
-"""The real Triton on images and on a predictor that blanks: every subset of answers, both steps and the single graph."""
+"""The real Triton on images and on a predictor that blanks: subsets of answers, both steps, the single graph."""
 
 from __future__ import annotations
 

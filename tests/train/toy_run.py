@@ -1,0 +1,73 @@
+"""A toy run in a process of its own: ``python toy_run.py '{"output": ..., ...}'``.
+
+Keys: ``output`` (file for weights and log), ``state`` (directory), ``resume``, ``kill`` ([stage, step]: die there
+as by kill -9), ``config`` (changes), ``images``, ``teacher``, ``dropout`` (of the heads; default 0.1).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from toys import Recorder, toy_config, toy_images, toy_texts  # noqa: E402
+
+from rekd_train.runtime import Runtime  # noqa: E402
+from rekd_train.state import StateStore, identity_of  # noqa: E402
+from rekd_train.training import fit  # noqa: E402
+
+
+class Assassin(Recorder):
+    """Ends the process, without any farewell, after a step."""
+
+    def __init__(self, stage: str, step: int) -> None:
+        super().__init__()
+        self._victim, self._steps_left = stage, step
+
+    def step(self, values: dict[str, float]) -> None:
+        super().step(values)
+        if self.stages[-1][0] == self._victim:
+            self._steps_left -= 1
+            if self._steps_left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run(task: dict) -> dict:
+    """Train and return weights, log and calibration."""
+    torch.set_num_threads(1)
+    config = toy_config(**task.get("config", {}))
+    make = toy_images if task.get("images") else toy_texts
+    pair, train, dev = make(examples=250)
+    teacher = make(seed=5)[0] if task.get("teacher") else None
+    for model in (pair.selector, pair.predictor):
+        model.backbone.settings = model.backbone.settings.model_copy(update={"head_dropout": task.get("dropout", 0.1)})
+        for module in model.head.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = task.get("dropout", 0.1)
+    observer = Assassin(*task["kill"]) if "kill" in task else Recorder()
+    runtime = Runtime("cpu")
+    store = StateStore(Path(task["state"]), identity_of(config, train, dev)) if "state" in task else None
+    fit(
+        config, pair, train, dev, teacher=teacher, observer=observer, runtime=runtime, store=store,
+        resume=task.get("resume", False),
+    )  # fmt: skip
+    result = {
+        "pair": pair.state_dict(), "policy": [pair.policy.bias, pair.probability_temperature],
+        "values": observer.values, "evaluations": observer.evaluations, "stages": observer.stages,
+    }  # fmt: skip
+    if runtime.is_main and "output" in task:
+        torch.save(result, task["output"])
+    runtime.close()
+    return result
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("error")
+    run(json.loads(sys.argv[1]))
