@@ -125,7 +125,7 @@ def encode(examples: Examples, preprocessor: Preprocessor, augmentation: str = "
     if isinstance(examples, LabelledImages) and isinstance(preprocessor, ImagePreprocessor):
         return _pixels(examples, preprocessor, augmentation)
     kind = "texts" if isinstance(examples, LabelledTexts) else "images"
-    reads = {"image": "images", "text": "texts", "token_ids": "token ids, for it came without its tokenizer"}
+    reads = {"image": "images", "text": "texts", "token_ids": "token ids; fix: import it with --tokenizer"}
     raise ConfigError(f"the data are {kind}, the model reads {reads[preprocessor.settings.kind]}")
 
 
@@ -162,7 +162,7 @@ def _touched(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]
     starts, ends = np.asarray(offsets).reshape(-1, 2).T
     touched = np.zeros(len(starts), dtype=bool)
     for start, end in spans:
-        touched |= (starts < end) & (ends > start) & (ends > starts)
+        touched |= (starts < end) & (ends > start)
     return touched
 
 

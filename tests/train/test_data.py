@@ -21,6 +21,7 @@ from rekd_train.data.checks import check_data
 from rekd_train.data.partition import completed
 from rekd_train.errors import ConfigError, DataError
 from rekd_train.preprocess import TextPreprocessor, TextSettings
+from rekd_train.preprocess_token_ids import TokenIdPreprocessor, TokenIdSettings
 
 
 def texts(count: int, classes: int = 2) -> LabelledTexts:
@@ -149,6 +150,8 @@ def test_a_model_of_the_other_modality_is_refused(preprocessor):
         encode(images(), preprocessor)
     with pytest.raises(ConfigError, match="data are texts, the model reads images"):
         encode(texts(2), make_image_rationalizer().preprocessor)
+    with pytest.raises(ConfigError, match="--tokenizer"):
+        encode(texts(2), TokenIdPreprocessor(TokenIdSettings(32)))
 
 
 @pytest.mark.parametrize("augmentation", ["crop", "flip", "crop_flip"])

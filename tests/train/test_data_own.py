@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 
 from rekd_train.config import DataConfig
@@ -181,4 +180,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("text,label\n" + "".join(f"{row['text'].replace(',', '')},{row['label']}\n" for row in ROWS),
                     encoding="utf-8-sig")  # fmt: skip
-    assert np.array_equal(load_data(config(path)).label_names, ("neg", "pos"))
+    assert load_data(config(path)).label_names == ("neg", "pos")
+    lines = tmp_path / "a.jsonl"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8-sig")
+    assert load_data(config(lines)).label_names == ("neg", "pos")
