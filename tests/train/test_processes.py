@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import toy_run
 import torch
+import toy_run
 
 SCRIPT = Path(__file__).with_name("toy_run.py")
 
