@@ -11,10 +11,11 @@ SHELL := /bin/sh
 export PYTHON
 unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONUSERBASE PYTHONOPTIMIZE PYTHONWARNINGS VIRTUAL_ENV
 
-.PHONY: help demo test lint preflight environment clean
+.PHONY: help demo demo-images test lint preflight environment clean
 
 help:
 	@echo "make demo       train, distil, export, serve and query on real reviews; report in runs/demo"
+	@echo "make demo-images    the same on Fashion-MNIST; report in runs/demo-images"
 	@echo "make test       the tests"
 	@echo "make lint       ruff and shell syntax"
 	@echo "make clean      remove the environment and caches; runs/ is kept"
@@ -22,6 +23,11 @@ help:
 demo:
 	@sh scripts/environment.sh cpu,serve,demo
 	@.venv/bin/python -m rekd_deploy.cli.demo --output runs/demo $(DEMO)
+
+demo-images:
+	@sh scripts/preflight_images.sh $(DEMO)
+	@sh scripts/environment.sh cpu,serve,demo
+	@.venv/bin/python -m rekd_deploy.cli.demo --images --output runs/demo-images $(DEMO)
 
 test: environment
 	@.venv/bin/python -m pytest $(ARGS)
@@ -32,7 +38,7 @@ lint: environment
 	@bash -n .ci/run
 
 environment:
-	@sh scripts/environment.sh cpu,demo,dev,serve
+	@sh scripts/environment.sh cpu,demo,data,dev,serve
 
 preflight:
 	@sh scripts/preflight.sh

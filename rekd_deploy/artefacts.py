@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rekd_deploy.signature import PairSignature
-from rekd_train.preprocess import TextPreprocessor
+from rekd_train.preprocessors import Preprocessor
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,17 @@ class Artefacts:
     """selector.onnx"""
     predictor: Path
     """predictor.onnx"""
-    preprocessor: TextPreprocessor
-    """Tokenizer and settings; its fingerprint ties clients to the model."""
+    preprocessor: Preprocessor
+    """Of texts or images; its fingerprint ties clients to the model."""
     labels: tuple[str, ...]
     """Class names in the order of the logits."""
     manifest: dict[str, Any]
     """Hashes, versions, shapes, policy, precision and parity figures (see rekd_deploy.manifest)."""
+    single: Path | None = None
+    """single.onnx, both steps in one graph, where it was asked for"""
+
+    @property
+    def graphs(self) -> dict[str, Path]:
+        """The ONNX files by role."""
+        pair = {"selector": self.selector, "predictor": self.predictor}
+        return pair if self.single is None else {**pair, "single": self.single}

@@ -1,11 +1,13 @@
-"""Many texts -> batches of similar length, and the answers back in the order of the texts. torch-free."""
+"""Many texts or images -> batches, texts of similar length, and the answers back in their order. torch-free."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from rekd_train.prediction import Prediction
 from rekd_train.preprocess import EncodedTexts, TextPreprocessor
+from rekd_train.preprocessors import Encoded, Preprocessor
 
 
 def length_batches(
@@ -28,19 +30,36 @@ def length_batches(
             yield chunk, preprocessor.batch([texts[i] for i in chunk], [encodings[i] for i in chunk])
 
 
-def predict_batches(
-    preprocessor: TextPreprocessor,
-    texts: Sequence[str],
-    batch_size: int,
-    answer: Callable[[EncodedTexts], list[Prediction]],
-) -> list[Prediction]:
-    """Answer every text, a batch at a time; predictions in the order of ``texts``.
+def item_batches(
+    preprocessor: Preprocessor, items: Sequence[Any], batch_size: int
+) -> Iterator[tuple[list[int], Encoded]]:
+    """Batches of texts as ``length_batches``; of images in their order, each read when its turn comes.
 
     Raises:
-        InputError: an empty list or a text that cannot be used, by its index.
+        InputError: an empty list, or an item that cannot be used, by its index.
     """
-    predictions: list[Prediction | None] = [None] * len(texts)
-    for places, encoded in length_batches(preprocessor, texts, batch_size):
+    if isinstance(preprocessor, TextPreprocessor):
+        yield from length_batches(preprocessor, items, batch_size)
+        return
+    items = preprocessor.check_items(items)
+    for start in range(0, len(items), batch_size):
+        chunk = items[start : start + batch_size]
+        yield list(range(start, start + len(chunk))), preprocessor(chunk, first_index=start)
+
+
+def predict_batches(
+    preprocessor: Preprocessor,
+    items: Sequence[Any],
+    batch_size: int,
+    answer: Callable[[Encoded], list[Prediction]],
+) -> list[Prediction]:
+    """Answer every text or image, a batch at a time; predictions in the order of ``items``.
+
+    Raises:
+        InputError: an empty list or an item that cannot be used, by its index.
+    """
+    predictions: dict[int, Prediction] = {}
+    for places, encoded in item_batches(preprocessor, items, batch_size):
         for place, prediction in zip(places, answer(encoded), strict=True):
             predictions[place] = prediction
-    return predictions
+    return [predictions[place] for place in range(len(predictions))]

@@ -1,4 +1,4 @@
-"""Predictions from a Triton server: texts in, ``Prediction`` out. torch-free.
+"""Predictions from a Triton server: texts or images in, ``Prediction`` out. torch-free.
 
     with Client("localhost:8001") as client:
         client.predict(["A film of great warmth."])
@@ -11,17 +11,17 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from rekd_deploy.batching import length_batches
+from rekd_deploy.batching import item_batches
 from rekd_deploy.errors import ClientError, RepositoryError, VersionMismatchError
 from rekd_deploy.served import ServedDescription
 from rekd_deploy.transport import IN_FLIGHT, Arrays, Transport, open_transport
 from rekd_deploy.triton_config import ENSEMBLE
 from rekd_train.prediction import Prediction
-from rekd_train.preprocess import EncodedTexts, TextPreprocessor
+from rekd_train.preprocessors import Encoded, Preprocessor
 
 _OUTPUTS = ("scores", "mask", "probabilities")
 
@@ -30,7 +30,7 @@ class _Served(NamedTuple):
     """What was read from the server."""
 
     description: ServedDescription
-    preprocessor: TextPreprocessor
+    preprocessor: Preprocessor
     max_batch_size: int
 
 
@@ -38,11 +38,11 @@ class _Answer(NamedTuple):
     """One batch's outputs."""
 
     places: list[int]
-    encoded: EncodedTexts
+    encoded: Encoded
     outputs: Arrays
 
     @classmethod
-    def wait_for(cls, places: list[int], encoded: EncodedTexts, future: Future[Arrays]) -> _Answer:
+    def wait_for(cls, places: list[int], encoded: Encoded, future: Future[Arrays]) -> _Answer:
         return cls(places, encoded, future.result())
 
 
@@ -53,9 +53,9 @@ class Client:
 
     Args:
         url: HOST:PORT for gRPC, http://HOST:PORT for HTTP.
-        model: name of the ensemble.
+        model: name of the ensemble, or of the single graph (rekd_single) where it is served.
         timeout: seconds an answer may take.
-        preprocessing: fingerprint (``TextPreprocessor.fingerprint``) that the served model must have;
+        preprocessing: fingerprint (``Preprocessor.fingerprint``) that the served model must have;
             None: whatever is served.
         transport: what speaks to the server; None: chosen by ``url``.
 
@@ -100,13 +100,16 @@ class Client:
         """
         return self._read_served().description
 
-    def predict(self, texts: Sequence[str]) -> list[Prediction]:
-        """Label, probabilities and rationale of each text, in the order of ``texts``.
+    def predict(self, items: Sequence[Any]) -> list[Prediction]:
+        """Label, probabilities and rationale of each text or image, in the order of ``items``.
 
-        Any number of texts: they are sent in batches of similar length, several at a time.
+        Any number: they are sent in batches, texts of similar length together, several at a time.
+
+        Args:
+            items: texts (str); for a vision model images: uint8 arrays (H, W, C), Pillow images or paths.
 
         Raises:
-            InputError: an empty list or a text that cannot be used.
+            InputError: an empty list or an item that cannot be used.
             ServerUnavailableError: nothing answers at the address.
             DeadlineError: no answer in time.
             ModelMissingError: the server does not serve the model.
@@ -114,17 +117,17 @@ class Client:
             RejectedError: the server refused the request.
         """
         served = self._read_served()
-        answers: list[Prediction | None] = [None] * len(texts)
+        answers: dict[int, Prediction] = {}
         for places, encoded, outputs in self._pipelined(
-            length_batches(served.preprocessor, texts, served.max_batch_size)
+            item_batches(served.preprocessor, items, served.max_batch_size)
         ):
             for place, prediction in zip(places, self._decoded(served, encoded, outputs), strict=True):
                 answers[place] = prediction
-        return answers
+        return [answers[place] for place in range(len(answers))]
 
-    def _pipelined(self, pending: Iterable[tuple[list[int], EncodedTexts]]) -> Iterator[_Answer]:
+    def _pipelined(self, pending: Iterable[tuple[list[int], Encoded]]) -> Iterator[_Answer]:
         """Answers in the order sent, with a few requests on their way."""
-        waiting: deque[tuple[list[int], EncodedTexts, Future[Arrays]]] = deque()
+        waiting: deque[tuple[list[int], Encoded, Future[Arrays]]] = deque()
         try:
             for places, encoded in pending:
                 waiting.append((places, encoded, self._transport.submit(self.model, encoded.inputs, _OUTPUTS)))
@@ -136,8 +139,10 @@ class Client:
             for _, _, future in waiting:
                 future.cancel()
 
-    def _decoded(self, served: _Served, encoded: EncodedTexts, outputs: Arrays) -> list[Prediction]:
-        rows, width = encoded.inputs["input_ids"].shape
+    def _decoded(self, served: _Served, encoded: Encoded, outputs: Arrays) -> list[Prediction]:
+        first = next(iter(encoded.inputs.values()))
+        is_image = served.description.settings.kind == "image"
+        rows, width = len(first), served.preprocessor.positions if is_image else first.shape[1]
         expected = {
             "scores": (rows, width), "mask": (rows, width), "probabilities": (rows, len(served.description.labels)),
         }

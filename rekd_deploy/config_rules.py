@@ -10,16 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rekd_deploy.served import CAPACITY, FINGERPRINT, LABELS, PREPROCESSING, TOKENIZER, VERSION
+from rekd_deploy.served import FINGERPRINT, LABELS, PREPROCESSING, TOKENIZER, VERSION
 from rekd_deploy.triton_config import MAX_LENGTH, THREADS, VOCABULARY_SIZE, parameters_of
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-KNOWN_PARAMETERS = {
-    "python": {THREADS, MAX_LENGTH, VOCABULARY_SIZE},
-    "ensemble": {LABELS, PREPROCESSING, TOKENIZER, FINGERPRINT, CAPACITY, VERSION},
-}
+_DESCRIPTION = {LABELS, PREPROCESSING, TOKENIZER, FINGERPRINT, VERSION}
+KNOWN_PARAMETERS = {"python": {THREADS, MAX_LENGTH, VOCABULARY_SIZE, *_DESCRIPTION}, "ensemble": _DESCRIPTION}
 """Triton ignores an unknown key without a word, so a misspelt one would have no effect."""
 
 _ONNX_TYPES = {"TYPE_INT64": 7, "TYPE_FP32": 1, "TYPE_BOOL": 9, "TYPE_FP16": 10, "TYPE_INT32": 6, "TYPE_UINT8": 2}

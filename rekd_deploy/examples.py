@@ -1,45 +1,62 @@
-"""Texts to hold a graph against its model with: the user's, the checkpoint's, or made from its vocabulary."""
+"""Inputs to hold a graph against its model with: the user's, the checkpoint's, or made up."""
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rekd_deploy.text_source import texts_from_file
+from rekd_train.errors import CheckpointError, InputError
 from rekd_train.preprocess import TextPreprocessor
+from rekd_train.preprocess_image import ImageSettings
+from rekd_train.preprocessors import Preprocessor
 
 LIMIT = 200
 _EXAMPLES_FILE = "examples.jsonl"
 """Held-out examples that a checkpoint carries: {"text": ..., "label": ...} on each line."""
+_IMAGES_FILE = "examples.npz"
+"""Held-out images that a checkpoint carries: ``pixels``, uint8 (n, height, width, channels), and ``labels``."""
 _GENERATED = 64
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Texts and where they come from."""
+    """Texts or images and where they come from."""
 
-    texts: list[str]
+    items: list[Any]
+    """What the model's preprocessing takes."""
     source: str
-    """'file', 'checkpoint' or 'vocabulary'."""
+    """'file', 'checkpoint' or 'generated'."""
 
 
 def parity_examples(
-    checkpoint: Path, preprocessor: TextPreprocessor, file: str | Path | None = None, limit: int = LIMIT
+    checkpoint: Path, preprocessor: Preprocessor, file: str | Path | None = None, limit: int = LIMIT
 ) -> Examples:
-    """The texts of ``file``, else of the checkpoint's examples.jsonl, else texts made from the vocabulary.
+    """The texts of ``file``, else the checkpoint's own examples, else texts or images made up.
 
     Raises:
-        InputError: the file is missing, not UTF-8, or holds a line that is no text; names the line.
+        InputError: the file is missing, not UTF-8, holds a line that is no text (names the line), or the model
+            reads images.
+        CheckpointError: the checkpoint's examples are damaged.
     """
+    if preprocessor.settings.kind == "image":
+        if file is not None:
+            raise InputError(f"{file} holds texts, but the checkpoint reads images; fix: leave out --parity-texts")
+        own = Path(checkpoint) / _IMAGES_FILE
+        if own.is_file():
+            return Examples(list(_stored_images(own, preprocessor.settings)[:limit]), "checkpoint")
+        return Examples(list(generated_images(preprocessor.settings)), "generated")
     if file is not None:
         return Examples(_first_texts(file, limit), "file")
     own = Path(checkpoint) / _EXAMPLES_FILE
     if own.is_file() and own.stat().st_size:
         return Examples(_first_texts(own, limit), "checkpoint")
-    return Examples(texts_from_vocabulary(preprocessor), "vocabulary")
+    return Examples(texts_from_vocabulary(preprocessor), "generated")
 
 
 def texts_from_vocabulary(preprocessor: TextPreprocessor, count: int = _GENERATED, seed: int = 0) -> list[str]:
@@ -48,6 +65,28 @@ def texts_from_vocabulary(preprocessor: TextPreprocessor, count: int = _GENERATE
     generator = np.random.default_rng(seed)
     lengths = np.geomspace(1, 1.5 * preprocessor.settings.max_length, count).round().astype(int)
     return [" ".join(generator.choice(words, size=length)) for length in lengths]
+
+
+def generated_images(settings: ImageSettings, count: int = _GENERATED, seed: int = 0) -> np.ndarray:
+    """uint8 (count, height, width, channels): noise over slopes of light, the same at every call."""
+    generator = np.random.default_rng(seed)
+    down = np.linspace(-1, 1, settings.height)[:, None, None]
+    across = np.linspace(-1, 1, settings.width)[None, :, None]
+    slopes = generator.normal(scale=60, size=(2, count, 1, 1, settings.channels))
+    noise = generator.normal(scale=30, size=(count, settings.height, settings.width, settings.channels))
+    return np.clip(127 + slopes[0] * down + slopes[1] * across + noise, 0, 255).astype(np.uint8)
+
+
+def _stored_images(path: Path, settings: ImageSettings) -> np.ndarray:
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            pixels = stored["pixels"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path} is damaged: {error}; fix: copy it again") from None
+    wanted = (settings.height, settings.width, settings.channels)
+    if pixels.dtype != np.uint8 or pixels.shape[1:] != wanted or not len(pixels):
+        raise CheckpointError(f"{path} holds {pixels.dtype} {pixels.shape}, not uint8 images of {wanted}")
+    return pixels
 
 
 def _first_texts(file: str | Path, limit: int) -> list[str]:

@@ -14,32 +14,38 @@ from rekd_deploy import onnx_model
 from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.errors import ExportError
 from rekd_deploy.examples import parity_examples
-from rekd_deploy.graphs import CompactPredictorGraph, SelectorGraph
+from rekd_deploy.fusion import fuse
+from rekd_deploy.graphs import graph_modules, pair_signature
 from rekd_deploy.manifest import build_manifest
-from rekd_deploy.parity import check_parity
-from rekd_deploy.signature import BATCH, LENGTH, GraphSignature, PairSignature, text_pair_signature
+from rekd_deploy.onnx_lstm import onnx_lstms
+from rekd_deploy.parity import check_parity, check_single_parity
+from rekd_deploy.signature import BATCH, LENGTH, GraphSignature
 from rekd_train.checkpoint import checkpoint_hash, load
 from rekd_train.models.rationalizer import Rationalizer
 
 OPSET = 20
 _EXAMPLE_BATCH = 2
 """Not 1: exporters take axes of size 0 or 1 for constants."""
-_DTYPES = {"int64": torch.int64, "float32": torch.float32, "bool": torch.bool}
+_DTYPES = {"int64": torch.int64, "float32": torch.float32, "bool": torch.bool, "uint8": torch.uint8}
 
 
 def export(
     checkpoint: str | Path,
     work: str | Path,
     *,
+    single_graph: bool = False,
+    fused: bool = True,
     parity_texts: str | Path | None = None,
     opset: int = OPSET,
     report: Callable[[str], None] = lambda step: None,
 ) -> Artefacts:
-    """Export a text checkpoint as selector.onnx and predictor.onnx and prove both equal to the model.
+    """Export a checkpoint as selector.onnx and predictor.onnx and prove them equal to the model.
 
     Args:
-        checkpoint: directory written by rekd-train, its predictor compacted.
-        work: directory that receives the two files.
+        checkpoint: directory written by rekd-train; its predictor is exported with the operator it was trained with.
+        work: directory that receives the files.
+        single_graph: write single.onnx, too: both steps in one graph, proved by itself.
+        fused: put attention and its neighbours together for ONNX Runtime; no other runtime reads the result.
         parity_texts: .jsonl or .txt with real texts for the gate; None: the checkpoint's own examples.
         opset: ONNX opset, 18 to 20.
         report: called with the name of each step as it starts.
@@ -53,53 +59,68 @@ def export(
     if opset not in onnx_model.OPSETS:
         raise ExportError(f"opset {opset} is not served; opsets: {', '.join(map(str, onnx_model.OPSETS))}")
     rationalizer = load(checkpoint)
-    examples = parity_examples(checkpoint, rationalizer.preprocessor, parity_texts)
-    paths = export_pair(rationalizer, work, opset=opset, report=report)
-    report("parity")
-    parity = check_parity(rationalizer, *paths, examples)
-    manifest = build_manifest(rationalizer, checkpoint_hash(checkpoint), *paths, parity, opset)
     signature = pair_signature(rationalizer)
-    return Artefacts(signature, *paths, rationalizer.preprocessor, tuple(rationalizer.labels), manifest)
+    examples = parity_examples(checkpoint, rationalizer.preprocessor, parity_texts)
+    graphs = export_graphs(rationalizer, work, single_graph=single_graph, fused=fused, opset=opset, report=report)
+    report("parity")
+    parity = {"pair": check_parity(rationalizer, graphs["selector"], graphs["predictor"], examples)}
+    if single_graph:
+        parity["single"] = check_single_parity(rationalizer, graphs["single"], examples)
+    manifest = build_manifest(rationalizer, checkpoint_hash(checkpoint), signature, graphs, parity, opset)
+    return Artefacts(
+        signature, graphs["selector"], graphs["predictor"], rationalizer.preprocessor, tuple(rationalizer.labels),
+        manifest, graphs.get("single"),
+    )
 
 
-def pair_signature(rationalizer: Rationalizer) -> PairSignature:
-    """The tensors of a served pair."""
-    return text_pair_signature(rationalizer.capacity, len(rationalizer.labels))
-
-
-def export_pair(
+def export_graphs(
     rationalizer: Rationalizer,
     work: Path,
     *,
+    single_graph: bool = False,
+    fused: bool = True,
     opset: int = OPSET,
     report: Callable[[str], None] = lambda step: None,
-) -> tuple[Path, Path]:
-    """selector.onnx and predictor.onnx of a model, not yet verified."""
+) -> dict[str, Path]:
+    """The ONNX files of a model by role, not yet verified; arguments and errors as ``export``."""
     signature = pair_signature(rationalizer)
-    modules = {"selector": SelectorGraph(rationalizer), "predictor": CompactPredictorGraph(rationalizer)}
-    longest = min(module.backbone.settings.positions for module in (rationalizer.selector, rationalizer.predictor))
-    if rationalizer.preprocessor.settings.max_length > longest:
-        raise ExportError(
-            f"max_length is {rationalizer.preprocessor.settings.max_length}, but the networks have {longest} position "
-            "embeddings; fix: train with data.max_length at most that"
-        )
-    paths = []
-    for role, module in modules.items():
+    longest = _longest(rationalizer)
+    models = {}
+    for role, module in graph_modules(rationalizer).items():
         report(role)
-        path = Path(work) / f"{role}.onnx"
-        onnx_model.write(onnx_from_module(module, getattr(signature, role), role, longest, opset), path)
-        paths.append(path)
-    return paths[0], paths[1]
+        models[role] = onnx_from_module(module, signature.graph(role), role, longest, opset, fused=fused)
+    if single_graph:
+        report("single")
+        models["single"] = onnx_model.joined(models["selector"], models["predictor"], signature)
+    paths = {role: Path(work) / f"{role}.onnx" for role in models}
+    for role, model in models.items():
+        onnx_model.check_interface(model, signature.graph(role), role)
+        onnx_model.check_constants(model, role)
+        onnx_model.write(model, paths[role])
+    return paths
+
+
+def _longest(rationalizer: Rationalizer) -> int:
+    """Largest size of the axis 'length'; of no meaning for images, whose axes are all fixed."""
+    preprocessor = rationalizer.preprocessor
+    longest = min(module.backbone.settings.positions for module in (rationalizer.selector, rationalizer.predictor))
+    if preprocessor.settings.kind == "text" and preprocessor.positions > longest:
+        raise ExportError(
+            f"max_length is {preprocessor.positions}, but the networks have {longest} position embeddings; fix: train "
+            "with data.max_length at most that"
+        )
+    return longest
 
 
 def onnx_from_module(
-    module: nn.Module, signature: GraphSignature, name: str, longest: int, opset: int = OPSET
+    module: nn.Module, signature: GraphSignature, name: str, longest: int, opset: int = OPSET, *, fused: bool = False
 ) -> onnx.ModelProto:
     """Trace a module into ONNX with the signature's names and symbolic axes.
 
     Args:
-        module: takes the signature's inputs by position.
+        module: its ``forward(*tensors)`` takes the signature's inputs in order.
         longest: largest size of the axis 'length'.
+        fused: see ``rekd_deploy.fusion``.
 
     Raises:
         ExportError: tracing failed, or the graph is not what the signature says.
@@ -116,7 +137,7 @@ def onnx_from_module(
         {index: axes[axis] for index, axis in enumerate(spec.shape) if axis in axes} for spec in signature.inputs
     )
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), onnx_lstms(module):
             warnings.simplefilter("ignore")  # about the exporter's own insides; the result is checked instead
             program = torch.onnx.export(
                 module.eval(),
@@ -125,14 +146,14 @@ def onnx_from_module(
                 opset_version=opset,
                 input_names=[spec.name for spec in signature.inputs],
                 output_names=[spec.name for spec in signature.outputs],
-                dynamic_shapes=dynamic,
+                dynamic_shapes=(dynamic,),  # one entry for all of *tensors
                 external_data=False,
                 verbose=False,
             )
+            graph = fuse(program.model) if fused else program.model_proto
     except Exception as error:  # the exporter wraps whatever happened in its own and other classes
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ExportError(f"the {name} cannot be exported: {reason} (--debug shows the exporter's report)") from error
-    model = onnx_model.cleaned(program.model_proto)
+    model = onnx_model.cleaned(graph)
     onnx_model.check_interface(model, signature, name)
-    onnx_model.check_constants(model, name)
     return model

@@ -10,13 +10,38 @@ import torch
 from torch import Tensor, nn
 
 from rekd_deploy.errors import ExportError
-from rekd_train.models.families import FAMILIES
+from rekd_deploy.signature import GraphSignature, PairSignature, image_pair_signature, text_pair_signature
 from rekd_train.models.gates import apply_policy, kept_positions, selection_scores
 from rekd_train.models.rationalizer import Rationalizer
 
 
+def pair_signature(rationalizer: Rationalizer) -> PairSignature:
+    """The tensors of a model's served pair.
+
+    Raises:
+        ExportError: the model's preprocessing cannot be served.
+    """
+    kind = rationalizer.preprocessor.settings.kind
+    capacity = rationalizer.capacity if rationalizer.predictor.operator == "compact" else None
+    if kind == "text":
+        return text_pair_signature(capacity, len(rationalizer.labels))
+    if kind == "image":
+        return image_pair_signature(rationalizer.preprocessor.settings, capacity, len(rationalizer.labels))
+    raise ExportError(
+        f"a model with the preprocessing '{kind}' has no tokenizer to serve it with; fix: import it again with "
+        "--tokenizer FILE (tokenizer.json or vocab.txt)"
+    )
+
+
+def graph_modules(rationalizer: Rationalizer) -> dict[str, nn.Module]:
+    """The modules of a pair by role: 'selector' and 'predictor'."""
+    compact = rationalizer.predictor.operator == "compact"
+    predictor = CompactPredictorGraph if compact else ZeroPredictorGraph
+    return {"selector": SelectorGraph(rationalizer), "predictor": predictor(rationalizer)}
+
+
 class SelectorGraph(nn.Module):
-    """Tokens -> the noise-free rationale.
+    """Features -> the noise-free rationale.
 
     Args:
         rationalizer: its selector, policy and capacity K are taken, not copied.
@@ -24,59 +49,95 @@ class SelectorGraph(nn.Module):
 
     def __init__(self, rationalizer: Rationalizer) -> None:
         super().__init__()
+        self.signature: GraphSignature = pair_signature(rationalizer).selector
         self.selector = rationalizer.selector
         self.policy = rationalizer.policy
         self.capacity = rationalizer.capacity
+        self.compact = rationalizer.predictor.operator == "compact"
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Scores (B, N) float32, mask (B, N) bool, positions (B, K) int64, kept (B, K) bool.
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Scores (B, N) float32, mask (B, N) bool; positions (B, K) int64 and kept (B, K) bool, or keep (B, N) bool.
 
         Args:
-            input_ids: (B, N) int64, right-padded.
-            attention_mask: (B, N) int64, 1 for real tokens.
+            tensors: ``input_ids`` and ``attention_mask``, (B, N) int64, right-padded, 1 for real tokens; or
+                ``pixels``, (B, height, width, channels) uint8.
         """
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs = _named(self.signature, tensors)
         scores = selection_scores(self.selector(inputs))
-        selectable = self.selector.backbone.selectable(inputs)
-        if self.policy.selectable == "all":
-            selectable = torch.ones_like(selectable)
+        selectable = _selectable(self.selector.backbone, inputs, self.policy.selectable)
         mask = apply_policy(scores, selectable, self.policy, self.capacity)
-        positions, kept = kept_positions(mask, self.capacity)
-        return scores, mask, positions, kept
+        if self.compact:
+            return scores, mask, *kept_positions(mask, self.capacity)
+        return scores, mask, mask & selectable  # the same mask, but a tensor of its own
 
 
-class CompactPredictorGraph(nn.Module):
-    """Kept tokens -> classes; tokens that are not kept never enter the computation.
+class _PredictorGraph(nn.Module):
+    """What both kinds share.
 
     Args:
         rationalizer: its predictor and probability temperature are taken, not copied.
 
     Raises:
-        ExportError: the predictor was not trained to be served by gathering.
+        ExportError: the predictor was trained with the other operator.
     """
+
+    operator: str
 
     def __init__(self, rationalizer: Rationalizer) -> None:
         super().__init__()
         predictor = rationalizer.predictor
-        if predictor.operator != "compact":
+        if predictor.operator != self.operator:
             raise ExportError(
-                f"the predictor was trained with the operator '{predictor.operator}' and is exported only with "
-                "'compact': served by gathering it would answer differently; fix: run `rekd-train compact` on this "
-                "checkpoint and export the result"
+                f"the predictor was trained with the operator '{predictor.operator}'; served with '{self.operator}' it "
+                "would answer differently; fix: for 'compact' run `rekd-train compact` on the checkpoint"
             )
-        family = predictor.backbone.settings.family
-        if not FAMILIES[family].gathering_is_masking:
-            raise ExportError(f"in the family '{family}' gathering is not masking; it cannot be served compacted")
+        self.signature: GraphSignature = pair_signature(rationalizer).predictor
         self.predictor = predictor
+        self.selectable = rationalizer.policy.selectable
         self.temperature = float(rationalizer.probability_temperature)
 
-    def forward(self, input_ids: Tensor, positions: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    def _answer(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, C) float32, calibrated probabilities (B, C) float32."""
+        return logits, torch.softmax(logits / self.temperature, dim=-1)
+
+
+class CompactPredictorGraph(_PredictorGraph):
+    """Kept features -> classes; features that are not kept never enter the computation."""
+
+    operator = "compact"
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, C) float32, calibrated probabilities (B, C) float32.
 
         Args:
-            input_ids: (B, N) int64.
-            positions: (B, K) int64, kept positions in ascending order, 0 in unused slots.
-            kept: (B, K) bool, whether a slot is used.
+            tensors: ``input_ids`` or ``pixels``; ``positions``, (B, K) int64, kept positions in ascending order, 0 in
+                unused slots; ``kept``, (B, K) bool, whether a slot is used.
         """
-        logits = self.predictor.gathered({"input_ids": input_ids}, positions, kept)
-        return logits, torch.softmax(logits / self.temperature, dim=-1)
+        inputs = _named(self.signature, tensors)
+        return self._answer(self.predictor.gathered(inputs, inputs.pop("positions"), inputs.pop("kept")))
+
+
+class ZeroPredictorGraph(_PredictorGraph):
+    """All features, blanked where they are not kept -> classes: the paper's predictor, at full length."""
+
+    operator = "zero"
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, C) float32, calibrated probabilities (B, C) float32.
+
+        Args:
+            tensors: the selector's inputs; ``keep``, (B, N) bool.
+        """
+        inputs = _named(self.signature, tensors)
+        keep = inputs.pop("keep")
+        selectable = _selectable(self.predictor.backbone, inputs, self.selectable)
+        return self._answer(self.predictor(inputs, keep.float(), selectable))
+
+
+def _named(signature: GraphSignature, tensors: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    return {spec.name: tensor for spec, tensor in zip(signature.inputs, tensors, strict=True)}
+
+
+def _selectable(backbone, inputs: dict[str, Tensor], rule: str) -> Tensor:
+    own = backbone.selectable(inputs)
+    return torch.ones_like(own) if rule == "all" else own

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rekd_deploy.errors import RepositoryError
-from rekd_deploy.signature import GraphSignature, PairSignature, TensorSpec, text_pair_signature
+from rekd_deploy.signature import GraphSignature, PairSignature, TensorSpec
 from rekd_train import __version__
 from rekd_train.files import sha256
 
@@ -24,40 +25,48 @@ _LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "onn
 def build_manifest(
     rationalizer: Rationalizer,
     checkpoint_sha256: str,
-    selector: Path,
-    predictor: Path,
-    parity: ParityReport,
+    signature: PairSignature,
+    graphs: Mapping[str, Path],
+    parity: Mapping[str, ParityReport],
     opset: int,
 ) -> dict[str, Any]:
-    """The manifest of a verified pair of graphs, ready for JSON.
+    """The manifest of verified graphs, ready for JSON.
 
     Args:
         checkpoint_sha256: ``rekd_train.checkpoint.checkpoint_hash`` of what was exported.
-        selector: selector.onnx
-        predictor: predictor.onnx
-        parity: the gate's report on these two files.
+        signature: the pair's tensors.
+        graphs: the ONNX files by role: 'selector', 'predictor', perhaps 'single'.
+        parity: the gate's reports: 'pair', perhaps 'single'.
     """
     preprocessor = rationalizer.preprocessor
-    signature = text_pair_signature(rationalizer.capacity, len(rationalizer.labels))
+    settings = preprocessor.settings
+    lengths = {"lengths": list(settings.buckets), "max_length": settings.max_length} if settings.kind == "text" else {}
     return {
         "format": FORMAT,
         "version": VERSION,
         "versions": {"rekd": __version__, **library_versions()},
         "checkpoint_sha256": checkpoint_sha256,
         "artefacts": {
-            role: {"format": "onnx", "opset": opset, "precision": "fp32", **file_entry(path)}
-            for role, path in (("selector", selector), ("predictor", predictor))
+            role: {
+                "format": "onnx",
+                "opset": opset,
+                "precision": "fp32",
+                "fused": fused_operators(path),
+                **file_entry(path),
+            }
+            for role, path in graphs.items()
         },
         "signature": signature_to_dict(signature),
         "operator": rationalizer.predictor.operator,
         "capacity": rationalizer.capacity,
-        "lengths": list(preprocessor.settings.buckets),
-        "max_length": preprocessor.settings.max_length,
+        **lengths,
+        "preprocessing": {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(settings).items()},
         "policy": rationalizer.policy.model_dump(),
         "labels": list(rationalizer.labels),
         "probability_temperature": rationalizer.probability_temperature,
         "preprocessing_sha256": preprocessor.fingerprint,
-        "parity": parity.to_dict(),
+        "parity": parity["pair"].to_dict(),
+        **({"single_parity": parity["single"].to_dict()} if "single" in parity else {}),
     }
 
 
@@ -72,6 +81,15 @@ def library_versions() -> dict[str, str]:
     return found
 
 
+def fused_operators(path: Path) -> dict[str, int]:
+    """ONNX Runtime's own operators in a graph, counted."""
+    import onnx
+
+    from rekd_deploy import fusion
+
+    return fusion.fused_operators(onnx.load(path, load_external_data=False))
+
+
 def file_entry(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of a file."""
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
@@ -81,7 +99,7 @@ def verify_files(manifest: Mapping[str, Any], files: Mapping[str, Path]) -> None
     """Hold files against the manifest.
 
     Args:
-        files: path of each artefact by its name in the manifest ('selector', 'predictor').
+        files: path of each artefact by its name in the manifest ('selector', 'predictor', 'single').
 
     Raises:
         RepositoryError: names every file that is missing, altered, or unknown to the manifest.

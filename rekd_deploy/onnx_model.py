@@ -6,6 +6,7 @@ modules, so that the same checkpoint and versions give the same bytes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,18 @@ import onnx
 from onnx import helper, numpy_helper
 
 from rekd_deploy.errors import ExportError
-from rekd_deploy.signature import GraphSignature, TensorSpec
+from rekd_deploy.signature import GraphSignature, PairSignature, TensorSpec
 from rekd_train import __version__
 
 OPSETS = (18, 19, 20)
 """Opset 18 is the first with what the graphs need; from 23 on TensorRT refuses its Attention."""
+RUNTIME_DOMAIN = "com.microsoft"
+"""ONNX Runtime's own operators, in fused graphs."""
 _NEWEST_IR = 10
 """Triton 24.10's ONNX Runtime (1.19) reads no newer file format."""
 _ELEMENT_TYPES = {
     "int64": onnx.TensorProto.INT64, "float32": onnx.TensorProto.FLOAT, "bool": onnx.TensorProto.BOOL,
+    "uint8": onnx.TensorProto.UINT8,
 }
 _LARGEST_HALF = float(np.finfo(np.float16).max)
 
@@ -35,7 +39,7 @@ def cleaned(model: onnx.ModelProto) -> onnx.ModelProto:
     if model.ir_version > _NEWEST_IR:
         raise ExportError(f"the exporter wrote ONNX IR {model.ir_version}; servers read up to {_NEWEST_IR}")
     opsets = {entry.domain: entry.version for entry in model.opset_import}
-    if opsets.get("") not in OPSETS or len(opsets) > 1 or len(model.functions):
+    if opsets.get("") not in OPSETS or set(opsets) - {"", RUNTIME_DOMAIN} or len(model.functions):
         raise ExportError(f"the exporter used the opsets {opsets}; only the ONNX opsets {OPSETS} are served")
     clean = onnx.ModelProto()
     clean.CopyFrom(model)
@@ -119,17 +123,57 @@ def _constants(model: onnx.ModelProto):
                 yield node.output[0], attribute.t
 
 
-def decision_graph(selector: onnx.ModelProto, signature: GraphSignature) -> onnx.ModelProto:
-    """The part of an exported selector behind its scores: (scores, inputs) -> (mask, positions, kept).
+def decision_graph(
+    model: onnx.ModelProto, inputs: Sequence[TensorSpec], decided: Sequence[TensorSpec]
+) -> onnx.ModelProto:
+    """The part of an exported graph between its scores and its mask: (scores, inputs) -> what was decided.
 
     It lets a test feed the very decision that is served with scores of its choice, ties above all.
     """
     from onnx.utils import Extractor
 
-    names = [spec.name for spec in signature.outputs]
-    return Extractor(selector).extract_model(
-        ["scores", *(spec.name for spec in signature.inputs)], [name for name in names if name != "scores"]
+    return Extractor(model).extract_model(
+        ["scores", *(spec.name for spec in inputs)], [spec.name for spec in decided]
     )
+
+
+def joined(selector: onnx.ModelProto, predictor: onnx.ModelProto, signature: PairSignature) -> onnx.ModelProto:
+    """Both steps in one graph, with the ensemble's inputs and outputs; nothing is computed otherwise than in two.
+
+    Joined as ONNX, not in PyTorch: what was proved, fused or converted of each step is what the whole is made of.
+    """
+    whole = onnx.ModelProto()
+    whole.CopyFrom(selector)
+    shared = {spec.name for spec in (*signature.selector.inputs, *signature.handover, *signature.predictor.outputs)}
+    _rename(whole.graph, "selector/", {spec.name for spec in (*signature.selector.inputs, *signature.selector.outputs)})
+    second = onnx.GraphProto()
+    second.CopyFrom(predictor.graph)
+    _rename(second, "predictor/", shared)
+    whole.graph.node.extend(second.node)
+    whole.graph.initializer.extend(second.initializer)
+    answers = {value.name: value for value in (*whole.graph.output, *second.output)}
+    whole.graph.ClearField("output")
+    whole.graph.output.extend(answers[spec.name] for spec in signature.ensemble.outputs)
+    opsets = {entry.domain: entry.version for entry in (*selector.opset_import, *predictor.opset_import)}
+    whole.ClearField("opset_import")
+    whole.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in sorted(opsets.items()))
+    return whole
+
+
+def _rename(graph: onnx.GraphProto, prefix: str, keep: set[str]) -> None:
+    """Put ``prefix`` before every name but those in ``keep`` and '' (an input that is left out)."""
+
+    def renamed(name: str) -> str:
+        return name if not name or name in keep else prefix + name
+
+    for node in graph.node:
+        node.name = prefix + node.name
+        for names in (node.input, node.output):
+            names[:] = [renamed(name) for name in names]
+        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+            raise ExportError(f"the node {node.name} holds a graph of its own, which cannot be joined to another")
+    for tensor in graph.initializer:
+        tensor.name = renamed(tensor.name)
 
 
 def write(model: onnx.ModelProto, path: Path) -> None:

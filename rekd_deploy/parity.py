@@ -8,7 +8,8 @@ on the graph's own scores everywhere, and on scores constructed to tie (rekd_dep
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ import numpy as np
 import onnx
 import torch
 
-from rekd_deploy.engines.base import Arrays, Runner
+from rekd_deploy.engines.base import Arrays
 from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.errors import ParityError
 from rekd_deploy.examples import Examples
+from rekd_deploy.graphs import pair_signature
 from rekd_deploy.onnx_model import decision_graph
 from rekd_deploy.parity_cases import constructed_inputs, constructed_scores
-from rekd_deploy.signature import GraphSignature, PairSignature, text_pair_signature
+from rekd_deploy.signature import GraphSignature
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.policy import cut_margins, mask_by_specification
 
@@ -51,9 +53,9 @@ class ParityReport:
     """What was compared and how far apart it was. Counts are over real positions unless said otherwise."""
 
     source: str
-    """Where the texts come from: 'file', 'checkpoint' or 'vocabulary'."""
+    """Where the examples come from: 'file', 'checkpoint' or 'generated'."""
     limits: ParityLimits = field(default_factory=ParityLimits)
-    texts: int = 0
+    examples: int = 0
     constructed_rows: int = 0
     positions: int = 0
     score_difference: float = 0.0
@@ -69,7 +71,7 @@ class ParityReport:
     handover_violations: int = 0
     """Rows whose positions and kept slots do not say what the mask says."""
     label_disagreements: int = 0
-    """Texts that the graphs and the model, each on its own mask, put into different classes."""
+    """Examples that the graphs and the model, each on its own mask, put into different classes."""
 
     def failures(self) -> list[str]:
         """What forbids publication; empty when the graphs are the model."""
@@ -102,60 +104,85 @@ class ParityReport:
 def check_parity(
     rationalizer: Rationalizer, selector: Path, predictor: Path, examples: Examples, limits: ParityLimits | None = None
 ) -> ParityReport:
-    """Run the gate on two ONNX files.
+    """Run the gate on the two ONNX files of a pair.
 
     Raises:
         ParityError: names the figures and their limits; the graphs must not be published.
         InputError: an example cannot be used.
     """
-    signature = text_pair_signature(rationalizer.capacity, len(rationalizer.labels))
+    signature = pair_signature(rationalizer)
+    with ExitStack() as stack:
+        first, second = (
+            stack.enter_context(OnnxRuntimeRunner(path, graph, path.name))
+            for path, graph in ((selector, signature.selector), (predictor, signature.predictor))
+        )
+
+        def answer(inputs: Arrays) -> Arrays:
+            known = {**inputs, **(chosen := first.run(inputs))}
+            return chosen | second.run({spec.name: known[spec.name] for spec in signature.predictor.inputs})
+
+        return _gate(rationalizer, answer, selector, signature.selector, examples, limits)
+
+
+def check_single_parity(
+    rationalizer: Rationalizer, single: Path, examples: Examples, limits: ParityLimits | None = None
+) -> ParityReport:
+    """Run the gate on the ONNX file of both steps; raises as ``check_parity``."""
+    signature = pair_signature(rationalizer).ensemble
+    with OnnxRuntimeRunner(single, signature, single.name) as runner:
+        return _gate(rationalizer, runner.run, single, signature, examples, limits)
+
+
+def _gate(
+    rationalizer: Rationalizer,
+    answer: Callable[[Arrays], Arrays],
+    deciding: Path,
+    signature: GraphSignature,
+    examples: Examples,
+    limits: ParityLimits | None,
+) -> ParityReport:
+    """Compare; ``deciding`` is the file, of that signature, that holds the decision rule."""
     report = ParityReport(examples.source, limits or ParityLimits())
     rationalizer.eval()
-    with (
-        OnnxRuntimeRunner(selector, signature.selector, selector.name) as selector_runner,
-        OnnxRuntimeRunner(predictor, signature.predictor, predictor.name) as predictor_runner,
-    ):
-        for inputs in _batches(rationalizer, examples.texts):
-            report.texts += len(inputs["input_ids"])
-            _compare(rationalizer, selector_runner, predictor_runner, inputs, report)
-        for inputs in constructed_inputs(rationalizer.preprocessor, rationalizer.policy, rationalizer.capacity):
-            report.constructed_rows += len(inputs["input_ids"])
-            _compare(rationalizer, selector_runner, predictor_runner, inputs, report)
-    _check_decision(rationalizer, selector, signature, report)
+    for inputs in _batches(rationalizer, examples.items):
+        report.examples += len(next(iter(inputs.values())))
+        _compare(rationalizer, answer, inputs, report)
+    for inputs in constructed_inputs(rationalizer.preprocessor, rationalizer.policy, rationalizer.capacity):
+        report.constructed_rows += len(next(iter(inputs.values())))
+        _compare(rationalizer, answer, inputs, report)
+    _check_decision(rationalizer, deciding, signature, report)
     if complaints := report.failures():
         raise ParityError("the graphs are not the model and are not published: " + "; ".join(complaints))
     return report
 
 
-def _batches(rationalizer: Rationalizer, texts: list[str]) -> Iterator[Arrays]:
-    for start in range(0, len(texts), _BATCH_SIZE):
-        yield rationalizer.preprocessor(texts[start : start + _BATCH_SIZE]).inputs
+def _batches(rationalizer: Rationalizer, items: list[Any]) -> Iterator[Arrays]:
+    for start in range(0, len(items), _BATCH_SIZE):
+        yield rationalizer.preprocessor(items[start : start + _BATCH_SIZE]).inputs
 
 
 @torch.inference_mode()
 def _compare(
-    rationalizer: Rationalizer, selector: Runner, predictor: Runner, inputs: Arrays, report: ParityReport
+    rationalizer: Rationalizer, answer: Callable[[Arrays], Arrays], inputs: Arrays, report: ParityReport
 ) -> None:
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
     reference = rationalizer.select(tensors)
     reference_scores, reference_mask = reference.scores.numpy(), reference.mask.numpy()
     selectable = rationalizer.selectable(tensors).numpy()
-    chosen = selector.run(inputs)
-    real = inputs["attention_mask"] > 0
+    answers = answer(inputs)
+    real = rationalizer.selector.backbone.real(tensors).numpy()
     report.positions += int(real.sum())
-    report.score_difference = _largest(report.score_difference, (chosen["scores"] - reference_scores)[real])
+    report.score_difference = _largest(report.score_difference, (answers["scores"] - reference_scores)[real])
 
-    flips = chosen["mask"] != reference_mask
+    flips = answers["mask"] != reference_mask
     if flips.any():
         _count_flips(flips, cut_margins(reference_scores, selectable, rationalizer.policy), reference_scores, report)
     report.rule_violations += int(
-        np.sum(chosen["mask"] != mask_by_specification(chosen["scores"], selectable, rationalizer.policy))
+        np.sum(answers["mask"] != mask_by_specification(answers["scores"], selectable, rationalizer.policy))
     )
-    report.handover_violations += wrong_handovers(chosen)
+    report.handover_violations += wrong_handovers(answers)
 
-    handed_over = {name: chosen[name] for name in ("positions", "kept")}
-    answers = predictor.run({"input_ids": inputs["input_ids"], **handed_over})
-    logits = rationalizer.class_logits(tensors, torch.from_numpy(chosen["mask"]))
+    logits = rationalizer.class_logits(tensors, torch.from_numpy(answers["mask"]))
     probabilities = rationalizer.probabilities(logits).numpy()
     report.logit_difference = _largest(report.logit_difference, answers["logits"] - logits.numpy())
     report.probability_difference = _largest(report.probability_difference, answers["probabilities"] - probabilities)
@@ -171,7 +198,7 @@ def _count_flips(flips: np.ndarray, margins: np.ndarray, scores: np.ndarray, rep
     for row, position in np.argwhere(tied)[: max(0, _LISTED - len(report.near_tie_list))]:
         report.near_tie_list.append(
             {
-                "row": report.texts + report.constructed_rows - len(flips) + int(row),
+                "row": report.examples + report.constructed_rows - len(flips) + int(row),
                 "position": int(position),
                 "score": float(f"{scores[row, position]:.6g}"),
                 "margin": float(f"{margins[row, position]:.3g}"),
@@ -180,7 +207,14 @@ def _count_flips(flips: np.ndarray, margins: np.ndarray, scores: np.ndarray, rep
 
 
 def wrong_handovers(chosen: Arrays) -> int:
-    """Rows whose ``positions`` and ``kept`` are not the mask's positions, ascending, then empty slots at 0."""
+    """Rows whose hand-over does not say what their ``mask`` says.
+
+    ``positions`` and ``kept`` are the mask's positions, ascending, then empty slots at 0; ``keep`` is the mask.
+    """
+    if "keep" in chosen:
+        return int(np.sum((chosen["keep"] != chosen["mask"]).any(axis=1)))
+    if "positions" not in chosen:  # both steps are in one graph
+        return 0
     wrong = 0
     for mask, positions, kept in zip(chosen["mask"], chosen["positions"], chosen["kept"], strict=True):
         expected = np.flatnonzero(mask)
@@ -191,14 +225,15 @@ def wrong_handovers(chosen: Arrays) -> int:
 
 
 def _check_decision(
-    rationalizer: Rationalizer, selector: Path, signature: PairSignature, report: ParityReport
+    rationalizer: Rationalizer, deciding: Path, signature: GraphSignature, report: ParityReport
 ) -> None:
-    """Feed constructed scores to the very decision that is in the selector's file."""
-    part = decision_graph(onnx.load(selector), signature.selector)
-    scores_spec, *outputs = signature.selector.outputs
-    interface = GraphSignature((scores_spec, *signature.selector.inputs), tuple(outputs))
-    cases: Iterable[Arrays] = constructed_scores(rationalizer.preprocessor, rationalizer.policy, rationalizer.capacity)
-    with OnnxRuntimeRunner(part.SerializeToString(), interface, f"the decision of {selector.name}") as decision:
+    """Feed constructed scores to the very decision that is in the file."""
+    scores_spec, *others = signature.outputs
+    decided = tuple(spec for spec in others if spec.name not in ("logits", "probabilities"))
+    part = decision_graph(onnx.load(deciding), signature.inputs, decided)
+    interface = GraphSignature((scores_spec, *signature.inputs), decided)
+    cases = constructed_scores(rationalizer.preprocessor, rationalizer.policy, rationalizer.capacity)
+    with OnnxRuntimeRunner(part.SerializeToString(), interface, f"the decision of {deciding.name}") as decision:
         for inputs in cases:
             tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
             selectable = rationalizer.selectable(tensors).numpy()

@@ -9,9 +9,31 @@ import numpy as np
 from rekd_deploy.engines.base import Arrays
 from rekd_train.policy import SelectionPolicy
 from rekd_train.preprocess import TextPreprocessor
+from rekd_train.preprocess_image import ImageSettings
+from rekd_train.preprocessors import Preprocessor
 
 
-def constructed_inputs(preprocessor: TextPreprocessor, policy: SelectionPolicy, capacity: int) -> Iterator[Arrays]:
+def constructed_inputs(preprocessor: Preprocessor, policy: SelectionPolicy, capacity: int) -> Iterator[Arrays]:
+    """Batches of inputs as the graphs take them: see ``constructed_texts`` and ``constructed_images``."""
+    if preprocessor.settings.kind == "image":
+        return constructed_images(preprocessor.settings)
+    return constructed_texts(preprocessor, policy, capacity)
+
+
+def constructed_images(settings: ImageSettings) -> Iterator[Arrays]:
+    """Batches {"pixels"}, uint8 (B, height, width, channels): black, white, a point, a board, noise."""
+    generator = np.random.default_rng(0)
+    size = (settings.height, settings.width, settings.channels)
+    noise = generator.integers(0, 256, (5, *size), dtype=np.uint8)
+    point = np.zeros(size, np.uint8)
+    point[-1, -1] = 255
+    board = np.broadcast_to((np.indices(size[:2]).sum(axis=0) % 2 * 255)[:, :, None], size).astype(np.uint8)
+    odd = np.stack([np.zeros(size, np.uint8), np.full(size, 255, np.uint8), point, board, noise[0]])
+    for batch in (*odd[:, None], odd, noise):
+        yield {"pixels": np.ascontiguousarray(batch)}
+
+
+def constructed_texts(preprocessor: TextPreprocessor, policy: SelectionPolicy, capacity: int) -> Iterator[Arrays]:
     """Batches of random word ids: {"input_ids", "attention_mask"}, both (B, N) int64.
 
     One word alone and at every padding, no word at all, full length, mixed lengths in one batch, fewer
@@ -33,36 +55,46 @@ def constructed_inputs(preprocessor: TextPreprocessor, policy: SelectionPolicy, 
         yield _batch(preprocessor, steps, longest)
 
 
-def constructed_scores(preprocessor: TextPreprocessor, policy: SelectionPolicy, capacity: int) -> Iterator[Arrays]:
-    """Batches with scores: {"scores" (B, N) float32, "input_ids", "attention_mask"}.
+def constructed_scores(preprocessor: Preprocessor, policy: SelectionPolicy, capacity: int) -> Iterator[Arrays]:
+    """Batches with scores: {"scores" (B, N) float32} and the inputs.
 
     All equal, equal in groups around the cut, equal to the threshold, rising, falling, zeros of both
-    signs, very large; each at full length, padded, and with fewer positions than slots.
+    signs, very large; texts each at full length, padded, and with fewer positions than slots.
     """
-    longest = preprocessor.settings.max_length
     threshold = np.float32(0.0 if policy.bias is None else -policy.bias)
+    generator = np.random.default_rng(0)
+    if preprocessor.settings.kind == "image":
+        inputs = next(batch for batch in constructed_images(preprocessor.settings) if len(batch["pixels"]) > 1)
+        for scores in _awkward((len(inputs["pixels"]), preprocessor.positions), threshold, generator):
+            yield {"scores": scores, **inputs}
+        return
+    longest = preprocessor.settings.max_length
     steps = budget_steps(policy, longest - 2, capacity)
     counts = sorted({count for count in (0, 1, 2, *steps, longest // 2, longest - 2) if 0 <= count <= longest - 2})
-    generator = np.random.default_rng(0)
     for width in sorted({longest, max(3, min(capacity - 1, longest))}):
         fitting = [count for count in counts if count + 2 <= width]
         inputs = _batch(preprocessor, fitting, width)
-        shape = inputs["input_ids"].shape
-        place = np.broadcast_to(np.arange(width, dtype=np.float32), shape)
-        for scores in (
-            np.zeros(shape),
-            np.full(shape, threshold),
-            np.full(shape, np.nextafter(threshold, np.float32(np.inf))),
-            np.full(shape, -7.5),
-            np.full(shape, 7.5),
-            place - 2,
-            2 - place,
-            generator.integers(0, 2, shape) * 4 - 2,
-            generator.integers(-2, 3, shape) + threshold,
-            np.where(generator.random(shape) < 0.5, -0.0, 0.0),
-            generator.normal(size=shape) * 1e30,
-        ):
-            yield {"scores": np.ascontiguousarray(scores, dtype=np.float32), **inputs}
+        for scores in _awkward(inputs["input_ids"].shape, threshold, generator):
+            yield {"scores": scores, **inputs}
+
+
+def _awkward(shape: tuple[int, ...], threshold: np.float32, generator: np.random.Generator) -> Iterator[np.ndarray]:
+    """Scores (B, N) float32 that are hard to decide on."""
+    place = np.broadcast_to(np.arange(shape[1], dtype=np.float32), shape)
+    for scores in (
+        np.zeros(shape),
+        np.full(shape, threshold),
+        np.full(shape, np.nextafter(threshold, np.float32(np.inf))),
+        np.full(shape, -7.5),
+        np.full(shape, 7.5),
+        place - 2,
+        2 - place,
+        generator.integers(0, 2, shape) * 4 - 2,
+        generator.integers(-2, 3, shape) + threshold,
+        np.where(generator.random(shape) < 0.5, -0.0, 0.0),
+        generator.normal(size=shape) * 1e30,
+    ):
+        yield np.ascontiguousarray(scores, dtype=np.float32)
 
 
 def budget_steps(policy: SelectionPolicy, most: int, capacity: int) -> list[int]:

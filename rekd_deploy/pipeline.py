@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rekd_deploy.batching import predict_batches
 from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
-from rekd_deploy.repository import GRAPH, check_repository, read_description
-from rekd_deploy.signature import text_pair_signature
-from rekd_deploy.triton_config import PREDICTOR, SELECTOR
+from rekd_deploy.errors import RepositoryError
+from rekd_deploy.manifest import signature_from_dict
+from rekd_deploy.repository import GRAPH, GRAPH_MODELS, check_repository, read_description
 from rekd_train.prediction import Prediction
-from rekd_train.preprocess import EncodedTexts
+from rekd_train.preprocessors import Encoded
 
 
 class Pipeline:
@@ -25,24 +25,32 @@ class Pipeline:
 
     Args:
         root: model repository written by rekd-export.
-        batch_size: most texts computed at once.
+        batch_size: most texts or images computed at once.
         threads: threads inside one operation; None: the cores that this process may use.
+        single_graph: run both steps as one graph, which the repository must hold.
 
     Raises:
-        RepositoryError: a file is missing, altered, or does not belong to the others.
+        RepositoryError: a file is missing, altered, or does not belong to the others; or there is no single graph.
     """
 
-    def __init__(self, root: str | Path, *, batch_size: int = 32, threads: int | None = None) -> None:
+    def __init__(
+        self, root: str | Path, *, batch_size: int = 32, threads: int | None = None, single_graph: bool = False
+    ) -> None:
         root = Path(root)
-        check_repository(root)
+        manifest = check_repository(root)
         self.description = read_description(root)
         self.labels = list(self.description.labels)
         self.preprocessor = self.description.preprocessor()
         self._batch_size = batch_size
-        signature = text_pair_signature(self.description.capacity, len(self.labels))
+        signature = signature_from_dict(manifest.get("signature", {}))
+        roles = ("single",) if single_graph else ("selector", "predictor")
+        if not set(roles) <= set(manifest["artefacts"]):
+            raise RepositoryError(f"{root} holds no single graph; fix: rekd-export CHECKPOINT --single-graph")
         self._runners = [
-            OnnxRuntimeRunner(root / model / "1" / GRAPH, graph, model, threads=threads)
-            for model, graph in ((SELECTOR, signature.selector), (PREDICTOR, signature.predictor))
+            OnnxRuntimeRunner(
+                root / GRAPH_MODELS[role] / "1" / GRAPH, signature.graph(role), GRAPH_MODELS[role], threads=threads
+            )
+            for role in roles
         ]
         self._running: ExitStack | None = None
 
@@ -61,15 +69,19 @@ class Pipeline:
             running, self._running = self._running, None
             running.close()
 
-    def predict(self, texts: Sequence[str]) -> list[Prediction]:
-        """Label, probabilities and rationale of each text, in their order.
+    def predict(self, items: Sequence[Any]) -> list[Prediction]:
+        """Label, probabilities and rationale of each text or image, in their order.
+
+        Args:
+            items: texts (str); for a vision model images: uint8 arrays (H, W, C), Pillow images or paths.
 
         Raises:
-            InputError: an empty list or a text that cannot be used, by its index; nothing is computed.
+            InputError: an empty list or an item that cannot be used, by its index. Texts are all checked before
+                any is computed.
             EngineError: ONNX Runtime cannot load or run a graph.
             MissingExtraError: ONNX Runtime is not installed.
         """
-        return predict_batches(self.preprocessor, texts, self._batch_size, self._answer)
+        return predict_batches(self.preprocessor, items, self._batch_size, self._answer)
 
     def _open(self) -> None:
         if self._running is None:
@@ -78,10 +90,9 @@ class Pipeline:
                     stack.enter_context(runner)
                 self._running = stack.pop_all()
 
-    def _answer(self, encoded: EncodedTexts) -> list[Prediction]:
+    def _answer(self, encoded: Encoded) -> list[Prediction]:
         self._open()
-        selector, predictor = self._runners
-        chosen = selector.run(encoded.inputs)
-        known = {**encoded.inputs, **chosen}
-        answers = predictor.run({spec.name: known[spec.name] for spec in predictor.signature.inputs})
-        return encoded.predictions(self.labels, answers["probabilities"], chosen["mask"], chosen["scores"])
+        known = dict(encoded.inputs)
+        for runner in self._runners:
+            known |= runner.run({spec.name: known[spec.name] for spec in runner.signature.inputs})
+        return encoded.predictions(self.labels, known["probabilities"], known["mask"], known["scores"])

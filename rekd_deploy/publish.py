@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rekd_deploy.manifest import verify_files
-from rekd_deploy.repository import GRAPH, refuse_foreign_folder, write_repository
-from rekd_deploy.triton_config import PREDICTOR, SELECTOR
+from rekd_deploy.repository import GRAPH, GRAPH_MODELS, refuse_foreign_folder, write_repository
 from rekd_train.errors import CheckpointError
 
 
@@ -41,6 +40,8 @@ def publish(
     *,
     target: str = "python",
     max_batch_size: int = 64,
+    single_graph: bool = False,
+    fused: bool = True,
     parity_texts: str | Path | None = None,
     report: Callable[[str], None] = lambda step: None,
 ) -> Publication:
@@ -52,7 +53,9 @@ def publish(
         checkpoint: directory written by rekd-train.
         root: the repository.
         target: which Triton backend runs the graphs.
-        max_batch_size: most texts in one request.
+        max_batch_size: most texts or images in one request.
+        single_graph: add a model that holds both steps in one graph.
+        fused: graphs for ONNX Runtime alone, and faster there.
         parity_texts: .jsonl or .txt with real texts for the parity gate; None: the checkpoint's own examples.
         report: called with the name of each step as it starts.
 
@@ -68,10 +71,12 @@ def publish(
     from rekd_deploy.export import export  # loads torch
 
     with tempfile.TemporaryDirectory(prefix="rekd-export-") as work:
-        artefacts = export(checkpoint, work, parity_texts=parity_texts, report=clock)
+        artefacts = export(
+            checkpoint, work, single_graph=single_graph, fused=fused, parity_texts=parity_texts, report=clock
+        )
         clock("repository")
         write_repository(artefacts, root, target=target, max_batch_size=max_batch_size)
-        graphs = {"selector": root / SELECTOR / "1" / GRAPH, "predictor": root / PREDICTOR / "1" / GRAPH}
+        graphs = {role: root / GRAPH_MODELS[role] / "1" / GRAPH for role in artefacts.graphs}
         verify_files(artefacts.manifest, graphs)
     return Publication(root, artefacts.manifest, clock.stop())
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rekd_train.prediction import Prediction
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.text import Text
 
 HIGHLIGHT = "bold black on yellow"
@@ -29,12 +30,18 @@ def segments(prediction: Prediction) -> Iterator[tuple[str, bool]]:
 
 def summary(prediction: Prediction) -> str:
     """Label, probability and how much was read, on one line."""
-    line = f"{prediction.label}  {prediction.probability:.1%}  from {prediction.rate:.1%} of its tokens"
+    parts = "tokens" if prediction.text else "patches"
+    line = f"{prediction.label}  {prediction.probability:.1%}  from {prediction.rate:.1%} of its {parts}"
     return f"{line}  {_CUT}" if prediction.truncated else line
 
 
+def shows_colours(console: Console) -> bool:
+    """Whether a highlight can be seen there: a terminal with colours, not switched off by NO_COLOR."""
+    return console.is_terminal and console.color_system is not None and not console.no_color
+
+
 def terminal_text(prediction: Prediction) -> Text:
-    """A summary line and the text; the rationale is also in [brackets] where a terminal shows no colours.
+    """A summary line and the text, its rationale highlighted; for terminals with colours (else ``plain_text``).
 
     Control characters in the text are shown as a replacement mark, so that a review cannot steer the terminal.
     """
@@ -49,8 +56,16 @@ def terminal_text(prediction: Prediction) -> Text:
 
 def plain_text(prediction: Prediction) -> str:
     """As ``terminal_text`` without colours: the rationale stands in [[double brackets]]."""
+    if not prediction.text:
+        return f"{summary(prediction)}\n{_patches(prediction)}"
     body = "".join(f"[[{_harmless(piece)}]]" if chosen else _harmless(piece) for piece, chosen in segments(prediction))
     return f"{summary(prediction)}\n{body}"
+
+
+def _patches(prediction: Prediction) -> str:
+    """The kept patches of an image, the most wanted first."""
+    ranked = sorted(prediction.rationale, key=lambda patch: -patch.score)
+    return ", ".join(f"row {patch.row} column {patch.column} ({patch.score:+.2f})" for patch in ranked)
 
 
 def html_fragment(prediction: Prediction) -> str:

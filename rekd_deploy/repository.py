@@ -3,6 +3,7 @@
     ROOT/manifest.json                      what was exported, and the SHA-256 of every file below
     ROOT/rekd_selector/config.pbtxt         member, with 1/model.onnx and 1/model.py
     ROOT/rekd_predictor/config.pbtxt        member, likewise
+    ROOT/rekd_single/config.pbtxt           both steps in one graph, if it was exported; likewise
     ROOT/rekd/config.pbtxt                  ensemble, with an empty version folder (Triton requires it)
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from rekd_deploy.triton_config import (
     ENSEMBLE,
     PREDICTOR,
     SELECTOR,
+    SINGLE,
     ServingSettings,
     build_configs,
     config_text,
@@ -34,8 +37,11 @@ MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 FORMAT = "rekd-repository"
 FORMAT_VERSION = 1
+GRAPH_MODELS = {"selector": SELECTOR, "predictor": PREDICTOR, "single": SINGLE}
+"""The Triton model that runs each graph."""
 _MODELS = (SELECTOR, PREDICTOR, ENSEMBLE)
-_OURS = {*_MODELS, MANIFEST, "README.md"}
+"""Always there."""
+_OURS = {*_MODELS, SINGLE, MANIFEST, "README.md"}
 
 
 def write_repository(
@@ -53,7 +59,7 @@ def write_repository(
     Args:
         root: the repository; an older one there is replaced, anything else is refused.
         target: which backend runs the graphs.
-        max_batch_size: most texts in one request and in one dynamic batch.
+        max_batch_size: most texts or images in one request and in one dynamic batch.
         instances: processes of each member.
         threads: threads of each process inside one operation; 0: one a core.
         queue_delay_us: microseconds a request may wait for others to form a preferred batch.
@@ -68,7 +74,7 @@ def write_repository(
     root = Path(root)
     refuse_foreign_folder(root)
     configs = build_configs(artefacts, settings, target)
-    graphs = {SELECTOR: artefacts.selector, PREDICTOR: artefacts.predictor}
+    graphs = {GRAPH_MODELS[role]: path for role, path in artefacts.graphs.items()}
     mistakes = config_mistakes(configs)
     for name, graph in graphs.items():
         mistakes += graph_mistakes(configs[name], graph)
@@ -111,14 +117,15 @@ def check_repository(root: Path) -> dict[str, Any]:
         raise RepositoryError(
             f"{root}: {', '.join(altered)} changed since the export (SHA-256 differs); fix: rekd-export again"
         )
-    stray = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name not in _MODELS)
+    models = _models(files)
+    stray = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name not in models)
     if stray:  # Triton takes every folder for a model and stops when it is none
         raise RepositoryError(f"{root}: folder {', '.join(stray)} is no model of this repository; fix: move it away")
-    for name in _MODELS:
+    for name in models:
         versions = sorted(entry.name for entry in (root / name).iterdir() if entry.is_dir())
         if versions != ["1"]:
             raise RepositoryError(f"{root / name}: version folders are {versions}; there must be exactly one, '1'")
-    mistakes = config_mistakes({name: read_config(root / name / CONFIG_FILE) for name in _MODELS})
+    mistakes = config_mistakes({name: read_config(root / name / CONFIG_FILE) for name in models})
     if mistakes:
         raise RepositoryError(f"{root} would not load: " + "; ".join(mistakes))
     return manifest
@@ -156,6 +163,11 @@ def read_description(root: Path) -> ServedDescription:
         RepositoryError: missing or unreadable.
     """
     return ServedDescription.from_parameters(parameters_of(read_config(Path(root) / ENSEMBLE / CONFIG_FILE)))
+
+
+def _models(files: Iterable[str]) -> tuple[str, ...]:
+    """The models of a repository with these files."""
+    return (*_MODELS, SINGLE) if f"{SINGLE}/{CONFIG_FILE}" in files else _MODELS
 
 
 def _place_graph(graph: Path, folder: Path) -> None:

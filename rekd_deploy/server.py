@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import Self
 
 from rekd_deploy.errors import ServerError
+from rekd_deploy.processes import children_of, has_ended
 from rekd_deploy.repository import check_repository
 from rekd_deploy.triton_wheel import TritonWheel, find_wheel
 
@@ -69,6 +70,7 @@ class TritonServer:
         self._timeout = timeout
         self._process: subprocess.Popen | None = None
         self._work: Path | None = None
+        self._stubs: set[int] = set()
         self._shared_memory = f"rekd_{os.getpid()}_{secrets.token_hex(4)}"
 
     @property
@@ -141,13 +143,18 @@ class TritonServer:
             self._work = None
 
     def check_alive(self) -> None:
-        """Raise ServerError with the last lines of the log if the server has died."""
+        """Raise ServerError with the last lines of the log if the server, or a process of a model, has died."""
         if self._process is None:
             raise ServerError("the server is not running")
         code = self._process.poll()
         if code is not None:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
             raise ServerError(f"the Triton server {how}; the end of its log {self.log_file}:\n{self.log_tail()}")
+        if any(map(has_ended, self._stubs)):  # Triton would answer errors from now on, and call itself ready
+            raise ServerError(
+                "a process that runs one of the models has died (is the memory full?); fix: start the server again; "
+                f"the end of its log {self.log_file}:\n{self.log_tail()}"
+            )
 
     def log_tail(self, lines: int = _LOG_LINES) -> str:
         """The last errors of the log, or its last lines if there are none."""
@@ -205,6 +212,7 @@ class TritonServer:
                 )
             time.sleep(0.1)
         self.check_alive()  # what answered might be another server
+        self._stubs = children_of(self._process.pid)
 
     def _ready(self) -> bool:
         connection = http.client.HTTPConnection(self.host, self.ports["http"], timeout=2)

@@ -23,7 +23,7 @@ Arrays = dict[str, np.ndarray]
 IN_FLIGHT = 4
 """Requests on their way at once: enough to keep the server's batcher busy while answers are read."""
 
-_TRITON_TYPES = {"int64": "INT64", "float32": "FP32", "bool": "BOOL"}
+_TRITON_TYPES = {"int64": "INT64", "float32": "FP32", "bool": "BOOL", "uint8": "UINT8"}
 _STATUS_ERRORS = {
     "UNAVAILABLE": ServerUnavailableError,
     "DEADLINE_EXCEEDED": DeadlineError,

@@ -1,8 +1,11 @@
-"""The three config.pbtxt of a served pair, built from its signature through Triton's own protobuf.
+"""The config.pbtxt files of a served pair, built from its signature through Triton's own protobuf.
 
     input_ids, attention_mask -> rekd_selector -> scores, mask (answers); positions, kept (handed over)
     input_ids, positions, kept -> rekd_predictor -> logits, probabilities (answers)
     rekd = the ensemble of both, the model that clients ask
+    rekd_single = both steps in one graph, where it was exported: the same questions, the same answers
+
+Images come as ``pixels``; a predictor that blanks is handed ``keep`` (see rekd_deploy.signature).
 """
 
 from __future__ import annotations
@@ -23,12 +26,13 @@ if TYPE_CHECKING:
 
 SELECTOR = "rekd_selector"
 PREDICTOR = "rekd_predictor"
+SINGLE = "rekd_single"
 ENSEMBLE = "rekd"
 CONFIG_FILE = "config.pbtxt"
 TARGETS = ("python",)
 THREADS, MAX_LENGTH, VOCABULARY_SIZE = "intra_op_thread_count", "max_length", "vocabulary_size"
 
-_TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32", "bool": "TYPE_BOOL"}
+_TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32", "bool": "TYPE_BOOL", "uint8": "TYPE_UINT8"}
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class ServingSettings:
     """How the server runs the members."""
 
     max_batch_size: int = 64
-    """Most texts in one request and in one dynamic batch."""
+    """Most items in one request and in one dynamic batch."""
     preferred_batch_sizes: tuple[int, ...] = (8, 16, 32, 64)
     """Batch sizes the scheduler aims at; those above max_batch_size are left out."""
     queue_delay_us: int = 100
@@ -71,16 +75,19 @@ def build_configs(artefacts: Artefacts, settings: ServingSettings, target: str =
     if target not in TARGETS:
         raise RepositoryError(f"no repository can be written for target '{target}'; choose one of {', '.join(TARGETS)}")
     signature = artefacts.signature
-    description = ServedDescription.of(artefacts.preprocessor, artefacts.labels, _capacity(signature.predictor))
-    limits = {
-        MAX_LENGTH: str(artefacts.preprocessor.settings.max_length),
-        VOCABULARY_SIZE: str(artefacts.preprocessor.vocabulary_size),
-    }
-    return {
+    preprocessor = artefacts.preprocessor
+    description = ServedDescription.of(preprocessor, artefacts.labels).to_parameters()
+    limits = {MAX_LENGTH: str(preprocessor.positions)}
+    if preprocessor.settings.kind == "text":
+        limits[VOCABULARY_SIZE] = str(preprocessor.vocabulary_size)
+    configs = {
         SELECTOR: _member(SELECTOR, signature.selector, settings, limits),
         PREDICTOR: _member(PREDICTOR, signature.predictor, settings, limits),
-        ENSEMBLE: _ensemble(artefacts, settings, description.to_parameters()),
+        ENSEMBLE: _ensemble(artefacts, settings, description),
     }
+    if artefacts.single is not None:
+        configs[SINGLE] = _member(SINGLE, signature.ensemble, settings, {**limits, **description})
+    return configs
 
 
 def config_text(config: ModelConfig) -> str:
@@ -112,13 +119,8 @@ def parameters_of(config: ModelConfig) -> dict[str, str]:
     return {key: value.string_value for key, value in config.parameters.items()}
 
 
-def _capacity(predictor: GraphSignature) -> int:
-    kept = next(spec for spec in predictor.inputs if spec.name == "kept")
-    return int(kept.shape[1])
-
-
 def _member(
-    name: str, signature: GraphSignature, settings: ServingSettings, limits: Mapping[str, str]
+    name: str, signature: GraphSignature, settings: ServingSettings, parameters: Mapping[str, str]
 ) -> ModelConfig:
     from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelDynamicBatching, ModelInstanceGroup
 
@@ -132,7 +134,7 @@ def _member(
     )
     # without an instance group Triton starts two CPU instances, or one a GPU
     config.instance_group.append(ModelInstanceGroup(count=settings.instances, kind=ModelInstanceGroup.KIND_CPU))
-    _set_parameters(config, {THREADS: str(settings.threads), **limits})
+    _set_parameters(config, {THREADS: str(settings.threads), **parameters})
     return config
 
 

@@ -1,7 +1,7 @@
 """The member model of Triton's python backend: runs the ONNX graph beside it.
 
 This file is copied into the repository as ``<model>/1/model.py``, so it stands alone: NumPy, ONNX
-Runtime and Triton's own utilities only. Selector and predictor use the same file.
+Runtime and Triton's own utilities only. Every graph of a repository, of texts or images, uses the same file.
 
 A dynamic batch arrives as a list of requests. Requests of one shape run as one batch and their
 answers are split again; a request with bad values gets an error of its own and its neighbours do not.
@@ -35,7 +35,7 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         self._input_names = [tensor["name"] for tensor in config["input"]]
-        self._checker = InputChecker(int(parameters["vocabulary_size"]), int(parameters["max_length"]))
+        self._checker = InputChecker(int(parameters["max_length"]), int(parameters.get("vocabulary_size", 0)))
         options = onnxruntime.SessionOptions()
         # ONNX Runtime's own 0 would pin its threads to cores that selector and predictor share
         threads = int(parameters["intra_op_thread_count"]) or len(os.sched_getaffinity(0))
@@ -94,24 +94,27 @@ class InputChecker:
     """Refuses values that the graph would misread: ONNX Runtime wraps negative ids around without a word.
 
     Args:
-        vocabulary_size: ids lie in 0..vocabulary_size - 1.
-        max_length: longest sequence.
+        max_length: tokens of the longest text; patches of every image.
+        vocabulary_size: ids lie in 0..vocabulary_size - 1; 0 for images.
     """
 
-    def __init__(self, vocabulary_size: int, max_length: int) -> None:
-        self._vocabulary_size = vocabulary_size
+    def __init__(self, max_length: int, vocabulary_size: int = 0) -> None:
         self._max_length = max_length
+        self._vocabulary_size = vocabulary_size
 
     def reason_to_refuse(self, inputs: Arrays) -> str | None:
         """Why these inputs cannot be answered, or None.
 
         Args:
-            inputs: by name; (B, N) ``input_ids`` and ``attention_mask``, (B, K) ``positions`` and ``kept``.
+            inputs: by name; (B, N) ``input_ids`` and ``attention_mask``, or ``pixels``; (B, K) ``positions`` and
+                ``kept``, or (B, N) ``keep``.
         """
         for name, array in inputs.items():
             if array.ndim < 2 or 0 in array.shape:
                 return f"{name} has shape {list(array.shape)}; no axis may be empty"
-        ids = inputs["input_ids"]
+        ids = inputs.get("input_ids")
+        if ids is None:  # images: Triton itself holds their shape against the config
+            return self._handover_reason(inputs, self._max_length)
         length = ids.shape[1]
         if length > self._max_length:
             return f"input_ids has {length} columns; the model reads at most {self._max_length}"
@@ -126,11 +129,17 @@ class InputChecker:
             real = mask.any(axis=1)
             if not real.all():
                 return f"row {int(np.argmin(real))} of attention_mask is all 0; a text has at least one token"
-        positions = inputs.get("positions")
+        return self._handover_reason(inputs, length)
+
+    def _handover_reason(self, inputs: Arrays, length: int) -> str | None:
+        """As ``reason_to_refuse``, of what the selector handed over for ``length`` features."""
+        keep, positions = inputs.get("keep"), inputs.get("positions")
+        if keep is not None and keep.shape[1] != length:
+            return f"keep has {keep.shape[1]} columns; the input has {length} features"
         if positions is not None:
             if positions.shape != inputs["kept"].shape:
                 return f"positions has shape {list(positions.shape)} and kept {list(inputs['kept'].shape)}"
-            return _outside("positions", positions, length, "the sequence")
+            return _outside("positions", positions, length, "the sequence" if "input_ids" in inputs else "the patches")
         return None
 
 

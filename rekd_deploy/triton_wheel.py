@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 
+from rekd_deploy.engines.onnxruntime import check_flavours
 from rekd_deploy.errors import ServerError
 from rekd_train.errors import MissingExtraError
 
@@ -75,6 +76,7 @@ def find_wheel() -> TritonWheel:
 
     Raises:
         MissingExtraError: the wheel or ONNX Runtime is not installed.
+        EngineError: ONNX Runtime is installed twice.
         ServerError: this machine or this Python cannot run it.
     """
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
@@ -90,6 +92,7 @@ def find_wheel() -> TritonWheel:
             )
         ),
     )
+    check_flavours()
     version = metadata.version("numpy")
     if int(version.split(".")[0]) >= 2:
         raise ServerError(

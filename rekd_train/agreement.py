@@ -27,7 +27,7 @@ def teacher_figures(
     mask: Tensor,
     class_logits: np.ndarray,
 ) -> dict[str, float]:
-    """How far a student decides as its teacher does, both noise-free by their stored policies (method sec. 4.7).
+    """How far a student decides as its teacher does, both noise-free by their stored policies.
 
     Args:
         selector: the student's outputs.
@@ -70,7 +70,7 @@ def check_comparable(student: Rationalizer, teacher: Rationalizer) -> None:
 
 
 def token_figures(rationalizer: Rationalizer, split: Split, mask: Tensor) -> dict[str, Any]:
-    """What kind of tokens are selected (method sec. 4.4e); nothing for images.
+    """What kind of tokens are selected; nothing for images.
 
     ``punctuation_selected`` is to be read beside ``punctuation``, its share of all tokens of the texts.
     """

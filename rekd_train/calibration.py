@@ -17,7 +17,7 @@ def calibrate_bias(scores: Tensor, selectable: Tensor, policy: SelectionPolicy, 
     """The bias at which the mean share of kept features is ``target``, the budget in force.
 
     The realised rate grows with the bias, so bisection over the range of the scores finds it. Without
-    this step the noise-free rationale of a diffuse selector is empty (docs/method.md).
+    this step the noise-free rationale of a diffuse selector is empty (docs/log.md).
 
     Args:
         scores: (n, N) float32 of the dev split.

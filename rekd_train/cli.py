@@ -1,4 +1,4 @@
-"""rekd-train: run, presets, calibrate, compact, evaluate."""
+"""rekd-train: run, presets, calibrate, compact, evaluate, import-official."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ from typing import Annotated
 
 import typer
 
+from rekd_train.cli_library import import_official, presets
 from rekd_train.command import application, examples, finite, print_json, run
 
 app = application(
     help="Train pairs that classify from their own rationale, alone or distilled from a teacher pair.",
+    epilog=examples(
+        "rekd-train presets",
+        "rekd-train run demo_student --output runs/student",
+        "rekd-train COMMAND --help",
+    ),
     no_args_is_help=True,
 )
 
@@ -20,6 +26,11 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="Directory of the n
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint directory.")]
 Teacher = Annotated[Path | None, typer.Option("--teacher", metavar="CKPT", help="Checkpoint to distil from.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", metavar="PRESET|FILE.toml", help="Take the data of these settings, not the recorded ones."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
 
@@ -40,7 +51,7 @@ def run_command(
         Path | None,
         typer.Option("--warm-start", metavar="CKPT", help="Start from this checkpoint's weights; no classifier stage."),
     ] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
+    overrides: Overrides = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where an interrupted run of the same settings was saved last.")
     ] = False,
@@ -69,44 +80,52 @@ def run_command(
         _report(metrics, output, as_json)
 
 
-@app.command(epilog=examples("rekd-train presets", "rekd-train presets --json"))
-def presets(as_json: AsJson = False) -> None:
-    """List the presets and where their settings come from."""
-    from rekd_train.config import preset_names, run_config
-
-    configs = {name: run_config(name) for name in preset_names()}
-    if as_json:
-        print_json({name: config.model_dump() for name, config in configs.items()})
-        return
-    for name, config in configs.items():
-        typer.echo(f"{name:24} {config.source}")
+app.command(epilog=examples("rekd-train presets", "rekd-train presets paper --json"))(presets)
 
 
 @app.command(
-    epilog=examples("rekd-train calibrate runs/student --target 0.08 --output runs/student-8"),
+    epilog=examples(
+        "rekd-train calibrate runs/student --target 0.08 --output runs/student-8",
+        "rekd-train calibrate imported --data paper_imdb_bert_small_re --set data.path=aclImdb --output calibrated",
+    )
 )
 def calibrate(
     path: Checkpoint,
     output: Output,
     target: Annotated[float | None, typer.Option(help="Mean share of kept features; default: the run's own.")] = None,
+    data: Data = None,
+    overrides: Overrides = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Fit the decision rule's bias and the probability temperature on dev again."""
     from rekd_train.runs import calibrate_run
 
-    _report(calibrate_run(path, output, target, device), output, as_json)
+    _report(calibrate_run(path, output, target, device, data=data, overrides=overrides or []), output, as_json)
 
 
-@app.command(epilog=examples("rekd-train compact runs/student --output runs/student-compact"))
+@app.command(
+    epilog=examples(
+        "rekd-train compact runs/student --output runs/student-compact",
+        "rekd-train compact calibrated --set stages.compact_epochs=2 --output compacted",
+    )
+)
 def compact(
-    path: Checkpoint, output: Output, teacher: Teacher = None, device: Device = "auto", as_json: AsJson = False
+    path: Checkpoint,
+    output: Output,
+    teacher: Teacher = None,
+    data: Data = None,
+    overrides: Overrides = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Fine-tune the predictor on gathered tokens, selector frozen, so that it can be served compacted."""
     from rekd_train.runs import compact_run
 
     with progress_bars() as observer:
-        metrics = compact_run(path, output, teacher=teacher, observer=observer, device=device)
+        metrics = compact_run(
+            path, output, teacher=teacher, observer=observer, device=device, data=data, overrides=overrides or []
+        )
     _report(metrics, output, as_json)
 
 
@@ -130,6 +149,8 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the report there, as JSON.")
     ] = None,
+    data: Data = None,
+    overrides: Overrides = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -141,7 +162,9 @@ def evaluate(
     from rekd_train.files import write_json
     from rekd_train.runs import evaluate_run
 
-    report = evaluate_run(path, split, draws=draws, teacher=teacher, risk=risk, device=device)
+    report = evaluate_run(
+        path, split, draws=draws, teacher=teacher, risk=risk, device=device, data=data, overrides=overrides or []
+    )
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_json(output, finite(report))
@@ -154,13 +177,23 @@ def evaluate(
     from rekd_train.report import report_rows
 
     title = f"{path}, {report['examples']} examples of {split}, noise-free unless said otherwise"
-    table = Table("section", "figure", title=title, title_justify="left")
+    typer.echo(title)
+    table = Table("section", "figure")
     table.add_column("value", justify="right")
     previous = None
     for section, figure, value in report_rows(report):
         table.add_row("" if section == previous else section, figure, value)
         previous = section
     Console().print(table)
+
+
+app.command(
+    "import-official",
+    epilog=examples(
+        "rekd-train import-official --family bert --selector g_bert --predictor f_bert --backbone bert-small "
+        "--labels negative,positive --output runs/official",
+    ),
+)(import_official)
 
 
 @contextmanager
@@ -207,13 +240,14 @@ def _report(metrics: dict, path: Path, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{path} (noise-free, by the stored policy)", title_justify="left")
+    table = Table()
     table.add_column("figure")
     for split in metrics:
         table.add_column(split, justify="right")
     for key in next(iter(metrics.values())):
         values = [figures[key] for figures in metrics.values()]
         table.add_row(key, *(f"{value:.4f}" if isinstance(value, float) else str(value) for value in values))
+    typer.echo(f"{path} (noise-free, by the stored policy)")  # not as the table's title, which would be folded
     Console().print(table)
 
 

@@ -83,6 +83,8 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
         code = _broken_pipe(error, debug)
     except RekdError as error:
         code = _complain(f"error: {error}", debug)
+    except ModuleNotFoundError as error:
+        code = _complain(_explain_missing_module(error), debug)
     except OSError as error:
         code = _complain(_explain_os_error(error), debug)
     except Exception as error:
@@ -105,11 +107,10 @@ def _click_command(app: typer.Typer, debug: list[bool]):
         command.help = command.help or app.info.help
         command.epilog = command.epilog or (app.info.epilog if isinstance(app.info.epilog, str) else None)
         command.context_settings = {**app.info.context_settings, **command.context_settings}
-    command.params.append(version_option)
     pending = [command]
     while pending:
         each = pending.pop()
-        each.params.append(debug_option)
+        each.params += [version_option, debug_option]
         pending += _subcommands(each)
     return command
 
@@ -154,6 +155,14 @@ def _complain(message: str, debug: list[bool]) -> int:
 def _internal(error: Exception) -> str:
     text = " ".join(str(error).split())
     return f"internal error: {type(error).__name__}: {text} (run again with --debug)"
+
+
+def _explain_missing_module(error: ModuleNotFoundError) -> str:
+    """A library that was not installed, or was removed, is the user's to fix; a module of ours is not."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "rekd_train", "rekd_deploy"):
+        return _internal(error)
+    return f"error: the Python package '{package}' is not installed; fix: pip install it, or install rekd again"
 
 
 def _explain_os_error(error: OSError) -> str:

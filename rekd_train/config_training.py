@@ -42,7 +42,7 @@ class SelectionConfig(Section):
 
 
 class TemperatureConfig(Section):
-    """Gumbel-softmax temperature, exponential from start to end (method sec. 1.4)."""
+    """Gumbel-softmax temperature, exponential from start to end (REKD sec. 3.2)."""
 
     start: float = Field(2.0, gt=0, description="tau_0")
     end: float = Field(0.1, gt=0, description="tau_K")

@@ -40,10 +40,15 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_text(path: Path, content: str) -> None:
     """Write UTF-8 text by renaming a finished file."""
+    write_bytes(path, content.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file by renaming a finished one."""
     path = Path(path)
     work = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        work.write_text(content, encoding="utf-8")
+        work.write_bytes(content)
         work.replace(path)
     finally:
         work.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The losses as pure functions (REKD sec. 3; equations as in docs/method.md).
+"""The losses as pure functions (REKD sec. 3).
 
 Shapes: B = batch, N = positions, C = classes. Every function returns a scalar tensor.
 """

@@ -83,6 +83,12 @@ class Prediction:
     @classmethod
     def from_dict(cls, document: dict) -> Prediction:
         """The inverse of ``to_dict``."""
-        spans = [Span(**span) for span in document["rationale"]]
+        rationale = [_part(part) for part in document["rationale"]]
         pieces = [Piece(**piece) for piece in document["pieces"]]
-        return cls(**{**document, "rationale": spans, "pieces": pieces})
+        return cls(**{**document, "rationale": rationale, "pieces": pieces})
+
+
+def _part(document: dict) -> Span | Patch:
+    if "row" not in document:
+        return Span(**document)
+    return Patch(**{**document, "box": tuple(document["box"])})  # JSON has lists only

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from rekd_train.building import fresh_pair, preprocessor_for, weight_origins
 from rekd_train.checkpoint_examples import checkpoint_examples
 from rekd_train.checks import check_teacher
 from rekd_train.config import RunConfig
-from rekd_train.data import DataSet, encode, encode_splits, load_data
+from rekd_train.data import DataSet, Split, encode, encode_splits, load_data
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.evaluation import measure
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.observers import JsonLines, Observer, Several, Silent, TensorBoard
+from rekd_train.recorded import data_for, recorded_config
 from rekd_train.report import evaluate
 from rekd_train.runtime import Runtime, chosen_device
 from rekd_train.state import StateStore, cannot_write, identity_of
@@ -104,80 +106,120 @@ def evaluate_run(
     teacher: Path | None = None,
     risk: float = 0.05,
     device: str = "auto",
+    data: str | None = None,
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The full report of a checkpoint on a split of the data it was trained on; see ``rekd_train.report``."""
-    pair, config = checkpoint.load(path), _config_of(path)
+    """The full report of a checkpoint on a split of its data, or of others; see ``rekd_train.report``.
+
+    Args:
+        data: a preset or file whose data take the place of the recorded ones (``rekd_train.recorded``).
+        overrides: ``key=value`` changes of the configuration.
+    """
+    pair, config = checkpoint.load(path), recorded_config(path, data, overrides)
     teacher_pair = checkpoint.load(teacher) if teacher is not None else None
     for model in (pair, teacher_pair):
         if model is not None:
             model.to(chosen_device(device))
-    data = load_data(config.data)
-    splits = {name: encode(data.splits[name], pair.preprocessor) for name in {split, "dev"}}
+    measured = data_for(pair, config)
+    splits = {name: encode(measured.splits[name], pair.preprocessor) for name in {split, "dev"}}
     report = evaluate(pair, splits, split=split, draws=draws, teacher=teacher_pair, risk=risk)
-    return {"checkpoint": str(path), "data": data.origin, **report}
+    return {"checkpoint": str(path), "data": measured.origin, **report}
 
 
-def calibrate_run(path: Path, output: Path, target: float | None = None, device: str = "auto") -> dict[str, Any]:
-    """Fit bias and temperature again, for another target rate if given."""
+def calibrate_run(
+    path: Path,
+    output: Path,
+    target: float | None = None,
+    device: str = "auto",
+    *,
+    data: str | None = None,
+    overrides: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Fit bias and temperature again, for another target rate if given; see ``evaluate_run``."""
     checkpoint.check_output(output)
-    pair, config, data, splits = _reopen(path, device)
+    pair, config, examples, splits = _reopen(path, device, data, overrides)
     if target is not None:
+        if not 0 < target <= 1:
+            raise ConfigError(f"target is {target}; it must be a share of the features, above 0 and at most 1")
         selection = config.selection.model_dump() | {"target": target}
         if selection["budget"] is not None:
             selection["budget"] = max(selection["budget"], target)
         config = RunConfig.model_validate(config.model_dump() | {"selection": selection})
     calibrate_pair(config, pair, splits["dev"])
-    return _finish(pair, output, config, data, splits)
+    return _finish(pair, output, config, examples, splits, path)
 
 
 def compact_run(
-    path: Path, output: Path, *, teacher: Path | None = None, observer: Observer | None = None, device: str = "auto"
+    path: Path,
+    output: Path,
+    *,
+    teacher: Path | None = None,
+    epochs: float | None = None,
+    observer: Observer | None = None,
+    device: str = "auto",
+    data: str | None = None,
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Fine-tune a checkpoint's predictor on gathered tokens, selector frozen."""
+    """Fine-tune a checkpoint's predictor on gathered features, selector frozen; see ``evaluate_run``.
+
+    Args:
+        epochs: how long; None: as the checkpoint's own configuration says.
+    """
     checkpoint.check_output(output)
-    pair, config, data, splits = _reopen(path, device)
+    pair, config, examples, splits = _reopen(path, device, data, overrides)
+    if epochs is not None:
+        config = config.model_copy(update={"stages": config.stages.model_copy(update={"compact_epochs": epochs})})
     teacher_pair = checkpoint.load(teacher) if teacher is not None else None
     compact_pair(config, pair, splits["train"], splits["dev"], teacher=teacher_pair, observer=observer)
-    return _finish(pair, output, config, data, splits)
+    return _finish(pair, output, config, examples, splits, path)
 
 
-def _reopen(path: Path, device: str):
-    pair, config = checkpoint.load(path).to(chosen_device(device)), _config_of(path)
-    data = load_data(config.data)
-    return pair, config, data, encode_splits(data, pair.preprocessor, config.data)
+def _reopen(path: Path, device: str, data: str | None, overrides: Sequence[str]):
+    pair, config = checkpoint.load(path).to(chosen_device(device)), recorded_config(path, data, overrides)
+    examples = data_for(pair, config)
+    return pair, config, examples, encode_splits(examples, pair.preprocessor, config.data)
 
 
-def _finish(pair: Rationalizer, output: Path, config: RunConfig, data: DataSet, splits) -> dict[str, Any]:
+def _finish(
+    pair: Rationalizer, output: Path, config: RunConfig, data: DataSet, splits: dict[str, Split], source: Path
+) -> dict[str, Any]:
     metrics = {name: measure(pair, splits[name]) for name in ("dev", "test")}
-    _save(pair, output, config, data, metrics)
+    origins = checkpoint.read_description(source).get("training", {}).get("origins", ())
+    _save(pair, output, config, data, metrics, origins)
     return metrics
 
 
-def _save(pair: Rationalizer, output: Path, config: RunConfig, data: DataSet, metrics: dict[str, Any]) -> None:
+def _save(
+    pair: Rationalizer,
+    output: Path,
+    config: RunConfig,
+    data: DataSet,
+    metrics: dict[str, Any],
+    origins: Sequence[str] = (),
+) -> None:
+    """``origins`` are those of the checkpoint that this one was made from."""
+    networks = {role: getattr(pair, role).backbone.settings for role in ("selector", "predictor")}
+    config = config.model_copy(update=networks)  # with the sizes that pretrained weights brought
     try:
         checkpoint.save(
             pair,
             output,
             metrics=metrics,
             training={
-                "name": config.name, "config": config.model_dump(), "origins": [data.origin, *weight_origins(config)],
+                "name": config.name,
+                "config": config.model_dump(),
+                "origins": list(dict.fromkeys([*origins, data.origin, *weight_origins(config)])),
             },
             **checkpoint_examples(data, pair.preprocessor),
-        )  # fmt: skip
+        )
     except (OSError, SafetensorError) as error:
         raise CheckpointError(cannot_write(output, error)) from error
-
-
-def _config_of(path: Path) -> RunConfig:
-    training = checkpoint.read_description(path)["training"]
-    if "config" not in training:
-        raise CheckpointError(f"{path} does not record the run it comes from, so its data set is unknown")
-    return RunConfig.model_validate(training["config"])
 
 
 def _start_from(pair: Rationalizer, start: Rationalizer, path: Path) -> None:
     for role in ("selector", "predictor"):
         mine, theirs = getattr(pair, role), getattr(start, role)
-        if mine.backbone.settings.model_dump() != theirs.backbone.settings.model_dump():
+        sizes = [m.backbone.settings.model_dump(exclude={"weights", "word_embeddings"}) for m in (mine, theirs)]
+        if sizes[0] != sizes[1]:
             raise ConfigError(f"the {role} of {path} has other sizes than this run's; warm starts need the same")
         mine.load_state_dict(theirs.state_dict())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from skips import pytest_runtest_makereport  # noqa: F401  the hook, for every test
@@ -136,3 +139,23 @@ def repository(artefacts, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from rekd_deploy.repository import write_repository
 
     return write_repository(artefacts, tmp_path_factory.mktemp("repository") / "python")
+
+
+def idx(array: np.ndarray) -> bytes:
+    """An array of bytes as an IDX file holds it."""
+    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def fashion_folder(root: Path, count: int = 60, packed: bool = True) -> Path:
+    """Files like Fashion-MNIST's, random pixels."""
+    root.mkdir(exist_ok=True)
+    generator = np.random.default_rng(0)
+    for prefix in ("train", "t10k"):
+        for name, array in (
+            ("images-idx3", generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)),
+            ("labels-idx1", (np.arange(count) % 10).astype(np.uint8)),
+        ):
+            content = idx(array)
+            name = f"{prefix}-{name}-ubyte"
+            (root / f"{name}.gz").write_bytes(gzip.compress(content)) if packed else (root / name).write_bytes(content)
+    return root

@@ -47,21 +47,22 @@ HOUSE = {
         rekd_train.loop rekd_train.training
     """,
     "checkpoint": "rekd_train.model_card rekd_train.checkpoint rekd_train.checkpoint_examples rekd_train.official",
-    "runs": "rekd_train.runs",
-    "training commands": "rekd_train rekd_train.command rekd_train.cli",
+    "runs": "rekd_train.recorded rekd_train.runs",
+    "training commands": "rekd_train rekd_train.command rekd_train.cli_library rekd_train.cli",
     "signature": "rekd_deploy.errors rekd_deploy.signature rekd_deploy.artefacts rekd_deploy.text_source",
     "engines": "rekd_deploy.engines rekd_deploy.engines.base rekd_deploy.engines.onnxruntime",
     "export": """
-        rekd_deploy.examples rekd_deploy.graphs rekd_deploy.onnx_model rekd_deploy.parity rekd_deploy.parity_cases
-        rekd_deploy.manifest rekd_deploy.export
+        rekd_deploy.examples rekd_deploy.graphs rekd_deploy.onnx_model rekd_deploy.onnx_lstm rekd_deploy.fusion
+        rekd_deploy.parity rekd_deploy.parity_cases rekd_deploy.manifest rekd_deploy.export
     """,
     "repository": """
         rekd_deploy.served rekd_deploy.triton_config rekd_deploy.config_rules rekd_deploy.triton_model
         rekd_deploy.repository rekd_deploy.publish
     """,
-    "server": "rekd_deploy.triton_wheel rekd_deploy.server",
+    "server": "rekd_deploy.processes rekd_deploy.triton_wheel rekd_deploy.server",
     "client": """
         rekd_deploy.batching rekd_deploy.transport rekd_deploy.client rekd_deploy.pipeline rekd_deploy.render
+        rekd_deploy.render_image
         rekd_deploy
     """,
     "demo": "rekd_deploy.stages rekd_deploy.agreement rekd_deploy.demo",
@@ -229,7 +230,7 @@ def test_help_shows_examples_that_start_with_the_command(command, capsys, monkey
     module, _ = entry_points()[command].split(":")
     app = importlib.import_module(module).app
     names = [info.name or info.callback.__name__ for info in app.registered_commands]
-    for arguments in [[]] if len(names) == 1 else [[name] for name in names]:
+    for arguments in [[]] if len(names) == 1 else [[], *([name] for name in names)]:
         monkeypatch.setattr(sys, "argv", [command])
         with pytest.raises(SystemExit) as request:
             run(app, [*arguments, "--help"])
@@ -253,6 +254,12 @@ def test_extras_keep_to_their_own():
     assert names(extras["gpu"]) == {"onnxruntime-gpu"}
     assert {"nvidia-pytriton==0.7.0", "numpy<2"} <= set(extras["serve"])
     assert not [name for name in names(extras["dev"]) if name.startswith("tensorrt")], "it does not install everywhere"
+
+
+@pytest.mark.parametrize("path", sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")))
+def test_an_extra_that_is_asked_for_exists(path):
+    named = re.findall(r"MissingExtraError\([^()]*\"([a-z-]+)\"\)", path.read_text(encoding="utf-8"))
+    assert set(named) <= set(project()["optional-dependencies"])
 
 
 # facades tell the truth

@@ -51,9 +51,9 @@ def test_commands_and_make_targets_in_the_readme_exist():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
     assert set(re.findall(r"`(rekd-\w+)", readme)) == set(scripts)
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for document in DOCUMENTS:
-        named = set(re.findall(r"(?:^|`)make (\w+)", document.read_text(encoding="utf-8"), re.MULTILINE))
+        named = set(re.findall(r"(?:^|`)make ([\w-]+)", document.read_text(encoding="utf-8"), re.MULTILINE))
         assert named <= targets, document.name
 
 
@@ -62,7 +62,7 @@ def test_subcommands_in_the_readme_exist():
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     names = {info.name or info.callback.__name__ for info in app.registered_commands}
-    assert set(re.findall(r"`rekd-train (\w+)", readme)) == names
+    assert set(re.findall(r"`rekd-train ([\w-]+)", readme)) == names
 
 
 def test_extras_in_the_readme_exist():

@@ -365,7 +365,28 @@ def test_make_runs_in_the_environment_whatever_surrounds_it(machine, target, cal
     assert done.returncode == 0, done.stderr
     (line,) = machine.calls(call)
     assert line.endswith("[]"), line
-    assert machine.calls("-m pip")[-1].count(".[cpu,demo,") == 1
+    installed = machine.calls("-m pip")[-1].partition(".[")[2].partition("]")[0].split(",")
+    assert {"cpu", "demo", "serve"} <= set(installed)
+
+
+def images_preflight(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """The script as it is, but for the folder that it looks into."""
+    script = (ROOT / "scripts" / "preflight_images.sh").read_text(encoding="utf-8")
+    assert script.count("/usr/share/datasets/fashion-mnist") == 1
+    script = script.replace("/usr/share/datasets/fashion-mnist", str(folder))
+    return subprocess.run(["sh", "-c", script, "sh", *arguments], capture_output=True, text=True)
+
+
+def test_missing_images_are_told_in_one_line_before_anything_is_made(tmp_path):
+    missing = images_preflight(tmp_path)
+    assert missing.returncode == 1 and missing.stderr.count("\n") == 1
+    assert "apt-get install dataset-fashion-mnist" in missing.stderr and "data.path=DIR" in missing.stderr
+    assert images_preflight(tmp_path, "--set", "data.path=elsewhere").returncode == 0
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        assert images_preflight(tmp_path).returncode == 1
+        (tmp_path / f"{name}-ubyte.gz").touch()
+    done = images_preflight(tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # skips in CI

@@ -1,4 +1,4 @@
-"""make demo: the whole chain, with a short report at the end."""
+"""make demo, make demo-images: the whole chain, with a short report at the end."""
 
 from __future__ import annotations
 
@@ -13,25 +13,29 @@ _SHORT = 600
 """Characters of the reviews that are shown, if there are enough of them."""
 
 app = application(
-    help="Train, distil, export, serve and query on real movie reviews; finished stages are reused.",
-    epilog=examples("python -m rekd_deploy.cli.demo --output runs/demo"),
+    help="Train, distil, export, serve and query on real movie reviews or images; finished stages are reused.",
+    epilog=examples(
+        "python -m rekd_deploy.cli.demo --output runs/demo",
+        "python -m rekd_deploy.cli.demo --images --output runs/demo-images",
+    ),
 )
 
 
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where everything goes.")] = Path("runs/demo"),
-    queries: Annotated[int, typer.Option(min=5, help="Held-out reviews sent through the server.")] = 200,
+    images: Annotated[bool, typer.Option("--images", help="Fashion-MNIST in place of movie reviews.")] = False,
+    queries: Annotated[int, typer.Option(min=5, help="Held-out examples sent through the server.")] = 200,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change both presets.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    from rekd_deploy.demo import Demo, run_demo
+    from rekd_deploy.demo import IMAGES, REVIEWS, Demo, run_demo
     from rekd_deploy.stages import Stages
     from rekd_train.cli import progress_bars
 
-    settings = Demo(output, queries, tuple(overrides or ()))
+    settings = Demo(output, queries, tuple(overrides or ()), IMAGES if images else REVIEWS)
 
     def announce(name: str, reused: bool) -> None:
         typer.echo(f"{'reused ' if reused else 'running'}  {name.replace('_', ' ')}", err=True)
@@ -49,15 +53,17 @@ def _show(settings, report: dict) -> None:
     from rich.table import Table
 
     from rekd_deploy.demo import MODELS, served_predictions
-    from rekd_deploy.render import plain_text, terminal_text
+    from rekd_deploy.render import plain_text, shows_colours, terminal_text
 
     console = Console(highlight=False, markup=False, emoji=False)
+    show = terminal_text if shows_colours(console) else plain_text
     answers = served_predictions(settings)
     short = [answer for answer in answers if len(answer.text) <= _SHORT]
     for answer in [*short, *answers][:5]:
-        console.print(terminal_text(answer) if console.is_terminal else plain_text(answer), end="\n\n", soft_wrap=True)
-    table = Table(title="On the held-out test reviews, noise-free", title_justify="left")
-    for column in ("model", "accuracy", "words kept"):
+        console.print(show(answer), end="\n\n", soft_wrap=True)
+    subject = settings.subject
+    table = Table(title=f"On the held-out test {subject.items}, noise-free", title_justify="left")
+    for column in ("model", "accuracy", f"{subject.features} kept"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for name in MODELS:
         figures = report[name]
@@ -65,17 +71,18 @@ def _show(settings, report: dict) -> None:
     console.print(table)
     query = report["query"]
     console.print(
-        f"{query['n']} reviews through Triton: p50 {query['p50_ms']:.1f} ms a query; answers equal to the in-process "
-        f"pipeline {query['agree_pipeline']}/{query['n']}, to PyTorch {query['agree_torch']}/{query['n']}"
+        f"{query['n']} {subject.items} through Triton: p50 {query['p50_ms']:.1f} ms a query; answers equal to the "
+        f"in-process pipeline {query['agree_pipeline']}/{query['n']}, to PyTorch {query['agree_torch']}/{query['n']}"
     )
     console.print(f"Training, export and queries took {sum(report['seconds'].values()):.0f} s.")
     root = settings.root
     console.print(
         f"Report {root}/report.json · checkpoint {root}/student · repository {root}/model_repository", soft_wrap=True
     )
+    texts = subject.items == "reviews"
+    question = 'rekd-query "What a film!"' if texts else "rekd-query --image FILE.png"
     console.print(
-        f'Next: rekd-serve {root}/model_repository   and in another terminal   rekd-query "What a film!"',
-        soft_wrap=True,
+        f"Next: rekd-serve {root}/model_repository   and in another terminal   {question}", soft_wrap=True
     )
 
 

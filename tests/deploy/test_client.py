@@ -76,7 +76,7 @@ class _Late(Future):
 @pytest.fixture
 def parameters(rationalizer):
     return ServedDescription.of(
-        rationalizer.preprocessor, tuple(rationalizer.labels), rationalizer.capacity
+        rationalizer.preprocessor, tuple(rationalizer.labels)
     ).to_parameters()
 
 
@@ -111,7 +111,7 @@ def test_a_few_requests_are_on_their_way_at_once(client, server):
     assert server.most_open == IN_FLIGHT
 
 
-@pytest.mark.parametrize("texts", [[], [""], ["good", "  \n"], ["\ud800"], [b"bytes"], "just one"])
+@pytest.mark.parametrize("texts", [[], [""], ["good", "  \n"], ["\ud800"], [b"bytes"], "just one", None, iter("ab")])
 def test_bad_texts_are_refused_before_anything_is_sent(client, server, texts):
     with pytest.raises(InputError):
         client.predict(texts)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from conftest import fashion_folder
 
-from rekd_deploy.demo import MODELS, Demo, run_demo, served_predictions
+from rekd_deploy.demo import IMAGES, MODELS, Demo, run_demo, served_predictions
 from rekd_deploy.stages import Stages
 from rekd_train.training import Silent
 
@@ -49,3 +50,19 @@ def test_a_second_run_does_nothing_again(demo: Demo, report: dict):
     again = run_demo(demo, Stages(demo.root, lambda name, reused: heard.append(reused)), Silent())
     assert all(heard)
     assert again == report
+
+
+def test_the_chain_on_images(tmp_path):
+    pytest.importorskip("timm")
+    settings = (
+        f"data.path={fashion_folder(tmp_path / 'f', 200)}", "data.train_examples=100", "data.test_examples=40",
+        "stages.classifier_epochs=1", "stages.rationale_epochs=1", "stages.compact_epochs=1",
+        *(f"{role}.{size}" for role in ("selector", "predictor") for size in ("layers=1", "width=16")),
+    )  # fmt: skip
+    demo = Demo(tmp_path / "demo", queries=6, overrides=settings, subject=IMAGES)
+    report = run_demo(demo, Stages(demo.root), Silent())
+    assert report["query"]["n"] == report["query"]["agree_pipeline"] == report["query"]["agree_torch"] == 6
+    assert report["classifier"]["rate"] == 1.0 and 0.1 < report["student"]["rate"] <= 0.25
+    assert report["evaluation"]["examples"] == 40
+    for answer in served_predictions(demo):
+        assert answer.rationale and all(0 <= patch.row < 7 for patch in answer.rationale)

@@ -35,7 +35,7 @@ def test_json_is_one_document_and_nothing_else(published):
     root, done = published
     document = json.loads(done.stdout)
     assert document["repository"] == str(root)
-    assert document["parity"]["source"] == "file" and document["parity"]["texts"] == 2
+    assert document["parity"]["source"] == "file" and document["parity"]["examples"] == 2
     assert set(document["seconds"]) == {"load", "selector", "predictor", "parity", "repository"}
     assert document["artefacts"]["selector"]["bytes"] == (root / "rekd_selector/1/model.onnx").stat().st_size
     assert json.loads((root / "manifest.json").read_text())["parity"] == document["parity"]
@@ -64,7 +64,7 @@ def test_a_failing_gate_leaves_the_old_repository(checkpoint, tmp_path, monkeypa
     root.mkdir()
     (root / "manifest.json").write_text("old")
     monkeypatch.setattr(rekd_deploy.export, "check_parity", refuse)
-    monkeypatch.setattr(rekd_deploy.export, "export_pair", lambda *a, **k: (tmp_path / "a", tmp_path / "b"))
+    monkeypatch.setattr(rekd_deploy.export, "export_graphs", lambda *a, **k: {"selector": 0, "predictor": 0})
     with pytest.raises(ParityError):
         publish(checkpoint, root)
     assert (root / "manifest.json").read_text() == "old"
@@ -82,7 +82,7 @@ def test_the_table_names_artefacts_figures_and_the_repository(artefacts, tmp_pat
     with console.capture() as shown:
         console.print(*_summary(Publication(tmp_path, artefacts.manifest, seconds)), sep="\n")
     text = shown.get()
-    for expected in ("selector.onnx", "predictor.onnx", "kB", "fp32", "limit 1e-04", "0 of ", "1.2", "made from the"):
+    for expected in ("selector.onnx", "predictor.onnx", "kB", "fp32", "limit 1e-04", "0 of ", "1.2", "made up"):
         assert expected in text
 
 

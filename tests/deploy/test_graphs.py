@@ -9,7 +9,7 @@ from torch import nn
 from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.errors import ExportError
 from rekd_deploy.export import onnx_from_module
-from rekd_deploy.graphs import CompactPredictorGraph, SelectorGraph
+from rekd_deploy.graphs import CompactPredictorGraph, SelectorGraph, ZeroPredictorGraph
 from rekd_deploy.parity import wrong_handovers
 from rekd_deploy.parity_cases import constructed_inputs, constructed_scores
 from rekd_deploy.signature import BATCH, LENGTH, GraphSignature, TensorSpec
@@ -77,9 +77,11 @@ def test_a_rule_that_keeps_every_position_shows_cls_once_and_has_a_slot_for_each
     torch.testing.assert_close(logits, expected, atol=2e-5, rtol=0)
 
 
-def test_a_zero_mode_predictor_is_refused_with_the_way_out():
+def test_a_predictor_is_not_served_with_the_other_operator():
     with pytest.raises(ExportError, match="operator 'zero'.*rekd-train compact"):
         CompactPredictorGraph(make_rationalizer(operator="zero"))
+    with pytest.raises(ExportError, match="operator 'compact'; served with 'zero'"):
+        ZeroPredictorGraph(make_rationalizer())
 
 
 class _Decision(nn.Module):
@@ -87,8 +89,8 @@ class _Decision(nn.Module):
         super().__init__()
         self.policy, self.capacity = policy, capacity
 
-    def forward(self, scores, selectable):
-        mask = apply_policy(scores, selectable, self.policy, self.capacity)
+    def forward(self, *tensors):
+        mask = apply_policy(*tensors, self.policy, self.capacity)
         return mask, *kept_positions(mask, self.capacity)
 
 

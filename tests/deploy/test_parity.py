@@ -85,8 +85,8 @@ FLOAT, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
 def test_the_models_own_graphs_pass(rationalizer, artefacts, examples):
     report = check_parity(rationalizer, artefacts.selector, artefacts.predictor, examples)
     assert report.failures() == []
-    assert report.texts == len(examples.texts) and report.constructed_rows > 100
-    assert report.positions > report.texts
+    assert report.examples == len(examples.items) and report.constructed_rows > 100
+    assert report.positions > report.examples
     assert 0 < report.score_difference <= 1e-4 and report.logit_difference <= 1e-4
     assert report.flipped_positions == report.rule_violations == report.handover_violations == 0
     assert report.label_disagreements == 0
@@ -163,11 +163,11 @@ def test_differences_that_are_no_numbers_never_pass():
 
 def test_texts_come_from_the_file_else_the_checkpoint_else_the_vocabulary(rationalizer, tmp_path):
     made = parity_examples(tmp_path, rationalizer.preprocessor)
-    assert made.source == "vocabulary" and made == parity_examples(tmp_path, rationalizer.preprocessor)
-    encoded = rationalizer.preprocessor(made.texts)
+    assert made.source == "generated" and made == parity_examples(tmp_path, rationalizer.preprocessor)
+    encoded = rationalizer.preprocessor(made.items)
     assert any(encoded.truncated) and min(len(encoding.ids) for encoding in encoded.encodings) == 3
     (tmp_path / "examples.jsonl").write_text("")
-    assert parity_examples(tmp_path, rationalizer.preprocessor).source == "vocabulary", "an empty file is none"
+    assert parity_examples(tmp_path, rationalizer.preprocessor).source == "generated", "an empty file is none"
     (tmp_path / "examples.jsonl").write_text('{"text": "good", "label": "positive"}\n' * 300)
     own = parity_examples(tmp_path, rationalizer.preprocessor)
     assert own == Examples(["good"] * 200, "checkpoint")

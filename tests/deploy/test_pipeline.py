@@ -50,6 +50,8 @@ def test_batches_are_of_one_padded_length_and_cover_every_text(rationalizer):
     [
         ([], "the list of texts is empty"),
         ("good", "texts is str"),
+        (None, "texts is NoneType"),
+        ((text for text in ["good"]), "texts is generator"),
         (["good", "bad", " "], "text 2 is only white space"),
         (["good", "bad", "\u200b"], "text 2 holds no word"),
         (["good", 7], "text 1 is int"),

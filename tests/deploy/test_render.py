@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from rich.console import Console
 
-from rekd_deploy.render import HIGHLIGHT, html_fragment, plain_text, segments, summary, terminal_text
+from rekd_deploy.render import HIGHLIGHT, html_fragment, plain_text, segments, shows_colours, summary, terminal_text
 from rekd_train.prediction import Prediction, Span
 
 
@@ -37,6 +38,16 @@ def test_terminal_highlights_exactly_the_rationale():
     assert text.plain == "positive  87.5%  from 10.0% of its tokens\na good [film] :smile:"
     marked = [text.plain[span.start : span.end] for span in text.spans if span.style == HIGHLIGHT]
     assert marked == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("terminal", "environment", "expected"),
+    [(True, {"TERM": "xterm-256color"}, True), (False, {"TERM": "xterm-256color"}, False),
+     (True, {"TERM": "xterm-256color", "NO_COLOR": "1"}, False), (True, {"TERM": "dumb"}, False)],
+)  # fmt: skip
+def test_a_highlight_needs_a_terminal_that_shows_it(terminal, environment, expected):
+    console = Console(force_terminal=terminal, _environ=environment)
+    assert shows_colours(console) is expected
 
 
 def test_plain_text_marks_with_brackets():

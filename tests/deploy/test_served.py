@@ -15,7 +15,7 @@ from rekd_deploy.served import ServedDescription
 
 @pytest.fixture(scope="module")
 def description(rationalizer) -> ServedDescription:
-    return ServedDescription.of(rationalizer.preprocessor, tuple(rationalizer.labels), rationalizer.capacity)
+    return ServedDescription.of(rationalizer.preprocessor, tuple(rationalizer.labels))
 
 
 def test_parameters_round_trip(description, rationalizer):
@@ -28,7 +28,7 @@ def test_parameters_round_trip(description, rationalizer):
     assert all((ours[name] == theirs[name]).all() for name in theirs)
 
 
-@pytest.mark.parametrize("key", ["labels", "preprocessing", "tokenizer", "preprocessing_sha256", "capacity"])
+@pytest.mark.parametrize("key", ["labels", "preprocessing", "tokenizer", "preprocessing_sha256"])
 def test_missing_parameter_is_named(description, key):
     parameters = description.to_parameters()
     del parameters[key]
@@ -46,7 +46,6 @@ def test_missing_parameter_is_named(description, key):
         ("preprocessing", '{"kind": "text", "max_length": 8, "lengths": [], "unknown": 1}'),
         ("tokenizer", "not base64!"),
         ("tokenizer", "QUJD"),
-        ("capacity", "many"),
     ],
 )
 def test_unreadable_parameter(description, key, value):

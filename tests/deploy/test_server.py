@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rekd_deploy import triton_wheel
-from rekd_deploy.errors import RepositoryError, ServerError
+from rekd_deploy.errors import EngineError, RepositoryError, ServerError
 from rekd_deploy.server import TritonServer, settled_ports
 from rekd_train.errors import MissingExtraError
 
@@ -121,6 +121,18 @@ def test_death_later_is_noticed(start):
             server.check_alive()
 
 
+def test_death_of_a_process_behind_the_server_is_noticed(start, tmp_path):
+    child = "import subprocess\nc = subprocess.Popen(['sleep', '60'])\n"
+    child += f"open({str(tmp_path / 'child')!r}, 'w').write(str(c.pid))\n"
+    with start(child + READY) as server:
+        server.check_alive()
+        os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
+        with pytest.raises(ServerError, match="a process that runs one of the models has died"):
+            for _ in range(100):
+                time.sleep(0.02)
+                server.check_alive()
+
+
 def test_never_ready(start):
     server = start("import time\nprint('still loading', flush=True)\ntime.sleep(60)", timeout=1.0)
     with pytest.raises(ServerError, match=r"not ready after 1 s(.|\n)*still loading"):
@@ -224,6 +236,12 @@ def test_missing_onnxruntime(installed, monkeypatch):
     found = triton_wheel.util.find_spec
     monkeypatch.setattr(triton_wheel.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name))
     with pytest.raises(MissingExtraError, match=r"pip install 'rekd\[cpu\]'"):
+        triton_wheel.find_wheel()
+
+
+def test_both_flavours_of_onnxruntime(installed, monkeypatch):
+    monkeypatch.setattr("rekd_deploy.engines.onnxruntime._is_installed", lambda distribution: True)
+    with pytest.raises(EngineError, match="both installed"):
         triton_wheel.find_wheel()
 
 

@@ -31,6 +31,8 @@ def single() -> typer.Typer:
             Path("/nonexistent/file").read_text()
         if text == "socket":
             raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        if text == "module":
+            import a_library_that_is_not_there.part  # noqa: F401
         if text == "three":
             raise typer.Exit(3)
         sys.stdout.write(text * count + "\n")
@@ -94,6 +96,12 @@ def test_a_file_that_cannot_be_read_is_named(capsys):
     assert (code, err) == (1, "error: /nonexistent/file: No such file or directory\n")
 
 
+def test_a_library_that_is_not_installed_is_named(capsys):
+    code, out, err = outcome(capsys, single(), "module")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: the Python package 'a_library_that_is_not_there' is not installed; fix: pip install")
+
+
 def test_interrupt_is_130_with_a_short_line(capsys):
     assert outcome(capsys, single(), "interrupt") == (130, "", "interrupted\n")
 
@@ -118,6 +126,10 @@ def test_an_unknown_subcommand_is_2(capsys):
 @pytest.mark.parametrize("make", [single, group])
 def test_version(capsys, make):
     assert outcome(capsys, make(), "--version") == (0, f"rekd {__version__}\n", "")
+
+
+def test_every_subcommand_has_the_version(capsys):
+    assert outcome(capsys, group(), "second", "--version") == (0, f"rekd {__version__}\n", "")
 
 
 def test_help_shows_text_examples_and_shared_options(capsys):

@@ -1,0 +1,141 @@
+"""Finished cells as a Markdown table: mean and spread over seeds, and what a difference is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from _models import from_bits
+
+from rekd_train.significance import mean_and_std, paired_bootstrap
+
+Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
+"""Result files by cell and seed."""
+
+TOLERANCE = 0.005
+"""Realised rates this close to the target are matched."""
+
+
+def accuracy_table(results: Results, rows: Sequence[tuple[str, str, float | None]]) -> list[str]:
+    """One row a model.
+
+    Args:
+        rows: cell, what to call it, and its target rate (None: it reads everything).
+    """
+    lines = [
+        "| model | accuracy | seeds | kept of real features | calibration error | median seconds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, title, target in rows:
+        found = list(results.get(name, {}).values())
+        if not found:
+            lines.append(f"| {title} | not run | 0 | | | |")
+            continue
+        rates = [each["rate"] for each in found]
+        off = target is not None and any(abs(rate - target) > TOLERANCE for rate in rates)
+        shown = "all" if target is None else f"{_percent(rates)}{' (**not matched**)' if off else ''}"
+        errors = [each["ece"] if "ece" in each else each["report"]["calibration"]["ece"] for each in found]
+        lines.append(
+            f"| {title} | {_spread([each['accuracy'] for each in found])} | {len(found)} | {shown} | "
+            f"{_spread(errors)} | {np.median([each['seconds'] for each in found]):.0f} |"
+        )
+    return lines
+
+
+def modes_table(results: Results, rows: Sequence[tuple[str, str, float | None]]) -> list[str]:
+    """How the same models answer when their scores are decided otherwise, and how they agree with their teacher."""
+    lines = [
+        "| model | stored rule | argmax | sampled | flip rate | area 5-100 % | teacher: mask Jaccard | rank corr. |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, title, _ in rows:
+        reports = [each["report"] for each in results.get(name, {}).values() if "modes" in each.get("report", {})]
+        if not reports:
+            continue
+
+        def column(*path: str, reports=reports) -> str:
+            values = [_at(report, path) for report in reports]
+            return "" if any(value is None for value in values) else f"{np.mean(values):.3f}"
+
+        def decided(mode: str, reports=reports) -> str:
+            rates = [_at(report, ("modes", mode, "rate")) for report in reports]
+            return "" if None in rates else f"{column('modes', mode, 'accuracy')} at {_percent(rates)}"
+
+        cells = [
+            title, decided("stored"), decided("argmax"), decided("sampled"), column("modes", "sampled", "flip_rate"),
+            column("curve", "area"), column("teacher", "mask_jaccard"), column("teacher", "score_rank_correlation"),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def comparison_table(results: Results, pairs: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Differences on the same seeds and test items.
+
+    Args:
+        pairs: the cell that is hoped to be better, the one it is held against, and the question.
+    """
+    lines = [
+        "| question | difference in points | standard error over seeds | each seed: difference [95 % of bootstrap] |",
+        "|---|---|---|---|",
+    ]
+    for better, other, question in pairs:
+        seeds = sorted(results.get(better, {}).keys() & results.get(other, {}).keys())
+        if not seeds:
+            continue
+        draws = []
+        for seed in seeds:
+            first, second = results[better][seed], results[other][seed]
+            if first["examples"] == second["examples"]:
+                right = [from_bits(each["correct"], each["examples"]) for each in (first, second)]
+                draws.append(paired_bootstrap(*right))
+        mean, std = mean_and_std([100 * draw["difference"] for draw in draws])
+        error = f"{std / np.sqrt(len(draws)):.2f}" if len(draws) > 1 else "one seed"
+        each = ", ".join(f"{100 * d['difference']:+.1f} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]" for d in draws)
+        lines.append(f"| {question} | {mean:+.2f} | {error} | {each} |")
+    return lines
+
+
+def truth_table(results: Results, rows: Sequence[tuple[str, str, float | None]]) -> list[str]:
+    """Where the deciding region is known: does the rationale lie in it?"""
+    lines = [
+        "| model | kept patches in the true tile | share of the tile kept | kept / size of the tile |",
+        "|---|---|---|---|",
+    ]
+    for name, title, _ in rows:
+        found = [
+            each["report"]["truth"] for each in results.get(name, {}).values() if "truth" in each.get("report", {})
+        ]
+        if found:
+            cells = [_percent([each[key] for each in found]) for key in ("in_truth", "truth_kept", "truth_size_used")]
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+    return lines
+
+
+def provenance(results: Results, command: str) -> list[str]:
+    """The command, the machines and the versions that made the figures."""
+    found = {
+        "; ".join(f"{key} {value}" for key, value in each["environment"].items())
+        for seeds in results.values()
+        for each in seeds.values()
+    }
+    return ["```sh", command, "```", "", *(f"- {line}" for line in sorted(found))]
+
+
+def _at(report: Mapping[str, Any], path: Sequence[str]) -> Any:
+    for key in path:
+        if not isinstance(report, Mapping) or key not in report:
+            return None
+        report = report[key]
+    return report
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean, std = mean_and_std(values)
+    return f"{mean:.4f} ± {std:.4f}" if len(values) > 1 else f"{mean:.4f}"
+
+
+def _percent(values: Sequence[float]) -> str:
+    mean, std = mean_and_std(values)
+    return f"{mean:.2%} ± {100 * std:.2f}" if len(values) > 1 else f"{mean:.2%}"

@@ -1,0 +1,57 @@
+"""One tiny pair of each kind that can be exported, for the tests of export and serving."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from conftest import make_image_rationalizer, make_rationalizer, tiny_tokenizer_json
+
+from rekd_train.config import BackboneConfig
+from rekd_train.models.base import Predictor, Selector
+from rekd_train.models.families import build_backbone
+from rekd_train.models.rationalizer import Rationalizer
+from rekd_train.policy import PAPER_POLICY, SelectionPolicy
+from rekd_train.preprocess import TextPreprocessor, TextSettings
+
+
+def make_bilstm(operator: str = "compact") -> Rationalizer:
+    """A random pair of LSTMs."""
+    torch.manual_seed(4)
+    preprocessor = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=48, lengths=(16, 32)))
+    sizes = {"family": "bilstm", "vocabulary": preprocessor.vocabulary_size, "heads": 1}
+    selector = Selector(build_backbone(BackboneConfig(layers=1, width=8, **sizes), preprocessor.special_ids))
+    backbone = build_backbone(BackboneConfig(layers=2, width=12, **sizes), preprocessor.special_ids)
+    predictor = Predictor(backbone, 2, operator)
+    with torch.no_grad():  # random weights give answers too alike to tell apart
+        for weights in (*predictor.backbone.parameters(), selector.head[-1].weight, predictor.head[-1].weight):
+            weights.mul_(4)
+    policy = SelectionPolicy(bias=0.0, budget=0.4, minimum=1)
+    return Rationalizer(selector, predictor, policy, preprocessor, ["negative", "positive"]).eval()
+
+
+KINDS = {
+    "bert": make_rationalizer,
+    "bert-zero": lambda: make_rationalizer(operator="zero"),
+    "bert-paper": lambda: make_rationalizer(operator="zero", policy=PAPER_POLICY),
+    "bilstm": make_bilstm,
+    "bilstm-zero": lambda: make_bilstm("zero"),
+    "vit": make_image_rationalizer,
+    "vit-paper": lambda: make_image_rationalizer(operator="zero", policy=PAPER_POLICY),
+}
+
+
+def some_images(count: int = 9, height: int = 16, width: int = 12) -> list[np.ndarray]:
+    """Grey uint8 images (height, width)."""
+    return list(np.random.default_rng(3).integers(0, 256, (count, height, width), dtype=np.uint8))
+
+
+def assert_same_answers(answers, expected) -> None:
+    """Predictions agree in everything that is discrete, and closely in the rest."""
+    assert len(answers) == len(expected)
+    for answer, wanted in zip(answers, expected, strict=True):
+        assert (answer.text, answer.label, answer.rate) == (wanted.text, wanted.label, wanted.rate)
+        for part, other in zip(answer.rationale, wanted.rationale, strict=True):
+            assert abs(part.score - other.score) <= 1e-4
+            mine, theirs = vars(part) | {"score": 0}, vars(other) | {"score": 0}
+            assert type(part) is type(other) and mine == theirs
+        np.testing.assert_allclose([*answer.probabilities.values()], [*wanted.probabilities.values()], atol=1e-4)

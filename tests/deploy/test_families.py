@@ -1,0 +1,107 @@
+"""Every family and both operators, from the checkpoint to an answer without a server."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+from families import KINDS, assert_same_answers, some_images
+
+from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
+from rekd_deploy.errors import ExportError, ParityError
+from rekd_deploy.examples import Examples
+from rekd_deploy.export import export
+from rekd_deploy.parity import check_single_parity
+from rekd_deploy.pipeline import Pipeline
+from rekd_deploy.repository import write_repository
+from rekd_train.checkpoint import save
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def family(request, tmp_path_factory):
+    """A model, its export with the single graph, and its repository."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = KINDS[request.param]()
+    (folder / "work").mkdir()
+    artefacts = export(save(model, folder / "checkpoint"), folder / "work", single_graph=True)
+    return model, artefacts, write_repository(artefacts, folder / "repository")
+
+
+def items(model, texts):
+    if model.preprocessor.settings.kind == "text":
+        return [*texts, *reversed(texts)]
+    return [*some_images(), *some_images(2, height=40, width=30)]
+
+
+@pytest.mark.parametrize("single_graph", [False, True], ids=["two steps", "one graph"])
+def test_pipeline_answers_as_the_model(family, texts, single_graph):
+    model, _, repository = family
+    many = items(model, texts)
+    with Pipeline(repository, batch_size=4, single_graph=single_graph) as pipeline:
+        assert_same_answers(pipeline.predict(many), model.predict(many))
+        assert_same_answers(pipeline.predict(many[:1]), model.predict(many[:1]))
+
+
+def test_manifest_tells_the_kind_and_proves_every_graph(family):
+    model, artefacts, _ = family
+    manifest = artefacts.manifest
+    assert manifest["operator"] == model.predictor.operator
+    assert manifest["preprocessing"]["kind"] == model.preprocessor.settings.kind
+    assert set(manifest["artefacts"]) == {"selector", "predictor", "single"}
+    for parity in (manifest["parity"], manifest["single_parity"]):
+        assert parity["examples"] == 64 and parity["source"] == "generated"
+        assert parity["rule_violations"] == parity["handover_violations"] == parity["label_disagreements"] == 0
+        assert 0 < parity["score_difference"] <= 1e-4 and parity["logit_difference"] <= 1e-4
+
+
+def weights(model) -> int:
+    """Numbers in the file."""
+    return sum(onnx.numpy_helper.to_array(tensor).size for tensor in model.graph.initializer)
+
+
+def test_single_graph_has_the_ensembles_tensors_and_every_weight_once(family):
+    _, artefacts, _ = family
+    single = onnx.load(artefacts.single)
+    names = [spec.name for spec in artefacts.signature.ensemble.outputs]
+    assert [value.name for value in single.graph.output] == names == ["scores", "mask", "logits", "probabilities"]
+    tensors = [tensor.name for tensor in single.graph.initializer]
+    assert len(tensors) == len(set(tensors))
+    assert weights(single) == weights(onnx.load(artefacts.selector)) + weights(onnx.load(artefacts.predictor))
+
+
+def test_what_is_handed_over_is_no_answer(family):
+    _, artefacts, _ = family
+    handed_over = {spec.name for spec in artefacts.signature.handover}
+    assert handed_over in ({"keep"}, {"positions", "kept"})
+    assert not handed_over & {spec.name for spec in artefacts.signature.ensemble.outputs}
+    selector = onnx.load(artefacts.selector).graph
+    assert handed_over <= {output for node in selector.node for output in node.output}, "tensors of their own"
+
+
+def test_a_single_graph_of_another_model_is_refused(family, tmp_path):
+    model, artefacts, _ = family
+    other = onnx.load(artefacts.single)
+    bias = next(tensor for tensor in other.graph.initializer if tensor.name == "predictor/predictor.head.1.bias")
+    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 1, bias.name))
+    onnx.save(other, tmp_path / "single.onnx")
+    generated = items(model, ["good plot", "a dull story"])[:2]
+    with pytest.raises(ParityError, match="a class logit on the same mask"):
+        check_single_parity(model, tmp_path / "single.onnx", Examples(generated, "file"))
+
+
+def test_selector_runs_alone(family, texts):
+    model, artefacts, _ = family
+    inputs = model.preprocessor(items(model, texts)[:3]).inputs
+    with OnnxRuntimeRunner(artefacts.selector, artefacts.signature.selector, "selector") as selector:
+        assert set(selector.run(inputs)) == {spec.name for spec in artefacts.signature.selector.outputs}
+
+
+def test_a_model_without_its_tokenizer_is_refused(tmp_path):
+    from rekd_train.preprocess_token_ids import TokenIdPreprocessor, TokenIdSettings
+
+    model = KINDS["bert"]()
+    model.preprocessor = TokenIdPreprocessor(TokenIdSettings(max_length=48))
+    (tmp_path / "work").mkdir()
+    with pytest.raises(ExportError, match="'token_ids' has no tokenizer.*--tokenizer FILE"):
+        from rekd_deploy.graphs import pair_signature
+
+        pair_signature(model)

@@ -1,0 +1,80 @@
+"""Fused graphs hold no attention in pieces, see no padding, and are the same bytes each time."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from families import KINDS, some_images
+
+from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
+from rekd_deploy.export import export, export_graphs
+from rekd_deploy.fusion import fused_operators, unfused_attentions
+from rekd_deploy.graphs import pair_signature
+from rekd_train.checkpoint import save
+
+LAYERS = {"selector": 1, "predictor": 2}
+
+
+@pytest.fixture(scope="module", params=["bert", "bert-zero", "vit", "vit-paper"])
+def both(request, tmp_path_factory):
+    """A model with its graphs, fused and not."""
+    model = KINDS[request.param]()
+    graphs = {}
+    for fused in (True, False):
+        folder = tmp_path_factory.mktemp(f"{request.param}-{fused}")
+        graphs[fused] = export_graphs(model, folder, fused=fused)
+    return model, graphs
+
+
+@pytest.mark.parametrize("role", LAYERS)
+def test_no_attention_is_left_in_pieces(both, role):
+    _, graphs = both
+    plain, fused = onnx.load(graphs[False][role]), onnx.load(graphs[True][role])
+    assert len(unfused_attentions(plain)) == LAYERS[role] and not fused_operators(plain)
+    assert unfused_attentions(fused) == []
+    operators = fused_operators(fused)
+    assert operators.get("Attention", 0) + operators.get("MultiHeadAttention", 0) == LAYERS[role]
+    assert operators["BiasGelu"] == LAYERS[role] and operators["SkipLayerNormalization"] >= 1
+    assert fused.ir_version <= 10 and not any(node.op_type == "IsNaN" for node in fused.graph.node)
+
+
+def test_fused_answers_alone_as_in_a_mixed_batch_and_as_unfused(both, texts):
+    model, graphs = both
+    items = texts if model.preprocessor.settings.kind == "text" else some_images()
+    signature = pair_signature(model)
+    answers = {}
+    for fused, paths in graphs.items():
+        with (
+            OnnxRuntimeRunner(paths["selector"], signature.selector, "selector") as selector,
+            OnnxRuntimeRunner(paths["predictor"], signature.predictor, "predictor") as predictor,
+        ):
+            def answer(given, selector=selector, predictor=predictor):
+                known = dict(model.preprocessor(given).inputs)
+                for runner in (selector, predictor):
+                    known |= runner.run({spec.name: known[spec.name] for spec in runner.signature.inputs})
+                return known
+
+            together = answers[fused] = answer(items)
+            for row, item in enumerate(items):
+                alone = answer([item])
+                width = alone["mask"].shape[1]
+                np.testing.assert_array_equal(alone["mask"][0], together["mask"][row, :width])
+                assert not together["mask"][row, width:].any() or model.policy.selectable == "all"
+                np.testing.assert_allclose(alone["logits"][0], together["logits"][row], atol=2e-5)
+    np.testing.assert_array_equal(answers[True]["mask"], answers[False]["mask"])
+    np.testing.assert_allclose(answers[True]["logits"], answers[False]["logits"], atol=2e-5)
+
+
+def test_manifest_counts_what_was_fused_and_no_fuse_leaves_it(tmp_path, rationalizer):
+    checkpoint = save(rationalizer, tmp_path / "checkpoint")
+    for fused in (True, False):
+        (tmp_path / str(fused)).mkdir()
+        entry = export(checkpoint, tmp_path / str(fused), fused=fused).manifest["artefacts"]["predictor"]
+        assert entry["fused"] == ({"Attention": 2, "BiasGelu": 2, "SkipLayerNormalization": 5} if fused else {})
+
+
+def test_lstms_are_left_as_they_are(tmp_path):
+    paths = export_graphs(KINDS["bilstm"](), tmp_path)
+    assert all(fused_operators(onnx.load(path)) == {} for path in paths.values())
+    assert sum(node.op_type == "LSTM" for node in onnx.load(paths["predictor"]).graph.node) == 4

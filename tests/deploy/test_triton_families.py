@@ -1,0 +1,71 @@
+"""The real Triton on images and on a predictor that blanks: subsets of answers, both steps, the single graph."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from families import KINDS, assert_same_answers, some_images
+from test_triton_server import ANSWERS, wheel  # noqa: F401  a fixture
+
+from rekd_deploy.client import Client
+from rekd_deploy.errors import RejectedError
+from rekd_deploy.export import export
+from rekd_deploy.repository import write_repository
+from rekd_deploy.server import TritonServer
+from rekd_deploy.transport import open_transport
+from rekd_deploy.triton_config import ENSEMBLE, SINGLE
+from rekd_train.checkpoint import save
+
+pytestmark = pytest.mark.triton
+
+
+@pytest.fixture(scope="module", params=["vit", "bert-paper"])
+def served(wheel, request, tmp_path_factory):  # noqa: F811
+    """A model and a server with its ensemble and its single graph."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = KINDS[request.param]()
+    artefacts = export(save(model, folder / "checkpoint"), folder, single_graph=True)
+    root = write_repository(artefacts, folder / "repository")
+    with TritonServer(root, 0, 0, 0, log_file=folder / "log") as server:
+        yield model, server
+
+
+def items(model, texts):
+    return some_images(70, height=20, width=15) if model.preprocessor.settings.kind == "image" else texts * 14
+
+
+@pytest.mark.parametrize("name", [ENSEMBLE, SINGLE])
+def test_answers_are_the_models(served, texts, name):
+    model, server = served
+    many = items(model, texts)
+    for url in (server.grpc_url, server.http_url):
+        with Client(url, model=name) as client:
+            assert_same_answers(client.predict(many), model.predict(many))
+
+
+def test_every_subset_of_the_answers(served, texts):
+    model, server = served
+    inputs = model.preprocessor(items(model, texts)[:2]).inputs
+    transport = open_transport(server.grpc_url, 10.0)
+    whole = transport.submit(ENSEMBLE, inputs, ANSWERS).result()
+    for count in range(1, 5):
+        for names in itertools.combinations(ANSWERS, count):
+            part = transport.submit(ENSEMBLE, inputs, names).result()
+            assert set(part) == set(names)
+            for name in names:
+                np.testing.assert_array_equal(part[name], whole[name])
+    transport.close()
+
+
+def test_tensors_of_another_shape_are_refused(served):
+    model, server = served
+    is_image = model.preprocessor.settings.kind == "image"
+    bad = {"pixels": np.zeros((1, 16, 13, 1), np.uint8)} if is_image else {
+        "input_ids": np.full((1, 4), 999), "attention_mask": np.ones((1, 4), np.int64)
+    }
+    transport = open_transport(server.grpc_url, 10.0)
+    with pytest.raises(RejectedError):
+        transport.submit(ENSEMBLE, bad, ["logits"]).result()
+    transport.close()

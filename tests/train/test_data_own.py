@@ -1,0 +1,184 @@
+"""The user's own texts: every format, and what is wrong said by row before any training."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rekd_train.config import DataConfig
+from rekd_train.data import load_data
+from rekd_train.errors import DataError
+
+pandas = pytest.importorskip("pandas")
+
+ROWS = [
+    {"text": f"{'bad' if i % 2 else 'good'} text, number {i}", "label": "neg" if i % 2 else "pos"} for i in range(40)
+]
+
+
+def config(path, **settings) -> DataConfig:
+    return DataConfig(name="table", path=str(path), **{"dev_share": 0.25, "test_share": 0.25, **settings})
+
+
+def write(path, rows):
+    frame = pandas.DataFrame(rows)
+    if path.suffix == ".csv":
+        frame.to_csv(path, index=False)
+    elif path.suffix == ".tsv":
+        frame.to_csv(path, index=False, sep="\t")
+    elif path.suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+        frame.to_parquet(path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def message_of(path, **settings) -> str:
+    with pytest.raises(DataError) as caught:
+        load_data(config(path, **settings))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"])
+def test_every_format_gives_the_same_examples(tmp_path, suffix):
+    data = load_data(config(write(tmp_path / f"mine{suffix}", ROWS)))
+    assert data.label_names == ("neg", "pos")
+    assert {name: len(part) for name, part in data.splits.items()} == {"train": 20, "dev": 10, "test": 10}
+    for part in data.splits.values():
+        assert all(text.startswith("good") == bool(label) for text, label in zip(part.texts, part.labels, strict=True))
+    assert sorted(text for part in data.splits.values() for text in part.texts) == sorted(row["text"] for row in ROWS)
+    same = load_data(config(write(tmp_path / "reference.csv", ROWS)))
+    assert data.splits["dev"].texts == same.splits["dev"].texts
+
+
+def test_whole_numbers_are_classes_in_their_order(tmp_path):
+    rows = [{"text": f"text {i}", "label": i % 11} for i in range(110)]
+    for name in ("a.csv", "a.jsonl", "a.parquet"):
+        data = load_data(config(write(tmp_path / name, rows)))
+        assert data.label_names == tuple(str(i) for i in range(11))
+        assert all(int(t.split()[1]) % 11 == y for t, y in zip(*vars_of(data.splits["train"]), strict=True))
+
+
+def vars_of(part):
+    return part.texts, part.labels
+
+
+def test_columns_have_the_names_that_the_configuration_says(tmp_path):
+    path = write(tmp_path / "a.csv", [{"review": row["text"], "stars": row["label"]} for row in ROWS])
+    data = load_data(config(path, text_column="review", label_column="stars"))
+    assert data.label_names == ("neg", "pos")
+    message = message_of(path)
+    assert "no column 'text'" in message and "review, stars" in message and "data.text_column" in message
+
+
+def test_words_that_look_like_nothing_stay_words(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\nNA,NA\nNone,None\n" + "".join(f"t{i},{('NA', 'None')[i % 2]}\n" for i in range(20)))
+    assert load_data(config(path)).label_names == ("NA", "None")
+
+
+def test_splits_come_from_a_column(tmp_path):
+    rows = [row | {"part": ("train", "dev", "test")[i // 2 % 3]} for i, row in enumerate(ROWS)]
+    path = write(tmp_path / "a.csv", rows)
+    data = load_data(config(path, split_column="part"))
+    for name, part in data.splits.items():
+        assert sorted(part.texts) == sorted(row["text"] for row in rows if row["part"] == name)
+    rows[7]["part"] = "training"
+    assert "row 8" in message_of(write(path, rows), split_column="part")
+
+
+def test_splits_come_from_files_and_what_is_missing_from_training(tmp_path):
+    write(tmp_path / "train.jsonl", ROWS[:20])
+    write(tmp_path / "test.jsonl", ROWS[20:])
+    data = load_data(config(tmp_path))
+    assert {name: len(part) for name, part in data.splits.items()} == {"train": 16, "dev": 4, "test": 20}
+    (tmp_path / "train.jsonl").unlink()
+    assert "no training file" in message_of(tmp_path)
+
+
+def test_a_text_is_kept_once_where_it_measures(tmp_path):
+    write(tmp_path / "train.csv", [*ROWS[:20], ROWS[0], ROWS[30]])
+    write(tmp_path / "test.csv", ROWS[20:])
+    data = load_data(config(tmp_path))
+    assert len(data.splits["train"]) + len(data.splits["dev"]) == 20 and len(data.splits["test"]) == 20
+    assert ROWS[30]["text"] in data.splits["test"].texts
+    assert "2 duplicates dropped" in data.origin
+
+
+def test_human_rationales_travel_with_their_text(tmp_path):
+    rows = [row | {"why": [[0, 4]] if i % 4 < 2 else None} for i, row in enumerate(ROWS)]
+    cells = [row | {"why": json.dumps(row["why"]) if row["why"] else ""} for row in rows]
+    for name, content in (("a.jsonl", rows), ("a.csv", cells), ("a.parquet", rows)):
+        path = write(tmp_path / name, content)
+        data = load_data(config(path, rationale_column="why"))
+        for part in data.splits.values():
+            numbers = [int(text.split()[-1]) for text in part.texts]
+            assert part.rationales == [[(0, 4)] if number % 4 < 2 else None for number in numbers]
+    assert load_data(config(path)).splits["train"].rationales is None
+
+
+@pytest.mark.parametrize("spans", ["[[0, 999]]", "[[3, 3]]", "[[-1, 2]]", "[1, 2]", "not json"])
+def test_a_rationale_that_does_not_fit_its_text_is_named(tmp_path, spans):
+    rows = [row | {"why": ""} for row in ROWS]
+    rows[4]["why"] = spans
+    message = message_of(write(tmp_path / "a.csv", rows), rationale_column="why")
+    assert "row 5" in message and "rationale" in message
+
+
+@pytest.mark.parametrize("empty", ["", "  ", "\n"])
+def test_an_empty_text_is_named_by_its_row(tmp_path, empty):
+    rows = [dict(row) for row in ROWS]
+    rows[6]["text"] = empty
+    for name in ("a.csv", "a.jsonl", "a.parquet"):
+        message = message_of(write(tmp_path / name, rows))
+        assert "row 7" in message and "empty" in message
+
+
+def test_a_missing_label_is_named_by_its_row(tmp_path):
+    rows = [dict(row) for row in ROWS]
+    rows[2]["label"] = None
+    for name in ("a.csv", "a.jsonl", "a.parquet"):
+        assert "row 3: the label is missing" in message_of(write(tmp_path / name, rows))
+
+
+def test_labels_are_held_against_the_classes_given(tmp_path):
+    path = write(tmp_path / "a.csv", ROWS)
+    assert load_data(config(path, labels=("pos", "neg"))).label_names == ("pos", "neg")
+    message = message_of(path, labels=("pos", "neutral"))
+    assert "row 2: the label 'neg' is none of the 2 classes" in message and "data.labels" in message
+
+
+def test_one_class_is_nothing_to_learn(tmp_path):
+    assert "one class" in message_of(write(tmp_path / "a.csv", [row | {"label": "pos"} for row in ROWS]))
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    latin = tmp_path / "latin.csv"
+    latin.write_bytes("text,label\ncafé,pos\n".encode("latin-1"))
+    assert "latin.csv is not UTF-8" in message_of(latin) and "iconv" in message_of(latin)
+    latin_lines = tmp_path / "latin.jsonl"
+    latin_lines.write_bytes('{"text": "café", "label": "pos"}\n'.encode("latin-1"))
+    assert "latin.jsonl is not UTF-8" in message_of(latin_lines)
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"text": "a", "label": 1}\n{"text": \n')
+    assert "line 2" in message_of(broken)
+    ragged = tmp_path / "ragged.csv"
+    ragged.write_text("text,label\na,b\nc,d,e,f\n")
+    assert "line 3" in message_of(ragged)
+    empty = tmp_path / "empty.csv"
+    empty.write_text("text,label\n")
+    assert "holds no rows" in message_of(empty)
+    parquet = tmp_path / "broken.parquet"
+    parquet.write_bytes(b"PAR1 not really")
+    assert "broken.parquet cannot be read" in message_of(parquet)
+    assert "none of .csv" in message_of(tmp_path / "a.xlsx")
+    assert "does not exist" in message_of(tmp_path / "absent.csv")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n" + "".join(f"{row['text'].replace(',', '')},{row['label']}\n" for row in ROWS),
+                    encoding="utf-8-sig")  # fmt: skip
+    assert np.array_equal(load_data(config(path)).label_names, ("neg", "pos"))

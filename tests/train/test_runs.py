@@ -1,0 +1,143 @@
+"""Whole runs on a planted word: train, distil, calibrate, compact and evaluate meet on disk and tell the truth."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import WORDS, tiny_tokenizer_json
+
+import rekd_train
+from rekd_train import recorded, runs
+from rekd_train.config import RunConfig
+from rekd_train.data import DataSet, LabelledTexts
+from rekd_train.errors import CheckpointError, ConfigError
+from rekd_train.preprocess import TextPreprocessor, TextSettings
+
+TARGET = 0.2
+FILLING = [word for word in WORDS if word not in ("good", "bad")]
+
+
+def some_texts(count: int, seed: int) -> LabelledTexts:
+    """15 words each, one of which says the class, but for one label in ten, which is wrong."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 2, count)
+    words = generator.choice(FILLING, (count, 15)).tolist()
+    for row, label in zip(words, labels, strict=True):
+        row[int(generator.integers(15))] = ("bad", "good")[label]
+    wrong = np.arange(count) % 10 == 0
+    return LabelledTexts([" ".join(row) for row in words], np.where(wrong, 1 - labels, labels).astype(np.int64))
+
+
+@pytest.fixture(scope="module")
+def planted():
+    sizes = {"train": 256, "dev": 64, "test": 48}
+    splits = {name: some_texts(count, seed) for seed, (name, count) in enumerate(sizes.items())}
+    data = DataSet(splits=splits, label_names=("negative", "positive"), origin="made up")
+    preprocessor = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=24))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "load_data", lambda config: data)
+        patch.setattr(recorded, "load_data", lambda config: data)
+        patch.setattr(runs, "preprocessor_for", lambda config: preprocessor)
+        yield data
+
+
+def config(**changes) -> RunConfig:
+    vocabulary = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=24)).vocabulary_size
+    sizes = {"layers": 1, "width": 16, "heads": 2, "feedforward": 32, "head_width": 16, "vocabulary": vocabulary}
+    return RunConfig.model_validate(
+        {
+            "name": "toy", "data": {"max_length": 24}, "selector": sizes, "predictor": sizes,
+            "selection": {"target": TARGET, "budget": 0.3},
+            "optimisation": {"learning_rate": 1e-2, "batch_size": 16},
+            "stages": {"classifier_epochs": 8, "rationale_epochs": 8, "compact_epochs": 3},
+        }
+        | changes
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def teacher(planted, tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "teacher"
+    return output, runs.train_run(config(), output)
+
+
+@pytest.fixture(scope="module")
+def student(planted, teacher, tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "student"
+    return output, runs.train_run(config(name="student"), output, teacher=teacher[0])
+
+
+@pytest.mark.parametrize("run", ["teacher", "student"])
+def test_a_run_learns_the_planted_word_within_its_rate(run, request):
+    output, metrics = request.getfixturevalue(run)
+    assert metrics["test"]["accuracy"] > 0.8
+    assert abs(metrics["dev"]["rate"] - TARGET) < 0.05
+    assert metrics["test"]["rate_max"] <= 0.3 and metrics["test"]["empty_share"] == 0
+    assert json.loads((output / "metrics.json").read_text()).items() >= metrics.items(), "what is printed is kept"
+    pair = rekd_train.load(output)
+    assert pair.predictor.operator == "compact"
+    prediction = pair.predict(["the film was good and the plot was dark but the actor and the end"])[0]
+    assert prediction.label == "positive" and 0 < prediction.rate <= 0.3
+
+
+def test_the_checkpoint_says_where_it_comes_from(student):
+    card = (student[0] / "README.md").read_text()
+    assert "made up" in card and "# student" in card
+    examples = [json.loads(line) for line in (student[0] / "examples.jsonl").read_text().splitlines()]
+    assert len(examples) == 64 and examples[0].keys() >= {"text", "label"}
+
+
+def test_compacting_leaves_the_selector_as_it_is(planted, student, tmp_path):
+    metrics = runs.compact_run(student[0], tmp_path / "compact")
+    before, after = (rekd_train.load(path) for path in (student[0], tmp_path / "compact"))
+    for name, weight in before.selector.state_dict().items():
+        assert torch.equal(weight, after.selector.state_dict()[name]), name
+    assert before.policy == after.policy
+    assert any(not torch.equal(w, after.predictor.state_dict()[n]) for n, w in before.predictor.state_dict().items())
+    assert metrics["test"]["accuracy"] > 0.8
+
+
+def test_calibrating_fits_bias_and_temperature_again(planted, student, tmp_path):
+    metrics = runs.calibrate_run(student[0], tmp_path / "less", 0.1)
+    assert abs(metrics["dev"]["rate"] - 0.1) < 0.05
+    before, after = (rekd_train.load(path) for path in (student[0], tmp_path / "less"))
+    assert after.policy.bias < before.policy.bias
+    assert after.probability_temperature != before.probability_temperature
+
+
+@pytest.mark.parametrize("target", [0.0, -1.0, 1.5, float("nan")])
+def test_a_rate_that_is_no_share_is_refused(planted, student, tmp_path, target):
+    with pytest.raises(ConfigError, match="above 0 and at most 1"):
+        runs.calibrate_run(student[0], tmp_path / "out", target)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_holds_something_else_is_refused_before_training(planted, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
+        runs.train_run(config(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_recorded_run_of_another_version_is_named(planted, student, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(student[0], tmp_path / "copy")
+    description = json.loads((copy / "config.json").read_text())
+    description["training"]["config"]["stages"]["bogus"] = 1
+    (copy / "config.json").write_text(json.dumps(description))
+    with pytest.raises(ConfigError, match=r"stages\.bogus: unknown key"):
+        runs.calibrate_run(copy, tmp_path / "out")
+    del description["training"]
+    (copy / "config.json").write_text(json.dumps(description))
+    with pytest.raises(CheckpointError, match="does not record the run"):
+        runs.calibrate_run(copy, tmp_path / "out")
+
+
+def test_a_classifier_keeps_everything(planted, tmp_path):
+    stages = {"classifier_epochs": 8, "rationale_epochs": 0, "compact_epochs": 0, "masked_share": 0.0}
+    metrics = runs.train_run(config(stages=stages), tmp_path / "plain")
+    assert metrics["test"]["rate"] == 1.0 and metrics["test"]["accuracy"] > 0.8

@@ -1,0 +1,241 @@
+"""The tables under benchmarks/: finished cells are kept, changed ones are run again, and the figures are the cells'."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+from _cells import Cell, Table, execute  # noqa: E402
+from _models import bits, from_bits  # noqa: E402
+from _recipes import distillation_cells, distillation_rows, mosaic_cells, seeds_of  # noqa: E402
+from _tables import accuracy_table, comparison_table, truth_table  # noqa: E402
+
+from rekd_train.config import RunConfig, run_config  # noqa: E402
+
+
+def cells(seeds=(1, 2), size: int = 4) -> list[Cell]:
+    """A teacher, a student that needs it, and a measurement of the student."""
+    found = []
+    for seed in seeds:
+        found += [
+            Cell("teacher", seed, "train", {"size": 8}),
+            Cell("student", seed, "train", {"size": size}, {"teacher": "teacher"}),
+            Cell("mask", seed, "masks", None, {"predictor": "student"}, {"which": "random"}),
+        ]
+    return found
+
+
+class Worker:
+    """Writes a checkpoint, notes what it did, fails where it is told to."""
+
+    def __init__(self, fail: str = "") -> None:
+        self.fail, self.done = fail, []
+
+    def __call__(self, job: dict) -> dict:
+        for path in job["needs"].values():
+            assert Path(path).is_dir(), f"{job['name']} needs {path}"
+        identity = f"{job['name']}_{job['seed']}"
+        if identity == self.fail:
+            raise ValueError("diverged")
+        self.done.append(identity)
+        if job["kind"] == "train":
+            Path(job["output"]).mkdir(parents=True, exist_ok=True)
+        return {"accuracy": 0.5, "rate": 0.1, "seconds": 1.0, "shown": job["config"] or float("nan")}
+
+
+def run(folder: Path, chosen: list[Cell], worker: Worker, code: str = "a", any_code: bool = False) -> int:
+    table = Table(chosen, folder / "results", folder / "work", code, {"device": "cpu"}, any_code)
+    return execute(table, worker, 1, lambda line: None)
+
+
+def test_a_second_run_does_nothing(tmp_path) -> None:
+    worker = Worker()
+    assert run(tmp_path, cells(), worker) == 0
+    assert worker.done == ["teacher_1", "student_1", "mask_1", "teacher_2", "student_2", "mask_2"]
+    stored = json.loads((tmp_path / "results" / "student_2.json").read_text())
+    assert (stored["cell"], stored["seed"], stored["config"]) == ("student", 2, {"size": 4})
+    assert "NaN" not in (tmp_path / "results" / "mask_1.json").read_text()
+    run(tmp_path, cells(), again := Worker())
+    assert again.done == []
+
+
+def test_what_changed_and_what_needs_it_runs_again(tmp_path) -> None:
+    run(tmp_path, cells(), Worker())
+    run(tmp_path, cells(size=5), worker := Worker())
+    assert worker.done == ["student_1", "mask_1", "student_2", "mask_2"]
+    run(tmp_path, cells((1, 2, 3), size=5), worker := Worker())
+    assert worker.done == ["teacher_3", "student_3", "mask_3"]
+
+
+def test_other_code_runs_everything_again_unless_told_otherwise(tmp_path) -> None:
+    run(tmp_path, cells(), Worker())
+    run(tmp_path, cells(), worker := Worker(), code="b", any_code=True)
+    assert worker.done == []
+    run(tmp_path, cells(), worker := Worker(), code="b")
+    assert len(worker.done) == 6
+
+
+def test_a_lost_checkpoint_is_made_again_only_if_it_is_needed(tmp_path) -> None:
+    run(tmp_path, cells((1,)), Worker())
+    for record in (tmp_path / "work").glob("*.key.json"):
+        record.unlink()
+    run(tmp_path, cells((1,)), worker := Worker())
+    assert worker.done == []
+    (tmp_path / "results" / "mask_1.json").unlink()
+    run(tmp_path, cells((1,)), worker := Worker())
+    assert worker.done == ["teacher_1", "student_1", "mask_1"]
+
+
+def test_a_damaged_result_is_no_result(tmp_path) -> None:
+    run(tmp_path, cells((1,)), Worker())
+    (tmp_path / "results" / "student_1.json").write_text('{"cell": "stud')
+    run(tmp_path, cells((1,)), worker := Worker())
+    assert worker.done == ["student_1"]
+
+
+def test_a_failure_costs_what_needs_it_and_nothing_else(tmp_path) -> None:
+    worker = Worker(fail="student_1")
+    lines = []
+    table = Table(cells(), tmp_path / "results", tmp_path / "work", "a", {})
+    assert execute(table, worker, 1, lines.append) == 2
+    assert worker.done == ["teacher_1", "teacher_2", "student_2", "mask_2"]
+    assert any("student_1 failed: ValueError: diverged; not run for it: mask_1" in line for line in lines)
+    run(tmp_path, cells(), again := Worker())
+    assert again.done == ["student_1", "mask_1"]
+
+
+def in_a_process(job: dict) -> dict:
+    return Worker()(job)
+
+
+def test_processes_side_by_side_keep_the_order_of_needs(tmp_path) -> None:
+    table = Table(cells((1, 2, 3)), tmp_path / "results", tmp_path / "work", "a", {})
+    assert execute(table, in_a_process, 2, lambda line: None) == 0
+    assert not table.pending()
+
+
+def test_bits_come_back() -> None:
+    for count in (1, 8, 37):
+        correct = np.random.default_rng(count).random(count) < 0.5
+        assert np.array_equal(from_bits(bits(correct), count), correct)
+
+
+def results(accuracies: dict[str, list[float]], rate: float = 0.1) -> dict:
+    generator = np.random.default_rng(0)
+    found = {}
+    for name, values in accuracies.items():
+        found[name] = {}
+        for seed, value in enumerate(values):
+            correct = generator.permutation(np.arange(200) < round(200 * value))
+            found[name][seed] = {
+                "accuracy": value, "rate": rate, "ece": 0.01, "seconds": 2.0, "examples": 200, "correct": bits(correct),
+            }  # fmt: skip
+    return found
+
+
+def test_the_table_says_mean_spread_and_whether_rates_match() -> None:
+    lines = accuracy_table(results({"re": [0.8, 0.82, 0.84]}), [("re", "RE", 0.1), ("rekd", "REKD", 0.1)])
+    assert "| RE | 0.8200 ± 0.0200 | 3 | 10.00% ± 0.00 | 0.0100 ± 0.0000 | 2 |" in lines
+    assert "| REKD | not run | 0 | | | |" in lines
+    assert "not matched" in accuracy_table(results({"re": [0.8]}, rate=0.106), [("re", "RE", 0.1)])[-1]
+    assert "not matched" not in accuracy_table(results({"re": [0.8]}, rate=0.104), [("re", "RE", 0.1)])[-1]
+
+
+def test_differences_are_of_the_same_seeds() -> None:
+    found = results({"re": [0.80, 0.82], "rekd": [0.84, 0.84, 0.1]})
+    line = comparison_table(found, [("rekd", "re", "Does it help?")])[-1]
+    mean, error, each = (part.strip() for part in line.split("|")[2:5])
+    assert mean == "+3.00" and error == f"{np.std([4, 2], ddof=1) / np.sqrt(2):.2f}"
+    assert re.findall(r"([+-][\d.]+) \[", each) == ["+4.0", "+2.0"]
+    low, high = map(float, re.findall(r"\[([^,]+), ([^\]]+)\]", each)[0])
+    assert low < 4.0 < high
+
+
+def test_truth_is_shown_where_there_is_some() -> None:
+    report = {"truth": {"in_truth": 0.95, "truth_kept": 0.8, "truth_size_used": 0.84}}
+    found = {"mosaic": {1: {"report": report}}, "cls": {1: {}}}
+    lines = truth_table(found, [("mosaic", "RE", 0.2), ("cls", "CLS", None)])
+    assert lines[-1] == "| RE | 95.00% | 80.00% | 84.00% |" and len(lines) == 3
+
+
+def test_recipes_name_what_they_need_before_it_is_needed() -> None:
+    student, teacher = run_config("demo_student"), run_config("demo_teacher")
+    for recipe in (distillation_cells(student, teacher, 3), mosaic_cells(run_config("mosaic_2x2"), 3)):
+        seen = set()
+        for cell in recipe:
+            assert set(cell.needs.values()) <= seen and cell.seed == 3
+            assert cell.config is None or RunConfig.model_validate(cell.config).seed == 3
+            seen.add(cell.name)
+    assert [row[0] for row in distillation_rows(student, teacher, "words")] == [
+        cell.name for cell in distillation_cells(student, teacher, 3)
+    ]
+
+
+def test_recipes_compare_like_with_like() -> None:
+    student = run_config("demo_student")
+    by_name = {cell.name: cell for cell in distillation_cells(student, run_config("demo_teacher"), 3)}
+    config = {name: RunConfig.model_validate(cell.config) for name, cell in by_name.items() if cell.config}
+    assert config["re"] == config["rekd"], "REKD differs from RE by its teacher alone"
+    assert by_name["re"].needs.keys() & by_name["rekd"].needs.keys() == {"warm_start"}
+    assert config["cls"].stages.masked_share == 0 and config["cls"].stages.rationale_epochs == 0
+    assert config["cls_kd"].distillation.classifier and not config["cls"].distillation.classifier
+    assert config["cls_kd"].stages == config["cls"].stages
+    assert config["re"].stages.compact_epochs == 0
+    assert by_name["re_compact"].options["epochs"] == student.stages.compact_epochs
+    given = {cell.name: cell for cell in mosaic_cells(run_config("mosaic_2x2"), 3)}
+    assert given["given"].config["data"]["other_tiles"] == "blank"
+    assert given["cls"].config["data"]["other_tiles"] == "shuffled"
+
+
+def test_seeds_are_numbers() -> None:
+    import typer
+
+    assert seeds_of("1,20") == [1, 20]
+    with pytest.raises(typer.BadParameter, match="no list of whole numbers"):
+        seeds_of("1;2")
+
+
+def test_a_real_cell_of_each_kind(tmp_path, capsys) -> None:
+    """The whole script on a few made-up texts."""
+    import imdb_table
+
+    from rekd_train.command import run as run_command
+
+    generator = np.random.default_rng(0)
+    words = "the film was a story about people and time in the city".split()
+    lines = []
+    for number in range(80):
+        text = [*generator.choice(words, 12), str(number), ("awful", "great")[number % 2]]
+        lines.append(json.dumps({"text": " ".join(text), "label": number % 2}) + "\n")
+    (tmp_path / "texts.jsonl").write_text("".join(lines))
+    settings = [
+        "data.name=table", f"data.path={tmp_path / 'texts.jsonl'}", "data.train_examples=40", "data.max_length=24",
+        "selector.word_embeddings=random", "predictor.word_embeddings=random", "selector.width=8", "selector.heads=2",
+        "predictor.width=8", "predictor.heads=2", "selector.layers=1", "predictor.layers=1",
+        "optimisation.batch_size=20",
+    ]  # fmt: skip
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    places = ["--results", str(tmp_path / "results"), "--work", str(tmp_path / "work"), "--seeds", "7"]
+    with pytest.raises(SystemExit) as request:
+        run_command(imdb_table.app, [*places, *arguments, "--only", "random_mask", "--draws", "2"])
+    out = capsys.readouterr().out
+    assert request.value.code == 0, out
+    stored = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "results" / "cpu").glob("*.json")}
+    assert set(stored) == {"teacher_7", "warm_7", "rekd_7", "rekd_compact_7", "random_mask_7"}
+    assert stored["random_mask_7"]["rate"] == stored["rekd_compact_7"]["rate"]
+    assert stored["rekd_compact_7"]["report"]["operator"] == "compact"
+    assert "teacher" in stored["rekd_7"]["report"] and stored["rekd_7"]["report"]["modes"]["sampled"]["draws"] == 2
+    for result in stored.values():
+        right = from_bits(result["correct"], result["examples"])
+        assert right.mean() == pytest.approx(result["accuracy"])
+        assert result["environment"]["torch"]
+    table = (tmp_path / "results" / "cpu.md").read_text()
+    assert "| REKD compacted | " in table and "python benchmarks/imdb_table.py --size cpu --seeds 7" in table
