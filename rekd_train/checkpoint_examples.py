@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rekd_train.checkpoint import IMAGES_FILE
 from rekd_train.data import DataSet, LabelledTexts, encode
-from rekd_train.errors import CheckpointError
 from rekd_train.preprocessors import Preprocessor
 
 TEXTS = 200
@@ -25,22 +22,3 @@ def checkpoint_examples(data: DataSet, preprocessor: Preprocessor) -> dict[str, 
         return {"examples": [{"text": text, "label": data.label_names[label]} for text, label in pairs]}
     split = encode(dev.head(IMAGES), preprocessor)
     return {"images": {"pixels": split.inputs(np.arange(len(split)))["pixels"], "labels": split.labels}}
-
-
-def read_images(directory: Path) -> dict[str, np.ndarray] | None:
-    """``pixels`` (n, H, W, C) uint8, in the size that the model takes, and ``labels`` (n,) int64 of a checkpoint.
-
-    Returns:
-        None if it carries no images.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
-    path = Path(directory) / IMAGES_FILE
-    if not path.is_file():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in ("pixels", "labels")}
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}; fix: copy it again") from None

@@ -59,9 +59,15 @@ class DataConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _own_data_have_a_path(self) -> DataConfig:
+    def _path_and_augmentation_fit_the_data(self) -> DataConfig:
         if self.name in ("table", "image_folder") and not self.path:
             raise ValueError(f"path is needed for the data '{self.name}'; fix: --set data.path=PATH")
+        if self.name in ("imdb", "digits") and self.path:
+            other = "aclimdb" if self.name == "imdb" else "image_folder"
+            raise ValueError(
+                f"the data '{self.name}' come with a package and have no path (got '{self.path}'); "
+                f"fix for files of your own: --set data.name={other}"
+            )
         if self.augmentation != "none" and self.modality == "text":
             raise ValueError(f"augmentation '{self.augmentation}' is for images; the data '{self.name}' are texts")
         return self

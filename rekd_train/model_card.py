@@ -22,7 +22,7 @@ A pair of networks that classifies {{ modality }} from its own rationale: a *sel
 | {{ role }} | {{ part.family }} | {{ part.layers }} | {{ part.width }} | {{ part.heads }} |
 {% endfor %}
 
-How unselected words are removed: `{{ description.operator }}`. Decision rule: noise-free score plus bias
+How unselected {{ features }} are removed: `{{ description.operator }}`. Decision rule: noise-free score plus bias
 {{ policy.bias }}, {{ limit }}, at least {{ policy.minimum }}.
 
 ## Data and weights

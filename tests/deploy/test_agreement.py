@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rekd_deploy.agreement import agreement
-from rekd_train.prediction import Piece, Prediction, Span
+from rekd_train.prediction import Patch, Piece, Prediction, Span
 
 
 def prediction(*scores: float, probability: float = 0.9, label: str = "good") -> Prediction:
@@ -42,3 +42,16 @@ def test_tokens_of_almost_equal_score_may_change_places():
 def test_the_same_tokens_with_other_spans_do_not_agree():
     mine = prediction(1, 2)
     assert agreement([mine], [replace(mine, rationale=mine.rationale[:1])]) == 0
+
+
+def image_prediction(*scores: float) -> Prediction:
+    """One kept patch a score, in row 0; 0 stands for a patch that is not kept."""
+    patches = [Patch(0, i, (i, 0, i + 1, 1), score) for i, score in enumerate(scores) if score]
+    return Prediction("shoe", {"shoe": 1.0}, patches, 0.1, False)
+
+
+def test_patches_are_held_against_each_other_like_tokens():
+    assert agreement([image_prediction(3, 1)], [image_prediction(3, 1)]) == 1
+    assert agreement([image_prediction(3, 1, 0)], [image_prediction(3, 0, 1.000001)]) == 1
+    assert agreement([image_prediction(3, 1, 0)], [image_prediction(3, 0, 1.1)]) == 0
+    assert agreement([image_prediction(3, 1)], [image_prediction(3, 0)], bias=0.5) == 0

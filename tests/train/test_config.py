@@ -144,3 +144,18 @@ def test_every_field_says_what_it_is():
 def test_toml_of_a_preset_is_what_the_parser_reads():
     for path in PRESETS.glob("*.toml"):
         assert "name" in tomllib.loads(path.read_text(encoding="utf-8")), path
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        (["data.name=table"], "path is needed for the data 'table'"),
+        (["data.path=reviews.csv"], "the data 'imdb' come with a package and have no path (got 'reviews.csv')"),
+        (["data.augmentation=flip"], "augmentation 'flip' is for images"),
+        (["data.dev_share=0.5", "data.test_share=0.5"], "leave nothing to train on"),
+        (["data.name=digits"], "data 'digits' are images, the selector (family 'bert', no section image) reads texts"),
+        (["data.name=cifar"], "data.name:"),
+    ],
+)
+def test_data_settings_that_make_no_sense_are_explained(tmp_path, settings, part):
+    assert part in mistakes_of(write(tmp_path, 'name = "x"'), settings)
