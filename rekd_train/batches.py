@@ -94,8 +94,10 @@ class Batches:
         part = self._runtime.part(indices)
         own = part if len(part) else indices[:1]
         if self._split.augmented:
-            stream = key(self._seed, step, self._runtime.rank)
-            arrays = self._split.inputs(own, np.random.default_rng(stream))
+            # of the whole batch, whoever computes which part: so the images do not depend on the partition
+            whole = self._split.inputs(indices, np.random.default_rng(key(self._seed, step)))
+            rows = self._runtime.part(np.arange(len(indices))) if len(part) else [0]
+            arrays = {name: np.ascontiguousarray(array[rows]) for name, array in whole.items()}
         else:
             arrays = self._split.inputs(own)
         return Batch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -198,7 +199,10 @@ app.command(
 
 @contextmanager
 def progress_bars():
-    """An observer that shows one bar a stage on stderr."""
+    """An observer that shows one bar a stage on stderr; None in processes but the first of several."""
+    if os.environ.get("RANK", "0") != "0":
+        yield None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -68,7 +68,7 @@ class BertBackbone(TextBackbone):
         return self._encode(content, visible, places)[:, 0]
 
     def _encode(self, content: Tensor, attention_mask: Tensor, positions: Tensor | None = None) -> Tensor:
-        if self.training and attention_mask.ndim == 2:
+        if attention_mask.ndim == 2 and not torch.compiler.is_exporting():
             # taken as it is; given (B, N), BertModel asks whether everything is visible and waits for the GPU
             attention_mask = attention_mask[:, None, None, :] > 0
         return self.bert(

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import toy_run
 import torch
+import toy_run
 
 SCRIPT = Path(__file__).with_name("toy_run.py")
 
@@ -44,7 +44,7 @@ def run_in_processes(task: dict, processes: int, output: Path) -> dict:
         (False, {"distillation": {"noise": "independent", "teacher_mask": "student"}}),
         (True, {"selection": {"penalty_per": "example", "penalty_on": "counts", "weight": 0.1, "target": 0.2}}),
     ],
-    ids=["batch shares, live teacher", "example counts, images"],
+    ids=["batch shares, live teacher", "example counts, augmented images"],
 )
 def test_two_processes_give_the_losses_of_one(images, config, tmp_path):
     # 250 = 3 * 83 + 1: parts are unequal, and the last batch of an epoch leaves the second process nothing
@@ -52,7 +52,7 @@ def test_two_processes_give_the_losses_of_one(images, config, tmp_path):
         "optimisation": {"batch_size": 83, "learning_rate": 1e-3, "gradient_clip": 0.5},
         "stages": {"evaluate_every": 1, "classifier_epochs": 2, "rationale_epochs": 2, "compact_epochs": 2},
     }
-    task = {"dropout": 0.0, "images": images, "teacher": True, "config": config}
+    task = {"dropout": 0.0, "images": images, "augmented": images, "teacher": True, "config": config}
     one = toy_run.run(task)
     two = run_in_processes(task, 2, tmp_path / "two.pt")
     assert list(one["values"]) == list(two["values"]) == ["classifier", "selector", "distillation", "compact"]

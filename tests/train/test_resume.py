@@ -12,9 +12,8 @@ import pytest
 import torch
 
 SCRIPT = Path(__file__).with_name("toy_run.py")
-CONFIG = {
-    "stages": {"classifier_epochs": 2, "rationale_epochs": 3, "compact_epochs": 2, "save_every": 7, "evaluate_every": 1},
-}
+STAGES = {"classifier_epochs": 2, "rationale_epochs": 3, "compact_epochs": 2, "save_every": 7, "evaluate_every": 1}
+CONFIG = {"stages": STAGES}
 
 
 def run(task: dict, **options) -> subprocess.CompletedProcess:

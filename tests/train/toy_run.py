@@ -1,7 +1,7 @@
 """A toy run in a process of its own: ``python toy_run.py '{"output": ..., ...}'``.
 
 Keys: ``output`` (file for weights and log), ``state`` (directory), ``resume``, ``kill`` ([stage, step]: die there
-as by kill -9), ``config`` (changes), ``images``, ``teacher``, ``dropout`` (of the heads; default 0.1).
+as by kill -9), ``config`` (changes), ``images``, ``augmented``, ``teacher``, ``dropout`` (of the heads; default 0.1).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -43,7 +44,7 @@ def run(task: dict) -> dict:
     """Train and return weights, log and calibration."""
     torch.set_num_threads(1)
     config = toy_config(**task.get("config", {}))
-    make = toy_images if task.get("images") else toy_texts
+    make = partial(toy_images, augmented=task.get("augmented", False)) if task.get("images") else toy_texts
     pair, train, dev = make(examples=250)
     teacher = make(seed=5)[0] if task.get("teacher") else None
     for model in (pair.selector, pair.predictor):

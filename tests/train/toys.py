@@ -22,18 +22,23 @@ class ToyTexts:
     augmented = False
 
     def __init__(self, pair: Rationalizer, examples: int, seed: int) -> None:
-        random = np.random.default_rng(seed)
-        neutral = [word for word in WORDS if word not in ("good", "bad")]
-        self.labels = np.arange(examples) % 2
-        texts = []
-        for label in self.labels:
-            words = list(random.choice(neutral, size=random.integers(6, 20)))
-            words.insert(int(random.integers(len(words))), ("bad", "good")[label])
-            texts.append(" ".join(words))
+        texts, self.labels = self.words(examples, seed)
         self.truth = None
         self.preprocessor = pair.preprocessor
         self._ids = [np.asarray(encoding.ids, dtype=np.int64) for encoding in pair.preprocessor.encode(texts)]
         self.lengths = np.array([len(ids) for ids in self._ids])
+
+    @staticmethod
+    def words(examples: int, seed: int) -> tuple[list[str], np.ndarray]:
+        """(texts, labels)."""
+        random = np.random.default_rng(seed)
+        neutral = [word for word in WORDS if word not in ("good", "bad")]
+        labels, texts = np.arange(examples) % 2, []
+        for label in labels:
+            words = list(random.choice(neutral, size=random.integers(6, 20)))
+            words.insert(int(random.integers(len(words))), ("bad", "good")[label])
+            texts.append(" ".join(words))
+        return texts, labels
 
     def __len__(self) -> int:
         return len(self._ids)

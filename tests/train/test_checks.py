@@ -1,0 +1,110 @@
+"""What cannot be trained is refused before training."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from conftest import make_image_rationalizer, make_rationalizer, tiny_tokenizer_json
+from toys import toy_config, toy_images, toy_texts
+
+from rekd_train.checks import check_fit, check_teacher
+from rekd_train.config import BackboneConfig, ImageConfig
+from rekd_train.errors import ConfigError, DataError
+from rekd_train.models.base import Predictor, Selector
+from rekd_train.models.families import build_backbone
+from rekd_train.models.rationalizer import Rationalizer
+from rekd_train.preprocess import TextPreprocessor, TextSettings
+from rekd_train.preprocess_image import ImagePreprocessor, ImageSettings
+
+
+def refused(error, match, train=None, dev=None, teacher=None, make=toy_texts, **changes):
+    pair, own_train, own_dev = make()
+    with pytest.raises(error, match=match) as caught:
+        check_fit(toy_config(**changes), pair, train or own_train, dev or own_dev, teacher, warm=False)
+    assert "\n" not in str(caught.value) and "fix" in str(caught.value)
+
+
+def test_what_fits_passes():
+    pair, train, dev = toy_texts()
+    check_fit(toy_config(), pair, train, dev, make_rationalizer(4), warm=False)
+    pair, train, dev = toy_images()
+    check_fit(toy_config(), pair, train, dev, make_image_rationalizer(4), warm=False)
+
+
+def test_labels_that_are_no_classes():
+    _, train, dev = toy_texts()
+    train.labels = train.labels + 1
+    refused(DataError, r"training split has the label 2, the pair has 2 classes \(0..1\)", train=train)
+    dev.labels = dev.labels - 1
+    refused(DataError, "dev split has the label -1", dev=dev)
+
+
+def test_one_class_only_and_nothing_at_all():
+    _, train, _ = toy_texts()
+    train.labels = np.zeros_like(train.labels)
+    refused(DataError, "all 256 training examples are of the class 'negative'", train=train)
+    train.labels = train.labels[:-1]
+    refused(DataError, "256 examples and 255 labels", train=train)
+
+
+def test_a_family_that_cannot_learn_by_dropping():
+    preprocessor = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=48, lengths=()))
+    settings = BackboneConfig(family="bilstm", layers=1, width=8, heads=2, vocabulary=preprocessor.vocabulary_size)
+    networks = [build_backbone(settings, preprocessor.special_ids) for _ in range(2)]
+    plain = make_rationalizer()
+    pair = Rationalizer(Selector(networks[0]), Predictor(networks[1], 2), plain.policy, preprocessor, plain.labels)
+    _, train, dev = toy_texts()
+    with pytest.raises(ConfigError, match="'drop', which the family 'bilstm' cannot learn by; fix: 'zero'"):
+        check_fit(toy_config(stages={"operator": "drop"}), pair, train, dev, None, warm=False)
+
+
+def test_a_teacher_of_other_classes():
+    refused(ConfigError, r"teacher has 3 classes \(a, b, c", teacher=make_rationalizer(labels=("a", "b", "c")))
+    swapped = make_rationalizer(labels=("positive", "negative"))
+    with pytest.raises(ConfigError, match="orders its classes otherwise"):
+        check_teacher(swapped, make_rationalizer(), toy_config())
+
+
+def test_a_teacher_of_another_tokenizer():
+    document = json.loads(tiny_tokenizer_json())
+    vocabulary = document["model"]["vocab"]
+    vocabulary["film"], vocabulary["movie"] = vocabulary["movie"], vocabulary["film"]
+    teacher = make_rationalizer()
+    teacher.preprocessor = TextPreprocessor(json.dumps(document), teacher.preprocessor.settings)
+    refused(ConfigError, "another tokenizer; distillation needs the same tokens", teacher=teacher)
+
+
+def test_a_teacher_that_reads_less():
+    student = make_rationalizer(max_length=64)
+    teacher = make_rationalizer()
+    for model in (teacher.selector, teacher.predictor):
+        model.backbone.settings = model.backbone.settings.model_copy(update={"positions": 48})
+    with pytest.raises(ConfigError, match="reads at most 48 tokens.*up to 64; fix: data.max_length=48"):
+        check_teacher(teacher, student, toy_config())
+
+
+def test_a_teacher_of_another_modality():
+    teacher = make_image_rationalizer(labels=("negative", "positive"))
+    with pytest.raises(ConfigError, match="teacher reads image inputs, the student text inputs"):
+        check_teacher(teacher, make_rationalizer(), toy_config())
+
+
+@pytest.mark.parametrize(
+    ("image", "match"),
+    [
+        ({"height": 16, "width": 12, "channels": 1, "patch": 2}, r"into \(8, 6\).*patches, the student into \(4, 3\)"),
+        ({"height": 24, "width": 12, "channels": 1, "patch": 4}, r"images of \(24, 12, 1\).*not of \(16, 12, 1\)"),
+    ],
+)
+def test_a_teacher_of_another_patch_grid_or_size(image, match):
+    settings = BackboneConfig(family="vit", layers=1, width=8, heads=2, feedforward=8, image=ImageConfig(**image))
+    student = make_image_rationalizer()
+    networks = [build_backbone(settings, {}) for _ in range(2)]
+    teacher = Rationalizer(
+        Selector(networks[0]), Predictor(networks[1], 3), student.policy, ImagePreprocessor(ImageSettings.of(settings)),
+        student.labels,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=match):
+        check_teacher(teacher, student, toy_config())

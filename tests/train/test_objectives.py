@@ -1,0 +1,308 @@
+"""The configured losses: the authors' figures, and what each switch changes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_rationalizer
+from toys import toy_config, toy_images, toy_texts
+
+from rekd_train import losses
+from rekd_train.batches import Batch
+from rekd_train.models.gates import relaxed_log_choice
+from rekd_train.noise import gumbel
+from rekd_train.objectives import ClassifierObjective, CompactObjective, RationaleObjective
+from rekd_train.runtime import Runtime
+from rekd_train.teacher import LiveTeacher, all_batches
+
+CASES = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_text())
+CPU = Runtime("cpu")
+
+PAPER = {
+    "selection": {
+        "penalty_per": "batch", "penalty_on": "counts", "denominator": "all", "selectable": "all", "budget": None,
+    },
+    "distillation": {
+        "alpha": 0.5, "noise": "independent", "rationale_temperature": None, "teacher_mask": "student",
+    },
+}  # fmt: skip
+
+
+class Scripted(torch.nn.Module):
+    """A pair, selector, predictor and teacher in one that answers what it is told."""
+
+    def __init__(self, selector_logits, class_logits) -> None:
+        super().__init__()
+        self._answers = torch.tensor(selector_logits), torch.tensor(class_logits)
+        self.seen = None
+
+    selector = predictor = backbone = property(lambda self: self)
+
+    def __call__(self, inputs, mask=None, selectable=None):
+        return self._answers[0] if mask is None else self._answers[1]
+
+    def selectable(self, inputs):
+        return torch.ones(self._answers[0].shape[:2], dtype=torch.bool)
+
+    def selector_logits(self, batch, positions):
+        return self._answers[0]
+
+    def class_logits_on(self, batch, mask):
+        self.seen = mask
+        return self._answers[1]
+
+
+@pytest.mark.parametrize("case", CASES, ids=[f"T={case['T']}" for case in CASES])
+def test_the_paper_s_configuration_gives_the_authors_losses(case, monkeypatch):
+    noise = {0: case["student_uniform"], 1: case["teacher_uniform"]}
+
+    def recorded(stream, examples, width):
+        return -torch.log(-torch.log(torch.tensor(noise[stream]) + 1e-20) + 1e-20)
+
+    monkeypatch.setattr("rekd_train.objectives.gumbel", recorded)
+    monkeypatch.setattr(RationaleObjective, "stream", lambda self, purpose, step: purpose)
+    config = toy_config(
+        selection={**PAPER["selection"], "target": case["target_sparsity"], "weight": case["select_lambda"]},
+        distillation={**PAPER["distillation"], "rationale_weight": case["kd_r_lambda"]},
+        temperature={"start": case["T"], "end": case["T"]},
+    )
+    student = Scripted(case["student_selector_logits"], case["student_class_logits"])
+    teacher = Scripted(case["teacher_selector_logits"], case["teacher_class_logits"])
+    batch = Batch(torch.arange(3), {}, torch.tensor(case["labels"]), step=5, steps=10, examples=3, present=3)
+    figures = RationaleObjective(config, student, CPU, 0, teacher)(batch)
+    expected = {
+        "loss": case["rekd_loss_alpha_0_5"], "extraction": case["re_loss"], "rationale": case["kd_rationale"],
+        "prediction": case["kd_prediction"] * case["T"] ** 2, "penalty": case["select_lambda"] * case["select_cost"],
+        "kept": case["selected"] * 3,
+    }  # fmt: skip
+    for name, value in expected.items():
+        assert float(figures[name]) == pytest.approx(value, rel=1e-6), name
+    assert torch.equal(teacher.seen, torch.tensor(case["student_mask"])), "the teacher reads the student's mask"
+
+
+@pytest.fixture(scope="module")
+def texts():
+    """A pair, another as its teacher, one batch and its split."""
+    pair, train, _ = toy_texts(examples=12)
+    teacher = make_rationalizer(9, operator="zero")
+    (batch,) = all_batches(train, CPU)
+    batch.steps = 10
+    return pair.train(False), teacher, batch
+
+
+def figures_of(texts, teacher: bool = True, **changes) -> dict[str, float]:
+    pair, teacher_pair, batch = texts
+    live = LiveTeacher(teacher_pair, CPU, "fp32") if teacher else None
+    found = RationaleObjective(toy_config(**changes), pair, CPU, 7, live)(batch)
+    return {name: value.item() for name, value in found.items()}
+
+
+def test_alpha_weighs_extraction_against_distillation(texts):
+    half, whole, none = (figures_of(texts, distillation={"alpha": alpha}) for alpha in (0.5, 1.0, 0.0))
+    assert whole["loss"] == pytest.approx(whole["extraction"])
+    assert none["loss"] == pytest.approx(0.5 * none["rationale"] + none["prediction"])
+    assert half["loss"] == pytest.approx((whole["loss"] + none["loss"]) / 2)
+
+
+def test_annealed_alpha_goes_from_distillation_to_extraction(texts):
+    settings = {"distillation": {"alpha": "anneal"}}
+    first = figures_of(texts, **settings)
+    assert first["loss"] == pytest.approx(0.5 * first["rationale"] + first["prediction"]), "pure distillation"
+    texts[2].step = 9
+    late = figures_of(texts, **settings)
+    texts[2].step = 0
+    distilled = 0.5 * late["rationale"] + late["prediction"]
+    alpha = (late["loss"] - distilled) / (late["extraction"] - distilled)
+    assert 0.9 < alpha < 1
+
+
+@pytest.mark.parametrize("part", ["rationale", "prediction"])
+def test_a_weight_of_zero_leaves_its_part_out(part, texts):
+    figures = figures_of(texts, distillation={f"{part}_weight": 0.0, "alpha": 0.0})
+    other = "prediction" if part == "rationale" else "rationale"
+    weight = 1.0 if other == "prediction" else 0.5
+    assert figures[part] == 0 and figures["loss"] == pytest.approx(weight * figures[other])
+
+
+def test_shared_noise_leaves_no_loss_between_equals_and_independent_noise_does(texts):
+    pair, _, batch = texts
+    same = (pair, pair, batch)  # self-distillation
+    terms = {
+        noise: figures_of(same, distillation={"noise": noise})["rationale"]
+        for noise in ("none", "shared", "independent")
+    }
+    assert terms["none"] == pytest.approx(0, abs=1e-5) and terms["shared"] == pytest.approx(0, abs=1e-5)
+    assert terms["independent"] > 0.1
+
+
+def test_the_teacher_reads_its_own_mask_or_the_student_s(texts):
+    pair, teacher, batch = texts
+    logits = pair.selector_logits(batch.inputs)
+    stream = RationaleObjective(toy_config(), pair, CPU, 7, None).stream(0, 0)
+    noisy = logits + gumbel(stream, batch.indices, logits.shape[1])
+    masks = {"teacher": teacher.select(batch.inputs).mask, "student": noisy[..., 1] > noisy[..., 0]}
+    student = pair.class_logits(batch.inputs, masks["student"])
+    found = {}
+    for name, mask in masks.items():
+        expected = losses.prediction_distillation(teacher.class_logits(batch.inputs, mask), student, 2.0).item()
+        found[name] = figures_of(texts, distillation={"teacher_mask": name})["prediction"]
+        assert found[name] == pytest.approx(expected, rel=2e-6)
+    assert abs(found["teacher"] - found["student"]) > 1e-5 * found["student"]
+
+
+def test_temperatures_can_be_fixed(texts):
+    def terms(**settings) -> tuple[float, float]:
+        figures = figures_of(texts, distillation=settings)
+        return figures["rationale"], figures["prediction"]
+
+    start = {"rationale_temperature": 2.0, "prediction_temperature": 2.0}  # tau at step 0
+    assert terms(rationale_temperature=None) == pytest.approx(terms(**start))
+    colder = terms(rationale_temperature=1.0, prediction_temperature=1.0)
+    assert colder[0] != pytest.approx(terms(**start)[0]) and colder[1] != pytest.approx(terms(**start)[1])
+    sharper = terms(**start, teacher_temperature=0.5)
+    assert sharper[0] > terms(**start)[0] and sharper[1] != pytest.approx(terms(**start)[1])
+
+
+def test_the_temperature_is_refreshed_every_so_many_steps(texts):
+    batch = texts[2]
+    found = {}
+    for step in (4, 5, 6):
+        batch.step = step
+        settings = {"temperature": {"refresh": 5}, "distillation": {"noise": "none", "rationale_temperature": None}}
+        found[step] = figures_of(texts, **settings)["rationale"]
+    batch.step = 0
+    assert found[5] == found[6] != found[4]
+
+
+def test_hard_labels_are_the_teacher_s_decisions_and_have_a_gradient_where_they_differ(texts):
+    pair, teacher, batch = texts
+    figures = figures_of(texts, distillation={"hard_labels": True, "noise": "none"})
+    selectable = pair.selectable(batch.inputs)
+    logits = pair.selector_logits(batch.inputs)
+    mask = teacher.select(batch.inputs).mask
+    log_soft = relaxed_log_choice(logits, 1.0, None).detach()
+    slow = -sum(
+        float(log_soft[b, n, int(mask[b, n])])
+        for b in range(len(mask)) for n in range(mask.shape[1]) if selectable[b, n]
+    ) / len(mask)  # fmt: skip
+    assert figures["rationale"] == pytest.approx(slow, rel=1e-5)
+
+    wrong = logits.detach().clone().requires_grad_()
+    opposite = logits[..., 1] <= logits[..., 0]
+    losses.rationale_imitation(opposite, relaxed_log_choice(wrong, 0.1, None), selectable).backward()
+    assert (wrong.grad[selectable].abs().sum(dim=-1) > 0).all(), "every wrong choice is corrected"
+
+
+def test_hard_labels_with_noise_are_the_teacher_s_samples(texts):
+    settings = [{"hard_labels": True, "noise": noise} for noise in ("none", "shared", "independent")]
+    found = [figures_of(texts, distillation=s)["rationale"] for s in settings]
+    assert len({round(value, 4) for value in found}) == 3
+
+
+def penalties(texts, **selection) -> tuple[float, torch.Tensor, torch.Tensor, int]:
+    """(penalty without its weight, kept (B,), real features (B,), positions)."""
+    pair, _, batch = texts
+    figures = figures_of(texts, teacher=False, selection={"weight": 1.0, **selection})
+    logits = pair.selector_logits(batch.inputs)
+    objective = RationaleObjective(toy_config(), pair, CPU, 7, None)
+    noisy = logits + gumbel(objective.stream(0, 0), batch.indices, logits.shape[1])
+    real = pair.selector.backbone.selectable(batch.inputs)
+    chosen = (noisy[..., 1] > noisy[..., 0]) & (real if selection.get("selectable", "real") == "real" else True)
+    return figures["penalty"], chosen.sum(1).double(), real.sum(1).double(), real.shape[1]
+
+
+def test_every_budget_penalty(texts):
+    value, kept, real, width = penalties(texts)
+    assert value == pytest.approx(float((kept.sum() / real.sum() - 0.15) ** 2), rel=1e-4)
+    value, *_ = penalties(texts, penalty_on="counts")
+    assert value == pytest.approx(float((kept.mean() - 0.15 * real.mean()) ** 2), rel=1e-4)
+    value, *_ = penalties(texts, penalty_per="example")
+    assert value == pytest.approx(float(((kept / real - 0.15) ** 2).mean()), rel=1e-4)
+    value, *_ = penalties(texts, penalty_per="example", penalty_on="counts")
+    assert value == pytest.approx(float(((kept - 0.15 * real) ** 2).mean()), rel=1e-4)
+    value, *_ = penalties(texts, penalty_on="counts", denominator="all")
+    assert value == pytest.approx(float((kept.mean() - 0.15 * width) ** 2), rel=1e-4)
+
+
+def test_every_position_can_be_selectable(texts):
+    pair = texts[0]
+    before = pair.policy
+    try:
+        pair.policy = before.model_copy(update={"selectable": "all"})
+        value, kept, _, width = penalties(texts, selectable="all", denominator="all", penalty_on="counts")
+    finally:
+        pair.policy = before
+    assert kept.max() > 0 and value == pytest.approx(float((kept.mean() - 0.15 * width) ** 2), rel=1e-4)
+
+
+@pytest.mark.parametrize("make", [toy_texts, toy_images])
+@pytest.mark.parametrize("operator", ["zero", "drop"])
+def test_either_operator_moves_the_selector(make, operator):
+    pair, train, _ = make(examples=8)
+    pair.predictor.operator = "compact" if operator == "drop" else "zero"
+    config = toy_config(selection={"weight": 0.0}, stages={"operator": operator})
+    (batch,) = all_batches(train, CPU)
+    RationaleObjective(config, pair, CPU, 7, None)(batch)["loss"].backward()
+    gradient = pair.selector.head[-1].weight.grad
+    assert gradient.isfinite().all() and gradient.abs().sum() > 0
+
+
+def test_weighted_attention_with_a_hard_mask_is_the_compact_predictor():
+    for make in (toy_texts, toy_images):
+        pair, train, _ = make(examples=8)
+        pair.predictor.operator = "compact"
+        pair.eval()
+        (batch,) = all_batches(train, CPU)
+        selectable = pair.selectable(batch.inputs)
+        keep = selectable & (torch.rand(selectable.shape, generator=torch.Generator().manual_seed(0)) < 0.4)
+        hard = pair.class_logits(batch.inputs, keep)
+        soft = pair.predictor.weighted(batch.inputs, keep.float(), selectable)
+        torch.testing.assert_close(soft, hard, rtol=0, atol=1e-4)
+
+
+def test_training_mode_masks_padding_as_evaluation_does():
+    pair, train, _ = toy_texts(examples=8)
+    for module in pair.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    (batch,) = all_batches(train, CPU)
+    mask = pair.selectable(batch.inputs).float()
+    torch.testing.assert_close(
+        pair.train().class_logits(batch.inputs, mask), pair.eval().class_logits(batch.inputs, mask), rtol=0, atol=1e-5
+    )
+
+
+def test_plain_distillation_of_a_classifier(texts):
+    pair, teacher, batch = texts
+    live = LiveTeacher(teacher, CPU, "fp32")
+
+    def loss(teacher, **settings) -> float:
+        config = toy_config(stages={"masked_share": 0.0}, distillation=settings)
+        return ClassifierObjective(config, pair, pair.predictor, CPU, 7, teacher)(batch)["loss"].item()
+
+    logits = pair.class_logits(batch.inputs)
+    term = losses.prediction_distillation(live.class_logits(batch), logits, 3.0).item()
+    labels_only = losses.prediction_loss(logits, batch.labels).item()
+    assert loss(None) == pytest.approx(labels_only, rel=1e-5)
+    distilled = loss(live, alpha=0.25, prediction_temperature=3.0)
+    assert distilled == pytest.approx(0.25 * labels_only + 0.75 * term, rel=1e-5)
+    assert loss(live, alpha=1.0) == pytest.approx(labels_only, rel=1e-5)
+
+
+def test_gathered_and_masked_compaction_agree(texts):
+    pair, _, batch = texts
+    pair.predictor.operator = "compact"
+    mask = pair.select(batch.inputs).mask[batch.indices.argsort()]
+    try:
+        found = {
+            (gather, cached): CompactObjective(
+                toy_config(acceleration={"gather": gather}), pair, CPU, 7, None, mask if cached else None
+            )(batch)["loss"].item()
+            for gather in (True, False) for cached in (True, False)
+        }  # fmt: skip
+    finally:
+        pair.predictor.operator = "zero"
+    assert max(found.values()) - min(found.values()) < 1e-5

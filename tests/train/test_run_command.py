@@ -1,0 +1,115 @@
+"""rekd-train run: logs, --resume, and what it says when it must stop."""
+
+from __future__ import annotations
+
+import errno
+import json
+
+import pytest
+import torch
+from conftest import tiny_tokenizer_json
+from toys import ToyTexts
+
+from rekd_train import checkpoint, runs
+from rekd_train.cli import app
+from rekd_train.command import run
+from rekd_train.data import DataSet, LabelledTexts
+from rekd_train.preprocess import TextPreprocessor, TextSettings
+
+SIZES = "layers = 1\nwidth = 16\nheads = 2\nfeedforward = 32\nhead_width = 16\nvocabulary = {}\n"
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Runs ``rekd-train run`` on a toy task: (exit code, stderr without the bars)."""
+    preprocessor = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=24))
+    texts = ToyTexts.words(200, seed=1)
+    parts = {"train": slice(0, 120), "dev": slice(120, 160), "test": slice(160, 200)}
+    splits = {name: LabelledTexts(texts[0][part], texts[1][part]) for name, part in parts.items()}
+    data = DataSet(splits=splits, label_names=("negative", "positive"), origin="made up")
+    monkeypatch.setattr(runs, "load_data", lambda config: data)
+    monkeypatch.setattr(runs, "preprocessor_for", lambda config: preprocessor)
+    sizes = SIZES.format(preprocessor.vocabulary_size)
+    (tmp_path / "toy.toml").write_text(
+        f'name = "toy"\n[data]\nmax_length = 24\n[selector]\n{sizes}[predictor]\n{sizes}'
+        "[optimisation]\nbatch_size = 16\n[stages]\nsave_every = 4\n"
+    )
+
+    def call(*arguments: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as end:
+            run(app, ["run", str(tmp_path / "toy.toml"), "-o", str(tmp_path / "out"), "--device", "cpu", *arguments])
+        lines = capsys.readouterr().err.splitlines()
+        return end.value.code or 0, "\n".join(line for line in lines if line.startswith("error"))
+
+    return call
+
+
+def log_of(tmp_path) -> list[dict]:
+    return [json.loads(line) for line in (tmp_path / "out.training" / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_a_checkpoint_and_a_log_and_no_state(command, tmp_path):
+    assert command() == (0, "")
+    assert checkpoint.load(tmp_path / "out").labels == ["negative", "positive"]
+    assert [path.name for path in (tmp_path / "out.training").iterdir()] == ["log.jsonl"]
+    stages = [line["stage"] for line in log_of(tmp_path) if line["event"] == "stage"]
+    assert stages == ["classifier", "rationale", "compact"]
+    assert {"loss", "rate", "penalty", "extraction", "learning_rate", "examples_per_second"} <= {
+        name for line in log_of(tmp_path) for name in line if line["stage"] == "rationale"
+    }
+    assert command()[0] == 0
+    assert len([line for line in log_of(tmp_path) if line["event"] == "stage"]) == 3, "a new run begins a new log"
+
+
+def test_an_interrupted_run_goes_on_and_keeps_its_log(command, tmp_path, monkeypatch):
+    saved = []
+    save = runs.StateStore.save
+
+    def interrupted(store, snapshot):
+        save(store, snapshot)
+        saved.append(snapshot.step)
+        if len(saved) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs.StateStore, "save", interrupted)
+    assert command()[0] == 130
+    assert not (tmp_path / "out").exists() and (tmp_path / "out.training" / "state.pt").exists()
+    monkeypatch.setattr(runs.StateStore, "save", save)
+    code, error = command("--set", "seed=7", "--resume")
+    assert code == 1 and "state of another run: config.seed differ" in error
+    assert command("--resume") == (0, "")
+    starts = [(line["stage"], line["step"]) for line in log_of(tmp_path) if line["event"] == "stage"]
+    assert starts[:2] == [("classifier", 0), ("classifier", saved[2])]
+    assert not (tmp_path / "out.training" / "state.pt").exists()
+
+
+def test_resuming_nothing_begins(command):
+    assert command("--resume") == (0, "")
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_and_the_state(command, tmp_path, monkeypatch):
+    assert command()[0] == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        code, error = command("--set", "seed=5")
+    assert code == 1 and "cannot be written" in error and "No space left" in error and "--resume" in error
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert command("--set", "seed=5", "--resume") == (0, ""), "only the writing is done again"
+    assert (tmp_path / "out" / "selector.safetensors").read_bytes() != before["selector.safetensors"]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        code, error = command("--set", "seed=6")
+    assert code == 1 and "state.pt cannot be written" in error
+
+
+def test_tensorboard_and_devices(command, tmp_path):
+    pytest.importorskip("tensorboard")
+    assert command("--tensorboard")[0] == 0
+    assert any("tfevents" in path.name for path in (tmp_path / "out.training").iterdir())
+    code, error = command("--device", "cuda:77")
+    assert code == 1 and error == "error: there is no device 'cuda:77' here; fix: --device cpu"

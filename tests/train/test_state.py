@@ -1,0 +1,111 @@
+"""Saved states: whole or not at all, and only for the run they are of."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+import torch
+from toys import Recorder, toy_config, toy_texts
+
+from rekd_train.errors import ConfigError, TrainingError
+from rekd_train.state import Snapshot, StateStore, identity_of
+from rekd_train.training import fit
+
+STAGES = {"classifier_epochs": 2, "rationale_epochs": 2, "compact_epochs": 1, "save_every": 5}
+
+
+def store_for(path, **changes) -> StateStore:
+    _, train, dev = toy_texts()
+    return StateStore(path, identity_of(toy_config(**changes), train, dev, teacher=None))
+
+
+def test_a_state_comes_back_as_it_was(tmp_path):
+    store = store_for(tmp_path)
+    assert store.load() is None
+    store.save(Snapshot(stage=2, step=7, pair={"w": torch.arange(3)}, progress={"rates": [0.5]}))
+    found = store.load()
+    assert (found.stage, found.step, found.progress) == (2, 7, {"rates": [0.5]})
+    assert torch.equal(found.pair["w"], torch.arange(3))
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"], "nothing is left lying about"
+    store.discard()
+    assert store.load() is None
+
+
+def test_a_state_of_another_run_is_refused_and_says_why(tmp_path):
+    store_for(tmp_path).save(Snapshot())
+    with pytest.raises(ConfigError, match=r"another run: config\.seed, config\.stages\.rationale_epochs differ"):
+        store_for(tmp_path, seed=9, stages={"rationale_epochs": 7}).load()
+    _, _, dev = toy_texts()
+    with pytest.raises(ConfigError, match="data differ"):
+        StateStore(tmp_path, identity_of(toy_config(), toy_texts(examples=40)[1], dev, teacher=None)).load()
+
+
+def test_what_the_advice_names_may_change(tmp_path):
+    store_for(tmp_path).save(Snapshot(step=3))
+    changed = {"optimisation": {"learning_rate": 1e-5, "gradient_clip": 0.1}, "selection": {"weight": 5.0}}
+    assert store_for(tmp_path, **changed).load().step == 3
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a state", None])
+def test_a_damaged_state_is_named(damage, tmp_path):
+    store = store_for(tmp_path)
+    store.save(Snapshot(pair={"w": torch.zeros(1000)}))
+    whole = store.path.read_bytes()
+    store.path.write_bytes(whole[:2000] if damage is None else damage)
+    with pytest.raises(TrainingError, match=r"state\.pt cannot be read .*fix: delete it"):
+        store.load()
+
+
+@pytest.mark.parametrize("by", ["file", "torch"])
+def test_a_full_disk_leaves_the_old_state(by, tmp_path, monkeypatch):
+    store = store_for(tmp_path)
+    store.save(Snapshot(step=1))
+
+    def full(content, file):
+        file.write(b"half a sta")
+        if by == "torch":
+            raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(TrainingError, match=r"cannot be written \(.*MB are free\).*intact; fix: make room"):
+        store.save(Snapshot(step=2))
+    monkeypatch.undo()
+    assert store.load().step == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_a_diverging_run_leaves_its_last_good_state_and_goes_on_from_it(tmp_path):
+    """The weights turn bad after the save at step 10: what comes later is not saved."""
+
+    class Saboteur(Recorder):
+        def step(self, values):
+            super().step(values)
+            self.steps = getattr(self, "steps", 0) + 1
+            if self.steps == 13:
+                with torch.no_grad():
+                    pair.predictor.head[-1].bias.fill_(float("nan"))
+
+    pair, train, dev = toy_texts()
+    store = store_for(tmp_path, stages=STAGES)
+    with pytest.raises(TrainingError, match=r"diverged.*last good state is in .*state\.pt.*--resume"):
+        fit(toy_config(stages=STAGES), pair, train, dev, store=store, observer=Saboteur())
+    assert store.load().step == 10
+    pair, train, dev = toy_texts(seed=8)
+    log = Recorder()
+    changed = {"stages": STAGES, "optimisation": {"learning_rate": 1e-3, "embedding_learning_rate": 2e-3}}
+    fit(toy_config(**changed), pair, train, dev, store=store_for(tmp_path, **changed), resume=True, observer=log)
+    assert log.stages[0] == ("classifier", 16, 10)
+    assert all(parameter.isfinite().all() for parameter in pair.parameters())
+
+
+def test_a_finished_run_goes_straight_to_its_end(tmp_path):
+    pair, train, dev = toy_texts()
+    store = store_for(tmp_path, stages=STAGES)
+    fit(toy_config(stages=STAGES), pair, train, dev, store=store)
+    again, *_ = toy_texts(seed=3)
+    log = Recorder()
+    fit(toy_config(stages=STAGES), again, train, dev, store=store, resume=True, observer=log)
+    assert not log.stages and again.policy == pair.policy
+    assert all(torch.equal(a, b) for a, b in zip(pair.parameters(), again.parameters(), strict=True))
