@@ -1,0 +1,90 @@
+"""Which state of a stage is the best."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toys import toy_config, toy_images, toy_texts
+
+from rekd_train import losses
+from rekd_train.dev import Best, DevEvaluation, read_selector
+from rekd_train.evaluation import measure, run_selector
+from rekd_train.runtime import Runtime
+from rekd_train.training import calibrate_policy
+
+CPU = Runtime("cpu")
+
+
+def offered(criterion: str, *values: tuple[float, float]) -> list[bool]:
+    best = Best(criterion)
+    return [best.offer(i, {"accuracy": a, "extraction_loss": e}, {}) for i, (a, e) in enumerate(values)]
+
+
+def test_accuracy_decides_and_the_loss_between_equals():
+    assert offered("accuracy", (0.5, 1.0), (0.6, 2.0), (0.6, 2.0), (0.6, 1.9), (0.5, 0.1)) == [
+        True, True, False, True, False,
+    ]  # fmt: skip
+
+
+def test_the_paper_s_criterion_rounds_and_lets_the_later_of_equals_win():
+    assert offered("extraction_loss", (0, 0.5004), (1, 0.5001), (1, 0.5012), (0, 0.4996)) == [True, True, False, True]
+    assert offered("extraction_loss", (1, float("nan")), (1, 0.3)) == [False, True]
+
+
+def test_the_best_is_a_copy_and_survives_saving():
+    weights = {"w": torch.zeros(2)}
+    best = Best("accuracy")
+    best.offer(3, {"accuracy": 0.5, "extraction_loss": 1.0}, weights)
+    weights["w"] += 1
+    again = Best("accuracy")
+    again.restore(best.state())
+    assert torch.equal(again.weights["w"], torch.zeros(2)) and again.step == 3
+    assert not again.offer(4, {"accuracy": 0.4, "extraction_loss": 1.0}, weights) and again.since == 1
+
+
+@pytest.mark.parametrize("make", [toy_texts, toy_images])
+def test_what_is_served_is_what_is_measured(make):
+    pair, _, dev = make()
+    config = toy_config(optimisation={"batch_size": 30})
+    figures = DevEvaluation(config, pair, pair.predictor, dev, CPU, with_rationale=True)(10)
+    calibrate_policy(config, pair, dev)
+    measured = measure(pair, dev)
+    for name in ("accuracy", "rate"):
+        assert figures[name] == pytest.approx(measured[name])
+    assert figures["rate"] == pytest.approx(0.15, abs=0.02)
+
+
+def test_the_extraction_loss_is_that_of_batches_in_order():
+    pair, _, dev = toy_texts()
+    config = toy_config(selection={"weight": 3.0}, stages={"evaluation": "argmax"}, optimisation={"batch_size": 30})
+    figures = DevEvaluation(config, pair, pair.predictor, dev, CPU, with_rationale=True)(10)
+    values = []
+    pair.eval()
+    with torch.no_grad():
+        for start in (0, 30, 60):
+            rows = list(range(start, min(start + 30, 64)))
+            inputs = {name: torch.from_numpy(array) for name, array in dev.inputs(rows).items()}
+            logits, selectable = pair.selector_logits(inputs), pair.selectable(inputs)
+            mask = selectable & (logits[..., 1] > logits[..., 0])
+            rate = mask.sum() / selectable.sum()
+            loss = losses.prediction_loss(pair.class_logits(inputs, mask), torch.from_numpy(dev.labels[rows]))
+            values.append(float(loss + 3.0 * (rate - config.selection.target) ** 2))
+    assert figures["extraction_loss"] == pytest.approx(sum(values) / 3, rel=1e-5)
+
+
+def test_sampled_masks_differ_between_evaluations_and_follow_the_scores():
+    pair, _, dev = toy_texts()
+    config = toy_config(stages={"evaluation": "sampled"})
+    evaluate = DevEvaluation(config, pair, pair.predictor, dev, CPU, with_rationale=True)
+    rates = [evaluate(step)["rate"] for step in (1, 2, 1)]
+    assert rates[0] == rates[2] != rates[1]
+    outputs = run_selector(pair, dev)
+    expected = float((torch.sigmoid(outputs.scores) * outputs.selectable).sum(1).div(outputs.selectable.sum(1)).mean())
+    assert rates[0] == pytest.approx(expected, abs=0.05)
+
+
+def test_the_selector_is_read_as_evaluation_reads_it():
+    pair, _, dev = toy_texts()
+    mine, theirs = read_selector(pair, dev, CPU, "fp32"), run_selector(pair, dev)
+    assert torch.equal(mine.selectable, theirs.selectable)
+    torch.testing.assert_close(mine.scores, theirs.scores, rtol=0, atol=1e-6)
