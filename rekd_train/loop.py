@@ -130,7 +130,8 @@ class _Run:
         self._optimiser.zero_grad(set_to_none=True)
         (loss * self._runtime.processes).backward()  # gradients are averaged, the parts of the loss add up
         if settings.gradient_clip is not None:
-            torch.nn.utils.clip_grad_norm_(self._objective.parameters(), settings.gradient_clip, foreach=True)
+            norm = torch.nn.utils.clip_grad_norm_(self._objective.parameters(), settings.gradient_clip, foreach=True)
+            figures["gradient_norm"] = norm / self._runtime.processes  # the same everywhere, and parts add up
         self._optimiser.step()
         figures["loss"] = loss.detach()
         for name, value in figures.items():

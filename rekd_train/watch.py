@@ -40,7 +40,7 @@ class Watch:
         Raises:
             TrainingError: a figure is not finite, or nothing or everything was kept for a whole window.
         """
-        for name, value in figures.items():
+        for name, value in sorted(figures.items(), key=lambda figure: figure[0] != "loss"):
             if not math.isfinite(value):
                 raise TrainingError(
                     f"{self._stage}: diverged, {name} is {value} at step {step}; fix: a lower "

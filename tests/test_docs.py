@@ -73,6 +73,20 @@ def test_extras_in_the_readme_exist():
     assert named == set(extras)
 
 
+def test_every_setting_of_training_is_documented():
+    from rekd_train.config import RunConfig
+
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+\.\w+)`", text))
+    sections = ("selection", "temperature", "distillation", "optimisation", "stages", "acceleration")
+    fields = {
+        f"{name}.{field}" for name in sections for field in RunConfig.model_fields[name].annotation.model_fields
+    }
+    assert fields <= named, f"missing: {sorted(fields - named)}"
+    unknown = {name for name in named if name.split(".")[0] in sections} - fields
+    assert not unknown
+
+
 def test_every_preset_makes_its_documented_origin():
     from rekd_train.config import preset_names, run_config
 
