@@ -33,7 +33,8 @@ HOUSE = {
         rekd_train.data.tables
     """,
     "models": """
-        rekd_train.models rekd_train.models.base rekd_train.models.text rekd_train.models.bert rekd_train.models.bilstm
+        rekd_train.models rekd_train.models.base rekd_train.models.text
+        rekd_train.models.bert_pooling rekd_train.models.bert rekd_train.models.bilstm
         rekd_train.models.families rekd_train.models.gates rekd_train.models.rationalizer rekd_train.models.vit
         rekd_train.official_weights rekd_train.weights
     """,

@@ -8,6 +8,7 @@ from transformers.models.bert.modeling_bert import BertConfig, BertModel
 
 from rekd_train.config import BackboneConfig
 from rekd_train.models.base import Inputs, log_weights
+from rekd_train.models.bert_pooling import first_state
 from rekd_train.models.text import TextBackbone
 
 
@@ -51,26 +52,37 @@ class BertBackbone(TextBackbone):
 
     def zeroed(self, inputs: Inputs, keep: Tensor) -> Tensor:
         content = self.words(inputs["input_ids"]) * keep.unsqueeze(-1)
-        return self._encode(content, inputs["attention_mask"])[:, 0]
+        return self._first(content, inputs["attention_mask"])
 
     def attended(self, inputs: Inputs, keep: Tensor) -> Tensor:
         visible = torch.cat([torch.ones_like(keep[:, :1]), keep[:, 1:]], dim=1)
         words = self.words(inputs["input_ids"])
         if visible.is_floating_point():
-            return self._encode(words, log_weights(visible))[:, 0]
-        return self._encode(words, visible.to(torch.int64))[:, 0]
+            return self._first(words, log_weights(visible))
+        return self._first(words, visible.to(torch.int64))
 
     def gathered(self, inputs: Inputs, positions: Tensor, kept: Tensor) -> Tensor:
         places = torch.nn.functional.pad(positions, (1, 0))  # [CLS] is position 0
         kept = kept & (positions > 0)  # a rule that may choose [CLS] must not show it twice
         visible = torch.nn.functional.pad(kept.to(torch.int64), (1, 0), value=1)
         content = self.words(inputs["input_ids"].gather(1, places))
-        return self._encode(content, visible, places)[:, 0]
+        return self._first(content, visible, places)
+
+    def _first(self, content: Tensor, attention_mask: Tensor, positions: Tensor | None = None) -> Tensor:
+        """(B, H): the state of [CLS], which a predictor reads."""
+        if torch.compiler.is_exporting():  # whole blocks are what ONNX Runtime's fusions know
+            return self._encode(content, attention_mask, positions)[:, 0]
+        return first_state(self.bert, content, _visible(attention_mask), positions)
 
     def _encode(self, content: Tensor, attention_mask: Tensor, positions: Tensor | None = None) -> Tensor:
-        if attention_mask.ndim == 2 and not torch.compiler.is_exporting():
+        if not torch.compiler.is_exporting():
             # taken as it is; given (B, N), BertModel asks whether everything is visible and waits for the GPU
-            attention_mask = attention_mask[:, None, None, :] > 0
+            attention_mask = _visible(attention_mask)
         return self.bert(
             inputs_embeds=content, attention_mask=attention_mask, position_ids=positions
         ).last_hidden_state
+
+
+def _visible(attention_mask: Tensor) -> Tensor:
+    """(B, 1, 1, N) bool from (B, N); what has four axes already is kept."""
+    return attention_mask[:, None, None, :] > 0 if attention_mask.ndim == 2 else attention_mask

@@ -56,10 +56,11 @@ def test_two_processes_give_the_losses_of_one(images, config, tmp_path):
     one = toy_run.run(task)
     two = run_in_processes(task, 2, tmp_path / "two.pt")
     assert list(one["values"]) == list(two["values"]) == ["classifier", "selector", "distillation", "compact"]
-    for kind in ("values", "evaluations"):
+    # an evaluation decides masks: where two scores are as good as equal, rounding may decide otherwise
+    for kind, tolerance in (("values", 1e-5), ("evaluations", 1e-3)):
         for stage, readings in one[kind].items():
             for mine, theirs in zip(readings, two[kind][stage], strict=True):
                 for name in mine.keys() - {"examples_per_second"}:
-                    assert theirs[name] == pytest.approx(mine[name], rel=1e-5, abs=1e-5), (kind, stage, name)
+                    assert theirs[name] == pytest.approx(mine[name], rel=tolerance, abs=tolerance), (kind, stage, name)
     for name, tensor in one["pair"].items():
         torch.testing.assert_close(two["pair"][name], tensor, rtol=0, atol=1e-3)
