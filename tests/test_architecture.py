@@ -49,7 +49,7 @@ HOUSE = {
     """,
     "checkpoint": "rekd_train.model_card rekd_train.checkpoint rekd_train.checkpoint_examples rekd_train.official",
     "runs": "rekd_train.recorded rekd_train.runs",
-    "training commands": "rekd_train rekd_train.command rekd_train.cli_library rekd_train.cli",
+    "training commands": "rekd_train rekd_train.command rekd_train.cli_library rekd_train.cli_progress rekd_train.cli",
     "signature": "rekd_deploy.errors rekd_deploy.signature rekd_deploy.artefacts rekd_deploy.text_source",
     "engines": "rekd_deploy.engines rekd_deploy.engines.base rekd_deploy.engines.onnxruntime",
     "export": """
