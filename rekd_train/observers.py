@@ -96,6 +96,20 @@ class JsonLines(_Counting):
             file.write(json.dumps(line) + "\n")
 
 
+def readings(log: Path) -> dict[str, dict[str, list[float]]]:
+    """What ``JsonLines`` wrote, by stage: ``step`` and, as long as it, each figure; dev's under ``<stage>.dev``."""
+    curves: dict[str, dict[str, list[float]]] = {}
+    for line in log.read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        event, stage = entry.pop("event"), entry.pop("stage")
+        if event != "stage":
+            entry.pop("time")
+            curve = curves.setdefault(stage if event == "step" else f"{stage}.dev", {})
+            for name, value in entry.items():
+                curve.setdefault(name, []).append(value)
+    return curves
+
+
 class TensorBoard(_Counting):
     """Scalars named stage/figure, at the step within the stage.
 

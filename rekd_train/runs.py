@@ -17,7 +17,7 @@ from rekd_train.data import DataSet, Split, encode, encode_splits, load_data
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.evaluation import measure
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.observers import JsonLines, Observer, Several, Silent, TensorBoard
+from rekd_train.observers import JsonLines, Observer, Several, Silent, TensorBoard, readings
 from rekd_train.recorded import data_for, recorded_config
 from rekd_train.report import evaluate
 from rekd_train.runtime import Runtime, chosen_device
@@ -49,7 +49,8 @@ def train_run(
         tensorboard: also write a log for TensorBoard.
 
     Returns:
-        The metrics that are also in the checkpoint's metrics.json; nothing in processes but the main one.
+        The metrics by split, which are also in the checkpoint's metrics.json, beside the readings of the
+        training; nothing in processes but the main one.
     """
     checkpoint.check_output(output)
     runtime = Runtime(device)
@@ -72,7 +73,7 @@ def train_run(
     metrics = {}
     if runtime.is_main:
         metrics = {name: measure(pair, splits[name]) for name in ("dev", "test")}
-        _save(pair, output, config, data, metrics)
+        _save(pair, output, config, data, {**metrics, "training": readings(_log_file(store))})
         store.discard()
     runtime.wait()
     runtime.close()
@@ -84,12 +85,16 @@ def training_directory(output: Path) -> Path:
     return output.with_name(f"{output.name}.training")
 
 
+def _log_file(store: StateStore) -> Path:
+    return store.path.with_name("log.jsonl")
+
+
 def _logs(
     runtime: Runtime, store: StateStore, observer: Observer | None, resume: bool, tensorboard: bool
 ) -> Observer:
     if not runtime.is_main:
         return Silent()
-    log = store.path.with_name("log.jsonl")
+    log = _log_file(store)
     if not (resume and store.path.exists()):
         log.unlink(missing_ok=True)
     observers = [JsonLines(log)]
