@@ -226,12 +226,14 @@ def installed():
         pytest.skip(str(error))
 
 
+@pytest.mark.triton
 def test_numpy_2_is_named(installed, monkeypatch):
     monkeypatch.setattr(triton_wheel.metadata, "version", lambda name: "2.4.1")
     with pytest.raises(ServerError, match=r"numpy 2.4.1 is installed.*numpy < 2.*pip install 'rekd\[serve\]'"):
         triton_wheel.find_wheel()
 
 
+@pytest.mark.triton
 def test_missing_onnxruntime(installed, monkeypatch):
     found = triton_wheel.util.find_spec
     monkeypatch.setattr(triton_wheel.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name))
@@ -239,12 +241,14 @@ def test_missing_onnxruntime(installed, monkeypatch):
         triton_wheel.find_wheel()
 
 
+@pytest.mark.triton
 def test_both_flavours_of_onnxruntime(installed, monkeypatch):
     monkeypatch.setattr("rekd_deploy.engines.onnxruntime._is_installed", lambda distribution: True)
     with pytest.raises(EngineError, match="both installed"):
         triton_wheel.find_wheel()
 
 
+@pytest.mark.triton
 def test_python_without_its_shared_library(installed, monkeypatch):
     monkeypatch.setattr(triton_wheel.sysconfig, "get_config_var", lambda name: "/nowhere")
     monkeypatch.setattr(sys, "base_prefix", "/nowhere")
@@ -262,6 +266,7 @@ def test_another_machine(monkeypatch, platform, machine):
         triton_wheel.find_wheel()
 
 
+@pytest.mark.triton
 def test_backend_gets_the_stub_of_this_python(installed, tmp_path):
     backends = installed.place_backends(tmp_path)
     stub = backends / "python" / "triton_python_backend_stub"
