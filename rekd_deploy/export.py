@@ -13,7 +13,7 @@ from torch import nn
 from rekd_deploy import onnx_model
 from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.errors import ExportError
-from rekd_deploy.examples import parity_examples
+from rekd_deploy.examples import parity_examples, with_lengths
 from rekd_deploy.fusion import fuse
 from rekd_deploy.graphs import graph_modules, pair_signature
 from rekd_deploy.manifest import build_manifest
@@ -35,6 +35,7 @@ def export(
     *,
     single_graph: bool = False,
     fused: bool = True,
+    lengths: tuple[int, ...] = (),
     parity_texts: str | Path | None = None,
     opset: int = OPSET,
     report: Callable[[str], None] = lambda step: None,
@@ -46,6 +47,7 @@ def export(
         work: directory that receives the files.
         single_graph: write single.onnx, too: both steps in one graph, proved by itself.
         fused: put attention and its neighbours together for ONNX Runtime; no other runtime reads the result.
+        lengths: tokens that texts are padded to when they are served, and in the gate; empty: the checkpoint's.
         parity_texts: .jsonl or .txt with real texts for the gate; None: the checkpoint's own examples.
         opset: ONNX opset, 18 to 20.
         report: called with the name of each step as it starts.
@@ -59,6 +61,7 @@ def export(
     if opset not in onnx_model.OPSETS:
         raise ExportError(f"opset {opset} is not served; opsets: {', '.join(map(str, onnx_model.OPSETS))}")
     rationalizer = load(checkpoint)
+    rationalizer.preprocessor = with_lengths(rationalizer.preprocessor, lengths)
     signature = pair_signature(rationalizer)
     examples = parity_examples(checkpoint, rationalizer.preprocessor, parity_texts)
     graphs = export_graphs(rationalizer, work, single_graph=single_graph, fused=fused, opset=opset, report=report)

@@ -27,7 +27,7 @@ from typing import Self
 
 from rekd_deploy.errors import ServerError
 from rekd_deploy.processes import children_of, has_ended
-from rekd_deploy.repository import check_repository
+from rekd_deploy.repository_check import check_repository
 from rekd_deploy.triton_wheel import TritonWheel, find_wheel
 
 PORT_FLAGS = {"grpc": "--grpc-port", "http": "--http-port", "metrics": "--metrics-port"}
