@@ -165,8 +165,12 @@ def _ensemble_mistakes(config: ModelConfig, configs: Mapping[str, ModelConfig]) 
 def graph_mistakes(config: ModelConfig, graph: Path) -> list[str]:
     """Mistakes in a member's config against the ONNX graph it will run."""
     import onnx
+    from google.protobuf.message import DecodeError
 
-    model = onnx.load(str(graph), load_external_data=False).graph
+    try:
+        model = onnx.load(str(graph), load_external_data=False).graph
+    except (OSError, DecodeError) as error:
+        return [f"{config.name}: {graph} is no ONNX file ({error}); fix: export again"]
     weights = {weight.name for weight in model.initializer}
     inputs = {value.name: value for value in model.input if value.name not in weights}
     outputs = {value.name: value for value in model.output}

@@ -19,6 +19,7 @@ from rekd_deploy.graphs import graph_modules, pair_signature
 from rekd_deploy.manifest import build_manifest
 from rekd_deploy.onnx_lstm import onnx_lstms
 from rekd_deploy.parity import check_parity, check_single_parity
+from rekd_deploy.reference import record
 from rekd_deploy.signature import BATCH, LENGTH, GraphSignature
 from rekd_train.checkpoint import checkpoint_hash, load
 from rekd_train.models.rationalizer import Rationalizer
@@ -72,7 +73,7 @@ def export(
     manifest = build_manifest(rationalizer, checkpoint_hash(checkpoint), signature, graphs, parity, opset)
     return Artefacts(
         signature, graphs["selector"], graphs["predictor"], rationalizer.preprocessor, tuple(rationalizer.labels),
-        manifest, graphs.get("single"),
+        manifest, graphs.get("single"), record(rationalizer, examples.items, work / "parity.npz"),
     )
 
 

@@ -20,7 +20,10 @@ _STEPS = {
     "single": "joining both steps",
     "parity": "comparing the graphs with the model",
     "repository": "writing the repository",
+    "files": "comparing the files with the manifest",
 }
+_WITH_VERIFY = {"verify", "checkpoint", "against", "json"}
+"""Parameters that go with --verify."""
 
 app = application(
     help="Export a checkpoint as ONNX graphs, prove them equal to the model, and write a Triton model repository.\n\n"
@@ -31,12 +34,15 @@ app = application(
         "rekd-export runs/demo/student --output /srv/models --keep 2 --batches 1,8,128",
         "rekd-export runs/demo/student --lengths 64,128,256 --single-graph",
         "rekd-export runs/demo/student --parity-texts reviews.jsonl --json",
+        "rekd-export --verify /srv/models",
+        "rekd-export --verify /srv/models --checkpoint runs/demo/student",
     ),
 )
 
 
 @app.command()
 def export(
+    context: typer.Context,
     checkpoint: Annotated[
         Path | None, typer.Argument(metavar="CKPT", help="Checkpoint directory written by rekd-train.")
     ] = None,
@@ -82,14 +88,31 @@ def export(
             metavar="FILE",
         ),
     ] = None,
+    verify: Annotated[
+        Path | None,
+        typer.Option(help="In place of CKPT: check an existing repository again.", metavar="DIR"),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoint", metavar="CKPT", help="With --verify: run the parity gate against this checkpoint, too."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the table.")] = False,
 ) -> None:
     from rekd_deploy.export_options import ExportOptions
     from rekd_train.errors import ConfigError
 
-    if checkpoint is None:
-        raise typer.BadParameter("Missing argument: give a checkpoint", param_hint="CKPT")
+    if (checkpoint is None) == (verify is None):
+        reason = "Missing argument" if checkpoint is None else "both given"
+        raise typer.BadParameter(f"{reason}: give either a checkpoint or --verify DIR", param_hint="CKPT")
+    if verify is not None:
+        _check_alone(context)
+        _verify(verify, against, json)
+        return
+    if against is not None:
+        raise typer.BadParameter("it goes with --verify", param_hint="--checkpoint")
     try:
         options = ExportOptions(
             target=target,
@@ -115,6 +138,29 @@ def _numbers(text: str | None, option: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(",")) if text else ()
     except ValueError:
         raise typer.BadParameter(f"'{text}' is no list of whole numbers like 64,128,256", param_hint=option) from None
+
+
+def _check_alone(context: typer.Context) -> None:
+    """Refuse options of an export beside --verify, where they would have no effect."""
+    given = [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]
+    if others := sorted(set(given) - _WITH_VERIFY):
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in others)
+        raise typer.BadParameter(f"{options} does not go with it", param_hint="--verify")
+
+
+def _verify(root: Path, checkpoint: Path | None, json: bool) -> None:
+    from rich.console import Console
+
+    from rekd_deploy.verify import verify
+
+    with Console(stderr=True).status(_STEPS["files"]) as status:
+        verification = verify(
+            root, checkpoint=checkpoint, report=lambda step: status.update(_STEPS.get(step, f"checking the {step}"))
+        )
+    if json:
+        print_json(verification.to_dict())
+    else:
+        print(*verification.lines(), sep="\n")
 
 
 def _show_plan(checkpoint: Path, root: Path, options: ExportOptions, json: bool) -> None:
