@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass
+from importlib import util
 from pathlib import Path
 from typing import Any
 
 from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.checkpoint_facts import CheckpointFacts, read_facts
 from rekd_deploy.config_rules import config_mistakes
+from rekd_deploy.engines.onnxruntime import check_flavours
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.examples import with_lengths
 from rekd_deploy.export_options import ExportOptions
@@ -17,6 +19,7 @@ from rekd_deploy.repository import next_versions, refuse_foreign_folder
 from rekd_deploy.repository_check import GRAPH_MODELS
 from rekd_deploy.triton_config import build_configs
 from rekd_deploy.versions import newest_folder
+from rekd_train.errors import MissingExtraError
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,10 @@ def plan_export(checkpoint: str | Path, root: str | Path, options: ExportOptions
         CheckpointError, ExportError: the checkpoint cannot be exported.
         ConfigError: an option does not fit the checkpoint.
         RepositoryError: the output holds something else, or versions that cannot stay beside the new one.
+        MissingExtraError, EngineError: ONNX Runtime is not installed, or twice.
     """
     root = Path(root)
+    _check_installed()
     facts = read_facts(checkpoint)
     options.check(facts)
     refuse_foreign_folder(root)
@@ -120,6 +125,13 @@ def plan_export(checkpoint: str | Path, root: str | Path, options: ExportOptions
     goes = tuple(number for number in before if number not in versions.earlier and _exists(root, number))
     lengths = preprocessor.settings.buckets if facts.kind == "text" else ()
     return ExportPlan(facts, root, options, lengths, versions.current, versions.earlier, goes, tuple(configs))
+
+
+def _check_installed() -> None:
+    """What the parity gate runs on must be there before the slow work starts."""
+    check_flavours()
+    if util.find_spec("onnxruntime") is None:
+        raise MissingExtraError("onnxruntime", "cpu")
 
 
 def machine() -> dict[str, Any]:

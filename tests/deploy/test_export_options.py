@@ -18,7 +18,7 @@ from rekd_deploy.export_plan import plan_export
 from rekd_deploy.graphs import pair_signature
 from rekd_deploy.publish import publish
 from rekd_train.checkpoint import save
-from rekd_train.errors import CheckpointError, ConfigError
+from rekd_train.errors import CheckpointError, ConfigError, MissingExtraError
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +139,12 @@ def test_lengths_reach_the_preprocessing(rationalizer, image_rationalizer):
     assert served(["good film"]).inputs["input_ids"].shape == (1, 12)
     assert with_lengths(rationalizer.preprocessor, ()) is rationalizer.preprocessor
     assert with_lengths(image_rationalizer.preprocessor, (12,)) is image_rationalizer.preprocessor
+
+
+def test_a_missing_runtime_is_said_before_the_slow_work(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'rekd\[cpu\]'"):
+        publish(checkpoints[0]["text"], tmp_path / "r", report=lambda step: pytest.fail(f"started: {step}"))
 
 
 # the plan
