@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 _DESCRIPTION = {LABELS, PREPROCESSING, TOKENIZER, FINGERPRINT, VERSION}
-KNOWN_PARAMETERS = {"python": {THREADS, MAX_LENGTH, VOCABULARY_SIZE, *_DESCRIPTION}, "ensemble": _DESCRIPTION}
+KNOWN_PARAMETERS = {"python": {THREADS, MAX_LENGTH, VOCABULARY_SIZE, "step", *_DESCRIPTION}, "ensemble": _DESCRIPTION}
 """Triton ignores an unknown key without a word, so a misspelt one would have no effect."""
 
 _ONNX_TYPES = {"TYPE_INT64": 7, "TYPE_FP32": 1, "TYPE_BOOL": 9, "TYPE_FP16": 10, "TYPE_INT32": 6, "TYPE_UINT8": 2}
