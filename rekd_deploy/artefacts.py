@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ class Artefacts:
     """Hashes, versions, shapes, policy, precision and parity figures (see rekd_deploy.manifest)."""
     single: Path | None = None
     """single.onnx, both steps in one graph, where it was asked for"""
+    engines: Mapping[str, Path] = field(default_factory=dict)
+    """<role>.plan, built from the graph of that role; all roles or none."""
 
     @property
     def graphs(self) -> dict[str, Path]:
