@@ -51,6 +51,7 @@ class VitBackbone(Backbone):
             norm_layer=partial(nn.LayerNorm, eps=settings.layer_norm_eps),
             final_norm=settings.final_norm,
             fc_norm=False,
+            weight_init="jax",  # Xavier: timm's own default of 0.02 is far too small for narrow networks
         )
         for name in ("mean", "std"):
             values = torch.tensor(getattr(self.image, name), dtype=torch.float32)
