@@ -13,12 +13,13 @@ from torch import nn
 from rekd_deploy import onnx_model
 from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.errors import ExportError
-from rekd_deploy.examples import parity_examples
+from rekd_deploy.examples import parity_examples, with_lengths
 from rekd_deploy.fusion import fuse
 from rekd_deploy.graphs import graph_modules, pair_signature
 from rekd_deploy.manifest import build_manifest
 from rekd_deploy.onnx_lstm import onnx_lstms
 from rekd_deploy.parity import check_parity, check_single_parity
+from rekd_deploy.reference import record
 from rekd_deploy.signature import BATCH, LENGTH, GraphSignature
 from rekd_train.checkpoint import checkpoint_hash, load
 from rekd_train.models.rationalizer import Rationalizer
@@ -35,6 +36,7 @@ def export(
     *,
     single_graph: bool = False,
     fused: bool = True,
+    lengths: tuple[int, ...] = (),
     parity_texts: str | Path | None = None,
     opset: int = OPSET,
     report: Callable[[str], None] = lambda step: None,
@@ -46,6 +48,7 @@ def export(
         work: directory that receives the files.
         single_graph: write single.onnx, too: both steps in one graph, proved by itself.
         fused: put attention and its neighbours together for ONNX Runtime; no other runtime reads the result.
+        lengths: tokens that texts are padded to when they are served, and in the gate; empty: the checkpoint's.
         parity_texts: .jsonl or .txt with real texts for the gate; None: the checkpoint's own examples.
         opset: ONNX opset, 18 to 20.
         report: called with the name of each step as it starts.
@@ -59,6 +62,7 @@ def export(
     if opset not in onnx_model.OPSETS:
         raise ExportError(f"opset {opset} is not served; opsets: {', '.join(map(str, onnx_model.OPSETS))}")
     rationalizer = load(checkpoint)
+    rationalizer.preprocessor = with_lengths(rationalizer.preprocessor, lengths)
     signature = pair_signature(rationalizer)
     examples = parity_examples(checkpoint, rationalizer.preprocessor, parity_texts)
     graphs = export_graphs(rationalizer, work, single_graph=single_graph, fused=fused, opset=opset, report=report)
@@ -69,7 +73,7 @@ def export(
     manifest = build_manifest(rationalizer, checkpoint_hash(checkpoint), signature, graphs, parity, opset)
     return Artefacts(
         signature, graphs["selector"], graphs["predictor"], rationalizer.preprocessor, tuple(rationalizer.labels),
-        manifest, graphs.get("single"),
+        manifest, graphs.get("single"), record(rationalizer, examples.items, work / "parity.npz"),
     )
 
 

@@ -25,7 +25,7 @@ RTX_ALONE = {
     ("", "ComputeCapability"), ("ComputeCapability", "__members__"),
 }  # fmt: skip
 """Used only where the product builds anywhere."""
-ELSEWHERE = {"name", "value", "log", "dtype", "shape", "nbytes", "desc"}
+ELSEWHERE = {"name", "value", "log", "dtype", "shape", "nbytes", "desc", "infer_shapes"}
 """Names of the library that are common words; on other variables they are Python's."""
 
 
