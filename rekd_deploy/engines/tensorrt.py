@@ -60,10 +60,10 @@ class TensorRTRunner(Runner):
 
 def open_engine(library: Library, plan: Path, device: int = 0) -> EngineExecution:
     """Load an engine file on a GPU; raises ExecutionError or OSError."""
-    content = plan.read_bytes()
+    content, log = plan.read_bytes(), library.new_log()
     cuda = Cuda(device)
     try:
-        return EngineExecution(library.api, content, library.new_log(), cuda)
+        return EngineExecution(library.api, content, log, log.reason, cuda)
     except BaseException:
         cuda.close()
         raise

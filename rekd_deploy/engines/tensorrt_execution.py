@@ -8,7 +8,7 @@ package has to be. For the names of variables see ``tensorrt_build``.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -136,24 +136,25 @@ class EngineExecution:
     Args:
         api: the module ``tensorrt`` or ``tensorrt_rtx``.
         plan: content of the engine file.
-        logger: an ``ILogger`` of that module, with ``reason()``: the first useful line it was told.
+        logger: an ``ILogger`` of that module.
+        reason: the first useful line that the logger was told.
         cuda: the GPU; ``close`` closes it, too.
 
     Raises:
         ExecutionError: the engine cannot be loaded here.
     """
 
-    def __init__(self, api: Any, plan: bytes, logger: Any, cuda: Cuda) -> None:
+    def __init__(self, api: Any, plan: bytes, logger: Any, reason: Callable[[], str], cuda: Cuda) -> None:
         self._api, self._cuda = api, cuda
         self._runtime = api.Runtime(logger)
         engine = self._runtime.deserialize_cuda_engine(plan)
         context = engine.create_execution_context() if engine is not None else None
         if context is None:
             raise ExecutionError(
-                f"the engine cannot be loaded on {cuda.name} ({cuda.capability}): {logger.reason()}; fix: build it "
+                f"the engine cannot be loaded on {cuda.name} ({cuda.capability}): {reason()}; fix: build it "
                 "with the version of the library that runs it, for this GPU"
             )
-        self.engine, self._context = engine, context
+        self._engine, self._context = engine, context
         self.types: dict[str, np.dtype] = {}
         """Of every tensor, by name."""
         self.inputs: list[str] = []
@@ -198,6 +199,11 @@ class EngineExecution:
         cuda.wait()
         return answers
 
+    def report(self) -> str:
+        """What the library's inspector tells about the engine's layers, JSON."""
+        inspector = self._engine.create_engine_inspector()
+        return inspector.get_engine_information(self._api.LayerInformationFormat.JSON)
+
     @property
     def gpu(self) -> str:
         """The GPU's name and compute capability."""
@@ -205,7 +211,7 @@ class EngineExecution:
 
     def close(self) -> None:
         """Let go of the engine and all device memory."""
-        self._context = self.engine = self._runtime = None
+        self._context = self._engine = self._runtime = None
         self._cuda.close()
 
     def _choose_profile(self, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rekd_deploy.engines.tensorrt import TensorRTRunner
 from rekd_deploy.engines.tensorrt_build import VERIFIED
-from rekd_deploy.engines.tensorrt_library import Library, load_library
+from rekd_deploy.engines.tensorrt_library import load_library
 from rekd_deploy.engines.tensorrt_types import observed_precision, report_types
 from rekd_deploy.errors import EngineError
 from rekd_deploy.signature import GraphSignature
@@ -69,7 +69,7 @@ def verify_engine(
         ]
         if execution.profiles != wanted:
             raise EngineError(f"{path} has the profiles {execution.profiles}, the manifest says {wanted}")
-        types = report_types(_report(library, execution.engine))
+        types = report_types(execution.report())
         gpu = execution.gpu
     return {
         **manifest_entry,
@@ -78,9 +78,3 @@ def verify_engine(
         "gpu": gpu,
         "status": VERIFIED,
     }
-
-
-def _report(library: Library, engine) -> str:
-    api = library.api
-    inspector = engine.create_engine_inspector()
-    return inspector.get_engine_information(api.LayerInformationFormat.JSON)

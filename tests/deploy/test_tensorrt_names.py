@@ -9,11 +9,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 API = json.loads((ROOT / "tests" / "golden" / "tensorrt_api.json").read_text(encoding="utf-8"))
 PRODUCTS = [key for key in API if key.startswith("tensorrt")]
-MODULES = sorted((ROOT / "rekd_deploy" / "engines").glob("tensorrt*.py"))
+MODULES = [*sorted((ROOT / "rekd_deploy" / "engines").glob("tensorrt*.py")), ROOT / "rekd_deploy" / "triton_model.py"]
 
 VARIABLES = {
     "builder": "Builder", "network": "INetworkDefinition", "parser": "OnnxParser", "config": "IBuilderConfig",
-    "profile": "IOptimizationProfile", "cache": "ITimingCache", "engine": "ICudaEngine",
+    "profile": "IOptimizationProfile", "cache": "ITimingCache", "engine": "ICudaEngine", "_engine": "ICudaEngine",
     "context": "IExecutionContext", "inspector": "EngineInspector", "_runtime": "Runtime", "tensor": "ITensor",
     "memory": "IHostMemory",
 }  # fmt: skip
@@ -25,7 +25,7 @@ RTX_ALONE = {
     ("", "ComputeCapability"), ("ComputeCapability", "__members__"),
 }  # fmt: skip
 """Used only where the product builds anywhere."""
-ELSEWHERE = {"name", "value", "log", "dtype", "shape", "nbytes", "desc", "infer_shapes"}
+ELSEWHERE = {"name", "value", "log", "dtype", "shape", "nbytes", "desc", "infer_shapes", "node"}
 """Names of the library that are common words; on other variables they are Python's."""
 
 
