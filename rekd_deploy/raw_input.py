@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rekd_deploy.artefacts import Artefacts
+from rekd_deploy.config_rules import STEP
 from rekd_deploy.served import LABELS
 from rekd_deploy.signature import GraphSignature
 from rekd_deploy.triton_config import PREDICTOR, SELECTOR, ServingSettings, triton_dims
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 PREPARE, ANSWER = "rekd_prepare", "rekd_answer"
 RAW = {"text": "rekd_text", "image": "rekd_image"}
 """The ensemble by what it takes."""
-STEP = "step"
-"""Parameter that says which step a model is."""
 _TRAINING = Path(__file__).resolve().parents[1] / "rekd_train"
 _MODULES = {
     "text": ("__init__", "errors", "prediction", "spans", "preprocess"),

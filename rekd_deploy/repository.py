@@ -5,6 +5,7 @@
     ROOT/rekd_selector/config.pbtxt         member, with 1/model.onnx and 1/model.py
     ROOT/rekd_predictor/config.pbtxt        member, likewise
     ROOT/rekd_single/config.pbtxt           both steps in one graph, if it was exported; likewise
+                                            with engines, 1/model.plan and what runs it, too
     ROOT/rekd/config.pbtxt                  ensemble, with an empty version folder (Triton requires it)
 
 A later export to the same place is version 2, and so on (see rekd_deploy.versions).
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from rekd_deploy.artefacts import Artefacts
-from rekd_deploy.config_rules import config_mistakes, graph_mistakes
+from rekd_deploy.config_rules import config_mistakes, engine_mistakes, graph_mistakes
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.raw_input import ANSWER, PREPARE, RAW, place_raw, raw_configs
 from rekd_deploy.repository_check import (
@@ -32,6 +33,7 @@ from rekd_deploy.repository_check import (
     GRAPH_MODELS,
     MANIFEST,
     MODELS,
+    PLAN,
     REFERENCE,
     check_repository,
     models_of,
@@ -51,6 +53,7 @@ _OURS = {*MODELS, SINGLE, PREPARE, ANSWER, *RAW.values(), MANIFEST, REFERENCE, "
 _CACHES = shutil.ignore_patterns("__pycache__")
 """A server that may write leaves them beside its models."""
 _MODEL_CODE = Path(__file__).with_name("triton_model.py")
+_ENGINE_CODE = Path(__file__).parent / "engines" / "tensorrt_execution.py"
 _EARLIER_KEYS = ("versions", "checkpoint_sha256", "artefacts", "preprocessing_sha256")
 """What the manifest keeps of the versions before."""
 
@@ -105,6 +108,8 @@ def write_repository(
     mistakes = config_mistakes(configs)
     for name, graph in graphs.items():
         mistakes += graph_mistakes(configs[name], graph)
+    for role in artefacts.engines:
+        mistakes += engine_mistakes(configs[GRAPH_MODELS[role]], artefacts.manifest["artefacts"][role]["engine"])
     if mistakes:
         raise RepositoryError("the repository would not load: " + "; ".join(mistakes))
     current = str(versions.current)
@@ -118,7 +123,8 @@ def write_repository(
                 shutil.copytree(old, new, copy_function=_link_or_copy, ignore=_CACHES)
         for name, graph in graphs.items():
             _place_graph(graph, work / name / current)
-            shutil.copyfile(_MODEL_CODE, work / name / current / "model.py")
+        for name, source in _beside_graphs(artefacts, target, current).items():
+            shutil.copyfile(source, work / name)
         (work / ENSEMBLE / current / ".gitkeep").touch()
         if with_tokenizer:
             place_raw(artefacts, work, versions.current)
@@ -146,7 +152,8 @@ def _is_unchanged(root: Path, artefacts: Artefacts, configs: Mapping[str, Any], 
     pin_versions(configs, versions)
     texts = {f"{name}/{CONFIG_FILE}": config_text(config) for name, config in configs.items()}
     digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
-    digests |= {f"{name}/{versions.current}/model.py": sha256(_MODEL_CODE) for name in MEMBERS}
+    beside = _beside_graphs(artefacts, target, str(versions.current))
+    digests |= {name: sha256(source) for name, source in beside.items()}
     if artefacts.reference is not None:
         digests[REFERENCE] = sha256(artefacts.reference)
     if PREPARE in configs:
@@ -177,6 +184,20 @@ def next_versions(root: Path, configs: Mapping[str, Any], keep: int) -> tuple[Ve
 
 def _digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def _beside_graphs(artefacts: Artefacts, target: str, version: str) -> dict[str, Path]:
+    """What lies in the members' version folders beside the graphs, and where it comes from."""
+    found = {}
+    for role in artefacts.graphs:
+        folder = f"{GRAPH_MODELS[role]}/{version}"
+        if target == "python":
+            found[f"{folder}/model.py"] = _MODEL_CODE
+        if role in artefacts.engines:
+            found[f"{folder}/{PLAN}"] = artefacts.engines[role]
+            if target == "python":
+                found[f"{folder}/{_ENGINE_CODE.name}"] = _ENGINE_CODE
+    return found
 
 
 def _as_json(content: Any) -> Any:

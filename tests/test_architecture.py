@@ -51,10 +51,16 @@ HOUSE = {
     "runs": "rekd_train.recorded rekd_train.runs",
     "training commands": "rekd_train rekd_train.command rekd_train.cli_library rekd_train.cli_progress rekd_train.cli",
     "signature": "rekd_deploy.errors rekd_deploy.signature rekd_deploy.artefacts rekd_deploy.text_source",
-    "engines": "rekd_deploy.engines rekd_deploy.engines.base rekd_deploy.engines.onnxruntime",
+    "engines": """
+        rekd_deploy.engines rekd_deploy.engines.base rekd_deploy.engines.onnxruntime
+        rekd_deploy.engines.tensorrt_library rekd_deploy.engines.tensorrt_profiles rekd_deploy.engines.tensorrt_types
+        rekd_deploy.engines.tensorrt_build rekd_deploy.engines.tensorrt_execution rekd_deploy.engines.tensorrt
+        rekd_deploy.engines.tensorrt_verify
+    """,
     "export": """
         rekd_deploy.examples rekd_deploy.graphs rekd_deploy.onnx_model rekd_deploy.onnx_lstm rekd_deploy.fusion
         rekd_deploy.parity rekd_deploy.parity_cases rekd_deploy.reference rekd_deploy.manifest rekd_deploy.export
+        rekd_deploy.engine_export
     """,
     "repository": """
         rekd_deploy.served rekd_deploy.triton_config rekd_deploy.config_rules rekd_deploy.triton_model
@@ -81,7 +87,7 @@ COMMANDS = ("rekd_train.cli", "rekd_train.command", "rekd_deploy.cli")
 
 HEAVY = {
     "torch", "transformers", "timm", "PIL", "onnx", "onnxscript", "onnxruntime", "tritonclient", "pytriton",
-    "pandas", "scipy", "accelerate", "tensorboard",
+    "pandas", "scipy", "accelerate", "tensorboard", "tensorrt", "tensorrt_rtx",
 }  # fmt: skip
 
 
@@ -186,8 +192,9 @@ def test_training_knows_nothing_of_deployment(module):
 
 
 def test_the_model_inside_triton_needs_nothing_of_ours():
-    """model.py is copied into the repository, where rekd is not installed."""
+    """model.py is copied into the repository, where rekd is not installed; so is what runs its engine."""
     assert not ours(imported("rekd_deploy.triton_model"))
+    assert not ours(imported("rekd_deploy.engines.tensorrt_execution"))
 
 
 # light things stay light
