@@ -8,8 +8,16 @@ from pathlib import Path
 
 from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.engines.tensorrt_build import BuildSettings, build_engine
-from rekd_deploy.engines.tensorrt_library import Library
-from rekd_deploy.engines.tensorrt_profiles import SHORTEST, Range, batch_ranges, few_lengths, length_ranges, profiles_of
+from rekd_deploy.engines.tensorrt_library import Library, Product
+from rekd_deploy.engines.tensorrt_profiles import (
+    SHORTEST,
+    Profile,
+    Range,
+    batch_ranges,
+    few_lengths,
+    length_ranges,
+    profiles_of,
+)
 
 
 @dataclass(frozen=True)
@@ -54,30 +62,46 @@ def build_engines(
     """
     request = request or EngineRequest()
     work = Path(work)
-    batches, lengths = _ranges(artefacts, library, request)
+    profiles = _profiles(artefacts, library.product, request)
     engines, entries = {}, dict(artefacts.manifest["artefacts"])
     for role, graph in artefacts.graphs.items():
         report(f"{role} engine")
-        signature = artefacts.signature.graph(role)
         settings = BuildSettings(
             entries[role]["precision"], request.capabilities, request.workspace, request.optimisation_level,
             request.timing_cache or work / "timing.cache",
         )
         engines[role] = work / f"{role}.plan"
-        profiles = profiles_of(signature, batches, lengths)
-        entry = build_engine(library, graph, engines[role], signature, profiles, settings)
+        entry = build_engine(
+            library, graph, engines[role], artefacts.signature.graph(role), profiles[role], settings
+        )
         entries[role] = {**entries[role], "engine": entry}
     return replace(artefacts, engines=engines, manifest={**artefacts.manifest, "artefacts": entries})
 
 
-def _ranges(artefacts: Artefacts, library: Library, request: EngineRequest) -> tuple[list[Range], list[Range]]:
+def plan_engines(artefacts: Artefacts, product: Product, request: EngineRequest) -> Artefacts:
+    """The same artefacts as if their engines were built already: enough to make configurations of; see there."""
+    entries = {
+        role: {"engine": {"format": product.name, "profiles": profiles}}
+        for role, profiles in _profiles(artefacts, product, request).items()
+    }
+    nothing = Path("not built yet")
+    return replace(artefacts, engines=dict.fromkeys(entries, nothing), manifest={"artefacts": entries})
+
+
+def _profiles(artefacts: Artefacts, product: Product, request: EngineRequest) -> dict[str, list[Profile]]:
+    """By role."""
+    batches, lengths = _ranges(artefacts, product, request)
+    return {role: profiles_of(artefacts.signature.graph(role), batches, lengths) for role in artefacts.graphs}
+
+
+def _ranges(artefacts: Artefacts, product: Product, request: EngineRequest) -> tuple[list[Range], list[Range]]:
     """Of batches and lengths; images have no lengths."""
     batches = batch_ranges(request.batches, request.max_batch_size)
     settings = artefacts.preprocessor.settings
     if settings.kind != "text":
         return batches, []
     longest = settings.max_length
-    if request.lengths is None and library.product.builds_anywhere:
+    if request.lengths is None and product.builds_anywhere:
         return batches, [Range(SHORTEST, longest, longest)]
     lengths = few_lengths(settings.buckets) if request.lengths is None else request.lengths
     return batches, length_ranges(lengths, longest)

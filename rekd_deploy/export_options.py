@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rekd_deploy.checkpoint_facts import CheckpointFacts
-from rekd_deploy.triton_config import TARGETS, ServingSettings
+from rekd_deploy.engine_export import EngineRequest
+from rekd_deploy.triton_config import ENGINES, TARGETS, ServingSettings
 from rekd_train.errors import ConfigError
 
 _LARGEST_BATCH = 4096
@@ -23,6 +24,8 @@ class ExportOptions:
 
     target: str = "python"
     """Which Triton backend runs the graphs."""
+    engine: str | None = None
+    """What the target 'python' runs instead of ONNX Runtime: 'tensorrt-rtx'; None: nothing else."""
     lengths: tuple[int, ...] = ()
     """Tokens that texts are padded to (the smallest that fits, or the model's limit); empty: the checkpoint's."""
     batches: tuple[int, ...] = ()
@@ -46,6 +49,11 @@ class ExportOptions:
         mistakes = []
         if self.target not in TARGETS:
             mistakes.append(f"target '{self.target}' is not one of {', '.join(TARGETS)}")
+        elif self.engine is not None and self.engine not in ENGINES[self.target]:
+            mistakes.append(
+                f"target '{self.target}' cannot run the engine '{self.engine}'; fix: --target python --engine "
+                "tensorrt-rtx, or --target tensorrt"
+            )
         for length in self.lengths:
             if length < 1:
                 mistakes.append(f"length {length} must be at least 1")
@@ -62,6 +70,21 @@ class ExportOptions:
             mistakes.append(f"keep is {self.keep}; at least the new version stays (1)")
         if mistakes:
             raise ConfigError("; ".join(mistakes))
+
+    @property
+    def product(self) -> str | None:
+        """The product whose engines are built; None: the graphs are served as they are."""
+        return "tensorrt" if self.target == "tensorrt" else self.engine
+
+    @property
+    def fuse(self) -> bool:
+        """Whether the graphs are fused: what engines are built from never is."""
+        return self.fused and self.product is None
+
+    @property
+    def engines(self) -> EngineRequest:
+        """How engines are built."""
+        return EngineRequest(self.serving.max_batch_size, self.batches or None, self.lengths or None)
 
     @property
     def serving(self) -> ServingSettings:

@@ -11,7 +11,9 @@ from typing import Any
 from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.checkpoint_facts import CheckpointFacts, read_facts
 from rekd_deploy.config_rules import config_mistakes
+from rekd_deploy.engine_export import plan_engines
 from rekd_deploy.engines.onnxruntime import check_flavours
+from rekd_deploy.engines.tensorrt_library import load_library
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.examples import with_lengths
 from rekd_deploy.export_options import ExportOptions
@@ -80,10 +82,10 @@ class ExportPlan:
             "checkpoint": f"{facts.directory}: {facts.kind}, {len(facts.labels)} labels, {facts.operator}; {widths}",
             "rule": f"{budget}, at least {facts.policy.minimum}; K = {facts.capacity} of "
             f"{facts.preprocessor.positions} positions",
-            "graphs": ", ".join(_graphs(self.models)) + (", fused for ONNX Runtime" if options.fused else ""),
+            "graphs": ", ".join(_graphs(self.models)) + (", fused for ONNX Runtime" if options.fuse else ""),
             "lengths": _listed(self.lengths) or "one size (images)",
             "batches": f"{_listed(options.batch_sizes)}; at most {options.batch_sizes[-1]} in one request",
-            "target": options.target,
+            "target": options.target + (f", {options.product} engines" if options.product else ""),
             "machine": f"{here['cores']} cores, {here['gpus'] or 'no'} GPU",
             "repository": f"{self.root}, {self._replacing()}",
             "models": ", ".join(self.models),
@@ -106,7 +108,7 @@ def plan_export(checkpoint: str | Path, root: str | Path, options: ExportOptions
         CheckpointError, ExportError: the checkpoint cannot be exported.
         ConfigError: an option does not fit the checkpoint.
         RepositoryError: the output holds something else, or versions that cannot stay beside the new one.
-        MissingExtraError, EngineError: ONNX Runtime is not installed, or twice.
+        MissingExtraError, EngineError: ONNX Runtime is not installed, or twice; the library of the engines is not.
     """
     root = Path(root)
     _check_installed()
@@ -118,6 +120,8 @@ def plan_export(checkpoint: str | Path, root: str | Path, options: ExportOptions
     artefacts = Artefacts(
         facts.signature, nothing, nothing, preprocessor, facts.labels, {}, nothing if options.single_graph else None
     )
+    if options.product is not None:
+        artefacts = plan_engines(artefacts, load_library(options.product).product, options.engines)
     configs = build_configs(artefacts, options.serving, options.target)
     if options.with_tokenizer:
         configs |= raw_configs(artefacts, options.serving)

@@ -18,6 +18,7 @@ _STEPS = {
     "selector": "exporting the selector",
     "predictor": "exporting the predictor",
     "single": "joining both steps",
+    **{f"{role} engine": f"building the {role}'s engine" for role in ("selector", "predictor", "single")},
     "parity": "comparing the graphs with the model",
     "repository": "writing the repository",
     "files": "comparing the files with the manifest",
@@ -33,6 +34,7 @@ app = application(
         "rekd-export runs/demo/student --dry-run",
         "rekd-export runs/demo/student --output /srv/models --keep 2 --batches 1,8,128",
         "rekd-export runs/demo/student --lengths 64,128,256 --single-graph",
+        "rekd-export runs/demo/student --engine tensorrt-rtx",
         "rekd-export runs/demo/student --parity-texts reviews.jsonl --json",
         "rekd-export --verify /srv/models",
         "rekd-export --verify /srv/models --checkpoint runs/demo/student",
@@ -50,7 +52,13 @@ def export(
         Path | None,
         typer.Option(help="Repository to write.", show_default="./model_repository/<target>", metavar="DIR"),
     ] = None,
-    target: Annotated[str, typer.Option(help="Triton backend that runs the graphs: python.")] = "python",
+    target: Annotated[
+        str, typer.Option(help="Triton backend that runs the graphs: python, onnxruntime or tensorrt.")
+    ] = "python",
+    engine: Annotated[
+        str | None,
+        typer.Option(help="Build engines for the python backend: tensorrt-rtx.", show_default="ONNX Runtime"),
+    ] = None,
     lengths: Annotated[
         str | None,
         typer.Option(
@@ -122,6 +130,7 @@ def export(
     try:
         options = ExportOptions(
             target=target,
+            engine=engine,
             lengths=_numbers(lengths, "--lengths"),
             batches=_numbers(batches, "--batches"),
             max_batch_size=max_batch_size,
@@ -220,6 +229,12 @@ def _summary(publication: Publication) -> list[Any]:
         table.add_row(
             f"{role}.onnx", _size(entry["bytes"]), entry["precision"], "\n".join(findings[role]), f"{seconds[role]:.1f}"
         )
+        if built := entry.get("engine"):
+            table.add_row(
+                f"{role}.plan", _size(built["bytes"]), f"{built['precision']}, observed: {built['observed']}",
+                f"{built['format']} {built['version']} for {', '.join(built['built_for'])}: {built['status']}",
+                f"{seconds[f'{role} engine']:.1f}",
+            )
     origin = {"file": "given", "checkpoint": "from the checkpoint", "generated": "made up"}
     return [
         table,

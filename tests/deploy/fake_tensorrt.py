@@ -160,10 +160,13 @@ class FakeLibrary:
         class Logger:
             ERROR, INTERNAL_ERROR = "error", "internal error"
 
-            def __init__(self) -> None:
+            def __init__(self, severity: str = ERROR) -> None:
                 pass
 
-        self.ILogger = Logger
+            def log(self, severity, message) -> None:
+                pass
+
+        self.ILogger = self.Logger = Logger
 
     def Runtime(self, logger):
         def deserialize(plan: bytes):
