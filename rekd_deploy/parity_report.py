@@ -35,6 +35,8 @@ class ParityLimits:
     """Most accuracy that may be lost; where labels are unknown, most disagreement."""
 
 
+_ENOUGH = 50
+"""From so many examples on, a single one may differ whatever the share: of 64, one is 1.6 %."""
 _MASKS: dict[str, Any] = {"scores": None, "flipped_share": 0.005, "mask_jaccard": 0.97}
 _CLASSES: dict[str, dict[str, Any]] = {
     "fp32": {},
@@ -160,15 +162,15 @@ class ParityReport:
         limits, found = self.limits, []
         least = limits.class_agreement
         if limits.accuracy_drop is not None:
-            lost = (self.model_correct - self.graphs_correct) / max(1, self.labelled)
+            lost = self.model_correct - self.graphs_correct
             if not self.labelled:
                 least = 1 - limits.accuracy_drop
-            elif lost > limits.accuracy_drop + 1e-9:
+            elif lost > _allowed(limits.accuracy_drop, self.labelled):
                 found.append(
                     f"the accuracy falls from {self.model_correct / self.labelled:.4f} to "
                     f"{self.graphs_correct / self.labelled:.4f} (limit {limits.accuracy_drop:g} less)"
                 )
-        if least is not None and self.class_agreement < least - 1e-9:
+        if least is not None and self.example_disagreements > _allowed(1 - least, self.examples):
             found.append(
                 f"{self.example_disagreements} of {self.examples} examples are put into another class, agreement "
                 f"{self.class_agreement:.4f} (limit {least:g})"
@@ -186,3 +188,8 @@ class ParityReport:
         }
         figures["class_agreement"] = round(self.class_agreement, 6)
         return figures
+
+
+def _allowed(share: float, count: int) -> float:
+    """How many of ``count`` examples may differ."""
+    return max(share * count + 1e-9, 1 if count >= _ENOUGH else 0)

@@ -47,7 +47,10 @@ def to_int8(
         and len(structure.constants[node.input[1]].dims) == 2
     ]
     if not chosen:
-        raise ExportError("the model has no multiplication that int8 serves (recurrent layers have none); fix: fp32")
+        raise ExportError(
+            "the model has no multiplication that int8 serves (recurrent layers have none); fix: --precision fp16 or "
+            "fp32"
+        )
     ranges = calibrated_ranges(model, sorted({node.input[0] for node in chosen}), batches)
     return _quantised(model, {node.name for node in chosen}, ranges, fused)
 
