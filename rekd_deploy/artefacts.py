@@ -27,6 +27,8 @@ class Artefacts:
     """Hashes, versions, shapes, policy, precision and parity figures (see rekd_deploy.manifest)."""
     single: Path | None = None
     """single.onnx, both steps in one graph, where it was asked for"""
+    reference: Path | None = None
+    """parity.npz, a few inputs and the PyTorch model's answers (see rekd_deploy.reference)"""
 
     @property
     def graphs(self) -> dict[str, Path]:

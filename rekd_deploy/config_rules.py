@@ -119,6 +119,11 @@ def _ensemble_mistakes(config: ModelConfig, configs: Mapping[str, ModelConfig]) 
             continue
         if step.model_version == 0:
             mistakes.append(f"step {step.model_name}: model_version must be written (-1: the latest)")
+        served = member.version_policy.specific.versions
+        if step.model_version > 0 and served and step.model_version not in served:
+            mistakes.append(
+                f"step {step.model_name} runs version {step.model_version}, but {', '.join(map(str, served))} is served"
+            )
         if config.max_batch_size > member.max_batch_size:
             mistakes.append(
                 f"max_batch_size {config.max_batch_size} is above {member.max_batch_size} of {step.model_name}"
@@ -160,8 +165,12 @@ def _ensemble_mistakes(config: ModelConfig, configs: Mapping[str, ModelConfig]) 
 def graph_mistakes(config: ModelConfig, graph: Path) -> list[str]:
     """Mistakes in a member's config against the ONNX graph it will run."""
     import onnx
+    from google.protobuf.message import DecodeError
 
-    model = onnx.load(str(graph), load_external_data=False).graph
+    try:
+        model = onnx.load(str(graph), load_external_data=False).graph
+    except (OSError, DecodeError) as error:
+        return [f"{config.name}: {graph} is no ONNX file ({error}); fix: export again"]
     weights = {weight.name for weight in model.initializer}
     inputs = {value.name: value for value in model.input if value.name not in weights}
     outputs = {value.name: value for value in model.output}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,13 @@ def parity_examples(
     if own.is_file() and own.stat().st_size:
         return Examples(_first_texts(own, limit), "checkpoint", _labels(own, limit, class_names))
     return Examples(texts_from_vocabulary(preprocessor), "generated")
+
+
+def with_lengths(preprocessor: Preprocessor, lengths: tuple[int, ...]) -> Preprocessor:
+    """The same preprocessing of texts, padding to these lengths; the model's limit is always one of them."""
+    if not lengths or not isinstance(preprocessor, TextPreprocessor):
+        return preprocessor
+    return TextPreprocessor(preprocessor.tokenizer_json, replace(preprocessor.settings, lengths=lengths))
 
 
 def texts_from_vocabulary(preprocessor: TextPreprocessor, count: int = _GENERATED, seed: int = 0) -> list[str]:

@@ -14,15 +14,16 @@ from torch import nn
 from rekd_deploy import onnx_model
 from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.errors import ExportError
-from rekd_deploy.examples import Examples, parity_examples
+from rekd_deploy.examples import Examples, parity_examples, with_lengths
 from rekd_deploy.fusion import fuse
 from rekd_deploy.graphs import graph_modules, pair_signature
 from rekd_deploy.manifest import build_manifest
 from rekd_deploy.onnx_lstm import onnx_lstms
 from rekd_deploy.parity import check_parity, check_single_parity
-from rekd_deploy.parity_report import ParityReport, Precision, limits_of
+from rekd_deploy.parity_report import RUNTIME_PRECISIONS, ParityReport, Precision, limits_of
 from rekd_deploy.precision.convert import Conversion, check_precision, convert_pair
 from rekd_deploy.precision.observed import precision_entries
+from rekd_deploy.reference import record
 from rekd_deploy.signature import BATCH, LENGTH, GraphSignature, PairSignature
 from rekd_train.checkpoint import checkpoint_hash, load
 from rekd_train.models.rationalizer import Rationalizer
@@ -41,6 +42,7 @@ def export(
     fused: bool = True,
     precision: Precision = "fp32",
     for_engine: bool = False,
+    lengths: tuple[int, ...] = (),
     parity_texts: str | Path | None = None,
     opset: int = OPSET,
     report: Callable[[str], None] = lambda step: None,
@@ -54,6 +56,7 @@ def export(
         fused: put attention and its neighbours together for ONNX Runtime; no other runtime reads the result.
         precision: 'fp32', 'fp16', 'bf16' or 'int8'; the decision is made in float32 in any case.
         for_engine: the graphs are for an engine builder; ONNX Runtime need not be able to run them.
+        lengths: tokens that texts are padded to when they are served, and in the gate; empty: the checkpoint's.
         parity_texts: .jsonl or .txt with real texts for the gate; None: the checkpoint's own examples.
         opset: ONNX opset, 18 to 20.
         report: called with the name of each step as it starts.
@@ -67,11 +70,13 @@ def export(
     if opset not in onnx_model.OPSETS:
         raise ExportError(f"opset {opset} is not served; opsets: {', '.join(map(str, onnx_model.OPSETS))}")
     check_precision(precision)
-    if precision == "bf16" and not for_engine:
+    if precision not in RUNTIME_PRECISIONS and not for_engine:
         raise ExportError(
-            "ONNX Runtime has no bf16 kernels to run the graphs with; fix: --precision fp16, int8 or fp32, or an engine"
+            f"ONNX Runtime has no {precision} kernels to run the graphs with; fix: --precision "
+            f"{', '.join(RUNTIME_PRECISIONS)}, or an engine"
         )
     rationalizer = load(checkpoint)
+    rationalizer.preprocessor = with_lengths(rationalizer.preprocessor, lengths)
     signature = pair_signature(rationalizer)
     examples = parity_examples(
         checkpoint, rationalizer.preprocessor, parity_texts, class_names=rationalizer.labels
@@ -94,7 +99,7 @@ def export(
     )
     return Artefacts(
         signature, graphs["selector"], graphs["predictor"], rationalizer.preprocessor, tuple(rationalizer.labels),
-        manifest, graphs.get("single"),
+        manifest, graphs.get("single"), record(rationalizer, examples.items, work / "parity.npz"),
     )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
+RUNTIME_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+"""Those that ONNX Runtime has CPU kernels for."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,21 @@ class ParityReport:
         }
         figures["class_agreement"] = round(self.class_agreement, 6)
         return figures
+
+
+def verification_limits(parity: Mapping[str, Any]) -> dict[str, Any]:
+    """What the same graphs must keep on another machine, from a report as ``to_dict`` gives it.
+
+    Where a precision has no limit, twice what the gate found has to do: another processor rounds otherwise.
+    """
+    limits = dict(parity["limits"])
+    for limit, figure in (
+        ("scores", "score_difference"), ("logits", "logit_difference"), ("probabilities", "probability_difference"),
+    ):
+        if limits[limit] is None:
+            limits[limit] = 2 * parity[figure] + getattr(ParityLimits, limit)
+    limits["flips"] = 0 if limits.get("flipped_share") is None else 2 * parity["flipped_positions"] + 1
+    return limits
 
 
 def _allowed(share: float, count: int) -> float:

@@ -12,7 +12,7 @@ from rekd_deploy.batching import predict_batches
 from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.manifest import signature_from_dict
-from rekd_deploy.repository import GRAPH, GRAPH_MODELS, check_repository, read_description
+from rekd_deploy.repository_check import GRAPH_MODELS, check_repository, graph_path, read_description
 from rekd_train.prediction import Prediction
 from rekd_train.preprocessors import Encoded
 
@@ -48,7 +48,7 @@ class Pipeline:
             raise RepositoryError(f"{root} holds no single graph; fix: rekd-export CHECKPOINT --single-graph")
         self._runners = [
             OnnxRuntimeRunner(
-                root / GRAPH_MODELS[role] / "1" / GRAPH, signature.graph(role), GRAPH_MODELS[role], threads=threads
+                graph_path(root, manifest, role), signature.graph(role), GRAPH_MODELS[role], threads=threads
             )
             for role in roles
         ]

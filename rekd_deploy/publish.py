@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rekd_deploy.errors import ExportError
+from rekd_deploy.export_options import ExportOptions
+from rekd_deploy.export_plan import plan_export
 from rekd_deploy.manifest import verify_files
-from rekd_deploy.repository import GRAPH, GRAPH_MODELS, refuse_foreign_folder, write_repository
-from rekd_train.errors import CheckpointError
+from rekd_deploy.repository import write_repository
+from rekd_deploy.repository_check import graph_path, read_manifest
+from rekd_deploy.versions import Versions
+from rekd_deploy.workspaces import Workspace
 
 
 @dataclass(frozen=True)
@@ -23,10 +30,16 @@ class Publication:
     seconds: dict[str, float]
     """Wall time of each step, in order."""
 
+    @property
+    def version(self) -> int:
+        """Number of the version that is asked from now on."""
+        return Versions.of(self.manifest).current
+
     def to_dict(self) -> dict[str, Any]:
         """For --json."""
         return {
             "repository": str(self.root),
+            "version": self.version,
             "artefacts": self.manifest["artefacts"],
             "parity": self.manifest["parity"],
             "manifest": self.manifest,
@@ -38,12 +51,9 @@ def publish(
     checkpoint: str | Path,
     root: str | Path,
     *,
-    target: str = "python",
-    max_batch_size: int = 64,
-    single_graph: bool = False,
-    fused: bool = True,
-    parity_texts: str | Path | None = None,
+    options: ExportOptions | None = None,
     report: Callable[[str], None] = lambda step: None,
+    **changes: Any,
 ) -> Publication:
     """Export a checkpoint, prove the graphs equal to the model, and put them in a Triton repository.
 
@@ -52,33 +62,49 @@ def publish(
     Args:
         checkpoint: directory written by rekd-train.
         root: the repository.
-        target: which Triton backend runs the graphs.
-        max_batch_size: most texts or images in one request.
-        single_graph: add a model that holds both steps in one graph.
-        fused: graphs for ONNX Runtime alone, and faster there.
-        parity_texts: .jsonl or .txt with real texts for the parity gate; None: the checkpoint's own examples.
+        options: how; None: the defaults.
         report: called with the name of each step as it starts.
+        changes: fields of ``ExportOptions``, in place of those in ``options``: ``publish(c, r, keep=2)``.
 
     Raises:
-        CheckpointError, ExportError, ParityError, RepositoryError, InputError.
+        ConfigError, CheckpointError, ExportError, ParityError, RepositoryError, InputError.
     """
-    checkpoint, root = Path(checkpoint), Path(root)
-    if not checkpoint.is_dir():  # both are said before torch is loaded
-        raise CheckpointError(f"no checkpoint at {checkpoint}: not a directory; fix: check the path")
-    refuse_foreign_folder(root)
+    root = Path(root)
+    options = replace(options or ExportOptions(), **changes)
+    plan = plan_export(checkpoint, root, options)  # whatever can be refused is refused before torch is loaded
     clock = _Clock(report)
     clock("load")
     from rekd_deploy.export import export  # loads torch
 
-    with tempfile.TemporaryDirectory(prefix="rekd-export-") as work:
+    with _room(Path(tempfile.gettempdir()), "set TMPDIR to a larger folder"), Workspace("rekd-export-") as work:
         artefacts = export(
-            checkpoint, work, single_graph=single_graph, fused=fused, parity_texts=parity_texts, report=clock
+            plan.checkpoint.directory, work.path, single_graph=options.single_graph, fused=options.fused,
+            precision=options.precision, lengths=options.lengths, parity_texts=options.parity_texts, report=clock,
         )
         clock("repository")
-        write_repository(artefacts, root, target=target, max_batch_size=max_batch_size)
-        graphs = {role: root / GRAPH_MODELS[role] / "1" / GRAPH for role in artefacts.graphs}
-        verify_files(artefacts.manifest, graphs)
-    return Publication(root, artefacts.manifest, clock.stop())
+        serving = options.serving
+        with _room(root, "choose another --output"):
+            write_repository(
+                artefacts, root, target=options.target, max_batch_size=serving.max_batch_size,
+                preferred_batch_sizes=serving.preferred_batch_sizes, keep=options.keep,
+            )
+    manifest = read_manifest(root)
+    verify_files(manifest, {role: graph_path(root, manifest, role) for role in artefacts.graphs})
+    return Publication(root, manifest, clock.stop())
+
+
+@contextmanager
+def _room(place: Path, fix: str) -> Iterator[None]:
+    """Turn a full disk into one line that names the place and the fix."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ExportError(
+            f"no room for the export at {place}: {error.strerror}; nothing was written and an older repository is as "
+            f"it was; fix: free some space, or {fix}"
+        ) from None
 
 
 class _Clock:

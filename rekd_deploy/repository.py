@@ -1,47 +1,54 @@
 """A model repository for Triton: written whole or not at all, checked before it is served.
 
     ROOT/manifest.json                      what was exported, and the SHA-256 of every file below
+    ROOT/parity.npz                         a few inputs and the PyTorch model's answers, to verify the graphs by
     ROOT/rekd_selector/config.pbtxt         member, with 1/model.onnx and 1/model.py
     ROOT/rekd_predictor/config.pbtxt        member, likewise
     ROOT/rekd_single/config.pbtxt           both steps in one graph, if it was exported; likewise
     ROOT/rekd/config.pbtxt                  ensemble, with an empty version folder (Triton requires it)
+
+A later export to the same place is version 2, and so on (see rekd_deploy.versions).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.config_rules import config_mistakes, graph_mistakes
 from rekd_deploy.errors import RepositoryError
-from rekd_deploy.served import ServedDescription
-from rekd_deploy.triton_config import (
-    CONFIG_FILE,
-    ENSEMBLE,
-    PREDICTOR,
-    SELECTOR,
-    SINGLE,
-    ServingSettings,
-    build_configs,
-    config_text,
-    parameters_of,
-    read_config,
+from rekd_deploy.repository_check import (
+    FORMAT,
+    FORMAT_VERSION,
+    GRAPH,
+    GRAPH_MODELS,
+    MANIFEST,
+    MODELS,
+    REFERENCE,
+    check_repository,
+    models_of,
+    read_description,
+    read_manifest,
 )
-from rekd_train.files import atomic_directory, sha256, write_json, write_text
+from rekd_deploy.triton_config import CONFIG_FILE, ENSEMBLE, SINGLE, ServingSettings, build_configs, config_text
+from rekd_deploy.versions import MEMBERS, Versions, check_side_by_side, newest_folder, pin_versions
+from rekd_deploy.workspaces import replacing
+from rekd_train.files import sha256, write_json, write_text
 
-MANIFEST = "manifest.json"
-GRAPH = "model.onnx"
-FORMAT = "rekd-repository"
-FORMAT_VERSION = 1
-GRAPH_MODELS = {"selector": SELECTOR, "predictor": PREDICTOR, "single": SINGLE}
-"""The Triton model that runs each graph."""
-_MODELS = (SELECTOR, PREDICTOR, ENSEMBLE)
-"""Always there."""
-_OURS = {*_MODELS, SINGLE, MANIFEST, "README.md"}
+__all__ = [
+    "GRAPH", "GRAPH_MODELS", "MANIFEST", "check_repository", "next_versions", "read_description", "read_manifest",
+    "refuse_foreign_folder", "write_repository",
+]
+_OURS = {*MODELS, SINGLE, MANIFEST, REFERENCE, "README.md"}
+_MODEL_CODE = Path(__file__).with_name("triton_model.py")
+_EARLIER_KEYS = ("versions", "checkpoint_sha256", "artefacts", "preprocessing_sha256")
+"""What the manifest keeps of the versions before."""
 
 
 def write_repository(
@@ -50,124 +57,117 @@ def write_repository(
     *,
     target: str = "python",
     max_batch_size: int = 64,
+    preferred_batch_sizes: tuple[int, ...] = ServingSettings.preferred_batch_sizes,
     instances: int = 1,
     threads: int = 0,
     queue_delay_us: int = 100,
+    keep: int = 1,
 ) -> Path:
     """Place verified graphs in a repository that Triton serves.
 
+    Until the new repository is whole, the old one is; the same export once more changes nothing.
+
     Args:
-        root: the repository; an older one there is replaced, anything else is refused.
+        root: the repository; an older one there becomes the version before, anything else is refused.
         target: which backend runs the graphs.
         max_batch_size: most texts or images in one request and in one dynamic batch.
         instances: processes of each member.
         threads: threads of each process inside one operation; 0: one a core.
+        preferred_batch_sizes: what the scheduler aims at.
         queue_delay_us: microseconds a request may wait for others to form a preferred batch.
+        keep: versions of the members that stay, the new one included.
 
     Raises:
-        RepositoryError: the folder holds something else, or configs and graphs do not fit each other.
+        RepositoryError: the folder holds something else, configs and graphs do not fit each other, or earlier
+            versions that should stay are damaged or do not fit beside the new one.
         ConfigError: a number is out of range.
     """
     settings = ServingSettings(
-        max_batch_size=max_batch_size, instances=instances, threads=threads, queue_delay_us=queue_delay_us
+        max_batch_size=max_batch_size, preferred_batch_sizes=preferred_batch_sizes, instances=instances,
+        threads=threads, queue_delay_us=queue_delay_us,
     )
     root = Path(root)
     refuse_foreign_folder(root)
     configs = build_configs(artefacts, settings, target)
+    if _is_unchanged(root, artefacts, configs, target, keep):
+        return root
+    versions, earlier = next_versions(root, configs, keep)
+    pin_versions(configs, versions)
     graphs = {GRAPH_MODELS[role]: path for role, path in artefacts.graphs.items()}
     mistakes = config_mistakes(configs)
     for name, graph in graphs.items():
         mistakes += graph_mistakes(configs[name], graph)
     if mistakes:
         raise RepositoryError("the repository would not load: " + "; ".join(mistakes))
-    with atomic_directory(root) as work:
+    current = str(versions.current)
+    with replacing(root) as work:
         for name, config in configs.items():
-            (work / name / "1").mkdir(parents=True)
+            (work / name / current).mkdir(parents=True)
             write_text(work / name / CONFIG_FILE, config_text(config))
+        for name in MEMBERS:
+            for version in map(str, versions.earlier):
+                shutil.copytree(root / name / version, work / name / version, copy_function=_link_or_copy)
         for name, graph in graphs.items():
-            _place_graph(graph, work / name / "1")
-            shutil.copyfile(Path(__file__).with_name("triton_model.py"), work / name / "1" / "model.py")
-        (work / ENSEMBLE / "1" / ".gitkeep").touch()
+            _place_graph(graph, work / name / current)
+            shutil.copyfile(_MODEL_CODE, work / name / current / "model.py")
+        (work / ENSEMBLE / current / ".gitkeep").touch()
+        if artefacts.reference is not None:
+            shutil.copyfile(artefacts.reference, work / REFERENCE)
         files = {path.relative_to(work).as_posix(): sha256(path) for path in sorted(work.rglob("*")) if path.is_file()}
-        described = {"format": FORMAT, "version": FORMAT_VERSION, "target": target, "files": files}
+        described = {
+            "format": FORMAT, "version": FORMAT_VERSION, "target": target, "model_version": versions.current,
+            "batches": sorted({*(n for n in preferred_batch_sizes if n <= max_batch_size), max_batch_size}),
+            "earlier": earlier, "files": files,
+        }
         write_json(work / MANIFEST, {**artefacts.manifest, "repository": described})
     return root
 
 
-def check_repository(root: Path) -> dict[str, Any]:
-    """Hold every file of a repository against its manifest, and its configs against the rules.
-
-    Returns:
-        The manifest.
-
-    Raises:
-        RepositoryError: names the missing, altered or stray file, or the mistakes in the configs.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise RepositoryError(f"no model repository at {root}; fix: rekd-export CHECKPOINT --output {root}")
-    manifest = read_manifest(root)
-    files = manifest["repository"]["files"]
-    required = [f"{name}/{CONFIG_FILE}" for name in _MODELS] + [f"{name}/1/{GRAPH}" for name in (SELECTOR, PREDICTOR)]
-    missing = [name for name in sorted({*required, *files}) if not (root / name).is_file()]
-    if missing:
-        raise RepositoryError(f"{root}: missing {', '.join(missing)}; fix: copy the whole folder again or rekd-export")
-    altered = [name for name, digest in files.items() if sha256(root / name) != digest]
-    if altered:
-        raise RepositoryError(
-            f"{root}: {', '.join(altered)} changed since the export (SHA-256 differs); fix: rekd-export again"
-        )
-    models = _models(files)
-    stray = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name not in models)
-    if stray:  # Triton takes every folder for a model and stops when it is none
-        raise RepositoryError(f"{root}: folder {', '.join(stray)} is no model of this repository; fix: move it away")
-    for name in models:
-        versions = sorted(entry.name for entry in (root / name).iterdir() if entry.is_dir())
-        if versions != ["1"]:
-            raise RepositoryError(f"{root / name}: version folders are {versions}; there must be exactly one, '1'")
-    mistakes = config_mistakes({name: read_config(root / name / CONFIG_FILE) for name in models})
-    if mistakes:
-        raise RepositoryError(f"{root} would not load: " + "; ".join(mistakes))
-    return manifest
-
-
-def read_manifest(root: Path) -> dict[str, Any]:
-    """manifest.json of a repository.
-
-    Raises:
-        RepositoryError: missing, damaged or of another version.
-    """
-    path = Path(root) / MANIFEST
+def _is_unchanged(root: Path, artefacts: Artefacts, configs: Mapping[str, Any], target: str, keep: int) -> bool:
+    """Whether this very export lies at ``root`` already, whole. It pins the configs to the versions there."""
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        described = manifest["repository"]
-        complete = isinstance(described["files"], dict) and described["format"] == FORMAT
-        version = described["version"]
-    except FileNotFoundError:
-        raise RepositoryError(
-            f"{root} holds no exported model ({MANIFEST} is missing); fix: rekd-export CHECKPOINT --output {root}"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise RepositoryError(f"{path} is damaged ({error!r}); fix: copy it again or rekd-export") from None
-    if not complete or version != FORMAT_VERSION:
-        raise RepositoryError(
-            f"{path} has format version {version}; this rekd reads {FORMAT_VERSION}; fix: rekd-export again"
-        )
-    return manifest
+        manifest = check_repository(root)
+    except RepositoryError:
+        return False
+    versions, described = Versions.of(manifest), manifest.pop("repository")
+    if len(versions.members) > keep or described["target"] != target or manifest != _as_json(artefacts.manifest):
+        return False
+    pin_versions(configs, versions)
+    texts = {f"{name}/{CONFIG_FILE}": config_text(config) for name, config in configs.items()}
+    digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    digests |= {f"{name}/{versions.current}/model.py": sha256(_MODEL_CODE) for name in MEMBERS}
+    if artefacts.reference is not None:
+        digests[REFERENCE] = sha256(artefacts.reference)
+    return set(models_of(described["files"])) == set(configs) and digests.items() <= described["files"].items()
 
 
-def read_description(root: Path) -> ServedDescription:
-    """Labels and preprocessing of the model in a repository.
+def next_versions(root: Path, configs: Mapping[str, Any], keep: int) -> tuple[Versions, dict[str, Any]]:
+    """The versions of the new repository, and what the manifest says about the earlier ones.
 
     Raises:
-        RepositoryError: missing or unreadable.
+        RepositoryError: an earlier version should stay, but is damaged or does not fit beside the new one.
     """
-    return ServedDescription.from_parameters(parameters_of(read_config(Path(root) / ENSEMBLE / CONFIG_FILE)))
+    newest = newest_folder(root)
+    if keep == 1 or not newest:
+        return Versions(newest + 1), {}
+    manifest = check_repository(root)  # what stays must be whole
+    versions = Versions.of(manifest).after(keep)
+    check_side_by_side(root, configs)
+    known = manifest["repository"].get("earlier", {})
+    known[str(versions.current - 1)] = {key: manifest[key] for key in _EARLIER_KEYS if key in manifest}
+    return versions, {number: known[number] for number in map(str, versions.earlier)}
 
 
-def _models(files: Iterable[str]) -> tuple[str, ...]:
-    """The models of a repository with these files."""
-    return (*_MODELS, SINGLE) if f"{SINGLE}/{CONFIG_FILE}" in files else _MODELS
+def _as_json(content: Any) -> Any:
+    return json.loads(json.dumps(content))
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """Versions that stay share their files' content; nothing writes into them."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _place_graph(graph: Path, folder: Path) -> None:

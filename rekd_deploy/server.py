@@ -13,12 +13,10 @@ import http.client
 import os
 import re
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -27,8 +25,9 @@ from typing import Self
 
 from rekd_deploy.errors import ServerError
 from rekd_deploy.processes import children_of, has_ended
-from rekd_deploy.repository import check_repository
+from rekd_deploy.repository_check import check_repository
 from rekd_deploy.triton_wheel import TritonWheel, find_wheel
+from rekd_deploy.workspaces import Workspace
 
 PORT_FLAGS = {"grpc": "--grpc-port", "http": "--http-port", "metrics": "--metrics-port"}
 _LOG_LINES = 12
@@ -69,6 +68,7 @@ class TritonServer:
         self.log_file = log_file
         self._timeout = timeout
         self._process: subprocess.Popen | None = None
+        self._space: Workspace | None = None
         self._work: Path | None = None
         self._stubs: set[int] = set()
         self._shared_memory = f"rekd_{os.getpid()}_{secrets.token_hex(4)}"
@@ -116,7 +116,8 @@ class TritonServer:
         wheel = find_wheel()
         self.ports = settled_ports(self.ports, self.host)
         self.log_file = self.log_file or _default_log(self.ports["grpc"])
-        self._work = Path(tempfile.mkdtemp(prefix="rekd-serve-"))
+        self._space = Workspace("rekd-serve-")  # and away with those of servers that were killed
+        self._work = self._space.path
         try:
             self._launch(wheel)
             self._wait_until_ready()
@@ -138,9 +139,9 @@ class TritonServer:
             process.wait()
             for region in Path("/dev/shm").glob(f"{self._shared_memory}*"):
                 region.unlink(missing_ok=True)
-        if self._work is not None:
-            shutil.rmtree(self._work, ignore_errors=True)
-            self._work = None
+        if self._space is not None:
+            self._space.close()
+            self._space = self._work = None
 
     def check_alive(self) -> None:
         """Raise ServerError with the last lines of the log if the server, or a process of a model, has died."""

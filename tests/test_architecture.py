@@ -58,11 +58,13 @@ HOUSE = {
         rekd_deploy.precision rekd_deploy.precision.attention rekd_deploy.precision.calibration
         rekd_deploy.precision.convert rekd_deploy.precision.half rekd_deploy.precision.integers
         rekd_deploy.precision.observed rekd_deploy.precision.structure
-        rekd_deploy.manifest rekd_deploy.export
+        rekd_deploy.reference rekd_deploy.manifest rekd_deploy.export
     """,
     "repository": """
         rekd_deploy.served rekd_deploy.triton_config rekd_deploy.config_rules rekd_deploy.triton_model
-        rekd_deploy.repository rekd_deploy.publish
+        rekd_deploy.checkpoint_facts rekd_deploy.workspaces rekd_deploy.versions
+        rekd_deploy.repository_check rekd_deploy.repository
+        rekd_deploy.export_options rekd_deploy.export_plan rekd_deploy.publish rekd_deploy.verify
     """,
     "server": "rekd_deploy.processes rekd_deploy.triton_wheel rekd_deploy.server",
     "client": """

@@ -10,44 +10,81 @@ import typer
 from rekd_train.command import application, examples, print_json, run
 
 if TYPE_CHECKING:
+    from rekd_deploy.export_options import ExportOptions
     from rekd_deploy.publish import Publication
 
 _STEPS = {
     "load": "reading the checkpoint",
     "selector": "exporting the selector",
     "predictor": "exporting the predictor",
+    "precision": "converting the graphs",
     "single": "joining both steps",
     "parity": "comparing the graphs with the model",
     "repository": "writing the repository",
+    "files": "comparing the files with the manifest",
 }
+_WITH_VERIFY = {"verify", "checkpoint", "against", "json"}
+"""Parameters that go with --verify."""
 
 app = application(
     help="Export a checkpoint as ONNX graphs, prove them equal to the model, and write a Triton model repository.\n\n"
     "Nothing is written unless the graphs pass the parity gate; an older repository stays until then.",
     epilog=examples(
         "rekd-export runs/demo/student",
-        "rekd-export runs/demo/student --output /srv/models --max-batch-size 128",
+        "rekd-export runs/demo/student --dry-run",
+        "rekd-export runs/demo/student --output /srv/models --keep 2 --batches 1,8,128",
+        "rekd-export runs/demo/student --lengths 64,128,256 --single-graph",
+        "rekd-export runs/demo/student --precision int8",
         "rekd-export runs/demo/student --parity-texts reviews.jsonl --json",
-        "rekd-export runs/demo/student --single-graph",
+        "rekd-export --verify /srv/models",
+        "rekd-export --verify /srv/models --checkpoint runs/demo/student",
     ),
 )
 
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint directory written by rekd-train.")],
+    context: typer.Context,
+    checkpoint: Annotated[
+        Path | None, typer.Argument(metavar="CKPT", help="Checkpoint directory written by rekd-train.")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(help="Repository to write.", show_default="./model_repository/<target>", metavar="DIR"),
     ] = None,
     target: Annotated[str, typer.Option(help="Triton backend that runs the graphs: python.")] = "python",
-    max_batch_size: Annotated[int, typer.Option(min=1, help="Most texts or images in one request.")] = 64,
+    lengths: Annotated[
+        str | None,
+        typer.Option(
+            help="Tokens that texts are padded to, ascending; the model's limit is always one.",
+            show_default="the checkpoint's",
+            metavar="N,N,...",
+        ),
+    ] = None,
+    batches: Annotated[
+        str | None,
+        typer.Option(
+            help="Batch sizes the server aims at; the largest is the most in one request.",
+            show_default="8,16,32,64",
+            metavar="N,N,...",
+        ),
+    ] = None,
+    max_batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most texts or images in one request.", show_default="the largest batch", metavar="N"),
+    ] = None,
     single_graph: Annotated[
         bool, typer.Option("--single-graph", help="Add the model rekd_single: both steps in one graph.")
     ] = False,
     fuse: Annotated[
         bool, typer.Option("--fuse/--no-fuse", help="Fuse attention and its neighbours for ONNX Runtime.")
     ] = True,
+    precision: Annotated[
+        str, typer.Option(help="What the graphs compute in: fp32, fp16 or int8; the decision stays fp32.")
+    ] = "fp32",
+    keep: Annotated[
+        int, typer.Option(min=1, help="Versions that stay in the repository, the new one included.", metavar="N")
+    ] = 1,
     parity_texts: Annotated[
         Path | None,
         typer.Option(
@@ -56,27 +93,100 @@ def export(
             metavar="FILE",
         ),
     ] = None,
+    verify: Annotated[
+        Path | None,
+        typer.Option(help="In place of CKPT: check an existing repository again.", metavar="DIR"),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoint", metavar="CKPT", help="With --verify: run the parity gate against this checkpoint, too."
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the table.")] = False,
 ) -> None:
-    from rekd_deploy.triton_config import TARGETS
+    from rekd_deploy.export_options import ExportOptions
+    from rekd_train.errors import ConfigError
 
-    if target not in TARGETS:
-        raise typer.BadParameter(f"'{target}' is not one of {', '.join(TARGETS)}", param_hint="--target")
+    if (checkpoint is None) == (verify is None):
+        reason = "Missing argument" if checkpoint is None else "both given"
+        raise typer.BadParameter(f"{reason}: give either a checkpoint or --verify DIR", param_hint="CKPT")
+    if verify is not None:
+        _check_alone(context)
+        _verify(verify, against, json)
+        return
+    if against is not None:
+        raise typer.BadParameter("it goes with --verify", param_hint="--checkpoint")
+    try:
+        options = ExportOptions(
+            target=target,
+            lengths=_numbers(lengths, "--lengths"),
+            batches=_numbers(batches, "--batches"),
+            max_batch_size=max_batch_size,
+            single_graph=single_graph,
+            fused=fuse,
+            precision=precision,
+            keep=keep,
+            parity_texts=parity_texts,
+        )
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None
+    root = output or Path("model_repository") / target
+    if dry_run:
+        _show_plan(checkpoint, root, options, json)
+    else:
+        _publish(checkpoint, root, options, json)
+
+
+def _numbers(text: str | None, option: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is no list of whole numbers like 64,128,256", param_hint=option) from None
+
+
+def _check_alone(context: typer.Context) -> None:
+    """Refuse options of an export beside --verify, where they would have no effect."""
+    given = [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]
+    if others := sorted(set(given) - _WITH_VERIFY):
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in others)
+        raise typer.BadParameter(f"{options} does not go with it", param_hint="--verify")
+
+
+def _verify(root: Path, checkpoint: Path | None, json: bool) -> None:
+    from rich.console import Console
+
+    from rekd_deploy.verify import verify
+
+    with Console(stderr=True).status(_STEPS["files"]) as status:
+        verification = verify(
+            root, checkpoint=checkpoint, report=lambda step: status.update(_STEPS.get(step, f"checking the {step}"))
+        )
+    if json:
+        print_json(verification.to_dict())
+    else:
+        print(*verification.lines(), sep="\n")
+
+
+def _show_plan(checkpoint: Path, root: Path, options: ExportOptions, json: bool) -> None:
+    from rekd_deploy.export_plan import plan_export
+
+    plan = plan_export(checkpoint, root, options)
+    if json:
+        print_json({"dry_run": True, **plan.to_dict()})
+    else:
+        print(*plan.lines(), "nothing was written (--dry-run)", sep="\n")
+
+
+def _publish(checkpoint: Path, root: Path, options: ExportOptions, json: bool) -> None:
     from rich.console import Console
 
     from rekd_deploy.publish import publish
 
-    progress = Console(stderr=True)
-    with progress.status(_STEPS["load"]) as status:
+    with Console(stderr=True).status(_STEPS["load"]) as status:
         publication = publish(
-            checkpoint,
-            output or Path("model_repository") / target,
-            target=target,
-            max_batch_size=max_batch_size,
-            single_graph=single_graph,
-            fused=fuse,
-            parity_texts=parity_texts,
-            report=lambda step: status.update(_STEPS[step]),
+            checkpoint, root, options=options, report=lambda step: status.update(_STEPS.get(step, step))
         )
     if json:
         print_json(publication.to_dict())
@@ -91,13 +201,15 @@ def _summary(publication: Publication) -> list[Any]:
     table = Table("artefact", "size", "precision", "parity with the PyTorch model", "seconds")
     findings = {
         "selector": [
-            f"scores within {parity['score_difference']:.1e} (limit {parity['limits']['scores']:.0e})",
+            f"scores within {parity['score_difference']:.1e}{_limit(parity, 'scores')}",
             f"{parity['flipped_positions']} of {parity['positions']} positions flipped, "
             f"{parity['near_ties']} of them near-ties",
+            *([] if parity["limits"]["mask_jaccard"] is None else [f"masks' Jaccard {parity['masks']['jaccard']:.4f}"]),
         ],
         "predictor": [
-            f"logits within {parity['logit_difference']:.1e} (limit {parity['limits']['logits']:.0e})",
+            f"logits within {parity['logit_difference']:.1e}{_limit(parity, 'logits')}",
             f"probabilities within {parity['probability_difference']:.1e}",
+            *([] if parity["limits"]["logits"] is not None else [f"same class {parity['class_agreement']:.2%}"]),
         ],
     }
     if "single" in manifest["artefacts"]:
@@ -107,15 +219,28 @@ def _summary(publication: Publication) -> list[Any]:
         ]
     for role, entry in manifest["artefacts"].items():
         table.add_row(
-            f"{role}.onnx", _size(entry["bytes"]), entry["precision"], "\n".join(findings[role]), f"{seconds[role]:.1f}"
+            f"{role}.onnx", _size(entry["bytes"]), _precision(entry), "\n".join(findings[role]), f"{seconds[role]:.1f}"
         )
     origin = {"file": "given", "checkpoint": "from the checkpoint", "generated": "made up"}
+    notes = [f"{role}: {entry['note']}" for role, entry in manifest["artefacts"].items() if "note" in entry]
     return [
         table,
+        *notes,
         f"parity: {parity['examples']} examples {origin[parity['source']]}, "
         f"{parity['constructed_rows']} constructed rows, {seconds['parity']:.1f} s",
-        f"repository: {publication.root}",
+        f"repository: {publication.root}, version {publication.version}",
     ]
+
+
+def _limit(parity: dict[str, Any], figure: str) -> str:
+    limit = parity["limits"][figure]
+    return "" if limit is None else f" (limit {limit:.0e})"
+
+
+def _precision(entry: dict[str, Any]) -> str:
+    """Asked, and observed where that is something else."""
+    asked, observed = entry["precision"], entry["observed"]
+    return asked if asked == observed else f"{asked} asked, {observed} observed"
 
 
 def _size(count: int) -> str:

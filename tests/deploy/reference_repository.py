@@ -1,6 +1,6 @@
 """The committed reference configs: what the writer makes of the tests' tiny model.
 
-    python tests/deploy/reference_repository.py     # writes model_repository/python anew
+    python tests/deploy/reference_repository.py     # writes model_repository/reference/python anew
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from pathlib import Path
 from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.signature import text_pair_signature
 from rekd_deploy.triton_config import CONFIG_FILE, ENSEMBLE, ServingSettings, build_configs, config_text
+from rekd_deploy.versions import Versions, pin_versions
 from rekd_train.files import write_text
 from rekd_train.preprocess import TextPreprocessor
 
-ROOT = Path(__file__).resolve().parents[2] / "model_repository" / "python"
+ROOT = Path(__file__).resolve().parents[2] / "model_repository" / "reference" / "python"
 
 
 def reference_configs(rationalizer, tokenizer_json: str | None = None) -> dict:
@@ -30,7 +31,9 @@ def reference_configs(rationalizer, tokenizer_json: str | None = None) -> dict:
     labels = tuple(rationalizer.labels)
     signature = text_pair_signature(rationalizer.capacity, len(labels))
     graphs = Path("not needed for configs")
-    return build_configs(Artefacts(signature, graphs, graphs, preprocessor, labels, {}), ServingSettings())
+    configs = build_configs(Artefacts(signature, graphs, graphs, preprocessor, labels, {}), ServingSettings())
+    pin_versions(configs, Versions())
+    return configs
 
 
 def main() -> None:

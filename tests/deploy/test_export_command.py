@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -116,3 +117,14 @@ def test_help_shows_examples_and_loads_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "rekd-export runs/demo/student" in done.stdout
+
+
+def test_another_process_and_place_writes_the_same_bytes(checkpoint, repository, tmp_path):
+    elsewhere = shutil.copytree(checkpoint, tmp_path / "copied checkpoint")
+    done = rekd_export(elsewhere, "--output", tmp_path / "b" / "repository", "--json", PYTHONHASHSEED="11")
+    assert done.returncode == 0, done.stderr
+    assert listing(tmp_path / "b" / "repository") == listing(repository)
+
+
+def listing(root):
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}

@@ -14,6 +14,7 @@ from rekd_deploy.signature import text_pair_signature
 
 FILES = [
     "manifest.json",
+    "parity.npz",
     "rekd/1/.gitkeep",
     "rekd/config.pbtxt",
     "rekd_predictor/1/model.onnx",

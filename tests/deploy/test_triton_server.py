@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ import pytest
 
 from rekd_deploy.client import Client
 from rekd_deploy.errors import ModelMissingError, RejectedError, ServerError, ServerUnavailableError
-from rekd_deploy.repository import GRAPH
+from rekd_deploy.repository import GRAPH, write_repository
 from rekd_deploy.server import TritonServer
 from rekd_deploy.transport import open_transport
 from rekd_deploy.triton_config import SELECTOR
@@ -312,3 +313,18 @@ def test_serve_killed_outright_takes_the_server_along(command):
     process.kill()
     process.wait()
     assert _ended(everyone)
+
+
+# versions
+
+
+def test_the_newest_version_answers_beside_an_earlier_one(wheel, artefacts, tmp_path, rationalizer, texts):
+    root = write_repository(artefacts, tmp_path / "r")
+    later = replace(artefacts, manifest={**artefacts.manifest, "checkpoint_sha256": "0" * 64})
+    write_repository(later, root, keep=2)
+    with TritonServer(root, 0, 0, 0, log_file=tmp_path / "log") as server, Client(server.grpc_url) as client:
+        assert same(client.predict(texts), rationalizer.predict(texts))
+        for model, versions in (("rekd", ["2"]), ("rekd_selector", ["1", "2"]), ("rekd_predictor", ["1", "2"])):
+            assert sorted(json.loads(_get(server.http_url, f"/v2/models/{model}"))["versions"]) == versions
+        executed = json.loads(_get(server.http_url, f"/v2/models/{SELECTOR}/versions/1/stats"))["model_stats"][0]
+        assert executed["execution_count"] == 0

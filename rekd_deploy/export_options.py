@@ -1,0 +1,131 @@
+"""What may be chosen about an export, checked where it enters. torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rekd_deploy.checkpoint_facts import CheckpointFacts
+from rekd_deploy.parity_report import RUNTIME_PRECISIONS, Precision
+from rekd_deploy.triton_config import TARGETS, ServingSettings
+from rekd_train.errors import ConfigError
+
+_LARGEST_BATCH = 4096
+"""Above this a number of rows is a slip of the keyboard."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a checkpoint is exported and served.
+
+    Raises:
+        ConfigError: a value is out of range, whatever the checkpoint; every mistake in one message.
+    """
+
+    target: str = "python"
+    """Which Triton backend runs the graphs."""
+    lengths: tuple[int, ...] = ()
+    """Tokens that texts are padded to (the smallest that fits, or the model's limit); empty: the checkpoint's."""
+    batches: tuple[int, ...] = ()
+    """Batch sizes the scheduler aims at, the largest the most in one request; empty: the usual ones."""
+    max_batch_size: int | None = None
+    """Most texts or images in one request; None: the largest of ``batches``."""
+    single_graph: bool = False
+    """Add a model that holds both steps in one graph."""
+    fused: bool = True
+    """Graphs for ONNX Runtime alone, and faster there."""
+    precision: Precision = "fp32"
+    """What the graphs compute in; the decision and both heads stay fp32."""
+    keep: int = 1
+    """Versions that stay in the repository, the new one included."""
+    parity_texts: Path | None = None
+    """.jsonl or .txt with real texts for the parity gate; None: the checkpoint's own examples."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lengths", tuple(sorted(set(self.lengths))))
+        object.__setattr__(self, "batches", tuple(sorted(set(self.batches))))
+        mistakes = []
+        if self.target not in TARGETS:
+            mistakes.append(f"target '{self.target}' is not one of {', '.join(TARGETS)}")
+        if self.precision not in RUNTIME_PRECISIONS:
+            mistakes.append(
+                f"precision '{self.precision}' is none that ONNX Runtime can do, which target {self.target} runs on; "
+                f"fix: one of {', '.join(RUNTIME_PRECISIONS)}"
+            )
+        for length in self.lengths:
+            if length < 1:
+                mistakes.append(f"length {length} must be at least 1")
+        sizes = {"batch": self.batches, "max batch size": () if self.max_batch_size is None else (self.max_batch_size,)}
+        for what, values in sizes.items():
+            mistakes += [
+                f"{what} {size} is outside 1..{_LARGEST_BATCH}" for size in values if not 1 <= size <= _LARGEST_BATCH
+            ]
+        if self.batches and self.max_batch_size is not None and self.batches[-1] > self.max_batch_size:
+            mistakes.append(
+                f"batch {self.batches[-1]} is above the max batch size {self.max_batch_size}; fix: give one of the two"
+            )
+        if self.keep < 1:
+            mistakes.append(f"keep is {self.keep}; at least the new version stays (1)")
+        if mistakes:
+            raise ConfigError("; ".join(mistakes))
+
+    @property
+    def serving(self) -> ServingSettings:
+        """How the server batches."""
+        settings = ServingSettings()
+        if self.batches:
+            # a batch of one is formed anyway; as a preferred size it would end the waiting for others
+            preferred = tuple(size for size in self.batches if size > 1)
+            settings = replace(settings, max_batch_size=self.batches[-1], preferred_batch_sizes=preferred)
+        if self.max_batch_size is not None:
+            settings = replace(settings, max_batch_size=self.max_batch_size)
+        return settings
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """The sizes that batches are formed in, ascending; the last is the most."""
+        serving = self.serving
+        sizes = {size for size in serving.preferred_batch_sizes if size <= serving.max_batch_size}
+        return tuple(sorted({*sizes, serving.max_batch_size}))
+
+    def check(self, facts: CheckpointFacts) -> None:
+        """Hold the choices against a checkpoint.
+
+        Raises:
+            ConfigError: names each value, its limits and the fix.
+        """
+        mistakes = []
+        if facts.kind == "image":
+            if self.lengths:
+                mistakes.append(
+                    f"lengths {_listed(self.lengths)} are for texts, but {facts.directory} reads images, which all "
+                    "have one size; fix: leave out --lengths"
+                )
+            if self.parity_texts is not None:
+                mistakes.append(
+                    f"{self.parity_texts} holds texts, but the checkpoint reads images; fix: leave out --parity-texts"
+                )
+        else:
+            shortest, longest = shortest_bucket(facts), facts.preprocessor.positions
+            for length in self.lengths:
+                if length > longest:
+                    mistakes.append(
+                        f"length {length} is above the {longest} positions that the model reads; fix: at most {longest}"
+                    )
+                elif length < shortest:
+                    mistakes.append(
+                        f"length {length} is smaller than the budget: a rationale may hold K = {facts.capacity} tokens"
+                        f"; fix: at least {shortest}, at most {longest}"
+                    )
+        if mistakes:
+            raise ConfigError("; ".join(mistakes))
+
+
+def shortest_bucket(facts: CheckpointFacts) -> int:
+    """Fewest tokens that are worth a bucket: room for the minimum and, where words are gathered, for K of them."""
+    least = max(3, facts.policy.minimum + 2)
+    return max(least, facts.capacity) if facts.operator == "compact" else least
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return ",".join(map(str, numbers))

@@ -1,0 +1,154 @@
+"""What an export would do, found out before anything slow or lasting is done. torch-free."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+from rekd_deploy.artefacts import Artefacts
+from rekd_deploy.checkpoint_facts import CheckpointFacts, read_facts
+from rekd_deploy.config_rules import config_mistakes
+from rekd_deploy.engines.onnxruntime import check_flavours
+from rekd_deploy.errors import RepositoryError
+from rekd_deploy.examples import with_lengths
+from rekd_deploy.export_options import ExportOptions
+from rekd_deploy.repository import next_versions, refuse_foreign_folder
+from rekd_deploy.repository_check import GRAPH_MODELS
+from rekd_deploy.triton_config import build_configs
+from rekd_deploy.versions import newest_folder
+from rekd_train.errors import MissingExtraError
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """An export that could begin."""
+
+    checkpoint: CheckpointFacts
+    root: Path
+    options: ExportOptions
+    lengths: tuple[int, ...]
+    """Padded lengths of texts; empty for images."""
+    version: int
+    """Number of the new version."""
+    stays: tuple[int, ...]
+    """Earlier versions that stay beside it."""
+    goes: tuple[int, ...]
+    """Earlier versions that are removed."""
+    models: tuple[str, ...]
+    """Triton's models, each a folder of the repository."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For --json."""
+        facts, options = self.checkpoint, self.options
+        return {
+            "checkpoint": {
+                "path": str(facts.directory),
+                "kind": facts.kind,
+                "labels": list(facts.labels),
+                "operator": facts.operator,
+                "capacity": facts.capacity,
+                "positions": facts.preprocessor.positions,
+                "policy": facts.policy.model_dump(),
+                "backbones": {role: backbone.model_dump() for role, backbone in facts.backbones.items()},
+                "weight_bytes": facts.weight_bytes,
+            },
+            "repository": str(self.root),
+            "options": {name: str(v) if isinstance(v, Path) else v for name, v in asdict(options).items()},
+            "lengths": list(self.lengths),
+            "batches": list(options.batch_sizes),
+            "version": self.version,
+            "stays": list(self.stays),
+            "goes": list(self.goes),
+            "models": list(self.models),
+            "machine": machine(),
+        }
+
+    def lines(self) -> list[str]:
+        """For people."""
+        facts, options = self.checkpoint, self.options
+        budget = "no budget" if facts.policy.budget is None else f"budget {facts.policy.budget:.1%}"
+        widths = ", ".join(
+            f"{role} {backbone.family} {backbone.layers} x {backbone.width}"
+            for role, backbone in facts.backbones.items()
+        )
+        here = machine()
+        rows = {
+            "checkpoint": f"{facts.directory}: {facts.kind}, {len(facts.labels)} labels, {facts.operator}; {widths}",
+            "rule": f"{budget}, at least {facts.policy.minimum}; K = {facts.capacity} of "
+            f"{facts.preprocessor.positions} positions",
+            "graphs": ", ".join(_graphs(self.models)) + (", fused for ONNX Runtime" if options.fused else ""),
+            "precision": options.precision,
+            "lengths": _listed(self.lengths) or "one size (images)",
+            "batches": f"{_listed(options.batch_sizes)}; at most {options.batch_sizes[-1]} in one request",
+            "target": options.target,
+            "machine": f"{here['cores']} cores, {here['gpus'] or 'no'} GPU",
+            "repository": f"{self.root}, {self._replacing()}",
+            "models": ", ".join(self.models),
+        }
+        return [f"{name:<12}{value}" for name, value in rows.items()]
+
+    def _replacing(self) -> str:
+        words = f"version {self.version}"
+        if self.stays:
+            words += f" beside version {_listed(self.stays)}"
+        if self.goes:
+            words += f"; version {_listed(self.goes)} is removed"
+        return words + ("" if self.stays or self.goes else " (new)")
+
+
+def plan_export(checkpoint: str | Path, root: str | Path, options: ExportOptions) -> ExportPlan:
+    """Everything that can be checked about an export without computing anything.
+
+    Raises:
+        CheckpointError, ExportError: the checkpoint cannot be exported.
+        ConfigError: an option does not fit the checkpoint.
+        RepositoryError: the output holds something else, or versions that cannot stay beside the new one.
+        MissingExtraError, EngineError: ONNX Runtime is not installed, or twice.
+    """
+    root = Path(root)
+    _check_installed()
+    facts = read_facts(checkpoint)
+    options.check(facts)
+    refuse_foreign_folder(root)
+    preprocessor = with_lengths(facts.preprocessor, options.lengths)
+    nothing = Path("not exported yet")
+    artefacts = Artefacts(
+        facts.signature, nothing, nothing, preprocessor, facts.labels, {}, nothing if options.single_graph else None
+    )
+    configs = build_configs(artefacts, options.serving, options.target)
+    if mistakes := config_mistakes(configs):
+        raise RepositoryError("the repository would not load: " + "; ".join(mistakes))
+    versions, _ = next_versions(root, configs, options.keep)
+    before = range(1, newest_folder(root) + 1)
+    goes = tuple(number for number in before if number not in versions.earlier and _exists(root, number))
+    lengths = preprocessor.settings.buckets if facts.kind == "text" else ()
+    return ExportPlan(facts, root, options, lengths, versions.current, versions.earlier, goes, tuple(configs))
+
+
+def _check_installed() -> None:
+    """What the parity gate runs on must be there before the slow work starts."""
+    check_flavours()
+    if util.find_spec("onnxruntime") is None:
+        raise MissingExtraError("onnxruntime", "cpu")
+
+
+def machine() -> dict[str, Any]:
+    """What an export can use here: cores, and whether a GPU's driver is loaded."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    gpus = sorted(path.name for path in Path("/proc/driver/nvidia/gpus").glob("*"))
+    return {"cores": cores, "gpus": len(gpus)}
+
+
+def _exists(root: Path, number: int) -> bool:
+    return any((root / name / str(number)).is_dir() for name in GRAPH_MODELS.values())
+
+
+def _graphs(models: tuple[str, ...]) -> list[str]:
+    return [f"{role}.onnx" for role, model in GRAPH_MODELS.items() if model in models]
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, numbers))

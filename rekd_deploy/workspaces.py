@@ -1,0 +1,131 @@
+"""Folders that belong to one process: gone when it ends, and cleared away later if it was killed.
+
+The owner holds a lock on a file inside; the kernel lets go of it however the process ends. So a folder whose lock can
+be taken has no owner any more, whichever container or user looks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+_LOCK = "owner.lock"
+_NEW, _OLD = "new", "old"
+_EXCHANGE = 2
+"""RENAME_EXCHANGE of Linux's renameat2."""
+_CURRENT_FOLDER = -100
+"""AT_FDCWD: paths are relative to the working directory."""
+
+
+class Workspace:
+    """A fresh folder of this process, as a context manager; leftovers with the same prefix are removed first.
+
+    Args:
+        prefix: how its name begins.
+        parent: where it lies; None: the folder for temporary files.
+    """
+
+    def __init__(self, prefix: str, parent: Path | None = None) -> None:
+        parent = Path(tempfile.gettempdir() if parent is None else parent)
+        remove_leftovers(parent, prefix)
+        self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        unlocked = self.path / f".{_LOCK}"
+        self._lock = os.open(unlocked, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        unlocked.rename(self.path / _LOCK)  # so that no one sees the lock before it is held
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the folder; safe to call twice."""
+        if self._lock >= 0:
+            shutil.rmtree(self.path, ignore_errors=True)
+            os.close(self._lock)
+            self._lock = -1
+
+
+def remove_leftovers(parent: Path, prefix: str) -> list[Path]:
+    """Remove workspaces whose process is gone; returns them."""
+    removed = []
+    for folder in sorted(Path(parent).glob(f"{_escaped(prefix)}*")):
+        with suppress(OSError):  # no lock: not one of ours, or not yet; held or another user's: none of our business
+            lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+                removed.append(folder)
+            finally:
+                os.close(lock)
+    return removed
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Yield a fresh directory that takes the place of ``target`` when the block ends well, and vanishes otherwise.
+
+    Even a process that is killed outright leaves the old directory or the new one, whole.
+    """
+    target = Path(target).absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{target.name}-rekd-"
+    _restore(target, prefix)
+    with Workspace(prefix, target.parent) as space:
+        new = space.path / _NEW
+        new.mkdir()
+        yield new
+        if not target.exists():
+            new.rename(target)
+        elif not _exchanged(new, target):
+            old = space.path / _OLD
+            target.rename(old)
+            try:
+                new.rename(target)
+            except BaseException:
+                old.rename(target)
+                raise
+
+
+def _restore(target: Path, prefix: str) -> None:
+    """Put back what a killed process had moved aside, where directories cannot be exchanged."""
+    if not target.exists():
+        for old in target.parent.glob(f"{_escaped(prefix)}*/{_OLD}"):
+            with suppress(OSError):
+                old.rename(target)
+                return
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchange two paths in one step; False where the system cannot."""
+    if sys.platform != "linux":
+        return False
+    library = ctypes.CDLL(None, use_errno=True)
+    try:
+        rename = library.renameat2
+    except AttributeError:  # an old C library
+        return False
+    if rename(_CURRENT_FOLDER, os.fsencode(one), _CURRENT_FOLDER, os.fsencode(other), _EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # this file system cannot
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+def _escaped(prefix: str) -> str:
+    return "".join(f"[{character}]" if character in "*?[" else character for character in prefix)

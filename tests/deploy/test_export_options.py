@@ -1,0 +1,188 @@
+"""What may be chosen about an export is held against its limits before anything is computed or written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import make_image_rationalizer, make_rationalizer
+
+from rekd_deploy.checkpoint_facts import read_facts
+from rekd_deploy.errors import ExportError, RepositoryError
+from rekd_deploy.examples import with_lengths
+from rekd_deploy.export_options import ExportOptions, shortest_bucket
+from rekd_deploy.export_plan import plan_export
+from rekd_deploy.graphs import pair_signature
+from rekd_deploy.publish import publish
+from rekd_train.checkpoint import save
+from rekd_train.errors import CheckpointError, ConfigError, MissingExtraError
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """A checkpoint of each kind."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    models = {
+        "text": make_rationalizer(), "zero": make_rationalizer(operator="zero"), "image": make_image_rationalizer()
+    }
+    return {name: save(model, folder / name) for name, model in models.items()}, models
+
+
+@pytest.fixture
+def copy(checkpoints, tmp_path):
+    return shutil.copytree(checkpoints[0]["text"], tmp_path / "copy")
+
+
+@pytest.mark.parametrize("name", ["text", "zero", "image"])
+def test_facts_are_the_models(checkpoints, name):
+    paths, models = checkpoints
+    facts, model = read_facts(paths[name]), models[name]
+    assert facts.signature == pair_signature(model) and facts.capacity == model.capacity
+    assert facts.labels == tuple(model.labels) and facts.preprocessor.fingerprint == model.preprocessor.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("policy.json", "policy.json is missing; a checkpoint without a decision rule cannot be exported; fix: "),
+        ("config.json", "config.json is missing; is .* a checkpoint of rekd-train"),
+        ("selector.safetensors", "selector.safetensors is missing; fix: "),
+        ("tokenizer.json", "tokenizer.json is missing; fix: "),
+    ],
+)
+def test_an_incomplete_checkpoint_is_named_and_nothing_is_written(copy, tmp_path, name, complaint):
+    (copy / name).unlink()
+    with pytest.raises(CheckpointError, match=complaint):
+        publish(copy, tmp_path / "repository", report=lambda step: pytest.fail(f"started: {step}"))
+    assert not (tmp_path / "repository").exists()
+
+
+def test_a_checkpoint_that_cannot_be_read(copy):
+    (copy / "policy.json").write_text('{"policy": {"budget": 3}}')
+    with pytest.raises(CheckpointError, match="budget"):
+        read_facts(copy)
+    (copy / "policy.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"policy\.json is damaged"):
+        read_facts(copy)
+    (copy / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="not a rekd-checkpoint"):
+        read_facts(copy)
+
+
+def test_token_ids_cannot_be_served(copy):
+    description = json.loads((copy / "config.json").read_text())
+    settings = {"kind": "token_ids", "max_length": 48, "vocabulary": 99, "pad": 0, "cls": 1, "sep": 2}
+    description["preprocessing"] = settings
+    (copy / "config.json").write_text(json.dumps(description))
+    with pytest.raises((ExportError, CheckpointError), match="tokenizer|does not fit"):
+        read_facts(copy)
+
+
+@pytest.mark.parametrize(
+    ("choices", "complaint"),
+    [
+        ({"target": "mainframe"}, "target 'mainframe' is not one of python"),
+        ({"lengths": (0, 16)}, "length 0 must be at least 1"),
+        ({"batches": (0,)}, "batch 0 is outside 1.."),
+        ({"max_batch_size": 10**6}, "max batch size 1000000 is outside"),
+        ({"batches": (1, 64), "max_batch_size": 8}, "batch 64 is above the max batch size 8"),
+        ({"keep": 0}, "keep is 0"),
+    ],
+)
+def test_values_out_of_range(choices, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        ExportOptions(**choices)
+
+
+def test_all_mistakes_in_one_message():
+    with pytest.raises(ConfigError, match="mainframe.*length -1.*keep is 0"):
+        ExportOptions(target="mainframe", lengths=(-1,), keep=0)
+
+
+def test_numbers_are_sorted_and_the_largest_batch_is_the_most():
+    options = ExportOptions(lengths=(32, 16, 32), batches=(8, 1, 100))
+    assert options.lengths == (16, 32) and options.batch_sizes == (8, 100)
+    assert options.serving.max_batch_size == 100 and options.serving.preferred_batch_sizes == (8, 100)
+    assert ExportOptions().batch_sizes == (8, 16, 32, 64)
+    assert ExportOptions(max_batch_size=16).batch_sizes == (8, 16)
+    assert ExportOptions(batches=(1,)).batch_sizes == (1,)
+
+
+@pytest.mark.parametrize(
+    ("name", "choices", "complaint"),
+    [
+        ("text", {"lengths": (16, 49)}, "length 49 is above the 48 positions that the model reads; fix: at most 48"),
+        ("text", {"lengths": (10, 16)}, "length 10 is smaller than the budget.*K = 11.*at least 11"),
+        ("zero", {"lengths": (2,)}, "length 2 is smaller.*at least 3"),
+        ("image", {"lengths": (16,)}, "lengths 16 are for texts.*leave out --lengths"),
+        ("image", {"parity_texts": "texts.txt"}, "leave out --parity-texts"),
+    ],
+)
+def test_values_that_do_not_fit_the_checkpoint(checkpoints, tmp_path, name, choices, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        publish(checkpoints[0][name], tmp_path / "r", report=lambda step: pytest.fail(f"started: {step}"), **choices)
+    assert not (tmp_path / "r").exists()
+
+
+def test_shortest_bucket_has_room_for_the_rationale(checkpoints):
+    facts = {name: read_facts(path) for name, path in checkpoints[0].items()}
+    assert shortest_bucket(facts["text"]) == 11 and shortest_bucket(facts["zero"]) == 3
+    ExportOptions(lengths=(11, 48)).check(facts["text"])
+
+
+def test_lengths_reach_the_preprocessing(rationalizer, image_rationalizer):
+    served = with_lengths(rationalizer.preprocessor, (12, 24))
+    assert served.settings.buckets == (12, 24, 48) and served.fingerprint != rationalizer.preprocessor.fingerprint
+    assert served(["good film"]).inputs["input_ids"].shape == (1, 12)
+    assert with_lengths(rationalizer.preprocessor, ()) is rationalizer.preprocessor
+    assert with_lengths(image_rationalizer.preprocessor, (12,)) is image_rationalizer.preprocessor
+
+
+def test_a_missing_runtime_is_said_before_the_slow_work(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'rekd\[cpu\]'"):
+        publish(checkpoints[0]["text"], tmp_path / "r", report=lambda step: pytest.fail(f"started: {step}"))
+
+
+# the plan
+
+
+def test_a_plan_says_what_would_be_done_and_writes_nothing(checkpoints, tmp_path):
+    options = ExportOptions(lengths=(16,), batches=(1, 4), single_graph=True)
+    plan = plan_export(checkpoints[0]["text"], tmp_path / "r", options)
+    assert (plan.version, plan.stays, plan.goes, plan.lengths) == (1, (), (), (16, 48))
+    assert plan.models == ("rekd_selector", "rekd_predictor", "rekd", "rekd_single")
+    document = json.loads(json.dumps(plan.to_dict()))
+    assert document["checkpoint"]["capacity"] == 11 and document["batches"] == [4]
+    text = "\n".join(plan.lines())
+    for expected in ("K = 11 of 48", "16, 48", "version 1 (new)", "single.onnx", "bert 2 x 16"):
+        assert expected in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_counts_the_versions_that_are_there(checkpoints, repository, tmp_path):
+    root = shutil.copytree(repository, tmp_path / "r")
+    path = checkpoints[0]["text"]
+    assert "version 2; version 1 is removed" in plan_export(path, root, ExportOptions()).lines()[-2]
+    plan = plan_export(path, root, ExportOptions(keep=2))
+    assert (plan.version, plan.stays, plan.goes) == (2, (1,), ())
+    assert "version 2 beside version 1" in plan.lines()[-2]
+    with pytest.raises(RepositoryError, match="input, output, parameters differ.*--keep 1"):
+        plan_export(checkpoints[0]["image"], root, ExportOptions(keep=2))
+
+
+def test_dry_run_is_quick_and_loads_no_torch(checkpoints, tmp_path):
+    arguments = ["rekd-export", str(checkpoints[0]["text"]), "--output", str(tmp_path / "r"), "--dry-run", "--json"]
+    code = (
+        f"import sys\nsys.argv = {arguments!r}\nfrom rekd_deploy.cli.export import main\n"
+        "try: main()\nexcept SystemExit as end: assert end.code == 0\n"
+        "heavy = {'torch', 'onnxruntime', 'onnx'} & set(sys.modules); assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["dry_run"] is True and document["repository"] == str(tmp_path / "r")
+    assert list(tmp_path.iterdir()) == []

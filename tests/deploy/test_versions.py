@@ -1,0 +1,173 @@
+"""Numbered versions: a new export stands beside or in place of the old one, and never half of it."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rekd_deploy.errors import ExportError, RepositoryError
+from rekd_deploy.pipeline import Pipeline
+from rekd_deploy.publish import publish
+from rekd_deploy.repository import write_repository
+from rekd_deploy.repository_check import check_repository
+from rekd_deploy.triton_config import read_config
+from rekd_deploy.versions import Versions
+
+
+def another(artefacts, number):
+    """The same graphs as of another checkpoint."""
+    return replace(artefacts, manifest={**artefacts.manifest, "checkpoint_sha256": f"{number:064}"})
+
+
+def contents(root):
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def folders(root, model):
+    return sorted(entry.name for entry in (root / model).iterdir() if entry.is_dir())
+
+
+@pytest.fixture
+def root(artefacts, tmp_path):
+    return write_repository(artefacts, tmp_path / "r")
+
+
+def test_a_new_export_takes_the_place_of_the_old_one(artefacts, root):
+    write_repository(another(artefacts, 2), root)
+    assert {model: folders(root, model) for model in ("rekd", "rekd_selector", "rekd_predictor")} == {
+        "rekd": ["2"], "rekd_selector": ["2"], "rekd_predictor": ["2"]
+    }
+    config = read_config(root / "rekd" / "config.pbtxt")
+    assert [step.model_version for step in config.ensemble_scheduling.step] == [2, 2]
+    assert check_repository(root)["checkpoint_sha256"] == f"{2:064}"
+
+
+def test_the_same_export_again_changes_nothing(artefacts, root):
+    before, inode = contents(root), root.stat().st_ino
+    write_repository(artefacts, root)
+    assert contents(root) == before and root.stat().st_ino == inode
+
+
+@pytest.mark.parametrize("change", [{"max_batch_size": 8}, {"keep": 1, "threads": 2}])
+def test_other_settings_are_another_version(artefacts, root, change):
+    write_repository(artefacts, root, **change)
+    assert folders(root, "rekd") == ["2"]
+
+
+def test_keep_leaves_so_many_versions_of_the_members(artefacts, root):
+    for number in (2, 3, 4):
+        write_repository(another(artefacts, number), root, keep=3, max_batch_size=16 * number)
+    assert folders(root, "rekd") == ["4"] and folders(root, "rekd_selector") == ["2", "3", "4"]
+    selector = read_config(root / "rekd_selector" / "config.pbtxt")
+    assert list(selector.version_policy.specific.versions) == [2, 3, 4]
+    steps = read_config(root / "rekd" / "config.pbtxt").ensemble_scheduling.step
+    assert [(step.model_name, step.model_version) for step in steps] == [("rekd_selector", 4), ("rekd_predictor", 4)]
+    described = check_repository(root)["repository"]
+    assert described["model_version"] == 4 and sorted(described["earlier"]) == ["2", "3"]
+    assert described["earlier"]["3"]["checkpoint_sha256"] == f"{3:064}"
+    write_repository(another(artefacts, 5), root, keep=1)
+    assert folders(root, "rekd_predictor") == ["5"] and check_repository(root)["repository"]["earlier"] == {}
+
+
+def test_the_pipeline_answers_from_the_newest_version(artefacts, root, rationalizer, texts):
+    write_repository(another(artefacts, 2), root, keep=2)
+    (root / "rekd_selector" / "1" / "model.onnx").stat()
+    with Pipeline(root) as pipeline:
+        assert [a.label for a in pipeline.predict(texts)] == [a.label for a in rationalizer.predict(texts)]
+
+
+def test_a_damaged_version_is_not_kept(artefacts, root):
+    (root / "rekd_selector" / "1" / "model.onnx").write_bytes(b"")
+    with pytest.raises(RepositoryError, match="rekd_selector/1/model.onnx changed"):
+        write_repository(another(artefacts, 2), root, keep=2)
+    assert folders(root, "rekd") == ["1"]
+    write_repository(another(artefacts, 2), root)  # but replaced
+    check_repository(root)
+
+
+def test_a_missing_earlier_version_is_found(artefacts, root):
+    write_repository(another(artefacts, 2), root, keep=2)
+    for path in sorted((root / "rekd_predictor" / "1").iterdir()):
+        path.unlink()
+    with pytest.raises(RepositoryError, match="missing rekd_predictor/1/model.onnx"):
+        check_repository(root)
+
+
+def test_versions_after_one_more():
+    assert Versions(3, (1, 2)).after(1) == Versions(4)
+    assert Versions(3, (1, 2)).after(2) == Versions(4, (3,))
+    assert Versions(3, (1, 2)).after(9) == Versions(4, (1, 2, 3))
+    assert Versions.of({"repository": {}}) == Versions(1)
+
+
+# interruptions
+
+
+def test_an_error_in_the_middle_leaves_the_old_repository(artefacts, root, tmp_path, monkeypatch):
+    before = contents(root)
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("rekd_deploy.repository.write_json", fail)
+    with pytest.raises(OSError, match="No space"):
+        write_repository(another(artefacts, 2), root, keep=2)
+    assert contents(root) == before and [entry.name for entry in tmp_path.iterdir()] == ["r"]
+    check_repository(root)
+
+
+def test_a_full_disk_is_one_line_with_its_fix(artefacts, checkpoint, root, tmp_path, monkeypatch):
+    import rekd_deploy.export
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = contents(root)
+    monkeypatch.setattr(rekd_deploy.export, "export", lambda *a, **k: another(artefacts, 2))
+    monkeypatch.setattr("rekd_deploy.repository.shutil.copyfile", full)
+    with pytest.raises(ExportError, match=r"no room for the export at .*/r: No space left.*fix: free some space"):
+        publish(checkpoint, root)
+    monkeypatch.setattr(rekd_deploy.export, "export", full)
+    with pytest.raises(ExportError, match="no room for the export at .*TMPDIR"):
+        publish(checkpoint, root)
+    assert contents(root) == before and [entry.name for entry in tmp_path.iterdir()] == ["r"]
+
+
+_WRITER = """
+import sys, time
+from pathlib import Path
+import rekd_deploy.repository as repository
+from rekd_deploy.workspaces import replacing
+target = Path(sys.argv[1])
+with replacing(target) as work:
+    (work / "half").write_text("half")
+    print(work, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_killed_outright_it_leaves_the_old_repository_and_the_next_export_clears_up(artefacts, root, tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", _WRITER, str(root)], stdout=subprocess.PIPE, text=True)
+    left = Path(process.stdout.readline().strip())
+    process.stdout.close()
+    assert left.is_dir()
+    before = contents(root)
+    write_repository(artefacts, tmp_path / "r")  # the other one is at work: its folder stays
+    assert left.is_dir()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert contents(root) == before
+    check_repository(root)
+    write_repository(another(artefacts, 2), root)
+    for _ in range(20):  # the kernel lets go of the lock in its own time
+        if not left.is_dir():
+            break
+        time.sleep(0.05)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["r"]

@@ -1,0 +1,75 @@
+"""Folders of one process: gone when it ends, cleared away if it was killed, never taken from a living one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from rekd_deploy import workspaces
+from rekd_deploy.workspaces import Workspace, remove_leftovers, replacing
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from rekd_deploy.workspaces import Workspace
+space = Workspace("rekd-test-", Path(sys.argv[1]))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_it_is_removed_at_the_end(tmp_path):
+    with Workspace("rekd-test-", tmp_path) as space:
+        (space.path / "file").touch()
+    assert list(tmp_path.iterdir()) == []
+    space.close()
+
+
+def test_a_killed_process_leaves_it_and_the_next_one_clears_it_away(tmp_path):
+    subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path)], check=False)
+    assert len(list(tmp_path.iterdir())) == 1
+    with Workspace("rekd-test-", tmp_path) as space:
+        assert list(tmp_path.iterdir()) == [space.path]
+
+
+def test_what_is_in_use_or_not_ours_stays(tmp_path):
+    (tmp_path / "rekd-test-by-hand").mkdir()
+    with Workspace("rekd-test-", tmp_path) as space:
+        assert remove_leftovers(tmp_path, "rekd-test-") == [] and space.path.is_dir()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["rekd-test-by-hand"]
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
+def test_a_directory_is_replaced_whole(tmp_path, monkeypatch, exchange):
+    if not exchange:
+        monkeypatch.setattr(workspaces, "_exchanged", lambda one, other: False)
+    target = tmp_path / "target"
+    for content in ("first", "second"):
+        with replacing(target) as work:
+            (work / content).touch()
+        assert [entry.name for entry in target.iterdir()] == [content]
+        assert [entry.name for entry in tmp_path.iterdir()] == ["target"]
+    with pytest.raises(ValueError, match="stop"), replacing(target) as work:
+        (work / "third").touch()
+        raise ValueError("stop")
+    assert [entry.name for entry in target.iterdir()] == ["second"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["target"]
+
+
+def test_what_was_moved_aside_by_a_killed_process_comes_back(tmp_path):
+    aside = tmp_path / ".target-rekd-x" / "old"
+    aside.mkdir(parents=True)
+    (aside / "precious").touch()
+    with pytest.raises(ValueError, match="stop"), replacing(tmp_path / "target"):
+        raise ValueError("stop")
+    assert (tmp_path / "target" / "precious").is_file()
+
+
+def test_the_exchange_works_on_this_file_system(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir()
+    other.mkdir()
+    (one / "a").touch()
+    if workspaces._exchanged(one, other):
+        assert (other / "a").is_file() and not (one / "a").exists()
