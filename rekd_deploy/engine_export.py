@@ -66,8 +66,10 @@ def build_engines(
     engines, entries = {}, dict(artefacts.manifest["artefacts"])
     for role, graph in artefacts.graphs.items():
         report(f"{role} engine")
+        entry = entries[role]
         settings = BuildSettings(
-            entries[role]["precision"], request.capabilities, request.workspace, request.optimisation_level,
+            entry["observed" if "note" in entry else "precision"],  # where a step stayed float32, its engine does, too
+            request.capabilities, request.workspace, request.optimisation_level,
             request.timing_cache or work / "timing.cache",
         )
         engines[role] = work / f"{role}.plan"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from rekd_deploy.checkpoint_facts import CheckpointFacts
 from rekd_deploy.engine_export import EngineRequest
+from rekd_deploy.parity_report import RUNTIME_PRECISIONS, Precision
 from rekd_deploy.triton_config import ENGINES, TARGETS, ServingSettings
 from rekd_train.errors import ConfigError
 
@@ -38,6 +40,8 @@ class ExportOptions:
     """Graphs for ONNX Runtime alone, and faster there."""
     with_tokenizer: bool = False
     """Add the model rekd_text (rekd_image), which takes raw texts (JPEG or PNG files)."""
+    precision: Precision = "fp32"
+    """What the graphs compute in; the decision and both heads stay fp32."""
     keep: int = 1
     """Versions that stay in the repository, the new one included."""
     parity_texts: Path | None = None
@@ -53,6 +57,11 @@ class ExportOptions:
             mistakes.append(
                 f"target '{self.target}' cannot run the engine '{self.engine}'; fix: --target python --engine "
                 "tensorrt-rtx, or --target tensorrt"
+            )
+        if self.precision not in self._precisions:
+            mistakes.append(
+                f"precision '{self.precision}' is none that {self.product or 'ONNX Runtime'} can do, which target "
+                f"{self.target} runs on; fix: one of {', '.join(self._precisions)}"
             )
         for length in self.lengths:
             if length < 1:
@@ -75,6 +84,10 @@ class ExportOptions:
     def product(self) -> str | None:
         """The product whose engines are built; None: the graphs are served as they are."""
         return "tensorrt" if self.target == "tensorrt" else self.engine
+
+    @property
+    def _precisions(self) -> tuple[str, ...]:
+        return RUNTIME_PRECISIONS if self.product is None else get_args(Precision)
 
     @property
     def fuse(self) -> bool:

@@ -82,7 +82,8 @@ def publish(
     with _room(Path(tempfile.gettempdir()), "set TMPDIR to a larger folder"), Workspace("rekd-export-") as work:
         artefacts = export(
             plan.checkpoint.directory, work.path, single_graph=options.single_graph, fused=options.fuse,
-            lengths=options.lengths, parity_texts=options.parity_texts, report=clock,
+            precision=options.precision, for_engine=options.product is not None, lengths=options.lengths,
+            parity_texts=options.parity_texts, report=clock,
         )
         if options.product is not None:
             artefacts = build_engines(

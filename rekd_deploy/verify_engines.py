@@ -12,6 +12,7 @@ from rekd_deploy.engines.tensorrt_execution import Cuda, ExecutionError
 from rekd_deploy.engines.tensorrt_library import load_library
 from rekd_deploy.engines.tensorrt_verify import check_engine_file, verify_engine
 from rekd_deploy.errors import EngineError, RepositoryError
+from rekd_deploy.parity_report import verification_limits
 from rekd_deploy.reference import Agreement, Case, compare, complaints
 from rekd_deploy.repository_check import graph_path, plan_path
 from rekd_deploy.signature import PairSignature
@@ -42,7 +43,7 @@ def check_engines(
     Raises:
         RepositoryError: an engine is altered, stale, not what its entry says, or answers otherwise than the model.
     """
-    limits = manifest["parity"]["limits"]
+    limits = verification_limits(manifest["parity"])
     checks = {}
     for role, artefact in manifest["artefacts"].items():
         if "engine" not in artefact:
