@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -28,6 +29,8 @@ class ExportOptions:
     """Which Triton backend runs the graphs."""
     engine: str | None = None
     """What the target 'python' runs instead of ONNX Runtime: 'tensorrt-rtx'; None: nothing else."""
+    gpu: bool | None = None
+    """Whether the target 'onnxruntime' runs on GPUs; None: if this machine has one. Engines always do."""
     lengths: tuple[int, ...] = ()
     """Tokens that texts are padded to (the smallest that fits, or the model's limit); empty: the checkpoint's."""
     batches: tuple[int, ...] = ()
@@ -58,6 +61,9 @@ class ExportOptions:
                 f"target '{self.target}' cannot run the engine '{self.engine}'; fix: --target python --engine "
                 "tensorrt-rtx, or --target tensorrt"
             )
+        if self.gpu is not None and self.target != "onnxruntime":
+            runs = "runs on CPUs" if self.product is None else "runs engines, which need a GPU"
+            mistakes.append(f"target '{self.target}' {runs}; fix: leave out --gpu and --cpu, or --target onnxruntime")
         if self.precision not in self._precisions:
             mistakes.append(
                 f"precision '{self.precision}' is none that {self.product or 'ONNX Runtime'} can do, which target "
@@ -86,6 +92,10 @@ class ExportOptions:
         return "tensorrt" if self.target == "tensorrt" else self.engine
 
     @property
+    def _on_gpu(self) -> bool:
+        return machine()["gpus"] > 0 if self.gpu is None else self.gpu
+
+    @property
     def _precisions(self) -> tuple[str, ...]:
         return RUNTIME_PRECISIONS if self.product is None else get_args(Precision)
 
@@ -102,7 +112,7 @@ class ExportOptions:
     @property
     def serving(self) -> ServingSettings:
         """How the server batches."""
-        settings = ServingSettings()
+        settings = ServingSettings(gpu=self.target == "onnxruntime" and self._on_gpu)
         if self.batches:
             # a batch of one is formed anyway; as a preferred size it would end the waiting for others
             preferred = tuple(size for size in self.batches if size > 1)
@@ -149,6 +159,12 @@ class ExportOptions:
                     )
         if mistakes:
             raise ConfigError("; ".join(mistakes))
+
+
+def machine() -> dict[str, int]:
+    """What an export can use here: cores, and GPUs whose driver is loaded."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"cores": cores, "gpus": len(list(Path("/proc/driver/nvidia/gpus").glob("*")))}
 
 
 def shortest_bucket(facts: CheckpointFacts) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from importlib import util
 from pathlib import Path
@@ -16,7 +15,7 @@ from rekd_deploy.engines.onnxruntime import check_flavours
 from rekd_deploy.engines.tensorrt_library import load_library
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.examples import with_lengths
-from rekd_deploy.export_options import ExportOptions
+from rekd_deploy.export_options import ExportOptions, machine
 from rekd_deploy.raw_input import raw_configs
 from rekd_deploy.repository import next_versions, refuse_foreign_folder
 from rekd_deploy.repository_check import GRAPH_MODELS
@@ -86,7 +85,7 @@ class ExportPlan:
             "precision": options.precision,
             "lengths": _listed(self.lengths) or "one size (images)",
             "batches": f"{_listed(options.batch_sizes)}; at most {options.batch_sizes[-1]} in one request",
-            "target": options.target + (f", {options.product} engines" if options.product else ""),
+            "target": options.target + _runs_on(options),
             "machine": f"{here['cores']} cores, {here['gpus'] or 'no'} GPU",
             "repository": f"{self.root}, {self._replacing()}",
             "models": ", ".join(self.models),
@@ -142,13 +141,6 @@ def _check_installed() -> None:
         raise MissingExtraError("onnxruntime", "cpu")
 
 
-def machine() -> dict[str, Any]:
-    """What an export can use here: cores, and whether a GPU's driver is loaded."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    gpus = sorted(path.name for path in Path("/proc/driver/nvidia/gpus").glob("*"))
-    return {"cores": cores, "gpus": len(gpus)}
-
-
 def _exists(root: Path, number: int) -> bool:
     return any((root / name / str(number)).is_dir() for name in GRAPH_MODELS.values())
 
@@ -159,3 +151,9 @@ def _graphs(models: tuple[str, ...]) -> list[str]:
 
 def _listed(numbers: tuple[int, ...]) -> str:
     return ", ".join(map(str, numbers))
+
+
+def _runs_on(options: ExportOptions) -> str:
+    if options.product:
+        return f", {options.product} engines on a GPU"
+    return ", on a GPU" if options.serving.gpu else ", on CPUs"

@@ -94,7 +94,7 @@ def publish(
         with _room(root, "choose another --output"):
             write_repository(
                 artefacts, root, target=options.target, max_batch_size=serving.max_batch_size,
-                preferred_batch_sizes=serving.preferred_batch_sizes, keep=options.keep,
+                preferred_batch_sizes=serving.preferred_batch_sizes, keep=options.keep, gpu=serving.gpu,
                 with_tokenizer=options.with_tokenizer,
             )
     manifest = read_manifest(root)

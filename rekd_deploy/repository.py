@@ -68,6 +68,7 @@ def write_repository(
     instances: int = 1,
     threads: int = 0,
     queue_delay_us: int = 100,
+    gpu: bool = False,
     keep: int = 1,
     with_tokenizer: bool = False,
 ) -> Path:
@@ -83,6 +84,7 @@ def write_repository(
         threads: threads of each process inside one operation; 0: one a core.
         preferred_batch_sizes: what the scheduler aims at.
         queue_delay_us: microseconds a request may wait for others to form a preferred batch.
+        gpu: whether the target 'onnxruntime' runs on GPUs.
         keep: versions of the members that stay, the new one included.
         with_tokenizer: add the ensemble that takes raw texts or image files.
 
@@ -93,7 +95,7 @@ def write_repository(
     """
     settings = ServingSettings(
         max_batch_size=max_batch_size, preferred_batch_sizes=preferred_batch_sizes, instances=instances,
-        threads=threads, queue_delay_us=queue_delay_us,
+        threads=threads, queue_delay_us=queue_delay_us, gpu=gpu,
     )
     root = Path(root)
     refuse_foreign_folder(root)

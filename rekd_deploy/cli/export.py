@@ -61,6 +61,10 @@ def export(
         str | None,
         typer.Option(help="Build engines for the python backend: tensorrt-rtx.", show_default="ONNX Runtime"),
     ] = None,
+    gpu: Annotated[
+        bool | None,
+        typer.Option("--gpu/--cpu", help="Where target onnxruntime runs.", show_default="as this machine"),
+    ] = None,
     lengths: Annotated[
         str | None,
         typer.Option(
@@ -136,6 +140,7 @@ def export(
         options = ExportOptions(
             target=target,
             engine=engine,
+            gpu=gpu,
             lengths=_numbers(lengths, "--lengths"),
             batches=_numbers(batches, "--batches"),
             max_batch_size=max_batch_size,
@@ -214,7 +219,7 @@ def _summary(publication: Publication) -> list[Any]:
     from rich.table import Table
 
     manifest, parity, seconds = publication.manifest, publication.manifest["parity"], publication.seconds
-    table = Table("artefact", "size", "precision", "parity with the PyTorch model", "seconds")
+    table = Table("artefact", "size", "asked / observed", "parity with the PyTorch model", "seconds")
     findings = {
         "selector": [
             f"scores within {parity['score_difference']:.1e}{_limit(parity, 'scores')}",
@@ -239,7 +244,7 @@ def _summary(publication: Publication) -> list[Any]:
         )
         if built := entry.get("engine"):
             table.add_row(
-                f"{role}.plan", _size(built["bytes"]), f"{built['precision']}, observed: {built['observed']}",
+                f"{role}.plan", _size(built["bytes"]), _precision(built),
                 f"{built['format']} {built['version']} for {', '.join(built['built_for'])}: {built['status']}",
                 f"{seconds[f'{role} engine']:.1f}",
             )
@@ -260,9 +265,8 @@ def _limit(parity: dict[str, Any], figure: str) -> str:
 
 
 def _precision(entry: dict[str, Any]) -> str:
-    """Asked, and observed where that is something else."""
-    asked, observed = entry["precision"], entry["observed"]
-    return asked if asked == observed else f"{asked} asked, {observed} observed"
+    """Asked and observed."""
+    return f"{entry['precision']} / {entry['observed']}"
 
 
 def _size(count: int) -> str:
