@@ -16,9 +16,11 @@ from rekd_deploy.triton_config import ENGINE, MAX_LENGTH, THREADS, VOCABULARY_SI
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+STEP = "step"
+"""Parameter of the steps of raw input: which of them a model is."""
 _DESCRIPTION = {LABELS, PREPROCESSING, TOKENIZER, FINGERPRINT, VERSION}
 KNOWN_PARAMETERS = {
-    "python": {THREADS, MAX_LENGTH, VOCABULARY_SIZE, ENGINE, *_DESCRIPTION},
+    "python": {THREADS, MAX_LENGTH, VOCABULARY_SIZE, ENGINE, STEP, *_DESCRIPTION},
     "onnxruntime": {THREADS, *_DESCRIPTION},
     "tensorrt": _DESCRIPTION,
     "ensemble": _DESCRIPTION,

@@ -36,6 +36,8 @@ class ExportOptions:
     """Add a model that holds both steps in one graph."""
     fused: bool = True
     """Graphs for ONNX Runtime alone, and faster there."""
+    with_tokenizer: bool = False
+    """Add the model rekd_text (rekd_image), which takes raw texts (JPEG or PNG files)."""
     keep: int = 1
     """Versions that stay in the repository, the new one included."""
     parity_texts: Path | None = None

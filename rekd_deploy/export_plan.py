@@ -17,6 +17,7 @@ from rekd_deploy.engines.tensorrt_library import load_library
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.examples import with_lengths
 from rekd_deploy.export_options import ExportOptions
+from rekd_deploy.raw_input import raw_configs
 from rekd_deploy.repository import next_versions, refuse_foreign_folder
 from rekd_deploy.repository_check import GRAPH_MODELS
 from rekd_deploy.triton_config import build_configs
@@ -122,6 +123,8 @@ def plan_export(checkpoint: str | Path, root: str | Path, options: ExportOptions
     if options.product is not None:
         artefacts = plan_engines(artefacts, load_library(options.product).product, options.engines)
     configs = build_configs(artefacts, options.serving, options.target)
+    if options.with_tokenizer:
+        configs |= raw_configs(artefacts, options.serving)
     if mistakes := config_mistakes(configs):
         raise RepositoryError("the repository would not load: " + "; ".join(mistakes))
     versions, _ = next_versions(root, configs, options.keep)

@@ -94,6 +94,7 @@ def publish(
             write_repository(
                 artefacts, root, target=options.target, max_batch_size=serving.max_batch_size,
                 preferred_batch_sizes=serving.preferred_batch_sizes, keep=options.keep,
+                with_tokenizer=options.with_tokenizer,
             )
     manifest = read_manifest(root)
     verify_files(manifest, {role: graph_path(root, manifest, role) for role in artefacts.graphs})

@@ -120,8 +120,9 @@ def read_description(root: Path) -> ServedDescription:
 
 
 def models_of(files: Iterable[str]) -> tuple[str, ...]:
-    """The models of a repository with these files."""
-    return (*MODELS, SINGLE) if f"{SINGLE}/{CONFIG_FILE}" in files else MODELS
+    """The models of a repository with these files: those that are always there, and those that were asked for."""
+    configured = {name.partition("/")[0] for name in files if name.endswith(f"/{CONFIG_FILE}")}
+    return (*MODELS, *sorted(configured - set(MODELS)))
 
 
 def _swapped(altered: Iterable[str], found: Mapping[str, str], files: Mapping[str, str]) -> str:

@@ -85,6 +85,12 @@ def export(
     fuse: Annotated[
         bool, typer.Option("--fuse/--no-fuse", help="Fuse attention and its neighbours for ONNX Runtime.")
     ] = True,
+    with_tokenizer: Annotated[
+        bool,
+        typer.Option(
+            "--with-tokenizer", help="Add the model rekd_text (rekd_image): raw text (a JPEG or PNG) in, spans out."
+        ),
+    ] = False,
     keep: Annotated[
         int, typer.Option(min=1, help="Versions that stay in the repository, the new one included.", metavar="N")
     ] = 1,
@@ -130,6 +136,7 @@ def export(
             max_batch_size=max_batch_size,
             single_graph=single_graph,
             fused=fuse,
+            with_tokenizer=with_tokenizer,
             keep=keep,
             parity_texts=parity_texts,
         )
