@@ -1,0 +1,81 @@
+"""Engines through the parity gate, where a GPU and the library are there; elsewhere they stay unverified. torch-free.
+
+An engine is held against the stored answers of the PyTorch model (see rekd_deploy.reference), within the same limits
+as the graph that it was built from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rekd_deploy.artefacts import Artefacts
+from rekd_deploy.engines.tensorrt import TensorRTRunner
+from rekd_deploy.engines.tensorrt_execution import Cuda, ExecutionError
+from rekd_deploy.engines.tensorrt_library import load_library
+from rekd_deploy.engines.tensorrt_verify import verify_engine
+from rekd_deploy.errors import ParityError
+from rekd_deploy.reference import Case, compare, complaints, read_cases
+from rekd_deploy.signature import GraphSignature
+from rekd_train.errors import RekdError
+
+
+def reason_not_to_run(product: str) -> str | None:
+    """Why engines of a product cannot run on this machine; None where they can."""
+    try:
+        load_library(product)
+        Cuda().close()
+    except (RekdError, ExecutionError) as error:
+        return str(error)
+    return None
+
+
+def prove_engine(
+    role: str,
+    path: Path,
+    entry: Mapping[str, Any],
+    signature: GraphSignature,
+    cases: Sequence[Case],
+    limits: Mapping[str, Any],
+    *,
+    graph: Path | None = None,
+) -> dict[str, Any]:
+    """Load an engine here, hold it against its entry and its answers against the model's.
+
+    Args:
+        role: 'selector', 'predictor' or 'single'.
+        entry: its manifest entry.
+        cases: stored inputs and answers.
+        limits: of the manifest's parity report.
+        graph: the ONNX graph beside it.
+
+    Returns:
+        The entry, completed, with ``agreement``: how close the answers are.
+
+    Raises:
+        EngineError, MissingExtraError: see ``verify_engine``.
+        ParityError: it answers otherwise than the model.
+    """
+    completed = verify_engine(path, entry, signature, graph=graph)
+    with TensorRTRunner(path, signature, path.name, engine=entry["format"]) as runner:
+        agreement = compare(role, runner.run, signature, cases, limits["tie_margin"])
+    if found := complaints(agreement, limits):
+        raise ParityError(f"the engine {path} is not the model: {'; '.join(found)}; fix: export again")
+    return {**completed, "agreement": agreement.to_dict()}
+
+
+def prove_engines(artefacts: Artefacts, report: Callable[[str], None] = lambda step: None) -> Artefacts:
+    """The same artefacts, their engines proved; unchanged on a machine that cannot run them. Raises as above."""
+    entries = dict(artefacts.manifest["artefacts"])
+    products = {entries[role]["engine"]["format"] for role in artefacts.engines}
+    if artefacts.reference is None or not products or any(map(reason_not_to_run, products)):
+        return artefacts
+    cases, limits = read_cases(artefacts.reference), artefacts.manifest["parity"]["limits"]
+    for role, plan in artefacts.engines.items():
+        report(f"{role} engine parity")
+        signature, graph = artefacts.signature.graph(role), artefacts.graphs[role]
+        proved = prove_engine(role, plan, entries[role]["engine"], signature, cases, limits, graph=graph)
+        entries[role] = {**entries[role], "engine": proved}
+    return replace(artefacts, manifest={**artefacts.manifest, "artefacts": entries})
