@@ -77,9 +77,10 @@ def fashion_table(
     """Train and measure every cell of a Fashion-MNIST table that is not finished, and write the table."""
     changes = [*SIZES[size.value], *(overrides or [])]
     if part.value == "fashion":
-        student, teacher = (run_config(name, changes) for name in ("fashion_student", "fashion_teacher"))
-        cells = [cell for seed in seeds_of(seeds) for cell in distillation_cells(student, teacher, seed)]
-        rows, comparisons = distillation_rows(student, teacher, "patches"), COMPARISONS
+        names = ("fashion_student", "fashion_teacher", "fashion_unequal")
+        student, teacher, unequal = (run_config(name, changes) for name in names)
+        cells = [cell for seed in seeds_of(seeds) for cell in distillation_cells(student, teacher, seed, unequal)]
+        rows, comparisons = distillation_rows(student, teacher, "patches", unequal), COMPARISONS
     else:
         config = run_config(part.value, changes)
         cells = [cell for seed in seeds_of(seeds) for cell in mosaic_cells(config, seed)]

@@ -25,6 +25,8 @@ _REAL = 8
 """Real examples that are stored."""
 _LARGEST = 1 << 20
 """Bytes of inputs that are stored, before compression."""
+_FLIPPED, _RELABELLED = 0.05, 0.1
+"""Shares of positions and rows that a lower precision may decide otherwise on the stored rows."""
 _ANSWERS = ("scores", "mask", "margins", "real", "logits", "probabilities")
 
 
@@ -187,18 +189,34 @@ def compare(
 
 
 def complaints(agreement: Agreement, limits: Mapping[str, Any]) -> list[str]:
-    """What is beyond the limits of the manifest's parity report."""
-    found = [
-        f"{what} differs by {value:.3g} (limit {limits[limit]:g})"
-        for what, value, limit in (
-            ("a selector score", agreement.score_difference, "scores"),
-            ("a class logit", agreement.logit_difference, "logits"),
-            ("a probability", agreement.probability_difference, "probabilities"),
+    """What is beyond the limits of the manifest's parity report.
+
+    Where a lower precision has no limit for a figure it must be finite; there the stored rows, few and half of them
+    constructed, tell whether it is this model at all: some masks and classes may differ.
+    """
+    found = []
+    for what, value, limit in (
+        ("a selector score", agreement.score_difference, limits.get("scores")),
+        ("a class logit", agreement.logit_difference, limits.get("logits")),
+        ("a probability", agreement.probability_difference, limits.get("probabilities")),
+    ):
+        if limit is not None and not value <= limit:  # also true for NaN
+            found.append(f"{what} differs by {value:.3g} (limit {limit:g})")
+        elif not np.isfinite(value):
+            found.append(f"{what} is not a finite number")
+    if limits.get("flipped_share") is None:
+        if agreement.wrong_flips:
+            found.append(f"{agreement.wrong_flips} mask positions are decided otherwise (limit 0 beyond near-ties)")
+    elif agreement.flipped_positions > _FLIPPED * agreement.positions + 1:
+        found.append(
+            f"{agreement.flipped_positions} of {agreement.positions} mask positions are decided otherwise (limit "
+            f"{_FLIPPED:.0%})"
         )
-        if not value <= limits[limit]  # also true for NaN
-    ]
-    if agreement.wrong_flips:
-        found.append(f"{agreement.wrong_flips} mask positions are decided otherwise (limit 0 beyond near-ties)")
+    if limits.get("logits") is None and agreement.label_disagreements > _RELABELLED * agreement.compared_classes + 1:
+        found.append(
+            f"{agreement.label_disagreements} of {agreement.compared_classes} rows are put into another class (limit "
+            f"{_RELABELLED:.0%})"
+        )
     return found
 
 

@@ -60,14 +60,15 @@ HOUSE = {
     "export": """
         rekd_deploy.examples rekd_deploy.graphs rekd_deploy.onnx_model rekd_deploy.onnx_lstm rekd_deploy.fusion
         rekd_deploy.parity rekd_deploy.parity_cases rekd_deploy.reference rekd_deploy.manifest rekd_deploy.export
-        rekd_deploy.engine_export
+        rekd_deploy.engine_export rekd_deploy.engine_parity
     """,
     "repository": """
         rekd_deploy.served rekd_deploy.triton_config rekd_deploy.config_rules rekd_deploy.triton_model
         rekd_deploy.checkpoint_facts rekd_deploy.workspaces rekd_deploy.versions
         rekd_deploy.triton_raw rekd_deploy.raw_input rekd_deploy.repository_check rekd_deploy.repository
         rekd_deploy.repository_runners
-        rekd_deploy.export_options rekd_deploy.export_plan rekd_deploy.publish rekd_deploy.verify
+        rekd_deploy.export_options rekd_deploy.export_plan rekd_deploy.publish
+        rekd_deploy.verify_engines rekd_deploy.verify
     """,
     "server": "rekd_deploy.processes rekd_deploy.triton_wheel rekd_deploy.server",
     "client": """

@@ -199,6 +199,23 @@ def test_flips_beyond_near_ties_and_numbers_that_are_none_are_complaints(artefac
     assert complaints(Agreement(), limits) == []
 
 
+@pytest.mark.parametrize(
+    ("figures", "expected"),
+    [
+        ({"score_difference": 0.5, "logit_difference": 0.5}, []),
+        ({"score_difference": float("nan")}, ["a selector score is not a finite number"]),
+        ({"flipped_positions": 50, "wrong_flips": 50, "positions": 1000, "score_difference": 0.5}, []),
+        ({"flipped_positions": 60, "positions": 1000}, ["60 of 1000 mask positions"]),
+        ({"label_disagreements": 4, "compared_classes": 30}, []),
+        ({"label_disagreements": 6, "compared_classes": 30}, ["6 of 30 rows are put into another class"]),
+    ],
+)
+def test_a_lower_precision_may_decide_a_little_otherwise(figures, expected):
+    limits = {"scores": None, "logits": None, "probabilities": None, "tie_margin": 1e-5, "flipped_share": 0.005}
+    found = complaints(Agreement(**figures), limits)
+    assert len(found) == len(expected) and all(map(str.startswith, found, expected))
+
+
 # the command
 
 
