@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rekd_deploy.engine_export import build_engines
+from rekd_deploy.engine_parity import prove_engines
 from rekd_deploy.engines.tensorrt_library import load_library
 from rekd_deploy.errors import ExportError
 from rekd_deploy.export_options import ExportOptions
@@ -89,6 +90,7 @@ def publish(
             artefacts = build_engines(
                 artefacts, work.path, load_library(options.product), options.engines, report=clock
             )
+            artefacts = prove_engines(artefacts, report=clock)
         clock("repository")
         serving = options.serving
         with _room(root, "choose another --output"):

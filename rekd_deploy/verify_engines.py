@@ -7,16 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rekd_deploy.engines.tensorrt import TensorRTRunner
-from rekd_deploy.engines.tensorrt_execution import Cuda, ExecutionError
-from rekd_deploy.engines.tensorrt_library import load_library
-from rekd_deploy.engines.tensorrt_verify import check_engine_file, verify_engine
+from rekd_deploy.engine_parity import reason_not_to_run, run_engine
+from rekd_deploy.engines.tensorrt_verify import check_engine_file
 from rekd_deploy.errors import EngineError, RepositoryError
 from rekd_deploy.parity_report import verification_limits
-from rekd_deploy.reference import Agreement, Case, compare, complaints
+from rekd_deploy.reference import Agreement, Case, complaints
 from rekd_deploy.repository_check import graph_path, plan_path
 from rekd_deploy.signature import PairSignature
-from rekd_train.errors import MissingExtraError
 
 
 @dataclass(frozen=True)
@@ -53,12 +50,12 @@ def check_engines(
         graph = graph_path(root, manifest, role)
         try:
             check_engine_file(plan, entry, graph)
-            if reason := _cannot_run(entry["format"]):
+            if reason := reason_not_to_run(entry["format"]):
                 checks[role] = EngineCheck(dict(entry), reason=reason)
                 continue
-            completed = verify_engine(plan, entry, signature.graph(role), graph=graph)
-            with TensorRTRunner(plan, signature.graph(role), str(plan), engine=entry["format"]) as runner:
-                agreement = compare(role, runner.run, signature.graph(role), cases, limits["tie_margin"])
+            completed, agreement = run_engine(
+                role, plan, entry, signature.graph(role), cases, limits["tie_margin"], graph=graph
+            )
         except EngineError as error:
             raise RepositoryError(str(error)) from None
         if found := complaints(agreement, limits):
@@ -67,13 +64,3 @@ def check_engines(
             )
         checks[role] = EngineCheck(completed, agreement)
     return checks
-
-
-def _cannot_run(product: str) -> str:
-    """Why engines of a product cannot run on this machine; empty if they can."""
-    try:
-        Cuda().close()
-        load_library(product)
-    except (ExecutionError, MissingExtraError, EngineError) as error:
-        return str(error)
-    return ""

@@ -64,7 +64,7 @@ HOUSE = {
         rekd_deploy.precision.convert rekd_deploy.precision.half rekd_deploy.precision.integers
         rekd_deploy.precision.observed rekd_deploy.precision.structure
         rekd_deploy.reference rekd_deploy.manifest rekd_deploy.export
-        rekd_deploy.engine_export
+        rekd_deploy.engine_export rekd_deploy.engine_parity
     """,
     "repository": """
         rekd_deploy.served rekd_deploy.triton_config rekd_deploy.config_rules rekd_deploy.triton_model

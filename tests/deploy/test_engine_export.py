@@ -9,16 +9,18 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 from fake_tensorrt import FakeDriver, FakeLibrary
 from families import assert_same_answers
 
 from rekd_deploy.config_rules import config_mistakes, engine_mistakes
 from rekd_deploy.engine_export import EngineRequest, plan_engines
+from rekd_deploy.engine_parity import prove_engines
 from rekd_deploy.engines import tensorrt_execution
 from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.engines.tensorrt_library import PRODUCTS
-from rekd_deploy.errors import EngineError, RepositoryError
+from rekd_deploy.errors import EngineError, ParityError, RepositoryError
 from rekd_deploy.export_options import ExportOptions
 from rekd_deploy.pipeline import Pipeline
 from rekd_deploy.publish import publish
@@ -251,3 +253,52 @@ def test_lengths_are_the_preprocessing_s_unless_the_card_compiles_for_itself(wit
     entry = with_engines(product).manifest["artefacts"]["selector"]["engine"]
     assert len(entry["profiles"]) == profiles
     assert entry["profiles"][-1]["input_ids"][2] == [64, 48]
+
+
+# where there is a GPU, at the export
+
+
+@pytest.fixture
+def built(artefacts, with_engines, monkeypatch, tmp_path):
+    """Artefacts whose engines the fake GPU runs, and its library."""
+    driver = FakeDriver()
+    library = FakeLibrary(driver)
+    monkeypatch.setattr(tensorrt_execution.ctypes, "CDLL", lambda name: driver)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", library)
+    made = with_engines("tensorrt-rtx")
+    entries, plans = made.manifest["artefacts"], {}
+    for role, graph in made.graphs.items():
+        plans[role] = tmp_path / f"{role}.plan"
+        plans[role].write_bytes(role.encode())
+        library.plans[role.encode()] = (str(graph), entries[role]["engine"]["profiles"])
+        entries[role]["engine"] |= {
+            "version": library.__version__, "precision": "fp32", "status": "unverified", "sha256": sha256(plans[role]),
+            "graph_sha256": sha256(graph),
+        }  # fmt: skip
+    return replace(made, engines=plans), library
+
+
+def test_engines_that_can_run_are_verified_before_they_are_published(built):
+    artefacts, _ = built
+    proved = prove_engines(artefacts)
+    for role in ("selector", "predictor"):
+        entry = proved.manifest["artefacts"][role]["engine"]
+        assert (entry["status"], entry["observed"], entry["gpu"]) == ("verified", "fp32", "Fake RTX (sm89)")
+        assert artefacts.manifest["artefacts"][role]["engine"]["status"] == "unverified"
+
+
+def test_an_engine_that_answers_otherwise_is_not_published(built, tmp_path):
+    artefacts, library = built
+    graph = onnx.load(artefacts.predictor)
+    bias = next(weight for weight in graph.graph.initializer if weight.name == "predictor.head.1.bias")
+    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(0.1), bias.name))
+    onnx.save(graph, tmp_path / "other.onnx")
+    library.plans[b"predictor"] = (str(tmp_path / "other.onnx"), library.plans[b"predictor"][1])
+    with pytest.raises(ParityError, match="the predictor's engine is not the model and is not published: a class"):
+        prove_engines(artefacts)
+
+
+def test_engines_that_cannot_run_here_stay_unverified(built, monkeypatch):
+    artefacts, library = built
+    library.driver.devices = 0
+    assert prove_engines(artefacts) is artefacts
