@@ -68,6 +68,7 @@ HOUSE = {
         rekd_deploy.render_image
         rekd_deploy
     """,
+    "bench": "rekd_deploy.bench rekd_deploy.bench.interleaved rekd_deploy.bench.ways",
     "demo": "rekd_deploy.stages rekd_deploy.agreement rekd_deploy.demo",
     "commands": """
         rekd_deploy.cli rekd_deploy.cli.demo rekd_deploy.cli.export rekd_deploy.cli.serve rekd_deploy.cli.query
