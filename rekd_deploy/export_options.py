@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rekd_deploy.checkpoint_facts import CheckpointFacts
+from rekd_deploy.parity_report import RUNTIME_PRECISIONS, Precision
 from rekd_deploy.triton_config import TARGETS, ServingSettings
 from rekd_train.errors import ConfigError
 
@@ -33,6 +34,8 @@ class ExportOptions:
     """Add a model that holds both steps in one graph."""
     fused: bool = True
     """Graphs for ONNX Runtime alone, and faster there."""
+    precision: Precision = "fp32"
+    """What the graphs compute in; the decision and both heads stay fp32."""
     keep: int = 1
     """Versions that stay in the repository, the new one included."""
     parity_texts: Path | None = None
@@ -44,6 +47,11 @@ class ExportOptions:
         mistakes = []
         if self.target not in TARGETS:
             mistakes.append(f"target '{self.target}' is not one of {', '.join(TARGETS)}")
+        if self.precision not in RUNTIME_PRECISIONS:
+            mistakes.append(
+                f"precision '{self.precision}' is none that ONNX Runtime can do, which target {self.target} runs on; "
+                f"fix: one of {', '.join(RUNTIME_PRECISIONS)}"
+            )
         for length in self.lengths:
             if length < 1:
                 mistakes.append(f"length {length} must be at least 1")

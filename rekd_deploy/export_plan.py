@@ -80,6 +80,7 @@ class ExportPlan:
             "rule": f"{budget}, at least {facts.policy.minimum}; K = {facts.capacity} of "
             f"{facts.preprocessor.positions} positions",
             "graphs": ", ".join(_graphs(self.models)) + (", fused for ONNX Runtime" if options.fused else ""),
+            "precision": options.precision,
             "lengths": _listed(self.lengths) or "one size (images)",
             "batches": f"{_listed(options.batch_sizes)}; at most {options.batch_sizes[-1]} in one request",
             "target": options.target,

@@ -79,7 +79,7 @@ def publish(
     with _room(Path(tempfile.gettempdir()), "set TMPDIR to a larger folder"), Workspace("rekd-export-") as work:
         artefacts = export(
             plan.checkpoint.directory, work.path, single_graph=options.single_graph, fused=options.fused,
-            lengths=options.lengths, parity_texts=options.parity_texts, report=clock,
+            precision=options.precision, lengths=options.lengths, parity_texts=options.parity_texts, report=clock,
         )
         clock("repository")
         serving = options.serving

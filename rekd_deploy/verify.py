@@ -15,6 +15,7 @@ from rekd_deploy.engines.base import Runner
 from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.errors import EngineError, ParityError, RepositoryError
 from rekd_deploy.manifest import signature_from_dict, verify_files
+from rekd_deploy.parity_report import ParityLimits, verification_limits
 from rekd_deploy.reference import Agreement, Case, compare, complaints, read_cases
 from rekd_deploy.repository_check import (
     GRAPH_MODELS,
@@ -139,7 +140,7 @@ def _answers(
     Raises:
         RepositoryError: the graph cannot run, or answers otherwise than the model did.
     """
-    limits = manifest["parity"]["limits"]
+    limits = verification_limits(manifest["parity"])
     try:
         with runner_of(role, path, signature) as runner:
             agreement = compare(role, runner.run, signature, cases, limits["tie_margin"])
@@ -206,11 +207,12 @@ def _gate_again(root: Path, manifest: dict[str, Any], paths: dict[str, Path], ch
         )
     rationalizer = load(checkpoint)
     rationalizer.preprocessor = with_lengths(rationalizer.preprocessor, tuple(manifest.get("lengths", ())))
-    examples = parity_examples(checkpoint, rationalizer.preprocessor)
+    examples = parity_examples(checkpoint, rationalizer.preprocessor, class_names=rationalizer.labels)
+    limits = ParityLimits(**manifest["parity"]["limits"])
     try:
-        reports = {"pair": check_parity(rationalizer, paths["selector"], paths["predictor"], examples)}
+        reports = {"pair": check_parity(rationalizer, paths["selector"], paths["predictor"], examples, limits)}
         if "single" in paths:
-            reports["single"] = check_single_parity(rationalizer, paths["single"], examples)
+            reports["single"] = check_single_parity(rationalizer, paths["single"], examples, limits)
     except ParityError as error:
         raise RepositoryError(f"{root}: {error}; fix: rekd-export again") from None
     return {name: each.to_dict() for name, each in reports.items()}

@@ -17,6 +17,7 @@ _STEPS = {
     "load": "reading the checkpoint",
     "selector": "exporting the selector",
     "predictor": "exporting the predictor",
+    "precision": "converting the graphs",
     "single": "joining both steps",
     "parity": "comparing the graphs with the model",
     "repository": "writing the repository",
@@ -33,6 +34,7 @@ app = application(
         "rekd-export runs/demo/student --dry-run",
         "rekd-export runs/demo/student --output /srv/models --keep 2 --batches 1,8,128",
         "rekd-export runs/demo/student --lengths 64,128,256 --single-graph",
+        "rekd-export runs/demo/student --precision int8",
         "rekd-export runs/demo/student --parity-texts reviews.jsonl --json",
         "rekd-export --verify /srv/models",
         "rekd-export --verify /srv/models --checkpoint runs/demo/student",
@@ -77,6 +79,9 @@ def export(
     fuse: Annotated[
         bool, typer.Option("--fuse/--no-fuse", help="Fuse attention and its neighbours for ONNX Runtime.")
     ] = True,
+    precision: Annotated[
+        str, typer.Option(help="What the graphs compute in: fp32, fp16 or int8; the decision stays fp32.")
+    ] = "fp32",
     keep: Annotated[
         int, typer.Option(min=1, help="Versions that stay in the repository, the new one included.", metavar="N")
     ] = 1,
@@ -121,6 +126,7 @@ def export(
             max_batch_size=max_batch_size,
             single_graph=single_graph,
             fused=fuse,
+            precision=precision,
             keep=keep,
             parity_texts=parity_texts,
         )
@@ -195,13 +201,15 @@ def _summary(publication: Publication) -> list[Any]:
     table = Table("artefact", "size", "precision", "parity with the PyTorch model", "seconds")
     findings = {
         "selector": [
-            f"scores within {parity['score_difference']:.1e} (limit {parity['limits']['scores']:.0e})",
+            f"scores within {parity['score_difference']:.1e}{_limit(parity, 'scores')}",
             f"{parity['flipped_positions']} of {parity['positions']} positions flipped, "
             f"{parity['near_ties']} of them near-ties",
+            *([] if parity["limits"]["mask_jaccard"] is None else [f"masks' Jaccard {parity['masks']['jaccard']:.4f}"]),
         ],
         "predictor": [
-            f"logits within {parity['logit_difference']:.1e} (limit {parity['limits']['logits']:.0e})",
+            f"logits within {parity['logit_difference']:.1e}{_limit(parity, 'logits')}",
             f"probabilities within {parity['probability_difference']:.1e}",
+            *([] if parity["limits"]["logits"] is not None else [f"same class {parity['class_agreement']:.2%}"]),
         ],
     }
     if "single" in manifest["artefacts"]:
@@ -211,15 +219,28 @@ def _summary(publication: Publication) -> list[Any]:
         ]
     for role, entry in manifest["artefacts"].items():
         table.add_row(
-            f"{role}.onnx", _size(entry["bytes"]), entry["precision"], "\n".join(findings[role]), f"{seconds[role]:.1f}"
+            f"{role}.onnx", _size(entry["bytes"]), _precision(entry), "\n".join(findings[role]), f"{seconds[role]:.1f}"
         )
     origin = {"file": "given", "checkpoint": "from the checkpoint", "generated": "made up"}
+    notes = [f"{role}: {entry['note']}" for role, entry in manifest["artefacts"].items() if "note" in entry]
     return [
         table,
+        *notes,
         f"parity: {parity['examples']} examples {origin[parity['source']]}, "
         f"{parity['constructed_rows']} constructed rows, {seconds['parity']:.1f} s",
         f"repository: {publication.root}, version {publication.version}",
     ]
+
+
+def _limit(parity: dict[str, Any], figure: str) -> str:
+    limit = parity["limits"][figure]
+    return "" if limit is None else f" (limit {limit:.0e})"
+
+
+def _precision(entry: dict[str, Any]) -> str:
+    """Asked, and observed where that is something else."""
+    asked, observed = entry["precision"], entry["observed"]
+    return asked if asked == observed else f"{asked} asked, {observed} observed"
 
 
 def _size(count: int) -> str:
