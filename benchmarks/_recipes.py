@@ -19,7 +19,11 @@ Rows = list[tuple[str, str, float | None]]
 
 
 def distillation_cells(
-    student: RunConfig, teacher: RunConfig, seed: int, unequal: RunConfig | None = None
+    student: RunConfig,
+    teacher: RunConfig,
+    seed: int,
+    unequal: RunConfig | None = None,
+    teacher_seed: int | None = None,
 ) -> list[Cell]:
     """One seed of a student beside its teacher: alone and distilled, reading everything or a rationale.
 
@@ -28,7 +32,10 @@ def distillation_cells(
 
     Args:
         unequal: a pair of a small selector and a larger predictor, trained from the same teacher, if there is one.
+        teacher_seed: the students of every seed learn from the teacher of this one; None: each from its own.
     """
+    own = teacher_seed in (None, seed)
+    taught = "teacher" if own else f"teacher@{teacher_seed}"
     stages = student.stages
     epochs = stages.classifier_epochs + stages.rationale_epochs
     plain = {"masked_share": 0.0, "rationale_epochs": 0.0, "compact_epochs": 0.0}
@@ -44,23 +51,26 @@ def distillation_cells(
     def masks(name: str, which: str, predictor: str) -> Cell:
         return Cell(name, seed, "masks", None, {"predictor": predictor, "like": "rekd_compact"}, {"which": which})
 
-    cells = [
+    teachers = [
         train("teacher_cls", _changed(teacher, seed, stages={**plain, "classifier_epochs": teacher_epochs})),
         train("teacher", _changed(teacher, seed)),
+    ]
+    cells = [
+        *(teachers if own else []),
         train("cls", classifier),
-        train("cls_kd", with_kd, teacher="teacher_cls"),
+        train("cls_kd", with_kd, teacher=taught.replace("teacher", "teacher_cls")),
         train("warm", _changed(student, seed, stages={"rationale_epochs": 0.0, "compact_epochs": 0.0})),
-        train("re", extraction, warm_start="warm", compare="teacher"),
-        Cell("re_compact", seed, "compact", None, {"start": "re", "compare": "teacher"}, compaction),
-        train("rekd", extraction, warm_start="warm", teacher="teacher"),
-        Cell("rekd_compact", seed, "compact", None, {"start": "rekd", "teacher": "teacher"}, compaction),
+        train("re", extraction, warm_start="warm", compare=taught),
+        Cell("re_compact", seed, "compact", None, {"start": "re", "compare": taught}, compaction),
+        train("rekd", extraction, warm_start="warm", teacher=taught),
+        Cell("rekd_compact", seed, "compact", None, {"start": "rekd", "teacher": taught}, compaction),
         masks("random_mask", "random", "rekd_compact"),
         masks("first_k", "first", "rekd_compact"),
         masks("random_mask_warm", "random", "warm"),
         masks("first_k_warm", "first", "warm"),
     ]
     if unequal is not None:
-        cells.append(train("unequal", _changed(unequal, seed), teacher="teacher"))
+        cells.append(train("unequal", _changed(unequal, seed), teacher=taught))
     return cells
 
 
@@ -197,7 +207,7 @@ def _chosen(cells: Sequence[Cell], only: str) -> list[Cell]:
         return list(cells)
     for cell in reversed(cells):
         if cell.name in names:
-            names |= set(cell.needs.values())
+            names |= {name.partition("@")[0] for name in cell.needs.values()}
     return [cell for cell in cells if cell.name in names]
 
 
