@@ -42,6 +42,7 @@ class TritonPythonModel:
         options.intra_op_num_threads = threads
         # selector and predictor take turns on the same cores: a waiting one must not spin
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.x64quantprecision", "1")  # exact int8 without VNNI, too
         options.enable_mem_pattern = False  # lengths differ from batch to batch
         graph = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
         self._session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
