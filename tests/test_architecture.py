@@ -51,7 +51,10 @@ HOUSE = {
     "runs": "rekd_train.recorded rekd_train.runs",
     "training commands": "rekd_train rekd_train.command rekd_train.cli_library rekd_train.cli_progress rekd_train.cli",
     "signature": "rekd_deploy.errors rekd_deploy.signature rekd_deploy.artefacts rekd_deploy.text_source",
-    "engines": "rekd_deploy.engines rekd_deploy.engines.base rekd_deploy.engines.onnxruntime",
+    "engines": """
+        rekd_deploy.engines rekd_deploy.engines.base rekd_deploy.engines.onnxruntime
+        rekd_deploy.engines.onnxruntime_device
+    """,
     "export": """
         rekd_deploy.examples rekd_deploy.graphs rekd_deploy.onnx_model rekd_deploy.onnx_lstm rekd_deploy.fusion
         rekd_deploy.fusion_cpu rekd_deploy.parity_report rekd_deploy.parity_cases rekd_deploy.parity
@@ -72,6 +75,7 @@ HOUSE = {
         rekd_deploy.render_image
         rekd_deploy
     """,
+    "bench": "rekd_deploy.bench rekd_deploy.bench.interleaved rekd_deploy.bench.ways",
     "demo": "rekd_deploy.stages rekd_deploy.agreement rekd_deploy.demo",
     "commands": """
         rekd_deploy.cli rekd_deploy.cli.demo rekd_deploy.cli.export rekd_deploy.cli.serve rekd_deploy.cli.query
