@@ -180,12 +180,11 @@ def _random_pair(selector_layers: int, layers: int, width: int, heads: int, leng
 
 def _int8(pair, models, signature, samples):
     """Both graphs in int8, whatever that does to random rationales."""
+    from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
+    from rekd_deploy.export import head_layers
     from rekd_deploy.precision.convert import HEAD_OUTPUTS
     from rekd_deploy.precision.integers import to_int8
     from rekd_deploy.precision.structure import Structure, name_nodes
-
-    from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
-    from rekd_deploy.export import head_layers
 
     heads, named = head_layers(pair), {role: name_nodes(model) for role, model in models.items()}
     with OnnxRuntimeRunner(models["selector"].SerializeToString(), signature.selector, "the selector") as selector:

@@ -44,6 +44,18 @@ def published(labelled, tmp_path_factory):
     return publish(labelled, tmp_path_factory.mktemp("int8") / "models", precision="int8", single_graph=True)
 
 
+@pytest.fixture
+def examples_alone(monkeypatch):
+    """A gate without the constructed rows, which take most of its time."""
+    monkeypatch.setattr(parity_module, "constructed_inputs", lambda *model: iter(()))
+
+
+@pytest.fixture
+def traced_once(monkeypatch, examples_alone):
+    """The graphs of the same model, traced for other tests."""
+    monkeypatch.setattr(export_module, "traced_graphs", lambda model, *, fused, **others: dict(traced("bert", fused)))
+
+
 def test_manifest_carries_precision_asked_and_observed_and_the_figures(published):
     artefacts, parity = published.manifest["artefacts"], published.manifest["parity"]
     assert {role: (entry["precision"], entry["observed"]) for role, entry in artefacts.items()} == dict.fromkeys(
@@ -58,7 +70,7 @@ def test_manifest_carries_precision_asked_and_observed_and_the_figures(published
     json.dumps(published.manifest, allow_nan=False)
 
 
-def test_an_int8_repository_answers_and_is_verified(published, labelled):
+def test_an_int8_repository_answers_and_is_verified(published, labelled, examples_alone):
     model = make_rationalizer()
     texts = ["good plot and awful actor", "a dull story"]
     with Pipeline(published.root, single_graph=True) as single, Pipeline(published.root) as pair:
@@ -77,13 +89,6 @@ def test_a_wrong_graph_is_beyond_what_int8_may_differ_by(published):
     assert limits["flips"] == 2 * parity["flipped_positions"] + 1
     plain = json.loads(json.dumps(ParityReport("file").to_dict()))
     assert verification_limits(plain)["scores"] == 1e-4 and verification_limits(plain)["flips"] == 0
-
-
-@pytest.fixture
-def traced_once(monkeypatch):
-    """The graphs of the same model, traced for other tests, and a gate on the examples alone."""
-    monkeypatch.setattr(export_module, "traced_graphs", lambda model, *, fused, **others: dict(traced("bert", fused)))
-    monkeypatch.setattr(parity_module, "constructed_inputs", lambda *model: iter(()))
 
 
 def test_a_ruined_predictor_is_refused_with_figure_limit_and_fix(labelled, tmp_path, monkeypatch, traced_once):
