@@ -105,6 +105,7 @@ class OnnxGraph:
         options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
         # selector and predictor take turns on the same cores: a waiting one must not spin
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.x64quantprecision", "1")  # exact int8 without VNNI, too
         options.enable_mem_pattern = False  # lengths differ from batch to batch
         path = str(folder / "model.onnx")
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
