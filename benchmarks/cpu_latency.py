@@ -101,20 +101,23 @@ class _Graphs:
 
     def __init__(self, size: tuple[int, int, int], length: int, threads: int, stack: ExitStack) -> None:
         from rekd_deploy import onnx_model
+        from rekd_deploy.engines.base import RunnerChain
         from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
         from rekd_deploy.export import OPSET, traced_graphs
         from rekd_deploy.graphs import graph_modules, pair_signature
 
         self._length, self._random = length, np.random.default_rng(0)
         layers, width, heads = size
-        self._chains: dict[str, list[Any]] = {}
+        self._chains: dict[str, Any] = {}
         self._modules: dict[str, Any] = {}
 
         def add(name: str, signature, models: dict[str, Any]) -> None:
+            runners = []
             for role, model in models.items():
                 graph = model.SerializeToString()
                 runner = OnnxRuntimeRunner(graph, signature.graph(role), f"{name} {role}", threads=threads)
-                self._chains.setdefault(name, []).append(stack.enter_context(runner))
+                runners.append(runner)
+            self._chains[name] = stack.enter_context(RunnerChain(runners))
 
         for name, selector_layers, operator in (
             ("zero", layers, "zero"), ("compact", layers, "compact"), ("half compact", layers // 2, "compact"),
@@ -137,12 +140,12 @@ class _Graphs:
     def measure(self, batch: int, rounds: int) -> dict[str, Any]:
         """Percentiles of every way and the ratios of the comparisons."""
         from rekd_deploy.bench.interleaved import interleaved
-        from rekd_deploy.bench.ways import eager, run_chain
+        from rekd_deploy.bench.ways import eager
 
         inputs = [self._inputs(batch) for _ in range(BATCHES_AT_HAND)]
         ways = {
-            name: lambda turn, runners=runners: run_chain(runners, inputs[turn % BATCHES_AT_HAND])
-            for name, runners in self._chains.items()
+            name: lambda turn, chain=chain: chain.run(inputs[turn % BATCHES_AT_HAND])
+            for name, chain in self._chains.items()
         }
         ways |= {name: eager(*modules, inputs) for name, modules in self._modules.items()}
         timings = interleaved(ways, rounds=rounds)

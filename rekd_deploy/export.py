@@ -16,6 +16,7 @@ from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.errors import ExportError
 from rekd_deploy.examples import Examples, parity_examples, with_lengths
 from rekd_deploy.fusion import fuse
+from rekd_deploy.fusion_cpu import norms_apart
 from rekd_deploy.graphs import graph_modules, pair_signature
 from rekd_deploy.manifest import build_manifest
 from rekd_deploy.onnx_lstm import onnx_lstms
@@ -40,6 +41,7 @@ def export(
     *,
     single_graph: bool = False,
     fused: bool = True,
+    gpu: bool = False,
     precision: Precision = "fp32",
     for_engine: bool = False,
     lengths: tuple[int, ...] = (),
@@ -54,6 +56,7 @@ def export(
         work: directory that receives the files.
         single_graph: write single.onnx, too: both steps in one graph, proved by itself.
         fused: put attention and its neighbours together for ONNX Runtime; no other runtime reads the result.
+        gpu: fuse what is faster on GPUs, and not what is faster on CPUs.
         precision: 'fp32', 'fp16', 'bf16' or 'int8'; the decision is made in float32 in any case.
         for_engine: the graphs are for an engine builder; ONNX Runtime need not be able to run them.
         lengths: tokens that texts are padded to when they are served, and in the gate; empty: the checkpoint's.
@@ -81,7 +84,7 @@ def export(
     examples = parity_examples(
         checkpoint, rationalizer.preprocessor, parity_texts, class_names=rationalizer.labels
     )
-    models = traced_graphs(rationalizer, fused=fused, opset=opset, report=report)
+    models = traced_graphs(rationalizer, fused=fused, gpu=gpu, opset=opset, report=report)
     if precision != "fp32":
         report("precision")
     heads = head_layers(rationalizer)
@@ -135,18 +138,24 @@ def export_graphs(
     *,
     single_graph: bool = False,
     fused: bool = True,
+    gpu: bool = False,
     opset: int = OPSET,
     report: Callable[[str], None] = lambda step: None,
 ) -> dict[str, Path]:
     """The float32 ONNX files of a model by role, not yet verified; arguments and errors as ``export``."""
-    models = traced_graphs(rationalizer, fused=fused, opset=opset, report=report)
+    models = traced_graphs(rationalizer, fused=fused, gpu=gpu, opset=opset, report=report)
     if single_graph:
         report("single")
     return _written(models, work, pair_signature(rationalizer), single_graph)
 
 
 def traced_graphs(
-    rationalizer: Rationalizer, *, fused: bool, opset: int, report: Callable[[str], None] = lambda step: None
+    rationalizer: Rationalizer,
+    *,
+    fused: bool,
+    gpu: bool = False,
+    opset: int,
+    report: Callable[[str], None] = lambda step: None,
 ) -> dict[str, onnx.ModelProto]:
     """The float32 graphs of a pair by role; arguments and errors as ``export``."""
     signature = pair_signature(rationalizer)
@@ -155,6 +164,8 @@ def traced_graphs(
     for role, module in graph_modules(rationalizer).items():
         report(role)
         models[role] = onnx_from_module(module, signature.graph(role), role, longest, opset, fused=fused)
+        if fused and not gpu:
+            models[role] = norms_apart(models[role])
     return models
 
 

@@ -1,6 +1,7 @@
 """Fused graphs for ONNX Runtime's CPU kernels, where one of the fusions costs more than it saves. torch-free.
 
-SkipLayerNormalization is not vectorised on CPUs: five to fifteen times the time of a sum and a LayerNormalization.
+SkipLayerNormalization is not vectorised on CPUs: five to fifteen times the time of a sum and a LayerNormalization,
+a fifth to two thirds of a small network's time. On GPUs it is the faster form, and stays.
 The sum is written as Sum, not as Add, since ONNX Runtime would fuse an Add again at load time.
 """
 

@@ -38,8 +38,8 @@ class ParityLimits:
     """Most accuracy that may be lost; where labels are unknown, most disagreement."""
 
 
-_ENOUGH = 50
-"""From so many examples on, a single one may differ whatever the share: of 64, one is 1.6 %."""
+_TIES_PER = 100_000
+"""One near-tie may flip among so many positions; a flip for want of budget has a counterpart, so they count in twos."""
 _MASKS: dict[str, Any] = {"scores": None, "flipped_share": 0.005, "mask_jaccard": 0.97}
 _CLASSES: dict[str, dict[str, Any]] = {
     "fp32": {},
@@ -152,6 +152,11 @@ class ParityReport:
             elif limit is not None and not value <= limit:  # also true for NaN
                 complaints.append(f"{what} differs by {value:.3g} (limit {limit:g})")
         exact = limits.flipped_share is None
+        allowed_ties = 2 * -(-self.positions // _TIES_PER)
+        if exact and self.near_ties > allowed_ties:
+            complaints.append(
+                f"{self.near_ties} of {self.positions} real positions are flipped near-ties (limit {allowed_ties})"
+            )
         for count, what in (
             (self.wrong_flips * exact, f"mask positions are flipped farther than {limits.tie_margin:g} from the cut"),
             (self.rule_violations, "mask positions do not follow the decision rule"),
@@ -210,4 +215,4 @@ def verification_limits(parity: Mapping[str, Any]) -> dict[str, Any]:
 
 def _allowed(share: float, count: int) -> float:
     """How many of ``count`` examples may differ."""
-    return max(share * count + 1e-9, 1 if count >= _ENOUGH else 0)
+    return share * count + 1e-9

@@ -9,15 +9,19 @@ from types import TracebackType
 from typing import Any, Self
 
 from rekd_deploy.batching import predict_batches
-from rekd_deploy.errors import RepositoryError
+from rekd_deploy.engines.base import Chain, RunnerChain, parse_device
+from rekd_deploy.errors import EngineError, RepositoryError
 from rekd_deploy.repository_check import check_repository, read_description
-from rekd_deploy.repository_runners import engine_runner, graph_runner, largest_batch
+from rekd_deploy.repository_runners import device_chain, engine_runner, graph_runner, largest_batch
 from rekd_train.prediction import Prediction
 from rekd_train.preprocessors import Encoded
 
 
 class Pipeline:
     """Answers like the Triton client, in this process, on ONNX Runtime or, where asked for, the repository's engines.
+
+    On a GPU, ONNX Runtime keeps what one step hands to the next where it is, and replays a captured CUDA graph for
+    each bucket of batch and length.
 
     Usable as a context manager; without ``with`` the graphs are loaded at the first use and stay until
     ``close``.
@@ -27,10 +31,11 @@ class Pipeline:
         batch_size: most texts or images computed at once.
         threads: threads inside one operation; None: the cores that this process may use.
         single_graph: run both steps as one graph, which the repository must hold.
-        engine: run the TensorRT engines, which the repository must hold, on this machine's GPU.
-        device: index of that GPU.
+        engine: run the TensorRT engines, which the repository must hold.
+        device: 'cpu', 'cuda' or 'cuda:N'; None: 'cuda' for engines, else 'cpu'.
 
     Raises:
+        EngineError: there is no such device, or engines were asked for on a CPU.
         RepositoryError: a file is missing, altered, or does not belong to the others; or there is no single graph or
             engine.
     """
@@ -43,7 +48,7 @@ class Pipeline:
         threads: int | None = None,
         single_graph: bool = False,
         engine: bool = False,
-        device: int = 0,
+        device: str | None = None,
     ) -> None:
         root = Path(root)
         manifest = check_repository(root)
@@ -54,11 +59,18 @@ class Pipeline:
         roles = ("single",) if single_graph else ("selector", "predictor")
         if not set(roles) <= set(manifest["artefacts"]):
             raise RepositoryError(f"{root} holds no single graph; fix: rekd-export CHECKPOINT --single-graph")
+        kind, index = parse_device(device or ("cuda" if engine else "cpu"))
+        self._chain: Chain
+        if engine and kind == "cpu":
+            raise EngineError("TensorRT engines run on GPUs alone; fix: device 'cuda', or engine=False")
         if engine:
-            self._runners = [engine_runner(root, manifest, role, device=device) for role in roles]
+            self._chain = RunnerChain([engine_runner(root, manifest, role, device=index) for role in roles])
             self._batch_size = min(batch_size, *(largest_batch(root, manifest, role) for role in roles))
+        elif kind == "cuda":
+            self._chain = device_chain(root, manifest, roles, index=index)
+            self._batch_size = min(batch_size, self._chain.largest_batch or batch_size)
         else:
-            self._runners = [graph_runner(root, manifest, role, threads=threads) for role in roles]
+            self._chain = RunnerChain([graph_runner(root, manifest, role, threads=threads) for role in roles])
         self._running: ExitStack | None = None
 
     def __enter__(self) -> Self:
@@ -93,13 +105,10 @@ class Pipeline:
     def _open(self) -> None:
         if self._running is None:
             with ExitStack() as stack:
-                for runner in self._runners:
-                    stack.enter_context(runner)
+                stack.enter_context(self._chain)
                 self._running = stack.pop_all()
 
     def _answer(self, encoded: Encoded) -> list[Prediction]:
         self._open()
-        known = dict(encoded.inputs)
-        for runner in self._runners:
-            known |= runner.run({spec.name: known[spec.name] for spec in runner.signature.inputs})
-        return encoded.predictions(self.labels, known["probabilities"], known["mask"], known["scores"])
+        found = self._chain.run(encoded.inputs)
+        return encoded.predictions(self.labels, found["probabilities"], found["mask"], found["scores"])

@@ -83,6 +83,7 @@ def publish(
     with _room(Path(tempfile.gettempdir()), "set TMPDIR to a larger folder"), Workspace("rekd-export-") as work:
         artefacts = export(
             plan.checkpoint.directory, work.path, single_graph=options.single_graph, fused=options.fuse,
+            gpu=options.serving.gpu,
             precision=options.precision, for_engine=options.product is not None, lengths=options.lengths,
             parity_texts=options.parity_texts, report=clock,
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rekd_deploy.engines.base import Runner
 from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
+from rekd_deploy.engines.onnxruntime_device import DeviceChain, Graph
 from rekd_deploy.engines.tensorrt import TensorRTRunner
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.manifest import signature_from_dict
@@ -18,6 +19,13 @@ def graph_runner(root: Path, manifest: Mapping[str, Any], role: str, *, threads:
     """The graph of a role ('selector', 'predictor', 'single'), on ONNX Runtime."""
     signature = signature_from_dict(manifest.get("signature", {})).graph(role)
     return OnnxRuntimeRunner(graph_path(root, manifest, role), signature, GRAPH_MODELS[role], threads=threads)
+
+
+def device_chain(root: Path, manifest: Mapping[str, Any], roles: Sequence[str], *, index: int = 0) -> DeviceChain:
+    """The graphs of some roles in order, on GPU ``index``; batches are filled up to the sizes of the export."""
+    signature = signature_from_dict(manifest.get("signature", {}))
+    graphs = [Graph(graph_path(root, manifest, role), signature.graph(role), GRAPH_MODELS[role]) for role in roles]
+    return DeviceChain(graphs, device=f"cuda:{index}", batches={1, *manifest["repository"]["batches"]})
 
 
 def engine_runner(root: Path, manifest: Mapping[str, Any], role: str, *, device: int = 0) -> Runner:

@@ -10,7 +10,9 @@ from rekd_train.data import DataSet, LabelledTexts, encode
 from rekd_train.preprocessors import Preprocessor
 
 TEXTS = 200
-IMAGES = 64
+IMAGES = 200
+IMAGE_BYTES = 8_000_000
+"""Large images are fewer: a checkpoint should stay a file to send."""
 
 
 def checkpoint_examples(data: DataSet, preprocessor: Preprocessor) -> dict[str, Any]:
@@ -20,5 +22,7 @@ def checkpoint_examples(data: DataSet, preprocessor: Preprocessor) -> dict[str, 
         some = dev.head(TEXTS)
         pairs = zip(some.texts, some.labels, strict=True)
         return {"examples": [{"text": text, "label": data.label_names[label]} for text, label in pairs]}
-    split = encode(dev.head(IMAGES), preprocessor)
+    settings = preprocessor.settings
+    fitting = IMAGE_BYTES // (settings.height * settings.width * settings.channels)
+    split = encode(dev.head(max(16, min(IMAGES, fitting))), preprocessor)
     return {"images": {"pixels": split.inputs(np.arange(len(split)))["pixels"], "labels": split.labels}}

@@ -1,21 +1,13 @@
-"""Ways to answer a batch: graphs one after the other, or the PyTorch modules that they were made from."""
+"""Ways to answer a batch besides the engines: the PyTorch modules that the graphs were made from."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from rekd_deploy.engines.base import Arrays, Runner
+from rekd_deploy.engines.base import Arrays
 
 Way = Callable[[int], object]
 """Answers a batch; the number says which of the batches at hand."""
-
-
-def run_chain(runners: Sequence[Runner], inputs: Arrays) -> Arrays:
-    """Every tensor that a line of graphs was given or gave; each takes what it needs of those before it."""
-    known = dict(inputs)
-    for runner in runners:
-        known |= runner.run({spec.name: known[spec.name] for spec in runner.signature.inputs})
-    return known
 
 
 def eager(modules: Sequence, signatures: Sequence, batches: Sequence[Arrays]) -> Way:

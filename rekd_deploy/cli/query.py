@@ -58,6 +58,10 @@ def query(
         Path | None,
         typer.Option(help="Answer in this process from a model repository, without a server.", metavar="REPO"),
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Where --local answers: cpu, cuda or cuda:N.", show_default="cpu", metavar="DEVICE"),
+    ] = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds a batch's answer may take.")] = 30.0,
 ) -> None:
     if sum((bool(texts), file is not None, bool(image))) != 1:
@@ -66,8 +70,10 @@ def query(
         raise typer.BadParameter("it shows one image; give exactly one --image", param_hint="--png")
     if url is not None and local is not None:
         raise typer.BadParameter("--local needs no server; give one of the two", param_hint="--url")
+    if device is not None and local is None:
+        raise typer.BadParameter("the server chooses its own; it goes with --local", param_hint="--device")
     if image:
-        with _answerer(url or _URL, local, timeout) as answerer:
+        with _answerer(url or _URL, local, device or "cpu", timeout) as answerer:
             _ask_about_images(answerer, image, png, json_lines)
         return
     from rekd_deploy.text_source import texts_from_arguments, texts_from_file
@@ -75,7 +81,7 @@ def query(
     # arguments are checked at once; a file streams
     chunks = _chunks(list(texts_from_arguments(texts)) if texts else texts_from_file(file))
     first = next(chunks)  # bad input is found before a server is asked
-    with _answerer(url or _URL, local, timeout) as answerer:
+    with _answerer(url or _URL, local, device or "cpu", timeout) as answerer:
         write = _write_json if json_lines else _writer()
         for chunk in chain([first], chunks):
             for prediction in _answers(answerer, chunk):
@@ -96,11 +102,11 @@ def _ask_about_images(answerer: Client | Pipeline, files: list[Path], png: Path 
         write_png(files[0], prediction, png)
 
 
-def _answerer(url: str, local: Path | None, timeout: float) -> Client | Pipeline:
+def _answerer(url: str, local: Path | None, device: str, timeout: float) -> Client | Pipeline:
     if local is not None:
         from rekd_deploy.pipeline import Pipeline
 
-        return Pipeline(local)
+        return Pipeline(local, device=device)
     from rekd_deploy.client import Client
 
     return Client(url, timeout=timeout)

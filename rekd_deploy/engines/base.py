@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -63,6 +64,63 @@ class Runner(ABC):
     @abstractmethod
     def _run(self, inputs: Arrays) -> Arrays:
         """Run on inputs that fit the signature."""
+
+
+class Chain(Protocol):
+    """Runs a line of graphs; each reads what it needs of the chain's inputs and of what earlier graphs gave."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        """Every output of every graph by name."""
+        ...
+
+
+class RunnerChain:
+    """Runners one after the other; what one gives passes through this process to the next."""
+
+    def __init__(self, runners: Sequence[Runner]) -> None:
+        self._runners = list(runners)
+        self._running: ExitStack | None = None
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            for runner in self._runners:
+                stack.enter_context(runner)
+            self._running = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        running, self._running = self._running, None
+        if running is not None:
+            running.close()
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        """Every output of every graph by name; raises what the runners raise."""
+        known = dict(inputs)
+        given: Arrays = {}
+        for runner in self._runners:
+            given |= runner.run({spec.name: known[spec.name] for spec in runner.signature.inputs})
+            known |= given
+        return given
+
+
+def parse_device(device: str) -> tuple[str, int]:
+    """'cpu', 'cuda' or 'cuda:N' -> kind and index.
+
+    Raises:
+        EngineError: it is none of them.
+    """
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdigit())):
+        raise EngineError(f"there is no device '{device}'; devices: cpu, cuda, cuda:N")
+    return kind, int(index or 0)
 
 
 def check_inputs(inputs: Mapping[str, np.ndarray], signature: GraphSignature, name: str) -> None:

@@ -9,7 +9,7 @@ which changes no other row's answer. On a CPU the same code runs without capture
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from rekd_deploy.engines.base import Arrays, check_inputs
+from rekd_deploy.engines.base import Arrays, check_inputs, parse_device
 from rekd_deploy.engines.onnxruntime import available_cores, onnx_runtime
 from rekd_deploy.errors import EngineError
 from rekd_deploy.signature import BATCH, GraphSignature, TensorSpec
@@ -57,15 +57,14 @@ class DeviceChain:
         graphs: Sequence[Graph],
         *,
         device: str = "cuda",
-        batches: Sequence[int] = (),
+        batches: Collection[int] = (),
         captured: bool = True,
         threads: int | None = None,
     ) -> None:
-        kind, _, index = device.partition(":")
-        if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
-            raise EngineError(f"there is no device '{device}'; devices: cpu, cuda, cuda:N")
-        self._graphs, self._kind, self._index = list(graphs), kind, int(index or 0)
-        self._batches, self._captured, self._threads = sorted(batches), captured and kind == "cuda", threads
+        self._graphs = list(graphs)
+        self._kind, self._index = parse_device(device)
+        self._batches, self._threads = sorted(batches), threads
+        self._captured = captured and self._kind == "cuda"
         self._inputs = GraphSignature(_inputs_of(self._graphs), ())
         self._shapes: OrderedDict[tuple[tuple[str, int], ...], _Shape] = OrderedDict()
         self._active = False
@@ -83,7 +82,12 @@ class DeviceChain:
         self._active = False
         self._shapes.clear()
 
-    def run(self, inputs: Arrays) -> Arrays:
+    @property
+    def largest_batch(self) -> int | None:
+        """Most rows of one run; None: any number."""
+        return self._batches[-1] if self._batches else None
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Every output of every graph by name.
 
         Raises:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from rekd_deploy.bench.interleaved import Timings, interleaved
-from rekd_deploy.bench.ways import eager, run_chain
+from rekd_deploy.bench.ways import eager
+from rekd_deploy.engines.base import RunnerChain
 from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.graphs import graph_modules, pair_signature
 from rekd_train.errors import ConfigError
@@ -64,11 +65,10 @@ def test_graphs_and_modules_answer_alike(rationalizer, artefacts, texts):
     signature = pair_signature(rationalizer)
     modules = list(graph_modules(rationalizer.eval()).values())
     answer = eager(modules, [signature.selector, signature.predictor], [inputs])
-    with (
-        OnnxRuntimeRunner(artefacts.selector, signature.selector, "selector") as selector,
-        OnnxRuntimeRunner(artefacts.predictor, signature.predictor, "predictor") as predictor,
-    ):
-        found = run_chain([selector, predictor], inputs)
+    selector = OnnxRuntimeRunner(artefacts.selector, signature.selector, "selector")
+    predictor = OnnxRuntimeRunner(artefacts.predictor, signature.predictor, "predictor")
+    with RunnerChain([selector, predictor]) as chain:
+        found = chain.run(inputs)
     theirs = answer(0)
     np.testing.assert_allclose(found["logits"], theirs["logits"].numpy(), atol=1e-5)
     assert (found["mask"] == theirs["mask"].numpy()).all()

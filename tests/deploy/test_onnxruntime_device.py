@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
-from rekd_deploy.bench.ways import run_chain
+from rekd_deploy import repository_runners
 from rekd_deploy.engines import onnxruntime_device
+from rekd_deploy.engines.base import RunnerChain, parse_device
 from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.engines.onnxruntime_device import DeviceChain, Graph
 from rekd_deploy.errors import EngineError
+from rekd_deploy.pipeline import Pipeline
 from rekd_train.errors import MissingExtraError
 
 
@@ -20,11 +22,8 @@ def graphs(artefacts):
 @pytest.fixture(scope="module")
 def plain(graphs):
     runners = [OnnxRuntimeRunner(graph.model, graph.signature, graph.name) for graph in graphs]
-    for runner in runners:
-        runner.__enter__()
-    yield lambda inputs: run_chain(runners, inputs)
-    for runner in runners:
-        runner.__exit__(None, None, None)
+    with RunnerChain(runners) as chain:
+        yield chain.run
 
 
 @pytest.fixture
@@ -94,3 +93,38 @@ def test_a_gpu_that_onnx_runtime_does_not_serve(graphs):
         pytest.skip("this ONNX Runtime serves GPUs")
     with pytest.raises(MissingExtraError, match="gpu"), DeviceChain(graphs, device="cuda"):
         pass
+
+
+def test_devices_are_named():
+    assert [parse_device(name) for name in ("cpu", "cuda", "cuda:3")] == [("cpu", 0), ("cuda", 0), ("cuda", 3)]
+    for name in ("gpu", "cuda:x", "cpu:1", ""):
+        with pytest.raises(EngineError, match=f"'{name}'"):
+            parse_device(name)
+
+
+def test_a_pipeline_on_a_device_answers_as_on_the_cpu(repository, texts, monkeypatch):
+    """The device's own code, run on the CPU for want of a GPU."""
+    asked = []
+
+    def on_cpu(graphs, *, device, batches):
+        asked.append((device, sorted(batches)))
+        return DeviceChain(graphs, device="cpu", batches=batches)
+
+    monkeypatch.setattr(repository_runners, "DeviceChain", on_cpu)
+    with Pipeline(repository) as plain, Pipeline(repository, device="cuda:1") as pipeline:
+        expected, found = plain.predict(texts), pipeline.predict(texts)
+    assert asked[0][0] == "cuda:1" and asked[0][1][0] == 1
+    assert [each.label for each in found] == [each.label for each in expected]
+    kept = [[[(span.start, span.end) for span in each.rationale] for each in answers] for answers in (found, expected)]
+    assert kept[0] == kept[1]
+
+
+def test_a_pipeline_on_a_gpu_that_is_not_there(repository, texts):
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime serves GPUs")
+    with pytest.raises(MissingExtraError, match="gpu"):
+        Pipeline(repository, device="cuda").predict(texts[:1])
+    with pytest.raises(EngineError, match="GPUs alone"):
+        Pipeline(repository, device="cpu", engine=True)

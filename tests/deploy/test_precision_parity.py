@@ -175,10 +175,19 @@ def test_a_selector_kept_in_fp32_keeps_fp32s_limits():
     assert limits_of("fp32") == ParityReport("file").limits
 
 
-def test_one_example_of_few_may_differ_but_not_of_a_handful():
-    assert not ParityReport("file", limits_of("fp16"), examples=64, example_disagreements=1).failures()
-    assert ParityReport("file", limits_of("fp16"), examples=64, example_disagreements=2).failures()
-    assert ParityReport("file", limits_of("fp16"), examples=5, example_disagreements=1).failures()
+def test_a_share_of_few_examples_is_none_of_them():
+    assert not ParityReport("file", limits_of("fp16"), examples=200, example_disagreements=1).failures()
+    assert ParityReport("file", limits_of("fp16"), examples=200, example_disagreements=2).failures()
+    assert ParityReport("file", limits_of("fp16"), examples=64, example_disagreements=1).failures()
+
+
+def test_near_ties_are_one_in_a_hundred_thousand_and_a_pair_of_them_in_any_case():
+    def failures(positions: int, near_ties: int) -> list[str]:
+        return ParityReport("file", positions=positions, flipped_positions=near_ties, near_ties=near_ties).failures()
+
+    assert not failures(500, 2) and not failures(110_000, 3)
+    (complaint,) = failures(90_000, 3)
+    assert "3 of 90000 real positions are flipped near-ties (limit 2)" in complaint
 
 
 def test_masks_agree_by_jaccard_and_empty_ones_fully():
