@@ -137,7 +137,8 @@ class RationaleObjective(Objective):
         selection = self.config.selection
         kept = torch.where(selectable, mask, 0.0).sum(dim=1)
         if selection.denominator == "all":
-            features = torch.full_like(kept, selectable.shape[1]).detach()
+            # the longest input, not the width of this batch: padding must not change the penalty
+            features = torch.full_like(kept, self.pair.preprocessor.positions).detach()
         else:
             features = self.selector.backbone.selectable(batch.inputs).sum(dim=1).to(kept.dtype)
         present = float(batch.present > 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,11 @@ class Scripted(torch.nn.Module):
         self._answers = torch.tensor(selector_logits), torch.tensor(class_logits)
         self.seen = None
 
-    selector = predictor = backbone = property(lambda self: self)
+    selector = predictor = backbone = preprocessor = property(lambda self: self)
+
+    @property
+    def positions(self):
+        return self._answers[0].shape[1]
 
     def __call__(self, inputs, mask=None, selectable=None):
         return self._answers[0] if mask is None else self._answers[1]
@@ -203,7 +208,7 @@ def test_hard_labels_with_noise_are_the_teacher_s_samples(texts):
 
 
 def penalties(texts, **selection) -> tuple[float, torch.Tensor, torch.Tensor, int]:
-    """(penalty without its weight, kept (B,), real features (B,), positions)."""
+    """(penalty without its weight, kept (B,), real features (B,), positions of the longest input)."""
     pair, _, batch = texts
     figures = figures_of(texts, teacher=False, selection={"weight": 1.0, **selection})
     logits = pair.selector_logits(batch.inputs)
@@ -211,7 +216,7 @@ def penalties(texts, **selection) -> tuple[float, torch.Tensor, torch.Tensor, in
     noisy = logits + gumbel(objective.stream(0, 0), batch.indices, logits.shape[1])
     real = pair.selector.backbone.selectable(batch.inputs)
     chosen = (noisy[..., 1] > noisy[..., 0]) & (real if selection.get("selectable", "real") == "real" else True)
-    return figures["penalty"], chosen.sum(1).double(), real.sum(1).double(), real.shape[1]
+    return figures["penalty"], chosen.sum(1).double(), real.sum(1).double(), pair.preprocessor.positions
 
 
 def test_every_budget_penalty(texts):
@@ -225,6 +230,15 @@ def test_every_budget_penalty(texts):
     assert value == pytest.approx(float(((kept - 0.15 * real) ** 2).mean()), rel=1e-4)
     value, *_ = penalties(texts, penalty_on="counts", denominator="all")
     assert value == pytest.approx(float((kept.mean() - 0.15 * width) ** 2), rel=1e-4)
+
+
+def test_padding_does_not_change_a_penalty_over_all_positions(texts):
+    pair, teacher, batch = texts
+    wider = replace(batch, inputs={name: torch.nn.functional.pad(t, (0, 5)) for name, t in batch.inputs.items()})
+    settings = {"penalty_on": "counts", "denominator": "all", "weight": 1.0}
+    narrow, wide = (figures_of((pair, teacher, each), teacher=False, selection=settings) for each in (batch, wider))
+    assert wide["penalty"] == pytest.approx(narrow["penalty"], rel=1e-5)
+    assert wide["features"] == narrow["features"] == 12 * 48, "N is that of the longest input"
 
 
 def test_every_position_can_be_selectable(texts):
