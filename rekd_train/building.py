@@ -15,7 +15,7 @@ from rekd_train.models.text import TextBackbone
 from rekd_train.policy import SelectionPolicy
 from rekd_train.preprocess import TextPreprocessor, TextSettings
 from rekd_train.preprocess_image import ImagePreprocessor, ImageSettings
-from rekd_train.preprocessors import Preprocessor
+from rekd_train.preprocessors import Preprocessor, same_tokens
 from rekd_train.pretrained import MINILM_ORIGIN, minilm_tokenizer_json, minilm_word_embeddings
 from rekd_train.weight_files import tokenizer_json
 from rekd_train.weights import load_weights, open_source, sized, source_path
@@ -39,10 +39,14 @@ def text_preprocessor(config: RunConfig) -> TextPreprocessor:
         weights = getattr(config, role).weights
         content = tokenizer_json(source_path(weights, role)) if weights else None
         found += [content] if content is not None else []
-    if len(set(found)) > 1:
-        raise ConfigError("selector.weights and predictor.weights come with different tokenizers; both read one text")
-    content = found[0] if found else minilm_tokenizer_json()
-    return TextPreprocessor(content, TextSettings(config.data.max_length, config.data.lengths))
+    settings = TextSettings(config.data.max_length, config.data.lengths)
+    preprocessors = [TextPreprocessor(content, settings) for content in found or [minilm_tokenizer_json()]]
+    if not same_tokens(preprocessors[0], preprocessors[-1]):
+        raise ConfigError(
+            "selector.weights and predictor.weights come with different tokenizers, but both read the same tokens; "
+            "fix: weights of one vocabulary"
+        )
+    return preprocessors[0]
 
 
 def fresh_pair(config: RunConfig, preprocessor: Preprocessor, labels: Sequence[str]) -> Rationalizer:

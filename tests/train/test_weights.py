@@ -222,6 +222,19 @@ def test_the_tokenizer_comes_with_the_weights_and_is_one(tmp_path):
         preprocessor_for(config.model_copy(update={"selector": BackboneConfig(weights=str(tmp_path / "a"))}))
 
 
+def test_weights_of_one_vocabulary_may_write_it_in_two_ways(tmp_path):
+    from conftest import tiny_tokenizer_json
+
+    content = tiny_tokenizer_json()
+    words = json.loads(content)["model"]["vocab"]
+    files = {"selector": ("vocab.txt", "\n".join(words)), "predictor": ("tokenizer.json", content)}
+    for role, (name, text) in files.items():
+        shutil.copytree(BERT, tmp_path / role)
+        (tmp_path / role / name).write_text(text)
+    config = minilm().model_copy(update={role: BackboneConfig(weights=str(tmp_path / role)) for role in files})
+    assert preprocessor_for(config).tokenizer_json == content
+
+
 def test_an_image_run_reads_images():
     config = RunConfig.model_validate(
         {"name": "t", "data": {"name": "digits"}, **{role: {"family": "vit", "layers": 1, "width": 8, "heads": 2,
