@@ -16,12 +16,13 @@ from rekd_train.config import RunConfig
 from rekd_train.data import DataSet, Split, encode, encode_splits, load_data
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.evaluation import measure
+from rekd_train.files import AGAIN, RESUME, cannot_write
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.observers import JsonLines, Observer, Several, Silent, TensorBoard, readings
 from rekd_train.recorded import data_for, recorded_config
 from rekd_train.report import evaluate
 from rekd_train.runtime import Runtime, chosen_device
-from rekd_train.state import StateStore, cannot_write, identity_of
+from rekd_train.state import StateStore, identity_of
 from rekd_train.training import calibrate_pair, compact_pair, fit
 
 
@@ -73,7 +74,7 @@ def train_run(
     metrics = {}
     if runtime.is_main:
         metrics = {name: measure(pair, splits[name]) for name in ("dev", "test")}
-        _save(pair, output, config, data, {**metrics, "training": readings(_log_file(store))})
+        _save(pair, output, config, data, {**metrics, "training": readings(_log_file(store))}, fix=RESUME)
         store.discard()
     runtime.wait()
     runtime.close()
@@ -201,8 +202,9 @@ def _save(
     data: DataSet,
     metrics: dict[str, Any],
     origins: Sequence[str] = (),
+    fix: str = AGAIN,
 ) -> None:
-    """``origins`` are those of the checkpoint that this one was made from."""
+    """``origins`` are those of the checkpoint that this one was made from; ``fix``: what to do if the disk is full."""
     networks = {role: getattr(pair, role).backbone.settings for role in ("selector", "predictor")}
     config = config.model_copy(update=networks)  # with the sizes that pretrained weights brought
     try:
@@ -218,7 +220,7 @@ def _save(
             **checkpoint_examples(data, pair.preprocessor),
         )
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(cannot_write(output, error)) from error
+        raise CheckpointError(cannot_write(output, error, fix)) from error
 
 
 def _start_from(pair: Rationalizer, start: Rationalizer, path: Path) -> None:

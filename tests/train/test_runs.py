@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from conftest import WORDS, tiny_tokenizer_json
 
 import rekd_train
-from rekd_train import recorded, runs
+from rekd_train import checkpoint, recorded, runs
 from rekd_train.config import RunConfig
 from rekd_train.data import DataSet, LabelledTexts
 from rekd_train.errors import CheckpointError, ConfigError
@@ -112,6 +113,16 @@ def test_calibrating_fits_bias_and_temperature_again(planted, student, tmp_path)
     before, after = (rekd_train.load(path) for path in (student[0], tmp_path / "less"))
     assert after.policy.bias < before.policy.bias
     assert after.probability_temperature != before.probability_temperature
+
+
+def test_calibrating_on_a_full_disk_says_what_can_be_done(planted, student, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(CheckpointError, match="No space left.*fix: make room, then run the same command again"):
+        runs.calibrate_run(student[0], tmp_path / "less", 0.1)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("target", [0.0, -1.0, 1.5, float("nan")])
