@@ -9,7 +9,7 @@ import torch
 from rekd_train.config import BackboneConfig, RunConfig
 from rekd_train.errors import ConfigError
 from rekd_train.models.base import Backbone, Predictor, Selector
-from rekd_train.models.families import build_backbone
+from rekd_train.models.families import FAMILIES, build_backbone
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.models.text import TextBackbone
 from rekd_train.policy import SelectionPolicy
@@ -56,6 +56,8 @@ def fresh_pair(config: RunConfig, preprocessor: Preprocessor, labels: Sequence[s
         CheckpointError: pretrained weights are missing, damaged or do not fit.
         ConfigError: sizes that contradict the pretrained weights.
     """
+    for role in ("selector", "predictor"):
+        _check_modality(getattr(config, role), config, role)
     torch.manual_seed(config.seed)
     selector = Selector(_backbone(config.selector, preprocessor, "selector"))
     predictor = Predictor(_backbone(config.predictor, preprocessor, "predictor"), len(labels))
@@ -73,6 +75,16 @@ def weight_origins(config: RunConfig) -> list[str]:
         elif settings.weights:
             origins.append(f"pretrained weights {settings.weights}, under their own licence")
     return list(dict.fromkeys(origins))
+
+
+def _check_modality(settings: BackboneConfig, config: RunConfig, role: str) -> None:
+    modality = config.data.modality
+    fitting = sorted(name for name, family in FAMILIES.items() if family.modality == modality)
+    if settings.family in FAMILIES and settings.family not in fitting:
+        raise ConfigError(
+            f"data '{config.data.name}' are {modality}s, which the {role}'s family '{settings.family}' cannot read; "
+            f"fix: --set {role}.family={' or '.join(fitting)}"
+        )
 
 
 def _backbone(settings: BackboneConfig, preprocessor: Preprocessor, role: str) -> Backbone:

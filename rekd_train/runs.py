@@ -19,7 +19,9 @@ from rekd_train.evaluation import measure
 from rekd_train.files import AGAIN, RESUME, cannot_write
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.observers import JsonLines, Observer, Several, Silent, TensorBoard, readings
-from rekd_train.recorded import data_for, recorded_config
+from rekd_train.preprocess import TextPreprocessor
+from rekd_train.preprocessors import same_tokens
+from rekd_train.recorded import check_classes, data_for, recorded_config
 from rekd_train.report import evaluate
 from rekd_train.runtime import Runtime, chosen_device
 from rekd_train.state import StateStore, identity_of
@@ -62,7 +64,7 @@ def train_run(
     if teacher_pair is not None:
         check_teacher(teacher_pair, pair, config)
     if warm_start is not None:
-        _start_from(pair, checkpoint.load(warm_start), warm_start)
+        _start_from(pair, checkpoint.load(warm_start), warm_start, data)
     splits = encode_splits(data, preprocessor, config.data)
     start = {"teacher": teacher, "warm_start": warm_start}
     hashes = {name: checkpoint.checkpoint_hash(path) if path else None for name, path in start.items()}
@@ -223,10 +225,20 @@ def _save(
         raise CheckpointError(cannot_write(output, error, fix)) from error
 
 
-def _start_from(pair: Rationalizer, start: Rationalizer, path: Path) -> None:
+def _start_from(pair: Rationalizer, start: Rationalizer, path: Path, data: DataSet) -> None:
+    check_classes(start.labels, data)
+    mine, theirs = pair.preprocessor, start.preprocessor
+    if isinstance(mine, TextPreprocessor) and not (
+        isinstance(theirs, TextPreprocessor) and same_tokens(mine, theirs)
+    ):
+        raise ConfigError(f"{path} reads other tokens than this run; fix: a warm start with the same tokenizer")
     for role in ("selector", "predictor"):
         mine, theirs = getattr(pair, role), getattr(start, role)
         sizes = [m.backbone.settings.model_dump(exclude={"weights", "word_embeddings"}) for m in (mine, theirs)]
         if sizes[0] != sizes[1]:
-            raise ConfigError(f"the {role} of {path} has other sizes than this run's; warm starts need the same")
+            names = ", ".join(name for name in sizes[0] if sizes[0][name] != sizes[1][name])
+            raise ConfigError(
+                f"the {role} of {path} has other sizes than this run's ({names}); warm starts need the same; fix: "
+                f"those of its config.json, by --set {role}.NAME=VALUE"
+            )
         mine.load_state_dict(theirs.state_dict())

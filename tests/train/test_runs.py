@@ -12,9 +12,10 @@ from conftest import WORDS, tiny_tokenizer_json
 
 import rekd_train
 from rekd_train import checkpoint, recorded, runs
-from rekd_train.config import RunConfig
+from rekd_train.building import fresh_pair
+from rekd_train.config import BackboneConfig, RunConfig
 from rekd_train.data import DataSet, LabelledTexts
-from rekd_train.errors import CheckpointError, ConfigError
+from rekd_train.errors import CheckpointError, ConfigError, DataError
 from rekd_train.preprocess import TextPreprocessor, TextSettings
 
 TARGET = 0.2
@@ -158,3 +159,24 @@ def test_a_classifier_keeps_everything(planted, tmp_path):
     stages = {"classifier_epochs": 8, "rationale_epochs": 0, "compact_epochs": 0, "masked_share": 0.0}
     metrics = runs.train_run(config(stages=stages), tmp_path / "plain")
     assert metrics["test"]["rate"] == 1.0 and metrics["test"]["accuracy"] > 0.8
+
+
+def test_a_warm_start_that_does_not_fit_is_refused_before_training(planted, tmp_path):
+    mine = config()
+    sizes = mine.predictor.model_dump()
+    words = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=24))
+    vocabulary = json.loads(tiny_tokenizer_json())
+    entries = vocabulary["model"]["vocab"]
+    entries["film"], entries["movie"] = entries["movie"], entries["film"]
+    others = TextPreprocessor(json.dumps(vocabulary), words.settings)
+    for name, changes, labels, read, error, message in (
+        ("classes", {}, ("a", "b", "c"), words, DataError, r"data have 2 classes .*model has 3 \(a, b, c\); fix"),
+        ("order", {}, ("positive", "negative"), words, DataError, "classes in the same order"),
+        ("tokens", {}, planted.label_names, others, ConfigError, "reads other tokens than this run; fix"),
+        ("sizes", {"layers": 2}, planted.label_names, words, ConfigError, r"other sizes .*\(layers\).*fix"),
+    ):
+        whole = mine.model_copy(update={"selector": BackboneConfig.model_validate(sizes | changes)})
+        checkpoint.save(fresh_pair(whole, read, labels), tmp_path / name, training={"name": "start"})
+        with pytest.raises(error, match=message):
+            runs.train_run(mine, tmp_path / "out", warm_start=tmp_path / name, device="cpu")
+    assert not (tmp_path / "out").exists()
