@@ -17,6 +17,7 @@ from rekd_train.models.gates import relaxed_log_choice
 from rekd_train.noise import gumbel
 from rekd_train.objectives import ClassifierObjective, CompactObjective, RationaleObjective
 from rekd_train.runtime import Runtime
+from rekd_train.schedules import refreshed_step
 from rekd_train.teacher import LiveTeacher, all_batches
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_text())
@@ -105,6 +106,16 @@ def figures_of(texts, teacher: bool = True, **changes) -> dict[str, float]:
     return {name: value.item() for name, value in found.items()}
 
 
+def test_the_temperature_changes_in_the_authors_steps():
+    # their step k = 1, 2, ...: if k % 100 == 0: tau = tau(k)
+    taken, current = [], 0
+    for k in range(1, 351):
+        current = k if k % 100 == 0 else current
+        taken.append(current)
+    assert [refreshed_step(step, 100) for step in range(350)] == taken
+    assert [refreshed_step(step, 1) for step in range(4)] == [0, 1, 2, 3]
+
+
 def test_alpha_weighs_extraction_against_distillation(texts):
     half, whole, none = (figures_of(texts, distillation={"alpha": alpha}) for alpha in (0.5, 1.0, 0.0))
     assert whole["loss"] == pytest.approx(whole["extraction"])
@@ -174,12 +185,12 @@ def test_temperatures_can_be_fixed(texts):
 def test_the_temperature_is_refreshed_every_so_many_steps(texts):
     batch = texts[2]
     found = {}
-    for step in (4, 5, 6):
+    for step in (3, 4, 5):  # counted from 0: the fifth changes it
         batch.step = step
         settings = {"temperature": {"refresh": 5}, "distillation": {"noise": "none", "rationale_temperature": None}}
         found[step] = figures_of(texts, **settings)["rationale"]
     batch.step = 0
-    assert found[5] == found[6] != found[4]
+    assert found[4] == found[5] != found[3]
 
 
 def test_hard_labels_are_the_teacher_s_decisions_and_have_a_gradient_where_they_differ(texts):
