@@ -37,12 +37,18 @@ class Cell:
     config: dict[str, Any] | None = None
     """A ``RunConfig``'s values (train)."""
     needs: dict[str, str] = field(default_factory=dict)
-    """Roles and the names of the cells of the same seed that fill them."""
+    """Roles and the names of the cells that fill them: of the same seed, or of N where the name ends in '@N'."""
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def identity(self) -> str:
         return f"{self.name}_{self.seed}"
+
+    @property
+    def needed(self) -> dict[str, str]:
+        """Roles and the identities of the cells that fill them."""
+        parts = {role: name.partition("@") for role, name in self.needs.items()}
+        return {role: f"{name}_{seed or self.seed}" for role, (name, _, seed) in parts.items()}
 
 
 Say = Callable[[str], None]
@@ -79,14 +85,14 @@ class Table:
     def _keys(self, code: str) -> dict[str, str]:
         keys: dict[str, str] = {}
         for cell in self.cells.values():
-            needed = {role: keys[f"{name}_{cell.seed}"] for role, name in cell.needs.items()}
+            needed = {role: keys[identity] for role, identity in cell.needed.items()}
             inputs = [code, cell.name, cell.seed, cell.kind, cell.config, cell.options, needed]
             keys[cell.identity] = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
         return keys
 
     def needed(self, cell: Cell) -> list[Cell]:
         """The cells whose checkpoints this one reads."""
-        return [self.cells[f"{name}_{cell.seed}"] for name in cell.needs.values()]
+        return [self.cells[identity] for identity in cell.needed.values()]
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
         """What the finished cell found; None if it is not finished, or was from other inputs."""
@@ -98,7 +104,7 @@ class Table:
         return {
             "name": cell.name, "seed": cell.seed, "kind": cell.kind, "config": cell.config, "options": cell.options,
             "output": str(self.work / cell.identity), "key": self.keys["inputs_sha256"][cell.identity],
-            "needs": {role: str(self.work / f"{name}_{cell.seed}") for role, name in cell.needs.items()},
+            "needs": {role: str(self.work / identity) for role, identity in cell.needed.items()},
             **self.settings,
         }  # fmt: skip
 

@@ -18,12 +18,24 @@ Rows = list[tuple[str, str, float | None]]
 """Cell, title, target rate (None: reads everything)."""
 
 
-def distillation_cells(student: RunConfig, teacher: RunConfig, seed: int) -> list[Cell]:
+def distillation_cells(
+    student: RunConfig,
+    teacher: RunConfig,
+    seed: int,
+    unequal: RunConfig | None = None,
+    teacher_seed: int | None = None,
+) -> list[Cell]:
     """One seed of a student beside its teacher: alone and distilled, reading everything or a rationale.
 
     RE and REKD start from the same warm start; the plain classifiers get as many epochs as warm start and
     rationale stage together. What is compacted is the very pair of the row above it.
+
+    Args:
+        unequal: a pair of a small selector and a larger predictor, trained from the same teacher, if there is one.
+        teacher_seed: the students of every seed learn from the teacher of this one; None: each from its own.
     """
+    own = teacher_seed in (None, seed)
+    taught = "teacher" if own else f"teacher@{teacher_seed}"
     stages = student.stages
     epochs = stages.classifier_epochs + stages.rationale_epochs
     plain = {"masked_share": 0.0, "rationale_epochs": 0.0, "compact_epochs": 0.0}
@@ -39,27 +51,35 @@ def distillation_cells(student: RunConfig, teacher: RunConfig, seed: int) -> lis
     def masks(name: str, which: str, predictor: str) -> Cell:
         return Cell(name, seed, "masks", None, {"predictor": predictor, "like": "rekd_compact"}, {"which": which})
 
-    return [
+    teachers = [
         train("teacher_cls", _changed(teacher, seed, stages={**plain, "classifier_epochs": teacher_epochs})),
         train("teacher", _changed(teacher, seed)),
+    ]
+    cells = [
+        *(teachers if own else []),
         train("cls", classifier),
-        train("cls_kd", with_kd, teacher="teacher_cls"),
+        train("cls_kd", with_kd, teacher=taught.replace("teacher", "teacher_cls")),
         train("warm", _changed(student, seed, stages={"rationale_epochs": 0.0, "compact_epochs": 0.0})),
-        train("re", extraction, warm_start="warm", compare="teacher"),
-        Cell("re_compact", seed, "compact", None, {"start": "re", "compare": "teacher"}, compaction),
-        train("rekd", extraction, warm_start="warm", teacher="teacher"),
-        Cell("rekd_compact", seed, "compact", None, {"start": "rekd", "teacher": "teacher"}, compaction),
+        train("re", extraction, warm_start="warm", compare=taught),
+        Cell("re_compact", seed, "compact", None, {"start": "re", "compare": taught}, compaction),
+        train("rekd", extraction, warm_start="warm", teacher=taught),
+        Cell("rekd_compact", seed, "compact", None, {"start": "rekd", "teacher": taught}, compaction),
         masks("random_mask", "random", "rekd_compact"),
         masks("first_k", "first", "rekd_compact"),
         masks("random_mask_warm", "random", "warm"),
         masks("first_k_warm", "first", "warm"),
     ]
+    if unequal is not None:
+        cells.append(train("unequal", _changed(unequal, seed), teacher=taught))
+    return cells
 
 
-def distillation_rows(student: RunConfig, teacher: RunConfig, features: str) -> Rows:
+def distillation_rows(
+    student: RunConfig, teacher: RunConfig, features: str, unequal: RunConfig | None = None
+) -> Rows:
     """Titles and targets of those cells; ``features`` is what they are called, words or patches."""
     target = student.selection.target
-    return [
+    rows: Rows = [
         ("teacher_cls", "teacher's size, classifier (CLS)", None),
         ("teacher", "teacher pair (RE, compacted)" if teacher.stages.compact_epochs else "teacher pair (RE)",
          teacher.selection.target),
@@ -75,6 +95,13 @@ def distillation_rows(student: RunConfig, teacher: RunConfig, features: str) -> 
         ("random_mask_warm", f"random {features}, read by the warm start", target),
         ("first_k_warm", f"first {features}, read by the warm start", target),
     ]  # fmt: skip
+    if unequal is not None:
+        sizes = " and ".join(
+            f"{role} {backbone.layers} x {backbone.width}"
+            for role, backbone in (("selector", unequal.selector), ("predictor", unequal.predictor))
+        )
+        rows.append(("unequal", f"REKD compacted, {sizes}", unequal.selection.target))
+    return rows
 
 
 COMPARISONS = [
@@ -88,6 +115,7 @@ COMPARISONS = [
     ("rekd_compact", "random_mask", "Is it the choice of features? REKD compacted - random mask, same predictor"),
     ("rekd_compact", "random_mask_warm", "... - random mask, predictor trained on random masks"),
     ("rekd_compact", "first_k", "... - first features, same predictor"),
+    ("unequal", "rekd_compact", "What is a smaller selector with a larger predictor worth? Unequal - equal sizes"),
 ]
 
 
@@ -179,7 +207,7 @@ def _chosen(cells: Sequence[Cell], only: str) -> list[Cell]:
         return list(cells)
     for cell in reversed(cells):
         if cell.name in names:
-            names |= set(cell.needs.values())
+            names |= {name.partition("@")[0] for name in cell.needs.values()}
     return [cell for cell in cells if cell.name in names]
 
 

@@ -63,6 +63,9 @@ def fashion_table(
     jobs: Annotated[int, typer.Option(min=1, help="Cells side by side, each a process.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     draws: Annotated[int, typer.Option(min=0, help="Sampled rationales of each test image.")] = 10,
+    teacher_seed: Annotated[
+        int | None, typer.Option(help="Every student learns from this seed's teacher.", show_default="its own")
+    ] = None,
     only: Annotated[str, typer.Option(help="Names of cells, with commas; what they need comes along.")] = "",
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change every configuration.")
@@ -77,14 +80,21 @@ def fashion_table(
     """Train and measure every cell of a Fashion-MNIST table that is not finished, and write the table."""
     changes = [*SIZES[size.value], *(overrides or [])]
     if part.value == "fashion":
-        student, teacher = (run_config(name, changes) for name in ("fashion_student", "fashion_teacher"))
-        cells = [cell for seed in seeds_of(seeds) for cell in distillation_cells(student, teacher, seed)]
-        rows, comparisons = distillation_rows(student, teacher, "patches"), COMPARISONS
+        names = ("fashion_student", "fashion_teacher", "fashion_unequal")
+        student, teacher, unequal = (run_config(name, changes) for name in names)
+        if teacher_seed not in (None, *seeds_of(seeds)):
+            raise typer.BadParameter(f"{teacher_seed} is none of --seeds {seeds}", param_hint="--teacher-seed")
+        ordered = sorted(seeds_of(seeds), key=lambda seed: seed != teacher_seed)  # what is needed comes first
+        cells = [
+            cell for seed in ordered for cell in distillation_cells(student, teacher, seed, unequal, teacher_seed)
+        ]
+        rows, comparisons = distillation_rows(student, teacher, "patches", unequal), COMPARISONS
     else:
         config = run_config(part.value, changes)
         cells = [cell for seed in seeds_of(seeds) for cell in mosaic_cells(config, seed)]
         rows, comparisons = mosaic_rows(config), MOSAIC_COMPARISONS
     options = [f"--part {part.value}", f"--size {size.value}", f"--seeds {seeds}", f"--draws {draws}"]
+    options += [f"--teacher-seed {teacher_seed}"] if teacher_seed is not None else []
     options += [f"--set {value}" for value in overrides or []]
 
     def render(found) -> list[str]:

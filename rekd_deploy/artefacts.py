@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ class Artefacts:
     """single.onnx, both steps in one graph, where it was asked for"""
     reference: Path | None = None
     """parity.npz, a few inputs and the PyTorch model's answers (see rekd_deploy.reference)"""
+    engines: Mapping[str, Path] = field(default_factory=dict)
+    """<role>.plan, built from the graph of that role; all roles or none."""
 
     @property
     def graphs(self) -> dict[str, Path]:

@@ -8,16 +8,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rekd_deploy.served import FINGERPRINT, LABELS, PREPROCESSING, TOKENIZER, VERSION
-from rekd_deploy.triton_config import MAX_LENGTH, THREADS, VOCABULARY_SIZE, parameters_of
+from rekd_deploy.triton_config import ENGINE, MAX_LENGTH, THREADS, VOCABULARY_SIZE, parameters_of
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+STEP = "step"
+"""Parameter of the steps of raw input: which of them a model is."""
 _DESCRIPTION = {LABELS, PREPROCESSING, TOKENIZER, FINGERPRINT, VERSION}
-KNOWN_PARAMETERS = {"python": {THREADS, MAX_LENGTH, VOCABULARY_SIZE, *_DESCRIPTION}, "ensemble": _DESCRIPTION}
+KNOWN_PARAMETERS = {
+    "python": {THREADS, MAX_LENGTH, VOCABULARY_SIZE, ENGINE, STEP, *_DESCRIPTION},
+    "onnxruntime": {THREADS, *_DESCRIPTION},
+    "tensorrt": _DESCRIPTION,
+    "ensemble": _DESCRIPTION,
+}
 """Triton ignores an unknown key without a word, so a misspelt one would have no effect."""
 
 _ONNX_TYPES = {"TYPE_INT64": 7, "TYPE_FP32": 1, "TYPE_BOOL": 9, "TYPE_FP16": 10, "TYPE_INT32": 6, "TYPE_UINT8": 2}
@@ -76,6 +83,10 @@ def _member_mistakes(config: ModelConfig) -> list[str]:
     threads = parameters_of(config).get(THREADS, "0")
     if not threads.isdecimal():
         mistakes.append(f"intra_op_thread_count '{threads}' must be a whole number, 0 or more")
+    if (config.backend == "tensorrt" or ENGINE in config.parameters) and any(
+        group.kind != ModelInstanceGroup.KIND_GPU for group in config.instance_group
+    ):
+        mistakes.append("an engine runs on a GPU only; instance_group must be KIND_GPU")
     for warmup in config.model_warmup:
         mistakes += _warmup_mistakes(config, warmup)
     return mistakes
@@ -191,6 +202,37 @@ def graph_mistakes(config: ModelConfig, graph: Path) -> list[str]:
                 mistakes.append(f"{where}: the graph's first axis is not a free batch axis")
             if axes[1:] != list(tensor.dims):
                 mistakes.append(f"{where}: dims {list(tensor.dims)} differ from the graph's {axes[1:]}")
+    return mistakes
+
+
+def engine_mistakes(config: ModelConfig, entry: Mapping[str, Any]) -> list[str]:
+    """Mistakes in a member's config against the shapes of the engine it will run.
+
+    Args:
+        entry: the engine's manifest entry.
+    """
+    profiles = entry["profiles"]
+    mistakes = []
+    for index, profile in enumerate(profiles):
+        where = f"{config.name}: profile {index}"
+        if set(profile) != {tensor.name for tensor in config.input}:
+            mistakes.append(f"{where} is for the inputs {', '.join(profile)}, the config's differ")
+            continue
+        for tensor in config.input:
+            smallest, _, largest = profile[tensor.name]
+            fixed = [size if size == other else -1 for size, other in zip(smallest[1:], largest[1:], strict=True)]
+            if len(fixed) != len(tensor.dims) or any(
+                size not in (-1, found) for size, found in zip(tensor.dims, fixed, strict=False)
+            ):
+                mistakes.append(f"{where}: dims {list(tensor.dims)} of {tensor.name} differ from the engine's {fixed}")
+    most = max((shapes[2][0] for profile in profiles for shapes in profile.values()), default=0)
+    if config.max_batch_size > most:
+        mistakes.append(f"{config.name}: max_batch_size {config.max_batch_size} is above the engine's {most}")
+    if config.backend == "tensorrt":
+        wanted = [str(index) for index in range(len(profiles))]
+        for group in config.instance_group:
+            if list(group.profile) != wanted:
+                mistakes.append(f"{config.name}: instance_group has the profiles {list(group.profile)}, not {wanted}")
     return mistakes
 
 

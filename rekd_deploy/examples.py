@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -32,12 +34,21 @@ class Examples:
     """What the model's preprocessing takes."""
     source: str
     """'file', 'checkpoint' or 'generated'."""
+    labels: list[int] | None = None
+    """Index of each one's class; None where the checkpoint does not tell."""
 
 
 def parity_examples(
-    checkpoint: Path, preprocessor: Preprocessor, file: str | Path | None = None, limit: int = LIMIT
+    checkpoint: Path,
+    preprocessor: Preprocessor,
+    file: str | Path | None = None,
+    limit: int = LIMIT,
+    class_names: Sequence[str] = (),
 ) -> Examples:
     """The texts of ``file``, else the checkpoint's own examples, else texts or images made up.
+
+    Args:
+        class_names: the model's; with them the examples' labels are read, where every one has one of these.
 
     Raises:
         InputError: the file is missing, not UTF-8, holds a line that is no text (names the line), or the model
@@ -49,13 +60,15 @@ def parity_examples(
             raise InputError(f"{file} holds texts, but the checkpoint reads images; fix: leave out --parity-texts")
         own = Path(checkpoint) / _IMAGES_FILE
         if own.is_file():
-            return Examples(list(_stored_images(own, preprocessor.settings)[:limit]), "checkpoint")
+            pixels, labels = _stored_images(own, preprocessor.settings)
+            known = len(labels) == len(pixels) and all(0 <= label < len(class_names) for label in labels)
+            return Examples(list(pixels[:limit]), "checkpoint", labels[:limit] if known else None)
         return Examples(list(generated_images(preprocessor.settings)), "generated")
     if file is not None:
-        return Examples(_first_texts(file, limit), "file")
+        return Examples(_first_texts(file, limit), "file", _labels(file, limit, class_names))
     own = Path(checkpoint) / _EXAMPLES_FILE
     if own.is_file() and own.stat().st_size:
-        return Examples(_first_texts(own, limit), "checkpoint")
+        return Examples(_first_texts(own, limit), "checkpoint", _labels(own, limit, class_names))
     return Examples(texts_from_vocabulary(preprocessor), "generated")
 
 
@@ -84,17 +97,32 @@ def generated_images(settings: ImageSettings, count: int = _GENERATED, seed: int
     return np.clip(127 + slopes[0] * down + slopes[1] * across + noise, 0, 255).astype(np.uint8)
 
 
-def _stored_images(path: Path, settings: ImageSettings) -> np.ndarray:
+def _stored_images(path: Path, settings: ImageSettings) -> tuple[np.ndarray, list[int]]:
+    """Pixels and labels; no labels where the file holds none."""
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             pixels = stored["pixels"]
+            labels = stored["labels"].tolist() if "labels" in stored else []
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} is damaged: {error}; fix: copy it again") from None
     wanted = (settings.height, settings.width, settings.channels)
     if pixels.dtype != np.uint8 or pixels.shape[1:] != wanted or not len(pixels):
         raise CheckpointError(f"{path} holds {pixels.dtype} {pixels.shape}, not uint8 images of {wanted}")
-    return pixels
+    return pixels, labels
 
 
 def _first_texts(file: str | Path, limit: int) -> list[str]:
     return [sourced.text for sourced in islice(texts_from_file(str(file)), limit)]
+
+
+def _labels(file: str | Path, limit: int, class_names: Sequence[str]) -> list[int] | None:
+    """Class indices of the first lines that are not blank; None unless each is an object with a known "label"."""
+    places = {name: index for index, name in enumerate(class_names)}
+    found = []
+    with open(file, encoding="utf-8-sig") as lines:
+        for line in islice((line for line in lines if line.strip()), limit):
+            try:
+                found.append(places[json.loads(line)["label"]])
+            except (ValueError, KeyError, TypeError):
+                return None
+    return found

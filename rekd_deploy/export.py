@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import onnx
 import torch
@@ -13,14 +14,17 @@ from torch import nn
 from rekd_deploy import onnx_model
 from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.errors import ExportError
-from rekd_deploy.examples import parity_examples, with_lengths
+from rekd_deploy.examples import Examples, parity_examples, with_lengths
 from rekd_deploy.fusion import fuse
 from rekd_deploy.graphs import graph_modules, pair_signature
 from rekd_deploy.manifest import build_manifest
 from rekd_deploy.onnx_lstm import onnx_lstms
 from rekd_deploy.parity import check_parity, check_single_parity
+from rekd_deploy.parity_report import RUNTIME_PRECISIONS, ParityReport, Precision, limits_of
+from rekd_deploy.precision.convert import Conversion, check_precision, convert_pair
+from rekd_deploy.precision.observed import precision_entries
 from rekd_deploy.reference import record
-from rekd_deploy.signature import BATCH, LENGTH, GraphSignature
+from rekd_deploy.signature import BATCH, LENGTH, GraphSignature, PairSignature
 from rekd_train.checkpoint import checkpoint_hash, load
 from rekd_train.models.rationalizer import Rationalizer
 
@@ -36,6 +40,8 @@ def export(
     *,
     single_graph: bool = False,
     fused: bool = True,
+    precision: Precision = "fp32",
+    for_engine: bool = False,
     lengths: tuple[int, ...] = (),
     parity_texts: str | Path | None = None,
     opset: int = OPSET,
@@ -48,6 +54,8 @@ def export(
         work: directory that receives the files.
         single_graph: write single.onnx, too: both steps in one graph, proved by itself.
         fused: put attention and its neighbours together for ONNX Runtime; no other runtime reads the result.
+        precision: 'fp32', 'fp16', 'bf16' or 'int8'; the decision is made in float32 in any case.
+        for_engine: the graphs are for an engine builder; ONNX Runtime need not be able to run them.
         lengths: tokens that texts are padded to when they are served, and in the gate; empty: the checkpoint's.
         parity_texts: .jsonl or .txt with real texts for the gate; None: the checkpoint's own examples.
         opset: ONNX opset, 18 to 20.
@@ -55,26 +63,70 @@ def export(
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
-        ExportError: the model cannot be exported.
+        ExportError: the model cannot be exported, or not in that precision.
         ParityError: a graph does not compute what the model computes.
     """
     checkpoint, work = Path(checkpoint), Path(work)
     if opset not in onnx_model.OPSETS:
         raise ExportError(f"opset {opset} is not served; opsets: {', '.join(map(str, onnx_model.OPSETS))}")
+    check_precision(precision)
+    if precision not in RUNTIME_PRECISIONS and not for_engine:
+        raise ExportError(
+            f"ONNX Runtime has no {precision} kernels to run the graphs with; fix: --precision "
+            f"{', '.join(RUNTIME_PRECISIONS)}, or an engine"
+        )
     rationalizer = load(checkpoint)
     rationalizer.preprocessor = with_lengths(rationalizer.preprocessor, lengths)
     signature = pair_signature(rationalizer)
-    examples = parity_examples(checkpoint, rationalizer.preprocessor, parity_texts)
-    graphs = export_graphs(rationalizer, work, single_graph=single_graph, fused=fused, opset=opset, report=report)
-    report("parity")
-    parity = {"pair": check_parity(rationalizer, graphs["selector"], graphs["predictor"], examples)}
+    examples = parity_examples(
+        checkpoint, rationalizer.preprocessor, parity_texts, class_names=rationalizer.labels
+    )
+    models = traced_graphs(rationalizer, fused=fused, opset=opset, report=report)
+    if precision != "fp32":
+        report("precision")
+    heads = head_layers(rationalizer)
+    conversion = convert_pair(
+        models, precision, signature, heads, rationalizer.preprocessor, examples.items, fused=fused
+    )
     if single_graph:
-        parity["single"] = check_single_parity(rationalizer, graphs["single"], examples)
-    manifest = build_manifest(rationalizer, checkpoint_hash(checkpoint), signature, graphs, parity, opset)
+        report("single")
+    graphs = _written(conversion.models, work, signature, single_graph)
+    report("parity")
+    parity = _parity(rationalizer, conversion, graphs, examples, work)
+    manifest = build_manifest(
+        rationalizer, checkpoint_hash(checkpoint), signature, graphs, parity, opset,
+        precision_entries(graphs, precision, heads, conversion.notes),
+    )
     return Artefacts(
         signature, graphs["selector"], graphs["predictor"], rationalizer.preprocessor, tuple(rationalizer.labels),
         manifest, graphs.get("single"), record(rationalizer, examples.items, work / "parity.npz"),
     )
+
+
+def _parity(
+    rationalizer: Rationalizer, conversion: Conversion, graphs: dict[str, Path], examples: Examples, work: Path
+) -> dict[str, ParityReport]:
+    """The gate's reports; a precision that ONNX Runtime lacks is emulated for it."""
+    limits = limits_of(conversion.precisions["selector"], conversion.precisions["predictor"])
+    if not conversion.emulated:
+        parity = {"pair": check_parity(rationalizer, graphs["selector"], graphs["predictor"], examples, limits)}
+        if "single" in graphs:
+            parity["single"] = check_single_parity(rationalizer, graphs["single"], examples, limits)
+        return parity
+    with TemporaryDirectory(dir=work) as folder:
+        stand_in = _written(conversion.emulated, Path(folder), pair_signature(rationalizer), "single" in graphs)
+        parity = _parity(rationalizer, Conversion({}, conversion.precisions), stand_in, examples, work)
+    for report in parity.values():
+        report.emulated = True
+    return parity
+
+
+def head_layers(rationalizer: Rationalizer) -> dict[str, int]:
+    """How many linear layers the head of each step has."""
+    return {
+        role: sum(isinstance(module, nn.Linear) for module in getattr(rationalizer, role).head)
+        for role in ("selector", "predictor")
+    }
 
 
 def export_graphs(
@@ -86,16 +138,32 @@ def export_graphs(
     opset: int = OPSET,
     report: Callable[[str], None] = lambda step: None,
 ) -> dict[str, Path]:
-    """The ONNX files of a model by role, not yet verified; arguments and errors as ``export``."""
+    """The float32 ONNX files of a model by role, not yet verified; arguments and errors as ``export``."""
+    models = traced_graphs(rationalizer, fused=fused, opset=opset, report=report)
+    if single_graph:
+        report("single")
+    return _written(models, work, pair_signature(rationalizer), single_graph)
+
+
+def traced_graphs(
+    rationalizer: Rationalizer, *, fused: bool, opset: int, report: Callable[[str], None] = lambda step: None
+) -> dict[str, onnx.ModelProto]:
+    """The float32 graphs of a pair by role; arguments and errors as ``export``."""
     signature = pair_signature(rationalizer)
     longest = _longest(rationalizer)
     models = {}
     for role, module in graph_modules(rationalizer).items():
         report(role)
         models[role] = onnx_from_module(module, signature.graph(role), role, longest, opset, fused=fused)
+    return models
+
+
+def _written(
+    models: dict[str, onnx.ModelProto], work: Path, signature: PairSignature, single_graph: bool
+) -> dict[str, Path]:
+    """The checked files of a pair's graphs, and of both joined."""
     if single_graph:
-        report("single")
-        models["single"] = onnx_model.joined(models["selector"], models["predictor"], signature)
+        models = {**models, "single": onnx_model.joined(models["selector"], models["predictor"], signature)}
     paths = {role: Path(work) / f"{role}.onnx" for role in models}
     for role, model in models.items():
         onnx_model.check_interface(model, signature.graph(role), role)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from rekd_deploy.checkpoint_facts import CheckpointFacts
-from rekd_deploy.triton_config import TARGETS, ServingSettings
+from rekd_deploy.engine_export import EngineRequest
+from rekd_deploy.parity_report import RUNTIME_PRECISIONS, Precision
+from rekd_deploy.triton_config import ENGINES, TARGETS, ServingSettings
 from rekd_train.errors import ConfigError
 
 _LARGEST_BATCH = 4096
@@ -23,6 +27,10 @@ class ExportOptions:
 
     target: str = "python"
     """Which Triton backend runs the graphs."""
+    engine: str | None = None
+    """What the target 'python' runs instead of ONNX Runtime: 'tensorrt-rtx'; None: nothing else."""
+    gpu: bool | None = None
+    """Whether the target 'onnxruntime' runs on GPUs; None: if this machine has one. Engines always do."""
     lengths: tuple[int, ...] = ()
     """Tokens that texts are padded to (the smallest that fits, or the model's limit); empty: the checkpoint's."""
     batches: tuple[int, ...] = ()
@@ -33,6 +41,10 @@ class ExportOptions:
     """Add a model that holds both steps in one graph."""
     fused: bool = True
     """Graphs for ONNX Runtime alone, and faster there."""
+    with_tokenizer: bool = False
+    """Add the model rekd_text (rekd_image), which takes raw texts (JPEG or PNG files)."""
+    precision: Precision = "fp32"
+    """What the graphs compute in; the decision and both heads stay fp32."""
     keep: int = 1
     """Versions that stay in the repository, the new one included."""
     parity_texts: Path | None = None
@@ -44,6 +56,19 @@ class ExportOptions:
         mistakes = []
         if self.target not in TARGETS:
             mistakes.append(f"target '{self.target}' is not one of {', '.join(TARGETS)}")
+        elif self.engine is not None and self.engine not in ENGINES[self.target]:
+            mistakes.append(
+                f"target '{self.target}' cannot run the engine '{self.engine}'; fix: --target python --engine "
+                "tensorrt-rtx, or --target tensorrt"
+            )
+        if self.gpu is not None and self.target != "onnxruntime":
+            runs = "runs on CPUs" if self.product is None else "runs engines, which need a GPU"
+            mistakes.append(f"target '{self.target}' {runs}; fix: leave out --gpu and --cpu, or --target onnxruntime")
+        if self.precision not in self._precisions:
+            mistakes.append(
+                f"precision '{self.precision}' is none that {self.product or 'ONNX Runtime'} can do, which target "
+                f"{self.target} runs on; fix: one of {', '.join(self._precisions)}"
+            )
         for length in self.lengths:
             if length < 1:
                 mistakes.append(f"length {length} must be at least 1")
@@ -62,9 +87,32 @@ class ExportOptions:
             raise ConfigError("; ".join(mistakes))
 
     @property
+    def product(self) -> str | None:
+        """The product whose engines are built; None: the graphs are served as they are."""
+        return "tensorrt" if self.target == "tensorrt" else self.engine
+
+    @property
+    def _on_gpu(self) -> bool:
+        return machine()["gpus"] > 0 if self.gpu is None else self.gpu
+
+    @property
+    def _precisions(self) -> tuple[str, ...]:
+        return RUNTIME_PRECISIONS if self.product is None else get_args(Precision)
+
+    @property
+    def fuse(self) -> bool:
+        """Whether the graphs are fused: what engines are built from never is."""
+        return self.fused and self.product is None
+
+    @property
+    def engines(self) -> EngineRequest:
+        """How engines are built."""
+        return EngineRequest(self.serving.max_batch_size, self.batches or None, self.lengths or None)
+
+    @property
     def serving(self) -> ServingSettings:
         """How the server batches."""
-        settings = ServingSettings()
+        settings = ServingSettings(gpu=self.target == "onnxruntime" and self._on_gpu)
         if self.batches:
             # a batch of one is formed anyway; as a preferred size it would end the waiting for others
             preferred = tuple(size for size in self.batches if size > 1)
@@ -111,6 +159,12 @@ class ExportOptions:
                     )
         if mistakes:
             raise ConfigError("; ".join(mistakes))
+
+
+def machine() -> dict[str, int]:
+    """What an export can use here: cores, and GPUs whose driver is loaded."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"cores": cores, "gpus": len(list(Path("/proc/driver/nvidia/gpus").glob("*")))}
 
 
 def shortest_bucket(facts: CheckpointFacts) -> int:

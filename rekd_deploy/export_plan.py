@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from importlib import util
 from pathlib import Path
@@ -11,10 +10,13 @@ from typing import Any
 from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.checkpoint_facts import CheckpointFacts, read_facts
 from rekd_deploy.config_rules import config_mistakes
+from rekd_deploy.engine_export import plan_engines
 from rekd_deploy.engines.onnxruntime import check_flavours
+from rekd_deploy.engines.tensorrt_library import load_library
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.examples import with_lengths
-from rekd_deploy.export_options import ExportOptions
+from rekd_deploy.export_options import ExportOptions, machine
+from rekd_deploy.raw_input import raw_configs
 from rekd_deploy.repository import next_versions, refuse_foreign_folder
 from rekd_deploy.repository_check import GRAPH_MODELS
 from rekd_deploy.triton_config import build_configs
@@ -79,10 +81,11 @@ class ExportPlan:
             "checkpoint": f"{facts.directory}: {facts.kind}, {len(facts.labels)} labels, {facts.operator}; {widths}",
             "rule": f"{budget}, at least {facts.policy.minimum}; K = {facts.capacity} of "
             f"{facts.preprocessor.positions} positions",
-            "graphs": ", ".join(_graphs(self.models)) + (", fused for ONNX Runtime" if options.fused else ""),
+            "graphs": ", ".join(_graphs(self.models)) + (", fused for ONNX Runtime" if options.fuse else ""),
+            "precision": options.precision,
             "lengths": _listed(self.lengths) or "one size (images)",
             "batches": f"{_listed(options.batch_sizes)}; at most {options.batch_sizes[-1]} in one request",
-            "target": options.target,
+            "target": options.target + _runs_on(options),
             "machine": f"{here['cores']} cores, {here['gpus'] or 'no'} GPU",
             "repository": f"{self.root}, {self._replacing()}",
             "models": ", ".join(self.models),
@@ -105,7 +108,7 @@ def plan_export(checkpoint: str | Path, root: str | Path, options: ExportOptions
         CheckpointError, ExportError: the checkpoint cannot be exported.
         ConfigError: an option does not fit the checkpoint.
         RepositoryError: the output holds something else, or versions that cannot stay beside the new one.
-        MissingExtraError, EngineError: ONNX Runtime is not installed, or twice.
+        MissingExtraError, EngineError: ONNX Runtime is not installed, or twice; the library of the engines is not.
     """
     root = Path(root)
     _check_installed()
@@ -117,7 +120,11 @@ def plan_export(checkpoint: str | Path, root: str | Path, options: ExportOptions
     artefacts = Artefacts(
         facts.signature, nothing, nothing, preprocessor, facts.labels, {}, nothing if options.single_graph else None
     )
+    if options.product is not None:
+        artefacts = plan_engines(artefacts, load_library(options.product).product, options.engines)
     configs = build_configs(artefacts, options.serving, options.target)
+    if options.with_tokenizer:
+        configs |= raw_configs(artefacts, options.serving)
     if mistakes := config_mistakes(configs):
         raise RepositoryError("the repository would not load: " + "; ".join(mistakes))
     versions, _ = next_versions(root, configs, options.keep)
@@ -134,13 +141,6 @@ def _check_installed() -> None:
         raise MissingExtraError("onnxruntime", "cpu")
 
 
-def machine() -> dict[str, Any]:
-    """What an export can use here: cores, and whether a GPU's driver is loaded."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    gpus = sorted(path.name for path in Path("/proc/driver/nvidia/gpus").glob("*"))
-    return {"cores": cores, "gpus": len(gpus)}
-
-
 def _exists(root: Path, number: int) -> bool:
     return any((root / name / str(number)).is_dir() for name in GRAPH_MODELS.values())
 
@@ -151,3 +151,9 @@ def _graphs(models: tuple[str, ...]) -> list[str]:
 
 def _listed(numbers: tuple[int, ...]) -> str:
     return ", ".join(map(str, numbers))
+
+
+def _runs_on(options: ExportOptions) -> str:
+    if options.product:
+        return f", {options.product} engines on a GPU"
+    return ", on a GPU" if options.serving.gpu else ", on CPUs"

@@ -135,7 +135,11 @@ class ZeroPredictorGraph(_PredictorGraph):
 
 
 def _named(signature: GraphSignature, tensors: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    return {spec.name: tensor for spec, tensor in zip(signature.inputs, tensors, strict=True)}
+    """The inputs by name; bytes become float32 before anything else: TensorRT does nothing else to them."""
+    return {
+        spec.name: tensor.float() if tensor.dtype == torch.uint8 else tensor
+        for spec, tensor in zip(signature.inputs, tensors, strict=True)
+    }
 
 
 def _selectable(backbone, inputs: dict[str, Tensor], rule: str) -> Tensor:

@@ -14,7 +14,7 @@ from rekd_train import __version__
 from rekd_train.files import sha256
 
 if TYPE_CHECKING:
-    from rekd_deploy.parity import ParityReport
+    from rekd_deploy.parity_report import ParityReport
     from rekd_train.models.rationalizer import Rationalizer
 
 FORMAT = "rekd-export"
@@ -29,6 +29,7 @@ def build_manifest(
     graphs: Mapping[str, Path],
     parity: Mapping[str, ParityReport],
     opset: int,
+    precision: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The manifest of verified graphs, ready for JSON.
 
@@ -37,6 +38,7 @@ def build_manifest(
         signature: the pair's tensors.
         graphs: the ONNX files by role: 'selector', 'predictor', perhaps 'single'.
         parity: the gate's reports: 'pair', perhaps 'single'.
+        precision: of each graph, asked and observed: ``rekd_deploy.precision.observed.precision_entries``.
     """
     preprocessor = rationalizer.preprocessor
     settings = preprocessor.settings
@@ -50,7 +52,7 @@ def build_manifest(
             role: {
                 "format": "onnx",
                 "opset": opset,
-                "precision": "fp32",
+                **precision[role],
                 "fused": fused_operators(path),
                 **file_entry(path),
             }

@@ -104,6 +104,8 @@ def check_constants(model: onnx.ModelProto, name: str) -> int:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise ExportError(f"the exported {name} keeps '{label}' outside the file; weights must be inside")
         values = numpy_helper.to_array(tensor)
+        if tensor.data_type == onnx.TensorProto.BFLOAT16:
+            values = values.astype(np.float32)
         if values.dtype.kind != "f":
             continue
         if not np.isfinite(values).all():

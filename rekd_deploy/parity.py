@@ -1,7 +1,8 @@
 """The gate of every export: the PyTorch model against the graphs that would be served.
 
 A mask is discrete, so it is compared position by position: a flipped position is tolerated only where the
-reference score lies within ``tie_margin`` of its cut. Classes are compared on the *same* mask, the graph's.
+reference score lies within ``tie_margin`` of its cut, or, in a lower precision, where few enough are flipped.
+Logits are compared on the *same* mask, the graph's; classes and accuracy end to end, each on its own mask.
 The decision inside the selector's graph is moreover held against the written specification, exactly:
 on the graph's own scores everywhere, and on scores constructed to tie (rekd_deploy.parity_cases).
 """
@@ -10,9 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -25,6 +24,7 @@ from rekd_deploy.examples import Examples
 from rekd_deploy.graphs import pair_signature
 from rekd_deploy.onnx_model import decision_graph
 from rekd_deploy.parity_cases import constructed_inputs, constructed_scores
+from rekd_deploy.parity_report import ParityLimits, ParityReport
 from rekd_deploy.signature import GraphSignature
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.policy import cut_margins, mask_by_specification
@@ -34,77 +34,13 @@ _LISTED = 20
 """Near-ties that are listed one by one; all are counted."""
 
 
-@dataclass(frozen=True)
-class ParityLimits:
-    """What a precision must keep. These are fp32's."""
-
-    scores: float = 1e-4
-    """Largest difference of a selector score."""
-    logits: float = 1e-4
-    """Largest difference of a class logit on the same mask."""
-    probabilities: float = 1e-4
-    """Largest difference of a probability on the same mask."""
-    tie_margin: float = 1e-5
-    """A flipped position is a near-tie when the reference score is at most this far from its cut."""
-
-
-@dataclass
-class ParityReport:
-    """What was compared and how far apart it was. Counts are over real positions unless said otherwise."""
-
-    source: str
-    """Where the examples come from: 'file', 'checkpoint' or 'generated'."""
-    limits: ParityLimits = field(default_factory=ParityLimits)
-    examples: int = 0
-    constructed_rows: int = 0
-    positions: int = 0
-    score_difference: float = 0.0
-    logit_difference: float = 0.0
-    probability_difference: float = 0.0
-    flipped_positions: int = 0
-    near_ties: int = 0
-    near_tie_list: list[dict[str, Any]] = field(default_factory=list)
-    wrong_flips: int = 0
-    """Flipped positions that are not near-ties."""
-    rule_violations: int = 0
-    """Positions where the graph's mask is not the specification's on the graph's own or constructed scores."""
-    handover_violations: int = 0
-    """Rows whose positions and kept slots do not say what the mask says."""
-    label_disagreements: int = 0
-    """Examples that the graphs and the model, each on its own mask, put into different classes."""
-
-    def failures(self) -> list[str]:
-        """What forbids publication; empty when the graphs are the model."""
-        limits = self.limits
-        complaints = []
-        for what, value, limit in (
-            ("a selector score", self.score_difference, limits.scores),
-            ("a class logit on the same mask", self.logit_difference, limits.logits),
-            ("a probability on the same mask", self.probability_difference, limits.probabilities),
-        ):
-            if not value <= limit:  # also true for NaN
-                complaints.append(f"{what} differs by {value:.3g} (limit {limit:g})")
-        for count, what in (
-            (self.wrong_flips, f"mask positions are flipped farther than {limits.tie_margin:g} from the cut"),
-            (self.rule_violations, "mask positions do not follow the decision rule"),
-            (self.handover_violations, "rows hand other positions to the predictor than their mask holds"),
-        ):
-            if count:
-                complaints.append(f"{count} {what} (limit 0)")
-        return complaints
-
-    def to_dict(self) -> dict[str, Any]:
-        """For the manifest and --json; differences to three digits."""
-        figures = asdict(self)
-        for key in ("score_difference", "logit_difference", "probability_difference"):
-            figures[key] = float(f"{figures[key]:.3g}")
-        return figures
-
-
 def check_parity(
     rationalizer: Rationalizer, selector: Path, predictor: Path, examples: Examples, limits: ParityLimits | None = None
 ) -> ParityReport:
     """Run the gate on the two ONNX files of a pair.
+
+    Args:
+        limits: ``parity_report.limits_of`` the precision; None: fp32's.
 
     Raises:
         ParityError: names the figures and their limits; the graphs must not be published.
@@ -144,27 +80,45 @@ def _gate(
     """Compare; ``deciding`` is the file, of that signature, that holds the decision rule."""
     report = ParityReport(examples.source, limits or ParityLimits())
     rationalizer.eval()
-    for inputs in _batches(rationalizer, examples.items):
+    for inputs, labels in _batches(rationalizer, examples):
         report.examples += len(next(iter(inputs.values())))
-        _compare(rationalizer, answer, inputs, report)
+        _compare_example(rationalizer, answer, inputs, labels, report)
     for inputs in constructed_inputs(rationalizer.preprocessor, rationalizer.policy, rationalizer.capacity):
         report.constructed_rows += len(next(iter(inputs.values())))
         _compare(rationalizer, answer, inputs, report)
     _check_decision(rationalizer, deciding, signature, report)
     if complaints := report.failures():
-        raise ParityError("the graphs are not the model and are not published: " + "; ".join(complaints))
+        fix = "; fix: a higher precision, --precision fp32 at best" if report.limits != ParityLimits() else ""
+        raise ParityError("the graphs are not the model and are not published: " + "; ".join(complaints) + fix)
     return report
 
 
-def _batches(rationalizer: Rationalizer, items: list[Any]) -> Iterator[Arrays]:
-    for start in range(0, len(items), _BATCH_SIZE):
-        yield rationalizer.preprocessor(items[start : start + _BATCH_SIZE]).inputs
+def _batches(rationalizer: Rationalizer, examples: Examples) -> Iterator[tuple[Arrays, np.ndarray | None]]:
+    for start in range(0, len(examples.items), _BATCH_SIZE):
+        some = slice(start, start + _BATCH_SIZE)
+        labels = None if examples.labels is None else np.array(examples.labels[some])
+        yield rationalizer.preprocessor(examples.items[some]).inputs, labels
+
+
+def _compare_example(
+    rationalizer: Rationalizer, answer: Callable[[Arrays], Arrays], inputs: Arrays, labels: np.ndarray | None,
+    report: ParityReport,
+) -> None:
+    before = report.label_disagreements
+    ours, theirs = _compare(rationalizer, answer, inputs, report)
+    report.example_disagreements += report.label_disagreements - before
+    report.masks.add(ours["mask"], theirs["mask"], ours["real"])
+    if labels is not None:
+        report.labelled += len(labels)
+        report.model_correct += int(np.sum(ours["classes"] == labels))
+        report.graphs_correct += int(np.sum(theirs["logits"].argmax(1) == labels))
 
 
 @torch.inference_mode()
 def _compare(
     rationalizer: Rationalizer, answer: Callable[[Arrays], Arrays], inputs: Arrays, report: ParityReport
-) -> None:
+) -> tuple[Arrays, Arrays]:
+    """Add a batch to the report; the model's mask, real positions and classes, and the graphs' answers."""
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
     reference = rationalizer.select(tensors)
     reference_scores, reference_mask = reference.scores.numpy(), reference.mask.numpy()
@@ -187,7 +141,9 @@ def _compare(
     report.logit_difference = _largest(report.logit_difference, answers["logits"] - logits.numpy())
     report.probability_difference = _largest(report.probability_difference, answers["probabilities"] - probabilities)
     own = logits if not flips.any() else rationalizer.class_logits(tensors, reference.mask)
-    report.label_disagreements += int(np.sum(answers["logits"].argmax(1) != own.numpy().argmax(1)))
+    classes = own.numpy().argmax(1)
+    report.label_disagreements += int(np.sum(answers["logits"].argmax(1) != classes))
+    return {"mask": reference_mask, "real": real, "classes": classes}, answers
 
 
 def _count_flips(flips: np.ndarray, margins: np.ndarray, scores: np.ndarray, report: ParityReport) -> None:

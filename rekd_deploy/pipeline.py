@@ -9,16 +9,15 @@ from types import TracebackType
 from typing import Any, Self
 
 from rekd_deploy.batching import predict_batches
-from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.errors import RepositoryError
-from rekd_deploy.manifest import signature_from_dict
-from rekd_deploy.repository_check import GRAPH_MODELS, check_repository, graph_path, read_description
+from rekd_deploy.repository_check import check_repository, read_description
+from rekd_deploy.repository_runners import engine_runner, graph_runner, largest_batch
 from rekd_train.prediction import Prediction
 from rekd_train.preprocessors import Encoded
 
 
 class Pipeline:
-    """Answers like the Triton client, in this process, on ONNX Runtime.
+    """Answers like the Triton client, in this process, on ONNX Runtime or, where asked for, the repository's engines.
 
     Usable as a context manager; without ``with`` the graphs are loaded at the first use and stay until
     ``close``.
@@ -28,13 +27,23 @@ class Pipeline:
         batch_size: most texts or images computed at once.
         threads: threads inside one operation; None: the cores that this process may use.
         single_graph: run both steps as one graph, which the repository must hold.
+        engine: run the TensorRT engines, which the repository must hold, on this machine's GPU.
+        device: index of that GPU.
 
     Raises:
-        RepositoryError: a file is missing, altered, or does not belong to the others; or there is no single graph.
+        RepositoryError: a file is missing, altered, or does not belong to the others; or there is no single graph or
+            engine.
     """
 
     def __init__(
-        self, root: str | Path, *, batch_size: int = 32, threads: int | None = None, single_graph: bool = False
+        self,
+        root: str | Path,
+        *,
+        batch_size: int = 32,
+        threads: int | None = None,
+        single_graph: bool = False,
+        engine: bool = False,
+        device: int = 0,
     ) -> None:
         root = Path(root)
         manifest = check_repository(root)
@@ -42,16 +51,14 @@ class Pipeline:
         self.labels = list(self.description.labels)
         self.preprocessor = self.description.preprocessor()
         self._batch_size = batch_size
-        signature = signature_from_dict(manifest.get("signature", {}))
         roles = ("single",) if single_graph else ("selector", "predictor")
         if not set(roles) <= set(manifest["artefacts"]):
             raise RepositoryError(f"{root} holds no single graph; fix: rekd-export CHECKPOINT --single-graph")
-        self._runners = [
-            OnnxRuntimeRunner(
-                graph_path(root, manifest, role), signature.graph(role), GRAPH_MODELS[role], threads=threads
-            )
-            for role in roles
-        ]
+        if engine:
+            self._runners = [engine_runner(root, manifest, role, device=device) for role in roles]
+            self._batch_size = min(batch_size, *(largest_batch(root, manifest, role) for role in roles))
+        else:
+            self._runners = [graph_runner(root, manifest, role, threads=threads) for role in roles]
         self._running: ExitStack | None = None
 
     def __enter__(self) -> Self:
@@ -78,8 +85,8 @@ class Pipeline:
         Raises:
             InputError: an empty list or an item that cannot be used, by its index. Texts are all checked before
                 any is computed.
-            EngineError: ONNX Runtime cannot load or run a graph.
-            MissingExtraError: ONNX Runtime is not installed.
+            EngineError: ONNX Runtime or TensorRT cannot load or run a graph.
+            MissingExtraError: the library is not installed.
         """
         return predict_batches(self.preprocessor, items, self._batch_size, self._answer)
 

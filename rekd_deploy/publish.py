@@ -11,6 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rekd_deploy.engine_export import build_engines
+from rekd_deploy.engine_parity import prove_engines
+from rekd_deploy.engines.tensorrt_library import load_library
 from rekd_deploy.errors import ExportError
 from rekd_deploy.export_options import ExportOptions
 from rekd_deploy.export_plan import plan_export
@@ -67,7 +70,8 @@ def publish(
         changes: fields of ``ExportOptions``, in place of those in ``options``: ``publish(c, r, keep=2)``.
 
     Raises:
-        ConfigError, CheckpointError, ExportError, ParityError, RepositoryError, InputError.
+        ConfigError, CheckpointError, ExportError, ParityError, EngineError, MissingExtraError, RepositoryError,
+        InputError.
     """
     root = Path(root)
     options = replace(options or ExportOptions(), **changes)
@@ -78,15 +82,22 @@ def publish(
 
     with _room(Path(tempfile.gettempdir()), "set TMPDIR to a larger folder"), Workspace("rekd-export-") as work:
         artefacts = export(
-            plan.checkpoint.directory, work.path, single_graph=options.single_graph, fused=options.fused,
-            lengths=options.lengths, parity_texts=options.parity_texts, report=clock,
+            plan.checkpoint.directory, work.path, single_graph=options.single_graph, fused=options.fuse,
+            precision=options.precision, for_engine=options.product is not None, lengths=options.lengths,
+            parity_texts=options.parity_texts, report=clock,
         )
+        if options.product is not None:
+            artefacts = build_engines(
+                artefacts, work.path, load_library(options.product), options.engines, report=clock
+            )
+            artefacts = prove_engines(artefacts, report=clock)
         clock("repository")
         serving = options.serving
         with _room(root, "choose another --output"):
             write_repository(
                 artefacts, root, target=options.target, max_batch_size=serving.max_batch_size,
-                preferred_batch_sizes=serving.preferred_batch_sizes, keep=options.keep,
+                preferred_batch_sizes=serving.preferred_batch_sizes, keep=options.keep, gpu=serving.gpu,
+                with_tokenizer=options.with_tokenizer,
             )
     manifest = read_manifest(root)
     verify_files(manifest, {role: graph_path(root, manifest, role) for role in artefacts.graphs})

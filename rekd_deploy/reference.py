@@ -187,7 +187,7 @@ def compare(
 
 
 def complaints(agreement: Agreement, limits: Mapping[str, Any]) -> list[str]:
-    """What is beyond the limits of the manifest's parity report."""
+    """What is beyond ``parity_report.verification_limits`` of the manifest's parity report."""
     found = [
         f"{what} differs by {value:.3g} (limit {limits[limit]:g})"
         for what, value, limit in (
@@ -197,8 +197,9 @@ def complaints(agreement: Agreement, limits: Mapping[str, Any]) -> list[str]:
         )
         if not value <= limits[limit]  # also true for NaN
     ]
-    if agreement.wrong_flips:
-        found.append(f"{agreement.wrong_flips} mask positions are decided otherwise (limit 0 beyond near-ties)")
+    allowed = limits.get("flips", 0)
+    if agreement.wrong_flips > allowed:
+        found.append(f"{agreement.wrong_flips} mask positions are decided otherwise (limit {allowed} beyond near-ties)")
     return found
 
 

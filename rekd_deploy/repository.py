@@ -5,6 +5,7 @@
     ROOT/rekd_selector/config.pbtxt         member, with 1/model.onnx and 1/model.py
     ROOT/rekd_predictor/config.pbtxt        member, likewise
     ROOT/rekd_single/config.pbtxt           both steps in one graph, if it was exported; likewise
+                                            with engines, 1/model.plan and what runs it, too
     ROOT/rekd/config.pbtxt                  ensemble, with an empty version folder (Triton requires it)
 
 A later export to the same place is version 2, and so on (see rekd_deploy.versions).
@@ -16,13 +17,15 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rekd_deploy.artefacts import Artefacts
-from rekd_deploy.config_rules import config_mistakes, graph_mistakes
+from rekd_deploy.config_rules import config_mistakes, engine_mistakes, graph_mistakes
 from rekd_deploy.errors import RepositoryError
+from rekd_deploy.raw_input import ANSWER, PREPARE, RAW, place_raw, raw_configs
 from rekd_deploy.repository_check import (
     FORMAT,
     FORMAT_VERSION,
@@ -30,6 +33,7 @@ from rekd_deploy.repository_check import (
     GRAPH_MODELS,
     MANIFEST,
     MODELS,
+    PLAN,
     REFERENCE,
     check_repository,
     models_of,
@@ -45,8 +49,11 @@ __all__ = [
     "GRAPH", "GRAPH_MODELS", "MANIFEST", "check_repository", "next_versions", "read_description", "read_manifest",
     "refuse_foreign_folder", "write_repository",
 ]
-_OURS = {*MODELS, SINGLE, MANIFEST, REFERENCE, "README.md"}
+_OURS = {*MODELS, SINGLE, PREPARE, ANSWER, *RAW.values(), MANIFEST, REFERENCE, "README.md"}
+_CACHES = shutil.ignore_patterns("__pycache__")
+"""A server that may write leaves them beside its models."""
 _MODEL_CODE = Path(__file__).with_name("triton_model.py")
+_ENGINE_CODE = Path(__file__).parent / "engines" / "tensorrt_execution.py"
 _EARLIER_KEYS = ("versions", "checkpoint_sha256", "artefacts", "preprocessing_sha256")
 """What the manifest keeps of the versions before."""
 
@@ -61,7 +68,9 @@ def write_repository(
     instances: int = 1,
     threads: int = 0,
     queue_delay_us: int = 100,
+    gpu: bool = False,
     keep: int = 1,
+    with_tokenizer: bool = False,
 ) -> Path:
     """Place verified graphs in a repository that Triton serves.
 
@@ -75,7 +84,9 @@ def write_repository(
         threads: threads of each process inside one operation; 0: one a core.
         preferred_batch_sizes: what the scheduler aims at.
         queue_delay_us: microseconds a request may wait for others to form a preferred batch.
+        gpu: whether the target 'onnxruntime' runs on GPUs.
         keep: versions of the members that stay, the new one included.
+        with_tokenizer: add the ensemble that takes raw texts or image files.
 
     Raises:
         RepositoryError: the folder holds something else, configs and graphs do not fit each other, or earlier
@@ -84,11 +95,13 @@ def write_repository(
     """
     settings = ServingSettings(
         max_batch_size=max_batch_size, preferred_batch_sizes=preferred_batch_sizes, instances=instances,
-        threads=threads, queue_delay_us=queue_delay_us,
+        threads=threads, queue_delay_us=queue_delay_us, gpu=gpu,
     )
     root = Path(root)
     refuse_foreign_folder(root)
     configs = build_configs(artefacts, settings, target)
+    if with_tokenizer:
+        configs |= raw_configs(artefacts, settings)
     if _is_unchanged(root, artefacts, configs, target, keep):
         return root
     versions, earlier = next_versions(root, configs, keep)
@@ -97,6 +110,8 @@ def write_repository(
     mistakes = config_mistakes(configs)
     for name, graph in graphs.items():
         mistakes += graph_mistakes(configs[name], graph)
+    for role in artefacts.engines:
+        mistakes += engine_mistakes(configs[GRAPH_MODELS[role]], artefacts.manifest["artefacts"][role]["engine"])
     if mistakes:
         raise RepositoryError("the repository would not load: " + "; ".join(mistakes))
     current = str(versions.current)
@@ -106,14 +121,18 @@ def write_repository(
             write_text(work / name / CONFIG_FILE, config_text(config))
         for name in MEMBERS:
             for version in map(str, versions.earlier):
-                shutil.copytree(root / name / version, work / name / version, copy_function=_link_or_copy)
+                old, new = root / name / version, work / name / version
+                shutil.copytree(old, new, copy_function=_link_or_copy, ignore=_CACHES)
         for name, graph in graphs.items():
             _place_graph(graph, work / name / current)
-            shutil.copyfile(_MODEL_CODE, work / name / current / "model.py")
+        for name, source in _beside_graphs(artefacts, target, current).items():
+            shutil.copyfile(source, work / name)
         (work / ENSEMBLE / current / ".gitkeep").touch()
+        if with_tokenizer:
+            place_raw(artefacts, work, versions.current)
         if artefacts.reference is not None:
             shutil.copyfile(artefacts.reference, work / REFERENCE)
-        files = {path.relative_to(work).as_posix(): sha256(path) for path in sorted(work.rglob("*")) if path.is_file()}
+        files = _digests(work)
         described = {
             "format": FORMAT, "version": FORMAT_VERSION, "target": target, "model_version": versions.current,
             "batches": sorted({*(n for n in preferred_batch_sizes if n <= max_batch_size), max_batch_size}),
@@ -135,9 +154,16 @@ def _is_unchanged(root: Path, artefacts: Artefacts, configs: Mapping[str, Any], 
     pin_versions(configs, versions)
     texts = {f"{name}/{CONFIG_FILE}": config_text(config) for name, config in configs.items()}
     digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
-    digests |= {f"{name}/{versions.current}/model.py": sha256(_MODEL_CODE) for name in MEMBERS}
+    beside = _beside_graphs(artefacts, target, str(versions.current))
+    digests |= {name: sha256(source) for name, source in beside.items()}
     if artefacts.reference is not None:
         digests[REFERENCE] = sha256(artefacts.reference)
+    if PREPARE in configs:
+        with tempfile.TemporaryDirectory() as folder:
+            for name in configs:
+                (Path(folder) / name / str(versions.current)).mkdir(parents=True)
+            place_raw(artefacts, Path(folder), versions.current)
+            digests |= _digests(Path(folder))
     return set(models_of(described["files"])) == set(configs) and digests.items() <= described["files"].items()
 
 
@@ -156,6 +182,24 @@ def next_versions(root: Path, configs: Mapping[str, Any], keep: int) -> tuple[Ve
     known = manifest["repository"].get("earlier", {})
     known[str(versions.current - 1)] = {key: manifest[key] for key in _EARLIER_KEYS if key in manifest}
     return versions, {number: known[number] for number in map(str, versions.earlier)}
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def _beside_graphs(artefacts: Artefacts, target: str, version: str) -> dict[str, Path]:
+    """What lies in the members' version folders beside the graphs, and where it comes from."""
+    found = {}
+    for role in artefacts.graphs:
+        folder = f"{GRAPH_MODELS[role]}/{version}"
+        if target == "python":
+            found[f"{folder}/model.py"] = _MODEL_CODE
+        if role in artefacts.engines:
+            found[f"{folder}/{PLAN}"] = artefacts.engines[role]
+            if target == "python":
+                found[f"{folder}/{_ENGINE_CODE.name}"] = _ENGINE_CODE
+    return found
 
 
 def _as_json(content: Any) -> Any:

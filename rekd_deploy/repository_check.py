@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rekd_deploy.config_rules import config_mistakes
+from rekd_deploy.config_rules import config_mistakes, engine_mistakes
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.served import ServedDescription
 from rekd_deploy.triton_config import CONFIG_FILE, ENSEMBLE, PREDICTOR, SELECTOR, SINGLE, parameters_of, read_config
@@ -17,6 +17,7 @@ from rekd_train.files import sha256
 MANIFEST = "manifest.json"
 REFERENCE = "parity.npz"
 GRAPH = "model.onnx"
+PLAN = "model.plan"
 FORMAT = "rekd-repository"
 FORMAT_VERSION = 1
 GRAPH_MODELS = {"selector": SELECTOR, "predictor": PREDICTOR, "single": SINGLE}
@@ -63,7 +64,11 @@ def check_repository(root: Path) -> dict[str, Any]:
                 f"{root / name}: version folders are {', '.join(folders)}, the manifest has {', '.join(wanted)}; fix: "
                 "move the others away"
             )
-    mistakes = config_mistakes({name: read_config(root / name / CONFIG_FILE) for name in models})
+    configs = {name: read_config(root / name / CONFIG_FILE) for name in models}
+    mistakes = config_mistakes(configs)
+    for role, entry in manifest["artefacts"].items():
+        if "engine" in entry:
+            mistakes += engine_mistakes(configs[GRAPH_MODELS[role]], entry["engine"])
     if mistakes:
         raise RepositoryError(f"{root} would not load: " + "; ".join(mistakes))
     return manifest
@@ -100,6 +105,11 @@ def graph_path(root: Path, manifest: Mapping[str, Any], role: str) -> Path:
     return Path(root) / GRAPH_MODELS[role] / str(Versions.of(manifest).current) / GRAPH
 
 
+def plan_path(root: Path, manifest: Mapping[str, Any], role: str) -> Path:
+    """The engine of a role beside its graph."""
+    return graph_path(root, manifest, role).with_name(PLAN)
+
+
 def read_description(root: Path) -> ServedDescription:
     """Labels and preprocessing of the model in a repository.
 
@@ -110,8 +120,9 @@ def read_description(root: Path) -> ServedDescription:
 
 
 def models_of(files: Iterable[str]) -> tuple[str, ...]:
-    """The models of a repository with these files."""
-    return (*MODELS, SINGLE) if f"{SINGLE}/{CONFIG_FILE}" in files else MODELS
+    """The models of a repository with these files: those that are always there, and those that were asked for."""
+    configured = {name.partition("/")[0] for name in files if name.endswith(f"/{CONFIG_FILE}")}
+    return (*MODELS, *sorted(configured - set(MODELS)))
 
 
 def _swapped(altered: Iterable[str], found: Mapping[str, str], files: Mapping[str, str]) -> str:

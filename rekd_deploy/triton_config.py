@@ -5,6 +5,9 @@
     rekd = the ensemble of both, the model that clients ask
     rekd_single = both steps in one graph, where it was exported: the same questions, the same answers
 
+Three flavours, by the backend of the members: ``python`` (ONNX Runtime or a TensorRT-RTX engine inside Triton's python
+backend), ``onnxruntime`` and ``tensorrt`` (Triton's own). The ensemble is the same in all.
+
 Images come as ``pixels``; a predictor that blanks is handed ``keep`` (see rekd_deploy.signature).
 """
 
@@ -13,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.errors import RepositoryError
@@ -29,8 +32,10 @@ PREDICTOR = "rekd_predictor"
 SINGLE = "rekd_single"
 ENSEMBLE = "rekd"
 CONFIG_FILE = "config.pbtxt"
-TARGETS = ("python",)
-THREADS, MAX_LENGTH, VOCABULARY_SIZE = "intra_op_thread_count", "max_length", "vocabulary_size"
+TARGETS = ("python", "onnxruntime", "tensorrt")
+ENGINES = {"python": ("tensorrt-rtx",), "onnxruntime": (), "tensorrt": ("tensorrt",)}
+"""Engines that each target can run; the plans of one product are not read by the other."""
+THREADS, MAX_LENGTH, VOCABULARY_SIZE, ENGINE = "intra_op_thread_count", "max_length", "vocabulary_size", "engine"
 
 _TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32", "bool": "TYPE_BOOL", "uint8": "TYPE_UINT8"}
 
@@ -49,6 +54,8 @@ class ServingSettings:
     """Processes of each member."""
     threads: int = 0
     """Threads of each process inside one operation; 0: one a core."""
+    gpu: bool = False
+    """Whether the members of the target 'onnxruntime' run on GPUs; engines always do."""
 
     def __post_init__(self) -> None:
         least = {"max_batch_size": 1, "queue_delay_us": 0, "instances": 1, "threads": 0}
@@ -70,24 +77,55 @@ def build_configs(artefacts: Artefacts, settings: ServingSettings, target: str =
         target: which backend runs the members; one of ``TARGETS``.
 
     Raises:
-        RepositoryError: unknown target.
+        RepositoryError: unknown target, or one that cannot run these artefacts' engines.
     """
-    if target not in TARGETS:
-        raise RepositoryError(f"no repository can be written for target '{target}'; choose one of {', '.join(TARGETS)}")
+    engine = check_target(artefacts, target)
     signature = artefacts.signature
     preprocessor = artefacts.preprocessor
     description = ServedDescription.of(preprocessor, artefacts.labels).to_parameters()
-    limits = {MAX_LENGTH: str(preprocessor.positions)}
-    if preprocessor.settings.kind == "text":
-        limits[VOCABULARY_SIZE] = str(preprocessor.vocabulary_size)
+    parameters = {} if target == "tensorrt" else {THREADS: str(settings.threads)}
+    if target == "python":
+        parameters[MAX_LENGTH] = str(preprocessor.positions)
+        if preprocessor.settings.kind == "text":
+            parameters[VOCABULARY_SIZE] = str(preprocessor.vocabulary_size)
+        if engine is not None:
+            parameters[ENGINE] = engine
+
+    def member(role: str, name: str, more: Mapping[str, str]) -> ModelConfig:
+        config = _member(name, signature.graph(role), settings, target, {**parameters, **more})
+        if engine is not None or (settings.gpu and target == "onnxruntime"):
+            _place_on_gpu(config, artefacts.manifest["artefacts"][role]["engine"] if target == "tensorrt" else None)
+        return config
+
     configs = {
-        SELECTOR: _member(SELECTOR, signature.selector, settings, limits),
-        PREDICTOR: _member(PREDICTOR, signature.predictor, settings, limits),
+        SELECTOR: member("selector", SELECTOR, {}),
+        PREDICTOR: member("predictor", PREDICTOR, {}),
         ENSEMBLE: _ensemble(artefacts, settings, description),
     }
     if artefacts.single is not None:
-        configs[SINGLE] = _member(SINGLE, signature.ensemble, settings, {**limits, **description})
+        configs[SINGLE] = member("single", SINGLE, description)
     return configs
+
+
+def check_target(artefacts: Artefacts, target: str) -> str | None:
+    """The product of the artefacts' engines, None without engines.
+
+    Raises:
+        RepositoryError: the target is unknown, or does not run what there is.
+    """
+    if target not in TARGETS:
+        raise RepositoryError(f"no repository can be written for target '{target}'; choose one of {', '.join(TARGETS)}")
+    entries = artefacts.manifest.get("artefacts", {})
+    products = {entries[role]["engine"]["format"] for role in artefacts.engines}
+    if not products and target != "tensorrt":
+        return None
+    if len(products) != 1 or not products <= set(ENGINES[target]):
+        raise RepositoryError(
+            f"target '{target}' runs {' or '.join(ENGINES[target]) or 'no'} engines; the export has "
+            f"{', '.join(sorted(products)) or 'none'}; fix: --target tensorrt for TensorRT, --target python --engine "
+            "tensorrt-rtx for TensorRT-RTX"
+        )
+    return products.pop()
 
 
 def config_text(config: ModelConfig) -> str:
@@ -120,11 +158,11 @@ def parameters_of(config: ModelConfig) -> dict[str, str]:
 
 
 def _member(
-    name: str, signature: GraphSignature, settings: ServingSettings, parameters: Mapping[str, str]
+    name: str, signature: GraphSignature, settings: ServingSettings, backend: str, parameters: Mapping[str, str]
 ) -> ModelConfig:
     from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelDynamicBatching, ModelInstanceGroup
 
-    config = ModelConfig(name=name, backend="python", max_batch_size=settings.max_batch_size)
+    config = ModelConfig(name=name, backend=backend, max_batch_size=settings.max_batch_size)
     _declare(config, signature)
     config.dynamic_batching.CopyFrom(
         ModelDynamicBatching(
@@ -134,8 +172,18 @@ def _member(
     )
     # without an instance group Triton starts two CPU instances, or one a GPU
     config.instance_group.append(ModelInstanceGroup(count=settings.instances, kind=ModelInstanceGroup.KIND_CPU))
-    _set_parameters(config, {THREADS: str(settings.threads), **parameters})
+    _set_parameters(config, parameters)
     return config
+
+
+def _place_on_gpu(config: ModelConfig, engine: Mapping[str, Any] | None) -> None:
+    """One instance group on every GPU; with the names of an engine's profiles, all of which Triton may choose."""
+    from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
+
+    for group in config.instance_group:
+        group.kind = ModelInstanceGroup.KIND_GPU
+        if engine is not None:
+            group.profile.extend(map(str, range(len(engine["profiles"]))))
 
 
 def _ensemble(artefacts: Artefacts, settings: ServingSettings, parameters: Mapping[str, str]) -> ModelConfig:

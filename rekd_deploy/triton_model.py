@@ -1,7 +1,8 @@
-"""The member model of Triton's python backend: runs the ONNX graph beside it.
+"""The member model of Triton's python backend: runs the ONNX graph, or the engine, beside it.
 
-This file is copied into the repository as ``<model>/1/model.py``, so it stands alone: NumPy, ONNX
-Runtime and Triton's own utilities only. Every graph of a repository, of texts or images, uses the same file.
+This file is copied into the repository as ``<model>/1/model.py``, so it stands alone: NumPy, ONNX Runtime (or the
+engine's library and ``tensorrt_execution.py``) and Triton's own utilities only. Every graph of a repository, of texts
+or images, uses the same file.
 
 A dynamic batch arrives as a list of requests. Requests of one shape run as one batch and their
 answers are split again; a request with bad values gets an error of its own and its neighbours do not.
@@ -9,6 +10,8 @@ answers are split again; a request with bad values gets an error of its own and 
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -28,7 +31,6 @@ class TritonPythonModel:
         Args:
             args: as Triton gives them; ``model_config`` is JSON, ``model_repository`` the model's folder.
         """
-        import onnxruntime
         import triton_python_backend_utils
 
         self._triton = triton_python_backend_utils
@@ -36,15 +38,11 @@ class TritonPythonModel:
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         self._input_names = [tensor["name"] for tensor in config["input"]]
         self._checker = InputChecker(int(parameters["max_length"]), int(parameters.get("vocabulary_size", 0)))
-        options = onnxruntime.SessionOptions()
-        # ONNX Runtime's own 0 would pin its threads to cores that selector and predictor share
-        threads = int(parameters["intra_op_thread_count"]) or len(os.sched_getaffinity(0))
-        options.intra_op_num_threads = threads
-        # selector and predictor take turns on the same cores: a waiting one must not spin
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.enable_mem_pattern = False  # lengths differ from batch to batch
-        graph = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
-        self._session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        folder = Path(args["model_repository"]) / args["model_version"]
+        if product := parameters.get("engine"):
+            self._graph = EngineGraph(folder, product, int(args.get("model_instance_device_id") or 0))
+        else:
+            self._graph = OnnxGraph(folder, int(parameters["intra_op_thread_count"]))
 
     def execute(self, requests: Sequence) -> list:
         """Answer each request, in order."""
@@ -65,14 +63,15 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Close the graph."""
-        self._session = None
+        graph, self._graph = self._graph, None
+        graph.close()
 
     def _run(self, indices: list[int], inputs: Mapping[int, Arrays], wanted: Mapping[int, list[str]]) -> dict:
         names = sorted({name for index in indices for name in wanted[index]})
         try:
-            rows = split_rows(self._session.run(names, joined([inputs[i] for i in indices])), names,
+            rows = split_rows(self._graph.run(names, joined([inputs[i] for i in indices])), names,
                               [batch_of(inputs[i]) for i in indices])
-        except Exception as error:  # whatever ONNX Runtime raises
+        except Exception as error:  # whatever ONNX Runtime or the engine raises
             if len(indices) > 1:  # find the request that is to blame
                 return {key: value for i in indices for key, value in self._run([i], inputs, wanted).items()}
             return {indices[0]: self._refusal(f"the graph failed: {error}", self._triton.TritonError.INTERNAL)}
@@ -88,6 +87,64 @@ class TritonPythonModel:
 
     def _refusal(self, reason: str, code: int):
         return self._triton.InferenceResponse(error=self._triton.TritonError(reason, code))
+
+
+class OnnxGraph:
+    """model.onnx on ONNX Runtime.
+
+    Args:
+        folder: where it lies.
+        threads: inside one operation; 0: one a core.
+    """
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        # ONNX Runtime's own 0 would pin its threads to cores that selector and predictor share
+        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        # selector and predictor take turns on the same cores: a waiting one must not spin
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.x64quantprecision", "1")  # exact int8 without VNNI, too
+        options.enable_mem_pattern = False  # lengths differ from batch to batch
+        path = str(folder / "model.onnx")
+        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(self, names: Sequence[str], inputs: Arrays) -> list[np.ndarray]:
+        """The outputs of these names."""
+        return self._session.run(list(names), inputs)
+
+    def close(self) -> None:
+        self._session = None
+
+
+class EngineGraph:
+    """model.plan on a GPU, run by the ``tensorrt_execution.py`` beside it.
+
+    Args:
+        folder: where both lie.
+        product: 'tensorrt-rtx'.
+        device: index of the GPU.
+    """
+
+    def __init__(self, folder: Path, product: str, device: int) -> None:
+        spec = importlib.util.spec_from_file_location("tensorrt_execution", folder / "tensorrt_execution.py")
+        execution = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(execution)
+        api = importlib.import_module(product.replace("-", "_"))
+        logger = api.Logger(api.Logger.ERROR)  # writes to the server's log
+        plan = (folder / "model.plan").read_bytes()
+        cuda = execution.Cuda(device)
+        self._execution = execution.EngineExecution(api, plan, logger, lambda: "see the server's log", cuda)
+
+    def run(self, names: Sequence[str], inputs: Arrays) -> list[np.ndarray]:
+        """The outputs of these names."""
+        outputs = self._execution.run(inputs)
+        return [outputs[name] for name in names]
+
+    def close(self) -> None:
+        """Give the device memory back."""
+        self._execution.close()
 
 
 class InputChecker:

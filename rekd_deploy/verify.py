@@ -6,6 +6,7 @@ With the checkpoint at hand the whole parity gate runs once more, and needs torc
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from rekd_deploy.engines.base import Runner
 from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.errors import EngineError, ParityError, RepositoryError
 from rekd_deploy.manifest import signature_from_dict, verify_files
+from rekd_deploy.parity_report import ParityLimits, verification_limits
 from rekd_deploy.reference import Agreement, Case, compare, complaints, read_cases
 from rekd_deploy.repository_check import (
     GRAPH_MODELS,
+    MANIFEST,
     REFERENCE,
     check_repository,
     graph_path,
@@ -26,7 +29,9 @@ from rekd_deploy.repository_check import (
 )
 from rekd_deploy.signature import GraphSignature
 from rekd_deploy.triton_config import CONFIG_FILE, read_config
+from rekd_deploy.verify_engines import EngineCheck, check_engines
 from rekd_deploy.versions import Versions
+from rekd_train.files import write_json
 
 
 @dataclass
@@ -37,6 +42,8 @@ class Verification:
     manifest: dict[str, Any]
     graphs: dict[str, Agreement] = field(default_factory=dict)
     """By role; empty where the repository has no stored answers."""
+    engines: dict[str, EngineCheck] = field(default_factory=dict)
+    """By role; an engine that could not run here is unverified."""
     parity: dict[str, Any] = field(default_factory=dict)
     """Reports of the parity gate by name, where the checkpoint was given."""
 
@@ -49,6 +56,13 @@ class Verification:
             "checkpoint_sha256": self.manifest["checkpoint_sha256"],
             "files": len(self.manifest["repository"]["files"]),
             "graphs": {role: agreement.to_dict() for role, agreement in self.graphs.items()},
+            "engines": {
+                role: {
+                    **check.entry,
+                    **({"not_run": check.reason} if check.reason else {"answers": check.agreement.to_dict()}),
+                }
+                for role, check in self.engines.items()
+            },
             "parity": self.parity,
         }
 
@@ -63,6 +77,12 @@ class Verification:
             if agreement.compared_classes:
                 figures.append(f"logits within {agreement.logit_difference:.1e}")
             lines.append(f"{role:<12}" + ", ".join(figures))
+        for role, check in self.engines.items():
+            outcome = f"unverified: {check.reason}" if check.reason else (
+                f"{check.entry['status']} on {check.entry['gpu']}, precision {check.entry['observed']}, "
+                f"{check.agreement.rows} stored rows"
+            )
+            lines.append(f"{role} engine {outcome}")
         if not self.graphs:
             lines.append("answers     not compared: the repository was written without stored answers")
         for name, figures in self.parity.items():
@@ -105,15 +125,28 @@ def verify(
         raise RepositoryError(f"{root} would not load: " + "; ".join(mistakes))
     _check_preprocessing(root, manifest)
     verification = Verification(root, manifest)
-    if REFERENCE in manifest["repository"]["files"]:
-        cases = read_cases(root / REFERENCE)
+    cases = read_cases(root / REFERENCE) if REFERENCE in manifest["repository"]["files"] else []
+    if cases and not manifest["parity"].get("emulated"):  # ONNX Runtime cannot run what had to be emulated for it
         for role, path in paths.items():
             report(role)
             verification.graphs[role] = _answers(role, path, signature.graph(role), cases, manifest)
+    verification.engines = check_engines(root, manifest, signature, cases, report)
+    _complete(root, verification)
     if checkpoint is not None:
         report("parity")
         verification.parity = _gate_again(root, manifest, paths, Path(checkpoint))
     return verification
+
+
+def _complete(root: Path, verification: Verification) -> None:
+    """Write what was found out about the engines into the manifest; a repository that cannot be written stays."""
+    manifest, found = verification.manifest, False
+    for role, check in verification.engines.items():
+        found = found or manifest["artefacts"][role]["engine"] != check.entry
+        manifest["artefacts"][role]["engine"] = check.entry
+    if found:
+        with suppress(OSError):
+            write_json(root / MANIFEST, manifest)
 
 
 def _check_preprocessing(root: Path, manifest: dict[str, Any]) -> None:
@@ -139,7 +172,7 @@ def _answers(
     Raises:
         RepositoryError: the graph cannot run, or answers otherwise than the model did.
     """
-    limits = manifest["parity"]["limits"]
+    limits = verification_limits(manifest["parity"])
     try:
         with runner_of(role, path, signature) as runner:
             agreement = compare(role, runner.run, signature, cases, limits["tie_margin"])
@@ -206,11 +239,12 @@ def _gate_again(root: Path, manifest: dict[str, Any], paths: dict[str, Path], ch
         )
     rationalizer = load(checkpoint)
     rationalizer.preprocessor = with_lengths(rationalizer.preprocessor, tuple(manifest.get("lengths", ())))
-    examples = parity_examples(checkpoint, rationalizer.preprocessor)
+    examples = parity_examples(checkpoint, rationalizer.preprocessor, class_names=rationalizer.labels)
+    limits = ParityLimits(**manifest["parity"]["limits"])
     try:
-        reports = {"pair": check_parity(rationalizer, paths["selector"], paths["predictor"], examples)}
+        reports = {"pair": check_parity(rationalizer, paths["selector"], paths["predictor"], examples, limits)}
         if "single" in paths:
-            reports["single"] = check_single_parity(rationalizer, paths["single"], examples)
+            reports["single"] = check_single_parity(rationalizer, paths["single"], examples, limits)
     except ParityError as error:
         raise RepositoryError(f"{root}: {error}; fix: rekd-export again") from None
     return {name: each.to_dict() for name, each in reports.items()}

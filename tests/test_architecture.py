@@ -51,16 +51,27 @@ HOUSE = {
     "runs": "rekd_train.recorded rekd_train.runs",
     "training commands": "rekd_train rekd_train.command rekd_train.cli_library rekd_train.cli_progress rekd_train.cli",
     "signature": "rekd_deploy.errors rekd_deploy.signature rekd_deploy.artefacts rekd_deploy.text_source",
-    "engines": "rekd_deploy.engines rekd_deploy.engines.base rekd_deploy.engines.onnxruntime",
+    "engines": """
+        rekd_deploy.engines rekd_deploy.engines.base rekd_deploy.engines.onnxruntime
+        rekd_deploy.engines.tensorrt_library rekd_deploy.engines.tensorrt_profiles rekd_deploy.engines.tensorrt_types
+        rekd_deploy.engines.tensorrt_build rekd_deploy.engines.tensorrt_execution rekd_deploy.engines.tensorrt
+        rekd_deploy.engines.tensorrt_verify rekd_deploy.engines.onnxruntime_device
+    """,
     "export": """
         rekd_deploy.examples rekd_deploy.graphs rekd_deploy.onnx_model rekd_deploy.onnx_lstm rekd_deploy.fusion
-        rekd_deploy.parity rekd_deploy.parity_cases rekd_deploy.reference rekd_deploy.manifest rekd_deploy.export
+        rekd_deploy.fusion_cpu rekd_deploy.parity_report rekd_deploy.parity_cases rekd_deploy.parity
+        rekd_deploy.precision rekd_deploy.precision.attention rekd_deploy.precision.calibration
+        rekd_deploy.precision.convert rekd_deploy.precision.half rekd_deploy.precision.integers
+        rekd_deploy.precision.observed rekd_deploy.precision.structure
+        rekd_deploy.reference rekd_deploy.manifest rekd_deploy.export
+        rekd_deploy.engine_export rekd_deploy.engine_parity
     """,
     "repository": """
         rekd_deploy.served rekd_deploy.triton_config rekd_deploy.config_rules rekd_deploy.triton_model
         rekd_deploy.checkpoint_facts rekd_deploy.workspaces rekd_deploy.versions
-        rekd_deploy.repository_check rekd_deploy.repository
-        rekd_deploy.export_options rekd_deploy.export_plan rekd_deploy.publish rekd_deploy.verify
+        rekd_deploy.triton_raw rekd_deploy.raw_input rekd_deploy.repository_check rekd_deploy.repository
+        rekd_deploy.repository_runners rekd_deploy.export_options rekd_deploy.export_plan rekd_deploy.publish
+        rekd_deploy.verify_engines rekd_deploy.verify
     """,
     "server": "rekd_deploy.processes rekd_deploy.triton_wheel rekd_deploy.server",
     "client": """
@@ -68,6 +79,7 @@ HOUSE = {
         rekd_deploy.render_image
         rekd_deploy
     """,
+    "bench": "rekd_deploy.bench rekd_deploy.bench.interleaved rekd_deploy.bench.ways",
     "demo": "rekd_deploy.stages rekd_deploy.agreement rekd_deploy.demo",
     "commands": """
         rekd_deploy.cli rekd_deploy.cli.demo rekd_deploy.cli.export rekd_deploy.cli.serve rekd_deploy.cli.query
@@ -81,7 +93,7 @@ COMMANDS = ("rekd_train.cli", "rekd_train.command", "rekd_deploy.cli")
 
 HEAVY = {
     "torch", "transformers", "timm", "PIL", "onnx", "onnxscript", "onnxruntime", "tritonclient", "pytriton",
-    "pandas", "scipy", "accelerate", "tensorboard",
+    "pandas", "scipy", "accelerate", "tensorboard", "tensorrt", "tensorrt_rtx",
 }  # fmt: skip
 
 
@@ -186,8 +198,9 @@ def test_training_knows_nothing_of_deployment(module):
 
 
 def test_the_model_inside_triton_needs_nothing_of_ours():
-    """model.py is copied into the repository, where rekd is not installed."""
+    """model.py is copied into the repository, where rekd is not installed; so is what runs its engine."""
     assert not ours(imported("rekd_deploy.triton_model"))
+    assert not ours(imported("rekd_deploy.engines.tensorrt_execution"))
 
 
 # light things stay light

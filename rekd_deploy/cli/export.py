@@ -17,7 +17,9 @@ _STEPS = {
     "load": "reading the checkpoint",
     "selector": "exporting the selector",
     "predictor": "exporting the predictor",
+    "precision": "converting the graphs",
     "single": "joining both steps",
+    **{f"{role} engine": f"building the {role}'s engine" for role in ("selector", "predictor", "single")},
     "parity": "comparing the graphs with the model",
     "repository": "writing the repository",
     "files": "comparing the files with the manifest",
@@ -33,6 +35,8 @@ app = application(
         "rekd-export runs/demo/student --dry-run",
         "rekd-export runs/demo/student --output /srv/models --keep 2 --batches 1,8,128",
         "rekd-export runs/demo/student --lengths 64,128,256 --single-graph",
+        "rekd-export runs/demo/student --engine tensorrt-rtx",
+        "rekd-export runs/demo/student --precision int8",
         "rekd-export runs/demo/student --parity-texts reviews.jsonl --json",
         "rekd-export --verify /srv/models",
         "rekd-export --verify /srv/models --checkpoint runs/demo/student",
@@ -50,7 +54,17 @@ def export(
         Path | None,
         typer.Option(help="Repository to write.", show_default="./model_repository/<target>", metavar="DIR"),
     ] = None,
-    target: Annotated[str, typer.Option(help="Triton backend that runs the graphs: python.")] = "python",
+    target: Annotated[
+        str, typer.Option(help="Triton backend that runs the graphs: python, onnxruntime or tensorrt.")
+    ] = "python",
+    engine: Annotated[
+        str | None,
+        typer.Option(help="Build engines for the python backend: tensorrt-rtx.", show_default="ONNX Runtime"),
+    ] = None,
+    gpu: Annotated[
+        bool | None,
+        typer.Option("--gpu/--cpu", help="Where target onnxruntime runs.", show_default="as this machine"),
+    ] = None,
     lengths: Annotated[
         str | None,
         typer.Option(
@@ -77,6 +91,15 @@ def export(
     fuse: Annotated[
         bool, typer.Option("--fuse/--no-fuse", help="Fuse attention and its neighbours for ONNX Runtime.")
     ] = True,
+    with_tokenizer: Annotated[
+        bool,
+        typer.Option(
+            "--with-tokenizer", help="Add the model rekd_text (rekd_image): raw text (a JPEG or PNG) in, spans out."
+        ),
+    ] = False,
+    precision: Annotated[
+        str, typer.Option(help="What the graphs compute in: fp32, fp16 or int8; the decision stays fp32.")
+    ] = "fp32",
     keep: Annotated[
         int, typer.Option(min=1, help="Versions that stay in the repository, the new one included.", metavar="N")
     ] = 1,
@@ -116,11 +139,15 @@ def export(
     try:
         options = ExportOptions(
             target=target,
+            engine=engine,
+            gpu=gpu,
             lengths=_numbers(lengths, "--lengths"),
             batches=_numbers(batches, "--batches"),
             max_batch_size=max_batch_size,
             single_graph=single_graph,
             fused=fuse,
+            with_tokenizer=with_tokenizer,
+            precision=precision,
             keep=keep,
             parity_texts=parity_texts,
         )
@@ -192,16 +219,18 @@ def _summary(publication: Publication) -> list[Any]:
     from rich.table import Table
 
     manifest, parity, seconds = publication.manifest, publication.manifest["parity"], publication.seconds
-    table = Table("artefact", "size", "precision", "parity with the PyTorch model", "seconds")
+    table = Table("artefact", "size", "asked / observed", "parity with the PyTorch model", "seconds")
     findings = {
         "selector": [
-            f"scores within {parity['score_difference']:.1e} (limit {parity['limits']['scores']:.0e})",
+            f"scores within {parity['score_difference']:.1e}{_limit(parity, 'scores')}",
             f"{parity['flipped_positions']} of {parity['positions']} positions flipped, "
             f"{parity['near_ties']} of them near-ties",
+            *([] if parity["limits"]["mask_jaccard"] is None else [f"masks' Jaccard {parity['masks']['jaccard']:.4f}"]),
         ],
         "predictor": [
-            f"logits within {parity['logit_difference']:.1e} (limit {parity['limits']['logits']:.0e})",
+            f"logits within {parity['logit_difference']:.1e}{_limit(parity, 'logits')}",
             f"probabilities within {parity['probability_difference']:.1e}",
+            *([] if parity["limits"]["logits"] is not None else [f"same class {parity['class_agreement']:.2%}"]),
         ],
     }
     if "single" in manifest["artefacts"]:
@@ -211,15 +240,33 @@ def _summary(publication: Publication) -> list[Any]:
         ]
     for role, entry in manifest["artefacts"].items():
         table.add_row(
-            f"{role}.onnx", _size(entry["bytes"]), entry["precision"], "\n".join(findings[role]), f"{seconds[role]:.1f}"
+            f"{role}.onnx", _size(entry["bytes"]), _precision(entry), "\n".join(findings[role]), f"{seconds[role]:.1f}"
         )
+        if built := entry.get("engine"):
+            table.add_row(
+                f"{role}.plan", _size(built["bytes"]), _precision(built),
+                f"{built['format']} {built['version']} for {', '.join(built['built_for'])}: {built['status']}",
+                f"{seconds[f'{role} engine']:.1f}",
+            )
     origin = {"file": "given", "checkpoint": "from the checkpoint", "generated": "made up"}
+    notes = [f"{role}: {entry['note']}" for role, entry in manifest["artefacts"].items() if "note" in entry]
     return [
         table,
+        *notes,
         f"parity: {parity['examples']} examples {origin[parity['source']]}, "
         f"{parity['constructed_rows']} constructed rows, {seconds['parity']:.1f} s",
         f"repository: {publication.root}, version {publication.version}",
     ]
+
+
+def _limit(parity: dict[str, Any], figure: str) -> str:
+    limit = parity["limits"][figure]
+    return "" if limit is None else f" (limit {limit:.0e})"
+
+
+def _precision(entry: dict[str, Any]) -> str:
+    """Asked and observed."""
+    return f"{entry['precision']} / {entry['observed']}"
 
 
 def _size(count: int) -> str:

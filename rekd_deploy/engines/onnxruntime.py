@@ -41,6 +41,8 @@ class OnnxRuntimeRunner(Runner):
         options.log_severity_level = 3
         # two steps take turns in one process: the threads of the one that waits must not spin
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        # processors without VNNI add pairs of 8-bit products in 16 bits, which overflow unless this is asked for
+        options.add_session_config_entry("session.x64quantprecision", "1")
         content = self._model if isinstance(self._model, bytes) else str(self._model)
         try:
             session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

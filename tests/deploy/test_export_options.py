@@ -90,6 +90,8 @@ def test_token_ids_cannot_be_served(copy):
         ({"max_batch_size": 10**6}, "max batch size 1000000 is outside"),
         ({"batches": (1, 64), "max_batch_size": 8}, "batch 64 is above the max batch size 8"),
         ({"keep": 0}, "keep is 0"),
+        ({"gpu": True}, "target 'python' runs on CPUs; fix: leave out --gpu"),
+        ({"gpu": False, "target": "tensorrt"}, "runs engines, which need a GPU"),
     ],
 )
 def test_values_out_of_range(choices, complaint):
@@ -131,6 +133,15 @@ def test_shortest_bucket_has_room_for_the_rationale(checkpoints):
     facts = {name: read_facts(path) for name, path in checkpoints[0].items()}
     assert shortest_bucket(facts["text"]) == 11 and shortest_bucket(facts["zero"]) == 3
     ExportOptions(lengths=(11, 48)).check(facts["text"])
+
+
+def test_the_machine_decides_where_onnxruntime_runs_unless_it_is_said(monkeypatch):
+    for gpus in (0, 2):
+        monkeypatch.setattr("rekd_deploy.export_options.machine", lambda gpus=gpus: {"cores": 2, "gpus": gpus})
+        assert ExportOptions(target="onnxruntime").serving.gpu is (gpus > 0)
+        assert ExportOptions(target="onnxruntime", gpu=True).serving.gpu is True
+        assert ExportOptions(target="onnxruntime", gpu=False).serving.gpu is False
+        assert ExportOptions().serving.gpu is False
 
 
 def test_lengths_reach_the_preprocessing(rationalizer, image_rationalizer):

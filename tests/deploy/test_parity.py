@@ -12,7 +12,8 @@ from onnx import numpy_helper
 
 from rekd_deploy.errors import ParityError
 from rekd_deploy.examples import Examples, parity_examples
-from rekd_deploy.parity import ParityReport, check_parity
+from rekd_deploy.parity import check_parity
+from rekd_deploy.parity_report import ParityReport
 from rekd_train.errors import InputError
 
 

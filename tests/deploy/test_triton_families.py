@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ def served(wheel, request, tmp_path_factory):  # noqa: F811
     folder = tmp_path_factory.mktemp(request.param)
     model = KINDS[request.param]()
     artefacts = export(save(model, folder / "checkpoint"), folder, single_graph=True)
-    root = write_repository(artefacts, folder / "repository")
+    root = write_repository(artefacts, folder / "repository", with_tokenizer=True)
     with TritonServer(root, 0, 0, 0, log_file=folder / "log") as server:
         yield model, server
 
@@ -69,3 +71,54 @@ def test_tensors_of_another_shape_are_refused(served):
     with pytest.raises(RejectedError):
         transport.submit(ENSEMBLE, bad, ["logits"]).result()
     transport.close()
+
+
+def raw_answers(server, kind, contents):
+    """Predictions of the ensemble that takes bytes, over HTTP as a thin client would."""
+    from tritonclient.http import InferenceServerClient, InferInput
+
+    client = InferenceServerClient(server.http_url.removeprefix("http://"))
+    tensor = InferInput(kind, [len(contents), 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[content] for content in contents], dtype=object))
+    answer = client.infer(f"rekd_{kind}", [tensor])
+    client.close()
+    return {name: answer.as_numpy(name) for name in ("label", "rationale", "probabilities", "truncated")}
+
+
+def test_raw_texts_and_image_files(served, texts):
+    model, server = served
+    kind = model.preprocessor.settings.kind
+    if kind == "image":
+        some = some_images(5, height=20, width=15)
+        contents = [as_png(image) for image in some]
+    else:
+        some, contents = texts, [text.encode() for text in texts]
+    answers = raw_answers(server, kind, contents)
+    for row, wanted in enumerate(model.predict(some)):
+        assert answers["label"][row, 0].decode() == wanted.label
+        np.testing.assert_allclose(answers["probabilities"][row], [*wanted.probabilities.values()], atol=1e-4)
+        assert bool(answers["truncated"][row, 0]) == wanted.truncated
+        for part, other in zip(json.loads(answers["rationale"][row, 0]), wanted.rationale, strict=True):
+            exact = json.loads(json.dumps(vars(other)))
+            assert part | {"score": 0} == exact | {"score": 0} and abs(part["score"] - exact["score"]) <= 1e-4
+
+
+def test_bad_bytes_are_refused_and_the_server_goes_on(served, texts):
+    from tritonclient.utils import InferenceServerException
+
+    model, server = served
+    kind = model.preprocessor.settings.kind
+    good = as_png(some_images(1)[0]) if kind == "image" else b"good film"
+    for bad in (b"", b"\xff\xfe", good[: len(good) // 2] if kind == "image" else b" "):
+        before = raw_answers(server, kind, [good])
+        with pytest.raises(InferenceServerException, match="image 1|text 1"):
+            raw_answers(server, kind, [good, bad])
+        np.testing.assert_array_equal(raw_answers(server, kind, [good])["label"], before["label"])
+
+
+def as_png(image):
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "PNG")
+    return stream.getvalue()

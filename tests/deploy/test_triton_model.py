@@ -120,14 +120,14 @@ def test_one_bad_request_does_not_spoil_its_neighbours(start, rationalizer):
 
 def test_a_request_that_breaks_the_graph_is_found_among_its_neighbours(start, rationalizer, monkeypatch):
     model = start(SELECTOR)
-    session = model._session
+    session = model._graph
 
     def run(names, inputs):
         if (inputs["input_ids"] == 60).any():
             raise RuntimeError("boom")
         return session.run(names, inputs)
 
-    model._session = SimpleNamespace(run=run)
+    model._graph = SimpleNamespace(run=run)
     good = encoded(rationalizer, "a good film")
     breaking = {**good, "input_ids": np.where(good["attention_mask"] == 1, 60, 0)}
     answers = ask(model, SELECTOR, good, breaking, good)
@@ -180,13 +180,13 @@ def test_predictor_refuses_with_a_reason(start, change, reason):
 
 def test_requests_of_one_shape_run_as_one_batch(start, rationalizer):
     model = start(SELECTOR)
-    session, batches = model._session, []
+    session, batches = model._graph, []
 
     def run(names, inputs):
         batches.append(inputs["input_ids"].shape)
         return session.run(names, inputs)
 
-    model._session = SimpleNamespace(run=run)
+    model._graph = SimpleNamespace(run=run)
     short, long = encoded(rationalizer, "good", "bad film"), encoded(rationalizer, "good " * 20)
     answers = ask(model, SELECTOR, short, long, short)
     assert batches == [(4, 16), (1, 32)]

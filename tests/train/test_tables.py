@@ -56,6 +56,32 @@ def run(folder: Path, chosen: list[Cell], worker: Worker, code: str = "a", any_c
     return execute(table, worker, 1, lambda line: None)
 
 
+def test_students_of_all_seeds_may_learn_from_one_teacher(tmp_path) -> None:
+    chosen = [
+        Cell("teacher", 1, "train", {"size": 8}),
+        Cell("student", 1, "train", {"size": 4}, {"teacher": "teacher"}),
+        Cell("student", 2, "train", {"size": 4}, {"teacher": "teacher@1"}),
+    ]
+    worker = Worker()
+    assert run(tmp_path, chosen, worker) == 0 and worker.done == ["teacher_1", "student_1", "student_2"]
+    table = Table(chosen, tmp_path / "results", tmp_path / "work", "a", {})
+    assert table.job(chosen[2])["needs"] == {"teacher": str(tmp_path / "work" / "teacher_1")}
+    assert table.job(chosen[1])["needs"] == table.job(chosen[2])["needs"]
+    changed = [Cell("teacher", 1, "train", {"size": 9}), *chosen[1:]]
+    again = Worker()
+    run(tmp_path, changed, again)
+    assert again.done == ["teacher_1", "student_1", "student_2"]
+
+
+def test_one_seed_s_teacher_teaches_every_seed_of_a_recipe() -> None:
+    student, teacher = run_config("fashion_student"), run_config("fashion_teacher")
+    own, other = (distillation_cells(student, teacher, seed, teacher_seed=3) for seed in (3, 4))
+    assert own == distillation_cells(student, teacher, 3)
+    assert {cell.name for cell in own} - {cell.name for cell in other} == {"teacher", "teacher_cls"}
+    needed = {identity for cell in other for identity in cell.needed.values()}
+    assert needed <= {cell.identity for cell in (*own, *other)} and "teacher_3" in needed
+
+
 def test_a_second_run_does_nothing(tmp_path) -> None:
     worker = Worker()
     assert run(tmp_path, cells(), worker) == 0

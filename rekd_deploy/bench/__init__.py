@@ -1,0 +1,1 @@
+"""Measurements: what an answer costs. The commands and scripts that print figures are built from these."""

@@ -1,0 +1,109 @@
+"""Verified graphs -> the engines of a repository, one a graph. torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rekd_deploy.artefacts import Artefacts
+from rekd_deploy.engines.tensorrt_build import BuildSettings, build_engine
+from rekd_deploy.engines.tensorrt_library import Library, Product
+from rekd_deploy.engines.tensorrt_profiles import (
+    SHORTEST,
+    Profile,
+    Range,
+    batch_ranges,
+    few_lengths,
+    length_ranges,
+    profiles_of,
+)
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """Which shapes engines accept and how they are built."""
+
+    max_batch_size: int = 64
+    """Most items in one batch of the server."""
+    batches: tuple[int, ...] | None = None
+    """Batch sizes to tune for; None: one range, tuned for 8."""
+    lengths: tuple[int, ...] | None = None
+    """Text lengths to tune for; None: some of the preprocessing's buckets, or, for a product that compiles its last
+    part where it runs, one range up to the longest."""
+    capabilities: tuple[str, ...] | None = None
+    """See ``BuildSettings``, as the rest."""
+    workspace: int | None = None
+    optimisation_level: int | None = None
+    timing_cache: Path | None = None
+    """None: one beside the engines, shared by those of this export."""
+
+
+def build_engines(
+    artefacts: Artefacts,
+    work: Path,
+    library: Library,
+    request: EngineRequest | None = None,
+    report: Callable[[str], None] = lambda role: None,
+) -> Artefacts:
+    """The same artefacts with an engine for each graph.
+
+    Args:
+        artefacts: unfused graphs, in the precision that the engines are to have.
+        work: directory that receives <role>.plan.
+        library: of the product that builds, see ``load_library``.
+        report: called with the name of each engine as its build starts.
+
+    Returns:
+        ``engines`` holds the files, ``manifest["artefacts"][role]["engine"]`` what they are.
+
+    Raises:
+        EngineError: a graph cannot be built, or a size is out of range.
+    """
+    request = request or EngineRequest()
+    work = Path(work)
+    profiles = _profiles(artefacts, library.product, request)
+    engines, entries = {}, dict(artefacts.manifest["artefacts"])
+    for role, graph in artefacts.graphs.items():
+        report(f"{role} engine")
+        entry = entries[role]
+        settings = BuildSettings(
+            entry["observed" if "note" in entry else "precision"],  # where a step stayed float32, its engine does, too
+            request.capabilities, request.workspace, request.optimisation_level,
+            request.timing_cache or work / "timing.cache",
+        )
+        engines[role] = work / f"{role}.plan"
+        entry = build_engine(
+            library, graph, engines[role], artefacts.signature.graph(role), profiles[role], settings
+        )
+        entries[role] = {**entries[role], "engine": entry}
+    return replace(artefacts, engines=engines, manifest={**artefacts.manifest, "artefacts": entries})
+
+
+def plan_engines(artefacts: Artefacts, product: Product, request: EngineRequest) -> Artefacts:
+    """The same artefacts as if their engines were built already: enough to make configurations of; see there."""
+    entries = {
+        role: {"engine": {"format": product.name, "profiles": profiles}}
+        for role, profiles in _profiles(artefacts, product, request).items()
+    }
+    nothing = Path("not built yet")
+    return replace(artefacts, engines=dict.fromkeys(entries, nothing), manifest={"artefacts": entries})
+
+
+def _profiles(artefacts: Artefacts, product: Product, request: EngineRequest) -> dict[str, list[Profile]]:
+    """By role."""
+    batches, lengths = _ranges(artefacts, product, request)
+    return {role: profiles_of(artefacts.signature.graph(role), batches, lengths) for role in artefacts.graphs}
+
+
+def _ranges(artefacts: Artefacts, product: Product, request: EngineRequest) -> tuple[list[Range], list[Range]]:
+    """Of batches and lengths; images have no lengths."""
+    batches = batch_ranges(request.batches, request.max_batch_size)
+    settings = artefacts.preprocessor.settings
+    if settings.kind != "text":
+        return batches, []
+    longest = settings.max_length
+    if request.lengths is None and product.builds_anywhere:
+        return batches, [Range(SHORTEST, longest, longest)]
+    lengths = few_lengths(settings.buckets) if request.lengths is None else request.lengths
+    return batches, length_ranges(lengths, longest)

@@ -1,0 +1,201 @@
+"""A line of ONNX graphs that stays on one device: fixed buffers for each shape, nothing copied between the steps.
+
+On a GPU each shape is captured once as a CUDA graph and replayed from then on: small networks on few kept tokens spend
+more time being launched than computed. A captured graph has one shape and fixed addresses, so there is a session and
+a set of buffers for each bucket of batch and length; a batch is filled up to its bucket by repeating its last row,
+which changes no other row's answer. On a CPU the same code runs without capture. torch-free.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from rekd_deploy.engines.base import Arrays, check_inputs
+from rekd_deploy.engines.onnxruntime import available_cores, onnx_runtime
+from rekd_deploy.errors import EngineError
+from rekd_deploy.signature import BATCH, GraphSignature, TensorSpec
+from rekd_train.errors import MissingExtraError
+
+_MOST_SHAPES = 64
+"""Buffers and captured graphs are kept for so many shapes; beyond that the one unused for longest goes."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One step."""
+
+    model: Path | bytes
+    """File, or its content."""
+    signature: GraphSignature
+    name: str
+    """How messages call it."""
+
+
+class DeviceChain:
+    """Runs graphs one after the other on one device. Sessions and memory are held only inside ``with``.
+
+    Args:
+        graphs: in order; each reads what it needs of the chain's inputs and of what earlier graphs gave.
+        device: 'cpu', 'cuda' or 'cuda:N'.
+        batches: sizes that batches are filled up to; empty: every size is a shape of its own.
+        captured: replay CUDA graphs; no meaning on a CPU.
+        threads: of a CPU session inside one operator; None: the cores that this process may use.
+
+    Raises:
+        EngineError: there is no such device.
+    """
+
+    def __init__(
+        self,
+        graphs: Sequence[Graph],
+        *,
+        device: str = "cuda",
+        batches: Sequence[int] = (),
+        captured: bool = True,
+        threads: int | None = None,
+    ) -> None:
+        kind, _, index = device.partition(":")
+        if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+            raise EngineError(f"there is no device '{device}'; devices: cpu, cuda, cuda:N")
+        self._graphs, self._kind, self._index = list(graphs), kind, int(index or 0)
+        self._batches, self._captured, self._threads = sorted(batches), captured and kind == "cuda", threads
+        self._inputs = GraphSignature(_inputs_of(self._graphs), ())
+        self._shapes: OrderedDict[tuple[tuple[str, int], ...], _Shape] = OrderedDict()
+        self._active = False
+
+    def __enter__(self) -> Self:
+        provider = "CUDAExecutionProvider" if self._kind == "cuda" else "CPUExecutionProvider"
+        if provider not in onnx_runtime().get_available_providers():
+            raise MissingExtraError("onnxruntime-gpu", "gpu")
+        self._active = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._active = False
+        self._shapes.clear()
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """Every output of every graph by name.
+
+        Raises:
+            EngineError: used outside ``with``, an input does not fit, the batch is above every bucket, or ONNX
+                Runtime failed.
+        """
+        if not self._active:
+            raise EngineError("the graphs are not running; use them inside a `with` block")
+        inputs = {spec.name: inputs[spec.name] for spec in self._inputs.inputs if spec.name in inputs}
+        check_inputs(inputs, self._inputs, self._graphs[0].name)
+        axes = _axes(self._inputs.inputs, inputs)
+        count = axes[BATCH]
+        axes[BATCH] = self._bucket(count)
+        shape = self._shape(tuple(sorted(axes.items())))
+        try:
+            outputs = shape.run({name: _filled(array, axes[BATCH]) for name, array in inputs.items()})
+        except Exception as error:  # the library's exceptions share no root
+            raise EngineError(f"ONNX Runtime failed on {self._graphs[-1].name}: {error}") from None
+        return {name: array[:count] for name, array in outputs.items()}
+
+    def _bucket(self, count: int) -> int:
+        if not self._batches:
+            return count
+        fitting = [size for size in self._batches if size >= count]
+        if not fitting:
+            raise EngineError(f"a batch of {count} is above the largest bucket, {self._batches[-1]}; fix: split it")
+        return fitting[0]
+
+    def _shape(self, key: tuple[tuple[str, int], ...]) -> _Shape:
+        if key not in self._shapes:
+            if len(self._shapes) == _MOST_SHAPES:
+                self._shapes.popitem(last=False)
+            self._shapes[key] = self._prepared(dict(key))
+        self._shapes.move_to_end(key)
+        return self._shapes[key]
+
+    def _prepared(self, axes: dict[str, int]) -> _Shape:
+        runtime = onnx_runtime()
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = self._threads or available_cores()
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        for axis, size in axes.items():  # shapes become constants: nothing about them is left to compute on the host
+            options.add_free_dimension_override_by_name(axis, size)
+        provider: Any = "CPUExecutionProvider"
+        if self._kind == "cuda":
+            settings = {"device_id": str(self._index), "enable_cuda_graph": str(int(self._captured))}
+            provider = ("CUDAExecutionProvider", settings)
+        sessions = []
+        for graph in self._graphs:
+            content = graph.model if isinstance(graph.model, bytes) else str(graph.model)
+            try:
+                sessions.append(runtime.InferenceSession(content, options, providers=[provider]))
+            except Exception as error:  # the library's exceptions share no root
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise EngineError(f"ONNX Runtime cannot load {graph.name}: {reason}") from None
+        return _Shape(runtime, sessions, self._graphs, axes, self._kind, self._index)
+
+
+class _Shape:
+    """Sessions and buffers of one bucket."""
+
+    def __init__(
+        self, runtime: Any, sessions: list[Any], graphs: list[Graph], axes: dict[str, int], kind: str, index: int
+    ) -> None:
+        self._runtime = runtime
+        self.buffers: dict[str, Any] = {}
+        self._steps = []
+        for session, graph in zip(sessions, graphs, strict=True):
+            binding = session.io_binding()
+            for spec in (*graph.signature.inputs, *graph.signature.outputs):
+                if spec.name not in self.buffers:  # what an earlier step gave is read where it lies
+                    sizes = [axes.get(axis, axis) for axis in spec.shape]
+                    self.buffers[spec.name] = runtime.OrtValue.ortvalue_from_shape_and_type(
+                        sizes, np.dtype(spec.dtype).type, kind, index
+                    )
+            for spec in graph.signature.inputs:
+                binding.bind_ortvalue_input(spec.name, self.buffers[spec.name])
+            for spec in graph.signature.outputs:
+                binding.bind_ortvalue_output(spec.name, self.buffers[spec.name])
+            self._steps.append((session, binding))
+        self._outputs = [spec.name for graph in graphs for spec in graph.signature.outputs]
+
+    def run(self, inputs: Arrays) -> Arrays:
+        for name, array in inputs.items():
+            self.buffers[name].update_inplace(np.ascontiguousarray(array))
+        for session, binding in self._steps:
+            session.run_with_iobinding(binding)
+        return {name: np.array(self.buffers[name].numpy()) for name in self._outputs}
+
+
+def _inputs_of(graphs: Sequence[Graph]) -> tuple[TensorSpec, ...]:
+    """What no earlier graph gives."""
+    given: set[str] = set()
+    needed: dict[str, TensorSpec] = {}
+    for graph in graphs:
+        needed |= {spec.name: spec for spec in graph.signature.inputs if spec.name not in given}
+        given |= {spec.name for spec in graph.signature.outputs}
+    return tuple(needed.values())
+
+
+def _axes(specs: Sequence[TensorSpec], inputs: Arrays) -> dict[str, int]:
+    """Size of every symbolic axis."""
+    return {
+        axis: size
+        for spec in specs
+        for axis, size in zip(spec.shape, inputs[spec.name].shape, strict=True)
+        if isinstance(axis, str)
+    }
+
+
+def _filled(array: np.ndarray, rows: int) -> np.ndarray:
+    """(rows, ...): the last row repeated; nothing is copied where nothing is missing."""
+    missing = rows - len(array)
+    return array if not missing else np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])

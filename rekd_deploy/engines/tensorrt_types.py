@@ -1,0 +1,133 @@
+"""Which number types a graph asks for and an engine computes in. torch-free; onnx is loaded where it is needed.
+
+TensorRT 11 has no precision flags: an engine computes in the types of the graph. A graph that was never converted
+builds without a word into an engine of the wrong precision, so both ends are counted: the typed graph before the
+build, and the engine's own report wherever it can be loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rekd_deploy.errors import EngineError
+
+NOT_AVAILABLE = "not available"
+"""What stands for an engine's precision until it has been loaded on a GPU."""
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+
+_IN_REPORT = {
+    "fp16": r"half|fp16", "bf16": r"bf16|bfloat16", "fp32": r"float|fp32|float32", "int8": r"int8", "fp8": r"fp8",
+    "fp4": r"fp4", "int4": r"int4", "int32": r"int32", "int64": r"int64", "bool": r"bool", "uint8": r"uint8",
+}
+"""Words of the inspector's `Format/Datatype`: "Half", "Row major linear FP16 format", ..."""
+_WORDS = {
+    name: re.compile(rf"(?<![a-z0-9])(?:{words})(?![a-z0-9])", re.IGNORECASE) for name, words in _IN_REPORT.items()
+}
+_IN_ONNX = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}
+_DOMAINS = ("", "ai.onnx")
+_COMPUTED = {"fp32", "fp16", "bf16", "int8", "fp8", "fp4", "int4"}
+"""Types that numbers are computed in; the others count, choose and mask."""
+
+
+def graph_types(graph: Path) -> dict[str, int]:
+    """How many tensors of each type an ONNX graph holds, weights and results of operators.
+
+    Raises:
+        EngineError: the graph is made of ONNX Runtime's own operators, or cannot be read.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.shape_inference.infer_shapes(onnx.load(str(graph)))
+    except (OSError, DecodeError, onnx.shape_inference.InferenceError) as error:
+        raise EngineError(f"{graph.name} is not an ONNX graph: {_line(error)}; fix: export it again") from None
+    foreign = sorted({f"{node.domain}.{node.op_type}" for node in model.graph.node if node.domain not in _DOMAINS})
+    if foreign:
+        raise EngineError(
+            f"{graph.name} holds operators of another runtime ({', '.join(foreign[:3])}); fix: export it unfused "
+            "(--no-fuse)"
+        )
+    kinds = [weight.data_type for weight in model.graph.initializer]
+    kinds += [value.type.tensor_type.elem_type for value in (*model.graph.value_info, *model.graph.output)]
+    names = (onnx.TensorProto.DataType.Name(kind) for kind in kinds if kind)
+    return _sorted(Counter(_IN_ONNX.get(name, name.lower()) for name in names))
+
+
+def check_graph_precision(types: Mapping[str, int], precision: str, name: str) -> None:
+    """Raise EngineError if a graph of these types would not build into an engine of the precision."""
+    if precision not in PRECISIONS:
+        raise EngineError(f"there is no precision '{precision}'; precisions: {', '.join(PRECISIONS)}")
+    _check(types, precision, f"the graph of {name}")
+
+
+def report_types(report: str) -> dict[str, int]:
+    """How many inputs and outputs of layers have each type, by an engine inspector's report.
+
+    Args:
+        report: ``get_engine_information`` in JSON.
+
+    Returns:
+        Counts by type, 'unknown' among them for words that are not understood; empty where the report does not tell
+        (an engine built without details).
+
+    Raises:
+        EngineError: the report is not JSON.
+    """
+    try:
+        layers = json.loads(report).get("Layers", [])
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise EngineError(f"the engine's report cannot be read: {_line(error)}") from None
+    return _sorted(Counter(_word(text) for layer in layers if isinstance(layer, dict) for text in _formats(layer)))
+
+
+def _formats(layer: Mapping[str, Any]) -> Iterator[str]:
+    for kind in ("Inputs", "Outputs"):
+        for tensor in layer.get(kind, []):
+            if isinstance(tensor, dict) and "Format/Datatype" in tensor:
+                yield tensor["Format/Datatype"]
+
+
+def _word(text: str) -> str:
+    found = [name for name, word in _WORDS.items() if word.search(text)]
+    return found[0] if len(found) == 1 else "unknown"
+
+
+def observed_precision(types: Mapping[str, int], precision: str, name: str) -> str:
+    """The precision that an engine of these types computes in.
+
+    Returns:
+        ``precision``, or 'not available' where no type that numbers are computed in is known.
+
+    Raises:
+        EngineError: it is not the precision that was asked for.
+    """
+    if not _COMPUTED & set(types):
+        return NOT_AVAILABLE
+    _check(types, precision, f"the engine of {name}")
+    return precision
+
+
+def _check(types: Mapping[str, int], precision: str, what: str) -> None:
+    """fp32 means nothing else; any other means some of it, and beside it fp32 (int8 also half precision)."""
+    computed = {kind for kind in types if kind in _COMPUTED}
+    allowed = {precision, "fp32"} | ({"fp16", "bf16"} if precision == "int8" else set())
+    if precision not in computed or computed - allowed:
+        found = ", ".join(f"{count} of {kind}" for kind, count in types.items() if kind in _COMPUTED) or "none"
+        raise EngineError(
+            f"{what} was to compute in {precision}; its tensors: {found}; fix: export again with "
+            f"--precision {precision}"
+        )
+
+
+def _sorted(counts: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counts.items()))
+
+
+def _line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

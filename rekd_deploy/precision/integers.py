@@ -1,0 +1,154 @@
+"""int8: multiplications by weights in 8-bit integers, with scales that are constants of the graph.
+
+Activations are unsigned with one scale for the tensor, calibrated; weights are signed with one scale for each
+column. In a graph for ONNX Runtime the multiplication is its operator MatMulIntegerToFloat, for others a MatMul
+between QuantizeLinear and DequantizeLinear. Attention proper, layer norms, sums and embeddings stay float32.
+MatMulIntegerToFloat runs on CPUs alone, so the rest of such a graph is made for CPUs, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from rekd_deploy.engines.base import Arrays
+from rekd_deploy.errors import ExportError
+from rekd_deploy.fusion_cpu import norms_apart
+from rekd_deploy.onnx_model import RUNTIME_DOMAIN
+from rekd_deploy.precision.attention import split_attention
+from rekd_deploy.precision.calibration import Range, calibrated_ranges
+from rekd_deploy.precision.structure import Structure, name_nodes
+
+
+def to_int8(
+    model: onnx.ModelProto, guarded: set[str], batches: Iterable[Arrays], *, fused: bool = True
+) -> onnx.ModelProto:
+    """The graph with int8 multiplications.
+
+    Args:
+        guarded: names of nodes that stay float32.
+        batches: inputs to calibrate on, one example each.
+        fused: for ONNX Runtime; otherwise as QuantizeLinear and DequantizeLinear.
+
+    Raises:
+        ExportError: nothing in the graph multiplies by a weight in a way that int8 serves.
+    """
+    model = name_nodes(model)
+    if fused:
+        model = norms_apart(split_attention(model))
+    structure = Structure(model)
+    chosen = [
+        node
+        for node in model.graph.node
+        if node.op_type == "MatMul" and structure.is_linear(node) and node.name not in guarded
+        and len(structure.constants[node.input[1]].dims) == 2
+    ]
+    if not chosen:
+        raise ExportError(
+            "the model has no multiplication that int8 serves (recurrent layers have none); fix: --precision fp16 or "
+            "fp32"
+        )
+    ranges = calibrated_ranges(model, sorted({node.input[0] for node in chosen}), batches)
+    return _quantised(model, {node.name for node in chosen}, ranges, fused)
+
+
+def quantised_weight(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int8 (K, N) and the scale of each column, float32 (N,), of a weight (K, N); symmetric."""
+    scales = np.maximum(np.abs(values).max(axis=0) / 127, 1e-12).astype(np.float32)
+    return np.clip(np.rint(values / scales), -127, 127).astype(np.int8), scales
+
+
+def _quantised(
+    model: onnx.ModelProto, chosen: set[str], ranges: dict[str, Range], fused: bool
+) -> onnx.ModelProto:
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    new: dict[str, onnx.TensorProto] = {}
+    nodes: list[onnx.NodeProto] = []
+    quantised: set[str] = set()
+
+    def constant(name: str, values: np.ndarray) -> str:
+        new.setdefault(name, numpy_helper.from_array(values, name))
+        return name
+
+    for node in model.graph.node:
+        if node.name not in chosen:
+            nodes.append(node)
+            continue
+        source, weight = node.input
+        scale = constant(f"{source}/scale", np.asarray(ranges[source].scale))
+        zero = constant(f"{source}/zero", np.asarray(ranges[source].zero_point))
+        if source not in quantised:
+            quantised.add(source)
+            nodes.append(_node("QuantizeLinear", [source, scale, zero], f"{source}/int8"))
+            if not fused:
+                nodes.append(_node("DequantizeLinear", [f"{source}/int8", scale, zero], f"{source}/rounded"))
+        integers, scales = quantised_weight(numpy_helper.to_array(constants[weight]))
+        int8, columns = constant(f"{weight}/int8", integers), constant(f"{weight}/scale", scales)
+        if fused:
+            inputs = [f"{source}/int8", int8, scale, columns, zero]
+            nodes.append(_node("MatMulIntegerToFloat", inputs, node.output[0], node.name, domain=RUNTIME_DOMAIN))
+        else:
+            if f"{weight}/rounded" not in quantised:
+                quantised.add(f"{weight}/rounded")
+                nodes.append(_node("DequantizeLinear", [int8, columns], f"{weight}/rounded", axis=1))
+            nodes.append(_node("MatMul", [f"{source}/rounded", f"{weight}/rounded"], node.output[0], node.name))
+    whole = _assembled(model, nodes, [*model.graph.initializer, *new.values()])
+    return with_biases(whole) if fused else whole
+
+
+def _node(operator: str, inputs: Sequence[str], output: str, name: str = "", **attributes) -> onnx.NodeProto:
+    return helper.make_node(operator, list(inputs), [output], name=name or f"{operator}/{output}", **attributes)
+
+
+def _assembled(
+    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], constants: Sequence[onnx.TensorProto]
+) -> onnx.ModelProto:
+    used = {name for node in nodes for name in node.input}
+    whole = onnx.ModelProto()
+    whole.CopyFrom(model)
+    for field, entries in (("node", nodes), ("initializer", [one for one in constants if one.name in used])):
+        whole.graph.ClearField(field)
+        getattr(whole.graph, field).extend(entries)
+    return whole
+
+
+def with_biases(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The additions of biases become part of the multiplications before them."""
+    structure = Structure(model)
+    folded: dict[str, tuple[str, str]] = {}
+    for node in model.graph.node:
+        if node.op_type != "MatMulIntegerToFloat":
+            continue
+        readers = structure.readers.get(node.output[0], [])
+        bias = _bias_of(readers[0], node, structure) if len(readers) == 1 else None
+        if bias:
+            folded[node.name] = (bias, readers[0].name)
+    adders = {reader: name for name, (_, reader) in folded.items()}
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        changed = onnx.NodeProto()
+        changed.CopyFrom(node)
+        if node.name in folded:
+            changed.input.extend(["", folded[node.name][0]])  # no zero point: the weights are symmetric
+        if node.name in adders:
+            bias = folded[adders[node.name]][0]
+            kept = [name for name in node.input if name != bias]
+            operator = {"Add": "Identity", "BiasGelu": "Gelu", "Sum": "Sum"}[node.op_type]
+            changed = _node(operator, kept, node.output[0], node.name)
+        nodes.append(changed)
+    return _assembled(model, nodes, model.graph.initializer)
+
+
+def _bias_of(reader: onnx.NodeProto, multiplication: onnx.NodeProto, structure: Structure) -> str | None:
+    """The constant vector, one number for each column, that the reader adds."""
+    if reader.op_type not in ("Add", "BiasGelu", "Sum"):
+        return None
+    columns = list(structure.constants[multiplication.input[3]].dims)
+    return next(
+        (name for name in reader.input if name in structure.constants
+         and list(structure.constants[name].dims) == columns),
+        None,
+    )

@@ -1,0 +1,173 @@
+"""First and last step of the ensemble that takes raw texts or image files: bytes to tensors, tensors to answers.
+
+This file is copied into the repository as ``<model>/<version>/model.py``, and beside it the very modules of rekd_train
+that it imports, so that a server without rekd runs the same preprocessing as everyone else.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+LARGEST_TEXT = 1 << 20
+"""Bytes of the longest text that is looked at; the model reads a few hundred words."""
+LARGEST_IMAGE = 50_000_000
+"""Pixels of the largest image that is decoded."""
+
+
+class TritonPythonModel:
+    """The class that Triton's stub process looks for; the parameter ``step`` says which of the two steps it is."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Build the preprocessing from the files beside this one."""
+        import triton_python_backend_utils
+
+        self._triton = triton_python_backend_utils
+        folder = Path(args["model_repository"]) / args["model_version"]
+        sys.path.insert(0, str(folder))  # the modules of the model, not those of whatever rekd is installed
+        config = json.loads(args["model_config"])
+        self._inputs = [tensor["name"] for tensor in config["input"]]
+        served = json.loads((folder / "served.json").read_text(encoding="utf-8"))
+        step = config["parameters"]["step"]["string_value"]
+        self._answer = build_step(step, served, folder)
+        from rekd_train.errors import InputError
+
+        self._refused = InputError
+
+    def execute(self, requests: Sequence) -> list:
+        """Answer each request, in order; one with bad values gets an error of its own."""
+        return [self._respond(request) for request in requests]
+
+    def _respond(self, request):
+        try:
+            outputs = self._answer({name: self._array(request, name) for name in self._inputs})
+        except self._refused as error:
+            return self._error(str(error), self._triton.TritonError.INVALID_ARG)
+        except Exception as error:  # one request's trouble must not become its neighbours'
+            return self._error(f"{type(error).__name__}: {error}", self._triton.TritonError.INTERNAL)
+        return self._triton.InferenceResponse(
+            [self._triton.Tensor(name, outputs[name]) for name in request.requested_output_names()]
+        )
+
+    def _array(self, request, name: str) -> np.ndarray:
+        return self._triton.get_input_tensor_by_name(request, name).as_numpy()
+
+    def _error(self, reason: str, code: int):
+        return self._triton.InferenceResponse(error=self._triton.TritonError(reason, code))
+
+
+def build_step(step: str, served: Mapping, folder: Path) -> Callable[[Arrays], Arrays]:
+    """The function of a step: arrays by name in, arrays by name out.
+
+    Args:
+        step: 'prepare' or 'answer'.
+        served: ``settings`` of the preprocessing and ``labels``.
+        folder: holds tokenizer.json, for texts.
+    """
+    kind = served["settings"]["kind"]
+    settings = {key: tuple(v) if isinstance(v, list) else v for key, v in served["settings"].items()}
+    if kind == "text":
+        from rekd_train.preprocess import TextPreprocessor, TextSettings
+
+        texts = TextPreprocessor((folder / "tokenizer.json").read_text(encoding="utf-8"), TextSettings(**settings))
+        return {"prepare": lambda arrays: prepared_texts(texts, arrays),
+                "answer": lambda arrays: answered_texts(texts, served["labels"], arrays)}[step]
+    from rekd_train.preprocess_image import EncodedImages, ImagePreprocessor, ImageSettings
+
+    images = ImagePreprocessor(ImageSettings(**settings))
+
+    def answered_images(arrays: Arrays) -> Arrays:
+        encoded = EncodedImages({}, [tuple(size) for size in arrays["sizes"].tolist()], images.settings)
+        return as_tensors(encoded, served["labels"], arrays)
+
+    return {"prepare": lambda arrays: prepared_images(images, arrays), "answer": answered_images}[step]
+
+
+def prepared_texts(preprocessor, arrays: Arrays) -> Arrays:
+    """``text`` (B, 1) UTF-8 -> ``input_ids``, ``attention_mask`` (B, N) int64."""
+    texts = decoded(arrays["text"])
+    return preprocessor.batch(texts, preprocessor.encode_checked(texts)).inputs
+
+
+def answered_texts(preprocessor, labels: Sequence[str], arrays: Arrays) -> Arrays:
+    """``text`` and the outputs of selector and predictor -> the answers, see ``as_tensors``."""
+    texts = decoded(arrays["text"])
+    encoded = preprocessor.batch(texts, preprocessor.encode_checked(texts), arrays["scores"].shape[1])
+    return as_tensors(encoded, labels, arrays)
+
+
+def prepared_images(preprocessor, arrays: Arrays) -> Arrays:
+    """``image`` (B, 1), files as bytes -> ``pixels`` (B, H, W, C) uint8, ``sizes`` (B, 2) int64 (width, height)."""
+    opened = [opened_image(content, index) for index, content in enumerate(arrays["image"].reshape(-1))]
+    encoded = preprocessor(opened)
+    return {**encoded.inputs, "sizes": np.array(encoded.sizes, np.int64).reshape(-1, 2)}
+
+
+def decoded(raw: np.ndarray) -> list[str]:
+    """Texts of a tensor of bytes.
+
+    Raises:
+        InputError: too long, or not UTF-8; by the row.
+    """
+    from rekd_train.errors import InputError
+
+    texts = []
+    for index, content in enumerate(raw.reshape(-1)):
+        if len(content) > LARGEST_TEXT:
+            raise InputError(f"text {index} has {len(content)} bytes; at most {LARGEST_TEXT} are looked at")
+        try:
+            texts.append(content.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise InputError(f"text {index} is not UTF-8: byte {error.start + 1} is wrong") from None
+    return texts
+
+
+def opened_image(content: bytes, index: int):
+    """A JPEG or PNG file as a Pillow image, not yet decoded.
+
+    Raises:
+        InputError: neither of the two, or too many pixels.
+    """
+    import warnings
+
+    from PIL import Image, UnidentifiedImageError
+
+    from rekd_train.errors import InputError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is a limit below
+            image = Image.open(io.BytesIO(content), formats=("JPEG", "PNG"))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "neither JPEG nor PNG" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise InputError(f"image {index} cannot be read: {reason}") from None
+    width, height = image.size
+    if width * height > LARGEST_IMAGE:
+        raise InputError(f"image {index} has {width} x {height} pixels; at most {LARGEST_IMAGE} are decoded")
+    return image
+
+
+def as_tensors(encoded, labels: Sequence[str], arrays: Arrays) -> Arrays:
+    """The predictions of a batch as tensors: ``label``, ``rationale`` (JSON), ``rate``, ``truncated``: (B, 1) each;
+    ``probabilities`` (B, C)."""
+    predictions = encoded.predictions(labels, arrays["probabilities"], arrays["mask"], arrays["scores"])
+    parts = [json.dumps([vars(part) for part in each.rationale], ensure_ascii=False) for each in predictions]
+    return {
+        "label": text_column([each.label for each in predictions]),
+        "rationale": text_column(parts),
+        "rate": np.array([[each.rate] for each in predictions], np.float32),
+        "truncated": np.array([[each.truncated] for each in predictions], bool),
+        "probabilities": np.ascontiguousarray(arrays["probabilities"], np.float32),
+    }
+
+
+def text_column(texts: Sequence[str]) -> np.ndarray:
+    """(B, 1) bytes objects, as Triton's strings are."""
+    return np.array([[text.encode("utf-8")] for text in texts], dtype=object)

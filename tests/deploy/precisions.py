@@ -1,0 +1,81 @@
+"""Tiny pairs in every precision, traced once, and a check that an answer has no neighbours."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import onnx
+from families import KINDS, some_images
+
+from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
+from rekd_deploy.examples import generated_images, texts_from_vocabulary
+from rekd_deploy.export import OPSET, head_layers, traced_graphs
+from rekd_deploy.graphs import pair_signature
+from rekd_deploy.precision.convert import Conversion, convert_pair
+
+
+@cache
+def model_of(kind: str):
+    return KINDS[kind]()
+
+
+@cache
+def traced(kind: str, fused: bool) -> dict[str, onnx.ModelProto]:
+    """The float32 graphs. Do not change them."""
+    return traced_graphs(model_of(kind), fused=fused, opset=OPSET)
+
+
+def examples_of(model) -> list:
+    preprocessor = model.preprocessor
+    if preprocessor.settings.kind == "image":
+        return list(generated_images(preprocessor.settings))
+    return texts_from_vocabulary(preprocessor)
+
+
+def convert(kind: str, precision: str, fused: bool = True) -> Conversion:
+    model = model_of(kind)
+    return convert_pair(
+        traced(kind, fused), precision, pair_signature(model), head_layers(model), model.preprocessor,
+        examples_of(model), fused=fused,
+    )
+
+
+@cache
+def conversion_of(kind: str, precision: str, fused: bool = True) -> Conversion:
+    """Converted once. Do not change its graphs."""
+    return convert(kind, precision, fused)
+
+
+def converted(kind: str, precision: str, fused: bool = True) -> dict[str, onnx.ModelProto]:
+    """Graphs that ONNX Runtime can run. Do not change them."""
+    conversion = conversion_of(kind, precision, fused)
+    return conversion.emulated or conversion.models
+
+
+def answers(model, graphs: dict[str, onnx.ModelProto], batches: list[list]) -> list[dict[str, np.ndarray]]:
+    """Every tensor of a pair's graphs for each batch of texts or images."""
+    signature = pair_signature(model)
+    found = []
+    with (
+        OnnxRuntimeRunner(graphs["selector"].SerializeToString(), signature.selector, "selector") as selector,
+        OnnxRuntimeRunner(graphs["predictor"].SerializeToString(), signature.predictor, "predictor") as predictor,
+    ):
+        for batch in batches:
+            known = dict(model.preprocessor(batch).inputs)
+            for runner in (selector, predictor):
+                known |= runner.run({spec.name: known[spec.name] for spec in runner.signature.inputs})
+            found.append(known)
+    return found
+
+
+def assert_no_neighbours(model, graphs: dict[str, onnx.ModelProto], texts: list[str]) -> None:
+    """Each example alone is answered bit by bit as in a batch with longer ones and padding."""
+    items = texts if model.preprocessor.settings.kind == "text" else some_images()
+    together, *alone = answers(model, graphs, [items, *([item] for item in items)])
+    for row, single in enumerate(alone):
+        real = slice(0, int(single["attention_mask"].sum()) if "attention_mask" in single else None)
+        for name in ("mask", "scores"):
+            np.testing.assert_array_equal(single[name][0, real], together[name][row, real])
+        for name in ("logits", "probabilities"):
+            np.testing.assert_array_equal(single[name][0], together[name][row])

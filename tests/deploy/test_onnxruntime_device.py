@@ -1,0 +1,96 @@
+"""Graphs with fixed buffers: the same answers, nothing copied between the steps. On a CPU; GPUs run the same code."""
+
+import numpy as np
+import pytest
+
+from rekd_deploy.bench.ways import run_chain
+from rekd_deploy.engines import onnxruntime_device
+from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
+from rekd_deploy.engines.onnxruntime_device import DeviceChain, Graph
+from rekd_deploy.errors import EngineError
+from rekd_train.errors import MissingExtraError
+
+
+@pytest.fixture(scope="module")
+def graphs(artefacts):
+    signature = artefacts.signature
+    return [Graph(path, signature.graph(role), role) for role, path in artefacts.graphs.items() if role != "single"]
+
+
+@pytest.fixture(scope="module")
+def plain(graphs):
+    runners = [OnnxRuntimeRunner(graph.model, graph.signature, graph.name) for graph in graphs]
+    for runner in runners:
+        runner.__enter__()
+    yield lambda inputs: run_chain(runners, inputs)
+    for runner in runners:
+        runner.__exit__(None, None, None)
+
+
+@pytest.fixture
+def encoded(rationalizer, texts):
+    return lambda count: dict(rationalizer.preprocessor((texts * 3)[:count]).inputs)
+
+
+@pytest.mark.parametrize("batches", [(), (1, 4, 8)], ids=["every size", "buckets"])
+def test_answers_are_those_of_plain_sessions(graphs, plain, encoded, batches):
+    with DeviceChain(graphs, device="cpu", batches=batches) as chain:
+        for count in (1, 3, 5, 3, 1):  # shapes come back, and their buffers hold other rows by then
+            inputs = encoded(count)
+            found, expected = chain.run(inputs), plain(inputs)
+            for name in ("mask", "positions", "kept"):
+                assert (found[name] == expected[name]).all()
+            for name in ("scores", "logits", "probabilities"):
+                np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
+
+
+def test_an_answer_is_not_overwritten_by_the_next(graphs, encoded):
+    inputs = encoded(2)
+    with DeviceChain(graphs, device="cpu") as chain:
+        first = chain.run(inputs)
+        kept = {name: array.copy() for name, array in first.items()}
+        chain.run({name: array[::-1].copy() for name, array in inputs.items()})
+        assert all((first[name] == kept[name]).all() for name in kept)
+
+
+def test_what_one_step_gives_the_next_reads_where_it_lies(graphs, encoded):
+    with DeviceChain(graphs, device="cpu", batches=(4,)) as chain:
+        inputs = encoded(3)
+        chain.run(inputs)
+        (shape,) = chain._shapes.values()
+        given = {spec.name for spec in graphs[0].signature.outputs}
+        handed = {spec.name for spec in graphs[1].signature.inputs if spec.name in given}
+        assert handed
+        bound = {name: shape.buffers[name].data_ptr() for name in handed}
+        chain.run({name: array[:2] for name, array in inputs.items()})
+        assert list(chain._shapes.values()) == [shape]  # 2 and 3 share the bucket
+        assert {name: shape.buffers[name].data_ptr() for name in handed} == bound
+
+
+def test_the_shape_unused_for_longest_is_dropped(graphs, encoded, monkeypatch):
+    monkeypatch.setattr(onnxruntime_device, "_MOST_SHAPES", 2)
+    with DeviceChain(graphs, device="cpu") as chain:
+        for count in (1, 2, 1, 3):
+            chain.run(encoded(count))
+        assert [dict(key)["batch"] for key in chain._shapes] == [1, 3]
+
+
+def test_mistakes_are_named(graphs, encoded):
+    with pytest.raises(EngineError, match="'tpu'"):
+        DeviceChain(graphs, device="tpu")
+    with pytest.raises(EngineError, match="with"):
+        DeviceChain(graphs, device="cpu").run(encoded(1))
+    with DeviceChain(graphs, device="cpu", batches=(1, 2)) as chain:
+        with pytest.raises(EngineError, match="3 is above the largest bucket, 2"):
+            chain.run(encoded(3))
+        with pytest.raises(EngineError, match="'attention_mask' is missing"):
+            chain.run({"input_ids": encoded(1)["input_ids"]})
+
+
+def test_a_gpu_that_onnx_runtime_does_not_serve(graphs):
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime serves GPUs")
+    with pytest.raises(MissingExtraError, match="gpu"), DeviceChain(graphs, device="cuda"):
+        pass

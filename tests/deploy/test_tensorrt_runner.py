@@ -1,0 +1,218 @@
+"""The engine runner: what is bound where, in which profile, and that everything is given back. On a fake GPU."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from fake_tensorrt import FakeDriver, FakeLibrary
+
+from rekd_deploy.engines import tensorrt_execution
+from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
+from rekd_deploy.engines.tensorrt import TensorRTRunner
+from rekd_deploy.engines.tensorrt_profiles import Range, profiles_of
+from rekd_deploy.engines.tensorrt_types import observed_precision, report_types
+from rekd_deploy.engines.tensorrt_verify import verify_engine
+from rekd_deploy.errors import EngineError
+from rekd_train.files import sha256
+
+PLAN = b"an engine"
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    driver = FakeDriver()
+    monkeypatch.setattr(tensorrt_execution.ctypes, "CDLL", lambda name: driver)
+    return driver
+
+
+@pytest.fixture
+def signature(artefacts):
+    return artefacts.signature.selector
+
+
+@pytest.fixture
+def profiles(signature):
+    return profiles_of(signature, [Range(1, 1, 2), Range(3, 8, 8)], [Range(3, 16, 16), Range(17, 48, 48)])
+
+
+@pytest.fixture
+def library(driver, artefacts, profiles, monkeypatch):
+    library = FakeLibrary(driver)
+    library.plans[PLAN] = (str(artefacts.selector), profiles)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", library)
+    return library
+
+
+@pytest.fixture
+def plan(tmp_path):
+    path = tmp_path / "model.plan"
+    path.write_bytes(PLAN)
+    return path
+
+
+@pytest.fixture
+def runner(library, plan, signature):
+    return TensorRTRunner(plan, signature, "the selector", engine="tensorrt-rtx")
+
+
+@pytest.fixture
+def entry(plan, artefacts, profiles):
+    return {
+        "format": "tensorrt-rtx", "version": "1.7.1.116", "precision": "fp32", "observed": "not available",
+        "status": "unverified", "sha256": sha256(plan), "graph_sha256": sha256(artefacts.selector),
+        "profiles": json.loads(json.dumps(profiles)),
+    }  # fmt: skip
+
+
+def tokens(batch: int, length: int) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(batch * length)
+    mask = np.ones((batch, length), np.int64)
+    mask[0, 3:] = 0
+    return {"input_ids": generator.integers(4, 40, (batch, length)), "attention_mask": mask}
+
+
+def test_answers_are_the_graphs_at_every_shape(runner, library, artefacts, signature, driver):
+    reference = OnnxRuntimeRunner(artefacts.selector, signature, "the graph")
+    with runner, reference:
+        for batch, length in ((1, 3), (8, 48), (2, 48), (3, 17), (1, 16), (1, 48)):
+            expected, found = reference.run(tokens(batch, length)), runner.run(tokens(batch, length))
+            assert list(found) == list(expected) == [spec.name for spec in signature.outputs]
+            for name in expected:
+                assert found[name].dtype == expected[name].dtype
+                np.testing.assert_array_equal(found[name], expected[name])
+        assert library.loaded[0].context.chosen == [3, 1, 3, 0, 1]
+        assert len(driver.blocks) == len(signature.inputs) + len(signature.outputs)
+    assert not driver.blocks and driver.calls[-2:] == ["cuStreamDestroy_v2", "cuDevicePrimaryCtxRelease_v2"]
+    with pytest.raises(EngineError, match="inside a `with` block"):
+        runner.run(tokens(1, 3))
+
+
+def test_arrays_that_are_not_contiguous_arrive_whole(runner, artefacts, signature):
+    ids = tokens(2, 24)["input_ids"][:, ::2]
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    with runner, OnnxRuntimeRunner(artefacts.selector, signature, "the graph") as reference:
+        np.testing.assert_array_equal(runner.run(inputs)["scores"], reference.run(inputs)["scores"])
+
+
+def test_shapes_outside_the_profiles_are_named(runner):
+    with runner, pytest.raises(EngineError, match=r"the selector: the shapes .*\(9, 3\).* outside .*\(8, 48\)"):
+        runner.run(tokens(9, 3))
+
+
+def test_what_a_failing_gpu_says_is_one_line_and_nothing_stays(runner, driver):
+    with runner, pytest.raises(EngineError, match=r"cuMemAlloc_v2: out of memory \(error 2\)"):
+        driver.out_of_memory = True
+        runner.run(tokens(1, 3))
+    assert not driver.blocks and driver.calls[-1] == "cuDevicePrimaryCtxRelease_v2"
+
+
+def test_a_machine_without_gpu_or_driver_is_told(runner, driver, monkeypatch):
+    driver.devices = 0
+    with pytest.raises(EngineError, match="the selector: there is no GPU 0; this machine has 0"):
+        runner.__enter__()
+
+    def no_driver(name):
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(tensorrt_execution.ctypes, "CDLL", no_driver)
+    with pytest.raises(EngineError, match=r"the selector: there is no NVIDIA driver .*libcuda.so.1.*fix") as refusal:
+        runner.__enter__()
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_foreign_engine_is_refused_and_the_gpu_given_back(runner, plan, library, artefacts, driver, profiles):
+    plan.write_bytes(b"of another version")
+    with pytest.raises(EngineError, match=r"cannot be loaded on Fake RTX \(sm89\): the plan is of another version"):
+        runner.__enter__()
+    assert driver.calls[-1] == "cuDevicePrimaryCtxRelease_v2"
+    driver.calls.clear()
+    plan.write_bytes(PLAN)
+    runner.signature = artefacts.signature.predictor
+    with pytest.raises(EngineError, match=r"the inputs \['attention_mask', 'input_ids'\], not \['input_ids', 'kept'"):
+        runner.__enter__()
+    assert driver.calls[-1] == "cuDevicePrimaryCtxRelease_v2"
+
+
+# verification
+
+
+def test_verification_completes_the_entry(plan, entry, signature, library, artefacts):
+    completed = verify_engine(plan, entry, signature, graph=artefacts.selector)
+    added = {"observed": "fp32", "engine_types": {"fp32": 1}, "gpu": "Fake RTX (sm89)", "status": "verified"}
+    assert completed == {**entry, **added}
+    assert entry["status"] == "unverified", "the entry given is not changed"
+
+
+def test_verification_finds_an_engine_of_another_precision(plan, entry, signature, library):
+    entry["precision"] = "fp16"
+    with pytest.raises(EngineError, match="the engine of model.plan was to compute in fp16; its tensors: 1 of fp32"):
+        verify_engine(plan, entry, signature)
+    library.report = {"Layers": ["relu"]}  # built without details
+    assert verify_engine(plan, entry, signature)["observed"] == "not available"
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"sha256": "0" * 64}, "model.plan was altered"),
+        ({"graph_sha256": "0" * 64}, "is stale: it was not built from the selector.onnx beside it"),
+        ({"version": "1.6.0"}, r"built with TensorRT-RTX 1.6.0, 1.7.1.116 is installed"),
+        ({"profiles": [{"input_ids": [[1, 3], [1, 3], [1, 3]]}]}, "the manifest says"),
+        ({"format": "abacus"}, "no engine 'abacus'"),
+    ],
+)
+def test_verification_names_what_is_wrong(plan, entry, signature, library, artefacts, driver, change, complaint):
+    with pytest.raises(EngineError, match=complaint):
+        verify_engine(plan, entry | change, signature, graph=artefacts.selector)
+    assert not driver.blocks
+    plan.unlink()
+    with pytest.raises(EngineError, match="model.plan is missing"):
+        verify_engine(plan, entry, signature)
+
+
+# an inspector's report
+
+
+def layer(*formats: str) -> dict:
+    return {"Name": "a layer", "Outputs": [{"Name": "t", "Format/Datatype": text} for text in formats]}
+
+
+def test_types_are_read_from_reports_of_all_versions():
+    texts = [
+        "Half", "Row major linear FP16 format", "Float", "Row major linear FP32", "BFloat16", "BF16", "Int8",
+        "Thirty-two wide channel vectorized row major Int8 format.", "Int64", "UInt8", "Bool",
+        "N/A due to dynamic shapes",
+    ]  # fmt: skip
+    report = json.dumps({"Layers": [layer(text) for text in texts] + ["a layer without details"], "Bindings": []})
+    counts = {"bf16": 2, "bool": 1, "fp16": 2, "fp32": 2, "int64": 1, "int8": 2, "uint8": 1, "unknown": 1}
+    assert report_types(report) == counts
+    assert report_types('{"Layers": ["a", "b"]}') == {}
+    for broken in ("", "[]", "Layers:"):
+        with pytest.raises(EngineError, match="report cannot be read"):
+            report_types(broken)
+
+
+@pytest.mark.parametrize(
+    ("types", "precision", "observed"),
+    [
+        ({"fp32": 3, "int64": 2}, "fp32", "fp32"),
+        ({"fp16": 9, "fp32": 1}, "fp16", "fp16"),
+        ({"bf16": 9, "fp32": 1, "bool": 1}, "bf16", "bf16"),
+        ({"int8": 9, "fp16": 3, "fp32": 1}, "int8", "int8"),
+        ({"unknown": 4, "int64": 1}, "fp16", "not available"),
+        ({}, "fp16", "not available"),
+        ({"fp32": 10}, "fp16", None),
+        ({"fp32": 9, "fp16": 1}, "fp32", None),
+        ({"bf16": 9, "fp16": 1}, "bf16", None),
+        ({"fp16": 9, "fp32": 1}, "int8", None),
+    ],
+)
+def test_an_engine_is_of_the_precision_asked_for_or_refused(types, precision, observed):
+    if observed is not None:
+        assert observed_precision(types, precision, "it") == observed
+        return
+    with pytest.raises(EngineError, match=f"the engine of it was to compute in {precision}"):
+        observed_precision(types, precision, "it")
