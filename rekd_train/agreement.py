@@ -16,6 +16,7 @@ from rekd_train.metrics import ratio
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.plausibility import plausibility, words_from_pieces
 from rekd_train.preprocess import TextPreprocessor
+from rekd_train.preprocessors import same_tokens
 from rekd_train.vocabulary import vocabulary_of
 
 
@@ -61,7 +62,7 @@ def check_comparable(student: Rationalizer, teacher: Rationalizer) -> None:
     if student.labels != teacher.labels:
         raise ConfigError(f"the teacher's labels are {teacher.labels}, this model's {student.labels}")
     texts = isinstance(mine, TextPreprocessor), isinstance(theirs, TextPreprocessor)
-    same = mine.tokenizer_json == theirs.tokenizer_json if all(texts) else mine.special_ids == theirs.special_ids
+    same = same_tokens(mine, theirs) if all(texts) else mine.special_ids == theirs.special_ids
     if texts[0] != texts[1] or not same or mine.positions != theirs.positions:
         raise ConfigError(
             f"the teacher reads other features ({theirs.positions} positions) than this model ({mine.positions}); "

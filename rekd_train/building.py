@@ -9,13 +9,13 @@ import torch
 from rekd_train.config import BackboneConfig, RunConfig
 from rekd_train.errors import ConfigError
 from rekd_train.models.base import Backbone, Predictor, Selector
-from rekd_train.models.families import build_backbone
+from rekd_train.models.families import FAMILIES, build_backbone
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.models.text import TextBackbone
 from rekd_train.policy import SelectionPolicy
 from rekd_train.preprocess import TextPreprocessor, TextSettings
 from rekd_train.preprocess_image import ImagePreprocessor, ImageSettings
-from rekd_train.preprocessors import Preprocessor
+from rekd_train.preprocessors import Preprocessor, same_tokens
 from rekd_train.pretrained import MINILM_ORIGIN, minilm_tokenizer_json, minilm_word_embeddings
 from rekd_train.weight_files import tokenizer_json
 from rekd_train.weights import load_weights, open_source, sized, source_path
@@ -39,10 +39,14 @@ def text_preprocessor(config: RunConfig) -> TextPreprocessor:
         weights = getattr(config, role).weights
         content = tokenizer_json(source_path(weights, role)) if weights else None
         found += [content] if content is not None else []
-    if len(set(found)) > 1:
-        raise ConfigError("selector.weights and predictor.weights come with different tokenizers; both read one text")
-    content = found[0] if found else minilm_tokenizer_json()
-    return TextPreprocessor(content, TextSettings(config.data.max_length, config.data.lengths))
+    settings = TextSettings(config.data.max_length, config.data.lengths)
+    preprocessors = [TextPreprocessor(content, settings) for content in found or [minilm_tokenizer_json()]]
+    if not same_tokens(preprocessors[0], preprocessors[-1]):
+        raise ConfigError(
+            "selector.weights and predictor.weights come with different tokenizers, but both read the same tokens; "
+            "fix: weights of one vocabulary"
+        )
+    return preprocessors[0]
 
 
 def fresh_pair(config: RunConfig, preprocessor: Preprocessor, labels: Sequence[str]) -> Rationalizer:
@@ -52,6 +56,8 @@ def fresh_pair(config: RunConfig, preprocessor: Preprocessor, labels: Sequence[s
         CheckpointError: pretrained weights are missing, damaged or do not fit.
         ConfigError: sizes that contradict the pretrained weights.
     """
+    for role in ("selector", "predictor"):
+        _check_modality(getattr(config, role), config, role)
     torch.manual_seed(config.seed)
     selector = Selector(_backbone(config.selector, preprocessor, "selector"))
     predictor = Predictor(_backbone(config.predictor, preprocessor, "predictor"), len(labels))
@@ -69,6 +75,16 @@ def weight_origins(config: RunConfig) -> list[str]:
         elif settings.weights:
             origins.append(f"pretrained weights {settings.weights}, under their own licence")
     return list(dict.fromkeys(origins))
+
+
+def _check_modality(settings: BackboneConfig, config: RunConfig, role: str) -> None:
+    modality = config.data.modality
+    fitting = sorted(name for name, family in FAMILIES.items() if family.modality == modality)
+    if settings.family in FAMILIES and settings.family not in fitting:
+        raise ConfigError(
+            f"data '{config.data.name}' are {modality}s, which the {role}'s family '{settings.family}' cannot read; "
+            f"fix: --set {role}.family={' or '.join(fitting)}"
+        )
 
 
 def _backbone(settings: BackboneConfig, preprocessor: Preprocessor, role: str) -> Backbone:

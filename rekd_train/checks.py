@@ -9,6 +9,7 @@ from rekd_train.data import Split
 from rekd_train.errors import ConfigError, DataError
 from rekd_train.models.families import FAMILIES
 from rekd_train.models.rationalizer import Rationalizer
+from rekd_train.preprocessors import same_tokens
 
 
 def check_fit(
@@ -79,7 +80,7 @@ def check_teacher(teacher: Rationalizer, student: Rationalizer, config: RunConfi
         raise ConfigError(f"the teacher reads {kinds[0]} inputs, the student {kinds[1]} inputs")
     if kinds == ("image", "image"):
         _check_images(theirs.settings, ours.settings)
-    elif kinds == ("text", "text") and theirs.tokenizer_json != ours.tokenizer_json:
+    elif kinds == ("text", "text") and not same_tokens(theirs, ours):
         raise ConfigError(
             "the teacher was trained with another tokenizer; distillation needs the same tokens; fix: a teacher with "
             "the student's tokenizer"

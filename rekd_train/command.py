@@ -11,6 +11,7 @@ Light on purpose: ``--help`` of every command passes through here, and must not 
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from typing import Any, NoReturn
 import typer
 
 from rekd_train.errors import RekdError
+from rekd_train.files import AGAIN
 
 OK, FAILED, USAGE, INTERRUPTED, READER_GONE = 0, 1, 2, 130, 141
 
@@ -167,9 +169,11 @@ def _explain_missing_module(error: ModuleNotFoundError) -> str:
 
 def _explain_os_error(error: OSError) -> str:
     """A file that cannot be read or written is the user's to fix; any other system error is ours."""
-    if error.filename is None or error.strerror is None:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if (error.filename is None and not full) or error.strerror is None:
         return _internal(error)
-    return f"error: {os.fsdecode(error.filename)}: {error.strerror}"
+    place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    return f"error: {place}{error.strerror}" + (f"; fix: {AGAIN}" if full else "")
 
 
 def _broken_pipe(error: BrokenPipeError, debug: list[bool]) -> int:

@@ -26,7 +26,7 @@ class DataConfig(Section):
     label_column: str = Field("label", min_length=1, description="column of the labels (table)")
     rationale_column: str = Field("", description="column of human rationales, lists of [start, end] (table)")
     split_column: str = Field("", description="column that says train, dev or test (table); empty: split by seed")
-    labels: tuple[str, ...] = Field((), description="class names in the order of the logits; empty: sorted (own data)")
+    labels: tuple[str, ...] = Field((), description="class names in the order of the logits (own data); empty: sorted")
     train_examples: int | None = Field(None, ge=2, description="training examples, the first of the split; None: all")
     dev_examples: int | None = Field(None, ge=1, description="dev examples, the first of the split; None: all")
     test_examples: int | None = Field(None, ge=1, description="test examples, the first of the split; None: all")
@@ -50,6 +50,14 @@ class DataConfig(Section):
     def _lengths_within_maximum(self) -> DataConfig:
         if any(not 3 <= length <= self.max_length for length in self.lengths):
             raise ValueError(f"lengths {self.lengths} must lie within 3..max_length ({self.max_length})")
+        return self
+
+    @model_validator(mode="after")
+    def _labels_are_names(self) -> DataConfig:
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"labels {list(self.labels)} must be different from one another")
+        if self.labels and self.name not in ("table", "image_folder"):
+            raise ValueError(f"data '{self.name}' name their own classes; labels are for a table or an image_folder")
         return self
 
     @model_validator(mode="after")

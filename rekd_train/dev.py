@@ -157,7 +157,7 @@ class DevEvaluation:
         selection, size = self._config.selection, self._config.optimisation.batch_size
         kept = self._mask.sum(dim=1).float()
         if selection.denominator == "all":
-            features = torch.full_like(kept, float(self._mask.shape[1]))
+            features = torch.full_like(kept, float(self._pair.preprocessor.positions))
         else:
             features = self._readings.real.sum(dim=1).float()
         on_counts = selection.penalty_on == "counts"

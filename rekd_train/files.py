@@ -50,8 +50,26 @@ def write_bytes(path: Path, content: bytes) -> None:
     try:
         work.write_bytes(content)
         work.replace(path)
+    except OSError as error:
+        if error.filename is None:  # a full disk is noticed by a write, which knows no name
+            error.filename = str(path)
+        raise
     finally:
         work.unlink(missing_ok=True)
+
+
+AGAIN = "make room, then run the same command again"
+RESUME = "make room, then go on with --resume"
+
+
+def cannot_write(path: Path, error: Exception, fix: str = AGAIN) -> str:
+    """One line about a failed write: why, how much room there is, what is intact, and ``fix``."""
+    try:
+        free = f"{shutil.disk_usage(path.parent).free / 1e6:.0f} MB are free"
+    except OSError:
+        free = "the free space is unknown"
+    problem = " ".join(str(error).split())[:200]
+    return f"{path} cannot be written ({problem}; {free}); what was saved before is intact; fix: {fix}"
 
 
 def sha256(path: Path) -> str:

@@ -114,6 +114,8 @@ class _Run:
                 self._save(done)
         if self._best.weights and self._best.step < done:
             self._objective.load_state_dict(self._best.weights)
+        if not self._finite():  # the last step can break what the reading before it found in order
+            self._judge(done, {"the weights' norm": float("nan")})
         self._objective.eval()
         self._runtime.release()
 
@@ -148,10 +150,7 @@ class _Run:
         if "kept" in figures:
             figures["rate"] = figures.pop("kept") / max(figures.pop("features"), 1.0)
         figures = {name: value if name == "rate" else value / self._since_reading for name, value in figures.items()}
-        try:
-            self._watch.judge(done, figures)
-        except TrainingError as error:
-            raise TrainingError(f"{error}{self._last_good()}") from None
+        self._judge(done, figures)
         now = time.perf_counter()
         examples = self._since_reading * self._config.optimisation.batch_size
         figures["examples_per_second"] = examples / (now - self._clock)
@@ -159,9 +158,16 @@ class _Run:
         self._sums, self._since_reading, self._clock = {}, 0, now
         return figures
 
+    def _judge(self, done: int, figures: dict[str, float]) -> None:
+        try:
+            self._watch.judge(done, figures)
+        except TrainingError as error:
+            raise TrainingError(f"{error}{self._last_good()}") from None
+
     def _judged(self, done: int) -> bool:
         """Measure dev; whether the stage ends early."""
         figures = self._evaluate(done)
+        self._judge(done, {"loss on dev": figures["extraction_loss"]})
         figures["best"] = float(self._best.offer(done, figures, self._objective.state_dict()))
         self._loop.observer.evaluated(figures)
         self._clock = time.perf_counter()

@@ -19,7 +19,7 @@ from rekd_train.models.gates import kept_positions, relaxed_log_choice, straight
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.noise import gumbel, key, uniform, uniform_scalar
 from rekd_train.runtime import Runtime
-from rekd_train.schedules import annealed_alpha, annealed_temperature
+from rekd_train.schedules import annealed_alpha, annealed_temperature, refreshed_step
 from rekd_train.teacher import Teacher
 
 QUIET_TEMPERATURE = 2.0
@@ -99,7 +99,7 @@ class RationaleObjective(Objective):
     def figures(self, batch: Batch) -> Figures:
         """Parts of ``loss``, ``extraction`` (L_RE), ``penalty``, with a teacher ``rationale`` and ``prediction``."""
         config = self.config
-        progress = (batch.step - batch.step % config.temperature.refresh) / batch.steps
+        progress = refreshed_step(batch.step, config.temperature.refresh) / batch.steps
         temperature = annealed_temperature(progress, config.temperature)
         selectable = self.pair.selectable(batch.inputs)
         logits = self.selector(batch.inputs)
@@ -137,7 +137,8 @@ class RationaleObjective(Objective):
         selection = self.config.selection
         kept = torch.where(selectable, mask, 0.0).sum(dim=1)
         if selection.denominator == "all":
-            features = torch.full_like(kept, selectable.shape[1]).detach()
+            # the longest input, not the width of this batch: padding must not change the penalty
+            features = torch.full_like(kept, self.pair.preprocessor.positions).detach()
         else:
             features = self.selector.backbone.selectable(batch.inputs).sum(dim=1).to(kept.dtype)
         present = float(batch.present > 0)

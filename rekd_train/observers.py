@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rekd_train.errors import MissingExtraError
+from rekd_train.errors import MissingExtraError, TrainingError
+from rekd_train.files import RESUME, cannot_write, write_bytes
 
 
 class Observer(Protocol):
@@ -82,27 +83,42 @@ class JsonLines(_Counting):
     """Appends one JSON object a line: event, stage, step, seconds since the epoch, figures.
 
     Args:
-        path: of the file; what it holds stays.
+        path: of the file; what it holds stays, but for a line that a killed run or a full disk cut off.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
+        content = path.read_bytes() if path.exists() else b""
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            write_bytes(path, content[:whole])
 
     def _write(self, event: str, values: dict[str, Any]) -> None:
         line = {"event": event, "stage": self._name, "step": self._step, "time": round(time.time(), 3), **values}
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise TrainingError(cannot_write(self._path, error, RESUME)) from error
 
 
 def readings(log: Path) -> dict[str, dict[str, list[float]]]:
-    """What ``JsonLines`` wrote, by stage: ``step`` and, as long as it, each figure; dev's under ``<stage>.dev``."""
+    """What ``JsonLines`` wrote, by stage: ``step`` and, as long as it, each figure; dev's under ``<stage>.dev``.
+
+    Of steps that a resumed run did again only the second reading counts.
+    """
     curves: dict[str, dict[str, list[float]]] = {}
     for line in log.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
         event, stage = entry.pop("event"), entry.pop("stage")
-        if event != "stage":
+        if event == "stage":
+            for curve in (curves.get(stage, {}), curves.get(f"{stage}.dev", {})):
+                done = sum(step <= entry["step"] for step in curve.get("step", ()))
+                for values in curve.values():
+                    del values[done:]
+        else:
             entry.pop("time")
             curve = curves.setdefault(stage if event == "step" else f"{stage}.dev", {})
             for name, value in entry.items():

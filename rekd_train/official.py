@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rekd_train.checkpoint import save
 from rekd_train.config import BackboneConfig, ImageConfig
 from rekd_train.errors import CheckpointError, ConfigError
-from rekd_train.files import sha256
+from rekd_train.files import cannot_write, sha256
 from rekd_train.models.base import Predictor, Selector
 from rekd_train.models.families import build_backbone
 from rekd_train.models.rationalizer import Rationalizer
@@ -98,11 +99,11 @@ def import_official(
         for role, path in (("selector", selector), ("predictor", predictor))
     ]
     unread = {role: state.unread for role, state in states.items()}
-    return save(
-        rationalizer,
-        output,
-        training={"name": Path(output).name, "stage": "imported", "origins": origins, "unread_keys": unread},
-    )
+    training = {"name": Path(output).name, "stage": "imported", "origins": origins, "unread_keys": unread}
+    try:
+        return save(rationalizer, output, training=training)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(cannot_write(Path(output), error)) from error
 
 
 def _pair(

@@ -170,7 +170,14 @@ class ImagePreprocessor:
         """Raise ConfigError if a network of these sizes does not read these images in this patch grid."""
         wanted = ImageSettings.of(settings)
         if wanted != self.settings:
-            raise ConfigError(f"the preprocessing makes {self.settings}, the network reads {wanted}")
+            mine, theirs = (
+                f"{s.height} x {s.width} x {s.channels} in {s.rows} x {s.columns} patches"
+                for s in (self.settings, wanted)
+            )
+            raise ConfigError(
+                f"selector and predictor must read the same images in the same patches, here {mine}; one reads {theirs}"
+                "; fix: the same height, width, channels, upscale_to and patch in selector.image and predictor.image"
+            )
 
     def save(self, directory: Path) -> None:
         """Nothing to write: the settings lie in the checkpoint's config.json."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -89,3 +90,25 @@ def load_preprocessor(directory: Path, settings: dict[str, Any]) -> Preprocessor
     settings_class, preprocessor_class = _KINDS[kind]
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
     return preprocessor_class.load(directory, settings_class(**values))
+
+
+def same_tokens(one: TextPreprocessor, other: TextPreprocessor) -> bool:
+    """Whether two tokenizers make the same tokens of every text, however their files are written.
+
+    A vocab.txt and a tokenizer.json of one model differ in what does not matter here: padding, truncation, and
+    how [CLS] and [SEP] are put around a text.
+    """
+    if one.tokenizer_json == other.tokenizer_json:
+        return True
+    if one.special_ids != other.special_ids or _rules(one) != _rules(other):
+        return False
+    around = [each.encode(["a"])[0].ids for each in (one, other)]
+    return around[0] == around[1]
+
+
+def _rules(preprocessor: TextPreprocessor) -> dict[str, Any]:
+    from tokenizers import Tokenizer
+
+    whole = json.loads(Tokenizer.from_str(preprocessor.tokenizer_json).to_str())  # with every default written out
+    added = [token for token in whole["added_tokens"] if not token["special"]]
+    return {"added": added, **{name: whole[name] for name in ("normalizer", "pre_tokenizer", "model")}}

@@ -75,7 +75,7 @@ def check_classes(labels: Sequence[str], data: DataSet) -> None:
     if list(labels) != list(data.label_names) and not (unnamed and len(labels) == len(data.label_names)):
         raise DataError(
             f"the data have {len(data.label_names)} classes ({_some(data.label_names)}), the model has {len(labels)} "
-            f"({_some(labels)}); fix: give the data it was trained for, or name the classes: --set data.labels=[...]"
+            f"({_some(labels)}); fix: the data it was trained for, classes in the same order (own data: data.labels)"
         )
 
 

@@ -16,12 +16,15 @@ from rekd_train.config import RunConfig
 from rekd_train.data import DataSet, Split, encode, encode_splits, load_data
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.evaluation import measure
+from rekd_train.files import AGAIN, RESUME, cannot_write
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.observers import JsonLines, Observer, Several, Silent, TensorBoard, readings
-from rekd_train.recorded import data_for, recorded_config
+from rekd_train.preprocess import TextPreprocessor
+from rekd_train.preprocessors import same_tokens
+from rekd_train.recorded import check_classes, data_for, recorded_config
 from rekd_train.report import evaluate
 from rekd_train.runtime import Runtime, chosen_device
-from rekd_train.state import StateStore, cannot_write, identity_of
+from rekd_train.state import StateStore, identity_of
 from rekd_train.training import calibrate_pair, compact_pair, fit
 
 
@@ -61,7 +64,7 @@ def train_run(
     if teacher_pair is not None:
         check_teacher(teacher_pair, pair, config)
     if warm_start is not None:
-        _start_from(pair, checkpoint.load(warm_start), warm_start)
+        _start_from(pair, checkpoint.load(warm_start), warm_start, data)
     splits = encode_splits(data, preprocessor, config.data)
     start = {"teacher": teacher, "warm_start": warm_start}
     hashes = {name: checkpoint.checkpoint_hash(path) if path else None for name, path in start.items()}
@@ -73,7 +76,7 @@ def train_run(
     metrics = {}
     if runtime.is_main:
         metrics = {name: measure(pair, splits[name]) for name in ("dev", "test")}
-        _save(pair, output, config, data, {**metrics, "training": readings(_log_file(store))})
+        _save(pair, output, config, data, {**metrics, "training": readings(_log_file(store))}, fix=RESUME)
         store.discard()
     runtime.wait()
     runtime.close()
@@ -201,8 +204,9 @@ def _save(
     data: DataSet,
     metrics: dict[str, Any],
     origins: Sequence[str] = (),
+    fix: str = AGAIN,
 ) -> None:
-    """``origins`` are those of the checkpoint that this one was made from."""
+    """``origins`` are those of the checkpoint that this one was made from; ``fix``: what to do if the disk is full."""
     networks = {role: getattr(pair, role).backbone.settings for role in ("selector", "predictor")}
     config = config.model_copy(update=networks)  # with the sizes that pretrained weights brought
     try:
@@ -218,13 +222,23 @@ def _save(
             **checkpoint_examples(data, pair.preprocessor),
         )
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(cannot_write(output, error)) from error
+        raise CheckpointError(cannot_write(output, error, fix)) from error
 
 
-def _start_from(pair: Rationalizer, start: Rationalizer, path: Path) -> None:
+def _start_from(pair: Rationalizer, start: Rationalizer, path: Path, data: DataSet) -> None:
+    check_classes(start.labels, data)
+    mine, theirs = pair.preprocessor, start.preprocessor
+    if isinstance(mine, TextPreprocessor) and not (
+        isinstance(theirs, TextPreprocessor) and same_tokens(mine, theirs)
+    ):
+        raise ConfigError(f"{path} reads other tokens than this run; fix: a warm start with the same tokenizer")
     for role in ("selector", "predictor"):
         mine, theirs = getattr(pair, role), getattr(start, role)
         sizes = [m.backbone.settings.model_dump(exclude={"weights", "word_embeddings"}) for m in (mine, theirs)]
         if sizes[0] != sizes[1]:
-            raise ConfigError(f"the {role} of {path} has other sizes than this run's; warm starts need the same")
+            names = ", ".join(name for name in sizes[0] if sizes[0][name] != sizes[1][name])
+            raise ConfigError(
+                f"the {role} of {path} has other sizes than this run's ({names}); warm starts need the same; fix: "
+                f"those of its config.json, by --set {role}.NAME=VALUE"
+            )
         mine.load_state_dict(theirs.state_dict())

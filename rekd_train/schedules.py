@@ -10,6 +10,15 @@ def annealed_temperature(progress: float, settings: TemperatureConfig) -> float:
     return settings.start * (settings.end / settings.start) ** progress
 
 
+def refreshed_step(step: int, refresh: int) -> int:
+    """The step whose temperature the step ``step`` (from 0) takes: it changes every ``refresh`` steps.
+
+    The authors count steps from 1 and change it in those that ``refresh`` divides, so the first refresh - 1 steps
+    run at tau_0. With a refresh of 1 each step takes its own, from tau_0 on.
+    """
+    return step if refresh == 1 else step + 1 - (step + 1) % refresh
+
+
 def annealed_alpha(progress: float, settings: TemperatureConfig) -> float:
     """alpha = (tau_0 - tau) / (tau_0 - tau_K): from pure distillation to pure rationale extraction."""
     if settings.start == settings.end:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,6 +14,7 @@ import torch
 from rekd_train.config import RunConfig
 from rekd_train.data import Split
 from rekd_train.errors import ConfigError, TrainingError
+from rekd_train.files import RESUME, cannot_write
 
 FILE = "state.pt"
 VERSION = 1
@@ -72,7 +72,7 @@ class StateStore:
                 os.fsync(file.fileno())
             work.replace(self.path)
         except (OSError, RuntimeError) as error:
-            raise TrainingError(cannot_write(self.path, error)) from error
+            raise TrainingError(cannot_write(self.path, error, RESUME)) from error
         finally:
             work.unlink(missing_ok=True)
 
@@ -113,19 +113,6 @@ def identity_of(config: RunConfig, train: Split, dev: Split, **more: Any) -> dic
         digest.update(split.labels.tobytes())
         digest.update(split.lengths.tobytes())
     return {"config": config.model_dump(mode="json"), "data": digest.hexdigest(), **more}
-
-
-def cannot_write(path: Path, error: Exception) -> str:
-    """One line about a failed write: why, how much room there is, what is intact."""
-    try:
-        free = f"{shutil.disk_usage(path.parent).free / 1e6:.0f} MB are free"
-    except OSError:
-        free = "the free space is unknown"
-    problem = " ".join(str(error).split())[:200]
-    return (
-        f"{path} cannot be written ({problem}; {free}); what was saved before is intact; fix: make room, then go on "
-        "with --resume"
-    )
 
 
 def asdict_shallow(snapshot: Snapshot) -> dict[str, Any]:

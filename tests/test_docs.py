@@ -87,6 +87,12 @@ def test_every_setting_of_training_is_documented():
     assert not unknown
 
 
+def test_the_registration_shown_to_families_is_the_real_one():
+    shown = re.search(r'^ *"bilstm": Family.*$', (ROOT / "docs" / "adding_a_family.md").read_text(), re.MULTILINE)
+    assert shown.group() in (ROOT / "rekd_train" / "models" / "families.py").read_text()
+    assert len((ROOT / "rekd_train" / "models" / "bilstm.py").read_text().splitlines()) <= 80
+
+
 def test_every_preset_makes_its_documented_origin():
     from rekd_train.config import preset_names, run_config
 

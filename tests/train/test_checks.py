@@ -9,6 +9,7 @@ import pytest
 from conftest import make_image_rationalizer, make_rationalizer, tiny_tokenizer_json
 from toys import toy_config, toy_images, toy_texts
 
+from rekd_train.agreement import check_comparable
 from rekd_train.checks import check_fit, check_teacher
 from rekd_train.config import BackboneConfig, ImageConfig
 from rekd_train.errors import ConfigError, DataError
@@ -74,6 +75,30 @@ def test_a_teacher_of_another_tokenizer():
     teacher = make_rationalizer()
     teacher.preprocessor = TextPreprocessor(json.dumps(document), teacher.preprocessor.settings)
     refused(ConfigError, "another tokenizer; distillation needs the same tokens", teacher=teacher)
+
+
+def as_vocabulary(content: str, directory, **options) -> str:
+    """The same tokenizer as another library writes it, from its vocab.txt."""
+    from tokenizers import BertWordPieceTokenizer
+
+    words = json.loads(content)["model"]["vocab"]
+    (directory / "vocab.txt").write_text("\n".join(sorted(words, key=words.__getitem__)))
+    return BertWordPieceTokenizer(str(directory / "vocab.txt"), **options).to_str()
+
+
+def test_a_teacher_whose_tokenizer_is_only_written_otherwise(tmp_path):
+    pair, train, dev = toy_texts()
+    teacher = make_rationalizer(4)
+    same = as_vocabulary(tiny_tokenizer_json(), tmp_path, lowercase=True)
+    assert same != teacher.preprocessor.tokenizer_json
+    teacher.preprocessor = TextPreprocessor(same, teacher.preprocessor.settings)
+    check_fit(toy_config(), pair, train, dev, teacher, warm=False)
+    check_comparable(pair, teacher)
+    cased = as_vocabulary(tiny_tokenizer_json(), tmp_path, lowercase=False)
+    teacher.preprocessor = TextPreprocessor(cased, teacher.preprocessor.settings)
+    refused(ConfigError, "another tokenizer; distillation needs the same tokens", teacher=teacher)
+    with pytest.raises(ConfigError, match="reads other features"):
+        check_comparable(pair, teacher)
 
 
 def test_a_teacher_that_reads_less():

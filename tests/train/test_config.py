@@ -159,3 +159,10 @@ def test_toml_of_a_preset_is_what_the_parser_reads():
 )
 def test_data_settings_that_make_no_sense_are_explained(tmp_path, settings, part):
     assert part in mistakes_of(write(tmp_path, 'name = "x"'), settings)
+
+
+def test_labels_are_different_names_of_own_data(tmp_path):
+    path = write(tmp_path, 'name = "x"\n[data]\nname = "table"\npath = "x.csv"\n')
+    assert run_config(path, ['data.labels=["b", "a"]']).data.labels == ("b", "a")
+    assert "labels ['a', 'b', 'b'] must be different" in mistakes_of(path, ['data.labels=["a", "b", "b"]'])
+    assert "'imdb' name their own classes" in mistakes_of("demo_student", ['data.labels=["a", "b"]'])

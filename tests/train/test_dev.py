@@ -8,7 +8,7 @@ from toys import toy_config, toy_images, toy_texts
 
 from rekd_train import losses
 from rekd_train.dev import Best, DevEvaluation, read_selector
-from rekd_train.evaluation import measure, run_selector
+from rekd_train.evaluation import measure, run_masks, run_selector
 from rekd_train.runtime import Runtime
 from rekd_train.training import calibrate_policy
 
@@ -70,6 +70,20 @@ def test_the_extraction_loss_is_that_of_batches_in_order():
             loss = losses.prediction_loss(pair.class_logits(inputs, mask), torch.from_numpy(dev.labels[rows]))
             values.append(float(loss + 3.0 * (rate - config.selection.target) ** 2))
     assert figures["extraction_loss"] == pytest.approx(sum(values) / 3, rel=1e-5)
+
+
+def test_the_extraction_loss_counts_all_positions_as_training_does():
+    pair, _, dev = toy_texts()
+    selection = {"weight": 1.0, "denominator": "all"}
+    config = toy_config(selection=selection, stages={"evaluation": "argmax"}, optimisation={"batch_size": 64})
+    figures = DevEvaluation(config, pair, pair.predictor, dev, CPU, with_rationale=True)(10)
+    outputs = run_selector(pair, dev)
+    mask = outputs.selectable & (outputs.scores > 0)
+    assert mask.shape[1] < pair.preprocessor.positions == 48
+    rate = float(mask.sum() / (len(dev) * 48))
+    logits = torch.from_numpy(run_masks(pair, dev, {"own": mask})["own"])
+    loss = float(losses.prediction_loss(logits, torch.from_numpy(dev.labels)))
+    assert figures["extraction_loss"] == pytest.approx(loss + (rate - config.selection.target) ** 2, rel=1e-5)
 
 
 def test_sampled_masks_differ_between_evaluations_and_follow_the_scores():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -74,3 +75,15 @@ def test_what_cannot_be_is_one_line(trained, checkpoint, capsys) -> None:
     assert code == 2 and "none of train, dev, test" in err
     code, _, err = invoke(capsys, str(trained), "--risk", "1.5")
     assert code == 2
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(trained, tmp_path, capsys, monkeypatch) -> None:
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    code, _, err = invoke(capsys, str(trained), "--draws", "0", "-o", str(tmp_path / "report.json"))
+    assert code == 1
+    assert err == (
+        f"error: {tmp_path}/report.json: No space left on device; fix: make room, then run the same command again\n"
+    )

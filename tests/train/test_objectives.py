@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from rekd_train.models.gates import relaxed_log_choice
 from rekd_train.noise import gumbel
 from rekd_train.objectives import ClassifierObjective, CompactObjective, RationaleObjective
 from rekd_train.runtime import Runtime
+from rekd_train.schedules import refreshed_step
 from rekd_train.teacher import LiveTeacher, all_batches
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_text())
@@ -39,7 +41,11 @@ class Scripted(torch.nn.Module):
         self._answers = torch.tensor(selector_logits), torch.tensor(class_logits)
         self.seen = None
 
-    selector = predictor = backbone = property(lambda self: self)
+    selector = predictor = backbone = preprocessor = property(lambda self: self)
+
+    @property
+    def positions(self):
+        return self._answers[0].shape[1]
 
     def __call__(self, inputs, mask=None, selectable=None):
         return self._answers[0] if mask is None else self._answers[1]
@@ -98,6 +104,16 @@ def figures_of(texts, teacher: bool = True, **changes) -> dict[str, float]:
     live = LiveTeacher(teacher_pair, CPU, "fp32") if teacher else None
     found = RationaleObjective(toy_config(**changes), pair, CPU, 7, live)(batch)
     return {name: value.item() for name, value in found.items()}
+
+
+def test_the_temperature_changes_in_the_authors_steps():
+    # their step k = 1, 2, ...: if k % 100 == 0: tau = tau(k)
+    taken, current = [], 0
+    for k in range(1, 351):
+        current = k if k % 100 == 0 else current
+        taken.append(current)
+    assert [refreshed_step(step, 100) for step in range(350)] == taken
+    assert [refreshed_step(step, 1) for step in range(4)] == [0, 1, 2, 3]
 
 
 def test_alpha_weighs_extraction_against_distillation(texts):
@@ -169,12 +185,12 @@ def test_temperatures_can_be_fixed(texts):
 def test_the_temperature_is_refreshed_every_so_many_steps(texts):
     batch = texts[2]
     found = {}
-    for step in (4, 5, 6):
+    for step in (3, 4, 5):  # counted from 0: the fifth changes it
         batch.step = step
         settings = {"temperature": {"refresh": 5}, "distillation": {"noise": "none", "rationale_temperature": None}}
         found[step] = figures_of(texts, **settings)["rationale"]
     batch.step = 0
-    assert found[5] == found[6] != found[4]
+    assert found[4] == found[5] != found[3]
 
 
 def test_hard_labels_are_the_teacher_s_decisions_and_have_a_gradient_where_they_differ(texts):
@@ -203,7 +219,7 @@ def test_hard_labels_with_noise_are_the_teacher_s_samples(texts):
 
 
 def penalties(texts, **selection) -> tuple[float, torch.Tensor, torch.Tensor, int]:
-    """(penalty without its weight, kept (B,), real features (B,), positions)."""
+    """(penalty without its weight, kept (B,), real features (B,), positions of the longest input)."""
     pair, _, batch = texts
     figures = figures_of(texts, teacher=False, selection={"weight": 1.0, **selection})
     logits = pair.selector_logits(batch.inputs)
@@ -211,7 +227,7 @@ def penalties(texts, **selection) -> tuple[float, torch.Tensor, torch.Tensor, in
     noisy = logits + gumbel(objective.stream(0, 0), batch.indices, logits.shape[1])
     real = pair.selector.backbone.selectable(batch.inputs)
     chosen = (noisy[..., 1] > noisy[..., 0]) & (real if selection.get("selectable", "real") == "real" else True)
-    return figures["penalty"], chosen.sum(1).double(), real.sum(1).double(), real.shape[1]
+    return figures["penalty"], chosen.sum(1).double(), real.sum(1).double(), pair.preprocessor.positions
 
 
 def test_every_budget_penalty(texts):
@@ -225,6 +241,15 @@ def test_every_budget_penalty(texts):
     assert value == pytest.approx(float(((kept - 0.15 * real) ** 2).mean()), rel=1e-4)
     value, *_ = penalties(texts, penalty_on="counts", denominator="all")
     assert value == pytest.approx(float((kept.mean() - 0.15 * width) ** 2), rel=1e-4)
+
+
+def test_padding_does_not_change_a_penalty_over_all_positions(texts):
+    pair, teacher, batch = texts
+    wider = replace(batch, inputs={name: torch.nn.functional.pad(t, (0, 5)) for name, t in batch.inputs.items()})
+    settings = {"penalty_on": "counts", "denominator": "all", "weight": 1.0}
+    narrow, wide = (figures_of((pair, teacher, each), teacher=False, selection=settings) for each in (batch, wider))
+    assert wide["penalty"] == pytest.approx(narrow["penalty"], rel=1e-5)
+    assert wide["features"] == narrow["features"] == 12 * 48, "N is that of the longest input"
 
 
 def test_every_position_can_be_selectable(texts):

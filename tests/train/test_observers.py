@@ -2,11 +2,12 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
-from rekd_train.errors import MissingExtraError
-from rekd_train.observers import JsonLines, Several, TensorBoard
+from rekd_train.errors import MissingExtraError, TrainingError
+from rekd_train.observers import JsonLines, Several, TensorBoard, readings
 
 
 def tell(observer):
@@ -27,6 +28,31 @@ def test_json_lines_are_appended_one_object_each(tmp_path):
     ]  # fmt: skip
     assert lines[0]["steps"] == 3 and lines[1]["loss"] == 0.5 and lines[2]["accuracy"] == 0.75
     assert all(line["time"] > 1e9 for line in lines)
+
+
+def test_a_full_disk_is_one_clear_error():
+    log = JsonLines(Path("/dev/null"))
+    log._path = Path("/dev/full")
+    with pytest.raises(TrainingError, match=r"/dev/full cannot be written \(.*No space left.*--resume"):
+        log.stage("rationale", 3)
+
+
+def test_a_resumed_run_goes_on_behind_a_line_that_was_cut_off(tmp_path):
+    path = tmp_path / "log.jsonl"
+    first = JsonLines(path)
+    first.stage("rationale", 80)
+    for step in range(1, 61):
+        first.step({"loss": float(step)} if step % 20 == 0 else {})
+    first.evaluated({"accuracy": 0.5})
+    with open(path, "a") as file:
+        file.write('{"event": "step", "stage": "ratio')  # killed while it wrote
+    again = JsonLines(path)
+    again.stage("rationale", 80, start=20)
+    for step in range(21, 81):
+        again.step({"loss": step + 0.5} if step % 20 == 0 else {})
+    found = readings(path)
+    assert found["rationale"] == {"step": [20, 40, 60, 80], "loss": [20.0, 40.5, 60.5, 80.5]}
+    assert found["rationale.dev"] == {"step": [], "accuracy": []}, "that step was done again"
 
 
 def test_several_are_all_told(tmp_path):

@@ -149,7 +149,7 @@ def test_bad_settings_are_listed_together() -> None:
 
 def test_a_network_of_another_grid_is_refused() -> None:
     image = ImageConfig(height=6, width=8, channels=3, patch=1)
-    with pytest.raises(ConfigError, match="rows=3.*rows=6"):
+    with pytest.raises(ConfigError, match="x 3 in 3 x 4 patches; one reads 6 x 8 x 3 in 6 x 8 patches; fix"):
         COLOUR.check_backbone(BackboneConfig(family="vit", image=image))
     with pytest.raises(ConfigError, match="reads no images"):
         COLOUR.check_backbone(BackboneConfig())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import numpy as np
@@ -10,10 +11,11 @@ import torch
 from conftest import WORDS, tiny_tokenizer_json
 
 import rekd_train
-from rekd_train import recorded, runs
-from rekd_train.config import RunConfig
+from rekd_train import checkpoint, recorded, runs
+from rekd_train.building import fresh_pair
+from rekd_train.config import BackboneConfig, RunConfig
 from rekd_train.data import DataSet, LabelledTexts
-from rekd_train.errors import CheckpointError, ConfigError
+from rekd_train.errors import CheckpointError, ConfigError, DataError
 from rekd_train.preprocess import TextPreprocessor, TextSettings
 
 TARGET = 0.2
@@ -114,6 +116,16 @@ def test_calibrating_fits_bias_and_temperature_again(planted, student, tmp_path)
     assert after.probability_temperature != before.probability_temperature
 
 
+def test_calibrating_on_a_full_disk_says_what_can_be_done(planted, student, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(CheckpointError, match="No space left.*fix: make room, then run the same command again"):
+        runs.calibrate_run(student[0], tmp_path / "less", 0.1)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("target", [0.0, -1.0, 1.5, float("nan")])
 def test_a_rate_that_is_no_share_is_refused(planted, student, tmp_path, target):
     with pytest.raises(ConfigError, match="above 0 and at most 1"):
@@ -147,3 +159,24 @@ def test_a_classifier_keeps_everything(planted, tmp_path):
     stages = {"classifier_epochs": 8, "rationale_epochs": 0, "compact_epochs": 0, "masked_share": 0.0}
     metrics = runs.train_run(config(stages=stages), tmp_path / "plain")
     assert metrics["test"]["rate"] == 1.0 and metrics["test"]["accuracy"] > 0.8
+
+
+def test_a_warm_start_that_does_not_fit_is_refused_before_training(planted, tmp_path):
+    mine = config()
+    sizes = mine.predictor.model_dump()
+    words = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=24))
+    vocabulary = json.loads(tiny_tokenizer_json())
+    entries = vocabulary["model"]["vocab"]
+    entries["film"], entries["movie"] = entries["movie"], entries["film"]
+    others = TextPreprocessor(json.dumps(vocabulary), words.settings)
+    for name, changes, labels, read, error, message in (
+        ("classes", {}, ("a", "b", "c"), words, DataError, r"data have 2 classes .*model has 3 \(a, b, c\); fix"),
+        ("order", {}, ("positive", "negative"), words, DataError, "classes in the same order"),
+        ("tokens", {}, planted.label_names, others, ConfigError, "reads other tokens than this run; fix"),
+        ("sizes", {"layers": 2}, planted.label_names, words, ConfigError, r"other sizes .*\(layers\).*fix"),
+    ):
+        whole = mine.model_copy(update={"selector": BackboneConfig.model_validate(sizes | changes)})
+        checkpoint.save(fresh_pair(whole, read, labels), tmp_path / name, training={"name": "start"})
+        with pytest.raises(error, match=message):
+            runs.train_run(mine, tmp_path / "out", warm_start=tmp_path / name, device="cpu")
+    assert not (tmp_path / "out").exists()

@@ -12,6 +12,7 @@ from toys import Recorder, toy_config, toy_images, toy_texts
 from rekd_train.errors import ConfigError, TrainingError
 from rekd_train.evaluation import measure
 from rekd_train.runtime import Runtime
+from rekd_train.state import StateStore
 from rekd_train.training import KEEP_ALL, calibrate_pair, compact_pair, fit, same_sizes
 
 LONG = {"classifier_epochs": 8, "rationale_epochs": 10, "compact_epochs": 4, "evaluate_every": 2}
@@ -260,6 +261,33 @@ def test_a_diverged_run_stops():
         with torch.no_grad():
             pair.predictor.head[-1].bias.fill_(float("nan"))
         fit(toy_config(), pair, train, dev)
+
+
+def test_a_stage_that_ends_early_does_not_hide_a_divergence(tmp_path):
+    pair, train, dev = toy_texts()
+    with torch.no_grad():
+        pair.predictor.head[-1].bias.fill_(float("nan"))
+    # dev is measured, and patience ends the stage, before the first reading of the loss
+    config = toy_config(stages={"evaluate_every": 0.25, "patience": 1})
+    store = StateStore(tmp_path, {})
+    with pytest.raises(TrainingError, match="classifier: diverged, loss on dev is nan at step 2"):
+        fit(config, pair, train, dev, store=store)
+    assert not store.path.exists()
+
+
+def test_weights_that_the_last_step_has_broken_are_not_kept(tmp_path):
+    pair, train, dev = toy_texts()
+
+    class Breaks(Recorder):
+        def step(self, values):
+            if values:  # after the last reading
+                with torch.no_grad():
+                    pair.predictor.head[-1].bias.fill_(float("inf"))
+
+    store = StateStore(tmp_path, {})
+    with pytest.raises(TrainingError, match="classifier: diverged, the weights' norm is nan at step 16; fix"):
+        fit(toy_config(), pair, train, dev, observer=Breaks(), store=store)
+    assert not store.path.exists()
 
 
 @pytest.mark.parametrize(("logit", "words"), [(30.0, "larger selection.weight"), (-30.0, "smaller selection.weight")])

@@ -222,6 +222,19 @@ def test_the_tokenizer_comes_with_the_weights_and_is_one(tmp_path):
         preprocessor_for(config.model_copy(update={"selector": BackboneConfig(weights=str(tmp_path / "a"))}))
 
 
+def test_weights_of_one_vocabulary_may_write_it_in_two_ways(tmp_path):
+    from conftest import tiny_tokenizer_json
+
+    content = tiny_tokenizer_json()
+    words = json.loads(content)["model"]["vocab"]
+    files = {"selector": ("vocab.txt", "\n".join(words)), "predictor": ("tokenizer.json", content)}
+    for role, (name, text) in files.items():
+        shutil.copytree(BERT, tmp_path / role)
+        (tmp_path / role / name).write_text(text)
+    config = minilm().model_copy(update={role: BackboneConfig(weights=str(tmp_path / role)) for role in files})
+    assert preprocessor_for(config).tokenizer_json == content
+
+
 def test_an_image_run_reads_images():
     config = RunConfig.model_validate(
         {"name": "t", "data": {"name": "digits"}, **{role: {"family": "vit", "layers": 1, "width": 8, "heads": 2,
@@ -229,3 +242,23 @@ def test_an_image_run_reads_images():
     )  # fmt: skip
     pair = fresh_pair(config, preprocessor_for(config), [str(i) for i in range(10)])
     assert pair.predict([np.zeros((8, 8), np.uint8)])[0].label in pair.labels
+
+
+@pytest.mark.parametrize(
+    ("role", "changes", "message"),
+    [
+        ("selector", {"family": "bert"}, "data 'digits' are images, which the selector's family 'bert' cannot read; "
+         "fix: --set selector.family=vit"),
+        ("selector", {"image": {"height": 8, "width": 8, "channels": 1, "patch": 4}},
+         "must read the same images in the same patches, here 8 x 8 x 1 in 4 x 4 patches; one reads 8 x 8 x 1 in 2 x 2 "
+         "patches; fix"),
+    ],
+)  # fmt: skip
+def test_networks_that_cannot_read_the_images_together(role, changes, message):
+    network = {"family": "vit", "layers": 1, "width": 8, "heads": 2,
+               "image": {"height": 8, "width": 8, "channels": 1, "patch": 2}}  # fmt: skip
+    document = {"name": "t", "data": {"name": "digits"}, "selector": network, "predictor": network}
+    config = RunConfig.model_validate(document | {role: network | changes})
+    with pytest.raises(ConfigError) as caught:
+        fresh_pair(config, preprocessor_for(config), ["a", "b"])
+    assert message in str(caught.value)
