@@ -26,7 +26,7 @@ from typing import Self
 from rekd_deploy.errors import ServerError
 from rekd_deploy.processes import children_of, has_ended
 from rekd_deploy.repository_check import check_repository
-from rekd_deploy.triton_wheel import TritonWheel, find_wheel
+from rekd_deploy.triton_wheel import TritonWheel, check_servable, find_wheel
 from rekd_deploy.workspaces import Workspace
 
 PORT_FLAGS = {"grpc": "--grpc-port", "http": "--http-port", "metrics": "--metrics-port"}
@@ -108,11 +108,12 @@ class TritonServer:
         Raises:
             RepositoryError: the repository is missing or damaged.
             MissingExtraError: an extra is not installed.
-            ServerError: a port is taken, the server died or was not ready in time.
+            ServerError: this server cannot run the repository, a port is taken, the server died or was not ready in
+                time.
         """
         if self._process is not None:
             raise ServerError("this server is already running; stop it first")
-        check_repository(self.repository)
+        check_servable(self.repository, check_repository(self.repository))
         wheel = find_wheel()
         self.ports = settled_ports(self.ports, self.host)
         self.log_file = self.log_file or _default_log(self.ports["grpc"])

@@ -13,10 +13,13 @@ import shutil
 import stat
 import sys
 import sysconfig
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
+from typing import Any
 
+from rekd_deploy.engine_parity import reason_not_to_run
 from rekd_deploy.engines.onnxruntime import check_flavours
 from rekd_deploy.errors import ServerError
 from rekd_train.errors import MissingExtraError
@@ -69,6 +72,20 @@ class TritonWheel:
     @property
     def _stub(self) -> Path:
         return self.root / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}" / _STUB
+
+
+def check_servable(root: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise ServerError if the wheel's server on this machine cannot run a repository."""
+    target = manifest["repository"]["target"]
+    if target != "python":
+        raise ServerError(
+            f"{root} is for Triton's backend '{target}', which the server of the wheel lacks; fix: serve it in a "
+            "Triton container, or rekd-export --target python"
+        )
+    products = {entry["engine"]["format"] for entry in manifest["artefacts"].values() if "engine" in entry}
+    for product in sorted(products):
+        if reason := reason_not_to_run(product):
+            raise ServerError(f"{root} holds {product} engines, which cannot run here: {reason}")
 
 
 def find_wheel() -> TritonWheel:

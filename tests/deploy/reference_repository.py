@@ -1,6 +1,6 @@
 """The committed reference configs: what the writer makes of the tests' tiny model.
 
-    python tests/deploy/reference_repository.py     # writes model_repository/reference/python anew
+    python tests/deploy/reference_repository.py     # writes model_repository/reference anew
 """
 
 from __future__ import annotations
@@ -10,19 +10,28 @@ from dataclasses import replace
 from pathlib import Path
 
 from rekd_deploy.artefacts import Artefacts
+from rekd_deploy.engine_export import EngineRequest, plan_engines
+from rekd_deploy.engines.tensorrt_library import PRODUCTS
 from rekd_deploy.signature import text_pair_signature
 from rekd_deploy.triton_config import CONFIG_FILE, ENSEMBLE, ServingSettings, build_configs, config_text
 from rekd_deploy.versions import Versions, pin_versions
 from rekd_train.files import write_text
 from rekd_train.preprocess import TextPreprocessor
 
-ROOT = Path(__file__).resolve().parents[2] / "model_repository" / "reference" / "python"
+REFERENCES = Path(__file__).resolve().parents[2] / "model_repository" / "reference"
+ROOT = REFERENCES / "python"
+FLAVOURS = {
+    "python": ("python", None), "python-tensorrt-rtx": ("python", "tensorrt-rtx"), "onnxruntime": ("onnxruntime", None),
+    "tensorrt": ("tensorrt", "tensorrt"),
+}  # fmt: skip
+"""Folder: target and product of the engines."""
 
 
-def reference_configs(rationalizer, tokenizer_json: str | None = None) -> dict:
+def reference_configs(rationalizer, tokenizer_json: str | None = None, flavour: str = "python") -> dict:
     """Configs by model name.
 
     Args:
+        flavour: one of ``FLAVOURS``.
         tokenizer_json: in place of the model's own, whose spelling depends on the version of tokenizers.
     """
     preprocessor = rationalizer.preprocessor
@@ -31,7 +40,11 @@ def reference_configs(rationalizer, tokenizer_json: str | None = None) -> dict:
     labels = tuple(rationalizer.labels)
     signature = text_pair_signature(rationalizer.capacity, len(labels))
     graphs = Path("not needed for configs")
-    configs = build_configs(Artefacts(signature, graphs, graphs, preprocessor, labels, {}), ServingSettings())
+    target, product = FLAVOURS[flavour]
+    artefacts = Artefacts(signature, graphs, graphs, preprocessor, labels, {})
+    if product is not None:
+        artefacts = plan_engines(artefacts, PRODUCTS[product], EngineRequest())
+    configs = build_configs(artefacts, ServingSettings(), target)
     pin_versions(configs, Versions())
     return configs
 
@@ -40,9 +53,12 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from conftest import make_rationalizer
 
-    for name, config in reference_configs(make_rationalizer()).items():
-        (ROOT / name / "1").mkdir(parents=True, exist_ok=True)
-        write_text(ROOT / name / CONFIG_FILE, config_text(config))
+    for flavour in FLAVOURS:
+        root = REFERENCES / flavour
+        for name, config in reference_configs(make_rationalizer(), flavour=flavour).items():
+            if name != ENSEMBLE or root == ROOT:  # the ensemble is the same in all
+                (root / name / "1").mkdir(parents=True, exist_ok=True)
+                write_text(root / name / CONFIG_FILE, config_text(config))
     (ROOT / ENSEMBLE / "1" / ".gitkeep").touch()
 
 

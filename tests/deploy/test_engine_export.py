@@ -20,12 +20,13 @@ from rekd_deploy.engine_parity import prove_engines
 from rekd_deploy.engines import tensorrt_execution
 from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.engines.tensorrt_library import PRODUCTS
-from rekd_deploy.errors import EngineError, ParityError, RepositoryError
+from rekd_deploy.errors import EngineError, ParityError, RepositoryError, ServerError
 from rekd_deploy.export_options import ExportOptions
 from rekd_deploy.pipeline import Pipeline
 from rekd_deploy.publish import publish
 from rekd_deploy.repository import write_repository
 from rekd_deploy.repository_check import PLAN, check_repository, graph_path, plan_path, read_manifest
+from rekd_deploy.server import TritonServer
 from rekd_deploy.triton_config import (
     ENSEMBLE,
     PREDICTOR,
@@ -302,3 +303,20 @@ def test_engines_that_cannot_run_here_stay_unverified(built, monkeypatch):
     artefacts, library = built
     library.driver.devices = 0
     assert prove_engines(artefacts) is artefacts
+
+
+# what rekd-serve says
+
+
+def test_the_server_of_the_wheel_runs_the_python_backend_alone(artefacts, tmp_path):
+    root = write_repository(artefacts, tmp_path / "onnxruntime", target="onnxruntime")
+    with pytest.raises(ServerError, match="for Triton's backend 'onnxruntime', which the server of the wheel lacks"):
+        TritonServer(root, 0, 0, 0).start()
+
+
+def test_a_server_without_a_gpu_refuses_engines(built, tmp_path):
+    artefacts, library = built
+    root = write_repository(artefacts, tmp_path / "python")
+    library.driver.devices = 0
+    with pytest.raises(ServerError, match="holds tensorrt-rtx engines, which cannot run here: there is no GPU 0"):
+        TritonServer(root, 0, 0, 0).start()

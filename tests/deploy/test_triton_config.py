@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from reference_repository import ROOT, reference_configs
+from reference_repository import FLAVOURS, REFERENCES, ROOT, reference_configs
 
+from rekd_deploy.config_rules import config_mistakes
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.repository import MANIFEST, read_description
 from rekd_deploy.served import TOKENIZER, ServedDescription
@@ -107,6 +108,17 @@ def test_committed_reference_is_what_the_writer_writes(rationalizer, name):
     else:
         assert (ROOT / name / "config.pbtxt").read_text(encoding="utf-8") == config_text(written)
     assert committed == written
+
+
+@pytest.mark.parametrize("flavour", sorted(set(FLAVOURS) - {"python"}))
+def test_committed_references_of_the_other_flavours(rationalizer, flavour):
+    """If this is meant to change: python tests/deploy/reference_repository.py"""
+    written = reference_configs(rationalizer, flavour=flavour)
+    for name in (SELECTOR, PREDICTOR):
+        committed = (REFERENCES / flavour / name / "config.pbtxt").read_text(encoding="utf-8")
+        assert committed == config_text(written[name])
+    assert written[ENSEMBLE] == reference_configs(rationalizer)[ENSEMBLE], "clients ask every flavour alike"
+    assert config_mistakes(written) == []
 
 
 def test_reference_ensemble_keeps_its_version_folder():
