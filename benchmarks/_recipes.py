@@ -212,8 +212,11 @@ def _chosen(cells: Sequence[Cell], only: str) -> list[Cell]:
 
 
 def _changed(config: RunConfig, seed: int, **sections: dict[str, Any]) -> dict[str, Any]:
-    """A configuration's values with another seed and other settings in some sections."""
+    """A configuration's values with another seed and other settings in some sections.
+
+    Without those that are the defaults: a field that is added later leaves finished cells finished.
+    """
     values = config.model_dump(mode="json")
     for section, changes in sections.items():
         values[section] = {**values[section], **changes}
-    return RunConfig.model_validate({**values, "seed": seed}).model_dump(mode="json")
+    return RunConfig.model_validate({**values, "seed": seed}).model_dump(mode="json", exclude_defaults=True)

@@ -56,6 +56,9 @@ class BackboneConfig(Section):
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on attention weights")
     head_width: int = Field(256, ge=0, description="hidden units of the selector's head; 0: linear")
     head_dropout: float = Field(0.1, ge=0, lt=1, description="dropout before and inside the heads")
+    class_head: Literal["pytorch", "xavier"] = Field(
+        "pytorch", description="start of the predictor's last layer: as PyTorch's, or Xavier with bias 0 (the paper)"
+    )
     layer_norm_eps: float = Field(1e-12, gt=0, description="epsilon of every LayerNorm")
     weights: str = Field(
         "", description="start from: '' random, 'minilm' (its first layers), a directory or file, or a hub name"

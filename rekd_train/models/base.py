@@ -107,6 +107,9 @@ class Predictor(nn.Module):
         self.head = nn.Sequential(
             nn.Dropout(backbone.settings.head_dropout), nn.Linear(backbone.settings.width, classes)
         )
+        if backbone.settings.class_head == "xavier":
+            nn.init.xavier_uniform_(self.head[1].weight)
+            nn.init.zeros_(self.head[1].bias)
 
     def forward(self, inputs: Inputs, keep: Tensor, selectable: Tensor | None = None) -> Tensor:
         """(B, C) float32 logits.

@@ -295,3 +295,15 @@ def test_families_and_operators_are_checked_by_name():
 def test_selector_and_predictor_share_nothing(pair):
     selector, predictor = ({id(p) for p in module.parameters()} for module in (pair.selector, pair.predictor))
     assert not selector & predictor
+
+
+def test_the_class_head_starts_as_the_configuration_says() -> None:
+    def head(start: str) -> torch.nn.Linear:
+        torch.manual_seed(0)
+        settings = BackboneConfig(layers=1, width=8, heads=2, feedforward=8, vocabulary=50, class_head=start)
+        return Predictor(build_backbone(settings, {"pad": 0, "cls": 1, "sep": 2, "unk": 3}), classes=3).head[1]
+
+    paper, own = head("xavier"), head("pytorch")
+    assert not paper.bias.any() and own.bias.any()
+    # Xavier's bound is sqrt(6 / (8 + 3)), PyTorch's 1 / sqrt(8)
+    assert own.weight.abs().max() < 0.36 < paper.weight.abs().max() <= (6 / 11) ** 0.5

@@ -61,7 +61,7 @@ def test_what_all_rows_share(name):
     text = config.data.modality == "text"
     assert optimisation.weight_decay == (0.0 if text else 1e-3)
     assert config.selector.head_dropout == config.predictor.head_dropout == (0.5 if text else 0.1)
-    assert config.selector.head_width == (256 if text else 0)
+    assert config.selector.head_width == (256 if text else 0) and config.predictor.class_head == "xavier"
     assert optimisation.freeze_selector_embeddings == text
     if text:
         assert config.data.name == "aclimdb" and config.data.max_length == 256

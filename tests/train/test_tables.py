@@ -82,6 +82,15 @@ def test_one_seed_s_teacher_teaches_every_seed_of_a_recipe() -> None:
     assert needed <= {cell.identity for cell in (*own, *other)} and "teacher_3" in needed
 
 
+def test_a_cell_s_configuration_leaves_out_the_defaults() -> None:
+    """So a field that is added later leaves finished cells finished."""
+    student, teacher = run_config("fashion_student"), run_config("fashion_teacher")
+    (cell,) = (cell for cell in distillation_cells(student, teacher, 5) if cell.name == "re")
+    assert "class_head" not in cell.config["predictor"] and cell.config["predictor"]["width"] == 64
+    stages = student.stages.model_copy(update={"compact_epochs": 0.0})
+    assert RunConfig.model_validate(cell.config) == student.model_copy(update={"seed": 5, "stages": stages})
+
+
 def test_a_second_run_does_nothing(tmp_path) -> None:
     worker = Worker()
     assert run(tmp_path, cells(), worker) == 0
@@ -218,7 +227,7 @@ def test_recipes_compare_like_with_like() -> None:
     assert by_name["re_compact"].options["epochs"] == student.stages.compact_epochs
     given = {cell.name: cell for cell in mosaic_cells(run_config("mosaic_2x2"), 3)}
     assert given["given"].config["data"]["other_tiles"] == "blank"
-    assert given["cls"].config["data"]["other_tiles"] == "shuffled"
+    assert RunConfig.model_validate(given["cls"].config).data.other_tiles == "shuffled"
 
 
 def test_seeds_are_numbers() -> None:
