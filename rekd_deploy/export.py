@@ -89,7 +89,8 @@ def export(
         report("precision")
     heads = head_layers(rationalizer)
     conversion = convert_pair(
-        models, precision, signature, heads, rationalizer.preprocessor, examples.items, fused=fused
+        models, precision, signature, heads, rationalizer.preprocessor, examples.items, fused=fused,
+        for_engine=for_engine,
     )
     if single_graph:
         report("single")

@@ -55,6 +55,7 @@ def convert_pair(
     items: Sequence[Any],
     *,
     fused: bool,
+    for_engine: bool = False,
 ) -> Conversion:
     """Convert the exported float32 graphs of a pair.
 
@@ -63,6 +64,7 @@ def convert_pair(
         heads: how many linear layers each one's head has; they stay float32.
         items: what int8 is calibrated on: texts or images.
         fused: the graphs are for ONNX Runtime alone.
+        for_engine: engines are built from the graphs.
 
     Raises:
         ExportError: a graph cannot be converted.
@@ -73,7 +75,9 @@ def convert_pair(
     guarded = {role: Structure(model).guarded(HEAD_OUTPUTS[role], heads[role]) for role, model in models.items()}
     if precision == "int8":
         return _int8(models, guarded, signature, preprocessor, items, fused)
-    converted = {role: to_half(model, precision, guarded[role]) for role, model in models.items()}
+    converted = {
+        role: to_half(model, precision, guarded[role], for_engine=for_engine) for role, model in models.items()
+    }
     for role, model in converted.items():
         counts = multiplications(model)
         if observed_precision(counts, heads[role]) != precision:
@@ -82,7 +86,10 @@ def convert_pair(
             )
     emulated = {}
     if precision == "bf16":
-        emulated = {role: to_half(model, precision, guarded[role], emulated=True) for role, model in models.items()}
+        emulated = {
+            role: to_half(model, precision, guarded[role], emulated=True, for_engine=for_engine)
+            for role, model in models.items()
+        }
     return Conversion(converted, dict.fromkeys(models, precision), emulated=emulated)
 
 
@@ -93,6 +100,7 @@ def _int8(
     preprocessor: Preprocessor,
     items: Sequence[Any],
     fused: bool,
+    for_engine: bool = False,
 ) -> Conversion:
     if not items:
         raise ExportError("int8 needs examples to calibrate on; fix: --parity-texts FILE")

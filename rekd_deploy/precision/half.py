@@ -2,9 +2,10 @@
 
 A node computes in half precision only if it is on a list of what is known to bear it; whatever else there is stays
 float32. Statistics of layer norms are float32 by the operator's definition (``stash_type``), a softmax
-that stands alone is an island of float32 together with the addition of its mask. Only fused attention
-takes a mask in half precision: there the mask's constant, the lowest float32, becomes -10000, since it would
-turn into -inf and, where a whole row is masked, into NaN.
+that stands alone is an island of float32 together with the addition of its mask. Fused attention takes a mask in half
+precision, and so does what engines are built from: their builders put attention together themselves, sum in float32
+inside, and fail where casts stand between its parts. There the mask's constant, the lowest float32, becomes -10000,
+since it would turn into -inf and, where a whole row is masked, into NaN.
 """
 
 from __future__ import annotations
@@ -28,26 +29,34 @@ _FOLLOWING = {
     "GatherElements", "Squeeze", "Unsqueeze", "Expand", "Where", "Identity",
 }
 """Half precision goes on here once one of the inputs is in it."""
+_FOLLOWING_IN_ENGINES = _FOLLOWING | {"Softmax", "IsNaN"}
 _MASK_SOURCES = {"Where", "Expand", "Unsqueeze", "Reshape", "Concat", "Cast", "Mul", "Slice"}
 
 
-def to_half(model: onnx.ModelProto, precision: str, guarded: set[str], *, emulated: bool = False) -> onnx.ModelProto:
+def to_half(
+    model: onnx.ModelProto, precision: str, guarded: set[str], *, emulated: bool = False, for_engine: bool = False
+) -> onnx.ModelProto:
     """The graph in 'fp16' or 'bf16'.
 
     Args:
         guarded: names of nodes that stay float32.
         emulated: the same roundings computed in float32, for a runtime without kernels of that type.
+        for_engine: softmax in half precision, too.
 
     Raises:
         ExportError: a weight does not fit into the type.
     """
-    return _Converter(name_nodes(model), precision, guarded, emulated).run()
+    return _Converter(name_nodes(model), precision, guarded, emulated, for_engine).run()
 
 
 class _Converter:
-    def __init__(self, model: onnx.ModelProto, precision: str, guarded: set[str], emulated: bool) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, precision: str, guarded: set[str], emulated: bool, for_engine: bool
+    ) -> None:
         self._structure = Structure(model)
         self._model, self._precision, self._guarded, self._emulated = model, precision, guarded, emulated
+        self._islands = set() if for_engine else self._softmax_islands()
+        self._following = _FOLLOWING_IN_ENGINES if for_engine else _FOLLOWING
         self._type, self._suffix = _TYPES[precision]
         self._floats = self._structure.float_tensors()
         self._taken = self._floats | set(self._structure.producers) | set(self._structure.constants)
@@ -76,17 +85,16 @@ class _Converter:
 
     def _low_nodes(self) -> set[str]:
         structure, floats = self._structure, self._floats
-        islands = self._softmax_islands()
         low: set[str] = set()
         half: set[str] = set()
         for node in self._model.graph.node:
-            if node.name in self._guarded or node.name in islands:
+            if node.name in self._guarded or node.name in self._islands:
                 continue
             if node.op_type == "LSTM" and self._precision == "bf16":  # ONNX has none
                 continue
             lookup = node.op_type == "Gather" and node.input[0] in structure.constants
             starts = (node.op_type in _STARTING or lookup) and any(name in floats for name in node.input)
-            if starts or (node.op_type in _FOLLOWING and half & set(node.input)):
+            if starts or (node.op_type in self._following and half & set(node.input)):
                 low.add(node.name)
                 half |= {name for name in node.output if name in floats}
         return low | self._made_of_constants(low)
@@ -108,7 +116,7 @@ class _Converter:
         made = {
             node.name: node
             for node in self._model.graph.node
-            if node.op_type in _FOLLOWING and node.name not in low | self._guarded
+            if node.op_type in self._following and node.name not in low | self._guarded
             and any(name in self._floats for name in node.output)
         }
         while True:

@@ -16,8 +16,10 @@ from rekd_deploy.engines.tensorrt_build import BuildSettings, build_engine
 from rekd_deploy.engines.tensorrt_library import DEFAULT_CAPABILITIES, PRODUCTS, Library, first_line, load_library
 from rekd_deploy.engines.tensorrt_profiles import Range, batch_ranges, few_lengths, length_ranges, profiles_of
 from rekd_deploy.errors import EngineError
-from rekd_deploy.export import export_graphs
+from rekd_deploy.export import export_graphs, head_layers
 from rekd_deploy.graphs import pair_signature
+from rekd_deploy.onnx_model import joined
+from rekd_deploy.precision.convert import convert_pair
 from rekd_deploy.signature import BATCH, LENGTH, GraphSignature, TensorSpec, text_pair_signature
 from rekd_train.errors import MissingExtraError
 from rekd_train.files import sha256
@@ -66,6 +68,27 @@ def test_every_graph_builds_for_every_card(library, graphs_of, tmp_path, kind, w
     assert entry["graph_sha256"] == sha256(graphs[role])
     assert len(entry["profiles"]) == len(profiles) == (1 if "vit" in kind else 2)
     assert set(entry["profiles"][0]) == {spec.name for spec in signature.inputs}
+
+
+@pytest.mark.tensorrt
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("kind", ["bert", "vit", "bert-zero"])
+def test_half_precision_builds(library, graphs_of, tmp_path, kind, precision):
+    """Casts between softmax and its neighbours would break the builder's own fusion of attention."""
+    pair, graphs = graphs_of(kind)
+    model = KINDS[kind]()
+    float32 = {role: onnx.load(graphs[role]) for role in ("selector", "predictor")}
+    converted = convert_pair(
+        float32, precision, pair, head_layers(model), model.preprocessor, [], fused=False, for_engine=True
+    ).models
+    converted["single"] = joined(converted["selector"], converted["predictor"], pair)
+    for role, graph in converted.items():
+        path, signature = tmp_path / f"{role}.onnx", pair.graph(role)
+        onnx.save(graph, path)
+        settings = BuildSettings(precision=precision, capabilities=DEFAULT_CAPABILITIES[:1])
+        profiles = profiles_of(signature, BATCHES, LENGTHS[:1])
+        entry = build_engine(library, path, path.with_suffix(".plan"), signature, profiles, settings)
+        assert entry["precision"] == precision and entry["graph_types"][precision] > 20
 
 
 def simple_graph(tmp_path, operator: str = "Relu", kind: int = TensorProto.FLOAT, version: int = 20, **attributes):
