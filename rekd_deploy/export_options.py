@@ -97,7 +97,8 @@ class ExportOptions:
 
     @property
     def _precisions(self) -> tuple[str, ...]:
-        return RUNTIME_PRECISIONS if self.product is None else get_args(Precision)
+        # TensorRT-RTX takes no unsigned int8 activations
+        return RUNTIME_PRECISIONS if self.product is None else tuple(p for p in get_args(Precision) if p != "int8")
 
     @property
     def fuse(self) -> bool:

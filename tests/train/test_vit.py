@@ -126,7 +126,7 @@ def test_a_checkpoint_whose_grid_was_edited_is_refused(image_rationalizer: Ratio
     directory = save(image_rationalizer, tmp_path / "images")
     config = directory / "config.json"
     config.write_text(config.read_text().replace('"rows": 4', '"rows": 5'))
-    with pytest.raises(CheckpointError, match="rows=5"):
+    with pytest.raises(CheckpointError, match="5 x 3 patches"):
         load(directory)
 
 
