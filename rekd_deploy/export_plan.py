@@ -21,6 +21,7 @@ from rekd_deploy.repository import next_versions, refuse_foreign_folder
 from rekd_deploy.repository_check import GRAPH_MODELS
 from rekd_deploy.triton_config import build_configs
 from rekd_deploy.versions import newest_folder
+from rekd_deploy.workspaces import refuse_unwritable_place
 from rekd_train.errors import MissingExtraError
 
 
@@ -115,6 +116,7 @@ def plan_export(checkpoint: str | Path, root: str | Path, options: ExportOptions
     facts = read_facts(checkpoint)
     options.check(facts)
     refuse_foreign_folder(root)
+    refuse_unwritable_place(root)
     preprocessor = with_lengths(facts.preprocessor, options.lengths)
     nothing = Path("not exported yet")
     artefacts = Artefacts(
