@@ -47,7 +47,8 @@ def graphs_of(tmp_path_factory):
     @cache
     def written(kind: str, precision: str = "fp32"):
         pair = pair_signature(model_of(kind))
-        models = dict(traced(kind, False) if precision == "fp32" else conversion_of(kind, precision, False, True).models)
+        plain = precision == "fp32"
+        models = dict(traced(kind, False) if plain else conversion_of(kind, precision, False, True).models)
         models["single"] = joined(models["selector"], models["predictor"], pair)
         work = tmp_path_factory.mktemp(kind)
         for role, model in models.items():
