@@ -244,6 +244,8 @@ def onnx_from_module(
             if fused:
                 sizes_from_tensors(program.model)
             graph = fuse(program.model) if fused else program.model_proto
+    except ModuleNotFoundError:  # the command says how to install it
+        raise
     except Exception as error:  # the exporter wraps whatever happened in its own and other classes
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ExportError(f"the {name} cannot be exported: {reason} (--debug shows the exporter's report)") from error

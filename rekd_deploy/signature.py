@@ -70,6 +70,11 @@ class GraphSignature:
     slots: Slots | None = None
     """The rule of the axis 'slots'; None: no tensor has it."""
 
+    def sizes_at(self, spec: TensorSpec, length: int) -> tuple[int | str, ...]:
+        """The shape of a tensor for texts padded to ``length``: only the batch stays symbolic."""
+        known = {LENGTH: length} if self.slots is None else {LENGTH: length, SLOTS: self.slots.at(length)}
+        return tuple(known.get(axis, axis) for axis in spec.shape)
+
     def with_all_slots(self) -> GraphSignature:
         """The same with K of the longest text for every length."""
         if self.slots is None:
