@@ -83,9 +83,10 @@ def refuse_unwritable_place(root: Path) -> None:
     while not place.exists():
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        what = "read-only here" if place.is_dir() else "a file"
         raise RepositoryError(
-            f"{root} cannot be written, since {place} is {'read-only here' if place.is_dir() else 'a file'}; fix: choose "
-            "another --output, or run as a user who may write there"
+            f"{root} cannot be written, since {place} is {what}; fix: choose another --output, or run as a user who "
+            "may write there"
         )
 
 
