@@ -17,6 +17,7 @@ from rekd_deploy.errors import ExportError
 from rekd_deploy.examples import Examples, parity_examples, with_lengths
 from rekd_deploy.fusion import fuse
 from rekd_deploy.fusion_cpu import norms_apart
+from rekd_deploy.fusion_embedding import embeddings_together
 from rekd_deploy.graphs import graph_modules, pair_signature
 from rekd_deploy.manifest import build_manifest
 from rekd_deploy.onnx_lstm import onnx_lstms
@@ -96,7 +97,7 @@ def export(
     )
     if single_graph:
         report("single")
-    graphs = _written(conversion.models, work, signature, single_graph)
+    graphs = _written(conversion.models, work, signature, single_graph, fused)
     report("parity")
     parity = _parity(rationalizer, conversion, graphs, examples, work)
     manifest = build_manifest(
@@ -149,7 +150,7 @@ def export_graphs(
     models = traced_graphs(rationalizer, fused=fused, gpu=gpu, opset=opset, report=report)
     if single_graph:
         report("single")
-    return _written(models, work, pair_signature(rationalizer), single_graph)
+    return _written(models, work, pair_signature(rationalizer), single_graph, fused)
 
 
 def traced_graphs(
@@ -175,9 +176,11 @@ def traced_graphs(
 
 
 def _written(
-    models: dict[str, onnx.ModelProto], work: Path, signature: PairSignature, single_graph: bool
+    models: dict[str, onnx.ModelProto], work: Path, signature: PairSignature, single_graph: bool, fused: bool = False
 ) -> dict[str, Path]:
     """The checked files of a pair's graphs, and of both joined."""
+    if fused:
+        models = {role: embeddings_together(model) for role, model in models.items()}
     if single_graph:
         models = {**models, "single": onnx_model.joined(models["selector"], models["predictor"], signature)}
     paths = {role: Path(work) / f"{role}.onnx" for role in models}
