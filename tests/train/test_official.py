@@ -311,7 +311,7 @@ def test_swapped_files_and_families_are_recognised(tmp_path: Path) -> None:
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ({"model_type": "vit"}, "model_type is 'vit'"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
-        ({"hidden_size": None}, "does not fit the family 'bert': width: Input should be a valid integer$"),
+        ({"hidden_size": None}, "does not fit the family 'bert': width: Input should be a valid integer .got None.$"),
         ({"num_attention_heads": 5}, r"heads \(5\) must divide width \(32\)$"),
         ({"num_hidden_layers": 3}, "encoder.layer.2.output.dense.weight is missing"),
         ({"num_hidden_layers": 1}, "encoder.layer.1.output.dense.weight is unknown"),
