@@ -102,8 +102,9 @@ class StateStore:
         return snapshot
 
     def discard(self) -> None:
-        """Remove the state of a finished run."""
-        self.path.unlink(missing_ok=True)
+        """Remove the state of a finished run, and what kills during a save have left half written."""
+        for path in (self.path, *self.path.parent.glob(f".{FILE}.*")):
+            path.unlink(missing_ok=True)
 
 
 def identity_of(config: RunConfig, train: Split, dev: Split, **more: Any) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,8 +30,10 @@ def test_a_state_comes_back_as_it_was(tmp_path):
     assert (found.stage, found.step, found.progress) == (2, 7, {"rates": [0.5]})
     assert torch.equal(found.pair["w"], torch.arange(3))
     assert [path.name for path in tmp_path.iterdir()] == ["state.pt"], "nothing is left lying about"
+    (tmp_path / ".state.pt.123").write_bytes(b"half written when it was killed")
+    assert store.load().step == 7
     store.discard()
-    assert store.load() is None
+    assert store.load() is None and not list(tmp_path.iterdir())
 
 
 def test_a_state_of_another_run_is_refused_and_says_why(tmp_path):
@@ -69,8 +73,11 @@ def test_a_full_disk_leaves_the_old_state(by, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(TrainingError, match=r"cannot be written \(.*MB are free\).*intact; fix: make room"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    reason = r"cannot be written \(.*No space left on device; 0 MB are free\).*intact; fix: make room"
+    with pytest.raises(TrainingError, match=reason) as caught:
         store.save(Snapshot(step=2))
+    assert "Pytorch" not in str(caught.value)
     monkeypatch.undo()
     assert store.load().step == 1
     assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
