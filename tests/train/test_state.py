@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from toys import Recorder, toy_config, toy_texts
+from toys import Recorder, toy_config, toy_images, toy_texts
 
 from rekd_train.errors import ConfigError, TrainingError
 from rekd_train.state import Snapshot, StateStore, identity_of
@@ -43,6 +43,16 @@ def test_a_state_of_another_run_is_refused_and_says_why(tmp_path):
     _, _, dev = toy_texts()
     with pytest.raises(ConfigError, match="data differ"):
         StateStore(tmp_path, identity_of(toy_config(), toy_texts(examples=40)[1], dev, teacher=None)).load()
+
+
+@pytest.mark.parametrize("make", [toy_texts, toy_images])
+def test_other_content_of_the_same_length_is_other_data(make):
+    _, train, dev = make(examples=600)
+    before = identity_of(toy_config(), train, dev)["data"]
+    assert before == identity_of(toy_config(), *make(examples=600)[1:])["data"]
+    last = train.pixels[-1] if make is toy_images else train._ids[-1]
+    last[1] = last[2]
+    assert identity_of(toy_config(), train, dev)["data"] != before
 
 
 def test_what_the_advice_names_may_change(tmp_path):
