@@ -104,3 +104,19 @@ def test_the_selector_is_read_as_evaluation_reads_it():
     mine, theirs = read_selector(pair, dev, CPU, "fp32"), run_selector(pair, dev)
     assert torch.equal(mine.selectable, theirs.selectable)
     torch.testing.assert_close(mine.scores, theirs.scores, rtol=0, atol=1e-6)
+
+
+def test_argmax_and_top_k_masks_are_measured_as_they_are_called():
+    pair, _, dev = toy_texts()
+    read = run_selector(pair, dev)
+    counts = read.selectable.sum(dim=1)
+    expected = {
+        "argmax": (read.selectable & (read.scores > 0)).sum(dim=1),
+        "top-k": (counts * 0.15).floor().clamp(min=1),
+    }
+    for mode, kept in expected.items():
+        config = toy_config(stages={"evaluation": mode})
+        figures = DevEvaluation(config, pair, pair.predictor, dev, CPU, with_rationale=True)(10)
+        assert figures["rate"] == pytest.approx((kept / counts).mean().item(), rel=1e-6), mode
+    served = DevEvaluation(toy_config(), pair, pair.predictor, dev, CPU, with_rationale=True)(10)["rate"]
+    assert all(abs(served - (kept / counts).mean().item()) > 1e-3 for kept in expected.values())

@@ -315,6 +315,8 @@ def test_plain_distillation_of_a_classifier(texts):
     distilled = loss(live, alpha=0.25, prediction_temperature=3.0)
     assert distilled == pytest.approx(0.25 * labels_only + 0.75 * term, rel=1e-5)
     assert loss(live, alpha=1.0) == pytest.approx(labels_only, rel=1e-5)
+    half = loss(live, alpha=0.25, prediction_temperature=3.0, prediction_weight=0.5)
+    assert half == pytest.approx(0.25 * labels_only + 0.75 * 0.5 * term, rel=1e-5)
 
 
 def test_gathered_and_masked_compaction_agree(texts):
