@@ -17,6 +17,7 @@ from rekd_deploy.errors import ExportError
 from rekd_deploy.examples import Examples, parity_examples, with_lengths
 from rekd_deploy.fusion import fuse
 from rekd_deploy.fusion_cpu import norms_apart
+from rekd_deploy.fusion_masks import masked_by_keys
 from rekd_deploy.graphs import graph_modules, pair_signature
 from rekd_deploy.manifest import build_manifest
 from rekd_deploy.onnx_lstm import onnx_lstms
@@ -166,7 +167,7 @@ def traced_graphs(
         report(role)
         models[role] = onnx_from_module(module, signature.graph(role), role, longest, opset, fused=fused)
         if fused and not gpu:
-            models[role] = norms_apart(models[role])
+            models[role] = masked_by_keys(norms_apart(models[role]))
     return models
 
 
