@@ -84,8 +84,9 @@ def publish(
         artefacts = export(
             plan.checkpoint.directory, work.path, single_graph=options.single_graph, fused=options.fuse,
             gpu=options.serving.gpu,
-            precision=options.precision, for_engine=options.product is not None, lengths=options.lengths,
-            parity_texts=options.parity_texts, report=clock,
+            precision=options.precision, for_engine=options.product is not None,
+            unattended=options.target == "onnxruntime", lengths=options.lengths, parity_texts=options.parity_texts,
+            report=clock,
         )
         if options.product is not None:
             artefacts = build_engines(

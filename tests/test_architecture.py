@@ -59,7 +59,8 @@ HOUSE = {
     """,
     "export": """
         rekd_deploy.examples rekd_deploy.graphs rekd_deploy.onnx_model rekd_deploy.onnx_lstm rekd_deploy.fusion
-        rekd_deploy.fusion_cpu rekd_deploy.fusion_masks rekd_deploy.parity_report rekd_deploy.parity_cases rekd_deploy.parity
+        rekd_deploy.fusion_cpu rekd_deploy.fusion_masks rekd_deploy.guard
+        rekd_deploy.parity_report rekd_deploy.parity_cases rekd_deploy.parity
         rekd_deploy.precision rekd_deploy.precision.attention rekd_deploy.precision.calibration
         rekd_deploy.precision.convert rekd_deploy.precision.half rekd_deploy.precision.integers
         rekd_deploy.precision.observed rekd_deploy.precision.structure

@@ -1,4 +1,4 @@
-"""Over the wire, hundreds of malformed requests: each is refused with a reason, and good ones are answered meanwhile."""
+"""Over the wire, hundreds of malformed requests: each is refused with a reason, and good ones are answered."""
 
 from __future__ import annotations
 
