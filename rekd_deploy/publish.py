@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rekd_deploy.engine_export import build_engines
+from rekd_deploy.engine_export import build_engines, promise_engines
 from rekd_deploy.engine_parity import prove_engines
-from rekd_deploy.engines.tensorrt_library import load_library
+from rekd_deploy.engines.tensorrt_library import PRODUCTS, load_library
 from rekd_deploy.errors import ExportError
 from rekd_deploy.export_options import ExportOptions
 from rekd_deploy.export_plan import plan_export
@@ -88,7 +88,9 @@ def publish(
             unattended=options.target == "onnxruntime", lengths=options.lengths, parity_texts=options.parity_texts,
             report=clock,
         )
-        if options.product is not None:
+        if plan.engines_elsewhere:
+            artefacts = promise_engines(artefacts, PRODUCTS[options.product], options.engines)
+        elif options.product is not None:
             artefacts = build_engines(
                 artefacts, work.path, load_library(options.product), options.engines, report=clock
             )

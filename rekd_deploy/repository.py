@@ -115,8 +115,9 @@ def write_repository(
     mistakes = config_mistakes(configs)
     for name, graph in graphs.items():
         mistakes += graph_mistakes(configs[name], graph)
-    for role in artefacts.engines:
-        mistakes += engine_mistakes(configs[GRAPH_MODELS[role]], artefacts.manifest["artefacts"][role]["engine"])
+    for role, entry in artefacts.manifest.get("artefacts", {}).items():
+        if "engine" in entry:
+            mistakes += engine_mistakes(configs[GRAPH_MODELS[role]], entry["engine"])
     if mistakes:
         raise RepositoryError("the repository would not load: " + "; ".join(mistakes))
     current = str(versions.current)

@@ -10,6 +10,7 @@ from rekd_deploy.engines.base import Runner
 from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.engines.onnxruntime_device import DeviceChain, Graph
 from rekd_deploy.engines.tensorrt import TensorRTRunner
+from rekd_deploy.engines.tensorrt_build import is_built
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.manifest import signature_from_dict
 from rekd_deploy.repository_check import GRAPH_MODELS, graph_path, plan_path
@@ -48,6 +49,8 @@ def engine_entry(root: Path, manifest: Mapping[str, Any], role: str) -> Mapping[
             f"{root} holds no engine of the {role}; fix: rekd-export CHECKPOINT with --engine tensorrt-rtx or --target "
             "tensorrt"
         )
+    if not is_built(entry):
+        raise RepositoryError(f"{root}: the engine of the {role} is not built yet; fix: rekd-export --verify {root}")
     return entry
 
 

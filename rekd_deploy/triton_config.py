@@ -154,7 +154,7 @@ def check_target(artefacts: Artefacts, target: str) -> str | None:
     if target not in TARGETS:
         raise RepositoryError(f"no repository can be written for target '{target}'; choose one of {', '.join(TARGETS)}")
     entries = artefacts.manifest.get("artefacts", {})
-    products = {entries[role]["engine"]["format"] for role in artefacts.engines}
+    products = {entry["engine"]["format"] for entry in entries.values() if "engine" in entry}
     if not products and target != "tensorrt":
         return None
     if len(products) != 1 or not products <= set(ENGINES[target]):

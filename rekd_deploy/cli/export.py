@@ -245,8 +245,9 @@ def _summary(publication: Publication) -> list[Any]:
         if built := entry.get("engine"):
             table.add_row(
                 f"{role}.plan", _size(built["bytes"]), _precision(built),
-                f"{built['format']} {built['version']} for {', '.join(built['built_for'])}: {built['status']}",
-                f"{seconds[f'{role} engine']:.1f}",
+                f"{built['format']} {built['version']} for {', '.join(built['built_for'])}: {built['status']}"
+                if built["sha256"] else f"{built['format']}: {built['status']}; rekd-export --verify builds it there",
+                f"{seconds.get(f'{role} engine', 0.0):.1f}",
             )
     origin = {"file": "given", "checkpoint": "from the checkpoint", "generated": "made up"}
     notes = [f"{role}: {entry['note']}" for role, entry in manifest["artefacts"].items() if "note" in entry]
