@@ -55,6 +55,23 @@ def guarded(model: onnx.ModelProto, signature: GraphSignature, vocabulary: int, 
     return guard.finished()
 
 
+def with_raw_scores(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A guarded graph whose ``scores`` are those that its decision reads; any other graph as it is."""
+    raws = [node.input[2] for node in model.graph.node if node.name.endswith(f"{_PREFIX}scores")]
+    if not raws:
+        return model
+    (raw,) = raws
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    nodes = [node for node in changed.graph.node if "scores" not in node.output]
+    for node in nodes:
+        for names in (node.input, node.output):
+            names[:] = ["scores" if name == raw else name for name in names]
+    changed.graph.ClearField("node")
+    changed.graph.node.extend(nodes)
+    return changed
+
+
 class _Guard:
     """A graph that is being guarded: what goes before its nodes, and what after them."""
 
