@@ -101,6 +101,7 @@ def publish(
             write_repository(
                 artefacts, root, target=options.target, max_batch_size=serving.max_batch_size,
                 preferred_batch_sizes=serving.preferred_batch_sizes, keep=options.keep, gpu=serving.gpu,
+                gpus=serving.gpus, rate_limit=serving.rate_limit, instances=serving.instances, threads=serving.threads,
                 with_tokenizer=options.with_tokenizer,
             )
     manifest = read_manifest(root)
