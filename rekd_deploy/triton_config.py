@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.served import ServedDescription
-from rekd_deploy.signature import LENGTH, GraphSignature, TensorSpec
+from rekd_deploy.signature import GraphSignature, TensorSpec
 from rekd_deploy.warmups import add_warm_ups, lengths_of
 from rekd_train.errors import ConfigError
 
@@ -221,7 +221,7 @@ def _capture(config: ModelConfig, signature: GraphSignature, artefacts: Artefact
         for size in batch_sizes:
             spec = config.optimization.cuda.graph_spec.add(batch_size=size)
             for tensor in signature.inputs:
-                spec.input[tensor.name].dim.extend(length if axis == LENGTH else axis for axis in tensor.shape[1:])
+                spec.input[tensor.name].dim.extend(signature.sizes_at(tensor, length)[1:])
 
 
 def _place_on_gpu(config: ModelConfig, gpus: tuple[int, ...], engine: Mapping[str, Any] | None) -> None:

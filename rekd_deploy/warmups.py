@@ -37,8 +37,7 @@ def example(signature: GraphSignature, preprocessor: Preprocessor, length: int) 
     Args:
         length: tokens of a text; of no meaning for images.
     """
-    sizes = {LENGTH: length}
-    shapes = {spec.name: tuple(sizes.get(axis, axis) for axis in spec.shape[1:]) for spec in signature.inputs}
+    shapes = {spec.name: signature.sizes_at(spec, length)[1:] for spec in signature.inputs}
     types = {spec.name: np.dtype(spec.dtype) for spec in signature.inputs}
     arrays = {name: np.zeros(shape, types[name]) for name, shape in shapes.items()}
     if "input_ids" in arrays:

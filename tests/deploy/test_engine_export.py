@@ -27,7 +27,7 @@ from rekd_deploy.pipeline import Pipeline
 from rekd_deploy.publish import publish
 from rekd_deploy.repository import write_repository
 from rekd_deploy.repository_check import PLAN, check_repository, graph_path, plan_path, read_manifest
-from rekd_deploy.repository_runners import engine_entry
+from rekd_deploy.repository_runners import Exported
 from rekd_deploy.server import TritonServer
 from rekd_deploy.triton_config import (
     ENSEMBLE,
@@ -198,9 +198,9 @@ def test_configs_are_held_against_the_engines_shapes(with_engines):
     assert engine_mistakes(config, entry) == ["rekd_predictor: max_batch_size 64 is above the engine's 32"]
     config.max_batch_size = 32
     assert engine_mistakes(config, entry) == []
-    config.input[1].dims[0] += 1
-    assert "profile 0: dims [12] of positions differ from the engine's [11]" in " ".join(engine_mistakes(config, entry))
-    config.input[1].dims[0] -= 1
+    config.input[1].dims[0] = 12
+    assert "profile 0: dims [12] of positions differ from the engine's [-1]" in " ".join(engine_mistakes(config, entry))
+    config.input[1].dims[0] = -1
     del config.instance_group[0].profile[1:]
     assert "instance_group has the profiles ['0'], not ['0', '1', '2']" in " ".join(engine_mistakes(config, entry))
     config.input[0].name = "ids"
@@ -231,7 +231,7 @@ def test_without_tensorrt_the_engines_are_promised_and_built_where_they_serve(ch
     assert "selector engine unverified, not built yet: there is no GPU 0" in "\n".join(verify(root).lines())
     assert read_manifest(root) == manifest
     with pytest.raises(RepositoryError, match="not built yet; fix: rekd-export --verify"):
-        engine_entry(root, manifest, "selector")
+        Exported.of(root).engine_runner("selector")
 
     # on the target
     driver.devices, library = 1, FakeLibrary(driver, "10.9.0.34")

@@ -17,6 +17,7 @@ from rekd_deploy.model_files import model_files
 from rekd_deploy.raw_input import ANSWER, PREPARE
 from rekd_deploy.repository import MANIFEST, read_description
 from rekd_deploy.served import TOKENIZER, ServedDescription
+from rekd_deploy.signature import Slots
 from rekd_deploy.triton_config import (
     ENSEMBLE,
     PREDICTOR,
@@ -49,19 +50,18 @@ def test_parsing_back_gives_the_same(configs, tmp_path, name):
     assert config_text(read_config(path)) == config_text(configs[name])
 
 
-def test_members_follow_the_signature_and_the_settings(configs, artefacts):
+def test_members_follow_the_signature_and_the_settings(configs):
     from tritonclient.grpc.model_config_pb2 import DataType, ModelInstanceGroup
 
     selector = configs[SELECTOR]
     declared = [(t.name, DataType.Name(t.data_type), list(t.dims)) for t in (*selector.input, *selector.output)]
-    capacity = artefacts.signature.predictor.inputs[1].shape[1]
     assert declared == [
         ("input_ids", "TYPE_INT64", [-1]),
         ("attention_mask", "TYPE_INT64", [-1]),
         ("scores", "TYPE_FP32", [-1]),
         ("mask", "TYPE_BOOL", [-1]),
-        ("positions", "TYPE_INT64", [capacity]),
-        ("kept", "TYPE_BOOL", [capacity]),
+        ("positions", "TYPE_INT64", [-1]),
+        ("kept", "TYPE_BOOL", [-1]),
     ]
     for member in (selector, configs[PREDICTOR]):
         assert (member.backend, member.max_batch_size) == ("python", 16)
@@ -166,9 +166,9 @@ def test_a_cuda_graph_and_a_warm_up_for_every_bucket(rationalizer):
         assert config.optimization.cuda.graphs
         assert {(spec.batch_size, spec.input["input_ids"].dim[0]) for spec in specs} == buckets
         assert {(each.batch_size, each.inputs["input_ids"].dims[0]) for each in config.model_warmup} == buckets
-        capacity = rationalizer.capacity
+        slots = Slots.of(rationalizer.policy, rationalizer.capacity)
         if name == PREDICTOR:
-            assert all(list(spec.input["positions"].dim) == [capacity] for spec in specs)
+            assert all(list(s.input["positions"].dim) == [slots.at(s.input["input_ids"].dim[0])] for s in specs)
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
