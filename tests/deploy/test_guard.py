@@ -98,14 +98,3 @@ def test_positions_that_are_none(pair, texts, value):
         found = runner.run(given)
     assert np.isnan(found["logits"][0]).all()
     np.testing.assert_array_equal(found["logits"][1:], known["logits"][1:])
-
-
-def test_without_a_guard_negative_ids_are_taken_for_others(pair, texts):
-    """Why there is one."""
-    model, signature, plain, _ = pair
-    if model.preprocessor.settings.kind == "image":
-        pytest.skip("bytes can all be read")
-    inputs = good_inputs(model, texts)
-    inputs["input_ids"] = inputs["input_ids"].copy()
-    inputs["input_ids"][1, 2] = -1
-    assert np.isfinite(asked(signature, plain, inputs)["scores"]).all()
