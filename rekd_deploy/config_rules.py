@@ -10,10 +10,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rekd_deploy.config_members import member_mistakes
+from rekd_deploy.fusion_masks import has_added_mask
 from rekd_deploy.served import FINGERPRINT, LABELS, PREPROCESSING, TOKENIZER, VERSION
-from rekd_deploy.triton_config import ENGINE, MAX_LENGTH, THREADS, VOCABULARY_SIZE, parameters_of
+from rekd_deploy.triton_config import (
+    ARENA,
+    ENGINE,
+    EXECUTION_MODE,
+    INTER_THREADS,
+    LABEL_FILE,
+    MAX_LENGTH,
+    MEMORY_PATTERN,
+    SHRINKAGE,
+    THREADS,
+    VOCABULARY_SIZE,
+)
 
 if TYPE_CHECKING:
+    import onnx
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 STEP = "step"
@@ -21,12 +35,14 @@ STEP = "step"
 _DESCRIPTION = {LABELS, PREPROCESSING, TOKENIZER, FINGERPRINT, VERSION}
 KNOWN_PARAMETERS = {
     "python": {THREADS, MAX_LENGTH, VOCABULARY_SIZE, ENGINE, STEP, *_DESCRIPTION},
-    "onnxruntime": {THREADS, *_DESCRIPTION},
+    "onnxruntime": {THREADS, INTER_THREADS, EXECUTION_MODE, ARENA, MEMORY_PATTERN, SHRINKAGE, *_DESCRIPTION},
     "tensorrt": _DESCRIPTION,
     "ensemble": _DESCRIPTION,
 }
 """Triton ignores an unknown key without a word, so a misspelt one would have no effect."""
 
+NEWEST_IR, NEWEST_OPSET = 10, 21
+"""Of the file format and the operators that Triton 24.10's ONNX Runtime (1.19) reads."""
 _ONNX_TYPES = {"TYPE_INT64": 7, "TYPE_FP32": 1, "TYPE_BOOL": 9, "TYPE_FP16": 10, "TYPE_INT32": 6, "TYPE_UINT8": 2}
 
 
@@ -40,7 +56,7 @@ def config_mistakes(configs: Mapping[str, ModelConfig]) -> list[str]:
         if config.platform == "ensemble":
             mistakes += [f"{name}: {mistake}" for mistake in _ensemble_mistakes(config, configs)]
         else:
-            mistakes += [f"{name}: {mistake}" for mistake in _member_mistakes(config)]
+            mistakes += [f"{name}: {mistake}" for mistake in member_mistakes(config)]
     return mistakes
 
 
@@ -53,6 +69,13 @@ def _common_mistakes(config: ModelConfig) -> list[str]:
             mistakes.append(f"{tensor.name}: dims {list(tensor.dims)} must be -1 or positive, without the batch axis")
         if tensor.data_type == 0:
             mistakes.append(f"{tensor.name}: data_type is missing")
+        if tensor.HasField("reshape"):
+            mistakes.append(f"{tensor.name}: reshape is not allowed; the graph's own shapes are served")
+    for tensor in config.output:
+        if tensor.label_filename not in ("", LABEL_FILE) or (tensor.label_filename and list(tensor.dims)[1:]):
+            mistakes.append(f"{tensor.name}: label_filename must be {LABEL_FILE}, of an output (B, C)")
+    if any(version < 1 for version in config.version_policy.specific.versions):
+        mistakes.append("version_policy: versions are 1 or more")
     for kind, tensors in (("input", config.input), ("output", config.output)):
         if not tensors:
             mistakes.append(f"no {kind} is declared")
@@ -64,49 +87,6 @@ def _common_mistakes(config: ModelConfig) -> list[str]:
     else:
         unknown = sorted(set(config.parameters) - known)
         mistakes += [f"parameter {key} is unknown and would be ignored" for key in unknown]
-    return mistakes
-
-
-def _member_mistakes(config: ModelConfig) -> list[str]:
-    from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
-
-    mistakes = []
-    if not config.instance_group:
-        mistakes.append("instance_group is missing; Triton would choose for itself")
-    for group in config.instance_group:
-        if group.count < 1 or group.kind not in (ModelInstanceGroup.KIND_CPU, ModelInstanceGroup.KIND_GPU):
-            mistakes.append("instance_group must have a count of at least 1 and KIND_CPU or KIND_GPU")
-    batching = config.dynamic_batching
-    for size in batching.preferred_batch_size:
-        if not 1 <= size <= config.max_batch_size:
-            mistakes.append(f"preferred_batch_size {size} is outside 1..max_batch_size ({config.max_batch_size})")
-    threads = parameters_of(config).get(THREADS, "0")
-    if not threads.isdecimal():
-        mistakes.append(f"intra_op_thread_count '{threads}' must be a whole number, 0 or more")
-    if (config.backend == "tensorrt" or ENGINE in config.parameters) and any(
-        group.kind != ModelInstanceGroup.KIND_GPU for group in config.instance_group
-    ):
-        mistakes.append("an engine runs on a GPU only; instance_group must be KIND_GPU")
-    for warmup in config.model_warmup:
-        mistakes += _warmup_mistakes(config, warmup)
-    return mistakes
-
-
-def _warmup_mistakes(config: ModelConfig, warmup) -> list[str]:
-    from tritonclient.grpc.model_config_pb2 import DataType
-
-    declared = {tensor.name: tensor for tensor in config.input}
-    mistakes = []
-    if set(warmup.inputs) != set(declared):
-        mistakes.append(f"warm-up {warmup.name} must give exactly the inputs {', '.join(declared)}")
-    for name, given in warmup.inputs.items():
-        tensor = declared.get(name)
-        if tensor is None:
-            continue
-        if given.data_type != tensor.data_type or len(given.dims) != len(tensor.dims) or any(d < 1 for d in given.dims):
-            mistakes.append(f"warm-up {warmup.name}: {name} needs the input's type and concrete dims without the batch")
-        if given.random_data and tensor.data_type != DataType.Value("TYPE_FP32"):
-            mistakes.append(f"warm-up {warmup.name}: random_data for {name} draws any int64; use zero_data")
     return mistakes
 
 
@@ -179,13 +159,14 @@ def graph_mistakes(config: ModelConfig, graph: Path) -> list[str]:
     from google.protobuf.message import DecodeError
 
     try:
-        model = onnx.load(str(graph), load_external_data=False).graph
+        whole = onnx.load(str(graph), load_external_data=False)
     except (OSError, DecodeError) as error:
         return [f"{config.name}: {graph} is no ONNX file ({error}); fix: export again"]
+    model = whole.graph
     weights = {weight.name for weight in model.initializer}
     inputs = {value.name: value for value in model.input if value.name not in weights}
     outputs = {value.name: value for value in model.output}
-    mistakes = []
+    mistakes = [f"{config.name}: {mistake}" for mistake in _format_mistakes(config, whole)]
     if set(inputs) != {tensor.name for tensor in config.input}:
         mistakes.append(f"{config.name}: the graph's inputs are {', '.join(inputs)}, the config's differ")
     for kind, values, tensors in (("input", inputs, config.input), ("output", outputs, config.output)):
@@ -202,6 +183,22 @@ def graph_mistakes(config: ModelConfig, graph: Path) -> list[str]:
                 mistakes.append(f"{where}: the graph's first axis is not a free batch axis")
             if axes[1:] != list(tensor.dims):
                 mistakes.append(f"{where}: dims {list(tensor.dims)} differ from the graph's {axes[1:]}")
+    return mistakes
+
+
+def _format_mistakes(config: ModelConfig, model: onnx.ModelProto) -> list[str]:
+    """What the onnxruntime backend could not read or run in a file."""
+    if config.backend != "onnxruntime":
+        return []
+    mistakes = []
+    if model.ir_version > NEWEST_IR:
+        mistakes.append(f"the graph has ONNX IR {model.ir_version}; Triton 24.10 reads up to {NEWEST_IR}")
+    for entry in model.opset_import:
+        if entry.domain == "" and entry.version > NEWEST_OPSET:
+            mistakes.append(f"the graph has opset {entry.version}; Triton 24.10 reads up to {NEWEST_OPSET}")
+    on_cpu = any(group.kind == group.KIND_CPU for group in config.instance_group)
+    if on_cpu and any(map(has_added_mask, model.graph.node)):
+        mistakes.append("the graph adds a mask to all heads at once, which ONNX Runtime 1.19 refuses at every request")
     return mistakes
 
 
@@ -225,6 +222,10 @@ def engine_mistakes(config: ModelConfig, entry: Mapping[str, Any]) -> list[str]:
                 size not in (-1, found) for size, found in zip(tensor.dims, fixed, strict=False)
             ):
                 mistakes.append(f"{where}: dims {list(tensor.dims)} of {tensor.name} differ from the engine's {fixed}")
+    for spec in config.optimization.cuda.graph_spec:
+        shapes = {name: [spec.batch_size, *shape.dim] for name, shape in spec.input.items()}
+        if not any(_within(shapes, profile) for profile in profiles):
+            mistakes.append(f"{config.name}: the shapes {shapes} of a graph_spec are in no profile of the engine")
     most = max((shapes[2][0] for profile in profiles for shapes in profile.values()), default=0)
     if config.max_batch_size > most:
         mistakes.append(f"{config.name}: max_batch_size {config.max_batch_size} is above the engine's {most}")
@@ -234,6 +235,14 @@ def engine_mistakes(config: ModelConfig, entry: Mapping[str, Any]) -> list[str]:
             if list(group.profile) != wanted:
                 mistakes.append(f"{config.name}: instance_group has the profiles {list(group.profile)}, not {wanted}")
     return mistakes
+
+
+def _within(shapes: Mapping[str, list[int]], profile: Mapping[str, Any]) -> bool:
+    return set(shapes) == set(profile) and all(
+        smallest <= size <= largest
+        for name, shape in shapes.items()
+        for smallest, size, largest in zip(profile[name][0], shape, profile[name][2], strict=True)
+    )
 
 
 def _fits(given, wanted) -> bool:

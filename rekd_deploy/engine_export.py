@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rekd_deploy.artefacts import Artefacts
-from rekd_deploy.engines.tensorrt_build import BuildSettings, build_engine
+from rekd_deploy.engines.tensorrt_build import BuildSettings, build_engine, promised_entry
 from rekd_deploy.engines.tensorrt_library import Library, Product
 from rekd_deploy.engines.tensorrt_profiles import (
     Profile,
@@ -66,10 +67,8 @@ def build_engines(
     engines, entries = {}, dict(artefacts.manifest["artefacts"])
     for role, graph in artefacts.graphs.items():
         report(f"{role} engine")
-        entry = entries[role]
         settings = BuildSettings(
-            entry["observed" if "note" in entry else "precision"],  # where a step stayed float32, its engine does, too
-            request.capabilities, request.workspace, request.optimisation_level,
+            _precision(entries[role]), request.capabilities, request.workspace, request.optimisation_level,
             request.timing_cache or work / "timing.cache",
         )
         engines[role] = work / f"{role}.plan"
@@ -78,6 +77,23 @@ def build_engines(
         )
         entries[role] = {**entries[role], "engine": entry}
     return replace(artefacts, engines=engines, manifest={**artefacts.manifest, "artefacts": entries})
+
+
+def promise_engines(artefacts: Artefacts, product: Product, request: EngineRequest) -> Artefacts:
+    """The same artefacts with engines that are still to be built, on the machine that will serve them.
+
+    The manifest says all that is known of them: the graph, its types, the shapes, ``status`` 'unverified'.
+    """
+    entries = dict(artefacts.manifest["artefacts"])
+    for role, profiles in _profiles(artefacts, product, request).items():
+        promise = promised_entry(product, artefacts.graphs[role], profiles, _precision(entries[role]))
+        entries[role] = {**entries[role], "engine": promise}
+    return replace(artefacts, manifest={**artefacts.manifest, "artefacts": entries})
+
+
+def _precision(entry: Mapping[str, Any]) -> str:
+    """Of an engine, by the manifest entry of its graph: where a step stayed float32, its engine does, too."""
+    return entry["observed" if "note" in entry else "precision"]
 
 
 def plan_engines(artefacts: Artefacts, product: Product, request: EngineRequest) -> Artefacts:

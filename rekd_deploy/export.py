@@ -18,7 +18,9 @@ from rekd_deploy.examples import Examples, parity_examples, with_lengths
 from rekd_deploy.fusion import fuse
 from rekd_deploy.fusion_cpu import norms_apart
 from rekd_deploy.fusion_embedding import embeddings_together
+from rekd_deploy.fusion_masks import masked_by_keys
 from rekd_deploy.graphs import graph_modules, pair_signature
+from rekd_deploy.guard import guarded
 from rekd_deploy.manifest import build_manifest
 from rekd_deploy.onnx_lstm import onnx_lstms
 from rekd_deploy.onnx_slots import cut_to_length, sizes_from_tensors
@@ -47,6 +49,7 @@ def export(
     gpu: bool = False,
     precision: Precision = "fp32",
     for_engine: bool = False,
+    unattended: bool = False,
     lengths: tuple[int, ...] = (),
     parity_texts: str | Path | None = None,
     opset: int = OPSET,
@@ -62,6 +65,7 @@ def export(
         gpu: fuse what is faster on GPUs, and not what is faster on CPUs.
         precision: 'fp32', 'fp16', 'bf16' or 'int8'; the decision is made in float32 in any case.
         for_engine: the graphs are for an engine builder; ONNX Runtime need not be able to run them.
+        unattended: nothing of ours stands before the graphs; see ``rekd_deploy.guard``.
         lengths: tokens that texts are padded to when they are served, and in the gate; empty: the checkpoint's.
         parity_texts: .jsonl or .txt with real texts for the gate; None: the checkpoint's own examples.
         opset: ONNX opset, 18 to 20.
@@ -95,9 +99,10 @@ def export(
         models, precision, signature, heads, rationalizer.preprocessor, examples.items, fused=fused,
         for_engine=for_engine,
     )
+    models = _guarded(conversion.models, rationalizer, signature) if unattended else conversion.models
     if single_graph:
         report("single")
-    graphs = _written(conversion.models, work, signature, single_graph, fused)
+    graphs = _written(models, work, signature, single_graph, fused)
     report("parity")
     parity = _parity(rationalizer, conversion, graphs, examples, work)
     manifest = build_manifest(
@@ -108,6 +113,17 @@ def export(
         signature, graphs["selector"], graphs["predictor"], rationalizer.preprocessor, tuple(rationalizer.labels),
         manifest, graphs.get("single"), record(rationalizer, examples.items, work / "parity.npz"),
     )
+
+
+def _guarded(
+    models: dict[str, onnx.ModelProto], rationalizer: Rationalizer, signature: PairSignature
+) -> dict[str, onnx.ModelProto]:
+    preprocessor = rationalizer.preprocessor
+    vocabulary = preprocessor.vocabulary_size if preprocessor.settings.kind == "text" else 0
+    return {
+        role: guarded(model, signature.graph(role), vocabulary, preprocessor.positions)
+        for role, model in models.items()
+    }
 
 
 def _parity(
@@ -171,7 +187,7 @@ def traced_graphs(
         if role == "selector" and signature.selector.slots is not None:
             models[role] = cut_to_length(models[role], signature.selector)
         if fused and not gpu:
-            models[role] = norms_apart(models[role])
+            models[role] = masked_by_keys(norms_apart(models[role]))
     return models
 
 

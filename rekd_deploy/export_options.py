@@ -37,6 +37,14 @@ class ExportOptions:
     """Batch sizes the scheduler aims at, the largest the most in one request; empty: the usual ones."""
     max_batch_size: int | None = None
     """Most texts or images in one request; None: the largest of ``batches``."""
+    instances: int = 1
+    """Processes (GPU instances) of each member."""
+    threads: int = 0
+    """Threads of each inside one operation; 0: one a core."""
+    gpus: tuple[int, ...] = ()
+    """Numbers of the GPUs to run on; empty: every one that is there."""
+    rate_limit: bool = False
+    """Each execution takes one of the server's resource 'rekd'."""
     single_graph: bool = False
     """Add a model that holds both steps in one graph."""
     fused: bool = True
@@ -81,6 +89,12 @@ class ExportOptions:
             mistakes.append(
                 f"batch {self.batches[-1]} is above the max batch size {self.max_batch_size}; fix: give one of the two"
             )
+        if self.gpus and self.product is None and not (self.target == "onnxruntime" and self._on_gpu):
+            mistakes.append(f"gpus {_listed(self.gpus)} are for GPUs, but the members run on CPUs; fix: add --gpu")
+        try:
+            ServingSettings(instances=self.instances, threads=self.threads, gpus=self.gpus)
+        except ConfigError as error:
+            mistakes.append(str(error))
         if self.keep < 1:
             mistakes.append(f"keep is {self.keep}; at least the new version stays (1)")
         if mistakes:
@@ -112,7 +126,10 @@ class ExportOptions:
     @property
     def serving(self) -> ServingSettings:
         """How the server batches."""
-        settings = ServingSettings(gpu=self.target == "onnxruntime" and self._on_gpu)
+        settings = ServingSettings(
+            gpu=self.target == "onnxruntime" and self._on_gpu, instances=self.instances, threads=self.threads,
+            gpus=self.gpus, rate_limit=self.rate_limit,
+        )
         if self.batches:
             # a batch of one is formed anyway; as a preferred size it would end the waiting for others
             preferred = tuple(size for size in self.batches if size > 1)

@@ -11,8 +11,9 @@ from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.checkpoint_facts import CheckpointFacts, read_facts
 from rekd_deploy.config_rules import config_mistakes
 from rekd_deploy.engine_export import plan_engines
+from rekd_deploy.engine_parity import reason_not_to_run
 from rekd_deploy.engines.onnxruntime import check_flavours
-from rekd_deploy.engines.tensorrt_library import load_library
+from rekd_deploy.engines.tensorrt_library import PRODUCTS, load_library
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.examples import with_lengths
 from rekd_deploy.export_options import ExportOptions, machine
@@ -42,6 +43,8 @@ class ExportPlan:
     """Earlier versions that are removed."""
     models: tuple[str, ...]
     """Triton's models, each a folder of the repository."""
+    engines_elsewhere: str | None = None
+    """Why engines cannot be built here; ``rekd-export --verify`` builds them on the machine that serves them."""
 
     @property
     def slots(self) -> tuple[int, ...]:
@@ -74,6 +77,7 @@ class ExportPlan:
             "goes": list(self.goes),
             "models": list(self.models),
             "machine": machine(),
+            "engines_elsewhere": self.engines_elsewhere,
         }
 
     def lines(self) -> list[str]:
@@ -94,6 +98,9 @@ class ExportPlan:
             "lengths": _listed(self.lengths) or "one size (images)",
             "batches": f"{_listed(options.batch_sizes)}; at most {options.batch_sizes[-1]} in one request",
             "target": options.target + _runs_on(options),
+            **({} if self.engines_elsewhere is None else {
+                "engines": f"to be built on the target by rekd-export --verify, since here {self.engines_elsewhere}"
+            }),
             "machine": f"{here['cores']} cores, {here['gpus'] or 'no'} GPU",
             "repository": f"{self.root}, {self._replacing()}",
             "models": ", ".join(self.models),
@@ -129,8 +136,13 @@ def plan_export(checkpoint: str | Path, root: str | Path, options: ExportOptions
     artefacts = Artefacts(
         facts.signature, nothing, nothing, preprocessor, facts.labels, {}, nothing if options.single_graph else None
     )
+    elsewhere = None
     if options.product is not None:
-        artefacts = plan_engines(artefacts, load_library(options.product).product, options.engines)
+        artefacts = plan_engines(artefacts, PRODUCTS[options.product], options.engines)
+        if not PRODUCTS[options.product].builds_anywhere:
+            elsewhere = reason_not_to_run({"format": options.product, "built_for": []})
+        else:
+            load_library(options.product)  # its complaints come first
     configs = build_configs(artefacts, options.serving, options.target)
     if options.with_tokenizer:
         configs |= raw_configs(artefacts, options.serving)
@@ -140,7 +152,9 @@ def plan_export(checkpoint: str | Path, root: str | Path, options: ExportOptions
     before = range(1, newest_folder(root) + 1)
     goes = tuple(number for number in before if number not in versions.earlier and _exists(root, number))
     lengths = preprocessor.settings.buckets if facts.kind == "text" else ()
-    return ExportPlan(facts, root, options, lengths, versions.current, versions.earlier, goes, tuple(configs))
+    return ExportPlan(
+        facts, root, options, lengths, versions.current, versions.earlier, goes, tuple(configs), elsewhere
+    )
 
 
 def _check_installed() -> None:

@@ -14,6 +14,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from rekd_deploy.errors import ExportError
+from rekd_deploy.guard import with_raw_scores
 from rekd_deploy.signature import GraphSignature, PairSignature, TensorSpec
 from rekd_train import __version__
 
@@ -134,7 +135,7 @@ def decision_graph(
     """
     from onnx.utils import Extractor
 
-    return Extractor(model).extract_model(
+    return Extractor(with_raw_scores(model)).extract_model(
         ["scores", *(spec.name for spec in inputs)], [spec.name for spec in decided]
     )
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rekd_deploy.engine_export import build_engines
+from rekd_deploy.engine_export import build_engines, promise_engines
 from rekd_deploy.engine_parity import prove_engines
-from rekd_deploy.engines.tensorrt_library import load_library
+from rekd_deploy.engines.tensorrt_library import PRODUCTS, load_library
 from rekd_deploy.errors import ExportError
 from rekd_deploy.export_options import ExportOptions
 from rekd_deploy.export_plan import plan_export
@@ -84,10 +84,13 @@ def publish(
         artefacts = export(
             plan.checkpoint.directory, work.path, single_graph=options.single_graph, fused=options.fuse,
             gpu=options.serving.gpu,
-            precision=options.precision, for_engine=options.product is not None, lengths=options.lengths,
-            parity_texts=options.parity_texts, report=clock,
+            precision=options.precision, for_engine=options.product is not None,
+            unattended=options.target == "onnxruntime", lengths=options.lengths, parity_texts=options.parity_texts,
+            report=clock,
         )
-        if options.product is not None:
+        if plan.engines_elsewhere:
+            artefacts = promise_engines(artefacts, PRODUCTS[options.product], options.engines)
+        elif options.product is not None:
             artefacts = build_engines(
                 artefacts, work.path, load_library(options.product), options.engines, report=clock
             )
@@ -98,6 +101,7 @@ def publish(
             write_repository(
                 artefacts, root, target=options.target, max_batch_size=serving.max_batch_size,
                 preferred_batch_sizes=serving.preferred_batch_sizes, keep=options.keep, gpu=serving.gpu,
+                gpus=serving.gpus, rate_limit=serving.rate_limit, instances=serving.instances, threads=serving.threads,
                 with_tokenizer=options.with_tokenizer,
             )
     manifest = read_manifest(root)

@@ -25,6 +25,7 @@ from typing import Any
 from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.config_rules import config_mistakes, engine_mistakes, graph_mistakes
 from rekd_deploy.errors import RepositoryError
+from rekd_deploy.model_files import model_files
 from rekd_deploy.raw_input import ANSWER, PREPARE, RAW, place_raw, raw_configs
 from rekd_deploy.repository_check import (
     FORMAT,
@@ -43,7 +44,7 @@ from rekd_deploy.repository_check import (
 from rekd_deploy.triton_config import CONFIG_FILE, ENSEMBLE, SINGLE, ServingSettings, build_configs, config_text
 from rekd_deploy.versions import MEMBERS, Versions, check_side_by_side, newest_folder, pin_versions
 from rekd_deploy.workspaces import one_at_a_time, replacing
-from rekd_train.files import sha256, write_json, write_text
+from rekd_train.files import sha256, write_bytes, write_json, write_text
 
 __all__ = [
     "GRAPH", "GRAPH_MODELS", "MANIFEST", "check_repository", "next_versions", "read_description", "read_manifest",
@@ -69,6 +70,8 @@ def write_repository(
     threads: int = 0,
     queue_delay_us: int = 100,
     gpu: bool = False,
+    gpus: tuple[int, ...] = (),
+    rate_limit: bool = False,
     keep: int = 1,
     with_tokenizer: bool = False,
 ) -> Path:
@@ -85,6 +88,8 @@ def write_repository(
         preferred_batch_sizes: what the scheduler aims at.
         queue_delay_us: microseconds a request may wait for others to form a preferred batch.
         gpu: whether the target 'onnxruntime' runs on GPUs.
+        gpus: numbers of the GPUs to run on; empty: every one that is there.
+        rate_limit: executions of the members take one of the server's resource 'rekd' each.
         keep: versions of the members that stay, the new one included.
         with_tokenizer: add the ensemble that takes raw texts or image files.
 
@@ -95,7 +100,7 @@ def write_repository(
     """
     settings = ServingSettings(
         max_batch_size=max_batch_size, preferred_batch_sizes=preferred_batch_sizes, instances=instances,
-        threads=threads, queue_delay_us=queue_delay_us, gpu=gpu,
+        threads=threads, queue_delay_us=queue_delay_us, gpu=gpu, gpus=gpus, rate_limit=rate_limit,
     )
     root = Path(root)
     configs = build_configs(artefacts, settings, target)
@@ -117,8 +122,9 @@ def _write(
     mistakes = config_mistakes(configs)
     for name, graph in graphs.items():
         mistakes += graph_mistakes(configs[name], graph)
-    for role in artefacts.engines:
-        mistakes += engine_mistakes(configs[GRAPH_MODELS[role]], artefacts.manifest["artefacts"][role]["engine"])
+    for role, entry in artefacts.manifest.get("artefacts", {}).items():
+        if "engine" in entry:
+            mistakes += engine_mistakes(configs[GRAPH_MODELS[role]], entry["engine"])
     if mistakes:
         raise RepositoryError("the repository would not load: " + "; ".join(mistakes))
     current = str(versions.current)
@@ -126,6 +132,9 @@ def _write(
         for name, config in configs.items():
             (work / name / current).mkdir(parents=True)
             write_text(work / name / CONFIG_FILE, config_text(config))
+        for name, content in model_files(configs, artefacts).items():
+            (work / name).parent.mkdir(exist_ok=True)
+            write_bytes(work / name, content)
         for name in MEMBERS:
             for version in map(str, versions.earlier):
                 old, new = root / name / version, work / name / version
@@ -160,6 +169,7 @@ def _is_unchanged(root: Path, artefacts: Artefacts, configs: Mapping[str, Any], 
     pin_versions(configs, versions)
     texts = {f"{name}/{CONFIG_FILE}": config_text(config) for name, config in configs.items()}
     digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    digests |= {name: hashlib.sha256(content).hexdigest() for name, content in model_files(configs, artefacts).items()}
     beside = _beside_graphs(artefacts, target, str(versions.current))
     digests |= {name: sha256(source) for name, source in beside.items()}
     if artefacts.reference is not None:

@@ -9,9 +9,11 @@ from typing import Any
 
 from rekd_deploy.config_rules import config_mistakes, engine_mistakes
 from rekd_deploy.errors import RepositoryError
+from rekd_deploy.model_files import model_file_mistakes
 from rekd_deploy.served import ServedDescription
 from rekd_deploy.triton_config import CONFIG_FILE, ENSEMBLE, PREDICTOR, SELECTOR, SINGLE, parameters_of, read_config
 from rekd_deploy.versions import MEMBERS, Versions
+from rekd_deploy.warmups import WARMUP
 from rekd_train.files import sha256
 
 MANIFEST = "manifest.json"
@@ -57,7 +59,7 @@ def check_repository(root: Path) -> dict[str, Any]:
     if stray:  # Triton takes every folder for a model and stops when it is none
         raise RepositoryError(f"{root}: folder {', '.join(stray)} is no model of this repository; fix: move it away")
     for name in models:
-        folders = sorted(entry.name for entry in (root / name).iterdir() if entry.is_dir())
+        folders = sorted(entry.name for entry in (root / name).iterdir() if entry.is_dir() and entry.name != WARMUP)
         wanted = sorted(map(str, versions.members if name in MEMBERS else (versions.current,)))
         if folders != wanted:
             raise RepositoryError(
@@ -65,7 +67,7 @@ def check_repository(root: Path) -> dict[str, Any]:
                 "move the others away"
             )
     configs = {name: read_config(root / name / CONFIG_FILE) for name in models}
-    mistakes = config_mistakes(configs)
+    mistakes = config_mistakes(configs) + model_file_mistakes(root, configs)
     for role, entry in manifest["artefacts"].items():
         if "engine" in entry:
             mistakes += engine_mistakes(configs[GRAPH_MODELS[role]], entry["engine"])

@@ -12,6 +12,7 @@ from rekd_deploy.engines.base import Runner
 from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.engines.onnxruntime_device import DeviceChain, Graph
 from rekd_deploy.engines.tensorrt import TensorRTRunner
+from rekd_deploy.engines.tensorrt_build import is_built
 from rekd_deploy.engines.tensorrt_verify import check_engine_file
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.manifest import signature_from_dict, verify_files
@@ -76,6 +77,8 @@ class Exported:
                 f"{self.name} holds no engine of the {role}; fix: rekd-export CHECKPOINT with --engine tensorrt-rtx or "
                 "--target tensorrt"
             )
+        if not is_built(entry):
+            raise RepositoryError(f"{self.name}: the engine of the {role} is not built yet; fix: rekd-export --verify")
         return entry
 
 

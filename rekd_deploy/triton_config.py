@@ -13,7 +13,7 @@ Images come as ``pixels``; a predictor that blanks is handed ``keep`` (see rekd_
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.served import ServedDescription
 from rekd_deploy.signature import GraphSignature, TensorSpec
+from rekd_deploy.warmups import add_warm_ups, lengths_of
 from rekd_train.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,8 +36,20 @@ CONFIG_FILE = "config.pbtxt"
 TARGETS = ("python", "onnxruntime", "tensorrt")
 ENGINES = {"python": ("tensorrt-rtx",), "onnxruntime": (), "tensorrt": ("tensorrt",)}
 """Engines that each target can run; the plans of one product are not read by the other."""
+LABEL_FILE = "labels.txt"
+"""The classes, one a line, for clients that ask Triton for a classification."""
+RESOURCE = "rekd"
+"""What an execution takes one of, where executions are limited."""
 THREADS, MAX_LENGTH, VOCABULARY_SIZE, ENGINE = "intra_op_thread_count", "max_length", "vocabulary_size", "engine"
+INTER_THREADS, EXECUTION_MODE, ARENA = "inter_op_thread_count", "execution_mode", "enable_mem_arena"
+MEMORY_PATTERN, SHRINKAGE = "enable_mem_pattern", "memory.enable_memory_arena_shrinkage"
+_SESSION = {INTER_THREADS: "1", EXECUTION_MODE: "0", ARENA: "1", MEMORY_PATTERN: "0"}
+"""How the onnxruntime backend runs a graph: node by node, memory kept, not planned ahead, since shapes differ."""
+_PRIORITIES = {"predictor": 1, "single": 1, "selector": 2}
+"""What has begun is finished first."""
 
+LABELLED = ("logits", "probabilities")
+"""Outputs whose columns are the classes."""
 _TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32", "bool": "TYPE_BOOL", "uint8": "TYPE_UINT8"}
 
 
@@ -56,6 +69,12 @@ class ServingSettings:
     """Threads of each process inside one operation; 0: one a core."""
     gpu: bool = False
     """Whether the members of the target 'onnxruntime' run on GPUs; engines always do."""
+    gpus: tuple[int, ...] = ()
+    """Numbers of the GPUs to run on, each with all instances; empty: every one that is there."""
+    rate_limit: bool = False
+    """Whether each execution of a member takes one of the server's resource 'rekd'."""
+    warm_up: bool = True
+    """Whether the members run every padded length (on GPUs every batch size, too) before they call themselves ready."""
 
     def __post_init__(self) -> None:
         least = {"max_batch_size": 1, "queue_delay_us": 0, "instances": 1, "threads": 0}
@@ -64,10 +83,17 @@ class ServingSettings:
             for name, limit in least.items()
             if getattr(self, name) < limit
         ]
+        if len(set(self.gpus)) != len(self.gpus) or any(number < 0 for number in self.gpus):
+            mistakes.append(f"gpus {self.gpus} must be 0 or more, each once")
         if any(size < 1 for size in self.preferred_batch_sizes):
             mistakes.append(f"preferred_batch_sizes {self.preferred_batch_sizes} must all be at least 1")
         if mistakes:
             raise ConfigError("; ".join(mistakes))
+
+    @property
+    def preferred(self) -> list[int]:
+        """The batch sizes that the scheduler aims at."""
+        return [size for size in self.preferred_batch_sizes if size <= self.max_batch_size]
 
 
 def build_configs(artefacts: Artefacts, settings: ServingSettings, target: str = "python") -> dict[str, ModelConfig]:
@@ -90,11 +116,23 @@ def build_configs(artefacts: Artefacts, settings: ServingSettings, target: str =
             parameters[VOCABULARY_SIZE] = str(preprocessor.vocabulary_size)
         if engine is not None:
             parameters[ENGINE] = engine
+    elif target == "onnxruntime":
+        parameters |= _SESSION
+    on_gpu = engine is not None or (settings.gpu and target == "onnxruntime")
 
     def member(role: str, name: str, more: Mapping[str, str]) -> ModelConfig:
         config = _member(name, signature.graph(role), settings, target, {**parameters, **more})
-        if engine is not None or (settings.gpu and target == "onnxruntime"):
-            _place_on_gpu(config, artefacts.manifest["artefacts"][role]["engine"] if target == "tensorrt" else None)
+        for group in config.instance_group if settings.rate_limit else ():
+            group.rate_limiter.resources.add(name=RESOURCE, count=1)
+            group.rate_limiter.priority = _PRIORITIES[role]
+        if on_gpu:
+            built = artefacts.manifest["artefacts"][role]["engine"] if target == "tensorrt" else None
+            _place_on_gpu(config, settings.gpus, built)
+        if settings.warm_up:
+            sizes = sorted({1, *settings.preferred}) if on_gpu else [1]
+            add_warm_ups(config, signature.graph(role), preprocessor, sizes)
+        if target == "tensorrt":
+            _capture(config, signature.graph(role), artefacts, sorted({1, *settings.preferred}))
         return config
 
     configs = {
@@ -116,7 +154,7 @@ def check_target(artefacts: Artefacts, target: str) -> str | None:
     if target not in TARGETS:
         raise RepositoryError(f"no repository can be written for target '{target}'; choose one of {', '.join(TARGETS)}")
     entries = artefacts.manifest.get("artefacts", {})
-    products = {entries[role]["engine"]["format"] for role in artefacts.engines}
+    products = {entry["engine"]["format"] for entry in entries.values() if "engine" in entry}
     if not products and target != "tensorrt":
         return None
     if len(products) != 1 or not products <= set(ENGINES[target]):
@@ -166,7 +204,7 @@ def _member(
     _declare(config, signature)
     config.dynamic_batching.CopyFrom(
         ModelDynamicBatching(
-            preferred_batch_size=[n for n in settings.preferred_batch_sizes if n <= settings.max_batch_size],
+            preferred_batch_size=settings.preferred,
             max_queue_delay_microseconds=settings.queue_delay_us,
         )
     )
@@ -176,12 +214,23 @@ def _member(
     return config
 
 
-def _place_on_gpu(config: ModelConfig, engine: Mapping[str, Any] | None) -> None:
-    """One instance group on every GPU; with the names of an engine's profiles, all of which Triton may choose."""
+def _capture(config: ModelConfig, signature: GraphSignature, artefacts: Artefacts, batch_sizes: list[int]) -> None:
+    """A CUDA graph for each padded length and batch size: launched as one, where a request has that very shape."""
+    config.optimization.cuda.graphs = True
+    for length in lengths_of(signature, artefacts.preprocessor):
+        for size in batch_sizes:
+            spec = config.optimization.cuda.graph_spec.add(batch_size=size)
+            for tensor in signature.inputs:
+                spec.input[tensor.name].dim.extend(signature.sizes_at(tensor, length)[1:])
+
+
+def _place_on_gpu(config: ModelConfig, gpus: tuple[int, ...], engine: Mapping[str, Any] | None) -> None:
+    """One instance group on these GPUs; with the names of an engine's profiles, all of which Triton may choose."""
     from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
     for group in config.instance_group:
         group.kind = ModelInstanceGroup.KIND_GPU
+        group.gpus.extend(gpus)
         if engine is not None:
             group.profile.extend(map(str, range(len(engine["profiles"]))))
 
@@ -209,11 +258,19 @@ def _declare(config: ModelConfig, signature: GraphSignature) -> None:
     for declared, specs in ((config.input, signature.inputs), (config.output, signature.outputs)):
         for spec in specs:
             declared.add(name=spec.name, data_type=DataType.Value(_TYPES[spec.dtype]), dims=triton_dims(spec))
+    for tensor in config.output:
+        if tensor.name in LABELLED:
+            tensor.label_filename = LABEL_FILE
 
 
 def triton_dims(spec: TensorSpec) -> list[int]:
     """Dims without the batch axis; -1 where the length is free."""
     return [axis if isinstance(axis, int) else -1 for axis in spec.shape[1:]]
+
+
+def label_text(labels: Sequence[str]) -> str:
+    """The content of the file of labels: a line each."""
+    return "".join(f"{' '.join(label.split())}\n" for label in labels)
 
 
 def _set_parameters(config: ModelConfig, parameters: Mapping[str, str]) -> None:

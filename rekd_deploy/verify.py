@@ -14,6 +14,7 @@ from typing import Any
 from rekd_deploy.config_rules import graph_mistakes
 from rekd_deploy.engines.base import Runner
 from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
+from rekd_deploy.engines.tensorrt_build import is_built
 from rekd_deploy.errors import EngineError, ParityError, RepositoryError
 from rekd_deploy.manifest import signature_from_dict, verify_files
 from rekd_deploy.parity_report import ParityLimits, verification_limits
@@ -24,6 +25,7 @@ from rekd_deploy.repository_check import (
     REFERENCE,
     check_repository,
     graph_path,
+    plan_path,
     read_description,
     read_manifest,
 )
@@ -78,7 +80,8 @@ class Verification:
                 figures.append(f"logits within {agreement.logit_difference:.1e}")
             lines.append(f"{role:<12}" + ", ".join(figures))
         for role, check in self.engines.items():
-            outcome = f"unverified: {check.reason}" if check.reason else (
+            state = "unverified" if is_built(check.entry) else "unverified, not built yet"
+            outcome = f"{state}: {check.reason}" if check.reason else (
                 f"{check.entry['status']} on {check.entry['gpu']}, precision {check.entry['observed']}, "
                 f"{check.agreement.rows} stored rows"
             )
@@ -148,6 +151,9 @@ def _complete(root: Path, verification: Verification) -> None:
     for role, check in verification.engines.items():
         found = found or manifest["artefacts"][role]["engine"] != check.entry
         manifest["artefacts"][role]["engine"] = check.entry
+        if is_built(check.entry):
+            name = plan_path(root, manifest, role).relative_to(root).as_posix()
+            manifest["repository"]["files"][name] = check.entry["sha256"]
     if found:
         with suppress(OSError):
             write_json(root / MANIFEST, manifest)

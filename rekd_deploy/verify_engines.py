@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rekd_deploy.engine_parity import reason_not_to_run, run_engine
+from rekd_deploy.engines.tensorrt_build import BuildSettings, build_engine, is_built
+from rekd_deploy.engines.tensorrt_library import load_library
 from rekd_deploy.engines.tensorrt_verify import check_engine_file
 from rekd_deploy.errors import EngineError, RepositoryError
 from rekd_deploy.parity_report import verification_limits
 from rekd_deploy.reference import Agreement, Case, complaints
 from rekd_deploy.repository_check import graph_path, plan_path
-from rekd_deploy.signature import PairSignature
+from rekd_deploy.signature import GraphSignature, PairSignature
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def check_engines(
     cases: Sequence[Case],
     report: Callable[[str], None],
 ) -> dict[str, EngineCheck]:
-    """Check every engine of a repository, by role.
+    """Check every engine of a repository, by role; one that is promised is built here, if this machine can.
 
     Raises:
         RepositoryError: an engine is altered, stale, not what its entry says, or answers otherwise than the model.
@@ -49,7 +51,11 @@ def check_engines(
         entry, plan = artefact["engine"], plan_path(root, manifest, role)
         graph = graph_path(root, manifest, role)
         try:
-            check_engine_file(plan, entry, graph)
+            if is_built(entry):
+                check_engine_file(plan, entry, graph)
+            elif not reason_not_to_run(entry):
+                report(f"{role} engine (building it)")
+                entry = _built(plan, entry, graph, signature.graph(role))
             if reason := reason_not_to_run(entry):
                 checks[role] = EngineCheck(dict(entry), reason=reason)
                 continue
@@ -64,3 +70,21 @@ def check_engines(
             )
         checks[role] = EngineCheck(completed, agreement)
     return checks
+
+
+def _built(plan: Path, promise: Mapping[str, Any], graph: Path, signature: GraphSignature) -> dict[str, Any]:
+    """Build a promised engine where it belongs; its entry.
+
+    Raises:
+        EngineError: it cannot be built, or not be written.
+    """
+    profiles = [
+        {name: tuple(map(tuple, shapes)) for name, shapes in accepted.items()} for accepted in promise["profiles"]
+    ]
+    settings = BuildSettings(promise["precision"])
+    try:
+        return build_engine(load_library(promise["format"]), graph, plan, signature, profiles, settings)
+    except OSError as error:
+        raise EngineError(
+            f"{plan} cannot be written: {error.strerror}; fix: verify where the repository may be written to"
+        ) from None

@@ -60,7 +60,8 @@ HOUSE = {
     "export": """
         rekd_deploy.examples rekd_deploy.graphs rekd_deploy.onnx_model rekd_deploy.onnx_lstm rekd_deploy.onnx_slots
         rekd_deploy.fusion
-        rekd_deploy.fusion_cpu rekd_deploy.parity_report rekd_deploy.parity_cases rekd_deploy.parity
+        rekd_deploy.fusion_cpu rekd_deploy.fusion_masks rekd_deploy.guard
+        rekd_deploy.parity_report rekd_deploy.parity_cases rekd_deploy.parity
         rekd_deploy.precision rekd_deploy.precision.attention rekd_deploy.precision.calibration
         rekd_deploy.precision.convert rekd_deploy.precision.half rekd_deploy.precision.integers
         rekd_deploy.precision.observed rekd_deploy.precision.structure rekd_deploy.fusion_embedding
@@ -68,7 +69,8 @@ HOUSE = {
         rekd_deploy.engine_export rekd_deploy.engine_parity
     """,
     "repository": """
-        rekd_deploy.served rekd_deploy.triton_config rekd_deploy.config_rules rekd_deploy.triton_model
+        rekd_deploy.served rekd_deploy.warmups rekd_deploy.triton_config rekd_deploy.config_members
+        rekd_deploy.config_rules rekd_deploy.model_files rekd_deploy.triton_model
         rekd_deploy.checkpoint_facts rekd_deploy.workspaces rekd_deploy.versions
         rekd_deploy.triton_raw rekd_deploy.raw_input rekd_deploy.repository_check rekd_deploy.repository
         rekd_deploy.repository_runners rekd_deploy.export_options rekd_deploy.export_plan rekd_deploy.publish

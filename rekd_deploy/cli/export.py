@@ -85,6 +85,18 @@ def export(
         int | None,
         typer.Option(min=1, help="Most texts or images in one request.", show_default="the largest batch", metavar="N"),
     ] = None,
+    instances: Annotated[
+        int, typer.Option(min=1, help="Instances of each member, on every GPU that is used.", metavar="N")
+    ] = 1,
+    threads: Annotated[
+        int, typer.Option(min=0, help="Threads of an instance; 0: one a core.", metavar="N")
+    ] = 0,
+    gpus: Annotated[
+        str | None, typer.Option(help="Numbers of the GPUs to run on.", show_default="all there are", metavar="N,N,...")
+    ] = None,
+    rate_limit: Annotated[
+        bool, typer.Option("--rate-limit", help="Each execution takes one of the server's resource 'rekd'.")
+    ] = False,
     single_graph: Annotated[
         bool, typer.Option("--single-graph", help="Add the model rekd_single: both steps in one graph.")
     ] = False,
@@ -144,6 +156,10 @@ def export(
             lengths=_numbers(lengths, "--lengths"),
             batches=_numbers(batches, "--batches"),
             max_batch_size=max_batch_size,
+            instances=instances,
+            threads=threads,
+            gpus=_numbers(gpus, "--gpus"),
+            rate_limit=rate_limit,
             single_graph=single_graph,
             fused=fuse,
             with_tokenizer=with_tokenizer,
@@ -245,8 +261,9 @@ def _summary(publication: Publication) -> list[Any]:
         if built := entry.get("engine"):
             table.add_row(
                 f"{role}.plan", _size(built["bytes"]), _precision(built),
-                f"{built['format']} {built['version']} for {', '.join(built['built_for'])}: {built['status']}",
-                f"{seconds[f'{role} engine']:.1f}",
+                f"{built['format']} {built['version']} for {', '.join(built['built_for'])}: {built['status']}"
+                if built["sha256"] else f"{built['format']}: {built['status']}; rekd-export --verify builds it there",
+                f"{seconds.get(f'{role} engine', 0.0):.1f}",
             )
     origin = {"file": "given", "checkpoint": "from the checkpoint", "generated": "made up"}
     notes = [f"{role}: {entry['note']}" for role, entry in manifest["artefacts"].items() if "note" in entry]

@@ -6,12 +6,12 @@ which class a name belongs to and holds it against the API lists of TensorRT and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rekd_deploy.engines.tensorrt_library import DEFAULT_CAPABILITIES, Library, first_line
+from rekd_deploy.engines.tensorrt_library import DEFAULT_CAPABILITIES, Library, Product, first_line
 from rekd_deploy.engines.tensorrt_profiles import Profile
 from rekd_deploy.engines.tensorrt_types import NOT_AVAILABLE, check_graph_precision, graph_types
 from rekd_deploy.errors import EngineError
@@ -84,6 +84,38 @@ def build_engine(
         "bytes": plan.stat().st_size,
         "sha256": sha256(plan),
     }
+
+
+def promised_entry(
+    product: Product, graph: Path, profiles: Sequence[Profile], precision: str
+) -> dict[str, Any]:
+    """The manifest entry of an engine that is to be built elsewhere; as ``build_engine``'s, without the file.
+
+    Raises:
+        EngineError: the graph is not of that precision, or no engine can be built from it.
+    """
+    types = graph_types(graph)
+    check_graph_precision(types, precision, graph.name)
+    return {
+        "format": product.name,
+        "version": None,
+        "built_for": [],
+        "precision": precision,
+        "observed": NOT_AVAILABLE,
+        "graph_types": types,
+        "graph_sha256": sha256(graph),
+        "profiles": [
+            {name: [list(shape) for shape in shapes] for name, shapes in accepted.items()} for accepted in profiles
+        ],
+        "status": UNVERIFIED,
+        "bytes": 0,
+        "sha256": None,
+    }
+
+
+def is_built(entry: Mapping[str, Any]) -> bool:
+    """Whether the engine of a manifest entry is there, and not only promised."""
+    return entry.get("sha256") is not None
 
 
 def _serialised(

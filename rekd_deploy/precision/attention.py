@@ -13,8 +13,8 @@ from rekd_deploy.precision.structure import Structure
 def split_attention(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which every Attention is three MatMuls and a MultiHeadAttention; it computes the same.
 
-    Attention holds the projection of queries, keys and values in itself and has no int8 form that takes an additive
-    mask. Weights that are joined by the graph stay apart; joined ones are taken apart.
+    Attention holds the projection of queries, keys and values in itself and has no int8 form that takes all of its
+    masks. Weights that are joined by the graph stay apart; joined ones are taken apart.
     """
     split = onnx.ModelProto()
     split.CopyFrom(model)
@@ -27,7 +27,7 @@ def split_attention(model: onnx.ModelProto) -> onnx.ModelProto:
             continue
         attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         source, _, bias = node.input[:3]
-        mask = node.input[5] if len(node.input) > 5 else ""
+        keys, _, term = [*node.input[3:], "", "", ""][:3]
         parts = []
         for letter, weight in zip("qkv", _weights(node, structure, constants), strict=True):
             parts.append(f"{node.output[0]}/{letter}")
@@ -35,7 +35,7 @@ def split_attention(model: onnx.ModelProto) -> onnx.ModelProto:
         options = {key: attributes[key] for key in ("num_heads", "scale") if key in attributes}
         nodes.append(
             helper.make_node(
-                "MultiHeadAttention", [*parts, bias, "", mask] if mask else [*parts, bias], [node.output[0]],
+                "MultiHeadAttention", _trimmed([*parts, bias, keys, term]), [node.output[0]],
                 name=node.name, domain=RUNTIME_DOMAIN, **options,
             )
         )
@@ -50,8 +50,15 @@ def _can_be_split(node: onnx.NodeProto) -> bool:
     known = {"num_heads", "qkv_hidden_sizes", "scale", "unidirectional"}
     attributes = {attribute.name: attribute for attribute in node.attribute}
     causal = "unidirectional" in attributes and attributes["unidirectional"].i
-    others = any(node.input[index] for index in range(3, min(len(node.input), 5))) or any(node.input[6:])
+    others = any(node.input[4:5]) or any(node.input[6:])
     return set(attributes) <= known and not causal and not others and bool(node.input[2]) and len(node.output) == 1
+
+
+def _trimmed(inputs: list[str]) -> list[str]:
+    """Without the empty names at the end."""
+    while not inputs[-1]:
+        inputs.pop()
+    return inputs
 
 
 def _weights(node: onnx.NodeProto, structure: Structure, constants: list[onnx.TensorProto]) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.engine_export import EngineRequest, plan_engines
 from rekd_deploy.engines.tensorrt_library import PRODUCTS
+from rekd_deploy.raw_input import raw_configs
 from rekd_deploy.signature import Slots, text_pair_signature
 from rekd_deploy.triton_config import CONFIG_FILE, ENSEMBLE, ServingSettings, build_configs, config_text
 from rekd_deploy.versions import Versions, pin_versions
@@ -21,10 +22,15 @@ from rekd_train.preprocess import TextPreprocessor
 REFERENCES = Path(__file__).resolve().parents[2] / "model_repository" / "reference"
 ROOT = REFERENCES / "python"
 FLAVOURS = {
-    "python": ("python", None), "python-tensorrt-rtx": ("python", "tensorrt-rtx"), "onnxruntime": ("onnxruntime", None),
-    "tensorrt": ("tensorrt", "tensorrt"),
-}  # fmt: skip
-"""Folder: target and product of the engines."""
+    "python": ("python", None, ServingSettings()),
+    "python-tensorrt-rtx": ("python", "tensorrt-rtx", ServingSettings()),
+    "onnxruntime": ("onnxruntime", None, ServingSettings()),
+    "onnxruntime-one-gpu": ("onnxruntime", None, ServingSettings(gpu=True, gpus=(0,))),
+    "onnxruntime-limited": ("onnxruntime", None, ServingSettings(instances=2, threads=2, rate_limit=True)),
+    "tensorrt": ("tensorrt", "tensorrt", ServingSettings(max_batch_size=8)),
+    "tensorrt-two-gpus": ("tensorrt", "tensorrt", ServingSettings(max_batch_size=8, gpus=(0, 1))),
+}
+"""Folder: target, product of the engines, and how the server runs them."""
 
 
 def reference_configs(rationalizer, tokenizer_json: str | None = None, flavour: str = "python") -> dict:
@@ -40,11 +46,13 @@ def reference_configs(rationalizer, tokenizer_json: str | None = None, flavour: 
     labels = tuple(rationalizer.labels)
     signature = text_pair_signature(Slots.of(rationalizer.policy, rationalizer.capacity), len(labels))
     graphs = Path("not needed for configs")
-    target, product = FLAVOURS[flavour]
-    artefacts = Artefacts(signature, graphs, graphs, preprocessor, labels, {})
+    target, product, settings = FLAVOURS[flavour]
+    artefacts = Artefacts(signature, graphs, graphs, preprocessor, labels, {}, graphs if flavour == "python" else None)
     if product is not None:
-        artefacts = plan_engines(artefacts, PRODUCTS[product], EngineRequest())
-    configs = build_configs(artefacts, ServingSettings(), target)
+        artefacts = plan_engines(artefacts, PRODUCTS[product], EngineRequest(settings.max_batch_size))
+    configs = build_configs(artefacts, settings, target)
+    if flavour == "python":
+        configs |= raw_configs(artefacts, settings)
     pin_versions(configs, Versions())
     return configs
 
@@ -57,8 +65,9 @@ def main() -> None:
         root = REFERENCES / flavour
         for name, config in reference_configs(make_rationalizer(), flavour=flavour).items():
             if name != ENSEMBLE or root == ROOT:  # the ensemble is the same in all
-                (root / name / "1").mkdir(parents=True, exist_ok=True)
+                (root / name).mkdir(parents=True, exist_ok=True)
                 write_text(root / name / CONFIG_FILE, config_text(config))
+    (ROOT / ENSEMBLE / "1").mkdir(exist_ok=True)
     (ROOT / ENSEMBLE / "1" / ".gitkeep").touch()
 
 

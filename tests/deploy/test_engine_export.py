@@ -14,7 +14,8 @@ import pytest
 from fake_tensorrt import FakeDriver, FakeLibrary
 from families import assert_same_answers
 
-from rekd_deploy.config_rules import config_mistakes, engine_mistakes
+from rekd_deploy import verify_engines
+from rekd_deploy.config_rules import config_mistakes, engine_mistakes, graph_mistakes
 from rekd_deploy.engine_export import EngineRequest, plan_engines
 from rekd_deploy.engine_parity import prove_engines, reason_not_to_run
 from rekd_deploy.engines import tensorrt_execution
@@ -26,6 +27,7 @@ from rekd_deploy.pipeline import Pipeline
 from rekd_deploy.publish import publish
 from rekd_deploy.repository import write_repository
 from rekd_deploy.repository_check import PLAN, check_repository, graph_path, plan_path, read_manifest
+from rekd_deploy.repository_runners import Exported
 from rekd_deploy.server import TritonServer
 from rekd_deploy.triton_config import (
     ENSEMBLE,
@@ -37,6 +39,7 @@ from rekd_deploy.triton_config import (
     parameters_of,
     read_config,
 )
+from rekd_deploy.verify import verify
 from rekd_train.errors import ConfigError, RekdError
 from rekd_train.files import sha256
 
@@ -152,7 +155,10 @@ def test_triton_s_own_onnx_runtime_needs_the_graphs_alone(artefacts, tmp_path):
     assert [path.name for path in (root / SELECTOR / "1").iterdir()] == ["model.onnx"]
     assert check_repository(root)["repository"]["target"] == "onnxruntime"
     config = read_config(root / SELECTOR / "config.pbtxt")
-    assert config.backend == "onnxruntime" and parameters_of(config) == {"intra_op_thread_count": "3"}
+    assert config.backend == "onnxruntime" and parameters_of(config) == {
+        "intra_op_thread_count": "3", "inter_op_thread_count": "1", "execution_mode": "0", "enable_mem_arena": "1",
+        "enable_mem_pattern": "0",
+    }
     assert [group.kind for group in config.instance_group] == [config.instance_group[0].KIND_CPU]
     on_gpu = build_configs(artefacts, ServingSettings(gpu=True), "onnxruntime")[PREDICTOR]
     assert [group.kind for group in on_gpu.instance_group] == [on_gpu.instance_group[0].KIND_GPU]
@@ -186,10 +192,10 @@ def test_configs_are_held_against_the_engines_shapes(with_engines):
     artefacts = with_engines("tensorrt", max_batch_size=32)
     configs = build_configs(artefacts, ServingSettings(max_batch_size=64), "tensorrt")
     entry = artefacts.manifest["artefacts"]["predictor"]["engine"]
-    assert engine_mistakes(configs[PREDICTOR], entry) == [
-        "rekd_predictor: max_batch_size 64 is above the engine's 32"
-    ]
     config = configs[PREDICTOR]
+    for spec in [spec for spec in config.optimization.cuda.graph_spec if spec.batch_size > 32]:
+        config.optimization.cuda.graph_spec.remove(spec)
+    assert engine_mistakes(config, entry) == ["rekd_predictor: max_batch_size 64 is above the engine's 32"]
     config.max_batch_size = 32
     assert engine_mistakes(config, entry) == []
     config.input[1].dims[0] = 12
@@ -207,6 +213,52 @@ def test_an_engine_on_a_cpu_instance_is_a_mistake(with_engines):
     for name in (SELECTOR, PREDICTOR):
         configs[name].instance_group[0].kind = configs[name].instance_group[0].KIND_CPU
     assert [mistake for mistake in config_mistakes(configs) if "an engine runs on a GPU only" in mistake]
+
+
+def test_without_tensorrt_the_engines_are_promised_and_built_where_they_serve(checkpoint, tmp_path, monkeypatch):
+    root, driver = tmp_path / "tensorrt", FakeDriver(devices=0)
+    monkeypatch.setattr(tensorrt_execution.ctypes, "CDLL", lambda name: driver)
+    published = publish(checkpoint, root, target="tensorrt", batches=(1, 8), lengths=(16, 48))
+    manifest = check_repository(root)
+    assert published.manifest == manifest and not list(root.rglob(PLAN))
+    for role, model in (("selector", SELECTOR), ("predictor", PREDICTOR)):
+        entry = manifest["artefacts"][role]["engine"]
+        assert (entry["status"], entry["sha256"], entry["format"]) == ("unverified", None, "tensorrt")
+        assert entry["graph_sha256"] == sha256(graph_path(root, manifest, role))
+        config = read_config(root / model / "config.pbtxt")
+        assert config.backend == "tensorrt" and len(config.instance_group[0].profile) == len(entry["profiles"])
+        assert graph_mistakes(config, graph_path(root, manifest, role)) == []
+    assert "selector engine unverified, not built yet: there is no GPU 0" in "\n".join(verify(root).lines())
+    assert read_manifest(root) == manifest
+    with pytest.raises(RepositoryError, match="not built yet; fix: rekd-export --verify"):
+        Exported.of(root).engine_runner("selector")
+
+    # on the target
+    driver.devices, library = 1, FakeLibrary(driver, "10.9.0.34")
+    monkeypatch.setitem(sys.modules, "tensorrt", library)
+    asked = {}
+
+    def build(_, graph, plan, signature, profiles, settings):
+        asked[graph] = (profiles, settings.precision)
+        plan.write_bytes(str(graph).encode())
+        library.plans[plan.read_bytes()] = (str(graph), profiles)
+        entry = next(e["engine"] for e in manifest["artefacts"].values() if e["sha256"] == sha256(graph))
+        return {**entry, "version": library.__version__, "sha256": sha256(plan), "bytes": plan.stat().st_size,
+                "built_for": ["the machine of the export"]}
+
+    monkeypatch.setattr(verify_engines, "build_engine", build)
+    assert "verified on Fake RTX" in "\n".join(verify(root).lines())
+    now = check_repository(root)
+    for role, model in (("selector", SELECTOR), ("predictor", PREDICTOR)):
+        entry = now["artefacts"][role]["engine"]
+        assert (entry["status"], entry["observed"], entry["version"]) == ("verified", "fp32", "10.9.0.34")
+        assert now["repository"]["files"][f"{model}/1/{PLAN}"] == entry["sha256"]
+        assert asked[graph_path(root, now, role)] == ([
+            {name: tuple(map(tuple, shapes)) for name, shapes in profile.items()} for profile in entry["profiles"]
+        ], "fp32")
+    asked.clear()
+    verify(root)
+    assert not asked, "what is built is not built again"
 
 
 # options
@@ -235,7 +287,6 @@ def test_a_missing_library_is_said_before_anything_is_done(checkpoint, tmp_path,
 
     monkeypatch.setattr(importlib, "import_module", without)
     for options, complaint in (
-        ({"target": "tensorrt"}, r"TensorRT 10 or 11 .* is not installed; fix: .*--engine tensorrt-rtx"),
         ({"engine": "tensorrt-rtx"}, r"'tensorrt_rtx' is not installed; fix: pip install 'rekd\[tensorrt-rtx\]'"),
     ):
         with pytest.raises(RekdError, match=complaint) as refusal:

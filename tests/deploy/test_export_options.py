@@ -197,3 +197,15 @@ def test_dry_run_is_quick_and_loads_no_torch(checkpoints, tmp_path):
     document = json.loads(done.stdout)
     assert document["dry_run"] is True and document["repository"] == str(tmp_path / "r")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_how_members_are_placed_reaches_the_server():
+    options = ExportOptions(target="onnxruntime", gpu=True, gpus=(0, 1), instances=2, threads=3, rate_limit=True)
+    serving = options.serving
+    assert (serving.gpus, serving.instances, serving.threads, serving.rate_limit) == ((0, 1), 2, 3, True)
+    assert ExportOptions(target="tensorrt", gpus=(1,)).serving.gpus == (1,)
+
+
+def test_gpus_of_members_that_run_on_cpus_are_refused():
+    with pytest.raises(ConfigError, match=r"gpus 0 are for GPUs, but the members run on CPUs; fix: add --gpu"):
+        ExportOptions(target="onnxruntime", gpu=False, gpus=(0,))

@@ -11,6 +11,7 @@ from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.export import OPSET, export, export_graphs, traced_graphs
 from rekd_deploy.fusion import fused_operators, unfused_attentions
 from rekd_deploy.fusion_embedding import embeddings_together
+from rekd_deploy.fusion_masks import has_added_mask
 from rekd_deploy.graphs import pair_signature
 from rekd_deploy.precision.half import to_half
 from rekd_deploy.precision.structure import Structure, name_nodes
@@ -47,6 +48,19 @@ def test_no_attention_is_left_in_pieces(both, role):
     }
     assert operators.get("EmbedLayerNormalization", 0) == embeddings.get((kind, role), 0)
     assert fused.ir_version <= 10 and not any(node.op_type == "IsNaN" for node in fused.graph.node)
+
+
+@pytest.mark.parametrize("role", LAYERS)
+def test_attention_takes_the_mask_that_every_version_of_the_runtime_takes(both, role):
+    """A term for all heads at once: ONNX Runtime 1.19 loads it and fails at the first request."""
+    _, graphs = both
+    graph = onnx.load(graphs[True][role]).graph
+    assert not any(map(has_added_mask, graph.node))
+    masks = {node.input[3 if node.op_type == "Attention" else 4] for node in graph.node if len(node.input) > 3 and (
+        node.op_type in ("Attention", "MultiHeadAttention"))}
+    assert all(name.endswith("/visible") for name in masks), "and still one, where there was one"
+    read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    assert all(read & set(node.output) for node in graph.node), "what made the term is gone"
 
 
 def test_fused_answers_alone_as_in_a_mixed_batch_and_as_unfused(both, texts):

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
+from families import KINDS
 from reference_repository import FLAVOURS, REFERENCES, ROOT, reference_configs
 
+from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.config_rules import config_mistakes
 from rekd_deploy.errors import RepositoryError
+from rekd_deploy.graphs import pair_signature
+from rekd_deploy.model_files import model_files
+from rekd_deploy.raw_input import ANSWER, PREPARE
 from rekd_deploy.repository import MANIFEST, read_description
 from rekd_deploy.served import TOKENIZER, ServedDescription
+from rekd_deploy.signature import Slots
 from rekd_deploy.triton_config import (
     ENSEMBLE,
     PREDICTOR,
     SELECTOR,
+    SINGLE,
     ServingSettings,
     build_configs,
     config_text,
+    label_text,
     parameters_of,
     read_config,
 )
+from rekd_deploy.triton_model import InputChecker
+from rekd_deploy.warmups import warm_up_file_mistakes
 from rekd_train.errors import ConfigError
 
 MODELS = (SELECTOR, PREDICTOR, ENSEMBLE)
@@ -93,14 +106,14 @@ def test_unreadable_config_is_named(tmp_path, content):
         read_config(path)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, SINGLE, PREPARE, ANSWER, "rekd_text"])
 def test_committed_reference_is_what_the_writer_writes(rationalizer, name):
     """If this is meant to change: python tests/deploy/reference_repository.py"""
     if (ROOT / MANIFEST).exists():
         pytest.skip(f"{ROOT} holds a model that rekd-export wrote; its configs are not the reference now")
     committed = read_config(ROOT / name / "config.pbtxt")
     written = reference_configs(rationalizer, read_description(ROOT).tokenizer_json)[name]
-    if name == ENSEMBLE:  # compressed bytes may differ between versions of zlib, the tokenizer may not
+    if TOKENIZER in written.parameters:  # compressed bytes may differ between versions of zlib, the tokenizer may not
         described = [ServedDescription.from_parameters(parameters_of(config)) for config in (committed, written)]
         assert described[0] == described[1]
         committed.parameters[TOKENIZER].string_value = written.parameters[TOKENIZER].string_value
@@ -114,10 +127,79 @@ def test_committed_references_of_the_other_flavours(rationalizer, flavour):
     """If this is meant to change: python tests/deploy/reference_repository.py"""
     written = reference_configs(rationalizer, flavour=flavour)
     for name in (SELECTOR, PREDICTOR):
-        committed = (REFERENCES / flavour / name / "config.pbtxt").read_text(encoding="utf-8")
-        assert committed == config_text(written[name])
-    assert written[ENSEMBLE] == reference_configs(rationalizer)[ENSEMBLE], "clients ask every flavour alike"
+        path = REFERENCES / flavour / name / "config.pbtxt"
+        assert path.read_text(encoding="utf-8") == config_text(written[name])
+        assert read_config(path) == written[name]
+    same = reference_configs(rationalizer)[ENSEMBLE]
+    same.max_batch_size = written[ENSEMBLE].max_batch_size
+    assert written[ENSEMBLE] == same, "clients ask every flavour alike"
     assert config_mistakes(written) == []
+
+
+def test_flavours_differ_in_what_their_backends_read_alone(rationalizer):
+    own = {"backend", "parameters", "instance_group", "model_warmup", "optimization", "dynamic_batching",
+           "max_batch_size"}
+    configs = {flavour: reference_configs(rationalizer, flavour=flavour) for flavour in FLAVOURS}
+    for name in (SELECTOR, PREDICTOR):
+        for flavour in FLAVOURS:
+            one, other = configs["python"][name], configs[flavour][name]
+            assert {f.name for f in one.DESCRIPTOR.fields if getattr(one, f.name) != getattr(other, f.name)} <= own
+
+
+def test_instance_groups_for_cpus_one_gpu_and_several(rationalizer):
+    groups = {flavour: reference_configs(rationalizer, flavour=flavour)[SELECTOR].instance_group[0]
+              for flavour in FLAVOURS}
+    cpu, gpu = groups["onnxruntime"].KIND_CPU, groups["onnxruntime"].KIND_GPU
+    found = {flavour: (group.kind, list(group.gpus), group.count) for flavour, group in groups.items()}
+    assert found["onnxruntime"] == (cpu, [], 1) and found["onnxruntime-one-gpu"] == (gpu, [0], 1)
+    assert found["tensorrt"] == (gpu, [], 1) and found["tensorrt-two-gpus"] == (gpu, [0, 1], 1)
+    limited = groups["onnxruntime-limited"].rate_limiter
+    assert [(resource.name, resource.count) for resource in limited.resources] == [("rekd", 1)]
+    assert not groups["onnxruntime"].rate_limiter.resources
+
+
+def test_a_cuda_graph_and_a_warm_up_for_every_bucket(rationalizer):
+    for name in (SELECTOR, PREDICTOR):
+        config = reference_configs(rationalizer, flavour="tensorrt")[name]
+        specs = config.optimization.cuda.graph_spec
+        buckets = {(size, length) for size in (1, 8) for length in rationalizer.preprocessor.settings.buckets}
+        assert config.optimization.cuda.graphs
+        assert {(spec.batch_size, spec.input["input_ids"].dim[0]) for spec in specs} == buckets
+        assert {(each.batch_size, each.inputs["input_ids"].dims[0]) for each in config.model_warmup} == buckets
+        slots = Slots.of(rationalizer.policy, rationalizer.capacity)
+        if name == PREDICTOR:
+            assert all(list(s.input["positions"].dim) == [slots.at(s.input["input_ids"].dim[0])] for s in specs)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("role", ["selector", "predictor", "single"])
+def test_warm_ups_are_requests_that_the_model_accepts(kind, role):
+    model = KINDS[kind]()
+    signature, nothing = pair_signature(model), Path("not needed")
+    made = Artefacts(signature, nothing, nothing, model.preprocessor, tuple(model.labels), {}, nothing)
+    name = {"selector": SELECTOR, "predictor": PREDICTOR, "single": SINGLE}[role]
+    configs = build_configs(made, ServingSettings())
+    config, files = configs[name], model_files(configs, made)
+    parameters = parameters_of(config)
+    checker = InputChecker(int(parameters["max_length"]), int(parameters.get("vocabulary_size", 0)))
+    assert len(config.model_warmup) == len(getattr(model.preprocessor.settings, "buckets", [0]))
+    types = {tensor.name: np.dtype(tensor.dtype) for tensor in signature.graph(role).inputs}
+    for warmup in config.model_warmup:
+        row = {tensor: np.frombuffer(files[f"{name}/warmup/{given.input_data_file}"], types[tensor]).reshape(given.dims)
+               for tensor, given in warmup.inputs.items()}
+        assert checker.reason_to_refuse({tensor: array[None] for tensor, array in row.items()}) is None
+    sizes = {file.removeprefix(f"{name}/"): len(content) for file, content in files.items()}
+    assert warm_up_file_mistakes(config, sizes) == []
+    if files := {file: size for file, size in sizes.items() if file.startswith("warmup/")}:
+        gone = dict(files)
+        del gone[next(iter(gone))]
+        assert any("which is not there" in mistake for mistake in warm_up_file_mistakes(config, gone))
+        cut = {file: size - 1 for file, size in files.items()}
+        assert any("bytes" in mistake for mistake in warm_up_file_mistakes(config, cut))
+
+
+def test_labels_are_one_a_line():
+    assert label_text(("good", "very\nbad")) == "good\nvery bad\n"
 
 
 def test_reference_ensemble_keeps_its_version_folder():

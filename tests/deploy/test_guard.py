@@ -1,0 +1,100 @@
+"""Guarded graphs: a row that cannot be read is NaN, its neighbours are what they were, bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from families import KINDS, some_images
+
+from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
+from rekd_deploy.export import export_graphs
+from rekd_deploy.graphs import pair_signature
+from rekd_deploy.guard import guarded
+from rekd_deploy.onnx_model import check_constants, check_interface, joined
+
+VOCABULARY, WORST = 94, 2**63 - 1
+
+
+@pytest.fixture(scope="module", params=["bert", "bert-zero", "vit"])
+def pair(request, tmp_path_factory):
+    """A model, its signature, and its graphs: as exported, guarded, and guarded in one."""
+    model = KINDS[request.param]()
+    signature = pair_signature(model)
+    plain = {
+        role: onnx.load(path)
+        for role, path in export_graphs(model, tmp_path_factory.mktemp(request.param)).items()
+    }
+    is_text = model.preprocessor.settings.kind == "text"
+    safe = {
+        role: guarded(graph, signature.graph(role), VOCABULARY if is_text else 0, model.preprocessor.positions)
+        for role, graph in plain.items()
+    }
+    single = joined(safe["selector"], safe["predictor"], signature)
+    return model, signature, plain, {**safe, "single": single}
+
+
+def asked(signature, graphs, inputs):
+    """Everything that selector and predictor answer."""
+    known = dict(inputs)
+    for role in ("selector", "predictor"):
+        with OnnxRuntimeRunner(graphs[role].SerializeToString(), signature.graph(role), role) as runner:
+            known |= runner.run({spec.name: known[spec.name] for spec in runner.signature.inputs})
+    return known
+
+
+def answers(signature, known):
+    return {spec.name: known[spec.name] for spec in signature.ensemble.outputs}
+
+
+def good_inputs(model, texts):
+    return dict(model.preprocessor(texts if model.preprocessor.settings.kind == "text" else some_images(3)).inputs)
+
+
+def test_good_rows_are_answered_bit_for_bit(pair, texts):
+    model, signature, plain, safe = pair
+    inputs = good_inputs(model, texts)
+    wanted, found = asked(signature, plain, inputs), asked(signature, safe, inputs)
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+    for role, graph in safe.items():
+        check_interface(graph, signature.graph(role), role)
+        check_constants(graph, role)
+        onnx.checker.check_model(graph, full_check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [*[("input_ids", value) for value in (-1, -VOCABULARY, VOCABULARY, WORST, -WORST - 1)],
+     *[("attention_mask", value) for value in (-1, 2, WORST, -WORST - 1)], ("attention_mask", "empty")],
+)
+def test_a_row_that_cannot_be_read_is_no_number_and_harms_no_other(pair, texts, name, value):
+    model, signature, plain, safe = pair
+    if model.preprocessor.settings.kind == "image":
+        pytest.skip("bytes can all be read")
+    inputs = good_inputs(model, texts)
+    wanted = answers(signature, asked(signature, plain, inputs))
+    inputs[name] = inputs[name].copy()
+    inputs[name][1, slice(None) if value == "empty" else 2] = 0 if value == "empty" else value
+    with OnnxRuntimeRunner(safe["single"].SerializeToString(), signature.ensemble, "single") as single:
+        ways = [answers(signature, asked(signature, safe, inputs)), single.run(
+            {spec.name: inputs[spec.name] for spec in signature.ensemble.inputs})]
+    for found in ways:
+        for key, array in found.items():
+            others = np.arange(len(array)) != 1
+            np.testing.assert_array_equal(array[others], wanted[key][others], err_msg=key)
+            assert not array[1].any() if key == "mask" else np.isnan(array[1]).all(), key
+
+
+@pytest.mark.parametrize("value", [-1, 10_000, WORST])
+def test_positions_that_are_none(pair, texts, value):
+    model, signature, plain, safe = pair
+    if "positions" not in {spec.name for spec in signature.predictor.inputs}:
+        pytest.skip("this predictor reads all positions")
+    known = asked(signature, plain, good_inputs(model, texts))
+    given = {spec.name: known[spec.name].copy() for spec in signature.predictor.inputs}
+    given["positions"][0, 0] = value
+    with OnnxRuntimeRunner(safe["predictor"].SerializeToString(), signature.predictor, "predictor") as runner:
+        found = runner.run(given)
+    assert np.isnan(found["logits"][0]).all()
+    np.testing.assert_array_equal(found["logits"][1:], known["logits"][1:])
