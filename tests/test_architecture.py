@@ -73,7 +73,7 @@ HOUSE = {
         rekd_deploy.repository_runners rekd_deploy.export_options rekd_deploy.export_plan rekd_deploy.publish
         rekd_deploy.verify_engines rekd_deploy.verify
     """,
-    "server": "rekd_deploy.processes rekd_deploy.triton_wheel rekd_deploy.server",
+    "server": "rekd_deploy.processes rekd_deploy.server_flags rekd_deploy.triton_wheel rekd_deploy.server",
     "client": """
         rekd_deploy.batching rekd_deploy.transport rekd_deploy.client rekd_deploy.pipeline rekd_deploy.render
         rekd_deploy.render_image
