@@ -13,46 +13,15 @@ import time
 from pathlib import Path
 
 import pytest
+from servers import READY, FakeTriton
 
 from rekd_deploy import triton_wheel
 from rekd_deploy.errors import EngineError, RepositoryError, ServerError
 from rekd_deploy.server import TritonServer
 from rekd_deploy.server_ports import settled_ports
-from rekd_deploy.triton_program import TritonProgram
 from rekd_train.errors import MissingExtraError
 
-READY = """
-import http.server, sys
-port = next(int(a.split("=")[1]) for a in sys.argv if a.startswith("--http-port"))
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200); self.end_headers()
-http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
-"""
-
-
 LOOPBACK = dict.fromkeys(("grpc", "http", "metrics"), "127.0.0.1")
-
-
-class FakeWheel(TritonProgram):
-    """A Python script in place of tritonserver."""
-
-    has_gpu_metrics = False
-    executable = caches = None
-
-    def __init__(self, folder, script):
-        self.executable = folder / "tritonserver"
-        self.executable.write_text(f"#!{sys.executable}\n{script}")
-        self.executable.chmod(0o755)
-
-    def check_servable(self, root, manifest):
-        pass
-
-    def place_backends(self, folder):
-        return folder
-
-    def environment(self):
-        return dict(os.environ)
 
 
 @pytest.fixture
@@ -60,7 +29,7 @@ def start(repository, tmp_path):
     """A function: script -> an unstarted server that will run it."""
 
     def made(script, **settings):
-        program = FakeWheel(tmp_path, script)
+        program = FakeTriton(tmp_path, script)
         return TritonServer(repository, 0, 0, 0, log_file=tmp_path / "log", program=program, **settings)
 
     return made
