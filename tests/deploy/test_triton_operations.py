@@ -8,10 +8,11 @@ import threading
 import time
 from dataclasses import replace
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 import pytest
-from load import Load, ask_ensemble, ask_raw_text, key_of
+from load import Load, alike, ask_ensemble, ask_raw_text, key_of
 
 from rekd_deploy.errors import ServerError
 from rekd_deploy.hot_reload import HotReload
@@ -26,6 +27,13 @@ from rekd_deploy.service import Service
 
 pytestmark = pytest.mark.triton
 
+TEXTS = [
+    "the film was great and the actor is good but the plot was never very fun",
+    "I think the story is dull, and the actor was awful. But the end is wonderful",
+    " ".join(["not", "bad", "really", "always", "bright", "dark", "people", "see", "the", "start"] * 6),
+]
+"""Long enough for two selectors to choose differently."""
+
 
 def other_model(artefacts, folder: Path, role: str | None = None):
     """The same networks with other weights, in one role or both; nothing proves these, and nothing has to."""
@@ -39,15 +47,17 @@ def other_model(artefacts, folder: Path, role: str | None = None):
         if role in (None, name):
             for tensor in graph.graph.initializer:
                 array = numpy_helper.to_array(tensor)
-                if array.dtype.name == "float32" and array.ndim >= 2:
-                    tensor.CopyFrom(numpy_helper.from_array(array * 1.5, tensor.name))
-        changed[name] = folder / path.name
+                if tensor.name.endswith("word_embeddings.weight"):
+                    tensor.CopyFrom(numpy_helper.from_array(array[::-1].copy(), tensor.name))
+                if tensor.name.startswith("predictor.head") and array.ndim == 2:
+                    tensor.CopyFrom(numpy_helper.from_array(array / 20, tensor.name))
+        changed[name] = folder / f"{name}.onnx"
         onnx.save(graph, changed[name])
     return replace(artefacts, manifest={**artefacts.manifest, "checkpoint_sha256": folder.name}, **changed)
 
 
 @pytest.fixture(scope="module")
-def models(artefacts, tmp_path_factory, texts):
+def models(artefacts, tmp_path_factory):
     """Name -> (artefacts, keys of its pipeline's answers): two models and the two mixtures of them."""
     folder = tmp_path_factory.mktemp("models")
     found = {
@@ -59,7 +69,7 @@ def models(artefacts, tmp_path_factory, texts):
     answers = {}
     for name, each in found.items():
         with Pipeline(write_repository(each, folder / f"{name} repository")) as pipeline:
-            answers[name] = [key_of(answer) for answer in pipeline.predict(texts)]
+            answers[name] = [key_of(answer) for answer in pipeline.predict(TEXTS)]
     return {name: (found[name], answers[name]) for name in found}
 
 
@@ -105,7 +115,7 @@ def served(wheel, exported, lines, tmp_path_factory):
 
 
 @pytest.fixture
-def load(served, texts, models):
+def load(served, models):
     """A function: tolerated errors -> six clients of three kinds."""
     makers = {name: keys for name, (_, keys) in models.items()}
     kinds = [
@@ -113,13 +123,14 @@ def load(served, texts, models):
         partial(ask_ensemble, served.http_url),
         partial(ask_raw_text, served.grpc_url),
     ]
-    return lambda **settings: Load(2 * kinds, texts, makers, **settings)
+    return lambda **settings: Load(2 * kinds, TEXTS, makers, **settings)
 
 
-def test_mixtures_could_be_told(models, texts):
+def test_mixtures_could_be_told(models):
     keys = [keys for _, keys in models.values()]
-    for index in range(len(texts)):
-        assert len({each[index] for each in keys}) == len(keys), texts[index]
+    for index in range(len(TEXTS)):
+        for one, other in combinations(keys, 2):
+            assert not alike(one[index], other[index], tolerance=1e-3), (one[index], other[index])
 
 
 def test_a_new_version_under_load(served, load, lines, exported):
