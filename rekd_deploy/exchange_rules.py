@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from rekd_deploy.served import ServedDescription
@@ -11,6 +11,7 @@ from rekd_deploy.versions import differing_fields
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+PYTHON = "python"
 _ASKED = ("input", "output")
 """What clients of an ensemble rely on."""
 
@@ -59,6 +60,12 @@ def side_by_side(new: ModelConfig, versions: tuple[int, ...]) -> ModelConfig:
     config.CopyFrom(new)
     config.version_policy.specific.versions[:] = sorted(versions)
     return config
+
+
+def model_processes(configs: Mapping[str, ModelConfig], models: Iterable[str]) -> int:
+    """Processes that Triton's python backend runs for one version of each of these models, on CPUs."""
+    chosen = (configs[name] for name in models)
+    return sum(group.count for config in chosen if config.backend == PYTHON for group in config.instance_group)
 
 
 def is_ensemble(config: ModelConfig) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from rekd_deploy.errors import RepositoryError, ServerError
-from rekd_deploy.exchange_rules import is_ensemble, reasons_not_to_exchange, side_by_side
+from rekd_deploy.exchange_rules import is_ensemble, model_processes, reasons_not_to_exchange, side_by_side
 from rekd_deploy.live_repository import LiveRepository, Snapshot
 from rekd_deploy.model_control import ModelControl
 from rekd_deploy.server import TritonServer
@@ -123,7 +123,9 @@ class HotReload:
             self._report(f"not reloaded: {error}; version {old.version} serves on")
             return
         self._live.current = new
-        self._server.watch_models()
+        # under the new configuration, in which the number of instances may be another, there are both versions
+        both = model_processes(new.configs, _steps(new)) + model_processes(new.configs, _steps(old))
+        self._server.watch_models(both - model_processes(old.configs, _steps(old)))
         self._leaving = _Leaving(old, time.monotonic())
         seconds = time.monotonic() - began
         self._report(f"reloaded in {seconds:.1f} s: version {new.version} answers, {old.version} until now")
@@ -136,7 +138,7 @@ class HotReload:
             if versions and name not in old.configs:
                 control.unload(name)
         self._live.remove(new)
-        self._server.watch_models()
+        self._server.watch_models(0)
 
     def _let_leave(self) -> None:
         old, since = self._leaving
@@ -152,7 +154,7 @@ class HotReload:
             deadline = time.monotonic() + _LEAVE_SECONDS
             while _still_there(control, _steps(old), old.version) and time.monotonic() < deadline:
                 time.sleep(0.05)
-        self._server.watch_models()
+        self._server.watch_models(-model_processes(new.configs, _steps(old)))
         self._live.remove(old)
         self._leaving = None
         self._report(f"version {old.version} has left")

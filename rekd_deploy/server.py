@@ -25,7 +25,7 @@ from rekd_deploy.triton_program import TritonProgram
 from rekd_deploy.triton_wheel import find_wheel
 from rekd_deploy.workspaces import Workspace
 
-_SETTLE_SECONDS = 0.5
+_SETTLE_SECONDS = 30.0
 
 
 class TritonServer:
@@ -166,10 +166,14 @@ class TritonServer:
                 f"or let --restart on-failure do it; {self._end_of_log()}"
             )
 
-    def watch_models(self) -> None:
-        """Take the models' processes of now as those that ``check_alive`` holds to, once they no longer change."""
+    def watch_models(self, change: int) -> None:
+        """After models were exchanged: take their processes of now as those that ``check_alive`` holds to.
+
+        Args:
+            change: how many more there are to be than before; waited for, as they end when their last request has.
+        """
         if self._process is not None:
-            self._process.watch_children(settled_for=_SETTLE_SECONDS)
+            self._process.watch_children(change, _SETTLE_SECONDS)
 
     def _close(self) -> None:
         self.stop()
@@ -189,7 +193,9 @@ class TritonServer:
             python_memory_prefix=prefix,
         )
         command = [str(program.executable), *server_flags(settings, self.key)]
-        self._process = ServerProcess(command, program.environment(), self._space.path, self.log_file, prefix)
+        # bytecode that Python wrote beside a model would make Triton take that version for changed, and load it again
+        environment = program.environment() | {"PYTHONDONTWRITEBYTECODE": "1"}
+        self._process = ServerProcess(command, environment, self._space.path, self.log_file, prefix)
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self._timeout

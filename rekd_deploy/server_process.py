@@ -69,18 +69,16 @@ class ServerProcess:
         """As of ``subprocess.Popen.poll``; None: it runs."""
         return self._process.poll()
 
-    def watch_children(self, settled_for: float = 0.0) -> None:
+    def watch_children(self, change: int = 0, patience: float = 0.0) -> None:
         """Take the processes that run models now as those that should go on.
 
         Args:
-            settled_for: seconds for which they must have been the same; after ten times as long, whatever there is.
+            change: how many more there are to be than were watched until now.
+            patience: seconds to wait for that number; then, whatever there is.
         """
-        deadline = time.monotonic() + 10 * settled_for
-        found, since = children_of(self._process.pid), time.monotonic()
-        while (now := time.monotonic()) < min(since + settled_for, deadline):
+        wanted, deadline = len(self._watched) + change, time.monotonic() + patience
+        while len(found := children_of(self._process.pid)) != wanted and time.monotonic() < deadline:
             time.sleep(0.05)
-            if (others := children_of(self._process.pid)) != found:
-                found, since = others, now
         self._watched = found
 
     def children_ended(self) -> bool:

@@ -66,13 +66,13 @@ class Service:
                             answers_since = time.monotonic()
                         self._watch(stopped)
                     except ServerError as error:
-                        self._server.stop()
                         deaths = 1 if self._has_recovered(answers_since) else deaths + 1
                         answers_since = None
                         pause = self._restart.pause(deaths)
                         if pause is None:
                             raise self._last_word(error, deaths) from None
                         self._report(f"{error}\nstarting again in {pause:g} s ({deaths} of {self._restart.limit})")
+                        self._server.stop()  # what is left of it
                         stopped.wait(pause)
             finally:
                 remove_state(os.getpid())

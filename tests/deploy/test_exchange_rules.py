@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from rekd_deploy.exchange_rules import is_ensemble, reasons_not_to_exchange, side_by_side
+from rekd_deploy.exchange_rules import is_ensemble, model_processes, reasons_not_to_exchange, side_by_side
 from rekd_deploy.raw_input import raw_configs
 from rekd_deploy.served import ServedDescription
 from rekd_deploy.triton_config import ServingSettings, build_configs
@@ -84,6 +84,13 @@ def test_side_by_side_serves_all_versions_and_changes_nothing_else(configs):
     assert list(both.version_policy.specific.versions) == [2, 3] and new == before
     both.version_policy.CopyFrom(new.version_policy)
     assert both == new
+
+
+def test_processes_of_the_python_backend(configs, artefacts):
+    steps = ["rekd_selector", "rekd_predictor", "rekd_prepare"]
+    assert model_processes(configs(1), steps) == 3
+    assert model_processes(configs(1, instances=2), steps[:2]) == 4
+    assert model_processes(build_configs(artefacts, ServingSettings(), "onnxruntime"), steps[:2]) == 0
 
 
 def test_ensembles(configs):

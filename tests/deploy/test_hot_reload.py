@@ -31,8 +31,8 @@ class FakeServer:
         if self.dead:
             raise ServerError("it is dead")
 
-    def watch_models(self):
-        self.done.append("watch")
+    def watch_models(self, change):
+        self.done.append(f"{change:+} processes")
 
 
 class FakeControl:
@@ -113,10 +113,10 @@ def test_nothing_new_nothing_done(server, reload, export, lines):
 def test_members_before_the_ensemble_and_the_old_ones_last(server, reload, export, lines):
     export(2)
     reload.poll()
-    assert server.done == [("rekd_selector", 1, 2), ("rekd_predictor", 1, 2), ("rekd", 2), "watch"]
+    assert server.done == [("rekd_selector", 1, 2), ("rekd_predictor", 1, 2), ("rekd", 2), "+2 processes"]
     assert "version 2 answers" in lines[0] and server.live.current.version == 2
     reload.poll()
-    assert server.done[4:] == [("rekd_selector", 2), ("rekd_predictor", 2), "watch"]
+    assert server.done[4:] == [("rekd_selector", 2), ("rekd_predictor", 2), "-2 processes"]
     assert sorted(folder.name for folder in (server.live.models / "rekd_selector").iterdir()) == ["2", CONFIG_FILE]
     assert lines[1:] == ["version 1 has left"]
     reload.poll()

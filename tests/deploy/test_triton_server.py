@@ -24,6 +24,7 @@ from rekd_deploy.repository import GRAPH, write_repository
 from rekd_deploy.server import TritonServer
 from rekd_deploy.transport import open_transport
 from rekd_deploy.triton_config import SELECTOR
+from rekd_deploy.triton_program import find_installed
 from rekd_train.files import sha256
 
 pytestmark = pytest.mark.triton
@@ -247,6 +248,22 @@ def test_graph_that_does_not_load(wheel, repository, tmp_path):
     (root / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ServerError, match=r"exit code 1(.|\n)*failed to load 'rekd_selector'(.|\n)*model\.onnx"):
         TritonServer(root, 0, 0, 0, log_file=tmp_path / "log").start()
+
+
+def test_an_installed_server(wheel, repository, tmp_path, monkeypatch, rationalizer, texts):
+    """The wheel's parts laid out as a container has them."""
+    root = tmp_path / "opt"
+    (root / "bin").mkdir(parents=True)
+    (root / "bin" / "tritonserver").symlink_to(wheel.executable)
+    wheel.place_backends(root)
+    for name, value in wheel.environment().items():
+        monkeypatch.setenv(name, value)
+    program = find_installed(root)
+    with TritonServer(repository, 0, 0, 0, log_file=tmp_path / "log", program=program) as server:
+        command = Path(f"/proc/{server.process_id}/cmdline").read_bytes().decode().split("\0")
+        assert command[0] == str(root / "bin" / "tritonserver") and f"--backend-directory={root / 'backends'}" in command
+        with Client(server.grpc_url) as client:
+            assert same(client.predict(texts), rationalizer.predict(texts))
 
 
 # the command
