@@ -261,7 +261,8 @@ def test_an_installed_server(wheel, repository, tmp_path, monkeypatch, rationali
     program = find_installed(root)
     with TritonServer(repository, 0, 0, 0, log_file=tmp_path / "log", program=program) as server:
         command = Path(f"/proc/{server.process_id}/cmdline").read_bytes().decode().split("\0")
-        assert command[0] == str(root / "bin" / "tritonserver") and f"--backend-directory={root / 'backends'}" in command
+        assert command[0] == str(root / "bin" / "tritonserver")
+        assert f"--backend-directory={root / 'backends'}" in command
         with Client(server.grpc_url) as client:
             assert same(client.predict(texts), rationalizer.predict(texts))
 
