@@ -148,6 +148,8 @@ def test_a_new_version_under_load(served, load, lines, exported):
         states = control.states()
         assert set(states) == {"rekd", "rekd_answer", "rekd_predictor", "rekd_prepare", "rekd_selector", "rekd_text"}
         assert all(versions == {2: "READY"} for versions in states.values())
+    started = served.log_file.read_text().count("ModelInstanceInitialize: rekd_selector")
+    assert started == 2  # once for each version: the old one was not loaded again beside itself
     status = read_status(served.http_url, running_states())
     assert status.ready and status.versions == (2,) and status.running.version == 2
 
