@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 _MODELS = "models"
-_IGNORED = shutil.ignore_patterns("__pycache__")
+_BYTECODE = "__pycache__"
+"""As an empty file it keeps Python, whatever its version and settings, from writing bytecode beside a model: Triton
+would take the version for changed, and load it again beside itself."""
+_IGNORED = shutil.ignore_patterns(_BYTECODE)
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,9 @@ class LiveRepository:
         version = str(snapshot.version)
         for name in snapshot.configs:
             target = self.models / name / version
-            shutil.copytree(snapshot.root / name / version, target, copy_function=os.link, dirs_exist_ok=False)
+            shutil.copytree(snapshot.root / name / version, target, copy_function=os.link)
+            for folder in {module.parent for module in target.rglob("*.py")}:
+                (folder / _BYTECODE).touch()
 
     def configure(self, name: str, config: ModelConfig) -> None:
         """Write the configuration of a model."""

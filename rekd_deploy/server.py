@@ -193,9 +193,7 @@ class TritonServer:
             python_memory_prefix=prefix,
         )
         command = [str(program.executable), *server_flags(settings, self.key)]
-        # bytecode that Python wrote beside a model would make Triton take that version for changed, and load it again
-        environment = program.environment() | {"PYTHONDONTWRITEBYTECODE": "1"}
-        self._process = ServerProcess(command, environment, self._space.path, self.log_file, prefix)
+        self._process = ServerProcess(command, program.environment(), self._space.path, self.log_file, prefix)
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self._timeout

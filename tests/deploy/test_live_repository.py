@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +51,17 @@ def test_prepared_as_exported_but_with_the_newest_version_alone(live, exported):
     assert served(live.models) == dict.fromkeys(("rekd", "rekd_selector", "rekd_predictor"), ([2], [2]))
     steps = read_config(live.models / "rekd" / CONFIG_FILE).ensemble_scheduling.step
     assert [step.model_version for step in steps] == [2, 2]
+
+
+def test_python_writes_no_bytecode_beside_a_model(live):
+    """Triton would take it for a change of that version."""
+    live.prepare()
+    folder = live.models / "rekd_selector" / "1"
+    before = {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
+    code = "import model; print(model.__cached__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0 and "__pycache__" in done.stdout, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]} == before
 
 
 def test_an_export_changes_nothing_that_is_read(live, exported):
