@@ -93,7 +93,7 @@ class Load:
     def answered_after(self, moment: float) -> Counter:
         return Counter(answer.maker for answers in self.answers for answer in answers if answer.at > moment)
 
-    def wait_for(self, condition, seconds: float = 60.0) -> None:
+    def wait_for(self, condition, seconds: float = 150.0) -> None:
         """Until the condition holds; fails when a thread came across something unexpected."""
         until = time.monotonic() + seconds
         while not condition():
