@@ -131,9 +131,8 @@ def test_errors_are_logged_with_the_id_of_their_request(start, rationalizer, uti
     requests = [good, bad, bad, bad]
     names = ["fine", "order 7", "", "two\nlines " + 200 * "é"]
     model.execute([Request(each, OUTPUTS[SELECTOR], name) for each, name in zip(requests, names, strict=True)])
-    assert [line[: len("[request id: order 7] input_ids[0, 0]")] for line in utilities.logged[:2]] == [
-        "[request id: order 7] input_ids[0, 0]", "[request id: <none>] input_ids[0, 0] i",
-    ]
+    assert utilities.logged[0].startswith("[request id: order 7] input_ids[0, 0]")
+    assert utilities.logged[1].startswith("[request id: <none>] input_ids[0, 0]")
     assert len(utilities.logged) == 3 and utilities.logged[2].startswith(r"[request id: two\nlines \xe9")
     assert "\n" not in utilities.logged[2] and len(utilities.logged[2]) < 400
 
