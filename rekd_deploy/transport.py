@@ -34,7 +34,8 @@ _STATUS_ERRORS = {
     "504": DeadlineError,
 }
 _QUEUE_FULL = "Exceeds maximum queue size"
-_TLS_SIGNS = ("handshake failed", "CERTIFICATE_VERIFY_FAILED", "Peer name")
+_TLS_SIGNS = ("handshake failed", "verification check failed", "certificate_verify_failed", "peer name")
+"""What gRPC says, whose status for these is UNAVAILABLE."""
 
 
 class Arrays(dict[str, np.ndarray]):
@@ -189,7 +190,7 @@ def typed_error(
     kind = _STATUS_ERRORS.get(status, RejectedError)
     if _QUEUE_FULL in message:
         kind = ServerBusyError
-    elif kind is ServerUnavailableError and any(sign in message for sign in _TLS_SIGNS):
+    elif kind is ServerUnavailableError and any(sign in message.lower() for sign in _TLS_SIGNS):
         kind = InsecureServerError
     elif "unknown model" in message:
         kind = ModelMissingError

@@ -145,7 +145,7 @@ class HttpTransport(Transport):
     ) -> _Answer:
         """One request and its whole answer, or the error that fits."""
         from urllib3 import Timeout
-        from urllib3.exceptions import HTTPError, SSLError, TimeoutError
+        from urllib3.exceptions import HTTPError, NewConnectionError, SSLError, TimeoutError
 
         def failure(status: str, message: str) -> ClientError:
             return typed_error(status, message, self._url, model, timeout=timeout, request_id=request_id)
@@ -165,7 +165,7 @@ class HttpTransport(Transport):
                 preload_content=False,
             )
             chunks = []
-            for chunk in response.stream(_CHUNK):
+            while chunk := response.read1(_CHUNK):
                 chunks.append(chunk)
                 if time.monotonic() > until:
                     response.close()
@@ -173,6 +173,8 @@ class HttpTransport(Transport):
             content = b"".join(chunks)
         except SSLError as error:
             raise failure("503", f"TLS handshake failed: {error}") from None
+        except NewConnectionError as error:  # urllib3 counts a refusal among the time-outs
+            raise failure("503", str(error)) from None
         except TimeoutError as error:
             raise failure("504", str(error)) from None
         except (HTTPError, OSError) as error:  # refused, unknown host, cut off, or something that does not speak HTTP

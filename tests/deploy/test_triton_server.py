@@ -43,10 +43,8 @@ def wheel():
 
 
 @pytest.fixture(scope="session")
-def server(wheel, repository, tmp_path_factory):
-    """One server for all tests; they must not stop it."""
-    with TritonServer(repository, 0, 0, 0, log_file=tmp_path_factory.mktemp("triton") / "log") as server:
-        yield server
+def server(triton):
+    return triton
 
 
 @pytest.fixture(params=PROTOCOLS)
