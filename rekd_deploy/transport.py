@@ -34,6 +34,8 @@ _STATUS_ERRORS = {
     "504": DeadlineError,
 }
 _QUEUE_FULL = "Exceeds maximum queue size"
+_RESTRICTED = "This protocol is restricted"
+"""What Triton's gRPC says, as UNAVAILABLE, to a request without the key that the interface takes."""
 _TLS_SIGNS = ("handshake failed", "verification check failed", "certificate_verify_failed", "peer name")
 """What gRPC says, whose status for these is UNAVAILABLE."""
 
@@ -190,6 +192,8 @@ def typed_error(
     kind = _STATUS_ERRORS.get(status, RejectedError)
     if _QUEUE_FULL in message:
         kind = ServerBusyError
+    elif _RESTRICTED in message:
+        kind = RejectedError
     elif kind is ServerUnavailableError and any(sign in message.lower() for sign in _TLS_SIGNS):
         kind = InsecureServerError
     elif "unknown model" in message:

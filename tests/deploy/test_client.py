@@ -1,4 +1,4 @@
-"""Both clients without a server: splitting, order, pipelining, retries, deadlines, and a typed error for each failure."""
+"""Both clients without a server: splitting, order, pipelining, retries, deadlines, a typed error for each failure."""
 
 from __future__ import annotations
 

@@ -110,12 +110,12 @@ def test_connections_are_used_again(triton, protocol):
 def test_a_request_in_flight_when_its_connection_breaks_is_sent_again(triton, protocol, many, expected):
     with Proxy(triton.ports[protocol]) as proxy:
         scheme = "http://" if protocol == "http" else ""
-        with Client(f"{scheme}127.0.0.1:{proxy.port}", retry=RetryPolicy(attempts=20)) as client:
+        with Client(f"{scheme}127.0.0.1:{proxy.port}", retry=RetryPolicy(attempts=50, longest_pause=0.2)) as client:
             client.predict(["good"])
             stop = threading.Event()
 
             def vandal():
-                while not stop.wait(0.03):
+                while not stop.wait(0.1):
                     proxy.cut()
 
             thread = threading.Thread(target=vandal)
@@ -297,21 +297,20 @@ def test_no_room_for_regions(memory, sent, monkeypatch, many, expected):
     assert set(sent) == {"wire"}
 
 
-def test_regions_grow_with_what_is_asked(memory, sent):
+def test_regions_grow_with_what_is_asked(memory):
     client, transport = memory
     client.predict(["good"])
-    small = next(iter(our_regions()))
-    answer = transport.submit("rekd", _tensors(64, 48, 2), ("mask",)).result()
+    small = our_regions()
+    with pytest.raises(RejectedError, match="batch-size must be <= 64"):
+        transport.submit("rekd", _tensors(4000, 48, 9), ("mask",)).result()
+    answer = transport.submit("rekd", _tensors(64, 48, 9), ("mask",)).result()
     assert answer["mask"].shape == (64, 48)
-    with pytest.raises(RejectedError):
-        transport.submit("rekd", _tensors(4000, 48, 2), ("mask",)).result()
-    assert max((SHARED / name).stat().st_size for name in our_regions() | {small}) >= (1 << 16)
+    assert len(client.predict(["good"])) == 1 and not small & our_regions()
 
 
 def _tensors(rows, length, token):
-    return {name: np.full((rows, length), token, dtype=np.int64) for name in ("input_ids",)} | {
-        "attention_mask": np.ones((rows, length), dtype=np.int64)
-    }
+    ids = np.full((rows, length), token, dtype=np.int64)
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
 
 def test_a_region_serves_again_only_after_its_answer(memory):

@@ -172,6 +172,7 @@ def test_what_only_the_message_tells():
         return type(typed_error(status, message, "host:1", "rekd", timeout=3.0))
 
     assert kind("400", "Request for unknown model: 'rekd' is not found") is ModelMissingError
+    assert kind("UNAVAILABLE", "This protocol is restricted, expecting header 'x'") is RejectedError
     assert kind("UNAVAILABLE", "Exceeds maximum queue size") is ServerBusyError
     assert kind("UNAVAILABLE", "Ssl handshake failed: CERTIFICATE_VERIFY_FAILED") is InsecureServerError
 
