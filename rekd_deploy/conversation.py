@@ -6,32 +6,25 @@
 from __future__ import annotations
 
 import secrets
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from rekd_deploy.batching import Questions
-from rekd_deploy.errors import (
-    ClientError,
-    DeadlineError,
-    ModelMissingError,
-    RepositoryError,
-    VersionMismatchError,
-)
+from rekd_deploy.errors import ClientError, DeadlineError, VersionMismatchError
 from rekd_deploy.retry import RetryPolicy
 from rekd_deploy.served import ServedDescription
+from rekd_deploy.served_model import ServedModel, ServedVersion
 from rekd_deploy.transport import Arrays, Transport
 from rekd_deploy.waiting import Pause, Reply, Steps, Work
 from rekd_train.errors import InputError
 from rekd_train.prediction import Prediction
-from rekd_train.preprocessors import Encoded, Preprocessor
+from rekd_train.preprocessors import Encoded
 
 IN_FLIGHT = 4
 """Requests of one call on their way at once: enough to keep the server's batcher busy while answers are read."""
@@ -41,15 +34,6 @@ _GRACE = 0.5
 """Seconds by which the transport's own time-out, which knows more, may come first."""
 _READINGS = 3
 """How often a call starts anew because the server has another model since."""
-
-
-class Served(NamedTuple):
-    """What was read from the server of one version of the model."""
-
-    version: str
-    description: ServedDescription
-    preprocessor: Preprocessor
-    max_batch_size: int
 
 
 class _Exchanged(Exception):
@@ -121,15 +105,10 @@ class Conversation:
         retry: RetryPolicy,
         preprocessing: str | None,
     ) -> None:
-        self.url = url
-        self.model = model
         self.transport = transport
+        self._model = ServedModel(url, model, transport, preprocessing)
         self._timeout = timeout
         self._retry = retry
-        self._preprocessing = preprocessing
-        self._served: dict[str, Served] = {}
-        self._newest: Served | None = None
-        self._lock = threading.Lock()
 
     def describe(self) -> Steps[ServedDescription]:
         """What the server says about the model."""
@@ -148,8 +127,8 @@ class Conversation:
             except _Exchanged:
                 continue
         raise VersionMismatchError(
-            f"the server at {self.url} changed the model '{self.model}' {_READINGS} times during one call; fix: ask "
-            "again once it serves one version"
+            f"the server at {self._model.url} changed the model '{self._model.name}' {_READINGS} times during one call; "
+            "fix: ask again once it serves one version"
         )
 
     def _call(self, deadline: float | None, request_id: str | None) -> _Call:
@@ -162,7 +141,7 @@ class Conversation:
         until = float("inf") if deadline is None else time.monotonic() + deadline
         return _Call(request_id, deadline, until, self._timeout)
 
-    def _ask(self, served: Served, items: Sequence[Any], windows: bool, call: _Call) -> Steps[list[Prediction]]:
+    def _ask(self, served: ServedVersion, items: Sequence[Any], windows: bool, call: _Call) -> Steps[list[Prediction]]:
         """Send every batch, a few at a time, and read the answers."""
         questions = Questions(served.preprocessor, items, served.max_batch_size, windows=windows)
         batches = questions.batches()
@@ -181,15 +160,15 @@ class Conversation:
                     except TimeoutError:
                         call.remaining()  # raises if it is the call's own deadline
                         raise DeadlineError(
-                            f"no answer from {self.url} within {call.timeout:g} s (request {sent.request_id}); fix: a "
-                            "longer timeout"
+                            f"no answer from {self._model.url} within {call.timeout:g} s (request {sent.request_id}); "
+                            "fix: a longer timeout"
                         ) from None
                     except ClientError as error:
                         waiting[0] = yield from self._send_again(sent, error, call)
                         continue
                     waiting.popleft()
                     yield from self._check_version(served, outputs.version, call)
-                    predictions = yield Work(lambda sent=sent, outputs=outputs: self._decoded(served, sent, outputs))
+                    predictions = yield Work(partial(self._model.predictions, served, sent.encoded, outputs))
                     questions.answer(sent.places, predictions)
         finally:
             for sent in waiting:
@@ -208,7 +187,7 @@ class Conversation:
         until = time.monotonic() + timeout
         try:
             future = self.transport.submit(
-                self.model, request.encoded.inputs, _OUTPUTS, timeout=timeout, request_id=request.request_id
+                self._model.name, request.encoded.inputs, _OUTPUTS, timeout=timeout, request_id=request.request_id
             )
         except ClientError as error:  # as if the answer had said so
             future = Future()
@@ -223,78 +202,25 @@ class Conversation:
         yield Pause(pause)
         return (yield Work(lambda: self._send(sent, call)))
 
-    def _read(self, call: _Call, version: str = "") -> Steps[Served]:
-        """What the server says about a version of the model; the newest where none is named. Read once."""
+    def _read(self, call: _Call, version: str = "") -> Steps[ServedVersion]:
+        """What the server says about a version of the model; about the newest where none is named. Read once."""
         attempts = 0
-        while True:
-            found = self._served.get(version) if version else self._newest
-            if found is not None:
-                return found
+        while (found := self._model.known(version)) is None:
             attempts += 1
             try:
-                yield Work(lambda: self._read_now(version, call))
+                yield Work(lambda: self._model.read(version, call.remaining))
             except ClientError as error:
                 pause = self._retry.pause(error, attempts, call.until - time.monotonic())
                 if pause is None:
                     raise
                 yield Pause(pause)
+        return found
 
-    def _read_now(self, version: str, call: _Call) -> None:
-        if not self._lock.acquire(timeout=call.remaining()):
-            raise DeadlineError(f"no answer from {self.url} within {call.timeout:g} s; fix: a longer timeout")
-        try:
-            if version in self._served or (not version and self._newest is not None):
-                return  # another thread was quicker
-            if not version:
-                versions = self.transport.model_versions(self.model, call.remaining())
-                version = max(filter(str.isdecimal, versions), key=int, default="")
-                if not version:
-                    raise ModelMissingError(f"the server at {self.url} has no version of '{self.model}' ready")
-            parameters, max_batch_size = self.transport.model_config(self.model, version, call.remaining())
-            self._newest = self._served[version] = self._understood(version, parameters, max(max_batch_size, 1))
-        finally:
-            self._lock.release()
-
-    def _understood(self, version: str, parameters: dict[str, str], max_batch_size: int) -> Served:
-        try:
-            description = ServedDescription.from_parameters(parameters)
-            before = self._newest
-            if before is not None and before.description == description:
-                return Served(version, description, before.preprocessor, max_batch_size)
-            preprocessor = description.preprocessor()
-        except RepositoryError as error:
-            raise VersionMismatchError(f"the model '{self.model}' at {self.url}: {error}") from None
-        if self._preprocessing not in (None, description.fingerprint):
-            raise VersionMismatchError(
-                f"the model '{self.model}' at {self.url} was trained with the preprocessing "
-                f"{description.fingerprint[:12]}, this client wants {self._preprocessing[:12]}; fix: ask the "
-                "server of the matching model, or leave out preprocessing to use the server's"
-            )
-        return Served(version, description, preprocessor, max_batch_size)
-
-    def _check_version(self, served: Served, version: str, call: _Call) -> Steps[None]:
+    def _check_version(self, served: ServedVersion, version: str, call: _Call) -> Steps[None]:
         """The server may have loaded another version since: its tokens and labels must be those asked with."""
         if version in ("", served.version):
             return
         found = yield from self._read(call, version)
-        with self._lock:
-            self._newest = found
+        self._model.prefer(found)
         if found.description != served.description:
             raise _Exchanged
-
-    def _decoded(self, served: Served, sent: _Sent, outputs: Arrays) -> list[Prediction]:
-        encoded, labels = sent.encoded, served.description.labels
-        first = next(iter(encoded.inputs.values()))
-        is_image = served.description.settings.kind == "image"
-        rows, width = len(first), served.preprocessor.positions if is_image else first.shape[1]
-        expected = {"scores": (rows, width), "mask": (rows, width), "probabilities": (rows, len(labels))}
-        for name, shape in expected.items():
-            found = None if outputs[name] is None else outputs[name].shape
-            if found != shape:
-                raise VersionMismatchError(
-                    f"the model '{self.model}' at {self.url} answered {name} of shape {found}, expected {shape}; "
-                    "fix: use the rekd version that exported it"
-                )
-        if not np.isfinite(outputs["probabilities"]).all():
-            raise ClientError(f"the model '{self.model}' at {self.url} answered probabilities that are no numbers")
-        return encoded.predictions(labels, outputs["probabilities"], outputs["mask"], outputs["scores"])

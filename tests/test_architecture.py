@@ -77,7 +77,8 @@ HOUSE = {
     "client": """
         rekd_deploy.windows rekd_deploy.batching rekd_deploy.address rekd_deploy.transport rekd_deploy.transport_grpc
         rekd_deploy.transport_http rekd_deploy.shared_inputs rekd_deploy.retry rekd_deploy.waiting
-        rekd_deploy.conversation rekd_deploy.client rekd_deploy.pipeline rekd_deploy.render rekd_deploy.render_image
+        rekd_deploy.served_model rekd_deploy.conversation rekd_deploy.client rekd_deploy.pipeline rekd_deploy.render
+        rekd_deploy.render_image
         rekd_deploy
     """,
     "bench": "rekd_deploy.bench rekd_deploy.bench.interleaved rekd_deploy.bench.ways",

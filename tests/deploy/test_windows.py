@@ -68,11 +68,11 @@ def test_how_answers_are_combined(preprocessor):
     words[40] = "wonderfully"  # of several pieces, in both windows
     text = " ".join(words)
     windows = windowed(preprocessor, text)
-    first, second = windows.windows
     whole = _Whole(windows.windows, windows.overlap)
     piece = next(n for n, word in enumerate(whole.word_ids) if word == 40)
+    again = piece + 1 - whole.starts[1]
     answer = windows.combined(
-        [made_up(0.9, (1, 0.5), (piece, 1.5)), made_up(0.2, (piece + 1 - whole.starts[1], 4.0), (20, -0.25), (21, 0.75))]
+        [made_up(0.9, (1, 0.5), (piece, 1.5)), made_up(0.2, (again, 4.0), (20, -0.25), (21, 0.75))]
     )
     real = whole.length - 2
     votes = np.array([46 - 11 / 2, real - 46 + 11 / 2])
