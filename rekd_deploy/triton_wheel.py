@@ -82,10 +82,10 @@ def check_servable(root: Path, manifest: Mapping[str, Any]) -> None:
             f"{root} is for Triton's backend '{target}', which the server of the wheel lacks; fix: serve it in a "
             "Triton container, or rekd-export --target python"
         )
-    products = {entry["engine"]["format"] for entry in manifest["artefacts"].values() if "engine" in entry}
-    for product in sorted(products):
-        if reason := reason_not_to_run(product):
-            raise ServerError(f"{root} holds {product} engines, which cannot run here: {reason}")
+    for role, entry in manifest["artefacts"].items():
+        if "engine" in entry and (reason := reason_not_to_run(entry["engine"])):
+            product = entry["engine"]["format"]
+            raise ServerError(f"{root} holds {product} engines, and that of the {role} cannot run here: {reason}")
 
 
 def find_wheel() -> TritonWheel:
