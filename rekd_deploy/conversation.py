@@ -127,8 +127,8 @@ class Conversation:
             except _Exchanged:
                 continue
         raise VersionMismatchError(
-            f"the server at {self._model.url} changed the model '{self._model.name}' {_READINGS} times during one call; "
-            "fix: ask again once it serves one version"
+            f"the server at {self._model.url} changed the model '{self._model.name}' {_READINGS} times during one "
+            "call; fix: ask again once it serves one version"
         )
 
     def _call(self, deadline: float | None, request_id: str | None) -> _Call:
