@@ -141,6 +141,22 @@ def repository(artefacts, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_repository(artefacts, tmp_path_factory.mktemp("repository") / "python")
 
 
+@pytest.fixture(scope="session")
+def triton(repository: Path, tmp_path_factory: pytest.TempPathFactory):
+    """The real Triton on that repository, one for all tests (``rekd_deploy.server.TritonServer``). Do not stop it."""
+    from rekd_deploy.errors import ServerError
+    from rekd_deploy.server import TritonServer
+    from rekd_deploy.triton_wheel import find_wheel
+    from rekd_train.errors import MissingExtraError
+
+    try:
+        find_wheel()
+    except (MissingExtraError, ServerError) as error:
+        pytest.skip(str(error))
+    with TritonServer(repository, 0, 0, 0, log_file=tmp_path_factory.mktemp("triton") / "log") as server:
+        yield server
+
+
 def idx(array: np.ndarray) -> bytes:
     """An array of bytes as an IDX file holds it."""
     return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,6 +31,7 @@ app = application(
         "rekd-query --file - --url http://localhost:8000 < reviews.txt",
         'rekd-query --local model_repository/python "No server needed."',
         "rekd-query --image shoe.png        # writes shoe.rationale.png and shoe.rationale.json, too",
+        "rekd-query --windows --file book.txt --url grpcs://triton.example:8001 --header 'Authorization: Bearer ...'",
     ),
 )
 
@@ -60,7 +61,11 @@ def query(
     json_lines: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, in order.")] = False,
     url: Annotated[
         str | None,
-        typer.Option(help="Server: HOST:PORT (gRPC) or http://HOST:PORT.", show_default=_URL, metavar="URL"),
+        typer.Option(
+            help="Server: HOST:PORT (gRPC) or http://HOST:PORT; with TLS grpcs:// or https://.",
+            show_default=_URL,
+            metavar="URL",
+        ),
     ] = None,
     local: Annotated[
         Path | None,
@@ -71,6 +76,21 @@ def query(
         typer.Option(help="Where --local answers: cpu, cuda or cuda:N.", show_default="cpu", metavar="DEVICE"),
     ] = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds a batch's answer may take.")] = 30.0,
+    windows: Annotated[
+        bool, typer.Option("--windows", help="Read long texts window by window instead of cutting them.")
+    ] = False,
+    header: Annotated[
+        list[str] | None,
+        typer.Option(help="Sent to the server with every request; may be repeated.", metavar="'NAME: VALUE'"),
+    ] = None,
+    ca: Annotated[
+        Path | None,
+        typer.Option("--ca", help="Root certificates to trust for grpcs:// and https:// (PEM).", metavar="FILE"),
+    ] = None,
+    cert: Annotated[
+        Path | None, typer.Option(help="The client's own certificate (PEM), where the server asks.", metavar="FILE")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="The private key of --cert (PEM).", metavar="FILE")] = None,
 ) -> None:
     if sum((bool(texts), file is not None, bool(image))) != 1:
         raise typer.BadParameter("give texts, --file or --image, one of the three", param_hint="TEXT")
@@ -80,8 +100,17 @@ def query(
         raise typer.BadParameter("--local needs no server; give one of the two", param_hint="--url")
     if device is not None and local is None:
         raise typer.BadParameter("the server chooses its own; it goes with --local", param_hint="--device")
+    if local is not None and (header or ca or cert or key):
+        raise typer.BadParameter("--local needs no server; leave --header, --ca, --cert and --key out")
+    if windows and image:
+        raise typer.BadParameter("windows are for texts; leave it out with --image", param_hint="--windows")
+    options = {"timeout": timeout, "headers": _headers(header)}
+    if ca or cert or key:
+        from rekd_deploy.address import TlsSettings
+
+        options["tls"] = TlsSettings(ca, cert, key)
     if image:
-        with _answerer(url or _URL, local, device or "cpu", timeout) as answerer:
+        with _answerer(url or _URL, local, device or "cpu", options) as answerer:
             _ask_about_images(answerer, image, png, json_lines)
         return
     from rekd_deploy.text_source import texts_from_arguments, texts_from_file
@@ -89,10 +118,10 @@ def query(
     # arguments are checked at once; a file streams
     chunks = _chunks(list(texts_from_arguments(texts)) if texts else texts_from_file(file))
     first = next(chunks)  # bad input is found before a server is asked
-    with _answerer(url or _URL, local, device or "cpu", timeout) as answerer:
+    with _answerer(url or _URL, local, device or "cpu", options) as answerer:
         write = _write_json if json_lines else _writer()
         for chunk in chain([first], chunks):
-            for prediction in _answers(answerer, chunk):
+            for prediction in _answers(answerer, chunk, windows):
                 write(prediction)
 
 
@@ -117,14 +146,24 @@ def _ask_about_images(answerer: Client | Pipeline, files: list[Path], png: Path 
             sys.stdout.write(f"{file}  {plain_text(prediction)}\nwritten: {place}, {beside}\n\n")
 
 
-def _answerer(url: str, local: Path | None, device: str, timeout: float) -> Client | Pipeline:
+def _headers(given: list[str] | None) -> dict[str, str]:
+    headers = {}
+    for header in given or ():
+        name, colon, value = header.partition(":")
+        if not colon:
+            raise typer.BadParameter(f"'{header}' has no colon; give 'NAME: VALUE'", param_hint="--header")
+        headers[name.strip()] = value.strip()
+    return headers
+
+
+def _answerer(url: str, local: Path | None, device: str, options: dict[str, Any]) -> Client | Pipeline:
     if local is not None:
         from rekd_deploy.pipeline import Pipeline
 
         return Pipeline(local, device=device)
     from rekd_deploy.client import Client
 
-    return Client(url, timeout=timeout)
+    return Client(url, **options)
 
 
 def _chunks(source: Iterable[SourcedText]) -> Iterator[list[SourcedText]]:
@@ -146,11 +185,11 @@ def _chunks(source: Iterable[SourcedText]) -> Iterator[list[SourcedText]]:
         yield chunk
 
 
-def _answers(answerer: Client | Pipeline, chunk: list[SourcedText]) -> list[Prediction]:
+def _answers(answerer: Client | Pipeline, chunk: list[SourcedText], windows: bool) -> list[Prediction]:
     from rekd_train.errors import InputError
 
     try:
-        return answerer.predict([sourced.text for sourced in chunk])
+        return answerer.predict([sourced.text for sourced in chunk], windows=windows)
     except InputError as error:  # its number counts from the start of the chunk
         raise InputError(f"from {chunk[0].place} on: {error}") from None
 

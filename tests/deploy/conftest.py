@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from rekd_deploy.errors import ServerError
-from rekd_deploy.server import TritonServer
 from rekd_deploy.triton_wheel import find_wheel
 from rekd_train.errors import MissingExtraError
 
@@ -20,7 +19,6 @@ def wheel():
 
 
 @pytest.fixture(scope="session")
-def server(wheel, repository, tmp_path_factory):
+def server(triton):
     """One server for all tests; they must not stop it."""
-    with TritonServer(repository, 0, 0, 0, log_file=tmp_path_factory.mktemp("triton") / "log") as server:
-        yield server
+    return triton

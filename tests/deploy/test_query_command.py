@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from rekd_deploy.address import TlsSettings
 from rekd_deploy.cli import query
 from rekd_deploy.errors import ServerUnavailableError
 from rekd_train.command import run
@@ -28,11 +29,12 @@ def ask(capsys):
 @pytest.fixture
 def server(monkeypatch, rationalizer):
     """In place of a server: the model itself, and what was asked of it."""
-    seen = SimpleNamespace(urls=[], chunks=[], failure=None)
+    seen = SimpleNamespace(urls=[], chunks=[], failure=None, options=[], windows=[])
 
     class StandIn:
-        def __init__(self, url, *, timeout):
+        def __init__(self, url, *, timeout, **options):
             seen.urls.append((url, timeout))
+            seen.options.append(options)
 
         def __enter__(self):
             return self
@@ -40,7 +42,8 @@ def server(monkeypatch, rationalizer):
         def __exit__(self, *_):
             pass
 
-        def predict(self, texts):
+        def predict(self, texts, *, windows):
+            seen.windows.append(windows)
             if seen.failure:
                 raise seen.failure
             seen.chunks.append(len(texts))
@@ -77,6 +80,28 @@ def test_text_for_people(ask, server):
 def test_url_and_timeout(ask, server):
     assert ask("good", "--url", "http://localhost:8000", "--timeout", "2")[0] == 0
     assert server.urls == [("http://localhost:8000", 2.0)]
+
+
+def test_headers_and_tls(ask, server, tmp_path):
+    files = [tmp_path / name for name in ("roots.pem", "mine.pem", "mine.key")]
+    for file in files:
+        file.touch()
+    options = [text for pair in zip(("--ca", "--cert", "--key"), files, strict=True) for text in pair]
+    given = ["--url", "https://a:1", "--header", "Authorization: Bearer a:b", "--header", "x-tenant:7", *options]
+    assert ask("good", *given)[0] == 0
+    assert server.options == [
+        {"headers": {"Authorization": "Bearer a:b", "x-tenant": "7"}, "tls": TlsSettings(*files)}
+    ]
+    code, _, error = ask("good", "--url", "https://a:1", "--ca", tmp_path / "nowhere.pem")
+    assert code == 1 and "nowhere.pem cannot be read" in error and error.count("\n") == 1
+
+
+def test_windows(ask, server, repository):
+    assert ask("good", "--windows")[0] == 0 and ask("good")[0] == 0
+    assert server.windows == [True, False]
+    code, out, _ = ask("--local", repository, "--windows", "--json", "good film and dull plot " * 50)
+    answer = json.loads(out)
+    assert code == 0 and answer["truncated"] is False and answer["rationale"][-1]["end"] > 1000
 
 
 def test_file_streams_in_chunks(ask, server, tmp_path):
@@ -126,7 +151,9 @@ def test_bad_text_is_one_line_and_never_sent(ask, server, text):
 
 
 @pytest.mark.parametrize(
-    "arguments", ["", "good --file x.txt", "good --url a:1 --local r", "good --timeout 0", "good --nonsense"]
+    "arguments",
+    ["", "good --file x.txt", "good --url a:1 --local r", "good --timeout 0", "good --nonsense", "good --header x",
+     "--image x.png --windows", "good --local r --header x:y", "good --local r --ca x"],
 )
 def test_usage(ask, server, arguments):
     code, out, error = ask(*arguments.split())

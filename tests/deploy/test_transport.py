@@ -6,15 +6,26 @@ import socket
 import threading
 
 import pytest
+import trustme
+from proxies import Proxy
 
+from rekd_deploy.address import Address, TlsSettings, checked_headers
+from rekd_deploy.client import Client
 from rekd_deploy.errors import (
     ClientError,
     DeadlineError,
+    InsecureServerError,
     ModelMissingError,
     RejectedError,
+    ServerBusyError,
     ServerUnavailableError,
 )
-from rekd_deploy.transport import _STATUS_ERRORS, GrpcTransport, HttpTransport, _typed, open_transport
+from rekd_deploy.retry import RetryPolicy
+from rekd_deploy.transport import _STATUS_ERRORS, open_transport, typed_error
+from rekd_deploy.transport_grpc import GrpcTransport
+from rekd_deploy.transport_http import HttpTransport
+
+SCHEMES = ["", "http://"]
 
 
 @pytest.mark.parametrize(
@@ -22,8 +33,10 @@ from rekd_deploy.transport import _STATUS_ERRORS, GrpcTransport, HttpTransport, 
     [
         ("localhost:8001", GrpcTransport),
         ("grpc://[::1]:8001", GrpcTransport),
+        ("grpcs://localhost:8001", GrpcTransport),
         ("http://127.0.0.1:8000", HttpTransport),
         ("http://127.0.0.1:8000/", HttpTransport),
+        ("https://127.0.0.1:8000/", HttpTransport),
     ],
 )
 def test_scheme_picks_the_transport(url, kind):
@@ -40,6 +53,13 @@ def test_what_is_no_address(url):
         open_transport(url, 1.0)
 
 
+def test_which_addresses_are_this_machine():
+    ours = ["localhost:1", "LOCALHOST:1", "127.0.0.1:1", "http://127.9.9.9:1", "grpc://[::1]:1"]
+    theirs = ["10.0.0.1:1", "localhost.example:1", "http://triton:1", "[fe80::1]:1"]
+    assert all(Address.parse(url).is_loopback for url in ours)
+    assert not any(Address.parse(url).is_loopback for url in theirs)
+
+
 @pytest.fixture
 def listener():
     with socket.socket() as listener:
@@ -48,17 +68,17 @@ def listener():
         yield listener
 
 
-def failure(url, timeout=5.0):
-    transport = open_transport(url, timeout)
+def failure(url, timeout=5.0, **options):
+    transport = open_transport(url, timeout, **options)
     try:
         with pytest.raises(ClientError) as error:
-            transport.model_config("rekd")
+            transport.model_versions("rekd", timeout)
         return error.value
     finally:
         transport.close()
 
 
-@pytest.mark.parametrize("scheme", ["", "http://"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_nobody_listens(listener, scheme):
     port = listener.getsockname()[1]
     listener.close()
@@ -67,46 +87,180 @@ def test_nobody_listens(listener, scheme):
     assert "\n" not in str(error)
 
 
-@pytest.mark.parametrize("scheme", ["", "http://"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_nobody_answers(listener, scheme):
     error = failure(f"{scheme}127.0.0.1:{listener.getsockname()[1]}", timeout=0.3)
     assert type(error) is DeadlineError and "0.3 s" in str(error)
 
 
-@pytest.mark.parametrize("scheme", ["", "http://"])
-@pytest.mark.parametrize("answer", [b"SSH-2.0-nonsense\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]", b""])
-def test_something_else_answers(listener, scheme, answer):
-    def serve():
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            with connection:
-                connection.recv(1000)
-                connection.sendall(answer)
+@pytest.fixture
+def answering(listener):
+    """A function: bytes -> port where everyone is answered with them."""
+    threads = []
 
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    error = failure(f"{scheme}127.0.0.1:{listener.getsockname()[1]}")
-    assert type(error) is ServerUnavailableError
+    def answer(content, pieces=1, pause=0.0):
+        def serve():
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(1000)
+                    step = max(len(content) // pieces, 1)
+                    for start in range(0, len(content), step):
+                        connection.sendall(content[start : start + step])
+                        if stop.wait(pause):
+                            return
+
+        threads.append(threading.Thread(target=serve, daemon=True))
+        threads[0].start()
+        return listener.getsockname()[1]
+
+    stop = threading.Event()
+    yield answer
+    stop.set()
     listener.shutdown(socket.SHUT_RDWR)
-    thread.join()
+    for thread in threads:
+        thread.join()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("answer", [b"SSH-2.0-nonsense\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]", b""])
+def test_something_else_answers(answering, scheme, answer):
+    error = failure(f"{scheme}127.0.0.1:{answering(answer)}")
+    assert type(error) is ServerUnavailableError
+
+
+def test_an_answer_in_drops_ends_in_time(answering):
+    port = answering(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b" " * 1000, pieces=50, pause=0.1)
+    error = failure(f"http://127.0.0.1:{port}", timeout=0.4)
+    assert type(error) is DeadlineError and "too slowly" in str(error)
+
+
+def http_answer(status, body):
+    return b"HTTP/1.1 %d No\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (status, len(body), body)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "says"),
+    [
+        (503, b'{"error": "Exceeds maximum queue size"}', ServerBusyError, "queue"),
+        (429, b"slow down", ServerBusyError, "slow down"),
+        (502, b"<html>bad gateway", ServerUnavailableError, "bad gateway"),
+        (504, b"", DeadlineError, "No"),
+        (404, b'{"error": "Request for unknown model: \'rekd\' is not found"}', ModelMissingError, "'rekd'"),
+        (401, b"who are you?", RejectedError, "who are you"),
+        (400, b'{"error": "bad\\nrequest"}', RejectedError, "bad"),
+        (302, b"", RejectedError, "No"),
+    ],
+)
+def test_http_statuses(answering, status, body, kind, says):
+    error = failure(f"http://127.0.0.1:{answering(http_answer(status, body))}")
+    assert type(error) is kind and says in str(error) and "\n" not in str(error)
 
 
 @pytest.mark.parametrize("status", [*_STATUS_ERRORS, "INVALID_ARGUMENT", "INTERNAL", "UNKNOWN", "400", "500"])
 def test_every_status_has_its_error(status):
-    from tritonclient.utils import InferenceServerException
-
-    for prefix in ("StatusCode.", ""):
-        error = _typed(InferenceServerException("why\nmore", status=prefix + status), "host:1", "rekd", 3.0)
-        assert type(error) is _STATUS_ERRORS.get(status, RejectedError)
-        assert "why" in str(error) and "more" not in str(error)
+    error = typed_error(status, "why\nmore", "host:1", "rekd", timeout=3.0)
+    assert type(error) is _STATUS_ERRORS.get(status, RejectedError)
+    assert "why" in str(error) and "more" not in str(error)
 
 
-def test_unknown_model_by_its_message():
-    from tritonclient.utils import InferenceServerException
+def test_what_only_the_message_tells():
+    def kind(status, message):
+        return type(typed_error(status, message, "host:1", "rekd", timeout=3.0))
 
-    raised = InferenceServerException("Request for unknown model: 'rekd' is not found", "400")
-    error = _typed(raised, "host:1", "rekd", 3.0)
-    assert type(error) is ModelMissingError
+    assert kind("400", "Request for unknown model: 'rekd' is not found") is ModelMissingError
+    assert kind("UNAVAILABLE", "This protocol is restricted, expecting header 'x'") is RejectedError
+    assert kind("UNAVAILABLE", "Exceeds maximum queue size") is ServerBusyError
+    assert kind("UNAVAILABLE", "Ssl handshake failed: CERTIFICATE_VERIFY_FAILED") is InsecureServerError
+
+
+def test_errors_name_the_request_once():
+    for status in ("INVALID_ARGUMENT", "DEADLINE_EXCEEDED"):
+        error = typed_error(status, "why", "host:1", "rekd", timeout=3.0, request_id="order-17")
+        assert "request order-17" in str(error)
+    error = typed_error("400", "[request id: order-17] why", "host:1", "rekd", timeout=3.0, request_id="order-17")
+    assert str(error).count("order-17") == 1
+
+
+# headers
+
+
+def test_headers_are_lower_case_and_checked():
+    assert checked_headers({"Authorization": "Bearer x", "x-y.z_1": ""}) == {"authorization": "Bearer x", "x-y.z_1": ""}
+    for name, value in [("a b", "x"), ("", "x"), ("é", "x"), ("a", "x\ny"), ("a", "é"), ("a", 7), (7, "a")]:
+        with pytest.raises(ClientError, match="header"):
+            checked_headers({name: value})
+    for name in ("Content-Length", "Transfer-Encoding", "grpc-timeout", "trace-bin"):
+        with pytest.raises(ClientError, match="belongs to the protocol"):
+            checked_headers({name: "1"})
+
+
+# TLS
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def roots(authority, tmp_path_factory):
+    path = tmp_path_factory.mktemp("tls") / "roots.pem"
+    authority.cert_pem.write_to_path(path)
+    return path
+
+
+def test_tls_settings_that_cannot_be_used(tmp_path, roots):
+    with pytest.raises(ClientError, match=r"nowhere\.pem cannot be read: No such file"):
+        TlsSettings(tmp_path / "nowhere.pem")
+    with pytest.raises(ClientError, match="go together"):
+        TlsSettings(roots, certificate=roots)
+    nonsense = tmp_path / "nonsense.pem"
+    nonsense.write_text("no certificate")
+    for url in ("grpcs://localhost:1", "https://localhost:1"):
+        for settings in (TlsSettings(nonsense), TlsSettings(roots, roots, nonsense)):
+            with pytest.raises(ClientError, match="TLS files cannot be used"):
+                open_transport(url, 1.0, tls=settings)
+    with pytest.raises(ClientError, match="not encrypted, but TLS settings are given; give grpcs:// or https://"):
+        Client("localhost:1", tls=TlsSettings())
+
+
+def server_context(authority, name="127.0.0.1", protocols=("h2", "http/1.1")):
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name).configure_cert(context)
+    context.set_alpn_protocols(protocols)
+    return context
+
+
+@pytest.mark.parametrize("scheme", ["grpcs", "https"])
+@pytest.mark.parametrize("mistake", ["unknown root", "another name", "no TLS"])
+def test_servers_that_are_not_trusted(authority, roots, listener, scheme, mistake):
+    context = {
+        "unknown root": lambda: server_context(trustme.CA()),
+        "another name": lambda: server_context(authority, "elsewhere.example"),
+        "no TLS": lambda: None,
+    }[mistake]()
+    with Proxy(listener.getsockname()[1], context) as proxy:
+        if mistake == "no TLS":
+            threading.Thread(target=_greet, args=(listener,), daemon=True).start()
+        client = Client(
+            f"{scheme}://127.0.0.1:{proxy.port}",
+            tls=TlsSettings(roots),
+            retry=RetryPolicy(attempts=3, first_pause=0.5, jitter=lambda: 0.0),
+            timeout=5.0,
+        )
+        with client, pytest.raises(InsecureServerError, match="no trusted TLS connection to"):
+            client.predict(["good"])
+        assert proxy.connections == 1, "trying again would not help"
+
+
+def _greet(listener):
+    connection, _ = listener.accept()
+    with connection:
+        connection.recv(1000)
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")

@@ -1,0 +1,409 @@
+"""The client against the real Triton: both protocols, TLS, headers, shared memory, threads, and a server that dies."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import re
+import signal
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trustme
+from proxies import Proxy
+
+from rekd_deploy.address import TlsSettings
+from rekd_deploy.client import AsyncClient, Client
+from rekd_deploy.errors import (
+    DeadlineError,
+    InsecureServerError,
+    RejectedError,
+    ServerUnavailableError,
+)
+from rekd_deploy.pipeline import Pipeline
+from rekd_deploy.retry import RetryPolicy
+from rekd_deploy.server import TritonServer
+from rekd_deploy.shared_inputs import SharedInputs
+
+pytestmark = pytest.mark.triton
+
+PROTOCOLS = ("grpc", "http")
+URLS = {"grpc": "grpc_url", "http": "http_url"}
+NEVER_AGAIN = RetryPolicy(attempts=1)
+SHARED = Path("/dev/shm")
+
+
+@pytest.fixture(params=PROTOCOLS)
+def protocol(request):
+    return request.param
+
+
+@pytest.fixture
+def url(triton, protocol):
+    return getattr(triton, URLS[protocol])
+
+
+@pytest.fixture(scope="module")
+def many(texts):
+    """Texts of every length, more than one request holds."""
+    return [*texts, *("good film and " * n + "end" for n in range(60)), *(["bad plot"] * 70)]
+
+
+@pytest.fixture(scope="module")
+def expected(rationalizer, many):
+    return dict(zip(many, rationalizer.predict(many), strict=True))
+
+
+def same(answers, expected):
+    for answer in answers:
+        wanted = expected[answer.text]
+        assert (answer.label, answer.rate, answer.truncated) == (wanted.label, wanted.rate, wanted.truncated)
+        assert [(s.start, s.end) for s in answer.rationale] == [(s.start, s.end) for s in wanted.rationale]
+        np.testing.assert_allclose([*answer.probabilities.values()], [*wanted.probabilities.values()], atol=1e-4)
+    return True
+
+
+def test_both_clients_answer_as_the_model(url, many, expected):
+    with Client(url) as client:
+        assert [answer.text for answer in client.predict(many)] == many
+        assert same(client.predict(many), expected)
+
+    async def ask():
+        async with AsyncClient(url) as client:
+            assert (await client.description()).labels == ("negative", "positive")
+            return await asyncio.gather(*(client.predict(many[n : n + 30]) for n in range(0, len(many), 30)))
+
+    answers = [answer for some in asyncio.run(ask()) for answer in some]
+    assert [answer.text for answer in answers] == many and same(answers, expected)
+
+
+def test_windows_as_the_pipeline_has_them(url, repository, texts):
+    many = [*texts, "good film and a dull plot " * 60]
+    with Pipeline(repository) as pipeline, Client(url) as client:
+        wanted = {each.text: each for each in pipeline.predict(many, windows=True)}
+        answers = client.predict(many, windows=True)
+    assert same(answers, wanted) and not any(answer.truncated for answer in answers)
+    assert max(span.end for span in answers[-1].rationale) > len(many[-1]) * 0.8
+
+
+def test_connections_are_used_again(triton, protocol):
+    with Proxy(triton.ports[protocol]) as proxy:
+        scheme = "http://" if protocol == "http" else ""
+        with Client(f"{scheme}127.0.0.1:{proxy.port}") as client:
+            for _ in range(20):
+                client.predict(["good film"])
+            assert proxy.connections == 1
+            proxy.cut()
+            client.predict(["good film"])  # one that broke is noticed, and replaced
+            assert proxy.connections == 2
+
+
+def test_a_request_in_flight_when_its_connection_breaks_is_sent_again(triton, protocol, many, expected):
+    with Proxy(triton.ports[protocol]) as proxy:
+        scheme = "http://" if protocol == "http" else ""
+        with Client(f"{scheme}127.0.0.1:{proxy.port}", retry=RetryPolicy(attempts=50, longest_pause=0.2)) as client:
+            client.predict(["good"])
+            stop = threading.Event()
+
+            def vandal():
+                while not stop.wait(0.1):
+                    proxy.cut()
+
+            thread = threading.Thread(target=vandal)
+            thread.start()
+            try:
+                for _ in range(5):
+                    assert same(client.predict(many), expected)
+            finally:
+                stop.set()
+                thread.join()
+            assert proxy.connections > 2
+
+
+# TLS and headers
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory):
+    """An authority, its root certificate's file, and a client's certificate and key."""
+    folder = tmp_path_factory.mktemp("tls")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(folder / "roots.pem")
+    mine = authority.issue_cert("client@example")
+    for number, blob in enumerate(mine.cert_chain_pems):
+        blob.write_to_path(folder / "client.pem", append=number > 0)
+    mine.private_key_pem.write_to_path(folder / "client.key")
+    return authority, folder
+
+
+def tls_context(authority, *, asks_the_client: bool) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    if asks_the_client:
+        authority.configure_trust(context)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def test_tls(triton, protocol, tls, many, expected):
+    authority, folder = tls
+    with Proxy(triton.ports[protocol], tls_context(authority, asks_the_client=False)) as proxy:
+        address = f"{protocol}s://127.0.0.1:{proxy.port}"
+        with Client(address, tls=TlsSettings(folder / "roots.pem")) as client:
+            assert same(client.predict(many), expected)
+        with Client(address, timeout=5.0) as client, pytest.raises(InsecureServerError):
+            client.predict(["good"])  # a root that the system does not know
+
+
+def test_tls_with_a_certificate_of_the_clients_own(triton, protocol, tls):
+    authority, folder = tls
+    mine = TlsSettings(folder / "roots.pem", folder / "client.pem", folder / "client.key")
+    with Proxy(triton.ports[protocol], tls_context(authority, asks_the_client=True)) as proxy:
+        address = f"{protocol}s://127.0.0.1:{proxy.port}"
+        with Client(address, tls=mine) as client:
+            assert len(client.predict(["good"])) == 1
+        nobody = TlsSettings(folder / "roots.pem")
+        with (
+            Client(address, tls=nobody, timeout=5.0, retry=NEVER_AGAIN) as client,
+            pytest.raises((InsecureServerError, ServerUnavailableError)),
+        ):
+            client.predict(["good"])
+
+
+@pytest.fixture
+def key(triton, protocol):
+    """The header that opens the server's restricted interfaces, shared memory among them."""
+    command = Path(f"/proc/{triton.process_id}/cmdline").read_text()
+    name, value = re.search(r"shared-memory[^:\0]*:([\w-]+)=(\w+)", command).groups()
+    return {f"triton-grpc-protocol-{name}" if protocol == "grpc" else name: value}
+
+
+def test_headers_are_sent_with_every_request(url, protocol, key):
+    name, value = next(iter(key.items()))
+    for headers, refused in (({name.upper(): value}, False), ({name: "wrong"}, True), ({}, True)):
+        with Client(url, headers=headers) as client:
+            transport = client._conversation.transport
+            if refused:
+                with pytest.raises(RejectedError):
+                    transport.unregister_region("nonesuch", 5.0)
+            else:
+                transport.unregister_region("nonesuch", 5.0)
+
+
+# shared memory
+
+
+def our_regions() -> set[str]:
+    return {path.name for path in SHARED.glob("rekd_client_*")}
+
+
+@pytest.fixture
+def memory(url, key):
+    """A client whose inputs lie in shared memory, and the transport that does it."""
+    before = our_regions()
+    with Client(url, headers=key, shared_memory="auto") as client:
+        transport = client._conversation.transport
+        assert isinstance(transport, SharedInputs)
+        yield client, transport
+    assert our_regions() == before, "regions are cleaned up"
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """How the inputs of each request travelled."""
+    ways = []
+    from rekd_deploy import transport_grpc, transport_http
+
+    original = transport_grpc.triton_inputs
+
+    def noted(input_class, arrays):
+        ways.append("memory" if any(type(array).__name__ == "RegionInput" for array in arrays.values()) else "wire")
+        return original(input_class, arrays)
+
+    monkeypatch.setattr(transport_grpc, "triton_inputs", noted)
+    monkeypatch.setattr(transport_http, "triton_inputs", noted)
+    return ways
+
+
+def test_inputs_in_shared_memory_get_the_same_answers(memory, sent, many, expected):
+    client, _ = memory
+    for _ in range(3):
+        assert same(client.predict(many), expected)
+    assert set(sent) == {"memory"}
+
+
+def test_eight_threads_of_one_client(memory, sent, many, expected):
+    client, transport = memory
+
+    def ask(seed):
+        generator = np.random.default_rng(seed)
+        for _ in range(6):
+            some = [many[i] for i in generator.choice(len(many), size=generator.integers(1, 90))]
+            answers = client.predict(some)
+            assert [answer.text for answer in answers] == some and same(answers, expected)
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(ask, range(8)))
+    assert set(sent) == {"memory"} and len(our_regions()) <= 8 * 4
+
+
+def test_a_server_that_keeps_memory_to_itself_is_asked_over_the_wire(url, sent, many, expected, recwarn, capfd):
+    with Client(url, shared_memory="auto") as client:  # without the key
+        assert same(client.predict(many), expected)
+    assert set(sent) == {"wire"} and not our_regions()
+    assert not recwarn.list and capfd.readouterr() == ("", "")
+
+
+def test_regions_that_the_server_has_lost(memory, sent, many, expected):
+    client, transport = memory
+    client.predict(many)
+    for region in [*transport._all]:
+        transport._wire.unregister_region(region.name, 5.0)  # as after a restart
+    assert same(client.predict(many), expected)
+    assert "wire" in sent
+    sent.clear()
+    assert same(client.predict(many), expected)
+    assert set(sent) == {"memory"}, "new ones were registered"
+
+
+def test_regions_that_somebody_removed(memory, many, expected):
+    client, _ = memory
+    client.predict(many[:5])
+    for name in our_regions():
+        (SHARED / name).unlink()
+    assert same(client.predict(many), expected)
+
+
+def test_no_room_for_regions(memory, sent, monkeypatch, many, expected):
+    client, _ = memory
+    from multiprocessing import shared_memory
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shared_memory, "SharedMemory", full)
+    assert same(client.predict(many), expected)
+    assert set(sent) == {"wire"}
+
+
+def test_regions_grow_with_what_is_asked(memory):
+    client, transport = memory
+    client.predict(["good"])
+    small = our_regions()
+    with pytest.raises(RejectedError, match="batch-size must be <= 64"):
+        transport.submit("rekd", _tensors(4000, 48, 9), ("mask",)).result()
+    answer = transport.submit("rekd", _tensors(64, 48, 9), ("mask",)).result()
+    assert answer["mask"].shape == (64, 48)
+    assert len(client.predict(["good"])) == 1 and not small & our_regions()
+
+
+def _tensors(rows, length, token):
+    ids = np.full((rows, length), token, dtype=np.int64)
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+
+def test_a_client_that_nobody_closes_leaves_nothing(url, key):
+    client = Client(url, headers=key, shared_memory="auto")
+    client.predict(["good"])
+    assert our_regions()
+    del client
+    for _ in range(50):
+        gc.collect()
+        if not our_regions():
+            break
+        time.sleep(0.05)
+    assert not our_regions()
+
+
+def test_a_process_that_ends_leaves_nothing_and_says_nothing(url, key):
+    code = (
+        "import sys; from rekd_deploy import Client\n"
+        "client = Client(sys.argv[1], headers={sys.argv[2]: sys.argv[3]}, shared_memory='auto')\n"
+        "print(client.predict(['good plot'])[0].label)\n"
+    )
+    name, value = next(iter(key.items()))
+    done = subprocess.run([sys.executable, "-c", code, url, name, value], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.strip() in ("negative", "positive")
+    assert not our_regions()
+
+
+# ids
+
+
+def test_a_refused_request_is_found_in_the_server_by_its_id(triton, url):
+    with Client(url) as client:
+        transport = client._conversation.transport
+        with pytest.raises(RejectedError, match="order-17"):
+            transport.submit("rekd", _tensors(65, 8, 9), ("mask",), request_id="order-17").result()
+
+
+# a server that dies
+
+
+def test_a_server_killed_under_load(triton, repository, tmp_path, many, expected):
+    """Whoever does not wait gets a typed error, whoever does gets the right answer; nobody gets a wrong one."""
+    first = TritonServer(repository, 0, 0, 0, log_file=tmp_path / "first")
+    first.start()
+    ports = [first.ports[name] for name in ("grpc", "http", "metrics")]
+    stop, ready = threading.Event(), threading.Barrier(9)
+    outcomes = {"impatient": [], "patient": []}
+
+    def ask(seed):
+        kind = "patient" if seed % 4 < 2 else "impatient"
+        retry = RetryPolicy(attempts=200, longest_pause=0.5) if kind == "patient" else NEVER_AGAIN
+        generator = np.random.default_rng(seed)
+        with Client(getattr(first, list(URLS.values())[seed % 2]), retry=retry, timeout=20.0) as client:
+            client.predict(["good"])
+            ready.wait(30)
+            while not stop.is_set():
+                some = [many[i] for i in generator.choice(len(many), size=generator.integers(1, 90))]
+                try:
+                    answers = client.predict(some, deadline=60.0)
+                    assert [answer.text for answer in answers] == some and same(answers, expected)
+                    outcomes[kind].append("right")
+                except ServerUnavailableError as error:
+                    outcomes[kind].append(type(error).__name__)
+                    stop.wait(0.05)
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        asking = [pool.submit(ask, seed) for seed in range(8)]
+        try:
+            ready.wait(30)
+            time.sleep(0.5)
+            os.kill(first.process_id, signal.SIGKILL)
+            time.sleep(0.3)
+            first.stop()
+            before = {kind: len(found) for kind, found in outcomes.items()}
+            with TritonServer(repository, *ports, log_file=tmp_path / "second"):
+                until = time.monotonic() + 20
+                while time.monotonic() < until and any(
+                    "right" not in found[before[kind] :] for kind, found in outcomes.items()
+                ):
+                    time.sleep(0.05)
+                stop.set()
+                assert all(each.result(60) for each in asking)
+        finally:
+            stop.set()
+    assert set(outcomes["patient"]) == {"right"}
+    assert set(outcomes["impatient"]) == {"right", "ServerUnavailableError"}
+    for kind, found in outcomes.items():
+        assert "right" in found[before[kind] :], "they go on with the server that took its place"
+
+
+def test_a_deadline_too_short_for_any_server(url, many):
+    with Client(url) as client:
+        client.predict(["good"])
+        with pytest.raises(DeadlineError):
+            client.predict(many * 20, deadline=0.01)
+        assert len(client.predict(["good"])) == 1
