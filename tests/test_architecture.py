@@ -74,6 +74,12 @@ HOUSE = {
         rekd_deploy.verify_engines rekd_deploy.verify
     """,
     "server": "rekd_deploy.processes rekd_deploy.server_flags rekd_deploy.triton_wheel rekd_deploy.server",
+    "production": """
+        rekd_deploy.production rekd_deploy.production.settings rekd_deploy.production.container
+        rekd_deploy.production.queue_time rekd_deploy.production.proxy rekd_deploy.production.monitoring
+        rekd_deploy.production.compose rekd_deploy.production.kubernetes rekd_deploy.production.kserve
+        rekd_deploy.production.dashboard rekd_deploy.production.rendering
+    """,
     "client": """
         rekd_deploy.batching rekd_deploy.transport rekd_deploy.client rekd_deploy.pipeline rekd_deploy.render
         rekd_deploy.render_image
@@ -82,7 +88,8 @@ HOUSE = {
     "bench": "rekd_deploy.bench rekd_deploy.bench.interleaved rekd_deploy.bench.ways",
     "demo": "rekd_deploy.stages rekd_deploy.agreement rekd_deploy.demo",
     "commands": """
-        rekd_deploy.cli rekd_deploy.cli.demo rekd_deploy.cli.export rekd_deploy.cli.serve rekd_deploy.cli.query
+        rekd_deploy.cli rekd_deploy.cli.demo rekd_deploy.cli.deploy rekd_deploy.cli.export rekd_deploy.cli.serve
+        rekd_deploy.cli.query
     """,
 }
 ROOMS = list(HOUSE)
