@@ -1,7 +1,8 @@
 """REKD: classifiers that say why. The deployment half.
 
-``Client(url).predict([text])`` asks a server, ``Pipeline(repository).predict([text])`` answers in this
-process, ``TritonServer(repository)`` serves. None of them needs torch; each loads what it needs when touched.
+``Client(url).predict([text])`` asks a server (``AsyncClient`` the same for asyncio),
+``Pipeline(repository).predict([text])`` answers in this process, ``TritonServer(repository)`` serves. None of them
+needs torch; each loads what it needs when touched.
 """
 
 from importlib import import_module
@@ -12,10 +13,12 @@ from rekd_deploy.errors import (
     DeployError,
     EngineError,
     ExportError,
+    InsecureServerError,
     ModelMissingError,
     ParityError,
     RejectedError,
     RepositoryError,
+    ServerBusyError,
     ServerError,
     ServerUnavailableError,
     VersionMismatchError,
@@ -23,18 +26,23 @@ from rekd_deploy.errors import (
 from rekd_train.prediction import Piece, Prediction, Span
 
 _LAZY = {
+    "AsyncClient": "rekd_deploy.client",
     "Client": "rekd_deploy.client",
     "Pipeline": "rekd_deploy.pipeline",
+    "RetryPolicy": "rekd_deploy.retry",
+    "TlsSettings": "rekd_deploy.address",
     "TritonServer": "rekd_deploy.server",
 }
 
 __all__ = [
+    "AsyncClient",
     "Client",
     "ClientError",
     "DeadlineError",
     "DeployError",
     "EngineError",
     "ExportError",
+    "InsecureServerError",
     "ModelMissingError",
     "ParityError",
     "Piece",
@@ -42,9 +50,12 @@ __all__ = [
     "Prediction",
     "RejectedError",
     "RepositoryError",
+    "RetryPolicy",
+    "ServerBusyError",
     "ServerError",
     "ServerUnavailableError",
     "Span",
+    "TlsSettings",
     "TritonServer",
     "VersionMismatchError",
 ]

@@ -2,66 +2,32 @@
 
     with Client("localhost:8001") as client:
         client.predict(["A film of great warmth."])
+
+    async with AsyncClient("localhost:8001") as client:
+        await client.predict(["A film of great warmth."])
 """
 
 from __future__ import annotations
 
-import threading
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, Self
 
-import numpy as np
-
-from rekd_deploy.batching import item_batches
-from rekd_deploy.errors import ClientError, RepositoryError, VersionMismatchError
+from rekd_deploy.address import TlsSettings
+from rekd_deploy.conversation import Conversation
+from rekd_deploy.errors import ClientError
+from rekd_deploy.retry import RetryPolicy
 from rekd_deploy.served import ServedDescription
-from rekd_deploy.transport import IN_FLIGHT, Arrays, Transport, open_transport
+from rekd_deploy.transport import Transport, open_transport
 from rekd_deploy.triton_config import ENSEMBLE
+from rekd_deploy.waiting import run, run_async
 from rekd_train.prediction import Prediction
-from rekd_train.preprocessors import Encoded, Preprocessor
-
-_OUTPUTS = ("scores", "mask", "probabilities")
 
 
-class _Served(NamedTuple):
-    """What was read from the server."""
-
-    description: ServedDescription
-    preprocessor: Preprocessor
-    max_batch_size: int
-
-
-class _Answer(NamedTuple):
-    """One batch's outputs."""
-
-    places: list[int]
-    encoded: Encoded
-    outputs: Arrays
-
-    @classmethod
-    def wait_for(cls, places: list[int], encoded: Encoded, future: Future[Arrays]) -> _Answer:
-        return cls(places, encoded, future.result())
-
-
-class Client:
-    """Asks the ensemble of a Triton server; labels and preprocessing come from the server, once.
-
-    Safe to use from several threads. Use it as a context manager, or call ``close()``.
-
-    Args:
-        url: HOST:PORT for gRPC, http://HOST:PORT for HTTP.
-        model: name of the ensemble, or of the single graph (rekd_single) where it is served.
-        timeout: seconds an answer may take.
-        preprocessing: fingerprint (``Preprocessor.fingerprint``) that the served model must have;
-            None: whatever is served.
-        transport: what speaks to the server; None: chosen by ``url``.
-
-    Raises:
-        ClientError: the address is none. The server is first asked by ``predict``.
-    """
+class _Asking(ABC):
+    """What both clients are made of."""
 
     def __init__(
         self,
@@ -70,14 +36,49 @@ class Client:
         model: str = ENSEMBLE,
         timeout: float = 30.0,
         preprocessing: str | None = None,
+        retry: RetryPolicy | None = None,
+        headers: Mapping[str, str] | None = None,
+        tls: TlsSettings | None = None,
+        shared_memory: Literal["off", "auto"] = "off",
         transport: Transport | None = None,
     ) -> None:
+        if not timeout > 0:
+            raise ClientError(f"timeout is {timeout:g} s; it must be more than 0")
+        if shared_memory not in ("off", "auto"):
+            raise ClientError(f"shared_memory is '{shared_memory}'; give 'off' or 'auto'")
         self.url = url
         self.model = model
-        self._preprocessing = preprocessing
-        self._transport = transport or open_transport(url, timeout)
-        self._served: _Served | None = None
-        self._lock = threading.Lock()
+        transport = transport or open_transport(
+            url, timeout, headers=headers, tls=tls, shared_memory=shared_memory == "auto"
+        )
+        self._conversation = Conversation(url, model, transport, timeout, retry or RetryPolicy(), preprocessing)
+
+    @abstractmethod
+    def close(self) -> Any:
+        """Let go of the connections."""
+
+
+class Client(_Asking):
+    """Asks the ensemble of a Triton server; labels and preprocessing come from the server.
+
+    Safe to use from several threads, which share its connections. Use it as a context manager, or call ``close()``.
+
+    Args:
+        url: HOST:PORT (or grpc://HOST:PORT) for gRPC, http://HOST:PORT for HTTP; with TLS grpcs:// and https://.
+        model: name of the ensemble, or of the single graph (rekd_single) where it is served.
+        timeout: seconds one request may take.
+        preprocessing: fingerprint (``Preprocessor.fingerprint``) that the served model must have;
+            None: whatever is served.
+        retry: when a request is sent again that found no server, or its queue full; None: ``RetryPolicy()``.
+        headers: sent with every request, such as {"authorization": "Bearer ..."}.
+        tls: which server to trust and who the client is, for grpcs:// and https://.
+        shared_memory: 'auto' hands inputs over in shared memory where the server is on this machine (its address is
+            a loopback one) and allows it, and over the wire anywhere else; 'off' never.
+        transport: what speaks to the server, instead of the one that ``url`` names.
+
+    Raises:
+        ClientError: the address is none, or another argument cannot be used. The server is first asked by ``predict``.
+    """
 
     def __enter__(self) -> Self:
         return self
@@ -89,7 +90,7 @@ class Client:
 
     def close(self) -> None:
         """Let go of the connections."""
-        self._transport.close()
+        self._conversation.transport.close()
 
     @property
     def description(self) -> ServedDescription:
@@ -98,80 +99,74 @@ class Client:
         Raises:
             ClientError: as ``predict``.
         """
-        return self._read_served().description
+        return run(self._conversation.describe())
 
-    def predict(self, items: Sequence[Any]) -> list[Prediction]:
+    def predict(
+        self,
+        items: Sequence[Any],
+        *,
+        windows: bool = False,
+        deadline: float | None = None,
+        request_id: str | None = None,
+    ) -> list[Prediction]:
         """Label, probabilities and rationale of each text or image, in the order of ``items``.
 
         Any number: they are sent in batches, texts of similar length together, several at a time.
 
         Args:
             items: texts (str); for a vision model images: uint8 arrays (H, W, C), Pillow images or paths.
+            windows: read a text beyond the model's length window by window and combine the answers
+                (``windows.py`` has the rules), instead of cutting it (``Prediction.truncated``).
+            deadline: seconds the whole call may take, with every request and pause; None: as long as it takes.
+            request_id: what the server's log calls the first request; later batches have -2, -3 ... behind it.
+                None: a random one.
 
         Raises:
-            InputError: an empty list or an item that cannot be used.
-            ServerUnavailableError: nothing answers at the address.
+            InputError: an empty list, an item or an argument that cannot be used.
+            ServerUnavailableError: nothing answers at the address; ServerBusyError: its queue is full.
+            InsecureServerError: no trusted TLS connection.
             DeadlineError: no answer in time.
             ModelMissingError: the server does not serve the model.
             VersionMismatchError: client and served model do not belong together.
             RejectedError: the server refused the request.
         """
-        served = self._read_served()
-        answers: dict[int, Prediction] = {}
-        for places, encoded, outputs in self._pipelined(
-            item_batches(served.preprocessor, items, served.max_batch_size)
-        ):
-            for place, prediction in zip(places, self._decoded(served, encoded, outputs), strict=True):
-                answers[place] = prediction
-        return [answers[place] for place in range(len(answers))]
+        return run(
+            self._conversation.predict(items, windows=windows, deadline=deadline, request_id=request_id)
+        )
 
-    def _pipelined(self, pending: Iterable[tuple[list[int], Encoded]]) -> Iterator[_Answer]:
-        """Answers in the order sent, with a few requests on their way."""
-        waiting: deque[tuple[list[int], Encoded, Future[Arrays]]] = deque()
-        try:
-            for places, encoded in pending:
-                waiting.append((places, encoded, self._transport.submit(self.model, encoded.inputs, _OUTPUTS)))
-                if len(waiting) >= IN_FLIGHT:
-                    yield _Answer.wait_for(*waiting.popleft())
-            while waiting:
-                yield _Answer.wait_for(*waiting.popleft())
-        finally:
-            for _, _, future in waiting:
-                future.cancel()
 
-    def _decoded(self, served: _Served, encoded: Encoded, outputs: Arrays) -> list[Prediction]:
-        first = next(iter(encoded.inputs.values()))
-        is_image = served.description.settings.kind == "image"
-        rows, width = len(first), served.preprocessor.positions if is_image else first.shape[1]
-        expected = {
-            "scores": (rows, width), "mask": (rows, width), "probabilities": (rows, len(served.description.labels)),
-        }
-        for name, shape in expected.items():
-            found = None if outputs[name] is None else outputs[name].shape
-            if found != shape:
-                raise VersionMismatchError(
-                    f"the model '{self.model}' at {self.url} answered {name} of shape {found}, expected {shape}; "
-                    "fix: use the rekd version that exported it"
-                )
-        if not np.isfinite(outputs["probabilities"]).all():
-            raise ClientError(f"the model '{self.model}' at {self.url} answered probabilities that are no numbers")
-        labels = served.description.labels
-        return encoded.predictions(labels, outputs["probabilities"], outputs["mask"], outputs["scores"])
+class AsyncClient(_Asking):
+    """``Client`` for asyncio: the same arguments, answers and errors; many calls may wait at once.
 
-    def _read_served(self) -> _Served:
-        with self._lock:
-            if self._served is None:
-                parameters, max_batch_size = self._transport.model_config(self.model)
-                try:
-                    description = ServedDescription.from_parameters(parameters)
-                    preprocessor = description.preprocessor()
-                except RepositoryError as error:
-                    raise VersionMismatchError(f"the model '{self.model}' at {self.url}: {error}") from None
-                if self._preprocessing not in (None, description.fingerprint):
-                    raise VersionMismatchError(
-                        f"the model '{self.model}' at {self.url} was trained with the preprocessing "
-                        f"{description.fingerprint[:12]}, this client wants {self._preprocessing[:12]}; fix: ask the "
-                        "server of the matching model, or leave out preprocessing to use the server's"
-                    )
-                self._served = _Served(description, preprocessor, max(max_batch_size, 1))
-            return self._served
+    Preparing inputs and reading answers happen in threads, so the event loop is never held up. A cancelled task
+    abandons its requests.
+    """
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Let go of the connections."""
+        await asyncio.to_thread(self._conversation.transport.close)
+
+    async def description(self) -> ServedDescription:
+        """What the server says about the model; see ``Client.description``."""
+        return await run_async(self._conversation.describe())
+
+    async def predict(
+        self,
+        items: Sequence[Any],
+        *,
+        windows: bool = False,
+        deadline: float | None = None,
+        request_id: str | None = None,
+    ) -> list[Prediction]:
+        """See ``Client.predict``."""
+        return await run_async(
+            self._conversation.predict(items, windows=windows, deadline=deadline, request_id=request_id)
+        )

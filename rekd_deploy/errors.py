@@ -9,6 +9,8 @@
         ├── ServerError              the Triton server cannot start or has died
         └── ClientError              a query failed
             ├── ServerUnavailableError   nothing answers at the address
+            │   └── ServerBusyError      it answers that its queue is full
+            ├── InsecureServerError      no trusted TLS connection can be made
             ├── DeadlineError            no answer in time
             ├── ModelMissingError        the server does not serve the model
             ├── VersionMismatchError     client preprocessing and served model do not belong together
@@ -48,6 +50,14 @@ class ClientError(DeployError):
 
 class ServerUnavailableError(ClientError):
     """Nothing answers at the address."""
+
+
+class ServerBusyError(ServerUnavailableError):
+    """The server answers that its queue is full."""
+
+
+class InsecureServerError(ClientError):
+    """No trusted TLS connection can be made."""
 
 
 class DeadlineError(ClientError):

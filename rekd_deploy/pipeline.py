@@ -88,19 +88,21 @@ class Pipeline:
             running, self._running = self._running, None
             running.close()
 
-    def predict(self, items: Sequence[Any]) -> list[Prediction]:
+    def predict(self, items: Sequence[Any], *, windows: bool = False) -> list[Prediction]:
         """Label, probabilities and rationale of each text or image, in their order.
 
         Args:
             items: texts (str); for a vision model images: uint8 arrays (H, W, C), Pillow images or paths.
+            windows: read a text beyond the model's length window by window and combine the answers
+                (``windows.py`` has the rules), instead of cutting it.
 
         Raises:
-            InputError: an empty list or an item that cannot be used, by its index. Texts are all checked before
-                any is computed.
+            InputError: an empty list, an item that cannot be used, by its index, or windows of an image. Texts are
+                all checked before any is computed.
             EngineError: ONNX Runtime or TensorRT cannot load or run a graph.
             MissingExtraError: the library is not installed.
         """
-        return predict_batches(self.preprocessor, items, self._batch_size, self._answer)
+        return predict_batches(self.preprocessor, items, self._batch_size, self._answer, windows=windows)
 
     def _open(self) -> None:
         if self._running is None:

@@ -1,195 +1,213 @@
-"""Between client and wire: gRPC or HTTP to Triton, in the project's own types and errors. torch-free."""
+"""Between client and wire: what the client needs of a server, in the project's own types and errors. torch-free."""
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from types import ModuleType
-from typing import Any
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from rekd_deploy.address import Address, TlsSettings, checked_headers
 from rekd_deploy.errors import (
     ClientError,
     DeadlineError,
+    InsecureServerError,
     ModelMissingError,
     RejectedError,
+    ServerBusyError,
     ServerUnavailableError,
 )
 
-Arrays = dict[str, np.ndarray]
-IN_FLIGHT = 4
-"""Requests on their way at once: enough to keep the server's batcher busy while answers are read."""
-
-_TRITON_TYPES = {"int64": "INT64", "float32": "FP32", "bool": "BOOL", "uint8": "UINT8"}
 _STATUS_ERRORS = {
     "UNAVAILABLE": ServerUnavailableError,
+    "CANCELLED": ServerUnavailableError,  # not by us: the server stopped in the middle
     "DEADLINE_EXCEEDED": DeadlineError,
     "NOT_FOUND": ModelMissingError,
     "404": ModelMissingError,
+    "429": ServerBusyError,
     "499": DeadlineError,
+    "502": ServerUnavailableError,
     "503": ServerUnavailableError,
     "504": DeadlineError,
 }
+_QUEUE_FULL = "Exceeds maximum queue size"
+_TLS_SIGNS = ("handshake failed", "CERTIFICATE_VERIFY_FAILED", "Peer name")
+
+
+class Arrays(dict[str, np.ndarray]):
+    """The outputs of a request by name."""
+
+    version: str = ""
+    """Version of the model that answered."""
+
+
+class ModelConfig(NamedTuple):
+    """What a served model says of itself."""
+
+    parameters: dict[str, str]
+    max_batch_size: int
+
+
+@dataclass(frozen=True)
+class RegionInput:
+    """An input tensor that lies in a shared memory region known to the server."""
+
+    region: str
+    offset: int
+    """Bytes from the region's start."""
+    array: np.ndarray
+    """The tensor itself; what lies in the region is its copy."""
 
 
 class Transport(ABC):
-    """What the client needs of a server."""
+    """What the client needs of a server. Safe to use from several threads."""
 
     @abstractmethod
-    def model_config(self, model: str) -> tuple[dict[str, str], int]:
-        """Parameters and max_batch_size of a served model.
+    def model_versions(self, model: str, timeout: float) -> list[str]:
+        """Versions of a model that are ready.
+
+        Args:
+            timeout: seconds the answer may take.
 
         Raises:
             ClientError: of the kind that fits.
         """
 
     @abstractmethod
-    def submit(self, model: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Future[Arrays]:
-        """Send a request; the future holds the outputs by name or a ClientError."""
+    def model_config(self, model: str, version: str, timeout: float) -> ModelConfig:
+        """Parameters and max_batch_size of a version; see ``model_versions``."""
+
+    @abstractmethod
+    def submit(
+        self,
+        model: str,
+        inputs: Mapping[str, np.ndarray | RegionInput],
+        outputs: Sequence[str],
+        *,
+        timeout: float | None = None,
+        request_id: str = "",
+    ) -> Future[Arrays]:
+        """Send a request; the future holds the outputs by name or a ClientError. Cancelling it abandons the request.
+
+        Args:
+            timeout: seconds the answer may take; None: as set for the transport.
+            request_id: what the server's log calls the request.
+        """
+
+    def register_region(self, name: str, key: str, size: int, timeout: float) -> None:
+        """Make the server map ``size`` bytes of the shared memory object ``key``.
+
+        Raises:
+            ClientError: it does not.
+        """
+        raise RejectedError("this transport has no shared memory")
+
+    def unregister_region(self, name: str, timeout: float) -> None:
+        """Make the server let go of a region; see ``register_region``."""
+        raise RejectedError("this transport has no shared memory")
 
     @abstractmethod
     def close(self) -> None:
         """Let go of the connections."""
 
 
-def open_transport(url: str, timeout: float) -> Transport:
-    """gRPC for HOST:PORT or grpc://HOST:PORT, HTTP for http://HOST:PORT.
+def open_transport(
+    url: str,
+    timeout: float,
+    *,
+    headers: Mapping[str, str] | None = None,
+    tls: TlsSettings | None = None,
+    shared_memory: bool = False,
+) -> Transport:
+    """gRPC for HOST:PORT, grpc://HOST:PORT or grpcs://HOST:PORT, HTTP for http://HOST:PORT or https://HOST:PORT.
 
     Args:
         timeout: seconds an answer may take.
+        headers: sent with every request.
+        tls: for grpcs:// and https://.
+        shared_memory: hand inputs over in shared memory where the server is on this machine and lets us.
 
     Raises:
-        ClientError: the address is none.
+        ClientError: the address is none, or headers or TLS settings cannot be used.
     """
-    match = re.fullmatch(r"(?:(grpc|http)://)?([^\s/:@]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})/?", url)
-    if not match or not 0 < int(match[3]) < 65536:
-        raise ClientError(f"'{url}' is no address; give HOST:PORT for gRPC (localhost:8001) or http://HOST:PORT")
-    address = f"{match[2]}:{match[3]}"
-    return HttpTransport(address, timeout) if match[1] == "http" else GrpcTransport(address, timeout)
+    address, headers = Address.parse(url), checked_headers(headers)
+    if tls is not None and not address.encrypted:
+        raise ClientError(f"'{url}' is not encrypted, but TLS settings are given; give grpcs:// or https://")
+    tls = tls or TlsSettings()
+    transport: Transport
+    if address.protocol == "http":
+        from rekd_deploy.transport_http import HttpTransport
+
+        transport = HttpTransport(address, timeout, headers, tls)
+    else:
+        from rekd_deploy.transport_grpc import GrpcTransport
+
+        transport = GrpcTransport(address, timeout, headers, tls)
+    if shared_memory and address.is_loopback:
+        from rekd_deploy.shared_inputs import SharedInputs
+
+        return SharedInputs(transport, timeout)
+    return transport
 
 
-class GrpcTransport(Transport):
-    """tritonclient over gRPC; safe to use from several threads."""
+def triton_inputs(input_class: type, arrays: Mapping[str, np.ndarray | RegionInput]) -> list:
+    """The tensors as one of tritonclient's ``InferInput`` classes has them."""
+    from tritonclient.utils import np_to_triton_dtype
 
-    def __init__(self, address: str, timeout: float) -> None:
-        import tritonclient.grpc
-
-        self._library = tritonclient.grpc
-        self._url = address
-        self._timeout = timeout
-        self._client = tritonclient.grpc.InferenceServerClient(address)
-
-    def model_config(self, model: str) -> tuple[dict[str, str], int]:
-        try:
-            config = self._client.get_model_config(model, client_timeout=self._timeout).config
-        except Exception as error:
-            raise _typed(error, self._url, model, self._timeout) from None
-        return {key: value.string_value for key, value in config.parameters.items()}, config.max_batch_size
-
-    def submit(self, model: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Future[Arrays]:
-        future: Future[Arrays] = Future()
-
-        def answered(result: Any, error: Exception | None) -> None:
-            try:
-                if error is not None:
-                    raise error
-                future.set_result(_arrays(result, outputs))
-            except Exception as reason:
-                future.set_exception(_typed(reason, self._url, model, self._timeout))
-
-        try:
-            self._client.async_infer(
-                model,
-                _inputs(self._library, inputs),
-                answered,
-                outputs=[self._library.InferRequestedOutput(name) for name in outputs],
-                client_timeout=self._timeout,
-            )
-        except Exception as error:
-            raise _typed(error, self._url, model, self._timeout) from None
-        return future
-
-    def close(self) -> None:
-        self._client.close()
-
-
-class HttpTransport(Transport):
-    """tritonclient over HTTP; its client is bound to one thread, so every call opens its own, in a few threads."""
-
-    def __init__(self, address: str, timeout: float) -> None:
-        import tritonclient.http
-
-        self._library = tritonclient.http
-        self._address = address
-        self._url = f"http://{address}"
-        self._timeout = timeout
-        self._workers = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="rekd-http")
-
-    def model_config(self, model: str) -> tuple[dict[str, str], int]:
-        config = self._workers.submit(self._call, model, lambda client: client.get_model_config(model)).result()
-        try:
-            parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
-            return parameters, int(config.get("max_batch_size", 0))
-        except (AttributeError, KeyError, TypeError, ValueError):
-            raise ServerUnavailableError(f"what answers at {self._url} is no Triton server") from None
-
-    def submit(self, model: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Future[Arrays]:
-        def ask(client: Any) -> Arrays:
-            wanted = [self._library.InferRequestedOutput(name, binary_data=True) for name in outputs]
-            return _arrays(client.infer(model, _inputs(self._library, inputs), outputs=wanted), outputs)
-
-        return self._workers.submit(self._call, model, ask)
-
-    def close(self) -> None:
-        self._workers.shutdown()
-
-    def _call(self, model: str, ask: Any) -> Any:
-        client = self._library.InferenceServerClient(
-            self._address, connection_timeout=self._timeout, network_timeout=self._timeout
-        )
-        try:
-            return ask(client)
-        except Exception as error:
-            raise _typed(error, self._url, model, self._timeout) from None
-        finally:
-            client.close()
-
-
-def _inputs(library: ModuleType, arrays: Mapping[str, np.ndarray]) -> list:
     tensors = []
-    for name, array in arrays.items():
-        tensor = library.InferInput(name, array.shape, _TRITON_TYPES[array.dtype.name])
-        tensor.set_data_from_numpy(np.ascontiguousarray(array))
+    for name, given in arrays.items():
+        array = given.array if isinstance(given, RegionInput) else given
+        tensor = input_class(name, array.shape, np_to_triton_dtype(array.dtype))
+        if isinstance(given, RegionInput):
+            tensor.set_shared_memory(given.region, array.nbytes, given.offset)
+        else:
+            tensor.set_data_from_numpy(np.ascontiguousarray(array))
         tensors.append(tensor)
     return tensors
 
 
-def _arrays(result: Any, outputs: Sequence[str]) -> Arrays:
-    return {name: result.as_numpy(name) for name in outputs}
+def arrays_of(result: Any, outputs: Sequence[str], version: str) -> Arrays:
+    """What a tritonclient result holds."""
+    arrays = Arrays({name: result.as_numpy(name) for name in outputs})
+    arrays.version = version
+    return arrays
 
 
-def _typed(error: Exception, url: str, model: str, timeout: float) -> ClientError:
-    """The project's error for whatever the library raised."""
-    from tritonclient.utils import InferenceServerException
+def typed_error(
+    status: str, message: str, url: str, model: str, *, timeout: float, request_id: str = ""
+) -> ClientError:
+    """The project's error for a failure.
 
-    status, message = "", str(error)
-    if isinstance(error, InferenceServerException):
-        status, message = str(error.status() or "").removeprefix("StatusCode."), str(error.message())
-    kind = _STATUS_ERRORS.get(status)
-    if isinstance(error, TimeoutError):
-        kind = DeadlineError
-    elif isinstance(error, OSError) or not isinstance(error, InferenceServerException):
-        kind = ServerUnavailableError  # refused, unknown host, or something that does not speak HTTP
-    if "unknown model" in message:
+    Args:
+        status: name of a gRPC status, or number of an HTTP status; empty: none came.
+        message: what the server or the library said.
+        timeout: seconds the answer was given.
+    """
+    kind = _STATUS_ERRORS.get(status, RejectedError)
+    if _QUEUE_FULL in message:
+        kind = ServerBusyError
+    elif kind is ServerUnavailableError and any(sign in message for sign in _TLS_SIGNS):
+        kind = InsecureServerError
+    elif "unknown model" in message:
         kind = ModelMissingError
-    first_line = message.strip().splitlines()[0] if message.strip() else type(error).__name__
+    reason = message.strip().splitlines()[0] if message.strip() else status or "no reason given"
+    request = f"; request {request_id}" if request_id else ""
+    if kind is ServerBusyError:
+        return kind(f"the queue of the server at {url} is full ({reason}{request}); fix: ask again later, or slower")
     if kind is ServerUnavailableError:
-        return kind(f"no Triton server answers at {url} ({first_line}); fix: check the URL, or start rekd-serve")
+        return kind(f"no Triton server answers at {url} ({reason}); fix: check the URL, or start rekd-serve")
+    if kind is InsecureServerError:
+        return kind(
+            f"no trusted TLS connection to {url} ({reason}); fix: the root certificate that the server's descends "
+            "from, the name on it, and the client's own certificate if the server wants one"
+        )
     if kind is DeadlineError:
-        return kind(f"no answer from {url} within {timeout:g} s ({first_line}); fix: a longer timeout")
+        return kind(f"no answer from {url} within {timeout:g} s ({reason}{request}); fix: a longer timeout")
     if kind is ModelMissingError:
-        return kind(f"the server at {url} does not serve the model '{model}' ({first_line})")
-    return RejectedError(f"the server at {url} refused the request: {first_line}")
+        return kind(f"the server at {url} does not serve the model '{model}' ({reason})")
+    if request_id in reason:  # Triton names it itself
+        request = ""
+    return kind(f"the server at {url} refused the request: {reason}{request}")

@@ -19,7 +19,7 @@ class Piece:
     token: str
     """The vocabulary entry (a WordPiece may start with '##')."""
     position: int
-    """Index in the token sequence; 0 is [CLS]."""
+    """Index in the token sequence of the text, not of a window; 0 is [CLS]."""
     score: float
     """Selector score z1 - z0, noise-free; higher is more wanted."""
 
@@ -63,7 +63,8 @@ class Prediction:
     rationale: list[Span] | list[Patch]
     """Whole-word spans, or the patches of an image, in reading order."""
     rate: float
-    """Kept pieces / real pieces after truncation, specials excluded; of an image, kept patches / patches."""
+    """Kept pieces / real pieces after truncation (by windows: of the whole text), specials excluded; of an image,
+    kept patches / patches."""
     truncated: bool
     """True when the text was longer than the model reads and its end was cut."""
     text: str = ""

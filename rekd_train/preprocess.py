@@ -24,6 +24,8 @@ from rekd_train.spans import kept_pieces, merged_spans
 if TYPE_CHECKING:
     from rekd_train.config import BackboneConfig
 
+WINDOW_OVERLAP = 4
+"""A window of a long text shares one part in this many with the next, so that every cut has context on both sides."""
 _LINE_BREAK_TAG = re.compile(r"<br\s*/?>", re.IGNORECASE)
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -152,7 +154,6 @@ class TextPreprocessor:
             raise CheckpointError(f"the tokenizer cannot be read: {error}") from None
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
-        tokenizer.enable_truncation(max_length=settings.max_length)
         self.settings = settings
         self.tokenizer_json = tokenizer_json
         self._tokenizer = tokenizer
@@ -162,6 +163,7 @@ class TextPreprocessor:
                 "pad": ("[PAD]", "<pad>"), "cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>"),
             }.items()
         }
+        tokenizer.enable_truncation(max_length=settings.max_length, stride=self.window_overlap)
 
     @property
     def vocabulary_size(self) -> int:
@@ -186,6 +188,11 @@ class TextPreprocessor:
     def features(self) -> int:
         """Most selectable tokens of any text: max_length without [CLS] and [SEP]."""
         return self.settings.max_length - (len(self.special_ids) - 1)  # [PAD] is not part of a text
+
+    @property
+    def window_overlap(self) -> int:
+        """Tokens that a window of a long text (``Encoding.overflowing``) shares with the one before it."""
+        return self.features // WINDOW_OVERLAP
 
     @property
     def fingerprint(self) -> str:

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
-from tokenizers import Encoding
 
 from rekd_train.prediction import Piece, Span
 
 
-def kept_pieces(encoding: Encoding, kept: np.ndarray, scores: np.ndarray) -> list[Piece]:
+class Tokenized(Protocol):
+    """What is read of a ``tokenizers.Encoding``: token by token, the special ones included."""
+
+    tokens: Sequence[str]
+    """Vocabulary entries."""
+    offsets: Sequence[tuple[int, int]]
+    """First character and one past the last, in the text as given."""
+    word_ids: Sequence[int | None]
+    """Number of the word; None for a special token."""
+
+
+def kept_pieces(encoding: Tokenized, kept: np.ndarray, scores: np.ndarray) -> list[Piece]:
     """The kept tokens one by one; ``kept`` are positions, ``scores`` (N,)."""
     tokens, offsets = encoding.tokens, encoding.offsets
     return [
@@ -26,7 +38,7 @@ def _past_combining(text: str, end: int) -> int:
     return end
 
 
-def merged_spans(text: str, encoding: Encoding, kept: np.ndarray, scores: np.ndarray) -> list[Span]:
+def merged_spans(text: str, encoding: Tokenized, kept: np.ndarray, scores: np.ndarray) -> list[Span]:
     """Whole words with any kept piece; neighbouring words merge into one span."""
     words = encoding.word_ids
     best: dict[int, float] = {}

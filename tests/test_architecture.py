@@ -81,8 +81,9 @@ HOUSE = {
         rekd_deploy.production.dashboard rekd_deploy.production.rendering
     """,
     "client": """
-        rekd_deploy.batching rekd_deploy.transport rekd_deploy.client rekd_deploy.pipeline rekd_deploy.render
-        rekd_deploy.render_image
+        rekd_deploy.windows rekd_deploy.batching rekd_deploy.address rekd_deploy.transport rekd_deploy.transport_grpc
+        rekd_deploy.transport_http rekd_deploy.shared_inputs rekd_deploy.retry rekd_deploy.waiting
+        rekd_deploy.conversation rekd_deploy.client rekd_deploy.pipeline rekd_deploy.render rekd_deploy.render_image
         rekd_deploy
     """,
     "bench": "rekd_deploy.bench rekd_deploy.bench.interleaved rekd_deploy.bench.ways",

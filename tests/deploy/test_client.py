@@ -1,104 +1,89 @@
-"""The client without a server: splitting, order, pipelining, and a typed error for each failure."""
+"""Both clients without a server: splitting, order, pipelining, retries, deadlines, and a typed error for each failure."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from concurrent.futures import Future
+import time
 
 import numpy as np
 import pytest
+from conftest import make_rationalizer
+from fake_server import FakeServer
 
-from rekd_deploy.client import Client
+from rekd_deploy.client import AsyncClient, Client
+from rekd_deploy.conversation import IN_FLIGHT
 from rekd_deploy.errors import (
     ClientError,
     DeadlineError,
+    ModelMissingError,
     RejectedError,
+    ServerBusyError,
     ServerUnavailableError,
     VersionMismatchError,
 )
+from rekd_deploy.retry import RetryPolicy
 from rekd_deploy.served import ServedDescription
-from rekd_deploy.transport import IN_FLIGHT, Transport
+from rekd_deploy.transport import ModelConfig
+from rekd_deploy.windows import WindowedText
 from rekd_train.errors import InputError
+from rekd_train.preprocess import EncodedTexts, TextPreprocessor
+
+QUICK = RetryPolicy(first_pause=0.001)
 
 
-class FakeServer(Transport):
-    """Answers in the caller's thread; the probability of 'positive' is the share of the longest sequence."""
+class Waited:
+    """An AsyncClient as if it were a Client: every call runs an event loop of its own."""
 
-    def __init__(self, parameters, max_batch_size=4):
-        self.parameters, self.max_batch_size = parameters, max_batch_size
-        self.asked_for_config = 0
-        self.shapes = []
-        self.open = 0
-        self.most_open = 0
-        self.fail_at = {}
-        self.change = lambda outputs: outputs
-        self.closed = False
+    def __init__(self, *arguments, **options):
+        self._client = AsyncClient(*arguments, **options)
 
-    def model_config(self, model):
-        self.asked_for_config += 1
-        return self.parameters, self.max_batch_size
+    def predict(self, *arguments, **options):
+        return asyncio.run(self._client.predict(*arguments, **options))
 
-    def submit(self, model, inputs, outputs):
-        self.shapes.append(inputs["input_ids"].shape)
-        self.open += 1
-        self.most_open = max(self.most_open, self.open)
-        number = len(self.shapes) - 1
-        return _Late(lambda: self._answer(number, inputs, outputs))
-
-    def _answer(self, number, inputs, outputs):
-        self.open -= 1
-        if number in self.fail_at:
-            raise self.fail_at[number]
-        ids, real = inputs["input_ids"], inputs["attention_mask"]
-        share = real.sum(axis=1) / 48
-        arrays = {
-            "scores": ids.astype(np.float32),
-            "mask": np.arange(ids.shape[1])[None, :] == np.ones(len(ids), dtype=int)[:, None],
-            "probabilities": np.stack([1 - share, share], axis=1).astype(np.float32),
-        }
-        return {name: array for name, array in self.change(arrays).items() if name in outputs}
+    @property
+    def description(self):
+        return asyncio.run(self._client.description())
 
     def close(self):
-        self.closed = True
+        asyncio.run(self._client.close())
 
 
-class _Late(Future):
-    """Computed when asked for."""
-
-    def __init__(self, compute):
-        super().__init__()
-        self._compute = compute
-
-    def result(self, timeout=None):
-        return self._compute()
+@pytest.fixture(params=[Client, Waited], ids=["sync", "async"])
+def kind(request):
+    return request.param
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def parameters(rationalizer):
-    return ServedDescription.of(
-        rationalizer.preprocessor, tuple(rationalizer.labels)
-    ).to_parameters()
+    return ServedDescription.of(rationalizer.preprocessor, tuple(rationalizer.labels)).to_parameters()
 
 
 @pytest.fixture
 def server(parameters):
-    return FakeServer(parameters)
+    server = FakeServer(parameters)
+    yield server
+    server.close()
 
 
 @pytest.fixture
-def client(server):
-    with Client(transport=server) as client:
-        yield client
+def client(kind, server):
+    return kind(transport=server, retry=QUICK)
+
+
+def lengths_of(answers):
+    """Words of each text, as the fake server told them."""
+    return [round(answer.probabilities["positive"] * 48) - 2 for answer in answers]
 
 
 def test_answers_come_in_the_order_of_the_texts(client, server):
     lengths = [20, 1, 44, 3, 30, 2, 1, 15, 40, 9, 25]
     answers = client.predict([" ".join(["good"] * n) for n in lengths])
-    assert [round(answer.probabilities["positive"] * 48) - 2 for answer in answers] == lengths
+    assert lengths_of(answers) == lengths
     assert all(answer.rationale[0].text == "good" for answer in answers)
     assert server.asked_for_config == 1
     client.predict(["again"])
-    assert server.asked_for_config == 1
+    assert server.asked_for_config == 1 and client.description.labels == ("negative", "positive")
 
 
 def test_batches_hold_at_most_what_the_server_takes_of_one_bucket(client, server):
@@ -107,6 +92,7 @@ def test_batches_hold_at_most_what_the_server_takes_of_one_bucket(client, server
 
 
 def test_a_few_requests_are_on_their_way_at_once(client, server):
+    server.wait_until_full()
     client.predict(["good"] * 4 * (IN_FLIGHT + 3))
     assert server.most_open == IN_FLIGHT
 
@@ -124,19 +110,188 @@ def test_long_emoji_and_cjk_texts(client):
     assert mixed.text == "東京 🎬 good"
 
 
-@pytest.mark.parametrize("failure", [ServerUnavailableError("x"), DeadlineError("x"), RejectedError("x")])
+def test_windows_of_a_long_text_are_asked_and_combined(client, server):
+    long = " ".join(["good"] * 90)
+    answers = client.predict(["bad", long, "good film"], windows=True)
+    # 46 words a window, 11 of them shared with the one before: 46, 46 and 20
+    assert sorted(server.shapes) == [(1, 32), (2, 16), (2, 48)]
+    assert [answer.truncated for answer in answers] == [False, False, False]
+    assert [span.start for span in answers[1].rationale] == [0, 5 * 35, 5 * 70]
+
+
+# failures
+
+
+@pytest.mark.parametrize(
+    "failure", [DeadlineError("x"), RejectedError("x"), ModelMissingError("x"), VersionMismatchError("x")]
+)
 def test_a_failure_in_the_middle_is_raised_and_the_client_goes_on(client, server, failure):
     server.fail_at = {2: failure}
     with pytest.raises(type(failure)):
         client.predict(["good"] * 30)
+    assert len(server.shapes) <= 3 + IN_FLIGHT, "only what may pass by itself is sent again"
     server.fail_at = {}
     assert len(client.predict(["good"] * 5)) == 5
 
 
-def test_another_preprocessing_than_wanted(server, rationalizer):
-    Client(transport=server, preprocessing=rationalizer.preprocessor.fingerprint).predict(["good"])
+@pytest.mark.parametrize("failure", [ServerUnavailableError("x"), ServerBusyError("x")])
+def test_what_may_pass_is_asked_again(client, server, failure):
+    lengths = list(range(1, 41))
+    server.fail_at = dict.fromkeys([0, 3, 4, 5, 7], failure)
+    assert lengths_of(client.predict(["good " * n for n in lengths])) == lengths
+    assert len(server.shapes) == 4 + 4 + 3 + 5, "batches of three buckets, and each failure once more"
+
+
+def test_as_often_as_the_policy_says(client, server):
+    server.fail_at = dict.fromkeys(range(100), ServerUnavailableError("still down"))
+    with pytest.raises(ServerUnavailableError, match="still down"):
+        client.predict(["good"])
+    assert len(server.shapes) == QUICK.attempts
+    assert len(set(server.ids)) == 1, "an attempt keeps its request's id"
+
+
+def test_the_description_is_asked_for_again_too(client, server):
+    server.fail_config = [ServerUnavailableError("starting")] * (QUICK.attempts - 1)
+    assert len(client.predict(["good"])) == 1
+    server.fail_config = [RejectedError("no")]
+    client.predict(["good"])
+    assert server.fail_config, "it was read once"
+
+
+def test_pauses_double_up_to_the_longest_and_are_shortened_by_chance():
+    chance = iter([0.0, 0.0, 1.0, 0.5, 0.0, 0.0])
+    policy = RetryPolicy(attempts=7, first_pause=0.1, longest_pause=1.0, jitter=lambda: next(chance))
+    pauses = [policy.pause(ServerBusyError(""), made, float("inf")) for made in range(1, 8)]
+    assert pauses == pytest.approx([0.1, 0.2, 0.2, 0.6, 1.0, 1.0, None])
+    assert RetryPolicy().pause(ServerUnavailableError(""), 1, remaining=0.04) is None, "the deadline comes first"
+    for error in (DeadlineError(""), RejectedError(""), ModelMissingError(""), InputError("")):
+        assert RetryPolicy().pause(error, 1, float("inf")) is None
+
+
+@pytest.mark.parametrize("options", [{"attempts": 0}, {"first_pause": -1.0}, {"first_pause": 9.0}])
+def test_policies_that_make_no_sense(options):
+    with pytest.raises(ClientError, match="it must"):
+        RetryPolicy(**options)
+
+
+# deadlines
+
+
+def test_a_call_ends_at_its_deadline(kind, server):
+    server.fail_at = dict.fromkeys(range(1000), ServerUnavailableError("down"))
+    client = kind(transport=server, retry=RetryPolicy(attempts=1000, first_pause=0.01, longest_pause=0.05))
+    begun = time.monotonic()
+    with pytest.raises((DeadlineError, ServerUnavailableError)):
+        client.predict(["good"], deadline=0.3)
+    assert time.monotonic() - begun < 0.6
+    assert max(server.timeouts) <= 0.3 and server.timeouts == sorted(server.timeouts, reverse=True)
+
+
+def test_no_request_may_take_longer_than_its_timeout(kind, server):
+    client = kind(transport=server, timeout=0.1)
+    client.predict(["good"])
+    server.hold()
+    with pytest.raises(DeadlineError, match=r"within 0\.1 s \(request [0-9a-f]{16}\); fix: a longer timeout"):
+        client.predict(["good"])
+    with pytest.raises(DeadlineError, match=r"not finished within 0\.05 s"):
+        client.predict(["good"], deadline=0.05)
+    server.gate.set()
+
+
+@pytest.mark.parametrize("deadline", [0, -1.0, float("nan")])
+def test_deadlines_that_make_no_sense(client, deadline):
+    with pytest.raises(InputError, match="deadline is"):
+        client.predict(["good"], deadline=deadline)
+
+
+def test_a_cancelled_task_abandons_its_requests(server):
+    async def impatient():
+        client = AsyncClient(transport=server)
+        await client.predict(["good"])
+        server.hold()
+        task = asyncio.create_task(client.predict(["good"] * 4 * IN_FLIGHT))
+        while server.open < IN_FLIGHT:
+            await asyncio.sleep(0.005)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        server.gate.set()
+
+    asyncio.run(impatient())
+    server.close()
+    assert server.open == IN_FLIGHT - 1, "the one being answered is; those behind it never"
+
+
+# ids
+
+
+def test_requests_carry_ids(client, server):
+    client.predict(["good"] * 9, request_id="order 17")
+    assert server.ids == ["order 17", "order 17-2", "order 17-3"]
+    client.predict(["good"])
+    client.predict(["good"])
+    assert len(set(server.ids)) == 5 and all(server.ids)
+
+
+@pytest.mark.parametrize("request_id", ["", "two\nlines", 7, "x" * 129])
+def test_ids_that_would_spoil_a_log(client, request_id):
+    with pytest.raises(InputError, match="request_id"):
+        client.predict(["good"], request_id=request_id)
+
+
+# the model behind the address
+
+
+def test_another_preprocessing_than_wanted(kind, server, rationalizer):
+    kind(transport=server, preprocessing=rationalizer.preprocessor.fingerprint).predict(["good"])
     with pytest.raises(VersionMismatchError, match="this client wants 000"):
-        Client(transport=server, preprocessing="0" * 64).predict(["good"])
+        kind(transport=server, preprocessing="0" * 64).predict(["good"])
+
+
+@pytest.fixture(scope="module")
+def other_parameters():
+    """Of a model with shorter texts and other labels."""
+    other = make_rationalizer(max_length=40, labels=("no", "yes"))
+    return ServedDescription.of(other.preprocessor, tuple(other.labels)).to_parameters()
+
+
+def test_a_model_exchanged_behind_the_client_is_asked_in_its_own_way(client, server, other_parameters):
+    assert client.predict(["good"])[0].label == "negative"
+    server.configs["2"] = other_parameters
+    answers = client.predict(["good " * n for n in (1, 44, 9)])
+    assert [set(answer.probabilities) for answer in answers] == [{"no", "yes"}] * 3
+    assert server.shapes[-1] == (1, 40) and answers[1].truncated, "encoded anew, with the new model's length"
+    asked = len(server.shapes)
+    client.predict(["good"])
+    assert len(server.shapes) == asked + 1 and server.asked_for_config == 2
+
+
+def test_a_new_version_of_the_same_kind_is_only_looked_at(client, server, parameters):
+    client.predict(["good"])
+    server.configs["2"] = dict(parameters)
+    client.predict(["good"])
+    assert (server.asked_for_config, len(server.shapes)) == (2, 2)
+
+
+def test_an_exchanged_model_with_another_preprocessing_than_wanted(kind, server, rationalizer, other_parameters):
+    client = kind(transport=server, preprocessing=rationalizer.preprocessor.fingerprint)
+    client.predict(["good"])
+    server.configs["2"] = other_parameters
+    with pytest.raises(VersionMismatchError, match="this client wants"):
+        client.predict(["good"])
+
+
+def test_a_model_that_changes_all_the_time(kind, parameters, other_parameters):
+    class Restless(FakeServer):
+        @property
+        def version(self):
+            return str(len(self.shapes) + 1)
+
+        def model_config(self, model, version, timeout):
+            return ModelConfig((parameters, other_parameters)[int(version) % 2], 4)
+
+    with pytest.raises(VersionMismatchError, match="changed the model 'rekd' 3 times"):
+        kind(transport=Restless(parameters)).predict(["good"])
 
 
 @pytest.mark.parametrize(
@@ -147,10 +302,17 @@ def test_another_preprocessing_than_wanted(server, rationalizer):
         ({"preprocessing": '{"kind": "smell"}'}, "'smell' is unknown"),
     ],
 )
-def test_a_model_of_another_kind(parameters, changes, complaint):
-    changed = {key: value for key, value in (parameters | changes).items() if value is not None}
+def test_a_model_of_another_kind(kind, server, changes, complaint):
+    changed = {key: value for key, value in (server.configs["1"] | changes).items() if value is not None}
+    server.configs["1"] = changed
     with pytest.raises(VersionMismatchError, match=complaint):
-        Client(transport=FakeServer(changed)).predict(["good"])
+        kind(transport=server).predict(["good"])
+
+
+def test_a_model_without_a_version(client, server):
+    server.configs = {}
+    with pytest.raises(ModelMissingError, match="no version of 'rekd'"):
+        client.predict(["good"])
 
 
 @pytest.mark.parametrize(
@@ -173,7 +335,11 @@ def test_answers_that_are_no_numbers(client, server):
         client.predict(["good"])
 
 
-def test_several_threads(client, server):
+# at once
+
+
+def test_several_threads(kind, server):
+    client = kind(transport=server)
     results = {}
     threads = [
         threading.Thread(target=lambda n=n: results.update({n: client.predict(["good " * n] * 9)})) for n in range(1, 9)
@@ -184,10 +350,56 @@ def test_several_threads(client, server):
         thread.join()
     assert server.asked_for_config == 1
     for n, answers in results.items():
-        assert {round(answer.probabilities["positive"] * 48) - 2 for answer in answers} == {n}
+        assert set(lengths_of(answers)) == {n}
+
+
+def test_several_tasks_of_one_loop(server):
+    async def everything():
+        async with AsyncClient(transport=server) as client:
+            return await asyncio.gather(*(client.predict(["good " * n] * 9) for n in range(1, 21)))
+
+    for n, answers in enumerate(asyncio.run(everything()), 1):
+        assert set(lengths_of(answers)) == {n}
+    assert server.asked_for_config == 1 and server.closed
+
+
+def test_everything_that_computes_happens_outside_the_event_loop(server, monkeypatch):
+    threads = set()
+
+    def noted(owner, name):
+        original = getattr(owner, name)
+
+        def call(*arguments, **options):
+            threads.add((name, threading.current_thread() is threading.main_thread()))
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    noted(ServedDescription, "preprocessor")
+    noted(TextPreprocessor, "encode")
+    noted(EncodedTexts, "predictions")
+    noted(WindowedText, "combined")
+    noted(FakeServer, "submit")
+    noted(FakeServer, "model_config")
+
+    async def ask():
+        async with AsyncClient(transport=server) as client:
+            await client.predict(["good " * 90], windows=True)
+
+    asyncio.run(ask())
+    assert threads == {
+        (name, False)
+        for name in ("preprocessor", "encode", "predictions", "combined", "submit", "model_config")
+    }
 
 
 def test_close(server):
     with Client(transport=server):
         pass
     assert server.closed
+
+
+@pytest.mark.parametrize("options", [{"timeout": 0}, {"shared_memory": "yes"}, {"url": "nowhere"}])
+def test_options_that_make_no_sense(kind, options):
+    with pytest.raises(ClientError):
+        kind(**options)

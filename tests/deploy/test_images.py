@@ -21,7 +21,7 @@ from rekd_deploy.render import plain_text
 from rekd_deploy.render_image import highlighted
 from rekd_deploy.repository import read_description, write_repository
 from rekd_deploy.served import ServedDescription
-from rekd_deploy.transport import Transport
+from rekd_deploy.transport import Arrays, ModelConfig, Transport
 from rekd_deploy.triton_config import ENSEMBLE, PREDICTOR, SELECTOR, read_config
 from rekd_train.checkpoint import save
 from rekd_train.command import run
@@ -89,15 +89,18 @@ class PipelineServer(Transport):
         self.pipeline, self.shapes = Pipeline(repository), []
         self.parameters = read_description(repository).to_parameters()
 
-    def model_config(self, model):
-        return self.parameters, 4
+    def model_versions(self, model, timeout):
+        return ["1"]
 
-    def submit(self, model, inputs, outputs):
+    def model_config(self, model, version, timeout):
+        return ModelConfig(self.parameters, 4)
+
+    def submit(self, model, inputs, outputs, *, timeout=None, request_id=""):
         self.shapes.append(inputs["pixels"].shape)
         self.pipeline._open()
         found = self.pipeline._chain.run(inputs)
         future = Future()
-        future.set_result({name: self.change(found)[name] for name in outputs})
+        future.set_result(Arrays({name: self.change(found)[name] for name in outputs}))
         return future
 
     def change(self, outputs):

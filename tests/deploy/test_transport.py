@@ -52,7 +52,7 @@ def failure(url, timeout=5.0):
     transport = open_transport(url, timeout)
     try:
         with pytest.raises(ClientError) as error:
-            transport.model_config("rekd")
+            transport.model_versions("rekd", timeout)
         return error.value
     finally:
         transport.close()

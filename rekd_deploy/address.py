@@ -1,0 +1,125 @@
+"""Where a server is and how it is spoken to: protocol, encryption, headers. torch-free."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rekd_deploy.errors import ClientError
+
+_SCHEMES = {"grpc": ("grpc", False), "grpcs": ("grpc", True), "http": ("http", False), "https": ("http", True)}
+_HEADER_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_RESERVED_HEADERS = ("content-length", "content-type", "host", "inference-header-content-length", "transfer-encoding")
+"""The protocol's own."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """A server's address.
+
+    Raises:
+        ClientError: see ``parse``.
+    """
+
+    protocol: str
+    """'grpc' or 'http'."""
+    encrypted: bool
+    """Whether TLS is spoken."""
+    host: str
+    """Name or address; an IPv6 address in brackets."""
+    port: int
+
+    @classmethod
+    def parse(cls, url: str) -> Address:
+        """HOST:PORT or grpc://HOST:PORT, grpcs://, http:// or https://HOST:PORT.
+
+        Raises:
+            ClientError: the text is no such address.
+        """
+        match = re.fullmatch(rf"(?:({'|'.join(_SCHEMES)})://)?([^\s/:@]+|\[[0-9a-fA-F:.]+\]):(\d{{1,5}})/?", url)
+        if not match or not 0 < int(match[3]) < 65536:
+            raise ClientError(
+                f"'{url}' is no address; give HOST:PORT for gRPC (localhost:8001) or http://HOST:PORT; with TLS "
+                "grpcs://HOST:PORT or https://HOST:PORT"
+            )
+        protocol, encrypted = _SCHEMES[match[1] or "grpc"]
+        return cls(protocol, encrypted, match[2], int(match[3]))
+
+    @property
+    def host_and_port(self) -> str:
+        """HOST:PORT."""
+        return f"{self.host}:{self.port}"
+
+    def __str__(self) -> str:
+        scheme = next(name for name, kind in _SCHEMES.items() if kind == (self.protocol, self.encrypted))
+        return self.host_and_port if scheme == "grpc" else f"{scheme}://{self.host_and_port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it names this machine itself."""
+        try:
+            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            return self.host.lower() == "localhost"
+
+
+@dataclass(frozen=True)
+class TlsSettings:
+    """How a TLS server is trusted, and who the client says it is. Files are PEM.
+
+    Raises:
+        ClientError: a file cannot be read, or only one of certificate and key is given.
+    """
+
+    root_certificates: Path | None = None
+    """Certificates that the server's must descend from; None: those that the system (gRPC: the library) trusts."""
+    certificate: Path | None = None
+    """The client's own certificate, with those between it and its root; None: it shows none."""
+    key: Path | None = None
+    """The private key of ``certificate``, not encrypted."""
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            raise ClientError("a client certificate and its key go together; give both or neither")
+        for file in (self.root_certificates, self.certificate, self.key):
+            if file is not None:
+                try:
+                    Path(file).read_bytes()
+                except OSError as error:
+                    raise ClientError(f"the TLS file {file} cannot be read: {error.strerror}") from None
+
+    def context(self) -> ssl.SSLContext:
+        """The same settings for HTTP.
+
+        Raises:
+            ClientError: a file holds no certificate or key, or they do not belong together.
+        """
+        try:
+            context = ssl.create_default_context(cafile=self.root_certificates)
+            if self.certificate is not None:
+                context.load_cert_chain(self.certificate, self.key, password="")  # never ask at a terminal
+        except (ssl.SSLError, ValueError) as error:
+            raise ClientError(f"the TLS files cannot be used: {error}") from None
+        return context
+
+
+def checked_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
+    """Headers for every request, names in lower case (as gRPC wants them, HTTP does not care).
+
+    Raises:
+        ClientError: a name or value that cannot be sent, or a name that the protocol itself uses.
+    """
+    checked = {}
+    for name, value in (headers or {}).items():
+        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+            raise ClientError(f"the header name {name!r} has other signs than letters, digits, '.', '_' and '-'")
+        if not isinstance(value, str) or not value.isascii() or not value.isprintable():
+            raise ClientError(f"the value of the header '{name}' must be one line of printable ASCII")
+        if name.lower() in _RESERVED_HEADERS or name.lower().startswith("grpc-") or name.lower().endswith("-bin"):
+            raise ClientError(f"the header '{name}' belongs to the protocol; give another")
+        checked[name.lower()] = value
+    return checked

@@ -1,0 +1,300 @@
+"""What a client says to a server and makes of the answers: all of it but the waiting. torch-free.
+
+``Client`` and ``AsyncClient`` drive the same conversation (``waiting.py``), so they answer alike.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rekd_deploy.batching import Questions
+from rekd_deploy.errors import (
+    ClientError,
+    DeadlineError,
+    ModelMissingError,
+    RepositoryError,
+    VersionMismatchError,
+)
+from rekd_deploy.retry import RetryPolicy
+from rekd_deploy.served import ServedDescription
+from rekd_deploy.transport import Arrays, Transport
+from rekd_deploy.waiting import Pause, Reply, Steps, Work
+from rekd_train.errors import InputError
+from rekd_train.prediction import Prediction
+from rekd_train.preprocessors import Encoded, Preprocessor
+
+IN_FLIGHT = 4
+"""Requests of one call on their way at once: enough to keep the server's batcher busy while answers are read."""
+_OUTPUTS = ("scores", "mask", "probabilities")
+_LONGEST_ID = 128
+_GRACE = 0.5
+"""Seconds by which the transport's own time-out, which knows more, may come first."""
+_READINGS = 3
+"""How often a call starts anew because the server has another model since."""
+
+
+class Served(NamedTuple):
+    """What was read from the server of one version of the model."""
+
+    version: str
+    description: ServedDescription
+    preprocessor: Preprocessor
+    max_batch_size: int
+
+
+class _Exchanged(Exception):
+    """The model that answered is not the one that was prepared for."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of predict."""
+
+    request_id: str
+    limit: float | None
+    """Seconds the call may take."""
+    until: float
+    """The same as a moment of ``time.monotonic``."""
+    timeout: float
+    """Seconds one request may take."""
+    numbers: Iterator[int] = field(default_factory=lambda: count(1))
+
+    def next_id(self) -> str:
+        """The first request has the call's own id, later ones a number too."""
+        number = next(self.numbers)
+        return self.request_id if number == 1 else f"{self.request_id}-{number}"
+
+    def remaining(self) -> float:
+        """Seconds left for the next request.
+
+        Raises:
+            DeadlineError: none.
+        """
+        left = self.until - time.monotonic()
+        if left <= 0:
+            raise DeadlineError(
+                f"the call was not finished within {self.limit:g} s (request {self.request_id}); fix: a longer deadline"
+            )
+        return min(left, self.timeout)
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A request on its way."""
+
+    places: list[int]
+    encoded: Encoded
+    request_id: str
+    future: Future[Arrays]
+    until: float
+    attempts: int
+
+
+class Conversation:
+    """Everything that sync and asyncio share.
+
+    Args:
+        url: of the server, for messages.
+        model: name of the ensemble or single graph.
+        transport: what speaks to the server.
+        timeout: seconds one request may take.
+        retry: when a failed request is sent again.
+        preprocessing: fingerprint that the served model must have; None: any.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        transport: Transport,
+        timeout: float,
+        retry: RetryPolicy,
+        preprocessing: str | None,
+    ) -> None:
+        self.url = url
+        self.model = model
+        self.transport = transport
+        self._timeout = timeout
+        self._retry = retry
+        self._preprocessing = preprocessing
+        self._served: dict[str, Served] = {}
+        self._newest: Served | None = None
+        self._lock = threading.Lock()
+
+    def describe(self) -> Steps[ServedDescription]:
+        """What the server says about the model."""
+        served = yield from self._read(self._call(None, None))
+        return served.description
+
+    def predict(
+        self, items: Sequence[Any], *, windows: bool, deadline: float | None, request_id: str | None
+    ) -> Steps[list[Prediction]]:
+        """See ``Client.predict``."""
+        call = self._call(deadline, request_id)
+        for _ in range(_READINGS):
+            served = yield from self._read(call)
+            try:
+                return (yield from self._ask(served, items, windows, call))
+            except _Exchanged:
+                continue
+        raise VersionMismatchError(
+            f"the server at {self.url} changed the model '{self.model}' {_READINGS} times during one call; fix: ask "
+            "again once it serves one version"
+        )
+
+    def _call(self, deadline: float | None, request_id: str | None) -> _Call:
+        if deadline is not None and not deadline > 0:
+            raise InputError(f"deadline is {deadline:g} s; it must be more than 0")
+        if request_id is None:
+            request_id = secrets.token_hex(8)
+        elif not (isinstance(request_id, str) and request_id.isprintable() and 0 < len(request_id) <= _LONGEST_ID):
+            raise InputError(f"request_id must be one line of 1..{_LONGEST_ID} printable characters")
+        until = float("inf") if deadline is None else time.monotonic() + deadline
+        return _Call(request_id, deadline, until, self._timeout)
+
+    def _ask(self, served: Served, items: Sequence[Any], windows: bool, call: _Call) -> Steps[list[Prediction]]:
+        """Send every batch, a few at a time, and read the answers."""
+        questions = Questions(served.preprocessor, items, served.max_batch_size, windows=windows)
+        batches = questions.batches()
+        waiting: deque[_Sent] = deque()
+        more = True
+        try:
+            while more or waiting:
+                while more and len(waiting) < IN_FLIGHT:
+                    sent = yield Work(lambda: self._send_next(batches, call))
+                    more = sent is not None
+                    waiting.extend([sent] if more else [])
+                if waiting:
+                    sent = waiting[0]
+                    try:
+                        outputs = yield Reply(sent.future, sent.until + _GRACE - time.monotonic())
+                    except TimeoutError:
+                        call.remaining()  # raises if it is the call's own deadline
+                        raise DeadlineError(
+                            f"no answer from {self.url} within {call.timeout:g} s (request {sent.request_id}); fix: a "
+                            "longer timeout"
+                        ) from None
+                    except ClientError as error:
+                        waiting[0] = yield from self._send_again(sent, error, call)
+                        continue
+                    waiting.popleft()
+                    yield from self._check_version(served, outputs.version, call)
+                    predictions = yield Work(lambda sent=sent, outputs=outputs: self._decoded(served, sent, outputs))
+                    questions.answer(sent.places, predictions)
+        finally:
+            for sent in waiting:
+                sent.future.cancel()
+        return (yield Work(questions.answers))
+
+    def _send_next(self, batches: Iterator[tuple[list[int], Encoded]], call: _Call) -> _Sent | None:
+        batch = next(batches, None)
+        if batch is None:
+            return None
+        places, encoded = batch
+        return self._send(_Sent(places, encoded, call.next_id(), Future(), 0.0, 0), call)
+
+    def _send(self, request: _Sent, call: _Call) -> _Sent:
+        timeout = call.remaining()
+        until = time.monotonic() + timeout
+        try:
+            future = self.transport.submit(
+                self.model, request.encoded.inputs, _OUTPUTS, timeout=timeout, request_id=request.request_id
+            )
+        except ClientError as error:  # as if the answer had said so
+            future = Future()
+            future.set_exception(error)
+        return replace(request, future=future, until=until, attempts=request.attempts + 1)
+
+    def _send_again(self, sent: _Sent, error: ClientError, call: _Call) -> Steps[_Sent]:
+        """The request once more, after a pause; or the error."""
+        pause = self._retry.pause(error, sent.attempts, call.until - time.monotonic())
+        if pause is None:
+            raise error
+        yield Pause(pause)
+        return (yield Work(lambda: self._send(sent, call)))
+
+    def _read(self, call: _Call, version: str = "") -> Steps[Served]:
+        """What the server says about a version of the model; the newest where none is named. Read once."""
+        attempts = 0
+        while True:
+            found = self._served.get(version) if version else self._newest
+            if found is not None:
+                return found
+            attempts += 1
+            try:
+                yield Work(lambda: self._read_now(version, call))
+            except ClientError as error:
+                pause = self._retry.pause(error, attempts, call.until - time.monotonic())
+                if pause is None:
+                    raise
+                yield Pause(pause)
+
+    def _read_now(self, version: str, call: _Call) -> None:
+        if not self._lock.acquire(timeout=call.remaining()):
+            raise DeadlineError(f"no answer from {self.url} within {call.timeout:g} s; fix: a longer timeout")
+        try:
+            if version in self._served or (not version and self._newest is not None):
+                return  # another thread was quicker
+            if not version:
+                versions = self.transport.model_versions(self.model, call.remaining())
+                version = max(filter(str.isdecimal, versions), key=int, default="")
+                if not version:
+                    raise ModelMissingError(f"the server at {self.url} has no version of '{self.model}' ready")
+            parameters, max_batch_size = self.transport.model_config(self.model, version, call.remaining())
+            self._newest = self._served[version] = self._understood(version, parameters, max(max_batch_size, 1))
+        finally:
+            self._lock.release()
+
+    def _understood(self, version: str, parameters: dict[str, str], max_batch_size: int) -> Served:
+        try:
+            description = ServedDescription.from_parameters(parameters)
+            before = self._newest
+            if before is not None and before.description == description:
+                return Served(version, description, before.preprocessor, max_batch_size)
+            preprocessor = description.preprocessor()
+        except RepositoryError as error:
+            raise VersionMismatchError(f"the model '{self.model}' at {self.url}: {error}") from None
+        if self._preprocessing not in (None, description.fingerprint):
+            raise VersionMismatchError(
+                f"the model '{self.model}' at {self.url} was trained with the preprocessing "
+                f"{description.fingerprint[:12]}, this client wants {self._preprocessing[:12]}; fix: ask the "
+                "server of the matching model, or leave out preprocessing to use the server's"
+            )
+        return Served(version, description, preprocessor, max_batch_size)
+
+    def _check_version(self, served: Served, version: str, call: _Call) -> Steps[None]:
+        """The server may have loaded another version since: its tokens and labels must be those asked with."""
+        if version in ("", served.version):
+            return
+        found = yield from self._read(call, version)
+        with self._lock:
+            self._newest = found
+        if found.description != served.description:
+            raise _Exchanged
+
+    def _decoded(self, served: Served, sent: _Sent, outputs: Arrays) -> list[Prediction]:
+        encoded, labels = sent.encoded, served.description.labels
+        first = next(iter(encoded.inputs.values()))
+        is_image = served.description.settings.kind == "image"
+        rows, width = len(first), served.preprocessor.positions if is_image else first.shape[1]
+        expected = {"scores": (rows, width), "mask": (rows, width), "probabilities": (rows, len(labels))}
+        for name, shape in expected.items():
+            found = None if outputs[name] is None else outputs[name].shape
+            if found != shape:
+                raise VersionMismatchError(
+                    f"the model '{self.model}' at {self.url} answered {name} of shape {found}, expected {shape}; "
+                    "fix: use the rekd version that exported it"
+                )
+        if not np.isfinite(outputs["probabilities"]).all():
+            raise ClientError(f"the model '{self.model}' at {self.url} answered probabilities that are no numbers")
+        return encoded.predictions(labels, outputs["probabilities"], outputs["mask"], outputs["scores"])

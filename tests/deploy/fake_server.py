@@ -1,0 +1,86 @@
+"""A stand-in for the server: answers by rule, fails on demand."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from rekd_deploy.conversation import IN_FLIGHT
+from rekd_deploy.transport import Arrays, ModelConfig, Transport
+
+
+class FakeServer(Transport):
+    """Keeps the first word of each text; the probability of 'positive' is the text's share of the longest sequence."""
+
+    def __init__(self, parameters, max_batch_size=4):
+        self.configs = {"1": parameters}
+        self.max_batch_size = max_batch_size
+        self.asked_for_config = 0
+        self.shapes, self.ids, self.timeouts = [], [], []
+        self.open = 0
+        self.most_open = 0
+        self.gate = None
+        self.opens_when_full = False
+        self.fail_at = {}
+        self.fail_config = []
+        self.change = lambda outputs: outputs
+        self.closed = False
+        self._lock = threading.Lock()
+        self._worker = ThreadPoolExecutor(1)
+
+    @property
+    def version(self):
+        return max(self.configs, key=int)
+
+    def wait_until_full(self):
+        """Answer nothing until as many requests are on their way as a call may have."""
+        self.hold()
+        self.opens_when_full = True
+
+    def hold(self):
+        """Answer nothing until the gate is set."""
+        self.gate = threading.Event()
+
+    def model_versions(self, model, timeout):
+        if self.fail_config:
+            raise self.fail_config.pop()
+        return list(self.configs)
+
+    def model_config(self, model, version, timeout):
+        self.asked_for_config += 1
+        return ModelConfig(self.configs[version], self.max_batch_size)
+
+    def submit(self, model, inputs, outputs, *, timeout=None, request_id=""):
+        with self._lock:
+            self.shapes.append(inputs["input_ids"].shape)
+            self.ids.append(request_id)
+            self.timeouts.append(timeout)
+            self.open += 1
+            self.most_open = max(self.most_open, self.open)
+            if self.opens_when_full and self.open >= IN_FLIGHT:
+                self.gate.set()
+            return self._worker.submit(self._answer, len(self.shapes) - 1, inputs, outputs)
+
+    def _answer(self, number, inputs, outputs):
+        if self.gate:
+            self.gate.wait(5)
+        with self._lock:
+            self.open -= 1
+        if number in self.fail_at:
+            raise self.fail_at[number]
+        ids, real = inputs["input_ids"], inputs["attention_mask"]
+        share = real.sum(axis=1) / 48
+        arrays = {
+            "scores": ids.astype(np.float32),
+            "mask": np.arange(ids.shape[1])[None, :] == np.ones(len(ids), dtype=int)[:, None],
+            "probabilities": np.stack([1 - share, share], axis=1).astype(np.float32),
+        }
+        answer = Arrays({name: array for name, array in self.change(arrays).items() if name in outputs})
+        answer.version = self.version
+        return answer
+
+    def close(self):
+        self.closed = True
+        self._worker.shutdown()
