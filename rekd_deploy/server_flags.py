@@ -40,7 +40,8 @@ class ServerSettings:
     """Whether addresses other than loopback are meant: Triton has no login, and no TLS on HTTP. Anyone who reaches
     them may ask, so it takes a closed network or a proxy before it. Then the statistics take the key, too."""
     reload: bool = False
-    """Whether models may be loaded while it runs, by those who have the key; otherwise by no one."""
+    """Whether models may be loaded while it runs, by those who have the key; otherwise by no one. Then the server's own
+    readiness no longer speaks for its models: probe /v2/models/rekd/ready."""
     shared_memory: bool = False
     """Whether clients may register shared memory: for clients on the same machine that are trusted."""
     gpu_metrics: bool = False
@@ -107,7 +108,8 @@ def server_flags(settings: ServerSettings, key: str) -> list[str]:
     flags: dict[str, object] = {
         "model-repository": settings.repository,
         "model-control-mode": "explicit" if settings.reload else "none",
-        "strict-readiness": "true",
+        # a version that is being loaded, or was refused, would make the whole server unready while the other answers
+        "strict-readiness": str(not settings.reload).lower(),
         "exit-on-error": "true",
         "exit-timeout-secs": settings.exit_seconds,
         "allow-gpu-metrics": str(settings.gpu_metrics).lower(),

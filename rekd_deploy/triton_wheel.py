@@ -22,13 +22,14 @@ from typing import Any
 from rekd_deploy.engine_parity import reason_not_to_run
 from rekd_deploy.engines.onnxruntime import check_flavours
 from rekd_deploy.errors import ServerError
+from rekd_deploy.triton_program import TritonProgram
 from rekd_train.errors import MissingExtraError
 
 _STUB = "triton_python_backend_stub"
 
 
 @dataclass(frozen=True)
-class TritonWheel:
+class TritonWheel(TritonProgram):
     """The parts that a server is started from."""
 
     root: Path
@@ -39,6 +40,8 @@ class TritonWheel:
     """Folder of libpython; None: the loader finds it by itself."""
     site_packages: tuple[Path, ...]
     """Where NumPy and ONNX Runtime are imported from."""
+
+    has_gpu_metrics = False
 
     @property
     def executable(self) -> Path:
@@ -69,23 +72,21 @@ class TritonWheel:
         environment["PYTHONPATH"] = _path(self.site_packages, None)
         return environment
 
+    def check_servable(self, root: Path, manifest: Mapping[str, Any]) -> None:
+        target = manifest["repository"]["target"]
+        if target != "python":
+            raise ServerError(
+                f"{root} is for Triton's backend '{target}', which the server of the wheel lacks; fix: serve it in a "
+                "Triton container, with --tritonserver PATH, or rekd-export --target python"
+            )
+        products = {entry["engine"]["format"] for entry in manifest["artefacts"].values() if "engine" in entry}
+        for product in sorted(products):
+            if reason := reason_not_to_run(product):
+                raise ServerError(f"{root} holds {product} engines, which cannot run here: {reason}")
+
     @property
     def _stub(self) -> Path:
         return self.root / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}" / _STUB
-
-
-def check_servable(root: Path, manifest: Mapping[str, Any]) -> None:
-    """Raise ServerError if the wheel's server on this machine cannot run a repository."""
-    target = manifest["repository"]["target"]
-    if target != "python":
-        raise ServerError(
-            f"{root} is for Triton's backend '{target}', which the server of the wheel lacks; fix: serve it in a "
-            "Triton container, or rekd-export --target python"
-        )
-    products = {entry["engine"]["format"] for entry in manifest["artefacts"].values() if "engine" in entry}
-    for product in sorted(products):
-        if reason := reason_not_to_run(product):
-            raise ServerError(f"{root} holds {product} engines, which cannot run here: {reason}")
 
 
 def find_wheel() -> TritonWheel:

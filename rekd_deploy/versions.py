@@ -69,15 +69,18 @@ def check_side_by_side(root: Path, configs: Mapping[str, ModelConfig]) -> None:
     A model's versions share one config.pbtxt, so they must agree in tensors, backend and limits.
     """
     for name in MEMBERS:
-        new, old = _comparable(configs[name]), _comparable(read_config(Path(root) / name / CONFIG_FILE))
-        differing = sorted(
-            field.name for field in new.DESCRIPTOR.fields if getattr(new, field.name) != getattr(old, field.name)
-        )
+        differing = differing_fields(read_config(Path(root) / name / CONFIG_FILE), configs[name])
         if differing:
             raise RepositoryError(
                 f"{root}: the earlier versions of {name} cannot stay beside the new one: {', '.join(differing)} "
                 "differ, and all versions of a model share them; fix: --keep 1, or another --output"
             )
+
+
+def differing_fields(old: ModelConfig, new: ModelConfig) -> list[str]:
+    """Names of the fields in which two versions of one model differ and must not, sorted; empty: they fit."""
+    old, new = _comparable(old), _comparable(new)
+    return sorted(field.name for field in new.DESCRIPTOR.fields if getattr(new, field.name) != getattr(old, field.name))
 
 
 def _comparable(config: ModelConfig) -> ModelConfig:

@@ -73,7 +73,12 @@ HOUSE = {
         rekd_deploy.repository_runners rekd_deploy.export_options rekd_deploy.export_plan rekd_deploy.publish
         rekd_deploy.verify_engines rekd_deploy.verify
     """,
-    "server": "rekd_deploy.processes rekd_deploy.server_flags rekd_deploy.triton_wheel rekd_deploy.server",
+    "server": """
+        rekd_deploy.processes rekd_deploy.server_flags rekd_deploy.server_ports rekd_deploy.server_process
+        rekd_deploy.server_state rekd_deploy.triton_program rekd_deploy.triton_wheel rekd_deploy.live_repository
+        rekd_deploy.exchange_rules rekd_deploy.model_control rekd_deploy.server rekd_deploy.hot_reload
+        rekd_deploy.restart rekd_deploy.service rekd_deploy.server_status
+    """,
     "production": """
         rekd_deploy.production rekd_deploy.production.settings rekd_deploy.production.container
         rekd_deploy.production.queue_time rekd_deploy.production.proxy rekd_deploy.production.monitoring

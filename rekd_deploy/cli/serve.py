@@ -1,61 +1,128 @@
-"""rekd-serve: a model repository -> a running Triton server, until Ctrl-C."""
+"""rekd-serve: a model repository -> a running Triton server, until Ctrl-C; and what a running one says of itself."""
 
 from __future__ import annotations
 
 import signal
 import sys
-import time
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from rekd_train.command import application, examples, run
+from rekd_train.command import application, examples, print_json, run
 
 _REPOSITORY = Path("model_repository/python")
+_EXPOSE = "--expose-without-login-or-tls"
 
 app = application(
-    help="Serve a model repository with the Triton server of the wheel nvidia-pytriton, on this machine only.\n\n"
-    "Stops on Ctrl-C. For production, give the repository to a current Triton container instead.",
+    help="Serve a model repository with Triton, on this machine only, until Ctrl-C.\n\n"
+    "The server is that of the wheel nvidia-pytriton, an old one for your own machine, or an installed one. With "
+    "--status, ask a running server how it is.",
     epilog=examples(
         "rekd-serve",
-        "rekd-serve /srv/models --grpc-port 9001",
+        "rekd-serve /srv/models --grpc-port 9001 --restart on-failure",
+        "rekd-serve /srv/models --reload                            # and rekd-export CKPT --output /srv/models",
+        "rekd-serve /srv/models --tritonserver /opt/tritonserver",
         "rekd-serve --grpc-port 0 --http-port 0 --metrics-port 0    # any free ports",
+        "rekd-serve --status                                        # of the running server",
+        "rekd-serve --status http://localhost:8000 --json",
     ),
 )
+
+
+class Restart(StrEnum):
+    """What follows when the server dies."""
+
+    NO = "no"
+    ON_FAILURE = "on-failure"
 
 
 @app.command()
 def serve(
     repository: Annotated[
-        Path, typer.Argument(metavar="REPO", help="Model repository written by rekd-export.")
-    ] = _REPOSITORY,
+        str | None,
+        typer.Argument(
+            metavar="[REPO|URL]",
+            help="Model repository written by rekd-export; with --status, the address of a server.",
+            show_default=str(_REPOSITORY),
+        ),
+    ] = None,
+    status: Annotated[bool, typer.Option("--status", help="Ask a running server, and exit; 1: not ready.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="The status as one JSON document.")] = False,
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC port; 0: a free one.")] = 8001,
     http_port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP port; 0: a free one.")] = 8000,
     metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="Prometheus port; 0: a free one.")] = 8002,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="IPv4 address for gRPC and HTTP.")] = "127.0.0.1",
+    exposed: Annotated[
+        bool,
+        typer.Option(
+            _EXPOSE,
+            help="Allow an address that other machines reach: whoever reaches it may ask the model and overload it, "
+            "and read what others send over HTTP.",
+        ),
+    ] = False,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Serve a new export as soon as it is published, without a failed request.")
+    ] = False,
+    restart: Annotated[
+        Restart, typer.Option(help="Whether a server that died is started again, on the same ports.")
+    ] = Restart.NO,
+    restart_limit: Annotated[int, typer.Option(min=1, help="Deaths in a row after which it stays down.")] = 5,
+    tritonserver: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="An installed server: tritonserver, or the folder with bin/tritonserver."),
+    ] = None,
+    backends: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Its backends.", show_default="backends beside its bin folder"
+        ),
+    ] = None,
+    shared_memory: Annotated[
+        bool, typer.Option("--shared-memory", help="Let clients on this machine pass tensors in shared memory.")
+    ] = False,
+    verbose: Annotated[
+        int, typer.Option(min=0, metavar="LEVEL", help="Triton's verbosity; 1: every request, with its id.")
+    ] = 0,
     log: Annotated[
         Path | None,
         typer.Option(help="Log file of the server.", show_default="in the user's cache folder", metavar="FILE"),
     ] = None,
 ) -> None:
+    if status:
+        raise typer.Exit(_show_status(repository, json))
+    if json:
+        raise typer.BadParameter("--json shows the status; add --status")
+    if backends is not None and tritonserver is None:
+        raise typer.BadParameter("--backends belongs to --tritonserver")
+    from rekd_deploy.hot_reload import HotReload
+    from rekd_deploy.restart import NEVER, RestartPolicy
     from rekd_deploy.server import TritonServer
+    from rekd_deploy.service import Service
+    from rekd_deploy.triton_program import find_installed
 
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
         signal.signal(number, _interrupt)
-    server = TritonServer(repository, grpc_port, http_port, metrics_port, log_file=log)
+    server = TritonServer(
+        repository or _REPOSITORY, grpc_port, http_port, metrics_port, host, log,
+        program=None if tritonserver is None else find_installed(tritonserver, backends),
+        exposed=exposed, reload=reload, shared_memory=shared_memory, log_verbose=verbose,
+    )
+    service = Service(
+        server,
+        RestartPolicy(restart_limit) if restart is Restart.ON_FAILURE else NEVER,
+        HotReload(server, report=_say) if reload else None,
+        _say,
+    )
     try:
-        with server:
-            for line in _urls(server):
-                print(line, flush=True)
-            while True:
-                server.check_alive()
-                time.sleep(0.2)
+        service.run(ready=lambda: print(*_urls(server), sep="\n", flush=True))
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("stopped", file=sys.stderr)
 
 
-def _urls(server) -> list[str]:
+def _urls(server: Any) -> list[str]:
     return [
         f"serving  {server.repository}",
         f"gRPC     {server.grpc_url}",
@@ -65,6 +132,26 @@ def _urls(server) -> list[str]:
         f'ask      rekd-query --url {server.grpc_url} "..."',
         "stop     Ctrl-C",
     ]
+
+
+def _show_status(url: str | None, json: bool) -> int:
+    """Print the status; returns the exit code."""
+    from rich.console import Console
+
+    from rekd_deploy.server_state import running_states
+    from rekd_deploy.server_status import choose_url, read_status, status_table
+
+    running = running_states()
+    found = read_status(url or choose_url(running), running)
+    if json:
+        print_json(found.to_dict())
+    else:
+        Console(highlight=False).print(*found.lines(), status_table(found), sep="\n")
+    return 0 if found.ready else 1
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _interrupt(number: int, frame: object) -> None:

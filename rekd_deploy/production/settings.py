@@ -67,7 +67,7 @@ class ProductionSettings(Section):
     queue_target_ms: float = Field(20, gt=0, description="mean wait of a request above which replicas are added")
     prometheus_url: str = Field("http://prometheus-operated.monitoring.svc:9090", pattern=r"^https?://\S+$")
     monitoring_namespace: Name = Field("monitoring", description="where Prometheus runs; it alone reaches the metrics")
-    gateway_namespace: Name = Field("kserve", description="where KServe's gateway runs; it alone reaches the server")
+    gateway_namespace: Name = Field("envoy-gateway-system", description="where KServe's gateway runs; it alone reaches the server")
 
     @field_validator("image")
     @classmethod

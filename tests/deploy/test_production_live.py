@@ -7,6 +7,8 @@ import http.client
 import json
 import re
 import shutil
+import signal
+import socket
 import ssl
 import subprocess
 import time
@@ -17,13 +19,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rekd_deploy.address import TlsSettings
+from rekd_deploy.client import Client
 from rekd_deploy.errors import ServerError
 from rekd_deploy.production.container import KEY_VARIABLE, Listening, command
 from rekd_deploy.production.dashboard import panels
 from rekd_deploy.production.proxy import CONNECTION_REQUESTS, ProxyPaths, nginx_command, nginx_config
 from rekd_deploy.production.queue_time import scaling_query
 from rekd_deploy.production.settings import ProductionSettings
-from rekd_deploy.server import settled_ports
 from rekd_deploy.server_flags import GRPC_KEY_HEADER, KEY_HEADER, LOOPBACK
 from rekd_deploy.transport import open_transport
 from rekd_deploy.triton_wheel import find_wheel
@@ -67,12 +70,11 @@ def deployment(nginx, repository, tmp_path_factory) -> Iterator[Deployment]:
     except (MissingExtraError, ServerError) as error:
         pytest.skip(str(error))
     folder = tmp_path_factory.mktemp("production")
-    ports = settled_ports(dict.fromkeys(("http", "grpc", "metrics"), 0), LOOPBACK)
-    tls_port = settled_ports({"http": 0}, LOOPBACK)["http"]
     settings = ProductionSettings(
-        repository=str(repository), max_request_mib=1, tls_port=tls_port,
-        **{f"{interface}_port": port for interface, port in ports.items()},
-    )  # fmt: skip
+        repository=str(repository),
+        max_request_mib=1,
+        **dict(zip(("http_port", "grpc_port", "metrics_port", "tls_port"), free_ports(4), strict=True)),
+    )
 
     authority, paths = trustme.CA(), ProxyPaths(
         str(folder / "tls.crt"), str(folder / "tls.key"), str(folder), str(folder / "access.log")
@@ -106,12 +108,20 @@ def deployment(nginx, repository, tmp_path_factory) -> Iterator[Deployment]:
         yield deployment
 
 
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind((LOOPBACK, 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
 @contextlib.contextmanager
-def running(arguments: list[str], log: Path, **options) -> Iterator[None]:
+def running(arguments: list[str], log: Path, **options) -> Iterator[subprocess.Popen]:
     with open(log, "wb") as file:
         process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=file, stderr=file, **options)
     try:
-        yield
+        yield process
     finally:
         process.terminate()
         try:
@@ -203,6 +213,18 @@ def test_https(deployment, expected):
         np.testing.assert_array_equal(answer.as_numpy(name), array)
 
 
+@pytest.mark.parametrize("scheme", ["grpcs", "https"])
+def test_our_client_over_tls(deployment, rationalizer, texts, scheme):
+    tls = TlsSettings(root_certificates=deployment.authority)
+    with Client(f"{scheme}://{deployment.address}", tls=tls) as client:
+        answers = client.predict(texts)
+    for answer, wanted in zip(answers, rationalizer.predict(texts), strict=True):
+        assert answer.label == wanted.label
+        assert [(span.start, span.end) for span in answer.rationale] == [
+            (span.start, span.end) for span in wanted.rationale
+        ]
+
+
 def test_a_client_that_does_not_know_the_certificate_gets_nothing(deployment):
     from tritonclient.grpc import InferenceServerClient
     from tritonclient.utils import InferenceServerException
@@ -274,6 +296,49 @@ def test_connections_are_renewed_without_a_failed_request(deployment, over_grpc)
     entries = [json.loads(line) for line in deployment.access_log.read_text().splitlines()[before:]]
     assert len(entries) == requests and all(entry["status"] == 200 for entry in entries)
     assert len({entry["connection"] for entry in entries}) >= 2
+
+
+def test_a_proxy_that_is_told_to_end_finishes_what_is_under_way(nginx, deployment, tmp_path):
+    settings = deployment.settings.model_copy(update={"tls_port": free_ports(1)[0]})
+    folder = deployment.access_log.parent
+    paths = ProxyPaths(str(folder / "tls.crt"), str(folder / "tls.key"), str(tmp_path), str(tmp_path / "access.log"))
+    (tmp_path / "nginx.conf").write_text(nginx_config(settings, LOOPBACK, paths))
+    other = Deployment(settings, deployment.authority, tmp_path / "access.log")
+    body = json.dumps(
+        {"inputs": [{"name": name, "shape": list(array.shape), "datatype": "INT64", "data": array.ravel().tolist()}
+                    for name, array in INPUTS.items()]}
+    ).encode()  # fmt: skip
+    with running([nginx, *nginx_command(str(tmp_path / "nginx.conf"))[1:]], tmp_path / "log") as process:
+        connection = http.client.HTTPSConnection(
+            "localhost", settings.tls_port, timeout=10, context=trusting(deployment)
+        )
+        with contextlib.closing(connection):
+            wait_until(lambda: as_kubelet(other, "/v2/health/live") == 200)
+            connection.putrequest("POST", "/v2/models/rekd/infer")
+            connection.putheader("Content-Length", str(len(body)))
+            connection.endheaders(body[:10])
+            time.sleep(0.2)  # nginx has read the head of the request
+            process.send_signal(signal.SIGQUIT)
+            wait_until(lambda: not accepts_connections(settings.tls_port))
+            connection.send(body[10:])
+            answer = connection.getresponse()
+            assert answer.status == 200 and json.loads(answer.read())["model_name"] == "rekd"
+        assert process.wait(10) == 0
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 20
+    while True:
+        with contextlib.suppress(OSError):
+            if condition():
+                return
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def accepts_connections(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((LOOPBACK, port)) == 0
 
 
 DOCUMENTED = {"nv_gpu_utilization", "nv_gpu_memory_used_bytes"}

@@ -13,45 +13,24 @@ import time
 from pathlib import Path
 
 import pytest
+from servers import READY, FakeTriton
 
 from rekd_deploy import triton_wheel
 from rekd_deploy.errors import EngineError, RepositoryError, ServerError
-from rekd_deploy.server import TritonServer, settled_ports
+from rekd_deploy.server import TritonServer
+from rekd_deploy.server_ports import settled_ports
 from rekd_train.errors import MissingExtraError
 
-READY = """
-import http.server, sys
-port = next(int(a.split("=")[1]) for a in sys.argv if a.startswith("--http-port"))
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200); self.end_headers()
-http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
-"""
-
-
-class FakeWheel:
-    """A Python script in place of tritonserver."""
-
-    def __init__(self, folder, script):
-        self.executable = folder / "tritonserver"
-        self.executable.write_text(f"#!{sys.executable}\n{script}")
-        self.executable.chmod(0o755)
-        self.caches = folder
-
-    def place_backends(self, folder):
-        return folder
-
-    def environment(self):
-        return dict(os.environ)
+LOOPBACK = dict.fromkeys(("grpc", "http", "metrics"), "127.0.0.1")
 
 
 @pytest.fixture
-def start(repository, tmp_path, monkeypatch):
+def start(repository, tmp_path):
     """A function: script -> an unstarted server that will run it."""
 
     def made(script, **settings):
-        monkeypatch.setattr("rekd_deploy.server.find_wheel", lambda: FakeWheel(tmp_path, script))
-        return TritonServer(repository, 0, 0, 0, log_file=tmp_path / "log", **settings)
+        program = FakeTriton(tmp_path, script)
+        return TritonServer(repository, 0, 0, 0, log_file=tmp_path / "log", program=program, **settings)
 
     return made
 
@@ -70,7 +49,7 @@ def test_starts_waits_and_stops(start):
         server.check_alive()
         assert len(set(server.ports.values())) == 3 and 0 not in server.ports.values()
         assert server.grpc_url == f"127.0.0.1:{server.ports['grpc']}"
-        work = server._work
+        work = server._space.path
         assert work.is_dir()
     assert not alive(process_id) and not work.exists()
     with pytest.raises(ServerError, match="not running"):
@@ -90,7 +69,7 @@ def test_what_a_killed_server_left_behind_is_cleared_away(start, tmp_path, monke
     left = list(folder.iterdir())
     assert len(left) == 1
     with start(READY) as server:
-        assert list(folder.iterdir()) == [server._work] != left
+        assert list(folder.iterdir()) == [server._space.path] != left
     assert list(folder.iterdir()) == []
 
 
@@ -159,7 +138,7 @@ def test_never_ready(start):
 
 
 def test_a_deaf_server_and_its_children_are_stopped(start, tmp_path, monkeypatch):
-    monkeypatch.setattr("rekd_deploy.server._STOP_SECONDS", 0.5)
+    monkeypatch.setattr("rekd_deploy.server_process._STOP_SECONDS", 0.5)
     child = "import subprocess, sys, signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     child += f"c = subprocess.Popen(['sleep', '60'])\nopen({str(tmp_path / 'child')!r}, 'w').write(str(c.pid))\n"
     with start(child + READY) as server:
@@ -179,7 +158,7 @@ def test_interruption_while_waiting_leaves_nothing(start, monkeypatch):
     monkeypatch.setattr(server, "_ready", interrupted)
     with pytest.raises(KeyboardInterrupt):
         server.start()
-    assert not alive(seen[0]) and server._work is None
+    assert not alive(seen[0]) and server._space is None
 
 
 def test_outlives_the_thread_that_started_it(start):
@@ -209,21 +188,21 @@ def test_taken_ports_are_named_with_their_flags():
     with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
         grpc, http = (listener.getsockname()[1] for listener in (first, second))
         with pytest.raises(ServerError) as error:
-            settled_ports({"grpc": grpc, "http": http, "metrics": 0}, "127.0.0.1")
+            settled_ports({"grpc": grpc, "http": http, "metrics": 0}, LOOPBACK)
     message = str(error.value)
     assert f"port {grpc} cannot be used" in message and "--grpc-port" in message
     assert f"port {http} cannot be used" in message and "--http-port" in message
 
 
 def test_one_port_for_two():
-    free = settled_ports({"grpc": 0}, "127.0.0.1")["grpc"]
+    free = settled_ports({"grpc": 0}, LOOPBACK)["grpc"]
     with pytest.raises(ServerError, match="given twice; change --http-port"):
-        settled_ports({"grpc": free, "http": free, "metrics": 0}, "127.0.0.1")
+        settled_ports({"grpc": free, "http": free, "metrics": 0}, LOOPBACK)
 
 
 def test_impossible_port():
     with pytest.raises(ServerError, match="70000 is outside"):
-        settled_ports({"grpc": 70000}, "127.0.0.1")
+        settled_ports({"grpc": 70000}, LOOPBACK)
 
 
 # what the wheel needs

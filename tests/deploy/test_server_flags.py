@@ -33,6 +33,7 @@ def test_closed_by_default():
 def test_reload_opens_model_control_to_the_key_alone():
     found = flags(reload=True)
     assert found["--model-control-mode"] == "explicit" and found["--load-model"] == "*"
+    assert found["--strict-readiness"] == "false"  # each model's own counts
     for name in ("--http-restricted-api", "--grpc-restricted-protocol"):
         apis, _, header = found[name].partition(":")
         assert "model-repository" in apis.split(",") and header == f"rekd-admin={KEY}"

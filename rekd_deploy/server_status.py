@@ -1,0 +1,218 @@
+"""What a running Triton server says about itself: readiness, versions, and where the time of each step goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rekd_deploy.errors import ClientError, RejectedError, ServerUnavailableError
+from rekd_deploy.server_flags import GRPC_KEY_HEADER, KEY_HEADER
+from rekd_deploy.server_state import ServerState
+from rekd_deploy.triton_config import ENSEMBLE
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_PARTS = {"queue": "queue", "input": "compute_input", "compute": "compute_infer", "output": "compute_output"}
+"""Parts of a request's time, and what Triton's statistics call them."""
+
+
+@dataclass(frozen=True)
+class StepStatus:
+    """One version of one model since the server started; means are in milliseconds."""
+
+    model: str
+    version: int
+    requests: int
+    """Answered."""
+    failed: int
+    """Answered with an error."""
+    rows: int
+    """Texts or images in the answered requests."""
+    executions: int
+    """Batches that were computed."""
+    request_ms: float | None
+    """Mean time of a request in this step; None: there was none. The four parts of it:"""
+    queue_ms: float | None
+    input_ms: float | None
+    compute_ms: float | None
+    output_ms: float | None
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> StepStatus:
+        """From an entry of Triton's ``model_stats``; absent numbers are zero."""
+        inference = entry.get("inference_stats", {})
+        times = {f"{name}_ms": _mean_ms(inference.get(key, {})) for name, key in _PARTS.items()}
+        return cls(
+            model=entry["name"], version=int(entry["version"]),
+            requests=_count(inference.get("success", {})), failed=_count(inference.get("fail", {})),
+            rows=int(entry.get("inference_count", 0)), executions=int(entry.get("execution_count", 0)),
+            request_ms=_mean_ms(inference.get("success", {})), **times,
+        )
+
+
+@dataclass(frozen=True)
+class ServerStatus:
+    """A server at one moment."""
+
+    url: str
+    live: bool
+    """It answers."""
+    ready: bool
+    """It is ready, and so is the ensemble."""
+    triton: str
+    """Triton's version."""
+    steps: tuple[StepStatus, ...] = ()
+    """By model and version."""
+    running: ServerState | None = field(default=None, repr=False)
+    """What rekd-serve wrote down, if it is one of this user's."""
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """Versions of the ensemble that answer; one, but for the moment of an exchange."""
+        return tuple(step.version for step in self.steps if step.model == ENSEMBLE)
+
+    def lines(self) -> list[str]:
+        """For people, above the table."""
+        state = "ready" if self.ready else "live, not ready"
+        lines = [f"{self.url}  {state}, Triton {self.triton}, version {', '.join(map(str, self.versions)) or 'none'}"]
+        if self.running is not None:
+            again = f", started again {self.running.restarts} times" if self.running.restarts else ""
+            lines += [
+                f"serving  {self.running.repository} (process {self.running.process_id}{again})",
+                f"metrics  {self.running.metrics_url}",
+                f"log      {self.running.log_file}",
+            ]
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """For --json; without the key."""
+        document = asdict(self)
+        document["versions"] = list(self.versions)
+        if self.running is not None:
+            del document["running"]["key"]
+        return document
+
+
+def choose_url(running: Sequence[ServerState]) -> str:
+    """The address of the server that runs.
+
+    Raises:
+        ServerUnavailableError: there is none, or more than one.
+    """
+    if not running:
+        raise ServerUnavailableError("no rekd-serve of yours is running here; fix: start one, or give a URL")
+    if len(running) > 1:
+        raise ServerUnavailableError(
+            f"{len(running)} servers are running: {', '.join(state.http_url for state in running)}; fix: name one"
+        )
+    return running[0].http_url
+
+
+def status_table(status: ServerStatus) -> Table:
+    """A line for each version of each model; times are means a request, in milliseconds."""
+    from rich.table import Table
+
+    table = Table("model", "version")
+    for title in ("requests", "failed", "rows / batch", *(f"{name} ms" for name in ("request", *_PARTS))):
+        table.add_column(title, justify="right")
+    for step in status.steps:
+        rows = f"{step.rows / step.executions:.1f}" if step.executions else "-"
+        times = (step.request_ms, step.queue_ms, step.input_ms, step.compute_ms, step.output_ms)
+        table.add_row(
+            step.model, str(step.version), f"{step.requests:,}", f"{step.failed:,}", rows,
+            *("-" if value is None else f"{value:.3f}" for value in times),
+        )
+    return table
+
+
+def read_status(url: str, running: Sequence[ServerState] = (), timeout: float = 10.0) -> ServerStatus:
+    """Ask a server.
+
+    Args:
+        url: HOST:PORT for gRPC, http://HOST:PORT for HTTP.
+        running: this user's servers; one that listens at ``url`` lends its key.
+        timeout: seconds an answer may take.
+
+    Raises:
+        ServerUnavailableError: nothing answers there.
+        RejectedError: its statistics take a key.
+        ClientError: the address is none.
+    """
+    from tritonclient.utils import InferenceServerException
+
+    state = next((each for each in running if _same_place(url, each)), None)
+    asked = _HttpQuestions(url, state, timeout) if url.startswith("http://") else _GrpcQuestions(url, state, timeout)
+    try:
+        if not asked.client.is_server_live():
+            raise ServerUnavailableError(f"the server at {url} is not live; look into its log")
+        statistics = asked.statistics()
+        metadata = asked.metadata()
+        ready = asked.client.is_server_ready() and asked.client.is_model_ready(ENSEMBLE)
+    except InferenceServerException as error:
+        raise _typed(error, url) from None
+    except (OSError, ValueError) as error:
+        raise ServerUnavailableError(f"no Triton server answers at {url} ({error}); fix: check the URL") from None
+    finally:
+        asked.client.close()
+    steps = sorted(map(StepStatus.of, statistics), key=lambda step: (step.model, step.version))
+    return ServerStatus(url, True, ready, metadata["version"], tuple(steps), state)
+
+
+class _HttpQuestions:
+    def __init__(self, url: str, state: ServerState | None, timeout: float) -> None:
+        import tritonclient.http
+
+        address = url.removeprefix("http://").rstrip("/")
+        self.client = tritonclient.http.InferenceServerClient(
+            address, connection_timeout=timeout, network_timeout=timeout
+        )
+        self._headers = {KEY_HEADER: state.key} if state else None
+
+    def statistics(self) -> list[dict[str, Any]]:
+        return self.client.get_inference_statistics(headers=self._headers)["model_stats"]
+
+    def metadata(self) -> dict[str, Any]:
+        return self.client.get_server_metadata()
+
+
+class _GrpcQuestions:
+    def __init__(self, url: str, state: ServerState | None, timeout: float) -> None:
+        import tritonclient.grpc
+
+        self.client = tritonclient.grpc.InferenceServerClient(url.removeprefix("grpc://"))
+        self._headers = {GRPC_KEY_HEADER: state.key} if state else None
+        self._timeout = timeout
+
+    def statistics(self) -> list[dict[str, Any]]:
+        answer = self.client.get_inference_statistics(
+            headers=self._headers, as_json=True, client_timeout=self._timeout
+        )
+        return answer["model_stats"]
+
+    def metadata(self) -> dict[str, Any]:
+        return self.client.get_server_metadata(as_json=True, client_timeout=self._timeout)
+
+
+def _same_place(url: str, state: ServerState) -> bool:
+    bare = url.removeprefix("grpc://").rstrip("/").replace("localhost", "127.0.0.1")
+    return bare in state.urls
+
+
+def _typed(error: Exception, url: str) -> ClientError:
+    message = " ".join(str(error).split())
+    if "restricted" in message.lower() or "header" in message.lower():
+        return RejectedError(
+            f"the statistics of {url} take a key ({message}); fix: ask on its machine, as the user who started it"
+        )
+    return ServerUnavailableError(f"no Triton server answers at {url} ({message}); fix: check the URL, or rekd-serve")
+
+
+def _count(duration: Mapping[str, Any]) -> int:
+    return int(duration.get("count", 0))
+
+
+def _mean_ms(duration: Mapping[str, Any]) -> float | None:
+    count = _count(duration)
+    return int(duration.get("ns", 0)) / count / 1e6 if count else None
