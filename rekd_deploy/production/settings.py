@@ -66,8 +66,8 @@ class ProductionSettings(Section):
     max_replicas: int = Field(10, ge=1)
     queue_target_ms: float = Field(20, gt=0, description="mean wait of a request above which replicas are added")
     prometheus_url: str = Field("http://prometheus-operated.monitoring.svc:9090", pattern=r"^https?://\S+$")
-    monitoring_namespace: Name = Field("monitoring", description="where Prometheus runs; it alone reaches the metrics")
-    gateway_namespace: Name = Field("envoy-gateway-system", description="where KServe's gateway runs; it alone reaches the server")
+    monitoring_namespace: Name = Field("monitoring", description="where Prometheus runs")
+    gateway_namespace: Name = Field("envoy-gateway-system", description="where KServe's gateway runs")
 
     @field_validator("image")
     @classmethod

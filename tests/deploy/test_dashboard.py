@@ -88,3 +88,10 @@ def test_the_autoscalers_limit_is_drawn(graphs):
 def test_entrances_and_steps_are_told_apart(graphs):
     assert re.fullmatch(ENTRANCES, ENSEMBLE) and re.fullmatch(ENTRANCES, SINGLE)
     assert not re.fullmatch(ENTRANCES, SELECTOR) and not re.fullmatch(ENTRANCES, PREDICTOR)
+
+
+def test_the_autoscaler_gets_the_wait_times_the_replicas():
+    """It divides by the replicas, whatever the number; so that the wait itself is compared, the query multiplies."""
+    query = promql_parser.parse(scaling_query(SETTINGS))
+    assert str(query.op) == "*" and str(query.rhs.op) == "count"
+    assert "nv_inference_queue_duration_us" in query.lhs.prettify()
