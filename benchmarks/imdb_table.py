@@ -33,6 +33,11 @@ SIZES = {
 }
 """Presets of student and teacher, and what is changed in both."""
 
+STRONG = {
+    "cpu": ("minilm_teacher", ("acceleration.precision=bf16", "stages.rationale_epochs=1", "stages.compact_epochs=1")),
+}
+"""A second teacher, which has learnt from far more than these reviews: its preset and what is changed in it."""
+
 TITLES = {
     "cpu": "IMDB, 2 layers x 128 from scratch, 10,000 reviews of 160 tokens",
     "gpu": "IMDB, 2 layers x 128 from scratch, 20,000 reviews of 256 tokens",
@@ -77,8 +82,12 @@ def imdb_table(
     student = run_config(student_name, [*changes, *(student_overrides or [])])
     teacher = run_config(teacher_name, [*changes, *(teacher_overrides or [])])
     numbers = seeds_of(seeds)
-    cells = [cell for seed in numbers for cell in distillation_cells(student, teacher, seed)]
-    rows = distillation_rows(student, teacher, "words")
+    strong = None
+    if size.value in STRONG:
+        name, own = STRONG[size.value]
+        strong = (run_config(name, [*changes, *own]), numbers[0])
+    cells = [cell for seed in numbers for cell in distillation_cells(student, teacher, seed, strong=strong)]
+    rows = distillation_rows(student, teacher, "words", strong="MiniLM-L6" if strong else None)
     options = [f"--size {size.value}", f"--seeds {seeds}", f"--draws {draws}"]
     given = (("--set", overrides), ("--set-student", student_overrides), ("--set-teacher", teacher_overrides))
     options += [f"{flag} {value}" for flag, values in given for value in values or []]

@@ -23,13 +23,17 @@ from rekd_deploy.signature import GraphSignature
 from rekd_train.errors import RekdError
 
 
-def reason_not_to_run(product: str) -> str | None:
-    """Why engines of a product cannot run on this machine; None where they can."""
+def reason_not_to_run(entry: Mapping[str, Any]) -> str | None:
+    """Why an engine with this manifest entry cannot run on this machine; None where it can."""
     try:
-        Cuda().close()
-        load_library(product)
+        cuda = Cuda()
+        gpu, capability = cuda.name, cuda.capability
+        cuda.close()
+        product = load_library(entry["format"]).product
     except (RekdError, ExecutionError) as error:
         return str(error)
+    if product.builds_anywhere and capability not in entry["built_for"]:
+        return f"it was built for {', '.join(entry['built_for'])}, this machine's {gpu} is {capability}"
     return None
 
 
@@ -71,8 +75,8 @@ def prove_engines(artefacts: Artefacts, report: Callable[[str], None] = lambda s
         ParityError: an engine answers otherwise than the model.
     """
     entries = dict(artefacts.manifest["artefacts"])
-    products = {entries[role]["engine"]["format"] for role in artefacts.engines}
-    if artefacts.reference is None or not products or any(map(reason_not_to_run, products)):
+    built = [entries[role]["engine"] for role in artefacts.engines]
+    if artefacts.reference is None or not built or any(map(reason_not_to_run, built)):
         return artefacts
     cases, limits = read_cases(artefacts.reference), verification_limits(artefacts.manifest["parity"])
     for role, plan in artefacts.engines.items():

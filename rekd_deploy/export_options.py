@@ -97,8 +97,7 @@ class ExportOptions:
 
     @property
     def _precisions(self) -> tuple[str, ...]:
-        # TensorRT-RTX takes no unsigned int8 activations
-        return RUNTIME_PRECISIONS if self.product is None else tuple(p for p in get_args(Precision) if p != "int8")
+        return RUNTIME_PRECISIONS if self.product is None else get_args(Precision)
 
     @property
     def fuse(self) -> bool:

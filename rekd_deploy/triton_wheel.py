@@ -79,10 +79,10 @@ class TritonWheel(TritonProgram):
                 f"{root} is for Triton's backend '{target}', which the server of the wheel lacks; fix: serve it in a "
                 "Triton container, with --tritonserver PATH, or rekd-export --target python"
             )
-        products = {entry["engine"]["format"] for entry in manifest["artefacts"].values() if "engine" in entry}
-        for product in sorted(products):
-            if reason := reason_not_to_run(product):
-                raise ServerError(f"{root} holds {product} engines, which cannot run here: {reason}")
+        for role, entry in manifest["artefacts"].items():
+            if "engine" in entry and (reason := reason_not_to_run(entry["engine"])):
+                product = entry["engine"]["format"]
+                raise ServerError(f"{root} holds {product} engines, and that of the {role} cannot run here: {reason}")
 
     @property
     def _stub(self) -> Path:

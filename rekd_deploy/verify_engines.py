@@ -50,7 +50,7 @@ def check_engines(
         graph = graph_path(root, manifest, role)
         try:
             check_engine_file(plan, entry, graph)
-            if reason := reason_not_to_run(entry["format"]):
+            if reason := reason_not_to_run(entry):
                 checks[role] = EngineCheck(dict(entry), reason=reason)
                 continue
             completed, agreement = run_engine(

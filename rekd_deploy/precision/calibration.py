@@ -19,14 +19,14 @@ _SHARES = np.linspace(0.4, 1.0, 25)
 
 @dataclass(frozen=True)
 class Range:
-    """Scale and zero point of unsigned 8-bit values."""
+    """Scale and zero point of 8-bit values: unsigned, or signed around 0."""
 
     scale: np.float32
-    zero_point: np.uint8
+    zero_point: np.uint8 | np.int8
 
 
 def calibrated_ranges(
-    model: onnx.ModelProto, tensors: Sequence[str], batches: Iterable[Arrays]
+    model: onnx.ModelProto, tensors: Sequence[str], batches: Iterable[Arrays], *, symmetric: bool = False
 ) -> dict[str, Range]:
     """The range of each tensor that loses least on the examples.
 
@@ -34,6 +34,7 @@ def calibrated_ranges(
         model: a float32 graph.
         tensors: names of float32 tensors in it.
         batches: inputs of the graph; one example each, so that no padding is measured.
+        symmetric: signed values, 0 stands for 0; else unsigned ones.
     """
     runtime = onnx_runtime()
     probe = onnx.ModelProto()
@@ -51,7 +52,7 @@ def calibrated_ranges(
         found = session.run(list(tensors), {name: array for name, array in inputs.items() if name in wanted})
         for name, values in zip(tensors, found, strict=True):
             seen[name].append(_some(values.ravel()))
-    return {name: best_range(np.concatenate(values)) for name, values in seen.items()}
+    return {name: best_range(np.concatenate(values), symmetric=symmetric) for name, values in seen.items()}
 
 
 def _some(values: np.ndarray) -> np.ndarray:
@@ -60,17 +61,22 @@ def _some(values: np.ndarray) -> np.ndarray:
     return np.concatenate([values[::step], [values.min(), values.max()]]).astype(np.float32)
 
 
-def best_range(values: np.ndarray) -> Range:
+def best_range(values: np.ndarray, *, symmetric: bool = False) -> Range:
     """The range around 0 with the least squared error; values beyond it are held at its ends."""
     low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
-    best, least = _range(low, high), np.inf
+    least_value, most, range_of = (-127, 127, _symmetric_range) if symmetric else (0, 255, _range)
+    best, least = range_of(low, high), np.inf
     for share in _SHARES[::-1]:
-        candidate = _range(low * share, high * share)
-        quantised = np.clip(np.rint(values / candidate.scale) + int(candidate.zero_point), 0, 255)
+        candidate = range_of(low * share, high * share)
+        quantised = np.clip(np.rint(values / candidate.scale) + int(candidate.zero_point), least_value, most)
         error = float(np.mean(((quantised - int(candidate.zero_point)) * candidate.scale - values) ** 2))
         if error < least:
             best, least = candidate, error
     return best
+
+
+def _symmetric_range(low: float, high: float) -> Range:
+    return Range(np.float32(max(-low, high, 127e-8) / 127), np.int8(0))
 
 
 def _range(low: float, high: float) -> Range:

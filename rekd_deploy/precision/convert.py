@@ -100,7 +100,6 @@ def _int8(
     preprocessor: Preprocessor,
     items: Sequence[Any],
     fused: bool,
-    for_engine: bool = False,
 ) -> Conversion:
     if not items:
         raise ExportError("int8 needs examples to calibrate on; fix: --parity-texts FILE")

@@ -1,8 +1,9 @@
 """int8: multiplications by weights in 8-bit integers, with scales that are constants of the graph.
 
-Activations are unsigned with one scale for the tensor, calibrated; weights are signed with one scale for each
-column. In a graph for ONNX Runtime the multiplication is its operator MatMulIntegerToFloat, for others a MatMul
-between QuantizeLinear and DequantizeLinear. Attention proper, layer norms, sums and embeddings stay float32.
+Activations have one scale for the tensor, calibrated; weights are signed with one scale for each column. In a graph
+for ONNX Runtime activations are unsigned and the multiplication is its operator MatMulIntegerToFloat; for others they
+are signed around 0, and it is a MatMul between QuantizeLinear and DequantizeLinear. Attention proper, layer norms,
+sums and embeddings stay float32.
 MatMulIntegerToFloat runs on CPUs alone, so the rest of such a graph is made for CPUs, too.
 """
 
@@ -51,7 +52,8 @@ def to_int8(
             "the model has no multiplication that int8 serves (recurrent layers have none); fix: --precision fp16 or "
             "fp32"
         )
-    ranges = calibrated_ranges(model, sorted({node.input[0] for node in chosen}), batches)
+    # engines know no zero points
+    ranges = calibrated_ranges(model, sorted({node.input[0] for node in chosen}), batches, symmetric=not fused)
     return _quantised(model, {node.name for node in chosen}, ranges, fused)
 
 
@@ -93,7 +95,9 @@ def _quantised(
         else:
             if f"{weight}/rounded" not in quantised:
                 quantised.add(f"{weight}/rounded")
-                nodes.append(_node("DequantizeLinear", [int8, columns], f"{weight}/rounded", axis=1))
+                # without zero points for the weights ONNX Runtime 1.32 takes the activations' single one for them
+                zeros = constant(f"{weight}/zero", np.zeros(len(scales), np.int8))
+                nodes.append(_node("DequantizeLinear", [int8, columns, zeros], f"{weight}/rounded", axis=1))
             nodes.append(_node("MatMul", [f"{source}/rounded", f"{weight}/rounded"], node.output[0], node.name))
     whole = _assembled(model, nodes, [*model.graph.initializer, *new.values()])
     return with_biases(whole) if fused else whole

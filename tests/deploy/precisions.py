@@ -33,18 +33,18 @@ def examples_of(model) -> list:
     return texts_from_vocabulary(preprocessor)
 
 
-def convert(kind: str, precision: str, fused: bool = True) -> Conversion:
+def convert(kind: str, precision: str, fused: bool = True, for_engine: bool = False) -> Conversion:
     model = model_of(kind)
     return convert_pair(
         traced(kind, fused), precision, pair_signature(model), head_layers(model), model.preprocessor,
-        examples_of(model), fused=fused,
+        examples_of(model), fused=fused, for_engine=for_engine,
     )
 
 
 @cache
-def conversion_of(kind: str, precision: str, fused: bool = True) -> Conversion:
+def conversion_of(kind: str, precision: str, fused: bool = True, for_engine: bool = False) -> Conversion:
     """Converted once. Do not change its graphs."""
-    return convert(kind, precision, fused)
+    return convert(kind, precision, fused, for_engine)
 
 
 def converted(kind: str, precision: str, fused: bool = True) -> dict[str, onnx.ModelProto]:

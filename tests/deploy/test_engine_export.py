@@ -16,7 +16,7 @@ from families import assert_same_answers
 
 from rekd_deploy.config_rules import config_mistakes, engine_mistakes
 from rekd_deploy.engine_export import EngineRequest, plan_engines
-from rekd_deploy.engine_parity import prove_engines
+from rekd_deploy.engine_parity import prove_engines, reason_not_to_run
 from rekd_deploy.engines import tensorrt_execution
 from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.engines.tensorrt_library import PRODUCTS
@@ -273,7 +273,8 @@ def built(artefacts, with_engines, monkeypatch, tmp_path):
         plans[role].write_bytes(role.encode())
         library.plans[role.encode()] = (str(graph), entries[role]["engine"]["profiles"])
         entries[role]["engine"] |= {
-            "version": library.__version__, "precision": "fp32", "status": "unverified", "sha256": sha256(plans[role]),
+            "version": library.__version__, "built_for": ["sm89"], "precision": "fp32",
+            "status": "unverified", "sha256": sha256(plans[role]),
             "graph_sha256": sha256(graph),
         }  # fmt: skip
     return replace(made, engines=plans), library
@@ -301,6 +302,12 @@ def test_an_engine_that_answers_otherwise_is_not_published(built, tmp_path):
 
 def test_engines_that_cannot_run_here_stay_unverified(built, monkeypatch):
     artefacts, library = built
+    artefacts.manifest["artefacts"]["predictor"]["engine"]["built_for"] = ["sm120"]
+    assert prove_engines(artefacts) is artefacts
+    assert reason_not_to_run(artefacts.manifest["artefacts"]["predictor"]["engine"]) == (
+        "it was built for sm120, this machine's Fake RTX is sm89"
+    )
+    artefacts.manifest["artefacts"]["predictor"]["engine"]["built_for"] = ["sm89"]
     library.driver.devices = 0
     assert prove_engines(artefacts) is artefacts
 
@@ -318,5 +325,5 @@ def test_a_server_without_a_gpu_refuses_engines(built, tmp_path):
     artefacts, library = built
     root = write_repository(artefacts, tmp_path / "python")
     library.driver.devices = 0
-    with pytest.raises(ServerError, match="holds tensorrt-rtx engines, which cannot run here: there is no GPU 0"):
+    with pytest.raises(ServerError, match="engines, and that of the selector cannot run here: there is no GPU 0"):
         TritonServer(root, 0, 0, 0).start()
