@@ -49,8 +49,9 @@ class HotReload:
         self._live: LiveRepository = server.live
         self._drain_seconds = drain_seconds
         self._report = report
-        self._seen = self._live.stamp()
+        self._seen: tuple[int, ...] | None = self._live.stamp()
         self._complaint = ""
+        self._died_with: tuple[int, ...] | None = None
         self._leaving: _Leaving | None = None
 
     def poll(self) -> None:
@@ -66,6 +67,8 @@ class HotReload:
 
     def restarted(self) -> None:
         """The server was started anew, with one version."""
+        if self._leaving is not None:
+            self._live.remove_copy(self._leaving.snapshot)
         self._leaving = None
 
     def _take(self, stamp: tuple[int, ...]) -> None:
@@ -86,8 +89,22 @@ class HotReload:
             self._live.remove_copy(new)
             self._report(f"not reloaded: {'; '.join(reasons)}; version {old.version} serves on; {_RESTART}")
             return
-        with ModelControl(self._server.grpc_url, self._server.key) as control:
-            self._exchange(control, old, new)
+        try:
+            with ModelControl(self._server.grpc_url, self._server.key) as control:
+                self._exchange(control, old, new)
+        except ServerError:
+            self._after_a_death(stamp, new)
+            raise
+
+    def _after_a_death(self, stamp: tuple[int, ...], new: Snapshot) -> None:
+        """Once may be chance; an export with which the server dies twice is not tried a third time."""
+        if self._live.current is new:
+            return
+        self._live.remove_copy(new)
+        if self._died_with != stamp:
+            self._died_with, self._seen = stamp, None
+        else:
+            self._report(f"not reloaded: the server died twice while it loaded version {new.version}; {_RESTART}")
 
     def _exchange(self, control: ModelControl, old: Snapshot, new: Snapshot) -> None:
         began = time.monotonic()
@@ -115,6 +132,9 @@ class HotReload:
         for name in [*_ensembles(old), *_steps(old)]:
             self._live.configure(name, old.configs[name])
             control.load(name)
+        for name, versions in control.states().items():
+            if versions and name not in old.configs:
+                control.unload(name)
         self._live.remove(new)
         self._server.watch_models()
 

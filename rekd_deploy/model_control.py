@@ -52,6 +52,19 @@ class ModelControl:
             reason = " ".join(str(error.message()).split())
             raise ServerError(f"the server did not load {model}: {reason}") from None
 
+    def unload(self, model: str) -> None:
+        """Let a model go.
+
+        Raises:
+            ServerError: it stays.
+        """
+        from tritonclient.utils import InferenceServerException
+
+        try:
+            self._client.unload_model(model, headers=self._headers, client_timeout=self._load_seconds)
+        except InferenceServerException as error:
+            raise ServerError(f"the server did not unload {model}: {error.message()}") from None
+
     def states(self) -> dict[str, dict[int, str]]:
         """Model -> version -> READY, LOADING, UNLOADING; versions that are gone are left out.
 

@@ -101,15 +101,17 @@ class TritonServer:
         return self._process.process_id if self._process else None
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self._close()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
-        if self.live is not None:
-            self.live.close()
+        self._close()
 
     def start(self) -> None:
         """Start and wait until every model is ready. After ``stop`` it starts again, on the same ports.
@@ -168,6 +170,11 @@ class TritonServer:
         """Take the models' processes of now as those that ``check_alive`` holds to, once they no longer change."""
         if self._process is not None:
             self._process.watch_children(settled_for=_SETTLE_SECONDS)
+
+    def _close(self) -> None:
+        self.stop()
+        if self.live is not None:
+            self.live.close()
 
     def _launch(self, program: TritonProgram, settings: ServerSettings) -> None:
         prefix = new_memory_prefix()

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from rekd_deploy.errors import ClientError, RejectedError, ServerUnavailableError
-from rekd_deploy.server_flags import GRPC_KEY_HEADER, KEY_HEADER
+from rekd_deploy.server_flags import GRPC_KEY_HEADER, KEY_HEADER, LOOPBACK
 from rekd_deploy.server_state import ServerState
 from rekd_deploy.triton_config import ENSEMBLE
 
@@ -142,8 +143,10 @@ def read_status(url: str, running: Sequence[ServerState] = (), timeout: float = 
     """
     from tritonclient.utils import InferenceServerException
 
-    state = next((each for each in running if _same_place(url, each)), None)
-    asked = _HttpQuestions(url, state, timeout) if url.startswith("http://") else _GrpcQuestions(url, state, timeout)
+    protocol, address = _parsed(url)
+    state = next((each for each in running if _same_place(protocol, address, each)), None)
+    questions = _HttpQuestions if protocol == "http" else _GrpcQuestions
+    asked = questions(address, state, timeout)
     try:
         if not asked.client.is_server_live():
             raise ServerUnavailableError(f"the server at {url} is not live; look into its log")
@@ -161,10 +164,9 @@ def read_status(url: str, running: Sequence[ServerState] = (), timeout: float = 
 
 
 class _HttpQuestions:
-    def __init__(self, url: str, state: ServerState | None, timeout: float) -> None:
+    def __init__(self, address: str, state: ServerState | None, timeout: float) -> None:
         import tritonclient.http
 
-        address = url.removeprefix("http://").rstrip("/")
         self.client = tritonclient.http.InferenceServerClient(
             address, connection_timeout=timeout, network_timeout=timeout
         )
@@ -178,10 +180,10 @@ class _HttpQuestions:
 
 
 class _GrpcQuestions:
-    def __init__(self, url: str, state: ServerState | None, timeout: float) -> None:
+    def __init__(self, address: str, state: ServerState | None, timeout: float) -> None:
         import tritonclient.grpc
 
-        self.client = tritonclient.grpc.InferenceServerClient(url.removeprefix("grpc://"))
+        self.client = tritonclient.grpc.InferenceServerClient(address)
         self._headers = {GRPC_KEY_HEADER: state.key} if state else None
         self._timeout = timeout
 
@@ -195,9 +197,20 @@ class _GrpcQuestions:
         return self.client.get_server_metadata(as_json=True, client_timeout=self._timeout)
 
 
-def _same_place(url: str, state: ServerState) -> bool:
-    bare = url.removeprefix("grpc://").rstrip("/").replace("localhost", "127.0.0.1")
-    return bare in state.urls
+def _parsed(url: str) -> tuple[str, str]:
+    """Protocol ('grpc', 'http') and HOST:PORT."""
+    try:
+        parts = urlsplit(url if "://" in url else f"grpc://{url}")
+        if parts.scheme in ("grpc", "http") and parts.hostname and parts.port:
+            return parts.scheme, parts.netloc
+    except ValueError:  # a port that is no number
+        pass
+    raise ClientError(f"'{url}' is no address; give HOST:PORT for gRPC (localhost:8001) or http://HOST:PORT")
+
+
+def _same_place(protocol: str, address: str, state: ServerState) -> bool:
+    address = address.replace("localhost", LOOPBACK)
+    return (f"http://{address}" if protocol == "http" else address) in state.urls
 
 
 def _typed(error: Exception, url: str) -> ClientError:

@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
+_ID_LENGTH, _LINE_LENGTH = 128, 1000
+"""Of what clients send, at most this many characters reach the log."""
 
 
 class TritonPythonModel:
@@ -54,11 +56,10 @@ class TritonPythonModel:
             if reason is None:
                 accepted[index] = inputs
             else:
-                answers[index] = self._refusal(reason, self._triton.TritonError.INVALID_ARG)
+                answers[index] = self._refusal(request, reason, self._triton.TritonError.INVALID_ARG)
         for indices in same_shape_groups(accepted):
-            wanted = {index: list(requests[index].requested_output_names()) for index in indices}
-            for index, outputs in self._run(indices, accepted, wanted).items():
-                answers[index] = outputs
+            for index, answer in self._run(indices, accepted, requests).items():
+                answers[index] = answer
         return answers
 
     def finalize(self) -> None:
@@ -66,15 +67,17 @@ class TritonPythonModel:
         graph, self._graph = self._graph, None
         graph.close()
 
-    def _run(self, indices: list[int], inputs: Mapping[int, Arrays], wanted: Mapping[int, list[str]]) -> dict:
+    def _run(self, indices: list[int], inputs: Mapping[int, Arrays], requests: Sequence) -> dict:
+        wanted = {index: list(requests[index].requested_output_names()) for index in indices}
         names = sorted({name for index in indices for name in wanted[index]})
         try:
             rows = split_rows(self._graph.run(names, joined([inputs[i] for i in indices])), names,
                               [batch_of(inputs[i]) for i in indices])
         except Exception as error:  # whatever ONNX Runtime or the engine raises
             if len(indices) > 1:  # find the request that is to blame
-                return {key: value for i in indices for key, value in self._run([i], inputs, wanted).items()}
-            return {indices[0]: self._refusal(f"the graph failed: {error}", self._triton.TritonError.INTERNAL)}
+                return {key: value for i in indices for key, value in self._run([i], inputs, requests).items()}
+            first, internal = indices[0], self._triton.TritonError.INTERNAL
+            return {first: self._refusal(requests[first], f"the graph failed: {error}", internal)}
         return {
             index: self._triton.InferenceResponse(
                 [self._triton.Tensor(name, outputs[name]) for name in wanted[index]]
@@ -85,8 +88,15 @@ class TritonPythonModel:
     def _input(self, request, name: str) -> np.ndarray:
         return self._triton.get_input_tensor_by_name(request, name).as_numpy()
 
-    def _refusal(self, reason: str, code: int):
+    def _refusal(self, request, reason: str, code: int):
+        log_refusal(self._triton, request, reason)
         return self._triton.InferenceResponse(error=self._triton.TritonError(reason, code))
+
+
+def log_refusal(triton, request, reason: str) -> None:
+    """Write the id that the client gave its request, and why it gets an error, to the server's log, in one line."""
+    name = ascii(request.request_id())[1:-1][:_ID_LENGTH]
+    triton.Logger.log_warn(" ".join(f"[request id: {name or '<none>'}] {reason}".split())[:_LINE_LENGTH])
 
 
 class OnnxGraph:

@@ -20,6 +20,8 @@ LARGEST_TEXT = 1 << 20
 """Bytes of the longest text that is looked at; the model reads a few hundred words."""
 LARGEST_IMAGE = 50_000_000
 """Pixels of the largest image that is decoded."""
+_ID_LENGTH, _LINE_LENGTH = 128, 1000
+"""Of what clients send, at most this many characters reach the log."""
 
 
 class TritonPythonModel:
@@ -49,9 +51,9 @@ class TritonPythonModel:
         try:
             outputs = self._answer({name: self._array(request, name) for name in self._inputs})
         except self._refused as error:
-            return self._error(str(error), self._triton.TritonError.INVALID_ARG)
+            return self._error(request, str(error), self._triton.TritonError.INVALID_ARG)
         except Exception as error:  # one request's trouble must not become its neighbours'
-            return self._error(f"{type(error).__name__}: {error}", self._triton.TritonError.INTERNAL)
+            return self._error(request, f"{type(error).__name__}: {error}", self._triton.TritonError.INTERNAL)
         return self._triton.InferenceResponse(
             [self._triton.Tensor(name, outputs[name]) for name in request.requested_output_names()]
         )
@@ -59,7 +61,9 @@ class TritonPythonModel:
     def _array(self, request, name: str) -> np.ndarray:
         return self._triton.get_input_tensor_by_name(request, name).as_numpy()
 
-    def _error(self, reason: str, code: int):
+    def _error(self, request, reason: str, code: int):
+        name = ascii(request.request_id())[1:-1][:_ID_LENGTH]  # as the graphs' models log it
+        self._triton.Logger.log_warn(" ".join(f"[request id: {name or '<none>'}] {reason}".split())[:_LINE_LENGTH])
         return self._triton.InferenceResponse(error=self._triton.TritonError(reason, code))
 
 

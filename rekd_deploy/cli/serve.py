@@ -43,7 +43,7 @@ def serve(
     repository: Annotated[
         str | None,
         typer.Argument(
-            metavar="[REPO|URL]",
+            metavar="REPO|URL",
             help="Model repository written by rekd-export; with --status, the address of a server.",
             show_default=str(_REPOSITORY),
         ),

@@ -33,11 +33,14 @@ class TritonError(Exception):
 
 
 class Request:
-    def __init__(self, arrays, outputs):
-        self.arrays, self.outputs = arrays, outputs
+    def __init__(self, arrays, outputs, name=""):
+        self.arrays, self.outputs, self.name = arrays, outputs, name
 
     def requested_output_names(self):
         return self.outputs
+
+    def request_id(self):
+        return self.name
 
 
 @pytest.fixture
@@ -48,7 +51,10 @@ def utilities(monkeypatch):
         outputs={tensor.name: tensor.array for tensor in output_tensors}, error=error
     )
     module.get_input_tensor_by_name = lambda request, name: Tensor(name, request.arrays[name])
+    module.logged = []
+    module.Logger = SimpleNamespace(log_warn=module.logged.append)
     monkeypatch.setitem(sys.modules, module.__name__, module)
+    return module
 
 
 @pytest.fixture
@@ -116,6 +122,20 @@ def test_one_bad_request_does_not_spoil_its_neighbours(start, rationalizer):
     assert [answer.error is None for answer in answers] == [True, False, True]
     assert "input_ids[0, 0]" in str(answers[1].error) and answers[1].error.code == TritonError.INVALID_ARG
     np.testing.assert_array_equal(answers[0].outputs["scores"], answers[2].outputs["scores"])
+
+
+def test_errors_are_logged_with_the_id_of_their_request(start, rationalizer, utilities):
+    good = encoded(rationalizer, "a good film")
+    bad = {**good, "input_ids": good["input_ids"] - 50}
+    model = start(SELECTOR)
+    requests = [good, bad, bad, bad]
+    names = ["fine", "order 7", "", "two\nlines " + 200 * "é"]
+    model.execute([Request(each, OUTPUTS[SELECTOR], name) for each, name in zip(requests, names, strict=True)])
+    assert [line[: len("[request id: order 7] input_ids[0, 0]")] for line in utilities.logged[:2]] == [
+        "[request id: order 7] input_ids[0, 0]", "[request id: <none>] input_ids[0, 0] i",
+    ]
+    assert len(utilities.logged) == 3 and utilities.logged[2].startswith(r"[request id: two\nlines \xe9")
+    assert "\n" not in utilities.logged[2] and len(utilities.logged[2]) < 400
 
 
 def test_a_request_that_breaks_the_graph_is_found_among_its_neighbours(start, rationalizer, monkeypatch):

@@ -24,29 +24,12 @@ from rekd_deploy.repository import GRAPH, write_repository
 from rekd_deploy.server import TritonServer
 from rekd_deploy.transport import open_transport
 from rekd_deploy.triton_config import SELECTOR
-from rekd_deploy.triton_wheel import find_wheel
-from rekd_train.errors import MissingExtraError
 from rekd_train.files import sha256
 
 pytestmark = pytest.mark.triton
 
 ANSWERS = ("scores", "mask", "logits", "probabilities")
 PROTOCOLS = ("grpc_url", "http_url")
-
-
-@pytest.fixture(scope="session")
-def wheel():
-    try:
-        return find_wheel()
-    except (MissingExtraError, ServerError) as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="session")
-def server(wheel, repository, tmp_path_factory):
-    """One server for all tests; they must not stop it."""
-    with TritonServer(repository, 0, 0, 0, log_file=tmp_path_factory.mktemp("triton") / "log") as server:
-        yield server
 
 
 @pytest.fixture(params=PROTOCOLS)
@@ -177,6 +160,26 @@ def test_handed_over_tensors_are_no_answers(transport):
     for name in ("positions", "kept"):
         with pytest.raises(RejectedError, match=name):
             transport.submit("rekd", GOOD, (name,)).result()
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_the_id_of_a_request_that_fails_is_in_the_log(server, protocol):
+    import importlib
+
+    library = importlib.import_module(f"tritonclient.{protocol}")
+    client = library.InferenceServerClient(f"127.0.0.1:{server.ports[protocol]}")
+    given = []
+    for name, array in (GOOD | {"input_ids": GOOD["input_ids"] - 100}).items():
+        given.append(library.InferInput(name, array.shape, "INT64"))
+        given[-1].set_data_from_numpy(array)
+    with pytest.raises(Exception, match="outside the vocabulary"):
+        client.infer("rekd", given, request_id=f"order-{protocol}-7")
+    client.close()
+    until = time.monotonic() + 10
+    while f"order-{protocol}-7" not in server.log_file.read_text() and time.monotonic() < until:
+        time.sleep(0.05)
+    lines = [line for line in server.log_file.read_text().splitlines() if f"[request id: order-{protocol}-7]" in line]
+    assert len(lines) == 1 and lines[0].startswith("W") and "outside the vocabulary" in lines[0]
 
 
 def test_model_that_is_not_served(url):

@@ -1,0 +1,38 @@
+"""rekd-serve: what it refuses, and that its options reach the server."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+def serve(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "rekd_deploy.cli.serve", *arguments], capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--host", "0.0.0.0"], 1, "neither a login nor TLS"),
+        (["--json"], 2, "add --status"),
+        (["--backends", "."], 2, "belongs to --tritonserver"),
+        (["--tritonserver", "/nowhere"], 1, "is not an executable file"),
+        (["--restart", "always"], 2, "always"),
+        (["--status", "here"], 1, "is no address"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_refusals(arguments, code, message):
+    given = arguments if "--status" in arguments else ["somewhere", *arguments]
+    answer = serve(*given)
+    assert answer.returncode == code and message in answer.stderr and "Traceback" not in answer.stderr
+    assert answer.stdout == ""
+
+
+def test_help_says_what_is_at_stake():
+    text = " ".join(serve("--help").stdout.split())
+    assert "--expose-without-login-or-tls" in text and "whoever reaches it may ask the model" in text

@@ -1,0 +1,131 @@
+"""What a running server says about itself."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rekd_deploy.errors import ClientError, ServerUnavailableError
+from rekd_deploy.server_state import ServerState
+from rekd_deploy.server_status import ServerStatus, StepStatus, choose_url, read_status, status_table
+
+ENTRY = {
+    "name": "rekd_selector", "version": "3", "inference_count": "40", "execution_count": "10",
+    "inference_stats": {
+        "success": {"count": "20", "ns": "60000000"}, "fail": {"count": "2", "ns": "5"},
+        "queue": {"count": "20", "ns": "10000000"}, "compute_input": {"count": "20", "ns": "2000000"},
+        "compute_infer": {"count": "20", "ns": "46000000"}, "compute_output": {"count": "20", "ns": "1000000"},
+    },
+}  # fmt: skip
+STATE = ServerState(
+    7, "/models", "127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3/metrics", "/log", "secret", 3
+)
+
+
+def shown(status):
+    from rich.console import Console
+
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(*status.lines(), status_table(status), sep="\n")
+    return console.export_text()
+
+
+def test_means_of_a_step():
+    step = StepStatus.of(ENTRY)
+    assert step == StepStatus("rekd_selector", 3, 20, 2, 40, 10, 3.0, 0.5, 0.1, 2.3, 0.05)
+
+
+def test_a_step_that_nobody_has_asked():
+    """Over gRPC, numbers that are zero are left out."""
+    step = StepStatus.of({"name": "rekd", "version": "1", "inference_stats": {}})
+    assert (step.requests, step.rows, step.request_ms, step.queue_ms) == (0, 0, None, None)
+    assert " - " in shown(ServerStatus("u", True, True, "2.51.0", (step,)))
+
+
+def test_table_and_document():
+    ensemble = replace(StepStatus.of(ENTRY), model="rekd", requests=1200)
+    status = ServerStatus("http://127.0.0.1:2", True, True, "2.51.0", (ensemble, StepStatus.of(ENTRY)), STATE)
+    text = shown(status)
+    for part in ("ready, Triton 2.51.0, version 3", "/models (process 7)", "1,200", "4.0", "2.300", "rekd_selector"):
+        assert part in text
+    assert "secret" not in text and "secret" not in json.dumps(status.to_dict())
+    assert status.to_dict()["versions"] == [3] and status.to_dict()["steps"][1]["compute_ms"] == 2.3
+    assert "started again 2 times" in shown(replace(status, running=replace(STATE, restarts=2)))
+    assert "live, not ready" in shown(replace(status, ready=False))
+
+
+def test_the_server_that_runs_is_found():
+    assert choose_url([STATE]) == STATE.http_url
+    with pytest.raises(ServerUnavailableError, match="no rekd-serve of yours is running"):
+        choose_url([])
+    with pytest.raises(ServerUnavailableError, match="2 servers are running: http://127.0.0.1:2, http://127.0.0.1:9"):
+        choose_url([STATE, replace(STATE, http_url="http://127.0.0.1:9")])
+
+
+@pytest.mark.parametrize("form", ["http://127.0.0.1:{}", "127.0.0.1:{}"])
+def test_nothing_there(form):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(ServerUnavailableError, match="no Triton server answers"):
+        read_status(form.format(port), timeout=2.0)
+
+
+@pytest.mark.parametrize("url", ["here", "http://", "ftp://host:1", "host:port"])
+def test_what_is_no_address(url):
+    with pytest.raises(ClientError, match="is no address"):
+        read_status(url)
+
+
+# the real server
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("attribute", ["grpc_url", "http_url"])
+def test_requests_are_counted_step_by_step(server, attribute):
+    from rekd_deploy.transport import open_transport
+
+    def counted():
+        status = read_status(getattr(server, attribute))
+        assert status.live and status.ready and status.versions == (1,) and status.triton
+        return {step.model: step for step in status.steps}
+
+    before = counted()
+    assert set(before) == {"rekd", "rekd_selector", "rekd_predictor"}
+    transport = open_transport(server.grpc_url, 10.0)
+    ids = np.array([[2, 9, 10, 3]] * 3, dtype=np.int64)
+    for _ in range(5):
+        transport.submit("rekd", {"input_ids": ids, "attention_mask": np.ones_like(ids)}, ("mask",)).result()
+    transport.close()
+    after = counted()
+    for model in before:
+        assert after[model].requests - before[model].requests == 5
+        assert after[model].rows - before[model].rows == 15
+    step = after["rekd_selector"]
+    parts = step.queue_ms + step.input_ms + step.compute_ms + step.output_ms
+    assert 0 < step.compute_ms < step.request_ms and parts == pytest.approx(step.request_ms, rel=0.2)
+
+
+@pytest.mark.triton
+def test_the_command(server, tmp_path):
+    def ask(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "rekd_deploy.cli.serve", "--status", *arguments],
+            capture_output=True, text=True, env={**os.environ, "XDG_CACHE_HOME": str(tmp_path), "COLUMNS": "160"},
+        )  # fmt: skip
+
+    answer = ask(server.http_url, "--json")
+    assert answer.returncode == 0, answer.stderr
+    document = json.loads(answer.stdout)
+    assert document["ready"] is True and {step["model"] for step in document["steps"]} >= {"rekd", "rekd_predictor"}
+    answer = ask(server.grpc_url)
+    assert answer.returncode == 0 and "ready, Triton" in answer.stdout and "rekd_selector" in answer.stdout
+    answer = ask()
+    assert answer.returncode == 1 and "no rekd-serve of yours is running" in answer.stderr
