@@ -97,7 +97,7 @@ def deployment(nginx, repository, tmp_path_factory) -> Iterator[Deployment]:
         running([nginx, *nginx_command(str(config))[1:]], folder / "nginx.log"),
     ):
         deployment = Deployment(settings, folder / "authority.pem", folder / "access.log")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while True:
             with contextlib.suppress(OSError):
                 if as_kubelet(deployment, "/v2/health/ready") == 200:
