@@ -142,17 +142,23 @@ def repository(artefacts, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def triton(repository: Path, tmp_path_factory: pytest.TempPathFactory):
-    """The real Triton on that repository, one for all tests (``rekd_deploy.server.TritonServer``). Do not stop it."""
+def wheel():
+    """The server of the wheel; without it the test is skipped."""
     from rekd_deploy.errors import ServerError
-    from rekd_deploy.server import TritonServer
     from rekd_deploy.triton_wheel import find_wheel
     from rekd_train.errors import MissingExtraError
 
     try:
-        find_wheel()
+        return find_wheel()
     except (MissingExtraError, ServerError) as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def server(wheel, repository: Path, tmp_path_factory: pytest.TempPathFactory):
+    """The real Triton on that repository, one for all tests (``rekd_deploy.server.TritonServer``). Do not stop it."""
+    from rekd_deploy.server import TritonServer
+
     with TritonServer(repository, 0, 0, 0, log_file=tmp_path_factory.mktemp("triton") / "log") as server:
         yield server
 

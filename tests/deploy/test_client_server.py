@@ -47,8 +47,8 @@ def protocol(request):
 
 
 @pytest.fixture
-def url(triton, protocol):
-    return getattr(triton, URLS[protocol])
+def url(server, protocol):
+    return getattr(server, URLS[protocol])
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +94,8 @@ def test_windows_as_the_pipeline_has_them(url, repository, texts):
     assert max(span.end for span in answers[-1].rationale) > len(many[-1]) * 0.8
 
 
-def test_connections_are_used_again(triton, protocol):
-    with Proxy(triton.ports[protocol]) as proxy:
+def test_connections_are_used_again(server, protocol):
+    with Proxy(server.ports[protocol]) as proxy:
         scheme = "http://" if protocol == "http" else ""
         with Client(f"{scheme}127.0.0.1:{proxy.port}") as client:
             for _ in range(20):
@@ -106,8 +106,8 @@ def test_connections_are_used_again(triton, protocol):
             assert proxy.connections == 2
 
 
-def test_a_request_in_flight_when_its_connection_breaks_is_sent_again(triton, protocol, many, expected):
-    with Proxy(triton.ports[protocol]) as proxy:
+def test_a_request_in_flight_when_its_connection_breaks_is_sent_again(server, protocol, many, expected):
+    with Proxy(server.ports[protocol]) as proxy:
         scheme = "http://" if protocol == "http" else ""
         with Client(f"{scheme}127.0.0.1:{proxy.port}", retry=RetryPolicy(attempts=50, longest_pause=0.2)) as client:
             client.predict(["good"])
@@ -154,9 +154,9 @@ def tls_context(authority, *, asks_the_client: bool) -> ssl.SSLContext:
     return context
 
 
-def test_tls(triton, protocol, tls, many, expected):
+def test_tls(server, protocol, tls, many, expected):
     authority, folder = tls
-    with Proxy(triton.ports[protocol], tls_context(authority, asks_the_client=False)) as proxy:
+    with Proxy(server.ports[protocol], tls_context(authority, asks_the_client=False)) as proxy:
         address = f"{protocol}s://127.0.0.1:{proxy.port}"
         with Client(address, tls=TlsSettings(folder / "roots.pem")) as client:
             assert same(client.predict(many), expected)
@@ -164,10 +164,10 @@ def test_tls(triton, protocol, tls, many, expected):
             client.predict(["good"])  # a root that the system does not know
 
 
-def test_tls_with_a_certificate_of_the_clients_own(triton, protocol, tls):
+def test_tls_with_a_certificate_of_the_clients_own(server, protocol, tls):
     authority, folder = tls
     mine = TlsSettings(folder / "roots.pem", folder / "client.pem", folder / "client.key")
-    with Proxy(triton.ports[protocol], tls_context(authority, asks_the_client=True)) as proxy:
+    with Proxy(server.ports[protocol], tls_context(authority, asks_the_client=True)) as proxy:
         address = f"{protocol}s://127.0.0.1:{proxy.port}"
         with Client(address, tls=mine) as client:
             assert len(client.predict(["good"])) == 1
@@ -180,9 +180,9 @@ def test_tls_with_a_certificate_of_the_clients_own(triton, protocol, tls):
 
 
 @pytest.fixture
-def key(triton, protocol):
+def key(server, protocol):
     """The header that opens the server's restricted interfaces, shared memory among them."""
-    command = Path(f"/proc/{triton.process_id}/cmdline").read_text()
+    command = Path(f"/proc/{server.process_id}/cmdline").read_text()
     name, value = re.search(r"shared-memory[^:\0]*:([\w-]+)=(\w+)", command).groups()
     return {f"triton-grpc-protocol-{name}" if protocol == "grpc" else name: value}
 
@@ -340,7 +340,7 @@ def test_a_process_that_ends_leaves_nothing_and_says_nothing(url, key):
 # ids
 
 
-def test_a_refused_request_is_found_in_the_server_by_its_id(triton, url):
+def test_a_refused_request_is_found_in_the_server_by_its_id(server, url):
     with Client(url) as client:
         transport = client._conversation.transport
         with pytest.raises(RejectedError, match="order-17"):
@@ -350,7 +350,7 @@ def test_a_refused_request_is_found_in_the_server_by_its_id(triton, url):
 # a server that dies
 
 
-def test_a_server_killed_under_load(triton, repository, tmp_path, many, expected):
+def test_a_server_killed_under_load(server, repository, tmp_path, many, expected):
     """Whoever does not wait gets a typed error, whoever does gets the right answer; nobody gets a wrong one."""
     first = TritonServer(repository, 0, 0, 0, log_file=tmp_path / "first")
     first.start()

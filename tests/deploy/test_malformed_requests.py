@@ -15,7 +15,6 @@ import pytest
 from families import some_images
 from malformed import Request, Tensor, as_bytes
 from PIL import Image
-from test_triton_server import wheel  # noqa: F401  a fixture
 
 from rekd_deploy.export import export
 from rekd_deploy.repository import write_repository
@@ -34,7 +33,7 @@ _PARSER = ("failed to parse the request JSON", "Unable to parse", "Unable to set
 
 
 @pytest.fixture(scope="module", params=["text", "image"])
-def served(wheel, request, artefacts, image_rationalizer, tmp_path_factory):  # noqa: F811
+def served(wheel, request, artefacts, image_rationalizer, tmp_path_factory):
     """What is asked, a server with both ensembles and the single graph, and good requests to it."""
     folder = tmp_path_factory.mktemp("malformed")
     kind = request.param

@@ -9,7 +9,10 @@ import json
 import numpy as np
 import pytest
 from families import KINDS, assert_same_answers, some_images
-from test_triton_server import ANSWERS, wheel  # noqa: F401  a fixture
+from test_triton_server import (
+    ANSWERS,
+    wheel,  # noqa: F401  a fixture
+)
 
 from rekd_deploy.client import Client
 from rekd_deploy.errors import RejectedError
@@ -24,7 +27,7 @@ pytestmark = pytest.mark.triton
 
 
 @pytest.fixture(scope="module", params=["vit", "bert-paper"])
-def served(wheel, request, tmp_path_factory):  # noqa: F811
+def served(wheel, request, tmp_path_factory):
     """A model and a server with its ensemble and its single graph."""
     folder = tmp_path_factory.mktemp(request.param)
     model = KINDS[request.param]()
