@@ -51,7 +51,8 @@ class Case:
         shapes = {spec.name: spec.shape for spec in signature.inputs}
         if "keep" in shapes:
             return {"keep": self.mask}
-        slots = int(shapes["kept"][1])
+        rule = signature.slots
+        slots = int(shapes["kept"][1]) if rule is None else rule.at(self.mask.shape[1])
         positions = np.zeros((len(self.mask), slots), np.int64)
         kept = np.zeros((len(self.mask), slots), bool)
         for row, mask in enumerate(self.mask):
