@@ -42,7 +42,7 @@ def server(monkeypatch, rationalizer):
         def __exit__(self, *_):
             pass
 
-        def predict(self, texts, *, windows):
+        def predict(self, texts, *, windows=False):
             seen.windows.append(windows)
             if seen.failure:
                 raise seen.failure
