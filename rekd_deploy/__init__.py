@@ -7,6 +7,7 @@ process, ``TritonServer(repository)`` serves. None of them needs torch; each loa
 from importlib import import_module
 
 from rekd_deploy.errors import (
+    BenchmarkError,
     ClientError,
     DeadlineError,
     DeployError,
@@ -29,6 +30,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "BenchmarkError",
     "Client",
     "ClientError",
     "DeadlineError",

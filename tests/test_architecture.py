@@ -79,10 +79,15 @@ HOUSE = {
         rekd_deploy.render_image
         rekd_deploy
     """,
-    "bench": "rekd_deploy.bench rekd_deploy.bench.interleaved rekd_deploy.bench.ways",
+    "bench": """
+        rekd_deploy.bench rekd_deploy.bench.interleaved rekd_deploy.bench.ways rekd_deploy.bench.progress
+        rekd_deploy.bench.results
+    """,
     "demo": "rekd_deploy.stages rekd_deploy.agreement rekd_deploy.demo",
     "commands": """
         rekd_deploy.cli rekd_deploy.cli.demo rekd_deploy.cli.export rekd_deploy.cli.serve rekd_deploy.cli.query
+        rekd_deploy.cli.bench_common rekd_deploy.cli.bench_accuracy rekd_deploy.cli.bench_faithfulness
+        rekd_deploy.cli.bench
     """,
 }
 ROOMS = list(HOUSE)
