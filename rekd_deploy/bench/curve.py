@@ -13,7 +13,7 @@ import numpy as np
 
 from rekd_deploy.bench.features import Features
 from rekd_deploy.bench.progress import Progress, silent
-from rekd_deploy.bench.subject import ServedGraphs, Subject, classified, selected
+from rekd_deploy.bench.subject import ServedGraphs, Subject, classified, fitted, selected
 
 if TYPE_CHECKING:
     from rekd_train.data import Split
@@ -37,14 +37,14 @@ def subject_curve(
     rates, realised, accuracies = [], [], []
     for rate in CURVE_RATES:
         mask = highest(scores, features.selectable, rate)
-        if subject.capacity is not None and mask.sum(axis=1).max() > subject.capacity:
+        if (fitted(subject, features, mask) != mask).any():
             break
         logits = classified(subject, features, mask, progress, f"at {rate:.0%}")
         rates.append(rate)
         realised.append(float(np.mean(mask.sum(axis=1) / np.maximum(features.counts, 1))))
         accuracies.append(float(np.mean(logits.argmax(axis=1) == labels)))
     whole = len(rates) == len(CURVE_RATES)
-    note = "every rate" if whole else f"the served predictor has {subject.capacity} slots: higher rates do not fit in"
+    note = "every rate" if whole else "the slots of the served predictor take no more"
     return {"rates": rates, "realised": realised, "accuracies": accuracies, "area": _area(rates, accuracies),
             "note": note}  # fmt: skip
 

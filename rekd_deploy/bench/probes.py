@@ -16,7 +16,7 @@ from rekd_deploy.bench.judges import random_masks
 from rekd_deploy.bench.mask_probe import Probe, mask_probe
 from rekd_deploy.bench.progress import Progress, silent
 from rekd_deploy.bench.results import Check
-from rekd_deploy.bench.subject import Selected, Subject, classified
+from rekd_deploy.bench.subject import Selected, Subject, classified, fitted
 from rekd_deploy.bench.verdicts import leak_check, not_applicable, paired
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _others(
     others, same = (nearest(features.counts, labels, generator, other) for other in (True, False))
     answers = {}
     for name, donors in (("other_class", others), ("same_class", same)):
-        mask = chosen.mask[donors] & features.selectable
+        mask = fitted(subject, features, chosen.mask[donors] & features.selectable)
         answers[name] = classified(subject, features, mask, progress, f"pattern of {name}").argmax(axis=1)
     wanted = labels[others]
     follows, by_chance = answers["other_class"] == wanted, answers["same_class"] == wanted

@@ -11,20 +11,20 @@ import numpy as np
 
 from rekd_deploy.bench.features import BATCH, Arrays, Features
 from rekd_deploy.bench.progress import Progress, silent
-from rekd_deploy.manifest import signature_from_dict
 from rekd_deploy.reference import handed_over
-from rekd_deploy.repository_check import check_repository, read_description
-from rekd_deploy.repository_runners import engine_runner, graph_runner, largest_batch
+from rekd_deploy.repository_check import read_manifest
+from rekd_deploy.repository_runners import Exported
 from rekd_train.policy import SelectionPolicy
 
 
 class Subject(Protocol):
     """Two steps that can be run apart."""
 
-    capacity: int | None
-    """Most features that ``classify`` can be given; None: any number."""
     batch_size: int
     """Most examples at once."""
+
+    def slots(self, width: int) -> int | None:
+        """Most features that ``classify`` can be given of inputs with so many positions; None: any number."""
 
     def select(self, inputs: Arrays) -> tuple[np.ndarray, np.ndarray]:
         """Scores (B, N) float32 and mask (B, N) bool."""
@@ -55,21 +55,19 @@ class ServedGraphs:
     """
 
     def __init__(self, root: Path, *, engine: bool = False, threads: int | None = None) -> None:
-        self.manifest = check_repository(root)
-        self.description = read_description(root)
+        exported = Exported.of(root)
+        self.manifest = read_manifest(root)
+        self.description = exported.description
         self.policy = SelectionPolicy.model_validate(self.manifest["policy"])
-        signature = signature_from_dict(self.manifest["signature"])
-        compact = self.manifest["operator"] == "compact"
-        self.capacity: int | None = int(self.manifest["capacity"]) if compact else None
         self.batch_size = BATCH
         roles = ("selector", "predictor")
         if engine:
-            runners = [engine_runner(root, self.manifest, role) for role in roles]
-            self.batch_size = min(BATCH, *(largest_batch(root, self.manifest, role) for role in roles))
+            runners = [exported.engine_runner(role) for role in roles]
+            self.batch_size = min(BATCH, *(exported.largest_batch(role) for role in roles))
         else:
-            runners = [graph_runner(root, self.manifest, role, threads=threads) for role in roles]
+            runners = [exported.graph_runner(role, threads=threads) for role in roles]
         self._selector, self._predictor = runners
-        self._signature = signature
+        self._signature = exported.signature
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -83,6 +81,13 @@ class ServedGraphs:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+    def slots(self, width: int) -> int | None:
+        """Most features that ``classify`` can be given of inputs with so many positions; None: any number."""
+        if self.manifest["operator"] != "compact":
+            return None
+        rule = self._signature.predictor.slots
+        return int(self.manifest["capacity"]) if rule is None else rule.at(width)
 
     def select(self, inputs: Arrays) -> tuple[np.ndarray, np.ndarray]:
         """Scores (B, N) float32 and mask (B, N) bool."""
@@ -115,7 +120,7 @@ def classified(
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     done = 0
     for rows, inputs in features.batches(subject.batch_size):
-        width = next(iter(inputs.values())).shape[1] if "input_ids" in inputs else mask.shape[1]
+        width = _width(inputs, mask)
         parts.append((rows, subject.classify(inputs, mask[rows, :width])))
         done += len(rows)
         progress(step, done, len(features))
@@ -123,3 +128,18 @@ def classified(
     for rows, found in parts:
         logits[rows] = found
     return logits
+
+
+def fitted(subject: Subject, features: Features, mask: np.ndarray) -> np.ndarray:
+    """The mask with no more than the subject's slots take, in batches as ``classified`` makes them: the first ones."""
+    found = mask.copy()
+    for rows, inputs in features.batches(subject.batch_size):
+        slots = subject.slots(_width(inputs, mask))
+        if slots is not None:
+            found[rows] &= mask[rows].cumsum(axis=1) <= slots
+    return found
+
+
+def _width(inputs: Arrays, mask: np.ndarray) -> int:
+    """Positions of a batch."""
+    return inputs["input_ids"].shape[1] if "input_ids" in inputs else mask.shape[1]

@@ -48,6 +48,9 @@ class Planted:
     capacity: int | None = None
     batch_size = 32
 
+    def slots(self, width: int) -> int | None:
+        return self.capacity
+
     def __init__(self, preprocessor, kind: str) -> None:
         self.kind = kind
         ids = {preprocessor.token(number): number for number in range(preprocessor.vocabulary_size)}
@@ -87,6 +90,9 @@ class Untrained:
 
     capacity: int | None = None
     batch_size = 32
+
+    def slots(self, width: int) -> int | None:
+        return self.capacity
 
     def __init__(self, seed: int = 0) -> None:
         self.pair = make_rationalizer(seed, operator="compact")
