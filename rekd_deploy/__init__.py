@@ -8,6 +8,7 @@ needs torch; each loads what it needs when touched.
 from importlib import import_module
 
 from rekd_deploy.errors import (
+    BenchmarkError,
     ClientError,
     DeadlineError,
     DeployError,
@@ -36,6 +37,7 @@ _LAZY = {
 
 __all__ = [
     "AsyncClient",
+    "BenchmarkError",
     "Client",
     "ClientError",
     "DeadlineError",

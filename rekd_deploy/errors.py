@@ -7,6 +7,7 @@
         ├── EngineError              an engine cannot load or run a graph
         ├── RepositoryError          a model repository is missing, damaged or would not load
         ├── ServerError              the Triton server cannot start or has died
+        ├── BenchmarkError           a measurement cannot be made or read, or a check that it holds has failed
         └── ClientError              a query failed
             ├── ServerUnavailableError   nothing answers at the address
             │   └── ServerBusyError      it answers that its queue is full
@@ -42,6 +43,10 @@ class RepositoryError(DeployError):
 
 class ServerError(DeployError):
     """The Triton server cannot start or has died."""
+
+
+class BenchmarkError(DeployError):
+    """A measurement cannot be made or read, or a check that it holds has failed."""
 
 
 class ClientError(DeployError):

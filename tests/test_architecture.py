@@ -48,7 +48,7 @@ HOUSE = {
         rekd_train.loop rekd_train.training
     """,
     "checkpoint": "rekd_train.model_card rekd_train.checkpoint rekd_train.checkpoint_examples rekd_train.official",
-    "runs": "rekd_train.recorded rekd_train.runs",
+    "runs": "rekd_train.recorded rekd_train.runs rekd_train.judge",
     "training commands": "rekd_train rekd_train.command rekd_train.cli_library rekd_train.cli_progress rekd_train.cli",
     "signature": "rekd_deploy.errors rekd_deploy.signature rekd_deploy.artefacts rekd_deploy.text_source",
     "engines": """
@@ -95,11 +95,19 @@ HOUSE = {
         rekd_deploy.render_image
         rekd_deploy
     """,
-    "bench": "rekd_deploy.bench rekd_deploy.bench.interleaved rekd_deploy.bench.ways",
+    "bench": """
+        rekd_deploy.bench rekd_deploy.bench.interleaved rekd_deploy.bench.ways rekd_deploy.bench.progress
+        rekd_deploy.bench.results rekd_deploy.bench.tables rekd_deploy.bench.labelled rekd_deploy.bench.features
+        rekd_deploy.bench.subject rekd_deploy.bench.curve rekd_deploy.bench.accuracy rekd_deploy.bench.verdicts
+        rekd_deploy.bench.structure rekd_deploy.bench.judges rekd_deploy.bench.mask_probe rekd_deploy.bench.probes
+        rekd_deploy.bench.known_reasons rekd_deploy.bench.faithfulness
+    """,
     "demo": "rekd_deploy.stages rekd_deploy.agreement rekd_deploy.demo",
     "commands": """
         rekd_deploy.cli rekd_deploy.cli.demo rekd_deploy.cli.deploy rekd_deploy.cli.export rekd_deploy.cli.serve
         rekd_deploy.cli.query
+        rekd_deploy.cli.bench_common rekd_deploy.cli.bench_accuracy rekd_deploy.cli.bench_faithfulness
+        rekd_deploy.cli.bench
     """,
 }
 ROOMS = list(HOUSE)
