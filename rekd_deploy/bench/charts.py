@@ -26,7 +26,7 @@ _INK, _LINE = "#010203", "#040506"
 _PALETTE = tuple(f"#0a0b{number:02x}" for number in range(SERIES))
 _VARIABLES = {_INK: "var(--ink)", _LINE: "var(--line)",
               **{colour: f"var(--c{number})" for number, colour in enumerate(_PALETTE)}}  # fmt: skip
-_SIZE = (4.8, 3.2)
+_SIZE = (4.8, 2.9)
 """Inches; small, so that letters stay readable on a phone."""
 _MARKERS = "osD^vP*X"
 _LABEL_WIDTH = 22
@@ -50,26 +50,26 @@ def line_chart(
         diagonal: a dashed line where y equals x.
         percent: both axes are shares.
     """
-    with _figure(name, title) as (axes, finished):
+    with _figure(name, title, _SIZE[1] + 0.19 * _legend_rows(list(series))) as (axes, finished):
         if diagonal:
             axes.plot([0, 1], [0, 1], color=_INK, linestyle="--", linewidth=0.8)
         for place, (label, (xs, ys)) in enumerate(series.items()):
             axes.plot(xs, ys, label=label, color=_PALETTE[place % SERIES], marker=_MARKERS[place % len(_MARKERS)],
-                      markersize=4, linewidth=1.6)  # fmt: skip
+                      markersize=4.5, linewidth=1.6, zorder=3 + SERIES - place)  # fmt: skip
         if logarithmic:
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
         _numbers(axes, whole_x, sorted({value for xs, _ in series.values() for value in xs}), logarithmic, percent)
         _labelled(axes, x, y)
         if len(series) > 1 or not diagonal:
-            _legend(axes, len(series))
+            _legend(axes)
     return finished[0]
 
 
 def stacked_bars(rows: Mapping[str, Mapping[str, float]], *, name: str, title: str, x: str) -> str:
     """Horizontal bars made of parts, one bar a row; arguments as ``line_chart``."""
     parts = list(dict.fromkeys(part for row in rows.values() for part in row))
-    with _figure(name, title, height=0.9 + 0.5 * len(rows) + 0.25 * -(-len(parts) // 3)) as (axes, finished):
+    with _figure(name, title, 0.8 + 0.46 * len(rows) + 0.19 * _legend_rows(parts)) as (axes, finished):
         places = range(len(rows))
         left = [0.0] * len(rows)
         for number, part in enumerate(parts):
@@ -80,12 +80,12 @@ def stacked_bars(rows: Mapping[str, Mapping[str, float]], *, name: str, title: s
         axes.invert_yaxis()
         _labelled(axes, x, "")
         axes.grid(visible=False, axis="y")
-        _legend(axes, len(parts))
+        _legend(axes)
     return finished[0]
 
 
 @contextmanager
-def _figure(name: str, title: str, height: float = _SIZE[1]) -> Any:
+def _figure(name: str, title: str, height: float) -> Any:
     """Axes to draw on, and a list that holds the SVG once the block has ended."""
     try:
         from matplotlib import rc_context
@@ -94,7 +94,7 @@ def _figure(name: str, title: str, height: float = _SIZE[1]) -> Any:
     except ImportError:
         raise MissingExtraError("matplotlib", "bench") from None
     settings = {
-        "svg.fonttype": "none", "svg.hashsalt": name, "font.family": ["DejaVu Sans"], "font.size": 9,
+        "svg.fonttype": "none", "svg.hashsalt": name, "font.family": ["DejaVu Sans"], "font.size": 10.5,
         "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _LINE, "xtick.color": _INK,
         "ytick.color": _INK, "grid.color": _LINE, "grid.linewidth": 0.6, "axes.spines.top": False,
         "axes.spines.right": False, "axes.axisbelow": True,
@@ -115,13 +115,21 @@ def _labelled(axes: Axes, x: str, y: str) -> None:
     axes.grid(visible=True)
 
 
-def _legend(axes: Axes, entries: int) -> None:
-    columns = 1 if any(len(label) > 26 for label in axes.get_legend_handles_labels()[1]) else min(3, entries)
-    axes.figure.legend(loc="outside lower left", ncols=columns, frameon=False, fontsize=8, handlelength=1.6)
+def _legend_rows(labels: Sequence[str]) -> int:
+    return -(-len(labels) // _legend_columns(labels))
+
+
+def _legend_columns(labels: Sequence[str]) -> int:
+    return 1 if any(len(label) > 26 for label in labels) else min(4, max(1, len(labels)))
+
+
+def _legend(axes: Axes) -> None:
+    columns = _legend_columns(axes.get_legend_handles_labels()[1])
+    axes.figure.legend(loc="outside lower left", ncols=columns, frameon=False, fontsize=9.5, handlelength=1.6)
 
 
 def _numbers(axes: Axes, whole_x: bool, values: Sequence[float], logarithmic: bool, percent: bool) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
     plain = FuncFormatter(lambda value, place: f"{value:g}")
     if whole_x:
@@ -129,6 +137,7 @@ def _numbers(axes: Axes, whole_x: bool, values: Sequence[float], logarithmic: bo
         axes.xaxis.set_major_formatter(plain)
         axes.minorticks_off()
     if logarithmic:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter(plain)
         axes.yaxis.set_minor_formatter(NullFormatter())
     if percent:

@@ -22,6 +22,8 @@ _COLUMNS = {
     "compute_ms": "Server Compute Infer", "output_ms": "Server Compute Output",
 }  # fmt: skip
 """Our names of its columns; its times are in microseconds."""
+_ANY = "999"
+"""Percent by which its windows may differ: it gives no figures at all where they differ by more."""
 _MOST_INPUTS = 200
 """Requests that are written for it; it takes them in turns."""
 
@@ -49,7 +51,7 @@ def run_perf_analyzer(
     Args:
         url: HOST:PORT.
         requests: tensors by name, (1, ...) each; all of one shape, as it batches by shape.
-        request_count: answers in each of its windows; it repeats windows until three agree.
+        request_count: answers in each of its windows; it takes three or four.
         timeout: seconds that one concurrency may take.
 
     Returns:
@@ -76,7 +78,7 @@ def _run_once(
     command = [
         *_program(), "-m", model, "-u", url, "-i", "grpc", "--input-data", str(data),
         "--concurrency-range", str(concurrency), "--measurement-mode", "count_windows",
-        "--measurement-request-count", str(request_count), "--stability-percentage", "50", "--max-trials", "4",
+        "--measurement-request-count", str(request_count), "--stability-percentage", _ANY, "--max-trials", "4",
         "-f", str(report),
     ]  # fmt: skip
     try:
@@ -93,7 +95,8 @@ def _run_once(
         raise BenchmarkError(f"perf_analyzer cannot be started: {error.strerror}; fix: --no-perf-analyzer") from None
     if done.returncode or not report.is_file():
         said = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        reason = next((line for line in said if "rror" in line or "GLIBC" in line), said[-1] if said else "no message")
+        marks = ("rror", "ailed", "GLIBC")
+        reason = next((line for line in said if any(mark in line for mark in marks)), said[-1] if said else "no message")
         raise BenchmarkError(f"perf_analyzer failed with exit code {done.returncode}: {reason[:300]}")
     return read_report(report.read_text(encoding="utf-8"))
 

@@ -7,6 +7,7 @@ from typing import Any
 from rekd_deploy.bench.charts import line_chart, stacked_bars
 from rekd_deploy.bench.forms import COMPACTED, ONNX_CPU, PYTORCH, ZEROED
 from rekd_deploy.bench.report_sections import Chart, Section, Table
+from rekd_deploy.triton_config import ENSEMBLE
 
 _LINES = 7
 """Most lines of a chart."""
@@ -24,7 +25,7 @@ def latency(section: Section, figures: dict[str, Any]) -> None:
     if len(lengths) > 1:
         at_middle = [cell for cell in cells if cell["batch"] == middle]
         section.charts.append(_growth(section, at_middle, "length", f"Growth with the length, batch {middle}."))
-    for batch in {batches[0], middle}:
+    for batch in sorted({batches[0], middle}):
         cell = next(cell for cell in cells if cell["batch"] == batch and cell["length"] == longest)
         if bars := _split(cell):
             title = f"where the time goes, batch {batch}, length {longest}"
@@ -58,9 +59,9 @@ def serving(section: Section, figures: dict[str, Any]) -> None:
         section.tiles += [("highest throughput", f"{peak['per_second']:,.0f} a second"),
                           ("one at a time, p50", f"{closed[0]['milliseconds']['p50']:.1f} ms")]  # fmt: skip
     if len(closed) > 1:
-        askers = [load["concurrency"] for load in closed]
+        counts = [load["concurrency"] for load in closed]
         svg = line_chart(
-            {key: (askers, [load["milliseconds"][key] for load in closed]) for key in ("p50", "p95", "p99")},
+            {key: (counts, [load["milliseconds"][key] for load in closed]) for key in ("p50", "p95", "p99")},
             name=f"{section.anchor}-closed", title="latency against askers", x="askers at once", y="milliseconds",
             logarithmic=True, whole_x=True,
         )  # fmt: skip
@@ -75,14 +76,14 @@ def serving(section: Section, figures: dict[str, Any]) -> None:
         section.charts.append(Chart("Latency under Poisson arrivals, counted from when a request was to be sent.", svg))
     parts = ("queue", "input", "compute", "output")
     bars = {
-        f"{model.removeprefix('rekd_')}, {load['concurrency']}": {part: step[f"{part}_ms"] for part in parts}
+        f"{model.removeprefix('rekd_')}, {askers(load['concurrency'])}": {part: step[f"{part}_ms"] for part in parts}
         for load in ([closed[0], closed[-1]] if len(closed) > 1 else closed)
-        for model, step in load["steps"].items() if step["compute_ms"]
+        for model, step in load["steps"].items() if step["compute_ms"] and model != ENSEMBLE
     }  # fmt: skip
     if bars:
         title = "time inside the server by step"
         svg = stacked_bars(bars, name=f"{section.anchor}-steps", title=title, x="milliseconds")
-        section.charts.append(Chart("Inside the server, by step and askers at once; means a request.", svg))
+        section.charts.append(Chart("Inside the server, by step and askers at once: means of a request.", svg))
     ratio, times = figures["in_process"]["ratio"], figures["in_process"]["milliseconds"]
     section.lead.append(
         f"One question at a time takes {times['served']['p50']:.1f} ms through the server and "
@@ -92,8 +93,13 @@ def serving(section: Section, figures: dict[str, Any]) -> None:
     section.tables.append(_loads(figures))
 
 
+def askers(count: int) -> str:
+    """In words."""
+    return "1 asker" if count == 1 else f"{count} askers"
+
+
 def _loads(figures: dict[str, Any]) -> Table:
-    named = [(f"closed, {load['concurrency']} askers", load) for load in figures["closed"]]
+    named = [(f"closed, {askers(load['concurrency'])}", load) for load in figures["closed"]]
     named += [(f"open, {load['rate']:.1f} a second", load) for load in figures["open"]]
     rows = [
         (name, *(f"{load['milliseconds'][key]:.1f}" if load["milliseconds"] else "–" for key in ("p50", "p95", "p99")),
@@ -101,7 +107,7 @@ def _loads(figures: dict[str, Any]) -> Table:
         for name, load in named
     ]  # fmt: skip
     rows += [
-        (f"perf_analyzer, {found['concurrency']:.0f} askers",
+        (f"perf_analyzer, {askers(int(found['concurrency']))}",
          *(f"{found[key]:.1f}" if key in found else "–" for key in ("p50", "p95", "p99")),
          f"{found['per_second']:.1f}", "–")
         for found in figures["perf_analyzer"]

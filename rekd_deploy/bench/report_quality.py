@@ -69,7 +69,9 @@ def faithfulness(section: Section, figures: dict[str, Any]) -> None:
 def plain(section: Section, figures: Mapping[str, Any]) -> None:
     """A folded table for each group of figures."""
     for name, value in figures.items():
-        rows = list(_flat(value)) if isinstance(value, Mapping) else [("", _shown(value))]
+        if value is None:
+            continue
+        rows = _flat(value) if isinstance(value, Mapping) else [("", _shown(value))]
         if rows:
             section.tables.append(Table(name.replace("_", " "), ("figure", "value"), rows, folded=len(rows) > 6))
 

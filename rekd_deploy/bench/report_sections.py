@@ -37,9 +37,9 @@ class Chart:
     svg: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class Section:
-    """One result."""
+    """One result; its maker adds to the lists."""
 
     anchor: str
     title: str
