@@ -7,9 +7,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from rekd_deploy.bench.lines import Line, lines_of
 from rekd_deploy.bench.machine_state import machine_state
 from rekd_deploy.bench.progress import Progress, silent
 from rekd_deploy.bench.results import Check
-from rekd_deploy.bench.traced import traced_lines
+from rekd_deploy.bench.traced import Traced, traced_lines
 from rekd_deploy.bench.ways_graphs import Loaded
 from rekd_deploy.engines.base import Arrays, parse_device
 from rekd_deploy.errors import BenchmarkError
@@ -86,7 +86,7 @@ def measure_latency(subjects: Subjects, grid: Grid, progress: Progress = silent)
         lines, preprocessor, labels = _lines(subjects, grid)
         lengths = check_lengths(preprocessor, grid.lengths)
         not_run = loaded.not_run
-        for line, models, precision in _traced(lines, precisions, preprocessor, grid, not_run, progress):
+        for line, models, precision in _traced(loaded, lines, precisions, preprocessor, grid, progress):
             loaded.add_traced(line, models, precision)
         cells, alike = [], []
         for batch, length in ((batch, length) for length in lengths for batch in grid.batches):
@@ -135,14 +135,20 @@ def _lines(subjects: Subjects, grid: Grid) -> tuple[list[Line], Preprocessor, Se
 
 
 def _traced(
-    lines: Sequence[Line], precisions: Sequence[str], preprocessor: Preprocessor, grid: Grid, not_run: list[NotRun],
+    loaded: Loaded, lines: Sequence[Line], precisions: Sequence[str], preprocessor: Preprocessor, grid: Grid,
     progress: Progress,
-):  # fmt: skip
-    """The wanted lines as graphs, in float32 and in the repositories' precisions."""
-    wanted = [line for line in lines if grid.has(Form(ONNX_CPU, line.model, graphs=line.graphs, kept=line.kept))]
+) -> Iterator[Traced]:  # fmt: skip
+    """The wanted lines that no repository has given, in float32 and in the repositories' precisions."""
+    precisions = sorted({"fp32", *precisions})
+    known = {replace(form, runtime=ONNX_CPU) for form in loaded.forms}
+
+    def needed(line: Line) -> bool:
+        forms = [Form(ONNX_CPU, line.model, each, line.graphs, line.kept) for each in precisions]
+        return any(grid.has(form) and form not in known for form in forms)
+
     return traced_lines(
-        wanted, sorted({"fp32", *precisions}), calibration_items(preprocessor), gpu=grid.device != "cpu",
-        not_run=not_run, report=lambda done, total: progress("graphs", done, total),
+        list(filter(needed, lines)), precisions, calibration_items(preprocessor), gpu=grid.device != "cpu",
+        not_run=loaded.not_run, report=lambda done, total: progress("graphs", done, total),
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rekd_train.models.rationalizer import Rationalizer
     from rekd_train.policy import SelectionPolicy
 
-BOTH, PREDICTOR = ("selector", "predictor"), ("predictor",)
+BOTH, PREDICTOR, SINGLE = ("selector", "predictor"), ("predictor",), ("single",)
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def _run_once(
     if done.returncode or not report.is_file():
         said = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
         marks = ("rror", "ailed", "GLIBC")
-        reason = next((line for line in said if any(mark in line for mark in marks)), said[-1] if said else "no message")
+        reason = next((line for line in said if any(mark in line for mark in marks)), " ".join(said[-1:]))
         raise BenchmarkError(f"perf_analyzer failed with exit code {done.returncode}: {reason[:300]}")
     return read_report(report.read_text(encoding="utf-8"))
 

@@ -35,6 +35,8 @@ from rekd_deploy.triton_config import ENSEMBLE
 from rekd_train.errors import MissingExtraError
 from rekd_train.preprocessors import Preprocessor
 
+_LATE = 0.25
+"""Share of the median latency that requests of an open loop may be sent late, before its figures are doubted."""
 _PERF_WINDOW = 50
 """Answers in a window of perf_analyzer."""
 _PERF_TIMEOUT = 120.0
@@ -182,12 +184,24 @@ def _one_shape(preprocessor: Preprocessor, items: Sequence[Any]) -> list[dict[st
 def _checks(figures: dict[str, Any]) -> list[Check]:
     loads = [*figures["closed"], *figures["open"]]
     failed, answers = sum(load["failed"] for load in loads), sum(load["answers"] for load in loads)
+    late = [
+        load for load in figures["open"]
+        if load["milliseconds"] and load["late_ms"]["p99"] > _LATE * load["milliseconds"]["p50"]
+    ]  # fmt: skip
     note = next((f": {load['errors'][0]}" for load in loads if load["errors"]), "")
     return [
         Check(
             name="every request was answered", outcome="failed" if failed or not answers else "passed",
             words=f"{answers:,} answers, {failed:,} failures{note}", value=float(failed), limit=0.0,
-        )
+        ),
+        Check(
+            name="arrivals were on time", outcome="not applicable" if late or not figures["open"] else "passed",
+            words="; ".join(
+                f"at {load['rate']:.0f} a second 1 % of the requests were sent {load['late_ms']['p99']:.0f} ms late or "
+                "more: the machine was too busy to ask so much, and the latency is that of both"
+                for load in late
+            ) or f"requests were sent within {_LATE:.0%} of the median latency of their moments",
+        ),
     ]  # fmt: skip
 
 

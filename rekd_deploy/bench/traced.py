@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rekd_deploy.bench.forms import COMPACTED, NotRun
-from rekd_deploy.bench.lines import Line
+from rekd_deploy.bench.lines import SINGLE, Line
 from rekd_deploy.errors import ExportError
 
 if TYPE_CHECKING:
     import onnx
 
-_SINGLE = ("single",)
+Traced = tuple[Line, "dict[str, onnx.ModelProto]", str]
+"""A line, its graphs by role, their precision."""
 
 
 def traced_lines(
@@ -23,7 +24,7 @@ def traced_lines(
     gpu: bool,
     not_run: list[NotRun],
     report: Callable[[int, int], None] = lambda done, total: None,
-) -> Iterator[tuple[Line, dict[str, onnx.ModelProto], str]]:
+) -> Iterator[Traced]:
     """Each line with its graphs by role and their precision; compacted pairs as one graph, too.
 
     A pair that several lines share is traced once.
@@ -63,5 +64,5 @@ def traced_lines(
                 yield line, conversion.models, precision
                 if line.model == COMPACTED:
                     whole = joined(conversion.models["selector"], conversion.models["predictor"], signature)
-                    yield Line(line.model, pair, _SINGLE), {"single": whole}, precision
+                    yield Line(line.model, pair, SINGLE), {"single": whole}, precision
     report(len(pairs), len(pairs))

@@ -22,14 +22,14 @@ from rekd_deploy.bench.forms import (
     Stopwatch,
     Way,
 )
-from rekd_deploy.bench.lines import BOTH, PREDICTOR, Line, all_kept
+from rekd_deploy.bench.lines import BOTH, PREDICTOR, SINGLE, Line, all_kept
 from rekd_deploy.engines.base import Arrays, Chain, Runner
 from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.engines.onnxruntime_device import DeviceChain, Graph
 from rekd_deploy.manifest import signature_from_dict
 from rekd_deploy.repository_check import check_repository, graph_path
-from rekd_deploy.repository_runners import engine_runner, graph_runner
-from rekd_deploy.signature import GraphSignature
+from rekd_deploy.repository_runners import engine_runner
+from rekd_deploy.signature import GraphSignature, PairSignature
 from rekd_train.errors import RekdError
 
 if TYPE_CHECKING:
@@ -88,8 +88,16 @@ class Loaded:
         self.not_run: list[NotRun] = []
         """What could not be loaded here."""
 
+    @property
+    def forms(self) -> set[Form]:
+        """What is ready."""
+        return {ready.form for ready in self._ready}
+
     def add_repository(self, root: Path) -> str:
-        """Everything that a repository holds: two graphs, perhaps one of both, perhaps engines; returns its precision.
+        """What a repository holds: two graphs, both as one (joined here if need be), perhaps engines.
+
+        Returns:
+            Its precision.
 
         Raises:
             RepositoryError: it is missing or damaged.
@@ -98,20 +106,14 @@ class Loaded:
         signature = signature_from_dict(manifest["signature"])
         compact = manifest["operator"] == "compact"
         model, kept = (COMPACTED, manifest["capacity"]) if compact else (ZEROED, None)
-        runs = [(model, kept, BOTH)]
-        if "single" in manifest["artefacts"]:
-            runs.append((model, kept, ("single",)))
+        runs = [(model, kept, BOTH), (model, kept, SINGLE)]
         if not compact:
             runs.append((CLASSIFIER, None, PREDICTOR))
         precision = manifest["artefacts"]["predictor"]["precision"]
         for name, slots, roles in runs:
             parts = _Arrangement(name, precision, slots, {role: signature.graph(role) for role in roles})
-            if self._device == "cpu":
-                runners = [graph_runner(root, manifest, role, threads=self._threads) for role in roles]
-                self._add(parts.form(ONNX_CPU), parts, runners)
-            else:
-                self._add_on_device(parts, [graph_path(root, manifest, role) for role in roles])
-            if all("engine" in manifest["artefacts"][role] for role in roles):
+            self._add_graphs(parts, [_graph(root, manifest, role, signature) for role in roles])
+            if all("engine" in manifest["artefacts"].get(role, {}) for role in roles):
                 self._add_engines(parts, root, manifest)
         return precision
 
@@ -119,22 +121,25 @@ class Loaded:
         """A line's graphs as they were traced or converted; left out where a repository has given them."""
         signatures = dict(zip(line.roles, line.signatures(), strict=True))
         parts = _Arrangement(line.model, precision, line.kept, signatures)
-        contents = {role: models[role].SerializeToString() for role in line.roles}
-        if self._device == "cpu":
-            runners = [
-                OnnxRuntimeRunner(contents[role], signature, f"{line.model} {role}", threads=self._threads)
-                for role, signature in signatures.items()
-            ]
-            self._add(parts.form(ONNX_CPU), parts, runners)
-        else:
-            self._add_on_device(parts, list(contents.values()))
+        self._add_graphs(parts, [models[role].SerializeToString() for role in line.roles])
 
     def ways(self, batches: Sequence[Arrays]) -> list[Way]:
         """Everything loaded, as ways to answer these batches in turn."""
         return [ready.way(batches) for ready in self._ready]
 
+    def _add_graphs(self, parts: _Arrangement, models: Sequence[Path | bytes]) -> None:
+        """Graphs by step, on ONNX Runtime."""
+        if self._device != "cpu":
+            self._add_on_device(parts, models)
+            return
+        runners = [
+            OnnxRuntimeRunner(model, signature, f"{parts.model} {step}", threads=self._threads)
+            for model, (step, signature) in zip(models, parts.signatures.items(), strict=True)
+        ]
+        self._add(parts.form(ONNX_CPU), parts, runners)
+
     def _add(self, form: Form, parts: _Arrangement, runners: Sequence[Runner]) -> None:
-        if any(ready.form == form for ready in self._ready):
+        if form in self.forms:
             return
         with ExitStack() as trial:
             try:
@@ -153,7 +158,7 @@ class Loaded:
         ]
         for runtime, captured in ((ONNX_CUDA, False), (ONNX_GRAPHS, True)):
             form = parts.form(runtime)
-            if any(ready.form == form for ready in self._ready):
+            if form in self.forms:
                 continue
             try:
                 chain = self._stack.enter_context(DeviceChain(graphs, device=self._device, captured=captured))
@@ -172,3 +177,15 @@ class Loaded:
             self.not_run.append(NotRun(form.name, reason))
         else:
             self._add(form, parts, [engine_runner(root, manifest, role) for role in parts.signatures])
+
+
+def _graph(root: Path, manifest: Mapping[str, Any], role: str, signature: PairSignature) -> Path | bytes:
+    """The file of a role's graph; both steps as one are joined where the repository holds no such file."""
+    if role in manifest["artefacts"]:
+        return graph_path(root, manifest, role)
+    import onnx
+
+    from rekd_deploy.onnx_model import joined
+
+    steps = [onnx.load(graph_path(root, manifest, each)) for each in BOTH]
+    return joined(*steps, signature).SerializeToString()

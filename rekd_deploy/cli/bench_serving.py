@@ -104,7 +104,7 @@ def _figures(load: dict[str, Any]) -> tuple[str, ...]:
 def _steps(steps: dict[str, dict[str, Any]]) -> str:
     return "; ".join(
         f"{model.removeprefix('rekd_')}: {step['queue_ms']:.2f} queue + {step['compute_ms']:.2f} compute"
-        for model, step in steps.items() if step["compute_ms"]
+        for model, step in steps.items() if step["compute_ms"] and model != "rekd"
     )
 
 
