@@ -48,16 +48,25 @@ class Case:
 
     def handover(self, signature: GraphSignature) -> Arrays:
         """What the predictor of this signature is handed for the model's own rationale."""
-        shapes = {spec.name: spec.shape for spec in signature.inputs}
-        if "keep" in shapes:
-            return {"keep": self.mask}
-        slots = int(shapes["kept"][1])
-        positions = np.zeros((len(self.mask), slots), np.int64)
-        kept = np.zeros((len(self.mask), slots), bool)
-        for row, mask in enumerate(self.mask):
-            chosen = np.flatnonzero(mask)
-            positions[row, : len(chosen)], kept[row, : len(chosen)] = chosen, True
-        return {"positions": positions, "kept": kept}
+        return handed_over(signature, self.mask)
+
+
+def handed_over(signature: GraphSignature, mask: np.ndarray) -> Arrays:
+    """What a predictor of this signature is handed for a rationale.
+
+    Args:
+        mask: (B, N) bool; for a compacted predictor with at most as many kept as it has slots.
+    """
+    shapes = {spec.name: spec.shape for spec in signature.inputs}
+    if "keep" in shapes:
+        return {"keep": mask}
+    slots = int(shapes["kept"][1])
+    positions = np.zeros((len(mask), slots), np.int64)
+    kept = np.zeros((len(mask), slots), bool)
+    for row, each in enumerate(mask):
+        chosen = np.flatnonzero(each)
+        positions[row, : len(chosen)], kept[row, : len(chosen)] = chosen, True
+    return {"positions": positions, "kept": kept}
 
 
 @dataclass

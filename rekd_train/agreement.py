@@ -16,7 +16,7 @@ from rekd_train.metrics import ratio
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.plausibility import plausibility, words_from_pieces
 from rekd_train.preprocess import TextPreprocessor
-from rekd_train.preprocessors import same_tokens
+from rekd_train.preprocessors import Preprocessor, same_tokens
 from rekd_train.vocabulary import vocabulary_of
 
 
@@ -70,15 +70,15 @@ def check_comparable(student: Rationalizer, teacher: Rationalizer) -> None:
         )
 
 
-def token_figures(rationalizer: Rationalizer, split: Split, mask: Tensor) -> dict[str, Any]:
+def token_figures(preprocessor: Preprocessor, split: Split, mask: Tensor) -> dict[str, Any]:
     """What kind of tokens are selected; nothing for images.
 
     ``punctuation_selected`` is to be read beside ``punctuation``, its share of all tokens of the texts.
     """
-    if not isinstance(rationalizer.preprocessor, TextPreprocessor):
+    if not isinstance(preprocessor, TextPreprocessor):
         return {}
-    vocabulary = vocabulary_of(rationalizer.preprocessor)
-    ids = _padded_ids(rationalizer.preprocessor, split, mask.shape[1])
+    vocabulary = vocabulary_of(preprocessor)
+    ids = _padded_ids(preprocessor, split, mask.shape[1])
     kept = ids[mask.numpy()]
     texts = ids[~vocabulary.special[ids]]
     figures = {
@@ -92,7 +92,7 @@ def token_figures(rationalizer: Rationalizer, split: Split, mask: Tensor) -> dic
 
 
 def human_figures(
-    rationalizer: Rationalizer, split: Split, scores: Tensor, selectable: Tensor, mask: Tensor
+    preprocessor: Preprocessor, split: Split, scores: Tensor, selectable: Tensor, mask: Tensor
 ) -> dict[str, Any]:
     """Against the known reason of each label, where the data have one: people's marks, or the true tile.
 
@@ -102,14 +102,14 @@ def human_figures(
     if split.truth is None:
         return {}
     known = [row for row, truth in enumerate(split.truth) if truth is not None]
-    if not isinstance(rationalizer.preprocessor, TextPreprocessor):
+    if not isinstance(preprocessor, TextPreprocessor):
         width = mask.shape[1]
         truth = np.zeros((len(known), width), dtype=bool)
         for place, row in enumerate(known):
             truth[place, : len(split.truth[row])] = split.truth[row]
         return {"truth": {"examples": len(known), **truth_summary(mask[known].numpy(), truth)}}
-    continues = vocabulary_of(rationalizer.preprocessor).continues
-    ids = _padded_ids(rationalizer.preprocessor, split, mask.shape[1])
+    continues = vocabulary_of(preprocessor).continues
+    ids = _padded_ids(preprocessor, split, mask.shape[1])
     predicted, soft, human = [], [], []
     for row in known:
         where = np.flatnonzero(selectable[row].numpy()[: len(split.truth[row])])

@@ -40,6 +40,31 @@ def expected_calibration_error(
     return float(sum(gaps) / len(labels))
 
 
+def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> list[dict[str, float]]:
+    """The bins behind the ECE, for a diagram: equally wide, in ascending order, empty ones left out.
+
+    Args:
+        probabilities: (n, C); the confidence is the largest of a row.
+        labels: (n,).
+
+    Returns:
+        Of each bin ``low`` and ``high``, its edges, ``examples``, mean ``confidence`` and ``accuracy``.
+    """
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == labels
+    index = np.minimum((confidence * bins).astype(int), bins - 1)
+    return [
+        {
+            "low": number / bins,
+            "high": (number + 1) / bins,
+            "examples": int(np.sum(index == number)),
+            "confidence": float(confidence[index == number].mean()),
+            "accuracy": float(correct[index == number].mean()),
+        }
+        for number in np.unique(index).tolist()
+    ]
+
+
 def risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The curve of a classifier that abstains below a threshold of confidence (El-Yaniv and Wiener 2010).
 

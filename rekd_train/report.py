@@ -79,8 +79,8 @@ def evaluate(
         }
         report["curve"] = _curve(rationalizer, masks, logits, selectable, labels)
         report["selector"] = _selector_calibration(scores, selectable, stored, masks["argmax"])
-        report |= token_figures(rationalizer, examples, stored)
-        report |= human_figures(rationalizer, examples, scores, selectable, stored)
+        report |= token_figures(rationalizer.preprocessor, examples, stored)
+        report |= human_figures(rationalizer.preprocessor, examples, scores, selectable, stored)
     if teacher is not None:
         report["teacher"] = teacher_figures(rationalizer, teacher, examples, selector, stored, logits["stored"])
     return report

@@ -36,6 +36,19 @@ def paired_bootstrap(first: np.ndarray, second: np.ndarray, draws: int = 10_000,
     }
 
 
+def bootstrap_mean(values: np.ndarray, draws: int = 2_000, seed: int = 0) -> dict[str, float]:
+    """Mean of (n,) values over items, with a percentile interval from drawing items with replacement.
+
+    Returns:
+        ``mean``, ``low`` and ``high`` of its 95 % interval.
+    """
+    array = np.asarray(values, dtype=float)
+    generator = np.random.default_rng(seed)
+    means = [array[generator.integers(0, len(array), len(array))].mean() for _ in range(draws)]
+    low, high = np.percentile(means, (2.5, 97.5))
+    return {"mean": float(array.mean()), "low": float(low), "high": float(high)}
+
+
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
     """Mean and sample standard deviation (n - 1); the latter is 0 for one value."""
     array = np.asarray(values, dtype=float)

@@ -1,4 +1,4 @@
-"""What a measurement leaves behind: one JSON file with the figures, how they came about, and what they mean. torch-free.
+"""What a measurement leaves behind: one JSON file with figures, how they came about, what they mean. torch-free.
 
     format, version   "rekd-bench", 1; the version rises whenever a key changes its meaning
     kind              the sub-command: accuracy, faithfulness, ...

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from rekd_deploy.cli.bench_common import AsJson, Output, finish, progress_bar
-
-if TYPE_CHECKING:
-    from rekd_deploy.bench.results import Result
 
 NAME = "accuracy"
 EXAMPLES = (
@@ -73,6 +70,7 @@ def command(
     if (repository is None) == (url is None):
         raise typer.BadParameter("give either a repository or --url", param_hint="REPO")
     from rekd_deploy.bench.accuracy import AccuracyOptions, measure_accuracy
+    from rekd_deploy.bench.tables import figure_rows
 
     options = AccuracyOptions(
         repository=repository, url=url, checkpoint=checkpoint, data=data, overrides=tuple(overrides or ()),
@@ -80,11 +78,4 @@ def command(
     )  # fmt: skip
     with progress_bar() as progress:
         measured = measure_accuracy(options, progress)
-    finish(measured, output, as_json, _rows(measured), ("figure", "value"))
-
-
-def _rows(measured: Result) -> list[tuple[str, ...]]:
-    from rekd_train.report import report_rows
-
-    document: dict[str, Any] = {key: value for key, value in measured.figures.items() if isinstance(value, dict)}
-    return [(f"{section} {figure}", value) for section, figure, value in report_rows(document)]
+    finish(measured, output, as_json, figure_rows(measured.figures), ("figure", "value"))

@@ -38,6 +38,7 @@ def command(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the random masks, the donors and the folds.")] = 0,
     engine: Annotated[bool, typer.Option("--engine", help="Run the TensorRT engines.")] = False,
+    device: Annotated[str, typer.Option(help="Of the judges: cpu, cuda, or auto: a GPU if there is one.")] = "auto",
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
@@ -45,12 +46,14 @@ def command(
 
     Without --checkpoint what needs a judge is left out.
     """
-    from rekd_deploy.bench.faithfulness import FaithfulnessOptions, measure_faithfulness, table_rows
+    from rekd_deploy.bench.faithfulness import FaithfulnessOptions, measure_faithfulness
+    from rekd_deploy.bench.tables import figure_rows
 
     options = FaithfulnessOptions(
         repository=repository, checkpoint=checkpoint, data=data, overrides=tuple(overrides or ()), split=split,
         examples=examples, judge=judge, judge_epochs=judge_epochs, seed=seed, engine=engine,
+        device=device,
     )  # fmt: skip
     with progress_bar() as progress:
         measured = measure_faithfulness(options, progress)
-    finish(measured, output, as_json, table_rows(measured), ("figure", "value"))
+    finish(measured, output, as_json, figure_rows(measured.figures), ("figure", "value"))

@@ -8,6 +8,7 @@ in 'test' before 'dev' before 'train', and within a split the first one.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,20 @@ def table(config: DataConfig) -> DataSet:
         label_names=names,
         origin=f"texts of the user's own, {Path(config.path).name} ({dropped} duplicates dropped; licence: theirs)",
     )
+
+
+def every_row(config: DataConfig, names: Sequence[str]) -> LabelledTexts:
+    """All texts of ``data.path`` as one split, whatever it says of splits, duplicates and all: to measure a model on.
+
+    Args:
+        names: the model's classes, in the order of the logits.
+
+    Raises:
+        DataError: as ``table``; a label that is none of the classes.
+    """
+    part = _rows(config.model_copy(update={"split_column": ""}), read_table(Path(config.path)), "test")["test"]
+    rationales = part.rationales if any(spans is not None for spans in part.rationales) else None
+    return LabelledTexts(part.texts, class_numbers(part.labels, names, part.places), rationales)
 
 
 class _Part:
