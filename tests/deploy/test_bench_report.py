@@ -220,7 +220,8 @@ def test_the_command_makes_both(tmp_path, capsys):
 
     files = [str(write_result(tmp_path / f"{result.kind}.json", result)) for result in (accuracy(), faithfulness())]
     with pytest.raises(SystemExit) as ended:
-        run(app, ["report", *files, "-o", str(tmp_path / "out" / "page.html"), "--answers", str(answers_file(tmp_path))])
+        page = str(tmp_path / "out" / "page.html")
+        run(app, ["report", *files, "-o", page, "--answers", str(answers_file(tmp_path))])
     assert ended.value.code == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert document["bytes"] == (tmp_path / "out" / "page.html").stat().st_size
