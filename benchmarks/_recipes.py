@@ -24,7 +24,6 @@ def distillation_cells(
     seed: int,
     unequal: RunConfig | None = None,
     teacher_seed: int | None = None,
-    strong: tuple[RunConfig, int] | None = None,
 ) -> list[Cell]:
     """One seed of a student beside its teacher: alone and distilled, reading everything or a rationale.
 
@@ -34,8 +33,6 @@ def distillation_cells(
     Args:
         unequal: a pair of a small selector and a larger predictor, trained from the same teacher, if there is one.
         teacher_seed: the students of every seed learn from the teacher of this one; None: each from its own.
-        strong: a second, much better teacher and the seed at which it is trained; the students of every seed
-            learn from it.
     """
     own = teacher_seed in (None, seed)
     taught = "teacher" if own else f"teacher@{teacher_seed}"
@@ -74,30 +71,13 @@ def distillation_cells(
     ]
     if unequal is not None:
         cells.append(train("unequal", _changed(unequal, seed), teacher=taught))
-    if strong is not None:
-        config, strong_seed = strong
-        better = f"strong@{strong_seed}"
-        cells += [train("strong", _changed(config, seed))] if seed == strong_seed else []
-        cells += [
-            train("rekd_strong", extraction, warm_start="warm", teacher=better),
-            Cell("rekd_strong_compact", seed, "compact", None, {"start": "rekd_strong", "teacher": better}, compaction),
-        ]
     return cells
 
 
 def distillation_rows(
-    student: RunConfig,
-    teacher: RunConfig,
-    features: str,
-    unequal: RunConfig | None = None,
-    strong: str | None = None,
+    student: RunConfig, teacher: RunConfig, features: str, unequal: RunConfig | None = None
 ) -> Rows:
-    """Titles and targets of those cells.
-
-    Args:
-        features: what they are called, words or patches.
-        strong: what the second teacher is called, if there is one.
-    """
+    """Titles and targets of those cells; ``features`` is what they are called, words or patches."""
     target = student.selection.target
     rows: Rows = [
         ("teacher_cls", "teacher's size, classifier (CLS)", None),
@@ -121,12 +101,6 @@ def distillation_rows(
             for role, backbone in (("selector", unequal.selector), ("predictor", unequal.predictor))
         )
         rows.append(("unequal", f"REKD compacted, {sizes}", unequal.selection.target))
-    if strong is not None:
-        rows += [
-            ("strong", f"{strong}, teacher pair (RE, compacted)", target),
-            ("rekd_strong", f"REKD from {strong}", target),
-            ("rekd_strong_compact", f"REKD compacted, from {strong}", target),
-        ]
     return rows
 
 
@@ -141,10 +115,6 @@ COMPARISONS = [
     ("rekd_compact", "random_mask", "Is it the choice of features? REKD compacted - random mask, same predictor"),
     ("rekd_compact", "random_mask_warm", "... - random mask, predictor trained on random masks"),
     ("rekd_compact", "first_k", "... - first features, same predictor"),
-    ("rekd_strong", "re", "Does a strong teacher help? REKD from it - RE"),
-    ("rekd_strong_compact", "re_compact", "... compacted: REKD from it - RE"),
-    ("rekd_strong_compact", "cls", "... against the classifier that reads everything: REKD compacted - CLS"),
-    ("strong", "rekd_strong_compact", "What the strong teacher keeps for itself: teacher - REKD compacted"),
     ("unequal", "rekd_compact", "What is a smaller selector with a larger predictor worth? Unequal - equal sizes"),
 ]
 

@@ -178,8 +178,8 @@ class Best:
     """The best state of a stage so far.
 
     Args:
-        criterion: 'accuracy' (highest; of equals the one of least L_RE) or 'extraction_loss' (least of values
-            rounded to three decimals; the later of equals, as in the authors' code).
+        criterion: 'accuracy' (highest; of equals the one of least L_RE) or 'extraction_loss' (least, the later of
+            equals; with rationales rounded to three decimals, without them as it is, as in the authors' code).
     """
 
     def __init__(self, criterion: str) -> None:
@@ -194,7 +194,7 @@ class Best:
         """Consider a state; True if it is the best. Its weights are copied to the CPU."""
         extraction = figures["extraction_loss"]
         if self._criterion == "extraction_loss":
-            value = (-round(extraction, 3), float(step))
+            value = (-round(extraction, 3) if "rate" in figures else -extraction, float(step))
         else:
             value = (figures["accuracy"], -extraction)
         better = math.isfinite(extraction) and (self.value is None or value > self.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -64,11 +65,14 @@ RESUME = "make room, then go on with --resume"
 
 def cannot_write(path: Path, error: Exception, fix: str = AGAIN) -> str:
     """One line about a failed write: why, how much room there is, what is intact, and ``fix``."""
+    problem = " ".join(str(error).split())[:200]
     try:
-        free = f"{shutil.disk_usage(path.parent).free / 1e6:.0f} MB are free"
+        room = shutil.disk_usage(path.parent).free
+        free = f"{room / 1e6:.0f} MB are free"
+        if room < 1e6 and not isinstance(error, OSError):  # libraries that write by themselves speak of their files
+            problem = os.strerror(errno.ENOSPC)
     except OSError:
         free = "the free space is unknown"
-    problem = " ".join(str(error).split())[:200]
     return f"{path} cannot be written ({problem}; {free}); what was saved before is intact; fix: {fix}"
 
 

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rekd_train.checkpoint import save
-from rekd_train.config import BackboneConfig, ImageConfig
+from rekd_train.config import BackboneConfig, ImageConfig, explain
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.files import cannot_write, sha256
 from rekd_train.models.base import Predictor, Selector
@@ -82,6 +83,8 @@ def import_official(
         settings = _settings(family, config, image_side)
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+        if isinstance(error, ValidationError):
+            reason = "; ".join(explain(error))
         path = Path(backbone) / "config.json"
         raise CheckpointError(f"{path} does not fit the family '{family}': {reason}") from None
     states = {
@@ -114,8 +117,8 @@ def _pair(
     labels: Sequence[str] | None,
 ) -> Rationalizer:
     selector_head, predictor_head = {"bert": ("feature_proj", "fc"), "vit": (None, "classifier")}[family]
-    head_width = states["selector"].rows(f"{selector_head}.weight") if selector_head else 0
-    classes = states["predictor"].rows(f"{predictor_head}.weight")
+    head_width = states["selector"].rows(selector_head) if selector_head else 0
+    classes = states["predictor"].rows(predictor_head)
     selector_settings = settings.model_copy(update={"head_width": head_width})
     predictor_settings = settings.model_copy(update={"final_norm": family != "vit"})
     selector = Selector(build_backbone(selector_settings, preprocessor.special_ids))
@@ -127,8 +130,9 @@ def _pair(
         selector_state |= states["selector"].linear("feature_proj", selector.head[0], "head.0")
     selector_state |= states["selector"].linear("fc", selector.head[-1], f"head.{len(selector.head) - 1}")
     predictor_state |= states["predictor"].linear(predictor_head, predictor.head[-1], "head.1")
-    for state in states.values():
-        state.finish()
+    misfits = [found for state in states.values() if (found := state.misfits())]
+    if misfits:
+        raise CheckpointError("; ".join(misfits))
     names = [str(index) for index in range(classes)] if labels is None else [str(label) for label in labels]
     if len(names) != classes or len(set(names)) != classes:
         raise ConfigError(f"labels {names} do not fit: the predictor has {classes} classes, each needs its own name")

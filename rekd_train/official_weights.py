@@ -48,9 +48,11 @@ class StateReader:
         """Keys that their forward pass does not read."""
         self._left -= set(self.unread)
 
-    def rows(self, key: str) -> int:
-        """Length of a weight's first axis; 1 and a mistake noted if the key is missing."""
-        return next(iter(self.take(key, None).shape), 1)
+    def rows(self, layer: str) -> int:
+        """Outputs of a linear layer, by its weight, else its bias; 1 and a mistake noted without a weight."""
+        weight, bias = self.take(f"{layer}.weight"), self._state.get(f"{layer}.bias")
+        found = weight if f"{layer}.weight" in self._state or bias is None else bias
+        return next(iter(found.shape), 1)
 
     def take(self, key: str, shape: torch.Size | None = None) -> Tensor:
         """The tensor of a key, marked as used; a key that is missing or of another shape is noted."""
@@ -84,12 +86,11 @@ class StateReader:
             f"{name}.{part}": self.take(f"{key}.{part}", getattr(layer, part).shape) for part in ("weight", "bias")
         }
 
-    def finish(self) -> None:
-        """Raise CheckpointError that names every key that is missing, misshapen or unknown."""
+    def misfits(self) -> str:
+        """Every key that is missing, misshapen or unknown, in one line; empty if all of them fit."""
         mistakes = list(dict.fromkeys(self._mistakes))
         mistakes += [f"{key} is unknown" for key in sorted(self._left)]
-        if mistakes:
-            raise CheckpointError(f"{self._path} does not fit: " + "; ".join(mistakes))
+        return f"{self._path} does not fit: " + "; ".join(mistakes) if mistakes else ""
 
 
 def bert_weights(state: StateReader, backbone: Backbone) -> dict[str, Tensor]:
@@ -98,7 +99,7 @@ def bert_weights(state: StateReader, backbone: Backbone) -> dict[str, Tensor]:
     for name, own in backbone.bert.state_dict().items():
         key = f"bert.bert.{name}"
         if key == _BERT_SEGMENTS:
-            shape = torch.Size((state.rows(key), own.shape[1]))
+            shape = torch.Size((*state.take(key).shape[:1], own.shape[1]))
             table = state.take(key, shape)[: len(own)]  # only segment 0 is ever read
             weights[f"backbone.bert.{name}"] = nn.functional.pad(table, (0, 0, 0, len(own) - len(table)))
         else:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from rekd_train.config import OptimisationConfig
+from rekd_train.models.text import TextBackbone
 
 
 def optimiser_for(module: nn.Module, settings: OptimisationConfig, fused: bool = True) -> torch.optim.AdamW:
@@ -25,9 +26,10 @@ def optimiser_for(module: nn.Module, settings: OptimisationConfig, fused: bool =
             "weight_decay": gentle,
         },
     }
-    for name, parameter in module.named_parameters():
+    tables = {id(table) for table in word_tables(module)}
+    for parameter in module.parameters():
         if parameter.requires_grad:
-            kind = "embeddings" if "word_embeddings" in name else "matrices" if parameter.ndim > 1 else "vectors"
+            kind = "embeddings" if id(parameter) in tables else "matrices" if parameter.ndim > 1 else "vectors"
             groups[kind]["params"].append(parameter)
     return torch.optim.AdamW(
         [group for group in groups.values() if group["params"]],
@@ -35,3 +37,8 @@ def optimiser_for(module: nn.Module, settings: OptimisationConfig, fused: bool =
         betas=settings.betas,
         fused=fused,
     )
+
+
+def word_tables(module: nn.Module) -> list[nn.Parameter]:
+    """The word embeddings within a module, of whatever family its networks are."""
+    return [part.table.weight for part in module.modules() if isinstance(part, TextBackbone)]

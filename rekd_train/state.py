@@ -9,6 +9,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import torch
 
 from rekd_train.config import RunConfig
@@ -18,6 +19,8 @@ from rekd_train.files import RESUME, cannot_write
 
 FILE = "state.pt"
 VERSION = 1
+_HASHED_AT_ONCE = 512
+"""Examples that are read together to recognise the data again."""
 
 ADJUSTABLE = {
     "optimisation.learning_rate", "optimisation.embedding_learning_rate", "optimisation.gradient_clip",
@@ -102,8 +105,9 @@ class StateStore:
         return snapshot
 
     def discard(self) -> None:
-        """Remove the state of a finished run."""
-        self.path.unlink(missing_ok=True)
+        """Remove the state of a finished run, and what kills during a save have left half written."""
+        for path in (self.path, *self.path.parent.glob(f".{FILE}.*")):
+            path.unlink(missing_ok=True)
 
 
 def identity_of(config: RunConfig, train: Split, dev: Split, **more: Any) -> dict[str, Any]:
@@ -112,6 +116,10 @@ def identity_of(config: RunConfig, train: Split, dev: Split, **more: Any) -> dic
     for split in (train, dev):
         digest.update(split.labels.tobytes())
         digest.update(split.lengths.tobytes())
+        for start in range(0, len(split), _HASHED_AT_ONCE):
+            inputs = split.inputs(np.arange(start, min(start + _HASHED_AT_ONCE, len(split))))
+            for name in sorted(inputs):
+                digest.update(np.ascontiguousarray(inputs[name]))
     return {"config": config.model_dump(mode="json"), "data": digest.hexdigest(), **more}
 
 

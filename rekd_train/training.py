@@ -30,6 +30,7 @@ from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.noise import key
 from rekd_train.objectives import ClassifierObjective, CompactObjective, RationaleObjective
 from rekd_train.observers import Observer, Silent
+from rekd_train.optimisation import word_tables
 from rekd_train.runtime import Runtime
 from rekd_train.state import Snapshot, StateStore
 from rekd_train.teacher import Teacher, teacher_for
@@ -189,10 +190,7 @@ class _Course:
         pair.predictor.operator = "compact" if config.stages.operator == "drop" else "zero"
         objective = RationaleObjective(config, pair, self.runtime, self._loop.seed(stage), self.teacher)
         evaluate = DevEvaluation(config, pair, pair.predictor, self.dev, self.runtime, with_rationale=True)
-        frozen = [
-            parameter for name, parameter in pair.selector.named_parameters()
-            if config.optimisation.freeze_selector_embeddings and "word_embeddings" in name
-        ]  # fmt: skip
+        frozen = word_tables(pair.selector) if config.optimisation.freeze_selector_embeddings else []
         try:
             for parameter in frozen:
                 parameter.requires_grad_(False)

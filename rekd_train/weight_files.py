@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -95,12 +96,16 @@ def pickled_state(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
     except pickle.UnpicklingError as error:
-        reason = str(error).partition("\n")[0]
+        # torch's own words end in advice to load the file unsafely
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f" (it names {named.group(1)})" if named else ""
         raise CheckpointError(
-            f"{path} is not a plain state dictionary, or holds objects that could run code; refused ({reason})"
+            f"{path} is not a plain state dictionary, or holds objects that could run code: refused{reason}; "
+            "fix: save state_dict() alone"
         ) from None
     except Exception as error:  # bytes that are no pickle end in errors of many kinds
-        raise CheckpointError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}; is it cut off?") from None
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{path} cannot be read: {reason}; is it cut off?") from None
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} holds no state dictionary (names and tensors only)")
     return dict(state)

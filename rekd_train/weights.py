@@ -60,7 +60,7 @@ def source_path(weights: str, role: str) -> Path:
     try:
         return Path(snapshot_download(weights, allow_patterns=files, etag_timeout=10))  # its cache when offline
     except Exception as error:  # the library raises errors of many kinds when there is no network
-        reason = " ".join(str(error).split())[:200]
+        reason = str(error).strip().partition("\n")[0].removeprefix("Got: ")[:200]
         raise CheckpointError(
             f"the model '{weights}' is no local path and cannot be had from the Hugging Face hub ({reason}); {fix}"
         ) from None
@@ -146,7 +146,8 @@ def load_weights(backbone: Backbone, source: PretrainedSource, role: str) -> Non
     else:
         reader = StateReader(source.path, {f"{family}.{family}.{k}": v for k, v in state.items()}, family, role)
         ours = bert_weights(reader, backbone) if family == "bert" else vit_weights(reader, backbone)
-        reader.finish()
+        if misfits := reader.misfits():
+            raise CheckpointError(misfits)
     try:
         backbone.load_state_dict({name.removeprefix("backbone."): tensor for name, tensor in ours.items()}, strict=True)
     except RuntimeError as error:

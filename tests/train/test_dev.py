@@ -15,9 +15,9 @@ from rekd_train.training import calibrate_policy
 CPU = Runtime("cpu")
 
 
-def offered(criterion: str, *values: tuple[float, float]) -> list[bool]:
-    best = Best(criterion)
-    return [best.offer(i, {"accuracy": a, "extraction_loss": e}, {}) for i, (a, e) in enumerate(values)]
+def offered(criterion: str, *values: tuple[float, float], rate: float | None = 0.1) -> list[bool]:
+    best, rated = Best(criterion), {} if rate is None else {"rate": rate}
+    return [best.offer(i, {"accuracy": a, "extraction_loss": e, **rated}, {}) for i, (a, e) in enumerate(values)]
 
 
 def test_accuracy_decides_and_the_loss_between_equals():
@@ -29,6 +29,8 @@ def test_accuracy_decides_and_the_loss_between_equals():
 def test_the_paper_s_criterion_rounds_and_lets_the_later_of_equals_win():
     assert offered("extraction_loss", (0, 0.5004), (1, 0.5001), (1, 0.5012), (0, 0.4996)) == [True, True, False, True]
     assert offered("extraction_loss", (1, float("nan")), (1, 0.3)) == [False, True]
+    plain = (0, 0.5001), (1, 0.5004), (1, 0.5001)  # a classifier's losses are not rounded
+    assert offered("extraction_loss", *plain, rate=None) == [True, False, True]
 
 
 def test_the_best_is_a_copy_and_survives_saving():
@@ -102,3 +104,19 @@ def test_the_selector_is_read_as_evaluation_reads_it():
     mine, theirs = read_selector(pair, dev, CPU, "fp32"), run_selector(pair, dev)
     assert torch.equal(mine.selectable, theirs.selectable)
     torch.testing.assert_close(mine.scores, theirs.scores, rtol=0, atol=1e-6)
+
+
+def test_argmax_and_top_k_masks_are_measured_as_they_are_called():
+    pair, _, dev = toy_texts()
+    read = run_selector(pair, dev)
+    counts = read.selectable.sum(dim=1)
+    expected = {
+        "argmax": (read.selectable & (read.scores > 0)).sum(dim=1),
+        "top-k": (counts * 0.15).floor().clamp(min=1),
+    }
+    for mode, kept in expected.items():
+        config = toy_config(stages={"evaluation": mode})
+        figures = DevEvaluation(config, pair, pair.predictor, dev, CPU, with_rationale=True)(10)
+        assert figures["rate"] == pytest.approx((kept / counts).mean().item(), rel=1e-6), mode
+    served = DevEvaluation(toy_config(), pair, pair.predictor, dev, CPU, with_rationale=True)(10)["rate"]
+    assert all(abs(served - (kept / counts).mean().item()) > 1e-3 for kept in expected.values())

@@ -143,6 +143,21 @@ def test_a_weight_of_zero_leaves_its_part_out(part, texts):
     assert figures[part] == 0 and figures["loss"] == pytest.approx(weight * figures[other])
 
 
+def test_weights_multiply_their_parts(texts):
+    weights = {"rationale_weight": 0.3, "prediction_weight": 0.7}
+    figures = figures_of(texts, distillation={"alpha": 0.0, **weights})
+    assert figures["loss"] == pytest.approx(0.3 * figures["rationale"] + 0.7 * figures["prediction"])
+
+
+def test_hard_labels_make_the_prediction_term_a_cross_entropy_with_the_teacher_s_label(texts):
+    def term(hard: bool, temperature: float) -> float:
+        settings = {"hard_labels": hard, "prediction_temperature": temperature}
+        return figures_of(texts, distillation=settings)["prediction"]
+
+    assert term(True, 1.0) != pytest.approx(term(False, 1.0))
+    assert term(True, 1.0) == term(True, 4.0), "a label has no temperature"
+
+
 def test_shared_noise_leaves_no_loss_between_equals_and_independent_noise_does(texts):
     pair, _, batch = texts
     same = (pair, pair, batch)  # self-distillation
@@ -315,6 +330,8 @@ def test_plain_distillation_of_a_classifier(texts):
     distilled = loss(live, alpha=0.25, prediction_temperature=3.0)
     assert distilled == pytest.approx(0.25 * labels_only + 0.75 * term, rel=1e-5)
     assert loss(live, alpha=1.0) == pytest.approx(labels_only, rel=1e-5)
+    half = loss(live, alpha=0.25, prediction_temperature=3.0, prediction_weight=0.5)
+    assert half == pytest.approx(0.25 * labels_only + 0.75 * 0.5 * term, rel=1e-5)
 
 
 def test_gathered_and_masked_compaction_agree(texts):

@@ -23,6 +23,20 @@ ROWS = {  # method.md 1.7: target and lambda of the penalty on counts; sizes of 
     },
 }
 
+TEACHERS = {
+    "imdb_bert_small": ("imdb_bert_base", 2035),
+    "imdb_bert_mini": ("imdb_bert_base", 2035),
+    "imdb_bert_tiny": ("imdb_bert_base", 2031),
+    **{f"cifar10_vit_{size}": ("cifar10_vit_base", 2029) for size in ("small", "tiny")},
+    **{f"cifar100_coarse_vit_{size}": ("cifar100_coarse_vit_base", 2031) for size in ("small", "tiny")},
+}
+
+
+@pytest.mark.parametrize("model", TEACHERS)
+def test_a_distilled_row_names_its_teacher(model):
+    teacher, seed = TEACHERS[model]
+    assert run_config(f"paper_{model}_rekd").source.endswith(f"teacher paper_{teacher}_re of seed {seed}")
+
 
 def test_every_row_of_the_paper_is_there_and_no_other():
     rows = {f"paper_{model}_{kind}" for model, row in ROWS.items() for kind, *_ in row[:-1]}

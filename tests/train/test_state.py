@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
-from toys import Recorder, toy_config, toy_texts
+from toys import Recorder, toy_config, toy_images, toy_texts
 
 from rekd_train.errors import ConfigError, TrainingError
 from rekd_train.state import Snapshot, StateStore, identity_of
@@ -28,8 +30,10 @@ def test_a_state_comes_back_as_it_was(tmp_path):
     assert (found.stage, found.step, found.progress) == (2, 7, {"rates": [0.5]})
     assert torch.equal(found.pair["w"], torch.arange(3))
     assert [path.name for path in tmp_path.iterdir()] == ["state.pt"], "nothing is left lying about"
+    (tmp_path / ".state.pt.123").write_bytes(b"half written when it was killed")
+    assert store.load().step == 7
     store.discard()
-    assert store.load() is None
+    assert store.load() is None and not list(tmp_path.iterdir())
 
 
 def test_a_state_of_another_run_is_refused_and_says_why(tmp_path):
@@ -39,6 +43,16 @@ def test_a_state_of_another_run_is_refused_and_says_why(tmp_path):
     _, _, dev = toy_texts()
     with pytest.raises(ConfigError, match="data differ"):
         StateStore(tmp_path, identity_of(toy_config(), toy_texts(examples=40)[1], dev, teacher=None)).load()
+
+
+@pytest.mark.parametrize("make", [toy_texts, toy_images])
+def test_other_content_of_the_same_length_is_other_data(make):
+    _, train, dev = make(examples=600)
+    before = identity_of(toy_config(), train, dev)["data"]
+    assert before == identity_of(toy_config(), *make(examples=600)[1:])["data"]
+    last = train.pixels[-1] if make is toy_images else train._ids[-1]
+    last[1] = last[2]
+    assert identity_of(toy_config(), train, dev)["data"] != before
 
 
 def test_what_the_advice_names_may_change(tmp_path):
@@ -69,8 +83,11 @@ def test_a_full_disk_leaves_the_old_state(by, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(TrainingError, match=r"cannot be written \(.*MB are free\).*intact; fix: make room"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    reason = r"cannot be written \(.*No space left on device; 0 MB are free\).*intact; fix: make room"
+    with pytest.raises(TrainingError, match=reason) as caught:
         store.save(Snapshot(step=2))
+    assert "Pytorch" not in str(caught.value)
     monkeypatch.undo()
     assert store.load().step == 1
     assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]

@@ -114,6 +114,11 @@ def test_plain_classifier_and_plain_distillation(trained):
     assert alone.policy == KEEP_ALL
     distilled = short(make, teacher=teacher, distillation={"classifier": True}, **settings)
     assert not same(alone, distilled)
+    brief = {"stages": {"classifier_epochs": 1, "rationale_epochs": 0.2, "compact_epochs": 0, "masked_share": 0.0}}
+    taught, own = Recorder(), Recorder()
+    short(make, teacher=teacher, observer=taught, **brief)
+    short(make, observer=own, **brief)
+    assert taught.losses("classifier") == own.losses("classifier"), "labels alone, unless the classifier is to learn"
     with pytest.raises(ConfigError, match="no stage learns from it"):
         short(make, teacher=teacher, **settings)
     with pytest.raises(ConfigError, match="plain classifier"):

@@ -177,6 +177,7 @@ def test_what_is_nowhere_names_the_flag(monkeypatch):
         with pytest.raises(CheckpointError, match="--set selector.weights=PATH") as caught:
             source_path(weights, "selector")
         assert "\n" not in str(caught.value)
+    assert "hub (no network here); fix" in str(caught.value)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **settings: str(BERT))
     assert source_path("prajjwal1/bert-small", "selector") == BERT
 
