@@ -19,7 +19,7 @@ import numpy as np
 
 from rekd_deploy.bench.accuracy import check_belongs
 from rekd_deploy.bench.features import Features, features_of
-from rekd_deploy.bench.judges import judge_checks, judged, pipeline_figures, torch_judge
+from rekd_deploy.bench.judges import Judge, judge_checks, judged, pipeline_figures, torch_judge
 from rekd_deploy.bench.known_reasons import known_reasons
 from rekd_deploy.bench.labelled import is_table, labelled_examples
 from rekd_deploy.bench.probes import covert_code, leakage, token_check

@@ -122,7 +122,7 @@ def table_file(folder: Path, examples: int = 40, seed: int = 0) -> Path:
     random = np.random.default_rng(seed)
     lines = ["text,label"]
     for number in range(examples):
-        words = random.choice(WORDS, size=random.integers(3, 30))
+        words = random.choice(WORDS, size=random.integers(3, 60))
         lines.append(f"{' '.join(words)} {number},{('negative', 'positive')[number % 2]}")
     path = folder / "reviews.csv"
     path.write_text("\n".join(lines) + "\n")

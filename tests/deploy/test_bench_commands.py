@@ -1,0 +1,213 @@
+"""rekd-bench accuracy and faithfulness on a tiny served pair: figures, files, verdicts, exit codes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_rationalizer
+from planted import Untrained, planted_texts, table_file
+
+from rekd_deploy import Pipeline
+from rekd_deploy.bench.accuracy import AccuracyOptions, gap_check, measure_accuracy
+from rekd_deploy.bench.curve import subject_curve
+from rekd_deploy.bench.faithfulness import FaithfulnessOptions, measure_faithfulness
+from rekd_deploy.bench.features import features_of
+from rekd_deploy.bench.results import read_result
+from rekd_deploy.bench.subject import classified
+from rekd_deploy.cli.bench import app
+from rekd_train import checkpoint as checkpoints
+from rekd_train.command import run
+from rekd_train.config import RunConfig
+
+pytest.importorskip("pandas", reason="pandas is not installed")
+
+
+def invoke(capsys, *arguments: str, command: str = "accuracy") -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as request:
+        run(app, [command, *arguments])
+    return request.value.code, *capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory) -> tuple[Path, Path]:
+    """A tiny pair that records its data and its own figures, and its repository."""
+    from rekd_deploy.export import export
+    from rekd_deploy.repository import write_repository
+    from rekd_train.data import encode, load_data
+    from rekd_train.evaluation import measure
+
+    folder = tmp_path_factory.mktemp("accuracy")
+    data = {"name": "table", "path": str(table_file(folder, 60)), "max_length": 48, "test_share": 0.4}
+    config = RunConfig.model_validate({"name": "tiny", "data": data})
+    pair = make_rationalizer()
+    test = encode(load_data(config.data).splits["test"], pair.preprocessor)
+    path = checkpoints.save(
+        pair, folder / "pair", metrics={"test": measure(pair, test)}, training={"config": config.model_dump()}
+    )
+    return path, write_repository(export(path, folder), folder / "repository")
+
+
+def test_the_served_answers_are_measured_as_they_are(recorded, tmp_path, capsys) -> None:
+    path, repository = recorded
+    file = tmp_path / "result.json"
+    code, out, err = invoke(capsys, str(repository), "--checkpoint", str(path), "-o", str(file), "--json")
+    assert code == 0, err
+    assert out.count("\n") == 1  # one line of JSON and nothing else
+    document = json.loads(out)
+    assert document == read_result(file).model_dump(mode="json")
+    figures = document["figures"]
+
+    config = RunConfig.model_validate(checkpoints.read_description(path)["training"]["config"])
+    from rekd_train.data import load_data
+
+    test = load_data(config.data).splits["test"]
+    answers = Pipeline(repository).predict(test.texts)
+    classes = np.array([("negative", "positive").index(answer.label) for answer in answers])
+    assert figures["classification"]["accuracy"] == pytest.approx(np.mean(classes == test.labels))
+    assert figures["rate"]["rate"] == pytest.approx(np.mean([answer.rate for answer in answers]))
+    assert figures["rate"]["over_budget_share"] == 0
+    assert sum(bin["examples"] for bin in figures["calibration"]["reliability"]) == len(test) == 24
+    own = checkpoints.read_metrics(path)["test"]
+    assert figures["calibration"]["nll"] == pytest.approx(own["nll"], abs=1e-4)
+    assert figures["reference"]["source"] == "metrics.json" and figures["reference"]["gap_points"] == 0
+    assert document["checks"][0]["outcome"] == "passed"
+    assert document["inputs"]["checkpoint"]["sha256"] == checkpoints.checkpoint_hash(path)
+
+
+def test_the_curve_ends_where_the_slots_do_and_goes_on_by_the_checkpoint(recorded) -> None:
+    path, repository = recorded
+    figures = measure_accuracy(AccuracyOptions(repository, checkpoint=path)).figures
+    served, whole = figures["curve"]["served"], figures["curve"]["checkpoint"]
+    assert served["rates"] == [0.05, 0.1, 0.15, 0.2]  # at most 11 of up to 46
+    assert "slots" in served["note"] and "not by what is served" in whole["note"]
+    assert whole["rates"][-1] == 1.0 and whole["realised"][-1] == 1.0
+    assert served["accuracies"] == whole["accuracies"][:4]
+    assert served["realised"] == pytest.approx(whole["realised"][:4])
+
+
+def test_a_gap_to_the_checkpoint_is_an_error(recorded, tmp_path, capsys) -> None:
+    path, repository = recorded
+    other = shutil.copytree(path, tmp_path / "other")
+    metrics = checkpoints.read_metrics(other)
+    metrics["test"]["accuracy"] += 0.05
+    (other / "metrics.json").write_text(json.dumps(metrics))
+    file = tmp_path / "result.json"
+    code, out, err = invoke(capsys, str(repository), "--checkpoint", str(other), "-o", str(file))
+    said = err.splitlines()[-1]
+    assert code == 1 and said.startswith("error: served as trained: ") and "-5.00 points (limit 0.5)" in said
+    last = json.loads(out.splitlines()[-1])
+    assert last == {"kind": "accuracy", "result": str(file), "checks": {"served as trained": "failed"}}
+    assert read_result(file).failed  # written all the same
+    code, _, _ = invoke(capsys, str(repository), "--checkpoint", str(other), "-o", str(file), "--limit", "5")
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("served", "reference", "limit", "outcome"),
+    [
+        (0.850, 0.855, 0.5, "passed"),  # exactly the limit
+        (0.849, 0.855, 0.5, "failed"),
+        (0.861, 0.855, 0.5, "failed"),  # better is another model, too
+        (0.846, 0.855, 1.0, "passed"),
+    ],
+)
+def test_the_limit_is_in_points_and_holds_both_ways(served, reference, limit, outcome) -> None:
+    found = gap_check(served, {"accuracy": reference, "source": "x"}, limit, 1000)
+    assert found.outcome == outcome and found.limit == limit
+
+
+def test_some_examples_are_held_against_the_same_examples(recorded) -> None:
+    """metrics.json is about the whole split: of a part the checkpoint is asked again."""
+    path, repository = recorded
+    found = measure_accuracy(AccuracyOptions(repository, checkpoint=path, examples=10))
+    assert found.figures["reference"]["source"].startswith("PyTorch")
+    assert found.figures["reference"]["examples"] == 10 == found.settings["examples"]
+    assert found.figures["reference"]["gap_points"] == 0
+
+
+def test_a_file_of_the_users_own_and_no_checkpoint(recorded, tmp_path) -> None:
+    _, repository = recorded
+    found = measure_accuracy(AccuracyOptions(repository, data=str(table_file(tmp_path, 30, seed=5))))
+    assert found.settings["examples"] == 30
+    assert found.checks[0].outcome == "not applicable" and "no --checkpoint" in found.checks[0].words
+    assert set(found.figures["curve"]) == {"served"}
+
+
+def test_another_checkpoint_is_refused(recorded, tmp_path, capsys) -> None:
+    path, repository = recorded
+    other = checkpoints.save(make_rationalizer(seed=1), tmp_path / "other")
+    code, _, err = invoke(
+        capsys, str(repository), "--checkpoint", str(other), "--data", str(table_file(tmp_path)), "-o", "x"
+    )
+    assert code == 1 and "was exported from the checkpoint" in err and not Path("x").exists()
+
+
+def test_wrong_use_is_said(recorded, tmp_path, capsys) -> None:
+    _, repository = recorded
+    assert invoke(capsys)[0] == 2
+    assert invoke(capsys, str(repository), "--url", "localhost:1")[0] == 2
+    code, _, err = invoke(capsys, str(repository))
+    assert code == 1 and "no data to measure on" in err
+    code, _, err = invoke(capsys, str(repository), "--data", str(tmp_path / "none.csv"))
+    assert code == 1 and "none.csv" in err
+
+
+def test_a_predictor_that_takes_any_number_answers_at_every_rate() -> None:
+    split = planted_texts(60)
+    features = features_of(split, split.preprocessor)
+    subject = Untrained()
+    found = subject_curve(subject, features, split.labels)
+    assert found["rates"][-1] == 1.0 and found["note"] == "every rate"
+    everything = classified(subject, features, features.selectable).argmax(axis=1)
+    assert found["accuracies"][-1] == pytest.approx(np.mean(everything == split.labels))
+    assert found["realised"][-1] == 1.0 and found["realised"][0] < 0.2
+    subject.capacity = 1
+    assert subject_curve(subject, features, split.labels)["rates"] == [0.05]
+
+
+def test_every_test_of_faithfulness_runs_on_what_is_served(recorded, tmp_path, capsys) -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    path, repository = recorded
+    file, judge = tmp_path / "result.json", tmp_path / "judge"
+    arguments = [str(repository), "--checkpoint", str(path), "--judge", str(judge), "--device", "cpu", "-o", str(file)]
+    code, out, err = invoke(capsys, *arguments, "--judge-epochs", "0.5", command="faithfulness")
+    measured = read_result(file, "faithfulness")
+    outcomes = {check.name: check.outcome for check in measured.checks}
+    assert json.loads(out.splitlines()[-1]) == {"kind": "faithfulness", "result": str(file), "checks": outcomes}
+    assert code == (1 if measured.failed else 0)
+    assert all(check.name in err for check in measured.failed)
+    assert all(check.words for check in measured.checks)
+
+    assert outcomes["unselected content has no influence"] == "passed"  # the exported graph, bit for bit
+    swap = measured.figures["structure"]["swap"]
+    assert swap["content_changed"] > 0.5 and swap["examples"] == 24 == measured.settings["examples"]
+    assert set(measured.figures["judges"]) == {"pipeline", "predictor", "independent"}
+    for judged in ("predictor", "independent"):
+        for kind in ("rationale", "random"):
+            assert set(measured.figures["judges"][judged][kind]) == {
+                "comprehensiveness", "sufficiency", "aopc_comprehensiveness", "aopc_sufficiency",
+            }  # fmt: skip
+    assert {"mask_only", "neutral_content", "other_masks", "random_masks", "tokens"} == set(measured.figures["probes"])
+    assert outcomes["rationales lie where the reason is known to be"] == "not applicable"
+    assert {"repository", "checkpoint", "judge", "data"} == set(measured.inputs)
+
+    # the served answers themselves are the judges' first row
+    accuracy = measure_accuracy(AccuracyOptions(repository, checkpoint=path)).figures["classification"]["accuracy"]
+    assert measured.figures["answers"]["accuracy"] == pytest.approx(accuracy)
+    # the judge is kept: the second run reads it, whatever its epochs, and finds the same
+    invoke(capsys, *arguments, command="faithfulness")
+    assert read_result(file).figures == measured.figures
+
+
+def test_without_a_checkpoint_the_judges_are_left_out(recorded, tmp_path) -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    _, repository = recorded
+    found = measure_faithfulness(FaithfulnessOptions(repository, data=str(table_file(tmp_path)), examples=24))
+    assert set(found.figures["judges"]) == {"pipeline"}
+    missing = [check for check in found.checks if "without --checkpoint" in check.words]
+    assert len(missing) == 3 and {check.outcome for check in missing} == {"not applicable"}
+    assert found.settings["examples"] == 24
