@@ -48,7 +48,7 @@ def pytorch_ways(
             way = _way(form, line, steps, placed, device)
             way(0)
         except Exception as error:  # whatever a compiler or the driver raises: the other ways are still worth timing
-            not_run.append(NotRun(form.name, _first_line(error)))
+            not_run.append(NotRun(form.name, _said(error)))
         else:
             ways.append(way)
     return ways, not_run
@@ -129,6 +129,9 @@ def _outputs(module: Module, signature: Any, known: dict[str, Tensor]) -> dict[s
     return dict(zip((spec.name for spec in signature.outputs), found, strict=True))
 
 
-def _first_line(error: Exception) -> str:
+def _said(error: Exception) -> str:
+    """Kind and first line; the second, too, where the first only leads to it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].endswith(":"):
+        lines[0] = " ".join(lines[:2])
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
