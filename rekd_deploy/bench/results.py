@@ -108,7 +108,7 @@ def result(
         inputs=dict(inputs),
         settings=finite(dict(settings or {})),
         figures=finite(dict(figures)),
-        checks=list(checks),
+        checks=[Check(**finite(check.model_dump())) for check in checks],
     )
 
 

@@ -13,7 +13,7 @@ from rekd_deploy.errors import BenchmarkError
 
 def some_result():
     checks = [Check(name="a", outcome="failed", words="too much", value=2.0, limit=1.0),
-              Check(name="b", outcome="passed", words="fine")]  # fmt: skip
+              Check(name="b", outcome="passed", words="fine", value=float("nan"))]  # fmt: skip
     return result(
         "accuracy", {"section": {"accuracy": 0.5, "nothing": float("nan")}}, checks=checks,
         inputs={"data": Input(name="toy", sha256="ab")}, arguments=["accuracy", "my repo"],
@@ -27,6 +27,7 @@ def test_a_result_comes_back_as_it_was(tmp_path) -> None:
     document = json.loads(path.read_text())
     assert (document["format"], document["version"]) == ("rekd-bench", 1)
     assert document["command"] == "rekd-bench accuracy 'my repo'"
+    assert document["checks"][1]["value"] is None
     assert document["figures"]["section"] == {"accuracy": 0.5, "nothing": None}  # JSON has no NaN
     assert document["hardware"]["cores"] >= 1 and document["hardware"]["processor"]
     assert {"rekd", "python", "numpy"} <= set(document["versions"])
