@@ -104,6 +104,7 @@ class _Graphs:
         from rekd_deploy.engines.base import RunnerChain
         from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
         from rekd_deploy.export import OPSET, traced_graphs
+        from rekd_deploy.fusion_embedding import embeddings_together
         from rekd_deploy.graphs import graph_modules, pair_signature
 
         self._length, self._random = length, np.random.default_rng(0)
@@ -114,7 +115,7 @@ class _Graphs:
         def add(name: str, signature, models: dict[str, Any]) -> None:
             runners = []
             for role, model in models.items():
-                graph = model.SerializeToString()
+                graph = embeddings_together(model).SerializeToString()
                 runner = OnnxRuntimeRunner(graph, signature.graph(role), f"{name} {role}", threads=threads)
                 runners.append(runner)
             self._chains[name] = stack.enter_context(RunnerChain(runners))

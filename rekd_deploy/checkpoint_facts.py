@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rekd_deploy.errors import ExportError
-from rekd_deploy.signature import PairSignature, image_pair_signature, text_pair_signature
+from rekd_deploy.signature import PairSignature, Slots, image_pair_signature, text_pair_signature
 from rekd_train.config import BackboneConfig, explain
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.policy import SelectionPolicy
@@ -49,10 +49,10 @@ class CheckpointFacts:
     @property
     def signature(self) -> PairSignature:
         """The tensors of the served pair."""
-        slots = self.capacity if self.operator == "compact" else None
+        compact = self.operator == "compact"
         if self.kind == "text":
-            return text_pair_signature(slots, len(self.labels))
-        return image_pair_signature(self.preprocessor.settings, slots, len(self.labels))
+            return text_pair_signature(Slots.of(self.policy, self.capacity) if compact else None, len(self.labels))
+        return image_pair_signature(self.preprocessor.settings, self.capacity if compact else None, len(self.labels))
 
 
 def read_facts(checkpoint: str | Path) -> CheckpointFacts:

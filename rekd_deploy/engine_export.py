@@ -10,7 +10,6 @@ from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.engines.tensorrt_build import BuildSettings, build_engine
 from rekd_deploy.engines.tensorrt_library import Library, Product
 from rekd_deploy.engines.tensorrt_profiles import (
-    SHORTEST,
     Profile,
     Range,
     batch_ranges,
@@ -18,6 +17,7 @@ from rekd_deploy.engines.tensorrt_profiles import (
     length_ranges,
     profiles_of,
 )
+from rekd_deploy.signature import SHORTEST
 
 
 @dataclass(frozen=True)

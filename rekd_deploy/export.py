@@ -17,21 +17,24 @@ from rekd_deploy.errors import ExportError
 from rekd_deploy.examples import Examples, parity_examples, with_lengths
 from rekd_deploy.fusion import fuse
 from rekd_deploy.fusion_cpu import norms_apart
+from rekd_deploy.fusion_embedding import embeddings_together
 from rekd_deploy.graphs import graph_modules, pair_signature
 from rekd_deploy.manifest import build_manifest
 from rekd_deploy.onnx_lstm import onnx_lstms
+from rekd_deploy.onnx_slots import cut_to_length, sizes_from_tensors
 from rekd_deploy.parity import check_parity, check_single_parity
 from rekd_deploy.parity_report import RUNTIME_PRECISIONS, ParityReport, Precision, limits_of
 from rekd_deploy.precision.convert import Conversion, check_precision, convert_pair
 from rekd_deploy.precision.observed import precision_entries
 from rekd_deploy.reference import record
-from rekd_deploy.signature import BATCH, LENGTH, GraphSignature, PairSignature
+from rekd_deploy.signature import BATCH, LENGTH, SHORTEST, SLOTS, GraphSignature, PairSignature
 from rekd_train.checkpoint import checkpoint_hash, load
 from rekd_train.models.rationalizer import Rationalizer
 
 OPSET = 20
 _EXAMPLE_BATCH = 2
 """Not 1: exporters take axes of size 0 or 1 for constants."""
+_EXAMPLE_SLOTS = 5
 _DTYPES = {"int64": torch.int64, "float32": torch.float32, "bool": torch.bool, "uint8": torch.uint8}
 
 
@@ -94,7 +97,7 @@ def export(
     )
     if single_graph:
         report("single")
-    graphs = _written(conversion.models, work, signature, single_graph)
+    graphs = _written(conversion.models, work, signature, single_graph, fused)
     report("parity")
     parity = _parity(rationalizer, conversion, graphs, examples, work)
     manifest = build_manifest(
@@ -147,7 +150,7 @@ def export_graphs(
     models = traced_graphs(rationalizer, fused=fused, gpu=gpu, opset=opset, report=report)
     if single_graph:
         report("single")
-    return _written(models, work, pair_signature(rationalizer), single_graph)
+    return _written(models, work, pair_signature(rationalizer), single_graph, fused)
 
 
 def traced_graphs(
@@ -164,16 +167,20 @@ def traced_graphs(
     models = {}
     for role, module in graph_modules(rationalizer).items():
         report(role)
-        models[role] = onnx_from_module(module, signature.graph(role), role, longest, opset, fused=fused)
+        models[role] = onnx_from_module(module, module.signature, role, longest, opset, fused=fused)
+        if role == "selector" and signature.selector.slots is not None:
+            models[role] = cut_to_length(models[role], signature.selector)
         if fused and not gpu:
             models[role] = norms_apart(models[role])
     return models
 
 
 def _written(
-    models: dict[str, onnx.ModelProto], work: Path, signature: PairSignature, single_graph: bool
+    models: dict[str, onnx.ModelProto], work: Path, signature: PairSignature, single_graph: bool, fused: bool = False
 ) -> dict[str, Path]:
     """The checked files of a pair's graphs, and of both joined."""
+    if fused:
+        models = {role: embeddings_together(model) for role, model in models.items()}
     if single_graph:
         models = {**models, "single": onnx_model.joined(models["selector"], models["predictor"], signature)}
     paths = {role: Path(work) / f"{role}.onnx" for role in models}
@@ -203,16 +210,19 @@ def onnx_from_module(
 
     Args:
         module: its ``forward(*tensors)`` takes the signature's inputs in order.
-        longest: largest size of the axis 'length'.
+        longest: largest size of the axes 'length' and 'slots'.
         fused: see ``rekd_deploy.fusion``.
 
     Raises:
         ExportError: tracing failed, or the graph is not what the signature says.
     """
     fixed = max((axis for spec in signature.inputs for axis in spec.shape if isinstance(axis, int)), default=0)
-    # an example length that no other axis has: nothing may be taken for the length by coincidence
-    sizes = {BATCH: _EXAMPLE_BATCH, LENGTH: min(longest, fixed + 13)}
-    axes = {BATCH: torch.export.Dim(BATCH, min=1), LENGTH: torch.export.Dim(LENGTH, min=3, max=longest)}
+    # example sizes that no other axis has: nothing may be taken for another by coincidence
+    sizes = {BATCH: _EXAMPLE_BATCH, LENGTH: min(longest, fixed + 13), SLOTS: _EXAMPLE_SLOTS}
+    axes = {
+        BATCH: torch.export.Dim(BATCH, min=1), LENGTH: torch.export.Dim(LENGTH, min=SHORTEST, max=longest),
+        SLOTS: torch.export.Dim(SLOTS, min=1, max=longest),
+    }
     inputs = tuple(
         torch.ones([sizes.get(axis, axis) for axis in spec.shape], dtype=_DTYPES[spec.dtype])
         for spec in signature.inputs
@@ -234,7 +244,11 @@ def onnx_from_module(
                 external_data=False,
                 verbose=False,
             )
+            if fused:
+                sizes_from_tensors(program.model)
             graph = fuse(program.model) if fused else program.model_proto
+    except ModuleNotFoundError:  # the command says how to install it
+        raise
     except Exception as error:  # the exporter wraps whatever happened in its own and other classes
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ExportError(f"the {name} cannot be exported: {reason} (--debug shows the exporter's report)") from error

@@ -21,6 +21,7 @@ from rekd_deploy.repository import next_versions, refuse_foreign_folder
 from rekd_deploy.repository_check import GRAPH_MODELS
 from rekd_deploy.triton_config import build_configs
 from rekd_deploy.versions import newest_folder
+from rekd_deploy.workspaces import refuse_unwritable_place
 from rekd_train.errors import MissingExtraError
 
 
@@ -42,6 +43,12 @@ class ExportPlan:
     models: tuple[str, ...]
     """Triton's models, each a folder of the repository."""
 
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """K of each of ``lengths``; empty where it is the same for all."""
+        rule = self.checkpoint.signature.predictor.slots
+        return () if rule is None else tuple(map(rule.at, self.lengths))
+
     def to_dict(self) -> dict[str, Any]:
         """For --json."""
         facts, options = self.checkpoint, self.options
@@ -60,6 +67,7 @@ class ExportPlan:
             "repository": str(self.root),
             "options": {name: str(v) if isinstance(v, Path) else v for name, v in asdict(options).items()},
             "lengths": list(self.lengths),
+            "slots": list(self.slots),
             "batches": list(options.batch_sizes),
             "version": self.version,
             "stays": list(self.stays),
@@ -80,7 +88,7 @@ class ExportPlan:
         rows = {
             "checkpoint": f"{facts.directory}: {facts.kind}, {len(facts.labels)} labels, {facts.operator}; {widths}",
             "rule": f"{budget}, at least {facts.policy.minimum}; K = {facts.capacity} of "
-            f"{facts.preprocessor.positions} positions",
+            f"{facts.preprocessor.positions} positions" + (f", by length {_listed(self.slots)}" if self.slots else ""),
             "graphs": ", ".join(_graphs(self.models)) + (", fused for ONNX Runtime" if options.fuse else ""),
             "precision": options.precision,
             "lengths": _listed(self.lengths) or "one size (images)",
@@ -115,6 +123,7 @@ def plan_export(checkpoint: str | Path, root: str | Path, options: ExportOptions
     facts = read_facts(checkpoint)
     options.check(facts)
     refuse_foreign_folder(root)
+    refuse_unwritable_place(root)
     preprocessor = with_lengths(facts.preprocessor, options.lengths)
     nothing = Path("not exported yet")
     artefacts = Artefacts(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rekd_deploy.errors import ExportError
-from rekd_deploy.signature import GraphSignature, PairSignature, image_pair_signature, text_pair_signature
+from rekd_deploy.signature import GraphSignature, PairSignature, Slots, image_pair_signature, text_pair_signature
 from rekd_train.models.gates import apply_policy, kept_positions, selection_scores
 from rekd_train.models.rationalizer import Rationalizer
 
@@ -22,11 +22,13 @@ def pair_signature(rationalizer: Rationalizer) -> PairSignature:
         ExportError: the model's preprocessing cannot be served.
     """
     kind = rationalizer.preprocessor.settings.kind
-    capacity = rationalizer.capacity if rationalizer.predictor.operator == "compact" else None
+    compact = rationalizer.predictor.operator == "compact"
     if kind == "text":
-        return text_pair_signature(capacity, len(rationalizer.labels))
+        slots = Slots.of(rationalizer.policy, rationalizer.capacity) if compact else None
+        return text_pair_signature(slots, len(rationalizer.labels))
     if kind == "image":
-        return image_pair_signature(rationalizer.preprocessor.settings, capacity, len(rationalizer.labels))
+        slots = rationalizer.capacity if compact else None
+        return image_pair_signature(rationalizer.preprocessor.settings, slots, len(rationalizer.labels))
     raise ExportError(
         f"a model with the preprocessing '{kind}' has no tokenizer to serve it with; fix: import it again with "
         "--tokenizer FILE (tokenizer.json or vocab.txt)"
@@ -45,11 +47,13 @@ class SelectorGraph(nn.Module):
 
     Args:
         rationalizer: its selector, policy and capacity K are taken, not copied.
+
+    Texts of every length get all K slots here; the graph's are cut afterwards (``rekd_deploy.onnx_slots``).
     """
 
     def __init__(self, rationalizer: Rationalizer) -> None:
         super().__init__()
-        self.signature: GraphSignature = pair_signature(rationalizer).selector
+        self.signature: GraphSignature = pair_signature(rationalizer).selector.with_all_slots()
         self.selector = rationalizer.selector
         self.policy = rationalizer.policy
         self.capacity = rationalizer.capacity

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rekd_deploy.errors import RepositoryError
-from rekd_deploy.signature import GraphSignature, PairSignature, TensorSpec
+from rekd_deploy.signature import GraphSignature, PairSignature, Slots, TensorSpec
 from rekd_train import __version__
 from rekd_train.files import sha256
 
@@ -43,6 +43,8 @@ def build_manifest(
     preprocessor = rationalizer.preprocessor
     settings = preprocessor.settings
     lengths = {"lengths": list(settings.buckets), "max_length": settings.max_length} if settings.kind == "text" else {}
+    if slots := signature.predictor.slots:
+        lengths["slots"] = [slots.at(length) for length in settings.buckets]
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -143,10 +145,11 @@ def signature_from_dict(content: Mapping[str, Any]) -> PairSignature:
 
 
 def _graph_to_dict(graph: GraphSignature) -> dict[str, Any]:
-    return {
+    tensors = {
         kind: [{"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)} for spec in specs]
         for kind, specs in (("inputs", graph.inputs), ("outputs", graph.outputs))
     }
+    return tensors if graph.slots is None else {**tensors, "slots": asdict(graph.slots)}
 
 
 def _graph_from_dict(content: Mapping[str, Any]) -> GraphSignature:
@@ -154,5 +157,6 @@ def _graph_from_dict(content: Mapping[str, Any]) -> GraphSignature:
         *(
             tuple(TensorSpec(spec["name"], spec["dtype"], tuple(spec["shape"])) for spec in content[kind])
             for kind in ("inputs", "outputs")
-        )
+        ),
+        slots=Slots(**content["slots"]) if "slots" in content else None,
     )

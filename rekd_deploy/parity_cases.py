@@ -48,6 +48,9 @@ def constructed_texts(preprocessor: TextPreprocessor, policy: SelectionPolicy, c
     yield _batch(preprocessor, sorted(count for count in mixed if 1 <= count <= longest - 2), longest)
     if capacity > 3:
         yield _batch(preprocessor, [1, capacity - 3], capacity - 1)
+    for width in (width for width in preprocessor.settings.buckets if width < longest):  # each has slots of its own
+        steps = budget_steps(policy, width - 2, policy.capacity(width - 2))
+        yield _batch(preprocessor, sorted({*(count for count in steps if count >= 1), width - 2}), width)
     steps = [count for count in budget_steps(policy, longest - 2, capacity) if 1 <= count <= longest - 2]
     for count in steps:
         yield _batch(preprocessor, [count], count + 2)

@@ -39,7 +39,9 @@ class ParityLimits:
 
 
 _TIES_PER = 100_000
-"""One near-tie may flip among so many positions; a flip for want of budget has a counterpart, so they count in twos."""
+"""One near-tie may flip among so many positions."""
+_A_PAIR = 2
+"""Flips that are allowed among any number: one for want of budget has a counterpart, so they come in twos."""
 _MASKS: dict[str, Any] = {"scores": None, "flipped_share": 0.005, "mask_jaccard": 0.97}
 _CLASSES: dict[str, dict[str, Any]] = {
     "fp32": {},
@@ -152,7 +154,7 @@ class ParityReport:
             elif limit is not None and not value <= limit:  # also true for NaN
                 complaints.append(f"{what} differs by {value:.3g} (limit {limit:g})")
         exact = limits.flipped_share is None
-        allowed_ties = 2 * -(-self.positions // _TIES_PER)
+        allowed_ties = max(_A_PAIR, self.positions // _TIES_PER)
         if exact and self.near_ties > allowed_ties:
             complaints.append(
                 f"{self.near_ties} of {self.positions} real positions are flipped near-ties (limit {allowed_ties})"

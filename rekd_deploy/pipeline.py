@@ -8,11 +8,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.batching import predict_batches
 from rekd_deploy.engines.base import Chain, RunnerChain, parse_device
 from rekd_deploy.errors import EngineError, RepositoryError
-from rekd_deploy.repository_check import check_repository, read_description
-from rekd_deploy.repository_runners import device_chain, engine_runner, graph_runner, largest_batch
+from rekd_deploy.repository_runners import Exported
 from rekd_train.prediction import Prediction
 from rekd_train.preprocessors import Encoded
 
@@ -27,11 +27,11 @@ class Pipeline:
     ``close``.
 
     Args:
-        root: model repository written by rekd-export.
+        source: model repository written by rekd-export, or artefacts as ``export`` returns them.
         batch_size: most texts or images computed at once.
         threads: threads inside one operation; None: the cores that this process may use.
-        single_graph: run both steps as one graph, which the repository must hold.
-        engine: run the TensorRT engines, which the repository must hold.
+        single_graph: run both steps as one graph, which the export must hold.
+        engine: run the TensorRT engines, which the export must hold.
         device: 'cpu', 'cuda' or 'cuda:N'; None: 'cuda' for engines, else 'cpu'.
 
     Raises:
@@ -42,7 +42,7 @@ class Pipeline:
 
     def __init__(
         self,
-        root: str | Path,
+        source: str | Path | Artefacts,
         *,
         batch_size: int = 32,
         threads: int | None = None,
@@ -50,27 +50,26 @@ class Pipeline:
         engine: bool = False,
         device: str | None = None,
     ) -> None:
-        root = Path(root)
-        manifest = check_repository(root)
-        self.description = read_description(root)
+        exported = Exported.of(source)
+        self.description = exported.description
         self.labels = list(self.description.labels)
         self.preprocessor = self.description.preprocessor()
         self._batch_size = batch_size
         roles = ("single",) if single_graph else ("selector", "predictor")
-        if not set(roles) <= set(manifest["artefacts"]):
-            raise RepositoryError(f"{root} holds no single graph; fix: rekd-export CHECKPOINT --single-graph")
+        if not set(roles) <= set(exported.graphs):
+            raise RepositoryError(f"{exported.name} holds no single graph; fix: rekd-export CHECKPOINT --single-graph")
         kind, index = parse_device(device or ("cuda" if engine else "cpu"))
         self._chain: Chain
         if engine and kind == "cpu":
             raise EngineError("TensorRT engines run on GPUs alone; fix: device 'cuda', or engine=False")
         if engine:
-            self._chain = RunnerChain([engine_runner(root, manifest, role, device=index) for role in roles])
-            self._batch_size = min(batch_size, *(largest_batch(root, manifest, role) for role in roles))
+            self._chain = RunnerChain([exported.engine_runner(role, device=index) for role in roles])
+            self._batch_size = min(batch_size, *map(exported.largest_batch, roles))
         elif kind == "cuda":
-            self._chain = device_chain(root, manifest, roles, index=index)
-            self._batch_size = min(batch_size, self._chain.largest_batch or batch_size)
+            self._chain = chain = exported.device_chain(roles, index=index)
+            self._batch_size = min(batch_size, chain.largest_batch or batch_size)
         else:
-            self._chain = RunnerChain([graph_runner(root, manifest, role, threads=threads) for role in roles])
+            self._chain = RunnerChain([exported.graph_runner(role, threads=threads) for role in roles])
         self._running: ExitStack | None = None
 
     def __enter__(self) -> Self:

@@ -60,7 +60,8 @@ def handed_over(signature: GraphSignature, mask: np.ndarray) -> Arrays:
     shapes = {spec.name: spec.shape for spec in signature.inputs}
     if "keep" in shapes:
         return {"keep": mask}
-    slots = int(shapes["kept"][1])
+    rule = signature.slots
+    slots = int(shapes["kept"][1]) if rule is None else rule.at(mask.shape[1])
     positions = np.zeros((len(mask), slots), np.int64)
     kept = np.zeros((len(mask), slots), bool)
     for row, each in enumerate(mask):

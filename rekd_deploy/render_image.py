@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rekd_train.errors import InputError
-from rekd_train.files import write_bytes
+from rekd_train.files import write_bytes, write_json
 from rekd_train.prediction import Patch, Prediction
 
 if TYPE_CHECKING:
@@ -56,6 +56,21 @@ def write_png(image: str | Path | np.ndarray | Image, prediction: Prediction, pa
         write_bytes(path, content.getvalue())
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def write_rationale(image: str | Path, prediction: Prediction, png: Path) -> Path:
+    """``highlighted`` as a PNG file, and the prediction as JSON beside it; returns the latter's path.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    beside = png.with_suffix(".json")
+    write_png(image, prediction, png)
+    try:
+        write_json(beside, {"image": str(image), **prediction.to_dict()})
+    except OSError as error:
+        raise InputError(f"{beside} cannot be written: {error.strerror}") from None
+    return beside
 
 
 def _upright(image: Any) -> Image:

@@ -42,7 +42,7 @@ from rekd_deploy.repository_check import (
 )
 from rekd_deploy.triton_config import CONFIG_FILE, ENSEMBLE, SINGLE, ServingSettings, build_configs, config_text
 from rekd_deploy.versions import MEMBERS, Versions, check_side_by_side, newest_folder, pin_versions
-from rekd_deploy.workspaces import replacing
+from rekd_deploy.workspaces import one_at_a_time, replacing
 from rekd_train.files import sha256, write_json, write_text
 
 __all__ = [
@@ -98,12 +98,19 @@ def write_repository(
         threads=threads, queue_delay_us=queue_delay_us, gpu=gpu,
     )
     root = Path(root)
-    refuse_foreign_folder(root)
     configs = build_configs(artefacts, settings, target)
     if with_tokenizer:
         configs |= raw_configs(artefacts, settings)
-    if _is_unchanged(root, artefacts, configs, target, keep):
-        return root
+    with one_at_a_time(root):  # versions are counted and replaced by one export after the other
+        refuse_foreign_folder(root)
+        if not _is_unchanged(root, artefacts, configs, target, keep):
+            _write(artefacts, root, configs, target, keep, settings)
+    return root
+
+
+def _write(
+    artefacts: Artefacts, root: Path, configs: Mapping[str, Any], target: str, keep: int, settings: ServingSettings
+) -> None:
     versions, earlier = next_versions(root, configs, keep)
     pin_versions(configs, versions)
     graphs = {GRAPH_MODELS[role]: path for role, path in artefacts.graphs.items()}
@@ -128,18 +135,17 @@ def write_repository(
         for name, source in _beside_graphs(artefacts, target, current).items():
             shutil.copyfile(source, work / name)
         (work / ENSEMBLE / current / ".gitkeep").touch()
-        if with_tokenizer:
+        if PREPARE in configs:
             place_raw(artefacts, work, versions.current)
         if artefacts.reference is not None:
             shutil.copyfile(artefacts.reference, work / REFERENCE)
-        files = _digests(work)
+        files, most = _digests(work), settings.max_batch_size
         described = {
             "format": FORMAT, "version": FORMAT_VERSION, "target": target, "model_version": versions.current,
-            "batches": sorted({*(n for n in preferred_batch_sizes if n <= max_batch_size), max_batch_size}),
+            "batches": sorted({*(n for n in settings.preferred_batch_sizes if n <= most), most}),
             "earlier": earlier, "files": files,
         }
         write_json(work / MANIFEST, {**artefacts.manifest, "repository": described})
-    return root
 
 
 def _is_unchanged(root: Path, artefacts: Artefacts, configs: Mapping[str, Any], target: str, keep: int) -> bool:

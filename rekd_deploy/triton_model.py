@@ -102,7 +102,7 @@ class OnnxGraph:
 
         options = onnxruntime.SessionOptions()
         # ONNX Runtime's own 0 would pin its threads to cores that selector and predictor share
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.intra_op_num_threads = threads or usable_cores()
         # selector and predictor take turns on the same cores: a waiting one must not spin
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.x64quantprecision", "1")  # exact int8 without VNNI, too
@@ -116,6 +116,16 @@ class OnnxGraph:
 
     def close(self) -> None:
         self._session = None
+
+
+def usable_cores(quota: str = "/sys/fs/cgroup/cpu.max") -> int:
+    """Cores that this process may use: its affinity, and the quota of its container, which affinity does not show."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        allowed, period = Path(quota).read_text().split()
+        return max(1, min(cores, -(-int(allowed) // int(period))))
+    except (OSError, ValueError):  # no such file, or 'max': no quota
+        return cores
 
 
 class EngineGraph:

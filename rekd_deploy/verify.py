@@ -84,7 +84,11 @@ class Verification:
             )
             lines.append(f"{role} engine {outcome}")
         if not self.graphs:
-            lines.append("answers     not compared: the repository was written without stored answers")
+            reason = "the repository was written without stored answers"
+            if self.manifest["parity"].get("emulated"):
+                precision = self.manifest["artefacts"]["predictor"]["precision"]
+                reason = f"ONNX Runtime cannot compute in {precision}; engines are asked where they can run"
+            lines.append(f"answers     not compared: {reason}")
         for name, figures in self.parity.items():
             lines.append(
                 f"{name + ' gate':<12}{figures['examples']} examples, {figures['constructed_rows']} constructed rows: "

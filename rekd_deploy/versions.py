@@ -45,7 +45,8 @@ class Versions:
 
     def after(self, keep: int) -> Versions:
         """What they are once a new version has come and ``keep`` of all stay."""
-        return Versions(self.current + 1, self.members[len(self.members) + 1 - keep :] if keep > 1 else ())
+        first = max(len(self.members) + 1 - keep, 0)
+        return Versions(self.current + 1, self.members[first:])
 
 
 def newest_folder(root: Path) -> int:

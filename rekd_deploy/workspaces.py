@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from rekd_deploy.errors import RepositoryError
+
 _LOCK = "owner.lock"
 _NEW, _OLD = "new", "old"
 _EXCHANGE = 2
@@ -75,13 +77,44 @@ def remove_leftovers(parent: Path, prefix: str) -> list[Path]:
     return removed
 
 
+def refuse_unwritable_place(root: Path) -> None:
+    """Raise RepositoryError where nothing can be put at ``root``."""
+    place = Path(root).resolve().parent
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        what = "read-only here" if place.is_dir() else "a file"
+        raise RepositoryError(
+            f"{root} cannot be written, since {place} is {what}; fix: choose another --output, or run as a user who "
+            "may write there"
+        )
+
+
+@contextmanager
+def one_at_a_time(target: Path) -> Iterator[None]:
+    """Wait until no other process writes at ``target`` or beside it, and keep others waiting meanwhile.
+
+    The lock is on the folder above, so it leaves no file behind; a file system without locks is not waited for.
+    """
+    folder = Path(target).resolve().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """Yield a fresh directory that takes the place of ``target`` when the block ends well, and vanishes otherwise.
 
-    Even a process that is killed outright leaves the old directory or the new one, whole.
+    Even a process that is killed outright leaves the old directory or the new one, whole. Where ``target`` is a link,
+    what it leads to is replaced, and the link stays.
     """
-    target = Path(target).absolute()
+    target = Path(target).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{target.name}-rekd-"
     _restore(target, prefix)

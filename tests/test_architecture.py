@@ -58,11 +58,12 @@ HOUSE = {
         rekd_deploy.engines.tensorrt_verify rekd_deploy.engines.onnxruntime_device
     """,
     "export": """
-        rekd_deploy.examples rekd_deploy.graphs rekd_deploy.onnx_model rekd_deploy.onnx_lstm rekd_deploy.fusion
+        rekd_deploy.examples rekd_deploy.graphs rekd_deploy.onnx_model rekd_deploy.onnx_lstm rekd_deploy.onnx_slots
+        rekd_deploy.fusion
         rekd_deploy.fusion_cpu rekd_deploy.parity_report rekd_deploy.parity_cases rekd_deploy.parity
         rekd_deploy.precision rekd_deploy.precision.attention rekd_deploy.precision.calibration
         rekd_deploy.precision.convert rekd_deploy.precision.half rekd_deploy.precision.integers
-        rekd_deploy.precision.observed rekd_deploy.precision.structure
+        rekd_deploy.precision.observed rekd_deploy.precision.structure rekd_deploy.fusion_embedding
         rekd_deploy.reference rekd_deploy.manifest rekd_deploy.export
         rekd_deploy.engine_export rekd_deploy.engine_parity
     """,

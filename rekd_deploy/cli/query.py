@@ -30,7 +30,7 @@ app = application(
         "rekd-query --file reviews.jsonl --json > answers.jsonl",
         "rekd-query --file - --url http://localhost:8000 < reviews.txt",
         'rekd-query --local model_repository/python "No server needed."',
-        "rekd-query --image shoe.png --png shoe.rationale.png",
+        "rekd-query --image shoe.png        # writes shoe.rationale.png and shoe.rationale.json, too",
     ),
 )
 
@@ -43,11 +43,19 @@ def query(
         typer.Option(help='Texts of a file: .jsonl (key "text"), .txt (one a line), - (stdin).', metavar="FILE"),
     ] = None,
     image: Annotated[
-        list[Path] | None, typer.Option(help="An image to ask a vision model about; may be repeated.", metavar="FILE")
+        list[Path] | None,
+        typer.Option(
+            help="An image to ask a vision model about; may be repeated. Beside it, FILE.rationale.png and "
+            "FILE.rationale.json are written (with --json: printed instead).",
+            metavar="FILE",
+        ),
     ] = None,
     png: Annotated[
         Path | None,
-        typer.Option(help="Write the one --image with the patches that decided highlighted.", metavar="OUT"),
+        typer.Option(
+            help="Where the one --image with the patches that decided highlighted goes; the JSON beside it.",
+            metavar="OUT",
+        ),
     ] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, in order.")] = False,
     url: Annotated[
@@ -90,16 +98,23 @@ def query(
 
 def _ask_about_images(answerer: Client | Pipeline, files: list[Path], png: Path | None, json_lines: bool) -> None:
     from rekd_deploy.render import plain_text
+    from rekd_deploy.render_image import write_rationale
+    from rekd_train.errors import InputError
 
+    places = [png or file.with_name(f"{file.stem}.rationale.png") for file in dict.fromkeys(files)]
+    if len(set(places)) < len(places):
+        raise InputError(
+            "the rationales of two images whose names differ in the ending alone would go to the same file; fix: "
+            "ask about one at a time, with --png OUT"
+        )
     for file, prediction in zip(files, answerer.predict(files), strict=True):
+        place = png or file.with_name(f"{file.stem}.rationale.png")
+        if png is not None or not json_lines:
+            beside = write_rationale(file, prediction, place)
         if json_lines:
             _write_json(prediction, image=str(file))
         else:
-            sys.stdout.write(f"{file}  {plain_text(prediction)}\n\n")
-    if png is not None:
-        from rekd_deploy.render_image import write_png
-
-        write_png(files[0], prediction, png)
+            sys.stdout.write(f"{file}  {plain_text(prediction)}\nwritten: {place}, {beside}\n\n")
 
 
 def _answerer(url: str, local: Path | None, device: str, timeout: float) -> Client | Pipeline:

@@ -48,7 +48,10 @@ class OnnxRuntimeRunner(Runner):
             session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the library's exceptions share no root
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise EngineError(f"ONNX Runtime cannot load {self.name}: {reason}; fix: export it again") from None
+            fix = "export it again"
+            if "NOT_IMPLEMENTED" in reason:  # the file is sound: bf16 on a CPU, for example
+                fix = "run the engines, or export with --precision fp32"
+            raise EngineError(f"ONNX Runtime cannot load {self.name}: {reason}; fix: {fix}") from None
         found = [value.name for value in (*session.get_inputs(), *session.get_outputs())]
         wanted = [spec.name for spec in (*self.signature.inputs, *self.signature.outputs)]
         if found != wanted:

@@ -20,7 +20,7 @@ import numpy as np
 from rekd_deploy.engines.base import Arrays, check_inputs, parse_device
 from rekd_deploy.engines.onnxruntime import available_cores, onnx_runtime
 from rekd_deploy.errors import EngineError
-from rekd_deploy.signature import BATCH, GraphSignature, TensorSpec
+from rekd_deploy.signature import BATCH, LENGTH, SLOTS, GraphSignature, TensorSpec
 from rekd_train.errors import MissingExtraError
 
 _MOST_SHAPES = 64
@@ -101,6 +101,9 @@ class DeviceChain:
         axes = _axes(self._inputs.inputs, inputs)
         count = axes[BATCH]
         axes[BATCH] = self._bucket(count)
+        for graph in self._graphs:
+            if graph.signature.slots is not None:
+                axes[SLOTS] = graph.signature.slots.at(axes[LENGTH])
         shape = self._shape(tuple(sorted(axes.items())))
         try:
             outputs = shape.run({name: _filled(array, axes[BATCH]) for name, array in inputs.items()})

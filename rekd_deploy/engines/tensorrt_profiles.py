@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from itertools import product
 
 from rekd_deploy.errors import EngineError
-from rekd_deploy.signature import BATCH, LENGTH, GraphSignature
+from rekd_deploy.signature import BATCH, LENGTH, SHORTEST, SLOTS, GraphSignature
 
-SHORTEST = 3
-"""Tokens of the shortest text: [CLS], one, [SEP]; the graphs are exported for no less."""
 MOST_LENGTHS = 4
 """Length buckets of an engine unless more are asked for: each costs build time and memory."""
 _TUNED_BATCH = 8
@@ -74,12 +72,19 @@ def _ranges(sizes: Sequence[int], smallest: int, largest: int, what: str, whose:
 
 
 def profiles_of(signature: GraphSignature, batches: Sequence[Range], lengths: Sequence[Range]) -> list[Profile]:
-    """One profile for each pair of a batch and a length range; a signature without a length has one a batch range."""
+    """One profile for each pair of a batch and a length range; a signature without a length has one a batch range.
+
+    Slots have the range that belongs to the lengths.
+    """
     symbols = {axis for spec in signature.inputs for axis in spec.shape if isinstance(axis, str)}
-    if unknown := symbols - {BATCH, LENGTH}:
+    if unknown := symbols - {BATCH, LENGTH, SLOTS}:
         raise EngineError(f"the axes {', '.join(sorted(unknown))} have no ranges")
     pairs = product(batches, lengths if LENGTH in symbols else [None])
     axes = [{BATCH: batch, LENGTH: length} for batch, length in pairs]
+    if SLOTS in symbols:
+        for ranges in axes:
+            length, slots = ranges[LENGTH], signature.slots
+            ranges[SLOTS] = Range(slots.at(length.smallest), slots.at(length.tuned), slots.at(length.largest))
     return [
         {
             spec.name: tuple(

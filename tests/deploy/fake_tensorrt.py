@@ -94,11 +94,12 @@ class FakeContext:
         return True
 
     def get_tensor_shape(self, name) -> tuple[int, ...]:
-        known = {}
-        for value in self.engine.session.get_inputs():
-            known |= dict(zip(value.shape, self.shapes[value.name], strict=True))
-        value = next(value for value in self.engine.session.get_outputs() if value.name == name)
-        return tuple(axis if isinstance(axis, int) else known[axis] for axis in value.shape)
+        # some sizes are computed from the inputs' shapes, as a real engine does, too
+        inputs = {
+            value.name: np.ones(self.shapes[value.name], _NUMPY[_ONNX[value.type]])
+            for value in self.engine.session.get_inputs()
+        }
+        return self.engine.session.run([name], inputs)[0].shape
 
     def execute_async_v3(self, stream) -> bool:
         driver, inputs = self.engine.driver, {}

@@ -12,7 +12,7 @@ from pathlib import Path
 from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.engine_export import EngineRequest, plan_engines
 from rekd_deploy.engines.tensorrt_library import PRODUCTS
-from rekd_deploy.signature import text_pair_signature
+from rekd_deploy.signature import Slots, text_pair_signature
 from rekd_deploy.triton_config import CONFIG_FILE, ENSEMBLE, ServingSettings, build_configs, config_text
 from rekd_deploy.versions import Versions, pin_versions
 from rekd_train.files import write_text
@@ -38,7 +38,7 @@ def reference_configs(rationalizer, tokenizer_json: str | None = None, flavour: 
     if tokenizer_json is not None:
         preprocessor = TextPreprocessor(tokenizer_json, replace(preprocessor.settings))
     labels = tuple(rationalizer.labels)
-    signature = text_pair_signature(rationalizer.capacity, len(labels))
+    signature = text_pair_signature(Slots.of(rationalizer.policy, rationalizer.capacity), len(labels))
     graphs = Path("not needed for configs")
     target, product = FLAVOURS[flavour]
     artefacts = Artefacts(signature, graphs, graphs, preprocessor, labels, {})

@@ -192,9 +192,9 @@ def test_configs_are_held_against_the_engines_shapes(with_engines):
     config = configs[PREDICTOR]
     config.max_batch_size = 32
     assert engine_mistakes(config, entry) == []
-    config.input[1].dims[0] += 1
-    assert "profile 0: dims [12] of positions differ from the engine's [11]" in " ".join(engine_mistakes(config, entry))
-    config.input[1].dims[0] -= 1
+    config.input[1].dims[0] = 12
+    assert "profile 0: dims [12] of positions differ from the engine's [-1]" in " ".join(engine_mistakes(config, entry))
+    config.input[1].dims[0] = -1
     del config.instance_group[0].profile[1:]
     assert "instance_group has the profiles ['0'], not ['0', '1', '2']" in " ".join(engine_mistakes(config, entry))
     config.input[0].name = "ids"

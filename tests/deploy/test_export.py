@@ -66,7 +66,8 @@ def test_file_holds_the_computation_and_nothing_else(artefacts, role):
 
 def test_every_length_and_batch_size_is_answered_as_by_the_model(artefacts, runners, rationalizer):
     lengths = range(3, 49)
-    assert artefacts.signature.predictor.inputs[1].shape[1] == 11, "lengths below K are among these"
+    slots = artefacts.signature.predictor.slots
+    assert (slots.at(3), slots.at(48)) == (1, 11), "few slots for short texts, for the longest K"
     for length in lengths:
         batch = (1, 2, 5)[length % 3]
         inputs = random_inputs(rationalizer.preprocessor, batch, length, seed=length)
@@ -77,6 +78,8 @@ def test_every_length_and_batch_size_is_answered_as_by_the_model(artefacts, runn
             logits = rationalizer.class_logits(tensors, selection.mask)
         np.testing.assert_allclose(answers["scores"], selection.scores.numpy(), atol=1e-4)
         np.testing.assert_array_equal(answers["mask"], selection.mask.numpy())
+        assert answers["positions"].shape == answers["kept"].shape == (batch, slots.at(length))
+        assert (answers["kept"].sum(axis=1) == answers["mask"].sum(axis=1)).all()
         np.testing.assert_allclose(answers["logits"], logits.numpy(), atol=1e-4)
         np.testing.assert_allclose(answers["probabilities"], rationalizer.probabilities(logits).numpy(), atol=1e-4)
 

@@ -8,12 +8,17 @@ import pytest
 from families import KINDS, some_images
 
 from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
-from rekd_deploy.export import export, export_graphs
+from rekd_deploy.export import OPSET, export, export_graphs, traced_graphs
 from rekd_deploy.fusion import fused_operators, unfused_attentions
+from rekd_deploy.fusion_embedding import embeddings_together
 from rekd_deploy.graphs import pair_signature
+from rekd_deploy.precision.half import to_half
+from rekd_deploy.precision.structure import Structure, name_nodes
 from rekd_train.checkpoint import save
 
 LAYERS = {"selector": 1, "predictor": 2}
+WHOLE = {"Attention": 2, "BiasGelu": 2, "EmbedLayerNormalization": 1}
+"""Of the predictor of two layers, for a CPU."""
 
 
 @pytest.fixture(scope="module", params=["bert", "bert-zero", "vit", "vit-paper"])
@@ -24,23 +29,28 @@ def both(request, tmp_path_factory):
     for fused in (True, False):
         folder = tmp_path_factory.mktemp(f"{request.param}-{fused}")
         graphs[fused] = export_graphs(model, folder, fused=fused)
-    return model, graphs
+    return request.param, model, graphs
 
 
 @pytest.mark.parametrize("role", LAYERS)
 def test_no_attention_is_left_in_pieces(both, role):
-    _, graphs = both
+    kind, _, graphs = both
     plain, fused = onnx.load(graphs[False][role]), onnx.load(graphs[True][role])
     assert len(unfused_attentions(plain)) == LAYERS[role] and not fused_operators(plain)
     assert unfused_attentions(fused) == []
     operators = fused_operators(fused)
     assert operators.get("Attention", 0) + operators.get("MultiHeadAttention", 0) == LAYERS[role]
     assert operators["BiasGelu"] == LAYERS[role] and "SkipLayerNormalization" not in operators
+    # a predictor that blanks multiplies the words before they are added up
+    embeddings = {
+        ("bert", "selector"): 1, ("bert", "predictor"): 1, ("bert-zero", "selector"): 1,
+    }
+    assert operators.get("EmbedLayerNormalization", 0) == embeddings.get((kind, role), 0)
     assert fused.ir_version <= 10 and not any(node.op_type == "IsNaN" for node in fused.graph.node)
 
 
 def test_fused_answers_alone_as_in_a_mixed_batch_and_as_unfused(both, texts):
-    model, graphs = both
+    _, model, graphs = both
     items = texts if model.preprocessor.settings.kind == "text" else some_images()
     signature = pair_signature(model)
     answers = {}
@@ -68,7 +78,9 @@ def test_fused_answers_alone_as_in_a_mixed_batch_and_as_unfused(both, texts):
 
 def test_sums_and_norms_are_one_operator_on_gpus_alone(tmp_path):
     graph = onnx.load(export_graphs(KINDS["bert"](), tmp_path, gpu=True)["predictor"])
-    assert fused_operators(graph) == {"Attention": 2, "BiasGelu": 2, "SkipLayerNormalization": 5}
+    assert fused_operators(graph) == {
+        "Attention": 2, "BiasGelu": 2, "EmbedLayerNormalization": 1, "SkipLayerNormalization": 4,
+    }
 
 
 def test_manifest_counts_what_was_fused_and_no_fuse_leaves_it(tmp_path, rationalizer):
@@ -76,10 +88,21 @@ def test_manifest_counts_what_was_fused_and_no_fuse_leaves_it(tmp_path, rational
     for fused in (True, False):
         (tmp_path / str(fused)).mkdir()
         entry = export(checkpoint, tmp_path / str(fused), fused=fused).manifest["artefacts"]["predictor"]
-        assert entry["fused"] == ({"Attention": 2, "BiasGelu": 2} if fused else {})
+        assert entry["fused"] == (WHOLE if fused else {})
 
 
 def test_lstms_are_left_as_they_are(tmp_path):
     paths = export_graphs(KINDS["bilstm"](), tmp_path)
     assert all(fused_operators(onnx.load(path)) == {} for path in paths.values())
     assert sum(node.op_type == "LSTM" for node in onnx.load(paths["predictor"]).graph.node) == 4
+
+
+def test_embeddings_of_half_precision_and_sums_of_other_things_stay_apart(rationalizer):
+    graph = traced_graphs(rationalizer, fused=True, opset=OPSET)["predictor"]
+    assert fused_operators(embeddings_together(graph))["EmbedLayerNormalization"] == 1
+    half = to_half(graph, "fp16", Structure(name_nodes(graph)).guarded("logits", 1))
+    assert "EmbedLayerNormalization" not in fused_operators(embeddings_together(half))
+    together = embeddings_together(graph)
+    made = {name for node in together.graph.node for name in node.output}
+    read = {name for node in together.graph.node for name in node.input} | {value.name for value in graph.graph.output}
+    assert made - {""} <= read, "nothing is computed that nothing reads"

@@ -184,8 +184,14 @@ def test_query_prints_json_and_writes_a_png(repository, image_rationalizer, file
     assert_same_answers([Prediction.from_dict(document)], image_rationalizer.predict([file]))
     with Image.open(out) as written:
         assert (written.format, written.size) == ("PNG", (240, 320))
+    assert json.loads(out.with_suffix(".json").read_text()) == {"image": str(file), **document}
+    assert not file.with_name("shoe.rationale.png").exists(), "with --json nothing is written unasked"
     code, printed, _ = rekd_query(capsys, "--local", repository, "--image", file, "--image", file)
     assert code == 0 and printed.count("of its patches") == 2 and printed.count("row ") >= 2
+    written = json.loads(file.with_name("shoe.rationale.json").read_text())
+    assert written["label"] == document["label"]
+    assert written["rationale"] and {"row", "column", "box", "score"} == set(written["rationale"][0])
+    assert file.with_name("shoe.rationale.png").read_bytes() == out.read_bytes()
 
 
 def test_query_refuses_in_one_line(repository, file, tmp_path, capsys):
@@ -197,5 +203,8 @@ def test_query_refuses_in_one_line(repository, file, tmp_path, capsys):
     assert code == 1 and "cannot be written" in error and error.count("\n") == 1
     code, _, error = rekd_query(capsys, "--local", repository, "a text")
     assert code == 1 and error.count("\n") == 1 and "error: " in error
+    twin = file.with_suffix(".jpg")
+    code, _, error = rekd_query(capsys, "--local", repository, "--image", file, "--image", twin)
+    assert code == 1 and "the same file" in error
     assert rekd_query(capsys, "--image", file, "a text")[0] == 2
     assert rekd_query(capsys, "--image", file, "--image", file, "--png", tmp_path / "x.png")[0] == 2

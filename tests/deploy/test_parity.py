@@ -44,12 +44,13 @@ def scaled(suffix: str, factor: float):
     return action
 
 
-def constant_replaced(old: float, new: float, dtype):
+def constant_replaced(old: float, new: float, dtype, slots: bool = False):
     def action(model):
         tensors = [
             entry
             for entry in model.graph.initializer
             if entry.data_type == dtype and numpy_helper.to_array(entry).size == 1
+            and entry.name.startswith("slots/") == slots
             and np.isclose(numpy_helper.to_array(entry).item(), old)
         ]
         assert len(tensors) == 1, "the constant that the test means"
@@ -100,6 +101,9 @@ def test_the_models_own_graphs_pass(rationalizer, artefacts, examples):
         pytest.param("selector", scaled("word_embeddings.weight", 1.001), "a selector score differs by", id="weight"),
         pytest.param("selector", constant_replaced(0.1, 0.7, FLOAT), "do not follow the decision rule", id="bias"),
         pytest.param("selector", constant_replaced(250000, 300000, INT64), "do not follow the decision", id="budget"),
+        pytest.param(
+            "selector", constant_replaced(250000, 220000, INT64, slots=True), "rows hand other positions", id="slots"
+        ),
         pytest.param("selector", reversed_running_counts, "mask positions do not follow the decision rule", id="ties"),
         pytest.param("selector", last_position_shifted, "rows hand other positions to the predictor", id="handover"),
         pytest.param("predictor", scaled("head.1.weight", 1.001), "a class logit on the same mask differs", id="head"),

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,6 +35,17 @@ def test_answers_are_the_models(pipeline, rationalizer, texts):
         np.testing.assert_allclose([*answer.probabilities.values()], [*wanted.probabilities.values()], atol=1e-4)
         np.testing.assert_allclose([s.score for s in answer.rationale], [s.score for s in wanted.rationale], atol=1e-4)
     assert answers[-1].truncated and not answers[0].truncated
+
+
+def test_artefacts_answer_as_the_repository_made_of_them(artefacts, pipeline, texts, tmp_path):
+    with Pipeline(artefacts, batch_size=2) as unplaced:
+        assert unplaced.predict(texts) == pipeline.predict(texts)
+    altered = tmp_path / "selector.onnx"
+    altered.write_bytes(artefacts.selector.read_bytes()[:-1] + b"!")
+    with pytest.raises(RepositoryError, match=r"selector.onnx was altered"):
+        Pipeline(replace(artefacts, selector=altered))
+    with pytest.raises(RepositoryError, match="the export holds no single graph"):
+        Pipeline(artefacts, single_graph=True)
 
 
 def test_batches_are_of_one_padded_length_and_cover_every_text(rationalizer):

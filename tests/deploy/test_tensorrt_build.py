@@ -18,7 +18,7 @@ from rekd_deploy.engines.tensorrt_profiles import Range, batch_ranges, few_lengt
 from rekd_deploy.errors import EngineError
 from rekd_deploy.graphs import pair_signature
 from rekd_deploy.onnx_model import joined, write
-from rekd_deploy.signature import BATCH, LENGTH, GraphSignature, TensorSpec, text_pair_signature
+from rekd_deploy.signature import BATCH, LENGTH, GraphSignature, Slots, TensorSpec, text_pair_signature
 from rekd_train.errors import MissingExtraError
 from rekd_train.files import sha256
 
@@ -322,11 +322,15 @@ def test_lengths_cover_every_length_once_and_few_are_chosen():
 
 
 def test_profiles_follow_the_signature():
-    pair = text_pair_signature(capacity=5, classes=2)
-    profiles = profiles_of(pair.predictor, [Range(1, 1, 2), Range(3, 8, 8)], LENGTHS)
-    assert len(profiles) == 4
-    slots = ((3, 5), (8, 5), (8, 5))
-    assert profiles[3] == {"input_ids": ((3, 17), (8, 48), (8, 48)), "positions": slots, "kept": slots}
+    batches = [Range(1, 1, 2), Range(3, 8, 8)]
+    for rule, slots in (
+        (5, ((3, 5), (8, 5), (8, 5))), (Slots(200_000, 1, 9), ((3, 3), (8, 9), (8, 9))),
+        (Slots(200_000, 4, 4), ((3, 4), (8, 4), (8, 4))),
+    ):
+        pair = text_pair_signature(rule, classes=2)
+        profiles = profiles_of(pair.predictor, batches, LENGTHS)
+        assert len(profiles) == 4
+        assert profiles[3] == {"input_ids": ((3, 17), (8, 48), (8, 48)), "positions": slots, "kept": slots}
     images = GraphSignature((TensorSpec("pixels", "uint8", (BATCH, 8, 8, 3)),), ())
     assert profiles_of(images, BATCHES, []) == [{"pixels": ((1, 8, 8, 3), (8, 8, 8, 3), (64, 8, 8, 3))}]
     strange = GraphSignature((TensorSpec("x", "int64", (BATCH, LENGTH, "beams")),), ())

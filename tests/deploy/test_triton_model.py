@@ -213,3 +213,17 @@ def test_thread_count_comes_from_the_config(start, monkeypatch, threads, expecte
     monkeypatch.setattr(json, "loads", with_threads)
     start(SELECTOR)
     assert seen == [expected]
+
+
+def test_a_containers_quota_limits_the_threads(tmp_path):
+    from rekd_deploy.triton_model import usable_cores
+
+    cores = len(os.sched_getaffinity(0))
+    quota = tmp_path / "cpu.max"
+    for content, expected in (
+        ("max 100000", cores), ("50000 100000", 1), ("100000 100000", 1), ("150000 100000", min(2, cores)),
+        ("6400000 100000", min(64, cores)), ("", cores),
+    ):
+        quota.write_text(content)
+        assert usable_cores(str(quota)) == expected
+    assert usable_cores(str(tmp_path / "none")) == cores

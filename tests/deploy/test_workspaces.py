@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 
 from rekd_deploy import workspaces
-from rekd_deploy.workspaces import Workspace, remove_leftovers, replacing
+from rekd_deploy.errors import RepositoryError
+from rekd_deploy.workspaces import Workspace, one_at_a_time, refuse_unwritable_place, remove_leftovers, replacing
 
 _KILLED = """
 import os, signal, sys
@@ -55,6 +58,44 @@ def test_a_directory_is_replaced_whole(tmp_path, monkeypatch, exchange):
         raise ValueError("stop")
     assert [entry.name for entry in target.iterdir()] == ["second"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["target"]
+
+
+def test_where_a_link_leads_is_replaced_and_the_link_stays(tmp_path):
+    link = tmp_path / "models"
+    (tmp_path / "disk").mkdir()
+    link.symlink_to("disk/current")
+    for content in ("first", "second"):  # leads nowhere yet, then to a folder
+        with replacing(link) as work:
+            (work / content).touch()
+        assert link.is_symlink() and [entry.name for entry in (tmp_path / "disk" / "current").iterdir()] == [content]
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["disk", "models"]
+        assert [entry.name for entry in (tmp_path / "disk").iterdir()] == ["current"]
+
+
+def test_one_process_at_a_time_writes_at_a_place(tmp_path):
+    entered = threading.Event()
+
+    def second():
+        with one_at_a_time(tmp_path / "link" / "models"):
+            entered.set()
+
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    with one_at_a_time(tmp_path / "disk" / "models"):
+        other = threading.Thread(target=second)
+        other.start()
+        assert not entered.wait(0.3)
+    other.join(10)
+    assert entered.is_set() and list((tmp_path / "disk").iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    refuse_unwritable_place(tmp_path / "new" / "models")
+    (tmp_path / "file").touch()
+    with pytest.raises(RepositoryError, match=r"models cannot be written, since .*/file is a file; fix"):
+        refuse_unwritable_place(tmp_path / "file" / "models")
+    monkeypatch.setattr(workspaces.os, "access", lambda place, mode: Path(place) != tmp_path)
+    with pytest.raises(RepositoryError, match=f"since {tmp_path} is read-only here; fix: choose another --output"):
+        refuse_unwritable_place(tmp_path / "new" / "models")
 
 
 def test_what_was_moved_aside_by_a_killed_process_comes_back(tmp_path):
