@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -26,10 +26,9 @@ from rekd_deploy.bench.lines import BOTH, PREDICTOR, SINGLE, Line, all_kept
 from rekd_deploy.engines.base import Arrays, Chain, Runner
 from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.engines.onnxruntime_device import DeviceChain, Graph
-from rekd_deploy.manifest import signature_from_dict
-from rekd_deploy.repository_check import check_repository, graph_path
-from rekd_deploy.repository_runners import engine_runner
-from rekd_deploy.signature import GraphSignature, PairSignature
+from rekd_deploy.repository_check import read_manifest
+from rekd_deploy.repository_runners import Exported
+from rekd_deploy.signature import GraphSignature
 from rekd_train.errors import RekdError
 
 if TYPE_CHECKING:
@@ -102,8 +101,7 @@ class Loaded:
         Raises:
             RepositoryError: it is missing or damaged.
         """
-        manifest = check_repository(root)
-        signature = signature_from_dict(manifest["signature"])
+        exported, manifest = Exported.of(root), read_manifest(root)
         compact = manifest["operator"] == "compact"
         model, kept = (COMPACTED, manifest["capacity"]) if compact else (ZEROED, None)
         runs = [(model, kept, BOTH), (model, kept, SINGLE)]
@@ -111,10 +109,10 @@ class Loaded:
             runs.append((CLASSIFIER, None, PREDICTOR))
         precision = manifest["artefacts"]["predictor"]["precision"]
         for name, slots, roles in runs:
-            parts = _Arrangement(name, precision, slots, {role: signature.graph(role) for role in roles})
-            self._add_graphs(parts, [_graph(root, manifest, role, signature) for role in roles])
-            if all("engine" in manifest["artefacts"].get(role, {}) for role in roles):
-                self._add_engines(parts, root, manifest)
+            parts = _Arrangement(name, precision, slots, {role: exported.signature.graph(role) for role in roles})
+            self._add_graphs(parts, [_graph(exported, role) for role in roles])
+            if set(roles) <= set(exported.plans):
+                self._add_engines(parts, exported)
         return precision
 
     def add_traced(self, line: Line, models: Mapping[str, onnx.ModelProto], precision: str) -> None:
@@ -167,25 +165,25 @@ class Loaded:
             else:
                 self._ready.append(_Ready(form, parts, chain=chain))
 
-    def _add_engines(self, parts: _Arrangement, root: Path, manifest: Mapping[str, Any]) -> None:
+    def _add_engines(self, parts: _Arrangement, exported: Exported) -> None:
         from rekd_deploy.engine_parity import reason_not_to_run
 
-        entries = [manifest["artefacts"][role]["engine"] for role in parts.signatures]
+        entries = [exported.entries[role]["engine"] for role in parts.signatures]
         form = parts.form(entries[0]["format"])
         reasons = ["engines run on GPUs alone"] if self._device == "cpu" else map(reason_not_to_run, entries)
         if reason := next(filter(None, reasons), None):
             self.not_run.append(NotRun(form.name, reason))
         else:
-            self._add(form, parts, [engine_runner(root, manifest, role) for role in parts.signatures])
+            self._add(form, parts, [exported.engine_runner(role) for role in parts.signatures])
 
 
-def _graph(root: Path, manifest: Mapping[str, Any], role: str, signature: PairSignature) -> Path | bytes:
+def _graph(exported: Exported, role: str) -> Path | bytes:
     """The file of a role's graph; both steps as one are joined where the repository holds no such file."""
-    if role in manifest["artefacts"]:
-        return graph_path(root, manifest, role)
+    if role in exported.graphs:
+        return exported.graphs[role]
     import onnx
 
     from rekd_deploy.onnx_model import joined
 
-    steps = [onnx.load(graph_path(root, manifest, each)) for each in BOTH]
-    return joined(*steps, signature).SerializeToString()
+    steps = [onnx.load(exported.graphs[each]) for each in BOTH]
+    return joined(*steps, exported.signature).SerializeToString()
