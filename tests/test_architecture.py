@@ -100,13 +100,21 @@ HOUSE = {
         rekd_deploy.bench.results rekd_deploy.bench.tables rekd_deploy.bench.labelled rekd_deploy.bench.features
         rekd_deploy.bench.subject rekd_deploy.bench.curve rekd_deploy.bench.accuracy rekd_deploy.bench.verdicts
         rekd_deploy.bench.structure rekd_deploy.bench.judges rekd_deploy.bench.mask_probe rekd_deploy.bench.probes
-        rekd_deploy.bench.known_reasons rekd_deploy.bench.faithfulness
+        rekd_deploy.bench.known_reasons rekd_deploy.bench.faithfulness rekd_deploy.bench.result_inputs
+        rekd_deploy.bench.forms rekd_deploy.bench.lines rekd_deploy.bench.latency_inputs
+        rekd_deploy.bench.latency_figures rekd_deploy.bench.machine_state rekd_deploy.bench.traced
+        rekd_deploy.bench.ways_graphs rekd_deploy.bench.ways_pytorch rekd_deploy.bench.latency
+        rekd_deploy.bench.load rekd_deploy.bench.perf_analyzer rekd_deploy.bench.server_steps rekd_deploy.bench.serving
+        rekd_deploy.bench.compare rekd_deploy.bench.charts rekd_deploy.bench.gallery rekd_deploy.bench.report
+        rekd_deploy.bench.report_sections rekd_deploy.bench.report_costs rekd_deploy.bench.report_quality
     """,
     "demo": "rekd_deploy.stages rekd_deploy.agreement rekd_deploy.demo",
     "commands": """
         rekd_deploy.cli rekd_deploy.cli.demo rekd_deploy.cli.deploy rekd_deploy.cli.export rekd_deploy.cli.serve
         rekd_deploy.cli.query
         rekd_deploy.cli.bench_common rekd_deploy.cli.bench_accuracy rekd_deploy.cli.bench_faithfulness
+        rekd_deploy.cli.bench_latency rekd_deploy.cli.bench_serving rekd_deploy.cli.bench_compare
+        rekd_deploy.cli.bench_report
         rekd_deploy.cli.bench
     """,
 }
@@ -118,7 +126,7 @@ COMMANDS = ("rekd_train.cli", "rekd_train.command", "rekd_deploy.cli")
 
 HEAVY = {
     "torch", "transformers", "timm", "PIL", "onnx", "onnxscript", "onnxruntime", "tritonclient", "pytriton",
-    "pandas", "scipy", "accelerate", "tensorboard", "tensorrt", "tensorrt_rtx",
+    "pandas", "scipy", "accelerate", "tensorboard", "tensorrt", "tensorrt_rtx", "matplotlib",
 }  # fmt: skip
 
 

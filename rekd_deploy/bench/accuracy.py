@@ -22,6 +22,7 @@ from rekd_deploy.bench.curve import checkpoint_curve, served_curve
 from rekd_deploy.bench.features import features_of
 from rekd_deploy.bench.labelled import Labelled, labelled_examples
 from rekd_deploy.bench.progress import Progress, silent
+from rekd_deploy.bench.result_inputs import checkpoint_input, repository_input
 from rekd_deploy.bench.results import Check, Input, Result, result
 from rekd_deploy.errors import BenchmarkError
 from rekd_deploy.repository_check import read_manifest
@@ -265,18 +266,3 @@ def _inputs(options: AccuracyOptions, measured: Labelled, manifest: dict[str, An
     if options.checkpoint is not None:
         inputs["checkpoint"] = checkpoint_input(options.checkpoint)
     return inputs
-
-
-def repository_input(root: Path) -> Input:
-    """For the result file: the manifest's digest stands for the whole, since the manifest has those of all files."""
-    from rekd_deploy.repository_check import MANIFEST
-    from rekd_train.files import sha256
-
-    return Input(name=Path(root).resolve().name, sha256=sha256(Path(root) / MANIFEST))
-
-
-def checkpoint_input(path: Path) -> Input:
-    """For the result file."""
-    from rekd_train.checkpoint import checkpoint_hash
-
-    return Input(name=Path(path).resolve().name, sha256=checkpoint_hash(path))

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rekd_deploy.bench.accuracy import check_belongs, checkpoint_input, repository_input
+from rekd_deploy.bench.accuracy import check_belongs
 from rekd_deploy.bench.features import Features, features_of
 from rekd_deploy.bench.judges import Judge, judge_checks, judged, pipeline_figures, torch_judge
 from rekd_deploy.bench.known_reasons import known_reasons
 from rekd_deploy.bench.labelled import is_table, labelled_examples
 from rekd_deploy.bench.probes import covert_code, leakage, token_check
 from rekd_deploy.bench.progress import Progress, silent
+from rekd_deploy.bench.result_inputs import checkpoint_input, repository_input
 from rekd_deploy.bench.results import Check, Result, result
 from rekd_deploy.bench.structure import counterfactual, selected_swap, selected_swap_check, swap_check, swap_test
 from rekd_deploy.bench.subject import Selected, ServedGraphs, Subject, classified, selected

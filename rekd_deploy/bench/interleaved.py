@@ -27,7 +27,7 @@ class Timings:
 
     def figures(self, name: str) -> dict[str, float]:
         """Percentiles of one way: ``p50``, ``p90``, ``p95``, ``p99`` in milliseconds."""
-        return {f"p{level}": float(np.percentile(self.milliseconds[name], level)) for level in (50, 90, 95, 99)}
+        return percentiles(self.milliseconds[name])
 
     def ratio(self, name: str, baseline: str, seed: int = 0) -> dict[str, float]:
         """How long ``name`` takes in units of ``baseline``: ``ratio``, and ``low`` and ``high`` of its 95 % interval.
@@ -35,10 +35,21 @@ class Timings:
         The median over rounds of the ratio within a round; the interval is the bootstrap's (2,000 resamples).
         """
         ratios = self.milliseconds[name] / self.milliseconds[baseline]
-        generator = np.random.default_rng(seed)
-        drawn = generator.integers(0, len(ratios), size=(_RESAMPLES, len(ratios)))
-        low, high = np.percentile(np.median(ratios[drawn], axis=1), (2.5, 97.5))
-        return {"ratio": float(np.median(ratios)), "low": float(low), "high": float(high)}
+        low, high = median_interval(ratios, seed)
+        return {"ratio": float(np.median(ratios)), "low": low, "high": high}
+
+
+def median_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the median of ``values`` (n,), by resampling them 2,000 times."""
+    generator = np.random.default_rng(seed)
+    drawn = generator.integers(0, len(values), size=(_RESAMPLES, len(values)))
+    low, high = np.percentile(np.median(values[drawn], axis=1), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def percentiles(milliseconds: np.ndarray) -> dict[str, float]:
+    """``p50``, ``p90``, ``p95``, ``p99`` of (n,) values."""
+    return {f"p{level}": float(np.percentile(milliseconds, level)) for level in (50, 90, 95, 99)}
 
 
 def interleaved(
@@ -47,6 +58,7 @@ def interleaved(
     rounds: int,
     warmup_seconds: float = 0.0,
     clock: Callable[[], float] = time.perf_counter,
+    report: Callable[[int], None] = lambda done: None,
 ) -> Timings:
     """Time each way once a round.
 
@@ -55,6 +67,7 @@ def interleaved(
         rounds: at least 3.
         warmup_seconds: each way runs for so long, and once in any case, before the first round.
         clock: seconds; replaced in tests.
+        report: called with the number of rounds that are done.
 
     Raises:
         ConfigError: too few rounds for a median.
@@ -73,4 +86,5 @@ def interleaved(
             begun = clock()
             ways[name](turn)
             milliseconds[name][turn] = 1000 * (clock() - begun)
+        report(turn + 1)
     return Timings(milliseconds)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from rekd_deploy.cli import bench_accuracy, bench_faithfulness
+from rekd_deploy.cli import (
+    bench_accuracy,
+    bench_compare,
+    bench_faithfulness,
+    bench_latency,
+    bench_report,
+    bench_serving,
+)
 from rekd_train.command import application, examples, run
 
-SUBCOMMANDS = (bench_accuracy, bench_faithfulness)
+SUBCOMMANDS = (bench_latency, bench_serving, bench_accuracy, bench_faithfulness, bench_report, bench_compare)
 """Modules with ``NAME``, ``EXAMPLES`` (lines for --help) and ``command`` (a typer callback), in the order of --help."""
 
 app = application(

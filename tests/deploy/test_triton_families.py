@@ -9,10 +9,7 @@ import json
 import numpy as np
 import pytest
 from families import KINDS, assert_same_answers, some_images
-from test_triton_server import (
-    ANSWERS,
-    wheel,  # noqa: F401  a fixture
-)
+from test_triton_server import ANSWERS
 
 from rekd_deploy.client import Client
 from rekd_deploy.errors import RejectedError

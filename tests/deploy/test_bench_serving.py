@@ -1,0 +1,241 @@
+"""Loads: the closed and the open loop, the server's own account, perf_analyzer, and a real server."""
+
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from rekd_deploy.bench import perf_analyzer
+from rekd_deploy.bench.load import closed_loop, open_loop, poisson_arrivals
+from rekd_deploy.bench.server_steps import StepTotals, steps_between
+from rekd_deploy.bench.serving import Serving, load_figures, measure_serving
+from rekd_deploy.errors import BenchmarkError, DeadlineError, ServerUnavailableError
+from rekd_train.errors import ConfigError, MissingExtraError
+
+STALL = 0.4
+
+
+class OneAtATime:
+    """Answers at once, but for one request that holds up everybody for a while."""
+
+    def __init__(self, stalled: int) -> None:
+        self._stalled, self._lock = stalled, threading.Lock()
+        self.numbers: list[int] = []
+
+    def __call__(self, number: int) -> None:
+        with self._lock:
+            self.numbers.append(number)
+            if len(self.numbers) == self._stalled:
+                time.sleep(STALL)
+
+
+# loops
+
+
+def test_a_stall_is_paid_by_all_who_come_meanwhile():
+    """The closed loop sees a stall once: nobody asks while it waits. The open loop must not."""
+    arrivals = np.arange(0.0, 0.8, 0.01)
+    opened = open_loop(OneAtATime(stalled=10), arrivals)
+    closed = closed_loop(OneAtATime(stalled=10), concurrency=1, seconds=0.8)
+    slow = STALL * 1000 / 4
+    assert (opened.milliseconds > slow).sum() >= 20
+    assert (closed.milliseconds > slow).sum() <= 3
+    assert len(opened.milliseconds) == len(arrivals)
+
+
+def test_waiting_for_an_asker_counts():
+    """With one asker the second request is sent late, and its latency says so."""
+    load = open_loop(lambda number: time.sleep(0.1), np.zeros(3), askers=1)
+    waits = np.sort(load.milliseconds)
+    assert waits[0] >= 100 and waits[1] >= 200 and waits[2] >= 300
+    assert np.max(load.late_ms) >= 200
+
+
+def test_each_asker_has_one_request_on_its_way():
+    on_their_way, most, lock = 0, 0, threading.Lock()
+
+    def ask(number: int) -> None:
+        nonlocal on_their_way, most
+        with lock:
+            on_their_way += 1
+            most = max(most, on_their_way)
+        time.sleep(0.02)
+        with lock:
+            on_their_way -= 1
+
+    load = closed_loop(ask, concurrency=3, seconds=0.3)
+    assert most == 3
+    assert load.milliseconds.min() >= 20
+    assert load.per_second == pytest.approx(len(load.milliseconds) / load.seconds)
+
+
+def test_the_warm_up_is_not_counted():
+    begun = time.perf_counter()
+    first: list[float] = []
+
+    def ask(number: int) -> None:
+        first.append(time.perf_counter() - begun)
+        time.sleep(0.01)
+
+    load = closed_loop(ask, concurrency=1, seconds=0.2, warmup_seconds=0.3)
+    assert len(load.milliseconds) < len(first) and load.seconds < 0.49
+
+
+def test_failures_are_counted_and_have_no_latency():
+    def ask(number: int) -> None:
+        if number % 2:
+            raise DeadlineError("no answer in time")
+
+    load = open_loop(ask, np.linspace(0, 0.05, 10))
+    assert load.failed == 5 and len(load.milliseconds) == 5 and load.errors == ["no answer in time"]
+    figures = load_figures(load)
+    assert figures["failed"] == 5 and figures["answers"] == 5 and figures["milliseconds"]["p50"] >= 0
+
+
+def test_a_first_request_that_fails_ends_the_load():
+    def ask(number: int) -> None:
+        raise ServerUnavailableError("nobody there")
+
+    with pytest.raises(ServerUnavailableError):
+        closed_loop(ask, concurrency=1, seconds=0.1)
+    with pytest.raises(ServerUnavailableError):
+        open_loop(ask, np.zeros(1))
+
+
+def test_arrivals_are_poissons():
+    arrivals = poisson_arrivals(rate=200.0, seconds=50.0, seed=0)
+    gaps = np.diff(arrivals)
+    assert len(arrivals) == pytest.approx(10_000, rel=0.05)
+    assert gaps.std() / gaps.mean() == pytest.approx(1.0, abs=0.05), "exponential gaps: as much spread as mean"
+    assert (poisson_arrivals(200.0, 50.0, 0) == arrivals).all() and len(poisson_arrivals(200.0, 50.0, 1)) != 0
+
+
+@pytest.mark.parametrize(("rate", "seconds"), [(0.0, 1.0), (1.0, 0.0), (float("nan"), 1.0)])
+def test_no_rate_or_no_time_is_refused(rate, seconds):
+    with pytest.raises(ConfigError):
+        poisson_arrivals(rate, seconds, 0)
+
+
+# the server's account
+
+
+def entry(name, count, queue, compute, rows, executions):
+    parts = {key: {"count": count, "ns": ns} for key, ns in {
+        "success": queue + compute, "queue": queue, "compute_input": 0, "compute_infer": compute, "compute_output": 0,
+    }.items()}  # fmt: skip
+    return {"name": name, "inference_stats": parts, "inference_count": str(rows), "execution_count": str(executions)}
+
+
+def test_the_steps_of_a_load_are_the_difference_of_two_readings():
+    before = {"rekd_selector": StepTotals.of(entry("rekd_selector", 10, 10_000_000, 40_000_000, 10, 10))}
+    after = {
+        "rekd_selector": StepTotals.of(entry("rekd_selector", 14, 18_000_000, 60_000_000, 22, 13)),
+        "rekd_single": StepTotals.of({"name": "rekd_single"}),
+    }
+    assert steps_between(before, after) == {"rekd_selector": {
+        "requests": 4, "rows_per_batch": 4.0, "queue_ms": 2.0, "input_ms": 0.0, "compute_ms": 5.0, "output_ms": 0.0,
+        "request_ms": 7.0,
+    }}  # fmt: skip
+
+
+# perf_analyzer
+
+
+def test_its_report_is_read_in_milliseconds():
+    text = (
+        "Concurrency,Inferences/Second,Client Send,Network+Server Send/Recv,Server Queue,Server Compute Input,"
+        "Server Compute Infer,Server Compute Output,Client Recv,p50 latency,p90 latency,p95 latency,p99 latency\n"
+        "2,437.397,3,1310,1000,32,802,128,2,1344,3894,8977,15991\n"
+    )
+    assert perf_analyzer.read_report(text) == {
+        "concurrency": 2.0, "per_second": 437.397, "p50": 1.344, "p90": 3.894, "p95": 8.977, "p99": 15.991,
+        "queue_ms": 1.0, "input_ms": 0.032, "compute_ms": 0.802, "output_ms": 0.128,
+    }  # fmt: skip
+    with pytest.raises(BenchmarkError, match="no figures"):
+        perf_analyzer.read_report("Concurrency,Inferences/Second\n")
+
+
+def test_without_it_the_extra_is_named(monkeypatch):
+    from importlib import metadata
+
+    def absent(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", absent)
+    with pytest.raises(MissingExtraError, match="perf"):
+        perf_analyzer.run_perf_analyzer("localhost:1", "rekd", [], [1], request_count=1, timeout=1.0)
+
+
+# a real server
+
+
+@pytest.mark.triton
+def test_a_served_model_under_load(repository, texts):
+    serving = Serving(
+        repository=repository, items=texts, concurrencies=(1, 2), shares=(0.3,), seconds=0.6, warmup_seconds=0.1,
+        rounds=5, perf_analyzer=False,
+    )  # fmt: skip
+    figures, checks = measure_serving(serving)
+    assert checks[0].outcome == "passed"
+    assert [load["concurrency"] for load in figures["closed"]] == [1, 2]
+    for load in figures["closed"]:
+        assert load["milliseconds"]["p50"] > 0 and load["failed"] == 0
+        steps = load["steps"]
+        assert {"rekd", "rekd_selector", "rekd_predictor"} <= set(steps)
+        assert steps["rekd_selector"]["requests"] >= load["answers"]
+        assert steps["rekd_selector"]["compute_ms"] > 0
+        inside = steps["rekd_selector"]["request_ms"] + steps["rekd_predictor"]["request_ms"]
+        assert inside < load["milliseconds"]["max"]
+    (opened,) = figures["open"]
+    assert opened["rate"] == pytest.approx(0.3 * max(load["per_second"] for load in figures["closed"]))
+    assert figures["perf_analyzer_not_run"] == "it was not asked for"
+    assert figures["in_process"]["ratio"]["ratio"] > 1, "a server in between costs something"
+
+
+def test_perf_analyzer_agrees_about_the_server(repository, texts):
+    # without the marker 'triton', whose tests may not skip in CI: the wheel is only for glibc 2.38 and later
+    pytest.importorskip("perf_analyzer")
+    pytest.importorskip("pytriton", exc_type=ImportError)
+    from rekd_deploy.pipeline import Pipeline
+    from rekd_deploy.server import TritonServer
+
+    preprocessor = Pipeline(repository).preprocessor
+    requests = [dict(preprocessor([text]).inputs) for text in texts[:2]]
+    with TritonServer(repository, grpc_port=0, http_port=0, metrics_port=0) as server:
+        (found,) = perf_analyzer.run_perf_analyzer(
+            server.grpc_url, "rekd", requests[:1], [2], request_count=20, timeout=60.0
+        )
+    assert found["concurrency"] == 2 and 0 < found["p50"] <= found["p99"] and found["compute_ms"] > 0
+
+
+def test_nothing_to_ask_about_is_refused(repository):
+    with pytest.raises(BenchmarkError, match="nothing to ask"):
+        measure_serving(Serving(repository=repository, items=[]))
+
+
+def test_the_command_refuses_texts_for_images_before_it_serves(repository, tmp_path, capsys):
+    from rekd_deploy.cli.bench import app
+    from rekd_train.command import run
+
+    with pytest.raises(SystemExit) as ended:
+        run(app, ["serving", str(repository), "--file", str(tmp_path / "none.txt")])
+    assert ended.value.code == 1 and "none.txt" in capsys.readouterr().err
+
+
+def test_its_table_shows_every_load(capsys):
+    from rekd_deploy.cli.bench_serving import rows
+
+    times = {"p50": 1.0, "p95": 2.0, "p99": 3.0}
+    load = {"milliseconds": times, "per_second": 5.0, "failed": 0}
+    steps = {"rekd_selector": {"queue_ms": 0.5, "compute_ms": 2.0}, "rekd": {"queue_ms": 0.0, "compute_ms": 2.5}}
+    figures = {
+        "closed": [{"concurrency": 1, "steps": steps, **load}], "open": [{"rate": 4.0, **load}],
+        "perf_analyzer": [{"concurrency": 1.0, "per_second": 6.0, **times}], "perf_analyzer_not_run": None,
+        "in_process": {"milliseconds": {"served": times, "in process": times},
+                       "ratio": {"ratio": 1.5, "low": 1.4, "high": 1.6}},
+    }  # fmt: skip
+    lines = rows(json.loads(json.dumps(figures)))
+    assert len(lines) == 6 and all(len(line) == 7 for line in lines)
+    assert lines[0][-1] == "selector: 0.50 queue + 2.00 compute"
