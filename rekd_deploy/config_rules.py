@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rekd_deploy.config_members import member_mistakes
-from rekd_deploy.fusion_masks import has_added_mask
 from rekd_deploy.served import FINGERPRINT, LABELS, PREPROCESSING, TOKENIZER, VERSION
 from rekd_deploy.triton_config import (
     ARENA,
@@ -190,6 +189,8 @@ def _format_mistakes(config: ModelConfig, model: onnx.ModelProto) -> list[str]:
     """What the onnxruntime backend could not read or run in a file."""
     if config.backend != "onnxruntime":
         return []
+    from rekd_deploy.fusion_masks import has_added_mask
+
     mistakes = []
     if model.ir_version > NEWEST_IR:
         mistakes.append(f"the graph has ONNX IR {model.ir_version}; Triton 24.10 reads up to {NEWEST_IR}")

@@ -219,8 +219,8 @@ def test_cuda_graphs_lie_within_a_profile(rationalizer):
 
     config = reference_configs(rationalizer, flavour="tensorrt")[PREDICTOR]
     capacity = rationalizer.capacity
-    profile = {"input_ids": [(1, 3), (8, 48), (8, 48)], "positions": [(1, capacity), (8, capacity), (8, capacity)],
-               "kept": [(1, capacity), (8, capacity), (8, capacity)]}
+    profile = {"input_ids": [(1, 3), (8, 48), (8, 48)], "positions": [(1, 1), (8, capacity), (8, capacity)],
+               "kept": [(1, 1), (8, capacity), (8, capacity)]}
     config.instance_group[0].profile[:] = ["0"]
     assert engine_mistakes(config, {"profiles": [profile]}) == []
     profile["input_ids"][2] = (8, 40)

@@ -9,6 +9,7 @@ import pytest
 from rekd_deploy.engines import onnxruntime as engine
 from rekd_deploy.engines.base import check_inputs
 from rekd_deploy.errors import EngineError
+from rekd_deploy.signature import BATCH, GraphSignature, TensorSpec
 from rekd_train.errors import MissingExtraError
 
 
@@ -50,11 +51,17 @@ def test_a_wrong_input_is_named(artefacts, changes, complaint):
         check_inputs(given, artefacts.signature.selector, "the selector")
 
 
-def test_a_fixed_axis_is_checked(artefacts):
+def test_a_fixed_axis_is_checked():
+    signature = GraphSignature((TensorSpec("positions", "int64", (BATCH, 11)),), ())
+    with pytest.raises(EngineError, match=r"'positions' has the shape \(2, 7\); the graph says 11, not 7"):
+        check_inputs({"positions": np.zeros((2, 7), np.int64)}, signature, "the predictor")
+
+
+def test_tensors_that_share_an_axis_must_agree_on_it(artefacts):
     given = {
         "input_ids": np.ones((2, 5), np.int64), "positions": np.zeros((2, 7), np.int64), "kept": np.ones((2, 11), bool),
     }
-    with pytest.raises(EngineError, match=r"'positions' has the shape \(2, 7\); the graph says 11, not 7"):
+    with pytest.raises(EngineError, match=r"'kept' has the shape \(2, 11\); positions says 7, not 11"):
         check_inputs(given, artefacts.signature.predictor, "the predictor")
 
 

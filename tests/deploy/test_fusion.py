@@ -53,7 +53,7 @@ def test_no_attention_is_left_in_pieces(both, role):
 @pytest.mark.parametrize("role", LAYERS)
 def test_attention_takes_the_mask_that_every_version_of_the_runtime_takes(both, role):
     """A term for all heads at once: ONNX Runtime 1.19 loads it and fails at the first request."""
-    _, graphs = both
+    _, _, graphs = both
     graph = onnx.load(graphs[True][role]).graph
     assert not any(map(has_added_mask, graph.node))
     masks = {node.input[3 if node.op_type == "Attention" else 4] for node in graph.node if len(node.input) > 3 and (
