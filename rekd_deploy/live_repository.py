@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import shutil
 from dataclasses import dataclass
@@ -132,11 +133,14 @@ class LiveRepository:
             raise
 
     def place(self, snapshot: Snapshot) -> None:
-        """Put a snapshot's version folders beside those that are there."""
+        """Put a snapshot's version folders beside those that are there; what versions share is the newest one's."""
         version = str(snapshot.version)
         for name in snapshot.configs:
             target = self.models / name / version
             shutil.copytree(snapshot.root / name / version, target, copy_function=os.link)
+            for shared in (snapshot.root / name).iterdir():
+                if not shared.name.isdigit() and shared.name != CONFIG_FILE:
+                    _put(shared, self.models / name / shared.name)
             for folder in {module.parent for module in target.rglob("*.py")}:
                 (folder / _BYTECODE).touch()
 
@@ -149,7 +153,7 @@ class LiveRepository:
         for name in snapshot.configs:
             folder = self.models / name
             shutil.rmtree(folder / str(snapshot.version), ignore_errors=True)
-            if folder.is_dir() and not any(entry.is_dir() for entry in folder.iterdir()):
+            if folder.is_dir() and not any(entry.name.isdigit() for entry in folder.iterdir()):
                 shutil.rmtree(folder, ignore_errors=True)
         self.remove_copy(snapshot)
 
@@ -168,3 +172,21 @@ class LiveRepository:
         if self._space is None:
             self._space = Workspace("rekd-live-")
         return self._space.path
+
+
+def _put(source: Path, target: Path) -> None:
+    """A file or folder under another name as well; each file is there at every moment, the old one or the new one.
+
+    What is there already with the same content stays: Triton would take a newer file for a change of every version.
+    """
+    if source.is_dir():
+        target.mkdir(exist_ok=True)
+        for entry in source.iterdir():
+            _put(entry, target / entry.name)
+        return
+    if target.is_file() and filecmp.cmp(source, target, shallow=False):
+        return
+    work = target.with_name(f".{target.name}")
+    work.unlink(missing_ok=True)
+    os.link(source, work)
+    work.replace(target)

@@ -117,7 +117,9 @@ def test_members_before_the_ensemble_and_the_old_ones_last(server, reload, expor
     assert "version 2 answers" in lines[0] and server.live.current.version == 2
     reload.poll()
     assert server.done[4:] == [("rekd_selector", 2), ("rekd_predictor", 2), "-2 processes"]
-    assert sorted(folder.name for folder in (server.live.models / "rekd_selector").iterdir()) == ["2", CONFIG_FILE]
+    assert sorted(folder.name for folder in (server.live.models / "rekd_selector").iterdir()) == [
+        "2", CONFIG_FILE, "warmup",
+    ]  # fmt: skip
     assert lines[1:] == ["version 1 has left"]
     reload.poll()
     assert len(server.done) == 7

@@ -40,7 +40,7 @@ def served(root):
     found = {}
     for folder in root.iterdir():
         policy = read_config(folder / CONFIG_FILE).version_policy.specific.versions
-        found[folder.name] = (list(policy), sorted(int(entry.name) for entry in folder.iterdir() if entry.is_dir()))
+        found[folder.name] = (list(policy), sorted(int(each.name) for each in folder.iterdir() if each.name.isdigit()))
     return found
 
 
@@ -51,6 +51,20 @@ def test_prepared_as_exported_but_with_the_newest_version_alone(live, exported):
     assert served(live.models) == dict.fromkeys(("rekd", "rekd_selector", "rekd_predictor"), ([2], [2]))
     steps = read_config(live.models / "rekd" / CONFIG_FILE).ensemble_scheduling.step
     assert [step.model_version for step in steps] == [2, 2]
+
+
+def test_what_versions_share_is_there_and_stays_while_it_is_the_same(live, exported):
+    live.prepare()
+    shared = {path: path.stat().st_ino for path in live.models.rglob("*") if {"labels.txt", "warmup"} & set(path.parts)}
+    assert any(path.name == "labels.txt" for path in shared) and any("warmup" in path.parts for path in shared)
+    exported(2)
+    live.place(live.snapshot())
+    assert {path: path.stat().st_ino for path in shared} == shared, "Triton would load every version again"
+    (live.models / "rekd" / "labels.txt").unlink()
+    (live.models / "rekd" / "labels.txt").write_text("other")
+    exported(3)
+    live.place(live.snapshot())
+    assert (live.models / "rekd" / "labels.txt").read_text() == "\n".join(live.current.description.labels) + "\n"
 
 
 def test_python_writes_no_bytecode_beside_a_model(live):

@@ -12,22 +12,23 @@ from rekd_deploy.errors import RepositoryError
 from rekd_deploy.repository import check_repository, read_description, write_repository
 from rekd_deploy.signature import text_pair_signature
 
-FILES = [
-    "manifest.json",
-    "parity.npz",
-    "rekd/1/.gitkeep",
-    "rekd/config.pbtxt",
-    "rekd_predictor/1/model.onnx",
-    "rekd_predictor/1/model.py",
-    "rekd_predictor/config.pbtxt",
-    "rekd_selector/1/model.onnx",
-    "rekd_selector/1/model.py",
-    "rekd_selector/config.pbtxt",
-]
+LENGTHS = (16, 32, 48)
+WARM_UPS = {"rekd_selector": ("attention_mask", "input_ids"), "rekd_predictor": ("input_ids", "kept", "positions")}
+FILES = sorted([
+    "manifest.json", "parity.npz", "rekd/1/.gitkeep", "rekd/config.pbtxt", "rekd/labels.txt",
+    "rekd_predictor/labels.txt",
+    *(f"{model}/{name}" for model in WARM_UPS for name in ("1/model.onnx", "1/model.py", "config.pbtxt")),
+    *(
+        f"{model}/warmup/{tensor}-{length}"
+        for model, tensors in WARM_UPS.items() for tensor in tensors for length in LENGTHS
+    ),
+])  # fmt: skip
 
 
 def listing(root):
-    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    """Its files, without what a server's Python has left there."""
+    files = (path for path in root.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
+    return sorted(path.relative_to(root).as_posix() for path in files)
 
 
 @pytest.fixture

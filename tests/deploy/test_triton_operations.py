@@ -209,7 +209,7 @@ def test_killed_under_load(served, load, lines):
     assert served.process_id != first and served.ports == ports
     errors = set(asked.counts()) - {"new"}
     assert errors and errors <= {"ServerUnavailableError", "InferenceServerException"} and not asked.surprises
-    assert after["new"] > 10
+    assert after["new"] >= len(asked.answers)
     (state,) = running_states()
     assert state.restarts == 1 and state.version == 2
 

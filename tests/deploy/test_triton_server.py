@@ -344,8 +344,12 @@ def test_the_newest_version_answers_beside_an_earlier_one(wheel, artefacts, tmp_
     later = replace(artefacts, manifest={**artefacts.manifest, "checkpoint_sha256": "0" * 64})
     write_repository(later, root, keep=2)
     with TritonServer(root, 0, 0, 0, log_file=tmp_path / "log") as server, Client(server.grpc_url) as client:
+        def executed(version):
+            found = json.loads(_get(server.http_url, f"/v2/models/{SELECTOR}/versions/{version}/stats"))
+            return found["model_stats"][0]["execution_count"]
+
+        before = executed(1), executed(2)  # the warm-ups
         assert same(client.predict(texts), rationalizer.predict(texts))
         for model, versions in (("rekd", ["2"]), ("rekd_selector", ["1", "2"]), ("rekd_predictor", ["1", "2"])):
             assert sorted(json.loads(_get(server.http_url, f"/v2/models/{model}"))["versions"]) == versions
-        executed = json.loads(_get(server.http_url, f"/v2/models/{SELECTOR}/versions/1/stats"))["model_stats"][0]
-        assert executed["execution_count"] == 0
+        assert executed(1) == before[0] and executed(2) > before[1]

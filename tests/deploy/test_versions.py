@@ -31,7 +31,8 @@ def contents(root):
 
 
 def folders(root, model):
-    return sorted(entry.name for entry in (root / model).iterdir() if entry.is_dir())
+    """Its versions."""
+    return sorted(entry.name for entry in (root / model).iterdir() if entry.is_dir() and entry.name.isdigit())
 
 
 @pytest.fixture
