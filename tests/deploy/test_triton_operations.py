@@ -205,11 +205,10 @@ def test_killed_under_load(served, load, lines):
         asked.wait_for(lambda: "the server answers again" in lines)
         again = time.monotonic() + 2.0  # gRPC connects anew with a pause
         asked.wait_for(lambda: all(answers[-1].at > again and answers[-1].maker == "new" for answers in asked.answers))
-        after = asked.answered_after(again)
+        asked.wait_for(lambda: asked.answered_after(again)["new"] > 10)  # and they go on
     assert served.process_id != first and served.ports == ports
     errors = set(asked.counts()) - {"new"}
     assert errors and errors <= {"ServerUnavailableError", "InferenceServerException"} and not asked.surprises
-    assert after["new"] >= len(asked.answers)
     (state,) = running_states()
     assert state.restarts == 1 and state.version == 2
 
