@@ -165,6 +165,9 @@ def _of_serving(result: Result) -> Iterator[tuple[str, Figure]]:
     for load in figures["closed"]:
         if load["milliseconds"]:
             yield f"concurrency {load['concurrency']}: p50 ms", _time(load["milliseconds"])
+        if throughput := load["throughput"]:
+            name = f"concurrency {load['concurrency']}: throughput, served / in process"
+            yield name, Figure(throughput["ratio"], "higher", throughput["low"], throughput["high"])
     for load in figures["open"]:
         if load["milliseconds"] and load["share_of_peak"]:
             yield f"open loop at {load['share_of_peak']:.0%} of the peak: p50 ms", _time(load["milliseconds"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -42,6 +42,17 @@ class Load:
     def per_second(self) -> float:
         """Answers a second."""
         return len(self.milliseconds) / self.seconds if self.seconds else 0.0
+
+
+def merged(loads: Sequence[Load]) -> Load:
+    """Several loads of one kind as one: their answers, the sum of their seconds."""
+    return Load(
+        np.concatenate([load.milliseconds for load in loads]),
+        sum(load.seconds for load in loads),
+        sum(load.failed for load in loads),
+        sorted({error for load in loads for error in load.errors})[:3],
+        np.concatenate([load.late_ms for load in loads]),
+    )
 
 
 def closed_loop(

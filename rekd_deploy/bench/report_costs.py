@@ -88,8 +88,13 @@ def serving(section: Section, figures: dict[str, Any]) -> None:
     section.lead.append(
         f"One question at a time takes {times['served']['p50']:.1f} ms through the server and "
         f"{times['in process']['p50']:.1f} ms in process: {ratio['ratio']:.2f} times as long "
-        f"({ratio['low']:.2f} to {ratio['high']:.2f})."
+        f"({ratio['low']:.2f} to {ratio['high']:.2f}), {figures['in_process']['added_ms']['p50']:.2f} ms more."
     )
+    section.lead += [
+        f"{askers(load['concurrency'])}: {load['per_second']:.1f} requests a second through the server, "
+        f"{load['in_process']['per_second']:.1f} in process with as many threads."
+        for load in closed[-1:] if load["in_process"]
+    ]  # fmt: skip
     section.tables.append(_loads(figures))
 
 
@@ -99,7 +104,11 @@ def askers(count: int) -> str:
 
 
 def _loads(figures: dict[str, Any]) -> Table:
-    named = [(f"closed, {askers(load['concurrency'])}", load) for load in figures["closed"]]
+    named = []
+    for load in figures["closed"]:
+        named.append((f"closed, {askers(load['concurrency'])}", load))
+        if load["in_process"]:
+            named.append((f"in process, {askers(load['concurrency'])}", load["in_process"]))
     named += [(f"open, {load['rate']:.1f} a second", load) for load in figures["open"]]
     rows = [
         (name, *(f"{load['milliseconds'][key]:.1f}" if load["milliseconds"] else "–" for key in ("p50", "p95", "p99")),

@@ -1,12 +1,12 @@
 """What a served answer costs: the ensemble under load, where the time goes, and what the same costs in process.
 
-    figures.closed[]         concurrency; load figures; ``steps``: by model, from the server (see server_steps)
+    figures.closed[]         see closed_turns: load, the server's steps, equal answers, the pipeline in process
     figures.open[]           rate (asked, a second), share_of_peak; load figures; ``late_ms``: how late they were sent
     figures.perf_analyzer[]  see perf_analyzer; ``perf_analyzer_not_run``: why there are none
-    figures.in_process       one at a time, in turns with the client: ``milliseconds`` of both, ``ratio`` with interval
+    figures.in_process       one item at a time, in turns with the client: ``milliseconds`` of both, ``ratio`` with
+                             interval, ``added_ms``: the median of the rounds' differences, with interval
 
-Load figures: ``milliseconds`` (p50 with low and high, p90, p95, p99, max), ``per_second``, ``answers``, ``failed``,
-``errors``. Times of the client include tokenising and reading the rationale back.
+Times of the client include tokenising and reading the rationale back. ``per_second`` counts requests.
 """
 
 from __future__ import annotations
@@ -19,24 +19,26 @@ from typing import Any
 
 import numpy as np
 
-from rekd_deploy.bench.interleaved import interleaved
+from rekd_deploy.bench.closed_turns import ClosedTurns, load_figures
+from rekd_deploy.bench.interleaved import interleaved, median_interval
 from rekd_deploy.bench.latency_figures import with_interval
-from rekd_deploy.bench.load import Ask, Load, closed_loop, open_loop, poisson_arrivals
+from rekd_deploy.bench.load import Ask, open_loop, poisson_arrivals
 from rekd_deploy.bench.machine_state import machine_state
 from rekd_deploy.bench.perf_analyzer import run_perf_analyzer
 from rekd_deploy.bench.progress import Progress, silent
+from rekd_deploy.bench.request_mix import RequestMix
 from rekd_deploy.bench.results import Check
-from rekd_deploy.bench.server_steps import read_totals, steps_between
+from rekd_deploy.bench.serving_checks import serving_checks
 from rekd_deploy.client import Client
 from rekd_deploy.errors import BenchmarkError
 from rekd_deploy.pipeline import Pipeline
+from rekd_deploy.repository_check import read_manifest
 from rekd_deploy.server import TritonServer
 from rekd_deploy.triton_config import ENSEMBLE
 from rekd_train.errors import MissingExtraError
+from rekd_train.policy import SelectionPolicy
 from rekd_train.preprocessors import Preprocessor
 
-_LATE = 0.25
-"""Share of the median latency that requests of an open loop may be sent late, before its figures are doubted."""
 _PERF_WINDOW = 50
 """Answers in a window of perf_analyzer."""
 _PERF_TIMEOUT = 120.0
@@ -48,7 +50,9 @@ class Serving:
 
     repository: Path
     items: Sequence[Any]
-    """Texts or images, asked about one by one, in turns."""
+    """Texts or images to ask about."""
+    batches: Sequence[int] = (1,)
+    """How many of them a request asks about; each request has one of these sizes, drawn once for all."""
     url: str | None = None
     """Of a server that runs, gRPC, HOST:PORT; None: one is started for it, and stopped."""
     concurrencies: Sequence[int] = (1, 2, 4, 8)
@@ -58,7 +62,10 @@ class Serving:
     """Rates in requests a second, in place of ``shares``."""
     seconds: float = 5.0
     """Of each load."""
+    turns: int = 3
+    """How often the closed loop changes between served and in process."""
     warmup_seconds: float = 1.0
+    """Of each load, and of each turn."""
     rounds: int = 50
     """Of the client against the pipeline in process."""
     perf_analyzer: bool = True
@@ -83,47 +90,38 @@ def measure_serving(serving: Serving, progress: Progress = silent) -> tuple[dict
             url = stack.enter_context(server).grpc_url
             progress("server", 1, 1)
         client = stack.enter_context(Client(url))
-        items = serving.items
-
-        def ask(number: int) -> object:
-            return client.predict([items[number % len(items)]])
-
-        closed = _closed(serving, url, ask, progress)
-        opened = _open(serving, ask, max(each["per_second"] for each in closed), progress)
         pipeline = stack.enter_context(Pipeline(serving.repository))
+        mix = RequestMix(serving.items, serving.batches, serving.seed)
+        turns = ClosedTurns(
+            mix=mix, served=client.predict, in_process=None if serving.url else pipeline.predict,
+            expected=pipeline.predict(serving.items), bias=_bias(serving.repository), seconds=serving.seconds,
+            warmup_seconds=serving.warmup_seconds, turns=serving.turns,
+        )  # fmt: skip
+        closed = _closed(serving, turns, url, progress)
+        peak = max(each["per_second"] for each in closed)
         figures = {
             "closed": closed,
-            "open": opened,
+            "open": _open(serving, lambda number: client.predict(mix(number)), peak, progress),
             **_perf_analyzer(serving, url, pipeline.preprocessor, progress),
-            "in_process": _in_process(serving, ask, pipeline, progress),
+            "in_process": _in_process(serving, client, pipeline, progress),
             "machine": {"before": before, "after": machine_state()},
         }
-    return figures, _checks(figures)
+    return figures, serving_checks(figures, given=serving.url is not None)
 
 
-def load_figures(load: Load) -> dict[str, Any]:
-    """A load for JSON; no latencies where everything failed."""
-    times = load.milliseconds
-    return {
-        "milliseconds": {**with_interval(times), "max": float(times.max())} if len(times) else None,
-        "per_second": load.per_second,
-        "answers": len(times),
-        "failed": load.failed,
-        "errors": load.errors,
-    }
+def _bias(repository: Path) -> float | None:
+    """Of the decision rule that the graphs hold."""
+    return SelectionPolicy.model_validate(read_manifest(repository)["policy"]).bias
 
 
-def _closed(serving: Serving, url: str, ask: Ask, progress: Progress) -> list[dict[str, Any]]:
-    found = []
-    for number, concurrency in enumerate(serving.concurrencies):
-        progress("closed loop", number, len(serving.concurrencies))
-        before = read_totals(url)
-        load = closed_loop(
-            ask, concurrency=concurrency, seconds=serving.seconds, warmup_seconds=serving.warmup_seconds
+def _closed(serving: Serving, turns: ClosedTurns, url: str, progress: Progress) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    total = len(serving.concurrencies) * serving.turns
+    for concurrency in serving.concurrencies:
+        begun = len(found) * serving.turns
+        found.append(
+            turns.measure(concurrency, url, lambda done, begun=begun: progress("closed loop", begun + done, total))
         )
-        steps = steps_between(before, read_totals(url))
-        found.append({"concurrency": concurrency, **load_figures(load), "steps": steps})
-    progress("closed loop", len(serving.concurrencies), len(serving.concurrencies))
     return found
 
 
@@ -141,19 +139,26 @@ def _open(serving: Serving, ask: Ask, peak: float, progress: Progress) -> list[d
     return found
 
 
-def _in_process(serving: Serving, ask: Ask, pipeline: Pipeline, progress: Progress) -> dict[str, Any]:
-    """One question at a time to both, in turns."""
-    ways = {
-        "served": ask,
-        "in process": lambda number: pipeline.predict([serving.items[number % len(serving.items)]]),
+def _in_process(serving: Serving, client: Client, pipeline: Pipeline, progress: Progress) -> dict[str, Any]:
+    """One item at a time to both, in turns."""
+
+    def alone(number: int) -> list[Any]:
+        return [serving.items[number % len(serving.items)]]
+
+    ways: dict[str, Ask] = {
+        "served": lambda number: client.predict(alone(number)),
+        "in process": lambda number: pipeline.predict(alone(number)),
     }
     timings = interleaved(
         ways, rounds=serving.rounds, warmup_seconds=min(0.5, serving.warmup_seconds),
         report=lambda done: progress("against in process", done, serving.rounds),
     )  # fmt: skip
+    added = timings.milliseconds["served"] - timings.milliseconds["in process"]
+    low, high = median_interval(added)
     return {
         "milliseconds": {name: with_interval(timings.milliseconds[name]) for name in ways},
         "ratio": {"way": "served", "baseline": "in process", **timings.ratio("served", "in process")},
+        "added_ms": {"p50": float(np.median(added)), "low": low, "high": high},
     }
 
 
@@ -179,29 +184,3 @@ def _one_shape(preprocessor: Preprocessor, items: Sequence[Any]) -> list[dict[st
     shapes = [tuple(array.shape for array in request.values()) for request in requests]
     usual = max(shapes, key=shapes.count)
     return [request for request, shape in zip(requests, shapes, strict=True) if shape == usual]
-
-
-def _checks(figures: dict[str, Any]) -> list[Check]:
-    loads = [*figures["closed"], *figures["open"]]
-    failed, answers = sum(load["failed"] for load in loads), sum(load["answers"] for load in loads)
-    late = [
-        load for load in figures["open"]
-        if load["milliseconds"] and load["late_ms"]["p99"] > _LATE * load["milliseconds"]["p50"]
-    ]  # fmt: skip
-    note = next((f": {load['errors'][0]}" for load in loads if load["errors"]), "")
-    return [
-        Check(
-            name="every request was answered", outcome="failed" if failed or not answers else "passed",
-            words=f"{answers:,} answers, {failed:,} failures{note}", value=float(failed), limit=0.0,
-        ),
-        Check(
-            name="arrivals were on time", outcome="not applicable" if late or not figures["open"] else "passed",
-            words="; ".join(
-                f"at {load['rate']:.0f} a second 1 % of the requests were sent {load['late_ms']['p99']:.0f} ms late or "
-                "more: the machine was too busy to ask so much, and the latency is that of both"
-                for load in late
-            ) or f"requests were sent within {_LATE:.0%} of the median latency of their moments",
-        ),
-    ]  # fmt: skip
-
-

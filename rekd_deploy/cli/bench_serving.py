@@ -14,7 +14,7 @@ from rekd_deploy.cli.bench_latency import numbers
 NAME = "serving"
 EXAMPLES = (
     "rekd-bench serving model_repository/python --file reviews.jsonl",
-    "rekd-bench serving model_repository/python --concurrencies 1,4,16 --seconds 10",
+    "rekd-bench serving model_repository/python --concurrencies 1,4,16 --batches 1,2,4 --seconds 10",
     "rekd-bench serving model_repository/python --url localhost:8001 --rates 50,100,200",
 )
 _MOST_ITEMS = 500
@@ -34,6 +34,9 @@ def command(
         ),
     ] = None,
     concurrencies: Annotated[str, typer.Option(help="Askers of the closed loop, with commas.")] = "1,2,4,8",
+    batches: Annotated[
+        str, typer.Option(help="How many texts or images a request asks about: each has one of these sizes.")
+    ] = "1",
     shares: Annotated[
         str, typer.Option(help="Rates of the open loop in shares of the closed loop's highest throughput.")
     ] = "0.5,0.8",
@@ -41,7 +44,10 @@ def command(
         str, typer.Option(help="Rates of the open loop, requests a second, in place of --shares.", show_default="none")
     ] = "",
     seconds: Annotated[float, typer.Option(min=0.1, help="Length of each load.")] = 5.0,
-    warmup: Annotated[float, typer.Option(min=0.0, help="Seconds of each load that are not counted.")] = 1.0,
+    turns: Annotated[
+        int, typer.Option(min=1, help="How often each closed loop changes between the server and the pipeline.")
+    ] = 3,
+    warmup: Annotated[float, typer.Option(min=0.0, help="Seconds of each load and turn that are not counted.")] = 1.0,
     rounds: Annotated[int, typer.Option(min=3, help="Turns of the client against the pipeline in process.")] = 50,
     perf_analyzer: Annotated[
         bool, typer.Option(help="Ask Triton's own load generator, too, where it is installed.")
@@ -57,17 +63,19 @@ def command(
 
     items, origin = _items(repository, file)
     serving = Serving(
-        repository=repository, items=items, url=url, concurrencies=numbers(concurrencies, int, "--concurrencies"),
-        shares=numbers(shares, float, "--shares"), rates=numbers(rates, float, "--rates"), seconds=seconds,
-        warmup_seconds=warmup, rounds=rounds, perf_analyzer=perf_analyzer, seed=seed,
+        repository=repository, items=items, batches=numbers(batches, int, "--batches"), url=url,
+        concurrencies=numbers(concurrencies, int, "--concurrencies"), shares=numbers(shares, float, "--shares"),
+        rates=numbers(rates, float, "--rates"), seconds=seconds, turns=turns, warmup_seconds=warmup, rounds=rounds,
+        perf_analyzer=perf_analyzer, seed=seed,
     )  # fmt: skip
     with progress_bar() as progress:
         figures, checks = measure_serving(serving, progress)
     measured = result(
         NAME, figures, checks=checks,
         inputs={"repository": repository_input(repository), "data": items_input(items, origin)},
-        settings={"seconds": seconds, "warmup_seconds": warmup, "rounds": rounds, "seed": seed,
-                  "server": "given" if url else "started here", "items": len(items)},
+        settings={"seconds": seconds, "warmup_seconds": warmup, "turns": turns, "rounds": rounds, "seed": seed,
+                  "batches": list(serving.batches), "server": "given" if url else "started here",
+                  "items": len(items)},
     )  # fmt: skip
     columns = ("load", "p50 ms", "p95 ms", "p99 ms", "a second", "failed", "in the server, mean ms")
     finish(measured, output, as_json, rows(figures), columns)
@@ -78,6 +86,9 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
     lines = []
     for load in figures["closed"]:
         lines.append((f"closed, {load['concurrency']} askers", *_figures(load), _steps(load["steps"])))
+        if load["in_process"]:
+            share = f"throughput served / here {load['throughput']['ratio']:.2f}" if load["throughput"] else ""
+            lines.append(("  the same in process", *_figures(load["in_process"]), share))
     for load in figures["open"]:
         lines.append((f"open, {load['rate']:.1f} a second", *_figures(load), ""))
     for found in figures["perf_analyzer"]:
@@ -92,6 +103,9 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
     ratio = figures["in_process"]["ratio"]
     lines.append(("served / in process", f"{ratio['ratio']:.2f}", "", "", "", "",
                   f"95 % interval {ratio['low']:.2f} to {ratio['high']:.2f}"))  # fmt: skip
+    added = figures["in_process"]["added_ms"]
+    lines.append(("served - in process", f"{added['p50']:.2f}", "", "", "", "",
+                  f"95 % interval {added['low']:.2f} to {added['high']:.2f}"))  # fmt: skip
     return lines
 
 

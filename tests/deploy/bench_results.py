@@ -68,12 +68,17 @@ def serving() -> Result:
             "compute_ms": 2.5, "output_ms": 0.4}  # fmt: skip
     load = {"milliseconds": times(8.0), "per_second": 120.0, "answers": 9, "failed": 0, "errors": []}
     figures = {
-        "closed": [{"concurrency": count, **load, "steps": {"rekd_selector": step, "rekd": step}} for count in (1, 4)],
+        "closed": [
+            {"concurrency": count, **load, "steps": {"rekd_selector": step, "rekd": step}, "equal": 9, "compared": 9,
+             "in_process": load, "throughput": {"ratio": 0.9, "low": 0.8, "high": 1.0}}
+            for count in (1, 4)
+        ],
         "open": [{"rate": rate, "share_of_peak": rate / 120, **load, "late_ms": {"p99": 0.1}} for rate in (60.0, 96.0)],
         "perf_analyzer": [],
         "perf_analyzer_not_run": "perf-analyzer is not installed",
         "in_process": {"milliseconds": {"served": times(8.0), "in process": times(5.0)},
-                       "ratio": {"way": "served", "baseline": "in process", "ratio": 1.6, "low": 1.5, "high": 1.7}},
+                       "ratio": {"way": "served", "baseline": "in process", "ratio": 1.6, "low": 1.5, "high": 1.7},
+                       "added_ms": {"p50": 3.0, "low": 2.9, "high": 3.1}},
         "machine": {},
     }  # fmt: skip
     return made_up("serving", figures)

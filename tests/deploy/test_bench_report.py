@@ -258,10 +258,11 @@ def shown(browser, page, width: int, scheme: str):
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     browser.get_log("performance")
-    browser.get(page.resolve().as_uri())
+    browser.get(address := page.resolve().as_uri())
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"]
-    return browser.get_log("browser"), asked
+    asked = [each["params"] for each in messages if each["method"] == "Network.requestWillBeSent"]
+    ours = [each["request"]["url"] for each in asked if each["documentURL"].startswith(address)]  # not a new tab's
+    return browser.get_log("browser"), ours
 
 
 def luminance(colour: str) -> float:

@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 
 from rekd_deploy.bench import perf_analyzer
-from rekd_deploy.bench.load import closed_loop, open_loop, poisson_arrivals
+from rekd_deploy.bench.closed_turns import load_figures
+from rekd_deploy.bench.load import closed_loop, merged, open_loop, poisson_arrivals
+from rekd_deploy.bench.request_mix import Recorded, RequestMix
 from rekd_deploy.bench.server_steps import StepTotals, steps_between
-from rekd_deploy.bench.serving import Serving, load_figures, measure_serving
+from rekd_deploy.bench.serving import Serving, measure_serving
+from rekd_deploy.bench.serving_checks import serving_checks
 from rekd_deploy.errors import BenchmarkError, DeadlineError, ServerUnavailableError
 from rekd_train.errors import ConfigError, MissingExtraError
+from rekd_train.prediction import Prediction
 
 STALL = 0.4
 
@@ -118,6 +122,74 @@ def test_no_rate_or_no_time_is_refused(rate, seconds):
         poisson_arrivals(rate, seconds, 0)
 
 
+def test_loads_of_one_kind_are_added_up():
+    loads = [closed_loop(lambda number: time.sleep(0.01), concurrency=2, seconds=0.1) for _ in range(2)]
+    both = merged(loads)
+    assert len(both.milliseconds) == sum(len(load.milliseconds) for load in loads)
+    assert both.seconds == sum(load.seconds for load in loads)
+    assert both.per_second == pytest.approx(np.mean([load.per_second for load in loads]), rel=0.3)
+
+
+# requests and their answers
+
+
+def answer(text, probability=0.9):
+    return Prediction("good", {"good": probability}, [], rate=0.1, truncated=False, text=text)
+
+
+def test_requests_mix_sizes_and_items_and_are_the_same_for_all():
+    mix, again = RequestMix(list("abcdefg"), (1, 4), seed=1), RequestMix(list("abcdefg"), (1, 4), seed=1)
+    requests = [mix(number) for number in range(200)]
+    assert requests == [again(number) for number in range(200)]
+    assert {len(request) for request in requests} == {1, 4}
+    counts = np.bincount([mix.items.index(item) for request in requests for item in request])
+    assert counts.min() > 0.9 * counts.max(), "every item in its turn"
+    with pytest.raises(ConfigError, match="from 1"):
+        RequestMix(["a"], (0,))
+
+
+def test_a_wrong_answer_under_load_is_seen():
+    mix = RequestMix(["a", "b"], (1, 2))
+    expected = [answer("a", 0.9), answer("b", 0.8)]
+    wrong = threading.Event()
+
+    def predict(items):
+        shift = 0.01 if wrong.is_set() and "b" in items else 0.0
+        return [answer(item, {"a": 0.9, "b": 0.8}[item] - shift) for item in items]
+
+    recorded = Recorded(mix, predict)
+    for number in range(50):
+        recorded(number)
+    equal, compared = recorded.judge(expected, None)
+    assert equal == compared > 50
+    wrong.set()
+    for number in range(50):
+        recorded(number)
+    equal, compared = recorded.judge(expected, None)
+    assert 0 < equal < compared, "and those of the first load are forgotten"
+
+
+def judged(equal=10, ratio=0.9, added=2.0, alone=20.0, given=False):
+    load = {
+        "concurrency": 8, "per_second": 9.0, "answers": 9, "failed": 0, "errors": [], "equal": equal, "compared": 10,
+        "in_process": {"per_second": 10.0}, "throughput": {"ratio": ratio, "low": ratio, "high": ratio},
+    }  # fmt: skip
+    figures = {"closed": [load, {**load, "concurrency": 1, "throughput": None}], "open": [],
+               "in_process": {"milliseconds": {"in process": {"p50": alone}},
+                              "added_ms": {"p50": added, "low": added, "high": added}}}  # fmt: skip
+    return [check.outcome for check in serving_checks(figures, given=given)]
+
+
+def test_what_serving_may_cost():
+    ok, no, none = "passed", "failed", "not applicable"
+    assert judged() == [ok, ok, ok, ok, none]
+    assert judged(equal=9) == [ok, no, ok, ok, none]
+    assert judged(ratio=0.84) == [ok, ok, no, ok, none]
+    assert judged(ratio=0.84, alone=2.0) == [ok, ok, none, ok, none], "a small model"
+    assert judged(added=2.6) == [ok, ok, ok, no, none]
+    assert judged(ratio=0.5, added=9.0, given=True) == [ok, ok, none, none, none]
+
+
 # the server's account
 
 
@@ -174,14 +246,16 @@ def test_without_it_the_extra_is_named(monkeypatch):
 @pytest.mark.triton
 def test_a_served_model_under_load(repository, texts):
     serving = Serving(
-        repository=repository, items=texts, concurrencies=(1, 2), shares=(0.3,), seconds=0.6, warmup_seconds=0.1,
-        rounds=5, perf_analyzer=False,
+        repository=repository, items=texts, batches=(1, 3), concurrencies=(1, 2), shares=(0.3,), seconds=0.6, turns=2,
+        warmup_seconds=0.1, rounds=5, perf_analyzer=False,
     )  # fmt: skip
     figures, checks = measure_serving(serving)
-    assert checks[0].outcome == "passed"
+    assert [check.outcome for check in checks[:2]] == ["passed", "passed"]
     assert [load["concurrency"] for load in figures["closed"]] == [1, 2]
     for load in figures["closed"]:
         assert load["milliseconds"]["p50"] > 0 and load["failed"] == 0
+        assert load["equal"] == load["compared"] > load["answers"], "requests ask about one or three"
+        assert load["in_process"]["answers"] > 0 and load["throughput"]["ratio"] > 0
         steps = load["steps"]
         assert {"rekd", "rekd_selector", "rekd_predictor"} <= set(steps)
         assert steps["rekd_selector"]["requests"] >= load["answers"]
@@ -230,12 +304,14 @@ def test_its_table_shows_every_load(capsys):
     times = {"p50": 1.0, "p95": 2.0, "p99": 3.0}
     load = {"milliseconds": times, "per_second": 5.0, "failed": 0}
     steps = {"rekd_selector": {"queue_ms": 0.5, "compute_ms": 2.0}, "rekd": {"queue_ms": 0.0, "compute_ms": 2.5}}
+    closed = {"concurrency": 1, "steps": steps, "in_process": load, "throughput": {"ratio": 0.9}, **load}
     figures = {
-        "closed": [{"concurrency": 1, "steps": steps, **load}], "open": [{"rate": 4.0, **load}],
+        "closed": [closed], "open": [{"rate": 4.0, **load}],
         "perf_analyzer": [{"concurrency": 1.0, "per_second": 6.0, **times}], "perf_analyzer_not_run": None,
         "in_process": {"milliseconds": {"served": times, "in process": times},
-                       "ratio": {"ratio": 1.5, "low": 1.4, "high": 1.6}},
+                       "ratio": {"ratio": 1.5, "low": 1.4, "high": 1.6},
+                       "added_ms": {"p50": 0.5, "low": 0.4, "high": 0.6}},
     }  # fmt: skip
     lines = rows(json.loads(json.dumps(figures)))
-    assert len(lines) == 6 and all(len(line) == 7 for line in lines)
+    assert len(lines) == 8 and all(len(line) == 7 for line in lines)
     assert lines[0][-1] == "selector: 0.50 queue + 2.00 compute"
