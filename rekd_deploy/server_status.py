@@ -10,13 +10,11 @@ from urllib.parse import urlsplit
 from rekd_deploy.errors import ClientError, RejectedError, ServerUnavailableError
 from rekd_deploy.server_flags import GRPC_KEY_HEADER, KEY_HEADER, LOOPBACK
 from rekd_deploy.server_state import ServerState
+from rekd_deploy.step_totals import PARTS, StepTotals
 from rekd_deploy.triton_config import ENSEMBLE
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-_PARTS = {"queue": "queue", "input": "compute_input", "compute": "compute_infer", "output": "compute_output"}
-"""Parts of a request's time, and what Triton's statistics call them."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +41,12 @@ class StepStatus:
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> StepStatus:
         """From an entry of Triton's ``model_stats``; absent numbers are zero."""
-        inference = entry.get("inference_stats", {})
-        times = {f"{name}_ms": _mean_ms(inference.get(key, {})) for name, key in _PARTS.items()}
+        totals = StepTotals.of(entry)
+        means = totals.since(None)
         return cls(
-            model=entry["name"], version=int(entry["version"]),
-            requests=_count(inference.get("success", {})), failed=_count(inference.get("fail", {})),
-            rows=int(entry.get("inference_count", 0)), executions=int(entry.get("execution_count", 0)),
-            request_ms=_mean_ms(inference.get("success", {})), **times,
+            model=entry["name"], version=int(entry["version"]), requests=totals.requests, failed=totals.failed,
+            rows=totals.rows, executions=totals.executions,
+            **{f"{name}_ms": means[f"{name}_ms"] for name in ("request", *PARTS)},
         )
 
 
@@ -116,7 +113,7 @@ def status_table(status: ServerStatus) -> Table:
     from rich.table import Table
 
     table = Table("model", "version")
-    for title in ("requests", "failed", "rows / batch", *(f"{name} ms" for name in ("request", *_PARTS))):
+    for title in ("requests", "failed", "rows / batch", *(f"{name} ms" for name in ("request", *PARTS))):
         table.add_column(title, justify="right")
     for step in status.steps:
         rows = f"{step.rows / step.executions:.1f}" if step.executions else "-"
@@ -220,12 +217,3 @@ def _typed(error: Exception, url: str) -> ClientError:
             f"the statistics of {url} take a key ({message}); fix: ask on its machine, as the user who started it"
         )
     return ServerUnavailableError(f"no Triton server answers at {url} ({message}); fix: check the URL, or rekd-serve")
-
-
-def _count(duration: Mapping[str, Any]) -> int:
-    return int(duration.get("count", 0))
-
-
-def _mean_ms(duration: Mapping[str, Any]) -> float | None:
-    count = _count(duration)
-    return int(duration.get("ns", 0)) / count / 1e6 if count else None

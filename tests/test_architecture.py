@@ -80,7 +80,7 @@ HOUSE = {
         rekd_deploy.processes rekd_deploy.server_flags rekd_deploy.server_ports rekd_deploy.server_process
         rekd_deploy.server_state rekd_deploy.triton_program rekd_deploy.triton_wheel rekd_deploy.live_repository
         rekd_deploy.exchange_rules rekd_deploy.model_control rekd_deploy.server rekd_deploy.hot_reload
-        rekd_deploy.restart rekd_deploy.service rekd_deploy.server_status
+        rekd_deploy.restart rekd_deploy.service rekd_deploy.step_totals rekd_deploy.server_status
     """,
     "production": """
         rekd_deploy.production rekd_deploy.production.settings rekd_deploy.production.container
@@ -92,7 +92,7 @@ HOUSE = {
         rekd_deploy.windows rekd_deploy.batching rekd_deploy.address rekd_deploy.transport rekd_deploy.transport_grpc
         rekd_deploy.transport_http rekd_deploy.shared_inputs rekd_deploy.retry rekd_deploy.waiting
         rekd_deploy.served_model rekd_deploy.conversation rekd_deploy.client rekd_deploy.pipeline rekd_deploy.render
-        rekd_deploy.render_image
+        rekd_deploy.render_image rekd_deploy.agreement
         rekd_deploy
     """,
     "bench": """
@@ -105,10 +105,11 @@ HOUSE = {
         rekd_deploy.bench.latency_figures rekd_deploy.bench.machine_state rekd_deploy.bench.traced
         rekd_deploy.bench.ways_graphs rekd_deploy.bench.ways_pytorch rekd_deploy.bench.latency
         rekd_deploy.bench.load rekd_deploy.bench.perf_analyzer rekd_deploy.bench.server_steps rekd_deploy.bench.serving
+        rekd_deploy.bench.request_mix rekd_deploy.bench.closed_turns rekd_deploy.bench.serving_checks
         rekd_deploy.bench.compare rekd_deploy.bench.charts rekd_deploy.bench.gallery rekd_deploy.bench.report
         rekd_deploy.bench.report_sections rekd_deploy.bench.report_costs rekd_deploy.bench.report_quality
     """,
-    "demo": "rekd_deploy.stages rekd_deploy.agreement rekd_deploy.demo",
+    "demo": "rekd_deploy.stages rekd_deploy.demo",
     "commands": """
         rekd_deploy.cli rekd_deploy.cli.demo rekd_deploy.cli.deploy rekd_deploy.cli.export rekd_deploy.cli.serve
         rekd_deploy.cli.query

@@ -11,10 +11,11 @@ from rekd_deploy.bench import perf_analyzer
 from rekd_deploy.bench.closed_turns import load_figures
 from rekd_deploy.bench.load import closed_loop, merged, open_loop, poisson_arrivals
 from rekd_deploy.bench.request_mix import Recorded, RequestMix
-from rekd_deploy.bench.server_steps import StepTotals, steps_between
+from rekd_deploy.bench.server_steps import steps_between
 from rekd_deploy.bench.serving import Serving, measure_serving
 from rekd_deploy.bench.serving_checks import serving_checks
 from rekd_deploy.errors import BenchmarkError, DeadlineError, ServerUnavailableError
+from rekd_deploy.step_totals import StepTotals
 from rekd_train.errors import ConfigError, MissingExtraError
 from rekd_train.prediction import Prediction
 
