@@ -14,6 +14,7 @@ from rekd_deploy.cli.bench_latency import numbers
 NAME = "serving"
 EXAMPLES = (
     "rekd-bench serving model_repository/python --file reviews.jsonl",
+    "rekd-bench serving model_repository/python --data demo_student",
     "rekd-bench serving model_repository/python --concurrencies 1,4,16 --batches 1,2,4 --seconds 10",
     "rekd-bench serving model_repository/python --url localhost:8001 --rates 50,100,200",
 )
@@ -31,6 +32,13 @@ def command(
         str | None,
         typer.Option(
             metavar="FILE", help='Texts to ask about: .jsonl (key "text") or .txt.', show_default="made-up texts"
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PRESET|FILE", show_default="none",
+            help="In place of --file: the test examples of a preset or of a TOML file with a section data.",
         ),
     ] = None,
     concurrencies: Annotated[str, typer.Option(help="Askers of the closed loop, with commas.")] = "1,2,4,8",
@@ -61,7 +69,7 @@ def command(
     from rekd_deploy.bench.results import result
     from rekd_deploy.bench.serving import Serving, measure_serving
 
-    items, origin = _items(repository, file)
+    items, origin = _items(repository, file, data)
     serving = Serving(
         repository=repository, items=items, batches=numbers(batches, int, "--batches"), url=url,
         concurrencies=numbers(concurrencies, int, "--concurrencies"), shares=numbers(shares, float, "--shares"),
@@ -122,12 +130,20 @@ def _steps(steps: dict[str, dict[str, Any]]) -> str:
     )
 
 
-def _items(repository: Path, file: str | None) -> tuple[list[Any], str]:
-    """Texts of the file, else what the repository's preprocessing can make up."""
+def _items(repository: Path, file: str | None, data: str | None) -> tuple[list[Any], str]:
+    """Texts of the file, examples of the data, else what the repository's preprocessing can make up."""
     from rekd_deploy.errors import BenchmarkError
     from rekd_deploy.repository_check import read_description
 
-    preprocessor = read_description(repository).preprocessor()
+    description = read_description(repository)
+    preprocessor = description.preprocessor()
+    if data is not None:
+        from rekd_deploy.bench.labelled import labelled_examples
+
+        if file is not None:
+            raise BenchmarkError(f"--file {file} and --data {data} are two sources; fix: give one of them")
+        found = labelled_examples(description.labels, checkpoint=None, data=data).head(_MOST_ITEMS)
+        return found.items, found.origin
     if file is None:
         from rekd_deploy.bench.latency_inputs import calibration_items
 

@@ -1,0 +1,163 @@
+"""The text of each block of figures in README and docs, made of the committed results alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rekd_train.significance import mean_and_std
+
+RESULTS = Path(__file__).resolve().parent / "results"
+Block = Callable[[], list[str]]
+BLOCKS: dict[str, Block] = {}
+_SOURCES: dict[str, tuple[str, ...]] = {}
+_MODELS = {
+    "classifier": "plain classifier of the student's size, reads everything",
+    "teacher": "teacher pair",
+    "student_without_teacher": "student pair, without a teacher",
+    "student": "student pair, distilled",
+}
+
+
+def block(*sources: str) -> Callable[[Block], Block]:
+    """Register a block by the name of its function; ``sources`` are files or folders of ``RESULTS``."""
+
+    def register(function: Block) -> Block:
+        BLOCKS[function.__name__] = function
+        _SOURCES[function.__name__] = sources
+        return function
+
+    return register
+
+
+def sources_of(name: str) -> list[str]:
+    """The results of a block, from the project's root.
+
+    Raises:
+        KeyError: there is no such block.
+    """
+    return [f"benchmarks/results/{source}" for source in _SOURCES[name]]
+
+
+# the README
+
+
+@block("demo.json", "demo_images.json")
+def demo() -> list[str]:
+    lines = []
+    for name, kept, data in (
+        ("demo", "words", "on 2,490 held-out IMDB reviews"), ("demo_images", "patches", "on 10,000 test images"),
+    ):  # fmt: skip
+        result = _read(f"{name}.json")
+        report, query, hardware = result["report"], result["report"]["query"], result["hardware"]
+        minutes = sum(report["seconds"].values()) / 60
+        lines += [
+            *([""] if lines else []),
+            f"`{result['command']}` on {hardware['cores']} cores ({hardware['processor']}), {data}, rationales",
+            f"noise-free, the pairs compacted; {minutes:.1f} minutes for the whole chain:",
+            "",
+            f"| model | accuracy | {kept} kept |",
+            "|---|---|---|",
+            *(
+                f"| {what} | {report[model]['accuracy']:.3f} | {report[model]['rate']:.1%} |"
+                for model, what in _MODELS.items()
+            ),
+            "",
+            f"{query['n']} of them through Triton, one at a time: {query['p50_ms']:.1f} ms a query (median, preparing",
+            f"included); {query['agree_pipeline']} answers equal to the pipeline's in process, {query['agree_torch']} to",
+            f"PyTorch's (label, {kept}, probabilities within 1e-4).",
+        ]
+    return lines
+
+
+# docs/export.md, docs/precision.md
+
+
+@block("cpu_latency.json")
+def cpu_cost() -> list[str]:
+    result = _read("cpu_latency.json")
+    settings, hardware = result["settings"], result["hardware"]
+    zeroed, half = _ratios(result, "compact", "zero"), _ratios(result, "half compact", "classifier")
+    eager = [*_ratios(result, "compact", "eager zero"), *_ratios(result, "compact int8", "eager zero")]
+    return [
+        f"On {hardware['cores']} cores ({hardware['device']}), texts of {settings['length']} tokens, K = "
+        f"{settings['kept']}, batches of 1, 8 and 32, three sizes: a compacted pair takes",
+        f"{_range(zeroed)} of the time of the same pair that blanks words, with a selector of half the layers",
+        f"{_range(half)} of the time of one plain classifier, and {_range(eager)} of what PyTorch takes for the pair",
+        "that blanks ([table](../benchmarks/results/cpu_latency.md)).",
+    ]
+
+
+@block("cpu_latency.json")
+def int8_time() -> list[str]:
+    result = _read("cpu_latency.json")
+    found = [*_ratios(result, "compact int8", "compact"), *_ratios(result, "classifier int8", "classifier")]
+    return [
+        f"int8 against fp32, both fused, end to end on {result['hardware']['cores']} cores "
+        f"({result['hardware']['device']}):",
+        f"{_range(found)} of the time for sizes from 256 to 512 wide, at batches of 1, 8 and 32",
+        "([table](../benchmarks/results/cpu_latency.md)). What stays float32, attention proper and the norms, sets the",
+        "limit.",
+    ]
+
+
+# docs/method.md
+
+
+@block("imdb_table/cpu", "imdb_table/few", "fashion_table/fashion")
+def distillation() -> list[str]:
+    imdb, few, fashion = (_cells(name) for name in ("imdb_table/cpu", "imdb_table/few", "fashion_table/fashion"))
+    return [
+        "| compacted pairs, noise-free, mean over seeds | alone (RE) | distilled (REKD) | difference in points, standard "
+        "error | teacher's pair | plain classifier | random features |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {title} | {_mean(found, 're_compact')} | {_mean(found, 'rekd_compact')} | "
+            f"{_difference(found, 'rekd_compact', 're_compact')} | {_mean(found, 'teacher')} | {_mean(found, 'cls')} | "
+            f"{_mean(found, 'random_mask')} |"
+            for title, found in (
+                ("[IMDB, 10,000 reviews](../benchmarks/results/imdb_table/cpu.md)", imdb),
+                ("[IMDB, 2,000 reviews; the teacher's 10,000](../benchmarks/results/imdb_table/few.md)", few),
+                ("[Fashion-MNIST](../benchmarks/results/fashion_table/fashion.md)", fashion),
+            )
+        ),
+    ]
+
+
+def _read(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def _cells(folder: str) -> dict[str, dict[int, float]]:
+    """Accuracy by cell and seed."""
+    found: dict[str, dict[int, float]] = {}
+    for path in sorted((RESULTS / folder).glob("*.json")):
+        cell = json.loads(path.read_text(encoding="utf-8"))
+        found.setdefault(cell["cell"], {})[cell["seed"]] = cell["accuracy"]
+    return found
+
+
+def _mean(found: dict[str, dict[int, float]], name: str) -> str:
+    values = list(found.get(name, {}).values())
+    return f"{np.mean(values):.3f}" if values else "not run"
+
+
+def _difference(found: dict[str, dict[int, float]], better: str, other: str) -> str:
+    seeds = sorted(found.get(better, {}).keys() & found.get(other, {}).keys())
+    mean, std = mean_and_std([100 * (found[better][seed] - found[other][seed]) for seed in seeds])
+    return f"{mean:+.2f} ± {std / np.sqrt(len(seeds)):.2f}"
+
+
+def _ratios(result: dict[str, Any], way: str, baseline: str) -> list[float]:
+    return [
+        ratio["ratio"] for cell in result["cells"] for ratio in cell["ratios"]
+        if (ratio["way"], ratio["baseline"]) == (way, baseline)
+    ]  # fmt: skip
+
+
+def _range(values: list[float]) -> str:
+    return f"{min(values):.2f} to {max(values):.2f}"
