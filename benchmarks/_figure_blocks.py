@@ -68,10 +68,66 @@ def demo() -> list[str]:
             ),
             "",
             f"{query['n']} of them through Triton, one at a time: {query['p50_ms']:.1f} ms a query (median, preparing",
-            f"included); {query['agree_pipeline']} answers equal to the pipeline's in process, {query['agree_torch']} to",
-            f"PyTorch's (label, {kept}, probabilities within 1e-4).",
+            f"included); {query['agree_pipeline']} answers equal to the pipeline's in process,",
+            f"{query['agree_torch']} to PyTorch's (label, {kept}, probabilities within 1e-4).",
         ]
     return lines
+
+
+@block("demo/", "demo_images/", "minilm_serving.json")
+def evidence() -> list[str]:
+    lines = [
+        "| | demo's student, reviews | demo's student, images |",
+        "|---|---|---|",
+    ]
+    rows: dict[str, list[str]] = {}
+    for name in ("demo", "demo_images"):
+        for title, value in _evidence(name).items():
+            rows.setdefault(title, []).append(value)
+    lines += [f"| {title} | {' | '.join(values)} |" for title, values in rows.items()]
+    return [
+        *lines,
+        "",
+        "Each with its page: [reviews](benchmarks/results/demo/report.md), "
+        "[images](benchmarks/results/demo_images/report.md).",
+        *_minilm_under_load(),
+    ]
+
+
+def _minilm_under_load() -> list[str]:
+    serving = _read("minilm_serving.json")
+    load = max(serving["figures"]["closed"], key=lambda load: load["concurrency"])
+    added, settings = serving["figures"]["in_process"]["added_ms"]["p50"], serving["settings"]
+    return [
+        f"A pair of MiniLM-L6's size, {load['concurrency']} clients for {settings['seconds']:.0f} s, mixed lengths, "
+        f"batches of {_list(settings['batches'])}:",
+        f"{load['compared']:,} answers, {load['compared'] - load['equal']} of them other than the pipeline's, "
+        f"{load['failed']} failures;",
+        f"{load['throughput']['ratio']:.2f} of the throughput in process; one question at a time takes {added:.1f} ms "
+        "longer than in process",
+        "([figures](benchmarks/results/minilm_serving.json)).",
+    ]
+
+
+def _evidence(name: str) -> dict[str, str]:
+    """What the README says of one student, from its folder of results."""
+    accuracy = {each: _read(f"{name}/accuracy_{each}.json") for each in ("fp32", "fp16", "int8")}
+    served = {each: result["figures"]["classification"]["accuracy"] for each, result in accuracy.items()}
+    reference = accuracy["fp32"]["figures"]["reference"]["accuracy"]
+    faith, serving = _read(f"{name}/faithfulness.json"), _read(f"{name}/serving.json")
+    judge = faith["figures"]["judges"]["independent"]["accuracy"]
+    failed = [check["name"] for check in faith["checks"] if check["outcome"] == "failed"]
+    times = serving["figures"]["in_process"]["milliseconds"]
+    return {
+        "accuracy of the checkpoint": f"{reference:.2%}",
+        "served, fp32 / fp16 / int8": " / ".join(f"{value:.2%}" for value in served.values()),
+        "an independent judge given the rationale / as many random features / everything":
+            " / ".join(f"{judge[kind]:.1%}" for kind in ("rationale", "random", "full")),
+        "checks of faithfulness that fail": ", ".join(failed) or "none",
+        "one question through Triton / in process": " / ".join(
+            f"{times[way]['p50']:.1f} ms" for way in ("served", "in process")
+        ),
+    }  # fmt: skip
 
 
 # docs/export.md, docs/precision.md
@@ -105,6 +161,48 @@ def int8_time() -> list[str]:
     ]
 
 
+@block("demo/precisions.json", "demo/accuracy_fp32.json", "demo/accuracy_fp16.json", "demo/accuracy_int8.json")
+def precisions() -> list[str]:
+    found = _read("demo/precisions.json")["precisions"]
+    positions = found["fp32"]["masks"]["positions"]
+    lines = [
+        f"| | flipped of {positions:,} | Jaccard | same class | accuracy when served | largest score difference |",
+        "|---|---|---|---|---|---|",
+    ]
+    for precision, parity in found.items():
+        masks = parity["masks"]
+        served = _read(f"demo/accuracy_{precision}.json")["figures"]["classification"]["accuracy"]
+        lines.append(
+            f"| {precision} | {masks['flipped']:,} | {masks['jaccard']:.4f} | {parity['class_agreement']:.1%} | "
+            f"{served:.4f} | {parity['score_difference']:.2g} |"
+        )
+    return lines
+
+
+@block("demo/latency.json")
+def length() -> list[str]:
+    result = _read("demo/latency.json")
+    cells = {(cell["batch"], cell["length"]): cell for cell in result["figures"]["cells"]}
+    batches, lengths = (sorted({key[axis] for key in cells}) for axis in (0, 1))
+    first = next(way["name"] for way in cells[batches[0], lengths[-1]]["ways"])
+
+    def median(batch: int, length: int) -> float:
+        ways = cells[batch, length]["ways"]
+        return next(way["milliseconds"]["p50"] for way in ways if way["name"] == first)
+
+    return [
+        f"The demo's student ({first}), {result['hardware']['cores']} cores ({result['hardware']['processor']}), "
+        "milliseconds of a batch:",
+        "",
+        f"| tokens | {' | '.join(f'batch {batch}' for batch in batches)} |",
+        f"|---|{'---|' * len(batches)}",
+        *(
+            f"| {length} | {' | '.join(f'{median(batch, length):.2f}' for batch in batches)} |"
+            for length in lengths
+        ),
+    ]
+
+
 # docs/method.md
 
 
@@ -112,8 +210,8 @@ def int8_time() -> list[str]:
 def distillation() -> list[str]:
     imdb, few, fashion = (_cells(name) for name in ("imdb_table/cpu", "imdb_table/few", "fashion_table/fashion"))
     return [
-        "| compacted pairs, noise-free, mean over seeds | alone (RE) | distilled (REKD) | difference in points, standard "
-        "error | teacher's pair | plain classifier | random features |",
+        "| compacted pairs, noise-free, mean over seeds | alone (RE) | distilled (REKD) | difference in points, "
+        "standard error | teacher's pair | plain classifier | random features |",
         "|---|---|---|---|---|---|---|",
         *(
             f"| {title} | {_mean(found, 're_compact')} | {_mean(found, 'rekd_compact')} | "
@@ -161,3 +259,7 @@ def _ratios(result: dict[str, Any], way: str, baseline: str) -> list[float]:
 
 def _range(values: list[float]) -> str:
     return f"{min(values):.2f} to {max(values):.2f}"
+
+
+def _list(values: list[int]) -> str:
+    return ", ".join(map(str, values[:-1])) + f" and {values[-1]}" if len(values) > 1 else str(values[0])

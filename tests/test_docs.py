@@ -1,5 +1,6 @@
 """The documents tell the truth about names: paths, commands, make targets, links."""
 
+import importlib.util
 import re
 import tomllib
 from pathlib import Path
@@ -100,14 +101,34 @@ def test_every_preset_makes_its_documented_origin():
         assert run_config(name).source, f"{name} does not say where its settings come from"
 
 
-def test_the_readmes_figures_are_the_committed_results():
-    import importlib.util
-    import json
+PAGES = ("README.md", "benchmarks/README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
+MEASURED = re.compile(r"(?<![\w.])0?\.\d{3}\b|\d\d?\.\d+ ?(?:ms|minutes|points)\b")
+"""An accuracy with three digits, a time, a difference in points."""
 
-    path = ROOT / "benchmarks" / "readme_figures.py"
-    spec = importlib.util.spec_from_file_location("readme_figures", path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    result = json.loads(script.RESULT.read_text(encoding="utf-8"))
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert script.with_figures(readme, result) == readme, "run: python benchmarks/readme_figures.py"
+
+@pytest.fixture(scope="module")
+def script():
+    path = ROOT / "benchmarks" / "figures.py"
+    spec = importlib.util.spec_from_file_location("figures", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_figures_are_those_of_the_committed_results(script, name):
+    page = (ROOT / name).read_text(encoding="utf-8")
+    assert script.with_figures(page) == page, "run: python benchmarks/figures.py"
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name != "docs/log.md"])
+def test_no_figure_stands_outside_of_a_block(script, name):
+    """The log is a notebook of trials; everywhere else what was measured comes from a result file."""
+    page = script.without_blocks((ROOT / name).read_text(encoding="utf-8"))
+    prose = re.sub(r"```.*?```|`[^`]*`", "", page, flags=re.DOTALL)
+    assert MEASURED.findall(prose) == []
+
+
+def test_every_block_of_figures_is_shown_somewhere(script):
+    shown = {name for page in PAGES for name in script.MARK.findall((ROOT / page).read_text(encoding="utf-8"))}
+    assert shown == set(script.BLOCKS)
