@@ -40,6 +40,24 @@ class _Exchanged(Exception):
     """The model that answered is not the one that was prepared for."""
 
 
+class _Batches:
+    """Batches of one call, with a look ahead."""
+
+    def __init__(self, batches: Iterator[tuple[list[int], Encoded]]) -> None:
+        self._batches = batches
+        self._ahead: list[tuple[list[int], Encoded]] = []
+
+    def take(self) -> tuple[list[int], Encoded] | None:
+        """The next one; None: there is none."""
+        return self._ahead.pop() if self._ahead else next(self._batches, None)
+
+    def more(self) -> bool:
+        """Whether there is a next one; it is prepared for that."""
+        if not self._ahead:
+            self._ahead += [batch] if (batch := next(self._batches, None)) else []
+        return bool(self._ahead)
+
+
 @dataclass(frozen=True)
 class _Call:
     """One call of predict."""
@@ -144,13 +162,16 @@ class Conversation:
     def _ask(self, served: ServedVersion, items: Sequence[Any], windows: bool, call: _Call) -> Steps[list[Prediction]]:
         """Send every batch, a few at a time, and read the answers."""
         questions = Questions(served.preprocessor, items, served.max_batch_size, windows=windows)
-        batches = questions.batches()
+        batches = _Batches(questions.batches())
         waiting: deque[_Sent] = deque()
         more = True
         try:
             while more or waiting:
                 while more and len(waiting) < IN_FLIGHT:
-                    sent = yield Work(lambda: self._send_next(batches, call))
+                    sent = yield Work(
+                        lambda: self._send_next(batches, call),
+                        in_this_thread=lambda: self._send_next(batches, call, alone=not waiting),
+                    )
                     more = sent is not None
                     waiting.extend([sent] if more else [])
                 if waiting:
@@ -175,20 +196,30 @@ class Conversation:
                 sent.future.cancel()
         return (yield Work(questions.answers))
 
-    def _send_next(self, batches: Iterator[tuple[list[int], Encoded]], call: _Call) -> _Sent | None:
-        batch = next(batches, None)
+    def _send_next(self, batches: _Batches, call: _Call, *, alone: bool = False) -> _Sent | None:
+        """The next request on its way; None: there is none.
+
+        Args:
+            alone: no other is on its way: if none follows either, its answer is waited for here.
+        """
+        batch = batches.take()
         if batch is None:
             return None
         places, encoded = batch
-        return self._send(_Sent(places, encoded, call.next_id(), Future(), 0.0, 0), call)
+        request = _Sent(places, encoded, call.next_id(), Future(), 0.0, 0)
+        return self._send(request, call, wait=alone and not batches.more())
 
-    def _send(self, request: _Sent, call: _Call) -> _Sent:
+    def _send(self, request: _Sent, call: _Call, *, wait: bool = False) -> _Sent:
         timeout = call.remaining()
         until = time.monotonic() + timeout
+        question = (self._model.name, request.encoded.inputs, _OUTPUTS)
+        how = {"timeout": timeout, "request_id": request.request_id}
         try:
-            future = self.transport.submit(
-                self._model.name, request.encoded.inputs, _OUTPUTS, timeout=timeout, request_id=request.request_id
-            )
+            if wait and (outputs := self.transport.ask(*question, **how)) is not None:
+                future: Future[Arrays] = Future()
+                future.set_result(outputs)
+            else:
+                future = self.transport.submit(*question, **how)
         except ClientError as error:  # as if the answer had said so
             future = Future()
             future.set_exception(error)

@@ -68,7 +68,7 @@ def write_repository(
     preferred_batch_sizes: tuple[int, ...] = ServingSettings.preferred_batch_sizes,
     instances: int = 1,
     threads: int = 0,
-    queue_delay_us: int = 100,
+    queue_delay_us: int = 0,
     gpu: bool = False,
     gpus: tuple[int, ...] = (),
     rate_limit: bool = False,

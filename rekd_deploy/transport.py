@@ -100,6 +100,19 @@ class Transport(ABC):
             request_id: what the server's log calls the request.
         """
 
+    def ask(
+        self, model: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], *, timeout: float, request_id: str
+    ) -> Arrays | None:
+        """Send a request and wait for its outputs in this thread, which is quicker than waking it for a future.
+
+        Returns:
+            None: this transport cannot, and has sent nothing.
+
+        Raises:
+            ClientError: of the kind that fits.
+        """
+        return None
+
     def register_region(self, name: str, key: str, size: int, timeout: float) -> None:
         """Make the server map ``size`` bytes of the shared memory object ``key``.
 

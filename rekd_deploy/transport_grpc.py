@@ -104,6 +104,22 @@ class GrpcTransport(Transport):
         future.add_done_callback(lambda done: call.cancel() if done.cancelled() else None)
         return future
 
+    def ask(
+        self, model: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], *, timeout: float, request_id: str
+    ) -> Arrays:
+        try:
+            result = self._client.infer(
+                model,
+                triton_inputs(self._library.InferInput, inputs),
+                outputs=[self._library.InferRequestedOutput(name) for name in outputs],
+                request_id=request_id,
+                client_timeout=timeout,
+                headers=self._headers,
+            )
+            return arrays_of(result, outputs, result.get_response().model_version)
+        except Exception as error:
+            raise self._typed(error, model, timeout, request_id) from None
+
     def register_region(self, name: str, key: str, size: int, timeout: float) -> None:
         self._call(lambda **how: self._client.register_system_shared_memory(name, key, size, **how), "", timeout)
 

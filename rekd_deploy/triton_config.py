@@ -61,7 +61,7 @@ class ServingSettings:
     """Most items in one request and in one dynamic batch."""
     preferred_batch_sizes: tuple[int, ...] = (8, 16, 32, 64)
     """Batch sizes the scheduler aims at; those above max_batch_size are left out."""
-    queue_delay_us: int = 100
+    queue_delay_us: int = 0
     """Microseconds a request may wait for others to form a preferred batch."""
     instances: int = 1
     """Processes of each member."""

@@ -113,8 +113,8 @@ class OnnxGraph:
         options = onnxruntime.SessionOptions()
         # ONNX Runtime's own 0 would pin its threads to cores that selector and predictor share
         options.intra_op_num_threads = threads or usable_cores()
-        # selector and predictor take turns on the same cores: a waiting one must not spin
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # selector and predictor take turns on the same cores: a waiting one must not spin; within a run it pays
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry("session.x64quantprecision", "1")  # exact int8 without VNNI, too
         options.enable_mem_pattern = False  # lengths differ from batch to batch
         path = str(folder / "model.onnx")

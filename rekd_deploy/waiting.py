@@ -75,9 +75,11 @@ class Work(Step):
     """A call that computes or blocks; an event loop hands it to a thread."""
 
     function: Callable[[], Any]
+    in_this_thread: Callable[[], Any] | None = None
+    """In its place where a thread waits anyway; may block for longer."""
 
     def wait(self) -> Any:
-        return self.function()
+        return (self.in_this_thread or self.function)()
 
     async def wait_async(self) -> Any:
         return await asyncio.to_thread(self.function)
