@@ -13,6 +13,8 @@ from rekd_deploy.parity_report import RUNTIME_PRECISIONS, Precision
 from rekd_deploy.triton_config import ENGINES, TARGETS, ServingSettings
 from rekd_train.errors import ConfigError
 
+GPU_QUEUE_DELAY = 100
+"""Microseconds: there a batch costs hardly more than one text; on a CPU waiting only adds to the latency."""
 _LARGEST_BATCH = 4096
 """Above this a number of rows is a slip of the keyboard."""
 
@@ -41,6 +43,9 @@ class ExportOptions:
     """Processes (GPU instances) of each member."""
     threads: int = 0
     """Threads of each inside one operation; 0: one a core."""
+    queue_delay: int | None = None
+    """Microseconds that a request may wait for others to form a preferred batch; None: 100 on GPUs, else 0. Whatever
+    waits already while a batch is computed is batched in any case."""
     gpus: tuple[int, ...] = ()
     """Numbers of the GPUs to run on; empty: every one that is there."""
     rate_limit: bool = False
@@ -92,7 +97,9 @@ class ExportOptions:
         if self.gpus and self.product is None and not (self.target == "onnxruntime" and self._on_gpu):
             mistakes.append(f"gpus {_listed(self.gpus)} are for GPUs, but the members run on CPUs; fix: add --gpu")
         try:
-            ServingSettings(instances=self.instances, threads=self.threads, gpus=self.gpus)
+            ServingSettings(
+                instances=self.instances, threads=self.threads, gpus=self.gpus, queue_delay_us=self.queue_delay or 0
+            )
         except ConfigError as error:
             mistakes.append(str(error))
         if self.keep < 1:
@@ -126,9 +133,11 @@ class ExportOptions:
     @property
     def serving(self) -> ServingSettings:
         """How the server batches."""
+        gpu = self.target == "onnxruntime" and self._on_gpu
+        usual = GPU_QUEUE_DELAY if gpu or self.product is not None else 0
         settings = ServingSettings(
-            gpu=self.target == "onnxruntime" and self._on_gpu, instances=self.instances, threads=self.threads,
-            gpus=self.gpus, rate_limit=self.rate_limit,
+            gpu=gpu, instances=self.instances, threads=self.threads, gpus=self.gpus, rate_limit=self.rate_limit,
+            queue_delay_us=usual if self.queue_delay is None else self.queue_delay,
         )
         if self.batches:
             # a batch of one is formed anyway; as a preferred size it would end the waiting for others

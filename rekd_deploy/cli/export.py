@@ -91,6 +91,13 @@ def export(
     threads: Annotated[
         int, typer.Option(min=0, help="Threads of an instance; 0: one a core.", metavar="N")
     ] = 0,
+    queue_delay: Annotated[
+        int | None,
+        typer.Option(
+            min=0, metavar="N", show_default="100 on GPUs, else 0",
+            help="Microseconds that a request may wait for others to form a batch of --batches.",
+        ),
+    ] = None,
     gpus: Annotated[
         str | None, typer.Option(help="Numbers of the GPUs to run on.", show_default="all there are", metavar="N,N,...")
     ] = None,
@@ -158,6 +165,7 @@ def export(
             max_batch_size=max_batch_size,
             instances=instances,
             threads=threads,
+            queue_delay=queue_delay,
             gpus=_numbers(gpus, "--gpus"),
             rate_limit=rate_limit,
             single_graph=single_graph,

@@ -23,12 +23,12 @@ REFERENCES = Path(__file__).resolve().parents[2] / "model_repository" / "referen
 ROOT = REFERENCES / "python"
 FLAVOURS = {
     "python": ("python", None, ServingSettings()),
-    "python-tensorrt-rtx": ("python", "tensorrt-rtx", ServingSettings()),
+    "python-tensorrt-rtx": ("python", "tensorrt-rtx", ServingSettings(queue_delay_us=100)),
     "onnxruntime": ("onnxruntime", None, ServingSettings()),
-    "onnxruntime-one-gpu": ("onnxruntime", None, ServingSettings(gpu=True, gpus=(0,))),
+    "onnxruntime-one-gpu": ("onnxruntime", None, ServingSettings(gpu=True, gpus=(0,), queue_delay_us=100)),
     "onnxruntime-limited": ("onnxruntime", None, ServingSettings(instances=2, threads=2, rate_limit=True)),
-    "tensorrt": ("tensorrt", "tensorrt", ServingSettings(max_batch_size=8)),
-    "tensorrt-two-gpus": ("tensorrt", "tensorrt", ServingSettings(max_batch_size=8, gpus=(0, 1))),
+    "tensorrt": ("tensorrt", "tensorrt", ServingSettings(max_batch_size=8, queue_delay_us=100)),
+    "tensorrt-two-gpus": ("tensorrt", "tensorrt", ServingSettings(max_batch_size=8, gpus=(0, 1), queue_delay_us=100)),
 }
 """Folder: target, product of the engines, and how the server runs them."""
 

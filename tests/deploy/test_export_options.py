@@ -202,6 +202,8 @@ def test_dry_run_is_quick_and_loads_no_torch(checkpoints, tmp_path):
 def test_how_members_are_placed_reaches_the_server():
     options = ExportOptions(target="onnxruntime", gpu=True, gpus=(0, 1), instances=2, threads=3, rate_limit=True)
     serving = options.serving
+    assert serving.queue_delay_us == 100 and ExportOptions().serving.queue_delay_us == 0, "on GPUs, on CPUs"
+    assert ExportOptions(queue_delay=7).serving.queue_delay_us == 7
     assert (serving.gpus, serving.instances, serving.threads, serving.rate_limit) == ((0, 1), 2, 3, True)
     assert ExportOptions(target="tensorrt", gpus=(1,)).serving.gpus == (1,)
 
