@@ -84,3 +84,15 @@ class FakeServer(Transport):
     def close(self):
         self.closed = True
         self._worker.shutdown()
+
+
+class PatientServer(FakeServer):
+    """Also answers a thread that waits."""
+
+    def __init__(self, parameters, max_batch_size=4):
+        super().__init__(parameters, max_batch_size)
+        self.waited_for = 0
+
+    def ask(self, model, inputs, outputs, *, timeout, request_id):
+        self.waited_for += 1
+        return self.submit(model, inputs, outputs, timeout=timeout, request_id=request_id).result()

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 from conftest import make_rationalizer
-from fake_server import FakeServer
+from fake_server import FakeServer, PatientServer
 
 from rekd_deploy.client import AsyncClient, Client
 from rekd_deploy.conversation import IN_FLIGHT
@@ -140,6 +140,19 @@ def test_what_may_pass_is_asked_again(client, server, failure):
     server.fail_at = dict.fromkeys([0, 3, 4, 5, 7], failure)
     assert lengths_of(client.predict(["good " * n for n in lengths])) == lengths
     assert len(server.shapes) == 4 + 4 + 3 + 5, "batches of three buckets, and each failure once more"
+
+
+def test_a_lone_question_is_waited_for_in_its_thread(kind, parameters):
+    server = PatientServer(parameters)
+    client = kind(transport=server, retry=QUICK)
+    assert lengths_of(client.predict(["good " * 3] * 4)) == [3] * 4
+    assert server.waited_for == (kind is Client), "an event loop does not block"
+    assert lengths_of(client.predict(["good " * 3] * 5)) == [3] * 5
+    assert server.waited_for == (kind is Client) and len(server.shapes) == 3, "two requests are on their way at once"
+    server.fail_at = {3: ServerUnavailableError("for a moment")}
+    assert lengths_of(client.predict(["good"])) == [1]
+    assert len(set(server.ids[3:])) == 1 and len(server.ids) == 5, "once more, under its id"
+    server.close()
 
 
 def test_as_often_as_the_policy_says(client, server):
