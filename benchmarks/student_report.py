@@ -76,7 +76,7 @@ def student_report(
         output = results / "latency.json"
         _bench("latency", *precisions, "--checkpoint", checkpoint, *larger, "--output", output)
     if "serving" in chosen:
-        load = ["--batches", "1,2,4", "--seconds", "20", "--turns", "4", "--rounds", "200"]
+        load = ["--batches", "1,2,4", "--seconds", "8", "--turns", "4", "--rounds", "200"]
         _bench("serving", fp32, "--data", config, *load, "--output", results / "serving.json")
     if "report" in chosen:
         order = ["accuracy_fp32", "accuracy_int8", "accuracy_fp16", "latency", "serving", "faithfulness"]
