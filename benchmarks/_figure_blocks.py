@@ -246,6 +246,8 @@ def _mean(found: dict[str, dict[int, float]], name: str) -> str:
 
 def _difference(found: dict[str, dict[int, float]], better: str, other: str) -> str:
     seeds = sorted(found.get(better, {}).keys() & found.get(other, {}).keys())
+    if not seeds:
+        return "not run"
     mean, std = mean_and_std([100 * (found[better][seed] - found[other][seed]) for seed in seeds])
     return f"{mean:+.2f} ± {std / np.sqrt(len(seeds)):.2f}"
 

@@ -111,7 +111,8 @@ HOUSE = {
     """,
     "demo": "rekd_deploy.stages rekd_deploy.demo",
     "commands": """
-        rekd_deploy.cli rekd_deploy.cli.demo rekd_deploy.cli.deploy rekd_deploy.cli.export rekd_deploy.cli.serve
+        rekd_deploy.cli rekd_deploy.cli.demo rekd_deploy.cli.deploy rekd_deploy.cli.export
+        rekd_deploy.cli.export_summary rekd_deploy.cli.serve
         rekd_deploy.cli.query
         rekd_deploy.cli.bench_common rekd_deploy.cli.bench_accuracy rekd_deploy.cli.bench_faithfulness
         rekd_deploy.cli.bench_latency rekd_deploy.cli.bench_serving rekd_deploy.cli.bench_compare

@@ -99,7 +99,7 @@ def subject_of(result: Result) -> str:
     roles = [role for role in result.inputs if role.startswith(("repository", "server"))] or list(result.inputs)
     names = list(dict.fromkeys(result.inputs[role].name for role in roles)) or [result.kind]
     precision = result.settings.get("precision")
-    return ", ".join(names) + (f" ({precision})" if precision else "")
+    return ", ".join(names) + (f" ({precision})" if precision and precision not in names else "")
 
 
 def _section(result: Result, anchor: str) -> Section:

@@ -75,13 +75,13 @@ def test_a_failing_gate_leaves_the_old_repository(checkpoint, tmp_path, monkeypa
 def test_the_table_names_artefacts_figures_and_the_repository(artefacts, tmp_path):
     from rich.console import Console
 
-    from rekd_deploy.cli.export import _summary
+    from rekd_deploy.cli.export_summary import summary
     from rekd_deploy.publish import Publication
 
     seconds = dict.fromkeys(("load", "selector", "predictor", "parity", "repository"), 1.25)
     console = Console(width=140, record=True)
     with console.capture() as shown:
-        console.print(*_summary(Publication(tmp_path, artefacts.manifest, seconds)), sep="\n")
+        console.print(*summary(Publication(tmp_path, artefacts.manifest, seconds)), sep="\n")
     text = shown.get()
     for expected in ("selector.onnx", "predictor.onnx", "kB", "fp32", "limit 1e-04", "0 of ", "1.2", "made up"):
         assert expected in text
