@@ -101,12 +101,16 @@ def _minilm_under_load() -> list[str]:
     return [
         f"A pair of MiniLM-L6's size, {load['concurrency']} clients for {settings['seconds']:.0f} s, mixed lengths, "
         f"batches of {_list(settings['batches'])}:",
-        f"{load['compared']:,} answers, {load['compared'] - load['equal']} of them other than the pipeline's, "
+        f"{load['compared']:,} texts answered, {load['compared'] - load['equal']} of them other than by the pipeline, "
         f"{load['failed']} failures;",
         f"{load['throughput']['ratio']:.2f} of the throughput in process; one question at a time takes {added:.1f} ms "
-        "longer than in process",
-        "([figures](benchmarks/results/minilm_serving.json)).",
+        f"longer than in process",
+        f"([figures](benchmarks/results/minilm_serving.json)). Checks that fail: {_failed(serving)}.",
     ]
+
+
+def _failed(result: dict[str, Any]) -> str:
+    return ", ".join(check["name"] for check in result["checks"] if check["outcome"] == "failed") or "none"
 
 
 def _evidence(name: str) -> dict[str, str]:
@@ -116,14 +120,13 @@ def _evidence(name: str) -> dict[str, str]:
     reference = accuracy["fp32"]["figures"]["reference"]["accuracy"]
     faith, serving = _read(f"{name}/faithfulness.json"), _read(f"{name}/serving.json")
     judge = faith["figures"]["judges"]["independent"]["accuracy"]
-    failed = [check["name"] for check in faith["checks"] if check["outcome"] == "failed"]
     times = serving["figures"]["in_process"]["milliseconds"]
     return {
         "accuracy of the checkpoint": f"{reference:.2%}",
         "served, fp32 / fp16 / int8": " / ".join(f"{value:.2%}" for value in served.values()),
         "an independent judge given the rationale / as many random features / everything":
             " / ".join(f"{judge[kind]:.1%}" for kind in ("rationale", "random", "full")),
-        "checks of faithfulness that fail": ", ".join(failed) or "none",
+        "checks of faithfulness that fail": _failed(faith),
         "one question through Triton / in process": " / ".join(
             f"{times[way]['p50']:.1f} ms" for way in ("served", "in process")
         ),

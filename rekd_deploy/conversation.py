@@ -163,6 +163,7 @@ class Conversation:
         """Send every batch, a few at a time, and read the answers."""
         questions = Questions(served.preprocessor, items, served.max_batch_size, windows=windows)
         batches = _Batches(questions.batches())
+        lone = len(items) <= served.max_batch_size  # perhaps: lengths and windows may still make several
         waiting: deque[_Sent] = deque()
         more = True
         try:
@@ -170,7 +171,7 @@ class Conversation:
                 while more and len(waiting) < IN_FLIGHT:
                     sent = yield Work(
                         lambda: self._send_next(batches, call),
-                        in_this_thread=lambda: self._send_next(batches, call, alone=not waiting),
+                        in_this_thread=lambda: self._send_next(batches, call, wait=lone and not waiting),
                     )
                     more = sent is not None
                     waiting.extend([sent] if more else [])
@@ -196,18 +197,18 @@ class Conversation:
                 sent.future.cancel()
         return (yield Work(questions.answers))
 
-    def _send_next(self, batches: _Batches, call: _Call, *, alone: bool = False) -> _Sent | None:
+    def _send_next(self, batches: _Batches, call: _Call, *, wait: bool = False) -> _Sent | None:
         """The next request on its way; None: there is none.
 
         Args:
-            alone: no other is on its way: if none follows either, its answer is waited for here.
+            wait: for its answer, here, if no other follows.
         """
         batch = batches.take()
         if batch is None:
             return None
         places, encoded = batch
         request = _Sent(places, encoded, call.next_id(), Future(), 0.0, 0)
-        return self._send(request, call, wait=alone and not batches.more())
+        return self._send(request, call, wait=wait and not batches.more())
 
     def _send(self, request: _Sent, call: _Call, *, wait: bool = False) -> _Sent:
         timeout = call.remaining()

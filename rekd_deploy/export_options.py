@@ -15,6 +15,8 @@ from rekd_train.errors import ConfigError
 
 GPU_QUEUE_DELAY = 100
 """Microseconds: there a batch costs hardly more than one text; on a CPU waiting only adds to the latency."""
+_LONGEST_DELAY = 1_000_000
+"""Microseconds; above this a question would rather be refused than wait."""
 _LARGEST_BATCH = 4096
 """Above this a number of rows is a slip of the keyboard."""
 
@@ -82,6 +84,11 @@ class ExportOptions:
                 f"precision '{self.precision}' is none that {self.product or 'ONNX Runtime'} can do, which target "
                 f"{self.target} runs on; fix: one of {', '.join(self._precisions)}"
             )
+        if self.queue_delay is not None and not 0 <= self.queue_delay <= _LONGEST_DELAY:
+            mistakes.append(
+                f"queue delay {self.queue_delay} is outside 0..{_LONGEST_DELAY} microseconds; fix: about the time "
+                "that one batch takes, or leave it out"
+            )
         for length in self.lengths:
             if length < 1:
                 mistakes.append(f"length {length} must be at least 1")
@@ -97,9 +104,7 @@ class ExportOptions:
         if self.gpus and self.product is None and not (self.target == "onnxruntime" and self._on_gpu):
             mistakes.append(f"gpus {_listed(self.gpus)} are for GPUs, but the members run on CPUs; fix: add --gpu")
         try:
-            ServingSettings(
-                instances=self.instances, threads=self.threads, gpus=self.gpus, queue_delay_us=self.queue_delay or 0
-            )
+            ServingSettings(instances=self.instances, threads=self.threads, gpus=self.gpus)
         except ConfigError as error:
             mistakes.append(str(error))
         if self.keep < 1:

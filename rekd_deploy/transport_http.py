@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -85,25 +85,9 @@ class HttpTransport(Transport):
         timeout: float | None = None,
         request_id: str = "",
     ) -> Future[Arrays]:
-        timeout = self._timeout if timeout is None else timeout
-        return self._workers.submit(self._question(model, inputs, outputs, timeout, request_id))
-
-    def ask(
-        self, model: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], *, timeout: float, request_id: str
-    ) -> Arrays:
-        return self._question(model, inputs, outputs, timeout, request_id)()
-
-    def _question(
-        self,
-        model: str,
-        inputs: Mapping[str, np.ndarray | RegionInput],
-        outputs: Sequence[str],
-        timeout: float,
-        request_id: str,
-    ) -> Callable[[], Arrays]:
-        """A request whose time has begun; calling it sends it and waits for the outputs."""
         from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
+        timeout = self._timeout if timeout is None else timeout
         until = time.monotonic() + timeout
         body, json_length = InferenceServerClient.generate_request_body(
             triton_inputs(InferInput, inputs),
@@ -124,7 +108,7 @@ class HttpTransport(Transport):
             except Exception:  # whatever the library makes of an answer that is none
                 raise self._no_triton() from None
 
-        return ask
+        return self._workers.submit(ask)
 
     def register_region(self, name: str, key: str, size: int, timeout: float) -> None:
         self._post(f"{name}/register", {"key": key, "offset": 0, "byte_size": size}, timeout)

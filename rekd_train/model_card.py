@@ -22,8 +22,8 @@ A pair of networks that classifies {{ modality }} from its own rationale: a *sel
 | {{ role }} | {{ part.family }} | {{ part.layers }} | {{ part.width }} | {{ part.heads }} |
 {% endfor %}
 
-How unselected {{ features }} are removed: `{{ description.operator }}`. Decision rule: noise-free score plus bias
-{{ policy.bias }}, {{ limit }}, at least {{ policy.minimum }}.
+How unselected {{ features }} are removed: `{{ description.operator }}`. Decision rule, noise-free: {{ rule }},
+at least {{ policy.minimum }}.
 
 ## Data and weights
 {% for origin in origins %}
@@ -55,11 +55,19 @@ def model_card(description: dict[str, Any], policy: SelectionPolicy, metrics: di
         description=description,
         modality="images" if image else "text",
         features=features,
-        limit="no upper limit" if policy.budget is None else f"at most {policy.budget} of the {features}",
+        rule=_rule(policy, features),
         policy=policy,
         origins=training.get("origins", []),
         figures=list(_flat(metrics)),
     )
+
+
+def _rule(policy: SelectionPolicy, features: str) -> str:
+    if policy.bias is None:
+        most = "all" if policy.budget is None else f"exactly {policy.budget} of the {features}, rounded down"
+        return f"the highest scores, {most}"
+    limit = "no upper limit" if policy.budget is None else f"at most {policy.budget} of the {features}"
+    return f"score plus bias {policy.bias} above 0, {limit}"
 
 
 def _flat(metrics: dict[str, Any], prefix: str = ""):

@@ -102,8 +102,12 @@ def test_every_preset_makes_its_documented_origin():
 
 
 PAGES = ("README.md", "benchmarks/README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
-MEASURED = re.compile(r"(?<![\w.])0?\.\d{3}\b|\d\d\.\d+ ?%|\d\.\d+ minutes|\d\.\d+ times")
-"""An accuracy with three digits, a share, a duration, a speed-up; limits and settings are written otherwise."""
+MEASURED = re.compile(
+    r"(?<![\w.])0?\.\d{3}\b|\d\d?\.\d+ ?%|\d+\.\d+ (?:ms|points|minutes|times)"
+)
+"""An accuracy with three digits, a share, a difference, a duration, a speed-up."""
+SETTINGS = {"2.5 ms", "0.5 points", "0.5 %", "99.5 %", "0.999"}
+"""Limits and the paper's settings, which nobody measured."""
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +129,14 @@ def test_figures_are_those_of_the_committed_results(script, name):
 def test_no_figure_stands_outside_of_a_block(script, name):
     """The log is a notebook of trials; everywhere else what was measured comes from a result file."""
     page = script.without_blocks((ROOT / name).read_text(encoding="utf-8"))
-    prose = re.sub(r"```.*?```|`[^`]*`", "", page, flags=re.DOTALL)
-    assert MEASURED.findall(prose) == []
+    prose = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
+    assert set(MEASURED.findall(prose)) <= SETTINGS
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_blocks_begin_and_end_in_turns(name):
+    marks = re.findall(r"<!-- figures: (begin|end)", (ROOT / name).read_text(encoding="utf-8"))
+    assert marks == ["begin", "end"] * (len(marks) // 2)
 
 
 def test_every_block_of_figures_is_shown_somewhere(script):

@@ -20,7 +20,7 @@ import numpy as np
 
 from rekd_deploy.bench.interleaved import median_interval
 from rekd_deploy.bench.latency_figures import with_interval
-from rekd_deploy.bench.load import Load, closed_loop, merged
+from rekd_deploy.bench.load import Ask, Load, closed_loop, merged
 from rekd_deploy.bench.request_mix import Predict, Recorded, RequestMix
 from rekd_deploy.bench.server_steps import read_totals, steps_between
 from rekd_train.prediction import Prediction
@@ -54,9 +54,11 @@ class ClosedTurns:
         Raises:
             RekdError: a first request fails; later failures are counted.
         """
-        ways = {"served": Recorded(self.mix, self.served)}
-        if self.in_process is not None:
-            ways["in process"] = Recorded(self.mix, self.in_process)
+        served, there = Recorded(self.mix, self.served), self.in_process
+        ways: dict[str, Ask] = {"served": served}
+        if there is not None:
+            ways["in process"] = lambda number: there(self.mix(number))
+        equal = compared = 0
         loads: dict[str, list[Load]] = {name: [] for name in ways}
         before = read_totals(url)
         for turn in range(self.turns):
@@ -65,18 +67,19 @@ class ClosedTurns:
                     ways[name], concurrency=concurrency, seconds=self.seconds / self.turns,
                     warmup_seconds=self.warmup_seconds,
                 ))  # fmt: skip
+            found = served.judge(self.expected, self.bias)
+            equal, compared = equal + found[0], compared + found[1]
             report(turn + 1)
         steps = steps_between(before, read_totals(url))
-        equal, compared = ways["served"].judge(self.expected, self.bias)
-        there = loads.get("in process")
+        beside = loads.get("in process")
         return {
             "concurrency": concurrency,
             **load_figures(merged(loads["served"])),
             "steps": steps,
             "equal": equal,
             "compared": compared,
-            "in_process": load_figures(merged(there)) if there else None,
-            "throughput": _ratio(loads["served"], there) if there else None,
+            "in_process": load_figures(merged(beside)) if beside else None,
+            "throughput": _ratio(loads["served"], beside) if beside else None,
         }
 
 
@@ -94,7 +97,7 @@ def load_figures(load: Load) -> dict[str, Any]:
 
 
 def _ratio(served: Sequence[Load], there: Sequence[Load]) -> dict[str, float] | None:
-    """None: something never answered."""
+    """None: in some turn no answer was counted in process."""
     if not all(load.per_second for load in there):
         return None
     ratios = np.array([ours.per_second / theirs.per_second for ours, theirs in zip(served, there, strict=True)])

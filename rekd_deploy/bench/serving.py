@@ -1,7 +1,8 @@
 """What a served answer costs: the ensemble under load, where the time goes, and what the same costs in process.
 
     figures.closed[]         see closed_turns: load, the server's steps, equal answers, the pipeline in process
-    figures.open[]           rate (asked, a second), share_of_peak; load figures; ``late_ms``: how late they were sent
+    figures.open[]           rate (asked, a second), share_of_peak; load figures; ``equal``, ``compared``; ``late_ms``:
+                             how late they were sent
     figures.perf_analyzer[]  see perf_analyzer; ``perf_analyzer_not_run``: why there are none
     figures.in_process       one item at a time, in turns with the client: ``milliseconds`` of both, ``ratio`` with
                              interval, ``added_ms``: the median of the rounds' differences, with interval
@@ -26,7 +27,7 @@ from rekd_deploy.bench.load import Ask, open_loop, poisson_arrivals
 from rekd_deploy.bench.machine_state import machine_state
 from rekd_deploy.bench.perf_analyzer import run_perf_analyzer
 from rekd_deploy.bench.progress import Progress, silent
-from rekd_deploy.bench.request_mix import RequestMix
+from rekd_deploy.bench.request_mix import Recorded, RequestMix
 from rekd_deploy.bench.results import Check
 from rekd_deploy.bench.serving_checks import serving_checks
 from rekd_deploy.client import Client
@@ -101,7 +102,7 @@ def measure_serving(serving: Serving, progress: Progress = silent) -> tuple[dict
         peak = max(each["per_second"] for each in closed)
         figures = {
             "closed": closed,
-            "open": _open(serving, lambda number: client.predict(mix(number)), peak, progress),
+            "open": _open(serving, turns, peak, progress),
             **_perf_analyzer(serving, url, pipeline.preprocessor, progress),
             "in_process": _in_process(serving, client, pipeline, progress),
             "machine": {"before": before, "after": machine_state()},
@@ -125,16 +126,18 @@ def _closed(serving: Serving, turns: ClosedTurns, url: str, progress: Progress) 
     return found
 
 
-def _open(serving: Serving, ask: Ask, peak: float, progress: Progress) -> list[dict[str, Any]]:
+def _open(serving: Serving, turns: ClosedTurns, peak: float, progress: Progress) -> list[dict[str, Any]]:
+    served = Recorded(turns.mix, turns.served)
     rates = list(serving.rates) or [share * peak for share in serving.shares]
     found = []
     for number, rate in enumerate(rates):
         progress("open loop", number, len(rates))
         arrivals = poisson_arrivals(rate, serving.warmup_seconds + serving.seconds, serving.seed + number)
-        load = open_loop(ask, arrivals, warmup_seconds=serving.warmup_seconds)
+        load = open_loop(served, arrivals, warmup_seconds=serving.warmup_seconds)
+        equal, compared = served.judge(turns.expected, turns.bias)
         late = float(np.percentile(load.late_ms, 99)) if len(load.late_ms) else None
         found.append({"rate": rate, "share_of_peak": rate / peak if peak else None, **load_figures(load),
-                      "late_ms": {"p99": late}})  # fmt: skip
+                      "late_ms": {"p99": late}, "equal": equal, "compared": compared})  # fmt: skip
     progress("open loop", len(rates), len(rates))
     return found
 

@@ -22,11 +22,11 @@ def serving_checks(figures: dict[str, Any], *, given: bool) -> list[Check]:
     Args:
         given: the server was given, and may be another machine's: its speed is not held against this one's.
     """
-    return [_answered(figures), _equal(figures["closed"]), *_costs(figures, given), _on_time(figures["open"])]
-
-
-def _answered(figures: dict[str, Any]) -> Check:
     loads = [*figures["closed"], *figures["open"]]
+    return [_answered(loads), _equal(loads), *_costs(figures, given), _on_time(figures["open"])]
+
+
+def _answered(loads: list[dict[str, Any]]) -> Check:
     failed, answers = sum(load["failed"] for load in loads), sum(load["answers"] for load in loads)
     note = next((f": {load['errors'][0]}" for load in loads if load["errors"]), "")
     return Check(
@@ -35,8 +35,8 @@ def _answered(figures: dict[str, Any]) -> Check:
     )  # fmt: skip
 
 
-def _equal(closed: list[dict[str, Any]]) -> Check:
-    equal, compared = sum(load["equal"] for load in closed), sum(load["compared"] for load in closed)
+def _equal(loads: list[dict[str, Any]]) -> Check:
+    equal, compared = (sum(load.get(key, 0) for load in loads) for key in ("equal", "compared"))
     return Check(
         name="served answers are the pipeline's", outcome="passed" if compared and equal == compared else "failed",
         words=f"{equal:,} of {compared:,} have the label, the rationale and, within 1e-4, the probabilities that the "
@@ -50,7 +50,8 @@ def _costs(figures: dict[str, Any], given: bool) -> list[Check]:
     load = max(figures["closed"], key=lambda load: load["concurrency"])
     ratio = load["throughput"]
     if given or ratio is None:
-        why = "the server was given: it may be another machine" if given else "the pipeline in process never answered"
+        short = "a turn was over before an answer was counted in process; fix: longer --seconds or fewer --turns"
+        why = "the server was given: it may be another machine" if given else short
         return [Check(name=name, outcome="not applicable", words=why) for name in names]
     added, alone = figures["in_process"]["added_ms"], figures["in_process"]["milliseconds"]["in process"]["p50"]
     fair = "failed" if alone >= SMALL_MS else "not applicable"

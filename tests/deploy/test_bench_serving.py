@@ -264,6 +264,7 @@ def test_a_served_model_under_load(repository, texts):
         inside = steps["rekd_selector"]["request_ms"] + steps["rekd_predictor"]["request_ms"]
         assert inside < load["milliseconds"]["max"]
     (opened,) = figures["open"]
+    assert opened["equal"] == opened["compared"] >= opened["answers"]
     assert opened["rate"] == pytest.approx(0.3 * max(load["per_second"] for load in figures["closed"]))
     assert figures["perf_analyzer_not_run"] == "it was not asked for"
     assert figures["in_process"]["ratio"]["ratio"] > 1, "a server in between costs something"

@@ -204,6 +204,9 @@ def test_how_members_are_placed_reaches_the_server():
     serving = options.serving
     assert serving.queue_delay_us == 100 and ExportOptions().serving.queue_delay_us == 0, "on GPUs, on CPUs"
     assert ExportOptions(queue_delay=7).serving.queue_delay_us == 7
+    for delay in (-1, 10**20):
+        with pytest.raises(ConfigError, match=f"queue delay {delay} is outside 0..1000000"):
+            ExportOptions(queue_delay=delay)
     assert (serving.gpus, serving.instances, serving.threads, serving.rate_limit) == ((0, 1), 2, 3, True)
     assert ExportOptions(target="tensorrt", gpus=(1,)).serving.gpus == (1,)
 
