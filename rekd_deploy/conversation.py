@@ -163,7 +163,6 @@ class Conversation:
         """Send every batch, a few at a time, and read the answers."""
         questions = Questions(served.preprocessor, items, served.max_batch_size, windows=windows)
         batches = _Batches(questions.batches())
-        lone = len(items) <= served.max_batch_size  # perhaps: lengths and windows may still make several
         waiting: deque[_Sent] = deque()
         more = True
         try:
@@ -171,7 +170,9 @@ class Conversation:
                 while more and len(waiting) < IN_FLIGHT:
                     sent = yield Work(
                         lambda: self._send_next(batches, call),
-                        in_this_thread=lambda: self._send_next(batches, call, wait=lone and not waiting),
+                        in_this_thread=lambda: self._send_next(
+                            batches, call, lone_below=0 if waiting else served.max_batch_size
+                        ),
                     )
                     more = sent is not None
                     waiting.extend([sent] if more else [])
@@ -197,18 +198,19 @@ class Conversation:
                 sent.future.cancel()
         return (yield Work(questions.answers))
 
-    def _send_next(self, batches: _Batches, call: _Call, *, wait: bool = False) -> _Sent | None:
+    def _send_next(self, batches: _Batches, call: _Call, *, lone_below: int = 0) -> _Sent | None:
         """The next request on its way; None: there is none.
 
         Args:
-            wait: for its answer, here, if no other follows.
+            lone_below: the answer to fewer items is waited for here if no other request follows. After a full batch
+                one is likely to, and to look would keep the server waiting.
         """
         batch = batches.take()
         if batch is None:
             return None
         places, encoded = batch
         request = _Sent(places, encoded, call.next_id(), Future(), 0.0, 0)
-        return self._send(request, call, wait=wait and not batches.more())
+        return self._send(request, call, wait=len(places) < lone_below and not batches.more())
 
     def _send(self, request: _Sent, call: _Call, *, wait: bool = False) -> _Sent:
         timeout = call.remaining()

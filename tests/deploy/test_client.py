@@ -145,7 +145,7 @@ def test_what_may_pass_is_asked_again(client, server, failure):
 def test_a_lone_question_is_waited_for_in_its_thread(kind, parameters):
     server = PatientServer(parameters)
     client = kind(transport=server, retry=QUICK)
-    assert lengths_of(client.predict(["good " * 3] * 4)) == [3] * 4
+    assert lengths_of(client.predict(["good " * 3] * 3)) == [3] * 3
     assert server.waited_for == (kind is Client), "an event loop does not block"
     assert lengths_of(client.predict(["good " * 3] * 5)) == [3] * 5
     assert server.waited_for == (kind is Client) and len(server.shapes) == 3, "two requests are on their way at once"
