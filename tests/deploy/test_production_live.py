@@ -293,7 +293,11 @@ def test_connections_are_renewed_without_a_failed_request(deployment, over_grpc)
     before = len(deployment.access_log.read_text().splitlines())
     requests = CONNECTION_REQUESTS * 2
     assert all(over_grpc.is_server_live() for _ in range(requests))
-    entries = [json.loads(line) for line in deployment.access_log.read_text().splitlines()[before:]]
+    deadline = time.monotonic() + 5  # the proxy logs a request once it has been answered
+    while len(lines := deployment.access_log.read_text().splitlines()[before:]) < requests:
+        assert time.monotonic() < deadline, f"{len(lines)} of {requests} requests in the log"
+        time.sleep(0.1)
+    entries = [json.loads(line) for line in lines]
     assert len(entries) == requests and all(entry["status"] == 200 for entry in entries)
     assert len({entry["connection"] for entry in entries}) >= 2
 
