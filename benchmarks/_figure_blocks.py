@@ -252,7 +252,7 @@ def _difference(found: dict[str, dict[int, float]], better: str, other: str) -> 
     if not seeds:
         return "not run"
     mean, std = mean_and_std([100 * (found[better][seed] - found[other][seed]) for seed in seeds])
-    return f"{mean:+.2f} ± {std / np.sqrt(len(seeds)):.2f}"
+    return f"{mean:+.2f} ± {std / np.sqrt(len(seeds)):.2f}" if len(seeds) > 1 else f"{mean:+.2f}, one seed"
 
 
 def _ratios(result: dict[str, Any], way: str, baseline: str) -> list[float]:
