@@ -50,14 +50,15 @@ def sources_of(name: str) -> list[str]:
 def demo() -> list[str]:
     lines = []
     for name, kept, data in (
-        ("demo", "words", "on 2,490 held-out IMDB reviews"), ("demo_images", "patches", "on 10,000 test images"),
+        ("demo", "words", "held-out IMDB reviews"), ("demo_images", "patches", "test images"),
     ):  # fmt: skip
+        examples = _read(f"{name}/accuracy_fp32.json")["settings"]["examples"]
         result = _read(f"{name}.json")
         report, query, hardware = result["report"], result["report"]["query"], result["hardware"]
         minutes = sum(report["seconds"].values()) / 60
         lines += [
             *([""] if lines else []),
-            f"`{result['command']}` on {hardware['cores']} cores ({hardware['processor']}), {data}, rationales",
+            f"`{result['command']}` on {hardware['cores']} cores ({hardware['processor']}), on {examples:,} {data}, rationales",
             f"noise-free, the pairs compacted; {minutes:.1f} minutes for the whole chain:",
             "",
             f"| model | accuracy | {kept} kept |",
