@@ -58,8 +58,8 @@ def demo() -> list[str]:
         minutes = sum(report["seconds"].values()) / 60
         lines += [
             *([""] if lines else []),
-            f"`{result['command']}` on {hardware['cores']} cores ({hardware['processor']}), on {examples:,} {data}, rationales",
-            f"noise-free, the pairs compacted; {minutes:.1f} minutes for the whole chain:",
+            f"`{result['command']}` on {hardware['cores']} cores ({hardware['processor']}), on {examples:,} {data},",
+            f"rationales noise-free, the pairs compacted; {minutes:.1f} minutes for the whole chain:",
             "",
             f"| model | accuracy | {kept} kept |",
             "|---|---|---|",

@@ -1,6 +1,7 @@
 """The documents tell the truth about names: paths, commands, make targets, links."""
 
 import importlib.util
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -142,3 +143,11 @@ def test_blocks_begin_and_end_in_turns(name):
 def test_every_block_of_figures_is_shown_somewhere(script):
     shown = {name for page in PAGES for name in script.MARK.findall((ROOT / page).read_text(encoding="utf-8"))}
     assert shown == set(script.BLOCKS)
+
+
+@pytest.mark.parametrize("name", ["demo", "demo_images"])
+def test_results_shown_side_by_side_are_of_one_checkpoint(name):
+    files = sorted((ROOT / "benchmarks" / "results" / name).glob("*.json"))
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    found = {result["inputs"]["checkpoint"]["sha256"] for result in results if "checkpoint" in result.get("inputs", {})}
+    assert len(found) == 1
