@@ -105,7 +105,7 @@ def _minilm_under_load() -> list[str]:
         f"{load['compared']:,} texts answered, {load['compared'] - load['equal']} of them other than by the pipeline, "
         f"{load['failed']} failures;",
         f"{load['throughput']['ratio']:.2f} of the throughput in process; one question at a time takes {added:.1f} ms "
-        f"longer than in process",
+        "longer than in process",
         f"([figures](benchmarks/results/minilm_serving.json)). Checks that fail: {_failed(serving)}.",
     ]
 
@@ -145,7 +145,7 @@ def cpu_cost() -> list[str]:
     eager = [*_ratios(result, "compact", "eager zero"), *_ratios(result, "compact int8", "eager zero")]
     return [
         f"On {hardware['cores']} cores ({hardware['device']}), texts of {settings['length']} tokens, K = "
-        f"{settings['kept']}, batches of 1, 8 and 32, three sizes: a compacted pair takes",
+        f"{settings['kept']}, batches of {_batches(result)}, {_sizes(result)}: a compacted pair takes",
         f"{_range(zeroed)} of the time of the same pair that blanks words, with a selector of half the layers",
         f"{_range(half)} of the time of one plain classifier, and {_range(eager)} of what PyTorch takes for the pair",
         "that blanks ([table](../benchmarks/results/cpu_latency.md)).",
@@ -159,7 +159,7 @@ def int8_time() -> list[str]:
     return [
         f"int8 against fp32, both fused, end to end on {result['hardware']['cores']} cores "
         f"({result['hardware']['device']}):",
-        f"{_range(found)} of the time for sizes from 256 to 512 wide, at batches of 1, 8 and 32",
+        f"{_range(found)} of the time at batches of {_batches(result)}, {_sizes(result)}",
         "([table](../benchmarks/results/cpu_latency.md)). What stays float32, attention proper and the norms, sets the",
         "limit.",
     ]
@@ -261,6 +261,14 @@ def _ratios(result: dict[str, Any], way: str, baseline: str) -> list[float]:
         ratio["ratio"] for cell in result["cells"] for ratio in cell["ratios"]
         if (ratio["way"], ratio["baseline"]) == (way, baseline)
     ]  # fmt: skip
+
+
+def _batches(result: dict[str, Any]) -> str:
+    return _list(sorted({cell["batch"] for cell in result["cells"]}))
+
+
+def _sizes(result: dict[str, Any]) -> str:
+    return "sizes " + ", ".join(dict.fromkeys(cell["size"] for cell in result["cells"]))
 
 
 def _range(values: list[float]) -> str:

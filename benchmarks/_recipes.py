@@ -126,12 +126,11 @@ def mosaic_cells(config: RunConfig, seed: int) -> list[Cell]:
         "masked_share": 0.0, "rationale_epochs": 0.0, "compact_epochs": 0.0, "classifier_epochs": epochs,
     }  # fmt: skip
     given = _changed(config, seed, stages=plain, data={"other_tiles": "blank"})
-    sizes = {"predictor": "again", "like": "again"}
+    sizes = {"predictor": "mosaic", "like": "mosaic"}
     return [
         Cell("given", seed, "train", given),
         Cell("cls", seed, "train", _changed(config, seed, stages=plain)),
         Cell("mosaic", seed, "train", _changed(config, seed)),
-        Cell("again", seed, "train", _changed(config, seed), {"warm_start": "mosaic"}),
         Cell("random_mask", seed, "masks", None, sizes, {"which": "random"}),
     ]
 
@@ -142,16 +141,14 @@ def mosaic_rows(config: RunConfig) -> Rows:
         ("given", "CLS that is given the true tile (the others are black)", None),
         ("cls", "CLS that reads the whole mosaic", None),
         ("mosaic", "RE compacted", config.selection.target),
-        ("again", "RE compacted, a second round: rationale and compact stage once more", config.selection.target),
-        ("random_mask", "random patches, read by the second round", config.selection.target),
+        ("random_mask", "random patches, read by RE compacted", config.selection.target),
     ]
 
 
 MOSAIC_COMPARISONS = [
-    ("again", "given", "What does finding the tile cost? Second round - CLS that is given it"),
-    ("mosaic", "given", "... first round - CLS that is given it"),
-    ("again", "cls", "Second round - CLS that reads everything"),
-    ("again", "random_mask", "Is it the choice of patches? Second round - random mask, same predictor"),
+    ("mosaic", "given", "What does finding the tile cost? RE compacted - CLS that is given it"),
+    ("mosaic", "cls", "RE compacted - CLS that reads everything"),
+    ("mosaic", "random_mask", "Is it the choice of patches? RE compacted - random mask, same predictor"),
 ]
 
 

@@ -91,13 +91,7 @@ class GrpcTransport(Transport):
 
         try:
             call = self._client.async_infer(
-                model,
-                triton_inputs(self._library.InferInput, inputs),
-                answered,
-                outputs=[self._library.InferRequestedOutput(name) for name in outputs],
-                request_id=request_id,
-                client_timeout=timeout,
-                headers=self._headers,
+                callback=answered, **self._request(model, inputs, outputs, timeout, request_id)
             )
         except Exception as error:
             raise self._typed(error, model, timeout, request_id) from None
@@ -108,17 +102,28 @@ class GrpcTransport(Transport):
         self, model: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], *, timeout: float, request_id: str
     ) -> Arrays:
         try:
-            result = self._client.infer(
-                model,
-                triton_inputs(self._library.InferInput, inputs),
-                outputs=[self._library.InferRequestedOutput(name) for name in outputs],
-                request_id=request_id,
-                client_timeout=timeout,
-                headers=self._headers,
-            )
+            result = self._client.infer(**self._request(model, inputs, outputs, timeout, request_id))
             return arrays_of(result, outputs, result.get_response().model_version)
         except Exception as error:
             raise self._typed(error, model, timeout, request_id) from None
+
+    def _request(
+        self,
+        model: str,
+        inputs: Mapping[str, np.ndarray | RegionInput],
+        outputs: Sequence[str],
+        timeout: float,
+        request_id: str,
+    ) -> dict[str, Any]:
+        """What both ways of asking hand to the library."""
+        return {
+            "model_name": model,
+            "inputs": triton_inputs(self._library.InferInput, inputs),
+            "outputs": [self._library.InferRequestedOutput(name) for name in outputs],
+            "request_id": request_id,
+            "client_timeout": timeout,
+            "headers": self._headers,
+        }
 
     def register_region(self, name: str, key: str, size: int, timeout: float) -> None:
         self._call(lambda **how: self._client.register_system_shared_memory(name, key, size, **how), "", timeout)
