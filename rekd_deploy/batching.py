@@ -113,8 +113,8 @@ def _grouped(
     preprocessor: TextPreprocessor, texts: Sequence[str], encodings: Sequence[Encoding], batch_size: int
 ) -> Iterator[tuple[list[int], EncodedTexts]]:
     groups: dict[int, list[int]] = {}
-    for place in sorted(range(len(texts)), key=lambda place: len(encodings[place].ids)):
-        groups.setdefault(preprocessor.bucket(len(encodings[place].ids)), []).append(place)
+    for place in sorted(range(len(texts)), key=lambda place: len(encodings[place])):
+        groups.setdefault(preprocessor.bucket(len(encodings[place])), []).append(place)
     for places in groups.values():
         for start in range(0, len(places), batch_size):
             chunk = places[start : start + batch_size]

@@ -26,6 +26,9 @@ _CHANNEL = {
     "grpc.max_receive_message_length": -1,
     "grpc.initial_reconnect_backoff_ms": 100,  # a retry must not find the channel still asleep
     "grpc.max_reconnect_backoff_ms": 1000,
+    # no pings to learn how much may be on its way to us: answers are small, and each ping costs a question 0.1 ms
+    "grpc.http2.bdp_probe": 0,
+    "grpc.http2.lookahead_bytes": 1 << 20,
 }
 
 

@@ -38,7 +38,6 @@ class TritonPythonModel:
         self._triton = triton_python_backend_utils
         config = json.loads(args["model_config"])
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
-        self._input_names = [tensor["name"] for tensor in config["input"]]
         self._checker = InputChecker(int(parameters["max_length"]), int(parameters.get("vocabulary_size", 0)))
         folder = Path(args["model_repository"]) / args["model_version"]
         if product := parameters.get("engine"):
@@ -51,7 +50,7 @@ class TritonPythonModel:
         answers: list = [None] * len(requests)
         accepted: dict[int, Arrays] = {}
         for index, request in enumerate(requests):
-            inputs = {name: self._input(request, name) for name in self._input_names}
+            inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
             reason = self._checker.reason_to_refuse(inputs)
             if reason is None:
                 accepted[index] = inputs
@@ -84,9 +83,6 @@ class TritonPythonModel:
             )
             for index, outputs in zip(indices, rows, strict=True)
         }
-
-    def _input(self, request, name: str) -> np.ndarray:
-        return self._triton.get_input_tensor_by_name(request, name).as_numpy()
 
     def _refusal(self, request, reason: str, code: int):
         log_refusal(self._triton, request, reason)
@@ -203,8 +199,8 @@ class InputChecker:
                 return f"attention_mask has shape {list(mask.shape)}, input_ids {list(ids.shape)}; they must be equal"
             if reason := _outside("attention_mask", mask, 2, "the allowed values"):
                 return reason
-            real = mask.any(axis=1)
-            if not real.all():
+            real = np.maximum.reduce(mask, axis=1)
+            if not np.minimum.reduce(real):
                 return f"row {int(np.argmin(real))} of attention_mask is all 0; a text has at least one token"
         return self._handover_reason(inputs, length)
 
@@ -221,6 +217,8 @@ class InputChecker:
 
 
 def _outside(name: str, array: np.ndarray, limit: int, what: str) -> str | None:
+    if array.dtype == np.int64 and np.maximum.reduce(array.view(np.uint64), axis=None) < limit:
+        return None  # one reading: as an unsigned number a negative one is the largest
     bad = (array < 0) | (array >= limit)
     if not bad.any():
         return None
@@ -230,6 +228,8 @@ def _outside(name: str, array: np.ndarray, limit: int, what: str) -> str | None:
 
 def same_shape_groups(inputs: Mapping[int, Arrays]) -> list[list[int]]:
     """Indices of the requests whose arrays agree in all but the batch axis."""
+    if len(inputs) == 1:
+        return [list(inputs)]
     groups: dict[tuple, list[int]] = {}
     for index, arrays in inputs.items():
         key = tuple((name, array.shape[1:]) for name, array in sorted(arrays.items()))
@@ -251,6 +251,8 @@ def joined(requests: Sequence[Arrays]) -> Arrays:
 
 def split_rows(outputs: Sequence[np.ndarray], names: Sequence[str], sizes: Sequence[int]) -> list[Arrays]:
     """Undo ``joined`` on the outputs: one dictionary a request."""
+    if len(sizes) == 1:
+        return [dict(zip(names, outputs, strict=True))]
     starts = np.cumsum([0, *sizes])
     return [
         {

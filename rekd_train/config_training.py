@@ -24,6 +24,9 @@ class SelectionConfig(Section):
     penalty_on: Literal["shares", "counts"] = Field(
         "shares", description="'shares': (rate - target)^2; 'counts': (features kept - target N)^2, the paper's"
     )
+    continuity: float = Field(
+        0.0, ge=0, description="lambda of neighbours of which one is kept and one is not; on images along both axes"
+    )
     denominator: Literal["real", "all"] = Field(
         "real", description="N of the penalty: real features, or 'all' positions with padding and specials (the paper)"
     )

@@ -161,6 +161,7 @@ class DevEvaluation:
         else:
             features = self._readings.real.sum(dim=1).float()
         on_counts = selection.penalty_on == "counts"
+        selectable = self._readings.selectable
         values = []
         for start in range(0, len(labels), size):
             part = slice(start, start + size)
@@ -170,7 +171,12 @@ class DevEvaluation:
             else:
                 examples = len(labels[part]) if on_counts else None
                 penalty = losses.batch_penalty(kept[part].sum(), features[part].sum(), selection.target, examples)
-            values.append(value + selection.weight * penalty)
+            value = value + selection.weight * penalty
+            if selection.continuity:
+                value = value + selection.continuity * losses.discontinuity(
+                    self._mask[part].float(), selectable[part], self._pair.selector.backbone.columns
+                )
+            values.append(value)
         return torch.stack(values).double().mean()
 
 

@@ -56,6 +56,30 @@ def example_penalty(kept: Tensor, features: Tensor, target: float, on_counts: bo
     return (kept / features.clamp(min=1) - target).square().mean()
 
 
+def discontinuity(mask: Tensor, selectable: Tensor, columns: int | None) -> Tensor:
+    """Neighbours of which one is kept and one is not, per feature, batch mean: what scatters a rationale costs.
+
+    The coherence term of Lei, Barzilay and Jaakkola (Rationalizing Neural Predictions, 2016, sec. 3), on a
+    grid along both axes. Squared instead of absolute differences: equal for a mask of 0 and 1, and smooth.
+
+    Args:
+        mask: (B, N) float, carries the selector's gradient.
+        selectable: (B, N) bool; pairs with a position that is not selectable do not count.
+        columns: features in each row of a grid; None: the features are one line.
+    """
+    kept = torch.where(selectable, mask, 0.0)
+    if columns is None:
+        axes = [(kept[:, 1:] - kept[:, :-1], selectable[:, 1:] & selectable[:, :-1])]
+    else:
+        grid, real = (value.unflatten(1, (-1, columns)) for value in (kept, selectable))
+        axes = [
+            (grid[:, 1:] - grid[:, :-1], real[:, 1:] & real[:, :-1]),
+            (grid[:, :, 1:] - grid[:, :, :-1], real[:, :, 1:] & real[:, :, :-1]),
+        ]
+    changes = sum(torch.where(both, difference.square(), 0.0).flatten(1).sum(dim=1) for difference, both in axes)
+    return (changes / selectable.sum(dim=1).clamp(min=1)).mean()
+
+
 def rationale_distillation(teacher_log_soft: Tensor, student_log_soft: Tensor, selectable: Tensor) -> Tensor:
     """KL(teacher || student) of the select/skip choice, summed over selectable positions, batch mean.
 

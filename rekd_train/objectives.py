@@ -109,6 +109,11 @@ class RationaleObjective(Objective):
 
         penalty, figures = self._penalty(batch, gate.mask, selectable)
         extraction = batch.share * losses.prediction_loss(class_logits, batch.labels) + penalty
+        if config.selection.continuity:
+            scattered = losses.discontinuity(gate.mask, selectable, self.selector.backbone.columns)
+            scattered = batch.share * config.selection.continuity * scattered
+            extraction = extraction + scattered
+            figures |= {"discontinuity": scattered.detach()}
         figures |= {"extraction": extraction.detach(), "penalty": penalty.detach()}
         if self.teacher is None:
             return figures | {"loss": extraction}

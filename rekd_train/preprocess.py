@@ -120,7 +120,7 @@ class EncodedTexts:
         """
         answers = []
         for row, encoding in enumerate(self.encodings):
-            length = len(encoding.ids)
+            length = len(encoding)
             kept = np.flatnonzero(mask[row, :length])
             real = length - int(np.sum(encoding.special_tokens_mask))
             row_probabilities = {label: float(p) for label, p in zip(labels, probabilities[row], strict=True)}
@@ -219,13 +219,13 @@ class TextPreprocessor:
         """Encode after holding every text against the rules; see ``__call__`` for arguments and errors."""
         encodings = self.encode(check_texts(texts, first_index))
         for index, encoding in enumerate(encodings, first_index):
-            if len(encoding.ids) <= sum(encoding.special_tokens_mask):
+            if len(encoding) <= sum(encoding.special_tokens_mask):
                 raise InputError(f"text {index} holds no word that the tokenizer knows; give at least one word")
         return encodings
 
     def batch(self, texts: Sequence[str], encodings: Sequence[Encoding], pad_to: int | None = None) -> EncodedTexts:
         """Pad the encodings of ``texts`` to one width; see ``__call__``."""
-        longest = max(len(encoding.ids) for encoding in encodings)
+        longest = max(map(len, encodings))
         width = pad_to or self.bucket(longest)
         if longest > width:
             raise InputError(f"a text has {longest} tokens; pad_to ({width}) must be at least that")
@@ -253,7 +253,10 @@ class TextPreprocessor:
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Encode without checks or padding; truncated to ``max_length``."""
-        return self._tokenizer.encode_batch([clean_text(text) for text in texts])
+        cleaned = [clean_text(text) for text in texts]
+        if len(cleaned) == 1:  # a batch goes through a pool of threads, which costs a lone text two changes of thread
+            return [self._tokenizer.encode(cleaned[0])]
+        return self._tokenizer.encode_batch(cleaned)
 
     def pad(self, ids: Sequence[Sequence[int]], width: int) -> dict[str, np.ndarray]:
         """Right-pad id lists to (B, width) and make the attention mask."""

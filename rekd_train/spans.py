@@ -40,7 +40,7 @@ def _past_combining(text: str, end: int) -> int:
 
 def merged_spans(text: str, encoding: Tokenized, kept: np.ndarray, scores: np.ndarray) -> list[Span]:
     """Whole words with any kept piece; neighbouring words merge into one span."""
-    words = encoding.word_ids
+    words, offsets = encoding.word_ids, encoding.offsets  # once: each reading copies a whole list out of the library
     best: dict[int, float] = {}
     for position in kept:
         word = words[position]
@@ -49,7 +49,7 @@ def merged_spans(text: str, encoding: Tokenized, kept: np.ndarray, scores: np.nd
     bounds: dict[int, tuple[int, int]] = {}
     for position, word in enumerate(words):
         if word in best:
-            start, end = encoding.offsets[position]
+            start, end = offsets[position]
             first, last = bounds.get(word, (start, end))
             bounds[word] = (min(first, start), _past_combining(text, max(last, end)))
     spans: list[Span] = []

@@ -33,6 +33,11 @@ class Backbone(nn.Module, ABC):
 
     settings: BackboneConfig
 
+    @property
+    def columns(self) -> int | None:
+        """Features in each row of a grid; None: they are one line."""
+        return None
+
     @abstractmethod
     def real(self, inputs: Inputs) -> Tensor:
         """(B, N) bool: positions that hold anything, padding excluded."""

@@ -18,7 +18,10 @@ OUTPUTS = {SELECTOR: ["scores", "mask", "positions", "kept"], PREDICTOR: ["logit
 
 class Tensor:
     def __init__(self, name, array):
-        self.name, self.array = name, array
+        self._name, self.array = name, array
+
+    def name(self):
+        return self._name
 
     def as_numpy(self):
         return self.array
@@ -36,6 +39,9 @@ class Request:
     def __init__(self, arrays, outputs, name=""):
         self.arrays, self.outputs, self.name = arrays, outputs, name
 
+    def inputs(self):
+        return [Tensor(name, array) for name, array in self.arrays.items()]
+
     def requested_output_names(self):
         return self.outputs
 
@@ -48,9 +54,8 @@ def utilities(monkeypatch):
     module = ModuleType("triton_python_backend_utils")
     module.Tensor, module.TritonError = Tensor, TritonError
     module.InferenceResponse = lambda output_tensors=(), error=None: SimpleNamespace(
-        outputs={tensor.name: tensor.array for tensor in output_tensors}, error=error
+        outputs={tensor.name(): tensor.array for tensor in output_tensors}, error=error
     )
-    module.get_input_tensor_by_name = lambda request, name: Tensor(name, request.arrays[name])
     module.logged = []
     module.Logger = SimpleNamespace(log_warn=module.logged.append)
     monkeypatch.setitem(sys.modules, module.__name__, module)

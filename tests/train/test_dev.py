@@ -58,7 +58,9 @@ def test_what_is_served_is_what_is_measured(make):
 
 def test_the_extraction_loss_is_that_of_batches_in_order():
     pair, _, dev = toy_texts()
-    config = toy_config(selection={"weight": 3.0}, stages={"evaluation": "argmax"}, optimisation={"batch_size": 30})
+    config = toy_config(
+        selection={"weight": 3.0, "continuity": 0.4}, stages={"evaluation": "argmax"}, optimisation={"batch_size": 30}
+    )
     figures = DevEvaluation(config, pair, pair.predictor, dev, CPU, with_rationale=True)(10)
     values = []
     pair.eval()
@@ -70,7 +72,8 @@ def test_the_extraction_loss_is_that_of_batches_in_order():
             mask = selectable & (logits[..., 1] > logits[..., 0])
             rate = mask.sum() / selectable.sum()
             loss = losses.prediction_loss(pair.class_logits(inputs, mask), torch.from_numpy(dev.labels[rows]))
-            values.append(float(loss + 3.0 * (rate - config.selection.target) ** 2))
+            borders = losses.discontinuity(mask.float(), selectable, None)
+            values.append(float(loss + 3.0 * (rate - config.selection.target) ** 2 + 0.4 * borders))
     assert figures["extraction_loss"] == pytest.approx(sum(values) / 3, rel=1e-5)
 
 

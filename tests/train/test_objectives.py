@@ -258,6 +258,51 @@ def test_every_budget_penalty(texts):
     assert value == pytest.approx(float((kept.mean() - 0.15 * width) ** 2), rel=1e-4)
 
 
+LINE = [[1, 1, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0]]
+GRID = [[1, 1, 0, 1, 1, 0, 0, 0, 0], [1, 0, 1, 0, 1, 0, 1, 0, 1]]  # a block of 2 x 2 in a corner; a chess board
+
+
+def test_discontinuity_counts_neighbours_that_differ():
+    line, grid = torch.tensor(LINE, dtype=torch.float32), torch.tensor(GRID, dtype=torch.float32)
+    everything = torch.ones(2, 9, dtype=torch.bool)
+    assert losses.discontinuity(line, everything[:, :6], None).item() == pytest.approx((3 / 6 + 0) / 2)
+    assert losses.discontinuity(grid, everything, 3).item() == pytest.approx((4 / 9 + 12 / 9) / 2)
+    assert losses.discontinuity(grid, everything, None).item() == pytest.approx((3 / 9 + 8 / 9) / 2), "read as a line"
+    short = everything[:, :6].clone()
+    short[:, 4:] = False  # the last kept one is padding, and the border to it is no border
+    assert losses.discontinuity(line, short, None).item() == pytest.approx((1 / 4 + 0) / 2)
+
+
+def test_discontinuity_fills_holes_and_drops_strays():
+    mask = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1, 0, 1, 0, 1, 0, 1, 1, 1.0]], requires_grad=True)
+    losses.discontinuity(mask, torch.ones(1, 16, dtype=torch.bool), 4).backward()
+    assert mask.grad[0, 10] < 0, "kept on every side: keeping it lowers the loss"
+    assert mask.grad[0, 7] > 0, "a kept one with more dropped than kept ones around it may go"
+    assert mask.grad[0, 0] == 0, "far from everything nothing pulls"
+
+
+@pytest.mark.parametrize("make", [toy_texts, toy_images])
+def test_continuity_adds_the_borders_of_the_drawn_mask(make):
+    pair, train, _ = make(examples=12)
+    (batch,) = all_batches(train, CPU)
+    batch.steps = 10
+    given = (pair.train(False), None, batch)
+    without, having = (
+        figures_of(given, teacher=False, selection={"continuity": weight}) for weight in (0.0, 0.7)
+    )
+    assert "discontinuity" not in without
+    logits = pair.selector_logits(batch.inputs)
+    stream = RationaleObjective(toy_config(), pair, CPU, 7, None).stream(0, 0)
+    noisy = logits + gumbel(stream, batch.indices, logits.shape[1])
+    kept = (noisy[..., 1] > noisy[..., 0]).float()
+    columns = 3 if make is toy_images else None  # 16 x 12 pixels in patches of 4
+    assert pair.selector.backbone.columns == columns
+    borders = losses.discontinuity(kept, pair.selectable(batch.inputs), columns).item()
+    assert borders > 0 and having["discontinuity"] == pytest.approx(0.7 * borders, rel=1e-5)
+    assert having["extraction"] == pytest.approx(without["extraction"] + having["discontinuity"], rel=1e-5)
+    assert having["loss"] == pytest.approx(having["extraction"], rel=1e-6)
+
+
 def test_padding_does_not_change_a_penalty_over_all_positions(texts):
     pair, teacher, batch = texts
     wider = replace(batch, inputs={name: torch.nn.functional.pad(t, (0, 5)) for name, t in batch.inputs.items()})

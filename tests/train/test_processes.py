@@ -42,7 +42,8 @@ def run_in_processes(task: dict, processes: int, output: Path) -> dict:
     ("images", "config"),
     [
         (False, {"distillation": {"noise": "independent", "teacher_mask": "student"}}),
-        (True, {"selection": {"penalty_per": "example", "penalty_on": "counts", "weight": 0.1, "target": 0.2}}),
+        (True, {"selection": {"penalty_per": "example", "penalty_on": "counts", "weight": 0.1, "target": 0.2,
+                              "continuity": 0.5}}),
     ],
     ids=["batch shares, live teacher", "example counts, augmented images"],
 )
