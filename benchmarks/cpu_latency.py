@@ -26,8 +26,6 @@ from rekd_train.command import application, examples, print_json, run  # noqa: E
 RESULT = Path(__file__).parent / "results" / "cpu_latency.json"
 SIZES = {"mini": (4, 256, 4), "small": (4, 512, 8), "minilm": (6, 384, 12)}
 """Layers, width, heads: BERT mini and small, MiniLM-L6."""
-BUDGET = 0.125
-"""K = 32 of 256."""
 BATCHES_AT_HAND = 4
 
 COMPARISONS = [
@@ -56,6 +54,7 @@ def cpu_latency(
     sizes: Annotated[str, typer.Option(help=f"With commas, of {', '.join(SIZES)}.")] = ",".join(SIZES),
     batches: Annotated[str, typer.Option(help="Texts answered at once, with commas.")] = "1,8,32",
     length: Annotated[int, typer.Option(min=32, max=512, help="Tokens of each text.")] = 256,
+    budget: Annotated[float, typer.Option(min=0.01, max=1, help="Share of the words that is kept.")] = 0.1,
     rounds: Annotated[int, typer.Option(min=3, help="Times that every way runs; at batch 1 five times as many.")] = 9,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads.", show_default="the cores")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the figures go.")] = RESULT,
@@ -70,12 +69,13 @@ def cpu_latency(
 
     threads = threads or available_cores()
     torch.set_num_threads(threads)
-    cells = []
+    cells, kept = [], 0
     for size in sizes.split(","):
         if size not in SIZES:
             raise typer.BadParameter(f"no size '{size}'; sizes: {', '.join(SIZES)}", param_hint="--sizes")
         with ExitStack() as stack:
-            graphs = _Graphs(SIZES[size], length, threads, stack)
+            graphs = _Graphs(SIZES[size], length, budget, threads, stack)
+            kept = graphs.kept
             for batch in map(int, batches.split(",")):
                 count = rounds * 5 if batch == 1 else rounds
                 cells.append({"size": size, "batch": batch, "rounds": count, **graphs.measure(batch, count)})
@@ -83,7 +83,7 @@ def cpu_latency(
     result = {
         "command": shlex.join(["python", "benchmarks/cpu_latency.py", *sys.argv[1:]]),
         "hardware": {**environment("cpu"), "onnxruntime": onnxruntime.__version__},
-        "settings": {"length": length, "budget": BUDGET, "kept": int(BUDGET * length), "threads": threads},
+        "settings": {"length": length, "budget": budget, "kept": kept, "threads": threads},
         "cells": cells,
     }
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,9 @@ def cpu_latency(
 class _Graphs:
     """The graphs of one size in every form, loaded once."""
 
-    def __init__(self, size: tuple[int, int, int], length: int, threads: int, stack: ExitStack) -> None:
+    def __init__(
+        self, size: tuple[int, int, int], length: int, budget: float, threads: int, stack: ExitStack
+    ) -> None:
         from rekd_deploy import onnx_model
         from rekd_deploy.engines.base import RunnerChain
         from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
@@ -123,7 +125,8 @@ class _Graphs:
         for name, selector_layers, operator in (
             ("zero", layers, "zero"), ("compact", layers, "compact"), ("half compact", layers // 2, "compact"),
         ):  # fmt: skip
-            pair = _random_pair(selector_layers, layers, width, heads, length, operator)
+            pair = _random_pair(selector_layers, layers, width, heads, length, budget, operator)
+            self.kept = pair.capacity
             signature = pair_signature(pair)
             models = traced_graphs(pair, fused=True, opset=OPSET)
             integer = _int8(pair, models, signature, [self._inputs(1) for _ in range(4)])
@@ -164,7 +167,7 @@ class _Graphs:
         }  # fmt: skip
 
 
-def _random_pair(selector_layers: int, layers: int, width: int, heads: int, length: int, operator: str):
+def _random_pair(selector_layers: int, layers: int, width: int, heads: int, length: int, budget: float, operator: str):
     """An untrained pair of BERTs whose rationales always fill the budget."""
     from rekd_train.building import fresh_pair, preprocessor_for
     from rekd_train.config import RunConfig
@@ -177,7 +180,7 @@ def _random_pair(selector_layers: int, layers: int, width: int, heads: int, leng
         "predictor": {"family": "bert", "layers": layers, **sizes},
     })  # fmt: skip
     pair = fresh_pair(config, preprocessor_for(config), ["negative", "positive"]).eval()
-    pair.policy = SelectionPolicy(bias=None, budget=BUDGET)
+    pair.policy = SelectionPolicy(bias=None, budget=budget)
     pair.predictor.operator = operator
     return pair
 
