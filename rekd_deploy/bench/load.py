@@ -29,8 +29,10 @@ class Load:
 
     milliseconds: np.ndarray
     """(n,) from when a request was to be sent until its answer was there."""
+    answered: int
+    """Answers that came within ``seconds``; in a closed loop some to questions of the warm-up, and not the last ones."""
     seconds: float
-    """From the first such moment to the last answer."""
+    """Of a closed loop: how long it was counted. Of an open loop: from the first moment to the last answer."""
     failed: int = 0
     """Requests that were answered with an error; they have no latency."""
     errors: list[str] = field(default_factory=list)
@@ -41,13 +43,14 @@ class Load:
     @property
     def per_second(self) -> float:
         """Answers a second."""
-        return len(self.milliseconds) / self.seconds if self.seconds else 0.0
+        return self.answered / self.seconds if self.seconds else 0.0
 
 
 def merged(loads: Sequence[Load]) -> Load:
     """Several loads of one kind as one: their answers, the sum of their seconds."""
     return Load(
         np.concatenate([load.milliseconds for load in loads]),
+        sum(load.answered for load in loads),
         sum(load.seconds for load in loads),
         sum(load.failed for load in loads),
         sorted({error for load in loads for error in load.errors})[:3],
@@ -79,6 +82,7 @@ def closed_loop(
             done = clock()
             if sent >= counted:
                 own.add(sent, done, error)
+            own.answered += error is None and counted < done <= end
             number += concurrency
 
     threads = [threading.Thread(target=work, args=(place,), daemon=True) for place in range(concurrency)]
@@ -86,7 +90,9 @@ def closed_loop(
         thread.start()
     for thread in threads:
         thread.join()
-    return _gathered(notes, counted)
+    # counted over the whole window: from the first question to the last answer it would be the longer, the fewer askers
+    # are still busy at the end
+    return _gathered(notes, sum(each.answered for each in notes), seconds)
 
 
 def poisson_arrivals(rate: float, seconds: float, seed: int) -> np.ndarray:
@@ -131,7 +137,7 @@ def open_loop(ask: Ask, arrivals: np.ndarray, *, warmup_seconds: float = 0.0, as
             while (left := moment - time.perf_counter()) > 0:
                 time.sleep(left)
             pool.submit(work, number, moment)
-    return _gathered([notes], begun + warmup_seconds)
+    return _gathered([notes], len(notes.milliseconds), max(0.0, notes.last - begun - warmup_seconds))
 
 
 @dataclass
@@ -142,6 +148,7 @@ class _Notes:
     late: list[float] = field(default_factory=list)
     failed: int = 0
     errors: set[str] = field(default_factory=set)
+    answered: int = 0
     last: float = 0.0
 
     def add(self, moment: float, done: float, error: str | None, late: float = 0.0) -> None:
@@ -163,11 +170,12 @@ def _error_of(ask: Ask, number: int) -> str | None:
     return None
 
 
-def _gathered(notes: list[_Notes], counted: float) -> Load:
+def _gathered(notes: list[_Notes], answered: int, seconds: float) -> Load:
     errors = sorted(set().union(*(each.errors for each in notes)))
     return Load(
         np.array([value for each in notes for value in each.milliseconds]),
-        max(0.0, max(each.last for each in notes) - counted),
+        answered,
+        seconds,
         sum(each.failed for each in notes),
         errors[:3],
         np.array([value for each in notes for value in each.late]),
