@@ -97,7 +97,9 @@ class RationaleObjective(Objective):
         self.selector, self.predictor, self.teacher = pair.selector, pair.predictor, teacher
 
     def figures(self, batch: Batch) -> Figures:
-        """Parts of ``loss``, ``extraction`` (L_RE), ``penalty``, with a teacher ``rationale`` and ``prediction``."""
+        """Parts of ``loss``, ``extraction`` (L_RE), ``penalty``, with continuity ``discontinuity``, with a teacher
+        ``rationale`` and ``prediction``.
+        """
         config = self.config
         progress = refreshed_step(batch.step, config.temperature.refresh) / batch.steps
         temperature = annealed_temperature(progress, config.temperature)

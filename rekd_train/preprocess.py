@@ -28,6 +28,8 @@ WINDOW_OVERLAP = 4
 """A window of a long text shares one part in this many with the next, so that every cut has context on both sides."""
 _LINE_BREAK_TAG = re.compile(r"<br\s*/?>", re.IGNORECASE)
 TOKENIZER_FILE = "tokenizer.json"
+_SHORT_TEXT = 2_000
+"""Characters that are tokenised in a millisecond or two."""
 
 
 @dataclass(frozen=True)
@@ -254,7 +256,9 @@ class TextPreprocessor:
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Encode without checks or padding; truncated to ``max_length``."""
         cleaned = [clean_text(text) for text in texts]
-        if len(cleaned) == 1:  # a batch goes through a pool of threads, which costs a lone text two changes of thread
+        # a batch goes through a pool of threads, which costs a lone text two changes of thread; but only there the
+        # interpreter's lock is let go, and a long text would hold up every other thread
+        if len(cleaned) == 1 and len(cleaned[0]) <= _SHORT_TEXT:
             return [self._tokenizer.encode(cleaned[0])]
         return self._tokenizer.encode_batch(cleaned)
 

@@ -128,7 +128,7 @@ def _closed(serving: Serving, turns: ClosedTurns, url: str, progress: Progress) 
 
 def _open(serving: Serving, turns: ClosedTurns, peak: float, progress: Progress) -> list[dict[str, Any]]:
     served = Recorded(turns.mix, turns.served)
-    rates = list(serving.rates) or [share * peak for share in serving.shares]
+    rates = list(serving.rates) or [share * peak for share in serving.shares if peak]
     found = []
     for number, rate in enumerate(rates):
         progress("open loop", number, len(rates))

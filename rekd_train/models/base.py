@@ -35,8 +35,8 @@ class Backbone(nn.Module, ABC):
 
     @property
     def columns(self) -> int | None:
-        """Features in each row of a grid; None: they are one line."""
-        return None
+        """Features in each row of a grid, that of the patches of an image; None: they are one line."""
+        return None if self.settings.image is None else self.settings.image.grid[1]
 
     @abstractmethod
     def real(self, inputs: Inputs) -> Tensor:

@@ -57,10 +57,6 @@ class VitBackbone(Backbone):
             values = torch.tensor(getattr(self.image, name), dtype=torch.float32)
             self.register_buffer(name, values.view(1, -1, 1, 1), persistent=False)
 
-    @property
-    def columns(self) -> int:
-        return self.image.grid[1]
-
     def real(self, inputs: Inputs) -> Tensor:
         images = inputs["pixel_values"] if "pixel_values" in inputs else inputs["pixels"]
         rows, columns = self.image.grid

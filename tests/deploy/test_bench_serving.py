@@ -88,6 +88,19 @@ def test_throughput_is_what_was_answered_within_the_time():
     assert load.per_second == pytest.approx(1 / 0.4), "however short the time"
 
 
+def test_a_failure_is_no_throughput():
+    now = 0.0
+
+    def ask(number: int) -> None:
+        nonlocal now
+        now += 0.5
+        if now > 1.5:
+            raise DeadlineError("no answer in time")
+
+    load = closed_loop(ask, concurrency=1, seconds=2.0, clock=lambda: now)
+    assert (load.answered, load.failed) == (2, 2)
+
+
 def test_the_warm_up_is_not_counted():
     begun = time.perf_counter()
     first: list[float] = []
@@ -107,6 +120,7 @@ def test_failures_are_counted_and_have_no_latency():
 
     load = open_loop(ask, np.linspace(0, 0.05, 10))
     assert load.failed == 5 and len(load.milliseconds) == 5 and load.errors == ["no answer in time"]
+    assert load.answered == 5
     figures = load_figures(load)
     assert figures["failed"] == 5 and figures["answers"] == 5 and figures["milliseconds"]["p50"] >= 0
 

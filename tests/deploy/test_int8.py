@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from precisions import answers, conversion_of, converted, examples_of, model_of, traced
 
 from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
+from rekd_deploy.engines.onnxruntime_device import DeviceChain, Graph
 from rekd_deploy.errors import EngineError, ExportError
 from rekd_deploy.export import head_layers
 from rekd_deploy.fusion_cpu import norms_apart
@@ -166,15 +167,18 @@ def test_calibrated_scales_are_stored_as_float32():
     assert scales and all(numpy_helper.to_array(tensor).dtype == np.float32 for tensor in scales)
 
 
-INTEL = "flags\t\t: fpu sse2 avx2 avx512f avx512_vnni amx_int8\n"
-SESSIONS = ["in process", "in the server"]
+INTEL = "flags\t\t: fpu sse2 avx2 avx512f avx512bw avx512_vnni amx_int8\n"
+SESSIONS = ["in process", "in the server", "on the device"]
 
 
 def session_of(where: str, folder):
     """Opens model.onnx of ``folder`` as the pipeline does, or as the member of Triton's python backend does."""
     if where == "in the server":
         return OnnxGraph(folder, 0)
-    runner = OnnxRuntimeRunner(folder / "model.onnx", PRODUCT, "the product")
+    if where == "on the device":
+        runner = DeviceChain([Graph(folder / "model.onnx", PRODUCT, "the product")], device="cpu")
+    else:
+        runner = OnnxRuntimeRunner(folder / "model.onnx", PRODUCT, "the product")
     runner.__enter__()
     return runner
 
@@ -203,16 +207,26 @@ def product(folder) -> np.ndarray:
 
 
 @pytest.mark.parametrize("where", SESSIONS)
-def test_products_of_bytes_are_added_exactly(where, tmp_path):
+@pytest.mark.parametrize("rows", [1, 4, 33])  # there are kernels for one row, and for many
+def test_products_of_bytes_are_added_exactly(where, rows, tmp_path):
     weights = product(tmp_path)
-    x = np.full((4, 512), 255, np.uint8)  # two of these products do not fit into 16 bits
+    x = np.full((rows, 512), 255, np.uint8)  # two of these products do not fit into 16 bits
     session = session_of(where, tmp_path)
-    found = session.run({"x": x})["y"] if where == "in process" else session.run(["y"], {"x": x})[0]
+    found = session.run(["y"], {"x": x})[0] if where == "in the server" else session.run({"x": x})["y"]
     assert (found == x.astype(np.int64) @ weights.astype(np.int64)).all()
 
 
 @pytest.mark.parametrize("where", SESSIONS)
-@pytest.mark.parametrize(("processor", "asked"), [(INTEL, False), (INTEL.replace("_vnni", ""), True), (None, True)])
+@pytest.mark.parametrize(
+    ("processor", "asked"),
+    [
+        (INTEL, False),
+        (INTEL.replace("avx512_vnni", ""), True),
+        (INTEL.replace("avx512_vnni", "avx_vnni"), True),  # its 512-bit kernel is taken, which adds in 16 bits
+        ("flags\t\t: fpu sse2 avx2 avx_vnni\n", False),
+        (None, True),
+    ],
+)
 def test_exact_sums_are_asked_for_where_the_processor_lacks_them(where, processor, asked, tmp_path, monkeypatch):
     product(tmp_path)
     seen = []
@@ -235,5 +249,6 @@ def test_exact_sums_are_asked_for_where_the_processor_lacks_them(where, processo
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     monkeypatch.setattr(Path, "read_text", read)
     with pytest.raises((ValueError, EngineError), match="seen enough"):
-        session_of(where, tmp_path)
+        session = session_of(where, tmp_path)
+        session.run({"x": np.zeros((1, 512), np.uint8)})  # the device opens a session for the shape that comes
     assert seen == ["1" if asked else ""]

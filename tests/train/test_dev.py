@@ -56,8 +56,9 @@ def test_what_is_served_is_what_is_measured(make):
     assert figures["rate"] == pytest.approx(0.15, abs=0.02)
 
 
-def test_the_extraction_loss_is_that_of_batches_in_order():
-    pair, _, dev = toy_texts()
+@pytest.mark.parametrize("make", [toy_texts, toy_images])
+def test_the_extraction_loss_is_that_of_batches_in_order(make):
+    pair, _, dev = make()
     config = toy_config(
         selection={"weight": 3.0, "continuity": 0.4}, stages={"evaluation": "argmax"}, optimisation={"batch_size": 30}
     )
@@ -72,7 +73,7 @@ def test_the_extraction_loss_is_that_of_batches_in_order():
             mask = selectable & (logits[..., 1] > logits[..., 0])
             rate = mask.sum() / selectable.sum()
             loss = losses.prediction_loss(pair.class_logits(inputs, mask), torch.from_numpy(dev.labels[rows]))
-            borders = losses.discontinuity(mask.float(), selectable, None)
+            borders = losses.discontinuity(mask.float(), selectable, 3 if make is toy_images else None)
             values.append(float(loss + 3.0 * (rate - config.selection.target) ** 2 + 0.4 * borders))
     assert figures["extraction_loss"] == pytest.approx(sum(values) / 3, rel=1e-5)
 

@@ -1,6 +1,8 @@
 """Texts to tensors and masks back to spans."""
 
 import json
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -92,6 +94,24 @@ def test_truncation_is_reported(preprocessor):
     encoded = preprocessor(["good " * 46, "good " * 47])
     assert encoded.truncated == [False, True]
     assert [len(encoding.ids) for encoding in encoded.encodings] == [MAXIMUM, MAXIMUM]
+
+
+def test_other_threads_go_on_while_a_long_text_is_tokenised(preprocessor):
+    text, moments, done = "good film " * 300_000, [], threading.Event()
+
+    def tick() -> None:
+        while not done.is_set():
+            moments.append(time.perf_counter())
+            time.sleep(0.001)
+
+    ticking = threading.Thread(target=tick)
+    ticking.start()
+    begun = time.perf_counter()
+    preprocessor.encode([text])
+    took = time.perf_counter() - begun
+    done.set()
+    ticking.join()
+    assert max(np.diff([begun, *moments])) < took / 2, "the interpreter's lock is let go"
 
 
 def test_a_hundred_thousand_characters_are_cut(preprocessor):

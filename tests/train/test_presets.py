@@ -97,6 +97,7 @@ def test_minilms_pair_is_the_package_and_its_first_layers():
 def test_images_are_cut_as_the_presets_say():
     grids = {name: run_config(name).predictor.image.grid for name in ("fashion_student", "mosaic_2x2", "mosaic_3x3")}
     assert grids == {"fashion_student": (7, 7), "mosaic_2x2": (8, 8), "mosaic_3x3": (12, 12)}
+    assert [run_config(name).selection.continuity for name in grids] == [0, 1, 1]
     assert run_config("mosaic_2x2").selection.budget == 0.25 and run_config("mosaic_3x3").selection.budget == 0.11
 
 
