@@ -230,6 +230,25 @@ def distillation() -> list[str]:
     ]
 
 
+@block("fashion_table/mosaic_2x2", "fashion_table/mosaic_3x3")
+def mosaics() -> list[str]:
+    lines = [
+        "| pair without a teacher, compacted, noise-free | patches kept | of them in the true tile | of the tile's "
+        "patches | accuracy | given the tile | reads everything | random patches |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for tiles in (2, 3):
+        found = _cells(name := f"fashion_table/mosaic_{tiles}x{tiles}")
+        pairs = [_read(f"{name}/mosaic_{seed}.json") for seed in found["mosaic"]]
+        truth = {key: np.mean([pair["report"]["truth"][key] for pair in pairs]) for key in ("in_truth", "truth_kept")}
+        lines.append(
+            f"| [{tiles} x {tiles} tiles](../benchmarks/results/{name}.md) | "
+            f"{np.mean([pair['rate'] for pair in pairs]):.1%} | {truth['in_truth']:.1%} | {truth['truth_kept']:.1%} | "
+            f"{' | '.join(_mean(found, cell) for cell in ('mosaic', 'given', 'cls', 'random_mask'))} |"
+        )
+    return lines
+
+
 def _read(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
