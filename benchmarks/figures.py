@@ -4,7 +4,8 @@
     python benchmarks/figures.py --take runs/demo      # first keep a demo run's report as demo.json
     python benchmarks/figures.py --take runs/demo-images
 
-A page holds a block between two marks; its text is made by the function of that name in ``_figure_blocks.py``.
+A page holds a block between two marks; its text is made by the function of that name in ``_demo_blocks.py``,
+``_latency_blocks.py`` or ``_training_blocks.py``.
 ``tests/test_docs.py`` fails when a page and the results differ, or when a figure stands outside of a block.
 """
 
@@ -20,7 +21,10 @@ ROOT = Path(__file__).resolve().parents[1]
 for folder in (ROOT, Path(__file__).resolve().parent):
     sys.path.insert(0, str(folder))
 
-from _figure_blocks import BLOCKS, RESULTS, sources_of  # noqa: E402
+import _demo_blocks  # noqa: E402, F401
+import _latency_blocks  # noqa: E402, F401
+import _training_blocks  # noqa: E402, F401
+from _blocks import BLOCKS, RESULTS, sources_of  # noqa: E402
 
 PAGES = ("README.md", "benchmarks/README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 MARK = re.compile(r"<!-- figures: begin (\w+)[^>]*-->\n.*?<!-- figures: end -->", re.DOTALL)

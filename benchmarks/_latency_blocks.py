@@ -1,0 +1,84 @@
+"""Blocks of figures about the time that answers take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from _blocks import block, listed, ranged, read
+
+
+@block("cpu_latency.json", "cpu_latency_amd.json")
+def cpu_cost() -> list[str]:
+    settings = read("cpu_latency.json")["settings"]
+    return [
+        f"Texts of {settings['length']} tokens, K = {settings['kept']}, {_sizes(read('cpu_latency.json'))}, lowest to "
+        "highest ratio of times:",
+        *_both_processors(
+            {"compacted / blanking words": "compact:zero",
+             "compacted, a selector of half the layers / one plain classifier": "half compact:classifier",
+             "compacted / blanking in PyTorch": "compact:eager zero",
+             "compacted in int8 / blanking in PyTorch": "compact int8:eager zero"}
+        ),
+    ]  # fmt: skip
+
+
+@block("cpu_latency.json", "cpu_latency_amd.json")
+def int8_time() -> list[str]:
+    return [
+        "int8 against fp32, both fused, end to end, lowest to highest ratio of times:",
+        *_both_processors({"compacted pair": "compact int8:compact", "plain classifier": "classifier int8:classifier"}),
+        "",
+        "What stays float32, attention proper and the norms, sets the limit.",
+    ]
+
+
+def _both_processors(rows: dict[str, str]) -> list[str]:
+    results = {name: read(f"{name}.json") for name in ("cpu_latency", "cpu_latency_amd")}
+    heads = (
+        f"[{result['hardware']['device']}, {result['hardware']['cores']} cores](../benchmarks/results/{name}.md)"
+        for name, result in results.items()
+    )
+    return [
+        "", f"| batches of {_batches(results['cpu_latency'])} | {' | '.join(heads)} |", "|---|---|---|",
+        *(f"| {title} | {' | '.join(ranged(_ratios(result, *pair.split(':'))) for result in results.values())} |"
+          for title, pair in rows.items()),
+    ]  # fmt: skip
+
+
+@block("demo/latency.json")
+def length() -> list[str]:
+    result = read("demo/latency.json")
+    cells = {(cell["batch"], cell["length"]): cell for cell in result["figures"]["cells"]}
+    batches, lengths = (sorted({key[axis] for key in cells}) for axis in (0, 1))
+    first = next(way["name"] for way in cells[batches[0], lengths[-1]]["ways"])
+
+    def median(batch: int, length: int) -> float:
+        ways = cells[batch, length]["ways"]
+        return next(way["milliseconds"]["p50"] for way in ways if way["name"] == first)
+
+    return [
+        f"The demo's student ({first}), {result['hardware']['cores']} cores ({result['hardware']['processor']}), "
+        "milliseconds of a batch:",
+        "",
+        f"| tokens | {' | '.join(f'batch {batch}' for batch in batches)} |",
+        f"|---|{'---|' * len(batches)}",
+        *(
+            f"| {length} | {' | '.join(f'{median(batch, length):.2f}' for batch in batches)} |"
+            for length in lengths
+        ),
+    ]
+
+
+def _ratios(result: dict[str, Any], way: str, baseline: str) -> list[float]:
+    return [
+        ratio["ratio"] for cell in result["cells"] for ratio in cell["ratios"]
+        if (ratio["way"], ratio["baseline"]) == (way, baseline)
+    ]  # fmt: skip
+
+
+def _batches(result: dict[str, Any]) -> str:
+    return listed(sorted({cell["batch"] for cell in result["cells"]}))
+
+
+def _sizes(result: dict[str, Any]) -> str:
+    return "sizes " + ", ".join(dict.fromkeys(cell["size"] for cell in result["cells"]))

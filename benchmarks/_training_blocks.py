@@ -1,0 +1,71 @@
+"""Blocks of figures about what was trained."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+from _blocks import RESULTS, block, read
+
+from rekd_train.significance import mean_and_std
+
+
+@block("imdb_table/cpu", "imdb_table/few", "fashion_table/fashion")
+def distillation() -> list[str]:
+    imdb, few, fashion = (_cells(name) for name in ("imdb_table/cpu", "imdb_table/few", "fashion_table/fashion"))
+    return [
+        "| compacted pairs, noise-free, mean over seeds | alone (RE) | distilled (REKD) | difference in points, "
+        "standard error | teacher's pair | plain classifier | random features |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {title} | {_mean(found, 're_compact')} | {_mean(found, 'rekd_compact')} | "
+            f"{_difference(found, 'rekd_compact', 're_compact')} | {_mean(found, 'teacher')} | {_mean(found, 'cls')} | "
+            f"{_mean(found, 'random_mask')} |"
+            for title, found in (
+                ("[IMDB, 10,000 reviews](../benchmarks/results/imdb_table/cpu.md)", imdb),
+                ("[IMDB, 2,000 reviews; the teacher's 10,000](../benchmarks/results/imdb_table/few.md)", few),
+                ("[Fashion-MNIST](../benchmarks/results/fashion_table/fashion.md)", fashion),
+            )
+        ),
+    ]
+
+
+@block("fashion_table/mosaic_2x2", "fashion_table/mosaic_3x3")
+def mosaics() -> list[str]:
+    lines = [
+        "| pair without a teacher, compacted, noise-free | patches kept | of them in the true tile | of the tile's "
+        "patches | accuracy | given the tile | reads everything | random patches |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for tiles in (2, 3):
+        found = _cells(name := f"fashion_table/mosaic_{tiles}x{tiles}")
+        pairs = [read(f"{name}/mosaic_{seed}.json") for seed in found["mosaic"]]
+        truth = {key: np.mean([pair["report"]["truth"][key] for pair in pairs]) for key in ("in_truth", "truth_kept")}
+        lines.append(
+            f"| [{tiles} x {tiles} tiles](../benchmarks/results/{name}.md) | "
+            f"{np.mean([pair['rate'] for pair in pairs]):.1%} | {truth['in_truth']:.1%} | {truth['truth_kept']:.1%} | "
+            f"{' | '.join(_mean(found, cell) for cell in ('mosaic', 'given', 'cls', 'random_mask'))} |"
+        )
+    return lines
+
+
+def _cells(folder: str) -> dict[str, dict[int, float]]:
+    """Accuracy by cell and seed."""
+    found: dict[str, dict[int, float]] = {}
+    for path in sorted((RESULTS / folder).glob("*.json")):
+        cell = json.loads(path.read_text(encoding="utf-8"))
+        found.setdefault(cell["cell"], {})[cell["seed"]] = cell["accuracy"]
+    return found
+
+
+def _mean(found: dict[str, dict[int, float]], name: str) -> str:
+    values = list(found.get(name, {}).values())
+    return f"{np.mean(values):.3f}" if values else "not run"
+
+
+def _difference(found: dict[str, dict[int, float]], better: str, other: str) -> str:
+    seeds = sorted(found.get(better, {}).keys() & found.get(other, {}).keys())
+    if not seeds:
+        return "not run"
+    mean, std = mean_and_std([100 * (found[better][seed] - found[other][seed]) for seed in seeds])
+    return f"{mean:+.2f} ± {std / np.sqrt(len(seeds)):.2f}" if len(seeds) > 1 else f"{mean:+.2f}, one seed"
