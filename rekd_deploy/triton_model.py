@@ -50,7 +50,7 @@ class TritonPythonModel:
         answers: list = [None] * len(requests)
         accepted: dict[int, Arrays] = {}
         for index, request in enumerate(requests):
-            inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            inputs = {given.name(): given.as_numpy() for given in request.inputs()}
             reason = self._checker.reason_to_refuse(inputs)
             if reason is None:
                 accepted[index] = inputs

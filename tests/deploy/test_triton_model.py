@@ -53,6 +53,7 @@ class Request:
 def utilities(monkeypatch):
     module = ModuleType("triton_python_backend_utils")
     module.Tensor, module.TritonError = Tensor, TritonError
+    module.get_input_tensor_by_name = lambda request, name: Tensor(name, request.arrays[name])
     module.InferenceResponse = lambda output_tensors=(), error=None: SimpleNamespace(
         outputs={tensor.name(): tensor.array for tensor in output_tensors}, error=error
     )
