@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from rekd_deploy.bench.load import closed_loop, merged, open_loop, poisson_arriv
 from rekd_deploy.bench.request_mix import Recorded, RequestMix
 from rekd_deploy.bench.server_steps import steps_between
 from rekd_deploy.bench.serving import Serving, measure_serving
+from rekd_deploy.bench.serving import _open as open_loads
 from rekd_deploy.bench.serving_checks import serving_checks
 from rekd_deploy.errors import BenchmarkError, DeadlineError, ServerUnavailableError
 from rekd_deploy.step_totals import StepTotals
@@ -215,6 +217,12 @@ def test_what_serving_may_cost():
     assert judged(ratio=0.84, alone=2.0) == [ok, ok, none, ok, none], "a small model"
     assert judged(added=2.6) == [ok, ok, ok, no, none]
     assert judged(ratio=0.5, added=9.0, given=True) == [ok, ok, none, none, none]
+
+
+def test_shares_of_no_throughput_are_no_loads():
+    serving = SimpleNamespace(rates=(), shares=(0.5, 0.8))
+    turns = SimpleNamespace(mix=RequestMix(["a"], (1,)), served=lambda items: [])
+    assert open_loads(serving, turns, 0.0, lambda what, done, total: None) == []
 
 
 # the server's account
