@@ -23,7 +23,7 @@ from rekd_deploy.engine_parity import reason_not_to_run
 from rekd_deploy.engines.onnxruntime import check_flavours
 from rekd_deploy.errors import ServerError
 from rekd_deploy.triton_program import TritonProgram
-from rekd_train.errors import MissingExtraError
+from rekd_train.errors import MissingExtraError, install_command
 
 _STUB = "triton_python_backend_stub"
 
@@ -115,7 +115,7 @@ def find_wheel() -> TritonWheel:
     if int(version.split(".")[0]) >= 2:
         raise ServerError(
             f"numpy {version} is installed, but Triton's python backend needs numpy < 2 (its answers would be empty); "
-            "fix: pip install 'rekd[serve]'"
+            f"fix: {install_command('serve')}"
         )
     if not wheel._stub.is_file():
         raise ServerError(

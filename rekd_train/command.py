@@ -164,7 +164,7 @@ def _explain_missing_module(error: ModuleNotFoundError) -> str:
     package = (error.name or "").partition(".")[0]
     if package in ("", "rekd_train", "rekd_deploy"):
         return _internal(error)
-    return f"error: the Python package '{package}' is not installed; fix: pip install it, or install rekd again"
+    return f"error: the Python package '{package}' is not installed; fix: pip install {package}, or install REKD again"
 
 
 def _explain_os_error(error: OSError) -> str:

@@ -10,6 +10,11 @@
     └── rekd_deploy.errors     export, repository, server and client errors (same root)
 """
 
+from pathlib import Path
+
+DISTRIBUTION = "rekd-rationales"  # the name "rekd" on PyPI is another project's
+_FOLDER = Path(__file__).resolve().parents[1]  # the checkout, or site-packages
+
 
 class RekdError(Exception):
     """Root of all errors that REKD raises on purpose."""
@@ -39,8 +44,13 @@ class MissingExtraError(RekdError):
     """An optional dependency is not installed."""
 
     def __init__(self, module: str, extra: str) -> None:
-        super().__init__(
-            f"the Python package '{module}' is not installed; fix: pip install 'rekd[{extra}]'"
-        )
+        super().__init__(f"the Python package '{module}' is not installed; fix: {install_command(extra)}")
         self.module = module
         self.extra = extra
+
+
+def install_command(extra: str) -> str:
+    """The command that brings an extra where the user stands: in the checkout, elsewhere, or without a checkout."""
+    if not (_FOLDER / "pyproject.toml").is_file():
+        return f"pip install '{DISTRIBUTION}[{extra}]'"
+    return f"pip install -e '{'.' if Path.cwd() == _FOLDER else _FOLDER}[{extra}]'"

@@ -68,7 +68,7 @@ if ! pip download --quiet --no-deps --retries 1 --timeout 20 --dest "$scratch" t
     exit 1
 fi
 all=$(echo "$installed,$extras" | tr , '\n' | sort -u | grep . | tr '\n' , | sed 's/,$//')
-echo "Installing rekd[$all]; the first time this takes some minutes"
+echo "Installing the extras $all; the first time this takes some minutes"
 rm -f "$record"
 pip install --quiet --editable ".[$all]"
 printf '%s\n%s\n' "$sources" "$all" >"$record"

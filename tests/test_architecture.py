@@ -341,7 +341,7 @@ def test_every_error_has_one_root_and_is_drawn():
 
     for name in ("rekd_train.errors", "rekd_deploy.errors"):
         module = importlib.import_module(name)
-        for error in (value for value in vars(module).values() if isinstance(value, type)):
+        for error in (v for v in vars(module).values() if isinstance(v, type) and v.__module__ == name):
             assert issubclass(error, RekdError)
             assert error.__name__ in module.__doc__, f"{error.__name__} is missing from the tree in {name}"
 

@@ -246,7 +246,7 @@ def test_it_is_made_once(machine):
     machine.python("python3.12")
     code, out, errors = machine.environment("cpu,serve")
     assert (code, errors) == (0, [])
-    assert "Making" in out and "rekd[cpu,serve]" in out
+    assert "Making" in out and "extras cpu,serve;" in out
     assert ".[cpu,serve]" in (machine.project / ".venv" / "packages").read_text()
     machine.log.unlink()
     assert machine.environment("cpu,serve") == (0, "", [])

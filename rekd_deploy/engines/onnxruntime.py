@@ -9,7 +9,7 @@ from pathlib import Path
 from rekd_deploy.engines.base import Arrays, Runner
 from rekd_deploy.errors import EngineError
 from rekd_deploy.signature import GraphSignature
-from rekd_train.errors import MissingExtraError
+from rekd_train.errors import MissingExtraError, install_command
 
 _FLAVOURS = ("onnxruntime", "onnxruntime-gpu")
 
@@ -89,7 +89,7 @@ def check_flavours() -> None:
     if all(map(_is_installed, _FLAVOURS)):
         raise EngineError(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; fix: pip uninstall "
-            "-y onnxruntime onnxruntime-gpu, then pip install 'rekd[cpu]' or 'rekd[gpu]'"
+            f"-y onnxruntime onnxruntime-gpu, then {install_command('cpu')} (for GPUs, gpu in place of cpu)"
         )
 
 

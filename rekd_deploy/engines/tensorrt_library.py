@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from rekd_deploy.errors import EngineError
-from rekd_train.errors import MissingExtraError
+from rekd_train.errors import MissingExtraError, install_command
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def load_library(name: str) -> Library:
     except (ImportError, OSError, RuntimeError) as error:  # the wheel is there, its shared libraries are not
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise EngineError(
-            f"{product.title} cannot be loaded: {reason}; fix: pip install --force-reinstall 'rekd[{name}]'"
+            f"{product.title} cannot be loaded: {reason}; fix: {install_command(name)} --force-reinstall"
         ) from None
     version = str(api.__version__)
     if not version.split(".")[0].isdecimal() or int(version.split(".")[0]) not in product.majors:
@@ -91,8 +91,8 @@ def _not_installed(product: Product, error: ModuleNotFoundError) -> EngineError:
     majors = " or ".join(map(str, product.majors))
     return EngineError(
         f"{product.title} {majors} (the Python package '{error.name}') is not installed; fix: export on the target "
-        f"machine inside its Triton container, or pip install 'rekd[{product.name}]' where NVIDIA's own package index "
-        "is reachable; for RTX cards: --target python --engine tensorrt-rtx"
+        f"machine inside its Triton container, or {install_command(product.name)} where NVIDIA's own package "
+        "index is reachable; for RTX cards: --target python --engine tensorrt-rtx"
     )
 
 

@@ -287,7 +287,7 @@ def test_a_missing_library_is_said_before_anything_is_done(checkpoint, tmp_path,
 
     monkeypatch.setattr(importlib, "import_module", without)
     for options, complaint in (
-        ({"engine": "tensorrt-rtx"}, r"'tensorrt_rtx' is not installed; fix: pip install 'rekd\[tensorrt-rtx\]'"),
+        ({"engine": "tensorrt-rtx"}, r"'tensorrt_rtx' is not installed; fix: pip install -e '.*\[tensorrt-rtx\]'"),
     ):
         with pytest.raises(RekdError, match=complaint) as refusal:
             publish(checkpoint, tmp_path / "root", report=pytest.fail, **options)

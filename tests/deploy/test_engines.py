@@ -82,7 +82,7 @@ def test_another_graph_is_not_taken_for_this_one(artefacts):
 
 def test_a_missing_runtime_says_what_to_install(selector, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'rekd\[cpu\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install -e '.*\[cpu\]'"):
         selector.__enter__()
 
 

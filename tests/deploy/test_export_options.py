@@ -154,7 +154,7 @@ def test_lengths_reach_the_preprocessing(rationalizer, image_rationalizer):
 
 def test_a_missing_runtime_is_said_before_the_slow_work(checkpoints, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'rekd\[cpu\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install -e '.*\[cpu\]'"):
         publish(checkpoints[0]["text"], tmp_path / "r", report=lambda step: pytest.fail(f"started: {step}"))
 
 

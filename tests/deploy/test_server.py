@@ -211,7 +211,7 @@ def test_impossible_port():
 def test_missing_wheel(monkeypatch):
     found = triton_wheel.util.find_spec
     monkeypatch.setattr(triton_wheel.util, "find_spec", lambda name: None if name == "pytriton" else found(name))
-    with pytest.raises(MissingExtraError, match=r"pytriton.*pip install 'rekd\[serve\]'"):
+    with pytest.raises(MissingExtraError, match=r"pytriton.*pip install -e '.*\[serve\]'"):
         triton_wheel.find_wheel()
 
 
@@ -226,7 +226,7 @@ def installed():
 @pytest.mark.triton
 def test_numpy_2_is_named(installed, monkeypatch):
     monkeypatch.setattr(triton_wheel.metadata, "version", lambda name: "2.4.1")
-    with pytest.raises(ServerError, match=r"numpy 2.4.1 is installed.*numpy < 2.*pip install 'rekd\[serve\]'"):
+    with pytest.raises(ServerError, match=r"numpy 2.4.1 is installed.*numpy < 2.*pip install -e '.*\[serve\]'"):
         triton_wheel.find_wheel()
 
 
@@ -234,7 +234,7 @@ def test_numpy_2_is_named(installed, monkeypatch):
 def test_missing_onnxruntime(installed, monkeypatch):
     found = triton_wheel.util.find_spec
     monkeypatch.setattr(triton_wheel.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name))
-    with pytest.raises(MissingExtraError, match=r"pip install 'rekd\[cpu\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install -e '.*\[cpu\]'"):
         triton_wheel.find_wheel()
 
 

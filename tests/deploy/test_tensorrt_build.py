@@ -224,7 +224,7 @@ def test_a_missing_library_is_one_line_with_the_fix(monkeypatch):
     monkeypatch.setattr("importlib.import_module", missing)
     with pytest.raises(EngineError, match=r"TensorRT 10 or 11 \(the Python package 'tensorrt'\) is not installed; fix"):
         load_library("tensorrt")
-    with pytest.raises(MissingExtraError, match=r"'tensorrt_rtx' is not installed; fix: .*'rekd\[tensorrt-rtx\]'"):
+    with pytest.raises(MissingExtraError, match=r"'tensorrt_rtx' is not installed; fix: pip .* '.*\[tensorrt-rtx\]'"):
         load_library("tensorrt-rtx")
 
 
