@@ -51,8 +51,8 @@ def test_links_and_code_paths_resolve(document):
 
 def test_commands_and_make_targets_in_the_readme_exist():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
-    assert set(re.findall(r"`(rekd-\w+)", readme)) == set(scripts)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert set(re.findall(r"`(rekd-\w+)", readme)) == set(project["scripts"]) | {project["name"]}
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for document in DOCUMENTS:
         named = set(re.findall(r"(?:^|`)make ([\w-]+)", document.read_text(encoding="utf-8"), re.MULTILINE))
