@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -45,7 +45,8 @@ class DataConfig(Section):
     @field_validator("path")
     @classmethod
     def _home_is_a_folder(cls, path: str) -> str:
-        return os.path.expanduser(path)  # no shell does it in a TOML file or after --set
+        # no shell does it in a TOML file or after --set
+        return str(Path.home() / path.removeprefix("~/")) if path.startswith("~/") else path
 
     @property
     def modality(self) -> Literal["text", "image"]:

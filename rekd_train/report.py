@@ -38,7 +38,7 @@ def evaluate(
     """Measure a pair on a split.
 
     Args:
-        splits: at least ``split`` and 'dev', on which the abstain threshold is chosen.
+        splits: at least ``split``; without 'dev', on which it is chosen, the abstain threshold is left out.
         draws: sampled rationales of each example; below 2 the sampled mode is left out.
         teacher: compared with, mask by mask and label by label.
         risk: share of wrong answers that the abstain threshold allows.
@@ -120,21 +120,24 @@ def _calibration(
     probabilities = rationalizer.probabilities(torch.from_numpy(logits)).numpy()
     plain = torch.softmax(torch.from_numpy(logits), dim=1).numpy()
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    dev_logits = logits if split == "dev" else run_split(rationalizer, splits["dev"]).class_logits
-    dev = rationalizer.probabilities(torch.from_numpy(dev_logits)).numpy()
-    threshold = calibration_metrics.abstain_threshold(dev.max(axis=1), dev.argmax(axis=1) == splits["dev"].labels, risk)
-    answered = confidence >= (np.inf if threshold is None else threshold)
-    return {
-        "temperature": rationalizer.probability_temperature,
-        **_scores(probabilities, labels),
-        "uncalibrated": _scores(plain, labels),
-        "abstain": {
-            "aurc": calibration_metrics.area_under_risk_coverage(confidence, correct),
+    abstain = {"aurc": calibration_metrics.area_under_risk_coverage(confidence, correct)}
+    if "dev" in splits:
+        dev_logits = logits if split == "dev" else run_split(rationalizer, splits["dev"]).class_logits
+        dev = rationalizer.probabilities(torch.from_numpy(dev_logits)).numpy()
+        right = dev.argmax(axis=1) == splits["dev"].labels
+        threshold = calibration_metrics.abstain_threshold(dev.max(axis=1), right, risk)
+        answered = confidence >= (np.inf if threshold is None else threshold)
+        abstain |= {
             "risk_wanted": risk,
             "threshold": threshold,
             "coverage": float(answered.mean()),
             "risk": float(1 - correct[answered].mean()) if answered.any() else 0.0,
-        },
+        }
+    return {
+        "temperature": rationalizer.probability_temperature,
+        **_scores(probabilities, labels),
+        "uncalibrated": _scores(plain, labels),
+        "abstain": abstain,
     }
 
 

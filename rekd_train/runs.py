@@ -13,13 +13,13 @@ from rekd_train.building import fresh_pair, preprocessor_for, weight_origins
 from rekd_train.checkpoint_examples import checkpoint_examples
 from rekd_train.checks import check_teacher
 from rekd_train.config import RunConfig
-from rekd_train.data import DataSet, Split, encode, encode_splits, load_data
+from rekd_train.data import DataSet, Split, encode_splits, load_data
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.evaluation import measure
 from rekd_train.files import AGAIN, RESUME, cannot_write
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.observers import JsonLines, Observer, Several, Silent, TensorBoard, readings
-from rekd_train.recorded import data_for, recorded_config, start_from
+from rekd_train.recorded import data_for, is_new, recorded_config, splits_to_measure, start_from
 from rekd_train.report import evaluate
 from rekd_train.runtime import Runtime, chosen_device
 from rekd_train.state import StateStore, check_start, identity_of, training_directory
@@ -106,7 +106,7 @@ def _logs(
 
 def evaluate_run(
     path: Path,
-    split: str = "test",
+    split: str | None = None,
     *,
     draws: int = 10,
     teacher: Path | None = None,
@@ -118,6 +118,7 @@ def evaluate_run(
     """The full report of a checkpoint on a split of its data, or of others; see ``rekd_train.report``.
 
     Args:
+        split: None: 'test', or of a new file without splits every row ('all').
         data: a preset or file whose data take the place of the recorded ones (``rekd_train.recorded``).
         overrides: ``key=value`` changes of the configuration.
     """
@@ -126,10 +127,10 @@ def evaluate_run(
     for model in (pair, teacher_pair):
         if model is not None:
             model.to(chosen_device(device))
-    measured = data_for(pair, config)
-    splits = {name: encode(measured.splits[name], pair.preprocessor) for name in {split, "dev"}}
+    new = data is not None and is_new(path, config)
+    splits, split, origin, measured = splits_to_measure(pair, config, split, new)
     report = evaluate(pair, splits, split=split, draws=draws, teacher=teacher_pair, risk=risk)
-    return {"checkpoint": str(path), "data": measured.origin, **report}
+    return {"checkpoint": str(path), "data": origin, "measured": measured, **report}
 
 
 def calibrate_run(
