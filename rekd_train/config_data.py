@@ -40,6 +40,9 @@ class DataConfig(Section):
     )
     tiles: Literal[2, 3] = Field(2, description="tiles in a row and a column of a mosaic")
     other_tiles: Literal["shuffled", "blank"] = Field("shuffled", description="what the other tiles of a mosaic hold")
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="of the cross-entropy: 'balanced': every class counts alike, however few its examples are"
+    )
     seed: int = Field(2026, description="seed of the splits; the same for every model that is compared")
 
     @field_validator("path")
