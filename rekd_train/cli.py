@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rekd_train.cli_library import import_official, presets
-from rekd_train.cli_progress import progress_bars
+from rekd_train.cli_progress import class_warnings, progress_bars
 from rekd_train.command import application, examples, finite, print_json, run
 
 app = application(
@@ -197,6 +197,8 @@ def evaluate(
         table.add_row("" if section == previous else section, figure, value)
         previous = section
     Console().print(table)
+    for line in class_warnings({report["split"]: report["classification"]["never_predicted"]}):
+        typer.echo(line)
 
 
 app.command(
@@ -217,15 +219,20 @@ def _report(metrics: dict, path: Path, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from rekd_train.report import shown
+
     table = Table()
     table.add_column("figure")
     for split in metrics:
         table.add_column(split, justify="right")
+    never = {split: figures["never_predicted"] for split, figures in metrics.items()}
     for key in next(iter(metrics.values())):
-        values = [figures[key] for figures in metrics.values()]
-        table.add_row(key, *(f"{value:.4f}" if isinstance(value, float) else str(value) for value in values))
+        if key != "never_predicted" or any(never.values()):
+            table.add_row(key, *(shown(figures[key]) for figures in metrics.values()))
     typer.echo(f"{path} (noise-free, by the stored policy)")  # not as the table's title, which would be folded
     Console().print(table)
+    for line in class_warnings(never):
+        typer.echo(line)
 
 
 def main() -> None:

@@ -108,6 +108,7 @@ def _classification(logits: np.ndarray, labels: np.ndarray, names: list[str]) ->
     return {
         "accuracy": metrics.accuracy(logits, labels),
         "macro_f1": metrics.macro_f1(predicted, labels, len(names)),
+        "never_predicted": metrics.never_predicted(predicted, labels, names),
         "per_class": metrics.per_class(predicted, labels, names),
     }
 
@@ -217,7 +218,7 @@ def _selector_calibration(scores: Tensor, selectable: Tensor, stored: Tensor, ar
 
 
 def report_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """The report as lines of a table: section, figure, value. Lists are left to the JSON, but for the curve."""
+    """The report as lines of a table: section, figure, value."""
     rows = []
     for section, content in report.items():
         if not isinstance(content, dict) or section == "policy":
@@ -233,8 +234,10 @@ def report_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def shown(value: Any) -> str:
     """A figure as a table shows it."""
-    if value is None:
+    if value is None or value == []:
         return "none"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 

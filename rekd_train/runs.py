@@ -13,7 +13,7 @@ from rekd_train.building import fresh_pair, preprocessor_for, weight_origins
 from rekd_train.checkpoint_examples import checkpoint_examples
 from rekd_train.checks import check_teacher
 from rekd_train.config import RunConfig
-from rekd_train.data import DataSet, Split, encode_splits, load_data
+from rekd_train.data import DataSet, Split, encode_splits, load_data, summarise
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.evaluation import measure
 from rekd_train.files import AGAIN, RESUME, cannot_write
@@ -74,6 +74,9 @@ def train_run(
     start = {"teacher": teacher, "warm_start": warm_start}
     hashes = {name: checkpoint.checkpoint_hash(path) if path else None for name, path in start.items()}
     store = StateStore(training_directory(output), identity_of(config, splits["train"], splits["dev"], **hashes))
+    summary = summarise(data, splits)
+    if observer is not None and runtime.is_main:
+        observer.data(summary)
     runtime.wait()  # until every process has looked at what lies at the output: the main one writes from here on
     fit(
         config, pair, splits["train"], splits["dev"], teacher=teacher_pair, warm=warm_start is not None,
@@ -83,7 +86,7 @@ def train_run(
     if not runtime.is_main:
         return {}
     metrics = {name: measure(pair, splits[name]) for name in ("dev", "test")}
-    _save(pair, output, config, data, {**metrics, "training": readings(store.log)}, fix=RESUME)
+    _save(pair, output, config, data, {**metrics, "data": summary, "training": readings(store.log)}, fix=RESUME)
     store.discard()
     return metrics
 
@@ -207,7 +210,7 @@ def _finish(
         return {}
     metrics = {name: measure(pair, splits[name]) for name in ("dev", "test")}
     origins = checkpoint.read_description(source).get("training", {}).get("origins", ())
-    _save(pair, output, config, data, metrics, origins)
+    _save(pair, output, config, data, {**metrics, "data": summarise(data, splits)}, origins)
     return metrics
 
 

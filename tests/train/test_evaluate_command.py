@@ -61,6 +61,7 @@ def test_the_table_names_every_section(trained, capsys, monkeypatch) -> None:
     monkeypatch.setattr(Console, "width", 100)
     code, out, _ = invoke(capsys, str(trained), "--split", "dev", "--draws", "0")
     assert code == 0
+    assert "never_predicted" in out
     for word in ("classification", "macro_f1", "calibration", "abstain.threshold", "human_rationales", "iou_f1_macro"):
         assert word in out
     assert "12 examples, the dev split of texts.jsonl (20% of it, chosen by data.seed)" in " ".join(out.split())
