@@ -10,6 +10,8 @@
     └── rekd_deploy.errors     export, repository, server and client errors (same root)
 """
 
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 DISTRIBUTION = "rekd-rationales"  # the name "rekd" on PyPI is another project's
@@ -54,3 +56,11 @@ def install_command(extra: str) -> str:
     if not (_FOLDER / "pyproject.toml").is_file():
         return f"pip install '{DISTRIBUTION}[{extra}]'"
     return f"pip install -e '{'.' if Path.cwd() == _FOLDER else _FOLDER}[{extra}]'"
+
+
+def listed(problems: Iterable[str], limit: int = 20) -> str:
+    """The first ``limit`` problems in one message, and how many more there are."""
+    remaining = iter(problems)
+    shown = "; ".join(islice(remaining, limit))
+    more = sum(1 for _ in remaining)
+    return f"{shown}; and {more:,} more" if more else shown

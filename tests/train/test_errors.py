@@ -41,3 +41,10 @@ def test_no_text_names_the_package_of_somebody_else():
     assert found.returncode in (0, 1), found.stderr
     assert found.stdout == ""
     assert f'name = "{DISTRIBUTION}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_a_long_list_of_problems_says_how_many_more():
+    assert errors.listed(f"row {n} is empty" for n in (1, 2)) == "row 1 is empty; row 2 is empty"
+    assert errors.listed(map(str, range(20))).endswith("18; 19")
+    assert errors.listed(map(str, range(1_021))).endswith("18; 19; and 1,001 more")
+    assert errors.listed("abc", limit=2) == "a; b; and 1 more"
