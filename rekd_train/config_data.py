@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rekd_train.config_section import Section
 
@@ -40,6 +41,11 @@ class DataConfig(Section):
     tiles: Literal[2, 3] = Field(2, description="tiles in a row and a column of a mosaic")
     other_tiles: Literal["shuffled", "blank"] = Field("shuffled", description="what the other tiles of a mosaic hold")
     seed: int = Field(2026, description="seed of the splits; the same for every model that is compared")
+
+    @field_validator("path")
+    @classmethod
+    def _home_is_a_folder(cls, path: str) -> str:
+        return os.path.expanduser(path)  # no shell does it in a TOML file or after --set
 
     @property
     def modality(self) -> Literal["text", "image"]:

@@ -161,6 +161,12 @@ def test_data_settings_that_make_no_sense_are_explained(tmp_path, settings, part
     assert part in mistakes_of(write(tmp_path, 'name = "x"'), settings)
 
 
+def test_a_path_may_begin_at_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert run_config("demo_student", ["data.name=table", "data.path=~/a.csv"]).data.path == "/home/ada/a.csv"
+    assert run_config("demo_student", ["data.name=table", "data.path=b~/a.csv"]).data.path == "b~/a.csv"
+
+
 def test_labels_are_different_names_of_own_data(tmp_path):
     path = write(tmp_path, 'name = "x"\n[data]\nname = "table"\npath = "x.csv"\n')
     assert run_config(path, ['data.labels=["b", "a"]']).data.labels == ("b", "a")
