@@ -104,6 +104,36 @@ def test_an_override_of_an_unknown_key_is_named(tmp_path):
     assert "stages.epochs: unknown key" in mistakes_of(write(tmp_path, 'name = "x"'), ["stages.epochs=1"])
 
 
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("selector.layerz=2", "'layers'"),
+        ("stages.rational_epochs=2", "'rationale_epochs'"),
+        ("optimization.learning_rate=1", "'optimisation'"),
+        ("selector.image.heigth=8", "'height'"),
+        ("learning_rate=1", "'optimisation.learning_rate'"),
+        ("optimisation.seed=1", "'seed' or 'data.seed'"),
+    ],
+)
+def test_a_misspelt_or_misplaced_setting_is_answered_with_the_one_that_was_meant(override, meant):
+    key = override.partition("=")[0]
+    place = "optimization" if key.startswith("optimization") else key
+    assert f"{place}: unknown key, did you mean {meant}?" in mistakes_of("digits", [override])
+
+
+def test_an_unknown_setting_lists_the_settings_of_its_section_and_no_other():
+    message = mistakes_of("demo_student", ["temperature.qqq=1"])
+    assert message == "demo_student: temperature.qqq: unknown key (temperature has start, end, refresh)"
+    assert "unknown key (the top level has name, source, seed, data, " in mistakes_of("demo_student", ["qqq=1"])
+    assert "did you mean" not in message
+
+
+def test_a_misspelt_preset_is_answered_with_the_one_that_was_meant():
+    message = mistakes_of("demo_studnet")
+    assert message.startswith("no preset 'demo_studnet', did you mean 'demo_student'?")
+    assert "paper_" not in message and "rekd-train presets" in message and ".toml" in message
+
+
 def test_presets_are_listed_and_every_one_is_valid():
     assert preset_names() == sorted(path.stem for path in PRESETS.glob("*.toml"))
     for name in preset_names():
