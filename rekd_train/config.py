@@ -46,6 +46,13 @@ class RunConfig(Section):
     acceleration: AccelerationConfig = AccelerationConfig()
 
     @model_validator(mode="after")
+    def _an_image_keeps_one_patch_at_least(self) -> RunConfig:
+        """One word cannot hold a negation ("not bad"); one patch can hold what decides."""
+        if self.data.modality == "image" and "minimum" not in self.selection.model_fields_set:
+            object.__setattr__(self, "selection", self.selection.model_copy(update={"minimum": 1}))  # frozen
+        return self
+
+    @model_validator(mode="after")
     def _backbones_read_the_data(self) -> RunConfig:
         for role, backbone in (("selector", self.selector), ("predictor", self.predictor)):
             if (backbone.image is not None) != (self.data.modality == "image"):

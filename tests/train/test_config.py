@@ -155,6 +155,16 @@ def test_a_missing_a_broken_and_a_binary_file_are_named(tmp_path):
     assert "not valid TOML" in mistakes_of(binary)
 
 
+def test_a_text_keeps_three_words_at_least_an_image_one_patch_and_what_is_said_stands(tmp_path):
+    path = write(tmp_path, 'name = "x"')
+    assert run_config(path).selection.minimum == 3
+    assert run_config("demo_student").selection.minimum == run_config("short_texts").selection.minimum == 3
+    assert [run_config(name).selection.minimum for name in ("digits", "fashion_student", "mosaic_3x3")] == [1, 1, 1]
+    for source in (path, "digits"):
+        assert run_config(source, ["selection.minimum=2"]).selection.minimum == 2
+    assert run_config("digits", ["selection.minimum=3"]).selection.minimum == 3
+
+
 def test_configurations_cannot_be_changed_by_accident(tmp_path):
     config = run_config(write(tmp_path, 'name = "x"'))
     with pytest.raises(ValueError, match="frozen"):
