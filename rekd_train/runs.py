@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from rekd_train import checkpoint
 from rekd_train.building import fresh_pair, preprocessor_for, weight_origins
 from rekd_train.checkpoint_examples import checkpoint_examples
-from rekd_train.checks import check_teacher
+from rekd_train.checks import check_teacher, short_texts_notice
 from rekd_train.config import RunConfig
 from rekd_train.data import DataSet, Split, encode, encode_splits, load_data
 from rekd_train.errors import CheckpointError, ConfigError
@@ -71,6 +71,8 @@ def train_run(
     if warm_start is not None:
         start_from(pair, checkpoint.load(warm_start), warm_start, data)
     splits = encode_splits(data, preprocessor, config.data)
+    if observer is not None and (notice := short_texts_notice(config, splits["train"], preprocessor)):
+        observer.note(notice)
     start = {"teacher": teacher, "warm_start": warm_start}
     hashes = {name: checkpoint.checkpoint_hash(path) if path else None for name, path in start.items()}
     store = StateStore(training_directory(output), identity_of(config, splits["train"], splits["dev"], **hashes))

@@ -52,7 +52,7 @@ def config(**changes) -> RunConfig:
     return RunConfig.model_validate(
         {
             "name": "toy", "data": {"max_length": 24}, "selector": sizes, "predictor": sizes,
-            "selection": {"target": TARGET, "budget": 0.3},
+            "selection": {"target": TARGET, "budget": 0.3, "minimum": 1},
             "optimisation": {"learning_rate": 1e-2, "batch_size": 16},
             "stages": {"classifier_epochs": 8, "rationale_epochs": 8, "compact_epochs": 3},
         }
