@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -40,7 +39,7 @@ app = application(
 
 @app.command()
 def short_texts(
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each cell, from 2026.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each cell, from 2026.")] = 2,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change every cell's settings.")
     ] = None,
@@ -56,7 +55,6 @@ def short_texts(
     found = {name: [] for name in CELLS}
     for seed in range(2026, 2026 + seeds):
         for name, changes in CELLS.items():
-            start = time.perf_counter()
             config = run_config("short_texts", [*changes, f"seed={seed}", *(overrides or [])])
             data = load_data(config.data)
             preprocessor = preprocessor_for(config)
@@ -64,7 +62,7 @@ def short_texts(
             pair = fit(config, fresh_pair(config, preprocessor, data.label_names), splits["train"], splits["dev"])
             figures = measure(pair, splits["test"])
             kept = {key: figures[key] for key in ("accuracy", "rate", "examples")}
-            found[name].append({"seed": seed, **kept, "seconds": round(time.perf_counter() - start, 1)})
+            found[name].append({"seed": seed, **kept})
             typer.echo(f"{name}: {found[name][-1]}", err=True)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_json(output, {

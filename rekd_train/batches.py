@@ -30,11 +30,25 @@ class Batch:
     """Examples of the whole batch, over all processes."""
     present: int
     """Examples of this part; 0 if it is empty: then one example stands in, which must not count."""
+    weights: Tensor | None = None
+    """(B,) float32, of the examples in the cross-entropy; None: all 1."""
 
     @property
     def share(self) -> float:
         """This part's examples / the whole batch's."""
         return self.present / self.examples
+
+
+def example_weights(labels: np.ndarray, class_weights: str) -> np.ndarray | None:
+    """(n,) float32 weights of examples in the cross-entropy, 1 on average; None: all 1.
+
+    Args:
+        class_weights: 'none', or 'balanced': n / (classes * examples of the class), as scikit-learn calls it.
+    """
+    if class_weights == "none":
+        return None
+    classes, numbers, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return (len(labels) / (len(classes) * counts[numbers])).astype(np.float32)
 
 
 class FullLength:
@@ -73,12 +87,17 @@ class Batches:
         steps: of the stage.
         seed: of the stage: a ``noise.key``.
         length_buckets: batches of similar length.
+        class_weights: see ``example_weights``.
     """
 
-    def __init__(self, split: Split, size: int, steps: int, seed: int, length_buckets: bool, runtime: Runtime) -> None:
+    def __init__(
+        self, split: Split, size: int, steps: int, seed: int, length_buckets: bool, runtime: Runtime,
+        class_weights: str = "none",
+    ) -> None:  # fmt: skip
         self._split, self._size, self._steps, self._seed = split, size, steps, seed
         self._lengths = split.lengths if length_buckets else np.zeros(len(split), dtype=np.int64)
         self._runtime = runtime
+        self._weights = example_weights(split.labels, class_weights)
         self.per_epoch = -(-len(split) // size)
 
     def starting_at(self, first: int) -> Iterator[Batch]:
@@ -108,4 +127,5 @@ class Batches:
             steps=self._steps,
             examples=len(indices),
             present=len(part),
+            weights=None if self._weights is None else self._runtime.to_device(self._weights[own]),
         )

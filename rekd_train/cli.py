@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rekd_train.cli_library import import_official, presets
-from rekd_train.cli_progress import progress_bars
+from rekd_train.cli_progress import class_warnings, progress_bars
 from rekd_train.command import application, examples, finite, print_json, run
 
 app = application(
@@ -28,7 +28,9 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")]
 Data = Annotated[
     str | None,
-    typer.Option("--data", metavar="PRESET|FILE.toml", help="Take the data of these settings, not the recorded ones."),
+    typer.Option(
+        "--data", metavar="PRESET|FILE", help="Take the data of these settings, or this table, not the recorded ones."
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint at the output.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
@@ -141,12 +143,15 @@ def compact(
     epilog=examples(
         "rekd-train evaluate runs/student",
         "rekd-train evaluate runs/student --split dev --draws 0 --json",
+        "rekd-train evaluate runs/student --data new_reviews.csv",
         "rekd-train evaluate runs/student --teacher runs/teacher --output student.json",
     )
 )
 def evaluate(
     path: Checkpoint,
-    split: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
+    split: Annotated[
+        str | None, typer.Option(help="train, dev or test; default: test, of a new file without splits every row.")
+    ] = None,
     draws: Annotated[int, typer.Option(min=0, help="Sampled rationales of each example; below 2: none.")] = 10,
     teacher: Annotated[
         Path | None, typer.Option("--teacher", metavar="CKPT", help="Checkpoint whose rationales to compare with.")
@@ -165,7 +170,7 @@ def evaluate(
     """Measure a checkpoint on a split of its data: accuracy given the rationale, rate, calibration, every mode."""
     from rekd_train.data import SPLITS
 
-    if split not in SPLITS:
+    if split not in (None, *SPLITS):
         raise typer.BadParameter(f"'{split}' is none of {', '.join(SPLITS)}", param_hint="--split")
     from rekd_train.files import write_json
     from rekd_train.runs import evaluate_run
@@ -184,8 +189,7 @@ def evaluate(
 
     from rekd_train.report import report_rows
 
-    title = f"{path}, {report['examples']} examples of {split}, noise-free unless said otherwise"
-    typer.echo(title)
+    typer.echo(f"{path}, {report['examples']} examples, {report['measured']}; noise-free unless said otherwise")
     table = Table("section", "figure")
     table.add_column("value", justify="right")
     previous = None
@@ -193,6 +197,8 @@ def evaluate(
         table.add_row("" if section == previous else section, figure, value)
         previous = section
     Console().print(table)
+    for line in class_warnings({report["split"]: report["classification"]["never_predicted"]}):
+        typer.echo(line)
 
 
 app.command(
@@ -213,15 +219,20 @@ def _report(metrics: dict, path: Path, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from rekd_train.report import shown
+
     table = Table()
     table.add_column("figure")
     for split in metrics:
         table.add_column(split, justify="right")
+    never = {split: figures["never_predicted"] for split, figures in metrics.items()}
     for key in next(iter(metrics.values())):
-        values = [figures[key] for figures in metrics.values()]
-        table.add_row(key, *(f"{value:.4f}" if isinstance(value, float) else str(value) for value in values))
+        if key != "never_predicted" or any(never.values()):
+            table.add_row(key, *(shown(figures[key]) for figures in metrics.values()))
     typer.echo(f"{path} (noise-free, by the stored policy)")  # not as the table's title, which would be folded
     Console().print(table)
+    for line in class_warnings(never):
+        typer.echo(line)
 
 
 def main() -> None:

@@ -1,10 +1,11 @@
-"""Progress bars of training on stderr."""
+"""What a run shows on stderr while it goes: its data, then progress bars; and what it warns of in the end."""
 
 from __future__ import annotations
 
 import os
 import sys
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
@@ -28,8 +29,27 @@ class _Bars:
     def __init__(self, progress) -> None:
         self._progress = progress
         self._task = None
-
         self._shown = {}
+        self._summary: dict[str, Any] = {}
+
+    def data(self, summary: dict[str, Any]) -> None:
+        if summary == self._summary:  # several runs on the same data, as the demo's
+            return
+        self._summary = summary
+        from rich.markup import escape
+        from rich.table import Table
+
+        from rekd_train.data.summary import summary_notes, summary_rows
+
+        table = Table(box=None, pad_edge=False)
+        table.add_column("data", overflow="fold")
+        for split in summary["splits"]:
+            table.add_column(split, justify="right")
+        for title, *figures in summary_rows(summary):
+            table.add_row(escape(title), *figures)
+        self._progress.console.print(table)
+        for note in summary_notes(summary):
+            self._progress.console.print(note, markup=False, highlight=False)
 
     def stage(self, name: str, steps: int, start: int = 0) -> None:
         self._shown = {}
@@ -48,3 +68,12 @@ class _Bars:
 
     def _text(self) -> str:
         return "  ".join(f"{key} {value:.4f}" for key, value in self._shown.items())
+
+
+def class_warnings(never: dict[str, list[str]]) -> list[str]:
+    """A line for each split on which a class is predicted for no example; ``never``: those classes by split."""
+    return [
+        f"warning: on {split} no example is predicted as {', '.join(names)}; fix: --set data.class_weights=balanced, "
+        "--set stages.best_metric=macro_f1, or more examples"
+        for split, names in never.items() if names
+    ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -46,12 +46,16 @@ class DataConfig(Section):
     )
     tiles: Literal[2, 3] = Field(2, description="tiles in a row and a column of a mosaic")
     other_tiles: Literal["shuffled", "blank"] = Field("shuffled", description="what the other tiles of a mosaic hold")
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="of the cross-entropy: 'balanced': every class counts alike, however few its examples are"
+    )
     seed: int = Field(2026, description="seed of the splits; the same for every model that is compared")
 
     @field_validator("path")
     @classmethod
     def _home_is_a_folder(cls, path: str) -> str:
-        return os.path.expanduser(path)  # no shell does it in a TOML file or after --set
+        # no shell does it in a TOML file or after --set
+        return str(Path.home() / path.removeprefix("~/")) if path.startswith("~/") else path
 
     @property
     def modality(self) -> Literal["text", "image"]:

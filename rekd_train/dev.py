@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from rekd_train import losses
+from rekd_train import losses, metrics
+from rekd_train.batches import example_weights
 from rekd_train.calibration import calibrate_bias
 from rekd_train.config import RunConfig, SelectionConfig
 from rekd_train.data import Split
@@ -97,9 +97,11 @@ class DevEvaluation:
         self._mask: Tensor | None = None
         """Kept between evaluations where the selector is frozen."""
         self._readings: Readings | None = None
+        weights = example_weights(dev.labels, config.data.class_weights)
+        self._weights = None if weights is None else runtime.to_device(weights)
 
     def __call__(self, step: int) -> dict[str, float]:
-        """``accuracy``, ``extraction_loss`` (L_RE), with rationales ``rate`` (mean share of what may be kept)."""
+        """``accuracy``, ``macro_f1``, ``extraction_loss`` (L_RE), with rationales ``rate`` (mean share kept)."""
         if self._with_rationale and not (self._fixed and self._mask is not None):
             self._readings = read_selector(
                 self._pair, self._dev, self._runtime, self._config.acceleration.precision
@@ -108,12 +110,14 @@ class DevEvaluation:
         logits = self._class_logits()
         labels = torch.from_numpy(self._dev.labels).to(logits.device)
         figures = {"accuracy": (logits.argmax(dim=1) == labels).double().mean()}
+        predicted = logits.argmax(dim=1).cpu().numpy()
+        figures["macro_f1"] = metrics.macro_f1(predicted, self._dev.labels, logits.shape[1])
         if self._with_rationale:
             kept, selectable = self._mask.sum(dim=1), self._readings.selectable.sum(dim=1)
             figures["rate"] = (kept / selectable.clamp(min=1)).double().mean()
             figures["extraction_loss"] = self._extraction_loss(logits, labels)
         else:
-            figures["extraction_loss"] = cross_entropy(logits, labels).double()
+            figures["extraction_loss"] = losses.prediction_loss(logits, labels, self._weights).double()
         return {name: self._runtime.agreed(float(value)) for name, value in figures.items()}
 
     def _masks(self, readings: Readings, step: int) -> Tensor:
@@ -165,7 +169,8 @@ class DevEvaluation:
         values = []
         for start in range(0, len(labels), size):
             part = slice(start, start + size)
-            value = losses.prediction_loss(logits[part], labels[part])
+            weights = None if self._weights is None else self._weights[part]
+            value = losses.prediction_loss(logits[part], labels[part], weights)
             if selection.penalty_per == "example":
                 penalty = losses.example_penalty(kept[part], features[part], selection.target, on_counts)
             else:
@@ -184,12 +189,12 @@ class Best:
     """The best state of a stage so far.
 
     Args:
-        criterion: 'accuracy' (highest; of equals the one of least L_RE) or 'extraction_loss' (least, the later of
-            equals; with rationales rounded to three decimals, without them as it is, as in the authors' code).
+        metric: 'accuracy' or 'macro_f1' (highest; of equals the one of least L_RE) or 'extraction_loss' (least, the
+            later of equals; with rationales rounded to three decimals, without them as it is, as in the authors' code).
     """
 
-    def __init__(self, criterion: str) -> None:
-        self._criterion = criterion
+    def __init__(self, metric: str) -> None:
+        self._metric = metric
         self.value: tuple[float, float] | None = None
         """What is compared; higher is better."""
         self.step = 0
@@ -199,10 +204,10 @@ class Best:
     def offer(self, step: int, figures: dict[str, float], weights: dict[str, Tensor]) -> bool:
         """Consider a state; True if it is the best. Its weights are copied to the CPU."""
         extraction = figures["extraction_loss"]
-        if self._criterion == "extraction_loss":
+        if self._metric == "extraction_loss":
             value = (-round(extraction, 3) if "rate" in figures else -extraction, float(step))
         else:
-            value = (figures["accuracy"], -extraction)
+            value = (figures[self._metric], -extraction)
         better = math.isfinite(extraction) and (self.value is None or value > self.value)
         if better:
             self.value, self.step, self.since = value, step, 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,10 +104,15 @@ def run_masks(
     return class_logits
 
 
-def measure(rationalizer: Rationalizer, split: Split) -> dict[str, float]:
-    """Accuracy given the rationale, calibration and realised rate on a split: one pass, no more."""
+def measure(rationalizer: Rationalizer, split: Split) -> dict[str, Any]:
+    """Accuracy given the rationale, calibration and realised rate on a split: one pass, no more.
+
+    ``never_predicted`` lists the classes of the split that are predicted for no example.
+    """
     outputs = run_split(rationalizer, split)
-    return measure_outputs(rationalizer, outputs, split.labels)
+    figures = measure_outputs(rationalizer, outputs, split.labels)
+    predicted = outputs.class_logits.argmax(axis=1)
+    return figures | {"never_predicted": metrics.never_predicted(predicted, split.labels, rationalizer.labels)}
 
 
 def evaluate_with_masks(rationalizer: Rationalizer, split: Split, mask: Tensor, selectable: Tensor) -> dict[str, float]:
@@ -127,6 +133,7 @@ def measure_outputs(rationalizer: Rationalizer, outputs: SplitOutputs, labels: n
     return {
         "examples": len(labels),
         "accuracy": metrics.accuracy(probabilities, labels),
+        "macro_f1": metrics.macro_f1(probabilities.argmax(axis=1), labels, len(rationalizer.labels)),
         "nll": calibration_metrics.negative_log_likelihood(probabilities, labels),
         "ece": calibration_metrics.expected_calibration_error(probabilities, labels),
         **metrics.rate_summary(

@@ -18,7 +18,7 @@ import torch
 from rekd_train import checkpoint
 from rekd_train.building import fresh_pair
 from rekd_train.calibration import calibrate_temperature
-from rekd_train.config import RunConfig
+from rekd_train.config import BackboneConfig, DataConfig, OptimisationConfig, RunConfig
 from rekd_train.data import Split, encode_splits
 from rekd_train.errors import CheckpointError
 from rekd_train.evaluation import run_masks, run_split, to_tensors
@@ -159,6 +159,9 @@ def _kept(output: Path, identity: dict[str, Any]) -> Rationalizer | None:
     theirs = checkpoint.read_description(output).get("training", {}).get("judge")
     if theirs is None:
         raise CheckpointError(f"{output} is a checkpoint, but no judge; fix: give another directory for the judge")
+    # a judge of an older version knows nothing of settings that came later: they had their defaults
+    for name, section in (("predictor", BackboneConfig), ("optimisation", OptimisationConfig), ("data", DataConfig)):
+        theirs[name] = section().model_dump(mode="json") | theirs.get(name, {})
     different = sorted(name for name in identity if identity[name] != theirs.get(name))
     if different:
         raise CheckpointError(

@@ -86,11 +86,11 @@ class _Run:
         self._steps = max(1, round(stage.epochs * len(loop.train) / settings.batch_size))
         self._batches = Batches(
             loop.train, settings.batch_size, self._steps, loop.seed(stage),
-            self._config.acceleration.length_buckets, self._runtime,
+            self._config.acceleration.length_buckets, self._runtime, self._config.data.class_weights,
         )  # fmt: skip
         self._optimiser = optimiser_for(objective, settings, self._config.acceleration.fused_optimiser)
         self._rates = [group["lr"] for group in self._optimiser.param_groups]
-        self._best = Best(self._config.stages.criterion)
+        self._best = Best(self._config.stages.best_metric)
         self._watch = Watch(stage.name, self._config, READ_EVERY)
         self._points = self._evaluation_points() if evaluate else set()
         self._sums: Figures = {}

@@ -23,9 +23,16 @@ def rate_penalty(mask: Tensor, selectable: Tensor, target: float) -> Tensor:
     return (rate - target).square()
 
 
-def prediction_loss(class_logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy, batch mean: (B, C) logits against (B,) int64 labels."""
-    return cross_entropy(class_logits, labels)
+def prediction_loss(class_logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy, batch mean: (B, C) logits against (B,) int64 labels.
+
+    Args:
+        weights: (B,) float, of the examples; None: all 1. The mean is over the examples, not over their weights, so
+            that the losses of a batch's parts add up.
+    """
+    if weights is None:
+        return cross_entropy(class_logits, labels)
+    return (weights * cross_entropy(class_logits, labels, reduction="none")).mean()
 
 
 def batch_penalty(kept: Tensor, features: Tensor, target: float, examples: int | None = None) -> Tensor:

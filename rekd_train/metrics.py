@@ -46,6 +46,11 @@ def macro_f1(predicted: np.ndarray, labels: np.ndarray, classes: int) -> float:
     return float(np.mean([each["f1"] for each in figures if each["support"] or each["predicted"]]))
 
 
+def never_predicted(predicted: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> list[str]:
+    """The classes that occur among the labels and never among the predictions; arguments as ``per_class``."""
+    return [names[number] for number in np.setdiff1d(labels, predicted)]
+
+
 def rate_summary(
     kept: np.ndarray,
     selectable: np.ndarray,

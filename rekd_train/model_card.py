@@ -6,6 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from rekd_train.data.summary import summary_notes, summary_rows
 from rekd_train.policy import SelectionPolicy
 
 _TEMPLATE = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
@@ -31,6 +32,19 @@ at least {{ policy.minimum }}.
 {% else %}
 - not recorded
 {% endfor %}
+{% if data %}
+
+| | {{ data.splits | join(" | ") }} |
+|---|{% for _ in data.splits %}---|{% endfor %}
+
+{% for row in summary_rows(data) %}
+| {{ row | map("replace", "|", "\\\\|") | join(" | ") }} |
+{% endfor %}
+
+{% for note in summary_notes(data) %}
+{{ "  - " if note.startswith(" ") else "- " }}{{ note.strip() }}
+{% endfor %}
+{% endif %}
 
 ## Figures
 {% for key, value in figures %}
@@ -58,7 +72,10 @@ def model_card(description: dict[str, Any], policy: SelectionPolicy, metrics: di
         rule=_rule(policy, features),
         policy=policy,
         origins=training.get("origins", []),
-        figures=list(_flat(metrics)),
+        figures=list(_flat({key: value for key, value in metrics.items() if key != "data"})),
+        data=metrics.get("data"),
+        summary_rows=summary_rows,
+        summary_notes=summary_notes,
     )
 
 
@@ -74,5 +91,7 @@ def _flat(metrics: dict[str, Any], prefix: str = ""):
     for key, value in metrics.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
+        elif key == "never_predicted" and value:
+            yield f"{prefix}{key}", ", ".join(value)
         elif not isinstance(value, list):
             yield f"{prefix}{key}", round(value, 4) if isinstance(value, float) else value

@@ -110,7 +110,7 @@ class RationaleObjective(Objective):
         class_logits = self._class_logits(batch, gate.mask, selectable)
 
         penalty, figures = self._penalty(batch, gate.mask, selectable)
-        extraction = batch.share * losses.prediction_loss(class_logits, batch.labels) + penalty
+        extraction = batch.share * losses.prediction_loss(class_logits, batch.labels, batch.weights) + penalty
         if config.selection.continuity:
             scattered = losses.discontinuity(gate.mask, selectable, self.selector.backbone.columns)
             scattered = batch.share * config.selection.continuity * scattered
@@ -216,7 +216,7 @@ class CompactObjective(Objective):
 
 def _classified(config: RunConfig, batch: Batch, class_logits: Tensor, teacher: Teacher | None) -> Tensor:
     """Cross-entropy, with a teacher alpha of it and 1 - alpha of the prediction term."""
-    value = losses.prediction_loss(class_logits, batch.labels)
+    value = losses.prediction_loss(class_logits, batch.labels, batch.weights)
     settings = config.distillation
     if teacher is None or settings.alpha == 1.0:
         return value

@@ -15,6 +15,9 @@ from rekd_train.files import RESUME, cannot_write, write_bytes
 class Observer(Protocol):
     """Is told how training goes; a progress bar, a log, or nothing."""
 
+    def data(self, summary: dict[str, Any]) -> None:
+        """Training is about to begin on these data: ``rekd_train.data.summarise``."""
+
     def stage(self, name: str, steps: int, start: int = 0) -> None:
         """A stage of so many optimiser steps begins, or goes on after ``start`` of them."""
 
@@ -31,6 +34,9 @@ class Observer(Protocol):
 
 class Silent:
     """An observer that ignores everything."""
+
+    def data(self, summary: dict[str, Any]) -> None:
+        pass
 
     def stage(self, name: str, steps: int, start: int = 0) -> None:
         pass
@@ -50,6 +56,10 @@ class Several:
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = list(observers)
+
+    def data(self, summary: dict[str, Any]) -> None:
+        for observer in self._observers:
+            observer.data(summary)
 
     def stage(self, name: str, steps: int, start: int = 0) -> None:
         for observer in self._observers:
@@ -73,6 +83,9 @@ class _Counting:
 
     def __init__(self) -> None:
         self._name, self._step = "", 0
+
+    def data(self, summary: dict[str, Any]) -> None:
+        pass
 
     def stage(self, name: str, steps: int, start: int = 0) -> None:
         self._name, self._step = name, start

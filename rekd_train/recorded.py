@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from rekd_train import checkpoint
 from rekd_train.config import RunConfig, explain
 from rekd_train.config_files import override, read_document
-from rekd_train.data import DataSet, load_data
+from rekd_train.data import DataSet, Split, encode, is_unsplit, load_data, load_whole
+from rekd_train.data.table_files import SUFFIXES
 from rekd_train.errors import CheckpointError, ConfigError, DataError
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.preprocess import TextPreprocessor
@@ -26,8 +27,8 @@ def recorded_config(path: Path, data: str | Path | None = None, overrides: Seque
 
     Args:
         path: the checkpoint.
-        data: a preset or a TOML file whose section ``data`` takes the place of the recorded one; needed for
-            a checkpoint that records no run, such as an imported one.
+        data: a preset or a TOML file whose section ``data`` takes the place of the recorded one, or a table of texts
+            (columns as recorded); needed for a checkpoint that records no run, such as an imported one.
         overrides: ``key=value`` changes, for example ``data.path=DIR`` or ``selection.target=0.08``.
 
     Raises:
@@ -45,7 +46,7 @@ def recorded_config(path: Path, data: str | Path | None = None, overrides: Seque
         document = {role: description[role] for role in ("selector", "predictor")} | _NAMED_FOR_IT
         document["name"] = description.get("training", {}).get("name", Path(path).name)
     if data is not None:
-        document = document | {"data": dict(read_document(data).get("data", {}))}
+        document = document | {"data": _named_data(data, description, document.get("data", {}))}
         if "max_length" in description["preprocessing"]:
             document["data"]["max_length"] = description["preprocessing"]["max_length"]
             document["data"].pop("lengths", None)
@@ -57,6 +58,49 @@ def recorded_config(path: Path, data: str | Path | None = None, overrides: Seque
     if mistakes:
         raise ConfigError(f"{path}: " + "; ".join(mistakes))
     return config
+
+
+def _named_data(data: str | Path, description: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:
+    if Path(data).suffix.lower() not in SUFFIXES:
+        return dict(read_document(data).get("data", {}))
+    columns = {key: value for key, value in recorded.items() if key.endswith("_column") and key != "split_column"}
+    named = not _unnamed(description["labels"])
+    return {**columns, "name": "table", "path": str(data), "labels": description["labels"] if named else []}
+
+
+def is_new(path: Path, config: RunConfig) -> bool:
+    """Whether a checkpoint was made from other data than those of this configuration, as far as it records them."""
+    recorded = checkpoint.read_description(path).get("training", {}).get("config") or {}
+    theirs, ours = recorded.get("data", {}), config.data
+    return theirs.get("name") != ours.name or Path(theirs["path"]).resolve() != Path(ours.path).resolve()
+
+
+def splits_to_measure(
+    pair: Rationalizer, config: RunConfig, split: str | None, new: bool
+) -> tuple[dict[str, Split], str, str, str]:
+    """What to measure a pair on.
+
+    Args:
+        split: None: 'test'; of new data that say nothing of splits everything, which is called 'all'.
+        new: whether the pair may have seen nothing of the data.
+
+    Returns:
+        The encoded splits (the wanted one and 'dev'; 'all' alone), which of them is wanted, where the data come from,
+        and in words what is measured.
+    """
+    data = config.data
+    unsplit = is_unsplit(data)
+    shown = Path(data.path).name if data.path else f"data '{data.name}'"
+    if split is None and new and unsplit:
+        examples = load_whole(data, data.labels or pair.labels)
+        kind = "row" if data.modality == "text" else "image"
+        return {"all": encode(examples, pair.preprocessor)}, "all", f"{shown}, every {kind}", f"every {kind} of {shown}"
+    split = split or "test"
+    found = data_for(pair, config)
+    share = {"train": 1 - data.dev_share - data.test_share, "dev": data.dev_share, "test": data.test_share}[split]
+    words = f"the {split} split of {shown}" + (f" ({share:.0%} of it, chosen by data.seed)" if unsplit else "")
+    splits = {name: encode(found.splits[name], pair.preprocessor) for name in {split, "dev"}}
+    return splits, split, found.origin, words
 
 
 def data_for(pair: Rationalizer, config: RunConfig) -> DataSet:
@@ -73,12 +117,15 @@ def data_for(pair: Rationalizer, config: RunConfig) -> DataSet:
 
 def check_classes(labels: Sequence[str], data: DataSet) -> None:
     """Raise DataError unless a model's classes are those of the data; see ``data_for``."""
-    unnamed = list(labels) == [str(number) for number in range(len(labels))]
-    if list(labels) != list(data.label_names) and not (unnamed and len(labels) == len(data.label_names)):
+    if list(labels) != list(data.label_names) and not (_unnamed(labels) and len(labels) == len(data.label_names)):
         raise DataError(
             f"the data have {len(data.label_names)} classes ({_some(data.label_names)}), the model has {len(labels)} "
             f"({_some(labels)}); fix: the data it was trained for, classes in the same order (own data: data.labels)"
         )
+
+
+def _unnamed(labels: Sequence[str]) -> bool:
+    return list(labels) == [str(number) for number in range(len(labels))]
 
 
 def start_from(pair: Rationalizer, start: Rationalizer, path: Path, data: DataSet) -> None:

@@ -38,7 +38,7 @@ def evaluate(
     """Measure a pair on a split.
 
     Args:
-        splits: at least ``split`` and 'dev', on which the abstain threshold is chosen.
+        splits: at least ``split``; without 'dev', on which it is chosen, the abstain threshold is left out.
         draws: sampled rationales of each example; below 2 the sampled mode is left out.
         teacher: compared with, mask by mask and label by label.
         risk: share of wrong answers that the abstain threshold allows.
@@ -108,6 +108,7 @@ def _classification(logits: np.ndarray, labels: np.ndarray, names: list[str]) ->
     return {
         "accuracy": metrics.accuracy(logits, labels),
         "macro_f1": metrics.macro_f1(predicted, labels, len(names)),
+        "never_predicted": metrics.never_predicted(predicted, labels, names),
         "per_class": metrics.per_class(predicted, labels, names),
     }
 
@@ -120,21 +121,24 @@ def _calibration(
     probabilities = rationalizer.probabilities(torch.from_numpy(logits)).numpy()
     plain = torch.softmax(torch.from_numpy(logits), dim=1).numpy()
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    dev_logits = logits if split == "dev" else run_split(rationalizer, splits["dev"]).class_logits
-    dev = rationalizer.probabilities(torch.from_numpy(dev_logits)).numpy()
-    threshold = calibration_metrics.abstain_threshold(dev.max(axis=1), dev.argmax(axis=1) == splits["dev"].labels, risk)
-    answered = confidence >= (np.inf if threshold is None else threshold)
-    return {
-        "temperature": rationalizer.probability_temperature,
-        **_scores(probabilities, labels),
-        "uncalibrated": _scores(plain, labels),
-        "abstain": {
-            "aurc": calibration_metrics.area_under_risk_coverage(confidence, correct),
+    abstain = {"aurc": calibration_metrics.area_under_risk_coverage(confidence, correct)}
+    if "dev" in splits:
+        dev_logits = logits if split == "dev" else run_split(rationalizer, splits["dev"]).class_logits
+        dev = rationalizer.probabilities(torch.from_numpy(dev_logits)).numpy()
+        right = dev.argmax(axis=1) == splits["dev"].labels
+        threshold = calibration_metrics.abstain_threshold(dev.max(axis=1), right, risk)
+        answered = confidence >= (np.inf if threshold is None else threshold)
+        abstain |= {
             "risk_wanted": risk,
             "threshold": threshold,
             "coverage": float(answered.mean()),
             "risk": float(1 - correct[answered].mean()) if answered.any() else 0.0,
-        },
+        }
+    return {
+        "temperature": rationalizer.probability_temperature,
+        **_scores(probabilities, labels),
+        "uncalibrated": _scores(plain, labels),
+        "abstain": abstain,
     }
 
 
@@ -214,7 +218,7 @@ def _selector_calibration(scores: Tensor, selectable: Tensor, stored: Tensor, ar
 
 
 def report_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """The report as lines of a table: section, figure, value. Lists are left to the JSON, but for the curve."""
+    """The report as lines of a table: section, figure, value."""
     rows = []
     for section, content in report.items():
         if not isinstance(content, dict) or section == "policy":
@@ -230,8 +234,10 @@ def report_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def shown(value: Any) -> str:
     """A figure as a table shows it."""
-    if value is None:
+    if value is None or value == []:
         return "none"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 

@@ -13,13 +13,13 @@ from rekd_train.building import fresh_pair, preprocessor_for, weight_origins
 from rekd_train.checkpoint_examples import checkpoint_examples
 from rekd_train.checks import check_teacher, short_texts_notice
 from rekd_train.config import RunConfig
-from rekd_train.data import DataSet, Split, encode, encode_splits, load_data
+from rekd_train.data import DataSet, Split, encode_splits, load_data, summarise
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.evaluation import measure
 from rekd_train.files import AGAIN, RESUME, cannot_write
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.observers import JsonLines, Observer, Several, Silent, TensorBoard, readings
-from rekd_train.recorded import data_for, recorded_config, start_from
+from rekd_train.recorded import data_for, is_new, recorded_config, splits_to_measure, start_from
 from rekd_train.report import evaluate
 from rekd_train.runtime import Runtime, chosen_device
 from rekd_train.state import StateStore, check_start, identity_of, training_directory
@@ -71,11 +71,14 @@ def train_run(
     if warm_start is not None:
         start_from(pair, checkpoint.load(warm_start), warm_start, data)
     splits = encode_splits(data, preprocessor, config.data)
-    if observer is not None and (notice := short_texts_notice(config, splits["train"], preprocessor)):
-        observer.note(notice)
     start = {"teacher": teacher, "warm_start": warm_start}
     hashes = {name: checkpoint.checkpoint_hash(path) if path else None for name, path in start.items()}
     store = StateStore(training_directory(output), identity_of(config, splits["train"], splits["dev"], **hashes))
+    summary = summarise(data, splits)
+    if observer is not None and runtime.is_main:
+        observer.data(summary)
+        if notice := short_texts_notice(config, splits["train"], preprocessor):
+            observer.note(notice)
     runtime.wait()  # until every process has looked at what lies at the output: the main one writes from here on
     fit(
         config, pair, splits["train"], splits["dev"], teacher=teacher_pair, warm=warm_start is not None,
@@ -85,7 +88,7 @@ def train_run(
     if not runtime.is_main:
         return {}
     metrics = {name: measure(pair, splits[name]) for name in ("dev", "test")}
-    _save(pair, output, config, data, {**metrics, "training": readings(store.log)}, fix=RESUME)
+    _save(pair, output, config, data, {**metrics, "data": summary, "training": readings(store.log)}, fix=RESUME)
     store.discard()
     return metrics
 
@@ -108,7 +111,7 @@ def _logs(
 
 def evaluate_run(
     path: Path,
-    split: str = "test",
+    split: str | None = None,
     *,
     draws: int = 10,
     teacher: Path | None = None,
@@ -120,6 +123,7 @@ def evaluate_run(
     """The full report of a checkpoint on a split of its data, or of others; see ``rekd_train.report``.
 
     Args:
+        split: None: 'test', or of a new file without splits every row ('all').
         data: a preset or file whose data take the place of the recorded ones (``rekd_train.recorded``).
         overrides: ``key=value`` changes of the configuration.
     """
@@ -128,10 +132,10 @@ def evaluate_run(
     for model in (pair, teacher_pair):
         if model is not None:
             model.to(chosen_device(device))
-    measured = data_for(pair, config)
-    splits = {name: encode(measured.splits[name], pair.preprocessor) for name in {split, "dev"}}
+    new = data is not None and is_new(path, config)
+    splits, split, origin, measured = splits_to_measure(pair, config, split, new)
     report = evaluate(pair, splits, split=split, draws=draws, teacher=teacher_pair, risk=risk)
-    return {"checkpoint": str(path), "data": measured.origin, **report}
+    return {"checkpoint": str(path), "data": origin, "measured": measured, **report}
 
 
 def calibrate_run(
@@ -208,7 +212,7 @@ def _finish(
         return {}
     metrics = {name: measure(pair, splits[name]) for name in ("dev", "test")}
     origins = checkpoint.read_description(source).get("training", {}).get("origins", ())
-    _save(pair, output, config, data, metrics, origins)
+    _save(pair, output, config, data, {**metrics, "data": summarise(data, splits)}, origins)
     return metrics
 
 

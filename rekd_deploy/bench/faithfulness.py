@@ -199,6 +199,9 @@ class _Steps:
         self._progress = progress
         self._name, self._done, self._total = "", 0, 0
 
+    def data(self, summary: dict[str, Any]) -> None:
+        pass
+
     def stage(self, name: str, steps: int, start: int = 0) -> None:
         self._name, self._done, self._total = f"training the {name}", start, steps
         self._progress(self._name, start, steps)

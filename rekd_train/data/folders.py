@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rekd_train.config import DataConfig
@@ -37,12 +38,7 @@ def image_folder(config: DataConfig) -> DataSet:
     files = {split: [files[split][row] for row in rows] for split, rows in found.kept.items()}
     labels = {split: [labels[split][row] for row in rows] for split, rows in found.kept.items()}
     names = class_names(labels, config.labels)
-    strangers = [
-        problem for split, paths in files.items()
-        for problem in unknown_labels(labels[split], names, lambda row, paths=paths: str(paths[row].relative_to(root)))
-    ]  # fmt: skip
-    if strangers:
-        raise DataError(f"{config.path}: {listed(strangers)}; {label_fix(names)}")
+    _check_labels(config, files, labels, names)
     splits = {split: LabelledImages(paths, class_numbers(labels[split], names)) for split, paths in files.items()}
     return DataSet(
         splits=completed(splits, config.dev_share, config.test_share, config.seed),
@@ -53,9 +49,44 @@ def image_folder(config: DataConfig) -> DataSet:
     )
 
 
-def _files(root: Path) -> dict[str, list[Path]]:
+def every_image(config: DataConfig, names: Sequence[str]) -> LabelledImages:
+    """All images of ``data.path``, a folder for each class, duplicates and all: to measure a model on.
+
+    Args:
+        names: the model's classes, in the order of the logits.
+
+    Raises:
+        DataError: as ``image_folder``; classes that are none of the model's.
+    """
+    paths = _images_by_class(Path(config.path))
+    labels = [path.parent.name for path in paths]
+    _check_labels(config, {"test": paths}, {"test": labels}, names)
+    return LabelledImages(paths, class_numbers(labels, names))
+
+
+def without_splits(root: Path) -> bool:
+    """Whether a folder of images says nothing of splits."""
+    return "train" not in _split_folders(root)
+
+
+def _check_labels(
+    config: DataConfig, files: dict[str, list[Path]], labels: dict[str, list[str]], names: Sequence[str]
+) -> None:
+    problems = []
+    for split, paths in files.items():
+        shown = [str(path.relative_to(config.path)) for path in paths]
+        problems += unknown_labels(labels[split], names, shown.__getitem__)
+    if problems:
+        raise DataError(f"{config.path}: {listed(problems)}; {label_fix(names)}")
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
     folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    parts = {SPLIT_NAMES[folder.name]: folder for folder in folders if folder.name in SPLIT_NAMES}
+    return {SPLIT_NAMES[folder.name]: folder for folder in folders if folder.name in SPLIT_NAMES}
+
+
+def _files(root: Path) -> dict[str, list[Path]]:
+    parts = _split_folders(root)
     found = {split: _images_by_class(folder) for split, folder in parts.items()} if "train" in parts else {}
     return found or {"train": _images_by_class(root)}
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from rekd_train.config import DataConfig
 from rekd_train.data.checks import check_data
 from rekd_train.data.cifar import cifar
 from rekd_train.data.digits import digits
-from rekd_train.data.examples import DataSet
+from rekd_train.data.examples import DataSet, Examples
 from rekd_train.data.fashion import fashion_mnist
-from rekd_train.data.folders import image_folder
+from rekd_train.data.folders import every_image, image_folder, without_splits
 from rekd_train.data.imdb import aclimdb, imdb, rotten_tomatoes
 from rekd_train.data.mosaic import mosaic
-from rekd_train.data.tables import table
+from rekd_train.data.tables import every_row, table
 
 SOURCES: dict[str, Callable[[DataConfig], DataSet]] = {
     "imdb": imdb,
@@ -44,3 +45,23 @@ def load_data(config: DataConfig) -> DataSet:
     )
     check_data(data, config.name)
     return data
+
+
+def is_unsplit(config: DataConfig) -> bool:
+    """Whether the data are one file of the user's, or one folder of images, that says nothing of splits."""
+    path = Path(config.path)
+    if config.name == "table":
+        return path.is_file() and not config.split_column
+    return config.name == "image_folder" and path.is_dir() and without_splits(path)
+
+
+def load_whole(config: DataConfig, names: Sequence[str]) -> Examples:
+    """Every example of such data, duplicates and all: to measure a model on.
+
+    Args:
+        names: the model's classes, in the order of the logits.
+
+    Raises:
+        DataError: as ``load_data``; labels that are none of the classes.
+    """
+    return every_row(config, names) if config.name == "table" else every_image(config, names)

@@ -9,7 +9,7 @@ import pytest
 from conftest import fashion_folder, idx
 
 from rekd_train.config import DataConfig
-from rekd_train.data import LabelledImages, load_data
+from rekd_train.data import LabelledImages, is_unsplit, load_data, load_whole
 from rekd_train.data.fashion import DEBIAN_FOLDER
 from rekd_train.data.mosaic import make_mosaics
 from rekd_train.errors import DataError
@@ -210,6 +210,19 @@ def test_folders_for_splits(tmp_path):
     data = load_data(DataConfig(name="image_folder", path=str(tmp_path)))
     assert {name: len(part) for name, part in data.splits.items()} == {"train": 20, "dev": 4, "test": 4}
     assert not any("leak" in str(path) for path in data.splits["train"].images), "kept where it measures"
+
+
+def test_images_of_a_folder_without_splits_can_be_taken_whole(tmp_path):
+    for number in range(6):
+        picture(tmp_path / ("cats" if number % 2 else "dogs") / f"{number}.png", number)
+    picture(tmp_path / "cats" / "again.png", 1)
+    config = DataConfig(name="image_folder", path=str(tmp_path))
+    whole = load_whole(config, ("dogs", "birds", "cats"))
+    assert is_unsplit(config) and sorted(whole.labels.tolist()) == [0, 0, 0, 2, 2, 2, 2]
+    with pytest.raises(DataError, match="cats/1.png: the label 'cats' is none of the 1 classes; cats/3.png"):
+        load_whole(config, ("dogs",))
+    picture(tmp_path / "b" / "train" / "cats" / "1.png", 1)
+    assert not is_unsplit(DataConfig(name="image_folder", path=str(tmp_path / "b")))
 
 
 def test_image_folders_that_make_no_sense_are_named(tmp_path):

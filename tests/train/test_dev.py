@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from toys import toy_config, toy_images, toy_texts
@@ -15,8 +16,8 @@ from rekd_train.training import calibrate_policy
 CPU = Runtime("cpu")
 
 
-def offered(criterion: str, *values: tuple[float, float], rate: float | None = 0.1) -> list[bool]:
-    best, rated = Best(criterion), {} if rate is None else {"rate": rate}
+def offered(metric: str, *values: tuple[float, float], rate: float | None = 0.1) -> list[bool]:
+    best, rated = Best(metric), {} if rate is None else {"rate": rate}
     return [best.offer(i, {"accuracy": a, "extraction_loss": e, **rated}, {}) for i, (a, e) in enumerate(values)]
 
 
@@ -24,6 +25,17 @@ def test_accuracy_decides_and_the_loss_between_equals():
     assert offered("accuracy", (0.5, 1.0), (0.6, 2.0), (0.6, 2.0), (0.6, 1.9), (0.5, 0.1)) == [
         True, True, False, True, False,
     ]  # fmt: skip
+
+
+def test_macro_f1_decides_where_it_is_asked_for():
+    best = Best("macro_f1")
+    figures = [{"accuracy": a, "macro_f1": f, "extraction_loss": 1.0} for a, f in ((0.9, 0.5), (0.8, 0.6), (0.95, 0.6))]
+    assert [best.offer(step, each, {}) for step, each in enumerate(figures)] == [True, True, False]
+
+
+def test_the_setting_has_an_older_name():
+    assert toy_config(stages={"criterion": "extraction_loss"}).stages.best_metric == "extraction_loss"
+    assert toy_config(stages={"best_metric": "macro_f1"}).model_dump()["stages"]["best_metric"] == "macro_f1"
 
 
 def test_the_paper_s_criterion_rounds_and_lets_the_later_of_equals_win():
@@ -51,7 +63,7 @@ def test_what_is_served_is_what_is_measured(make):
     figures = DevEvaluation(config, pair, pair.predictor, dev, CPU, with_rationale=True)(10)
     calibrate_policy(config, pair, dev)
     measured = measure(pair, dev)
-    for name in ("accuracy", "rate"):
+    for name in ("accuracy", "macro_f1", "rate"):
         assert figures[name] == pytest.approx(measured[name])
     assert figures["rate"] == pytest.approx(0.15, abs=0.02)
 
@@ -94,6 +106,18 @@ def test_the_extraction_loss_counts_all_positions_as_training_does():
     logits = torch.from_numpy(run_masks(pair, dev, {"own": mask})["own"])
     loss = float(losses.prediction_loss(logits, torch.from_numpy(dev.labels)))
     assert figures["extraction_loss"] == pytest.approx(loss + (rate - config.selection.target) ** 2, rel=1e-5)
+
+
+def test_class_weights_count_in_the_extraction_loss_as_in_training():
+    pair, _, dev = toy_texts()
+    dev.labels = (np.arange(64) % 8 == 0).astype(np.int64)
+    config = toy_config(data={"class_weights": "balanced"}, optimisation={"batch_size": 64})
+    figures = DevEvaluation(config, pair, pair.predictor, dev, CPU, with_rationale=False)(10)
+    selectable = run_selector(pair, dev).selectable
+    logits = torch.from_numpy(run_masks(pair, dev, {"all": selectable})["all"]).log_softmax(dim=1)
+    each = -logits[torch.arange(64), torch.from_numpy(dev.labels)].numpy()
+    means = [each[dev.labels == label].mean() for label in (0, 1)]
+    assert figures["extraction_loss"] == pytest.approx(np.mean(means), rel=1e-5), "both classes count alike"
 
 
 def test_sampled_masks_differ_between_evaluations_and_follow_the_scores():

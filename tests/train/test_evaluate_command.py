@@ -61,9 +61,54 @@ def test_the_table_names_every_section(trained, capsys, monkeypatch) -> None:
     monkeypatch.setattr(Console, "width", 100)
     code, out, _ = invoke(capsys, str(trained), "--split", "dev", "--draws", "0")
     assert code == 0
+    assert "never_predicted" in out
     for word in ("classification", "macro_f1", "calibration", "abstain.threshold", "human_rationales", "iou_f1_macro"):
         assert word in out
-    assert "12 examples of dev" in " ".join(out.split()) and "sampled" not in out
+    assert "12 examples, the dev split of texts.jsonl (20% of it, chosen by data.seed)" in " ".join(out.split())
+    assert "sampled" not in out
+
+
+def rows(path: Path, count: int, words: str) -> Path:
+    lines = [f"{words} {WORDS[i % 40]} {i},{('negative', 'positive')[i % 2]}" for i in range(count)]
+    path.write_text("text,label\n" + "\n".join(lines) + "\n" + lines[0] + "\n")
+    return path
+
+
+@pytest.mark.parametrize("named", ["settings", "table"])
+def test_a_new_file_is_measured_whole_and_the_output_says_so(trained, tmp_path, capsys, monkeypatch, named) -> None:
+    monkeypatch.setattr(Console, "width", 100)
+    data = rows(tmp_path / "new.csv", 30, "the film was")
+    if named == "settings":
+        data = tmp_path / "new.toml"
+        data.write_text(f'name = "new"\n[data]\nname = "table"\npath = "{tmp_path}/new.csv"\n')
+    code, out, _ = invoke(capsys, str(trained), "--data", str(data), "--draws", "0", "--set", "data.rationale_column=")
+    assert code == 0 and "31 examples, every row of new.csv; noise-free" in " ".join(out.split())
+    assert "aurc" in out and "threshold" not in out, "there is no dev split to choose it on"
+    arguments = str(trained), "--data", str(data), "--draws", "0", "--set", "data.rationale_column=", "--json"
+    report = json.loads(invoke(capsys, *arguments)[1])
+    assert (report["split"], report["examples"], report["measured"]) == ("all", 31, "every row of new.csv")
+    report = json.loads(invoke(capsys, *arguments, "--split", "test")[1])
+    assert (report["split"], report["examples"]) == ("test", 2), "a split that is asked for; the duplicate is dropped"
+    assert report["measured"] == "the test split of new.csv (10% of it, chosen by data.seed)"
+
+
+def test_the_file_it_was_trained_on_is_not_measured_whole(trained, tmp_path, capsys) -> None:
+    data = json.loads((trained / "config.json").read_text())["training"]["config"]["data"]["path"]
+    arguments = str(trained), "--data", data, "--set", "data.test_share=0.3", "--draws", "0", "--json"
+    report = json.loads(invoke(capsys, *arguments)[1])
+    assert (report["split"], report["examples"]) == ("test", 18)
+    assert report["measured"] == "the test split of texts.jsonl (30% of it, chosen by data.seed)"
+
+
+def test_a_new_file_with_splits_of_its_own_keeps_them(trained, tmp_path, capsys) -> None:
+    folder = tmp_path / "new"
+    folder.mkdir()
+    rows(folder / "train.csv", 20, "good film")
+    rows(folder / "test.csv", 30, "the film was")
+    settings = tmp_path / "new.toml"
+    settings.write_text(f'name = "new"\n[data]\nname = "table"\npath = "{folder}"\n')
+    report = json.loads(invoke(capsys, str(trained), "--data", str(settings), "--draws", "0", "--json")[1])
+    assert (report["split"], report["examples"], report["measured"]) == ("test", 30, "the test split of new")
 
 
 def test_what_cannot_be_is_one_line(trained, checkpoint, capsys) -> None:

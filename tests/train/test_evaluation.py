@@ -16,6 +16,7 @@ from rekd_train.data import ImageSplit, LabelledTexts, tokenize
 from rekd_train.decisions import decide, drawn, fill, first_like, random_like
 from rekd_train.errors import ConfigError
 from rekd_train.evaluation import evaluate_with_masks, measure, run_masks, run_selector, run_split
+from rekd_train.metrics import never_predicted
 from rekd_train.policy import PAPER_POLICY, SelectionPolicy, mask_by_specification
 from rekd_train.report import CURVE_RATES, REPORT_FORMAT, evaluate, report_rows
 from rekd_train.vocabulary import vocabulary_of
@@ -135,7 +136,9 @@ def test_the_stored_mask_is_the_one_that_is_served(pair, split) -> None:
     assert np.array_equal(stored.sum(dim=1).numpy(), outputs.kept)
     assert np.allclose(run_masks(pair, split, {"stored": stored})["stored"], outputs.class_logits, atol=1e-5)
     figures = evaluate_with_masks(pair, split, stored, selector.selectable)
-    assert figures == pytest.approx(measure(pair, split), abs=1e-5)
+    measured = measure(pair, split)
+    assert measured.pop("never_predicted") == never_predicted(outputs.class_logits.argmax(1), split.labels, pair.labels)
+    assert figures == pytest.approx(measured, abs=1e-5)
 
 
 def test_a_rule_that_may_keep_padding_is_measured_on_full_length_inputs() -> None:
@@ -165,6 +168,8 @@ def test_the_stored_mode_is_what_measure_says(pair, split, report) -> None:
     quick = measure(pair, split)
     assert report["classification"]["accuracy"] == report["modes"]["stored"]["accuracy"] == quick["accuracy"]
     assert report["rate"]["rate"] == quick["rate"]
+    assert report["classification"]["macro_f1"] == quick["macro_f1"]
+    assert report["classification"]["never_predicted"] == quick["never_predicted"]
     assert report["calibration"]["nll"] == pytest.approx(quick["nll"], abs=1e-5)
 
 

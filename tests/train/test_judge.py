@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -81,6 +82,19 @@ def test_it_is_trained_once_and_kept(trained) -> None:
     same = [torch.equal(a, b) for a, b in zip(own.predictor.parameters(), kept.predictor.parameters(), strict=True)
             if a.std() > 0]  # fmt: skip
     assert not any(same)
+
+
+def test_a_judge_from_before_a_setting_is_still_taken(trained) -> None:
+    pytest.importorskip("pandas")
+    path, folder = trained
+    judge_run(path, folder / "old", epochs=0.5, device="cpu")
+    file = folder / "old" / "config.json"
+    description = json.loads(file.read_text())
+    del description["training"]["judge"]["data"]["class_weights"]
+    file.write_text(json.dumps(description))
+    judge_run(path, folder / "old", device="cpu")
+    with pytest.raises(CheckpointError, match="data differ"):
+        judge_run(path, folder / "old", overrides=["data.class_weights=balanced"], device="cpu")
 
 
 def test_the_judge_of_another_model_is_refused(trained) -> None:

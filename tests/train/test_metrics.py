@@ -23,7 +23,7 @@ from rekd_train.mask_metrics import (
     selection_divergence,
     truth_summary,
 )
-from rekd_train.metrics import accuracy, area_under_curve, macro_f1, per_class, rate_summary
+from rekd_train.metrics import accuracy, area_under_curve, macro_f1, never_predicted, per_class, rate_summary
 from rekd_train.significance import mean_and_std, paired_bootstrap
 
 generator = np.random.default_rng(3)
@@ -232,3 +232,9 @@ def test_bootstrap_agrees_with_drawing_items_one_by_one() -> None:
 def test_mean_and_std() -> None:
     assert mean_and_std([1.0, 2.0, 3.0]) == (2.0, 1.0)
     assert mean_and_std([4.0]) == (4.0, 0.0)
+
+
+def test_classes_that_are_never_predicted_are_named() -> None:
+    names = ["a", "b", "c", "d"]
+    assert never_predicted(np.array([0, 0, 3]), np.array([0, 1, 2]), names) == ["b", "c"], "d does not occur"
+    assert never_predicted(np.array([1, 0]), np.array([0, 1]), names) == []

@@ -6,19 +6,21 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_rationalizer
 from toys import toy_config, toy_images, toy_texts
 
 from rekd_train import losses
-from rekd_train.batches import Batch
+from rekd_train.batches import Batch, example_weights
 from rekd_train.models.gates import relaxed_log_choice
 from rekd_train.noise import gumbel
 from rekd_train.objectives import ClassifierObjective, CompactObjective, RationaleObjective
 from rekd_train.runtime import Runtime
 from rekd_train.schedules import refreshed_step
 from rekd_train.teacher import LiveTeacher, all_batches
+from rekd_train.training import fit
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_text())
 CPU = Runtime("cpu")
@@ -393,3 +395,35 @@ def test_gathered_and_masked_compaction_agree(texts):
     finally:
         pair.predictor.operator = "zero"
     assert max(found.values()) - min(found.values()) < 1e-5
+
+
+def test_balanced_classes_count_alike_whoever_computes_which_part():
+    labels = np.array([0, 0, 0, 0, 0, 2])
+    weights = example_weights(labels, "balanced")
+    assert weights.tolist() == pytest.approx([0.6] * 5 + [3.0]), "n / (classes that occur * examples of the class)"
+    assert example_weights(labels, "none") is None
+    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    each = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels), reduction="none")
+    whole = losses.prediction_loss(logits, torch.from_numpy(labels), torch.from_numpy(weights))
+    assert float(whole) == pytest.approx(float(each[:5].mean() + each[5]) / 2)
+    parts = [
+        losses.prediction_loss(logits[part], torch.from_numpy(labels[part]), torch.from_numpy(weights[part]))
+        for part in (slice(0, 4), slice(4, 6))
+    ]
+    assert float(whole) == pytest.approx(float(parts[0] * 4 / 6 + parts[1] * 2 / 6))
+
+
+def test_class_weights_reach_the_cross_entropy_of_every_stage(monkeypatch):
+    pair, train, dev = toy_texts(examples=64)
+    train.labels = dev.labels = (np.arange(64) % 4 == 0).astype(np.int64)
+    seen, plain = [], losses.prediction_loss
+
+    def watched(class_logits, labels, weights=None):
+        expected = torch.where(labels == 1, 2.0, 2 / 3)  # 64 / (2 * 16), 64 / (2 * 48)
+        seen.append(weights is not None and torch.allclose(weights, expected))
+        return plain(class_logits, labels, weights)
+
+    monkeypatch.setattr(losses, "prediction_loss", watched)
+    stages = {"classifier_epochs": 0.5, "rationale_epochs": 0.5, "compact_epochs": 0.5}
+    fit(toy_config(data={"class_weights": "balanced"}, stages=stages), pair, train, dev)
+    assert len(seen) >= 4 and all(seen), "classifier, the selector's own, rationale, compact"

@@ -70,7 +70,7 @@ def test_what_all_rows_share(name):
     assert (temperature.start, temperature.end, temperature.refresh) == (5.0, 0.1, 100)
     assert (distillation.alpha, distillation.rationale_weight, distillation.noise) == (0.5, 0.5, "independent")
     assert distillation.rationale_temperature is None and distillation.teacher_mask == "student"
-    assert (config.stages.evaluation, config.stages.criterion) == ("sampled", "extraction_loss")
+    assert (config.stages.evaluation, config.stages.best_metric) == ("sampled", "extraction_loss")
     assert config.data.dev_share == 0.2 and config.seed == 2026 and config.acceleration.precision == "fp32"
     text = config.data.modality == "text"
     assert optimisation.weight_decay == (0.0 if text else 1e-3)

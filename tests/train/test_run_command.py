@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_tokenizer_json
@@ -18,14 +20,15 @@ from rekd_train.preprocess import TextPreprocessor, TextSettings
 
 SIZES = "layers = 1\nwidth = 16\nheads = 2\nfeedforward = 32\nhead_width = 16\nvocabulary = {}\n"
 
+PARTS = {"train": slice(0, 120), "dev": slice(120, 160), "test": slice(160, 200)}
+
 
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
     """Runs ``rekd-train run`` on a toy task: (exit code, stderr without the bars)."""
     preprocessor = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=24))
     texts = ToyTexts.words(200, seed=1)
-    parts = {"train": slice(0, 120), "dev": slice(120, 160), "test": slice(160, 200)}
-    splits = {name: LabelledTexts(texts[0][part], texts[1][part]) for name, part in parts.items()}
+    splits = {name: LabelledTexts(texts[0][part], texts[1][part]) for name, part in PARTS.items()}
     data = DataSet(splits=splits, label_names=("negative", "positive"), origin="made up")
     monkeypatch.setattr(runs, "load_data", lambda config: data)
     monkeypatch.setattr(runs, "preprocessor_for", lambda config: preprocessor)
@@ -147,6 +150,28 @@ def test_there_must_be_something_to_resume(command, tmp_path):
     assert code == 1 and "\n" not in error
     assert f"nothing to resume: {tmp_path / 'out.training' / 'state.pt'} does not exist; fix: " in error
     assert list(tmp_path.iterdir()) == [tmp_path / "toy.toml"]
+
+
+def test_a_rare_class_is_seen_before_and_after(command, tmp_path, monkeypatch, capsys):
+    """In the summary before training, in what is kept, and as a warning where no example is predicted as it."""
+    texts, labels = ToyTexts.words(200, seed=1)
+    rare = LabelledTexts(texts[:2], np.array([2, 2]))
+    splits = {name: LabelledTexts(texts[part], labels[part]) for name, part in PARTS.items()}
+    splits = {
+        name: LabelledTexts(part.texts + rare.texts, np.concatenate([part.labels, rare.labels]))
+        for name, part in splits.items()
+    }
+    data = DataSet(splits, ("negative", "positive", "mixed"), "made up", duplicates=3)
+    monkeypatch.setattr(runs, "load_data", lambda config: data)
+    with pytest.raises(SystemExit):
+        run(app, ["run", str(tmp_path / "toy.toml"), "-o", str(tmp_path / "out"), "--device", "cpu"])
+    out, err = capsys.readouterr()
+    assert "class mixed" in err and "2 (1.6%)" in err and "duplicates dropped: 3" in err
+    assert re.search("warning: on test no example is predicted as .*mixed; fix: --set data.class_weights=balanced", out)
+    kept = checkpoint.read_metrics(tmp_path / "out")
+    assert kept["data"]["splits"]["train"]["classes"] == {"negative": 60, "positive": 60, "mixed": 2}
+    assert kept["test"]["never_predicted"][-1] == "mixed" and 0 < kept["test"]["macro_f1"] < 0.8
+    assert "| class mixed | 2 (1.6%) |" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_full_disk_leaves_the_old_checkpoint_and_the_state(command, tmp_path, monkeypatch):

@@ -122,6 +122,10 @@ class Recorder:
         self.stages: list[tuple[str, int, int]] = []
         self.values: dict[str, list[dict[str, float]]] = {}
         self.evaluations: dict[str, list[dict[str, float]]] = {}
+        self.summary: dict = {}
+
+    def data(self, summary: dict) -> None:
+        self.summary = summary
 
     def stage(self, name: str, steps: int, start: int = 0) -> None:
         self.stages.append((name, steps, start))
