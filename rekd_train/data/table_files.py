@@ -36,6 +36,10 @@ class Table:
             )
         return self._frame[name].tolist()
 
+    def columns(self) -> dict[str, list[Any]]:
+        """The values of every column, by name."""
+        return {str(name): self._frame[name].tolist() for name in self._frame.columns}
+
     def place(self, row: int) -> str:
         """What messages call a row: counted from 1, a header not counted."""
         return f"{self.path} row {row + 1}"
@@ -48,19 +52,20 @@ def read_table(path: Path) -> Table:
         DataError: missing, of an unknown kind, not UTF-8, malformed or empty.
         MissingExtraError: pandas or pyarrow is not installed.
     """
-    if path.suffix not in SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
         raise DataError(f"{path} is none of {', '.join(SUFFIXES)}; fix: --set data.path=FILE")
     try:
         import pandas
     except ImportError:
         raise MissingExtraError("pandas", "data") from None
     try:
-        if path.suffix == ".parquet":
+        if suffix == ".parquet":
             frame = _parquet(path)
-        elif path.suffix in (".jsonl", ".ndjson"):
+        elif suffix in (".jsonl", ".ndjson"):
             frame = pandas.DataFrame(_json_lines(path))
         else:  # every value as written: pandas would read "NA" and "None" as nothing
-            separator = "\t" if path.suffix == ".tsv" else ","
+            separator = "\t" if suffix == ".tsv" else ","
             frame = pandas.read_csv(
                 path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", engine="c"
             )
