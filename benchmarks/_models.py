@@ -37,11 +37,13 @@ def run_cell(job: dict[str, Any]) -> dict[str, Any]:
 
         config = RunConfig.model_validate(job["config"])
         roles = {role: needs[role] for role in ("teacher", "warm_start") if role in needs}
-        train_run(config, output, **roles, device=job["device"], resume=_may_resume(output, job["key"]))
+        resume = _may_resume(output, job["key"])
+        train_run(config, output, **roles, device=job["device"], resume=resume, overwrite=True)
         figures = _measured(output, needs.get("teacher", needs.get("compare")), job)
     elif job["kind"] == "compact":
         epochs = job["options"]["epochs"]
-        compact_run(needs["start"], output, teacher=needs.get("teacher"), epochs=epochs, device=job["device"])
+        options = {"epochs": epochs, "device": job["device"], "overwrite": True}
+        compact_run(needs["start"], output, teacher=needs.get("teacher"), **options)
         figures = _measured(output, needs.get("teacher", needs.get("compare")), job)
     else:
         figures = _masked(needs["predictor"], needs["like"], job)
@@ -84,11 +86,11 @@ def from_bits(text: str, count: int) -> np.ndarray:
 def _may_resume(output: Path, key: str) -> bool:
     """Whether the state that an interrupted run left behind is of this very cell; notes that from now on it is."""
     from rekd_train.files import write_text
-    from rekd_train.runs import training_directory
+    from rekd_train.state import FILE, training_directory
 
     marker = training_directory(output) / "cell.key"
     if marker.is_file() and marker.read_text(encoding="utf-8") == key:
-        return True
+        return marker.with_name(FILE).exists()
     marker.parent.mkdir(parents=True, exist_ok=True)
     write_text(marker, key)
     return False

@@ -68,7 +68,8 @@ def run_demo(demo: Demo, stages: Stages, observer: Observer) -> dict[str, Any]:
 
         paths = {role: demo.root / stage for role, stage in links.items()}
         inputs = [config.model_dump(), code, {role: stages.key(stage) for role, stage in links.items()}]
-        return stages.run(name, inputs, lambda path: _discard(train_run(config, path, observer=observer, **paths)))
+        options = {"observer": observer, "overwrite": True}  # what lies there was made from other inputs
+        return stages.run(name, inputs, lambda path: _discard(train_run(config, path, **options, **paths)))
 
     train("classifier", _only_classifier(student, masked_share=0.0))
     train("warm_start", _only_classifier(student))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any, Self
 
@@ -71,6 +72,7 @@ class Pipeline:
         else:
             self._chain = RunnerChain([exported.graph_runner(role, threads=threads) for role in roles])
         self._running: ExitStack | None = None
+        self._opening = Lock()
 
     def __enter__(self) -> Self:
         self._open()
@@ -105,10 +107,11 @@ class Pipeline:
         return predict_batches(self.preprocessor, items, self._batch_size, self._answer, windows=windows)
 
     def _open(self) -> None:
-        if self._running is None:
-            with ExitStack() as stack:
-                stack.enter_context(self._chain)
-                self._running = stack.pop_all()
+        with self._opening:
+            if self._running is None:
+                with ExitStack() as stack:
+                    stack.enter_context(self._chain)
+                    self._running = stack.pop_all()
 
     def _answer(self, encoded: Encoded) -> list[Prediction]:
         self._open()

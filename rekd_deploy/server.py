@@ -152,14 +152,18 @@ class TritonServer:
             self._space.close()
             self._space = None
 
-    def check_alive(self) -> None:
-        """Raise ServerError with the last lines of the log if the server, or a process of a model, has died."""
+    def check_running(self) -> None:
+        """Raise ServerError with the last lines of the log if the server itself has died."""
         if self._process is None:
             raise ServerError("the server is not running")
         code = self._process.exit_code()
         if code is not None:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
             raise ServerError(f"the Triton server {how}; {self._end_of_log()}")
+
+    def check_alive(self) -> None:
+        """The same if the server, or a process of a model, has died."""
+        self.check_running()
         if self._process.children_ended():  # Triton would answer errors from now on, and call itself ready
             raise ServerError(
                 "a process that runs one of the models has died (is the memory full?); fix: start the server again, "

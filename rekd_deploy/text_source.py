@@ -32,7 +32,7 @@ class SourcedText(NamedTuple):
 
     text: str
     number: int
-    """Of the text, the line or the row, counted from 1."""
+    """Of the text, the line or (in a table) the row, counted from 1."""
     record: Mapping[str, Any]
     """The other keys of its JSON object, or the other columns of its row."""
 
@@ -55,11 +55,11 @@ class TextSource:
         self._shown = "standard input" if file == STDIN else file
         self._table: Table | None = None
 
-    def name(self, number: int) -> str:
-        """What messages call a text that was read."""
-        if self._table is not None:
-            return self._table.place(number - 1)
-        return f"text {number}" if self._file is None else f"line {number} of {self._shown}"
+    def refusal(self, faults: Mapping[int, Fault]) -> FaultyItemsError:
+        """The error that names texts that were read, by their lines."""
+        table, unit = self._table, "text" if self._file is None else "line"
+        name = (lambda number: table.line(number - 1)) if table is not None else f"{unit} {{}}".format
+        return FaultyItemsError(faults, name, self._shown)
 
     def __iter__(self) -> Iterator[SourcedText]:
         """The texts before the first that cannot be used.
@@ -77,7 +77,7 @@ class TextSource:
             elif not faults:
                 yield SourcedText(value, number, record)
         if faults:
-            raise FaultyItemsError(faults, self.name)
+            raise self.refusal(faults)
 
     def chunks(self, size: int) -> Iterator[list[SourcedText]]:
         """Lists of up to ``size`` texts; those of a file before a bad one come before the error."""

@@ -70,10 +70,10 @@ def weight_origins(config: RunConfig) -> list[str]:
     origins = []
     for role in ("selector", "predictor"):
         settings = getattr(config, role)
-        if settings.weights == "minilm" or settings.word_embeddings == "minilm":
-            origins.append(MINILM_ORIGIN)
-        elif settings.weights:
+        if settings.weights not in ("", "minilm"):  # they bring their own word embeddings
             origins.append(f"pretrained weights {settings.weights}, under their own licence")
+        elif settings.weights or settings.word_embeddings == "minilm":
+            origins.append(MINILM_ORIGIN)
     return list(dict.fromkeys(origins))
 
 

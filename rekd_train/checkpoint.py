@@ -54,7 +54,7 @@ def save(
     examples: Sequence[dict[str, str]] = (),
     images: dict[str, np.ndarray] | None = None,
 ) -> Path:
-    """Write a checkpoint atomically.
+    """Write a checkpoint atomically, in place of one that lies there.
 
     Args:
         metrics: figures for metrics.json and the model card.
@@ -66,7 +66,7 @@ def save(
         CheckpointError: something that is not a checkpoint lies at ``directory``; it is not touched.
     """
     directory = Path(directory)
-    check_output(directory)
+    check_output(directory, overwrite=True)
     metrics, training = metrics or {}, training or {}
     with atomic_directory(directory) as work:
         for role in ("selector", "predictor"):
@@ -103,11 +103,14 @@ def save(
     return directory
 
 
-def check_output(directory: str | Path) -> None:
-    """Refuse an output place where saving would destroy something else: call it before the work starts.
+def check_output(directory: str | Path, overwrite: bool = False) -> None:
+    """Refuse an output place where saving would destroy something: call it before the work starts.
+
+    Args:
+        overwrite: a checkpoint may be replaced.
 
     Raises:
-        CheckpointError: the place is taken by a file, or by a directory with content that is no checkpoint.
+        CheckpointError: the place is taken by a file, a directory with other content, or a checkpoint.
     """
     directory = Path(directory)
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
@@ -118,6 +121,10 @@ def check_output(directory: str | Path) -> None:
         description = None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise CheckpointError(f"{directory} exists and is not a checkpoint; fix: give another output directory")
+    if not overwrite:
+        raise CheckpointError(
+            f"{directory} is a checkpoint already; fix: another output directory, or --overwrite to replace it"
+        )
 
 
 def load(path: str | Path) -> Rationalizer:

@@ -30,6 +30,7 @@ Data = Annotated[
     str | None,
     typer.Option("--data", metavar="PRESET|FILE.toml", help="Take the data of these settings, not the recorded ones."),
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint at the output.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
 
@@ -54,6 +55,9 @@ def run_command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where an interrupted run of the same settings was saved last.")
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a checkpoint at the output, or an unfinished run beside it.")
+    ] = False,
     device: Device = "auto",
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also log for TensorBoard, into OUTPUT.training.")
@@ -73,10 +77,9 @@ def run_command(
     with progress_bars() as observer:
         metrics = train_run(
             config, output, teacher=teacher, warm_start=warm_start, observer=observer,
-            resume=resume, device=device, tensorboard=tensorboard,
+            resume=resume, overwrite=overwrite, device=device, tensorboard=tensorboard,
         )  # fmt: skip
-    if metrics:
-        _report(metrics, output, as_json)
+    _report(metrics, output, as_json)
 
 
 app.command(epilog=examples("rekd-train presets", "rekd-train presets paper --json"))(presets)
@@ -94,13 +97,17 @@ def calibrate(
     target: Annotated[float | None, typer.Option(help="Mean share of kept features; default: the run's own.")] = None,
     data: Data = None,
     overrides: Overrides = None,
+    overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Fit the decision rule's bias and the probability temperature on dev again."""
     from rekd_train.runs import calibrate_run
 
-    _report(calibrate_run(path, output, target, device, data=data, overrides=overrides or []), output, as_json)
+    metrics = calibrate_run(
+        path, output, target, device, data=data, overrides=overrides or [], overwrite=overwrite
+    )
+    _report(metrics, output, as_json)
 
 
 @app.command(
@@ -115,6 +122,7 @@ def compact(
     teacher: Teacher = None,
     data: Data = None,
     overrides: Overrides = None,
+    overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -123,8 +131,9 @@ def compact(
 
     with progress_bars() as observer:
         metrics = compact_run(
-            path, output, teacher=teacher, observer=observer, device=device, data=data, overrides=overrides or []
-        )
+            path, output, teacher=teacher, observer=observer, device=device, data=data, overrides=overrides or [],
+            overwrite=overwrite,
+        )  # fmt: skip
     _report(metrics, output, as_json)
 
 
@@ -196,6 +205,8 @@ app.command(
 
 
 def _report(metrics: dict, path: Path, as_json: bool) -> None:
+    if not metrics:  # of several processes, one reports
+        return
     if as_json:
         print_json({"checkpoint": str(path), **metrics})
         return

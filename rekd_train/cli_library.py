@@ -46,20 +46,21 @@ def import_official(
     labels: Annotated[str, typer.Option(metavar="A,B,...", help="Class names, in the order of the logits.")] = "",
     max_length: Annotated[int, typer.Option(min=3, help="Tokens a text is cut to (bert).")] = 256,
     image_side: Annotated[int, typer.Option(min=1, help="Height and width of the images as they come (vit).")] = 32,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint at the output.")] = False,
 ) -> None:
     """Make a checkpoint of a pair that the authors' code has trained.
 
     It answers as theirs does without its noise. Then: rekd-train calibrate and compact, with --data, make it one
     that serves a fixed budget and computes on the kept features alone.
     """
-    from rekd_train.checkpoint import check_output, load
+    from rekd_train.checkpoint import load
     from rekd_train.official import import_official as convert
 
-    check_output(output)
     names = [name.strip() for name in labels.split(",")] if labels else None
     convert(
         family, selector, predictor, backbone, output,
         tokenizer=tokenizer, labels=names, max_length=max_length, image_side=image_side,
+        overwrite=overwrite,
     )  # fmt: skip
     pair = load(output)
     kind = pair.preprocessor.settings.kind.replace("_", " ")

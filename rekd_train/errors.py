@@ -50,12 +50,13 @@ class FaultyItemsError(InputError):
     Args:
         faults: by the item's number, in the order of the items.
         name: what the message calls a number.
+        file: where they come from.
     """
 
-    def __init__(self, faults: Mapping[int, Fault], name: Callable[[int], str]) -> None:
+    def __init__(self, faults: Mapping[int, Fault], name: Callable[[int], str], file: str | None = None) -> None:
         found = listed(f"{name(number)} {fault.what}" for number, fault in faults.items())
         fixes = dict.fromkeys(fault.fix for fault in faults.values())
-        super().__init__(f"{found}; fix: {', or '.join(fixes)}")
+        super().__init__(f"{f'{file}: ' if file else ''}{found}; fix: {', or '.join(fixes)}")
         self.faults = dict(faults)
 
 

@@ -25,6 +25,10 @@ class Observer(Protocol):
         """The dev split was measured; ``values["best"]`` is 1 if no earlier state of the stage was better."""
 
 
+    def note(self, text: str) -> None:
+        """Something the user should know before training; no error."""
+
+
 class Silent:
     """An observer that ignores everything."""
 
@@ -35,6 +39,9 @@ class Silent:
         pass
 
     def evaluated(self, values: dict[str, float]) -> None:
+        pass
+
+    def note(self, text: str) -> None:
         pass
 
 
@@ -56,6 +63,10 @@ class Several:
         for observer in self._observers:
             observer.evaluated(values)
 
+    def note(self, text: str) -> None:
+        for observer in self._observers:
+            observer.note(text)
+
 
 class _Counting:
     """Knows the stage and the step within it."""
@@ -74,6 +85,9 @@ class _Counting:
 
     def evaluated(self, values: dict[str, float]) -> None:
         self._write("evaluation", values)
+
+    def note(self, text: str) -> None:
+        pass  # no figure
 
     def _write(self, event: str, values: dict[str, Any]) -> None:
         raise NotImplementedError

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from rekd_train.checkpoint import save
+from rekd_train.checkpoint import check_output, save
 from rekd_train.config import BackboneConfig, ImageConfig, explain
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.files import cannot_write, sha256
@@ -51,6 +51,7 @@ def import_official(
     labels: Sequence[str] | None = None,
     max_length: int = 256,
     image_side: int = _CIFAR_SIDE,
+    overwrite: bool = False,
 ) -> Path:
     """Write a checkpoint that answers as the authors' pair does without its noise.
 
@@ -67,6 +68,7 @@ def import_official(
         labels: class names in the order of the logits; None: "0", "1", ...
         max_length: tokens a text is cut to (BERT), at most the backbone's positions.
         image_side: height and width of the images as they come (ViT); CIFAR's 32 unless said otherwise.
+        overwrite: replace a checkpoint at the output.
 
     Returns:
         ``output``.
@@ -75,6 +77,7 @@ def import_official(
         CheckpointError: a file is missing, damaged, unsafe, or does not fit; the message names every key.
         ConfigError: labels, tokenizer or sizes that do not fit the weights.
     """
+    check_output(output, overwrite)
     if family not in get_args(OfficialFamily):
         families = ", ".join(get_args(OfficialFamily))
         raise ConfigError(f"unknown family '{family}'; the authors' checkpoints are of: {families}")

@@ -1,4 +1,4 @@
-"""The settings under which a checkpoint is taken up again: its own record, or data that are named for it."""
+"""A checkpoint taken up again: under its own record, with data that are named for it, or as a start."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from rekd_train.config_files import override, read_document
 from rekd_train.data import DataSet, load_data
 from rekd_train.errors import CheckpointError, ConfigError, DataError
 from rekd_train.models.rationalizer import Rationalizer
+from rekd_train.preprocess import TextPreprocessor
+from rekd_train.preprocessors import same_tokens
 
 _NAMED_FOR_IT = {"optimisation": {"learning_rate": 5e-5}}
 """For checkpoints without a record, which were made from pretrained networks: a rate that those bear."""
@@ -51,7 +53,7 @@ def recorded_config(path: Path, data: str | Path | None = None, overrides: Seque
     try:
         config = RunConfig.model_validate(document)
     except ValidationError as error:
-        mistakes += explain(error)
+        mistakes += explain(error, RunConfig)
     if mistakes:
         raise ConfigError(f"{path}: " + "; ".join(mistakes))
     return config
@@ -77,6 +79,34 @@ def check_classes(labels: Sequence[str], data: DataSet) -> None:
             f"the data have {len(data.label_names)} classes ({_some(data.label_names)}), the model has {len(labels)} "
             f"({_some(labels)}); fix: the data it was trained for, classes in the same order (own data: data.labels)"
         )
+
+
+def start_from(pair: Rationalizer, start: Rationalizer, path: Path, data: DataSet) -> None:
+    """Give a fresh pair the weights of a checkpoint, in place.
+
+    Args:
+        start: the checkpoint at ``path``.
+
+    Raises:
+        DataError: other classes.
+        ConfigError: other tokens or sizes.
+    """
+    check_classes(start.labels, data)
+    mine, theirs = pair.preprocessor, start.preprocessor
+    if isinstance(mine, TextPreprocessor) and not (
+        isinstance(theirs, TextPreprocessor) and same_tokens(mine, theirs)
+    ):
+        raise ConfigError(f"{path} reads other tokens than this run; fix: a warm start with the same tokenizer")
+    for role in ("selector", "predictor"):
+        mine, theirs = getattr(pair, role), getattr(start, role)
+        sizes = [m.backbone.settings.model_dump(exclude={"weights", "word_embeddings"}) for m in (mine, theirs)]
+        if sizes[0] != sizes[1]:
+            names = ", ".join(name for name in sizes[0] if sizes[0][name] != sizes[1][name])
+            raise ConfigError(
+                f"the {role} of {path} has other sizes than this run's ({names}); warm starts need the same; fix: "
+                f"those of its config.json, by --set {role}.NAME=VALUE"
+            )
+        mine.load_state_dict(theirs.state_dict())
 
 
 def _some(names: Sequence[Any]) -> str:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from rekd_train import checkpoint
 from rekd_train.building import fresh_pair, preprocessor_for, weight_origins
 from rekd_train.checkpoint_examples import checkpoint_examples
-from rekd_train.checks import check_teacher
+from rekd_train.checks import check_teacher, short_texts_notice
 from rekd_train.config import RunConfig
 from rekd_train.data import DataSet, Split, encode, encode_splits, load_data
 from rekd_train.errors import CheckpointError, ConfigError
@@ -19,12 +19,10 @@ from rekd_train.evaluation import measure
 from rekd_train.files import AGAIN, RESUME, cannot_write
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.observers import JsonLines, Observer, Several, Silent, TensorBoard, readings
-from rekd_train.preprocess import TextPreprocessor
-from rekd_train.preprocessors import same_tokens
-from rekd_train.recorded import check_classes, data_for, recorded_config
+from rekd_train.recorded import data_for, recorded_config, start_from
 from rekd_train.report import evaluate
 from rekd_train.runtime import Runtime, chosen_device
-from rekd_train.state import StateStore, identity_of
+from rekd_train.state import StateStore, check_start, identity_of, training_directory
 from rekd_train.training import calibrate_pair, compact_pair, fit
 
 
@@ -36,6 +34,7 @@ def train_run(
     warm_start: Path | None = None,
     observer: Observer | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     device: str = "auto",
     tensorboard: bool = False,
 ) -> dict[str, Any]:
@@ -47,15 +46,21 @@ def train_run(
     Args:
         teacher: checkpoint to distil from.
         warm_start: checkpoint whose predictor and selector are the start; the warm starts are left out.
-        resume: go on from the stored state, if there is one.
+        resume: go on from the stored state.
+        overwrite: replace a checkpoint at the output, and begin anew where another run left its state or log.
         device: 'auto', 'cpu', 'cuda' or 'cuda:N'.
         tensorboard: also write a log for TensorBoard.
 
     Returns:
         The metrics by split, which are also in the checkpoint's metrics.json, beside the readings of the
         training; nothing in processes but the main one.
+
+    Raises:
+        CheckpointError: a checkpoint or something else lies at the output.
+        ConfigError: another run's state or log lies there, or there is nothing to resume.
     """
-    checkpoint.check_output(output)
+    checkpoint.check_output(output, overwrite)
+    check_start(output, resume, overwrite)
     runtime = Runtime(device)
     teacher_pair = checkpoint.load(teacher) if teacher is not None else None
     data = load_data(config.data)
@@ -64,32 +69,25 @@ def train_run(
     if teacher_pair is not None:
         check_teacher(teacher_pair, pair, config)
     if warm_start is not None:
-        _start_from(pair, checkpoint.load(warm_start), warm_start, data)
+        start_from(pair, checkpoint.load(warm_start), warm_start, data)
     splits = encode_splits(data, preprocessor, config.data)
+    if observer is not None and (notice := short_texts_notice(config, splits["train"], preprocessor)):
+        observer.note(notice)
     start = {"teacher": teacher, "warm_start": warm_start}
     hashes = {name: checkpoint.checkpoint_hash(path) if path else None for name, path in start.items()}
     store = StateStore(training_directory(output), identity_of(config, splits["train"], splits["dev"], **hashes))
+    runtime.wait()  # until every process has looked at what lies at the output: the main one writes from here on
     fit(
         config, pair, splits["train"], splits["dev"], teacher=teacher_pair, warm=warm_start is not None,
         observer=_logs(runtime, store, observer, resume, tensorboard), runtime=runtime, store=store, resume=resume,
     )  # fmt: skip
-    metrics = {}
-    if runtime.is_main:
-        metrics = {name: measure(pair, splits[name]) for name in ("dev", "test")}
-        _save(pair, output, config, data, {**metrics, "training": readings(_log_file(store))}, fix=RESUME)
-        store.discard()
-    runtime.wait()
     runtime.close()
+    if not runtime.is_main:
+        return {}
+    metrics = {name: measure(pair, splits[name]) for name in ("dev", "test")}
+    _save(pair, output, config, data, {**metrics, "training": readings(store.log)}, fix=RESUME)
+    store.discard()
     return metrics
-
-
-def training_directory(output: Path) -> Path:
-    """Where a run that writes ``output`` keeps its log and its state."""
-    return output.with_name(f"{output.name}.training")
-
-
-def _log_file(store: StateStore) -> Path:
-    return store.path.with_name("log.jsonl")
 
 
 def _logs(
@@ -97,9 +95,11 @@ def _logs(
 ) -> Observer:
     if not runtime.is_main:
         return Silent()
-    log = _log_file(store)
-    if not (resume and store.path.exists()):
-        log.unlink(missing_ok=True)
+    log = store.log
+    if not resume:
+        store.discard()
+        for path in (log, *log.parent.glob("events.out.tfevents.*")):
+            path.unlink(missing_ok=True)
     observers = [JsonLines(log)]
     if tensorboard:
         observers.append(TensorBoard(log.parent))
@@ -142,10 +142,12 @@ def calibrate_run(
     *,
     data: str | None = None,
     overrides: Sequence[str] = (),
+    overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Fit bias and temperature again, for another target rate if given; see ``evaluate_run``."""
-    checkpoint.check_output(output)
-    pair, config, examples, splits = _reopen(path, device, data, overrides)
+    """Fit bias and temperature again, for another target rate if given; see ``compact_run``."""
+    checkpoint.check_output(output, overwrite)
+    runtime = Runtime(device)
+    pair, config, examples, splits = _reopen(path, runtime, data, overrides)
     if target is not None:
         if not 0 < target <= 1:
             raise ConfigError(f"target is {target}; it must be a share of the features, above 0 and at most 1")
@@ -153,8 +155,8 @@ def calibrate_run(
         if selection["budget"] is not None:
             selection["budget"] = max(selection["budget"], target)
         config = RunConfig.model_validate(config.model_dump() | {"selection": selection})
-    calibrate_pair(config, pair, splits["dev"])
-    return _finish(pair, output, config, examples, splits, path)
+    calibrate_pair(config, pair, splits["dev"], runtime)
+    return _finish(runtime, pair, output, config, examples, splits, path)
 
 
 def compact_run(
@@ -167,30 +169,43 @@ def compact_run(
     device: str = "auto",
     data: str | None = None,
     overrides: Sequence[str] = (),
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Fine-tune a checkpoint's predictor on gathered features, selector frozen; see ``evaluate_run``.
 
     Args:
         epochs: how long; None: as the checkpoint's own configuration says.
+        overwrite: replace a checkpoint at the output.
+
+    Returns:
+        The metrics by split; nothing in processes but the main one.
     """
-    checkpoint.check_output(output)
-    pair, config, examples, splits = _reopen(path, device, data, overrides)
+    checkpoint.check_output(output, overwrite)
+    runtime = Runtime(device)
+    pair, config, examples, splits = _reopen(path, runtime, data, overrides)
     if epochs is not None:
         config = config.model_copy(update={"stages": config.stages.model_copy(update={"compact_epochs": epochs})})
     teacher_pair = checkpoint.load(teacher) if teacher is not None else None
-    compact_pair(config, pair, splits["train"], splits["dev"], teacher=teacher_pair, observer=observer)
-    return _finish(pair, output, config, examples, splits, path)
+    observer = observer if runtime.is_main else None
+    compact_pair(
+        config, pair, splits["train"], splits["dev"], teacher=teacher_pair, observer=observer, runtime=runtime
+    )
+    return _finish(runtime, pair, output, config, examples, splits, path)
 
 
-def _reopen(path: Path, device: str, data: str | None, overrides: Sequence[str]):
-    pair, config = checkpoint.load(path).to(chosen_device(device)), recorded_config(path, data, overrides)
+def _reopen(path: Path, runtime: Runtime, data: str | None, overrides: Sequence[str]):
+    pair, config = checkpoint.load(path).to(runtime.device), recorded_config(path, data, overrides)
     examples = data_for(pair, config)
     return pair, config, examples, encode_splits(examples, pair.preprocessor, config.data)
 
 
 def _finish(
-    pair: Rationalizer, output: Path, config: RunConfig, data: DataSet, splits: dict[str, Split], source: Path
-) -> dict[str, Any]:
+    runtime: Runtime, pair: Rationalizer, output: Path, config: RunConfig, data: DataSet, splits: dict[str, Split],
+    source: Path,
+) -> dict[str, Any]:  # fmt: skip
+    runtime.close()
+    if not runtime.is_main:
+        return {}
     metrics = {name: measure(pair, splits[name]) for name in ("dev", "test")}
     origins = checkpoint.read_description(source).get("training", {}).get("origins", ())
     _save(pair, output, config, data, metrics, origins)
@@ -223,22 +238,3 @@ def _save(
         )
     except (OSError, SafetensorError) as error:
         raise CheckpointError(cannot_write(output, error, fix)) from error
-
-
-def _start_from(pair: Rationalizer, start: Rationalizer, path: Path, data: DataSet) -> None:
-    check_classes(start.labels, data)
-    mine, theirs = pair.preprocessor, start.preprocessor
-    if isinstance(mine, TextPreprocessor) and not (
-        isinstance(theirs, TextPreprocessor) and same_tokens(mine, theirs)
-    ):
-        raise ConfigError(f"{path} reads other tokens than this run; fix: a warm start with the same tokenizer")
-    for role in ("selector", "predictor"):
-        mine, theirs = getattr(pair, role), getattr(start, role)
-        sizes = [m.backbone.settings.model_dump(exclude={"weights", "word_embeddings"}) for m in (mine, theirs)]
-        if sizes[0] != sizes[1]:
-            names = ", ".join(name for name in sizes[0] if sizes[0][name] != sizes[1][name])
-            raise ConfigError(
-                f"the {role} of {path} has other sizes than this run's ({names}); warm starts need the same; fix: "
-                f"those of its config.json, by --set {role}.NAME=VALUE"
-            )
-        mine.load_state_dict(theirs.state_dict())

@@ -101,8 +101,12 @@ class Runtime:
             self._accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Leave the group of processes."""
+        """Leave the group of processes, all together: what follows is the main one's, and no other waits for it.
+
+        A process that waits runs into the communication's time-out (ten minutes with NCCL).
+        """
         if self.processes > 1:
+            self.wait()
             self._accelerator.end_training()
 
     def to_device(self, array: np.ndarray) -> Tensor:

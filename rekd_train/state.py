@@ -18,6 +18,7 @@ from rekd_train.errors import ConfigError, TrainingError
 from rekd_train.files import RESUME, cannot_write
 
 FILE = "state.pt"
+LOG = "log.jsonl"
 VERSION = 1
 _HASHED_AT_ONCE = 512
 """Examples that are read together to recognise the data again."""
@@ -57,7 +58,7 @@ class StateStore:
     """
 
     def __init__(self, directory: Path, identity: dict[str, Any]) -> None:
-        self.path = directory / FILE
+        self.path, self.log = directory / FILE, directory / LOG
         self._identity = identity
 
     def save(self, snapshot: Snapshot) -> None:
@@ -108,6 +109,29 @@ class StateStore:
         """Remove the state of a finished run, and what kills during a save have left half written."""
         for path in (self.path, *self.path.parent.glob(f".{FILE}.*")):
             path.unlink(missing_ok=True)
+
+
+def training_directory(output: Path) -> Path:
+    """Where a run that writes ``output`` keeps its log and its state."""
+    return output.with_name(f"{output.name}.training")
+
+
+def check_start(output: Path, resume: bool, overwrite: bool) -> None:
+    """Raise ConfigError if a run would lose another one's state or log unasked, or has nothing to resume."""
+    directory = training_directory(output)
+    state, log = directory / FILE, directory / LOG
+    if resume and not state.exists():
+        raise ConfigError(f"nothing to resume: {state} does not exist; fix: the same command without --resume")
+    if resume or overwrite:
+        return
+    if state.exists():
+        raise ConfigError(
+            f"{directory} holds an interrupted run; fix: --resume to go on with it, --overwrite to begin anew"
+        )
+    if log.exists():
+        raise ConfigError(
+            f"{log} is the log of an earlier run; fix: another output directory, or --overwrite to replace it"
+        )
 
 
 def identity_of(config: RunConfig, train: Split, dev: Split, **more: Any) -> dict[str, Any]:

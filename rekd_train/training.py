@@ -106,9 +106,11 @@ def compact_pair(
     return course.finished()
 
 
-def calibrate_pair(config: RunConfig, rationalizer: Rationalizer, dev: Split) -> Rationalizer:
+def calibrate_pair(
+    config: RunConfig, rationalizer: Rationalizer, dev: Split, runtime: Runtime | None = None
+) -> Rationalizer:
     """Fit the decision rule and then the probability temperature on dev, in place."""
-    calibrate_policy(config, rationalizer, dev)
+    calibrate_policy(config, rationalizer, dev, runtime)
     logits = run_split(rationalizer, dev).class_logits
     rationalizer.probability_temperature = calibrate_temperature(logits, dev.labels)
     return rationalizer.eval()

@@ -30,8 +30,8 @@ HOUSE = {
         rekd_train.data rekd_train.data.augmentation rekd_train.data.batches rekd_train.data.checks
         rekd_train.data.cifar rekd_train.data.classes rekd_train.data.digits rekd_train.data.examples
         rekd_train.data.fashion rekd_train.data.folders rekd_train.data.imdb rekd_train.data.mosaic
-        rekd_train.data.partition rekd_train.data.sources rekd_train.data.splits rekd_train.data.table_files
-        rekd_train.data.tables
+        rekd_train.data.duplicates rekd_train.data.partition rekd_train.data.sources rekd_train.data.splits
+        rekd_train.data.table_files rekd_train.data.table_lines rekd_train.data.tables
     """,
     "models": """
         rekd_train.models rekd_train.models.base rekd_train.models.text

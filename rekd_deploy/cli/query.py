@@ -212,7 +212,7 @@ def _predict_chunk(
             pass
     except FaultyItemsError as error:
         faults |= error.faults
-    raise FaultyItemsError(faults, source.name)
+    raise source.refusal(faults)
 
 
 def _write_json(prediction: Prediction, record: Mapping[str, Any]) -> None:

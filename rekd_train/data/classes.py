@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-
-from rekd_train.errors import DataError
 
 
 def class_names(labels: Mapping[str, Sequence[str]], given: Sequence[str] = ()) -> tuple[str, ...]:
     """The classes of a data set: those given, or the training labels, sorted (whole numbers by value)."""
-    return tuple(given) or tuple(sorted(set(labels["train"]), key=_by_value))
+    return tuple(given) or tuple(sorted({label for label in labels["train"] if label}, key=_by_value))
 
 
-def class_numbers(labels: Sequence[str], names: Sequence[str], places: Sequence[str]) -> np.ndarray:
-    """(n,) int64 indices into ``names``.
+def unknown_labels(labels: Sequence[str], names: Sequence[str], place: Callable[[int], str]) -> list[str]:
+    """One problem for each label that is none of the classes; '' (missing) is left to others.
 
     Args:
-        places: where each label stands, for the message.
-
-    Raises:
-        DataError: a label that is none of the classes.
+        place: where the label of an index stands.
     """
+    known = set(names)
+    return [
+        f"{place(index)}: the label '{label}' is none of the {len(known)} classes"
+        for index, label in enumerate(labels) if label and label not in known
+    ]  # fmt: skip
+
+
+def label_fix(names: Sequence[str]) -> str:
+    """The end of a message about unknown labels."""
+    some = ", ".join(list(names)[:12]) + (", ..." if len(names) > 12 else "")
+    return f"classes: {some}; fix: correct the labels, or list every class: --set 'data.labels=[\"a\", \"b\"]'"
+
+
+def class_numbers(labels: Sequence[str], names: Sequence[str]) -> np.ndarray:
+    """(n,) int64 indices into ``names``, each label being one of them."""
     numbers = {name: number for number, name in enumerate(names)}
-    for label, place in zip(labels, places, strict=True):
-        if label not in numbers:
-            raise DataError(
-                f"{place}: the label '{label}' is none of the {len(numbers)} classes ({', '.join(list(names)[:12])}); "
-                "fix: correct it, or list every class: --set 'data.labels=[\"a\", \"b\"]'"
-            )
     return np.array([numbers[label] for label in labels], dtype=np.int64)
 
 

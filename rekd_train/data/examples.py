@@ -76,6 +76,10 @@ class DataSet:
     """Class names, in the order of the labels."""
     origin: str
     """Where the data come from, under which terms, and what was done to them, for the model card."""
+    duplicates: int | None = None
+    """Examples left out since they occur twice; None: nobody has looked."""
+    contradictions: tuple[str, ...] = ()
+    """Examples that occur with different labels; see ``rekd_train.data.duplicates``."""
 
     def limited(self, counts: dict[str, int | None]) -> DataSet:
         """The first examples of each split: ``counts`` by name of the split, None for all."""

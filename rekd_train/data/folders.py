@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from rekd_train.config import DataConfig
-from rekd_train.data.classes import class_names, class_numbers
-from rekd_train.data.examples import SPLITS, DataSet, LabelledImages
+from rekd_train.data.classes import class_names, class_numbers, label_fix, unknown_labels
+from rekd_train.data.duplicates import find_duplicates
+from rekd_train.data.examples import DataSet, LabelledImages
 from rekd_train.data.partition import completed
 from rekd_train.data.tables import SPLIT_NAMES
-from rekd_train.errors import DataError
+from rekd_train.errors import DataError, listed
 from rekd_train.files import sha256
 from rekd_train.prediction import RATIONALE
 
@@ -21,7 +22,7 @@ def image_folder(config: DataConfig) -> DataSet:
 
     Files NAME.rationale.png, which ``rekd-query --save`` writes, are left out.
 
-    A file that occurs twice, byte for byte, is kept once: in 'test' before 'dev' before 'train'.
+    A file that occurs twice, byte for byte, is kept once (``rekd_train.data.duplicates``).
 
     Raises:
         DataError: no folder, no classes or no images in it, a class that training does not know.
@@ -30,17 +31,28 @@ def image_folder(config: DataConfig) -> DataSet:
     if not root.is_dir():
         raise DataError(f"'{config.path}' is no folder; fix: --set data.path=DIR with one folder for each class")
     files = _files(root)
-    dropped = _drop_duplicates(files)
     labels = {split: [path.relative_to(root).parts[-2] for path in paths] for split, paths in files.items()}
+    found = find_duplicates(
+        {split: [sha256(path) for path in paths] for split, paths in files.items()},
+        labels,
+        lambda split, row: str(files[split][row].relative_to(root)),
+    )
+    files = {split: [files[split][row] for row in rows] for split, rows in found.kept.items()}
+    labels = {split: [labels[split][row] for row in rows] for split, rows in found.kept.items()}
     names = class_names(labels, config.labels)
-    splits = {
-        split: LabelledImages(paths, class_numbers(labels[split], names, [str(path) for path in paths]))
-        for split, paths in files.items()
-    }
+    strangers = [
+        problem for split, paths in files.items()
+        for problem in unknown_labels(labels[split], names, lambda row, paths=paths: str(paths[row].relative_to(root)))
+    ]  # fmt: skip
+    if strangers:
+        raise DataError(f"{config.path}: {listed(strangers)}; {label_fix(names)}")
+    splits = {split: LabelledImages(paths, class_numbers(labels[split], names)) for split, paths in files.items()}
     return DataSet(
         splits=completed(splits, config.dev_share, config.test_share, config.seed),
         label_names=names,
-        origin=f"images of the user's own, {root.name} ({dropped} duplicates dropped; licence: theirs)",
+        origin=f"images of the user's own, {root.name} ({found.dropped} duplicates dropped; licence: theirs)",
+        duplicates=found.dropped,
+        contradictions=found.contradictions,
     )
 
 
@@ -65,19 +77,3 @@ def _images_by_class(folder: Path) -> list[Path]:
 
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.lower().endswith(RATIONALE)
-
-
-def _drop_duplicates(files: dict[str, list[Path]]) -> int:
-    seen: set[str] = set()
-    dropped = 0
-    for split in reversed(SPLITS):
-        if split in files:
-            kept = []
-            for path in files[split]:
-                digest = sha256(path)
-                if digest not in seen:
-                    kept.append(path)
-                    seen.add(digest)
-            dropped += len(files[split]) - len(kept)
-            files[split] = kept
-    return dropped

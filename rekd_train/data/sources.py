@@ -11,13 +11,14 @@ from rekd_train.data.digits import digits
 from rekd_train.data.examples import DataSet
 from rekd_train.data.fashion import fashion_mnist
 from rekd_train.data.folders import image_folder
-from rekd_train.data.imdb import aclimdb, imdb
+from rekd_train.data.imdb import aclimdb, imdb, rotten_tomatoes
 from rekd_train.data.mosaic import mosaic
 from rekd_train.data.tables import table
 
 SOURCES: dict[str, Callable[[DataConfig], DataSet]] = {
     "imdb": imdb,
     "aclimdb": aclimdb,
+    "rotten_tomatoes": rotten_tomatoes,
     "table": table,
     "cifar10": cifar,
     "cifar100_coarse": cifar,

@@ -8,14 +8,18 @@ from functools import cached_property
 from typing import Protocol
 
 import numpy as np
+from tokenizers import Encoding
 
 from rekd_train.config import DataConfig
 from rekd_train.data.augmentation import augment
 from rekd_train.data.examples import DataSet, Examples, LabelledImages, LabelledTexts
-from rekd_train.errors import ConfigError, DataError, InputError
+from rekd_train.errors import ConfigError, DataError, InputError, listed
 from rekd_train.preprocess import TextPreprocessor
 from rekd_train.preprocess_image import ImagePreprocessor
 from rekd_train.preprocessors import Preprocessor
+
+_TOKENIZED_AT_ONCE = 512
+"""Texts; an encoding takes some fifty times the memory of its ids, more with the windows of a long text."""
 
 
 class Split(Protocol):
@@ -55,11 +59,14 @@ class TokenizedTexts:
     """One split of texts, tokenised once and padded batch by batch."""
 
     ids: list[np.ndarray] = field(repr=False)
+    """For each text (length,) int32, specials included."""
     labels: np.ndarray
     """(n,) int64."""
     preprocessor: TextPreprocessor
     truth: list[np.ndarray | None] | None = field(default=None, repr=False)
     """For each text (length,) bool, the tokens that a human rationale touches; None where there is none."""
+    whole_lengths: np.ndarray | None = field(default=None, repr=False)
+    """(n,) int64: tokens of each text before it was cut, specials included; None: not known."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -141,20 +148,33 @@ def tokenize(examples: LabelledTexts, preprocessor: TextPreprocessor) -> Tokeniz
     """Tokenise a split.
 
     Raises:
-        DataError: a text in which the tokenizer finds nothing but special tokens.
+        DataError: texts in which the tokenizer finds nothing but special tokens, all of them named.
     """
-    encodings = preprocessor.encode(examples.texts)
-    for text, encoding in zip(examples.texts, encodings, strict=True):
-        if len(encoding.ids) <= sum(encoding.special_tokens_mask):
-            raise DataError(f"the text {text[:40]!r} holds no word that the tokenizer knows; fix: leave it out")
-    truth = None
-    if examples.rationales is not None:
-        truth = [
-            None if spans is None else _touched(encoding.offsets, spans)
-            for spans, encoding in zip(examples.rationales, encodings, strict=True)
-        ]
-    ids = [np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings]
-    return TokenizedTexts(ids, np.asarray(examples.labels, dtype=np.int64), preprocessor, truth)
+    texts, rationales = examples.texts, examples.rationales
+    ids: list[np.ndarray] = []
+    truth: list[np.ndarray | None] = []
+    whole = np.zeros(len(texts), dtype=np.int64)
+    wordless = []
+    for start in range(0, len(texts), _TOKENIZED_AT_ONCE):
+        encodings = preprocessor.encode(texts[start : start + _TOKENIZED_AT_ONCE])
+        for index, encoding in enumerate(encodings, start):
+            if len(encoding) <= sum(encoding.special_tokens_mask):
+                wordless.append(repr(texts[index][:40]))
+            ids.append(np.array(encoding.ids, dtype=np.int32))
+            whole[index] = _whole_length(encoding, preprocessor.window_overlap)
+            if rationales is not None:
+                spans = rationales[index]
+                truth.append(None if spans is None else _touched(encoding.offsets, spans))
+    if wordless:
+        raise DataError(f"texts that hold no word that the tokenizer knows: {listed(wordless)}; fix: leave them out")
+    labels = np.asarray(examples.labels, dtype=np.int64)
+    return TokenizedTexts(ids, labels, preprocessor, None if rationales is None else truth, whole)
+
+
+def _whole_length(encoding: Encoding, overlap: int) -> int:
+    """Tokens of a text before it was cut: the windows beyond the first add what they do not share."""
+    specials = sum(encoding.special_tokens_mask)
+    return len(encoding) + sum(len(window) - specials - overlap for window in encoding.overflowing)
 
 
 def _touched(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> np.ndarray:

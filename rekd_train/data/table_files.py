@@ -1,17 +1,19 @@
-"""Tables from files: CSV, TSV, JSON lines and Parquet, read by pandas; what is wrong is said by row."""
+"""Tables from files: CSV, TSV, JSON lines and Parquet, read by pandas; what is wrong is said by line."""
 
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rekd_train.errors import DataError, MissingExtraError
+from rekd_train.data.table_lines import JSON_LINES, long_rows, row_lines, separator
+from rekd_train.errors import DataError, MissingExtraError, listed
 
 if TYPE_CHECKING:
     import pandas
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+SUFFIXES = (".csv", ".tsv", *JSON_LINES, ".parquet")
 
 
 class Table:
@@ -41,8 +43,16 @@ class Table:
         return {str(name): self._frame[name].tolist() for name in self._frame.columns}
 
     def place(self, row: int) -> str:
-        """What messages call a row: counted from 1, a header not counted."""
-        return f"{self.path} row {row + 1}"
+        """What messages call a row: its file and ``line``."""
+        return f"{self.path} {self.line(row)}"
+
+    def line(self, row: int) -> str:
+        """'line 2' is where the row begins in the file; 'row 1' is the first, where there are no lines."""
+        return f"row {row + 1}" if self._lines is None else f"line {self._lines[row]}"
+
+    @cached_property
+    def _lines(self) -> list[int] | None:
+        return row_lines(self.path, len(self._frame))
 
 
 def read_table(path: Path) -> Table:
@@ -62,19 +72,22 @@ def read_table(path: Path) -> Table:
     try:
         if suffix == ".parquet":
             frame = _parquet(path)
-        elif suffix in (".jsonl", ".ndjson"):
+        elif suffix in JSON_LINES:
             frame = pandas.DataFrame(_json_lines(path))
         else:  # every value as written: pandas would read "NA" and "None" as nothing
-            separator = "\t" if suffix == ".tsv" else ","
             frame = pandas.read_csv(
-                path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", engine="c"
+                path, sep=separator(path), dtype=str, keep_default_na=False, encoding="utf-8-sig", engine="c"
             )
+            if not isinstance(frame.index, pandas.RangeIndex):  # pandas took the first values for the rows' names
+                raise pandas.errors.ParserError("the first row has more values than the header")
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; fix: --set data.path=FILE") from None
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-8: byte {error.start} cannot be decoded; fix: iconv -f latin1 -t utf-8 {path.name}"
         ) from None
+    except pandas.errors.ParserError as error:
+        raise DataError(f"{path} cannot be read: {long_rows(path) or ' '.join(str(error).split())}") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if len(frame) == 0:
@@ -83,7 +96,7 @@ def read_table(path: Path) -> Table:
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
-    rows = []
+    rows, wrong = [], []
     with open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -91,10 +104,13 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"line {number} is not JSON: {error}") from None
+                wrong.append(f"line {number} is not JSON: {error}")
+                continue
             if not isinstance(row, dict):
-                raise ValueError(f"line {number} is not an object with a text and a label")
+                wrong.append(f"line {number} is not an object with a text and a label")
             rows.append(row)
+    if wrong:
+        raise ValueError(listed(wrong))
     return rows
 
 

@@ -1,8 +1,7 @@
 """The user's own texts: CSV, TSV, JSON lines or Parquet, one file or one for each split.
 
 Columns: a text, a label and, if there is one, a human rationale: a list of [start, end] character positions,
-in CSV and TSV written as JSON. A text that occurs twice is kept once, so that no test text is trained on:
-in 'test' before 'dev' before 'train', and within a split the first one.
+in CSV and TSV written as JSON. A text that occurs twice is kept once (``rekd_train.data.duplicates``).
 """
 
 from __future__ import annotations
@@ -13,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from rekd_train.config import DataConfig
-from rekd_train.data.classes import class_names, class_numbers
+from rekd_train.data.classes import class_names, class_numbers, label_fix, unknown_labels
+from rekd_train.data.duplicates import find_duplicates
 from rekd_train.data.examples import SPLITS, CharacterSpans, DataSet, LabelledTexts
 from rekd_train.data.partition import completed
 from rekd_train.data.table_files import SUFFIXES, Table, read_table
-from rekd_train.errors import DataError
+from rekd_train.errors import DataError, listed
 
 SPLIT_NAMES = {"train": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "test": "test"}
 """What files, folders and values of a split column may be called."""
+_EXCERPT = 60
+"""Characters of a text that a message shows."""
 
 
 def table(config: DataConfig) -> DataSet:
@@ -30,24 +32,29 @@ def table(config: DataConfig) -> DataSet:
     by ``data.seed``.
 
     Raises:
-        DataError: a file that is missing, not UTF-8 or malformed, a missing column, an empty text, a bad
-            label or rationale; names file and row.
+        DataError: a file that is missing, not UTF-8 or malformed, a missing column; empty texts, bad labels and
+            rationales, all of them named with their lines.
         MissingExtraError: pandas or pyarrow is not installed.
     """
-    parts = _parts(config)
-    dropped = _drop_duplicates(parts)
+    parts, problems = _parts(config)
     names = class_names({split: part.labels for split, part in parts.items()}, config.labels)
-    splits = {
-        split: LabelledTexts(
-            part.texts, class_numbers(part.labels, names, part.places),
-            part.rationales if any(spans is not None for spans in part.rationales) else None,
-        )
-        for split, part in parts.items()
-    }  # fmt: skip
+    _refuse(config, parts, names, problems)
+    found = find_duplicates(
+        {split: part.texts for split, part in parts.items()},
+        {split: part.labels for split, part in parts.items()},
+        lambda split, row: parts[split].place(row),
+        lambda text: f": {text[:_EXCERPT]!r}",
+    )
+    for split, rows in found.kept.items():
+        parts[split].keep(rows)
+    splits = {split: part.examples(names) for split, part in parts.items()}
     return DataSet(
         splits=completed(splits, config.dev_share, config.test_share, config.seed),
         label_names=names,
-        origin=f"texts of the user's own, {Path(config.path).name} ({dropped} duplicates dropped; licence: theirs)",
+        origin=f"texts of the user's own, {Path(config.path).name} "
+        f"({found.dropped} duplicates dropped; licence: theirs)",
+        duplicates=found.dropped,
+        contradictions=found.contradictions,
     )
 
 
@@ -58,34 +65,64 @@ def every_row(config: DataConfig, names: Sequence[str]) -> LabelledTexts:
         names: the model's classes, in the order of the logits.
 
     Raises:
-        DataError: as ``table``; a label that is none of the classes.
+        DataError: as ``table``; labels that are none of the classes.
     """
-    part = _rows(config.model_copy(update={"split_column": ""}), read_table(Path(config.path)), "test")["test"]
-    rationales = part.rationales if any(spans is not None for spans in part.rationales) else None
-    return LabelledTexts(part.texts, class_numbers(part.labels, names, part.places), rationales)
+    parts, problems = _rows(config.model_copy(update={"split_column": ""}), read_table(Path(config.path)), "test")
+    _refuse(config, parts, names, problems)
+    return parts["test"].examples(names)
 
 
 class _Part:
-    """The rows of one split while they are read."""
+    """The rows of one split while they are read.
 
-    def __init__(self) -> None:
+    Args:
+        read: the file that all of them come from.
+        prefix: what messages call it; '' where there is no other.
+    """
+
+    def __init__(self, read: Table, prefix: str) -> None:
+        self._read, self._prefix = read, prefix
         self.texts: list[str] = []
         self.labels: list[str] = []
         self.rationales: list[CharacterSpans | None] = []
-        self.places: list[str] = []
+        self.rows: list[int] = []
 
-    def add(self, text: str, label: str, rationale: CharacterSpans | None, place: str) -> None:
+    def add(self, row: int, text: Any, label: Any, rationale: Any) -> list[str]:
+        """Take a row, whatever it holds; returns what is wrong with it."""
+        wrong = []
+        if not isinstance(text, str) or not text.strip():
+            text = ""
+            wrong.append("the text is empty")
+        label = _label(label)
+        if not label:
+            wrong.append("the label is missing")
+        spans = None
+        try:
+            spans = _spans(rationale, text) if text else None
+        except ValueError as error:
+            wrong.append(str(error))
         self.texts.append(text)
         self.labels.append(label)
-        self.rationales.append(rationale)
-        self.places.append(place)
+        self.rationales.append(spans)
+        self.rows.append(row)
+        return [f"{self.place(-1)}: {problem}" for problem in wrong]
 
-    def keep(self, rows: list[int]) -> None:
-        for column in (self.texts, self.labels, self.rationales, self.places):
-            column[:] = [column[row] for row in rows]
+    def place(self, index: int) -> str:
+        """Where a row of the part stands in its file."""
+        return f"{self._prefix}{self._read.line(self.rows[index])}"
+
+    def keep(self, indices: list[int]) -> None:
+        """Leave the others out."""
+        for column in (self.texts, self.labels, self.rationales, self.rows):
+            column[:] = [column[index] for index in indices]
+
+    def examples(self, names: Sequence[str]) -> LabelledTexts:
+        """The rows with their labels as class numbers."""
+        annotated = any(spans is not None for spans in self.rationales)
+        return LabelledTexts(self.texts, class_numbers(self.labels, names), self.rationales if annotated else None)
 
 
-def _parts(config: DataConfig) -> dict[str, _Part]:
+def _parts(config: DataConfig) -> tuple[dict[str, _Part], list[str]]:
     path = Path(config.path)
     if not path.is_dir():
         return _rows(config, read_table(path), None)
@@ -96,74 +133,72 @@ def _parts(config: DataConfig) -> dict[str, _Part]:
     if "train" not in files:
         raise DataError(f"{path} holds no training file; fix: name one train.csv (or {', '.join(SUFFIXES[1:])})")
     parts: dict[str, _Part] = {}
+    problems: list[str] = []
     for split, file in files.items():
-        parts |= _rows(config, read_table(file), split)
-    return parts
+        found, wrong = _rows(config, read_table(file), split, f"{file.name} ")
+        parts |= found
+        problems += wrong
+    return parts, problems
 
 
-def _rows(config: DataConfig, read: Table, split: str | None) -> dict[str, _Part]:
+def _rows(
+    config: DataConfig, read: Table, split: str | None, prefix: str = ""
+) -> tuple[dict[str, _Part], list[str]]:
+    """The rows of a file by split, and what is wrong with them."""
     texts, labels = read.column(config.text_column), read.column(config.label_column)
     rationales = read.column(config.rationale_column) if config.rationale_column else [None] * len(texts)
     belongs: list[Any] = [split or "train"] * len(texts)
     if config.split_column and split is None:
         belongs = read.column(config.split_column)
     parts: dict[str, _Part] = {}
+    problems: list[str] = []
     for row, (text, label, rationale, name) in enumerate(zip(texts, labels, rationales, belongs, strict=True)):
-        place = read.place(row)
-        if str(name) not in SPLIT_NAMES:
-            raise DataError(f"{place}: the split '{name}' is none of {', '.join(SPLIT_NAMES)}")
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(f"{place}: the text is empty; fix: fill it in or take the row out")
-        part = parts.setdefault(SPLIT_NAMES[str(name)], _Part())
-        part.add(text, _label(label, place), _spans(rationale, text, place), place)
+        belonging = SPLIT_NAMES.get(str(name))
+        if belonging is None:
+            problems.append(f"{prefix}{read.line(row)}: the split '{name}' is none of {', '.join(SPLIT_NAMES)}")
+        part = parts.setdefault(belonging or "train", _Part(read, prefix))
+        problems += part.add(row, text, label, rationale)
     if split is None and "train" not in parts:
         raise DataError(f"{read.path} holds no row of the split 'train'")
-    return {name: parts[name] for name in SPLITS if name in parts}
+    return {name: parts[name] for name in SPLITS if name in parts}, problems
 
 
-def _label(value: Any, place: str) -> str:
-    """Numbers and words alike as words; 1.0 is 1, for tables turn whole numbers into floats."""
+def _refuse(config: DataConfig, parts: dict[str, _Part], names: Sequence[str], problems: list[str]) -> None:
+    """Raise DataError that names everything that is wrong with the rows, if anything is."""
+    strangers = [found for part in parts.values() for found in unknown_labels(part.labels, names, part.place)]
+    if strangers or problems:
+        fix = label_fix(names) if strangers else "fix: correct these rows or take them out"
+        raise DataError(f"{config.path}: {listed([*problems, *strangers])}; {fix}")
+
+
+def _label(value: Any) -> str:
+    """Numbers and words alike as words; 1.0 is 1, for tables turn whole numbers into floats; '' if it is missing."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    text = "" if value is None or value != value else str(value).strip()  # NaN differs from itself
-    if not text:
-        raise DataError(f"{place}: the label is missing; fix: fill it in or take the row out")
-    return text
+    return "" if value is None or value != value else str(value).strip()  # NaN differs from itself
 
 
-def _spans(value: Any, text: str, place: str) -> CharacterSpans | None:
-    """Human rationale; nothing, NaN or an empty cell mean that nobody annotated the text."""
-    fix = f"write a list of [start, end] with 0 <= start < end <= {len(text)}, the length of the text"
+def _spans(value: Any, text: str) -> CharacterSpans | None:
+    """Human rationale; nothing, NaN or an empty cell mean that nobody annotated the text.
+
+    Raises:
+        ValueError: it is something else.
+    """
     if isinstance(value, str):
         if not value.strip():
             return None
         try:
             value = json.loads(value)
         except json.JSONDecodeError:
-            raise DataError(f"{place}: the rationale {value[:40]!r} is not JSON; fix: {fix}") from None
+            raise ValueError(f"the rationale {value[:40]!r} is not JSON, a list of [start, end]") from None
     if value is None or (isinstance(value, float) and value != value):
         return None
     try:
         spans = [(int(start), int(end)) for start, end in value]
     except (TypeError, ValueError):
-        raise DataError(f"{place}: the rationale {str(value)[:60]} is no list of pairs; fix: {fix}") from None
+        raise ValueError(f"the rationale {str(value)[:60]} is no list of [start, end]") from None
     for start, end in spans:
         if not 0 <= start < end <= len(text):
-            raise DataError(f"{place}: the rationale holds [{start}, {end}]; fix: {fix}")
+            limits = f"0 <= start < end <= {len(text)}, the text's length"
+            raise ValueError(f"the rationale holds [{start}, {end}], not {limits}")
     return spans
-
-
-def _drop_duplicates(parts: dict[str, _Part]) -> int:
-    """Keep each text once, in the split that measures rather than in the one that trains."""
-    seen: set[str] = set()
-    dropped = 0
-    for name in reversed(SPLITS):
-        if name in parts:
-            rows = []
-            for row, text in enumerate(parts[name].texts):
-                if text not in seen:
-                    rows.append(row)
-                    seen.add(text)
-            dropped += len(parts[name].texts) - len(rows)
-            parts[name].keep(rows)
-    return dropped

@@ -187,7 +187,7 @@ def test_texts_come_from_the_file_else_the_checkpoint_else_the_vocabulary(ration
 
 def test_a_file_of_texts_that_cannot_be_used_is_named_with_its_line(rationalizer, tmp_path):
     (tmp_path / "texts.jsonl").write_text('{"text": "good"}\n{"review": "bad"}')
-    with pytest.raises(InputError, match="line 2 of .*texts.jsonl is not a JSON object"):
+    with pytest.raises(InputError, match="texts.jsonl: line 2 is not a JSON object"):
         parity_examples(tmp_path, rationalizer.preprocessor, tmp_path / "texts.jsonl")
     with pytest.raises(InputError, match="nowhere.txt cannot be read"):
         parity_examples(tmp_path, rationalizer.preprocessor, tmp_path / "nowhere.txt")

@@ -121,7 +121,7 @@ def test_what_was_answered_before_a_bad_line_is_printed(ask, server, tmp_path):
     code, out, error = ask("--file", path, "--json")
     assert code == 1 and len(out.splitlines()) == 300
     assert error == (
-        f"error: line 301 of {path} is not UTF-8: byte 1 is 0xff; line 602 of {path} is not UTF-8: byte 1 is 0xff; "
+        f"error: {path}: line 301 is not UTF-8: byte 1 is 0xff; line 602 is not UTF-8: byte 1 is 0xff; "
         "fix: convert it to UTF-8\n"
     )
 
@@ -138,9 +138,8 @@ def test_a_text_of_unknown_signs_is_placed(ask, server, tmp_path):
     code, out, error = ask("--file", path, "--json")
     assert code == 1 and len(out.splitlines()) == 256
     assert error == (
-        f"error: line 259 of {path} holds no word that the tokenizer knows; line 260 of {path} is not UTF-8: byte 1 "
-        f"is 0xff; line 517 of {path} is not UTF-8: byte 1 is 0xff; fix: give at least one word, or convert it to "
-        "UTF-8\n"
+        f"error: {path}: line 259 holds no word that the tokenizer knows; line 260 is not UTF-8: byte 1 is 0xff; "
+        "line 517 is not UTF-8: byte 1 is 0xff; fix: give at least one word, or convert it to UTF-8\n"
     )
 
 

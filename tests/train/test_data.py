@@ -1,5 +1,8 @@
 """Splits, encoding and batches: the same examples every time, the right tensors, the reason where it is known."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,8 @@ from rekd_train.data.partition import completed
 from rekd_train.errors import ConfigError, DataError
 from rekd_train.preprocess import TextPreprocessor, TextSettings
 from rekd_train.preprocess_token_ids import TokenIdPreprocessor, TokenIdSettings
+
+TESTS = Path(__file__).parents[1]
 
 
 def texts(count: int, classes: int = 2) -> LabelledTexts:
@@ -102,9 +107,45 @@ def test_a_human_rationale_becomes_the_tokens_it_touches(preprocessor):
     assert split.truth[1] is None
 
 
-def test_a_text_without_any_token_is_named(preprocessor):
-    with pytest.raises(DataError, match="holds no word"):
-        tokenize(LabelledTexts(["good", "\u200b"], np.array([0, 1])), preprocessor)
+def test_texts_without_any_token_are_all_named(preprocessor):
+    with pytest.raises(DataError, match=r"hold no word .*: '\\u200b'; '\\u200c'; fix: leave them out"):
+        tokenize(LabelledTexts(["good", "\u200b", "bad", "\u200c"], np.array([0, 1, 0, 1])), preprocessor)
+
+
+def test_the_length_of_a_cut_text_is_known(preprocessor):
+    examples = LabelledTexts([" ".join(["good"] * count) for count in (2, 30, 31, 57, 500)], np.zeros(5, dtype=int))
+    split = tokenize(examples, preprocessor)  # [CLS] and [SEP] belong to the length
+    assert split.lengths.tolist() == [4, 32, 32, 32, 32]
+    assert split.whole_lengths.tolist() == [4, 32, 33, 59, 502]
+
+
+MEMORY = """
+import resource
+import numpy as np
+from conftest import tiny_tokenizer_json
+from rekd_train.data import LabelledTexts, tokenize
+from rekd_train.preprocess import TextPreprocessor, TextSettings
+
+def some(count):
+    return LabelledTexts([" ".join(["good bad dull"] * 50)] * count, np.zeros(count, dtype=np.int64))
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+preprocessor = TextPreprocessor(tiny_tokenizer_json(), TextSettings(64))
+tokenize(some(16), preprocessor)
+before = peak()
+split = tokenize(some(6000), preprocessor)
+print((peak() - before) / 6000, sum(ids.nbytes for ids in split.ids) / 6000)
+"""
+
+
+def test_tokenising_keeps_the_ids_and_no_windows():
+    """150 words: their encoding with its windows takes 30 kB, the ids of 64 tokens a quarter of one."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], cwd=TESTS, env=os.environ | {"PYTHONPATH": f"{TESTS.parent}"},
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    peak, kept = map(float, done.stdout.split())
+    assert kept == 64 * 4 and peak < 12_000
 
 
 def images(count: int = 3, height: int = 16, width: int = 12, channels: int = 1) -> LabelledImages:
@@ -200,6 +241,9 @@ def test_the_reviews_of_the_package_keep_their_split():
     data = load_data(DataConfig())
     assert {name: len(part) for name, part in data.splits.items()} == {"train": 19924, "dev": 2490, "test": 2490}
     assert all(abs(part.labels.mean() - 0.5) < 0.01 for part in data.splits.values())
+    sentences = load_data(DataConfig(name="rotten_tomatoes"))
+    assert {name: len(part) for name, part in sentences.splits.items()} == {"train": 6824, "dev": 852, "test": 854}
+    assert "Rotten Tomatoes" in sentences.origin and "IMDB" in data.origin
 
 
 def aclimdb(root, splits=("train", "test")):

@@ -195,6 +195,15 @@ def test_a_folder_for_each_class(tmp_path):
         assert [path.parent.name for path in part.images] == [data.label_names[label] for label in part.labels]
 
 
+def test_an_image_in_two_classes_is_named(tmp_path):
+    for number in range(20):
+        picture(tmp_path / ("cats" if number % 2 else "dogs") / f"{number}.png", number)
+    picture(tmp_path / "dogs" / "again.png", 1)
+    data = load_data(DataConfig(name="image_folder", path=str(tmp_path), dev_share=0.2, test_share=0.2))
+    assert data.duplicates == 1
+    assert data.contradictions == ("cats/1.png 'cats' (kept), dogs/again.png 'dogs'",)
+
+
 def test_folders_for_splits(tmp_path):
     for split, seeds in (("train", range(20)), ("val", range(20, 24)), ("test", range(24, 28))):
         for seed in seeds:

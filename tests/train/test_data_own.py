@@ -1,4 +1,4 @@
-"""The user's own texts: every format, and what is wrong said by row before any training."""
+"""The user's own texts: every format, and what is wrong said by line before any training."""
 
 import json
 
@@ -85,7 +85,7 @@ def test_splits_come_from_a_column(tmp_path):
     for name, part in data.splits.items():
         assert sorted(part.texts) == sorted(row["text"] for row in rows if row["part"] == name)
     rows[7]["part"] = "training"
-    assert "row 8" in message_of(write(path, rows), split_column="part")
+    assert "line 9: the split" in message_of(write(path, rows), split_column="part")
 
 
 def test_splits_come_from_files_and_what_is_missing_from_training(tmp_path):
@@ -123,30 +123,68 @@ def test_a_rationale_that_does_not_fit_its_text_is_named(tmp_path, spans):
     rows = [row | {"why": ""} for row in ROWS]
     rows[4]["why"] = spans
     message = message_of(write(tmp_path / "a.csv", rows), rationale_column="why")
-    assert "row 5" in message and "rationale" in message
+    assert "line 6: the rationale" in message
 
 
 @pytest.mark.parametrize("empty", ["", "  ", "\n"])
-def test_an_empty_text_is_named_by_its_row(tmp_path, empty):
+def test_an_empty_text_is_named_by_its_line(tmp_path, empty):
     rows = [dict(row) for row in ROWS]
     rows[6]["text"] = empty
-    for name in ("a.csv", "a.jsonl", "a.parquet"):
-        message = message_of(write(tmp_path / name, rows))
-        assert "row 7" in message and "empty" in message
+    for name, place in (("a.csv", "line 8"), ("a.jsonl", "line 7"), ("a.parquet", "row 7")):
+        assert f"{name}: {place}: the text is empty; fix" in message_of(write(tmp_path / name, rows))
 
 
-def test_a_missing_label_is_named_by_its_row(tmp_path):
+def test_a_missing_label_is_named_by_its_line(tmp_path):
     rows = [dict(row) for row in ROWS]
     rows[2]["label"] = None
-    for name in ("a.csv", "a.jsonl", "a.parquet"):
-        assert "row 3: the label is missing" in message_of(write(tmp_path / name, rows))
+    for name, place in (("a.csv", "line 4"), ("a.jsonl", "line 3"), ("a.parquet", "row 3")):
+        assert f"{place}: the label is missing" in message_of(write(tmp_path / name, rows))
+
+
+def test_all_bad_rows_are_named_at_once_with_the_lines_of_the_file(tmp_path):
+    """A line is what an editor shows: blank lines and breaks within a text count."""
+    path = tmp_path / "a.csv"
+    good = "".join(f"t{i},{('a', 'b')[i % 2]},\n" for i in range(20))
+    path.write_text(f'text,label,why\n"two\nlines",a,\n\n,a,\nx,,\n,,\nshort,b,"[[0, 9]]"\ny,c,\n{good}')
+    message = message_of(path, rationale_column="why", labels=("a", "b"))
+    assert (
+        "a.csv: line 5: the text is empty; line 6: the label is missing; line 7: the text is empty; "
+        "line 7: the label is missing; line 8: the rationale holds [0, 9], not 0 <= start < end <= 5, the text's "
+        "length; line 9: the label 'c' is none of the 2 classes; classes: a, b; fix: "
+    ) in message
+    lines = tmp_path / "a.jsonl"
+    lines.write_text('\n{"text": "", "label": "a"}\n\n{"text": "x", "label": ""}\n')
+    assert "a.jsonl: line 2: the text is empty; line 4: the label is missing; fix" in message_of(lines)
+
+
+def test_of_many_bad_rows_twenty_are_named(tmp_path):
+    rows = [*ROWS, *({"text": "", "label": "neg"} for _ in range(1030))]
+    assert "line 61: the text is empty; and 1,010 more; fix" in message_of(write(tmp_path / "a.csv", rows))
+
+
+def test_in_a_folder_bad_rows_are_named_with_their_file(tmp_path):
+    write(tmp_path / "train.csv", [*ROWS[:20], {"text": "", "label": "neg"}])
+    write(tmp_path / "test.jsonl", [*ROWS[20:], {"text": "x", "label": "neutral"}])
+    message = message_of(tmp_path)
+    assert "train.csv line 22: the text is empty; test.jsonl line 21: the label 'neutral' is none of" in message
+
+
+def test_a_text_with_contradicting_labels_is_named(tmp_path):
+    rows = [*ROWS, ROWS[0], ROWS[1] | {"label": "pos"}, ROWS[1] | {"label": "pos"}]
+    data = load_data(config(write(tmp_path / "a.csv", rows)))
+    assert data.duplicates == 3
+    assert data.contradictions == ("line 3 'neg' (kept), line 43 'pos', line 44 'pos': 'bad text, number 1'",)
+    write(tmp_path / "train.csv", rows[:20])
+    write(tmp_path / "test.csv", [*rows[20:40], ROWS[3] | {"label": "pos"}])
+    data = load_data(config(tmp_path))
+    assert data.contradictions == ("test.csv line 22 'pos' (kept), train.csv line 5 'neg': 'bad text, number 3'",)
 
 
 def test_labels_are_held_against_the_classes_given(tmp_path):
     path = write(tmp_path / "a.csv", ROWS)
     assert load_data(config(path, labels=("pos", "neg"))).label_names == ("pos", "neg")
     message = message_of(path, labels=("pos", "neutral"))
-    assert "row 2: the label 'neg' is none of the 2 classes" in message and "data.labels" in message
+    assert "line 3: the label 'neg' is none of the 2 classes" in message and "data.labels" in message
 
 
 def test_one_class_is_nothing_to_learn(tmp_path):
@@ -163,9 +201,14 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"text": "a", "label": 1}\n{"text": \n')
     assert "line 2" in message_of(broken)
+    broken.write_text('{"text": \n{"text": "a", "label": 1}\n\n[]\n')
+    assert "line 1 is not JSON" in message_of(broken) and "line 4 is not an object" in message_of(broken)
     ragged = tmp_path / "ragged.csv"
-    ragged.write_text("text,label\na,b\nc,d,e,f\n")
-    assert "line 3" in message_of(ragged)
+    ragged.write_text("text,label\na,b\nc,d,e,f\n\ng,h,i\n")
+    wrong = "ragged.csv cannot be read: line 3 has 4 values; line 5 has 3 values; the header names 2"
+    assert wrong in message_of(ragged)
+    ragged.write_text("text,label\nwell, no,b\nc,d\n")  # pandas would take the first values for row names
+    assert "line 2 has 3 values" in message_of(ragged)
     empty = tmp_path / "empty.csv"
     empty.write_text("text,label\n")
     assert "holds no rows" in message_of(empty)

@@ -66,6 +66,26 @@ def test_a_wrong_file_is_one_line_and_changes_nothing(tmp_path, capsys):
     assert error.startswith("error: ") and error.count("\n") == 1 and not (tmp_path / "pair").exists()
 
 
+def test_a_checkpoint_is_not_replaced_by_a_command_unasked(imported, texts, tmp_path, capsys):
+    import shutil
+
+    settings, copy = tmp_path / "mine.toml", shutil.copytree(imported, tmp_path / "copy")
+    settings.write_text(f'name = "mine"\n[data]\nname = "table"\npath = "{texts}"\n')
+    before = {path: path.read_bytes() for path in copy.iterdir()}
+    official = ["--family", "bert", "--selector", GOLDEN / "g_bert", "--predictor", GOLDEN / "f_bert"]
+    official += ["--backbone", GOLDEN / "bert-backbone"]
+    for arguments in (
+        ["import-official", *official],
+        ["calibrate", imported, "--data", settings],
+        ["compact", imported, "--data", settings, "--set", "stages.compact_epochs=0.1"],
+    ):
+        assert command(*arguments, "--output", copy) == 1
+        assert "copy is a checkpoint already; fix: " in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in copy.iterdir()} == before
+        assert command(*arguments, "--output", copy, "--overwrite") == 0
+        before = {path: path.read_bytes() for path in copy.iterdir()}
+
+
 def test_an_import_is_calibrated_compacted_and_evaluated_with_data_that_are_named(imported, texts, tmp_path, capsys):
     settings = tmp_path / "mine.toml"
     settings.write_text(f'name = "mine"\n[data]\nname = "table"\npath = "{texts}"\n')
@@ -110,6 +130,11 @@ def test_a_record_is_used_and_can_be_changed(rationalizer, tmp_path):
     record = run_config("demo_student", ["seed=7"]).model_dump()
     path = checkpoint.save(rationalizer, tmp_path / "c", training={"name": "x", "config": record})
     assert recorded_config(path) == run_config("demo_student", ["seed=7"])
+    old = checkpoint.save(
+        rationalizer, tmp_path / "old",
+        training={"name": "x", "config": record | {"selection": record["selection"] | {"minimum": 1}}},
+    )  # fmt: skip
+    assert recorded_config(old).selection.minimum == 1, "as it was trained, not today's default"
     changed = recorded_config(path, None, ["selection.target=0.05"])
     assert changed.selection.target == 0.05 and changed.seed == 7
 

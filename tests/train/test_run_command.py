@@ -35,17 +35,26 @@ def command(tmp_path, monkeypatch, capsys):
         "[optimisation]\nbatch_size = 16\n[stages]\nsave_every = 4\n"
     )
 
-    def call(*arguments: str) -> tuple[int, str]:
+    def call(*arguments: str, kind: str = "error") -> tuple[int, str]:
         with pytest.raises(SystemExit) as end:
             run(app, ["run", str(tmp_path / "toy.toml"), "-o", str(tmp_path / "out"), "--device", "cpu", *arguments])
         lines = capsys.readouterr().err.splitlines()
-        return end.value.code or 0, "\n".join(line for line in lines if line.startswith("error"))
+        return end.value.code or 0, "\n".join(line for line in lines if line.startswith(kind))
 
     return call
 
 
 def log_of(tmp_path) -> list[dict]:
     return [json.loads(line) for line in (tmp_path / "out.training" / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_budget_that_cannot_hold_a_negation_is_noted(command):
+    short = ["--set", "stages.classifier_epochs=0.1", "--set", "stages.rationale_epochs=0.1"]
+    short += ["--set", "stages.compact_epochs=0"]
+    code, notes = command(*short, kind="note")
+    assert code == 0 and notes.startswith("note: half of the training texts") and "preset short_texts" in notes
+    large = ("--set", "selection.target=0.3", "--set", "selection.budget=0.35")
+    assert command(*short, *large, kind="note") == (0, "")
 
 
 def test_a_run_leaves_a_checkpoint_and_a_log_and_no_state(command, tmp_path):
@@ -57,8 +66,58 @@ def test_a_run_leaves_a_checkpoint_and_a_log_and_no_state(command, tmp_path):
     assert {"loss", "rate", "penalty", "extraction", "learning_rate", "examples_per_second"} <= {
         name for line in log_of(tmp_path) for name in line if line["stage"] == "rationale"
     }
-    assert command()[0] == 0
+    assert command("--overwrite") == (0, "")
     assert len([line for line in log_of(tmp_path) if line["event"] == "stage"]) == 3, "a new run begins a new log"
+
+
+def contents(tmp_path) -> dict:
+    """Every file of the checkpoint and its training directory."""
+    return {path: path.read_bytes() for path in tmp_path.glob("out*/*")}
+
+
+def test_a_finished_run_is_not_replaced_unasked(command, tmp_path):
+    assert command() == (0, "")
+    before = contents(tmp_path)
+    for arguments in ((), ("--resume",), ("--set", "seed=5")):
+        code, error = command(*arguments)
+        assert code == 1 and f"{tmp_path / 'out'} is a checkpoint already; fix: " in error and "--overwrite" in error
+        assert "\n" not in error and contents(tmp_path) == before
+    assert command("--set", "seed=5", "--overwrite") == (0, "")
+    assert contents(tmp_path) != before
+
+
+def test_the_state_and_the_log_of_another_run_are_not_replaced_unasked(command, tmp_path, monkeypatch):
+    def interrupted(store, snapshot):
+        save(store, snapshot)
+        raise KeyboardInterrupt
+
+    save = runs.StateStore.save
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.StateStore, "save", interrupted)
+        assert command()[0] == 130
+    before = contents(tmp_path)
+    code, error = command("--set", "seed=5")
+    assert code == 1 and "holds an interrupted run; fix: --resume" in error and "--overwrite" in error
+    assert contents(tmp_path) == before
+    (tmp_path / "out.training" / "state.pt").unlink()
+    before = contents(tmp_path)
+    code, error = command()
+    assert code == 1 and "log.jsonl is the log of an earlier run; fix: " in error and "--overwrite" in error
+    assert contents(tmp_path) == before
+    assert command("--overwrite") == (0, "")
+
+
+def test_a_run_that_begins_anew_leaves_no_older_state(command, tmp_path, monkeypatch):
+    (tmp_path / "out.training").mkdir()
+    (tmp_path / "out.training" / "state.pt").write_bytes(b"of an older run")
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "fit", interrupted)
+    assert command("--overwrite")[0] == 130
+    code, error = command("--resume")
+    assert code == 1 and "nothing to resume" in error
 
 
 def test_an_interrupted_run_goes_on_and_keeps_its_log(command, tmp_path, monkeypatch):
@@ -83,8 +142,11 @@ def test_an_interrupted_run_goes_on_and_keeps_its_log(command, tmp_path, monkeyp
     assert not (tmp_path / "out.training" / "state.pt").exists()
 
 
-def test_resuming_nothing_begins(command):
-    assert command("--resume") == (0, "")
+def test_there_must_be_something_to_resume(command, tmp_path):
+    code, error = command("--resume")
+    assert code == 1 and "\n" not in error
+    assert f"nothing to resume: {tmp_path / 'out.training' / 'state.pt'} does not exist; fix: " in error
+    assert list(tmp_path.iterdir()) == [tmp_path / "toy.toml"]
 
 
 def test_a_full_disk_leaves_the_old_checkpoint_and_the_state(command, tmp_path, monkeypatch):
@@ -96,14 +158,15 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_the_state(command, tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", full)
-        code, error = command("--set", "seed=5")
+        code, error = command("--set", "seed=5", "--overwrite")
     assert code == 1 and "cannot be written" in error and "No space left" in error and "--resume" in error
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
-    assert command("--set", "seed=5", "--resume") == (0, ""), "only the writing is done again"
+    assert command("--set", "seed=5", "--resume")[0] == 1, "the old checkpoint is still there"
+    assert command("--set", "seed=5", "--resume", "--overwrite") == (0, ""), "only the writing is done again"
     assert (tmp_path / "out" / "selector.safetensors").read_bytes() != before["selector.safetensors"]
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)
-        code, error = command("--set", "seed=6")
+        code, error = command("--set", "seed=6", "--overwrite")
     assert code == 1 and "state.pt cannot be written" in error
 
 

@@ -52,7 +52,7 @@ def config(**changes) -> RunConfig:
     return RunConfig.model_validate(
         {
             "name": "toy", "data": {"max_length": 24}, "selector": sizes, "predictor": sizes,
-            "selection": {"target": TARGET, "budget": 0.3},
+            "selection": {"target": TARGET, "budget": 0.3, "minimum": 1},
             "optimisation": {"learning_rate": 1e-2, "batch_size": 16},
             "stages": {"classifier_epochs": 8, "rationale_epochs": 8, "compact_epochs": 3},
         }
@@ -138,6 +138,23 @@ def test_an_output_that_holds_something_else_is_refused_before_training(planted,
     with pytest.raises(CheckpointError, match="is not a checkpoint"):
         runs.train_run(config(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_checkpoint_is_not_replaced_unasked(planted, student, teacher, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(student[0], tmp_path / "copy")
+    before = {path: path.read_bytes() for path in copy.iterdir()}
+    for make in (
+        lambda **options: runs.train_run(config(), copy, **options),
+        lambda **options: runs.compact_run(teacher[0], copy, epochs=0.1, **options),
+        lambda **options: runs.calibrate_run(teacher[0], copy, 0.1, **options),
+    ):
+        with pytest.raises(CheckpointError, match="copy is a checkpoint already; fix: .*--overwrite"):
+            make()
+        assert {path: path.read_bytes() for path in copy.iterdir()} == before
+    runs.calibrate_run(teacher[0], copy, 0.1, overwrite=True)
+    assert checkpoint.read_description(copy)["training"]["name"] == "toy"
 
 
 def test_a_recorded_run_of_another_version_is_named(planted, student, tmp_path):

@@ -205,6 +205,16 @@ def test_a_pair_starts_from_the_first_layers_of_minilm():
     assert len(weight_origins(config)) == 1 and "Apache" in weight_origins(config)[0]
 
 
+def test_the_card_names_every_pretrained_part():
+    def origins(**selector) -> list[str]:
+        return weight_origins(RunConfig.model_validate({"name": "x", "selector": selector}))
+
+    mine = "pretrained weights bert-mine, under their own licence"
+    assert origins(weights="bert-mine") == [mine]
+    assert origins(weights="bert-mine", word_embeddings="minilm") == [mine], "they have word embeddings of their own"
+    assert origins() == [] and "MiniLM" in origins(weights="minilm")[0] + origins(word_embeddings="minilm")[0]
+
+
 def test_the_tokenizer_comes_with_the_weights_and_is_one(tmp_path):
     config = minilm()
     from conftest import tiny_tokenizer_json
