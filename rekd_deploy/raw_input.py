@@ -32,8 +32,8 @@ RAW = {"text": "rekd_text", "image": "rekd_image"}
 """The ensemble by what it takes."""
 _TRAINING = Path(__file__).resolve().parents[1] / "rekd_train"
 _MODULES = {
-    "text": ("__init__", "errors", "prediction", "spans", "preprocess"),
-    "image": ("__init__", "errors", "prediction", "preprocess_image"),
+    "text": ("__init__", "errors", "prediction", "spans", "text_checks", "preprocess"),
+    "image": ("__init__", "errors", "prediction", "image_reading", "preprocess_image"),
 }
 """What the steps import of rekd_train."""
 _TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32", "bool": "TYPE_BOOL", "uint8": "TYPE_UINT8"}

@@ -109,7 +109,7 @@ def answered_texts(preprocessor, labels: Sequence[str], arrays: Arrays) -> Array
 
 def prepared_images(preprocessor, arrays: Arrays) -> Arrays:
     """``image`` (B, 1), files as bytes -> ``pixels`` (B, H, W, C) uint8, ``sizes`` (B, 2) int64 (width, height)."""
-    opened = [opened_image(content, index) for index, content in enumerate(arrays["image"].reshape(-1))]
+    opened = [opened_image(content, number) for number, content in enumerate(arrays["image"].reshape(-1), 1)]
     encoded = preprocessor(opened)
     return {**encoded.inputs, "sizes": np.array(encoded.sizes, np.int64).reshape(-1, 2)}
 
@@ -118,22 +118,22 @@ def decoded(raw: np.ndarray) -> list[str]:
     """Texts of a tensor of bytes.
 
     Raises:
-        InputError: too long, or not UTF-8; by the row.
+        InputError: too long, or not UTF-8; names the text, counted from 1.
     """
     from rekd_train.errors import InputError
 
     texts = []
-    for index, content in enumerate(raw.reshape(-1)):
+    for number, content in enumerate(raw.reshape(-1), 1):
         if len(content) > LARGEST_TEXT:
-            raise InputError(f"text {index} has {len(content)} bytes; at most {LARGEST_TEXT} are looked at")
+            raise InputError(f"text {number} has {len(content)} bytes; at most {LARGEST_TEXT} are looked at")
         try:
             texts.append(content.decode("utf-8"))
         except UnicodeDecodeError as error:
-            raise InputError(f"text {index} is not UTF-8: byte {error.start + 1} is wrong") from None
+            raise InputError(f"text {number} is not UTF-8: byte {error.start + 1} is wrong") from None
     return texts
 
 
-def opened_image(content: bytes, index: int):
+def opened_image(content: bytes, number: int):
     """A JPEG or PNG file as a Pillow image, not yet decoded.
 
     Raises:
@@ -151,10 +151,10 @@ def opened_image(content: bytes, index: int):
             image = Image.open(io.BytesIO(content), formats=("JPEG", "PNG"))
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "neither JPEG nor PNG" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise InputError(f"image {index} cannot be read: {reason}") from None
+        raise InputError(f"image {number} cannot be read: {reason}") from None
     width, height = image.size
     if width * height > LARGEST_IMAGE:
-        raise InputError(f"image {index} has {width} x {height} pixels; at most {LARGEST_IMAGE} are decoded")
+        raise InputError(f"image {number} has {width} x {height} pixels; at most {LARGEST_IMAGE} are decoded")
     return image
 
 

@@ -137,9 +137,9 @@ def test_texts_become_the_models_tensors_and_its_answers(root, start, rationaliz
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "text 1 is empty"),
+        (b"", "text 2 is empty"),
         (b"  ", "only white space"),
-        (b"\xff\xfe", "text 1 is not UTF-8"),
+        (b"\xff\xfe", "text 2 is not UTF-8"),
         (b"x" * (LARGEST_TEXT + 1), "at most 1048576"),
     ],
 )
@@ -191,8 +191,8 @@ def test_image_files_become_the_models_tensors_and_boxes(image_root, start, imag
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"no image", "image 0 cannot be read: neither JPEG nor PNG"),
-        (encoded(some_images(1)[0], "PNG")[:90], "image 0 cannot be read"),
+        (b"no image", "image 1 cannot be read: neither JPEG nor PNG"),
+        (encoded(some_images(1)[0], "PNG")[:90], "image 1 cannot be read"),
         (encoded(some_images(1)[0], "BMP"), "neither JPEG nor PNG"),
         (b"", "neither JPEG nor PNG"),
     ],
