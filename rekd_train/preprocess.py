@@ -229,6 +229,9 @@ class TextPreprocessor:
             raise ConfigError(f"a text model cannot have the family '{settings.family}', which reads images")
         if settings.vocabulary < self.vocabulary_size:
             raise ConfigError(f"the tokenizer has {self.vocabulary_size} ids, the network only {settings.vocabulary}")
+        if (most := settings.positions) < self.positions:
+            problem = f"the texts have up to {self.positions} tokens, the network reads {most}"
+            raise ConfigError(f"{problem}; fix: data.max_length={most}")
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Encode without checks or padding; truncated to ``max_length``."""
