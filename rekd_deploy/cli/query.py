@@ -26,7 +26,7 @@ _CHUNK = 256
 app = application(
     help="Ask a served model: label, probability, and the words or patches that decided.",
     epilog=examples(
-        'rekd-query "A film of great warmth, badly lit."',
+        'rekd-query "A warm and moving film with wonderful performances from the whole cast."',
         "rekd-query --file reviews.jsonl --json > answers.jsonl",
         "rekd-query --file reviews.csv --column review --json",
         "rekd-query --file - --url http://localhost:8000 < reviews.txt",
