@@ -49,6 +49,28 @@ def mosaics() -> list[str]:
     return lines
 
 
+@block("short_texts.json")
+def short_texts() -> list[str]:
+    found = read("short_texts.json")
+    cells = found["results"]
+    seeds = len(next(iter(cells.values())))
+    first = next(iter(cells.values()))[0]
+    error = 100 * np.sqrt(first["accuracy"] * (1 - first["accuracy"]) / first["examples"])
+    return [
+        f"The pair of `short_texts` on the Rotten Tomatoes sentences: {first['examples']} of the test split, mean of "
+        f"{seeds} seeds; the standard error of one accuracy is {error:.1f} points ({found['hardware']['device']}, "
+        "one core):",
+        "",
+        "| kept of each text | accuracy | words kept |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {np.mean([run['accuracy'] for run in runs]):.3f} | "
+            f"{np.mean([run['rate'] for run in runs]):.1%} |"
+            for name, runs in cells.items()
+        ),
+    ]
+
+
 def _cells(folder: str) -> dict[str, dict[int, float]]:
     """Accuracy by cell and seed."""
     found: dict[str, dict[int, float]] = {}

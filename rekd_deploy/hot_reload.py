@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
 from rekd_deploy.errors import RepositoryError, ServerError
@@ -27,6 +28,8 @@ _RESTART = "fix: start rekd-serve again to serve it"
 class _Leaving(NamedTuple):
     snapshot: Snapshot
     since: float
+    steps: list[str]
+    """Models whose old version has not been let go yet."""
 
 
 class HotReload:
@@ -118,7 +121,7 @@ class HotReload:
                 self._live.configure(name, new.configs[name])
                 control.load(name)
         except ServerError as error:
-            self._server.check_alive()
+            self._server.check_running()  # not its models' processes: loading may have put others in their place
             self._go_back(control, old, new)
             self._report(f"not reloaded: {error}; version {old.version} serves on")
             return
@@ -126,7 +129,7 @@ class HotReload:
         # under the new configuration, in which the number of instances may be another, there are both versions
         both = model_processes(new.configs, _steps(new)) + model_processes(new.configs, _steps(old))
         self._server.watch_models(both - model_processes(old.configs, _steps(old)))
-        self._leaving = _Leaving(old, time.monotonic())
+        self._leaving = _Leaving(old, time.monotonic(), _steps(old))
         seconds = time.monotonic() - began
         self._report(f"reloaded in {seconds:.1f} s: version {new.version} answers, {old.version} until now")
 
@@ -134,30 +137,44 @@ class HotReload:
         for name in [*_ensembles(old), *_steps(old)]:
             self._live.configure(name, old.configs[name])
             control.load(name)
-        for name, versions in control.states().items():
-            if versions and name not in old.configs:
+        for name in new.configs.keys() - old.configs.keys():
+            with suppress(ServerError):  # it may not have been loaded
                 control.unload(name)
         self._live.remove(new)
         self._server.watch_models(0)
 
     def _let_leave(self) -> None:
-        old, since = self._leaving
+        old, since, steps = self._leaving
         if time.monotonic() - since < self._drain_seconds:
             return
-        with ModelControl(self._server.grpc_url, self._server.key) as control:
-            if _still_there(control, _ensembles(old), old.version):
-                return  # a request is on its way through it
-            new = self._live.current
-            for name in _steps(new):
-                self._live.configure(name, new.configs[name])
-                control.load(name)
-            deadline = time.monotonic() + _LEAVE_SECONDS
-            while _still_there(control, _steps(old), old.version) and time.monotonic() < deadline:
-                time.sleep(0.05)
-        self._server.watch_models(-model_processes(new.configs, _steps(old)))
+        try:
+            with ModelControl(self._server.grpc_url, self._server.key) as control:
+                if _still_there(control, _ensembles(old), old.version):
+                    return  # a request is on its way through it
+                while steps:
+                    self._let_step_leave(control, steps[0], old.version)
+                    del steps[0]
+        except ServerError as error:  # a server that is silent for a moment is not dead
+            self._server.check_running()
+            self._complain(f"version {old.version} has not left yet: {error}")
+            return
         self._live.remove(old)
-        self._leaving = None
+        self._leaving, self._complaint = None, ""
         self._report(f"version {old.version} has left")
+
+    def _let_step_leave(self, control: ModelControl, name: str, version: int) -> None:
+        new = self._live.current
+        self._live.configure(name, new.configs[name])
+        control.load(name)
+        deadline = time.monotonic() + _LEAVE_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                if not _still_there(control, [name], version):
+                    break
+            except ServerError:
+                self._server.check_running()
+            time.sleep(0.05)
+        self._server.watch_models(-model_processes(new.configs, [name]))
 
     def _complain(self, line: str) -> None:
         if line != self._complaint:

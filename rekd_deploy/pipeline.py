@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any, Self
 
@@ -71,6 +72,7 @@ class Pipeline:
         else:
             self._chain = RunnerChain([exported.graph_runner(role, threads=threads) for role in roles])
         self._running: ExitStack | None = None
+        self._opening = Lock()
 
     def __enter__(self) -> Self:
         self._open()
@@ -96,18 +98,20 @@ class Pipeline:
                 (``windows.py`` has the rules), instead of cutting it.
 
         Raises:
-            InputError: an empty list, an item that cannot be used, by its index, or windows of an image. Texts are
-                all checked before any is computed.
+            InputError: an empty list, or windows of an image.
+            FaultyItemsError: items that cannot be used, by their number, counted from 1. Texts are all checked
+                before any is computed; images are read a batch at a time.
             EngineError: ONNX Runtime or TensorRT cannot load or run a graph.
             MissingExtraError: the library is not installed.
         """
         return predict_batches(self.preprocessor, items, self._batch_size, self._answer, windows=windows)
 
     def _open(self) -> None:
-        if self._running is None:
-            with ExitStack() as stack:
-                stack.enter_context(self._chain)
-                self._running = stack.pop_all()
+        with self._opening:
+            if self._running is None:
+                with ExitStack() as stack:
+                    stack.enter_context(self._chain)
+                    self._running = stack.pop_all()
 
     def _answer(self, encoded: Encoded) -> list[Prediction]:
         self._open()

@@ -24,7 +24,8 @@ def calibrate_bias(scores: Tensor, selectable: Tensor, policy: SelectionPolicy, 
         selectable: (n, N) bool.
 
     Returns:
-        The smallest bias found that reaches the target; the largest useful one if the budget forbids it.
+        The smallest bias that reaches the target, moved halfway to the next score that it would let in: the same
+        masks, as far from a tie as they can be. The largest useful one if the budget forbids the target.
     """
     counts = selectable.sum(dim=1).clamp(min=1)
 
@@ -38,7 +39,8 @@ def calibrate_bias(scores: Tensor, selectable: Tensor, policy: SelectionPolicy, 
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if rate(middle) < target else (low, middle)
-    return round(high, 6)
+    dropped = scores[selectable & (scores <= -high)]
+    return round((high - float(dropped.max())) / 2 if len(dropped) else high, 6)
 
 
 def calibrate_temperature(class_logits: np.ndarray, labels: np.ndarray) -> float:

@@ -9,7 +9,10 @@ from rekd_train.data import Split
 from rekd_train.errors import ConfigError, DataError
 from rekd_train.models.families import FAMILIES
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.preprocessors import same_tokens
+from rekd_train.policy import SelectionPolicy
+from rekd_train.preprocessors import Preprocessor, same_tokens
+
+_WORDS_OF_A_NEGATION = 3
 
 
 def check_fit(
@@ -52,6 +55,27 @@ def check_labels(labels: np.ndarray, examples: int, names: list[str], split: str
             f"the {split} split has the label {wrong}, the pair has {len(names)} classes (0..{len(names) - 1}); "
             "fix: labels and class names that belong together"
         )
+
+
+def short_texts_notice(config: RunConfig, train: Split, preprocessor: Preprocessor) -> str:
+    """What to tell about training texts of which the budget allows fewer than three words; else ''.
+
+    One or two words cannot hold a negation. The median decides, so that a few short texts among long ones are fine.
+    """
+    selection = config.selection
+    name = "target" if selection.decision == "top-k" else "budget"
+    share = getattr(selection, name)
+    if preprocessor.settings.kind != "text" or share is None or not config.stages.rationale_epochs:
+        return ""
+    words = int(np.median(train.lengths)) - (preprocessor.positions - preprocessor.features)
+    allowed = int(SelectionPolicy(budget=share, minimum=0).limits(np.array([words]))[0])
+    if allowed >= _WORDS_OF_A_NEGATION:
+        return ""
+    return (
+        f"half of the training texts have at most {words} words, of which selection.{name}={share:g} allows {allowed}; "
+        f"selection.minimum keeps {selection.minimum} all the same; fix for short texts: the preset short_texts, or "
+        "--set selection.target=0.3 --set selection.budget=0.35"
+    )
 
 
 def check_teacher(teacher: Rationalizer, student: Rationalizer, config: RunConfig) -> None:

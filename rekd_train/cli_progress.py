@@ -63,6 +63,9 @@ class _Bars:
         self._shown["dev"] = values["accuracy"]
         self._progress.update(self._task, shown=self._text())
 
+    def note(self, text: str) -> None:
+        self._progress.console.print(f"note: {text}", soft_wrap=True, markup=False, highlight=False)
+
     def _text(self) -> str:
         return "  ".join(f"{key} {value:.4f}" for key, value in self._shown.items())
 

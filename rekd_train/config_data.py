@@ -10,10 +10,10 @@ from pydantic import Field, field_validator, model_validator
 from rekd_train.config_section import Section
 
 DataName = Literal[
-    "imdb", "aclimdb", "table", "cifar10", "cifar100_coarse", "cifar100_fine", "fashion_mnist", "mosaic", "digits",
-    "image_folder",
+    "imdb", "aclimdb", "rotten_tomatoes", "table", "cifar10", "cifar100_coarse", "cifar100_fine", "fashion_mnist",
+    "mosaic", "digits", "image_folder",
 ]  # fmt: skip
-TEXT_DATA = ("imdb", "aclimdb", "table")
+TEXT_DATA = ("imdb", "aclimdb", "rotten_tomatoes", "table")
 
 
 class DataConfig(Section):
@@ -28,13 +28,19 @@ class DataConfig(Section):
     rationale_column: str = Field("", description="column of human rationales, lists of [start, end] (table)")
     split_column: str = Field("", description="column that says train, dev or test (table); empty: split by seed")
     labels: tuple[str, ...] = Field((), description="class names in the order of the logits (own data); empty: sorted")
-    train_examples: int | None = Field(None, ge=2, description="training examples, the first of the split; None: all")
-    dev_examples: int | None = Field(None, ge=1, description="dev examples, the first of the split; None: all")
-    test_examples: int | None = Field(None, ge=1, description="test examples, the first of the split; None: all")
-    dev_share: float = Field(0.1, gt=0, lt=1, description="share of the training examples that becomes dev, if needed")
-    test_share: float = Field(0.1, gt=0, lt=1, description="share that becomes test where the data bring none")
-    max_length: int = Field(160, ge=3, description="tokens a text is cut to, specials included")
-    lengths: tuple[int, ...] = Field((), description="padded lengths; empty: multiples of 32 and max_length")
+    train_examples: int | None = Field(None, ge=2, description="only the first N training examples; none: all")
+    dev_examples: int | None = Field(None, ge=1, description="only the first N dev examples; none: all")
+    test_examples: int | None = Field(None, ge=1, description="only the first N test examples; none: all")
+    dev_share: float = Field(
+        0.1, gt=0, lt=1, description="share of the training examples that becomes dev where the data bring none"
+    )
+    test_share: float = Field(
+        0.1, gt=0, lt=1, description="share of the training examples that becomes test where the data bring none"
+    )
+    max_length: int = Field(160, ge=3, description="tokens after which a text is cut, special tokens included")
+    lengths: tuple[int, ...] = Field(
+        (), description="lengths that batches are padded to; empty: multiples of 32, and max_length"
+    )
     augmentation: Literal["none", "crop", "flip", "crop_flip"] = Field(
         "none", description="random changes of training images: shifts by up to 4 pixels, mirroring, both"
     )
@@ -80,11 +86,11 @@ class DataConfig(Section):
     def _path_and_augmentation_fit_the_data(self) -> DataConfig:
         if self.name in ("table", "image_folder") and not self.path:
             raise ValueError(f"path is needed for the data '{self.name}'; fix: --set data.path=PATH")
-        if self.name in ("imdb", "digits") and self.path:
-            other = "aclimdb" if self.name == "imdb" else "image_folder"
+        others = {"imdb": "aclimdb", "rotten_tomatoes": "table", "digits": "image_folder"}
+        if self.name in others and self.path:
             raise ValueError(
                 f"the data '{self.name}' come with a package and have no path (got '{self.path}'); "
-                f"fix for files of your own: --set data.name={other}"
+                f"fix for files of your own: --set data.name={others[self.name]}"
             )
         if self.augmentation != "none" and self.modality == "text":
             raise ValueError(f"augmentation '{self.augmentation}' is for images; the data '{self.name}' are texts")

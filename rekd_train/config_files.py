@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from rekd_train.config_section import did_you_mean
 from rekd_train.errors import ConfigError
 
 PRESETS = Path(__file__).parent / "presets"
@@ -34,9 +35,9 @@ def read_document(source: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, 
     if path.suffix != ".toml":
         path = PRESETS / f"{source}.toml"
         if not path.is_file():
-            raise ConfigError(
-                f"no preset '{source}'; presets: {', '.join(preset_names())}; a file of yours must end in .toml"
-            )
+            meant = did_you_mean(str(source), preset_names())
+            names = "'rekd-train presets' lists them all" if meant else f"presets: {', '.join(preset_names())}"
+            raise ConfigError(f"no preset '{source}'{meant or ';'} {names}; a file of yours must end in .toml")
     try:
         with open(path, "rb") as file:
             document = tomllib.load(file)

@@ -28,6 +28,10 @@ class Observer(Protocol):
         """The dev split was measured; ``values["best"]`` is 1 if no earlier state of the stage was better."""
 
 
+    def note(self, text: str) -> None:
+        """Something the user should know before training; no error."""
+
+
 class Silent:
     """An observer that ignores everything."""
 
@@ -41,6 +45,9 @@ class Silent:
         pass
 
     def evaluated(self, values: dict[str, float]) -> None:
+        pass
+
+    def note(self, text: str) -> None:
         pass
 
 
@@ -66,6 +73,10 @@ class Several:
         for observer in self._observers:
             observer.evaluated(values)
 
+    def note(self, text: str) -> None:
+        for observer in self._observers:
+            observer.note(text)
+
 
 class _Counting:
     """Knows the stage and the step within it."""
@@ -87,6 +98,9 @@ class _Counting:
 
     def evaluated(self, values: dict[str, float]) -> None:
         self._write("evaluation", values)
+
+    def note(self, text: str) -> None:
+        pass  # no figure
 
     def _write(self, event: str, values: dict[str, Any]) -> None:
         raise NotImplementedError

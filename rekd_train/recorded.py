@@ -54,7 +54,7 @@ def recorded_config(path: Path, data: str | Path | None = None, overrides: Seque
     try:
         config = RunConfig.model_validate(document)
     except ValidationError as error:
-        mistakes += explain(error)
+        mistakes += explain(error, RunConfig)
     if mistakes:
         raise ConfigError(f"{path}: " + "; ".join(mistakes))
     return config

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from rekd_train import checkpoint
 from rekd_train.building import fresh_pair, preprocessor_for, weight_origins
 from rekd_train.checkpoint_examples import checkpoint_examples
-from rekd_train.checks import check_teacher
+from rekd_train.checks import check_teacher, short_texts_notice
 from rekd_train.config import RunConfig
 from rekd_train.data import DataSet, Split, encode_splits, load_data, summarise
 from rekd_train.errors import CheckpointError, ConfigError
@@ -77,6 +77,8 @@ def train_run(
     summary = summarise(data, splits)
     if observer is not None and runtime.is_main:
         observer.data(summary)
+        if notice := short_texts_notice(config, splits["train"], preprocessor):
+            observer.note(notice)
     runtime.wait()  # until every process has looked at what lies at the output: the main one writes from here on
     fit(
         config, pair, splits["train"], splits["dev"], teacher=teacher_pair, warm=warm_start is not None,
@@ -152,6 +154,11 @@ def calibrate_run(
     if target is not None:
         if not 0 < target <= 1:
             raise ConfigError(f"target is {target}; it must be a share of the features, above 0 and at most 1")
+        if config.selection.decision == "argmax":
+            raise ConfigError(
+                f"target is {target}, but selection.decision is 'argmax', a rule without a rate; "
+                "fix: --set selection.decision=calibrated"
+            )
         selection = config.selection.model_dump() | {"target": target}
         if selection["budget"] is not None:
             selection["budget"] = max(selection["budget"], target)

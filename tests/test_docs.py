@@ -89,6 +89,13 @@ def test_every_setting_of_training_is_documented():
     assert not unknown
 
 
+def test_the_page_of_settings_is_that_of_the_classes():
+    spec = importlib.util.spec_from_file_location("settings", ROOT / "scripts" / "settings.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run: python scripts/settings.py"
+
+
 def test_the_registration_shown_to_families_is_the_real_one():
     shown = re.search(r'^ *"bilstm": Family.*$', (ROOT / "docs" / "adding_a_family.md").read_text(), re.MULTILINE)
     assert shown.group() in (ROOT / "rekd_train" / "models" / "families.py").read_text()

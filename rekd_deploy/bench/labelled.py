@@ -119,7 +119,7 @@ def _data_config(document: dict[str, Any], overrides: Sequence[str]) -> DataConf
     try:
         config = DataConfig.model_validate(whole["data"])
     except ValidationError as error:
-        mistakes += explain(error)
+        mistakes += explain(error, DataConfig)
     if mistakes:
         raise ConfigError("; ".join(mistakes))
     return config

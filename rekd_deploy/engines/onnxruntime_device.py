@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any, Self
 
@@ -68,6 +69,7 @@ class DeviceChain:
         self._inputs = GraphSignature(_inputs_of(self._graphs), ())
         self._shapes: OrderedDict[tuple[tuple[str, int], ...], _Shape] = OrderedDict()
         self._active = False
+        self._lock = Lock()  # one request at a time: the buffers of a shape are shared
 
     def __enter__(self) -> Self:
         provider = "CUDAExecutionProvider" if self._kind == "cuda" else "CPUExecutionProvider"
@@ -104,11 +106,13 @@ class DeviceChain:
         for graph in self._graphs:
             if graph.signature.slots is not None:
                 axes[SLOTS] = graph.signature.slots.at(axes[LENGTH])
-        shape = self._shape(tuple(sorted(axes.items())))
-        try:
-            outputs = shape.run({name: _filled(array, axes[BATCH]) for name, array in inputs.items()})
-        except Exception as error:  # the library's exceptions share no root
-            raise EngineError(f"ONNX Runtime failed on {self._graphs[-1].name}: {error}") from None
+        filled = {name: _filled(array, axes[BATCH]) for name, array in inputs.items()}
+        with self._lock:
+            shape = self._shape(tuple(sorted(axes.items())))
+            try:
+                outputs = shape.run(filled)
+            except Exception as error:  # the library's exceptions share no root
+                raise EngineError(f"ONNX Runtime failed on {self._graphs[-1].name}: {error}") from None
         return {name: array[:count] for name, array in outputs.items()}
 
     def _bucket(self, count: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,8 @@ class Cuda:
         self._call("cuStreamSynchronize", self._stream)
 
     def close(self) -> None:
-        """Give everything back."""
+        """Give everything back, from whichever thread."""
+        self.enter()
         for address, _ in self._buffers.values():
             self._call("cuMemFree_v2", address)
         self._buffers.clear()
@@ -170,13 +172,18 @@ class EngineExecution:
         ]
         """Smallest, tuned and largest shape by input, of every profile."""
         self._profile = 0
+        self._lock = Lock()
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        """All outputs by name.
+        """All outputs by name; one thread at a time, since context and buffers are shared.
 
         Raises:
             ExecutionError: no profile accepts the shapes, a type is wrong, or the GPU failed.
         """
+        with self._lock:
+            return self._run(inputs)
+
+    def _run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         context, cuda = self._context, self._cuda
         cuda.enter()
         arrays = {name: np.ascontiguousarray(inputs[name]) for name in self.inputs}

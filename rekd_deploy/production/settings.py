@@ -160,7 +160,7 @@ def read_settings(path: Path | None, **given: object) -> ProductionSettings:
     try:
         return ProductionSettings.model_validate(document)
     except ValidationError as error:
-        raise ConfigError(f"{path or 'settings'}: " + "; ".join(explain(error))) from None
+        raise ConfigError(f"{path or 'settings'}: " + "; ".join(explain(error, ProductionSettings))) from None
 
 
 def _oldest() -> str:

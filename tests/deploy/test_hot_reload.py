@@ -24,12 +24,14 @@ class FakeServer:
     def __init__(self, repository):
         self.live = LiveRepository(repository)
         self.live.prepare()
-        self.done, self.broken, self.dead, self.busy = [], set(), False, set()
+        self.done, self.broken, self.dead, self.busy, self.silent = [], set(), False, set(), 0
         self.loaded = {name: [self.live.current.version] for name in self.live.current.configs}
 
     def check_alive(self):
         if self.dead:
             raise ServerError("it is dead")
+
+    check_running = check_alive
 
     def watch_models(self, change):
         self.done.append(f"{change:+} processes")
@@ -58,9 +60,12 @@ class FakeControl:
 
     def unload(self, model):
         self.server.done.append(("unload", model))
-        del self.server.loaded[model]
+        self.server.loaded.pop(model, None)
 
     def states(self):
+        if self.server.silent:
+            self.server.silent -= 1
+            raise ServerError("the server does not tell its models: Deadline Exceeded")
         found = {name: dict.fromkeys(versions, "READY") for name, versions in self.server.loaded.items()}
         for name, version in self.server.busy:
             found[name][version] = "UNLOADING"
@@ -116,13 +121,13 @@ def test_members_before_the_ensemble_and_the_old_ones_last(server, reload, expor
     assert server.done == [("rekd_selector", 1, 2), ("rekd_predictor", 1, 2), ("rekd", 2), "+2 processes"]
     assert "version 2 answers" in lines[0] and server.live.current.version == 2
     reload.poll()
-    assert server.done[4:] == [("rekd_selector", 2), ("rekd_predictor", 2), "-2 processes"]
+    assert server.done[4:] == [("rekd_selector", 2), "-1 processes", ("rekd_predictor", 2), "-1 processes"]
     assert sorted(folder.name for folder in (server.live.models / "rekd_selector").iterdir()) == [
         "2", CONFIG_FILE, "warmup",
     ]  # fmt: skip
     assert lines[1:] == ["version 1 has left"]
     reload.poll()
-    assert len(server.done) == 7
+    assert len(server.done) == 8
 
 
 def test_the_old_one_stays_while_a_request_is_in_its_ensemble(server, reload, export, lines):
@@ -162,6 +167,75 @@ def test_what_does_not_load_leaves_everything_as_it_was(server, reload, export, 
     export(3)
     reload.poll()
     assert server.loaded["rekd"] == [3]
+
+
+def test_silence_for_a_moment_is_no_death(server, reload, export, lines):
+    export(2)
+    reload.poll()
+    server.silent = 2
+    for _ in range(2):
+        reload.poll()
+    assert lines[1:] == ["version 1 has not left yet: the server does not tell its models: Deadline Exceeded"]
+    assert server.loaded["rekd_selector"] == [1, 2]
+    reload.poll()
+    assert server.loaded["rekd_selector"] == [2] and lines[2:] == ["version 1 has left"]
+
+
+def test_silence_while_the_old_one_leaves_is_no_death(server, reload, export, lines, monkeypatch):
+    export(2)
+    reload.poll()
+    load = FakeControl.load
+
+    def load_and_fall_silent(control, model):
+        load(control, model)
+        server.silent = 1
+
+    monkeypatch.setattr(FakeControl, "load", load_and_fall_silent)
+    reload.poll()
+    assert lines[1:] == ["version 1 has left"]
+    assert server.done[4:] == [("rekd_selector", 2), "-1 processes", ("rekd_predictor", 2), "-1 processes"]
+
+
+def test_a_step_that_does_not_load_while_the_old_one_leaves_is_loaded_later(server, reload, export, lines):
+    export(2)
+    reload.poll()
+    server.broken = {("rekd_predictor", 2)}
+    for _ in range(2):
+        reload.poll()
+    assert lines[1:] == ["version 1 has not left yet: no luck with rekd_predictor"]
+    assert server.done.count("-1 processes") == 1, "the selector's old process was let go, once"
+    server.broken = set()
+    reload.poll()
+    assert lines[2:] == ["version 1 has left"] and server.done.count("-1 processes") == 2
+
+
+def test_a_death_while_the_old_one_leaves_is_one(server, reload, export):
+    export(2)
+    reload.poll()
+    server.silent, server.dead = 1, True
+    with pytest.raises(ServerError, match="it is dead"):
+        reload.poll()
+
+
+def test_silence_while_going_back_is_no_death(server, reload, export, lines):
+    server.broken, server.silent = {("rekd", 2)}, 1
+    export(2, with_tokenizer=True)
+    reload.poll()
+    assert lines == ["not reloaded: no luck with rekd; version 1 serves on"]
+    assert server.loaded == {"rekd": [1], "rekd_selector": [1], "rekd_predictor": [1]}
+
+
+def test_processes_that_loading_has_replaced_are_no_death(server, reload, export, lines, monkeypatch):
+    """Triton may run the old version in a process of its own anew when it loads another beside it."""
+
+    def replaced():
+        raise ServerError("a process that runs one of the models has died")
+
+    monkeypatch.setattr(server, "check_alive", replaced)
+    server.broken = {("rekd_predictor", 2)}
+    export(2)
+    reload.poll()
+    assert lines == ["not reloaded: no luck with rekd_predictor; version 1 serves on"]
 
 
 def test_what_is_not_whole_yet_is_looked_at_again(server, reload, export, lines, tmp_path):

@@ -1,5 +1,7 @@
 """Graphs with fixed buffers: the same answers, nothing copied between the steps. On a CPU; GPUs run the same code."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -50,6 +52,15 @@ def test_an_answer_is_not_overwritten_by_the_next(graphs, encoded):
         kept = {name: array.copy() for name, array in first.items()}
         chain.run({name: array[::-1].copy() for name, array in inputs.items()})
         assert all((first[name] == kept[name]).all() for name in kept)
+
+
+def test_threads_that_share_a_chain_get_their_own_answers(graphs, plain, encoded):
+    requests = [{name: array[row : row + 1] for name, array in encoded(5).items()} for row in range(5)]
+    expected = [plain(inputs)["logits"] for inputs in requests]
+    with DeviceChain(graphs, device="cpu") as chain, ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda turn: chain.run(requests[turn % 5])["logits"], range(400)))
+    for turn, logits in enumerate(found):
+        np.testing.assert_allclose(logits, expected[turn % 5], atol=1e-5)
 
 
 def test_what_one_step_gives_the_next_reads_where_it_lies(graphs, encoded):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -64,16 +65,25 @@ def test_batches_are_of_one_padded_length_and_cover_every_text(rationalizer):
         ("good", "texts is str"),
         (None, "texts is NoneType"),
         ((text for text in ["good"]), "texts is generator"),
-        (["good", "bad", " "], "text 2 is only white space"),
-        (["good", "bad", "\u200b"], "text 2 holds no word"),
-        (["good", 7], "text 1 is int"),
-        (["good", "\ud800"], "text 1 has an unpaired surrogate"),
+        (["good", "bad", " "], "text 3 is only white space"),
+        (["good", "bad", "\u200b"], "text 3 holds no word"),
+        (["good", 7], "text 2 is int"),
+        (["good", "\ud800"], "text 2 has an unpaired surrogate"),
     ],
 )
 def test_every_text_is_checked_before_any_is_computed(pipeline, monkeypatch, texts, complaint):
     monkeypatch.setattr(pipeline, "_answer", lambda encoded: pytest.fail("computed before all were checked"))
     with pytest.raises(InputError, match=complaint):
         pipeline.predict(texts)
+
+
+def test_threads_may_share_a_pipeline_from_the_first_question_on(pipeline, repository, texts):
+    expected = [prediction.label for prediction in pipeline.predict(texts)]
+    shared = Pipeline(repository)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda turn: [each.label for each in shared.predict(texts)], range(8)))
+    shared.close()
+    assert found == [expected] * 8
 
 
 def test_works_without_with_and_again_after_close(repository):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -88,6 +89,23 @@ def test_answers_are_the_graphs_at_every_shape(runner, library, artefacts, signa
     assert not driver.blocks and driver.calls[-2:] == ["cuStreamDestroy_v2", "cuDevicePrimaryCtxRelease_v2"]
     with pytest.raises(EngineError, match="inside a `with` block"):
         runner.run(tokens(1, 3))
+
+
+def test_threads_that_share_an_engine_get_their_own_answers(runner, artefacts, signature):
+    requests = [tokens(1 + turn % 3, 12 + turn % 4) for turn in range(12)]
+    with runner, OnnxRuntimeRunner(artefacts.selector, signature, "the graph") as reference:
+        expected = [reference.run(inputs)["scores"] for inputs in requests]
+        with ThreadPoolExecutor(4) as threads:
+            found = list(threads.map(lambda turn: runner.run(requests[turn % 12])["scores"], range(240)))
+    for turn, scores in enumerate(found):
+        np.testing.assert_array_equal(scores, expected[turn % 12])
+
+
+def test_what_is_given_back_belongs_to_the_context_that_is_current(runner, driver):
+    with runner:
+        runner.run(tokens(1, 3))
+        driver.calls.clear()  # whoever closes may be another thread
+    assert driver.calls[0] == "cuCtxSetCurrent" and "cuMemFree_v2" in driver.calls
 
 
 def test_arrays_that_are_not_contiguous_arrive_whole(runner, artefacts, signature):

@@ -10,8 +10,9 @@ from conftest import make_image_rationalizer, make_rationalizer, tiny_tokenizer_
 from toys import toy_config, toy_images, toy_texts
 
 from rekd_train.agreement import check_comparable
-from rekd_train.checks import check_fit, check_teacher
+from rekd_train.checks import check_fit, check_teacher, short_texts_notice
 from rekd_train.config import BackboneConfig, ImageConfig
+from rekd_train.data import LabelledTexts, tokenize
 from rekd_train.errors import ConfigError, DataError
 from rekd_train.models.base import Predictor, Selector
 from rekd_train.models.families import build_backbone
@@ -133,3 +134,33 @@ def test_a_teacher_of_another_patch_grid_or_size(image, match):
     )  # fmt: skip
     with pytest.raises(ConfigError, match=match):
         check_teacher(teacher, student, toy_config())
+
+
+def notice(words: int, **selection) -> str:
+    """Of 9 texts, most of which have so many words and a few of which are longer."""
+    pair = make_rationalizer()
+    lengths = [words] * 6 + [40] * 3
+    texts = LabelledTexts(["good " * length for length in lengths], np.arange(9) % 2)
+    config = toy_config(selection=selection) if selection else toy_config(stages={"rationale_epochs": 0})
+    return short_texts_notice(config, tokenize(texts, pair.preprocessor), pair.preprocessor)
+
+
+@pytest.mark.parametrize(
+    ("selection", "words", "allowed"),
+    [
+        ({"decision": "top-k", "target": 0.1}, 29, "29 words, of which selection.target=0.1 allows 2"),
+        ({"decision": "top-k", "target": 0.1}, 30, ""),
+        ({"decision": "calibrated", "target": 0.1, "budget": 0.15}, 10, "selection.budget=0.15 allows 1"),
+        ({"decision": "calibrated", "target": 0.1, "budget": 0.15}, 20, ""),
+        ({"decision": "top-k", "target": 0.3, "budget": 0.35}, 10, ""),
+        ({"decision": "argmax", "budget": None}, 3, ""),
+        ({}, 5, ""),
+    ],
+)
+def test_a_budget_below_three_words_is_noted_for_texts_that_are_short(selection, words, allowed):
+    assert allowed in notice(words, **selection) and bool(notice(words, **selection)) == bool(allowed)
+
+
+def test_images_get_no_note_about_words():
+    pair, train, _ = toy_images()
+    assert short_texts_notice(toy_config(selection={"target": 0.05, "budget": 0.05}), train, pair.preprocessor) == ""

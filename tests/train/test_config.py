@@ -104,6 +104,36 @@ def test_an_override_of_an_unknown_key_is_named(tmp_path):
     assert "stages.epochs: unknown key" in mistakes_of(write(tmp_path, 'name = "x"'), ["stages.epochs=1"])
 
 
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("selector.layerz=2", "'layers'"),
+        ("stages.rational_epochs=2", "'rationale_epochs'"),
+        ("optimization.learning_rate=1", "'optimisation'"),
+        ("selector.image.heigth=8", "'height'"),
+        ("learning_rate=1", "'optimisation.learning_rate'"),
+        ("optimisation.seed=1", "'seed' or 'data.seed'"),
+    ],
+)
+def test_a_misspelt_or_misplaced_setting_is_answered_with_the_one_that_was_meant(override, meant):
+    key = override.partition("=")[0]
+    place = "optimization" if key.startswith("optimization") else key
+    assert f"{place}: unknown key, did you mean {meant}?" in mistakes_of("digits", [override])
+
+
+def test_an_unknown_setting_lists_the_settings_of_its_section_and_no_other():
+    message = mistakes_of("demo_student", ["temperature.qqq=1"])
+    assert message == "demo_student: temperature.qqq: unknown key (temperature has start, end, refresh)"
+    assert "unknown key (the top level has name, source, seed, data, " in mistakes_of("demo_student", ["qqq=1"])
+    assert "did you mean" not in message
+
+
+def test_a_misspelt_preset_is_answered_with_the_one_that_was_meant():
+    message = mistakes_of("demo_studnet")
+    assert message.startswith("no preset 'demo_studnet', did you mean 'demo_student'?")
+    assert "paper_" not in message and "rekd-train presets" in message and ".toml" in message
+
+
 def test_presets_are_listed_and_every_one_is_valid():
     assert preset_names() == sorted(path.stem for path in PRESETS.glob("*.toml"))
     for name in preset_names():
@@ -123,6 +153,16 @@ def test_a_missing_a_broken_and_a_binary_file_are_named(tmp_path):
     binary = tmp_path / "binary.toml"
     binary.write_bytes(b"name = '\xff\xfe'")
     assert "not valid TOML" in mistakes_of(binary)
+
+
+def test_a_text_keeps_three_words_at_least_an_image_one_patch_and_what_is_said_stands(tmp_path):
+    path = write(tmp_path, 'name = "x"')
+    assert run_config(path).selection.minimum == 3
+    assert run_config("demo_student").selection.minimum == run_config("short_texts").selection.minimum == 3
+    assert [run_config(name).selection.minimum for name in ("digits", "fashion_student", "mosaic_3x3")] == [1, 1, 1]
+    for source in (path, "digits"):
+        assert run_config(source, ["selection.minimum=2"]).selection.minimum == 2
+    assert run_config("digits", ["selection.minimum=3"]).selection.minimum == 3
 
 
 def test_configurations_cannot_be_changed_by_accident(tmp_path):

@@ -241,6 +241,9 @@ def test_the_reviews_of_the_package_keep_their_split():
     data = load_data(DataConfig())
     assert {name: len(part) for name, part in data.splits.items()} == {"train": 19924, "dev": 2490, "test": 2490}
     assert all(abs(part.labels.mean() - 0.5) < 0.01 for part in data.splits.values())
+    sentences = load_data(DataConfig(name="rotten_tomatoes"))
+    assert {name: len(part) for name, part in sentences.splits.items()} == {"train": 6824, "dev": 852, "test": 854}
+    assert "Rotten Tomatoes" in sentences.origin and "IMDB" in data.origin
 
 
 def aclimdb(root, splits=("train", "test")):

@@ -59,6 +59,7 @@ EVERYTHING = np.ones((1, 8), dtype=bool)
         pytest.param(SelectionPolicy(bias=0.0, budget=0.5, minimum=2), [-3, -1, -2] + [-9] * 5, [1, 2], id="minimum"),
         pytest.param(SelectionPolicy(bias=0.0, budget=0.01, minimum=0), [5] * 8, [], id="nothing is allowed"),
         pytest.param(SelectionPolicy(bias=0.0, budget=0.01, minimum=1), [5] * 8, [0], id="minimum beats budget"),
+        pytest.param(SelectionPolicy(bias=None, budget=0.1, minimum=3), [-3, -1, -2] + [-9] * 5, [0, 1, 2], id="top-k"),
         pytest.param(PAPER_POLICY, [1, -1, 0, 1, 1, 1, 1, 1], [0, 3, 4, 5, 6, 7], id="paper"),
     ],
 )

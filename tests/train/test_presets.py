@@ -94,6 +94,14 @@ def test_minilms_pair_is_the_package_and_its_first_layers():
     assert teacher.data.max_length == 256 and teacher.data == student.data
 
 
+def test_short_texts_keep_three_tenths_of_their_words():
+    config = run_config("short_texts")
+    selection = config.selection
+    assert (selection.target, selection.budget, selection.minimum, selection.decision) == (0.3, 0.35, 3, "top-k")
+    assert (config.data.name, config.data.train_examples) == ("rotten_tomatoes", None)
+    assert config.predictor == run_config("demo_student").predictor
+
+
 def test_images_are_cut_as_the_presets_say():
     grids = {name: run_config(name).predictor.image.grid for name in ("fashion_student", "mosaic_2x2", "mosaic_3x3")}
     assert grids == {"fashion_student": (7, 7), "mosaic_2x2": (8, 8), "mosaic_3x3": (12, 12)}

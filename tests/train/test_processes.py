@@ -21,6 +21,12 @@ from rekd_train.data import DataSet, LabelledTexts
 from rekd_train.runtime import Runtime
 
 SCRIPT = Path(__file__).with_name("toy_run.py")
+NEAR_TIE = 1e-3  # as far as the weights may differ at the end
+
+
+def assert_close(mine: dict[str, float], theirs: dict[str, float], stage: str) -> None:
+    for name in mine.keys() - {"examples_per_second"}:
+        assert theirs[name] == pytest.approx(mine[name], rel=1e-5, abs=1e-5), (stage, name)
 
 
 def run_in_processes(command: list[str], processes: int) -> list[str]:
@@ -68,12 +74,21 @@ def test_two_processes_give_the_losses_of_one(images, config, tmp_path):
     run_in_processes([sys.executable, str(SCRIPT), json.dumps({**task, "output": str(output)})], 2)
     two = torch.load(output)
     assert list(one["values"]) == list(two["values"]) == ["classifier", "selector", "distillation", "compact"]
-    # an evaluation decides masks: where two scores are as good as equal, rounding may decide otherwise
-    for kind, tolerance in (("values", 1e-5), ("evaluations", 1e-3)):
-        for stage, readings in one[kind].items():
-            for mine, theirs in zip(readings, two[kind][stage], strict=True):
-                for name in mine.keys() - {"examples_per_second"}:
-                    assert theirs[name] == pytest.approx(mine[name], rel=tolerance, abs=tolerance), (kind, stage, name)
+    for stage, readings in one["values"].items():
+        for mine, theirs in zip(readings, two["values"][stage], strict=True):
+            assert_close(mine, theirs, stage)
+    # sums in another order move weights by a rounding: only decisions that hang by less may differ
+    decided = zip(one["decisions"], two["decisions"], strict=True)
+    compared = 0
+    for stage, readings in one["evaluations"].items():
+        for mine, theirs in zip(readings, two["evaluations"][stage], strict=True):
+            (my_mask, margins), (their_mask, _) = next(decided)
+            clear = margins > NEAR_TIE
+            assert torch.equal(my_mask[clear], their_mask[clear]), stage
+            if torch.equal(my_mask, their_mask):
+                assert_close(mine, theirs, stage)
+                compared += 1
+    assert compared > len(one["decisions"]) / 2, "near-ties are rare"
     for name, tensor in one["pair"].items():
         torch.testing.assert_close(two["pair"][name], tensor, rtol=0, atol=1e-3)
 

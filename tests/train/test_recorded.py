@@ -130,6 +130,11 @@ def test_a_record_is_used_and_can_be_changed(rationalizer, tmp_path):
     record = run_config("demo_student", ["seed=7"]).model_dump()
     path = checkpoint.save(rationalizer, tmp_path / "c", training={"name": "x", "config": record})
     assert recorded_config(path) == run_config("demo_student", ["seed=7"])
+    old = checkpoint.save(
+        rationalizer, tmp_path / "old",
+        training={"name": "x", "config": record | {"selection": record["selection"] | {"minimum": 1}}},
+    )  # fmt: skip
+    assert recorded_config(old).selection.minimum == 1, "as it was trained, not today's default"
     changed = recorded_config(path, None, ["selection.target=0.05"])
     assert changed.selection.target == 0.05 and changed.seed == 7
 

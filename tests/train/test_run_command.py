@@ -38,17 +38,26 @@ def command(tmp_path, monkeypatch, capsys):
         "[optimisation]\nbatch_size = 16\n[stages]\nsave_every = 4\n"
     )
 
-    def call(*arguments: str) -> tuple[int, str]:
+    def call(*arguments: str, kind: str = "error") -> tuple[int, str]:
         with pytest.raises(SystemExit) as end:
             run(app, ["run", str(tmp_path / "toy.toml"), "-o", str(tmp_path / "out"), "--device", "cpu", *arguments])
         lines = capsys.readouterr().err.splitlines()
-        return end.value.code or 0, "\n".join(line for line in lines if line.startswith("error"))
+        return end.value.code or 0, "\n".join(line for line in lines if line.startswith(kind))
 
     return call
 
 
 def log_of(tmp_path) -> list[dict]:
     return [json.loads(line) for line in (tmp_path / "out.training" / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_budget_that_cannot_hold_a_negation_is_noted(command):
+    short = ["--set", "stages.classifier_epochs=0.1", "--set", "stages.rationale_epochs=0.1"]
+    short += ["--set", "stages.compact_epochs=0"]
+    code, notes = command(*short, kind="note")
+    assert code == 0 and notes.startswith("note: half of the training texts") and "preset short_texts" in notes
+    large = ("--set", "selection.target=0.3", "--set", "selection.budget=0.35")
+    assert command(*short, *large, kind="note") == (0, "")
 
 
 def test_a_run_leaves_a_checkpoint_and_a_log_and_no_state(command, tmp_path):

@@ -52,7 +52,7 @@ def config(**changes) -> RunConfig:
     return RunConfig.model_validate(
         {
             "name": "toy", "data": {"max_length": 24}, "selector": sizes, "predictor": sizes,
-            "selection": {"target": TARGET, "budget": 0.3},
+            "selection": {"target": TARGET, "budget": 0.3, "minimum": 1},
             "optimisation": {"learning_rate": 1e-2, "batch_size": 16},
             "stages": {"classifier_epochs": 8, "rationale_epochs": 8, "compact_epochs": 3},
         }
@@ -114,6 +114,15 @@ def test_calibrating_fits_bias_and_temperature_again(planted, student, tmp_path)
     before, after = (rekd_train.load(path) for path in (student[0], tmp_path / "less"))
     assert after.policy.bias < before.policy.bias
     assert after.probability_temperature != before.probability_temperature
+
+
+def test_a_rate_for_a_rule_without_one_is_refused(planted, student, tmp_path):
+    for overrides in (["selection.decision=argmax"], ["selection.decision=argmax", "selection.budget=none"]):
+        with pytest.raises(ConfigError, match="decision is 'argmax'.*fix: --set selection.decision=calibrated"):
+            runs.calibrate_run(student[0], tmp_path / "out", 0.1, overrides=overrides)
+        assert not (tmp_path / "out").exists()
+    runs.calibrate_run(student[0], tmp_path / "out", 0.1, overrides=["selection.decision=top-k"])
+    assert rekd_train.load(tmp_path / "out").policy.budget == 0.1
 
 
 def test_calibrating_on_a_full_disk_says_what_can_be_done(planted, student, tmp_path, monkeypatch):

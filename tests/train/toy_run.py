@@ -20,9 +20,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from toys import Recorder, toy_config, toy_images, toy_texts  # noqa: E402
 
+from rekd_train import training  # noqa: E402
+from rekd_train.dev import DevEvaluation, fitted_policy  # noqa: E402
+from rekd_train.policy import cut_margins  # noqa: E402
 from rekd_train.runtime import Runtime  # noqa: E402
 from rekd_train.state import StateStore, identity_of  # noqa: E402
-from rekd_train.training import fit  # noqa: E402
 
 
 class Assassin(Recorder):
@@ -40,6 +42,23 @@ class Assassin(Recorder):
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Witnessed(DevEvaluation):
+    """Also keeps what each evaluation decided, and how far each decision is from its tie."""
+
+    decisions: list[tuple[torch.Tensor, torch.Tensor]] = []
+    """(mask, margins) of every evaluation, (n, N) each; empty where nothing is selected."""
+
+    def __call__(self, step):
+        figures = super().__call__(step)
+        mask = margins = torch.empty(0)
+        if self._with_rationale:
+            pair, mask, readings = self._pair, self._mask, self._readings
+            rule = pair.policy if self._fixed else fitted_policy(pair, readings, self._config.selection)
+            margins = torch.from_numpy(cut_margins(readings.scores.numpy(), readings.selectable.numpy(), rule))
+        Witnessed.decisions.append((mask, margins))
+        return figures
+
+
 def run(task: dict) -> dict:
     """Train and return weights, log and calibration."""
     torch.set_num_threads(1)
@@ -55,13 +74,15 @@ def run(task: dict) -> dict:
     observer = Assassin(*task["kill"]) if "kill" in task else Recorder()
     runtime = Runtime("cpu")
     store = StateStore(Path(task["state"]), identity_of(config, train, dev)) if "state" in task else None
-    fit(
+    Witnessed.decisions, training.DevEvaluation = [], Witnessed
+    training.fit(
         config, pair, train, dev, teacher=teacher, observer=observer, runtime=runtime, store=store,
         resume=task.get("resume", False),
     )  # fmt: skip
     result = {
         "pair": pair.state_dict(), "policy": [pair.policy.bias, pair.probability_temperature],
         "values": observer.values, "evaluations": observer.evaluations, "stages": observer.stages,
+        "decisions": Witnessed.decisions,
     }  # fmt: skip
     if runtime.is_main and "output" in task:
         torch.save(result, task["output"])

@@ -78,7 +78,7 @@ def toy_config(**changes) -> RunConfig:
         "name": "toy",
         "seed": 3,
         "data": {"max_length": 48},
-        "selection": {"target": 0.15, "budget": 0.3},
+        "selection": {"target": 0.15, "budget": 0.3, "minimum": 1},
         "optimisation": {"batch_size": 32, "learning_rate": 5e-3, "warmup": 0.0},
         "stages": {"classifier_epochs": 2, "rationale_epochs": 2, "compact_epochs": 1, "evaluate_every": 0},
     }
