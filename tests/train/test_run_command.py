@@ -57,7 +57,7 @@ def test_a_budget_that_cannot_hold_a_negation_is_noted(command):
     code, notes = command(*short, kind="note")
     assert code == 0 and notes.startswith("note: half of the training texts") and "preset short_texts" in notes
     large = ("--set", "selection.target=0.3", "--set", "selection.budget=0.35")
-    assert command(*short, *large, kind="note") == (0, "")
+    assert command(*short, *large, "--overwrite", kind="note") == (0, "")
 
 
 def test_a_run_leaves_a_checkpoint_and_a_log_and_no_state(command, tmp_path):
