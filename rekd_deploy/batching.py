@@ -39,7 +39,7 @@ class Questions:
         read when its turn comes.
 
         Raises:
-            InputError: an empty list, an item that cannot be used, by its index, or windows of an image.
+            InputError: an empty list, items that cannot be used, by their number, or windows of an image.
         """
         preprocessor = self._preprocessor
         if isinstance(preprocessor, TextPreprocessor):
@@ -85,7 +85,7 @@ def length_batches(
     Every text is checked before the first batch comes, so a bad one costs no work.
 
     Raises:
-        InputError: an empty list or a text that cannot be used, by its index.
+        InputError: an empty list or texts that cannot be used, by their number.
     """
     yield from _grouped(preprocessor, texts, preprocessor.encode_checked(texts), batch_size)
 
@@ -101,7 +101,7 @@ def predict_batches(
     """Answer every text or image, a batch at a time; predictions in the order of ``items``.
 
     Raises:
-        InputError: an empty list, an item that cannot be used, by its index, or windows of an image.
+        InputError: an empty list, items that cannot be used, by their number, or windows of an image.
     """
     questions = Questions(preprocessor, items, batch_size, windows=windows)
     for places, encoded in questions.batches():

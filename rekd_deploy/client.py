@@ -122,7 +122,8 @@ class Client(_Asking):
                 None: a random one.
 
         Raises:
-            InputError: an empty list, an item or an argument that cannot be used.
+            InputError: an empty list, or an argument that cannot be used.
+            FaultyItemsError: items that cannot be used, by their number, counted from 1.
             ServerUnavailableError: nothing answers at the address; ServerBusyError: its queue is full.
             InsecureServerError: no trusted TLS connection.
             DeadlineError: no answer in time.

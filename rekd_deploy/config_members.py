@@ -15,7 +15,9 @@ from rekd_deploy.triton_config import (
     ENGINE,
     EXECUTION_MODE,
     INTER_THREADS,
+    MAX_LENGTH,
     MEMORY_PATTERN,
+    PAD_ID,
     SHRINKAGE,
     THREADS,
     parameters_of,
@@ -32,6 +34,7 @@ _VALUES = {
     EXECUTION_MODE: ("[01]", "0 or 1"),
     ARENA: ("[01]", "0 or 1"),
     MEMORY_PATTERN: ("[01]", "0 or 1"),
+    PAD_ID: (r"\d{1,9}", "a token id"),
     SHRINKAGE: (r"(cpu|gpu):\d+(;(cpu|gpu):\d+)*", "devices like cpu:0 or cpu:0;gpu:0"),
 }
 """Parameters that are numbers in disguise: the pattern, in words."""
@@ -52,9 +55,15 @@ def member_mistakes(config: ModelConfig) -> list[str]:
         if not 1 <= size <= config.max_batch_size:
             mistakes.append(f"preferred_batch_size {size} is outside 1..max_batch_size ({config.max_batch_size})")
     for tensor in config.input:
-        for field in ("optional", "allow_ragged_batch", "is_shape_tensor"):
+        for field in ("optional", "is_shape_tensor"):
             if getattr(tensor, field):
                 mistakes.append(f"{field} of {tensor.name} is not allowed; the graph takes whole, padded batches")
+        runs_graph = config.backend != "python" or MAX_LENGTH in config.parameters  # not a step that takes rows singly
+        if runs_graph and tensor.allow_ragged_batch != (PAD_ID in config.parameters):
+            mistakes.append(
+                f"allow_ragged_batch of {tensor.name} is {tensor.allow_ragged_batch}; every input needs it with the "
+                f"parameter {PAD_ID}, and none without: nothing else pads requests of several lengths"
+            )
     if config.default_model_filename or config.cc_model_filenames:
         mistakes.append("the file of the model must have its usual name")
     for key, value in parameters_of(config).items():

@@ -20,6 +20,7 @@ from rekd_deploy.triton_config import (
     LABEL_FILE,
     MAX_LENGTH,
     MEMORY_PATTERN,
+    PAD_ID,
     SHRINKAGE,
     THREADS,
     VOCABULARY_SIZE,
@@ -33,7 +34,7 @@ STEP = "step"
 """Parameter of the steps of raw input: which of them a model is."""
 _DESCRIPTION = {LABELS, PREPROCESSING, TOKENIZER, FINGERPRINT, VERSION}
 KNOWN_PARAMETERS = {
-    "python": {THREADS, MAX_LENGTH, VOCABULARY_SIZE, ENGINE, STEP, *_DESCRIPTION},
+    "python": {THREADS, MAX_LENGTH, VOCABULARY_SIZE, PAD_ID, ENGINE, STEP, *_DESCRIPTION},
     "onnxruntime": {THREADS, INTER_THREADS, EXECUTION_MODE, ARENA, MEMORY_PATTERN, SHRINKAGE, *_DESCRIPTION},
     "tensorrt": _DESCRIPTION,
     "ensemble": _DESCRIPTION,
@@ -96,6 +97,7 @@ def _ensemble_mistakes(config: ModelConfig, configs: Mapping[str, ModelConfig]) 
             ("dynamic_batching", config.HasField("dynamic_batching")),
             ("instance_group", bool(config.instance_group)),
             ("model_warmup", bool(config.model_warmup)),
+            ("allow_ragged_batch", any(tensor.allow_ragged_batch for tensor in config.input)),
         )
         if present
     ]

@@ -103,7 +103,8 @@ def plan_engines(artefacts: Artefacts, product: Product, request: EngineRequest)
         for role, profiles in _profiles(artefacts, product, request).items()
     }
     nothing = Path("not built yet")
-    return replace(artefacts, engines=dict.fromkeys(entries, nothing), manifest={"artefacts": entries})
+    manifest = {**artefacts.manifest, "artefacts": entries}
+    return replace(artefacts, engines=dict.fromkeys(entries, nothing), manifest=manifest)
 
 
 def _profiles(artefacts: Artefacts, product: Product, request: EngineRequest) -> dict[str, list[Profile]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rekd_deploy.text_source import texts_from_file
+from rekd_deploy.text_source import TextSource
 from rekd_train.errors import CheckpointError, InputError
 from rekd_train.preprocess import TextPreprocessor
 from rekd_train.preprocess_image import ImageSettings
@@ -65,10 +64,10 @@ def parity_examples(
             return Examples(list(pixels[:limit]), "checkpoint", labels[:limit] if known else None)
         return Examples(list(generated_images(preprocessor.settings)), "generated")
     if file is not None:
-        return Examples(_first_texts(file, limit), "file", _labels(file, limit, class_names))
+        return _of_file(file, limit, class_names, "file")
     own = Path(checkpoint) / _EXAMPLES_FILE
     if own.is_file() and own.stat().st_size:
-        return Examples(_first_texts(own, limit), "checkpoint", _labels(own, limit, class_names))
+        return _of_file(own, limit, class_names, "checkpoint")
     return Examples(texts_from_vocabulary(preprocessor), "generated")
 
 
@@ -111,18 +110,10 @@ def _stored_images(path: Path, settings: ImageSettings) -> tuple[np.ndarray, lis
     return pixels, labels
 
 
-def _first_texts(file: str | Path, limit: int) -> list[str]:
-    return [sourced.text for sourced in islice(texts_from_file(str(file)), limit)]
-
-
-def _labels(file: str | Path, limit: int, class_names: Sequence[str]) -> list[int] | None:
-    """Class indices of the first lines that are not blank; None unless each is an object with a known "label"."""
+def _of_file(file: str | Path, limit: int, class_names: Sequence[str], source: str) -> Examples:
+    """The first texts, and their classes where each has a known one under "label"."""
+    sourced = list(islice(TextSource(str(file)), limit))
     places = {name: index for index, name in enumerate(class_names)}
-    found = []
-    with open(file, encoding="utf-8-sig") as lines:
-        for line in islice((line for line in lines if line.strip()), limit):
-            try:
-                found.append(places[json.loads(line)["label"]])
-            except (ValueError, KeyError, TypeError):
-                return None
-    return found
+    named = [each.record.get("label") for each in sourced]
+    labels = [places.get(label) if isinstance(label, str) else None for label in named]
+    return Examples([each.text for each in sourced], source, labels if None not in labels else None)

@@ -121,7 +121,7 @@ class HotReload:
                 self._live.configure(name, new.configs[name])
                 control.load(name)
         except ServerError as error:
-            self._server.check_alive()
+            self._server.check_running()  # not its models' processes: loading may have put others in their place
             self._go_back(control, old, new)
             self._report(f"not reloaded: {error}; version {old.version} serves on")
             return

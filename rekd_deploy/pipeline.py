@@ -98,8 +98,9 @@ class Pipeline:
                 (``windows.py`` has the rules), instead of cutting it.
 
         Raises:
-            InputError: an empty list, an item that cannot be used, by its index, or windows of an image. Texts are
-                all checked before any is computed.
+            InputError: an empty list, or windows of an image.
+            FaultyItemsError: items that cannot be used, by their number, counted from 1. Texts are all checked
+                before any is computed; images are read a batch at a time.
             EngineError: ONNX Runtime or TensorRT cannot load or run a graph.
             MissingExtraError: the library is not installed.
         """

@@ -63,9 +63,9 @@ def plain_text(prediction: Prediction) -> str:
 
 
 def _patches(prediction: Prediction) -> str:
-    """The kept patches of an image, the most wanted first."""
+    """The kept patches of an image, the strongest first; rows and columns counted from 1."""
     ranked = sorted(prediction.rationale, key=lambda patch: -patch.score)
-    return ", ".join(f"row {patch.row} column {patch.column} ({patch.score:+.2f})" for patch in ranked)
+    return ", ".join(f"row {patch.row + 1} column {patch.column + 1} ({patch.score:+.2f})" for patch in ranked)
 
 
 def html_fragment(prediction: Prediction) -> str:

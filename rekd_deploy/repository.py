@@ -2,7 +2,7 @@
 
     ROOT/manifest.json                      what was exported, and the SHA-256 of every file below
     ROOT/parity.npz                         a few inputs and the PyTorch model's answers, to verify the graphs by
-    ROOT/rekd_selector/config.pbtxt         member, with 1/model.onnx and 1/model.py
+    ROOT/rekd_selector/config.pbtxt         member, with 1/model.onnx, 1/model.py, 1/triton_batches.py
     ROOT/rekd_predictor/config.pbtxt        member, likewise
     ROOT/rekd_single/config.pbtxt           both steps in one graph, if it was exported; likewise
                                             with engines, 1/model.plan and what runs it, too
@@ -53,7 +53,10 @@ __all__ = [
 _OURS = {*MODELS, SINGLE, PREPARE, ANSWER, *RAW.values(), MANIFEST, REFERENCE, "README.md"}
 _CACHES = shutil.ignore_patterns("__pycache__")
 """A server that may write leaves them beside its models."""
-_MODEL_CODE = Path(__file__).with_name("triton_model.py")
+_MODEL_CODE = {
+    name: Path(__file__).with_name(source)
+    for name, source in {"model.py": "triton_model.py", "triton_batches.py": "triton_batches.py"}.items()
+}
 _ENGINE_CODE = Path(__file__).parent / "engines" / "tensorrt_execution.py"
 _EARLIER_KEYS = ("versions", "checkpoint_sha256", "artefacts", "preprocessing_sha256")
 """What the manifest keeps of the versions before."""
@@ -84,7 +87,7 @@ def write_repository(
         target: which backend runs the graphs.
         max_batch_size: most texts or images in one request and in one dynamic batch.
         instances: processes of each member.
-        threads: threads of each process inside one operation; 0: one a core.
+        threads: threads of each process inside one operation; 0: the instances share the cores.
         preferred_batch_sizes: what the scheduler aims at.
         queue_delay_us: microseconds a request may wait for others to form a preferred batch.
         gpu: whether the target 'onnxruntime' runs on GPUs.
@@ -210,7 +213,7 @@ def _beside_graphs(artefacts: Artefacts, target: str, version: str) -> dict[str,
     for role in artefacts.graphs:
         folder = f"{GRAPH_MODELS[role]}/{version}"
         if target == "python":
-            found[f"{folder}/model.py"] = _MODEL_CODE
+            found |= {f"{folder}/{name}": source for name, source in _MODEL_CODE.items()}
         if role in artefacts.engines:
             found[f"{folder}/{PLAN}"] = artefacts.engines[role]
             if target == "python":

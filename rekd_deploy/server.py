@@ -164,20 +164,22 @@ class TritonServer:
     def check_alive(self) -> None:
         """The same if the server, or a process of a model, has died."""
         self.check_running()
-        if self._process.children_ended():  # Triton would answer errors from now on, and call itself ready
-            raise ServerError(
-                "a process that runs one of the models has died (is the memory full?); fix: start the server again, "
-                f"or let --restart on-failure do it; {self._end_of_log()}"
-            )
+        if self._process.children_ended():
+            raise self._child_died()
 
     def watch_models(self, change: int) -> None:
         """After models were exchanged: take their processes of now as those that ``check_alive`` holds to.
 
         Args:
             change: how many more there are to be than before; waited for, as they end when their last request has.
+
+        Raises:
+            ServerError: there were to be as many as before, and one is missing.
         """
         if self._process is not None:
-            self._process.watch_children(change, _SETTLE_SECONDS)
+            more = self._process.watch_children(change, _SETTLE_SECONDS)
+            if not change and more < 0:
+                raise self._child_died()
 
     def _close(self) -> None:
         self.stop()
@@ -218,6 +220,13 @@ class TritonServer:
             return False
         finally:
             connection.close()
+
+    def _child_died(self) -> ServerError:
+        """Triton would answer errors from now on, and call itself ready."""
+        return ServerError(
+            "a process that runs one of the models has died (is the memory full?); fix: start the server again, "
+            f"or let --restart on-failure do it; {self._end_of_log()}"
+        )
 
     def _end_of_log(self) -> str:
         return f"the end of its log {self.log_file}:\n{log_tail(self.log_file)}"

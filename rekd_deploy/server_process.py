@@ -14,12 +14,14 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from rekd_deploy.processes import children_of, has_ended
 
 _LOG_LINES = 12
 _LINE_WIDTH = 500
+_EARLIER_LOGS = 5
 _HARMLESS = re.compile(r"CudaDriverHelper|CUDA driver version is insufficient")
 """What the server says as an error on every machine without a GPU."""
 _STOP_SECONDS = 10.0
@@ -32,7 +34,7 @@ class ServerProcess:
         command: the executable and its arguments.
         environment: its environment variables.
         folder: its working directory; first on the import path of the python backend, so it must hold no modules.
-        log_file: where its output goes.
+        log_file: where its output goes; what was there is kept as ``<name>.1``, and so on up to five.
         memory_prefix: how the names of its shared memory begin, which a killed server leaves behind.
     """
 
@@ -47,7 +49,8 @@ class ServerProcess:
         self._memory_prefix = memory_prefix
         self._watched: set[int] = set()
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        with open(log_file, "wb") as log:
+        _keep_earlier_logs(log_file)
+        with open(log_file, "ab") as log:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -69,17 +72,24 @@ class ServerProcess:
         """As of ``subprocess.Popen.poll``; None: it runs."""
         return self._process.poll()
 
-    def watch_children(self, change: int = 0, patience: float = 0.0) -> None:
+    def watch_children(self, change: int = 0, patience: float = 0.0) -> int:
         """Take the processes that run models now as those that should go on.
+
+        Returns:
+            How many there are more than there were to be; negative: fewer.
 
         Args:
             change: how many more there are to be than were watched until now.
             patience: seconds to wait for that number; then, whatever there is.
         """
         wanted, deadline = len(self._watched) + change, time.monotonic() + patience
-        while len(found := children_of(self._process.pid)) != wanted and time.monotonic() < deadline:
+        while len(found := self._children()) != wanted and time.monotonic() < deadline:
             time.sleep(0.05)
         self._watched = found
+        return len(found) - wanted
+
+    def _children(self) -> set[int]:
+        return {child for child in children_of(self._process.pid) if not has_ended(child)}
 
     def children_ended(self) -> bool:
         """Whether one of those has ended."""
@@ -113,6 +123,12 @@ def log_tail(log_file: Path, lines: int = _LOG_LINES) -> str:
         return "(no log)"
     errors = [line for line in content if line.startswith(("E", "error:")) and not _HARMLESS.search(line)]
     return "\n".join(line[:_LINE_WIDTH] for line in (errors or content)[-lines:])
+
+
+def _keep_earlier_logs(log_file: Path) -> None:
+    """Make room: the log of a server that died tells why."""
+    if log_file.is_file() and not log_file.is_symlink():  # neither /dev/null nor /dev/stdout
+        RotatingFileHandler(log_file, backupCount=_EARLIER_LOGS, delay=True).doRollover()
 
 
 def _die_with_parent() -> None:

@@ -71,7 +71,10 @@ class Service:
                         pause = self._restart.pause(deaths)
                         if pause is None:
                             raise self._last_word(error, deaths) from None
-                        self._report(f"{error}\nstarting again in {pause:g} s ({deaths} of {self._restart.limit})")
+                        self._report(
+                            f"{error}\nstarting again in {pause:g} s ({deaths} of {self._restart.limit}); the log so "
+                            f"far is kept as {self._server.log_file}.1"
+                        )
                         self._server.stop()  # what is left of it
                         stopped.wait(pause)
             finally:

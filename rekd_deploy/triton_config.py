@@ -41,6 +41,8 @@ LABEL_FILE = "labels.txt"
 RESOURCE = "rekd"
 """What an execution takes one of, where executions are limited."""
 THREADS, MAX_LENGTH, VOCABULARY_SIZE, ENGINE = "intra_op_thread_count", "max_length", "vocabulary_size", "engine"
+PAD_ID = "pad_id"
+"""What the python backend's model fills short texts up with when it joins them with longer ones."""
 INTER_THREADS, EXECUTION_MODE, ARENA = "inter_op_thread_count", "execution_mode", "enable_mem_arena"
 MEMORY_PATTERN, SHRINKAGE = "enable_mem_pattern", "memory.enable_memory_arena_shrinkage"
 _SESSION = {INTER_THREADS: "1", EXECUTION_MODE: "0", ARENA: "1", MEMORY_PATTERN: "0"}
@@ -66,7 +68,7 @@ class ServingSettings:
     instances: int = 1
     """Processes of each member."""
     threads: int = 0
-    """Threads of each process inside one operation; 0: one a core."""
+    """Threads of each process inside one operation; 0: the instances share the cores."""
     gpu: bool = False
     """Whether the members of the target 'onnxruntime' run on GPUs; engines always do."""
     gpus: tuple[int, ...] = ()
@@ -114,6 +116,9 @@ def build_configs(artefacts: Artefacts, settings: ServingSettings, target: str =
         parameters[MAX_LENGTH] = str(preprocessor.positions)
         if preprocessor.settings.kind == "text":
             parameters[VOCABULARY_SIZE] = str(preprocessor.vocabulary_size)
+            # a model that may choose padding, too, answers otherwise with more of it
+            if artefacts.manifest.get("policy", {}).get("selectable") == "real":
+                parameters[PAD_ID] = str(preprocessor.special_ids["pad"])
         if engine is not None:
             parameters[ENGINE] = engine
     elif target == "onnxruntime":
@@ -210,6 +215,8 @@ def _member(
     )
     # without an instance group Triton starts two CPU instances, or one a GPU
     config.instance_group.append(ModelInstanceGroup(count=settings.instances, kind=ModelInstanceGroup.KIND_CPU))
+    for tensor in config.input:  # of all lengths; without it Triton joins requests of one shape only
+        tensor.allow_ragged_batch = PAD_ID in parameters
     _set_parameters(config, parameters)
     return config
 

@@ -1,11 +1,12 @@
 """The member model of Triton's python backend: runs the ONNX graph, or the engine, beside it.
 
 This file is copied into the repository as ``<model>/1/model.py``, so it stands alone: NumPy, ONNX Runtime (or the
-engine's library and ``tensorrt_execution.py``) and Triton's own utilities only. Every graph of a repository, of texts
-or images, uses the same file.
+engine's library and ``tensorrt_execution.py``), ``triton_batches.py`` beside it and Triton's own utilities only. Every
+graph of a repository, of texts or images, uses the same file.
 
-A dynamic batch arrives as a list of requests. Requests of one shape run as one batch and their
-answers are split again; a request with bad values gets an error of its own and its neighbours do not.
+A dynamic batch arrives as a list of requests, texts of all lengths among them. Requests of similar length are padded to
+the longest of them and run as one batch; each answer is cut to its request's own rows and length. A request with bad
+values gets an error of its own and its neighbours do not.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -39,11 +41,16 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         self._checker = InputChecker(int(parameters["max_length"]), int(parameters.get("vocabulary_size", 0)))
+        self._pad_id = int(parameters.get("pad_id", 0))  # without it Triton joins requests of one length only
         folder = Path(args["model_repository"]) / args["model_version"]
+        self._batches = module_beside(folder, "triton_batches")
         if product := parameters.get("engine"):
             self._graph = EngineGraph(folder, product, int(args.get("model_instance_device_id") or 0))
         else:
-            self._graph = OnnxGraph(folder, int(parameters["intra_op_thread_count"]))
+            instances = sum(int(group.get("count", 1)) for group in config["instance_group"])
+            # all instances share the cores, and so do selector, predictor and Triton: half of them is the most
+            threads = int(parameters["intra_op_thread_count"]) or max(1, usable_cores() // max(2, instances))
+            self._graph = OnnxGraph(folder, threads)
 
     def execute(self, requests: Sequence) -> list:
         """Answer each request, in order."""
@@ -56,7 +63,7 @@ class TritonPythonModel:
                 accepted[index] = inputs
             else:
                 answers[index] = self._refusal(request, reason, self._triton.TritonError.INVALID_ARG)
-        for indices in same_shape_groups(accepted):
+        for indices in self._batches.groups_by_length(accepted):
             for index, answer in self._run(indices, accepted, requests).items():
                 answers[index] = answer
         return answers
@@ -70,8 +77,9 @@ class TritonPythonModel:
         wanted = {index: list(requests[index].requested_output_names()) for index in indices}
         names = sorted({name for index in indices for name in wanted[index]})
         try:
-            rows = split_rows(self._graph.run(names, joined([inputs[i] for i in indices])), names,
-                              [batch_of(inputs[i]) for i in indices])
+            given = [inputs[i] for i in indices]
+            outputs = self._graph.run(names, self._batches.joined(given, self._pad_id))
+            rows = self._batches.split_rows(outputs, names, given)
         except Exception as error:  # whatever ONNX Runtime or the engine raises
             if len(indices) > 1:  # find the request that is to blame
                 return {key: value for i in indices for key, value in self._run([i], inputs, requests).items()}
@@ -87,6 +95,14 @@ class TritonPythonModel:
     def _refusal(self, request, reason: str, code: int):
         log_refusal(self._triton, request, reason)
         return self._triton.InferenceResponse(error=self._triton.TritonError(reason, code))
+
+
+def module_beside(folder: Path, name: str) -> ModuleType:
+    """A Python file of a model's version folder: of that version, whatever lies on the path."""
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def log_refusal(triton, request, reason: str) -> None:
@@ -155,9 +171,7 @@ class EngineGraph:
     """
 
     def __init__(self, folder: Path, product: str, device: int) -> None:
-        spec = importlib.util.spec_from_file_location("tensorrt_execution", folder / "tensorrt_execution.py")
-        execution = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(execution)
+        execution = module_beside(folder, "tensorrt_execution")
         api = importlib.import_module(product.replace("-", "_"))
         logger = api.Logger(api.Logger.ERROR)  # writes to the server's log
         plan = (folder / "model.plan").read_bytes()
@@ -235,40 +249,3 @@ def _outside(name: str, array: np.ndarray, limit: int, what: str) -> str | None:
         return None
     row, column = np.argwhere(bad)[0]
     return f"{name}[{row}, {column}] is {array[row, column]}, outside {what} 0..{limit - 1}"
-
-
-def same_shape_groups(inputs: Mapping[int, Arrays]) -> list[list[int]]:
-    """Indices of the requests whose arrays agree in all but the batch axis."""
-    if len(inputs) == 1:
-        return [list(inputs)]
-    groups: dict[tuple, list[int]] = {}
-    for index, arrays in inputs.items():
-        key = tuple((name, array.shape[1:]) for name, array in sorted(arrays.items()))
-        groups.setdefault(key, []).append(index)
-    return list(groups.values())
-
-
-def batch_of(arrays: Arrays) -> int:
-    """Rows of one request."""
-    return len(next(iter(arrays.values())))
-
-
-def joined(requests: Sequence[Arrays]) -> Arrays:
-    """The requests' arrays one below the other."""
-    if len(requests) == 1:
-        return requests[0]
-    return {name: np.concatenate([arrays[name] for arrays in requests]) for name in requests[0]}
-
-
-def split_rows(outputs: Sequence[np.ndarray], names: Sequence[str], sizes: Sequence[int]) -> list[Arrays]:
-    """Undo ``joined`` on the outputs: one dictionary a request."""
-    if len(sizes) == 1:
-        return [dict(zip(names, outputs, strict=True))]
-    starts = np.cumsum([0, *sizes])
-    return [
-        {
-            name: np.ascontiguousarray(array[start : start + size])
-            for name, array in zip(names, outputs, strict=True)
-        }
-        for start, size in zip(starts, sizes, strict=False)
-    ]

@@ -20,6 +20,8 @@ LARGEST_TEXT = 1 << 20
 """Bytes of the longest text that is looked at; the model reads a few hundred words."""
 LARGEST_IMAGE = 50_000_000
 """Pixels of the largest image that is decoded."""
+_PADDING = -1
+"""In the last column of ``tokens``."""
 _ID_LENGTH, _LINE_LENGTH = 128, 1000
 """Of what clients send, at most this many characters reach the log."""
 
@@ -73,16 +75,17 @@ def build_step(step: str, served: Mapping, folder: Path) -> Callable[[Arrays], A
     Args:
         step: 'prepare' or 'answer'.
         served: ``settings`` of the preprocessing and ``labels``.
-        folder: holds tokenizer.json, for texts.
+        folder: holds tokenizer.json, for the first step of texts.
     """
     kind = served["settings"]["kind"]
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in served["settings"].items()}
     if kind == "text":
+        if step == "answer":
+            return lambda arrays: answered_texts(served["labels"], arrays)
         from rekd_train.preprocess import TextPreprocessor, TextSettings
 
         texts = TextPreprocessor((folder / "tokenizer.json").read_text(encoding="utf-8"), TextSettings(**settings))
-        return {"prepare": lambda arrays: prepared_texts(texts, arrays),
-                "answer": lambda arrays: answered_texts(texts, served["labels"], arrays)}[step]
+        return lambda arrays: prepared_texts(texts, arrays)
     from rekd_train.preprocess_image import EncodedImages, ImagePreprocessor, ImageSettings
 
     images = ImagePreprocessor(ImageSettings(**settings))
@@ -95,21 +98,50 @@ def build_step(step: str, served: Mapping, folder: Path) -> Callable[[Arrays], A
 
 
 def prepared_texts(preprocessor, arrays: Arrays) -> Arrays:
-    """``text`` (B, 1) UTF-8 -> ``input_ids``, ``attention_mask`` (B, N) int64."""
+    """``text`` (B, 1) UTF-8 -> ``input_ids``, ``attention_mask`` (B, N) int64, and what the answer needs of them:
+    ``tokens`` (B, N, 4) int32 (see ``Tokens``), ``cut`` (B, 1) bool, whether the text was longer."""
     texts = decoded(arrays["text"])
-    return preprocessor.batch(texts, preprocessor.encode_checked(texts)).inputs
+    encoded = preprocessor.batch(texts, preprocessor.encode_checked(texts))
+    tokens = np.full((*encoded.inputs["input_ids"].shape, 4), _PADDING, np.int32)
+    for row, encoding in zip(tokens, encoded.encodings, strict=True):
+        size = len(encoding)
+        row[:size, :2] = encoding.offsets
+        row[:size, 2] = [-1 if word is None else word for word in encoding.word_ids]
+        row[:size, 3] = encoding.special_tokens_mask
+    return {**encoded.inputs, "tokens": tokens, "cut": np.array([[cut] for cut in encoded.truncated], bool)}
 
 
-def answered_texts(preprocessor, labels: Sequence[str], arrays: Arrays) -> Arrays:
-    """``text`` and the outputs of selector and predictor -> the answers, see ``as_tensors``."""
-    texts = decoded(arrays["text"])
-    encoded = preprocessor.batch(texts, preprocessor.encode_checked(texts), arrays["scores"].shape[1])
+class Tokens:
+    """One text's tokens, as ``EncodedTexts`` reads them of an encoding.
+
+    Args:
+        row: (N, 4) int32: first character and one past the last, number of the word (-1: none), 1 for a special token
+            and -1 for padding.
+    """
+
+    def __init__(self, row: np.ndarray) -> None:
+        starts, ends, words, special = row[row[:, 3] != _PADDING].T.tolist()
+        self.offsets = list(zip(starts, ends, strict=True))
+        self.word_ids = [None if word < 0 else word for word in words]
+        self.special_tokens_mask = special
+        self.tokens = [""] * len(special)  # no answer shows them
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+
+def answered_texts(labels: Sequence[str], arrays: Arrays) -> Arrays:
+    """``text``, what was made of it, and the outputs of selector and predictor -> the answers, see ``as_tensors``."""
+    from rekd_train.preprocess import EncodedTexts
+
+    encodings = [Tokens(row) for row in arrays["tokens"]]
+    encoded = EncodedTexts({}, decoded(arrays["text"]), encodings, arrays["cut"].reshape(-1).tolist())
     return as_tensors(encoded, labels, arrays)
 
 
 def prepared_images(preprocessor, arrays: Arrays) -> Arrays:
     """``image`` (B, 1), files as bytes -> ``pixels`` (B, H, W, C) uint8, ``sizes`` (B, 2) int64 (width, height)."""
-    opened = [opened_image(content, index) for index, content in enumerate(arrays["image"].reshape(-1))]
+    opened = [opened_image(content, number) for number, content in enumerate(arrays["image"].reshape(-1), 1)]
     encoded = preprocessor(opened)
     return {**encoded.inputs, "sizes": np.array(encoded.sizes, np.int64).reshape(-1, 2)}
 
@@ -118,22 +150,22 @@ def decoded(raw: np.ndarray) -> list[str]:
     """Texts of a tensor of bytes.
 
     Raises:
-        InputError: too long, or not UTF-8; by the row.
+        InputError: too long, or not UTF-8; names the text, counted from 1.
     """
     from rekd_train.errors import InputError
 
     texts = []
-    for index, content in enumerate(raw.reshape(-1)):
+    for number, content in enumerate(raw.reshape(-1), 1):
         if len(content) > LARGEST_TEXT:
-            raise InputError(f"text {index} has {len(content)} bytes; at most {LARGEST_TEXT} are looked at")
+            raise InputError(f"text {number} has {len(content)} bytes; at most {LARGEST_TEXT} are looked at")
         try:
             texts.append(content.decode("utf-8"))
         except UnicodeDecodeError as error:
-            raise InputError(f"text {index} is not UTF-8: byte {error.start + 1} is wrong") from None
+            raise InputError(f"text {number} is not UTF-8: byte {error.start + 1} is wrong") from None
     return texts
 
 
-def opened_image(content: bytes, index: int):
+def opened_image(content: bytes, number: int):
     """A JPEG or PNG file as a Pillow image, not yet decoded.
 
     Raises:
@@ -151,10 +183,10 @@ def opened_image(content: bytes, index: int):
             image = Image.open(io.BytesIO(content), formats=("JPEG", "PNG"))
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "neither JPEG nor PNG" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise InputError(f"image {index} cannot be read: {reason}") from None
+        raise InputError(f"image {number} cannot be read: {reason}") from None
     width, height = image.size
     if width * height > LARGEST_IMAGE:
-        raise InputError(f"image {index} has {width} x {height} pixels; at most {LARGEST_IMAGE} are decoded")
+        raise InputError(f"image {number} has {width} x {height} pixels; at most {LARGEST_IMAGE} are decoded")
     return image
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rekd_train.data import Split, bucketed_batches
 from rekd_train.noise import key
-from rekd_train.preprocessors import Preprocessor
+from rekd_train.preprocessors import Preprocessor, full_length
 from rekd_train.runtime import Runtime
 
 
@@ -70,12 +70,7 @@ class FullLength:
 
     def inputs(self, indices: Sequence[int], generator: np.random.Generator | None = None) -> dict[str, np.ndarray]:
         """The batch, as wide as the preprocessing allows."""
-        arrays = self._split.inputs(indices)
-        missing = self._preprocessor.positions - arrays["input_ids"].shape[1]
-        fill = {"input_ids": self._preprocessor.special_ids["pad"], "attention_mask": 0}
-        return {
-            name: np.pad(array, ((0, 0), (0, missing)), constant_values=fill[name]) for name, array in arrays.items()
-        }
+        return full_length(self._split.inputs(indices), self._preprocessor)
 
 
 class Batches:

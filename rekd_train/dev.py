@@ -72,7 +72,7 @@ def fitted_policy(pair: Rationalizer, readings: Readings, selection: SelectionCo
     policy = base_policy(selection)
     if selection.decision != "calibrated":
         return policy
-    capacity = _capacity(pair, policy)
+    capacity = pair.capacity_under(policy)
     bias = calibrate_bias(
         readings.scores.cpu(), readings.selectable.cpu(), policy, capacity, selection.target
     )
@@ -109,15 +109,17 @@ class DevEvaluation:
             self._mask = self._masks(self._readings, step)
         logits = self._class_logits()
         labels = torch.from_numpy(self._dev.labels).to(logits.device)
-        figures = {"accuracy": (logits.argmax(dim=1) == labels).double().mean()}
-        predicted = logits.argmax(dim=1).cpu().numpy()
-        figures["macro_f1"] = metrics.macro_f1(predicted, self._dev.labels, logits.shape[1])
+        predicted = logits.argmax(dim=1)
+        figures = {
+            "accuracy": int((predicted == labels).sum()) / len(labels),
+            "macro_f1": metrics.macro_f1(predicted.cpu().numpy(), self._dev.labels, logits.shape[1]),
+        }
         if self._with_rationale:
             kept, selectable = self._mask.sum(dim=1), self._readings.selectable.sum(dim=1)
-            figures["rate"] = (kept / selectable.clamp(min=1)).double().mean()
+            figures["rate"] = (kept / selectable.clamp(min=1)).mean()
             figures["extraction_loss"] = self._extraction_loss(logits, labels)
         else:
-            figures["extraction_loss"] = losses.prediction_loss(logits, labels, self._weights).double()
+            figures["extraction_loss"] = losses.prediction_loss(logits, labels, self._weights)
         return {name: self._runtime.agreed(float(value)) for name, value in figures.items()}
 
     def _masks(self, readings: Readings, step: int) -> Tensor:
@@ -135,7 +137,7 @@ class DevEvaluation:
             policy = SelectionPolicy(bias=None, budget=selection.target, minimum=1, selectable=selection.selectable)
         else:
             policy = fitted_policy(pair, readings, selection)
-        return apply_policy(readings.scores, readings.selectable, policy, _capacity(pair, policy))
+        return apply_policy(readings.scores, readings.selectable, policy, pair.capacity_under(policy))
 
     def _class_logits(self) -> Tensor:
         """(n, C) on the masks."""
@@ -182,7 +184,7 @@ class DevEvaluation:
                     self._mask[part].float(), selectable[part], self._pair.selector.backbone.columns
                 )
             values.append(value)
-        return torch.stack(values).double().mean()
+        return torch.stack(values).mean()
 
 
 class Best:
@@ -224,8 +226,3 @@ class Best:
         """The counterpart of ``state``."""
         self.value, self.step, self.since = state["value"], state["step"], state["since"]
         self.weights = state["weights"]
-
-
-def _capacity(pair: Rationalizer, policy: SelectionPolicy) -> int:
-    sizes = pair.preprocessor
-    return policy.capacity(sizes.positions if policy.selectable == "all" else sizes.features)

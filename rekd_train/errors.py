@@ -4,15 +4,17 @@
     ├── ConfigError            a configuration is wrong; all mistakes in one message
     ├── DataError              a data set is missing, damaged or not what it should be
     ├── InputError             a text or image given for prediction cannot be used
+    │   └── FaultyItemsError   some of several; the message names each
     ├── CheckpointError        a checkpoint is missing, damaged or of another version
     ├── TrainingError          training diverged, collapsed or cannot go on
     ├── MissingExtraError      an optional dependency is not installed
     └── rekd_deploy.errors     export, repository, server and client errors (same root)
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 DISTRIBUTION = "rekd-rationales"  # the name "rekd" on PyPI is another project's
 _FOLDER = Path(__file__).resolve().parents[1]  # the checkout, or site-packages
@@ -32,6 +34,30 @@ class DataError(RekdError):
 
 class InputError(RekdError):
     """A text or image given for prediction cannot be used."""
+
+
+class Fault(NamedTuple):
+    """What is wrong with a text or image."""
+
+    what: str
+    """Such as "is empty", to stand after the item's name."""
+    fix: str
+
+
+class FaultyItemsError(InputError):
+    """Some texts or images cannot be used; the message names each, and every fix once.
+
+    Args:
+        faults: by the item's number, in the order of the items.
+        name: what the message calls a number.
+        file: where they come from.
+    """
+
+    def __init__(self, faults: Mapping[int, Fault], name: Callable[[int], str], file: str | None = None) -> None:
+        found = listed(f"{name(number)} {fault.what}" for number, fault in faults.items())
+        fixes = dict.fromkeys(fault.fix for fault in faults.values())
+        super().__init__(f"{f'{file}: ' if file else ''}{found}; fix: {', or '.join(fixes)}")
+        self.faults = dict(faults)
 
 
 class CheckpointError(RekdError):

@@ -15,6 +15,7 @@ from rekd_train.data import Split, bucketed_batches
 from rekd_train.models.base import Inputs
 from rekd_train.models.gates import kept_positions, selection_scores
 from rekd_train.models.rationalizer import Rationalizer
+from rekd_train.preprocessors import full_length
 
 
 @dataclass(frozen=True)
@@ -145,12 +146,8 @@ def measure_outputs(rationalizer: Rationalizer, outputs: SplitOutputs, labels: n
 
 def _inputs(rationalizer: Rationalizer, split: Split, indices: np.ndarray, device: torch.device) -> Inputs:
     inputs = split.inputs(indices)
-    if rationalizer.policy.selectable == "all" and "input_ids" in inputs:
-        # where padding may be selected it counts, so there has to be as much of it as in training
-        pad_id, width = rationalizer.preprocessor.special_ids["pad"], rationalizer.preprocessor.positions
-        missing = ((0, 0), (0, width - inputs["input_ids"].shape[1]))
-        fillers = {"input_ids": pad_id, "attention_mask": 0}
-        inputs = {name: np.pad(array, missing, constant_values=fillers[name]) for name, array in inputs.items()}
+    if rationalizer.policy.selectable == "all":
+        inputs = full_length(inputs, rationalizer.preprocessor)
     return to_tensors(inputs, device)
 
 

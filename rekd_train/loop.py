@@ -145,7 +145,7 @@ class _Run:
         if done % READ_EVERY and done != self._steps and not self._saved_after(done):
             return {}
         names = sorted(self._sums)
-        values = self._runtime.total(torch.stack([self._sums[name].double() for name in names])).tolist()
+        values = self._runtime.total(torch.stack([self._sums[name].float() for name in names])).tolist()
         figures = dict(zip(names, values, strict=True))
         if "kept" in figures:
             figures["rate"] = figures.pop("kept") / max(figures.pop("features"), 1.0)

@@ -10,19 +10,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, nll_loss
 
 
-def rate_penalty(mask: Tensor, selectable: Tensor, target: float) -> Tensor:
-    """(r - target)^2 with r = kept / selectable features over the whole batch.
-
-    Args:
-        mask: (B, N) float, carries the selector's gradient.
-        selectable: (B, N) bool.
-        target: wanted share.
-    """
-    weights = selectable.to(mask.dtype)
-    rate = (mask * weights).sum() / weights.sum().clamp(min=1)
-    return (rate - target).square()
-
-
 def prediction_loss(class_logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """Cross-entropy, batch mean: (B, C) logits against (B,) int64 labels.
 

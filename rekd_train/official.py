@@ -29,12 +29,10 @@ from rekd_train.preprocess import TextPreprocessor, TextSettings
 from rekd_train.preprocess_image import ImagePreprocessor, ImageSettings
 from rekd_train.preprocess_token_ids import TokenIdPreprocessor, TokenIdSettings
 from rekd_train.preprocessors import Preprocessor
-from rekd_train.weight_files import pickled_state, tokenizer_json, transformer_config, transformer_sizes
+from rekd_train.weight_files import IMAGENET, pickled_state, tokenizer_json, transformer_config, transformer_sizes
 
 OfficialFamily = Literal["bert", "vit"]
 
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
 _HEAD_DROPOUT = {"bert": 0.5, "vit": 0.1}
 """What the authors' runs used; matters only if the import is trained further."""
 _CIFAR_SIDE = 32
@@ -159,8 +157,8 @@ def _settings(family: OfficialFamily, config: dict[str, Any], image_side: int) -
             channels=channels,
             upscale_to=None if native == side else side,
             patch=config["patch_size"],
-            mean=_IMAGENET_MEAN if channels == 3 else (0.5,),
-            std=_IMAGENET_STD if channels == 3 else (0.5,),
+            mean=IMAGENET["mean"] if channels == 3 else (0.5,),
+            std=IMAGENET["std"] if channels == 3 else (0.5,),
         )
     return BackboneConfig(**sizes)
 

@@ -5,7 +5,10 @@ The same classes come from the PyTorch model, the in-process pipeline and the Tr
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+
+RATIONALE = ".rationale.png"
+"""How the names of pictures end that show an image's rationale; no training data set reads them."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,11 @@ class Prediction:
 
     @classmethod
     def from_dict(cls, document: dict) -> Prediction:
-        """The inverse of ``to_dict``."""
+        """The inverse of ``to_dict``; other keys are left out."""
+        own = {each.name: document[each.name] for each in fields(cls) if each.name in document}
         rationale = [_part(part) for part in document["rationale"]]
         pieces = [Piece(**piece) for piece in document["pieces"]]
-        return cls(**{**document, "rationale": rationale, "pieces": pieces})
+        return cls(**{**own, "rationale": rationale, "pieces": pieces})
 
 
 def _part(document: dict) -> Span | Patch:

@@ -20,6 +20,7 @@ from tokenizers import Encoding, Tokenizer
 from rekd_train.errors import CheckpointError, ConfigError, InputError
 from rekd_train.prediction import Prediction
 from rekd_train.spans import kept_pieces, merged_spans
+from rekd_train.text_checks import WORDLESS, check_texts, refuse, text_faults, text_list
 
 if TYPE_CHECKING:
     from rekd_train.config import BackboneConfig
@@ -61,35 +62,6 @@ class TextSettings:
 def clean_text(text: str) -> str:
     """Replace ``<br />`` by spaces of the same length, so that character offsets stay valid."""
     return _LINE_BREAK_TAG.sub(lambda match: " " * len(match.group()), text)
-
-
-def check_text(text: object, index: int) -> str:
-    """Return ``text`` if it can be predicted on; raise InputError that names its index otherwise."""
-    if not isinstance(text, str):
-        raise InputError(f"text {index} is {type(text).__name__}; texts must be str")
-    if not text.strip():
-        shown = "empty" if not text else "only white space"
-        raise InputError(f"text {index} is {shown}; give at least one word")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"text {index} has an unpaired surrogate at character {error.start}; it is not valid Unicode"
-        ) from None
-    return text
-
-
-def check_texts(texts: object, first_index: int = 0) -> list[str]:
-    """Return ``texts`` as a list if every one can be predicted on.
-
-    Raises:
-        InputError: not a list, an empty list, or a text that cannot be used, by its index.
-    """
-    if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence):
-        raise InputError(f"texts is {type(texts).__name__}; give a list of str")
-    if len(texts) == 0:
-        raise InputError("the list of texts is empty; give at least one text")
-    return [check_text(text, index) for index, text in enumerate(texts, first_index)]
 
 
 @dataclass(frozen=True)
@@ -210,19 +182,24 @@ class TextPreprocessor:
         Args:
             texts: non-empty list of str.
             pad_to: padded length; None: the smallest bucket that fits the longest text.
-            first_index: what messages call the first text, when ``texts`` is a part of what was asked.
+            first_index: index of the first text in the call, when ``texts`` is a part of it.
 
         Raises:
-            InputError: an empty list, an empty or non-str text, invalid Unicode, a text longer than ``pad_to``.
+            InputError: an empty list, a text longer than ``pad_to``.
+            FaultyItemsError: texts that are empty, not str or invalid Unicode, by their number in the call, from 1.
         """
         return self.batch(texts, self.encode_checked(texts, first_index), pad_to)
 
     def encode_checked(self, texts: Sequence[str], first_index: int = 0) -> list[Encoding]:
         """Encode after holding every text against the rules; see ``__call__`` for arguments and errors."""
-        encodings = self.encode(check_texts(texts, first_index))
-        for index, encoding in enumerate(encodings, first_index):
+        texts = text_list(texts)
+        faults = text_faults(texts)
+        sound = [index for index in range(len(texts)) if index not in faults]
+        encodings = self.encode([texts[index] for index in sound])
+        for index, encoding in zip(sound, encodings, strict=True):
             if len(encoding) <= sum(encoding.special_tokens_mask):
-                raise InputError(f"text {index} holds no word that the tokenizer knows; give at least one word")
+                faults[index] = WORDLESS
+        refuse(faults, first_index)
         return encodings
 
     def batch(self, texts: Sequence[str], encodings: Sequence[Encoding], pad_to: int | None = None) -> EncodedTexts:
@@ -252,6 +229,9 @@ class TextPreprocessor:
             raise ConfigError(f"a text model cannot have the family '{settings.family}', which reads images")
         if settings.vocabulary < self.vocabulary_size:
             raise ConfigError(f"the tokenizer has {self.vocabulary_size} ids, the network only {settings.vocabulary}")
+        if (most := settings.positions) < self.positions:
+            problem = f"the texts have up to {self.positions} tokens, the network reads {most}"
+            raise ConfigError(f"{problem}; fix: data.max_length={most}")
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Encode without checks or padding; truncated to ``max_length``."""

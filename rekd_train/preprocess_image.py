@@ -15,16 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rekd_train.errors import ConfigError, InputError
+from rekd_train.errors import ConfigError, FaultyItemsError, InputError
+from rekd_train.image_reading import UnusableImage, image_name, read_image
 from rekd_train.prediction import Patch, Prediction
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from rekd_train.config import BackboneConfig
-
-_WIDE_MODES = ("I", "F")
-"""Pillow modes with more than 8 bits a channel start with these letters."""
 
 
 @dataclass(frozen=True)
@@ -142,12 +140,20 @@ class ImagePreprocessor:
         Args:
             items: uint8 arrays (H, W, C) or (H, W), Pillow images or paths, or one uint8 array (B, H, W, C).
                 Photographs are turned upright by their EXIF orientation; an alpha channel is dropped.
-            first_index: what messages call the first image, when ``items`` is a part of what was asked.
+            first_index: index of the first image in the call, when ``items`` is a part of it.
 
         Raises:
-            InputError: an empty list, or an image that cannot be used, by its index.
+            InputError: not a list, or an empty one.
+            FaultyItemsError: images that cannot be used, by their number in the call, from 1.
         """
-        images = [self._read(item, index) for index, item in enumerate(self.check_items(items), first_index)]
+        images, faults = [], {}
+        for index, item in enumerate(items := self.check_items(items)):
+            try:
+                images.append(read_image(item, self.settings.channels))
+            except UnusableImage as error:
+                faults[first_index + index] = error.fault
+        if faults:
+            raise FaultyItemsError(faults, lambda index: image_name(index, items[index - first_index]))
         pixels = np.stack([self._pixels(image) for image in images])
         return EncodedImages({"pixels": pixels}, [_size(image) for image in images], self.settings)
 
@@ -186,53 +192,6 @@ class ImagePreprocessor:
     def load(cls, directory: Path, settings: ImageSettings) -> ImagePreprocessor:
         """The counterpart of ``save``."""
         return cls(settings)
-
-    def _read(self, item: object, index: int) -> np.ndarray | Image:
-        """An array (H, W, C) of the right channels, or an upright Pillow image."""
-        if isinstance(item, np.ndarray):
-            return self._array(item, index)
-        from PIL import Image, ImageOps, UnidentifiedImageError
-
-        if isinstance(item, (str, Path)):
-            try:
-                with Image.open(item) as opened:
-                    opened.load()
-            except FileNotFoundError:
-                raise InputError(f"image {index}: {item} does not exist") from None
-            except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                raise InputError(f"image {index}: {item} cannot be read as an image: {error}") from None
-            item = opened
-        if not isinstance(item, Image.Image):
-            raise InputError(f"image {index} is {type(item).__name__}; give a uint8 array, a Pillow image or a path")
-        if item.mode.startswith(_WIDE_MODES):
-            raise InputError(f"image {index} has more than 8 bits a channel (mode {item.mode}); convert it to 8 bits")
-        if min(item.size) == 0:
-            raise InputError(f"image {index} has no pixels: {item.size[0]} x {item.size[1]}")
-        try:
-            return self._converted(ImageOps.exif_transpose(item))
-        except (OSError, SyntaxError, ValueError) as error:  # a lazily opened file can be cut off
-            raise InputError(f"image {index} cannot be read: {error}") from None
-
-    def _array(self, array: np.ndarray, index: int) -> np.ndarray | Image:
-        if array.dtype != np.uint8:
-            raise InputError(f"image {index} is an array of {array.dtype}; give uint8, values 0 to 255")
-        if array.ndim == 2:
-            array = array[:, :, None]
-        if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
-            raise InputError(f"image {index} has the shape {array.shape}; give (height, width, channels)")
-        if 0 in array.shape:
-            raise InputError(f"image {index} has no pixels: its shape is {array.shape}")
-        if array.shape[2] == self.settings.channels:
-            return array
-        from PIL import Image
-
-        return self._converted(Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array))
-
-    def _converted(self, image: Image) -> Image:
-        if image.mode == "P":
-            image = image.convert("RGBA")  # a palette may carry transparency, which 'RGB' would warn about
-        mode = "L" if self.settings.channels == 1 else "RGB"
-        return image if image.mode == mode else image.convert(mode)
 
     def _pixels(self, image: np.ndarray | Image) -> np.ndarray:
         """uint8 (height, width, channels) in the model's size."""

@@ -92,6 +92,18 @@ def load_preprocessor(directory: Path, settings: dict[str, Any]) -> Preprocessor
     return preprocessor_class.load(directory, settings_class(**values))
 
 
+def full_length(inputs: dict[str, np.ndarray], preprocessor: Preprocessor) -> dict[str, np.ndarray]:
+    """Token inputs as wide as the preprocessing allows; images as they are.
+
+    Where padding may be selected it counts, so every batch must hold as much of it.
+    """
+    if "input_ids" not in inputs:
+        return inputs
+    missing = preprocessor.positions - inputs["input_ids"].shape[1]
+    fill = {"input_ids": preprocessor.special_ids["pad"], "attention_mask": 0}
+    return {name: np.pad(array, ((0, 0), (0, missing)), constant_values=fill[name]) for name, array in inputs.items()}
+
+
 def same_tokens(one: TextPreprocessor, other: TextPreprocessor) -> bool:
     """Whether two tokenizers make the same tokens of every text, however their files are written.
 

@@ -155,6 +155,11 @@ def calibrate_run(
     if target is not None:
         if not 0 < target <= 1:
             raise ConfigError(f"target is {target}; it must be a share of the features, above 0 and at most 1")
+        if config.selection.decision == "argmax":
+            raise ConfigError(
+                f"target is {target}, but selection.decision is 'argmax', a rule without a rate; "
+                "fix: --set selection.decision=calibrated"
+            )
         selection = config.selection.model_dump() | {"target": target}
         if selection["budget"] is not None:
             selection["budget"] = max(selection["budget"], target)

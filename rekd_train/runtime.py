@@ -58,7 +58,9 @@ class Runtime:
         """Matrix products in bf16 if the precision ('auto', 'fp32', 'bf16') says so for this device."""
         launched = self._accelerator is not None and self._accelerator.mixed_precision == "bf16"
         if precision == "auto":
-            enabled = launched or (self.device.type == "cuda" and torch.cuda.is_bf16_supported())
+            # a GPU that only emulates bf16 is slower with it
+            native = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+            enabled = launched or native
         else:
             enabled = precision == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
@@ -110,9 +112,11 @@ class Runtime:
             self._accelerator.end_training()
 
     def to_device(self, array: np.ndarray) -> Tensor:
-        """A tensor on the device, without waiting for the copy."""
+        """A tensor on the device; a copy to a GPU of NVIDIA's is not waited for."""
         tensor = torch.from_numpy(array)
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
 
 
 def chosen_device(name: str | torch.device) -> torch.device:

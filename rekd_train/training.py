@@ -3,7 +3,8 @@
 ``fit(config, pair, train, dev)`` trains a pair alone; with ``teacher`` it distils it. The stages:
 
 1. classifier: the predictor learns the task, half of the batches through random keep masks; the selector
-   starts from it where the sizes agree, otherwise from a warm start of its own (stage ``selector``);
+   starts from it where the sizes agree and it has no pretrained weights of its own, otherwise from a warm start of
+   its own (stage ``selector``);
 2. rationale: selector and predictor learn together through the straight-through Gumbel mask; with a teacher
    (``distillation``) also from its rationales and predictions;
 3. compact: selector frozen, the predictor learns to read gathered features alone;
@@ -77,7 +78,7 @@ def fit(
         course.take(0, "classifier", stages.classifier_epochs, course.classifier)
     if stages.rationale_epochs:
         own_start = stages.classifier_epochs if stages.selector_warm_start is None else stages.selector_warm_start
-        if own_start and not warm and not same_sizes(rationalizer):
+        if own_start and not warm and not starts_from_predictor(config, rationalizer):
             course.take(1, "selector", own_start, course.selector)
         name = "rationale" if teacher is None else "distillation"
         course.take(2, name, stages.rationale_epochs, course.rationale)
@@ -135,6 +136,14 @@ def same_sizes(pair: Rationalizer) -> bool:
     return shapes[0] == shapes[1]
 
 
+def starts_from_predictor(config: RunConfig, pair: Rationalizer) -> bool:
+    """Whether the selector takes over what the predictor has learnt: same sizes, no pretrained weights of its own."""
+    own, theirs = config.selector, config.predictor
+    pretrained = own.weights != "" or own.word_embeddings != "random"
+    same_source = (own.weights, own.word_embeddings) == (theirs.weights, theirs.word_embeddings)
+    return same_sizes(pair) and (same_source or not pretrained)
+
+
 def _device_of(pair: Rationalizer) -> torch.device:
     return next(pair.parameters()).device
 
@@ -176,7 +185,7 @@ class _Course:
     def classifier(self, stage: Stage) -> None:
         """The predictor alone; then the selector starts from what it has learnt to read."""
         self._classifier(stage, self.pair.predictor)
-        if same_sizes(self.pair):
+        if starts_from_predictor(self.config, self.pair):
             self.pair.selector.backbone.load_state_dict(self.pair.predictor.backbone.state_dict())
 
     def selector(self, stage: Stage) -> None:

@@ -19,6 +19,8 @@ from rekd_train.preprocess import TOKENIZER_FILE
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """In a directory, in the order of preference."""
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+"""Red, green and blue of its images, in 0..1."""
 
 
 def transformer_config(directory: Path, family: str) -> dict[str, Any]:
@@ -36,6 +38,21 @@ def transformer_config(directory: Path, family: str) -> dict[str, Any]:
         if config.get(key, value) != value:
             raise CheckpointError(f"{path}: {key} is {config[key]!r}; the family '{family}' has {value!r}")
     return config
+
+
+def image_normalisation(directory: Path) -> dict[str, list[float]]:
+    """'mean' and 'std' of the images that a network was trained on, as far as the files beside its weights say.
+
+    ``transformers`` writes them in preprocessor_config.json, ``timm`` in config.json.
+    """
+    found: dict[str, list[float]] = {}
+    for name in ("config.json", "preprocessor_config.json"):
+        if (directory / name).is_file():
+            config = read_config(directory / name)
+            config = config | (config.get("pretrained_cfg") or {})
+            values = {each: config.get(f"image_{each}", config.get(each)) for each in ("mean", "std")}
+            found |= {each: list(value) for each, value in values.items() if isinstance(value, list)}
+    return found
 
 
 def read_config(path: Path) -> dict[str, Any]:

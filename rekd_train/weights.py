@@ -9,12 +9,19 @@ from typing import Any
 
 from torch import Tensor
 
-from rekd_train.config import BackboneConfig
+from rekd_train.config import BackboneConfig, ImageConfig
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.models.base import Backbone
 from rekd_train.official_weights import StateReader, bert_weights, vit_weights
 from rekd_train.pretrained import minilm_directory
-from rekd_train.weight_files import WEIGHT_FILES, read_state, transformer_config, transformer_sizes
+from rekd_train.weight_files import (
+    IMAGENET,
+    WEIGHT_FILES,
+    image_normalisation,
+    read_state,
+    transformer_config,
+    transformer_sizes,
+)
 
 MINILM = "minilm"
 _LAYER = re.compile(r"^(?:encoder\.layer|blocks)\.(\d+)\.")
@@ -29,7 +36,7 @@ class PretrainedSource:
     sizes: dict[str, Any]
     """Fields of ``BackboneConfig``, as the source has them."""
     image: dict[str, Any] | None
-    """For vision: 'side' of the square it reads, 'patch', 'channels'."""
+    """For vision: 'side' of the square it reads, 'patch', 'channels'; if they are told, 'mean' and 'std'."""
     state: dict[str, Tensor] = field(repr=False)
     """Weights without heads, under the source's names."""
     path: Path
@@ -56,7 +63,8 @@ def source_path(weights: str, role: str) -> Path:
         raise CheckpointError(f"{weights} does not exist; {fix}")
     from huggingface_hub import snapshot_download
 
-    files = [*WEIGHT_FILES, "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"]
+    files = [*WEIGHT_FILES, "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
+             "preprocessor_config.json"]  # fmt: skip
     try:
         return Path(snapshot_download(weights, allow_patterns=files, etag_timeout=10))  # its cache when offline
     except Exception as error:  # the library raises errors of many kinds when there is no network
@@ -73,12 +81,13 @@ def open_source(weights: str, family: str, role: str) -> PretrainedSource:
         CheckpointError: missing, damaged, of another family, or nothing that this family can start from.
     """
     path = source_path(weights, role)
+    directory = path if path.is_dir() else path.parent
     state = _without_heads(read_state(path), family)
     try:
         if family == "vit" and "blocks.0.attn.qkv.weight" in state:
             sizes, image = _timm_sizes(state)
         elif family in ("bert", "vit"):
-            config = transformer_config(path if path.is_dir() else path.parent, family)
+            config = transformer_config(directory, family)
             sizes = transformer_sizes(config, family)
             image = None
             if family == "vit":
@@ -88,6 +97,8 @@ def open_source(weights: str, family: str, role: str) -> PretrainedSource:
             raise CheckpointError(f"the family '{family}' has no pretrained weights; fix: {role}.weights=''")
     except KeyError as error:
         raise CheckpointError(f"{path} does not fit the family '{family}': {error} is missing") from None
+    if image is not None:
+        image |= image_normalisation(directory)
     return PretrainedSource(sizes, image, state, path)
 
 
@@ -123,6 +134,7 @@ def sized(settings: BackboneConfig, source: PretrainedSource, role: str) -> Back
                 f"{role}.image.{name} is {getattr(image, name)}, the weights have {theirs[name]}"
                 for name in ("patch", "channels") if getattr(image, name) != theirs[name]
             ]
+            mistakes += _other_normalisation(image, theirs, role)
     if mistakes:
         raise ConfigError(f"{source.path} does not fit: " + "; ".join(mistakes))
     return BackboneConfig.model_validate(settings.model_dump() | changes)
@@ -152,6 +164,22 @@ def load_weights(backbone: Backbone, source: PretrainedSource, role: str) -> Non
         backbone.load_state_dict({name.removeprefix("backbone."): tensor for name, tensor in ours.items()}, strict=True)
     except RuntimeError as error:
         raise CheckpointError(f"{source.path} does not fit: {' '.join(str(error).split())}") from None
+
+
+def _other_normalisation(image: ImageConfig, theirs: dict[str, Any], role: str) -> list[str]:
+    """Mistakes about mean and std, which the run may choose, but not by leaving out what the weights need."""
+    mistakes = []
+    for name, usual in IMAGENET.items():
+        own, wanted = getattr(image, name), theirs.get(name)
+        if name in image.model_fields_set or (wanted and set(wanted) == set(own)):
+            continue
+        if wanted:
+            mistakes.append(f"{role}.image.{name} is {own[0]}, the weights were trained with {wanted}; "
+                            f"fix: --set '{role}.image.{name}={wanted}'")  # fmt: skip
+        else:
+            mistakes.append(f"{role}.image.{name} is not said, and the weights do not tell theirs; fix: look it up; "
+                            f"often --set '{role}.image.{name}=[0.5]' or '={list(usual)}' (ImageNet's)")  # fmt: skip
+    return mistakes
 
 
 def _without_heads(state: dict[str, Tensor], family: str) -> dict[str, Tensor]:

@@ -24,8 +24,9 @@ HOUSE = {
         rekd_train.config_training rekd_train.config rekd_train.policy
     """,
     "data": """
-        rekd_train.spans rekd_train.preprocess rekd_train.preprocess_image rekd_train.preprocess_token_ids
-        rekd_train.preprocessors rekd_train.pretrained rekd_train.weight_files
+        rekd_train.spans rekd_train.text_checks rekd_train.image_reading rekd_train.preprocess
+        rekd_train.preprocess_image rekd_train.preprocess_token_ids rekd_train.preprocessors
+        rekd_train.pretrained rekd_train.weight_files
         rekd_train.data rekd_train.data.augmentation rekd_train.data.batches rekd_train.data.checks
         rekd_train.data.cifar rekd_train.data.classes rekd_train.data.digits rekd_train.data.examples
         rekd_train.data.fashion rekd_train.data.folders rekd_train.data.imdb rekd_train.data.mosaic
@@ -70,7 +71,8 @@ HOUSE = {
     """,
     "repository": """
         rekd_deploy.served rekd_deploy.warmups rekd_deploy.triton_config rekd_deploy.config_members
-        rekd_deploy.config_rules rekd_deploy.model_files rekd_deploy.triton_model
+        rekd_deploy.config_rules rekd_deploy.model_files rekd_deploy.triton_batches
+        rekd_deploy.triton_model
         rekd_deploy.checkpoint_facts rekd_deploy.workspaces rekd_deploy.versions
         rekd_deploy.triton_raw rekd_deploy.raw_input rekd_deploy.repository_check rekd_deploy.repository
         rekd_deploy.repository_runners rekd_deploy.export_options rekd_deploy.export_plan rekd_deploy.publish
@@ -233,8 +235,9 @@ def test_training_knows_nothing_of_deployment(module):
 
 
 def test_the_model_inside_triton_needs_nothing_of_ours():
-    """model.py is copied into the repository, where rekd is not installed; so is what runs its engine."""
+    """model.py is copied into the repository, where rekd is not installed; so is what it imports."""
     assert not ours(imported("rekd_deploy.triton_model"))
+    assert not ours(imported("rekd_deploy.triton_batches"))
     assert not ours(imported("rekd_deploy.engines.tensorrt_execution"))
 
 
@@ -341,7 +344,8 @@ def test_every_error_has_one_root_and_is_drawn():
 
     for name in ("rekd_train.errors", "rekd_deploy.errors"):
         module = importlib.import_module(name)
-        for error in (v for v in vars(module).values() if isinstance(v, type) and v.__module__ == name):
+        own = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == name]
+        for error in (v for v in own if issubclass(v, BaseException)):
             assert issubclass(error, RekdError)
             assert error.__name__ in module.__doc__, f"{error.__name__} is missing from the tree in {name}"
 

@@ -29,7 +29,7 @@ class Shown:
     image: str = ""
     """Of an image: a PNG as a data address, the kept patches bright."""
     words: str = ""
-    """Of an image: the kept patches in words."""
+    """Of an image: the kept patches in words, counted from 1."""
 
 
 def read_answers(path: Path, limit: int) -> list[Shown]:
@@ -87,5 +87,5 @@ def _shown(prediction: Prediction, image: str, path: Path) -> Shown:
     except OSError as error:
         raise BenchmarkError(f"{source} cannot be read: {error.strerror or error}") from None
     address = f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode('ascii')}"
-    patches = ", ".join(f"row {patch.row} column {patch.column}" for patch in prediction.rationale)
+    patches = ", ".join(f"row {patch.row + 1} column {patch.column + 1}" for patch in prediction.rationale)
     return Shown(summary(prediction), image=address, words=f"kept patches: {patches}")

@@ -150,6 +150,6 @@ def _items(repository: Path, file: str | None, data: str | None) -> tuple[list[A
         return calibration_items(preprocessor), "made up"
     if preprocessor.settings.kind != "text":
         raise BenchmarkError(f"{file} holds texts, but the model reads images; fix: leave out --file")
-    from rekd_deploy.text_source import texts_from_file
+    from rekd_deploy.text_source import TextSource
 
-    return [sourced.text for sourced in islice(texts_from_file(file), _MOST_ITEMS)], Path(file).name
+    return [sourced.text for sourced in islice(TextSource(file), _MOST_ITEMS)], Path(file).name

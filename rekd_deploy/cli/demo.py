@@ -80,7 +80,8 @@ def _show(settings, report: dict) -> None:
         f"Report {root}/report.json · checkpoint {root}/student · repository {root}/model_repository", soft_wrap=True
     )
     texts = subject.items == "reviews"
-    question = 'rekd-query "What a film!"' if texts else "rekd-query --image FILE.png"
+    example = "A warm and moving film with wonderful performances from the whole cast."
+    question = f'rekd-query "{example}"' if texts else "rekd-query --image FILE.png"
     console.print(
         f"Next: rekd-serve {root}/model_repository   and in another terminal   {question}", soft_wrap=True
     )

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rekd_train.command import application, examples, run
+from rekd_train.command import application, examples, finite, run
 
 if TYPE_CHECKING:
     from rekd_deploy.client import Client
     from rekd_deploy.pipeline import Pipeline
-    from rekd_deploy.text_source import SourcedText
+    from rekd_deploy.text_source import SourcedText, TextSource
     from rekd_train.prediction import Prediction
 
 _URL = "localhost:8001"
@@ -26,11 +26,12 @@ _CHUNK = 256
 app = application(
     help="Ask a served model: label, probability, and the words or patches that decided.",
     epilog=examples(
-        'rekd-query "A film of great warmth, badly lit."',
+        'rekd-query "A warm and moving film with wonderful performances from the whole cast."',
         "rekd-query --file reviews.jsonl --json > answers.jsonl",
+        "rekd-query --file reviews.csv --column review --json",
         "rekd-query --file - --url http://localhost:8000 < reviews.txt",
         'rekd-query --local model_repository/python "No server needed."',
-        "rekd-query --image shoe.png        # writes shoe.rationale.png and shoe.rationale.json, too",
+        "rekd-query --image shoe.png --save pictures        # writes pictures/shoe.rationale.png and .json, too",
         "rekd-query --windows --file book.txt --url grpcs://triton.example:8001 --header 'Authorization: Bearer ...'",
     ),
 )
@@ -41,21 +42,33 @@ def query(
     texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts to ask about.")] = None,
     file: Annotated[
         str | None,
-        typer.Option(help='Texts of a file: .jsonl (key "text"), .txt (one a line), - (stdin).', metavar="FILE"),
+        typer.Option(
+            help='Texts of a file: .jsonl (key "text"), .txt (one a line), a table (.csv, .tsv, .parquet), - (stdin: '
+            "lines or JSON lines).",
+            metavar="FILE",
+        ),
+    ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of a table or key of JSON lines that holds the texts.",
+            show_default="text, else a table's only column of texts",
+            metavar="NAME",
+        ),
     ] = None,
     image: Annotated[
         list[Path] | None,
         typer.Option(
-            help="An image to ask a vision model about; may be repeated. Beside it, FILE.rationale.png and "
-            "FILE.rationale.json are written (with --json: printed instead).",
+            help="An image to ask a vision model about; may be repeated.",
             metavar="FILE",
         ),
     ] = None,
-    png: Annotated[
+    save: Annotated[
         Path | None,
         typer.Option(
-            help="Where the one --image with the patches that decided highlighted goes; the JSON beside it.",
-            metavar="OUT",
+            help="Write each --image with its label and the patches that decided as NAME.rationale.png there, and the "
+            "answer as NAME.rationale.json; those of an earlier run are replaced.",
+            metavar="DIR",
         ),
     ] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, in order.")] = False,
@@ -94,8 +107,10 @@ def query(
 ) -> None:
     if sum((bool(texts), file is not None, bool(image))) != 1:
         raise typer.BadParameter("give texts, --file or --image, one of the three", param_hint="TEXT")
-    if png is not None and (not image or len(image) != 1):
-        raise typer.BadParameter("it shows one image; give exactly one --image", param_hint="--png")
+    if save is not None and not image:
+        raise typer.BadParameter("it saves pictures; it goes with --image", param_hint="--save")
+    if column is not None and file is None:
+        raise typer.BadParameter("it names a column of a file; it goes with --file", param_hint="--column")
     if url is not None and local is not None:
         raise typer.BadParameter("--local needs no server; give one of the two", param_hint="--url")
     if device is not None and local is None:
@@ -111,39 +126,52 @@ def query(
         options["tls"] = TlsSettings(ca, cert, key)
     if image:
         with _answerer(url or _URL, local, device or "cpu", options) as answerer:
-            _ask_about_images(answerer, image, png, json_lines)
+            _check_kind(answerer, "image", url or _URL, local)
+            _predict_images(answerer, image, save, json_lines)
         return
-    from rekd_deploy.text_source import texts_from_arguments, texts_from_file
+    from rekd_deploy.text_source import TextSource
 
-    # arguments are checked at once; a file streams
-    chunks = _chunks(list(texts_from_arguments(texts)) if texts else texts_from_file(file))
+    source = TextSource(file, column, texts or ())
+    chunks = source.chunks(_CHUNK)
     first = next(chunks)  # bad input is found before a server is asked
     with _answerer(url or _URL, local, device or "cpu", options) as answerer:
+        _check_kind(answerer, "text", url or _URL, local)
         write = _write_json if json_lines else _writer()
-        for chunk in chain([first], chunks):
-            for prediction in _answers(answerer, chunk, windows):
-                write(prediction)
+        remaining = chain([first], chunks)
+        for chunk in remaining:
+            for sourced, prediction in zip(
+                chunk, _predict_chunk(answerer, chunk, source, remaining, windows), strict=True
+            ):
+                write(prediction, sourced.record)
 
 
-def _ask_about_images(answerer: Client | Pipeline, files: list[Path], png: Path | None, json_lines: bool) -> None:
-    from rekd_deploy.render import plain_text
-    from rekd_deploy.render_image import write_rationale
+def _check_kind(answerer: Client | Pipeline, given: str, url: str, local: Path | None) -> None:
     from rekd_train.errors import InputError
 
-    places = [png or file.with_name(f"{file.stem}.rationale.png") for file in dict.fromkeys(files)]
-    if len(set(places)) < len(places):
-        raise InputError(
-            "the rationales of two images whose names differ in the ending alone would go to the same file; fix: "
-            "ask about one at a time, with --png OUT"
-        )
-    for file, prediction in zip(files, answerer.predict(files), strict=True):
-        place = png or file.with_name(f"{file.stem}.rationale.png")
-        if png is not None or not json_lines:
-            beside = write_rationale(file, prediction, place)
+    kind = answerer.description.settings.kind
+    if (kind, given) in (("text", "image"), ("image", "text")):
+        fix = 'rekd-query "TEXT" or --file FILE' if kind == "text" else "rekd-query --image FILE"
+        raise InputError(f"the model of {local or url} reads {kind}s, not {given}s; fix: {fix}")
+
+
+def _predict_images(answerer: Client | Pipeline, files: list[Path], save: Path | None, json_lines: bool) -> None:
+    from rekd_deploy.render import plain_text
+    from rekd_deploy.render_image import rationale_files, write_rationale
+    from rekd_train.errors import FaultyItemsError
+
+    written = rationale_files(files, save) if save is not None else {}
+    try:
+        predictions = answerer.predict(files)
+    except FaultyItemsError as error:
+        raise FaultyItemsError(error.faults, lambda index: str(files[index])) from None
+    for file, prediction in zip(files, predictions, strict=True):
+        if file in written:
+            write_rationale(file, prediction, written[file])
         if json_lines:
-            _write_json(prediction, image=str(file))
+            _write_json(prediction, {"image": str(file)})
         else:
-            sys.stdout.write(f"{file}  {plain_text(prediction)}\nwritten: {place}, {beside}\n\n")
+            saved = f"written: {written[file]}\n" if file in written else ""
+            sys.stdout.write(f"{file}  {plain_text(prediction)}\n{saved}\n")
 
 
 def _headers(given: list[str] | None) -> dict[str, str]:
@@ -166,48 +194,44 @@ def _answerer(url: str, local: Path | None, device: str, options: dict[str, Any]
     return Client(url, **options)
 
 
-def _chunks(source: Iterable[SourcedText]) -> Iterator[list[SourcedText]]:
-    """Lists of texts; those before a bad one come before its error."""
-    from rekd_train.errors import InputError
-
-    chunk: list[SourcedText] = []
-    try:
-        for sourced in source:
-            chunk.append(sourced)
-            if len(chunk) == _CHUNK:
-                yield chunk
-                chunk = []
-    except InputError:
-        if chunk:
-            yield chunk
-        raise
-    if chunk:
-        yield chunk
-
-
-def _answers(answerer: Client | Pipeline, chunk: list[SourcedText], windows: bool) -> list[Prediction]:
-    from rekd_train.errors import InputError
+def _predict_chunk(
+    answerer: Client | Pipeline,
+    chunk: list[SourcedText],
+    source: TextSource,
+    remaining: Iterator[list[SourcedText]],
+    windows: bool,
+) -> list[Prediction]:
+    from rekd_train.errors import FaultyItemsError
 
     try:
         return answerer.predict([sourced.text for sourced in chunk], windows=windows)
-    except InputError as error:  # its number counts from the start of the chunk
-        raise InputError(f"from {chunk[0].place} on: {error}") from None
+    except FaultyItemsError as error:  # its numbers are those of the chunk
+        faults = {chunk[index].number: fault for index, fault in error.faults.items()}
+    try:
+        for _ in remaining:  # what else is wrong in the file is said at once
+            pass
+    except FaultyItemsError as error:
+        faults |= error.faults
+    raise source.refusal(faults)
 
 
-def _write_json(prediction: Prediction, **more: str) -> None:
+def _write_json(prediction: Prediction, record: Mapping[str, Any]) -> None:
+    """One line: the record's keys, then the answer's; a key that both have is the record's as ``input_KEY``."""
+    answer = prediction.to_dict()
+    own = {f"input_{key}" if key in answer else key: value for key, value in record.items()}
     plain_ascii = "utf" not in (sys.stdout.encoding or "").lower()
-    sys.stdout.write(json.dumps({**more, **prediction.to_dict()}, ensure_ascii=plain_ascii) + "\n")
+    sys.stdout.write(json.dumps(finite({**own, **answer}), ensure_ascii=plain_ascii, default=str) + "\n")
 
 
-def _writer():
+def _writer() -> Callable[[Prediction, Mapping[str, Any]], Any]:
     from rich.console import Console
 
     from rekd_deploy.render import plain_text, shows_colours, terminal_text
 
     console = Console(highlight=False, markup=False, emoji=False)
     if shows_colours(console):
-        return lambda prediction: console.print(terminal_text(prediction), end="\n\n")
-    return lambda prediction: sys.stdout.write(plain_text(prediction) + "\n\n")
+        return lambda prediction, _: console.print(terminal_text(prediction), end="\n\n")
+    return lambda prediction, _: sys.stdout.write(plain_text(prediction) + "\n\n")
 
 
 def main() -> None:

@@ -13,12 +13,15 @@ from rekd_train.data.partition import completed
 from rekd_train.data.tables import SPLIT_NAMES
 from rekd_train.errors import DataError, listed
 from rekd_train.files import sha256
+from rekd_train.prediction import RATIONALE
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 
 
 def image_folder(config: DataConfig) -> DataSet:
     """Images of any size in ``data.path``; they are resized as the model asks for when they are encoded.
+
+    Files NAME.rationale.png, which ``rekd-query --save`` writes, are left out.
 
     A file that occurs twice, byte for byte, is kept once (``rekd_train.data.duplicates``).
 
@@ -94,10 +97,14 @@ def _files(root: Path) -> dict[str, list[Path]]:
 def _images_by_class(folder: Path) -> list[Path]:
     paths = []
     for name in sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
-        members = sorted(path for path in name.iterdir() if path.suffix.lower() in SUFFIXES)
+        members = sorted(path for path in name.iterdir() if _is_image(path))
         if not members:
             raise DataError(f"{name} holds no images ({', '.join(SUFFIXES)}); fix: fill it or remove it")
         paths += members
     if not paths:
         raise DataError(f"{folder} holds no folders of images; fix: one folder for each class")
     return paths
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.lower().endswith(RATIONALE)

@@ -38,6 +38,10 @@ class Table:
             )
         return self._frame[name].tolist()
 
+    def columns(self) -> dict[str, list[Any]]:
+        """The values of every column, by name."""
+        return {str(name): self._frame[name].tolist() for name in self._frame.columns}
+
     def place(self, row: int) -> str:
         """What messages call a row: its file and ``line``."""
         return f"{self.path} {self.line(row)}"

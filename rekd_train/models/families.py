@@ -20,8 +20,6 @@ class Family:
     """Builds a backbone from its settings and the special token ids."""
     modality: str
     """'text' or 'image': which preprocessing its inputs come from."""
-    gathering_is_masking: bool
-    """Whether computing on the gathered features alone equals masking the others."""
     soft_masks: bool
     """Whether ``attended`` takes float masks and passes them a gradient."""
 
@@ -33,9 +31,9 @@ def _vit(settings: BackboneConfig, special_ids: dict[str, int]) -> Backbone:
 
 
 FAMILIES: dict[str, Family] = {
-    "bert": Family(backbone=BertBackbone, modality="text", gathering_is_masking=True, soft_masks=True),
-    "bilstm": Family(backbone=BilstmBackbone, modality="text", gathering_is_masking=False, soft_masks=False),
-    "vit": Family(backbone=_vit, modality="image", gathering_is_masking=True, soft_masks=True),
+    "bert": Family(backbone=BertBackbone, modality="text", soft_masks=True),
+    "bilstm": Family(backbone=BilstmBackbone, modality="text", soft_masks=False),
+    "vit": Family(backbone=_vit, modality="image", soft_masks=True),
 }
 
 

@@ -23,12 +23,6 @@ class Gate(NamedTuple):
     """(B, N, 2) float32, log of the relaxed choice; index 1 = select."""
 
 
-def gumbel_noise(shape: torch.Size | tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
-    """Standard Gumbel noise -log(-log U), float32."""
-    uniform = torch.rand(shape, generator=generator, device=generator.device if generator else None)
-    return -torch.log(-torch.log(uniform + 1e-20) + 1e-20)
-
-
 def relaxed_log_choice(logits: Tensor, temperature: float, noise: Tensor | None) -> Tensor:
     """log softmax((Z + G) / tau): (B, N, 2) from (B, N, 2). ``noise`` None means G = 0."""
     noisy = logits if noise is None else logits + noise

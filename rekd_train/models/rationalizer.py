@@ -12,7 +12,7 @@ from rekd_train.models.base import Inputs, Predictor, Selector
 from rekd_train.models.gates import apply_policy, kept_positions, selection_scores
 from rekd_train.policy import SelectionPolicy
 from rekd_train.prediction import Prediction
-from rekd_train.preprocessors import Preprocessor
+from rekd_train.preprocessors import Preprocessor, full_length
 
 
 class Selection(NamedTuple):
@@ -61,8 +61,12 @@ class Rationalizer(nn.Module):
     @property
     def capacity(self) -> int:
         """K: most features that a rationale of this model can hold."""
+        return self.capacity_under(self.policy)
+
+    def capacity_under(self, policy: SelectionPolicy) -> int:
+        """K if another policy were stored."""
         sizes = self.preprocessor
-        return self.policy.capacity(sizes.positions if self.policy.selectable == "all" else sizes.features)
+        return policy.capacity(sizes.positions if policy.selectable == "all" else sizes.features)
 
     def selectable(self, inputs: Inputs) -> Tensor:
         """(B, N) bool: what the policy may choose from."""
@@ -115,7 +119,10 @@ class Rationalizer(nn.Module):
         device = next(self.parameters()).device
         for start in range(0, len(items), batch_size):
             encoded = self.preprocessor(items[start : start + batch_size], first_index=start)
-            inputs = {name: torch.from_numpy(array).to(device) for name, array in encoded.inputs.items()}
+            arrays = encoded.inputs
+            if self.policy.selectable == "all":
+                arrays = full_length(arrays, self.preprocessor)
+            inputs = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
             selection = self.select(inputs)
             probabilities = self.probabilities(self.class_logits(inputs, selection.mask))
             predictions += encoded.predictions(

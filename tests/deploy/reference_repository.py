@@ -47,7 +47,9 @@ def reference_configs(rationalizer, tokenizer_json: str | None = None, flavour: 
     signature = text_pair_signature(Slots.of(rationalizer.policy, rationalizer.capacity), len(labels))
     graphs = Path("not needed for configs")
     target, product, settings = FLAVOURS[flavour]
-    artefacts = Artefacts(signature, graphs, graphs, preprocessor, labels, {}, graphs if flavour == "python" else None)
+    manifest = {"policy": rationalizer.policy.model_dump()}
+    single = graphs if flavour == "python" else None
+    artefacts = Artefacts(signature, graphs, graphs, preprocessor, labels, manifest, single)
     if product is not None:
         artefacts = plan_engines(artefacts, PRODUCTS[product], EngineRequest(settings.max_batch_size))
     configs = build_configs(artefacts, settings, target)

@@ -118,7 +118,7 @@ def test_the_rationale_is_marked_and_long_texts_are_cut(page):
 
 def test_images_are_shown_with_their_patches(page):
     text = page[0].read_text(encoding="utf-8")
-    assert 'src="data:image/png;base64,' in text and 'alt="kept patches: row 0 column 1"' in text
+    assert 'src="data:image/png;base64,' in text and 'alt="kept patches: row 1 column 2"' in text
 
 
 def test_every_kind_has_its_section_and_charts(page):

@@ -148,7 +148,16 @@ MISTAKES = {
         SELECTOR, lambda c: c.instance_group[0].rate_limiter.resources.add(name="", count=1)
     ),
     "sequence_batching is not allowed": _set(SELECTOR, lambda c: c.sequence_batching.SetInParent()),
-    "allow_ragged_batch of input_ids": _set(SELECTOR, lambda c: setattr(c.input[0], "allow_ragged_batch", True)),
+    "allow_ragged_batch of input_ids is False": _set(
+        SELECTOR, lambda c: setattr(c.input[0], "allow_ragged_batch", False)
+    ),
+    "allow_ragged_batch of attention_mask is True": _set(SELECTOR, lambda c: c.parameters.pop("pad_id")),
+    "allow_ragged_batch is not allowed in an ensemble": _set(
+        ENSEMBLE, lambda c: setattr(c.input[0], "allow_ragged_batch", True)
+    ),
+    "pad_id 'none' must be a token id": _set(
+        SELECTOR, lambda c: setattr(c.parameters["pad_id"], "string_value", "none")
+    ),
     "optional of input_ids": _set(SELECTOR, lambda c: setattr(c.input[0], "optional", True)),
     "reshape is not allowed": _set(SELECTOR, lambda c: c.output[0].reshape.SetInParent()),
     "scores: label_filename must be labels.txt": _set(

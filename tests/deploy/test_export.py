@@ -114,7 +114,7 @@ def test_swap_the_predictor_sees_nothing_but_the_rationale(runners, rationalizer
     assert np.abs(moved["logits"] - before["logits"]).max() > 1e-3, "and the rationale itself does matter"
 
 
-def test_same_checkpoint_gives_the_same_bytes(artefacts, checkpoint, tmp_path):
+def test_same_checkpoint_gives_the_same_bytes(artefacts, checkpoint, tmp_path, fresh_graphs):
     copy = shutil.copytree(checkpoint, tmp_path / "elsewhere")
     (tmp_path / "work").mkdir()
     again = export(copy, tmp_path / "work")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 from families import KINDS, assert_same_answers, some_images
+from test_triton_model import ask, started, utilities, watched  # noqa: F401  a fixture
 
 from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.errors import ExportError, ParityError
@@ -13,6 +15,7 @@ from rekd_deploy.export import export
 from rekd_deploy.parity import check_single_parity
 from rekd_deploy.pipeline import Pipeline
 from rekd_deploy.repository import write_repository
+from rekd_deploy.triton_config import PREDICTOR, SELECTOR, read_config
 from rekd_train.checkpoint import save
 
 
@@ -39,6 +42,38 @@ def test_pipeline_answers_as_the_model(family, texts, single_graph):
     with Pipeline(repository, batch_size=4, single_graph=single_graph) as pipeline:
         assert_same_answers(pipeline.predict(many), model.predict(many))
         assert_same_answers(pipeline.predict(many[:1]), model.predict(many[:1]))
+
+
+def test_padding_for_a_longer_neighbour_changes_no_answer(family, utilities):  # noqa: F811
+    """Inside Triton: budgets are of each text's own tokens, and each answer has its request's own length."""
+    model, artefacts, repository = family
+    if model.preprocessor.settings.kind != "text" or model.policy.selectable == "all":
+        config = read_config(repository / SELECTOR / "config.pbtxt")
+        assert not any(tensor.allow_ragged_batch for tensor in config.input), "such texts are never padded"
+        return
+    signature, steps = artefacts.signature, [started(repository, name) for name in (SELECTOR, PREDICTOR)]
+    handed_over = [spec.name for spec in signature.predictor.inputs]
+    asked_for = (["good"], ["bad film " * 9, "good"], ["a dull plot"], ["good film " * 30])
+    requests = [dict(model.preprocessor(some).inputs) for some in asked_for]
+
+    def answers(*asked):
+        chosen = ask(steps[0], SELECTOR, *asked, outputs=[spec.name for spec in signature.selector.outputs])
+        known = [{**given, **answer.outputs} for given, answer in zip(asked, chosen, strict=True)]
+        read = [{name: each[name] for name in handed_over} for each in known]
+        return [{**each, **answer.outputs} for each, answer in zip(known, ask(steps[1], PREDICTOR, *read), strict=True)]
+
+    alone = [answers(request)[0] for request in requests]
+    batches = [watched(step) for step in steps]
+    for step in steps:
+        step._batches.groups_by_length = lambda inputs: [sorted(inputs)]
+    together = answers(*requests)
+    assert batches == [[(5, 48)], [(5, 48)]], "texts of 16, 32 and 48 tokens as one batch"
+    for given, answer, wanted in zip(requests, together, alone, strict=True):
+        for name in ("scores", "mask", *(["keep"] if "keep" in answer else [])):
+            assert answer[name].shape == given["input_ids"].shape
+        np.testing.assert_array_equal(answer["mask"], wanted["mask"])
+        np.testing.assert_allclose(answer["scores"], wanted["scores"], atol=1e-5)
+        np.testing.assert_allclose(answer["probabilities"], wanted["probabilities"], atol=1e-5)
 
 
 def test_manifest_tells_the_kind_and_proves_every_graph(family):

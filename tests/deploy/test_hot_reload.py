@@ -225,6 +225,19 @@ def test_silence_while_going_back_is_no_death(server, reload, export, lines):
     assert server.loaded == {"rekd": [1], "rekd_selector": [1], "rekd_predictor": [1]}
 
 
+def test_processes_that_loading_has_replaced_are_no_death(server, reload, export, lines, monkeypatch):
+    """Triton may run the old version in a process of its own anew when it loads another beside it."""
+
+    def replaced():
+        raise ServerError("a process that runs one of the models has died")
+
+    monkeypatch.setattr(server, "check_alive", replaced)
+    server.broken = {("rekd_predictor", 2)}
+    export(2)
+    reload.poll()
+    assert lines == ["not reloaded: no luck with rekd_predictor; version 1 serves on"]
+
+
 def test_what_is_not_whole_yet_is_looked_at_again(server, reload, export, lines, tmp_path):
     export(2)
     graph = server.live.repository / "rekd_selector" / "2" / "model.onnx"

@@ -18,7 +18,7 @@ from rekd_deploy.examples import generated_images, parity_examples
 from rekd_deploy.export import export
 from rekd_deploy.pipeline import Pipeline
 from rekd_deploy.render import plain_text
-from rekd_deploy.render_image import highlighted
+from rekd_deploy.render_image import captioned, highlighted
 from rekd_deploy.repository import read_description, write_repository
 from rekd_deploy.served import ServedDescription
 from rekd_deploy.transport import Arrays, ModelConfig, Transport
@@ -116,7 +116,7 @@ def test_client_sends_bytes_in_batches_and_answers_with_patches(repository, imag
         answers = client.predict(some_images(9, height=32, width=24))
         assert server.shapes == [(4, 16, 12, 1), (4, 16, 12, 1), (1, 16, 12, 1)]
         assert_same_answers(answers, image_rationalizer.predict(some_images(9, height=32, width=24)))
-        with pytest.raises(InputError, match="image 6 is an array of float64"):
+        with pytest.raises(InputError, match="image 7 is an array of float64"):
             client.predict([*some_images(6), np.zeros((16, 12))])
         with pytest.raises(InputError, match="empty"):
             client.predict([])
@@ -165,12 +165,33 @@ def test_kept_patches_stay_bright_and_the_rest_is_dimmed():
     image = np.full((16, 12), 200, np.uint8)
     answer = Prediction("bag", {"bag": 1.0}, [Patch(1, 2, (8, 4, 12, 8), 0.5)], 1 / 12, False)
     shown = np.asarray(highlighted(image, answer))
-    factor = 16
+    factor = 20
     assert shown.shape == (16 * factor, 12 * factor, 3)
     assert tuple(shown[6 * factor, 10 * factor]) == (200, 200, 200)
-    assert tuple(shown[6 * factor, 6 * factor]) == (60, 60, 60)
+    assert tuple(shown[6 * factor, 6 * factor]) == (50, 50, 50)
     assert tuple(shown[4 * factor, 8 * factor]) == (255, 213, 0) == tuple(shown[8 * factor - 1, 12 * factor - 1])
-    assert plain_text(answer) == "bag  100.0%  from 8.3% of its patches\nrow 1 column 2 (+0.50)"
+    assert plain_text(answer) == "bag  100.0%  from 8.3% of its patches\nrow 2 column 3 (+0.50)"
+
+
+def test_a_stronger_patch_is_brighter():
+    image = np.full((16, 12), 200, np.uint8)
+    scores = {(0, 0): 3.0, (1, 1): -1.0, (2, 2): 1.0}
+    patches = [Patch(r, c, (c * 4, r * 4, c * 4 + 4, r * 4 + 4), score) for (r, c), score in scores.items()]
+    shown = np.asarray(highlighted(image, Prediction("bag", {"bag": 1.0}, patches, 3 / 12, False)))
+    assert [int(shown[(r * 4 + 2) * 20, (c * 4 + 2) * 20, 0]) for r, c in scores] == [200, 120, 160]
+    assert [int(shown[r * 80, c * 80, 0]) for r, c in scores] == [255, 153, 204]
+
+
+def test_label_and_probability_stand_above_the_picture():
+    image = np.full((16, 12), 200, np.uint8)
+    answers = [Prediction(label, {label: 0.75}, [], 0.0, False) for label in ("bag", "coat", "long label " * 20)]
+    pictures = [np.asarray(captioned(image, answer)) for answer in answers]
+    below = highlighted(image, answers[0])
+    for picture in pictures:
+        assert picture.shape[1] == 320 and (picture[-below.height :, 40:280] == np.asarray(below)).all()
+        caption = picture[: -below.height]
+        assert (caption > 200).any() and not caption[:, :8].any() and not caption[:, -8:].any(), "within its margins"
+    assert (pictures[0] != pictures[1]).any()
 
 
 def rekd_query(capsys, *arguments):
@@ -179,35 +200,42 @@ def rekd_query(capsys, *arguments):
     return request.value.code, *capsys.readouterr()
 
 
-def test_query_prints_json_and_writes_a_png(repository, image_rationalizer, file, tmp_path, capsys):
-    out = tmp_path / "out.png"
-    code, printed, error = rekd_query(capsys, "--local", repository, "--image", file, "--json", "--png", out)
+def test_query_prints_json_and_writes_nothing_unasked(repository, image_rationalizer, file, capsys):
+    code, printed, error = rekd_query(capsys, "--local", repository, "--image", file, "--json")
     document = json.loads(printed)
-    assert (code, error, document.pop("image")) == (0, "", str(file))
+    assert (code, error, document["image"]) == (0, "", str(file))
     assert_same_answers([Prediction.from_dict(document)], image_rationalizer.predict([file]))
-    with Image.open(out) as written:
-        assert (written.format, written.size) == ("PNG", (240, 320))
-    assert json.loads(out.with_suffix(".json").read_text()) == {"image": str(file), **document}
-    assert not file.with_name("shoe.rationale.png").exists(), "with --json nothing is written unasked"
     code, printed, _ = rekd_query(capsys, "--local", repository, "--image", file, "--image", file)
     assert code == 0 and printed.count("of its patches") == 2 and printed.count("row ") >= 2
-    written = json.loads(file.with_name("shoe.rationale.json").read_text())
-    assert written["label"] == document["label"]
-    assert written["rationale"] and {"row", "column", "box", "score"} == set(written["rationale"][0])
-    assert file.with_name("shoe.rationale.png").read_bytes() == out.read_bytes()
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_query_saves_pictures_where_it_is_told(repository, file, tmp_path, capsys):
+    folder = tmp_path / "new" / "pictures"
+    code, printed, error = rekd_query(capsys, "--local", repository, "--image", file, "--json", "--save", folder)
+    assert (code, error) == (0, "")
+    assert sorted(path.name for path in folder.iterdir()) == ["shoe.rationale.json", "shoe.rationale.png"]
+    assert json.loads((folder / "shoe.rationale.json").read_text()) == json.loads(printed)
+    assert {"row", "column", "box", "score"} == set(json.loads(printed)["rationale"][0])
+    with Image.open(folder / "shoe.rationale.png") as written:
+        assert written.format == "PNG" and written.width == 320 < written.height
+    code, printed, _ = rekd_query(capsys, "--local", repository, "--image", file, "--save", folder)
+    assert code == 0 and f"written: {folder}/shoe.rationale.png\n" in printed
 
 
 def test_query_refuses_in_one_line(repository, file, tmp_path, capsys):
-    code, _, error = rekd_query(capsys, "--local", repository, "--image", tmp_path / "none.png")
-    assert code == 1 and error == f"error: image 0: {tmp_path}/none.png does not exist\n"
-    code, _, error = rekd_query(
-        capsys, "--local", repository, "--image", file, "--png", tmp_path / "no" / "folder.png"
+    none = tmp_path / "none.png"
+    code, _, error = rekd_query(capsys, "--local", repository, "--image", file, "--image", none)
+    assert code == 1 and error.startswith(f"error: {none} does not exist; fix: ") and error.count("\n") == 1
+    code, _, error = rekd_query(capsys, "--local", repository, "--image", file, "--save", file / "folder")
+    assert code == 1 and "cannot be written: Not a directory; fix: " in error and error.count("\n") == 1
+    assert rekd_query(capsys, "--local", repository, "a text") == (
+        1, "", f"error: the model of {repository} reads images, not texts; fix: rekd-query --image FILE\n"
     )
-    assert code == 1 and "cannot be written" in error and error.count("\n") == 1
-    code, _, error = rekd_query(capsys, "--local", repository, "a text")
-    assert code == 1 and error.count("\n") == 1 and "error: " in error
     twin = file.with_suffix(".jpg")
-    code, _, error = rekd_query(capsys, "--local", repository, "--image", file, "--image", twin)
-    assert code == 1 and "the same file" in error
+    code, _, error = rekd_query(
+        capsys, "--local", repository, "--image", file, "--image", twin, "--save", tmp_path / "new"
+    )
+    assert code == 1 and "the same file" in error and not (tmp_path / "new").exists()
     assert rekd_query(capsys, "--image", file, "a text")[0] == 2
-    assert rekd_query(capsys, "--image", file, "--image", file, "--png", tmp_path / "x.png")[0] == 2
+    assert rekd_query(capsys, "a text", "--save", tmp_path)[0] == 2

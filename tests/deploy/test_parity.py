@@ -179,11 +179,15 @@ def test_texts_come_from_the_file_else_the_checkpoint_else_the_vocabulary(ration
     (tmp_path / "mine.txt").write_text("bad plot\n\n  good\u2028plot \n", encoding="utf-8")
     given = parity_examples(tmp_path, rationalizer.preprocessor, tmp_path / "mine.txt")
     assert given == Examples(["bad plot", "good\u2028plot"], "file")
+    (tmp_path / "mine.csv").write_text("text,label\ngood film,b\nbad film,a\n")
+    for names, labels in ((("a", "b"), [1, 0]), (("b", "c"), None)):
+        given = parity_examples(tmp_path, rationalizer.preprocessor, tmp_path / "mine.csv", class_names=names)
+        assert given == Examples(["good film", "bad film"], "file", labels)
 
 
 def test_a_file_of_texts_that_cannot_be_used_is_named_with_its_line(rationalizer, tmp_path):
     (tmp_path / "texts.jsonl").write_text('{"text": "good"}\n{"review": "bad"}')
-    with pytest.raises(InputError, match="texts.jsonl, line 2 is not a JSON object"):
+    with pytest.raises(InputError, match="texts.jsonl: line 2 is not a JSON object"):
         parity_examples(tmp_path, rationalizer.preprocessor, tmp_path / "texts.jsonl")
     with pytest.raises(InputError, match="nowhere.txt cannot be read"):
         parity_examples(tmp_path, rationalizer.preprocessor, tmp_path / "nowhere.txt")

@@ -65,10 +65,10 @@ def test_batches_are_of_one_padded_length_and_cover_every_text(rationalizer):
         ("good", "texts is str"),
         (None, "texts is NoneType"),
         ((text for text in ["good"]), "texts is generator"),
-        (["good", "bad", " "], "text 2 is only white space"),
-        (["good", "bad", "\u200b"], "text 2 holds no word"),
-        (["good", 7], "text 1 is int"),
-        (["good", "\ud800"], "text 1 has an unpaired surrogate"),
+        (["good", "bad", " "], "text 3 is only white space"),
+        (["good", "bad", "\u200b"], "text 3 holds no word"),
+        (["good", 7], "text 2 is int"),
+        (["good", "\ud800"], "text 2 has an unpaired surrogate"),
     ],
 )
 def test_every_text_is_checked_before_any_is_computed(pipeline, monkeypatch, texts, complaint):

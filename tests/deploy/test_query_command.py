@@ -12,6 +12,7 @@ from rekd_deploy.address import TlsSettings
 from rekd_deploy.cli import query
 from rekd_deploy.errors import ServerUnavailableError
 from rekd_train.command import run
+from rekd_train.prediction import Prediction
 
 
 @pytest.fixture
@@ -30,11 +31,14 @@ def ask(capsys):
 def server(monkeypatch, rationalizer):
     """In place of a server: the model itself, and what was asked of it."""
     seen = SimpleNamespace(urls=[], chunks=[], failure=None, options=[], windows=[])
+    seen.description = SimpleNamespace(settings=rationalizer.preprocessor.settings)
 
     class StandIn:
         def __init__(self, url, *, timeout, **options):
             seen.urls.append((url, timeout))
             seen.options.append(options)
+
+        description = seen.description
 
         def __enter__(self):
             return self
@@ -113,10 +117,13 @@ def test_file_streams_in_chunks(ask, server, tmp_path):
 
 def test_what_was_answered_before_a_bad_line_is_printed(ask, server, tmp_path):
     path = tmp_path / "reviews.txt"
-    path.write_bytes(b"good film\n" * 300 + b"\xff\n")
+    path.write_bytes(b"good film\n" * 300 + b"\xff\n" + b"good film\n" * 300 + b"\xff\n")
     code, out, error = ask("--file", path, "--json")
     assert code == 1 and len(out.splitlines()) == 300
-    assert error == f"error: {path}, line 301 is not UTF-8: byte 1 is 0xff; fix: convert it to UTF-8\n"
+    assert error == (
+        f"error: {path}: line 301 is not UTF-8: byte 1 is 0xff; line 602 is not UTF-8: byte 1 is 0xff; "
+        "fix: convert it to UTF-8\n"
+    )
 
 
 def test_a_bad_first_line_is_never_sent(ask, server, tmp_path):
@@ -127,9 +134,37 @@ def test_a_bad_first_line_is_never_sent(ask, server, tmp_path):
 
 def test_a_text_of_unknown_signs_is_placed(ask, server, tmp_path):
     path = tmp_path / "reviews.txt"
-    path.write_text("good film\n" * 256 + "fine\n\u200b\n")
-    code, _, error = ask("--file", path)
-    assert code == 1 and f"from {path}, line 257 on: text 1 holds no word" in error
+    path.write_bytes(("good film\n" * 256 + "fine\n\n\u200b\n").encode() + b"\xff\n" + b"good film\n" * 256 + b"\xff\n")
+    code, out, error = ask("--file", path, "--json")
+    assert code == 1 and len(out.splitlines()) == 256
+    assert error == (
+        f"error: {path}: line 259 holds no word that the tokenizer knows; line 260 is not UTF-8: byte 1 is 0xff; "
+        "line 517 is not UTF-8: byte 1 is 0xff; fix: give at least one word, or convert it to UTF-8\n"
+    )
+
+
+def test_json_keeps_what_came_with_a_text(ask, server, tmp_path):
+    path = tmp_path / "reviews.jsonl"
+    path.write_text('{"id": 7, "review": "good film", "label": "gold", "text": "other"}\n{"review": "bad", "x": NaN}\n')
+    code, out, _ = ask("--file", path, "--column", "review", "--json")
+    first, second = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and (first["id"], first["text"], second["text"], second["x"]) == (7, "good film", "bad", None)
+    assert (first["input_label"], first["input_text"]) == ("gold", "other") and first["label"] != "gold"
+    assert Prediction.from_dict(first).label == first["label"]
+
+
+def test_a_table_is_read_by_its_columns(ask, server, tmp_path):
+    path = tmp_path / "reviews.csv"
+    path.write_text("number,review\n1,a good film\n2,a bad plot\n")
+    code, out, _ = ask("--file", path, "--json")
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [(a["number"], a["text"]) for a in answers] == [("1", "a good film"), ("2", "a bad plot")]
+
+
+def test_a_text_model_given_an_image_says_what_it_reads(ask, server, repository):
+    said = "reads texts, not images; fix: rekd-query \"TEXT\" or --file FILE\n"
+    assert ask("--image", "shoe.png") == (1, "", f"error: the model of localhost:8001 {said}")
+    assert ask("--local", repository, "--image", "shoe.png") == (1, "", f"error: the model of {repository} {said}")
 
 
 def test_standard_input(ask, server, monkeypatch):
@@ -153,7 +188,8 @@ def test_bad_text_is_one_line_and_never_sent(ask, server, text):
 @pytest.mark.parametrize(
     "arguments",
     ["", "good --file x.txt", "good --url a:1 --local r", "good --timeout 0", "good --nonsense", "good --header x",
-     "--image x.png --windows", "good --local r --header x:y", "good --local r --ca x"],
+     "--image x.png --windows", "good --save d", "good --column x", "good --local r --header x:y",
+     "good --local r --ca x"],
 )
 def test_usage(ask, server, arguments):
     code, out, error = ask(*arguments.split())

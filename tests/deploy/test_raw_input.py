@@ -46,7 +46,7 @@ def start(utilities, monkeypatch):  # noqa: F811
         config = {
             "input": [{"name": name} for name in (
                 [kind] if step == "prepare" else
-                ["text" if kind == "text" else "sizes", "scores", "mask", "probabilities"]
+                [*(["text", "tokens", "cut"] if kind == "text" else ["sizes"]), "scores", "mask", "probabilities"]
             )],
             "parameters": {"step": {"string_value": step}},
         }
@@ -86,6 +86,11 @@ def test_configurations_follow_the_rules(kind, operator):
     assert [step.model_name for step in whole.ensemble_scheduling.step] == [
         PREPARE, "rekd_selector", "rekd_predictor", ANSWER
     ]
+    made = replace(made, single=Path("not needed"))
+    configs = build_configs(made, settings) | raw_configs(made, settings)
+    assert config_mistakes(configs) == []
+    steps = configs[RAW[kind]].ensemble_scheduling.step
+    assert [step.model_name for step in steps] == [PREPARE, "rekd_single", ANSWER], "one graph, one step fewer"
 
 
 def test_the_repository_holds_the_models_and_knows_their_files(root, artefacts):
@@ -112,7 +117,7 @@ def test_versions_and_the_way_back(artefacts, tmp_path):
 def test_texts_become_the_models_tensors_and_its_answers(root, start, rationalizer, texts):
     prepare, answer = start(root / PREPARE, "text", "prepare"), start(root / ANSWER, "text", "answer")
     raw = column(*(text.encode() for text in texts))
-    tensors = ask(prepare, {"text": raw}, "input_ids", "attention_mask").outputs
+    tensors = ask(prepare, {"text": raw}, "input_ids", "attention_mask", "tokens", "cut").outputs
     for name, array in rationalizer.preprocessor(texts).inputs.items():
         np.testing.assert_array_equal(tensors[name], array)
     expected = rationalizer.predict(texts)
@@ -122,7 +127,8 @@ def test_texts_become_the_models_tensors_and_its_answers(root, start, rationaliz
         for piece in prediction.pieces:
             mask[row, piece.position], scores[row, piece.position] = True, piece.score
     probabilities = np.array([[*each.probabilities.values()] for each in expected], np.float32)
-    given = {"text": raw, "mask": mask, "scores": scores, "probabilities": probabilities}
+    handed = {name: tensors[name] for name in ("tokens", "cut")}
+    given = {"text": raw, **handed, "mask": mask, "scores": scores, "probabilities": probabilities}
     answered = ask(answer, given, *ANSWERS).outputs
     for row, prediction in enumerate(expected):
         assert answered["label"][row, 0].decode() == prediction.label
@@ -132,14 +138,15 @@ def test_texts_become_the_models_tensors_and_its_answers(root, start, rationaliz
         assert answered["rate"][row, 0] == pytest.approx(prediction.rate)
         assert answered["truncated"][row, 0] == prediction.truncated
     assert list(ask(answer, given, "label").outputs) == ["label"]
+    assert not (root / ANSWER / "1" / "tokenizer.json").exists(), "texts are tokenised once"
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "text 1 is empty"),
+        (b"", "text 2 is empty"),
         (b"  ", "only white space"),
-        (b"\xff\xfe", "text 1 is not UTF-8"),
+        (b"\xff\xfe", "text 2 is not UTF-8"),
         (b"x" * (LARGEST_TEXT + 1), "at most 1048576"),
     ],
 )
@@ -191,8 +198,8 @@ def test_image_files_become_the_models_tensors_and_boxes(image_root, start, imag
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"no image", "image 0 cannot be read: neither JPEG nor PNG"),
-        (encoded(some_images(1)[0], "PNG")[:90], "image 0 cannot be read"),
+        (b"no image", "image 1 cannot be read: neither JPEG nor PNG"),
+        (encoded(some_images(1)[0], "PNG")[:90], "image 1 cannot be read"),
         (encoded(some_images(1)[0], "BMP"), "neither JPEG nor PNG"),
         (b"", "neither JPEG nor PNG"),
     ],

@@ -17,7 +17,11 @@ WARM_UPS = {"rekd_selector": ("attention_mask", "input_ids"), "rekd_predictor": 
 FILES = sorted([
     "manifest.json", "parity.npz", "rekd/1/.gitkeep", "rekd/config.pbtxt", "rekd/labels.txt",
     "rekd_predictor/labels.txt",
-    *(f"{model}/{name}" for model in WARM_UPS for name in ("1/model.onnx", "1/model.py", "config.pbtxt")),
+    *(
+        f"{model}/{name}"
+        for model in WARM_UPS
+        for name in ("1/model.onnx", "1/model.py", "1/triton_batches.py", "config.pbtxt")
+    ),
     *(
         f"{model}/warmup/{tensor}-{length}"
         for model, tensors in WARM_UPS.items() for tensor in tensors for length in LENGTHS

@@ -107,6 +107,23 @@ def test_death_without_an_error_shows_the_last_lines(start):
     assert str(error.value).count("line ") == 12
 
 
+def test_five_earlier_logs_stay(start, tmp_path):
+    for number in range(7):
+        with pytest.raises(ServerError, match=f"start {number}$"):
+            start(f"print('start {number}')").start()
+    logs = {path.name: path.read_text() for path in tmp_path.glob("log*")}
+    assert logs == {f"log.{age}" if age else "log": f"start {6 - age}\n" for age in range(6)}
+
+
+def test_a_log_that_is_no_plain_file_is_written_to(start, tmp_path):
+    (tmp_path / "elsewhere").touch()
+    (tmp_path / "log").symlink_to("elsewhere")
+    for _ in range(2):
+        with pytest.raises(ServerError, match="line$"):
+            start("print('line')").start()
+    assert (tmp_path / "elsewhere").read_text() == "line\nline\n" and not (tmp_path / "log.1").exists()
+
+
 def test_death_later_is_noticed(start):
     with start(READY) as server:
         os.kill(server.process_id, signal.SIGKILL)
@@ -118,7 +135,7 @@ def test_death_later_is_noticed(start):
             server.check_alive()
 
 
-def test_death_of_a_process_behind_the_server_is_noticed(start, tmp_path):
+def test_death_of_a_process_behind_the_server_is_noticed(start, tmp_path, monkeypatch):
     child = "import subprocess\nc = subprocess.Popen(['sleep', '60'])\n"
     child += f"open({str(tmp_path / 'child')!r}, 'w').write(str(c.pid))\n"
     with start(child + READY) as server:
@@ -128,6 +145,10 @@ def test_death_of_a_process_behind_the_server_is_noticed(start, tmp_path):
             for _ in range(100):
                 time.sleep(0.02)
                 server.check_alive()
+        server.check_running()
+        monkeypatch.setattr("rekd_deploy.server._SETTLE_SECONDS", 0.1)
+        with pytest.raises(ServerError, match="a process that runs one of the models has died"):
+            server.watch_models(0)
 
 
 def test_never_ready(start):

@@ -81,6 +81,17 @@ def test_a_dead_server_comes_back_on_the_same_ports(running, server):
     assert [state.restarts for state in running_states()] == [1]
 
 
+def test_the_log_of_the_death_stays(running, server, tmp_path):
+    FakeTriton(tmp_path, "print('the first of them', flush=True)\n" + READY)
+    _, lines, _ = running(QUICK)
+    FakeTriton(tmp_path, READY)
+    os.kill(server.process_id, signal.SIGKILL)
+    wait_until(lambda: "the server answers again" in lines)
+    first, second = (tmp_path / name for name in ("log.1", "log"))
+    assert first.read_text().startswith("the first of them\n") and "the first of them" not in second.read_text()
+    assert lines[0].endswith(f"kept as {first}")
+
+
 def test_it_stays_down_after_the_limit(running, server):
     thread, lines, errors = running(QUICK)
     seen = set()

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -66,24 +67,35 @@ def utilities(monkeypatch):
 @pytest.fixture
 def start(repository, utilities):
     """A function: model name -> the model.py of the repository, loaded and initialised."""
+    return lambda name: started(repository, name)
 
-    def started(name):
-        from google.protobuf.json_format import MessageToDict
 
-        from rekd_deploy.triton_config import read_config
+def started(root, name):
+    """The model.py of a repository's model, loaded and initialised; needs the fixture ``utilities``."""
+    from google.protobuf.json_format import MessageToDict
 
-        folder = repository / name
-        specification = importlib.util.spec_from_file_location(f"{name}_model", folder / "1" / "model.py")
-        module = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(module)
-        config = MessageToDict(read_config(folder / "config.pbtxt"), preserving_proto_field_name=True)
-        model = module.TritonPythonModel()
-        model.initialize(
-            {"model_config": json.dumps(config), "model_repository": str(folder), "model_version": "1"}
-        )
-        return model
+    from rekd_deploy.triton_config import read_config
 
-    return started
+    folder = root / name
+    specification = importlib.util.spec_from_file_location(f"{name}_model", folder / "1" / "model.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    config = MessageToDict(read_config(folder / "config.pbtxt"), preserving_proto_field_name=True)
+    model = module.TritonPythonModel()
+    model.initialize({"model_config": json.dumps(config), "model_repository": str(folder), "model_version": "1"})
+    return model
+
+
+def watched(model):
+    """The list of (rows, length) of every batch that the model's graph runs from now on."""
+    graph, batches = model._graph, []
+
+    def run(names, inputs):
+        batches.append(next(iter(inputs.values())).shape[:2])
+        return graph.run(names, inputs)
+
+    model._graph = SimpleNamespace(run=run)
+    return batches
 
 
 def encoded(rationalizer, *texts):
@@ -105,9 +117,8 @@ def test_requests_of_mixed_shapes_are_answered_each_as_alone(start, rationalizer
     classified = ask(predictor, PREDICTOR, *handed_over)
     for request, selection, answer in zip(requests, chosen, classified, strict=True):
         alone = ask(selector, SELECTOR, request)[0].outputs
-        assert {name: array.shape for name, array in selection.outputs.items()} == {
-            name: array.shape for name, array in alone.items()
-        }
+        for name in ("scores", "mask"):
+            assert selection.outputs[name].shape == alone[name].shape == request["input_ids"].shape
         np.testing.assert_array_equal(selection.outputs["mask"], alone["mask"])
         np.testing.assert_allclose(selection.outputs["scores"], alone["scores"], atol=1e-5)
         assert answer.outputs["probabilities"].shape == (len(request["input_ids"]), 2)
@@ -203,23 +214,22 @@ def test_predictor_refuses_with_a_reason(start, change, reason):
         raise ask(model, PREDICTOR, inputs | change)[0].error
 
 
-def test_requests_of_one_shape_run_as_one_batch(start, rationalizer):
+def test_requests_of_similar_length_run_as_one_batch(start, rationalizer):
     model = start(SELECTOR)
-    session, batches = model._graph, []
-
-    def run(names, inputs):
-        batches.append(inputs["input_ids"].shape)
-        return session.run(names, inputs)
-
-    model._graph = SimpleNamespace(run=run)
+    batches = watched(model)
     short, long = encoded(rationalizer, "good", "bad film"), encoded(rationalizer, "good " * 20)
-    answers = ask(model, SELECTOR, short, long, short)
-    assert batches == [(4, 16), (1, 32)]
-    assert [len(answer.outputs["mask"]) for answer in answers] == [2, 1, 2]
+    similar = {name: array[:, :20] for name, array in long.items()}
+    answers = ask(model, SELECTOR, long, short, similar, short)
+    assert batches == [(5, 20), (1, 32)], "at most a quarter longer than the shortest"
+    assert [answer.outputs["mask"].shape for answer in answers] == [(1, 32), (2, 16), (1, 20), (2, 16)]
 
 
-@pytest.mark.parametrize(("threads", "expected"), [("3", 3), ("0", len(os.sched_getaffinity(0)))])
-def test_thread_count_comes_from_the_config(start, monkeypatch, threads, expected):
+@pytest.mark.parametrize(
+    ("threads", "instances", "expected"), [("3", 1, 3), ("3", 2, 3), ("0", 1, 4), ("0", 2, 4), ("0", 3, 2), ("0", 9, 1)]
+)
+def test_threads_are_those_of_the_config_or_the_instances_share_the_cores(
+    start, monkeypatch, threads, instances, expected
+):
     import onnxruntime
 
     seen = []
@@ -232,10 +242,15 @@ def test_thread_count_comes_from_the_config(start, monkeypatch, threads, expecte
     def with_threads(text, loads=json.loads):
         config = loads(text)
         config["parameters"]["intra_op_thread_count"]["string_value"] = threads
+        config["instance_group"][0]["count"] = instances
         return config
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     monkeypatch.setattr(json, "loads", with_threads)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    monkeypatch.setattr(Path, "read_text", lambda path, *_, read=Path.read_text, **options: (
+        "max 100000" if path.name == "cpu.max" else read(path, *_, **options)
+    ))
     start(SELECTOR)
     assert seen == [expected]
 

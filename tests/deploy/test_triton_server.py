@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from rekd_deploy.client import Client
 from rekd_deploy.errors import ModelMissingError, RejectedError, ServerError, ServerUnavailableError
 from rekd_deploy.repository import GRAPH, write_repository
 from rekd_deploy.server import TritonServer
+from rekd_deploy.step_totals import StepTotals
 from rekd_deploy.transport import open_transport
 from rekd_deploy.triton_config import SELECTOR
 from rekd_deploy.triton_program import find_installed
@@ -129,6 +131,31 @@ def test_requests_are_joined_into_batches(server, many):
     transport.close()
     answered, executed = (after - start for after, start in zip(executions(), before, strict=True))
     assert answered == 200 and executed < 200
+
+
+def test_texts_of_all_lengths_are_joined_and_answered_as_if_alone(server, rationalizer, many):
+    """Sixteen clients, lengths as they come: at least four rows in an execution of the selector."""
+
+    def totals():
+        return StepTotals.of(json.loads(_get(server.http_url, f"/v2/models/{SELECTOR}/stats"))["model_stats"][0])
+
+    requests = [dict(rationalizer.preprocessor([text]).inputs) for text in many[::3]]
+    assert len({request["input_ids"].shape for request in requests}) == 3
+    with closing(open_transport(server.grpc_url, 20.0)) as transport:
+        alone = [transport.submit("rekd", request, ANSWERS).result() for request in requests]
+        before = totals()
+
+        def ask(client):
+            order = np.random.default_rng(client).permutation(len(requests))
+            futures = [transport.submit("rekd", requests[place], ANSWERS) for place in order]
+            for place, future in zip(order, futures, strict=True):
+                for name, wanted in alone[place].items():
+                    np.testing.assert_allclose(future.result()[name], wanted, rtol=0, atol=1e-5)
+            return True
+
+        with ThreadPoolExecutor(16) as pool:
+            assert all(pool.map(ask, range(16)))
+    assert totals().since(before)["rows_per_batch"] >= 4
 
 
 def _bad_requests():

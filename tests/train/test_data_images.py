@@ -185,6 +185,8 @@ def test_a_folder_for_each_class(tmp_path):
     for number in range(20):
         picture(tmp_path / ("cats" if number % 2 else "dogs") / f"{number}.PNG", number)
     picture(tmp_path / "cats" / "again.png", 1)
+    picture(tmp_path / "cats" / "1.rationale.png", 100)
+    picture(tmp_path / "cats" / "3.RATIONALE.PNG", 101)
     (tmp_path / "notes.txt").write_text("not an image")
     data = load_data(DataConfig(name="image_folder", path=str(tmp_path), dev_share=0.2, test_share=0.2))
     assert data.label_names == ("cats", "dogs") and "1 duplicates dropped" in data.origin

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rekd_train.losses import prediction_distillation, prediction_loss, rate_penalty, rationale_distillation
+from rekd_train.losses import batch_penalty, prediction_distillation, prediction_loss, rationale_distillation
 from rekd_train.models.gates import relaxed_log_choice, straight_through_gate
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_text())
@@ -31,7 +31,8 @@ def test_losses_are_the_authors(case: dict) -> None:
     assert torch.equal(student.mask, torch.tensor(case["student_mask"]))
     assert student.mask.sum(dim=1).mean().item() == pytest.approx(case["selected"], rel=1e-6)
 
-    penalty = rate_penalty(student.mask, everywhere, case["target_sparsity"]) * features**2
+    kept, everything = student.mask.sum(), torch.tensor(float(everywhere.sum()))
+    penalty = batch_penalty(kept, everything, case["target_sparsity"]) * features**2
     rationale = rationale_distillation(teacher, student.log_soft, everywhere)
     class_logits = torch.tensor(case["teacher_class_logits"]), torch.tensor(case["student_class_logits"])
     prediction = prediction_distillation(*class_logits, temperature)

@@ -36,6 +36,8 @@ def test_draws_are_uniform_and_uncorrelated():
 def test_gumbel_noise_selects_with_the_probability_of_the_logits():
     noise = gumbel(key(3), torch.arange(20_000), 1)[:, 0]
     assert torch.isfinite(noise).all()
+    assert noise.mean().item() == pytest.approx(0.5772, abs=0.02), "Euler's constant"
+    assert noise.var().item() == pytest.approx(1.6449, abs=0.06), "pi^2 / 6"
     logits = torch.tensor([0.0, 1.0])
     chosen = ((logits + noise).argmax(dim=1) == 1).double().mean().item()
     assert chosen == pytest.approx(torch.sigmoid(torch.tensor(1.0)).item(), abs=0.01)

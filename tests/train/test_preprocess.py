@@ -3,12 +3,14 @@
 import json
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import WORDS, tiny_tokenizer_json
+from PIL import Image
 
-from rekd_train.errors import CheckpointError, ConfigError, InputError
+from rekd_train.errors import CheckpointError, ConfigError, FaultyItemsError, InputError
 from rekd_train.prediction import Prediction
 from rekd_train.preprocess import TextPreprocessor, TextSettings, clean_text
 
@@ -213,14 +215,14 @@ def test_label_and_probabilities_go_by_name(preprocessor):
         ("good", "give a list of str"),
         (b"good", "texts is bytes"),
         (None, "texts is NoneType"),
-        (["good", ""], "text 1 is empty"),
-        (["good", " \n\t\u00a0"], "text 1 is only white space"),
-        (["good", None], "text 1 is NoneType"),
-        (["good", b"bad"], "text 1 is bytes"),
-        (["a \ud800 b"], "unpaired surrogate at character 2"),
-        (["good", "<br /><br />"], "text 1 holds no word"),
-        (["\u200b"], "text 0 holds no word"),
-        (["\x00\x01"], "text 0 holds no word"),
+        (["good", ""], "text 2 is empty"),
+        (["good", " \n\t\u00a0"], "text 2 is only white space"),
+        (["good", None], "text 2 is NoneType"),
+        (["good", b"bad"], "text 2 is bytes"),
+        (["a \ud800 b"], "unpaired surrogate at character 3"),
+        (["good", "<br /><br />"], "text 2 holds no word"),
+        (["\u200b"], "text 1 holds no word"),
+        (["\x00\x01"], "text 1 holds no word"),
     ],
 )
 def test_texts_that_cannot_be_used_are_named(preprocessor, texts, message):
@@ -228,8 +230,26 @@ def test_texts_that_cannot_be_used_are_named(preprocessor, texts, message):
         preprocessor(texts)
 
 
+def test_every_text_that_cannot_be_used_is_named_at_once(preprocessor):
+    with pytest.raises(FaultyItemsError) as raised:
+        preprocessor(["good", "", "bad", "\u200b", 7, " "], first_index=10)
+    assert str(raised.value) == (
+        "text 12 is empty; text 14 holds no word that the tokenizer knows; text 15 is int; "
+        "text 16 is only white space; fix: give at least one word, or give texts as str"
+    )
+    assert list(raised.value.faults) == [11, 13, 14, 15]
+    with pytest.raises(FaultyItemsError, match="text 20 is empty; and 5 more; fix: give at least one word$"):
+        preprocessor([""] * 25)
+
+
+@pytest.mark.parametrize("image", [Path("shoe.png"), np.zeros((4, 4, 3), np.uint8), Image.new("L", (4, 4))])
+def test_a_text_model_given_an_image_says_what_it_reads(preprocessor, image):
+    with pytest.raises(InputError, match=r"^text 1 is \w+, an image; fix: give this model texts \(str\)"):
+        preprocessor([image])
+
+
 def test_a_later_batch_names_the_text_by_its_place_in_the_whole(rationalizer):
-    with pytest.raises(InputError, match="text 3 holds no word"):
+    with pytest.raises(InputError, match="text 4 holds no word"):
         rationalizer.predict(["good", "bad", "fun", "\u200b"], batch_size=2)
 
 

@@ -108,11 +108,11 @@ def broken_png() -> bytes:
         ("image.png", "images is str"),
         (picture(), "shape"),
         (None, "images is NoneType"),
-        ([picture().astype(np.float32)], "image 0 is an array of float32"),
-        ([picture(), picture(channels=2)], "image 1 has the shape"),
+        ([picture().astype(np.float32)], "image 1 is an array of float32"),
+        ([picture(), picture(channels=2)], "image 2 has the shape"),
         ([picture()[:0]], "no pixels"),
-        ([picture(), 7], "image 1 is int"),
-        ([Path("missing.png")], "missing.png does not exist"),
+        ([picture(), 7], "image 2 is int"),
+        ([Path("missing.png")], r"image 1 \(missing.png\) does not exist"),
         ([Image.new("I;16", (8, 6))], "more than 8 bits"),
         ([Image.new("RGB", (0, 6))], "no pixels"),
     ],
@@ -122,14 +122,24 @@ def test_bad_images_are_named(items: object, message: str) -> None:
         COLOUR(items)
 
 
+def test_every_bad_image_is_named_at_once_and_a_text_is_told_from_a_path(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as raised:
+        COLOUR([picture(), "A film of great warmth.", picture()[:0], "long text " * 1000], first_index=4)
+    assert str(raised.value) == (
+        "image 6 (A film of great warmth.) does not exist; image 7 has no pixels: its shape is (0, 8, 3); "
+        f"image 8 ({('long text ' * 1000)[:77]}...) does not exist; "
+        "fix: give the paths of image files; this model reads images, not texts, or give an image of at least one pixel"
+    )
+
+
 @pytest.mark.parametrize("content", [b"", b"not an image", broken_png()], ids=["empty", "text", "cut off"])
 def test_damaged_files_are_named(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "damaged.png"
     path.write_bytes(content)
-    with pytest.raises(InputError, match="image 1: .*damaged.png cannot be read as an image"):
+    with pytest.raises(InputError, match=r"image 2 \(.*damaged.png\) cannot be read as an image"):
         COLOUR([picture(), path])
     if content.startswith(b"\x89PNG"):
-        with Image.open(path) as lazily_opened, pytest.raises(InputError, match="image 0 cannot be read"):
+        with Image.open(path) as lazily_opened, pytest.raises(InputError, match="image 1 cannot be read"):
             COLOUR([lazily_opened])
 
 

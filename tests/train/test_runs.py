@@ -116,6 +116,15 @@ def test_calibrating_fits_bias_and_temperature_again(planted, student, tmp_path)
     assert after.probability_temperature != before.probability_temperature
 
 
+def test_a_rate_for_a_rule_without_one_is_refused(planted, student, tmp_path):
+    for overrides in (["selection.decision=argmax"], ["selection.decision=argmax", "selection.budget=none"]):
+        with pytest.raises(ConfigError, match="decision is 'argmax'.*fix: --set selection.decision=calibrated"):
+            runs.calibrate_run(student[0], tmp_path / "out", 0.1, overrides=overrides)
+        assert not (tmp_path / "out").exists()
+    runs.calibrate_run(student[0], tmp_path / "out", 0.1, overrides=["selection.decision=top-k"])
+    assert rekd_train.load(tmp_path / "out").policy.budget == 0.1
+
+
 def test_calibrating_on_a_full_disk_says_what_can_be_done(planted, student, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -89,6 +89,22 @@ def test_the_selector_starts_from_a_predictor_of_its_size():
     assert max(moved) < 0.05, "but for one step they are the same"
 
 
+@pytest.mark.parametrize("setting", [{"weights": "mine"}, {"word_embeddings": "minilm"}])
+def test_a_selector_with_pretrained_weights_of_its_own_keeps_them(setting):
+    pair, train, dev = toy_texts(equal=True)
+    before = copy.deepcopy(pair.selector.backbone)
+    quick = {"classifier_epochs": 1, "rationale_epochs": 0.03, "compact_epochs": 0}
+    still = {"stages": quick, "optimisation": {"learning_rate": 1e-9}}
+    log = Recorder()
+    fit(toy_config(selector=setting, **still), pair, train, dev, observer=log)
+    assert [name for name, *_ in log.stages] == ["classifier", "selector", "rationale"]
+    for mine, own in zip(pair.selector.backbone.parameters(), before.parameters(), strict=True):
+        torch.testing.assert_close(mine, own, atol=1e-5, rtol=0)
+    log = Recorder()
+    fit(toy_config(selector=setting, predictor=setting, **still), *toy_texts(equal=True), observer=log)
+    assert [name for name, *_ in log.stages] == ["classifier", "rationale"], "one source for both"
+
+
 def test_the_warm_start_of_an_unequal_selector_can_be_left_out():
     log = Recorder()
     short(observer=log, stages={"selector_warm_start": 0})

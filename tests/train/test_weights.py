@@ -18,6 +18,8 @@ from rekd_train.weights import load_weights, open_source, sized, source_path
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 BERT, VIT = GOLDEN / "bert-backbone", GOLDEN / "vit-backbone"
 SPECIAL = {"pad": 0, "cls": 2, "sep": 3}
+HALVES = {"mean": (0.5,), "std": (0.5,)}
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
 def loaded(path: Path, settings: BackboneConfig, role: str = "selector"):
@@ -78,7 +80,7 @@ def vit_settings(**changes) -> BackboneConfig:
     config = json.loads((VIT / "config.json").read_text())
     side, patch = config["image_size"], config["patch_size"]
     return BackboneConfig(
-        family="vit", image=ImageConfig(height=side, width=side, patch=patch, channels=3), **changes
+        family="vit", image=ImageConfig(height=side, width=side, patch=patch, channels=3, **HALVES), **changes
     )
 
 
@@ -102,7 +104,7 @@ def test_a_vit_of_timm_computes_what_timm_computes(tmp_path, final_norm):
     theirs = VisionTransformer(img_size=32, patch_size=8, embed_dim=128, depth=2, num_heads=2, num_classes=5).eval()
     path = tmp_path / "model.safetensors"
     save_file(theirs.state_dict(), path)
-    settings = BackboneConfig(family="vit", image=ImageConfig(patch=8), final_norm=final_norm)
+    settings = BackboneConfig(family="vit", image=ImageConfig(patch=8, **HALVES), final_norm=final_norm)
     for place in (path, tmp_path):
         ours = loaded(place, settings)
         assert (ours.settings.heads, ours.settings.layers, ours.settings.layer_norm_eps) == (2, 2, 1e-6)
@@ -131,7 +133,7 @@ def test_sizes_that_are_given_must_be_the_sources():
 def test_images_must_be_what_the_source_reads():
     source = open_source(str(VIT), "vit", "selector")
     side = source.image["side"]
-    image = ImageConfig(height=side * 2, width=side * 2, patch=source.image["patch"])
+    image = ImageConfig(height=side * 2, width=side * 2, patch=source.image["patch"], **HALVES)
     small = BackboneConfig(family="vit", image=image)
     with pytest.raises(ConfigError, match=f"upscale_to={side}"):
         sized(small, source, "selector")
@@ -140,6 +142,53 @@ def test_images_must_be_what_the_source_reads():
         sized(grey, source, "selector")
     with pytest.raises(ConfigError, match="section selector.image is missing"):
         sized(BackboneConfig(family="vit"), source, "selector")
+
+
+@pytest.mark.parametrize("kind", ["transformers", "timm", "timm, older"])
+def test_images_are_normalised_as_the_weights_were_trained_or_as_the_run_says(tmp_path, kind):
+    path = shutil.copytree(VIT, tmp_path / "vit")
+    if kind == "transformers":
+        theirs = {f"image_{name}": values for name, values in IMAGENET.items()}
+        (path / "preprocessor_config.json").write_text(json.dumps(theirs))
+    else:
+        config = json.loads((path / "config.json").read_text())
+        more = IMAGENET if "older" in kind else {"pretrained_cfg": IMAGENET}
+        (path / "config.json").write_text(json.dumps(config | more))
+    source = open_source(str(path), "vit", "selector")
+    image = {name: value for name, value in vit_settings().image.model_dump().items() if name not in HALVES}
+    with pytest.raises(ConfigError) as caught:
+        sized(BackboneConfig(family="vit", image=ImageConfig(**image)), source, "selector")
+    for name, values in IMAGENET.items():
+        assert f"selector.image.{name} is 0.5, the weights were trained with {values}" in str(caught.value)
+        assert f"--set 'selector.image.{name}={values}'" in str(caught.value)
+    chosen = [HALVES, IMAGENET]  # said: the run's own choice
+    for said in chosen:
+        assert sized(BackboneConfig(family="vit", image=ImageConfig(**image, **said)), source, "selector")
+
+
+def test_weights_that_do_not_say_how_images_were_normalised_need_it_said():
+    source = open_source(str(VIT), "vit", "predictor")
+    image = {name: value for name, value in vit_settings().image.model_dump().items() if name not in HALVES}
+    with pytest.raises(ConfigError, match="predictor.image.mean is not said, and .* fix: .*0.485, 0.456, 0.406"):
+        sized(BackboneConfig(family="vit", image=ImageConfig(**image)), source, "predictor")
+
+
+def test_texts_longer_than_the_pretrained_positions_are_refused_before_the_run(tmp_path):
+    from conftest import tiny_tokenizer_json
+
+    path = shutil.copytree(BERT, tmp_path / "bert")
+    (path / "tokenizer.json").write_text(tiny_tokenizer_json())
+    for length, fits in ((64, True), (65, False)):
+        config = RunConfig.model_validate(
+            {"name": "t", "data": {"max_length": length}, "selector": {"weights": str(path)},
+             "predictor": {"weights": str(path)}}
+        )  # fmt: skip
+        build = lambda config=config: fresh_pair(config, preprocessor_for(config), ("no", "yes"))  # noqa: E731
+        if fits:
+            assert build().predictor.backbone.settings.positions == 64
+        else:
+            with pytest.raises(ConfigError, match="up to 65 tokens, the network reads 64; fix: data.max_length=64"):
+                build()
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path):

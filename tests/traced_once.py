@@ -1,0 +1,86 @@
+"""Exported graphs, shared by content: torch's exporter is most of the suite's time, and many tests export alike.
+
+A graph is found again by all that it follows from: the module with its weights, the arguments, our code and the
+libraries' versions. It is kept in pytest's cache folder, too, for the next run. ``fresh_graphs`` switches that off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+TESTS = Path(__file__).parent
+EVERY_MODULES_OWN = vars(torch.nn.Module()).keys()
+LIBRARIES = ("torch", "transformers", "timm", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
+
+
+def origin() -> str:
+    """What every graph follows from: our code and the libraries."""
+    digest = hashlib.sha256(repr([metadata.version(name) for name in LIBRARIES]).encode())
+    for path in sorted([*TESTS.glob("../rekd_train/**/*.py"), *TESTS.glob("../rekd_deploy/**/*.py")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def content(module: torch.nn.Module, arguments: tuple, options: dict) -> str:
+    """A digest of what one graph follows from besides ``origin``; of classes that tests define, their files."""
+    digest = hashlib.sha256(repr((arguments, options)).encode())
+    files = set()
+    for name, part in module.named_modules():
+        own = sorted((key, value) for key, value in vars(part).items() if key not in EVERY_MODULES_OWN)
+        plain = [(key, sorted(value, key=str) if isinstance(value, set) else value) for key, value in own]
+        digest.update(re.sub(r" at 0x[0-9a-f]+", "", repr((name, type(part), plain))).encode())
+        files.add(Path(sys.modules[type(part).__module__].__file__))
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.detach().numpy().tobytes())
+    for path in sorted(path for path in files if path.is_relative_to(TESTS)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class TracedOnce:
+    """Stands before ``rekd_deploy.export.onnx_from_module``."""
+
+    def __init__(self, trace, folder: Path) -> None:
+        self.trace, self._folder = trace, folder
+
+    def __call__(self, module, *arguments, **options) -> onnx.ModelProto:
+        path = self._folder / content(module.eval(), arguments, options)
+        if not path.exists():
+            unfinished = path.with_suffix(".unfinished")
+            unfinished.write_bytes(self.trace(module, *arguments, **options).SerializeToString())
+            unfinished.replace(path)
+        return onnx.load_from_string(path.read_bytes())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traced_once(request):
+    if not any("deploy" in item.path.parts for item in request.session.items):
+        yield  # what exports nothing need not load the exporter
+        return
+    from rekd_deploy import export
+
+    folder = request.config.cache.mkdir("graphs") / origin()
+    for other in folder.parent.iterdir():
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "onnx_from_module", TracedOnce(export.onnx_from_module, folder))
+        yield
+
+
+@pytest.fixture
+def fresh_graphs(monkeypatch):
+    """Every graph is traced anew."""
+    from rekd_deploy import export
+
+    monkeypatch.setattr(export, "onnx_from_module", export.onnx_from_module.trace)
