@@ -72,8 +72,8 @@ class Service:
                         if pause is None:
                             raise self._last_word(error, deaths) from None
                         self._report(
-                            f"{error}\nstarting again in {pause:g} s ({deaths} of {self._restart.limit}); the log so far "
-                            f"is kept as {self._server.log_file}.1"
+                            f"{error}\nstarting again in {pause:g} s ({deaths} of {self._restart.limit}); the log so "
+                            f"far is kept as {self._server.log_file}.1"
                         )
                         self._server.stop()  # what is left of it
                         stopped.wait(pause)
