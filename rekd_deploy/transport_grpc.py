@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -45,6 +46,8 @@ class GrpcTransport(Transport):
     """
 
     def __init__(self, address: Address, timeout: float, headers: Mapping[str, str], tls: TlsSettings) -> None:
+        # a failed handshake is an error of ours; gRPC would print a line of its own before it
+        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
         import tritonclient.grpc
 
         self._library = tritonclient.grpc
