@@ -191,7 +191,10 @@ class Conversation:
                         continue
                     waiting.popleft()
                     yield from self._check_version(served, outputs.version, call)
-                    predictions = yield Work(partial(self._model.predictions, served, sent.encoded, outputs))
+                    items = () if windows else sent.places  # else they are places of windows
+                    predictions = yield Work(
+                        partial(self._model.predictions, served, sent.encoded, outputs, sent.request_id, items)
+                    )
                     questions.answer(sent.places, predictions)
         finally:
             for sent in waiting:
@@ -246,7 +249,7 @@ class Conversation:
             except ClientError as error:
                 pause = self._retry.pause(error, attempts, call.until - time.monotonic())
                 if pause is None:
-                    raise
+                    raise (yield Work(partial(self.transport.explained, error))) from None
                 yield Pause(pause)
         return found
 

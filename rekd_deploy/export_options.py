@@ -52,12 +52,12 @@ class ExportOptions:
     """Numbers of the GPUs to run on; empty: every one that is there."""
     rate_limit: bool = False
     """Each execution takes one of the server's resource 'rekd'."""
-    single_graph: bool = False
-    """Add a model that holds both steps in one graph."""
+    single_graph: bool | None = None
+    """Add a model that holds both steps in one graph; None: if the repository that is there has it."""
     fused: bool = True
     """Graphs for ONNX Runtime alone, and faster there."""
-    with_tokenizer: bool = False
-    """Add the model rekd_text (rekd_image), which takes raw texts (JPEG or PNG files)."""
+    with_tokenizer: bool | None = None
+    """Add the model rekd_text (rekd_image), which takes raw texts (JPEG or PNG files); None: likewise."""
     precision: Precision = "fp32"
     """What the graphs compute in; the decision and both heads stay fp32."""
     keep: int = 1

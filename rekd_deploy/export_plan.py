@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from rekd_deploy.engines.tensorrt_library import PRODUCTS, load_library
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.examples import with_lengths
 from rekd_deploy.export_options import ExportOptions, machine
-from rekd_deploy.raw_input import raw_configs
+from rekd_deploy.raw_input import RAW, raw_configs
 from rekd_deploy.repository import next_versions, refuse_foreign_folder
 from rekd_deploy.repository_check import GRAPH_MODELS
-from rekd_deploy.triton_config import build_configs
+from rekd_deploy.triton_config import CONFIG_FILE, SINGLE, build_configs
 from rekd_deploy.versions import newest_folder
 from rekd_deploy.workspaces import refuse_unwritable_place
 from rekd_train.errors import MissingExtraError
@@ -43,6 +43,8 @@ class ExportPlan:
     """Earlier versions that are removed."""
     models: tuple[str, ...]
     """Triton's models, each a folder of the repository."""
+    kept: tuple[str, ...] = ()
+    """Those that clients may be asking, exported because the repository that is there has them, not by request."""
     engines_elsewhere: str | None = None
     """Why engines cannot be built here; ``rekd-export --verify`` builds them on the machine that serves them."""
 
@@ -76,6 +78,7 @@ class ExportPlan:
             "stays": list(self.stays),
             "goes": list(self.goes),
             "models": list(self.models),
+            "kept": list(self.kept),
             "machine": machine(),
             "engines_elsewhere": self.engines_elsewhere,
         }
@@ -102,6 +105,7 @@ class ExportPlan:
                 "engines": f"to be built on the target by rekd-export --verify, since here {self.engines_elsewhere}"
             }),
             "machine": f"{here['cores']} cores, {here['gpus'] or 'no'} GPU",
+            **({"kept": kept_note(self.kept)} if self.kept else {}),
             "repository": f"{self.root}, {self._replacing()}",
             "models": ", ".join(self.models),
         }
@@ -130,6 +134,7 @@ def plan_export(checkpoint: str | Path, root: str | Path, options: ExportOptions
     facts = read_facts(checkpoint)
     options.check(facts)
     refuse_foreign_folder(root)
+    options, kept = _with_what_is_there(options, root, facts)
     refuse_unwritable_place(root)
     preprocessor = with_lengths(facts.preprocessor, options.lengths)
     nothing = Path("not exported yet")
@@ -153,8 +158,24 @@ def plan_export(checkpoint: str | Path, root: str | Path, options: ExportOptions
     goes = tuple(number for number in before if number not in versions.earlier and _exists(root, number))
     lengths = preprocessor.settings.buckets if facts.kind == "text" else ()
     return ExportPlan(
-        facts, root, options, lengths, versions.current, versions.earlier, goes, tuple(configs), elsewhere
+        facts, root, options, lengths, versions.current, versions.earlier, goes, tuple(configs), kept, elsewhere
     )
+
+
+def kept_note(models: tuple[str, ...]) -> str:
+    """For people: what is exported unasked, and how to leave it out."""
+    fixes = " ".join("--no-single-graph" if model == SINGLE else "--no-with-tokenizer" for model in models)
+    return f"{', '.join(models)}, since the repository has it and clients may be asking it; {fixes} leaves it out"
+
+
+def _with_what_is_there(
+    options: ExportOptions, root: Path, facts: CheckpointFacts
+) -> tuple[ExportOptions, tuple[str, ...]]:
+    """The options with every choice made, and the models that are exported because they are there."""
+    names = {"single_graph": SINGLE, "with_tokenizer": RAW[facts.kind]}
+    found = {choice: (root / name / CONFIG_FILE).is_file() for choice, name in names.items()}
+    open_choices = {choice: there for choice, there in found.items() if getattr(options, choice) is None}
+    return replace(options, **open_choices), tuple(names[choice] for choice, there in open_choices.items() if there)
 
 
 def _check_installed() -> None:

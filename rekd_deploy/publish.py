@@ -32,6 +32,8 @@ class Publication:
     manifest: dict[str, Any]
     seconds: dict[str, float]
     """Wall time of each step, in order."""
+    kept: tuple[str, ...] = ()
+    """Models that were exported because the repository had them, not by request."""
 
     @property
     def version(self) -> int:
@@ -43,6 +45,7 @@ class Publication:
         return {
             "repository": str(self.root),
             "version": self.version,
+            "kept": list(self.kept),
             "artefacts": self.manifest["artefacts"],
             "parity": self.manifest["parity"],
             "manifest": self.manifest,
@@ -76,6 +79,7 @@ def publish(
     root = Path(root)
     options = replace(options or ExportOptions(), **changes)
     plan = plan_export(checkpoint, root, options)  # whatever can be refused is refused before torch is loaded
+    options = plan.options
     clock = _Clock(report)
     clock("load")
     from rekd_deploy.export import export  # loads torch
@@ -106,7 +110,7 @@ def publish(
             )
     manifest = read_manifest(root)
     verify_files(manifest, {role: graph_path(root, manifest, role) for role in artefacts.graphs})
-    return Publication(root, manifest, clock.stop())
+    return Publication(root, manifest, clock.stop(), plan.kept)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -101,8 +101,14 @@ class ServedModel:
             )
         return ServedVersion(version, description, preprocessor, max_batch_size)
 
-    def predictions(self, version: ServedVersion, encoded: Encoded, outputs: Arrays) -> list[Prediction]:
+    def predictions(
+        self, version: ServedVersion, encoded: Encoded, outputs: Arrays, request_id: str, items: Sequence[int] = ()
+    ) -> list[Prediction]:
         """A batch's outputs as predictions.
+
+        Args:
+            request_id: of the request that was answered, for messages.
+            items: what each row is in the call, for messages; empty: not told.
 
         Raises:
             VersionMismatchError: outputs of other shapes than this version's.
@@ -120,6 +126,11 @@ class ServedModel:
                     f"the model '{self.name}' at {self.url} answered {name} of shape {found}, expected {shape}; "
                     "fix: use the rekd version that exported it"
                 )
-        if not np.isfinite(outputs["probabilities"]).all():
-            raise ClientError(f"the model '{self.name}' at {self.url} answered probabilities that are no numbers")
+        if len(bad := np.flatnonzero(~np.isfinite(outputs["probabilities"]).all(axis=1))):
+            which = f", item {items[bad[0]]} of the call" if items else ""
+            raise ClientError(
+                f"the model '{self.name}' at {self.url} answered row {bad[0]} of request {request_id}{which}, with "
+                "probabilities that are no numbers; its graph got ids or a mask that it cannot read, or overflowed in "
+                "half precision; fix: rekd-export --verify the repository that is served, or export it in fp32"
+            )
         return encoded.predictions(labels, outputs["probabilities"], outputs["mask"], outputs["scores"])

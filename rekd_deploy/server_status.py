@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
+from rekd_deploy.address import Address, TlsSettings
 from rekd_deploy.errors import ClientError, RejectedError, ServerUnavailableError
 from rekd_deploy.server_flags import GRPC_KEY_HEADER, KEY_HEADER, LOOPBACK
 from rekd_deploy.server_state import ServerState
 from rekd_deploy.step_totals import PARTS, StepTotals
+from rekd_deploy.transport import open_transport
 from rekd_deploy.triton_config import ENSEMBLE
 
 if TYPE_CHECKING:
@@ -32,21 +33,26 @@ class StepStatus:
     executions: int
     """Batches that were computed."""
     request_ms: float | None
-    """Mean time of a request in this step; None: there was none. The four parts of it:"""
+    """Mean time of a request in this step; None: there was none. The five parts of it:"""
     queue_ms: float | None
     input_ms: float | None
     compute_ms: float | None
     output_ms: float | None
+    other_ms: float | None
+    """What Triton counts under none of them. In a step: handing its answer over. In an ensemble, whose queue is
+    its own alone: handing over between its steps, and waiting in their queues."""
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> StepStatus:
         """From an entry of Triton's ``model_stats``; absent numbers are zero."""
         totals = StepTotals.of(entry)
         means = totals.since(None)
+        parts = [means[f"{name}_ms"] for name in PARTS]
+        other = None if means["request_ms"] is None else max(means["request_ms"] - sum(parts), 0.0)
         return cls(
             model=entry["name"], version=int(entry["version"]), requests=totals.requests, failed=totals.failed,
             rows=totals.rows, executions=totals.executions,
-            **{f"{name}_ms": means[f"{name}_ms"] for name in ("request", *PARTS)},
+            **{f"{name}_ms": means[f"{name}_ms"] for name in ("request", *PARTS)}, other_ms=other,
         )
 
 
@@ -109,111 +115,64 @@ def choose_url(running: Sequence[ServerState]) -> str:
 
 
 def status_table(status: ServerStatus) -> Table:
-    """A line for each version of each model; times are means a request, in milliseconds."""
+    """A line for each version of each model, and what the figures are; at most 80 columns wide."""
+    from rich import box
     from rich.table import Table
 
-    table = Table("model", "version")
-    for title in ("requests", "failed", "rows / batch", *(f"{name} ms" for name in ("request", *PARTS))):
-        table.add_column(title, justify="right")
+    note = "Mean milliseconds of a request. Other: handing over"
+    if any(step.model == ENSEMBLE for step in status.steps):
+        note += f"; for an ensemble such as {ENSEMBLE}, also the queues of its steps, each shown at the step"
+    table = Table(
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0), caption=f"{note}.", caption_justify="left"
+    )
+    table.add_column("model, version", overflow="fold")
+    for title in ("requests", "failed", "batch", "total", *PARTS, "other"):
+        table.add_column(title, justify="right", no_wrap=True)
     for step in status.steps:
-        rows = f"{step.rows / step.executions:.1f}" if step.executions else "-"
-        times = (step.request_ms, step.queue_ms, step.input_ms, step.compute_ms, step.output_ms)
+        times = (step.request_ms, step.queue_ms, step.input_ms, step.compute_ms, step.output_ms, step.other_ms)
         table.add_row(
-            step.model, str(step.version), f"{step.requests:,}", f"{step.failed:,}", rows,
-            *("-" if value is None else f"{value:.3f}" for value in times),
+            f"{step.model} {step.version}", _short(step.requests), _short(step.failed),
+            f"{step.rows / step.executions:.1f}" if step.executions else "-",
+            *("-" if value is None else f"{value:#.4g}" if value >= 1 else f"{value:.3f}" for value in times),
         )
     return table
 
 
-def read_status(url: str, running: Sequence[ServerState] = (), timeout: float = 10.0) -> ServerStatus:
+def read_status(
+    url: str, running: Sequence[ServerState] = (), timeout: float = 10.0, *, tls: TlsSettings | None = None
+) -> ServerStatus:
     """Ask a server.
 
     Args:
-        url: HOST:PORT for gRPC, http://HOST:PORT for HTTP.
+        url: HOST:PORT for gRPC, http://HOST:PORT for HTTP; with TLS grpcs:// or https://.
         running: this user's servers; one that listens at ``url`` lends its key.
         timeout: seconds an answer may take.
+        tls: for grpcs:// and https://.
 
     Raises:
         ServerUnavailableError: nothing answers there.
+        DeadlineError: no answer in time.
         RejectedError: its statistics take a key.
         ClientError: the address is none.
     """
-    from tritonclient.utils import InferenceServerException
-
-    protocol, address = _parsed(url)
-    state = next((each for each in running if _same_place(protocol, address, each)), None)
-    questions = _HttpQuestions if protocol == "http" else _GrpcQuestions
-    asked = questions(address, state, timeout)
+    address = Address.parse(url)
+    place = str(address).replace("localhost", LOOPBACK)
+    state = next((each for each in running if place in each.urls), None)
+    key = KEY_HEADER if address.protocol == "http" else GRPC_KEY_HEADER
+    transport = open_transport(url, timeout, headers={key: state.key} if state else None, tls=tls)
     try:
-        if not asked.client.is_server_live():
-            raise ServerUnavailableError(f"the server at {url} is not live; look into its log")
-        statistics = asked.statistics()
-        metadata = asked.metadata()
-        ready = asked.client.is_server_ready() and asked.client.is_model_ready(ENSEMBLE)
-    except InferenceServerException as error:
-        raise _typed(error, url) from None
-    except (OSError, ValueError) as error:
-        raise ServerUnavailableError(f"no Triton server answers at {url} ({error}); fix: check the URL") from None
+        facts = transport.server_facts(ENSEMBLE, timeout)
+    except ClientError as error:
+        if isinstance(error, RejectedError) and "restricted" in str(error).lower():
+            raise RejectedError(
+                f"the statistics of {url} take a key ({error}); fix: ask on its machine, as the user who started it"
+            ) from None
+        raise transport.explained(error) from None
     finally:
-        asked.client.close()
-    steps = sorted(map(StepStatus.of, statistics), key=lambda step: (step.model, step.version))
-    return ServerStatus(url, True, ready, metadata["version"], tuple(steps), state)
+        transport.close()
+    steps = sorted(map(StepStatus.of, facts.statistics), key=lambda step: (step.model, step.version))
+    return ServerStatus(url, True, facts.ready, facts.triton, tuple(steps), state)
 
 
-class _HttpQuestions:
-    def __init__(self, address: str, state: ServerState | None, timeout: float) -> None:
-        import tritonclient.http
-
-        self.client = tritonclient.http.InferenceServerClient(
-            address, connection_timeout=timeout, network_timeout=timeout
-        )
-        self._headers = {KEY_HEADER: state.key} if state else None
-
-    def statistics(self) -> list[dict[str, Any]]:
-        return self.client.get_inference_statistics(headers=self._headers)["model_stats"]
-
-    def metadata(self) -> dict[str, Any]:
-        return self.client.get_server_metadata()
-
-
-class _GrpcQuestions:
-    def __init__(self, address: str, state: ServerState | None, timeout: float) -> None:
-        import tritonclient.grpc
-
-        self.client = tritonclient.grpc.InferenceServerClient(address)
-        self._headers = {GRPC_KEY_HEADER: state.key} if state else None
-        self._timeout = timeout
-
-    def statistics(self) -> list[dict[str, Any]]:
-        answer = self.client.get_inference_statistics(
-            headers=self._headers, as_json=True, client_timeout=self._timeout
-        )
-        return answer["model_stats"]
-
-    def metadata(self) -> dict[str, Any]:
-        return self.client.get_server_metadata(as_json=True, client_timeout=self._timeout)
-
-
-def _parsed(url: str) -> tuple[str, str]:
-    """Protocol ('grpc', 'http') and HOST:PORT."""
-    try:
-        parts = urlsplit(url if "://" in url else f"grpc://{url}")
-        if parts.scheme in ("grpc", "http") and parts.hostname and parts.port:
-            return parts.scheme, parts.netloc
-    except ValueError:  # a port that is no number
-        pass
-    raise ClientError(f"'{url}' is no address; give HOST:PORT for gRPC (localhost:8001) or http://HOST:PORT")
-
-
-def _same_place(protocol: str, address: str, state: ServerState) -> bool:
-    address = address.replace("localhost", LOOPBACK)
-    return (f"http://{address}" if protocol == "http" else address) in state.urls
-
-
-def _typed(error: Exception, url: str) -> ClientError:
-    message = " ".join(str(error).split())
-    if "restricted" in message.lower() or "header" in message.lower():
-        return RejectedError(
-            f"the statistics of {url} take a key ({message}); fix: ask on its machine, as the user who started it"
-        )
-    return ServerUnavailableError(f"no Triton server answers at {url} ({message}); fix: check the URL, or rekd-serve")
+def _short(number: int) -> str:
+    return f"{number:,}" if number < 1_000_000 else f"{number / 1e6:,.1f} M"

@@ -108,6 +108,9 @@ class SharedInputs(Transport):
         first.add_done_callback(answered)
         return whole
 
+    def explained(self, error: ClientError) -> ClientError:
+        return self._wire.explained(error)
+
     def close(self) -> None:
         self._not_before = math.inf
         with self._lock:

@@ -54,6 +54,17 @@ class ModelConfig(NamedTuple):
     max_batch_size: int
 
 
+class ServerFacts(NamedTuple):
+    """What a server says of itself."""
+
+    triton: str
+    """Triton's version."""
+    ready: bool
+    """It is ready, and so is the model that was asked about."""
+    statistics: list[dict[str, Any]]
+    """Triton's ``model_stats``."""
+
+
 @dataclass(frozen=True)
 class RegionInput:
     """An input tensor that lies in a shared memory region known to the server."""
@@ -112,6 +123,19 @@ class Transport(ABC):
             ClientError: of the kind that fits.
         """
         return None
+
+    def server_facts(self, model: str, timeout: float) -> ServerFacts:
+        """Ask the server how it is; see ``model_versions``.
+
+        Args:
+            model: whose readiness counts.
+            timeout: seconds each of a few answers may take.
+        """
+        raise RejectedError("this transport has no statistics")
+
+    def explained(self, error: ClientError) -> ClientError:
+        """An error of this transport, with what the port seems to speak where that is the mistake. May block."""
+        return error
 
     def register_region(self, name: str, key: str, size: int, timeout: float) -> None:
         """Make the server map ``size`` bytes of the shared memory object ``key``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -10,10 +11,12 @@ import numpy as np
 
 from rekd_deploy.address import Address, TlsSettings
 from rekd_deploy.errors import ClientError, ServerUnavailableError
+from rekd_deploy.port_protocol import with_protocol
 from rekd_deploy.transport import (
     Arrays,
     ModelConfig,
     RegionInput,
+    ServerFacts,
     Transport,
     arrays_of,
     triton_inputs,
@@ -43,10 +46,12 @@ class GrpcTransport(Transport):
     """
 
     def __init__(self, address: Address, timeout: float, headers: Mapping[str, str], tls: TlsSettings) -> None:
+        # a failed handshake is an error of ours; gRPC would print a line of its own before it
+        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
         import tritonclient.grpc
 
         self._library = tritonclient.grpc
-        self._url = str(address)
+        self._address, self._url = address, str(address)
         self._timeout = timeout
         self._headers = dict(headers)
         if address.encrypted:
@@ -127,6 +132,18 @@ class GrpcTransport(Transport):
             "client_timeout": timeout,
             "headers": self._headers,
         }
+
+    def server_facts(self, model: str, timeout: float) -> ServerFacts:
+        def call(ask: Callable[..., Found], *what: Any, **options: Any) -> Found:
+            return self._call(lambda **how: ask(*what, **options, **how), model, timeout)
+
+        client = self._client
+        triton = call(client.get_server_metadata, as_json=True)["version"]
+        ready = call(client.is_server_ready) and call(client.is_model_ready, model)
+        return ServerFacts(triton, ready, call(client.get_inference_statistics, as_json=True)["model_stats"])
+
+    def explained(self, error: ClientError) -> ClientError:
+        return with_protocol(error, self._address)
 
     def register_region(self, name: str, key: str, size: int, timeout: float) -> None:
         self._call(lambda **how: self._client.register_system_shared_memory(name, key, size, **how), "", timeout)

@@ -15,11 +15,13 @@ from urllib.parse import quote
 import numpy as np
 
 from rekd_deploy.address import Address, TlsSettings
-from rekd_deploy.errors import ClientError, ServerUnavailableError
+from rekd_deploy.errors import ClientError, ModelMissingError, RejectedError, ServerUnavailableError
+from rekd_deploy.port_protocol import with_protocol
 from rekd_deploy.transport import (
     Arrays,
     ModelConfig,
     RegionInput,
+    ServerFacts,
     Transport,
     arrays_of,
     triton_inputs,
@@ -50,7 +52,7 @@ class HttpTransport(Transport):
     def __init__(self, address: Address, timeout: float, headers: Mapping[str, str], tls: TlsSettings) -> None:
         from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 
-        self._url = str(address)
+        self._address, self._url = address, str(address)
         self._timeout = timeout
         self._headers = dict(headers)
         place = (address.host, address.port)
@@ -110,6 +112,18 @@ class HttpTransport(Transport):
 
         return self._workers.submit(ask)
 
+    def server_facts(self, model: str, timeout: float) -> ServerFacts:
+        triton, statistics = (self._get(path, model, timeout) for path in ("v2", "v2/models/stats"))
+        try:
+            facts = ServerFacts(triton["version"], False, statistics["model_stats"])
+        except (KeyError, TypeError):
+            raise self._no_triton() from None
+        paths = ("v2/health/ready", f"v2/models/{quote(model, safe='')}/ready")
+        return facts._replace(ready=all(self._says_yes(path, model, timeout) for path in paths))
+
+    def explained(self, error: ClientError) -> ClientError:
+        return with_protocol(error, self._address)
+
     def register_region(self, name: str, key: str, size: int, timeout: float) -> None:
         self._post(f"{name}/register", {"key": key, "offset": 0, "byte_size": size}, timeout)
 
@@ -126,6 +140,13 @@ class HttpTransport(Transport):
             return json.loads(answer.content)
         except ValueError:
             raise self._no_triton() from None
+
+    def _says_yes(self, path: str, model: str, timeout: float) -> bool:
+        try:
+            self._exchange("GET", path, model, timeout, time.monotonic() + timeout)
+        except (RejectedError, ModelMissingError):  # 400: no
+            return False
+        return True
 
     def _post(self, path: str, document: dict[str, Any], timeout: float) -> None:
         until = time.monotonic() + timeout

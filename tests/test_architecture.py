@@ -82,7 +82,7 @@ HOUSE = {
         rekd_deploy.processes rekd_deploy.server_flags rekd_deploy.server_ports rekd_deploy.server_process
         rekd_deploy.server_state rekd_deploy.triton_program rekd_deploy.triton_wheel rekd_deploy.live_repository
         rekd_deploy.exchange_rules rekd_deploy.model_control rekd_deploy.server rekd_deploy.hot_reload
-        rekd_deploy.restart rekd_deploy.service rekd_deploy.step_totals rekd_deploy.server_status
+        rekd_deploy.restart rekd_deploy.service rekd_deploy.step_totals
     """,
     "production": """
         rekd_deploy.production rekd_deploy.production.settings rekd_deploy.production.container
@@ -91,10 +91,10 @@ HOUSE = {
         rekd_deploy.production.dashboard rekd_deploy.production.rendering
     """,
     "client": """
-        rekd_deploy.windows rekd_deploy.batching rekd_deploy.address rekd_deploy.transport rekd_deploy.transport_grpc
-        rekd_deploy.transport_http rekd_deploy.shared_inputs rekd_deploy.retry rekd_deploy.waiting
-        rekd_deploy.served_model rekd_deploy.conversation rekd_deploy.client rekd_deploy.pipeline rekd_deploy.render
-        rekd_deploy.render_image rekd_deploy.agreement
+        rekd_deploy.windows rekd_deploy.batching rekd_deploy.address rekd_deploy.port_protocol rekd_deploy.transport
+        rekd_deploy.transport_grpc rekd_deploy.transport_http rekd_deploy.server_status rekd_deploy.shared_inputs
+        rekd_deploy.retry rekd_deploy.waiting rekd_deploy.served_model rekd_deploy.conversation rekd_deploy.client
+        rekd_deploy.pipeline rekd_deploy.render rekd_deploy.render_image rekd_deploy.agreement
         rekd_deploy
     """,
     "bench": """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +24,7 @@ _STEPS = {
     "repository": "writing the repository",
     "files": "comparing the files with the manifest",
 }
+_AS_THERE = "if the repository that is there has it"
 _WITH_VERIFY = {"verify", "checkpoint", "against", "json"}
 """Parameters that go with --verify."""
 
@@ -104,17 +106,22 @@ def export(
         bool, typer.Option("--rate-limit", help="Each execution takes one of the server's resource 'rekd'.")
     ] = False,
     single_graph: Annotated[
-        bool, typer.Option("--single-graph", help="Add the model rekd_single: both steps in one graph.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--single-graph/--no-single-graph", help="Add the model rekd_single: both steps in one graph.",
+            show_default=_AS_THERE,
+        ),
+    ] = None,
     fuse: Annotated[
         bool, typer.Option("--fuse/--no-fuse", help="Fuse attention and its neighbours for ONNX Runtime.")
     ] = True,
     with_tokenizer: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--with-tokenizer", help="Add the model rekd_text (rekd_image): raw text (a JPEG or PNG) in, spans out."
+            "--with-tokenizer/--no-with-tokenizer", show_default=_AS_THERE,
+            help="Add the model rekd_text (rekd_image): raw text (a JPEG or PNG) in, spans out.",
         ),
-    ] = False,
+    ] = None,
     precision: Annotated[
         str, typer.Option(help="What the graphs compute in: fp32, fp16 or int8; the decision stays fp32.")
     ] = "fp32",
@@ -227,12 +234,15 @@ def _publish(checkpoint: Path, root: Path, options: ExportOptions, json: bool) -
     from rich.console import Console
 
     from rekd_deploy.cli.export_summary import summary
+    from rekd_deploy.export_plan import kept_note
     from rekd_deploy.publish import publish
 
     with Console(stderr=True).status(_STEPS["load"]) as status:
         publication = publish(
             checkpoint, root, options=options, report=lambda step: status.update(_STEPS.get(step, step))
         )
+    if publication.kept:
+        print(f"warning: exported, too: {kept_note(publication.kept)}", file=sys.stderr)
     if json:
         print_json(publication.to_dict())
     else:

@@ -50,6 +50,10 @@ def serve(
     ] = None,
     status: Annotated[bool, typer.Option("--status", help="Ask a running server, and exit; 1: not ready.")] = False,
     json: Annotated[bool, typer.Option("--json", help="The status as one JSON document.")] = False,
+    ca: Annotated[
+        Path | None,
+        typer.Option("--ca", metavar="FILE", help="Root certificates (PEM) for the status of grpcs:// or https://."),
+    ] = None,
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC port; 0: a free one.")] = 8001,
     http_port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP port; 0: a free one.")] = 8000,
     metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="Prometheus port; 0: a free one.")] = 8002,
@@ -91,7 +95,9 @@ def serve(
     ] = None,
 ) -> None:
     if status:
-        raise typer.Exit(_show_status(repository, json))
+        raise typer.Exit(_show_status(repository, ca, json))
+    if ca is not None:
+        raise typer.BadParameter("--ca is for a server's status; add --status")
     if json:
         raise typer.BadParameter("--json shows the status; add --status")
     if backends is not None and tritonserver is None:
@@ -134,19 +140,22 @@ def _urls(server: Any) -> list[str]:
     ]
 
 
-def _show_status(url: str | None, json: bool) -> int:
+def _show_status(url: str | None, ca: Path | None, json: bool) -> int:
     """Print the status; returns the exit code."""
     from rich.console import Console
 
+    from rekd_deploy.address import TlsSettings
     from rekd_deploy.server_state import running_states
     from rekd_deploy.server_status import choose_url, read_status, status_table
 
     running = running_states()
-    found = read_status(url or choose_url(running), running)
+    found = read_status(url or choose_url(running), running, tls=TlsSettings(ca) if ca else None)
     if json:
         print_json(found.to_dict())
     else:
-        Console(highlight=False).print(*found.lines(), status_table(found), sep="\n")
+        console = Console(highlight=False)
+        console.print(*found.lines(), "", sep="\n", soft_wrap=True)  # addresses and paths stay whole
+        console.print(status_table(found))
     return 0 if found.ready else 1
 
 

@@ -76,3 +76,11 @@ class Proxy:
             with contextlib.suppress(OSError):
                 side.shutdown(socket.SHUT_RDWR)
             side.close()
+
+
+def server_context(authority, name="127.0.0.1", protocols=("h2", "http/1.1")):
+    """TLS of a server that speaks both protocols, with a certificate of the authority (trustme.CA)."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name).configure_cert(context)
+    context.set_alpn_protocols(protocols)
+    return context

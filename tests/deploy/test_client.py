@@ -343,9 +343,17 @@ def test_answers_of_another_shape(client, server, change):
 
 
 def test_answers_that_are_no_numbers(client, server):
-    server.change = lambda arrays: arrays | {"probabilities": arrays["probabilities"] * np.nan}
-    with pytest.raises(ClientError, match="no numbers"):
-        client.predict(["good"])
+    def second_row_is_nan(arrays):
+        arrays["probabilities"][1:2] = np.nan
+        return arrays
+
+    server.change = second_row_is_nan
+    with pytest.raises(ClientError) as error:  # the batch is sorted by length
+        client.predict(["good bad good", "good", "good bad"], request_id="order-7")
+    for part in ("row 1 of request order-7, item 2 of the call, with", "its graph got ids", "fix: rekd-export"):
+        assert part in str(error.value)
+    with pytest.raises(ClientError, match="row 1 of request order-8(-2)?, with"):
+        client.predict(["good " * 200], windows=True, request_id="order-8")
 
 
 # at once

@@ -17,6 +17,7 @@ from rekd_deploy.export_options import ExportOptions, shortest_bucket
 from rekd_deploy.export_plan import plan_export
 from rekd_deploy.graphs import pair_signature
 from rekd_deploy.publish import publish
+from rekd_deploy.repository import write_repository
 from rekd_train.checkpoint import save
 from rekd_train.errors import CheckpointError, ConfigError, MissingExtraError
 
@@ -183,6 +184,30 @@ def test_a_plan_counts_the_versions_that_are_there(checkpoints, repository, tmp_
     assert "version 2 beside version 1" in plan.lines()[-2]
     with pytest.raises(RepositoryError, match="input, output, parameters differ.*--keep 1"):
         plan_export(checkpoints[0]["image"], root, ExportOptions(keep=2))
+
+
+@pytest.fixture
+def larger(artefacts, tmp_path):
+    """A repository with the text endpoint and the folder of a single graph."""
+    root = write_repository(artefacts, tmp_path / "larger", with_tokenizer=True)
+    shutil.copytree(root / "rekd_selector", root / "rekd_single")
+    return root
+
+
+def test_endpoints_that_are_there_are_kept_unless_it_is_said_otherwise(checkpoints, larger):
+    path = checkpoints[0]["text"]
+    plan = plan_export(path, larger, ExportOptions())
+    assert plan.kept == ("rekd_single", "rekd_text") and {*plan.kept, "rekd_prepare", "rekd_answer"} < {*plan.models}
+    assert plan.options.single_graph is plan.options.with_tokenizer is True
+    assert "rekd_text, since the repository has it" in "\n".join(plan.lines())
+    assert "--no-single-graph --no-with-tokenizer leaves it out" in "\n".join(plan.lines())
+    assert plan.to_dict()["kept"] == ["rekd_single", "rekd_text"]
+    asked = plan_export(path, larger, ExportOptions(with_tokenizer=True, single_graph=False))
+    assert asked.kept == () and "rekd_text" in asked.models and "rekd_single" not in asked.models
+    refused = plan_export(path, larger, ExportOptions(with_tokenizer=False, single_graph=False))
+    assert refused.models == ("rekd_selector", "rekd_predictor", "rekd")
+    images = plan_export(checkpoints[0]["image"], larger, ExportOptions(single_graph=False))
+    assert images.kept == () and "rekd_image" not in images.models, "the text endpoint is no images' endpoint"
 
 
 def test_dry_run_is_quick_and_loads_no_torch(checkpoints, tmp_path):

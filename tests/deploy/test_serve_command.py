@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.server
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -19,6 +21,7 @@ def serve(*arguments):
     [
         (["--host", "0.0.0.0"], 1, "neither a login nor TLS"),
         (["--json"], 2, "add --status"),
+        (["--ca", "roots.pem"], 2, "add --status"),
         (["--backends", "."], 2, "belongs to --tritonserver"),
         (["--tritonserver", "/nowhere"], 1, "is not an executable file"),
         (["--restart", "always"], 2, "always"),
@@ -31,6 +34,21 @@ def test_refusals(arguments, code, message):
     answer = serve(*given)
     assert answer.returncode == code and message in answer.stderr and "Traceback" not in answer.stderr
     assert answer.stdout == ""
+
+
+@pytest.mark.parametrize("form", ["{}", "grpcs://{}", "https://{}"])
+def test_a_port_of_another_protocol_is_one_line(form):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = f"127.0.0.1:{server.server_port}"
+        answer = serve("--status", form.format(place))
+        server.shutdown()
+    assert answer.returncode == 1 and answer.stderr.count("\n") == 1, answer.stderr
+    assert "seems to speak HTTP" in answer.stderr and answer.stderr.endswith(f"; fix: give http://{place}\n")
 
 
 def test_help_says_what_is_at_stake():

@@ -8,12 +8,17 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import trustme
+from proxies import Proxy, server_context
 
-from rekd_deploy.errors import ClientError, ServerUnavailableError
+from rekd_deploy.address import TlsSettings
+from rekd_deploy.client import Client
+from rekd_deploy.errors import ClientError, DeadlineError, InsecureServerError, ServerUnavailableError
 from rekd_deploy.server_state import ServerState
 from rekd_deploy.server_status import ServerStatus, StepStatus, choose_url, read_status, status_table
 
@@ -40,7 +45,7 @@ def shown(status):
 
 def test_means_of_a_step():
     step = StepStatus.of(ENTRY)
-    assert step == StepStatus("rekd_selector", 3, 20, 2, 40, 10, 3.0, 0.5, 0.1, 2.3, 0.05)
+    assert step == StepStatus("rekd_selector", 3, 20, 2, 40, 10, 3.0, 0.5, 0.1, 2.3, 0.05, pytest.approx(0.05))
 
 
 def test_a_step_that_nobody_has_asked():
@@ -62,6 +67,30 @@ def test_table_and_document():
     assert "live, not ready" in shown(replace(status, ready=False))
 
 
+def test_the_table_fits_80_columns():
+    from rich.console import Console
+
+    names = ("rekd", "rekd_answer", "rekd_predictor", "rekd_prepare", "rekd_selector", "rekd_single", "rekd_text")
+    busy = replace(StepStatus.of(ENTRY), version=12, requests=1_234_567, failed=89_012)
+    steps = tuple(replace(busy, model=name, request_ms=1234.5678, queue_ms=123.45) for name in names)
+    console = Console(width=80, file=io.StringIO())
+    console.print(status_table(ServerStatus("u", True, True, "2.51.0", steps)))
+    lines = console.file.getvalue().splitlines()
+    assert "…" not in "".join(lines) and max(map(len, lines)) <= 80
+    assert lines[0].split() == "model, version requests failed batch total queue input compute output other".split()
+    assert [line.split()[:7] for line in lines[2:9]] == [
+        [name, "12", "1.2", "M", "89,012", "4.0", "1235."] for name in names
+    ]
+
+
+def test_what_no_part_counts_is_shown():
+    """An ensemble's queue is its own alone; its requests wait in those of its steps."""
+    times = {**ENTRY["inference_stats"], "success": {"count": 20, "ns": 160_000_000}}
+    ensemble = StepStatus.of({**ENTRY, "name": "rekd", "inference_stats": times})
+    assert ensemble.other_ms == pytest.approx(8.0 - 0.5 - 0.1 - 2.3 - 0.05)
+    assert "the queues of its steps" in " ".join(shown(ServerStatus("u", True, True, "2", (ensemble,))).split())
+
+
 def test_the_server_that_runs_is_found():
     assert choose_url([STATE]) == STATE.http_url
     with pytest.raises(ServerUnavailableError, match="no rekd-serve of yours is running"):
@@ -76,6 +105,15 @@ def test_nothing_there(form):
         port = listener.getsockname()[1]
     with pytest.raises(ServerUnavailableError, match="no Triton server answers"):
         read_status(form.format(port), timeout=2.0)
+
+
+@pytest.mark.parametrize("form", ["http://127.0.0.1:{}", "127.0.0.1:{}"])
+def test_nobody_answers_in_time(form):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        began = time.monotonic()
+        with pytest.raises(DeadlineError, match="within 0.5 s"):
+            read_status(form.format(listener.getsockname()[1]), timeout=0.5)
+        assert time.monotonic() - began < 3.0
 
 
 @pytest.mark.parametrize("url", ["here", "http://", "ftp://host:1", "host:port"])
@@ -110,8 +148,48 @@ def test_requests_are_counted_step_by_step(server, attribute):
         assert after[model].requests - before[model].requests == 5
         assert after[model].rows - before[model].rows == 15
     step = after["rekd_selector"]
-    parts = step.queue_ms + step.input_ms + step.compute_ms + step.output_ms
-    assert 0 < step.compute_ms < step.request_ms and parts == pytest.approx(step.request_ms, rel=0.2)
+    parts = step.queue_ms + step.input_ms + step.compute_ms + step.output_ms + step.other_ms
+    assert 0 < step.compute_ms < step.request_ms and parts == pytest.approx(step.request_ms)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("attribute", ["grpc_url", "http_url"])
+def test_over_tls(server, attribute, tmp_path):
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "roots.pem")
+    url = getattr(server, attribute)
+    with Proxy(int(url.rpartition(":")[2]), server_context(authority)) as proxy:
+        secure = f"{'https' if 'http' in url else 'grpcs'}://127.0.0.1:{proxy.port}"
+        assert read_status(secure, tls=TlsSettings(tmp_path / "roots.pem")).ready
+        with pytest.raises(InsecureServerError, match="no trusted TLS connection"):
+            read_status(secure)
+        with pytest.raises(ServerUnavailableError, match=f"seems to speak TLS, .*; fix: give {secure}$"):
+            read_status(secure.replace("https", "http").replace("grpcs", "grpc"), timeout=3.0)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("ask", [read_status, lambda url: Client(url).predict(["good"])], ids=["status", "client"])
+@pytest.mark.parametrize(
+    ("wanted", "spoken", "form"),
+    [
+        ("HTTP", "gRPC", "http://{}"),
+        ("HTTP with TLS", "gRPC without TLS", "https://{}"),
+        ("gRPC with TLS", "gRPC without TLS", "grpcs://{}"),
+        ("gRPC", "HTTP", "{}"),
+        ("gRPC with TLS", "HTTP without TLS", "grpcs://{}"),
+        ("HTTP with TLS", "HTTP without TLS", "https://{}"),
+    ],
+)
+def test_the_protocol_of_another_port(server, ask, wanted, spoken, form):
+    fix = server.grpc_url if "gRPC" in spoken else server.http_url
+    place = fix.removeprefix("http://")
+    url = form.format(place)
+    host, port = place.split(":")
+    with pytest.raises((ServerUnavailableError, InsecureServerError)) as error:
+        ask(url)
+    assert str(error.value) == (
+        f"port {port} of {host} seems to speak {spoken}, but {url} asks for {wanted}; fix: give {fix}"
+    )
 
 
 @pytest.mark.triton

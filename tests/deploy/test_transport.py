@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import trustme
-from proxies import Proxy
+from proxies import Proxy, server_context
 
 from rekd_deploy.address import Address, TlsSettings, checked_headers
 from rekd_deploy.client import Client
@@ -228,15 +228,6 @@ def test_tls_settings_that_cannot_be_used(tmp_path, roots):
         Client("localhost:1", tls=TlsSettings())
 
 
-def server_context(authority, name="127.0.0.1", protocols=("h2", "http/1.1")):
-    import ssl
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(name).configure_cert(context)
-    context.set_alpn_protocols(protocols)
-    return context
-
-
 @pytest.mark.parametrize("scheme", ["grpcs", "https"])
 @pytest.mark.parametrize("mistake", ["unknown root", "another name", "no TLS"])
 def test_servers_that_are_not_trusted(authority, roots, listener, scheme, mistake):
@@ -256,7 +247,8 @@ def test_servers_that_are_not_trusted(authority, roots, listener, scheme, mistak
         )
         with client, pytest.raises(InsecureServerError, match="no trusted TLS connection to"):
             client.predict(["good"])
-        assert proxy.connections == 1, "trying again would not help"
+        # trying again would not help; without TLS, gRPC connects twice, and what the port speaks is looked at
+        assert proxy.connections <= (3 if mistake == "no TLS" else 1)
 
 
 def _greet(listener):
