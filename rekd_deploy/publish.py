@@ -76,6 +76,7 @@ def publish(
     root = Path(root)
     options = replace(options or ExportOptions(), **changes)
     plan = plan_export(checkpoint, root, options)  # whatever can be refused is refused before torch is loaded
+    options = plan.options
     clock = _Clock(report)
     clock("load")
     from rekd_deploy.export import export  # loads torch
