@@ -17,6 +17,9 @@ GPU_QUEUE_DELAY = 100
 """Microseconds: there a batch costs hardly more than one text; on a CPU waiting only adds to the latency."""
 _LONGEST_DELAY = 1_000_000
 """Microseconds; above this a question would rather be refused than wait."""
+_SMALL = 1_000_000
+"""Multiplications for a token below which a network is small: benchmarks/results/serving_threads_*.json has one at 0.26
+million, where one instance is better, and one at 10.6 million, where two are."""
 _LARGEST_BATCH = 4096
 """Above this a number of rows is a slip of the keyboard."""
 
@@ -41,10 +44,10 @@ class ExportOptions:
     """Batch sizes the scheduler aims at, the largest the most in one request; empty: the usual ones."""
     max_batch_size: int | None = None
     """Most texts or images in one request; None: the largest of ``batches``."""
-    instances: int = 1
-    """Processes (GPU instances) of each member."""
+    instances: int | None = None
+    """Processes (GPU instances) of each member; None: ``usual_instances``."""
     threads: int = 0
-    """Threads of each inside one operation; 0: one a core."""
+    """Threads of each inside one operation; 0: the instances share the cores, and none has more than half of them."""
     queue_delay: int | None = None
     """Microseconds that a request may wait for others to form a preferred batch; None: 100 on GPUs, else 0. Whatever
     waits already while a batch is computed is batched in any case."""
@@ -104,7 +107,7 @@ class ExportOptions:
         if self.gpus and self.product is None and not (self.target == "onnxruntime" and self._on_gpu):
             mistakes.append(f"gpus {_listed(self.gpus)} are for GPUs, but the members run on CPUs; fix: add --gpu")
         try:
-            ServingSettings(instances=self.instances, threads=self.threads, gpus=self.gpus)
+            ServingSettings(instances=self._instances, threads=self.threads, gpus=self.gpus)
         except ConfigError as error:
             mistakes.append(str(error))
         if self.keep < 1:
@@ -126,6 +129,10 @@ class ExportOptions:
         return RUNTIME_PRECISIONS if self.product is None else get_args(Precision)
 
     @property
+    def _instances(self) -> int:
+        return 1 if self.instances is None else self.instances
+
+    @property
     def fuse(self) -> bool:
         """Whether the graphs are fused: what engines are built from never is."""
         return self.fused and self.product is None
@@ -140,8 +147,11 @@ class ExportOptions:
         """How the server batches."""
         gpu = self.target == "onnxruntime" and self._on_gpu
         usual = GPU_QUEUE_DELAY if gpu or self.product is not None else 0
+        threads = self.threads
+        if self.target == "onnxruntime" and not gpu and threads == 0:  # its own 0 is a thread a core in every instance
+            threads = max(1, machine()["cores"] // max(2, self._instances))
         settings = ServingSettings(
-            gpu=gpu, instances=self.instances, threads=self.threads, gpus=self.gpus, rate_limit=self.rate_limit,
+            gpu=gpu, instances=self._instances, threads=threads, gpus=self.gpus, rate_limit=self.rate_limit,
             queue_delay_us=usual if self.queue_delay is None else self.queue_delay,
         )
         if self.batches:
@@ -158,6 +168,17 @@ class ExportOptions:
         serving = self.serving
         sizes = {size for size in serving.preferred_batch_sizes if size <= serving.max_batch_size}
         return tuple(sorted({*sizes, serving.max_batch_size}))
+
+    def with_instances(self, facts: CheckpointFacts) -> ExportOptions:
+        """The same with the usual number of instances where none was chosen: as many as were measured to be best.
+
+        On CPUs two, since a second one uses the cores that the first leaves idle; one in the python backend for small
+        networks, which hardly wait for each other there.
+        """
+        if self.instances is not None or self.product is not None or self.serving.gpu or machine()["cores"] < 2:
+            return self
+        small = self.target == "python" and facts.multiplications < _SMALL
+        return replace(self, instances=1 if small else 2)
 
     def check(self, facts: CheckpointFacts) -> None:
         """Hold the choices against a checkpoint.

@@ -133,13 +133,15 @@ def plan_export(checkpoint: str | Path, root: str | Path, options: ExportOptions
     _check_installed()
     facts = read_facts(checkpoint)
     options.check(facts)
+    options = options.with_instances(facts)
     refuse_foreign_folder(root)
     options, kept = _with_what_is_there(options, root, facts)
     refuse_unwritable_place(root)
     preprocessor = with_lengths(facts.preprocessor, options.lengths)
     nothing = Path("not exported yet")
     artefacts = Artefacts(
-        facts.signature, nothing, nothing, preprocessor, facts.labels, {}, nothing if options.single_graph else None
+        facts.signature, nothing, nothing, preprocessor, facts.labels, {"policy": facts.policy.model_dump()},
+        nothing if options.single_graph else None,
     )
     elsewhere = None
     if options.product is not None:

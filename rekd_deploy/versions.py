@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rekd_deploy.errors import RepositoryError
-from rekd_deploy.triton_config import CONFIG_FILE, PREDICTOR, SELECTOR, read_config
+from rekd_deploy.triton_config import CONFIG_FILE, PREDICTOR, SELECTOR, THREADS, read_config
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -91,6 +91,7 @@ def _comparable(config: ModelConfig) -> ModelConfig:
     bare.CopyFrom(config)
     for field in _MAY_DIFFER:
         bare.ClearField(field)
+    bare.parameters.pop(THREADS, None)  # the cores of the machine that exported
     if bare.backend != "tensorrt":
         bare.ClearField("max_batch_size")
     return bare

@@ -87,10 +87,14 @@ def export(
         typer.Option(min=1, help="Most texts or images in one request.", show_default="the largest batch", metavar="N"),
     ] = None,
     instances: Annotated[
-        int, typer.Option(min=1, help="Instances of each member, on every GPU that is used.", metavar="N")
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1, help="Instances of each member, on every GPU that is used.", metavar="N",
+            show_default="1 on GPUs and for small networks in the python backend, else 2",
+        ),
+    ] = None,
     threads: Annotated[
-        int, typer.Option(min=0, help="Threads of an instance; 0: one a core.", metavar="N")
+        int, typer.Option(min=0, help="Threads of an instance; 0: a share of the cores, half at most.", metavar="N")
     ] = 0,
     queue_delay: Annotated[
         int | None,

@@ -37,7 +37,7 @@ def test_the_next_version_may(configs, description):
 
 
 def test_batching_and_larger_requests_may_change(configs, description):
-    new = configs(2, max_batch_size=128, preferred_batch_sizes=(4,), queue_delay_us=7, instances=2)
+    new = configs(2, max_batch_size=128, preferred_batch_sizes=(4,), queue_delay_us=7, instances=2, threads=3)
     assert reasons_not_to_exchange(configs(1), new, description, description) == []
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from conftest import make_image_rationalizer, make_rationalizer
@@ -143,6 +144,26 @@ def test_the_machine_decides_where_onnxruntime_runs_unless_it_is_said(monkeypatc
         assert ExportOptions(target="onnxruntime", gpu=True).serving.gpu is True
         assert ExportOptions(target="onnxruntime", gpu=False).serving.gpu is False
         assert ExportOptions().serving.gpu is False
+
+
+@pytest.mark.parametrize(
+    ("cores", "width", "options", "expected"),
+    [
+        (2, 8, {}, (1, 0)), (2, 512, {}, (2, 0)), (1, 512, {}, (1, 0)), (8, 512, {"instances": 4}, (4, 0)),
+        (2, 8, {"target": "onnxruntime"}, (2, 1)), (8, 8, {"target": "onnxruntime"}, (2, 4)),
+        (8, 8, {"target": "onnxruntime", "instances": 1}, (1, 4)),
+        (8, 8, {"target": "onnxruntime", "threads": 3}, (2, 3)),
+        (8, 8, {"target": "onnxruntime", "instances": 16}, (16, 1)),
+        (8, 8, {"target": "onnxruntime", "gpu": True}, (1, 0)),
+    ],
+)
+def test_instances_share_the_cores(monkeypatch, checkpoints, cores, width, options, expected):
+    """In the python backend threads 0 are shared out where it serves: test_triton_model."""
+    monkeypatch.setattr("rekd_deploy.export_options.machine", lambda: {"cores": cores, "gpus": 0})
+    facts = read_facts(checkpoints[0]["text"])
+    selector = facts.backbones["selector"].model_copy(update={"width": width})
+    serving = ExportOptions(**options).with_instances(replace(facts, backbones={"selector": selector})).serving
+    assert (serving.instances, serving.threads) == expected
 
 
 def test_lengths_reach_the_preprocessing(rationalizer, image_rationalizer):
