@@ -39,10 +39,11 @@ lint: environment
 
 environment:
 	@sh scripts/environment.sh cpu,demo,data,bench,dev,serve,tensorrt-rtx
+	@sh scripts/standin.sh
 
 preflight:
 	@sh scripts/preflight.sh
 
 clean:
-	rm -rf .venv .venv.unfinished build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv.unfinished .venv-gpu build *.egg-info .pytest_cache .ruff_cache
 	find rekd_train rekd_deploy tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

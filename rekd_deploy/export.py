@@ -99,10 +99,10 @@ def export(
         models, precision, signature, heads, rationalizer.preprocessor, examples.items, fused=fused,
         for_engine=for_engine,
     )
-    models = _guarded(conversion.models, rationalizer, signature) if unattended else conversion.models
+    models = guarded_pair(conversion.models, rationalizer, signature) if unattended else conversion.models
     if single_graph:
         report("single")
-    graphs = _written(models, work, signature, single_graph, fused)
+    graphs = write_graphs(models, work, signature, single_graph, fused)
     report("parity")
     parity = _parity(rationalizer, conversion, graphs, examples, work)
     manifest = build_manifest(
@@ -115,7 +115,7 @@ def export(
     )
 
 
-def _guarded(
+def guarded_pair(
     models: dict[str, onnx.ModelProto], rationalizer: Rationalizer, signature: PairSignature
 ) -> dict[str, onnx.ModelProto]:
     preprocessor = rationalizer.preprocessor
@@ -137,7 +137,7 @@ def _parity(
             parity["single"] = check_single_parity(rationalizer, graphs["single"], examples, limits)
         return parity
     with TemporaryDirectory(dir=work) as folder:
-        stand_in = _written(conversion.emulated, Path(folder), pair_signature(rationalizer), "single" in graphs)
+        stand_in = write_graphs(conversion.emulated, Path(folder), pair_signature(rationalizer), "single" in graphs)
         parity = _parity(rationalizer, Conversion({}, conversion.precisions), stand_in, examples, work)
     for report in parity.values():
         report.emulated = True
@@ -166,7 +166,7 @@ def export_graphs(
     models = traced_graphs(rationalizer, fused=fused, gpu=gpu, opset=opset, report=report)
     if single_graph:
         report("single")
-    return _written(models, work, pair_signature(rationalizer), single_graph, fused)
+    return write_graphs(models, work, pair_signature(rationalizer), single_graph, fused)
 
 
 def traced_graphs(
@@ -191,7 +191,7 @@ def traced_graphs(
     return models
 
 
-def _written(
+def write_graphs(
     models: dict[str, onnx.ModelProto], work: Path, signature: PairSignature, single_graph: bool, fused: bool = False
 ) -> dict[str, Path]:
     """The checked files of a pair's graphs, and of both joined."""

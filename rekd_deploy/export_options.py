@@ -13,6 +13,8 @@ from rekd_deploy.parity_report import RUNTIME_PRECISIONS, Precision
 from rekd_deploy.triton_config import ENGINES, TARGETS, ServingSettings
 from rekd_train.errors import ConfigError
 
+GPU_PRECISIONS: tuple[Precision, ...] = tuple(each for each in RUNTIME_PRECISIONS if each != "int8")
+"""What ONNX Runtime computes on GPUs; products of int8 it has for CPUs alone."""
 GPU_QUEUE_DELAY = 100
 """Microseconds: there a batch costs hardly more than one text; on a CPU waiting only adds to the latency."""
 _LONGEST_DELAY = 1_000_000
@@ -84,8 +86,9 @@ class ExportOptions:
             mistakes.append(f"target '{self.target}' {runs}; fix: leave out --gpu and --cpu, or --target onnxruntime")
         if self.precision not in self._precisions:
             mistakes.append(
-                f"precision '{self.precision}' is none that {self.product or 'ONNX Runtime'} can do, which target "
-                f"{self.target} runs on; fix: one of {', '.join(self._precisions)}"
+                f"precision '{self.precision}' is none that {self.product or 'ONNX Runtime'} can do"
+                f"{' on GPUs' if self.precision in RUNTIME_PRECISIONS else ''}, which target {self.target} runs on; "
+                f"fix: one of {', '.join(self._precisions)}"
             )
         if self.queue_delay is not None and not 0 <= self.queue_delay <= _LONGEST_DELAY:
             mistakes.append(
@@ -126,7 +129,9 @@ class ExportOptions:
 
     @property
     def _precisions(self) -> tuple[str, ...]:
-        return RUNTIME_PRECISIONS if self.product is None else get_args(Precision)
+        if self.product is not None:
+            return get_args(Precision)
+        return GPU_PRECISIONS if self.target == "onnxruntime" and self._on_gpu else RUNTIME_PRECISIONS
 
     @property
     def _instances(self) -> int:

@@ -109,8 +109,13 @@ class _Guard:
         return self.node("Greater", [count, zero], f"{name}/bad")
 
     def columns(self, name: str) -> str:
+        """The size of the second axis, (1,); counted where the values lie: a GPU would be handed it by the host."""
+        zero, one, ends = self.constant("zero", 0), self.constant("one", 1), self.constant("ends", [-1])
         shape = self.node("Shape", [name], f"{name}/columns", start=1, end=2)
-        return self.node("Squeeze", [shape], f"{name}/width")
+        width = self.node("Squeeze", [shape], f"{name}/width")
+        numbers = self.node("Range", [zero, width, one], f"{name}/places")
+        last = self.node("Gather", [numbers, ends], f"{name}/end")
+        return self.node("Add", [last, one], f"{name}/size")
 
     def any(self, checks: Sequence[str]) -> str:
         bad = checks[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rekd_deploy.artefacts import Artefacts
-from rekd_deploy.engines.base import Runner
+from rekd_deploy.engines.base import Runner, parse_device
 from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.engines.onnxruntime_device import DeviceChain, Graph
 from rekd_deploy.engines.tensorrt import TensorRTRunner
@@ -18,7 +18,7 @@ from rekd_deploy.errors import RepositoryError
 from rekd_deploy.manifest import signature_from_dict, verify_files
 from rekd_deploy.repository_check import GRAPH_MODELS, check_repository, graph_path, plan_path, read_description
 from rekd_deploy.served import ServedDescription
-from rekd_deploy.signature import PairSignature
+from rekd_deploy.signature import GraphSignature, PairSignature
 from rekd_deploy.triton_config import ServingSettings
 
 
@@ -52,9 +52,10 @@ class Exported:
         return OnnxRuntimeRunner(self.graphs[role], self.signature.graph(role), GRAPH_MODELS[role], threads=threads)
 
     def device_chain(self, roles: Sequence[str], *, index: int = 0) -> DeviceChain:
-        """The graphs of some roles in order, on GPU ``index``."""
+        """The graphs of some roles in order, on GPU ``index``; what predictions are made of is read."""
         graphs = [Graph(self.graphs[role], self.signature.graph(role), GRAPH_MODELS[role]) for role in roles]
-        return DeviceChain(graphs, device=f"cuda:{index}", batches={1, *self.batches})
+        read = [spec.name for spec in self.signature.ensemble.outputs if spec.name != "logits"]
+        return DeviceChain(graphs, device=f"cuda:{index}", batches={1, *self.batches}, outputs=read)
 
     def engine_runner(self, role: str, *, device: int = 0) -> Runner:
         """The engine of a role, on a GPU.
@@ -80,6 +81,13 @@ class Exported:
         if not is_built(entry):
             raise RepositoryError(f"{self.name}: the engine of the {role} is not built yet; fix: rekd-export --verify")
         return entry
+
+
+def runner_on(device: str, role: str, path: Path, signature: GraphSignature) -> Runner | DeviceChain:
+    """What runs one graph on 'cpu', 'cuda' or 'cuda:N'; raises EngineError where there is no such device."""
+    if parse_device(device)[0] == "cpu":
+        return OnnxRuntimeRunner(path, signature, GRAPH_MODELS[role])
+    return DeviceChain([Graph(path, signature, GRAPH_MODELS[role])], device=device)
 
 
 def _from_repository(root: Path) -> Exported:

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from rekd_deploy.config_rules import graph_mistakes
-from rekd_deploy.engines.base import Runner
-from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.engines.tensorrt_build import is_built
 from rekd_deploy.errors import EngineError, ParityError, RepositoryError
 from rekd_deploy.manifest import signature_from_dict, verify_files
@@ -29,6 +27,7 @@ from rekd_deploy.repository_check import (
     read_description,
     read_manifest,
 )
+from rekd_deploy.repository_runners import runner_on
 from rekd_deploy.signature import GraphSignature
 from rekd_deploy.triton_config import CONFIG_FILE, read_config
 from rekd_deploy.verify_engines import EngineCheck, check_engines
@@ -42,6 +41,8 @@ class Verification:
 
     root: Path
     manifest: dict[str, Any]
+    device: str = "cpu"
+    """Where the graphs ran."""
     graphs: dict[str, Agreement] = field(default_factory=dict)
     """By role; empty where the repository has no stored answers."""
     engines: dict[str, EngineCheck] = field(default_factory=dict)
@@ -57,6 +58,7 @@ class Verification:
             "version": Versions.of(self.manifest).current,
             "checkpoint_sha256": self.manifest["checkpoint_sha256"],
             "files": len(self.manifest["repository"]["files"]),
+            "device": self.device,
             "graphs": {role: agreement.to_dict() for role, agreement in self.graphs.items()},
             "engines": {
                 role: {
@@ -72,7 +74,7 @@ class Verification:
         """For people."""
         lines = [f"files       {len(self.manifest['repository']['files'])}, all as they were exported"]
         for role, agreement in self.graphs.items():
-            figures = [f"{agreement.rows} stored rows"]
+            figures = [f"{agreement.rows} stored rows on {self.device}"]
             if agreement.positions:
                 figures.append(f"scores within {agreement.score_difference:.1e}")
                 figures.append(f"{agreement.flipped_positions} of {agreement.positions} positions flipped")
@@ -102,17 +104,20 @@ class Verification:
 
 
 def verify(
-    root: str | Path, *, checkpoint: str | Path | None = None, report: Callable[[str], None] = lambda step: None
+    root: str | Path, *, checkpoint: str | Path | None = None, device: str = "cpu",
+    report: Callable[[str], None] = lambda step: None,
 ) -> Verification:
     """Check an exported repository again, where it lies and with what is installed there.
 
     Args:
         checkpoint: what it should have been exported from; None: the stored answers alone.
+        device: where the graphs answer: 'cpu', 'cuda' or 'cuda:N'; the gate against a checkpoint runs on the CPU.
         report: called with the name of each step as it starts.
 
     Raises:
         RepositoryError: names the file and what is wrong with it.
         CheckpointError: the checkpoint cannot be read.
+        EngineError, MissingExtraError: there is no such device.
     """
     root = Path(root)
     report("files")
@@ -131,12 +136,12 @@ def verify(
     if mistakes:
         raise RepositoryError(f"{root} would not load: " + "; ".join(mistakes))
     _check_preprocessing(root, manifest)
-    verification = Verification(root, manifest)
+    verification = Verification(root, manifest, device)
     cases = read_cases(root / REFERENCE) if REFERENCE in manifest["repository"]["files"] else []
     if cases and not manifest["parity"].get("emulated"):  # ONNX Runtime cannot run what had to be emulated for it
         for role, path in paths.items():
             report(role)
-            verification.graphs[role] = _answers(role, path, signature.graph(role), cases, manifest)
+            verification.graphs[role] = _answers(role, path, signature.graph(role), cases, manifest, device)
     verification.engines = check_engines(root, manifest, signature, cases, report)
     _complete(root, verification)
     if checkpoint is not None:
@@ -169,22 +174,17 @@ def _check_preprocessing(root: Path, manifest: dict[str, Any]) -> None:
         )
 
 
-def runner_of(role: str, path: Path, signature: GraphSignature) -> Runner:
-    """What runs a graph here."""
-    return OnnxRuntimeRunner(path, signature, GRAPH_MODELS[role])
-
-
 def _answers(
-    role: str, path: Path, signature: GraphSignature, cases: list[Case], manifest: dict[str, Any]
+    role: str, path: Path, signature: GraphSignature, cases: list[Case], manifest: dict[str, Any], device: str = "cpu"
 ) -> Agreement:
     """How the graph answers the stored cases.
 
     Raises:
         RepositoryError: the graph cannot run, or answers otherwise than the model did.
     """
-    limits = verification_limits(manifest["parity"])
+    limits, unopened = verification_limits(manifest["parity"]), runner_on(device, role, path, signature)
     try:
-        with runner_of(role, path, signature) as runner:
+        with unopened as runner:
             agreement = compare(role, runner.run, signature, cases, limits["tie_margin"])
     except EngineError as error:
         raise RepositoryError(f"{path} cannot be run: {error}") from None

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-NEVER_SKIPPED = ("debian", "tensorrt", "triton")
+NEVER_SKIPPED = ("debian", "standin", "tensorrt", "triton")
 """Markers whose needs can be installed anywhere; a GPU cannot."""
 
 

@@ -56,7 +56,7 @@ HOUSE = {
         rekd_deploy.engines rekd_deploy.engines.base rekd_deploy.engines.onnxruntime
         rekd_deploy.engines.tensorrt_library rekd_deploy.engines.tensorrt_profiles rekd_deploy.engines.tensorrt_types
         rekd_deploy.engines.tensorrt_build rekd_deploy.engines.tensorrt_execution rekd_deploy.engines.tensorrt
-        rekd_deploy.engines.tensorrt_verify rekd_deploy.engines.onnxruntime_device
+        rekd_deploy.engines.tensorrt_verify rekd_deploy.engines.onnxruntime_cuda rekd_deploy.engines.onnxruntime_device
     """,
     "export": """
         rekd_deploy.examples rekd_deploy.graphs rekd_deploy.onnx_model rekd_deploy.onnx_lstm rekd_deploy.onnx_slots

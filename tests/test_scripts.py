@@ -24,9 +24,10 @@ class Machine:
         self.bin = root / "bin"
         self.log = root / "calls"
         self.bin.mkdir(parents=True)
-        (self.project / "scripts").mkdir(parents=True)
-        for name in ("preflight.sh", "environment.sh"):
-            shutil.copy(ROOT / "scripts" / name, self.project / "scripts")
+        for name in ("scripts/preflight.sh", "scripts/environment.sh", "scripts/standin.sh",
+                     "tests/standin/requirements.txt"):
+            (self.project / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, self.project / name)
         (self.project / "pyproject.toml").write_text("[project]\n")
         for tool in TOOLS:
             if found := shutil.which(tool):
@@ -55,7 +56,8 @@ class Machine:
             case "$*" in
                 *ensurepip*) echo "{facts}{path if facts.endswith("|") else ""}" ;;
                 *base_prefix*) echo "{accepted} /opt/{version}" ;;
-                *"-m venv"*) mkdir -p .venv/bin; cp "$0" .venv/bin/python 2>/dev/null ;;
+                *"-m venv"*) for made; do :; done; mkdir -p $made/bin; cp "$0" $made/bin/python 2>/dev/null ;;
+                *"-m pip"*--requirement*) [ ! -e "{self.log}.offline" ] || {{ echo "no route" >&2; exit 1; }} ;;
                 *"-m pip"*download*) [ ! -e "{self.log}.offline" ] || {{ echo "no route" >&2; exit 1; }} ;;
                 *"-m pip"*install*) [ ! -e "{self.log}.cut" ] || exit 1; echo "$*" >.venv/packages ;;
             esac
@@ -235,8 +237,9 @@ def test_everything_that_is_missing_is_named_at_once(machine):
 
 def test_it_leaves_nothing_behind(machine):
     machine.python("python3.12")
+    before = sorted(machine.project.rglob("*"))
     machine.preflight()
-    assert sorted(path.name for path in machine.project.iterdir()) == ["pyproject.toml", "scripts"]
+    assert sorted(machine.project.rglob("*")) == before
 
 
 # the environment
@@ -367,6 +370,39 @@ def test_make_runs_in_the_environment_whatever_surrounds_it(machine, target, cal
     assert line.endswith("[]"), line
     installed = machine.calls("-m pip")[-1].partition(".[")[2].partition("]")[0].split(",")
     assert {"cpu", "demo", "serve"} <= set(installed)
+
+
+@pytest.fixture
+def beside(machine) -> Machine:
+    """A machine whose .venv is made, with a compiler."""
+    machine.python("python3.12")
+    assert machine.environment()[0] == 0
+    machine.tool("gcc", "exit 0")
+    machine.log.unlink()
+    return machine
+
+
+def test_the_environment_of_the_gpu_path_is_made_once_and_again_for_other_packages(beside):
+    assert beside.run("standin.sh")[0] == 0
+    assert beside.calls("-m venv") and beside.calls("--requirement tests/standin/requirements.txt")
+    beside.log.unlink()
+    assert beside.run("standin.sh") == (0, "", []) and not beside.calls("-m venv") and not beside.calls("-m pip")
+    (beside.project / "tests/standin/requirements.txt").write_text("another\n")
+    assert beside.run("standin.sh")[0] == 0 and beside.calls("-m venv")
+
+
+@pytest.mark.parametrize("missing", ["gcc", "network"])
+def test_without_compiler_or_network_those_tests_are_skipped_but_not_in_ci(beside, missing):
+    if missing == "gcc":
+        (beside.bin / "gcc").unlink()
+    else:
+        Path(f"{beside.log}.offline").touch()
+    code, out, errors = beside.run("standin.sh")
+    assert code == 0 and not errors and "; fix: " in out.splitlines()[-1]
+    assert "are skipped: " in out and ("gcc" if missing == "gcc" else "no route") in out
+    assert not (beside.project / ".venv-gpu" / "installed").exists()
+    code, _, errors = beside.run("standin.sh", REKD_REQUIRE_ALL="1")
+    assert code == 1 and len(errors) == 1 and errors[0].startswith("error: ") and "; fix: " in errors[0]
 
 
 def images_preflight(folder: Path, *arguments: str) -> subprocess.CompletedProcess:

@@ -25,7 +25,7 @@ _STEPS = {
     "files": "comparing the files with the manifest",
 }
 _AS_THERE = "if the repository that is there has it"
-_WITH_VERIFY = {"verify", "checkpoint", "against", "json"}
+_WITH_VERIFY = {"verify", "checkpoint", "against", "device", "json"}
 """Parameters that go with --verify."""
 
 app = application(
@@ -150,6 +150,9 @@ def export(
             "--checkpoint", metavar="CKPT", help="With --verify: run the parity gate against this checkpoint, too."
         ),
     ] = None,
+    device: Annotated[
+        str, typer.Option(help="With --verify: where the graphs answer: cpu, cuda or cuda:N.", metavar="DEVICE")
+    ] = "cpu",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the table.")] = False,
 ) -> None:
@@ -161,10 +164,10 @@ def export(
         raise typer.BadParameter(f"{reason}: give either a checkpoint or --verify DIR", param_hint="CKPT")
     if verify is not None:
         _check_alone(context)
-        _verify(verify, against, json)
+        _verify(verify, against, device, json)
         return
-    if against is not None:
-        raise typer.BadParameter("it goes with --verify", param_hint="--checkpoint")
+    if against is not None or device != "cpu":
+        raise typer.BadParameter("it goes with --verify", param_hint="--checkpoint" if against else "--device")
     try:
         options = ExportOptions(
             target=target,
@@ -209,14 +212,15 @@ def _check_alone(context: typer.Context) -> None:
         raise typer.BadParameter(f"{options} does not go with it", param_hint="--verify")
 
 
-def _verify(root: Path, checkpoint: Path | None, json: bool) -> None:
+def _verify(root: Path, checkpoint: Path | None, device: str, json: bool) -> None:
     from rich.console import Console
 
     from rekd_deploy.verify import verify
 
     with Console(stderr=True).status(_STEPS["files"]) as status:
         verification = verify(
-            root, checkpoint=checkpoint, report=lambda step: status.update(_STEPS.get(step, f"checking the {step}"))
+            root, checkpoint=checkpoint, device=device,
+            report=lambda step: status.update(_STEPS.get(step, f"checking the {step}")),
         )
     if json:
         print_json(verification.to_dict())

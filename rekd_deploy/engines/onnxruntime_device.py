@@ -1,9 +1,9 @@
 """A line of ONNX graphs that stays on one device: fixed buffers for each shape, nothing copied between the steps.
 
 On a GPU each shape is captured once as a CUDA graph and replayed from then on: small networks on few kept tokens spend
-more time being launched than computed. A captured graph has one shape and fixed addresses, so there is a session and
-a set of buffers for each bucket of batch and length; a batch is filled up to its bucket by repeating its last row,
-which changes no other row's answer. On a CPU the same code runs without capture. torch-free.
+more time being launched than computed. A captured graph has one shape and fixed addresses, so there is a captured graph
+and a set of buffers for each bucket of batch and length, all of one session a graph; a batch is filled up to its bucket
+by repeating its last row, which changes no other row's answer. On a CPU the same code runs without capture. torch-free.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ import numpy as np
 
 from rekd_deploy.engines.base import Arrays, check_inputs, parse_device
 from rekd_deploy.engines.onnxruntime import adds_bytes_exactly, available_cores, onnx_runtime
+from rekd_deploy.engines.onnxruntime_cuda import check_cuda, cuda_session, reason_of
 from rekd_deploy.errors import EngineError
 from rekd_deploy.signature import BATCH, LENGTH, SLOTS, GraphSignature, TensorSpec
-from rekd_train.errors import MissingExtraError
 
 _MOST_SHAPES = 64
-"""Buffers and captured graphs are kept for so many shapes; beyond that the one unused for longest goes."""
+"""Buffers and captured graphs are kept for so many shapes. Beyond that the one unused for longest goes; of captured
+graphs, all."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class DeviceChain:
         device: 'cpu', 'cuda' or 'cuda:N'.
         batches: sizes that batches are filled up to; empty: every size is a shape of its own.
         captured: replay CUDA graphs; no meaning on a CPU.
+        outputs: what ``run`` gives; None: every output of every graph. What is not read is not copied to the host.
         threads: of a CPU session inside one operator; None: the cores that this process may use.
 
     Raises:
@@ -60,6 +62,7 @@ class DeviceChain:
         device: str = "cuda",
         batches: Collection[int] = (),
         captured: bool = True,
+        outputs: Collection[str] | None = None,
         threads: int | None = None,
     ) -> None:
         self._graphs = list(graphs)
@@ -67,22 +70,25 @@ class DeviceChain:
         self._batches, self._threads = sorted(batches), threads
         self._captured = captured and self._kind == "cuda"
         self._inputs = GraphSignature(_inputs_of(self._graphs), ())
+        given = [spec.name for graph in self._graphs for spec in graph.signature.outputs]
+        self._outputs = [name for name in given if outputs is None or name in outputs]
+        self._sessions: list[Any] = []
         self._shapes: OrderedDict[tuple[tuple[str, int], ...], _Shape] = OrderedDict()
         self._active = False
         self._lock = Lock()  # one request at a time: the buffers of a shape are shared
 
     def __enter__(self) -> Self:
-        provider = "CUDAExecutionProvider" if self._kind == "cuda" else "CPUExecutionProvider"
-        if provider not in onnx_runtime().get_available_providers():
-            raise MissingExtraError("onnxruntime-gpu", "gpu")
+        if self._kind == "cuda":
+            check_cuda()
         self._active = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._active = False
-        self._shapes.clear()
+        with self._lock:  # what is running ends first
+            self._active = False
+            self._release()
 
     @property
     def largest_batch(self) -> int | None:
@@ -90,14 +96,12 @@ class DeviceChain:
         return self._batches[-1] if self._batches else None
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        """Every output of every graph by name.
+        """The outputs by name. Threads may share a chain; they take turns.
 
         Raises:
             EngineError: used outside ``with``, an input does not fit, the batch is above every bucket, or ONNX
-                Runtime failed.
+                Runtime failed; the next request starts anew then.
         """
-        if not self._active:
-            raise EngineError("the graphs are not running; use them inside a `with` block")
         inputs = {spec.name: inputs[spec.name] for spec in self._inputs.inputs if spec.name in inputs}
         check_inputs(inputs, self._inputs, self._graphs[0].name)
         axes = _axes(self._inputs.inputs, inputs)
@@ -108,11 +112,16 @@ class DeviceChain:
                 axes[SLOTS] = graph.signature.slots.at(axes[LENGTH])
         filled = {name: _filled(array, axes[BATCH]) for name, array in inputs.items()}
         with self._lock:
-            shape = self._shape(tuple(sorted(axes.items())))
+            if not self._active:
+                raise EngineError("the graphs are not running; use them inside a `with` block")
             try:
-                outputs = shape.run(filled)
+                outputs = self._shape(tuple(sorted(axes.items()))).run(filled, self._outputs)
             except Exception as error:  # the library's exceptions share no root
-                raise EngineError(f"ONNX Runtime failed on {self._graphs[-1].name}: {error}") from None
+                self._release()  # half of something may be left, of a capture or of memory
+                if isinstance(error, EngineError):
+                    raise
+                names = " and ".join(graph.name for graph in self._graphs)
+                raise EngineError(f"ONNX Runtime failed on {names}: {reason_of(error)}") from None
         return {name: array[:count] for name, array in outputs.items()}
 
     def _bucket(self, count: int) -> int:
@@ -125,44 +134,51 @@ class DeviceChain:
 
     def _shape(self, key: tuple[tuple[str, int], ...]) -> _Shape:
         if key not in self._shapes:
-            if len(self._shapes) == _MOST_SHAPES:
-                self._shapes.popitem(last=False)
-            self._shapes[key] = self._prepared(dict(key))
+            if len(self._shapes) >= _MOST_SHAPES:
+                if self._captured:  # a captured graph goes with its session alone
+                    self._release()
+                else:
+                    self._shapes.popitem(last=False)
+            if not self._sessions:
+                self._sessions = [self._session(graph) for graph in self._graphs]
+            number = len(self._shapes) if self._captured else None
+            self._shapes[key] = _Shape(self._sessions, self._graphs, dict(key), self._kind, self._index, number)
         self._shapes.move_to_end(key)
         return self._shapes[key]
 
-    def _prepared(self, axes: dict[str, int]) -> _Shape:
+    def _session(self, graph: Graph) -> Any:
         runtime = onnx_runtime()
         options = runtime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised
         options.intra_op_num_threads = self._threads or available_cores()
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if not adds_bytes_exactly():
             options.add_session_config_entry("session.x64quantprecision", "1")
-        for axis, size in axes.items():  # shapes become constants: nothing about them is left to compute on the host
-            options.add_free_dimension_override_by_name(axis, size)
-        provider: Any = "CPUExecutionProvider"
-        if self._kind == "cuda":
-            settings = {"device_id": str(self._index), "enable_cuda_graph": str(int(self._captured))}
-            provider = ("CUDAExecutionProvider", settings)
-        sessions = []
-        for graph in self._graphs:
-            content = graph.model if isinstance(graph.model, bytes) else str(graph.model)
-            try:
-                sessions.append(runtime.InferenceSession(content, options, providers=[provider]))
-            except Exception as error:  # the library's exceptions share no root
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise EngineError(f"ONNX Runtime cannot load {graph.name}: {reason}") from None
-        return _Shape(runtime, sessions, self._graphs, axes, self._kind, self._index)
+        content = graph.model if isinstance(graph.model, bytes) else str(graph.model)
+        try:
+            if self._kind == "cuda":
+                return cuda_session(content, options, device=self._index, captured=self._captured)
+            return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the library's exceptions share no root
+            raise EngineError(f"ONNX Runtime cannot load {graph.name}: {reason_of(error)}") from None
+
+    def _release(self) -> None:
+        self._shapes.clear()
+        self._sessions = []
 
 
 class _Shape:
-    """Sessions and buffers of one bucket."""
+    """Buffers of one bucket, and the number of its captured graph; None: nothing is captured."""
 
     def __init__(
-        self, runtime: Any, sessions: list[Any], graphs: list[Graph], axes: dict[str, int], kind: str, index: int
+        self, sessions: list[Any], graphs: list[Graph], axes: dict[str, int], kind: str, index: int, number: int | None
     ) -> None:
-        self._runtime = runtime
+        runtime = onnx_runtime()
+        self._on_cpu = kind == "cpu"
+        self._options = None
+        if number is not None:
+            self._options = runtime.RunOptions()
+            self._options.add_run_config_entry("gpu_graph_id", str(number))
         self.buffers: dict[str, Any] = {}
         self._steps = []
         for session, graph in zip(sessions, graphs, strict=True):
@@ -178,14 +194,14 @@ class _Shape:
             for spec in graph.signature.outputs:
                 binding.bind_ortvalue_output(spec.name, self.buffers[spec.name])
             self._steps.append((session, binding))
-        self._outputs = [spec.name for graph in graphs for spec in graph.signature.outputs]
 
-    def run(self, inputs: Arrays) -> Arrays:
+    def run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
         for name, array in inputs.items():
             self.buffers[name].update_inplace(np.ascontiguousarray(array))
         for session, binding in self._steps:
-            session.run_with_iobinding(binding)
-        return {name: np.array(self.buffers[name].numpy()) for name in self._outputs}
+            session.run_with_iobinding(binding, self._options)
+        # on a CPU what ONNX Runtime hands out is the buffer itself
+        return {name: np.array(self.buffers[name].numpy(), copy=self._on_cpu) for name in outputs}
 
 
 def _inputs_of(graphs: Sequence[Graph]) -> tuple[TensorSpec, ...]:

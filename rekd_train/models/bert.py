@@ -9,7 +9,7 @@ from transformers.models.bert.modeling_bert import BertConfig, BertModel
 from rekd_train.config import BackboneConfig
 from rekd_train.models.base import Inputs, log_weights
 from rekd_train.models.bert_pooling import first_state
-from rekd_train.models.text import TextBackbone
+from rekd_train.models.text import TextBackbone, with_cls
 
 
 class BertBackbone(TextBackbone):
@@ -62,9 +62,9 @@ class BertBackbone(TextBackbone):
         return self._first(words, visible.to(torch.int64))
 
     def gathered(self, inputs: Inputs, positions: Tensor, kept: Tensor) -> Tensor:
-        places = torch.nn.functional.pad(positions, (1, 0))  # [CLS] is position 0
+        places = with_cls(positions)
         kept = kept & (positions > 0)  # a rule that may choose [CLS] must not show it twice
-        visible = torch.nn.functional.pad(kept.to(torch.int64), (1, 0), value=1)
+        visible = torch.cat([torch.ones_like(positions[:, :1]), kept.to(torch.int64)], dim=1)
         content = self.words(inputs["input_ids"].gather(1, places))
         return self._first(content, visible, places)
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from rekd_train.config import BackboneConfig
 from rekd_train.errors import ConfigError
 from rekd_train.models.base import Inputs
-from rekd_train.models.text import TextBackbone
+from rekd_train.models.text import TextBackbone, with_cls
 
 
 class BilstmBackbone(TextBackbone):
@@ -53,7 +52,7 @@ class BilstmBackbone(TextBackbone):
         return self.gathered(inputs, first_kept, keep[:, 1:].sort(dim=1, descending=True).values)
 
     def gathered(self, inputs: Inputs, positions: Tensor, kept: Tensor) -> Tensor:
-        words = self.words(inputs["input_ids"].gather(1, pad(positions, (1, 0))))  # [CLS] is position 0
+        words = self.words(inputs["input_ids"].gather(1, with_cls(positions)))
         lengths = 1 + kept.to(torch.int64).sum(dim=1, keepdim=True)
         return _ends(self._read(words, lengths), lengths)
 

@@ -38,3 +38,8 @@ class TextBackbone(Backbone):
         """Start from a (vocabulary, width) table."""
         with torch.no_grad():
             self.table.weight.copy_(table)
+
+
+def with_cls(positions: Tensor) -> Tensor:
+    """(B, 1 + K): the positions (B, K) behind that of [CLS], 0; joined, since ONNX Runtime pads no int64 on a GPU."""
+    return torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,7 +11,7 @@ from families import KINDS, some_images
 
 from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.examples import generated_images, texts_from_vocabulary
-from rekd_deploy.export import OPSET, head_layers, traced_graphs
+from rekd_deploy.export import OPSET, guarded_pair, head_layers, traced_graphs, write_graphs
 from rekd_deploy.graphs import pair_signature
 from rekd_deploy.precision.convert import Conversion, convert_pair
 
@@ -24,6 +25,26 @@ def model_of(kind: str):
 def traced(kind: str, fused: bool) -> dict[str, onnx.ModelProto]:
     """The float32 graphs. Do not change them."""
     return traced_graphs(model_of(kind), fused=fused, opset=OPSET)
+
+
+@cache
+def traced_for_gpu(kind: str) -> dict[str, onnx.ModelProto]:
+    """The float32 graphs that are fused for GPUs. Do not change them."""
+    return traced_graphs(model_of(kind), fused=True, gpu=True, opset=OPSET)
+
+
+def gpu_graphs(kind: str, precision: str, folder: Path) -> list[Path]:
+    """Files of all that ONNX Runtime runs on a GPU, both steps in one graph among them, guarded and not."""
+    model, signature = model_of(kind), pair_signature(model_of(kind))
+    models = convert_pair(
+        traced_for_gpu(kind), precision, signature, head_layers(model), model.preprocessor, examples_of(model),
+        fused=True,
+    ).models
+    paths = []
+    for name, graphs in (("plain", models), ("guarded", guarded_pair(models, model, signature))):
+        (folder / name).mkdir()
+        paths += write_graphs(graphs, folder / name, signature, True, True).values()
+    return paths
 
 
 def examples_of(model) -> list:

@@ -93,6 +93,10 @@ def test_token_ids_cannot_be_served(copy):
         ({"batches": (1, 64), "max_batch_size": 8}, "batch 64 is above the max batch size 8"),
         ({"keep": 0}, "keep is 0"),
         ({"gpu": True}, "target 'python' runs on CPUs; fix: leave out --gpu"),
+        (
+            {"gpu": True, "target": "onnxruntime", "precision": "int8"},
+            "'int8' is none that ONNX Runtime can do on GPUs, .* fix: one of fp32, fp16$",
+        ),
         ({"gpu": False, "target": "tensorrt"}, "runs engines, which need a GPU"),
     ],
 )

@@ -117,14 +117,14 @@ def test_a_pipeline_on_a_device_answers_as_on_the_cpu(repository, texts, monkeyp
     """The device's own code, run on the CPU for want of a GPU."""
     asked = []
 
-    def on_cpu(graphs, *, device, batches):
-        asked.append((device, sorted(batches)))
-        return DeviceChain(graphs, device="cpu", batches=batches)
+    def on_cpu(graphs, *, device, batches, outputs):
+        asked.append((device, sorted(batches), sorted(outputs)))
+        return DeviceChain(graphs, device="cpu", batches=batches, outputs=outputs)
 
     monkeypatch.setattr(repository_runners, "DeviceChain", on_cpu)
     with Pipeline(repository) as plain, Pipeline(repository, device="cuda:1") as pipeline:
         expected, found = plain.predict(texts), pipeline.predict(texts)
-    assert asked[0][0] == "cuda:1" and asked[0][1][0] == 1
+    assert asked[0][0] == "cuda:1" and asked[0][1][0] == 1 and asked[0][2] == ["mask", "probabilities", "scores"]
     assert [each.label for each in found] == [each.label for each in expected]
     kept = [[[(span.start, span.end) for span in each.rationale] for each in answers] for answers in (found, expected)]
     assert kept[0] == kept[1]

@@ -1,0 +1,60 @@
+"""Runs programs of tests/standin in the environment with ONNX Runtime's real CUDA provider, on a CUDA that pretends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTHON = ROOT / ".venv-gpu" / "bin" / "python"
+LIBRARIES = (
+    "libcuda.so.1", "libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13", "libcurand.so.10", "libcudnn.so.9",
+)
+"""What the provider loads; the stand-in is all of them."""
+
+
+@cache
+def libraries() -> Path:
+    """The folder with the stand-in; without gcc or the environment the test is skipped."""
+    if not (PYTHON.parents[1] / "installed").exists():
+        pytest.skip("there is no environment .venv-gpu; fix: make environment")
+    if shutil.which("gcc") is None:
+        pytest.skip("there is no gcc; fix: apt-get install gcc libc6-dev")
+    folder = Path(mkdtemp(prefix="rekd-standin-"))
+    (headers,) = PYTHON.parents[1].glob("lib/python*/site-packages/nvidia/cu*/include")
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", "-w", f"-I{headers}", "-o", folder / "standin.so",
+         ROOT / "tests" / "standin" / "cuda_standin.c"],
+        check=True,
+    )
+    for name in LIBRARIES:
+        (folder / name).symlink_to("standin.so")
+    return folder
+
+
+def run(program: str, *arguments: str | Path, without: str = "") -> list[Any]:
+    """The JSON lines that a program prints.
+
+    Args:
+        without: a library that shall be missing.
+    """
+    folder = libraries()
+    if without:
+        folder = Path(shutil.copytree(folder, mkdtemp(prefix="rekd-standin-"), symlinks=True, dirs_exist_ok=True))
+        (folder / without).unlink()
+    done = subprocess.run(
+        [PYTHON, ROOT / "tests" / "standin" / program, *arguments],
+        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "LD_LIBRARY_PATH": str(folder),
+             "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]

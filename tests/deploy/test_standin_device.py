@@ -1,0 +1,80 @@
+"""The life of a chain of graphs on the real CUDA provider: what is captured, copied, given back, and how it fails."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import standin
+from precisions import gpu_graphs, model_of
+
+from rekd_deploy.graphs import pair_signature
+
+pytestmark = pytest.mark.standin
+
+REPLAY = {"to_device": 2, "to_host": 3, "replay": 2}
+"""Of two graphs with two inputs, three outputs of which are read."""
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """A folder with the graphs of a pair, and what they take and give."""
+    standin.libraries()
+    folder = tmp_path_factory.mktemp("chain")
+    signature, paths = pair_signature(model_of("bert")), gpu_graphs("bert", "fp32", folder)
+    plain = {path.stem: path for path in paths if path.parent.name == "plain"}
+    steps = [(str(plain[role]), signature.graph(role), role) for role in ("selector", "predictor")]
+    (folder / "chain.pickle").write_bytes(pickle.dumps(steps))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def life(chain):
+    (found,) = standin.run("device_life.py", chain)
+    return found
+
+
+def test_a_bucket_is_captured_once_and_replayed_from_then_on(life):
+    assert life["first"]["capture"] == life["longer"]["capture"] == 2
+    assert life["longer"]["launch"] > 100 and life["longer"]["to_device"] == 2, "weights lie there already"
+    assert life["again"] == life["back"] == REPLAY
+    assert "capture" not in life["uncaptured"] and "replay" not in life["uncaptured"]
+
+
+def test_what_is_read_is_copied_back_and_nothing_else(life):
+    assert life["read"] == ["mask", "probabilities", "scores"]
+    assert life["uncaptured"]["to_host"] == 6
+
+
+def test_fp32_is_fp32(life):
+    assert life["tf32"] == ["0", "0"]
+
+
+def test_threads_take_turns(life):
+    assert life["threads"]
+
+
+def test_memory_is_given_back_over_a_thousand_requests_of_changing_shapes(life):
+    assert life["kept"] == 3, "shapes at most"
+    assert len(set(life["live"])) == 1 and life["live"][0] <= 2, "what the process keeps for the next chain"
+
+
+@pytest.mark.parametrize("kind", ["malloc", "to_device", "to_host", "launch", "replay", "capture"])
+def test_a_gpu_that_fails_is_one_line_and_the_next_request_works(life, kind):
+    seen = life["failures"][kind]
+    assert seen
+    for line in seen:
+        assert line.startswith("ONNX Runtime ") and "\n" not in line
+    if kind == "malloc":
+        assert all("the GPU has no memory left; fix: " in line for line in seen)
+
+
+def test_what_is_missing_is_one_line_with_the_fix(chain, life):
+    for library, said in (
+        ("libcuda.so.1", "there is no NVIDIA driver on this machine"), ("libcublas.so.13", "libcublas.so.13"),
+        ("libcudnn.so.9", "cuDNN is missing"),
+    ):
+        (line,) = standin.run("refusals.py", chain, without=library)
+        assert line is not None and said in line and "; fix: " in line and "\n" not in line, (library, line)
+    assert life["no such device"].endswith("there is no GPU 3; this machine has 1; fix: choose another")
+    assert standin.run("refusals.py", chain) == [None]

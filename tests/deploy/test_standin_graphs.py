@@ -1,0 +1,48 @@
+"""Where the real CUDA provider puts each node of each graph: all on the GPU, and nothing copied in between."""
+
+from __future__ import annotations
+
+import pytest
+import standin
+from families import KINDS
+from precisions import gpu_graphs
+
+from rekd_deploy.export_options import GPU_PRECISIONS
+
+pytestmark = pytest.mark.standin
+
+SHAPE_ARITHMETIC = {"Squeeze", "Concat", "Add", "Sub", "Mul", "Div", "Max", "Min", "Gather", "Unsqueeze", "Cast"}
+"""What the host may do with sizes of axes. That nothing else is done there, the provider says by taking the capture."""
+
+
+@pytest.mark.parametrize("precision", GPU_PRECISIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_copied_inside_a_graph_and_all_of_it_can_be_captured(kind, precision, tmp_path):
+    standin.libraries()
+    paths = gpu_graphs(kind, precision, tmp_path)
+    assert {path.stem for path in paths} == {"selector", "predictor", "single"}
+    found = standin.run("placement.py", *paths)
+    assert len(found) == len(paths) > 3
+    for graph in found:
+        name = graph["path"].removeprefix(str(tmp_path))
+        assert graph["problem"] == "" and graph["placed"], name
+        assert graph["copies"] == 0, (name, graph["on_cpu"])
+        assert {operator for operator, _ in graph["on_cpu"]} <= SHAPE_ARITHMETIC, (name, graph["on_cpu"])
+        assert graph["refusal"] == "", (name, graph["on_cpu"])
+
+
+def test_padding_of_integers_is_what_this_would_find(tmp_path):
+    import onnx
+    from onnx import TensorProto, helper
+
+    nodes = [helper.make_node("Pad", ["ids", "pads"], ["wider"]), helper.make_node("Gather", ["table", "wider"], ["y"])]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "padded", [value("ids", TensorProto.INT64, [2, "n"])], [value("y", TensorProto.FLOAT, [2, None, 4])],
+        [helper.make_tensor("pads", TensorProto.INT64, [4], [0, 1, 0, 0]),
+         helper.make_tensor("table", TensorProto.FLOAT, [9, 4], [0.5] * 36)],
+    )
+    path = tmp_path / "pad.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    (found,) = standin.run("placement.py", path)
+    assert found["problem"] == "" and found["copies"] and "graph capture" in found["refusal"]

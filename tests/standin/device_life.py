@@ -1,0 +1,103 @@
+"""The life of a DeviceChain under the stand-in: what it asks of the GPU, and what it does when the GPU fails.
+
+python device_life.py FOLDER      graphs and their signatures (chain.pickle); one JSON document of all that was seen
+"""
+
+import ctypes
+import gc
+import json
+import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from rekd_deploy.engines import onnxruntime_device
+from rekd_deploy.engines.onnxruntime_cuda import PROVIDER
+from rekd_deploy.engines.onnxruntime_device import DeviceChain, Graph
+from rekd_deploy.errors import EngineError
+
+KINDS = "malloc free host_malloc host_free to_device to_host on_device launch capture replay".split()
+cuda = ctypes.CDLL("libcuda.so.1")
+cuda.standin_count.restype = cuda.standin_live.restype = ctypes.c_long
+graphs = [Graph(*parts) for parts in pickle.loads((Path(sys.argv[1]) / "chain.pickle").read_bytes())]
+READ = ("scores", "mask", "probabilities")
+
+
+def inputs(batch, length):
+    return {"input_ids": np.full((batch, length), 5), "attention_mask": np.ones((batch, length), np.int64)}
+
+
+def counted(work):
+    """What was asked of the device meanwhile."""
+    cuda.standin_reset()
+    work()
+    return {kind: cuda.standin_count(kind.encode()) for kind in KINDS if cuda.standin_count(kind.encode())}
+
+
+def failures(kind):
+    """What comes of it when the first, second, ... call of a kind fails, and whether the next request works."""
+    seen = []
+    for number in range(1, 1000):
+        with DeviceChain(graphs) as chain:
+            chain.run(inputs(2, 16)) if number % 2 else None  # the first of all, or one of a new shape
+            cuda.standin_reset()
+            cuda.standin_fail(kind.encode(), ctypes.c_long(1 + number // 2))
+            try:
+                chain.run(inputs(300 + 10 * number, 48))
+            except EngineError as error:
+                seen.append(str(error))
+            else:
+                if number % 2 == 0 and cuda.standin_count(kind.encode()) <= number // 2:
+                    return seen
+            finally:
+                cuda.standin_reset()
+            assert chain.run(inputs(2, 16))["scores"].shape == (2, 16)
+    return seen
+
+
+found = {}
+with DeviceChain(graphs, batches=(1, 4), outputs=READ) as chain:
+    found["first"] = counted(lambda: chain.run(inputs(3, 16)))
+    found["again"] = counted(lambda: chain.run(inputs(4, 16)))
+    found["longer"] = counted(lambda: chain.run(inputs(4, 32)))
+    found["back"] = counted(lambda: chain.run(inputs(2, 16)))
+    with ThreadPoolExecutor(4) as threads:
+        work = [(1 + turn % 4, (16, 32)[turn % 2]) for turn in range(200)]
+        shapes = list(threads.map(lambda shape: chain.run(inputs(*shape))["scores"].shape, work))
+    found["threads"] = [tuple(shape) for shape in work] == shapes
+    found["tf32"] = [session.get_provider_options()[PROVIDER]["use_tf32"] for session in chain._sessions]
+    found["read"] = sorted(chain.run(inputs(1, 16)))
+with DeviceChain(graphs, captured=False) as chain:
+    found["uncaptured"] = counted(lambda: chain.run(inputs(3, 16)))
+
+onnxruntime_device._MOST_SHAPES = 3
+found["live"], found["kept"] = [], 0
+for _ in range(4):
+    with DeviceChain(graphs) as chain:
+        for number in range(250):
+            chain.run(inputs(1 + number % 7 if number % 10 == 0 else 1, 16))
+            found["kept"] = max(found["kept"], len(chain._shapes))
+    del chain
+    gc.collect()
+    found["live"].append(cuda.standin_live())
+found["failures"] = {kind: failures(kind) for kind in ("malloc", "to_device", "to_host", "replay", "capture")}
+found["failures"]["launch"] = []
+for number in (1, 50, 150, 300):  # there are hundreds
+    with DeviceChain(graphs) as chain:
+        cuda.standin_reset()
+        cuda.standin_fail(b"launch", ctypes.c_long(number))
+        try:
+            chain.run(inputs(2, 16))
+            found["failures"]["launch"].append("none")
+        except EngineError as error:
+            found["failures"]["launch"].append(str(error))
+        cuda.standin_reset()
+        chain.run(inputs(2, 16))
+try:
+    with DeviceChain(graphs, device="cuda:3") as chain:
+        chain.run(inputs(1, 16))
+except EngineError as error:
+    found["no such device"] = str(error)
+print(json.dumps(found))
