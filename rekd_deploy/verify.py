@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from rekd_deploy.config_rules import graph_mistakes
-from rekd_deploy.engines.base import Runner
 from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.engines.tensorrt_build import is_built
 from rekd_deploy.errors import EngineError, ParityError, RepositoryError
@@ -28,6 +27,7 @@ from rekd_deploy.repository_check import (
     plan_path,
     read_description,
     read_manifest,
+    served_sessions,
 )
 from rekd_deploy.signature import GraphSignature
 from rekd_deploy.triton_config import CONFIG_FILE, read_config
@@ -132,16 +132,17 @@ def verify(
         raise RepositoryError(f"{root} would not load: " + "; ".join(mistakes))
     _check_preprocessing(root, manifest)
     verification = Verification(root, manifest)
+    sessions = served_sessions(root)
     cases = read_cases(root / REFERENCE) if REFERENCE in manifest["repository"]["files"] else []
     if cases and not manifest["parity"].get("emulated"):  # ONNX Runtime cannot run what had to be emulated for it
         for role, path in paths.items():
             report(role)
-            verification.graphs[role] = _answers(role, path, signature.graph(role), cases, manifest)
+            verification.graphs[role] = _answers(role, path, signature.graph(role), cases, manifest, **sessions)
     verification.engines = check_engines(root, manifest, signature, cases, report)
     _complete(root, verification)
     if checkpoint is not None:
         report("parity")
-        verification.parity = _gate_again(root, manifest, paths, Path(checkpoint))
+        verification.parity = _gate_again(root, manifest, paths, Path(checkpoint), sessions)
     return verification
 
 
@@ -169,13 +170,8 @@ def _check_preprocessing(root: Path, manifest: dict[str, Any]) -> None:
         )
 
 
-def runner_of(role: str, path: Path, signature: GraphSignature) -> Runner:
-    """What runs a graph here."""
-    return OnnxRuntimeRunner(path, signature, GRAPH_MODELS[role])
-
-
 def _answers(
-    role: str, path: Path, signature: GraphSignature, cases: list[Case], manifest: dict[str, Any]
+    role: str, path: Path, signature: GraphSignature, cases: list[Case], manifest: dict[str, Any], **sessions: Any
 ) -> Agreement:
     """How the graph answers the stored cases.
 
@@ -184,7 +180,7 @@ def _answers(
     """
     limits = verification_limits(manifest["parity"])
     try:
-        with runner_of(role, path, signature) as runner:
+        with OnnxRuntimeRunner(path, signature, GRAPH_MODELS[role], **sessions) as runner:
             agreement = compare(role, runner.run, signature, cases, limits["tie_margin"])
     except EngineError as error:
         raise RepositoryError(f"{path} cannot be run: {error}") from None
@@ -228,7 +224,9 @@ def _what_it_is(
     return "still answers as the exported model, but is not the file that was written"
 
 
-def _gate_again(root: Path, manifest: dict[str, Any], paths: dict[str, Path], checkpoint: Path) -> dict[str, Any]:
+def _gate_again(
+    root: Path, manifest: dict[str, Any], paths: dict[str, Path], checkpoint: Path, sessions: dict[str, Any]
+) -> dict[str, Any]:
     """The parity gate on the repository's graphs.
 
     Raises:
@@ -252,9 +250,10 @@ def _gate_again(root: Path, manifest: dict[str, Any], paths: dict[str, Path], ch
     examples = parity_examples(checkpoint, rationalizer.preprocessor, class_names=rationalizer.labels)
     limits = ParityLimits(**manifest["parity"]["limits"])
     try:
-        reports = {"pair": check_parity(rationalizer, paths["selector"], paths["predictor"], examples, limits)}
+        pair = check_parity(rationalizer, paths["selector"], paths["predictor"], examples, limits, **sessions)
+        reports = {"pair": pair}
         if "single" in paths:
-            reports["single"] = check_single_parity(rationalizer, paths["single"], examples, limits)
+            reports["single"] = check_single_parity(rationalizer, paths["single"], examples, limits, **sessions)
     except ParityError as error:
         raise RepositoryError(f"{root}: {error}; fix: rekd-export again") from None
     return {name: each.to_dict() for name, each in reports.items()}

@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 
 from rekd_deploy.engines.base import Arrays, check_inputs, parse_device
-from rekd_deploy.engines.onnxruntime import adds_bytes_exactly, available_cores, onnx_runtime
+from rekd_deploy.engines.onnxruntime import available_cores, onnx_runtime
 from rekd_deploy.errors import EngineError
 from rekd_deploy.signature import BATCH, LENGTH, SLOTS, GraphSignature, TensorSpec
 from rekd_train.errors import MissingExtraError
@@ -133,8 +133,6 @@ class DeviceChain:
         options.log_severity_level = 3
         options.intra_op_num_threads = self._threads or available_cores()
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        if not adds_bytes_exactly():
-            options.add_session_config_entry("session.x64quantprecision", "1")
         for axis, size in axes.items():  # shapes become constants: nothing about them is left to compute on the host
             options.add_free_dimension_override_by_name(axis, size)
         provider: Any = "CPUExecutionProvider"
