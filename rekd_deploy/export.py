@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import onnx
 import torch
@@ -19,7 +20,7 @@ from rekd_deploy.fusion import fuse
 from rekd_deploy.fusion_cpu import norms_apart
 from rekd_deploy.fusion_embedding import embeddings_together
 from rekd_deploy.fusion_masks import masked_by_keys
-from rekd_deploy.graphs import graph_modules, pair_signature
+from rekd_deploy.graphs import graph_modules, head_layers, pair_signature
 from rekd_deploy.guard import guarded
 from rekd_deploy.manifest import build_manifest
 from rekd_deploy.onnx_lstm import onnx_lstms
@@ -50,6 +51,7 @@ def export(
     precision: Precision = "fp32",
     for_engine: bool = False,
     unattended: bool = False,
+    threads: int = 0,
     lengths: tuple[int, ...] = (),
     parity_texts: str | Path | None = None,
     opset: int = OPSET,
@@ -65,7 +67,8 @@ def export(
         gpu: fuse what is faster on GPUs, and not what is faster on CPUs.
         precision: 'fp32', 'fp16', 'bf16' or 'int8'; the decision is made in float32 in any case.
         for_engine: the graphs are for an engine builder; ONNX Runtime need not be able to run them.
-        unattended: nothing of ours stands before the graphs; see ``rekd_deploy.guard``.
+        unattended: for Triton's onnxruntime backend, with nothing of ours before it; see ``rekd_deploy.guard``.
+        threads: inside one operator where the graphs are served, and in the gate; 0: the target's own choice.
         lengths: tokens that texts are padded to when they are served, and in the gate; empty: the checkpoint's.
         parity_texts: .jsonl or .txt with real texts for the gate; None: the checkpoint's own examples.
         opset: ONNX opset, 18 to 20.
@@ -104,7 +107,8 @@ def export(
         report("single")
     graphs = write_graphs(models, work, signature, single_graph, fused)
     report("parity")
-    parity = _parity(rationalizer, conversion, graphs, examples, work)
+    target = "onnxruntime" if unattended else "python"
+    parity = _parity(rationalizer, conversion, graphs, examples, work, target=target, threads=threads or None)
     manifest = build_manifest(
         rationalizer, checkpoint_hash(checkpoint), signature, graphs, parity, opset,
         precision_entries(graphs, precision, heads, conversion.notes),
@@ -127,29 +131,23 @@ def guarded_pair(
 
 
 def _parity(
-    rationalizer: Rationalizer, conversion: Conversion, graphs: dict[str, Path], examples: Examples, work: Path
+    rationalizer: Rationalizer, conversion: Conversion, graphs: dict[str, Path], examples: Examples, work: Path,
+    **sessions: Any,
 ) -> dict[str, ParityReport]:
     """The gate's reports; a precision that ONNX Runtime lacks is emulated for it."""
     limits = limits_of(conversion.precisions["selector"], conversion.precisions["predictor"])
     if not conversion.emulated:
-        parity = {"pair": check_parity(rationalizer, graphs["selector"], graphs["predictor"], examples, limits)}
+        pair = check_parity(rationalizer, graphs["selector"], graphs["predictor"], examples, limits, **sessions)
+        parity = {"pair": pair}
         if "single" in graphs:
-            parity["single"] = check_single_parity(rationalizer, graphs["single"], examples, limits)
+            parity["single"] = check_single_parity(rationalizer, graphs["single"], examples, limits, **sessions)
         return parity
     with TemporaryDirectory(dir=work) as folder:
         stand_in = write_graphs(conversion.emulated, Path(folder), pair_signature(rationalizer), "single" in graphs)
-        parity = _parity(rationalizer, Conversion({}, conversion.precisions), stand_in, examples, work)
+        parity = _parity(rationalizer, Conversion({}, conversion.precisions), stand_in, examples, work, **sessions)
     for report in parity.values():
         report.emulated = True
     return parity
-
-
-def head_layers(rationalizer: Rationalizer) -> dict[str, int]:
-    """How many linear layers the head of each step has."""
-    return {
-        role: sum(isinstance(module, nn.Linear) for module in getattr(rationalizer, role).head)
-        for role in ("selector", "predictor")
-    }
 
 
 def export_graphs(

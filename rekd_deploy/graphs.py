@@ -42,6 +42,14 @@ def graph_modules(rationalizer: Rationalizer) -> dict[str, nn.Module]:
     return {"selector": SelectorGraph(rationalizer), "predictor": predictor(rationalizer)}
 
 
+def head_layers(rationalizer: Rationalizer) -> dict[str, int]:
+    """How many linear layers the head of each step has."""
+    return {
+        role: sum(isinstance(module, nn.Linear) for module in getattr(rationalizer, role).head)
+        for role in ("selector", "predictor")
+    }
+
+
 class SelectorGraph(nn.Module):
     """Features -> the noise-free rationale.
 

@@ -2,8 +2,8 @@
 
 ONNX Runtime takes a negative id for one counted from the end, and fails the whole batch for one that is too large. A
 guarded graph does neither: a row with an id, a mask or a position that cannot be has NaN for scores, logits and
-probabilities and an empty rationale; its neighbours in the batch are answered. Everyone else's answers stay what they
-were, bit for bit. torch-free.
+probabilities and an empty rationale; its neighbours in the batch are answered. So has every row that is longer than
+the texts the model was made for. Everyone else's answers stay what they were, bit for bit. torch-free.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ def guarded(model: onnx.ModelProto, signature: GraphSignature, vocabulary: int, 
     Args:
         signature: what the graph takes and gives.
         vocabulary: ids lie in 0..vocabulary - 1; 0 for images.
-        features: patches of an image, which positions lie in; texts have as many as their columns.
+        features: patches of an image, which positions lie in; for texts the most tokens, whose positions lie in
+            their columns.
     """
     guard = _Guard(model)
     inputs = {spec.name for spec in signature.inputs}
     checks = []
     if "input_ids" in inputs:
         checks.append(guard.within("input_ids", guard.constant("limit", vocabulary)))
+        checks.append(guard.longer("input_ids", features))
     if "attention_mask" in inputs:
         checks.append(guard.within("attention_mask", guard.constant("two", 2)))
         most = guard.node("ReduceMax", ["attention_mask", guard.constant("axis", [1])], "most", keepdims=1)
@@ -116,6 +118,12 @@ class _Guard:
         numbers = self.node("Range", [zero, width, one], f"{name}/places")
         last = self.node("Gather", [numbers, ends], f"{name}/end")
         return self.node("Add", [last, one], f"{name}/size")
+
+    def longer(self, name: str, most: int) -> str:
+        """Whether an input (B, N) has more columns than that: () bool."""
+        width = self.node("Cast", [self.columns(name)], f"{name}/length", to=TensorProto.INT32)
+        limit = self.node("Cast", [self.constant("longest", most)], "longest/length", to=TensorProto.INT32)
+        return self.node("Greater", [width, limit], f"{name}/long")
 
     def any(self, checks: Sequence[str]) -> str:
         bad = checks[0]

@@ -5,13 +5,15 @@ reference score lies within ``tie_margin`` of its cut, or, in a lower precision,
 Logits are compared on the *same* mask, the graph's; classes and accuracy end to end, each on its own mask.
 The decision inside the selector's graph is moreover held against the written specification, exactly:
 on the graph's own scores everywhere, and on scores constructed to tie (rekd_deploy.parity_cases).
+The sessions are those of the target: its options, its threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -35,12 +37,18 @@ _LISTED = 20
 
 
 def check_parity(
-    rationalizer: Rationalizer, selector: Path, predictor: Path, examples: Examples, limits: ParityLimits | None = None
+    rationalizer: Rationalizer,
+    selector: Path,
+    predictor: Path,
+    examples: Examples,
+    limits: ParityLimits | None = None,
+    **sessions: Any,
 ) -> ParityReport:
     """Run the gate on the two ONNX files of a pair.
 
     Args:
         limits: ``parity_report.limits_of`` the precision; None: fp32's.
+        sessions: ``target`` and ``threads`` of what will serve the graphs: see ``OnnxRuntimeRunner``.
 
     Raises:
         ParityError: names the figures and their limits; the graphs must not be published.
@@ -49,7 +57,7 @@ def check_parity(
     signature = pair_signature(rationalizer)
     with ExitStack() as stack:
         first, second = (
-            stack.enter_context(OnnxRuntimeRunner(path, graph, path.name))
+            stack.enter_context(OnnxRuntimeRunner(path, graph, path.name, **sessions))
             for path, graph in ((selector, signature.selector), (predictor, signature.predictor))
         )
 
@@ -57,16 +65,20 @@ def check_parity(
             known = {**inputs, **(chosen := first.run(inputs))}
             return chosen | second.run({spec.name: known[spec.name] for spec in signature.predictor.inputs})
 
-        return _gate(rationalizer, answer, selector, signature.selector, examples, limits)
+        return _gate(rationalizer, answer, selector, signature.selector, examples, limits, sessions)
 
 
 def check_single_parity(
-    rationalizer: Rationalizer, single: Path, examples: Examples, limits: ParityLimits | None = None
+    rationalizer: Rationalizer,
+    single: Path,
+    examples: Examples,
+    limits: ParityLimits | None = None,
+    **sessions: Any,
 ) -> ParityReport:
-    """Run the gate on the ONNX file of both steps; raises as ``check_parity``."""
+    """Run the gate on the ONNX file of both steps; arguments and errors as ``check_parity``."""
     signature = pair_signature(rationalizer).ensemble
-    with OnnxRuntimeRunner(single, signature, single.name) as runner:
-        return _gate(rationalizer, runner.run, single, signature, examples, limits)
+    with OnnxRuntimeRunner(single, signature, single.name, **sessions) as runner:
+        return _gate(rationalizer, runner.run, single, signature, examples, limits, sessions)
 
 
 def _gate(
@@ -76,6 +88,7 @@ def _gate(
     signature: GraphSignature,
     examples: Examples,
     limits: ParityLimits | None,
+    sessions: Mapping[str, Any],
 ) -> ParityReport:
     """Compare; ``deciding`` is the file, of that signature, that holds the decision rule."""
     report = ParityReport(examples.source, limits or ParityLimits())
@@ -86,7 +99,7 @@ def _gate(
     for inputs in constructed_inputs(rationalizer.preprocessor, rationalizer.policy, rationalizer.capacity):
         report.constructed_rows += len(next(iter(inputs.values())))
         _compare(rationalizer, answer, inputs, report)
-    _check_decision(rationalizer, deciding, signature, report)
+    _check_decision(rationalizer, deciding, signature, report, sessions)
     if complaints := report.failures():
         fix = "; fix: a higher precision, --precision fp32 at best" if report.limits != ParityLimits() else ""
         raise ParityError("the graphs are not the model and are not published: " + "; ".join(complaints) + fix)
@@ -181,7 +194,11 @@ def wrong_handovers(chosen: Arrays) -> int:
 
 
 def _check_decision(
-    rationalizer: Rationalizer, deciding: Path, signature: GraphSignature, report: ParityReport
+    rationalizer: Rationalizer,
+    deciding: Path,
+    signature: GraphSignature,
+    report: ParityReport,
+    sessions: Mapping[str, Any],
 ) -> None:
     """Feed constructed scores to the very decision that is in the file."""
     scores_spec, *others = signature.outputs
@@ -189,7 +206,8 @@ def _check_decision(
     part = decision_graph(onnx.load(deciding), signature.inputs, decided)
     interface = GraphSignature((scores_spec, *signature.inputs), decided)
     cases = constructed_scores(rationalizer.preprocessor, rationalizer.policy, rationalizer.capacity)
-    with OnnxRuntimeRunner(part.SerializeToString(), interface, f"the decision of {deciding.name}") as decision:
+    name = f"the decision of {deciding.name}"
+    with OnnxRuntimeRunner(part.SerializeToString(), interface, name, **sessions) as decision:
         for inputs in cases:
             tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
             selectable = rationalizer.selectable(tensors).numpy()

@@ -11,7 +11,16 @@ from rekd_deploy.config_rules import config_mistakes, engine_mistakes
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.model_files import model_file_mistakes
 from rekd_deploy.served import ServedDescription
-from rekd_deploy.triton_config import CONFIG_FILE, ENSEMBLE, PREDICTOR, SELECTOR, SINGLE, parameters_of, read_config
+from rekd_deploy.triton_config import (
+    CONFIG_FILE,
+    ENSEMBLE,
+    PREDICTOR,
+    SELECTOR,
+    SINGLE,
+    THREADS,
+    parameters_of,
+    read_config,
+)
 from rekd_deploy.versions import MEMBERS, Versions
 from rekd_deploy.warmups import WARMUP
 from rekd_train.files import sha256
@@ -131,3 +140,9 @@ def _swapped(altered: Iterable[str], found: Mapping[str, str], files: Mapping[st
     """Which of the altered files hold another's content."""
     owners = {digest: name for name, digest in files.items()}
     return "".join(f"; {name} is the content of {owners[found[name]]}" for name in altered if found[name] in owners)
+
+
+def served_sessions(root: Path) -> dict[str, Any]:
+    """How a repository's server opens ONNX Runtime's sessions: ``target`` and ``threads`` of ``OnnxRuntimeRunner``."""
+    config = read_config(root / GRAPH_MODELS["selector"] / CONFIG_FILE)
+    return {"target": config.backend, "threads": int(parameters_of(config).get(THREADS, 0)) or None}

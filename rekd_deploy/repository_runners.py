@@ -83,10 +83,16 @@ class Exported:
         return entry
 
 
-def runner_on(device: str, role: str, path: Path, signature: GraphSignature) -> Runner | DeviceChain:
-    """What runs one graph on 'cpu', 'cuda' or 'cuda:N'; raises EngineError where there is no such device."""
+def runner_on(
+    device: str, role: str, path: Path, signature: GraphSignature, **sessions: Any
+) -> Runner | DeviceChain:
+    """What runs one graph on 'cpu', 'cuda' or 'cuda:N'; raises EngineError where there is no such device.
+
+    Args:
+        sessions: on the CPU, ``target`` and ``threads`` of ``OnnxRuntimeRunner``.
+    """
     if parse_device(device)[0] == "cpu":
-        return OnnxRuntimeRunner(path, signature, GRAPH_MODELS[role])
+        return OnnxRuntimeRunner(path, signature, GRAPH_MODELS[role], **sessions)
     return DeviceChain([Graph(path, signature, GRAPH_MODELS[role])], device=device)
 
 

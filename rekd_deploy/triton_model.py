@@ -122,14 +122,13 @@ class OnnxGraph:
     def __init__(self, folder: Path, threads: int) -> None:
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
+        options = onnxruntime.SessionOptions()  # the same as the gate's: rekd_deploy/engines/onnxruntime.py
         # ONNX Runtime's own 0 would pin its threads to cores that selector and predictor share
         options.intra_op_num_threads = threads or usable_cores()
         # selector and predictor take turns on the same cores: a waiting one must not spin; within a run it pays
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        if not adds_bytes_exactly():  # asked for where it is not needed, it costs 2 to 10 times the time
-            options.add_session_config_entry("session.x64quantprecision", "1")
         options.enable_mem_pattern = False  # lengths differ from batch to batch
+        options.inter_op_num_threads = 1
         path = str(folder / "model.onnx")
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
@@ -149,16 +148,6 @@ def usable_cores(quota: str = "/sys/fs/cgroup/cpu.max") -> int:
         return max(1, min(cores, -(-int(allowed) // int(period))))
     except (OSError, ValueError):  # no such file, or 'max': no quota
         return cores
-
-
-def adds_bytes_exactly(processor: str = "/proc/cpuinfo") -> bool:
-    """Whether the processor adds 8-bit products in 32 bits (VNNI): others do it in 16, where pairs of them overflow."""
-    try:
-        flags = set(Path(processor).read_text(encoding="utf-8", errors="replace").split())
-    except OSError:  # no Linux: it is not known
-        return False
-    # with AVX512 but without its VNNI, ONNX Runtime takes the 16-bit sums of AVX512, whatever AVX-VNNI could do
-    return "avx512_vnni" in flags or ("avx_vnni" in flags and "avx512bw" not in flags)
 
 
 class EngineGraph:

@@ -26,6 +26,7 @@ from rekd_deploy.repository_check import (
     plan_path,
     read_description,
     read_manifest,
+    served_sessions,
 )
 from rekd_deploy.repository_runners import runner_on
 from rekd_deploy.signature import GraphSignature
@@ -137,16 +138,19 @@ def verify(
         raise RepositoryError(f"{root} would not load: " + "; ".join(mistakes))
     _check_preprocessing(root, manifest)
     verification = Verification(root, manifest, device)
+    sessions = served_sessions(root)
     cases = read_cases(root / REFERENCE) if REFERENCE in manifest["repository"]["files"] else []
     if cases and not manifest["parity"].get("emulated"):  # ONNX Runtime cannot run what had to be emulated for it
         for role, path in paths.items():
             report(role)
-            verification.graphs[role] = _answers(role, path, signature.graph(role), cases, manifest, device)
+            verification.graphs[role] = _answers(
+                role, path, signature.graph(role), cases, manifest, device, **sessions
+            )
     verification.engines = check_engines(root, manifest, signature, cases, report)
     _complete(root, verification)
     if checkpoint is not None:
         report("parity")
-        verification.parity = _gate_again(root, manifest, paths, Path(checkpoint))
+        verification.parity = _gate_again(root, manifest, paths, Path(checkpoint), sessions)
     return verification
 
 
@@ -175,14 +179,15 @@ def _check_preprocessing(root: Path, manifest: dict[str, Any]) -> None:
 
 
 def _answers(
-    role: str, path: Path, signature: GraphSignature, cases: list[Case], manifest: dict[str, Any], device: str = "cpu"
+    role: str, path: Path, signature: GraphSignature, cases: list[Case], manifest: dict[str, Any], device: str = "cpu",
+    **sessions: Any,
 ) -> Agreement:
     """How the graph answers the stored cases.
 
     Raises:
         RepositoryError: the graph cannot run, or answers otherwise than the model did.
     """
-    limits, unopened = verification_limits(manifest["parity"]), runner_on(device, role, path, signature)
+    limits, unopened = verification_limits(manifest["parity"]), runner_on(device, role, path, signature, **sessions)
     try:
         with unopened as runner:
             agreement = compare(role, runner.run, signature, cases, limits["tie_margin"])
@@ -228,7 +233,9 @@ def _what_it_is(
     return "still answers as the exported model, but is not the file that was written"
 
 
-def _gate_again(root: Path, manifest: dict[str, Any], paths: dict[str, Path], checkpoint: Path) -> dict[str, Any]:
+def _gate_again(
+    root: Path, manifest: dict[str, Any], paths: dict[str, Path], checkpoint: Path, sessions: dict[str, Any]
+) -> dict[str, Any]:
     """The parity gate on the repository's graphs.
 
     Raises:
@@ -252,9 +259,10 @@ def _gate_again(root: Path, manifest: dict[str, Any], paths: dict[str, Path], ch
     examples = parity_examples(checkpoint, rationalizer.preprocessor, class_names=rationalizer.labels)
     limits = ParityLimits(**manifest["parity"]["limits"])
     try:
-        reports = {"pair": check_parity(rationalizer, paths["selector"], paths["predictor"], examples, limits)}
+        pair = check_parity(rationalizer, paths["selector"], paths["predictor"], examples, limits, **sessions)
+        reports = {"pair": pair}
         if "single" in paths:
-            reports["single"] = check_single_parity(rationalizer, paths["single"], examples, limits)
+            reports["single"] = check_single_parity(rationalizer, paths["single"], examples, limits, **sessions)
     except ParityError as error:
         raise RepositoryError(f"{root}: {error}; fix: rekd-export again") from None
     return {name: each.to_dict() for name, each in reports.items()}

@@ -21,28 +21,29 @@ class OnnxRuntimeRunner(Runner):
         model: path of the file, or its content.
         signature: what the graph must take and give.
         name: how messages call the graph.
-        threads: threads inside one operator; None: the cores that this process may use.
+        threads: threads inside one operator; None: the target's own choice.
+        target: the Triton backend whose sessions these are like: 'python' (in process, too) or 'onnxruntime'.
     """
 
     def __init__(
-        self, model: Path | bytes, signature: GraphSignature, name: str, *, threads: int | None = None
+        self,
+        model: Path | bytes,
+        signature: GraphSignature,
+        name: str,
+        *,
+        threads: int | None = None,
+        target: str = "python",
     ) -> None:
         super().__init__(signature, name)
         self._model = model
         self._threads = threads
+        self._target = target
         self._session = None
         self._outputs = [spec.name for spec in signature.outputs]
 
     def _activate(self) -> None:
         runtime = onnx_runtime()
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = self._threads or available_cores()
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # two steps take turns in one process: the threads of the one that waits must not spin
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        if not adds_bytes_exactly():
-            options.add_session_config_entry("session.x64quantprecision", "1")
+        options = session_options(self._target, self._threads)
         content = self._model if isinstance(self._model, bytes) else str(self._model)
         try:
             session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
@@ -67,6 +68,28 @@ class OnnxRuntimeRunner(Runner):
         except Exception as error:  # the library's exceptions share no root
             raise EngineError(f"ONNX Runtime failed on {self.name}: {error}") from None
         return dict(zip(self._outputs, outputs, strict=True))
+
+
+def session_options(target: str = "python", threads: int | None = None):
+    """``onnxruntime.SessionOptions`` as the backend of a target sets them, so that what is proved is what is served.
+
+    Args:
+        target: 'python' is the repository's own step (``triton_model.OnnxGraph``), 'onnxruntime' Triton's backend with
+            the parameters of ``triton_config``, which can set nothing else; engines' graphs are run as 'python'.
+        threads: inside one operator; None: the cores that this process may use, for 'onnxruntime' the library's choice.
+    """
+    options = onnx_runtime().SessionOptions()
+    options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False  # lengths differ from batch to batch
+    options.log_severity_level = 3
+    if target == "onnxruntime":
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 4  # with 0 its threads may be refused the cores they would be pinned to
+        return options
+    options.intra_op_num_threads = threads or available_cores()
+    # two steps take turns in one process: the threads of the one that waits must not spin
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
 
 
 def onnx_runtime():
@@ -112,17 +135,3 @@ def available_cores() -> int:
     if (wished := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
         limits.append(int(wished))
     return max(1, min(limits))
-
-
-def adds_bytes_exactly(processor: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the processor adds 8-bit products in 32 bits (VNNI): others do it in 16, where pairs of them overflow.
-
-    ONNX Runtime 1.32 can be asked for exact sums ('x64quantprecision'), but then leaves VNNI and AMX unused where they
-    are: about 2.4 times the time of an exact product that did not need it with AVX512-VNNI, up to 10 times with AMX.
-    """
-    try:
-        flags = set(processor.read_text(encoding="utf-8", errors="replace").split())
-    except OSError:  # no Linux: it is not known
-        return False
-    # with AVX512 but without its VNNI, ONNX Runtime takes the 16-bit sums of AVX512, whatever AVX-VNNI could do
-    return "avx512_vnni" in flags or ("avx_vnni" in flags and "avx512bw" not in flags)

@@ -19,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 
 from rekd_deploy.engines.base import Arrays, check_inputs, parse_device
-from rekd_deploy.engines.onnxruntime import adds_bytes_exactly, available_cores, onnx_runtime
+from rekd_deploy.engines.onnxruntime import available_cores, onnx_runtime
 from rekd_deploy.engines.onnxruntime_cuda import check_cuda, cuda_session, reason_of
 from rekd_deploy.errors import EngineError
 from rekd_deploy.signature import BATCH, LENGTH, SLOTS, GraphSignature, TensorSpec
@@ -152,8 +152,6 @@ class DeviceChain:
         options.log_severity_level = 4  # what fails is raised
         options.intra_op_num_threads = self._threads or available_cores()
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        if not adds_bytes_exactly():
-            options.add_session_config_entry("session.x64quantprecision", "1")
         content = graph.model if isinstance(graph.model, bytes) else str(graph.model)
         try:
             if self._kind == "cuda":

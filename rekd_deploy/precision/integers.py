@@ -1,9 +1,9 @@
 """int8: multiplications by weights in 8-bit integers, with scales that are constants of the graph.
 
-Activations have one scale for the tensor, calibrated; weights are signed with one scale for each column. In a graph
-for ONNX Runtime activations are unsigned and the multiplication is its operator MatMulIntegerToFloat; for others they
-are signed around 0, and it is a MatMul between QuantizeLinear and DequantizeLinear. Attention proper, layer norms,
-sums and embeddings stay float32.
+Activations have one scale for the tensor, calibrated; weights are signed with one scale for each column, and such that
+every processor adds the products exactly (``quantised_weight``). In a graph for ONNX Runtime activations are unsigned
+and the multiplication is its operator MatMulIntegerToFloat; for others they are signed around 0, and it is a MatMul
+between QuantizeLinear and DequantizeLinear. Attention proper, layer norms, sums and embeddings stay float32.
 MatMulIntegerToFloat runs on CPUs alone, so the rest of such a graph is made for CPUs, too.
 """
 
@@ -58,8 +58,14 @@ def to_int8(
 
 
 def quantised_weight(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int8 (K, N) and the scale of each column, float32 (N,), of a weight (K, N); symmetric."""
-    scales = np.maximum(np.abs(values).max(axis=0) / 127, 1e-12).astype(np.float32)
+    """int8 (K, N) and the scale of each column, float32 (N,), of a weight (K, N); symmetric.
+
+    x86 processors without VNNI add the products of rows 2k and 2k + 1 in 16 bits, which saturate. Therefore the
+    integers of one sign in such a pair add up to at most 128: 255 * 128 < 2**15. Most pairs would anyway.
+    """
+    pairs = np.pad(values, ((0, len(values) % 2), (0, 0))).reshape(-1, 2, values.shape[1])
+    most = np.maximum(np.maximum(pairs, 0).sum(axis=1), np.maximum(-pairs, 0).sum(axis=1)).max(axis=0)
+    scales = np.maximum(most / 127, 1e-12).astype(np.float32)  # 127: rounding adds up to 1
     return np.clip(np.rint(values / scales), -127, 127).astype(np.int8), scales
 
 
@@ -90,7 +96,8 @@ def _quantised(
         integers, scales = quantised_weight(numpy_helper.to_array(constants[weight]))
         int8, columns = constant(f"{weight}/int8", integers), constant(f"{weight}/scale", scales)
         if fused:
-            inputs = [f"{source}/int8", int8, scale, columns, zero]
+            # older releases of ONNX Runtime abort where the zero point is left out
+            inputs = [f"{source}/int8", int8, scale, columns, zero, constant(f"{weight}/zero", np.zeros((), np.int8))]
             nodes.append(_node("MatMulIntegerToFloat", inputs, node.output[0], node.name, domain=RUNTIME_DOMAIN))
         else:
             if f"{weight}/rounded" not in quantised:
@@ -136,7 +143,7 @@ def with_biases(model: onnx.ModelProto) -> onnx.ModelProto:
         changed = onnx.NodeProto()
         changed.CopyFrom(node)
         if node.name in folded:
-            changed.input.extend(["", folded[node.name][0]])  # no zero point: the weights are symmetric
+            changed.input.append(folded[node.name][0])
         if node.name in adders:
             bias = folded[adders[node.name]][0]
             kept = [name for name in node.input if name != bias]

@@ -42,7 +42,11 @@ class Model:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         parameters = {key: value.string_value for key, value in self.config.parameters.items()}
-        options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", 0)) or 1
+        options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", 0))
+        options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", 0))
+        options.execution_mode = onnxruntime.ExecutionMode.__members__[
+            "ORT_PARALLEL" if parameters.get("execution_mode", "0") == "1" else "ORT_SEQUENTIAL"
+        ]
         options.enable_cpu_mem_arena = parameters.get("enable_mem_arena", "1") == "1"
         options.enable_mem_pattern = parameters.get("enable_mem_pattern", "1") == "1"
         level = _LEVELS[self.config.optimization.graph.level]

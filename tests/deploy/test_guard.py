@@ -98,3 +98,22 @@ def test_positions_that_are_none(pair, texts, value):
         found = runner.run(given)
     assert np.isnan(found["logits"][0]).all()
     np.testing.assert_array_equal(found["logits"][1:], known["logits"][1:])
+
+
+@pytest.mark.parametrize("role", ["selector", "predictor", "single"])
+@pytest.mark.parametrize("beyond", [0, 1, 16])
+def test_texts_longer_than_the_model_reads(pair, role, beyond):
+    """The networks have positions for them, but were not trained on them."""
+    model, signature, plain, safe = pair
+    if model.preprocessor.settings.kind == "image":
+        pytest.skip("images have one size")
+    inputs = {"input_ids": np.full((2, model.preprocessor.positions + beyond), 7)}
+    inputs["attention_mask"] = np.ones_like(inputs["input_ids"])
+    graph = signature.graph(role)
+    if role == "predictor":
+        inputs = asked(signature, plain, inputs)
+    with OnnxRuntimeRunner(safe[role].SerializeToString(), graph, role) as runner:
+        found = runner.run({spec.name: inputs[spec.name] for spec in graph.inputs})
+    for name in {"scores", "logits", "probabilities"} & set(found):
+        assert (np.isfinite(found[name]) if beyond == 0 else np.isnan(found[name])).all(), name
+    assert role == "predictor" or found["mask"].any() == (beyond == 0)

@@ -62,7 +62,7 @@ def test_interface_stays_and_the_precision_is_the_one_asked_for(kind, precision,
 def test_a_selector_whose_rationales_int8_would_change_stays_float32():
     conversion = conversion_of("vit", "int8")
     assert conversion.precisions == {"selector": "fp32", "predictor": "int8"}
-    assert "real positions are flipped, 0.52% (limit 0.50%)" in conversion.notes["selector"]
+    assert "8 of 768 real positions are flipped, 1.04% (limit 0.50%)" in conversion.notes["selector"]
     assert conversion_of("bert", "int8").precisions == {"selector": "int8", "predictor": "int8"}
 
 
