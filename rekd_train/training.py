@@ -161,7 +161,8 @@ class _Course:
         self.pair.to(self.runtime.device)
         if not keep_policy:
             pair.policy = base_policy(config.selection)
-        if config.selection.selectable == "all" and pair.preprocessor.settings.kind != "image":
+        rules = {config.selection.selectable, teacher.policy.selectable if teacher is not None else "real"}
+        if "all" in rules and pair.preprocessor.settings.kind != "image":
             train, dev = (FullLength(split, pair.preprocessor) for split in (train, dev))
         self.train, self.dev = train, dev
         self._done = snapshot.stage if snapshot else 0

@@ -199,18 +199,23 @@ def test_stored_rules():
     assert (policy.bias, policy.budget, policy.minimum, policy.selectable) == (0.0, None, 0, "all")
 
 
-def test_where_padding_is_selectable_every_batch_has_all_of_it():
+@pytest.mark.parametrize("whose", ["student", "teacher"])
+def test_where_padding_is_selectable_every_batch_has_all_of_it(whose):
     seen = set()
     pair, train, dev = toy_texts()
-    forward = pair.selector.forward
+    teacher = toy_texts(seed=2)[0]
+    watched_pair, selection = pair, {"selectable": "all", "denominator": "all", "penalty_on": "counts", "weight": 1e-3}
+    if whose == "teacher":
+        teacher.policy = teacher.policy.model_copy(update={"selectable": "all"})
+        watched_pair, selection = teacher, {}
+    forward = watched_pair.selector.forward
 
     def watched(inputs):
         seen.add(inputs["input_ids"].shape[1])
         return forward(inputs)
 
-    pair.selector.forward = watched
-    selection = {"selectable": "all", "denominator": "all", "penalty_on": "counts", "weight": 1e-3}
-    fit(toy_config(selection=selection, stages={"compact_epochs": 0}), pair, train, dev, teacher=toy_texts(seed=2)[0])
+    watched_pair.selector.forward = watched
+    fit(toy_config(selection=selection, stages={"compact_epochs": 0}), pair, train, dev, teacher=teacher)
     assert seen == {pair.preprocessor.positions}
 
 
