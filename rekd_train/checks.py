@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from rekd_train.config import RunConfig
-from rekd_train.data import Split
-from rekd_train.errors import ConfigError, DataError
+from rekd_train.data import DataSet, Split
+from rekd_train.data.checks import check_data
+from rekd_train.errors import ConfigError
 from rekd_train.models.families import FAMILIES
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.policy import SelectionPolicy
@@ -24,14 +25,7 @@ def check_fit(
         ConfigError: the configuration asks for what its parts cannot do, or the teacher does not fit.
         DataError: labels that are no classes of the pair, one class only, no examples.
     """
-    for name, split in (("training", train), ("dev", dev)):
-        check_labels(np.asarray(split.labels), len(split), pair.labels, name)
-    present = np.unique(train.labels)
-    if len(present) < 2:
-        raise DataError(
-            f"all {len(train)} training examples are of the class '{pair.labels[int(present[0])]}'; "
-            "fix: examples of at least two classes"
-        )
+    check_data(DataSet({"train": train, "dev": dev}, tuple(pair.labels), ""), config.data.name)
     stages, family = config.stages, pair.predictor.backbone.settings.family
     if stages.rationale_epochs and stages.operator == "drop" and not FAMILIES[family].soft_masks:
         raise ConfigError(f"stages.operator is 'drop', which the family '{family}' cannot learn by; fix: 'zero'")
@@ -43,18 +37,6 @@ def check_fit(
                 "a teacher is given, but no stage learns from it; fix: distillation.classifier=true, or "
                 "stages.rationale_epochs above 0"
             )
-
-
-def check_labels(labels: np.ndarray, examples: int, names: list[str], split: str) -> None:
-    """Raise DataError unless there are examples and every label is the number of a class."""
-    if not examples or len(labels) != examples:
-        raise DataError(f"the {split} split has {examples} examples and {len(labels)} labels; fix: as many, and some")
-    if labels.min() < 0 or labels.max() >= len(names):
-        wrong = labels[(labels < 0) | (labels >= len(names))][0]
-        raise DataError(
-            f"the {split} split has the label {wrong}, the pair has {len(names)} classes (0..{len(names) - 1}); "
-            "fix: labels and class names that belong together"
-        )
 
 
 def short_texts_notice(config: RunConfig, train: Split, preprocessor: Preprocessor) -> str:

@@ -38,15 +38,15 @@ def test_what_fits_passes():
 def test_labels_that_are_no_classes():
     _, train, dev = toy_texts()
     train.labels = train.labels + 1
-    refused(DataError, r"training split has the label 2, the pair has 2 classes \(0..1\)", train=train)
+    refused(DataError, "split 'train' has the label 2; there are 2 classes, 0 to 1; fix", train=train)
     dev.labels = dev.labels - 1
-    refused(DataError, "dev split has the label -1", dev=dev)
+    refused(DataError, "split 'dev' has the label -1", dev=dev)
 
 
 def test_one_class_only_and_nothing_at_all():
     _, train, _ = toy_texts()
     train.labels = np.zeros_like(train.labels)
-    refused(DataError, "all 256 training examples are of the class 'negative'", train=train)
+    refused(DataError, "training examples are all of one class; fix", train=train)
     train.labels = train.labels[:-1]
     refused(DataError, "256 examples and 255 labels", train=train)
 
