@@ -47,7 +47,7 @@ def run_in_processes(command: list[str], processes: int) -> list[str]:
     ]  # fmt: skip
     printed = []
     for process in started:
-        output, errors = process.communicate(timeout=180)
+        output, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
         printed.append(output)
     return printed
