@@ -190,6 +190,15 @@ def read_metrics(directory: Path) -> dict[str, Any]:
     return _read_json(Path(directory) / "metrics.json")
 
 
+def dev_texts(directory: Path) -> set[str]:
+    """The texts of the dev split that a checkpoint carries; an import or a model of images has none."""
+    path = Path(directory) / EXAMPLES_FILE
+    if not path.exists():
+        return set()
+    with open(path, encoding="utf-8") as file:
+        return {json.loads(line)["text"] for line in file}
+
+
 def checkpoint_hash(directory: Path) -> str:
     """SHA-256 over the files that decide what the model computes."""
     import hashlib

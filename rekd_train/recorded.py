@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from rekd_train import checkpoint
 from rekd_train.config import RunConfig, explain
 from rekd_train.config_files import override, read_document
-from rekd_train.data import DataSet, Split, encode, is_unsplit, load_data, load_whole
+from rekd_train.data import DataSet, LabelledTexts, Split, encode, is_unsplit, load_data, load_whole
 from rekd_train.data.table_files import SUFFIXES
 from rekd_train.errors import CheckpointError, ConfigError, DataError
 from rekd_train.models.rationalizer import Rationalizer
@@ -63,26 +63,21 @@ def recorded_config(path: Path, data: str | Path | None = None, overrides: Seque
 def _named_data(data: str | Path, description: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:
     if Path(data).suffix.lower() not in SUFFIXES:
         return dict(read_document(data).get("data", {}))
-    columns = {key: value for key, value in recorded.items() if key.endswith("_column") and key != "split_column"}
-    named = not _unnamed(description["labels"])
-    return {**columns, "name": "table", "path": str(data), "labels": description["labels"] if named else []}
-
-
-def is_new(path: Path, config: RunConfig) -> bool:
-    """Whether a checkpoint was made from other data than those of this configuration, as far as it records them."""
-    recorded = checkpoint.read_description(path).get("training", {}).get("config") or {}
-    theirs, ours = recorded.get("data", {}), config.data
-    return theirs.get("name") != ours.name or Path(theirs["path"]).resolve() != Path(ours.path).resolve()
+    if recorded.get("name") != "table":
+        return {"name": "table", "path": str(data), "labels": _named(description["labels"])}
+    changes = {} if _same_path(recorded["path"], data) else {"path": str(data), "split_column": ""}
+    return {**recorded, **changes, "labels": _named(description["labels"])}
 
 
 def splits_to_measure(
-    pair: Rationalizer, config: RunConfig, split: str | None, new: bool
+    pair: Rationalizer, path: Path, config: RunConfig, split: str | None, named: bool
 ) -> tuple[dict[str, Split], str, str, str]:
-    """What to measure a pair on.
+    """What to measure the pair of a checkpoint on.
 
     Args:
+        path: the checkpoint.
         split: None: 'test'; of new data that say nothing of splits everything, which is called 'all'.
-        new: whether the pair may have seen nothing of the data.
+        named: whether the data were named for it, so that they are new unless they are the recorded ones.
 
     Returns:
         The encoded splits (the wanted one and 'dev'; 'all' alone), which of them is wanted, where the data come from,
@@ -91,16 +86,24 @@ def splits_to_measure(
     data = config.data
     unsplit = is_unsplit(data)
     shown = Path(data.path).name if data.path else f"data '{data.name}'"
+    recorded = (checkpoint.read_description(path).get("training", {}).get("config") or {}).get("data", {})
+    new = named and not (recorded.get("name") == data.name and _same_path(recorded["path"], data.path))
     if split is None and new and unsplit:
-        examples = load_whole(data, data.labels or pair.labels)
-        kind = "row" if data.modality == "text" else "image"
-        return {"all": encode(examples, pair.preprocessor)}, "all", f"{shown}, every {kind}", f"every {kind} of {shown}"
+        examples = load_whole(data, _named(pair.labels) or data.labels or pair.labels)
+        words = f"every {'row' if data.modality == 'text' else 'image'} of {shown}"
+        if isinstance(examples, LabelledTexts) and (seen := len(set(examples.texts) & checkpoint.dev_texts(path))):
+            words += f" ({seen} of them are dev examples of the checkpoint: it may have been trained on this file)"
+        return {"all": encode(examples, pair.preprocessor)}, "all", shown, words
     split = split or "test"
     found = data_for(pair, config)
     share = {"train": 1 - data.dev_share - data.test_share, "dev": data.dev_share, "test": data.test_share}[split]
     words = f"the {split} split of {shown}" + (f" ({share:.0%} of it, chosen by data.seed)" if unsplit else "")
     splits = {name: encode(found.splits[name], pair.preprocessor) for name in {split, "dev"}}
     return splits, split, found.origin, words
+
+
+def _same_path(one: str | Path, other: str | Path) -> bool:
+    return Path(one).resolve() == Path(other).resolve()
 
 
 def data_for(pair: Rationalizer, config: RunConfig) -> DataSet:
@@ -117,15 +120,16 @@ def data_for(pair: Rationalizer, config: RunConfig) -> DataSet:
 
 def check_classes(labels: Sequence[str], data: DataSet) -> None:
     """Raise DataError unless a model's classes are those of the data; see ``data_for``."""
-    if list(labels) != list(data.label_names) and not (_unnamed(labels) and len(labels) == len(data.label_names)):
+    if list(labels) != list(data.label_names) and (_named(labels) or len(labels) != len(data.label_names)):
         raise DataError(
             f"the data have {len(data.label_names)} classes ({_some(data.label_names)}), the model has {len(labels)} "
             f"({_some(labels)}); fix: the data it was trained for, classes in the same order (own data: data.labels)"
         )
 
 
-def _unnamed(labels: Sequence[str]) -> bool:
-    return list(labels) == [str(number) for number in range(len(labels))]
+def _named(labels: Sequence[str]) -> list[str]:
+    """Names of classes; none if they are but numbers."""
+    return [] if list(labels) == [str(number) for number in range(len(labels))] else list(labels)
 
 
 def start_from(pair: Rationalizer, start: Rationalizer, path: Path, data: DataSet) -> None:

@@ -19,7 +19,7 @@ from rekd_train.evaluation import measure
 from rekd_train.files import AGAIN, RESUME, cannot_write
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.observers import JsonLines, Observer, Several, Silent, TensorBoard, readings
-from rekd_train.recorded import data_for, is_new, recorded_config, splits_to_measure, start_from
+from rekd_train.recorded import data_for, recorded_config, splits_to_measure, start_from
 from rekd_train.report import evaluate
 from rekd_train.runtime import Runtime, chosen_device
 from rekd_train.state import StateStore, check_start, identity_of, training_directory
@@ -132,8 +132,7 @@ def evaluate_run(
     for model in (pair, teacher_pair):
         if model is not None:
             model.to(chosen_device(device))
-    new = data is not None and is_new(path, config)
-    splits, split, origin, measured = splits_to_measure(pair, config, split, new)
+    splits, split, origin, measured = splits_to_measure(pair, path, config, split, named=data is not None)
     report = evaluate(pair, splits, split=split, draws=draws, teacher=teacher_pair, risk=risk)
     return {"checkpoint": str(path), "data": origin, "measured": measured, **report}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -88,16 +89,37 @@ def test_a_new_file_is_measured_whole_and_the_output_says_so(trained, tmp_path, 
     report = json.loads(invoke(capsys, *arguments)[1])
     assert (report["split"], report["examples"], report["measured"]) == ("all", 31, "every row of new.csv")
     report = json.loads(invoke(capsys, *arguments, "--split", "test")[1])
-    assert (report["split"], report["examples"]) == ("test", 2), "a split that is asked for; the duplicate is dropped"
-    assert report["measured"] == "the test split of new.csv (10% of it, chosen by data.seed)"
+    share, examples = {"settings": (10, 2), "table": (30, 10)}[named]  # a table is read by the recorded settings
+    assert (report["split"], report["examples"]) == ("test", examples), "a split that is asked for; no duplicates"
+    assert report["measured"] == f"the test split of new.csv ({share}% of it, chosen by data.seed)"
 
 
 def test_the_file_it_was_trained_on_is_not_measured_whole(trained, tmp_path, capsys) -> None:
-    data = json.loads((trained / "config.json").read_text())["training"]["config"]["data"]["path"]
-    arguments = str(trained), "--data", data, "--set", "data.test_share=0.3", "--draws", "0", "--json"
-    report = json.loads(invoke(capsys, *arguments)[1])
-    assert (report["split"], report["examples"]) == ("test", 18)
+    data = Path(json.loads((trained / "config.json").read_text())["training"]["config"]["data"]["path"])
+    report = json.loads(invoke(capsys, str(trained), "--data", str(data), "--draws", "0", "--json")[1])
+    assert (report["split"], report["examples"]) == ("test", 18), "the very split of the training"
     assert report["measured"] == "the test split of texts.jsonl (30% of it, chosen by data.seed)"
+    moved = shutil.copy(data, tmp_path / "moved.jsonl")
+    example = {"text": json.loads(data.read_text().splitlines()[0])["text"], "label": "negative"}
+    copy = shutil.copytree(trained, tmp_path / "run")
+    (copy / "examples.jsonl").write_text(json.dumps(example) + "\n")
+    report = json.loads(invoke(capsys, str(copy), "--data", str(moved), "--draws", "0", "--json")[1])
+    assert report["measured"] == (
+        "every row of moved.jsonl (1 of them are dev examples of the checkpoint: it may have been trained on this file)"
+    )
+
+
+def test_a_new_file_is_read_by_the_model_s_classes_whatever_its_order(trained, tmp_path, capsys) -> None:
+    rows(tmp_path / "new.csv", 30, "the film was")
+    settings = tmp_path / "new.toml"
+    labels = '["positive", "negative"]'
+    settings.write_text(f'name = "x"\n[data]\nname = "table"\npath = "{tmp_path}/new.csv"\nlabels = {labels}\n')
+    arguments = "--draws", "0", "--json", "--set", "data.rationale_column="
+    whole = [
+        json.loads(invoke(capsys, str(trained), "--data", str(data), *arguments)[1])["classification"]
+        for data in (settings, tmp_path / "new.csv")
+    ]
+    assert whole[0] == whole[1] and whole[0]["per_class"]["negative"]["support"] == 16
 
 
 def test_a_new_file_with_splits_of_its_own_keeps_them(trained, tmp_path, capsys) -> None:
