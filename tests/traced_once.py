@@ -62,13 +62,14 @@ class TracedOnce:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def traced_once(request):
+def traced_once(request, tmp_path_factory):
     if not any("deploy" in item.path.parts for item in request.session.items):
         yield  # what exports nothing need not load the exporter
         return
     from rekd_deploy import export
 
-    folder = request.config.cache.mkdir("graphs") / origin()
+    cache = getattr(request.config, "cache", None)  # None: switched off by -p no:cacheprovider
+    folder = (cache.mkdir("graphs") if cache else tmp_path_factory.mktemp("graphs")) / origin()
     for other in folder.parent.iterdir():
         if other != folder:
             shutil.rmtree(other, ignore_errors=True)
