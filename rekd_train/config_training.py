@@ -125,8 +125,8 @@ class StagesConfig(Section):
         0.5, ge=0, le=1, description="share of those batches in which random features are dropped"
     )
     selector_warm_start: float | None = Field(
-        None, ge=0, description="epochs of the selector's own warm start where its sizes are not the "
-        "predictor's, whose weights it would start from; none: classifier_epochs",
+        None, ge=0, description="epochs of the selector's own warm start where its sizes are not the predictor's, "
+        "whose weights it would start from, or it has pretrained ones of its own; none: classifier_epochs",
     )  # fmt: skip
     rationale_epochs: float = Field(
         1.0, ge=0, description="epochs in which both learn together; with a teacher: distillation"

@@ -63,7 +63,7 @@ def test_several_are_all_told(tmp_path):
 def test_tensorboard_is_asked_for_by_name_where_it_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
-    with pytest.raises(MissingExtraError, match=r"rekd\[tensorboard\]"):
+    with pytest.raises(MissingExtraError, match=r"\[tensorboard\]"):
         TensorBoard(tmp_path)
 
 
