@@ -28,4 +28,5 @@ if ! .venv-gpu/bin/python -I -m pip --disable-pip-version-check --no-input insta
     rm -rf .venv-gpu
     stop "pip failed ($(tail -n 1 "$scratch/log")); fix: check the network, then again"
 fi
+rm -rf .venv-gpu/lib/python*/site-packages/nvidia/cu*/lib # the headers are wanted; ONNX Runtime would load the runtime
 printf '%s\n' "$wanted" >.venv-gpu/installed

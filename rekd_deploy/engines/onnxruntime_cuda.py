@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from functools import cache
 from io import StringIO
 from typing import Any
@@ -57,6 +57,12 @@ def cuda_session(content: bytes | str, options: Any, *, device: int, captured: b
     return session
 
 
+def forget_errors() -> None:
+    """Clear what a failed call left in this thread: ONNX Runtime would take it for a failure of its next kernel."""
+    with suppress(OSError):  # found by name, since it is loaded already
+        ctypes.CDLL(f"libcudart.so.{onnx_runtime().cuda_version.split('.')[0]}").cudaGetLastError()
+
+
 def reason_of(error: Exception) -> str:
     """The first line of what ONNX Runtime raised, with the fix where it is known."""
     text = str(error).strip()
@@ -64,7 +70,13 @@ def reason_of(error: Exception) -> str:
         return f"cuDNN is missing; fix: {install_command('gpu')}"
     if found := re.search(r"Invalid device ID: (\d+), must be between 0 \(inclusive\) and (\d+)", text):
         return f"there is no GPU {found[1]}; this machine has {found[2]}; fix: choose another"
-    if "Failed to allocate memory" in text or "out of memory" in text:
+    if "graph capture" in text:
+        return (
+            "some of its operators have no kernels for GPUs, as those of int8; fix: export it again, with --precision "
+            "fp32 or fp16"
+        )
+    # 900: something was asked for while capturing, which is memory that was not left before
+    if any(sign in text for sign in ("Failed to allocate memory", "out of memory", "CUDA failure 900")):
         return "the GPU has no memory left; fix: smaller batches, or end what else runs there"
     return text.splitlines()[0] if text else type(error).__name__
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from rekd_deploy.engines.base import Arrays, check_inputs, parse_device
 from rekd_deploy.engines.onnxruntime import available_cores, onnx_runtime
-from rekd_deploy.engines.onnxruntime_cuda import check_cuda, cuda_session, reason_of
+from rekd_deploy.engines.onnxruntime_cuda import check_cuda, cuda_session, forget_errors, reason_of
 from rekd_deploy.errors import EngineError
 from rekd_deploy.signature import BATCH, LENGTH, SLOTS, GraphSignature, TensorSpec
 
@@ -117,6 +117,7 @@ class DeviceChain:
             try:
                 outputs = self._shape(tuple(sorted(axes.items()))).run(filled, self._outputs)
             except Exception as error:  # the library's exceptions share no root
+                error.__traceback__ = None  # its frames would keep the sessions
                 self._release()  # half of something may be left, of a capture or of memory
                 if isinstance(error, EngineError):
                     raise
@@ -140,6 +141,8 @@ class DeviceChain:
                 else:
                     self._shapes.popitem(last=False)
             if not self._sessions:
+                if self._kind == "cuda":
+                    forget_errors()
                 self._sessions = [self._session(graph) for graph in self._graphs]
             number = len(self._shapes) if self._captured else None
             self._shapes[key] = _Shape(self._sessions, self._graphs, dict(key), self._kind, self._index, number)

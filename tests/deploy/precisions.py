@@ -34,14 +34,20 @@ def traced_for_gpu(kind: str) -> dict[str, onnx.ModelProto]:
 
 
 def gpu_graphs(kind: str, precision: str, folder: Path) -> list[Path]:
-    """Files of all that ONNX Runtime runs on a GPU, both steps in one graph among them, guarded and not."""
+    """Files of all that ONNX Runtime runs on a GPU, each with both steps in one graph, too.
+
+    'plain' is fused for GPUs, 'guarded' what Triton runs by itself, 'python' what lies in the usual repository.
+    """
     model, signature = model_of(kind), pair_signature(model_of(kind))
     models = convert_pair(
         traced_for_gpu(kind), precision, signature, head_layers(model), model.preprocessor, examples_of(model),
         fused=True,
     ).models
     paths = []
-    for name, graphs in (("plain", models), ("guarded", guarded_pair(models, model, signature))):
+    kinds = {
+        "plain": models, "guarded": guarded_pair(models, model, signature), "python": converted(kind, precision),
+    }
+    for name, graphs in kinds.items():
         (folder / name).mkdir()
         paths += write_graphs(graphs, folder / name, signature, True, True).values()
     return paths

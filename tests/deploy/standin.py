@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
@@ -28,7 +29,7 @@ def libraries() -> Path:
         pytest.skip("there is no environment .venv-gpu; fix: make environment")
     if shutil.which("gcc") is None:
         pytest.skip("there is no gcc; fix: apt-get install gcc libc6-dev")
-    folder = Path(mkdtemp(prefix="rekd-standin-"))
+    folder = _folder()
     (headers,) = PYTHON.parents[1].glob("lib/python*/site-packages/nvidia/cu*/include")
     subprocess.run(
         ["gcc", "-shared", "-fPIC", "-w", f"-I{headers}", "-o", folder / "standin.so",
@@ -40,6 +41,12 @@ def libraries() -> Path:
     return folder
 
 
+def _folder() -> Path:
+    folder = mkdtemp(prefix="rekd-standin-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
 def run(program: str, *arguments: str | Path, without: str = "") -> list[Any]:
     """The JSON lines that a program prints.
 
@@ -48,7 +55,7 @@ def run(program: str, *arguments: str | Path, without: str = "") -> list[Any]:
     """
     folder = libraries()
     if without:
-        folder = Path(shutil.copytree(folder, mkdtemp(prefix="rekd-standin-"), symlinks=True, dirs_exist_ok=True))
+        folder = shutil.copytree(folder, _folder(), symlinks=True, dirs_exist_ok=True)
         (folder / without).unlink()
     done = subprocess.run(
         [PYTHON, ROOT / "tests" / "standin" / program, *arguments],

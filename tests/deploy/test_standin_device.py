@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import standin
-from precisions import gpu_graphs, model_of
+from precisions import conversion_of, model_of, traced_for_gpu
 
 from rekd_deploy.graphs import pair_signature
 
@@ -16,16 +16,18 @@ REPLAY = {"to_device": 2, "to_host": 3, "replay": 2}
 """Of two graphs with two inputs, three outputs of which are read."""
 
 
-@pytest.fixture(scope="module")
-def chain(tmp_path_factory):
-    """A folder with the graphs of a pair, and what they take and give."""
-    standin.libraries()
-    folder = tmp_path_factory.mktemp("chain")
-    signature, paths = pair_signature(model_of("bert")), gpu_graphs("bert", "fp32", folder)
-    plain = {path.stem: path for path in paths if path.parent.name == "plain"}
-    steps = [(str(plain[role]), signature.graph(role), role) for role in ("selector", "predictor")]
+def chain_of(folder, models):
+    """A folder with what the programs read: the graphs of a pair, and what they take and give."""
+    signature = pair_signature(model_of("bert"))
+    steps = [(models[role].SerializeToString(), signature.graph(role), role) for role in ("selector", "predictor")]
     (folder / "chain.pickle").write_bytes(pickle.dumps(steps))
     return folder
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    standin.libraries()
+    return chain_of(tmp_path_factory.mktemp("chain"), traced_for_gpu("bert"))
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +80,8 @@ def test_what_is_missing_is_one_line_with_the_fix(chain, life):
         assert line is not None and said in line and "; fix: " in line and "\n" not in line, (library, line)
     assert life["no such device"].endswith("there is no GPU 3; this machine has 1; fix: choose another")
     assert standin.run("refusals.py", chain) == [None]
+
+
+def test_a_graph_that_a_gpu_cannot_run_whole_is_refused(tmp_path):
+    (line,) = standin.run("refusals.py", chain_of(tmp_path, conversion_of("bert", "int8").models))
+    assert "no kernels for GPUs, as those of int8; fix: export it again" in line and "\n" not in line
