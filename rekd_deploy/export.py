@@ -207,14 +207,7 @@ def write_graphs(
 
 def _longest(rationalizer: Rationalizer) -> int:
     """Largest size of the axis 'length'; of no meaning for images, whose axes are all fixed."""
-    preprocessor = rationalizer.preprocessor
-    longest = min(module.backbone.settings.positions for module in (rationalizer.selector, rationalizer.predictor))
-    if preprocessor.settings.kind == "text" and preprocessor.positions > longest:
-        raise ExportError(
-            f"max_length is {preprocessor.positions}, but the networks have {longest} position embeddings; fix: train "
-            "with data.max_length at most that"
-        )
-    return longest
+    return min(module.backbone.settings.positions for module in (rationalizer.selector, rationalizer.predictor))
 
 
 def onnx_from_module(

@@ -6,12 +6,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import make_rationalizer
 
 from rekd_deploy import onnx_model
 from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.errors import ExportError
-from rekd_deploy.export import export, export_graphs
+from rekd_deploy.export import export
 
 
 @pytest.fixture(scope="module")
@@ -126,11 +125,6 @@ def test_same_checkpoint_gives_the_same_bytes(artefacts, checkpoint, tmp_path, f
 def test_an_opset_that_servers_lack_is_refused(checkpoint, tmp_path):
     with pytest.raises(ExportError, match="opset 23 is not served; opsets: 18, 19, 20"):
         export(checkpoint, tmp_path, opset=23)
-
-
-def test_texts_longer_than_the_position_embeddings_are_refused(tmp_path):
-    with pytest.raises(ExportError, match="max_length is 65, but the networks have 64 position embeddings"):
-        export_graphs(make_rationalizer(max_length=65), tmp_path)
 
 
 def test_a_frozen_axis_is_found_and_named(artefacts):
