@@ -71,7 +71,7 @@ def test_max_batch_size_reaches_the_configs(published):
 def test_a_failing_gate_leaves_the_old_repository(checkpoint, tmp_path, monkeypatch):
     import rekd_deploy.export
 
-    def refuse(*arguments):
+    def refuse(*arguments, **sessions):
         raise ParityError("a class logit differs")
 
     root = tmp_path / "repository"

@@ -212,6 +212,6 @@ def test_a_bad_row_is_named_and_other_requests_of_its_batch_are_answered(served)
         wanted = wire.answer(raw)
         asked = [pool.submit(wire.answer, raw) for _ in range(10)]
         code, detail = wire.grpc_refusal(replace(bad))
-        assert code is grpc.StatusCode.INVALID_ARGUMENT and f"{kind} 1 " in detail
+        assert code is grpc.StatusCode.INVALID_ARGUMENT and f"{kind} 2 " in detail  # counted from 1
         for each in asked:
             same(each.result(), wanted, "beside a bad one")
