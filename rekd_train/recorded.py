@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from rekd_train import checkpoint
 from rekd_train.config import RunConfig, explain
-from rekd_train.config_files import override, read_document
+from rekd_train.config_files import override, read_document, with_current_names
 from rekd_train.data import DataSet, LabelledTexts, Split, encode, is_unsplit, load_data, load_whole
 from rekd_train.data.table_files import SUFFIXES
 from rekd_train.errors import CheckpointError, ConfigError, DataError
@@ -45,6 +45,7 @@ def recorded_config(path: Path, data: str | Path | None = None, overrides: Seque
             )
         document = {role: description[role] for role in ("selector", "predictor")} | _NAMED_FOR_IT
         document["name"] = description.get("training", {}).get("name", Path(path).name)
+    document = with_current_names(document)
     if data is not None:
         document = document | {"data": _named_data(data, description, document.get("data", {}))}
         if "max_length" in description["preprocessing"]:

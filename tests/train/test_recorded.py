@@ -135,6 +135,12 @@ def test_a_record_is_used_and_can_be_changed(rationalizer, tmp_path):
         training={"name": "x", "config": record | {"selection": record["selection"] | {"minimum": 1}}},
     )  # fmt: skip
     assert recorded_config(old).selection.minimum == 1, "as it was trained, not today's default"
+    stages = {("criterion" if key == "best_metric" else key): value for key, value in record["stages"].items()}
+    older = checkpoint.save(
+        rationalizer, tmp_path / "older", training={"name": "x", "config": record | {"stages": stages}}
+    )
+    assert recorded_config(older) == recorded_config(path)
+    assert recorded_config(older, None, ["stages.best_metric=macro_f1"]).stages.best_metric == "macro_f1"
     changed = recorded_config(path, None, ["selection.target=0.05"])
     assert changed.selection.target == 0.05 and changed.seed == 7
 
