@@ -91,7 +91,7 @@ def test_an_import_is_calibrated_compacted_and_evaluated_with_data_that_are_name
     settings.write_text(f'name = "mine"\n[data]\nname = "table"\npath = "{texts}"\n')
     calibrated, compacted = tmp_path / "calibrated", tmp_path / "compacted"
     assert command("calibrate", imported, "--data", settings, "--target", 0.2, "--set", "selection.budget=0.3",
-                   "--output", calibrated, "--json") == 0  # fmt: skip
+                   "--set", "selection.minimum=1", "--output", calibrated, "--json") == 0  # fmt: skip
     pair = checkpoint.load(calibrated)
     assert pair.policy.budget == 0.3 and pair.policy.selectable == "real"
     assert checkpoint.read_metrics(calibrated)["dev"]["rate"] == pytest.approx(0.2, abs=0.05)
