@@ -90,7 +90,9 @@ def splits_to_measure(
     recorded = (checkpoint.read_description(path).get("training", {}).get("config") or {}).get("data", {})
     new = named and not (recorded.get("name") == data.name and _same_path(recorded["path"], data.path))
     if split is None and new and unsplit:
-        examples = load_whole(data, _named(pair.labels) or data.labels or pair.labels)
+        names = _named(pair.labels) or data.labels or pair.labels
+        check_classes(pair.labels, DataSet({}, tuple(names), shown))
+        examples = load_whole(data, names)
         words = f"every {'row' if data.modality == 'text' else 'image'} of {shown}"
         if isinstance(examples, LabelledTexts) and (seen := len(set(examples.texts) & checkpoint.dev_texts(path))):
             words += f" ({seen} of them are dev examples of the checkpoint: it may have been trained on this file)"

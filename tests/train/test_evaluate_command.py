@@ -122,6 +122,15 @@ def test_a_new_file_is_read_by_the_model_s_classes_whatever_its_order(trained, t
     assert whole[0] == whole[1] and whole[0]["per_class"]["negative"]["support"] == 16
 
 
+def test_a_new_file_with_more_classes_than_a_model_that_names_none_is_refused(tmp_path, capsys) -> None:
+    imported = checkpoint.save(make_rationalizer(labels=("0", "1")), tmp_path / "imported", training={"name": "i"})
+    arguments = str(imported), "--data", str(rows(tmp_path / "new.csv", 30, "the film was")), "--draws", "0", "--json"
+    code, _, error = invoke(capsys, *arguments, "--set", 'data.labels=["negative", "positive", "mixed"]')
+    assert code == 1 and "the data have 3 classes (negative, positive, mixed), the model has 2 (0, 1); fix: " in error
+    code, out, _ = invoke(capsys, *arguments, "--set", 'data.labels=["negative", "positive"]')
+    assert code == 0 and json.loads(out)["examples"] == 31
+
+
 def test_a_new_file_with_splits_of_its_own_keeps_them(trained, tmp_path, capsys) -> None:
     folder = tmp_path / "new"
     folder.mkdir()
