@@ -88,6 +88,8 @@ def test_a_new_file_is_measured_whole_and_the_output_says_so(trained, tmp_path, 
     arguments = str(trained), "--data", str(data), "--draws", "0", "--set", "data.rationale_column=", "--json"
     report = json.loads(invoke(capsys, *arguments)[1])
     assert (report["split"], report["examples"], report["measured"]) == ("all", 31, "every row of new.csv")
+    warned = "warning: on every row of new.csv no example is predicted as" in " ".join(out.split())
+    assert warned == bool(report["classification"]["never_predicted"])
     report = json.loads(invoke(capsys, *arguments, "--split", "test")[1])
     share, examples = {"settings": (10, 2), "table": (30, 10)}[named]  # a table is read by the recorded settings
     assert (report["split"], report["examples"]) == ("test", examples), "a split that is asked for; no duplicates"
