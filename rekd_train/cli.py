@@ -197,7 +197,7 @@ def evaluate(
         table.add_row("" if section == previous else section, figure, value)
         previous = section
     Console().print(table)
-    for line in class_warnings({report["split"]: report["classification"]["never_predicted"]}):
+    for line in class_warnings({report["measured"]: report["classification"]["never_predicted"]}):
         typer.echo(line)
 
 

@@ -71,9 +71,9 @@ class _Bars:
 
 
 def class_warnings(never: dict[str, list[str]]) -> list[str]:
-    """A line for each split on which a class is predicted for no example; ``never``: those classes by split."""
+    """A line wherever classes are predicted for no example; ``never``: those classes by what was measured."""
     return [
-        f"warning: on {split} no example is predicted as {', '.join(names)}; fix: --set data.class_weights=balanced, "
-        "--set stages.best_metric=macro_f1, or more examples"
-        for split, names in never.items() if names
+        f"warning: on {measured} no example is predicted as {', '.join(names)}; "
+        "fix: --set data.class_weights=balanced, --set stages.best_metric=macro_f1, or more examples"
+        for measured, names in never.items() if names
     ]  # fmt: skip

@@ -45,6 +45,7 @@ def read_document(source: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, 
         raise ConfigError(f"{path} does not exist") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    document = with_current_names(document)
     if "extends" not in document:
         return document
     base = document.pop("extends")
@@ -64,6 +65,15 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def with_current_names(document: dict[str, Any]) -> dict[str, Any]:
+    """A document of an older version, so that what extends or overrides it replaces the same keys."""
+    stages = document.get("stages")
+    if not isinstance(stages, dict) or "criterion" not in stages or "best_metric" in stages:
+        return document
+    renamed = {"best_metric" if key == "criterion" else key: value for key, value in stages.items()}
+    return document | {"stages": renamed}
+
+
 def override(document: dict[str, Any], text: str) -> str | None:
     """Apply one ``key=value`` to a document; returns the mistake, if any."""
     key, equals, raw = text.partition("=")
@@ -73,7 +83,7 @@ def override(document: dict[str, Any], text: str) -> str | None:
         value = tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
         value = raw
-    *parents, last = key.split(".")
+    *parents, last = ("stages.best_metric" if key == "stages.criterion" else key).split(".")
     target = document
     for parent in parents:
         target = target.setdefault(parent, {})

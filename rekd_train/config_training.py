@@ -15,7 +15,9 @@ class SelectionConfig(Section):
     target: float = Field(
         0.10, gt=0, le=1, description="mean share of the features to keep: trained for, calibrated on dev"
     )
-    budget: float | None = Field(0.15, gt=0, le=1, description="largest share kept of any one input; none: no limit")
+    budget: float | None = Field(
+        0.15, gt=0, le=1, description="largest share kept of any one input, unless minimum is more; none: no limit"
+    )
     minimum: int = Field(3, ge=0, description="least features kept of any input that has so many; images: 1 by default")
     weight: float = Field(20.0, ge=0, description="weight (lambda) of the penalty for keeping more or less than target")
     penalty_per: Literal["batch", "example"] = Field(
@@ -36,7 +38,8 @@ class SelectionConfig(Section):
         "real", description="what may be kept: real features, or 'all' positions (the paper); 'all' pads to full length"
     )
     decision: Literal["calibrated", "argmax", "top-k"] = Field(
-        "calibrated", description="stored rule: bias fitted on dev, no bias, or exactly target x features of each input"
+        "calibrated",
+        description="stored rule: bias fitted on dev, no bias, or exactly target x features (minimum, if more) of each",
     )
 
     @model_validator(mode="after")

@@ -27,7 +27,6 @@ class Observer(Protocol):
     def evaluated(self, values: dict[str, float]) -> None:
         """The dev split was measured; ``values["best"]`` is 1 if no earlier state of the stage was better."""
 
-
     def note(self, text: str) -> None:
         """Something the user should know before training; no error."""
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from rekd_train import checkpoint
 from rekd_train.config import RunConfig, explain
-from rekd_train.config_files import override, read_document
+from rekd_train.config_files import override, read_document, with_current_names
 from rekd_train.data import DataSet, LabelledTexts, Split, encode, is_unsplit, load_data, load_whole
 from rekd_train.data.table_files import SUFFIXES
 from rekd_train.errors import CheckpointError, ConfigError, DataError
@@ -45,6 +45,7 @@ def recorded_config(path: Path, data: str | Path | None = None, overrides: Seque
             )
         document = {role: description[role] for role in ("selector", "predictor")} | _NAMED_FOR_IT
         document["name"] = description.get("training", {}).get("name", Path(path).name)
+    document = with_current_names(document)
     if data is not None:
         document = document | {"data": _named_data(data, description, document.get("data", {}))}
         if "max_length" in description["preprocessing"]:
@@ -89,7 +90,9 @@ def splits_to_measure(
     recorded = (checkpoint.read_description(path).get("training", {}).get("config") or {}).get("data", {})
     new = named and not (recorded.get("name") == data.name and _same_path(recorded["path"], data.path))
     if split is None and new and unsplit:
-        examples = load_whole(data, _named(pair.labels) or data.labels or pair.labels)
+        names = _named(pair.labels) or data.labels or pair.labels
+        check_classes(pair.labels, DataSet({}, tuple(names), shown))
+        examples = load_whole(data, names)
         words = f"every {'row' if data.modality == 'text' else 'image'} of {shown}"
         if isinstance(examples, LabelledTexts) and (seen := len(set(examples.texts) & checkpoint.dev_texts(path))):
             words += f" ({seen} of them are dev examples of the checkpoint: it may have been trained on this file)"

@@ -20,6 +20,7 @@ from rekd_train.files import RESUME, cannot_write
 FILE = "state.pt"
 LOG = "log.jsonl"
 VERSION = 1
+_ANEW = "--overwrite instead of --resume, to begin anew"
 _HASHED_AT_ONCE = 512
 """Examples that are read together to recognise the data again."""
 
@@ -94,14 +95,14 @@ class StateStore:
             identity, snapshot = content["identity"], Snapshot(**content["snapshot"])
         except (OSError, RuntimeError, EOFError, KeyError, TypeError, UnpicklingError) as error:
             problem = " ".join(str(error).split())[:200]
-            raise TrainingError(f"{self.path} cannot be read ({problem}); fix: delete it and start again") from None
+            raise TrainingError(f"{self.path} cannot be read ({problem}); fix: {_ANEW}") from None
         if content["version"] != VERSION:
-            raise TrainingError(f"{self.path} is of another version of rekd; fix: delete it and start again")
+            raise TrainingError(f"{self.path} is of another version of rekd; fix: {_ANEW}")
         changed = sorted(set(_differences(identity, self._identity)) - {f"config.{key}" for key in ADJUSTABLE})
         if changed:
             raise ConfigError(
-                f"{self.path} is the state of another run: {', '.join(changed)} differ; fix: the same settings, or "
-                "without --resume to start again"
+                f"{self.path} is the state of another run: {', '.join(changed)} differ; "
+                f"fix: the same settings, or {_ANEW}"
             )
         return snapshot
 
@@ -121,7 +122,8 @@ def check_start(output: Path, resume: bool, overwrite: bool) -> None:
     directory = training_directory(output)
     state, log = directory / FILE, directory / LOG
     if resume and not state.exists():
-        raise ConfigError(f"nothing to resume: {state} does not exist; fix: the same command without --resume")
+        anew = _ANEW if log.exists() else "the same command without --resume"
+        raise ConfigError(f"nothing to resume: {state} does not exist; fix: {anew}")
     if resume or overwrite:
         return
     if state.exists():

@@ -21,6 +21,7 @@ def check_data(data: DataSet, name: str) -> None:
         if len(examples) != len(examples.labels):
             counts = f"{len(examples)} examples and {len(examples.labels)} labels"
             mistakes.append(f"the split '{split}' has {counts}; fix: one label for each")
+            continue
         low, high = int(examples.labels.min()), int(examples.labels.max())
         if low < 0 or high >= len(data.label_names):
             wrong = low if low < 0 else high

@@ -37,8 +37,6 @@ def table(config: DataConfig) -> DataSet:
         MissingExtraError: pandas or pyarrow is not installed.
     """
     parts, problems = _parts(config)
-    names = class_names({split: part.labels for split, part in parts.items()}, config.labels)
-    _refuse(config, parts, names, problems)
     found = find_duplicates(
         {split: part.texts for split, part in parts.items()},
         {split: part.labels for split, part in parts.items()},
@@ -47,6 +45,8 @@ def table(config: DataConfig) -> DataSet:
     )
     for split, rows in found.kept.items():
         parts[split].keep(rows)
+    names = class_names({split: part.labels for split, part in parts.items()}, config.labels)
+    _refuse(config, parts, names, problems)
     splits = {split: part.examples(names) for split, part in parts.items()}
     return DataSet(
         splits=completed(splits, config.dev_share, config.test_share, config.seed),

@@ -32,7 +32,7 @@ def test_the_bias_meets_the_target_and_lies_midway_between_two_scores(readings, 
     near = torch.from_numpy(cut_margins(scores.numpy(), selectable.numpy(), rule)) < (above - below).item() / 4
     noise = (torch.rand(scores.shape, generator=torch.Generator().manual_seed(1)) - 0.5) * (above - below) / 4
     changed = apply_policy(scores + noise, selectable, rule, 6) != mask
-    assert not (changed & ~near).any() and changed.sum() <= near.sum()
+    assert not (changed & ~near).any()
 
 
 def test_a_target_that_the_budget_forbids_gives_the_largest_useful_bias(readings):

@@ -49,6 +49,8 @@ def test_one_class_only_and_nothing_at_all():
     refused(DataError, "training examples are all of one class; fix", train=train)
     train.labels = train.labels[:-1]
     refused(DataError, "256 examples and 255 labels", train=train)
+    train.labels = train.labels[:0]
+    refused(DataError, "256 examples and 0 labels", train=train)
 
 
 def test_a_family_that_cannot_learn_by_dropping():

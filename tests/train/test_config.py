@@ -212,3 +212,17 @@ def test_labels_are_different_names_of_own_data(tmp_path):
     assert run_config(path, ['data.labels=["b", "a"]']).data.labels == ("b", "a")
     assert "labels ['a', 'b', 'b'] must be different" in mistakes_of(path, ['data.labels=["a", "b", "b"]'])
     assert "'imdb' name their own classes" in mistakes_of("demo_student", ['data.labels=["a", "b"]'])
+
+
+def test_a_setting_by_its_older_name_replaces_the_one_of_today(tmp_path):
+    def kept(name: str, text: str, *overrides: str) -> str:
+        (tmp_path / name).write_text(text)
+        return run_config(tmp_path / name, overrides).stages.best_metric
+
+    stages = '[stages]\ncriterion = "accuracy"\n'
+    assert run_config("paper_imdb_bert_tiny_re").stages.best_metric == "extraction_loss"
+    assert kept("old.toml", f'extends = "paper_imdb_bert_tiny_re"\nname = "x"\n{stages}') == "accuracy"
+    assert kept("new.toml", 'extends = "old.toml"\n[stages]\nbest_metric = "macro_f1"\n') == "macro_f1"
+    assert kept("new.toml", 'extends = "old.toml"\n', "stages.criterion=macro_f1") == "macro_f1"
+    with pytest.raises(ConfigError, match="stages.criterion: unknown key"):
+        kept("both.toml", f'name = "x"\n{stages}best_metric = "macro_f1"\n')

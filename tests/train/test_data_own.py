@@ -174,6 +174,9 @@ def test_a_text_with_contradicting_labels_is_named(tmp_path):
     data = load_data(config(write(tmp_path / "a.csv", rows)))
     assert data.duplicates == 3
     assert data.contradictions == ("line 3 'neg' (kept), line 43 'pos', line 44 'pos': 'bad text, number 1'",)
+    data = load_data(config(write(tmp_path / "b.csv", [*ROWS, ROWS[0] | {"label": "pso"}])))
+    assert data.label_names == ("neg", "pos"), "no class without an example"
+    assert data.contradictions == ("line 2 'pos' (kept), line 42 'pso': 'good text, number 0'",)
     write(tmp_path / "train.csv", rows[:20])
     write(tmp_path / "test.csv", [*rows[20:40], ROWS[3] | {"label": "pos"}])
     data = load_data(config(tmp_path))

@@ -88,6 +88,8 @@ def test_a_new_file_is_measured_whole_and_the_output_says_so(trained, tmp_path, 
     arguments = str(trained), "--data", str(data), "--draws", "0", "--set", "data.rationale_column=", "--json"
     report = json.loads(invoke(capsys, *arguments)[1])
     assert (report["split"], report["examples"], report["measured"]) == ("all", 31, "every row of new.csv")
+    warned = "warning: on every row of new.csv no example is predicted as" in " ".join(out.split())
+    assert warned == bool(report["classification"]["never_predicted"])
     report = json.loads(invoke(capsys, *arguments, "--split", "test")[1])
     share, examples = {"settings": (10, 2), "table": (30, 10)}[named]  # a table is read by the recorded settings
     assert (report["split"], report["examples"]) == ("test", examples), "a split that is asked for; no duplicates"
@@ -120,6 +122,15 @@ def test_a_new_file_is_read_by_the_model_s_classes_whatever_its_order(trained, t
         for data in (settings, tmp_path / "new.csv")
     ]
     assert whole[0] == whole[1] and whole[0]["per_class"]["negative"]["support"] == 16
+
+
+def test_a_new_file_with_more_classes_than_a_model_that_names_none_is_refused(tmp_path, capsys) -> None:
+    imported = checkpoint.save(make_rationalizer(labels=("0", "1")), tmp_path / "imported", training={"name": "i"})
+    arguments = str(imported), "--data", str(rows(tmp_path / "new.csv", 30, "the film was")), "--draws", "0", "--json"
+    code, _, error = invoke(capsys, *arguments, "--set", 'data.labels=["negative", "positive", "mixed"]')
+    assert code == 1 and "the data have 3 classes (negative, positive, mixed), the model has 2 (0, 1); fix: " in error
+    code, out, _ = invoke(capsys, *arguments, "--set", 'data.labels=["negative", "positive"]')
+    assert code == 0 and json.loads(out)["examples"] == 31
 
 
 def test_a_new_file_with_splits_of_its_own_keeps_them(trained, tmp_path, capsys) -> None:

@@ -91,7 +91,7 @@ def test_an_import_is_calibrated_compacted_and_evaluated_with_data_that_are_name
     settings.write_text(f'name = "mine"\n[data]\nname = "table"\npath = "{texts}"\n')
     calibrated, compacted = tmp_path / "calibrated", tmp_path / "compacted"
     assert command("calibrate", imported, "--data", settings, "--target", 0.2, "--set", "selection.budget=0.3",
-                   "--output", calibrated, "--json") == 0  # fmt: skip
+                   "--set", "selection.minimum=1", "--output", calibrated, "--json") == 0  # fmt: skip
     pair = checkpoint.load(calibrated)
     assert pair.policy.budget == 0.3 and pair.policy.selectable == "real"
     assert checkpoint.read_metrics(calibrated)["dev"]["rate"] == pytest.approx(0.2, abs=0.05)
@@ -135,6 +135,12 @@ def test_a_record_is_used_and_can_be_changed(rationalizer, tmp_path):
         training={"name": "x", "config": record | {"selection": record["selection"] | {"minimum": 1}}},
     )  # fmt: skip
     assert recorded_config(old).selection.minimum == 1, "as it was trained, not today's default"
+    stages = {("criterion" if key == "best_metric" else key): value for key, value in record["stages"].items()}
+    older = checkpoint.save(
+        rationalizer, tmp_path / "older", training={"name": "x", "config": record | {"stages": stages}}
+    )
+    assert recorded_config(older) == recorded_config(path)
+    assert recorded_config(older, None, ["stages.best_metric=macro_f1"]).stages.best_metric == "macro_f1"
     changed = recorded_config(path, None, ["selection.target=0.05"])
     assert changed.selection.target == 0.05 and changed.seed == 7
 

@@ -106,6 +106,8 @@ def test_the_state_and_the_log_of_another_run_are_not_replaced_unasked(command, 
     before = contents(tmp_path)
     code, error = command()
     assert code == 1 and "log.jsonl is the log of an earlier run; fix: " in error and "--overwrite" in error
+    code, error = command("--resume")
+    assert code == 1 and "nothing to resume" in error and "fix: --overwrite" in error, "without it the log is refused"
     assert contents(tmp_path) == before
     assert command("--overwrite") == (0, "")
 
@@ -139,6 +141,7 @@ def test_an_interrupted_run_goes_on_and_keeps_its_log(command, tmp_path, monkeyp
     monkeypatch.setattr(runs.StateStore, "save", save)
     code, error = command("--set", "seed=7", "--resume")
     assert code == 1 and "state of another run: config.seed differ" in error
+    assert "fix: the same settings, or --overwrite instead of --resume" in error
     assert command("--resume") == (0, "")
     starts = [(line["stage"], line["step"]) for line in log_of(tmp_path) if line["event"] == "stage"]
     assert starts[:2] == [("classifier", 0), ("classifier", saved[2])]

@@ -67,7 +67,7 @@ def test_a_damaged_state_is_named(damage, tmp_path):
     store.save(Snapshot(pair={"w": torch.zeros(1000)}))
     whole = store.path.read_bytes()
     store.path.write_bytes(whole[:2000] if damage is None else damage)
-    with pytest.raises(TrainingError, match=r"state\.pt cannot be read .*fix: delete it"):
+    with pytest.raises(TrainingError, match=r"state\.pt cannot be read .*fix: --overwrite instead of --resume"):
         store.load()
 
 
