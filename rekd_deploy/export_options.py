@@ -202,6 +202,11 @@ class ExportOptions:
                 mistakes.append(
                     f"{self.parity_texts} holds texts, but the checkpoint reads images; fix: leave out --parity-texts"
                 )
+        elif self.lengths and facts.policy.selectable == "all":
+            mistakes.append(
+                f"lengths {_listed(self.lengths)} are not for {facts.directory}: its rationale may hold padding, so "
+                f"every text must have all {facts.preprocessor.positions} positions; fix: leave out --lengths"
+            )
         else:
             shortest, longest = shortest_bucket(facts), facts.preprocessor.positions
             for length in self.lengths:
