@@ -43,8 +43,8 @@ class Artefacts:
     def joins_lengths(self) -> bool:
         """Whether short texts may be padded to run with longer ones.
 
-        Not where padding may be selected: more of it changes the answer. Not where an engine has several ranges of lengths:
-        the predictor would get a short text with the slots of the longer one, and no profile accepts that.
+        Not where padding may be selected: more of it changes the answer. Not where an engine has several ranges of
+        lengths: the predictor would get a short text with the slots of the longer one, and no profile accepts that.
         """
         if self.preprocessor.settings.kind != "text" or self.manifest.get("policy", {}).get("selectable") != "real":
             return False

@@ -72,11 +72,9 @@ def parity_examples(
     return Examples(texts_from_vocabulary(preprocessor), "generated")
 
 
-def served_lengths(
-    preprocessor: Preprocessor, policy: SelectionPolicy, lengths: tuple[int, ...]
-) -> Preprocessor:
-    """``with_lengths``; where padding may be selected, the model's limit alone: there padding counts, so every text must
-    have as much of it as in training."""
+def served_lengths(preprocessor: Preprocessor, policy: SelectionPolicy, lengths: tuple[int, ...]) -> Preprocessor:
+    """``with_lengths``; where padding may be selected, the model's limit alone: there padding counts, so every text
+    must have as much of it as in training."""
     alone = policy.selectable == "all" and isinstance(preprocessor, TextPreprocessor)
     return with_lengths(preprocessor, (preprocessor.positions,) if alone else lengths)
 

@@ -154,7 +154,7 @@ def test_flavours_differ_in_what_their_backends_read_alone(rationalizer):
 
 @pytest.mark.parametrize(("lengths", "joined"), [(None, True), ((48,), True), ((40, 48), False)])
 def test_texts_of_two_ranges_of_an_engine_are_not_joined(rationalizer, lengths, joined):
-    """The shorter one would go on with the slots of the longer one, a shape that no profile of the predictor accepts."""
+    """The shorter one would go on with the slots of the longer one: no profile of the predictor accepts that."""
     signature, nothing = pair_signature(rationalizer), Path("not needed")
     manifest = {"policy": rationalizer.policy.model_dump()}
     made = Artefacts(signature, nothing, nothing, rationalizer.preprocessor, tuple(rationalizer.labels), manifest)
