@@ -11,6 +11,7 @@ from rekd_deploy.checkpoint_facts import CheckpointFacts
 from rekd_deploy.engine_export import EngineRequest
 from rekd_deploy.parity_report import RUNTIME_PRECISIONS, Precision
 from rekd_deploy.triton_config import ENGINES, TARGETS, ServingSettings
+from rekd_deploy.triton_model import usable_cores
 from rekd_train.errors import ConfigError
 
 GPU_PRECISIONS: tuple[Precision, ...] = tuple(each for each in RUNTIME_PRECISIONS if each != "int8")
@@ -225,7 +226,7 @@ class ExportOptions:
 
 def machine() -> dict[str, int]:
     """What an export can use here: cores, and GPUs whose driver is loaded."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores() if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {"cores": cores, "gpus": len(list(Path("/proc/driver/nvidia/gpus").glob("*")))}
 
 
