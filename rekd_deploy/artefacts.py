@@ -38,3 +38,16 @@ class Artefacts:
         """The ONNX files by role."""
         pair = {"selector": self.selector, "predictor": self.predictor}
         return pair if self.single is None else {**pair, "single": self.single}
+
+    @property
+    def joins_lengths(self) -> bool:
+        """Whether short texts may be padded to run with longer ones.
+
+        Not where padding may be selected: more of it changes the answer. Not where an engine has several ranges of
+        lengths: the predictor would get a short text with the slots of the longer one, and no profile accepts that.
+        """
+        if self.preprocessor.settings.kind != "text" or self.manifest.get("policy", {}).get("selectable") != "real":
+            return False
+        engines = [entry.get("engine", {}) for entry in self.manifest.get("artefacts", {}).values()]
+        ids = [profile["input_ids"] for engine in engines for profile in engine.get("profiles", ())]
+        return len({(smallest[1], largest[1]) for smallest, _, largest in ids}) <= 1

@@ -13,6 +13,7 @@ import numpy as np
 
 from rekd_deploy.text_source import TextSource
 from rekd_train.errors import CheckpointError, InputError
+from rekd_train.policy import SelectionPolicy
 from rekd_train.preprocess import TextPreprocessor
 from rekd_train.preprocess_image import ImageSettings
 from rekd_train.preprocessors import Preprocessor
@@ -69,6 +70,13 @@ def parity_examples(
     if own.is_file() and own.stat().st_size:
         return _of_file(own, limit, class_names, "checkpoint")
     return Examples(texts_from_vocabulary(preprocessor), "generated")
+
+
+def served_lengths(preprocessor: Preprocessor, policy: SelectionPolicy, lengths: tuple[int, ...]) -> Preprocessor:
+    """``with_lengths``; where padding may be selected, the model's limit alone: there padding counts, so every text
+    must have as much of it as in training."""
+    alone = policy.selectable == "all" and isinstance(preprocessor, TextPreprocessor)
+    return with_lengths(preprocessor, (preprocessor.positions,) if alone else lengths)
 
 
 def with_lengths(preprocessor: Preprocessor, lengths: tuple[int, ...]) -> Preprocessor:

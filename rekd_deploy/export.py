@@ -15,7 +15,7 @@ from torch import nn
 from rekd_deploy import onnx_model
 from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.errors import ExportError
-from rekd_deploy.examples import Examples, parity_examples, with_lengths
+from rekd_deploy.examples import Examples, parity_examples, served_lengths
 from rekd_deploy.fusion import fuse
 from rekd_deploy.fusion_cpu import norms_apart
 from rekd_deploy.fusion_embedding import embeddings_together
@@ -89,7 +89,7 @@ def export(
             f"{', '.join(RUNTIME_PRECISIONS)}, or an engine"
         )
     rationalizer = load(checkpoint)
-    rationalizer.preprocessor = with_lengths(rationalizer.preprocessor, lengths)
+    rationalizer.preprocessor = served_lengths(rationalizer.preprocessor, rationalizer.policy, lengths)
     signature = pair_signature(rationalizer)
     examples = parity_examples(
         checkpoint, rationalizer.preprocessor, parity_texts, class_names=rationalizer.labels

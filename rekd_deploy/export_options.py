@@ -11,6 +11,7 @@ from rekd_deploy.checkpoint_facts import CheckpointFacts
 from rekd_deploy.engine_export import EngineRequest
 from rekd_deploy.parity_report import RUNTIME_PRECISIONS, Precision
 from rekd_deploy.triton_config import ENGINES, TARGETS, ServingSettings
+from rekd_deploy.triton_model import usable_cores
 from rekd_train.errors import ConfigError
 
 GPU_PRECISIONS: tuple[Precision, ...] = tuple(each for each in RUNTIME_PRECISIONS if each != "int8")
@@ -202,6 +203,11 @@ class ExportOptions:
                 mistakes.append(
                     f"{self.parity_texts} holds texts, but the checkpoint reads images; fix: leave out --parity-texts"
                 )
+        elif self.lengths and facts.policy.selectable == "all":
+            mistakes.append(
+                f"lengths {_listed(self.lengths)} are not for {facts.directory}: its rationale may hold padding, so "
+                f"every text must have all {facts.preprocessor.positions} positions; fix: leave out --lengths"
+            )
         else:
             shortest, longest = shortest_bucket(facts), facts.preprocessor.positions
             for length in self.lengths:
@@ -220,7 +226,7 @@ class ExportOptions:
 
 def machine() -> dict[str, int]:
     """What an export can use here: cores, and GPUs whose driver is loaded."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores() if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {"cores": cores, "gpus": len(list(Path("/proc/driver/nvidia/gpus").glob("*")))}
 
 

@@ -15,7 +15,7 @@ from rekd_deploy.engine_parity import reason_not_to_run
 from rekd_deploy.engines.onnxruntime import check_flavours
 from rekd_deploy.engines.tensorrt_library import PRODUCTS, load_library
 from rekd_deploy.errors import RepositoryError
-from rekd_deploy.examples import with_lengths
+from rekd_deploy.examples import served_lengths
 from rekd_deploy.export_options import ExportOptions, machine
 from rekd_deploy.raw_input import RAW, raw_configs
 from rekd_deploy.repository import next_versions, refuse_foreign_folder
@@ -137,7 +137,7 @@ def plan_export(checkpoint: str | Path, root: str | Path, options: ExportOptions
     refuse_foreign_folder(root)
     options, kept = _with_what_is_there(options, root, facts)
     refuse_unwritable_place(root)
-    preprocessor = with_lengths(facts.preprocessor, options.lengths)
+    preprocessor = served_lengths(facts.preprocessor, facts.policy, options.lengths)
     nothing = Path("not exported yet")
     artefacts = Artefacts(
         facts.signature, nothing, nothing, preprocessor, facts.labels, {"policy": facts.policy.model_dump()},

@@ -5,7 +5,7 @@ reference score lies within ``tie_margin`` of its cut, or, in a lower precision,
 Logits are compared on the *same* mask, the graph's; classes and accuracy end to end, each on its own mask.
 The decision inside the selector's graph is moreover held against the written specification, exactly:
 on the graph's own scores everywhere, and on scores constructed to tie (rekd_deploy.parity_cases).
-The sessions are those of the target: its options, its threads.
+The sessions are those of the target: its options, and its threads where the export sets them.
 """
 
 from __future__ import annotations

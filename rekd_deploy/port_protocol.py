@@ -54,7 +54,11 @@ def _plain_protocol(address: Address) -> str | None:
     except OSError:
         pass  # what has come until then counts
     if answer.startswith(b"HTTP/1."):
-        return None if b"HTTPS" in answer else "http"  # "The plain HTTP request was sent to HTTPS port"
+        if b"HTTPS" in answer:  # "The plain HTTP request was sent to HTTPS port"
+            return None
+        # a proxy may speak both on one port, and route gRPC alone
+        asked = address.protocol == "grpc" and not address.encrypted
+        return None if asked and answer[8:12] != b" 200" else "http"
     return "grpc" if answer[3:4] == bytes([_SETTINGS]) else None
 
 

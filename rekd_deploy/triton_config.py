@@ -116,9 +116,8 @@ def build_configs(artefacts: Artefacts, settings: ServingSettings, target: str =
         parameters[MAX_LENGTH] = str(preprocessor.positions)
         if preprocessor.settings.kind == "text":
             parameters[VOCABULARY_SIZE] = str(preprocessor.vocabulary_size)
-            # a model that may choose padding, too, answers otherwise with more of it
-            if artefacts.manifest.get("policy", {}).get("selectable") == "real":
-                parameters[PAD_ID] = str(preprocessor.special_ids["pad"])
+        if artefacts.joins_lengths:
+            parameters[PAD_ID] = str(preprocessor.special_ids["pad"])
         if engine is not None:
             parameters[ENGINE] = engine
     elif target == "onnxruntime":

@@ -1,6 +1,7 @@
 """Preflight and environment, with faked interpreters and system tools on a PATH of their own."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -426,6 +427,15 @@ def test_missing_images_are_told_in_one_line_before_anything_is_made(tmp_path):
 
 
 # skips in CI
+
+
+def test_ci_installs_every_package_without_which_a_test_skips():
+    said = re.compile(r"pytest\.skip\(.*(?:apt-get install|Debian package) ([a-z0-9][a-z0-9 .+-]*)")
+    sources = (path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    names = {name for source in sources for found in said.findall(source) for name in found.split(" is ")[0].split()}
+    assert {"nginx-light", "gcc", "libc6-dev", "qemu-user", "dataset-fashion-mnist"} <= names
+    installed = (ROOT / ".ci" / "run").read_text(encoding="utf-8").split()
+    assert names <= set(installed), "a skip for want of one fails there"
 
 
 @pytest.mark.parametrize(

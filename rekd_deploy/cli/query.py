@@ -218,7 +218,12 @@ def _predict_chunk(
 def _write_json(prediction: Prediction, record: Mapping[str, Any]) -> None:
     """One line: the record's keys, then the answer's; a key that both have is the record's as ``input_KEY``."""
     answer = prediction.to_dict()
-    own = {f"input_{key}" if key in answer else key: value for key, value in record.items()}
+    own = {key: value for key, value in record.items() if key not in answer}
+    for key in (key for key in record if key in answer):
+        name = f"input_{key}"
+        while name in own:  # answers of an earlier run have such a key already
+            name = f"input_{name}"
+        own[name] = record[key]
     plain_ascii = "utf" not in (sys.stdout.encoding or "").lower()
     sys.stdout.write(json.dumps(finite({**own, **answer}), ensure_ascii=plain_ascii, default=str) + "\n")
 

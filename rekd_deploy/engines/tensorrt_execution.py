@@ -181,6 +181,8 @@ class EngineExecution:
             ExecutionError: no profile accepts the shapes, a type is wrong, or the GPU failed.
         """
         with self._lock:
+            if self._context is None:
+                raise ExecutionError("the engine is closed; fix: open it again")
             return self._run(inputs)
 
     def _run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
@@ -217,9 +219,10 @@ class EngineExecution:
         return f"{self._cuda.name} ({self._cuda.capability})"
 
     def close(self) -> None:
-        """Let go of the engine and all device memory."""
-        self._context = self._engine = self._runtime = None
-        self._cuda.close()
+        """Let go of the engine and all device memory, after the request that runs."""
+        with self._lock:
+            self._context = self._engine = self._runtime = None
+            self._cuda.close()
 
     def _choose_profile(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         fitting = [index for index, profile in enumerate(self.profiles) if _accepts(profile, shapes)]

@@ -14,7 +14,7 @@ from conftest import make_image_rationalizer, make_rationalizer
 from rekd_deploy.checkpoint_facts import read_facts
 from rekd_deploy.errors import ExportError, RepositoryError
 from rekd_deploy.examples import with_lengths
-from rekd_deploy.export_options import ExportOptions, shortest_bucket
+from rekd_deploy.export_options import ExportOptions, machine, shortest_bucket
 from rekd_deploy.export_plan import plan_export
 from rekd_deploy.graphs import pair_signature
 from rekd_deploy.publish import publish
@@ -148,6 +148,15 @@ def test_the_machine_decides_where_onnxruntime_runs_unless_it_is_said(monkeypatc
         assert ExportOptions(target="onnxruntime", gpu=True).serving.gpu is True
         assert ExportOptions(target="onnxruntime", gpu=False).serving.gpu is False
         assert ExportOptions().serving.gpu is False
+
+
+def test_a_container_has_the_cores_of_its_quota(monkeypatch, tmp_path):
+    (tmp_path / "cpu.max").write_text("200000 100000")
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(64))
+    monkeypatch.setattr("rekd_deploy.triton_model.usable_cores.__defaults__", (str(tmp_path / "cpu.max"),))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # a setting of this shell, not of the server
+    assert machine()["cores"] == 2
+    assert ExportOptions(target="onnxruntime", gpu=False).serving.threads == 1
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from conftest import make_rationalizer
 from families import KINDS, assert_same_answers, some_images
 from test_triton_model import ask, started, utilities, watched  # noqa: F401  a fixture
 
@@ -12,11 +13,17 @@ from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.errors import ExportError, ParityError
 from rekd_deploy.examples import Examples
 from rekd_deploy.export import export
+from rekd_deploy.export_options import ExportOptions
+from rekd_deploy.export_plan import plan_export
 from rekd_deploy.parity import check_single_parity
 from rekd_deploy.pipeline import Pipeline
+from rekd_deploy.publish import publish
 from rekd_deploy.repository import write_repository
 from rekd_deploy.triton_config import PREDICTOR, SELECTOR, read_config
+from rekd_deploy.verify import verify
 from rekd_train.checkpoint import save
+from rekd_train.errors import ConfigError
+from rekd_train.policy import SelectionPolicy
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -42,6 +49,19 @@ def test_pipeline_answers_as_the_model(family, texts, single_graph):
     with Pipeline(repository, batch_size=4, single_graph=single_graph) as pipeline:
         assert_same_answers(pipeline.predict(many), model.predict(many))
         assert_same_answers(pipeline.predict(many[:1]), model.predict(many[:1]))
+
+
+def test_where_padding_counts_every_text_is_served_with_all_of_it(texts, tmp_path):
+    policy = SelectionPolicy(bias=None, budget=0.25, minimum=1, selectable="all")
+    model = make_rationalizer(policy=policy)
+    checkpoint = save(model, tmp_path / "checkpoint")
+    publish(checkpoint, tmp_path / "repository")
+    with Pipeline(tmp_path / "repository", batch_size=4) as pipeline:
+        assert pipeline.preprocessor.settings.buckets == (48,)
+        assert_same_answers(pipeline.predict(texts), model.predict(texts))
+    verify(tmp_path / "repository", checkpoint=checkpoint)
+    with pytest.raises(ConfigError, match="lengths 16 are .*may hold padding.*fix: leave out --lengths"):
+        plan_export(checkpoint, tmp_path / "repository", ExportOptions(lengths=(16,)))
 
 
 def test_padding_for_a_longer_neighbour_changes_no_answer(family, utilities):  # noqa: F811

@@ -153,6 +153,14 @@ def test_json_keeps_what_came_with_a_text(ask, server, tmp_path):
     assert Prediction.from_dict(first).label == first["label"]
 
 
+def test_answers_that_are_asked_about_again_lose_nothing(ask, server, tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"text": "good film", "label": "second", "input_label": "first"}\n')
+    _, out, _ = ask("--file", path, "--json")
+    answer = json.loads(out)
+    assert (answer["input_label"], answer["input_input_label"]) == ("first", "second")
+
+
 def test_a_table_is_read_by_its_columns(ask, server, tmp_path):
     path = tmp_path / "reviews.csv"
     path.write_text("number,review\n1,a good film\n2,a bad plot\n")

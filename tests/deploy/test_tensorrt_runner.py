@@ -101,6 +101,19 @@ def test_threads_that_share_an_engine_get_their_own_answers(runner, artefacts, s
         np.testing.assert_array_equal(scores, expected[turn % 12])
 
 
+def test_closing_waits_for_the_request_that_runs(runner):
+    runner.__enter__()
+    execution = runner.execution
+    with ThreadPoolExecutor(1) as threads:
+        with execution._lock:
+            closing = threads.submit(runner.__exit__, None, None, None)
+            with pytest.raises(TimeoutError):
+                closing.result(0.2)
+        closing.result(5)
+    with pytest.raises(tensorrt_execution.ExecutionError, match="is closed"):
+        execution.run(tokens(1, 3))
+
+
 def test_what_is_given_back_belongs_to_the_context_that_is_current(runner, driver):
     with runner:
         runner.run(tokens(1, 3))

@@ -20,6 +20,7 @@ from rekd_deploy.errors import (
     ServerBusyError,
     ServerUnavailableError,
 )
+from rekd_deploy.port_protocol import with_protocol
 from rekd_deploy.retry import RetryPolicy
 from rekd_deploy.transport import _STATUS_ERRORS, open_transport, typed_error
 from rekd_deploy.transport_grpc import GrpcTransport
@@ -251,8 +252,19 @@ def test_servers_that_are_not_trusted(authority, roots, listener, scheme, mistak
         assert proxy.connections <= (3 if mistake == "no TLS" else 1)
 
 
-def _greet(listener):
+def _greet(listener, status="400 Bad Request"):
     connection, _ = listener.accept()
     with connection:
         connection.recv(1000)
-        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        connection.sendall(f"HTTP/1.1 {status}\r\n\r\n".encode())
+
+
+@pytest.mark.parametrize(("status", "known"), [("200 OK", True), ("503 Service Unavailable", False)])
+def test_a_proxy_for_grpc_that_also_speaks_http_is_taken_at_its_word(listener, status, known):
+    """It may route gRPC alone, and what it said of the server behind it is the reason."""
+    address = Address.parse(f"127.0.0.1:{listener.getsockname()[1]}")
+    greeting = threading.Thread(target=_greet, args=(listener, status), daemon=True)
+    greeting.start()
+    error = ServerUnavailableError("no healthy upstream")
+    found = with_protocol(error, address)
+    assert (found is error) is not known and ("seems to speak HTTP" in str(found)) is known

@@ -11,6 +11,8 @@ from reference_repository import FLAVOURS, REFERENCES, ROOT, reference_configs
 
 from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.config_rules import config_mistakes
+from rekd_deploy.engine_export import EngineRequest, plan_engines
+from rekd_deploy.engines.tensorrt_library import PRODUCTS
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.graphs import pair_signature
 from rekd_deploy.model_files import model_files
@@ -148,6 +150,20 @@ def test_flavours_differ_in_what_their_backends_read_alone(rationalizer):
             for tensor in other.input:
                 tensor.allow_ragged_batch = True
             assert {f.name for f in one.DESCRIPTOR.fields if getattr(one, f.name) != getattr(other, f.name)} <= own
+
+
+@pytest.mark.parametrize(("lengths", "joined"), [(None, True), ((48,), True), ((40, 48), False)])
+def test_texts_of_two_ranges_of_an_engine_are_not_joined(rationalizer, lengths, joined):
+    """The shorter one would go on with the slots of the longer one: no profile of the predictor accepts that."""
+    signature, nothing = pair_signature(rationalizer), Path("not needed")
+    manifest = {"policy": rationalizer.policy.model_dump()}
+    made = Artefacts(signature, nothing, nothing, rationalizer.preprocessor, tuple(rationalizer.labels), manifest)
+    request = EngineRequest(8, batches=(1, 8), lengths=lengths)
+    planned = plan_engines(made, PRODUCTS["tensorrt-rtx"], request)
+    configs = build_configs(planned, ServingSettings(max_batch_size=8))
+    for name in (SELECTOR, PREDICTOR):
+        assert {tensor.allow_ragged_batch for tensor in configs[name].input} == {joined}
+    assert config_mistakes(configs) == []
 
 
 def test_instance_groups_for_cpus_one_gpu_and_several(rationalizer):
