@@ -85,8 +85,8 @@ class Verification:
         for role, check in self.engines.items():
             state = "unverified" if is_built(check.entry) else "unverified, not built yet"
             outcome = f"{state}: {check.reason}" if check.reason else (
-                f"{check.entry['status']} on {check.entry['gpu']}, precision {check.entry['observed']}, "
-                f"{check.agreement.rows} stored rows"
+                f"{check.entry['status']} on {check.entry['gpu']}, {check.entry['precision']} asked for, "
+                f"{check.entry['observed']} observed, {check.agreement.rows} stored rows"
             )
             lines.append(f"{role} engine {outcome}")
         if not self.graphs:

@@ -18,7 +18,7 @@ from rekd_deploy.errors import EngineError
 from rekd_deploy.signature import GraphSignature
 from rekd_train.files import sha256, write_bytes
 
-UNVERIFIED, VERIFIED = "unverified", "verified"
+UNVERIFIED, VERIFIED, UNKNOWN = "unverified", "verified", "precision unknown"
 DATA_TYPES = {"int64": "INT64", "float32": "FLOAT", "bool": "BOOL", "uint8": "UINT8"}
 """A signature's types as the library calls them."""
 

@@ -24,10 +24,14 @@ _IN_REPORT = {
     "fp16": r"half|fp16", "bf16": r"bf16|bfloat16", "fp32": r"float|fp32|float32", "int8": r"int8", "fp8": r"fp8",
     "fp4": r"fp4", "int4": r"int4", "int32": r"int32", "int64": r"int64", "bool": r"bool", "uint8": r"uint8",
 }
-"""Words of the inspector's `Format/Datatype`: "Half", "Row major linear FP16 format", ..."""
+"""Words of the inspector: "Half", "Row major linear FP16 format", ..."""
 _WORDS = {
     name: re.compile(rf"(?<![a-z0-9])(?:{words})(?![a-z0-9])", re.IGNORECASE) for name, words in _IN_REPORT.items()
 }
+_TYPE_KEYS = ("Datatype", "DataType", "Format/Datatype")
+"""Where the inspector tells a tensor's type: TensorRT 11 and RTX, their lists of inputs and outputs, TensorRT 10."""
+_FUSED = "ForeignNode"
+"""In the name of a layer that is a compiled part of the graph: its inputs and outputs say nothing of its inside."""
 _IN_ONNX = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}
 _DOMAINS = ("", "ai.onnx")
 _COMPUTED = {"fp32", "fp16", "bf16", "int8", "fp8", "fp4", "int4"}
@@ -73,8 +77,8 @@ def report_types(report: str) -> dict[str, int]:
         report: ``get_engine_information`` in JSON.
 
     Returns:
-        Counts by type, 'unknown' among them for words that are not understood; empty where the report does not tell
-        (an engine built without details).
+        Counts by type, 'unknown' among them for words that are not understood and for the inside of each part that was
+        compiled as one layer; empty where the report does not tell (an engine built without details).
 
     Raises:
         EngineError: the report is not JSON.
@@ -87,10 +91,11 @@ def report_types(report: str) -> dict[str, int]:
 
 
 def _formats(layer: Mapping[str, Any]) -> Iterator[str]:
+    if _FUSED in str(layer.get("Name")):
+        yield "not told"
     for kind in ("Inputs", "Outputs"):
         for tensor in layer.get(kind, []):
-            if isinstance(tensor, dict) and "Format/Datatype" in tensor:
-                yield tensor["Format/Datatype"]
+            yield from [str(tensor[key]) for key in _TYPE_KEYS if isinstance(tensor, dict) and key in tensor][:1]
 
 
 def _word(text: str) -> str:
@@ -102,22 +107,29 @@ def observed_precision(types: Mapping[str, int], precision: str, name: str) -> s
     """The precision that an engine of these types computes in.
 
     Returns:
-        ``precision``, or 'not available' where no type that numbers are computed in is known.
+        ``precision``, or 'not available' where the report does not show it: no type that numbers are computed in is
+        known, or some types are unknown and the others, as the fp32 that an engine of any precision takes and gives,
+        do not decide.
 
     Raises:
         EngineError: it is not the precision that was asked for.
     """
-    if not _COMPUTED & set(types):
+    computed = _COMPUTED & set(types)
+    decides = precision != "fp32" and precision in computed
+    if not computed or ("unknown" in types and not decides and not computed - _allowed(precision)):
         return NOT_AVAILABLE
     _check(types, precision, f"the engine of {name}")
     return precision
 
 
-def _check(types: Mapping[str, int], precision: str, what: str) -> None:
+def _allowed(precision: str) -> set[str]:
     """fp32 means nothing else; any other means some of it, and beside it fp32 (int8 also half precision)."""
+    return {precision, "fp32"} | ({"fp16", "bf16"} if precision == "int8" else set())
+
+
+def _check(types: Mapping[str, int], precision: str, what: str) -> None:
     computed = {kind for kind in types if kind in _COMPUTED}
-    allowed = {precision, "fp32"} | ({"fp16", "bf16"} if precision == "int8" else set())
-    if precision not in computed or computed - allowed:
+    if precision not in computed or computed - _allowed(precision):
         found = ", ".join(f"{count} of {kind}" for kind, count in types.items() if kind in _COMPUTED) or "none"
         raise EngineError(
             f"{what} was to compute in {precision}; its tensors: {found}; fix: export again with "

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rekd_deploy.engines.tensorrt import TensorRTRunner
-from rekd_deploy.engines.tensorrt_build import VERIFIED
+from rekd_deploy.engines.tensorrt_build import UNKNOWN, VERIFIED
 from rekd_deploy.engines.tensorrt_library import load_library
-from rekd_deploy.engines.tensorrt_types import observed_precision, report_types
+from rekd_deploy.engines.tensorrt_types import NOT_AVAILABLE, observed_precision, report_types
 from rekd_deploy.errors import EngineError
 from rekd_deploy.signature import GraphSignature
 from rekd_train.files import sha256
@@ -48,7 +48,7 @@ def verify_engine(
 
     Returns:
         The entry, completed: ``observed``, ``engine_types``, ``gpu`` and ``status`` 'verified'. Where the library
-        tells no types, ``observed`` stays 'not available'.
+        does not tell enough of the types, ``observed`` stays 'not available' and ``status`` is 'precision unknown'.
 
     Raises:
         EngineError: the file is altered or stale, cannot be loaded here, or is not what the entry says.
@@ -71,10 +71,11 @@ def verify_engine(
             raise EngineError(f"{path} has the profiles {execution.profiles}, the manifest says {wanted}")
         types = report_types(execution.report())
         gpu = execution.gpu
+    observed = observed_precision(types, manifest_entry["precision"], path.name)
     return {
         **manifest_entry,
-        "observed": observed_precision(types, manifest_entry["precision"], path.name),
+        "observed": observed,
         "engine_types": types,
         "gpu": gpu,
-        "status": VERIFIED,
+        "status": UNKNOWN if observed == NOT_AVAILABLE else VERIFIED,
     }

@@ -155,7 +155,7 @@ class FakeLibrary:
     def __init__(self, driver: FakeDriver, version: str = "1.7.1.116") -> None:
         self.driver, self.__version__ = driver, version
         self.plans: dict[bytes, tuple[str, list]] = {}
-        self.report = {"Layers": [{"Outputs": [{"Format/Datatype": "Float"}]}]}
+        self.report = {"Layers": [{"Outputs": [{"Format": "Row major (kLINEAR)", "Datatype": "Float"}]}]}
         self.loaded: list[FakeEngine] = []
 
         class Logger:

@@ -170,7 +170,15 @@ def test_a_foreign_engine_is_refused_and_the_gpu_given_back(runner, plan, librar
 # verification
 
 
-def test_verification_completes_the_entry(plan, entry, signature, library, artefacts):
+def fused(*types: str) -> dict:
+    """A layer that TensorRT has compiled a whole graph into, as its inspector shows it: what goes in and comes out."""
+    outputs = [{"Name": str(index), "Datatype": text} for index, text in enumerate(types)]
+    return {"Name": "{ForeignNode[/embed/Gather.../head/Add]}", "LayerType": "Myelin", "Outputs": outputs}
+
+
+@pytest.mark.parametrize("tensor", [{"Format/Datatype": "Float"}, {"Format": "(kLINEAR)", "Datatype": "Float"}])
+def test_verification_completes_the_entry(plan, entry, signature, library, artefacts, tensor):
+    library.report = {"Layers": [{"Name": "a layer", "Outputs": [tensor]}]}
     completed = verify_engine(plan, entry, signature, graph=artefacts.selector)
     added = {"observed": "fp32", "engine_types": {"fp32": 1}, "gpu": "Fake RTX (sm89)", "status": "verified"}
     assert completed == {**entry, **added}
@@ -181,8 +189,21 @@ def test_verification_finds_an_engine_of_another_precision(plan, entry, signatur
     entry["precision"] = "fp16"
     with pytest.raises(EngineError, match="the engine of model.plan was to compute in fp16; its tensors: 1 of fp32"):
         verify_engine(plan, entry, signature)
-    library.report = {"Layers": ["relu"]}  # built without details
-    assert verify_engine(plan, entry, signature)["observed"] == "not available"
+    library.report = {"Layers": [{"Name": "a", "Outputs": [{"Format": "N/A", "Datatype": "Float"}]}]}  # TensorRT 11
+    with pytest.raises(EngineError, match="the engine of model.plan was to compute in fp16; its tensors: 1 of fp32"):
+        verify_engine(plan, entry, signature)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [["relu"], [{"Name": "a", "Outputs": [{"Format/Type": "Half"}]}], [fused("Float")]],
+    ids=["built without details", "keys of a version to come", "one compiled part with fp32 around it"],
+)
+def test_what_cannot_be_read_back_is_not_called_verified(plan, entry, signature, library, layers):
+    entry["precision"] = "fp16"
+    library.report = {"Layers": layers}
+    completed = verify_engine(plan, entry, signature)
+    assert (completed["observed"], completed["status"]) == ("not available", "precision unknown")
 
 
 @pytest.mark.parametrize(
@@ -220,6 +241,9 @@ def test_types_are_read_from_reports_of_all_versions():
     report = json.dumps({"Layers": [layer(text) for text in texts] + ["a layer without details"], "Bindings": []})
     counts = {"bf16": 2, "bool": 1, "fp16": 2, "fp32": 2, "int64": 1, "int8": 2, "uint8": 1, "unknown": 1}
     assert report_types(report) == counts
+    split = [{"Format": "Format not available due to dynamic shapes", "Datatype": text} for text in ("Half", "Float")]
+    report = json.dumps({"Layers": [{"Name": "a", "Inputs": split[:1], "Outputs": split}, fused("Float", "Int64")]})
+    assert report_types(report) == {"fp16": 2, "fp32": 2, "int64": 1, "unknown": 1}
     assert report_types('{"Layers": ["a", "b"]}') == {}
     for broken in ("", "[]", "Layers:"):
         with pytest.raises(EngineError, match="report cannot be read"):
@@ -235,6 +259,11 @@ def test_types_are_read_from_reports_of_all_versions():
         ({"int8": 9, "fp16": 3, "fp32": 1}, "int8", "int8"),
         ({"unknown": 4, "int64": 1}, "fp16", "not available"),
         ({}, "fp16", "not available"),
+        ({"unknown": 1, "fp32": 2}, "fp16", "not available"),
+        ({"unknown": 1, "fp32": 2}, "fp32", "not available"),
+        ({"unknown": 1, "fp16": 2, "fp32": 1}, "fp16", "fp16"),
+        ({"unknown": 1, "fp16": 2}, "int8", "not available"),
+        ({"unknown": 1, "fp16": 2}, "fp32", None),
         ({"fp32": 10}, "fp16", None),
         ({"fp32": 9, "fp16": 1}, "fp32", None),
         ({"bf16": 9, "fp16": 1}, "bf16", None),
