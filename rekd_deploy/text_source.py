@@ -164,5 +164,5 @@ def _decoded(raw: bytes) -> str | Fault:
 def _json(line: str) -> object:
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # brackets without end
         return None

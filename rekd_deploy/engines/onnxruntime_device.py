@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -76,10 +78,14 @@ class DeviceChain:
         self._shapes: OrderedDict[tuple[tuple[str, int], ...], _Shape] = OrderedDict()
         self._active = False
         self._lock = Lock()  # one request at a time: the buffers of a shape are shared
+        self._worker: ThreadPoolExecutor | None = None
+        """Of captured graphs: ONNX Runtime keeps them for the thread that captured them, so all run in one."""
 
     def __enter__(self) -> Self:
         if self._kind == "cuda":
             check_cuda()
+        if self._captured:
+            self._worker = ThreadPoolExecutor(1, "rekd-graphs")
         self._active = True
         return self
 
@@ -88,6 +94,9 @@ class DeviceChain:
     ) -> None:
         with self._lock:  # what is running ends first
             self._active = False
+            if self._worker is not None:
+                self._worker.shutdown()
+                self._worker = None
             self._release()
 
     @property
@@ -115,7 +124,8 @@ class DeviceChain:
             if not self._active:
                 raise EngineError("the graphs are not running; use them inside a `with` block")
             try:
-                outputs = self._shape(tuple(sorted(axes.items()))).run(filled, self._outputs)
+                work = partial(self._answer, tuple(sorted(axes.items())), filled)
+                outputs = work() if self._worker is None else self._worker.submit(work).result()
             except Exception as error:  # the library's exceptions share no root
                 error.__traceback__ = None  # its frames would keep the sessions
                 self._release()  # half of something may be left, of a capture or of memory
@@ -124,6 +134,9 @@ class DeviceChain:
                 names = " and ".join(graph.name for graph in self._graphs)
                 raise EngineError(f"ONNX Runtime failed on {names}: {reason_of(error)}") from None
         return {name: array[:count] for name, array in outputs.items()}
+
+    def _answer(self, key: tuple[tuple[str, int], ...], inputs: Arrays) -> Arrays:
+        return self._shape(key).run(inputs, self._outputs)
 
     def _bucket(self, count: int) -> int:
         if not self._batches:

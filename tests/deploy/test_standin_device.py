@@ -39,7 +39,7 @@ def life(chain):
 def test_a_bucket_is_captured_once_and_replayed_from_then_on(life):
     assert life["first"]["capture"] == life["longer"]["capture"] == 2
     assert life["longer"]["launch"] > 100 and life["longer"]["to_device"] == 2, "weights lie there already"
-    assert life["again"] == life["back"] == REPLAY
+    assert life["again"] == life["back"] == life["another thread"] == REPLAY
     assert "capture" not in life["uncaptured"] and "replay" not in life["uncaptured"]
 
 

@@ -57,6 +57,7 @@ def test_lines_are_read_as_they_are_asked_for():
         ("r.jsonl", b'{"text": "good"}\n{"text": \n', r"r\.jsonl: line 2 is not a JSON object"),
         ("r.jsonl", b'{"review": "good"}', "jsonl: line 1 is not a JSON object with the key"),
         ("r.jsonl", b'"good"', "jsonl: line 1 is not a JSON object"),
+        ("r.jsonl", b"[" * 100_000, "jsonl: line 1 is not a JSON object"),
         ("r.jsonl", b'{"text": 3}', "jsonl: line 1 is int"),
         ("r.jsonl", b'{"text": " "}', "jsonl: line 1 is only white space"),
         ("r.jsonl", b'{"text": "\\ud800"}', "jsonl: line 1 has an unpaired surrogate"),

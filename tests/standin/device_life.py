@@ -67,6 +67,8 @@ with DeviceChain(graphs, batches=(1, 4), outputs=READ) as chain:
         work = [(1 + turn % 4, (16, 32)[turn % 2]) for turn in range(200)]
         shapes = list(threads.map(lambda shape: chain.run(inputs(*shape))["scores"].shape, work))
     found["threads"] = [tuple(shape) for shape in work] == shapes
+    with ThreadPoolExecutor(1) as threads:
+        found["another thread"] = counted(lambda: threads.submit(chain.run, inputs(4, 16)).result())
     found["tf32"] = [session.get_provider_options()[PROVIDER]["use_tf32"] for session in chain._sessions]
     found["read"] = sorted(chain.run(inputs(1, 16)))
 with DeviceChain(graphs, captured=False) as chain:
