@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from skips import pytest_runtest_makereport  # noqa: F401  the hook, for every test
-from traced_once import fresh_graphs, traced_once  # noqa: F401  fixtures, for every test
+from traced_once import fresh_graphs, shared_graphs  # noqa: F401  fixtures, for every test
 
 from rekd_train.config import BackboneConfig
 from rekd_train.models.base import Predictor, Selector

@@ -1,0 +1,44 @@
+"""Tests share a graph only if it is the very one that they would have traced."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from conftest import make_rationalizer
+from traced_once import TracedOnce, content
+
+from rekd_deploy import export
+
+
+def with_attribute(module: torch.nn.Module, value: object) -> torch.nn.Module:
+    module = copy.deepcopy(module)
+    module.attribute = value
+    return module
+
+
+def test_what_a_graph_follows_from_is_told_apart():
+    pair, arguments = make_rationalizer(), ("selector", 48)
+    other_weight, other_rule = copy.deepcopy(pair), copy.deepcopy(pair)
+    with torch.no_grad():
+        next(other_weight.parameters()).view(-1)[0] += 1e-3
+    other_rule.policy = pair.policy.model_copy(update={"bias": 0.123})
+    peak = np.zeros(2000)
+    peak[1000] = 1
+    pairs = [
+        pair, other_weight, other_rule, copy.deepcopy(pair).half(),
+        *(with_attribute(pair, value) for value in (np.zeros(2000), peak, torch.zeros(2000), torch.zeros(50, 40))),
+    ]  # fmt: skip
+    digests = [content(each, arguments, {}) for each in pairs]
+    digests += [content(pair, ("selector", 64), {}), content(pair, arguments, {"fused": True})]
+    assert len(set(digests)) == len(digests)
+    assert content(make_rationalizer(), arguments, {}) == digests[0], "an equal one has the same"
+
+
+def test_graphs_are_shared():
+    assert isinstance(export.onnx_from_module, TracedOnce)
+
+
+def test_a_graph_can_be_traced_anew(fresh_graphs):
+    assert not isinstance(export.onnx_from_module, TracedOnce)
