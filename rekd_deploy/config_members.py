@@ -123,6 +123,12 @@ def _optimisation_mistakes(config: ModelConfig) -> list[str]:
         for name, shape in spec.input.items():
             if not _is_one_of(list(shape.dim), declared[name]):
                 mistakes.append(f"{where}: {name} needs concrete dims without the batch that fit {declared[name]}")
+        if spec.HasField("graph_lower_bound"):
+            bound, size = spec.graph_lower_bound, spec.batch_size
+            if not 1 <= bound.batch_size <= size:
+                mistakes.append(f"{where}: graph_lower_bound of batch {bound.batch_size} is outside 1..{size}")
+            if bound.input != spec.input:
+                mistakes.append(f"{where}: graph_lower_bound needs its very dims; shorter rows would be read as others")
     return mistakes
 
 

@@ -14,7 +14,6 @@ from rekd_deploy.engines.tensorrt_profiles import (
     Profile,
     Range,
     batch_ranges,
-    few_lengths,
     length_ranges,
     profiles_of,
 )
@@ -30,8 +29,7 @@ class EngineRequest:
     batches: tuple[int, ...] | None = None
     """Batch sizes to tune for; None: one range, tuned for 8."""
     lengths: tuple[int, ...] | None = None
-    """Text lengths to tune for; None: some of the preprocessing's buckets, or, for a product that compiles its last
-    part where it runs, one range up to the longest."""
+    """Text lengths to tune for; None: one range, tuned for the longest text of the model."""
     capabilities: tuple[str, ...] | None = None
     """See ``BuildSettings``, as the rest."""
     workspace: int | None = None
@@ -63,7 +61,7 @@ def build_engines(
     """
     request = request or EngineRequest()
     work = Path(work)
-    profiles = _profiles(artefacts, library.product, request)
+    profiles = _profiles(artefacts, request)
     engines, entries = {}, dict(artefacts.manifest["artefacts"])
     for role, graph in artefacts.graphs.items():
         report(f"{role} engine")
@@ -85,7 +83,7 @@ def promise_engines(artefacts: Artefacts, product: Product, request: EngineReque
     The manifest says all that is known of them: the graph, its types, the shapes, ``status`` 'unverified'.
     """
     entries = dict(artefacts.manifest["artefacts"])
-    for role, profiles in _profiles(artefacts, product, request).items():
+    for role, profiles in _profiles(artefacts, request).items():
         promise = promised_entry(product, artefacts.graphs[role], profiles, _precision(entries[role]))
         entries[role] = {**entries[role], "engine": promise}
     return replace(artefacts, manifest={**artefacts.manifest, "artefacts": entries})
@@ -100,27 +98,26 @@ def plan_engines(artefacts: Artefacts, product: Product, request: EngineRequest)
     """The same artefacts as if their engines were built already: enough to make configurations of; see there."""
     entries = {
         role: {"engine": {"format": product.name, "profiles": profiles}}
-        for role, profiles in _profiles(artefacts, product, request).items()
+        for role, profiles in _profiles(artefacts, request).items()
     }
     nothing = Path("not built yet")
     manifest = {**artefacts.manifest, "artefacts": entries}
     return replace(artefacts, engines=dict.fromkeys(entries, nothing), manifest=manifest)
 
 
-def _profiles(artefacts: Artefacts, product: Product, request: EngineRequest) -> dict[str, list[Profile]]:
+def _profiles(artefacts: Artefacts, request: EngineRequest) -> dict[str, list[Profile]]:
     """By role."""
-    batches, lengths = _ranges(artefacts, product, request)
+    batches, lengths = _ranges(artefacts, request)
     return {role: profiles_of(artefacts.signature.graph(role), batches, lengths) for role in artefacts.graphs}
 
 
-def _ranges(artefacts: Artefacts, product: Product, request: EngineRequest) -> tuple[list[Range], list[Range]]:
+def _ranges(artefacts: Artefacts, request: EngineRequest) -> tuple[list[Range], list[Range]]:
     """Of batches and lengths; images have no lengths."""
     batches = batch_ranges(request.batches, request.max_batch_size)
     settings = artefacts.preprocessor.settings
     if settings.kind != "text":
         return batches, []
     longest = settings.max_length
-    if request.lengths is None and product.builds_anywhere:
+    if request.lengths is None:  # Triton's backend can launch a CUDA graph for every bucket of one profile only
         return batches, [Range(SHORTEST, longest, longest)]
-    lengths = few_lengths(settings.buckets) if request.lengths is None else request.lengths
-    return batches, length_ranges(lengths, longest)
+    return batches, length_ranges(request.lengths, longest)

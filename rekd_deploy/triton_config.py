@@ -16,13 +16,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rekd_deploy.artefacts import Artefacts
+from rekd_deploy.config_gpu import capture, place_on_gpu
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.served import ServedDescription
 from rekd_deploy.signature import GraphSignature, TensorSpec
-from rekd_deploy.warmups import add_warm_ups, lengths_of
+from rekd_deploy.warmups import add_warm_ups
 from rekd_train.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -130,14 +131,15 @@ def build_configs(artefacts: Artefacts, settings: ServingSettings, target: str =
         for group in config.instance_group if settings.rate_limit else ():
             group.rate_limiter.resources.add(name=RESOURCE, count=1)
             group.rate_limiter.priority = _PRIORITIES[role]
+        built = artefacts.manifest["artefacts"][role]["engine"] if target == "tensorrt" else None
         if on_gpu:
-            built = artefacts.manifest["artefacts"][role]["engine"] if target == "tensorrt" else None
-            _place_on_gpu(config, settings.gpus, built)
+            place_on_gpu(config, settings.gpus, built)
         if settings.warm_up:
             sizes = sorted({1, *settings.preferred}) if on_gpu else [1]
             add_warm_ups(config, signature.graph(role), preprocessor, sizes)
-        if target == "tensorrt":
-            _capture(config, signature.graph(role), artefacts, sorted({1, *settings.preferred}))
+        if built is not None:
+            sizes = sorted({1, *settings.preferred, settings.max_batch_size})
+            capture(config, signature.graph(role), preprocessor, sizes, built)
         return config
 
     configs = {
@@ -219,27 +221,6 @@ def _member(
         tensor.allow_ragged_batch = PAD_ID in parameters
     _set_parameters(config, parameters)
     return config
-
-
-def _capture(config: ModelConfig, signature: GraphSignature, artefacts: Artefacts, batch_sizes: list[int]) -> None:
-    """A CUDA graph for each padded length and batch size: launched as one, where a request has that very shape."""
-    config.optimization.cuda.graphs = True
-    for length in lengths_of(signature, artefacts.preprocessor):
-        for size in batch_sizes:
-            spec = config.optimization.cuda.graph_spec.add(batch_size=size)
-            for tensor in signature.inputs:
-                spec.input[tensor.name].dim.extend(signature.sizes_at(tensor, length)[1:])
-
-
-def _place_on_gpu(config: ModelConfig, gpus: tuple[int, ...], engine: Mapping[str, Any] | None) -> None:
-    """One instance group on these GPUs; with the names of an engine's profiles, all of which Triton may choose."""
-    from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
-
-    for group in config.instance_group:
-        group.kind = ModelInstanceGroup.KIND_GPU
-        group.gpus.extend(gpus)
-        if engine is not None:
-            group.profile.extend(map(str, range(len(engine["profiles"]))))
 
 
 def _ensemble(artefacts: Artefacts, settings: ServingSettings, parameters: Mapping[str, str]) -> ModelConfig:

@@ -14,8 +14,6 @@ from itertools import product
 from rekd_deploy.errors import EngineError
 from rekd_deploy.signature import BATCH, LENGTH, SHORTEST, SLOTS, GraphSignature
 
-MOST_LENGTHS = 4
-"""Length buckets of an engine unless more are asked for: each costs build time and memory."""
 _TUNED_BATCH = 8
 
 Shape = tuple[int, ...]
@@ -49,12 +47,6 @@ def batch_ranges(batches: Sequence[int] | None, max_batch_size: int) -> list[Ran
 def length_ranges(lengths: Sequence[int], max_length: int) -> list[Range]:
     """Ranges that cover the shortest text to max_length; raises as ``batch_ranges``."""
     return _ranges(lengths, SHORTEST, max_length, "length", "the longest input of the model")
-
-
-def few_lengths(buckets: Sequence[int]) -> list[int]:
-    """At most ``MOST_LENGTHS`` of a preprocessor's buckets, evenly spread, the longest among them."""
-    count = min(MOST_LENGTHS, len(buckets))
-    return [sorted(buckets)[(index + 1) * len(buckets) // count - 1] for index in range(count)]
 
 
 def _ranges(sizes: Sequence[int], smallest: int, largest: int, what: str, whose: str) -> list[Range]:

@@ -40,16 +40,8 @@ def reference_configs(rationalizer, tokenizer_json: str | None = None, flavour: 
         flavour: one of ``FLAVOURS``.
         tokenizer_json: in place of the model's own, whose spelling depends on the version of tokenizers.
     """
-    preprocessor = rationalizer.preprocessor
-    if tokenizer_json is not None:
-        preprocessor = TextPreprocessor(tokenizer_json, replace(preprocessor.settings))
-    labels = tuple(rationalizer.labels)
-    signature = text_pair_signature(Slots.of(rationalizer.policy, rationalizer.capacity), len(labels))
-    graphs = Path("not needed for configs")
     target, product, settings = FLAVOURS[flavour]
-    manifest = {"policy": rationalizer.policy.model_dump()}
-    single = graphs if flavour == "python" else None
-    artefacts = Artefacts(signature, graphs, graphs, preprocessor, labels, manifest, single)
+    artefacts = reference_artefacts(rationalizer, tokenizer_json, single=flavour == "python")
     if product is not None:
         artefacts = plan_engines(artefacts, PRODUCTS[product], EngineRequest(settings.max_batch_size))
     configs = build_configs(artefacts, settings, target)
@@ -57,6 +49,18 @@ def reference_configs(rationalizer, tokenizer_json: str | None = None, flavour: 
         configs |= raw_configs(artefacts, settings)
     pin_versions(configs, Versions())
     return configs
+
+
+def reference_artefacts(rationalizer, tokenizer_json: str | None = None, single: bool = False) -> Artefacts:
+    """What the configs are made from; the graphs are not there."""
+    preprocessor = rationalizer.preprocessor
+    if tokenizer_json is not None:
+        preprocessor = TextPreprocessor(tokenizer_json, replace(preprocessor.settings))
+    labels = tuple(rationalizer.labels)
+    signature = text_pair_signature(Slots.of(rationalizer.policy, rationalizer.capacity), len(labels))
+    graphs = Path("not needed for configs")
+    manifest = {"policy": rationalizer.policy.model_dump()}
+    return Artefacts(signature, graphs, graphs, preprocessor, labels, manifest, graphs if single else None)
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ def _warm_up(dims=(16,), kind="input_data_file", name="input_ids", size=1, file=
     return change
 
 
-def _cuda(backend="tensorrt", size=8, graphs=True, **shapes):
+def _cuda(backend="tensorrt", size=8, graphs=True, lower=None, **shapes):
     def change(configs):
         config = configs[SELECTOR]
         config.backend = backend
@@ -51,6 +51,9 @@ def _cuda(backend="tensorrt", size=8, graphs=True, **shapes):
         spec = config.optimization.cuda.graph_spec.add(batch_size=size)
         for tensor, dims in (shapes or {"input_ids": [16], "attention_mask": [16]}).items():
             spec.input[tensor].dim.extend(dims)
+            if lower:
+                spec.graph_lower_bound.batch_size = lower[0]
+                spec.graph_lower_bound.input[tensor].dim.append(lower[1])
 
     return change
 
@@ -128,6 +131,9 @@ MISTAKES = {
     "graph_spec of batch 65": _cuda(size=65),
     "graph_spec of batch 8 must give exactly the inputs": _cuda(input_ids=[16]),
     "graph_spec of batch 8: input_ids needs concrete dims": _cuda(input_ids=[-1], attention_mask=[16]),
+    "batch 8: graph_lower_bound of batch 9 is outside 1..8": _cuda(lower=(9, 16)),
+    "batch 8: graph_lower_bound of batch 0 is outside 1..8": _cuda(lower=(0, 16)),
+    "batch 8: graph_lower_bound needs its very dims": _cuda(lower=(2, 8)),
     "graph level 7": _set(SELECTOR, lambda c: setattr(c.optimization.graph, "level", 7)),
     "the backend python ignores a graph level": _set(SELECTOR, lambda c: setattr(c.optimization.graph, "level", 1)),
     "execution_accelerators are not allowed": _set(

@@ -14,7 +14,7 @@ from precisions import conversion_of, model_of, traced
 from rekd_deploy.engines import tensorrt_build
 from rekd_deploy.engines.tensorrt_build import BuildSettings, build_engine
 from rekd_deploy.engines.tensorrt_library import DEFAULT_CAPABILITIES, PRODUCTS, Library, first_line, load_library
-from rekd_deploy.engines.tensorrt_profiles import Range, batch_ranges, few_lengths, length_ranges, profiles_of
+from rekd_deploy.engines.tensorrt_profiles import Range, batch_ranges, length_ranges, profiles_of
 from rekd_deploy.errors import EngineError
 from rekd_deploy.graphs import pair_signature
 from rekd_deploy.onnx_model import joined, write
@@ -312,10 +312,8 @@ def test_batch_ranges_cover_every_batch_once(batches, largest, expected):
     assert [size for r in ranges for size in range(r.smallest, r.largest + 1)] == list(range(1, largest + 1))
 
 
-def test_lengths_cover_every_length_once_and_few_are_chosen():
+def test_lengths_cover_every_length_once():
     assert length_ranges((32, 16), 48) == [Range(3, 16, 16), Range(17, 32, 32), Range(33, 48, 48)]
-    assert few_lengths(range(32, 513, 32)) == [128, 256, 384, 512]
-    assert few_lengths((16, 32, 48)) == [16, 32, 48]
     for ranges, sizes in ((batch_ranges, (0, 8)), (batch_ranges, (65,)), (length_ranges, (2,)), (length_ranges, (65,))):
         with pytest.raises(EngineError, match=r"outside .*64.*fix"):
             ranges(sizes, 64)

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from families import KINDS
-from reference_repository import FLAVOURS, REFERENCES, ROOT, reference_configs
+from reference_repository import FLAVOURS, REFERENCES, ROOT, reference_artefacts, reference_configs
 
 from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.config_rules import config_mistakes
+from rekd_deploy.engine_export import EngineRequest, plan_engines
+from rekd_deploy.engines.tensorrt_library import PRODUCTS
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.graphs import pair_signature
 from rekd_deploy.model_files import model_files
@@ -167,12 +169,37 @@ def test_a_cuda_graph_and_a_warm_up_for_every_bucket(rationalizer):
         config = reference_configs(rationalizer, flavour="tensorrt")[name]
         specs = config.optimization.cuda.graph_spec
         buckets = {(size, length) for size in (1, 8) for length in rationalizer.preprocessor.settings.buckets}
-        assert config.optimization.cuda.graphs
+        assert config.optimization.cuda.graphs and list(config.instance_group[0].profile) == ["0"]
         assert {(spec.batch_size, spec.input["input_ids"].dim[0]) for spec in specs} == buckets
         assert {(each.batch_size, each.inputs["input_ids"].dims[0]) for each in config.model_warmup} == buckets
         slots = Slots.of(rationalizer.policy, rationalizer.capacity)
         if name == PREDICTOR:
             assert all(list(s.input["positions"].dim) == [slots.at(s.input["input_ids"].dim[0])] for s in specs)
+
+
+def test_a_cuda_graph_serves_every_batch_and_no_other_length(rationalizer):
+    for name in (SELECTOR, PREDICTOR):
+        specs = reference_configs(rationalizer, flavour="tensorrt")[name].optimization.cuda.graph_spec
+        for spec in specs:
+            assert spec.graph_lower_bound.input == spec.input
+        for length in rationalizer.preprocessor.settings.buckets:
+            served = [
+                batch
+                for spec in specs
+                if spec.input["input_ids"].dim[0] == length
+                for batch in range(spec.graph_lower_bound.batch_size, spec.batch_size + 1)
+            ]
+            assert sorted(served) == list(range(1, 9)), "each batch by one graph"
+
+
+def test_no_cuda_graph_is_specified_outside_a_profile(rationalizer):
+    """The backend tries each specification on each profile; without any it captures each profile where it is tuned."""
+    artefacts = reference_artefacts(rationalizer)
+    several = plan_engines(artefacts, PRODUCTS["tensorrt"], EngineRequest(8, lengths=(16, 48)))
+    for name in (SELECTOR, PREDICTOR):
+        config = build_configs(several, ServingSettings(max_batch_size=8), "tensorrt")[name]
+        assert list(config.instance_group[0].profile) == ["0", "1"]
+        assert config.optimization.cuda.graphs and not config.optimization.cuda.graph_spec
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
