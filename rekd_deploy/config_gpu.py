@@ -1,6 +1,7 @@
-"""What the configuration of a member says of the GPUs that it runs on: which, and which CUDA graphs.
+"""What the configuration of a member says of the GPUs that it runs on: which, with TF32 or not, which CUDA graphs.
 
-Each key is one that the backend reads, in releases 24.10 and 26.05: src/instance_state.cc of Triton's tensorrt_backend.
+Each key is one that the backends read, in releases 24.10 and 26.05: src/onnxruntime.cc of Triton's onnxruntime_backend,
+src/instance_state.cc of its tensorrt_backend.
 """
 
 from __future__ import annotations
@@ -25,6 +26,12 @@ def place_on_gpu(config: ModelConfig, gpus: Sequence[int], engine: Mapping[str, 
         group.gpus.extend(gpus)
         if engine is not None:
             group.profile.extend(map(str, range(len(engine["profiles"]))))
+
+
+def without_tf32(config: ModelConfig) -> None:
+    """fp32 products as the gate has proved them: the onnxruntime backend hands this to its CUDA provider."""
+    accelerator = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="cuda")
+    accelerator.parameters["use_tf32"] = "0"
 
 
 def capture(

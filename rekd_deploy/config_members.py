@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from rekd_deploy.config_gpu import without_tf32
 from rekd_deploy.triton_config import (
     ARENA,
     ENGINE,
@@ -106,8 +107,7 @@ def _optimisation_mistakes(config: ModelConfig) -> list[str]:
         mistakes.append(f"graph level {optimisation.graph.level} is none of {_GRAPH_LEVELS} and would be ignored")
     if optimisation.HasField("graph") and config.backend != "onnxruntime":
         mistakes.append(f"the backend {config.backend} ignores a graph level")
-    if optimisation.HasField("execution_accelerators"):
-        mistakes.append("execution_accelerators are not allowed; precision and fusion are in the graph")
+    mistakes += _accelerator_mistakes(config)
     if optimisation.cuda.graphs and config.backend != "tensorrt":
         mistakes.append(f"the backend {config.backend} ignores CUDA graphs; they are TensorRT's")
     if optimisation.cuda.graph_spec and not optimisation.cuda.graphs:
@@ -130,6 +130,20 @@ def _optimisation_mistakes(config: ModelConfig) -> list[str]:
             if bound.input != spec.input:
                 mistakes.append(f"{where}: graph_lower_bound needs its very dims; shorter rows would be read as others")
     return mistakes
+
+
+def _accelerator_mistakes(config: ModelConfig) -> list[str]:
+    """Of execution_accelerators: the CUDA provider without TF32 where it runs fp32, nothing else anywhere."""
+    given = config.optimization.execution_accelerators
+    if config.backend != "onnxruntime" or all(group.kind != group.KIND_GPU for group in config.instance_group):
+        if config.optimization.HasField("execution_accelerators"):
+            return ["execution_accelerators are not allowed; precision and fusion are in the graph"]
+        return []
+    wanted = type(config)()
+    without_tf32(wanted)
+    if given != wanted.optimization.execution_accelerators:
+        return ["execution_accelerators must be cuda with use_tf32 0 alone, else it answers otherwise than was proved"]
+    return []
 
 
 def _warmup_mistakes(config: ModelConfig, warmup: ModelWarmup) -> list[str]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rekd_deploy.artefacts import Artefacts
-from rekd_deploy.config_gpu import capture, place_on_gpu
+from rekd_deploy.config_gpu import capture, place_on_gpu, without_tf32
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.served import ServedDescription
 from rekd_deploy.signature import GraphSignature, TensorSpec
@@ -134,6 +134,8 @@ def build_configs(artefacts: Artefacts, settings: ServingSettings, target: str =
         built = artefacts.manifest["artefacts"][role]["engine"] if target == "tensorrt" else None
         if on_gpu:
             place_on_gpu(config, settings.gpus, built)
+            if target == "onnxruntime":
+                without_tf32(config)
         if settings.warm_up:
             sizes = sorted({1, *settings.preferred}) if on_gpu else [1]
             add_warm_ups(config, signature.graph(role), preprocessor, sizes)

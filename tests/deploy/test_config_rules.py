@@ -58,6 +58,17 @@ def _cuda(backend="tensorrt", size=8, graphs=True, lower=None, **shapes):
     return change
 
 
+def _accelerated(backend="onnxruntime", **parameters):
+    def change(configs):
+        config = configs[SELECTOR]
+        config.backend = backend
+        config.instance_group[0].kind = config.instance_group[0].KIND_GPU
+        accelerator = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="cuda")
+        accelerator.parameters.update(parameters)
+
+    return change
+
+
 def _parameter(key, value, backend="onnxruntime"):
     def change(configs):
         configs[SELECTOR].backend = backend
@@ -134,6 +145,9 @@ MISTAKES = {
     "batch 8: graph_lower_bound of batch 9 is outside 1..8": _cuda(lower=(9, 16)),
     "batch 8: graph_lower_bound of batch 0 is outside 1..8": _cuda(lower=(0, 16)),
     "batch 8: graph_lower_bound needs its very dims": _cuda(lower=(2, 8)),
+    "must be cuda with use_tf32 0 alone": _accelerated(use_tf32="1"),
+    "must be cuda with use_tf32 0 alone, else": _accelerated(use_tf32="0", prefer_nhwc="1"),
+    "execution_accelerators are not allowed;": _accelerated("tensorrt", use_tf32="0"),
     "graph level 7": _set(SELECTOR, lambda c: setattr(c.optimization.graph, "level", 7)),
     "the backend python ignores a graph level": _set(SELECTOR, lambda c: setattr(c.optimization.graph, "level", 1)),
     "execution_accelerators are not allowed": _set(

@@ -202,6 +202,15 @@ def test_no_cuda_graph_is_specified_outside_a_profile(rationalizer):
         assert config.optimization.cuda.graphs and not config.optimization.cuda.graph_spec
 
 
+def test_on_gpus_fp32_stays_fp32(rationalizer):
+    for flavour in FLAVOURS:
+        for name in (SELECTOR, PREDICTOR):
+            config = reference_configs(rationalizer, flavour=flavour)[name]
+            given = config.optimization.execution_accelerators.gpu_execution_accelerator
+            found = [(each.name, dict(each.parameters)) for each in given]
+            assert found == ([("cuda", {"use_tf32": "0"})] if flavour == "onnxruntime-one-gpu" else [])
+
+
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @pytest.mark.parametrize("role", ["selector", "predictor", "single"])
 def test_warm_ups_are_requests_that_the_model_accepts(kind, role):
