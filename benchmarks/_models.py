@@ -61,7 +61,7 @@ def environment(device: str) -> dict[str, Any]:
 
     chosen = chosen_device(device)
     return {
-        "device": torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else _processor(),
+        "device": torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
@@ -153,7 +153,7 @@ def _data(settings: str):
     return load_data(DataConfig.model_validate_json(settings))
 
 
-def _processor() -> str:
+def processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -125,7 +125,7 @@ class _Graphs:
         for name, selector_layers, operator in (
             ("zero", layers, "zero"), ("compact", layers, "compact"), ("half compact", layers // 2, "compact"),
         ):  # fmt: skip
-            pair = _random_pair(selector_layers, layers, width, heads, length, budget, operator)
+            pair = random_pair(selector_layers, layers, width, heads, length, budget, operator)
             self.kept = pair.capacity
             signature = pair_signature(pair)
             models = traced_graphs(pair, fused=True, opset=OPSET)
@@ -167,7 +167,7 @@ class _Graphs:
         }  # fmt: skip
 
 
-def _random_pair(selector_layers: int, layers: int, width: int, heads: int, length: int, budget: float, operator: str):
+def random_pair(selector_layers: int, layers: int, width: int, heads: int, length: int, budget: float, operator: str):
     """An untrained pair of BERTs whose rationales always fill the budget."""
     from rekd_train.building import fresh_pair, preprocessor_for
     from rekd_train.config import RunConfig

@@ -68,7 +68,7 @@ def training_speed(
     runtime = Runtime(device)
     configs = [run_config(source, overrides or []) for source in (student, teacher)]
     variants = _variants(runtime.device.type == "cuda")
-    work = _Work(*configs, count, steps, warmup, runtime)
+    work = Work(*configs, count, steps, warmup, runtime)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
     names = list(variants)
     for turn in range(rounds):
@@ -102,7 +102,7 @@ def _variants(gpu: bool) -> dict[str, dict[str, Any]]:
     return {ALL: {}, **{f"without {name}": off for name, off in switches.items()}, NONE: everything}
 
 
-class _Work:
+class Work:
     """A student, a teacher and their data, ready to be trained again and again."""
 
     def __init__(self, student: RunConfig, teacher: RunConfig, count: int, steps: int, warmup: int, runtime) -> None:

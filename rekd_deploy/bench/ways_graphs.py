@@ -59,7 +59,7 @@ class _Ready:
     chain: Chain | None = None
 
     def way(self, batches: Sequence[Arrays]) -> Way:
-        if self.arrangement.model not in (COMPACTED, ZEROED):
+        if tuple(self.arrangement.signatures) == PREDICTOR:
             batches = [all_kept(batch, self.arrangement.signatures["predictor"]) for batch in batches]
         return Way(self.form, lambda turn, watch: self._answer(batches[turn % len(batches)], watch))
 
@@ -120,6 +120,11 @@ class Loaded:
         signatures = dict(zip(line.roles, line.signatures(), strict=True))
         parts = _Arrangement(line.model, precision, line.kept, signatures)
         self._add_graphs(parts, [models[role].SerializeToString() for role in line.roles])
+
+    def add_files(self, form: Form, models: Mapping[str, Path], signatures: Mapping[str, GraphSignature]) -> None:
+        """Graphs that lie in files, by step in order; of the form's runtime nothing is read."""
+        parts = _Arrangement(form.model, form.precision, form.kept, dict(signatures))
+        self._add_graphs(parts, list(models.values()))
 
     def ways(self, batches: Sequence[Arrays]) -> list[Way]:
         """Everything loaded, as ways to answer these batches in turn."""

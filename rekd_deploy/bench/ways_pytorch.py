@@ -17,16 +17,18 @@ Module = Callable[..., Any]
 
 
 def pytorch_ways(
-    line: Line, batches: Sequence[Arrays], device: str, runtimes: Sequence[str], *, backend: str = "inductor"
+    line: Line, batches: Sequence[Arrays], device: str, runtimes: Sequence[str], *, backend: str = "inductor",
+    precision: str = "fp32",
 ) -> tuple[list[Way], list[NotRun]]:
     """The line on PyTorch, in those of ``PYTORCH``, ``COMPILED`` and ``PYTORCH_GRAPHS`` that are asked for.
 
-    Each has run once, so that what does not work is known. Float32 throughout, without TF32.
+    Each has run once, so that what does not work is known. Without TF32.
 
     Args:
         batches: tensors by name, all of one shape; taken in turn. They lie on the device before any clock starts.
         device: 'cpu' or 'cuda'.
         backend: of torch.compile.
+        precision: 'fp32' or 'fp16'; in 'fp16' the line's own networks are float16 from then on.
     """
     import torch
 
@@ -34,9 +36,11 @@ def pytorch_ways(
         {name: torch.from_numpy(array).to(device) for name, array in line.inputs(batch).items()} for batch in batches
     ]
     modules = [module.eval().to(device) for module in line.modules()]
+    if precision == "fp16":
+        modules = [module.half() for module in modules]
     ways, not_run = [], []
     for runtime in runtimes:
-        form = Form(runtime, line.model, graphs=line.graphs, kept=line.kept)
+        form = Form(runtime, line.model, precision, graphs=line.graphs, kept=line.kept)
         try:
             if runtime == COMPILED:
                 torch.compiler.reset()  # a shape at a time: dynamic shapes would be a handicap

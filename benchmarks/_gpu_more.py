@@ -1,0 +1,114 @@
+"""What ``gpu.py`` does beyond ONNX Runtime: training, and TensorRT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from _gpu_graphs import UNFUSED, Pair
+from _gpu_machine import no_torch_cuda
+from _gpu_steps import (
+    Extra,
+    Result,
+    Sizes,
+    Skipped,
+    compiled,
+    concurrency,
+    latency,
+    parity,
+    pytorch,
+    roles_of,
+    timed_cells,
+)
+
+from rekd_deploy.bench.forms import Form, Way
+from rekd_deploy.engines.base import RunnerChain
+from rekd_deploy.engines.tensorrt import TensorRTRunner
+from rekd_deploy.engines.tensorrt_build import BuildSettings, build_engine
+from rekd_deploy.engines.tensorrt_library import PRODUCTS, Library, load_library
+from rekd_deploy.engines.tensorrt_profiles import batch_ranges, length_ranges, profiles_of
+from rekd_deploy.errors import EngineError
+from rekd_train.errors import MissingExtraError
+
+
+def training(pairs: Sequence[Pair], sizes: Sizes, result: Result) -> str:
+    """Examples a second of every stage, in bf16 and in fp32."""
+    reason = no_torch_cuda()
+    if reason and not (sizes.pretends and "has no CUDA" in reason):
+        raise Skipped(reason)
+    from training_speed import Work
+
+    from rekd_train.config import run_config
+    from rekd_train.runtime import Runtime
+
+    runtime, variants = Runtime("cpu" if reason else "cuda"), {"bf16": {}, "fp32": {"precision": "fp32"}}
+    names, changes, (count, steps, warmup) = ("minilm_student", "minilm_teacher"), [], (2000, 40, 8)
+    if sizes.pretends:
+        names, (count, steps, warmup) = ("demo_student", "demo_teacher"), (64, 2, 0)
+        changes = ["data.max_length=32", "optimisation.batch_size=4"]
+    if reason:
+        result.fell_back.append("PyTorch ran on the CPU, in fp32")
+        variants = {"fp32": {}}
+    try:
+        work = Work(*(run_config(name, changes) for name in names), count, steps, warmup, runtime)
+    except MissingExtraError as error:
+        raise Skipped(str(error)) from None
+    for name, acceleration in variants.items():
+        result.add(precision=name, student=names[0], teacher=names[1], timed_steps=steps, **work.measure(acceleration))
+    return f"{len(result.cells)} precisions"
+
+
+def tensorrt(pairs: Sequence[Pair], sizes: Sizes, result: Result) -> str:
+    """Engines in fp16, built here, beside ONNX Runtime in turns."""
+    libraries, reasons = [], []
+    for product in PRODUCTS:
+        try:
+            libraries.append(load_library(product))
+        except (EngineError, MissingExtraError) as error:
+            reasons.append(str(error))
+    if not libraries:
+        raise Skipped("; ".join(reasons))
+    result.not_run += [{"name": "an engine", "reason": reason} for reason in reasons]
+    with ExitStack() as stack:
+        work = Path(stack.enter_context(TemporaryDirectory()))
+        extra = [
+            engine for library in libraries for pair in pairs if (pair.folder / UNFUSED).is_dir()
+            if (engine := _engine(library, pair, sizes, work, result, stack))
+        ]  # fmt: skip
+        return timed_cells(pairs, sizes, result, sizes.cells, "fp16", (), extra=extra)
+
+
+def _engine(
+    library: Library, pair: Pair, sizes: Sizes, work: Path, result: Result, stack: ExitStack
+) -> Extra | None:
+    """The graphs of a pair as engines that are ready to run; None, and why, where they cannot be built."""
+    product, runners = library.product, []
+    batches = batch_ranges(None, max(batch for batch, _ in sizes.cells))
+    longest = max(length for _, length in sizes.cells)
+    form = Form(product.title, pair.facts["model"], "fp16", len(roles_of(pair)), pair.facts["kept"])
+    try:
+        for role in roles_of(pair):
+            signature, plan = pair.signature.graph(role), work / f"{product.name}_{pair.name}_{role}.plan"
+            profiles = profiles_of(signature, batches, length_ranges([longest], longest))
+            settings = BuildSettings("fp16", timing_cache=work / f"{product.name}.cache")
+            build_engine(library, pair.folder / UNFUSED / f"{role}.onnx", plan, signature, profiles, settings)
+            runners.append(TensorRTRunner(plan, signature, f"{pair.name} {role}", engine=product.name))
+        chain = stack.enter_context(RunnerChain(runners))
+    except EngineError as error:
+        result.not_run.append({"name": form.name, "reason": str(error)})
+        return None
+    return lambda batches: Way(form, lambda turn, watch: chain.run(batches[turn % len(batches)])["logits"])
+
+
+STEPS = {
+    "parity": parity,
+    "latency_fp16": lambda *given: latency(*given, "fp16"),
+    "latency_fp32": lambda *given: latency(*given, "fp32"),
+    "concurrency": concurrency,
+    "pytorch": pytorch,
+    "compiled": compiled,
+    "training": training,
+    "tensorrt": tensorrt,
+}
