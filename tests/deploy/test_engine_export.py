@@ -190,11 +190,12 @@ def test_tensorrt_without_engines_is_refused(artefacts):
 
 def test_configs_are_held_against_the_engines_shapes(with_engines):
     artefacts = with_engines("tensorrt", max_batch_size=32)
-    configs = build_configs(artefacts, ServingSettings(max_batch_size=64), "tensorrt")
     entry = artefacts.manifest["artefacts"]["predictor"]["engine"]
-    config = configs[PREDICTOR]
-    for spec in [spec for spec in config.optimization.cuda.graph_spec if spec.batch_size > 32]:
-        config.optimization.cuda.graph_spec.remove(spec)
+    config = build_configs(artefacts, ServingSettings(max_batch_size=64), "tensorrt")[PREDICTOR]
+    assert "of a graph_spec are in no profile of the engine" in " ".join(engine_mistakes(config, entry))
+    artefacts = with_engines("tensorrt", max_batch_size=32, lengths=(16, 32))
+    entry = artefacts.manifest["artefacts"]["predictor"]["engine"]
+    config = build_configs(artefacts, ServingSettings(max_batch_size=64), "tensorrt")[PREDICTOR]
     assert engine_mistakes(config, entry) == ["rekd_predictor: max_batch_size 64 is above the engine's 32"]
     config.max_batch_size = 32
     assert engine_mistakes(config, entry) == []
@@ -300,11 +301,11 @@ def test_a_size_outside_the_model_s_is_refused(artefacts):
         plan_engines(artefacts, PRODUCTS["tensorrt-rtx"], EngineRequest(lengths=(49,)))
 
 
-@pytest.mark.parametrize(("product", "profiles"), [("tensorrt", 3), ("tensorrt-rtx", 1)])
-def test_lengths_are_the_preprocessing_s_unless_the_card_compiles_for_itself(with_engines, product, profiles):
-    entry = with_engines(product).manifest["artefacts"]["selector"]["engine"]
-    assert len(entry["profiles"]) == profiles
-    assert entry["profiles"][-1]["input_ids"][2] == [64, 48]
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_an_engine_has_one_profile_unless_lengths_are_asked_for(with_engines, product):
+    for lengths, count in ((None, 1), ((16, 48), 2)):
+        profiles = with_engines(product, lengths=lengths).manifest["artefacts"]["selector"]["engine"]["profiles"]
+        assert len(profiles) == count and profiles[-1]["input_ids"][1:] == [[8, 48], [64, 48]]
 
 
 # where there is a GPU, at the export
