@@ -67,7 +67,7 @@ def export(
         gpu: fuse what is faster on GPUs, and not what is faster on CPUs.
         precision: 'fp32', 'fp16', 'bf16' or 'int8'; the decision is made in float32 in any case.
         for_engine: the graphs are for an engine builder; ONNX Runtime need not be able to run them.
-        unattended: for Triton's onnxruntime backend, with nothing of ours before it; see ``rekd_deploy.guard``.
+        unattended: for a backend of Triton's, with nothing of ours before it; see ``rekd_deploy.guard``.
         threads: inside one operator where the graphs are served, and in the gate; 0: the target's own choice.
         lengths: tokens that texts are padded to when they are served, and in the gate; empty: the checkpoint's.
         parity_texts: .jsonl or .txt with real texts for the gate; None: the checkpoint's own examples.
@@ -107,7 +107,7 @@ def export(
         report("single")
     graphs = write_graphs(models, work, signature, single_graph, fused)
     report("parity")
-    target = "onnxruntime" if unattended else "python"
+    target = "onnxruntime" if unattended and not for_engine else "python"
     parity = _parity(rationalizer, conversion, graphs, examples, work, target=target, threads=threads or None)
     manifest = build_manifest(
         rationalizer, checkpoint_hash(checkpoint), signature, graphs, parity, opset,

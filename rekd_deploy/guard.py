@@ -1,9 +1,10 @@
-"""Graphs that Triton's onnxruntime backend runs by itself, with nothing of ours before them: guarded against values.
+"""Graphs that a backend of Triton's runs by itself, with nothing of ours before them: guarded against values.
 
-ONNX Runtime takes a negative id for one counted from the end, and fails the whole batch for one that is too large. A
-guarded graph does neither: a row with an id, a mask or a position that cannot be has NaN for scores, logits and
-probabilities and an empty rationale; its neighbours in the batch are answered. So has every row that is longer than
-the texts the model was made for. Everyone else's answers stay what they were, bit for bit. torch-free.
+ONNX Runtime takes a negative id for one counted from the end, and fails the whole batch for one that is too large;
+TensorRT reads zeros without a word (NVIDIA/TensorRT issue 4774). A guarded graph does none of these: a row with an id,
+a mask or a position that cannot be has NaN for scores, logits and probabilities and an empty rationale; its neighbours
+in the batch are answered. So has every row that is longer than the texts the model was made for. Everyone else's
+answers stay what they were, bit for bit. torch-free.
 """
 
 from __future__ import annotations

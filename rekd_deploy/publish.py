@@ -89,7 +89,7 @@ def publish(
             plan.checkpoint.directory, work.path, single_graph=options.single_graph, fused=options.fuse,
             gpu=options.serving.gpu,
             precision=options.precision, for_engine=options.product is not None,
-            unattended=options.target == "onnxruntime", threads=options.serving.threads,
+            unattended=options.target != "python", threads=options.serving.threads,
             lengths=options.lengths, parity_texts=options.parity_texts, report=clock,
         )
         if plan.engines_elsewhere:

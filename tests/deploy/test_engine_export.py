@@ -216,7 +216,9 @@ def test_an_engine_on_a_cpu_instance_is_a_mistake(with_engines):
     assert [mistake for mistake in config_mistakes(configs) if "an engine runs on a GPU only" in mistake]
 
 
-def test_without_tensorrt_the_engines_are_promised_and_built_where_they_serve(checkpoint, tmp_path, monkeypatch):
+def test_without_tensorrt_the_engines_are_promised_and_built_where_they_serve(
+    checkpoint, artefacts, tmp_path, monkeypatch
+):
     root, driver = tmp_path / "tensorrt", FakeDriver(devices=0)
     monkeypatch.setattr(tensorrt_execution.ctypes, "CDLL", lambda name: driver)
     published = publish(checkpoint, root, target="tensorrt", batches=(1, 8), lengths=(16, 48))
@@ -229,6 +231,10 @@ def test_without_tensorrt_the_engines_are_promised_and_built_where_they_serve(ch
         config = read_config(root / model / "config.pbtxt")
         assert config.backend == "tensorrt" and len(config.instance_group[0].profile) == len(entry["profiles"])
         assert graph_mistakes(config, graph_path(root, manifest, role)) == []
+    rows = np.array([[2, 5, 3], [2, -1, 3]])  # nothing of ours stands before Triton's tensorrt backend
+    with OnnxRuntimeRunner(graph_path(root, manifest, "selector"), artefacts.signature.selector, "it") as selector:
+        scores = selector.run({"input_ids": rows, "attention_mask": np.ones_like(rows)})["scores"]
+    assert np.isfinite(scores[0]).all() and np.isnan(scores[1]).all()
     assert "selector engine unverified, not built yet: there is no GPU 0" in "\n".join(verify(root).lines())
     assert read_manifest(root) == manifest
     with pytest.raises(RepositoryError, match="not built yet; fix: rekd-export --verify"):

@@ -17,6 +17,7 @@ from rekd_deploy.engines.tensorrt_library import DEFAULT_CAPABILITIES, PRODUCTS,
 from rekd_deploy.engines.tensorrt_profiles import Range, batch_ranges, length_ranges, profiles_of
 from rekd_deploy.errors import EngineError
 from rekd_deploy.graphs import pair_signature
+from rekd_deploy.guard import guarded
 from rekd_deploy.onnx_model import joined, write
 from rekd_deploy.signature import BATCH, LENGTH, GraphSignature, Slots, TensorSpec, text_pair_signature
 from rekd_train.errors import MissingExtraError
@@ -81,6 +82,18 @@ def test_every_graph_builds_for_every_card(library, graphs_of, tmp_path, kind, w
     assert entry["graph_sha256"] == sha256(graphs[role])
     assert len(entry["profiles"]) == len(profiles) == (1 if "vit" in kind else len(lengths))
     assert set(entry["profiles"][0]) == {spec.name for spec in signature.inputs}
+
+
+@pytest.mark.tensorrt
+@pytest.mark.parametrize(("kind", "vocabulary"), [("bert", 94), ("vit", 0)])
+def test_guarded_graphs_build(library, graphs_of, tmp_path, kind, vocabulary):
+    pair, graphs = graphs_of(kind)
+    for role in ("selector", "predictor"):
+        signature, graph = pair.graph(role), tmp_path / f"{role}.onnx"
+        write(guarded(onnx.load(graphs[role]), signature, vocabulary, 48), graph)
+        profiles = profiles_of(signature, BATCHES, [Range(3, 48, 48)])
+        entry = build_engine(library, graph, tmp_path / f"{role}.plan", signature, profiles, BuildSettings())
+        assert entry["bytes"] > 0
 
 
 @pytest.mark.tensorrt
