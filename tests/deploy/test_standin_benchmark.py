@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 import standin
+
+from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
+from rekd_deploy.engines.tensorrt_library import PRODUCTS, Library
+from rekd_deploy.errors import EngineError
 
 pytestmark = pytest.mark.standin
 
@@ -110,10 +115,49 @@ sleep 60 & wait""")
     slow.chmod(0o755)
     found = gpu._step(slow, "parity", tmp_path, file, {}, 1.5, True)
     assert found == json.loads(file.read_text())
-    assert (found["status"], found["reason"], found["cells"]) == ("stopped", "stopped after 2 s; 2 cells are there", [1, 2])
-    assert found["seconds"] < 20
+    assert (found["status"], found["reason"]) == ("stopped", "stopped after 2 s; 2 cells are there")
+    assert found["cells"] == [1, 2] and found["seconds"] < 20
     found = gpu._step(slow, "parity", tmp_path, file, {"step": "parity"}, -3.0, True)
-    assert (found["step"], found["status"], found["reason"]) == ("parity", "stopped", "no time is left; 0 cells are there")
+    assert (found["step"], found["reason"]) == ("parity", "no time is left; 0 cells are there")
+
+
+def test_engines_are_built_where_tensorrt_is_and_timed_beside_the_rest(graphs, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import _gpu_more as more
+    from _gpu_graphs import read
+    from _gpu_steps import PRETENDED, Result
+
+    folder = shutil.copytree(graphs, tmp_path / "graphs")
+    for name in ("equal", "classifier"):
+        shutil.copytree(folder / name / "fp32", folder / name / "unfused")
+    built = {}
+
+    def build(library, graph, plan, signature, profiles, settings):
+        built[plan.stem] = (settings.precision, profiles[0]["input_ids"])
+        shutil.copy(graph, plan)
+
+    def load(product):
+        if product != "tensorrt":
+            raise EngineError("it is not installed")
+        return Library(PRODUCTS[product], None, "11")
+
+    monkeypatch.setattr(more, "load_library", load)
+    monkeypatch.setattr(more, "build_engine", build)
+    monkeypatch.setattr(
+        more, "TensorRTRunner", lambda plan, signature, name, engine: OnnxRuntimeRunner(plan, signature, name)
+    )
+    result = Result(tmp_path / "tensorrt.json", {})
+    assert more.tensorrt(read(folder)[0], PRETENDED, result).startswith("2 of 2 cells")
+    assert built == dict.fromkeys(
+        ("tensorrt_equal_selector", "tensorrt_equal_predictor", "tensorrt_classifier_predictor"),
+        ("fp16", ((1, 3), (4, 32), (4, 32))),
+    )
+    for cell in result.cells:
+        assert {(way["runtime"], way["model"]) for way in cell["ways"]} == {
+            ("TensorRT", "compacted"), ("TensorRT", "classifier"),
+        }  # fmt: skip
+        assert len(cell["ratios"]) == 1
+    assert "it is not installed" in {each["reason"] for each in result.not_run}
 
 
 def test_what_pretends_never_lies_among_the_results(graphs, tmp_path):
