@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -41,8 +42,8 @@ def finished(graphs):
     return output, {line["step"]: line for line in lines}
 
 
-def run(graphs, output, *options):
-    return standin.run(PROGRAM, "run", graphs, "--output", output, "--standin", "--json", *options)
+def run(graphs, output, *options, without=""):
+    return standin.run(PROGRAM, "run", graphs, "--output", output, "--standin", "--json", *options, without=without)
 
 
 def result(output, step):
@@ -90,6 +91,28 @@ def test_what_ran_elsewhere_says_so(finished):
     output, _ = finished
     for step in ("pytorch", "training"):
         assert "ran on the CPU" in result(output, step)["fell_back"][0]
+
+
+@pytest.mark.parametrize(
+    ("told", "without", "said"),
+    [
+        ("a card, 535.10, 80000, 70000, 9.0", "", ["the driver 535.10 is too old for CUDA 13", "; fix: 580 or later"]),
+        ("a card, 590.10, 80000, 700, 9.0", "", ["700 MB of the GPU are free, 8000 are needed; fix: "]),
+        ("a card, 590.10, 80000, 70000, 9.0", "libcublas.so.13", ["libcublas.so.13", "; fix: "]),
+    ],
+)
+def test_what_is_missing_stops_all_of_it_with_a_line(graphs, tmp_path, monkeypatch, told, without, said):
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho '{told}'")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    with pytest.raises(AssertionError):  # the command fails
+        run(graphs, tmp_path, without=without)
+    found = result(tmp_path, "check")
+    assert found["status"] == "failed" and all(part in found["reason"] for part in said), found["reason"]
+    assert "\n" not in found["reason"] and found["hardware"]["gpu"]["driver_version"] in told
+    assert not (tmp_path / "parity.json").exists()
 
 
 def test_a_finished_step_is_kept_and_an_unfinished_one_is_not(finished, graphs):
