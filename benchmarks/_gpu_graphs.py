@@ -145,7 +145,8 @@ def _write(work: Path, name: str, facts: dict[str, Any]) -> dict[str, Any]:
         ).models
         roles = [role for role in models if facts["single"] or role in PREDICTOR]
         (work / name / place).mkdir(parents=True)
-        write_graphs({role: models[role] for role in roles}, work / name / place, signature, facts["single"], fused)
+        whole = facts["single"] and fused  # of engines the two steps are timed
+        write_graphs({role: models[role] for role in roles}, work / name / place, signature, whole, fused)
 
     models = traced_graphs(pair, fused=True, gpu=True, opset=OPSET)
     for precision in GPU_PRECISIONS:

@@ -16,6 +16,7 @@ from _gpu_steps import (
     Skipped,
     compiled,
     concurrency,
+    kept_of,
     latency,
     parity,
     pytorch,
@@ -24,7 +25,8 @@ from _gpu_steps import (
 )
 
 from rekd_deploy.bench.forms import Form, Way
-from rekd_deploy.engines.base import RunnerChain
+from rekd_deploy.bench.lines import PREDICTOR, all_kept
+from rekd_deploy.engines.base import Arrays, RunnerChain
 from rekd_deploy.engines.tensorrt import TensorRTRunner
 from rekd_deploy.engines.tensorrt_build import BuildSettings, build_engine
 from rekd_deploy.engines.tensorrt_library import PRODUCTS, Library, load_library
@@ -84,12 +86,12 @@ def _engine(
     library: Library, pair: Pair, sizes: Sizes, work: Path, result: Result, stack: ExitStack
 ) -> Extra | None:
     """The graphs of a pair as engines that are ready to run; None, and why, where they cannot be built."""
-    product, runners = library.product, []
+    product, roles, runners = library.product, roles_of(pair), []
     batches = batch_ranges(None, max(batch for batch, _ in sizes.cells))
     longest = max(length for _, length in sizes.cells)
-    form = Form(product.title, pair.facts["model"], "fp16", len(roles_of(pair)), pair.facts["kept"])
+    form = Form(product.title, pair.facts["model"], "fp16", len(roles), kept_of(pair))
     try:
-        for role in roles_of(pair):
+        for role in roles:
             signature, plan = pair.signature.graph(role), work / f"{product.name}_{pair.name}_{role}.plan"
             profiles = profiles_of(signature, batches, length_ranges([longest], longest))
             settings = BuildSettings("fp16", timing_cache=work / f"{product.name}.cache")
@@ -99,7 +101,13 @@ def _engine(
     except EngineError as error:
         result.not_run.append({"name": form.name, "reason": str(error)})
         return None
-    return lambda batches: Way(form, lambda turn, watch: chain.run(batches[turn % len(batches)])["logits"])
+
+    def way(batches: Sequence[Arrays]) -> Way:
+        if roles == PREDICTOR:
+            batches = [all_kept(batch, pair.signature.predictor) for batch in batches]
+        return Way(form, lambda turn, watch: chain.run(batches[turn % len(batches)])["logits"])
+
+    return way
 
 
 STEPS = {

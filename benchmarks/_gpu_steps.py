@@ -164,7 +164,7 @@ def timed_cells(
             for roles in (roles_of(pair), SINGLE) if pair.facts["single"] else (roles_of(pair),):
                 graphs = pair.graphs(precision, roles)
                 loaded.add_files(
-                    Form("", pair.facts["model"], precision, len(roles), _kept(pair)),
+                    Form("", pair.facts["model"], precision, len(roles), kept_of(pair)),
                     {role: graph.model for role, graph in zip(roles, graphs, strict=True)},
                     {role: graph.signature for role, graph in zip(roles, graphs, strict=True)},
                 )
@@ -220,10 +220,12 @@ def _timed(ways: list[Way], batch: int, batches: list[Arrays], sizes: Sizes) -> 
 
 
 def roles_of(pair: Pair) -> tuple[str, ...]:
+    """The graphs that answer one after another."""
     return PREDICTOR if pair.facts["model"] == CLASSIFIER else BOTH
 
 
-def _kept(pair: Pair) -> int | None:
+def kept_of(pair: Pair) -> int | None:
+    """K, where a form's name has it."""
     return pair.facts["kept"] if pair.facts["model"] == COMPACTED else None
 
 

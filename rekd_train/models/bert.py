@@ -51,7 +51,9 @@ class BertBackbone(TextBackbone):
         return self._encode(self.words(inputs["input_ids"]), inputs["attention_mask"])
 
     def zeroed(self, inputs: Inputs, keep: Tensor) -> Tensor:
-        content = self.words(inputs["input_ids"]) * keep.unsqueeze(-1)
+        words = self.words(inputs["input_ids"])
+        keep = keep if keep.dtype == words.dtype else keep.to(words.dtype)  # a product with float32 would be float32
+        content = words * keep.unsqueeze(-1)
         return self._first(content, inputs["attention_mask"])
 
     def attended(self, inputs: Inputs, keep: Tensor) -> Tensor:

@@ -5,12 +5,13 @@ import json
 
 import numpy as np
 import pytest
+from conftest import make_rationalizer
 
 from rekd_deploy.bench.forms import CLASSIFIER, COMPACTED, ONNX_CPU, PYTORCH, ZEROED, Form, Stopwatch, Way, comparisons
 from rekd_deploy.bench.latency import Grid, Subjects, measure_latency
 from rekd_deploy.bench.latency_figures import alike_check, classes_alike
 from rekd_deploy.bench.latency_inputs import AT_HAND, check_lengths, full_batches
-from rekd_deploy.bench.lines import lines_of
+from rekd_deploy.bench.lines import BOTH, PREDICTOR, Line, lines_of
 from rekd_deploy.bench.results import read_result
 from rekd_deploy.bench.traced import traced_lines
 from rekd_deploy.bench.ways_pytorch import pytorch_ways
@@ -242,3 +243,17 @@ def test_a_list_that_is_none_is_a_usage_error(repository, capsys):
     with pytest.raises(SystemExit) as ended:
         run(app, ["latency", str(repository), "--batches", "1,two"])
     assert ended.value.code == 2 and "1,two" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("operator", ["compact", "zero"])
+def test_pytorch_in_fp16_is_another_form_that_answers_alike(operator):
+    batches = [dict(full_batches(make_rationalizer().preprocessor, 2, 16).encoded[0].inputs)]
+    roles, model = (BOTH, COMPACTED) if operator == "compact" else (PREDICTOR, CLASSIFIER)
+    found = {}
+    for precision in ("fp32", "fp16"):
+        line = Line(model, make_rationalizer(operator=operator), roles)
+        (way,), not_run = pytorch_ways(line, batches, "cpu", [PYTORCH], precision=precision)
+        assert not_run == [] and way.form.precision == precision
+        found[precision] = way(0)
+    np.testing.assert_allclose(found["fp16"], found["fp32"], rtol=0.02)
+    assert not np.array_equal(found["fp16"], found["fp32"])

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import standin
+
+from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
+from rekd_deploy.engines.tensorrt_library import PRODUCTS, Library
+from rekd_deploy.errors import EngineError
 
 pytestmark = pytest.mark.standin
 
@@ -36,8 +42,8 @@ def finished(graphs):
     return output, {line["step"]: line for line in lines}
 
 
-def run(graphs, output, *options):
-    return standin.run(PROGRAM, "run", graphs, "--output", output, "--standin", "--json", *options)
+def run(graphs, output, *options, without=""):
+    return standin.run(PROGRAM, "run", graphs, "--output", output, "--standin", "--json", *options, without=without)
 
 
 def result(output, step):
@@ -87,6 +93,28 @@ def test_what_ran_elsewhere_says_so(finished):
         assert "ran on the CPU" in result(output, step)["fell_back"][0]
 
 
+@pytest.mark.parametrize(
+    ("told", "without", "said"),
+    [
+        ("a card, 535.10, 80000, 70000, 9.0", "", ["the driver 535.10 is too old for CUDA 13", "; fix: 580 or later"]),
+        ("a card, 590.10, 80000, 700, 9.0", "", ["700 MB of the GPU are free, 8000 are needed; fix: "]),
+        ("a card, 590.10, 80000, 70000, 9.0", "libcublas.so.13", ["libcublas.so.13", "; fix: "]),
+    ],
+)
+def test_what_is_missing_stops_all_of_it_with_a_line(graphs, tmp_path, monkeypatch, told, without, said):
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho '{told}'")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    with pytest.raises(AssertionError):  # the command fails
+        run(graphs, tmp_path, without=without)
+    found = result(tmp_path, "check")
+    assert found["status"] == "failed" and all(part in found["reason"] for part in said), found["reason"]
+    assert "\n" not in found["reason"] and found["hardware"]["gpu"]["driver_version"] in told
+    assert not (tmp_path / "parity.json").exists()
+
+
 def test_a_finished_step_is_kept_and_an_unfinished_one_is_not(finished, graphs):
     output, _ = finished
     before = {step: (output / f"{step}.json").read_bytes() for step in ON_THE_DEVICE}
@@ -111,11 +139,48 @@ sleep 60 & wait""")
     found = gpu._step(slow, "parity", tmp_path, file, {}, 1.5, True)
     assert found == json.loads(file.read_text())
     assert (found["status"], found["reason"]) == ("stopped", "stopped after 2 s; 2 cells are there")
-    assert found["cells"] == [1, 2]
-    assert found["seconds"] < 20
+    assert found["cells"] == [1, 2] and found["seconds"] < 20
     found = gpu._step(slow, "parity", tmp_path, file, {"step": "parity"}, -3.0, True)
-    assert (found["step"], found["status"]) == ("parity", "stopped")
-    assert found["reason"] == "no time is left; 0 cells are there"
+    assert (found["step"], found["reason"]) == ("parity", "no time is left; 0 cells are there")
+
+
+def test_engines_are_built_where_tensorrt_is_and_timed_beside_the_rest(graphs, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import _gpu_more as more
+    from _gpu_graphs import read
+    from _gpu_steps import PRETENDED, Result
+
+    folder = shutil.copytree(graphs, tmp_path / "graphs")
+    for name in ("equal", "classifier"):
+        shutil.copytree(folder / name / "fp32", folder / name / "unfused")
+    built = {}
+
+    def build(library, graph, plan, signature, profiles, settings):
+        built[plan.stem] = (settings.precision, profiles[0]["input_ids"])
+        shutil.copy(graph, plan)
+
+    def load(product):
+        if product != "tensorrt":
+            raise EngineError("it is not installed")
+        return Library(PRODUCTS[product], None, "11")
+
+    monkeypatch.setattr(more, "load_library", load)
+    monkeypatch.setattr(more, "build_engine", build)
+    monkeypatch.setattr(
+        more, "TensorRTRunner", lambda plan, signature, name, engine: OnnxRuntimeRunner(plan, signature, name)
+    )
+    result = Result(tmp_path / "tensorrt.json", {})
+    assert more.tensorrt(read(folder)[0], PRETENDED, result).startswith("2 of 2 cells")
+    assert built == dict.fromkeys(
+        ("tensorrt_equal_selector", "tensorrt_equal_predictor", "tensorrt_classifier_predictor"),
+        ("fp16", ((1, 3), (4, 32), (4, 32))),
+    )
+    for cell in result.cells:
+        assert {(way["runtime"], way["model"]) for way in cell["ways"]} == {
+            ("TensorRT", "compacted"), ("TensorRT", "classifier"),
+        }  # fmt: skip
+        assert len(cell["ratios"]) == 1
+    assert "it is not installed" in {each["reason"] for each in result.not_run}
 
 
 def test_what_pretends_never_lies_among_the_results(graphs, tmp_path):
