@@ -5,9 +5,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = (
@@ -25,7 +28,7 @@ class Machine:
         self.bin = root / "bin"
         self.log = root / "calls"
         self.bin.mkdir(parents=True)
-        for name in ("scripts/preflight.sh", "scripts/environment.sh", "scripts/standin.sh",
+        for name in ("scripts/preflight.sh", "scripts/environment.sh", "scripts/standin.sh", "scripts/floors.sh",
                      "tests/standin/requirements.txt"):
             (self.project / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.project / name)
@@ -465,3 +468,26 @@ def test_a_skip_that_hides_a_missing_part_fails_in_ci(tmp_path, marker, required
     # a skip before the call is an error in pytest's words
     assert outcome in done.stdout or (outcome == "1 failed" and "1 error" in done.stdout), done.stdout
     assert ("not here" in done.stdout) == ("failed" in outcome)
+
+
+def test_floors_wants_a_folder_that_is_not_there(machine):
+    code, _, errors = machine.run("floors.sh")
+    assert code == 2 and errors == ["error: name a folder for the environment; fix: scripts/floors.sh /tmp/floors"]
+    (machine.project / "taken").mkdir()
+    code, _, errors = machine.run("floors.sh", "taken")
+    assert code == 1 and errors == ["error: taken is there already; fix: name another, or rm -r it"]
+    assert not machine.log.exists(), "nothing was made"
+
+
+def test_the_lowest_versions_allowed_are_those_that_were_tested():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    untested = {"serve", "perf", "gpu", "tensorrt", "tensorrt-rtx"}  # they need a server or a driver
+    lines = [*project["dependencies"]]
+    for extra, wanted in project["optional-dependencies"].items():
+        lines += wanted if extra not in untested else []
+    floors = [(each.name, part.version) for each in map(Requirement, lines) for part in each.specifier
+              if part.operator in (">=", "==")]  # fmt: skip
+    recorded = (ROOT / "benchmarks" / "results" / "floors.txt").read_text(encoding="utf-8")
+    tested = dict(line.split("==") for line in recorded.splitlines() if not line.startswith("#"))
+    for name, floor in floors:
+        assert Version(Version(tested[name]).public) == Version(floor), f"{name}; run scripts/floors.sh /tmp/floors"

@@ -202,5 +202,5 @@ def test_tensorboard_and_devices(command, tmp_path):
     pytest.importorskip("tensorboard")
     assert command("--tensorboard")[0] == 0
     assert any("tfevents" in path.name for path in (tmp_path / "out.training").iterdir())
-    code, error = command("--device", "cuda:77")
+    code, error = command("--overwrite", "--device", "cuda:77")
     assert code == 1 and error == "error: there is no device 'cuda:77' here; fix: --device cpu"
