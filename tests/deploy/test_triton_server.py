@@ -21,6 +21,7 @@ import pytest
 
 from rekd_deploy.client import Client
 from rekd_deploy.errors import ModelMissingError, RejectedError, ServerError, ServerUnavailableError
+from rekd_deploy.processes import children_of
 from rekd_deploy.repository import GRAPH, write_repository
 from rekd_deploy.server import TritonServer
 from rekd_deploy.step_totals import StepTotals
@@ -137,7 +138,7 @@ def test_requests_are_joined_into_batches(server, many):
 
 
 def test_texts_of_all_lengths_are_joined_and_answered_as_if_alone(server, rationalizer, many):
-    """Sixteen clients, lengths as they come: at least four rows in an execution of the selector."""
+    """Sixteen clients, lengths as they come, while the models' processes stand still: all wait when they go on."""
 
     def totals():
         return StepTotals.of(json.loads(_get(server.http_url, f"/v2/models/{SELECTOR}/stats"))["model_stats"][0])
@@ -150,14 +151,20 @@ def test_texts_of_all_lengths_are_joined_and_answered_as_if_alone(server, ration
 
         def ask(client):
             order = np.random.default_rng(client).permutation(len(requests))
-            futures = [transport.submit("rekd", requests[place], ANSWERS) for place in order]
-            for place, future in zip(order, futures, strict=True):
-                for name, wanted in alone[place].items():
-                    np.testing.assert_allclose(future.result()[name], wanted, rtol=0, atol=1e-5)
-            return True
+            return [(alone[place], transport.submit("rekd", requests[place], ANSWERS)) for place in order]
 
-        with ThreadPoolExecutor(16) as pool:
-            assert all(pool.map(ask, range(16)))
+        stubs = children_of(server.process_id)
+        try:
+            for stub in stubs:
+                os.kill(stub, signal.SIGSTOP)
+            with ThreadPoolExecutor(16) as pool:
+                asked = [each for client in pool.map(ask, range(16)) for each in client]
+        finally:
+            for stub in stubs:
+                os.kill(stub, signal.SIGCONT)
+        for expected, future in asked:
+            for name, wanted in expected.items():
+                np.testing.assert_allclose(future.result()[name], wanted, rtol=0, atol=1e-5)
     assert totals().since(before)["rows_per_batch"] >= 4
 
 
