@@ -100,7 +100,9 @@ def splits_to_measure(
     split = split or "test"
     found = data_for(pair, config)
     share = {"train": 1 - data.dev_share - data.test_share, "dev": data.dev_share, "test": data.test_share}[split]
-    words = f"the {split} split of {shown}" + (f" ({share:.0%} of it, chosen by data.seed)" if unsplit else "")
+    most = getattr(data, f"{split}_examples")
+    cut = "" if most is None else f"at most {most} of "
+    words = f"the {split} split of {shown}" + (f" ({cut}{share:.0%} of it, chosen by data.seed)" if unsplit else "")
     splits = {name: encode(found.splits[name], pair.preprocessor) for name in {split, "dev"}}
     return splits, split, found.origin, words
 

@@ -101,6 +101,9 @@ def test_the_file_it_was_trained_on_is_not_measured_whole(trained, tmp_path, cap
     report = json.loads(invoke(capsys, str(trained), "--data", str(data), "--draws", "0", "--json")[1])
     assert (report["split"], report["examples"]) == ("test", 18), "the very split of the training"
     assert report["measured"] == "the test split of texts.jsonl (30% of it, chosen by data.seed)"
+    cut = str(trained), "--draws", "0", "--json", "--set", "data.test_examples=5"
+    measured = json.loads(invoke(capsys, *cut)[1])["measured"]
+    assert measured == "the test split of texts.jsonl (at most 5 of 30% of it, chosen by data.seed)"
     moved = shutil.copy(data, tmp_path / "moved.jsonl")
     example = {"text": json.loads(data.read_text().splitlines()[0])["text"], "label": "negative"}
     copy = shutil.copytree(trained, tmp_path / "run")
