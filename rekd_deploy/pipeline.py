@@ -22,7 +22,7 @@ class Pipeline:
     """Answers like the Triton client, in this process, on ONNX Runtime or, where asked for, the repository's engines.
 
     On a GPU, ONNX Runtime keeps what one step hands to the next where it is, and replays a captured CUDA graph for
-    each bucket of batch and length.
+    each bucket of batch and length; texts are parted so that few rows are filled up (``batching.cuts``).
 
     Usable as a context manager; without ``with`` the graphs are loaded at the first use and stay until
     ``close``.
@@ -56,6 +56,7 @@ class Pipeline:
         self.labels = list(self.description.labels)
         self.preprocessor = self.description.preprocessor()
         self._batch_size = batch_size
+        self._filled_to: list[int] = []
         roles = ("single",) if single_graph else ("selector", "predictor")
         if not set(roles) <= set(exported.graphs):
             raise RepositoryError(f"{exported.name} holds no single graph; fix: rekd-export CHECKPOINT --single-graph")
@@ -68,7 +69,8 @@ class Pipeline:
             self._batch_size = min(batch_size, *map(exported.largest_batch, roles))
         elif kind == "cuda":
             self._chain = chain = exported.device_chain(roles, index=index)
-            self._batch_size = min(batch_size, chain.largest_batch or batch_size)
+            self._filled_to = chain.batches
+            self._batch_size = min([batch_size, *chain.batches[-1:]])
         else:
             self._chain = RunnerChain([exported.graph_runner(role, threads=threads) for role in roles])
         self._running: ExitStack | None = None
@@ -104,7 +106,9 @@ class Pipeline:
             EngineError: ONNX Runtime or TensorRT cannot load or run a graph.
             MissingExtraError: the library is not installed.
         """
-        return predict_batches(self.preprocessor, items, self._batch_size, self._answer, windows=windows)
+        return predict_batches(
+            self.preprocessor, items, self._batch_size, self._answer, windows=windows, filled_to=self._filled_to
+        )
 
     def _open(self) -> None:
         with self._opening:

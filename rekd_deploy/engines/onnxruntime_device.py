@@ -100,9 +100,9 @@ class DeviceChain:
             self._release()
 
     @property
-    def largest_batch(self) -> int | None:
-        """Most rows of one run; None: any number."""
-        return self._batches[-1] if self._batches else None
+    def batches(self) -> list[int]:
+        """Sizes that batches are filled up to, ascending; the last is the most rows of one run. Empty: any number."""
+        return self._batches
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """The outputs by name. Threads may share a chain; they take turns.

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from families import assert_same_answers
 
 from rekd_deploy import repository_runners
 from rekd_deploy.engines import onnxruntime_device
@@ -128,6 +129,25 @@ def test_a_pipeline_on_a_device_answers_as_on_the_cpu(repository, texts, monkeyp
     assert [each.label for each in found] == [each.label for each in expected]
     kept = [[[(span.start, span.end) for span in each.rationale] for each in answers] for answers in (found, expected)]
     assert kept[0] == kept[1]
+
+
+def test_few_texts_of_each_length_share_batches_on_a_device(repository, texts, monkeypatch):
+    """A batch of every length by itself would be filled up with rows of nothing."""
+    shapes = []
+
+    class Recorded(DeviceChain):
+        def run(self, inputs):
+            shapes.append(inputs["input_ids"].shape)
+            return super().run(inputs)
+
+    monkeypatch.setattr(
+        repository_runners, "DeviceChain", lambda graphs, **options: Recorded(graphs, **options | {"device": "cpu"})
+    )
+    many = [text for number in (40, 2, 20, 3, 30) for text in ("good " * number, *texts[:1])]
+    with Pipeline(repository) as plain, Pipeline(repository, device="cuda") as pipeline:
+        assert plain._filled_to == [] and pipeline._filled_to == [1, 8, 16, 32, 64]
+        assert_same_answers(pipeline.predict(many), plain.predict(many))
+    assert shapes == [(10, 48)]  # of three padded lengths
 
 
 def test_a_pipeline_on_a_gpu_that_is_not_there(repository, texts):

@@ -4,11 +4,12 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
 
-from rekd_deploy.batching import length_batches
+from rekd_deploy.batching import A_BATCH, length_batches
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.pipeline import Pipeline
 from rekd_train.errors import InputError
@@ -56,6 +57,30 @@ def test_batches_are_of_one_padded_length_and_cover_every_text(rationalizer):
     assert [encoded.inputs["input_ids"].shape for _, encoded in batches] == [(2, 16), (2, 16), (2, 32), (2, 48)]
     for places, encoded in batches:
         assert encoded.inputs["attention_mask"].sum(axis=1).tolist() == [lengths[place] + 2 for place in places]
+
+
+@pytest.mark.parametrize("most", [2, 3, 8])
+@pytest.mark.parametrize("sizes", [(1, 2, 4), (1, 4, 8), (3, 8)])
+def test_batches_that_are_filled_up_are_the_cheapest_there_are(rationalizer, sizes, most):
+    lengths = [40, 1, 20, 2, 3, 45, 4, 21, 30, 5]
+    most = min(most, sizes[-1])
+    batches = list(length_batches(rationalizer.preprocessor, ["good " * n for n in lengths], most, sizes))
+    assert sorted(place for places, _ in batches for place in places) == list(range(10))
+    for places, encoded in batches:
+        assert encoded.inputs["attention_mask"].sum(axis=1).tolist() == [lengths[place] + 2 for place in places]
+    shapes = [encoded.inputs["input_ids"].shape for _, encoded in batches]
+    assert max(count for count, _ in shapes) <= most
+
+    def cost(counts_and_lengths):
+        return sum(A_BATCH + length * min(size for size in sizes if size >= n) for n, length in counts_and_lengths)
+
+    padded, possible = sorted(rationalizer.preprocessor.bucket(length + 2) for length in lengths), []
+    for inner in product([False, True], repeat=9):
+        ends = [*(place + 1 for place, cut in enumerate(inner) if cut), 10]
+        counts = np.diff([0, *ends])
+        if max(counts) <= most:
+            possible.append(cost(zip(counts, (padded[end - 1] for end in ends), strict=True)))
+    assert cost(shapes) == min(possible)
 
 
 @pytest.mark.parametrize(
