@@ -11,6 +11,7 @@ from families import assert_same_answers, some_images
 from PIL import Image
 from test_triton_model import ask, start, utilities  # noqa: F401  fixtures
 
+from rekd_deploy import batching
 from rekd_deploy.cli import query
 from rekd_deploy.client import Client
 from rekd_deploy.errors import RepositoryError, VersionMismatchError
@@ -56,6 +57,17 @@ def test_arrays_pillow_images_and_paths(repository, image_rationalizer, file):
     assert answers[0].rationale and all(isinstance(patch, Patch) for patch in answers[0].rationale)
     left, top, right, bottom = answers[0].rationale[0].box
     assert (right - left, bottom - top) == (40, 40), "boxes are in pixels of the image as given"
+
+
+@pytest.mark.parametrize(("filled_to", "counts"), [((), [5, 5, 3]), ((1, 4, 8), [1, 4, 4, 4])])
+def test_batches_of_images_follow_their_order(image_rationalizer, monkeypatch, filled_to, counts):
+    monkeypatch.setattr(batching, "A_BATCH", 1)
+    images = some_images(13)
+    batches = list(batching.Questions(image_rationalizer.preprocessor, images, 5, filled_to=filled_to).batches())
+    assert [len(places) for places, _ in batches] == counts
+    assert [place for places, _ in batches for place in places] == list(range(13))
+    for places, encoded in batches:
+        assert all((encoded.inputs["pixels"][row, :, :, 0] == images[place]).all() for row, place in enumerate(places))
 
 
 def test_configs_take_pixels_as_they_are(repository):
