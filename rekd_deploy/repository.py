@@ -2,8 +2,8 @@
 
     ROOT/manifest.json                      what was exported, and the SHA-256 of every file below
     ROOT/parity.npz                         a few inputs and the PyTorch model's answers, to verify the graphs by
-    ROOT/rekd_selector/config.pbtxt         member, with 1/model.onnx, 1/model.py, 1/triton_batches.py
-    ROOT/rekd_predictor/config.pbtxt        member, likewise
+    ROOT/rekd_selector/config.pbtxt         component model, with 1/model.onnx, 1/model.py, 1/triton_*.py
+    ROOT/rekd_predictor/config.pbtxt        component model, likewise
     ROOT/rekd_single/config.pbtxt           both steps in one graph, if it was exported; likewise
                                             with engines, 1/model.plan and what runs it, too
     ROOT/rekd/config.pbtxt                  ensemble, with an empty version folder (Triton requires it)
@@ -54,8 +54,8 @@ _OURS = {*MODELS, SINGLE, PREPARE, ANSWER, *RAW.values(), MANIFEST, REFERENCE, "
 _CACHES = shutil.ignore_patterns("__pycache__")
 """A server that may write leaves them beside its models."""
 _MODEL_CODE = {
-    name: Path(__file__).with_name(source)
-    for name, source in {"model.py": "triton_model.py", "triton_batches.py": "triton_batches.py"}.items()
+    {"triton_model.py": "model.py"}.get(source, source): Path(__file__).with_name(source)
+    for source in ("triton_model.py", "triton_batches.py", "triton_cuda.py")
 }
 _ENGINE_CODE = Path(__file__).parent / "engines" / "tensorrt_execution.py"
 _EARLIER_KEYS = ("versions", "checkpoint_sha256", "artefacts", "preprocessing_sha256")
@@ -90,7 +90,7 @@ def write_repository(
         threads: threads of each process inside one operation; 0: the instances share the cores.
         preferred_batch_sizes: what the scheduler aims at.
         queue_delay_us: microseconds a request may wait for others to form a preferred batch.
-        gpu: whether the target 'onnxruntime' runs on GPUs.
+        gpu: whether ONNX Runtime runs on GPUs.
         gpus: numbers of the GPUs to run on; empty: every one that is there.
         rate_limit: executions of the members take one of the server's resource 'rekd' each.
         keep: versions of the members that stay, the new one included.

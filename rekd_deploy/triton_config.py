@@ -71,7 +71,7 @@ class ServingSettings:
     threads: int = 0
     """Threads of each process inside one operation; 0: the instances share the cores."""
     gpu: bool = False
-    """Whether the members of the target 'onnxruntime' run on GPUs; engines always do."""
+    """Whether ONNX Runtime runs on GPUs; engines always do."""
     gpus: tuple[int, ...] = ()
     """Numbers of the GPUs to run on, each with all instances; empty: every one that is there."""
     rate_limit: bool = False
@@ -123,7 +123,8 @@ def build_configs(artefacts: Artefacts, settings: ServingSettings, target: str =
             parameters[ENGINE] = engine
     elif target == "onnxruntime":
         parameters |= _SESSION
-    on_gpu = engine is not None or (settings.gpu and target == "onnxruntime")
+    on_gpu = engine is not None or settings.gpu
+    sizes = sorted({1, *settings.preferred, settings.max_batch_size}) if on_gpu else [1]
 
     def member(role: str, name: str, more: Mapping[str, str]) -> ModelConfig:
         config = _member(name, signature.graph(role), settings, target, {**parameters, **more})
@@ -136,10 +137,8 @@ def build_configs(artefacts: Artefacts, settings: ServingSettings, target: str =
             if target == "onnxruntime":
                 without_tf32(config)
         if settings.warm_up:
-            sizes = sorted({1, *settings.preferred}) if on_gpu else [1]
             add_warm_ups(config, signature.graph(role), preprocessor, sizes)
         if built is not None:
-            sizes = sorted({1, *settings.preferred, settings.max_batch_size})
             capture(config, signature.graph(role), preprocessor, sizes, built)
         return config
 

@@ -64,7 +64,7 @@ def export(
     ] = None,
     gpu: Annotated[
         bool | None,
-        typer.Option("--gpu/--cpu", help="Where ONNX Runtime runs.", show_default="target onnxruntime: as this machine"),
+        typer.Option("--gpu/--cpu", help="Where ONNX Runtime runs.", show_default="cpu; onnxruntime: as this machine"),
     ] = None,
     lengths: Annotated[
         str | None,

@@ -24,6 +24,7 @@ ROOT = REFERENCES / "python"
 FLAVOURS = {
     "python": ("python", None, ServingSettings()),
     "python-tensorrt-rtx": ("python", "tensorrt-rtx", ServingSettings(queue_delay_us=100)),
+    "python-gpu": ("python", None, ServingSettings(gpu=True, queue_delay_us=100)),
     "onnxruntime": ("onnxruntime", None, ServingSettings()),
     "onnxruntime-one-gpu": ("onnxruntime", None, ServingSettings(gpu=True, gpus=(0,), queue_delay_us=100)),
     "onnxruntime-limited": ("onnxruntime", None, ServingSettings(instances=2, threads=2, rate_limit=True)),

@@ -75,7 +75,8 @@ def test_a_repository_with_engines_is_whole_and_says_what_they_are(engine_reposi
     for role, model in zip(ROLES, (SELECTOR, PREDICTOR, SINGLE), strict=True):
         folder = engine_repository / model / "1"
         names = sorted(path.name for path in folder.iterdir())
-        assert names == ["model.onnx", "model.plan", "model.py", "tensorrt_execution.py", "triton_batches.py"]
+        code = ["model.py", "tensorrt_execution.py", "triton_batches.py", "triton_cuda.py"]
+        assert names == ["model.onnx", "model.plan", *code]
         entry = manifest["artefacts"][role]["engine"]
         assert entry["sha256"] == sha256(folder / PLAN) == manifest["repository"]["files"][f"{model}/1/{PLAN}"]
         assert entry["graph_sha256"] == sha256(folder / "model.onnx") == manifest["artefacts"][role]["sha256"]
