@@ -1,7 +1,6 @@
-"""What the configuration of a member says of the GPUs that it runs on: which, with TF32 or not, which CUDA graphs.
+"""What the configuration of a component model says of its GPUs: which, with TF32 or not, which CUDA graphs.
 
-Each key is one that the backends read, in releases 24.10 and 26.05: src/onnxruntime.cc of Triton's onnxruntime_backend,
-src/instance_state.cc of its tensorrt_backend.
+Each key is one that the backends read, in releases 24.10 to 26.06: docs/serving.md names the files.
 """
 
 from __future__ import annotations

@@ -112,7 +112,8 @@ def build_configs(artefacts: Artefacts, settings: ServingSettings, target: str =
     signature = artefacts.signature
     preprocessor = artefacts.preprocessor
     description = ServedDescription.of(preprocessor, artefacts.labels).to_parameters()
-    parameters = {} if target == "tensorrt" else {THREADS: str(settings.threads)}
+    on_gpu = engine is not None or settings.gpu
+    parameters = {THREADS: str(settings.threads)} if target == "onnxruntime" or not on_gpu else {}
     if target == "python":
         parameters[MAX_LENGTH] = str(preprocessor.positions)
         if preprocessor.settings.kind == "text":
@@ -123,7 +124,6 @@ def build_configs(artefacts: Artefacts, settings: ServingSettings, target: str =
             parameters[ENGINE] = engine
     elif target == "onnxruntime":
         parameters |= _SESSION
-    on_gpu = engine is not None or settings.gpu
     sizes = sorted({1, *settings.preferred, settings.max_batch_size}) if on_gpu else [1]
 
     def member(role: str, name: str, more: Mapping[str, str]) -> ModelConfig:
