@@ -49,6 +49,13 @@ def test_a_gpu_that_fails_is_an_error_of_the_request_and_the_next_one_works(seen
     assert after["errors"] == [None] and after["capture"] == 1 and later["replay"] == 1 and later["launch"] == 0
 
 
+def test_graphs_cannot_be_captured_as_tritons_onnxruntime_backend_binds(seen):
+    """Why the rules refuse enable_cuda_graph there. When this fails, ONNX Runtime has learnt it: look at it again."""
+    first, again, longer = seen["rebound"]
+    assert first[0] > 0 and first[2]
+    assert again == longer == [0, 1, False], "the first request once more, and no answer"
+
+
 def test_shapes_beyond_the_most_run_uncaptured(seen):
     assert seen["second"]["capture"] == 1
     for turn in ("beyond", "beyond again"):

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
+import onnxruntime
 
 os.environ["ORT_ENABLE_CUDNN_FLASH_ATTENTION"] = "0"  # which the stand-in has not
 KINDS = "to_device to_host launch capture replay".split()
@@ -85,4 +86,20 @@ for kind in ("replay", "to_device", "to_host"):
 inner.__func__.__globals__["_MOST_SHAPES"] = 2
 found["second"], found["beyond"], found["beyond again"] = ask((1, 20)), ask((1, 24)), ask((1, 24))
 model.finalize()
+
+# as Triton's onnxruntime backend binds: other buffers at each request, outputs to a device, no number of a graph
+provider = ("CUDAExecutionProvider", {"enable_cuda_graph": "1"})
+session = onnxruntime.InferenceSession(str(folder / "1" / "model.onnx"), providers=[provider], enable_fallback=0)
+found["rebound"] = []
+for shape in ((1, 16), (1, 16), (2, 24)):
+    binding = session.io_binding()
+    for given in session.get_inputs():
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(np.ones(shape, np.int64), "cuda", 0)
+        binding.bind_ortvalue_input(given.name, value)
+    for output in session.get_outputs():
+        binding.bind_output(output.name, "cuda")
+    cuda.standin_reset()
+    session.run_with_iobinding(binding)
+    answered = [output.has_value() for output in binding.get_outputs()]
+    found["rebound"].append([cuda.standin_count(b"launch"), cuda.standin_count(b"replay"), any(answered)])
 print(json.dumps(found))
