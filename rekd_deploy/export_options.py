@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-from rekd_deploy.checkpoint_facts import CheckpointFacts
+from rekd_deploy.checkpoint_facts import CheckpointFacts, shortest_bucket
 from rekd_deploy.engine_export import EngineRequest
 from rekd_deploy.parity_report import RUNTIME_PRECISIONS, Precision
-from rekd_deploy.triton_config import ENGINES, TARGETS, ServingSettings
+from rekd_deploy.serving_settings import ServingSettings
+from rekd_deploy.triton_config import ENGINES, TARGETS
 from rekd_deploy.triton_model import usable_cores
 from rekd_train.errors import ConfigError
 
@@ -48,7 +49,7 @@ class ExportOptions:
     max_batch_size: int | None = None
     """Most texts or images in one request; None: the largest of ``batches``."""
     instances: int | None = None
-    """Processes (GPU instances) of each member; None: ``usual_instances``."""
+    """Processes (GPU instances) of each component model; None: ``usual_instances``."""
     threads: int = 0
     """Threads of each inside one operation; 0: the instances share the cores, and none has more than half of them."""
     queue_delay: int | None = None
@@ -97,9 +98,7 @@ class ExportOptions:
                 f"queue delay {self.queue_delay} is outside 0..{_LONGEST_DELAY} microseconds; fix: about the time "
                 "that one batch takes, or leave it out"
             )
-        for length in self.lengths:
-            if length < 1:
-                mistakes.append(f"length {length} must be at least 1")
+        mistakes += [f"length {length} must be at least 1" for length in self.lengths if length < 1]
         sizes = {"batch": self.batches, "max batch size": () if self.max_batch_size is None else (self.max_batch_size,)}
         for what, values in sizes.items():
             mistakes += [
@@ -110,7 +109,7 @@ class ExportOptions:
                 f"batch {self.batches[-1]} is above the max batch size {self.max_batch_size}; fix: give one of the two"
             )
         if self.gpus and self.product is None and not self._on_gpu:
-            mistakes.append(f"gpus {_listed(self.gpus)} are for GPUs, but the members run on CPUs; fix: add --gpu")
+            mistakes.append(f"gpus {_listed(self.gpus)} are for GPUs, but the models run on CPUs; fix: add --gpu")
         try:
             ServingSettings(instances=self._instances, threads=self.threads, gpus=self.gpus)
         except ConfigError as error:
@@ -243,12 +242,6 @@ def machine() -> dict[str, int]:
     """What an export can use here: cores, and GPUs whose driver is loaded."""
     cores = usable_cores() if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {"cores": cores, "gpus": len(list(Path("/proc/driver/nvidia/gpus").glob("*")))}
-
-
-def shortest_bucket(facts: CheckpointFacts) -> int:
-    """Fewest tokens that are worth a bucket: room for the minimum and, where words are gathered, for K of them."""
-    least = max(3, facts.policy.minimum + 2)
-    return max(least, facts.capacity) if facts.operator == "compact" else least
 
 
 def _listed(numbers: tuple[int, ...]) -> str:

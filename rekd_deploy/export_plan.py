@@ -18,8 +18,8 @@ from rekd_deploy.errors import RepositoryError
 from rekd_deploy.examples import served_lengths
 from rekd_deploy.export_options import ExportOptions, machine
 from rekd_deploy.raw_input import RAW, raw_configs
-from rekd_deploy.repository import next_versions, refuse_foreign_folder
-from rekd_deploy.repository_check import GRAPH_MODELS
+from rekd_deploy.repository import next_versions
+from rekd_deploy.repository_check import GRAPH_MODELS, refuse_foreign_folder
 from rekd_deploy.triton_config import CONFIG_FILE, SINGLE, build_configs
 from rekd_deploy.versions import newest_folder
 from rekd_deploy.workspaces import refuse_unwritable_place

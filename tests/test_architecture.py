@@ -70,7 +70,8 @@ HOUSE = {
         rekd_deploy.engine_export rekd_deploy.engine_parity
     """,
     "repository": """
-        rekd_deploy.served rekd_deploy.warmups rekd_deploy.config_gpu rekd_deploy.triton_config
+        rekd_deploy.served rekd_deploy.warmups rekd_deploy.config_gpu rekd_deploy.serving_settings
+        rekd_deploy.triton_config
         rekd_deploy.config_members rekd_deploy.config_rules rekd_deploy.model_files rekd_deploy.triton_batches
         rekd_deploy.triton_cuda rekd_deploy.triton_model
         rekd_deploy.checkpoint_facts rekd_deploy.workspaces rekd_deploy.versions

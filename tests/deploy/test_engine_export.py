@@ -15,7 +15,8 @@ from fake_tensorrt import FakeDriver, FakeLibrary
 from families import assert_same_answers
 
 from rekd_deploy import verify_engines
-from rekd_deploy.config_rules import config_mistakes, engine_mistakes, graph_mistakes
+from rekd_deploy.config_gpu import engine_mistakes
+from rekd_deploy.config_rules import config_mistakes, graph_mistakes
 from rekd_deploy.engine_export import EngineRequest, plan_engines
 from rekd_deploy.engine_parity import prove_engines, reason_not_to_run
 from rekd_deploy.engines import tensorrt_execution

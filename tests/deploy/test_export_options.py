@@ -11,10 +11,10 @@ from dataclasses import asdict, replace
 import pytest
 from conftest import make_image_rationalizer, make_rationalizer
 
-from rekd_deploy.checkpoint_facts import read_facts
+from rekd_deploy.checkpoint_facts import read_facts, shortest_bucket
 from rekd_deploy.errors import ExportError, RepositoryError
 from rekd_deploy.examples import with_lengths
-from rekd_deploy.export_options import ExportOptions, machine, shortest_bucket
+from rekd_deploy.export_options import ExportOptions, machine
 from rekd_deploy.export_plan import plan_export
 from rekd_deploy.graphs import pair_signature
 from rekd_deploy.parity_report import limits_of
@@ -311,5 +311,5 @@ def test_how_members_are_placed_reaches_the_server():
 
 
 def test_gpus_of_members_that_run_on_cpus_are_refused():
-    with pytest.raises(ConfigError, match=r"gpus 0 are for GPUs, but the members run on CPUs; fix: add --gpu"):
+    with pytest.raises(ConfigError, match=r"gpus 0 are for GPUs, but the models run on CPUs; fix: add --gpu"):
         ExportOptions(target="onnxruntime", gpu=False, gpus=(0,))

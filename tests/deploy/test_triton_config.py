@@ -21,13 +21,13 @@ from rekd_deploy.model_files import model_files
 from rekd_deploy.raw_input import ANSWER, PREPARE, raw_configs
 from rekd_deploy.repository import MANIFEST, read_description
 from rekd_deploy.served import TOKENIZER, ServedDescription
+from rekd_deploy.serving_settings import ServingSettings
 from rekd_deploy.signature import Slots
 from rekd_deploy.triton_config import (
     ENSEMBLE,
     PREDICTOR,
     SELECTOR,
     SINGLE,
-    ServingSettings,
     build_configs,
     config_text,
     label_text,
