@@ -14,8 +14,8 @@ import numpy as np
 
 Arrays = dict[str, np.ndarray]
 _PROVIDER = "CUDAExecutionProvider"
-_MOST_SHAPES = 64
-"""So many are captured, those of the warm-ups first; any other runs as it is."""
+_MOST_SHAPES = 128
+"""So many are captured, those of the warm-ups first (16 lengths up to 512 tokens, 5 sizes); any other runs as it is."""
 
 
 class CapturedGraph:

@@ -11,6 +11,7 @@ import pytest
 from families import KINDS
 from reference_repository import FLAVOURS, REFERENCES, ROOT, reference_artefacts, reference_configs
 
+from rekd_deploy import triton_cuda
 from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.config_rules import config_mistakes
 from rekd_deploy.engine_export import EngineRequest, plan_engines
@@ -38,6 +39,7 @@ from rekd_deploy.triton_model import InputChecker
 from rekd_deploy.versions import Versions, pin_versions
 from rekd_deploy.warmups import warm_up_file_mistakes
 from rekd_train.errors import ConfigError
+from rekd_train.preprocess import TextPreprocessor
 
 MODELS = (SELECTOR, PREDICTOR, ENSEMBLE)
 
@@ -250,6 +252,14 @@ def test_every_key_for_gpus_is_one_that_something_reads(rationalizer):
             if name not in (PREPARE, ANSWER):  # these run on CPUs
                 written |= set(keys_of(config))
     assert written == read and len(read) > 40
+
+
+def test_all_shapes_of_long_texts_are_captured_as_they_warm_up(rationalizer):
+    preprocessor = rationalizer.preprocessor
+    long = TextPreprocessor(preprocessor.tokenizer_json, replace(preprocessor.settings, max_length=512, lengths=()))
+    made = replace(reference_artefacts(rationalizer, single=True), preprocessor=long)
+    warm_ups = build_configs(made, ServingSettings(gpu=True))[SINGLE].model_warmup
+    assert 64 < len(warm_ups) <= triton_cuda._MOST_SHAPES
 
 
 def test_threads_are_written_where_the_cpu_computes(rationalizer):
