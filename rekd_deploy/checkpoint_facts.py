@@ -110,3 +110,9 @@ def _read(path: Path, hint: str) -> Any:
         raise CheckpointError(f"{path} is missing; {hint}") from None
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}; fix: copy it again") from None
+
+
+def shortest_bucket(facts: CheckpointFacts) -> int:
+    """Fewest tokens that are worth a bucket: room for the minimum and, where words are gathered, for K of them."""
+    least = max(3, facts.policy.minimum + 2)
+    return max(least, facts.capacity) if facts.operator == "compact" else least

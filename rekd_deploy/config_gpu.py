@@ -1,7 +1,7 @@
-"""What the configuration of a member says of the GPUs that it runs on: which, with TF32 or not, which CUDA graphs.
+"""What the configuration of a component model says of its GPUs: which, with TF32 or not, which CUDA graphs;
+and whether an engine takes it.
 
-Each key is one that the backends read, in releases 24.10 and 26.05: src/onnxruntime.cc of Triton's onnxruntime_backend,
-src/instance_state.cc of its tensorrt_backend.
+Each key is one that the backends read, in releases 24.10 to 26.06: docs/serving.md names the files.
 """
 
 from __future__ import annotations
@@ -60,3 +60,46 @@ def capture(
             for shapes in (spec.input, spec.graph_lower_bound.input):
                 for tensor in signature.inputs:
                     shapes[tensor.name].dim.extend(signature.sizes_at(tensor, length)[1:])
+
+
+def engine_mistakes(config: ModelConfig, entry: Mapping[str, Any]) -> list[str]:
+    """Mistakes in a model's config against the shapes of the engine it will run.
+
+    Args:
+        entry: the engine's manifest entry.
+    """
+    profiles = entry["profiles"]
+    mistakes = []
+    for index, profile in enumerate(profiles):
+        where = f"{config.name}: profile {index}"
+        if set(profile) != {tensor.name for tensor in config.input}:
+            mistakes.append(f"{where} is for the inputs {', '.join(profile)}, the config's differ")
+            continue
+        for tensor in config.input:
+            smallest, _, largest = profile[tensor.name]
+            fixed = [size if size == other else -1 for size, other in zip(smallest[1:], largest[1:], strict=True)]
+            if len(fixed) != len(tensor.dims) or any(
+                size not in (-1, found) for size, found in zip(tensor.dims, fixed, strict=False)
+            ):
+                mistakes.append(f"{where}: dims {list(tensor.dims)} of {tensor.name} differ from the engine's {fixed}")
+    for spec in config.optimization.cuda.graph_spec:
+        shapes = {name: [spec.batch_size, *shape.dim] for name, shape in spec.input.items()}
+        if not any(_within(shapes, profile) for profile in profiles):
+            mistakes.append(f"{config.name}: the shapes {shapes} of a graph_spec are in no profile of the engine")
+    most = max((shapes[2][0] for profile in profiles for shapes in profile.values()), default=0)
+    if config.max_batch_size > most:
+        mistakes.append(f"{config.name}: max_batch_size {config.max_batch_size} is above the engine's {most}")
+    if config.backend == "tensorrt":
+        wanted = [str(index) for index in range(len(profiles))]
+        for group in config.instance_group:
+            if list(group.profile) != wanted:
+                mistakes.append(f"{config.name}: instance_group has the profiles {list(group.profile)}, not {wanted}")
+    return mistakes
+
+
+def _within(shapes: Mapping[str, list[int]], profile: Mapping[str, Any]) -> bool:
+    return set(shapes) == set(profile) and all(
+        smallest <= size <= largest
+        for name, shape in shapes.items()
+        for smallest, size, largest in zip(profile[name][0], shape, profile[name][2], strict=True)
+    )

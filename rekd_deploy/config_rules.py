@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rekd_deploy.config_members import member_mistakes
 from rekd_deploy.served import FINGERPRINT, LABELS, PREPROCESSING, TOKENIZER, VERSION
@@ -92,7 +92,7 @@ def _common_mistakes(config: ModelConfig) -> list[str]:
 
 def _ensemble_mistakes(config: ModelConfig, configs: Mapping[str, ModelConfig]) -> list[str]:
     mistakes = [
-        f"{field} is not allowed in an ensemble; set it in the members"
+        f"{field} is not allowed in an ensemble; set it in the component models"
         for field, present in (
             ("dynamic_batching", config.HasField("dynamic_batching")),
             ("instance_group", bool(config.instance_group)),
@@ -155,7 +155,7 @@ def _ensemble_mistakes(config: ModelConfig, configs: Mapping[str, ModelConfig]) 
 
 
 def graph_mistakes(config: ModelConfig, graph: Path) -> list[str]:
-    """Mistakes in a member's config against the ONNX graph it will run."""
+    """Mistakes in a model's config against the ONNX graph it will run."""
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -203,49 +203,6 @@ def _format_mistakes(config: ModelConfig, model: onnx.ModelProto) -> list[str]:
     if on_cpu and any(map(has_added_mask, model.graph.node)):
         mistakes.append("the graph adds a mask to all heads at once, which ONNX Runtime 1.19 refuses at every request")
     return mistakes
-
-
-def engine_mistakes(config: ModelConfig, entry: Mapping[str, Any]) -> list[str]:
-    """Mistakes in a member's config against the shapes of the engine it will run.
-
-    Args:
-        entry: the engine's manifest entry.
-    """
-    profiles = entry["profiles"]
-    mistakes = []
-    for index, profile in enumerate(profiles):
-        where = f"{config.name}: profile {index}"
-        if set(profile) != {tensor.name for tensor in config.input}:
-            mistakes.append(f"{where} is for the inputs {', '.join(profile)}, the config's differ")
-            continue
-        for tensor in config.input:
-            smallest, _, largest = profile[tensor.name]
-            fixed = [size if size == other else -1 for size, other in zip(smallest[1:], largest[1:], strict=True)]
-            if len(fixed) != len(tensor.dims) or any(
-                size not in (-1, found) for size, found in zip(tensor.dims, fixed, strict=False)
-            ):
-                mistakes.append(f"{where}: dims {list(tensor.dims)} of {tensor.name} differ from the engine's {fixed}")
-    for spec in config.optimization.cuda.graph_spec:
-        shapes = {name: [spec.batch_size, *shape.dim] for name, shape in spec.input.items()}
-        if not any(_within(shapes, profile) for profile in profiles):
-            mistakes.append(f"{config.name}: the shapes {shapes} of a graph_spec are in no profile of the engine")
-    most = max((shapes[2][0] for profile in profiles for shapes in profile.values()), default=0)
-    if config.max_batch_size > most:
-        mistakes.append(f"{config.name}: max_batch_size {config.max_batch_size} is above the engine's {most}")
-    if config.backend == "tensorrt":
-        wanted = [str(index) for index in range(len(profiles))]
-        for group in config.instance_group:
-            if list(group.profile) != wanted:
-                mistakes.append(f"{config.name}: instance_group has the profiles {list(group.profile)}, not {wanted}")
-    return mistakes
-
-
-def _within(shapes: Mapping[str, list[int]], profile: Mapping[str, Any]) -> bool:
-    return set(shapes) == set(profile) and all(
-        smallest <= size <= largest
-        for name, shape in shapes.items()
-        for smallest, size, largest in zip(profile[name][0], shape, profile[name][2], strict=True)
-    )
 
 
 def _fits(given, wanted) -> bool:

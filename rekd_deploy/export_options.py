@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-from rekd_deploy.checkpoint_facts import CheckpointFacts
+from rekd_deploy.checkpoint_facts import CheckpointFacts, shortest_bucket
 from rekd_deploy.engine_export import EngineRequest
 from rekd_deploy.parity_report import RUNTIME_PRECISIONS, Precision
-from rekd_deploy.triton_config import ENGINES, TARGETS, ServingSettings
+from rekd_deploy.serving_settings import ServingSettings
+from rekd_deploy.triton_config import ENGINES, TARGETS
 from rekd_deploy.triton_model import usable_cores
 from rekd_train.errors import ConfigError
 
@@ -40,7 +41,7 @@ class ExportOptions:
     engine: str | None = None
     """What the target 'python' runs instead of ONNX Runtime: 'tensorrt-rtx'; None: nothing else."""
     gpu: bool | None = None
-    """Whether the target 'onnxruntime' runs on GPUs; None: if this machine has one. Engines always do."""
+    """Whether ONNX Runtime runs on GPUs; None: the target 'onnxruntime' if this machine has one. Engines always do."""
     lengths: tuple[int, ...] = ()
     """Tokens that texts are padded to (the smallest that fits, or the model's limit); empty: the checkpoint's."""
     batches: tuple[int, ...] = ()
@@ -48,7 +49,7 @@ class ExportOptions:
     max_batch_size: int | None = None
     """Most texts or images in one request; None: the largest of ``batches``."""
     instances: int | None = None
-    """Processes (GPU instances) of each member; None: ``usual_instances``."""
+    """Processes (GPU instances) of each component model; None: ``usual_instances``."""
     threads: int = 0
     """Threads of each inside one operation; 0: the instances share the cores, and none has more than half of them."""
     queue_delay: int | None = None
@@ -59,13 +60,13 @@ class ExportOptions:
     rate_limit: bool = False
     """Each execution takes one of the server's resource 'rekd'."""
     single_graph: bool | None = None
-    """Add a model that holds both steps in one graph; None: if the repository that is there has it."""
+    """Add a model that holds both steps in one graph; None: on GPUs, and if the repository that is there has it."""
     fused: bool = True
     """Graphs for ONNX Runtime alone, and faster there."""
     with_tokenizer: bool | None = None
     """Add the model rekd_text (rekd_image), which takes raw texts (JPEG or PNG files); None: likewise."""
-    precision: Precision = "fp32"
-    """What the graphs compute in; the decision and both heads stay fp32."""
+    precision: Precision | None = None
+    """What the graphs compute in; the decision and both heads stay fp32. None: ``usual_precision``."""
     keep: int = 1
     """Versions that stay in the repository, the new one included."""
     parity_texts: Path | None = None
@@ -82,10 +83,11 @@ class ExportOptions:
                 f"target '{self.target}' cannot run the engine '{self.engine}'; fix: --target python --engine "
                 "tensorrt-rtx, or --target tensorrt"
             )
-        if self.gpu is not None and self.target != "onnxruntime":
-            runs = "runs on CPUs" if self.product is None else "runs engines, which need a GPU"
-            mistakes.append(f"target '{self.target}' {runs}; fix: leave out --gpu and --cpu, or --target onnxruntime")
-        if self.precision not in self._precisions:
+        if self.gpu is not None and self.product is not None:
+            mistakes.append(
+                f"{self.product} engines need a GPU in any case; fix: leave out --gpu and --cpu, or the engines"
+            )
+        if self.precision is not None and self.precision not in self._precisions:
             mistakes.append(
                 f"precision '{self.precision}' is none that {self.product or 'ONNX Runtime'} can do"
                 f"{' on GPUs' if self.precision in RUNTIME_PRECISIONS else ''}, which target {self.target} runs on; "
@@ -96,9 +98,7 @@ class ExportOptions:
                 f"queue delay {self.queue_delay} is outside 0..{_LONGEST_DELAY} microseconds; fix: about the time "
                 "that one batch takes, or leave it out"
             )
-        for length in self.lengths:
-            if length < 1:
-                mistakes.append(f"length {length} must be at least 1")
+        mistakes += [f"length {length} must be at least 1" for length in self.lengths if length < 1]
         sizes = {"batch": self.batches, "max batch size": () if self.max_batch_size is None else (self.max_batch_size,)}
         for what, values in sizes.items():
             mistakes += [
@@ -108,8 +108,8 @@ class ExportOptions:
             mistakes.append(
                 f"batch {self.batches[-1]} is above the max batch size {self.max_batch_size}; fix: give one of the two"
             )
-        if self.gpus and self.product is None and not (self.target == "onnxruntime" and self._on_gpu):
-            mistakes.append(f"gpus {_listed(self.gpus)} are for GPUs, but the members run on CPUs; fix: add --gpu")
+        if self.gpus and self.product is None and not self._on_gpu:
+            mistakes.append(f"gpus {_listed(self.gpus)} are for GPUs, but the models run on CPUs; fix: add --gpu")
         try:
             ServingSettings(instances=self._instances, threads=self.threads, gpus=self.gpus)
         except ConfigError as error:
@@ -126,13 +126,27 @@ class ExportOptions:
 
     @property
     def _on_gpu(self) -> bool:
-        return machine()["gpus"] > 0 if self.gpu is None else self.gpu
+        """Whether ONNX Runtime runs on GPUs."""
+        if self.gpu is None and self.target == "onnxruntime":
+            return machine()["gpus"] > 0
+        return bool(self.gpu) and self.product is None
+
+    @property
+    def usual_precision(self) -> Precision:
+        """Where none was chosen: fp16 where ONNX Runtime runs on GPUs, which have units of their own for it."""
+        return "fp16" if self._on_gpu else "fp32"
+
+    @property
+    def precision_note(self) -> str:
+        """For people."""
+        chosen = self.precision or self.usual_precision
+        return f"{chosen}, the default on a GPU" if self._on_gpu and chosen == self.usual_precision else chosen
 
     @property
     def _precisions(self) -> tuple[str, ...]:
         if self.product is not None:
             return get_args(Precision)
-        return GPU_PRECISIONS if self.target == "onnxruntime" and self._on_gpu else RUNTIME_PRECISIONS
+        return GPU_PRECISIONS if self._on_gpu else RUNTIME_PRECISIONS
 
     @property
     def _instances(self) -> int:
@@ -151,7 +165,7 @@ class ExportOptions:
     @property
     def serving(self) -> ServingSettings:
         """How the server batches."""
-        gpu = self.target == "onnxruntime" and self._on_gpu
+        gpu = self._on_gpu
         usual = GPU_QUEUE_DELAY if gpu or self.product is not None else 0
         threads = self.threads
         if self.target == "onnxruntime" and not gpu and threads == 0:  # its own 0 is a thread a core in every instance
@@ -228,12 +242,6 @@ def machine() -> dict[str, int]:
     """What an export can use here: cores, and GPUs whose driver is loaded."""
     cores = usable_cores() if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {"cores": cores, "gpus": len(list(Path("/proc/driver/nvidia/gpus").glob("*")))}
-
-
-def shortest_bucket(facts: CheckpointFacts) -> int:
-    """Fewest tokens that are worth a bucket: room for the minimum and, where words are gathered, for K of them."""
-    least = max(3, facts.policy.minimum + 2)
-    return max(least, facts.capacity) if facts.operator == "compact" else least
 
 
 def _listed(numbers: tuple[int, ...]) -> str:

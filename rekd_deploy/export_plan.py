@@ -18,8 +18,8 @@ from rekd_deploy.errors import RepositoryError
 from rekd_deploy.examples import served_lengths
 from rekd_deploy.export_options import ExportOptions, machine
 from rekd_deploy.raw_input import RAW, raw_configs
-from rekd_deploy.repository import next_versions, refuse_foreign_folder
-from rekd_deploy.repository_check import GRAPH_MODELS
+from rekd_deploy.repository import next_versions
+from rekd_deploy.repository_check import GRAPH_MODELS, refuse_foreign_folder
 from rekd_deploy.triton_config import CONFIG_FILE, SINGLE, build_configs
 from rekd_deploy.versions import newest_folder
 from rekd_deploy.workspaces import refuse_unwritable_place
@@ -97,7 +97,7 @@ class ExportPlan:
             "rule": f"{budget}, at least {facts.policy.minimum}; K = {facts.capacity} of "
             f"{facts.preprocessor.positions} positions" + (f", by length {_listed(self.slots)}" if self.slots else ""),
             "graphs": ", ".join(_graphs(self.models)) + (", fused for ONNX Runtime" if options.fuse else ""),
-            "precision": options.precision,
+            "precision": options.precision_note,
             "lengths": _listed(self.lengths) or "one size (images)",
             "batches": f"{_listed(options.batch_sizes)}; at most {options.batch_sizes[-1]} in one request",
             "target": options.target + _runs_on(options),
@@ -174,6 +174,9 @@ def _with_what_is_there(
     options: ExportOptions, root: Path, facts: CheckpointFacts
 ) -> tuple[ExportOptions, tuple[str, ...]]:
     """The options with every choice made, and the models that are exported because they are there."""
+    options = replace(options, precision=options.precision or options.usual_precision)
+    if options.serving.gpu and options.single_graph is None:  # the model that answers soonest there
+        options = replace(options, single_graph=True)
     names = {"single_graph": SINGLE, "with_tokenizer": RAW[facts.kind]}
     found = {choice: (root / name / CONFIG_FILE).is_file() for choice, name in names.items()}
     open_choices = {choice: there for choice, there in found.items() if getattr(options, choice) is None}

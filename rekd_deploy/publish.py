@@ -34,6 +34,8 @@ class Publication:
     """Wall time of each step, in order."""
     kept: tuple[str, ...] = ()
     """Models that were exported because the repository had them, not by request."""
+    precision: str = ""
+    """What was asked for, and whether it is the default; for people."""
 
     @property
     def version(self) -> int:
@@ -110,7 +112,7 @@ def publish(
             )
     manifest = read_manifest(root)
     verify_files(manifest, {role: graph_path(root, manifest, role) for role in artefacts.graphs})
-    return Publication(root, manifest, clock.stop(), plan.kept)
+    return Publication(root, manifest, clock.stop(), plan.kept, options.precision_note)
 
 
 @contextmanager

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.config_rules import STEP
 from rekd_deploy.served import LABELS
+from rekd_deploy.serving_settings import ServingSettings
 from rekd_deploy.signature import GraphSignature
-from rekd_deploy.triton_config import PREDICTOR, SELECTOR, SINGLE, ServingSettings, triton_dims
+from rekd_deploy.triton_config import PREDICTOR, SELECTOR, SINGLE, triton_dims
 from rekd_train.files import write_json, write_text
 from rekd_train.preprocess import TOKENIZER_FILE
 

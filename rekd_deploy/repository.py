@@ -2,8 +2,8 @@
 
     ROOT/manifest.json                      what was exported, and the SHA-256 of every file below
     ROOT/parity.npz                         a few inputs and the PyTorch model's answers, to verify the graphs by
-    ROOT/rekd_selector/config.pbtxt         member, with 1/model.onnx, 1/model.py, 1/triton_batches.py
-    ROOT/rekd_predictor/config.pbtxt        member, likewise
+    ROOT/rekd_selector/config.pbtxt         component model, with 1/model.onnx, 1/model.py, 1/triton_*.py
+    ROOT/rekd_predictor/config.pbtxt        component model, likewise
     ROOT/rekd_single/config.pbtxt           both steps in one graph, if it was exported; likewise
                                             with engines, 1/model.plan and what runs it, too
     ROOT/rekd/config.pbtxt                  ensemble, with an empty version folder (Triton requires it)
@@ -23,39 +23,40 @@ from pathlib import Path
 from typing import Any
 
 from rekd_deploy.artefacts import Artefacts
-from rekd_deploy.config_rules import config_mistakes, engine_mistakes, graph_mistakes
+from rekd_deploy.config_gpu import engine_mistakes
+from rekd_deploy.config_rules import config_mistakes, graph_mistakes
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.model_files import model_files
-from rekd_deploy.raw_input import ANSWER, PREPARE, RAW, place_raw, raw_configs
+from rekd_deploy.raw_input import PREPARE, place_raw, raw_configs
 from rekd_deploy.repository_check import (
     FORMAT,
     FORMAT_VERSION,
     GRAPH,
     GRAPH_MODELS,
     MANIFEST,
-    MODELS,
     PLAN,
     REFERENCE,
     check_repository,
     models_of,
     read_description,
     read_manifest,
+    refuse_foreign_folder,
 )
-from rekd_deploy.triton_config import CONFIG_FILE, ENSEMBLE, SINGLE, ServingSettings, build_configs, config_text
+from rekd_deploy.serving_settings import ServingSettings
+from rekd_deploy.triton_config import CONFIG_FILE, ENSEMBLE, build_configs, config_text
 from rekd_deploy.versions import MEMBERS, Versions, check_side_by_side, newest_folder, pin_versions
 from rekd_deploy.workspaces import one_at_a_time, replacing
 from rekd_train.files import sha256, write_bytes, write_json, write_text
 
 __all__ = [
     "GRAPH", "GRAPH_MODELS", "MANIFEST", "check_repository", "next_versions", "read_description", "read_manifest",
-    "refuse_foreign_folder", "write_repository",
+    "write_repository",
 ]
-_OURS = {*MODELS, SINGLE, PREPARE, ANSWER, *RAW.values(), MANIFEST, REFERENCE, "README.md"}
 _CACHES = shutil.ignore_patterns("__pycache__")
 """A server that may write leaves them beside its models."""
 _MODEL_CODE = {
-    name: Path(__file__).with_name(source)
-    for name, source in {"model.py": "triton_model.py", "triton_batches.py": "triton_batches.py"}.items()
+    {"triton_model.py": "model.py"}.get(source, source): Path(__file__).with_name(source)
+    for source in ("triton_model.py", "triton_batches.py", "triton_cuda.py")
 }
 _ENGINE_CODE = Path(__file__).parent / "engines" / "tensorrt_execution.py"
 _EARLIER_KEYS = ("versions", "checkpoint_sha256", "artefacts", "preprocessing_sha256")
@@ -86,14 +87,14 @@ def write_repository(
         root: the repository; an older one there becomes the version before, anything else is refused.
         target: which backend runs the graphs.
         max_batch_size: most texts or images in one request and in one dynamic batch.
-        instances: processes of each member.
+        instances: processes of each component model.
         threads: threads of each process inside one operation; 0: the instances share the cores.
         preferred_batch_sizes: what the scheduler aims at.
         queue_delay_us: microseconds a request may wait for others to form a preferred batch.
-        gpu: whether the target 'onnxruntime' runs on GPUs.
+        gpu: whether ONNX Runtime runs on GPUs.
         gpus: numbers of the GPUs to run on; empty: every one that is there.
-        rate_limit: executions of the members take one of the server's resource 'rekd' each.
-        keep: versions of the members that stay, the new one included.
+        rate_limit: executions take one of the server's resource 'rekd' each.
+        keep: versions that stay, the new one included.
         with_tokenizer: add the ensemble that takes raw texts or image files.
 
     Raises:
@@ -208,7 +209,7 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _beside_graphs(artefacts: Artefacts, target: str, version: str) -> dict[str, Path]:
-    """What lies in the members' version folders beside the graphs, and where it comes from."""
+    """What lies beside the graphs in the version folders, and where it comes from."""
     found = {}
     for role in artefacts.graphs:
         folder = f"{GRAPH_MODELS[role]}/{version}"
@@ -238,17 +239,3 @@ def _place_graph(graph: Path, folder: Path) -> None:
     weights = graph.with_name(graph.name + ".data")
     if weights.is_file():  # the graph names this file, so it keeps its name
         shutil.copyfile(weights, folder / weights.name)
-
-
-def refuse_foreign_folder(root: Path) -> None:
-    """Raise RepositoryError where writing a repository at ``root`` would destroy something else."""
-    root = Path(root)
-    if root.is_dir():
-        foreign = sorted(entry.name for entry in root.iterdir() if entry.name not in _OURS)
-        if foreign:
-            raise RepositoryError(
-                f"{root} holds {', '.join(foreign[:5])}, which is no part of a model repository and would be lost; "
-                "fix: choose an empty or new folder"
-            )
-    elif root.exists():
-        raise RepositoryError(f"{root} is a file; fix: choose a folder")

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rekd_deploy.config_rules import config_mistakes, engine_mistakes
+from rekd_deploy.config_gpu import engine_mistakes
+from rekd_deploy.config_rules import config_mistakes
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.model_files import model_file_mistakes
+from rekd_deploy.raw_input import ANSWER, PREPARE, RAW
 from rekd_deploy.served import ServedDescription
 from rekd_deploy.triton_config import (
     CONFIG_FILE,
@@ -35,6 +37,8 @@ GRAPH_MODELS = {"selector": SELECTOR, "predictor": PREDICTOR, "single": SINGLE}
 """The Triton model that runs each graph."""
 MODELS = (SELECTOR, PREDICTOR, ENSEMBLE)
 """Always there."""
+_OURS = {*MODELS, SINGLE, PREPARE, ANSWER, *RAW.values(), MANIFEST, REFERENCE, "README.md"}
+"""What exports write at the top of a repository."""
 
 
 def check_repository(root: Path) -> dict[str, Any]:
@@ -146,3 +150,17 @@ def served_sessions(root: Path) -> dict[str, Any]:
     """How a repository's server opens ONNX Runtime's sessions: ``target`` and ``threads`` of ``OnnxRuntimeRunner``."""
     config = read_config(root / GRAPH_MODELS["selector"] / CONFIG_FILE)
     return {"target": config.backend, "threads": int(parameters_of(config).get(THREADS, 0)) or None}
+
+
+def refuse_foreign_folder(root: Path) -> None:
+    """Raise RepositoryError where writing a repository at ``root`` would destroy something else."""
+    root = Path(root)
+    if root.is_dir():
+        foreign = sorted(entry.name for entry in root.iterdir() if entry.name not in _OURS)
+        if foreign:
+            raise RepositoryError(
+                f"{root} holds {', '.join(foreign[:5])}, which is no part of a model repository and would be lost; "
+                "fix: choose an empty or new folder"
+            )
+    elif root.exists():
+        raise RepositoryError(f"{root} is a file; fix: choose a folder")

@@ -18,8 +18,8 @@ from rekd_deploy.errors import RepositoryError
 from rekd_deploy.manifest import signature_from_dict, verify_files
 from rekd_deploy.repository_check import GRAPH_MODELS, check_repository, graph_path, plan_path, read_description
 from rekd_deploy.served import ServedDescription
+from rekd_deploy.serving_settings import ServingSettings
 from rekd_deploy.signature import GraphSignature, PairSignature
-from rekd_deploy.triton_config import ServingSettings
 
 
 @dataclass(frozen=True)

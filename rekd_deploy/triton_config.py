@@ -5,8 +5,8 @@
     rekd = the ensemble of both, the model that clients ask
     rekd_single = both steps in one graph, where it was exported: the same questions, the same answers
 
-Three flavours, by the backend of the members: ``python`` (ONNX Runtime or a TensorRT-RTX engine inside Triton's python
-backend), ``onnxruntime`` and ``tensorrt`` (Triton's own). The ensemble is the same in all.
+Three flavours, by the backend of the component models: ``python`` (ONNX Runtime or a TensorRT-RTX engine in Triton's
+python backend), ``onnxruntime`` and ``tensorrt`` (Triton's own). The ensemble is the same in all.
 
 Images come as ``pixels``; a predictor that blanks is handed ``keep`` (see rekd_deploy.signature).
 """
@@ -14,7 +14,6 @@ Images come as ``pixels``; a predictor that blanks is handed ``keep`` (see rekd_
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,9 +21,9 @@ from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.config_gpu import capture, place_on_gpu, without_tf32
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.served import ServedDescription
+from rekd_deploy.serving_settings import ServingSettings
 from rekd_deploy.signature import GraphSignature, TensorSpec
 from rekd_deploy.warmups import add_warm_ups
-from rekd_train.errors import ConfigError
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -56,54 +55,11 @@ LABELLED = ("logits", "probabilities")
 _TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32", "bool": "TYPE_BOOL", "uint8": "TYPE_UINT8"}
 
 
-@dataclass(frozen=True)
-class ServingSettings:
-    """How the server runs the members."""
-
-    max_batch_size: int = 64
-    """Most items in one request and in one dynamic batch."""
-    preferred_batch_sizes: tuple[int, ...] = (8, 16, 32, 64)
-    """Batch sizes the scheduler aims at; those above max_batch_size are left out."""
-    queue_delay_us: int = 0
-    """Microseconds a request may wait for others to form a preferred batch."""
-    instances: int = 1
-    """Processes of each member."""
-    threads: int = 0
-    """Threads of each process inside one operation; 0: the instances share the cores."""
-    gpu: bool = False
-    """Whether the members of the target 'onnxruntime' run on GPUs; engines always do."""
-    gpus: tuple[int, ...] = ()
-    """Numbers of the GPUs to run on, each with all instances; empty: every one that is there."""
-    rate_limit: bool = False
-    """Whether each execution of a member takes one of the server's resource 'rekd'."""
-    warm_up: bool = True
-    """Whether the members run every padded length (on GPUs every batch size, too) before they call themselves ready."""
-
-    def __post_init__(self) -> None:
-        least = {"max_batch_size": 1, "queue_delay_us": 0, "instances": 1, "threads": 0}
-        mistakes = [
-            f"{name} is {getattr(self, name)}; it must be at least {limit}"
-            for name, limit in least.items()
-            if getattr(self, name) < limit
-        ]
-        if len(set(self.gpus)) != len(self.gpus) or any(number < 0 for number in self.gpus):
-            mistakes.append(f"gpus {self.gpus} must be 0 or more, each once")
-        if any(size < 1 for size in self.preferred_batch_sizes):
-            mistakes.append(f"preferred_batch_sizes {self.preferred_batch_sizes} must all be at least 1")
-        if mistakes:
-            raise ConfigError("; ".join(mistakes))
-
-    @property
-    def preferred(self) -> list[int]:
-        """The batch sizes that the scheduler aims at."""
-        return [size for size in self.preferred_batch_sizes if size <= self.max_batch_size]
-
-
 def build_configs(artefacts: Artefacts, settings: ServingSettings, target: str = "python") -> dict[str, ModelConfig]:
     """The configuration of each model, by model name.
 
     Args:
-        target: which backend runs the members; one of ``TARGETS``.
+        target: which backend runs the component models; one of ``TARGETS``.
 
     Raises:
         RepositoryError: unknown target, or one that cannot run these artefacts' engines.
@@ -112,7 +68,8 @@ def build_configs(artefacts: Artefacts, settings: ServingSettings, target: str =
     signature = artefacts.signature
     preprocessor = artefacts.preprocessor
     description = ServedDescription.of(preprocessor, artefacts.labels).to_parameters()
-    parameters = {} if target == "tensorrt" else {THREADS: str(settings.threads)}
+    on_gpu = engine is not None or settings.gpu
+    parameters = {THREADS: str(settings.threads)} if target == "onnxruntime" or not on_gpu else {}
     if target == "python":
         parameters[MAX_LENGTH] = str(preprocessor.positions)
         if preprocessor.settings.kind == "text":
@@ -123,10 +80,10 @@ def build_configs(artefacts: Artefacts, settings: ServingSettings, target: str =
             parameters[ENGINE] = engine
     elif target == "onnxruntime":
         parameters |= _SESSION
-    on_gpu = engine is not None or (settings.gpu and target == "onnxruntime")
+    sizes = sorted({1, *settings.preferred, settings.max_batch_size}) if on_gpu else [1]
 
-    def member(role: str, name: str, more: Mapping[str, str]) -> ModelConfig:
-        config = _member(name, signature.graph(role), settings, target, {**parameters, **more})
+    def component(role: str, name: str, more: Mapping[str, str]) -> ModelConfig:
+        config = _component(name, signature.graph(role), settings, target, {**parameters, **more})
         for group in config.instance_group if settings.rate_limit else ():
             group.rate_limiter.resources.add(name=RESOURCE, count=1)
             group.rate_limiter.priority = _PRIORITIES[role]
@@ -136,20 +93,18 @@ def build_configs(artefacts: Artefacts, settings: ServingSettings, target: str =
             if target == "onnxruntime":
                 without_tf32(config)
         if settings.warm_up:
-            sizes = sorted({1, *settings.preferred}) if on_gpu else [1]
             add_warm_ups(config, signature.graph(role), preprocessor, sizes)
         if built is not None:
-            sizes = sorted({1, *settings.preferred, settings.max_batch_size})
             capture(config, signature.graph(role), preprocessor, sizes, built)
         return config
 
     configs = {
-        SELECTOR: member("selector", SELECTOR, {}),
-        PREDICTOR: member("predictor", PREDICTOR, {}),
+        SELECTOR: component("selector", SELECTOR, {}),
+        PREDICTOR: component("predictor", PREDICTOR, {}),
         ENSEMBLE: _ensemble(artefacts, settings, description),
     }
     if artefacts.single is not None:
-        configs[SINGLE] = member("single", SINGLE, description)
+        configs[SINGLE] = component("single", SINGLE, description)
     return configs
 
 
@@ -203,7 +158,7 @@ def parameters_of(config: ModelConfig) -> dict[str, str]:
     return {key: value.string_value for key, value in config.parameters.items()}
 
 
-def _member(
+def _component(
     name: str, signature: GraphSignature, settings: ServingSettings, backend: str, parameters: Mapping[str, str]
 ) -> ModelConfig:
     from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelDynamicBatching, ModelInstanceGroup

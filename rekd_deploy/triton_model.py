@@ -1,8 +1,8 @@
 """The member model of Triton's python backend: runs the ONNX graph, or the engine, beside it.
 
 This file is copied into the repository as ``<model>/1/model.py``, so it stands alone: NumPy, ONNX Runtime (or the
-engine's library and ``tensorrt_execution.py``), ``triton_batches.py`` beside it and Triton's own utilities only. Every
-graph of a repository, of texts or images, uses the same file.
+engine's library and ``tensorrt_execution.py``), ``triton_batches.py`` and ``triton_cuda.py`` beside it and Triton's
+own utilities only. Every graph of a repository, of texts or images, uses the same file.
 
 A dynamic batch arrives as a list of requests, texts of all lengths among them. Requests of similar length are padded to
 the longest of them and run as one batch; each answer is cut to its request's own rows and length. A request with bad
@@ -44,8 +44,12 @@ class TritonPythonModel:
         self._pad_id = int(parameters.get("pad_id", 0))  # without it Triton joins requests of one length only
         folder = Path(args["model_repository"]) / args["model_version"]
         self._batches = module_beside(folder, "triton_batches")
+        device = int(args.get("model_instance_device_id") or 0)
         if product := parameters.get("engine"):
-            self._graph = EngineGraph(folder, product, int(args.get("model_instance_device_id") or 0))
+            self._graph = EngineGraph(folder, product, device)
+        elif args.get("model_instance_kind") == "GPU":
+            sizes = {1, *config["dynamic_batching"].get("preferred_batch_size", ()), config["max_batch_size"]}
+            self._graph = module_beside(folder, "triton_cuda").CapturedGraph(folder, device, sizes)
         else:
             instances = sum(int(group.get("count", 1)) for group in config["instance_group"])
             # all instances share the cores, and so do selector, predictor and Triton: half of them is the most

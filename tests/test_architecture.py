@@ -70,9 +70,10 @@ HOUSE = {
         rekd_deploy.engine_export rekd_deploy.engine_parity
     """,
     "repository": """
-        rekd_deploy.served rekd_deploy.warmups rekd_deploy.config_gpu rekd_deploy.triton_config
+        rekd_deploy.served rekd_deploy.warmups rekd_deploy.config_gpu rekd_deploy.serving_settings
+        rekd_deploy.triton_config
         rekd_deploy.config_members rekd_deploy.config_rules rekd_deploy.model_files rekd_deploy.triton_batches
-        rekd_deploy.triton_model
+        rekd_deploy.triton_cuda rekd_deploy.triton_model
         rekd_deploy.checkpoint_facts rekd_deploy.workspaces rekd_deploy.versions
         rekd_deploy.triton_raw rekd_deploy.raw_input rekd_deploy.repository_check rekd_deploy.repository
         rekd_deploy.repository_runners rekd_deploy.export_options rekd_deploy.export_plan rekd_deploy.publish
@@ -238,6 +239,7 @@ def test_the_model_inside_triton_needs_nothing_of_ours():
     """model.py is copied into the repository, where rekd is not installed; so is what it imports."""
     assert not ours(imported("rekd_deploy.triton_model"))
     assert not ours(imported("rekd_deploy.triton_batches"))
+    assert not ours(imported("rekd_deploy.triton_cuda"))
     assert not ours(imported("rekd_deploy.engines.tensorrt_execution"))
 
 

@@ -64,7 +64,7 @@ def export(
     ] = None,
     gpu: Annotated[
         bool | None,
-        typer.Option("--gpu/--cpu", help="Where target onnxruntime runs.", show_default="as this machine"),
+        typer.Option("--gpu/--cpu", help="Where ONNX Runtime runs.", show_default="cpu; onnxruntime: as this machine"),
     ] = None,
     lengths: Annotated[
         str | None,
@@ -113,7 +113,7 @@ def export(
         bool | None,
         typer.Option(
             "--single-graph/--no-single-graph", help="Add the model rekd_single: both steps in one graph.",
-            show_default=_AS_THERE,
+            show_default=f"with --gpu, and {_AS_THERE}",
         ),
     ] = None,
     fuse: Annotated[
@@ -127,8 +127,12 @@ def export(
         ),
     ] = None,
     precision: Annotated[
-        str, typer.Option(help="What the graphs compute in: fp32, fp16 or int8; the decision stays fp32.")
-    ] = "fp32",
+        str | None,
+        typer.Option(
+            help="What the graphs compute in: fp32, fp16 or int8; the decision stays fp32.",
+            show_default="fp16 where ONNX Runtime runs on GPUs, else fp32",
+        ),
+    ] = None,
     keep: Annotated[
         int, typer.Option(min=1, help="Versions that stay in the repository, the new one included.", metavar="N")
     ] = 1,

@@ -50,6 +50,7 @@ def summary(publication: Publication) -> list[Any]:
         *notes,
         f"parity: {parity['examples']} examples {origin[parity['source']]}, "
         f"{parity['constructed_rows']} constructed rows, {seconds['parity']:.1f} s",
+        f"precision: {publication.precision}",
         f"repository: {publication.root}, version {publication.version}",
     ]
 

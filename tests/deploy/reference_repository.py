@@ -13,8 +13,9 @@ from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.engine_export import EngineRequest, plan_engines
 from rekd_deploy.engines.tensorrt_library import PRODUCTS
 from rekd_deploy.raw_input import raw_configs
+from rekd_deploy.serving_settings import ServingSettings
 from rekd_deploy.signature import Slots, text_pair_signature
-from rekd_deploy.triton_config import CONFIG_FILE, ENSEMBLE, ServingSettings, build_configs, config_text
+from rekd_deploy.triton_config import CONFIG_FILE, ENSEMBLE, build_configs, config_text
 from rekd_deploy.versions import Versions, pin_versions
 from rekd_train.files import write_text
 from rekd_train.preprocess import TextPreprocessor
@@ -24,6 +25,7 @@ ROOT = REFERENCES / "python"
 FLAVOURS = {
     "python": ("python", None, ServingSettings()),
     "python-tensorrt-rtx": ("python", "tensorrt-rtx", ServingSettings(queue_delay_us=100)),
+    "python-gpu": ("python", None, ServingSettings(gpu=True, queue_delay_us=100)),
     "onnxruntime": ("onnxruntime", None, ServingSettings()),
     "onnxruntime-one-gpu": ("onnxruntime", None, ServingSettings(gpu=True, gpus=(0,), queue_delay_us=100)),
     "onnxruntime-limited": ("onnxruntime", None, ServingSettings(instances=2, threads=2, rate_limit=True)),

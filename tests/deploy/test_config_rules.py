@@ -7,8 +7,10 @@ import re
 
 import pytest
 
-from rekd_deploy.config_rules import config_mistakes, engine_mistakes, graph_mistakes
-from rekd_deploy.triton_config import ENSEMBLE, PREDICTOR, SELECTOR, ServingSettings, build_configs
+from rekd_deploy.config_gpu import engine_mistakes
+from rekd_deploy.config_rules import config_mistakes, graph_mistakes
+from rekd_deploy.serving_settings import ServingSettings
+from rekd_deploy.triton_config import ENSEMBLE, PREDICTOR, SELECTOR, build_configs
 
 
 @pytest.fixture
@@ -147,6 +149,7 @@ MISTAKES = {
     "batch 8: graph_lower_bound needs its very dims": _cuda(lower=(2, 8)),
     "must be cuda with use_tf32 0 alone": _accelerated(use_tf32="1"),
     "must be cuda with use_tf32 0 alone, else": _accelerated(use_tf32="0", prefer_nhwc="1"),
+    "must be cuda with use_tf32 0 alone, else it": _accelerated(use_tf32="0", enable_cuda_graph="1"),
     "execution_accelerators are not allowed;": _accelerated("tensorrt", use_tf32="0"),
     "graph level 7": _set(SELECTOR, lambda c: setattr(c.optimization.graph, "level", 7)),
     "the backend python ignores a graph level": _set(SELECTOR, lambda c: setattr(c.optimization.graph, "level", 1)),

@@ -15,7 +15,8 @@ from fake_tensorrt import FakeDriver, FakeLibrary
 from families import assert_same_answers
 
 from rekd_deploy import verify_engines
-from rekd_deploy.config_rules import config_mistakes, engine_mistakes, graph_mistakes
+from rekd_deploy.config_gpu import engine_mistakes
+from rekd_deploy.config_rules import config_mistakes, graph_mistakes
 from rekd_deploy.engine_export import EngineRequest, plan_engines
 from rekd_deploy.engine_parity import prove_engines, reason_not_to_run
 from rekd_deploy.engines import tensorrt_execution
@@ -75,7 +76,8 @@ def test_a_repository_with_engines_is_whole_and_says_what_they_are(engine_reposi
     for role, model in zip(ROLES, (SELECTOR, PREDICTOR, SINGLE), strict=True):
         folder = engine_repository / model / "1"
         names = sorted(path.name for path in folder.iterdir())
-        assert names == ["model.onnx", "model.plan", "model.py", "tensorrt_execution.py", "triton_batches.py"]
+        code = ["model.py", "tensorrt_execution.py", "triton_batches.py", "triton_cuda.py"]
+        assert names == ["model.onnx", "model.plan", *code]
         entry = manifest["artefacts"][role]["engine"]
         assert entry["sha256"] == sha256(folder / PLAN) == manifest["repository"]["files"][f"{model}/1/{PLAN}"]
         assert entry["graph_sha256"] == sha256(folder / "model.onnx") == manifest["artefacts"][role]["sha256"]

@@ -10,7 +10,8 @@ import pytest
 from rekd_deploy.exchange_rules import is_ensemble, model_processes, reasons_not_to_exchange, side_by_side
 from rekd_deploy.raw_input import raw_configs
 from rekd_deploy.served import ServedDescription
-from rekd_deploy.triton_config import ServingSettings, build_configs
+from rekd_deploy.serving_settings import ServingSettings
+from rekd_deploy.triton_config import build_configs
 from rekd_deploy.versions import Versions, pin_versions
 
 

@@ -6,17 +6,18 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from conftest import make_image_rationalizer, make_rationalizer
 
-from rekd_deploy.checkpoint_facts import read_facts
+from rekd_deploy.checkpoint_facts import read_facts, shortest_bucket
 from rekd_deploy.errors import ExportError, RepositoryError
 from rekd_deploy.examples import with_lengths
-from rekd_deploy.export_options import ExportOptions, machine, shortest_bucket
+from rekd_deploy.export_options import ExportOptions, machine
 from rekd_deploy.export_plan import plan_export
 from rekd_deploy.graphs import pair_signature
+from rekd_deploy.parity_report import limits_of
 from rekd_deploy.publish import publish
 from rekd_deploy.repository import write_repository
 from rekd_train.checkpoint import save
@@ -92,12 +93,13 @@ def test_token_ids_cannot_be_served(copy):
         ({"max_batch_size": 10**6}, "max batch size 1000000 is outside"),
         ({"batches": (1, 64), "max_batch_size": 8}, "batch 64 is above the max batch size 8"),
         ({"keep": 0}, "keep is 0"),
-        ({"gpu": True}, "target 'python' runs on CPUs; fix: leave out --gpu"),
+        ({"gpu": True, "engine": "tensorrt-rtx"}, "tensorrt-rtx engines need a GPU in any case; fix: leave out --gpu"),
+        ({"gpu": True, "precision": "int8"}, "'int8' is none that ONNX Runtime can do on GPUs"),
         (
             {"gpu": True, "target": "onnxruntime", "precision": "int8"},
             "'int8' is none that ONNX Runtime can do on GPUs, .* fix: one of fp32, fp16$",
         ),
-        ({"gpu": False, "target": "tensorrt"}, "runs engines, which need a GPU"),
+        ({"gpu": False, "target": "tensorrt"}, "tensorrt engines need a GPU in any case"),
     ],
 )
 def test_values_out_of_range(choices, complaint):
@@ -148,6 +150,44 @@ def test_the_machine_decides_where_onnxruntime_runs_unless_it_is_said(monkeypatc
         assert ExportOptions(target="onnxruntime", gpu=True).serving.gpu is True
         assert ExportOptions(target="onnxruntime", gpu=False).serving.gpu is False
         assert ExportOptions().serving.gpu is False
+
+
+@pytest.mark.parametrize(
+    ("choices", "gpus", "expected"),
+    [
+        ({"target": "onnxruntime", "gpu": True}, 0, "fp16"), ({"target": "onnxruntime"}, 1, "fp16"),
+        ({"gpu": True}, 0, "fp16"), ({}, 1, "fp32"), ({"target": "onnxruntime"}, 0, "fp32"),
+        ({"target": "onnxruntime", "gpu": False}, 1, "fp32"), ({"target": "tensorrt"}, 1, "fp32"),
+        ({"target": "onnxruntime", "gpu": True, "precision": "fp32"}, 0, "fp32"),
+        ({"target": "onnxruntime", "gpu": False, "precision": "fp16"}, 0, "fp16"),
+    ],
+)
+def test_on_a_gpu_the_precision_is_fp16_unless_it_is_said(monkeypatch, checkpoints, tmp_path, choices, gpus, expected):
+    monkeypatch.setattr("rekd_deploy.export_options.machine", lambda: {"cores": 2, "gpus": gpus})
+    options = ExportOptions(**choices)
+    plan = plan_export(checkpoints[0]["text"], tmp_path / "r", options)
+    assert plan.options.precision == expected and plan.to_dict()["options"]["precision"] == expected
+    said = ", the default on a GPU" if options.serving.gpu and "precision" not in choices else ""
+    assert f"precision   {expected}{said}" in plan.lines()
+    assert plan.options.single_graph is ("rekd_single" in plan.models) is options.serving.gpu and plan.kept == ()
+    left_out = replace(options, single_graph=False)
+    assert "rekd_single" not in plan_export(checkpoints[0]["text"], tmp_path / "r", left_out).models
+
+
+def test_what_is_chosen_later_decides_about_the_precision():
+    assert replace(ExportOptions(), target="onnxruntime", gpu=True).usual_precision == "fp16"
+
+
+def test_an_export_for_a_gpu_is_proved_in_fp16_by_its_limits(checkpoints, tmp_path):
+    publication = publish(checkpoints[0]["text"], tmp_path / "r", target="onnxruntime", gpu=True)
+    assert publication.precision == "fp16, the default on a GPU"
+    entries, limits = publication.manifest["artefacts"], publication.manifest["parity"]["limits"]
+    assert {role: (entry["precision"], entry["observed"]) for role, entry in entries.items()} == dict.fromkeys(
+        ("selector", "predictor", "single"), ("fp16", "fp16")
+    )
+    assert limits == asdict(limits_of("fp16", "fp16"))
+    again = publish(checkpoints[0]["text"], tmp_path / "r", target="onnxruntime", gpu=True, precision="fp32")
+    assert again.precision == "fp32" and again.manifest["artefacts"]["single"]["precision"] == "fp32"
 
 
 def test_a_container_has_the_cores_of_its_quota(monkeypatch, tmp_path):
@@ -271,5 +311,5 @@ def test_how_members_are_placed_reaches_the_server():
 
 
 def test_gpus_of_members_that_run_on_cpus_are_refused():
-    with pytest.raises(ConfigError, match=r"gpus 0 are for GPUs, but the members run on CPUs; fix: add --gpu"):
+    with pytest.raises(ConfigError, match=r"gpus 0 are for GPUs, but the models run on CPUs; fix: add --gpu"):
         ExportOptions(target="onnxruntime", gpu=False, gpus=(0,))

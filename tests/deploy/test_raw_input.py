@@ -23,7 +23,8 @@ from rekd_deploy.graphs import pair_signature
 from rekd_deploy.raw_input import ANSWER, PREPARE, RAW, place_raw, raw_configs
 from rekd_deploy.repository import write_repository
 from rekd_deploy.repository_check import check_repository
-from rekd_deploy.triton_config import ServingSettings, build_configs, read_config
+from rekd_deploy.serving_settings import ServingSettings
+from rekd_deploy.triton_config import build_configs, read_config
 from rekd_deploy.triton_raw import LARGEST_TEXT
 
 

@@ -20,7 +20,7 @@ FILES = sorted([
     *(
         f"{model}/{name}"
         for model in WARM_UPS
-        for name in ("1/model.onnx", "1/model.py", "1/triton_batches.py", "config.pbtxt")
+        for name in ("1/model.onnx", "1/model.py", "1/triton_batches.py", "1/triton_cuda.py", "config.pbtxt")
     ),
     *(
         f"{model}/warmup/{tensor}-{length}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from families import KINDS
 from reference_repository import FLAVOURS, REFERENCES, ROOT, reference_artefacts, reference_configs
 
+from rekd_deploy import triton_cuda
 from rekd_deploy.artefacts import Artefacts
 from rekd_deploy.config_rules import config_mistakes
 from rekd_deploy.engine_export import EngineRequest, plan_engines
@@ -16,16 +19,16 @@ from rekd_deploy.engines.tensorrt_library import PRODUCTS
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.graphs import pair_signature
 from rekd_deploy.model_files import model_files
-from rekd_deploy.raw_input import ANSWER, PREPARE
+from rekd_deploy.raw_input import ANSWER, PREPARE, raw_configs
 from rekd_deploy.repository import MANIFEST, read_description
 from rekd_deploy.served import TOKENIZER, ServedDescription
+from rekd_deploy.serving_settings import ServingSettings
 from rekd_deploy.signature import Slots
 from rekd_deploy.triton_config import (
     ENSEMBLE,
     PREDICTOR,
     SELECTOR,
     SINGLE,
-    ServingSettings,
     build_configs,
     config_text,
     label_text,
@@ -33,8 +36,10 @@ from rekd_deploy.triton_config import (
     read_config,
 )
 from rekd_deploy.triton_model import InputChecker
+from rekd_deploy.versions import Versions, pin_versions
 from rekd_deploy.warmups import warm_up_file_mistakes
 from rekd_train.errors import ConfigError
+from rekd_train.preprocess import TextPreprocessor
 
 MODELS = (SELECTOR, PREDICTOR, ENSEMBLE)
 
@@ -223,6 +228,61 @@ def test_on_gpus_fp32_stays_fp32(rationalizer):
             given = config.optimization.execution_accelerators.gpu_execution_accelerator
             found = [(each.name, dict(each.parameters)) for each in given]
             assert found == ([("cuda", {"use_tf32": "0"})] if flavour == "onnxruntime-one-gpu" else [])
+
+
+def test_every_key_for_gpus_is_one_that_something_reads(rationalizer):
+    """The table of docs/serving.md names the file that reads it."""
+    section = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8").split("\n## On a GPU")[1]
+    rows = re.findall(r"^\| (`[a-z_`{}., 0-9]+) \|.*(?:src/|rekd_deploy/|_model\.py).*\|$", section, re.MULTILINE)
+    read = set()
+    for path in re.findall(r"`([^`]+)`", " ".join(rows)):
+        before, _, names = path.partition("{")
+        read |= {before + name for name in names.rstrip("}").split(", ")} if names else {path}
+    written = set()
+    for target, product, settings in FLAVOURS.values():
+        if not (settings.gpu or product):
+            continue
+        artefacts = reference_artefacts(rationalizer, single=True)
+        if product is not None:
+            artefacts = plan_engines(artefacts, PRODUCTS[product], EngineRequest(settings.max_batch_size))
+        settings = replace(settings, rate_limit=True)
+        configs = build_configs(artefacts, settings, target) | raw_configs(artefacts, settings)
+        pin_versions(configs, Versions())
+        for name, config in configs.items():
+            if name not in (PREPARE, ANSWER):  # these run on CPUs
+                written |= set(keys_of(config))
+    assert written == read and len(read) > 40
+
+
+def test_all_shapes_of_long_texts_are_captured_as_they_warm_up(rationalizer):
+    preprocessor = rationalizer.preprocessor
+    long = TextPreprocessor(preprocessor.tokenizer_json, replace(preprocessor.settings, max_length=512, lengths=()))
+    made = replace(reference_artefacts(rationalizer, single=True), preprocessor=long)
+    warm_ups = build_configs(made, ServingSettings(gpu=True))[SINGLE].model_warmup
+    assert 64 < len(warm_ups) <= triton_cuda._MOST_SHAPES
+
+
+def test_threads_are_written_where_the_cpu_computes(rationalizer):
+    for flavour, (target, product, settings) in FLAVOURS.items():
+        written = "intra_op_thread_count" in reference_configs(rationalizer, flavour=flavour)[SELECTOR].parameters
+        assert written is (target == "onnxruntime" or not (settings.gpu or product))
+
+
+def keys_of(message, before=""):
+    """Dotted paths of the fields that are written; the names of tensors and inputs are left out."""
+    for field, value in message.ListFields():
+        path = before + field.name
+        if field.message_type is None or field.name in ("input_map", "output_map"):
+            yield path
+        elif field.message_type.GetOptions().map_entry:
+            for key in value:
+                if hasattr(value[key], "ListFields") and field.name != "parameters":
+                    yield from keys_of(value[key], f"{path}.")
+                else:
+                    yield f"{path}.{key}"
+        else:
+            for each in [value] if hasattr(value, "ListFields") else value:
+                yield from keys_of(each, f"{path}.")
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))

@@ -70,7 +70,7 @@ def start(repository, utilities):
     return lambda name: started(repository, name)
 
 
-def started(root, name):
+def started(root, name, **more):
     """The model.py of a repository's model, loaded and initialised; needs the fixture ``utilities``."""
     from google.protobuf.json_format import MessageToDict
 
@@ -82,7 +82,8 @@ def started(root, name):
     specification.loader.exec_module(module)
     config = MessageToDict(read_config(folder / "config.pbtxt"), preserving_proto_field_name=True)
     model = module.TritonPythonModel()
-    model.initialize({"model_config": json.dumps(config), "model_repository": str(folder), "model_version": "1"})
+    given = {"model_config": json.dumps(config), "model_repository": str(folder), "model_version": "1"}
+    model.initialize({**given, **more})
     return model
 
 
@@ -253,6 +254,12 @@ def test_threads_are_those_of_the_config_or_the_instances_share_the_cores(
     ))
     start(SELECTOR)
     assert seen == [expected]
+
+
+def test_on_a_gpu_a_runtime_for_cpus_is_refused_and_never_used(repository, utilities):
+    """On a GPU: test_standin_triton."""
+    with pytest.raises(RuntimeError, match=r"serves no GPUs; fix: install onnxruntime-gpu\[cuda,cudnn\] there"):
+        started(repository, SELECTOR, model_instance_kind="GPU", model_instance_device_id="0")
 
 
 def test_a_containers_quota_limits_the_threads(tmp_path):

@@ -1,0 +1,63 @@
+"""The python backend's model on the real CUDA provider: both steps in one captured graph, exported as users do it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import standin
+from precisions import model_of
+
+from rekd_deploy.publish import publish
+from rekd_deploy.triton_config import SINGLE, read_config
+from rekd_train.checkpoint import save
+
+pytestmark = pytest.mark.standin
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    from google.protobuf.json_format import MessageToDict
+
+    standin.libraries()
+    folder = tmp_path_factory.mktemp("gpu")
+    publish(save(model_of("bert"), folder / "student"), folder / "models", gpu=True, batches=(1, 4))
+    single = folder / "models" / SINGLE
+    config = MessageToDict(read_config(single / "config.pbtxt"), preserving_proto_field_name=True)
+    assert {group["kind"] for group in config["instance_group"]} == {"KIND_GPU"}
+    (single / "config.json").write_text(json.dumps(config))
+    (found,) = standin.run("triton_gpu.py", single)
+    return found
+
+
+def test_a_shape_is_captured_once_and_replayed_from_then_on(seen):
+    assert (seen["first"]["capture"], seen["one"]["capture"]) == (1, 1)
+    for turn in ("again", "joined", "one again"):
+        counts = {kind: seen[turn][kind] for kind in ("to_device", "to_host", "launch", "capture", "replay")}
+        assert counts == {"to_device": 2, "to_host": 2, "launch": 0, "capture": 0, "replay": 1}, "what is asked for"
+
+
+def test_batches_are_filled_up_and_answers_cut_to_their_rows(seen):
+    assert [shapes["mask"] for shapes in seen["joined"]["shapes"]] == [[2, 16], [1, 16]]
+    assert seen["first"]["shapes"][0]["probabilities"][0] == 3
+
+
+@pytest.mark.parametrize("kind", ["replay", "to_device", "to_host"])
+def test_a_gpu_that_fails_is_an_error_of_the_request_and_the_next_one_works(seen, kind):
+    failed, after, later = seen[kind]
+    assert failed["errors"][0].startswith("the graph failed: ")
+    assert after["errors"] == [None] and after["capture"] == 1 and later["replay"] == 1 and later["launch"] == 0
+
+
+def test_graphs_cannot_be_captured_as_tritons_onnxruntime_backend_binds(seen):
+    """Why the rules refuse enable_cuda_graph there. When this fails, ONNX Runtime has learnt it: look at it again."""
+    first, again, longer = seen["rebound"]
+    assert first[0] > 0 and first[2]
+    assert again == longer == [0, 1, False], "the first request once more, and no answer"
+
+
+def test_shapes_beyond_the_most_run_uncaptured(seen):
+    assert seen["second"]["capture"] == 1
+    for turn in ("beyond", "beyond again"):
+        assert seen[turn]["errors"] == [None] and seen[turn]["launch"] > 0
+        assert seen[turn]["capture"] == seen[turn]["replay"] == 0

@@ -1,0 +1,105 @@
+"""The model.py of a repository under the stand-in, as Triton's python backend runs it on a GPU.
+
+python triton_gpu.py FOLDER      of one model, with its configuration as config.json; a JSON document of what was seen
+"""
+
+import ctypes
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import onnxruntime
+
+os.environ["ORT_ENABLE_CUDNN_FLASH_ATTENTION"] = "0"  # which the stand-in has not
+KINDS = "to_device to_host launch capture replay".split()
+cuda = ctypes.CDLL("libcuda.so.1")
+cuda.standin_count.restype = ctypes.c_long
+folder = Path(sys.argv[1])
+
+
+class Tensor:
+    def __init__(self, name, array):
+        self.array, self.name, self.as_numpy = array, lambda: name, lambda: array
+
+
+class TritonError(Exception):
+    INVALID_ARG = INTERNAL = 0
+
+    def __init__(self, message, code):
+        super().__init__(message)
+
+
+triton = ModuleType("triton_python_backend_utils")
+triton.Tensor, triton.TritonError = Tensor, TritonError
+triton.Logger = SimpleNamespace(log_warn=lambda line: None)
+triton.InferenceResponse = lambda tensors=(), error=None: SimpleNamespace(
+    shapes={tensor.name(): list(tensor.array.shape) for tensor in tensors}, error=error and str(error)
+)
+sys.modules[triton.__name__] = triton
+spec = importlib.util.spec_from_file_location("model", folder / "1" / "model.py")
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+model = module.TritonPythonModel()
+model.initialize({
+    "model_config": (folder / "config.json").read_text(), "model_repository": str(folder), "model_version": "1",
+    "model_instance_kind": "GPU", "model_instance_device_id": "0",
+})
+outputs = ["mask", "probabilities"]
+
+
+def ask(*shapes):
+    """The answers to requests of these shapes that wait together, and what was asked of the GPU."""
+    requests = [
+        {"input_ids": np.full(shape, 5), "attention_mask": np.ones(shape, np.int64)} for shape in shapes
+    ]
+    cuda.standin_reset()
+    answers = model.execute([
+        SimpleNamespace(
+            inputs=lambda given=given: [Tensor(*each) for each in given.items()],
+            requested_output_names=lambda: outputs, request_id=lambda: "",
+        )
+        for given in requests
+    ])
+    counts = {kind: cuda.standin_count(kind.encode()) for kind in KINDS}
+    return {"shapes": [each.shapes for each in answers], "errors": [each.error for each in answers], **counts}
+
+
+found = {"first": ask((3, 16)), "again": ask((2, 16)), "joined": ask((2, 16), (1, 16))}
+found["one"], found["one again"] = ask((1, 16)), ask((1, 16))
+for kind in ("replay", "to_device", "to_host"):
+    cuda.standin_reset()
+    inner = model._graph.run
+
+    def run(names, inputs, inner=inner, kind=kind):
+        cuda.standin_fail(kind.encode(), ctypes.c_long(1))
+        return inner(names, inputs)
+
+    model._graph.run = run
+    failed = ask((1, 16))
+    model._graph.run = inner
+    cuda.standin_reset()
+    found[kind] = [failed, ask((1, 16)), ask((1, 16))]
+inner.__func__.__globals__["_MOST_SHAPES"] = 2
+found["second"], found["beyond"], found["beyond again"] = ask((1, 20)), ask((1, 24)), ask((1, 24))
+model.finalize()
+
+# as Triton's onnxruntime backend binds: other buffers at each request, outputs to a device, no number of a graph
+provider = ("CUDAExecutionProvider", {"enable_cuda_graph": "1"})
+session = onnxruntime.InferenceSession(str(folder / "1" / "model.onnx"), providers=[provider], enable_fallback=0)
+found["rebound"] = []
+for shape in ((1, 16), (1, 16), (2, 24)):
+    binding = session.io_binding()
+    for given in session.get_inputs():
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(np.ones(shape, np.int64), "cuda", 0)
+        binding.bind_ortvalue_input(given.name, value)
+    for output in session.get_outputs():
+        binding.bind_output(output.name, "cuda")
+    cuda.standin_reset()
+    session.run_with_iobinding(binding)
+    answered = [output.has_value() for output in binding.get_outputs()]
+    found["rebound"].append([cuda.standin_count(b"launch"), cuda.standin_count(b"replay"), any(answered)])
+print(json.dumps(found))
