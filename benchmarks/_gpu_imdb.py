@@ -91,7 +91,7 @@ def imdb(pairs: Sequence[Pair], sizes: Sizes, result: Result) -> str:
     from _cells import ROOT, Table, execute, source_hash
     from _models import run_cell
     from _recipes import COMPARISONS, chosen, distillation_cells, distillation_rows
-    from _tables import accuracy_rows, comparison_rows
+    from _tables import ACCURACY, DIFFERENCES, accuracy_rows, comparison_rows
 
     from rekd_train.config import run_config
 
@@ -122,8 +122,8 @@ def imdb(pairs: Sequence[Pair], sizes: Sizes, result: Result) -> str:
             {"name": each["cell"], **{key: each[key] for key in ("seed", "accuracy", "rate", "seconds", "environment")}}
             for of_seeds in finished.values() for each in of_seeds.values()
         ]  # fmt: skip
-        result.facts["accuracy"] = accuracy_rows(finished, rows)
-        result.facts["comparisons"] = comparison_rows(finished, COMPARISONS)
+        result.facts["accuracy"] = {"columns": ACCURACY, "rows": accuracy_rows(finished, rows)}
+        result.facts["comparisons"] = {"columns": DIFFERENCES, "rows": comparison_rows(finished, COMPARISONS)}
         result.write("unfinished")
 
     jobs = len(SEEDS) if not reason and (os.cpu_count() or 1) >= SEVERAL_JOBS else 1

@@ -11,6 +11,8 @@ import sys
 import pytest
 import standin
 
+from rekd_deploy.bench.report import Report, markdown_page
+from rekd_deploy.bench.report_gpu import read_gpu
 from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.engines.tensorrt_library import PRODUCTS, Library
 from rekd_deploy.errors import BenchmarkError, EngineError
@@ -93,6 +95,86 @@ def test_what_ran_elsewhere_says_so(finished):
         assert "ran on the CPU" in result(output, step)["fell_back"][0]
 
 
+def of_a_card(results, folder, ratio=0.2):
+    """The same results, doctored as if a card had given them; every ratio is the given one."""
+    folder.mkdir()
+    for path in results.glob("*.json"):
+        found = json.loads(path.read_text())
+        del found["note"]
+        found["hardware"] |= {"stand_in": False, "gpu": {"name": "a made-up card", "driver_version": "590.1"}}
+        found["cells"] = [cell | {"beyond": []} if "beyond" in cell else cell for cell in found["cells"]]
+        for cell in (cell for cell in found["cells"] if "ways" in cell):
+            cell["batch"] = {4: 64}.get(cell["batch"], cell["batch"])
+            captured = [way for way in cell["ways"] if way["runtime"] == "ONNX Runtime, CUDA graphs"]
+            cell["ways"] += [
+                way | {"runtime": "PyTorch, CUDA graphs", "name": f"PyTorch of {way['name']}"} for way in captured
+            ]
+            cell["ratios"] += [
+                {"way": way["name"], "baseline": f"PyTorch of {way['name']}", "low": 1, "high": 1} for way in captured
+            ]
+            cell["ratios"] = [each | {"ratio": ratio} for each in cell["ratios"]]
+        (folder / path.name).write_text(json.dumps(found))
+    return folder
+
+
+def test_the_report_shows_what_a_card_gave_and_holds_it_against_the_goals(finished, tmp_path):
+    output, _ = finished
+    folder = of_a_card(output, tmp_path / "card")
+    cut = result(folder, "compiled")
+    (folder / "compiled.json").write_text(json.dumps({key: cut[key] for key in ("step", "graphs", "command")}))
+    engine = {"product": "tensorrt", "pair": "small", "role": "selector", "beyond": ["a selector score differs"],
+              "agreement": result(folder, "parity")["cells"][0]["agreement"] | {"logit_difference": None}}  # fmt: skip
+    (folder / "tensorrt.json").write_text(json.dumps(result(folder, "tensorrt") | {"engines": [engine]}))
+    found = read_gpu(folder)
+    pairs = [
+        f"the best captured pair against the classifier, {precision}, batch {batch}"
+        for precision in ("fp16", "fp32") for batch in (1, 64)
+    ]  # fmt: skip
+    names = ["every graph answers as the model on the GPU", *pairs,
+             "captured graphs against PyTorch with CUDA graphs, fp16"]  # fmt: skip
+    assert {check.name: check.outcome for check in found.checks} == dict.fromkeys(names, "passed")
+    for ratio, failed in ((0.26, {*pairs[1::2]}), (1.01, {*pairs}), (1.03, {*pairs, names[-1]})):
+        worse = read_gpu(of_a_card(output, tmp_path / str(ratio), ratio))
+        assert {check.name for check in worse.failed} == failed and all(
+            check.value == ratio and f"{ratio:.3f} (" in check.words for check in worse.failed
+        )
+    text = markdown_page(Report("R", [found]))
+    for said in (
+        "All 6 checks passed", "What is it worth on a GPU? a made-up card, driver 590.1", "40 of 40 graphs",
+        "| equal predictor | fp16 | yes |", "### latency_fp16: times", "### latency_fp32: ratios of times, from turns",
+        "### Concurrency", "| demo_student | fp32 | distillation |", "| REKD compacted |", "Does distillation help?",
+        "| training | PyTorch ran on the CPU", "| tensorrt | skipped |", "gpu.py run",
+        "| tensorrt | small selector |", "| – | a selector score differs |",
+    ):  # fmt: skip
+        assert said in text, said
+    assert "| imdb | done |" in text and "| compiled | unfinished |" in text
+
+    page = tmp_path / "page.html"
+    done = subprocess.run(
+        [sys.executable, "-m", "rekd_deploy.cli.bench", "report", folder, "--output", page, "--json"],
+        capture_output=True, text=True, cwd=standin.ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0 and "a made-up card, driver 590.1" in page.read_text(), done.stderr
+
+    parity = result(folder, "parity")
+    parity["cells"][0]["beyond"] = ["a selector score differs"]
+    (folder / "parity.json").write_text(json.dumps(parity))
+    assert [check.words for check in read_gpu(folder).failed] == [
+        "39 of 40 graphs, captured and not, answer as the model; 0 did not run"
+    ]
+
+
+def test_the_report_refuses_what_pretends_and_what_is_none(finished, tmp_path):
+    output, _ = finished
+    with pytest.raises(BenchmarkError, match="CUDA only pretends, it has no figures; fix: measure on a GPU"):
+        read_gpu(output)
+    with pytest.raises(BenchmarkError, match="holds no results of benchmarks/gpu.py"):
+        read_gpu(tmp_path)
+    (tmp_path / "parity.json").write_text("[]")
+    with pytest.raises(BenchmarkError, match="parity.json is no result of benchmarks/gpu.py, or damaged"):
+        read_gpu(tmp_path)
+
+
 def test_all_limits_together_are_twenty_minutes(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import gpu
@@ -110,15 +192,16 @@ def test_a_table_that_was_cut_off_goes_on_with_what_is_missing(finished, graphs,
     output, _ = finished
     found = result(output, "imdb")
     names = ["teacher", "cls", "warm", "re", "re_compact", "rekd", "rekd_compact", "random_mask"]
-    assert [cell["name"] for cell in found["cells"]] == names and len(found["accuracy"]) == len(names)
-    assert "Does distillation help? REKD - RE" in {row[0] for row in found["comparisons"]}
+    assert [cell["name"] for cell in found["cells"]] == names and len(found["accuracy"]["rows"]) == len(names)
+    assert "Does distillation help? REKD - RE" in {row[0] for row in found["comparisons"]["rows"]}
     cells = shutil.copytree(output / "imdb", tmp_path / "imdb")
     (cells / "random_mask_2026.json").unlink()
     made, run_cell = [], _models.run_cell
     monkeypatch.setattr(_models, "run_cell", lambda job: made.append(job["name"]) or run_cell(job))
     again = Result(tmp_path / "imdb.json", {})
     assert _gpu_imdb.imdb(read(graphs)[0], PRETENDED, again) == "8 of 8 cells"
-    assert made == ["random_mask"] and again.facts["accuracy"][:-1] == [tuple(row) for row in found["accuracy"][:-1]]
+    assert made == ["random_mask"]
+    assert again.facts["accuracy"]["rows"][:-1] == [tuple(row) for row in found["accuracy"]["rows"][:-1]]
 
     (cells / "warm_2026.json").unlink()
     monkeypatch.setattr(_models, "run_cell", lambda job: 1 / 0)
