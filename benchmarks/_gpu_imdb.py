@@ -42,7 +42,7 @@ def carry(folder: Path, tiny: bool) -> str:
 
     Args:
         folder: the prepared one.
-        tiny: a few reviews, and no weights.
+        tiny: a few reviews, a tokenizer of a few words, and no weights.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -56,15 +56,17 @@ def carry(folder: Path, tiny: bool) -> str:
     own_minilm.mkdir(parents=True)
     for package in (REVIEWS, MINILM):  # without it an installed package would be found first
         (folder / PACKAGES / package.parts[0] / "__init__.py").touch()
-    for name in ("tokenizer.json", "config.json"):
-        shutil.copyfile(minilm / name, own_minilm / name)
     if tiny:
         import pandas
+        from families import tiny_tokenizer_json  # of the tests, as the pairs of that size
 
+        (own_minilm / "tokenizer.json").write_text(tiny_tokenizer_json(), encoding="utf-8")
         table = pandas.read_csv(reviews, nrows=20_000)
         table.groupby("label").head(80).to_csv(own_reviews, index=False)
     else:
         shutil.copyfile(reviews, own_reviews)
+        for name in ("tokenizer.json", "config.json"):
+            shutil.copyfile(minilm / name, own_minilm / name)
         state = load_file(minilm / "model.safetensors")
         halves = {name: value.half() if value.dtype == torch.float32 else value for name, value in state.items()}
         save_file(halves, own_minilm / "model.safetensors")
