@@ -4,6 +4,7 @@
     <pair>/<precision>/<role>.onnx  'selector', 'predictor', 'single'; a classifier is a predictor that blanks nothing
     <pair>/cases.npz                inputs with the PyTorch model's answers, of pairs whose parity is checked
     <pair>/unfused/<role>.onnx      in fp16, what TensorRT builds of
+    packages/                       reviews and MiniLM, what the step 'imdb' trains with (see _gpu_imdb)
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Pair:
     def agreements(self, precision: str, **chain: Any) -> dict[str, Agreement]:
         """How far each graph is from the stored answers, run by a ``DeviceChain`` of these settings."""
         cases, found = read_cases(self.folder / CASES), {}
-        for role in (*BOTH, *SINGLE):
+        for role in self.facts["roles"]:
             (graph,) = self.graphs(precision, [role])
             with DeviceChain([graph], **chain) as running:
                 found[role] = compare(role, running.run, graph.signature, cases, TIE_MARGIN)
@@ -72,6 +73,7 @@ def prepare(folder: Path, kinds: Sequence[str] | None, tiny: bool, report: Calla
     """
     import onnxruntime
     import torch
+    from _gpu_imdb import carry
 
     with atomic_directory(folder) as work:
         pairs = []
@@ -83,11 +85,13 @@ def prepare(folder: Path, kinds: Sequence[str] | None, tiny: bool, report: Calla
             made = {"size": [selector_layers, *MINILM, LENGTH, BUDGET, operator]}
             if tiny:
                 made = {"kind": "bert-zero" if operator == "zero" else "bert"}
-            facts = {"model": model, **made, "parity": name == "equal", "single": operator == "compact"}
+            facts = {"model": model, **made, "parity": True, "single": operator == "compact"}
             pairs.append(_write(work, name, facts))
+        report("training: reviews and MiniLM")
+        lacking = carry(work, tiny)
         write_json(work / ABOUT, {
             "command": shlex.join(["python", "benchmarks/gpu.py", *sys.argv[1:]]), "tiny": tiny, "pairs": pairs,
-            "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
+            "packages": lacking, "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
         })  # fmt: skip
 
 
@@ -138,12 +142,13 @@ def _write(work: Path, name: str, facts: dict[str, Any]) -> dict[str, Any]:
     facts |= {"kept": pair.capacity if pair.predictor.operator == "compact" else None}
     sides = [asdict(signature.selector), asdict(signature.predictor)]
     facts = {"name": name, **facts, "signature": sides, "on_cpu": {}}
+    facts["roles"] = [*BOTH, *SINGLE] if facts["single"] else [*PREDICTOR]
 
     def write(models: dict[str, Any], precision: str, place: str, fused: bool) -> None:
         models = convert_pair(
             models, precision, signature, head_layers(pair), pair.preprocessor, items, fused=fused, for_engine=not fused
         ).models
-        roles = [role for role in models if facts["single"] or role in PREDICTOR]
+        roles = [role for role in models if role in facts["roles"]]
         (work / name / place).mkdir(parents=True)
         whole = facts["single"] and fused  # of engines the two steps are timed
         write_graphs({role: models[role] for role in roles}, work / name / place, signature, whole, fused)

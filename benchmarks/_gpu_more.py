@@ -7,13 +7,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from _gpu_graphs import UNFUSED, Pair
+from _gpu_graphs import CASES, TIE_MARGIN, UNFUSED, Pair
+from _gpu_imdb import PRETENDED, imdb, use_carried
 from _gpu_machine import no_torch_cuda
 from _gpu_steps import (
     Extra,
     Result,
     Sizes,
     Skipped,
+    beyond_limits,
     compiled,
     concurrency,
     kept_of,
@@ -32,6 +34,7 @@ from rekd_deploy.engines.tensorrt_build import BuildSettings, build_engine
 from rekd_deploy.engines.tensorrt_library import PRODUCTS, Library, load_library
 from rekd_deploy.engines.tensorrt_profiles import batch_ranges, length_ranges, profiles_of
 from rekd_deploy.errors import EngineError
+from rekd_deploy.reference import compare, read_cases
 from rekd_train.errors import MissingExtraError
 
 
@@ -49,10 +52,11 @@ def training(pairs: Sequence[Pair], sizes: Sizes, result: Result) -> str:
     names, changes, (count, steps, warmup) = ("minilm_student", "minilm_teacher"), [], (2000, 40, 8)
     if sizes.pretends:
         names, (count, steps, warmup) = ("demo_student", "demo_teacher"), (64, 2, 0)
-        changes = ["data.max_length=32", "optimisation.batch_size=4"]
+        changes = [*PRETENDED, "optimisation.batch_size=4"]
     if reason:
         result.fell_back.append("PyTorch ran on the CPU, in fp32")
         variants = {"fp32": {}}
+    use_carried(pairs[0].folder.parent)
     try:
         work = Work(*(run_config(name, changes) for name in names), count, steps, warmup, runtime)
     except MissingExtraError as error:
@@ -63,7 +67,7 @@ def training(pairs: Sequence[Pair], sizes: Sizes, result: Result) -> str:
 
 
 def tensorrt(pairs: Sequence[Pair], sizes: Sizes, result: Result) -> str:
-    """Engines in fp16, built here, beside ONNX Runtime in turns."""
+    """Engines in fp16, built here; what answers as the model is timed beside ONNX Runtime, in turns."""
     libraries, reasons = [], []
     for product in PRODUCTS:
         try:
@@ -85,11 +89,12 @@ def tensorrt(pairs: Sequence[Pair], sizes: Sizes, result: Result) -> str:
 def _engine(
     library: Library, pair: Pair, sizes: Sizes, work: Path, result: Result, stack: ExitStack
 ) -> Extra | None:
-    """The graphs of a pair as engines that are ready to run; None, and why, where they cannot be built."""
+    """The graphs of a pair as engines that are ready to run; None, and why, where they are not built or not right."""
     product, roles, runners = library.product, roles_of(pair), []
     batches = batch_ranges(None, max(batch for batch, _ in sizes.cells))
     longest = max(length for _, length in sizes.cells)
     form = Form(product.title, pair.facts["model"], "fp16", len(roles), kept_of(pair))
+    cases, on_cpu = read_cases(pair.folder / CASES), pair.facts["on_cpu"]["fp16"]
     try:
         for role in roles:
             signature, plan = pair.signature.graph(role), work / f"{product.name}_{pair.name}_{role}.plan"
@@ -98,6 +103,15 @@ def _engine(
             build_engine(library, pair.folder / UNFUSED / f"{role}.onnx", plan, signature, profiles, settings)
             runners.append(TensorRTRunner(plan, signature, f"{pair.name} {role}", engine=product.name))
         chain = stack.enter_context(RunnerChain(runners))
+        for role, runner in zip(roles, runners, strict=True):
+            agreement = compare(role, runner.run, runner.signature, cases, TIE_MARGIN)
+            beyond = beyond_limits(agreement, "fp16", on_cpu.get(role))
+            result.facts.setdefault("engines", []).append({
+                "product": product.name, "pair": pair.name, "role": role, "beyond": beyond,
+                "agreement": agreement.to_dict(),
+            })  # fmt: skip
+            if beyond:
+                raise EngineError(f"the {role}'s engine does not answer as the model: {'; '.join(beyond)}")
     except EngineError as error:
         result.not_run.append({"name": form.name, "reason": str(error)})
         return None
@@ -119,4 +133,5 @@ STEPS = {
     "compiled": compiled,
     "training": training,
     "tensorrt": tensorrt,
+    "imdb": imdb,
 }

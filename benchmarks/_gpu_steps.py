@@ -23,7 +23,7 @@ from rekd_deploy.engines.onnxruntime_device import DeviceChain
 from rekd_deploy.errors import BenchmarkError
 from rekd_deploy.export_options import GPU_PRECISIONS
 from rekd_deploy.parity_report import limits_of, verification_limits
-from rekd_deploy.reference import complaints
+from rekd_deploy.reference import Agreement, complaints
 from rekd_train.command import finite
 from rekd_train.errors import RekdError
 from rekd_train.files import write_json
@@ -89,10 +89,7 @@ def parity(pairs: Sequence[Pair], sizes: Sizes, result: Result) -> str:
                 result.not_run.append({"name": f"{pair.name} {precision}, captured {captured}", "reason": str(error)})
                 continue
             for role, agreement in found.items():
-                beyond = ["there is nothing to hold it against"]
-                if role in on_cpu:
-                    limits = verification_limits({"limits": asdict(limits_of(precision)), **on_cpu[role]})
-                    beyond = complaints(agreement, limits)
+                beyond = beyond_limits(agreement, precision, on_cpu.get(role))
                 wrong, count = wrong + bool(beyond), count + 1
                 result.add(pair=pair.name, precision=precision, captured=captured, role=role, beyond=beyond,
                            agreement=agreement.to_dict(), on_cpu=on_cpu.get(role))  # fmt: skip
@@ -116,6 +113,8 @@ def pytorch(pairs: Sequence[Pair], sizes: Sizes, result: Result) -> str:
     reason = no_torch_cuda()
     if reason and not (sizes.pretends and "has no CUDA" in reason):
         raise Skipped(reason)
+    if not reason and "onnxruntime-gpu" in result.facts["hardware"]:
+        raise Skipped("PyTorch was timed beside ONNX Runtime, in the steps before")
     return timed_cells(pairs, sizes, result, sizes.cells, "fp32", (PYTORCH, PYTORCH_GRAPHS), onnx=False)
 
 
@@ -217,6 +216,17 @@ def _timed(ways: list[Way], batch: int, batches: list[Arrays], sizes: Sizes) -> 
             {**way.form.to_dict(), "milliseconds": with_interval(timings.milliseconds[way.form.name])} for way in ways
         ],
     }  # fmt: skip
+
+
+def beyond_limits(agreement: Agreement, precision: str, on_cpu: dict[str, Any] | None) -> list[str]:
+    """What forbids to call a graph or an engine the model; empty where it is.
+
+    Args:
+        on_cpu: how far the same graph is from the model on a CPU.
+    """
+    if on_cpu is None:
+        return ["there is nothing to hold it against"]
+    return complaints(agreement, verification_limits({"limits": asdict(limits_of(precision)), **on_cpu}))
 
 
 def roles_of(pair: Pair) -> tuple[str, ...]:

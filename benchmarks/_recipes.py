@@ -170,7 +170,7 @@ def run_table(
     Raises:
         typer.Exit: with code 1 if a cell failed.
     """
-    cells = [replace(cell, options={**cell.options, "draws": draws}) for cell in _chosen(cells, only)]
+    cells = [replace(cell, options={**cell.options, "draws": draws}) for cell in chosen(cells, only)]
     code, settings = source_hash(ROOT / "rekd_train"), {"device": device, "draws": draws}
     table = Table(cells, results, work, code, settings, any_code=any_code or table_only)
     failures = 0 if table_only else execute(table, run_cell, jobs, typer.echo)
@@ -196,7 +196,7 @@ def seeds_of(text: str) -> list[int]:
         ) from None
 
 
-def _chosen(cells: Sequence[Cell], only: str) -> list[Cell]:
+def chosen(cells: Sequence[Cell], only: str) -> list[Cell]:
     """The named cells and all that they need; empty: all."""
     names = {name for name in only.split(",") if name}
     unknown = names - {cell.name for cell in cells}

@@ -17,29 +17,37 @@ TOLERANCE = 0.005
 """Realised rates this close to the target are matched."""
 
 
+ACCURACY = ("model", "accuracy", "seeds", "kept of real features", "calibration error", "median seconds")
+DIFFERENCES = (
+    "question", "difference in points", "standard error over seeds", "each seed: difference [95 % of bootstrap]",
+)  # fmt: skip
+
+
 def accuracy_table(results: Results, rows: Sequence[tuple[str, str, float | None]]) -> list[str]:
-    """One row a model.
+    """``accuracy_rows`` in Markdown."""
+    return _markdown(ACCURACY, accuracy_rows(results, rows))
+
+
+def accuracy_rows(results: Results, rows: Sequence[tuple[str, str, float | None]]) -> list[tuple[str, ...]]:
+    """One row a model, with the columns ``ACCURACY``.
 
     Args:
         rows: cell, what to call it, and its target rate (None: it reads everything).
     """
-    lines = [
-        "| model | accuracy | seeds | kept of real features | calibration error | median seconds |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines: list[tuple[str, ...]] = []
     for name, title, target in rows:
         found = list(results.get(name, {}).values())
         if not found:
-            lines.append(f"| {title} | not run | 0 | | | |")
+            lines.append((title, "not run", "0", "", "", ""))
             continue
         rates = [each["rate"] for each in found]
         off = target is not None and any(abs(rate - target) > TOLERANCE for rate in rates)
         shown = "all" if target is None else f"{_percent(rates)}{' (**not matched**)' if off else ''}"
         errors = [each["ece"] if "ece" in each else each["report"]["calibration"]["ece"] for each in found]
-        lines.append(
-            f"| {title} | {_spread([each['accuracy'] for each in found])} | {len(found)} | {shown} | "
-            f"{_spread(errors)} | {np.median([each['seconds'] for each in found]):.0f} |"
-        )
+        lines.append((
+            title, _spread([each["accuracy"] for each in found]), str(len(found)), shown, _spread(errors),
+            f"{np.median([each['seconds'] for each in found]):.0f}",
+        ))  # fmt: skip
     return lines
 
 
@@ -71,15 +79,17 @@ def modes_table(results: Results, rows: Sequence[tuple[str, str, float | None]])
 
 
 def comparison_table(results: Results, pairs: Sequence[tuple[str, str, str]]) -> list[str]:
-    """Differences on the same seeds and test items.
+    """``comparison_rows`` in Markdown."""
+    return _markdown(DIFFERENCES, comparison_rows(results, pairs))
+
+
+def comparison_rows(results: Results, pairs: Sequence[tuple[str, str, str]]) -> list[tuple[str, ...]]:
+    """Differences on the same seeds and test items, with the columns ``DIFFERENCES``.
 
     Args:
         pairs: the cell that is hoped to be better, the one it is held against, and the question.
     """
-    lines = [
-        "| question | difference in points | standard error over seeds | each seed: difference [95 % of bootstrap] |",
-        "|---|---|---|---|",
-    ]
+    lines: list[tuple[str, ...]] = []
     for better, other, question in pairs:
         seeds = sorted(results.get(better, {}).keys() & results.get(other, {}).keys())
         if not seeds:
@@ -93,7 +103,7 @@ def comparison_table(results: Results, pairs: Sequence[tuple[str, str, str]]) ->
         mean, std = mean_and_std([100 * draw["difference"] for draw in draws])
         error = f"{std / np.sqrt(len(draws)):.2f}" if len(draws) > 1 else "one seed"
         each = ", ".join(f"{100 * d['difference']:+.1f} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]" for d in draws)
-        lines.append(f"| {question} | {mean:+.2f} | {error} | {each} |")
+        lines.append((question, f"{mean:+.2f}", error, each))
     return lines
 
 
@@ -121,6 +131,11 @@ def provenance(results: Results, command: str) -> list[str]:
         for each in seeds.values()
     }
     return ["```sh", command, "```", "", *(f"- {line}" for line in sorted(found))]
+
+
+def _markdown(columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    lines = ["|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in (columns, *rows)]
+    return [lines[0], f"|{'---|' * len(columns)}", *lines[1:]]
 
 
 def _at(report: Mapping[str, Any], path: Sequence[str]) -> Any:

@@ -110,7 +110,8 @@ HOUSE = {
         rekd_deploy.bench.load rekd_deploy.bench.perf_analyzer rekd_deploy.bench.server_steps rekd_deploy.bench.serving
         rekd_deploy.bench.request_mix rekd_deploy.bench.closed_turns rekd_deploy.bench.serving_checks
         rekd_deploy.bench.compare rekd_deploy.bench.charts rekd_deploy.bench.gallery rekd_deploy.bench.report
-        rekd_deploy.bench.report_sections rekd_deploy.bench.report_costs rekd_deploy.bench.report_quality
+        rekd_deploy.bench.report_sections rekd_deploy.bench.report_costs rekd_deploy.bench.report_gpu
+        rekd_deploy.bench.report_quality
     """,
     "demo": "rekd_deploy.stages rekd_deploy.demo",
     "commands": """

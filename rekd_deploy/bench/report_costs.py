@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rekd_deploy.bench.charts import line_chart, stacked_bars
@@ -31,13 +32,7 @@ def latency(section: Section, figures: dict[str, Any]) -> None:
             title = f"where the time goes, batch {batch}, length {longest}"
             svg = stacked_bars(bars, name=f"{section.anchor}-split-{batch}", title=title, x="milliseconds")
             section.charts.append(Chart(f"Where the time of an answer goes: batch {batch}, length {longest}.", svg))
-    ratios = [
-        (each["way"], each["baseline"], str(cell["batch"]), str(cell["length"]), f"{each['ratio']:.2f}",
-         f"{each['low']:.2f} to {each['high']:.2f}")
-        for cell in cells for each in cell["ratios"]
-    ]  # fmt: skip
-    columns = ("form", "in units of", "batch", "length", "ratio", "95 % interval")
-    section.tables.append(Table("Ratios of times, from turns", columns, ratios, folded=True))
+    section.tables.append(ratio_table(cells, "Ratios of times, from turns"))
     times = [
         (way["name"], str(cell["batch"]), str(cell["length"]),
          *(f"{way['milliseconds'][key]:.2f}" for key in ("p50", "p90", "p95", "p99")),
@@ -49,6 +44,17 @@ def latency(section: Section, figures: dict[str, Any]) -> None:
     if figures["not_run"]:
         rows = [(each["name"], each["reason"]) for each in figures["not_run"]]
         section.tables.append(Table("Not run here", ("form", "why"), rows))
+
+
+def ratio_table(cells: Sequence[dict[str, Any]], title: str) -> Table:
+    """The ratios of all cells, folded."""
+    ratios = [
+        (each["way"], each["baseline"], str(cell["batch"]), str(cell["length"]), f"{each['ratio']:.2f}",
+         f"{each['low']:.2f} to {each['high']:.2f}")
+        for cell in cells for each in cell["ratios"]
+    ]  # fmt: skip
+    columns = ("form", "in units of", "batch", "length", "ratio", "95 % interval")
+    return Table(title, columns, ratios, folded=True)
 
 
 def serving(section: Section, figures: dict[str, Any]) -> None:

