@@ -12,6 +12,7 @@ import signal
 import ssl
 import subprocess
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -44,11 +45,7 @@ def running(arguments: list[str], log, **options):
         yield process
     finally:
         process.terminate()
-        try:
-            code = process.wait(20)
-        finally:
-            process.kill()
-        assert code == 0, log.read_text(errors="replace")
+        assert process.wait(20) == 0, log.read_text(errors="replace")
 
 
 @contextlib.contextmanager
@@ -72,7 +69,7 @@ def proxy(deployment, folder, change=lambda text: text):
     tested = subprocess.run([*command, "-t", "-q"], capture_output=True, text=True)
     assert tested.returncode == 0 and not tested.stderr, tested.stderr
     with running(command, folder / "nginx.log") as process:
-        wait_until(lambda: ask(port, "GET", "/v2/health/live", tls=AS_KUBELET)[0] == 200, 180)
+        wait_until(lambda: ask(port, "GET", "/v2/health/ready", tls=AS_KUBELET)[0] == 200, 180)
         yield process, port
 
 
@@ -100,7 +97,6 @@ def deployment(wheel, repository, tmp_path_factory):
         running(command, folder / "triton.log", env=wheel.environment(), cwd=folder),
         proxy(found, folder) as (_, found.port),
     ):
-        wait_until(lambda: ask(found.port, "GET", "/v2/health/ready", tls=AS_KUBELET)[0] == 200, 180)
         yield found
 
 
@@ -134,12 +130,11 @@ def over_grpc(deployment):
 
 @pytest.mark.parametrize("scheme", ["grpcs", "https"])
 def test_our_client_over_tls(deployment, rationalizer, texts, scheme):
-    def seen(predictions):
-        return [(each.label, [(span.start, span.end) for span in each.rationale]) for each in predictions]
-
     tls = TlsSettings(root_certificates=deployment.authority)
     with Client(f"{scheme}://localhost:{deployment.port}", tls=tls) as client:
-        assert seen(client.predict(texts)) == seen(rationalizer.predict(texts))
+        both = client.predict(texts), rationalizer.predict(texts)
+    seen, wanted = ([(one.label, [(span.start, span.end) for span in one.rationale]) for one in each] for each in both)
+    assert seen == wanted
 
 
 def test_a_client_that_does_not_know_the_certificate_gets_nothing(deployment):
@@ -165,7 +160,7 @@ def test_management_takes_the_key_and_is_not_passed_on_even_with_it(deployment, 
             direct.get_model_repository_index()
     with pytest.raises(InferenceServerException, match="UNIMPLEMENTED"):
         over_grpc.get_model_repository_index({GRPC_KEY_HEADER: KEY})
-    for path in ("/metrics", "/", "/v2x", "/v2/models/stats", "/v2/models/rekd/../../repository/index"):
+    for path in ("/", "/metrics", "/v2x", "/v2/models/stats", "/v2/models/rekd/../../repository/index"):
         assert ask(deployment.port, "GET", path, tls=deployment.tls)[0] == 404, path
 
 
@@ -218,11 +213,9 @@ def test_a_proxy_that_is_told_to_end_finishes_what_is_under_way(deployment, tmp_
 
 
 def test_login_and_rate_limit_where_they_are_switched_on(deployment, tmp_path):
-    def on(text: str) -> str:
-        return re.sub(r"# ((?:limit_req|auth_basic).*;)", r"\1", text)
-
     (tmp_path / "htpasswd").write_text("alice:{PLAIN}secret\n")
-    with proxy(deployment, tmp_path, on) as (_, port):
+    switched_on = partial(re.sub, r"# ((?:limit_req|auth_basic).*;)", r"\1")
+    with proxy(deployment, tmp_path, switched_on) as (_, port):
         model = (port, "GET", "/v2/models/rekd/config", None, deployment.tls)
         assert ask(*model)[0] == 401
         statuses = [ask(*model, **ALICE)[0] for _ in range(200)]
