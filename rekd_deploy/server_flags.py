@@ -1,6 +1,6 @@
 """The safe flags of a Triton server: settings in, command-line arguments out. Pure: nothing is read or started.
 
-``rekd-serve`` starts its server with them, and files for container engines are rendered from them, so a server is
+``rekd-serve`` starts its server with them, and the files in ``deploy/`` have the same, which a test holds: a server is
 closed in the same ways wherever it runs.
 """
 

@@ -85,12 +85,6 @@ HOUSE = {
         rekd_deploy.exchange_rules rekd_deploy.model_control rekd_deploy.server rekd_deploy.hot_reload
         rekd_deploy.restart rekd_deploy.service rekd_deploy.step_totals
     """,
-    "production": """
-        rekd_deploy.production rekd_deploy.production.settings rekd_deploy.production.container
-        rekd_deploy.production.queue_time rekd_deploy.production.proxy rekd_deploy.production.monitoring
-        rekd_deploy.production.compose rekd_deploy.production.kubernetes rekd_deploy.production.kserve
-        rekd_deploy.production.dashboard rekd_deploy.production.rendering
-    """,
     "client": """
         rekd_deploy.windows rekd_deploy.batching rekd_deploy.address rekd_deploy.port_protocol rekd_deploy.transport
         rekd_deploy.transport_grpc rekd_deploy.transport_http rekd_deploy.server_status rekd_deploy.shared_inputs
@@ -115,7 +109,7 @@ HOUSE = {
     """,
     "demo": "rekd_deploy.stages rekd_deploy.demo",
     "commands": """
-        rekd_deploy.cli rekd_deploy.cli.demo rekd_deploy.cli.deploy rekd_deploy.cli.export
+        rekd_deploy.cli rekd_deploy.cli.demo rekd_deploy.cli.export
         rekd_deploy.cli.export_summary rekd_deploy.cli.serve
         rekd_deploy.cli.query
         rekd_deploy.cli.bench_common rekd_deploy.cli.bench_accuracy rekd_deploy.cli.bench_faithfulness

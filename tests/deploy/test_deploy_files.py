@@ -1,0 +1,255 @@
+"""The files in deploy/: right by their tools and schemas, closed where they must be, and one story in all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import jsonschema
+import kubernetes_validate
+import promql_parser
+import pytest
+import yaml
+
+from rekd_deploy.raw_input import RAW
+from rekd_deploy.server_flags import ServerSettings, server_flags
+from rekd_deploy.triton_config import ENSEMBLE, SINGLE
+
+pytestmark = pytest.mark.debian
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+OVERLAYS = ("cpu", "gpu", "kserve")
+REQUIRED = {name: f"/srv/{name.lower()}" for name in ("REKD_MODELS", "TLS_CERTIFICATE", "TLS_KEY")}
+REQUIRED |= {"TRITON_IMAGE": "tritonserver:26.05-py3", "REKD_ADMIN_KEY": "0123456789abcdef"}
+
+
+def run(*command: str, **options) -> subprocess.CompletedProcess:
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed; fix: apt-get install kustomize docker-compose")
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+
+
+@cache
+def overlay(name: str) -> dict[str, dict]:
+    """What ``kubectl apply -k`` would send, by kind."""
+    done = run("kustomize", "build", str(DEPLOY / "kubernetes" / "overlays" / name))
+    assert done.returncode == 0, done.stderr
+    return {each["kind"]: each for each in yaml.safe_load_all(done.stdout)}
+
+
+def docker_compose(*files: str, **variables: str) -> subprocess.CompletedProcess:
+    environment = {"PATH": os.environ["PATH"], "COMPOSE_PROFILES": "monitoring", **variables}
+    arguments = [part for file in ("compose.yaml", *files) for part in ("--file", file)]
+    return run("docker-compose", *arguments, "config", cwd=DEPLOY / "compose", env=environment)
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict:
+    done = docker_compose(**REQUIRED)
+    assert done.returncode == 0, done.stderr
+    return yaml.safe_load(done.stdout)
+
+
+def pod(name: str) -> dict:
+    """The pod that an overlay's Deployment or InferenceService makes."""
+    if name == "kserve":
+        of_kserve = {"labels", "minReplicas", "maxReplicas", "timeout", "autoScaling"}
+        predictor = overlay(name)["InferenceService"]["spec"]["predictor"]
+        return {key: value for key, value in predictor.items() if key not in of_kserve}
+    return overlay(name)["Deployment"]["spec"]["template"]["spec"]
+
+
+def validate(manifest: dict) -> None:
+    """Raise unless the manifest is right for every version of Kubernetes."""
+    schema = Path(__file__).parent / "schemas" / f"{manifest['kind'].lower()}.json"
+    if schema.exists():
+        jsonschema.validate(manifest, json.loads(schema.read_text(encoding="utf-8")))
+    else:
+        for version in ("1.30", kubernetes_validate.latest_version()):  # the oldest that knows everything used
+            kubernetes_validate.validate(manifest, version, strict=True)
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_overlays_build_and_are_right(name):
+    for kind, manifest in overlay(name).items():
+        validate(manifest)
+        assert manifest["metadata"].get("namespace", "rekd") == "rekd", kind
+        if "spec" in manifest:
+            with pytest.raises(jsonschema.ValidationError):
+                validate(manifest | {"spec": manifest["spec"] | {"surprise": 1}})
+    validate({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": pod(name)})
+    shared = {"Namespace", "NetworkPolicy", "PodMonitor"}
+    of_the_base = {"ConfigMap", "Deployment", "Service", "ScaledObject", "PodDisruptionBudget"}  # KServe makes its own
+    assert set(overlay(name)) - shared == ({"InferenceService"} if name == "kserve" else of_the_base)
+
+
+def test_the_example_has_every_variable_of_compose_with_its_default_and_a_missing_one_is_named():
+    text = "".join(path.read_text(encoding="utf-8") for path in (DEPLOY / "compose").glob("*.yaml"))
+    defaults = {name: default for name, sign, default in re.findall(r"\$\{(\w+):([-?])([^}]*)\}", text) if sign == "-"}
+    example = (DEPLOY / "compose" / ".env.example").read_text(encoding="utf-8")
+    named = dict(re.findall(r"^(?:# )?(?!COMPOSE_)([A-Z_]+)=(.*)$", example, re.MULTILINE))
+    assert named == defaults | dict.fromkeys(REQUIRED, "")
+    for missing in REQUIRED:
+        assert f"set {missing} to" in docker_compose(**REQUIRED | {missing: ""}).stderr
+
+
+def test_images_are_recent_and_no_registry_is_written_down():
+    for name in OVERLAYS:
+        release = re.fullmatch(r"tritonserver:(\d\d)\.(\d\d)-py3", pod(name)["containers"][0]["image"])
+        assert tuple(map(int, release.groups())) >= (26, 5), "older releases lack security fixes"
+    for path in filter(Path.is_file, DEPLOY.rglob("*")):
+        assert not re.search(r"\b(nvcr|ghcr|quay|docker|gcr)\.io\b", path.read_text(encoding="utf-8")), path
+
+
+def test_the_servers_flags_are_the_safe_ones(compose):
+    settings = ServerSettings("/models/rekd", "0.0.0.0", "0.0.0.0", exposed=True, gpu_metrics=True, exit_seconds=10)
+
+    def safe(key: str) -> list[str]:
+        return ["tritonserver", *server_flags(settings, key), "--metrics-config=summary_latencies=true"]
+
+    assert compose["services"]["triton"]["command"] == safe(REQUIRED["REKD_ADMIN_KEY"])
+    for name, address in (("kserve", "0.0.0.0"), ("cpu", "127.0.0.1")):  # the pod's address, or its proxy alone
+        server = pod(name)["containers"][0]
+        assert server["args"] == [re.sub(r"(--(?:grpc|http)-address)=.*", rf"\1={address}", part)
+                                  for part in safe("$(REKD_ADMIN_KEY)")]  # fmt: skip
+        reference = {"secretKeyRef": {"name": "rekd-admin", "key": "key"}}
+        assert server["env"][0] == {"name": "REKD_ADMIN_KEY", "valueFrom": reference}
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_pods_satisfy_the_restricted_profile(name):
+    spec, labels = pod(name), overlay(name)["Namespace"]["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["runAsUser"] > 0
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    none = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+    assert all(container["securityContext"] == none for container in spec["containers"])
+    volumes = {each["name"]: each for each in spec["volumes"]}
+    kinds = {key for volume in volumes.values() for key in volume} - {"name"}
+    assert kinds <= {"configMap", "emptyDir", "persistentVolumeClaim", "secret"}
+    mounts = {each["name"]: each for each in spec["containers"][0]["volumeMounts"]}
+    assert mounts["models"]["readOnly"] and volumes["models"]["persistentVolumeClaim"]["readOnly"]
+    assert mounts["shared-memory"]["mountPath"] == "/dev/shm"
+    assert volumes["shared-memory"]["emptyDir"]["medium"] == "Memory"
+
+
+def test_containers_of_compose_have_no_rights_and_the_proxy_alone_is_published(compose):
+    services = compose["services"]
+    ports = {"proxy": (None, "443"), "prometheus": ("127.0.0.1", "9090"), "grafana": ("127.0.0.1", "3000")}
+    assert set(services) == {"triton", *ports}
+    for name, service in services.items():
+        assert service["read_only"] is True and service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"] and not service.get("privileged"), name
+        published = [(port.get("host_ip"), port["published"]) for port in service.get("ports", ())]
+        assert published == [ports[name]] if name in ports else not published
+        assert service.get("profiles") == (["monitoring"] if name in ("prometheus", "grafana") else None)
+        for volume in service["volumes"]:
+            ours = volume["type"] == "bind" and not volume["source"].startswith("/srv/")
+            assert not ours or (Path(volume["source"]).exists() and volume["read_only"]), volume
+    server, proxy = services["triton"], services["proxy"]
+    assert server["volumes"][0]["read_only"] is True and server["shm_size"]
+    assert server["user"] == proxy["user"] == "1000:1000"
+    assert list(server["networks"]) == ["inside"] and compose["networks"]["inside"]["internal"] is True
+    assert proxy["extra_hosts"] == [f"triton={server['networks']['inside']['ipv4_address']}"]
+    scrape = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"]
+    assert scrape[0]["static_configs"] == [{"targets": ["triton:8002"]}]
+    assert pod("cpu")["hostAliases"] == [{"ip": "127.0.0.1", "hostnames": ["triton"]}]
+
+
+def test_pods_let_in_clients_and_prometheus_alone_and_everything_finds_them():
+    def let_in(namespace: str, *ports: int):
+        selector = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}
+        return {"ports": [{"port": port} for port in ports], "from": [selector]}
+
+    found = overlay("cpu")
+    labels = found["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert overlay("kserve")["InferenceService"]["spec"]["predictor"]["labels"] == labels
+    gateway = let_in("envoy-gateway-system", 8000, 8001)
+    for name, clients in (("cpu", {"ports": [{"port": 8443}]}), ("kserve", gateway)):
+        policy = overlay(name)["NetworkPolicy"]["spec"]
+        assert policy["policyTypes"] == ["Ingress", "Egress"] and policy["egress"] == []
+        assert policy["ingress"] == [clients, let_in("monitoring", 8002)]
+        assert policy["podSelector"]["matchLabels"] == labels
+    selectors = [found[kind]["spec"]["selector"] for kind in ("Deployment", "PodDisruptionBudget", "PodMonitor")]
+    assert [each["matchLabels"] for each in selectors] == [labels] * 3
+    assert found["Service"]["spec"]["selector"] == labels
+    [port] = pod("cpu")["containers"][1]["ports"]
+    assert found["Service"]["spec"]["ports"][0]["targetPort"] == port["name"] and port["containerPort"] == 8443
+
+
+@pytest.mark.parametrize(("name", "port"), [("cpu", 8443), ("kserve", 8000)])
+def test_probes_and_the_end_of_a_pod(name, port):
+    server, *proxies = pod(name)["containers"]
+    for probe, path in (("readiness", "ready"), ("startup", "ready"), ("liveness", "live")):
+        asked = server[f"{probe}Probe"]["httpGet"]
+        assert (asked["path"], asked["port"]) == (f"/v2/health/{path}", port)
+    waits = server["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert waits + 10 < pod(name)["terminationGracePeriodSeconds"], "--exit-timeout-secs"
+    for proxy in proxies:
+        config = overlay(name)["ConfigMap"]
+        drain = re.search(r"worker_shutdown_timeout (\d+)s", config["data"]["nginx.conf"])[1]
+        assert waits >= proxy["lifecycle"]["preStop"]["sleep"]["seconds"] + int(drain), "the server ends last"
+        [mounted] = [volume for volume in pod(name)["volumes"] if volume["name"] == "proxy-config"]
+        assert re.fullmatch(r"rekd-proxy-\w{10}", mounted["configMap"]["name"]), "a new configuration makes new pods"
+        assert mounted["configMap"]["name"] == config["metadata"]["name"]
+
+
+def test_gpus_are_asked_for_where_they_are_meant(compose):
+    for name, wanted in (("cpu", None), ("gpu", "1"), ("kserve", None)):
+        resources = pod(name)["containers"][0]["resources"]
+        assert resources["limits"].get("nvidia.com/gpu") == wanted and resources["limits"] == resources["requests"]
+    done = docker_compose("compose.gpu.yaml", **REQUIRED, REKD_GPUS="2")
+    plain, gpus = (each["services"]["triton"]["deploy"]["resources"] for each in (compose, yaml.safe_load(done.stdout)))
+    assert gpus == plain | {"reservations": {"devices": [{"capabilities": ["gpu"], "driver": "nvidia", "count": 2}]}}
+
+
+def graphs() -> list[dict]:
+    panels = json.loads((DEPLOY / "grafana" / "rekd.json").read_text(encoding="utf-8"))["panels"]
+    return [panel for panel in panels if panel["type"] != "row"]
+
+
+def alerts() -> dict[str, str]:
+    groups = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text(encoding="utf-8"))["groups"]
+    return {rule["alert"]: rule["expr"] for group in groups for rule in group["rules"]}
+
+
+def queries() -> list[str]:
+    """Every PromQL in deploy/, Grafana's variables filled in."""
+    base = yaml.safe_load((DEPLOY / "kubernetes" / "base" / "scaledobject.yaml").read_text(encoding="utf-8"))
+    texts = [target["expr"] for panel in graphs() for target in panel["targets"]]
+    texts += [*alerts().values(), base["spec"]["triggers"][0]["metadata"]["query"]]
+    return [re.sub(r"\$(model|instance)\b", ".*", text.replace("$__rate_interval", "1m")) for text in texts]
+
+
+def test_the_measure_of_both_clusters_is_drawn_with_its_limit_and_alerted_on():
+    scaled = overlay("cpu")["ScaledObject"]["spec"]
+    [trigger] = scaled["triggers"]
+    [metric] = overlay("kserve")["InferenceService"]["spec"]["predictor"]["autoScaling"]["metrics"]
+    external, query, limit = metric["external"], trigger["metadata"]["query"], trigger["metadata"]["threshold"]
+    assert (external["metric"]["query"], external["target"]["value"]) == (query, limit)
+    assert external["metric"]["serverAddress"] == trigger["metadata"]["serverAddress"]
+    assert trigger["metricType"] == "AverageValue", "what KServe makes KEDA do, too"
+    assert "replicas" not in overlay("cpu")["Deployment"]["spec"]
+    assert query.count('namespace="rekd"') == query.count("{")
+    parsed = promql_parser.parse(query)  # KEDA divides by the replicas, so the query multiplies by them
+    assert str(parsed.op) == "*" and str(parsed.rhs.op) == "count"
+
+    measure = query.partition(" * count(")[0].replace(', namespace="rekd"', "")
+    [drawn] = [panel for panel in graphs() if "thresholds" in panel["fieldConfig"]["defaults"]]
+    assert drawn["targets"][0]["expr"].replace(', instance=~"$instance"', "") == measure
+    assert drawn["fieldConfig"]["defaults"]["thresholds"]["steps"][-1]["value"] == float(limit)
+    assert alerts()["RekdRequestsWait"] == f"{measure} > {5 * float(limit):g}"
+
+
+def test_queries_parse_and_name_the_models_that_clients_ask():
+    for text in queries():
+        promql_parser.parse(text)
+    assert {*re.findall(r'"(rekd\|[^"]*)"', " ".join(queries()))} == {"|".join((ENSEMBLE, SINGLE, *RAW.values()))}
+    dashboard = (DEPLOY / "grafana" / "rekd.json").read_text(encoding="utf-8")
+    assert {*re.findall(r'"uid": "(.*)"', dashboard)} == {"rekd", "${datasource}"}, "its source of data is a variable"
