@@ -146,3 +146,12 @@ def served_sessions(root: Path) -> dict[str, Any]:
     """How a repository's server opens ONNX Runtime's sessions: ``target`` and ``threads`` of ``OnnxRuntimeRunner``."""
     config = read_config(root / GRAPH_MODELS["selector"] / CONFIG_FILE)
     return {"target": config.backend, "threads": int(parameters_of(config).get(THREADS, 0)) or None}
+
+
+def served_device(root: Path) -> str:
+    """Where Triton runs the graphs: 'cpu' or 'cuda'; 'cpu' where they are run by none, beside engines."""
+    from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
+
+    config = read_config(root / GRAPH_MODELS["selector"] / CONFIG_FILE)
+    on_gpu = any(group.kind == ModelInstanceGroup.KIND_GPU for group in config.instance_group)
+    return "cuda" if on_gpu and config.backend == "onnxruntime" else "cpu"

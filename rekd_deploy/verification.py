@@ -20,6 +20,8 @@ class Verification:
     manifest: dict[str, Any]
     device: str = "cpu"
     """Where the graphs were to run."""
+    served_on: str = "cpu"
+    """Where their server runs them: 'cpu' or 'cuda'."""
     graphs: dict[str, Agreement] = field(default_factory=dict)
     """By role; empty where the repository has no stored answers."""
     without_cases: list[str] = field(default_factory=list)
@@ -40,6 +42,7 @@ class Verification:
             "checkpoint_sha256": self.manifest["checkpoint_sha256"],
             "files": len(self.manifest["repository"]["files"]),
             "device": self.device if self.graphs or self.without_cases else None,
+            "served_on": self.served_on,
             "uncaptured": self.uncaptured,
             "without_cases": self.without_cases,
             "graphs": {role: agreement.to_dict() for role, agreement in self.graphs.items()},
@@ -81,6 +84,8 @@ class Verification:
                 precision = self.manifest["artefacts"]["predictor"]["precision"]
                 reason = f"ONNX Runtime cannot compute in {precision}; engines are asked where they can run"
             lines.append(f"answers     not compared: {reason}")
+        if self.served_on == "cuda" and self.device == "cpu":
+            lines.append("warning     the server has a GPU, which did not run here; fix: --device cuda on its machine")
         for name, figures in self.parity.items():
             lines.append(
                 f"{name + ' gate':<12}{figures['examples']} examples, {figures['constructed_rows']} constructed rows "

@@ -31,6 +31,7 @@ from rekd_deploy.repository_check import (
     plan_path,
     read_description,
     read_manifest,
+    served_device,
     served_sessions,
 )
 from rekd_deploy.signature import GraphSignature
@@ -76,7 +77,7 @@ def verify(
     if mistakes:
         raise RepositoryError(f"{root} would not load: " + "; ".join(mistakes))
     preprocessor = _checked_preprocessing(root, manifest)
-    verification = Verification(root, manifest, device)
+    verification = Verification(root, manifest, device, served_device(root))
     sessions = {"device": device, **served_sessions(root)}
     cases = read_cases(root / REFERENCE) if REFERENCE in manifest["repository"]["files"] else []
     if not manifest["parity"].get("emulated"):  # ONNX Runtime cannot run what had to be emulated for it

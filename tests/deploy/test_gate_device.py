@@ -150,6 +150,8 @@ def test_without_a_gpu_the_export_says_what_proves_it_there(checkpoint, tmp_path
     done, standard_error = capsys.readouterr()
     assert ended.value.code == 0
     (line,) = standard_error.splitlines()
+    there = verify.verify(tmp_path / "r")
+    assert there.served_on == "cuda" and any("fix: --device cuda on its machine" in line for line in there.lines())
     assert line.startswith("warning: the graphs are proved on the CPU, not on the GPU that will serve them, since here")
     assert line.endswith(f"on that machine: rekd-export --verify {tmp_path / 'r'} --device cuda")
     document = json.loads(done)
@@ -166,6 +168,14 @@ def test_a_gpu_that_was_asked_for_and_is_not_there(checkpoint, tmp_path):
         assert line.startswith("error: the Python package 'onnxruntime-gpu' is not installed; fix: "), arguments
 
 
+def test_a_query_on_a_gpu_that_is_not_there(repository):
+    without_cuda()
+    command = [sys.executable, "-m", "rekd_deploy.cli.query", "--local", str(repository), "--device", "cuda", "a film"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and not done.stdout and "'onnxruntime-gpu' is not installed; fix: " in line
+
+
 def test_a_plan_names_the_device(checkpoint):
     without_cuda()
     lines = rekd_export(checkpoint, "--dry-run", "--target", "onnxruntime", "--gpu").stdout.splitlines()
@@ -180,7 +190,8 @@ def test_a_plan_names_the_device(checkpoint):
 def test_graphs_answer_on_the_device_that_is_to_serve_them(repository, gpus):
     verification = verify.verify(repository, device="cuda:1")
     assert gpus.seen == [("cuda:1", ["rekd_selector"]), ("cuda:1", ["rekd_predictor"])]
-    assert verification.graphs == verify.verify(repository).graphs
+    on_cpu = verify.verify(repository)
+    assert verification.graphs == on_cpu.graphs and "warning" not in "".join(on_cpu.lines())
     assert verification.to_dict()["device"] == "cuda:1" and "on cuda:1" in verification.lines()[1]
     gpus.spoil = spoil("logits", np.negative)
     with pytest.raises(RepositoryError, match="rekd_predictor.* does not answer as the exported model did"):
