@@ -33,7 +33,9 @@ def reason_not_to_run(entry: Mapping[str, Any]) -> str | None:
     except (RekdError, ExecutionError) as error:
         return str(error)
     if product.builds_anywhere and capability not in entry["built_for"]:
-        return f"it was built for {', '.join(entry['built_for'])}, this machine's {gpu} is {capability}"
+        cards = ", ".join(entry["built_for"])
+        fix = "verify on such a card, or export again"
+        return f"it was built for {cards}, this machine's {gpu} is {capability}; fix: {fix}"
     return None
 
 

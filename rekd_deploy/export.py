@@ -51,6 +51,7 @@ def export(
     precision: Precision = "fp32",
     for_engine: bool = False,
     unattended: bool = False,
+    device: str = "cpu",
     threads: int = 0,
     lengths: tuple[int, ...] = (),
     parity_texts: str | Path | None = None,
@@ -68,6 +69,7 @@ def export(
         precision: 'fp32', 'fp16', 'bf16' or 'int8'; the decision is made in float32 in any case.
         for_engine: the graphs are for an engine builder; ONNX Runtime need not be able to run them.
         unattended: for a backend of Triton's, with nothing of ours before it; see ``rekd_deploy.guard``.
+        device: where the gate runs the graphs: 'cpu', 'cuda' or 'cuda:N'.
         threads: inside one operator where the graphs are served, and in the gate; 0: the target's own choice.
         lengths: tokens that texts are padded to when they are served, and in the gate; empty: the checkpoint's.
         parity_texts: .jsonl or .txt with real texts for the gate; None: the checkpoint's own examples.
@@ -77,7 +79,7 @@ def export(
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
         ExportError: the model cannot be exported, or not in that precision.
-        ParityError: a graph does not compute what the model computes.
+        ParityError, EngineError: a graph does not compute what the model computes, or nothing on that device.
     """
     checkpoint, work = Path(checkpoint), Path(work)
     if opset not in onnx_model.OPSETS:
@@ -91,9 +93,7 @@ def export(
     rationalizer = load(checkpoint)
     rationalizer.preprocessor = served_lengths(rationalizer.preprocessor, rationalizer.policy, lengths)
     signature = pair_signature(rationalizer)
-    examples = parity_examples(
-        checkpoint, rationalizer.preprocessor, parity_texts, class_names=rationalizer.labels
-    )
+    examples = parity_examples(checkpoint, rationalizer.preprocessor, parity_texts, class_names=rationalizer.labels)
     models = traced_graphs(rationalizer, fused=fused, gpu=gpu, opset=opset, report=report)
     if precision != "fp32":
         report("precision")
@@ -107,8 +107,8 @@ def export(
         report("single")
     graphs = write_graphs(models, work, signature, single_graph, fused)
     report("parity")
-    target = "onnxruntime" if unattended and not for_engine else "python"
-    parity = _parity(rationalizer, conversion, graphs, examples, work, target=target, threads=threads or None)
+    sessions = {"target": "onnxruntime" if unattended and not for_engine else "python", "threads": threads or None}
+    parity = _parity(rationalizer, conversion, graphs, examples, work, device=device, **sessions)
     manifest = build_manifest(
         rationalizer, checkpoint_hash(checkpoint), signature, graphs, parity, opset,
         precision_entries(graphs, precision, heads, conversion.notes),
@@ -137,8 +137,8 @@ def _parity(
     """The gate's reports; a precision that ONNX Runtime lacks is emulated for it."""
     limits = limits_of(conversion.precisions["selector"], conversion.precisions["predictor"])
     if not conversion.emulated:
-        pair = check_parity(rationalizer, graphs["selector"], graphs["predictor"], examples, limits, **sessions)
-        parity = {"pair": pair}
+        selector, predictor = graphs["selector"], graphs["predictor"]
+        parity = {"pair": check_parity(rationalizer, selector, predictor, examples, limits, **sessions)}
         if "single" in graphs:
             parity["single"] = check_single_parity(rationalizer, graphs["single"], examples, limits, **sessions)
         return parity

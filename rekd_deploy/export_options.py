@@ -9,14 +9,13 @@ from typing import get_args
 
 from rekd_deploy.checkpoint_facts import CheckpointFacts, shortest_bucket
 from rekd_deploy.engine_export import EngineRequest
-from rekd_deploy.parity_report import RUNTIME_PRECISIONS, Precision
+from rekd_deploy.gate_device import device_mistakes
+from rekd_deploy.parity_report import GPU_PRECISIONS, RUNTIME_PRECISIONS, Precision
 from rekd_deploy.serving_settings import ServingSettings
 from rekd_deploy.triton_config import ENGINES, TARGETS
 from rekd_deploy.triton_model import usable_cores
 from rekd_train.errors import ConfigError
 
-GPU_PRECISIONS: tuple[Precision, ...] = tuple(each for each in RUNTIME_PRECISIONS if each != "int8")
-"""What ONNX Runtime computes on GPUs; products of int8 it has for CPUs alone."""
 GPU_QUEUE_DELAY = 100
 """Microseconds: there a batch costs hardly more than one text; on a CPU waiting only adds to the latency."""
 _LONGEST_DELAY = 1_000_000
@@ -71,6 +70,8 @@ class ExportOptions:
     """Versions that stay in the repository, the new one included."""
     parity_texts: Path | None = None
     """.jsonl or .txt with real texts for the parity gate; None: the checkpoint's own examples."""
+    device: str | None = None
+    """Where the gate runs the graphs: 'cpu', 'cuda' or 'cuda:N'; None: see ``gate_device``."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lengths", tuple(sorted(set(self.lengths))))
@@ -114,6 +115,8 @@ class ExportOptions:
             ServingSettings(instances=self._instances, threads=self.threads, gpus=self.gpus)
         except ConfigError as error:
             mistakes.append(str(error))
+        if self.device is not None:
+            mistakes += device_mistakes(self.device, self.precision or self.usual_precision)
         if self.keep < 1:
             mistakes.append(f"keep is {self.keep}; at least the new version stays (1)")
         if mistakes:

@@ -5,13 +5,12 @@ reference score lies within ``tie_margin`` of its cut, or, in a lower precision,
 Logits are compared on the *same* mask, the graph's; classes and accuracy end to end, each on its own mask.
 The decision inside the selector's graph is moreover held against the written specification, exactly:
 on the graph's own scores everywhere, and on scores constructed to tie (rekd_deploy.parity_cases).
-The sessions are those of the target: its options, and its threads where the export sets them.
+The sessions are those of the target: its options, its threads where the export sets them, and the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ import onnx
 import torch
 
 from rekd_deploy.engines.base import Arrays
-from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
+from rekd_deploy.engines.onnxruntime_buffers import Graph
+from rekd_deploy.engines.onnxruntime_device import chain_on
 from rekd_deploy.errors import ParityError
 from rekd_deploy.examples import Examples
 from rekd_deploy.graphs import pair_signature
@@ -48,24 +48,17 @@ def check_parity(
 
     Args:
         limits: ``parity_report.limits_of`` the precision; None: fp32's.
-        sessions: ``target`` and ``threads`` of what will serve the graphs: see ``OnnxRuntimeRunner``.
+        sessions: ``device`` of ``chain_on``; on the CPU also ``target`` and ``threads`` of what will serve the graphs.
 
     Raises:
         ParityError: names the figures and their limits; the graphs must not be published.
+        EngineError: there is no such device, or it cannot run the graphs.
         InputError: an example cannot be used.
     """
     signature = pair_signature(rationalizer)
-    with ExitStack() as stack:
-        first, second = (
-            stack.enter_context(OnnxRuntimeRunner(path, graph, path.name, **sessions))
-            for path, graph in ((selector, signature.selector), (predictor, signature.predictor))
-        )
-
-        def answer(inputs: Arrays) -> Arrays:
-            known = {**inputs, **(chosen := first.run(inputs))}
-            return chosen | second.run({spec.name: known[spec.name] for spec in signature.predictor.inputs})
-
-        return _gate(rationalizer, answer, selector, signature.selector, examples, limits, sessions)
+    pair = ((selector, signature.selector), (predictor, signature.predictor))
+    with chain_on([Graph(path, graph, path.name) for path, graph in pair], **sessions) as chain:
+        return _gate(rationalizer, chain.run, selector, signature.selector, examples, limits, sessions)
 
 
 def check_single_parity(
@@ -77,8 +70,8 @@ def check_single_parity(
 ) -> ParityReport:
     """Run the gate on the ONNX file of both steps; arguments and errors as ``check_parity``."""
     signature = pair_signature(rationalizer).ensemble
-    with OnnxRuntimeRunner(single, signature, single.name, **sessions) as runner:
-        return _gate(rationalizer, runner.run, single, signature, examples, limits, sessions)
+    with chain_on([Graph(single, signature, single.name)], **sessions) as chain:
+        return _gate(rationalizer, chain.run, single, signature, examples, limits, sessions)
 
 
 def _gate(
@@ -91,7 +84,7 @@ def _gate(
     sessions: Mapping[str, Any],
 ) -> ParityReport:
     """Compare; ``deciding`` is the file, of that signature, that holds the decision rule."""
-    report = ParityReport(examples.source, limits or ParityLimits())
+    report = ParityReport(examples.source, limits or ParityLimits(), sessions.get("device", "cpu"))
     rationalizer.eval()
     for inputs, labels in _batches(rationalizer, examples):
         report.examples += len(next(iter(inputs.values())))
@@ -204,10 +197,10 @@ def _check_decision(
     scores_spec, *others = signature.outputs
     decided = tuple(spec for spec in others if spec.name not in ("logits", "probabilities"))
     part = decision_graph(onnx.load(deciding), signature.inputs, decided)
-    interface = GraphSignature((scores_spec, *signature.inputs), decided)
+    interface = GraphSignature((scores_spec, *signature.inputs), decided, signature.slots)
     cases = constructed_scores(rationalizer.preprocessor, rationalizer.policy, rationalizer.capacity)
     name = f"the decision of {deciding.name}"
-    with OnnxRuntimeRunner(part.SerializeToString(), interface, name, **sessions) as decision:
+    with chain_on([Graph(part.SerializeToString(), interface, name)], **sessions) as decision:
         for inputs in cases:
             tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
             selectable = rationalizer.selectable(tensors).numpy()

@@ -11,6 +11,8 @@ import numpy as np
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 RUNTIME_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 """Those that ONNX Runtime has CPU kernels for."""
+GPU_PRECISIONS: tuple[Precision, ...] = tuple(each for each in RUNTIME_PRECISIONS if each != "int8")
+"""What ONNX Runtime computes on GPUs; products of int8 it has for CPUs alone."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ class ParityReport:
     source: str
     """Where the examples come from: 'file', 'checkpoint' or 'generated'."""
     limits: ParityLimits = field(default_factory=ParityLimits)
+    device: str = "cpu"
+    """Where the graphs ran: 'cpu', 'cuda' or 'cuda:N'."""
     examples: int = 0
     constructed_rows: int = 0
     positions: int = 0

@@ -17,6 +17,7 @@ from rekd_deploy.engines.tensorrt_library import PRODUCTS, load_library
 from rekd_deploy.errors import ExportError
 from rekd_deploy.export_options import ExportOptions
 from rekd_deploy.export_plan import plan_export
+from rekd_deploy.gate_device import gate_device
 from rekd_deploy.manifest import verify_files
 from rekd_deploy.repository import write_repository
 from rekd_deploy.repository_check import graph_path, read_manifest
@@ -36,6 +37,8 @@ class Publication:
     """Models that were exported because the repository had them, not by request."""
     precision: str = ""
     """What was asked for, and whether it is the default; for people."""
+    not_proved_there: str = ""
+    """Why the gate did not run on the GPU that will serve the graphs; '': it did, or none will."""
 
     @property
     def version(self) -> int:
@@ -48,6 +51,7 @@ class Publication:
             "repository": str(self.root),
             "version": self.version,
             "kept": list(self.kept),
+            "not_proved_there": self.not_proved_there,
             "artefacts": self.manifest["artefacts"],
             "parity": self.manifest["parity"],
             "manifest": self.manifest,
@@ -82,6 +86,7 @@ def publish(
     options = replace(options or ExportOptions(), **changes)
     plan = plan_export(checkpoint, root, options)  # whatever can be refused is refused before torch is loaded
     options = plan.options
+    device, not_proved_there = gate_device(options)
     clock = _Clock(report)
     clock("load")
     from rekd_deploy.export import export  # loads torch
@@ -89,7 +94,7 @@ def publish(
     with _room(Path(tempfile.gettempdir()), "set TMPDIR to a larger folder"), Workspace("rekd-export-") as work:
         artefacts = export(
             plan.checkpoint.directory, work.path, single_graph=options.single_graph, fused=options.fuse,
-            gpu=options.serving.gpu,
+            gpu=options.serving.gpu, device=device,
             precision=options.precision, for_engine=options.product is not None,
             unattended=options.target != "python", threads=options.serving.threads,
             lengths=options.lengths, parity_texts=options.parity_texts, report=clock,
@@ -112,7 +117,7 @@ def publish(
             )
     manifest = read_manifest(root)
     verify_files(manifest, {role: graph_path(root, manifest, role) for role in artefacts.graphs})
-    return Publication(root, manifest, clock.stop(), plan.kept, options.precision_note)
+    return Publication(root, manifest, clock.stop(), plan.kept, options.precision_note, not_proved_there)
 
 
 @contextmanager

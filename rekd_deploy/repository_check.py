@@ -15,6 +15,7 @@ from rekd_deploy.raw_input import ANSWER, PREPARE, RAW
 from rekd_deploy.served import ServedDescription
 from rekd_deploy.triton_config import (
     CONFIG_FILE,
+    ENGINE,
     ENSEMBLE,
     PREDICTOR,
     SELECTOR,
@@ -150,6 +151,16 @@ def served_sessions(root: Path) -> dict[str, Any]:
     """How a repository's server opens ONNX Runtime's sessions: ``target`` and ``threads`` of ``OnnxRuntimeRunner``."""
     config = read_config(root / GRAPH_MODELS["selector"] / CONFIG_FILE)
     return {"target": config.backend, "threads": int(parameters_of(config).get(THREADS, 0)) or None}
+
+
+def served_device(root: Path) -> str:
+    """Where Triton runs the graphs: 'cpu' or 'cuda'; 'cpu' where they are run by none, beside engines."""
+    from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
+
+    config = read_config(root / GRAPH_MODELS["selector"] / CONFIG_FILE)
+    on_gpu = any(group.kind == ModelInstanceGroup.KIND_GPU for group in config.instance_group)
+    by_onnx_runtime = config.backend != "tensorrt" and ENGINE not in parameters_of(config)
+    return "cuda" if on_gpu and by_onnx_runtime else "cpu"
 
 
 def refuse_foreign_folder(root: Path) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rekd_deploy.artefacts import Artefacts
-from rekd_deploy.engines.base import Runner, parse_device
+from rekd_deploy.engines.base import Runner
 from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
-from rekd_deploy.engines.onnxruntime_device import DeviceChain, Graph
+from rekd_deploy.engines.onnxruntime_buffers import Graph
+from rekd_deploy.engines.onnxruntime_device import DeviceChain
 from rekd_deploy.engines.tensorrt import TensorRTRunner
 from rekd_deploy.engines.tensorrt_build import is_built
 from rekd_deploy.engines.tensorrt_verify import check_engine_file
@@ -19,7 +20,7 @@ from rekd_deploy.manifest import signature_from_dict, verify_files
 from rekd_deploy.repository_check import GRAPH_MODELS, check_repository, graph_path, plan_path, read_description
 from rekd_deploy.served import ServedDescription
 from rekd_deploy.serving_settings import ServingSettings
-from rekd_deploy.signature import GraphSignature, PairSignature
+from rekd_deploy.signature import PairSignature
 
 
 @dataclass(frozen=True)
@@ -81,19 +82,6 @@ class Exported:
         if not is_built(entry):
             raise RepositoryError(f"{self.name}: the engine of the {role} is not built yet; fix: rekd-export --verify")
         return entry
-
-
-def runner_on(
-    device: str, role: str, path: Path, signature: GraphSignature, **sessions: Any
-) -> Runner | DeviceChain:
-    """What runs one graph on 'cpu', 'cuda' or 'cuda:N'; raises EngineError where there is no such device.
-
-    Args:
-        sessions: on the CPU, ``target`` and ``threads`` of ``OnnxRuntimeRunner``.
-    """
-    if parse_device(device)[0] == "cpu":
-        return OnnxRuntimeRunner(path, signature, GRAPH_MODELS[role], **sessions)
-    return DeviceChain([Graph(path, signature, GRAPH_MODELS[role])], device=device)
 
 
 def _from_repository(root: Path) -> Exported:

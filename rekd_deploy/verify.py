@@ -5,13 +5,18 @@ With the checkpoint at hand the whole parity gate runs once more, and needs torc
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rekd_deploy.config_rules import graph_mistakes
+from rekd_deploy.engines.base import Arrays
+from rekd_deploy.engines.onnxruntime_buffers import Graph
+from rekd_deploy.engines.onnxruntime_cuda import check_device
+from rekd_deploy.engines.onnxruntime_device import DeviceChain, chain_on
 from rekd_deploy.engines.tensorrt_build import is_built
 from rekd_deploy.errors import EngineError, ParityError, RepositoryError
 from rekd_deploy.manifest import signature_from_dict, verify_files
@@ -26,82 +31,16 @@ from rekd_deploy.repository_check import (
     plan_path,
     read_description,
     read_manifest,
+    served_device,
     served_sessions,
 )
-from rekd_deploy.repository_runners import runner_on
 from rekd_deploy.signature import GraphSignature
 from rekd_deploy.triton_config import CONFIG_FILE, read_config
-from rekd_deploy.verify_engines import EngineCheck, check_engines
-from rekd_deploy.versions import Versions
+from rekd_deploy.verification import Verification
+from rekd_deploy.verify_engines import check_engines
+from rekd_deploy.warmups import example, lengths_of
 from rekd_train.files import write_json
-
-
-@dataclass
-class Verification:
-    """What was checked, and how it came out."""
-
-    root: Path
-    manifest: dict[str, Any]
-    device: str = "cpu"
-    """Where the graphs ran."""
-    graphs: dict[str, Agreement] = field(default_factory=dict)
-    """By role; empty where the repository has no stored answers."""
-    engines: dict[str, EngineCheck] = field(default_factory=dict)
-    """By role; an engine that could not run here is unverified."""
-    parity: dict[str, Any] = field(default_factory=dict)
-    """Reports of the parity gate by name, where the checkpoint was given."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """For --json."""
-        return {
-            "repository": str(self.root),
-            "verified": True,
-            "version": Versions.of(self.manifest).current,
-            "checkpoint_sha256": self.manifest["checkpoint_sha256"],
-            "files": len(self.manifest["repository"]["files"]),
-            "device": self.device,
-            "graphs": {role: agreement.to_dict() for role, agreement in self.graphs.items()},
-            "engines": {
-                role: {
-                    **check.entry,
-                    **({"not_run": check.reason} if check.reason else {"answers": check.agreement.to_dict()}),
-                }
-                for role, check in self.engines.items()
-            },
-            "parity": self.parity,
-        }
-
-    def lines(self) -> list[str]:
-        """For people."""
-        lines = [f"files       {len(self.manifest['repository']['files'])}, all as they were exported"]
-        for role, agreement in self.graphs.items():
-            figures = [f"{agreement.rows} stored rows on {self.device}"]
-            if agreement.positions:
-                figures.append(f"scores within {agreement.score_difference:.1e}")
-                figures.append(f"{agreement.flipped_positions} of {agreement.positions} positions flipped")
-            if agreement.compared_classes:
-                figures.append(f"logits within {agreement.logit_difference:.1e}")
-            lines.append(f"{role:<12}" + ", ".join(figures))
-        for role, check in self.engines.items():
-            state = "unverified" if is_built(check.entry) else "unverified, not built yet"
-            outcome = f"{state}: {check.reason}" if check.reason else (
-                f"{check.entry['status']} on {check.entry['gpu']}, {check.entry['precision']} asked for, "
-                f"{check.entry['observed']} observed, {check.agreement.rows} stored rows"
-            )
-            lines.append(f"{role} engine {outcome}")
-        if not self.graphs:
-            reason = "the repository was written without stored answers"
-            if self.manifest["parity"].get("emulated"):
-                precision = self.manifest["artefacts"]["predictor"]["precision"]
-                reason = f"ONNX Runtime cannot compute in {precision}; engines are asked where they can run"
-            lines.append(f"answers     not compared: {reason}")
-        for name, figures in self.parity.items():
-            lines.append(
-                f"{name + ' gate':<12}{figures['examples']} examples, {figures['constructed_rows']} constructed rows: "
-                f"scores within {figures['score_difference']:.1e}, logits within {figures['logit_difference']:.1e}"
-            )
-        version, origin = Versions.of(self.manifest).current, self.manifest["checkpoint_sha256"][:12]
-        return [*lines, f"verified    {self.root}, version {version}, checkpoint {origin}"]
+from rekd_train.preprocessors import Preprocessor
 
 
 def verify(
@@ -112,7 +51,7 @@ def verify(
 
     Args:
         checkpoint: what it should have been exported from; None: the stored answers alone.
-        device: where the graphs answer: 'cpu', 'cuda' or 'cuda:N'; the gate against a checkpoint runs on the CPU.
+        device: where the graphs answer, in the gate against a checkpoint, too: 'cpu', 'cuda' or 'cuda:N'.
         report: called with the name of each step as it starts.
 
     Raises:
@@ -121,6 +60,7 @@ def verify(
         EngineError, MissingExtraError: there is no such device.
     """
     root = Path(root)
+    check_device(device)
     report("files")
     try:
         manifest = check_repository(root)
@@ -136,16 +76,19 @@ def verify(
     ]
     if mistakes:
         raise RepositoryError(f"{root} would not load: " + "; ".join(mistakes))
-    _check_preprocessing(root, manifest)
-    verification = Verification(root, manifest, device)
-    sessions = served_sessions(root)
+    preprocessor = _checked_preprocessing(root, manifest)
+    verification = Verification(root, manifest, device, served_device(root))
+    sessions = {"device": device, **served_sessions(root)}
     cases = read_cases(root / REFERENCE) if REFERENCE in manifest["repository"]["files"] else []
-    if cases and not manifest["parity"].get("emulated"):  # ONNX Runtime cannot run what had to be emulated for it
+    if not manifest["parity"].get("emulated"):  # ONNX Runtime cannot run what had to be emulated for it
         for role, path in paths.items():
             report(role)
-            verification.graphs[role] = _answers(
-                role, path, signature.graph(role), cases, manifest, device, **sessions
-            )
+            with _running(role, path, signature.graph(role), verification.uncaptured, **sessions) as run:
+                if cases:
+                    verification.graphs[role] = _answers(role, path, run, signature.graph(role), cases, manifest)
+                else:
+                    _answers_something(path, run, signature.graph(role), preprocessor)
+                    verification.without_cases.append(role)
     verification.engines = check_engines(root, manifest, signature, cases, report)
     _complete(root, verification)
     if checkpoint is not None:
@@ -168,31 +111,57 @@ def _complete(root: Path, verification: Verification) -> None:
             write_json(root / MANIFEST, manifest)
 
 
-def _check_preprocessing(root: Path, manifest: dict[str, Any]) -> None:
+def _checked_preprocessing(root: Path, manifest: dict[str, Any]) -> Preprocessor:
     description = read_description(root)
-    description.preprocessor()
+    preprocessor = description.preprocessor()
     if description.fingerprint != manifest["preprocessing_sha256"] or list(description.labels) != manifest["labels"]:
         raise RepositoryError(
             f"{root / 'rekd' / CONFIG_FILE} describes other labels or another preprocessing than the manifest; fix: "
             "rekd-export again"
         )
+    return preprocessor
+
+
+@contextmanager
+def _running(
+    role: str, path: Path, signature: GraphSignature, uncaptured: dict[str, str], **sessions: Any
+) -> Iterator[Callable[[Arrays], Arrays]]:
+    """What runs a graph; ``uncaptured`` is told by role why its launches are not replayed, where they are not.
+
+    Raises:
+        RepositoryError: the graph cannot run.
+    """
+    unopened = chain_on([Graph(path, signature, GRAPH_MODELS[role])], **sessions)
+    try:
+        with unopened as chain:
+            yield chain.run
+            if isinstance(chain, DeviceChain) and chain.uncaptured:
+                uncaptured[role] = "; ".join(chain.uncaptured.values())
+    except EngineError as error:
+        raise RepositoryError(f"{path} cannot be run: {error}") from None
+
+
+def _answers_something(
+    path: Path, run: Callable[[Arrays], Arrays], signature: GraphSignature, preprocessor: Preprocessor
+) -> None:
+    """Run a row of each padded length, as there are no stored ones; raise RepositoryError for what is no number."""
+    for length in lengths_of(signature, preprocessor):
+        outputs = run({name: array[None] for name, array in example(signature, preprocessor, length).items()})
+        if wrong := [name for name, array in outputs.items() if not np.isfinite(array).all()]:
+            raise RepositoryError(f"{path} gives {', '.join(wrong)} that are no numbers; fix: rekd-export again")
 
 
 def _answers(
-    role: str, path: Path, signature: GraphSignature, cases: list[Case], manifest: dict[str, Any], device: str = "cpu",
-    **sessions: Any,
+    role: str, path: Path, run: Callable[[Arrays], Arrays], signature: GraphSignature, cases: list[Case],
+    manifest: dict[str, Any],
 ) -> Agreement:
     """How the graph answers the stored cases.
 
     Raises:
-        RepositoryError: the graph cannot run, or answers otherwise than the model did.
+        RepositoryError: it answers otherwise than the model did.
     """
-    limits, unopened = verification_limits(manifest["parity"]), runner_on(device, role, path, signature, **sessions)
-    try:
-        with unopened as runner:
-            agreement = compare(role, runner.run, signature, cases, limits["tie_margin"])
-    except EngineError as error:
-        raise RepositoryError(f"{path} cannot be run: {error}") from None
+    limits = verification_limits(manifest["parity"])
+    agreement = compare(role, run, signature, cases, limits["tie_margin"])
     if found := complaints(agreement, limits):
         raise RepositoryError(
             f"{path} does not answer as the exported model did on the inputs in {REFERENCE}: {'; '.join(found)}; it "
@@ -225,7 +194,8 @@ def _what_it_is(
     if not path.is_file():
         return "is missing"
     try:
-        _answers(role, path, signature, cases, manifest)
+        with _running(role, path, signature, {}) as run:
+            _answers(role, path, run, signature, cases, manifest)
     except RepositoryError as error:
         if "cannot be run" in str(error):
             return "is no graph of this pair, or damaged: it does not load"

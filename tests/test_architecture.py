@@ -56,7 +56,8 @@ HOUSE = {
         rekd_deploy.engines rekd_deploy.engines.base rekd_deploy.engines.onnxruntime
         rekd_deploy.engines.tensorrt_library rekd_deploy.engines.tensorrt_profiles rekd_deploy.engines.tensorrt_types
         rekd_deploy.engines.tensorrt_build rekd_deploy.engines.tensorrt_execution rekd_deploy.engines.tensorrt
-        rekd_deploy.engines.tensorrt_verify rekd_deploy.engines.onnxruntime_cuda rekd_deploy.engines.onnxruntime_device
+        rekd_deploy.engines.tensorrt_verify rekd_deploy.engines.onnxruntime_cuda rekd_deploy.engines.onnxruntime_buffers
+        rekd_deploy.engines.onnxruntime_device
     """,
     "export": """
         rekd_deploy.examples rekd_deploy.graphs rekd_deploy.onnx_model rekd_deploy.onnx_lstm rekd_deploy.onnx_slots
@@ -76,8 +77,8 @@ HOUSE = {
         rekd_deploy.triton_cuda rekd_deploy.triton_model
         rekd_deploy.checkpoint_facts rekd_deploy.workspaces rekd_deploy.versions
         rekd_deploy.triton_raw rekd_deploy.raw_input rekd_deploy.repository_check rekd_deploy.repository
-        rekd_deploy.repository_runners rekd_deploy.export_options rekd_deploy.export_plan rekd_deploy.publish
-        rekd_deploy.verify_engines rekd_deploy.verify
+        rekd_deploy.repository_runners rekd_deploy.gate_device rekd_deploy.export_options rekd_deploy.export_plan
+        rekd_deploy.publish rekd_deploy.verify_engines rekd_deploy.verification rekd_deploy.verify
     """,
     "server": """
         rekd_deploy.processes rekd_deploy.server_flags rekd_deploy.server_ports rekd_deploy.server_process

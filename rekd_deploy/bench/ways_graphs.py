@@ -167,6 +167,9 @@ class Loaded:
                 chain = self._stack.enter_context(DeviceChain(graphs, device=self._device, captured=captured))
             except RekdError as error:
                 self.not_run.append(NotRun(form.name, str(error)))
+                continue
+            if chain.uncaptured:  # it would be timed under a name that it does not earn
+                self.not_run.append(NotRun(form.name, f"not captured: {'; '.join(set(chain.uncaptured.values()))}"))
             else:
                 self._ready.append(_Ready(form, parts, chain=chain))
 

@@ -40,7 +40,7 @@ app = application(
         "rekd-export runs/demo/student --precision int8",
         "rekd-export runs/demo/student --parity-texts reviews.jsonl --json",
         "rekd-export --verify /srv/models",
-        "rekd-export --verify /srv/models --checkpoint runs/demo/student",
+        "rekd-export --verify /srv/models --checkpoint runs/demo/student --device cuda",
     ),
 )
 
@@ -155,8 +155,12 @@ def export(
         ),
     ] = None,
     device: Annotated[
-        str, typer.Option(help="With --verify: where the graphs answer: cpu, cuda or cuda:N.", metavar="DEVICE")
-    ] = "cpu",
+        str | None,
+        typer.Option(
+            help="Where the graphs are proved: cpu, cuda or cuda:N.", metavar="DEVICE",
+            show_default="where they will be served, if that is here; cpu with --verify",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the table.")] = False,
 ) -> None:
@@ -168,29 +172,17 @@ def export(
         raise typer.BadParameter(f"{reason}: give either a checkpoint or --verify DIR", param_hint="CKPT")
     if verify is not None:
         _check_alone(context)
-        _verify(verify, against, device, json)
+        _verify(verify, against, device or "cpu", json)
         return
-    if against is not None or device != "cpu":
-        raise typer.BadParameter("it goes with --verify", param_hint="--checkpoint" if against else "--device")
+    if against is not None:
+        raise typer.BadParameter("it goes with --verify", param_hint="--checkpoint")
     try:
         options = ExportOptions(
-            target=target,
-            engine=engine,
-            gpu=gpu,
-            lengths=_numbers(lengths, "--lengths"),
-            batches=_numbers(batches, "--batches"),
-            max_batch_size=max_batch_size,
-            instances=instances,
-            threads=threads,
-            queue_delay=queue_delay,
-            gpus=_numbers(gpus, "--gpus"),
-            rate_limit=rate_limit,
-            single_graph=single_graph,
-            fused=fuse,
-            with_tokenizer=with_tokenizer,
-            precision=precision,
-            keep=keep,
-            parity_texts=parity_texts,
+            target=target, engine=engine, gpu=gpu, lengths=_numbers(lengths, "--lengths"),
+            batches=_numbers(batches, "--batches"), max_batch_size=max_batch_size, instances=instances, threads=threads,
+            queue_delay=queue_delay, gpus=_numbers(gpus, "--gpus"), rate_limit=rate_limit, single_graph=single_graph,
+            fused=fuse, with_tokenizer=with_tokenizer, precision=precision, keep=keep, parity_texts=parity_texts,
+            device=device,
         )
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
@@ -234,12 +226,15 @@ def _verify(root: Path, checkpoint: Path | None, device: str, json: bool) -> Non
 
 def _show_plan(checkpoint: Path, root: Path, options: ExportOptions, json: bool) -> None:
     from rekd_deploy.export_plan import plan_export
+    from rekd_deploy.gate_device import gate_device, proof_elsewhere
 
     plan = plan_export(checkpoint, root, options)
+    device, reason = gate_device(plan.options)
     if json:
-        print_json({"dry_run": True, **plan.to_dict()})
+        print_json({"dry_run": True, **plan.to_dict(), "gate_device": device, "not_proved_there": reason})
     else:
-        print(*plan.lines(), "nothing was written (--dry-run)", sep="\n")
+        gate = proof_elsewhere(reason, root) if reason else f"on {device}"
+        print(*plan.lines(), f"{'gate':<12}{gate}", "nothing was written (--dry-run)", sep="\n")
 
 
 def _publish(checkpoint: Path, root: Path, options: ExportOptions, json: bool) -> None:
@@ -247,12 +242,15 @@ def _publish(checkpoint: Path, root: Path, options: ExportOptions, json: bool) -
 
     from rekd_deploy.cli.export_summary import summary
     from rekd_deploy.export_plan import kept_note
+    from rekd_deploy.gate_device import proof_elsewhere
     from rekd_deploy.publish import publish
 
     with Console(stderr=True).status(_STEPS["load"]) as status:
         publication = publish(
             checkpoint, root, options=options, report=lambda step: status.update(_STEPS.get(step, step))
         )
+    if publication.not_proved_there:
+        print(f"warning: {proof_elsewhere(publication.not_proved_there, root)}", file=sys.stderr)
     if publication.kept:
         print(f"warning: exported, too: {kept_note(publication.kept)}", file=sys.stderr)
     if json:

@@ -49,7 +49,7 @@ def summary(publication: Publication) -> list[Any]:
         table,
         *notes,
         f"parity: {parity['examples']} examples {origin[parity['source']]}, "
-        f"{parity['constructed_rows']} constructed rows, {seconds['parity']:.1f} s",
+        f"{parity['constructed_rows']} constructed rows, on {parity['device']}, {seconds['parity']:.1f} s",
         f"precision: {publication.precision}",
         f"repository: {publication.root}, version {publication.version}",
     ]

@@ -7,21 +7,34 @@ import re
 from contextlib import redirect_stdout, suppress
 from functools import cache
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
+from rekd_deploy.engines.base import parse_device
 from rekd_deploy.engines.onnxruntime import onnx_runtime
 from rekd_deploy.errors import EngineError
 from rekd_train.errors import MissingExtraError, install_command
 
 PROVIDER = "CUDAExecutionProvider"
+_DRIVER_TOO_OLD, _NO_GPU = 35, 100
+"""cudaErrorInsufficientDriver, cudaErrorNoDevice."""
+_COPYING = ("LSTM", "GRU", "RNN")
+"""Operators whose kernels copy the lengths of the rows from host memory, which is given back after the run."""
 
 
-def check_cuda() -> None:
-    """Load what the CUDA provider needs.
+def check_device(device: str) -> None:
+    """``check_cuda`` where a device is a GPU; EngineError for a name that is none."""
+    kind, index = parse_device(device)
+    if kind == "cuda":
+        check_cuda(index)
+
+
+def check_cuda(index: int = 0) -> None:
+    """Load what the CUDA provider needs, and find the GPU.
 
     Raises:
         MissingExtraError: the ONNX Runtime that is installed serves no GPUs.
-        EngineError: there is no driver, or a library is missing.
+        EngineError: there is no driver or no such GPU, the driver is too old, or a library is missing.
     """
     if PROVIDER not in onnx_runtime().get_available_providers():
         raise MissingExtraError("onnxruntime-gpu", "gpu")
@@ -34,6 +47,7 @@ def check_cuda() -> None:
     onnx_runtime().set_default_logger_severity(4)  # it warns at each session; what fails is raised
     if missing := _missing_library():
         raise EngineError(f"ONNX Runtime cannot use the GPU: {missing}; fix: {install_command('gpu')}")
+    _check_gpu(index)
 
 
 def cuda_session(content: bytes | str, options: Any, *, device: int, captured: bool) -> Any:
@@ -57,10 +71,50 @@ def cuda_session(content: bytes | str, options: Any, *, device: int, captured: b
     return session
 
 
+def copying_operator(model: bytes | Path) -> str:
+    """The first operator of a graph that must not be captured, or ''.
+
+    A replay would copy from memory that is another's by then, and a driver need not refuse the capture. It is looked
+    for in the bytes, where a node's operator is field 4 of its message: the package onnx need not be there.
+    """
+    content = model if isinstance(model, bytes) else model.read_bytes()
+    return next((name for name in _COPYING if bytes((0x22, len(name))) + name.encode() in content), "")
+
+
+def refused_capture(error: Exception) -> str:
+    """What ONNX Runtime could not capture, from what it raised, or ''; memory that was not left is not meant."""
+    found = re.search(r"CUDA failure 90\d:.*expr=(cuda(?:Memcpy|Memset|\w*Synchronize)\w*)", str(error), re.DOTALL)
+    operator = re.search(r"while running (\w+) node", str(error))
+    return f"its {operator[1] if operator else 'step'} calls {found[1]}" if found else ""
+
+
 def forget_errors() -> None:
     """Clear what a failed call left in this thread: ONNX Runtime would take it for a failure of its next kernel."""
-    with suppress(OSError):  # found by name, since it is loaded already
-        ctypes.CDLL(f"libcudart.so.{onnx_runtime().cuda_version.split('.')[0]}").cudaGetLastError()
+    with suppress(OSError):
+        _cuda_runtime().cudaGetLastError()
+
+
+def _cuda_runtime() -> ctypes.CDLL:
+    """CUDA's runtime, found by name since it is loaded already."""
+    return ctypes.CDLL(f"libcudart.so.{onnx_runtime().cuda_version.split('.')[0]}")
+
+
+def _check_gpu(index: int) -> None:
+    """Raise EngineError where the driver does not serve this CUDA, or there is no GPU of that number."""
+    runtime, count = _cuda_runtime(), ctypes.c_int()
+    if code := runtime.cudaGetDeviceCount(ctypes.byref(count)):
+        runtime.cudaGetLastError()
+        if code == _DRIVER_TOO_OLD:
+            version = onnx_runtime().cuda_version
+            raise EngineError(f"the NVIDIA driver is too old for CUDA {version}; fix: update it, or device 'cpu'")
+        if code != _NO_GPU:
+            runtime.cudaGetErrorString.restype = ctypes.c_char_p
+            reason = runtime.cudaGetErrorString(code).decode()
+            raise EngineError(f"CUDA does not start: {reason} ({code}); fix: see what nvidia-smi says, or device 'cpu'")
+    if count.value == 0:
+        raise EngineError("the driver shows no GPU; fix: see nvidia-smi and CUDA_VISIBLE_DEVICES, or device 'cpu'")
+    if index >= count.value:
+        raise EngineError(f"there is no GPU {index}; this machine has {count.value}; fix: choose another")
 
 
 def reason_of(error: Exception) -> str:
@@ -68,14 +122,14 @@ def reason_of(error: Exception) -> str:
     text = str(error).strip()
     if "cuDNN is unavailable" in text:
         return f"cuDNN is missing; fix: {install_command('gpu')}"
-    if found := re.search(r"Invalid device ID: (\d+), must be between 0 \(inclusive\) and (\d+)", text):
-        return f"there is no GPU {found[1]}; this machine has {found[2]}; fix: choose another"
     if "graph capture" in text:
         return (
             "some of its operators have no kernels for GPUs, as those of int8; fix: export it again, with --precision "
             "fp32 or fp16"
         )
-    # 900: something was asked for while capturing, which is memory that was not left before
+    if found := refused_capture(error):
+        return f"it cannot be captured as a CUDA graph: {found}; fix: run it without capture"
+    # any other 900 is of memory that was asked for while capturing, since none was left before
     if any(sign in text for sign in ("Failed to allocate memory", "out of memory", "CUDA failure 900")):
         return "the GPU has no memory left; fix: smaller batches, or end what else runs there"
     return text.splitlines()[0] if text else type(error).__name__

@@ -9,37 +9,33 @@ by repeating its last row, which changes no other row's answer. On a CPU the sam
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from logging import getLogger
 from threading import Lock
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
-from rekd_deploy.engines.base import Arrays, check_inputs, parse_device
-from rekd_deploy.engines.onnxruntime import available_cores, onnx_runtime
-from rekd_deploy.engines.onnxruntime_cuda import check_cuda, cuda_session, forget_errors, reason_of
+from rekd_deploy.engines.base import Arrays, Chain, RunnerChain, check_inputs, parse_device
+from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner, available_cores, onnx_runtime
+from rekd_deploy.engines.onnxruntime_buffers import Graph, Shape, axes_of, filled, inputs_of
+from rekd_deploy.engines.onnxruntime_cuda import (
+    check_cuda,
+    copying_operator,
+    cuda_session,
+    forget_errors,
+    reason_of,
+    refused_capture,
+)
 from rekd_deploy.errors import EngineError
-from rekd_deploy.signature import BATCH, LENGTH, SLOTS, GraphSignature, TensorSpec
+from rekd_deploy.signature import BATCH, LENGTH, SLOTS, GraphSignature
 
 _MOST_SHAPES = 64
 """Buffers and captured graphs are kept for so many shapes. Beyond that the one unused for longest goes; of captured
 graphs, all."""
-
-
-@dataclass(frozen=True)
-class Graph:
-    """One step."""
-
-    model: Path | bytes
-    """File, or its content."""
-    signature: GraphSignature
-    name: str
-    """How messages call it."""
 
 
 class DeviceChain:
@@ -71,11 +67,13 @@ class DeviceChain:
         self._kind, self._index = parse_device(device)
         self._batches, self._threads = sorted(batches), threads
         self._captured = captured and self._kind == "cuda"
-        self._inputs = GraphSignature(_inputs_of(self._graphs), ())
+        self.uncaptured: dict[str, str] = {}
+        """Graphs by name that run launch by launch although ``captured``, and why."""
+        self._inputs = GraphSignature(inputs_of(self._graphs), ())
         given = [spec.name for graph in self._graphs for spec in graph.signature.outputs]
         self._outputs = [name for name in given if outputs is None or name in outputs]
         self._sessions: list[Any] = []
-        self._shapes: OrderedDict[tuple[tuple[str, int], ...], _Shape] = OrderedDict()
+        self._shapes: OrderedDict[tuple[tuple[str, int], ...], Shape] = OrderedDict()
         self._active = False
         self._lock = Lock()  # one request at a time: the buffers of a shape are shared
         self._worker: ThreadPoolExecutor | None = None
@@ -83,9 +81,12 @@ class DeviceChain:
 
     def __enter__(self) -> Self:
         if self._kind == "cuda":
-            check_cuda()
+            check_cuda(self._index)
         if self._captured:
             self._worker = ThreadPoolExecutor(1, "rekd-graphs")
+            for graph in self._graphs:
+                if operator := copying_operator(graph.model):
+                    self._leave_uncaptured([graph], f"its {operator} copies from the host at every run")
         self._active = True
         return self
 
@@ -113,27 +114,41 @@ class DeviceChain:
         """
         inputs = {spec.name: inputs[spec.name] for spec in self._inputs.inputs if spec.name in inputs}
         check_inputs(inputs, self._inputs, self._graphs[0].name)
-        axes = _axes(self._inputs.inputs, inputs)
+        axes = axes_of(self._inputs.inputs, inputs)
         count = axes[BATCH]
         axes[BATCH] = self._bucket(count)
         for graph in self._graphs:
             if graph.signature.slots is not None:
                 axes[SLOTS] = graph.signature.slots.at(axes[LENGTH])
-        filled = {name: _filled(array, axes[BATCH]) for name, array in inputs.items()}
+        padded = {name: filled(array, axes[BATCH]) for name, array in inputs.items()}
         with self._lock:
             if not self._active:
                 raise EngineError("the graphs are not running; use them inside a `with` block")
-            try:
-                work = partial(self._answer, tuple(sorted(axes.items())), filled)
-                outputs = work() if self._worker is None else self._worker.submit(work).result()
-            except Exception as error:  # the library's exceptions share no root
-                error.__traceback__ = None  # its frames would keep the sessions
-                self._release()  # half of something may be left, of a capture or of memory
-                if isinstance(error, EngineError):
-                    raise
+            outputs = self._attempt(partial(self._answer, tuple(sorted(axes.items())), padded))
+        return {name: array[:count] for name, array in outputs.items()}
+
+    def _attempt(self, work: Callable[[], Arrays]) -> Arrays:
+        """Do it where the chain's work is done; once more without capture where that is what was refused."""
+        try:
+            return work() if self._worker is None else self._worker.submit(work).result()
+        except Exception as error:  # the library's exceptions share no root
+            error.__traceback__ = None  # its frames would keep the sessions
+            self._release()  # half of something may be left, of a capture or of memory
+            if isinstance(error, EngineError):
+                raise
+            refusal, left = refused_capture(error), [each for each in self._graphs if each.name not in self.uncaptured]
+            if not (self._captured and refusal and left):
                 names = " and ".join(graph.name for graph in self._graphs)
                 raise EngineError(f"ONNX Runtime failed on {names}: {reason_of(error)}") from None
-        return {name: array[:count] for name, array in outputs.items()}
+        self._leave_uncaptured(left, refusal)
+        return self._attempt(work)
+
+    def _leave_uncaptured(self, graphs: Sequence[Graph], reason: str) -> None:
+        """Record it, and say it once."""
+        new = {graph.name: reason for graph in graphs if graph.name not in self.uncaptured}
+        self.uncaptured |= new
+        for name in new:
+            getLogger(__name__).warning("%s is not captured as a CUDA graph, which is slower: %s", name, reason)
 
     def _answer(self, key: tuple[tuple[str, int], ...], inputs: Arrays) -> Arrays:
         return self._shape(key).run(inputs, self._outputs)
@@ -146,7 +161,7 @@ class DeviceChain:
             raise EngineError(f"a batch of {count} is above the largest bucket, {self._batches[-1]}; fix: split it")
         return fitting[0]
 
-    def _shape(self, key: tuple[tuple[str, int], ...]) -> _Shape:
+    def _shape(self, key: tuple[tuple[str, int], ...]) -> Shape:
         if key not in self._shapes:
             if len(self._shapes) >= _MOST_SHAPES:
                 if self._captured:  # a captured graph goes with its session alone
@@ -157,10 +172,15 @@ class DeviceChain:
                 if self._kind == "cuda":
                     forget_errors()
                 self._sessions = [self._session(graph) for graph in self._graphs]
-            number = len(self._shapes) if self._captured else None
-            self._shapes[key] = _Shape(self._sessions, self._graphs, dict(key), self._kind, self._index, number)
+            captured = [graph.name for graph in self._graphs if self._captures(graph)]
+            self._shapes[key] = Shape(
+                self._sessions, self._graphs, dict(key), self._kind, self._index, len(self._shapes), captured
+            )
         self._shapes.move_to_end(key)
         return self._shapes[key]
+
+    def _captures(self, graph: Graph) -> bool:
+        return self._captured and graph.name not in self.uncaptured
 
     def _session(self, graph: Graph) -> Any:
         runtime = onnx_runtime()
@@ -171,7 +191,7 @@ class DeviceChain:
         content = graph.model if isinstance(graph.model, bytes) else str(graph.model)
         try:
             if self._kind == "cuda":
-                return cuda_session(content, options, device=self._index, captured=self._captured)
+                return cuda_session(content, options, device=self._index, captured=self._captures(graph))
             return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the library's exceptions share no root
             raise EngineError(f"ONNX Runtime cannot load {graph.name}: {reason_of(error)}") from None
@@ -181,64 +201,15 @@ class DeviceChain:
         self._sessions = []
 
 
-class _Shape:
-    """Buffers of one bucket, and the number of its captured graph; None: nothing is captured."""
+def chain_on(graphs: Sequence[Graph], *, device: str = "cpu", **sessions: Any) -> Chain:
+    """What runs graphs one after the other on 'cpu', 'cuda' or 'cuda:N', and gives every output of each.
 
-    def __init__(
-        self, sessions: list[Any], graphs: list[Graph], axes: dict[str, int], kind: str, index: int, number: int | None
-    ) -> None:
-        runtime = onnx_runtime()
-        self._on_cpu = kind == "cpu"
-        self._options = None
-        if number is not None:
-            self._options = runtime.RunOptions()
-            self._options.add_run_config_entry("gpu_graph_id", str(number))
-        self.buffers: dict[str, Any] = {}
-        self._steps = []
-        for session, graph in zip(sessions, graphs, strict=True):
-            binding = session.io_binding()
-            for spec in (*graph.signature.inputs, *graph.signature.outputs):
-                if spec.name not in self.buffers:  # what an earlier step gave is read where it lies
-                    sizes = [axes.get(axis, axis) for axis in spec.shape]
-                    self.buffers[spec.name] = runtime.OrtValue.ortvalue_from_shape_and_type(
-                        sizes, np.dtype(spec.dtype).type, kind, index
-                    )
-            for spec in graph.signature.inputs:
-                binding.bind_ortvalue_input(spec.name, self.buffers[spec.name])
-            for spec in graph.signature.outputs:
-                binding.bind_ortvalue_output(spec.name, self.buffers[spec.name])
-            self._steps.append((session, binding))
+    Args:
+        sessions: on the CPU, ``target`` and ``threads`` of ``OnnxRuntimeRunner``.
 
-    def run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
-        for name, array in inputs.items():
-            self.buffers[name].update_inplace(np.ascontiguousarray(array))
-        for session, binding in self._steps:
-            session.run_with_iobinding(binding, self._options)
-        # on a CPU what ONNX Runtime hands out is the buffer itself
-        return {name: np.array(self.buffers[name].numpy(), copy=self._on_cpu) for name in outputs}
-
-
-def _inputs_of(graphs: Sequence[Graph]) -> tuple[TensorSpec, ...]:
-    """What no earlier graph gives."""
-    given: set[str] = set()
-    needed: dict[str, TensorSpec] = {}
-    for graph in graphs:
-        needed |= {spec.name: spec for spec in graph.signature.inputs if spec.name not in given}
-        given |= {spec.name for spec in graph.signature.outputs}
-    return tuple(needed.values())
-
-
-def _axes(specs: Sequence[TensorSpec], inputs: Arrays) -> dict[str, int]:
-    """Size of every symbolic axis."""
-    return {
-        axis: size
-        for spec in specs
-        for axis, size in zip(spec.shape, inputs[spec.name].shape, strict=True)
-        if isinstance(axis, str)
-    }
-
-
-def _filled(array: np.ndarray, rows: int) -> np.ndarray:
-    """(rows, ...): the last row repeated; nothing is copied where nothing is missing."""
-    missing = rows - len(array)
-    return array if not missing else np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
+    Raises:
+        EngineError: there is no such device.
+    """
+    if parse_device(device)[0] == "cpu":
+        return RunnerChain([OnnxRuntimeRunner(each.model, each.signature, each.name, **sessions) for each in graphs])
+    return DeviceChain(graphs, device=device)

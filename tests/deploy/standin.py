@@ -47,21 +47,41 @@ def _folder() -> Path:
     return Path(folder)
 
 
-def run(program: str, *arguments: str | Path, without: str = "") -> list[Any]:
-    """The JSON lines that a program prints.
+@cache
+def packages() -> Path:
+    """A folder with links to all that this interpreter has besides ONNX Runtime; the environment has no torch, say."""
+    folder = _folder()
+    for path in Path(pytest.__file__).parents[1].iterdir():
+        if not path.name.startswith(("onnxruntime", "__editable__", "rekd_")) and path.suffix != ".pth":
+            (folder / path.name).symlink_to(path)
+    return folder
+
+
+def process(
+    *command: str | Path, without: str = "", borrowing: bool = False, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """What became of the environment's Python with a command line.
 
     Args:
         without: a library that shall be missing.
+        borrowing: it has the ``packages`` of this interpreter, too.
+        variables: further ones of its environment.
     """
     folder = libraries()
     if without:
         folder = shutil.copytree(folder, _folder(), symlinks=True, dirs_exist_ok=True)
         (folder / without).unlink()
-    done = subprocess.run(
-        [PYTHON, ROOT / "tests" / "standin" / program, *arguments],
+    paths = [str(ROOT), *([str(packages())] if borrowing else [])]
+    return subprocess.run(
+        [PYTHON, *command],
         env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "LD_LIBRARY_PATH": str(folder),
-             "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+             "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **variables},
         capture_output=True, text=True, timeout=300,
     )
+
+
+def run(program: str, *arguments: str | Path, **options: Any) -> list[Any]:
+    """The JSON lines that a program prints; options are those of ``process``."""
+    done = process(ROOT / "tests" / "standin" / program, *arguments, **options)
     assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads(line) for line in done.stdout.splitlines()]

@@ -365,7 +365,7 @@ def test_engines_that_cannot_run_here_stay_unverified(built, monkeypatch):
     artefacts.manifest["artefacts"]["predictor"]["engine"]["built_for"] = ["sm120"]
     assert prove_engines(artefacts) is artefacts
     assert reason_not_to_run(artefacts.manifest["artefacts"]["predictor"]["engine"]) == (
-        "it was built for sm120, this machine's Fake RTX is sm89"
+        "it was built for sm120, this machine's Fake RTX is sm89; fix: verify on such a card, or export again"
     )
     artefacts.manifest["artefacts"]["predictor"]["engine"]["built_for"] = ["sm89"]
     library.driver.devices = 0

@@ -1,12 +1,14 @@
 """Graphs with fixed buffers: the same answers, nothing copied between the steps. On a CPU; GPUs run the same code."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 from families import assert_same_answers
 
 from rekd_deploy import repository_runners
+from rekd_deploy.bench import ways_graphs
 from rekd_deploy.engines import onnxruntime_device
 from rekd_deploy.engines.base import RunnerChain, parse_device
 from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
@@ -105,6 +107,21 @@ def test_a_gpu_that_onnx_runtime_does_not_serve(graphs):
         pytest.skip("this ONNX Runtime serves GPUs")
     with pytest.raises(MissingExtraError, match="gpu"), DeviceChain(graphs, device="cuda"):
         pass
+
+
+def test_what_is_not_captured_is_not_timed_as_captured(repository, monkeypatch):
+    class OnCpu(DeviceChain):
+        def __init__(self, graphs, *, device, captured):
+            super().__init__(graphs, device="cpu")
+            self.uncaptured = {graphs[0].name: "its LSTM copies"} if captured else {}
+
+    monkeypatch.setattr(ways_graphs, "DeviceChain", OnCpu)
+    with ExitStack() as stack:
+        loaded = ways_graphs.Loaded(stack, "cuda", None)
+        loaded.add_repository(repository)
+        assert {form.runtime for form in loaded.forms} == {ways_graphs.ONNX_CUDA}
+        assert len(loaded.not_run) == 2
+        assert all(each.reason == "not captured: its LSTM copies" for each in loaded.not_run)
 
 
 def test_devices_are_named():

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import standin
+from families import KINDS
 from precisions import conversion_of, model_of, traced_for_gpu
 
 from rekd_deploy.graphs import pair_signature
@@ -16,9 +17,9 @@ REPLAY = {"to_device": 2, "to_host": 3, "replay": 2}
 """Of two graphs with two inputs, three outputs of which are read."""
 
 
-def chain_of(folder, models):
+def chain_of(folder, models, kind="bert"):
     """A folder with what the programs read: the graphs of a pair, and what they take and give."""
-    signature = pair_signature(model_of("bert"))
+    signature = pair_signature(model_of(kind))
     steps = [(models[role].SerializeToString(), signature.graph(role), role) for role in ("selector", "predictor")]
     (folder / "chain.pickle").write_bytes(pickle.dumps(steps))
     return folder
@@ -31,8 +32,9 @@ def chain(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def life(chain):
-    (found,) = standin.run("device_life.py", chain)
+def life(chain, tmp_path_factory):
+    lstms = chain_of(tmp_path_factory.mktemp("lstms"), traced_for_gpu("bilstm"), "bilstm")
+    (found,) = standin.run("device_life.py", chain, lstms)
     return found
 
 
@@ -41,6 +43,31 @@ def test_a_bucket_is_captured_once_and_replayed_from_then_on(life):
     assert life["longer"]["launch"] > 100 and life["longer"]["to_device"] == 2, "weights lie there already"
     assert life["again"] == life["back"] == life["another thread"] == REPLAY
     assert "capture" not in life["uncaptured"] and "replay" not in life["uncaptured"]
+
+
+def test_every_family_runs_captured_but_those_whose_kernels_copy_from_the_host(tmp_path):
+    standin.libraries()
+    folders = []
+    for kind in KINDS:
+        (tmp_path / kind).mkdir()
+        folders.append(chain_of(tmp_path / kind, traced_for_gpu(kind), kind))
+    for kind, found in zip(KINDS, standin.run("families.py", *folders), strict=True):
+        first, again = found["runs"]
+        if kind.startswith("bilstm"):
+            said = dict.fromkeys(("selector", "predictor"), "its LSTM copies from the host at every run")
+            assert found["uncaptured"] == said and not first["capture"] and again["launch"] > 10, kind
+        else:
+            assert found["uncaptured"] == {} and first["capture"] == 2, kind
+            assert again == {"launch": 0, "capture": 0, "replay": 2}, kind
+
+
+def test_what_onnx_runtime_refuses_to_capture_runs_uncaptured(life):
+    assert life["refused"]["uncaptured"] == dict.fromkeys(
+        ("selector", "predictor"), "its LSTM calls cudaMemcpyAsync"
+    )
+    first, again = life["refused"]["runs"]
+    assert first["capture"] == 1 and first["launch"] > 10, "refused once, then run launch by launch"
+    assert "capture" not in again and again["launch"] > 10 and again["to_host"] == 6
 
 
 def test_what_is_read_is_copied_back_and_nothing_else(life):

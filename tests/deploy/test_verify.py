@@ -14,16 +14,13 @@ import pytest
 from families import some_images
 from onnx import numpy_helper
 
-from rekd_deploy import repository_runners
 from rekd_deploy.engines.base import check_inputs
-from rekd_deploy.engines.onnxruntime_device import DeviceChain
-from rekd_deploy.errors import EngineError, RepositoryError
+from rekd_deploy.errors import RepositoryError
 from rekd_deploy.graphs import pair_signature
 from rekd_deploy.parity import wrong_handovers
 from rekd_deploy.reference import Agreement, compare, complaints, read_cases, record
 from rekd_deploy.repository import write_repository
 from rekd_deploy.verify import verify
-from rekd_train.errors import MissingExtraError
 from rekd_train.files import sha256
 
 SELECTOR, PREDICTOR = "rekd_selector/1/model.onnx", "rekd_predictor/1/model.onnx"
@@ -64,32 +61,6 @@ def test_an_untouched_repository_is_verified(repository, checkpoint):
     document = json.loads(json.dumps(verification.to_dict()))
     assert document["verified"] is True and document["version"] == 1
     assert "verified" in verification.lines()[-1]
-
-
-def test_graphs_answer_on_the_device_that_is_to_serve_them(repository, monkeypatch):
-    """The device's own code, run on the CPU for want of a GPU."""
-    asked = []
-
-    def on_cpu(graphs, *, device):
-        asked.append((device, graphs[0].name))
-        return DeviceChain(graphs, device="cpu")
-
-    monkeypatch.setattr(repository_runners, "DeviceChain", on_cpu)
-    verification = verify(repository, device="cuda:1")
-    assert asked == [("cuda:1", "rekd_selector"), ("cuda:1", "rekd_predictor")]
-    assert verification.graphs == verify(repository).graphs
-    assert verification.to_dict()["device"] == "cuda:1" and "on cuda:1" in verification.lines()[1]
-    with pytest.raises(EngineError, match="^there is no device 'gpu'"):
-        verify(repository, device="gpu")
-
-
-def test_a_gpu_that_is_not_there_is_no_reason_to_ask_the_cpu(repository):
-    import onnxruntime
-
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("this ONNX Runtime serves GPUs")
-    with pytest.raises(MissingExtraError, match="gpu"):
-        verify(repository, device="cuda")
 
 
 def test_with_the_checkpoint_the_whole_gate_runs(repository, checkpoint):
@@ -181,7 +152,9 @@ def test_damaged_answers(copy):
 
 def test_a_repository_without_stored_answers(artefacts, tmp_path):
     root = write_repository(replace(artefacts, reference=None), tmp_path / "r")
-    assert verify(root).graphs == {} and any("not compared" in line for line in verify(root).lines())
+    verification = verify(root)
+    assert verification.graphs == {} and verification.without_cases == ["selector", "predictor"]
+    assert any("not compared" in line for line in verification.lines())
 
 
 def test_nothing_there(tmp_path):
@@ -262,7 +235,7 @@ def test_verification_loads_no_torch(repository):
         (["nowhere", "--verify", "somewhere"], "both given"),
         (["--verify", "somewhere", "--keep", "2", "--dry-run"], "--dry-run, --keep does not go with it"),
         (["nowhere", "--checkpoint", "somewhere"], "it goes with --verify"),
-        (["nowhere", "--device", "cuda"], "it goes with --verify"),
+        (["nowhere", "--device", "tpu"], "there is no device 'tpu'"),
         (["nowhere", "--lengths", "64;128"], "no list of whole numbers"),
         (["nowhere", "--batches", "0"], "batch 0 is outside"),
     ],

@@ -34,6 +34,10 @@ static int kind_of(const char *name) {
 long standin_count(const char *name) { return kind_of(name) < 0 ? -1 : counts[kind_of(name)]; }
 long standin_live(void) { return live; }
 void standin_reset(void) { memset(counts, 0, sizeof counts), memset(failing, 0, sizeof failing); }
+__attribute__((constructor)) static void fail_from_the_start(void) { /* STANDIN_FAIL=kind: its first call, those after it */
+    const char *name = getenv("STANDIN_FAIL");
+    for (int kind = 0; name && kind < KINDS; kind++) failing[kind] = !strcmp(names[kind], name);
+}
 void standin_fail(const char *name, long n) { if (kind_of(name) >= 0) failing[kind_of(name)] = n; }
 
 static API counted(enum kind kind, API failure) {
@@ -48,7 +52,11 @@ static API forbidden_while_capturing(void) { return capturing ? last = cudaError
 #define UNLESS(call) { API problem = (call); if (problem) return problem; }
 
 /* the device */
-API cudaGetDeviceCount(int *n) { *n = 1; OK; }
+API cudaGetDeviceCount(int *n) {
+    const char *code = getenv("STANDIN_DRIVER"); /* what a driver without use says: 35 too old, 100 no device */
+    *n = !code;
+    return code ? last = atoi(code) : cudaSuccess;
+}
 API cudaGetDevice(int *d) { *d = 0; OK; }
 API cudaSetDevice(int d) { return d ? last = cudaErrorInvalidDevice : cudaSuccess; }
 API cudaDeviceSynchronize(void) { return forbidden_while_capturing(); }

@@ -1,6 +1,6 @@
 """The life of a DeviceChain under the stand-in: what it asks of the GPU, and what it does when the GPU fails.
 
-python device_life.py FOLDER      graphs and their signatures (chain.pickle); one JSON document of all that was seen
+python device_life.py FOLDER LSTMS      graphs and signatures (chain.pickle) in each; one JSON document of what was seen
 """
 
 import ctypes
@@ -21,7 +21,9 @@ from rekd_deploy.errors import EngineError
 KINDS = "malloc free host_malloc host_free to_device to_host on_device launch capture replay".split()
 cuda = ctypes.CDLL("libcuda.so.1")
 cuda.standin_count.restype = cuda.standin_live.restype = ctypes.c_long
-graphs = [Graph(*parts) for parts in pickle.loads((Path(sys.argv[1]) / "chain.pickle").read_bytes())]
+graphs, lstms = (
+    [Graph(*parts) for parts in pickle.loads((Path(folder) / "chain.pickle").read_bytes())] for folder in sys.argv[1:]
+)
 READ = ("scores", "mask", "probabilities")
 
 
@@ -73,6 +75,11 @@ with DeviceChain(graphs, batches=(1, 4), outputs=READ) as chain:
     found["read"] = sorted(chain.run(inputs(1, 16)))
 with DeviceChain(graphs, captured=False) as chain:
     found["uncaptured"] = counted(lambda: chain.run(inputs(3, 16)))
+foreseen, onnxruntime_device.copying_operator = onnxruntime_device.copying_operator, lambda model: ""
+with DeviceChain(lstms) as chain:
+    runs = [counted(lambda: chain.run(inputs(3, 16))) for _ in range(2)]
+    found["refused"] = {"uncaptured": chain.uncaptured, "runs": runs}
+onnxruntime_device.copying_operator = foreseen
 
 onnxruntime_device._MOST_SHAPES = 3
 found["live"], found["kept"] = [], 0

@@ -1,0 +1,240 @@
+"""Graphs are proved on the device that will serve them; where it is not here, that is said and recorded.
+
+For want of a GPU the device's own code, ``DeviceChain``, runs on the CPU here.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from copy import deepcopy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rekd_deploy import export, gate_device, verify
+from rekd_deploy.cli.export import app
+from rekd_deploy.engines import onnxruntime_device
+from rekd_deploy.engines.onnxruntime_device import DeviceChain
+from rekd_deploy.errors import EngineError, ParityError, RepositoryError
+from rekd_deploy.export_options import ExportOptions
+from rekd_deploy.parity import check_parity, check_single_parity
+from rekd_deploy.publish import publish
+from rekd_deploy.repository import write_repository
+from rekd_train.command import run
+from rekd_train.errors import ConfigError, MissingExtraError
+
+ON_GPU = {"target": "onnxruntime", "gpu": True}
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Devices and graphs that were asked for; ``spoil`` changes what they answer."""
+    seen = []
+
+    class OnCpu(DeviceChain):
+        def __init__(self, graphs, *, device):
+            super().__init__(graphs, device="cpu")
+            seen.append((device, [graph.name for graph in graphs]))
+
+        def run(self, inputs):
+            return OnCpu.spoil(super().run(inputs))
+
+        spoil = staticmethod(lambda answers: answers)
+
+    monkeypatch.setattr(onnxruntime_device, "DeviceChain", OnCpu)
+    for module in (verify, gate_device):
+        monkeypatch.setattr(module, "check_device", lambda device: None)
+    OnCpu.seen = seen
+    return OnCpu
+
+
+def spoil(name, change):
+    """Answers with one of them changed."""
+    return staticmethod(lambda answers: answers | ({name: change(answers[name])} if name in answers else {}))
+
+
+def test_the_gate_runs_on_the_device(rationalizer, artefacts, gpus):
+    examples = export.Examples(["a fine film", "a dull one"], "file")
+    report = check_parity(rationalizer, artefacts.selector, artefacts.predictor, examples, device="cuda:1")
+    assert gpus.seen == [
+        ("cuda:1", ["selector.onnx", "predictor.onnx"]), ("cuda:1", ["the decision of selector.onnx"]),
+    ]
+    assert report.device == "cuda:1" and report.to_dict()["device"] == "cuda:1"
+    on_cpu = check_parity(rationalizer, artefacts.selector, artefacts.predictor, examples)
+    assert len(gpus.seen) == 2 and on_cpu == replace(report, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["scores", "logits", "probabilities", "mask"])
+def test_the_gate_refuses_what_the_device_computes_wrongly(name, rationalizer, artefacts, gpus):
+    gpus.spoil = spoil(name, lambda array: ~array if name == "mask" else array + np.float32(1e-3))
+    examples = export.Examples(["a fine film", "a dull one"], "file")
+    check_parity(rationalizer, artefacts.selector, artefacts.predictor, examples)
+    with pytest.raises(ParityError, match="the graphs are not the model and are not published"):
+        check_parity(rationalizer, artefacts.selector, artefacts.predictor, examples, device="cuda")
+
+
+def test_both_steps_in_one_graph_are_proved_there_too(rationalizer, artefacts, gpus, tmp_path):
+    import onnx
+
+    from rekd_deploy.onnx_model import joined
+
+    steps = [onnx.load(artefacts.graphs[role]) for role in ("selector", "predictor")]
+    onnx.save(joined(*steps, artefacts.signature), tmp_path / "single.onnx")
+    examples = export.Examples(["a fine film"], "file")
+    assert check_single_parity(rationalizer, tmp_path / "single.onnx", examples, device="cuda").device == "cuda"
+    assert [names for _, names in gpus.seen] == [["single.onnx"], ["the decision of single.onnx"]]
+
+
+@pytest.mark.parametrize(
+    ("options", "device"),
+    [
+        ({}, "cpu"), ({"target": "onnxruntime", "gpu": False}, "cpu"), (ON_GPU, "cuda"),
+        (ON_GPU | {"gpus": (2, 3)}, "cuda:2"), (ON_GPU | {"device": "cuda:1"}, "cuda:1"), ({"device": "cuda"}, "cuda"),
+        ({"engine": "tensorrt-rtx"}, "cpu"),
+    ],
+)
+def test_it_is_where_the_graphs_will_be_served(options, device, gpus):
+    assert gate_device.gate_device(ExportOptions(**options)) == (device, "")
+
+
+def test_the_cpu_in_place_of_a_gpu_has_a_reason(gpus, monkeypatch):
+    assert gate_device.gate_device(ExportOptions(**ON_GPU, device="cpu")) == ("cpu", "--device cpu was given")
+
+    def absent(device):
+        raise EngineError(f"there is no {device}")
+
+    monkeypatch.setattr(gate_device, "check_device", absent)
+    assert gate_device.gate_device(ExportOptions(**ON_GPU)) == ("cpu", "there is no cuda")
+    with pytest.raises(EngineError, match="there is no cuda:1"):
+        gate_device.gate_device(ExportOptions(**ON_GPU, device="cuda:1"))
+    assert gate_device.gate_device(ExportOptions()) == ("cpu", ""), "nobody asks for a GPU"
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "complaint"),
+    [("tpu", "fp32", "there is no device 'tpu'"), ("cuda", "int8", "no int8 kernels for GPUs.*fix: --device cpu")],
+)
+def test_a_device_that_no_gate_can_run_on(device, precision, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        ExportOptions(device=device, precision=precision)
+
+
+def test_an_export_for_gpus_is_proved_there(checkpoint, tmp_path, gpus):
+    publication = publish(checkpoint, tmp_path / "r", single_graph=True, **ON_GPU)
+    assert {device for device, _ in gpus.seen} == {"cuda"} and len(gpus.seen) == 4
+    parity = publication.manifest["parity"], publication.manifest["single_parity"]
+    assert [each["device"] for each in parity] == ["cuda", "cuda"] and publication.not_proved_there == ""
+
+
+def rekd_export(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "rekd_deploy.cli.export", *map(str, arguments)], capture_output=True, text=True
+    )
+
+
+def without_cuda():
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime serves GPUs")
+
+
+def test_without_a_gpu_the_export_says_what_proves_it_there(checkpoint, tmp_path, capsys):
+    without_cuda()
+    with pytest.raises(SystemExit) as ended:  # in this process, where what was traced once is known
+        options = ["--target", "onnxruntime", "--gpu", "--output", str(tmp_path / "r"), "--json"]
+        run(app, [str(checkpoint), *options])
+    done, standard_error = capsys.readouterr()
+    assert ended.value.code == 0
+    (line,) = standard_error.splitlines()
+    there = verify.verify(tmp_path / "r")
+    assert there.served_on == "cuda" and any("fix: --device cuda on its machine" in line for line in there.lines())
+    assert line.startswith("warning: the graphs are proved on the CPU, not on the GPU that will serve them, since here")
+    assert line.endswith(f"on that machine: rekd-export --verify {tmp_path / 'r'} --device cuda")
+    document = json.loads(done)
+    assert document["parity"]["device"] == "cpu" and "onnxruntime-gpu" in document["not_proved_there"]
+    assert "onnxruntime-gpu" not in (tmp_path / "r" / "manifest.json").read_text(), "the same bytes wherever"
+
+
+def test_a_gpu_that_was_asked_for_and_is_not_there(checkpoint, tmp_path):
+    without_cuda()
+    for arguments in ((checkpoint, "--output", tmp_path / "r"), (checkpoint, "--dry-run"), ("--verify", tmp_path)):
+        done = rekd_export(*arguments, "--device", "cuda")
+        assert done.returncode == 1 and not done.stdout and not (tmp_path / "r").exists()
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("error: the Python package 'onnxruntime-gpu' is not installed; fix: "), arguments
+
+
+def test_a_query_on_a_gpu_that_is_not_there(repository):
+    without_cuda()
+    command = [sys.executable, "-m", "rekd_deploy.cli.query", "--local", str(repository), "--device", "cuda", "a film"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and not done.stdout and "'onnxruntime-gpu' is not installed; fix: " in line
+
+
+def test_a_plan_names_the_device(checkpoint):
+    without_cuda()
+    lines = rekd_export(checkpoint, "--dry-run", "--target", "onnxruntime", "--gpu").stdout.splitlines()
+    (line,) = (line for line in lines if line.startswith("gate "))
+    assert "proved on the CPU, not on the GPU" in line and line.endswith("--device cuda")
+    assert json.loads(rekd_export(checkpoint, "--dry-run", "--json").stdout)["gate_device"] == "cpu"
+
+
+# --verify
+
+
+def test_graphs_answer_on_the_device_that_is_to_serve_them(repository, gpus):
+    verification = verify.verify(repository, device="cuda:1")
+    assert gpus.seen == [("cuda:1", ["rekd_selector"]), ("cuda:1", ["rekd_predictor"])]
+    on_cpu = verify.verify(repository)
+    assert verification.graphs == on_cpu.graphs and "warning" not in "".join(on_cpu.lines())
+    assert verification.to_dict()["device"] == "cuda:1" and "on cuda:1" in verification.lines()[1]
+    gpus.spoil = spoil("logits", np.negative)
+    with pytest.raises(RepositoryError, match="rekd_predictor.* does not answer as the exported model did"):
+        verify.verify(repository, device="cuda:1")
+
+
+def test_a_device_that_is_none(repository):
+    with pytest.raises(EngineError, match="^there is no device 'gpu'"):
+        verify.verify(repository, device="gpu")
+
+
+def test_a_gpu_that_is_not_there_is_no_reason_to_ask_the_cpu(repository):
+    without_cuda()
+    with pytest.raises(MissingExtraError, match="gpu"):
+        verify.verify(repository, device="cuda")
+
+
+def test_the_gate_against_a_checkpoint_runs_there_too(repository, checkpoint, gpus):
+    verification = verify.verify(repository, checkpoint=checkpoint, device="cuda:1")
+    assert verification.parity["pair"]["device"] == "cuda:1" and any("on cuda:1" in s for s in verification.lines()[3:])
+    assert gpus.seen[2][0] == "cuda:1" and len(gpus.seen[2][1]) == 2
+    both = spoil("logits", np.negative)
+    gpus.spoil = staticmethod(lambda answers: both(answers) if "scores" in answers else answers)  # of the gate alone
+    with pytest.raises(RepositoryError, match="the graphs are not the model"):
+        verify.verify(repository, checkpoint=checkpoint, device="cuda:1")
+
+
+def test_graphs_without_stored_answers_are_run_there(artefacts, tmp_path, gpus):
+    root = write_repository(replace(artefacts, reference=None), tmp_path / "r")
+    verification = verify.verify(root, device="cuda")
+    assert [device for device, _ in gpus.seen] == ["cuda", "cuda"]
+    document = verification.to_dict()
+    assert document["device"] == "cuda" and document["without_cases"] == ["selector", "predictor"]
+    assert any(line.startswith("predictor   runs on cuda; its answers are not") for line in verification.lines())
+    gpus.spoil = spoil("logits", lambda array: array * np.nan)
+    with pytest.raises(RepositoryError, match="gives logits that are no numbers"):
+        verify.verify(root, device="cuda")
+
+
+def test_where_no_graph_ran_no_device_is_named(artefacts, tmp_path, gpus):
+    manifest = deepcopy(artefacts.manifest)
+    manifest["parity"]["emulated"] = True
+    root = write_repository(replace(artefacts, manifest=manifest), tmp_path / "r")
+    verification = verify.verify(root, device="cuda")
+    assert gpus.seen == [] and verification.to_dict()["device"] is None
+    assert any("not compared: ONNX Runtime cannot compute" in line for line in verification.lines())
