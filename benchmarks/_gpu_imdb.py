@@ -95,7 +95,7 @@ def imdb(pairs: Sequence[Pair], sizes: Sizes, result: Result) -> str:
     from _recipes import COMPARISONS, chosen, distillation_cells, distillation_rows
     from _tables import ACCURACY, DIFFERENCES, accuracy_rows, comparison_rows
 
-    from rekd_train.config import run_config
+    from rekd_train.config.run import run_config
 
     names, changes, seeds, draws = ("minilm_student", "minilm_teacher"), [], SEEDS, 10
     if sizes.pretends:

@@ -20,12 +20,12 @@ import numpy as np  # noqa: E402
 import typer  # noqa: E402
 from _gpu_graphs import BUDGET, MINILM  # noqa: E402
 
-from rekd_deploy.batching import A_BATCH, cuts  # noqa: E402
-from rekd_deploy.signature import Slots  # noqa: E402
-from rekd_deploy.triton_config import ServingSettings  # noqa: E402
-from rekd_train.command import application, examples, print_json, run  # noqa: E402
+from rekd_deploy.client.batching import A_BATCH, cuts  # noqa: E402
+from rekd_deploy.contract.signature import Slots  # noqa: E402
+from rekd_deploy.repository.config import ServingSettings  # noqa: E402
+from rekd_train.cli.command import application, examples, print_json, run  # noqa: E402
 from rekd_train.files import write_json  # noqa: E402
-from rekd_train.policy import SelectionPolicy  # noqa: E402
+from rekd_train.inputs.policy import SelectionPolicy  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "unpadding.json"
 DATA = {
@@ -81,10 +81,10 @@ def _counted(data: str, limit: int) -> dict[str, Any]:
 
 
 def _lengths(data: str, limit: int) -> np.ndarray:
-    from rekd_train.config import DataConfig
+    from rekd_train.config.run import DataConfig
     from rekd_train.data import load_data
-    from rekd_train.preprocess import TextPreprocessor, TextSettings
-    from rekd_train.pretrained import minilm_tokenizer_json
+    from rekd_train.inputs.text import TextPreprocessor, TextSettings
+    from rekd_train.models.pretrained import minilm_tokenizer_json
 
     texts = load_data(DataConfig(name=data, max_length=limit)).splits["test"].texts
     encodings = TextPreprocessor(minilm_tokenizer_json(), TextSettings(limit)).encode(texts)

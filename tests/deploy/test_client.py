@@ -11,8 +11,12 @@ import pytest
 from conftest import make_rationalizer
 from fake_server import FakeServer, PatientServer
 
-from rekd_deploy.client import AsyncClient, Client
-from rekd_deploy.conversation import IN_FLIGHT
+from rekd_deploy.client.client import AsyncClient, Client
+from rekd_deploy.client.conversation import IN_FLIGHT
+from rekd_deploy.client.retry import RetryPolicy
+from rekd_deploy.client.transport import ModelConfig
+from rekd_deploy.client.windows import WindowedText
+from rekd_deploy.contract.description import ServedDescription
 from rekd_deploy.errors import (
     ClientError,
     DeadlineError,
@@ -22,12 +26,8 @@ from rekd_deploy.errors import (
     ServerUnavailableError,
     VersionMismatchError,
 )
-from rekd_deploy.retry import RetryPolicy
-from rekd_deploy.served import ServedDescription
-from rekd_deploy.transport import ModelConfig
-from rekd_deploy.windows import WindowedText
 from rekd_train.errors import InputError
-from rekd_train.preprocess import EncodedTexts, TextPreprocessor
+from rekd_train.inputs.text import EncodedTexts, TextPreprocessor
 
 QUICK = RetryPolicy(first_pause=0.001)
 

@@ -21,8 +21,11 @@ import pytest
 import trustme
 from proxies import Proxy
 
-from rekd_deploy.address import TlsSettings
-from rekd_deploy.client import AsyncClient, Client
+from rekd_deploy.client.address import TlsSettings
+from rekd_deploy.client.client import AsyncClient, Client
+from rekd_deploy.client.pipeline import Pipeline
+from rekd_deploy.client.retry import RetryPolicy
+from rekd_deploy.client.shared_inputs import SharedInputs
 from rekd_deploy.errors import (
     DeadlineError,
     InsecureServerError,
@@ -30,10 +33,7 @@ from rekd_deploy.errors import (
     ServerError,
     ServerUnavailableError,
 )
-from rekd_deploy.pipeline import Pipeline
-from rekd_deploy.retry import RetryPolicy
-from rekd_deploy.server import TritonServer
-from rekd_deploy.shared_inputs import SharedInputs
+from rekd_deploy.server.server import TritonServer
 
 pytestmark = pytest.mark.triton
 
@@ -223,7 +223,7 @@ def memory(url, key):
 def sent(monkeypatch):
     """How the inputs of each request travelled."""
     ways = []
-    from rekd_deploy import transport_grpc, transport_http
+    from rekd_deploy.client import transport_grpc, transport_http
 
     original = transport_grpc.triton_inputs
 

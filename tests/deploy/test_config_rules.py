@@ -7,10 +7,10 @@ import re
 
 import pytest
 
-from rekd_deploy.config_gpu import engine_mistakes
-from rekd_deploy.config_rules import config_mistakes, graph_mistakes
-from rekd_deploy.serving_settings import ServingSettings
-from rekd_deploy.triton_config import ENSEMBLE, PREDICTOR, SELECTOR, build_configs
+from rekd_deploy.repository.config import ENSEMBLE, PREDICTOR, SELECTOR, build_configs
+from rekd_deploy.repository.config_gpu import engine_mistakes
+from rekd_deploy.repository.config_rules import config_mistakes, graph_mistakes
+from rekd_deploy.repository.serving_settings import ServingSettings
 
 
 @pytest.fixture

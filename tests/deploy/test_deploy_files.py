@@ -16,9 +16,9 @@ import promql_parser
 import pytest
 import yaml
 
-from rekd_deploy.raw_input import RAW
-from rekd_deploy.server_flags import ServerSettings, server_flags
-from rekd_deploy.triton_config import ENSEMBLE, SINGLE
+from rekd_deploy.repository.config import ENSEMBLE, SINGLE
+from rekd_deploy.repository.text_endpoint import RAW
+from rekd_deploy.server.flags import ServerSettings, server_flags
 
 pytestmark = pytest.mark.debian
 

@@ -20,10 +20,10 @@ import pytest
 import yaml
 from test_deploy_files import DEPLOY, queries
 
-from rekd_deploy.address import TlsSettings
-from rekd_deploy.client import Client
-from rekd_deploy.server_flags import GRPC_KEY_HEADER, KEY_HEADER, LOOPBACK
-from rekd_deploy.server_ports import settled_ports
+from rekd_deploy.client.address import TlsSettings
+from rekd_deploy.client.client import Client
+from rekd_deploy.server.flags import GRPC_KEY_HEADER, KEY_HEADER, LOOPBACK
+from rekd_deploy.server.ports import settled_ports
 
 pytestmark = [pytest.mark.triton, pytest.mark.debian]
 

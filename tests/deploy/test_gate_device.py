@@ -14,16 +14,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rekd_deploy import export, gate_device, verify
 from rekd_deploy.cli.export import app
-from rekd_deploy.engines import onnxruntime_device
-from rekd_deploy.engines.onnxruntime_device import DeviceChain
 from rekd_deploy.errors import EngineError, ParityError, RepositoryError
-from rekd_deploy.export_options import ExportOptions
-from rekd_deploy.parity import check_parity, check_single_parity
-from rekd_deploy.publish import publish
-from rekd_deploy.repository import write_repository
-from rekd_train.command import run
+from rekd_deploy.export import gate_device, verify
+from rekd_deploy.export import graphs as export
+from rekd_deploy.export.options import ExportOptions
+from rekd_deploy.export.run import publish
+from rekd_deploy.parity.gate import check_parity, check_single_parity
+from rekd_deploy.repository.writer import write_repository
+from rekd_deploy.runtimes import onnxruntime_device
+from rekd_deploy.runtimes.onnxruntime_device import DeviceChain
+from rekd_train.cli.command import run
 from rekd_train.errors import ConfigError, MissingExtraError
 
 ON_GPU = {"target": "onnxruntime", "gpu": True}
@@ -79,7 +80,7 @@ def test_the_gate_refuses_what_the_device_computes_wrongly(name, rationalizer, a
 def test_both_steps_in_one_graph_are_proved_there_too(rationalizer, artefacts, gpus, tmp_path):
     import onnx
 
-    from rekd_deploy.onnx_model import joined
+    from rekd_deploy.graphs.onnx_model import joined
 
     steps = [onnx.load(artefacts.graphs[role]) for role in ("selector", "predictor")]
     onnx.save(joined(*steps, artefacts.signature), tmp_path / "single.onnx")

@@ -9,9 +9,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from rekd_deploy.batching import A_BATCH, length_batches
+from rekd_deploy.client.batching import A_BATCH, length_batches
+from rekd_deploy.client.pipeline import Pipeline
 from rekd_deploy.errors import RepositoryError
-from rekd_deploy.pipeline import Pipeline
 from rekd_train.errors import InputError
 
 
@@ -123,7 +123,7 @@ def test_works_without_with_and_again_after_close(repository):
 
 def test_needs_no_torch(repository):
     code = (
-        "import sys; from rekd_deploy.pipeline import Pipeline\n"
+        "import sys; from rekd_deploy.client.pipeline import Pipeline\n"
         "with Pipeline(sys.argv[1]) as pipeline: print(pipeline.predict(['good plot'])[0].label)\n"
         "heavy = {'torch', 'transformers', 'onnx', 'onnxscript'} & set(sys.modules); assert not heavy, heavy"
     )

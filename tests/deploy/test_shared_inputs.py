@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rekd_deploy.client.shared_inputs import SharedInputs
+from rekd_deploy.client.transport import Arrays, ModelConfig, RegionInput, Transport
 from rekd_deploy.errors import DeadlineError, ModelMissingError, RejectedError, ServerUnavailableError
-from rekd_deploy.shared_inputs import SharedInputs
-from rekd_deploy.transport import Arrays, ModelConfig, RegionInput, Transport
 
 INPUTS = {"ids": np.arange(6, dtype=np.int64).reshape(1, 6), "mask": np.ones((1, 6), dtype=np.int64)}
 

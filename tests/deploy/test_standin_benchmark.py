@@ -13,9 +13,9 @@ import standin
 
 from rekd_deploy.bench.report import Report, markdown_page
 from rekd_deploy.bench.report_gpu import read_gpu
-from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
-from rekd_deploy.engines.tensorrt_library import PRODUCTS, Library
 from rekd_deploy.errors import BenchmarkError, EngineError
+from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
+from rekd_deploy.runtimes.tensorrt.library import PRODUCTS, Library
 
 pytestmark = pytest.mark.standin
 

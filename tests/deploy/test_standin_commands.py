@@ -9,9 +9,9 @@ import pytest
 import standin
 from families import KINDS
 
-from rekd_deploy.export import export
-from rekd_deploy.repository import write_repository
-from rekd_train.checkpoint import save
+from rekd_deploy.export.graphs import export
+from rekd_deploy.repository.writer import write_repository
+from rekd_train.checkpoints.checkpoint import save
 
 pytestmark = pytest.mark.standin
 

@@ -8,9 +8,9 @@ import pytest
 import standin
 from precisions import model_of
 
-from rekd_deploy.publish import publish
-from rekd_deploy.triton_config import SINGLE, read_config
-from rekd_train.checkpoint import save
+from rekd_deploy.export.run import publish
+from rekd_deploy.repository.config import SINGLE, read_config
+from rekd_train.checkpoints.checkpoint import save
 
 pytestmark = pytest.mark.standin
 

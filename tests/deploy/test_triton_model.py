@@ -12,7 +12,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from rekd_deploy.triton_config import PREDICTOR, SELECTOR
+from rekd_deploy.repository.config import PREDICTOR, SELECTOR
 
 OUTPUTS = {SELECTOR: ["scores", "mask", "positions", "kept"], PREDICTOR: ["logits", "probabilities"]}
 
@@ -74,7 +74,7 @@ def started(root, name, **more):
     """The model.py of a repository's model, loaded and initialised; needs the fixture ``utilities``."""
     from google.protobuf.json_format import MessageToDict
 
-    from rekd_deploy.triton_config import read_config
+    from rekd_deploy.repository.config import read_config
 
     folder = root / name
     specification = importlib.util.spec_from_file_location(f"{name}_model", folder / "1" / "model.py")
@@ -263,7 +263,7 @@ def test_on_a_gpu_a_runtime_for_cpus_is_refused_and_never_used(repository, utili
 
 
 def test_a_containers_quota_limits_the_threads(tmp_path):
-    from rekd_deploy.triton_model import usable_cores
+    from rekd_deploy.repository.backend.model import usable_cores
 
     cores = len(os.sched_getaffinity(0))
     quota = tmp_path / "cpu.max"

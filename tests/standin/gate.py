@@ -8,12 +8,12 @@ import json
 import sys
 from pathlib import Path
 
-from rekd_deploy import parity
-from rekd_deploy.engines import onnxruntime_device
-from rekd_deploy.engines.onnxruntime_device import DeviceChain
 from rekd_deploy.errors import ParityError
-from rekd_deploy.examples import parity_examples
-from rekd_train.checkpoint import load
+from rekd_deploy.parity import gate as parity
+from rekd_deploy.parity.examples import parity_examples
+from rekd_deploy.runtimes import onnxruntime_device
+from rekd_deploy.runtimes.onnxruntime_device import DeviceChain
+from rekd_train.checkpoints.checkpoint import load
 
 cuda = ctypes.CDLL("libcuda.so.1")
 cuda.standin_count.restype = ctypes.c_long

@@ -1,0 +1,173 @@
+"""Predictions from a Triton server: texts or images in, ``Prediction`` out. torch-free.
+
+    with Client("localhost:8001") as client:
+        client.predict(["A film of great warmth."])
+
+    async with AsyncClient("localhost:8001") as client:
+        await client.predict(["A film of great warmth."])
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from rekd_deploy.client.address import TlsSettings
+from rekd_deploy.client.conversation import Conversation
+from rekd_deploy.client.retry import RetryPolicy
+from rekd_deploy.client.transport import Transport, open_transport
+from rekd_deploy.client.waiting import run, run_async
+from rekd_deploy.contract.description import ServedDescription
+from rekd_deploy.errors import ClientError
+from rekd_deploy.repository.config import ENSEMBLE
+from rekd_train.inputs.prediction import Prediction
+
+
+class _Asking(ABC):
+    """What both clients are made of."""
+
+    def __init__(
+        self,
+        url: str = "localhost:8001",
+        *,
+        model: str = ENSEMBLE,
+        timeout: float = 30.0,
+        preprocessing: str | None = None,
+        retry: RetryPolicy | None = None,
+        headers: Mapping[str, str] | None = None,
+        tls: TlsSettings | None = None,
+        shared_memory: Literal["off", "auto"] = "off",
+        transport: Transport | None = None,
+    ) -> None:
+        if not timeout > 0:
+            raise ClientError(f"timeout is {timeout:g} s; it must be more than 0")
+        if shared_memory not in ("off", "auto"):
+            raise ClientError(f"shared_memory is '{shared_memory}'; give 'off' or 'auto'")
+        self.url = url
+        self.model = model
+        transport = transport or open_transport(
+            url, timeout, headers=headers, tls=tls, shared_memory=shared_memory == "auto"
+        )
+        self._conversation = Conversation(url, model, transport, timeout, retry or RetryPolicy(), preprocessing)
+
+    @abstractmethod
+    def close(self) -> Any:
+        """Let go of the connections."""
+
+
+class Client(_Asking):
+    """Asks the ensemble of a Triton server; labels and preprocessing come from the server.
+
+    Safe to use from several threads, which share its connections. Use it as a context manager, or call ``close()``.
+
+    Args:
+        url: HOST:PORT (or grpc://HOST:PORT) for gRPC, http://HOST:PORT for HTTP; with TLS grpcs:// and https://.
+        model: name of the ensemble, or of the single graph (rekd_single) where it is served.
+        timeout: seconds one request may take.
+        preprocessing: fingerprint (``Preprocessor.fingerprint``) that the served model must have;
+            None: whatever is served.
+        retry: when a request is sent again that found no server, or its queue full; None: ``RetryPolicy()``.
+        headers: sent with every request, such as {"authorization": "Bearer ..."}.
+        tls: which server to trust and who the client is, for grpcs:// and https://.
+        shared_memory: 'auto' hands inputs over in shared memory where the server is on this machine (its address is
+            a loopback one) and allows it, and over the wire anywhere else; 'off' never.
+        transport: what speaks to the server, instead of the one that ``url`` names.
+
+    Raises:
+        ClientError: the address is none, or another argument cannot be used. The server is first asked by ``predict``.
+    """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._conversation.transport.close()
+
+    @property
+    def description(self) -> ServedDescription:
+        """What the server says about the model.
+
+        Raises:
+            ClientError: as ``predict``.
+        """
+        return run(self._conversation.describe())
+
+    def predict(
+        self,
+        items: Sequence[Any],
+        *,
+        windows: bool = False,
+        deadline: float | None = None,
+        request_id: str | None = None,
+    ) -> list[Prediction]:
+        """Label, probabilities and rationale of each text or image, in the order of ``items``.
+
+        Any number: they are sent in batches, texts of similar length together, several at a time.
+
+        Args:
+            items: texts (str); for a vision model images: uint8 arrays (H, W, C), Pillow images or paths.
+            windows: read a text beyond the model's length window by window and combine the answers
+                (``windows.py`` has the rules), instead of cutting it (``Prediction.truncated``).
+            deadline: seconds the whole call may take, with every request and pause; None: as long as it takes.
+            request_id: what the server's log calls the first request; later batches have -2, -3 ... behind it.
+                None: a random one.
+
+        Raises:
+            InputError: an empty list, or an argument that cannot be used.
+            FaultyItemsError: items that cannot be used, by their number, counted from 1.
+            ServerUnavailableError: nothing answers at the address; ServerBusyError: its queue is full.
+            InsecureServerError: no trusted TLS connection.
+            DeadlineError: no answer in time.
+            ModelMissingError: the server does not serve the model.
+            VersionMismatchError: client and served model do not belong together.
+            RejectedError: the server refused the request.
+        """
+        return run(
+            self._conversation.predict(items, windows=windows, deadline=deadline, request_id=request_id)
+        )
+
+
+class AsyncClient(_Asking):
+    """``Client`` for asyncio: the same arguments, answers and errors; many calls may wait at once.
+
+    Preparing inputs and reading answers happen in threads, so the event loop is never held up. A cancelled task
+    abandons its requests.
+    """
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Let go of the connections."""
+        await asyncio.to_thread(self._conversation.transport.close)
+
+    async def description(self) -> ServedDescription:
+        """What the server says about the model; see ``Client.description``."""
+        return await run_async(self._conversation.describe())
+
+    async def predict(
+        self,
+        items: Sequence[Any],
+        *,
+        windows: bool = False,
+        deadline: float | None = None,
+        request_id: str | None = None,
+    ) -> list[Prediction]:
+        """See ``Client.predict``."""
+        return await run_async(
+            self._conversation.predict(items, windows=windows, deadline=deadline, request_id=request_id)
+        )

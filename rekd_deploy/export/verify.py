@@ -1,0 +1,238 @@
+"""A repository held against what it says it is: files, configurations, and the answers of its graphs. torch-free.
+
+With the checkpoint at hand the whole parity gate runs once more, and needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rekd_deploy.contract.parity_report import ParityLimits, verification_limits
+from rekd_deploy.contract.signature import GraphSignature
+from rekd_deploy.errors import EngineError, ParityError, RepositoryError
+from rekd_deploy.export.verification import Verification
+from rekd_deploy.export.verify_engines import check_engines
+from rekd_deploy.parity.reference import Agreement, Case, compare, complaints, read_cases
+from rekd_deploy.repository.config import CONFIG_FILE, read_config
+from rekd_deploy.repository.config_rules import graph_mistakes
+from rekd_deploy.repository.manifest import signature_from_dict, verify_files
+from rekd_deploy.repository.reader import (
+    GRAPH_MODELS,
+    MANIFEST,
+    REFERENCE,
+    check_repository,
+    graph_path,
+    plan_path,
+    read_description,
+    read_manifest,
+    served_device,
+    served_sessions,
+)
+from rekd_deploy.repository.warmups import example, lengths_of
+from rekd_deploy.runtimes.base import Arrays
+from rekd_deploy.runtimes.onnxruntime_buffers import Graph
+from rekd_deploy.runtimes.onnxruntime_cuda import check_device
+from rekd_deploy.runtimes.onnxruntime_device import DeviceChain, chain_on
+from rekd_deploy.runtimes.tensorrt.build import is_built
+from rekd_train.files import write_json
+from rekd_train.inputs.preprocessors import Preprocessor
+
+
+def verify(
+    root: str | Path, *, checkpoint: str | Path | None = None, device: str = "cpu",
+    report: Callable[[str], None] = lambda step: None,
+) -> Verification:
+    """Check an exported repository again, where it lies and with what is installed there.
+
+    Args:
+        checkpoint: what it should have been exported from; None: the stored answers alone.
+        device: where the graphs answer, in the gate against a checkpoint, too: 'cpu', 'cuda' or 'cuda:N'.
+        report: called with the name of each step as it starts.
+
+    Raises:
+        RepositoryError: names the file and what is wrong with it.
+        CheckpointError: the checkpoint cannot be read.
+        EngineError, MissingExtraError: there is no such device.
+    """
+    root = Path(root)
+    check_device(device)
+    report("files")
+    try:
+        manifest = check_repository(root)
+    except RepositoryError as error:
+        raise RepositoryError(f"{error}{_diagnosis(root)}") from None
+    signature = signature_from_dict(manifest["signature"])
+    paths = {role: graph_path(root, manifest, role) for role in manifest["artefacts"] if role in GRAPH_MODELS}
+    verify_files(manifest, paths)
+    mistakes = [
+        mistake
+        for role, path in paths.items()
+        for mistake in graph_mistakes(read_config(root / GRAPH_MODELS[role] / CONFIG_FILE), path)
+    ]
+    if mistakes:
+        raise RepositoryError(f"{root} would not load: " + "; ".join(mistakes))
+    preprocessor = _checked_preprocessing(root, manifest)
+    verification = Verification(root, manifest, device, served_device(root))
+    sessions = {"device": device, **served_sessions(root)}
+    cases = read_cases(root / REFERENCE) if REFERENCE in manifest["repository"]["files"] else []
+    if not manifest["parity"].get("emulated"):  # ONNX Runtime cannot run what had to be emulated for it
+        for role, path in paths.items():
+            report(role)
+            with _running(role, path, signature.graph(role), verification.uncaptured, **sessions) as run:
+                if cases:
+                    verification.graphs[role] = _answers(role, path, run, signature.graph(role), cases, manifest)
+                else:
+                    _answers_something(path, run, signature.graph(role), preprocessor)
+                    verification.without_cases.append(role)
+    verification.engines = check_engines(root, manifest, signature, cases, report)
+    _complete(root, verification)
+    if checkpoint is not None:
+        report("parity")
+        verification.parity = _gate_again(root, manifest, paths, Path(checkpoint), sessions)
+    return verification
+
+
+def _complete(root: Path, verification: Verification) -> None:
+    """Write what was found out about the engines into the manifest; a repository that cannot be written stays."""
+    manifest, found = verification.manifest, False
+    for role, check in verification.engines.items():
+        found = found or manifest["artefacts"][role]["engine"] != check.entry
+        manifest["artefacts"][role]["engine"] = check.entry
+        if is_built(check.entry):
+            name = plan_path(root, manifest, role).relative_to(root).as_posix()
+            manifest["repository"]["files"][name] = check.entry["sha256"]
+    if found:
+        with suppress(OSError):
+            write_json(root / MANIFEST, manifest)
+
+
+def _checked_preprocessing(root: Path, manifest: dict[str, Any]) -> Preprocessor:
+    description = read_description(root)
+    preprocessor = description.preprocessor()
+    if description.fingerprint != manifest["preprocessing_sha256"] or list(description.labels) != manifest["labels"]:
+        raise RepositoryError(
+            f"{root / 'rekd' / CONFIG_FILE} describes other labels or another preprocessing than the manifest; fix: "
+            "rekd-export again"
+        )
+    return preprocessor
+
+
+@contextmanager
+def _running(
+    role: str, path: Path, signature: GraphSignature, uncaptured: dict[str, str], **sessions: Any
+) -> Iterator[Callable[[Arrays], Arrays]]:
+    """What runs a graph; ``uncaptured`` is told by role why its launches are not replayed, where they are not.
+
+    Raises:
+        RepositoryError: the graph cannot run.
+    """
+    unopened = chain_on([Graph(path, signature, GRAPH_MODELS[role])], **sessions)
+    try:
+        with unopened as chain:
+            yield chain.run
+            if isinstance(chain, DeviceChain) and chain.uncaptured:
+                uncaptured[role] = "; ".join(chain.uncaptured.values())
+    except EngineError as error:
+        raise RepositoryError(f"{path} cannot be run: {error}") from None
+
+
+def _answers_something(
+    path: Path, run: Callable[[Arrays], Arrays], signature: GraphSignature, preprocessor: Preprocessor
+) -> None:
+    """Run a row of each padded length, as there are no stored ones; raise RepositoryError for what is no number."""
+    for length in lengths_of(signature, preprocessor):
+        outputs = run({name: array[None] for name, array in example(signature, preprocessor, length).items()})
+        if wrong := [name for name, array in outputs.items() if not np.isfinite(array).all()]:
+            raise RepositoryError(f"{path} gives {', '.join(wrong)} that are no numbers; fix: rekd-export again")
+
+
+def _answers(
+    role: str, path: Path, run: Callable[[Arrays], Arrays], signature: GraphSignature, cases: list[Case],
+    manifest: dict[str, Any],
+) -> Agreement:
+    """How the graph answers the stored cases.
+
+    Raises:
+        RepositoryError: it answers otherwise than the model did.
+    """
+    limits = verification_limits(manifest["parity"])
+    agreement = compare(role, run, signature, cases, limits["tie_margin"])
+    if found := complaints(agreement, limits):
+        raise RepositoryError(
+            f"{path} does not answer as the exported model did on the inputs in {REFERENCE}: {'; '.join(found)}; it "
+            "belongs to another checkpoint, or this machine computes wrongly; fix: rekd-export again"
+        )
+    return agreement
+
+
+def _diagnosis(root: Path) -> str:
+    """What a graph that is not the exported one turns out to be; empty where that cannot be said."""
+    try:
+        manifest = read_manifest(root)
+        signature, cases = signature_from_dict(manifest["signature"]), read_cases(root / REFERENCE)
+    except (RepositoryError, KeyError):
+        return ""
+    found = []
+    for role in (role for role in manifest["artefacts"] if role in GRAPH_MODELS):
+        path = graph_path(root, manifest, role)
+        try:
+            verify_files(manifest, {role: path})
+        except RepositoryError:
+            verdict = _what_it_is(role, path, signature.graph(role), cases, manifest)
+            found.append(f"; {path.relative_to(root)} {verdict}")
+    return "".join(found)
+
+
+def _what_it_is(
+    role: str, path: Path, signature: GraphSignature, cases: list[Case], manifest: dict[str, Any]
+) -> str:
+    if not path.is_file():
+        return "is missing"
+    try:
+        with _running(role, path, signature, {}) as run:
+            _answers(role, path, run, signature, cases, manifest)
+    except RepositoryError as error:
+        if "cannot be run" in str(error):
+            return "is no graph of this pair, or damaged: it does not load"
+        return "answers otherwise than the exported model: a graph of another checkpoint, or damaged weights"
+    return "still answers as the exported model, but is not the file that was written"
+
+
+def _gate_again(
+    root: Path, manifest: dict[str, Any], paths: dict[str, Path], checkpoint: Path, sessions: dict[str, Any]
+) -> dict[str, Any]:
+    """The parity gate on the repository's graphs.
+
+    Raises:
+        RepositoryError: another checkpoint, or the gate refuses.
+    """
+    from rekd_deploy.export.checkpoint import read_facts
+
+    read_facts(checkpoint)  # its complaints come before torch is loaded
+    from rekd_deploy.parity.examples import parity_examples, with_lengths
+    from rekd_deploy.parity.gate import check_parity, check_single_parity
+    from rekd_train.checkpoints.checkpoint import checkpoint_hash, load
+
+    digest = checkpoint_hash(checkpoint)
+    if digest != manifest["checkpoint_sha256"]:
+        raise RepositoryError(
+            f"{root} was exported from the checkpoint {manifest['checkpoint_sha256'][:12]}, but {checkpoint} is "
+            f"{digest[:12]}; fix: give the right checkpoint, or export this one"
+        )
+    rationalizer = load(checkpoint)
+    rationalizer.preprocessor = with_lengths(rationalizer.preprocessor, tuple(manifest.get("lengths", ())))
+    examples = parity_examples(checkpoint, rationalizer.preprocessor, class_names=rationalizer.labels)
+    limits = ParityLimits(**manifest["parity"]["limits"])
+    try:
+        pair = check_parity(rationalizer, paths["selector"], paths["predictor"], examples, limits, **sessions)
+        reports = {"pair": pair}
+        if "single" in paths:
+            reports["single"] = check_single_parity(rationalizer, paths["single"], examples, limits, **sessions)
+    except ParityError as error:
+        raise RepositoryError(f"{root}: {error}; fix: rekd-export again") from None
+    return {name: each.to_dict() for name, each in reports.items()}

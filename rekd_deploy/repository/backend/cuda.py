@@ -1,0 +1,114 @@
+"""The ONNX graph on a GPU: each shape of a batch is captured once as a CUDA graph and replayed from then on.
+
+This file is copied beside ``model.py``, see ``triton_model``; it needs NumPy and onnxruntime-gpu alone. Triton's own
+onnxruntime backend cannot do this: it binds other buffers at each request, and a captured graph knows only its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+_PROVIDER = "CUDAExecutionProvider"
+_MOST_SHAPES = 128
+"""So many are captured, those of the warm-ups first (16 lengths up to 512 tokens, 5 sizes); any other runs as it is."""
+
+
+class CapturedGraph:
+    """model.onnx, to be used by one thread: ONNX Runtime keeps captured graphs for the thread that captured them.
+
+    Args:
+        folder: where it lies.
+        device: index of the GPU.
+        batches: sizes that batches are filled up to by repeating the last row, which changes no other row's answer.
+
+    Raises:
+        RuntimeError: ONNX Runtime cannot use the GPU.
+    """
+
+    def __init__(self, folder: Path, device: int, batches: Collection[int]) -> None:
+        import onnxruntime
+
+        self._runtime, self._path, self._device = onnxruntime, str(folder / "model.onnx"), device
+        self._batches = sorted(batches)
+        self._shapes: dict[tuple, tuple[dict[str, Any], Any, Any]] = {}
+        if _PROVIDER not in onnxruntime.get_available_providers():
+            raise RuntimeError(
+                "the ONNX Runtime of Triton's Python serves no GPUs; fix: install onnxruntime-gpu[cuda,cudnn] there"
+            )
+        onnxruntime.preload_dlls()
+        self._session: Any = self._opened()
+
+    def run(self, names: Sequence[str], inputs: Arrays) -> list[np.ndarray]:
+        """The outputs of these names; no others are copied from the GPU."""
+        count = len(next(iter(inputs.values())))
+        size = min((size for size in self._batches if size >= count), default=count)
+        filled = {name: _filled(inputs[name], size) for name in sorted(inputs)}
+        try:
+            outputs = self._answer(names, filled)
+        except Exception:
+            self.close()  # half of something may be left, of a capture or of memory; the next request starts anew
+            raise
+        return [array[:count] for array in outputs]
+
+    def close(self) -> None:
+        """Give the device memory back."""
+        self._shapes.clear()
+        self._session = None
+
+    def _answer(self, names: Sequence[str], inputs: Arrays) -> list[np.ndarray]:
+        if self._session is None:
+            self._session = self._opened()
+        key = tuple(array.shape for array in inputs.values())
+        if key not in self._shapes:
+            if len(self._shapes) >= _MOST_SHAPES:
+                return self._session.run(list(names), inputs, self._options(-1))
+            self._shapes[key] = self._shape(inputs)
+        buffers, binding, options = self._shapes[key]
+        for name, array in inputs.items():
+            buffers[name].update_inplace(array)
+        self._session.run_with_iobinding(binding, options)
+        return [buffers[name].numpy() for name in names]
+
+    def _shape(self, inputs: Arrays) -> tuple[dict[str, Any], Any, Any]:
+        """Buffers of these shapes and of what the graph makes of them, bound for good, and the graph's number."""
+        names = [output.name for output in self._session.get_outputs()]
+        outputs = dict(zip(names, self._session.run(names, inputs, self._options(-1)), strict=True))
+        buffers = {
+            name: self._runtime.OrtValue.ortvalue_from_shape_and_type(
+                list(array.shape), array.dtype.type, "cuda", self._device
+            )
+            for name, array in {**inputs, **outputs}.items()
+        }
+        binding = self._session.io_binding()
+        for name in inputs:
+            binding.bind_ortvalue_input(name, buffers[name])
+        for name in outputs:
+            binding.bind_ortvalue_output(name, buffers[name])
+        return buffers, binding, self._options(len(self._shapes))
+
+    def _options(self, number: int) -> Any:
+        """Of a run: the number of its captured graph, -1 for none."""
+        options = self._runtime.RunOptions()
+        options.add_run_config_entry("gpu_graph_id", str(number))
+        return options
+
+    def _opened(self) -> Any:
+        options = self._runtime.SessionOptions()  # as the gate's on a GPU: rekd_deploy/runtimes/onnxruntime_device.py
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        settings = {"device_id": str(self._device), "enable_cuda_graph": "1", "use_tf32": "0"}
+        session = self._runtime.InferenceSession(
+            self._path, options, providers=[(_PROVIDER, settings)], enable_fallback=0
+        )
+        if session.get_providers()[0] != _PROVIDER:  # ONNX Runtime falls back without a word
+            raise RuntimeError(f"ONNX Runtime would run it on the CPU, not on GPU {self._device}: see the server's log")
+        return session
+
+
+def _filled(array: np.ndarray, rows: int) -> np.ndarray:
+    """(rows, ...): the last row repeated."""
+    return np.ascontiguousarray(np.concatenate([array, np.repeat(array[-1:], rows - len(array), axis=0)]))

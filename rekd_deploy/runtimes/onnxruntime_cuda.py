@@ -1,0 +1,143 @@
+"""Sessions of ONNX Runtime on a GPU: what they need of the machine, and that they are really there. torch-free."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from contextlib import redirect_stdout, suppress
+from functools import cache
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from rekd_deploy.errors import EngineError
+from rekd_deploy.runtimes.base import parse_device
+from rekd_deploy.runtimes.onnxruntime import onnx_runtime
+from rekd_train.errors import MissingExtraError, install_command
+
+PROVIDER = "CUDAExecutionProvider"
+_DRIVER_TOO_OLD, _NO_GPU = 35, 100
+"""cudaErrorInsufficientDriver, cudaErrorNoDevice."""
+_COPYING = ("LSTM", "GRU", "RNN")
+"""Operators whose kernels copy the lengths of the rows from host memory, which is given back after the run."""
+
+
+def check_device(device: str) -> None:
+    """``check_cuda`` where a device is a GPU; EngineError for a name that is none."""
+    kind, index = parse_device(device)
+    if kind == "cuda":
+        check_cuda(index)
+
+
+def check_cuda(index: int = 0) -> None:
+    """Load what the CUDA provider needs, and find the GPU.
+
+    Raises:
+        MissingExtraError: the ONNX Runtime that is installed serves no GPUs.
+        EngineError: there is no driver or no such GPU, the driver is too old, or a library is missing.
+    """
+    if PROVIDER not in onnx_runtime().get_available_providers():
+        raise MissingExtraError("onnxruntime-gpu", "gpu")
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        raise EngineError(
+            "there is no NVIDIA driver on this machine (libcuda.so.1); fix: install it, or device 'cpu'"
+        ) from None
+    onnx_runtime().set_default_logger_severity(4)  # it warns at each session; what fails is raised
+    if missing := _missing_library():
+        raise EngineError(f"ONNX Runtime cannot use the GPU: {missing}; fix: {install_command('gpu')}")
+    _check_gpu(index)
+
+
+def cuda_session(content: bytes | str, options: Any, *, device: int, captured: bool) -> Any:
+    """An ``InferenceSession`` on a GPU.
+
+    Args:
+        content: the graph, or its file.
+        options: ``SessionOptions``.
+        captured: CUDA graphs are captured and replayed, one for each ``gpu_graph_id`` of the run options.
+
+    Raises:
+        EngineError: ONNX Runtime would run it on the CPU; whatever else ONNX Runtime raises passes through.
+    """
+    settings = {"device_id": str(device), "enable_cuda_graph": str(int(captured)), "use_tf32": "0"}
+    session = onnx_runtime().InferenceSession(content, options, providers=[(PROVIDER, settings)], enable_fallback=0)
+    if session.get_providers()[0] != PROVIDER:  # ONNX Runtime falls back without a word
+        raise EngineError(
+            f"ONNX Runtime would run it on the CPU, not on GPU {device}; fix: {install_command('gpu')}, a driver for "
+            "its CUDA, or device 'cpu'"
+        )
+    return session
+
+
+def copying_operator(model: bytes | Path) -> str:
+    """The first operator of a graph that must not be captured, or ''.
+
+    A replay would copy from memory that is another's by then, and a driver need not refuse the capture. It is looked
+    for in the bytes, where a node's operator is field 4 of its message: the package onnx need not be there.
+    """
+    content = model if isinstance(model, bytes) else model.read_bytes()
+    return next((name for name in _COPYING if bytes((0x22, len(name))) + name.encode() in content), "")
+
+
+def refused_capture(error: Exception) -> str:
+    """What ONNX Runtime could not capture, from what it raised, or ''; memory that was not left is not meant."""
+    found = re.search(r"CUDA failure 90\d:.*expr=(cuda(?:Memcpy|Memset|\w*Synchronize)\w*)", str(error), re.DOTALL)
+    operator = re.search(r"while running (\w+) node", str(error))
+    return f"its {operator[1] if operator else 'step'} calls {found[1]}" if found else ""
+
+
+def forget_errors() -> None:
+    """Clear what a failed call left in this thread: ONNX Runtime would take it for a failure of its next kernel."""
+    with suppress(OSError):
+        _cuda_runtime().cudaGetLastError()
+
+
+def _cuda_runtime() -> ctypes.CDLL:
+    """CUDA's runtime, found by name since it is loaded already."""
+    return ctypes.CDLL(f"libcudart.so.{onnx_runtime().cuda_version.split('.')[0]}")
+
+
+def _check_gpu(index: int) -> None:
+    """Raise EngineError where the driver does not serve this CUDA, or there is no GPU of that number."""
+    runtime, count = _cuda_runtime(), ctypes.c_int()
+    if code := runtime.cudaGetDeviceCount(ctypes.byref(count)):
+        runtime.cudaGetLastError()
+        if code == _DRIVER_TOO_OLD:
+            version = onnx_runtime().cuda_version
+            raise EngineError(f"the NVIDIA driver is too old for CUDA {version}; fix: update it, or device 'cpu'")
+        if code != _NO_GPU:
+            runtime.cudaGetErrorString.restype = ctypes.c_char_p
+            reason = runtime.cudaGetErrorString(code).decode()
+            raise EngineError(f"CUDA does not start: {reason} ({code}); fix: see what nvidia-smi says, or device 'cpu'")
+    if count.value == 0:
+        raise EngineError("the driver shows no GPU; fix: see nvidia-smi and CUDA_VISIBLE_DEVICES, or device 'cpu'")
+    if index >= count.value:
+        raise EngineError(f"there is no GPU {index}; this machine has {count.value}; fix: choose another")
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of what ONNX Runtime raised, with the fix where it is known."""
+    text = str(error).strip()
+    if "cuDNN is unavailable" in text:
+        return f"cuDNN is missing; fix: {install_command('gpu')}"
+    if "graph capture" in text:
+        return (
+            "some of its operators have no kernels for GPUs, as those of int8; fix: export it again, with --precision "
+            "fp32 or fp16"
+        )
+    if found := refused_capture(error):
+        return f"it cannot be captured as a CUDA graph: {found}; fix: run it without capture"
+    # any other 900 is of memory that was asked for while capturing, since none was left before
+    if any(sign in text for sign in ("Failed to allocate memory", "out of memory", "CUDA failure 900")):
+        return "the GPU has no memory left; fix: smaller batches, or end what else runs there"
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+@cache
+def _missing_library() -> str:
+    """What ONNX Runtime says about the first of CUDA's libraries that it cannot load, or ''."""
+    with redirect_stdout(StringIO()) as told:
+        onnx_runtime().preload_dlls()
+    return next((line.strip() for line in told.getvalue().splitlines() if line.startswith("Failed to load")), "")
