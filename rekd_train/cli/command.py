@@ -34,7 +34,7 @@ _ClickError = typer.BadParameter.__base__.__base__
 
 
 def application(help: str, **typer_kwargs: Any) -> typer.Typer:
-    """A typer application in the house's style: plain help, no completion commands.
+    """A typer application in the style of all commands: plain help, no completion commands.
 
     ``run`` adds ``--version`` and ``--debug``. With a single command, ``help`` and ``epilog`` given here
     are that command's unless it has its own.

@@ -13,7 +13,7 @@ from typing import Any
 from rekd_train.config.section import did_you_mean
 from rekd_train.errors import ConfigError
 
-PRESETS = Path(__file__).parent / "presets"
+PRESETS = Path(__file__).parents[1] / "presets"
 
 
 def preset_names() -> list[str]:

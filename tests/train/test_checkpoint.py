@@ -186,7 +186,8 @@ def test_an_older_version_is_upgraded_step_by_step(copy, checkpoint, texts, monk
 
 
 def test_every_older_version_has_a_rule():
-    assert sorted(rekd_train.checkpoints.checkpoint.UPGRADES) == list(range(1, rekd_train.checkpoints.checkpoint.VERSION))
+    checkpoint = rekd_train.checkpoints.checkpoint
+    assert sorted(checkpoint.UPGRADES) == list(range(1, checkpoint.VERSION))
 
 
 # writing
