@@ -129,9 +129,9 @@ def network(facts: dict[str, Any]) -> Any:
 
 def _write(work: Path, name: str, facts: dict[str, Any]) -> dict[str, Any]:
     from rekd_deploy.bench.latency_inputs import calibration_items
-    from rekd_deploy.graphs.modules import pair_signature
+    from rekd_deploy.graphs.modules import head_layers, pair_signature
     from rekd_deploy.graphs.precision.convert import convert_pair
-    from rekd_deploy.graphs.tracing import OPSET, head_layers, traced_graphs, write_graphs
+    from rekd_deploy.graphs.tracing import OPSET, traced_graphs, write_graphs
 
     pair = network(facts)
     signature, items = pair_signature(pair), calibration_items(pair.preprocessor)

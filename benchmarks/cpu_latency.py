@@ -187,10 +187,10 @@ def random_pair(selector_layers: int, layers: int, width: int, heads: int, lengt
 
 def _int8(pair, models, signature, samples):
     """Both graphs in int8, whatever that does to random rationales."""
+    from rekd_deploy.graphs.modules import head_layers
     from rekd_deploy.graphs.precision.convert import HEAD_OUTPUTS
     from rekd_deploy.graphs.precision.integers import to_int8
     from rekd_deploy.graphs.precision.structure import Structure, name_nodes
-    from rekd_deploy.graphs.tracing import head_layers
     from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
     heads, named = head_layers(pair), {role: name_nodes(model) for role, model in models.items()}

@@ -11,13 +11,12 @@ from precisions import answers, conversion_of, converted, examples_of, model_of,
 
 from rekd_deploy.errors import ExportError
 from rekd_deploy.graphs.fusion_cpu import norms_apart
-from rekd_deploy.graphs.modules import pair_signature
+from rekd_deploy.graphs.modules import head_layers, pair_signature
 from rekd_deploy.graphs.precision import convert as convert_module
 from rekd_deploy.graphs.precision.attention import split_attention
 from rekd_deploy.graphs.precision.calibration import best_range, calibrated_ranges
 from rekd_deploy.graphs.precision.convert import convert_pair, without_padding
 from rekd_deploy.graphs.precision.integers import quantised_weight
-from rekd_deploy.graphs.tracing import head_layers
 
 
 def operators(model: onnx.ModelProto) -> list[str]:

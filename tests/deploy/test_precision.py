@@ -11,12 +11,11 @@ from precisions import answers, assert_no_neighbours, conversion_of, convert, co
 
 from rekd_deploy.errors import ExportError
 from rekd_deploy.graphs import onnx_model
-from rekd_deploy.graphs.modules import pair_signature
+from rekd_deploy.graphs.modules import head_layers, pair_signature
 from rekd_deploy.graphs.precision.convert import HEAD_OUTPUTS, check_precision
 from rekd_deploy.graphs.precision.half import MASKED, to_half
 from rekd_deploy.graphs.precision.observed import multiplications, observed_precision
 from rekd_deploy.graphs.precision.structure import Structure, name_nodes
-from rekd_deploy.graphs.tracing import head_layers
 from rekd_deploy.parity.cases import constructed_inputs
 
 CASES = [
