@@ -9,8 +9,13 @@ from typing import Any
 from safetensors import SafetensorError
 
 from rekd_train.checkpoints import checkpoint
-from rekd_train.checkpoints.examples import checkpoint_examples
-from rekd_train.checkpoints.recorded import data_for, recorded_config, splits_to_measure, start_from
+from rekd_train.checkpoints.recorded import (
+    checkpoint_examples,
+    data_for,
+    recorded_config,
+    splits_to_measure,
+    start_from,
+)
 from rekd_train.config.run import RunConfig
 from rekd_train.data import DataSet, Split, encode_splits, load_data, summarise
 from rekd_train.errors import CheckpointError, ConfigError

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from rekd_train.checkpoints.model_card import model_card
 from rekd_train.config.run import BackboneConfig, explain
+from rekd_train.data.summary import summary_notes, summary_rows
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.files import atomic_directory, sha256, write_json, write_text
 from rekd_train.inputs.policy import SelectionPolicy
@@ -43,6 +44,9 @@ UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 EXAMPLES_FILE = "examples.jsonl"
 IMAGES_FILE = "examples.npz"
 _WEIGHTS = ("selector.safetensors", "predictor.safetensors")
+_CARD = Environment(
+    loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+).get_template("model_card.md.j2")
 
 
 def save(
@@ -240,3 +244,42 @@ def _read_json(path: Path) -> Any:
         raise CheckpointError(f"{path} is missing; is {path.parent} a whole checkpoint?") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}; fix: copy it again") from None
+
+
+def model_card(description: dict[str, Any], policy: SelectionPolicy, metrics: dict[str, Any]) -> str:
+    """Markdown text of the card, from what the checkpoint itself says."""
+    training = description["training"]
+    image = description["preprocessing"]["kind"] == "image"
+    features = "patches" if image else "words"
+    return _CARD.render(
+        name=training.get("name", "REKD pair"),
+        labels=", ".join(description["labels"]),
+        description=description,
+        modality="images" if image else "text",
+        features=features,
+        rule=_rule(policy, features),
+        policy=policy,
+        origins=training.get("origins", []),
+        figures=list(_flat({key: value for key, value in metrics.items() if key != "data"})),
+        data=metrics.get("data"),
+        summary_rows=summary_rows,
+        summary_notes=summary_notes,
+    )
+
+
+def _rule(policy: SelectionPolicy, features: str) -> str:
+    if policy.bias is None:
+        most = "all" if policy.budget is None else f"exactly {policy.budget} of the {features}, rounded down"
+        return f"the highest scores, {most}"
+    limit = "no upper limit" if policy.budget is None else f"at most {policy.budget} of the {features}"
+    return f"score plus bias {policy.bias} above 0, {limit}"
+
+
+def _flat(metrics: dict[str, Any], prefix: str = ""):
+    for key, value in metrics.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif key == "never_predicted" and value:
+            yield f"{prefix}{key}", ", ".join(value)
+        elif not isinstance(value, list):
+            yield f"{prefix}{key}", round(value, 4) if isinstance(value, float) else value

@@ -22,9 +22,8 @@ from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.files import cannot_write, sha256
 from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
 from rekd_train.inputs.policy import PAPER_POLICY
-from rekd_train.inputs.preprocessors import Preprocessor
+from rekd_train.inputs.preprocessors import Preprocessor, TokenIdPreprocessor, TokenIdSettings
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
-from rekd_train.inputs.token_ids import TokenIdPreprocessor, TokenIdSettings
 from rekd_train.models.base import Predictor, Selector
 from rekd_train.models.families import build_backbone
 from rekd_train.models.official_weights import StateReader, bert_weights, vit_weights

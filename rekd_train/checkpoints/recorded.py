@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from rekd_train.checkpoints import checkpoint
-from rekd_train.config.files import override, read_document, with_current_names
-from rekd_train.config.run import RunConfig, explain
+from rekd_train.config.run import RunConfig, explain, override, read_document, with_current_names
 from rekd_train.data import DataSet, LabelledTexts, Split, encode, is_unsplit, load_data, load_whole
 from rekd_train.data.table_files import SUFFIXES
 from rekd_train.errors import CheckpointError, ConfigError, DataError
-from rekd_train.inputs.preprocessors import same_tokens
+from rekd_train.inputs.preprocessors import Preprocessor, same_tokens
 from rekd_train.inputs.text import TextPreprocessor
 from rekd_train.models.rationalizer import Rationalizer
 
@@ -167,3 +167,22 @@ def start_from(pair: Rationalizer, start: Rationalizer, path: Path, data: DataSe
 
 def _some(names: Sequence[Any]) -> str:
     return ", ".join(str(name) for name in list(names)[:6]) + (", ..." if len(names) > 6 else "")
+
+
+TEXTS = 200
+IMAGES = 200
+IMAGE_BYTES = 8_000_000
+"""Large images are fewer: a checkpoint should stay a file to send."""
+
+
+def checkpoint_examples(data: DataSet, preprocessor: Preprocessor) -> dict[str, Any]:
+    """Arguments for ``checkpoint.save``: ``examples`` for texts, ``images`` for images."""
+    dev = data.splits["dev"]
+    if isinstance(dev, LabelledTexts):
+        some = dev.head(TEXTS)
+        pairs = zip(some.texts, some.labels, strict=True)
+        return {"examples": [{"text": text, "label": data.label_names[label]} for text, label in pairs]}
+    settings = preprocessor.settings
+    fitting = IMAGE_BYTES // (settings.height * settings.width * settings.channels)
+    split = encode(dev.head(max(16, min(IMAGES, fitting))), preprocessor)
+    return {"images": {"pixels": split.inputs(np.arange(len(split)))["pixels"], "labels": split.labels}}

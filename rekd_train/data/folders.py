@@ -6,10 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rekd_train.config.run import DataConfig
-from rekd_train.data.classes import class_names, class_numbers, label_fix, unknown_labels
-from rekd_train.data.duplicates import find_duplicates
-from rekd_train.data.examples import DataSet, LabelledImages
-from rekd_train.data.partition import completed
+from rekd_train.data.examples import (
+    DataSet,
+    LabelledImages,
+    class_names,
+    class_numbers,
+    completed,
+    find_duplicates,
+    label_fix,
+    unknown_labels,
+)
 from rekd_train.data.tables import SPLIT_NAMES
 from rekd_train.errors import DataError, listed
 from rekd_train.files import sha256
@@ -23,7 +29,7 @@ def image_folder(config: DataConfig) -> DataSet:
 
     Files NAME.rationale.png, which ``rekd-query --save`` writes, are left out.
 
-    A file that occurs twice, byte for byte, is kept once (``rekd_train.data.duplicates``).
+    A file that occurs twice, byte for byte, is kept once (``rekd_train.data.examples``).
 
     Raises:
         DataError: no folder, no classes or no images in it, a class that training does not know.

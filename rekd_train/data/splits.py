@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -11,7 +11,6 @@ import numpy as np
 from tokenizers import Encoding
 
 from rekd_train.config.run import DataConfig
-from rekd_train.data.augmentation import augment
 from rekd_train.data.examples import DataSet, Examples, LabelledImages, LabelledTexts
 from rekd_train.errors import ConfigError, DataError, InputError, listed
 from rekd_train.inputs.image import ImagePreprocessor
@@ -99,7 +98,7 @@ class ImageSplit:
     truth: list[np.ndarray | None] | None = field(default=None, repr=False)
     """For each image (patches,) bool, the patches that lie mostly in its region."""
     augmentation: str = "none"
-    """'none', 'crop', 'flip' or 'crop_flip': see ``rekd_train.data.augmentation``."""
+    """'none', 'crop', 'flip' or 'crop_flip': see ``rekd_train.data.splits``."""
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -214,3 +213,58 @@ def _covered(regions: np.ndarray, images: np.ndarray, rows: int, columns: int) -
     wide = np.clip(np.minimum(right, column_edges[1:]) - np.maximum(left, column_edges[:-1]), 0, None)
     shares = tall[:, :, None] * (wide / (width / columns))[:, None, :]
     return (shares >= 0.5).reshape(len(regions), rows * columns)
+
+
+def bucketed_batches(
+    lengths: np.ndarray, batch_size: int, generator: np.random.Generator | None = None
+) -> Iterator[np.ndarray]:
+    """Index batches of similar length, so that little padding is computed.
+
+    Args:
+        lengths: (n,) tokens.
+        generator: shuffles; None: ascending length, every example once, for evaluation.
+    """
+    if generator is None:
+        order = np.argsort(lengths, kind="stable")
+        yield from (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+        return
+    order = generator.permutation(len(lengths))
+    pool = batch_size * 16
+    batches = []
+    for start in range(0, len(order), pool):
+        block = order[start : start + pool]
+        block = block[np.argsort(lengths[block], kind="stable")]
+        batches += [block[first : first + batch_size] for first in range(0, len(block), batch_size)]
+    for index in generator.permutation(len(batches)):
+        yield batches[index]
+
+
+AUGMENTATIONS = ("none", "crop", "flip", "crop_flip")
+MARGIN = 4
+"""Pixels of black border that a crop may move the image by, on each side (the paper's CIFAR runs)."""
+
+
+def augment(pixels: np.ndarray, augmentation: str, generator: np.random.Generator) -> np.ndarray:
+    """Crop and mirror each image at random.
+
+    Args:
+        pixels: uint8 (B, height, width, channels).
+        augmentation: 'crop' shifts within a black border of ``MARGIN`` pixels, 'flip' mirrors half of the
+            images left to right, 'crop_flip' does both, 'none' neither.
+        generator: decides; the same state gives the same images.
+    """
+    if "crop" in augmentation:
+        pixels = _cropped(pixels, generator)
+    if "flip" in augmentation:
+        mirrored = generator.random(len(pixels)) < 0.5
+        pixels = np.where(mirrored[:, None, None, None], pixels[:, :, ::-1], pixels)
+    return np.ascontiguousarray(pixels)
+
+
+def _cropped(pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    count, height, width, _ = pixels.shape
+    padded = np.pad(pixels, ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)))
+    tops, lefts = generator.integers(0, 2 * MARGIN + 1, size=(2, count))
+    rows = (tops[:, None] + np.arange(height))[:, :, None]
+    columns = (lefts[:, None] + np.arange(width))[:, None, :]
+    return padded[np.arange(count)[:, None, None], rows, columns]

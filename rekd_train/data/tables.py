@@ -1,7 +1,7 @@
 """The user's own texts: CSV, TSV, JSON lines or Parquet, one file or one for each split.
 
 Columns: a text, a label and, if there is one, a human rationale: a list of [start, end] character positions,
-in CSV and TSV written as JSON. A text that occurs twice is kept once (``rekd_train.data.duplicates``).
+in CSV and TSV written as JSON. A text that occurs twice is kept once (``rekd_train.data.examples``).
 """
 
 from __future__ import annotations
@@ -12,10 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from rekd_train.config.run import DataConfig
-from rekd_train.data.classes import class_names, class_numbers, label_fix, unknown_labels
-from rekd_train.data.duplicates import find_duplicates
-from rekd_train.data.examples import SPLITS, CharacterSpans, DataSet, LabelledTexts
-from rekd_train.data.partition import completed
+from rekd_train.data.examples import (
+    SPLITS,
+    CharacterSpans,
+    DataSet,
+    LabelledTexts,
+    class_names,
+    class_numbers,
+    completed,
+    find_duplicates,
+    label_fix,
+    unknown_labels,
+)
 from rekd_train.data.table_files import SUFFIXES, Table, read_table
 from rekd_train.errors import DataError, listed
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rekd_train.errors import ConfigError, FaultyItemsError, InputError
-from rekd_train.inputs.image_reading import UnusableImage, image_name, read_image
+from rekd_train.inputs.items import UnusableImage, image_name, read_image
 from rekd_train.inputs.prediction import Patch, Prediction
 
 if TYPE_CHECKING:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import unicodedata
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import numpy as np
 
-from rekd_train.errors import ConfigError
+from rekd_train.errors import ConfigError, InputError
 from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
 from rekd_train.inputs.prediction import Prediction
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
-from rekd_train.inputs.token_ids import TokenIdPreprocessor, TokenIdSettings
 
 if TYPE_CHECKING:
     from rekd_train.config.run import BackboneConfig
@@ -62,6 +64,80 @@ class Preprocessor(Protocol):
 
     def save(self, directory: Path) -> None:
         """Write what the settings do not hold into ``directory``."""
+
+
+@dataclass(frozen=True)
+class TokenIdSettings:
+    """What is known of the inputs."""
+
+    max_length: int
+    """Tokens of the longest input, specials included."""
+    pad: int = 0
+    """Id of [PAD]."""
+    kind: str = "token_ids"
+
+
+class TokenIdPreprocessor:
+    """Has no tokenizer: a model over it takes ``input_ids`` and ``attention_mask`` tensors, not texts.
+
+    Args:
+        settings: length limit and padding id.
+    """
+
+    def __init__(self, settings: TokenIdSettings) -> None:
+        self.settings = settings
+        self.special_ids = {"pad": settings.pad}
+
+    @property
+    def positions(self) -> int:
+        """Most tokens of any input."""
+        return self.settings.max_length
+
+    @property
+    def features(self) -> int:
+        """Most selectable tokens: all, for without a tokenizer [CLS] and [SEP] are not known as such."""
+        return self.settings.max_length
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the settings."""
+        return hashlib.sha256(json.dumps(asdict(self.settings), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def tokenizer_json(self) -> NoReturn:
+        """Raises InputError: there is none."""
+        self._refuse()
+
+    def __call__(self, items: object, first_index: int = 0) -> NoReturn:
+        """Raises InputError: texts cannot be read."""
+        self._refuse()
+
+    def check_items(self, items: object) -> NoReturn:
+        """Raises InputError: texts cannot be read."""
+        self._refuse()
+
+    def encode(self, texts: object) -> NoReturn:
+        """Raises InputError: texts cannot be read."""
+        self._refuse()
+
+    def check_backbone(self, settings: BackboneConfig) -> None:
+        """Raise ConfigError if a network of these sizes cannot read such inputs."""
+        if settings.image is not None or settings.positions < self.settings.max_length:
+            raise ConfigError(f"the family '{settings.family}' does not read {self.settings.max_length} token ids")
+
+    def save(self, directory: Path) -> None:
+        """Nothing to write: the settings lie in the checkpoint's config.json."""
+
+    @classmethod
+    def load(cls, directory: Path, settings: TokenIdSettings) -> TokenIdPreprocessor:
+        """The counterpart of ``save``."""
+        return cls(settings)
+
+    def _refuse(self) -> NoReturn:
+        raise InputError(
+            "this checkpoint was imported without a tokenizer, so it cannot read texts; fix: import it again with "
+            "--tokenizer FILE (tokenizer.json or vocab.txt), or give input_ids to select() and class_logits()"
+        )
 
 
 _KINDS = {
@@ -124,3 +200,31 @@ def _rules(preprocessor: TextPreprocessor) -> dict[str, Any]:
     whole = json.loads(Tokenizer.from_str(preprocessor.tokenizer_json).to_str())  # with every default written out
     added = [token for token in whole["added_tokens"] if not token["special"]]
     return {"added": added, **{name: whole[name] for name in ("normalizer", "pre_tokenizer", "model")}}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Facts about every id: arrays (V,) bool, V the tokenizer's size."""
+
+    special: np.ndarray
+    """[PAD], [CLS], [SEP] and the like: never part of a text."""
+    punctuation: np.ndarray
+    """Made of punctuation and symbols alone (Unicode categories P and S)."""
+    continues: np.ndarray
+    """Belongs to the word of the token before it (WordPiece's ##); with other tokenizers each token is a word."""
+
+
+def vocabulary_of(preprocessor: TextPreprocessor) -> Vocabulary:
+    """Read the kinds off a tokenizer's own description."""
+    description = json.loads(preprocessor.tokenizer_json)
+    model = description["model"]
+    prefix = model.get("continuing_subword_prefix") if model.get("type", "WordPiece") == "WordPiece" else None
+    special_ids = {*preprocessor.special_ids.values(), *(t["id"] for t in description["added_tokens"] if t["special"])}
+    special, punctuation, continues = np.zeros((3, preprocessor.vocabulary_size), dtype=bool)
+    for number in range(preprocessor.vocabulary_size):
+        token = preprocessor.token(number)
+        special[number] = number in special_ids
+        continues[number] = bool(prefix) and token.startswith(prefix) and len(token) > len(prefix)
+        letters = token.removeprefix(prefix) if continues[number] else token.lstrip("Ġ▁")
+        punctuation[number] = bool(letters) and all(unicodedata.category(letter)[0] in "PS" for letter in letters)
+    return Vocabulary(special, punctuation & ~special, continues)

@@ -18,9 +18,8 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from rekd_train.errors import CheckpointError, ConfigError, InputError
-from rekd_train.inputs.prediction import Prediction
-from rekd_train.inputs.spans import kept_pieces, merged_spans
-from rekd_train.inputs.text_checks import WORDLESS, check_texts, refuse, text_faults, text_list
+from rekd_train.inputs.items import WORDLESS, check_texts, refuse, text_faults, text_list
+from rekd_train.inputs.prediction import Prediction, kept_pieces, merged_spans
 
 if TYPE_CHECKING:
     from rekd_train.config.run import BackboneConfig

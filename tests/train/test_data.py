@@ -20,11 +20,10 @@ from rekd_train.data import (
     stratified_split,
     tokenize,
 )
-from rekd_train.data.checks import check_data
-from rekd_train.data.partition import completed
+from rekd_train.data.examples import check_data, completed
 from rekd_train.errors import ConfigError, DataError
+from rekd_train.inputs.preprocessors import TokenIdPreprocessor, TokenIdSettings
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
-from rekd_train.inputs.token_ids import TokenIdPreprocessor, TokenIdSettings
 
 TESTS = Path(__file__).parents[1]
 
@@ -206,7 +205,7 @@ def test_augmentation_needs_a_generator_and_is_fixed_by_it(augmentation):
 
 
 def test_a_flip_mirrors_and_a_crop_shifts_over_a_black_border():
-    from rekd_train.data.augmentation import augment
+    from rekd_train.data.splits import augment
 
     pixels = images(60).images
     mirrored = augment(pixels, "flip", np.random.default_rng(0))

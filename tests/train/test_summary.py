@@ -7,7 +7,7 @@ import pytest
 from conftest import make_image_rationalizer, tiny_tokenizer_json
 from rich.console import Console
 
-from rekd_train.checkpoints.model_card import model_card
+from rekd_train.checkpoints.checkpoint import model_card
 from rekd_train.cli import progress as cli_progress
 from rekd_train.data import DataSet, LabelledImages, LabelledTexts, encode, summarise
 from rekd_train.data.summary import summary_notes, summary_rows
