@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from rekd_train.config.data_and_networks import BackboneConfig, DataConfig, ImageConfig
-from rekd_train.config.section import Section, did_you_mean, known_keys
+from rekd_train.config.section import Section, did_you_mean, explain
 from rekd_train.config.training import (
     AccelerationConfig,
     DistillationConfig,
@@ -22,7 +23,7 @@ from rekd_train.config.training import (
 from rekd_train.errors import ConfigError
 
 __all__ = [
-    "PRESETS", "AccelerationConfig", "BackboneConfig", "DataConfig", "DistillationConfig", "ImageConfig",
+    "AccelerationConfig", "BackboneConfig", "DataConfig", "DistillationConfig", "ImageConfig",
     "OptimisationConfig", "RunConfig", "SelectionConfig", "StagesConfig", "TemperatureConfig", "explain",
     "preset_names", "run_config",
 ]  # fmt: skip
@@ -113,35 +114,38 @@ def _mistakes_behind(document: dict[str, Any], error: ValidationError) -> list[s
     return []
 
 
-def explain(error: ValidationError, model: type[BaseModel] | None = None) -> list[str]:
-    """One short line for each mistake, by its place in the document.
-
-    Args:
-        model: what was validated; None: an unknown key gets no hint.
-    """
-    mistakes = []
-    for detail in error.errors():
-        place = ".".join(str(part) for part in detail["loc"]) or "configuration"
-        if detail["type"] == "extra_forbidden":
-            hint = known_keys(model, detail["loc"]) if model else ""
-            mistakes.append(f"{place}: unknown key{hint}")
-        else:
-            nothing_to_show = detail["type"] == "missing" or isinstance(detail["input"], dict)
-            shown = "" if nothing_to_show else f" (got {detail['input']!r})"
-            mistakes.append(f"{place}: {detail['msg'].removeprefix('Value error, ')}{shown}")
-    return mistakes
-
-
 PRESETS = Path(__file__).parents[1] / "presets"
+PAPER = PRESETS / "paper.toml"
 
 
 def preset_names() -> list[str]:
     """Names of the presets that come with the package."""
-    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+    return sorted([*(path.stem for path in PRESETS.glob("*.toml") if path != PAPER), *paper_presets()])
+
+
+@cache
+def paper_presets() -> dict[str, dict[str, Any]]:
+    """The rows of the paper's tables as documents, by name, from the one table that has them all."""
+    with open(PAPER, "rb") as file:
+        table = tomllib.load(file)
+    documents = {}
+    for model, row in table["models"].items():
+        network = {"selector": row["network"], "predictor": row["network"], "data": {"name": row["data"]}}
+        shared = _merged(_merged(table["text"], table["image"] if "vit" in model else {}), network)
+        rows = {kind: row[kind] for kind in ("re", "rekd") if kind in row}
+        rows["cls"] = [*row["re"][:2], table["cls_source"].format(title=row["title"])]
+        for kind, (target, weight, source) in rows.items():
+            name = f"paper_{model}_{kind}"
+            selection = {"name": name, "source": source, "selection": {"target": target, "weight": weight}}
+            documents[name] = _merged(_merged(shared, selection), table.get(kind, {}))
+    return documents
 
 
 def read_document(source: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The content of a preset or a TOML file, with what it extends filled in.
+
+    ``extends = "NAME"`` at the top of a file takes everything from a preset or, when it ends in .toml, from a file
+    beside it; what the file says itself wins, key by key.
 
     Args:
         source: a preset's name or a path that ends in .toml.
@@ -152,19 +156,20 @@ def read_document(source: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, 
     """
     path = Path(source)
     if path.suffix != ".toml":
+        if (row := paper_presets().get(str(source))) is not None:
+            return copy.deepcopy(row)
         path = PRESETS / f"{source}.toml"
-        if not path.is_file():
+        if not path.is_file() or path == PAPER:
             meant = did_you_mean(str(source), preset_names())
             names = "'rekd-train presets' lists them all" if meant else f"presets: {', '.join(preset_names())}"
             raise ConfigError(f"no preset '{source}'{meant or ';'} {names}; a file of yours must end in .toml")
     try:
         with open(path, "rb") as file:
-            document = tomllib.load(file)
+            document = with_current_names(tomllib.load(file))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
-    document = with_current_names(document)
     if "extends" not in document:
         return document
     base = document.pop("extends")

@@ -1,4 +1,4 @@
-"""What every section of a configuration has in common, and how a misspelt name is answered."""
+"""What every section of a configuration has in common, and how mistakes in one are put into words."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 
 class Section(BaseModel):
@@ -49,3 +49,22 @@ def known_keys(model: type[BaseModel], place: tuple[int | str, ...]) -> str:
     elsewhere = (f"{other}.{name}".lstrip(".") for other, part in sections.items() if name in part.model_fields)
     meant = did_you_mean(name, section.model_fields, elsewhere)
     return f"{meant} ({here or 'the top level'} has {', '.join(section.model_fields)})"
+
+
+def explain(error: ValidationError, model: type[BaseModel] | None = None) -> list[str]:
+    """One short line for each mistake, by its place in the document.
+
+    Args:
+        model: what was validated; None: an unknown key gets no hint.
+    """
+    mistakes = []
+    for detail in error.errors():
+        place = ".".join(str(part) for part in detail["loc"]) or "configuration"
+        if detail["type"] == "extra_forbidden":
+            hint = known_keys(model, detail["loc"]) if model else ""
+            mistakes.append(f"{place}: unknown key{hint}")
+        else:
+            nothing_to_show = detail["type"] == "missing" or isinstance(detail["input"], dict)
+            shown = "" if nothing_to_show else f" (got {detail['input']!r})"
+            mistakes.append(f"{place}: {detail['msg'].removeprefix('Value error, ')}{shown}")
+    return mistakes
