@@ -85,7 +85,7 @@ def labelled_examples(
     from rekd_train.data import SPLITS, load_data
 
     if is_table(data):
-        from rekd_train.data.tables import every_row
+        from rekd_train.data import load_whole as every_row
 
         config = _data_config({"name": "table", "path": data, "labels": list(labels)}, overrides)
         examples = every_row(config, labels)

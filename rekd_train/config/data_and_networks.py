@@ -62,6 +62,11 @@ class DataConfig(Section):
         """What the examples are."""
         return "text" if self.name in TEXT_DATA else "image"
 
+    @property
+    def limits(self) -> dict[str, int | None]:
+        """Most examples of each split; None: all."""
+        return {"train": self.train_examples, "dev": self.dev_examples, "test": self.test_examples}
+
     @model_validator(mode="after")
     def _lengths_within_maximum(self) -> DataConfig:
         if any(not 3 <= length <= self.max_length for length in self.lengths):

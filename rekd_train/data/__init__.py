@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import replace
 
 from rekd_train.config.run import DataConfig
-from rekd_train.data.examples import (
-    SPLITS,
-    DataSet,
-    Examples,
-    LabelledImages,
-    LabelledTexts,
-    check_data,
-    stratified_split,
-)
-from rekd_train.data.folders import every_image, image_folder, without_splits
+from rekd_train.data.examples import SPLITS, DataSet, LabelledImages, LabelledTexts, check_data, stratified_split
 from rekd_train.data.image_sets import cifar, digits, fashion_mnist, mosaic
-from rekd_train.data.reviews import aclimdb, imdb, rotten_tomatoes
-from rekd_train.data.splits import (
-    ImageSplit,
-    Split,
-    TokenizedTexts,
-    bucketed_batches,
-    encode,
-    encode_splits,
-    tokenize,
-)
+from rekd_train.data.own import is_unsplit, load_whole, own_data
+from rekd_train.data.reviews import aclimdb, packaged_reviews
+from rekd_train.data.splits import ImageSplit, Split, TokenizedTexts, bucketed_batches, encode, encode_splits, tokenize
 from rekd_train.data.summary import summarise
-from rekd_train.data.tables import every_row, table
 
 __all__ = [
     "SPLITS", "DataSet", "ImageSplit", "LabelledImages", "LabelledTexts", "Split", "TokenizedTexts", "bucketed_batches",
@@ -37,17 +20,17 @@ __all__ = [
 ]  # fmt: skip
 
 SOURCES: dict[str, Callable[[DataConfig], DataSet]] = {
-    "imdb": imdb,
+    "imdb": packaged_reviews,
+    "rotten_tomatoes": packaged_reviews,
     "aclimdb": aclimdb,
-    "rotten_tomatoes": rotten_tomatoes,
-    "table": table,
+    "table": own_data,
     "cifar10": cifar,
     "cifar100_coarse": cifar,
     "cifar100_fine": cifar,
     "fashion_mnist": fashion_mnist,
     "mosaic": mosaic,
     "digits": digits,
-    "image_folder": image_folder,
+    "image_folder": own_data,
 }
 """A reader for each name that ``data.name`` may have."""
 
@@ -60,28 +43,6 @@ def load_data(config: DataConfig) -> DataSet:
         MissingExtraError: a package that the source needs is not installed.
     """
     data = SOURCES[config.name](config)
-    data = data.limited(
-        {"train": config.train_examples, "dev": config.dev_examples, "test": config.test_examples}
-    )
+    data = replace(data, splits={name: part.head(config.limits[name]) for name, part in data.splits.items()})
     check_data(data, config.name)
     return data
-
-
-def is_unsplit(config: DataConfig) -> bool:
-    """Whether the data are one file of the user's, or one folder of images, that says nothing of splits."""
-    path = Path(config.path)
-    if config.name == "table":
-        return path.is_file() and not config.split_column
-    return config.name == "image_folder" and path.is_dir() and without_splits(path)
-
-
-def load_whole(config: DataConfig, names: Sequence[str]) -> Examples:
-    """Every example of such data, duplicates and all: to measure a model on.
-
-    Args:
-        names: the model's classes, in the order of the logits.
-
-    Raises:
-        DataError: as ``load_data``; labels that are none of the classes.
-    """
-    return every_row(config, names) if config.name == "table" else every_image(config, names)

@@ -29,7 +29,7 @@ def digits(config: DataConfig) -> DataSet:
     pixels = np.round(loaded.images * (255 / 16)).astype(np.uint8)[:, :, :, None]
     examples = LabelledImages(pixels, loaded.target.astype(np.int64))
     return DataSet(
-        splits=completed({"train": examples}, config.dev_share, config.test_share, config.seed),
+        splits=completed({"train": examples}, config),
         label_names=tuple(str(digit) for digit in range(10)),
         origin="Optical Recognition of Handwritten Digits (Alpaydin and Kaynak 1998, UCI; CC BY 4.0), as carried by "
         "scikit-learn",
@@ -72,7 +72,7 @@ def cifar(config: DataConfig) -> DataSet:
     if granularity == "coarse":
         names = _trusted_pickle(root / folder / "meta")["coarse_label_names"]
     return DataSet(
-        splits=completed(parts, config.dev_share, config.test_share, config.seed),
+        splits=completed(parts, config),
         label_names=tuple(names),
         origin=f"{base.upper().replace('R1', 'R-1')} (Krizhevsky 2009; published without a licence, research use)",
     )
@@ -99,11 +99,7 @@ def fashion_mnist(config: DataConfig) -> DataSet:
     Raises:
         DataError: the files are not there or damaged.
     """
-    return DataSet(
-        splits=completed(official_parts(config), config.dev_share, config.test_share, config.seed),
-        label_names=LABELS,
-        origin=ORIGIN,
-    )
+    return DataSet(completed(official_parts(config), config), LABELS, ORIGIN)
 
 
 def official_parts(config: DataConfig) -> dict[str, LabelledImages]:
@@ -151,10 +147,9 @@ def mosaic(config: DataConfig) -> DataSet:
     Raises:
         DataError: the Fashion-MNIST files are not there or damaged.
     """
-    parts = completed(official_parts(config), config.dev_share, config.test_share, config.seed)
-    limits = {"train": config.train_examples, "dev": config.dev_examples, "test": config.test_examples}
+    parts = completed(official_parts(config), config)
     splits = {
-        name: make_mosaics(items, config.tiles, np.random.default_rng([config.seed, place]), limits[name],
+        name: make_mosaics(items, config.tiles, np.random.default_rng([config.seed, place]), config.limits[name],
                            blank=config.other_tiles == "blank")
         for place, (name, items) in enumerate(parts.items())
     }  # fmt: skip

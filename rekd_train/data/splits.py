@@ -67,21 +67,17 @@ class TokenizedTexts:
     whole_lengths: np.ndarray | None = field(default=None, repr=False)
     """(n,) int64: tokens of each text before it was cut, specials included; None: not known."""
 
+    augmented = False
+
     def __len__(self) -> int:
         return len(self.ids)
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """(n,) tokens of each example, specials included."""
         return np.array([len(ids) for ids in self.ids], dtype=np.int64)
 
-    @property
-    def augmented(self) -> bool:
-        """Never: texts are read as they are."""
-        return False
-
     def inputs(self, indices: Sequence[int], generator: np.random.Generator | None = None) -> dict[str, np.ndarray]:
-        """The padded batch of these examples, as wide as the longest of them."""
+        """``input_ids`` and ``attention_mask``, as wide as the longest of these examples."""
         rows = [self.ids[index] for index in indices]
         return self.preprocessor.pad(rows, max(len(row) for row in rows))
 
@@ -98,23 +94,21 @@ class ImageSplit:
     truth: list[np.ndarray | None] | None = field(default=None, repr=False)
     """For each image (patches,) bool, the patches that lie mostly in its region."""
     augmentation: str = "none"
-    """'none', 'crop', 'flip' or 'crop_flip': see ``rekd_train.data.splits``."""
+    """'none', 'crop', 'flip' or 'crop_flip': see ``augment``."""
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """(n,) patches of each image: all the same."""
         return np.full(len(self), self.preprocessor.positions, dtype=np.int64)
 
     @property
     def augmented(self) -> bool:
-        """Whether ``inputs`` changes the images at random when it is given a generator."""
         return self.augmentation != "none"
 
     def inputs(self, indices: Sequence[int], generator: np.random.Generator | None = None) -> dict[str, np.ndarray]:
-        """``pixels``, uint8 (B, height, width, channels), augmented if a generator is given."""
+        """``pixels``, uint8 (B, height, width, channels)."""
         pixels = self.pixels[np.asarray(indices)]
         return {"pixels": pixels if generator is None else augment(pixels, self.augmentation, generator)}
 
@@ -239,7 +233,6 @@ def bucketed_batches(
         yield batches[index]
 
 
-AUGMENTATIONS = ("none", "crop", "flip", "crop_flip")
 MARGIN = 4
 """Pixels of black border that a crop may move the image by, on each side (the paper's CIFAR runs)."""
 

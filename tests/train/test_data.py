@@ -32,6 +32,10 @@ def texts(count: int, classes: int = 2) -> LabelledTexts:
     return LabelledTexts([f"text {i}" for i in range(count)], np.arange(count) % classes)
 
 
+def shares(dev: float, test: float, seed: int = 0) -> DataConfig:
+    return DataConfig(dev_share=dev, test_share=test, seed=seed)
+
+
 @pytest.fixture(scope="module")
 def preprocessor() -> TextPreprocessor:
     return TextPreprocessor(tiny_tokenizer_json(), TextSettings(32))
@@ -54,16 +58,16 @@ def test_a_seed_fixes_the_split_and_another_changes_it():
 
 def test_splits_that_a_source_brings_are_kept():
     test = texts(10)
-    whole = completed({"train": texts(100), "test": test}, 0.2, 0.3, seed=0)
+    whole = completed({"train": texts(100), "test": test}, shares(0.2, 0.3))
     assert sorted(whole["test"].texts) == sorted(test.texts) and len(whole["dev"]) == 20 and len(whole["train"]) == 80
-    assert whole["test"].texts == completed({"train": texts(80), "test": test}, 0.1, 0.1, seed=9)["test"].texts
+    assert whole["test"].texts == completed({"train": texts(80), "test": test}, shares(0.1, 0.1, 9))["test"].texts
     assert list(whole) == ["train", "dev", "test"]
-    assert [len(part) for part in completed({"train": texts(100)}, 0.2, 0.3, seed=0).values()] == [50, 20, 30]
+    assert [len(part) for part in completed({"train": texts(100)}, shares(0.2, 0.3)).values()] == [50, 20, 30]
 
 
 def test_the_first_examples_are_a_fair_sample_of_sorted_data():
     examples = LabelledTexts([f"text {i}" for i in range(100)], np.arange(100) // 50)
-    for part in completed({"train": examples, "test": examples}, 0.2, 0.1, seed=0).values():
+    for part in completed({"train": examples, "test": examples}, shares(0.2, 0.1)).values():
         assert len(set(part.head(12).labels)) == 2
 
 
