@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from rekd_train.checkpoints import checkpoint
 from rekd_train.checkpoints.recorded import (
     checkpoint_examples,
@@ -18,10 +16,10 @@ from rekd_train.checkpoints.recorded import (
 )
 from rekd_train.config.run import RunConfig
 from rekd_train.data import DataSet, Split, encode_splits, load_data, summarise
-from rekd_train.errors import CheckpointError, ConfigError
+from rekd_train.errors import ConfigError
 from rekd_train.evaluation.forward import measure
 from rekd_train.evaluation.report import evaluate
-from rekd_train.files import AGAIN, RESUME, cannot_write
+from rekd_train.files import AGAIN, RESUME
 from rekd_train.models.building import fresh_pair, preprocessor_for, weight_origins
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training.checks import check_teacher, short_texts_notice
@@ -237,17 +235,8 @@ def _save(
     """``origins`` are those of the checkpoint that this one was made from; ``fix``: what to do if the disk is full."""
     networks = {role: getattr(pair, role).backbone.settings for role in ("selector", "predictor")}
     config = config.model_copy(update=networks)  # with the sizes that pretrained weights brought
-    try:
-        checkpoint.save(
-            pair,
-            output,
-            metrics=metrics,
-            training={
-                "name": config.name,
-                "config": config.model_dump(),
-                "origins": list(dict.fromkeys([*origins, data.origin, *weight_origins(config)])),
-            },
-            **checkpoint_examples(data, pair.preprocessor),
-        )
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(cannot_write(output, error, fix)) from error
+    origins = list(dict.fromkeys([*origins, data.origin, *weight_origins(config)]))
+    checkpoint.save(
+        pair, output, metrics=metrics, fix=fix, **checkpoint_examples(data, pair.preprocessor),
+        training={"name": config.name, "config": config.model_dump(), "origins": origins},
+    )  # fmt: skip

@@ -42,6 +42,7 @@ class LabelledTexts(_OneSplit):
         rationales = None if self.rationales is None else [self.rationales[i] for i in indices]
         return LabelledTexts([self.texts[i] for i in indices], self.labels[indices], rationales)
 
+
 @dataclass(frozen=True)
 class LabelledImages(_OneSplit):
     """Images of one split."""

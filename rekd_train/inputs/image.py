@@ -10,14 +10,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rekd_train.errors import ConfigError, FaultyItemsError, InputError
 from rekd_train.inputs.items import UnusableImage, image_name, read_image
-from rekd_train.inputs.prediction import Patch, Prediction
+from rekd_train.inputs.prediction import Patch, Prediction, most_probable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -86,19 +85,13 @@ class EncodedImages:
             scores: (B, N), selector scores.
         """
         features = self.settings.rows * self.settings.columns
-        answers = []
+        found = []
         for row, size in enumerate(self.sizes):
             kept = np.flatnonzero(mask[row, :features])
-            answers.append(
-                Prediction(
-                    label=labels[int(np.argmax(probabilities[row]))],
-                    probabilities={label: float(p) for label, p in zip(labels, probabilities[row], strict=True)},
-                    rationale=[self._patch(int(position), size, float(scores[row, position])) for position in kept],
-                    rate=len(kept) / features,
-                    truncated=False,
-                )
-            )
-        return answers
+            patches = [self._patch(int(position), size, float(scores[row, position])) for position in kept]
+            label, by_label = most_probable(labels, probabilities[row])
+            found.append(Prediction(label, by_label, patches, rate=len(kept) / features, truncated=False))
+        return found
 
     def _patch(self, position: int, size: tuple[int, int], score: float) -> Patch:
         row, column = divmod(position, self.settings.columns)
@@ -120,13 +113,10 @@ class ImagePreprocessor:
 
     @property
     def positions(self) -> int:
-        """Patches of an image."""
+        """Patches of an image; all can be selected."""
         return self.settings.rows * self.settings.columns
 
-    @property
-    def features(self) -> int:
-        """Selectable patches of an image: all."""
-        return self.positions
+    features = positions
 
     @property
     def fingerprint(self) -> str:
@@ -184,14 +174,6 @@ class ImagePreprocessor:
                 f"selector and predictor must read the same images in the same patches, here {mine}; one reads {theirs}"
                 "; fix: the same height, width, channels, upscale_to and patch in selector.image and predictor.image"
             )
-
-    def save(self, directory: Path) -> None:
-        """Nothing to write: the settings lie in the checkpoint's config.json."""
-
-    @classmethod
-    def load(cls, directory: Path, settings: ImageSettings) -> ImagePreprocessor:
-        """The counterpart of ``save``."""
-        return cls(settings)
 
     def _pixels(self, image: np.ndarray | Image) -> np.ndarray:
         """uint8 (height, width, channels) in the model's size."""

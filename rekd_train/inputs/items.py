@@ -34,18 +34,6 @@ def text_fault(text: object) -> Fault | None:
     return None
 
 
-def check_texts(texts: object) -> list[str]:
-    """Return ``texts`` as a list if every one can be predicted on.
-
-    Raises:
-        InputError: not a list, or an empty list.
-        FaultyItemsError: texts that cannot be used.
-    """
-    texts = text_list(texts)
-    refuse(text_faults(texts))
-    return texts
-
-
 def text_list(texts: object) -> list[str]:
     """``texts`` as a list, its elements unchecked; InputError: not a list, or an empty one."""
     if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence):
@@ -55,22 +43,14 @@ def text_list(texts: object) -> list[str]:
     return list(texts)
 
 
-def text_faults(texts: Sequence[object]) -> dict[int, Fault]:
-    """The faults by index, 0 for the first text."""
-    return {index: fault for index, text in enumerate(texts) if (fault := text_fault(text))}
-
-
 def refuse(faults: Mapping[int, Fault], first_index: int = 0) -> None:
-    """Raise FaultyItemsError if there are faults; messages count from 1, so "text 1" is the first one of the call.
+    """Raise FaultyItemsError if there are faults, by index in a part of the call that begins at ``first_index``.
 
-    Args:
-        faults: by index in a part of the call.
-        first_index: of the part's first text in the call.
+    Messages count from 1, so "text 1" is the first one of the call.
     """
     if faults:
-        raise FaultyItemsError(
-            {first_index + index: fault for index, fault in sorted(faults.items())}, lambda index: f"text {index + 1}"
-        )
+        numbered = {first_index + index: fault for index, fault in sorted(faults.items())}
+        raise FaultyItemsError(numbered, lambda index: f"text {index + 1}")
 
 
 _WIDE_MODES = ("I", "F")

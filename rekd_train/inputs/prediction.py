@@ -5,12 +5,14 @@ The same classes come from the PyTorch model, the in-process pipeline and the Tr
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 RATIONALE = ".rationale.png"
 """How the names of pictures end that show an image's rationale; no training data set reads them."""
@@ -104,6 +106,11 @@ def _part(document: dict) -> Span | Patch:
     return Patch(**{**document, "box": tuple(document["box"])})  # JSON has lists only
 
 
+def most_probable(labels: Sequence[str], probabilities: np.ndarray) -> tuple[str, dict[str, float]]:
+    """The label of the highest of (C,) probabilities, and each by its label."""
+    return labels[int(probabilities.argmax())], dict(zip(labels, map(float, probabilities), strict=True))
+
+
 class Tokenized(Protocol):
     """What is read of a ``tokenizers.Encoding``: token by token, the special ones included."""
 
@@ -138,7 +145,7 @@ def merged_spans(text: str, encoding: Tokenized, kept: np.ndarray, scores: np.nd
     for position in kept:
         word = words[position]
         if word is not None:
-            best[word] = max(best.get(word, -np.inf), float(scores[position]))
+            best[word] = max(best.get(word, -math.inf), float(scores[position]))
     bounds: dict[int, tuple[int, int]] = {}
     for position, word in enumerate(words):
         if word in best:

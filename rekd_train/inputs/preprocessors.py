@@ -62,9 +62,6 @@ class Preprocessor(Protocol):
     def check_backbone(self, settings: BackboneConfig) -> None:
         """Raise ConfigError if a network of these sizes cannot read the tensors."""
 
-    def save(self, directory: Path) -> None:
-        """Write what the settings do not hold into ``directory``."""
-
 
 @dataclass(frozen=True)
 class TokenIdSettings:
@@ -90,54 +87,30 @@ class TokenIdPreprocessor:
 
     @property
     def positions(self) -> int:
-        """Most tokens of any input."""
+        """Most tokens of any input; all can be selected, for without a tokenizer [CLS] and [SEP] are not known."""
         return self.settings.max_length
 
-    @property
-    def features(self) -> int:
-        """Most selectable tokens: all, for without a tokenizer [CLS] and [SEP] are not known as such."""
-        return self.settings.max_length
+    features = positions
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the settings."""
         return hashlib.sha256(json.dumps(asdict(self.settings), sort_keys=True).encode()).hexdigest()
 
-    @property
-    def tokenizer_json(self) -> NoReturn:
-        """Raises InputError: there is none."""
-        self._refuse()
-
-    def __call__(self, items: object, first_index: int = 0) -> NoReturn:
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
         """Raises InputError: texts cannot be read."""
-        self._refuse()
+        raise InputError(
+            "this checkpoint was imported without a tokenizer, so it cannot read texts; fix: import it again with "
+            "--tokenizer FILE (tokenizer.json or vocab.txt), or give input_ids to select() and class_logits()"
+        )
 
-    def check_items(self, items: object) -> NoReturn:
-        """Raises InputError: texts cannot be read."""
-        self._refuse()
-
-    def encode(self, texts: object) -> NoReturn:
-        """Raises InputError: texts cannot be read."""
-        self._refuse()
+    __call__ = check_items = encode = _refuse
+    tokenizer_json = property(_refuse)
 
     def check_backbone(self, settings: BackboneConfig) -> None:
         """Raise ConfigError if a network of these sizes cannot read such inputs."""
         if settings.image is not None or settings.positions < self.settings.max_length:
             raise ConfigError(f"the family '{settings.family}' does not read {self.settings.max_length} token ids")
-
-    def save(self, directory: Path) -> None:
-        """Nothing to write: the settings lie in the checkpoint's config.json."""
-
-    @classmethod
-    def load(cls, directory: Path, settings: TokenIdSettings) -> TokenIdPreprocessor:
-        """The counterpart of ``save``."""
-        return cls(settings)
-
-    def _refuse(self) -> NoReturn:
-        raise InputError(
-            "this checkpoint was imported without a tokenizer, so it cannot read texts; fix: import it again with "
-            "--tokenizer FILE (tokenizer.json or vocab.txt), or give input_ids to select() and class_logits()"
-        )
 
 
 _KINDS = {
@@ -165,7 +138,8 @@ def load_preprocessor(directory: Path, settings: dict[str, Any]) -> Preprocessor
         raise ConfigError(f"unknown preprocessing '{kind}'; known: {', '.join(_KINDS)}")
     settings_class, preprocessor_class = _KINDS[kind]
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
-    return preprocessor_class.load(directory, settings_class(**values))
+    settings = settings_class(**values)
+    return TextPreprocessor.load(directory, settings) if kind == "text" else preprocessor_class(settings)
 
 
 def full_length(inputs: dict[str, np.ndarray], preprocessor: Preprocessor) -> dict[str, np.ndarray]:
