@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rekd_train.cli.command import application, examples, finite, print_json, run
-from rekd_train.cli.progress import class_warnings, progress_bars
+from rekd_train.cli.progress import class_warnings, print_table, progress_bars
 
 app = application(
     help="Train pairs that classify from their own rationale, alone or distilled from a teacher pair.",
@@ -97,15 +97,8 @@ def presets(
         return
     if not configs:
         raise typer.BadParameter(f"no preset has '{contains}' in its name", param_hint="TEXT")
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("preset", no_wrap=True)
-    table.add_column("where its settings come from")
-    for name, config in configs.items():
-        table.add_row(name, config.source)
-    Console().print(table)
+    rows = [(name, config.source) for name, config in configs.items()]
+    print_table(("preset", "where its settings come from"), rows, left=2, framed=False)
 
 
 @app.command(
@@ -205,19 +198,14 @@ def evaluate(
     if as_json:
         print_json(report)
         return
-    from rich.console import Console
-    from rich.table import Table
-
     from rekd_train.evaluation.report import report_rows
 
     typer.echo(f"{path}, {report['examples']} examples, {report['measured']}; noise-free unless said otherwise")
-    table = Table("section", "figure")
-    table.add_column("value", justify="right")
-    previous = None
+    rows, previous = [], None
     for section, figure, value in report_rows(report):
-        table.add_row("" if section == previous else section, figure, value)
+        rows.append(("" if section == previous else section, figure, value))
         previous = section
-    Console().print(table)
+    print_table(("section", "figure", "value"), rows, left=2)
     for line in class_warnings({report["measured"]: report["classification"]["never_predicted"]}):
         typer.echo(line)
 
@@ -268,21 +256,14 @@ def _report(metrics: dict, path: Path, as_json: bool) -> None:
     if as_json:
         print_json({"checkpoint": str(path), **metrics})
         return
-    from rich.console import Console
-    from rich.table import Table
-
     from rekd_train.evaluation.report import shown
 
-    table = Table()
-    table.add_column("figure")
-    for split in metrics:
-        table.add_column(split, justify="right")
     never = {split: figures["never_predicted"] for split, figures in metrics.items()}
-    for key in next(iter(metrics.values())):
-        if key != "never_predicted" or any(never.values()):
-            table.add_row(key, *(shown(figures[key]) for figures in metrics.values()))
+    keys = [key for key in next(iter(metrics.values())) if key != "never_predicted" or any(never.values())]
     typer.echo(f"{path} (noise-free, by the stored policy)")  # not as the table's title, which would be folded
-    Console().print(table)
+    print_table(
+        ("figure", *metrics), [(key, *(shown(figures[key]) for figures in metrics.values())) for key in keys]
+    )
     for line in class_warnings(never):
         typer.echo(line)
 

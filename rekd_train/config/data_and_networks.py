@@ -68,28 +68,17 @@ class DataConfig(Section):
         return {"train": self.train_examples, "dev": self.dev_examples, "test": self.test_examples}
 
     @model_validator(mode="after")
-    def _lengths_within_maximum(self) -> DataConfig:
+    def _settings_fit_the_data_and_one_another(self) -> DataConfig:
         if any(not 3 <= length <= self.max_length for length in self.lengths):
             raise ValueError(f"lengths {self.lengths} must lie within 3..max_length ({self.max_length})")
-        return self
-
-    @model_validator(mode="after")
-    def _labels_are_names(self) -> DataConfig:
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels {list(self.labels)} must be different from one another")
-        if self.labels and self.name not in ("table", "image_folder"):
+        own = self.name in ("table", "image_folder")
+        if self.labels and not own:
             raise ValueError(f"data '{self.name}' name their own classes; labels are for a table or an image_folder")
-        return self
-
-    @model_validator(mode="after")
-    def _shares_leave_something(self) -> DataConfig:
         if self.dev_share + self.test_share >= 1:
             raise ValueError(f"dev_share ({self.dev_share}) + test_share ({self.test_share}) leave nothing to train on")
-        return self
-
-    @model_validator(mode="after")
-    def _path_and_augmentation_fit_the_data(self) -> DataConfig:
-        if self.name in ("table", "image_folder") and not self.path:
+        if own and not self.path:
             raise ValueError(f"path is needed for the data '{self.name}'; fix: --set data.path=PATH")
         others = {"imdb": "aclimdb", "rotten_tomatoes": "table", "digits": "image_folder"}
         if self.name in others and self.path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import tomllib
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ class RunConfig(Section):
         return self
 
 
-def run_config(source: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> RunConfig:
+def run_config(source: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Read a preset or a TOML file and apply ``key=value`` overrides.
 
     Args:
@@ -78,14 +79,17 @@ def run_config(source: str | Path, overrides: tuple[str, ...] | list[str] = ()) 
     Raises:
         ConfigError: with every mistake in one message.
     """
-    document = read_document(source)
+    return checked_config(read_document(source), overrides, source)
+
+
+def checked_config(document: dict[str, Any], overrides: Iterable[str], source: str | Path) -> RunConfig:
+    """The configuration of a document, changed by ``key=value`` overrides; ConfigError lists every mistake at once."""
     mistakes = [mistake for text in overrides if (mistake := override(document, text))]
     config = None
     try:
         config = RunConfig.model_validate(document)
     except ValidationError as error:
-        mistakes += explain(error, RunConfig)
-        mistakes += _mistakes_behind(document, error)
+        mistakes += [*explain(error, RunConfig), *_mistakes_behind(document, error)]
     if mistakes or config is None:
         raise ConfigError(f"{source}: " + "; ".join(mistakes))
     return config
