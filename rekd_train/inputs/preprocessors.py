@@ -1,66 +1,22 @@
-"""What every preprocessing offers, and the one place that knows them all. Torch-free."""
+"""The one place that knows every preprocessing, and what stands in for one that is missing. Torch-free."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import unicodedata
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from rekd_train.errors import ConfigError, InputError
-from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
-from rekd_train.inputs.prediction import Prediction
-from rekd_train.inputs.text import TextPreprocessor, TextSettings
+from rekd_train.inputs.image import EncodedImages, ImagePreprocessor, ImageSettings
+from rekd_train.inputs.text import EncodedTexts, TextPreprocessor, TextSettings
 
 if TYPE_CHECKING:
     from rekd_train.config.run import BackboneConfig
-
-
-class Encoded(Protocol):
-    """A batch of tensors that can read a mask back."""
-
-    inputs: dict[str, np.ndarray]
-    """Tensors by name, batch first."""
-
-    def predictions(
-        self, labels: Sequence[str], probabilities: np.ndarray, mask: np.ndarray, scores: np.ndarray
-    ) -> list[Prediction]:
-        """Model outputs (B, C), (B, N) bool, (B, N) as predictions."""
-
-
-class Preprocessor(Protocol):
-    """Items of one modality -> tensors; the same code in training, in process and in the client."""
-
-    settings: Any
-    """A frozen dataclass of JSON values; its ``kind`` names the preprocessing."""
-    special_ids: dict[str, int]
-    """Token ids that are no features, by name; empty for images."""
-
-    @property
-    def positions(self) -> int:
-        """Most positions of any item, specials included."""
-
-    @property
-    def features(self) -> int:
-        """Most selectable features of any item."""
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 (hex): equal fingerprints give equal tensors."""
-
-    def __call__(self, items: Sequence[Any], first_index: int = 0) -> Encoded:
-        """Encode items as one batch; raises InputError that names the item, counted from ``first_index``."""
-
-    def check_items(self, items: object) -> list[Any]:
-        """``items`` as a list; raises InputError if they cannot be predicted on."""
-
-    def check_backbone(self, settings: BackboneConfig) -> None:
-        """Raise ConfigError if a network of these sizes cannot read the tensors."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +68,15 @@ class TokenIdPreprocessor:
         if settings.image is not None or settings.positions < self.settings.max_length:
             raise ConfigError(f"the family '{settings.family}' does not read {self.settings.max_length} token ids")
 
+
+Preprocessor = TextPreprocessor | ImagePreprocessor | TokenIdPreprocessor
+"""Items of one modality -> tensors; the same code in training, in process and in the client.
+
+All have ``settings`` (a frozen dataclass of JSON values; its ``kind`` names the preprocessing), ``special_ids``,
+``positions``, ``features``, ``fingerprint``, ``check_items``, ``check_backbone``, and encode items when called.
+"""
+Encoded = EncodedTexts | EncodedImages
+"""A batch: ``inputs`` (tensors by name, batch first), and ``predictions``, which reads a mask back."""
 
 _KINDS = {
     "text": (TextSettings, TextPreprocessor),
