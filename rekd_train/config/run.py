@@ -11,8 +11,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from rekd_train.config.data_and_networks import BackboneConfig, DataConfig, ImageConfig
-from rekd_train.config.section import Section, did_you_mean, explain
+from rekd_train.config.sections import BackboneConfig, DataConfig, ImageConfig, Section, did_you_mean, explain
 from rekd_train.config.training import (
     AccelerationConfig,
     DistillationConfig,

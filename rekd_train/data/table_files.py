@@ -19,12 +19,7 @@ SUFFIXES = (".csv", ".tsv", *JSON_LINES, ".parquet")
 
 
 class Table:
-    """A table that knows where it comes from.
-
-    Args:
-        path: its file.
-        frame: its content.
-    """
+    """The content of a file, and where in it each row stands."""
 
     def __init__(self, path: Path, frame: pandas.DataFrame) -> None:
         self.path = path

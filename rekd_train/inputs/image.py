@@ -29,15 +29,13 @@ class ImageSettings:
     """How images become tensors."""
 
     height: int
-    """Pixels of the images that the model takes; others are resized."""
     width: int
     """Pixels of the images that the model takes; others are resized."""
     channels: int
     """1: grey, 3: red, green, blue."""
     rows: int
-    """Rows of the patch grid."""
     columns: int
-    """Columns of the patch grid."""
+    """Of the patch grid."""
     kind: str = "image"
 
     def __post_init__(self) -> None:
@@ -52,11 +50,7 @@ class ImageSettings:
 
     @classmethod
     def of(cls, backbone: BackboneConfig) -> ImageSettings:
-        """The settings that a vision network asks for.
-
-        Raises:
-            ConfigError: the network reads no images.
-        """
+        """The settings that a vision network asks for; ConfigError: it reads no images."""
         if backbone.image is None:
             raise ConfigError(f"family '{backbone.family}' without the section 'image' reads no images")
         rows, columns = backbone.image.grid
@@ -76,14 +70,7 @@ class EncodedImages:
     def predictions(
         self, labels: Sequence[str], probabilities: np.ndarray, mask: np.ndarray, scores: np.ndarray
     ) -> list[Prediction]:
-        """Turn model outputs into predictions.
-
-        Args:
-            labels: class names, length C.
-            probabilities: (B, C).
-            mask: (B, N) bool, the kept patches, row by row.
-            scores: (B, N), selector scores.
-        """
+        """As those of ``EncodedTexts``; the N columns of ``mask`` are the patches, row by row."""
         features = self.settings.rows * self.settings.columns
         found = []
         for row, size in enumerate(self.sizes):
@@ -101,11 +88,7 @@ class EncodedImages:
 
 
 class ImagePreprocessor:
-    """Reads, converts and resizes images.
-
-    Args:
-        settings: size, channels and patch grid.
-    """
+    """Reads, converts and resizes images."""
 
     def __init__(self, settings: ImageSettings) -> None:
         self.settings = settings
@@ -148,11 +131,7 @@ class ImagePreprocessor:
         return EncodedImages({"pixels": pixels}, [_size(image) for image in images], self.settings)
 
     def check_items(self, items: object) -> list[Any]:
-        """``items`` as a list of images, unread.
-
-        Raises:
-            InputError: not a list, or an empty one.
-        """
+        """``items`` as a list of images, unread; InputError: not a list, or an empty one."""
         if isinstance(items, np.ndarray):
             if items.ndim != 4:
                 raise InputError(f"images has the shape {items.shape}; give a list of images or an array (B, H, W, C)")

@@ -31,11 +31,7 @@ class TokenIdSettings:
 
 
 class TokenIdPreprocessor:
-    """Has no tokenizer: a model over it takes ``input_ids`` and ``attention_mask`` tensors, not texts.
-
-    Args:
-        settings: length limit and padding id.
-    """
+    """Has no tokenizer: a model over it takes ``input_ids`` and ``attention_mask`` tensors, not texts."""
 
     def __init__(self, settings: TokenIdSettings) -> None:
         self.settings = settings
@@ -86,19 +82,14 @@ _KINDS = {
 
 
 def load_preprocessor(directory: Path, settings: dict[str, Any]) -> Preprocessor:
-    """The preprocessing of a checkpoint.
-
-    Args:
-        directory: of the checkpoint.
-        settings: as in its config.json.
+    """The preprocessing of the checkpoint in a directory, with the settings of its config.json.
 
     Raises:
         CheckpointError: a file is missing or damaged.
         ConfigError: an unknown kind, or settings out of range.
         TypeError, ValueError: not a dictionary, or settings that the kind does not have.
     """
-    settings = dict(settings)
-    kind = settings.get("kind")
+    kind = dict(settings).get("kind")
     if kind not in _KINDS:
         raise ConfigError(f"unknown preprocessing '{kind}'; known: {', '.join(_KINDS)}")
     settings_class, preprocessor_class = _KINDS[kind]
