@@ -22,15 +22,11 @@ app = application(
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Directory of the new checkpoint.")]
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint directory.")]
-Teacher = Annotated[Path | None, typer.Option("--teacher", metavar="CKPT", help="Checkpoint to distil from.")]
+Teacher = Annotated[Path | None, typer.Option(metavar="CKPT", help="Checkpoint to distil from.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        "--data", metavar="PRESET|FILE", help="Take the data of these settings, or this table, not the recorded ones."
-    ),
-]
+_DATA = "Take the data of these settings, or this table, not the recorded ones."
+Data = Annotated[str | None, typer.Option(metavar="PRESET|FILE", help=_DATA)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint at the output.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
@@ -49,8 +45,7 @@ def run_command(
     output: Output,
     teacher: Teacher = None,
     warm_start: Annotated[
-        Path | None,
-        typer.Option("--warm-start", metavar="CKPT", help="Start from this checkpoint's weights; no classifier stage."),
+        Path | None, typer.Option(metavar="CKPT", help="Start from this checkpoint's weights; no classifier stage.")
     ] = None,
     overrides: Overrides = None,
     resume: Annotated[
@@ -120,9 +115,7 @@ def calibrate(
     """Fit the decision rule's bias and the probability temperature on dev again."""
     from rekd_train.runs import calibrate_run
 
-    metrics = calibrate_run(
-        path, output, target, device, data=data, overrides=overrides or [], overwrite=overwrite
-    )
+    metrics = calibrate_run(path, output, target, device, data=data, overrides=overrides or [], overwrite=overwrite)
     _report(metrics, output, as_json)
 
 
@@ -168,7 +161,7 @@ def evaluate(
     ] = None,
     draws: Annotated[int, typer.Option(min=0, help="Sampled rationales of each example; below 2: none.")] = 10,
     teacher: Annotated[
-        Path | None, typer.Option("--teacher", metavar="CKPT", help="Checkpoint whose rationales to compare with.")
+        Path | None, typer.Option(metavar="CKPT", help="Checkpoint whose rationales to compare with.")
     ] = None,
     risk: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of wrong answers that the abstain threshold allows.")
@@ -229,7 +222,7 @@ def import_official(
     labels: Annotated[str, typer.Option(metavar="A,B,...", help="Class names, in the order of the logits.")] = "",
     max_length: Annotated[int, typer.Option(min=3, help="Tokens a text is cut to (bert).")] = 256,
     image_side: Annotated[int, typer.Option(min=1, help="Height and width of the images as they come (vit).")] = 32,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint at the output.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Make a checkpoint of a pair that the authors' code has trained.
 

@@ -9,6 +9,7 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -152,14 +153,9 @@ def merged_spans(text: str, encoding: Tokenized, kept: np.ndarray, scores: np.nd
             start, end = offsets[position]
             first, last = bounds.get(word, (start, end))
             bounds[word] = (min(first, start), _past_combining(text, max(last, end)))
-    spans: list[Span] = []
-    previous = None
-    for word in sorted(best):
-        start, end = bounds[word]
-        score = best[word]
-        if previous is not None and word == previous + 1:
-            start, score = spans[-1].start, max(score, spans[-1].score)
-            spans.pop()
-        spans.append(Span(start, end, text[start:end], score))
-        previous = word
+    spans = []
+    for _, neighbours in groupby(enumerate(sorted(best)), key=lambda pair: pair[1] - pair[0]):
+        words = [word for _, word in neighbours]
+        start, end = bounds[words[0]][0], bounds[words[-1]][1]
+        spans.append(Span(start, end, text[start:end], max(best[word] for word in words)))
     return spans
