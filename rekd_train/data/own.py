@@ -185,16 +185,12 @@ def _table_rows(
             spans = rationale_in(rationale, text) if text else None
         except ValueError as error:
             wrong.append(str(error))
-        row = _Row(text, label, partial(_line, read, prefix, number), spans)
+        row = _Row(text, label, lambda number=number: f"{prefix}{read.line(number)}", spans)
         parts.setdefault(belonging or "train", []).append(row)
         problems += [f"{row.place()}: {problem}" for problem in wrong]
     if split is None and "train" not in parts:
         raise DataError(f"{read.path} holds no row of the split 'train'")
     return {name: parts[name] for name in SPLITS if name in parts}, problems
-
-
-def _line(read: Table, prefix: str, number: int) -> str:
-    return f"{prefix}{read.line(number)}"
 
 
 def _images(root: Path, whole: bool) -> _Parts:
