@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 from tokenizers import Encoding
@@ -19,38 +18,6 @@ from rekd_train.inputs.text import TextPreprocessor
 
 _TOKENIZED_AT_ONCE = 512
 """Texts; an encoding takes some fifty times the memory of its ids, more with the windows of a long text."""
-
-
-class Split(Protocol):
-    """Encoded examples of one split."""
-
-    labels: np.ndarray
-    """(n,) int64."""
-
-    def __len__(self) -> int:
-        """n."""
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """(n,) int64: positions of each example, specials included."""
-
-    @property
-    def augmented(self) -> bool:
-        """Whether ``inputs`` changes the examples at random when it is given a generator."""
-
-    @property
-    def truth(self) -> list[np.ndarray | None] | None:
-        """The known reason of each label: (length,) bool over positions, None where it is unknown.
-
-        None altogether for data without human rationales or known regions.
-        """
-
-    def inputs(self, indices: Sequence[int], generator: np.random.Generator | None = None) -> dict[str, np.ndarray]:
-        """The batch of these examples, batch first.
-
-        Args:
-            generator: source of the augmentation; None: the examples as they are.
-        """
 
 
 @dataclass(frozen=True)
@@ -74,10 +41,11 @@ class TokenizedTexts:
 
     @cached_property
     def lengths(self) -> np.ndarray:
+        """(n,) int64: tokens of each text, specials included."""
         return np.array([len(ids) for ids in self.ids], dtype=np.int64)
 
     def inputs(self, indices: Sequence[int], generator: np.random.Generator | None = None) -> dict[str, np.ndarray]:
-        """``input_ids`` and ``attention_mask``, as wide as the longest of these examples."""
+        """The batch of these texts: ``input_ids`` and ``attention_mask`` (B, N), as wide as the longest of them."""
         rows = [self.ids[index] for index in indices]
         return self.preprocessor.pad(rows, max(len(row) for row in rows))
 
@@ -101,16 +69,22 @@ class ImageSplit:
 
     @cached_property
     def lengths(self) -> np.ndarray:
+        """(n,) int64: patches of each image, all the same."""
         return np.full(len(self), self.preprocessor.positions, dtype=np.int64)
 
     @property
     def augmented(self) -> bool:
+        """Whether ``inputs`` changes the images at random when it is given a generator."""
         return self.augmentation != "none"
 
     def inputs(self, indices: Sequence[int], generator: np.random.Generator | None = None) -> dict[str, np.ndarray]:
-        """``pixels``, uint8 (B, height, width, channels)."""
+        """The batch of these images: ``pixels``, uint8 (B, height, width, channels); no generator: as they are."""
         pixels = self.pixels[np.asarray(indices)]
         return {"pixels": pixels if generator is None else augment(pixels, self.augmentation, generator)}
+
+
+Split = TokenizedTexts | ImageSplit
+"""Encoded examples of one split, as training and evaluation read them."""
 
 
 def encode(examples: Examples, preprocessor: Preprocessor, augmentation: str = "none") -> Split:
