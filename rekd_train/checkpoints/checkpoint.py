@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rekd_train.config.run import BackboneConfig, explain
-from rekd_train.data.summary import summary_notes, summary_rows
+from rekd_train.data.examples import summary_notes, summary_rows
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.files import AGAIN, atomic_directory, cannot_write, sha256, write_json, write_text
 from rekd_train.inputs.policy import SelectionPolicy

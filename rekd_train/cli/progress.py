@@ -53,7 +53,7 @@ class _Bars:
         if summary == self._summary:  # several runs on the same data, as the demo's
             return
         self._summary = summary
-        from rekd_train.data.summary import summary_notes, summary_rows
+        from rekd_train.data.examples import summary_notes, summary_rows
 
         print_table(("data", *summary["splits"]), summary_rows(summary), framed=False, console=self._progress.console)
         for note in summary_notes(summary):

@@ -6,12 +6,19 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from rekd_train.config.run import DataConfig
-from rekd_train.data.examples import SPLITS, DataSet, LabelledImages, LabelledTexts, check_data, stratified_split
+from rekd_train.data.examples import (
+    SPLITS,
+    DataSet,
+    LabelledImages,
+    LabelledTexts,
+    check_data,
+    stratified_split,
+    summarise,
+)
 from rekd_train.data.image_sets import cifar, digits, fashion_mnist, mosaic
 from rekd_train.data.own import is_unsplit, load_whole, own_data
 from rekd_train.data.reviews import aclimdb, packaged_reviews
 from rekd_train.data.splits import ImageSplit, Split, TokenizedTexts, bucketed_batches, encode, encode_splits, tokenize
-from rekd_train.data.summary import summarise
 
 __all__ = [
     "SPLITS", "DataSet", "ImageSplit", "LabelledImages", "LabelledTexts", "Split", "TokenizedTexts", "bucketed_batches",

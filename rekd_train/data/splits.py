@@ -64,6 +64,8 @@ class ImageSplit:
     augmentation: str = "none"
     """'none', 'crop', 'flip' or 'crop_flip': see ``augment``."""
 
+    whole_lengths = None
+
     def __len__(self) -> int:
         return len(self.pixels)
 

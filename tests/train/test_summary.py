@@ -10,7 +10,7 @@ from rich.console import Console
 from rekd_train.checkpoints.checkpoint import model_card
 from rekd_train.cli import progress as cli_progress
 from rekd_train.data import DataSet, LabelledImages, LabelledTexts, encode, summarise
-from rekd_train.data.summary import summary_notes, summary_rows
+from rekd_train.data.examples import summary_notes, summary_rows
 from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 
