@@ -55,7 +55,7 @@ COMMANDS = ("rekd_train.cli", "rekd_deploy.cli")
 
 MOST_IN_A_FOLDER = {
     "rekd_deploy/bench": 41, "rekd_deploy/cli": 16, "rekd_deploy/client": 16, "rekd_deploy/repository": 15,
-    "rekd_deploy/server": 16, "rekd_train/data": 19, "rekd_train/training": 16,
+    "rekd_deploy/server": 16, "rekd_train/training": 16,
 }  # fmt: skip
 """Folders that are still too full; never more than today."""
 
@@ -192,8 +192,8 @@ def test_the_model_inside_triton_needs_nothing_of_ours():
         "import rekd_train",
         "import rekd_deploy",
         "from rekd_train import RekdError, Prediction, Span, __version__",
-        "from rekd_train import command, config, preprocess",
-        "from rekd_deploy import signature, errors, artefacts",
+        "import rekd_train.cli.main, rekd_train.config.run, rekd_train.inputs.preprocessors, rekd_train.files",
+        "import rekd_deploy.contract.signature, rekd_deploy.contract.artefacts, rekd_deploy.errors",
     ],
 )
 def test_imports_load_nothing_heavy(code):
