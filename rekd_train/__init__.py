@@ -26,22 +26,9 @@ _LAZY = {
 }
 
 __all__ = [
-    "CheckpointError",
-    "ConfigError",
-    "DataError",
-    "InputError",
-    "MissingExtraError",
-    "Patch",
-    "Piece",
-    "Prediction",
-    "Rationalizer",
-    "RekdError",
-    "Selection",
-    "SelectionPolicy",
-    "Span",
-    "TrainingError",
-    "load",
-]
+    "CheckpointError", "ConfigError", "DataError", "InputError", "MissingExtraError", "Patch", "Piece", "Prediction",
+    "Rationalizer", "RekdError", "Selection", "SelectionPolicy", "Span", "TrainingError", "load",
+]  # fmt: skip
 
 
 def __getattr__(name: str):

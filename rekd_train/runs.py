@@ -6,17 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from rekd_train.checkpoints import checkpoint
-from rekd_train.checkpoints.examples import checkpoint_examples
-from rekd_train.checkpoints.recorded import data_for, recorded_config, splits_to_measure, start_from
+from rekd_train.checkpoints.recorded import (
+    checkpoint_examples,
+    data_for,
+    recorded_config,
+    splits_to_measure,
+    start_from,
+)
 from rekd_train.config.run import RunConfig
 from rekd_train.data import DataSet, Split, encode_splits, load_data, summarise
-from rekd_train.errors import CheckpointError, ConfigError
+from rekd_train.errors import ConfigError
 from rekd_train.evaluation.forward import measure
 from rekd_train.evaluation.report import evaluate
-from rekd_train.files import AGAIN, RESUME, cannot_write
+from rekd_train.files import AGAIN, RESUME
 from rekd_train.models.building import fresh_pair, preprocessor_for, weight_origins
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training.checks import check_teacher, short_texts_notice
@@ -74,9 +77,8 @@ def train_run(
     start = {"teacher": teacher, "warm_start": warm_start}
     hashes = {name: checkpoint.checkpoint_hash(path) if path else None for name, path in start.items()}
     store = StateStore(training_directory(output), identity_of(config, splits["train"], splits["dev"], **hashes))
-    summary = summarise(data, splits)
     if observer is not None and runtime.is_main:
-        observer.data(summary)
+        observer.data(summarise(data, splits))
         if notice := short_texts_notice(config, splits["train"], preprocessor):
             observer.note(notice)
     runtime.wait()  # until every process has looked at what lies at the output: the main one writes from here on
@@ -84,13 +86,7 @@ def train_run(
         config, pair, splits["train"], splits["dev"], teacher=teacher_pair, warm=warm_start is not None,
         observer=_logs(runtime, store, observer, resume, tensorboard), runtime=runtime, store=store, resume=resume,
     )  # fmt: skip
-    runtime.close()
-    if not runtime.is_main:
-        return {}
-    metrics = {name: measure(pair, splits[name]) for name in ("dev", "test")}
-    _save(pair, output, config, data, {**metrics, "data": summary, "training": readings(store.log)}, fix=RESUME)
-    store.discard()
-    return metrics
+    return _finish(runtime, pair, output, config, data, splits, store=store)
 
 
 def _logs(
@@ -164,7 +160,7 @@ def calibrate_run(
             selection["budget"] = max(selection["budget"], target)
         config = RunConfig.model_validate(config.model_dump() | {"selection": selection})
     calibrate_pair(config, pair, splits["dev"], runtime)
-    return _finish(runtime, pair, output, config, examples, splits, path)
+    return _finish(runtime, pair, output, config, examples, splits, source=path)
 
 
 def compact_run(
@@ -198,7 +194,7 @@ def compact_run(
     compact_pair(
         config, pair, splits["train"], splits["dev"], teacher=teacher_pair, observer=observer, runtime=runtime
     )
-    return _finish(runtime, pair, output, config, examples, splits, path)
+    return _finish(runtime, pair, output, config, examples, splits, source=path)
 
 
 def _reopen(path: Path, runtime: Runtime, data: str | None, overrides: Sequence[str]):
@@ -209,40 +205,25 @@ def _reopen(path: Path, runtime: Runtime, data: str | None, overrides: Sequence[
 
 def _finish(
     runtime: Runtime, pair: Rationalizer, output: Path, config: RunConfig, data: DataSet, splits: dict[str, Split],
-    source: Path,
+    *, source: Path | None = None, store: StateStore | None = None,
 ) -> dict[str, Any]:  # fmt: skip
+    """Measure the pair and write its checkpoint; ``source``: the one that it was made from, ``store``: of its run."""
     runtime.close()
     if not runtime.is_main:
         return {}
     metrics = {name: measure(pair, splits[name]) for name in ("dev", "test")}
-    origins = checkpoint.read_description(source).get("training", {}).get("origins", ())
-    _save(pair, output, config, data, {**metrics, "data": summarise(data, splits)}, origins)
-    return metrics
-
-
-def _save(
-    pair: Rationalizer,
-    output: Path,
-    config: RunConfig,
-    data: DataSet,
-    metrics: dict[str, Any],
-    origins: Sequence[str] = (),
-    fix: str = AGAIN,
-) -> None:
-    """``origins`` are those of the checkpoint that this one was made from; ``fix``: what to do if the disk is full."""
+    kept = {**metrics, "data": summarise(data, splits)}
+    if store is not None:
+        kept["training"] = readings(store.log)
     networks = {role: getattr(pair, role).backbone.settings for role in ("selector", "predictor")}
     config = config.model_copy(update=networks)  # with the sizes that pretrained weights brought
-    try:
-        checkpoint.save(
-            pair,
-            output,
-            metrics=metrics,
-            training={
-                "name": config.name,
-                "config": config.model_dump(),
-                "origins": list(dict.fromkeys([*origins, data.origin, *weight_origins(config)])),
-            },
-            **checkpoint_examples(data, pair.preprocessor),
-        )
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(cannot_write(output, error, fix)) from error
+    older = [] if source is None else checkpoint.read_description(source).get("training", {}).get("origins", ())
+    origins = list(dict.fromkeys([*older, data.origin, *weight_origins(config)]))
+    checkpoint.save(
+        pair, output, metrics=kept, fix=AGAIN if store is None else RESUME,
+        **checkpoint_examples(data, pair.preprocessor),
+        training={"name": config.name, "config": config.model_dump(), "origins": origins},
+    )  # fmt: skip
+    if store is not None:
+        store.discard()
+    return metrics

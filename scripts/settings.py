@@ -19,7 +19,7 @@ from pydantic import BaseModel  # noqa: E402
 from pydantic.fields import FieldInfo  # noqa: E402
 
 from rekd_train.config.run import RunConfig  # noqa: E402
-from rekd_train.config.section import sections_of  # noqa: E402
+from rekd_train.config.sections import sections_of  # noqa: E402
 
 PAGE = ROOT / "docs" / "settings.md"
 HEAD = """\

@@ -128,7 +128,7 @@ def image_rationalizer() -> Rationalizer:
 
 @pytest.fixture(scope="session")
 def artefacts(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
-    """The verified export of the tiny checkpoint (rekd_deploy.contract.artefacts.Artefacts). Do not change its files."""
+    """The verified export of the tiny checkpoint (rekd_deploy.contract.artefacts). Do not change its files."""
     from rekd_deploy.export.graphs import export
 
     return export(checkpoint, tmp_path_factory.mktemp("export"))
@@ -157,7 +157,7 @@ def wheel():
 
 @pytest.fixture(scope="session")
 def server(wheel, repository: Path, tmp_path_factory: pytest.TempPathFactory):
-    """The real Triton on that repository, one for all tests (``rekd_deploy.server.server.TritonServer``). Do not stop it."""
+    """The real Triton on that repository, one for all tests (``rekd_deploy.server.server``). Do not stop it."""
     from rekd_deploy.server.server import TritonServer
 
     with TritonServer(repository, 0, 0, 0, log_file=tmp_path_factory.mktemp("triton") / "log") as server:

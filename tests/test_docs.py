@@ -15,7 +15,7 @@ DOCUMENTS = [ROOT / "README.md", *(ROOT / name for name in ("CONTRIBUTING.md", "
 
 def tree_paths() -> list[str]:
     """Paths of the annotated tree in the README, indentation resolved."""
-    block = re.search(r"## The house.*?```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
+    block = re.search(r"## Where things are.*?```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
     folders: list[str] = []
     paths = []
     for line in block.splitlines():

@@ -85,7 +85,7 @@ def labelled_examples(
     from rekd_train.data import SPLITS, load_data
 
     if is_table(data):
-        from rekd_train.data.tables import every_row
+        from rekd_train.data import load_whole as every_row
 
         config = _data_config({"name": "table", "path": data, "labels": list(labels)}, overrides)
         examples = every_row(config, labels)
@@ -95,7 +95,7 @@ def labelled_examples(
     if checkpoint is not None:
         config = recorded_config(checkpoint, data, overrides).data
     elif data is not None:
-        from rekd_train.config.files import read_document
+        from rekd_train.config.run import read_document
 
         config = _data_config(dict(read_document(data).get("data", {})), overrides)
     else:
@@ -111,7 +111,7 @@ def labelled_examples(
 def _data_config(document: dict[str, Any], overrides: Sequence[str]) -> DataConfig:
     from pydantic import ValidationError
 
-    from rekd_train.config.files import override
+    from rekd_train.config.run import override
 
     whole = {"data": document}
     mistakes = [mistake for text in overrides if (mistake := override(whole, text))]

@@ -19,8 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from tokenizers import Encoding
 
-from rekd_train.inputs.prediction import Prediction
-from rekd_train.inputs.spans import kept_pieces, merged_spans
+from rekd_train.inputs.prediction import Prediction, kept_pieces, merged_spans
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Engines through the parity gate, where a GPU and the library are there; elsewhere they stay unverified. torch-free.
 
-An engine is held against the stored answers of the PyTorch model (see rekd_deploy.parity.reference), within the same limits
-as the graph that it was built from.
+An engine is held against the stored answers of the PyTorch model (see rekd_deploy.parity.reference), within the
+same limits as the graph that it was built from.
 """
 
 from __future__ import annotations

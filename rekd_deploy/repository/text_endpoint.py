@@ -32,12 +32,9 @@ if TYPE_CHECKING:
 PREPARE, ANSWER = "rekd_prepare", "rekd_answer"
 RAW = {"text": "rekd_text", "image": "rekd_image"}
 """The ensemble by what it takes."""
-_TRAINING = Path(__file__).resolve().parents[1] / "rekd_train"
-_MODULES = {
-    "text": ("__init__", "errors", "prediction", "spans", "text_checks", "preprocess"),
-    "image": ("__init__", "errors", "prediction", "image_reading", "preprocess_image"),
-}
-"""What the steps import of rekd_train."""
+_TRAINING = Path(__file__).resolve().parents[2] / "rekd_train"
+_MODULES = ("__init__", "errors", "inputs/__init__", "inputs/prediction", "inputs/items")
+"""What the steps import of rekd_train, beside inputs/text or inputs/image."""
 _TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32", "bool": "TYPE_BOOL", "uint8": "TYPE_UINT8"}
 _Tensor = tuple[str, str, list[int]]
 
@@ -95,9 +92,9 @@ def place_raw(artefacts: Artefacts, root: Path, version: int) -> None:
     kind = preprocessor.settings.kind
     for name in (PREPARE, ANSWER):
         folder = root / name / str(version)
-        (folder / "rekd_train").mkdir()
-        shutil.copyfile(Path(__file__).with_name("triton_raw.py"), folder / "model.py")
-        for module in _MODULES[kind]:
+        (folder / "rekd_train" / "inputs").mkdir(parents=True)
+        shutil.copyfile(Path(__file__).parent / "backend" / "text.py", folder / "model.py")
+        for module in (*_MODULES, f"inputs/{kind}"):
             shutil.copyfile(_TRAINING / f"{module}.py", folder / "rekd_train" / f"{module}.py")
         write_json(folder / "served.json", {"settings": asdict(preprocessor.settings), "labels": artefacts.labels})
         if kind == "text" and name == PREPARE:

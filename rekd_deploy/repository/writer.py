@@ -55,10 +55,12 @@ __all__ = [
 _CACHES = shutil.ignore_patterns("__pycache__")
 """A server that may write leaves them beside its models."""
 _MODEL_CODE = {
-    {"triton_model.py": "model.py"}.get(source, source): Path(__file__).with_name(source)
-    for source in ("triton_model.py", "triton_batches.py", "triton_cuda.py")
+    name: Path(__file__).parent / "backend" / source
+    for name, source in {
+        "model.py": "model.py", "triton_batches.py": "batches.py", "triton_cuda.py": "cuda.py"
+    }.items()
 }
-_ENGINE_CODE = Path(__file__).parent / "engines" / "tensorrt_execution.py"
+_ENGINE_CODE = Path(__file__).parents[1] / "runtimes" / "tensorrt" / "execution.py"
 _EARLIER_KEYS = ("versions", "checkpoint_sha256", "artefacts", "preprocessing_sha256")
 """What the manifest keeps of the versions before."""
 

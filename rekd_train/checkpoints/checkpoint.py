@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -20,17 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from rekd_train.checkpoints.model_card import model_card
 from rekd_train.config.run import BackboneConfig, explain
+from rekd_train.data.examples import summary_notes, summary_rows
 from rekd_train.errors import CheckpointError, ConfigError
-from rekd_train.files import atomic_directory, sha256, write_json, write_text
+from rekd_train.files import AGAIN, atomic_directory, cannot_write, sha256, write_json, write_text
 from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.inputs.preprocessors import load_preprocessor
-from rekd_train.inputs.text import TOKENIZER_FILE
+from rekd_train.inputs.text import TOKENIZER_FILE, TextPreprocessor
 from rekd_train.models.base import Predictor, Selector
 from rekd_train.models.families import build_backbone
 from rekd_train.models.rationalizer import Rationalizer
@@ -43,6 +45,9 @@ UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 EXAMPLES_FILE = "examples.jsonl"
 IMAGES_FILE = "examples.npz"
 _WEIGHTS = ("selector.safetensors", "predictor.safetensors")
+_CARD = Environment(
+    loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+).get_template("model_card.md.j2")
 
 
 def save(
@@ -53,6 +58,7 @@ def save(
     training: dict[str, Any] | None = None,
     examples: Sequence[dict[str, str]] = (),
     images: dict[str, np.ndarray] | None = None,
+    fix: str = AGAIN,
 ) -> Path:
     """Write a checkpoint atomically, in place of one that lies there.
 
@@ -61,46 +67,58 @@ def save(
         training: the run's configuration and the origin of data and weights, for config.json.
         examples: ``{"text", "label"}`` of the dev split, on which exports prove their parity.
         images: the same of a vision model: ``pixels`` uint8 (n, H, W, C) and ``labels`` (n,) int64.
+        fix: what to do if the disk is full.
 
     Raises:
-        CheckpointError: something that is not a checkpoint lies at ``directory``; it is not touched.
+        CheckpointError: something that is not a checkpoint lies at ``directory``, which is not touched, or it cannot be
+            written.
     """
     directory = Path(directory)
     check_output(directory, overwrite=True)
-    metrics, training = metrics or {}, training or {}
-    with atomic_directory(directory) as work:
-        for role in ("selector", "predictor"):
-            state = getattr(rationalizer, role).state_dict()
-            save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, work / f"{role}.safetensors")
-            (work / f"{role}.safetensors").chmod(0o644)  # safetensors writes files for the owner only
-        rationalizer.preprocessor.save(work)
-        description = {
-            "format": FORMAT,
-            "version": VERSION,
-            "labels": rationalizer.labels,
-            "operator": rationalizer.predictor.operator,
-            "selector": rationalizer.selector.backbone.settings.model_dump(),
-            "predictor": rationalizer.predictor.backbone.settings.model_dump(),
-            "preprocessing": asdict(rationalizer.preprocessor.settings),
-            "preprocessing_sha256": rationalizer.preprocessor.fingerprint,
-            "weights_sha256": {name: sha256(work / name) for name in _WEIGHTS},
-            "training": training,
-        }
-        write_json(work / "config.json", description)
-        write_json(
-            work / "policy.json",
-            {
-                "policy": rationalizer.policy.model_dump(),
-                "probability_temperature": rationalizer.probability_temperature,
-            },
-        )
-        write_json(work / "metrics.json", metrics)
-        lines = [json.dumps(example, ensure_ascii=False) + "\n" for example in examples]
-        write_text(work / EXAMPLES_FILE, "".join(lines))
-        if images is not None:
-            np.savez_compressed(work / IMAGES_FILE, **images)
-        write_text(work / "README.md", model_card(description, rationalizer.policy, metrics))
+    try:
+        with atomic_directory(directory) as work:
+            _write(rationalizer, work, metrics or {}, training or {}, examples, images)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(cannot_write(directory, error, fix)) from error
     return directory
+
+
+def _write(
+    rationalizer: Rationalizer,
+    work: Path,
+    metrics: dict[str, Any],
+    training: dict[str, Any],
+    examples: Sequence[dict[str, str]],
+    images: dict[str, np.ndarray] | None,
+) -> None:
+    for role in ("selector", "predictor"):
+        state = getattr(rationalizer, role).state_dict()
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, work / f"{role}.safetensors")
+        (work / f"{role}.safetensors").chmod(0o644)  # safetensors writes files for the owner only
+    if isinstance(rationalizer.preprocessor, TextPreprocessor):
+        write_text(work / TOKENIZER_FILE, rationalizer.preprocessor.tokenizer_json)
+    description = {
+        "format": FORMAT,
+        "version": VERSION,
+        "labels": rationalizer.labels,
+        "operator": rationalizer.predictor.operator,
+        "selector": rationalizer.selector.backbone.settings.model_dump(),
+        "predictor": rationalizer.predictor.backbone.settings.model_dump(),
+        "preprocessing": asdict(rationalizer.preprocessor.settings),
+        "preprocessing_sha256": rationalizer.preprocessor.fingerprint,
+        "weights_sha256": {name: sha256(work / name) for name in _WEIGHTS},
+        "training": training,
+    }
+    write_json(work / "config.json", description)
+    temperature = rationalizer.probability_temperature
+    policy = {"policy": rationalizer.policy.model_dump(), "probability_temperature": temperature}
+    write_json(work / "policy.json", policy)
+    write_json(work / "metrics.json", metrics)
+    lines = [json.dumps(example, ensure_ascii=False) + "\n" for example in examples]
+    write_text(work / EXAMPLES_FILE, "".join(lines))
+    if images is not None:
+        np.savez_compressed(work / IMAGES_FILE, **images)
+    write_text(work / "README.md", model_card(description, rationalizer.policy, metrics))
 
 
 def check_output(directory: str | Path, overwrite: bool = False) -> None:
@@ -155,8 +173,8 @@ def load(path: str | Path) -> Rationalizer:
         rationalizer = Rationalizer(selector, predictor, policy, preprocessor, labels, temperature)
         digests = dict(description["weights_sha256"])
     except (KeyError, TypeError, ValueError, ConfigError) as error:
-        problem = "; ".join(explain(error)) if isinstance(error, ValidationError) else _in_one_line(error)
-        raise CheckpointError(f"{directory}: the description does not fit this version of rekd: {problem}") from None
+        problem = f"the description does not fit this version of rekd: {in_one_line(error)}"
+        raise CheckpointError(f"{directory}: {problem}") from None
     if preprocessor.fingerprint != description.get("preprocessing_sha256"):
         what = TOKENIZER_FILE if (directory / TOKENIZER_FILE).exists() else "the preprocessing"
         raise CheckpointError(f"{directory}: {what} is not the one this model was trained with")
@@ -201,8 +219,6 @@ def dev_texts(directory: Path) -> set[str]:
 
 def checkpoint_hash(directory: Path) -> str:
     """SHA-256 over the files that decide what the model computes."""
-    import hashlib
-
     directory = Path(directory)
     tokenizer = (TOKENIZER_FILE,) if (directory / TOKENIZER_FILE).exists() else ()
     names = ("config.json", "policy.json", *tokenizer, *_WEIGHTS)
@@ -225,12 +241,14 @@ def _load_weights(module, path: Path, expected_digest: str | None) -> None:
     try:
         module.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit the sizes in config.json: {_in_one_line(error)}") from None
+        raise CheckpointError(f"{path} does not fit the sizes in config.json: {in_one_line(error)}") from None
 
 
-def _in_one_line(error: Exception) -> str:
-    shown = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-    return " ".join(shown.split())
+def in_one_line(error: Exception) -> str:
+    """What is wrong with a description that was read."""
+    if isinstance(error, ValidationError):
+        return "; ".join(explain(error))
+    return f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
 
 
 def _read_json(path: Path) -> Any:
@@ -240,3 +258,22 @@ def _read_json(path: Path) -> Any:
         raise CheckpointError(f"{path} is missing; is {path.parent} a whole checkpoint?") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}; fix: copy it again") from None
+
+
+def model_card(description: dict[str, Any], policy: SelectionPolicy, metrics: dict[str, Any]) -> str:
+    """Markdown text of the card, from what the checkpoint itself says."""
+    figures = _flat({key: value for key, value in metrics.items() if key != "data"})
+    return _CARD.render(
+        description=description, training=description["training"], policy=policy, figures=list(figures),
+        data=metrics.get("data"), summary_rows=summary_rows, summary_notes=summary_notes,
+    )  # fmt: skip
+
+
+def _flat(metrics: dict[str, Any], prefix: str = ""):
+    for key, value in metrics.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif key == "never_predicted" and value:
+            yield f"{prefix}{key}", ", ".join(value)
+        elif not isinstance(value, list):
+            yield f"{prefix}{key}", round(value, 4) if isinstance(value, float) else value

@@ -12,19 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from torch import Tensor, nn
-
-from rekd_train.checkpoints.checkpoint import check_output, save
-from rekd_train.config.run import BackboneConfig, ImageConfig, explain
+from rekd_train.checkpoints.checkpoint import check_output, in_one_line, save
+from rekd_train.config.run import BackboneConfig, ImageConfig
 from rekd_train.errors import CheckpointError, ConfigError
-from rekd_train.files import cannot_write, sha256
+from rekd_train.files import sha256
 from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
 from rekd_train.inputs.policy import PAPER_POLICY
-from rekd_train.inputs.preprocessors import Preprocessor
+from rekd_train.inputs.preprocessors import Preprocessor, TokenIdPreprocessor, TokenIdSettings
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
-from rekd_train.inputs.token_ids import TokenIdPreprocessor, TokenIdSettings
 from rekd_train.models.base import Predictor, Selector
 from rekd_train.models.families import build_backbone
 from rekd_train.models.official_weights import StateReader, bert_weights, vit_weights
@@ -89,11 +84,8 @@ def import_official(
     try:
         settings = _settings(family, config, image_side)
     except (KeyError, TypeError, ValueError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
-        if isinstance(error, ValidationError):
-            reason = "; ".join(explain(error))
         path = Path(backbone) / "config.json"
-        raise CheckpointError(f"{path} does not fit the family '{family}': {reason}") from None
+        raise CheckpointError(f"{path} does not fit the family '{family}': {in_one_line(error)}") from None
     states = {
         role: StateReader(Path(path), pickled_state(Path(path)), family, role)
         for role, path in (("selector", selector), ("predictor", predictor))
@@ -110,10 +102,7 @@ def import_official(
     ]
     unread = {role: state.unread for role, state in states.items()}
     training = {"name": Path(output).name, "stage": "imported", "origins": origins, "unread_keys": unread}
-    try:
-        return save(rationalizer, output, training=training)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(cannot_write(Path(output), error)) from error
+    return save(rationalizer, output, training=training)
 
 
 def _pair(
@@ -143,13 +132,9 @@ def _pair(
     names = [str(index) for index in range(classes)] if labels is None else [str(label) for label in labels]
     if len(names) != classes or len(set(names)) != classes:
         raise ConfigError(f"labels {names} do not fit: the predictor has {classes} classes, each needs its own name")
-    _load(selector, selector_state)
-    _load(predictor, predictor_state)
+    for module, state in ((selector, selector_state), (predictor, predictor_state)):
+        module.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=True)
     return Rationalizer(selector, predictor, PAPER_POLICY, preprocessor, names).eval()
-
-
-def _load(module: nn.Module, state: dict[str, Tensor]) -> None:
-    module.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=True)
 
 
 def _settings(family: OfficialFamily, config: dict[str, Any], image_side: int) -> BackboneConfig:
@@ -158,14 +143,9 @@ def _settings(family: OfficialFamily, config: dict[str, Any], image_side: int) -
         side, channels = config["image_size"], config.get("num_channels", 3)
         native = min(image_side, side)
         sizes["image"] = ImageConfig(
-            height=native,
-            width=native,
-            channels=channels,
-            upscale_to=None if native == side else side,
-            patch=config["patch_size"],
-            mean=IMAGENET["mean"] if channels == 3 else (0.5,),
-            std=IMAGENET["std"] if channels == 3 else (0.5,),
-        )
+            height=native, width=native, channels=channels, upscale_to=None if native == side else side,
+            patch=config["patch_size"], **(IMAGENET if channels == 3 else {}),
+        )  # fmt: skip
     return BackboneConfig(**sizes)
 
 

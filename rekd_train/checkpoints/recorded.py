@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+import numpy as np
 
 from rekd_train.checkpoints import checkpoint
-from rekd_train.config.files import override, read_document, with_current_names
-from rekd_train.config.run import RunConfig, explain
+from rekd_train.config.run import RunConfig, checked_config, read_document, with_current_names
 from rekd_train.data import DataSet, LabelledTexts, Split, encode, is_unsplit, load_data, load_whole
 from rekd_train.data.table_files import SUFFIXES
 from rekd_train.errors import CheckpointError, ConfigError, DataError
-from rekd_train.inputs.preprocessors import same_tokens
+from rekd_train.inputs.preprocessors import Preprocessor, same_tokens
 from rekd_train.inputs.text import TextPreprocessor
 from rekd_train.models.rationalizer import Rationalizer
 
@@ -51,14 +50,7 @@ def recorded_config(path: Path, data: str | Path | None = None, overrides: Seque
         if "max_length" in description["preprocessing"]:
             document["data"]["max_length"] = description["preprocessing"]["max_length"]
             document["data"].pop("lengths", None)
-    mistakes = [mistake for text in overrides if (mistake := override(document, text))]
-    try:
-        config = RunConfig.model_validate(document)
-    except ValidationError as error:
-        mistakes += explain(error, RunConfig)
-    if mistakes:
-        raise ConfigError(f"{path}: " + "; ".join(mistakes))
-    return config
+    return checked_config(document, overrides, path)
 
 
 def _named_data(data: str | Path, description: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:
@@ -100,7 +92,7 @@ def splits_to_measure(
     split = split or "test"
     found = data_for(pair, config)
     share = {"train": 1 - data.dev_share - data.test_share, "dev": data.dev_share, "test": data.test_share}[split]
-    most = getattr(data, f"{split}_examples")
+    most = data.limits[split]
     cut = "" if most is None else f"at most {most} of "
     words = f"the {split} split of {shown}" + (f" ({cut}{share:.0%} of it, chosen by data.seed)" if unsplit else "")
     splits = {name: encode(found.splits[name], pair.preprocessor) for name in {split, "dev"}}
@@ -112,7 +104,7 @@ def _same_path(one: str | Path, other: str | Path) -> bool:
 
 
 def data_for(pair: Rationalizer, config: RunConfig) -> DataSet:
-    """The data of a configuration, held against a pair's classes.
+    """The data of a configuration, compared with a pair's classes.
 
     Raises:
         DataError: other classes, or in another order. A pair whose classes were never named ('0', '1', ...)
@@ -149,9 +141,7 @@ def start_from(pair: Rationalizer, start: Rationalizer, path: Path, data: DataSe
     """
     check_classes(start.labels, data)
     mine, theirs = pair.preprocessor, start.preprocessor
-    if isinstance(mine, TextPreprocessor) and not (
-        isinstance(theirs, TextPreprocessor) and same_tokens(mine, theirs)
-    ):
+    if isinstance(mine, TextPreprocessor) and not (isinstance(theirs, TextPreprocessor) and same_tokens(mine, theirs)):
         raise ConfigError(f"{path} reads other tokens than this run; fix: a warm start with the same tokenizer")
     for role in ("selector", "predictor"):
         mine, theirs = getattr(pair, role), getattr(start, role)
@@ -167,3 +157,22 @@ def start_from(pair: Rationalizer, start: Rationalizer, path: Path, data: DataSe
 
 def _some(names: Sequence[Any]) -> str:
     return ", ".join(str(name) for name in list(names)[:6]) + (", ..." if len(names) > 6 else "")
+
+
+TEXTS = 200
+IMAGES = 200
+IMAGE_BYTES = 8_000_000
+"""Large images are fewer: a checkpoint should stay a file to send."""
+
+
+def checkpoint_examples(data: DataSet, preprocessor: Preprocessor) -> dict[str, Any]:
+    """Arguments for ``checkpoint.save``: ``examples`` for texts, ``images`` for images."""
+    dev = data.splits["dev"]
+    if isinstance(dev, LabelledTexts):
+        some = dev.head(TEXTS)
+        pairs = zip(some.texts, some.labels, strict=True)
+        return {"examples": [{"text": text, "label": data.label_names[label]} for text, label in pairs]}
+    settings = preprocessor.settings
+    fitting = IMAGE_BYTES // (settings.height * settings.width * settings.channels)
+    split = encode(dev.head(max(16, min(IMAGES, fitting))), preprocessor)
+    return {"images": {"pixels": split.inputs(np.arange(len(split)))["pixels"], "labels": split.labels}}

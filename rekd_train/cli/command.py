@@ -19,6 +19,7 @@ import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,7 +35,7 @@ _ClickError = typer.BadParameter.__base__.__base__
 
 
 def application(help: str, **typer_kwargs: Any) -> typer.Typer:
-    """A typer application in the house's style: plain help, no completion commands.
+    """A typer application in the style of all commands: plain help, no completion commands.
 
     ``run`` adds ``--version`` and ``--debug``. With a single command, ``help`` and ``epilog`` given here
     are that command's unless it has its own.
@@ -64,7 +65,8 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
         app: made by ``application``.
         arguments: command line without the program's name; None: ``sys.argv[1:]``.
     """
-    _tolerate_narrow_encodings()
+    with suppress(AttributeError):  # reviews hold emoji; a terminal that cannot show one gets '?', not a traceback
+        sys.stdout.reconfigure(errors="replace")
     debug: list[bool] = []
     command = _click_command(app, debug)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -83,14 +85,8 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
         code = error.exit_code
     except BrokenPipeError as error:
         code = _broken_pipe(error, debug)
-    except RekdError as error:
-        code = _complain(f"error: {error}", debug)
-    except ModuleNotFoundError as error:
-        code = _complain(_explain_missing_module(error), debug)
-    except OSError as error:
-        code = _complain(_explain_os_error(error), debug)
     except Exception as error:
-        code = _complain(_internal(error), debug)
+        code = _complain(_explained(error), debug)
     sys.exit(code)
 
 
@@ -154,31 +150,25 @@ def _complain(message: str, debug: list[bool]) -> int:
     return FAILED
 
 
-def _internal(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"internal error: {type(error).__name__}: {text} (run again with --debug)"
-
-
-def _explain_missing_module(error: ModuleNotFoundError) -> str:
-    """A library that was not installed, or was removed, is the user's to fix; a module of ours is not."""
-    package = (error.name or "").partition(".")[0]
-    if package in ("", "rekd_train", "rekd_deploy"):
-        return _internal(error)
-    return f"error: the Python package '{package}' is not installed; fix: pip install {package}, or install REKD again"
-
-
-def _explain_os_error(error: OSError) -> str:
-    """A file that cannot be read or written is the user's to fix; any other system error is ours."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if (error.filename is None and not full) or error.strerror is None:
-        return _internal(error)
-    place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-    return f"error: {place}{error.strerror}" + (f"; fix: {AGAIN}" if full else "")
+def _explained(error: Exception) -> str:
+    """The line of a failure: what we raise on purpose, and what the user can mend; anything else is ours to mend."""
+    if isinstance(error, RekdError):
+        return f"error: {error}"
+    if isinstance(error, ModuleNotFoundError):  # a library that was not installed, or was removed
+        package = (error.name or "").partition(".")[0]
+        if package not in ("", "rekd_train", "rekd_deploy"):
+            fix = f"fix: pip install {package}, or install REKD again"
+            return f"error: the Python package '{package}' is not installed; {fix}"
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError) and error.strerror and (full or error.filename is not None):
+        place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        return f"error: {place}{error.strerror}" + (f"; fix: {AGAIN}" if full else "")
+    return f"internal error: {type(error).__name__}: {' '.join(str(error).split())} (run again with --debug)"
 
 
 def _broken_pipe(error: BrokenPipeError, debug: list[bool]) -> int:
     if not _reader_gone():  # some other pipe or socket broke, which is worth a word
-        return _complain(_internal(error), debug)
+        return _complain(_explained(error), debug)
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again
     return READER_GONE
 
@@ -197,13 +187,6 @@ def _program_name() -> str:
     if specification is not None:  # started by python -m
         return f"python -m {specification.name.removesuffix('.__main__')}"
     return Path(sys.argv[0]).name
-
-
-def _tolerate_narrow_encodings() -> None:
-    """Reviews hold emoji; a terminal that cannot show one gets '?', not a traceback."""
-    reconfigure = getattr(sys.stdout, "reconfigure", None)
-    if reconfigure is not None:
-        reconfigure(errors="replace")
 
 
 def finite(value: Any) -> Any:

@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from rekd_train.cli.command import application, examples, finite, print_json, run
-from rekd_train.cli.library import import_official, presets
-from rekd_train.cli.progress import class_warnings, progress_bars
+from rekd_train.cli.progress import class_warnings, print_table, progress_bars
 
 app = application(
     help="Train pairs that classify from their own rationale, alone or distilled from a teacher pair.",
@@ -23,15 +22,11 @@ app = application(
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Directory of the new checkpoint.")]
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint directory.")]
-Teacher = Annotated[Path | None, typer.Option("--teacher", metavar="CKPT", help="Checkpoint to distil from.")]
+Teacher = Annotated[Path | None, typer.Option(metavar="CKPT", help="Checkpoint to distil from.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        "--data", metavar="PRESET|FILE", help="Take the data of these settings, or this table, not the recorded ones."
-    ),
-]
+_DATA = "Take the data of these settings, or this table, not the recorded ones."
+Data = Annotated[str | None, typer.Option(metavar="PRESET|FILE", help=_DATA)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint at the output.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
@@ -50,8 +45,7 @@ def run_command(
     output: Output,
     teacher: Teacher = None,
     warm_start: Annotated[
-        Path | None,
-        typer.Option("--warm-start", metavar="CKPT", help="Start from this checkpoint's weights; no classifier stage."),
+        Path | None, typer.Option(metavar="CKPT", help="Start from this checkpoint's weights; no classifier stage.")
     ] = None,
     overrides: Overrides = None,
     resume: Annotated[
@@ -84,7 +78,22 @@ def run_command(
     _report(metrics, output, as_json)
 
 
-app.command(epilog=examples("rekd-train presets", "rekd-train presets paper --json"))(presets)
+@app.command(epilog=examples("rekd-train presets", "rekd-train presets paper --json"))
+def presets(
+    contains: Annotated[str, typer.Argument(metavar="[TEXT]", help="Only presets whose name contains this.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print every setting as one JSON document.")] = False,
+) -> None:
+    """List the presets and where their settings come from."""
+    from rekd_train.config.run import preset_names, run_config
+
+    configs = {name: run_config(name) for name in preset_names() if contains in name}
+    if as_json:
+        print_json({name: config.model_dump() for name, config in configs.items()})
+        return
+    if not configs:
+        raise typer.BadParameter(f"no preset has '{contains}' in its name", param_hint="TEXT")
+    rows = [(name, config.source) for name, config in configs.items()]
+    print_table(("preset", "where its settings come from"), rows, left=2, framed=False)
 
 
 @app.command(
@@ -106,9 +115,7 @@ def calibrate(
     """Fit the decision rule's bias and the probability temperature on dev again."""
     from rekd_train.runs import calibrate_run
 
-    metrics = calibrate_run(
-        path, output, target, device, data=data, overrides=overrides or [], overwrite=overwrite
-    )
+    metrics = calibrate_run(path, output, target, device, data=data, overrides=overrides or [], overwrite=overwrite)
     _report(metrics, output, as_json)
 
 
@@ -154,7 +161,7 @@ def evaluate(
     ] = None,
     draws: Annotated[int, typer.Option(min=0, help="Sampled rationales of each example; below 2: none.")] = 10,
     teacher: Annotated[
-        Path | None, typer.Option("--teacher", metavar="CKPT", help="Checkpoint whose rationales to compare with.")
+        Path | None, typer.Option(metavar="CKPT", help="Checkpoint whose rationales to compare with.")
     ] = None,
     risk: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of wrong answers that the abstain threshold allows.")
@@ -184,30 +191,56 @@ def evaluate(
     if as_json:
         print_json(report)
         return
-    from rich.console import Console
-    from rich.table import Table
-
     from rekd_train.evaluation.report import report_rows
 
     typer.echo(f"{path}, {report['examples']} examples, {report['measured']}; noise-free unless said otherwise")
-    table = Table("section", "figure")
-    table.add_column("value", justify="right")
-    previous = None
+    rows, previous = [], None
     for section, figure, value in report_rows(report):
-        table.add_row("" if section == previous else section, figure, value)
+        rows.append(("" if section == previous else section, figure, value))
         previous = section
-    Console().print(table)
+    print_table(("section", "figure", "value"), rows, left=2)
     for line in class_warnings({report["measured"]: report["classification"]["never_predicted"]}):
         typer.echo(line)
 
 
-app.command(
+@app.command(
     "import-official",
     epilog=examples(
         "rekd-train import-official --family bert --selector g_bert --predictor f_bert --backbone bert-small "
         "--labels negative,positive --output runs/official",
     ),
-)(import_official)
+)
+def import_official(
+    family: Annotated[str, typer.Option(help="bert or vit.")],
+    selector: Annotated[Path, typer.Option(metavar="FILE", help="Their generator's file, g_...")],
+    predictor: Annotated[Path, typer.Option(metavar="FILE", help="Their encoder's file, f_...")],
+    backbone: Annotated[Path, typer.Option(metavar="DIR", help="The pretrained model both started from.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="CKPT", help="Directory of the new checkpoint.")],
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="FILE|DIR", help="tokenizer.json or vocab.txt; default: the backbone's.")
+    ] = None,
+    labels: Annotated[str, typer.Option(metavar="A,B,...", help="Class names, in the order of the logits.")] = "",
+    max_length: Annotated[int, typer.Option(min=3, help="Tokens a text is cut to (bert).")] = 256,
+    image_side: Annotated[int, typer.Option(min=1, help="Height and width of the images as they come (vit).")] = 32,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make a checkpoint of a pair that the authors' code has trained.
+
+    It answers as theirs does without its noise. Then: rekd-train calibrate and compact, with --data, make it one
+    that serves a fixed budget and computes on the kept features alone.
+    """
+    from rekd_train.checkpoints.checkpoint import load
+    from rekd_train.checkpoints.official import import_official as convert
+
+    names = [name.strip() for name in labels.split(",")] if labels else None
+    convert(
+        family, selector, predictor, backbone, output,
+        tokenizer=tokenizer, labels=names, max_length=max_length, image_side=image_side,
+        overwrite=overwrite,
+    )  # fmt: skip
+    pair = load(output)
+    kind = pair.preprocessor.settings.kind.replace("_", " ")
+    typer.echo(f"{output}: reads {kind}, {len(pair.labels)} classes: {', '.join(pair.labels)}")
 
 
 def _report(metrics: dict, path: Path, as_json: bool) -> None:
@@ -216,21 +249,14 @@ def _report(metrics: dict, path: Path, as_json: bool) -> None:
     if as_json:
         print_json({"checkpoint": str(path), **metrics})
         return
-    from rich.console import Console
-    from rich.table import Table
-
     from rekd_train.evaluation.report import shown
 
-    table = Table()
-    table.add_column("figure")
-    for split in metrics:
-        table.add_column(split, justify="right")
     never = {split: figures["never_predicted"] for split, figures in metrics.items()}
-    for key in next(iter(metrics.values())):
-        if key != "never_predicted" or any(never.values()):
-            table.add_row(key, *(shown(figures[key]) for figures in metrics.values()))
+    keys = [key for key in next(iter(metrics.values())) if key != "never_predicted" or any(never.values())]
     typer.echo(f"{path} (noise-free, by the stored policy)")  # not as the table's title, which would be folded
-    Console().print(table)
+    print_table(
+        ("figure", *metrics), [(key, *(shown(figures[key]) for figures in metrics.values())) for key in keys]
+    )
     for line in class_warnings(never):
         typer.echo(line)
 

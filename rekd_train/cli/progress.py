@@ -1,11 +1,28 @@
-"""What a run shows on stderr while it goes: its data, then progress bars; and what it warns of in the end."""
+"""What a run shows: on stderr while it goes its data and progress bars, in the end tables and warnings."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1, framed: bool = True, console=None
+) -> None:
+    """A table on stdout or another console; all columns but the first ``left`` hold figures, flush right."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table() if framed else Table(box=None, pad_edge=False)
+    for number, name in enumerate(columns):
+        table.add_column(escape(name), justify="left" if number < left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    (console or Console()).print(table)
 
 
 @contextmanager
@@ -36,18 +53,9 @@ class _Bars:
         if summary == self._summary:  # several runs on the same data, as the demo's
             return
         self._summary = summary
-        from rich.markup import escape
-        from rich.table import Table
+        from rekd_train.data.examples import summary_notes, summary_rows
 
-        from rekd_train.data.summary import summary_notes, summary_rows
-
-        table = Table(box=None, pad_edge=False)
-        table.add_column("data", overflow="fold")
-        for split in summary["splits"]:
-            table.add_column(split, justify="right")
-        for title, *figures in summary_rows(summary):
-            table.add_row(escape(title), *figures)
-        self._progress.console.print(table)
+        print_table(("data", *summary["splits"]), summary_rows(summary), framed=False, console=self._progress.console)
         for note in summary_notes(summary):
             self._progress.console.print(note, markup=False, highlight=False)
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
+import tomllib
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from rekd_train.config.backbone import BackboneConfig, ImageConfig
-from rekd_train.config.data import DataConfig
-from rekd_train.config.files import PRESETS, override, preset_names, read_document
-from rekd_train.config.section import Section, known_keys
+from rekd_train.config.sections import BackboneConfig, DataConfig, ImageConfig, Section, did_you_mean, explain
 from rekd_train.config.training import (
     AccelerationConfig,
     DistillationConfig,
@@ -23,7 +23,7 @@ from rekd_train.config.training import (
 from rekd_train.errors import ConfigError
 
 __all__ = [
-    "PRESETS", "AccelerationConfig", "BackboneConfig", "DataConfig", "DistillationConfig", "ImageConfig",
+    "AccelerationConfig", "BackboneConfig", "DataConfig", "DistillationConfig", "ImageConfig",
     "OptimisationConfig", "RunConfig", "SelectionConfig", "StagesConfig", "TemperatureConfig", "explain",
     "preset_names", "run_config",
 ]  # fmt: skip
@@ -68,7 +68,7 @@ class RunConfig(Section):
         return self
 
 
-def run_config(source: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> RunConfig:
+def run_config(source: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Read a preset or a TOML file and apply ``key=value`` overrides.
 
     Args:
@@ -78,14 +78,17 @@ def run_config(source: str | Path, overrides: tuple[str, ...] | list[str] = ()) 
     Raises:
         ConfigError: with every mistake in one message.
     """
-    document = read_document(source)
+    return checked_config(read_document(source), overrides, source)
+
+
+def checked_config(document: dict[str, Any], overrides: Iterable[str], source: str | Path) -> RunConfig:
+    """The configuration of a document, changed by ``key=value`` overrides; ConfigError lists every mistake at once."""
     mistakes = [mistake for text in overrides if (mistake := override(document, text))]
     config = None
     try:
         config = RunConfig.model_validate(document)
     except ValidationError as error:
-        mistakes += explain(error, RunConfig)
-        mistakes += _mistakes_behind(document, error)
+        mistakes += [*explain(error, RunConfig), *_mistakes_behind(document, error)]
     if mistakes or config is None:
         raise ConfigError(f"{source}: " + "; ".join(mistakes))
     return config
@@ -114,20 +117,104 @@ def _mistakes_behind(document: dict[str, Any], error: ValidationError) -> list[s
     return []
 
 
-def explain(error: ValidationError, model: type[BaseModel] | None = None) -> list[str]:
-    """One short line for each mistake, by its place in the document.
+PRESETS = Path(__file__).parents[1] / "presets"
+PAPER = PRESETS / "paper.toml"
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that come with the package."""
+    return sorted([*(path.stem for path in PRESETS.glob("*.toml") if path != PAPER), *paper_presets()])
+
+
+@cache
+def paper_presets() -> dict[str, dict[str, Any]]:
+    """The rows of the paper's tables as documents, by name, from the one table that has them all."""
+    with open(PAPER, "rb") as file:
+        table = tomllib.load(file)
+    documents = {}
+    for model, row in table["models"].items():
+        network = {"selector": row["network"], "predictor": row["network"], "data": {"name": row["data"]}}
+        shared = _merged(_merged(table["text"], table["image"] if "vit" in model else {}), network)
+        rows = {kind: row[kind] for kind in ("re", "rekd") if kind in row}
+        rows["cls"] = [*row["re"][:2], table["cls_source"].format(title=row["title"])]
+        for kind, (target, weight, source) in rows.items():
+            name = f"paper_{model}_{kind}"
+            selection = {"name": name, "source": source, "selection": {"target": target, "weight": weight}}
+            documents[name] = _merged(_merged(shared, selection), table.get(kind, {}))
+    return documents
+
+
+def read_document(source: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The content of a preset or a TOML file, with what it extends filled in.
+
+    ``extends = "NAME"`` at the top of a file takes everything from a preset or, when it ends in .toml, from a file
+    beside it; what the file says itself wins, key by key.
 
     Args:
-        model: what was validated; None: an unknown key gets no hint.
+        source: a preset's name or a path that ends in .toml.
+        seen: the files that extend this one.
+
+    Raises:
+        ConfigError: no such preset or file, not TOML, or a circle of files that extend each other.
     """
-    mistakes = []
-    for detail in error.errors():
-        place = ".".join(str(part) for part in detail["loc"]) or "configuration"
-        if detail["type"] == "extra_forbidden":
-            hint = known_keys(model, detail["loc"]) if model else ""
-            mistakes.append(f"{place}: unknown key{hint}")
-        else:
-            nothing_to_show = detail["type"] == "missing" or isinstance(detail["input"], dict)
-            shown = "" if nothing_to_show else f" (got {detail['input']!r})"
-            mistakes.append(f"{place}: {detail['msg'].removeprefix('Value error, ')}{shown}")
-    return mistakes
+    path = Path(source)
+    if path.suffix != ".toml":
+        if (row := paper_presets().get(str(source))) is not None:
+            return copy.deepcopy(row)
+        path = PRESETS / f"{source}.toml"
+        if not path.is_file() or path == PAPER:
+            meant = did_you_mean(str(source), preset_names())
+            names = "'rekd-train presets' lists them all" if meant else f"presets: {', '.join(preset_names())}"
+            raise ConfigError(f"no preset '{source}'{meant or ';'} {names}; a file of yours must end in .toml")
+    try:
+        with open(path, "rb") as file:
+            document = with_current_names(tomllib.load(file))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    if "extends" not in document:
+        return document
+    base = document.pop("extends")
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: extends is {base!r}; it must be a preset's name or a path that ends in .toml")
+    if path.resolve() in seen:
+        raise ConfigError(f"{path} extends itself, by way of {', '.join(str(each) for each in seen)}")
+    beneath = read_document(path.parent / base if base.endswith(".toml") else base, (*seen, path.resolve()))
+    return _merged(beneath | {"source": f"as {base}, changed"}, document)
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def with_current_names(document: dict[str, Any]) -> dict[str, Any]:
+    """A document of an older version, so that what extends or overrides it replaces the same keys."""
+    stages = document.get("stages")
+    if not isinstance(stages, dict) or "criterion" not in stages or "best_metric" in stages:
+        return document
+    renamed = {"best_metric" if key == "criterion" else key: value for key, value in stages.items()}
+    return document | {"stages": renamed}
+
+
+def override(document: dict[str, Any], text: str) -> str | None:
+    """Apply one ``key=value`` to a document; returns the mistake, if any."""
+    key, equals, raw = text.partition("=")
+    if not equals or not key:
+        return f"--set {text}: write key=value"
+    try:
+        value = tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw
+    *parents, last = ("stages.best_metric" if key == "stages.criterion" else key).split(".")
+    target = document
+    for parent in parents:
+        target = target.setdefault(parent, {})
+        if not isinstance(target, dict):
+            return f"--set {text}: '{parent}' is not a section"
+    target[last] = value
+    return None

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
-from rekd_train.config.section import Section
+from rekd_train.config.sections import Section
 
 
 class SelectionConfig(Section):

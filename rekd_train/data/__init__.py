@@ -1,14 +1,55 @@
 """Data sets: from a name in the configuration to labelled examples in fixed splits, and to batches of tensors."""
 
-from rekd_train.data.batches import bucketed_batches
-from rekd_train.data.examples import SPLITS, DataSet, LabelledImages, LabelledTexts
-from rekd_train.data.partition import stratified_split
-from rekd_train.data.sources import is_unsplit, load_data, load_whole
-from rekd_train.data.splits import ImageSplit, Split, TokenizedTexts, encode, encode_splits, tokenize
-from rekd_train.data.summary import summarise
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from rekd_train.config.run import DataConfig
+from rekd_train.data.examples import (
+    SPLITS,
+    DataSet,
+    LabelledImages,
+    LabelledTexts,
+    check_data,
+    stratified_split,
+    summarise,
+)
+from rekd_train.data.image_sets import cifar, digits, fashion_mnist, mosaic
+from rekd_train.data.own import is_unsplit, load_whole, own_data
+from rekd_train.data.reviews import aclimdb, packaged_reviews
+from rekd_train.data.splits import ImageSplit, Split, TokenizedTexts, bucketed_batches, encode, encode_splits, tokenize
 
 __all__ = [
     "SPLITS", "DataSet", "ImageSplit", "LabelledImages", "LabelledTexts", "Split", "TokenizedTexts", "bucketed_batches",
     "encode", "encode_splits", "is_unsplit", "load_data", "load_whole", "stratified_split", "summarise",
     "tokenize",
 ]  # fmt: skip
+
+SOURCES: dict[str, Callable[[DataConfig], DataSet]] = {
+    "imdb": packaged_reviews,
+    "rotten_tomatoes": packaged_reviews,
+    "aclimdb": aclimdb,
+    "table": own_data,
+    "cifar10": cifar,
+    "cifar100_coarse": cifar,
+    "cifar100_fine": cifar,
+    "fashion_mnist": fashion_mnist,
+    "mosaic": mosaic,
+    "digits": digits,
+    "image_folder": own_data,
+}
+"""A reader for each name that ``data.name`` may have."""
+
+
+def load_data(config: DataConfig) -> DataSet:
+    """The data set that a configuration names, checked, with its limits applied.
+
+    Raises:
+        DataError: missing, damaged, or nothing that can be learnt from; names the file or row and the fix.
+        MissingExtraError: a package that the source needs is not installed.
+    """
+    data = SOURCES[config.name](config)
+    data = replace(data, splits={name: part.head(config.limits[name]) for name, part in data.splits.items()})
+    check_data(data, config.name)
+    return data

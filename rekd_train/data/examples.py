@@ -1,22 +1,38 @@
-"""Raw labelled examples, as a source delivers them: texts or images, in named splits."""
+"""Raw labelled examples, as a source delivers them: texts or images; split, checked before they are used, summed up."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
+from rekd_train.config.run import DataConfig
+from rekd_train.errors import DataError
+
+if TYPE_CHECKING:
+    from rekd_train.data.splits import Split
+
 SPLITS = ("train", "dev", "test")
+SHOWN = 20
+"""Contradictions that a summary lists, and classes that its table shows."""
+_UNEVEN = 10
+"""A class with so many times the examples of another one makes accuracy blind for that one."""
 
 CharacterSpans = list[tuple[int, int]]
 """First character and one past the last of each passage that a person named as the reason."""
 
 
+class _OneSplit:
+    def head(self, count: int | None) -> Self:
+        """The first ``count`` examples; None: all."""
+        return self if count is None else self.take(np.arange(min(count, len(self))))
+
+
 @dataclass(frozen=True)
-class LabelledTexts:
+class LabelledTexts(_OneSplit):
     """Texts of one split."""
 
     texts: list[str]
@@ -33,13 +49,9 @@ class LabelledTexts:
         rationales = None if self.rationales is None else [self.rationales[i] for i in indices]
         return LabelledTexts([self.texts[i] for i in indices], self.labels[indices], rationales)
 
-    def head(self, count: int | None) -> LabelledTexts:
-        """The first ``count`` examples; None: all."""
-        return self if count is None else self.take(np.arange(min(count, len(self))))
-
 
 @dataclass(frozen=True)
-class LabelledImages:
+class LabelledImages(_OneSplit):
     """Images of one split."""
 
     images: np.ndarray | list[Path] = field(repr=False)
@@ -56,11 +68,6 @@ class LabelledImages:
         """These examples, in this order."""
         chosen = self.images[indices] if isinstance(self.images, np.ndarray) else [self.images[i] for i in indices]
         return LabelledImages(chosen, self.labels[indices], None if self.regions is None else self.regions[indices])
-
-    def head(self, count: int | None) -> LabelledImages:
-        """The first ``count`` examples; None: all."""
-        return self if count is None else self.take(np.arange(min(count, len(self))))
-
 
 Examples = LabelledTexts | LabelledImages
 SomeExamples = TypeVar("SomeExamples", LabelledTexts, LabelledImages)
@@ -79,8 +86,124 @@ class DataSet:
     duplicates: int | None = None
     """Examples left out since they occur twice; None: nobody has looked."""
     contradictions: tuple[str, ...] = ()
-    """Examples that occur with different labels; see ``rekd_train.data.duplicates``."""
+    """Examples that occur with different labels: its places and labels, the kept one first."""
 
-    def limited(self, counts: dict[str, int | None]) -> DataSet:
-        """The first examples of each split: ``counts`` by name of the split, None for all."""
-        return replace(self, splits={name: part.head(counts.get(name)) for name, part in self.splits.items()})
+
+def stratified_split(examples: SomeExamples, shares: Sequence[float], seed: int) -> list[SomeExamples]:
+    """Split so that every part has each label in the same proportion; shares sum to 1.
+
+    Within a part the order is random, fixed by the seed.
+    """
+    generator = np.random.default_rng(seed)
+    parts: list[list[np.ndarray]] = [[] for _ in shares]
+    for label in np.unique(examples.labels):
+        members = generator.permutation(np.flatnonzero(examples.labels == label))
+        edges = np.round(np.cumsum(shares)[:-1] * len(members)).astype(int)
+        for part, chosen in zip(parts, np.split(members, edges), strict=True):
+            part.append(chosen)
+    orders = [generator.permutation(np.concatenate(part)) for part in parts]
+    return [examples.take(order) for order in orders]
+
+
+def completed(splits: Mapping[str, SomeExamples], config: DataConfig) -> dict[str, SomeExamples]:
+    """All three splits: what a source does not bring is taken out of its training examples, stratified.
+
+    Args:
+        splits: 'train' and, where the source has them, 'dev' and 'test'; those keep their examples, in an
+            order that is random and always the same, so that the first of them are a fair sample.
+        config: ``dev_share`` and ``test_share`` of the training examples are taken, by ``seed``.
+    """
+    shares = {"dev": config.dev_share, "test": config.test_share}
+    missing = {name: share for name, share in shares.items() if name not in splits}
+    parts = stratified_split(splits["train"], [1 - sum(missing.values()), *missing.values()], config.seed)
+    whole = {name: stratified_split(examples, [1.0], seed=0)[0] for name, examples in splits.items()}
+    whole |= dict(zip(["train", *missing], parts, strict=True))
+    return {name: whole[name] for name in SPLITS}
+
+
+def check_data(data: DataSet, name: str) -> None:
+    """Raise DataError that names every mistake: an empty split, one class only, labels beyond the classes.
+
+    The splits may be encoded ones, too: their labels alone are looked at.
+    """
+    mistakes, classes = [], len(data.label_names)
+    for split, examples in data.splits.items():
+        strangers = [label for label in np.unique(examples.labels) if not 0 <= label < classes]
+        if len(examples) == 0:
+            mistakes.append(f"the split '{split}' is empty; fix: more examples")
+        elif len(examples) != len(examples.labels):
+            counts = f"{len(examples)} examples and {len(examples.labels)} labels"
+            mistakes.append(f"the split '{split}' has {counts}; fix: one label for each")
+        elif strangers:
+            mistakes.append(
+                f"the split '{split}' has the label {strangers[0]}; there are {classes} classes, "
+                f"0 to {classes - 1}; fix: labels and class names that belong together"
+            )
+    if classes < 2 or len(np.unique(data.splits["train"].labels)) < 2:
+        mistakes.append("the training examples are all of one class; fix: examples of at least two")
+    if mistakes:
+        raise DataError(f"data '{name}': " + "; ".join(mistakes))
+
+
+def summarise(data: DataSet, splits: Mapping[str, Split]) -> dict[str, Any]:
+    """JSON values: by split ``examples``, ``classes`` (examples of each), for texts ``tokens`` and ``cut``; and more.
+
+    ``tokens`` are those of the whole texts (p5, p50, p95, max), specials included; ``cut`` counts the texts that are
+    longer than ``max_length``. ``duplicates_dropped`` is None where nobody has looked for any; ``contradicting``
+    counts the examples that occur with different labels, ``contradictions`` lists twenty of them.
+    """
+    summary: dict[str, Any] = {"splits": {}}
+    for name, split in splits.items():
+        counts = np.bincount(split.labels, minlength=len(data.label_names)).tolist()
+        found = {"examples": len(split), "classes": dict(zip(data.label_names, counts, strict=True))}
+        if split.whole_lengths is not None:
+            low, middle, high = np.percentile(split.whole_lengths, (5, 50, 95)).astype(int).tolist()
+            found["tokens"] = {"p5": low, "p50": middle, "p95": high, "max": int(split.whole_lengths.max())}
+            found["cut"] = int((split.whole_lengths > split.lengths).sum())
+            summary["max_length"] = split.preprocessor.positions
+        summary["splits"][name] = found
+    return summary | {
+        "duplicates_dropped": data.duplicates,
+        "contradicting": len(data.contradictions),
+        "contradictions": list(data.contradictions[:SHOWN]),
+    }
+
+
+def summary_rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The rows of a table: what is counted, and its figure in each split."""
+    splits = list(summary["splits"].values())
+    names = list(splits[0]["classes"])
+    shown = names if len(names) <= SHOWN else names[: SHOWN - 1]
+    rows = [("examples", *(f"{split['examples']:,}" for split in splits))]
+    rows += [(f"class {name}", *(_part(split["classes"][name], split) for split in splits)) for name in shown]
+    if len(shown) < len(names):
+        rest = [sum(split["classes"][name] for name in names[len(shown) :]) for split in splits]
+        rows.append((f"{len(names) - len(shown)} more classes", *map(_part, rest, splits)))
+    if "max_length" in summary:
+        for key, title in (("p5", "5th percentile"), ("p50", "median"), ("p95", "95th percentile"), ("max", "most")):
+            rows.append((f"tokens, {title}", *(f"{split['tokens'][key]:,}" for split in splits)))
+        rows.append((f"cut at {summary['max_length']} tokens", *(_part(split["cut"], split) for split in splits)))
+    return rows
+
+
+def summary_notes(summary: dict[str, Any]) -> list[str]:
+    """What a table cannot show, a line each."""
+    notes = []
+    if summary["duplicates_dropped"] is not None:
+        notes.append(f"duplicates dropped: {summary['duplicates_dropped']:,}")
+        notes.append(f"examples with contradicting labels: {summary['contradicting']:,}")
+        notes += [f"  {contradiction}" for contradiction in summary["contradictions"]]
+        more = summary["contradicting"] - len(summary["contradictions"])
+        notes += [f"  and {more:,} more"] if more else []
+    counts = summary["splits"]["train"]["classes"]
+    rare, common = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    if counts[common] >= _UNEVEN * counts[rare]:
+        notes.append(
+            f"uneven classes: {counts[common]:,} training examples of '{common}', {counts[rare]:,} of '{rare}'; see "
+            "data.class_weights and stages.best_metric"
+        )
+    return notes
+
+
+def _part(count: int, split: dict[str, Any]) -> str:
+    return f"{count:,} ({count / split['examples']:.1%})"

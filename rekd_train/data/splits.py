@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 from tokenizers import Encoding
 
 from rekd_train.config.run import DataConfig
-from rekd_train.data.augmentation import augment
 from rekd_train.data.examples import DataSet, Examples, LabelledImages, LabelledTexts
 from rekd_train.errors import ConfigError, DataError, InputError, listed
 from rekd_train.inputs.image import ImagePreprocessor
@@ -20,38 +18,6 @@ from rekd_train.inputs.text import TextPreprocessor
 
 _TOKENIZED_AT_ONCE = 512
 """Texts; an encoding takes some fifty times the memory of its ids, more with the windows of a long text."""
-
-
-class Split(Protocol):
-    """Encoded examples of one split."""
-
-    labels: np.ndarray
-    """(n,) int64."""
-
-    def __len__(self) -> int:
-        """n."""
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """(n,) int64: positions of each example, specials included."""
-
-    @property
-    def augmented(self) -> bool:
-        """Whether ``inputs`` changes the examples at random when it is given a generator."""
-
-    @property
-    def truth(self) -> list[np.ndarray | None] | None:
-        """The known reason of each label: (length,) bool over positions, None where it is unknown.
-
-        None altogether for data without human rationales or known regions.
-        """
-
-    def inputs(self, indices: Sequence[int], generator: np.random.Generator | None = None) -> dict[str, np.ndarray]:
-        """The batch of these examples, batch first.
-
-        Args:
-            generator: source of the augmentation; None: the examples as they are.
-        """
 
 
 @dataclass(frozen=True)
@@ -68,21 +34,18 @@ class TokenizedTexts:
     whole_lengths: np.ndarray | None = field(default=None, repr=False)
     """(n,) int64: tokens of each text before it was cut, specials included; None: not known."""
 
+    augmented = False
+
     def __len__(self) -> int:
         return len(self.ids)
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """(n,) tokens of each example, specials included."""
+        """(n,) int64: tokens of each text, specials included."""
         return np.array([len(ids) for ids in self.ids], dtype=np.int64)
 
-    @property
-    def augmented(self) -> bool:
-        """Never: texts are read as they are."""
-        return False
-
     def inputs(self, indices: Sequence[int], generator: np.random.Generator | None = None) -> dict[str, np.ndarray]:
-        """The padded batch of these examples, as wide as the longest of them."""
+        """The batch of these texts: ``input_ids`` and ``attention_mask`` (B, N), as wide as the longest of them."""
         rows = [self.ids[index] for index in indices]
         return self.preprocessor.pad(rows, max(len(row) for row in rows))
 
@@ -99,14 +62,16 @@ class ImageSplit:
     truth: list[np.ndarray | None] | None = field(default=None, repr=False)
     """For each image (patches,) bool, the patches that lie mostly in its region."""
     augmentation: str = "none"
-    """'none', 'crop', 'flip' or 'crop_flip': see ``rekd_train.data.augmentation``."""
+    """'none', 'crop', 'flip' or 'crop_flip': see ``augment``."""
+
+    whole_lengths = None
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """(n,) patches of each image: all the same."""
+        """(n,) int64: patches of each image, all the same."""
         return np.full(len(self), self.preprocessor.positions, dtype=np.int64)
 
     @property
@@ -115,9 +80,13 @@ class ImageSplit:
         return self.augmentation != "none"
 
     def inputs(self, indices: Sequence[int], generator: np.random.Generator | None = None) -> dict[str, np.ndarray]:
-        """``pixels``, uint8 (B, height, width, channels), augmented if a generator is given."""
+        """The batch of these images: ``pixels``, uint8 (B, height, width, channels); no generator: as they are."""
         pixels = self.pixels[np.asarray(indices)]
         return {"pixels": pixels if generator is None else augment(pixels, self.augmentation, generator)}
+
+
+Split = TokenizedTexts | ImageSplit
+"""Encoded examples of one split, as training and evaluation read them."""
 
 
 def encode(examples: Examples, preprocessor: Preprocessor, augmentation: str = "none") -> Split:
@@ -214,3 +183,57 @@ def _covered(regions: np.ndarray, images: np.ndarray, rows: int, columns: int) -
     wide = np.clip(np.minimum(right, column_edges[1:]) - np.maximum(left, column_edges[:-1]), 0, None)
     shares = tall[:, :, None] * (wide / (width / columns))[:, None, :]
     return (shares >= 0.5).reshape(len(regions), rows * columns)
+
+
+def bucketed_batches(
+    lengths: np.ndarray, batch_size: int, generator: np.random.Generator | None = None
+) -> Iterator[np.ndarray]:
+    """Index batches of similar length, so that little padding is computed.
+
+    Args:
+        lengths: (n,) tokens.
+        generator: shuffles; None: ascending length, every example once, for evaluation.
+    """
+    if generator is None:
+        order = np.argsort(lengths, kind="stable")
+        yield from (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+        return
+    order = generator.permutation(len(lengths))
+    pool = batch_size * 16
+    batches = []
+    for start in range(0, len(order), pool):
+        block = order[start : start + pool]
+        block = block[np.argsort(lengths[block], kind="stable")]
+        batches += [block[first : first + batch_size] for first in range(0, len(block), batch_size)]
+    for index in generator.permutation(len(batches)):
+        yield batches[index]
+
+
+MARGIN = 4
+"""Pixels of black border that a crop may move the image by, on each side (the paper's CIFAR runs)."""
+
+
+def augment(pixels: np.ndarray, augmentation: str, generator: np.random.Generator) -> np.ndarray:
+    """Crop and mirror each image at random.
+
+    Args:
+        pixels: uint8 (B, height, width, channels).
+        augmentation: 'crop' shifts within a black border of ``MARGIN`` pixels, 'flip' mirrors half of the
+            images left to right, 'crop_flip' does both, 'none' neither.
+        generator: decides; the same state gives the same images.
+    """
+    if "crop" in augmentation:
+        pixels = _cropped(pixels, generator)
+    if "flip" in augmentation:
+        mirrored = generator.random(len(pixels)) < 0.5
+        pixels = np.where(mirrored[:, None, None, None], pixels[:, :, ::-1], pixels)
+    return np.ascontiguousarray(pixels)
+
+
+def _cropped(pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    count, height, width, _ = pixels.shape
+    padded = np.pad(pixels, ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)))
+    tops, lefts = generator.integers(0, 2 * MARGIN + 1, size=(2, count))
+    rows = (tops[:, None] + np.arange(height))[:, :, None]
+    columns = (lefts[:, None] + np.arange(width))[:, None, :]
+    return padded[np.arange(count)[:, None, None], rows, columns]

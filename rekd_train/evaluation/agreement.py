@@ -14,9 +14,8 @@ from rekd_train.evaluation.forward import SelectorOutputs, run_masks, run_select
 from rekd_train.evaluation.mask_metrics import overlap, rank_correlation, selection_divergence, truth_summary
 from rekd_train.evaluation.metrics import ratio
 from rekd_train.evaluation.plausibility import plausibility, words_from_pieces
-from rekd_train.inputs.preprocessors import Preprocessor, same_tokens
+from rekd_train.inputs.preprocessors import Preprocessor, same_tokens, vocabulary_of
 from rekd_train.inputs.text import TextPreprocessor
-from rekd_train.inputs.vocabulary import vocabulary_of
 from rekd_train.models.rationalizer import Rationalizer
 
 

@@ -1,7 +1,7 @@
 """The full evaluation of a checkpoint: every figure of one split in one document.
 
 One pass of the selector and one of the predictor over the split; the predictor answers to every mask of
-``rekd_train.evaluation.decisions`` while a batch is at hand. ``REPORT_VERSION`` rises whenever a key changes its meaning.
+``decisions`` while a batch is at hand. ``REPORT_VERSION`` rises whenever a key changes its meaning.
 """
 
 from __future__ import annotations

@@ -10,14 +10,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rekd_train.errors import ConfigError, FaultyItemsError, InputError
-from rekd_train.inputs.image_reading import UnusableImage, image_name, read_image
-from rekd_train.inputs.prediction import Patch, Prediction
+from rekd_train.inputs.items import UnusableImage, image_name, read_image
+from rekd_train.inputs.prediction import Patch, Prediction, most_probable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,15 +29,13 @@ class ImageSettings:
     """How images become tensors."""
 
     height: int
-    """Pixels of the images that the model takes; others are resized."""
     width: int
     """Pixels of the images that the model takes; others are resized."""
     channels: int
     """1: grey, 3: red, green, blue."""
     rows: int
-    """Rows of the patch grid."""
     columns: int
-    """Columns of the patch grid."""
+    """Of the patch grid."""
     kind: str = "image"
 
     def __post_init__(self) -> None:
@@ -53,11 +50,7 @@ class ImageSettings:
 
     @classmethod
     def of(cls, backbone: BackboneConfig) -> ImageSettings:
-        """The settings that a vision network asks for.
-
-        Raises:
-            ConfigError: the network reads no images.
-        """
+        """The settings that a vision network asks for; ConfigError: it reads no images."""
         if backbone.image is None:
             raise ConfigError(f"family '{backbone.family}' without the section 'image' reads no images")
         rows, columns = backbone.image.grid
@@ -77,28 +70,15 @@ class EncodedImages:
     def predictions(
         self, labels: Sequence[str], probabilities: np.ndarray, mask: np.ndarray, scores: np.ndarray
     ) -> list[Prediction]:
-        """Turn model outputs into predictions.
-
-        Args:
-            labels: class names, length C.
-            probabilities: (B, C).
-            mask: (B, N) bool, the kept patches, row by row.
-            scores: (B, N), selector scores.
-        """
+        """As those of ``EncodedTexts``; the N columns of ``mask`` are the patches, row by row."""
         features = self.settings.rows * self.settings.columns
-        answers = []
+        found = []
         for row, size in enumerate(self.sizes):
             kept = np.flatnonzero(mask[row, :features])
-            answers.append(
-                Prediction(
-                    label=labels[int(np.argmax(probabilities[row]))],
-                    probabilities={label: float(p) for label, p in zip(labels, probabilities[row], strict=True)},
-                    rationale=[self._patch(int(position), size, float(scores[row, position])) for position in kept],
-                    rate=len(kept) / features,
-                    truncated=False,
-                )
-            )
-        return answers
+            patches = [self._patch(int(position), size, float(scores[row, position])) for position in kept]
+            label, by_label = most_probable(labels, probabilities[row])
+            found.append(Prediction(label, by_label, patches, rate=len(kept) / features, truncated=False))
+        return found
 
     def _patch(self, position: int, size: tuple[int, int], score: float) -> Patch:
         row, column = divmod(position, self.settings.columns)
@@ -108,11 +88,7 @@ class EncodedImages:
 
 
 class ImagePreprocessor:
-    """Reads, converts and resizes images.
-
-    Args:
-        settings: size, channels and patch grid.
-    """
+    """Reads, converts and resizes images."""
 
     def __init__(self, settings: ImageSettings) -> None:
         self.settings = settings
@@ -120,13 +96,10 @@ class ImagePreprocessor:
 
     @property
     def positions(self) -> int:
-        """Patches of an image."""
+        """Patches of an image; all can be selected."""
         return self.settings.rows * self.settings.columns
 
-    @property
-    def features(self) -> int:
-        """Selectable patches of an image: all."""
-        return self.positions
+    features = positions
 
     @property
     def fingerprint(self) -> str:
@@ -158,11 +131,7 @@ class ImagePreprocessor:
         return EncodedImages({"pixels": pixels}, [_size(image) for image in images], self.settings)
 
     def check_items(self, items: object) -> list[Any]:
-        """``items`` as a list of images, unread.
-
-        Raises:
-            InputError: not a list, or an empty one.
-        """
+        """``items`` as a list of images, unread; InputError: not a list, or an empty one."""
         if isinstance(items, np.ndarray):
             if items.ndim != 4:
                 raise InputError(f"images has the shape {items.shape}; give a list of images or an array (B, H, W, C)")
@@ -184,14 +153,6 @@ class ImagePreprocessor:
                 f"selector and predictor must read the same images in the same patches, here {mine}; one reads {theirs}"
                 "; fix: the same height, width, channels, upscale_to and patch in selector.image and predictor.image"
             )
-
-    def save(self, directory: Path) -> None:
-        """Nothing to write: the settings lie in the checkpoint's config.json."""
-
-    @classmethod
-    def load(cls, directory: Path, settings: ImageSettings) -> ImagePreprocessor:
-        """The counterpart of ``save``."""
-        return cls(settings)
 
     def _pixels(self, image: np.ndarray | Image) -> np.ndarray:
         """uint8 (height, width, channels) in the model's size."""

@@ -5,7 +5,15 @@ The same classes come from the PyTorch model, the in-process pipeline and the Tr
 
 from __future__ import annotations
 
+import math
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import groupby
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
 
 RATIONALE = ".rationale.png"
 """How the names of pictures end that show an image's rationale; no training data set reads them."""
@@ -97,3 +105,57 @@ def _part(document: dict) -> Span | Patch:
     if "row" not in document:
         return Span(**document)
     return Patch(**{**document, "box": tuple(document["box"])})  # JSON has lists only
+
+
+def most_probable(labels: Sequence[str], probabilities: np.ndarray) -> tuple[str, dict[str, float]]:
+    """The label of the highest of (C,) probabilities, and each by its label."""
+    return labels[int(probabilities.argmax())], dict(zip(labels, map(float, probabilities), strict=True))
+
+
+class Tokenized(Protocol):
+    """What is read of a ``tokenizers.Encoding``: token by token, the special ones included."""
+
+    tokens: Sequence[str]
+    """Vocabulary entries."""
+    offsets: Sequence[tuple[int, int]]
+    """First character and one past the last, in the text as given."""
+    word_ids: Sequence[int | None]
+    """Number of the word; None for a special token."""
+
+
+def kept_pieces(encoding: Tokenized, kept: np.ndarray, scores: np.ndarray) -> list[Piece]:
+    """The kept tokens one by one; ``kept`` are positions, ``scores`` (N,)."""
+    tokens, offsets = encoding.tokens, encoding.offsets
+    return [
+        Piece(*offsets[position], token=tokens[position], position=int(position), score=float(scores[position]))
+        for position in kept
+    ]
+
+
+def _past_combining(text: str, end: int) -> int:
+    """An accent written as a character of its own is no token, but belongs to the word before it."""
+    while end < len(text) and unicodedata.combining(text[end]):
+        end += 1
+    return end
+
+
+def merged_spans(text: str, encoding: Tokenized, kept: np.ndarray, scores: np.ndarray) -> list[Span]:
+    """Whole words with any kept piece; neighbouring words merge into one span."""
+    words, offsets = encoding.word_ids, encoding.offsets  # once: each reading copies a whole list out of the library
+    best: dict[int, float] = {}
+    for position in kept:
+        word = words[position]
+        if word is not None:
+            best[word] = max(best.get(word, -math.inf), float(scores[position]))
+    bounds: dict[int, tuple[int, int]] = {}
+    for position, word in enumerate(words):
+        if word in best:
+            start, end = offsets[position]
+            first, last = bounds.get(word, (start, end))
+            bounds[word] = (min(first, start), _past_combining(text, max(last, end)))
+    spans = []
+    for _, neighbours in groupby(enumerate(sorted(best)), key=lambda pair: pair[1] - pair[0]):
+        words = [word for _, word in neighbours]
+        start, end = bounds[words[0]][0], bounds[words[-1]][1]
+        spans.append(Span(start, end, text[start:end], max(best[word] for word in words)))
+    return spans

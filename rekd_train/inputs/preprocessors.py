@@ -1,68 +1,78 @@
-"""What every preprocessing offers, and the one place that knows them all. Torch-free."""
+"""The one place that knows every preprocessing, and what stands in for one that is missing. Torch-free."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+import unicodedata
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from rekd_train.errors import ConfigError
-from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
-from rekd_train.inputs.prediction import Prediction
-from rekd_train.inputs.text import TextPreprocessor, TextSettings
-from rekd_train.inputs.token_ids import TokenIdPreprocessor, TokenIdSettings
+from rekd_train.errors import ConfigError, InputError
+from rekd_train.inputs.image import EncodedImages, ImagePreprocessor, ImageSettings
+from rekd_train.inputs.text import EncodedTexts, TextPreprocessor, TextSettings
 
 if TYPE_CHECKING:
     from rekd_train.config.run import BackboneConfig
 
 
-class Encoded(Protocol):
-    """A batch of tensors that can read a mask back."""
+@dataclass(frozen=True)
+class TokenIdSettings:
+    """What is known of the inputs."""
 
-    inputs: dict[str, np.ndarray]
-    """Tensors by name, batch first."""
-
-    def predictions(
-        self, labels: Sequence[str], probabilities: np.ndarray, mask: np.ndarray, scores: np.ndarray
-    ) -> list[Prediction]:
-        """Model outputs (B, C), (B, N) bool, (B, N) as predictions."""
+    max_length: int
+    """Tokens of the longest input, specials included."""
+    pad: int = 0
+    """Id of [PAD]."""
+    kind: str = "token_ids"
 
 
-class Preprocessor(Protocol):
-    """Items of one modality -> tensors; the same code in training, in process and in the client."""
+class TokenIdPreprocessor:
+    """Has no tokenizer: a model over it takes ``input_ids`` and ``attention_mask`` tensors, not texts."""
 
-    settings: Any
-    """A frozen dataclass of JSON values; its ``kind`` names the preprocessing."""
-    special_ids: dict[str, int]
-    """Token ids that are no features, by name; empty for images."""
+    def __init__(self, settings: TokenIdSettings) -> None:
+        self.settings = settings
+        self.special_ids = {"pad": settings.pad}
 
     @property
     def positions(self) -> int:
-        """Most positions of any item, specials included."""
+        """Most tokens of any input; all can be selected, for without a tokenizer [CLS] and [SEP] are not known."""
+        return self.settings.max_length
 
-    @property
-    def features(self) -> int:
-        """Most selectable features of any item."""
+    features = positions
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex): equal fingerprints give equal tensors."""
+        """SHA-256 (hex) of the settings."""
+        return hashlib.sha256(json.dumps(asdict(self.settings), sort_keys=True).encode()).hexdigest()
 
-    def __call__(self, items: Sequence[Any], first_index: int = 0) -> Encoded:
-        """Encode items as one batch; raises InputError that names the item, counted from ``first_index``."""
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        """Raises InputError: texts cannot be read."""
+        raise InputError(
+            "this checkpoint was imported without a tokenizer, so it cannot read texts; fix: import it again with "
+            "--tokenizer FILE (tokenizer.json or vocab.txt), or give input_ids to select() and class_logits()"
+        )
 
-    def check_items(self, items: object) -> list[Any]:
-        """``items`` as a list; raises InputError if they cannot be predicted on."""
+    __call__ = check_items = encode = _refuse
+    tokenizer_json = property(_refuse)
 
     def check_backbone(self, settings: BackboneConfig) -> None:
-        """Raise ConfigError if a network of these sizes cannot read the tensors."""
+        """Raise ConfigError if a network of these sizes cannot read such inputs."""
+        if settings.image is not None or settings.positions < self.settings.max_length:
+            raise ConfigError(f"the family '{settings.family}' does not read {self.settings.max_length} token ids")
 
-    def save(self, directory: Path) -> None:
-        """Write what the settings do not hold into ``directory``."""
 
+Preprocessor = TextPreprocessor | ImagePreprocessor | TokenIdPreprocessor
+"""Items of one modality -> tensors; the same code in training, in process and in the client.
+
+All have ``settings`` (a frozen dataclass of JSON values; its ``kind`` names the preprocessing), ``special_ids``,
+``positions``, ``features``, ``fingerprint``, ``check_items``, ``check_backbone``, and encode items when called.
+"""
+Encoded = EncodedTexts | EncodedImages
+"""A batch: ``inputs`` (tensors by name, batch first), and ``predictions``, which reads a mask back."""
 
 _KINDS = {
     "text": (TextSettings, TextPreprocessor),
@@ -72,24 +82,20 @@ _KINDS = {
 
 
 def load_preprocessor(directory: Path, settings: dict[str, Any]) -> Preprocessor:
-    """The preprocessing of a checkpoint.
-
-    Args:
-        directory: of the checkpoint.
-        settings: as in its config.json.
+    """The preprocessing of the checkpoint in a directory, with the settings of its config.json.
 
     Raises:
         CheckpointError: a file is missing or damaged.
         ConfigError: an unknown kind, or settings out of range.
         TypeError, ValueError: not a dictionary, or settings that the kind does not have.
     """
-    settings = dict(settings)
-    kind = settings.get("kind")
+    kind = dict(settings).get("kind")
     if kind not in _KINDS:
         raise ConfigError(f"unknown preprocessing '{kind}'; known: {', '.join(_KINDS)}")
     settings_class, preprocessor_class = _KINDS[kind]
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
-    return preprocessor_class.load(directory, settings_class(**values))
+    settings = settings_class(**values)
+    return TextPreprocessor.load(directory, settings) if kind == "text" else preprocessor_class(settings)
 
 
 def full_length(inputs: dict[str, np.ndarray], preprocessor: Preprocessor) -> dict[str, np.ndarray]:
@@ -124,3 +130,31 @@ def _rules(preprocessor: TextPreprocessor) -> dict[str, Any]:
     whole = json.loads(Tokenizer.from_str(preprocessor.tokenizer_json).to_str())  # with every default written out
     added = [token for token in whole["added_tokens"] if not token["special"]]
     return {"added": added, **{name: whole[name] for name in ("normalizer", "pre_tokenizer", "model")}}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Facts about every id: arrays (V,) bool, V the tokenizer's size."""
+
+    special: np.ndarray
+    """[PAD], [CLS], [SEP] and the like: never part of a text."""
+    punctuation: np.ndarray
+    """Made of punctuation and symbols alone (Unicode categories P and S)."""
+    continues: np.ndarray
+    """Belongs to the word of the token before it (WordPiece's ##); with other tokenizers each token is a word."""
+
+
+def vocabulary_of(preprocessor: TextPreprocessor) -> Vocabulary:
+    """Read the kinds off a tokenizer's own description."""
+    description = json.loads(preprocessor.tokenizer_json)
+    model = description["model"]
+    prefix = model.get("continuing_subword_prefix") if model.get("type", "WordPiece") == "WordPiece" else None
+    special_ids = {*preprocessor.special_ids.values(), *(t["id"] for t in description["added_tokens"] if t["special"])}
+    special, punctuation, continues = np.zeros((3, preprocessor.vocabulary_size), dtype=bool)
+    for number in range(preprocessor.vocabulary_size):
+        token = preprocessor.token(number)
+        special[number] = number in special_ids
+        continues[number] = bool(prefix) and token.startswith(prefix) and len(token) > len(prefix)
+        letters = token.removeprefix(prefix) if continues[number] else token.lstrip("Ġ▁")
+        punctuation[number] = bool(letters) and all(unicodedata.category(letter)[0] in "PS" for letter in letters)
+    return Vocabulary(special, punctuation & ~special, continues)

@@ -18,9 +18,8 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from rekd_train.errors import CheckpointError, ConfigError, InputError
-from rekd_train.inputs.prediction import Prediction
-from rekd_train.inputs.spans import kept_pieces, merged_spans
-from rekd_train.inputs.text_checks import WORDLESS, check_texts, refuse, text_faults, text_list
+from rekd_train.inputs.items import WORDLESS, refuse, text_fault, text_list
+from rekd_train.inputs.prediction import Prediction, kept_pieces, merged_spans, most_probable
 
 if TYPE_CHECKING:
     from rekd_train.config.run import BackboneConfig
@@ -78,11 +77,7 @@ class EncodedTexts:
     """Whether each text was cut."""
 
     def predictions(
-        self,
-        labels: Sequence[str],
-        probabilities: np.ndarray,
-        mask: np.ndarray,
-        scores: np.ndarray,
+        self, labels: Sequence[str], probabilities: np.ndarray, mask: np.ndarray, scores: np.ndarray
     ) -> list[Prediction]:
         """Turn model outputs into predictions.
 
@@ -92,24 +87,15 @@ class EncodedTexts:
             mask: (B, N) bool, the kept positions.
             scores: (B, N), selector scores.
         """
-        answers = []
-        for row, encoding in enumerate(self.encodings):
-            length = len(encoding)
-            kept = np.flatnonzero(mask[row, :length])
-            real = length - int(np.sum(encoding.special_tokens_mask))
-            row_probabilities = {label: float(p) for label, p in zip(labels, probabilities[row], strict=True)}
-            answers.append(
-                Prediction(
-                    label=labels[int(np.argmax(probabilities[row]))],
-                    probabilities=row_probabilities,
-                    rationale=merged_spans(self.texts[row], encoding, kept, scores[row]),
-                    rate=len(kept) / max(real, 1),
-                    truncated=self.truncated[row],
-                    text=self.texts[row],
-                    pieces=kept_pieces(encoding, kept, scores[row]),
-                )
-            )
-        return answers
+        found = []
+        for row, (text, encoding) in enumerate(zip(self.texts, self.encodings, strict=True)):
+            kept = np.flatnonzero(mask[row, : len(encoding)])
+            rate = len(kept) / max(len(encoding) - sum(encoding.special_tokens_mask), 1)
+            rationale = merged_spans(text, encoding, kept, scores[row])
+            pieces = kept_pieces(encoding, kept, scores[row])
+            label, by_label = most_probable(labels, probabilities[row])
+            found.append(Prediction(label, by_label, rationale, rate, self.truncated[row], text, pieces))
+        return found
 
 
 class TextPreprocessor:
@@ -131,12 +117,8 @@ class TextPreprocessor:
         self.settings = settings
         self.tokenizer_json = tokenizer_json
         self._tokenizer = tokenizer
-        self.special_ids = {
-            name: _special_id(tokenizer, candidates)
-            for name, candidates in {
-                "pad": ("[PAD]", "<pad>"), "cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>"),
-            }.items()
-        }
+        names = {"pad": ("[PAD]", "<pad>"), "cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>")}
+        self.special_ids = {name: _special_id(tokenizer, candidates) for name, candidates in names.items()}
         tokenizer.enable_truncation(max_length=settings.max_length, stride=self.window_overlap)
 
     @property
@@ -193,7 +175,7 @@ class TextPreprocessor:
     def encode_checked(self, texts: Sequence[str], first_index: int = 0) -> list[Encoding]:
         """Encode after holding every text against the rules; see ``__call__`` for arguments and errors."""
         texts = text_list(texts)
-        faults = text_faults(texts)
+        faults = {index: fault for index, text in enumerate(texts) if (fault := text_fault(text))}
         sound = [index for index in range(len(texts)) if index not in faults]
         encodings = self.encode([texts[index] for index in sound])
         for index, encoding in zip(sound, encodings, strict=True):
@@ -208,20 +190,18 @@ class TextPreprocessor:
         width = pad_to or self.bucket(longest)
         if longest > width:
             raise InputError(f"a text has {longest} tokens; pad_to ({width}) must be at least that")
-        return EncodedTexts(
-            inputs=self.pad([encoding.ids for encoding in encodings], width),
-            texts=list(texts),
-            encodings=list(encodings),
-            truncated=[bool(encoding.overflowing) for encoding in encodings],
-        )
+        inputs = self.pad([encoding.ids for encoding in encodings], width)
+        return EncodedTexts(inputs, list(texts), list(encodings), [bool(each.overflowing) for each in encodings])
 
     def bucket(self, length: int) -> int:
         """The padded length of a text with ``length`` tokens."""
         return next(bucket for bucket in self.settings.buckets if bucket >= length)
 
     def check_items(self, items: object) -> list[str]:
-        """``items`` as a list of texts; raises InputError, see ``check_texts``."""
-        return check_texts(items)
+        """``items`` as a list if every one can be predicted on; raises InputError."""
+        texts = text_list(items)
+        refuse({index: fault for index, text in enumerate(texts) if (fault := text_fault(text))})
+        return texts
 
     def check_backbone(self, settings: BackboneConfig) -> None:
         """Raise ConfigError if a network of these sizes cannot read this preprocessing's tensors."""
@@ -250,10 +230,6 @@ class TextPreprocessor:
             input_ids[row, : len(row_ids)] = row_ids
             attention_mask[row, : len(row_ids)] = 1
         return {"input_ids": input_ids, "attention_mask": attention_mask}
-
-    def save(self, directory: Path) -> None:
-        """Write ``tokenizer.json`` into ``directory``."""
-        (directory / TOKENIZER_FILE).write_text(self.tokenizer_json, encoding="utf-8")
 
     @classmethod
     def load(cls, directory: Path, settings: TextSettings) -> TextPreprocessor:

@@ -6,7 +6,7 @@ import numpy as np
 
 from rekd_train.config.run import RunConfig
 from rekd_train.data import DataSet, Split
-from rekd_train.data.checks import check_data
+from rekd_train.data.examples import check_data
 from rekd_train.errors import ConfigError
 from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.inputs.preprocessors import Preprocessor, same_tokens

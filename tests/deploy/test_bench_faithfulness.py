@@ -14,7 +14,7 @@ from rekd_deploy.bench.known_reasons import known_reasons
 from rekd_deploy.bench.structure import exchanged, other_examples, swap_check, swap_test
 from rekd_deploy.bench.subject import Selected, selected
 from rekd_train.data import ImageSplit, LabelledImages
-from rekd_train.data.mosaic import make_mosaics
+from rekd_train.data.image_sets import make_mosaics
 from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")

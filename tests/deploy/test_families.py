@@ -151,7 +151,7 @@ def test_selector_runs_alone(family, texts):
 
 
 def test_a_model_without_its_tokenizer_is_refused(tmp_path):
-    from rekd_train.inputs.token_ids import TokenIdPreprocessor, TokenIdSettings
+    from rekd_train.inputs.preprocessors import TokenIdPreprocessor, TokenIdSettings
 
     model = KINDS["bert"]()
     model.preprocessor = TokenIdPreprocessor(TokenIdSettings(max_length=48))

@@ -63,5 +63,8 @@ def test_another_tokenizer_is_refused(description):
 
 
 def test_no_torch():
-    code = "import sys, rekd_deploy.contract.description; sys.exit(any(m in sys.modules for m in ('torch', 'onnxruntime')))"
+    code = (
+        "import sys, rekd_deploy.contract.description;"
+        " sys.exit(any(m in sys.modules for m in ('torch', 'onnxruntime')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

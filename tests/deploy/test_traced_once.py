@@ -9,7 +9,7 @@ import torch
 from conftest import make_rationalizer
 from traced_once import TracedOnce, content
 
-from rekd_deploy.export import graphs as export
+from rekd_deploy.graphs import tracing
 
 
 def with_attribute(module: torch.nn.Module, value: object) -> torch.nn.Module:
@@ -37,8 +37,8 @@ def test_what_a_graph_follows_from_is_told_apart():
 
 
 def test_graphs_are_shared():
-    assert isinstance(export.onnx_from_module, TracedOnce)
+    assert isinstance(tracing.onnx_from_module, TracedOnce)
 
 
 def test_a_graph_can_be_traced_anew(fresh_graphs):
-    assert not isinstance(export.onnx_from_module, TracedOnce)
+    assert not isinstance(tracing.onnx_from_module, TracedOnce)

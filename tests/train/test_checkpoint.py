@@ -1,5 +1,6 @@
 """A checkpoint describes itself, is read strictly and written atomically."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_rationalizer, tiny_tokenizer_json
+from safetensors import SafetensorError
 
 import rekd_train.checkpoints.checkpoint
 from rekd_train import CheckpointError
@@ -186,7 +188,8 @@ def test_an_older_version_is_upgraded_step_by_step(copy, checkpoint, texts, monk
 
 
 def test_every_older_version_has_a_rule():
-    assert sorted(rekd_train.checkpoints.checkpoint.UPGRADES) == list(range(1, rekd_train.checkpoints.checkpoint.VERSION))
+    checkpoint = rekd_train.checkpoints.checkpoint
+    assert sorted(checkpoint.UPGRADES) == list(range(1, checkpoint.VERSION))
 
 
 # writing
@@ -208,6 +211,19 @@ def test_an_interrupted_save_leaves_the_old_checkpoint_and_nothing_else(copy, mo
         save(make_rationalizer(seed=7), copy)
     assert {name: (copy / name).read_bytes() for name in listing(copy)} == before
     assert [path.name for path in copy.parent.iterdir()] == ["copy"], "no half-written directory stays"
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("No space left")])
+def test_a_full_disk_is_one_line_and_leaves_the_old_checkpoint(copy, monkeypatch, error):
+    def full(*_, **__):
+        raise error
+
+    before = {name: (copy / name).read_bytes() for name in listing(copy)}
+    monkeypatch.setattr(rekd_train.checkpoints.checkpoint, "save_file", full)
+    with pytest.raises(CheckpointError, match="copy cannot be written .*No space left.*fix: make room"):
+        save(make_rationalizer(seed=7), copy)
+    assert {name: (copy / name).read_bytes() for name in listing(copy)} == before
+    assert [path.name for path in copy.parent.iterdir()] == ["copy"]
 
 
 def test_an_interrupt_between_the_two_renames_brings_the_old_one_back(copy, monkeypatch):

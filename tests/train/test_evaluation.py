@@ -19,7 +19,7 @@ from rekd_train.evaluation.forward import evaluate_with_masks, measure, run_mask
 from rekd_train.evaluation.metrics import never_predicted
 from rekd_train.evaluation.report import CURVE_RATES, REPORT_FORMAT, evaluate, report_rows
 from rekd_train.inputs.policy import PAPER_POLICY, SelectionPolicy, mask_by_specification
-from rekd_train.inputs.vocabulary import vocabulary_of
+from rekd_train.inputs.preprocessors import vocabulary_of
 
 
 def make_split(pair, count: int = 40, seed: int = 0):

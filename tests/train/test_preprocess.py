@@ -1,5 +1,6 @@
 """Texts to tensors and masks back to spans."""
 
+import hashlib
 import json
 import threading
 import time
@@ -267,8 +268,11 @@ def test_a_tokenizer_that_cannot_be_used_is_refused():
 
 def test_the_fingerprint_says_which_preprocessing_it_is(preprocessor, tmp_path):
     settings = preprocessor.settings
-    preprocessor.save(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(preprocessor.tokenizer_json, encoding="utf-8")
     assert TextPreprocessor.load(tmp_path, settings).fingerprint == preprocessor.fingerprint
+    hashed = [json.loads(tiny_tokenizer_json()), {"max_length": MAXIMUM, "lengths": [16, 32], "kind": "text"}]
+    canonical = json.dumps(hashed, sort_keys=True, separators=(",", ":"))
+    assert preprocessor.fingerprint == hashlib.sha256(canonical.encode()).hexdigest(), "checkpoints hold it"
     indented = json.dumps(json.loads(tiny_tokenizer_json()), indent=4)
     assert TextPreprocessor(indented, settings).fingerprint == preprocessor.fingerprint, "layout does not matter"
     others = [

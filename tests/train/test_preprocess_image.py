@@ -148,6 +148,9 @@ def test_fingerprint_and_round_trip() -> None:
     again = load_preprocessor(Path(), stored)
     assert again.fingerprint == COLOUR.fingerprint != GREY.fingerprint
     assert again.features == 12
+    token_ids = load_preprocessor(Path(), {"max_length": 32, "pad": 0, "kind": "token_ids"})
+    written = "a565a59621117647", "5a9304b5f7bf9c07"  # checkpoints and served models hold them
+    assert (again.fingerprint[:16], token_ids.fingerprint[:16]) == written
 
 
 def test_bad_settings_are_listed_together() -> None:

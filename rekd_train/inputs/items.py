@@ -1,17 +1,57 @@
-"""One image given for prediction, read and converted; what cannot be used is said with its fix. Torch-free."""
+"""Texts and images given for prediction: read and checked; what cannot be used is named with its fix. Torch-free."""
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rekd_train.errors import Fault
+from rekd_train.errors import Fault, FaultyItemsError, InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+WORDLESS = Fault("holds no word that the tokenizer knows", "give at least one word")
+
+
+def text_fault(text: object) -> Fault | None:
+    """Why a text cannot be predicted on; None: it can."""
+    if not isinstance(text, str):
+        if isinstance(text, (Path, np.ndarray)) or type(text).__module__.startswith("PIL."):
+            return Fault(f"is {type(text).__name__}, an image", "give this model texts (str); it reads no images")
+        return Fault(f"is {type(text).__name__}", "give texts as str")
+    if not text.strip():
+        return Fault("is only white space" if text else "is empty", "give at least one word")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        what = f"has an unpaired surrogate at character {error.start + 1}; it is not valid Unicode"
+        return Fault(what, "take that character out")
+    return None
+
+
+def text_list(texts: object) -> list[str]:
+    """``texts`` as a list, its elements unchecked; InputError: not a list, or an empty one."""
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence):
+        raise InputError(f"texts is {type(texts).__name__}; give a list of str")
+    if len(texts) == 0:
+        raise InputError("the list of texts is empty; give at least one text")
+    return list(texts)
+
+
+def refuse(faults: Mapping[int, Fault], first_index: int = 0) -> None:
+    """Raise FaultyItemsError if there are faults, by index in a part of the call that begins at ``first_index``.
+
+    Messages count from 1, so "text 1" is the first one of the call.
+    """
+    if faults:
+        numbered = {first_index + index: fault for index, fault in sorted(faults.items())}
+        raise FaultyItemsError(numbered, lambda index: f"text {index + 1}")
+
 
 _WIDE_MODES = ("I", "F")
 """Pillow modes with more than 8 bits a channel start with these letters."""
