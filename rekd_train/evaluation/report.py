@@ -1,7 +1,7 @@
 """The full evaluation of a checkpoint: every figure of one split in one document.
 
 One pass of the selector and one of the predictor over the split; the predictor answers to every mask of
-``decisions`` while a batch is at hand. ``REPORT_VERSION`` rises whenever a key changes its meaning.
+``forward`` while a batch is at hand. ``REPORT_VERSION`` rises whenever a key changes its meaning.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rekd_train.data import Split
-from rekd_train.evaluation import calibration_metrics, decisions, metrics
+from rekd_train.evaluation import forward, metrics
 from rekd_train.evaluation.agreement import human_figures, teacher_figures, token_figures
 from rekd_train.evaluation.forward import run_masks, run_selector, run_split
 from rekd_train.evaluation.mask_metrics import flip_rate, pairwise_jaccard
@@ -54,12 +54,12 @@ def evaluate(
     generator = torch.Generator().manual_seed(seed)
     selector = run_selector(rationalizer, examples)
     scores, selectable = selector.scores, selector.selectable
-    stored = decisions.decide(scores, selectable, rationalizer.policy)
+    stored = forward.decide(scores, selectable, rationalizer.policy)
     masks = {"stored": stored}
     selects = rationalizer.policy.bias is not None or rationalizer.policy.budget is not None
     if selects:
         masks |= _other_masks(rationalizer, scores, selectable, stored, generator)
-        masks |= {f"draw_{i}": m for i, m in enumerate(decisions.drawn(scores, selectable, max(draws, 0), generator))}
+        masks |= {f"draw_{i}": m for i, m in enumerate(forward.drawn(scores, selectable, max(draws, 0), generator))}
     logits = run_masks(rationalizer, examples, masks)
     report: dict[str, Any] = {
         "format": REPORT_FORMAT,
@@ -95,11 +95,11 @@ def _other_masks(
     if budget is None:  # no limit of its own: fill to the rate that it realises
         budget = float((stored.sum(dim=1) / selectable.sum(dim=1).clamp(min=1)).mean())
     return {
-        "argmax": decisions.decide(scores, selectable, decisions.ARGMAX),
-        "fill": decisions.fill(scores, selectable, max(budget, 1e-6), policy.minimum),
-        "random": decisions.random_like(stored, selectable, generator),
-        "first": decisions.first_like(stored, selectable),
-        **{f"rate_{rate}": decisions.fill(scores, selectable, rate) for rate in CURVE_RATES},
+        "argmax": forward.decide(scores, selectable, forward.ARGMAX),
+        "fill": forward.fill(scores, selectable, max(budget, 1e-6), policy.minimum),
+        "random": forward.random_like(stored, selectable, generator),
+        "first": forward.first_like(stored, selectable),
+        **{f"rate_{rate}": forward.fill(scores, selectable, rate) for rate in CURVE_RATES},
     }
 
 
@@ -121,12 +121,12 @@ def _calibration(
     probabilities = rationalizer.probabilities(torch.from_numpy(logits)).numpy()
     plain = torch.softmax(torch.from_numpy(logits), dim=1).numpy()
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    abstain = {"aurc": calibration_metrics.area_under_risk_coverage(confidence, correct)}
+    abstain = {"aurc": metrics.area_under_risk_coverage(confidence, correct)}
     if "dev" in splits:
         dev_logits = logits if split == "dev" else run_split(rationalizer, splits["dev"]).class_logits
         dev = rationalizer.probabilities(torch.from_numpy(dev_logits)).numpy()
         right = dev.argmax(axis=1) == splits["dev"].labels
-        threshold = calibration_metrics.abstain_threshold(dev.max(axis=1), right, risk)
+        threshold = metrics.abstain_threshold(dev.max(axis=1), right, risk)
         answered = confidence >= (np.inf if threshold is None else threshold)
         abstain |= {
             "risk_wanted": risk,
@@ -144,10 +144,10 @@ def _calibration(
 
 def _scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return {
-        "nll": calibration_metrics.negative_log_likelihood(probabilities, labels),
-        "brier": calibration_metrics.brier_score(probabilities, labels),
-        "ece": calibration_metrics.expected_calibration_error(probabilities, labels),
-        "ece_equal_mass": calibration_metrics.expected_calibration_error(probabilities, labels, equal_mass=True),
+        "nll": metrics.negative_log_likelihood(probabilities, labels),
+        "brier": metrics.brier_score(probabilities, labels),
+        "ece": metrics.expected_calibration_error(probabilities, labels),
+        "ece_equal_mass": metrics.expected_calibration_error(probabilities, labels, equal_mass=True),
     }
 
 

@@ -16,10 +16,9 @@ from rekd_train.models.base import Predictor
 from rekd_train.models.gates import kept_positions, relaxed_log_choice, straight_through_gate
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training import losses
-from rekd_train.training.batches import Batch
-from rekd_train.training.noise import gumbel, key, uniform, uniform_scalar
+from rekd_train.training.batches import Batch, gumbel, key, uniform, uniform_scalar
+from rekd_train.training.losses import annealed_alpha, annealed_temperature, refreshed_step
 from rekd_train.training.runtime import Runtime
-from rekd_train.training.schedules import annealed_alpha, annealed_temperature, refreshed_step
 from rekd_train.training.teacher import Teacher
 
 QUIET_TEMPERATURE = 2.0

@@ -15,28 +15,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from rekd_train.config.run import RunConfig
-from rekd_train.data import Split
+from rekd_train.data import DataSet, Split
+from rekd_train.data.checks import check_data
+from rekd_train.errors import ConfigError
 from rekd_train.evaluation.forward import run_split
+from rekd_train.inputs.policy import SelectionPolicy
+from rekd_train.inputs.preprocessors import Preprocessor
 from rekd_train.models.base import Predictor
+from rekd_train.models.families import FAMILIES
 from rekd_train.models.gates import apply_policy
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.training.batches import FullLength
-from rekd_train.training.calibration import calibrate_temperature
-from rekd_train.training.checks import check_fit, check_teacher
-from rekd_train.training.loop import Loop, Stage, load_pair_state, pair_state
-from rekd_train.training.noise import key
+from rekd_train.training.batches import FullLength, key
+from rekd_train.training.loop import Loop, Stage, word_tables
 from rekd_train.training.objectives import ClassifierObjective, CompactObjective, RationaleObjective
 from rekd_train.training.observers import Observer, Silent
-from rekd_train.training.optimisation import word_tables
 from rekd_train.training.runtime import Runtime
-from rekd_train.training.state import Snapshot, StateStore
-from rekd_train.training.teacher import Teacher, teacher_for
-from rekd_train.training.validation import KEEP_ALL, DevEvaluation, base_policy, fitted_policy, read_selector
-
-__all__ = ["KEEP_ALL", "Observer", "Silent", "calibrate_pair", "calibrate_policy", "compact_pair", "fit"]
+from rekd_train.training.state import Snapshot, StateStore, load_pair_state, pair_state
+from rekd_train.training.teacher import Teacher, check_teacher, teacher_for
+from rekd_train.training.validation import (
+    KEEP_ALL,
+    DevEvaluation,
+    base_policy,
+    calibrate_policy,
+    calibrate_temperature,
+    read_selector,
+)
 
 
 def fit(
@@ -107,24 +114,8 @@ def compact_pair(
     return course.finished()
 
 
-def calibrate_pair(
-    config: RunConfig, rationalizer: Rationalizer, dev: Split, runtime: Runtime | None = None
-) -> Rationalizer:
-    """Fit the decision rule and then the probability temperature on dev, in place."""
-    calibrate_policy(config, rationalizer, dev, runtime)
-    logits = run_split(rationalizer, dev).class_logits
-    rationalizer.probability_temperature = calibrate_temperature(logits, dev.labels)
-    return rationalizer.eval()
 
 
-def calibrate_policy(
-    config: RunConfig, rationalizer: Rationalizer, dev: Split, runtime: Runtime | None = None
-) -> None:
-    """Fit the bias of the decision rule on dev to the configured target rate."""
-    runtime = runtime or Runtime(_device_of(rationalizer))
-    rationalizer.policy = base_policy(config.selection)
-    readings = read_selector(rationalizer, dev, runtime, "fp32")
-    rationalizer.policy = fitted_policy(rationalizer, readings, config.selection)
 
 
 def same_sizes(pair: Rationalizer) -> bool:
@@ -247,3 +238,52 @@ class _Course:
         )
         evaluate = DevEvaluation(self.config, self.pair, predictor, self.dev, self.runtime, with_rationale=False)
         self._loop.run(stage, objective, evaluate)
+
+
+_WORDS_OF_A_NEGATION = 3
+
+
+
+def check_fit(
+    config: RunConfig, pair: Rationalizer, train: Split, dev: Split, teacher: Rationalizer | None, warm: bool
+) -> None:
+    """Refuse what cannot be trained.
+
+    Raises:
+        ConfigError: the configuration asks for what its parts cannot do, or the teacher does not fit.
+        DataError: labels that are no classes of the pair, one class only, no examples.
+    """
+    check_data(DataSet({"train": train, "dev": dev}, tuple(pair.labels), ""), config.data.name)
+    stages, family = config.stages, pair.predictor.backbone.settings.family
+    if stages.rationale_epochs and stages.operator == "drop" and not FAMILIES[family].soft_masks:
+        raise ConfigError(f"stages.operator is 'drop', which the family '{family}' cannot learn by; fix: 'zero'")
+    if teacher is not None:
+        check_teacher(teacher, pair, config)
+        learns = stages.rationale_epochs or (config.distillation.classifier and stages.classifier_epochs and not warm)
+        if not learns:
+            raise ConfigError(
+                "a teacher is given, but no stage learns from it; fix: distillation.classifier=true, or "
+                "stages.rationale_epochs above 0"
+            )
+
+
+
+def short_texts_notice(config: RunConfig, train: Split, preprocessor: Preprocessor) -> str:
+    """What to tell about training texts of which the budget allows fewer than three words; else ''.
+
+    One or two words cannot hold a negation. The median decides, so that a few short texts among long ones are fine.
+    """
+    selection = config.selection
+    name = "target" if selection.decision == "top-k" else "budget"
+    share = getattr(selection, name)
+    if preprocessor.settings.kind != "text" or share is None or not config.stages.rationale_epochs:
+        return ""
+    words = int(np.median(train.lengths)) - (preprocessor.positions - preprocessor.features)
+    allowed = int(SelectionPolicy(budget=share, minimum=0).limits(np.array([words]))[0])
+    if allowed >= _WORDS_OF_A_NEGATION:
+        return ""
+    return (
+        f"half of the training texts have at most {words} words, of which selection.{name}={share:g} allows {allowed}; "
+        f"selection.minimum keeps {selection.minimum} all the same; fix for short texts: the preset short_texts, or "
+        "--set selection.target=0.3 --set selection.budget=0.35"
+    )

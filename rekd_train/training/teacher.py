@@ -1,19 +1,19 @@
-"""What a frozen teacher pair says about a batch: remembered from one pass, or asked anew each time."""
+"""What a frozen teacher pair says about a batch, and whether it can teach a student at all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from rekd_train.config.run import RunConfig
-from rekd_train.data import Split, bucketed_batches
+from rekd_train.data import Split
+from rekd_train.errors import ConfigError
+from rekd_train.inputs.preprocessors import same_tokens
 from rekd_train.models.gates import apply_policy, selection_scores
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.training.batches import Batch
+from rekd_train.training.batches import Batch, all_batches, collected
 from rekd_train.training.runtime import Runtime
 
 
@@ -126,34 +126,59 @@ def rule_mask(pair: Rationalizer, inputs: dict[str, Tensor], logits: Tensor) -> 
     return apply_policy(selection_scores(logits), pair.selectable(inputs), pair.policy, pair.capacity)
 
 
-def all_batches(split: Split, runtime: Runtime, share_out: bool = False, size: int = 128) -> Iterator[Batch]:
-    """Every example once, as it is, in batches of similar length; ``share_out``: each process some of them."""
-    for place, indices in enumerate(bucketed_batches(split.lengths, size)):
-        if not share_out or place % runtime.processes == runtime.rank:
-            yield Batch(
-                indices=runtime.to_device(indices),
-                inputs={name: runtime.to_device(array) for name, array in split.inputs(indices).items()},
-                labels=runtime.to_device(split.labels[indices]),
-                step=place, steps=1, examples=len(indices), present=len(indices),
-            )  # fmt: skip
 
 
-def collected(rows: list[Tensor], parts: list[Tensor], examples: int, runtime: Runtime) -> Tensor:
-    """Answers of batches, also of those that other processes read, in the split's order.
 
-    Args:
-        rows: (B,) indices of each batch.
-        parts: (B, M) or (B, M, K) of each batch; shorter M are filled with 0.
 
-    Returns:
-        (examples, longest M, K) float32 on the device; float32 for bool parts, too.
+def check_teacher(teacher: Rationalizer, student: Rationalizer, config: RunConfig) -> None:
+    """Refuse a teacher from which this student cannot learn, before any training.
+
+    Raises:
+        ConfigError: other classes, another tokenizer, another patch grid, texts against images, or too short.
     """
-    width = int(runtime.largest(max((part.shape[1] for part in parts), default=0)))
-    tail = int(runtime.largest(max((part.shape[2] for part in parts if part.ndim == 3), default=0)))
-    shape = (examples, width, tail) if tail else (examples, width)
-    whole = torch.zeros(shape, device=runtime.device)
-    for indices, part in zip(rows, parts, strict=True):
-        missing = width - part.shape[1]
-        filled = pad(part.float(), (0, 0, 0, missing) if part.ndim == 3 else (0, missing))
-        whole[indices] = filled
-    return runtime.total(whole).detach()
+    if len(teacher.labels) != len(student.labels):
+        raise ConfigError(
+            f"the teacher has {len(teacher.labels)} classes ({', '.join(teacher.labels[:4])}...), the data have "
+            f"{len(student.labels)} ({', '.join(student.labels[:4])}...); fix: a teacher of the same task"
+        )
+    if set(teacher.labels) == set(student.labels) and teacher.labels != student.labels:
+        raise ConfigError(f"the teacher orders its classes otherwise: {teacher.labels}, the data {student.labels}")
+    distillation, stages = config.distillation, config.stages
+    wanted = stages.rationale_epochs and distillation.rationale_weight and distillation.alpha != 1.0
+    if wanted and teacher.policy.bias is None and teacher.policy.budget is None:
+        raise ConfigError(
+            "the teacher is a plain classifier and has no rationales to learn from; fix: a teacher trained with "
+            "stages.rationale_epochs above 0, or distillation.rationale_weight=0"
+        )
+    theirs, ours = teacher.preprocessor, student.preprocessor
+    kinds = theirs.settings.kind, ours.settings.kind
+    if "image" in kinds and kinds != ("image", "image"):
+        raise ConfigError(f"the teacher reads {kinds[0]} inputs, the student {kinds[1]} inputs")
+    if kinds == ("image", "image"):
+        _check_images(theirs.settings, ours.settings)
+    elif kinds == ("text", "text") and not same_tokens(theirs, ours):
+        raise ConfigError(
+            "the teacher was trained with another tokenizer; distillation needs the same tokens; fix: a teacher with "
+            "the student's tokenizer"
+        )
+    if "image" not in kinds:
+        for role in ("selector", "predictor"):
+            settings = getattr(teacher, role).backbone.settings
+            if settings.positions < ours.positions:
+                raise ConfigError(
+                    f"the teacher's {role} reads at most {settings.positions} tokens, the student's texts have up to "
+                    f"{ours.positions}; fix: data.max_length={settings.positions}"
+                )
+
+
+
+def _check_images(theirs, ours) -> None:
+    sizes = [(s.height, s.width, s.channels) for s in (theirs, ours)]
+    if sizes[0] != sizes[1]:
+        raise ConfigError(f"the teacher reads images of {sizes[0]} (height, width, channels), not of {sizes[1]}")
+    grids = [(s.rows, s.columns) for s in (theirs, ours)]
+    if grids[0] != grids[1]:
+        raise ConfigError(
+            f"the teacher cuts images into {grids[0]} (rows, columns) patches, the student into {grids[1]}; "
+            "distillation needs the same patches; fix: the same image.patch and size"
+        )

@@ -1,26 +1,27 @@
-"""The dev split during training: which state of a stage is the best so far."""
+"""The dev split: what is fitted on it (decision rule, temperature) and how a pair is measured on it in training."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from rekd_train.config.run import RunConfig, SelectionConfig
 from rekd_train.data import Split
 from rekd_train.evaluation import metrics
+from rekd_train.evaluation.forward import run_split
+from rekd_train.evaluation.metrics import negative_log_likelihood
 from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.models.base import Predictor
 from rekd_train.models.gates import apply_policy, kept_positions, selection_scores
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training import losses
-from rekd_train.training.batches import example_weights
-from rekd_train.training.calibration import calibrate_bias
-from rekd_train.training.noise import gumbel, key
+from rekd_train.training.batches import all_batches, collected, example_weights, gumbel, key
 from rekd_train.training.runtime import Runtime
-from rekd_train.training.teacher import all_batches, collected
 
 KEEP_ALL = SelectionPolicy(bias=None, budget=None, minimum=0)
 """The policy of a plain classifier."""
@@ -188,42 +189,70 @@ class DevEvaluation:
         return torch.stack(values).mean()
 
 
-class Best:
-    """The best state of a stage so far.
+
+
+def calibrate_bias(scores: Tensor, selectable: Tensor, policy: SelectionPolicy, capacity: int, target: float) -> float:
+    """The bias at which the mean share of kept features is ``target``, the budget in force.
+
+    The realised rate grows with the bias, so bisection over the range of the scores finds it. Without
+    this step the noise-free rationale of a diffuse selector is empty (docs/log.md).
 
     Args:
-        metric: 'accuracy' or 'macro_f1' (highest; of equals the one of least L_RE) or 'extraction_loss' (least, the
-            later of equals; with rationales rounded to three decimals, without them as it is, as in the authors' code).
+        scores: (n, N) float32 of the dev split.
+        selectable: (n, N) bool.
+
+    Returns:
+        The smallest bias that reaches the target, moved halfway to the next score that it would let in: the same
+        masks, as far from a tie as they can be. The largest useful one if the budget forbids the target.
+    """
+    counts = selectable.sum(dim=1).clamp(min=1)
+
+    def rate(bias: float) -> float:
+        trial = policy.model_copy(update={"bias": bias})
+        return float((apply_policy(scores, selectable, trial, capacity).sum(dim=1) / counts).mean())
+
+    low, high = -float(scores[selectable].max()), -float(scores[selectable].min())
+    if rate(high) <= target:
+        return round(high, 6)
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rate(middle) < target else (low, middle)
+    dropped = scores[selectable & (scores <= -high)]
+    return round((high - float(dropped.max())) / 2 if len(dropped) else high, 6)
+
+
+def calibrate_temperature(class_logits: np.ndarray, labels: np.ndarray) -> float:
+    """Softmax temperature with the least negative log-likelihood: (n, C) logits, (n,) labels.
+
+    Searched between 0.05 and 20 on a log scale.
     """
 
-    def __init__(self, metric: str) -> None:
-        self._metric = metric
-        self.value: tuple[float, float] | None = None
-        """What is compared; higher is better."""
-        self.step = 0
-        self.since = 0
-        self.weights: dict[str, Tensor] = {}
+    def loss(log_temperature: float) -> float:
+        scaled = class_logits / math.exp(log_temperature)
+        scaled = scaled - scaled.max(axis=1, keepdims=True)
+        probabilities = np.exp(scaled) / np.exp(scaled).sum(axis=1, keepdims=True)
+        return negative_log_likelihood(probabilities, labels)
 
-    def offer(self, step: int, figures: dict[str, float], weights: dict[str, Tensor]) -> bool:
-        """Consider a state; True if it is the best. Its weights are copied to the CPU."""
-        extraction = figures["extraction_loss"]
-        if self._metric == "extraction_loss":
-            value = (-round(extraction, 3) if "rate" in figures else -extraction, float(step))
-        else:
-            value = (figures[self._metric], -extraction)
-        better = math.isfinite(extraction) and (self.value is None or value > self.value)
-        if better:
-            self.value, self.step, self.since = value, step, 0
-            self.weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
-        else:
-            self.since += 1
-        return better
+    found = minimize_scalar(loss, bounds=(math.log(0.05), math.log(20.0)), method="bounded")
+    return round(float(math.exp(found.x)), 6)
 
-    def state(self) -> dict:
-        """For the saved state."""
-        return {"value": self.value, "step": self.step, "since": self.since, "weights": self.weights}
 
-    def restore(self, state: dict) -> None:
-        """The counterpart of ``state``."""
-        self.value, self.step, self.since = state["value"], state["step"], state["since"]
-        self.weights = state["weights"]
+def calibrate_pair(
+    config: RunConfig, rationalizer: Rationalizer, dev: Split, runtime: Runtime | None = None
+) -> Rationalizer:
+    """Fit the decision rule and then the probability temperature on dev, in place."""
+    calibrate_policy(config, rationalizer, dev, runtime)
+    logits = run_split(rationalizer, dev).class_logits
+    rationalizer.probability_temperature = calibrate_temperature(logits, dev.labels)
+    return rationalizer.eval()
+
+
+
+def calibrate_policy(
+    config: RunConfig, rationalizer: Rationalizer, dev: Split, runtime: Runtime | None = None
+) -> None:
+    """Fit the bias of the decision rule on dev to the configured target rate."""
+    runtime = runtime or Runtime(next(rationalizer.parameters()).device)
+    rationalizer.policy = base_policy(config.selection)
+    readings = read_selector(rationalizer, dev, runtime, "fp32")
+    rationalizer.policy = fitted_policy(rationalizer, readings, config.selection)

@@ -6,11 +6,10 @@ import pytest
 import torch
 from toys import toy_config, toy_images, toy_texts
 
-from rekd_train.training.batches import Batches
-from rekd_train.training.noise import uniform_scalar
+from rekd_train.training.batches import Batches, all_batches, uniform_scalar
 from rekd_train.training.objectives import ClassifierObjective, CompactObjective
 from rekd_train.training.runtime import Runtime
-from rekd_train.training.teacher import CachedTeacher, LiveTeacher, all_batches, teacher_for
+from rekd_train.training.teacher import CachedTeacher, LiveTeacher, teacher_for
 
 CPU = Runtime("cpu")
 

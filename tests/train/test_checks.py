@@ -18,7 +18,8 @@ from rekd_train.inputs.text import TextPreprocessor, TextSettings
 from rekd_train.models.base import Predictor, Selector
 from rekd_train.models.families import build_backbone
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.training.checks import check_fit, check_teacher, short_texts_notice
+from rekd_train.training.stages import check_fit, short_texts_notice
+from rekd_train.training.teacher import check_teacher
 
 
 def refused(error, match, train=None, dev=None, teacher=None, make=toy_texts, **changes):

@@ -10,8 +10,8 @@ from toys import toy_config, toy_images, toy_texts
 from rekd_train.evaluation.forward import measure, run_masks, run_selector
 from rekd_train.training import losses
 from rekd_train.training.runtime import Runtime
-from rekd_train.training.stages import calibrate_policy
-from rekd_train.training.validation import Best, DevEvaluation, read_selector
+from rekd_train.training.state import Best
+from rekd_train.training.validation import DevEvaluation, calibrate_policy, read_selector
 
 CPU = Runtime("cpu")
 

@@ -7,14 +7,6 @@ import itertools
 import numpy as np
 import pytest
 
-from rekd_train.evaluation.calibration_metrics import (
-    abstain_threshold,
-    area_under_risk_coverage,
-    brier_score,
-    expected_calibration_error,
-    negative_log_likelihood,
-    risk_coverage,
-)
 from rekd_train.evaluation.mask_metrics import (
     flip_rate,
     overlap,
@@ -23,8 +15,22 @@ from rekd_train.evaluation.mask_metrics import (
     selection_divergence,
     truth_summary,
 )
-from rekd_train.evaluation.metrics import accuracy, area_under_curve, macro_f1, never_predicted, per_class, rate_summary
-from rekd_train.evaluation.significance import mean_and_std, paired_bootstrap
+from rekd_train.evaluation.metrics import (
+    abstain_threshold,
+    accuracy,
+    area_under_curve,
+    area_under_risk_coverage,
+    brier_score,
+    expected_calibration_error,
+    macro_f1,
+    mean_and_std,
+    negative_log_likelihood,
+    never_predicted,
+    paired_bootstrap,
+    per_class,
+    rate_summary,
+    risk_coverage,
+)
 
 generator = np.random.default_rng(3)
 

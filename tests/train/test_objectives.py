@@ -14,13 +14,12 @@ from toys import toy_config, toy_images, toy_texts
 
 from rekd_train.models.gates import relaxed_log_choice
 from rekd_train.training import losses
-from rekd_train.training.batches import Batch, example_weights
-from rekd_train.training.noise import gumbel
+from rekd_train.training.batches import Batch, all_batches, example_weights, gumbel
+from rekd_train.training.losses import refreshed_step
 from rekd_train.training.objectives import ClassifierObjective, CompactObjective, RationaleObjective
 from rekd_train.training.runtime import Runtime
-from rekd_train.training.schedules import refreshed_step
 from rekd_train.training.stages import fit
-from rekd_train.training.teacher import LiveTeacher, all_batches
+from rekd_train.training.teacher import LiveTeacher
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_text())
 CPU = Runtime("cpu")

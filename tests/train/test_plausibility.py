@@ -5,18 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rekd_train.evaluation.faithfulness import (
+from rekd_train.evaluation.mask_metrics import (
     area_over_perturbation_curve,
-    comprehensiveness,
-    sufficiency,
-    top_share,
-)
-from rekd_train.evaluation.plausibility import (
     area_under_precision_recall,
+    comprehensiveness,
     iou_f1,
     plausibility,
     spans_of,
+    sufficiency,
     token_agreement,
+    top_share,
     words_from_pieces,
 )
 
