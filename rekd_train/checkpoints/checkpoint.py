@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rekd_train.checkpoints.model_card import model_card
+from rekd_train.config.files import without_removed
 from rekd_train.config.run import BackboneConfig, explain
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.files import atomic_directory, sha256, write_json, write_text
@@ -36,8 +37,18 @@ from rekd_train.models.families import build_backbone
 from rekd_train.models.rationalizer import Rationalizer
 
 FORMAT = "rekd-checkpoint"
-VERSION = 1
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+VERSION = 2
+
+
+def _without_removed_settings(description: dict[str, Any]) -> dict[str, Any]:
+    """2: settings of the run are gone. One with another value stays: the model is read, its run is not taken up."""
+    training = description.get("training") or {}
+    if not training.get("config"):
+        return description
+    return description | {"training": training | {"config": without_removed(training["config"])}}
+
+
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _without_removed_settings}
 """From version n of config.json to n + 1. A change of format adds one entry and raises VERSION."""
 
 EXAMPLES_FILE = "examples.jsonl"

@@ -20,14 +20,6 @@ Inputs = dict[str, Tensor]
 Operator = Literal["zero", "compact"]
 
 
-def log_weights(keep: Tensor) -> Tensor:
-    """(B, 1, 1, N): what to add to attention scores so that weights are multiplied by ``keep`` (B, N) float.
-
-    What is left out keeps a millionth, so that there is a gradient that could bring it back.
-    """
-    return (keep + 1e-6).log()[:, None, None, :]
-
-
 class Backbone(nn.Module, ABC):
     """Features of one family. B = batch, N = positions, K = kept slots, H = width."""
 
@@ -59,11 +51,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def attended(self, inputs: Inputs, keep: Tensor) -> Tensor:
-        """(B, H): pooled state when only the positions in ``keep`` (B, N) bool exist; static shape.
-
-        Families with ``soft_masks`` also take a float ``keep``, which multiplies the attention weights before
-        they are normalised, and pass it a gradient.
-        """
+        """(B, H): pooled state when only the positions in ``keep`` (B, N) bool exist; static shape."""
 
     @abstractmethod
     def gathered(self, inputs: Inputs, positions: Tensor, kept: Tensor) -> Tensor:
@@ -166,10 +154,6 @@ class Predictor(nn.Module):
             return self.head(self.backbone.attended(inputs, selectable & (keep > 0.5))).float()
         fixed = self.backbone.real(inputs).float()
         return self.head(self.backbone.zeroed(inputs, torch.where(selectable, keep.float(), fixed))).float()
-
-    def weighted(self, inputs: Inputs, keep: Tensor, selectable: Tensor) -> Tensor:
-        """(B, C) float32 logits as with 'compact', with a gradient to ``keep`` (B, N) float (``soft_masks`` only)."""
-        return self.head(self.backbone.attended(inputs, torch.where(selectable, keep, 0.0))).float()
 
     def gathered(self, inputs: Inputs, positions: Tensor, kept: Tensor) -> Tensor:
         """(B, C) float32 logits from the kept positions alone; equals 'compact' on the same mask."""

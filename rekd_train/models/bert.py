@@ -8,7 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.bert.modeling_bert import BertConfig, BertLayer, BertModel
 
 from rekd_train.config.run import BackboneConfig
-from rekd_train.models.base import Inputs, TextBackbone, log_weights, with_cls
+from rekd_train.models.base import Inputs, TextBackbone, with_cls
 
 
 class BertBackbone(TextBackbone):
@@ -57,10 +57,7 @@ class BertBackbone(TextBackbone):
 
     def attended(self, inputs: Inputs, keep: Tensor) -> Tensor:
         visible = torch.cat([torch.ones_like(keep[:, :1]), keep[:, 1:]], dim=1)
-        words = self.words(inputs["input_ids"])
-        if visible.is_floating_point():
-            return self._first(words, log_weights(visible))
-        return self._first(words, visible.to(torch.int64))
+        return self._first(self.words(inputs["input_ids"]), visible.to(torch.int64))
 
     def gathered(self, inputs: Inputs, positions: Tensor, kept: Tensor) -> Tensor:
         places = with_cls(positions)
@@ -85,8 +82,8 @@ class BertBackbone(TextBackbone):
 
 
 def _visible(attention_mask: Tensor) -> Tensor:
-    """(B, 1, 1, N) bool from (B, N); what has four axes already is kept."""
-    return attention_mask[:, None, None, :] > 0 if attention_mask.ndim == 2 else attention_mask
+    """(B, 1, 1, N) bool from (B, N)."""
+    return attention_mask[:, None, None, :] > 0
 
 
 def first_state(bert: BertModel, content: Tensor, attention_mask: Tensor, positions: Tensor | None) -> Tensor:

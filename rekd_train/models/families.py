@@ -37,8 +37,6 @@ class Family:
     """Builds a backbone from its settings and the special token ids."""
     modality: str
     """'text' or 'image': which preprocessing its inputs come from."""
-    soft_masks: bool
-    """Whether ``attended`` takes float masks and passes them a gradient."""
 
 
 def _vit(settings: BackboneConfig, special_ids: dict[str, int]) -> Backbone:
@@ -48,9 +46,9 @@ def _vit(settings: BackboneConfig, special_ids: dict[str, int]) -> Backbone:
 
 
 FAMILIES: dict[str, Family] = {
-    "bert": Family(backbone=BertBackbone, modality="text", soft_masks=True),
-    "bilstm": Family(backbone=BilstmBackbone, modality="text", soft_masks=False),
-    "vit": Family(backbone=_vit, modality="image", soft_masks=True),
+    "bert": Family(backbone=BertBackbone, modality="text"),
+    "bilstm": Family(backbone=BilstmBackbone, modality="text"),
+    "vit": Family(backbone=_vit, modality="image"),
 }
 
 

@@ -88,11 +88,9 @@ def rationale_distillation(teacher_log_soft: Tensor, student_log_soft: Tensor, s
     return torch.where(selectable, divergence, 0.0).sum() / len(selectable)
 
 
-def prediction_distillation(
-    teacher_logits: Tensor, student_logits: Tensor, temperature: float, teacher_temperature: float | None = None
-) -> Tensor:
-    """tau^2 KL(softmax(q_T / tau_T) || softmax(q_S / tau)), batch mean: (B, C) logits; tau_T None: tau."""
-    teacher = torch.log_softmax(teacher_logits / (teacher_temperature or temperature), dim=-1)
+def prediction_distillation(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
+    """tau^2 KL(softmax(q_T / tau) || softmax(q_S / tau)), batch mean: (B, C) logits."""
+    teacher = torch.log_softmax(teacher_logits / temperature, dim=-1)
     student = torch.log_softmax(student_logits / temperature, dim=-1)
     return temperature**2 * kl_div(student, teacher, reduction="batchmean", log_target=True)
 

@@ -106,7 +106,7 @@ class RationaleObjective(Objective):
         logits = self.selector(batch.inputs)
         noise = gumbel(self.stream(0, batch.step), batch.indices, logits.shape[1])
         gate = straight_through_gate(logits, temperature, noise)
-        class_logits = self._class_logits(batch, gate.mask, selectable)
+        class_logits = self.predictor(batch.inputs, gate.mask, selectable)
 
         penalty, figures = self._penalty(batch, gate.mask, selectable)
         extraction = batch.share * losses.prediction_loss(class_logits, batch.labels, batch.weights) + penalty
@@ -126,17 +126,11 @@ class RationaleObjective(Objective):
         if settings.prediction_weight:
             own = settings.teacher_mask == "teacher"
             theirs = self.teacher.class_logits(batch) if own else self.teacher.class_logits_on(batch, gate.mask)
-            fixed = settings.prediction_temperature or temperature
-            prediction = batch.share * _prediction_term(settings, theirs, class_logits, fixed)
+            prediction = batch.share * _prediction_term(settings, theirs, class_logits, temperature)
         alpha = annealed_alpha(progress, config.temperature) if settings.alpha == "anneal" else settings.alpha
         distilled = settings.rationale_weight * rationale + settings.prediction_weight * prediction
         figures |= {"rationale": rationale.detach(), "prediction": prediction.detach()}
         return figures | {"loss": alpha * extraction + (1 - alpha) * distilled}
-
-    def _class_logits(self, batch: Batch, mask: Tensor, selectable: Tensor) -> Tensor:
-        if self.config.stages.operator == "drop":
-            return self.predictor.weighted(batch.inputs, mask, selectable)
-        return self.predictor(batch.inputs, mask, selectable)
 
     def _penalty(self, batch: Batch, mask: Tensor, selectable: Tensor) -> tuple[Tensor, Figures]:
         """This process's part of lambda L_select, and the counts behind it."""
@@ -166,21 +160,19 @@ class RationaleObjective(Objective):
         settings = self.config.distillation
         temperature = settings.rationale_temperature or annealed
         positions = logits.shape[1]
-        ours = theirs = noise
+        theirs = None
         if settings.noise == "none":
-            ours = theirs = None
-        elif settings.noise == "independent":
+            noise = None
+        else:
             theirs = gumbel(self.stream(1, batch.step), batch.indices, positions)
-        student = relaxed_log_choice(logits, temperature, ours)
+        student = relaxed_log_choice(logits, temperature, noise)
         if settings.hard_labels:
             if theirs is None:
                 decisions = self.teacher.mask(batch, positions)
             else:
                 decisions = (self.teacher.selector_logits(batch, positions) + theirs).argmax(dim=-1) == 1
             return losses.rationale_imitation(decisions, student, selectable)
-        teacher = relaxed_log_choice(
-            self.teacher.selector_logits(batch, positions), settings.teacher_temperature or temperature, theirs
-        )
+        teacher = relaxed_log_choice(self.teacher.selector_logits(batch, positions), temperature, theirs)
         return losses.rationale_distillation(teacher, student, selectable)
 
 
@@ -220,12 +212,11 @@ def _classified(config: RunConfig, batch: Batch, class_logits: Tensor, teacher: 
     if teacher is None or settings.alpha == 1.0:
         return value
     alpha = 0.5 if settings.alpha == "anneal" else settings.alpha
-    fixed = settings.prediction_temperature or QUIET_TEMPERATURE
-    term = _prediction_term(settings, teacher.class_logits(batch), class_logits, fixed)
+    term = _prediction_term(settings, teacher.class_logits(batch), class_logits, QUIET_TEMPERATURE)
     return alpha * value + (1 - alpha) * settings.prediction_weight * term
 
 
 def _prediction_term(settings: DistillationConfig, theirs: Tensor, ours: Tensor, temperature: float) -> Tensor:
     if settings.hard_labels:
         return losses.prediction_imitation(theirs, ours)
-    return losses.prediction_distillation(theirs, ours, temperature, settings.teacher_temperature)
+    return losses.prediction_distillation(theirs, ours, temperature)

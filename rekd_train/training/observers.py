@@ -228,7 +228,7 @@ class Watch:
         if all(map(self._everything, self._rates)):
             raise TrainingError(
                 f"{self._stage}: collapsed, the selector keeps {figures['rate']:.2%} of the features at step {step} "
-                f"(target {self._target:.2%}); fix: a larger selection.weight, or stages.operator=zero"
+                f"(target {self._target:.2%}); fix: a larger selection.weight"
             )
 
     def _nothing(self, rate: float) -> bool:

@@ -26,7 +26,6 @@ from rekd_train.evaluation.forward import run_split
 from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.inputs.preprocessors import Preprocessor
 from rekd_train.models.base import Predictor
-from rekd_train.models.families import FAMILIES
 from rekd_train.models.gates import apply_policy
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training.batches import FullLength, key
@@ -190,7 +189,7 @@ class _Course:
     def rationale(self, stage: Stage) -> None:
         """Selector and predictor together, then the decision rule."""
         config, pair = self.config, self.pair
-        pair.predictor.operator = "compact" if config.stages.operator == "drop" else "zero"
+        pair.predictor.operator = "zero"
         objective = RationaleObjective(config, pair, self.runtime, self._loop.seed(stage), self.teacher)
         evaluate = DevEvaluation(config, pair, pair.predictor, self.dev, self.runtime, with_rationale=True)
         frozen = word_tables(pair.selector) if config.optimisation.freeze_selector_embeddings else []
@@ -254,9 +253,7 @@ def check_fit(
         DataError: labels that are no classes of the pair, one class only, no examples.
     """
     check_data(DataSet({"train": train, "dev": dev}, tuple(pair.labels), ""), config.data.name)
-    stages, family = config.stages, pair.predictor.backbone.settings.family
-    if stages.rationale_epochs and stages.operator == "drop" and not FAMILIES[family].soft_masks:
-        raise ConfigError(f"stages.operator is 'drop', which the family '{family}' cannot learn by; fix: 'zero'")
+    stages = config.stages
     if teacher is not None:
         check_teacher(teacher, pair, config)
         learns = stages.rationale_epochs or (config.distillation.classifier and stages.classifier_epochs and not warm)

@@ -126,19 +126,15 @@ class DevEvaluation:
 
     def _masks(self, readings: Readings, step: int) -> Tensor:
         """(n, N) bool."""
-        pair, selection, mode = self._pair, self._config.selection, self._config.stages.evaluation
+        pair = self._pair
         if self._fixed:
             policy = pair.policy
-        elif mode == "sampled":
+        elif self._config.stages.evaluation == "sampled":
             examples = torch.arange(len(self._dev), device=readings.logits.device)
             noisy = readings.logits + gumbel(key(self._config.seed, 1 << 20, step), examples, readings.logits.shape[1])
             return readings.selectable & (selection_scores(noisy) > 0)
-        elif mode == "argmax":
-            policy = SelectionPolicy(bias=0.0, budget=None, minimum=0, selectable=selection.selectable)
-        elif mode == "top-k":
-            policy = SelectionPolicy(bias=None, budget=selection.target, minimum=1, selectable=selection.selectable)
         else:
-            policy = fitted_policy(pair, readings, selection)
+            policy = fitted_policy(pair, readings, self._config.selection)
         return apply_policy(readings.scores, readings.selectable, policy, pair.capacity_under(policy))
 
     def _class_logits(self) -> Tensor:

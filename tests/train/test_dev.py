@@ -74,9 +74,8 @@ def test_the_extraction_loss_is_that_of_batches_in_order(make):
     outputs = run_selector(pair, dev)
     with torch.no_grad():  # about half is kept: there are borders
         pair.selector.head[-1].bias[1] -= float(outputs.scores[outputs.selectable].median())
-    config = toy_config(
-        selection={"weight": 3.0, "continuity": 0.4}, stages={"evaluation": "argmax"}, optimisation={"batch_size": 30}
-    )
+    selection = {"weight": 3.0, "continuity": 0.4, "decision": "argmax", "budget": None, "minimum": 0}
+    config = toy_config(selection=selection, optimisation={"batch_size": 30})
     figures = DevEvaluation(config, pair, pair.predictor, dev, CPU, with_rationale=True)(10)
     values = []
     pair.eval()
@@ -96,8 +95,8 @@ def test_the_extraction_loss_is_that_of_batches_in_order(make):
 
 def test_the_extraction_loss_counts_all_positions_as_training_does():
     pair, _, dev = toy_texts()
-    selection = {"weight": 1.0, "denominator": "all"}
-    config = toy_config(selection=selection, stages={"evaluation": "argmax"}, optimisation={"batch_size": 64})
+    selection = {"weight": 1.0, "denominator": "all", "decision": "argmax", "budget": None, "minimum": 0}
+    config = toy_config(selection=selection, optimisation={"batch_size": 64})
     figures = DevEvaluation(config, pair, pair.predictor, dev, CPU, with_rationale=True)(10)
     outputs = run_selector(pair, dev)
     mask = outputs.selectable & (outputs.scores > 0)
@@ -138,17 +137,16 @@ def test_the_selector_is_read_as_evaluation_reads_it():
     torch.testing.assert_close(mine.scores, theirs.scores, rtol=0, atol=1e-6)
 
 
-def test_argmax_and_top_k_masks_are_measured_as_they_are_called():
+@pytest.mark.parametrize("decision", ["argmax", "top-k"])
+def test_dev_is_measured_by_the_rule_that_will_be_stored(decision):
     pair, _, dev = toy_texts()
     read = run_selector(pair, dev)
     counts = read.selectable.sum(dim=1)
-    expected = {
-        "argmax": (read.selectable & (read.scores > 0)).sum(dim=1),
-        "top-k": (counts * 0.15).floor().clamp(min=1),
-    }
-    for mode, kept in expected.items():
-        config = toy_config(stages={"evaluation": mode})
-        figures = DevEvaluation(config, pair, pair.predictor, dev, CPU, with_rationale=True)(10)
-        assert figures["rate"] == pytest.approx((kept / counts).mean().item(), rel=1e-6), mode
+    kept = (read.selectable & (read.scores > 0)).sum(dim=1)
+    if decision == "top-k":
+        kept = (counts * 0.15).floor().clamp(min=1)
+    config = toy_config(selection={"decision": decision, "budget": None, "minimum": int(decision == "top-k")})
+    figures = DevEvaluation(config, pair, pair.predictor, dev, CPU, with_rationale=True)(10)
+    assert figures["rate"] == pytest.approx((kept / counts).mean().item(), rel=1e-6)
     served = DevEvaluation(toy_config(), pair, pair.predictor, dev, CPU, with_rationale=True)(10)["rate"]
-    assert all(abs(served - (kept / counts).mean().item()) > 1e-3 for kept in expected.values())
+    assert abs(served - figures["rate"]) > 1e-3
