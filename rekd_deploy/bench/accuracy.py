@@ -117,7 +117,7 @@ def answer_figures(probabilities: np.ndarray, labels: np.ndarray, names: list[st
     return {
         "classification": {
             "accuracy": metrics.accuracy(probabilities, labels),
-            "macro_f1": metrics.macro_f1(predicted, labels, len(names)),
+            "macro_f1": metrics.macro_f1(predicted, labels),
             "per_class": metrics.per_class(predicted, labels, names),
         },
         "calibration": {

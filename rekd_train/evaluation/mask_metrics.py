@@ -1,9 +1,6 @@
 """Figures of masks: how alike they are, whether they hold a known truth, whether the answer depends on them.
 
-Words marked by people: by the conventions of ERASER (DeYoung et al. 2020, sec. 5, and its scorer
-rationale_benchmark/metrics.py). Examples without a human rationale are left out, and their number is reported.
-Faithfulness: probabilities go in; whose they are (the pair's own, an independent judge's) is the caller's choice
-and must be said with every figure.
+What is called ERASER's: DeYoung et al. 2020, sec. 5, and its scorer rationale_benchmark/metrics.py.
 """
 
 from __future__ import annotations
@@ -12,9 +9,16 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import expit, log_expit
 from scipy.stats import rankdata
+from sklearn.metrics import auc, precision_recall_curve
 
 from rekd_train.evaluation.metrics import ratio
+
+BINS = (0.01, 0.05, 0.1, 0.2, 0.5)
+"""Shares of the features over which AOPC is a mean, as the scorer's default."""
+
+# masks beside masks
 
 
 def overlap(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
@@ -48,11 +52,9 @@ def rank_correlation(first: np.ndarray, second: np.ndarray, selectable: np.ndarr
     """
     found = []
     for a, b, where in zip(first, second, selectable, strict=True):
-        ranks = rankdata(a[where]), rankdata(b[where])
-        spread = [r - r.mean() for r in ranks]
-        scale = np.sqrt(np.sum(spread[0] ** 2) * np.sum(spread[1] ** 2)) if len(ranks[0]) > 1 else 0.0
-        if scale > 0:
-            found.append(float(np.sum(spread[0] * spread[1]) / scale))
+        ranks = np.stack([rankdata(a[where]), rankdata(b[where])])
+        if ranks.shape[1] > 1 and (np.ptp(ranks, axis=1) > 0).all():
+            found.append(np.corrcoef(ranks)[0, 1])
     return float(np.mean(found)) if found else float("nan")
 
 
@@ -67,9 +69,8 @@ def selection_divergence(teacher: np.ndarray, student: np.ndarray, selectable: n
         selectable: (n, N) bool.
     """
     t, s = teacher[selectable].astype(np.float64), student[selectable].astype(np.float64)
-    log_t, log_s = -np.logaddexp(0, -t), -np.logaddexp(0, -s)
-    # log(1 - sigmoid(d)) = log sigmoid(d) - d
-    return float(np.mean(np.exp(log_t) * (log_t - log_s) + np.exp(log_t - t) * ((log_t - t) - (log_s - s))))
+    # 1 - sigmoid(d) = sigmoid(-d)
+    return float(np.mean(sum(expit(a) * (log_expit(a) - log_expit(b)) for a, b in ((t, s), (-t, -s)))))
 
 
 def flip_rate(predicted: np.ndarray) -> float:
@@ -114,8 +115,7 @@ def truth_summary(mask: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     }
 
 
-Span = tuple[int, int]
-"""First word and the word after the last."""
+# do rationales agree with what people marked, by ERASER's conventions? Masks are over words, one array an example
 
 
 def token_agreement(predicted: Sequence[np.ndarray], human: Sequence[np.ndarray]) -> dict[str, float]:
@@ -157,9 +157,11 @@ def iou_f1(predicted: Sequence[np.ndarray], human: Sequence[np.ndarray], thresho
         claimed.append(len(found))
         true.append(len(marked))
     right, predictions, truths = (np.array(counts, dtype=float) for counts in (hits, claimed, true))
-    macro = np.mean(right / np.maximum(predictions, 1)), np.mean(right / np.maximum(truths, 1))
-    micro = ratio(right.sum(), predictions.sum()), ratio(right.sum(), truths.sum())
-    return {"iou_f1_macro": _f1(*macro), "iou_f1_micro": _f1(*micro)}
+    precision, recall = np.mean(right / np.maximum(predictions, 1)), np.mean(right / np.maximum(truths, 1))
+    return {
+        "iou_f1_macro": ratio(2 * precision * recall, precision + recall),
+        "iou_f1_micro": ratio(2 * right.sum(), predictions.sum() + truths.sum()),
+    }
 
 
 def area_under_precision_recall(scores: Sequence[np.ndarray], human: Sequence[np.ndarray]) -> float:
@@ -168,7 +170,8 @@ def area_under_precision_recall(scores: Sequence[np.ndarray], human: Sequence[np
     As the scorer computes it: scikit-learn's ``precision_recall_curve`` and ``auc`` (trapezoids). Examples in
     which every word is marked stay in.
     """
-    return float(np.mean([_precision_recall_area(s, h) for s, h in zip(scores, human, strict=True)]))
+    curves = [precision_recall_curve(h, s) for s, h in zip(scores, human, strict=True)]
+    return float(np.mean([auc(recall, precision) for precision, recall, _ in curves]))
 
 
 def plausibility(
@@ -194,7 +197,7 @@ def plausibility(
     }
 
 
-def spans_of(mask: np.ndarray) -> list[Span]:
+def spans_of(mask: np.ndarray) -> list[tuple[int, int]]:
     """Maximal runs of True, as (first, after the last)."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(np.int8), [0]])))
     return [(int(start), int(stop)) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
@@ -216,28 +219,13 @@ def words_from_pieces(values: np.ndarray, continues: np.ndarray) -> np.ndarray:
     return np.maximum.reduceat(values, starts if len(starts) and starts[0] == 0 else np.append(0, starts))
 
 
-def _iou(first: Span, second: Span) -> float:
+def _iou(first: tuple[int, int], second: tuple[int, int]) -> float:
     shared = max(0, min(first[1], second[1]) - max(first[0], second[0]))
     return shared / ((first[1] - first[0]) + (second[1] - second[0]) - shared)
 
 
-def _f1(precision: float, recall: float) -> float:
-    return ratio(2 * precision * recall, precision + recall)
-
-
-def _precision_recall_area(scores: np.ndarray, human: np.ndarray) -> float:
-    order = np.argsort(-scores, kind="stable")
-    ordered = scores[order]
-    last_of_equals = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)
-    hits = np.cumsum(human[order])[last_of_equals]
-    recall, precision = hits / human.sum(), hits / (last_of_equals + 1)
-    # the curve ends at recall 0 with precision 1
-    recall, precision = np.append(0.0, recall), np.append(1.0, precision)
-    return float(np.sum((recall[1:] - recall[:-1]) * (precision[1:] + precision[:-1]) / 2))
-
-
-BINS = (0.01, 0.05, 0.1, 0.2, 0.5)
-"""Shares of the features over which AOPC is a mean, as the scorer's default."""
+# does the answer depend on the rationale, as ERASER measures it? Whose probabilities these are (the pair's own, an
+# independent judge's) must be said with every figure
 
 
 def comprehensiveness(full: np.ndarray, without_rationale: np.ndarray) -> np.ndarray:

@@ -114,7 +114,7 @@ class DevEvaluation:
         predicted = logits.argmax(dim=1)
         figures = {
             "accuracy": int((predicted == labels).sum()) / len(labels),
-            "macro_f1": metrics.macro_f1(predicted.cpu().numpy(), self._dev.labels, logits.shape[1]),
+            "macro_f1": metrics.macro_f1(predicted.cpu().numpy(), self._dev.labels),
         }
         if self._with_rationale:
             kept, selectable = self._mask.sum(dim=1), self._readings.selectable.sum(dim=1)
