@@ -15,7 +15,7 @@ from rekd_train.evaluation import metrics
 from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.inputs.preprocessors import full_length
 from rekd_train.models.base import Inputs
-from rekd_train.models.gates import apply_policy, kept_positions, selection_scores
+from rekd_train.models.gates import apply_policy, selection_scores
 from rekd_train.models.rationalizer import Rationalizer
 
 # what is kept: by the rule, by others, and as many by chance
@@ -193,11 +193,7 @@ def _batches(rationalizer: Rationalizer, split: Split, size: int) -> Iterator[tu
 
 
 def _classify(rationalizer: Rationalizer, inputs: Inputs, mask: Tensor, slots: int | None = None) -> Tensor:
-    """As it is served: a compact predictor computes on the kept features alone.
-
-    Args:
-        slots: how many the fullest row of ``mask`` keeps; None: as many as the stored policy allows.
-    """
+    """As it is served: a compact predictor computes on the kept features alone."""
     if rationalizer.predictor.operator != "compact":
         return rationalizer.class_logits(inputs, mask)
-    return rationalizer.predictor.gathered(inputs, *kept_positions(mask, slots or rationalizer.capacity))
+    return rationalizer.gathered_class_logits(inputs, mask, slots)

@@ -158,6 +158,7 @@ _UNREAD = re.compile(r"^(bert\.bert|vit\.vit)\.(pooler\.|embeddings\.(position_i
 """Weights that their forward pass never reads."""
 _BERT_TABLE_COPIES = ("bert.embedding.weight", "embedding_layer.weight")
 _VIT_EMBEDDING_COPIES = ("vit.embedding.", "embedding_layer.")
+_ATTENTION = ("query", "key", "value")
 _BERT_TABLE = "bert.bert.embeddings.word_embeddings.weight"
 _BERT_SEGMENTS = "bert.bert.embeddings.token_type_embeddings.weight"
 
@@ -256,30 +257,26 @@ def vit_weights(state: StateReader, backbone: Backbone) -> dict[str, Tensor]:
     """Their ViT encoder under timm's names; query, key and value become one matrix."""
     own = {name: tensor.shape for name, tensor in backbone.vit.state_dict().items()}
     names = {
-        "cls_token": "embeddings.cls_token",
-        "pos_embed": "embeddings.position_embeddings",
-        "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
-        "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
+        "cls_token": ["embeddings.cls_token"],
+        "pos_embed": ["embeddings.position_embeddings"],
+        "patch_embed.proj.weight": ["embeddings.patch_embeddings.projection.weight"],
+        "patch_embed.proj.bias": ["embeddings.patch_embeddings.projection.bias"],
     }
-    if "norm.weight" in own:
-        names |= {"norm.weight": "layernorm.weight", "norm.bias": "layernorm.bias"}
+    layers = {"norm": ["layernorm"]} if "norm.weight" in own else {}
     for index in range(len(backbone.vit.blocks)):
         for ours, theirs in {
-            "norm1": "layernorm_before", "attn.proj": "attention.output.dense", "norm2": "layernorm_after",
-            "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense",
+            "norm1": ["layernorm_before"], "attn.qkv": [f"attention.attention.{part}" for part in _ATTENTION],
+            "attn.proj": ["attention.output.dense"], "norm2": ["layernorm_after"],
+            "mlp.fc1": ["intermediate.dense"], "mlp.fc2": ["output.dense"],
         }.items():
-            for part in ("weight", "bias"):
-                names[f"blocks.{index}.{ours}.{part}"] = f"encoder.layer.{index}.{theirs}.{part}"
-    weights = {f"backbone.vit.{ours}": state.take(f"vit.vit.{theirs}", own[ours]) for ours, theirs in names.items()}
-    width = backbone.settings.width
-    for index in range(len(backbone.vit.blocks)):
-        for part, shape in (("weight", torch.Size((width, width))), ("bias", torch.Size((width,)))):
-            parts = [
-                state.take(f"vit.vit.encoder.layer.{index}.attention.attention.{name}.{part}", shape)
-                for name in ("query", "key", "value")
-            ]
-            weights[f"backbone.vit.blocks.{index}.attn.qkv.{part}"] = torch.cat(parts)
-    for name in names.values():
+            layers[f"blocks.{index}.{ours}"] = [f"encoder.layer.{index}.{name}" for name in theirs]
+    for ours, theirs in layers.items():
+        names |= {f"{ours}.{part}": [f"{name}.{part}" for name in theirs] for part in ("weight", "bias")}
+    weights = {}
+    for ours, theirs in names.items():
+        shape = torch.Size((own[ours][0] // len(theirs), *own[ours][1:]))
+        weights[f"backbone.vit.{ours}"] = torch.cat([state.take(f"vit.vit.{name}", shape) for name in theirs])
+    for (name, *_) in names.values():
         if name.startswith("embeddings."):
             for prefix in _VIT_EMBEDDING_COPIES:
                 state.same(prefix + name.removeprefix("embeddings."), f"vit.vit.{name}")

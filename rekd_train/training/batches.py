@@ -7,7 +7,7 @@ one would have drawn, without a generator's state. The hash is SplitMix64's fina
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -209,22 +209,32 @@ def all_batches(split: Split, runtime: Runtime, share_out: bool = False, size: i
 
 
 
-def collected(rows: list[Tensor], parts: list[Tensor], examples: int, runtime: Runtime) -> Tensor:
-    """Answers of batches, also of those that other processes read, in the split's order.
+def answers(
+    split: Split, runtime: Runtime, precision: str, ask: Callable[[Batch], Sequence[Tensor]], count: int
+) -> list[Tensor]:
+    """What a frozen model says about every example as it is, in the split's order; processes share the work.
 
     Args:
-        rows: (B,) indices of each batch.
-        parts: (B, M) or (B, M, K) of each batch; shorter M are filled with 0.
+        ask: from a batch to ``count`` tensors (B, M) or (B, M, K).
 
     Returns:
-        (examples, longest M, K) float32 on the device; float32 for bool parts, too.
+        Of each (n, longest M, K) float32 on the device, also of bool; shorter M are filled with 0.
     """
+    rows: list[Tensor] = []
+    parts: list[list[Tensor]] = [[] for _ in range(count)]  # also in a process that has no batch
+    for batch in all_batches(split, runtime, share_out=True):
+        with torch.inference_mode(), runtime.autocast(precision):
+            for each, answer in zip(parts, ask(batch), strict=True):
+                each.append(answer.float())
+        rows.append(batch.indices)
+    return [_collected(rows, each, len(split), runtime) for each in parts]
+
+
+def _collected(rows: list[Tensor], parts: list[Tensor], examples: int, runtime: Runtime) -> Tensor:
     width = int(runtime.largest(max((part.shape[1] for part in parts), default=0)))
     tail = int(runtime.largest(max((part.shape[2] for part in parts if part.ndim == 3), default=0)))
-    shape = (examples, width, tail) if tail else (examples, width)
-    whole = torch.zeros(shape, device=runtime.device)
+    whole = torch.zeros((examples, width, tail) if tail else (examples, width), device=runtime.device)
     for indices, part in zip(rows, parts, strict=True):
         missing = width - part.shape[1]
-        filled = pad(part.float(), (0, 0, 0, missing) if part.ndim == 3 else (0, missing))
-        whole[indices] = filled
+        whole[indices] = pad(part, (0, 0, 0, missing) if part.ndim == 3 else (0, missing))
     return runtime.total(whole).detach()

@@ -15,7 +15,6 @@ from rekd_train.errors import TrainingError
 from rekd_train.models.base import TextBackbone
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training.batches import Batch, Batches, key
-from rekd_train.training.losses import learning_rate_factor
 from rekd_train.training.objectives import Figures, Objective
 from rekd_train.training.observers import Observer, Watch
 from rekd_train.training.runtime import Runtime
@@ -227,31 +226,30 @@ def optimiser_for(module: nn.Module, settings: OptimisationConfig, fused: bool =
 
     Word embeddings have their own rate; biases, norms and word embeddings do not decay, unless everything does.
     """
-    decay = settings.weight_decay
+    rate, decay = settings.learning_rate, settings.weight_decay
     gentle = decay if settings.decay_everything else 0.0
     # the same three groups whatever the rates are, so that a run may go on with other rates
     groups = {
-        "matrices": {"params": [], "lr": settings.learning_rate, "weight_decay": decay},
-        "vectors": {"params": [], "lr": settings.learning_rate, "weight_decay": gentle},
-        "embeddings": {
-            "params": [],
-            "lr": settings.embedding_learning_rate or settings.learning_rate,
-            "weight_decay": gentle,
-        },
+        "matrices": {"params": [], "lr": rate, "weight_decay": decay},
+        "vectors": {"params": [], "lr": rate, "weight_decay": gentle},
+        "embeddings": {"params": [], "lr": settings.embedding_learning_rate or rate, "weight_decay": gentle},
     }
     tables = {id(table) for table in word_tables(module)}
     for parameter in module.parameters():
         if parameter.requires_grad:
             kind = "embeddings" if id(parameter) in tables else "matrices" if parameter.ndim > 1 else "vectors"
             groups[kind]["params"].append(parameter)
-    return torch.optim.AdamW(
-        [group for group in groups.values() if group["params"]],
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        fused=fused,
-    )
+    present = [group for group in groups.values() if group["params"]]
+    return torch.optim.AdamW(present, lr=rate, betas=settings.betas, fused=fused)
 
 
 def word_tables(module: nn.Module) -> list[nn.Parameter]:
     """The word embeddings within a module, of whatever family its networks are."""
     return [part.table.weight for part in module.modules() if isinstance(part, TextBackbone)]
+
+
+def learning_rate_factor(progress: float, warmup: float, decay: bool = True) -> float:
+    """Linear from 0 to 1 during the warm-up, then linear to 0, or constant without ``decay``."""
+    if progress < warmup:
+        return progress / warmup
+    return max(0.0, (1.0 - progress) / (1.0 - warmup)) if decay else 1.0

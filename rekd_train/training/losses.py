@@ -136,10 +136,3 @@ def annealed_alpha(progress: float, settings: TemperatureConfig) -> float:
     return (settings.start - annealed_temperature(progress, settings)) / (settings.start - settings.end)
 
 
-def learning_rate_factor(progress: float, warmup: float, decay: bool = True) -> float:
-    """Linear from 0 to 1 during the warm-up, then linear to 0, or constant without ``decay``."""
-    if progress < warmup:
-        return progress / warmup
-    if not decay:
-        return 1.0
-    return max(0.0, (1.0 - progress) / (1.0 - warmup))

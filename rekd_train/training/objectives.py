@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rekd_train.config.run import DistillationConfig, RunConfig
 from rekd_train.models.base import Predictor
-from rekd_train.models.gates import kept_positions, relaxed_log_choice, straight_through_gate
+from rekd_train.models.gates import relaxed_log_choice, straight_through_gate
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training import losses
 from rekd_train.training.batches import Batch, gumbel, key, uniform, uniform_scalar
@@ -199,7 +199,7 @@ class CompactObjective(Objective):
             with torch.no_grad():
                 mask = self.pair.select(batch.inputs).mask
         if self.config.acceleration.gather:
-            class_logits = self.predictor.gathered(batch.inputs, *kept_positions(mask, self.pair.capacity))
+            class_logits = self.pair.gathered_class_logits(batch.inputs, mask)
         else:
             class_logits = self.predictor(batch.inputs, mask, selectable)
         return {"loss": batch.share * _classified(self.config, batch, class_logits, self.teacher)}

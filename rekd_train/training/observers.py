@@ -16,7 +16,7 @@ from rekd_train.files import RESUME, cannot_write, write_bytes
 
 
 class Observer(Protocol):
-    """Is told how training goes; a progress bar, a log, or nothing."""
+    """Is told how training goes; a progress bar, a log, or nothing. What is not overridden is ignored."""
 
     def data(self, summary: dict[str, Any]) -> None:
         """Training is about to begin on these data: ``rekd_train.data.summarise``."""
@@ -34,26 +34,11 @@ class Observer(Protocol):
         """Something the user should know before training; no error."""
 
 
-class Silent:
+class Silent(Observer):
     """An observer that ignores everything."""
 
-    def data(self, summary: dict[str, Any]) -> None:
-        pass
 
-    def stage(self, name: str, steps: int, start: int = 0) -> None:
-        pass
-
-    def step(self, values: dict[str, float]) -> None:
-        pass
-
-    def evaluated(self, values: dict[str, float]) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
-
-
-class Several:
+class Several(Observer):
     """Tells each of its observers."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
@@ -80,14 +65,11 @@ class Several:
             observer.note(text)
 
 
-class _Counting:
-    """Knows the stage and the step within it."""
+class _Log(Observer):
+    """Writes what has figures, with the stage and the step within it."""
 
     def __init__(self) -> None:
         self._name, self._step = "", 0
-
-    def data(self, summary: dict[str, Any]) -> None:
-        pass
 
     def stage(self, name: str, steps: int, start: int = 0) -> None:
         self._name, self._step = name, start
@@ -101,14 +83,11 @@ class _Counting:
     def evaluated(self, values: dict[str, float]) -> None:
         self._write("evaluation", values)
 
-    def note(self, text: str) -> None:
-        pass  # no figure
-
     def _write(self, event: str, values: dict[str, Any]) -> None:
         raise NotImplementedError
 
 
-class JsonLines(_Counting):
+class JsonLines(_Log):
     """Appends one JSON object a line: event, stage, step, seconds since the epoch, figures.
 
     Args:
@@ -155,7 +134,7 @@ def readings(log: Path) -> dict[str, dict[str, list[float]]]:
     return curves
 
 
-class TensorBoard(_Counting):
+class TensorBoard(_Log):
     """Scalars named stage/figure, at the step within the stage.
 
     Raises:

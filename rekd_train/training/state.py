@@ -76,7 +76,8 @@ class StateStore:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(work, "wb") as file:
-                torch.save({"version": VERSION, "identity": self._identity, "snapshot": asdict_shallow(snapshot)}, file)
+                # dataclasses.asdict would copy every tensor
+                torch.save({"version": VERSION, "identity": self._identity, "snapshot": dict(vars(snapshot))}, file)
                 file.flush()
                 os.fsync(file.fileno())
             work.replace(self.path)
@@ -154,11 +155,6 @@ def identity_of(config: RunConfig, train: Split, dev: Split, **more: Any) -> dic
     return {"config": config.model_dump(mode="json"), "data": digest.hexdigest(), **more}
 
 
-def asdict_shallow(snapshot: Snapshot) -> dict[str, Any]:
-    """The fields as they are: ``dataclasses.asdict`` would copy every tensor."""
-    return dict(vars(snapshot))
-
-
 def _differences(one: Any, other: Any, place: str = "") -> list[str]:
     if isinstance(one, dict) and isinstance(other, dict):
         names = sorted(set(one) | set(other))
@@ -206,8 +202,7 @@ class Best:
 
     def restore(self, state: dict) -> None:
         """The counterpart of ``state``."""
-        self.value, self.step, self.since = state["value"], state["step"], state["since"]
-        self.weights = state["weights"]
+        vars(self).update(state)
 
 
 def pair_state(pair: Rationalizer) -> dict:

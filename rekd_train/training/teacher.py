@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
@@ -13,121 +11,72 @@ from rekd_train.errors import ConfigError
 from rekd_train.inputs.preprocessors import same_tokens
 from rekd_train.models.gates import apply_policy, selection_scores
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.training.batches import Batch, all_batches, collected
+from rekd_train.training.batches import Batch, answers
 from rekd_train.training.runtime import Runtime
 
 
-class Teacher(Protocol):
-    """A frozen pair. B = batch, N = positions of the batch, C = classes."""
-
-    def selector_logits(self, batch: Batch, positions: int) -> Tensor:
-        """(B, N, 2) float32."""
-
-    def mask(self, batch: Batch, positions: int) -> Tensor:
-        """(B, N) bool: the rationale by the teacher's stored policy."""
-
-    def class_logits(self, batch: Batch) -> Tensor:
-        """(B, C) float32 on the teacher's own rationale."""
-
-    def class_logits_on(self, batch: Batch, mask: Tensor) -> Tensor:
-        """(B, C) float32 on another mask (B, N)."""
-
-
-class LiveTeacher:
-    """Asks the pair in every step: for augmented data.
+class Teacher:
+    """A frozen pair: asked in every step, or once about a whole split. B = batch, N = positions, C = classes.
 
     Args:
         pair: on the runtime's device.
+        remembered: a split whose examples stay the same; None: asked anew each time.
     """
 
-    def __init__(self, pair: Rationalizer, runtime: Runtime, precision: str) -> None:
+    def __init__(self, pair: Rationalizer, runtime: Runtime, precision: str, remembered: Split | None = None) -> None:
         self._pair, self._runtime, self._precision = pair.eval(), runtime, precision
-        self._answered: Batch | None = None
-        self._logits = self._mask = None
+        self._asked: Batch | None = None
+        self._answer: tuple[Tensor, Tensor] | None = None
+        self._memory: tuple[Tensor, Tensor, Tensor] | None = None
+        if remembered is not None:
+            logits, mask, classes = answers(remembered, runtime, precision, self._everything, count=3)
+            self._memory = logits, mask.bool(), classes
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it was asked once about a whole split."""
+        return self._memory is not None
 
     def selector_logits(self, batch: Batch, positions: int) -> Tensor:
         """(B, N, 2) float32."""
         return self._read(batch)[0][:, :positions]
 
     def mask(self, batch: Batch, positions: int) -> Tensor:
-        """(B, N) bool."""
+        """(B, N) bool: the rationale by the teacher's stored policy."""
         return self._read(batch)[1][:, :positions]
 
     def class_logits(self, batch: Batch) -> Tensor:
-        """(B, C) float32."""
-        return self.class_logits_on(batch, self._read(batch)[1])
+        """(B, C) float32 on the teacher's own rationale."""
+        return self._memory[2][batch.indices] if self._memory else self.class_logits_on(batch, self._read(batch)[1])
 
     @torch.no_grad()
     def class_logits_on(self, batch: Batch, mask: Tensor) -> Tensor:
-        """(B, C) float32."""
+        """(B, C) float32 on another mask (B, N)."""
         with self._runtime.autocast(self._precision):
             return self._pair.class_logits(batch.inputs, mask.detach()).float()
 
     @torch.no_grad()
     def _read(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        if self._answered is not batch:
+        """Selector logits and mask, as wide as the longest example that it was asked about."""
+        if self._memory:
+            return self._memory[0][batch.indices], self._memory[1][batch.indices]
+        if self._asked is not batch:
+            pair = self._pair
             with self._runtime.autocast(self._precision):
-                self._logits = self._pair.selector_logits(batch.inputs).float()
-            self._mask = rule_mask(self._pair, batch.inputs, self._logits)
-            self._answered = batch
-        return self._logits, self._mask
+                logits = pair.selector_logits(batch.inputs).float()
+            mask = apply_policy(selection_scores(logits), pair.selectable(batch.inputs), pair.policy, pair.capacity)
+            self._asked, self._answer = batch, (logits, mask)
+        return self._answer
 
-
-class CachedTeacher:
-    """Remembers the pair's answers on its own rationales for a whole split, on the runtime's device."""
-
-    def __init__(self, live: LiveTeacher, selector_logits: Tensor, mask: Tensor, class_logits: Tensor) -> None:
-        self._live = live
-        self._selector_logits, self._mask, self._class_logits = selector_logits, mask, class_logits
-
-    def selector_logits(self, batch: Batch, positions: int) -> Tensor:
-        """(B, N, 2) float32."""
-        return self._selector_logits[batch.indices][:, :positions]
-
-    def mask(self, batch: Batch, positions: int) -> Tensor:
-        """(B, N) bool."""
-        return self._mask[batch.indices][:, :positions]
-
-    def class_logits(self, batch: Batch) -> Tensor:
-        """(B, C) float32."""
-        return self._class_logits[batch.indices]
-
-    def class_logits_on(self, batch: Batch, mask: Tensor) -> Tensor:
-        """(B, C) float32."""
-        return self._live.class_logits_on(batch, mask)
+    def _everything(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        return *self._read(batch), self.class_logits(batch)
 
 
 def teacher_for(pair: Rationalizer, split: Split, config: RunConfig, runtime: Runtime) -> Teacher:
-    """The pair as a teacher over a training split: cached where the examples stay the same."""
+    """The pair as a teacher over a training split: remembered where the examples stay the same."""
     acceleration = config.acceleration
-    live = LiveTeacher(pair.to(runtime.device), runtime, acceleration.precision)
-    if not acceleration.teacher_cache or split.augmented:
-        return live
-    logits, mask, classes = [], [], []
-    rows = []
-    for batch in all_batches(split, runtime, share_out=True):
-        with torch.inference_mode(), runtime.autocast(acceleration.precision):
-            found = pair.selector_logits(batch.inputs).float()
-            chosen = rule_mask(pair, batch.inputs, found)
-            classes.append(pair.class_logits(batch.inputs, chosen).float())
-        rows.append(batch.indices)
-        logits.append(found)
-        mask.append(chosen)
-    return CachedTeacher(
-        live,
-        collected(rows, logits, len(split), runtime),
-        collected(rows, mask, len(split), runtime).bool(),
-        collected(rows, classes, len(split), runtime),
-    )
-
-
-def rule_mask(pair: Rationalizer, inputs: dict[str, Tensor], logits: Tensor) -> Tensor:
-    """(B, N) bool by the pair's stored policy from its selector's logits (B, N, 2)."""
-    return apply_policy(selection_scores(logits), pair.selectable(inputs), pair.policy, pair.capacity)
-
-
-
-
+    remembered = split if acceleration.teacher_cache and not split.augmented else None
+    return Teacher(pair.to(runtime.device), runtime, acceleration.precision, remembered)
 
 
 def check_teacher(teacher: Rationalizer, student: Rationalizer, config: RunConfig) -> None:

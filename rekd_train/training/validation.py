@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
+from scipy.special import softmax
 from torch import Tensor
 
 from rekd_train.config.run import RunConfig, SelectionConfig
 from rekd_train.data import Split
 from rekd_train.evaluation import metrics
 from rekd_train.evaluation.forward import run_split
-from rekd_train.evaluation.metrics import negative_log_likelihood
 from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.models.base import Predictor
-from rekd_train.models.gates import apply_policy, kept_positions, selection_scores
+from rekd_train.models.gates import apply_policy, selection_scores
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training import losses
-from rekd_train.training.batches import all_batches, collected, example_weights, gumbel, key
+from rekd_train.training.batches import Batch, answers, example_weights, gumbel, key
 from rekd_train.training.runtime import Runtime
 
 KEEP_ALL = SelectionPolicy(bias=None, budget=None, minimum=0)
@@ -47,15 +47,13 @@ class Readings:
 def read_selector(pair: Rationalizer, split: Split, runtime: Runtime, precision: str) -> Readings:
     """One pass of the selector; several processes share it."""
     pair.selector.eval()
-    rows, logits, selectable, real = [], [], [], []
-    for batch in all_batches(split, runtime, share_out=True):
-        with torch.inference_mode(), runtime.autocast(precision):
-            logits.append(pair.selector_logits(batch.inputs).float())
-            selectable.append(pair.selectable(batch.inputs))
-            real.append(pair.selector.backbone.selectable(batch.inputs))
-        rows.append(batch.indices)
-    whole = [collected(rows, parts, len(split), runtime) for parts in (logits, selectable, real)]
-    return Readings(whole[0], whole[1].bool(), whole[2].bool())
+
+    def ask(batch: Batch) -> tuple[Tensor, ...]:
+        own = pair.selector.backbone.selectable(batch.inputs)
+        return pair.selector_logits(batch.inputs), pair.selectable(batch.inputs), own
+
+    logits, selectable, real = answers(split, runtime, precision, ask, count=3)
+    return Readings(logits, selectable.bool(), real.bool())
 
 
 def base_policy(selection: SelectionConfig) -> SelectionPolicy:
@@ -139,22 +137,16 @@ class DevEvaluation:
 
     def _class_logits(self) -> Tensor:
         """(n, C) on the masks."""
+
+        def ask(batch: Batch) -> tuple[Tensor]:
+            selectable = self._pair.selectable(batch.inputs)
+            keep = self._mask[batch.indices][:, : selectable.shape[1]] if self._with_rationale else selectable
+            if self._fixed:
+                return (self._pair.gathered_class_logits(batch.inputs, keep),)
+            return (self._predictor(batch.inputs, keep, selectable),)
+
         self._predictor.eval()
-        precision = self._config.acceleration.precision
-        rows, parts = [], []
-        for batch in all_batches(self._dev, self._runtime, share_out=True):
-            with torch.inference_mode(), self._runtime.autocast(precision):
-                selectable = self._pair.selectable(batch.inputs)
-                keep = selectable
-                if self._with_rationale:
-                    keep = self._mask[batch.indices][:, : selectable.shape[1]]
-                if self._fixed:
-                    found = self._predictor.gathered(batch.inputs, *kept_positions(keep, self._pair.capacity))
-                else:
-                    found = self._predictor(batch.inputs, keep, selectable)
-                parts.append(found.float())
-            rows.append(batch.indices)
-        return collected(rows, parts, len(self._dev), self._runtime)
+        return answers(self._dev, self._runtime, self._config.acceleration.precision, ask, count=1)[0]
 
     def _extraction_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """L_RE as in training: mean over batches of the dev split, in its order."""
@@ -224,10 +216,7 @@ def calibrate_temperature(class_logits: np.ndarray, labels: np.ndarray) -> float
     """
 
     def loss(log_temperature: float) -> float:
-        scaled = class_logits / math.exp(log_temperature)
-        scaled = scaled - scaled.max(axis=1, keepdims=True)
-        probabilities = np.exp(scaled) / np.exp(scaled).sum(axis=1, keepdims=True)
-        return negative_log_likelihood(probabilities, labels)
+        return metrics.negative_log_likelihood(softmax(class_logits / math.exp(log_temperature), axis=1), labels)
 
     found = minimize_scalar(loss, bounds=(math.log(0.05), math.log(20.0)), method="bounded")
     return round(float(math.exp(found.x)), 6)
@@ -238,10 +227,14 @@ def calibrate_pair(
 ) -> Rationalizer:
     """Fit the decision rule and then the probability temperature on dev, in place."""
     calibrate_policy(config, rationalizer, dev, runtime)
+    return fit_temperature(rationalizer, dev)
+
+
+def fit_temperature(rationalizer: Rationalizer, dev: Split) -> Rationalizer:
+    """Fit the probability temperature on dev, in place; the pair is in evaluation mode then."""
     logits = run_split(rationalizer, dev).class_logits
     rationalizer.probability_temperature = calibrate_temperature(logits, dev.labels)
     return rationalizer.eval()
-
 
 
 def calibrate_policy(

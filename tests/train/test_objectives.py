@@ -19,7 +19,7 @@ from rekd_train.training.losses import refreshed_step
 from rekd_train.training.objectives import ClassifierObjective, CompactObjective, RationaleObjective
 from rekd_train.training.runtime import Runtime
 from rekd_train.training.stages import fit
-from rekd_train.training.teacher import LiveTeacher
+from rekd_train.training.teacher import Teacher
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_text())
 CPU = Runtime("cpu")
@@ -102,7 +102,7 @@ def texts():
 
 def figures_of(texts, teacher: bool = True, **changes) -> dict[str, float]:
     pair, teacher_pair, batch = texts
-    live = LiveTeacher(teacher_pair, CPU, "fp32") if teacher else None
+    live = Teacher(teacher_pair, CPU, "fp32") if teacher else None
     found = RationaleObjective(toy_config(**changes), pair, CPU, 7, live)(batch)
     return {name: value.item() for name, value in found.items()}
 
@@ -340,7 +340,7 @@ def test_training_mode_masks_padding_as_evaluation_does():
 
 def test_plain_distillation_of_a_classifier(texts):
     pair, teacher, batch = texts
-    live = LiveTeacher(teacher, CPU, "fp32")
+    live = Teacher(teacher, CPU, "fp32")
 
     def loss(teacher, **settings) -> float:
         config = toy_config(stages={"masked_share": 0.0}, distillation=settings)
