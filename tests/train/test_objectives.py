@@ -14,7 +14,7 @@ from toys import toy_config, toy_images, toy_texts
 
 from rekd_train.models.gates import relaxed_log_choice
 from rekd_train.training import losses
-from rekd_train.training.batches import Batch, all_batches, example_weights, gumbel
+from rekd_train.training.batches import Batch, all_batches, gumbel
 from rekd_train.training.losses import refreshed_step
 from rekd_train.training.objectives import ClassifierObjective, CompactObjective, RationaleObjective
 from rekd_train.training.runtime import Runtime
@@ -371,22 +371,6 @@ def test_gathered_and_masked_compaction_agree(texts):
     finally:
         pair.predictor.operator = "zero"
     assert max(found.values()) - min(found.values()) < 1e-5
-
-
-def test_balanced_classes_count_alike_whoever_computes_which_part():
-    labels = np.array([0, 0, 0, 0, 0, 2])
-    weights = example_weights(labels, "balanced")
-    assert weights.tolist() == pytest.approx([0.6] * 5 + [3.0]), "n / (classes that occur * examples of the class)"
-    assert example_weights(labels, "none") is None
-    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
-    each = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels), reduction="none")
-    whole = losses.prediction_loss(logits, torch.from_numpy(labels), torch.from_numpy(weights))
-    assert float(whole) == pytest.approx(float(each[:5].mean() + each[5]) / 2)
-    parts = [
-        losses.prediction_loss(logits[part], torch.from_numpy(labels[part]), torch.from_numpy(weights[part]))
-        for part in (slice(0, 4), slice(4, 6))
-    ]
-    assert float(whole) == pytest.approx(float(parts[0] * 4 / 6 + parts[1] * 2 / 6))
 
 
 def test_class_weights_reach_the_cross_entropy_of_every_stage(monkeypatch):
