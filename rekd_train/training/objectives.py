@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from rekd_train.config.run import DistillationConfig, RunConfig
+from rekd_train.config.run import RunConfig
 from rekd_train.models.base import Predictor
 from rekd_train.models.gates import relaxed_log_choice, straight_through_gate
 from rekd_train.models.rationalizer import Rationalizer
@@ -126,7 +126,7 @@ class RationaleObjective(Objective):
         if settings.prediction_weight:
             own = settings.teacher_mask == "teacher"
             theirs = self.teacher.class_logits(batch) if own else self.teacher.class_logits_on(batch, gate.mask)
-            prediction = batch.share * _prediction_term(settings, theirs, class_logits, temperature)
+            prediction = batch.share * losses.prediction_distillation(theirs, class_logits, temperature)
         alpha = annealed_alpha(progress, config.temperature) if settings.alpha == "anneal" else settings.alpha
         distilled = settings.rationale_weight * rationale + settings.prediction_weight * prediction
         figures |= {"rationale": rationale.detach(), "prediction": prediction.detach()}
@@ -160,18 +160,10 @@ class RationaleObjective(Objective):
         settings = self.config.distillation
         temperature = settings.rationale_temperature or annealed
         positions = logits.shape[1]
-        theirs = None
-        if settings.noise == "none":
-            noise = None
-        else:
-            theirs = gumbel(self.stream(1, batch.step), batch.indices, positions)
-        student = relaxed_log_choice(logits, temperature, noise)
-        if settings.hard_labels:
-            if theirs is None:
-                decisions = self.teacher.mask(batch, positions)
-            else:
-                decisions = (self.teacher.selector_logits(batch, positions) + theirs).argmax(dim=-1) == 1
-            return losses.rationale_imitation(decisions, student, selectable)
+        ours = theirs = None
+        if settings.noise == "independent":
+            ours, theirs = noise, gumbel(self.stream(1, batch.step), batch.indices, positions)
+        student = relaxed_log_choice(logits, temperature, ours)
         teacher = relaxed_log_choice(self.teacher.selector_logits(batch, positions), temperature, theirs)
         return losses.rationale_distillation(teacher, student, selectable)
 
@@ -212,11 +204,5 @@ def _classified(config: RunConfig, batch: Batch, class_logits: Tensor, teacher: 
     if teacher is None or settings.alpha == 1.0:
         return value
     alpha = 0.5 if settings.alpha == "anneal" else settings.alpha
-    term = _prediction_term(settings, teacher.class_logits(batch), class_logits, QUIET_TEMPERATURE)
+    term = losses.prediction_distillation(teacher.class_logits(batch), class_logits, QUIET_TEMPERATURE)
     return alpha * value + (1 - alpha) * settings.prediction_weight * term
-
-
-def _prediction_term(settings: DistillationConfig, theirs: Tensor, ours: Tensor, temperature: float) -> Tensor:
-    if settings.hard_labels:
-        return losses.prediction_imitation(theirs, ours)
-    return losses.prediction_distillation(theirs, ours, temperature)
