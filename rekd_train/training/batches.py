@@ -150,7 +150,7 @@ class Batches:
         split: training examples.
         size: examples of a global batch.
         steps: of the stage.
-        seed: of the stage: a ``noise.key``.
+        seed: of the stage: a ``key``.
         length_buckets: batches of similar length.
         class_weights: see ``example_weights``.
     """

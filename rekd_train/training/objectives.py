@@ -17,7 +17,6 @@ from rekd_train.models.gates import relaxed_log_choice, straight_through_gate
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training import losses
 from rekd_train.training.batches import Batch, gumbel, key, uniform, uniform_scalar
-from rekd_train.training.losses import annealed_alpha, annealed_temperature, refreshed_step
 from rekd_train.training.runtime import Runtime
 from rekd_train.training.teacher import Teacher
 
@@ -31,12 +30,15 @@ class Objective(nn.Module, ABC):
     """What one stage minimises; its parameters are what the stage trains.
 
     Args:
-        seed: of the stage's noise, a ``noise.key``.
+        seed: of the stage's noise, a ``batches.key``.
+        teacher: learned from, too; None: labels only.
     """
 
-    def __init__(self, config: RunConfig, pair: Rationalizer, runtime: Runtime, seed: int) -> None:
+    def __init__(
+        self, config: RunConfig, pair: Rationalizer, runtime: Runtime, seed: int, teacher: Teacher | None
+    ) -> None:
         super().__init__()
-        self.config, self.runtime, self.seed = config, runtime, seed
+        self.config, self.runtime, self.seed, self.teacher = config, runtime, seed, teacher
         self._pair = (pair,)  # in a tuple it is no submodule: only what a stage registers is trained
 
     @property
@@ -53,6 +55,16 @@ class Objective(nn.Module, ABC):
     def figures(self, batch: Batch) -> Figures:
         """The stage's own computation."""
 
+    def classified(self, batch: Batch, class_logits: Tensor) -> Tensor:
+        """Cross-entropy, with a teacher alpha of it and 1 - alpha of the prediction term."""
+        value = losses.prediction_loss(class_logits, batch.labels, batch.weights)
+        settings = self.config.distillation
+        if self.teacher is None or settings.alpha == 1.0:
+            return value
+        alpha = 0.5 if settings.alpha == "anneal" else settings.alpha
+        term = losses.prediction_distillation(self.teacher.class_logits(batch), class_logits, QUIET_TEMPERATURE)
+        return alpha * value + (1 - alpha) * settings.prediction_weight * term
+
     def stream(self, purpose: int, step: int) -> int:
         """Key of the draws for one purpose in one step."""
         return key(self.seed, purpose, step)
@@ -63,15 +75,14 @@ class ClassifierObjective(Objective):
 
     Args:
         predictor: the pair's, or one over the selector's backbone for its own warm start.
-        teacher: its class logits are learned, too; None: labels only.
     """
 
     def __init__(
         self, config: RunConfig, pair: Rationalizer, predictor: Predictor, runtime: Runtime, seed: int,
         teacher: Teacher | None,
     ) -> None:  # fmt: skip
-        super().__init__(config, pair, runtime, seed)
-        self.predictor, self.teacher = predictor, teacher
+        super().__init__(config, pair, runtime, seed, teacher)
+        self.predictor = predictor
 
     def figures(self, batch: Batch) -> Figures:
         """Parts of ``loss``."""
@@ -83,7 +94,7 @@ class ClassifierObjective(Objective):
             rates = target + (1 - target) * uniform(self.stream(1, batch.step), batch.indices, 1).square()
             keep = keep * (uniform(self.stream(2, batch.step), batch.indices, keep.shape[1]) < rates)
         class_logits = self.predictor(batch.inputs, keep, selectable)
-        return {"loss": batch.share * _classified(self.config, batch, class_logits, self.teacher)}
+        return {"loss": batch.share * self.classified(batch, class_logits)}
 
 
 class RationaleObjective(Objective):
@@ -92,16 +103,16 @@ class RationaleObjective(Objective):
     def __init__(
         self, config: RunConfig, pair: Rationalizer, runtime: Runtime, seed: int, teacher: Teacher | None
     ) -> None:
-        super().__init__(config, pair, runtime, seed)
-        self.selector, self.predictor, self.teacher = pair.selector, pair.predictor, teacher
+        super().__init__(config, pair, runtime, seed, teacher)
+        self.selector, self.predictor = pair.selector, pair.predictor
 
     def figures(self, batch: Batch) -> Figures:
         """Parts of ``loss``, ``extraction`` (L_RE), ``penalty``, with continuity ``discontinuity``, with a teacher
         ``rationale`` and ``prediction``.
         """
         config = self.config
-        progress = refreshed_step(batch.step, config.temperature.refresh) / batch.steps
-        temperature = annealed_temperature(progress, config.temperature)
+        progress = losses.refreshed_step(batch.step, config.temperature.refresh) / batch.steps
+        temperature = losses.annealed_temperature(progress, config.temperature)
         selectable = self.pair.selectable(batch.inputs)
         logits = self.selector(batch.inputs)
         noise = gumbel(self.stream(0, batch.step), batch.indices, logits.shape[1])
@@ -127,7 +138,7 @@ class RationaleObjective(Objective):
             own = settings.teacher_mask == "teacher"
             theirs = self.teacher.class_logits(batch) if own else self.teacher.class_logits_on(batch, gate.mask)
             prediction = batch.share * losses.prediction_distillation(theirs, class_logits, temperature)
-        alpha = annealed_alpha(progress, config.temperature) if settings.alpha == "anneal" else settings.alpha
+        alpha = losses.annealed_alpha(progress, config.temperature) if settings.alpha == "anneal" else settings.alpha
         distilled = settings.rationale_weight * rationale + settings.prediction_weight * prediction
         figures |= {"rationale": rationale.detach(), "prediction": prediction.detach()}
         return figures | {"loss": alpha * extraction + (1 - alpha) * distilled}
@@ -179,8 +190,8 @@ class CompactObjective(Objective):
         self, config: RunConfig, pair: Rationalizer, runtime: Runtime, seed: int, teacher: Teacher | None,
         mask: Tensor | None,
     ) -> None:  # fmt: skip
-        super().__init__(config, pair, runtime, seed)
-        self.predictor, self.teacher, self.mask = pair.predictor, teacher, mask
+        super().__init__(config, pair, runtime, seed, teacher)
+        self.predictor, self.mask = pair.predictor, mask
 
     def figures(self, batch: Batch) -> Figures:
         """Parts of ``loss``."""
@@ -194,15 +205,4 @@ class CompactObjective(Objective):
             class_logits = self.pair.gathered_class_logits(batch.inputs, mask)
         else:
             class_logits = self.predictor(batch.inputs, mask, selectable)
-        return {"loss": batch.share * _classified(self.config, batch, class_logits, self.teacher)}
-
-
-def _classified(config: RunConfig, batch: Batch, class_logits: Tensor, teacher: Teacher | None) -> Tensor:
-    """Cross-entropy, with a teacher alpha of it and 1 - alpha of the prediction term."""
-    value = losses.prediction_loss(class_logits, batch.labels, batch.weights)
-    settings = config.distillation
-    if teacher is None or settings.alpha == 1.0:
-        return value
-    alpha = 0.5 if settings.alpha == "anneal" else settings.alpha
-    term = losses.prediction_distillation(teacher.class_logits(batch), class_logits, QUIET_TEMPERATURE)
-    return alpha * value + (1 - alpha) * settings.prediction_weight * term
+        return {"loss": batch.share * self.classified(batch, class_logits)}

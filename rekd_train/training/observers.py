@@ -199,16 +199,18 @@ class Watch:
         if len(self._rates) < self._readings:
             return
         if all(map(self._nothing, self._rates)):
-            raise TrainingError(
-                f"{self._stage}: collapsed, the selector keeps {figures['rate']:.2%} of the features at step {step} "
-                f"(target {self._target:.2%}); fix: a smaller selection.weight, a longer warm start "
-                "(stages.classifier_epochs) or a lower optimisation.learning_rate"
+            fix = (
+                "a smaller selection.weight, a longer warm start (stages.classifier_epochs) or a lower "
+                "optimisation.learning_rate"
             )
-        if all(map(self._everything, self._rates)):
-            raise TrainingError(
-                f"{self._stage}: collapsed, the selector keeps {figures['rate']:.2%} of the features at step {step} "
-                f"(target {self._target:.2%}); fix: a larger selection.weight"
-            )
+        elif all(map(self._everything, self._rates)):
+            fix = "a larger selection.weight"
+        else:
+            return
+        raise TrainingError(
+            f"{self._stage}: collapsed, the selector keeps {figures['rate']:.2%} of the features at step {step} "
+            f"(target {self._target:.2%}); fix: {fix}"
+        )
 
     def _nothing(self, rate: float) -> bool:
         return rate < self._target / 20
