@@ -143,8 +143,11 @@ def test_a_finished_run_goes_straight_to_its_end(tmp_path):
 
 
 SCRIPT = Path(__file__).with_name("toy_run.py")
-STAGES = {"classifier_epochs": 2, "rationale_epochs": 3, "compact_epochs": 2, "save_every": 7, "evaluate_every": 1}
-CONFIG = {"stages": STAGES}
+CONFIG = {
+    "stages": {
+        "classifier_epochs": 2, "rationale_epochs": 3, "compact_epochs": 2, "save_every": 7, "evaluate_every": 1,
+    }
+}  # fmt: skip
 
 
 def run(task: dict, **options) -> subprocess.CompletedProcess:
