@@ -66,23 +66,18 @@ def build_backbone(settings: BackboneConfig, special_ids: dict[str, int]) -> Bac
 def preprocessor_for(config: RunConfig) -> Preprocessor:
     """How this run's texts or images become tensors.
 
+    Texts: by the tokenizer of the pretrained weights, else MiniLM's (BERT uncased), with the run's length limits.
+
     Raises:
         ConfigError: selector and predictor start from models with different tokenizers.
     """
     if config.data.modality == "image":
         return ImagePreprocessor(ImageSettings.of(config.predictor))
-    return text_preprocessor(config)
-
-
-def text_preprocessor(config: RunConfig) -> TextPreprocessor:
-    """The tokenizer of the pretrained weights, else MiniLM's (BERT uncased), with the run's length limits."""
-    found = []
-    for role in ("predictor", "selector"):
-        weights = getattr(config, role).weights
-        content = tokenizer_json(source_path(weights, role)) if weights else None
-        found += [content] if content is not None else []
+    sources = [(getattr(config, role).weights, role) for role in ("predictor", "selector")]
+    found = [tokenizer_json(source_path(weights, role)) for weights, role in sources if weights]
+    contents = [content for content in found if content is not None] or [minilm_tokenizer_json()]
     settings = TextSettings(config.data.max_length, config.data.lengths)
-    preprocessors = [TextPreprocessor(content, settings) for content in found or [minilm_tokenizer_json()]]
+    preprocessors = [TextPreprocessor(content, settings) for content in contents]
     if not same_tokens(preprocessors[0], preprocessors[-1]):
         raise ConfigError(
             "selector.weights and predictor.weights come with different tokenizers, but both read the same tokens; "
