@@ -16,7 +16,6 @@ from rekd_train.errors import ConfigError
 PRESETS = Path(__file__).parents[1] / "presets"
 REMOVED: dict[str, Any] = {
     "stages.operator": "zero", "distillation.prediction_temperature": None, "distillation.teacher_temperature": None,
-    "distillation.hard_labels": False,
 }  # fmt: skip
 """Settings of older versions, with the value that is all that is left."""
 
@@ -91,8 +90,8 @@ def with_current_names(document: dict[str, Any]) -> dict[str, Any]:
         section, key = name.split(".")
         if isinstance(document.get(section), dict) and key in document[section]:
             raise ConfigError(
-                f"{name}={document[section][key]} is no longer there: training does as with '{str(left).lower()}'; "
-                "fix: leave the setting out"
+                f"{name}={document[section][key]} is no longer there: training does as with "
+                f"'{'none' if left is None else left}'; fix: leave the setting out"
             )
     stages = document.get("stages")
     if not isinstance(stages, dict) or "criterion" not in stages or "best_metric" in stages:

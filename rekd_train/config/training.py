@@ -75,6 +75,9 @@ class DistillationConfig(Section):
     teacher_mask: Literal["student", "teacher"] = Field(
         "teacher", description="whose rationale the teacher's predictor reads"
     )
+    hard_labels: bool = Field(
+        False, description="learn the teacher's decisions (its mask, its label) instead of its distributions"
+    )
     classifier: bool = Field(
         False, description="distil predictions in the classifier stage, too: plain KD when rationale_epochs is 0"
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import cross_entropy, kl_div, nll_loss
 
 from rekd_train.config.run import TemperatureConfig
 
@@ -93,6 +93,26 @@ def prediction_distillation(teacher_logits: Tensor, student_logits: Tensor, temp
     teacher = torch.log_softmax(teacher_logits / temperature, dim=-1)
     student = torch.log_softmax(student_logits / temperature, dim=-1)
     return temperature**2 * kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def rationale_imitation(teacher_mask: Tensor, student_log_soft: Tensor, selectable: Tensor) -> Tensor:
+    """Cross-entropy of the student's choice against the teacher's decision, summed over positions, batch mean.
+
+    The student's side is its relaxed distribution, so a wrong choice has a gradient. (The authors' hard
+    labels compare with the straight-through one-hot, which gives a wrong choice none.)
+
+    Args:
+        teacher_mask: (B, N) bool.
+        student_log_soft: (B, N, 2) log-probabilities.
+        selectable: (B, N) bool.
+    """
+    surprise = -student_log_soft.gather(-1, teacher_mask.to(torch.int64).unsqueeze(-1)).squeeze(-1)
+    return torch.where(selectable, surprise, 0.0).sum() / len(selectable)
+
+
+def prediction_imitation(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """Cross-entropy against the teacher's label, batch mean: (B, C) logits."""
+    return nll_loss(torch.log_softmax(student_logits, dim=-1), teacher_logits.argmax(dim=-1))
 
 
 def annealed_temperature(progress: float, settings: TemperatureConfig) -> float:

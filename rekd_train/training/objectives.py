@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from rekd_train.config.run import RunConfig
+from rekd_train.config.run import DistillationConfig, RunConfig
 from rekd_train.models.base import Predictor
 from rekd_train.models.gates import relaxed_log_choice, straight_through_gate
 from rekd_train.models.rationalizer import Rationalizer
@@ -62,7 +62,7 @@ class Objective(nn.Module, ABC):
         if self.teacher is None or settings.alpha == 1.0:
             return value
         alpha = 0.5 if settings.alpha == "anneal" else settings.alpha
-        term = losses.prediction_distillation(self.teacher.class_logits(batch), class_logits, QUIET_TEMPERATURE)
+        term = _prediction_term(settings, self.teacher.class_logits(batch), class_logits, QUIET_TEMPERATURE)
         return alpha * value + (1 - alpha) * settings.prediction_weight * term
 
     def stream(self, purpose: int, step: int) -> int:
@@ -137,7 +137,7 @@ class RationaleObjective(Objective):
         if settings.prediction_weight:
             own = settings.teacher_mask == "teacher"
             theirs = self.teacher.class_logits(batch) if own else self.teacher.class_logits_on(batch, gate.mask)
-            prediction = batch.share * losses.prediction_distillation(theirs, class_logits, temperature)
+            prediction = batch.share * _prediction_term(settings, theirs, class_logits, temperature)
         alpha = losses.annealed_alpha(progress, config.temperature) if settings.alpha == "anneal" else settings.alpha
         distilled = settings.rationale_weight * rationale + settings.prediction_weight * prediction
         figures |= {"rationale": rationale.detach(), "prediction": prediction.detach()}
@@ -171,10 +171,18 @@ class RationaleObjective(Objective):
         settings = self.config.distillation
         temperature = settings.rationale_temperature or annealed
         positions = logits.shape[1]
-        ours = theirs = None
-        if settings.noise == "independent":
-            ours, theirs = noise, gumbel(self.stream(1, batch.step), batch.indices, positions)
-        student = relaxed_log_choice(logits, temperature, ours)
+        theirs = None
+        if settings.noise == "none":
+            noise = None
+        else:
+            theirs = gumbel(self.stream(1, batch.step), batch.indices, positions)
+        student = relaxed_log_choice(logits, temperature, noise)
+        if settings.hard_labels:
+            if theirs is None:
+                decisions = self.teacher.mask(batch, positions)
+            else:
+                decisions = (self.teacher.selector_logits(batch, positions) + theirs).argmax(dim=-1) == 1
+            return losses.rationale_imitation(decisions, student, selectable)
         teacher = relaxed_log_choice(self.teacher.selector_logits(batch, positions), temperature, theirs)
         return losses.rationale_distillation(teacher, student, selectable)
 
@@ -206,3 +214,9 @@ class CompactObjective(Objective):
         else:
             class_logits = self.predictor(batch.inputs, mask, selectable)
         return {"loss": batch.share * self.classified(batch, class_logits)}
+
+
+def _prediction_term(settings: DistillationConfig, theirs: Tensor, ours: Tensor, temperature: float) -> Tensor:
+    if settings.hard_labels:
+        return losses.prediction_imitation(theirs, ours)
+    return losses.prediction_distillation(theirs, ours, temperature)

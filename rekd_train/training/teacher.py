@@ -26,33 +26,28 @@ class Teacher:
     def __init__(self, pair: Rationalizer, runtime: Runtime, precision: str, remembered: Split | None = None) -> None:
         self._pair, self._runtime, self._precision = pair.eval(), runtime, precision
         self._asked: Batch | None = None
-        self._answer: Tensor | None = None
-        self._memory: list[Tensor] | None = None
+        self._answer: tuple[Tensor, Tensor] | None = None
+        self._memory: tuple[Tensor, Tensor, Tensor] | None = None
         if remembered is not None:
-            self._memory = answers(remembered, runtime, precision, self._everything, count=2)
+            logits, mask, classes = answers(remembered, runtime, precision, self._everything, count=3)
+            self._memory = logits, mask.bool(), classes
 
     @property
     def remembers(self) -> bool:
         """Whether it was asked once about a whole split."""
         return self._memory is not None
 
-    @torch.no_grad()
     def selector_logits(self, batch: Batch, positions: int) -> Tensor:
         """(B, N, 2) float32."""
-        if self._memory:
-            return self._memory[0][batch.indices][:, :positions]
-        if self._asked is not batch:
-            with self._runtime.autocast(self._precision):
-                self._asked, self._answer = batch, self._pair.selector_logits(batch.inputs).float()
-        return self._answer[:, :positions]
+        return self._read(batch)[0][:, :positions]
+
+    def mask(self, batch: Batch, positions: int) -> Tensor:
+        """(B, N) bool: the rationale by the teacher's stored policy."""
+        return self._read(batch)[1][:, :positions]
 
     def class_logits(self, batch: Batch) -> Tensor:
         """(B, C) float32 on the teacher's own rationale."""
-        if self._memory:
-            return self._memory[1][batch.indices]
-        pair, selectable = self._pair, self._pair.selectable(batch.inputs)
-        scores = selection_scores(self.selector_logits(batch, selectable.shape[1]))
-        return self.class_logits_on(batch, apply_policy(scores, selectable, pair.policy, pair.capacity))
+        return self._memory[2][batch.indices] if self._memory else self.class_logits_on(batch, self._read(batch)[1])
 
     @torch.no_grad()
     def class_logits_on(self, batch: Batch, mask: Tensor) -> Tensor:
@@ -60,9 +55,21 @@ class Teacher:
         with self._runtime.autocast(self._precision):
             return self._pair.class_logits(batch.inputs, mask.detach()).float()
 
-    def _everything(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits = self.selector_logits(batch, self._pair.preprocessor.positions)
-        return logits, self.class_logits(batch)
+    @torch.no_grad()
+    def _read(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Selector logits and mask, as wide as the longest example that it was asked about."""
+        if self._memory:
+            return self._memory[0][batch.indices], self._memory[1][batch.indices]
+        if self._asked is not batch:
+            pair = self._pair
+            with self._runtime.autocast(self._precision):
+                logits = pair.selector_logits(batch.inputs).float()
+            mask = apply_policy(selection_scores(logits), pair.selectable(batch.inputs), pair.policy, pair.capacity)
+            self._asked, self._answer = batch, (logits, mask)
+        return self._answer
+
+    def _everything(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        return *self._read(batch), self.class_logits(batch)
 
 
 def teacher_for(pair: Rationalizer, split: Split, config: RunConfig, runtime: Runtime) -> Teacher:

@@ -12,6 +12,7 @@ import torch
 from conftest import make_rationalizer
 from toys import toy_config, toy_images, toy_texts
 
+from rekd_train.models.gates import relaxed_log_choice
 from rekd_train.training import losses
 from rekd_train.training.batches import Batch, all_batches, gumbel
 from rekd_train.training.losses import refreshed_step
@@ -149,6 +150,15 @@ def test_weights_multiply_their_parts(texts):
     assert figures["loss"] == pytest.approx(0.3 * figures["rationale"] + 0.7 * figures["prediction"])
 
 
+def test_hard_labels_make_the_prediction_term_a_cross_entropy_with_the_teacher_s_label(texts):
+    def term(hard: bool, temperature: float) -> float:
+        settings = {"start": temperature, "end": temperature}
+        return figures_of(texts, temperature=settings, distillation={"hard_labels": hard})["prediction"]
+
+    assert term(True, 1.0) != pytest.approx(term(False, 1.0))
+    assert term(True, 1.0) == term(True, 4.0), "a label has no temperature"
+
+
 def test_independent_noise_leaves_a_loss_between_equals(texts):
     pair, _, batch = texts
     same = (pair, pair, batch)  # self-distillation
@@ -190,6 +200,31 @@ def test_the_temperature_is_refreshed_every_so_many_steps(texts):
         found[step] = figures_of(texts, **settings)["rationale"]
     batch.step = 0
     assert found[4] == found[5] != found[3]
+
+
+def test_hard_labels_are_the_teacher_s_decisions_and_have_a_gradient_where_they_differ(texts):
+    pair, teacher, batch = texts
+    figures = figures_of(texts, distillation={"hard_labels": True, "noise": "none"})
+    selectable = pair.selectable(batch.inputs)
+    logits = pair.selector_logits(batch.inputs)
+    mask = teacher.select(batch.inputs).mask
+    log_soft = relaxed_log_choice(logits, 1.0, None).detach()
+    slow = -sum(
+        float(log_soft[b, n, int(mask[b, n])])
+        for b in range(len(mask)) for n in range(mask.shape[1]) if selectable[b, n]
+    ) / len(mask)  # fmt: skip
+    assert figures["rationale"] == pytest.approx(slow, rel=1e-5)
+
+    wrong = logits.detach().clone().requires_grad_()
+    opposite = logits[..., 1] <= logits[..., 0]
+    losses.rationale_imitation(opposite, relaxed_log_choice(wrong, 0.1, None), selectable).backward()
+    assert (wrong.grad[selectable].abs().sum(dim=-1) > 0).all(), "every wrong choice is corrected"
+
+
+def test_hard_labels_with_noise_are_the_teacher_s_samples(texts):
+    settings = [{"hard_labels": True, "noise": noise} for noise in ("none", "independent")]
+    found = [figures_of(texts, distillation=s)["rationale"] for s in settings]
+    assert found[0] != pytest.approx(found[1], rel=1e-4)
 
 
 def penalties(texts, **selection) -> tuple[float, torch.Tensor, torch.Tensor, int]:
