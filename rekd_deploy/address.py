@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import ssl
 from collections.abc import Mapping
@@ -57,14 +56,6 @@ class Address:
     def __str__(self) -> str:
         scheme = next(name for name, kind in _SCHEMES.items() if kind == (self.protocol, self.encrypted))
         return self.host_and_port if scheme == "grpc" else f"{scheme}://{self.host_and_port}"
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether it names this machine itself."""
-        try:
-            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
-        except ValueError:
-            return self.host.lower() == "localhost"
 
 
 @dataclass(frozen=True)

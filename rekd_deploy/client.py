@@ -13,7 +13,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from rekd_deploy.address import TlsSettings
 from rekd_deploy.conversation import Conversation
@@ -39,18 +39,13 @@ class _Asking(ABC):
         retry: RetryPolicy | None = None,
         headers: Mapping[str, str] | None = None,
         tls: TlsSettings | None = None,
-        shared_memory: Literal["off", "auto"] = "off",
         transport: Transport | None = None,
     ) -> None:
         if not timeout > 0:
             raise ClientError(f"timeout is {timeout:g} s; it must be more than 0")
-        if shared_memory not in ("off", "auto"):
-            raise ClientError(f"shared_memory is '{shared_memory}'; give 'off' or 'auto'")
         self.url = url
         self.model = model
-        transport = transport or open_transport(
-            url, timeout, headers=headers, tls=tls, shared_memory=shared_memory == "auto"
-        )
+        transport = transport or open_transport(url, timeout, headers=headers, tls=tls)
         self._conversation = Conversation(url, model, transport, timeout, retry or RetryPolicy(), preprocessing)
 
     @abstractmethod
@@ -72,8 +67,6 @@ class Client(_Asking):
         retry: when a request is sent again that found no server, or its queue full; None: ``RetryPolicy()``.
         headers: sent with every request, such as {"authorization": "Bearer ..."}.
         tls: which server to trust and who the client is, for grpcs:// and https://.
-        shared_memory: 'auto' hands inputs over in shared memory where the server is on this machine (its address is
-            a loopback one) and allows it, and over the wire anywhere else; 'off' never.
         transport: what speaks to the server, instead of the one that ``url`` names.
 
     Raises:

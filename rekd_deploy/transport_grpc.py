@@ -15,7 +15,6 @@ from rekd_deploy.port_protocol import with_protocol
 from rekd_deploy.transport import (
     Arrays,
     ModelConfig,
-    RegionInput,
     ServerFacts,
     Transport,
     arrays_of,
@@ -78,7 +77,7 @@ class GrpcTransport(Transport):
     def submit(
         self,
         model: str,
-        inputs: Mapping[str, np.ndarray | RegionInput],
+        inputs: Mapping[str, np.ndarray],
         outputs: Sequence[str],
         *,
         timeout: float | None = None,
@@ -118,7 +117,7 @@ class GrpcTransport(Transport):
     def _request(
         self,
         model: str,
-        inputs: Mapping[str, np.ndarray | RegionInput],
+        inputs: Mapping[str, np.ndarray],
         outputs: Sequence[str],
         timeout: float,
         request_id: str,
@@ -144,12 +143,6 @@ class GrpcTransport(Transport):
 
     def explained(self, error: ClientError) -> ClientError:
         return with_protocol(error, self._address)
-
-    def register_region(self, name: str, key: str, size: int, timeout: float) -> None:
-        self._call(lambda **how: self._client.register_system_shared_memory(name, key, size, **how), "", timeout)
-
-    def unregister_region(self, name: str, timeout: float) -> None:
-        self._call(lambda **how: self._client.unregister_system_shared_memory(name, **how), "", timeout)
 
     def close(self) -> None:
         self._client.close()

@@ -20,7 +20,6 @@ from rekd_deploy.port_protocol import with_protocol
 from rekd_deploy.transport import (
     Arrays,
     ModelConfig,
-    RegionInput,
     ServerFacts,
     Transport,
     arrays_of,
@@ -81,7 +80,7 @@ class HttpTransport(Transport):
     def submit(
         self,
         model: str,
-        inputs: Mapping[str, np.ndarray | RegionInput],
+        inputs: Mapping[str, np.ndarray],
         outputs: Sequence[str],
         *,
         timeout: float | None = None,
@@ -124,12 +123,6 @@ class HttpTransport(Transport):
     def explained(self, error: ClientError) -> ClientError:
         return with_protocol(error, self._address)
 
-    def register_region(self, name: str, key: str, size: int, timeout: float) -> None:
-        self._post(f"{name}/register", {"key": key, "offset": 0, "byte_size": size}, timeout)
-
-    def unregister_region(self, name: str, timeout: float) -> None:
-        self._post(f"{name}/unregister", {}, timeout)
-
     def close(self) -> None:
         self._workers.shutdown(cancel_futures=True)
         self._pool.close()
@@ -147,11 +140,6 @@ class HttpTransport(Transport):
         except (RejectedError, ModelMissingError):  # 400: no
             return False
         return True
-
-    def _post(self, path: str, document: dict[str, Any], timeout: float) -> None:
-        until = time.monotonic() + timeout
-        body = json.dumps(document).encode()
-        self._exchange("POST", f"v2/systemsharedmemory/region/{path}", "", timeout, until, body)
 
     def _exchange(
         self,

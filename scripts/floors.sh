@@ -42,7 +42,7 @@ if [ $# -eq 0 ]; then
         tests/train/test_run_command.py tests/train/test_summary.py tests/train/test_checkpoint.py \
         tests/deploy/test_export.py tests/deploy/test_fusion.py tests/deploy/test_int8_sums.py \
         tests/deploy/test_triton_config.py tests/deploy/test_raw_input.py tests/deploy/test_client.py \
-        tests/deploy/test_transport.py tests/deploy/test_shared_inputs.py tests/deploy/test_text_source.py \
+        tests/deploy/test_transport.py tests/deploy/test_text_source.py \
         tests/deploy/test_render.py tests/deploy/test_bench_report.py tests/deploy/test_dashboard.py \
         tests/deploy/test_production_files.py tests/deploy/test_production_settings.py
 fi

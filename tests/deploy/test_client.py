@@ -420,7 +420,7 @@ def test_close(server):
     assert server.closed
 
 
-@pytest.mark.parametrize("options", [{"timeout": 0}, {"shared_memory": "yes"}, {"url": "nowhere"}])
+@pytest.mark.parametrize("options", [{"timeout": 0}, {"url": "nowhere"}])
 def test_options_that_make_no_sense(kind, options):
     with pytest.raises(ClientError):
         kind(**options)
