@@ -10,23 +10,28 @@
 from __future__ import annotations
 
 import asyncio
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from rekd_deploy.address import TlsSettings
-from rekd_deploy.conversation import Conversation
+from rekd_deploy.calls import Caller
 from rekd_deploy.errors import ClientError
-from rekd_deploy.retry import RetryPolicy
+from rekd_deploy.retry import Call, RetryPolicy
 from rekd_deploy.served import ServedDescription
 from rekd_deploy.transport import Transport, open_transport
 from rekd_deploy.triton_config import ENSEMBLE
-from rekd_deploy.waiting import run, run_async
 from rekd_train.prediction import Prediction
 
+CALLS = 64
+"""Calls of one AsyncClient that are made at once, each in a thread; more wait their turn."""
+_GRACE = 1.0
+"""Seconds by which a call's own end at its deadline, which says more, may come first."""
+Result = TypeVar("Result")
 
-class _Asking(ABC):
+
+class _ClientOptions:
     """What both clients are made of."""
 
     def __init__(
@@ -45,16 +50,14 @@ class _Asking(ABC):
             raise ClientError(f"timeout is {timeout:g} s; it must be more than 0")
         self.url = url
         self.model = model
+        self._timeout = timeout
         transport = transport or open_transport(url, timeout, headers=headers, tls=tls)
-        self._conversation = Conversation(url, model, transport, timeout, retry or RetryPolicy(), preprocessing)
-
-    @abstractmethod
-    def close(self) -> Any:
-        """Let go of the connections."""
+        self._caller = Caller(url, model, transport, retry or RetryPolicy(), preprocessing)
+        self._threads = ThreadPoolExecutor(CALLS, "rekd-client")  # AsyncClient's; none starts before it is used
 
 
-class Client(_Asking):
-    """Asks the ensemble of a Triton server; labels and preprocessing come from the server.
+class Client(_ClientOptions):
+    """Predictions of a Triton server's ensemble; labels and preprocessing come from the server.
 
     Safe to use from several threads, which share its connections. Use it as a context manager, or call ``close()``.
 
@@ -70,7 +73,7 @@ class Client(_Asking):
         transport: what speaks to the server, instead of the one that ``url`` names.
 
     Raises:
-        ClientError: the address is none, or another argument cannot be used. The server is first asked by ``predict``.
+        ClientError: the address is none, or another argument cannot be used. The server is first reached by ``predict``.
     """
 
     def __enter__(self) -> Self:
@@ -82,8 +85,8 @@ class Client(_Asking):
         self.close()
 
     def close(self) -> None:
-        """Let go of the connections."""
-        self._conversation.transport.close()
+        """Close the connections; calls on their way fail."""
+        self._caller.close()
 
     @property
     def description(self) -> ServedDescription:
@@ -92,7 +95,7 @@ class Client(_Asking):
         Raises:
             ClientError: as ``predict``.
         """
-        return run(self._conversation.describe())
+        return self._caller.served(Call(self._timeout)).description
 
     def predict(
         self,
@@ -124,16 +127,13 @@ class Client(_Asking):
             VersionMismatchError: client and served model do not belong together.
             RejectedError: the server refused the request.
         """
-        return run(
-            self._conversation.predict(items, windows=windows, deadline=deadline, request_id=request_id)
-        )
+        return self._caller.predict(Call(self._timeout, deadline, request_id), items, windows)
 
 
-class AsyncClient(_Asking):
-    """``Client`` for asyncio: the same arguments, answers and errors; many calls may wait at once.
+class AsyncClient(_ClientOptions):
+    """``Client`` for asyncio: the same arguments, answers and errors; up to ``CALLS`` calls are made at once.
 
-    Preparing inputs and reading answers happen in threads, so the event loop is never held up. A cancelled task
-    abandons its requests.
+    Each call is made in a thread, so the event loop is never held up. A cancelled task abandons its requests.
     """
 
     async def __aenter__(self) -> Self:
@@ -145,12 +145,13 @@ class AsyncClient(_Asking):
         await self.close()
 
     async def close(self) -> None:
-        """Let go of the connections."""
-        await asyncio.to_thread(self._conversation.transport.close)
+        """Close the connections; calls on their way fail."""
+        await asyncio.to_thread(self._caller.close)
 
     async def description(self) -> ServedDescription:
         """What the server says about the model; see ``Client.description``."""
-        return await run_async(self._conversation.describe())
+        served = await self._in_thread(Call(self._timeout, cancellable=True), self._caller.served)
+        return served.description
 
     async def predict(
         self,
@@ -161,6 +162,14 @@ class AsyncClient(_Asking):
         request_id: str | None = None,
     ) -> list[Prediction]:
         """See ``Client.predict``."""
-        return await run_async(
-            self._conversation.predict(items, windows=windows, deadline=deadline, request_id=request_id)
-        )
+        call = Call(self._timeout, deadline, request_id, cancellable=True)
+        return await self._in_thread(call, self._caller.predict, items, windows)
+
+    async def _in_thread(self, call: Call, function: Callable[..., Result], *arguments: Any) -> Result:
+        running = asyncio.wrap_future(self._threads.submit(function, call, *arguments))
+        try:
+            return await asyncio.wait_for(running, None if call.deadline is None else call.left + _GRACE)
+        except TimeoutError:  # it still waits for a thread, or the thread for what cannot be cut short
+            raise call.too_late() from None
+        finally:
+            call.cancel()

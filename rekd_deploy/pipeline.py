@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rekd_deploy.artefacts import Artefacts
-from rekd_deploy.batching import predict_batches
+from rekd_deploy.batching import Batches
 from rekd_deploy.engines.base import Chain, RunnerChain, parse_device
 from rekd_deploy.errors import EngineError, RepositoryError
 from rekd_deploy.repository_runners import Exported
@@ -104,7 +104,10 @@ class Pipeline:
             EngineError: ONNX Runtime or TensorRT cannot load or run a graph.
             MissingExtraError: the library is not installed.
         """
-        return predict_batches(self.preprocessor, items, self._batch_size, self._answer, windows=windows)
+        batches = Batches(self.preprocessor, items, self._batch_size, windows=windows)
+        for indices, encoded in batches:
+            batches.collect(indices, self._answer(encoded))
+        return batches.predictions()
 
     def _open(self) -> None:
         with self._opening:

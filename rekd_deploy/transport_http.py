@@ -109,7 +109,10 @@ class HttpTransport(Transport):
             except Exception:  # whatever the library makes of an answer that is none
                 raise self._no_triton() from None
 
-        return self._workers.submit(ask)
+        try:
+            return self._workers.submit(ask)
+        except RuntimeError as error:  # closed meanwhile
+            raise ServerUnavailableError(f"the connection to {self._url} cannot be used ({error})") from None
 
     def server_facts(self, model: str, timeout: float) -> ServerFacts:
         triton, statistics = (self._get(path, model, timeout) for path in ("v2", "v2/models/stats"))

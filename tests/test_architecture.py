@@ -93,7 +93,7 @@ HOUSE = {
     "client": """
         rekd_deploy.windows rekd_deploy.batching rekd_deploy.address rekd_deploy.port_protocol rekd_deploy.transport
         rekd_deploy.transport_grpc rekd_deploy.transport_http rekd_deploy.server_status
-        rekd_deploy.retry rekd_deploy.waiting rekd_deploy.served_model rekd_deploy.conversation rekd_deploy.client
+        rekd_deploy.retry rekd_deploy.served_model rekd_deploy.calls rekd_deploy.client
         rekd_deploy.pipeline rekd_deploy.render rekd_deploy.render_image rekd_deploy.agreement
         rekd_deploy
     """,

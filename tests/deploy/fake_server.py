@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from rekd_deploy.conversation import IN_FLIGHT
+from rekd_deploy.calls import IN_FLIGHT
 from rekd_deploy.transport import Arrays, ModelConfig, Transport
 
 

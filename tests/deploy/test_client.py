@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from conftest import make_rationalizer
 from fake_server import FakeServer, PatientServer
 
+from rekd_deploy.calls import IN_FLIGHT
 from rekd_deploy.client import AsyncClient, Client
-from rekd_deploy.conversation import IN_FLIGHT
 from rekd_deploy.errors import (
     ClientError,
     DeadlineError,
@@ -228,11 +229,63 @@ def test_a_cancelled_task_abandons_its_requests(server):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        await asyncio.to_thread(client._threads.shutdown)  # it waits no longer, though nothing was answered
         server.gate.set()
 
     asyncio.run(impatient())
     server.close()
     assert server.open == IN_FLIGHT - 1, "the one being answered is; those behind it never"
+
+
+def test_a_cancelled_task_ends_its_pauses(server):
+    async def impatient():
+        server.fail_at = {0: ServerUnavailableError("down")}
+        client = AsyncClient(transport=server, retry=RetryPolicy(first_pause=60.0, longest_pause=60.0))
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(client.predict(["good"]), 0.2)
+        await asyncio.to_thread(client._threads.shutdown)
+
+    begun = time.monotonic()
+    asyncio.run(impatient())
+    assert time.monotonic() - begun < 5
+
+
+def test_a_call_that_waits_for_its_turn_ends_at_its_deadline(server, monkeypatch):
+    monkeypatch.setattr("rekd_deploy.client.CALLS", 1)
+
+    async def crowd():
+        client = AsyncClient(transport=server)
+        await client.predict(["good"])
+        server.hold()
+        first = asyncio.create_task(client.predict(["good"]))
+        await asyncio.sleep(0.05)
+        with pytest.raises(DeadlineError, match=r"not finished within 0\.1 s"):
+            await client.predict(["good"], deadline=0.1)
+        server.gate.set()
+        return await first
+
+    assert lengths_of(asyncio.run(crowd())) == [1] and len(server.shapes) == 2
+
+
+# closing
+
+
+def test_close(server):
+    with Client(transport=server):
+        pass
+    assert server.closed
+
+
+def test_a_closed_client_says_so(kind, server):
+    client = kind(transport=server, retry=RetryPolicy(attempts=100, first_pause=0.05))
+    client.predict(["good"])
+    server.fail_at = dict.fromkeys(range(1, 100), ServerUnavailableError("broke off"))
+    with ThreadPoolExecutor(1) as pool:
+        calling = pool.submit(client.predict, ["good"])
+        time.sleep(0.1)
+        client.close()
+        with pytest.raises(ClientError, match="the client is closed; fix: open another"):
+            calling.result(5)
 
 
 # ids
@@ -412,12 +465,6 @@ def test_everything_that_computes_happens_outside_the_event_loop(server, monkeyp
         (name, False)
         for name in ("preprocessor", "encode", "predictions", "combined", "submit", "model_config")
     }
-
-
-def test_close(server):
-    with Client(transport=server):
-        pass
-    assert server.closed
 
 
 @pytest.mark.parametrize("options", [{"timeout": 0}, {"url": "nowhere"}])

@@ -23,6 +23,7 @@ from proxies import Proxy
 from rekd_deploy.address import TlsSettings
 from rekd_deploy.client import AsyncClient, Client
 from rekd_deploy.errors import (
+    ClientError,
     DeadlineError,
     InsecureServerError,
     RejectedError,
@@ -147,6 +148,26 @@ def test_a_process_that_closes_no_client_ends_and_says_nothing(url):
     code = "import sys; from rekd_deploy import Client; print(Client(sys.argv[1]).predict(['good plot'])[0].label)"
     done = subprocess.run([sys.executable, "-c", code, url], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.strip() in ("negative", "positive")
+
+
+def test_closing_while_calls_are_on_their_way(url, many, expected):
+    client = Client(url)
+    client.predict(["good"])
+
+    def ask():
+        while True:
+            try:
+                assert same(client.predict(many), expected)
+            except ClientError as error:
+                return str(error)
+
+    with ThreadPoolExecutor(16) as pool:
+        calling = [pool.submit(ask) for _ in range(16)]
+        time.sleep(0.3)
+        client.close()
+        assert {each.result(30) for each in calling} == {
+            "the client is closed; fix: open another, or close it once its calls are answered"
+        }
 
 
 # TLS and headers

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rekd_deploy.batching import length_batches
+from rekd_deploy.batching import Batches
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.pipeline import Pipeline
 from rekd_train.errors import InputError
@@ -51,7 +51,7 @@ def test_artefacts_answer_as_the_repository_made_of_them(artefacts, pipeline, te
 
 def test_batches_are_of_one_padded_length_and_cover_every_text(rationalizer):
     lengths = [40, 1, 20, 2, 3, 45, 4, 21]
-    batches = list(length_batches(rationalizer.preprocessor, ["good " * n for n in lengths], 2))
+    batches = list(Batches(rationalizer.preprocessor, ["good " * n for n in lengths], 2))
     assert sorted(place for places, _ in batches for place in places) == list(range(8))
     assert [encoded.inputs["input_ids"].shape for _, encoded in batches] == [(2, 16), (2, 16), (2, 32), (2, 48)]
     for places, encoded in batches:

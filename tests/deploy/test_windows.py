@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import WORDS
 
-from rekd_deploy.batching import Questions
+from rekd_deploy.batching import Batches
 from rekd_deploy.pipeline import Pipeline
 from rekd_deploy.windows import WindowedText, _Whole
 from rekd_train.errors import InputError
@@ -126,9 +126,9 @@ def test_long_texts_are_read_to_their_end(repository, texts):
 def test_everything_kept_decided_and_nothing_else(repository, preprocessor):
     """The combined rationale holds just what the windows' answers were made from."""
     with Pipeline(repository) as pipeline:
-        questions = Questions(preprocessor, [LONG], 64, windows=True)
+        batches = Batches(preprocessor, [LONG], 64, windows=True)
         kept = set()
-        for _, encoded in questions.batches():
+        for _, encoded in batches:
             for each in pipeline._answer(encoded):
                 kept |= {(piece.start, piece.end) for piece in each.pieces}
         answer = pipeline.predict([LONG], windows=True)[0]
@@ -136,6 +136,6 @@ def test_everything_kept_decided_and_nothing_else(repository, preprocessor):
 
 
 def test_images_have_no_windows(image_rationalizer):
-    questions = Questions(image_rationalizer.preprocessor, [np.zeros((16, 12), np.uint8)], 4, windows=True)
+    batches = Batches(image_rationalizer.preprocessor, [np.zeros((16, 12), np.uint8)], 4, windows=True)
     with pytest.raises(InputError, match="this model reads images; fix: leave windows out"):
-        list(questions.batches())
+        list(batches)
