@@ -73,7 +73,7 @@ class Client(_ClientOptions):
         transport: what speaks to the server, instead of the one that ``url`` names.
 
     Raises:
-        ClientError: the address is none, or another argument cannot be used. The server is first reached by ``predict``.
+        ClientError: the address is none, or another argument cannot be used. Only ``predict`` reaches the server.
     """
 
     def __enter__(self) -> Self:

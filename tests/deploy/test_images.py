@@ -97,7 +97,7 @@ class PipelineServer(Transport):
 
     def submit(self, model, inputs, outputs, *, timeout=None, request_id=""):
         self.shapes.append(inputs["pixels"].shape)
-        self.pipeline._open()
+        self.pipeline.__enter__()
         found = self.pipeline._chain.run(inputs)
         future = Future()
         future.set_result(Arrays({name: self.change(found)[name] for name in outputs}))

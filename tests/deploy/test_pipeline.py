@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rekd_deploy.batching import Batches
-from rekd_deploy.errors import RepositoryError
+from rekd_deploy.errors import EngineError, RepositoryError
 from rekd_deploy.pipeline import Pipeline
 from rekd_train.errors import InputError
 
@@ -72,7 +72,7 @@ def test_batches_are_of_one_padded_length_and_cover_every_text(rationalizer):
     ],
 )
 def test_every_text_is_checked_before_any_is_computed(pipeline, monkeypatch, texts, complaint):
-    monkeypatch.setattr(pipeline, "_answer", lambda encoded: pytest.fail("computed before all were checked"))
+    monkeypatch.setattr(pipeline, "_answer", lambda *_: pytest.fail("computed before all were checked"))
     with pytest.raises(InputError, match=complaint):
         pipeline.predict(texts)
 
@@ -94,6 +94,24 @@ def test_works_without_with_and_again_after_close(repository):
     assert pipeline.predict(["good plot"]) == first
     with pipeline:
         assert pipeline.predict(["good plot"]) == first
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_call_that_another_threads_close_ends_says_so(repository, monkeypatch, when):
+    pipeline = Pipeline(repository, batch_size=1)
+    run = pipeline._chain.run
+
+    def closed_meanwhile(inputs):
+        if when == "before":
+            pipeline.close()
+        found = run(inputs)
+        pipeline.close()
+        return found
+
+    monkeypatch.setattr(pipeline._chain, "run", closed_meanwhile)
+    with pytest.raises(EngineError, match="^the pipeline is closed; fix: close it once its calls are answered"):
+        pipeline.predict(["good plot", "bad plot"])
+    assert pipeline._running is None, "the call has not loaded the graphs again"
 
 
 def test_needs_no_torch(repository):
