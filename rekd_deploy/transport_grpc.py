@@ -9,9 +9,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rekd_deploy.address import Address, TlsSettings
+from rekd_deploy.address import Address, TlsSettings, with_protocol
 from rekd_deploy.errors import ClientError, ServerUnavailableError
-from rekd_deploy.port_protocol import with_protocol
 from rekd_deploy.transport import (
     Arrays,
     ModelConfig,

@@ -14,9 +14,8 @@ from urllib.parse import quote
 
 import numpy as np
 
-from rekd_deploy.address import Address, TlsSettings
+from rekd_deploy.address import Address, TlsSettings, with_protocol
 from rekd_deploy.errors import ClientError, ModelMissingError, RejectedError, ServerUnavailableError
-from rekd_deploy.port_protocol import with_protocol
 from rekd_deploy.transport import (
     Arrays,
     ModelConfig,

@@ -91,10 +91,10 @@ HOUSE = {
         rekd_deploy.production.dashboard rekd_deploy.production.rendering
     """,
     "client": """
-        rekd_deploy.windows rekd_deploy.batching rekd_deploy.address rekd_deploy.port_protocol rekd_deploy.transport
+        rekd_deploy.windows rekd_deploy.batching rekd_deploy.address rekd_deploy.transport
         rekd_deploy.transport_grpc rekd_deploy.transport_http rekd_deploy.server_status
         rekd_deploy.retry rekd_deploy.served_model rekd_deploy.calls rekd_deploy.client
-        rekd_deploy.pipeline rekd_deploy.render rekd_deploy.render_image rekd_deploy.agreement
+        rekd_deploy.pipeline rekd_deploy.render rekd_deploy.agreement
         rekd_deploy
     """,
     "bench": """

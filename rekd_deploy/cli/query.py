@@ -155,8 +155,7 @@ def _check_kind(answerer: Client | Pipeline, given: str, url: str, local: Path |
 
 
 def _predict_images(answerer: Client | Pipeline, files: list[Path], save: Path | None, json_lines: bool) -> None:
-    from rekd_deploy.render import plain_text
-    from rekd_deploy.render_image import rationale_files, write_rationale
+    from rekd_deploy.render import plain_text, rationale_files, write_rationale
     from rekd_train.errors import FaultyItemsError
 
     written = rationale_files(files, save) if save is not None else {}

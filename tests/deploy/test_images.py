@@ -17,8 +17,7 @@ from rekd_deploy.errors import RepositoryError, VersionMismatchError
 from rekd_deploy.examples import generated_images, parity_examples
 from rekd_deploy.export import export
 from rekd_deploy.pipeline import Pipeline
-from rekd_deploy.render import plain_text
-from rekd_deploy.render_image import captioned, highlighted
+from rekd_deploy.render import captioned, highlighted, plain_text
 from rekd_deploy.repository import read_description, write_repository
 from rekd_deploy.served import ServedDescription
 from rekd_deploy.transport import Arrays, ModelConfig, Transport

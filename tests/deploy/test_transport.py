@@ -9,7 +9,7 @@ import pytest
 import trustme
 from proxies import Proxy, server_context
 
-from rekd_deploy.address import Address, TlsSettings, checked_headers
+from rekd_deploy.address import Address, TlsSettings, checked_headers, with_protocol
 from rekd_deploy.client import Client
 from rekd_deploy.errors import (
     ClientError,
@@ -20,7 +20,6 @@ from rekd_deploy.errors import (
     ServerBusyError,
     ServerUnavailableError,
 )
-from rekd_deploy.port_protocol import with_protocol
 from rekd_deploy.retry import RetryPolicy
 from rekd_deploy.transport import _STATUS_ERRORS, open_transport, typed_error
 from rekd_deploy.transport_grpc import GrpcTransport
