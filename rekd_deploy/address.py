@@ -100,7 +100,7 @@ class TlsSettings:
         try:
             context = ssl.create_default_context(cafile=self.root_certificates)
             if self.certificate is not None:
-                context.load_cert_chain(self.certificate, self.key, password="")  # never ask at a terminal
+                context.load_cert_chain(self.certificate, self.key, password="")  # no prompt at a terminal
         except (ssl.SSLError, ValueError) as error:
             raise ClientError(f"the TLS files cannot be used: {error}") from None
         return context
@@ -125,7 +125,7 @@ def checked_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def with_protocol(error: ClientError, address: Address) -> ClientError:
-    """The error of the same kind that says what the port speaks, if that is not what the address asks for; else the
+    """The error of the same kind that says what the port speaks, if the address names another protocol; else the
     error itself. Connects to the port once or twice, for a second or two at most."""
     if type(error) not in (ServerUnavailableError, InsecureServerError, RejectedError):
         return error

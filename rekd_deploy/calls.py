@@ -92,7 +92,7 @@ class Caller:
                 continue
         raise VersionMismatchError(
             f"the server at {self._model.url} changed the model '{self._model.name}' {_READINGS} times during one "
-            "call; fix: ask again once it serves one version"
+            "call; fix: call again once it serves one version"
         )
 
     def _predict(self, call: Call, served: ServedVersion, items: Sequence[Any], windows: bool) -> list[Prediction]:
@@ -140,7 +140,7 @@ class Caller:
         what = (self._model.name, request.encoded.inputs, _OUTPUTS)
         how = {"timeout": timeout, "request_id": request.request_id}
         try:
-            if wait and (outputs := self._transport.ask(*what, **how)) is not None:
+            if wait and (outputs := self._transport.infer(*what, **how)) is not None:
                 request.future = Future()
                 request.future.set_result(outputs)
             else:

@@ -59,7 +59,7 @@ class ServerFacts(NamedTuple):
     triton: str
     """Triton's version."""
     ready: bool
-    """It is ready, and so is the model that was asked about."""
+    """It is ready, and so is the model."""
     statistics: list[dict[str, Any]]
     """Triton's ``model_stats``."""
 
@@ -99,10 +99,10 @@ class Transport(ABC):
             request_id: what the server's log calls the request.
         """
 
-    def ask(
+    def infer(
         self, model: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], *, timeout: float, request_id: str
     ) -> Arrays | None:
-        """Send a request and wait for its outputs in this thread, which is quicker than waking it for a future.
+        """Send a request and wait for its outputs in this thread, which is quicker than to be woken by a future.
 
         Returns:
             None: this transport cannot, and has sent nothing.
@@ -113,7 +113,7 @@ class Transport(ABC):
         return None
 
     def server_facts(self, model: str, timeout: float) -> ServerFacts:
-        """Ask the server how it is; see ``model_versions``.
+        """What the server says of itself; see ``model_versions``.
 
         Args:
             model: whose readiness counts.
@@ -127,7 +127,7 @@ class Transport(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
 
 
 def open_transport(
@@ -201,7 +201,7 @@ def typed_error(
     reason = message.strip().splitlines()[0] if message.strip() else status or "no reason given"
     request = f"; request {request_id}" if request_id else ""
     if kind is ServerBusyError:
-        return kind(f"the queue of the server at {url} is full ({reason}{request}); fix: ask again later, or slower")
+        return kind(f"the queue of the server at {url} is full ({reason}{request}); fix: try later, or send fewer")
     if kind is ServerUnavailableError:
         return kind(f"no Triton server answers at {url} ({reason}); fix: check the URL, or start rekd-serve")
     if kind is InsecureServerError:

@@ -96,7 +96,7 @@ class HttpTransport(Transport):
         )
         length = {} if json_length is None else {_JSON_LENGTH: str(json_length)}
 
-        def ask() -> Arrays:
+        def infer() -> Arrays:
             path = f"v2/models/{quote(model, safe='')}/infer"
             answer = self._exchange("POST", path, model, timeout, until, body, length, request_id)
             try:
@@ -105,11 +105,11 @@ class HttpTransport(Transport):
                     answer.content, header_length=None if found is None else int(found)
                 )
                 return arrays_of(result, outputs, str(result.get_response().get("model_version", "")))
-            except Exception:  # whatever the library makes of an answer that is none
+            except Exception:  # whatever the library makes of a response that is none
                 raise self._no_triton() from None
 
         try:
-            return self._workers.submit(ask)
+            return self._workers.submit(infer)
         except RuntimeError as error:  # closed meanwhile
             raise ServerUnavailableError(f"the connection to {self._url} cannot be used ({error})") from None
 

@@ -24,7 +24,7 @@ _CHUNK = 256
 """Texts predicted and printed together, so that a file of any size streams through."""
 
 app = application(
-    help="Ask a served model: label, probability, and the words or patches that decided.",
+    help="Predictions of a served model: label, probability, and the words or patches that decided.",
     epilog=examples(
         'rekd-query "A warm and moving film with wonderful performances from the whole cast."',
         "rekd-query --file reviews.jsonl --json > answers.jsonl",
@@ -39,7 +39,7 @@ app = application(
 
 @app.command()
 def query(
-    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts to ask about.")] = None,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts to predict.")] = None,
     file: Annotated[
         str | None,
         typer.Option(
@@ -59,7 +59,7 @@ def query(
     image: Annotated[
         list[Path] | None,
         typer.Option(
-            help="An image to ask a vision model about; may be repeated.",
+            help="An image for a vision model; may be repeated.",
             metavar="FILE",
         ),
     ] = None,
@@ -101,7 +101,7 @@ def query(
         typer.Option("--ca", help="Root certificates to trust for grpcs:// and https:// (PEM).", metavar="FILE"),
     ] = None,
     cert: Annotated[
-        Path | None, typer.Option(help="The client's own certificate (PEM), where the server asks.", metavar="FILE")
+        Path | None, typer.Option(help="The client's own certificate (PEM), where the server wants it.", metavar="FILE")
     ] = None,
     key: Annotated[Path | None, typer.Option(help="The private key of --cert (PEM).", metavar="FILE")] = None,
 ) -> None:

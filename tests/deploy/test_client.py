@@ -143,7 +143,7 @@ def test_what_may_pass_is_asked_again(client, server, failure):
     assert len(server.shapes) == 4 + 4 + 3 + 5, "batches of three buckets, and each failure once more"
 
 
-def test_a_lone_question_is_waited_for_in_its_thread(kind, parameters):
+def test_a_lone_request_is_waited_for_in_its_thread(kind, parameters):
     server = PatientServer(parameters)
     client = kind(transport=server, retry=QUICK)
     assert lengths_of(client.predict(["good " * 3] * 3)) == [3] * 3
