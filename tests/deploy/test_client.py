@@ -266,16 +266,18 @@ def test_close(server):
     assert server.closed
 
 
-def test_a_closed_client_says_so(kind, server):
-    client = kind(transport=server, retry=RetryPolicy(attempts=100, first_pause=0.05))
-    client.predict(["good"])
-    server.fail_at = dict.fromkeys(range(1, 100), ServerUnavailableError("broke off"))
-    with ThreadPoolExecutor(1) as pool:
-        calling = pool.submit(client.predict, ["good"])
-        time.sleep(0.1)
+@pytest.mark.parametrize("attempts", [1, 100])
+def test_a_closed_client_says_so(kind, server, monkeypatch, attempts):
+    client = kind(transport=server, retry=RetryPolicy(attempts=attempts, first_pause=0.001))
+
+    def closed_meanwhile(*_, **__):
         client.close()
+        raise ServerUnavailableError("broke off")
+
+    monkeypatch.setattr(server, "submit", closed_meanwhile)
+    for _ in range(2):  # on its way, and afterwards
         with pytest.raises(ClientError, match="the client is closed; fix: open another"):
-            calling.result(5)
+            client.predict(["good"])
 
 
 # ids
@@ -325,6 +327,8 @@ def test_a_model_exchanged_behind_the_client_is_asked_in_its_own_way(client, ser
     asked = len(server.shapes)
     client.predict(["good"])
     assert len(server.shapes) == asked + 1 and server.asked_for_config == 2
+    del server.configs["2"]
+    assert client.predict(["good"])[0].label == "negative" and server.asked_for_config == 2, "the older one is back"
 
 
 def test_a_new_version_of_the_same_kind_is_only_looked_at(client, server, parameters):
