@@ -251,6 +251,7 @@ def test_a_call_that_waits_for_its_turn_ends_at_its_deadline(server, monkeypatch
         await asyncio.sleep(0.05)
         with pytest.raises(DeadlineError, match=r"not finished within 0\.1 s"):
             await client.predict(["good"], deadline=0.1)
+        assert not first.done()
         server.gate.set()
         return await first
 
