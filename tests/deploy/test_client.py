@@ -412,7 +412,9 @@ def test_answers_that_are_no_numbers(client, server):
 # at once
 
 
-def test_several_threads(kind, server):
+def test_several_threads(kind, server, monkeypatch):
+    versions = server.model_versions
+    monkeypatch.setattr(server, "model_versions", lambda *given: time.sleep(0.1) or versions(*given))  # all wait for it
     client = kind(transport=server)
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda n: client.predict(["good " * n] * 9), range(1, 9)))
