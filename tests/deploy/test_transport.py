@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 
+import numpy as np
 import pytest
 import trustme
 from proxies import Proxy, server_context
@@ -129,6 +130,14 @@ def test_an_answer_in_drops_ends_in_time(answering):
     port = answering(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b" " * 1000, pieces=50, pause=0.1)
     error = failure(f"http://127.0.0.1:{port}", timeout=0.4)
     assert type(error) is DeadlineError and "too slowly" in str(error)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_closed_transport_says_so(scheme):
+    transport = open_transport(f"{scheme}127.0.0.1:1", 1.0)
+    transport.close()
+    with pytest.raises(ServerUnavailableError, match="cannot be used"):
+        transport.submit("rekd", {"ids": np.zeros((1, 1))}, ("mask",)).result(5)
 
 
 def http_answer(status, body):
