@@ -20,7 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from rekd_train.command import finite
+from rekd_train.cli.command import finite
 from rekd_train.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,11 +18,11 @@ from typing import Any
 
 from rekd_deploy.bench.forms import CLASSIFIER, COMPACTED
 from rekd_deploy.bench.lines import BOTH, PREDICTOR, SINGLE
-from rekd_deploy.engines.onnxruntime_device import DeviceChain, Graph
+from rekd_deploy.contract.signature import GraphSignature, PairSignature, Slots, TensorSpec
 from rekd_deploy.errors import BenchmarkError
-from rekd_deploy.export_options import GPU_PRECISIONS
-from rekd_deploy.reference import Agreement, compare, read_cases, record
-from rekd_deploy.signature import GraphSignature, PairSignature, Slots, TensorSpec
+from rekd_deploy.export.options import GPU_PRECISIONS
+from rekd_deploy.parity.reference import Agreement, compare, read_cases, record
+from rekd_deploy.runtimes.onnxruntime_device import DeviceChain, Graph
 from rekd_train.errors import RekdError
 from rekd_train.files import atomic_directory, sha256, write_json
 
@@ -129,9 +129,9 @@ def network(facts: dict[str, Any]) -> Any:
 
 def _write(work: Path, name: str, facts: dict[str, Any]) -> dict[str, Any]:
     from rekd_deploy.bench.latency_inputs import calibration_items
-    from rekd_deploy.export import OPSET, head_layers, traced_graphs, write_graphs
-    from rekd_deploy.graphs import pair_signature
-    from rekd_deploy.precision.convert import convert_pair
+    from rekd_deploy.graphs.modules import head_layers, pair_signature
+    from rekd_deploy.graphs.precision.convert import convert_pair
+    from rekd_deploy.graphs.tracing import OPSET, traced_graphs, write_graphs
 
     pair = network(facts)
     signature, items = pair_signature(pair), calibration_items(pair.preprocessor)

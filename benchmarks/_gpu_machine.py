@@ -16,9 +16,9 @@ from _gpu_graphs import Pair
 from _models import processor
 
 from rekd_deploy.bench.machine_state import machine_state
-from rekd_deploy.engines.onnxruntime import onnx_runtime
-from rekd_deploy.engines.onnxruntime_cuda import check_cuda
-from rekd_deploy.engines.onnxruntime_device import DeviceChain
+from rekd_deploy.runtimes.onnxruntime import onnx_runtime
+from rekd_deploy.runtimes.onnxruntime_cuda import check_cuda
+from rekd_deploy.runtimes.onnxruntime_device import DeviceChain
 from rekd_train.errors import RekdError, install_command
 
 LEAST_MEMORY, LEAST_DISK = 8000, 4000

@@ -26,12 +26,12 @@ from _gpu_steps import (
 
 from rekd_deploy.bench.forms import Form, Way
 from rekd_deploy.bench.lines import PREDICTOR, all_kept
-from rekd_deploy.engines.base import Arrays, RunnerChain
-from rekd_deploy.engines.tensorrt import TensorRTRunner
-from rekd_deploy.engines.tensorrt_build import BuildSettings, build_engine
-from rekd_deploy.engines.tensorrt_library import PRODUCTS, Library, load_library
-from rekd_deploy.engines.tensorrt_profiles import batch_ranges, length_ranges, profiles_of
 from rekd_deploy.errors import EngineError
+from rekd_deploy.runtimes.base import Arrays, RunnerChain
+from rekd_deploy.runtimes.tensorrt.build import BuildSettings, build_engine
+from rekd_deploy.runtimes.tensorrt.library import PRODUCTS, Library, load_library
+from rekd_deploy.runtimes.tensorrt.profiles import batch_ranges, length_ranges, profiles_of
+from rekd_deploy.runtimes.tensorrt.runner import TensorRTRunner
 from rekd_train.errors import MissingExtraError
 
 
@@ -42,8 +42,8 @@ def training(pairs: Sequence[Pair], sizes: Sizes, result: Result) -> str:
         raise Skipped(reason)
     from training_speed import Work
 
-    from rekd_train.config import run_config
-    from rekd_train.runtime import Runtime
+    from rekd_train.config.run import run_config
+    from rekd_train.training.runtime import Runtime
 
     runtime, variants = Runtime("cpu" if reason else "cuda"), {"bf16": {}, "fp32": {"precision": "fp32"}}
     names, changes, (count, steps, warmup) = ("minilm_student", "minilm_teacher"), [], (2000, 40, 8)

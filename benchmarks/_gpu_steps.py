@@ -18,13 +18,13 @@ from rekd_deploy.bench.latency_figures import with_interval
 from rekd_deploy.bench.lines import BOTH, PREDICTOR, SINGLE, Line
 from rekd_deploy.bench.load import closed_loop
 from rekd_deploy.bench.ways_graphs import Loaded
-from rekd_deploy.engines.base import Arrays
-from rekd_deploy.engines.onnxruntime_device import DeviceChain
+from rekd_deploy.contract.parity_report import limits_of, verification_limits
 from rekd_deploy.errors import BenchmarkError
-from rekd_deploy.export_options import GPU_PRECISIONS
-from rekd_deploy.parity_report import limits_of, verification_limits
-from rekd_deploy.reference import complaints
-from rekd_train.command import finite
+from rekd_deploy.export.options import GPU_PRECISIONS
+from rekd_deploy.parity.reference import complaints
+from rekd_deploy.runtimes.base import Arrays
+from rekd_deploy.runtimes.onnxruntime_device import DeviceChain
+from rekd_train.cli.command import finite
 from rekd_train.errors import RekdError
 from rekd_train.files import write_json
 

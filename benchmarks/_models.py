@@ -33,7 +33,7 @@ def run_cell(job: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     output, needs = Path(job["output"]), {role: Path(path) for role, path in job["needs"].items()}
     if job["kind"] == "train":
-        from rekd_train.config import RunConfig
+        from rekd_train.config.run import RunConfig
 
         config = RunConfig.model_validate(job["config"])
         roles = {role: needs[role] for role in ("teacher", "warm_start") if role in needs}
@@ -57,7 +57,7 @@ def environment(device: str) -> dict[str, Any]:
     import transformers
 
     import rekd_train
-    from rekd_train.runtime import chosen_device
+    from rekd_train.training.runtime import chosen_device
 
     chosen = chosen_device(device)
     return {
@@ -86,7 +86,7 @@ def from_bits(text: str, count: int) -> np.ndarray:
 def _may_resume(output: Path, key: str) -> bool:
     """Whether the state that an interrupted run left behind is of this very cell; notes that from now on it is."""
     from rekd_train.files import write_text
-    from rekd_train.state import FILE, training_directory
+    from rekd_train.training.state import FILE, training_directory
 
     marker = training_directory(output) / "cell.key"
     if marker.is_file() and marker.read_text(encoding="utf-8") == key:
@@ -98,8 +98,8 @@ def _may_resume(output: Path, key: str) -> bool:
 
 def _measured(path: Path, teacher: Path | None, job: dict[str, Any]) -> dict[str, Any]:
     """The full report of a checkpoint, and which test examples it gets right."""
-    from rekd_train.evaluation import run_split
-    from rekd_train.report import evaluate
+    from rekd_train.evaluation.forward import run_split
+    from rekd_train.evaluation.report import evaluate
 
     pair, splits = _opened(path, job["device"])
     comparison = _opened(teacher, job["device"])[0] if teacher is not None else None
@@ -115,8 +115,8 @@ def _masked(predictor: Path, like: Path, job: dict[str, Any]) -> dict[str, Any]:
     """Another rationale of the same size, read by the same predictor."""
     import torch
 
-    from rekd_train import decisions
-    from rekd_train.evaluation import evaluate_with_masks, run_masks, run_selector
+    from rekd_train.evaluation import decisions
+    from rekd_train.evaluation.forward import evaluate_with_masks, run_masks, run_selector
 
     pair, splits = _opened(predictor, job["device"])
     model = pair if like == predictor else _opened(like, job["device"])[0]
@@ -133,10 +133,10 @@ def _masked(predictor: Path, like: Path, job: dict[str, Any]) -> dict[str, Any]:
 
 def _opened(path: Path, device: str):
     """A checkpoint on its device, with the dev and test splits of its data."""
-    from rekd_train import checkpoint
-    from rekd_train.config import RunConfig
+    from rekd_train.checkpoints import checkpoint
+    from rekd_train.config.run import RunConfig
     from rekd_train.data import encode
-    from rekd_train.runtime import chosen_device
+    from rekd_train.training.runtime import chosen_device
 
     pair = checkpoint.load(path).to(chosen_device(device))
     config = RunConfig.model_validate(checkpoint.read_description(path)["training"]["config"])
@@ -147,7 +147,7 @@ def _opened(path: Path, device: str):
 @lru_cache(maxsize=1)
 def _data(settings: str):
     """A process measures many cells of the same data."""
-    from rekd_train.config import DataConfig
+    from rekd_train.config.run import DataConfig
     from rekd_train.data import load_data
 
     return load_data(DataConfig.model_validate_json(settings))

@@ -11,7 +11,7 @@ import typer
 from _cells import ROOT, Cell, Table, execute, source_hash
 from _models import run_cell
 
-from rekd_train.config import RunConfig
+from rekd_train.config.run import RunConfig
 from rekd_train.files import write_text
 
 Rows = list[tuple[str, str, float | None]]

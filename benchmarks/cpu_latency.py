@@ -21,7 +21,7 @@ import numpy as np  # noqa: E402
 import typer  # noqa: E402
 from _models import environment  # noqa: E402
 
-from rekd_train.command import application, examples, print_json, run  # noqa: E402
+from rekd_train.cli.command import application, examples, print_json, run  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "cpu_latency.json"
 SIZES = {"mini": (4, 256, 4), "small": (4, 512, 8), "minilm": (6, 384, 12)}
@@ -64,7 +64,7 @@ def cpu_latency(
     import onnxruntime
     import torch
 
-    from rekd_deploy.engines.onnxruntime import available_cores
+    from rekd_deploy.runtimes.onnxruntime import available_cores
     from rekd_train.files import write_json, write_text
 
     threads = threads or available_cores()
@@ -102,12 +102,12 @@ class _Graphs:
     def __init__(
         self, size: tuple[int, int, int], length: int, budget: float, threads: int, stack: ExitStack
     ) -> None:
-        from rekd_deploy import onnx_model
-        from rekd_deploy.engines.base import RunnerChain
-        from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
-        from rekd_deploy.export import OPSET, traced_graphs
-        from rekd_deploy.fusion_embedding import embeddings_together
-        from rekd_deploy.graphs import graph_modules, pair_signature
+        from rekd_deploy.graphs import onnx_model
+        from rekd_deploy.graphs.fusion_embedding import embeddings_together
+        from rekd_deploy.graphs.modules import graph_modules, pair_signature
+        from rekd_deploy.graphs.tracing import OPSET, traced_graphs
+        from rekd_deploy.runtimes.base import RunnerChain
+        from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
         self._length, self._random = length, np.random.default_rng(0)
         layers, width, heads = size
@@ -169,9 +169,9 @@ class _Graphs:
 
 def random_pair(selector_layers: int, layers: int, width: int, heads: int, length: int, budget: float, operator: str):
     """An untrained pair of BERTs whose rationales always fill the budget."""
-    from rekd_train.building import fresh_pair, preprocessor_for
-    from rekd_train.config import RunConfig
-    from rekd_train.policy import SelectionPolicy
+    from rekd_train.config.run import RunConfig
+    from rekd_train.inputs.policy import SelectionPolicy
+    from rekd_train.models.building import fresh_pair, preprocessor_for
 
     sizes = {"width": width, "heads": heads, "feedforward": 4 * width, "positions": 512}
     config = RunConfig.model_validate({
@@ -187,11 +187,11 @@ def random_pair(selector_layers: int, layers: int, width: int, heads: int, lengt
 
 def _int8(pair, models, signature, samples):
     """Both graphs in int8, whatever that does to random rationales."""
-    from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
-    from rekd_deploy.export import head_layers
-    from rekd_deploy.precision.convert import HEAD_OUTPUTS
-    from rekd_deploy.precision.integers import to_int8
-    from rekd_deploy.precision.structure import Structure, name_nodes
+    from rekd_deploy.graphs.modules import head_layers
+    from rekd_deploy.graphs.precision.convert import HEAD_OUTPUTS
+    from rekd_deploy.graphs.precision.integers import to_int8
+    from rekd_deploy.graphs.precision.structure import Structure, name_nodes
+    from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
     heads, named = head_layers(pair), {role: name_nodes(model) for role, model in models.items()}
     with OnnxRuntimeRunner(models["selector"].SerializeToString(), signature.selector, "the selector") as selector:

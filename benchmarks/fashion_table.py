@@ -29,8 +29,8 @@ from _recipes import (  # noqa: E402
 )
 from _tables import accuracy_table, comparison_table, modes_table, provenance, truth_table  # noqa: E402
 
-from rekd_train.command import application, examples, run  # noqa: E402
-from rekd_train.config import run_config  # noqa: E402
+from rekd_train.cli.command import application, examples, run  # noqa: E402
+from rekd_train.config.run import run_config  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "fashion_table"
 

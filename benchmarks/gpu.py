@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import typer  # noqa: E402
 
-from rekd_train.command import application, examples, run  # noqa: E402
+from rekd_train.cli.command import application, examples, run  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent / "results" / "gpu"
 CHECK = "check"

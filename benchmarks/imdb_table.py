@@ -21,8 +21,8 @@ import typer  # noqa: E402
 from _recipes import COMPARISONS, distillation_cells, distillation_rows, run_table, seeds_of  # noqa: E402
 from _tables import accuracy_table, comparison_table, modes_table, provenance  # noqa: E402
 
-from rekd_train.command import application, examples, run  # noqa: E402
-from rekd_train.config import run_config  # noqa: E402
+from rekd_train.cli.command import application, examples, run  # noqa: E402
+from rekd_train.config.run import run_config  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "imdb_table"
 

@@ -24,7 +24,7 @@ import numpy as np  # noqa: E402
 import typer  # noqa: E402
 from _models import environment  # noqa: E402
 
-from rekd_train.command import application, examples, print_json, run  # noqa: E402
+from rekd_train.cli.command import application, examples, print_json, run  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "int8_targets.json"
 ANSWER = """
@@ -62,9 +62,9 @@ def int8_targets(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the figures go.")] = RESULT,
 ) -> None:
     """Answer, compare, write the figures and print them."""
-    from rekd_deploy.examples import parity_examples, with_lengths
-    from rekd_deploy.repository_check import check_repository, graph_path
-    from rekd_train.checkpoint import load
+    from rekd_deploy.parity.examples import parity_examples, with_lengths
+    from rekd_deploy.repository.reader import check_repository, graph_path
+    from rekd_train.checkpoints.checkpoint import load
     from rekd_train.files import write_json
 
     manifest = check_repository(repository)
@@ -99,8 +99,8 @@ def int8_targets(
 
 def _proved(manifest: dict[str, Any], paths: list[Path], inputs: dict[str, np.ndarray], threads: int) -> dict:
     """Every tensor of the pair in the gate's own sessions."""
-    from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
-    from rekd_deploy.manifest import signature_from_dict
+    from rekd_deploy.repository.manifest import signature_from_dict
+    from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
     signature, known = signature_from_dict(manifest["signature"]), dict(inputs)
     for graph, path in zip((signature.selector, signature.predictor), paths, strict=True):

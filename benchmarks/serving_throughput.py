@@ -29,7 +29,7 @@ import typer  # noqa: E402
 from rekd_deploy.bench.closed_turns import load_figures  # noqa: E402
 from rekd_deploy.bench.load import Load, closed_loop, merged  # noqa: E402
 from rekd_deploy.bench.server_steps import read_totals, steps_between  # noqa: E402
-from rekd_train.command import application, examples, print_json, run  # noqa: E402
+from rekd_train.cli.command import application, examples, print_json, run  # noqa: E402
 
 OUTPUTS = ("mask", "probabilities")
 Variants = dict[str, dict[str, Any]]
@@ -52,9 +52,9 @@ def serving_throughput(
 ) -> None:
     """Measure, print the figures and write them."""
     from rekd_deploy.bench.results import hardware, versions
-    from rekd_deploy.repository_check import read_description
-    from rekd_deploy.server import TritonServer
-    from rekd_deploy.transport import open_transport
+    from rekd_deploy.client.transport import open_transport
+    from rekd_deploy.repository.reader import read_description
+    from rekd_deploy.server.server import TritonServer
     from rekd_train.files import write_json
 
     requests = _requests(read_description(repository).preprocessor(), shortest)
@@ -137,8 +137,8 @@ def _changed(
     instances: int = 1,
 ) -> Path:
     """A copy of a repository whose models run otherwise."""
-    from rekd_deploy.repository_check import MANIFEST
-    from rekd_deploy.triton_config import PREDICTOR, SELECTOR, THREADS, config_text, read_config
+    from rekd_deploy.repository.config import PREDICTOR, SELECTOR, THREADS, config_text, read_config
+    from rekd_deploy.repository.reader import MANIFEST
     from rekd_train.files import sha256, write_json, write_text
 
     shutil.copytree(source, target)

@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import typer  # noqa: E402
 from _models import environment  # noqa: E402
 
-from rekd_train.command import application, examples, run  # noqa: E402
-from rekd_train.config import run_config  # noqa: E402
+from rekd_train.cli.command import application, examples, run  # noqa: E402
+from rekd_train.config.run import run_config  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "short_texts.json"
 TENTH = ["selection.target=0.1", "selection.budget=0.15"]
@@ -46,11 +46,11 @@ def short_texts(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the figures go.")] = RESULT,
 ) -> None:
     """Train and measure every cell and write the figures."""
-    from rekd_train.building import fresh_pair, preprocessor_for
     from rekd_train.data import encode_splits, load_data
-    from rekd_train.evaluation import measure
+    from rekd_train.evaluation.forward import measure
     from rekd_train.files import write_json
-    from rekd_train.training import fit
+    from rekd_train.models.building import fresh_pair, preprocessor_for
+    from rekd_train.training.stages import fit
 
     found = {name: [] for name in CELLS}
     for seed in range(2026, 2026 + seeds):

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 import typer  # noqa: E402
 from _models import environment  # noqa: E402
 
-from rekd_train.command import application, examples, run  # noqa: E402
+from rekd_train.cli.command import application, examples, run  # noqa: E402
 from rekd_train.files import write_json, write_text  # noqa: E402
 
 RESULTS = Path("benchmarks/results")
@@ -106,7 +106,7 @@ def _export(checkpoint: Path, repositories: Path, output: Path) -> None:
 
 def _config(checkpoint: Path, repositories: Path) -> Path:
     """The data that the checkpoint records, as a file for --data."""
-    from rekd_train.recorded import recorded_config
+    from rekd_train.checkpoints.recorded import recorded_config
 
     data = recorded_config(checkpoint, None, ()).data.model_dump(mode="json", exclude_defaults=True)
     path = repositories / "data.toml"
@@ -117,7 +117,7 @@ def _config(checkpoint: Path, repositories: Path) -> Path:
 def _answers(config: Path, repository: Path, folder: Path) -> Path:
     """Answers to the first test examples, as rekd-query gives them."""
     from rekd_deploy.bench.labelled import labelled_examples
-    from rekd_deploy.repository_check import read_description
+    from rekd_deploy.repository.reader import read_description
 
     found = labelled_examples(read_description(repository).labels, checkpoint=None, data=str(config)).head(SHOWN)
     if isinstance(found.items[0], str):

@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import typer  # noqa: E402
 from _models import environment  # noqa: E402
 
-from rekd_train.command import application, examples, print_json, run  # noqa: E402
-from rekd_train.config import RunConfig, run_config  # noqa: E402
+from rekd_train.cli.command import application, examples, print_json, run  # noqa: E402
+from rekd_train.config.run import RunConfig, run_config  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "training_speed.json"
 SWITCHES: dict[str, dict[str, Any]] = {
@@ -63,7 +63,7 @@ def training_speed(
 ) -> None:
     """Measure, write the figures and print them."""
     from rekd_train.files import write_json
-    from rekd_train.runtime import Runtime
+    from rekd_train.training.runtime import Runtime
 
     runtime = Runtime(device)
     configs = [run_config(source, overrides or []) for source in (student, teacher)]
@@ -106,8 +106,8 @@ class Work:
     """A student, a teacher and their data, ready to be trained again and again."""
 
     def __init__(self, student: RunConfig, teacher: RunConfig, count: int, steps: int, warmup: int, runtime) -> None:
-        from rekd_train.building import fresh_pair, preprocessor_for
         from rekd_train.data import encode_splits, load_data
+        from rekd_train.models.building import fresh_pair, preprocessor_for
 
         # dev only calibrates here
         short = {"train_examples": count, "dev_examples": 100, "test_examples": 1}
@@ -126,8 +126,8 @@ class Work:
 
     def measure(self, acceleration: dict[str, Any]) -> dict[str, Any]:
         """Run every stage once."""
-        from rekd_train.building import fresh_pair
-        from rekd_train.training import fit
+        from rekd_train.models.building import fresh_pair
+        from rekd_train.training.stages import fit
 
         config = self._config.model_copy(
             update={
@@ -143,7 +143,7 @@ class Work:
         return {"stages": clock.stages, "teacher_pass_seconds": seconds}
 
     def _teacher_pass(self, config: RunConfig) -> float:
-        from rekd_train.teacher import teacher_for
+        from rekd_train.training.teacher import teacher_for
 
         begun = _now(self._runtime)
         teacher_for(self._teacher, self._splits["train"], config, self._runtime)

@@ -24,15 +24,15 @@ from rekd_deploy.errors import (
     ServerUnavailableError,
     VersionMismatchError,
 )
-from rekd_train.prediction import Piece, Prediction, Span
+from rekd_train.inputs.prediction import Piece, Prediction, Span
 
 _LAZY = {
-    "AsyncClient": "rekd_deploy.client",
-    "Client": "rekd_deploy.client",
-    "Pipeline": "rekd_deploy.pipeline",
-    "RetryPolicy": "rekd_deploy.retry",
-    "TlsSettings": "rekd_deploy.address",
-    "TritonServer": "rekd_deploy.server",
+    "AsyncClient": "rekd_deploy.client.client",
+    "Client": "rekd_deploy.client.client",
+    "Pipeline": "rekd_deploy.client.pipeline",
+    "RetryPolicy": "rekd_deploy.client.retry",
+    "TlsSettings": "rekd_deploy.client.address",
+    "TritonServer": "rekd_deploy.server.server",
 }
 
 __all__ = [

@@ -14,15 +14,15 @@ from rekd_train.errors import (
     RekdError,
     TrainingError,
 )
-from rekd_train.prediction import Patch, Piece, Prediction, Span
+from rekd_train.inputs.prediction import Patch, Piece, Prediction, Span
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "Rationalizer": "rekd_train.models.rationalizer",
     "Selection": "rekd_train.models.rationalizer",
-    "SelectionPolicy": "rekd_train.policy",
-    "load": "rekd_train.checkpoint",
+    "SelectionPolicy": "rekd_train.inputs.policy",
+    "load": "rekd_train.checkpoints.checkpoint",
 }
 
 __all__ = [

@@ -15,21 +15,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from rekd_train import checkpoint
-from rekd_train.building import fresh_pair
-from rekd_train.calibration import calibrate_temperature
-from rekd_train.config import BackboneConfig, DataConfig, OptimisationConfig, RunConfig
+from rekd_train.checkpoints import checkpoint
+from rekd_train.checkpoints.recorded import data_for, recorded_config
+from rekd_train.config.run import BackboneConfig, DataConfig, OptimisationConfig, RunConfig
 from rekd_train.data import Split, encode_splits
 from rekd_train.errors import CheckpointError
-from rekd_train.evaluation import run_masks, run_split, to_tensors
-from rekd_train.loop import Loop, Stage
-from rekd_train.metrics import accuracy
+from rekd_train.evaluation.forward import run_masks, run_split, to_tensors
+from rekd_train.evaluation.metrics import accuracy
+from rekd_train.inputs.policy import SelectionPolicy
+from rekd_train.models.building import fresh_pair
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.objectives import ClassifierObjective
-from rekd_train.observers import Observer, Silent
-from rekd_train.policy import SelectionPolicy
-from rekd_train.recorded import data_for, recorded_config
-from rekd_train.runtime import Runtime, chosen_device
+from rekd_train.training.calibration import calibrate_temperature
+from rekd_train.training.loop import Loop, Stage
+from rekd_train.training.objectives import ClassifierObjective
+from rekd_train.training.observers import Observer, Silent
+from rekd_train.training.runtime import Runtime, chosen_device
 
 LOWEST_RATE = 0.01
 """Rates are 0.01 + 0.99 u^2, u uniform: half of them below 0.26, for rationales are small."""

@@ -8,22 +8,22 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from rekd_train import checkpoint
-from rekd_train.building import fresh_pair, preprocessor_for, weight_origins
-from rekd_train.checkpoint_examples import checkpoint_examples
-from rekd_train.checks import check_teacher, short_texts_notice
-from rekd_train.config import RunConfig
+from rekd_train.checkpoints import checkpoint
+from rekd_train.checkpoints.examples import checkpoint_examples
+from rekd_train.checkpoints.recorded import data_for, recorded_config, splits_to_measure, start_from
+from rekd_train.config.run import RunConfig
 from rekd_train.data import DataSet, Split, encode_splits, load_data, summarise
 from rekd_train.errors import CheckpointError, ConfigError
-from rekd_train.evaluation import measure
+from rekd_train.evaluation.forward import measure
+from rekd_train.evaluation.report import evaluate
 from rekd_train.files import AGAIN, RESUME, cannot_write
+from rekd_train.models.building import fresh_pair, preprocessor_for, weight_origins
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.observers import JsonLines, Observer, Several, Silent, TensorBoard, readings
-from rekd_train.recorded import data_for, recorded_config, splits_to_measure, start_from
-from rekd_train.report import evaluate
-from rekd_train.runtime import Runtime, chosen_device
-from rekd_train.state import StateStore, check_start, identity_of, training_directory
-from rekd_train.training import calibrate_pair, compact_pair, fit
+from rekd_train.training.checks import check_teacher, short_texts_notice
+from rekd_train.training.observers import JsonLines, Observer, Several, Silent, TensorBoard, readings
+from rekd_train.training.runtime import Runtime, chosen_device
+from rekd_train.training.stages import calibrate_pair, compact_pair, fit
+from rekd_train.training.state import StateStore, check_start, identity_of, training_directory
 
 
 def train_run(
@@ -120,11 +120,11 @@ def evaluate_run(
     data: str | None = None,
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The full report of a checkpoint on a split of its data, or of others; see ``rekd_train.report``.
+    """The full report of a checkpoint on a split of its data, or of others; see ``rekd_train.evaluation.report``.
 
     Args:
         split: None: 'test', or of a new file without splits every row ('all').
-        data: a preset or file whose data take the place of the recorded ones (``rekd_train.recorded``).
+        data: a preset or file whose data take the place of the recorded ones (``rekd_train.checkpoints.recorded``).
         overrides: ``key=value`` changes of the configuration.
     """
     pair, config = checkpoint.load(path), recorded_config(path, data, overrides)

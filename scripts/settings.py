@@ -18,8 +18,8 @@ sys.path.insert(0, str(ROOT))
 from pydantic import BaseModel  # noqa: E402
 from pydantic.fields import FieldInfo  # noqa: E402
 
-from rekd_train.config import RunConfig  # noqa: E402
-from rekd_train.config_section import sections_of  # noqa: E402
+from rekd_train.config.run import RunConfig  # noqa: E402
+from rekd_train.config.section import sections_of  # noqa: E402
 
 PAGE = ROOT / "docs" / "settings.md"
 HEAD = """\

@@ -13,12 +13,12 @@ import torch
 from skips import pytest_runtest_makereport  # noqa: F401  the hook, for every test
 from traced_once import fresh_graphs, shared_graphs  # noqa: F401  fixtures, for every test
 
-from rekd_train.config import BackboneConfig
+from rekd_train.config.run import BackboneConfig
+from rekd_train.inputs.policy import SelectionPolicy
+from rekd_train.inputs.text import TextPreprocessor, TextSettings
 from rekd_train.models.base import Predictor, Selector
 from rekd_train.models.families import build_backbone
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.policy import SelectionPolicy
-from rekd_train.preprocess import TextPreprocessor, TextSettings
 
 WORDS = (
     "the a film movie was is and but i it of great good wonderful bad awful boring plot actor scene "
@@ -79,7 +79,7 @@ def rationalizer() -> Rationalizer:
 
 @pytest.fixture(scope="session")
 def checkpoint(rationalizer: Rationalizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from rekd_train.checkpoint import save
+    from rekd_train.checkpoints.checkpoint import save
 
     directory = tmp_path_factory.mktemp("checkpoint") / "tiny"
     return save(rationalizer, directory, metrics={"test": {"accuracy": 0.5}}, training={"name": "tiny"})
@@ -104,8 +104,8 @@ def make_image_rationalizer(
     labels: tuple[str, ...] = ("shirt", "shoe", "bag"),
 ) -> Rationalizer:
     """A random pair of vision transformers over 16 x 12 grey images: 4 x 3 patches, unequal sizes."""
-    from rekd_train.config import ImageConfig
-    from rekd_train.preprocess_image import ImagePreprocessor, ImageSettings
+    from rekd_train.config.run import ImageConfig
+    from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
 
     torch.manual_seed(seed)
     image = ImageConfig(height=16, width=12, channels=1, patch=4, mean=(0.3,), std=(0.4,))
@@ -128,8 +128,8 @@ def image_rationalizer() -> Rationalizer:
 
 @pytest.fixture(scope="session")
 def artefacts(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
-    """The verified export of the tiny checkpoint (rekd_deploy.artefacts.Artefacts). Do not change its files."""
-    from rekd_deploy.export import export
+    """The verified export of the tiny checkpoint (rekd_deploy.contract.artefacts.Artefacts). Do not change its files."""
+    from rekd_deploy.export.graphs import export
 
     return export(checkpoint, tmp_path_factory.mktemp("export"))
 
@@ -137,7 +137,7 @@ def artefacts(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def repository(artefacts, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model repository with that export. Do not change its files."""
-    from rekd_deploy.repository import write_repository
+    from rekd_deploy.repository.writer import write_repository
 
     return write_repository(artefacts, tmp_path_factory.mktemp("repository") / "python")
 
@@ -146,7 +146,7 @@ def repository(artefacts, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wheel():
     """The server of the wheel; without it the test is skipped."""
     from rekd_deploy.errors import ServerError
-    from rekd_deploy.triton_wheel import find_wheel
+    from rekd_deploy.server.wheel import find_wheel
     from rekd_train.errors import MissingExtraError
 
     try:
@@ -157,8 +157,8 @@ def wheel():
 
 @pytest.fixture(scope="session")
 def server(wheel, repository: Path, tmp_path_factory: pytest.TempPathFactory):
-    """The real Triton on that repository, one for all tests (``rekd_deploy.server.TritonServer``). Do not stop it."""
-    from rekd_deploy.server import TritonServer
+    """The real Triton on that repository, one for all tests (``rekd_deploy.server.server.TritonServer``). Do not stop it."""
+    from rekd_deploy.server.server import TritonServer
 
     with TritonServer(repository, 0, 0, 0, log_file=tmp_path_factory.mktemp("triton") / "log") as server:
         yield server

@@ -18,15 +18,15 @@ PACKAGES = ("rekd_train", "rekd_deploy")
 
 HOUSE = {
     # artefacts flow down this list, imports flow up: a module imports from its own room and from rooms above
-    "ground": "rekd_train.errors rekd_train.files rekd_train.prediction",
+    "ground": "rekd_train.errors rekd_train.files rekd_train.inputs.prediction",
     "config": """
-        rekd_train.config_section rekd_train.config_backbone rekd_train.config_data rekd_train.config_files
-        rekd_train.config_training rekd_train.config rekd_train.policy
+        rekd_train.config.section rekd_train.config.backbone rekd_train.config.data rekd_train.config.files
+        rekd_train.config.training rekd_train.config.run rekd_train.inputs.policy
     """,
     "data": """
-        rekd_train.spans rekd_train.text_checks rekd_train.image_reading rekd_train.preprocess
-        rekd_train.preprocess_image rekd_train.preprocess_token_ids rekd_train.preprocessors
-        rekd_train.pretrained rekd_train.weight_files
+        rekd_train.inputs.spans rekd_train.inputs.text_checks rekd_train.inputs.image_reading rekd_train.inputs.text
+        rekd_train.inputs.image rekd_train.inputs.token_ids rekd_train.inputs.preprocessors
+        rekd_train.models.pretrained rekd_train.models.weight_files
         rekd_train.data rekd_train.data.augmentation rekd_train.data.batches rekd_train.data.checks
         rekd_train.data.cifar rekd_train.data.classes rekd_train.data.digits rekd_train.data.examples
         rekd_train.data.fashion rekd_train.data.folders rekd_train.data.imdb rekd_train.data.mosaic
@@ -37,52 +37,52 @@ HOUSE = {
         rekd_train.models rekd_train.models.base rekd_train.models.text
         rekd_train.models.bert_pooling rekd_train.models.bert rekd_train.models.bilstm
         rekd_train.models.families rekd_train.models.gates rekd_train.models.rationalizer rekd_train.models.vit
-        rekd_train.official_weights rekd_train.weights
+        rekd_train.models.official_weights rekd_train.models.weights
     """,
     "training": """
-        rekd_train.metrics rekd_train.calibration_metrics rekd_train.mask_metrics rekd_train.plausibility
-        rekd_train.faithfulness rekd_train.significance rekd_train.vocabulary
-        rekd_train.decisions rekd_train.evaluation rekd_train.agreement rekd_train.report
-        rekd_train.building rekd_train.calibration rekd_train.losses rekd_train.optimisation
-        rekd_train.schedules rekd_train.noise rekd_train.runtime rekd_train.observers rekd_train.batches
-        rekd_train.teacher rekd_train.checks rekd_train.objectives rekd_train.dev rekd_train.watch rekd_train.state
-        rekd_train.loop rekd_train.training
+        rekd_train.evaluation.metrics rekd_train.evaluation.calibration_metrics rekd_train.evaluation.mask_metrics rekd_train.evaluation.plausibility
+        rekd_train.evaluation.faithfulness rekd_train.evaluation.significance rekd_train.inputs.vocabulary
+        rekd_train.evaluation.decisions rekd_train.evaluation.forward rekd_train.evaluation.agreement rekd_train.evaluation.report
+        rekd_train.models.building rekd_train.training.calibration rekd_train.training.losses rekd_train.training.optimisation
+        rekd_train.training.schedules rekd_train.training.noise rekd_train.training.runtime rekd_train.training.observers rekd_train.training.batches
+        rekd_train.training.teacher rekd_train.training.checks rekd_train.training.objectives rekd_train.training.validation rekd_train.training.watch rekd_train.training.state
+        rekd_train.training.loop rekd_train.training.stages
     """,
-    "checkpoint": "rekd_train.model_card rekd_train.checkpoint rekd_train.checkpoint_examples rekd_train.official",
-    "runs": "rekd_train.recorded rekd_train.runs rekd_train.judge",
-    "training commands": "rekd_train rekd_train.command rekd_train.cli_library rekd_train.cli_progress rekd_train.cli",
-    "signature": "rekd_deploy.errors rekd_deploy.signature rekd_deploy.artefacts rekd_deploy.text_source",
+    "checkpoint": "rekd_train.checkpoints.model_card rekd_train.checkpoints.checkpoint rekd_train.checkpoints.examples rekd_train.checkpoints.official",
+    "runs": "rekd_train.checkpoints.recorded rekd_train.runs rekd_train.judge",
+    "training commands": "rekd_train rekd_train.cli.command rekd_train.cli.library rekd_train.cli.progress rekd_train.cli.main",
+    "signature": "rekd_deploy.errors rekd_deploy.contract.signature rekd_deploy.contract.artefacts rekd_deploy.contract.text_source",
     "engines": """
-        rekd_deploy.engines rekd_deploy.engines.base rekd_deploy.engines.onnxruntime
-        rekd_deploy.engines.tensorrt_library rekd_deploy.engines.tensorrt_profiles rekd_deploy.engines.tensorrt_types
-        rekd_deploy.engines.tensorrt_build rekd_deploy.engines.tensorrt_execution rekd_deploy.engines.tensorrt
-        rekd_deploy.engines.tensorrt_verify rekd_deploy.engines.onnxruntime_cuda rekd_deploy.engines.onnxruntime_device
+        rekd_deploy.runtimes rekd_deploy.runtimes.base rekd_deploy.runtimes.onnxruntime
+        rekd_deploy.runtimes.tensorrt.library rekd_deploy.runtimes.tensorrt.profiles rekd_deploy.runtimes.tensorrt.types
+        rekd_deploy.runtimes.tensorrt.build rekd_deploy.runtimes.tensorrt.execution rekd_deploy.runtimes.tensorrt.runner
+        rekd_deploy.runtimes.tensorrt.readback rekd_deploy.runtimes.onnxruntime_cuda rekd_deploy.runtimes.onnxruntime_device
     """,
     "export": """
-        rekd_deploy.examples rekd_deploy.graphs rekd_deploy.onnx_model rekd_deploy.onnx_lstm rekd_deploy.onnx_slots
-        rekd_deploy.fusion
-        rekd_deploy.fusion_cpu rekd_deploy.fusion_masks rekd_deploy.guard
-        rekd_deploy.parity_report rekd_deploy.parity_cases rekd_deploy.parity
-        rekd_deploy.precision rekd_deploy.precision.attention rekd_deploy.precision.calibration
-        rekd_deploy.precision.convert rekd_deploy.precision.half rekd_deploy.precision.integers
-        rekd_deploy.precision.observed rekd_deploy.precision.structure rekd_deploy.fusion_embedding
-        rekd_deploy.reference rekd_deploy.manifest rekd_deploy.export
-        rekd_deploy.engine_export rekd_deploy.engine_parity
+        rekd_deploy.parity.examples rekd_deploy.graphs.modules rekd_deploy.graphs.onnx_model rekd_deploy.graphs.lstm rekd_deploy.graphs.slots
+        rekd_deploy.graphs.fusion
+        rekd_deploy.graphs.fusion_cpu rekd_deploy.graphs.fusion_masks rekd_deploy.graphs.guard
+        rekd_deploy.contract.parity_report rekd_deploy.parity.cases rekd_deploy.parity.gate
+        rekd_deploy.graphs.precision rekd_deploy.graphs.precision.attention rekd_deploy.graphs.precision.calibration
+        rekd_deploy.graphs.precision.convert rekd_deploy.graphs.precision.half rekd_deploy.graphs.precision.integers
+        rekd_deploy.graphs.precision.observed rekd_deploy.graphs.precision.structure rekd_deploy.graphs.fusion_embedding
+        rekd_deploy.parity.reference rekd_deploy.repository.manifest rekd_deploy.export.graphs
+        rekd_deploy.export.engines rekd_deploy.parity.engines
     """,
     "repository": """
-        rekd_deploy.served rekd_deploy.warmups rekd_deploy.config_gpu rekd_deploy.triton_config
-        rekd_deploy.config_members rekd_deploy.config_rules rekd_deploy.model_files rekd_deploy.triton_batches
-        rekd_deploy.triton_model
-        rekd_deploy.checkpoint_facts rekd_deploy.workspaces rekd_deploy.versions
-        rekd_deploy.triton_raw rekd_deploy.raw_input rekd_deploy.repository_check rekd_deploy.repository
-        rekd_deploy.repository_runners rekd_deploy.export_options rekd_deploy.export_plan rekd_deploy.publish
-        rekd_deploy.verify_engines rekd_deploy.verify
+        rekd_deploy.contract.description rekd_deploy.repository.warmups rekd_deploy.repository.config_gpu rekd_deploy.repository.config
+        rekd_deploy.repository.config_members rekd_deploy.repository.config_rules rekd_deploy.repository.model_files rekd_deploy.repository.backend.batches
+        rekd_deploy.repository.backend.model
+        rekd_deploy.export.checkpoint rekd_deploy.repository.workspaces rekd_deploy.repository.versions
+        rekd_deploy.repository.backend.text rekd_deploy.repository.text_endpoint rekd_deploy.repository.reader rekd_deploy.repository.writer
+        rekd_deploy.repository.runners rekd_deploy.export.options rekd_deploy.export.plan rekd_deploy.export.run
+        rekd_deploy.export.verify_engines rekd_deploy.export.verify
     """,
     "server": """
-        rekd_deploy.processes rekd_deploy.server_flags rekd_deploy.server_ports rekd_deploy.server_process
-        rekd_deploy.server_state rekd_deploy.triton_program rekd_deploy.triton_wheel rekd_deploy.live_repository
-        rekd_deploy.exchange_rules rekd_deploy.model_control rekd_deploy.server rekd_deploy.hot_reload
-        rekd_deploy.restart rekd_deploy.service rekd_deploy.step_totals
+        rekd_deploy.server.processes rekd_deploy.server.flags rekd_deploy.server.ports rekd_deploy.server.process
+        rekd_deploy.server.state rekd_deploy.server.program rekd_deploy.server.wheel rekd_deploy.server.live_repository
+        rekd_deploy.server.exchange_rules rekd_deploy.server.model_control rekd_deploy.server.server rekd_deploy.server.hot_reload
+        rekd_deploy.server.restart rekd_deploy.server.service rekd_deploy.server.step_totals
     """,
     "production": """
         rekd_deploy.production rekd_deploy.production.settings rekd_deploy.production.container
@@ -91,10 +91,10 @@ HOUSE = {
         rekd_deploy.production.dashboard rekd_deploy.production.rendering
     """,
     "client": """
-        rekd_deploy.windows rekd_deploy.batching rekd_deploy.address rekd_deploy.transport
-        rekd_deploy.transport_grpc rekd_deploy.transport_http rekd_deploy.server_status
-        rekd_deploy.retry rekd_deploy.served_model rekd_deploy.calls rekd_deploy.client
-        rekd_deploy.pipeline rekd_deploy.render rekd_deploy.agreement
+        rekd_deploy.client.windows rekd_deploy.client.batching rekd_deploy.client.address rekd_deploy.client.transport
+        rekd_deploy.client.transport_grpc rekd_deploy.client.transport_http rekd_deploy.server.status
+        rekd_deploy.client.retry rekd_deploy.client.served_model rekd_deploy.client.calls rekd_deploy.client.client
+        rekd_deploy.client.pipeline rekd_deploy.client.render rekd_deploy.parity.agreement
         rekd_deploy
     """,
     "bench": """
@@ -111,7 +111,7 @@ HOUSE = {
         rekd_deploy.bench.compare rekd_deploy.bench.charts rekd_deploy.bench.gallery rekd_deploy.bench.report
         rekd_deploy.bench.report_sections rekd_deploy.bench.report_costs rekd_deploy.bench.report_quality
     """,
-    "demo": "rekd_deploy.stages rekd_deploy.demo",
+    "demo": "rekd_deploy.cli.stages rekd_deploy.cli.demo_chain",
     "commands": """
         rekd_deploy.cli rekd_deploy.cli.demo rekd_deploy.cli.deploy rekd_deploy.cli.export
         rekd_deploy.cli.export_summary rekd_deploy.cli.serve
@@ -125,7 +125,7 @@ HOUSE = {
 ROOMS = list(HOUSE)
 ROOM_OF = {module: room for room, modules in HOUSE.items() for module in modules.split()}
 
-COMMANDS = ("rekd_train.cli", "rekd_train.command", "rekd_deploy.cli")
+COMMANDS = ("rekd_train.cli.main", "rekd_train.cli.command", "rekd_deploy.cli")
 """The only modules that may print or end the process."""
 
 HEAVY = {
@@ -236,9 +236,9 @@ def test_training_knows_nothing_of_deployment(module):
 
 def test_the_model_inside_triton_needs_nothing_of_ours():
     """model.py is copied into the repository, where rekd is not installed; so is what it imports."""
-    assert not ours(imported("rekd_deploy.triton_model"))
-    assert not ours(imported("rekd_deploy.triton_batches"))
-    assert not ours(imported("rekd_deploy.engines.tensorrt_execution"))
+    assert not ours(imported("rekd_deploy.repository.backend.model"))
+    assert not ours(imported("rekd_deploy.repository.backend.batches"))
+    assert not ours(imported("rekd_deploy.runtimes.tensorrt.execution"))
 
 
 # light things stay light
@@ -279,7 +279,7 @@ def test_help_and_version_load_nothing_heavy(command, option):
 def test_help_shows_examples_that_start_with_the_command(command, capsys, monkeypatch):
     import typer
 
-    from rekd_train.command import run
+    from rekd_train.cli.command import run
 
     module, _ = entry_points()[command].split(":")
     app = importlib.import_module(module).app

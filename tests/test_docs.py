@@ -60,7 +60,7 @@ def test_commands_and_make_targets_in_the_readme_exist():
 
 
 def test_subcommands_in_the_readme_exist():
-    from rekd_train.cli import app
+    from rekd_train.cli.main import app
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     names = {info.name or info.callback.__name__ for info in app.registered_commands}
@@ -76,7 +76,7 @@ def test_extras_in_the_readme_exist():
 
 
 def test_every_setting_of_training_is_documented():
-    from rekd_train.config import RunConfig
+    from rekd_train.config.run import RunConfig
 
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`(\w+\.\w+)`", text))
@@ -103,7 +103,7 @@ def test_the_registration_shown_to_families_is_the_real_one():
 
 
 def test_every_preset_makes_its_documented_origin():
-    from rekd_train.config import preset_names, run_config
+    from rekd_train.config.run import preset_names, run_config
 
     for name in preset_names():
         assert run_config(name).source, f"{name} does not say where its settings come from"

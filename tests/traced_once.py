@@ -55,7 +55,7 @@ def written(value: object) -> object:
 
 
 class TracedOnce:
-    """Stands before ``rekd_deploy.export.onnx_from_module``."""
+    """Stands before ``rekd_deploy.export.graphs.onnx_from_module``."""
 
     def __init__(self, trace, folder: Path) -> None:
         self.trace, self._folder = trace, folder
@@ -74,7 +74,7 @@ def shared_graphs(request, tmp_path_factory):
     if not any("deploy" in item.path.parts for item in request.session.items):
         yield  # what exports nothing need not load the exporter
         return
-    from rekd_deploy import export
+    from rekd_deploy.export import graphs as export
 
     cache = getattr(request.config, "cache", None)  # None: switched off by -p no:cacheprovider
     folder = (cache.mkdir("graphs") if cache else tmp_path_factory.mktemp("graphs")) / origin()
@@ -90,6 +90,6 @@ def shared_graphs(request, tmp_path_factory):
 @pytest.fixture
 def fresh_graphs(monkeypatch):
     """Every graph is traced anew."""
-    from rekd_deploy import export
+    from rekd_deploy.export import graphs as export
 
     monkeypatch.setattr(export, "onnx_from_module", export.onnx_from_module.trace)

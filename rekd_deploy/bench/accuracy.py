@@ -25,13 +25,13 @@ from rekd_deploy.bench.progress import Progress, silent
 from rekd_deploy.bench.result_inputs import checkpoint_input, repository_input
 from rekd_deploy.bench.results import Check, Input, Result, result
 from rekd_deploy.errors import BenchmarkError
-from rekd_deploy.repository_check import read_manifest
-from rekd_train.policy import SelectionPolicy
-from rekd_train.prediction import Prediction
+from rekd_deploy.repository.reader import read_manifest
+from rekd_train.inputs.policy import SelectionPolicy
+from rekd_train.inputs.prediction import Prediction
 
 if TYPE_CHECKING:
-    from rekd_deploy.client import Client
-    from rekd_deploy.pipeline import Pipeline
+    from rekd_deploy.client.client import Client
+    from rekd_deploy.client.pipeline import Pipeline
     from rekd_train.data import Split
 
 LIMITS = {"int8": 1.0}
@@ -111,8 +111,8 @@ def measure_accuracy(options: AccuracyOptions, progress: Progress = silent) -> R
 
 def answer_figures(probabilities: np.ndarray, labels: np.ndarray, names: list[str]) -> dict[str, Any]:
     """The sections ``classification`` and ``calibration`` from (n, C) probabilities and (n,) labels."""
-    from rekd_train import calibration_metrics as calibration
-    from rekd_train import metrics
+    from rekd_train.evaluation import calibration_metrics as calibration
+    from rekd_train.evaluation import metrics
 
     predicted = probabilities.argmax(axis=1)
     return {
@@ -141,7 +141,7 @@ def rates(
         policy: with its budget; None: unknown, and not counted.
         positions: of the model.
     """
-    from rekd_train.metrics import rate_summary
+    from rekd_train.evaluation.metrics import rate_summary
 
     kept = np.array([len(each.pieces) or len(each.rationale) for each in predictions])
     return rate_summary(kept, counts, None if policy is None else policy.limits(counts), positions)
@@ -175,8 +175,8 @@ def checkpoint_accuracy(options: AccuracyOptions, measured: Labelled, split: Spl
     Args:
         whole: examples of the split before --examples; only then its stored figures are about these.
     """
-    from rekd_train import checkpoint
-    from rekd_train.evaluation import measure
+    from rekd_train.checkpoints import checkpoint
+    from rekd_train.evaluation.forward import measure
 
     stored = checkpoint.read_metrics(options.checkpoint).get(options.split)
     complete = isinstance(stored, dict) and {"accuracy", "examples"} <= set(stored)
@@ -193,11 +193,11 @@ def _answerer(options: AccuracyOptions) -> Pipeline | Client:
     if options.url is not None:
         if options.engine or options.device is not None:
             raise BenchmarkError("--engine and --device are for a repository; a server has chosen its own")
-        from rekd_deploy.client import Client
-        from rekd_deploy.triton_config import ENSEMBLE, SINGLE
+        from rekd_deploy.client.client import Client
+        from rekd_deploy.repository.config import ENSEMBLE, SINGLE
 
         return Client(options.url, model=SINGLE if options.single_graph else ENSEMBLE)
-    from rekd_deploy.pipeline import Pipeline
+    from rekd_deploy.client.pipeline import Pipeline
 
     return Pipeline(
         options.repository, single_graph=options.single_graph, engine=options.engine, device=options.device
@@ -221,7 +221,7 @@ def check_belongs(checkpoint: Path, manifest: dict[str, Any] | None, labels: lis
     Raises:
         BenchmarkError: names both.
     """
-    from rekd_train.checkpoint import checkpoint_hash, read_description
+    from rekd_train.checkpoints.checkpoint import checkpoint_hash, read_description
 
     theirs = read_description(checkpoint)["labels"]
     if manifest is None:
@@ -243,7 +243,7 @@ def _policy(options: AccuracyOptions, manifest: dict[str, Any] | None) -> Select
     if manifest is not None:
         return SelectionPolicy.model_validate(manifest["policy"])
     if options.checkpoint is not None:
-        from rekd_deploy.checkpoint_facts import read_facts
+        from rekd_deploy.export.checkpoint import read_facts
 
         return read_facts(options.checkpoint).policy
     return None

@@ -23,7 +23,7 @@ from rekd_deploy.bench.latency_figures import with_interval
 from rekd_deploy.bench.load import Ask, Load, closed_loop, merged
 from rekd_deploy.bench.request_mix import Predict, Recorded, RequestMix
 from rekd_deploy.bench.server_steps import read_totals, steps_between
-from rekd_train.prediction import Prediction
+from rekd_train.inputs.prediction import Prediction
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def subject_curve(
     subject: Subject, features: Features, labels: np.ndarray, progress: Progress = silent
 ) -> dict[str, Any]:
     """Rates, realised rates, accuracies and the area under them, of the rates that fit the subject's slots."""
-    from rekd_train.report import CURVE_RATES
+    from rekd_train.evaluation.report import CURVE_RATES
 
     scores = selected(subject, features, progress, "scores").scores
     rates, realised, accuracies = [], [], []
@@ -51,9 +51,10 @@ def subject_curve(
 
 def checkpoint_curve(path: Path, split: Split, progress: Progress = silent) -> dict[str, Any]:
     """The same from the checkpoint's own scores and predictor, at every rate, by PyTorch."""
-    from rekd_train import checkpoint, decisions
-    from rekd_train.evaluation import run_masks, run_selector
-    from rekd_train.report import CURVE_RATES
+    from rekd_train.checkpoints import checkpoint
+    from rekd_train.evaluation import decisions
+    from rekd_train.evaluation.forward import run_masks, run_selector
+    from rekd_train.evaluation.report import CURVE_RATES
 
     pair = checkpoint.load(path)
     found = run_selector(pair, split)
@@ -79,13 +80,13 @@ def highest(scores: np.ndarray, selectable: np.ndarray, rate: float) -> np.ndarr
     """
     import torch
 
-    from rekd_train.decisions import fill
+    from rekd_train.evaluation.decisions import fill
 
     return fill(torch.from_numpy(scores), torch.from_numpy(selectable), rate).numpy()
 
 
 def _area(rates: list[float], accuracies: list[float]) -> float | None:
     """Mean height over the range of the rates; None below two points."""
-    from rekd_train.metrics import area_under_curve
+    from rekd_train.evaluation.metrics import area_under_curve
 
     return area_under_curve(rates, accuracies) if len(rates) > 1 else None

@@ -139,7 +139,7 @@ def examine(
 
 
 def _answers(features: Features, chosen: Selected, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    from rekd_train.metrics import rate_summary
+    from rekd_train.evaluation.metrics import rate_summary
 
     return {
         "accuracy": float(np.mean(logits.argmax(axis=1) == labels)),
@@ -166,7 +166,7 @@ def _structure(
 def _tokens(features: Features, split: Split, chosen: Selected) -> dict[str, float] | None:
     import torch
 
-    from rekd_train.agreement import token_figures
+    from rekd_train.evaluation.agreement import token_figures
 
     return token_figures(features.preprocessor, split, torch.from_numpy(chosen.mask)).get("tokens")
 
@@ -177,9 +177,9 @@ def _judges(
     """The pair's own predictor and the independent judge, and their entries among the result's inputs."""
     if options.checkpoint is None:
         return Judges(), {}
-    from rekd_train import checkpoint
+    from rekd_train.checkpoints import checkpoint
     from rekd_train.judge import judge_run
-    from rekd_train.runtime import chosen_device
+    from rekd_train.training.runtime import chosen_device
 
     place = options.judge or options.checkpoint.with_name(f"{options.checkpoint.name}.judge")
     named = not is_table(options.data)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rekd_train.preprocess import TextPreprocessor
-from rekd_train.preprocess_image import ImagePreprocessor
+from rekd_train.inputs.image import ImagePreprocessor
+from rekd_train.inputs.text import TextPreprocessor
 
 if TYPE_CHECKING:
     from rekd_train.data import Split
-    from rekd_train.preprocessors import Preprocessor
+    from rekd_train.inputs.preprocessors import Preprocessor
 
 BATCH = 32
 

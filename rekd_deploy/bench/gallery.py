@@ -8,9 +8,9 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rekd_deploy.client.render import segments, summary
 from rekd_deploy.errors import BenchmarkError
-from rekd_deploy.render import segments, summary
-from rekd_train.prediction import Prediction, Span
+from rekd_train.inputs.prediction import Prediction, Span
 
 _LONGEST = 900
 """Characters that are shown of a text."""
@@ -76,7 +76,7 @@ def _shown(prediction: Prediction, image: str, path: Path) -> Shown:
         return Shown(summary(prediction), tuple(segments(kept)), cut)
     if not image:
         raise BenchmarkError(f"{path} holds an image's answer without its image; fix: rekd-query --image FILE --json")
-    from rekd_deploy.render import highlighted
+    from rekd_deploy.client.render import highlighted
 
     file = Path(image)
     beside = path.parent / file.name

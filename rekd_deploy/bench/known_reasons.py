@@ -29,7 +29,7 @@ def known_reasons(
     """
     import torch
 
-    from rekd_train.agreement import human_figures
+    from rekd_train.evaluation.agreement import human_figures
 
     known = [] if split.truth is None else [row for row, truth in enumerate(split.truth) if truth is not None]
     known = [row for row in known if split.truth[row].any()]

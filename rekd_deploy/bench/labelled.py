@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rekd_deploy.bench.results import Input
-from rekd_train.config import DataConfig, explain
+from rekd_train.config.run import DataConfig, explain
 from rekd_train.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ def labelled_examples(
         ConfigError: no data are named, or the settings are wrong.
         DataError: the data are missing, damaged, or have other classes than the model.
     """
+    from rekd_train.checkpoints.recorded import check_classes, recorded_config
     from rekd_train.data import SPLITS, load_data
-    from rekd_train.recorded import check_classes, recorded_config
 
     if is_table(data):
         from rekd_train.data.tables import every_row
@@ -95,7 +95,7 @@ def labelled_examples(
     if checkpoint is not None:
         config = recorded_config(checkpoint, data, overrides).data
     elif data is not None:
-        from rekd_train.config_files import read_document
+        from rekd_train.config.files import read_document
 
         config = _data_config(dict(read_document(data).get("data", {})), overrides)
     else:
@@ -111,7 +111,7 @@ def labelled_examples(
 def _data_config(document: dict[str, Any], overrides: Sequence[str]) -> DataConfig:
     from pydantic import ValidationError
 
-    from rekd_train.config_files import override
+    from rekd_train.config.files import override
 
     whole = {"data": document}
     mistakes = [mistake for text in overrides if (mistake := override(whole, text))]

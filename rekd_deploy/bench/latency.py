@@ -25,10 +25,10 @@ from rekd_deploy.bench.progress import Progress, silent
 from rekd_deploy.bench.results import Check
 from rekd_deploy.bench.traced import Traced, traced_lines
 from rekd_deploy.bench.ways_graphs import Loaded
-from rekd_deploy.engines.base import Arrays, parse_device
 from rekd_deploy.errors import BenchmarkError
-from rekd_deploy.repository_check import read_description
-from rekd_train.preprocessors import Preprocessor
+from rekd_deploy.repository.reader import read_description
+from rekd_deploy.runtimes.base import Arrays, parse_device
+from rekd_train.inputs.preprocessors import Preprocessor
 
 _SINGLE_ROUNDS = 5
 """At batch 1 so many times the rounds: they are short, and it is there that people look."""
@@ -120,7 +120,7 @@ def _lines(subjects: Subjects, grid: Grid) -> tuple[list[Line], Preprocessor, Se
             raise BenchmarkError("other K and the teacher's size are made from networks; fix: add --checkpoint")
         lines, preprocessor, labels = [], described[0].preprocessor(), described[0].labels
     else:
-        from rekd_train.checkpoint import load
+        from rekd_train.checkpoints.checkpoint import load
 
         pair = load(subjects.checkpoint)
         lines = lines_of(pair, None if subjects.teacher is None else load(subjects.teacher), grid.budgets)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from rekd_deploy.errors import BenchmarkError
-from rekd_deploy.examples import generated_images, texts_from_vocabulary
-from rekd_train.preprocess import TextPreprocessor
-from rekd_train.preprocessors import Encoded, Preprocessor
+from rekd_deploy.parity.examples import generated_images, texts_from_vocabulary
+from rekd_train.inputs.preprocessors import Encoded, Preprocessor
+from rekd_train.inputs.text import TextPreprocessor
 
 AT_HAND = 4
 """Batches that are taken in turns, so that no cache answers for the model."""

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rekd_deploy.bench.forms import CLASSIFIER, COMPACTED, LARGE_CLASSIFIER, ZEROED
-from rekd_deploy.engines.base import Arrays
+from rekd_deploy.contract.signature import GraphSignature
 from rekd_deploy.errors import BenchmarkError
-from rekd_deploy.signature import GraphSignature
+from rekd_deploy.runtimes.base import Arrays
 
 if TYPE_CHECKING:
+    from rekd_train.inputs.policy import SelectionPolicy
     from rekd_train.models.base import Predictor
     from rekd_train.models.rationalizer import Rationalizer
-    from rekd_train.policy import SelectionPolicy
 
 BOTH, PREDICTOR, SINGLE = ("selector", "predictor"), ("predictor",), ("single",)
 
@@ -46,14 +46,14 @@ class Line:
 
     def modules(self) -> list[Any]:
         """The exportable modules, in order."""
-        from rekd_deploy.graphs import graph_modules
+        from rekd_deploy.graphs.modules import graph_modules
 
         modules = graph_modules(self.pair)
         return [modules[role] for role in self.roles]
 
     def signatures(self) -> list[GraphSignature]:
         """Of the modules."""
-        from rekd_deploy.graphs import pair_signature
+        from rekd_deploy.graphs.modules import pair_signature
 
         return [pair_signature(self.pair).graph(role) for role in self.roles]
 

@@ -7,7 +7,7 @@ from typing import Any
 from rekd_deploy.bench.charts import line_chart, stacked_bars
 from rekd_deploy.bench.forms import COMPACTED, ONNX_CPU, PYTORCH, ZEROED
 from rekd_deploy.bench.report_sections import Chart, Section, Table
-from rekd_deploy.triton_config import ENSEMBLE
+from rekd_deploy.repository.config import ENSEMBLE
 
 _LINES = 7
 """Most lines of a chart."""

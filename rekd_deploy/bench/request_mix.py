@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from rekd_deploy.agreement import agreement
+from rekd_deploy.parity.agreement import agreement
 from rekd_train.errors import ConfigError
-from rekd_train.prediction import Prediction
+from rekd_train.inputs.prediction import Prediction
 
 Predict = Callable[[list[Any]], list[Prediction]]
 """Answers a list of texts or images."""

@@ -14,7 +14,7 @@ from rekd_deploy.bench.results import Input
 
 def repository_input(root: Path) -> Input:
     """A model repository; its manifest's digest stands for the whole, since the manifest has those of all files."""
-    from rekd_deploy.repository_check import MANIFEST
+    from rekd_deploy.repository.reader import MANIFEST
     from rekd_train.files import sha256
 
     return Input(name=Path(root).resolve().name, sha256=sha256(Path(root) / MANIFEST))
@@ -22,7 +22,7 @@ def repository_input(root: Path) -> Input:
 
 def checkpoint_input(path: Path) -> Input:
     """A checkpoint."""
-    from rekd_train.checkpoint import checkpoint_hash
+    from rekd_train.checkpoints.checkpoint import checkpoint_hash
 
     return Input(name=Path(path).resolve().name, sha256=checkpoint_hash(path))
 

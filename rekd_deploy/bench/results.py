@@ -29,9 +29,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rekd_deploy.engines.onnxruntime import available_cores
 from rekd_deploy.errors import BenchmarkError
-from rekd_train.command import finite
+from rekd_deploy.runtimes.onnxruntime import available_cores
+from rekd_train.cli.command import finite
 from rekd_train.files import write_json
 
 FORMAT = "rekd-bench"

@@ -30,15 +30,15 @@ from rekd_deploy.bench.progress import Progress, silent
 from rekd_deploy.bench.request_mix import Recorded, RequestMix
 from rekd_deploy.bench.results import Check
 from rekd_deploy.bench.serving_checks import serving_checks
-from rekd_deploy.client import Client
+from rekd_deploy.client.client import Client
+from rekd_deploy.client.pipeline import Pipeline
 from rekd_deploy.errors import BenchmarkError
-from rekd_deploy.pipeline import Pipeline
-from rekd_deploy.repository_check import read_manifest
-from rekd_deploy.server import TritonServer
-from rekd_deploy.triton_config import ENSEMBLE
+from rekd_deploy.repository.config import ENSEMBLE
+from rekd_deploy.repository.reader import read_manifest
+from rekd_deploy.server.server import TritonServer
 from rekd_train.errors import MissingExtraError
-from rekd_train.policy import SelectionPolicy
-from rekd_train.preprocessors import Preprocessor
+from rekd_train.inputs.policy import SelectionPolicy
+from rekd_train.inputs.preprocessors import Preprocessor
 
 _PERF_WINDOW = 50
 """Answers in a window of perf_analyzer."""

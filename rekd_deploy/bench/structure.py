@@ -14,7 +14,7 @@ from rekd_deploy.bench.progress import Progress, silent
 from rekd_deploy.bench.results import Check
 from rekd_deploy.bench.subject import Selected, Subject, classified, selected
 from rekd_deploy.bench.verdicts import not_applicable
-from rekd_train.preprocess import TextPreprocessor
+from rekd_train.inputs.text import TextPreprocessor
 
 UNSEPARABLE = "the patches do not end where pixels do, so the content of one cannot be changed alone"
 
@@ -68,7 +68,7 @@ def counterfactual(
 
     A selector that reads its context may choose otherwise; the figure says how much of an answer hangs on that.
     """
-    from rekd_train.mask_metrics import overlap
+    from rekd_train.evaluation.mask_metrics import overlap
 
     swapped = exchanged(features, features.selectable & ~chosen.mask, other_examples(len(features), generator))
     again = selected(subject, swapped, progress, "counterfactual: selecting")

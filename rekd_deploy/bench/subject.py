@@ -11,10 +11,10 @@ import numpy as np
 
 from rekd_deploy.bench.features import BATCH, Arrays, Features
 from rekd_deploy.bench.progress import Progress, silent
-from rekd_deploy.reference import handed_over
-from rekd_deploy.repository_check import read_manifest
-from rekd_deploy.repository_runners import Exported
-from rekd_train.policy import SelectionPolicy
+from rekd_deploy.parity.reference import handed_over
+from rekd_deploy.repository.reader import read_manifest
+from rekd_deploy.repository.runners import Exported
+from rekd_train.inputs.policy import SelectionPolicy
 
 
 class Subject(Protocol):

@@ -36,10 +36,10 @@ def traced_lines(
         not_run: receives what cannot be traced or converted, with the reason.
         report: called with the number of pairs that are done, and of all.
     """
-    from rekd_deploy.export import OPSET, head_layers, traced_graphs
-    from rekd_deploy.graphs import pair_signature
-    from rekd_deploy.onnx_model import joined
-    from rekd_deploy.precision.convert import convert_pair
+    from rekd_deploy.graphs.modules import head_layers, pair_signature
+    from rekd_deploy.graphs.onnx_model import joined
+    from rekd_deploy.graphs.precision.convert import convert_pair
+    from rekd_deploy.graphs.tracing import OPSET, traced_graphs
 
     pairs = {id(line.pair): line.pair for line in lines}
     for number, (key, pair) in enumerate(pairs.items()):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from rekd_deploy.engines.base import Arrays
+from rekd_deploy.runtimes.base import Arrays
 
 Way = Callable[[int], object]
 """Answers a batch; the number says which of the batches at hand."""
 
 
 def eager(modules: Sequence, signatures: Sequence, batches: Sequence[Arrays]) -> Way:
-    """The modules of ``rekd_deploy.graphs`` as PyTorch runs them, without a compiler.
+    """The modules of ``rekd_deploy.graphs.modules`` as PyTorch runs them, without a compiler.
 
     Args:
         modules: in order, each taking its signature's inputs.

@@ -23,12 +23,12 @@ from rekd_deploy.bench.forms import (
     Way,
 )
 from rekd_deploy.bench.lines import BOTH, PREDICTOR, SINGLE, Line, all_kept
-from rekd_deploy.engines.base import Arrays, Chain, Runner
-from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
-from rekd_deploy.engines.onnxruntime_device import DeviceChain, Graph
-from rekd_deploy.repository_check import read_manifest
-from rekd_deploy.repository_runners import Exported
-from rekd_deploy.signature import GraphSignature
+from rekd_deploy.contract.signature import GraphSignature
+from rekd_deploy.repository.reader import read_manifest
+from rekd_deploy.repository.runners import Exported
+from rekd_deploy.runtimes.base import Arrays, Chain, Runner
+from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
+from rekd_deploy.runtimes.onnxruntime_device import DeviceChain, Graph
 from rekd_train.errors import RekdError
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class Loaded:
                 self._ready.append(_Ready(form, parts, chain=chain))
 
     def _add_engines(self, parts: _Arrangement, exported: Exported) -> None:
-        from rekd_deploy.engine_parity import reason_not_to_run
+        from rekd_deploy.parity.engines import reason_not_to_run
 
         entries = [exported.entries[role]["engine"] for role in parts.signatures]
         form = parts.form(entries[0]["format"])
@@ -188,7 +188,7 @@ def _graph(exported: Exported, role: str) -> Path | bytes:
         return exported.graphs[role]
     import onnx
 
-    from rekd_deploy.onnx_model import joined
+    from rekd_deploy.graphs.onnx_model import joined
 
     steps = [onnx.load(exported.graphs[each]) for each in BOTH]
     return joined(*steps, exported.signature).SerializeToString()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rekd_deploy.bench.forms import COMPILED, PYTORCH, PYTORCH_GRAPHS, Form, NotRun, Stopwatch, Way
 from rekd_deploy.bench.lines import Line
-from rekd_deploy.engines.base import Arrays
+from rekd_deploy.runtimes.base import Arrays
 
 if TYPE_CHECKING:
     import numpy as np

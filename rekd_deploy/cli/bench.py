@@ -10,7 +10,7 @@ from rekd_deploy.cli import (
     bench_report,
     bench_serving,
 )
-from rekd_train.command import application, examples, run
+from rekd_train.cli.command import application, examples, run
 
 SUBCOMMANDS = (bench_latency, bench_serving, bench_accuracy, bench_faithfulness, bench_report, bench_compare)
 """Modules with ``NAME``, ``EXAMPLES`` (lines for --help) and ``command`` (a typer callback), in the order of --help."""

@@ -57,7 +57,7 @@ def command(
     from rekd_deploy.bench.latency import Grid, Subjects, measure_latency
     from rekd_deploy.bench.result_inputs import checkpoint_input, repository_input
     from rekd_deploy.bench.results import result
-    from rekd_deploy.engines.onnxruntime import available_cores
+    from rekd_deploy.runtimes.onnxruntime import available_cores
 
     threads = threads or available_cores()
     subjects = Subjects(tuple(repositories or ()), checkpoint, teacher)

@@ -133,7 +133,7 @@ def _steps(steps: dict[str, dict[str, Any]]) -> str:
 def _items(repository: Path, file: str | None, data: str | None) -> tuple[list[Any], str]:
     """Texts of the file, examples of the data, else what the repository's preprocessing can make up."""
     from rekd_deploy.errors import BenchmarkError
-    from rekd_deploy.repository_check import read_description
+    from rekd_deploy.repository.reader import read_description
 
     description = read_description(repository)
     preprocessor = description.preprocessor()
@@ -150,6 +150,6 @@ def _items(repository: Path, file: str | None, data: str | None) -> tuple[list[A
         return calibration_items(preprocessor), "made up"
     if preprocessor.settings.kind != "text":
         raise BenchmarkError(f"{file} holds texts, but the model reads images; fix: leave out --file")
-    from rekd_deploy.text_source import TextSource
+    from rekd_deploy.contract.text_source import TextSource
 
     return [sourced.text for sourced in islice(TextSource(file), _MOST_ITEMS)], Path(file).name

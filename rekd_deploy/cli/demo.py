@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rekd_train.command import application, examples, print_json, run
+from rekd_train.cli.command import application, examples, print_json, run
 
 _SHORT = 600
 """Characters of the reviews that are shown, if there are enough of them."""
@@ -31,9 +31,9 @@ def demo(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    from rekd_deploy.demo import IMAGES, REVIEWS, Demo, run_demo
-    from rekd_deploy.stages import Stages
-    from rekd_train.cli import progress_bars
+    from rekd_deploy.cli.demo_chain import IMAGES, REVIEWS, Demo, run_demo
+    from rekd_deploy.cli.stages import Stages
+    from rekd_train.cli.main import progress_bars
 
     settings = Demo(output, queries, tuple(overrides or ()), IMAGES if images else REVIEWS)
 
@@ -52,8 +52,8 @@ def _show(settings, report: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from rekd_deploy.demo import MODELS, served_predictions
-    from rekd_deploy.render import plain_text, shows_colours, terminal_text
+    from rekd_deploy.cli.demo_chain import MODELS, served_predictions
+    from rekd_deploy.client.render import plain_text, shows_colours, terminal_text
 
     console = Console(highlight=False, markup=False, emoji=False)
     show = terminal_text if shows_colours(console) else plain_text

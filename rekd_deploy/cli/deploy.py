@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rekd_train.command import application, examples, run
+from rekd_train.cli.command import application, examples, run
 
 app = application(
     help="Write the files that run a repository in production: for docker compose, for Kubernetes with KEDA, for "

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rekd_train.command import application, examples, print_json, run
+from rekd_train.cli.command import application, examples, print_json, run
 
 if TYPE_CHECKING:
-    from rekd_deploy.export_options import ExportOptions
+    from rekd_deploy.export.options import ExportOptions
 
 _STEPS = {
     "load": "reading the checkpoint",
@@ -156,7 +156,7 @@ def export(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the table.")] = False,
 ) -> None:
-    from rekd_deploy.export_options import ExportOptions
+    from rekd_deploy.export.options import ExportOptions
     from rekd_train.errors import ConfigError
 
     if (checkpoint is None) == (verify is None):
@@ -215,7 +215,7 @@ def _check_alone(context: typer.Context) -> None:
 def _verify(root: Path, checkpoint: Path | None, device: str, json: bool) -> None:
     from rich.console import Console
 
-    from rekd_deploy.verify import verify
+    from rekd_deploy.export.verify import verify
 
     with Console(stderr=True).status(_STEPS["files"]) as status:
         verification = verify(
@@ -229,7 +229,7 @@ def _verify(root: Path, checkpoint: Path | None, device: str, json: bool) -> Non
 
 
 def _show_plan(checkpoint: Path, root: Path, options: ExportOptions, json: bool) -> None:
-    from rekd_deploy.export_plan import plan_export
+    from rekd_deploy.export.plan import plan_export
 
     plan = plan_export(checkpoint, root, options)
     if json:
@@ -242,8 +242,8 @@ def _publish(checkpoint: Path, root: Path, options: ExportOptions, json: bool) -
     from rich.console import Console
 
     from rekd_deploy.cli.export_summary import summary
-    from rekd_deploy.export_plan import kept_note
-    from rekd_deploy.publish import publish
+    from rekd_deploy.export.plan import kept_note
+    from rekd_deploy.export.run import publish
 
     with Console(stderr=True).status(_STEPS["load"]) as status:
         publication = publish(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rekd_deploy.publish import Publication
+    from rekd_deploy.export.run import Publication
 
 
 def summary(publication: Publication) -> list[Any]:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rekd_train.command import FAILED, application, examples, finite, run
+from rekd_train.cli.command import FAILED, application, examples, finite, run
 
 if TYPE_CHECKING:
-    from rekd_deploy.client import Client
-    from rekd_deploy.pipeline import Pipeline
-    from rekd_deploy.text_source import SourcedText, TextSource
-    from rekd_train.prediction import Prediction
+    from rekd_deploy.client.client import Client
+    from rekd_deploy.client.pipeline import Pipeline
+    from rekd_deploy.contract.text_source import SourcedText, TextSource
+    from rekd_train.inputs.prediction import Prediction
 
 _URL = "localhost:8001"
 _CHUNK = 256
@@ -119,7 +119,7 @@ def query(
             raise typer.BadParameter(what, param_hint=option)
     options = {"timeout": timeout, "headers": _headers(header)}
     if ca or cert or key:
-        from rekd_deploy.address import TlsSettings
+        from rekd_deploy.client.address import TlsSettings
 
         options["tls"] = TlsSettings(ca, cert, key)
     if image:
@@ -127,7 +127,7 @@ def query(
             _check_kind(answerer, "image", url or _URL, local)
             _predict_images(answerer, image, save, json_lines)
         return
-    from rekd_deploy.text_source import TextSource
+    from rekd_deploy.contract.text_source import TextSource
 
     source = TextSource(file, column, texts or (), lambda error: typer.echo(f"error: {error}", err=True))
     chunks = source.chunks(_CHUNK)
@@ -155,7 +155,7 @@ def _check_kind(answerer: Client | Pipeline, given: str, url: str, local: Path |
 
 
 def _predict_images(answerer: Client | Pipeline, files: list[Path], save: Path | None, json_lines: bool) -> None:
-    from rekd_deploy.render import plain_text, rationale_files, write_rationale
+    from rekd_deploy.client.render import plain_text, rationale_files, write_rationale
     from rekd_train.errors import FaultyItemsError
 
     written = rationale_files(files, save) if save is not None else {}
@@ -185,10 +185,10 @@ def _headers(given: list[str] | None) -> dict[str, str]:
 
 def _answerer(url: str, local: Path | None, device: str, options: dict[str, Any]) -> Client | Pipeline:
     if local is not None:
-        from rekd_deploy.pipeline import Pipeline
+        from rekd_deploy.client.pipeline import Pipeline
 
         return Pipeline(local, device=device)
-    from rekd_deploy.client import Client
+    from rekd_deploy.client.client import Client
 
     return Client(url, **options)
 
@@ -237,7 +237,7 @@ def _write_json(prediction: Prediction, record: Mapping[str, Any]) -> None:
 def _writer() -> Callable[[Prediction, Mapping[str, Any]], Any]:
     from rich.console import Console
 
-    from rekd_deploy.render import plain_text, shows_colours, terminal_text
+    from rekd_deploy.client.render import plain_text, shows_colours, terminal_text
 
     console = Console(highlight=False, markup=False, emoji=False)
     if shows_colours(console):

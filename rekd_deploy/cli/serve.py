@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rekd_train.command import application, examples, print_json, run
+from rekd_train.cli.command import application, examples, print_json, run
 
 _REPOSITORY = Path("model_repository/python")
 _EXPOSE = "--expose-without-login-or-tls"
@@ -102,11 +102,11 @@ def serve(
         raise typer.BadParameter("--json shows the status; add --status")
     if backends is not None and tritonserver is None:
         raise typer.BadParameter("--backends belongs to --tritonserver")
-    from rekd_deploy.hot_reload import HotReload
-    from rekd_deploy.restart import NEVER, RestartPolicy
-    from rekd_deploy.server import TritonServer
-    from rekd_deploy.service import Service
-    from rekd_deploy.triton_program import find_installed
+    from rekd_deploy.server.hot_reload import HotReload
+    from rekd_deploy.server.program import find_installed
+    from rekd_deploy.server.restart import NEVER, RestartPolicy
+    from rekd_deploy.server.server import TritonServer
+    from rekd_deploy.server.service import Service
 
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
         signal.signal(number, _interrupt)
@@ -144,9 +144,9 @@ def _show_status(url: str | None, ca: Path | None, json: bool) -> int:
     """Print the status; returns the exit code."""
     from rich.console import Console
 
-    from rekd_deploy.address import TlsSettings
-    from rekd_deploy.server_state import running_states
-    from rekd_deploy.server_status import choose_url, read_status, status_table
+    from rekd_deploy.client.address import TlsSettings
+    from rekd_deploy.server.state import running_states
+    from rekd_deploy.server.status import choose_url, read_status, status_table
 
     running = running_states()
     found = read_status(url or choose_url(running), running, tls=TlsSettings(ca) if ca else None)

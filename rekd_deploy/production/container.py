@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rekd_deploy.production.settings import ProductionSettings
-from rekd_deploy.server_flags import LOOPBACK, ServerSettings, server_flags
+from rekd_deploy.server.flags import LOOPBACK, ServerSettings, server_flags
 
 ANY_ADDRESS = "0.0.0.0"
 KEY_VARIABLE = "REKD_ADMIN_KEY"

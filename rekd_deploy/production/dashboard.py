@@ -7,7 +7,7 @@ from typing import Any
 
 from rekd_deploy.production.queue_time import ENTRANCES, mean_wait_ms
 from rekd_deploy.production.settings import ProductionSettings
-from rekd_deploy.triton_config import ENSEMBLE
+from rekd_deploy.repository.config import ENSEMBLE
 
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _INSTANCES = 'instance=~"$instance"'

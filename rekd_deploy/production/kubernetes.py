@@ -17,7 +17,7 @@ from rekd_deploy.production.container import (
 from rekd_deploy.production.proxy import CONFIG_FILE, CONFIG_FOLDER, TLS_FOLDER, nginx_command, nginx_config
 from rekd_deploy.production.queue_time import scaling_query
 from rekd_deploy.production.settings import DRAIN_SECONDS, UNPUBLISH_SECONDS, ProductionSettings
-from rekd_deploy.server_flags import LOOPBACK
+from rekd_deploy.server.flags import LOOPBACK
 
 Manifest = dict[str, Any]
 METRICS = "metrics"

@@ -7,8 +7,8 @@ the query gives by the number of replicas, so the query multiplies by it: then a
 from __future__ import annotations
 
 from rekd_deploy.production.settings import ProductionSettings
-from rekd_deploy.raw_input import RAW
-from rekd_deploy.triton_config import ENSEMBLE, SINGLE
+from rekd_deploy.repository.config import ENSEMBLE, SINGLE
+from rekd_deploy.repository.text_endpoint import RAW
 
 ENTRANCES = "|".join((ENSEMBLE, SINGLE, *RAW.values()))
 """Models that clients ask, as a regular expression; the others are their steps."""

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from rekd_train.config import explain
-from rekd_train.config_files import read_document
-from rekd_train.config_section import Section
+from rekd_train.config.files import read_document
+from rekd_train.config.run import explain
+from rekd_train.config.section import Section
 from rekd_train.errors import ConfigError
 
 OLDEST_RELEASE = (26, 5)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rekd_train.config import DataConfig
+from rekd_train.config.run import DataConfig
 from rekd_train.data.examples import DataSet, LabelledImages
 from rekd_train.data.partition import completed
 from rekd_train.errors import DataError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rekd_train.config import DataConfig
+from rekd_train.config.run import DataConfig
 from rekd_train.data.classes import class_names, class_numbers, label_fix, unknown_labels
 from rekd_train.data.duplicates import find_duplicates
 from rekd_train.data.examples import DataSet, LabelledImages
@@ -13,7 +13,7 @@ from rekd_train.data.partition import completed
 from rekd_train.data.tables import SPLIT_NAMES
 from rekd_train.errors import DataError, listed
 from rekd_train.files import sha256
-from rekd_train.prediction import RATIONALE
+from rekd_train.inputs.prediction import RATIONALE
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 

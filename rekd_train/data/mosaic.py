@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rekd_train.config import DataConfig
+from rekd_train.config.run import DataConfig
 from rekd_train.data.examples import DataSet, LabelledImages
 from rekd_train.data.fashion import LABELS, ORIGIN, official_parts
 from rekd_train.data.partition import completed

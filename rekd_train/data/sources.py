@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rekd_train.config import DataConfig
+from rekd_train.config.run import DataConfig
 from rekd_train.data.checks import check_data
 from rekd_train.data.cifar import cifar
 from rekd_train.data.digits import digits

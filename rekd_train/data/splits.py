@@ -10,13 +10,13 @@ from typing import Protocol
 import numpy as np
 from tokenizers import Encoding
 
-from rekd_train.config import DataConfig
+from rekd_train.config.run import DataConfig
 from rekd_train.data.augmentation import augment
 from rekd_train.data.examples import DataSet, Examples, LabelledImages, LabelledTexts
 from rekd_train.errors import ConfigError, DataError, InputError, listed
-from rekd_train.preprocess import TextPreprocessor
-from rekd_train.preprocess_image import ImagePreprocessor
-from rekd_train.preprocessors import Preprocessor
+from rekd_train.inputs.image import ImagePreprocessor
+from rekd_train.inputs.preprocessors import Preprocessor
+from rekd_train.inputs.text import TextPreprocessor
 
 _TOKENIZED_AT_ONCE = 512
 """Texts; an encoding takes some fifty times the memory of its ids, more with the windows of a long text."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rekd_train.config import DataConfig
+from rekd_train.config.run import DataConfig
 from rekd_train.data.classes import class_names, class_numbers, label_fix, unknown_labels
 from rekd_train.data.duplicates import find_duplicates
 from rekd_train.data.examples import SPLITS, CharacterSpans, DataSet, LabelledTexts

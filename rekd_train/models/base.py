@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from rekd_train.config import BackboneConfig
+from rekd_train.config.run import BackboneConfig
 from rekd_train.errors import ConfigError
 
 Inputs = dict[str, Tensor]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import BertConfig, BertModel
 
-from rekd_train.config import BackboneConfig
+from rekd_train.config.run import BackboneConfig
 from rekd_train.models.base import Inputs, log_weights
 from rekd_train.models.bert_pooling import first_state
 from rekd_train.models.text import TextBackbone, with_cls

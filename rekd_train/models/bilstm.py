@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rekd_train.config import BackboneConfig
+from rekd_train.config.run import BackboneConfig
 from rekd_train.errors import ConfigError
 from rekd_train.models.base import Inputs
 from rekd_train.models.text import TextBackbone, with_cls

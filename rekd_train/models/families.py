@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rekd_train.config import BackboneConfig
+from rekd_train.config.run import BackboneConfig
 from rekd_train.errors import ConfigError
 from rekd_train.models.base import Backbone
 from rekd_train.models.bert import BertBackbone

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rekd_train.policy import SelectionPolicy
+from rekd_train.inputs.policy import SelectionPolicy
 
 
 class Gate(NamedTuple):
@@ -44,7 +44,7 @@ def selection_scores(logits: Tensor) -> Tensor:
 
 
 def apply_policy(scores: Tensor, selectable: Tensor, policy: SelectionPolicy, capacity: int) -> Tensor:
-    """The decision rule of ``rekd_train.policy``, exportable: fixed shapes, no sort order relied on.
+    """The decision rule of ``rekd_train.inputs.policy``, exportable: fixed shapes, no sort order relied on.
 
     Only the *values* of a top-k are used; ties at the cut are resolved by a running count over the
     positions, so the lower index wins on every runtime.

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rekd_train.inputs.policy import SelectionPolicy
+from rekd_train.inputs.prediction import Prediction
+from rekd_train.inputs.preprocessors import Preprocessor, full_length
 from rekd_train.models.base import Inputs, Predictor, Selector
 from rekd_train.models.gates import apply_policy, kept_positions, selection_scores
-from rekd_train.policy import SelectionPolicy
-from rekd_train.prediction import Prediction
-from rekd_train.preprocessors import Preprocessor, full_length
 
 
 class Selection(NamedTuple):

@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import embedding, interpolate, linear
 
-from rekd_train.config import BackboneConfig
+from rekd_train.config.run import BackboneConfig
 from rekd_train.errors import ConfigError, InputError
 from rekd_train.models.base import Backbone, Inputs, log_weights
 

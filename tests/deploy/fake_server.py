@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from rekd_deploy.calls import IN_FLIGHT
-from rekd_deploy.transport import Arrays, ModelConfig, Transport
+from rekd_deploy.client.calls import IN_FLIGHT
+from rekd_deploy.client.transport import Arrays, ModelConfig, Transport
 
 
 class FakeServer(Transport):

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from conftest import make_image_rationalizer, make_rationalizer, tiny_tokenizer_json
 
-from rekd_train.config import BackboneConfig
+from rekd_train.config.run import BackboneConfig
+from rekd_train.inputs.policy import PAPER_POLICY, SelectionPolicy
+from rekd_train.inputs.text import TextPreprocessor, TextSettings
 from rekd_train.models.base import Predictor, Selector
 from rekd_train.models.families import build_backbone
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.policy import PAPER_POLICY, SelectionPolicy
-from rekd_train.preprocess import TextPreprocessor, TextSettings
 
 
 def make_bilstm(operator: str = "compact") -> Rationalizer:

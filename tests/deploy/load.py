@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from rekd_deploy.client import Client
+from rekd_deploy.client.client import Client
 from rekd_deploy.errors import ClientError
 
 Key = tuple

@@ -9,11 +9,12 @@ import numpy as np
 import onnx
 from families import KINDS, some_images
 
-from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
-from rekd_deploy.examples import generated_images, texts_from_vocabulary
-from rekd_deploy.export import OPSET, guarded_pair, head_layers, traced_graphs, write_graphs
-from rekd_deploy.graphs import pair_signature
-from rekd_deploy.precision.convert import Conversion, convert_pair
+from rekd_deploy.export.graphs import guarded_pair
+from rekd_deploy.graphs.modules import head_layers, pair_signature
+from rekd_deploy.graphs.precision.convert import Conversion, convert_pair
+from rekd_deploy.graphs.tracing import OPSET, traced_graphs, write_graphs
+from rekd_deploy.parity.examples import generated_images, texts_from_vocabulary
+from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
 
 @cache

@@ -9,15 +9,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from rekd_deploy.artefacts import Artefacts
-from rekd_deploy.engine_export import EngineRequest, plan_engines
-from rekd_deploy.engines.tensorrt_library import PRODUCTS
-from rekd_deploy.raw_input import raw_configs
-from rekd_deploy.signature import Slots, text_pair_signature
-from rekd_deploy.triton_config import CONFIG_FILE, ENSEMBLE, ServingSettings, build_configs, config_text
-from rekd_deploy.versions import Versions, pin_versions
+from rekd_deploy.contract.artefacts import Artefacts
+from rekd_deploy.contract.signature import Slots, text_pair_signature
+from rekd_deploy.export.engines import EngineRequest, plan_engines
+from rekd_deploy.repository.config import CONFIG_FILE, ENSEMBLE, ServingSettings, build_configs, config_text
+from rekd_deploy.repository.text_endpoint import raw_configs
+from rekd_deploy.repository.versions import Versions, pin_versions
+from rekd_deploy.runtimes.tensorrt.library import PRODUCTS
 from rekd_train.files import write_text
-from rekd_train.preprocess import TextPreprocessor
+from rekd_train.inputs.text import TextPreprocessor
 
 REFERENCES = Path(__file__).resolve().parents[2] / "model_repository" / "reference"
 ROOT = REFERENCES / "python"

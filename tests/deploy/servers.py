@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from rekd_deploy.triton_program import TritonProgram
+from rekd_deploy.server.program import TritonProgram
 
 READY = """
 import http.server, sys

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rekd_deploy.agreement import agreement
-from rekd_train.prediction import Patch, Piece, Prediction, Span
+from rekd_deploy.parity.agreement import agreement
+from rekd_train.inputs.prediction import Patch, Piece, Prediction, Span
 
 
 def prediction(*scores: float, probability: float = 0.9, label: str = "good") -> Prediction:

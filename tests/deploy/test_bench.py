@@ -5,9 +5,9 @@ import pytest
 
 from rekd_deploy.bench.interleaved import Timings, interleaved
 from rekd_deploy.bench.ways import eager
-from rekd_deploy.engines.base import RunnerChain
-from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
-from rekd_deploy.graphs import graph_modules, pair_signature
+from rekd_deploy.graphs.modules import graph_modules, pair_signature
+from rekd_deploy.runtimes.base import RunnerChain
+from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from rekd_train.errors import ConfigError
 
 

@@ -19,9 +19,9 @@ from rekd_deploy.bench.features import features_of
 from rekd_deploy.bench.results import read_result
 from rekd_deploy.bench.subject import classified
 from rekd_deploy.cli.bench import app
-from rekd_train import checkpoint as checkpoints
-from rekd_train.command import run
-from rekd_train.config import RunConfig
+from rekd_train.checkpoints import checkpoint as checkpoints
+from rekd_train.cli.command import run
+from rekd_train.config.run import RunConfig
 
 pytest.importorskip("pandas", reason="pandas is not installed")
 
@@ -35,10 +35,10 @@ def invoke(capsys, *arguments: str, command: str = "accuracy") -> tuple[int, str
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory) -> tuple[Path, Path]:
     """A tiny pair that records its data and its own figures, and its repository."""
-    from rekd_deploy.export import export
-    from rekd_deploy.repository import write_repository
+    from rekd_deploy.export.graphs import export
+    from rekd_deploy.repository.writer import write_repository
     from rekd_train.data import encode, load_data
-    from rekd_train.evaluation import measure
+    from rekd_train.evaluation.forward import measure
 
     folder = tmp_path_factory.mktemp("accuracy")
     data = {"name": "table", "path": str(table_file(folder, 60)), "max_length": 48, "test_share": 0.4}

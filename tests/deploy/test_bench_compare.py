@@ -88,7 +88,7 @@ def test_what_cannot_be_compared_is_refused():
 
 def test_the_command_ends_with_1_and_says_what(tmp_path, capsys):
     from rekd_deploy.cli.bench import app
-    from rekd_train.command import run
+    from rekd_train.cli.command import run
 
     old, new = (write_result(tmp_path / name, found) for name, found in
                 (("old.json", latency()), ("new.json", latency(factor=1.3))))  # fmt: skip

@@ -15,7 +15,7 @@ from rekd_deploy.bench.structure import exchanged, other_examples, swap_check, s
 from rekd_deploy.bench.subject import Selected, selected
 from rekd_train.data import ImageSplit, LabelledImages
 from rekd_train.data.mosaic import make_mosaics
-from rekd_train.preprocess_image import ImagePreprocessor, ImageSettings
+from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 

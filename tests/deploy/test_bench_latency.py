@@ -221,7 +221,7 @@ def test_an_unknown_device_is_refused(repository):
 
 def test_the_command_writes_a_result_and_ends_with_json(repository, tmp_path, capsys):
     from rekd_deploy.cli.bench import app
-    from rekd_train.command import run
+    from rekd_train.cli.command import run
 
     output = tmp_path / "latency.json"
     arguments = ["latency", str(repository), "--batches", "1", "--lengths", "16", "--rounds", "3", "--warmup", "0",
@@ -238,7 +238,7 @@ def test_the_command_writes_a_result_and_ends_with_json(repository, tmp_path, ca
 
 def test_a_list_that_is_none_is_a_usage_error(repository, capsys):
     from rekd_deploy.cli.bench import app
-    from rekd_train.command import run
+    from rekd_train.cli.command import run
 
     with pytest.raises(SystemExit) as ended:
         run(app, ["latency", str(repository), "--batches", "1,two"])

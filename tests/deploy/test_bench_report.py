@@ -16,7 +16,7 @@ from rekd_deploy.bench.report import Report, markdown_page, write_report
 from rekd_deploy.bench.report_sections import sections_of, verdict_of
 from rekd_deploy.bench.results import write_result
 from rekd_deploy.errors import BenchmarkError
-from rekd_train.prediction import Patch, Prediction, Span
+from rekd_train.inputs.prediction import Patch, Prediction, Span
 
 pytest.importorskip("matplotlib")
 RESULTS = [latency(), serving(), accuracy(), faithfulness()]
@@ -216,7 +216,7 @@ def test_a_missing_image_is_named(tmp_path):
 
 def test_the_command_makes_both(tmp_path, capsys):
     from rekd_deploy.cli.bench import app
-    from rekd_train.command import run
+    from rekd_train.cli.command import run
 
     files = [str(write_result(tmp_path / f"{result.kind}.json", result)) for result in (accuracy(), faithfulness())]
     with pytest.raises(SystemExit) as ended:

@@ -17,9 +17,9 @@ from rekd_deploy.bench.serving import Serving, measure_serving
 from rekd_deploy.bench.serving import _open as open_loads
 from rekd_deploy.bench.serving_checks import serving_checks
 from rekd_deploy.errors import BenchmarkError, DeadlineError, ServerUnavailableError
-from rekd_deploy.step_totals import StepTotals
+from rekd_deploy.server.step_totals import StepTotals
 from rekd_train.errors import ConfigError, MissingExtraError
-from rekd_train.prediction import Prediction
+from rekd_train.inputs.prediction import Prediction
 
 STALL = 0.4
 
@@ -308,8 +308,8 @@ def test_perf_analyzer_agrees_about_the_server(repository, texts):
     # without the marker 'triton', whose tests may not skip in CI: the wheel is only for glibc 2.38 and later
     pytest.importorskip("perf_analyzer")
     pytest.importorskip("pytriton", exc_type=ImportError)
-    from rekd_deploy.pipeline import Pipeline
-    from rekd_deploy.server import TritonServer
+    from rekd_deploy.client.pipeline import Pipeline
+    from rekd_deploy.server.server import TritonServer
 
     preprocessor = Pipeline(repository).preprocessor
     requests = [dict(preprocessor([text]).inputs) for text in texts[:2]]
@@ -327,7 +327,7 @@ def test_nothing_to_ask_about_is_refused(repository):
 
 def test_the_command_refuses_texts_for_images_before_it_serves(repository, tmp_path, capsys):
     from rekd_deploy.cli.bench import app
-    from rekd_train.command import run
+    from rekd_train.cli.command import run
 
     with pytest.raises(SystemExit) as ended:
         run(app, ["serving", str(repository), "--file", str(tmp_path / "none.txt")])

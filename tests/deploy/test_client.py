@@ -12,8 +12,12 @@ import pytest
 from conftest import make_rationalizer
 from fake_server import FakeServer, PatientServer
 
-from rekd_deploy.calls import IN_FLIGHT
-from rekd_deploy.client import AsyncClient, Client
+from rekd_deploy.client.calls import IN_FLIGHT
+from rekd_deploy.client.client import AsyncClient, Client
+from rekd_deploy.client.retry import RetryPolicy
+from rekd_deploy.client.transport import ModelConfig
+from rekd_deploy.client.windows import WindowedText
+from rekd_deploy.contract.description import ServedDescription
 from rekd_deploy.errors import (
     ClientError,
     DeadlineError,
@@ -23,12 +27,8 @@ from rekd_deploy.errors import (
     ServerUnavailableError,
     VersionMismatchError,
 )
-from rekd_deploy.retry import RetryPolicy
-from rekd_deploy.served import ServedDescription
-from rekd_deploy.transport import ModelConfig
-from rekd_deploy.windows import WindowedText
 from rekd_train.errors import InputError
-from rekd_train.preprocess import EncodedTexts, TextPreprocessor
+from rekd_train.inputs.text import EncodedTexts, TextPreprocessor
 
 QUICK = RetryPolicy(first_pause=0.001)
 
@@ -241,7 +241,7 @@ def test_a_cancelled_task_ends_its_pauses(server):
 
 
 def test_a_call_that_waits_for_its_turn_ends_at_its_deadline(server, monkeypatch):
-    monkeypatch.setattr("rekd_deploy.client.CALLS", 1)
+    monkeypatch.setattr("rekd_deploy.client.client.CALLS", 1)
 
     async def crowd():
         client = AsyncClient(transport=server)

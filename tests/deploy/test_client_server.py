@@ -20,8 +20,11 @@ import pytest
 import trustme
 from proxies import Proxy
 
-from rekd_deploy.address import TlsSettings
-from rekd_deploy.client import AsyncClient, Client
+from rekd_deploy.client.address import TlsSettings
+from rekd_deploy.client.client import AsyncClient, Client
+from rekd_deploy.client.pipeline import Pipeline
+from rekd_deploy.client.retry import RetryPolicy
+from rekd_deploy.client.transport import open_transport
 from rekd_deploy.errors import (
     ClientError,
     DeadlineError,
@@ -30,10 +33,7 @@ from rekd_deploy.errors import (
     ServerError,
     ServerUnavailableError,
 )
-from rekd_deploy.pipeline import Pipeline
-from rekd_deploy.retry import RetryPolicy
-from rekd_deploy.server import TritonServer
-from rekd_deploy.transport import open_transport
+from rekd_deploy.server.server import TritonServer
 
 pytestmark = pytest.mark.triton
 

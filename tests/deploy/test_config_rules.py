@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from rekd_deploy.config_rules import config_mistakes, engine_mistakes, graph_mistakes
-from rekd_deploy.triton_config import ENSEMBLE, PREDICTOR, SELECTOR, ServingSettings, build_configs
+from rekd_deploy.repository.config import ENSEMBLE, PREDICTOR, SELECTOR, ServingSettings, build_configs
+from rekd_deploy.repository.config_rules import config_mistakes, engine_mistakes, graph_mistakes
 
 
 @pytest.fixture

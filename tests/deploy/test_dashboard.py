@@ -12,7 +12,7 @@ import pytest
 from rekd_deploy.production.dashboard import dashboard
 from rekd_deploy.production.queue_time import ENTRANCES, scaling_query
 from rekd_deploy.production.settings import ProductionSettings
-from rekd_deploy.triton_config import ENSEMBLE, PREDICTOR, SELECTOR, SINGLE
+from rekd_deploy.repository.config import ENSEMBLE, PREDICTOR, SELECTOR, SINGLE
 
 SETTINGS = ProductionSettings(queue_target_ms=12.5)
 

@@ -7,9 +7,9 @@ import json
 import pytest
 from conftest import fashion_folder
 
-from rekd_deploy.demo import IMAGES, MODELS, Demo, run_demo, served_predictions
-from rekd_deploy.stages import Stages
-from rekd_train.training import Silent
+from rekd_deploy.cli.demo_chain import IMAGES, MODELS, Demo, run_demo, served_predictions
+from rekd_deploy.cli.stages import Stages
+from rekd_train.training.stages import Silent
 
 pytestmark = pytest.mark.triton
 

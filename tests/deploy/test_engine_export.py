@@ -14,22 +14,15 @@ import pytest
 from fake_tensorrt import FakeDriver, FakeLibrary
 from families import assert_same_answers
 
-from rekd_deploy import verify_engines
-from rekd_deploy.config_rules import config_mistakes, engine_mistakes, graph_mistakes
-from rekd_deploy.engine_export import EngineRequest, plan_engines
-from rekd_deploy.engine_parity import prove_engines, reason_not_to_run
-from rekd_deploy.engines import tensorrt_execution
-from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
-from rekd_deploy.engines.tensorrt_library import PRODUCTS
+from rekd_deploy.client.pipeline import Pipeline
 from rekd_deploy.errors import EngineError, ParityError, RepositoryError, ServerError
-from rekd_deploy.export_options import ExportOptions
-from rekd_deploy.pipeline import Pipeline
-from rekd_deploy.publish import publish
-from rekd_deploy.repository import write_repository
-from rekd_deploy.repository_check import PLAN, check_repository, graph_path, plan_path, read_manifest
-from rekd_deploy.repository_runners import Exported
-from rekd_deploy.server import TritonServer
-from rekd_deploy.triton_config import (
+from rekd_deploy.export import verify_engines
+from rekd_deploy.export.engines import EngineRequest, plan_engines
+from rekd_deploy.export.options import ExportOptions
+from rekd_deploy.export.run import publish
+from rekd_deploy.export.verify import verify
+from rekd_deploy.parity.engines import prove_engines, reason_not_to_run
+from rekd_deploy.repository.config import (
     ENSEMBLE,
     PREDICTOR,
     SELECTOR,
@@ -39,7 +32,14 @@ from rekd_deploy.triton_config import (
     parameters_of,
     read_config,
 )
-from rekd_deploy.verify import verify
+from rekd_deploy.repository.config_rules import config_mistakes, engine_mistakes, graph_mistakes
+from rekd_deploy.repository.reader import PLAN, check_repository, graph_path, plan_path, read_manifest
+from rekd_deploy.repository.runners import Exported
+from rekd_deploy.repository.writer import write_repository
+from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
+from rekd_deploy.runtimes.tensorrt import execution as tensorrt_execution
+from rekd_deploy.runtimes.tensorrt.library import PRODUCTS
+from rekd_deploy.server.server import TritonServer
 from rekd_train.errors import ConfigError, RekdError
 from rekd_train.files import sha256
 

@@ -6,10 +6,10 @@ from importlib import metadata
 import numpy as np
 import pytest
 
-from rekd_deploy.engines import onnxruntime as engine
-from rekd_deploy.engines.base import check_inputs
+from rekd_deploy.contract.signature import BATCH, GraphSignature, TensorSpec
 from rekd_deploy.errors import EngineError
-from rekd_deploy.signature import BATCH, GraphSignature, TensorSpec
+from rekd_deploy.runtimes import onnxruntime as engine
+from rekd_deploy.runtimes.base import check_inputs
 from rekd_train.errors import MissingExtraError
 
 

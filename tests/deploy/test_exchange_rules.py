@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from rekd_deploy.exchange_rules import is_ensemble, model_processes, reasons_not_to_exchange, side_by_side
-from rekd_deploy.raw_input import raw_configs
-from rekd_deploy.served import ServedDescription
-from rekd_deploy.triton_config import ServingSettings, build_configs
-from rekd_deploy.versions import Versions, pin_versions
+from rekd_deploy.contract.description import ServedDescription
+from rekd_deploy.repository.config import ServingSettings, build_configs
+from rekd_deploy.repository.text_endpoint import raw_configs
+from rekd_deploy.repository.versions import Versions, pin_versions
+from rekd_deploy.server.exchange_rules import is_ensemble, model_processes, reasons_not_to_exchange, side_by_side
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import onnx
 import pytest
 import torch
 
-from rekd_deploy import onnx_model
-from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.errors import ExportError
-from rekd_deploy.export import export
+from rekd_deploy.export.graphs import export
+from rekd_deploy.graphs import onnx_model
+from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from rekd_deploy.errors import ParityError, RepositoryError
-from rekd_deploy.publish import publish
+from rekd_deploy.export.run import publish
 
 
 def rekd_export(*arguments, **environment):
@@ -49,7 +49,7 @@ def test_another_process_writes_the_same_graphs(published, artefacts):
 
 
 def test_an_endpoint_that_was_there_is_exported_again_with_a_warning(published, checkpoint, artefacts, tmp_path):
-    from rekd_deploy.repository import write_repository
+    from rekd_deploy.repository.writer import write_repository
 
     root = write_repository(artefacts, tmp_path / "repository", with_tokenizer=True)
     done = rekd_export(checkpoint, "--output", root, "--max-batch-size", 16, "--json", COLUMNS="200")
@@ -62,14 +62,14 @@ def test_an_endpoint_that_was_there_is_exported_again_with_a_warning(published, 
 
 
 def test_max_batch_size_reaches_the_configs(published):
-    from rekd_deploy.triton_config import read_config
+    from rekd_deploy.repository.config import read_config
 
     root, _ = published
     assert read_config(root / "rekd" / "config.pbtxt").max_batch_size == 16
 
 
 def test_a_failing_gate_leaves_the_old_repository(checkpoint, tmp_path, monkeypatch):
-    import rekd_deploy.export
+    import rekd_deploy.export.graphs
 
     def refuse(*arguments, **sessions):
         raise ParityError("a class logit differs")
@@ -77,8 +77,8 @@ def test_a_failing_gate_leaves_the_old_repository(checkpoint, tmp_path, monkeypa
     root = tmp_path / "repository"
     root.mkdir()
     (root / "manifest.json").write_text("old")
-    monkeypatch.setattr(rekd_deploy.export, "check_parity", refuse)
-    monkeypatch.setattr(rekd_deploy.export, "export_graphs", lambda *a, **k: {"selector": 0, "predictor": 0})
+    monkeypatch.setattr(rekd_deploy.export.graphs, "check_parity", refuse)
+    monkeypatch.setattr(rekd_deploy.export.graphs, "export_graphs", lambda *a, **k: {"selector": 0, "predictor": 0})
     with pytest.raises(ParityError):
         publish(checkpoint, root)
     assert (root / "manifest.json").read_text() == "old"
@@ -89,7 +89,7 @@ def test_the_table_names_artefacts_figures_and_the_repository(artefacts, tmp_pat
     from rich.console import Console
 
     from rekd_deploy.cli.export_summary import summary
-    from rekd_deploy.publish import Publication
+    from rekd_deploy.export.run import Publication
 
     seconds = dict.fromkeys(("load", "selector", "predictor", "parity", "repository"), 1.25)
     console = Console(width=140, record=True)

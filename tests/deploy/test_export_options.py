@@ -11,15 +11,15 @@ from dataclasses import replace
 import pytest
 from conftest import make_image_rationalizer, make_rationalizer
 
-from rekd_deploy.checkpoint_facts import read_facts
 from rekd_deploy.errors import ExportError, RepositoryError
-from rekd_deploy.examples import with_lengths
-from rekd_deploy.export_options import ExportOptions, machine, shortest_bucket
-from rekd_deploy.export_plan import plan_export
-from rekd_deploy.graphs import pair_signature
-from rekd_deploy.publish import publish
-from rekd_deploy.repository import write_repository
-from rekd_train.checkpoint import save
+from rekd_deploy.export.checkpoint import read_facts
+from rekd_deploy.export.options import ExportOptions, machine, shortest_bucket
+from rekd_deploy.export.plan import plan_export
+from rekd_deploy.export.run import publish
+from rekd_deploy.graphs.modules import pair_signature
+from rekd_deploy.parity.examples import with_lengths
+from rekd_deploy.repository.writer import write_repository
+from rekd_train.checkpoints.checkpoint import save
 from rekd_train.errors import CheckpointError, ConfigError, MissingExtraError
 
 
@@ -143,7 +143,7 @@ def test_shortest_bucket_has_room_for_the_rationale(checkpoints):
 
 def test_the_machine_decides_where_onnxruntime_runs_unless_it_is_said(monkeypatch):
     for gpus in (0, 2):
-        monkeypatch.setattr("rekd_deploy.export_options.machine", lambda gpus=gpus: {"cores": 2, "gpus": gpus})
+        monkeypatch.setattr("rekd_deploy.export.options.machine", lambda gpus=gpus: {"cores": 2, "gpus": gpus})
         assert ExportOptions(target="onnxruntime").serving.gpu is (gpus > 0)
         assert ExportOptions(target="onnxruntime", gpu=True).serving.gpu is True
         assert ExportOptions(target="onnxruntime", gpu=False).serving.gpu is False
@@ -153,7 +153,7 @@ def test_the_machine_decides_where_onnxruntime_runs_unless_it_is_said(monkeypatc
 def test_a_container_has_the_cores_of_its_quota(monkeypatch, tmp_path):
     (tmp_path / "cpu.max").write_text("200000 100000")
     monkeypatch.setattr("os.sched_getaffinity", lambda process: range(64))
-    monkeypatch.setattr("rekd_deploy.triton_model.usable_cores.__defaults__", (str(tmp_path / "cpu.max"),))
+    monkeypatch.setattr("rekd_deploy.repository.backend.model.usable_cores.__defaults__", (str(tmp_path / "cpu.max"),))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # a setting of this shell, not of the server
     assert machine()["cores"] == 2
     assert ExportOptions(target="onnxruntime", gpu=False).serving.threads == 1
@@ -172,7 +172,7 @@ def test_a_container_has_the_cores_of_its_quota(monkeypatch, tmp_path):
 )
 def test_instances_share_the_cores(monkeypatch, checkpoints, cores, width, options, expected):
     """In the python backend threads 0 are shared out where it serves: test_triton_model."""
-    monkeypatch.setattr("rekd_deploy.export_options.machine", lambda: {"cores": cores, "gpus": 0})
+    monkeypatch.setattr("rekd_deploy.export.options.machine", lambda: {"cores": cores, "gpus": 0})
     facts = read_facts(checkpoints[0]["text"])
     selector = facts.backbones["selector"].model_copy(update={"width": width})
     serving = ExportOptions(**options).with_instances(replace(facts, backbones={"selector": selector})).serving

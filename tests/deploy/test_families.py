@@ -9,21 +9,21 @@ from conftest import make_rationalizer
 from families import KINDS, assert_same_answers, some_images
 from test_triton_model import ask, started, utilities, watched  # noqa: F401  a fixture
 
-from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
+from rekd_deploy.client.pipeline import Pipeline
 from rekd_deploy.errors import ExportError, ParityError
-from rekd_deploy.examples import Examples
-from rekd_deploy.export import export
-from rekd_deploy.export_options import ExportOptions
-from rekd_deploy.export_plan import plan_export
-from rekd_deploy.parity import check_single_parity
-from rekd_deploy.pipeline import Pipeline
-from rekd_deploy.publish import publish
-from rekd_deploy.repository import write_repository
-from rekd_deploy.triton_config import PREDICTOR, SELECTOR, read_config
-from rekd_deploy.verify import verify
-from rekd_train.checkpoint import save
+from rekd_deploy.export.graphs import export
+from rekd_deploy.export.options import ExportOptions
+from rekd_deploy.export.plan import plan_export
+from rekd_deploy.export.run import publish
+from rekd_deploy.export.verify import verify
+from rekd_deploy.parity.examples import Examples
+from rekd_deploy.parity.gate import check_single_parity
+from rekd_deploy.repository.config import PREDICTOR, SELECTOR, read_config
+from rekd_deploy.repository.writer import write_repository
+from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
+from rekd_train.checkpoints.checkpoint import save
 from rekd_train.errors import ConfigError
-from rekd_train.policy import SelectionPolicy
+from rekd_train.inputs.policy import SelectionPolicy
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -151,12 +151,12 @@ def test_selector_runs_alone(family, texts):
 
 
 def test_a_model_without_its_tokenizer_is_refused(tmp_path):
-    from rekd_train.preprocess_token_ids import TokenIdPreprocessor, TokenIdSettings
+    from rekd_train.inputs.token_ids import TokenIdPreprocessor, TokenIdSettings
 
     model = KINDS["bert"]()
     model.preprocessor = TokenIdPreprocessor(TokenIdSettings(max_length=48))
     (tmp_path / "work").mkdir()
     with pytest.raises(ExportError, match="'token_ids' has no tokenizer.*--tokenizer FILE"):
-        from rekd_deploy.graphs import pair_signature
+        from rekd_deploy.graphs.modules import pair_signature
 
         pair_signature(model)

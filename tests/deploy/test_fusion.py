@@ -7,15 +7,16 @@ import onnx
 import pytest
 from families import KINDS, some_images
 
-from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
-from rekd_deploy.export import OPSET, export, export_graphs, traced_graphs
-from rekd_deploy.fusion import fused_operators, unfused_attentions
-from rekd_deploy.fusion_embedding import embeddings_together
-from rekd_deploy.fusion_masks import has_added_mask
-from rekd_deploy.graphs import pair_signature
-from rekd_deploy.precision.half import to_half
-from rekd_deploy.precision.structure import Structure, name_nodes
-from rekd_train.checkpoint import save
+from rekd_deploy.export.graphs import export
+from rekd_deploy.graphs.fusion import fused_operators, unfused_attentions
+from rekd_deploy.graphs.fusion_embedding import embeddings_together
+from rekd_deploy.graphs.fusion_masks import has_added_mask
+from rekd_deploy.graphs.modules import pair_signature
+from rekd_deploy.graphs.precision.half import to_half
+from rekd_deploy.graphs.precision.structure import Structure, name_nodes
+from rekd_deploy.graphs.tracing import OPSET, export_graphs, traced_graphs
+from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
+from rekd_train.checkpoints.checkpoint import save
 
 LAYERS = {"selector": 1, "predictor": 2}
 WHOLE = {"Attention": 2, "BiasGelu": 2, "EmbedLayerNormalization": 1}

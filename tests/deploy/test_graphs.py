@@ -6,15 +6,15 @@ import torch
 from conftest import make_rationalizer
 from torch import nn
 
-from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
+from rekd_deploy.contract.signature import BATCH, LENGTH, GraphSignature, TensorSpec
 from rekd_deploy.errors import ExportError
-from rekd_deploy.export import onnx_from_module
-from rekd_deploy.graphs import CompactPredictorGraph, SelectorGraph, ZeroPredictorGraph
-from rekd_deploy.parity import wrong_handovers
-from rekd_deploy.parity_cases import constructed_inputs, constructed_scores
-from rekd_deploy.signature import BATCH, LENGTH, GraphSignature, TensorSpec
+from rekd_deploy.graphs.modules import CompactPredictorGraph, SelectorGraph, ZeroPredictorGraph
+from rekd_deploy.graphs.tracing import onnx_from_module
+from rekd_deploy.parity.cases import constructed_inputs, constructed_scores
+from rekd_deploy.parity.gate import wrong_handovers
+from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
+from rekd_train.inputs.policy import PAPER_POLICY, SelectionPolicy, mask_by_specification
 from rekd_train.models.gates import apply_policy, kept_positions
-from rekd_train.policy import PAPER_POLICY, SelectionPolicy, mask_by_specification
 
 POLICIES = {
     "threshold, budget, minimum": SelectionPolicy(bias=0.1, budget=0.25, minimum=1),

@@ -7,11 +7,11 @@ import onnx
 import pytest
 from families import KINDS, some_images
 
-from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
-from rekd_deploy.export import export_graphs
-from rekd_deploy.graphs import pair_signature
-from rekd_deploy.guard import guarded
-from rekd_deploy.onnx_model import check_constants, check_interface, joined
+from rekd_deploy.graphs.guard import guarded
+from rekd_deploy.graphs.modules import pair_signature
+from rekd_deploy.graphs.onnx_model import check_constants, check_interface, joined
+from rekd_deploy.graphs.tracing import export_graphs
+from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
 VOCABULARY, WORST = 94, 2**63 - 1
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from rekd_deploy import hot_reload
 from rekd_deploy.errors import ServerError
-from rekd_deploy.hot_reload import HotReload
-from rekd_deploy.live_repository import LiveRepository
-from rekd_deploy.repository import write_repository
-from rekd_deploy.server import TritonServer
-from rekd_deploy.triton_config import CONFIG_FILE, read_config
+from rekd_deploy.repository.config import CONFIG_FILE, read_config
+from rekd_deploy.repository.writer import write_repository
+from rekd_deploy.server import hot_reload
+from rekd_deploy.server.hot_reload import HotReload
+from rekd_deploy.server.live_repository import LiveRepository
+from rekd_deploy.server.server import TritonServer
 
 
 class FakeServer:

@@ -12,20 +12,20 @@ from PIL import Image
 from test_triton_model import ask, start, utilities  # noqa: F401  fixtures
 
 from rekd_deploy.cli import query
-from rekd_deploy.client import Client
+from rekd_deploy.client.client import Client
+from rekd_deploy.client.pipeline import Pipeline
+from rekd_deploy.client.render import captioned, highlighted, plain_text
+from rekd_deploy.client.transport import Arrays, ModelConfig, Transport
+from rekd_deploy.contract.description import ServedDescription
 from rekd_deploy.errors import RepositoryError, VersionMismatchError
-from rekd_deploy.examples import generated_images, parity_examples
-from rekd_deploy.export import export
-from rekd_deploy.pipeline import Pipeline
-from rekd_deploy.render import captioned, highlighted, plain_text
-from rekd_deploy.repository import read_description, write_repository
-from rekd_deploy.served import ServedDescription
-from rekd_deploy.transport import Arrays, ModelConfig, Transport
-from rekd_deploy.triton_config import ENSEMBLE, PREDICTOR, SELECTOR, read_config
-from rekd_train.checkpoint import save
-from rekd_train.command import run
+from rekd_deploy.export.graphs import export
+from rekd_deploy.parity.examples import generated_images, parity_examples
+from rekd_deploy.repository.config import ENSEMBLE, PREDICTOR, SELECTOR, read_config
+from rekd_deploy.repository.writer import read_description, write_repository
+from rekd_train.checkpoints.checkpoint import save
+from rekd_train.cli.command import run
 from rekd_train.errors import CheckpointError, InputError
-from rekd_train.prediction import Patch, Prediction
+from rekd_train.inputs.prediction import Patch, Prediction
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from precisions import conversion_of
 
-from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
-from rekd_deploy.engines.onnxruntime_device import DeviceChain, Graph
-from rekd_deploy.precision.integers import quantised_weight
-from rekd_deploy.signature import BATCH, GraphSignature, TensorSpec
-from rekd_deploy.triton_model import OnnxGraph
+from rekd_deploy.contract.signature import BATCH, GraphSignature, TensorSpec
+from rekd_deploy.graphs.precision.integers import quantised_weight
+from rekd_deploy.repository.backend.model import OnnxGraph
+from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
+from rekd_deploy.runtimes.onnxruntime_device import DeviceChain, Graph
 
 
 def sums_of_pairs(weights: np.ndarray) -> np.ndarray:

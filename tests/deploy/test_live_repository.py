@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from rekd_deploy.errors import RepositoryError
-from rekd_deploy.live_repository import LiveRepository
-from rekd_deploy.repository import write_repository
-from rekd_deploy.triton_config import CONFIG_FILE, read_config
+from rekd_deploy.repository.config import CONFIG_FILE, read_config
+from rekd_deploy.repository.writer import write_repository
+from rekd_deploy.server.live_repository import LiveRepository
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_an_exchange_while_it_is_read_is_noticed(live, exported, monkeypatch):
             exported(2)
         return ()
 
-    monkeypatch.setattr("rekd_deploy.live_repository._IGNORED", look_away)
+    monkeypatch.setattr("rekd_deploy.server.live_repository._IGNORED", look_away)
     with pytest.raises(RepositoryError, match="changed while it was read"):
         live.snapshot()
     monkeypatch.undo()

@@ -16,10 +16,10 @@ from families import some_images
 from malformed import Request, Tensor, as_bytes
 from PIL import Image
 
-from rekd_deploy.export import export
-from rekd_deploy.repository import write_repository
-from rekd_deploy.server import TritonServer
-from rekd_train.checkpoint import save
+from rekd_deploy.export.graphs import export
+from rekd_deploy.repository.writer import write_repository
+from rekd_deploy.server.server import TritonServer
+from rekd_train.checkpoints.checkpoint import save
 
 pytestmark = pytest.mark.triton
 

@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from rekd_deploy.errors import RepositoryError
-from rekd_deploy.manifest import signature_from_dict, signature_to_dict, verify_files
-from rekd_train.checkpoint import checkpoint_hash
+from rekd_deploy.repository.manifest import signature_from_dict, signature_to_dict, verify_files
+from rekd_train.checkpoints.checkpoint import checkpoint_hash
 
 
 @pytest.fixture

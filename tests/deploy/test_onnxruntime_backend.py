@@ -7,9 +7,9 @@ import pytest
 from families import KINDS, some_images
 from onnxruntime_backend import LoadError, Server
 
-from rekd_deploy.publish import publish
-from rekd_deploy.triton_config import SELECTOR, SINGLE
-from rekd_train.checkpoint import save
+from rekd_deploy.export.run import publish
+from rekd_deploy.repository.config import SELECTOR, SINGLE
+from rekd_train.checkpoints.checkpoint import save
 
 
 @pytest.fixture(scope="module", params=["bert", "vit"])

@@ -5,13 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from rekd_deploy import repository_runners
-from rekd_deploy.engines import onnxruntime_device
-from rekd_deploy.engines.base import RunnerChain, parse_device
-from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
-from rekd_deploy.engines.onnxruntime_device import DeviceChain, Graph
+from rekd_deploy.client.pipeline import Pipeline
 from rekd_deploy.errors import EngineError
-from rekd_deploy.pipeline import Pipeline
+from rekd_deploy.repository import runners as repository_runners
+from rekd_deploy.runtimes import onnxruntime_device
+from rekd_deploy.runtimes.base import RunnerChain, parse_device
+from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
+from rekd_deploy.runtimes.onnxruntime_device import DeviceChain, Graph
 from rekd_train.errors import MissingExtraError
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from rekd_deploy.contract.parity_report import ParityReport
 from rekd_deploy.errors import ParityError
-from rekd_deploy.examples import Examples, parity_examples
-from rekd_deploy.parity import check_parity
-from rekd_deploy.parity_report import ParityReport
+from rekd_deploy.parity.examples import Examples, parity_examples
+from rekd_deploy.parity.gate import check_parity
 from rekd_train.errors import InputError
 
 

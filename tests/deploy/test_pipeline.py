@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rekd_deploy.batching import Batches
+from rekd_deploy.client.batching import Batches
+from rekd_deploy.client.pipeline import Pipeline
 from rekd_deploy.errors import EngineError, RepositoryError
-from rekd_deploy.pipeline import Pipeline
 from rekd_train.errors import InputError
 
 
@@ -116,7 +116,7 @@ def test_a_call_that_another_threads_close_ends_says_so(repository, monkeypatch,
 
 def test_needs_no_torch(repository):
     code = (
-        "import sys; from rekd_deploy.pipeline import Pipeline\n"
+        "import sys; from rekd_deploy.client.pipeline import Pipeline\n"
         "with Pipeline(sys.argv[1]) as pipeline: print(pipeline.predict(['good plot'])[0].label)\n"
         "heavy = {'torch', 'transformers', 'onnx', 'onnxscript'} & set(sys.modules); assert not heavy, heavy"
     )

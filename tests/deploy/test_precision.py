@@ -9,15 +9,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from precisions import answers, assert_no_neighbours, conversion_of, convert, converted, examples_of, model_of, traced
 
-from rekd_deploy import onnx_model
 from rekd_deploy.errors import ExportError
-from rekd_deploy.export import head_layers
-from rekd_deploy.graphs import pair_signature
-from rekd_deploy.parity_cases import constructed_inputs
-from rekd_deploy.precision.convert import HEAD_OUTPUTS, check_precision
-from rekd_deploy.precision.half import MASKED, to_half
-from rekd_deploy.precision.observed import multiplications, observed_precision
-from rekd_deploy.precision.structure import Structure, name_nodes
+from rekd_deploy.graphs import onnx_model
+from rekd_deploy.graphs.modules import head_layers, pair_signature
+from rekd_deploy.graphs.precision.convert import HEAD_OUTPUTS, check_precision
+from rekd_deploy.graphs.precision.half import MASKED, to_half
+from rekd_deploy.graphs.precision.observed import multiplications, observed_precision
+from rekd_deploy.graphs.precision.structure import Structure, name_nodes
+from rekd_deploy.parity.cases import constructed_inputs
 
 CASES = [
     (kind, precision, fused)

@@ -11,20 +11,20 @@ from conftest import make_rationalizer
 from onnx import numpy_helper
 from precisions import traced
 
-from rekd_deploy import export as export_module
-from rekd_deploy import parity as parity_module
+from rekd_deploy.client.pipeline import Pipeline
+from rekd_deploy.contract.parity_report import MaskAgreement, ParityReport, limits_of, verification_limits
 from rekd_deploy.errors import EngineError, ExportError, ParityError
-from rekd_deploy.examples import parity_examples
-from rekd_deploy.export import export
-from rekd_deploy.export_options import ExportOptions
-from rekd_deploy.parity_report import MaskAgreement, ParityReport, limits_of, verification_limits
-from rekd_deploy.pipeline import Pipeline
-from rekd_deploy.precision import convert as convert_module
-from rekd_deploy.precision.integers import to_int8
-from rekd_deploy.publish import publish
-from rekd_deploy.repository import write_repository
-from rekd_deploy.verify import verify
-from rekd_train.checkpoint import save
+from rekd_deploy.export import graphs as export_module
+from rekd_deploy.export.graphs import export
+from rekd_deploy.export.options import ExportOptions
+from rekd_deploy.export.run import publish
+from rekd_deploy.export.verify import verify
+from rekd_deploy.graphs.precision import convert as convert_module
+from rekd_deploy.graphs.precision.integers import to_int8
+from rekd_deploy.parity import gate as parity_module
+from rekd_deploy.parity.examples import parity_examples
+from rekd_deploy.repository.writer import write_repository
+from rekd_train.checkpoints.checkpoint import save
 from rekd_train.errors import ConfigError
 
 

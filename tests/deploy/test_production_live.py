@@ -19,17 +19,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rekd_deploy.address import TlsSettings
-from rekd_deploy.client import Client
+from rekd_deploy.client.address import TlsSettings
+from rekd_deploy.client.client import Client
+from rekd_deploy.client.transport import open_transport
 from rekd_deploy.errors import ServerError
 from rekd_deploy.production.container import KEY_VARIABLE, Listening, command
 from rekd_deploy.production.dashboard import panels
 from rekd_deploy.production.proxy import CONNECTION_REQUESTS, ProxyPaths, nginx_command, nginx_config
 from rekd_deploy.production.queue_time import scaling_query
 from rekd_deploy.production.settings import ProductionSettings
-from rekd_deploy.server_flags import GRPC_KEY_HEADER, KEY_HEADER, LOOPBACK
-from rekd_deploy.transport import open_transport
-from rekd_deploy.triton_wheel import find_wheel
+from rekd_deploy.server.flags import GRPC_KEY_HEADER, KEY_HEADER, LOOPBACK
+from rekd_deploy.server.wheel import find_wheel
 from rekd_train.errors import MissingExtraError
 
 pytestmark = [pytest.mark.triton, pytest.mark.debian]

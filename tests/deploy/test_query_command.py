@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from rekd_deploy.address import TlsSettings
 from rekd_deploy.cli import query
+from rekd_deploy.client.address import TlsSettings
 from rekd_deploy.errors import ServerUnavailableError
-from rekd_train.command import run
-from rekd_train.prediction import Prediction
+from rekd_train.cli.command import run
+from rekd_train.inputs.prediction import Prediction
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def server(monkeypatch, rationalizer):
             seen.chunks.append(len(texts))
             return rationalizer.predict(texts)
 
-    monkeypatch.setattr("rekd_deploy.client.Client", StandIn)
+    monkeypatch.setattr("rekd_deploy.client.client.Client", StandIn)
     return seen
 
 

@@ -17,14 +17,14 @@ from families import some_images
 from PIL import Image
 from test_triton_model import Request, utilities  # noqa: F401  a fixture
 
-from rekd_deploy.artefacts import Artefacts
-from rekd_deploy.config_rules import config_mistakes
-from rekd_deploy.graphs import pair_signature
-from rekd_deploy.raw_input import ANSWER, PREPARE, RAW, place_raw, raw_configs
-from rekd_deploy.repository import write_repository
-from rekd_deploy.repository_check import check_repository
-from rekd_deploy.triton_config import ServingSettings, build_configs, read_config
-from rekd_deploy.triton_raw import LARGEST_TEXT
+from rekd_deploy.contract.artefacts import Artefacts
+from rekd_deploy.graphs.modules import pair_signature
+from rekd_deploy.repository.backend.text import LARGEST_TEXT
+from rekd_deploy.repository.config import ServingSettings, build_configs, read_config
+from rekd_deploy.repository.config_rules import config_mistakes
+from rekd_deploy.repository.reader import check_repository
+from rekd_deploy.repository.text_endpoint import ANSWER, PREPARE, RAW, place_raw, raw_configs
+from rekd_deploy.repository.writer import write_repository
 
 
 def artefacts_of(model):
@@ -96,7 +96,7 @@ def test_configurations_follow_the_rules(kind, operator):
 def test_the_repository_holds_the_models_and_knows_their_files(root, artefacts):
     files = check_repository(root)["repository"]["files"]
     for name in ("rekd_text/config.pbtxt", "rekd_text/1/.gitkeep", "rekd_prepare/1/tokenizer.json",
-                 "rekd_answer/1/rekd_train/preprocess.py"):
+                 "rekd_answer/1/rekd_train/inputs/text.py"):
         assert name in files
     before = root.stat().st_ino
     write_repository(artefacts, root, with_tokenizer=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from rekd_deploy.render import HIGHLIGHT, plain_text, segments, shows_colours, summary, terminal_text
-from rekd_train.prediction import Prediction, Span
+from rekd_deploy.client.render import HIGHLIGHT, plain_text, segments, shows_colours, summary, terminal_text
+from rekd_train.inputs.prediction import Prediction, Span
 
 
 def prediction(text, *spans, truncated=False):

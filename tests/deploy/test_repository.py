@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
+from rekd_deploy.contract.signature import text_pair_signature
 from rekd_deploy.errors import RepositoryError
-from rekd_deploy.repository import check_repository, read_description, write_repository
-from rekd_deploy.signature import text_pair_signature
+from rekd_deploy.repository.writer import check_repository, read_description, write_repository
 
 LENGTHS = (16, 32, 48)
 WARM_UPS = {"rekd_selector": ("attention_mask", "input_ids"), "rekd_predictor": ("input_ids", "kept", "positions")}
@@ -144,7 +144,7 @@ def test_nothing_is_left_when_writing_fails(artefacts, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rekd_deploy.repository.shutil.copyfile", full)
+    monkeypatch.setattr("rekd_deploy.repository.writer.shutil.copyfile", full)
     with pytest.raises(OSError, match="No space"):
         write_repository(artefacts, tmp_path / "r")
     assert list(tmp_path.iterdir()) == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rekd_deploy.restart import NEVER, RestartPolicy
+from rekd_deploy.server.restart import NEVER, RestartPolicy
 from rekd_train.errors import ConfigError
 
 

@@ -9,8 +9,8 @@ import zlib
 
 import pytest
 
+from rekd_deploy.contract.description import ServedDescription
 from rekd_deploy.errors import RepositoryError
-from rekd_deploy.served import ServedDescription
 
 
 @pytest.fixture(scope="module")
@@ -63,5 +63,5 @@ def test_another_tokenizer_is_refused(description):
 
 
 def test_no_torch():
-    code = "import sys, rekd_deploy.served; sys.exit(any(m in sys.modules for m in ('torch', 'onnxruntime')))"
+    code = "import sys, rekd_deploy.contract.description; sys.exit(any(m in sys.modules for m in ('torch', 'onnxruntime')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

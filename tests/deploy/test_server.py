@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from servers import READY, FakeTriton
 
-from rekd_deploy import triton_wheel
 from rekd_deploy.errors import EngineError, RepositoryError, ServerError
-from rekd_deploy.server import TritonServer
-from rekd_deploy.server_ports import settled_ports
+from rekd_deploy.server import wheel as triton_wheel
+from rekd_deploy.server.ports import settled_ports
+from rekd_deploy.server.server import TritonServer
 from rekd_train.errors import MissingExtraError
 
 LOOPBACK = dict.fromkeys(("grpc", "http", "metrics"), "127.0.0.1")
@@ -62,7 +62,7 @@ def test_what_a_killed_server_left_behind_is_cleared_away(start, tmp_path, monke
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     code = (
-        "import os, signal, tempfile\nfrom rekd_deploy.workspaces import Workspace\n"
+        "import os, signal, tempfile\nfrom rekd_deploy.repository.workspaces import Workspace\n"
         f"tempfile.tempdir = {str(folder)!r}\nspace = Workspace('rekd-serve-')\nos.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", code], check=False)
@@ -146,7 +146,7 @@ def test_death_of_a_process_behind_the_server_is_noticed(start, tmp_path, monkey
                 time.sleep(0.02)
                 server.check_alive()
         server.check_running()
-        monkeypatch.setattr("rekd_deploy.server._SETTLE_SECONDS", 0.1)
+        monkeypatch.setattr("rekd_deploy.server.server._SETTLE_SECONDS", 0.1)
         with pytest.raises(ServerError, match="a process that runs one of the models has died"):
             server.watch_models(0)
 
@@ -159,7 +159,7 @@ def test_never_ready(start):
 
 
 def test_a_deaf_server_and_its_children_are_stopped(start, tmp_path, monkeypatch):
-    monkeypatch.setattr("rekd_deploy.server_process._STOP_SECONDS", 0.5)
+    monkeypatch.setattr("rekd_deploy.server.process._STOP_SECONDS", 0.5)
     child = "import subprocess, sys, signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     child += f"c = subprocess.Popen(['sleep', '60'])\nopen({str(tmp_path / 'child')!r}, 'w').write(str(c.pid))\n"
     with start(child + READY) as server:
@@ -261,7 +261,7 @@ def test_missing_onnxruntime(installed, monkeypatch):
 
 @pytest.mark.triton
 def test_both_flavours_of_onnxruntime(installed, monkeypatch):
-    monkeypatch.setattr("rekd_deploy.engines.onnxruntime._is_installed", lambda distribution: True)
+    monkeypatch.setattr("rekd_deploy.runtimes.onnxruntime._is_installed", lambda distribution: True)
     with pytest.raises(EngineError, match="both installed"):
         triton_wheel.find_wheel()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rekd_deploy.server_flags import ServerSettings, server_flags
+from rekd_deploy.server.flags import ServerSettings, server_flags
 from rekd_train.errors import ConfigError
 
 KEY = "0123abcd"

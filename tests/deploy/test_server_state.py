@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from rekd_deploy import server_state
-from rekd_deploy.server_state import ServerState, remove_state, running_states, user_folder, write_state
+from rekd_deploy.server import state as server_state
+from rekd_deploy.server.state import ServerState, remove_state, running_states, user_folder, write_state
 
 
 @pytest.fixture(autouse=True)

@@ -16,11 +16,11 @@ import pytest
 import trustme
 from proxies import Proxy, server_context
 
-from rekd_deploy.address import TlsSettings
-from rekd_deploy.client import Client
+from rekd_deploy.client.address import TlsSettings
+from rekd_deploy.client.client import Client
 from rekd_deploy.errors import ClientError, DeadlineError, InsecureServerError, ServerUnavailableError
-from rekd_deploy.server_state import ServerState
-from rekd_deploy.server_status import ServerStatus, StepStatus, choose_url, read_status, status_table
+from rekd_deploy.server.state import ServerState
+from rekd_deploy.server.status import ServerStatus, StepStatus, choose_url, read_status, status_table
 
 ENTRY = {
     "name": "rekd_selector", "version": "3", "inference_count": "40", "execution_count": "10",
@@ -128,7 +128,7 @@ def test_what_is_no_address(url):
 @pytest.mark.triton
 @pytest.mark.parametrize("attribute", ["grpc_url", "http_url"])
 def test_requests_are_counted_step_by_step(server, attribute):
-    from rekd_deploy.transport import open_transport
+    from rekd_deploy.client.transport import open_transport
 
     def counted():
         status = read_status(getattr(server, attribute))

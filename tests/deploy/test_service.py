@@ -12,10 +12,10 @@ import pytest
 from servers import READY, FakeTriton
 
 from rekd_deploy.errors import ServerError
-from rekd_deploy.restart import NEVER, RestartPolicy
-from rekd_deploy.server import TritonServer
-from rekd_deploy.server_state import running_states
-from rekd_deploy.service import Service
+from rekd_deploy.server.restart import NEVER, RestartPolicy
+from rekd_deploy.server.server import TritonServer
+from rekd_deploy.server.service import Service
+from rekd_deploy.server.state import running_states
 
 QUICK = RestartPolicy(limit=2, first_pause=0.05)
 

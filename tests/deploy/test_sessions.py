@@ -10,12 +10,12 @@ import pytest
 from conftest import make_rationalizer
 from onnxruntime_backend import Server
 
-from rekd_deploy import export
-from rekd_deploy.publish import publish
-from rekd_deploy.repository_check import GRAPH_MODELS
-from rekd_deploy.triton_config import THREADS, parameters_of, read_config
-from rekd_deploy.triton_model import OnnxGraph
-from rekd_deploy.verify import verify
+from rekd_deploy.export import graphs as export
+from rekd_deploy.export.run import publish
+from rekd_deploy.export.verify import verify
+from rekd_deploy.repository.backend.model import OnnxGraph
+from rekd_deploy.repository.config import THREADS, parameters_of, read_config
+from rekd_deploy.repository.reader import GRAPH_MODELS
 
 FIELDS = (
     "intra_op_num_threads", "inter_op_num_threads", "execution_mode", "execution_order", "graph_optimization_level",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rekd_deploy.stages import Stages, source_hash
+from rekd_deploy.cli.stages import Stages, source_hash
 
 
 def writer(calls: list[str], name: str):

@@ -11,9 +11,9 @@ import sys
 import pytest
 import standin
 
-from rekd_deploy.engines.onnxruntime import OnnxRuntimeRunner
-from rekd_deploy.engines.tensorrt_library import PRODUCTS, Library
 from rekd_deploy.errors import EngineError
+from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
+from rekd_deploy.runtimes.tensorrt.library import PRODUCTS, Library
 
 pytestmark = pytest.mark.standin
 

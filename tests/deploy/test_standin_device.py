@@ -8,7 +8,7 @@ import pytest
 import standin
 from precisions import conversion_of, model_of, traced_for_gpu
 
-from rekd_deploy.graphs import pair_signature
+from rekd_deploy.graphs.modules import pair_signature
 
 pytestmark = pytest.mark.standin
 

@@ -7,7 +7,7 @@ import standin
 from families import KINDS
 from precisions import gpu_graphs
 
-from rekd_deploy.export_options import GPU_PRECISIONS
+from rekd_deploy.export.options import GPU_PRECISIONS
 
 pytestmark = pytest.mark.standin
 

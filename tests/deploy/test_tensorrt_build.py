@@ -11,15 +11,15 @@ import pytest
 from onnx import TensorProto, helper
 from precisions import conversion_of, model_of, traced
 
-from rekd_deploy.engines import tensorrt_build
-from rekd_deploy.engines.tensorrt_build import BuildSettings, build_engine
-from rekd_deploy.engines.tensorrt_library import DEFAULT_CAPABILITIES, PRODUCTS, Library, first_line, load_library
-from rekd_deploy.engines.tensorrt_profiles import Range, batch_ranges, length_ranges, profiles_of
+from rekd_deploy.contract.signature import BATCH, LENGTH, GraphSignature, Slots, TensorSpec, text_pair_signature
 from rekd_deploy.errors import EngineError
-from rekd_deploy.graphs import pair_signature
-from rekd_deploy.guard import guarded
-from rekd_deploy.onnx_model import joined, write
-from rekd_deploy.signature import BATCH, LENGTH, GraphSignature, Slots, TensorSpec, text_pair_signature
+from rekd_deploy.graphs.guard import guarded
+from rekd_deploy.graphs.modules import pair_signature
+from rekd_deploy.graphs.onnx_model import joined, write
+from rekd_deploy.runtimes.tensorrt import build as tensorrt_build
+from rekd_deploy.runtimes.tensorrt.build import BuildSettings, build_engine
+from rekd_deploy.runtimes.tensorrt.library import DEFAULT_CAPABILITIES, PRODUCTS, Library, first_line, load_library
+from rekd_deploy.runtimes.tensorrt.profiles import Range, batch_ranges, length_ranges, profiles_of
 from rekd_train.errors import MissingExtraError
 from rekd_train.files import sha256
 

@@ -83,14 +83,14 @@ def test_no_name_of_the_library_escapes_by_an_unknown_variable():
 
 
 def test_the_types_of_the_signature_exist():
-    from rekd_deploy.engines.tensorrt_build import DATA_TYPES
-    from rekd_deploy.engines.tensorrt_execution import _TYPES
+    from rekd_deploy.runtimes.tensorrt.build import DATA_TYPES
+    from rekd_deploy.runtimes.tensorrt.execution import _TYPES
 
     for product in PRODUCTS:
         assert {*DATA_TYPES.values(), *_TYPES} <= set(API[product]["DataType"])
 
 
 def test_the_capabilities_that_are_built_for_by_default_exist():
-    from rekd_deploy.engines.tensorrt_library import DEFAULT_CAPABILITIES
+    from rekd_deploy.runtimes.tensorrt.library import DEFAULT_CAPABILITIES
 
     assert {name.upper() for name in DEFAULT_CAPABILITIES} <= set(API[PRODUCTS[1]]["ComputeCapability"])

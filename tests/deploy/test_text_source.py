@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rekd_deploy.text_source import SourcedText, TextSource
+from rekd_deploy.contract.text_source import SourcedText, TextSource
 from rekd_train.errors import FaultyItemsError, InputError, MissingExtraError
 
 

@@ -9,7 +9,7 @@ import torch
 from conftest import make_rationalizer
 from traced_once import TracedOnce, content
 
-from rekd_deploy import export
+from rekd_deploy.export import graphs as export
 
 
 def with_attribute(module: torch.nn.Module, value: object) -> torch.nn.Module:

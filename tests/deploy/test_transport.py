@@ -10,8 +10,12 @@ import pytest
 import trustme
 from proxies import Proxy, server_context
 
-from rekd_deploy.address import Address, TlsSettings, checked_headers, with_protocol
-from rekd_deploy.client import Client
+from rekd_deploy.client.address import Address, TlsSettings, checked_headers, with_protocol
+from rekd_deploy.client.client import Client
+from rekd_deploy.client.retry import RetryPolicy
+from rekd_deploy.client.transport import _STATUS_ERRORS, open_transport, typed_error
+from rekd_deploy.client.transport_grpc import GrpcTransport
+from rekd_deploy.client.transport_http import HttpTransport
 from rekd_deploy.errors import (
     ClientError,
     DeadlineError,
@@ -21,10 +25,6 @@ from rekd_deploy.errors import (
     ServerBusyError,
     ServerUnavailableError,
 )
-from rekd_deploy.retry import RetryPolicy
-from rekd_deploy.transport import _STATUS_ERRORS, open_transport, typed_error
-from rekd_deploy.transport_grpc import GrpcTransport
-from rekd_deploy.transport_http import HttpTransport
 
 SCHEMES = ["", "http://"]
 

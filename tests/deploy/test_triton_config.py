@@ -9,18 +9,14 @@ import pytest
 from families import KINDS
 from reference_repository import FLAVOURS, REFERENCES, ROOT, reference_artefacts, reference_configs
 
-from rekd_deploy.artefacts import Artefacts
-from rekd_deploy.config_rules import config_mistakes
-from rekd_deploy.engine_export import EngineRequest, plan_engines
-from rekd_deploy.engines.tensorrt_library import PRODUCTS
+from rekd_deploy.contract.artefacts import Artefacts
+from rekd_deploy.contract.description import TOKENIZER, ServedDescription
+from rekd_deploy.contract.signature import Slots
 from rekd_deploy.errors import RepositoryError
-from rekd_deploy.graphs import pair_signature
-from rekd_deploy.model_files import model_files
-from rekd_deploy.raw_input import ANSWER, PREPARE
-from rekd_deploy.repository import MANIFEST, read_description
-from rekd_deploy.served import TOKENIZER, ServedDescription
-from rekd_deploy.signature import Slots
-from rekd_deploy.triton_config import (
+from rekd_deploy.export.engines import EngineRequest, plan_engines
+from rekd_deploy.graphs.modules import pair_signature
+from rekd_deploy.repository.backend.model import InputChecker
+from rekd_deploy.repository.config import (
     ENSEMBLE,
     PREDICTOR,
     SELECTOR,
@@ -32,8 +28,12 @@ from rekd_deploy.triton_config import (
     parameters_of,
     read_config,
 )
-from rekd_deploy.triton_model import InputChecker
-from rekd_deploy.warmups import warm_up_file_mistakes
+from rekd_deploy.repository.config_rules import config_mistakes
+from rekd_deploy.repository.model_files import model_files
+from rekd_deploy.repository.text_endpoint import ANSWER, PREPARE
+from rekd_deploy.repository.warmups import warm_up_file_mistakes
+from rekd_deploy.repository.writer import MANIFEST, read_description
+from rekd_deploy.runtimes.tensorrt.library import PRODUCTS
 from rekd_train.errors import ConfigError
 
 MODELS = (SELECTOR, PREDICTOR, ENSEMBLE)

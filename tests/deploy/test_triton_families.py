@@ -11,14 +11,14 @@ import pytest
 from families import KINDS, assert_same_answers, some_images
 from test_triton_server import ANSWERS
 
-from rekd_deploy.client import Client
+from rekd_deploy.client.client import Client
+from rekd_deploy.client.transport import open_transport
 from rekd_deploy.errors import RejectedError
-from rekd_deploy.export import export
-from rekd_deploy.repository import write_repository
-from rekd_deploy.server import TritonServer
-from rekd_deploy.transport import open_transport
-from rekd_deploy.triton_config import ENSEMBLE, SINGLE
-from rekd_train.checkpoint import save
+from rekd_deploy.export.graphs import export
+from rekd_deploy.repository.config import ENSEMBLE, SINGLE
+from rekd_deploy.repository.writer import write_repository
+from rekd_deploy.server.server import TritonServer
+from rekd_train.checkpoints.checkpoint import save
 
 pytestmark = pytest.mark.triton
 

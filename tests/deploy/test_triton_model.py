@@ -12,8 +12,8 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from rekd_deploy.triton_batches import groups_by_length
-from rekd_deploy.triton_config import PREDICTOR, SELECTOR
+from rekd_deploy.repository.backend.batches import groups_by_length
+from rekd_deploy.repository.config import PREDICTOR, SELECTOR
 
 OUTPUTS = {SELECTOR: ["scores", "mask", "positions", "kept"], PREDICTOR: ["logits", "probabilities"]}
 
@@ -75,7 +75,7 @@ def started(root, name):
     """The model.py of a repository's model, loaded and initialised; needs the fixture ``utilities``."""
     from google.protobuf.json_format import MessageToDict
 
-    from rekd_deploy.triton_config import read_config
+    from rekd_deploy.repository.config import read_config
 
     folder = root / name
     specification = importlib.util.spec_from_file_location(f"{name}_model", folder / "1" / "model.py")
@@ -257,7 +257,7 @@ def test_threads_are_those_of_the_config_or_the_instances_share_the_cores(
 
 
 def test_a_containers_quota_limits_the_threads(tmp_path):
-    from rekd_deploy.triton_model import usable_cores
+    from rekd_deploy.repository.backend.model import usable_cores
 
     cores = len(os.sched_getaffinity(0))
     quota = tmp_path / "cpu.max"

@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 from load import Load, alike, ask_ensemble, ask_raw_text, key_of
 
+from rekd_deploy.client.pipeline import Pipeline
 from rekd_deploy.errors import ServerError
-from rekd_deploy.hot_reload import HotReload
-from rekd_deploy.model_control import ModelControl
-from rekd_deploy.pipeline import Pipeline
-from rekd_deploy.repository import write_repository
-from rekd_deploy.restart import RestartPolicy
-from rekd_deploy.server import TritonServer
-from rekd_deploy.server_state import running_states
-from rekd_deploy.server_status import read_status
-from rekd_deploy.service import Service
+from rekd_deploy.repository.writer import write_repository
+from rekd_deploy.server.hot_reload import HotReload
+from rekd_deploy.server.model_control import ModelControl
+from rekd_deploy.server.restart import RestartPolicy
+from rekd_deploy.server.server import TritonServer
+from rekd_deploy.server.service import Service
+from rekd_deploy.server.state import running_states
+from rekd_deploy.server.status import read_status
 
 pytestmark = pytest.mark.triton
 
@@ -157,7 +157,7 @@ def test_a_new_version_under_load(served, load, lines, exported):
 def test_a_version_that_does_not_load_is_refused_under_load(served, load, lines, exported, models, monkeypatch):
     del lines[:]
     with load(tolerated=()) as asked:
-        from rekd_deploy import live_repository
+        from rekd_deploy.server import live_repository
 
         place = live_repository.LiveRepository.place
 
@@ -219,7 +219,7 @@ def test_a_model_process_killed_under_load(served, load, lines):
     from tritonclient.utils import InferenceServerException
 
     from rekd_deploy.errors import ClientError
-    from rekd_deploy.processes import children_of
+    from rekd_deploy.server.processes import children_of
 
     with load(tolerated=(ClientError, InferenceServerException)) as asked:
         os.kill(min(children_of(served.process_id)), signal.SIGKILL)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from rekd_deploy.errors import ServerError
-from rekd_deploy.repository import write_repository
-from rekd_deploy.repository_check import read_manifest
-from rekd_deploy.triton_program import find_installed
+from rekd_deploy.repository.reader import read_manifest
+from rekd_deploy.repository.writer import write_repository
+from rekd_deploy.server.program import find_installed
 
 
 @pytest.fixture

@@ -14,15 +14,15 @@ import pytest
 from families import some_images
 from onnx import numpy_helper
 
-from rekd_deploy import repository_runners
-from rekd_deploy.engines.base import check_inputs
-from rekd_deploy.engines.onnxruntime_device import DeviceChain
 from rekd_deploy.errors import EngineError, RepositoryError
-from rekd_deploy.graphs import pair_signature
-from rekd_deploy.parity import wrong_handovers
-from rekd_deploy.reference import Agreement, compare, complaints, read_cases, record
-from rekd_deploy.repository import write_repository
-from rekd_deploy.verify import verify
+from rekd_deploy.export.verify import verify
+from rekd_deploy.graphs.modules import pair_signature
+from rekd_deploy.parity.gate import wrong_handovers
+from rekd_deploy.parity.reference import Agreement, compare, complaints, read_cases, record
+from rekd_deploy.repository import runners as repository_runners
+from rekd_deploy.repository.writer import write_repository
+from rekd_deploy.runtimes.base import check_inputs
+from rekd_deploy.runtimes.onnxruntime_device import DeviceChain
 from rekd_train.errors import MissingExtraError
 from rekd_train.files import sha256
 
@@ -211,7 +211,7 @@ def test_images_are_stored_up_to_a_limit(image_rationalizer, tmp_path, monkeypat
     images = some_images()
     everything = read_cases(record(image_rationalizer, images, tmp_path / "all.npz"))
     assert sum(len(case.mask) for case in everything) > 12
-    monkeypatch.setattr("rekd_deploy.reference._LARGEST", 1)
+    monkeypatch.setattr("rekd_deploy.parity.reference._LARGEST", 1)
     assert len(read_cases(record(image_rationalizer, images, tmp_path / "one.npz"))) == 1
 
 

@@ -11,11 +11,11 @@ import pytest
 from fake_tensorrt import FakeDriver, FakeLibrary
 from test_verify import other_weights, sign
 
-from rekd_deploy.engines import tensorrt_execution
-from rekd_deploy.engines.tensorrt_profiles import Range, profiles_of
 from rekd_deploy.errors import RepositoryError
-from rekd_deploy.repository import write_repository
-from rekd_deploy.verify import verify
+from rekd_deploy.export.verify import verify
+from rekd_deploy.repository.writer import write_repository
+from rekd_deploy.runtimes.tensorrt import execution as tensorrt_execution
+from rekd_deploy.runtimes.tensorrt.profiles import Range, profiles_of
 from rekd_train.files import sha256
 
 ROLES = ("selector", "predictor")

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from rekd_deploy.client.pipeline import Pipeline
 from rekd_deploy.errors import ExportError, RepositoryError
-from rekd_deploy.pipeline import Pipeline
-from rekd_deploy.publish import publish
-from rekd_deploy.repository import write_repository
-from rekd_deploy.repository_check import check_repository
-from rekd_deploy.triton_config import read_config
-from rekd_deploy.versions import Versions
+from rekd_deploy.export.run import publish
+from rekd_deploy.repository.config import read_config
+from rekd_deploy.repository.reader import check_repository
+from rekd_deploy.repository.versions import Versions
+from rekd_deploy.repository.writer import write_repository
 
 
 def another(artefacts, number):
@@ -118,7 +118,7 @@ def test_an_error_in_the_middle_leaves_the_old_repository(artefacts, root, tmp_p
     def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("rekd_deploy.repository.write_json", fail)
+    monkeypatch.setattr("rekd_deploy.repository.writer.write_json", fail)
     with pytest.raises(OSError, match="No space"):
         write_repository(another(artefacts, 2), root, keep=2)
     assert contents(root) == before and [entry.name for entry in tmp_path.iterdir()] == ["r"]
@@ -126,17 +126,17 @@ def test_an_error_in_the_middle_leaves_the_old_repository(artefacts, root, tmp_p
 
 
 def test_a_full_disk_is_one_line_with_its_fix(artefacts, checkpoint, root, tmp_path, monkeypatch):
-    import rekd_deploy.export
+    import rekd_deploy.export.graphs
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     before = contents(root)
-    monkeypatch.setattr(rekd_deploy.export, "export", lambda *a, **k: another(artefacts, 2))
-    monkeypatch.setattr("rekd_deploy.repository.shutil.copyfile", full)
+    monkeypatch.setattr(rekd_deploy.export.graphs, "export", lambda *a, **k: another(artefacts, 2))
+    monkeypatch.setattr("rekd_deploy.repository.writer.shutil.copyfile", full)
     with pytest.raises(ExportError, match=r"no room for the export at .*/r: No space left.*fix: free some space"):
         publish(checkpoint, root)
-    monkeypatch.setattr(rekd_deploy.export, "export", full)
+    monkeypatch.setattr(rekd_deploy.export.graphs, "export", full)
     with pytest.raises(ExportError, match="no room for the export at .*TMPDIR"):
         publish(checkpoint, root)
     assert contents(root) == before and [entry.name for entry in tmp_path.iterdir()] == ["r"]
@@ -145,8 +145,8 @@ def test_a_full_disk_is_one_line_with_its_fix(artefacts, checkpoint, root, tmp_p
 _WRITER = """
 import sys, time
 from pathlib import Path
-import rekd_deploy.repository as repository
-from rekd_deploy.workspaces import replacing
+import rekd_deploy.repository.writer as repository
+from rekd_deploy.repository.workspaces import replacing
 target = Path(sys.argv[1])
 with replacing(target) as work:
     (work / "half").write_text("half")

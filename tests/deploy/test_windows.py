@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from conftest import WORDS
 
-from rekd_deploy.batching import Batches
-from rekd_deploy.pipeline import Pipeline
-from rekd_deploy.windows import WindowedText, _Whole
+from rekd_deploy.client.batching import Batches
+from rekd_deploy.client.pipeline import Pipeline
+from rekd_deploy.client.windows import WindowedText, _Whole
 from rekd_train.errors import InputError
-from rekd_train.prediction import Piece, Prediction
-from rekd_train.preprocess import TextPreprocessor, TextSettings
+from rekd_train.inputs.prediction import Piece, Prediction
+from rekd_train.inputs.text import TextPreprocessor, TextSettings
 
 LONG = "Wonderfully dull: " + ", ".join(f"{a} {b}ish" for a in WORDS for b in WORDS[:4]) + " — the café 東京 end!"
 

@@ -9,14 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from rekd_deploy import workspaces
 from rekd_deploy.errors import RepositoryError
-from rekd_deploy.workspaces import Workspace, one_at_a_time, refuse_unwritable_place, remove_leftovers, replacing
+from rekd_deploy.repository import workspaces
+from rekd_deploy.repository.workspaces import (
+    Workspace,
+    one_at_a_time,
+    refuse_unwritable_place,
+    remove_leftovers,
+    replacing,
+)
 
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from rekd_deploy.workspaces import Workspace
+from rekd_deploy.repository.workspaces import Workspace
 space = Workspace("rekd-test-", Path(sys.argv[1]))
 os.kill(os.getpid(), signal.SIGKILL)
 """

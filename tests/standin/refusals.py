@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rekd_deploy.engines.onnxruntime_device import DeviceChain, Graph
 from rekd_deploy.errors import EngineError
+from rekd_deploy.runtimes.onnxruntime_device import DeviceChain, Graph
 
 graphs = [Graph(*parts) for parts in pickle.loads((Path(sys.argv[1]) / "chain.pickle").read_bytes())]
 said = None

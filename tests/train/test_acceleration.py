@@ -6,11 +6,11 @@ import pytest
 import torch
 from toys import toy_config, toy_images, toy_texts
 
-from rekd_train.batches import Batches
-from rekd_train.noise import uniform_scalar
-from rekd_train.objectives import ClassifierObjective, CompactObjective
-from rekd_train.runtime import Runtime
-from rekd_train.teacher import CachedTeacher, LiveTeacher, all_batches, teacher_for
+from rekd_train.training.batches import Batches
+from rekd_train.training.noise import uniform_scalar
+from rekd_train.training.objectives import ClassifierObjective, CompactObjective
+from rekd_train.training.runtime import Runtime
+from rekd_train.training.teacher import CachedTeacher, LiveTeacher, all_batches, teacher_for
 
 CPU = Runtime("cpu")
 

@@ -10,15 +10,15 @@ from conftest import tiny_tokenizer_json
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from rekd_train.checkpoint import load, save
-from rekd_train.config import BackboneConfig
+from rekd_train.checkpoints.checkpoint import load, save
+from rekd_train.config.run import BackboneConfig
 from rekd_train.errors import ConfigError
+from rekd_train.inputs.policy import SelectionPolicy
+from rekd_train.inputs.text import TextPreprocessor, TextSettings
 from rekd_train.models.base import Predictor, Selector
 from rekd_train.models.families import build_backbone
 from rekd_train.models.gates import kept_positions
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.policy import SelectionPolicy
-from rekd_train.preprocess import TextPreprocessor, TextSettings
 
 Inputs = dict[str, torch.Tensor]
 

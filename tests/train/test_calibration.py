@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rekd_train.calibration import calibrate_bias
+from rekd_train.inputs.policy import SelectionPolicy, cut_margins
 from rekd_train.models.gates import apply_policy
-from rekd_train.policy import SelectionPolicy, cut_margins
+from rekd_train.training.calibration import calibrate_bias
 
 RULE = SelectionPolicy(bias=0.0, budget=0.5, minimum=1)
 

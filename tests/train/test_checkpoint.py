@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import make_rationalizer, tiny_tokenizer_json
 
-import rekd_train.checkpoint
+import rekd_train.checkpoints.checkpoint
 from rekd_train import CheckpointError
-from rekd_train.checkpoint import checkpoint_hash, read_description, read_metrics, save
+from rekd_train.checkpoints.checkpoint import checkpoint_hash, read_description, read_metrics, save
 from rekd_train.files import atomic_directory, write_text
 
 NEEDED = ["config.json", "policy.json", "tokenizer.json", "selector.safetensors", "predictor.safetensors"]
@@ -180,13 +180,13 @@ def test_an_older_version_is_upgraded_step_by_step(copy, checkpoint, texts, monk
     description = json.loads((copy / "config.json").read_text())
     labels = description.pop("labels")
     edit(copy, version=-1, labels=None, names=labels)
-    monkeypatch.setitem(rekd_train.checkpoint.UPGRADES, -1, lambda old: {**old, "classes": old["names"]})
-    monkeypatch.setitem(rekd_train.checkpoint.UPGRADES, 0, lambda old: {**old, "labels": old["classes"]})
+    monkeypatch.setitem(rekd_train.checkpoints.checkpoint.UPGRADES, -1, lambda old: {**old, "classes": old["names"]})
+    monkeypatch.setitem(rekd_train.checkpoints.checkpoint.UPGRADES, 0, lambda old: {**old, "labels": old["classes"]})
     assert rekd_train.load(copy).predict(texts) == expected
 
 
 def test_every_older_version_has_a_rule():
-    assert sorted(rekd_train.checkpoint.UPGRADES) == list(range(1, rekd_train.checkpoint.VERSION))
+    assert sorted(rekd_train.checkpoints.checkpoint.UPGRADES) == list(range(1, rekd_train.checkpoints.checkpoint.VERSION))
 
 
 # writing
@@ -203,7 +203,7 @@ def interrupt(*arguments, **keywords):
 @pytest.mark.parametrize("stage", ["save_file", "write_json", "model_card"])
 def test_an_interrupted_save_leaves_the_old_checkpoint_and_nothing_else(copy, monkeypatch, texts, stage):
     before = {name: (copy / name).read_bytes() for name in listing(copy)}
-    monkeypatch.setattr(rekd_train.checkpoint, stage, interrupt)
+    monkeypatch.setattr(rekd_train.checkpoints.checkpoint, stage, interrupt)
     with pytest.raises(Interrupted):
         save(make_rationalizer(seed=7), copy)
     assert {name: (copy / name).read_bytes() for name in listing(copy)} == before

@@ -9,16 +9,16 @@ import pytest
 from conftest import make_image_rationalizer, make_rationalizer, tiny_tokenizer_json
 from toys import toy_config, toy_images, toy_texts
 
-from rekd_train.agreement import check_comparable
-from rekd_train.checks import check_fit, check_teacher, short_texts_notice
-from rekd_train.config import BackboneConfig, ImageConfig
+from rekd_train.config.run import BackboneConfig, ImageConfig
 from rekd_train.data import LabelledTexts, tokenize
 from rekd_train.errors import ConfigError, DataError
+from rekd_train.evaluation.agreement import check_comparable
+from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
+from rekd_train.inputs.text import TextPreprocessor, TextSettings
 from rekd_train.models.base import Predictor, Selector
 from rekd_train.models.families import build_backbone
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.preprocess import TextPreprocessor, TextSettings
-from rekd_train.preprocess_image import ImagePreprocessor, ImageSettings
+from rekd_train.training.checks import check_fit, check_teacher, short_texts_notice
 
 
 def refused(error, match, train=None, dev=None, teacher=None, make=toy_texts, **changes):

@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from rekd_train import InputError, __version__
-from rekd_train.command import application, examples, print_json, run
+from rekd_train.cli.command import application, examples, print_json, run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -154,7 +154,7 @@ def test_a_broken_socket_is_not_mistaken_for_a_closed_reader(capsys):
 
 _SCRIPT = """
 import sys
-from rekd_train.command import application, run
+from rekd_train.cli.command import application, run
 app = application(help="x")
 @app.command()
 def talk() -> None:

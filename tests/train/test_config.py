@@ -4,7 +4,7 @@ import tomllib
 
 import pytest
 
-from rekd_train.config import PRESETS, RunConfig, preset_names, run_config
+from rekd_train.config.run import PRESETS, RunConfig, preset_names, run_config
 from rekd_train.errors import ConfigError
 
 

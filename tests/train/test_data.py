@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import make_image_rationalizer, tiny_tokenizer_json
 
-from rekd_train.config import DataConfig
+from rekd_train.config.run import DataConfig
 from rekd_train.data import (
     DataSet,
     LabelledImages,
@@ -23,8 +23,8 @@ from rekd_train.data import (
 from rekd_train.data.checks import check_data
 from rekd_train.data.partition import completed
 from rekd_train.errors import ConfigError, DataError
-from rekd_train.preprocess import TextPreprocessor, TextSettings
-from rekd_train.preprocess_token_ids import TokenIdPreprocessor, TokenIdSettings
+from rekd_train.inputs.text import TextPreprocessor, TextSettings
+from rekd_train.inputs.token_ids import TokenIdPreprocessor, TokenIdSettings
 
 TESTS = Path(__file__).parents[1]
 
@@ -124,7 +124,7 @@ import resource
 import numpy as np
 from conftest import tiny_tokenizer_json
 from rekd_train.data import LabelledTexts, tokenize
-from rekd_train.preprocess import TextPreprocessor, TextSettings
+from rekd_train.inputs.text import TextPreprocessor, TextSettings
 
 def some(count):
     return LabelledTexts([" ".join(["good bad dull"] * 50)] * count, np.zeros(count, dtype=np.int64))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import fashion_folder, idx
 
-from rekd_train.config import DataConfig
+from rekd_train.config.run import DataConfig
 from rekd_train.data import LabelledImages, is_unsplit, load_data, load_whole
 from rekd_train.data.fashion import DEBIAN_FOLDER
 from rekd_train.data.mosaic import make_mosaics

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rekd_train.config import DataConfig
+from rekd_train.config.run import DataConfig
 from rekd_train.data import load_data
 from rekd_train.errors import DataError
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from toys import toy_config, toy_images, toy_texts
 
-from rekd_train import losses
-from rekd_train.dev import Best, DevEvaluation, read_selector
-from rekd_train.evaluation import measure, run_masks, run_selector
-from rekd_train.runtime import Runtime
-from rekd_train.training import calibrate_policy
+from rekd_train.evaluation.forward import measure, run_masks, run_selector
+from rekd_train.training import losses
+from rekd_train.training.runtime import Runtime
+from rekd_train.training.stages import calibrate_policy
+from rekd_train.training.validation import Best, DevEvaluation, read_selector
 
 CPU = Runtime("cpu")
 

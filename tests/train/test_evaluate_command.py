@@ -12,10 +12,10 @@ import pytest
 from conftest import WORDS, make_rationalizer
 from rich.console import Console
 
-from rekd_train import checkpoint
-from rekd_train.cli import app
-from rekd_train.command import run
-from rekd_train.config import RunConfig
+from rekd_train.checkpoints import checkpoint
+from rekd_train.cli.command import run
+from rekd_train.cli.main import app
+from rekd_train.config.run import RunConfig
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,13 @@ import torch
 from conftest import WORDS, make_image_rationalizer, make_rationalizer
 
 from rekd_train.data import ImageSplit, LabelledTexts, tokenize
-from rekd_train.decisions import decide, drawn, fill, first_like, random_like
 from rekd_train.errors import ConfigError
-from rekd_train.evaluation import evaluate_with_masks, measure, run_masks, run_selector, run_split
-from rekd_train.metrics import never_predicted
-from rekd_train.policy import PAPER_POLICY, SelectionPolicy, mask_by_specification
-from rekd_train.report import CURVE_RATES, REPORT_FORMAT, evaluate, report_rows
-from rekd_train.vocabulary import vocabulary_of
+from rekd_train.evaluation.decisions import decide, drawn, fill, first_like, random_like
+from rekd_train.evaluation.forward import evaluate_with_masks, measure, run_masks, run_selector, run_split
+from rekd_train.evaluation.metrics import never_predicted
+from rekd_train.evaluation.report import CURVE_RATES, REPORT_FORMAT, evaluate, report_rows
+from rekd_train.inputs.policy import PAPER_POLICY, SelectionPolicy, mask_by_specification
+from rekd_train.inputs.vocabulary import vocabulary_of
 
 
 def make_split(pair, count: int = 40, seed: int = 0):
@@ -197,7 +197,7 @@ def test_the_curve_ends_at_the_full_input(pair, split, report) -> None:
 
 
 def test_the_abstain_threshold_comes_from_dev(pair, split, report) -> None:
-    from rekd_train.calibration_metrics import abstain_threshold
+    from rekd_train.evaluation.calibration_metrics import abstain_threshold
 
     def confidence(part):
         logits = torch.from_numpy(run_split(pair, part).class_logits)

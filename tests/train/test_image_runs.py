@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from conftest import fashion_folder
 
-from rekd_train import checkpoint
-from rekd_train.config import run_config
+from rekd_train.checkpoints import checkpoint
+from rekd_train.config.run import run_config
 from rekd_train.data import load_data
 from rekd_train.runs import calibrate_run, evaluate_run, train_run
 

@@ -11,10 +11,10 @@ import torch
 from conftest import make_rationalizer
 from toys import Recorder, ToyTexts, plain, toy_config
 
-from rekd_train import checkpoint
-from rekd_train.config import RunConfig
+from rekd_train.checkpoints import checkpoint
+from rekd_train.config.run import RunConfig
 from rekd_train.errors import CheckpointError
-from rekd_train.evaluation import run_masks
+from rekd_train.evaluation.forward import run_masks
 from rekd_train.judge import fit_judge, judge_figures, judge_run
 
 

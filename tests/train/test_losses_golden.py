@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rekd_train.losses import batch_penalty, prediction_distillation, prediction_loss, rationale_distillation
 from rekd_train.models.gates import relaxed_log_choice, straight_through_gate
+from rekd_train.training.losses import batch_penalty, prediction_distillation, prediction_loss, rationale_distillation
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_text())
 

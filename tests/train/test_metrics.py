@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from rekd_train.calibration_metrics import (
+from rekd_train.evaluation.calibration_metrics import (
     abstain_threshold,
     area_under_risk_coverage,
     brier_score,
@@ -15,7 +15,7 @@ from rekd_train.calibration_metrics import (
     negative_log_likelihood,
     risk_coverage,
 )
-from rekd_train.mask_metrics import (
+from rekd_train.evaluation.mask_metrics import (
     flip_rate,
     overlap,
     pairwise_jaccard,
@@ -23,8 +23,8 @@ from rekd_train.mask_metrics import (
     selection_divergence,
     truth_summary,
 )
-from rekd_train.metrics import accuracy, area_under_curve, macro_f1, never_predicted, per_class, rate_summary
-from rekd_train.significance import mean_and_std, paired_bootstrap
+from rekd_train.evaluation.metrics import accuracy, area_under_curve, macro_f1, never_predicted, per_class, rate_summary
+from rekd_train.evaluation.significance import mean_and_std, paired_bootstrap
 
 generator = np.random.default_rng(3)
 

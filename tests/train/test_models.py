@@ -4,14 +4,14 @@ import pytest
 import torch
 from conftest import make_rationalizer, tiny_tokenizer_json
 
-from rekd_train.config import BackboneConfig
+from rekd_train.config.run import BackboneConfig
 from rekd_train.errors import ConfigError
+from rekd_train.inputs.policy import PAPER_POLICY, SelectionPolicy, mask_by_specification
+from rekd_train.inputs.text import TextPreprocessor, TextSettings
 from rekd_train.models import FAMILIES, build_backbone
 from rekd_train.models.base import Predictor
 from rekd_train.models.gates import relaxed_log_choice, selection_scores, straight_through_gate
-from rekd_train.noise import gumbel
-from rekd_train.policy import PAPER_POLICY, SelectionPolicy, mask_by_specification
-from rekd_train.preprocess import TextPreprocessor, TextSettings
+from rekd_train.training.noise import gumbel
 
 OPERATORS = ["compact", "zero"]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rekd_train.noise import gumbel, key, uniform, uniform_scalar
+from rekd_train.training.noise import gumbel, key, uniform, uniform_scalar
 
 
 def test_a_draw_belongs_to_its_example_and_position_not_to_the_batch():

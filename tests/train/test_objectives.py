@@ -12,15 +12,15 @@ import torch
 from conftest import make_rationalizer
 from toys import toy_config, toy_images, toy_texts
 
-from rekd_train import losses
-from rekd_train.batches import Batch, example_weights
 from rekd_train.models.gates import relaxed_log_choice
-from rekd_train.noise import gumbel
-from rekd_train.objectives import ClassifierObjective, CompactObjective, RationaleObjective
-from rekd_train.runtime import Runtime
-from rekd_train.schedules import refreshed_step
-from rekd_train.teacher import LiveTeacher, all_batches
-from rekd_train.training import fit
+from rekd_train.training import losses
+from rekd_train.training.batches import Batch, example_weights
+from rekd_train.training.noise import gumbel
+from rekd_train.training.objectives import ClassifierObjective, CompactObjective, RationaleObjective
+from rekd_train.training.runtime import Runtime
+from rekd_train.training.schedules import refreshed_step
+from rekd_train.training.stages import fit
+from rekd_train.training.teacher import LiveTeacher, all_batches
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_text())
 CPU = Runtime("cpu")
@@ -70,7 +70,7 @@ def test_the_paper_s_configuration_gives_the_authors_losses(case, monkeypatch):
     def recorded(stream, examples, width):
         return -torch.log(-torch.log(torch.tensor(noise[stream]) + 1e-20) + 1e-20)
 
-    monkeypatch.setattr("rekd_train.objectives.gumbel", recorded)
+    monkeypatch.setattr("rekd_train.training.objectives.gumbel", recorded)
     monkeypatch.setattr(RationaleObjective, "stream", lambda self, purpose, step: purpose)
     config = toy_config(
         selection={**PAPER["selection"], "target": case["target_sparsity"], "weight": case["select_lambda"]},

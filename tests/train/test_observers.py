@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rekd_train.errors import MissingExtraError, TrainingError
-from rekd_train.observers import JsonLines, Several, TensorBoard, readings
+from rekd_train.training.observers import JsonLines, Several, TensorBoard, readings
 
 
 def tell(observer):

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
-from rekd_train.checkpoint import load, read_description
+from rekd_train.checkpoints.checkpoint import load, read_description
+from rekd_train.checkpoints.official import import_official
 from rekd_train.errors import CheckpointError, ConfigError, InputError
+from rekd_train.inputs.policy import PAPER_POLICY
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.official import import_official
-from rekd_train.policy import PAPER_POLICY
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 INPUTS = ("input_ids", "attention_mask", "pixel_values")
@@ -348,7 +348,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.Monk
     def full(*_, **__):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("rekd_train.checkpoint.save_file", full)
+    monkeypatch.setattr("rekd_train.checkpoints.checkpoint.save_file", full)
     with pytest.raises(CheckpointError, match="imported cannot be written .*No space left.*run the same command again"):
         golden_import("bert", tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -7,10 +7,10 @@ import test_bilstm
 import torch
 from toys import Recorder, toy_config, toy_texts
 
-from rekd_train.config import OptimisationConfig
+from rekd_train.config.run import OptimisationConfig
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.optimisation import optimiser_for, word_tables
-from rekd_train.training import fit
+from rekd_train.training.optimisation import optimiser_for, word_tables
+from rekd_train.training.stages import fit
 
 
 def groups(pair: Rationalizer, **settings) -> dict[int, dict]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rekd_train.faithfulness import (
+from rekd_train.evaluation.faithfulness import (
     area_over_perturbation_curve,
     comprehensiveness,
     sufficiency,
     top_share,
 )
-from rekd_train.plausibility import (
+from rekd_train.evaluation.plausibility import (
     area_under_precision_recall,
     iou_f1,
     plausibility,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from rekd_train.inputs.policy import PAPER_POLICY, SelectionPolicy, cut_margins, mask_by_specification
 from rekd_train.models.gates import apply_policy, kept_positions
-from rekd_train.policy import PAPER_POLICY, SelectionPolicy, cut_margins, mask_by_specification
 
 POLICIES = [
     SelectionPolicy(bias=0.1, budget=0.25),

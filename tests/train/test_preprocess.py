@@ -11,8 +11,8 @@ from conftest import WORDS, tiny_tokenizer_json
 from PIL import Image
 
 from rekd_train.errors import CheckpointError, ConfigError, FaultyItemsError, InputError
-from rekd_train.prediction import Prediction
-from rekd_train.preprocess import TextPreprocessor, TextSettings, clean_text
+from rekd_train.inputs.prediction import Prediction
+from rekd_train.inputs.text import TextPreprocessor, TextSettings, clean_text
 
 MAXIMUM = 48
 

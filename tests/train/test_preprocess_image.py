@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rekd_train.config import BackboneConfig, ImageConfig
+from rekd_train.config.run import BackboneConfig, ImageConfig
 from rekd_train.errors import ConfigError, InputError
-from rekd_train.preprocess_image import ImagePreprocessor, ImageSettings
-from rekd_train.preprocessors import load_preprocessor
+from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
+from rekd_train.inputs.preprocessors import load_preprocessor
 
 COLOUR = ImagePreprocessor(ImageSettings(height=6, width=8, channels=3, rows=3, columns=4))
 GREY = ImagePreprocessor(ImageSettings(height=6, width=8, channels=1, rows=3, columns=4))

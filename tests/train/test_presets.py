@@ -2,7 +2,7 @@
 
 import pytest
 
-from rekd_train.config import PRESETS, preset_names, run_config
+from rekd_train.config.run import PRESETS, preset_names, run_config
 from rekd_train.errors import ConfigError
 
 PAPER = [name for name in preset_names() if name.startswith("paper_")]
@@ -111,7 +111,7 @@ def test_images_are_cut_as_the_presets_say():
 
 @pytest.mark.parametrize("name", preset_names())
 def test_a_recorded_preset_reads_back_as_it_was(name):
-    from rekd_train.config import RunConfig
+    from rekd_train.config.run import RunConfig
 
     config = run_config(name)
     assert config.name == name
@@ -157,8 +157,8 @@ def test_the_presets_of_the_package_are_all_listed():
 def test_the_command_lists_names_and_sources(capsys):
     import json
 
-    from rekd_train.cli import app
-    from rekd_train.command import run
+    from rekd_train.cli.command import run
+    from rekd_train.cli.main import app
 
     for arguments in (["presets"], ["presets", "imdb_bert_mini"], ["presets", "mini", "--json"]):
         with pytest.raises(SystemExit) as request:

@@ -16,9 +16,10 @@ import toy_run
 from conftest import make_rationalizer
 from toys import toy_config
 
-from rekd_train import checkpoint, runs
+from rekd_train import runs
+from rekd_train.checkpoints import checkpoint
 from rekd_train.data import DataSet, LabelledTexts
-from rekd_train.runtime import Runtime
+from rekd_train.training.runtime import Runtime
 
 SCRIPT = Path(__file__).with_name("toy_run.py")
 NEAR_TIE = 1e-3  # as far as the weights may differ at the end
@@ -102,7 +103,7 @@ def test_of_two_processes_that_compact_one_measures_writes_and_reports(tmp_path)
     sizes = {role: getattr(pair, role).backbone.settings.model_dump() for role in ("selector", "predictor")}
     config = toy_config(data=data, stages={"compact_epochs": 1}, **sizes).model_dump()
     source = checkpoint.save(pair, tmp_path / "pair", training={"name": "toy", "config": config})
-    program = [sys.executable, "-c", "from rekd_train.cli import main; main()", "compact", str(source)]
+    program = [sys.executable, "-c", "from rekd_train.cli.main import main; main()", "compact", str(source)]
     options = ["--output", str(tmp_path / "made"), "--device", "cpu", "--json"]
     main, other = run_in_processes([*program, *options], 2)
     assert json.loads(main)["test"]["examples"] > 0 and other == ""

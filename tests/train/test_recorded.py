@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rekd_train import checkpoint
-from rekd_train.cli import app
-from rekd_train.command import run
-from rekd_train.config import run_config
+from rekd_train.checkpoints import checkpoint
+from rekd_train.checkpoints.recorded import check_classes, recorded_config
+from rekd_train.cli.command import run
+from rekd_train.cli.main import app
+from rekd_train.config.run import run_config
 from rekd_train.data import DataSet, LabelledTexts
 from rekd_train.errors import CheckpointError, ConfigError, DataError
-from rekd_train.recorded import check_classes, recorded_config
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 

@@ -12,11 +12,12 @@ import torch
 from conftest import tiny_tokenizer_json
 from toys import ToyTexts
 
-from rekd_train import checkpoint, runs
-from rekd_train.cli import app
-from rekd_train.command import run
+from rekd_train import runs
+from rekd_train.checkpoints import checkpoint
+from rekd_train.cli.command import run
+from rekd_train.cli.main import app
 from rekd_train.data import DataSet, LabelledTexts
-from rekd_train.preprocess import TextPreprocessor, TextSettings
+from rekd_train.inputs.text import TextPreprocessor, TextSettings
 
 SIZES = "layers = 1\nwidth = 16\nheads = 2\nfeedforward = 32\nhead_width = 16\nvocabulary = {}\n"
 

@@ -11,12 +11,13 @@ import torch
 from conftest import WORDS, tiny_tokenizer_json
 
 import rekd_train
-from rekd_train import checkpoint, recorded, runs
-from rekd_train.building import fresh_pair
-from rekd_train.config import BackboneConfig, RunConfig
+from rekd_train import runs
+from rekd_train.checkpoints import checkpoint, recorded
+from rekd_train.config.run import BackboneConfig, RunConfig
 from rekd_train.data import DataSet, LabelledTexts
 from rekd_train.errors import CheckpointError, ConfigError, DataError
-from rekd_train.preprocess import TextPreprocessor, TextSettings
+from rekd_train.inputs.text import TextPreprocessor, TextSettings
+from rekd_train.models.building import fresh_pair
 
 TARGET = 0.2
 FILLING = [word for word in WORDS if word not in ("good", "bad")]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from toys import toy_config, toy_texts
 
-from rekd_train.runtime import Runtime
-from rekd_train.training import fit
+from rekd_train.training.runtime import Runtime
+from rekd_train.training.stages import fit
 
 
 def test_batches_go_to_the_device_whatever_it_is():

@@ -11,8 +11,8 @@ import torch
 from toys import Recorder, toy_config, toy_images, toy_texts
 
 from rekd_train.errors import ConfigError, TrainingError
-from rekd_train.state import Snapshot, StateStore, identity_of
-from rekd_train.training import fit
+from rekd_train.training.stages import fit
+from rekd_train.training.state import Snapshot, StateStore, identity_of
 
 STAGES = {"classifier_epochs": 2, "rationale_epochs": 2, "compact_epochs": 1, "save_every": 5}
 

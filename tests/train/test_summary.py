@@ -7,12 +7,12 @@ import pytest
 from conftest import make_image_rationalizer, tiny_tokenizer_json
 from rich.console import Console
 
-from rekd_train import cli_progress
+from rekd_train.checkpoints.model_card import model_card
+from rekd_train.cli import progress as cli_progress
 from rekd_train.data import DataSet, LabelledImages, LabelledTexts, encode, summarise
 from rekd_train.data.summary import summary_notes, summary_rows
-from rekd_train.model_card import model_card
-from rekd_train.policy import SelectionPolicy
-from rekd_train.preprocess import TextPreprocessor, TextSettings
+from rekd_train.inputs.policy import SelectionPolicy
+from rekd_train.inputs.text import TextPreprocessor, TextSettings
 
 
 def summary_of(splits: dict[str, LabelledTexts], names=("neg", "pos"), **found) -> dict:

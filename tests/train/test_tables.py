@@ -18,7 +18,7 @@ from _models import bits, from_bits  # noqa: E402
 from _recipes import distillation_cells, distillation_rows, mosaic_cells, seeds_of  # noqa: E402
 from _tables import accuracy_table, comparison_table, truth_table  # noqa: E402
 
-from rekd_train.config import RunConfig, run_config  # noqa: E402
+from rekd_train.config.run import RunConfig, run_config  # noqa: E402
 
 
 def cells(seeds=(1, 2), size: int = 4) -> list[Cell]:
@@ -242,7 +242,7 @@ def test_a_real_cell_of_each_kind(tmp_path, capsys) -> None:
     """The whole script on a few made-up texts."""
     import imdb_table
 
-    from rekd_train.command import run as run_command
+    from rekd_train.cli.command import run as run_command
 
     generator = np.random.default_rng(0)
     words = "the film was a story about people and time in the city".split()

@@ -10,10 +10,10 @@ import torch
 from toys import Recorder, toy_config, toy_images, toy_texts
 
 from rekd_train.errors import ConfigError, TrainingError
-from rekd_train.evaluation import measure
-from rekd_train.runtime import Runtime
-from rekd_train.state import StateStore
-from rekd_train.training import KEEP_ALL, calibrate_pair, compact_pair, fit, same_sizes
+from rekd_train.evaluation.forward import measure
+from rekd_train.training.runtime import Runtime
+from rekd_train.training.stages import KEEP_ALL, calibrate_pair, compact_pair, fit, same_sizes
+from rekd_train.training.state import StateStore
 
 LONG = {"classifier_epochs": 8, "rationale_epochs": 10, "compact_epochs": 4, "evaluate_every": 2}
 

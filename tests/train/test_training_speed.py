@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rekd_train.config import AccelerationConfig
-from rekd_train.runtime import Runtime
+from rekd_train.config.run import AccelerationConfig
+from rekd_train.training.runtime import Runtime
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 

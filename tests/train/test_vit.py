@@ -10,14 +10,14 @@ import torch
 from conftest import make_image_rationalizer, make_rationalizer
 from torch.nn.functional import interpolate
 
-from rekd_train.checkpoint import checkpoint_hash, load, save
-from rekd_train.config import BackboneConfig, ImageConfig, run_config
+from rekd_train.checkpoints.checkpoint import checkpoint_hash, load, save
+from rekd_train.config.run import BackboneConfig, ImageConfig, run_config
 from rekd_train.errors import CheckpointError, ConfigError, InputError
+from rekd_train.inputs.policy import PAPER_POLICY
+from rekd_train.inputs.prediction import Patch
 from rekd_train.models.families import build_backbone
 from rekd_train.models.gates import kept_positions
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.policy import PAPER_POLICY
-from rekd_train.prediction import Patch
 
 
 def images(count: int = 5, seed: int = 3) -> np.ndarray:

@@ -4,7 +4,7 @@ import pytest
 from toys import toy_config
 
 from rekd_train.errors import TrainingError
-from rekd_train.watch import Watch
+from rekd_train.training.watch import Watch
 
 
 def watch(target: float = 0.1, **options) -> Watch:

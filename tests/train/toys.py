@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import WORDS, make_image_rationalizer, make_rationalizer
 
-from rekd_train.config import RunConfig
+from rekd_train.config.run import RunConfig
 from rekd_train.models.rationalizer import Rationalizer
 
 

@@ -1,0 +1,1 @@
+"""Requests: to a server, or to the graphs in this process. torch-free."""

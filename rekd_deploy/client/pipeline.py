@@ -1,0 +1,132 @@
+"""The served model without a server: the same repository, the same graphs, the same answers. torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import Any, Self
+
+from rekd_deploy.client.batching import Batches
+from rekd_deploy.contract.artefacts import Artefacts
+from rekd_deploy.errors import EngineError, RepositoryError
+from rekd_deploy.repository.runners import Exported
+from rekd_deploy.runtimes.base import Chain, RunnerChain, parse_device
+from rekd_train.inputs.prediction import Prediction
+from rekd_train.inputs.preprocessors import Encoded
+
+
+class Pipeline:
+    """Answers like the Triton client, in this process, on ONNX Runtime or, where asked for, the repository's engines.
+
+    On a GPU, ONNX Runtime keeps what one step hands to the next where it is, and replays a captured CUDA graph for
+    each bucket of batch and length.
+
+    Usable as a context manager; without ``with`` the graphs are loaded at the first use and stay until
+    ``close``.
+
+    Args:
+        source: model repository written by rekd-export, or artefacts as ``export`` returns them.
+        batch_size: most texts or images computed at once.
+        threads: threads inside one operation; None: the cores that this process may use.
+        single_graph: run both steps as one graph, which the export must hold.
+        engine: run the TensorRT engines, which the export must hold.
+        device: 'cpu', 'cuda' or 'cuda:N'; None: 'cuda' for engines, else 'cpu'.
+
+    Raises:
+        EngineError: there is no such device, or engines were asked for on a CPU.
+        RepositoryError: a file is missing, altered, or does not belong to the others; or there is no single graph or
+            engine.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | Artefacts,
+        *,
+        batch_size: int = 32,
+        threads: int | None = None,
+        single_graph: bool = False,
+        engine: bool = False,
+        device: str | None = None,
+    ) -> None:
+        exported = Exported.of(source)
+        self.description = exported.description
+        self.labels = list(self.description.labels)
+        self.preprocessor = self.description.preprocessor()
+        self._batch_size = batch_size
+        roles = ("single",) if single_graph else ("selector", "predictor")
+        if not set(roles) <= set(exported.graphs):
+            raise RepositoryError(f"{exported.name} holds no single graph; fix: rekd-export CHECKPOINT --single-graph")
+        kind, index = parse_device(device or ("cuda" if engine else "cpu"))
+        self._chain: Chain
+        if engine and kind == "cpu":
+            raise EngineError("TensorRT engines run on GPUs alone; fix: device 'cuda', or engine=False")
+        if engine:
+            self._chain = RunnerChain([exported.engine_runner(role, device=index) for role in roles])
+            self._batch_size = min(batch_size, *map(exported.largest_batch, roles))
+        elif kind == "cuda":
+            self._chain = chain = exported.device_chain(roles, index=index)
+            self._batch_size = min(batch_size, chain.largest_batch or batch_size)
+        else:
+            self._chain = RunnerChain([exported.graph_runner(role, threads=threads) for role in roles])
+        self._running: ExitStack | None = None
+        self._opening = Lock()
+        self._closings = 0
+
+    def __enter__(self) -> Self:
+        self._open(self._closings)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the loaded graphs; calls of other threads fail, later ones load the graphs again."""
+        with self._opening:
+            self._closings += 1
+            if self._running is not None:
+                running, self._running = self._running, None
+                running.close()
+
+    def predict(self, items: Sequence[Any], *, windows: bool = False) -> list[Prediction]:
+        """Label, probabilities and rationale of each text or image, in their order.
+
+        Args:
+            items: texts (str); for a vision model images: uint8 arrays (H, W, C), Pillow images or paths.
+            windows: read a text beyond the model's length window by window and combine the answers
+                (``windows.py`` has the rules), instead of cutting it.
+
+        Raises:
+            InputError: an empty list, or windows of an image.
+            FaultyItemsError: items that cannot be used, by their number, counted from 1. Texts are all checked
+                before any is computed; images are read a batch at a time.
+            EngineError: ONNX Runtime or TensorRT cannot load or run a graph, or another thread has closed the pipeline.
+            MissingExtraError: the library is not installed.
+        """
+        closings = self._closings
+        batches = Batches(self.preprocessor, items, self._batch_size, windows=windows)
+        for indices, encoded in batches:
+            batches.collect(indices, self._answer(encoded, closings))
+        return batches.predictions()
+
+    def _open(self, closings: int) -> None:
+        with self._opening:
+            if self._closings != closings:
+                raise EngineError("the pipeline is closed; fix: close it once its calls are answered")
+            if self._running is None:
+                with ExitStack() as stack:
+                    stack.enter_context(self._chain)
+                    self._running = stack.pop_all()
+
+    def _answer(self, encoded: Encoded, closings: int) -> list[Prediction]:
+        self._open(closings)
+        try:
+            found = self._chain.run(encoded.inputs)
+        except EngineError:
+            self._open(closings)  # closed meanwhile is the reason
+            raise
+        return encoded.predictions(self.labels, found["probabilities"], found["mask"], found["scores"])

@@ -1,0 +1,1 @@
+"""What all sides share: tensors, description, manifest. torch-free."""

@@ -1,0 +1,161 @@
+"""The one declaration of every tensor that graphs, configs and clients exchange. torch-free.
+
+Dummy inputs, ONNX axis names, config.pbtxt and the client's checks all derive from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from rekd_train.inputs.image import ImageSettings
+    from rekd_train.inputs.policy import SelectionPolicy
+
+BATCH = "batch"
+LENGTH = "length"
+SLOTS = "slots"
+SHORTEST = 3
+"""Tokens of the shortest text: [CLS], one, [SEP]; the graphs are exported for no less."""
+MILLION = 1_000_000
+
+DataType = Literal["int64", "float32", "bool", "uint8"]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, type and shape of one tensor; a str axis is symbolic, an int fixed. Axis 0 is the batch."""
+
+    name: str
+    dtype: DataType
+    shape: tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Slots:
+    """How many slots, K, a compacted predictor has for texts of a padded length.
+
+    No rationale of a text of that length holds more: K = floor(share * length), at least ``least``, at most ``most``.
+    A function of the shape alone, so short texts have few slots and no shape depends on the data.
+    """
+
+    parts_per_million: int
+    """The share, as an integer."""
+    least: int
+    most: int
+    """K of the longest text."""
+
+    @classmethod
+    def of(cls, policy: SelectionPolicy, most: int) -> Slots:
+        """The slots of a decision rule; ``most`` is its capacity."""
+        share = MILLION if policy.budget_parts_per_million is None else policy.budget_parts_per_million
+        return cls(share, max(policy.minimum, 1), most)
+
+    def at(self, length: int) -> int:
+        """K for texts padded to ``length`` tokens."""
+        return min(max(length * self.parts_per_million // MILLION, self.least), self.most)
+
+    @property
+    def axis(self) -> str | int:
+        """The axis in a tensor's shape: a number where every length has the same K."""
+        return SLOTS if self.at(SHORTEST) < self.most else self.most
+
+
+@dataclass(frozen=True)
+class GraphSignature:
+    """Inputs and outputs of one graph, in order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    slots: Slots | None = None
+    """The rule of the axis 'slots'; None: no tensor has it."""
+
+    def sizes_at(self, spec: TensorSpec, length: int) -> tuple[int | str, ...]:
+        """The shape of a tensor for texts padded to ``length``: only the batch stays symbolic."""
+        known = {LENGTH: length} if self.slots is None else {LENGTH: length, SLOTS: self.slots.at(length)}
+        return tuple(known.get(axis, axis) for axis in spec.shape)
+
+    def with_all_slots(self) -> GraphSignature:
+        """The same with K of the longest text for every length."""
+        if self.slots is None:
+            return self
+        most = self.slots.most
+        specs = [
+            tuple(replace(spec, shape=tuple(most if axis == SLOTS else axis for axis in spec.shape)) for spec in some)
+            for some in (self.inputs, self.outputs)
+        ]
+        return GraphSignature(*specs)
+
+
+@dataclass(frozen=True)
+class PairSignature:
+    """The tensors of a served pair: selector -> predictor.
+
+    A compacted predictor is handed ``positions`` and ``kept``, one that blanks ('zero') is handed ``keep``, a
+    copy of ``mask``. None of them is an ensemble output: Triton's core answers "unexpected deadlock" when an
+    ensemble output also feeds a later step and a client asks for only some outputs.
+    """
+
+    selector: GraphSignature
+    predictor: GraphSignature
+
+    @property
+    def handover(self) -> tuple[TensorSpec, ...]:
+        """What the selector gives to the predictor alone."""
+        read = {spec.name for spec in self.predictor.inputs}
+        return tuple(spec for spec in self.selector.outputs if spec.name in read)
+
+    @property
+    def ensemble(self) -> GraphSignature:
+        """What a client sends and receives: the selector's inputs; the outputs that no later step reads.
+
+        A single graph of both steps has these tensors, too.
+        """
+        public = tuple(spec for spec in self.selector.outputs if spec not in self.handover)
+        return GraphSignature(self.selector.inputs, public + self.predictor.outputs)
+
+    def graph(self, role: str) -> GraphSignature:
+        """The signature of the graph 'selector', 'predictor' or 'single'."""
+        return {"selector": self.selector, "predictor": self.predictor, "single": self.ensemble}[role]
+
+
+def text_pair_signature(slots: Slots | int | None, classes: int) -> PairSignature:
+    """Signature of a text pair.
+
+    Args:
+        slots: K, slots of a compacted predictor, by length or one number for all; None: the predictor blanks what is
+            not kept ('zero').
+        classes: C.
+    """
+    input_ids = TensorSpec("input_ids", "int64", (BATCH, LENGTH))
+    attention_mask = TensorSpec("attention_mask", "int64", (BATCH, LENGTH))
+    # gathered tokens are real tokens, so only the predictor that reads all of them asks for the padding
+    read = (input_ids, attention_mask) if slots is None else (input_ids,)
+    return _pair((input_ids, attention_mask), read, LENGTH, slots, classes)
+
+
+def image_pair_signature(settings: ImageSettings, slots: int | None, classes: int) -> PairSignature:
+    """Signature of an image pair: uint8 pixels of the model's size; arguments as ``text_pair_signature``."""
+    pixels = TensorSpec("pixels", "uint8", (BATCH, settings.height, settings.width, settings.channels))
+    return _pair((pixels,), (pixels,), settings.rows * settings.columns, slots, classes)
+
+
+def _pair(
+    inputs: tuple[TensorSpec, ...],
+    read_again: tuple[TensorSpec, ...],
+    features: str | int,
+    slots: Slots | int | None,
+    classes: int,
+) -> PairSignature:
+    """The pair over these inputs, of which the predictor reads some again; N is the axis ``features``."""
+    axis = slots.axis if isinstance(slots, Slots) else slots
+    if axis is None:
+        handover = (TensorSpec("keep", "bool", (BATCH, features)),)
+    else:
+        handover = (TensorSpec("positions", "int64", (BATCH, axis)), TensorSpec("kept", "bool", (BATCH, axis)))
+    rule = slots if axis == SLOTS else None
+    rationale = (TensorSpec("scores", "float32", (BATCH, features)), TensorSpec("mask", "bool", (BATCH, features)))
+    answer = tuple(TensorSpec(name, "float32", (BATCH, classes)) for name in ("logits", "probabilities"))
+    return PairSignature(
+        GraphSignature(inputs, rationale + handover, rule), GraphSignature(read_again + handover, answer, rule)
+    )

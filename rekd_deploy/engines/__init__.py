@@ -1,5 +1,0 @@
-"""Engines run exported graphs; each is a ``Runner``."""
-
-from rekd_deploy.engines.base import Runner
-
-__all__ = ["Runner"]

@@ -1,0 +1,112 @@
+"""What a checkpoint says about itself, read in an instant: enough to plan an export and to refuse one. torch-free."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from rekd_deploy.contract.signature import PairSignature, Slots, image_pair_signature, text_pair_signature
+from rekd_deploy.errors import ExportError
+from rekd_train.config.run import BackboneConfig, explain
+from rekd_train.errors import CheckpointError, ConfigError
+from rekd_train.inputs.policy import SelectionPolicy
+from rekd_train.inputs.preprocessors import Preprocessor, load_preprocessor
+
+_FORMAT = "rekd-checkpoint"
+WEIGHTS = {"selector": "selector.safetensors", "predictor": "predictor.safetensors"}
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """The description of a checkpoint, without its weights."""
+
+    directory: Path
+    labels: tuple[str, ...]
+    operator: str
+    """'compact' or 'zero'."""
+    policy: SelectionPolicy
+    preprocessor: Preprocessor
+    backbones: dict[str, BackboneConfig]
+    """Of 'selector' and 'predictor'."""
+    weight_bytes: dict[str, int]
+    """Size of the weights of each."""
+
+    @property
+    def multiplications(self) -> int:
+        """For a token in the selector's layers, roughly: how large its network is."""
+        sizes = self.backbones["selector"]
+        return sizes.layers * sizes.width * (4 * sizes.width + 2 * sizes.feedforward)
+
+    @property
+    def kind(self) -> str:
+        """'text' or 'image'."""
+        return self.preprocessor.settings.kind
+
+    @property
+    def capacity(self) -> int:
+        """K, most features that any rationale holds."""
+        sizes = self.preprocessor
+        return self.policy.capacity(sizes.positions if self.policy.selectable == "all" else sizes.features)
+
+    @property
+    def signature(self) -> PairSignature:
+        """The tensors of the served pair."""
+        compact = self.operator == "compact"
+        if self.kind == "text":
+            return text_pair_signature(Slots.of(self.policy, self.capacity) if compact else None, len(self.labels))
+        return image_pair_signature(self.preprocessor.settings, self.capacity if compact else None, len(self.labels))
+
+
+def read_facts(checkpoint: str | Path) -> CheckpointFacts:
+    """Read the description of a checkpoint; its weights are only looked at, not read.
+
+    Raises:
+        CheckpointError: missing, incomplete, damaged, or without a decision rule.
+        ExportError: its preprocessing cannot be served.
+    """
+    directory = Path(checkpoint)
+    if not directory.is_dir():
+        raise CheckpointError(f"no checkpoint at {directory}: not a directory; fix: check the path")
+    description = _read(directory / "config.json", f"is {directory} a checkpoint of rekd-train?")
+    if not isinstance(description, dict) or description.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"{directory / 'config.json'} is not a {_FORMAT} description; is {directory} a checkpoint of rekd-train?"
+        )
+    rule = _read(
+        directory / "policy.json",
+        "a checkpoint without a decision rule cannot be exported; fix: copy the whole directory again, or train again",
+    )
+    try:
+        facts = CheckpointFacts(
+            directory,
+            tuple(str(label) for label in description["labels"]),
+            str(description["operator"]),
+            SelectionPolicy.model_validate(rule["policy"]),
+            load_preprocessor(directory, description["preprocessing"]),
+            {role: BackboneConfig.model_validate(description[role]) for role in WEIGHTS},
+            {role: (directory / name).stat().st_size for role, name in WEIGHTS.items()},
+        )
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{error.filename} is missing; fix: copy the whole directory again") from None
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        problem = "; ".join(explain(error)) if isinstance(error, ValidationError) else repr(error)
+        raise CheckpointError(f"{directory}: the description does not fit this version of rekd: {problem}") from None
+    if facts.kind not in ("text", "image"):
+        raise ExportError(
+            f"a model with the preprocessing '{facts.kind}' has no tokenizer to serve it with; fix: import it again "
+            "with --tokenizer FILE (tokenizer.json or vocab.txt)"
+        )
+    return facts
+
+
+def _read(path: Path, hint: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; {hint}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}; fix: copy it again") from None

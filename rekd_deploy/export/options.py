@@ -1,0 +1,240 @@
+"""What may be chosen about an export, checked where it enters. torch-free."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+from rekd_deploy.contract.parity_report import RUNTIME_PRECISIONS, Precision
+from rekd_deploy.export.checkpoint import CheckpointFacts
+from rekd_deploy.export.engines import EngineRequest
+from rekd_deploy.repository.backend.model import usable_cores
+from rekd_deploy.repository.config import ENGINES, TARGETS, ServingSettings
+from rekd_train.errors import ConfigError
+
+GPU_PRECISIONS: tuple[Precision, ...] = tuple(each for each in RUNTIME_PRECISIONS if each != "int8")
+"""What ONNX Runtime computes on GPUs; products of int8 it has for CPUs alone."""
+GPU_QUEUE_DELAY = 100
+"""Microseconds: there a batch costs hardly more than one text; on a CPU waiting only adds to the latency."""
+_LONGEST_DELAY = 1_000_000
+"""Microseconds; above this a question would rather be refused than wait."""
+_SMALL = 1_000_000
+"""Multiplications for a token below which a network is small: benchmarks/results/serving_threads_*.json has one at 0.26
+million, where one instance is better, and one at 10.6 million, where two are."""
+_LARGEST_BATCH = 4096
+"""Above this a number of rows is a slip of the keyboard."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a checkpoint is exported and served.
+
+    Raises:
+        ConfigError: a value is out of range, whatever the checkpoint; every mistake in one message.
+    """
+
+    target: str = "python"
+    """Which Triton backend runs the graphs."""
+    engine: str | None = None
+    """What the target 'python' runs instead of ONNX Runtime: 'tensorrt-rtx'; None: nothing else."""
+    gpu: bool | None = None
+    """Whether the target 'onnxruntime' runs on GPUs; None: if this machine has one. Engines always do."""
+    lengths: tuple[int, ...] = ()
+    """Tokens that texts are padded to (the smallest that fits, or the model's limit); empty: the checkpoint's."""
+    batches: tuple[int, ...] = ()
+    """Batch sizes the scheduler aims at, the largest the most in one request; empty: the usual ones."""
+    max_batch_size: int | None = None
+    """Most texts or images in one request; None: the largest of ``batches``."""
+    instances: int | None = None
+    """Processes (GPU instances) of each member; None: ``usual_instances``."""
+    threads: int = 0
+    """Threads of each inside one operation; 0: the instances share the cores, and none has more than half of them."""
+    queue_delay: int | None = None
+    """Microseconds that a request may wait for others to form a preferred batch; None: 100 on GPUs, else 0. Whatever
+    waits already while a batch is computed is batched in any case."""
+    gpus: tuple[int, ...] = ()
+    """Numbers of the GPUs to run on; empty: every one that is there."""
+    rate_limit: bool = False
+    """Each execution takes one of the server's resource 'rekd'."""
+    single_graph: bool | None = None
+    """Add a model that holds both steps in one graph; None: if the repository that is there has it."""
+    fused: bool = True
+    """Graphs for ONNX Runtime alone, and faster there."""
+    with_tokenizer: bool | None = None
+    """Add the model rekd_text (rekd_image), which takes raw texts (JPEG or PNG files); None: likewise."""
+    precision: Precision = "fp32"
+    """What the graphs compute in; the decision and both heads stay fp32."""
+    keep: int = 1
+    """Versions that stay in the repository, the new one included."""
+    parity_texts: Path | None = None
+    """.jsonl or .txt with real texts for the parity gate; None: the checkpoint's own examples."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lengths", tuple(sorted(set(self.lengths))))
+        object.__setattr__(self, "batches", tuple(sorted(set(self.batches))))
+        mistakes = []
+        if self.target not in TARGETS:
+            mistakes.append(f"target '{self.target}' is not one of {', '.join(TARGETS)}")
+        elif self.engine is not None and self.engine not in ENGINES[self.target]:
+            mistakes.append(
+                f"target '{self.target}' cannot run the engine '{self.engine}'; fix: --target python --engine "
+                "tensorrt-rtx, or --target tensorrt"
+            )
+        if self.gpu is not None and self.target != "onnxruntime":
+            runs = "runs on CPUs" if self.product is None else "runs engines, which need a GPU"
+            mistakes.append(f"target '{self.target}' {runs}; fix: leave out --gpu and --cpu, or --target onnxruntime")
+        if self.precision not in self._precisions:
+            mistakes.append(
+                f"precision '{self.precision}' is none that {self.product or 'ONNX Runtime'} can do"
+                f"{' on GPUs' if self.precision in RUNTIME_PRECISIONS else ''}, which target {self.target} runs on; "
+                f"fix: one of {', '.join(self._precisions)}"
+            )
+        if self.queue_delay is not None and not 0 <= self.queue_delay <= _LONGEST_DELAY:
+            mistakes.append(
+                f"queue delay {self.queue_delay} is outside 0..{_LONGEST_DELAY} microseconds; fix: about the time "
+                "that one batch takes, or leave it out"
+            )
+        for length in self.lengths:
+            if length < 1:
+                mistakes.append(f"length {length} must be at least 1")
+        sizes = {"batch": self.batches, "max batch size": () if self.max_batch_size is None else (self.max_batch_size,)}
+        for what, values in sizes.items():
+            mistakes += [
+                f"{what} {size} is outside 1..{_LARGEST_BATCH}" for size in values if not 1 <= size <= _LARGEST_BATCH
+            ]
+        if self.batches and self.max_batch_size is not None and self.batches[-1] > self.max_batch_size:
+            mistakes.append(
+                f"batch {self.batches[-1]} is above the max batch size {self.max_batch_size}; fix: give one of the two"
+            )
+        if self.gpus and self.product is None and not (self.target == "onnxruntime" and self._on_gpu):
+            mistakes.append(f"gpus {_listed(self.gpus)} are for GPUs, but the members run on CPUs; fix: add --gpu")
+        try:
+            ServingSettings(instances=self._instances, threads=self.threads, gpus=self.gpus)
+        except ConfigError as error:
+            mistakes.append(str(error))
+        if self.keep < 1:
+            mistakes.append(f"keep is {self.keep}; at least the new version stays (1)")
+        if mistakes:
+            raise ConfigError("; ".join(mistakes))
+
+    @property
+    def product(self) -> str | None:
+        """The product whose engines are built; None: the graphs are served as they are."""
+        return "tensorrt" if self.target == "tensorrt" else self.engine
+
+    @property
+    def _on_gpu(self) -> bool:
+        return machine()["gpus"] > 0 if self.gpu is None else self.gpu
+
+    @property
+    def _precisions(self) -> tuple[str, ...]:
+        if self.product is not None:
+            return get_args(Precision)
+        return GPU_PRECISIONS if self.target == "onnxruntime" and self._on_gpu else RUNTIME_PRECISIONS
+
+    @property
+    def _instances(self) -> int:
+        return 1 if self.instances is None else self.instances
+
+    @property
+    def fuse(self) -> bool:
+        """Whether the graphs are fused: what engines are built from never is."""
+        return self.fused and self.product is None
+
+    @property
+    def engines(self) -> EngineRequest:
+        """How engines are built."""
+        return EngineRequest(self.serving.max_batch_size, self.batches or None, self.lengths or None)
+
+    @property
+    def serving(self) -> ServingSettings:
+        """How the server batches."""
+        gpu = self.target == "onnxruntime" and self._on_gpu
+        usual = GPU_QUEUE_DELAY if gpu or self.product is not None else 0
+        threads = self.threads
+        if self.target == "onnxruntime" and not gpu and threads == 0:  # its own 0 is a thread a core in every instance
+            threads = max(1, machine()["cores"] // max(2, self._instances))
+        settings = ServingSettings(
+            gpu=gpu, instances=self._instances, threads=threads, gpus=self.gpus, rate_limit=self.rate_limit,
+            queue_delay_us=usual if self.queue_delay is None else self.queue_delay,
+        )
+        if self.batches:
+            # a batch of one is formed anyway; as a preferred size it would end the waiting for others
+            preferred = tuple(size for size in self.batches if size > 1)
+            settings = replace(settings, max_batch_size=self.batches[-1], preferred_batch_sizes=preferred)
+        if self.max_batch_size is not None:
+            settings = replace(settings, max_batch_size=self.max_batch_size)
+        return settings
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """The sizes that batches are formed in, ascending; the last is the most."""
+        serving = self.serving
+        sizes = {size for size in serving.preferred_batch_sizes if size <= serving.max_batch_size}
+        return tuple(sorted({*sizes, serving.max_batch_size}))
+
+    def with_instances(self, facts: CheckpointFacts) -> ExportOptions:
+        """The same with the usual number of instances where none was chosen: as many as were measured to be best.
+
+        On CPUs two, since a second one uses the cores that the first leaves idle; one in the python backend for small
+        networks, which hardly wait for each other there.
+        """
+        if self.instances is not None or self.product is not None or self.serving.gpu or machine()["cores"] < 2:
+            return self
+        small = self.target == "python" and facts.multiplications < _SMALL
+        return replace(self, instances=1 if small else 2)
+
+    def check(self, facts: CheckpointFacts) -> None:
+        """Hold the choices against a checkpoint.
+
+        Raises:
+            ConfigError: names each value, its limits and the fix.
+        """
+        mistakes = []
+        if facts.kind == "image":
+            if self.lengths:
+                mistakes.append(
+                    f"lengths {_listed(self.lengths)} are for texts, but {facts.directory} reads images, which all "
+                    "have one size; fix: leave out --lengths"
+                )
+            if self.parity_texts is not None:
+                mistakes.append(
+                    f"{self.parity_texts} holds texts, but the checkpoint reads images; fix: leave out --parity-texts"
+                )
+        elif self.lengths and facts.policy.selectable == "all":
+            mistakes.append(
+                f"lengths {_listed(self.lengths)} are not for {facts.directory}: its rationale may hold padding, so "
+                f"every text must have all {facts.preprocessor.positions} positions; fix: leave out --lengths"
+            )
+        else:
+            shortest, longest = shortest_bucket(facts), facts.preprocessor.positions
+            for length in self.lengths:
+                if length > longest:
+                    mistakes.append(
+                        f"length {length} is above the {longest} positions that the model reads; fix: at most {longest}"
+                    )
+                elif length < shortest:
+                    mistakes.append(
+                        f"length {length} is smaller than the budget: a rationale may hold K = {facts.capacity} tokens"
+                        f"; fix: at least {shortest}, at most {longest}"
+                    )
+        if mistakes:
+            raise ConfigError("; ".join(mistakes))
+
+
+def machine() -> dict[str, int]:
+    """What an export can use here: cores, and GPUs whose driver is loaded."""
+    cores = usable_cores() if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"cores": cores, "gpus": len(list(Path("/proc/driver/nvidia/gpus").glob("*")))}
+
+
+def shortest_bucket(facts: CheckpointFacts) -> int:
+    """Fewest tokens that are worth a bucket: room for the minimum and, where words are gathered, for K of them."""
+    least = max(3, facts.policy.minimum + 2)
+    return max(least, facts.capacity) if facts.operator == "compact" else least
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return ",".join(map(str, numbers))

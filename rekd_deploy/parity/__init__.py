@@ -1,0 +1,1 @@
+"""Graphs compared with the model."""

@@ -1,0 +1,89 @@
+"""Engines through the parity gate, where a GPU and the library are there; elsewhere they stay unverified. torch-free.
+
+An engine is held against the stored answers of the PyTorch model (see rekd_deploy.parity.reference), within the same limits
+as the graph that it was built from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rekd_deploy.contract.artefacts import Artefacts
+from rekd_deploy.contract.parity_report import verification_limits
+from rekd_deploy.contract.signature import GraphSignature
+from rekd_deploy.errors import ParityError
+from rekd_deploy.parity.reference import Agreement, Case, compare, complaints, read_cases
+from rekd_deploy.runtimes.tensorrt.execution import Cuda, ExecutionError
+from rekd_deploy.runtimes.tensorrt.library import load_library
+from rekd_deploy.runtimes.tensorrt.readback import verify_engine
+from rekd_deploy.runtimes.tensorrt.runner import TensorRTRunner
+from rekd_train.errors import RekdError
+
+
+def reason_not_to_run(entry: Mapping[str, Any]) -> str | None:
+    """Why an engine with this manifest entry cannot run on this machine; None where it can."""
+    try:
+        cuda = Cuda()
+        gpu, capability = cuda.name, cuda.capability
+        cuda.close()
+        product = load_library(entry["format"]).product
+    except (RekdError, ExecutionError) as error:
+        return str(error)
+    if product.builds_anywhere and capability not in entry["built_for"]:
+        return f"it was built for {', '.join(entry['built_for'])}, this machine's {gpu} is {capability}"
+    return None
+
+
+def run_engine(
+    role: str,
+    path: Path,
+    entry: Mapping[str, Any],
+    signature: GraphSignature,
+    cases: Sequence[Case],
+    tie_margin: float,
+    *,
+    graph: Path,
+) -> tuple[dict[str, Any], Agreement]:
+    """Load an engine here, hold it against its entry and compare its answers with the model's.
+
+    Args:
+        role: 'selector', 'predictor' or 'single'.
+        entry: its manifest entry.
+        cases: stored inputs and answers.
+        tie_margin: see ``compare``.
+        graph: the ONNX graph beside it.
+
+    Returns:
+        The entry, completed, and how close the answers are.
+
+    Raises:
+        EngineError, MissingExtraError: see ``verify_engine``.
+    """
+    completed = verify_engine(path, entry, signature, graph=graph)
+    with TensorRTRunner(path, signature, str(path), engine=entry["format"]) as runner:
+        return completed, compare(role, runner.run, signature, cases, tie_margin)
+
+
+def prove_engines(artefacts: Artefacts, report: Callable[[str], None] = lambda step: None) -> Artefacts:
+    """The same artefacts, their engines verified; unchanged on a machine that cannot run them.
+
+    Raises:
+        EngineError: an engine is not what it was to be.
+        ParityError: an engine answers otherwise than the model.
+    """
+    entries = dict(artefacts.manifest["artefacts"])
+    built = [entries[role]["engine"] for role in artefacts.engines]
+    if artefacts.reference is None or not built or any(map(reason_not_to_run, built)):
+        return artefacts
+    cases, limits = read_cases(artefacts.reference), verification_limits(artefacts.manifest["parity"])
+    for role, plan in artefacts.engines.items():
+        report(f"{role} engine parity")
+        signature, graph, entry = artefacts.signature.graph(role), artefacts.graphs[role], entries[role]["engine"]
+        completed, agreement = run_engine(role, plan, entry, signature, cases, limits["tie_margin"], graph=graph)
+        if found := complaints(agreement, limits):
+            raise ParityError(f"the {role}'s engine is not the model and is not published: {'; '.join(found)}")
+        entries[role] = {**entries[role], "engine": completed}
+    return replace(artefacts, manifest={**artefacts.manifest, "artefacts": entries})

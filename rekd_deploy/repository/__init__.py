@@ -1,0 +1,1 @@
+"""A Triton model repository: written, read, verified. torch-free."""

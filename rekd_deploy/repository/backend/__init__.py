@@ -1,0 +1,1 @@
+"""Files that are copied into Triton, where nothing of ours is installed."""

@@ -1,0 +1,209 @@
+"""First and last step of the ensemble that takes raw texts or image files: bytes to tensors, tensors to answers.
+
+This file is copied into the repository as ``<model>/<version>/model.py``, and beside it the very modules of rekd_train
+that it imports, so that a server without rekd runs the same preprocessing as everyone else.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+LARGEST_TEXT = 1 << 20
+"""Bytes of the longest text that is looked at; the model reads a few hundred words."""
+LARGEST_IMAGE = 50_000_000
+"""Pixels of the largest image that is decoded."""
+_PADDING = -1
+"""In the last column of ``tokens``."""
+_ID_LENGTH, _LINE_LENGTH = 128, 1000
+"""Of what clients send, at most this many characters reach the log."""
+
+
+class TritonPythonModel:
+    """The class that Triton's stub process looks for; the parameter ``step`` says which of the two steps it is."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Build the preprocessing from the files beside this one."""
+        import triton_python_backend_utils
+
+        self._triton = triton_python_backend_utils
+        folder = Path(args["model_repository"]) / args["model_version"]
+        sys.path.insert(0, str(folder))  # the modules of the model, not those of whatever rekd is installed
+        config = json.loads(args["model_config"])
+        self._inputs = [tensor["name"] for tensor in config["input"]]
+        served = json.loads((folder / "served.json").read_text(encoding="utf-8"))
+        step = config["parameters"]["step"]["string_value"]
+        self._answer = build_step(step, served, folder)
+        from rekd_train.errors import InputError
+
+        self._refused = InputError
+
+    def execute(self, requests: Sequence) -> list:
+        """Answer each request, in order; one with bad values gets an error of its own."""
+        return [self._respond(request) for request in requests]
+
+    def _respond(self, request):
+        try:
+            outputs = self._answer({name: self._array(request, name) for name in self._inputs})
+        except self._refused as error:
+            return self._error(request, str(error), self._triton.TritonError.INVALID_ARG)
+        except Exception as error:  # one request's trouble must not become its neighbours'
+            return self._error(request, f"{type(error).__name__}: {error}", self._triton.TritonError.INTERNAL)
+        return self._triton.InferenceResponse(
+            [self._triton.Tensor(name, outputs[name]) for name in request.requested_output_names()]
+        )
+
+    def _array(self, request, name: str) -> np.ndarray:
+        return self._triton.get_input_tensor_by_name(request, name).as_numpy()
+
+    def _error(self, request, reason: str, code: int):
+        name = ascii(request.request_id())[1:-1][:_ID_LENGTH]  # as the graphs' models log it
+        self._triton.Logger.log_warn(" ".join(f"[request id: {name or '<none>'}] {reason}".split())[:_LINE_LENGTH])
+        return self._triton.InferenceResponse(error=self._triton.TritonError(reason, code))
+
+
+def build_step(step: str, served: Mapping, folder: Path) -> Callable[[Arrays], Arrays]:
+    """The function of a step: arrays by name in, arrays by name out.
+
+    Args:
+        step: 'prepare' or 'answer'.
+        served: ``settings`` of the preprocessing and ``labels``.
+        folder: holds tokenizer.json, for the first step of texts.
+    """
+    kind = served["settings"]["kind"]
+    settings = {key: tuple(v) if isinstance(v, list) else v for key, v in served["settings"].items()}
+    if kind == "text":
+        if step == "answer":
+            return lambda arrays: answered_texts(served["labels"], arrays)
+        from rekd_train.inputs.text import TextPreprocessor, TextSettings
+
+        texts = TextPreprocessor((folder / "tokenizer.json").read_text(encoding="utf-8"), TextSettings(**settings))
+        return lambda arrays: prepared_texts(texts, arrays)
+    from rekd_train.inputs.image import EncodedImages, ImagePreprocessor, ImageSettings
+
+    images = ImagePreprocessor(ImageSettings(**settings))
+
+    def answered_images(arrays: Arrays) -> Arrays:
+        encoded = EncodedImages({}, [tuple(size) for size in arrays["sizes"].tolist()], images.settings)
+        return as_tensors(encoded, served["labels"], arrays)
+
+    return {"prepare": lambda arrays: prepared_images(images, arrays), "answer": answered_images}[step]
+
+
+def prepared_texts(preprocessor, arrays: Arrays) -> Arrays:
+    """``text`` (B, 1) UTF-8 -> ``input_ids``, ``attention_mask`` (B, N) int64, and what the answer needs of them:
+    ``tokens`` (B, N, 4) int32 (see ``Tokens``), ``cut`` (B, 1) bool, whether the text was longer."""
+    texts = decoded(arrays["text"])
+    encoded = preprocessor.batch(texts, preprocessor.encode_checked(texts))
+    tokens = np.full((*encoded.inputs["input_ids"].shape, 4), _PADDING, np.int32)
+    for row, encoding in zip(tokens, encoded.encodings, strict=True):
+        size = len(encoding)
+        row[:size, :2] = encoding.offsets
+        row[:size, 2] = [-1 if word is None else word for word in encoding.word_ids]
+        row[:size, 3] = encoding.special_tokens_mask
+    return {**encoded.inputs, "tokens": tokens, "cut": np.array([[cut] for cut in encoded.truncated], bool)}
+
+
+class Tokens:
+    """One text's tokens, as ``EncodedTexts`` reads them of an encoding.
+
+    Args:
+        row: (N, 4) int32: first character and one past the last, number of the word (-1: none), 1 for a special token
+            and -1 for padding.
+    """
+
+    def __init__(self, row: np.ndarray) -> None:
+        starts, ends, words, special = row[row[:, 3] != _PADDING].T.tolist()
+        self.offsets = list(zip(starts, ends, strict=True))
+        self.word_ids = [None if word < 0 else word for word in words]
+        self.special_tokens_mask = special
+        self.tokens = [""] * len(special)  # no answer shows them
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+
+def answered_texts(labels: Sequence[str], arrays: Arrays) -> Arrays:
+    """``text``, what was made of it, and the outputs of selector and predictor -> the answers, see ``as_tensors``."""
+    from rekd_train.inputs.text import EncodedTexts
+
+    encodings = [Tokens(row) for row in arrays["tokens"]]
+    encoded = EncodedTexts({}, decoded(arrays["text"]), encodings, arrays["cut"].reshape(-1).tolist())
+    return as_tensors(encoded, labels, arrays)
+
+
+def prepared_images(preprocessor, arrays: Arrays) -> Arrays:
+    """``image`` (B, 1), files as bytes -> ``pixels`` (B, H, W, C) uint8, ``sizes`` (B, 2) int64 (width, height)."""
+    opened = [opened_image(content, number) for number, content in enumerate(arrays["image"].reshape(-1), 1)]
+    encoded = preprocessor(opened)
+    return {**encoded.inputs, "sizes": np.array(encoded.sizes, np.int64).reshape(-1, 2)}
+
+
+def decoded(raw: np.ndarray) -> list[str]:
+    """Texts of a tensor of bytes.
+
+    Raises:
+        InputError: too long, or not UTF-8; names the text, counted from 1.
+    """
+    from rekd_train.errors import InputError
+
+    texts = []
+    for number, content in enumerate(raw.reshape(-1), 1):
+        if len(content) > LARGEST_TEXT:
+            raise InputError(f"text {number} has {len(content)} bytes; at most {LARGEST_TEXT} are looked at")
+        try:
+            texts.append(content.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise InputError(f"text {number} is not UTF-8: byte {error.start + 1} is wrong") from None
+    return texts
+
+
+def opened_image(content: bytes, number: int):
+    """A JPEG or PNG file as a Pillow image, not yet decoded.
+
+    Raises:
+        InputError: neither of the two, or too many pixels.
+    """
+    import warnings
+
+    from PIL import Image, UnidentifiedImageError
+
+    from rekd_train.errors import InputError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is a limit below
+            image = Image.open(io.BytesIO(content), formats=("JPEG", "PNG"))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "neither JPEG nor PNG" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise InputError(f"image {number} cannot be read: {reason}") from None
+    width, height = image.size
+    if width * height > LARGEST_IMAGE:
+        raise InputError(f"image {number} has {width} x {height} pixels; at most {LARGEST_IMAGE} are decoded")
+    return image
+
+
+def as_tensors(encoded, labels: Sequence[str], arrays: Arrays) -> Arrays:
+    """The predictions of a batch as tensors: ``label``, ``rationale`` (JSON), ``rate``, ``truncated``: (B, 1) each;
+    ``probabilities`` (B, C)."""
+    predictions = encoded.predictions(labels, arrays["probabilities"], arrays["mask"], arrays["scores"])
+    parts = [json.dumps([vars(part) for part in each.rationale], ensure_ascii=False) for each in predictions]
+    return {
+        "label": text_column([each.label for each in predictions]),
+        "rationale": text_column(parts),
+        "rate": np.array([[each.rate] for each in predictions], np.float32),
+        "truncated": np.array([[each.truncated] for each in predictions], bool),
+        "probabilities": np.ascontiguousarray(arrays["probabilities"], np.float32),
+    }
+
+
+def text_column(texts: Sequence[str]) -> np.ndarray:
+    """(B, 1) bytes objects, as Triton's strings are."""
+    return np.array([[text.encode("utf-8")] for text in texts], dtype=object)

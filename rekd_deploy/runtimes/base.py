@@ -1,0 +1,152 @@
+"""What every engine is: a context manager that runs one graph on NumPy arrays. torch-free."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+
+from rekd_deploy.contract.signature import GraphSignature
+from rekd_deploy.errors import EngineError
+
+Arrays = dict[str, np.ndarray]
+
+
+class Runner(ABC):
+    """Runs one graph. Threads, memory and devices are held only inside ``with``.
+
+    Args:
+        signature: inputs are checked against it, outputs come in its order.
+        name: how messages call the graph.
+    """
+
+    def __init__(self, signature: GraphSignature, name: str) -> None:
+        self.signature = signature
+        self.name = name
+        self._active = False
+
+    def __enter__(self) -> Self:
+        if self._active:
+            raise EngineError(f"{self.name} is already running; use one `with` block at a time")
+        self._activate()
+        self._active = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._active = False
+        self._deactivate()
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        """Outputs by name.
+
+        Raises:
+            EngineError: used outside ``with``, an input does not fit the signature, or the engine failed.
+        """
+        if not self._active:
+            raise EngineError(f"{self.name} is not running; use it inside a `with` block")
+        check_inputs(inputs, self.signature, self.name)
+        return self._run({spec.name: inputs[spec.name] for spec in self.signature.inputs})
+
+    @abstractmethod
+    def _activate(self) -> None:
+        """Load the graph; raise EngineError where that fails."""
+
+    @abstractmethod
+    def _deactivate(self) -> None:
+        """Let go of everything that ``_activate`` took."""
+
+    @abstractmethod
+    def _run(self, inputs: Arrays) -> Arrays:
+        """Run on inputs that fit the signature."""
+
+
+class Chain(Protocol):
+    """Runs a line of graphs; each reads what it needs of the chain's inputs and of what earlier graphs gave."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        """Every output of every graph by name."""
+        ...
+
+
+class RunnerChain:
+    """Runners one after the other; what one gives passes through this process to the next."""
+
+    def __init__(self, runners: Sequence[Runner]) -> None:
+        self._runners = list(runners)
+        self._running: ExitStack | None = None
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            for runner in self._runners:
+                stack.enter_context(runner)
+            self._running = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        running, self._running = self._running, None
+        if running is not None:
+            running.close()
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        """Every output of every graph by name; raises what the runners raise."""
+        known = dict(inputs)
+        given: Arrays = {}
+        for runner in self._runners:
+            given |= runner.run({spec.name: known[spec.name] for spec in runner.signature.inputs})
+            known |= given
+        return given
+
+
+def parse_device(device: str) -> tuple[str, int]:
+    """'cpu', 'cuda' or 'cuda:N' -> kind and index.
+
+    Raises:
+        EngineError: it is none of them.
+    """
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdigit())):
+        raise EngineError(f"there is no device '{device}'; devices: cpu, cuda, cuda:N")
+    return kind, int(index or 0)
+
+
+def check_inputs(inputs: Mapping[str, np.ndarray], signature: GraphSignature, name: str) -> None:
+    """Hold arrays against the signature: names, types, fixed axes, and symbolic axes that must agree.
+
+    Raises:
+        EngineError: names every mistake.
+    """
+    wanted = {spec.name for spec in signature.inputs}
+    mistakes = [f"input '{missing}' is missing" for missing in sorted(wanted - set(inputs))]
+    mistakes += [f"input '{unknown}' is unknown" for unknown in sorted(set(inputs) - wanted)]
+    sizes: dict[str, tuple[int, str]] = {}
+    for spec in signature.inputs:
+        if spec.name not in inputs:
+            continue
+        array = inputs[spec.name]
+        if array.dtype.name != spec.dtype:
+            mistakes.append(f"input '{spec.name}' is {array.dtype.name}, not {spec.dtype}")
+        if array.ndim != len(spec.shape):
+            mistakes.append(f"input '{spec.name}' has the shape {array.shape}, not {spec.shape}")
+            continue
+        for axis, size in zip(spec.shape, array.shape, strict=True):
+            limit, source = (axis, "the graph") if isinstance(axis, int) else sizes.setdefault(axis, (size, spec.name))
+            if size != limit:
+                mistakes.append(f"input '{spec.name}' has the shape {array.shape}; {source} says {limit}, not {size}")
+            elif size == 0:
+                mistakes.append(f"input '{spec.name}' has the shape {array.shape}; an axis is empty")
+    if mistakes:
+        raise EngineError(f"{name}: " + "; ".join(mistakes))

@@ -1,0 +1,223 @@
+"""ONNX -> TensorRT engine, strongly typed, with profiles. One path for the whole family. torch-free.
+
+Variables keep to fixed names (``api`` the module, ``builder``, ``network``, ``config``, ...): a test reads from them
+which class a name belongs to and holds it against the API lists of TensorRT and TensorRT-RTX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rekd_deploy.contract.signature import GraphSignature
+from rekd_deploy.errors import EngineError
+from rekd_deploy.runtimes.tensorrt.library import DEFAULT_CAPABILITIES, Library, Product, first_line
+from rekd_deploy.runtimes.tensorrt.profiles import Profile
+from rekd_deploy.runtimes.tensorrt.types import NOT_AVAILABLE, check_graph_precision, graph_types
+from rekd_train.files import sha256, write_bytes
+
+UNVERIFIED, VERIFIED, UNKNOWN = "unverified", "verified", "precision unknown"
+DATA_TYPES = {"int64": "INT64", "float32": "FLOAT", "bool": "BOOL", "uint8": "UINT8"}
+"""A signature's types as the library calls them."""
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """How engines are built."""
+
+    precision: str = "fp32"
+    """What the graph was converted to; the engine computes in the graph's types."""
+    capabilities: tuple[str, ...] | None = None
+    """'sm89', ...: cards to build for, for products that build without them; None: a choice of recent ones."""
+    workspace: int | None = None
+    """Bytes that a layer may use at run time; None: what the card has."""
+    optimisation_level: int | None = None
+    """0 (fast build) to 5 (fast engine); None: the library's own."""
+    timing_cache: Path | None = None
+    """File of kernel timings, read and extended: engines of alike layers build faster. Not for TensorRT-RTX, which
+    times nothing at build time."""
+
+
+def build_engine(
+    library: Library,
+    graph: Path,
+    plan: Path,
+    signature: GraphSignature,
+    profiles: Sequence[Profile],
+    settings: BuildSettings | None = None,
+) -> dict[str, Any]:
+    """Build an engine file from an ONNX graph.
+
+    Args:
+        library: the product that builds.
+        graph: ONNX, unfused, in the types that the engine is to compute in.
+        plan: file to write.
+        signature: what the graph takes and gives; the engine is held against it.
+        profiles: shapes that the engine accepts.
+
+    Returns:
+        The engine's manifest entry; its precision is not yet observed (see ``tensorrt_verify``).
+
+    Raises:
+        EngineError: the graph cannot be parsed or built, is not of its signature or precision, or a GPU is needed.
+    """
+    settings = settings or BuildSettings()
+    types = graph_types(graph)
+    check_graph_precision(types, settings.precision, graph.name)
+    product = library.product
+    capabilities = _capabilities(library, settings)
+    write_bytes(plan, _serialised(library, graph, signature, profiles, settings, capabilities))
+    return {
+        "format": product.name,
+        "version": library.version,
+        "built_for": list(capabilities) or ["the machine of the export"],
+        "precision": settings.precision,
+        "observed": NOT_AVAILABLE,
+        "graph_types": types,
+        "graph_sha256": sha256(graph),
+        "profiles": [
+            {name: [list(shape) for shape in shapes] for name, shapes in accepted.items()} for accepted in profiles
+        ],
+        "status": UNVERIFIED,
+        "bytes": plan.stat().st_size,
+        "sha256": sha256(plan),
+    }
+
+
+def promised_entry(
+    product: Product, graph: Path, profiles: Sequence[Profile], precision: str
+) -> dict[str, Any]:
+    """The manifest entry of an engine that is to be built elsewhere; as ``build_engine``'s, without the file.
+
+    Raises:
+        EngineError: the graph is not of that precision, or no engine can be built from it.
+    """
+    types = graph_types(graph)
+    check_graph_precision(types, precision, graph.name)
+    return {
+        "format": product.name,
+        "version": None,
+        "built_for": [],
+        "precision": precision,
+        "observed": NOT_AVAILABLE,
+        "graph_types": types,
+        "graph_sha256": sha256(graph),
+        "profiles": [
+            {name: [list(shape) for shape in shapes] for name, shapes in accepted.items()} for accepted in profiles
+        ],
+        "status": UNVERIFIED,
+        "bytes": 0,
+        "sha256": None,
+    }
+
+
+def is_built(entry: Mapping[str, Any]) -> bool:
+    """Whether the engine of a manifest entry is there, and not only promised."""
+    return entry.get("sha256") is not None
+
+
+def _serialised(
+    library: Library,
+    graph: Path,
+    signature: GraphSignature,
+    profiles: Sequence[Profile],
+    settings: BuildSettings,
+    capabilities: Sequence[str],
+) -> bytes:
+    api, logger = library.api, library.new_log()
+    try:
+        builder = api.Builder(logger)
+        # TensorRT 10 needs the flag, 11 builds no other networks and accepts it
+        network = builder.create_network(1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = api.OnnxParser(network, logger)
+        config = builder.create_builder_config()
+    except (TypeError, RuntimeError) as error:  # how the bindings say that there is no GPU or driver
+        reason = first_line([*logger.complaints, str(error)])
+        raise EngineError(
+            f"{library.product.title} cannot start: {reason}; fix: export on the machine with the NVIDIA GPU that "
+            "will serve the engine"
+        ) from None
+    _parse(library, parser, graph, logger)
+    _check_network(api, network, signature, graph)
+    # TF32 rounds the factors of fp32 products to 10 bits: scores would leave the limits of the parity gate
+    config.clear_flag(api.BuilderFlag.TF32)
+    config.profiling_verbosity = api.ProfilingVerbosity.DETAILED  # the inspector tells types only then
+    if settings.workspace is not None:
+        config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, settings.workspace)
+    if settings.optimisation_level is not None:
+        config.builder_optimization_level = settings.optimisation_level
+    if capabilities:
+        config.num_compute_capabilities = len(capabilities)
+        for index, name in enumerate(capabilities):
+            config.set_compute_capability(getattr(api.ComputeCapability, name.upper()), index)
+    for shapes_by_input in profiles:
+        profile = builder.create_optimization_profile()
+        for name, (smallest, tuned, largest) in shapes_by_input.items():
+            profile.set_shape(name, smallest, tuned, largest)
+        config.add_optimization_profile(profile)
+    cache = _timing_cache(config, library, settings)
+    memory = builder.build_serialized_network(network, config)
+    if memory is None:
+        raise EngineError(f"{library.product.title} cannot build {graph.name}: {logger.reason()}")
+    if cache is not None:
+        write_bytes(settings.timing_cache, bytes(cache.serialize()))
+    return bytes(memory)
+
+
+def _capabilities(library: Library, settings: BuildSettings) -> tuple[str, ...]:
+    """Names to build for; empty where the product builds for the GPU that is there."""
+    product = library.product
+    if not product.builds_anywhere:
+        if settings.capabilities:
+            raise EngineError(
+                f"{product.title} builds for the GPU of this machine, not for {', '.join(settings.capabilities)}; fix: "
+                "export there without naming any"
+            )
+        return ()
+    names = settings.capabilities or DEFAULT_CAPABILITIES
+    members = library.api.ComputeCapability.__members__
+    known = [name.lower() for name in members if name.startswith("SM")]
+    if wrong := [name for name in names if name not in known]:
+        raise EngineError(
+            f"{product.title} {library.version} cannot build for '{wrong[0]}'; it knows {', '.join(sorted(known))}"
+            + ("; fix: for cards of data centres --target tensorrt" if wrong[0] in ("sm90", "sm100") else "")
+        )
+    return tuple(dict.fromkeys(names))
+
+
+def _parse(library: Library, parser, graph: Path, logger) -> None:
+    if parser.parse(graph.read_bytes()):
+        return
+    reason = logger.reason()
+    if parser.num_errors:
+        error = parser.get_error(0)
+        where = f"{error.node_operator()} {error.node_name()}".strip()
+        reason = f"{first_line([error.desc()])}{f' (at {where})' if where else ''}"
+    raise EngineError(f"{library.product.title} cannot read {graph.name}: {reason}")
+
+
+def _check_network(api, network, signature: GraphSignature, graph: Path) -> None:
+    """Names, order and types of what the network takes and gives."""
+    for kind, specs, tensors in (
+        ("inputs", signature.inputs, [network.get_input(index) for index in range(network.num_inputs)]),
+        ("outputs", signature.outputs, [network.get_output(index) for index in range(network.num_outputs)]),
+    ):
+        wanted = [(spec.name, getattr(api.DataType, DATA_TYPES[spec.dtype])) for spec in specs]
+        found = [(tensor.name, tensor.dtype) for tensor in tensors]
+        if found != wanted:
+            raise EngineError(f"{graph.name} has the {kind} {found}, not {wanted}; fix: export it again")
+
+
+def _timing_cache(config, library: Library, settings: BuildSettings):
+    """The cache that the build extends, or None."""
+    if settings.timing_cache is None or library.product.builds_anywhere:
+        return None
+    stored = settings.timing_cache.read_bytes() if settings.timing_cache.is_file() else b""
+    cache = config.create_timing_cache(stored)
+    if stored and not config.set_timing_cache(cache, False):  # of another version or card: start anew
+        stored, cache = b"", config.create_timing_cache(b"")
+    if not stored:
+        config.set_timing_cache(cache, False)
+    return cache

@@ -1,0 +1,1 @@
+"""A Triton process: started, watched, reloaded. torch-free."""

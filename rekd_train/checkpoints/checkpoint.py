@@ -1,0 +1,242 @@
+"""A checkpoint is a directory that describes itself.
+
+    config.json            format, version, sizes, labels, preprocessing, data, SHA-256 of the weights
+    selector.safetensors   weights
+    predictor.safetensors  weights
+    tokenizer.json         text preprocessing (an image's is all in config.json)
+    policy.json            decision rule and probability temperature
+    examples.jsonl         some examples of the dev split (texts)
+    examples.npz           some examples of the dev split (images)
+    metrics.json           figures, each with the split it was measured on
+    README.md              model card
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from rekd_train.checkpoints.model_card import model_card
+from rekd_train.config.run import BackboneConfig, explain
+from rekd_train.errors import CheckpointError, ConfigError
+from rekd_train.files import atomic_directory, sha256, write_json, write_text
+from rekd_train.inputs.policy import SelectionPolicy
+from rekd_train.inputs.preprocessors import load_preprocessor
+from rekd_train.inputs.text import TOKENIZER_FILE
+from rekd_train.models.base import Predictor, Selector
+from rekd_train.models.families import build_backbone
+from rekd_train.models.rationalizer import Rationalizer
+
+FORMAT = "rekd-checkpoint"
+VERSION = 1
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""From version n of config.json to n + 1. A change of format adds one entry and raises VERSION."""
+
+EXAMPLES_FILE = "examples.jsonl"
+IMAGES_FILE = "examples.npz"
+_WEIGHTS = ("selector.safetensors", "predictor.safetensors")
+
+
+def save(
+    rationalizer: Rationalizer,
+    directory: str | Path,
+    *,
+    metrics: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
+    examples: Sequence[dict[str, str]] = (),
+    images: dict[str, np.ndarray] | None = None,
+) -> Path:
+    """Write a checkpoint atomically, in place of one that lies there.
+
+    Args:
+        metrics: figures for metrics.json and the model card.
+        training: the run's configuration and the origin of data and weights, for config.json.
+        examples: ``{"text", "label"}`` of the dev split, on which exports prove their parity.
+        images: the same of a vision model: ``pixels`` uint8 (n, H, W, C) and ``labels`` (n,) int64.
+
+    Raises:
+        CheckpointError: something that is not a checkpoint lies at ``directory``; it is not touched.
+    """
+    directory = Path(directory)
+    check_output(directory, overwrite=True)
+    metrics, training = metrics or {}, training or {}
+    with atomic_directory(directory) as work:
+        for role in ("selector", "predictor"):
+            state = getattr(rationalizer, role).state_dict()
+            save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, work / f"{role}.safetensors")
+            (work / f"{role}.safetensors").chmod(0o644)  # safetensors writes files for the owner only
+        rationalizer.preprocessor.save(work)
+        description = {
+            "format": FORMAT,
+            "version": VERSION,
+            "labels": rationalizer.labels,
+            "operator": rationalizer.predictor.operator,
+            "selector": rationalizer.selector.backbone.settings.model_dump(),
+            "predictor": rationalizer.predictor.backbone.settings.model_dump(),
+            "preprocessing": asdict(rationalizer.preprocessor.settings),
+            "preprocessing_sha256": rationalizer.preprocessor.fingerprint,
+            "weights_sha256": {name: sha256(work / name) for name in _WEIGHTS},
+            "training": training,
+        }
+        write_json(work / "config.json", description)
+        write_json(
+            work / "policy.json",
+            {
+                "policy": rationalizer.policy.model_dump(),
+                "probability_temperature": rationalizer.probability_temperature,
+            },
+        )
+        write_json(work / "metrics.json", metrics)
+        lines = [json.dumps(example, ensure_ascii=False) + "\n" for example in examples]
+        write_text(work / EXAMPLES_FILE, "".join(lines))
+        if images is not None:
+            np.savez_compressed(work / IMAGES_FILE, **images)
+        write_text(work / "README.md", model_card(description, rationalizer.policy, metrics))
+    return directory
+
+
+def check_output(directory: str | Path, overwrite: bool = False) -> None:
+    """Refuse an output place where saving would destroy something: call it before the work starts.
+
+    Args:
+        overwrite: a checkpoint may be replaced.
+
+    Raises:
+        CheckpointError: the place is taken by a file, a directory with other content, or a checkpoint.
+    """
+    directory = Path(directory)
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return
+    try:
+        description = _read_json(directory / "config.json") if directory.is_dir() else None
+    except CheckpointError:
+        description = None
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise CheckpointError(f"{directory} exists and is not a checkpoint; fix: give another output directory")
+    if not overwrite:
+        raise CheckpointError(
+            f"{directory} is a checkpoint already; fix: another output directory, or --overwrite to replace it"
+        )
+
+
+def load(path: str | Path) -> Rationalizer:
+    """Read a checkpoint strictly: every file, every weight and every setting must fit.
+
+    Returns:
+        The model in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: missing, damaged, of another version, or files that do not belong together.
+    """
+    directory = Path(path)
+    if not directory.is_dir():
+        raise CheckpointError(f"no checkpoint at {directory}: not a directory; fix: check the path")
+    description = read_description(directory)
+    try:
+        preprocessor = load_preprocessor(directory, description["preprocessing"])
+        stored = _read_json(directory / "policy.json")
+        policy = SelectionPolicy.model_validate(stored["policy"])
+        temperature = float(stored["probability_temperature"])
+        backbones = {
+            role: build_backbone(BackboneConfig.model_validate(description[role]), preprocessor.special_ids)
+            for role in ("selector", "predictor")
+        }
+        labels = [str(label) for label in description["labels"]]
+        predictor = Predictor(backbones["predictor"], len(labels), description["operator"])
+        selector = Selector(backbones["selector"])
+        rationalizer = Rationalizer(selector, predictor, policy, preprocessor, labels, temperature)
+        digests = dict(description["weights_sha256"])
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        problem = "; ".join(explain(error)) if isinstance(error, ValidationError) else _in_one_line(error)
+        raise CheckpointError(f"{directory}: the description does not fit this version of rekd: {problem}") from None
+    if preprocessor.fingerprint != description.get("preprocessing_sha256"):
+        what = TOKENIZER_FILE if (directory / TOKENIZER_FILE).exists() else "the preprocessing"
+        raise CheckpointError(f"{directory}: {what} is not the one this model was trained with")
+    for role in ("selector", "predictor"):
+        path = directory / f"{role}.safetensors"
+        _load_weights(getattr(rationalizer, role), path, digests.get(path.name))
+    return rationalizer.eval()
+
+
+def read_description(directory: Path) -> dict[str, Any]:
+    """config.json of a checkpoint, upgraded to the current version."""
+    path = Path(directory) / "config.json"
+    description = _read_json(path)
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a {FORMAT} description; is {directory} a checkpoint of rekd-train?")
+    version = description.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise CheckpointError(
+            f"{path} has format version {version}; this rekd reads up to {VERSION}; fix: upgrade rekd"
+        )
+    while version < VERSION:
+        if version not in UPGRADES:
+            raise CheckpointError(f"{path} has format version {version}, which can no longer be upgraded to {VERSION}")
+        description = UPGRADES[version](description)
+        version += 1
+    return description
+
+
+def read_metrics(directory: Path) -> dict[str, Any]:
+    """metrics.json of a checkpoint."""
+    return _read_json(Path(directory) / "metrics.json")
+
+
+def dev_texts(directory: Path) -> set[str]:
+    """The texts of the dev split that a checkpoint carries; an import or a model of images has none."""
+    path = Path(directory) / EXAMPLES_FILE
+    if not path.exists():
+        return set()
+    with open(path, encoding="utf-8") as file:
+        return {json.loads(line)["text"] for line in file}
+
+
+def checkpoint_hash(directory: Path) -> str:
+    """SHA-256 over the files that decide what the model computes."""
+    import hashlib
+
+    directory = Path(directory)
+    tokenizer = (TOKENIZER_FILE,) if (directory / TOKENIZER_FILE).exists() else ()
+    names = ("config.json", "policy.json", *tokenizer, *_WEIGHTS)
+    joined = "".join(f"{name}:{sha256(directory / name)}\n" for name in names)
+    return hashlib.sha256(joined.encode()).hexdigest()
+
+
+def _load_weights(module, path: Path, expected_digest: str | None) -> None:
+    try:
+        digest = sha256(path)
+        state = load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; fix: copy the whole directory again") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); it may be cut off; fix: copy it again") from None
+    if digest != expected_digest:
+        raise CheckpointError(
+            f"{path} is not the file that config.json describes (SHA-256 differs); fix: copy it again"
+        )
+    try:
+        module.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit the sizes in config.json: {_in_one_line(error)}") from None
+
+
+def _in_one_line(error: Exception) -> str:
+    shown = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    return " ".join(shown.split())
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; is {path.parent} a whole checkpoint?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}; fix: copy it again") from None

@@ -1,0 +1,169 @@
+"""A checkpoint taken up again: under its own record, with data that are named for it, or as a start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from rekd_train.checkpoints import checkpoint
+from rekd_train.config.files import override, read_document, with_current_names
+from rekd_train.config.run import RunConfig, explain
+from rekd_train.data import DataSet, LabelledTexts, Split, encode, is_unsplit, load_data, load_whole
+from rekd_train.data.table_files import SUFFIXES
+from rekd_train.errors import CheckpointError, ConfigError, DataError
+from rekd_train.inputs.preprocessors import same_tokens
+from rekd_train.inputs.text import TextPreprocessor
+from rekd_train.models.rationalizer import Rationalizer
+
+_NAMED_FOR_IT = {"optimisation": {"learning_rate": 5e-5}}
+"""For checkpoints without a record, which were made from pretrained networks: a rate that those bear."""
+
+
+def recorded_config(path: Path, data: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration to calibrate, compact or evaluate a checkpoint under.
+
+    Args:
+        path: the checkpoint.
+        data: a preset or a TOML file whose section ``data`` takes the place of the recorded one, or a table of texts
+            (columns as recorded); needed for a checkpoint that records no run, such as an imported one.
+        overrides: ``key=value`` changes, for example ``data.path=DIR`` or ``selection.target=0.08``.
+
+    Raises:
+        CheckpointError: no record and no data named.
+        ConfigError: with every mistake in one message.
+    """
+    description = checkpoint.read_description(path)
+    document = description.get("training", {}).get("config")
+    if document is None:
+        if data is None and not any(text.startswith("data.name=") for text in overrides):
+            raise CheckpointError(
+                f"{path} does not record the run it comes from, so its data are unknown; "
+                "fix: name them: --data PRESET or --data FILE.toml"
+            )
+        document = {role: description[role] for role in ("selector", "predictor")} | _NAMED_FOR_IT
+        document["name"] = description.get("training", {}).get("name", Path(path).name)
+    document = with_current_names(document)
+    if data is not None:
+        document = document | {"data": _named_data(data, description, document.get("data", {}))}
+        if "max_length" in description["preprocessing"]:
+            document["data"]["max_length"] = description["preprocessing"]["max_length"]
+            document["data"].pop("lengths", None)
+    mistakes = [mistake for text in overrides if (mistake := override(document, text))]
+    try:
+        config = RunConfig.model_validate(document)
+    except ValidationError as error:
+        mistakes += explain(error, RunConfig)
+    if mistakes:
+        raise ConfigError(f"{path}: " + "; ".join(mistakes))
+    return config
+
+
+def _named_data(data: str | Path, description: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:
+    if Path(data).suffix.lower() not in SUFFIXES:
+        return dict(read_document(data).get("data", {}))
+    if recorded.get("name") != "table":
+        return {"name": "table", "path": str(data), "labels": _named(description["labels"])}
+    changes = {} if _same_path(recorded["path"], data) else {"path": str(data), "split_column": ""}
+    return {**recorded, **changes, "labels": _named(description["labels"])}
+
+
+def splits_to_measure(
+    pair: Rationalizer, path: Path, config: RunConfig, split: str | None, named: bool
+) -> tuple[dict[str, Split], str, str, str]:
+    """What to measure the pair of a checkpoint on.
+
+    Args:
+        path: the checkpoint.
+        split: None: 'test'; of new data that say nothing of splits everything, which is called 'all'.
+        named: whether the data were named for it, so that they are new unless they are the recorded ones.
+
+    Returns:
+        The encoded splits (the wanted one and 'dev'; 'all' alone), which of them is wanted, where the data come from,
+        and in words what is measured.
+    """
+    data = config.data
+    unsplit = is_unsplit(data)
+    shown = Path(data.path).name if data.path else f"data '{data.name}'"
+    recorded = (checkpoint.read_description(path).get("training", {}).get("config") or {}).get("data", {})
+    new = named and not (recorded.get("name") == data.name and _same_path(recorded["path"], data.path))
+    if split is None and new and unsplit:
+        names = _named(pair.labels) or data.labels or pair.labels
+        check_classes(pair.labels, DataSet({}, tuple(names), shown))
+        examples = load_whole(data, names)
+        words = f"every {'row' if data.modality == 'text' else 'image'} of {shown}"
+        if isinstance(examples, LabelledTexts) and (seen := len(set(examples.texts) & checkpoint.dev_texts(path))):
+            words += f" ({seen} of them are dev examples of the checkpoint: it may have been trained on this file)"
+        return {"all": encode(examples, pair.preprocessor)}, "all", shown, words
+    split = split or "test"
+    found = data_for(pair, config)
+    share = {"train": 1 - data.dev_share - data.test_share, "dev": data.dev_share, "test": data.test_share}[split]
+    most = getattr(data, f"{split}_examples")
+    cut = "" if most is None else f"at most {most} of "
+    words = f"the {split} split of {shown}" + (f" ({cut}{share:.0%} of it, chosen by data.seed)" if unsplit else "")
+    splits = {name: encode(found.splits[name], pair.preprocessor) for name in {split, "dev"}}
+    return splits, split, found.origin, words
+
+
+def _same_path(one: str | Path, other: str | Path) -> bool:
+    return Path(one).resolve() == Path(other).resolve()
+
+
+def data_for(pair: Rationalizer, config: RunConfig) -> DataSet:
+    """The data of a configuration, held against a pair's classes.
+
+    Raises:
+        DataError: other classes, or in another order. A pair whose classes were never named ('0', '1', ...)
+            takes any of the same number.
+    """
+    data = load_data(config.data)
+    check_classes(pair.labels, data)
+    return data
+
+
+def check_classes(labels: Sequence[str], data: DataSet) -> None:
+    """Raise DataError unless a model's classes are those of the data; see ``data_for``."""
+    if list(labels) != list(data.label_names) and (_named(labels) or len(labels) != len(data.label_names)):
+        raise DataError(
+            f"the data have {len(data.label_names)} classes ({_some(data.label_names)}), the model has {len(labels)} "
+            f"({_some(labels)}); fix: the data it was trained for, classes in the same order (own data: data.labels)"
+        )
+
+
+def _named(labels: Sequence[str]) -> list[str]:
+    """Names of classes; none if they are but numbers."""
+    return [] if list(labels) == [str(number) for number in range(len(labels))] else list(labels)
+
+
+def start_from(pair: Rationalizer, start: Rationalizer, path: Path, data: DataSet) -> None:
+    """Give a fresh pair the weights of a checkpoint, in place.
+
+    Args:
+        start: the checkpoint at ``path``.
+
+    Raises:
+        DataError: other classes.
+        ConfigError: other tokens or sizes.
+    """
+    check_classes(start.labels, data)
+    mine, theirs = pair.preprocessor, start.preprocessor
+    if isinstance(mine, TextPreprocessor) and not (
+        isinstance(theirs, TextPreprocessor) and same_tokens(mine, theirs)
+    ):
+        raise ConfigError(f"{path} reads other tokens than this run; fix: a warm start with the same tokenizer")
+    for role in ("selector", "predictor"):
+        mine, theirs = getattr(pair, role), getattr(start, role)
+        sizes = [m.backbone.settings.model_dump(exclude={"weights", "word_embeddings"}) for m in (mine, theirs)]
+        if sizes[0] != sizes[1]:
+            names = ", ".join(name for name in sizes[0] if sizes[0][name] != sizes[1][name])
+            raise ConfigError(
+                f"the {role} of {path} has other sizes than this run's ({names}); warm starts need the same; fix: "
+                f"those of its config.json, by --set {role}.NAME=VALUE"
+            )
+        mine.load_state_dict(theirs.state_dict())
+
+
+def _some(names: Sequence[Any]) -> str:
+    return ", ".join(str(name) for name in list(names)[:6]) + (", ..." if len(names) > 6 else "")

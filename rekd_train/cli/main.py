@@ -1,0 +1,240 @@
+"""rekd-train: run, presets, calibrate, compact, evaluate, import-official."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rekd_train.cli.command import application, examples, finite, print_json, run
+from rekd_train.cli.library import import_official, presets
+from rekd_train.cli.progress import class_warnings, progress_bars
+
+app = application(
+    help="Train pairs that classify from their own rationale, alone or distilled from a teacher pair.",
+    epilog=examples(
+        "rekd-train presets",
+        "rekd-train run demo_student --output runs/student",
+        "rekd-train COMMAND --help",
+    ),
+    no_args_is_help=True,
+)
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Directory of the new checkpoint.")]
+Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint directory.")]
+Teacher = Annotated[Path | None, typer.Option("--teacher", metavar="CKPT", help="Checkpoint to distil from.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data", metavar="PRESET|FILE", help="Take the data of these settings, or this table, not the recorded ones."
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint at the output.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+
+
+@app.command(
+    "run",
+    epilog=examples(
+        "rekd-train run demo_student --output runs/student",
+        "rekd-train run demo_student --teacher runs/teacher --output runs/distilled",
+        "rekd-train run mine.toml --set stages.rationale_epochs=3 --set seed=1 --output runs/mine",
+        "rekd-train run mine.toml --output runs/mine --resume",
+    ),
+)
+def run_command(
+    source: Annotated[str, typer.Argument(metavar="PRESET|FILE.toml", help="A preset's name or a configuration file.")],
+    output: Output,
+    teacher: Teacher = None,
+    warm_start: Annotated[
+        Path | None,
+        typer.Option("--warm-start", metavar="CKPT", help="Start from this checkpoint's weights; no classifier stage."),
+    ] = None,
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an interrupted run of the same settings was saved last.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a checkpoint at the output, or an unfinished run beside it.")
+    ] = False,
+    device: Device = "auto",
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also log for TensorBoard, into OUTPUT.training.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train by a preset or a configuration file and write a checkpoint.
+
+    The log, and the state that --resume reads, lie in OUTPUT.training. Under accelerate launch or torchrun several
+    processes share every batch.
+    """
+    from rekd_train.config.run import run_config
+
+    config = run_config(source, overrides or [])
+    from rekd_train.runs import train_run
+
+    with progress_bars() as observer:
+        metrics = train_run(
+            config, output, teacher=teacher, warm_start=warm_start, observer=observer,
+            resume=resume, overwrite=overwrite, device=device, tensorboard=tensorboard,
+        )  # fmt: skip
+    _report(metrics, output, as_json)
+
+
+app.command(epilog=examples("rekd-train presets", "rekd-train presets paper --json"))(presets)
+
+
+@app.command(
+    epilog=examples(
+        "rekd-train calibrate runs/student --target 0.08 --output runs/student-8",
+        "rekd-train calibrate imported --data paper_imdb_bert_small_re --set data.path=aclImdb --output calibrated",
+    )
+)
+def calibrate(
+    path: Checkpoint,
+    output: Output,
+    target: Annotated[float | None, typer.Option(help="Mean share of kept features; default: the run's own.")] = None,
+    data: Data = None,
+    overrides: Overrides = None,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Fit the decision rule's bias and the probability temperature on dev again."""
+    from rekd_train.runs import calibrate_run
+
+    metrics = calibrate_run(
+        path, output, target, device, data=data, overrides=overrides or [], overwrite=overwrite
+    )
+    _report(metrics, output, as_json)
+
+
+@app.command(
+    epilog=examples(
+        "rekd-train compact runs/student --output runs/student-compact",
+        "rekd-train compact calibrated --set stages.compact_epochs=2 --output compacted",
+    )
+)
+def compact(
+    path: Checkpoint,
+    output: Output,
+    teacher: Teacher = None,
+    data: Data = None,
+    overrides: Overrides = None,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune the predictor on gathered tokens, selector frozen, so that it can be served compacted."""
+    from rekd_train.runs import compact_run
+
+    with progress_bars() as observer:
+        metrics = compact_run(
+            path, output, teacher=teacher, observer=observer, device=device, data=data, overrides=overrides or [],
+            overwrite=overwrite,
+        )  # fmt: skip
+    _report(metrics, output, as_json)
+
+
+@app.command(
+    epilog=examples(
+        "rekd-train evaluate runs/student",
+        "rekd-train evaluate runs/student --split dev --draws 0 --json",
+        "rekd-train evaluate runs/student --data new_reviews.csv",
+        "rekd-train evaluate runs/student --teacher runs/teacher --output student.json",
+    )
+)
+def evaluate(
+    path: Checkpoint,
+    split: Annotated[
+        str | None, typer.Option(help="train, dev or test; default: test, of a new file without splits every row.")
+    ] = None,
+    draws: Annotated[int, typer.Option(min=0, help="Sampled rationales of each example; below 2: none.")] = 10,
+    teacher: Annotated[
+        Path | None, typer.Option("--teacher", metavar="CKPT", help="Checkpoint whose rationales to compare with.")
+    ] = None,
+    risk: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of wrong answers that the abstain threshold allows.")
+    ] = 0.05,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the report there, as JSON.")
+    ] = None,
+    data: Data = None,
+    overrides: Overrides = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Measure a checkpoint on a split of its data: accuracy given the rationale, rate, calibration, every mode."""
+    from rekd_train.data import SPLITS
+
+    if split not in (None, *SPLITS):
+        raise typer.BadParameter(f"'{split}' is none of {', '.join(SPLITS)}", param_hint="--split")
+    from rekd_train.files import write_json
+    from rekd_train.runs import evaluate_run
+
+    report = evaluate_run(
+        path, split, draws=draws, teacher=teacher, risk=risk, device=device, data=data, overrides=overrides or []
+    )
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(output, finite(report))
+    if as_json:
+        print_json(report)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from rekd_train.evaluation.report import report_rows
+
+    typer.echo(f"{path}, {report['examples']} examples, {report['measured']}; noise-free unless said otherwise")
+    table = Table("section", "figure")
+    table.add_column("value", justify="right")
+    previous = None
+    for section, figure, value in report_rows(report):
+        table.add_row("" if section == previous else section, figure, value)
+        previous = section
+    Console().print(table)
+    for line in class_warnings({report["measured"]: report["classification"]["never_predicted"]}):
+        typer.echo(line)
+
+
+app.command(
+    "import-official",
+    epilog=examples(
+        "rekd-train import-official --family bert --selector g_bert --predictor f_bert --backbone bert-small "
+        "--labels negative,positive --output runs/official",
+    ),
+)(import_official)
+
+
+def _report(metrics: dict, path: Path, as_json: bool) -> None:
+    if not metrics:  # of several processes, one reports
+        return
+    if as_json:
+        print_json({"checkpoint": str(path), **metrics})
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from rekd_train.evaluation.report import shown
+
+    table = Table()
+    table.add_column("figure")
+    for split in metrics:
+        table.add_column(split, justify="right")
+    never = {split: figures["never_predicted"] for split, figures in metrics.items()}
+    for key in next(iter(metrics.values())):
+        if key != "never_predicted" or any(never.values()):
+            table.add_row(key, *(shown(figures[key]) for figures in metrics.values()))
+    typer.echo(f"{path} (noise-free, by the stored policy)")  # not as the table's title, which would be folded
+    Console().print(table)
+    for line in class_warnings(never):
+        typer.echo(line)
+
+
+def main() -> None:
+    """Entry point."""
+    run(app)

@@ -1,0 +1,1 @@
+"""Texts and images as tensors, and predictions as spans; torch-free."""

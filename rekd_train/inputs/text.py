@@ -1,0 +1,275 @@
+"""Text -> the tensors the graphs take, and a mask back -> spans of the text. Torch-free.
+
+Training, the in-process pipeline and the Triton client all use this very code, so that a served
+model cannot see other tokens than the trained one. ``fingerprint`` says which preprocessing it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+
+from rekd_train.errors import CheckpointError, ConfigError, InputError
+from rekd_train.inputs.prediction import Prediction
+from rekd_train.inputs.spans import kept_pieces, merged_spans
+from rekd_train.inputs.text_checks import WORDLESS, check_texts, refuse, text_faults, text_list
+
+if TYPE_CHECKING:
+    from rekd_train.config.run import BackboneConfig
+
+WINDOW_OVERLAP = 4
+"""A window of a long text shares one part in this many with the next, so that every cut has context on both sides."""
+_LINE_BREAK_TAG = re.compile(r"<br\s*/?>", re.IGNORECASE)
+TOKENIZER_FILE = "tokenizer.json"
+_SHORT_TEXT = 2_000
+"""Characters that are tokenised in a millisecond or two."""
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """How texts become tensors."""
+
+    max_length: int
+    """Tokens a text is cut to, [CLS] and [SEP] included."""
+    lengths: tuple[int, ...] = ()
+    """Lengths a batch is padded to (the smallest that fits); empty: multiples of 32 and max_length."""
+    kind: str = "text"
+
+    def __post_init__(self) -> None:
+        mistakes = []
+        if self.max_length < 3:
+            mistakes.append(f"max_length is {self.max_length}; it must be at least 3 ([CLS], a word, [SEP])")
+        if any(length < 3 or length > self.max_length for length in self.lengths):
+            mistakes.append(f"lengths {self.lengths} must lie within 3..max_length ({self.max_length})")
+        if mistakes:
+            raise ConfigError("; ".join(mistakes))
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Padded lengths in ascending order; the last is max_length."""
+        chosen = self.lengths or range(32, self.max_length, 32)
+        return tuple(sorted({*chosen, self.max_length}))
+
+
+def clean_text(text: str) -> str:
+    """Replace ``<br />`` by spaces of the same length, so that character offsets stay valid."""
+    return _LINE_BREAK_TAG.sub(lambda match: " " * len(match.group()), text)
+
+
+@dataclass(frozen=True)
+class EncodedTexts:
+    """A padded batch and what is needed to read a mask back."""
+
+    inputs: dict[str, np.ndarray]
+    """``input_ids`` and ``attention_mask``, int64 (B, N)."""
+    texts: list[str]
+    """The texts as given."""
+    encodings: list[Encoding] = field(repr=False)
+    """One tokenizers.Encoding a text, unpadded, truncated."""
+    truncated: list[bool]
+    """Whether each text was cut."""
+
+    def predictions(
+        self,
+        labels: Sequence[str],
+        probabilities: np.ndarray,
+        mask: np.ndarray,
+        scores: np.ndarray,
+    ) -> list[Prediction]:
+        """Turn model outputs into predictions.
+
+        Args:
+            labels: class names, length C.
+            probabilities: (B, C).
+            mask: (B, N) bool, the kept positions.
+            scores: (B, N), selector scores.
+        """
+        answers = []
+        for row, encoding in enumerate(self.encodings):
+            length = len(encoding)
+            kept = np.flatnonzero(mask[row, :length])
+            real = length - int(np.sum(encoding.special_tokens_mask))
+            row_probabilities = {label: float(p) for label, p in zip(labels, probabilities[row], strict=True)}
+            answers.append(
+                Prediction(
+                    label=labels[int(np.argmax(probabilities[row]))],
+                    probabilities=row_probabilities,
+                    rationale=merged_spans(self.texts[row], encoding, kept, scores[row]),
+                    rate=len(kept) / max(real, 1),
+                    truncated=self.truncated[row],
+                    text=self.texts[row],
+                    pieces=kept_pieces(encoding, kept, scores[row]),
+                )
+            )
+        return answers
+
+
+class TextPreprocessor:
+    """Tokenises texts with our own truncation and padding, and remembers character offsets.
+
+    Args:
+        tokenizer_json: the content of a Hugging Face ``tokenizer.json``. Truncation and padding that
+            it has switched on are switched off. Special-token names inside a text are read as text.
+        settings: length limits.
+    """
+
+    def __init__(self, tokenizer_json: str, settings: TextSettings) -> None:
+        try:
+            tokenizer = Tokenizer.from_str(tokenizer_json)
+        except Exception as error:  # the library raises bare Exception
+            raise CheckpointError(f"the tokenizer cannot be read: {error}") from None
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
+        self.settings = settings
+        self.tokenizer_json = tokenizer_json
+        self._tokenizer = tokenizer
+        self.special_ids = {
+            name: _special_id(tokenizer, candidates)
+            for name, candidates in {
+                "pad": ("[PAD]", "<pad>"), "cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>"),
+            }.items()
+        }
+        tokenizer.enable_truncation(max_length=settings.max_length, stride=self.window_overlap)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of token ids."""
+        return self._tokenizer.get_vocab_size()
+
+    def token(self, number: int) -> str:
+        """The vocabulary entry of an id; empty for an id that has none."""
+        return self._tokenizer.id_to_token(number) or ""
+
+    def words(self) -> list[str]:
+        """Vocabulary entries that are whole words of letters, in the order of their ids."""
+        vocabulary = self._tokenizer.get_vocab()
+        return sorted((entry for entry in vocabulary if entry.isalpha()), key=vocabulary.__getitem__)
+
+    @property
+    def positions(self) -> int:
+        """Most tokens of any text, [CLS] and [SEP] included."""
+        return self.settings.max_length
+
+    @property
+    def features(self) -> int:
+        """Most selectable tokens of any text: max_length without [CLS] and [SEP]."""
+        return self.settings.max_length - (len(self.special_ids) - 1)  # [PAD] is not part of a text
+
+    @property
+    def window_overlap(self) -> int:
+        """Tokens that a window of a long text (``Encoding.overflowing``) shares with the one before it."""
+        return self.features // WINDOW_OVERLAP
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of tokenizer and settings: equal fingerprints give equal tensors."""
+        canonical = json.dumps(
+            [json.loads(self.tokenizer_json), asdict(self.settings)], sort_keys=True, separators=(",", ":")
+        )
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def __call__(self, texts: Sequence[str], pad_to: int | None = None, first_index: int = 0) -> EncodedTexts:
+        """Encode texts as one padded batch.
+
+        Args:
+            texts: non-empty list of str.
+            pad_to: padded length; None: the smallest bucket that fits the longest text.
+            first_index: index of the first text in the call, when ``texts`` is a part of it.
+
+        Raises:
+            InputError: an empty list, a text longer than ``pad_to``.
+            FaultyItemsError: texts that are empty, not str or invalid Unicode, by their number in the call, from 1.
+        """
+        return self.batch(texts, self.encode_checked(texts, first_index), pad_to)
+
+    def encode_checked(self, texts: Sequence[str], first_index: int = 0) -> list[Encoding]:
+        """Encode after holding every text against the rules; see ``__call__`` for arguments and errors."""
+        texts = text_list(texts)
+        faults = text_faults(texts)
+        sound = [index for index in range(len(texts)) if index not in faults]
+        encodings = self.encode([texts[index] for index in sound])
+        for index, encoding in zip(sound, encodings, strict=True):
+            if len(encoding) <= sum(encoding.special_tokens_mask):
+                faults[index] = WORDLESS
+        refuse(faults, first_index)
+        return encodings
+
+    def batch(self, texts: Sequence[str], encodings: Sequence[Encoding], pad_to: int | None = None) -> EncodedTexts:
+        """Pad the encodings of ``texts`` to one width; see ``__call__``."""
+        longest = max(map(len, encodings))
+        width = pad_to or self.bucket(longest)
+        if longest > width:
+            raise InputError(f"a text has {longest} tokens; pad_to ({width}) must be at least that")
+        return EncodedTexts(
+            inputs=self.pad([encoding.ids for encoding in encodings], width),
+            texts=list(texts),
+            encodings=list(encodings),
+            truncated=[bool(encoding.overflowing) for encoding in encodings],
+        )
+
+    def bucket(self, length: int) -> int:
+        """The padded length of a text with ``length`` tokens."""
+        return next(bucket for bucket in self.settings.buckets if bucket >= length)
+
+    def check_items(self, items: object) -> list[str]:
+        """``items`` as a list of texts; raises InputError, see ``check_texts``."""
+        return check_texts(items)
+
+    def check_backbone(self, settings: BackboneConfig) -> None:
+        """Raise ConfigError if a network of these sizes cannot read this preprocessing's tensors."""
+        if settings.image is not None:
+            raise ConfigError(f"a text model cannot have the family '{settings.family}', which reads images")
+        if settings.vocabulary < self.vocabulary_size:
+            raise ConfigError(f"the tokenizer has {self.vocabulary_size} ids, the network only {settings.vocabulary}")
+        if (most := settings.positions) < self.positions:
+            problem = f"the texts have up to {self.positions} tokens, the network reads {most}"
+            raise ConfigError(f"{problem}; fix: data.max_length={most}")
+
+    def encode(self, texts: Sequence[str]) -> list[Encoding]:
+        """Encode without checks or padding; truncated to ``max_length``."""
+        cleaned = [clean_text(text) for text in texts]
+        # a batch goes through a pool of threads, which costs a lone text two changes of thread; but only there the
+        # interpreter's lock is let go, and a long text would hold up every other thread
+        if len(cleaned) == 1 and len(cleaned[0]) <= _SHORT_TEXT:
+            return [self._tokenizer.encode(cleaned[0])]
+        return self._tokenizer.encode_batch(cleaned)
+
+    def pad(self, ids: Sequence[Sequence[int]], width: int) -> dict[str, np.ndarray]:
+        """Right-pad id lists to (B, width) and make the attention mask."""
+        input_ids = np.full((len(ids), width), self.special_ids["pad"], dtype=np.int64)
+        attention_mask = np.zeros((len(ids), width), dtype=np.int64)
+        for row, row_ids in enumerate(ids):
+            input_ids[row, : len(row_ids)] = row_ids
+            attention_mask[row, : len(row_ids)] = 1
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+    def save(self, directory: Path) -> None:
+        """Write ``tokenizer.json`` into ``directory``."""
+        (directory / TOKENIZER_FILE).write_text(self.tokenizer_json, encoding="utf-8")
+
+    @classmethod
+    def load(cls, directory: Path, settings: TextSettings) -> TextPreprocessor:
+        """Read ``tokenizer.json`` from ``directory``."""
+        path = Path(directory) / TOKENIZER_FILE
+        try:
+            return cls(path.read_text(encoding="utf-8"), settings)
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} is missing; fix: copy the whole directory again") from None
+        except (UnicodeDecodeError, CheckpointError) as error:
+            raise CheckpointError(f"{path} is damaged: {error}; fix: copy it again") from None
+
+
+def _special_id(tokenizer: Tokenizer, candidates: Sequence[str]) -> int:
+    for candidate in candidates:
+        token_id = tokenizer.token_to_id(candidate)
+        if token_id is not None:
+            return token_id
+    raise CheckpointError(f"the tokenizer has none of the special tokens {', '.join(candidates)}")

@@ -1,0 +1,1 @@
+"""Stages, their losses, and what carries them."""

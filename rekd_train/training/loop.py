@@ -1,0 +1,232 @@
+"""The loop that every stage runs: steps, readings, evaluations, saves, and the best state at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from rekd_train.config.run import RunConfig
+from rekd_train.data import Split
+from rekd_train.errors import TrainingError
+from rekd_train.models.rationalizer import Rationalizer
+from rekd_train.training.batches import Batch, Batches
+from rekd_train.training.noise import key
+from rekd_train.training.objectives import Figures, Objective
+from rekd_train.training.observers import Observer
+from rekd_train.training.optimisation import optimiser_for
+from rekd_train.training.runtime import Runtime
+from rekd_train.training.schedules import learning_rate_factor
+from rekd_train.training.state import Snapshot, StateStore
+from rekd_train.training.validation import Best
+from rekd_train.training.watch import Watch
+
+READ_EVERY = 20
+"""Steps between readings: only then does the host wait for the device."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run."""
+
+    name: str
+    number: int
+    """Place in the run: keys its noise, tells resumed runs where they were."""
+    epochs: float
+
+
+class Loop:
+    """Runs objectives over the training split.
+
+    Args:
+        store: where states are saved; None: nowhere.
+        snapshot: a state to go on from; the pair already has its weights.
+    """
+
+    def __init__(
+        self, config: RunConfig, pair: Rationalizer, train: Split, runtime: Runtime, observer: Observer,
+        store: StateStore | None = None, snapshot: Snapshot | None = None,
+    ) -> None:  # fmt: skip
+        self.config, self.pair, self.train = config, pair, train
+        self.runtime, self.observer, self.store = runtime, observer, store
+        self._snapshot = snapshot
+
+    def seed(self, stage: Stage) -> int:
+        """Key of everything random in a stage, but initial weights."""
+        return key(self.config.seed, stage.number)
+
+    def run(
+        self, stage: Stage, objective: Objective, evaluate: Callable[[int], dict[str, float]] | None = None
+    ) -> None:
+        """Train an objective's parameters and leave them at their best state.
+
+        Args:
+            evaluate: measures the pair after so many steps.
+
+        Raises:
+            TrainingError: diverged, collapsed, or a state cannot be saved.
+        """
+        _Run(self, stage, objective, evaluate).run(self._taken(stage))
+
+    def _taken(self, stage: Stage) -> Snapshot | None:
+        """The state to go on from, if it is within this stage."""
+        snapshot, self._snapshot = self._snapshot, None
+        return snapshot if snapshot and (snapshot.stage, snapshot.step > 0) == (stage.number, True) else None
+
+
+class _Run:
+    """One stage on its way."""
+
+    def __init__(self, loop: Loop, stage: Stage, objective: Objective, evaluate) -> None:
+        self._loop, self._stage, self._objective, self._evaluate = loop, stage, objective, evaluate
+        self._config, self._runtime = loop.config, loop.runtime
+        settings = self._config.optimisation
+        self._steps = max(1, round(stage.epochs * len(loop.train) / settings.batch_size))
+        self._batches = Batches(
+            loop.train, settings.batch_size, self._steps, loop.seed(stage),
+            self._config.acceleration.length_buckets, self._runtime, self._config.data.class_weights,
+        )  # fmt: skip
+        self._optimiser = optimiser_for(objective, settings, self._config.acceleration.fused_optimiser)
+        self._rates = [group["lr"] for group in self._optimiser.param_groups]
+        self._best = Best(self._config.stages.best_metric)
+        self._watch = Watch(stage.name, self._config, READ_EVERY)
+        self._points = self._evaluation_points() if evaluate else set()
+        self._sums: Figures = {}
+        self._since_reading = 0
+        self._clock = time.perf_counter()
+
+    def run(self, snapshot: Snapshot | None) -> None:
+        done = self._restore(snapshot) if snapshot else 0
+        module = self._runtime.wrap(self._objective)
+        self._loop.observer.stage(self._stage.name, self._steps, done)
+        module.train()
+        for batch in self._batches.starting_at(done):
+            self._update(module, batch)
+            done = batch.step + 1
+            self._loop.observer.step(self._read(done))
+            if done in self._points:
+                if self._judged(done):
+                    break
+                module.train()
+            if self._saved_after(done):
+                self._save(done)
+        if self._best.weights and self._best.step < done:
+            self._objective.load_state_dict(self._best.weights)
+        if not self._finite():  # the last step can break what the reading before it found in order
+            self._judge(done, {"the weights' norm": float("nan")})
+        self._objective.eval()
+        self._runtime.release()
+
+    def _update(self, module: torch.nn.Module, batch: Batch) -> None:
+        settings = self._config.optimisation
+        progress = (batch.step + 1) / (self._steps + 1)
+        factor = learning_rate_factor(progress, settings.warmup, settings.schedule == "linear")
+        for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+        # dropout draws from torch's own generator: seeded anew in each step it needs no state to go on from
+        torch.manual_seed(key(self._loop.seed(self._stage), batch.step, self._runtime.rank) >> 1)
+        figures = module(batch)
+        loss = figures.pop("loss")
+        self._optimiser.zero_grad(set_to_none=True)
+        (loss * self._runtime.processes).backward()  # gradients are averaged, the parts of the loss add up
+        if settings.gradient_clip is not None:
+            norm = torch.nn.utils.clip_grad_norm_(self._objective.parameters(), settings.gradient_clip, foreach=True)
+            figures["gradient_norm"] = norm / self._runtime.processes  # the same everywhere, and parts add up
+        self._optimiser.step()
+        figures["loss"] = loss.detach()
+        for name, value in figures.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._since_reading += 1
+
+    def _read(self, done: int) -> dict[str, float]:
+        """Means since the last reading, every few steps only: reading waits for the device."""
+        if done % READ_EVERY and done != self._steps and not self._saved_after(done):
+            return {}
+        names = sorted(self._sums)
+        values = self._runtime.total(torch.stack([self._sums[name].float() for name in names])).tolist()
+        figures = dict(zip(names, values, strict=True))
+        if "kept" in figures:
+            figures["rate"] = figures.pop("kept") / max(figures.pop("features"), 1.0)
+        figures = {name: value if name == "rate" else value / self._since_reading for name, value in figures.items()}
+        self._judge(done, figures)
+        now = time.perf_counter()
+        examples = self._since_reading * self._config.optimisation.batch_size
+        figures["examples_per_second"] = examples / (now - self._clock)
+        figures["learning_rate"] = self._optimiser.param_groups[0]["lr"]
+        self._sums, self._since_reading, self._clock = {}, 0, now
+        return figures
+
+    def _judge(self, done: int, figures: dict[str, float]) -> None:
+        try:
+            self._watch.judge(done, figures)
+        except TrainingError as error:
+            raise TrainingError(f"{error}{self._last_good()}") from None
+
+    def _judged(self, done: int) -> bool:
+        """Measure dev; whether the stage ends early."""
+        figures = self._evaluate(done)
+        self._judge(done, {"loss on dev": figures["extraction_loss"]})
+        figures["best"] = float(self._best.offer(done, figures, self._objective.state_dict()))
+        self._loop.observer.evaluated(figures)
+        self._clock = time.perf_counter()
+        patience = self._config.stages.patience
+        return patience is not None and self._best.since >= patience
+
+    def _evaluation_points(self) -> set[int]:
+        """Steps after which dev is measured; none if there would be a single one, at the end."""
+        every = self._config.stages.evaluate_every
+        if not every:
+            return set()
+        interval = max(1, round(every * self._batches.per_epoch))
+        points = {*range(interval, self._steps + 1, interval), self._steps}
+        return points if len(points) > 1 else set()
+
+    def _saved_after(self, done: int) -> bool:
+        every = self._config.stages.save_every
+        return self._loop.store is not None and every > 0 and done % every == 0 and done < self._steps
+
+    def _save(self, done: int) -> None:
+        """Save the state, unless it is in doubt: the last good one stays."""
+        store = self._loop.store
+        if not self._watch.healthy or not self._finite():
+            return
+        if self._runtime.is_main:
+            store.save(
+                Snapshot(
+                    stage=self._stage.number, step=done, **pair_state(self._loop.pair),
+                    objective=self._objective.state_dict(), optimiser=self._optimiser.state_dict(),
+                    progress={"best": self._best.state(), "rates": self._watch.rates},
+                )
+            )  # fmt: skip
+        self._runtime.wait()
+
+    def _restore(self, snapshot: Snapshot) -> int:
+        self._objective.load_state_dict(snapshot.objective)
+        self._optimiser.load_state_dict(snapshot.optimiser)
+        self._best.restore(snapshot.progress["best"])
+        self._watch = Watch(self._stage.name, self._config, READ_EVERY, snapshot.progress["rates"])
+        return snapshot.step
+
+    def _finite(self) -> bool:
+        norms = torch._foreach_norm([parameter.detach() for parameter in self._objective.parameters()])
+        return bool(torch.stack(norms).isfinite().all())
+
+    def _last_good(self) -> str:
+        store = self._loop.store
+        if store is None or not store.path.exists():
+            return ""
+        return f"; the last good state is in {store.path}: go on from it with --resume and --set"
+
+
+def pair_state(pair: Rationalizer) -> dict:
+    """A pair's part of a snapshot."""
+    return {"pair": pair.state_dict(), "operator": pair.predictor.operator, "policy": pair.policy.model_dump()}
+
+
+def load_pair_state(pair: Rationalizer, snapshot: Snapshot) -> None:
+    """The counterpart of ``pair_state``, in place."""
+    pair.load_state_dict(snapshot.pair)
+    pair.predictor.operator = snapshot.operator
+    pair.policy = type(pair.policy).model_validate(snapshot.policy)

@@ -1,0 +1,164 @@
+"""The state of an unfinished run on disk, from which it goes on exactly where it was saved."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+
+from rekd_train.config.run import RunConfig
+from rekd_train.data import Split
+from rekd_train.errors import ConfigError, TrainingError
+from rekd_train.files import RESUME, cannot_write
+
+FILE = "state.pt"
+LOG = "log.jsonl"
+VERSION = 1
+_ANEW = "--overwrite instead of --resume, to begin anew"
+_HASHED_AT_ONCE = 512
+"""Examples that are read together to recognise the data again."""
+
+ADJUSTABLE = {
+    "optimisation.learning_rate", "optimisation.embedding_learning_rate", "optimisation.gradient_clip",
+    "selection.weight", "stages.patience", "stages.save_every", "stages.collapse_window",
+}  # fmt: skip
+"""Settings that may change when a run goes on: what the advice after a divergence or a collapse names."""
+
+
+@dataclass
+class Snapshot:
+    """Everything a run needs to go on. Noise, order and dropout follow from the seed and the step."""
+
+    stage: int = 0
+    """Number of the stage within the run."""
+    step: int = 0
+    """Steps of it that are done."""
+    pair: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Weights of selector and predictor."""
+    operator: str = "zero"
+    policy: dict[str, Any] = field(default_factory=dict)
+    objective: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Weights of what the stage trains; shares memory with ``pair`` but for a head that only the stage has."""
+    optimiser: dict[str, Any] = field(default_factory=dict)
+    progress: dict[str, Any] = field(default_factory=dict)
+    """Best state so far, evaluations since, the rates read last."""
+
+
+class StateStore:
+    """One file that is replaced whole.
+
+    Args:
+        directory: of the file.
+        identity: what a run must agree in to go on from the state: configuration, data, teacher.
+    """
+
+    def __init__(self, directory: Path, identity: dict[str, Any]) -> None:
+        self.path, self.log = directory / FILE, directory / LOG
+        self._identity = identity
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Replace the state.
+
+        Raises:
+            TrainingError: the disk is full or not writable; the previous state is intact.
+        """
+        work = self.path.with_name(f".{FILE}.{os.getpid()}")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(work, "wb") as file:
+                torch.save({"version": VERSION, "identity": self._identity, "snapshot": asdict_shallow(snapshot)}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            work.replace(self.path)
+        except (OSError, RuntimeError) as error:
+            raise TrainingError(cannot_write(self.path, error, RESUME)) from error
+        finally:
+            work.unlink(missing_ok=True)
+
+    def load(self) -> Snapshot | None:
+        """The state, or None if there is none.
+
+        Raises:
+            ConfigError: it is of a run with other settings, data or teacher.
+            TrainingError: it is damaged.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            content = torch.load(self.path, map_location="cpu", weights_only=True)
+            identity, snapshot = content["identity"], Snapshot(**content["snapshot"])
+        except (OSError, RuntimeError, EOFError, KeyError, TypeError, UnpicklingError) as error:
+            problem = " ".join(str(error).split())[:200]
+            raise TrainingError(f"{self.path} cannot be read ({problem}); fix: {_ANEW}") from None
+        if content["version"] != VERSION:
+            raise TrainingError(f"{self.path} is of another version of rekd; fix: {_ANEW}")
+        changed = sorted(set(_differences(identity, self._identity)) - {f"config.{key}" for key in ADJUSTABLE})
+        if changed:
+            raise ConfigError(
+                f"{self.path} is the state of another run: {', '.join(changed)} differ; "
+                f"fix: the same settings, or {_ANEW}"
+            )
+        return snapshot
+
+    def discard(self) -> None:
+        """Remove the state of a finished run, and what kills during a save have left half written."""
+        for path in (self.path, *self.path.parent.glob(f".{FILE}.*")):
+            path.unlink(missing_ok=True)
+
+
+def training_directory(output: Path) -> Path:
+    """Where a run that writes ``output`` keeps its log and its state."""
+    return output.with_name(f"{output.name}.training")
+
+
+def check_start(output: Path, resume: bool, overwrite: bool) -> None:
+    """Raise ConfigError if a run would lose another one's state or log unasked, or has nothing to resume."""
+    directory = training_directory(output)
+    state, log = directory / FILE, directory / LOG
+    if resume and not state.exists():
+        anew = _ANEW if log.exists() else "the same command without --resume"
+        raise ConfigError(f"nothing to resume: {state} does not exist; fix: {anew}")
+    if resume or overwrite:
+        return
+    if state.exists():
+        raise ConfigError(
+            f"{directory} holds an interrupted run; fix: --resume to go on with it, --overwrite to begin anew"
+        )
+    if log.exists():
+        raise ConfigError(
+            f"{log} is the log of an earlier run; fix: another output directory, or --overwrite to replace it"
+        )
+
+
+def identity_of(config: RunConfig, train: Split, dev: Split, **more: Any) -> dict[str, Any]:
+    """What makes a run this run and no other, as JSON values."""
+    digest = hashlib.sha256()
+    for split in (train, dev):
+        digest.update(split.labels.tobytes())
+        digest.update(split.lengths.tobytes())
+        for start in range(0, len(split), _HASHED_AT_ONCE):
+            inputs = split.inputs(np.arange(start, min(start + _HASHED_AT_ONCE, len(split))))
+            for name in sorted(inputs):
+                digest.update(np.ascontiguousarray(inputs[name]))
+    return {"config": config.model_dump(mode="json"), "data": digest.hexdigest(), **more}
+
+
+def asdict_shallow(snapshot: Snapshot) -> dict[str, Any]:
+    """The fields as they are: ``dataclasses.asdict`` would copy every tensor."""
+    return dict(vars(snapshot))
+
+
+def _differences(one: Any, other: Any, place: str = "") -> list[str]:
+    if isinstance(one, dict) and isinstance(other, dict):
+        names = sorted(set(one) | set(other))
+        return [
+            found for name in names
+            for found in _differences(one.get(name), other.get(name), f"{place}.{name}" if place else name)
+        ]  # fmt: skip
+    return [] if one == other else [place]
