@@ -17,7 +17,7 @@ help:
 	@echo "make demo       train, distil, export, serve and query on real reviews; report in runs/demo"
 	@echo "make demo-images    the same on Fashion-MNIST; report in runs/demo-images"
 	@echo "make test       the tests"
-	@echo "make lint       ruff and shell syntax"
+	@echo "make lint       ruff, types of the public surface, shell syntax"
 	@echo "make clean      remove the environment and caches; runs/ is kept"
 
 demo:
@@ -34,6 +34,7 @@ test: environment
 
 lint: environment
 	@.venv/bin/python -m ruff check .
+	@.venv/bin/python -m mypy
 	@for script in scripts/*.sh; do sh -n $$script || exit 1; done
 	@bash -n .ci/run
 

@@ -27,7 +27,7 @@ from rekd_train.models.families import fresh_pair
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training.loop import Loop, Stage
 from rekd_train.training.objectives import ClassifierObjective
-from rekd_train.training.observers import Observer, Silent
+from rekd_train.training.observers import Observer
 from rekd_train.training.runtime import Runtime, chosen_device
 from rekd_train.training.validation import calibrate_temperature
 
@@ -67,7 +67,7 @@ def fit_judge(
     }
     config = RunConfig.model_validate(config.model_dump() | changed)
     runtime = Runtime(next(judge.parameters()).device)
-    loop = Loop(config, judge, train, runtime, observer or Silent())
+    loop = Loop(config, judge, train, runtime, observer or Observer())
     stage = Stage("judge", 0, epochs)
     loop.run(stage, ClassifierObjective(config, judge, judge.predictor, runtime, loop.seed(stage), None))
     judge.policy = SelectionPolicy(bias=None, budget=None, minimum=0, selectable=judge.policy.selectable)

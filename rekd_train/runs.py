@@ -22,7 +22,7 @@ from rekd_train.evaluation.report import evaluate
 from rekd_train.files import AGAIN, RESUME
 from rekd_train.models.families import fresh_pair, preprocessor_for, weight_origins
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.training.observers import JsonLines, Observer, Several, Silent, TensorBoard, readings
+from rekd_train.training.observers import JsonLines, Observer, Several, TensorBoard, readings
 from rekd_train.training.runtime import Runtime, chosen_device
 from rekd_train.training.stages import compact_pair, fit, short_texts_notice
 from rekd_train.training.state import StateStore, check_start, identity_of, training_directory
@@ -94,13 +94,13 @@ def _logs(
     runtime: Runtime, store: StateStore, observer: Observer | None, resume: bool, tensorboard: bool
 ) -> Observer:
     if not runtime.is_main:
-        return Silent()
+        return Observer()
     log = store.log
     if not resume:
         store.discard()
         for path in (log, *log.parent.glob("events.out.tfevents.*")):
             path.unlink(missing_ok=True)
-    observers = [JsonLines(log)]
+    observers: list[Observer] = [JsonLines(log)]
     if tensorboard:
         observers.append(TensorBoard(log.parent))
     return Several([*observers, observer] if observer else observers)
@@ -198,7 +198,9 @@ def compact_run(
     return _finish(runtime, pair, output, config, examples, splits, source=path)
 
 
-def _reopen(path: Path, runtime: Runtime, data: str | None, overrides: Sequence[str]):
+def _reopen(
+    path: Path, runtime: Runtime, data: str | None, overrides: Sequence[str]
+) -> tuple[Rationalizer, RunConfig, DataSet, dict[str, Split]]:
     pair, config = checkpoint.load(path).to(runtime.device), recorded_config(path, data, overrides)
     examples = data_for(pair, config)
     return pair, config, examples, encode_splits(examples, pair.preprocessor, config.data)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -236,7 +236,7 @@ def checkpoint_hash(directory: Path) -> str:
     return hashlib.sha256(joined.encode()).hexdigest()
 
 
-def _load_weights(module, path: Path, expected_digest: str | None) -> None:
+def _load_weights(module: Selector | Predictor, path: Path, expected_digest: str | None) -> None:
     try:
         digest = sha256(path)
         state = load_file(path)
@@ -279,7 +279,7 @@ def model_card(description: dict[str, Any], policy: SelectionPolicy, metrics: di
     )  # fmt: skip
 
 
-def _flat(metrics: dict[str, Any], prefix: str = ""):
+def _flat(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in metrics.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")

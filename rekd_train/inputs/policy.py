@@ -44,9 +44,10 @@ class SelectionPolicy(BaseModel):
 
     def capacity(self, features: int) -> int:
         """Most features that any input with at most ``features`` selectable ones can keep."""
-        if self.budget is None:
+        parts = self.budget_parts_per_million
+        if parts is None:
             return features
-        return min(max(features * self.budget_parts_per_million // _MILLION, self.minimum, 1), features)
+        return min(max(features * parts // _MILLION, self.minimum, 1), features)
 
     def limits(self, selectable_counts: np.ndarray) -> np.ndarray:
         """Budget of each example in features: (B,) int64 from (B,) int64."""

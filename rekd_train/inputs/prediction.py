@@ -127,8 +127,8 @@ def kept_pieces(encoding: Tokenized, kept: np.ndarray, scores: np.ndarray) -> li
     """The kept tokens one by one; ``kept`` are positions, ``scores`` (N,)."""
     tokens, offsets = encoding.tokens, encoding.offsets
     return [
-        Piece(*offsets[position], token=tokens[position], position=int(position), score=float(scores[position]))
-        for position in kept
+        Piece(start, end, token=tokens[position], position=int(position), score=float(scores[position]))
+        for position in kept for start, end in [offsets[position]]
     ]
 
 
@@ -149,13 +149,13 @@ def merged_spans(text: str, encoding: Tokenized, kept: np.ndarray, scores: np.nd
             best[word] = max(best.get(word, -math.inf), float(scores[position]))
     bounds: dict[int, tuple[int, int]] = {}
     for position, word in enumerate(words):
-        if word in best:
+        if word is not None and word in best:
             start, end = offsets[position]
             first, last = bounds.get(word, (start, end))
             bounds[word] = (min(first, start), _past_combining(text, max(last, end)))
     spans = []
     for _, neighbours in groupby(enumerate(sorted(best)), key=lambda pair: pair[1] - pair[0]):
-        words = [word for _, word in neighbours]
-        start, end = bounds[words[0]][0], bounds[words[-1]][1]
-        spans.append(Span(start, end, text[start:end], max(best[word] for word in words)))
+        group = [word for _, word in neighbours]
+        start, end = bounds[group[0]][0], bounds[group[-1]][1]
+        spans.append(Span(start, end, text[start:end], max(best[word] for word in group)))
     return spans

@@ -8,14 +8,14 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rekd_train.config.run import RunConfig
 from rekd_train.errors import MissingExtraError, TrainingError
 from rekd_train.files import RESUME, cannot_write, write_bytes
 
 
-class Observer(Protocol):
+class Observer:
     """Is told how training goes; a progress bar, a log, or nothing. What is not overridden is ignored."""
 
     def data(self, summary: dict[str, Any]) -> None:
@@ -32,10 +32,6 @@ class Observer(Protocol):
 
     def note(self, text: str) -> None:
         """Something the user should know before training; no error."""
-
-
-class Silent(Observer):
-    """An observer that ignores everything."""
 
 
 class Several(Observer):

@@ -30,7 +30,7 @@ from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training.batches import FullLength, key
 from rekd_train.training.loop import Loop, Stage, word_tables
 from rekd_train.training.objectives import ClassifierObjective, CompactObjective, RationaleObjective
-from rekd_train.training.observers import Observer, Silent
+from rekd_train.training.observers import Observer
 from rekd_train.training.runtime import Runtime
 from rekd_train.training.state import Snapshot, StateStore, load_pair_state, pair_state
 from rekd_train.training.teacher import Teacher, check_teacher, teacher_for
@@ -192,7 +192,7 @@ class _StageRunner:
         if snapshot:
             load_pair_state(pair, snapshot)
         self._store = store
-        self._loop = Loop(config, pair, train, self.runtime, observer or Silent(), store, snapshot)
+        self._loop = Loop(config, pair, train, self.runtime, observer or Observer(), store, snapshot)
         self._teacher: Teacher | None = None
 
     def take(self, number: int, name: str, epochs: float, run: Callable[[Stage], None]) -> None:

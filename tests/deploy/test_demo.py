@@ -9,7 +9,7 @@ from conftest import fashion_folder
 
 from rekd_deploy.cli.demo_chain import IMAGES, MODELS, Demo, run_demo, served_predictions
 from rekd_deploy.cli.stages import Stages
-from rekd_train.training.observers import Silent
+from rekd_train.training.observers import Observer
 
 pytestmark = pytest.mark.triton
 
@@ -27,7 +27,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 
 @pytest.fixture(scope="module")
 def report(demo: Demo) -> dict:
-    return run_demo(demo, Stages(demo.root), Silent())
+    return run_demo(demo, Stages(demo.root), Observer())
 
 
 def test_report_holds_every_figure(demo: Demo, report: dict):
@@ -50,7 +50,7 @@ def test_every_road_gives_the_same_answers(demo: Demo, report: dict):
 
 def test_a_second_run_does_nothing_again(demo: Demo, report: dict):
     heard: list[bool] = []
-    again = run_demo(demo, Stages(demo.root, lambda name, reused: heard.append(reused)), Silent())
+    again = run_demo(demo, Stages(demo.root, lambda name, reused: heard.append(reused)), Observer())
     assert all(heard)
     assert again == report
 
@@ -63,7 +63,7 @@ def test_the_chain_on_images(tmp_path):
         *(f"{role}.{size}" for role in ("selector", "predictor") for size in ("layers=1", "width=16")),
     )  # fmt: skip
     demo = Demo(tmp_path / "demo", queries=6, overrides=settings, subject=IMAGES)
-    report = run_demo(demo, Stages(demo.root), Silent())
+    report = run_demo(demo, Stages(demo.root), Observer())
     assert report["query"]["n"] == report["query"]["agree_pipeline"] == report["query"]["agree_torch"] == 6
     assert report["classifier"]["rate"] == 1.0 and 0.1 < report["student"]["rate"] <= 0.25
     assert report["evaluation"]["examples"] == 40
