@@ -309,6 +309,15 @@ def test_modules_say_what_they_are(module):
 
 
 @pytest.mark.parametrize("module", sorted(name for name in sources() if not name.startswith(COMMANDS)))
+def test_what_is_public_says_what_it_is(module):
+    """Commands say it in --help."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    public = [node for node in tree(module).body if isinstance(node, kinds) and not node.name.startswith("_")]
+    silent = [node.name for node in public if not ast.get_docstring(node)]
+    assert not silent, f"{module}: no docstring: {silent}"
+
+
+@pytest.mark.parametrize("module", sorted(name for name in sources() if not name.startswith(COMMANDS)))
 def test_only_commands_print_or_exit(module):
     for node in ast.walk(tree(module)):
         if isinstance(node, ast.Call):

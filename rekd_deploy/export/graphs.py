@@ -108,6 +108,7 @@ def export(
 def guarded_pair(
     models: dict[str, onnx.ModelProto], rationalizer: Rationalizer, signature: PairSignature
 ) -> dict[str, onnx.ModelProto]:
+    """The graphs by role, each refusing rows that it cannot read; see ``rekd_deploy.graphs.guard``."""
     preprocessor = rationalizer.preprocessor
     vocabulary = preprocessor.vocabulary_size if preprocessor.settings.kind == "text" else 0
     return {
