@@ -21,6 +21,8 @@ import numpy as np  # noqa: E402
 import typer  # noqa: E402
 from _models import environment  # noqa: E402
 
+from rekd_deploy.bench.variants import PYTORCH, ZEROED, in_rounds, percentiles  # noqa: E402
+from rekd_deploy.bench.variants_torch import BOTH, Networks, pytorch_runnables  # noqa: E402
 from rekd_train.cli.command import application, examples, print_json, run  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "cpu_latency.json"
@@ -104,7 +106,7 @@ class _Graphs:
     ) -> None:
         from rekd_deploy.graphs import onnx_model
         from rekd_deploy.graphs.fusion_embedding import embeddings_together
-        from rekd_deploy.graphs.modules import graph_modules, pair_signature
+        from rekd_deploy.graphs.modules import pair_signature
         from rekd_deploy.graphs.tracing import OPSET, traced_graphs
         from rekd_deploy.runtimes.base import RunnerChain
         from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
@@ -112,7 +114,7 @@ class _Graphs:
         self._length, self._random = length, np.random.default_rng(0)
         layers, width, heads = size
         self._chains: dict[str, Any] = {}
-        self._modules: dict[str, Any] = {}
+        self._networks: dict[str, Any] = {}
 
         def add(name: str, signature, models: dict[str, Any]) -> None:
             runners = []
@@ -138,26 +140,24 @@ class _Graphs:
                     both = onnx_model.joined(versions["selector"], versions["predictor"], signature)
                     add(f"single{suffix}", signature, {"single": both})
             if name == "zero":
-                modules = graph_modules(pair).values()
-                self._modules["eager zero"] = (list(modules), [signature.selector, signature.predictor])
+                self._networks["eager zero"] = Networks(ZEROED, pair, BOTH)
 
     def measure(self, batch: int, rounds: int) -> dict[str, Any]:
         """Percentiles of every way and the ratios of the comparisons."""
-        from rekd_deploy.bench.interleaved import interleaved
-        from rekd_deploy.bench.ways import eager
 
         inputs = [self._inputs(batch) for _ in range(BATCHES_AT_HAND)]
         ways = {
             name: lambda turn, chain=chain: chain.run(inputs[turn % BATCHES_AT_HAND])
             for name, chain in self._chains.items()
         }
-        ways |= {name: eager(*modules, inputs) for name, modules in self._modules.items()}
-        timings = interleaved(ways, rounds=rounds)
+        for name, networks in self._networks.items():
+            (ways[name],), _ = pytorch_runnables(networks, inputs, "cpu", [PYTORCH])
+        timings = in_rounds(ways, rounds=rounds)
         ratios = [
             {"way": way, "baseline": baseline, "title": title, "goal": goals.get(batch), **timings.ratio(way, baseline)}
             for way, baseline, title, goals in COMPARISONS
         ]
-        return {"milliseconds": {name: timings.figures(name) for name in ways}, "ratios": ratios}
+        return {"milliseconds": {name: percentiles(timings.milliseconds[name]) for name in ways}, "ratios": ratios}
 
     def _inputs(self, batch: int) -> dict[str, np.ndarray]:
         shape = (batch, self._length)

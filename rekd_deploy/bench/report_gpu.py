@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rekd_deploy.bench.forms import CLASSIFIER, ONNX_GRAPHS, PYTORCH_GRAPHS
-from rekd_deploy.bench.report_costs import ratio_table
-from rekd_deploy.bench.report_sections import Section, Table
+from rekd_deploy.bench.report_parts import Section, Table
+from rekd_deploy.bench.report_sections import ratio_table
 from rekd_deploy.bench.results import Check, Input, Result
+from rekd_deploy.bench.variants import CLASSIFIER, ONNX_GRAPHS, PYTORCH_GRAPHS
 from rekd_deploy.errors import BenchmarkError
 
 BELOW_CLASSIFIER = {1: 1.0, 64: 0.25}

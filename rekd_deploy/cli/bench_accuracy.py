@@ -70,7 +70,7 @@ def command(
     if (repository is None) == (url is None):
         raise typer.BadParameter("give either a repository or --url", param_hint="REPO")
     from rekd_deploy.bench.accuracy import AccuracyOptions, measure_accuracy
-    from rekd_deploy.bench.tables import figure_rows
+    from rekd_deploy.bench.results import figure_rows
 
     options = AccuracyOptions(
         repository=repository, url=url, checkpoint=checkpoint, data=data, overrides=tuple(overrides or ()),

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from rekd_deploy.bench.progress import Progress
-    from rekd_deploy.bench.results import Result
+    from rekd_deploy.bench.results import Progress, Result
 
 RESULTS = Path("benchmarks/results")
 """Where results go unless --output says otherwise."""

@@ -47,7 +47,7 @@ def command(
     Without --checkpoint what needs a judge is left out.
     """
     from rekd_deploy.bench.faithfulness import FaithfulnessOptions, measure_faithfulness
-    from rekd_deploy.bench.tables import figure_rows
+    from rekd_deploy.bench.results import figure_rows
 
     options = FaithfulnessOptions(
         repository=repository, checkpoint=checkpoint, data=data, overrides=tuple(overrides or ()), split=split,

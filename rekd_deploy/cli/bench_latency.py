@@ -55,8 +55,7 @@ def command(
     Inputs are made up, as long as the length allows; they change from round to round.
     """
     from rekd_deploy.bench.latency import Grid, Subjects, measure_latency
-    from rekd_deploy.bench.result_inputs import checkpoint_input, repository_input
-    from rekd_deploy.bench.results import result
+    from rekd_deploy.bench.results import checkpoint_input, repository_input, result
     from rekd_deploy.runtimes.onnxruntime import available_cores
 
     threads = threads or available_cores()

@@ -35,8 +35,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the last line alone.")] = False,
 ) -> None:
     """Make one self-contained page and a Markdown summary of results."""
-    from rekd_deploy.bench.gallery import read_answers
-    from rekd_deploy.bench.report import Report, write_report
+    from rekd_deploy.bench.report import Report, read_answers, write_report
     from rekd_deploy.bench.report_gpu import read_gpu
     from rekd_deploy.bench.results import read_result
 

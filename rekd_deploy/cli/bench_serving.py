@@ -65,8 +65,7 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """Load the ensemble in a closed and in an open loop, and hold it against the pipeline in process."""
-    from rekd_deploy.bench.result_inputs import items_input, repository_input
-    from rekd_deploy.bench.results import result
+    from rekd_deploy.bench.results import items_input, repository_input, result
     from rekd_deploy.bench.serving import Serving, measure_serving
 
     items, origin = _items(repository, file, data)
@@ -138,14 +137,14 @@ def _items(repository: Path, file: str | None, data: str | None) -> tuple[list[A
     description = read_description(repository)
     preprocessor = description.preprocessor()
     if data is not None:
-        from rekd_deploy.bench.labelled import labelled_examples
+        from rekd_deploy.bench.examples import labelled_examples
 
         if file is not None:
             raise BenchmarkError(f"--file {file} and --data {data} are two sources; fix: give one of them")
         found = labelled_examples(description.labels, checkpoint=None, data=data).head(_MOST_ITEMS)
         return found.items, found.origin
     if file is None:
-        from rekd_deploy.bench.latency_inputs import calibration_items
+        from rekd_deploy.bench.latency import calibration_items
 
         return calibration_items(preprocessor), "made up"
     if preprocessor.settings.kind != "text":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from rekd_deploy.bench.forms import CLASSIFIER, COMPACTED, ONNX_CPU, PYTORCH, ZEROED, Form, comparisons
 from rekd_deploy.bench.results import Check, Input, Result
+from rekd_deploy.bench.variants import CLASSIFIER, COMPACTED, ONNX_CPU, PYTORCH, ZEROED, Variant, comparisons
 
 HARDWARE = {"processor": "made up", "machine": "x86_64", "cores": 2, "memory_gb": 8.0, "gpus": []}
 FORMS = [
-    Form(ONNX_CPU, COMPACTED, kept=32), Form(ONNX_CPU, COMPACTED, graphs=1, kept=32), Form(ONNX_CPU, ZEROED),
-    Form(ONNX_CPU, CLASSIFIER, graphs=1), Form(PYTORCH, ZEROED),
+    Variant(ONNX_CPU, COMPACTED, kept=32), Variant(ONNX_CPU, COMPACTED, graphs=1, kept=32), Variant(ONNX_CPU, ZEROED),
+    Variant(ONNX_CPU, CLASSIFIER, graphs=1), Variant(PYTORCH, ZEROED),
 ]  # fmt: skip
 
 

@@ -13,11 +13,10 @@ from planted import Untrained, planted_texts, table_file
 
 from rekd_deploy import Pipeline
 from rekd_deploy.bench.accuracy import AccuracyOptions, gap_check, measure_accuracy
-from rekd_deploy.bench.curve import subject_curve
+from rekd_deploy.bench.examples import features_of
 from rekd_deploy.bench.faithfulness import FaithfulnessOptions, measure_faithfulness
-from rekd_deploy.bench.features import features_of
 from rekd_deploy.bench.results import read_result
-from rekd_deploy.bench.subject import classified
+from rekd_deploy.bench.subject import classified, subject_curve
 from rekd_deploy.cli.bench import app
 from rekd_train.checkpoints import checkpoint as checkpoints
 from rekd_train.cli.command import run

@@ -7,14 +7,23 @@ import numpy as np
 import pytest
 from conftest import make_rationalizer
 
-from rekd_deploy.bench.forms import CLASSIFIER, COMPACTED, ONNX_CPU, PYTORCH, ZEROED, Form, Stopwatch, Way, comparisons
-from rekd_deploy.bench.latency import Grid, Subjects, measure_latency
-from rekd_deploy.bench.latency_figures import alike_check, classes_alike
-from rekd_deploy.bench.latency_inputs import AT_HAND, check_lengths, full_batches
-from rekd_deploy.bench.lines import BOTH, PREDICTOR, Line, lines_of
+from rekd_deploy.bench.latency import AT_HAND, Grid, Subjects, check_lengths, full_batches, measure_latency
 from rekd_deploy.bench.results import read_result
-from rekd_deploy.bench.traced import traced_lines
-from rekd_deploy.bench.ways_pytorch import pytorch_ways
+from rekd_deploy.bench.variants import (
+    CLASSIFIER,
+    COMPACTED,
+    ONNX_CPU,
+    PYTORCH,
+    ZEROED,
+    Runnable,
+    Stopwatch,
+    Variant,
+    alike_check,
+    classes_alike,
+    comparisons,
+)
+from rekd_deploy.bench.variants_graphs import traced
+from rekd_deploy.bench.variants_torch import BOTH, PREDICTOR, Networks, networks_of, pytorch_runnables
 from rekd_deploy.errors import BenchmarkError, EngineError, RepositoryError
 
 QUICK = {"batches": (2,), "lengths": (16,), "rounds": 3, "warmup_seconds": 0.0, "threads": 1}
@@ -36,18 +45,18 @@ def by_name(cell):
 
 
 def test_a_form_is_held_against_what_differs_in_one_thing():
-    compacted = Form(ONNX_CPU, COMPACTED, "int8", kept=8)
+    compacted = Variant(ONNX_CPU, COMPACTED, "int8", kept=8)
     others = [
-        Form(ONNX_CPU, ZEROED, "int8"), Form(ONNX_CPU, CLASSIFIER, "int8", graphs=1), Form(PYTORCH, ZEROED),
-        Form(ONNX_CPU, COMPACTED, "fp32", kept=8), Form(ONNX_CPU, COMPACTED, "int8", kept=4),
-        Form(ONNX_CPU, CLASSIFIER, "fp32", graphs=1),
+        Variant(ONNX_CPU, ZEROED, "int8"), Variant(ONNX_CPU, CLASSIFIER, "int8", graphs=1), Variant(PYTORCH, ZEROED),
+        Variant(ONNX_CPU, COMPACTED, "fp32", kept=8), Variant(ONNX_CPU, COMPACTED, "int8", kept=4),
+        Variant(ONNX_CPU, CLASSIFIER, "fp32", graphs=1),
     ]  # fmt: skip
     against = [other for form, other in comparisons([compacted, *others]) if form == compacted]
     assert set(against) == set(others[:4])
 
 
 def test_one_graph_is_held_against_two():
-    two, one = Form(ONNX_CPU, COMPACTED, kept=8), Form(ONNX_CPU, COMPACTED, graphs=1, kept=8)
+    two, one = Variant(ONNX_CPU, COMPACTED, kept=8), Variant(ONNX_CPU, COMPACTED, graphs=1, kept=8)
     assert (one, two) in comparisons([two, one]) and (two, one) not in comparisons([two, one])
     assert one.name != two.name
 
@@ -58,7 +67,9 @@ def test_a_way_remembers_the_steps_of_its_last_calls():
     watches[0].lap("selector")
     watches[0].lap("predictor")
     assert watches[0].steps == {"selector": 1000.0, "predictor": 2000.0}
-    way = Way(Form(ONNX_CPU, COMPACTED), lambda turn, watch: watch.steps.update(selector=float(turn)) or np.zeros(1))
+    way = Runnable(
+        Variant(ONNX_CPU, COMPACTED), lambda turn, watch: watch.steps.update(selector=float(turn)) or np.zeros(1)
+    )
     for turn in range(5):
         way(turn)
     assert way.last(2)["selector"].tolist() == [3.0, 4.0]
@@ -122,28 +133,28 @@ def test_the_steps_are_parts_of_the_whole(figures):
 
 
 def test_other_k_are_other_forms(rationalizer):
-    lines = lines_of(rationalizer, budgets=(0.1, 0.25, 0.5))
-    kept = [line.kept for line in lines if line.model == COMPACTED]
+    lines = networks_of(rationalizer, budgets=(0.1, 0.25, 0.5))
+    kept = [line.variant(PYTORCH).kept for line in lines if line.model == COMPACTED]
     assert kept == [rationalizer.capacity, 4, 23]  # 0.25 is the pair's own, so it is there once
     assert rationalizer.predictor.operator == "compact", "the pair itself is as it was"
     with pytest.raises(BenchmarkError, match="budget 1.5"):
-        lines_of(rationalizer, budgets=(1.5,))
+        networks_of(rationalizer, budgets=(1.5,))
 
 
 def test_a_teacher_gives_a_larger_classifier(rationalizer):
-    lines = lines_of(rationalizer, teacher=rationalizer)
-    assert lines[-1].model == "classifier of the teacher's size" and lines[-1].graphs == 1
+    lines = networks_of(rationalizer, teacher=rationalizer)
+    assert lines[-1].model == "classifier of the teacher's size" and lines[-1].variant(PYTORCH).graphs == 1
 
 
 def test_a_teacher_with_other_tensors_is_refused(rationalizer, image_rationalizer):
     with pytest.raises(BenchmarkError, match="another"):
-        lines_of(rationalizer, teacher=image_rationalizer)
+        networks_of(rationalizer, teacher=image_rationalizer)
 
 
 def test_a_zeroed_pair_and_a_classifier_share_one_trace(rationalizer):
-    lines = [line for line in lines_of(rationalizer) if line.model != COMPACTED]
+    lines = [line for line in networks_of(rationalizer) if line.model != COMPACTED]
     reports, not_run = [], []
-    found = list(traced_lines(lines, ["fp32"], [], gpu=False, not_run=not_run, report=lambda *at: reports.append(at)))
+    found = list(traced(lines, ["fp32"], [], gpu=False, not_run=not_run, report=lambda *at: reports.append(at)))
     assert [(line.model, precision) for line, _, precision in found] == [(ZEROED, "fp32"), (CLASSIFIER, "fp32")]
     assert found[0][1] is found[1][1] and reports == [(0, 1), (1, 1)] and not not_run
 
@@ -152,17 +163,17 @@ def test_a_compiler_that_fails_is_said_and_costs_no_other_way(rationalizer):
     def broken(graph, inputs):
         raise RuntimeError("no compiler here\nand more")
 
-    line = lines_of(rationalizer)[2]
+    line = networks_of(rationalizer)[2]
     arrays = [dict(encoded.inputs) for encoded in full_batches(rationalizer.preprocessor, 1, 16).encoded]
-    ways, not_run = pytorch_ways(line, arrays, "cpu", ["torch.compile", PYTORCH], backend=broken)
-    assert [way.form.runtime for way in ways] == [PYTORCH]
+    ways, not_run = pytorch_runnables(line, arrays, "cpu", ["torch.compile", PYTORCH], backend=broken)
+    assert [way.variant.runtime for way in ways] == [PYTORCH]
     assert not_run[0].name == "torch.compile fp32, classifier" and "no compiler here" in not_run[0].reason
 
 
 def test_compiled_and_eager_answer_alike(rationalizer):
-    line = lines_of(rationalizer)[2]
+    line = networks_of(rationalizer)[2]
     arrays = [dict(encoded.inputs) for encoded in full_batches(rationalizer.preprocessor, 2, 16).encoded]
-    ways, not_run = pytorch_ways(line, arrays, "cpu", [PYTORCH, "torch.compile"], backend="eager")
+    ways, not_run = pytorch_runnables(line, arrays, "cpu", [PYTORCH, "torch.compile"], backend="eager")
     assert not not_run
     np.testing.assert_allclose(ways[0](1), ways[1](1), atol=1e-5)
     assert not np.allclose(ways[0](0), ways[0](1)), "each turn has its own batch"
@@ -170,21 +181,21 @@ def test_compiled_and_eager_answer_alike(rationalizer):
 
 def test_images_are_timed_alike(image_rationalizer):
     arrays = [dict(encoded.inputs) for encoded in full_batches(image_rationalizer.preprocessor, 2, 12).encoded]
-    for line in lines_of(image_rationalizer):
-        ways, not_run = pytorch_ways(line, arrays, "cpu", [PYTORCH])
+    for line in networks_of(image_rationalizer):
+        ways, not_run = pytorch_runnables(line, arrays, "cpu", [PYTORCH])
         assert ways[0](0).shape == (2, 3) and not not_run
 
 
 def test_forms_that_answer_otherwise_fail_the_check():
     def way(runtime, classes):
         logits = np.eye(3)[classes]
-        return Way(Form(runtime, COMPACTED), lambda turn, watch: logits)
+        return Runnable(Variant(runtime, COMPACTED), lambda turn, watch: logits)
 
     alike = classes_alike([way("a", [0, 1, 2, 2]), way("b", [0, 1, 2, 1])], 2)
     assert alike == (6, 8)
     assert alike_check([alike]).outcome == "failed"
     assert alike_check([(0, 0)]).outcome == "not applicable"
-    other = Way(Form("c", COMPACTED, "int8"), lambda turn, watch: np.eye(3)[[1, 1, 1, 1]])
+    other = Runnable(Variant("c", COMPACTED, "int8"), lambda turn, watch: np.eye(3)[[1, 1, 1, 1]])
     assert classes_alike([way("a", [0, 1, 2, 2]), other], 2) == (0, 0), "other precisions may round otherwise"
 
 
@@ -251,9 +262,9 @@ def test_pytorch_in_fp16_is_another_form_that_answers_alike(operator):
     roles, model = (BOTH, COMPACTED) if operator == "compact" else (PREDICTOR, CLASSIFIER)
     found = {}
     for precision in ("fp32", "fp16"):
-        line = Line(model, make_rationalizer(operator=operator), roles)
-        (way,), not_run = pytorch_ways(line, batches, "cpu", [PYTORCH], precision=precision)
-        assert not_run == [] and way.form.precision == precision
+        line = Networks(model, make_rationalizer(operator=operator), roles)
+        (way,), not_run = pytorch_runnables(line, batches, "cpu", [PYTORCH], precision=precision)
+        assert not_run == [] and way.variant.precision == precision
         found[precision] = way(0)
     np.testing.assert_allclose(found["fp16"], found["fp32"], rtol=0.02)
     assert not np.array_equal(found["fp16"], found["fp32"])

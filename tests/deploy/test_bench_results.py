@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from rekd_deploy.bench.results import Check, Input, read_result, result, write_result
-from rekd_deploy.bench.tables import figure_rows
+from rekd_deploy.bench.results import Check, Input, figure_rows, read_result, result, write_result
 from rekd_deploy.errors import BenchmarkError
 
 

@@ -8,14 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rekd_deploy.bench import perf_analyzer
-from rekd_deploy.bench.closed_turns import load_figures
-from rekd_deploy.bench.load import closed_loop, merged, open_loop, poisson_arrivals
-from rekd_deploy.bench.request_mix import Recorded, RequestMix
-from rekd_deploy.bench.server_steps import steps_between
-from rekd_deploy.bench.serving import Serving, measure_serving
+from rekd_deploy.bench.load import Recorded, RequestMix, closed_loop, merged, open_loop, poisson_arrivals
+from rekd_deploy.bench.serving import Serving, measure_serving, serving_checks
 from rekd_deploy.bench.serving import _open as open_loads
-from rekd_deploy.bench.serving_checks import serving_checks
+from rekd_deploy.bench.triton import read_report, run_perf_analyzer, steps_between
 from rekd_deploy.errors import BenchmarkError, DeadlineError, ServerUnavailableError
 from rekd_deploy.server.step_totals import StepTotals
 from rekd_train.errors import ConfigError, MissingExtraError
@@ -47,14 +43,14 @@ def test_a_stall_is_paid_by_all_who_come_meanwhile():
     opened = open_loop(OneAtATime(stalled=10), arrivals)
     closed = closed_loop(OneAtATime(stalled=10), concurrency=1, seconds=0.8)
     slow = STALL * 1000 / 4
-    assert (opened.milliseconds > slow).sum() >= 20
-    assert (closed.milliseconds > slow).sum() <= 3
+    assert (np.array(opened.milliseconds) > slow).sum() >= 20
+    assert (np.array(closed.milliseconds) > slow).sum() <= 3
     assert len(opened.milliseconds) == len(arrivals)
 
 
 def test_waiting_for_an_asker_counts():
     """With one asker the second request is sent late, and its latency says so."""
-    load = open_loop(lambda number: time.sleep(0.1), np.zeros(3), askers=1)
+    load = open_loop(lambda number: time.sleep(0.1), np.zeros(3), in_flight=1)
     waits = np.sort(load.milliseconds)
     assert waits[0] >= 100 and waits[1] >= 200 and waits[2] >= 300
     assert np.max(load.late_ms) >= 200
@@ -74,7 +70,7 @@ def test_each_asker_has_one_request_on_its_way():
 
     load = closed_loop(ask, concurrency=3, seconds=0.3)
     assert most == 3
-    assert load.milliseconds.min() >= 20
+    assert min(load.milliseconds) >= 20
     assert load.per_second == pytest.approx(load.answered / load.seconds)
 
 
@@ -121,9 +117,9 @@ def test_failures_are_counted_and_have_no_latency():
             raise DeadlineError("no answer in time")
 
     load = open_loop(ask, np.linspace(0, 0.05, 10))
-    assert load.failed == 5 and len(load.milliseconds) == 5 and load.errors == ["no answer in time"]
+    assert load.failed == 5 and len(load.milliseconds) == 5 and load.errors == {"no answer in time"}
     assert load.answered == 5
-    figures = load_figures(load)
+    figures = load.figures()
     assert figures["failed"] == 5 and figures["answers"] == 5 and figures["milliseconds"]["p50"] >= 0
 
 
@@ -189,12 +185,12 @@ def test_a_wrong_answer_under_load_is_seen():
     recorded = Recorded(mix, predict)
     for number in range(50):
         recorded(number)
-    equal, compared = recorded.judge(expected, None)
+    equal, compared = recorded.compare(expected, None)
     assert equal == compared > 50
     wrong.set()
     for number in range(50):
         recorded(number)
-    equal, compared = recorded.judge(expected, None)
+    equal, compared = recorded.compare(expected, None)
     assert 0 < equal < compared, "and those of the first load are forgotten"
 
 
@@ -256,12 +252,12 @@ def test_its_report_is_read_in_milliseconds():
         "Server Compute Infer,Server Compute Output,Client Recv,p50 latency,p90 latency,p95 latency,p99 latency\n"
         "2,437.397,3,1310,1000,32,802,128,2,1344,3894,8977,15991\n"
     )
-    assert perf_analyzer.read_report(text) == {
+    assert read_report(text) == {
         "concurrency": 2.0, "per_second": 437.397, "p50": 1.344, "p90": 3.894, "p95": 8.977, "p99": 15.991,
         "queue_ms": 1.0, "input_ms": 0.032, "compute_ms": 0.802, "output_ms": 0.128,
     }  # fmt: skip
     with pytest.raises(BenchmarkError, match="no figures"):
-        perf_analyzer.read_report("Concurrency,Inferences/Second\n")
+        read_report("Concurrency,Inferences/Second\n")
 
 
 def test_without_it_the_extra_is_named(monkeypatch):
@@ -272,7 +268,7 @@ def test_without_it_the_extra_is_named(monkeypatch):
 
     monkeypatch.setattr(metadata, "version", absent)
     with pytest.raises(MissingExtraError, match="perf"):
-        perf_analyzer.run_perf_analyzer("localhost:1", "rekd", [], [1], request_count=1, timeout=1.0)
+        run_perf_analyzer("localhost:1", "rekd", [], [1], request_count=1, timeout=1.0)
 
 
 # a real server
@@ -314,7 +310,7 @@ def test_perf_analyzer_agrees_about_the_server(repository, texts):
     preprocessor = Pipeline(repository).preprocessor
     requests = [dict(preprocessor([text]).inputs) for text in texts[:2]]
     with TritonServer(repository, grpc_port=0, http_port=0, metrics_port=0) as server:
-        (found,) = perf_analyzer.run_perf_analyzer(
+        (found,) = run_perf_analyzer(
             server.grpc_url, "rekd", requests[:1], [2], request_count=20, timeout=60.0
         )
     assert found["concurrency"] == 2 and 0 < found["p50"] <= found["p99"] and found["compute_ms"] > 0

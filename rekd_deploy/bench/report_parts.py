@@ -1,7 +1,8 @@
-"""Charts as inline SVG whose colours are the page's: they turn dark with it, scale with it and load nothing.
+"""What a report is made of: sections with tables, and charts as inline SVG.
 
-Drawn by matplotlib; its colours are then replaced by the page's variables (``--ink``, ``--c0``, ...), and what would
-collide or leak on a page with several charts (ids, style sheets, metadata) is taken out.
+Charts are drawn by matplotlib; its colours are then replaced by the page's variables (``--ink``, ``--c0``, ...), so
+that they turn dark with it, and what would collide or leak on a page with several charts (ids, style sheets, metadata)
+is taken out. They scale with the page and load nothing.
 """
 
 from __future__ import annotations
@@ -10,14 +11,55 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+from rekd_deploy.bench.results import Check
 from rekd_train.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns after the first are set to the right."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    folded: bool = False
+    """Whether it is shown only when asked for: long ones."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """An inline SVG and what it shows."""
+
+    caption: str
+    svg: str
+
+
+@dataclass
+class Section:
+    """One result; its maker adds to the lists."""
+
+    anchor: str
+    title: str
+    subject: str
+    """What was measured."""
+    lead: list[str] = field(default_factory=list)
+    """What comes out of it, in sentences."""
+    tiles: list[tuple[str, str]] = field(default_factory=list)
+    """A few figures that stand out: name, value."""
+    charts: list[Chart] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+
+
+# charts
 
 SERIES = 8
 """Different colours."""
