@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from bench_results import accuracy, faithfulness, latency, made_up, serving
 
-from rekd_deploy.bench import report as report_module
-from rekd_deploy.bench.report import Report, markdown_page, read_answers, sections_of, verdict_of, write_report
-from rekd_deploy.bench.report_parts import line_chart, stacked_bars
+from rekd_deploy.bench.report import page as report_module
+from rekd_deploy.bench.report.page import Report, markdown_page, read_answers, sections_of, verdict_of, write_report
+from rekd_deploy.bench.report.parts import line_chart, stacked_bars
 from rekd_deploy.bench.results import write_result
 from rekd_deploy.errors import BenchmarkError
 from rekd_train.inputs.prediction import Patch, Prediction, Span

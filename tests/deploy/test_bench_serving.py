@@ -331,7 +331,7 @@ def test_the_command_refuses_texts_for_images_before_it_serves(repository, tmp_p
 
 
 def test_its_table_shows_every_load(capsys):
-    from rekd_deploy.cli.bench_serving import rows
+    from rekd_deploy.cli.bench_timing import serving_rows as rows
 
     times = {"p50": 1.0, "p95": 2.0, "p99": 3.0}
     load = {"milliseconds": times, "per_second": 5.0, "failed": 0}

@@ -15,22 +15,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rekd_deploy.bench import report_gpu, report_sections
-from rekd_deploy.bench.report_parts import Section
+from rekd_deploy.bench.report import gpu, sections
+from rekd_deploy.bench.report.parts import Section
 from rekd_deploy.bench.results import Check, Result
 from rekd_deploy.client.render import segments, summary
 from rekd_deploy.errors import BenchmarkError
 from rekd_train.files import write_text
 from rekd_train.inputs.prediction import Prediction, Span
 
-TITLES = {
-    "accuracy": "Is it right?",
-    "faithfulness": "Is the rationale the reason?",
-    "latency": "What does an answer cost?",
-    "serving": "What does it cost when served?",
-    "gpu": "What is it worth on a GPU?",
+_KINDS: dict[str, tuple[str, Callable[[Section, dict[str, Any]], None]]] = {
+    "accuracy": ("Is it right?", sections.accuracy),
+    "faithfulness": ("Is the rationale the reason?", sections.faithfulness),
+    "latency": ("What does an answer cost?", sections.latency),
+    "serving": ("What does it cost when served?", sections.serving),
+    "gpu": ("What is it worth on a GPU?", gpu.gpu),
 }
-"""In the order of the report."""
+"""Title and maker of a section by kind, in the order of the report."""
 LARGEST_PAGE = 3_000_000
 """Bytes."""
 
@@ -78,23 +78,17 @@ def markdown_page(report: Report) -> str:
 
 
 def _content(report: Report) -> dict[str, Any]:
-    sections: list[Section] = sections_of(report.results)
-    return {
-        "title": report.title,
-        "notes": report.notes,
-        "verdict": verdict_of(report.results, sections),
-        "sections": sections,
-        "gallery": report.gallery,
-        "results": report.results,
-    }
+    made = sections_of(report.results)
+    return {"title": report.title, "notes": report.notes, "verdict": verdict_of(report.results, made),
+            "sections": made, "gallery": report.gallery, "results": report.results}  # fmt: skip
 
 
 def _environment(escaped: bool):
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("rekd_deploy.bench"), autoescape=escaped, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True,
+        loader=PackageLoader("rekd_deploy.bench.report"), autoescape=escaped, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
     return environment
@@ -117,12 +111,12 @@ def sections_of(results: Sequence[Result]) -> list[Section]:
         BenchmarkError: a result lacks figures of its kind.
         MissingExtraError: matplotlib is not installed.
     """
-    order = list(TITLES)
+    order = list(_KINDS)
     ranked = sorted(results, key=lambda each: order.index(each.kind) if each.kind in order else len(order))
     return [_section(result, f"{result.kind}-{number}") for number, result in enumerate(ranked, 1)]
 
 
-def verdict_of(results: Sequence[Result], sections: Sequence[Section]) -> Verdict:
+def verdict_of(results: Sequence[Result], made: Sequence[Section]) -> Verdict:
     """Counts, and every check; failures first, then what passed, then what was not applicable."""
     checks = [(subject_of(result), check) for result in results for check in result.checks]
     rank = {"failed": 0, "passed": 1, "not applicable": 2}
@@ -136,7 +130,7 @@ def verdict_of(results: Sequence[Result], sections: Sequence[Section]) -> Verdic
         headline = "No check applied"
     if counts["not applicable"]:
         headline += f", {counts['not applicable']} did not apply"
-    sentences = [sentence for section in sections for sentence in section.lead]
+    sentences = [sentence for section in made for sentence in section.lead]
     return Verdict(headline, sentences, checks)
 
 
@@ -149,14 +143,9 @@ def subject_of(result: Result) -> str:
 
 
 def _section(result: Result, anchor: str) -> Section:
-    makers: dict[str, Callable[[Section, dict[str, Any]], None]] = {
-        "accuracy": report_sections.accuracy, "faithfulness": report_sections.faithfulness,
-        "latency": report_sections.latency, "serving": report_sections.serving, "gpu": report_gpu.gpu,
-    }  # fmt: skip
-    section = Section(
-        anchor, TITLES.get(result.kind, result.kind), subject_of(result), checks=list(result.checks)
-    )
-    makers.get(result.kind, report_sections.plain)(section, result.figures)
+    title, make = _KINDS.get(result.kind, (result.kind, sections.plain))
+    section = Section(anchor, title, subject_of(result), checks=list(result.checks))
+    make(section, result.figures)
     return section
 
 
