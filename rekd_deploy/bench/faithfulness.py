@@ -23,17 +23,15 @@ from rekd_deploy.bench.examples import (
     exchanged,
     features_of,
     filled,
-    is_table,
     labelled_examples,
     other_examples,
 )
-from rekd_deploy.bench.judges import Judge, judge_checks, judged, known_reasons, pipeline_figures, torch_judge
+from rekd_deploy.bench.judges import Judges, judge_checks, judged, judges_of, known_reasons, pipeline_figures
 from rekd_deploy.bench.probes import covert_code, leakage, token_check
 from rekd_deploy.bench.results import (
     Check,
     Progress,
     Result,
-    checkpoint_input,
     items_input,
     not_applicable,
     repository_input,
@@ -41,7 +39,6 @@ from rekd_deploy.bench.results import (
     silent,
 )
 from rekd_deploy.bench.subject import Exam, ServedGraphs, Subject, classified, selected
-from rekd_train.training.observers import Silent
 
 if TYPE_CHECKING:
     from rekd_train.data import Split
@@ -67,14 +64,6 @@ class FaithfulnessOptions:
     device: str = "auto"
 
 
-@dataclass(frozen=True)
-class Judges:
-    """Beside the pipeline: the pair's own predictor, given any features, and one trained on random features."""
-
-    predictor: Judge | None = None
-    independent: Judge | None = None
-
-
 def measure_faithfulness(options: FaithfulnessOptions, progress: Progress = silent) -> Result:
     """Run every test that the repository, the data and the checkpoint allow.
 
@@ -95,7 +84,7 @@ def measure_faithfulness(options: FaithfulnessOptions, progress: Progress = sile
         preprocessor = description.preprocessor()
         split = encode(measured.examples, preprocessor)
         features = features_of(split, preprocessor, full_width=subject.policy.selectable == "all")
-        judges, names = _judges(options, split, features, progress)
+        judges, names = judges_of(options, split, features, progress)
         figures, checks = examine(
             subject, features, split, judges=judges, seed=options.seed, progress=progress,
             temperature=float(manifest["probability_temperature"]),
@@ -148,43 +137,6 @@ def examine(
     figures["known"], known = known_reasons(split, features, chosen, seed)
     code = covert_code(independent, logits, labels, NO_JUDGE)
     return figures, [*checks, *judge_checks(independent, NO_JUDGE), *leaks, code, token_check(tokens), known]
-
-
-def _judges(
-    options: FaithfulnessOptions, split: Split, features: Features, progress: Progress
-) -> tuple[Judges, dict[str, Any]]:
-    """The pair's own predictor and the independent judge, and their entries among the result's inputs."""
-    if options.checkpoint is None:
-        return Judges(), {}
-    from rekd_train.checkpoints import checkpoint
-    from rekd_train.judge import judge_run
-    from rekd_train.training.runtime import chosen_device
-
-    place = options.judge or options.checkpoint.with_name(f"{options.checkpoint.name}.judge")
-    named = not is_table(options.data)
-    independent = judge_run(
-        options.checkpoint, place, epochs=options.judge_epochs, observer=_Steps(progress), device=options.device,
-        data=options.data if named else None, overrides=options.overrides if named else (),
-    )  # fmt: skip
-    names = {"checkpoint": checkpoint_input(options.checkpoint), "judge": checkpoint_input(place)}
-    own = checkpoint.load(options.checkpoint).to(chosen_device(options.device))
-    return Judges(*(torch_judge(pair, split, features.selectable) for pair in (own, independent))), names
-
-
-class _Steps(Silent):
-    """Tells a progress bar how far the judge's training is."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._name, self._done, self._total = "", 0, 0
-
-    def stage(self, name: str, steps: int, start: int = 0) -> None:
-        self._name, self._done, self._total = f"training the {name}", start, steps
-        self._progress(self._name, start, steps)
-
-    def step(self, values: dict[str, float]) -> None:
-        self._done += 1
-        self._progress(self._name, self._done, self._total)
 
 
 # structure: exchanges of content, by definition 4.3; donors are other examples of the same data

@@ -13,21 +13,32 @@ j is the class that the judge itself predicts on the full input. AOPC is the pla
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rekd_deploy.bench.examples import Features
-from rekd_deploy.bench.results import Check, Progress, not_applicable, silent
+from rekd_deploy.bench.examples import Features, is_table
+from rekd_deploy.bench.results import Check, Input, Progress, checkpoint_input, not_applicable, silent
 from rekd_deploy.bench.subject import Exam, Selected, classified, selected
+from rekd_train.training.observers import Silent
 
 if TYPE_CHECKING:
+    from rekd_deploy.bench.faithfulness import FaithfulnessOptions
     from rekd_train.data import Split
     from rekd_train.models.rationalizer import Rationalizer
 
 Judge = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 """(n, N) bool masks by name -> (n, C) probabilities by name."""
 KNOWN = "rationales lie where the reason is known to be"
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Beside the pipeline: the pair's own predictor, given any features, and one trained on random features."""
+
+    predictor: Judge | None = None
+    independent: Judge | None = None
 
 
 class Judged(NamedTuple):
@@ -162,6 +173,43 @@ def judge_checks(found: Judged | None, why_not: str = "") -> list[Check]:
         better_check(names[0], comprehensive, "comprehensiveness above that of as many random features", points=False),
         better_check(names[1], sufficient, "confidence kept above that of as many random features", points=False),
     ]
+
+
+def judges_of(
+    options: FaithfulnessOptions, split: Split, features: Features, progress: Progress
+) -> tuple[Judges, dict[str, Input]]:
+    """The pair's own predictor and the independent judge, and their entries among the result's inputs."""
+    if options.checkpoint is None:
+        return Judges(), {}
+    from rekd_train.checkpoints import checkpoint
+    from rekd_train.judge import judge_run
+    from rekd_train.training.runtime import chosen_device
+
+    place = options.judge or options.checkpoint.with_name(f"{options.checkpoint.name}.judge")
+    named = not is_table(options.data)
+    independent = judge_run(
+        options.checkpoint, place, epochs=options.judge_epochs, observer=_Steps(progress), device=options.device,
+        data=options.data if named else None, overrides=options.overrides if named else (),
+    )  # fmt: skip
+    names = {"checkpoint": checkpoint_input(options.checkpoint), "judge": checkpoint_input(place)}
+    own = checkpoint.load(options.checkpoint).to(chosen_device(options.device))
+    return Judges(*(torch_judge(pair, split, features.selectable) for pair in (own, independent))), names
+
+
+class _Steps(Silent):
+    """Tells a progress bar how far the judge's training is."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._name, self._done, self._total = "", 0, 0
+
+    def stage(self, name: str, steps: int, start: int = 0) -> None:
+        self._name, self._done, self._total = f"training the {name}", start, steps
+        self._progress(self._name, start, steps)
+
+    def step(self, values: dict[str, float]) -> None:
+        self._done += 1
+        self._progress(self._name, self._done, self._total)
 
 
 # where the reason is known: people's marks on texts, the deciding tile of a mosaic

@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rekd_deploy.bench.triton import read_totals, steps_between
-from rekd_deploy.bench.variants import median_figures, with_interval
+from rekd_deploy.bench.variants import with_interval
 from rekd_deploy.parity.agreement import agreement
 from rekd_train.errors import ConfigError, RekdError
 from rekd_train.inputs.prediction import Prediction
@@ -209,76 +208,27 @@ class RequestMix:
 
 
 class Recorded:
-    """Sends, and keeps every response; they are compared after the load, so that comparing does not disturb it."""
+    """Sends, and keeps every response; they are compared after the load, so that comparing does not disturb it.
 
-    def __init__(self, mix: RequestMix, predict: Predict) -> None:
-        self._mix, self._predict = mix, predict
+    Args:
+        expected: the prediction for each item of the mix.
+        bias: of the decision rule, for near-ties.
+    """
+
+    def __init__(self, mix: RequestMix, predict: Predict, expected: Sequence[Prediction], bias: float | None) -> None:
+        self.mix = mix
+        self._predict, self._expected, self._bias = predict, expected, bias
         self._responses: list[tuple[int, list[Prediction]]] = []
 
     def __call__(self, number: int) -> None:
         """Send the request of a number."""
-        self._responses.append((number, self._predict(self._mix(number))))
+        self._responses.append((number, self._predict(self.mix(number))))
 
-    def compare(self, expected: Sequence[Prediction], bias: float | None) -> tuple[int, int]:
-        """Predictions equal to those expected of each item (``agreement.py``), and all; then forgets them."""
+    def compare(self) -> np.ndarray:
+        """(2,) predictions equal to those expected (``agreement.py``), and all; then forgets them."""
         responses, self._responses = self._responses, []
-        equal = total = 0
+        counts = np.zeros(2, int)
         for number, found in responses:
-            wanted = [expected[index] for index in self._mix.indices(number)]
-            equal += agreement(found, wanted, bias)
-            total += len(wanted)
-        return equal, total
-
-
-@dataclass(frozen=True)
-class ClosedRounds:
-    """The closed loop, served and in process in turn: throughput beside each other on a machine that is not quiet."""
-
-    mix: RequestMix
-    served: Predict
-    in_process: Predict | None
-    """The pipeline; None: leave it out."""
-    expected: Sequence[Prediction]
-    """The pipeline's prediction for each item."""
-    bias: float | None
-    """Of the decision rule, for near-ties."""
-    seconds: float
-    """Of each concurrency, shared by the rounds."""
-    warmup_seconds: float
-    """Of each round, not counted."""
-    rounds: int
-
-    def measure(self, concurrency: int, url: str, report: Callable[[int], None] = lambda done: None) -> dict[str, Any]:
-        """An entry of ``figures.closed``, see ``serving``.
-
-        Args:
-            url: gRPC address of the server, for its statistics.
-            report: called with the number of rounds that are done.
-
-        Raises:
-            RekdError: a first request fails; later failures are counted.
-        """
-        served, there = Recorded(self.mix, self.served), self.in_process
-        sends: dict[str, Send] = {"served": served}
-        if there is not None:
-            sends["in process"] = lambda number: there(self.mix(number))
-        loads: dict[str, list[Load]] = {name: [] for name in sends}
-        compared, before = np.zeros(2, int), read_totals(url)
-        for number in range(self.rounds):
-            for name in list(sends) if number % 2 == 0 else reversed(sends):
-                loads[name].append(closed_loop(
-                    sends[name], concurrency=concurrency, seconds=self.seconds / self.rounds,
-                    warmup_seconds=self.warmup_seconds,
-                ))  # fmt: skip
-            compared += served.compare(self.expected, self.bias)
-            report(number + 1)
-        steps, beside = steps_between(before, read_totals(url)), loads.get("in process", [])
-        ratio = None
-        if beside and all(load.per_second for load in beside):
-            pairs = zip(loads["served"], beside, strict=True)
-            ratio = median_figures(np.array([ours.per_second / theirs.per_second for ours, theirs in pairs]), "ratio")
-        return {
-            "concurrency": concurrency, **merged(loads["served"]).figures(), "steps": steps,
-            "equal": int(compared[0]), "compared": int(compared[1]),
-            "in_process": merged(beside).figures() if beside else None, "throughput": ratio,
-        }  # fmt: skip
+            wanted = [self._expected[index] for index in self.mix.indices(number)]
+            counts += agreement(found, wanted, self._bias), len(wanted)
+        return counts

@@ -26,9 +26,18 @@ from typing import Any
 
 import numpy as np
 
-from rekd_deploy.bench.load import ClosedRounds, Recorded, RequestMix, Send, open_loop, poisson_arrivals
+from rekd_deploy.bench.load import (
+    Load,
+    Recorded,
+    RequestMix,
+    Send,
+    closed_loop,
+    merged,
+    open_loop,
+    poisson_arrivals,
+)
 from rekd_deploy.bench.results import Check, Progress, machine_state, not_applicable, silent
-from rekd_deploy.bench.triton import run_perf_analyzer
+from rekd_deploy.bench.triton import read_totals, run_perf_analyzer, steps_between
 from rekd_deploy.bench.variants import in_rounds, median_figures, with_interval
 from rekd_deploy.client.client import Client
 from rekd_deploy.client.pipeline import Pipeline
@@ -89,7 +98,7 @@ def measure_serving(serving: Serving, progress: Progress = silent) -> tuple[dict
         RepositoryError, ServerError, ClientError: it cannot be served, or does not answer.
     """
     if not serving.items:
-        raise BenchmarkError("there is nothing to ask about; give at least one text or image")
+        raise BenchmarkError("there is nothing to send; give at least one text or image")
     before = machine_state()
     with ExitStack() as stack:
         url = serving.url
@@ -100,21 +109,15 @@ def measure_serving(serving: Serving, progress: Progress = silent) -> tuple[dict
             progress("server", 1, 1)
         client = stack.enter_context(Client(url))
         pipeline = stack.enter_context(Pipeline(serving.repository))
-        rounds = ClosedRounds(
-            mix=RequestMix(serving.items, serving.batches, serving.seed), served=client.predict,
-            in_process=None if serving.url else pipeline.predict, expected=pipeline.predict(serving.items),
-            bias=SelectionPolicy.model_validate(read_manifest(serving.repository)["policy"]).bias,
-            seconds=serving.seconds, warmup_seconds=serving.warmup_seconds, rounds=serving.turns,
-        )  # fmt: skip
-        closed, total = [], len(serving.concurrencies) * serving.turns
-        for begun, concurrency in zip(range(0, total, serving.turns), serving.concurrencies, strict=True):
-            closed.append(rounds.measure(
-                concurrency, url, lambda done, begun=begun: progress("closed loop", begun + done, total)
-            ))  # fmt: skip
+        bias = SelectionPolicy.model_validate(read_manifest(serving.repository)["policy"]).bias
+        mix = RequestMix(serving.items, serving.batches, serving.seed)
+        served = Recorded(mix, client.predict, pipeline.predict(serving.items), bias)
+        there = None if serving.url else lambda number: pipeline.predict(mix(number))
+        closed = [_closed(serving, served, there, index, url, progress) for index in range(len(serving.concurrencies))]
         peak = max(each["per_second"] for each in closed)
         figures = {
             "closed": closed,
-            "open": _open(serving, rounds, peak, progress),
+            "open": _open(serving, served, peak, progress),
             **_perf_analyzer(serving, url, pipeline.preprocessor, progress),
             "in_process": _in_process(serving, client, pipeline, progress),
             "machine": {"before": before, "after": machine_state()},
@@ -122,15 +125,40 @@ def measure_serving(serving: Serving, progress: Progress = silent) -> tuple[dict
     return figures, serving_checks(figures, given=serving.url is not None)
 
 
-def _open(serving: Serving, rounds: ClosedRounds, peak: float, progress: Progress) -> list[dict[str, Any]]:
-    served = Recorded(rounds.mix, rounds.served)
+def _closed(
+    serving: Serving, served: Recorded, there: Send | None, index: int, url: str, progress: Progress
+) -> dict[str, Any]:
+    """An entry of ``closed``: rounds alternate with the pipeline's, so that a noisy machine disturbs both alike."""
+    sends: dict[str, Send] = {"served": served} if there is None else {"served": served, "in process": there}
+    loads: dict[str, list[Load]] = {name: [] for name in sends}
+    counts, before = np.zeros(2, int), read_totals(url)
+    for number in range(serving.turns):
+        for name in list(sends) if number % 2 == 0 else reversed(sends):
+            loads[name].append(closed_loop(
+                sends[name], concurrency=serving.concurrencies[index], seconds=serving.seconds / serving.turns,
+                warmup_seconds=serving.warmup_seconds,
+            ))  # fmt: skip
+        counts += served.compare()
+        progress("closed loop", index * serving.turns + number + 1, len(serving.concurrencies) * serving.turns)
+    steps, beside, ratio = steps_between(before, read_totals(url)), loads.get("in process", []), None
+    if beside and all(load.per_second for load in beside):
+        pairs = zip(loads["served"], beside, strict=True)
+        ratio = median_figures(np.array([ours.per_second / theirs.per_second for ours, theirs in pairs]), "ratio")
+    return {
+        "concurrency": serving.concurrencies[index], **merged(loads["served"]).figures(), "steps": steps,
+        "equal": int(counts[0]), "compared": int(counts[1]),
+        "in_process": merged(beside).figures() if beside else None, "throughput": ratio,
+    }  # fmt: skip
+
+
+def _open(serving: Serving, served: Recorded, peak: float, progress: Progress) -> list[dict[str, Any]]:
     rates = list(serving.rates) or [share * peak for share in serving.shares if peak]
     found = []
     for number, rate in enumerate(rates):
         progress("open loop", number, len(rates))
         arrivals = poisson_arrivals(rate, serving.warmup_seconds + serving.seconds, serving.seed + number)
         load = open_loop(served, arrivals, warmup_seconds=serving.warmup_seconds)
-        equal, compared = served.compare(rounds.expected, rounds.bias)
+        equal, compared = map(int, served.compare())
         late = float(np.percentile(load.late_ms, 99)) if load.late_ms else None
         found.append({"rate": rate, "share_of_peak": rate / peak if peak else None, **load.figures(),
                       "late_ms": {"p99": late}, "equal": equal, "compared": compared})  # fmt: skip

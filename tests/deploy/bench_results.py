@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from rekd_deploy.bench.results import Check, Input, Result
 from rekd_deploy.bench.variants import CLASSIFIER, COMPACTED, ONNX_CPU, PYTORCH, ZEROED, Variant, comparisons
+from rekd_deploy.cli.bench import app
+from rekd_train.cli.command import run
 
 HARDWARE = {"processor": "made up", "machine": "x86_64", "cores": 2, "memory_gb": 8.0, "gpus": []}
 FORMS = [
@@ -113,3 +117,10 @@ def faithfulness(outcome: str = "failed") -> Result:
         Check(name="known reasons", outcome="not applicable", words="the data have none"),
     ]
     return made_up("faithfulness", figures, checks, examples=1000)
+
+
+def bench(*arguments: object) -> int:
+    """Run rekd-bench in this process: its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        run(app, list(map(str, arguments)))
+    return ended.value.code
