@@ -14,7 +14,7 @@ from rekd_deploy.cli.bench_timing import LATENCY_EXAMPLES, SERVING_EXAMPLES, lat
 from rekd_train.cli.command import application, examples, run
 
 if TYPE_CHECKING:
-    from rekd_deploy.bench.compare import Comparison
+    from rekd_deploy.bench.report.compare import Comparison
 
 ACCURACY_EXAMPLES = (
     "rekd-bench accuracy model_repository/python --checkpoint runs/demo/student",
@@ -191,7 +191,7 @@ def compare(
     ] = False,
 ) -> None:
     """Match the figures of two results; exit code 1 if one is worse beyond the limit and beyond the noise."""
-    from rekd_deploy.bench import compare as comparison
+    from rekd_deploy.bench.report import compare as comparison
     from rekd_deploy.bench.results import read_result
     from rekd_deploy.errors import BenchmarkError
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from bench_results import accuracy, bench, faithfulness, latency, serving
 
-from rekd_deploy.bench.compare import Figure, change_of, compare
+from rekd_deploy.bench.report.compare import Figure, change_of, compare
 from rekd_deploy.bench.results import Check, Input, figure_rows, read_result, result, write_result
 from rekd_deploy.errors import BenchmarkError
 

@@ -1,1 +1,1 @@
-"""Results of rekd-bench as one page for a browser and a summary in Markdown."""
+"""What is made of result files: a page for a browser, a summary in Markdown, a comparison of two."""
