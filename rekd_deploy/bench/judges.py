@@ -77,13 +77,7 @@ def judged(
     step: str = "judging",
 ) -> Judged:
     """All of one judge: the rationale, the best-scored features by size, and baselines of equal size."""
-    from rekd_train.evaluation.faithfulness import (
-        BINS,
-        area_over_perturbation_curve,
-        comprehensiveness,
-        sufficiency,
-        top_share,
-    )
+    from rekd_train.evaluation import faithfulness as eraser
 
     selectable, generator = features.selectable, np.random.default_rng(seed)
     kept = chosen.mask & selectable
@@ -94,22 +88,23 @@ def judged(
     }
     rankings = {"rationale": chosen.scores, "random": generator.random(selectable.shape).astype(np.float32)}
     jobs = shown | {
-        f"{kind}_{share}": top_share(scores, selectable, share) for kind, scores in rankings.items() for share in BINS
-    }
+        f"{kind}_{share}": eraser.top_share(scores, selectable, share)
+        for kind, scores in rankings.items() for share in eraser.BINS
+    }  # fmt: skip
     found = judge({"full": selectable})
     for done, (name, mask) in enumerate(jobs.items(), 1):
         found |= judge({name: mask, f"not_{name}": selectable & ~mask})
         progress(step, done, len(jobs))
     full = found["full"]
-    without = {name: comprehensiveness(full, found[f"not_{name}"]) for name in jobs}
-    alone = {name: sufficiency(full, found[name]) for name in jobs}
+    without = {name: eraser.comprehensiveness(full, found[f"not_{name}"]) for name in jobs}
+    alone = {name: eraser.sufficiency(full, found[name]) for name in jobs}
     figures: dict[str, Any] = {"confidence_on_everything": float(np.mean(full.max(axis=1)))}
     for kind in shown:
         figures[kind] = {"comprehensiveness": float(without[kind].mean()), "sufficiency": float(alone[kind].mean())}
     for kind in rankings:
         for name, values in (("comprehensiveness", without), ("sufficiency", alone)):
-            by_size = [values[f"{kind}_{share}"] for share in BINS]
-            figures[kind][f"aopc_{name}"] = area_over_perturbation_curve(by_size)
+            by_size = [values[f"{kind}_{share}"] for share in eraser.BINS]
+            figures[kind][f"aopc_{name}"] = eraser.area_over_perturbation_curve(by_size)
     correct = {name: found[name].argmax(axis=1) == labels for name in ("full", *shown)}
     correct["rest"] = found["not_rationale"].argmax(axis=1) == labels
     figures["accuracy"] = {name: float(np.mean(right)) for name, right in correct.items()}
@@ -130,13 +125,7 @@ def pipeline_figures(exam: Exam, temperature: float) -> dict[str, Any]:
     """The first judge: the served pipeline itself; ``temperature`` is that of its probabilities."""
     from scipy.special import softmax
 
-    from rekd_train.evaluation.faithfulness import (
-        BINS,
-        area_over_perturbation_curve,
-        comprehensiveness,
-        sufficiency,
-        top_share,
-    )
+    from rekd_train.evaluation import faithfulness as eraser
 
     def probabilities(logits: np.ndarray) -> np.ndarray:
         return softmax(logits.astype(np.float64) / temperature, axis=1)
@@ -148,16 +137,17 @@ def pipeline_figures(exam: Exam, temperature: float) -> dict[str, Any]:
         rest = features.without(mask & selectable)
         found = selected(subject, rest, progress, f"pipeline without {step}")
         logits = classified(subject, rest, found.mask, progress, f"pipeline without {step}")
-        return comprehensiveness(full, probabilities(logits))
+        return eraser.comprehensiveness(full, probabilities(logits))
 
-    by_size = [without(top_share(chosen.scores, selectable, share), f"the best {share:.0%}") for share in BINS]
+    best = {share: eraser.top_share(chosen.scores, selectable, share) for share in eraser.BINS}
+    by_size = [without(mask, f"the best {share:.0%}") for share, mask in best.items()]
     again = probabilities(classified(subject, features, chosen.mask, progress, "pipeline again"))
     random = without(random_masks(chosen.mask, selectable, generator), "random features")
     return {
         "rationale": {
             "comprehensiveness": float(without(chosen.mask, "the rationale").mean()),
-            "sufficiency": float(sufficiency(full, again).mean()),
-            "aopc_comprehensiveness": area_over_perturbation_curve(by_size),
+            "sufficiency": float(eraser.sufficiency(full, again).mean()),
+            "aopc_comprehensiveness": eraser.area_over_perturbation_curve(by_size),
         },
         "random": {"comprehensiveness": float(random.mean())},
     }
