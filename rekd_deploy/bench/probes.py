@@ -68,14 +68,14 @@ def leakage(exam: Exam) -> tuple[dict[str, Any], list[Check]]:
     return figures, checks
 
 
-def leak_check(name: str, gain: Mapping[str, float], said: str, limit: float = LEAK_LIMIT) -> Check:
-    """A pattern must not add more than ``limit`` to a baseline; ``said`` is what the gain is, for the sentence."""
-    words, outcome = f"{said}: {in_points(gain)} (limit {100 * limit:g} points)", "failed"
-    if gain["mean"] <= limit:
+def leak_check(name: str, gain: Mapping[str, float], said: str) -> Check:
+    """A pattern must not add more than ``LEAK_LIMIT`` to a baseline; ``said`` is what the gain is, for the sentence."""
+    words, outcome = f"{said}: {in_points(gain)} (limit {100 * LEAK_LIMIT:g} points)", "failed"
+    if gain["mean"] <= LEAK_LIMIT:
         outcome = "passed"
     elif gain["low"] <= 0:
         words, outcome = f"{words}; too few examples to tell it from none", "not applicable"
-    return Check(name=name, outcome=outcome, words=words, value=gain["mean"], limit=limit)
+    return Check(name=name, outcome=outcome, words=words, value=gain["mean"], limit=LEAK_LIMIT)
 
 
 def covert_code(found: Judged | None, logits: np.ndarray, labels: np.ndarray, why_not: str = "") -> Check:

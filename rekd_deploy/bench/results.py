@@ -101,16 +101,11 @@ class Result(_Strict):
 
 def result(
     kind: str, figures: Mapping[str, Any], *, inputs: Mapping[str, Input], settings: Mapping[str, Any] | None = None,
-    checks: Sequence[Check] = (), arguments: Sequence[str] | None = None,
+    checks: Sequence[Check] = (),
 ) -> Result:  # fmt: skip
-    """A measurement made here and now: hardware and versions are read off this machine.
-
-    Args:
-        arguments: of the command, without the program's name; None: of this process.
-    """
-    typed = list(sys.argv[1:] if arguments is None else arguments)
+    """A measurement made here and now: hardware, versions and the command are this process's."""
     return Result(
-        kind=kind, command=shlex.join(["rekd-bench", *typed]), hardware=hardware(), versions=versions(),
+        kind=kind, command=shlex.join(["rekd-bench", *sys.argv[1:]]), hardware=hardware(), versions=versions(),
         inputs=dict(inputs), settings=finite(dict(settings or {})), figures=finite(dict(figures)),
         checks=[Check(**finite(check.model_dump())) for check in checks],
     )  # fmt: skip
@@ -124,14 +119,11 @@ def write_result(path: Path, measured: Result) -> Path:
     return path
 
 
-def read_result(path: Path, kind: str | None = None) -> Result:
+def read_result(path: Path) -> Result:
     """Read a result file.
 
-    Args:
-        kind: which kind is wanted; None: any.
-
     Raises:
-        BenchmarkError: the file is missing, damaged, of another version or kind.
+        BenchmarkError: the file is missing, damaged or of another version.
     """
     path = Path(path)
     try:
@@ -142,15 +134,12 @@ def read_result(path: Path, kind: str | None = None) -> Result:
             raise BenchmarkError(
                 f"{path} has version {document.get('version')}; this rekd reads {VERSION}; fix: measure again"
             )
-        found = Result.model_validate(document)
+        return Result.model_validate(document)
     except FileNotFoundError:
         raise BenchmarkError(f"{path} does not exist; fix: rekd-bench KIND --output {path}") from None
     except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
         problem = " ".join(str(error).split())[:200]
         raise BenchmarkError(f"{path} is damaged: {problem}; fix: measure again") from None
-    if kind is not None and found.kind != kind:
-        raise BenchmarkError(f"{path} holds '{found.kind}'; wanted is '{kind}'")
-    return found
 
 
 # what was measured, without paths, with a digest

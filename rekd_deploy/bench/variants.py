@@ -124,17 +124,17 @@ class Timings:
 
     milliseconds: dict[str, np.ndarray]
 
-    def ratio(self, name: str, baseline: str, seed: int = 0) -> dict[str, float]:
+    def ratio(self, name: str, baseline: str) -> dict[str, float]:
         """Time of ``name`` in units of ``baseline``: the median of the rounds' own ratios and its 95 % interval."""
-        return median_figures(self.milliseconds[name] / self.milliseconds[baseline], "ratio", seed)
+        return median_figures(self.milliseconds[name] / self.milliseconds[baseline], "ratio")
 
 
-def median_figures(values: np.ndarray, name: str = "p50", seed: int = 0) -> dict[str, float]:
+def median_figures(values: np.ndarray, name: str = "p50") -> dict[str, float]:
     """The median of (n,) values under ``name``; ``low`` and ``high`` of its 95 % interval, by resampling them.
 
     As ``scipy.stats.bootstrap`` finds it; the GPU machine of benchmarks/gpu.py has no scipy.
     """
-    drawn = np.random.default_rng(seed).integers(0, len(values), size=(_RESAMPLES, len(values)))
+    drawn = np.random.default_rng(0).integers(0, len(values), size=(_RESAMPLES, len(values)))
     low, high = np.percentile(np.median(values[drawn], axis=1), (2.5, 97.5))
     return {name: float(np.median(values)), "low": float(low), "high": float(high)}
 

@@ -171,7 +171,7 @@ def test_every_test_of_faithfulness_runs_on_what_is_served(recorded, tmp_path, c
     file, judge = tmp_path / "result.json", tmp_path / "judge"
     arguments = [str(repository), "--checkpoint", str(path), "--judge", str(judge), "--device", "cpu", "-o", str(file)]
     code, out, err = invoke(capsys, *arguments, "--judge-epochs", "0.5", command="faithfulness")
-    measured = read_result(file, "faithfulness")
+    measured = read_result(file)
     outcomes = {check.name: check.outcome for check in measured.checks}
     assert json.loads(out.splitlines()[-1]) == {"kind": "faithfulness", "result": str(file), "checks": outcomes}
     assert code == (1 if measured.failed else 0)

@@ -244,7 +244,7 @@ def test_the_command_writes_a_result_and_ends_with_json(repository, tmp_path, ca
     assert bench(*arguments) == 0
     printed = capsys.readouterr().out
     assert json.loads(printed.splitlines()[-1])["kind"] == "latency"
-    result = read_result(output, "latency")
+    result = read_result(output)
     assert result.figures["cells"][0]["rounds"] == 15, "five times as many at batch 1"
     assert result.inputs["repository 1"].sha256
 
