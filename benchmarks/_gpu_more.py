@@ -67,7 +67,7 @@ def training(pairs: Sequence[Pair], sizes: Sizes, result: Result) -> str:
 
 
 def tensorrt(pairs: Sequence[Pair], sizes: Sizes, result: Result) -> str:
-    """Engines in fp16, built here; what answers as the model is timed beside ONNX Runtime, in turns."""
+    """Engines in fp16, built here; what answers as the model is timed beside ONNX Runtime, in rounds."""
     libraries, reasons = [], []
     for product in PRODUCTS:
         try:

@@ -38,7 +38,7 @@ from rekd_train.errors import RekdError
 from rekd_train.files import write_json
 
 AT_HAND = 4
-"""Batches that are taken in turns."""
+"""Batches that are taken one after another."""
 
 
 class Skipped(RekdError):
@@ -106,7 +106,7 @@ def parity(pairs: Sequence[Pair], sizes: Sizes, result: Result) -> str:
 
 
 def latency(pairs: Sequence[Pair], sizes: Sizes, result: Result, precision: str) -> str:
-    """ONNX Runtime, captured and not, beside PyTorch where it has CUDA, in turns."""
+    """ONNX Runtime, captured and not, beside PyTorch where it has CUDA, in rounds."""
     return timed_cells(pairs, sizes, result, sizes.cells, precision, (PYTORCH, PYTORCH_GRAPHS))
 
 

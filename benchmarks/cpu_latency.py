@@ -1,7 +1,7 @@
 """What a rationale costs on a CPU: the two steps compacted, zeroed, joined, in int8, and beside a plain classifier.
 
 Weights are random (they do not change the time), texts have full length, and the rationale always fills its budget: the
-dearest case. All ways of one size and batch are timed in turns, so that a machine that slows down slows all of them.
+worst case. All variants of one size and batch are timed in rounds, so that a machine that slows down slows all of them.
 
     python benchmarks/cpu_latency.py
     python benchmarks/cpu_latency.py --sizes mini --batches 1 --rounds 5 --output /tmp/trial.json
@@ -43,7 +43,7 @@ COMPARISONS = [
     ("single", "compact", "one graph / two, fp32", {}),
     ("single int8", "compact int8", "one graph / two, int8", {}),
 ]  # fmt: skip
-"""Way, what it is held against, what to call it, and the ratio hoped for by batch size."""
+"""Variant, what it is compared with, what to call it, and the ratio hoped for by batch size."""
 
 app = application(
     help="Time the two steps on a CPU, compacted and not, against PyTorch and a plain classifier.",
@@ -57,7 +57,7 @@ def cpu_latency(
     batches: Annotated[str, typer.Option(help="Texts answered at once, with commas.")] = "1,8,32",
     length: Annotated[int, typer.Option(min=32, max=512, help="Tokens of each text.")] = 256,
     budget: Annotated[float, typer.Option(min=0.01, max=1, help="Share of the words that is kept.")] = 0.1,
-    rounds: Annotated[int, typer.Option(min=3, help="Times that every way runs; at batch 1 five times as many.")] = 9,
+    rounds: Annotated[int, typer.Option(min=3, help="Rounds of each variant; at batch 1 five times as many.")] = 9,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads.", show_default="the cores")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the figures go.")] = RESULT,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON instead of a table.")] = False,
@@ -143,7 +143,7 @@ class _Graphs:
                 self._networks["eager zero"] = Networks(ZEROED, pair, BOTH)
 
     def measure(self, batch: int, rounds: int) -> dict[str, Any]:
-        """Percentiles of every way and the ratios of the comparisons."""
+        """Percentiles of every variant and the ratios of the comparisons."""
 
         inputs = [self._inputs(batch) for _ in range(BATCHES_AT_HAND)]
         ways = {

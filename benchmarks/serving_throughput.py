@@ -1,6 +1,6 @@
 """Requests a second through Triton's python backend: texts of all lengths as one batch or not, threads and instances.
 
-Every variant of a repository is served at the same time, on its own server, and they are asked in turns, so that a
+Every variant of a repository is served at the same time, on its own server, and they are loaded in rounds, so that a
 machine that slows down slows all of them. Requests are tensors of one text each, encoded beforehand; lengths lie evenly
 between the shortest and the longest on a logarithmic scale. Each answer is compared with the same request asked alone.
 
@@ -38,7 +38,7 @@ OUTPUTS = ("mask", "probabilities")
 Variants = dict[str, dict[str, Any]]
 
 app = application(
-    help="Time variants of one repository under load, in turns.",
+    help="Time variants of one repository under load, in rounds.",
     epilog=examples("serving_throughput.py batching REPO", "serving_throughput.py threads REPO --clients 1,8"),
 )
 
