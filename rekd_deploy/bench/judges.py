@@ -77,7 +77,7 @@ def judged(
     step: str = "judging",
 ) -> Judged:
     """All of one judge: the rationale, the best-scored features by size, and baselines of equal size."""
-    from rekd_train.evaluation import faithfulness as eraser
+    from rekd_train.evaluation import mask_metrics as eraser
 
     selectable, generator = features.selectable, np.random.default_rng(seed)
     kept = chosen.mask & selectable
@@ -125,7 +125,7 @@ def pipeline_figures(exam: Exam, temperature: float) -> dict[str, Any]:
     """The first judge: the served pipeline itself; ``temperature`` is that of its probabilities."""
     from scipy.special import softmax
 
-    from rekd_train.evaluation import faithfulness as eraser
+    from rekd_train.evaluation import mask_metrics as eraser
 
     def probabilities(logits: np.ndarray) -> np.ndarray:
         return softmax(logits.astype(np.float64) / temperature, axis=1)
@@ -244,7 +244,7 @@ def known_reasons(split: Split, features: Features, chosen: Selected, seed: int 
 
 def paired(values: np.ndarray) -> dict[str, float]:
     """``mean``, ``low`` and ``high`` (95 %, bootstrap over items) of paired differences (n,)."""
-    from rekd_train.evaluation.significance import bootstrap_mean
+    from rekd_train.evaluation.metrics import bootstrap_mean
 
     return bootstrap_mean(np.asarray(values, dtype=float))
 

@@ -169,7 +169,7 @@ def subject_curve(
     """
     import torch
 
-    from rekd_train.evaluation.decisions import fill
+    from rekd_train.evaluation.forward import fill
     from rekd_train.evaluation.report import CURVE_RATES
 
     scores = torch.from_numpy(selected(subject, features, progress, "scores").scores)
@@ -187,8 +187,7 @@ def subject_curve(
 def checkpoint_curve(path: Path, split: Split, progress: Progress = silent) -> dict[str, Any]:
     """The same from the checkpoint's own scores and predictor, at every rate, by PyTorch."""
     from rekd_train.checkpoints import checkpoint
-    from rekd_train.evaluation.decisions import fill
-    from rekd_train.evaluation.forward import run_masks, run_selector
+    from rekd_train.evaluation.forward import fill, run_masks, run_selector
     from rekd_train.evaluation.report import CURVE_RATES
 
     pair = checkpoint.load(path)

@@ -220,7 +220,7 @@ def _beside_graphs(artefacts: Artefacts, target: str, version: str) -> dict[str,
         if role in artefacts.engines:
             found[f"{folder}/{PLAN}"] = artefacts.engines[role]
             if target == "python":
-                found[f"{folder}/{_ENGINE_CODE.name}"] = _ENGINE_CODE
+                found[f"{folder}/tensorrt_execution.py"] = _ENGINE_CODE
     return found
 
 
