@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rekd_deploy.bench.forms import CLASSIFIER, COMPACTED
-from rekd_deploy.bench.lines import BOTH, PREDICTOR, SINGLE
+from rekd_deploy.bench.variants import CLASSIFIER, COMPACTED
+from rekd_deploy.bench.variants_torch import BOTH, PREDICTOR, SINGLE
 from rekd_deploy.contract.signature import GraphSignature, PairSignature, Slots, TensorSpec
 from rekd_deploy.errors import BenchmarkError
 from rekd_deploy.export.options import GPU_PRECISIONS
@@ -132,7 +132,7 @@ def network(facts: dict[str, Any]) -> Any:
 
 
 def _write(work: Path, name: str, facts: dict[str, Any]) -> dict[str, Any]:
-    from rekd_deploy.bench.latency_inputs import calibration_items
+    from rekd_deploy.bench.latency import calibration_items
     from rekd_deploy.graphs.modules import head_layers, pair_signature
     from rekd_deploy.graphs.precision.convert import convert_pair
     from rekd_deploy.graphs.tracing import OPSET, traced_graphs, write_graphs

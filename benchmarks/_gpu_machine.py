@@ -15,7 +15,7 @@ from typing import Any
 from _gpu_graphs import Pair
 from _models import processor
 
-from rekd_deploy.bench.machine_state import machine_state
+from rekd_deploy.bench.results import machine_state
 from rekd_deploy.runtimes.onnxruntime import onnx_runtime
 from rekd_deploy.runtimes.onnxruntime_cuda import check_cuda
 from rekd_deploy.runtimes.onnxruntime_device import DeviceChain

@@ -26,8 +26,8 @@ from _gpu_steps import (
     timed_cells,
 )
 
-from rekd_deploy.bench.forms import Form, Way
-from rekd_deploy.bench.lines import PREDICTOR, all_kept
+from rekd_deploy.bench.variants import Runnable, Variant
+from rekd_deploy.bench.variants_torch import PREDICTOR, all_kept
 from rekd_deploy.errors import EngineError
 from rekd_deploy.parity.reference import compare, read_cases
 from rekd_deploy.runtimes.base import Arrays, RunnerChain
@@ -67,7 +67,7 @@ def training(pairs: Sequence[Pair], sizes: Sizes, result: Result) -> str:
 
 
 def tensorrt(pairs: Sequence[Pair], sizes: Sizes, result: Result) -> str:
-    """Engines in fp16, built here; what answers as the model is timed beside ONNX Runtime, in turns."""
+    """Engines in fp16, built here; what answers as the model is timed beside ONNX Runtime, in rounds."""
     libraries, reasons = [], []
     for product in PRODUCTS:
         try:
@@ -93,7 +93,7 @@ def _engine(
     product, roles, runners = library.product, roles_of(pair), []
     batches = batch_ranges(None, max(batch for batch, _ in sizes.cells))
     longest = max(length for _, length in sizes.cells)
-    form = Form(product.title, pair.facts["model"], "fp16", len(roles), kept_of(pair))
+    variant = Variant(product.title, pair.facts["model"], "fp16", len(roles), kept_of(pair))
     cases, on_cpu = read_cases(pair.folder / CASES), pair.facts["on_cpu"]["fp16"]
     try:
         for role in roles:
@@ -113,15 +113,15 @@ def _engine(
             if beyond:
                 raise EngineError(f"the {role}'s engine does not answer as the model: {'; '.join(beyond)}")
     except EngineError as error:
-        result.not_run.append({"name": form.name, "reason": str(error)})
+        result.not_run.append({"name": variant.name, "reason": str(error)})
         return None
 
-    def way(batches: Sequence[Arrays]) -> Way:
+    def runnable(batches: Sequence[Arrays]) -> Runnable:
         if roles == PREDICTOR:
             batches = [all_kept(batch, pair.signature.predictor) for batch in batches]
-        return Way(form, lambda turn, watch: chain.run(batches[turn % len(batches)])["logits"])
+        return Runnable(variant, lambda number, watch: chain.run(batches[number % len(batches)])["logits"])
 
-    return way
+    return runnable
 
 
 STEPS = {

@@ -12,12 +12,21 @@ import numpy as np
 from _gpu_graphs import Pair, network
 from _gpu_machine import no_torch_cuda
 
-from rekd_deploy.bench.forms import CLASSIFIER, COMPACTED, COMPILED, ONNX_GRAPHS, PYTORCH, PYTORCH_GRAPHS, Form, Way
-from rekd_deploy.bench.interleaved import interleaved
-from rekd_deploy.bench.latency_figures import with_interval
-from rekd_deploy.bench.lines import BOTH, PREDICTOR, SINGLE, Line
 from rekd_deploy.bench.load import closed_loop
-from rekd_deploy.bench.ways_graphs import Loaded
+from rekd_deploy.bench.variants import (
+    CLASSIFIER,
+    COMPACTED,
+    COMPILED,
+    ONNX_GRAPHS,
+    PYTORCH,
+    PYTORCH_GRAPHS,
+    Runnable,
+    Variant,
+    in_rounds,
+    with_interval,
+)
+from rekd_deploy.bench.variants_graphs import Loaded
+from rekd_deploy.bench.variants_torch import BOTH, PREDICTOR, SINGLE, Networks, pytorch_runnables
 from rekd_deploy.contract.parity_report import limits_of, verification_limits
 from rekd_deploy.errors import BenchmarkError
 from rekd_deploy.export.options import GPU_PRECISIONS
@@ -29,7 +38,7 @@ from rekd_train.errors import RekdError
 from rekd_train.files import write_json
 
 AT_HAND = 4
-"""Batches that are taken in turns."""
+"""Batches that are taken one after another."""
 
 
 class Skipped(RekdError):
@@ -54,7 +63,7 @@ class Sizes:
 PRETENDED = Sizes(((1, 16), (4, 32)), ((2, 16),), (1, 4), 3, 0.05, True)
 
 
-Extra = Callable[[Sequence[Arrays]], Way]
+Extra = Callable[[Sequence[Arrays]], Runnable]
 
 
 @dataclass
@@ -97,7 +106,7 @@ def parity(pairs: Sequence[Pair], sizes: Sizes, result: Result) -> str:
 
 
 def latency(pairs: Sequence[Pair], sizes: Sizes, result: Result, precision: str) -> str:
-    """ONNX Runtime, captured and not, beside PyTorch where it has CUDA, in turns."""
+    """ONNX Runtime, captured and not, beside PyTorch where it has CUDA, in rounds."""
     return timed_cells(pairs, sizes, result, sizes.cells, precision, (PYTORCH, PYTORCH_GRAPHS))
 
 
@@ -129,9 +138,8 @@ def concurrency(pairs: Sequence[Pair], sizes: Sizes, result: Result) -> str:
                     lambda number, run=chain.run: run(batches[number % AT_HAND]), concurrency=clients,
                     seconds=sizes.seconds, warmup_seconds=sizes.seconds / 4,
                 )  # fmt: skip
-                result.add(precision=precision, graphs=len(roles), concurrency=clients, per_second=load.per_second,
-                           failed=load.failed, errors=load.errors, answered=load.answered,
-                           milliseconds=with_interval(load.milliseconds) if load.answered else None)  # fmt: skip
+                found = {key: value for key, value in load.figures().items() if key != "answers"}
+                result.add(precision=precision, graphs=len(roles), concurrency=clients, answered=load.answered, **found)
     return f"{len(result.cells)} cells"
 
 
@@ -144,17 +152,17 @@ def timed_cells(
     Args:
         runtimes: of PyTorch.
         onnx: with ONNX Runtime.
-        extra: further ways, made of a cell's batches.
+        extra: further variants, made of a cell's batches.
     """
     timed = [pair for pair in pairs if "model" in pair.facts]
     reason = no_torch_cuda()
     device = "cuda" if not reason else "cpu"
-    lines = []
+    networks = []
     if runtimes and (not reason or not onnx):
-        lines = [Line(each.facts["model"], network(each.facts), roles_of(each)) for each in timed]
+        networks = [Networks(each.facts["model"], network(each.facts), roles_of(each)) for each in timed]
     elif runtimes:
         result.not_run.append({"name": f"PyTorch {precision}", "reason": reason})
-    if lines and device == "cpu":
+    if networks and device == "cpu":
         result.fell_back.append("PyTorch ran on the CPU")
         runtimes = [PYTORCH]
     with ExitStack() as stack:
@@ -162,27 +170,25 @@ def timed_cells(
         for pair in timed if onnx else []:
             for roles in (roles_of(pair), SINGLE) if pair.facts["single"] else (roles_of(pair),):
                 graphs = pair.graphs(precision, roles)
-                loaded.add_files(
-                    Form("", pair.facts["model"], precision, len(roles), kept_of(pair)),
-                    {role: graph.model for role, graph in zip(roles, graphs, strict=True)},
+                loaded.add_graphs(
+                    Variant("", pair.facts["model"], precision, len(roles), kept_of(pair)),
+                    [graph.model for graph in graphs],
                     {role: graph.signature for role, graph in zip(roles, graphs, strict=True)},
                 )
         result.not_run += [each._asdict() for each in loaded.not_run]
         for batch, length in cells:
             batches = _padded(batch, length, timed[0])
-            ways, refused = [*loaded.ways(batches), *(make(batches) for make in extra)], []
-            for line in lines:
-                from rekd_deploy.bench.ways_pytorch import pytorch_ways
-
-                found, missing = pytorch_ways(line, batches, device, runtimes, precision=precision)
-                ways, refused = ways + found, refused + missing
+            ready, refused = [*loaded.runnables(batches), *(make(batches) for make in extra)], []
+            for each in networks:
+                found, missing = pytorch_runnables(each, batches, device, runtimes, precision=precision)
+                ready, refused = ready + found, refused + missing
             working = []
-            for way in ways:
+            for each in ready:
                 try:
-                    way(0)
-                    working.append(way)
+                    each(0)
+                    working.append(each)
                 except RekdError as error:
-                    refused.append((way.form.name, str(error)))
+                    refused.append((each.variant.name, str(error)))
             result.not_run += [
                 {"name": f"{name}, batch {batch}, length {length}", "reason": said} for name, said in refused
             ]
@@ -193,27 +199,29 @@ def timed_cells(
     return f"{len(result.cells)} of {len(cells)} cells, {len(result.not_run)} did not run"
 
 
-def _timed(ways: list[Way], batch: int, batches: list[Arrays], sizes: Sizes) -> dict[str, Any]:
-    """Times of the ways, and ratios to what each is held against."""
+def _timed(ready: list[Runnable], batch: int, batches: list[Arrays], sizes: Sizes) -> dict[str, Any]:
+    """Times of the variants, and ratios to what each is compared with."""
     rounds = sizes.rounds * (3 if batch == 1 else 1)
-    timings = interleaved({way.form.name: way for way in ways}, rounds=rounds, warmup_seconds=sizes.seconds / 40)
-    forms = {way.form for way in ways}
+    timings = in_rounds({each.variant.name: each for each in ready}, rounds=rounds, warmup_seconds=sizes.seconds / 40)
+    variants = {each.variant for each in ready}
     ratios = []
-    for form in (way.form for way in ways):
+    for variant in (each.variant for each in ready):
         plain = {"model": CLASSIFIER, "graphs": 1, "kept": None}
-        classifier = replace(form, **plain)
-        against = [classifier, replace(classifier, runtime=PYTORCH_GRAPHS), replace(form, graphs=2)]
-        against += [replace(form, runtime=runtime, graphs=graphs) for runtime in (PYTORCH, PYTORCH_GRAPHS, ONNX_GRAPHS)
-                    for graphs in sorted({form.graphs, 2})]  # fmt: skip
+        classifier = replace(variant, **plain)
+        others = [classifier, replace(classifier, runtime=PYTORCH_GRAPHS), replace(variant, graphs=2)]
+        runtimes = (PYTORCH, PYTORCH_GRAPHS, ONNX_GRAPHS)
+        others += [replace(variant, runtime=runtime, graphs=graphs) for runtime in runtimes
+                   for graphs in sorted({variant.graphs, 2})]  # fmt: skip
         ratios += [
-            {"way": form.name, "baseline": other.name, **timings.ratio(form.name, other.name)}
-            for other in dict.fromkeys(against) if other in forms and other != form
+            {"way": variant.name, "baseline": other.name, **timings.ratio(variant.name, other.name)}
+            for other in dict.fromkeys(others) if other in variants and other != variant
         ]  # fmt: skip
     real = np.mean([each["attention_mask"].mean() for each in batches])
     return {
         "rounds": rounds, "real_tokens": round(float(real), 3), "ratios": ratios,
         "ways": [
-            {**way.form.to_dict(), "milliseconds": with_interval(timings.milliseconds[way.form.name])} for way in ways
+            {**each.variant.to_dict(), "milliseconds": with_interval(timings.milliseconds[each.variant.name])}
+            for each in ready
         ],
     }  # fmt: skip
 
@@ -225,7 +233,7 @@ def beyond_limits(agreement: Agreement, precision: str, on_cpu: dict[str, Any] |
         on_cpu: how far the same graph is from the model on a CPU.
     """
     if on_cpu is None:
-        return ["there is nothing to hold it against"]
+        return ["there is nothing to hold it others"]
     return complaints(agreement, verification_limits({"limits": asdict(limits_of(precision)), **on_cpu}))
 
 

@@ -87,7 +87,7 @@ def comparison_rows(results: Results, pairs: Sequence[tuple[str, str, str]]) -> 
     """Differences on the same seeds and test items, with the columns ``DIFFERENCES``.
 
     Args:
-        pairs: the cell that is hoped to be better, the one it is held against, and the question.
+        pairs: the cell that is hoped to be better, the one it is compared with, and the question.
     """
     lines: list[tuple[str, ...]] = []
     for better, other, question in pairs:

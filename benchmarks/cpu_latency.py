@@ -1,7 +1,7 @@
 """What a rationale costs on a CPU: the two steps compacted, zeroed, joined, in int8, and beside a plain classifier.
 
 Weights are random (they do not change the time), texts have full length, and the rationale always fills its budget: the
-dearest case. All ways of one size and batch are timed in turns, so that a machine that slows down slows all of them.
+worst case. All variants of one size and batch are timed in rounds, so that a machine that slows down slows all of them.
 
     python benchmarks/cpu_latency.py
     python benchmarks/cpu_latency.py --sizes mini --batches 1 --rounds 5 --output /tmp/trial.json
@@ -21,6 +21,8 @@ import numpy as np  # noqa: E402
 import typer  # noqa: E402
 from _models import environment  # noqa: E402
 
+from rekd_deploy.bench.variants import PYTORCH, ZEROED, in_rounds, percentiles  # noqa: E402
+from rekd_deploy.bench.variants_torch import BOTH, Networks, pytorch_runnables  # noqa: E402
 from rekd_train.cli.command import application, examples, print_json, run  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "cpu_latency.json"
@@ -41,7 +43,7 @@ COMPARISONS = [
     ("single", "compact", "one graph / two, fp32", {}),
     ("single int8", "compact int8", "one graph / two, int8", {}),
 ]  # fmt: skip
-"""Way, what it is held against, what to call it, and the ratio hoped for by batch size."""
+"""Variant, what it is compared with, what to call it, and the ratio hoped for by batch size."""
 
 app = application(
     help="Time the two steps on a CPU, compacted and not, against PyTorch and a plain classifier.",
@@ -55,7 +57,7 @@ def cpu_latency(
     batches: Annotated[str, typer.Option(help="Texts answered at once, with commas.")] = "1,8,32",
     length: Annotated[int, typer.Option(min=32, max=512, help="Tokens of each text.")] = 256,
     budget: Annotated[float, typer.Option(min=0.01, max=1, help="Share of the words that is kept.")] = 0.1,
-    rounds: Annotated[int, typer.Option(min=3, help="Times that every way runs; at batch 1 five times as many.")] = 9,
+    rounds: Annotated[int, typer.Option(min=3, help="Rounds of each variant; at batch 1 five times as many.")] = 9,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads.", show_default="the cores")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the figures go.")] = RESULT,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON instead of a table.")] = False,
@@ -104,7 +106,7 @@ class _Graphs:
     ) -> None:
         from rekd_deploy.graphs import onnx_model
         from rekd_deploy.graphs.fusion_embedding import embeddings_together
-        from rekd_deploy.graphs.modules import graph_modules, pair_signature
+        from rekd_deploy.graphs.modules import pair_signature
         from rekd_deploy.graphs.tracing import OPSET, traced_graphs
         from rekd_deploy.runtimes.base import RunnerChain
         from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
@@ -112,7 +114,7 @@ class _Graphs:
         self._length, self._random = length, np.random.default_rng(0)
         layers, width, heads = size
         self._chains: dict[str, Any] = {}
-        self._modules: dict[str, Any] = {}
+        self._networks: dict[str, Any] = {}
 
         def add(name: str, signature, models: dict[str, Any]) -> None:
             runners = []
@@ -138,26 +140,24 @@ class _Graphs:
                     both = onnx_model.joined(versions["selector"], versions["predictor"], signature)
                     add(f"single{suffix}", signature, {"single": both})
             if name == "zero":
-                modules = graph_modules(pair).values()
-                self._modules["eager zero"] = (list(modules), [signature.selector, signature.predictor])
+                self._networks["eager zero"] = Networks(ZEROED, pair, BOTH)
 
     def measure(self, batch: int, rounds: int) -> dict[str, Any]:
-        """Percentiles of every way and the ratios of the comparisons."""
-        from rekd_deploy.bench.interleaved import interleaved
-        from rekd_deploy.bench.ways import eager
+        """Percentiles of every variant and the ratios of the comparisons."""
 
         inputs = [self._inputs(batch) for _ in range(BATCHES_AT_HAND)]
         ways = {
             name: lambda turn, chain=chain: chain.run(inputs[turn % BATCHES_AT_HAND])
             for name, chain in self._chains.items()
         }
-        ways |= {name: eager(*modules, inputs) for name, modules in self._modules.items()}
-        timings = interleaved(ways, rounds=rounds)
+        for name, networks in self._networks.items():
+            (ways[name],), _ = pytorch_runnables(networks, inputs, "cpu", [PYTORCH])
+        timings = in_rounds(ways, rounds=rounds)
         ratios = [
             {"way": way, "baseline": baseline, "title": title, "goal": goals.get(batch), **timings.ratio(way, baseline)}
             for way, baseline, title, goals in COMPARISONS
         ]
-        return {"milliseconds": {name: timings.figures(name) for name in ways}, "ratios": ratios}
+        return {"milliseconds": {name: percentiles(timings.milliseconds[name]) for name in ways}, "ratios": ratios}
 
     def _inputs(self, batch: int) -> dict[str, np.ndarray]:
         shape = (batch, self._length)

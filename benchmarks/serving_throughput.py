@@ -1,6 +1,6 @@
 """Requests a second through Triton's python backend: texts of all lengths as one batch or not, threads and instances.
 
-Every variant of a repository is served at the same time, on its own server, and they are asked in turns, so that a
+Every variant of a repository is served at the same time, on its own server, and they are loaded in rounds, so that a
 machine that slows down slows all of them. Requests are tensors of one text each, encoded beforehand; lengths lie evenly
 between the shortest and the longest on a logarithmic scale. Each answer is compared with the same request asked alone.
 
@@ -26,16 +26,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 import typer  # noqa: E402
 
-from rekd_deploy.bench.closed_turns import load_figures  # noqa: E402
-from rekd_deploy.bench.load import Load, closed_loop, merged  # noqa: E402
-from rekd_deploy.bench.server_steps import read_totals, steps_between  # noqa: E402
+from rekd_deploy.bench.load import (  # noqa: E402
+    Load,
+    closed_loop,
+    merged,
+)
+from rekd_deploy.bench.triton import read_totals, steps_between  # noqa: E402
 from rekd_train.cli.command import application, examples, print_json, run  # noqa: E402
 
 OUTPUTS = ("mask", "probabilities")
 Variants = dict[str, dict[str, Any]]
 
 app = application(
-    help="Time variants of one repository under load, in turns.",
+    help="Time variants of one repository under load, in rounds.",
     epilog=examples("serving_throughput.py batching REPO", "serving_throughput.py threads REPO --clients 1,8"),
 )
 
@@ -77,7 +80,7 @@ def serving_throughput(
             for name, each in asked.items():
                 steps = steps_between(before[name], read_totals(each.url))
                 cells.append({
-                    "variant": name, "clients": count, **load_figures(merged(loads[name])),
+                    "variant": name, "clients": count, **merged(loads[name]).figures(),
                     "per_second_by_turn": [load.per_second for load in loads[name]],
                     "rows_per_execution": {model: step["rows_per_batch"] for model, step in steps.items()},
                     "answers_compared": dict(each.judged),

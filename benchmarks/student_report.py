@@ -116,7 +116,7 @@ def _config(checkpoint: Path, repositories: Path) -> Path:
 
 def _answers(config: Path, repository: Path, folder: Path) -> Path:
     """Answers to the first test examples, as rekd-query gives them."""
-    from rekd_deploy.bench.labelled import labelled_examples
+    from rekd_deploy.bench.examples import labelled_examples
     from rekd_deploy.repository.reader import read_description
 
     found = labelled_examples(read_description(repository).labels, checkpoint=None, data=str(config)).head(SHOWN)

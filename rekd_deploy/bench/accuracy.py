@@ -1,11 +1,11 @@
-"""How good are the served answers, given the rationale alone, and are they still the checkpoint's?
+"""How good are the served predictions, given the rationale alone, and are they still the checkpoint's?
 
 Figures of a result of the kind 'accuracy':
 
     classification   accuracy, macro_f1, per_class (precision, recall, f1, support, predicted)
-    rate             what the answers were made from: kept / real features and counts (``metrics.rate_summary``)
+    rate             what the predictions were made from: kept / real features and counts (``metrics.rate_summary``)
     calibration      nll, brier, ece, ece_equal_mass of the served probabilities; ``reliability``, the bins of the ECE
-    curve            by who answered ('served', 'checkpoint'): rates, realised, accuracies, area, note
+    curve            of 'served' and 'checkpoint': rates, realised, accuracies, area, note
     reference        the checkpoint's accuracy, where it comes from, and the gap in points
 """
 
@@ -18,16 +18,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rekd_deploy.bench.curve import checkpoint_curve, served_curve
-from rekd_deploy.bench.features import features_of
-from rekd_deploy.bench.labelled import Labelled, labelled_examples
-from rekd_deploy.bench.progress import Progress, silent
-from rekd_deploy.bench.result_inputs import checkpoint_input, repository_input
-from rekd_deploy.bench.results import Check, Input, Result, result
+from rekd_deploy.bench.examples import Labelled, features_of, labelled_examples
+from rekd_deploy.bench.results import (
+    Check,
+    Input,
+    Progress,
+    Result,
+    checkpoint_input,
+    items_input,
+    repository_input,
+    result,
+    silent,
+)
+from rekd_deploy.bench.subject import ServedGraphs, checkpoint_curve, subject_curve
 from rekd_deploy.errors import BenchmarkError
 from rekd_deploy.repository.reader import read_manifest
 from rekd_train.inputs.policy import SelectionPolicy
-from rekd_train.inputs.prediction import Prediction
 
 if TYPE_CHECKING:
     from rekd_deploy.client.client import Client
@@ -58,16 +64,18 @@ class AccuracyOptions:
 
 
 def measure_accuracy(options: AccuracyOptions, progress: Progress = silent) -> Result:
-    """Ask the served model about labelled examples and measure its answers.
+    """Predict labelled examples by the served model and measure the predictions.
 
     Raises:
         BenchmarkError: the checkpoint is not the one that was exported.
         RekdError: the repository, the server, the data or the checkpoint cannot be used.
     """
+    manifest, predictions = None, []
     with ExitStack() as stack:
-        answerer = stack.enter_context(_answerer(options))
-        description = answerer.description
-        manifest = read_manifest(options.repository) if options.repository is not None else None
+        client = stack.enter_context(_client(options))
+        description = client.description
+        if options.repository is not None:
+            manifest = read_manifest(options.repository)
         if options.checkpoint is not None:
             check_belongs(options.checkpoint, manifest, list(description.labels))
         whole = labelled_examples(
@@ -75,41 +83,43 @@ def measure_accuracy(options: AccuracyOptions, progress: Progress = silent) -> R
             split=options.split,
         )  # fmt: skip
         measured = whole.head(options.examples)
-        predictions = _predictions(answerer, measured, progress)
+        for start in range(0, len(measured.items), _CHUNK):
+            predictions += client.predict(measured.items[start : start + _CHUNK])
+            progress("asking the served model", len(predictions), len(measured.items))
     from rekd_train.data import encode
+    from rekd_train.evaluation.metrics import rate_summary
 
-    preprocessor = description.preprocessor()
-    split = encode(measured.examples, preprocessor)
-    policy = _policy(options, manifest)
+    preprocessor, labels = description.preprocessor(), measured.labels
+    split, policy = encode(measured.examples, preprocessor), _policy(options, manifest)
     features = features_of(split, preprocessor, full_width=policy is not None and policy.selectable == "all")
     probabilities = np.array([list(each.probabilities.values()) for each in predictions])
-    figures: dict[str, Any] = answer_figures(probabilities, measured.labels, list(description.labels))
-    figures["rate"] = rates(predictions, features.counts, policy, preprocessor.positions)
-    curves = {}
+    kept = np.array([len(each.pieces) or len(each.rationale) for each in predictions])
+    limits = None if policy is None else policy.limits(features.counts)
+    figures = prediction_figures(probabilities, labels, list(description.labels)) | {
+        "rate": rate_summary(kept, features.counts, limits, preprocessor.positions), "curve": {}
+    }  # fmt: skip
+    inputs = {"data": items_input(measured.items, measured.origin, labels)}
     if options.repository is not None:
-        curves["served"] = served_curve(options.repository, features, measured.labels, options.engine, progress)
+        inputs["repository"] = repository_input(options.repository)
+        with ServedGraphs(options.repository, engine=options.engine) as subject:
+            figures["curve"]["served"] = subject_curve(subject, features, labels, progress)
+    else:
+        inputs["server"] = Input(name=str(options.url))
     if options.checkpoint is not None:
-        curves["checkpoint"] = checkpoint_curve(options.checkpoint, split, progress)
-    figures["curve"] = curves
+        inputs["checkpoint"] = checkpoint_input(options.checkpoint)
+        figures["curve"]["checkpoint"] = checkpoint_curve(options.checkpoint, split, progress)
+        figures["reference"] = checkpoint_accuracy(options, measured, split, len(whole.labels))
     precision = _precision(manifest)
     limit = options.limit if options.limit is not None else LIMITS.get(precision, LIMIT)
-    reference = None
-    if options.checkpoint is not None:
-        reference = checkpoint_accuracy(options, measured, split, len(whole.labels))
-        figures["reference"] = reference
-    served = figures["classification"]["accuracy"]
-    return result(
-        "accuracy", figures, inputs=_inputs(options, measured, manifest),
-        settings={
-            "split": options.split, "examples": len(measured.labels), "precision": precision,
-            "answered_by": "server" if options.url else "pipeline", "single_graph": options.single_graph,
-            "engine": options.engine, "device": options.device, "limit_points": limit,
-        },
-        checks=[gap_check(served, reference, limit, len(measured.labels))],
-    )  # fmt: skip
+    check = gap_check(figures["classification"]["accuracy"], figures.get("reference"), limit, len(labels))
+    return result("accuracy", figures, inputs=inputs, checks=[check], settings={
+        "split": options.split, "examples": len(labels), "precision": precision,
+        "answered_by": "server" if options.url else "pipeline", "single_graph": options.single_graph,
+        "engine": options.engine, "device": options.device, "limit_points": limit,
+    })  # fmt: skip
 
 
-def answer_figures(probabilities: np.ndarray, labels: np.ndarray, names: list[str]) -> dict[str, Any]:
+def prediction_figures(probabilities: np.ndarray, labels: np.ndarray, names: list[str]) -> dict[str, Any]:
     """The sections ``classification`` and ``calibration`` from (n, C) probabilities and (n,) labels."""
     from rekd_train.evaluation import metrics
 
@@ -130,42 +140,24 @@ def answer_figures(probabilities: np.ndarray, labels: np.ndarray, names: list[st
     }
 
 
-def rates(
-    predictions: list[Prediction], counts: np.ndarray, policy: SelectionPolicy | None, positions: int
-) -> dict[str, float]:
-    """What the answers were made from.
-
-    Args:
-        counts: (n,) real features of each example.
-        policy: with its budget; None: unknown, and not counted.
-        positions: of the model.
-    """
-    from rekd_train.evaluation.metrics import rate_summary
-
-    kept = np.array([len(each.pieces) or len(each.rationale) for each in predictions])
-    return rate_summary(kept, counts, None if policy is None else policy.limits(counts), positions)
-
-
 def gap_check(served: float, reference: dict[str, Any] | None, limit: float, examples: int) -> Check:
-    """Hold the served accuracy against the checkpoint's.
+    """Compare the served accuracy with the checkpoint's.
 
     Args:
-        reference: as ``checkpoint_accuracy`` makes it; gets ``gap_points``. None: there is nothing to hold against.
+        reference: as ``checkpoint_accuracy`` makes it; gets ``gap_points``. None: there is nothing to compare with.
         limit: percentage points, either way.
     """
     name = "served as trained"
     if reference is None:
-        return Check(name=name, outcome="not applicable", words="no --checkpoint to hold the answers against",
-                     limit=limit)  # fmt: skip
+        words = "no --checkpoint to compare the predictions with"
+        return Check(name=name, outcome="not applicable", words=words, limit=limit)
     gap = round(100 * (served - reference["accuracy"]), 6)  # 0.5 points are 0.5, not a hair more
     reference["gap_points"] = gap
     words = (
         f"{served:.2%} of {examples} examples, the checkpoint {reference['accuracy']:.2%} ({reference['source']}): "
         f"{gap:+.2f} points (limit {limit:g})"
     )
-    return Check(
-        name=name, outcome="passed" if abs(gap) <= limit else "failed", words=words, value=gap, limit=limit
-    )
+    return Check(name=name, outcome="passed" if abs(gap) <= limit else "failed", words=words, value=gap, limit=limit)
 
 
 def checkpoint_accuracy(options: AccuracyOptions, measured: Labelled, split: Split, whole: int) -> dict[str, Any]:
@@ -177,18 +169,16 @@ def checkpoint_accuracy(options: AccuracyOptions, measured: Labelled, split: Spl
     from rekd_train.checkpoints import checkpoint
     from rekd_train.evaluation.forward import measure
 
-    stored = checkpoint.read_metrics(options.checkpoint).get(options.split)
-    complete = isinstance(stored, dict) and {"accuracy", "examples"} <= set(stored)
-    if complete and measured.own and len(measured.labels) == whole == stored["examples"]:
-        found, source = stored, "metrics.json"
-    else:
+    found, source = checkpoint.read_metrics(options.checkpoint).get(options.split), "metrics.json"
+    complete = isinstance(found, dict) and {"accuracy", "examples"} <= set(found)
+    if not (complete and measured.own and len(measured.labels) == whole == found["examples"]):
         found, source = measure(checkpoint.load(options.checkpoint), split), "PyTorch, on the same examples"
     return {
         "accuracy": found["accuracy"], "rate": found.get("rate"), "examples": found["examples"], "source": source
     }
 
 
-def _answerer(options: AccuracyOptions) -> Pipeline | Client:
+def _client(options: AccuracyOptions) -> Pipeline | Client:
     if options.url is not None:
         if options.engine or options.device is not None:
             raise BenchmarkError("--engine and --device are for a repository; a server has chosen its own")
@@ -201,14 +191,6 @@ def _answerer(options: AccuracyOptions) -> Pipeline | Client:
     return Pipeline(
         options.repository, single_graph=options.single_graph, engine=options.engine, device=options.device
     )
-
-
-def _predictions(answerer: Pipeline | Client, measured: Labelled, progress: Progress) -> list[Prediction]:
-    items, predictions = measured.items, []
-    for start in range(0, len(items), _CHUNK):
-        predictions += answerer.predict(items[start : start + _CHUNK])
-        progress("asking the served model", len(predictions), len(items))
-    return predictions
 
 
 def check_belongs(checkpoint: Path, manifest: dict[str, Any] | None, labels: list[str]) -> None:
@@ -249,19 +231,8 @@ def _policy(options: AccuracyOptions, manifest: dict[str, Any] | None) -> Select
 
 
 def _precision(manifest: dict[str, Any] | None) -> str:
-    """Of the graphs, as asked for; the lowest of the two; 'unknown' of a server."""
+    """Of the graphs, as exported; the lowest of the two; 'unknown' of a server."""
     if manifest is None:
         return "unknown"
-    asked = {manifest["artefacts"][role]["precision"] for role in ("selector", "predictor")}
-    return next(name for name in ("int8", "bf16", "fp16", "fp32") if name in asked)
-
-
-def _inputs(options: AccuracyOptions, measured: Labelled, manifest: dict[str, Any] | None) -> dict[str, Input]:
-    inputs = {"data": measured.input()}
-    if manifest is not None:
-        inputs["repository"] = repository_input(options.repository)
-    else:
-        inputs["server"] = Input(name=str(options.url))
-    if options.checkpoint is not None:
-        inputs["checkpoint"] = checkpoint_input(options.checkpoint)
-    return inputs
+    found = {manifest["artefacts"][role]["precision"] for role in ("selector", "predictor")}
+    return next(name for name in ("int8", "bf16", "fp16", "fp32") if name in found)

@@ -18,20 +18,32 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rekd_deploy.bench.accuracy import check_belongs
-from rekd_deploy.bench.features import Features, features_of
-from rekd_deploy.bench.judges import Judge, judge_checks, judged, pipeline_figures, torch_judge
-from rekd_deploy.bench.known_reasons import known_reasons
-from rekd_deploy.bench.labelled import is_table, labelled_examples
+from rekd_deploy.bench.examples import (
+    Features,
+    exchanged,
+    features_of,
+    filled,
+    labelled_examples,
+    other_examples,
+)
+from rekd_deploy.bench.judges import Judges, judge_checks, judged, judges_of, known_reasons, pipeline_figures
 from rekd_deploy.bench.probes import covert_code, leakage, token_check
-from rekd_deploy.bench.progress import Progress, silent
-from rekd_deploy.bench.result_inputs import checkpoint_input, repository_input
-from rekd_deploy.bench.results import Check, Result, result
-from rekd_deploy.bench.structure import counterfactual, selected_swap, selected_swap_check, swap_check, swap_test
-from rekd_deploy.bench.subject import Selected, ServedGraphs, Subject, classified, selected
+from rekd_deploy.bench.results import (
+    Check,
+    Progress,
+    Result,
+    items_input,
+    not_applicable,
+    repository_input,
+    result,
+    silent,
+)
+from rekd_deploy.bench.subject import Exam, ServedGraphs, Subject, classified, selected
 
 if TYPE_CHECKING:
     from rekd_train.data import Split
 
+UNSEPARABLE = "the patches do not end where pixels do, so the content of one cannot be changed alone"
 NO_JUDGE = "there is no judge without --checkpoint"
 
 
@@ -52,16 +64,6 @@ class FaithfulnessOptions:
     device: str = "auto"
 
 
-@dataclass(frozen=True)
-class Judges:
-    """Who is asked beside the pipeline; None: nobody."""
-
-    predictor: Judge | None = None
-    """The pair's own predictor, given any features."""
-    independent: Judge | None = None
-    """One that was trained on random features."""
-
-
 def measure_faithfulness(options: FaithfulnessOptions, progress: Progress = silent) -> Result:
     """Run every test that the repository, the data and the checkpoint allow.
 
@@ -72,9 +74,9 @@ def measure_faithfulness(options: FaithfulnessOptions, progress: Progress = sile
     from rekd_train.data import encode
 
     with ServedGraphs(options.repository, engine=options.engine) as subject:
-        description = subject.description
+        description, manifest = subject.description, subject.manifest
         if options.checkpoint is not None:
-            check_belongs(options.checkpoint, subject.manifest, list(description.labels))
+            check_belongs(options.checkpoint, manifest, list(description.labels))
         measured = labelled_examples(
             description.labels, checkpoint=options.checkpoint, data=options.data, overrides=options.overrides,
             split=options.split,
@@ -82,17 +84,17 @@ def measure_faithfulness(options: FaithfulnessOptions, progress: Progress = sile
         preprocessor = description.preprocessor()
         split = encode(measured.examples, preprocessor)
         features = features_of(split, preprocessor, full_width=subject.policy.selectable == "all")
-        judges, names = _judges(options, split, features, progress)
+        judges, names = judges_of(options, split, features, progress)
         figures, checks = examine(
             subject, features, split, judges=judges, seed=options.seed, progress=progress,
-            temperature=float(subject.manifest["probability_temperature"]),
+            temperature=float(manifest["probability_temperature"]),
         )  # fmt: skip
-        inputs = {"repository": repository_input(options.repository), "data": measured.input()} | names
-        settings = {
-            "split": options.split, "examples": len(split), "seed": options.seed, "engine": options.engine,
-            "operator": subject.manifest["operator"], "policy": subject.manifest["policy"],
-        }  # fmt: skip
-    return result("faithfulness", figures, inputs=inputs, settings=settings, checks=checks)
+    data = items_input(measured.items, measured.origin, measured.labels)
+    inputs = {"repository": repository_input(options.repository), "data": data} | names
+    return result("faithfulness", figures, inputs=inputs, checks=checks, settings={
+        "split": options.split, "examples": len(split), "seed": options.seed, "engine": options.engine,
+        "operator": manifest["operator"], "policy": manifest["policy"],
+    })  # fmt: skip
 
 
 def examine(
@@ -108,107 +110,137 @@ def examine(
         temperature: of the subject's probabilities.
         seed: of donors, random masks and folds.
     """
-    labels, judges = split.labels, judges or Judges()
-    chosen = selected(subject, features, progress)
-    logits = classified(subject, features, chosen.mask, progress)
-    figures: dict[str, Any] = {"answers": _answers(features, chosen, logits, labels)}
-    checks: list[Check] = []
-
-    figures["structure"] = _structure(subject, features, chosen, logits, seed, progress, checks)
-    independent = None
-    figures["judges"] = {}
-    if features.separable:
-        figures["judges"]["pipeline"] = pipeline_figures(
-            subject, features, chosen, logits, temperature, seed, progress
-        )
-    for name, judge in (("predictor", judges.predictor), ("independent", judges.independent)):
-        if judge is not None:
-            found = judged(judge, features, chosen, labels, seed, progress, f"{name} judge")
-            figures["judges"][name] = found.figures
-            independent = found if name == "independent" else independent
-    checks += judge_checks(independent, NO_JUDGE)
-
-    figures["probes"], found_leaks = leakage(subject, features, chosen, logits, labels, seed, progress)
-    checks += [*found_leaks, covert_code(independent, logits, labels, NO_JUDGE)]
-    tokens = _tokens(features, split, chosen)
-    if tokens is not None:
-        figures["probes"]["tokens"] = tokens
-    checks.append(token_check(tokens))
-    figures["known"], known = known_reasons(split, features, chosen, seed)
-    return figures, [*checks, known]
-
-
-def _answers(features: Features, chosen: Selected, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    from rekd_train.evaluation.metrics import rate_summary
-
-    return {
-        "accuracy": float(np.mean(logits.argmax(axis=1) == labels)),
-        **rate_summary(chosen.mask.sum(axis=1), features.counts, positions=features.preprocessor.positions),
-    }
-
-
-def _structure(
-    subject: Subject, features: Features, chosen: Selected, logits: np.ndarray, seed: int, progress: Progress,
-    checks: list[Check],
-) -> dict[str, Any]:
-    """Figures; the verdicts are added to ``checks``."""
-    figures: dict[str, Any] = {}
-    if features.separable:
-        generator = np.random.default_rng(seed)
-        figures["swap"] = swap_test(subject, features, chosen.mask, generator, progress)
-        figures["counterfactual"] = counterfactual(subject, features, chosen, logits, generator, progress)
-        figures["selected_swap"] = selected_swap(subject, features, chosen, logits, generator, progress)
-    checks.append(swap_check(figures.get("swap")))
-    checks.append(selected_swap_check(figures.get("selected_swap"), features.separable))
-    return figures
-
-
-def _tokens(features: Features, split: Split, chosen: Selected) -> dict[str, float] | None:
     import torch
 
     from rekd_train.evaluation.agreement import token_figures
+    from rekd_train.evaluation.metrics import rate_summary
 
-    return token_figures(features.preprocessor, split, torch.from_numpy(chosen.mask)).get("tokens")
+    labels, judges = split.labels, judges or Judges()
+    chosen = selected(subject, features, progress)
+    logits = classified(subject, features, chosen.mask, progress)
+    exam = Exam(subject, features, chosen, logits, labels, seed, progress)
+    figures: dict[str, Any] = {"answers": {
+        "accuracy": float(np.mean(exam.classes == labels)),
+        **rate_summary(chosen.mask.sum(axis=1), features.counts, positions=features.preprocessor.positions),
+    }}  # fmt: skip
+    figures["structure"], checks = _structure(exam)
+    figures["judges"] = {"pipeline": pipeline_figures(exam, temperature)} if features.separable else {}
+    found = {
+        name: judged(judge, features, chosen, labels, seed, progress, f"{name} judge")
+        for name, judge in vars(judges).items() if judge is not None
+    }  # fmt: skip
+    figures["judges"] |= {name: each.figures for name, each in found.items()}
+    independent = found.get("independent")
+    figures["probes"], leaks = leakage(exam)
+    if tokens := token_figures(features.preprocessor, split, torch.from_numpy(chosen.mask)).get("tokens"):
+        figures["probes"]["tokens"] = tokens
+    figures["known"], known = known_reasons(split, features, chosen, seed)
+    code = covert_code(independent, logits, labels, NO_JUDGE)
+    return figures, [*checks, *judge_checks(independent, NO_JUDGE), *leaks, code, token_check(tokens), known]
 
 
-def _judges(
-    options: FaithfulnessOptions, split: Split, features: Features, progress: Progress
-) -> tuple[Judges, dict[str, Any]]:
-    """The pair's own predictor and the independent judge, and their entries among the result's inputs."""
-    if options.checkpoint is None:
-        return Judges(), {}
-    from rekd_train.checkpoints import checkpoint
-    from rekd_train.judge import judge_run
-    from rekd_train.training.runtime import chosen_device
-
-    place = options.judge or options.checkpoint.with_name(f"{options.checkpoint.name}.judge")
-    named = not is_table(options.data)
-    independent = judge_run(
-        options.checkpoint, place, epochs=options.judge_epochs, observer=_Steps(progress), device=options.device,
-        data=options.data if named else None, overrides=options.overrides if named else (),
-    )  # fmt: skip
-    names = {"checkpoint": checkpoint_input(options.checkpoint), "judge": checkpoint_input(place)}
-    own = checkpoint.load(options.checkpoint).to(chosen_device(options.device))
-    return Judges(*(torch_judge(pair, split, features.selectable) for pair in (own, independent))), names
+# structure: exchanges of content, by definition 4.3; donors are other examples of the same data
 
 
-class _Steps:
-    """Tells a progress bar how far the judge's training is."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._name, self._done, self._total = "", 0, 0
+def _structure(exam: Exam) -> tuple[dict[str, Any], list[Check]]:
+    """The three exchanges; no figures where the content of one feature cannot be changed alone."""
+    figures: dict[str, Any] = {}
+    if exam.features.separable:
+        generator = np.random.default_rng(exam.seed)
+        figures["swap"] = swap_test(exam.subject, exam.features, exam.chosen.mask, generator, exam.progress)
+        figures["counterfactual"] = _counterfactual(exam, generator)
+        figures["selected_swap"] = _selected_swap(exam, generator)
+    follows = _follows_check(figures.get("selected_swap"), exam.features.separable)
+    return figures, [swap_check(figures.get("swap")), follows]
 
-    def data(self, summary: dict[str, Any]) -> None:
-        pass
 
-    def stage(self, name: str, steps: int, start: int = 0) -> None:
-        self._name, self._done, self._total = f"training the {name}", start, steps
-        self._progress(self._name, start, steps)
+def swap_test(
+    subject: Subject, features: Features, mask: np.ndarray, generator: np.random.Generator, progress: Progress = silent
+) -> dict[str, Any]:
+    """Unselected content from another example, the mask (n, N) bool kept: nothing may change, not by one bit.
 
-    def step(self, values: dict[str, float]) -> None:
-        self._done += 1
-        self._progress(self._name, self._done, self._total)
+    Returns:
+        ``largest_difference`` of a logit, ``examples_changed`` (their logits differ in any bit), and
+        ``content_changed``: the share of unselected features whose content was really another one.
+    """
+    unselected = features.selectable & ~mask
+    swapped = exchanged(features, unselected, other_examples(len(features), generator))
+    before = classified(subject, features, mask, progress, "swap test: before")
+    after = classified(subject, swapped, mask, progress, "swap test: after")
+    differ = features.content != swapped.content
+    differ = differ if differ.ndim == 2 else differ.any(axis=tuple(range(2, differ.ndim)))
+    return {
+        "largest_difference": float(np.max(np.abs(after.astype(np.float64) - before))),
+        "examples_changed": int(np.sum((after.view(np.int32) != before.view(np.int32)).any(axis=1))),
+        "examples": len(features),
+        "content_changed": float(np.mean(differ[unselected])) if unselected.any() else 0.0,
+    }
 
-    def evaluated(self, values: dict[str, float]) -> None:
-        pass
+
+def swap_check(figures: dict[str, Any] | None) -> Check:
+    """The verdict; None: the content cannot be exchanged."""
+    name = "unselected content has no influence"
+    if figures is None:
+        return not_applicable(name, UNSEPARABLE, limit=0.0)
+    if not figures["content_changed"]:
+        return not_applicable(name, "no unselected content could be changed", limit=0.0)
+    difference = figures["largest_difference"]
+    exact = difference == 0 and figures["examples_changed"] == 0
+    words = (
+        f"with {figures['content_changed']:.0%} of the unselected content exchanged, the logits of "
+        f"{figures['examples_changed']} of {figures['examples']} examples changed, by at most {difference:.3g} "
+        "(limit 0, bit for bit)"
+    )
+    return Check(name=name, outcome="passed" if exact else "failed", words=words, value=difference, limit=0.0)
+
+
+def _counterfactual(exam: Exam, generator: np.random.Generator) -> dict[str, float]:
+    """The same exchange, but the selector chooses anew, and may choose otherwise where it reads its context."""
+    from rekd_train.evaluation.mask_metrics import overlap
+
+    features, mask = exam.features, exam.chosen.mask
+    swapped = exchanged(features, features.selectable & ~mask, other_examples(len(features), generator))
+    again = selected(exam.subject, swapped, exam.progress, "counterfactual: selecting")
+    classes = exam.classes_of(swapped, again.mask, "counterfactual: classifying")
+    return {"flips": float(np.mean(classes != exam.classes)), "mask_jaccard": overlap(mask, again.mask)["jaccard"]}
+
+
+def _selected_swap(exam: Exam, generator: np.random.Generator) -> dict[str, float] | None:
+    """Selected content from an example of another predicted class, at the same positions: does the class follow it?
+
+    ``follows_unselected``: the donor's unselected content in place of its rationale, the level that any content
+    reaches. None where all classes are the same.
+    """
+    classes, chosen = exam.classes, exam.chosen
+    rows = np.flatnonzero(chosen.mask.any(axis=1))
+    pools = {each: rows[classes[rows] != each] for each in np.unique(classes[rows])}
+    if len(pools) < 2:
+        return None
+    donors = np.array([generator.choice(pools[classes[row]]) for row in rows])
+    receivers, theirs, mask = exam.features.take(rows), exam.features.take(donors), chosen.mask[rows]
+    given = filled(receivers, mask, theirs, chosen.mask[donors], chosen.scores[donors])
+    found = exam.classes_of(given, mask, "selected swap")
+    others = theirs.selectable & ~chosen.mask[donors]
+    rest = filled(receivers, mask, theirs, np.where(others.any(axis=1)[:, None], others, theirs.selectable), None)
+    by_chance = exam.classes_of(rest, mask, "selected swap: baseline")
+    return {
+        "follows": float(np.mean(found == classes[donors])),
+        "stays": float(np.mean(found == classes[rows])),
+        "follows_unselected": float(np.mean(by_chance == classes[donors])),
+        "examples": len(rows),
+    }
+
+
+def _follows_check(figures: dict[str, float] | None, separable: bool) -> Check:
+    name = "the answer follows the selected content"
+    if not separable:
+        return not_applicable(name, UNSEPARABLE, limit=0.0)
+    if figures is None:
+        return not_applicable(name, "every answer is of the same class, so there is no donor of another", limit=0.0)
+    lead = figures["follows"] - figures["stays"]
+    words = (
+        f"given the selected content of an example with another answer, {figures['follows']:.1%} answer as the donor, "
+        f"{figures['stays']:.1%} as before (limit: more follow than stay)"
+    )
+    return Check(name=name, outcome="passed" if lead > 0 else "failed", words=words, value=lead, limit=0.0)

@@ -1,13 +1,17 @@
-"""What an answer costs: every form of a model over a grid of batch, length and K, timed in turns.
+"""What a prediction costs: every variant of a model over a grid of batch, length and K, timed in rounds.
 
-    figures.cells[]     batch, length, rounds, and what ``latency_figures`` makes of the times
+    figures.cells[]     batch, length, rounds
+        around          of a batch beside the graphs: ``preprocess`` and ``decode``, percentiles in milliseconds
+        ways[]          a variant; ``milliseconds`` (p50 with low and high, the 95 % interval of the median; p90, p95,
+                        p99), ``items_per_second``, ``steps`` (wall clock by step), ``device_steps`` (events on the GPU)
+        ratios[]        ``way``, ``baseline``, ``ratio``, ``low``, ``high``: the median of the rounds' own ratios
     figures.not_run[]   name, reason
-    figures.machine     ``before`` and ``after``: see machine_state
+    figures.machine     ``before`` and ``after``: see ``machine_state``
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,21 +19,32 @@ from typing import Any
 
 import numpy as np
 
-from rekd_deploy.bench.forms import ONNX_CPU, Form, NotRun, Way
-from rekd_deploy.bench.interleaved import interleaved
-from rekd_deploy.bench.latency_figures import DECODE, PREPROCESS, alike_check, cell_figures, classes_alike
-from rekd_deploy.bench.latency_inputs import Batches, calibration_items, check_lengths, full_batches
-from rekd_deploy.bench.lines import Line, lines_of
-from rekd_deploy.bench.machine_state import machine_state
-from rekd_deploy.bench.progress import Progress, silent
-from rekd_deploy.bench.results import Check
-from rekd_deploy.bench.traced import Traced, traced_lines
-from rekd_deploy.bench.ways_graphs import Loaded
+from rekd_deploy.bench.results import Check, Progress, machine_state, silent
+from rekd_deploy.bench.variants import (
+    ONNX_CPU,
+    NotRun,
+    Runnable,
+    Timings,
+    Variant,
+    alike_check,
+    classes_alike,
+    comparisons,
+    in_rounds,
+    percentiles,
+    with_interval,
+)
+from rekd_deploy.bench.variants_graphs import Loaded, traced
+from rekd_deploy.bench.variants_torch import Networks, networks_of, pytorch_runnables, runtimes_of
 from rekd_deploy.errors import BenchmarkError
+from rekd_deploy.parity.examples import generated_images, texts_from_vocabulary
 from rekd_deploy.repository.reader import read_description
-from rekd_deploy.runtimes.base import Arrays, parse_device
-from rekd_train.inputs.preprocessors import Preprocessor
+from rekd_deploy.runtimes.base import parse_device
+from rekd_train.inputs.preprocessors import Encoded, Preprocessor
+from rekd_train.inputs.text import TextPreprocessor
 
+AT_HAND = 4
+"""Batches that are taken one after another, so that no cache answers for the model."""
+PREPROCESS, DECODE = "preprocess", "decode"
 _SINGLE_ROUNDS = 5
 """At batch 1 so many times the rounds: they are short, and it is there that people look."""
 
@@ -55,15 +70,25 @@ class Grid:
     """Further shares of the features that a compacted pair may keep."""
     rounds: int = 15
     warmup_seconds: float = 0.5
-    """Of each way in each cell."""
+    """Of each variant in each cell."""
     device: str = "cpu"
     threads: int | None = None
     without: Sequence[str] = ()
-    """Forms whose name contains one of these are left out."""
+    """Variants whose name contains one of these are left out."""
 
-    def has(self, form: Form) -> bool:
-        """Whether a form is wanted."""
-        return not any(part in form.name for part in self.without)
+    def has(self, variant: Variant) -> bool:
+        """Whether a variant is wanted."""
+        return not any(part in variant.name for part in self.without)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What is run in one cell of the grid."""
+
+    items: list[list[Any]]
+    """Texts or images, (at hand) lists of B."""
+    encoded: list[Encoded]
+    """The same as tensors, all of one shape."""
 
 
 def measure_latency(subjects: Subjects, grid: Grid, progress: Progress = silent) -> tuple[dict[str, Any], list[Check]]:
@@ -82,48 +107,52 @@ def measure_latency(subjects: Subjects, grid: Grid, progress: Progress = silent)
     before = machine_state()
     with ExitStack() as stack:
         loaded = Loaded(stack, grid.device, grid.threads)
-        precisions = [loaded.add_repository(Path(root)) for root in subjects.repositories]
-        lines, preprocessor, labels = _lines(subjects, grid)
-        lengths = check_lengths(preprocessor, grid.lengths)
-        not_run = loaded.not_run
-        for line, models, precision in _traced(loaded, lines, precisions, preprocessor, grid, progress):
-            loaded.add_traced(line, models, precision)
+        precisions = sorted({"fp32", *(loaded.add_repository(Path(root)) for root in subjects.repositories)})
+        networks, preprocessor, labels = _networks(subjects, grid)
+        lengths, not_run = check_lengths(preprocessor, grid.lengths), loaded.not_run
+        known = {replace(variant, runtime=ONNX_CPU) for variant in loaded.variants}
+        needed = [each for each in networks if any(
+            grid.has(variant) and variant not in known
+            for variant in (each.variant(ONNX_CPU, precision) for precision in precisions)
+        )]  # fmt: skip
+        for each, models, precision in traced(
+            needed, precisions, calibration_items(preprocessor), gpu=grid.device != "cpu", not_run=not_run,
+            report=lambda done, total: progress("graphs", done, total),
+        ):  # fmt: skip
+            loaded.add_traced(each, models, precision)
         cells, alike = [], []
         for batch, length in ((batch, length) for length in lengths for batch in grid.batches):
             batches = full_batches(preprocessor, batch, length)
-            ways = _ways(loaded, lines, batches, grid, not_run)
-            alike.append(classes_alike(ways, len(batches.items)))
+            runnables = _runnables(loaded, networks, batches, grid, not_run)
+            alike.append(classes_alike(runnables, len(batches.items)))
             rounds = grid.rounds * (_SINGLE_ROUNDS if batch == 1 else 1)
 
             def report(done: int, step: str = f"batch {batch}, length {length}", rounds: int = rounds) -> None:
                 progress(step, done, rounds)
 
-            timings = interleaved(
-                {way.form.name: way for way in ways} | _around(preprocessor, labels, batches),
+            timings = in_rounds(
+                {each.variant.name: each for each in runnables} | _around(preprocessor, labels, batches),
                 rounds=rounds, warmup_seconds=grid.warmup_seconds, report=report,
             )  # fmt: skip
-            cells.append({"batch": batch, "length": length, **cell_figures(timings, ways, batch, rounds)})
-    figures = {
-        "cells": cells,
-        "not_run": [each._asdict() for each in dict.fromkeys(not_run)],
-        "machine": {"before": before, "after": machine_state()},
-    }
+            cells.append({"batch": batch, "length": length, **_cell(timings, runnables, batch, rounds)})
+    not_run = [each._asdict() for each in dict.fromkeys(not_run)]
+    figures = {"cells": cells, "not_run": not_run, "machine": {"before": before, "after": machine_state()}}
     return figures, [alike_check(alike)]
 
 
-def _lines(subjects: Subjects, grid: Grid) -> tuple[list[Line], Preprocessor, Sequence[str]]:
-    """The checkpoint's arrangements, how items become tensors, and the labels."""
+def _networks(subjects: Subjects, grid: Grid) -> tuple[list[Networks], Preprocessor, Sequence[str]]:
+    """The checkpoint's networks, how items become tensors, and the labels."""
     described = [read_description(Path(root)) for root in subjects.repositories]
     kinds = {(each.settings.kind, each.preprocessor().positions, each.labels) for each in described}
     if subjects.checkpoint is None:
         if grid.budgets or subjects.teacher:
             raise BenchmarkError("other K and the teacher's size are made from networks; fix: add --checkpoint")
-        lines, preprocessor, labels = [], described[0].preprocessor(), described[0].labels
+        networks, preprocessor, labels = [], described[0].preprocessor(), described[0].labels
     else:
         from rekd_train.checkpoints.checkpoint import load
 
         pair = load(subjects.checkpoint)
-        lines = lines_of(pair, None if subjects.teacher is None else load(subjects.teacher), grid.budgets)
+        networks = networks_of(pair, None if subjects.teacher is None else load(subjects.teacher), grid.budgets)
         labels = tuple(pair.labels)
         preprocessor = described[0].preprocessor() if described else pair.preprocessor
         kinds.add((pair.preprocessor.settings.kind, pair.preprocessor.positions, labels))
@@ -131,50 +160,26 @@ def _lines(subjects: Subjects, grid: Grid) -> tuple[list[Line], Preprocessor, Se
         raise BenchmarkError(
             "what is to be compared reads other tensors or has other labels; fix: exports of one checkpoint, and that"
         )
-    return lines, preprocessor, labels
+    return networks, preprocessor, labels
 
 
-def _traced(
-    loaded: Loaded, lines: Sequence[Line], precisions: Sequence[str], preprocessor: Preprocessor, grid: Grid,
-    progress: Progress,
-) -> Iterator[Traced]:  # fmt: skip
-    """The wanted lines that no repository has given, in float32 and in the repositories' precisions."""
-    precisions = sorted({"fp32", *precisions})
-    known = {replace(form, runtime=ONNX_CPU) for form in loaded.forms}
-
-    def needed(line: Line) -> bool:
-        forms = [Form(ONNX_CPU, line.model, each, line.graphs, line.kept) for each in precisions]
-        return any(grid.has(form) and form not in known for form in forms)
-
-    return traced_lines(
-        list(filter(needed, lines)), precisions, calibration_items(preprocessor), gpu=grid.device != "cpu",
-        not_run=loaded.not_run, report=lambda done, total: progress("graphs", done, total),
-    )  # fmt: skip
-
-
-def _ways(
-    loaded: Loaded, lines: Sequence[Line], batches: Batches, grid: Grid, not_run: list[NotRun]
-) -> list[Way]:
-    """Every wanted form on one cell's batches."""
-    arrays: list[Arrays] = [dict(encoded.inputs) for encoded in batches.encoded]
-    ways = [way for way in loaded.ways(arrays) if grid.has(way.form)]
-    if lines:
-        from rekd_deploy.bench.ways_pytorch import pytorch_ways, runtimes_of
-
-        for line in lines:
-            forms = {each: Form(each, line.model, graphs=line.graphs, kept=line.kept)
-                     for each in runtimes_of(grid.device)}  # fmt: skip
-            runtimes = [runtime for runtime, form in forms.items() if grid.has(form)]
-            found, missing = pytorch_ways(line, arrays, grid.device, runtimes)
-            ways += found
-            not_run += missing
-    if not ways:
+def _runnables(
+    loaded: Loaded, networks: Sequence[Networks], batches: Batches, grid: Grid, not_run: list[NotRun]
+) -> list[Runnable]:
+    """Every wanted variant on one cell's batches."""
+    arrays = [dict(encoded.inputs) for encoded in batches.encoded]
+    found = [each for each in loaded.runnables(arrays) if grid.has(each.variant)]
+    for each in networks:
+        wanted = [runtime for runtime in runtimes_of(grid.device) if grid.has(each.variant(runtime))]
+        more, missing = pytorch_runnables(each, arrays, grid.device, wanted)
+        found, not_run[:] = found + more, not_run + missing
+    if not found:
         raise BenchmarkError(f"nothing is left to time without {', '.join(grid.without) or 'what could not be loaded'}")
-    return ways
+    return found
 
 
 def _around(preprocessor: Preprocessor, labels: Sequence[str], batches: Batches) -> dict[str, Callable[[int], Any]]:
-    """What an answer needs beside the graphs; decoding is timed on a rationale of an eighth of the features."""
+    """What a prediction needs beside the graphs; decoding is timed on a rationale of an eighth of the features."""
     count, rows = len(batches.items), len(batches.items[0])
     first = batches.encoded[0].inputs
     width = first["input_ids"].shape[1] if "input_ids" in first else preprocessor.positions
@@ -182,6 +187,77 @@ def _around(preprocessor: Preprocessor, labels: Sequence[str], batches: Batches)
     mask = np.tile(np.arange(width) % 8 == 1, (rows, 1))
     scores = mask.astype(np.float32)
     return {
-        PREPROCESS: lambda turn: preprocessor(batches.items[turn % count]),
-        DECODE: lambda turn: batches.encoded[turn % count].predictions(labels, probabilities, mask, scores),
+        PREPROCESS: lambda number: preprocessor(batches.items[number % count]),
+        DECODE: lambda number: batches.encoded[number % count].predictions(labels, probabilities, mask, scores),
     }
+
+
+def _cell(timings: Timings, runnables: Sequence[Runnable], batch: int, rounds: int) -> dict[str, Any]:
+    def by_step(steps: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+        return {step: percentiles(milliseconds) for step, milliseconds in steps.items()}
+
+    ways = []
+    for each in runnables:
+        times = timings.milliseconds[each.variant.name]
+        ways.append({
+            **each.variant.to_dict(), "milliseconds": with_interval(times),
+            "items_per_second": 1000 * batch / float(times.mean()), "steps": by_step(each.last(rounds)),
+            "device_steps": by_step(each.last(rounds, "device")),
+        })  # fmt: skip
+    ratios = [
+        {"way": variant.name, "baseline": other.name, **timings.ratio(variant.name, other.name)}
+        for variant, other in comparisons([each.variant for each in runnables])
+    ]
+    around = by_step({name: timings.milliseconds[name] for name in (PREPROCESS, DECODE)})
+    return {"rounds": rounds, "around": around, "ways": ways, "ratios": ratios}
+
+
+# inputs
+
+
+def check_lengths(preprocessor: Preprocessor, lengths: Sequence[int]) -> list[int]:
+    """The lengths to time; for images their number of patches, alone.
+
+    Raises:
+        BenchmarkError: a length is not served, or lengths were given for images.
+    """
+    if not isinstance(preprocessor, TextPreprocessor):
+        if lengths:
+            raise BenchmarkError("the model reads images, which have one length; fix: leave out --lengths")
+        return [preprocessor.positions]
+    served = preprocessor.settings.buckets
+    if unknown := [length for length in lengths if length not in served]:
+        raise BenchmarkError(
+            f"the length {unknown[0]} is not served; lengths: {', '.join(map(str, served))} (others would be padded to "
+            "the next)"
+        )
+    return sorted({*lengths} or {served[len(served) // 4], served[len(served) // 2], served[-1]})
+
+
+def calibration_items(preprocessor: Preprocessor) -> list[Any]:
+    """What int8 graphs that are only timed are calibrated on; their times do not depend on it."""
+    if isinstance(preprocessor, TextPreprocessor):
+        return texts_from_vocabulary(preprocessor)
+    return list(generated_images(preprocessor.settings))
+
+
+def full_batches(preprocessor: Preprocessor, batch: int, length: int, seed: int = 0) -> Batches:
+    """Random words, or images with slopes and noise; texts fill ``length`` tokens, the worst case."""
+    generator = np.random.default_rng(seed)
+    if not isinstance(preprocessor, TextPreprocessor):
+        images = generated_images(preprocessor.settings, count=batch * AT_HAND, seed=seed)
+        items = [list(images[start : start + batch]) for start in range(0, len(images), batch)]
+    else:
+        words = preprocessor.words() or ["a"]
+        items = [[_text(preprocessor, words, length, generator) for _ in range(batch)] for _ in range(AT_HAND)]
+    return Batches(items, [preprocessor(each) for each in items])
+
+
+def _text(preprocessor: TextPreprocessor, words: Sequence[str], length: int, generator: np.random.Generator) -> str:
+    """Words until the tokens are ``length``; a tokenizer may cut a word into several, so the end is cut off."""
+    text = " ".join(generator.choice(words, size=length))
+    offsets = preprocessor.encode([text])[0].offsets
+    if len(offsets) <= length:
+        return text
+    specials = len(preprocessor.special_ids) - 1  # [PAD] is in no text
+    return text[: offsets[length - specials][1]]

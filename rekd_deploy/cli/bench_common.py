@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from rekd_deploy.bench.progress import Progress
-    from rekd_deploy.bench.results import Result
+    from rekd_deploy.bench.results import Progress, Result
 
 RESULTS = Path("benchmarks/results")
 """Where results go unless --output says otherwise."""
@@ -104,3 +103,11 @@ def _show(measured: Result, rows: Iterable[tuple[str, ...]], columns: tuple[str,
 def _line_of_json(document: dict[str, Any]) -> None:
     plain_ascii = "utf" not in (sys.stdout.encoding or "").lower()
     sys.stdout.write(json.dumps(document, ensure_ascii=plain_ascii, allow_nan=False) + "\n")
+
+
+def numbers(text: str, kind: type, option: str) -> tuple:
+    """``1,8`` as numbers; raises a usage error."""
+    try:
+        return tuple(kind(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is no list of numbers with commas", param_hint=option) from None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from rekd_deploy.bench.forms import CLASSIFIER, COMPACTED, ONNX_CPU, PYTORCH, ZEROED, Form, comparisons
+import pytest
+
 from rekd_deploy.bench.results import Check, Input, Result
+from rekd_deploy.bench.variants import CLASSIFIER, COMPACTED, ONNX_CPU, PYTORCH, ZEROED, Variant, comparisons
+from rekd_deploy.cli.bench import app
+from rekd_train.cli.command import run
 
 HARDWARE = {"processor": "made up", "machine": "x86_64", "cores": 2, "memory_gb": 8.0, "gpus": []}
 FORMS = [
-    Form(ONNX_CPU, COMPACTED, kept=32), Form(ONNX_CPU, COMPACTED, graphs=1, kept=32), Form(ONNX_CPU, ZEROED),
-    Form(ONNX_CPU, CLASSIFIER, graphs=1), Form(PYTORCH, ZEROED),
+    Variant(ONNX_CPU, COMPACTED, kept=32), Variant(ONNX_CPU, COMPACTED, graphs=1, kept=32), Variant(ONNX_CPU, ZEROED),
+    Variant(ONNX_CPU, CLASSIFIER, graphs=1), Variant(PYTORCH, ZEROED),
 ]  # fmt: skip
 
 
@@ -113,3 +117,10 @@ def faithfulness(outcome: str = "failed") -> Result:
         Check(name="known reasons", outcome="not applicable", words="the data have none"),
     ]
     return made_up("faithfulness", figures, checks, examples=1000)
+
+
+def bench(*arguments: object) -> int:
+    """Run rekd-bench in this process: its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        run(app, list(map(str, arguments)))
+    return ended.value.code

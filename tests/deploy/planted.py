@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from conftest import WORDS, make_rationalizer
 
-from rekd_deploy.bench.features import Features, features_of
+from rekd_deploy.bench.examples import Features, features_of
 from rekd_train.data import TokenizedTexts
 
 CUES = ("bad", "good")

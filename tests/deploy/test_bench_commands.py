@@ -8,28 +8,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bench_results import bench
 from conftest import make_rationalizer
 from planted import Untrained, planted_texts, table_file
 
 from rekd_deploy import Pipeline
 from rekd_deploy.bench.accuracy import AccuracyOptions, gap_check, measure_accuracy
-from rekd_deploy.bench.curve import subject_curve
+from rekd_deploy.bench.examples import features_of
 from rekd_deploy.bench.faithfulness import FaithfulnessOptions, measure_faithfulness
-from rekd_deploy.bench.features import features_of
 from rekd_deploy.bench.results import read_result
-from rekd_deploy.bench.subject import classified
-from rekd_deploy.cli.bench import app
+from rekd_deploy.bench.subject import classified, subject_curve
 from rekd_train.checkpoints import checkpoint as checkpoints
-from rekd_train.cli.command import run
 from rekd_train.config.run import RunConfig
 
 pytest.importorskip("pandas", reason="pandas is not installed")
 
 
 def invoke(capsys, *arguments: str, command: str = "accuracy") -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as request:
-        run(app, [command, *arguments])
-    return request.value.code, *capsys.readouterr()
+    return bench(command, *arguments), *capsys.readouterr()
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +47,7 @@ def recorded(tmp_path_factory) -> tuple[Path, Path]:
     return path, write_repository(export(path, folder), folder / "repository")
 
 
-def test_the_served_answers_are_measured_as_they_are(recorded, tmp_path, capsys) -> None:
+def test_the_served_predictions_are_measured_as_they_are(recorded, tmp_path, capsys) -> None:
     path, repository = recorded
     file = tmp_path / "result.json"
     code, out, err = invoke(capsys, str(repository), "--checkpoint", str(path), "-o", str(file), "--json")
@@ -120,7 +116,7 @@ def test_the_limit_is_in_points_and_holds_both_ways(served, reference, limit, ou
     assert found.outcome == outcome and found.limit == limit
 
 
-def test_some_examples_are_held_against_the_same_examples(recorded) -> None:
+def test_some_examples_are_compared_with_the_same_examples(recorded) -> None:
     """metrics.json is about the whole split: of a part the checkpoint is asked again."""
     path, repository = recorded
     found = measure_accuracy(AccuracyOptions(repository, checkpoint=path, examples=10))
@@ -175,7 +171,7 @@ def test_every_test_of_faithfulness_runs_on_what_is_served(recorded, tmp_path, c
     file, judge = tmp_path / "result.json", tmp_path / "judge"
     arguments = [str(repository), "--checkpoint", str(path), "--judge", str(judge), "--device", "cpu", "-o", str(file)]
     code, out, err = invoke(capsys, *arguments, "--judge-epochs", "0.5", command="faithfulness")
-    measured = read_result(file, "faithfulness")
+    measured = read_result(file)
     outcomes = {check.name: check.outcome for check in measured.checks}
     assert json.loads(out.splitlines()[-1]) == {"kind": "faithfulness", "result": str(file), "checks": outcomes}
     assert code == (1 if measured.failed else 0)

@@ -7,12 +7,10 @@ import pytest
 from planted import Planted, Untrained, ideal_judge, planted_features, planted_texts
 
 from rekd_deploy.bench import probes
-from rekd_deploy.bench.faithfulness import Judges, examine
-from rekd_deploy.bench.features import features_of
-from rekd_deploy.bench.judges import judged, random_masks
-from rekd_deploy.bench.known_reasons import known_reasons
-from rekd_deploy.bench.structure import exchanged, other_examples, swap_check, swap_test
-from rekd_deploy.bench.subject import Selected, selected
+from rekd_deploy.bench.examples import exchanged, features_of, other_examples
+from rekd_deploy.bench.faithfulness import examine, swap_check, swap_test
+from rekd_deploy.bench.judges import Judges, judged, known_reasons, random_masks
+from rekd_deploy.bench.subject import Exam, Selected, selected
 from rekd_train.data import ImageSplit, LabelledImages
 from rekd_train.data.image_sets import make_mosaics
 from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
@@ -154,11 +152,11 @@ def test_the_probe_passes_over_classes_too_small_to_fold(split) -> None:
     subject = Planted(split.preprocessor, "honest")
     chosen = selected(subject, features)
     logits = np.zeros((len(split), 2), np.float32)
-    _, checks = probes.leakage(subject, features, chosen, logits, labels)
+    _, checks = probes.leakage(Exam(subject, features, chosen, logits, labels))
     assert {check.outcome for check in checks} == {"not applicable"}
 
 
-def test_lengths_that_tell_the_label_are_not_held_against_the_pattern() -> None:
+def test_lengths_that_tell_the_label_are_not_blamed_on_the_pattern() -> None:
     """Long texts of one class: a fixed share of the words tells the length, and the length the label."""
     split = planted_texts()
     order = np.argsort(split.lengths)

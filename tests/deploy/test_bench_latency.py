@@ -1,21 +1,38 @@
-"""rekd-bench latency: forms and what they are held against, steps, what cannot run, what is refused."""
+"""rekd-bench latency: variants and what they are compared with, rounds, steps, what cannot run, what is refused."""
 
 import dataclasses
 import json
 
 import numpy as np
 import pytest
+from bench_results import bench
 from conftest import make_rationalizer
 
-from rekd_deploy.bench.forms import CLASSIFIER, COMPACTED, ONNX_CPU, PYTORCH, ZEROED, Form, Stopwatch, Way, comparisons
-from rekd_deploy.bench.latency import Grid, Subjects, measure_latency
-from rekd_deploy.bench.latency_figures import alike_check, classes_alike
-from rekd_deploy.bench.latency_inputs import AT_HAND, check_lengths, full_batches
-from rekd_deploy.bench.lines import BOTH, PREDICTOR, Line, lines_of
+from rekd_deploy.bench.latency import AT_HAND, Grid, Subjects, check_lengths, full_batches, measure_latency
 from rekd_deploy.bench.results import read_result
-from rekd_deploy.bench.traced import traced_lines
-from rekd_deploy.bench.ways_pytorch import pytorch_ways
+from rekd_deploy.bench.variants import (
+    CLASSIFIER,
+    COMPACTED,
+    ONNX_CPU,
+    PYTORCH,
+    ZEROED,
+    Runnable,
+    Stopwatch,
+    Timings,
+    Variant,
+    alike_check,
+    classes_alike,
+    comparisons,
+    in_rounds,
+    percentiles,
+)
+from rekd_deploy.bench.variants_graphs import traced
+from rekd_deploy.bench.variants_torch import BOTH, PREDICTOR, Networks, networks_of, pytorch_runnables
 from rekd_deploy.errors import BenchmarkError, EngineError, RepositoryError
+from rekd_deploy.graphs.modules import pair_signature
+from rekd_deploy.runtimes.base import RunnerChain
+from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
+from rekd_train.errors import ConfigError
 
 QUICK = {"batches": (2,), "lengths": (16,), "rounds": 3, "warmup_seconds": 0.0, "threads": 1}
 NO_TRACES = (f"{ONNX_CPU} fp32, zeroed", f"{ONNX_CPU} fp32, classifier")
@@ -32,35 +49,36 @@ def by_name(cell):
     return {way["name"]: way for way in cell["ways"]}
 
 
-# forms
+# variants
 
 
-def test_a_form_is_held_against_what_differs_in_one_thing():
-    compacted = Form(ONNX_CPU, COMPACTED, "int8", kept=8)
+def test_a_variant_is_compared_with_what_differs_in_one_thing():
+    compacted = Variant(ONNX_CPU, COMPACTED, "int8", kept=8)
     others = [
-        Form(ONNX_CPU, ZEROED, "int8"), Form(ONNX_CPU, CLASSIFIER, "int8", graphs=1), Form(PYTORCH, ZEROED),
-        Form(ONNX_CPU, COMPACTED, "fp32", kept=8), Form(ONNX_CPU, COMPACTED, "int8", kept=4),
-        Form(ONNX_CPU, CLASSIFIER, "fp32", graphs=1),
+        Variant(ONNX_CPU, ZEROED, "int8"), Variant(ONNX_CPU, CLASSIFIER, "int8", graphs=1), Variant(PYTORCH, ZEROED),
+        Variant(ONNX_CPU, COMPACTED, "fp32", kept=8), Variant(ONNX_CPU, COMPACTED, "int8", kept=4),
+        Variant(ONNX_CPU, CLASSIFIER, "fp32", graphs=1),
     ]  # fmt: skip
-    against = [other for form, other in comparisons([compacted, *others]) if form == compacted]
-    assert set(against) == set(others[:4])
+    baselines = [other for variant, other in comparisons([compacted, *others]) if variant == compacted]
+    assert set(baselines) == set(others[:4])
 
 
-def test_one_graph_is_held_against_two():
-    two, one = Form(ONNX_CPU, COMPACTED, kept=8), Form(ONNX_CPU, COMPACTED, graphs=1, kept=8)
+def test_one_graph_is_compared_with_two():
+    two, one = Variant(ONNX_CPU, COMPACTED, kept=8), Variant(ONNX_CPU, COMPACTED, graphs=1, kept=8)
     assert (one, two) in comparisons([two, one]) and (two, one) not in comparisons([two, one])
     assert one.name != two.name
 
 
-def test_a_way_remembers_the_steps_of_its_last_calls():
-    seconds = iter([0.0, 1.0, 3.0, 10.0, 14.0, 15.0])
-    watches = [Stopwatch(lambda: next(seconds)) for _ in range(1)]
-    watches[0].lap("selector")
-    watches[0].lap("predictor")
-    assert watches[0].steps == {"selector": 1000.0, "predictor": 2000.0}
-    way = Way(Form(ONNX_CPU, COMPACTED), lambda turn, watch: watch.steps.update(selector=float(turn)) or np.zeros(1))
-    for turn in range(5):
-        way(turn)
+def test_a_variant_remembers_the_steps_of_its_last_calls():
+    watch = Stopwatch(iter([0.0, 1.0, 3.0]).__next__)
+    watch.lap("selector")
+    watch.lap("predictor")
+    assert watch.steps == {"selector": 1000.0, "predictor": 2000.0}
+    way = Runnable(
+        Variant(ONNX_CPU, COMPACTED), lambda number, watch: watch.steps.update(selector=float(number)) or np.zeros(1)
+    )
+    for number in range(5):
+        way(number)
     assert way.last(2)["selector"].tolist() == [3.0, 4.0]
 
 
@@ -78,7 +96,7 @@ def test_texts_fill_their_length(rationalizer, length):
     assert len(set(ids)) == AT_HAND
 
 
-def test_images_differ_from_turn_to_turn(image_rationalizer):
+def test_images_differ_from_round_to_round(image_rationalizer):
     batches = full_batches(image_rationalizer.preprocessor, 2, 12)
     assert len({encoded.inputs["pixels"].tobytes() for encoded in batches.encoded}) == AT_HAND
     assert check_lengths(image_rationalizer.preprocessor, ()) == [12]
@@ -94,7 +112,7 @@ def test_a_length_that_would_be_padded_is_refused(rationalizer):
 # what is measured
 
 
-def test_every_form_has_times_steps_and_ratios(figures):
+def test_every_variant_has_times_steps_and_ratios(figures):
     found, checks = figures
     (cell,) = found["cells"]
     ways = by_name(cell)
@@ -121,70 +139,70 @@ def test_the_steps_are_parts_of_the_whole(figures):
         assert max(step["p50"] for step in way["steps"].values()) <= way["milliseconds"]["p99"]
 
 
-def test_other_k_are_other_forms(rationalizer):
-    lines = lines_of(rationalizer, budgets=(0.1, 0.25, 0.5))
-    kept = [line.kept for line in lines if line.model == COMPACTED]
+def test_other_k_are_other_variants(rationalizer):
+    networks = networks_of(rationalizer, budgets=(0.1, 0.25, 0.5))
+    kept = [each.variant(PYTORCH).kept for each in networks if each.model == COMPACTED]
     assert kept == [rationalizer.capacity, 4, 23]  # 0.25 is the pair's own, so it is there once
     assert rationalizer.predictor.operator == "compact", "the pair itself is as it was"
     with pytest.raises(BenchmarkError, match="budget 1.5"):
-        lines_of(rationalizer, budgets=(1.5,))
+        networks_of(rationalizer, budgets=(1.5,))
 
 
 def test_a_teacher_gives_a_larger_classifier(rationalizer):
-    lines = lines_of(rationalizer, teacher=rationalizer)
-    assert lines[-1].model == "classifier of the teacher's size" and lines[-1].graphs == 1
+    networks = networks_of(rationalizer, teacher=rationalizer)
+    assert networks[-1].model == "classifier of the teacher's size" and networks[-1].variant(PYTORCH).graphs == 1
 
 
 def test_a_teacher_with_other_tensors_is_refused(rationalizer, image_rationalizer):
     with pytest.raises(BenchmarkError, match="another"):
-        lines_of(rationalizer, teacher=image_rationalizer)
+        networks_of(rationalizer, teacher=image_rationalizer)
 
 
 def test_a_zeroed_pair_and_a_classifier_share_one_trace(rationalizer):
-    lines = [line for line in lines_of(rationalizer) if line.model != COMPACTED]
+    networks = [each for each in networks_of(rationalizer) if each.model != COMPACTED]
     reports, not_run = [], []
-    found = list(traced_lines(lines, ["fp32"], [], gpu=False, not_run=not_run, report=lambda *at: reports.append(at)))
-    assert [(line.model, precision) for line, _, precision in found] == [(ZEROED, "fp32"), (CLASSIFIER, "fp32")]
+    found = list(traced(networks, ["fp32"], [], gpu=False, not_run=not_run, report=lambda *at: reports.append(at)))
+    assert [(each.model, precision) for each, _, precision in found] == [(ZEROED, "fp32"), (CLASSIFIER, "fp32")]
     assert found[0][1] is found[1][1] and reports == [(0, 1), (1, 1)] and not not_run
 
 
-def test_a_compiler_that_fails_is_said_and_costs_no_other_way(rationalizer):
+def test_a_compiler_that_fails_is_said_and_costs_no_other_variant(rationalizer):
     def broken(graph, inputs):
         raise RuntimeError("no compiler here\nand more")
 
-    line = lines_of(rationalizer)[2]
+    each = networks_of(rationalizer)[2]
     arrays = [dict(encoded.inputs) for encoded in full_batches(rationalizer.preprocessor, 1, 16).encoded]
-    ways, not_run = pytorch_ways(line, arrays, "cpu", ["torch.compile", PYTORCH], backend=broken)
-    assert [way.form.runtime for way in ways] == [PYTORCH]
+    ways, not_run = pytorch_runnables(each, arrays, "cpu", ["torch.compile", PYTORCH], backend=broken)
+    assert [way.variant.runtime for way in ways] == [PYTORCH]
     assert not_run[0].name == "torch.compile fp32, classifier" and "no compiler here" in not_run[0].reason
 
 
 def test_compiled_and_eager_answer_alike(rationalizer):
-    line = lines_of(rationalizer)[2]
+    each = networks_of(rationalizer)[2]
     arrays = [dict(encoded.inputs) for encoded in full_batches(rationalizer.preprocessor, 2, 16).encoded]
-    ways, not_run = pytorch_ways(line, arrays, "cpu", [PYTORCH, "torch.compile"], backend="eager")
+    ways, not_run = pytorch_runnables(each, arrays, "cpu", [PYTORCH, "torch.compile"], backend="eager")
     assert not not_run
     np.testing.assert_allclose(ways[0](1), ways[1](1), atol=1e-5)
-    assert not np.allclose(ways[0](0), ways[0](1)), "each turn has its own batch"
+    assert not np.allclose(ways[0](0), ways[0](1)), "each round has its own batch"
 
 
 def test_images_are_timed_alike(image_rationalizer):
     arrays = [dict(encoded.inputs) for encoded in full_batches(image_rationalizer.preprocessor, 2, 12).encoded]
-    for line in lines_of(image_rationalizer):
-        ways, not_run = pytorch_ways(line, arrays, "cpu", [PYTORCH])
+    for each in networks_of(image_rationalizer):
+        ways, not_run = pytorch_runnables(each, arrays, "cpu", [PYTORCH])
         assert ways[0](0).shape == (2, 3) and not not_run
 
 
-def test_forms_that_answer_otherwise_fail_the_check():
+def test_variants_that_predict_otherwise_fail_the_check():
     def way(runtime, classes):
         logits = np.eye(3)[classes]
-        return Way(Form(runtime, COMPACTED), lambda turn, watch: logits)
+        return Runnable(Variant(runtime, COMPACTED), lambda number, watch: logits)
 
     alike = classes_alike([way("a", [0, 1, 2, 2]), way("b", [0, 1, 2, 1])], 2)
     assert alike == (6, 8)
     assert alike_check([alike]).outcome == "failed"
     assert alike_check([(0, 0)]).outcome == "not applicable"
-    other = Way(Form("c", COMPACTED, "int8"), lambda turn, watch: np.eye(3)[[1, 1, 1, 1]])
+    other = Runnable(Variant("c", COMPACTED, "int8"), lambda number, watch: np.eye(3)[[1, 1, 1, 1]])
     assert classes_alike([way("a", [0, 1, 2, 2]), other], 2) == (0, 0), "other precisions may round otherwise"
 
 
@@ -220,40 +238,93 @@ def test_an_unknown_device_is_refused(repository):
 
 
 def test_the_command_writes_a_result_and_ends_with_json(repository, tmp_path, capsys):
-    from rekd_deploy.cli.bench import app
-    from rekd_train.cli.command import run
-
     output = tmp_path / "latency.json"
-    arguments = ["latency", str(repository), "--batches", "1", "--lengths", "16", "--rounds", "3", "--warmup", "0",
-                 "--threads", "1", "-o", str(output)]  # fmt: skip
-    with pytest.raises(SystemExit) as ended:
-        run(app, arguments)
-    assert ended.value.code == 0
+    arguments = ["latency", repository, "--batches", "1", "--lengths", "16", "--rounds", "3", "--warmup", "0",
+                 "--threads", "1", "-o", output]  # fmt: skip
+    assert bench(*arguments) == 0
     printed = capsys.readouterr().out
     assert json.loads(printed.splitlines()[-1])["kind"] == "latency"
-    result = read_result(output, "latency")
+    result = read_result(output)
     assert result.figures["cells"][0]["rounds"] == 15, "five times as many at batch 1"
     assert result.inputs["repository 1"].sha256
 
 
 def test_a_list_that_is_none_is_a_usage_error(repository, capsys):
-    from rekd_deploy.cli.bench import app
-    from rekd_train.cli.command import run
-
-    with pytest.raises(SystemExit) as ended:
-        run(app, ["latency", str(repository), "--batches", "1,two"])
-    assert ended.value.code == 2 and "1,two" in capsys.readouterr().err
+    assert bench("latency", repository, "--batches", "1,two") == 2 and "1,two" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("operator", ["compact", "zero"])
-def test_pytorch_in_fp16_is_another_form_that_answers_alike(operator):
+def test_pytorch_in_fp16_is_another_variant_that_predicts_alike(operator):
     batches = [dict(full_batches(make_rationalizer().preprocessor, 2, 16).encoded[0].inputs)]
     roles, model = (BOTH, COMPACTED) if operator == "compact" else (PREDICTOR, CLASSIFIER)
     found = {}
     for precision in ("fp32", "fp16"):
-        line = Line(model, make_rationalizer(operator=operator), roles)
-        (way,), not_run = pytorch_ways(line, batches, "cpu", [PYTORCH], precision=precision)
-        assert not_run == [] and way.form.precision == precision
+        each = Networks(model, make_rationalizer(operator=operator), roles)
+        (way,), not_run = pytorch_runnables(each, batches, "cpu", [PYTORCH], precision=precision)
+        assert not_run == [] and way.variant.precision == precision
         found[precision] = way(0)
     np.testing.assert_allclose(found["fp16"], found["fp32"], rtol=0.02)
     assert not np.array_equal(found["fp16"], found["fp32"])
+
+
+# rounds: a drifting machine changes no ratio
+
+
+class Machine:
+    """A clock that only work moves, on a machine that grows slower."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.order: list[tuple[str, int]] = []
+
+    def variant(self, name: str, seconds: float):
+        def work(number: int) -> None:
+            self.order.append((name, number))
+            self.now += seconds * (1 + number)
+
+        return work
+
+
+def test_a_machine_that_slows_down_changes_no_ratio():
+    machine = Machine()
+    variants = {"fast": machine.variant("fast", 0.001), "slow": machine.variant("slow", 0.004)}
+    timings = in_rounds(variants, rounds=9, clock=lambda: machine.now)
+    assert percentiles(timings.milliseconds["fast"])["p50"] == pytest.approx(5.0)
+    found = timings.ratio("fast", "slow")
+    assert found == pytest.approx({"ratio": 0.25, "low": 0.25, "high": 0.25})
+
+
+def test_the_order_shifts_and_every_variant_runs_once_a_round():
+    machine = Machine()
+    in_rounds({name: machine.variant(name, 1.0) for name in "abc"}, rounds=3, clock=lambda: machine.now)
+    timed = machine.order[3:]  # the first three warm up
+    assert timed == [("a", 0), ("b", 0), ("c", 0), ("b", 1), ("c", 1), ("a", 1), ("c", 2), ("a", 2), ("b", 2)]
+
+
+def test_each_variant_warms_up_for_its_time():
+    machine = Machine()
+    in_rounds({"a": machine.variant("a", 0.5)}, rounds=3, warmup_seconds=2.0, clock=lambda: machine.now)
+    assert len(machine.order) == 4 + 3
+
+
+def test_the_interval_holds_the_spread_of_the_rounds():
+    generator = np.random.default_rng(0)
+    noise = generator.lognormal(0.0, 0.3, size=41)
+    found = Timings({"a": 2.0 * noise, "b": np.ones(41)}).ratio("a", "b")
+    assert found["low"] < 2.0 < found["high"] and found["low"] <= found["ratio"] <= found["high"]
+
+
+def test_two_rounds_are_refused():
+    with pytest.raises(ConfigError, match="2 rounds"):
+        in_rounds({"a": lambda number: None}, rounds=2)
+
+
+def test_graphs_and_pytorch_predict_alike(rationalizer, artefacts, texts):
+    inputs = dict(rationalizer.preprocessor(texts[:3]).inputs)
+    signature = pair_signature(rationalizer)
+    (eager,), _ = pytorch_runnables(Networks(COMPACTED, rationalizer.eval(), BOTH), [inputs], "cpu", [PYTORCH])
+    selector = OnnxRuntimeRunner(artefacts.selector, signature.selector, "selector")
+    predictor = OnnxRuntimeRunner(artefacts.predictor, signature.predictor, "predictor")
+    with RunnerChain([selector, predictor]) as chain:
+        found = chain.run(inputs)
+    np.testing.assert_allclose(found["logits"], eager(0), atol=1e-5)

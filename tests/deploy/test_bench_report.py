@@ -7,13 +7,11 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from bench_results import accuracy, faithfulness, latency, made_up, serving
+from bench_results import accuracy, bench, faithfulness, latency, made_up, serving
 
-from rekd_deploy.bench import report as report_module
-from rekd_deploy.bench.charts import line_chart, stacked_bars
-from rekd_deploy.bench.gallery import read_answers
-from rekd_deploy.bench.report import Report, markdown_page, write_report
-from rekd_deploy.bench.report_sections import sections_of, verdict_of
+from rekd_deploy.bench.report import page as report_module
+from rekd_deploy.bench.report.page import Report, markdown_page, read_answers, sections_of, verdict_of, write_report
+from rekd_deploy.bench.report.parts import line_chart, stacked_bars
 from rekd_deploy.bench.results import write_result
 from rekd_deploy.errors import BenchmarkError
 from rekd_train.inputs.prediction import Patch, Prediction, Span
@@ -215,16 +213,11 @@ def test_a_missing_image_is_named(tmp_path):
 
 
 def test_the_command_makes_both(tmp_path, capsys):
-    from rekd_deploy.cli.bench import app
-    from rekd_train.cli.command import run
-
-    files = [str(write_result(tmp_path / f"{result.kind}.json", result)) for result in (accuracy(), faithfulness())]
-    with pytest.raises(SystemExit) as ended:
-        page = str(tmp_path / "out" / "page.html")
-        run(app, ["report", *files, "-o", page, "--answers", str(answers_file(tmp_path))])
-    assert ended.value.code == 0
+    files = [write_result(tmp_path / f"{result.kind}.json", result) for result in (accuracy(), faithfulness())]
+    page = tmp_path / "out" / "page.html"
+    assert bench("report", *files, "-o", page, "--answers", answers_file(tmp_path)) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert document["bytes"] == (tmp_path / "out" / "page.html").stat().st_size
+    assert document["bytes"] == page.stat().st_size
     assert (tmp_path / "out" / "page.md").is_file()
 
 

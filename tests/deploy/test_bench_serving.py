@@ -7,15 +7,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from bench_results import bench
 
-from rekd_deploy.bench import perf_analyzer
-from rekd_deploy.bench.closed_turns import load_figures
-from rekd_deploy.bench.load import closed_loop, merged, open_loop, poisson_arrivals
-from rekd_deploy.bench.request_mix import Recorded, RequestMix
-from rekd_deploy.bench.server_steps import steps_between
-from rekd_deploy.bench.serving import Serving, measure_serving
+from rekd_deploy.bench.load import Recorded, RequestMix, closed_loop, merged, open_loop, poisson_arrivals
+from rekd_deploy.bench.serving import Serving, measure_serving, serving_checks
 from rekd_deploy.bench.serving import _open as open_loads
-from rekd_deploy.bench.serving_checks import serving_checks
+from rekd_deploy.bench.triton import read_report, run_perf_analyzer, steps_between
 from rekd_deploy.errors import BenchmarkError, DeadlineError, ServerUnavailableError
 from rekd_deploy.server.step_totals import StepTotals
 from rekd_train.errors import ConfigError, MissingExtraError
@@ -47,45 +44,45 @@ def test_a_stall_is_paid_by_all_who_come_meanwhile():
     opened = open_loop(OneAtATime(stalled=10), arrivals)
     closed = closed_loop(OneAtATime(stalled=10), concurrency=1, seconds=0.8)
     slow = STALL * 1000 / 4
-    assert (opened.milliseconds > slow).sum() >= 20
-    assert (closed.milliseconds > slow).sum() <= 3
+    assert (np.array(opened.milliseconds) > slow).sum() >= 20
+    assert (np.array(closed.milliseconds) > slow).sum() <= 3
     assert len(opened.milliseconds) == len(arrivals)
 
 
-def test_waiting_for_an_asker_counts():
-    """With one asker the second request is sent late, and its latency says so."""
-    load = open_loop(lambda number: time.sleep(0.1), np.zeros(3), askers=1)
+def test_waiting_for_a_free_client_counts():
+    """With one client the second request is sent late, and its latency says so."""
+    load = open_loop(lambda number: time.sleep(0.1), np.zeros(3), in_flight=1)
     waits = np.sort(load.milliseconds)
     assert waits[0] >= 100 and waits[1] >= 200 and waits[2] >= 300
     assert np.max(load.late_ms) >= 200
 
 
-def test_each_asker_has_one_request_on_its_way():
-    on_their_way, most, lock = 0, 0, threading.Lock()
+def test_each_client_has_one_request_in_flight():
+    in_flight, most, lock = 0, 0, threading.Lock()
 
-    def ask(number: int) -> None:
-        nonlocal on_their_way, most
+    def send(number: int) -> None:
+        nonlocal in_flight, most
         with lock:
-            on_their_way += 1
-            most = max(most, on_their_way)
+            in_flight += 1
+            most = max(most, in_flight)
         time.sleep(0.02)
         with lock:
-            on_their_way -= 1
+            in_flight -= 1
 
-    load = closed_loop(ask, concurrency=3, seconds=0.3)
+    load = closed_loop(send, concurrency=3, seconds=0.3)
     assert most == 3
-    assert load.milliseconds.min() >= 20
+    assert min(load.milliseconds) >= 20
     assert load.per_second == pytest.approx(load.answered / load.seconds)
 
 
 def test_throughput_is_what_was_answered_within_the_time():
     now = 0.0
 
-    def ask(number: int) -> None:
+    def send(number: int) -> None:
         nonlocal now
         now += 0.4
 
-    load = closed_loop(ask, concurrency=1, seconds=2.0, warmup_seconds=0.5, clock=lambda: now)
+    load = closed_loop(send, concurrency=1, seconds=2.0, warmup_seconds=0.5, clock=lambda: now)
     assert (load.answered, load.seconds) == (5, 2.0), "one of the warm-up's came within it, the last one after it"
     assert load.per_second == pytest.approx(1 / 0.4), "however short the time"
 
@@ -93,13 +90,13 @@ def test_throughput_is_what_was_answered_within_the_time():
 def test_a_failure_is_no_throughput():
     now = 0.0
 
-    def ask(number: int) -> None:
+    def send(number: int) -> None:
         nonlocal now
         now += 0.5
         if now > 1.5:
             raise DeadlineError("no answer in time")
 
-    load = closed_loop(ask, concurrency=1, seconds=2.0, clock=lambda: now)
+    load = closed_loop(send, concurrency=1, seconds=2.0, clock=lambda: now)
     assert (load.answered, load.failed) == (2, 2)
 
 
@@ -107,34 +104,34 @@ def test_the_warm_up_is_not_counted():
     begun = time.perf_counter()
     first: list[float] = []
 
-    def ask(number: int) -> None:
+    def send(number: int) -> None:
         first.append(time.perf_counter() - begun)
         time.sleep(0.01)
 
-    load = closed_loop(ask, concurrency=1, seconds=0.2, warmup_seconds=0.3)
+    load = closed_loop(send, concurrency=1, seconds=0.2, warmup_seconds=0.3)
     assert len(load.milliseconds) < len(first) and load.answered < len(first) and load.seconds == 0.2
 
 
 def test_failures_are_counted_and_have_no_latency():
-    def ask(number: int) -> None:
+    def send(number: int) -> None:
         if number % 2:
             raise DeadlineError("no answer in time")
 
-    load = open_loop(ask, np.linspace(0, 0.05, 10))
-    assert load.failed == 5 and len(load.milliseconds) == 5 and load.errors == ["no answer in time"]
+    load = open_loop(send, np.linspace(0, 0.05, 10))
+    assert load.failed == 5 and len(load.milliseconds) == 5 and load.errors == {"no answer in time"}
     assert load.answered == 5
-    figures = load_figures(load)
+    figures = load.figures()
     assert figures["failed"] == 5 and figures["answers"] == 5 and figures["milliseconds"]["p50"] >= 0
 
 
 def test_a_first_request_that_fails_ends_the_load():
-    def ask(number: int) -> None:
+    def send(number: int) -> None:
         raise ServerUnavailableError("nobody there")
 
     with pytest.raises(ServerUnavailableError):
-        closed_loop(ask, concurrency=1, seconds=0.1)
+        closed_loop(send, concurrency=1, seconds=0.1)
     with pytest.raises(ServerUnavailableError):
-        open_loop(ask, np.zeros(1))
+        open_loop(send, np.zeros(1))
 
 
 def test_arrivals_are_poissons():
@@ -186,15 +183,15 @@ def test_a_wrong_answer_under_load_is_seen():
         shift = 0.01 if wrong.is_set() and "b" in items else 0.0
         return [answer(item, {"a": 0.9, "b": 0.8}[item] - shift) for item in items]
 
-    recorded = Recorded(mix, predict)
+    recorded = Recorded(mix, predict, expected, None)
     for number in range(50):
         recorded(number)
-    equal, compared = recorded.judge(expected, None)
+    equal, compared = recorded.compare()
     assert equal == compared > 50
     wrong.set()
     for number in range(50):
         recorded(number)
-    equal, compared = recorded.judge(expected, None)
+    equal, compared = recorded.compare()
     assert 0 < equal < compared, "and those of the first load are forgotten"
 
 
@@ -221,8 +218,7 @@ def test_what_serving_may_cost():
 
 def test_shares_of_no_throughput_are_no_loads():
     serving = SimpleNamespace(rates=(), shares=(0.5, 0.8))
-    turns = SimpleNamespace(mix=RequestMix(["a"], (1,)), served=lambda items: [])
-    assert open_loads(serving, turns, 0.0, lambda what, done, total: None) == []
+    assert open_loads(serving, None, 0.0, lambda what, done, total: None) == []
 
 
 # the server's account
@@ -256,12 +252,12 @@ def test_its_report_is_read_in_milliseconds():
         "Server Compute Infer,Server Compute Output,Client Recv,p50 latency,p90 latency,p95 latency,p99 latency\n"
         "2,437.397,3,1310,1000,32,802,128,2,1344,3894,8977,15991\n"
     )
-    assert perf_analyzer.read_report(text) == {
+    assert read_report(text) == {
         "concurrency": 2.0, "per_second": 437.397, "p50": 1.344, "p90": 3.894, "p95": 8.977, "p99": 15.991,
         "queue_ms": 1.0, "input_ms": 0.032, "compute_ms": 0.802, "output_ms": 0.128,
     }  # fmt: skip
     with pytest.raises(BenchmarkError, match="no figures"):
-        perf_analyzer.read_report("Concurrency,Inferences/Second\n")
+        read_report("Concurrency,Inferences/Second\n")
 
 
 def test_without_it_the_extra_is_named(monkeypatch):
@@ -272,7 +268,7 @@ def test_without_it_the_extra_is_named(monkeypatch):
 
     monkeypatch.setattr(metadata, "version", absent)
     with pytest.raises(MissingExtraError, match="perf"):
-        perf_analyzer.run_perf_analyzer("localhost:1", "rekd", [], [1], request_count=1, timeout=1.0)
+        run_perf_analyzer("localhost:1", "rekd", [], [1], request_count=1, timeout=1.0)
 
 
 # a real server
@@ -289,7 +285,7 @@ def test_a_served_model_under_load(repository, texts):
     assert [load["concurrency"] for load in figures["closed"]] == [1, 2]
     for load in figures["closed"]:
         assert load["milliseconds"]["p50"] > 0 and load["failed"] == 0
-        assert load["equal"] == load["compared"] > load["answers"], "requests ask about one or three"
+        assert load["equal"] == load["compared"] > load["answers"], "requests send about one or three"
         assert load["in_process"]["answers"] > 0 and load["throughput"]["ratio"] > 0
         steps = load["steps"]
         assert {"rekd", "rekd_selector", "rekd_predictor"} <= set(steps)
@@ -314,28 +310,24 @@ def test_perf_analyzer_agrees_about_the_server(repository, texts):
     preprocessor = Pipeline(repository).preprocessor
     requests = [dict(preprocessor([text]).inputs) for text in texts[:2]]
     with TritonServer(repository, grpc_port=0, http_port=0, metrics_port=0) as server:
-        (found,) = perf_analyzer.run_perf_analyzer(
+        (found,) = run_perf_analyzer(
             server.grpc_url, "rekd", requests[:1], [2], request_count=20, timeout=60.0
         )
     assert found["concurrency"] == 2 and 0 < found["p50"] <= found["p99"] and found["compute_ms"] > 0
 
 
-def test_nothing_to_ask_about_is_refused(repository):
-    with pytest.raises(BenchmarkError, match="nothing to ask"):
+def test_nothing_to_send_is_refused(repository):
+    with pytest.raises(BenchmarkError, match="nothing to send"):
         measure_serving(Serving(repository=repository, items=[]))
 
 
 def test_the_command_refuses_texts_for_images_before_it_serves(repository, tmp_path, capsys):
-    from rekd_deploy.cli.bench import app
-    from rekd_train.cli.command import run
-
-    with pytest.raises(SystemExit) as ended:
-        run(app, ["serving", str(repository), "--file", str(tmp_path / "none.txt")])
-    assert ended.value.code == 1 and "none.txt" in capsys.readouterr().err
+    assert bench("serving", repository, "--file", tmp_path / "none.txt") == 1
+    assert "none.txt" in capsys.readouterr().err
 
 
 def test_its_table_shows_every_load(capsys):
-    from rekd_deploy.cli.bench_serving import rows
+    from rekd_deploy.cli.bench_timing import serving_rows as rows
 
     times = {"p50": 1.0, "p95": 2.0, "p99": 3.0}
     load = {"milliseconds": times, "per_second": 5.0, "failed": 0}

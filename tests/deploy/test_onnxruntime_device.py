@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from families import assert_same_answers
 
-from rekd_deploy.bench import ways_graphs
+from rekd_deploy.bench import variants_graphs
 from rekd_deploy.client.pipeline import Pipeline
 from rekd_deploy.errors import EngineError
 from rekd_deploy.repository import runners as repository_runners
@@ -115,11 +115,11 @@ def test_what_is_not_captured_is_not_timed_as_captured(repository, monkeypatch):
             super().__init__(graphs, device="cpu")
             self.uncaptured = {graphs[0].name: "its LSTM copies"} if captured else {}
 
-    monkeypatch.setattr(ways_graphs, "DeviceChain", OnCpu)
+    monkeypatch.setattr(variants_graphs, "DeviceChain", OnCpu)
     with ExitStack() as stack:
-        loaded = ways_graphs.Loaded(stack, "cuda", None)
+        loaded = variants_graphs.Loaded(stack, "cuda", None)
         loaded.add_repository(repository)
-        assert {form.runtime for form in loaded.forms} == {ways_graphs.ONNX_CUDA}
+        assert {form.runtime for form in loaded.variants} == {variants_graphs.ONNX_CUDA}
         assert len(loaded.not_run) == 2
         assert all(each.reason == "not captured: its LSTM copies" for each in loaded.not_run)
 

@@ -11,8 +11,8 @@ import sys
 import pytest
 import standin
 
-from rekd_deploy.bench.report import Report, markdown_page
-from rekd_deploy.bench.report_gpu import read_gpu
+from rekd_deploy.bench.report.gpu import read_gpu
+from rekd_deploy.bench.report.page import Report, markdown_page
 from rekd_deploy.errors import BenchmarkError, EngineError
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.runtimes.tensorrt.library import PRODUCTS, Library
@@ -141,7 +141,7 @@ def test_the_report_shows_what_a_card_gave_and_holds_it_against_the_goals(finish
     text = markdown_page(Report("R", [found]))
     for said in (
         "All 6 checks passed", "What is it worth on a GPU? a made-up card, driver 590.1", "40 of 40 graphs",
-        "| equal predictor | fp16 | yes |", "### latency_fp16: times", "### latency_fp32: ratios of times, from turns",
+        "| equal predictor | fp16 | yes |", "### latency_fp16: times", "### latency_fp32: ratios of times, from rounds",
         "### Concurrency", "| demo_student | fp32 | distillation |", "| REKD compacted |", "Does distillation help?",
         "| training | PyTorch ran on the CPU", "| tensorrt | skipped |", "gpu.py run",
         "| tensorrt | small selector |", "| – | a selector score differs |",

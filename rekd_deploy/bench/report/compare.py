@@ -1,4 +1,4 @@
-"""Two results of one kind held against each other: which figures became worse, beyond the limit and beyond the noise.
+"""Two results of one kind compared: which figures became worse, beyond the limit and beyond the noise.
 
 A figure is worse when it changed for the worse by more than the limit *and* its 95 % interval shows so: of times, the
 intervals of both medians must lie apart; of shares, likewise. A change beyond the limit that the intervals do not bear
@@ -8,7 +8,7 @@ out is said to be within the noise, and fails nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,22 +16,25 @@ from rekd_deploy.bench.results import Result
 from rekd_deploy.errors import BenchmarkError
 
 Better = Literal["lower", "higher"]
-Outcome = Literal["worse", "better", "same", "within the noise"]
 _DECIDES_SPEED = ("processor", "machine", "cores", "gpus")
 """What of the hardware must be equal."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One number that can be compared."""
+    """One number that can be compared; ``low`` and ``high`` of its 95 % interval, None: it has none."""
 
     value: float
     better: Better
     low: float | None = None
-    """Of its 95 % interval; None: it has none."""
     high: float | None = None
     points: bool = False
     """A share from 0 to 1, compared in percentage points and not in relation to itself."""
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The value itself where there is none."""
+        return self.value if self.low is None else self.low, self.value if self.high is None else self.high
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Change:
     new: Figure
     change: float
     """Of shares in percentage points, of others in percent; above 0: more."""
-    outcome: Outcome
+    outcome: Literal["worse", "better", "same", "within the noise"]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -63,7 +66,7 @@ class Comparison:
     only_old: list[str]
     only_new: list[str]
     notes: list[str]
-    """What else differs."""
+    """What else differs, and may explain a change."""
 
     @property
     def worse(self) -> list[Change]:
@@ -98,9 +101,10 @@ def compare(
     """
     if old.kind != new.kind:
         raise BenchmarkError(f"the old result is of '{old.kind}', the new of '{new.kind}'; fix: two of one kind")
-    differing = [name for name in _DECIDES_SPEED if old.hardware.get(name) != new.hardware.get(name)]
+    machines = [{name: each.hardware.get(name) for name in _DECIDES_SPEED} for each in (old, new)]
+    differing = _differing(*machines)
     if differing and not other_hardware:
-        shown = "; ".join(f"{name}: {old.hardware.get(name)} and {new.hardware.get(name)}" for name in differing)
+        shown = "; ".join(f"{name}: {before} and {after}" for name, before, after in differing)
         raise BenchmarkError(
             f"the results are from different machines ({shown}); fix: --other-hardware, to compare all the same"
         )
@@ -113,9 +117,15 @@ def compare(
     shared = [name for name in before if name in after]
     if not shared:
         raise BenchmarkError("the results have no figure in common; fix: measure the same grid or settings")
+    passed = {check.name for check in old.checks if check.outcome == "passed"}
+    versions = _differing(old.versions, new.versions, "missing")
+    notes = [f"{name} {before} -> {after}" for name, before, after in versions]
+    notes += [f"setting {name}: {before} -> {after}" for name, before, after in _differing(old.settings, new.settings)]
     return Comparison(
-        [change_of(name, before[name], after[name], percent, points) for name in shared], _broken(old, new),
-        sorted(set(before) - set(after)), sorted(set(after) - set(before)), _notes(old, new),
+        [change_of(name, before[name], after[name], percent, points) for name in shared],
+        [f"the check '{check.name}'" for check in new.failed if check.name in passed],
+        sorted(set(before) - set(after)), sorted(set(after) - set(before)),
+        [*notes, *(f"{name}: {before} -> {after}" for name, before, after in differing)],
     )  # fmt: skip
 
 
@@ -127,10 +137,17 @@ def change_of(name: str, old: Figure, new: Figure, percent: float, points: float
     else:
         change, limit = (100 * difference / abs(old.value) if old.value else float("inf") * difference), percent
     worse = change > 0 if old.better == "lower" else change < 0
-    outcome: Outcome = "same"
-    if abs(change) > limit:
-        outcome = ("worse" if worse else "better") if _apart(old, new) else "within the noise"
-    return Change(name, old, new, change, outcome)
+    if abs(change) <= limit:
+        return Change(name, old, new, change, "same")
+    (old_low, old_high), (new_low, new_high) = old.interval, new.interval
+    apart = new_low > old_high or new_high < old_low  # a figure without an interval is taken at its word
+    return Change(name, old, new, change, ("worse" if worse else "better") if apart else "within the noise")
+
+
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any], missing: Any = None) -> list[tuple[str, Any, Any]]:
+    """Name, old and new value."""
+    found = ((name, old.get(name, missing), new.get(name, missing)) for name in sorted({*old, *new}))
+    return [each for each in found if each[1] != each[2]]
 
 
 def figures_of(result: Result) -> Iterator[tuple[str, Figure]]:
@@ -154,33 +171,30 @@ def _of_latency(result: Result) -> Iterator[tuple[str, Figure]]:
     for cell in result.figures["cells"]:
         place = f"batch {cell['batch']}, length {cell['length']}"
         for way in cell["ways"]:
-            yield f"{place}: {way['name']}, p50 ms", _time(way["milliseconds"])
+            yield f"{place}: {way['name']}, p50 ms", _median(way["milliseconds"])
         for ratio in cell["ratios"]:
-            name = f"{place}: {ratio['way']} / {ratio['baseline']}"
-            yield name, Figure(ratio["ratio"], "lower", ratio["low"], ratio["high"])
+            yield f"{place}: {ratio['way']} / {ratio['baseline']}", _median(ratio, "ratio")
 
 
 def _of_serving(result: Result) -> Iterator[tuple[str, Figure]]:
     figures = result.figures
     for load in figures["closed"]:
         if load["milliseconds"]:
-            yield f"concurrency {load['concurrency']}: p50 ms", _time(load["milliseconds"])
+            yield f"concurrency {load['concurrency']}: p50 ms", _median(load["milliseconds"])
         if throughput := load["throughput"]:
             name = f"concurrency {load['concurrency']}: throughput, served / in process"
-            yield name, Figure(throughput["ratio"], "higher", throughput["low"], throughput["high"])
+            yield name, _median(throughput, "ratio", "higher")
     for load in figures["open"]:
         if load["milliseconds"] and load["share_of_peak"]:
-            yield f"open loop at {load['share_of_peak']:.0%} of the peak: p50 ms", _time(load["milliseconds"])
+            yield f"open loop at {load['share_of_peak']:.0%} of the peak: p50 ms", _median(load["milliseconds"])
     for name, times in figures["in_process"]["milliseconds"].items():
-        yield f"one at a time, {name}: p50 ms", _time(times)
-    ratio = figures["in_process"]["ratio"]
-    yield "served / in process", Figure(ratio["ratio"], "lower", ratio["low"], ratio["high"])
+        yield f"one at a time, {name}: p50 ms", _median(times)
+    yield "served / in process", _median(figures["in_process"]["ratio"], "ratio")
 
 
 def _of_accuracy(result: Result) -> Iterator[tuple[str, Figure]]:
-    classification, count = result.figures["classification"], result.settings["examples"]
-    yield "accuracy", _share(classification["accuracy"], count)
-    yield "macro_f1", _share(classification["macro_f1"], count)
+    for name in ("accuracy", "macro_f1"):
+        yield name, _share(result.figures["classification"][name], result.settings["examples"])
 
 
 def _of_faithfulness(result: Result) -> Iterator[tuple[str, Figure]]:
@@ -195,37 +209,5 @@ def _share(value: float, count: int) -> Figure:
     return Figure(value, "higher", middle - half, middle + half, points=True)
 
 
-def _time(milliseconds: dict[str, float]) -> Figure:
-    return Figure(milliseconds["p50"], "lower", milliseconds["low"], milliseconds["high"])
-
-
-def _apart(old: Figure, new: Figure) -> bool:
-    """Whether the intervals do not touch; a figure without one is taken at its word."""
-    old_low, old_high = _interval(old)
-    new_low, new_high = _interval(new)
-    return new_low > old_high or new_high < old_low
-
-
-def _interval(figure: Figure) -> tuple[float, float]:
-    low = figure.value if figure.low is None else figure.low
-    return low, figure.value if figure.high is None else figure.high
-
-
-def _broken(old: Result, new: Result) -> list[str]:
-    passed = {check.name for check in old.checks if check.outcome == "passed"}
-    return [f"the check '{check.name}'" for check in new.failed if check.name in passed]
-
-
-def _notes(old: Result, new: Result) -> list[str]:
-    """Differences that may explain a change."""
-    found = [
-        f"{name} {old.versions.get(name, 'missing')} -> {new.versions.get(name, 'missing')}"
-        for name in sorted({*old.versions, *new.versions}) if old.versions.get(name) != new.versions.get(name)
-    ]
-    found += [
-        f"setting {name}: {old.settings.get(name)} -> {new.settings.get(name)}"
-        for name in sorted({*old.settings, *new.settings}) if old.settings.get(name) != new.settings.get(name)
-    ]
-    found += [f"{name}: {value} -> {new.hardware.get(name)}" for name, value in old.hardware.items()
-              if name in _DECIDES_SPEED and value != new.hardware.get(name)]
-    return found
+def _median(figures: Mapping[str, float], name: str = "p50", better: Better = "lower") -> Figure:
+    return Figure(figures[name], better, figures["low"], figures["high"])

@@ -1,7 +1,8 @@
-"""Charts as inline SVG whose colours are the page's: they turn dark with it, scale with it and load nothing.
+"""What a report is made of: sections with tables, and charts as inline SVG.
 
-Drawn by matplotlib; its colours are then replaced by the page's variables (``--ink``, ``--c0``, ...), and what would
-collide or leak on a page with several charts (ids, style sheets, metadata) is taken out.
+Charts are drawn by matplotlib; its colours are then replaced by the page's variables (``--ink``, ``--c0``, ...), so
+that they turn dark with it, and what would collide or leak on a page with several charts (ids, style sheets, metadata)
+is taken out. They scale with the page and load nothing.
 """
 
 from __future__ import annotations
@@ -10,18 +11,58 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from html import escape
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
 
+from rekd_deploy.bench.results import Check
 from rekd_train.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+
+@dataclass(frozen=True)
+class Table:
+    """Columns after the first are set to the right."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    folded: bool = False
+    """Whether it is shown only when asked for: long ones."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """An inline SVG and what it shows."""
+
+    caption: str
+    svg: str
+
+
+@dataclass
+class Section:
+    """One result; its maker adds to the lists."""
+
+    anchor: str
+    title: str
+    subject: str
+    """What was measured."""
+    lead: list[str] = field(default_factory=list)
+    """What comes out of it, in sentences."""
+    tiles: list[tuple[str, str]] = field(default_factory=list)
+    """A few figures that stand out: name, value."""
+    charts: list[Chart] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+
+
+# charts
+
 SERIES = 8
 """Different colours."""
-_SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _INK, _LINE = "#010203", "#040506"
 _PALETTE = tuple(f"#0a0b{number:02x}" for number in range(SERIES))
 _VARIABLES = {_INK: "var(--ink)", _LINE: "var(--line)",
@@ -60,7 +101,7 @@ def line_chart(
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
         _numbers(axes, whole_x, sorted({value for xs, _ in series.values() for value in xs}), logarithmic, percent)
-        _labelled(axes, x, y)
+        axes.set(xlabel=x, ylabel=y)
         if len(series) > 1 or not diagonal:
             _legend(axes)
     return finished[0]
@@ -78,7 +119,7 @@ def stacked_bars(rows: Mapping[str, Mapping[str, float]], *, name: str, title: s
             left = [start + width for start, width in zip(left, widths, strict=True)]
         axes.set_yticks(list(places), [fill(row, _LABEL_WIDTH) for row in rows])
         axes.invert_yaxis()
-        _labelled(axes, x, "")
+        axes.set_xlabel(x)
         axes.grid(visible=False, axis="y")
         _legend(axes)
     return finished[0]
@@ -97,7 +138,7 @@ def _figure(name: str, title: str, height: float) -> Any:
         "svg.fonttype": "none", "svg.hashsalt": name, "font.family": ["DejaVu Sans"], "font.size": 10.5,
         "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _LINE, "xtick.color": _INK,
         "ytick.color": _INK, "grid.color": _LINE, "grid.linewidth": 0.6, "axes.spines.top": False,
-        "axes.spines.right": False, "axes.axisbelow": True,
+        "axes.spines.right": False, "axes.axisbelow": True, "axes.grid": True,
     }  # fmt: skip
     finished: list[str] = []
     with rc_context(settings):
@@ -107,12 +148,6 @@ def _figure(name: str, title: str, height: float) -> Any:
         content = io.StringIO()
         figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     finished.append(_inline(content.getvalue(), name, title))
-
-
-def _labelled(axes: Axes, x: str, y: str) -> None:
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(visible=True)
 
 
 def _legend_rows(labels: Sequence[str]) -> int:
@@ -147,26 +182,12 @@ def _numbers(axes: Axes, whole_x: bool, values: Sequence[float], logarithmic: bo
 
 def _inline(document: str, name: str, title: str) -> str:
     """The ``<svg>`` element alone, made fit for a page."""
-    for prefix, address in (("", _SVG), ("xlink", _XLINK)):
-        ElementTree.register_namespace(prefix, address)
-    root = ElementTree.fromstring(document)
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if child.tag in (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style"):
-                parent.remove(child)
-    for element in root.iter():
-        if "id" in element.attrib:
-            element.set("id", f"{name}-{element.get('id')}")
-        for key, value in element.attrib.items():
-            if key == f"{{{_XLINK}}}href":
-                element.set(key, f"#{name}-{value.removeprefix('#')}")
-            elif "url(#" in value:
-                element.set(key, value.replace("url(#", f"url(#{name}-"))
-    for attribute in ("width", "height", "version"):
-        root.attrib.pop(attribute, None)
-    root.set("role", "img")
-    root.set("aria-label", title)
-    text = ElementTree.tostring(root, encoding="unicode")
+    text = document[document.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", text, flags=re.S)
+    text = re.sub(r'( id="|href="#|url\(#)', rf"\1{name}-", text)
+    opening, body = text.split(">", 1)
+    opening = re.sub(r' (width|height|version)="[^"]*"', "", opening)
     for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, variable)
-    return re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+        body = body.replace(colour, variable)
+    body = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", body)
+    return f'{opening} role="img" aria-label="{escape(title)}">{body}'

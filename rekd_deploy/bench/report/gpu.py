@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rekd_deploy.bench.forms import CLASSIFIER, ONNX_GRAPHS, PYTORCH_GRAPHS
-from rekd_deploy.bench.report_costs import ratio_table
-from rekd_deploy.bench.report_sections import Section, Table
+from rekd_deploy.bench.report.parts import Section, Table
+from rekd_deploy.bench.report.sections import ratio_table
 from rekd_deploy.bench.results import Check, Input, Result
+from rekd_deploy.bench.variants import CLASSIFIER, ONNX_GRAPHS, PYTORCH_GRAPHS
 from rekd_deploy.errors import BenchmarkError
 
 BELOW_CLASSIFIER = {1: 1.0, 64: 0.25}
@@ -76,7 +76,7 @@ def gpu(section: Section, figures: Mapping[str, Any]) -> None:
     ], folded=True))  # fmt: skip
     for name, step in steps.items():
         cells = [cell for cell in step["cells"] if "ways" in cell]
-        tables.append(ratio_table(cells, f"{name}: ratios of times, from turns"))
+        tables.append(ratio_table(cells, f"{name}: ratios of times, from rounds"))
         tables.append(Table(f"{name}: times", ("form", "batch", "length", "p50 ms", *_PERCENTILES[1:]), [
             (way["name"], str(cell["batch"]), str(cell["length"]), *_times(way["milliseconds"]))
             for cell in cells for way in cell["ways"]
