@@ -21,7 +21,7 @@ import numpy as np
 from rekd_deploy.bench.examples import Features, is_table
 from rekd_deploy.bench.results import Check, Input, Progress, checkpoint_input, not_applicable, silent
 from rekd_deploy.bench.subject import Exam, Selected, classified, selected
-from rekd_train.training.observers import Silent
+from rekd_train.training.observers import Observer
 
 if TYPE_CHECKING:
     from rekd_deploy.bench.faithfulness import FaithfulnessOptions
@@ -186,7 +186,7 @@ def judges_of(
     return Judges(*(torch_judge(pair, split, features.selectable) for pair in (own, independent))), names
 
 
-class _Steps(Silent):
+class _Steps(Observer):
     """Tells a progress bar how far the judge's training is."""
 
     def __init__(self, progress: Progress) -> None:
