@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rekd_deploy.errors import ServerUnavailableError
-from rekd_deploy.server.step_totals import StepTotals
+from rekd_deploy.server.status import StepTotals
 
 
 def read_totals(url: str, timeout: float = 10.0) -> dict[str, StepTotals]:

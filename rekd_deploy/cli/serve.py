@@ -104,9 +104,8 @@ def serve(
         raise typer.BadParameter("--backends belongs to --tritonserver")
     from rekd_deploy.server.hot_reload import HotReload
     from rekd_deploy.server.program import find_installed
-    from rekd_deploy.server.restart import NEVER, RestartPolicy
     from rekd_deploy.server.server import TritonServer
-    from rekd_deploy.server.service import Service
+    from rekd_deploy.server.service import NEVER, RestartPolicy, Service
 
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
         signal.signal(number, _interrupt)
@@ -145,7 +144,7 @@ def _show_status(url: str | None, ca: Path | None, json: bool) -> int:
     from rich.console import Console
 
     from rekd_deploy.client.address import TlsSettings
-    from rekd_deploy.server.state import running_states
+    from rekd_deploy.server.service import running_states
     from rekd_deploy.server.status import choose_url, read_status, status_table
 
     running = running_states()

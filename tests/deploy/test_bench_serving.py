@@ -17,7 +17,7 @@ from rekd_deploy.bench.serving import Serving, measure_serving
 from rekd_deploy.bench.serving import _open as open_loads
 from rekd_deploy.bench.serving_checks import serving_checks
 from rekd_deploy.errors import BenchmarkError, DeadlineError, ServerUnavailableError
-from rekd_deploy.server.step_totals import StepTotals
+from rekd_deploy.server.status import StepTotals
 from rekd_train.errors import ConfigError, MissingExtraError
 from rekd_train.inputs.prediction import Prediction
 

@@ -17,12 +17,9 @@ from load import Load, alike, ask_ensemble, ask_raw_text, key_of
 from rekd_deploy.client.pipeline import Pipeline
 from rekd_deploy.errors import ServerError
 from rekd_deploy.repository.writer import write_repository
-from rekd_deploy.server.hot_reload import HotReload
-from rekd_deploy.server.model_control import ModelControl
-from rekd_deploy.server.restart import RestartPolicy
+from rekd_deploy.server.hot_reload import HotReload, ModelControl
 from rekd_deploy.server.server import TritonServer
-from rekd_deploy.server.service import Service
-from rekd_deploy.server.state import running_states
+from rekd_deploy.server.service import RestartPolicy, Service, running_states
 from rekd_deploy.server.status import read_status
 
 pytestmark = pytest.mark.triton
@@ -219,7 +216,7 @@ def test_a_model_process_killed_under_load(served, load, lines):
     from tritonclient.utils import InferenceServerException
 
     from rekd_deploy.errors import ClientError
-    from rekd_deploy.server.processes import children_of
+    from rekd_deploy.server.process import children_of
 
     with load(tolerated=(ClientError, InferenceServerException)) as asked:
         os.kill(min(children_of(served.process_id)), signal.SIGKILL)
