@@ -38,7 +38,7 @@ class ServerSettings:
     metrics_port: int = 8002
     exposed: bool = False
     """Whether addresses other than loopback are meant: Triton has no login, and no TLS on HTTP. Anyone who reaches
-    them may ask, so it takes a closed network or a proxy before it. Then the statistics take the key, too."""
+    them may send requests, so it takes a closed network or a proxy before it. Then the statistics take the key, too."""
     reload: bool = False
     """Whether models may be loaded while it runs, by those who have the key; otherwise by no one. Then the server's own
     readiness no longer speaks for its models: probe /v2/models/rekd/ready."""
@@ -69,7 +69,7 @@ class ServerSettings:
             if not loopback and not self.exposed:
                 mistakes.append(
                     f"{field} {address} can be reached from other machines, and Triton has neither a login nor TLS "
-                    "on HTTP: whoever reaches it may ask, read and overload it; fix: stay on "
+                    "on HTTP: whoever reaches it may use, read and overload it; fix: stay on "
                     f"{LOOPBACK} behind a proxy, or say that you mean it (--expose-without-login-or-tls)"
                 )
         ports = [self.grpc_port, self.http_port, self.metrics_port]

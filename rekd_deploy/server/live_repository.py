@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from rekd_deploy.contract.description import ServedDescription
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.repository.config import CONFIG_FILE, config_text, read_config
+from rekd_deploy.repository.manifest import Versions, differing_fields, pin_versions
 from rekd_deploy.repository.reader import MANIFEST, check_repository, models_of, read_description
-from rekd_deploy.repository.versions import Versions, differing_fields, pin_versions
 from rekd_deploy.repository.workspaces import Workspace
 from rekd_train.files import write_text
 

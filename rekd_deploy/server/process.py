@@ -141,7 +141,7 @@ def _keep_earlier_logs(log_file: Path) -> None:
 def _die_with_parent() -> None:
     """Runs in the child: the kernel ends the server if this process is killed outright.
 
-    The signal follows the starting *thread*, so it is only asked for in the main thread.
+    The signal follows the starting *thread*, so it is only set in the main thread.
     """
     parent_death_signal = 1
     _LIBC.prctl(parent_death_signal, signal.SIGTERM)

@@ -226,5 +226,5 @@ class TritonServer:
 
     @property
     def _reachable(self) -> str:
-        """The address to ask at: that of all interfaces is none to connect to."""
+        """The address to connect to: that of all interfaces is none."""
         return LOOPBACK if self._settings.host == "0.0.0.0" else self._settings.host

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rekd_deploy.errors import ServerError
+from rekd_deploy.repository.manifest import Versions
 from rekd_deploy.repository.reader import read_manifest
-from rekd_deploy.repository.versions import Versions
 from rekd_deploy.server.hot_reload import HotReload
 from rekd_deploy.server.process import has_ended, user_folder
 from rekd_deploy.server.server import TritonServer

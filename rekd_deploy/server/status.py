@@ -184,7 +184,7 @@ def status_table(status: ServerStatus) -> Table:
 def read_status(
     url: str, running: Sequence[ServerState] = (), timeout: float = 10.0, *, tls: TlsSettings | None = None
 ) -> ServerStatus:
-    """Ask a server.
+    """Read the status of a server.
 
     Args:
         url: HOST:PORT for gRPC, http://HOST:PORT for HTTP; with TLS grpcs:// or https://.
@@ -208,7 +208,7 @@ def read_status(
     except ClientError as error:
         if isinstance(error, RejectedError) and "restricted" in str(error).lower():
             raise RejectedError(
-                f"the statistics of {url} take a key ({error}); fix: ask on its machine, as the user who started it"
+                f"the statistics of {url} take a key ({error}); fix: run it on its machine, as the user who started it"
             ) from None
         raise transport.explained(error) from None
     finally:

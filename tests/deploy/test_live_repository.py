@@ -12,10 +12,10 @@ import pytest
 
 from rekd_deploy.contract.description import ServedDescription
 from rekd_deploy.errors import RepositoryError
-from rekd_deploy.repository.config import CONFIG_FILE, build_configs, read_config
-from rekd_deploy.repository.serving_settings import ServingSettings
+from rekd_deploy.repository.build import build_configs
+from rekd_deploy.repository.config import CONFIG_FILE, ServingSettings, read_config
+from rekd_deploy.repository.manifest import Versions, pin_versions
 from rekd_deploy.repository.text_endpoint import raw_configs
-from rekd_deploy.repository.versions import Versions, pin_versions
 from rekd_deploy.repository.writer import write_repository
 from rekd_deploy.server.live_repository import (
     LiveRepository,
