@@ -115,17 +115,23 @@ def _masked(predictor: Path, like: Path, job: dict[str, Any]) -> dict[str, Any]:
     """Another rationale of the same size, read by the same predictor."""
     import torch
 
-    from rekd_train.evaluation import decisions
-    from rekd_train.evaluation.forward import evaluate_with_masks, run_masks, run_selector
+    from rekd_train.evaluation.forward import (
+        decide,
+        evaluate_with_masks,
+        first_like,
+        random_like,
+        run_masks,
+        run_selector,
+    )
 
     pair, splits = _opened(predictor, job["device"])
     model = pair if like == predictor else _opened(like, job["device"])[0]
     test, selector = splits["test"], run_selector(model, splits["test"])
-    mask = decisions.decide(selector.scores, selector.selectable, model.policy)
+    mask = decide(selector.scores, selector.selectable, model.policy)
     if job["options"]["which"] == "random":
-        mask = decisions.random_like(mask, selector.selectable, torch.Generator().manual_seed(job["seed"]))
+        mask = random_like(mask, selector.selectable, torch.Generator().manual_seed(job["seed"]))
     else:
-        mask = decisions.first_like(mask, selector.selectable)
+        mask = first_like(mask, selector.selectable)
     figures = evaluate_with_masks(pair, test, mask, selector.selectable)
     correct = run_masks(pair, test, {"given": mask})["given"].argmax(axis=1) == test.labels
     return {**figures, "correct": bits(correct)}

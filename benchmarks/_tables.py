@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from _models import from_bits
 
-from rekd_train.evaluation.significance import mean_and_std, paired_bootstrap
+from rekd_train.evaluation.metrics import mean_and_std, paired_bootstrap
 
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
 """Result files by cell and seed."""

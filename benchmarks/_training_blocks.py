@@ -7,7 +7,7 @@ import json
 import numpy as np
 from _blocks import RESULTS, block, read
 
-from rekd_train.evaluation.significance import mean_and_std
+from rekd_train.evaluation.metrics import mean_and_std
 
 
 @block("imdb_table/cpu", "imdb_table/few", "fashion_table/fashion")

@@ -171,7 +171,7 @@ def random_pair(selector_layers: int, layers: int, width: int, heads: int, lengt
     """An untrained pair of BERTs whose rationales always fill the budget."""
     from rekd_train.config.run import RunConfig
     from rekd_train.inputs.policy import SelectionPolicy
-    from rekd_train.models.building import fresh_pair, preprocessor_for
+    from rekd_train.models.families import fresh_pair, preprocessor_for
 
     sizes = {"width": width, "heads": heads, "feedforward": 4 * width, "positions": 512}
     config = RunConfig.model_validate({

@@ -49,7 +49,7 @@ def short_texts(
     from rekd_train.data import encode_splits, load_data
     from rekd_train.evaluation.forward import measure
     from rekd_train.files import write_json
-    from rekd_train.models.building import fresh_pair, preprocessor_for
+    from rekd_train.models.families import fresh_pair, preprocessor_for
     from rekd_train.training.stages import fit
 
     found = {name: [] for name in CELLS}

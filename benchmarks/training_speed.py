@@ -107,7 +107,7 @@ class Work:
 
     def __init__(self, student: RunConfig, teacher: RunConfig, count: int, steps: int, warmup: int, runtime) -> None:
         from rekd_train.data import encode_splits, load_data
-        from rekd_train.models.building import fresh_pair, preprocessor_for
+        from rekd_train.models.families import fresh_pair, preprocessor_for
 
         # dev only calibrates here
         short = {"train_examples": count, "dev_examples": 100, "test_examples": 1}
@@ -126,7 +126,7 @@ class Work:
 
     def measure(self, acceleration: dict[str, Any]) -> dict[str, Any]:
         """Run every stage once."""
-        from rekd_train.models.building import fresh_pair
+        from rekd_train.models.families import fresh_pair
         from rekd_train.training.stages import fit
 
         config = self._config.model_copy(

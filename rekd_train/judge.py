@@ -23,13 +23,13 @@ from rekd_train.errors import CheckpointError
 from rekd_train.evaluation.forward import run_masks, run_split, to_tensors
 from rekd_train.evaluation.metrics import accuracy
 from rekd_train.inputs.policy import SelectionPolicy
-from rekd_train.models.building import fresh_pair
+from rekd_train.models.families import fresh_pair
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.training.calibration import calibrate_temperature
 from rekd_train.training.loop import Loop, Stage
 from rekd_train.training.objectives import ClassifierObjective
 from rekd_train.training.observers import Observer, Silent
 from rekd_train.training.runtime import Runtime, chosen_device
+from rekd_train.training.validation import calibrate_temperature
 
 LOWEST_RATE = 0.01
 """Rates are 0.01 + 0.99 u^2, u uniform: half of them below 0.26, for rationales are small."""

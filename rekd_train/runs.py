@@ -20,13 +20,14 @@ from rekd_train.errors import ConfigError
 from rekd_train.evaluation.forward import measure
 from rekd_train.evaluation.report import evaluate
 from rekd_train.files import AGAIN, RESUME
-from rekd_train.models.building import fresh_pair, preprocessor_for, weight_origins
+from rekd_train.models.families import fresh_pair, preprocessor_for, weight_origins
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.training.checks import check_teacher, short_texts_notice
 from rekd_train.training.observers import JsonLines, Observer, Several, Silent, TensorBoard, readings
 from rekd_train.training.runtime import Runtime, chosen_device
-from rekd_train.training.stages import calibrate_pair, compact_pair, fit
+from rekd_train.training.stages import compact_pair, fit, short_texts_notice
 from rekd_train.training.state import StateStore, check_start, identity_of, training_directory
+from rekd_train.training.teacher import check_teacher
+from rekd_train.training.validation import calibrate_pair
 
 
 def train_run(

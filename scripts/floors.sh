@@ -38,11 +38,11 @@ if [ $# -eq 0 ]; then
     "$python" -I -m ruff check --quiet .
     set -- tests/train/test_models.py tests/train/test_weights.py tests/train/test_preprocess.py \
         tests/train/test_preprocess_image.py tests/train/test_data.py tests/train/test_data_own.py \
-        tests/train/test_metrics.py tests/train/test_plausibility.py tests/train/test_runtime.py \
+        tests/train/test_metrics.py tests/train/test_mask_metrics.py tests/train/test_runtime.py \
         tests/train/test_run_command.py tests/train/test_checkpoint.py \
         tests/deploy/test_export.py tests/deploy/test_fusion.py tests/deploy/test_int8_sums.py \
         tests/deploy/test_triton_config.py tests/deploy/test_raw_input.py tests/deploy/test_client.py \
-        tests/deploy/test_transport.py tests/deploy/test_shared_inputs.py tests/deploy/test_text_source.py \
+        tests/deploy/test_transport.py tests/deploy/test_text_source.py \
         tests/deploy/test_render.py tests/deploy/test_bench_report.py tests/deploy/test_deploy_files.py
 fi
 # An old release may use what a newer neighbour calls deprecated: it still works, and a floor asks for no more.

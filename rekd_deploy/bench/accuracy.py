@@ -111,22 +111,21 @@ def measure_accuracy(options: AccuracyOptions, progress: Progress = silent) -> R
 
 def answer_figures(probabilities: np.ndarray, labels: np.ndarray, names: list[str]) -> dict[str, Any]:
     """The sections ``classification`` and ``calibration`` from (n, C) probabilities and (n,) labels."""
-    from rekd_train.evaluation import calibration_metrics as calibration
     from rekd_train.evaluation import metrics
 
     predicted = probabilities.argmax(axis=1)
     return {
         "classification": {
             "accuracy": metrics.accuracy(probabilities, labels),
-            "macro_f1": metrics.macro_f1(predicted, labels, len(names)),
+            "macro_f1": metrics.macro_f1(predicted, labels),
             "per_class": metrics.per_class(predicted, labels, names),
         },
         "calibration": {
-            "nll": calibration.negative_log_likelihood(probabilities, labels),
-            "brier": calibration.brier_score(probabilities, labels),
-            "ece": calibration.expected_calibration_error(probabilities, labels),
-            "ece_equal_mass": calibration.expected_calibration_error(probabilities, labels, equal_mass=True),
-            "reliability": calibration.reliability(probabilities, labels),
+            "nll": metrics.negative_log_likelihood(probabilities, labels),
+            "brier": metrics.brier_score(probabilities, labels),
+            "ece": metrics.expected_calibration_error(probabilities, labels),
+            "ece_equal_mass": metrics.expected_calibration_error(probabilities, labels, equal_mass=True),
+            "reliability": metrics.reliability(probabilities, labels),
         },
     }
 

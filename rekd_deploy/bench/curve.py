@@ -52,8 +52,7 @@ def subject_curve(
 def checkpoint_curve(path: Path, split: Split, progress: Progress = silent) -> dict[str, Any]:
     """The same from the checkpoint's own scores and predictor, at every rate, by PyTorch."""
     from rekd_train.checkpoints import checkpoint
-    from rekd_train.evaluation import decisions
-    from rekd_train.evaluation.forward import run_masks, run_selector
+    from rekd_train.evaluation.forward import fill, run_masks, run_selector
     from rekd_train.evaluation.report import CURVE_RATES
 
     pair = checkpoint.load(path)
@@ -61,7 +60,7 @@ def checkpoint_curve(path: Path, split: Split, progress: Progress = silent) -> d
     counts = found.selectable.sum(dim=1).clamp(min=1)
     realised, accuracies = [], []
     for done, rate in enumerate(CURVE_RATES, 1):
-        mask = decisions.fill(found.scores, found.selectable, rate)
+        mask = fill(found.scores, found.selectable, rate)
         logits = run_masks(pair, split, {"filled": mask})["filled"]
         realised.append(float((mask.sum(dim=1) / counts).mean()))
         accuracies.append(float(np.mean(logits.argmax(axis=1) == split.labels)))
@@ -76,11 +75,11 @@ def checkpoint_curve(path: Path, split: Split, progress: Progress = silent) -> d
 def highest(scores: np.ndarray, selectable: np.ndarray, rate: float) -> np.ndarray:
     """The floor(rate * n) highest-scored features of each example, at least one: (n, N) bool.
 
-    As the checkpoint's own curve decides (``decisions.fill``).
+    As the checkpoint's own curve decides (``fill``).
     """
     import torch
 
-    from rekd_train.evaluation.decisions import fill
+    from rekd_train.evaluation.forward import fill
 
     return fill(torch.from_numpy(scores), torch.from_numpy(selectable), rate).numpy()
 

@@ -76,7 +76,7 @@ def _shown(prediction: Prediction, image: str, path: Path) -> Shown:
         return Shown(summary(prediction), tuple(segments(kept)), cut)
     if not image:
         raise BenchmarkError(f"{path} holds an image's answer without its image; fix: rekd-query --image FILE --json")
-    from rekd_deploy.client.render_image import highlighted
+    from rekd_deploy.client.render import highlighted
 
     file = Path(image)
     beside = path.parent / file.name

@@ -67,7 +67,7 @@ def judged(
     step: str = "judging",
 ) -> Judged:
     """Everything one judge is asked: the rationale, the best-scored features by size, and baselines of equal size."""
-    from rekd_train.evaluation.faithfulness import BINS, comprehensiveness, sufficiency, top_share
+    from rekd_train.evaluation.mask_metrics import BINS, comprehensiveness, sufficiency, top_share
 
     selectable, generator = features.selectable, np.random.default_rng(seed)
     shown = rationale_masks(chosen.mask, selectable, generator)
@@ -127,7 +127,7 @@ def pipeline_figures(
         logits: (n, C), its answers on its own rationales.
         temperature: of its probabilities.
     """
-    from rekd_train.evaluation.faithfulness import (
+    from rekd_train.evaluation.mask_metrics import (
         BINS,
         area_over_perturbation_curve,
         comprehensiveness,
@@ -173,7 +173,7 @@ def judge_checks(found: Judged | None, why_not: str = "") -> list[Check]:
 
 
 def _areas(full: np.ndarray, answers: Mapping[str, np.ndarray], kind: str) -> dict[str, float]:
-    from rekd_train.evaluation.faithfulness import BINS, area_over_perturbation_curve, comprehensiveness, sufficiency
+    from rekd_train.evaluation.mask_metrics import BINS, area_over_perturbation_curve, comprehensiveness, sufficiency
 
     return {
         "aopc_comprehensiveness": area_over_perturbation_curve(

@@ -19,7 +19,7 @@ def not_applicable(name: str, why: str, limit: float | None = None) -> Check:
 
 def paired(values: np.ndarray) -> dict[str, float]:
     """``mean``, ``low`` and ``high`` (95 %, bootstrap over items) of paired differences (n,)."""
-    from rekd_train.evaluation.significance import bootstrap_mean
+    from rekd_train.evaluation.metrics import bootstrap_mean
 
     return bootstrap_mean(np.asarray(values, dtype=float))
 

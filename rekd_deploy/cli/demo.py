@@ -57,10 +57,10 @@ def _show(settings, report: dict) -> None:
 
     console = Console(highlight=False, markup=False, emoji=False)
     show = terminal_text if shows_colours(console) else plain_text
-    answers = served_predictions(settings)
-    short = [answer for answer in answers if len(answer.text) <= _SHORT]
-    for answer in [*short, *answers][:5]:
-        console.print(show(answer), end="\n\n", soft_wrap=True)
+    predictions = served_predictions(settings)
+    short = [prediction for prediction in predictions if len(prediction.text) <= _SHORT]
+    for prediction in [*short, *predictions][:5]:
+        console.print(show(prediction), end="\n\n", soft_wrap=True)
     subject = settings.subject
     table = Table(title=f"On the held-out test {subject.items}, noise-free", title_justify="left")
     for column in ("model", "accuracy", f"{subject.features} kept"):
@@ -81,9 +81,9 @@ def _show(settings, report: dict) -> None:
     )
     texts = subject.items == "reviews"
     example = "A warm and moving film with wonderful performances from the whole cast."
-    question = f'rekd-query "{example}"' if texts else "rekd-query --image FILE.png"
+    query_command = f'rekd-query "{example}"' if texts else "rekd-query --image FILE.png"
     console.print(
-        f"Next: rekd-serve {root}/model_repository   and in another terminal   {question}", soft_wrap=True
+        f"Next: rekd-serve {root}/model_repository   and in another terminal   {query_command}", soft_wrap=True
     )
 
 

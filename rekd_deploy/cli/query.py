@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rekd_train.cli.command import application, examples, finite, run
+from rekd_train.cli.command import FAILED, application, examples, finite, run
 
 if TYPE_CHECKING:
     from rekd_deploy.client.client import Client
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 _URL = "localhost:8001"
 _CHUNK = 256
-"""Texts asked and printed together, so that a file of any size streams through."""
+"""Texts predicted and printed together, so that a file of any size streams through."""
 
 app = application(
-    help="Ask a served model: label, probability, and the words or patches that decided.",
+    help="Predictions of a served model: label, probability, and the words or patches that decided.",
     epilog=examples(
         'rekd-query "A warm and moving film with wonderful performances from the whole cast."',
         "rekd-query --file reviews.jsonl --json > answers.jsonl",
@@ -39,7 +39,7 @@ app = application(
 
 @app.command()
 def query(
-    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts to ask about.")] = None,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts to predict.")] = None,
     file: Annotated[
         str | None,
         typer.Option(
@@ -59,7 +59,7 @@ def query(
     image: Annotated[
         list[Path] | None,
         typer.Option(
-            help="An image to ask a vision model about; may be repeated.",
+            help="An image for a vision model; may be repeated.",
             metavar="FILE",
         ),
     ] = None,
@@ -101,24 +101,22 @@ def query(
         typer.Option("--ca", help="Root certificates to trust for grpcs:// and https:// (PEM).", metavar="FILE"),
     ] = None,
     cert: Annotated[
-        Path | None, typer.Option(help="The client's own certificate (PEM), where the server asks.", metavar="FILE")
+        Path | None, typer.Option(help="The client's own certificate (PEM), where the server wants it.", metavar="FILE")
     ] = None,
     key: Annotated[Path | None, typer.Option(help="The private key of --cert (PEM).", metavar="FILE")] = None,
 ) -> None:
-    if sum((bool(texts), file is not None, bool(image))) != 1:
-        raise typer.BadParameter("give texts, --file or --image, one of the three", param_hint="TEXT")
-    if save is not None and not image:
-        raise typer.BadParameter("it saves pictures; it goes with --image", param_hint="--save")
-    if column is not None and file is None:
-        raise typer.BadParameter("it names a column of a file; it goes with --file", param_hint="--column")
-    if url is not None and local is not None:
-        raise typer.BadParameter("--local needs no server; give one of the two", param_hint="--url")
-    if device is not None and local is None:
-        raise typer.BadParameter("the server chooses its own; it goes with --local", param_hint="--device")
-    if local is not None and (header or ca or cert or key):
-        raise typer.BadParameter("--local needs no server; leave --header, --ca, --cert and --key out")
-    if windows and image:
-        raise typer.BadParameter("windows are for texts; leave it out with --image", param_hint="--windows")
+    remote = (url, *(header or ()), ca, cert, key)
+    for is_wrong, what, option in (
+        (bool(texts) + (file is not None) + bool(image) != 1, "give one of texts, --file and --image", "TEXT"),
+        (save is not None and not image, "it saves pictures; it goes with --image", "--save"),
+        (column is not None and file is None, "it names a column of a file; it goes with --file", "--column"),
+        (device is not None and local is None, "the server chooses its own; it goes with --local", "--device"),
+        (local is not None and any(remote), "no server is needed; leave --url, --header, --ca, --cert and --key out",
+         "--local"),
+        (windows and image, "windows are for texts; leave it out with --image", "--windows"),
+    ):  # fmt: skip
+        if is_wrong:
+            raise typer.BadParameter(what, param_hint=option)
     options = {"timeout": timeout, "headers": _headers(header)}
     if ca or cert or key:
         from rekd_deploy.client.address import TlsSettings
@@ -131,18 +129,20 @@ def query(
         return
     from rekd_deploy.contract.text_source import TextSource
 
-    source = TextSource(file, column, texts or ())
+    source = TextSource(file, column, texts or (), lambda error: typer.echo(f"error: {error}", err=True))
     chunks = source.chunks(_CHUNK)
-    first = next(chunks)  # bad input is found before a server is asked
+    first = next(chunks, None)  # bad input is found before a request is sent
+    if first is None:  # all was left out
+        raise typer.Exit(FAILED)
     with _answerer(url or _URL, local, device or "cpu", options) as answerer:
         _check_kind(answerer, "text", url or _URL, local)
         write = _write_json if json_lines else _writer()
         remaining = chain([first], chunks)
         for chunk in remaining:
-            for sourced, prediction in zip(
-                chunk, _predict_chunk(answerer, chunk, source, remaining, windows), strict=True
-            ):
+            for sourced, prediction in _predicted(answerer, chunk, source, remaining, windows):
                 write(prediction, sourced.record)
+    if source.left_out:
+        raise typer.Exit(FAILED)
 
 
 def _check_kind(answerer: Client | Pipeline, given: str, url: str, local: Path | None) -> None:
@@ -155,8 +155,7 @@ def _check_kind(answerer: Client | Pipeline, given: str, url: str, local: Path |
 
 
 def _predict_images(answerer: Client | Pipeline, files: list[Path], save: Path | None, json_lines: bool) -> None:
-    from rekd_deploy.client.render import plain_text
-    from rekd_deploy.client.render_image import rationale_files, write_rationale
+    from rekd_deploy.client.render import plain_text, rationale_files, write_rationale
     from rekd_train.errors import FaultyItemsError
 
     written = rationale_files(files, save) if save is not None else {}
@@ -194,19 +193,26 @@ def _answerer(url: str, local: Path | None, device: str, options: dict[str, Any]
     return Client(url, **options)
 
 
-def _predict_chunk(
+def _predicted(
     answerer: Client | Pipeline,
     chunk: list[SourcedText],
     source: TextSource,
     remaining: Iterator[list[SourcedText]],
     windows: bool,
-) -> list[Prediction]:
+) -> list[tuple[SourcedText, Prediction]]:
+    """The texts of a chunk, but those that are left out, and their predictions."""
     from rekd_train.errors import FaultyItemsError
 
+    if not chunk:
+        return []
     try:
-        return answerer.predict([sourced.text for sourced in chunk], windows=windows)
+        predictions = answerer.predict([sourced.text for sourced in chunk], windows=windows)
+        return list(zip(chunk, predictions, strict=True))
     except FaultyItemsError as error:  # its numbers are those of the chunk
         faults = {chunk[index].number: fault for index, fault in error.faults.items()}
+    if source.leaves_out(faults):
+        usable = [sourced for sourced in chunk if sourced.number not in faults]
+        return _predicted(answerer, usable, source, remaining, windows)
     try:
         for _ in remaining:  # what else is wrong in the file is said at once
             pass

@@ -1,20 +1,27 @@
-"""Where a server is and how it is spoken to: protocol, encryption, headers. torch-free."""
+"""Where a server is and how to speak to it: protocol, TLS, headers; and what its port seems to speak. torch-free."""
 
 from __future__ import annotations
 
-import ipaddress
 import re
+import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rekd_deploy.errors import ClientError
+from rekd_deploy.errors import ClientError, InsecureServerError, RejectedError, ServerUnavailableError
 
 _SCHEMES = {"grpc": ("grpc", False), "grpcs": ("grpc", True), "http": ("http", False), "https": ("http", True)}
 _HEADER_NAME = re.compile(r"[A-Za-z0-9._-]+")
 _RESERVED_HEADERS = ("content-length", "content-type", "host", "inference-header-content-length", "transfer-encoding")
 """The protocol's own."""
+_PROBE_SECONDS = 0.5
+_PROBE_BYTES = 4096
+_SETTINGS = b"\x04"
+"""Type of the frame that an HTTP/2 server, such as gRPC's, sends first; it stands behind three bytes of length."""
+_TLS_IS_SPOKEN = ("certificate_verify_failed", "verification check failed", "peer name")
+"""What TLS libraries say of a certificate that is not trusted."""
+_NAMES = {"grpc": "gRPC", "http": "HTTP"}
 
 
 @dataclass(frozen=True)
@@ -58,14 +65,6 @@ class Address:
         scheme = next(name for name, kind in _SCHEMES.items() if kind == (self.protocol, self.encrypted))
         return self.host_and_port if scheme == "grpc" else f"{scheme}://{self.host_and_port}"
 
-    @property
-    def is_loopback(self) -> bool:
-        """Whether it names this machine itself."""
-        try:
-            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
-        except ValueError:
-            return self.host.lower() == "localhost"
-
 
 @dataclass(frozen=True)
 class TlsSettings:
@@ -101,7 +100,7 @@ class TlsSettings:
         try:
             context = ssl.create_default_context(cafile=self.root_certificates)
             if self.certificate is not None:
-                context.load_cert_chain(self.certificate, self.key, password="")  # never ask at a terminal
+                context.load_cert_chain(self.certificate, self.key, password="")  # no prompt at a terminal
         except (ssl.SSLError, ValueError) as error:
             raise ClientError(f"the TLS files cannot be used: {error}") from None
         return context
@@ -123,3 +122,64 @@ def checked_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
             raise ClientError(f"the header '{name}' belongs to the protocol; give another")
         checked[name.lower()] = value
     return checked
+
+
+def with_protocol(error: ClientError, address: Address) -> ClientError:
+    """The error of the same kind that says what the port speaks, if the address names another protocol; else the
+    error itself. Connects to the port once or twice, for a second or two at most."""
+    if type(error) not in (ServerUnavailableError, InsecureServerError, RejectedError):
+        return error
+    if any(sign in str(error).lower() for sign in _TLS_IS_SPOKEN):
+        return error
+    plain = _plain_protocol(address)
+    if plain is not None:
+        spoken = _NAMES[plain] + (" without TLS" if address.encrypted else "")
+        fix = Address(plain, False, address.host, address.port)
+    elif not address.encrypted and _speaks_tls(address):
+        spoken, fix = "TLS", Address(address.protocol, True, address.host, address.port)
+    else:
+        return error
+    if fix == address:
+        return error
+    wanted = _NAMES[address.protocol] + (" with TLS" if address.encrypted else "")
+    return type(error)(
+        f"port {address.port} of {address.host} seems to speak {spoken}, but {address} "
+        f"asks for {wanted}; fix: give {fix}"
+    )
+
+
+def _plain_protocol(address: Address) -> str | None:
+    """'grpc' or 'http', without encryption; None: neither."""
+    host = address.host.strip("[]")
+    request = f"GET /v2/health/live HTTP/1.1\r\nHost: {address.host_and_port}\r\nConnection: close\r\n\r\n"
+    response = b""
+    try:
+        with socket.create_connection((host, address.port), _PROBE_SECONDS) as connection:
+            connection.sendall(request.encode())
+            while len(response) < _PROBE_BYTES and response[3:4] != _SETTINGS:
+                if not (more := connection.recv(_PROBE_BYTES)):
+                    break
+                response += more
+    except OSError:
+        pass  # what has come until then counts
+    if response.startswith(b"HTTP/1."):
+        if b"HTTPS" in response:  # "The plain HTTP request was sent to HTTPS port"
+            return None
+        # a proxy may speak both on one port, and route gRPC alone
+        as_wanted = address.protocol == "grpc" and not address.encrypted
+        return None if as_wanted and response[8:12] != b" 200" else "http"
+    return "grpc" if response[3:4] == _SETTINGS else None
+
+
+def _speaks_tls(address: Address) -> bool:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent over it
+    host = address.host.strip("[]")
+    try:
+        with socket.create_connection((host, address.port), _PROBE_SECONDS) as connection:
+            context.wrap_socket(connection, server_hostname=host).close()
+        return True
+    except ssl.SSLError as error:
+        return "ALERT" in (error.reason or "")
+    except OSError:
+        return False

@@ -10,23 +10,28 @@
 from __future__ import annotations
 
 import asyncio
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self, TypeVar
 
 from rekd_deploy.client.address import TlsSettings
-from rekd_deploy.client.conversation import Conversation
-from rekd_deploy.client.retry import RetryPolicy
+from rekd_deploy.client.calls import Caller
+from rekd_deploy.client.retry import Call, RetryPolicy
 from rekd_deploy.client.transport import Transport, open_transport
-from rekd_deploy.client.waiting import run, run_async
 from rekd_deploy.contract.description import ServedDescription
 from rekd_deploy.errors import ClientError
 from rekd_deploy.repository.config import ENSEMBLE
 from rekd_train.inputs.prediction import Prediction
 
+CALLS = 64
+"""Calls of one AsyncClient that are made at once, each in a thread; more wait their turn."""
+_GRACE = 1.0
+"""Seconds by which a call's own end at its deadline, which says more, may come first."""
+Result = TypeVar("Result")
 
-class _Asking(ABC):
+
+class _ClientOptions:
     """What both clients are made of."""
 
     def __init__(
@@ -39,27 +44,20 @@ class _Asking(ABC):
         retry: RetryPolicy | None = None,
         headers: Mapping[str, str] | None = None,
         tls: TlsSettings | None = None,
-        shared_memory: Literal["off", "auto"] = "off",
         transport: Transport | None = None,
     ) -> None:
         if not timeout > 0:
             raise ClientError(f"timeout is {timeout:g} s; it must be more than 0")
-        if shared_memory not in ("off", "auto"):
-            raise ClientError(f"shared_memory is '{shared_memory}'; give 'off' or 'auto'")
         self.url = url
         self.model = model
-        transport = transport or open_transport(
-            url, timeout, headers=headers, tls=tls, shared_memory=shared_memory == "auto"
-        )
-        self._conversation = Conversation(url, model, transport, timeout, retry or RetryPolicy(), preprocessing)
-
-    @abstractmethod
-    def close(self) -> Any:
-        """Let go of the connections."""
+        self._timeout = timeout
+        transport = transport or open_transport(url, timeout, headers=headers, tls=tls)
+        self._caller = Caller(url, model, transport, retry or RetryPolicy(), preprocessing)
+        self._threads = ThreadPoolExecutor(CALLS, "rekd-client")  # AsyncClient's; none starts before it is used
 
 
-class Client(_Asking):
-    """Asks the ensemble of a Triton server; labels and preprocessing come from the server.
+class Client(_ClientOptions):
+    """Predictions of a Triton server's ensemble; labels and preprocessing come from the server.
 
     Safe to use from several threads, which share its connections. Use it as a context manager, or call ``close()``.
 
@@ -72,12 +70,10 @@ class Client(_Asking):
         retry: when a request is sent again that found no server, or its queue full; None: ``RetryPolicy()``.
         headers: sent with every request, such as {"authorization": "Bearer ..."}.
         tls: which server to trust and who the client is, for grpcs:// and https://.
-        shared_memory: 'auto' hands inputs over in shared memory where the server is on this machine (its address is
-            a loopback one) and allows it, and over the wire anywhere else; 'off' never.
         transport: what speaks to the server, instead of the one that ``url`` names.
 
     Raises:
-        ClientError: the address is none, or another argument cannot be used. The server is first asked by ``predict``.
+        ClientError: the address is none, or another argument cannot be used. Only ``predict`` reaches the server.
     """
 
     def __enter__(self) -> Self:
@@ -89,8 +85,8 @@ class Client(_Asking):
         self.close()
 
     def close(self) -> None:
-        """Let go of the connections."""
-        self._conversation.transport.close()
+        """Close the connections; calls on their way fail."""
+        self._caller.close()
 
     @property
     def description(self) -> ServedDescription:
@@ -99,7 +95,7 @@ class Client(_Asking):
         Raises:
             ClientError: as ``predict``.
         """
-        return run(self._conversation.describe())
+        return self._caller.served(Call(self._timeout)).description
 
     def predict(
         self,
@@ -131,16 +127,13 @@ class Client(_Asking):
             VersionMismatchError: client and served model do not belong together.
             RejectedError: the server refused the request.
         """
-        return run(
-            self._conversation.predict(items, windows=windows, deadline=deadline, request_id=request_id)
-        )
+        return self._caller.predict(Call(self._timeout, deadline, request_id), items, windows)
 
 
-class AsyncClient(_Asking):
-    """``Client`` for asyncio: the same arguments, answers and errors; many calls may wait at once.
+class AsyncClient(_ClientOptions):
+    """``Client`` for asyncio: the same arguments, answers and errors; up to ``CALLS`` calls are made at once.
 
-    Preparing inputs and reading answers happen in threads, so the event loop is never held up. A cancelled task
-    abandons its requests.
+    Each call is made in a thread, so the event loop is never held up. A cancelled task abandons its requests.
     """
 
     async def __aenter__(self) -> Self:
@@ -152,12 +145,13 @@ class AsyncClient(_Asking):
         await self.close()
 
     async def close(self) -> None:
-        """Let go of the connections."""
-        await asyncio.to_thread(self._conversation.transport.close)
+        """Close the connections; calls on their way fail."""
+        await asyncio.to_thread(self._caller.close)
 
     async def description(self) -> ServedDescription:
         """What the server says about the model; see ``Client.description``."""
-        return await run_async(self._conversation.describe())
+        served = await self._in_thread(Call(self._timeout, cancellable=True), self._caller.served)
+        return served.description
 
     async def predict(
         self,
@@ -168,6 +162,14 @@ class AsyncClient(_Asking):
         request_id: str | None = None,
     ) -> list[Prediction]:
         """See ``Client.predict``."""
-        return await run_async(
-            self._conversation.predict(items, windows=windows, deadline=deadline, request_id=request_id)
-        )
+        call = Call(self._timeout, deadline, request_id, cancellable=True)
+        return await self._in_thread(call, self._caller.predict, items, windows)
+
+    async def _in_thread(self, call: Call, function: Callable[..., Result], *arguments: Any) -> Result:
+        running = asyncio.wrap_future(self._threads.submit(function, call, *arguments))
+        try:
+            return await asyncio.wait_for(running, None if call.deadline is None else call.left + _GRACE)
+        except TimeoutError:  # it still waits for a thread, or the thread for what cannot be cut short
+            raise call.too_late() from None
+        finally:
+            call.cancel()

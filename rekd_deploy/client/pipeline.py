@@ -9,7 +9,7 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, Self
 
-from rekd_deploy.client.batching import predict_batches
+from rekd_deploy.client.batching import Batches
 from rekd_deploy.contract.artefacts import Artefacts
 from rekd_deploy.errors import EngineError, RepositoryError
 from rekd_deploy.repository.runners import Exported
@@ -75,9 +75,10 @@ class Pipeline:
             self._chain = RunnerChain([exported.graph_runner(role, threads=threads) for role in roles])
         self._running: ExitStack | None = None
         self._opening = Lock()
+        self._closings = 0
 
     def __enter__(self) -> Self:
-        self._open()
+        self._open(self._closings)
         return self
 
     def __exit__(
@@ -86,10 +87,12 @@ class Pipeline:
         self.close()
 
     def close(self) -> None:
-        """Let go of the loaded graphs."""
-        if self._running is not None:
-            running, self._running = self._running, None
-            running.close()
+        """Let go of the loaded graphs; calls of other threads fail, later ones load the graphs again."""
+        with self._opening:
+            self._closings += 1
+            if self._running is not None:
+                running, self._running = self._running, None
+                running.close()
 
     def predict(self, items: Sequence[Any], *, windows: bool = False) -> list[Prediction]:
         """Label, probabilities and rationale of each text or image, in their order.
@@ -103,21 +106,29 @@ class Pipeline:
             InputError: an empty list, or windows of an image.
             FaultyItemsError: items that cannot be used, by their number, counted from 1. Texts are all checked
                 before any is computed; images are read a batch at a time.
-            EngineError: ONNX Runtime or TensorRT cannot load or run a graph.
+            EngineError: ONNX Runtime or TensorRT cannot load or run a graph, or another thread has closed the pipeline.
             MissingExtraError: the library is not installed.
         """
-        return predict_batches(
-            self.preprocessor, items, self._batch_size, self._answer, windows=windows, filled_to=self._filled_to
-        )
+        closings = self._closings
+        batches = Batches(self.preprocessor, items, self._batch_size, windows=windows, filled_to=self._filled_to)
+        for indices, encoded in batches:
+            batches.collect(indices, self._answer(encoded, closings))
+        return batches.predictions()
 
-    def _open(self) -> None:
+    def _open(self, closings: int) -> None:
         with self._opening:
+            if self._closings != closings:
+                raise EngineError("the pipeline is closed; fix: close it once its calls are answered")
             if self._running is None:
                 with ExitStack() as stack:
                     stack.enter_context(self._chain)
                     self._running = stack.pop_all()
 
-    def _answer(self, encoded: Encoded) -> list[Prediction]:
-        self._open()
-        found = self._chain.run(encoded.inputs)
+    def _answer(self, encoded: Encoded, closings: int) -> list[Prediction]:
+        self._open(closings)
+        try:
+            found = self._chain.run(encoded.inputs)
+        except EngineError:
+            self._open(closings)  # closed meanwhile is the reason
+            raise
         return encoded.predictions(self.labels, found["probabilities"], found["mask"], found["scores"])

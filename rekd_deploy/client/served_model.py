@@ -54,7 +54,7 @@ class ServedModel:
         return self._versions.get(version) if version else self._newest
 
     def prefer(self, version: ServedVersion) -> None:
-        """Take this one as the newest: it has just answered."""
+        """Take this one as the newest: a response has just named it."""
         with self._lock:
             self._newest = version
 
@@ -96,7 +96,7 @@ class ServedModel:
         if self._preprocessing not in (None, description.fingerprint):
             raise VersionMismatchError(
                 f"the model '{self.name}' at {self.url} was trained with the preprocessing "
-                f"{description.fingerprint[:12]}, this client wants {self._preprocessing[:12]}; fix: ask the "
+                f"{description.fingerprint[:12]}, this client wants {self._preprocessing[:12]}; fix: use the "
                 "server of the matching model, or leave out preprocessing to use the server's"
             )
         return ServedVersion(version, description, preprocessor, max_batch_size)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,20 +59,9 @@ class ServerFacts(NamedTuple):
     triton: str
     """Triton's version."""
     ready: bool
-    """It is ready, and so is the model that was asked about."""
+    """It is ready, and so is the model."""
     statistics: list[dict[str, Any]]
     """Triton's ``model_stats``."""
-
-
-@dataclass(frozen=True)
-class RegionInput:
-    """An input tensor that lies in a shared memory region known to the server."""
-
-    region: str
-    offset: int
-    """Bytes from the region's start."""
-    array: np.ndarray
-    """The tensor itself; what lies in the region is its copy."""
 
 
 class Transport(ABC):
@@ -98,7 +86,7 @@ class Transport(ABC):
     def submit(
         self,
         model: str,
-        inputs: Mapping[str, np.ndarray | RegionInput],
+        inputs: Mapping[str, np.ndarray],
         outputs: Sequence[str],
         *,
         timeout: float | None = None,
@@ -111,10 +99,10 @@ class Transport(ABC):
             request_id: what the server's log calls the request.
         """
 
-    def ask(
+    def infer(
         self, model: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], *, timeout: float, request_id: str
     ) -> Arrays | None:
-        """Send a request and wait for its outputs in this thread, which is quicker than waking it for a future.
+        """Send a request and wait for its outputs in this thread, which is quicker than to be woken by a future.
 
         Returns:
             None: this transport cannot, and has sent nothing.
@@ -125,7 +113,7 @@ class Transport(ABC):
         return None
 
     def server_facts(self, model: str, timeout: float) -> ServerFacts:
-        """Ask the server how it is; see ``model_versions``.
+        """What the server says of itself; see ``model_versions``.
 
         Args:
             model: whose readiness counts.
@@ -137,21 +125,9 @@ class Transport(ABC):
         """An error of this transport, with what the port seems to speak where that is the mistake. May block."""
         return error
 
-    def register_region(self, name: str, key: str, size: int, timeout: float) -> None:
-        """Make the server map ``size`` bytes of the shared memory object ``key``.
-
-        Raises:
-            ClientError: it does not.
-        """
-        raise RejectedError("this transport has no shared memory")
-
-    def unregister_region(self, name: str, timeout: float) -> None:
-        """Make the server let go of a region; see ``register_region``."""
-        raise RejectedError("this transport has no shared memory")
-
     @abstractmethod
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
 
 
 def open_transport(
@@ -160,7 +136,6 @@ def open_transport(
     *,
     headers: Mapping[str, str] | None = None,
     tls: TlsSettings | None = None,
-    shared_memory: bool = False,
 ) -> Transport:
     """gRPC for HOST:PORT, grpc://HOST:PORT or grpcs://HOST:PORT, HTTP for http://HOST:PORT or https://HOST:PORT.
 
@@ -168,7 +143,6 @@ def open_transport(
         timeout: seconds an answer may take.
         headers: sent with every request.
         tls: for grpcs:// and https://.
-        shared_memory: hand inputs over in shared memory where the server is on this machine and lets us.
 
     Raises:
         ClientError: the address is none, or headers or TLS settings cannot be used.
@@ -177,34 +151,23 @@ def open_transport(
     if tls is not None and not address.encrypted:
         raise ClientError(f"'{url}' is not encrypted, but TLS settings are given; give grpcs:// or https://")
     tls = tls or TlsSettings()
-    transport: Transport
     if address.protocol == "http":
         from rekd_deploy.client.transport_http import HttpTransport
 
-        transport = HttpTransport(address, timeout, headers, tls)
-    else:
-        from rekd_deploy.client.transport_grpc import GrpcTransport
+        return HttpTransport(address, timeout, headers, tls)
+    from rekd_deploy.client.transport_grpc import GrpcTransport
 
-        transport = GrpcTransport(address, timeout, headers, tls)
-    if shared_memory and address.is_loopback:
-        from rekd_deploy.client.shared_inputs import SharedInputs
-
-        return SharedInputs(transport, timeout)
-    return transport
+    return GrpcTransport(address, timeout, headers, tls)
 
 
-def triton_inputs(input_class: type, arrays: Mapping[str, np.ndarray | RegionInput]) -> list:
+def triton_inputs(input_class: type, arrays: Mapping[str, np.ndarray]) -> list:
     """The tensors as one of tritonclient's ``InferInput`` classes has them."""
     from tritonclient.utils import np_to_triton_dtype
 
     tensors = []
-    for name, given in arrays.items():
-        array = given.array if isinstance(given, RegionInput) else given
+    for name, array in arrays.items():
         tensor = input_class(name, array.shape, np_to_triton_dtype(array.dtype))
-        if isinstance(given, RegionInput):
-            tensor.set_shared_memory(given.region, array.nbytes, given.offset)
-        else:
-            tensor.set_data_from_numpy(np.ascontiguousarray(array))
+        tensor.set_data_from_numpy(np.ascontiguousarray(array))
         tensors.append(tensor)
     return tensors
 
@@ -238,7 +201,7 @@ def typed_error(
     reason = message.strip().splitlines()[0] if message.strip() else status or "no reason given"
     request = f"; request {request_id}" if request_id else ""
     if kind is ServerBusyError:
-        return kind(f"the queue of the server at {url} is full ({reason}{request}); fix: ask again later, or slower")
+        return kind(f"the queue of the server at {url} is full ({reason}{request}); fix: try later, or send fewer")
     if kind is ServerUnavailableError:
         return kind(f"no Triton server answers at {url} ({reason}); fix: check the URL, or start rekd-serve")
     if kind is InsecureServerError:

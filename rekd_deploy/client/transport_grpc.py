@@ -9,12 +9,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rekd_deploy.client.address import Address, TlsSettings
-from rekd_deploy.client.port_protocol import with_protocol
+from rekd_deploy.client.address import Address, TlsSettings, with_protocol
 from rekd_deploy.client.transport import (
     Arrays,
     ModelConfig,
-    RegionInput,
     ServerFacts,
     Transport,
     arrays_of,
@@ -29,7 +27,7 @@ _CHANNEL = {
     "grpc.max_receive_message_length": -1,
     "grpc.initial_reconnect_backoff_ms": 100,  # a retry must not find the channel still asleep
     "grpc.max_reconnect_backoff_ms": 1000,
-    # no pings to learn how much may be on its way to us: answers are small, and each ping costs a question 0.1 ms
+    # no pings to learn how much may be on its way to us: answers are small, and each ping costs a request 0.1 ms
     "grpc.http2.bdp_probe": 0,
     "grpc.http2.lookahead_bytes": 1 << 20,
 }
@@ -78,7 +76,7 @@ class GrpcTransport(Transport):
     def submit(
         self,
         model: str,
-        inputs: Mapping[str, np.ndarray | RegionInput],
+        inputs: Mapping[str, np.ndarray],
         outputs: Sequence[str],
         *,
         timeout: float | None = None,
@@ -106,7 +104,7 @@ class GrpcTransport(Transport):
         future.add_done_callback(lambda done: call.cancel() if done.cancelled() else None)
         return future
 
-    def ask(
+    def infer(
         self, model: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], *, timeout: float, request_id: str
     ) -> Arrays:
         try:
@@ -118,12 +116,12 @@ class GrpcTransport(Transport):
     def _request(
         self,
         model: str,
-        inputs: Mapping[str, np.ndarray | RegionInput],
+        inputs: Mapping[str, np.ndarray],
         outputs: Sequence[str],
         timeout: float,
         request_id: str,
     ) -> dict[str, Any]:
-        """What both ways of asking hand to the library."""
+        """What ``submit`` and ``infer`` hand to the library."""
         return {
             "model_name": model,
             "inputs": triton_inputs(self._library.InferInput, inputs),
@@ -134,8 +132,8 @@ class GrpcTransport(Transport):
         }
 
     def server_facts(self, model: str, timeout: float) -> ServerFacts:
-        def call(ask: Callable[..., Found], *what: Any, **options: Any) -> Found:
-            return self._call(lambda **how: ask(*what, **options, **how), model, timeout)
+        def call(function: Callable[..., Found], *what: Any, **options: Any) -> Found:
+            return self._call(lambda **how: function(*what, **options, **how), model, timeout)
 
         client = self._client
         triton = call(client.get_server_metadata, as_json=True)["version"]
@@ -145,25 +143,19 @@ class GrpcTransport(Transport):
     def explained(self, error: ClientError) -> ClientError:
         return with_protocol(error, self._address)
 
-    def register_region(self, name: str, key: str, size: int, timeout: float) -> None:
-        self._call(lambda **how: self._client.register_system_shared_memory(name, key, size, **how), "", timeout)
-
-    def unregister_region(self, name: str, timeout: float) -> None:
-        self._call(lambda **how: self._client.unregister_system_shared_memory(name, **how), "", timeout)
-
     def close(self) -> None:
         self._client.close()
 
-    def _call(self, ask: Callable[..., Found], model: str, timeout: float) -> Found:
+    def _call(self, function: Callable[..., Found], model: str, timeout: float) -> Found:
         try:
-            return ask(client_timeout=timeout, headers=self._headers)
+            return function(client_timeout=timeout, headers=self._headers)
         except Exception as error:
             raise self._typed(error, model, timeout) from None
 
     def _typed(self, error: Exception, model: str, timeout: float, request_id: str = "") -> ClientError:
         from tritonclient.utils import InferenceServerException
 
-        if not isinstance(error, InferenceServerException):  # a closed channel, or an answer that is none of Triton's
+        if not isinstance(error, InferenceServerException):  # a closed channel, or a response that is none of Triton's
             return ServerUnavailableError(f"the connection to {self._url} cannot be used ({error})")
         status = str(error.status() or "").removeprefix("StatusCode.")
         return typed_error(status, str(error.message()), self._url, model, timeout=timeout, request_id=request_id)

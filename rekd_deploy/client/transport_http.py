@@ -14,12 +14,10 @@ from urllib.parse import quote
 
 import numpy as np
 
-from rekd_deploy.client.address import Address, TlsSettings
-from rekd_deploy.client.port_protocol import with_protocol
+from rekd_deploy.client.address import Address, TlsSettings, with_protocol
 from rekd_deploy.client.transport import (
     Arrays,
     ModelConfig,
-    RegionInput,
     ServerFacts,
     Transport,
     arrays_of,
@@ -81,7 +79,7 @@ class HttpTransport(Transport):
     def submit(
         self,
         model: str,
-        inputs: Mapping[str, np.ndarray | RegionInput],
+        inputs: Mapping[str, np.ndarray],
         outputs: Sequence[str],
         *,
         timeout: float | None = None,
@@ -98,7 +96,7 @@ class HttpTransport(Transport):
         )
         length = {} if json_length is None else {_JSON_LENGTH: str(json_length)}
 
-        def ask() -> Arrays:
+        def infer() -> Arrays:
             path = f"v2/models/{quote(model, safe='')}/infer"
             answer = self._exchange("POST", path, model, timeout, until, body, length, request_id)
             try:
@@ -107,10 +105,13 @@ class HttpTransport(Transport):
                     answer.content, header_length=None if found is None else int(found)
                 )
                 return arrays_of(result, outputs, str(result.get_response().get("model_version", "")))
-            except Exception:  # whatever the library makes of an answer that is none
+            except Exception:  # whatever the library makes of a response that is none
                 raise self._no_triton() from None
 
-        return self._workers.submit(ask)
+        try:
+            return self._workers.submit(infer)
+        except RuntimeError as error:  # closed meanwhile
+            raise ServerUnavailableError(f"the connection to {self._url} cannot be used ({error})") from None
 
     def server_facts(self, model: str, timeout: float) -> ServerFacts:
         triton, statistics = (self._get(path, model, timeout) for path in ("v2", "v2/models/stats"))
@@ -123,12 +124,6 @@ class HttpTransport(Transport):
 
     def explained(self, error: ClientError) -> ClientError:
         return with_protocol(error, self._address)
-
-    def register_region(self, name: str, key: str, size: int, timeout: float) -> None:
-        self._post(f"{name}/register", {"key": key, "offset": 0, "byte_size": size}, timeout)
-
-    def unregister_region(self, name: str, timeout: float) -> None:
-        self._post(f"{name}/unregister", {}, timeout)
 
     def close(self) -> None:
         self._workers.shutdown(cancel_futures=True)
@@ -147,11 +142,6 @@ class HttpTransport(Transport):
         except (RejectedError, ModelMissingError):  # 400: no
             return False
         return True
-
-    def _post(self, path: str, document: dict[str, Any], timeout: float) -> None:
-        until = time.monotonic() + timeout
-        body = json.dumps(document).encode()
-        self._exchange("POST", f"v2/systemsharedmemory/region/{path}", "", timeout, until, body)
 
     def _exchange(
         self,

@@ -1,11 +1,11 @@
-"""Texts longer than the model reads: answered window by window, and the answers combined. torch-free.
+"""Texts longer than the model reads: predicted window by window, and the predictions combined. torch-free.
 
 A long text is read in windows of the model's full length, each sharing a quarter with the one before it
-(``TextPreprocessor.window_overlap``); the last holds what is left. The answers become one by two rules:
+(``TextPreprocessor.window_overlap``); the last holds what is left. The predictions become one by two rules:
 
 - **Probabilities**: every token of the text has one vote and shares it out among the windows that read it; a class's
   probability is the mean of the windows' probabilities, weighted by their votes. The label is the most probable class.
-- **Rationale**: every token that any window kept, for the answer was made from all of these and from no other. Words
+- **Rationale**: every token that any window kept, for all of these decided and no other. Words
   are whole, neighbouring words are one span, offsets are those of the whole text; a score is the highest that any
   window which kept the token gave it. The rate is kept tokens / tokens of the whole text, and may lie a little above
   the model's budget, because two windows may choose differently where they overlap.
@@ -39,7 +39,7 @@ class WindowedText:
         return cls(text, [encoding, *encoding.overflowing], overlap)
 
     def combined(self, predictions: Sequence[Prediction]) -> Prediction:
-        """One answer from the answers to the windows, by the rules at the top of this module.
+        """One prediction from those of the windows, by the rules at the top of this module.
 
         Args:
             predictions: one a window, in their order.
@@ -50,8 +50,8 @@ class WindowedText:
         scores = np.full(whole.length, -np.inf, dtype=np.float32)
         for start, prediction in zip(whole.starts, predictions, strict=True):
             for piece in prediction.pieces:
-                place = start + piece.position
-                scores[place] = max(scores[place], piece.score)
+                index = start + piece.position
+                scores[index] = max(scores[index], piece.score)
         kept = np.flatnonzero(scores > -np.inf)
         votes = whole.votes()
         probabilities = {
@@ -108,5 +108,5 @@ class _Whole:
 
 def _specials_around(window: Encoding) -> tuple[int, int]:
     """How many special tokens stand before and after a window's own."""
-    own = [place for place, special in enumerate(window.special_tokens_mask) if not special]
+    own = [index for index, special in enumerate(window.special_tokens_mask) if not special]
     return own[0], len(window.ids) - 1 - own[-1]

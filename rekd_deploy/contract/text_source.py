@@ -1,7 +1,7 @@
 """Texts from files, standard input and command lines, one at a time, each with its number and what came with it.
 
-Every text that cannot be used is named, by its line: a source goes on reading after the first one, but hands out no
-text any more. torch-free.
+Every text that cannot be used is named, by its line. Of a file, all are read to name them together, and no text comes
+after the first of them; of standard input, which may never end, each may be reported and left out. torch-free.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -45,15 +45,33 @@ class TextSource:
             input. Standard input and files of another name are JSON lines if their first line is. None: ``arguments``.
         column: of a table, or key of JSON lines; None: "text", else the only column of a table that holds texts.
         arguments: texts as a command line has them.
+        report: takes the error of texts of standard input that cannot be used, which are left out; None: raised.
     """
 
-    def __init__(self, file: str | None = None, column: str | None = None, arguments: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        file: str | None = None,
+        column: str | None = None,
+        arguments: Sequence[str] = (),
+        report: Callable[[FaultyItemsError], object] | None = None,
+    ) -> None:
         self._file = file
         self._column = column
         self._arguments = arguments
         self._suffix = Path(file or "").suffix.lower()
         self._shown = "standard input" if file == STDIN else file
         self._table: Table | None = None
+        self._report = report if file == STDIN else None
+        self.left_out = 0
+        """Texts that were reported and left out."""
+
+    def leaves_out(self, faults: Mapping[int, Fault]) -> bool:
+        """Report texts that were read, by their lines; False: they must be raised."""
+        if self._report is None:
+            return False
+        self._report(self.refusal(faults))
+        self.left_out += len(faults)
+        return True
 
     def refusal(self, faults: Mapping[int, Fault]) -> FaultyItemsError:
         """The error that names texts that were read, by their lines."""
@@ -62,7 +80,7 @@ class TextSource:
         return FaultyItemsError(faults, name, self._shown)
 
     def __iter__(self) -> Iterator[SourcedText]:
-        """The texts before the first that cannot be used.
+        """The texts before the first that cannot be used, or all but those that are left out.
 
         Raises:
             InputError: the file cannot be read, holds no text, or lacks the column.
@@ -72,10 +90,11 @@ class TextSource:
         faults: dict[int, Fault] = {}
         for number, value, record in self._values():
             fault = value if isinstance(value, Fault) else text_fault(value)
-            if fault:
+            if fault is None:
+                if not faults:
+                    yield SourcedText(value, number, record)
+            elif not self.leaves_out({number: fault}):
                 faults[number] = fault
-            elif not faults:
-                yield SourcedText(value, number, record)
         if faults:
             raise self.refusal(faults)
 

@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from rekd_train.config.run import BackboneConfig, explain
+from rekd_train.config.run import BackboneConfig, explain, without_removed
 from rekd_train.data.examples import summary_notes, summary_rows
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.files import AGAIN, atomic_directory, cannot_write, sha256, write_json, write_text
@@ -38,8 +38,18 @@ from rekd_train.models.families import build_backbone
 from rekd_train.models.rationalizer import Rationalizer
 
 FORMAT = "rekd-checkpoint"
-VERSION = 1
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+VERSION = 2
+
+
+def _without_removed_settings(description: dict[str, Any]) -> dict[str, Any]:
+    """2: settings of the run are gone. One with another value stays: the model is read, its run is not taken up."""
+    training = description.get("training") or {}
+    if not training.get("config"):
+        return description
+    return description | {"training": training | {"config": without_removed(training["config"])}}
+
+
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _without_removed_settings}
 """From version n of config.json to n + 1. A change of format adds one entry and raises VERSION."""
 
 EXAMPLES_FILE = "examples.jsonl"

@@ -22,14 +22,16 @@ from rekd_train.inputs.preprocessors import Preprocessor, TokenIdPreprocessor, T
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 from rekd_train.models.base import Predictor, Selector
 from rekd_train.models.families import build_backbone
-from rekd_train.models.official_weights import StateReader, bert_weights, vit_weights
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.models.weight_files import (
     IMAGENET,
+    StateReader,
+    bert_weights,
     pickled_state,
     tokenizer_json,
     transformer_config,
     transformer_sizes,
+    vit_weights,
 )
 
 OfficialFamily = Literal["bert", "vit"]

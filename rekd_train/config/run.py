@@ -118,6 +118,10 @@ def _mistakes_behind(document: dict[str, Any], error: ValidationError) -> list[s
 
 
 PRESETS = Path(__file__).parents[1] / "presets"
+REMOVED: dict[str, Any] = {
+    "stages.operator": "zero", "distillation.prediction_temperature": None, "distillation.teacher_temperature": None,
+}  # fmt: skip
+"""Settings of older versions, with the value that is all that is left."""
 PAPER = PRESETS / "paper.toml"
 
 
@@ -192,8 +196,30 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def without_removed(document: dict[str, Any]) -> dict[str, Any]:
+    """A document of an older version without the settings that are gone, where they say what is done now anyway."""
+    for name, left in REMOVED.items():
+        section, key = name.split(".")
+        values = document.get(section)
+        if isinstance(values, dict) and values.get(key, "") in (left, "none" if left is None else left):
+            document = document | {section: {each: value for each, value in values.items() if each != key}}
+    return document
+
+
 def with_current_names(document: dict[str, Any]) -> dict[str, Any]:
-    """A document of an older version, so that what extends or overrides it replaces the same keys."""
+    """A document of an older version, so that what extends or overrides it replaces the same keys.
+
+    Raises:
+        ConfigError: it asks for what is no longer there.
+    """
+    document = without_removed(document)
+    for name, left in REMOVED.items():
+        section, key = name.split(".")
+        if isinstance(document.get(section), dict) and key in document[section]:
+            raise ConfigError(
+                f"{name}={document[section][key]} is no longer there: training does as with "
+                f"'{'none' if left is None else left}'; fix: leave the setting out"
+            )
     stages = document.get("stages")
     if not isinstance(stages, dict) or "criterion" not in stages or "best_metric" in stages:
         return document

@@ -68,15 +68,9 @@ class DistillationConfig(Section):
     prediction_weight: float = Field(
         1.0, ge=0, description="weight of the prediction term tau^2 KL; 0: rationales only"
     )
-    noise: Literal["independent", "shared", "none"] = Field("none", description="Gumbel noise in the rationale term")
+    noise: Literal["independent", "none"] = Field("none", description="Gumbel noise in the rationale term")
     rationale_temperature: float | None = Field(
         1.0, gt=0, description="fixed tau of the rationale term; none: the annealed one"
-    )
-    prediction_temperature: float | None = Field(
-        None, gt=0, description="fixed tau of the prediction term; none: the annealed one, 2 in stages without one"
-    )
-    teacher_temperature: float | None = Field(
-        None, gt=0, description="tau of the teacher's side of both terms; none: the student's"
     )
     teacher_mask: Literal["student", "teacher"] = Field(
         "teacher", description="whose rationale the teacher's predictor reads"
@@ -134,16 +128,12 @@ class StagesConfig(Section):
     rationale_epochs: float = Field(
         1.0, ge=0, description="epochs in which both learn together; with a teacher: distillation"
     )
-    operator: Literal["zero", "drop"] = Field(
-        "zero", description="'drop': the predictor learns without blank slots from the start, by a weighted softmax; "
-        "it tends to collapse, prefer 'zero' and a compact stage",
-    )  # fmt: skip
     compact_epochs: float = Field(
         1.0, ge=0, description="epochs in which the predictor learns to read kept features alone, selector frozen"
     )
     evaluate_every: float = Field(1.0, ge=0, description="epochs between dev evaluations; 0: the last state is kept")
-    evaluation: Literal["served", "sampled", "argmax", "top-k"] = Field(
-        "served", description="masks of those evaluations: by the stored rule, drawn once (the paper), d > 0, or top-k"
+    evaluation: Literal["served", "sampled"] = Field(
+        "served", description="masks of those evaluations: by the stored rule, or drawn once (the paper)"
     )
     best_metric: Literal["accuracy", "macro_f1", "extraction_loss"] = Field(
         "accuracy", validation_alias=AliasChoices("best_metric", "criterion"),  # criterion: in older files

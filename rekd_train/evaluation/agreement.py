@@ -9,11 +9,16 @@ from torch import Tensor
 
 from rekd_train.data import Split
 from rekd_train.errors import ConfigError
-from rekd_train.evaluation.decisions import decide
-from rekd_train.evaluation.forward import SelectorOutputs, run_masks, run_selector
-from rekd_train.evaluation.mask_metrics import overlap, rank_correlation, selection_divergence, truth_summary
+from rekd_train.evaluation.forward import SelectorOutputs, decide, run_masks, run_selector
+from rekd_train.evaluation.mask_metrics import (
+    overlap,
+    plausibility,
+    rank_correlation,
+    selection_divergence,
+    truth_summary,
+    words_from_pieces,
+)
 from rekd_train.evaluation.metrics import ratio
-from rekd_train.evaluation.plausibility import plausibility, words_from_pieces
 from rekd_train.inputs.preprocessors import Preprocessor, same_tokens, vocabulary_of
 from rekd_train.inputs.text import TextPreprocessor
 from rekd_train.models.rationalizer import Rationalizer

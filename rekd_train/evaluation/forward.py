@@ -1,8 +1,8 @@
-"""Run a pair over a split and measure it, as it is served: noise-free, a compact predictor on gathered features."""
+"""Run a pair over a split and measure it, as it is served, and the masks to measure it on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,57 @@ import torch
 from torch import Tensor
 
 from rekd_train.data import Split, bucketed_batches
-from rekd_train.evaluation import calibration_metrics, metrics
+from rekd_train.evaluation import metrics
+from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.inputs.preprocessors import full_length
 from rekd_train.models.base import Inputs
-from rekd_train.models.gates import kept_positions, selection_scores
+from rekd_train.models.gates import apply_policy, selection_scores
 from rekd_train.models.rationalizer import Rationalizer
+
+# what is kept: by the rule, by others, and as many by chance
+
+ARGMAX = SelectionPolicy(bias=0.0, budget=None, minimum=0)
+"""z1 > z0 and nothing else: the mode of the trained sampler."""
+
+
+def decide(scores: Tensor, selectable: Tensor, policy: SelectionPolicy) -> Tensor:
+    """The noise-free mask of any policy: (n, N) bool from (n, N) float32 scores and (n, N) bool."""
+    return apply_policy(scores, selectable, policy, policy.capacity(scores.shape[1]))
+
+
+def fill(scores: Tensor, selectable: Tensor, share: float, minimum: int = 1) -> Tensor:
+    """Exactly the budget: the floor(share * n) highest scores of each example, at least ``minimum``: (n, N) bool."""
+    return decide(scores, selectable, SelectionPolicy(bias=None, budget=share, minimum=minimum))
+
+
+def drawn(scores: Tensor, selectable: Tensor, draws: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Sampled rationales, as training and the authors' evaluation draw them.
+
+    z1 + G1 > z0 + G0 with independent Gumbel noise, which is d + logistic noise > 0: P(keep) = sigmoid(d) at
+    every temperature. No budget holds.
+
+    Yields:
+        (n, N) bool, ``draws`` times.
+    """
+    for _ in range(draws):
+        uniform = torch.rand(scores.shape, generator=generator, dtype=torch.float64)
+        yield selectable & (scores + torch.logit(uniform, eps=1e-12) > 0)
+
+
+def random_like(mask: Tensor, selectable: Tensor, generator: torch.Generator) -> Tensor:
+    """As many features of each example as ``mask`` keeps, uniformly at random: (n, N) bool."""
+    chances = torch.rand(mask.shape, generator=generator).masked_fill(~selectable, -1)
+    ranked = chances.argsort(dim=1, descending=True, stable=True)
+    places = torch.empty_like(ranked).scatter_(1, ranked, torch.arange(mask.shape[1]).expand_as(ranked).contiguous())
+    return selectable & (places < mask.sum(dim=1, keepdim=True))
+
+
+def first_like(mask: Tensor, selectable: Tensor) -> Tensor:
+    """As many features of each example as ``mask`` keeps, the first ones: (n, N) bool."""
+    return selectable & (selectable.to(torch.int64).cumsum(dim=1) <= mask.sum(dim=1, keepdim=True))
+
+
+# what the pair answers
 
 
 @dataclass(frozen=True)
@@ -48,12 +94,9 @@ def to_tensors(inputs: dict[str, np.ndarray], device: torch.device) -> Inputs:
 @torch.inference_mode()
 def run_split(rationalizer: Rationalizer, split: Split, batch_size: int = 128) -> SplitOutputs:
     """Select and classify every example."""
-    rationalizer.eval()
-    device = next(rationalizer.parameters()).device
     class_logits = np.zeros((len(split), len(rationalizer.labels)), dtype=np.float32)
     kept, selectable = np.zeros(len(split), dtype=np.int64), np.zeros(len(split), dtype=np.int64)
-    for indices in bucketed_batches(split.lengths, batch_size):
-        inputs = _inputs(rationalizer, split, indices, device)
+    for indices, inputs in _batches(rationalizer, split, batch_size):
         selection = rationalizer.select(inputs)
         class_logits[indices] = _classify(rationalizer, inputs, selection.mask).cpu().numpy()
         kept[indices] = selection.mask.sum(dim=1).cpu().numpy()
@@ -64,14 +107,11 @@ def run_split(rationalizer: Rationalizer, split: Split, batch_size: int = 128) -
 @torch.inference_mode()
 def run_selector(rationalizer: Rationalizer, split: Split, batch_size: int = 128) -> SelectorOutputs:
     """Selector scores of every example, on the CPU."""
-    rationalizer.eval()
-    device = next(rationalizer.parameters()).device
     everywhere = rationalizer.policy.selectable == "all"
     width = rationalizer.preprocessor.positions if everywhere else int(split.lengths.max())
     scores = torch.zeros(len(split), width)
     selectable = torch.zeros(len(split), width, dtype=torch.bool)
-    for indices in bucketed_batches(split.lengths, batch_size):
-        inputs = _inputs(rationalizer, split, indices, device)
+    for indices, inputs in _batches(rationalizer, split, batch_size):
         logits = rationalizer.selector_logits(inputs)
         rows = torch.from_numpy(indices)
         scores[rows, : logits.shape[1]] = selection_scores(logits).cpu()
@@ -91,17 +131,14 @@ def run_masks(
     Returns:
         By the same names, (n, C) float32 logits.
     """
-    rationalizer.eval()
-    device = next(rationalizer.parameters()).device
     class_logits = {name: np.zeros((len(split), len(rationalizer.labels)), dtype=np.float32) for name in masks}
-    for indices in bucketed_batches(split.lengths, batch_size):
-        inputs = _inputs(rationalizer, split, indices, device)
-        width = rationalizer.selectable(inputs).shape[1]
-        rows = torch.from_numpy(indices)
+    for indices, inputs in _batches(rationalizer, split, batch_size):
+        selectable, rows = rationalizer.selectable(inputs), torch.from_numpy(indices)
         for name, mask in masks.items():
-            part = mask[rows, :width]
+            part = mask[rows, : selectable.shape[1]]
             slots = max(1, int(part.sum(dim=1).max()))
-            class_logits[name][indices] = _classify(rationalizer, inputs, part.to(device), slots).cpu().numpy()
+            logits = _classify(rationalizer, inputs, part.to(selectable.device), slots)
+            class_logits[name][indices] = logits.cpu().numpy()
     return class_logits
 
 
@@ -111,7 +148,7 @@ def measure(rationalizer: Rationalizer, split: Split) -> dict[str, Any]:
     ``never_predicted`` lists the classes of the split that are predicted for no example.
     """
     outputs = run_split(rationalizer, split)
-    figures = measure_outputs(rationalizer, outputs, split.labels)
+    figures = _figures(rationalizer, outputs, split.labels)
     predicted = outputs.class_logits.argmax(axis=1)
     return figures | {"never_predicted": metrics.never_predicted(predicted, split.labels, rationalizer.labels)}
 
@@ -125,18 +162,18 @@ def evaluate_with_masks(rationalizer: Rationalizer, split: Split, mask: Tensor, 
     """
     class_logits = run_masks(rationalizer, split, {"given": mask})["given"]
     outputs = SplitOutputs(class_logits, mask.sum(dim=1).numpy(), selectable.sum(dim=1).numpy())
-    return measure_outputs(rationalizer, outputs, split.labels)
+    return _figures(rationalizer, outputs, split.labels)
 
 
-def measure_outputs(rationalizer: Rationalizer, outputs: SplitOutputs, labels: np.ndarray) -> dict[str, float]:
-    """The figures of ``measure`` from outputs that are there already."""
+def _figures(rationalizer: Rationalizer, outputs: SplitOutputs, labels: np.ndarray) -> dict[str, float]:
+    """Those of ``measure``, which any rationales have."""
     probabilities = rationalizer.probabilities(torch.from_numpy(outputs.class_logits)).numpy()
     return {
         "examples": len(labels),
         "accuracy": metrics.accuracy(probabilities, labels),
-        "macro_f1": metrics.macro_f1(probabilities.argmax(axis=1), labels, len(rationalizer.labels)),
-        "nll": calibration_metrics.negative_log_likelihood(probabilities, labels),
-        "ece": calibration_metrics.expected_calibration_error(probabilities, labels),
+        "macro_f1": metrics.macro_f1(probabilities.argmax(axis=1), labels),
+        "nll": metrics.negative_log_likelihood(probabilities, labels),
+        "ece": metrics.expected_calibration_error(probabilities, labels),
         **metrics.rate_summary(
             outputs.kept, outputs.selectable, rationalizer.policy.limits(outputs.selectable),
             rationalizer.preprocessor.positions,
@@ -144,19 +181,19 @@ def measure_outputs(rationalizer: Rationalizer, outputs: SplitOutputs, labels: n
     }  # fmt: skip
 
 
-def _inputs(rationalizer: Rationalizer, split: Split, indices: np.ndarray, device: torch.device) -> Inputs:
-    inputs = split.inputs(indices)
-    if rationalizer.policy.selectable == "all":
-        inputs = full_length(inputs, rationalizer.preprocessor)
-    return to_tensors(inputs, device)
+def _batches(rationalizer: Rationalizer, split: Split, size: int) -> Iterator[tuple[np.ndarray, Inputs]]:
+    """The whole split for a model in evaluation mode: indices, and inputs on the model's device."""
+    rationalizer.eval()
+    device = next(rationalizer.parameters()).device
+    for indices in bucketed_batches(split.lengths, size):
+        inputs = split.inputs(indices)
+        if rationalizer.policy.selectable == "all":
+            inputs = full_length(inputs, rationalizer.preprocessor)
+        yield indices, to_tensors(inputs, device)
 
 
 def _classify(rationalizer: Rationalizer, inputs: Inputs, mask: Tensor, slots: int | None = None) -> Tensor:
-    """As it is served: a compact predictor computes on the kept features alone.
-
-    Args:
-        slots: how many the fullest row of ``mask`` keeps; None: as many as the stored policy allows.
-    """
+    """As it is served: a compact predictor computes on the kept features alone."""
     if rationalizer.predictor.operator != "compact":
         return rationalizer.class_logits(inputs, mask)
-    return rationalizer.predictor.gathered(inputs, *kept_positions(mask, slots or rationalizer.capacity))
+    return rationalizer.gathered_class_logits(inputs, mask, slots)

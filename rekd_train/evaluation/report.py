@@ -1,12 +1,12 @@
 """The full evaluation of a checkpoint: every figure of one split in one document.
 
-One pass of the selector and one of the predictor over the split; the predictor answers to every mask of
-``decisions`` while a batch is at hand. ``REPORT_VERSION`` rises whenever a key changes its meaning.
+One pass of the selector and one of the predictor over the split; the predictor answers to every mask while a
+batch is at hand. ``REPORT_VERSION`` rises whenever a key changes its meaning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,19 @@ import torch
 from torch import Tensor
 
 from rekd_train.data import Split
-from rekd_train.evaluation import calibration_metrics, decisions, metrics
+from rekd_train.evaluation import metrics
 from rekd_train.evaluation.agreement import human_figures, teacher_figures, token_figures
-from rekd_train.evaluation.forward import run_masks, run_selector, run_split
+from rekd_train.evaluation.forward import (
+    ARGMAX,
+    decide,
+    drawn,
+    fill,
+    first_like,
+    random_like,
+    run_masks,
+    run_selector,
+    run_split,
+)
 from rekd_train.evaluation.mask_metrics import flip_rate, pairwise_jaccard
 from rekd_train.models.rationalizer import Rationalizer
 
@@ -54,13 +64,14 @@ def evaluate(
     generator = torch.Generator().manual_seed(seed)
     selector = run_selector(rationalizer, examples)
     scores, selectable = selector.scores, selector.selectable
-    stored = decisions.decide(scores, selectable, rationalizer.policy)
+    stored = decide(scores, selectable, rationalizer.policy)
     masks = {"stored": stored}
     selects = rationalizer.policy.bias is not None or rationalizer.policy.budget is not None
     if selects:
         masks |= _other_masks(rationalizer, scores, selectable, stored, generator)
-        masks |= {f"draw_{i}": m for i, m in enumerate(decisions.drawn(scores, selectable, max(draws, 0), generator))}
+        masks |= {f"draw_{i}": m for i, m in enumerate(drawn(scores, selectable, max(draws, 0), generator))}
     logits = run_masks(rationalizer, examples, masks)
+    modes = {name: _mode(rationalizer, mask, logits[name], selectable, labels) for name, mask in masks.items()}
     report: dict[str, Any] = {
         "format": REPORT_FORMAT,
         "version": REPORT_VERSION,
@@ -73,11 +84,9 @@ def evaluate(
         "rate": _rates(rationalizer, stored, selectable),
     }
     if selects:
-        report["modes"] = _modes(rationalizer, masks, logits, selectable, labels)
-        report["baselines"] = {
-            name: _mode(rationalizer, masks[name], logits[name], selectable, labels) for name in ("random", "first")
-        }
-        report["curve"] = _curve(rationalizer, masks, logits, selectable, labels)
+        report["modes"] = {name: modes[name] for name in ("stored", "argmax", "fill")} | _sampled(masks, logits, modes)
+        report["baselines"] = {name: modes[name] for name in ("random", "first")}
+        report["curve"] = _curve([modes[f"rate_{rate}"] for rate in CURVE_RATES])
         report["selector"] = _selector_calibration(scores, selectable, stored, masks["argmax"])
         report |= token_figures(rationalizer.preprocessor, examples, stored)
         report |= human_figures(rationalizer.preprocessor, examples, scores, selectable, stored)
@@ -95,11 +104,11 @@ def _other_masks(
     if budget is None:  # no limit of its own: fill to the rate that it realises
         budget = float((stored.sum(dim=1) / selectable.sum(dim=1).clamp(min=1)).mean())
     return {
-        "argmax": decisions.decide(scores, selectable, decisions.ARGMAX),
-        "fill": decisions.fill(scores, selectable, max(budget, 1e-6), policy.minimum),
-        "random": decisions.random_like(stored, selectable, generator),
-        "first": decisions.first_like(stored, selectable),
-        **{f"rate_{rate}": decisions.fill(scores, selectable, rate) for rate in CURVE_RATES},
+        "argmax": decide(scores, selectable, ARGMAX),
+        "fill": fill(scores, selectable, max(budget, 1e-6), policy.minimum),
+        "random": random_like(stored, selectable, generator),
+        "first": first_like(stored, selectable),
+        **{f"rate_{rate}": fill(scores, selectable, rate) for rate in CURVE_RATES},
     }
 
 
@@ -107,7 +116,7 @@ def _classification(logits: np.ndarray, labels: np.ndarray, names: list[str]) ->
     predicted = logits.argmax(axis=1)
     return {
         "accuracy": metrics.accuracy(logits, labels),
-        "macro_f1": metrics.macro_f1(predicted, labels, len(names)),
+        "macro_f1": metrics.macro_f1(predicted, labels),
         "never_predicted": metrics.never_predicted(predicted, labels, names),
         "per_class": metrics.per_class(predicted, labels, names),
     }
@@ -121,12 +130,12 @@ def _calibration(
     probabilities = rationalizer.probabilities(torch.from_numpy(logits)).numpy()
     plain = torch.softmax(torch.from_numpy(logits), dim=1).numpy()
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    abstain = {"aurc": calibration_metrics.area_under_risk_coverage(confidence, correct)}
+    abstain = {"aurc": metrics.area_under_risk_coverage(confidence, correct)}
     if "dev" in splits:
         dev_logits = logits if split == "dev" else run_split(rationalizer, splits["dev"]).class_logits
         dev = rationalizer.probabilities(torch.from_numpy(dev_logits)).numpy()
         right = dev.argmax(axis=1) == splits["dev"].labels
-        threshold = calibration_metrics.abstain_threshold(dev.max(axis=1), right, risk)
+        threshold = metrics.abstain_threshold(dev.max(axis=1), right, risk)
         answered = confidence >= (np.inf if threshold is None else threshold)
         abstain |= {
             "risk_wanted": risk,
@@ -144,10 +153,10 @@ def _calibration(
 
 def _scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return {
-        "nll": calibration_metrics.negative_log_likelihood(probabilities, labels),
-        "brier": calibration_metrics.brier_score(probabilities, labels),
-        "ece": calibration_metrics.expected_calibration_error(probabilities, labels),
-        "ece_equal_mass": calibration_metrics.expected_calibration_error(probabilities, labels, equal_mass=True),
+        "nll": metrics.negative_log_likelihood(probabilities, labels),
+        "brier": metrics.brier_score(probabilities, labels),
+        "ece": metrics.expected_calibration_error(probabilities, labels),
+        "ece_equal_mass": metrics.expected_calibration_error(probabilities, labels, equal_mass=True),
     }
 
 
@@ -160,49 +169,37 @@ def _rates(rationalizer: Rationalizer, mask: Tensor, selectable: Tensor) -> dict
 def _mode(
     rationalizer: Rationalizer, mask: Tensor, logits: np.ndarray, selectable: Tensor, labels: np.ndarray
 ) -> dict[str, float]:
-    predicted = logits.argmax(axis=1)
     return {
         "accuracy": metrics.accuracy(logits, labels),
-        "macro_f1": metrics.macro_f1(predicted, labels, len(rationalizer.labels)),
+        "macro_f1": metrics.macro_f1(logits.argmax(axis=1), labels),
         **_rates(rationalizer, mask, selectable),
     }
 
 
-def _modes(
-    rationalizer: Rationalizer,
-    masks: Mapping[str, Tensor],
-    logits: Mapping[str, np.ndarray],
-    selectable: Tensor,
-    labels: np.ndarray,
+def _sampled(
+    masks: Mapping[str, Tensor], logits: Mapping[str, np.ndarray], modes: Mapping[str, dict[str, float]]
 ) -> dict[str, Any]:
-    names = ("stored", "argmax", "fill")
-    modes = {name: _mode(rationalizer, masks[name], logits[name], selectable, labels) for name in names}
+    """Means over the draws and how far they differ; nothing for less than two."""
     draws = [name for name in masks if name.startswith("draw_")]
-    if len(draws) > 1:
-        each = [_mode(rationalizer, masks[name], logits[name], selectable, labels) for name in draws]
-        modes["sampled"] = {
-            "draws": len(draws),
-            "accuracy_std": float(np.std([figures["accuracy"] for figures in each], ddof=1)),
-            "flip_rate": flip_rate(np.stack([logits[name].argmax(axis=1) for name in draws])),
-            "mask_jaccard": pairwise_jaccard(np.stack([masks[name].numpy() for name in draws])),
-            **{key: float(np.mean([figures[key] for figures in each])) for key in each[0]},
-        }
-    return modes
+    if len(draws) < 2:
+        return {}
+    each = [modes[name] for name in draws]
+    sampled = {
+        "draws": len(draws),
+        "accuracy_std": float(np.std([figures["accuracy"] for figures in each], ddof=1)),
+        "flip_rate": flip_rate(np.stack([logits[name].argmax(axis=1) for name in draws])),
+        "mask_jaccard": pairwise_jaccard(np.stack([masks[name].numpy() for name in draws])),
+        **{key: float(np.mean([figures[key] for figures in each])) for key in each[0]},
+    }
+    return {"sampled": sampled}
 
 
-def _curve(
-    rationalizer: Rationalizer,
-    masks: Mapping[str, Tensor],
-    logits: Mapping[str, np.ndarray],
-    selectable: Tensor,
-    labels: np.ndarray,
-) -> dict[str, Any]:
-    """Accuracy given exactly so many of the features, the highest scores first."""
-    accuracies = [metrics.accuracy(logits[f"rate_{rate}"], labels) for rate in CURVE_RATES]
-    realised = [_rates(rationalizer, masks[f"rate_{rate}"], selectable)["rate"] for rate in CURVE_RATES]
+def _curve(modes: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """Accuracy given exactly so many of the features, the highest scores first; a mode for each of CURVE_RATES."""
+    accuracies = [mode["accuracy"] for mode in modes]
     return {
         "rates": list(CURVE_RATES),
-        "realised": realised,
+        "realised": [mode["rate"] for mode in modes],
         "accuracies": accuracies,
         "area": metrics.area_under_curve(CURVE_RATES, accuracies),
     }

@@ -20,14 +20,6 @@ Inputs = dict[str, Tensor]
 Operator = Literal["zero", "compact"]
 
 
-def log_weights(keep: Tensor) -> Tensor:
-    """(B, 1, 1, N): what to add to attention scores so that weights are multiplied by ``keep`` (B, N) float.
-
-    What is left out keeps a millionth, so that there is a gradient that could bring it back.
-    """
-    return (keep + 1e-6).log()[:, None, None, :]
-
-
 class Backbone(nn.Module, ABC):
     """Features of one family. B = batch, N = positions, K = kept slots, H = width."""
 
@@ -59,15 +51,46 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def attended(self, inputs: Inputs, keep: Tensor) -> Tensor:
-        """(B, H): pooled state when only the positions in ``keep`` (B, N) bool exist; static shape.
-
-        Families with ``soft_masks`` also take a float ``keep``, which multiplies the attention weights before
-        they are normalised, and pass it a gradient.
-        """
+        """(B, H): pooled state when only the positions in ``keep`` (B, N) bool exist; static shape."""
 
     @abstractmethod
     def gathered(self, inputs: Inputs, positions: Tensor, kept: Tensor) -> Tensor:
         """(B, H): as ``attended``, computed on ``positions`` (B, K) int64 alone; ``kept`` (B, K) bool."""
+
+
+class TextBackbone(Backbone):
+    """Inputs: ``input_ids`` and ``attention_mask``, int64 (B, N), right-padded, [CLS] at position 0."""
+
+    special_ids: dict[str, int]
+    """Token ids that are never selectable ([PAD], [CLS], [SEP])."""
+
+    @property
+    @abstractmethod
+    def table(self) -> nn.Embedding:
+        """The word embeddings."""
+
+    def real(self, inputs: Inputs) -> Tensor:
+        return inputs["attention_mask"] > 0
+
+    def selectable(self, inputs: Inputs) -> Tensor:
+        mask = self.real(inputs)
+        for token_id in self.special_ids.values():
+            mask = mask & (inputs["input_ids"] != token_id)
+        return mask
+
+    def words(self, input_ids: Tensor) -> Tensor:
+        """(B, M, H) word embeddings, no position added."""
+        return self.table(input_ids)
+
+    def load_word_embeddings(self, table: Tensor) -> None:
+        """Start from a (vocabulary, width) table."""
+        with torch.no_grad():
+            self.table.weight.copy_(table)
+
+
+def with_cls(positions: Tensor) -> Tensor:
+    """(B, 1 + K): the positions (B, K) behind that of [CLS], 0; joined, since ONNX Runtime pads no int64 on a GPU."""
+    return torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
 
 
 class Selector(nn.Module):
@@ -131,10 +154,6 @@ class Predictor(nn.Module):
             return self.head(self.backbone.attended(inputs, selectable & (keep > 0.5))).float()
         fixed = self.backbone.real(inputs).float()
         return self.head(self.backbone.zeroed(inputs, torch.where(selectable, keep.float(), fixed))).float()
-
-    def weighted(self, inputs: Inputs, keep: Tensor, selectable: Tensor) -> Tensor:
-        """(B, C) float32 logits as with 'compact', with a gradient to ``keep`` (B, N) float (``soft_masks`` only)."""
-        return self.head(self.backbone.attended(inputs, torch.where(selectable, keep, 0.0))).float()
 
     def gathered(self, inputs: Inputs, positions: Tensor, kept: Tensor) -> Tensor:
         """(B, C) float32 logits from the kept positions alone; equals 'compact' on the same mask."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers.models.bert.modeling_bert import BertConfig, BertModel
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.models.bert.modeling_bert import BertConfig, BertLayer, BertModel
 
 from rekd_train.config.run import BackboneConfig
-from rekd_train.models.base import Inputs, log_weights
-from rekd_train.models.bert_pooling import first_state
-from rekd_train.models.text import TextBackbone, with_cls
+from rekd_train.models.base import Inputs, TextBackbone, with_cls
 
 
 class BertBackbone(TextBackbone):
@@ -58,10 +57,7 @@ class BertBackbone(TextBackbone):
 
     def attended(self, inputs: Inputs, keep: Tensor) -> Tensor:
         visible = torch.cat([torch.ones_like(keep[:, :1]), keep[:, 1:]], dim=1)
-        words = self.words(inputs["input_ids"])
-        if visible.is_floating_point():
-            return self._first(words, log_weights(visible))
-        return self._first(words, visible.to(torch.int64))
+        return self._first(self.words(inputs["input_ids"]), visible.to(torch.int64))
 
     def gathered(self, inputs: Inputs, positions: Tensor, kept: Tensor) -> Tensor:
         places = with_cls(positions)
@@ -86,5 +82,35 @@ class BertBackbone(TextBackbone):
 
 
 def _visible(attention_mask: Tensor) -> Tensor:
-    """(B, 1, 1, N) bool from (B, N); what has four axes already is kept."""
-    return attention_mask[:, None, None, :] > 0 if attention_mask.ndim == 2 else attention_mask
+    """(B, 1, 1, N) bool from (B, N)."""
+    return attention_mask[:, None, None, :] > 0
+
+
+def first_state(bert: BertModel, content: Tensor, attention_mask: Tensor, positions: Tensor | None) -> Tensor:
+    """(B, H): last hidden state of position 0.
+
+    Args:
+        content: (B, M, H) word embeddings.
+        attention_mask: (B, 1, 1, M), bool (may be attended) or float (added to the scores).
+        positions: (B, M) int64 position ids; None: 0 .. M - 1.
+    """
+    hidden = bert.embeddings(inputs_embeds=content, position_ids=positions)
+    *blocks, last = bert.encoder.layer
+    for block in blocks:
+        hidden = block(hidden, attention_mask)
+    return _first_of_block(last, hidden, attention_mask)[:, 0]
+
+
+def _first_of_block(block: BertLayer, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    """(B, 1, H) from (B, M, H)."""
+    attention = block.attention.self
+    shape = (hidden.shape[0], -1, attention.num_attention_heads, attention.attention_head_size)
+    first = hidden[:, :1]
+    query, key, value = (
+        part(states).view(shape).transpose(1, 2)
+        for part, states in ((attention.query, first), (attention.key, hidden), (attention.value, hidden))
+    )
+    dropout = attention.dropout.p if attention.training else 0.0
+    context = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=dropout)
+    attended = block.attention.output(context.transpose(1, 2).flatten(2), first)
+    return block.output(block.intermediate(attended), attended)

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from rekd_train.config.run import BackboneConfig
 from rekd_train.errors import ConfigError
-from rekd_train.models.base import Inputs
-from rekd_train.models.text import TextBackbone, with_cls
+from rekd_train.models.base import Inputs, TextBackbone, with_cls
 
 
 class BilstmBackbone(TextBackbone):

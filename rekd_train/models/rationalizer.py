@@ -91,13 +91,14 @@ class Rationalizer(nn.Module):
         selectable = self.selectable(inputs)
         return self.predictor(inputs, selectable if mask is None else mask, selectable)
 
-    def gathered_class_logits(self, inputs: Inputs, mask: Tensor) -> Tensor:
-        """As ``class_logits`` for a 'compact' predictor, computed on the kept tokens alone.
+    def gathered_class_logits(self, inputs: Inputs, mask: Tensor, slots: int | None = None) -> Tensor:
+        """As ``class_logits`` for a 'compact' predictor, computed on the kept features alone.
 
         Args:
-            mask: (B, N) bool with at most ``capacity`` kept in each row.
+            mask: (B, N) bool.
+            slots: at least as many as the fullest row of ``mask`` keeps; None: ``capacity``.
         """
-        return self.predictor.gathered(inputs, *kept_positions(mask, self.capacity))
+        return self.predictor.gathered(inputs, *kept_positions(mask, slots or self.capacity))
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """(B, C) calibrated probabilities."""

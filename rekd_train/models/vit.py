@@ -11,7 +11,7 @@ from torch.nn.functional import embedding, interpolate, linear
 
 from rekd_train.config.run import BackboneConfig
 from rekd_train.errors import ConfigError, InputError
-from rekd_train.models.base import Backbone, Inputs, log_weights
+from rekd_train.models.base import Backbone, Inputs
 
 
 class VitBackbone(Backbone):
@@ -113,7 +113,7 @@ class VitBackbone(Backbone):
         Args:
             content: (B, M, H).
             places: (1 or B, M, H) position embeddings.
-            visible: (B, M) bool, the patches that may be attended, or float weights of them; None: all.
+            visible: (B, M) bool, the patches that may be attended; None: all.
         """
         first = self.vit.cls_token + self.vit.pos_embed[:, :1]
         hidden = torch.cat([first.expand(content.shape[0], -1, -1), content + places], dim=1)
@@ -122,10 +122,7 @@ class VitBackbone(Backbone):
         if visible is not None:
             seen = torch.cat([torch.ones_like(visible[:, :1]), visible], dim=1)
             # added to the scores: a mask of bool would export with tests for rows that see nothing
-            if seen.is_floating_point():
-                mask = log_weights(seen)
-            else:
-                mask = torch.where(seen[:, None, None, :], 0.0, torch.finfo(hidden.dtype).min)
+            mask = torch.where(seen[:, None, None, :], 0.0, torch.finfo(hidden.dtype).min)
         for block in self.vit.blocks:
             hidden = block(hidden, attn_mask=mask)
         return self.vit.norm(hidden)

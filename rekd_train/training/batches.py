@@ -1,17 +1,87 @@
-"""A training split as batches on the device, in an order that depends on seed, stage and epoch alone."""
+"""A split as batches on the device, and the noise for them: functions of seed, stage, step and example alone.
+
+Each draw is a hash of (seed, stage, purpose, step) and of the example's index and position. So the noise of
+an example is the same however a batch is split over processes, and a resumed run draws what an uninterrupted
+one would have drawn, without a generator's state. The hash is SplitMix64's finaliser, on any device.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rekd_train.data import Split, bucketed_batches
 from rekd_train.inputs.preprocessors import Preprocessor, full_length
-from rekd_train.training.noise import key
 from rekd_train.training.runtime import Runtime
+
+_WORD = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_BITS = 23
+"""Bits of a draw: (x + 1/2) / 2^23 is exact in float32 and never 0 or 1."""
+
+
+def key(*numbers: int) -> int:
+    """One 64-bit key from a sequence of integers."""
+    state = 0
+    for number in numbers:
+        state = _mix((state + _GOLDEN) ^ (number & _WORD))
+    return state
+
+
+def uniform_scalar(stream: int) -> float:
+    """One draw from (0, 1) on the host."""
+    return ((_mix(stream + _GOLDEN) >> (64 - _BITS)) + 0.5) / (1 << _BITS)
+
+
+def uniform(stream: int, examples: Tensor, width: int, channels: int | None = None) -> Tensor:
+    """Draws from (0, 1), float32: (B, width), or (B, width, channels).
+
+    The number of an example and a position does not depend on ``width``, so padding changes no draw.
+
+    Args:
+        stream: a ``key``.
+        examples: (B,) int64, index of each example in its split.
+    """
+    rows = _mix_tensor(examples * _signed(_GOLDEN) + _signed(stream))
+    places = torch.arange(width * (channels or 1), device=examples.device) + 1
+    bits = _mix_tensor(rows[:, None] + places * _signed(_GOLDEN))
+    draws = (_shifted(bits, 64 - _BITS).float() + 0.5) / (1 << _BITS)
+    return draws if channels is None else draws.view(len(examples), width, channels)
+
+
+def gumbel(stream: int, examples: Tensor, width: int) -> Tensor:
+    """Standard Gumbel noise -log(-log U) for both choices of every position: (B, width, 2) float32."""
+    return -torch.log(-torch.log(uniform(stream, examples, width, 2)))
+
+
+def _mix(state: int) -> int:
+    state &= _WORD
+    state = ((state ^ (state >> 30)) * _FIRST) & _WORD
+    state = ((state ^ (state >> 27)) * _SECOND) & _WORD
+    return state ^ (state >> 31)
+
+
+def _mix_tensor(state: Tensor) -> Tensor:
+    """``_mix`` in int64, whose products wrap around."""
+    state = (state ^ _shifted(state, 30)) * _signed(_FIRST)
+    state = (state ^ _shifted(state, 27)) * _signed(_SECOND)
+    return state ^ _shifted(state, 31)
+
+
+def _shifted(state: Tensor, places: int) -> Tensor:
+    """Logical shift to the right: torch's own keeps the sign."""
+    return (state >> places) & ((1 << (64 - places)) - 1)
+
+
+def _signed(word: int) -> int:
+    word &= _WORD
+    return word - (1 << 64) if word >> 63 else word
 
 
 @dataclass
@@ -80,7 +150,7 @@ class Batches:
         split: training examples.
         size: examples of a global batch.
         steps: of the stage.
-        seed: of the stage: a ``noise.key``.
+        seed: of the stage: a ``key``.
         length_buckets: batches of similar length.
         class_weights: see ``example_weights``.
     """
@@ -124,3 +194,47 @@ class Batches:
             present=len(part),
             weights=None if self._weights is None else self._runtime.to_device(self._weights[own]),
         )
+
+
+def all_batches(split: Split, runtime: Runtime, share_out: bool = False, size: int = 128) -> Iterator[Batch]:
+    """Every example once, as it is, in batches of similar length; ``share_out``: each process some of them."""
+    for place, indices in enumerate(bucketed_batches(split.lengths, size)):
+        if not share_out or place % runtime.processes == runtime.rank:
+            yield Batch(
+                indices=runtime.to_device(indices),
+                inputs={name: runtime.to_device(array) for name, array in split.inputs(indices).items()},
+                labels=runtime.to_device(split.labels[indices]),
+                step=place, steps=1, examples=len(indices), present=len(indices),
+            )  # fmt: skip
+
+
+
+def answers(
+    split: Split, runtime: Runtime, precision: str, ask: Callable[[Batch], Sequence[Tensor]], count: int
+) -> list[Tensor]:
+    """What a frozen model says about every example as it is, in the split's order; processes share the work.
+
+    Args:
+        ask: from a batch to ``count`` tensors (B, M) or (B, M, K).
+
+    Returns:
+        Of each (n, longest M, K) float32 on the device, also of bool; shorter M are filled with 0.
+    """
+    rows: list[Tensor] = []
+    parts: list[list[Tensor]] = [[] for _ in range(count)]  # also in a process that has no batch
+    for batch in all_batches(split, runtime, share_out=True):
+        with torch.inference_mode(), runtime.autocast(precision):
+            for each, answer in zip(parts, ask(batch), strict=True):
+                each.append(answer.float())
+        rows.append(batch.indices)
+    return [_collected(rows, each, len(split), runtime) for each in parts]
+
+
+def _collected(rows: list[Tensor], parts: list[Tensor], examples: int, runtime: Runtime) -> Tensor:
+    width = int(runtime.largest(max((part.shape[1] for part in parts), default=0)))
+    tail = int(runtime.largest(max((part.shape[2] for part in parts if part.ndim == 3), default=0)))
+    whole = torch.zeros((examples, width, tail) if tail else (examples, width), device=runtime.device)
+    for indices, part in zip(rows, parts, strict=True):
+        missing = width - part.shape[1]
+        whole[indices] = pad(part, (0, 0, 0, missing) if part.ndim == 3 else (0, missing))
+    return runtime.total(whole).detach()

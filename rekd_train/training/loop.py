@@ -7,21 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
-from rekd_train.config.run import RunConfig
+from rekd_train.config.run import OptimisationConfig, RunConfig
 from rekd_train.data import Split
 from rekd_train.errors import TrainingError
+from rekd_train.models.base import TextBackbone
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.training.batches import Batch, Batches
-from rekd_train.training.noise import key
+from rekd_train.training.batches import Batch, Batches, key
 from rekd_train.training.objectives import Figures, Objective
-from rekd_train.training.observers import Observer
-from rekd_train.training.optimisation import optimiser_for
+from rekd_train.training.observers import Observer, Watch
 from rekd_train.training.runtime import Runtime
-from rekd_train.training.schedules import learning_rate_factor
-from rekd_train.training.state import Snapshot, StateStore
-from rekd_train.training.validation import Best
-from rekd_train.training.watch import Watch
+from rekd_train.training.state import Best, Snapshot, StateStore, pair_state
 
 READ_EVERY = 20
 """Steps between readings: only then does the host wait for the device."""
@@ -220,13 +217,39 @@ class _Run:
         return f"; the last good state is in {store.path}: go on from it with --resume and --set"
 
 
-def pair_state(pair: Rationalizer) -> dict:
-    """A pair's part of a snapshot."""
-    return {"pair": pair.state_dict(), "operator": pair.predictor.operator, "policy": pair.policy.model_dump()}
 
 
-def load_pair_state(pair: Rationalizer, snapshot: Snapshot) -> None:
-    """The counterpart of ``pair_state``, in place."""
-    pair.load_state_dict(snapshot.pair)
-    pair.predictor.operator = snapshot.operator
-    pair.policy = type(pair.policy).model_validate(snapshot.policy)
+
+
+def optimiser_for(module: nn.Module, settings: OptimisationConfig, fused: bool = True) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters.
+
+    Word embeddings have their own rate; biases, norms and word embeddings do not decay, unless everything does.
+    """
+    rate, decay = settings.learning_rate, settings.weight_decay
+    gentle = decay if settings.decay_everything else 0.0
+    # the same three groups whatever the rates are, so that a run may go on with other rates
+    groups = {
+        "matrices": {"params": [], "lr": rate, "weight_decay": decay},
+        "vectors": {"params": [], "lr": rate, "weight_decay": gentle},
+        "embeddings": {"params": [], "lr": settings.embedding_learning_rate or rate, "weight_decay": gentle},
+    }
+    tables = {id(table) for table in word_tables(module)}
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            kind = "embeddings" if id(parameter) in tables else "matrices" if parameter.ndim > 1 else "vectors"
+            groups[kind]["params"].append(parameter)
+    present = [group for group in groups.values() if group["params"]]
+    return torch.optim.AdamW(present, lr=rate, betas=settings.betas, fused=fused)
+
+
+def word_tables(module: nn.Module) -> list[nn.Parameter]:
+    """The word embeddings within a module, of whatever family its networks are."""
+    return [part.table.weight for part in module.modules() if isinstance(part, TextBackbone)]
+
+
+def learning_rate_factor(progress: float, warmup: float, decay: bool = True) -> float:
+    """Linear from 0 to 1 during the warm-up, then linear to 0, or constant without ``decay``."""
+    if progress < warmup:
+        return progress / warmup
+    return max(0.0, (1.0 - progress) / (1.0 - warmup)) if decay else 1.0

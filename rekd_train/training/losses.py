@@ -1,6 +1,6 @@
-"""The losses as pure functions (REKD sec. 3).
+"""The losses as pure functions (REKD sec. 3), and the quantities in them that are annealed.
 
-Shapes: B = batch, N = positions, C = classes. Every function returns a scalar tensor.
+Shapes: B = batch, N = positions, C = classes. Every loss is a scalar tensor.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, nll_loss
+
+from rekd_train.config.run import TemperatureConfig
 
 
 def prediction_loss(class_logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -86,11 +88,9 @@ def rationale_distillation(teacher_log_soft: Tensor, student_log_soft: Tensor, s
     return torch.where(selectable, divergence, 0.0).sum() / len(selectable)
 
 
-def prediction_distillation(
-    teacher_logits: Tensor, student_logits: Tensor, temperature: float, teacher_temperature: float | None = None
-) -> Tensor:
-    """tau^2 KL(softmax(q_T / tau_T) || softmax(q_S / tau)), batch mean: (B, C) logits; tau_T None: tau."""
-    teacher = torch.log_softmax(teacher_logits / (teacher_temperature or temperature), dim=-1)
+def prediction_distillation(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
+    """tau^2 KL(softmax(q_T / tau) || softmax(q_S / tau)), batch mean: (B, C) logits."""
+    teacher = torch.log_softmax(teacher_logits / temperature, dim=-1)
     student = torch.log_softmax(student_logits / temperature, dim=-1)
     return temperature**2 * kl_div(student, teacher, reduction="batchmean", log_target=True)
 
@@ -113,3 +113,26 @@ def rationale_imitation(teacher_mask: Tensor, student_log_soft: Tensor, selectab
 def prediction_imitation(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     """Cross-entropy against the teacher's label, batch mean: (B, C) logits."""
     return nll_loss(torch.log_softmax(student_logits, dim=-1), teacher_logits.argmax(dim=-1))
+
+
+def annealed_temperature(progress: float, settings: TemperatureConfig) -> float:
+    """tau = tau_0 (tau_K / tau_0)^progress (REKD sec. 3.2)."""
+    return settings.start * (settings.end / settings.start) ** progress
+
+
+def refreshed_step(step: int, refresh: int) -> int:
+    """The step whose temperature the step ``step`` (from 0) takes: it changes every ``refresh`` steps.
+
+    The authors count steps from 1 and change it in those that ``refresh`` divides, so the first refresh - 1 steps
+    run at tau_0. With a refresh of 1 each step takes its own, from tau_0 on.
+    """
+    return step if refresh == 1 else step + 1 - (step + 1) % refresh
+
+
+def annealed_alpha(progress: float, settings: TemperatureConfig) -> float:
+    """alpha = (tau_0 - tau) / (tau_0 - tau_K): from pure distillation to pure rationale extraction."""
+    if settings.start == settings.end:
+        return 1.0
+    return (settings.start - annealed_temperature(progress, settings)) / (settings.start - settings.end)
+
+

@@ -13,13 +13,11 @@ from torch import Tensor, nn
 
 from rekd_train.config.run import DistillationConfig, RunConfig
 from rekd_train.models.base import Predictor
-from rekd_train.models.gates import kept_positions, relaxed_log_choice, straight_through_gate
+from rekd_train.models.gates import relaxed_log_choice, straight_through_gate
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training import losses
-from rekd_train.training.batches import Batch
-from rekd_train.training.noise import gumbel, key, uniform, uniform_scalar
+from rekd_train.training.batches import Batch, gumbel, key, uniform, uniform_scalar
 from rekd_train.training.runtime import Runtime
-from rekd_train.training.schedules import annealed_alpha, annealed_temperature, refreshed_step
 from rekd_train.training.teacher import Teacher
 
 QUIET_TEMPERATURE = 2.0
@@ -32,12 +30,15 @@ class Objective(nn.Module, ABC):
     """What one stage minimises; its parameters are what the stage trains.
 
     Args:
-        seed: of the stage's noise, a ``noise.key``.
+        seed: of the stage's noise, a ``batches.key``.
+        teacher: learned from, too; None: labels only.
     """
 
-    def __init__(self, config: RunConfig, pair: Rationalizer, runtime: Runtime, seed: int) -> None:
+    def __init__(
+        self, config: RunConfig, pair: Rationalizer, runtime: Runtime, seed: int, teacher: Teacher | None
+    ) -> None:
         super().__init__()
-        self.config, self.runtime, self.seed = config, runtime, seed
+        self.config, self.runtime, self.seed, self.teacher = config, runtime, seed, teacher
         self._pair = (pair,)  # in a tuple it is no submodule: only what a stage registers is trained
 
     @property
@@ -54,6 +55,16 @@ class Objective(nn.Module, ABC):
     def figures(self, batch: Batch) -> Figures:
         """The stage's own computation."""
 
+    def classified(self, batch: Batch, class_logits: Tensor) -> Tensor:
+        """Cross-entropy, with a teacher alpha of it and 1 - alpha of the prediction term."""
+        value = losses.prediction_loss(class_logits, batch.labels, batch.weights)
+        settings = self.config.distillation
+        if self.teacher is None or settings.alpha == 1.0:
+            return value
+        alpha = 0.5 if settings.alpha == "anneal" else settings.alpha
+        term = _prediction_term(settings, self.teacher.class_logits(batch), class_logits, QUIET_TEMPERATURE)
+        return alpha * value + (1 - alpha) * settings.prediction_weight * term
+
     def stream(self, purpose: int, step: int) -> int:
         """Key of the draws for one purpose in one step."""
         return key(self.seed, purpose, step)
@@ -64,15 +75,14 @@ class ClassifierObjective(Objective):
 
     Args:
         predictor: the pair's, or one over the selector's backbone for its own warm start.
-        teacher: its class logits are learned, too; None: labels only.
     """
 
     def __init__(
         self, config: RunConfig, pair: Rationalizer, predictor: Predictor, runtime: Runtime, seed: int,
         teacher: Teacher | None,
     ) -> None:  # fmt: skip
-        super().__init__(config, pair, runtime, seed)
-        self.predictor, self.teacher = predictor, teacher
+        super().__init__(config, pair, runtime, seed, teacher)
+        self.predictor = predictor
 
     def figures(self, batch: Batch) -> Figures:
         """Parts of ``loss``."""
@@ -84,7 +94,7 @@ class ClassifierObjective(Objective):
             rates = target + (1 - target) * uniform(self.stream(1, batch.step), batch.indices, 1).square()
             keep = keep * (uniform(self.stream(2, batch.step), batch.indices, keep.shape[1]) < rates)
         class_logits = self.predictor(batch.inputs, keep, selectable)
-        return {"loss": batch.share * _classified(self.config, batch, class_logits, self.teacher)}
+        return {"loss": batch.share * self.classified(batch, class_logits)}
 
 
 class RationaleObjective(Objective):
@@ -93,21 +103,21 @@ class RationaleObjective(Objective):
     def __init__(
         self, config: RunConfig, pair: Rationalizer, runtime: Runtime, seed: int, teacher: Teacher | None
     ) -> None:
-        super().__init__(config, pair, runtime, seed)
-        self.selector, self.predictor, self.teacher = pair.selector, pair.predictor, teacher
+        super().__init__(config, pair, runtime, seed, teacher)
+        self.selector, self.predictor = pair.selector, pair.predictor
 
     def figures(self, batch: Batch) -> Figures:
         """Parts of ``loss``, ``extraction`` (L_RE), ``penalty``, with continuity ``discontinuity``, with a teacher
         ``rationale`` and ``prediction``.
         """
         config = self.config
-        progress = refreshed_step(batch.step, config.temperature.refresh) / batch.steps
-        temperature = annealed_temperature(progress, config.temperature)
+        progress = losses.refreshed_step(batch.step, config.temperature.refresh) / batch.steps
+        temperature = losses.annealed_temperature(progress, config.temperature)
         selectable = self.pair.selectable(batch.inputs)
         logits = self.selector(batch.inputs)
         noise = gumbel(self.stream(0, batch.step), batch.indices, logits.shape[1])
         gate = straight_through_gate(logits, temperature, noise)
-        class_logits = self._class_logits(batch, gate.mask, selectable)
+        class_logits = self.predictor(batch.inputs, gate.mask, selectable)
 
         penalty, figures = self._penalty(batch, gate.mask, selectable)
         extraction = batch.share * losses.prediction_loss(class_logits, batch.labels, batch.weights) + penalty
@@ -127,17 +137,11 @@ class RationaleObjective(Objective):
         if settings.prediction_weight:
             own = settings.teacher_mask == "teacher"
             theirs = self.teacher.class_logits(batch) if own else self.teacher.class_logits_on(batch, gate.mask)
-            fixed = settings.prediction_temperature or temperature
-            prediction = batch.share * _prediction_term(settings, theirs, class_logits, fixed)
-        alpha = annealed_alpha(progress, config.temperature) if settings.alpha == "anneal" else settings.alpha
+            prediction = batch.share * _prediction_term(settings, theirs, class_logits, temperature)
+        alpha = losses.annealed_alpha(progress, config.temperature) if settings.alpha == "anneal" else settings.alpha
         distilled = settings.rationale_weight * rationale + settings.prediction_weight * prediction
         figures |= {"rationale": rationale.detach(), "prediction": prediction.detach()}
         return figures | {"loss": alpha * extraction + (1 - alpha) * distilled}
-
-    def _class_logits(self, batch: Batch, mask: Tensor, selectable: Tensor) -> Tensor:
-        if self.config.stages.operator == "drop":
-            return self.predictor.weighted(batch.inputs, mask, selectable)
-        return self.predictor(batch.inputs, mask, selectable)
 
     def _penalty(self, batch: Batch, mask: Tensor, selectable: Tensor) -> tuple[Tensor, Figures]:
         """This process's part of lambda L_select, and the counts behind it."""
@@ -167,21 +171,19 @@ class RationaleObjective(Objective):
         settings = self.config.distillation
         temperature = settings.rationale_temperature or annealed
         positions = logits.shape[1]
-        ours = theirs = noise
+        theirs = None
         if settings.noise == "none":
-            ours = theirs = None
-        elif settings.noise == "independent":
+            noise = None
+        else:
             theirs = gumbel(self.stream(1, batch.step), batch.indices, positions)
-        student = relaxed_log_choice(logits, temperature, ours)
+        student = relaxed_log_choice(logits, temperature, noise)
         if settings.hard_labels:
             if theirs is None:
                 decisions = self.teacher.mask(batch, positions)
             else:
                 decisions = (self.teacher.selector_logits(batch, positions) + theirs).argmax(dim=-1) == 1
             return losses.rationale_imitation(decisions, student, selectable)
-        teacher = relaxed_log_choice(
-            self.teacher.selector_logits(batch, positions), settings.teacher_temperature or temperature, theirs
-        )
+        teacher = relaxed_log_choice(self.teacher.selector_logits(batch, positions), temperature, theirs)
         return losses.rationale_distillation(teacher, student, selectable)
 
 
@@ -196,8 +198,8 @@ class CompactObjective(Objective):
         self, config: RunConfig, pair: Rationalizer, runtime: Runtime, seed: int, teacher: Teacher | None,
         mask: Tensor | None,
     ) -> None:  # fmt: skip
-        super().__init__(config, pair, runtime, seed)
-        self.predictor, self.teacher, self.mask = pair.predictor, teacher, mask
+        super().__init__(config, pair, runtime, seed, teacher)
+        self.predictor, self.mask = pair.predictor, mask
 
     def figures(self, batch: Batch) -> Figures:
         """Parts of ``loss``."""
@@ -208,25 +210,13 @@ class CompactObjective(Objective):
             with torch.no_grad():
                 mask = self.pair.select(batch.inputs).mask
         if self.config.acceleration.gather:
-            class_logits = self.predictor.gathered(batch.inputs, *kept_positions(mask, self.pair.capacity))
+            class_logits = self.pair.gathered_class_logits(batch.inputs, mask)
         else:
             class_logits = self.predictor(batch.inputs, mask, selectable)
-        return {"loss": batch.share * _classified(self.config, batch, class_logits, self.teacher)}
-
-
-def _classified(config: RunConfig, batch: Batch, class_logits: Tensor, teacher: Teacher | None) -> Tensor:
-    """Cross-entropy, with a teacher alpha of it and 1 - alpha of the prediction term."""
-    value = losses.prediction_loss(class_logits, batch.labels, batch.weights)
-    settings = config.distillation
-    if teacher is None or settings.alpha == 1.0:
-        return value
-    alpha = 0.5 if settings.alpha == "anneal" else settings.alpha
-    fixed = settings.prediction_temperature or QUIET_TEMPERATURE
-    term = _prediction_term(settings, teacher.class_logits(batch), class_logits, fixed)
-    return alpha * value + (1 - alpha) * settings.prediction_weight * term
+        return {"loss": batch.share * self.classified(batch, class_logits)}
 
 
 def _prediction_term(settings: DistillationConfig, theirs: Tensor, ours: Tensor, temperature: float) -> Tensor:
     if settings.hard_labels:
         return losses.prediction_imitation(theirs, ours)
-    return losses.prediction_distillation(theirs, ours, temperature, settings.teacher_temperature)
+    return losses.prediction_distillation(theirs, ours, temperature)

@@ -1,19 +1,22 @@
-"""Who is told how training goes: nothing, a log file, TensorBoard, several at once."""
+"""Who is told how training goes: a log file, TensorBoard, several at once; and who stops a run that has collapsed."""
 
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from rekd_train.config.run import RunConfig
 from rekd_train.errors import MissingExtraError, TrainingError
 from rekd_train.files import RESUME, cannot_write, write_bytes
 
 
 class Observer(Protocol):
-    """Is told how training goes; a progress bar, a log, or nothing."""
+    """Is told how training goes; a progress bar, a log, or nothing. What is not overridden is ignored."""
 
     def data(self, summary: dict[str, Any]) -> None:
         """Training is about to begin on these data: ``rekd_train.data.summarise``."""
@@ -31,26 +34,11 @@ class Observer(Protocol):
         """Something the user should know before training; no error."""
 
 
-class Silent:
+class Silent(Observer):
     """An observer that ignores everything."""
 
-    def data(self, summary: dict[str, Any]) -> None:
-        pass
 
-    def stage(self, name: str, steps: int, start: int = 0) -> None:
-        pass
-
-    def step(self, values: dict[str, float]) -> None:
-        pass
-
-    def evaluated(self, values: dict[str, float]) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
-
-
-class Several:
+class Several(Observer):
     """Tells each of its observers."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
@@ -77,14 +65,11 @@ class Several:
             observer.note(text)
 
 
-class _Counting:
-    """Knows the stage and the step within it."""
+class _Log(Observer):
+    """Writes what has figures, with the stage and the step within it."""
 
     def __init__(self) -> None:
         self._name, self._step = "", 0
-
-    def data(self, summary: dict[str, Any]) -> None:
-        pass
 
     def stage(self, name: str, steps: int, start: int = 0) -> None:
         self._name, self._step = name, start
@@ -98,14 +83,11 @@ class _Counting:
     def evaluated(self, values: dict[str, float]) -> None:
         self._write("evaluation", values)
 
-    def note(self, text: str) -> None:
-        pass  # no figure
-
     def _write(self, event: str, values: dict[str, Any]) -> None:
         raise NotImplementedError
 
 
-class JsonLines(_Counting):
+class JsonLines(_Log):
     """Appends one JSON object a line: event, stage, step, seconds since the epoch, figures.
 
     Args:
@@ -152,7 +134,7 @@ def readings(log: Path) -> dict[str, dict[str, list[float]]]:
     return curves
 
 
-class TensorBoard(_Counting):
+class TensorBoard(_Log):
     """Scalars named stage/figure, at the step within the stage.
 
     Raises:
@@ -173,3 +155,65 @@ class TensorBoard(_Counting):
             for name, value in values.items():
                 self._writer.add_scalar(f"{place}/{name}", value, self._step)
             self._writer.flush()
+
+
+class Watch:
+    """Judges the figures of one stage each time they are read.
+
+    Args:
+        every: steps between readings.
+        rates: earlier readings of the window, of a resumed stage.
+    """
+
+    def __init__(self, stage: str, config: RunConfig, every: int, rates: Iterable[float] = ()) -> None:
+        self._stage = stage
+        self._target = config.selection.target
+        self._readings = max(1, config.stages.collapse_window // every)
+        self._rates = deque(rates, maxlen=self._readings)
+
+    @property
+    def rates(self) -> list[float]:
+        """Mean sampled rates of the window, oldest first."""
+        return list(self._rates)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the last reading gives no cause for concern."""
+        return not self._rates or not (self._nothing(self._rates[-1]) or self._everything(self._rates[-1]))
+
+    def judge(self, step: int, figures: dict[str, float]) -> None:
+        """Look at a reading.
+
+        Raises:
+            TrainingError: a figure is not finite, or nothing or everything was kept for a whole window.
+        """
+        for name, value in sorted(figures.items(), key=lambda figure: figure[0] != "loss"):
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"{self._stage}: diverged, {name} is {value} at step {step}; fix: a lower "
+                    "optimisation.learning_rate or a smaller optimisation.gradient_clip"
+                )
+        if "rate" not in figures:
+            return
+        self._rates.append(figures["rate"])
+        if len(self._rates) < self._readings:
+            return
+        if all(map(self._nothing, self._rates)):
+            fix = (
+                "a smaller selection.weight, a longer warm start (stages.classifier_epochs) or a lower "
+                "optimisation.learning_rate"
+            )
+        elif all(map(self._everything, self._rates)):
+            fix = "a larger selection.weight"
+        else:
+            return
+        raise TrainingError(
+            f"{self._stage}: collapsed, the selector keeps {figures['rate']:.2%} of the features at step {step} "
+            f"(target {self._target:.2%}); fix: {fix}"
+        )
+
+    def _nothing(self, rate: float) -> bool:
+        return rate < self._target / 20
+
+    def _everything(self, rate: float) -> bool:
+        return self._target <= 0.9 and rate > 1 - (1 - self._target) / 20

@@ -15,28 +15,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from rekd_train.config.run import RunConfig
-from rekd_train.data import Split
-from rekd_train.evaluation.forward import run_split
+from rekd_train.data import DataSet, Split
+from rekd_train.data.examples import check_data
+from rekd_train.errors import ConfigError
+from rekd_train.inputs.policy import SelectionPolicy
+from rekd_train.inputs.preprocessors import Preprocessor
 from rekd_train.models.base import Predictor
 from rekd_train.models.gates import apply_policy
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.training.batches import FullLength
-from rekd_train.training.calibration import calibrate_temperature
-from rekd_train.training.checks import check_fit, check_teacher
-from rekd_train.training.loop import Loop, Stage, load_pair_state, pair_state
-from rekd_train.training.noise import key
+from rekd_train.training.batches import FullLength, key
+from rekd_train.training.loop import Loop, Stage, word_tables
 from rekd_train.training.objectives import ClassifierObjective, CompactObjective, RationaleObjective
 from rekd_train.training.observers import Observer, Silent
-from rekd_train.training.optimisation import word_tables
 from rekd_train.training.runtime import Runtime
-from rekd_train.training.state import Snapshot, StateStore
-from rekd_train.training.teacher import Teacher, teacher_for
-from rekd_train.training.validation import KEEP_ALL, DevEvaluation, base_policy, fitted_policy, read_selector
-
-__all__ = ["KEEP_ALL", "Observer", "Silent", "calibrate_pair", "calibrate_policy", "compact_pair", "fit"]
+from rekd_train.training.state import Snapshot, StateStore, load_pair_state, pair_state
+from rekd_train.training.teacher import Teacher, check_teacher, teacher_for
+from rekd_train.training.validation import (
+    KEEP_ALL,
+    DevEvaluation,
+    base_policy,
+    calibrate_policy,
+    fit_temperature,
+    read_selector,
+)
 
 
 def fit(
@@ -72,21 +77,21 @@ def fit(
     """
     check_fit(config, rationalizer, train, dev, teacher, warm)
     snapshot = store.load() if store is not None and resume else None
-    course = _Course(config, rationalizer, train, dev, teacher, runtime, observer, store, snapshot)
+    runner = _StageRunner(config, rationalizer, train, dev, teacher, runtime, observer, store, snapshot)
     stages = config.stages
     if stages.classifier_epochs and not warm:
-        course.take(0, "classifier", stages.classifier_epochs, course.classifier)
+        runner.take(0, "classifier", stages.classifier_epochs, runner.classifier)
     if stages.rationale_epochs:
         own_start = stages.classifier_epochs if stages.selector_warm_start is None else stages.selector_warm_start
         if own_start and not warm and not starts_from_predictor(config, rationalizer):
-            course.take(1, "selector", own_start, course.selector)
+            runner.take(1, "selector", own_start, runner.selector)
         name = "rationale" if teacher is None else "distillation"
-        course.take(2, name, stages.rationale_epochs, course.rationale)
+        runner.take(2, name, stages.rationale_epochs, runner.rationale)
         if stages.compact_epochs:
-            course.take(3, "compact", stages.compact_epochs, course.compact)
+            runner.take(3, "compact", stages.compact_epochs, runner.compact)
     else:
         rationalizer.policy = KEEP_ALL
-    return course.finished()
+    return fit_temperature(rationalizer, runner.dev)
 
 
 def compact_pair(
@@ -102,29 +107,51 @@ def compact_pair(
     """The compact stage alone, in place: any trained pair becomes one that serves gathered features."""
     if teacher is not None:
         check_teacher(teacher, rationalizer, config)
-    course = _Course(config, rationalizer, train, dev, teacher, runtime, observer, keep_policy=True)
-    course.take(3, "compact", config.stages.compact_epochs or 1.0, course.compact)
-    return course.finished()
+    runner = _StageRunner(config, rationalizer, train, dev, teacher, runtime, observer, keep_policy=True)
+    runner.take(3, "compact", config.stages.compact_epochs or 1.0, runner.compact)
+    return fit_temperature(rationalizer, runner.dev)
 
 
-def calibrate_pair(
-    config: RunConfig, rationalizer: Rationalizer, dev: Split, runtime: Runtime | None = None
-) -> Rationalizer:
-    """Fit the decision rule and then the probability temperature on dev, in place."""
-    calibrate_policy(config, rationalizer, dev, runtime)
-    logits = run_split(rationalizer, dev).class_logits
-    rationalizer.probability_temperature = calibrate_temperature(logits, dev.labels)
-    return rationalizer.eval()
-
-
-def calibrate_policy(
-    config: RunConfig, rationalizer: Rationalizer, dev: Split, runtime: Runtime | None = None
+def check_fit(
+    config: RunConfig, pair: Rationalizer, train: Split, dev: Split, teacher: Rationalizer | None, warm: bool
 ) -> None:
-    """Fit the bias of the decision rule on dev to the configured target rate."""
-    runtime = runtime or Runtime(_device_of(rationalizer))
-    rationalizer.policy = base_policy(config.selection)
-    readings = read_selector(rationalizer, dev, runtime, "fp32")
-    rationalizer.policy = fitted_policy(rationalizer, readings, config.selection)
+    """Refuse what cannot be trained.
+
+    Raises:
+        ConfigError: the configuration asks for what its parts cannot do, or the teacher does not fit.
+        DataError: labels that are no classes of the pair, one class only, no examples.
+    """
+    check_data(DataSet({"train": train, "dev": dev}, tuple(pair.labels), ""), config.data.name)
+    stages = config.stages
+    if teacher is not None:
+        check_teacher(teacher, pair, config)
+        learns = stages.rationale_epochs or (config.distillation.classifier and stages.classifier_epochs and not warm)
+        if not learns:
+            raise ConfigError(
+                "a teacher is given, but no stage learns from it; fix: distillation.classifier=true, or "
+                "stages.rationale_epochs above 0"
+            )
+
+
+def short_texts_notice(config: RunConfig, train: Split, preprocessor: Preprocessor) -> str:
+    """What to tell about training texts of which the budget allows fewer than three words; else ''.
+
+    One or two words cannot hold a negation. The median decides, so that a few short texts among long ones are fine.
+    """
+    selection = config.selection
+    name = "target" if selection.decision == "top-k" else "budget"
+    share = getattr(selection, name)
+    if preprocessor.settings.kind != "text" or share is None or not config.stages.rationale_epochs:
+        return ""
+    words = int(np.median(train.lengths)) - (preprocessor.positions - preprocessor.features)
+    allowed = int(SelectionPolicy(budget=share, minimum=0).limits(np.array([words]))[0])
+    if allowed >= 3:  # a negation needs as many
+        return ""
+    return (
+        f"half of the training texts have at most {words} words, of which selection.{name}={share:g} allows {allowed}; "
+        f"selection.minimum keeps {selection.minimum} all the same; fix for short texts: the preset short_texts, or "
+        "--set selection.target=0.3 --set selection.budget=0.35"
+    )
 
 
 def same_sizes(pair: Rationalizer) -> bool:
@@ -144,11 +171,7 @@ def starts_from_predictor(config: RunConfig, pair: Rationalizer) -> bool:
     return same_sizes(pair) and (same_source or not pretrained)
 
 
-def _device_of(pair: Rationalizer) -> torch.device:
-    return next(pair.parameters()).device
-
-
-class _Course:
+class _StageRunner:
     """The stages of one run, each from where a stored state left it."""
 
     def __init__(
@@ -157,7 +180,7 @@ class _Course:
         snapshot: Snapshot | None = None, keep_policy: bool = False,
     ) -> None:  # fmt: skip
         self.config, self.pair, self._teacher_pair = config, pair, teacher
-        self.runtime = runtime or Runtime(_device_of(pair))
+        self.runtime = runtime or Runtime(next(pair.parameters()).device)
         self.pair.to(self.runtime.device)
         if not keep_policy:
             pair.policy = base_policy(config.selection)
@@ -166,7 +189,6 @@ class _Course:
             train, dev = (FullLength(split, pair.preprocessor) for split in (train, dev))
         self.train, self.dev = train, dev
         self._done = snapshot.stage if snapshot else 0
-        self._into = snapshot.step if snapshot else 0
         if snapshot:
             load_pair_state(pair, snapshot)
         self._store = store
@@ -199,7 +221,7 @@ class _Course:
     def rationale(self, stage: Stage) -> None:
         """Selector and predictor together, then the decision rule."""
         config, pair = self.config, self.pair
-        pair.predictor.operator = "compact" if config.stages.operator == "drop" else "zero"
+        pair.predictor.operator = "zero"
         objective = RationaleObjective(config, pair, self.runtime, self._loop.seed(stage), self.teacher)
         evaluate = DevEvaluation(config, pair, pair.predictor, self.dev, self.runtime, with_rationale=True)
         frozen = word_tables(pair.selector) if config.optimisation.freeze_selector_embeddings else []
@@ -214,23 +236,15 @@ class _Course:
 
     def compact(self, stage: Stage) -> None:
         """The predictor alone on gathered features; the selector and its policy are frozen."""
-        pair = self.pair
+        config, pair, runtime = self.config, self.pair, self.runtime
         pair.predictor.operator = "compact"
         mask = None
         if not self.train.augmented:
-            readings = read_selector(pair, self.train, self.runtime, self.config.acceleration.precision)
+            readings = read_selector(pair, self.train, runtime, config.acceleration.precision)
             mask = apply_policy(readings.scores, readings.selectable, pair.policy, pair.capacity)
-        objective = CompactObjective(self.config, pair, self.runtime, self._loop.seed(stage), self.teacher, mask)
-        evaluate = DevEvaluation(
-            self.config, pair, pair.predictor, self.dev, self.runtime, with_rationale=True, fixed=True
-        )
+        objective = CompactObjective(config, pair, runtime, self._loop.seed(stage), self.teacher, mask)
+        evaluate = DevEvaluation(config, pair, pair.predictor, self.dev, runtime, with_rationale=True, fixed=True)
         self._loop.run(stage, objective, evaluate)
-
-    def finished(self) -> Rationalizer:
-        """The pair, calibrated and in evaluation mode."""
-        logits = run_split(self.pair, self.dev).class_logits
-        self.pair.probability_temperature = calibrate_temperature(logits, self.dev.labels)
-        return self.pair.eval()
 
     @property
     def teacher(self) -> Teacher | None:
@@ -240,10 +254,9 @@ class _Course:
         return self._teacher
 
     def _classifier(self, stage: Stage, predictor: Predictor) -> None:
+        config, pair, runtime = self.config, self.pair, self.runtime
         predictor.operator = "zero"
-        teacher = self.teacher if self.config.distillation.classifier else None
-        objective = ClassifierObjective(
-            self.config, self.pair, predictor, self.runtime, self._loop.seed(stage), teacher
-        )
-        evaluate = DevEvaluation(self.config, self.pair, predictor, self.dev, self.runtime, with_rationale=False)
+        teacher = self.teacher if config.distillation.classifier else None
+        objective = ClassifierObjective(config, pair, predictor, runtime, self._loop.seed(stage), teacher)
+        evaluate = DevEvaluation(config, pair, predictor, self.dev, runtime, with_rationale=False)
         self._loop.run(stage, objective, evaluate)

@@ -1,8 +1,9 @@
-"""The state of an unfinished run on disk, from which it goes on exactly where it was saved."""
+"""The state of an unfinished run: its best weights so far, and all of it on disk, from which it goes on exactly."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from rekd_train.config.run import RunConfig
+from rekd_train.config.run import RunConfig, without_removed
 from rekd_train.data import Split
 from rekd_train.errors import ConfigError, TrainingError
 from rekd_train.files import RESUME, cannot_write
+from rekd_train.models.rationalizer import Rationalizer
 
 FILE = "state.pt"
 LOG = "log.jsonl"
@@ -72,7 +75,8 @@ class StateStore:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(work, "wb") as file:
-                torch.save({"version": VERSION, "identity": self._identity, "snapshot": asdict_shallow(snapshot)}, file)
+                # dataclasses.asdict would copy every tensor
+                torch.save({"version": VERSION, "identity": self._identity, "snapshot": dict(vars(snapshot))}, file)
                 file.flush()
                 os.fsync(file.fileno())
             work.replace(self.path)
@@ -93,6 +97,7 @@ class StateStore:
         try:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
             identity, snapshot = content["identity"], Snapshot(**content["snapshot"])
+            identity["config"] = without_removed(identity["config"])
         except (OSError, RuntimeError, EOFError, KeyError, TypeError, UnpicklingError) as error:
             problem = " ".join(str(error).split())[:200]
             raise TrainingError(f"{self.path} cannot be read ({problem}); fix: {_ANEW}") from None
@@ -149,11 +154,6 @@ def identity_of(config: RunConfig, train: Split, dev: Split, **more: Any) -> dic
     return {"config": config.model_dump(mode="json"), "data": digest.hexdigest(), **more}
 
 
-def asdict_shallow(snapshot: Snapshot) -> dict[str, Any]:
-    """The fields as they are: ``dataclasses.asdict`` would copy every tensor."""
-    return dict(vars(snapshot))
-
-
 def _differences(one: Any, other: Any, place: str = "") -> list[str]:
     if isinstance(one, dict) and isinstance(other, dict):
         names = sorted(set(one) | set(other))
@@ -162,3 +162,56 @@ def _differences(one: Any, other: Any, place: str = "") -> list[str]:
             for found in _differences(one.get(name), other.get(name), f"{place}.{name}" if place else name)
         ]  # fmt: skip
     return [] if one == other else [place]
+
+
+class Best:
+    """The best state of a stage so far.
+
+    Args:
+        metric: 'accuracy' or 'macro_f1' (highest; of equals the one of least L_RE) or 'extraction_loss' (least, the
+            later of equals; with rationales rounded to three decimals, without them as it is, as in the authors' code).
+    """
+
+    def __init__(self, metric: str) -> None:
+        self._metric = metric
+        self.value: tuple[float, float] | None = None
+        """What is compared; higher is better."""
+        self.step = 0
+        self.since = 0
+        self.weights: dict[str, Tensor] = {}
+
+    def offer(self, step: int, figures: dict[str, float], weights: dict[str, Tensor]) -> bool:
+        """Consider a state; True if it is the best. Its weights are copied to the CPU."""
+        extraction = figures["extraction_loss"]
+        if self._metric == "extraction_loss":
+            value = (-round(extraction, 3) if "rate" in figures else -extraction, float(step))
+        else:
+            value = (figures[self._metric], -extraction)
+        better = math.isfinite(extraction) and (self.value is None or value > self.value)
+        if better:
+            self.value, self.step, self.since = value, step, 0
+            self.weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
+        else:
+            self.since += 1
+        return better
+
+    def state(self) -> dict:
+        """For the saved state."""
+        return {"value": self.value, "step": self.step, "since": self.since, "weights": self.weights}
+
+    def restore(self, state: dict) -> None:
+        """The counterpart of ``state``."""
+        vars(self).update(state)
+
+
+def pair_state(pair: Rationalizer) -> dict:
+    """A pair's part of a snapshot."""
+    return {"pair": pair.state_dict(), "operator": pair.predictor.operator, "policy": pair.policy.model_dump()}
+
+
+
+def load_pair_state(pair: Rationalizer, snapshot: Snapshot) -> None:
+    """The counterpart of ``pair_state``, in place."""
+    pair.load_state_dict(snapshot.pair)
+    pair.predictor.operator = snapshot.operator
+    pair.policy = type(pair.policy).model_validate(snapshot.policy)

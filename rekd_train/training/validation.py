@@ -1,26 +1,27 @@
-"""The dev split during training: which state of a stage is the best so far."""
+"""The dev split: what is fitted on it (decision rule, temperature) and how a pair is measured on it in training."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.optimize import minimize_scalar
+from scipy.special import softmax
 from torch import Tensor
 
 from rekd_train.config.run import RunConfig, SelectionConfig
 from rekd_train.data import Split
 from rekd_train.evaluation import metrics
+from rekd_train.evaluation.forward import run_split
 from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.models.base import Predictor
-from rekd_train.models.gates import apply_policy, kept_positions, selection_scores
+from rekd_train.models.gates import apply_policy, selection_scores
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training import losses
-from rekd_train.training.batches import example_weights
-from rekd_train.training.calibration import calibrate_bias
-from rekd_train.training.noise import gumbel, key
+from rekd_train.training.batches import Batch, answers, example_weights, gumbel, key
 from rekd_train.training.runtime import Runtime
-from rekd_train.training.teacher import all_batches, collected
 
 KEEP_ALL = SelectionPolicy(bias=None, budget=None, minimum=0)
 """The policy of a plain classifier."""
@@ -46,15 +47,13 @@ class Readings:
 def read_selector(pair: Rationalizer, split: Split, runtime: Runtime, precision: str) -> Readings:
     """One pass of the selector; several processes share it."""
     pair.selector.eval()
-    rows, logits, selectable, real = [], [], [], []
-    for batch in all_batches(split, runtime, share_out=True):
-        with torch.inference_mode(), runtime.autocast(precision):
-            logits.append(pair.selector_logits(batch.inputs).float())
-            selectable.append(pair.selectable(batch.inputs))
-            real.append(pair.selector.backbone.selectable(batch.inputs))
-        rows.append(batch.indices)
-    whole = [collected(rows, parts, len(split), runtime) for parts in (logits, selectable, real)]
-    return Readings(whole[0], whole[1].bool(), whole[2].bool())
+
+    def ask(batch: Batch) -> tuple[Tensor, ...]:
+        own = pair.selector.backbone.selectable(batch.inputs)
+        return pair.selector_logits(batch.inputs), pair.selectable(batch.inputs), own
+
+    logits, selectable, real = answers(split, runtime, precision, ask, count=3)
+    return Readings(logits, selectable.bool(), real.bool())
 
 
 def base_policy(selection: SelectionConfig) -> SelectionPolicy:
@@ -113,7 +112,7 @@ class DevEvaluation:
         predicted = logits.argmax(dim=1)
         figures = {
             "accuracy": int((predicted == labels).sum()) / len(labels),
-            "macro_f1": metrics.macro_f1(predicted.cpu().numpy(), self._dev.labels, logits.shape[1]),
+            "macro_f1": metrics.macro_f1(predicted.cpu().numpy(), self._dev.labels),
         }
         if self._with_rationale:
             kept, selectable = self._mask.sum(dim=1), self._readings.selectable.sum(dim=1)
@@ -125,39 +124,29 @@ class DevEvaluation:
 
     def _masks(self, readings: Readings, step: int) -> Tensor:
         """(n, N) bool."""
-        pair, selection, mode = self._pair, self._config.selection, self._config.stages.evaluation
+        pair = self._pair
         if self._fixed:
             policy = pair.policy
-        elif mode == "sampled":
+        elif self._config.stages.evaluation == "sampled":
             examples = torch.arange(len(self._dev), device=readings.logits.device)
             noisy = readings.logits + gumbel(key(self._config.seed, 1 << 20, step), examples, readings.logits.shape[1])
             return readings.selectable & (selection_scores(noisy) > 0)
-        elif mode == "argmax":
-            policy = SelectionPolicy(bias=0.0, budget=None, minimum=0, selectable=selection.selectable)
-        elif mode == "top-k":
-            policy = SelectionPolicy(bias=None, budget=selection.target, minimum=1, selectable=selection.selectable)
         else:
-            policy = fitted_policy(pair, readings, selection)
+            policy = fitted_policy(pair, readings, self._config.selection)
         return apply_policy(readings.scores, readings.selectable, policy, pair.capacity_under(policy))
 
     def _class_logits(self) -> Tensor:
         """(n, C) on the masks."""
+
+        def ask(batch: Batch) -> tuple[Tensor]:
+            selectable = self._pair.selectable(batch.inputs)
+            keep = self._mask[batch.indices][:, : selectable.shape[1]] if self._with_rationale else selectable
+            if self._fixed:
+                return (self._pair.gathered_class_logits(batch.inputs, keep),)
+            return (self._predictor(batch.inputs, keep, selectable),)
+
         self._predictor.eval()
-        precision = self._config.acceleration.precision
-        rows, parts = [], []
-        for batch in all_batches(self._dev, self._runtime, share_out=True):
-            with torch.inference_mode(), self._runtime.autocast(precision):
-                selectable = self._pair.selectable(batch.inputs)
-                keep = selectable
-                if self._with_rationale:
-                    keep = self._mask[batch.indices][:, : selectable.shape[1]]
-                if self._fixed:
-                    found = self._predictor.gathered(batch.inputs, *kept_positions(keep, self._pair.capacity))
-                else:
-                    found = self._predictor(batch.inputs, keep, selectable)
-                parts.append(found.float())
-            rows.append(batch.indices)
-        return collected(rows, parts, len(self._dev), self._runtime)
+        return answers(self._dev, self._runtime, self._config.acceleration.precision, ask, count=1)[0]
 
     def _extraction_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """L_RE as in training: mean over batches of the dev split, in its order."""
@@ -188,42 +177,71 @@ class DevEvaluation:
         return torch.stack(values).mean()
 
 
-class Best:
-    """The best state of a stage so far.
+
+
+def calibrate_bias(scores: Tensor, selectable: Tensor, policy: SelectionPolicy, capacity: int, target: float) -> float:
+    """The bias at which the mean share of kept features is ``target``, the budget in force.
+
+    The realised rate grows with the bias, so bisection over the range of the scores finds it. Without
+    this step the noise-free rationale of a diffuse selector is empty (docs/log.md).
 
     Args:
-        metric: 'accuracy' or 'macro_f1' (highest; of equals the one of least L_RE) or 'extraction_loss' (least, the
-            later of equals; with rationales rounded to three decimals, without them as it is, as in the authors' code).
+        scores: (n, N) float32 of the dev split.
+        selectable: (n, N) bool.
+
+    Returns:
+        The smallest bias that reaches the target, moved halfway to the next score that it would let in: the same
+        masks, as far from a tie as they can be. The largest useful one if the budget forbids the target.
+    """
+    counts = selectable.sum(dim=1).clamp(min=1)
+
+    def rate(bias: float) -> float:
+        trial = policy.model_copy(update={"bias": bias})
+        return float((apply_policy(scores, selectable, trial, capacity).sum(dim=1) / counts).mean())
+
+    low, high = -float(scores[selectable].max()), -float(scores[selectable].min())
+    if rate(high) <= target:
+        return round(high, 6)
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rate(middle) < target else (low, middle)
+    dropped = scores[selectable & (scores <= -high)]
+    return round((high - float(dropped.max())) / 2 if len(dropped) else high, 6)
+
+
+def calibrate_temperature(class_logits: np.ndarray, labels: np.ndarray) -> float:
+    """Softmax temperature with the least negative log-likelihood: (n, C) logits, (n,) labels.
+
+    Searched between 0.05 and 20 on a log scale.
     """
 
-    def __init__(self, metric: str) -> None:
-        self._metric = metric
-        self.value: tuple[float, float] | None = None
-        """What is compared; higher is better."""
-        self.step = 0
-        self.since = 0
-        self.weights: dict[str, Tensor] = {}
+    def loss(log_temperature: float) -> float:
+        return metrics.negative_log_likelihood(softmax(class_logits / math.exp(log_temperature), axis=1), labels)
 
-    def offer(self, step: int, figures: dict[str, float], weights: dict[str, Tensor]) -> bool:
-        """Consider a state; True if it is the best. Its weights are copied to the CPU."""
-        extraction = figures["extraction_loss"]
-        if self._metric == "extraction_loss":
-            value = (-round(extraction, 3) if "rate" in figures else -extraction, float(step))
-        else:
-            value = (figures[self._metric], -extraction)
-        better = math.isfinite(extraction) and (self.value is None or value > self.value)
-        if better:
-            self.value, self.step, self.since = value, step, 0
-            self.weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
-        else:
-            self.since += 1
-        return better
+    found = minimize_scalar(loss, bounds=(math.log(0.05), math.log(20.0)), method="bounded")
+    return round(float(math.exp(found.x)), 6)
 
-    def state(self) -> dict:
-        """For the saved state."""
-        return {"value": self.value, "step": self.step, "since": self.since, "weights": self.weights}
 
-    def restore(self, state: dict) -> None:
-        """The counterpart of ``state``."""
-        self.value, self.step, self.since = state["value"], state["step"], state["since"]
-        self.weights = state["weights"]
+def calibrate_pair(
+    config: RunConfig, rationalizer: Rationalizer, dev: Split, runtime: Runtime | None = None
+) -> Rationalizer:
+    """Fit the decision rule and then the probability temperature on dev, in place."""
+    calibrate_policy(config, rationalizer, dev, runtime)
+    return fit_temperature(rationalizer, dev)
+
+
+def fit_temperature(rationalizer: Rationalizer, dev: Split) -> Rationalizer:
+    """Fit the probability temperature on dev, in place; the pair is in evaluation mode then."""
+    logits = run_split(rationalizer, dev).class_logits
+    rationalizer.probability_temperature = calibrate_temperature(logits, dev.labels)
+    return rationalizer.eval()
+
+
+def calibrate_policy(
+    config: RunConfig, rationalizer: Rationalizer, dev: Split, runtime: Runtime | None = None
+) -> None:
+    """Fit the bias of the decision rule on dev to the configured target rate."""
+    runtime = runtime or Runtime(next(rationalizer.parameters()).device)
+    rationalizer.policy = base_policy(config.selection)
+    readings = read_selector(rationalizer, dev, runtime, "fp32")
+    rationalizer.policy = fitted_policy(rationalizer, readings, config.selection)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from rekd_deploy.client.conversation import IN_FLIGHT
+from rekd_deploy.client.calls import IN_FLIGHT
 from rekd_deploy.client.transport import Arrays, ModelConfig, Transport
 
 
@@ -93,6 +93,6 @@ class PatientServer(FakeServer):
         super().__init__(parameters, max_batch_size)
         self.waited_for = 0
 
-    def ask(self, model, inputs, outputs, *, timeout, request_id):
+    def infer(self, model, inputs, outputs, *, timeout, request_id):
         self.waited_for += 1
         return self.submit(model, inputs, outputs, timeout=timeout, request_id=request_id).result()

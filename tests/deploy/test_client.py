@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from conftest import make_rationalizer
 from fake_server import FakeServer, PatientServer
 
+from rekd_deploy.client.calls import IN_FLIGHT
 from rekd_deploy.client.client import AsyncClient, Client
-from rekd_deploy.client.conversation import IN_FLIGHT
 from rekd_deploy.client.retry import RetryPolicy
 from rekd_deploy.client.transport import ModelConfig
 from rekd_deploy.client.windows import WindowedText
@@ -142,16 +143,18 @@ def test_what_may_pass_is_asked_again(client, server, failure):
     assert len(server.shapes) == 4 + 4 + 3 + 5, "batches of three buckets, and each failure once more"
 
 
-def test_a_lone_question_is_waited_for_in_its_thread(kind, parameters):
+def test_a_lone_request_is_waited_for_in_its_thread(kind, parameters):
     server = PatientServer(parameters)
     client = kind(transport=server, retry=QUICK)
     assert lengths_of(client.predict(["good " * 3] * 3)) == [3] * 3
     assert server.waited_for == (kind is Client), "an event loop does not block"
-    assert lengths_of(client.predict(["good " * 3] * 5)) == [3] * 5
-    assert server.waited_for == (kind is Client) and len(server.shapes) == 3, "two requests are on their way at once"
-    server.fail_at = {3: ServerUnavailableError("for a moment")}
+    for lengths in ([3] * 5, [3, 20]):
+        assert lengths_of(client.predict(["good " * n for n in lengths])) == lengths
+        assert server.waited_for == (kind is Client), "two requests are on their way at once"
+    assert len(server.shapes) == 5
+    server.fail_at = {5: ServerUnavailableError("for a moment")}
     assert lengths_of(client.predict(["good"])) == [1]
-    assert len(set(server.ids[3:])) == 1 and len(server.ids) == 5, "once more, under its id"
+    assert len(set(server.ids[5:])) == 1 and len(server.ids) == 7, "once more, under its id"
     server.close()
 
 
@@ -181,12 +184,6 @@ def test_pauses_double_up_to_the_longest_and_are_shortened_by_chance():
         assert RetryPolicy().pause(error, 1, float("inf")) is None
 
 
-@pytest.mark.parametrize("options", [{"attempts": 0}, {"first_pause": -1.0}, {"first_pause": 9.0}])
-def test_policies_that_make_no_sense(options):
-    with pytest.raises(ClientError, match="it must"):
-        RetryPolicy(**options)
-
-
 # deadlines
 
 
@@ -211,12 +208,6 @@ def test_no_request_may_take_longer_than_its_timeout(kind, server):
     server.gate.set()
 
 
-@pytest.mark.parametrize("deadline", [0, -1.0, float("nan")])
-def test_deadlines_that_make_no_sense(client, deadline):
-    with pytest.raises(InputError, match="deadline is"):
-        client.predict(["good"], deadline=deadline)
-
-
 def test_a_cancelled_task_abandons_its_requests(server):
     async def impatient():
         client = AsyncClient(transport=server)
@@ -228,11 +219,66 @@ def test_a_cancelled_task_abandons_its_requests(server):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        await asyncio.to_thread(client._threads.shutdown)  # it waits no longer, though nothing was answered
         server.gate.set()
 
     asyncio.run(impatient())
     server.close()
     assert server.open == IN_FLIGHT - 1, "the one being answered is; those behind it never"
+
+
+def test_a_cancelled_task_ends_its_pauses(server):
+    async def impatient():
+        server.fail_at = {0: ServerUnavailableError("down")}
+        client = AsyncClient(transport=server, retry=RetryPolicy(first_pause=60.0, longest_pause=60.0))
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(client.predict(["good"]), 0.2)
+        await asyncio.to_thread(client._threads.shutdown)
+
+    begun = time.monotonic()
+    asyncio.run(impatient())
+    assert time.monotonic() - begun < 5 and len(server.shapes) == 1, "nothing more is sent"
+
+
+def test_a_call_that_waits_for_its_turn_ends_at_its_deadline(server, monkeypatch):
+    monkeypatch.setattr("rekd_deploy.client.client.CALLS", 1)
+
+    async def crowd():
+        client = AsyncClient(transport=server)
+        await client.predict(["good"])
+        server.hold()
+        first = asyncio.create_task(client.predict(["good"]))
+        await asyncio.sleep(0.05)
+        with pytest.raises(DeadlineError, match=r"not finished within 0\.1 s"):
+            await client.predict(["good"], deadline=0.1)
+        assert not first.done()
+        server.gate.set()
+        return await first
+
+    assert lengths_of(asyncio.run(crowd())) == [1] and len(server.shapes) == 2
+
+
+# closing
+
+
+def test_close(server):
+    with Client(transport=server):
+        pass
+    assert server.closed
+
+
+@pytest.mark.parametrize("attempts", [1, 100])
+def test_a_closed_client_says_so(kind, server, monkeypatch, attempts):
+    client = kind(transport=server, retry=RetryPolicy(attempts=attempts, first_pause=0.001))
+
+    def closed_meanwhile(*_, **__):
+        client.close()
+        raise ServerUnavailableError("broke off")
+
+    monkeypatch.setattr(server, "submit", closed_meanwhile)
+    for _ in range(2):  # on its way, and afterwards
+        with pytest.raises(ClientError, match="the client is closed; fix: open another"):
+            client.predict(["good"])
 
 
 # ids
@@ -246,10 +292,15 @@ def test_requests_carry_ids(client, server):
     assert len(set(server.ids)) == 5 and all(server.ids)
 
 
-@pytest.mark.parametrize("request_id", ["", "two\nlines", 7, "x" * 129])
-def test_ids_that_would_spoil_a_log(client, request_id):
-    with pytest.raises(InputError, match="request_id"):
-        client.predict(["good"], request_id=request_id)
+BAD_ARGUMENTS = [("deadline", value) for value in (0, -1.0, float("nan"))]
+BAD_ARGUMENTS += [("request_id", value) for value in ("", "two\nlines", 7, "x" * 129)]  # they would spoil a log
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_ARGUMENTS)
+def test_arguments_of_a_call_that_cannot_be_used(client, server, name, value):
+    with pytest.raises(InputError, match=f"^{name} "):
+        client.predict(["good"], **{name: value})
+    assert server.asked_for_config == 0
 
 
 # the model behind the address
@@ -277,6 +328,8 @@ def test_a_model_exchanged_behind_the_client_is_asked_in_its_own_way(client, ser
     asked = len(server.shapes)
     client.predict(["good"])
     assert len(server.shapes) == asked + 1 and server.asked_for_config == 2
+    del server.configs["2"]
+    assert client.predict(["good"])[0].label == "negative" and server.asked_for_config == 2, "the older one is back"
 
 
 def test_a_new_version_of_the_same_kind_is_only_looked_at(client, server, parameters):
@@ -359,19 +412,14 @@ def test_answers_that_are_no_numbers(client, server):
 # at once
 
 
-def test_several_threads(kind, server):
+def test_several_threads(kind, server, monkeypatch):
+    versions = server.model_versions
+    monkeypatch.setattr(server, "model_versions", lambda *given: time.sleep(0.1) or versions(*given))  # all wait for it
     client = kind(transport=server)
-    results = {}
-    threads = [
-        threading.Thread(target=lambda n=n: results.update({n: client.predict(["good " * n] * 9)})) for n in range(1, 9)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda n: client.predict(["good " * n] * 9), range(1, 9)))
     assert server.asked_for_config == 1
-    for n, answers in results.items():
-        assert set(lengths_of(answers)) == {n}
+    assert [set(lengths_of(each)) for each in answers] == [{n} for n in range(1, 9)]
 
 
 def test_several_tasks_of_one_loop(server):
@@ -414,13 +462,13 @@ def test_everything_that_computes_happens_outside_the_event_loop(server, monkeyp
     }
 
 
-def test_close(server):
-    with Client(transport=server):
-        pass
-    assert server.closed
-
-
-@pytest.mark.parametrize("options", [{"timeout": 0}, {"shared_memory": "yes"}, {"url": "nowhere"}])
-def test_options_that_make_no_sense(kind, options):
+@pytest.mark.parametrize("options", [{"timeout": 0}, {"timeout": float("nan")}, {"url": "nowhere"}])
+def test_options_of_a_client_that_cannot_be_used(kind, options):
     with pytest.raises(ClientError):
         kind(**options)
+
+
+@pytest.mark.parametrize("options", [{"attempts": 0}, {"first_pause": -1.0}, {"first_pause": 9.0}])
+def test_options_of_a_policy_that_cannot_be_used(options):
+    with pytest.raises(ClientError, match="it must"):
+        RetryPolicy(**options)

@@ -1,9 +1,8 @@
-"""The client against the real Triton: both protocols, TLS, headers, shared memory, threads, and a server that dies."""
+"""The client against the real Triton: both protocols, TLS, headers, threads, and a server that dies."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import re
 import signal
@@ -13,7 +12,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +24,9 @@ from rekd_deploy.client.address import TlsSettings
 from rekd_deploy.client.client import AsyncClient, Client
 from rekd_deploy.client.pipeline import Pipeline
 from rekd_deploy.client.retry import RetryPolicy
-from rekd_deploy.client.shared_inputs import SharedInputs
+from rekd_deploy.client.transport import open_transport
 from rekd_deploy.errors import (
+    ClientError,
     DeadlineError,
     InsecureServerError,
     RejectedError,
@@ -40,7 +40,6 @@ pytestmark = pytest.mark.triton
 PROTOCOLS = ("grpc", "http")
 URLS = {"grpc": "grpc_url", "http": "http_url"}
 NEVER_AGAIN = RetryPolicy(attempts=1)
-SHARED = Path("/dev/shm")
 
 
 @pytest.fixture(params=PROTOCOLS)
@@ -130,6 +129,47 @@ def test_a_request_in_flight_when_its_connection_breaks_is_sent_again(server, pr
             assert proxy.connections > 2
 
 
+def test_eight_threads_of_one_client(url, many, expected):
+    with Client(url) as client:
+
+        def ask(seed):
+            generator = np.random.default_rng(seed)
+            for _ in range(6):
+                some = [many[i] for i in generator.choice(len(many), size=generator.integers(1, 90))]
+                answers = client.predict(some)
+                assert [answer.text for answer in answers] == some and same(answers, expected)
+            return True
+
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(ask, range(8)))
+
+
+def test_a_process_that_closes_no_client_ends_and_says_nothing(url):
+    code = "import sys; from rekd_deploy import Client; print(Client(sys.argv[1]).predict(['good plot'])[0].label)"
+    done = subprocess.run([sys.executable, "-c", code, url], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.strip() in ("negative", "positive")
+
+
+def test_closing_while_calls_are_on_their_way(url, many, expected):
+    client = Client(url)
+    client.predict(["good"])
+
+    def ask():
+        while True:
+            try:
+                assert same(client.predict(many), expected)
+            except ClientError as error:
+                return str(error)
+
+    with ThreadPoolExecutor(16) as pool:
+        calling = [pool.submit(ask) for _ in range(16)]
+        time.sleep(0.3)
+        client.close()
+        assert {each.result(30) for each in calling} == {
+            "the client is closed; fix: open another, or close it once its calls are answered"
+        }
+
+
 # TLS and headers
 
 
@@ -190,163 +230,27 @@ def key(server, protocol):
 
 
 def test_headers_are_sent_with_every_request(url, protocol, key):
+    def shared_memory(transport):
+        if protocol == "grpc":
+            transport._call(transport._client.get_system_shared_memory_status, "", 5.0)
+        else:
+            transport._get("v2/systemsharedmemory/status", "", 5.0)
+
     name, value = next(iter(key.items()))
     for headers, refused in (({name.upper(): value}, False), ({name: "wrong"}, True), ({}, True)):
-        with Client(url, headers=headers) as client:
-            transport = client._conversation.transport
-            if refused:
-                with pytest.raises(RejectedError):
-                    transport.unregister_region("nonesuch", 5.0)
-            else:
-                transport.unregister_region("nonesuch", 5.0)
-
-
-# shared memory
-
-
-def our_regions() -> set[str]:
-    return {path.name for path in SHARED.glob("rekd_client_*")}
-
-
-@pytest.fixture
-def memory(url, key):
-    """A client whose inputs lie in shared memory, and the transport that does it."""
-    before = our_regions()
-    with Client(url, headers=key, shared_memory="auto") as client:
-        transport = client._conversation.transport
-        assert isinstance(transport, SharedInputs)
-        yield client, transport
-    assert our_regions() == before, "regions are cleaned up"
-
-
-@pytest.fixture
-def sent(monkeypatch):
-    """How the inputs of each request travelled."""
-    ways = []
-    from rekd_deploy.client import transport_grpc, transport_http
-
-    original = transport_grpc.triton_inputs
-
-    def noted(input_class, arrays):
-        ways.append("memory" if any(type(array).__name__ == "RegionInput" for array in arrays.values()) else "wire")
-        return original(input_class, arrays)
-
-    monkeypatch.setattr(transport_grpc, "triton_inputs", noted)
-    monkeypatch.setattr(transport_http, "triton_inputs", noted)
-    return ways
-
-
-def test_inputs_in_shared_memory_get_the_same_answers(memory, sent, many, expected):
-    client, _ = memory
-    for _ in range(3):
-        assert same(client.predict(many), expected)
-    assert set(sent) == {"memory"}
-
-
-def test_eight_threads_of_one_client(memory, sent, many, expected):
-    client, transport = memory
-
-    def ask(seed):
-        generator = np.random.default_rng(seed)
-        for _ in range(6):
-            some = [many[i] for i in generator.choice(len(many), size=generator.integers(1, 90))]
-            answers = client.predict(some)
-            assert [answer.text for answer in answers] == some and same(answers, expected)
-        return True
-
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(ask, range(8)))
-    assert set(sent) == {"memory"} and len(our_regions()) <= 8 * 4
-
-
-def test_a_server_that_keeps_memory_to_itself_is_asked_over_the_wire(url, sent, many, expected, recwarn, capfd):
-    with Client(url, shared_memory="auto") as client:  # without the key
-        assert same(client.predict(many), expected)
-    assert set(sent) == {"wire"} and not our_regions()
-    assert not recwarn.list and capfd.readouterr() == ("", "")
-
-
-def test_regions_that_the_server_has_lost(memory, sent, many, expected):
-    client, transport = memory
-    client.predict(many)
-    for region in [*transport._all]:
-        transport._wire.unregister_region(region.name, 5.0)  # as after a restart
-    assert same(client.predict(many), expected)
-    assert "wire" in sent
-    sent.clear()
-    assert same(client.predict(many), expected)
-    assert set(sent) == {"memory"}, "new ones were registered"
-
-
-def test_regions_that_somebody_removed(memory, many, expected):
-    client, _ = memory
-    client.predict(many[:5])
-    for name in our_regions():
-        (SHARED / name).unlink()
-    assert same(client.predict(many), expected)
-
-
-def test_no_room_for_regions(memory, sent, monkeypatch, many, expected):
-    client, _ = memory
-    from multiprocessing import shared_memory
-
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(shared_memory, "SharedMemory", full)
-    assert same(client.predict(many), expected)
-    assert set(sent) == {"wire"}
-
-
-def test_regions_grow_with_what_is_asked(memory):
-    client, transport = memory
-    client.predict(["good"])
-    small = our_regions()
-    with pytest.raises(RejectedError, match="batch-size must be <= 64"):
-        transport.submit("rekd", _tensors(4000, 48, 9), ("mask",)).result()
-    answer = transport.submit("rekd", _tensors(64, 48, 9), ("mask",)).result()
-    assert answer["mask"].shape == (64, 48)
-    assert len(client.predict(["good"])) == 1 and not small & our_regions()
-
-
-def _tensors(rows, length, token):
-    ids = np.full((rows, length), token, dtype=np.int64)
-    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-
-
-def test_a_client_that_nobody_closes_leaves_nothing(url, key):
-    client = Client(url, headers=key, shared_memory="auto")
-    client.predict(["good"])
-    assert our_regions()
-    del client
-    for _ in range(50):
-        gc.collect()
-        if not our_regions():
-            break
-        time.sleep(0.05)
-    assert not our_regions()
-
-
-def test_a_process_that_ends_leaves_nothing_and_says_nothing(url, key):
-    code = (
-        "import sys; from rekd_deploy import Client\n"
-        "client = Client(sys.argv[1], headers={sys.argv[2]: sys.argv[3]}, shared_memory='auto')\n"
-        "print(client.predict(['good plot'])[0].label)\n"
-    )
-    name, value = next(iter(key.items()))
-    done = subprocess.run([sys.executable, "-c", code, url, name, value], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "") and done.stdout.strip() in ("negative", "positive")
-    assert not our_regions()
+        transport = open_transport(url, 5.0, headers=headers)
+        with closing(transport), pytest.raises(RejectedError) if refused else nullcontext():
+            shared_memory(transport)
 
 
 # ids
 
 
 def test_a_refused_request_is_found_in_the_server_by_its_id(server, url):
-    with Client(url) as client:
-        transport = client._conversation.transport
-        with pytest.raises(RejectedError, match="order-17"):
-            transport.submit("rekd", _tensors(65, 8, 9), ("mask",), request_id="order-17").result()
+    ids = np.full((65, 8), 9, dtype=np.int64)
+    with closing(open_transport(url, 5.0)) as transport, pytest.raises(RejectedError, match="order-17"):
+        tensors = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        transport.submit("rekd", tensors, ("mask",), request_id="order-17").result()
 
 
 # a server that dies

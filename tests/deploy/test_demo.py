@@ -9,7 +9,7 @@ from conftest import fashion_folder
 
 from rekd_deploy.cli.demo_chain import IMAGES, MODELS, Demo, run_demo, served_predictions
 from rekd_deploy.cli.stages import Stages
-from rekd_train.training.stages import Silent
+from rekd_train.training.observers import Silent
 
 pytestmark = pytest.mark.triton
 

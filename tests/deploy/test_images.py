@@ -15,8 +15,7 @@ from rekd_deploy.cli import query
 from rekd_deploy.client import batching
 from rekd_deploy.client.client import Client
 from rekd_deploy.client.pipeline import Pipeline
-from rekd_deploy.client.render import plain_text
-from rekd_deploy.client.render_image import captioned, highlighted
+from rekd_deploy.client.render import captioned, highlighted, plain_text
 from rekd_deploy.client.transport import Arrays, ModelConfig, Transport
 from rekd_deploy.contract.description import ServedDescription
 from rekd_deploy.errors import RepositoryError, VersionMismatchError
@@ -63,7 +62,7 @@ def test_arrays_pillow_images_and_paths(repository, image_rationalizer, file):
 def test_batches_of_images_follow_their_order(image_rationalizer, monkeypatch, filled_to, counts):
     monkeypatch.setattr(batching, "A_BATCH", 1)
     images = some_images(13)
-    batches = list(batching.Questions(image_rationalizer.preprocessor, images, 5, filled_to=filled_to).batches())
+    batches = list(batching.Batches(image_rationalizer.preprocessor, images, 5, filled_to=filled_to))
     assert [len(places) for places, _ in batches] == counts
     assert [place for places, _ in batches for place in places] == list(range(13))
     for places, encoded in batches:
@@ -109,7 +108,7 @@ class PipelineServer(Transport):
 
     def submit(self, model, inputs, outputs, *, timeout=None, request_id=""):
         self.shapes.append(inputs["pixels"].shape)
-        self.pipeline._open()
+        self.pipeline.__enter__()
         found = self.pipeline._chain.run(inputs)
         future = Future()
         future.set_result(Arrays({name: self.change(found)[name] for name in outputs}))

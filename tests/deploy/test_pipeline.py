@@ -9,9 +9,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from rekd_deploy.client.batching import A_BATCH, length_batches
+from rekd_deploy.client.batching import A_BATCH, Batches
 from rekd_deploy.client.pipeline import Pipeline
-from rekd_deploy.errors import RepositoryError
+from rekd_deploy.errors import EngineError, RepositoryError
 from rekd_train.errors import InputError
 
 
@@ -52,7 +52,7 @@ def test_artefacts_answer_as_the_repository_made_of_them(artefacts, pipeline, te
 
 def test_batches_are_of_one_padded_length_and_cover_every_text(rationalizer):
     lengths = [40, 1, 20, 2, 3, 45, 4, 21]
-    batches = list(length_batches(rationalizer.preprocessor, ["good " * n for n in lengths], 2))
+    batches = list(Batches(rationalizer.preprocessor, ["good " * n for n in lengths], 2))
     assert sorted(place for places, _ in batches for place in places) == list(range(8))
     assert [encoded.inputs["input_ids"].shape for _, encoded in batches] == [(2, 16), (2, 16), (2, 32), (2, 48)]
     for places, encoded in batches:
@@ -64,7 +64,7 @@ def test_batches_are_of_one_padded_length_and_cover_every_text(rationalizer):
 def test_batches_that_are_filled_up_are_the_cheapest_there_are(rationalizer, sizes, most):
     lengths = [40, 1, 20, 2, 3, 45, 4, 21, 30, 5]
     most = min(most, sizes[-1])
-    batches = list(length_batches(rationalizer.preprocessor, ["good " * n for n in lengths], most, sizes))
+    batches = list(Batches(rationalizer.preprocessor, ["good " * n for n in lengths], most, filled_to=sizes))
     assert sorted(place for places, _ in batches for place in places) == list(range(10))
     for places, encoded in batches:
         assert encoded.inputs["attention_mask"].sum(axis=1).tolist() == [lengths[place] + 2 for place in places]
@@ -97,7 +97,7 @@ def test_batches_that_are_filled_up_are_the_cheapest_there_are(rationalizer, siz
     ],
 )
 def test_every_text_is_checked_before_any_is_computed(pipeline, monkeypatch, texts, complaint):
-    monkeypatch.setattr(pipeline, "_answer", lambda encoded: pytest.fail("computed before all were checked"))
+    monkeypatch.setattr(pipeline, "_answer", lambda *_: pytest.fail("computed before all were checked"))
     with pytest.raises(InputError, match=complaint):
         pipeline.predict(texts)
 
@@ -119,6 +119,24 @@ def test_works_without_with_and_again_after_close(repository):
     assert pipeline.predict(["good plot"]) == first
     with pipeline:
         assert pipeline.predict(["good plot"]) == first
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_call_that_another_threads_close_ends_says_so(repository, monkeypatch, when):
+    pipeline = Pipeline(repository, batch_size=1)
+    run = pipeline._chain.run
+
+    def closed_meanwhile(inputs):
+        if when == "before":
+            pipeline.close()
+        found = run(inputs)
+        pipeline.close()
+        return found
+
+    monkeypatch.setattr(pipeline._chain, "run", closed_meanwhile)
+    with pytest.raises(EngineError, match="^the pipeline is closed; fix: close it once its calls are answered"):
+        pipeline.predict(["good plot", "bad plot"])
+    assert pipeline._running is None, "the call has not loaded the graphs again"
 
 
 def test_needs_no_torch(repository):

@@ -175,10 +175,40 @@ def test_a_text_model_given_an_image_says_what_it_reads(ask, server, repository)
     assert ask("--local", repository, "--image", "shoe.png") == (1, "", f"error: the model of {repository} {said}")
 
 
-def test_standard_input(ask, server, monkeypatch):
-    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO("東京 good\n".encode())))
+@pytest.fixture
+def stdin(monkeypatch):
+    """A function: bytes -> standard input has them."""
+    return lambda content: monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+
+
+def test_standard_input(ask, server, stdin):
+    stdin("東京 good\n".encode())
     code, out, _ = ask("--file", "-", "--json")
     assert code == 0 and json.loads(out)["text"] == "東京 good"
+
+
+def test_a_bad_line_of_standard_input_is_left_out(ask, server, stdin):
+    good = b'{"text": "good film"}\n'
+    stdin(good * 255 + b"\xff\n" + good + b'{"text": "\\u200b"}\n' + good * 300)
+    code, out, error = ask("--file", "-", "--json")
+    assert code == 1 and len(out.splitlines()) == 556 and server.chunks == [256, 256, 255, 45]
+    assert error == (
+        "error: standard input: line 256 is not UTF-8: byte 1 is 0xff; fix: convert it to UTF-8\n"
+        "error: standard input: line 258 holds no word that the tokenizer knows; fix: give at least one word\n"
+    )
+
+
+@pytest.mark.parametrize(("content", "sent"), [(b"\xff\n\n", 0), ("\u200b\n".encode(), 1)])
+def test_standard_input_of_bad_lines_alone(ask, server, stdin, content, sent):
+    stdin(content)
+    code, out, error = ask("--file", "-")
+    assert (code, out, len(server.urls)) == (1, "", sent) and error.startswith("error: standard input: line 1 ")
+
+
+def test_empty_standard_input(ask, server, stdin):
+    stdin(b"")
+    code, _, error = ask("--file", "-")
+    assert code == 1 and error.startswith("error: standard input holds no text; fix:") and server.urls == []
 
 
 def test_a_hundred_thousand_characters(ask, server):

@@ -5,15 +5,7 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from rekd_deploy.client.render import (
-    HIGHLIGHT,
-    html_fragment,
-    plain_text,
-    segments,
-    shows_colours,
-    summary,
-    terminal_text,
-)
+from rekd_deploy.client.render import HIGHLIGHT, plain_text, segments, shows_colours, summary, terminal_text
 from rekd_train.inputs.prediction import Prediction, Span
 
 
@@ -66,11 +58,3 @@ def test_a_review_cannot_steer_the_terminal():
     text = "good\x1b[2J\x07 \x9b31m film\tx\ny\u202e"
     for shown in (terminal_text(prediction(text, (0, 4))).plain, plain_text(prediction(text, (0, 4)))):
         assert not set("\x1b\x07\x9b\u202e") & set(shown) and "film\tx\ny" in shown
-
-
-def test_html_is_escaped():
-    text = '<script>alert("1")</script> & good'
-    shown = html_fragment(prediction(text, (0, 13), (28, 34)))
-    assert "<script" not in shown and "</script" not in shown
-    assert "<mark>&lt;script&gt;alert</mark>" in shown and "<mark>&amp; good</mark>" in shown
-    assert shown.startswith('<figure class="rekd">') and "87.5%" in shown

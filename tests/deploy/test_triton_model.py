@@ -12,6 +12,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
+from rekd_deploy.repository.backend.batches import groups_by_length
 from rekd_deploy.repository.config import PREDICTOR, SELECTOR
 
 OUTPUTS = {SELECTOR: ["scores", "mask", "positions", "kept"], PREDICTOR: ["logits", "probabilities"]}
@@ -274,3 +275,12 @@ def test_a_containers_quota_limits_the_threads(tmp_path):
         quota.write_text(content)
         assert usable_cores(str(quota)) == expected
     assert usable_cores(str(tmp_path / "none")) == cores
+
+
+def test_texts_are_grouped_by_their_own_length_in_whatever_order_inputs_come():
+    def request(length, *, ids_first):
+        ids, slots = {"input_ids": np.zeros((1, length))}, {"positions": np.zeros((1, 4))}
+        return {**ids, **slots} if ids_first else {**slots, **ids}
+
+    inputs = {0: request(48, ids_first=False), 1: request(16, ids_first=True), 2: request(18, ids_first=False)}
+    assert groups_by_length(inputs) == [[1, 2], [0]]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import WORDS
 
-from rekd_deploy.client.batching import Questions
+from rekd_deploy.client.batching import Batches
 from rekd_deploy.client.pipeline import Pipeline
 from rekd_deploy.client.windows import WindowedText, _Whole
 from rekd_train.errors import InputError
@@ -126,16 +126,16 @@ def test_long_texts_are_read_to_their_end(repository, texts):
 def test_everything_kept_decided_and_nothing_else(repository, preprocessor):
     """The combined rationale holds just what the windows' answers were made from."""
     with Pipeline(repository) as pipeline:
-        questions = Questions(preprocessor, [LONG], 64, windows=True)
+        batches = Batches(preprocessor, [LONG], 64, windows=True)
         kept = set()
-        for _, encoded in questions.batches():
-            for each in pipeline._answer(encoded):
+        for _, encoded in batches:
+            for each in pipeline._answer(encoded, 0):
                 kept |= {(piece.start, piece.end) for piece in each.pieces}
         answer = pipeline.predict([LONG], windows=True)[0]
     assert {(piece.start, piece.end) for piece in answer.pieces} == kept
 
 
 def test_images_have_no_windows(image_rationalizer):
-    questions = Questions(image_rationalizer.preprocessor, [np.zeros((16, 12), np.uint8)], 4, windows=True)
+    batches = Batches(image_rationalizer.preprocessor, [np.zeros((16, 12), np.uint8)], 4, windows=True)
     with pytest.raises(InputError, match="this model reads images; fix: leave windows out"):
-        list(questions.batches())
+        list(batches)

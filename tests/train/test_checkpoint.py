@@ -81,7 +81,7 @@ def test_the_hash_follows_what_the_model_computes(checkpoint, copy):
 
 def test_it_describes_itself(checkpoint):
     description = read_description(checkpoint)
-    assert (description["format"], description["version"]) == ("rekd-checkpoint", 1)
+    assert (description["format"], description["version"]) == ("rekd-checkpoint", 2)
     assert description["labels"] == ["negative", "positive"]
     assert description["selector"]["width"] == 8 and description["predictor"]["width"] == 16
     assert read_metrics(checkpoint) == {"test": {"accuracy": 0.5}}
@@ -166,7 +166,7 @@ def test_another_kind_of_directory_is_refused(copy, content):
 # versions
 
 
-@pytest.mark.parametrize("version", [2, 99, "1", None, 1.5])
+@pytest.mark.parametrize("version", [3, 99, "1", None, 1.5])
 def test_a_newer_or_unreadable_version_is_refused(copy, version):
     edit(copy, version=version)
     assert "format version" in refusal(copy)

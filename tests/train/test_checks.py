@@ -14,11 +14,12 @@ from rekd_train.data import LabelledTexts, tokenize
 from rekd_train.errors import ConfigError, DataError
 from rekd_train.evaluation.agreement import check_comparable
 from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
-from rekd_train.inputs.text import TextPreprocessor, TextSettings
+from rekd_train.inputs.text import TextPreprocessor
 from rekd_train.models.base import Predictor, Selector
 from rekd_train.models.families import build_backbone
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.training.checks import check_fit, check_teacher, short_texts_notice
+from rekd_train.training.stages import check_fit, short_texts_notice
+from rekd_train.training.teacher import check_teacher
 
 
 def refused(error, match, train=None, dev=None, teacher=None, make=toy_texts, **changes):
@@ -51,17 +52,6 @@ def test_one_class_only_and_nothing_at_all():
     refused(DataError, "256 examples and 255 labels", train=train)
     train.labels = train.labels[:0]
     refused(DataError, "256 examples and 0 labels", train=train)
-
-
-def test_a_family_that_cannot_learn_by_dropping():
-    preprocessor = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=48, lengths=()))
-    settings = BackboneConfig(family="bilstm", layers=1, width=8, heads=2, vocabulary=preprocessor.vocabulary_size)
-    networks = [build_backbone(settings, preprocessor.special_ids) for _ in range(2)]
-    plain = make_rationalizer()
-    pair = Rationalizer(Selector(networks[0]), Predictor(networks[1], 2), plain.policy, preprocessor, plain.labels)
-    _, train, dev = toy_texts()
-    with pytest.raises(ConfigError, match="'drop', which the family 'bilstm' cannot learn by; fix: 'zero'"):
-        check_fit(toy_config(stages={"operator": "drop"}), pair, train, dev, None, warm=False)
 
 
 def test_a_teacher_of_other_classes():

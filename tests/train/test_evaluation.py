@@ -14,8 +14,18 @@ from conftest import WORDS, make_image_rationalizer, make_rationalizer
 
 from rekd_train.data import ImageSplit, LabelledTexts, tokenize
 from rekd_train.errors import ConfigError
-from rekd_train.evaluation.decisions import decide, drawn, fill, first_like, random_like
-from rekd_train.evaluation.forward import evaluate_with_masks, measure, run_masks, run_selector, run_split
+from rekd_train.evaluation.forward import (
+    decide,
+    drawn,
+    evaluate_with_masks,
+    fill,
+    first_like,
+    measure,
+    random_like,
+    run_masks,
+    run_selector,
+    run_split,
+)
 from rekd_train.evaluation.metrics import never_predicted
 from rekd_train.evaluation.report import CURVE_RATES, REPORT_FORMAT, evaluate, report_rows
 from rekd_train.inputs.policy import PAPER_POLICY, SelectionPolicy, mask_by_specification
@@ -197,7 +207,7 @@ def test_the_curve_ends_at_the_full_input(pair, split, report) -> None:
 
 
 def test_the_abstain_threshold_comes_from_dev(pair, split, report) -> None:
-    from rekd_train.evaluation.calibration_metrics import abstain_threshold
+    from rekd_train.evaluation.metrics import abstain_threshold
 
     def confidence(part):
         logits = torch.from_numpy(run_split(pair, part).class_logits)

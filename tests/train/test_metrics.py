@@ -1,4 +1,4 @@
-"""Each figure against a slow, obvious version or a case worked out by hand; scikit-learn where it is installed."""
+"""Each figure against a slow, obvious version or a case worked out by hand."""
 
 from __future__ import annotations
 
@@ -7,24 +7,21 @@ import itertools
 import numpy as np
 import pytest
 
-from rekd_train.evaluation.calibration_metrics import (
+from rekd_train.evaluation.metrics import (
     abstain_threshold,
+    area_under_curve,
     area_under_risk_coverage,
     brier_score,
     expected_calibration_error,
+    macro_f1,
+    mean_and_std,
     negative_log_likelihood,
+    never_predicted,
+    paired_bootstrap,
+    per_class,
+    rate_summary,
     risk_coverage,
 )
-from rekd_train.evaluation.mask_metrics import (
-    flip_rate,
-    overlap,
-    pairwise_jaccard,
-    rank_correlation,
-    selection_divergence,
-    truth_summary,
-)
-from rekd_train.evaluation.metrics import accuracy, area_under_curve, macro_f1, never_predicted, per_class, rate_summary
-from rekd_train.evaluation.significance import mean_and_std, paired_bootstrap
 
 generator = np.random.default_rng(3)
 
@@ -51,14 +48,7 @@ def test_per_class_by_hand() -> None:
         {"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "support": 3, "predicted": 3}
     )
     assert figures["c"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0, "predicted": 0}
-    assert macro_f1(np.array([0, 1, 1, 1, 0]), labels, 3) == pytest.approx((1 / 2 + 2 / 3) / 2)
-
-
-def test_classes_as_scikit_learn_counts_them() -> None:
-    sklearn = pytest.importorskip("sklearn.metrics")
-    predicted = PROBABILITIES.argmax(axis=1)
-    assert accuracy(PROBABILITIES, LABELS) == pytest.approx(sklearn.accuracy_score(LABELS, predicted))
-    assert macro_f1(predicted, LABELS, 3) == pytest.approx(sklearn.f1_score(LABELS, predicted, average="macro"))
+    assert macro_f1(np.array([0, 1, 1, 1, 0]), labels) == pytest.approx((1 / 2 + 2 / 3) / 2)
 
 
 # rates
@@ -148,70 +138,6 @@ def test_abstain_threshold_has_the_largest_coverage_within_the_risk() -> None:
     assert abstain_threshold(confidence, correct, 0.2) == 0.9
     assert abstain_threshold(confidence, correct, 0.4) == 0.5
     assert abstain_threshold(confidence, ~correct, 0.1) is None
-
-
-# masks
-
-
-MASKS = generator.random((4, 30, 12)) < 0.3
-MASKS[:, 0] = False  # an example that is empty in every draw
-
-
-def jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    first, second = set(np.flatnonzero(a)), set(np.flatnonzero(b))
-    return len(first & second) / len(first | second) if first | second else 1.0
-
-
-def test_overlap_set_by_set() -> None:
-    a, b = MASKS[0], MASKS[1]
-    measured = overlap(a, b)
-    assert measured["jaccard"] == pytest.approx(np.mean([jaccard(*pair) for pair in zip(a, b, strict=True)]))
-    f1 = [1.0 if not (x | y).any() else 2 * (x & y).sum() / (x.sum() + y.sum()) for x, y in zip(a, b, strict=True)]
-    assert measured["f1"] == pytest.approx(np.mean(f1))
-
-
-def test_pairwise_jaccard_pair_by_pair() -> None:
-    pairs = [jaccard(MASKS[a, i], MASKS[b, i]) for a in range(4) for b in range(a) for i in range(30)]
-    assert pairwise_jaccard(MASKS) == pytest.approx(np.mean(pairs))
-
-
-def test_flip_rate_pair_by_pair() -> None:
-    predicted = generator.integers(0, 3, (5, 40))
-    pairs = [predicted[a, i] != predicted[b, i] for a in range(5) for b in range(a) for i in range(40)]
-    assert flip_rate(predicted) == pytest.approx(np.mean(pairs))
-    assert flip_rate(np.zeros((3, 8), dtype=int)) == 0.0
-
-
-def test_rank_correlation_is_spearmans() -> None:
-    from scipy.stats import spearmanr
-
-    first, second = np.round(generator.random((6, 10)), 1), np.round(generator.random((6, 10)), 1)
-    selectable = generator.random((6, 10)) < 0.7
-    selectable[4] = np.arange(10) < 1  # one position: no correlation
-    first[5] = 0.5  # constant: no correlation
-    slow = [spearmanr(first[i, selectable[i]], second[i, selectable[i]]).statistic for i in range(4)]
-    assert rank_correlation(first, second, selectable) == pytest.approx(np.mean(slow))
-    assert np.isnan(rank_correlation(first[5:], second[5:], selectable[5:]))
-
-
-def test_selection_divergence_position_by_position() -> None:
-    teacher, student = generator.normal(size=(3, 5)) * 3, generator.normal(size=(3, 5)) * 3
-    selectable = generator.random((3, 5)) < 0.8
-    slow = []
-    for t, s in zip(teacher[selectable], student[selectable], strict=True):
-        p, q = 1 / (1 + np.exp(-t)), 1 / (1 + np.exp(-s))
-        slow.append(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)))
-    assert selection_divergence(teacher, student, selectable) == pytest.approx(np.mean(slow))
-    assert np.isfinite(selection_divergence(np.array([[800.0]]), np.array([[-800.0]]), np.array([[True]])))
-
-
-def test_truth_by_hand() -> None:
-    truth = np.array([[1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 0, 0]], dtype=bool)
-    mask = np.array([[1, 0, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]], dtype=bool)
-    assert truth_summary(mask, truth) == pytest.approx(
-        {"in_truth": 2 / 4, "in_truth_mean": (1 + 1 / 3 + 0) / 3, "truth_kept": (1 / 2 + 1 / 2 + 0) / 3,
-         "truth_size_used": 4 / 6}
-    )  # fmt: skip
 
 
 # chance

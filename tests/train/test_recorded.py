@@ -145,6 +145,21 @@ def test_a_record_is_used_and_can_be_changed(rationalizer, tmp_path):
     assert changed.selection.target == 0.05 and changed.seed == 7
 
 
+def test_a_run_of_version_1_is_taken_up_unless_it_used_what_is_gone(rationalizer, tmp_path):
+    record = json.loads((GOLDEN / "run_v1.json").read_text())
+    path = checkpoint.save(rationalizer, tmp_path / "c", training={"name": "x", "config": record})
+    description = json.loads((path / "config.json").read_text()) | {"version": 1}
+    (path / "config.json").write_text(json.dumps(description))
+    assert recorded_config(path) == run_config("paper_imdb_bert_tiny_rekd")
+
+    description["training"]["config"]["stages"]["operator"] = "drop"
+    (path / "config.json").write_text(json.dumps(description))
+    texts = ["a good film"]
+    assert checkpoint.load(path).predict(texts) == rationalizer.predict(texts), "the model is whole all the same"
+    with pytest.raises(ConfigError, match="stages.operator=drop is no longer there.*'zero'; fix"):
+        recorded_config(path)
+
+
 def test_the_datas_classes_must_be_the_models():
     data = DataSet({"train": LabelledTexts([], np.array([]))}, ("a", "b"), "")
     check_classes(["a", "b"], data)

@@ -16,7 +16,7 @@ from rekd_train.config.run import BackboneConfig, RunConfig
 from rekd_train.data import DataSet, LabelledTexts
 from rekd_train.errors import CheckpointError, ConfigError, DataError
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
-from rekd_train.models.building import fresh_pair
+from rekd_train.models.families import fresh_pair
 
 TARGET = 0.2
 FILLING = [word for word in WORDS if word not in ("good", "bad")]

@@ -1,9 +1,14 @@
-"""Saved states: whole or not at all, and only for the run they are of."""
+"""Saved states: whole or not at all, only for the run they are of; a killed run goes on exactly where it was saved."""
 
 from __future__ import annotations
 
 import errno
+import json
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -59,6 +64,15 @@ def test_what_the_advice_names_may_change(tmp_path):
     store_for(tmp_path).save(Snapshot(step=3))
     changed = {"optimisation": {"learning_rate": 1e-5, "gradient_clip": 0.1}, "selection": {"weight": 5.0}}
     assert store_for(tmp_path, **changed).load().step == 3
+
+
+def test_a_state_with_a_setting_that_is_gone_goes_on(tmp_path):
+    store = store_for(tmp_path)
+    store.save(Snapshot(step=3))
+    content = torch.load(store.path)
+    content["identity"]["config"]["stages"]["operator"] = "zero"
+    torch.save(content, store.path)
+    assert store.load().step == 3
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a state", None])
@@ -126,3 +140,42 @@ def test_a_finished_run_goes_straight_to_its_end(tmp_path):
     fit(toy_config(stages=STAGES), again, train, dev, store=store, resume=True, observer=log)
     assert not log.stages and again.policy == pair.policy
     assert all(torch.equal(a, b) for a, b in zip(pair.parameters(), again.parameters(), strict=True))
+
+
+SCRIPT = Path(__file__).with_name("toy_run.py")
+CONFIG = {
+    "stages": {
+        "classifier_epochs": 2, "rationale_epochs": 3, "compact_epochs": 2, "save_every": 7, "evaluate_every": 1,
+    }
+}  # fmt: skip
+
+
+def run(task: dict, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), json.dumps(task)], capture_output=True, text=True, timeout=120, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> dict:
+    output = tmp_path_factory.mktemp("whole") / "run.pt"
+    done = run({"output": str(output), "config": CONFIG, "teacher": True})
+    assert done.returncode == 0, done.stderr
+    return torch.load(output)
+
+
+@pytest.mark.parametrize("kill", [("distillation", 18), ("compact", 3), ("classifier", 15)])
+def test_killed_and_resumed_equals_uninterrupted(kill, uninterrupted, tmp_path):
+    task = {"output": str(tmp_path / "run.pt"), "state": str(tmp_path / "state"), "config": CONFIG, "teacher": True}
+    killed = run({**task, "kill": kill})
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "run.pt").exists()
+    resumed = run({**task, "resume": True})
+    assert resumed.returncode == 0, resumed.stderr
+    result = torch.load(tmp_path / "run.pt")
+    stage, _, start = result["stages"][0]
+    assert stage == kill[0] and start == kill[1] // 7 * 7, "goes on from the last save, not from the beginning"
+    assert result["policy"] == uninterrupted["policy"]
+    assert result["pair"].keys() == uninterrupted["pair"].keys()
+    for name, tensor in uninterrupted["pair"].items():
+        assert torch.equal(result["pair"][name], tensor), name

@@ -11,9 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from rekd_train.config.run import BackboneConfig, ImageConfig, RunConfig
 from rekd_train.errors import CheckpointError, ConfigError
-from rekd_train.models.building import fresh_pair, preprocessor_for, weight_origins
-from rekd_train.models.families import build_backbone
-from rekd_train.models.weights import load_weights, open_source, sized, source_path
+from rekd_train.models.families import build_backbone, fresh_pair, preprocessor_for, weight_origins
+from rekd_train.models.pretrained import load_weights, open_source, sized, source_path
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 BERT, VIT = GOLDEN / "bert-backbone", GOLDEN / "vit-backbone"

@@ -22,12 +22,12 @@ def groups_by_length(inputs: Mapping[int, Arrays], most_padding: float = MOST_PA
     """Indices of the requests, parted into batches of similar length: a long text makes no short one cost as much.
 
     Args:
-        inputs: of each request by index; axis 1 of each array is the length.
+        inputs: of each request by index.
         most_padding: the longest of a batch has at most this many times the length of the shortest.
     """
     if len(inputs) == 1:
         return [list(inputs)]
-    lengths = {index: next(iter(arrays.values())).shape[1] for index, arrays in inputs.items()}
+    lengths = {index: _text(arrays).shape[1] for index, arrays in inputs.items()}
     groups: list[list[int]] = []
     for index in sorted(inputs, key=lengths.__getitem__):
         if groups and lengths[index] <= most_padding * lengths[groups[-1][0]]:
@@ -35,6 +35,11 @@ def groups_by_length(inputs: Mapping[int, Arrays], most_padding: float = MOST_PA
         else:
             groups.append([index])
     return groups
+
+
+def _text(arrays: Arrays) -> np.ndarray:
+    """The ids, whose axis 1 is the length, wherever the client put them; of an image its pixels."""
+    return arrays.get("input_ids", next(iter(arrays.values())))
 
 
 def joined(requests: Sequence[Arrays], pad_id: int = 0) -> Arrays:
@@ -68,8 +73,8 @@ def split_rows(outputs: Sequence[np.ndarray], names: Sequence[str], requests: Se
         return [dict(zip(names, outputs, strict=True))]
     answers, start = [], 0
     for arrays in requests:
-        first = arrays.get("input_ids", next(iter(arrays.values())))
-        end, length = start + len(first), first.shape[1] if "input_ids" in arrays else None
+        text = _text(arrays)
+        end, length = start + len(text), text.shape[1] if "input_ids" in arrays else None
         answers.append({
             name: np.ascontiguousarray(array[start:end, : length if name in _AS_LONG_AS_THE_TEXT else None])
             for name, array in zip(names, outputs, strict=True)

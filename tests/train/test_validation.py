@@ -1,4 +1,4 @@
-"""Which state of a stage is the best."""
+"""What is fitted on dev, and which state of a stage is the best on it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,44 @@ import torch
 from toys import toy_config, toy_images, toy_texts
 
 from rekd_train.evaluation.forward import measure, run_masks, run_selector
+from rekd_train.inputs.policy import SelectionPolicy, cut_margins
+from rekd_train.models.gates import apply_policy
 from rekd_train.training import losses
 from rekd_train.training.runtime import Runtime
-from rekd_train.training.stages import calibrate_policy
-from rekd_train.training.validation import Best, DevEvaluation, read_selector
+from rekd_train.training.state import Best
+from rekd_train.training.validation import DevEvaluation, calibrate_bias, calibrate_policy, read_selector
+
+RULE = SelectionPolicy(bias=0.0, budget=0.5, minimum=1)
+
+
+@pytest.fixture
+def readings():
+    """(scores, selectable): (40, 12) with rows of 6 to 12 features."""
+    scores = torch.randn(40, 12, generator=torch.Generator().manual_seed(0))
+    return scores, torch.arange(12) < 6 + torch.arange(40)[:, None] % 7
+
+
+@pytest.mark.parametrize("target", [0.2, 0.3])
+def test_the_bias_meets_the_target_and_lies_midway_between_two_scores(readings, target):
+    scores, selectable = readings
+    rule = RULE.model_copy(update={"bias": calibrate_bias(scores, selectable, RULE, 6, target)})
+    mask = apply_policy(scores, selectable, rule, 6)
+    rate = (mask.sum(dim=1) / selectable.sum(dim=1)).mean().item()
+    assert target <= rate < target + 1 / selectable.sum(dim=1).min() / 40
+    cut = -rule.bias
+    above, below = scores[selectable & (scores > cut)].min(), scores[selectable & (scores < cut)].max()
+    assert cut == pytest.approx(((above + below) / 2).item(), abs=2e-6)
+    near = torch.from_numpy(cut_margins(scores.numpy(), selectable.numpy(), rule)) < (above - below).item() / 4
+    noise = (torch.rand(scores.shape, generator=torch.Generator().manual_seed(1)) - 0.5) * (above - below) / 4
+    changed = apply_policy(scores + noise, selectable, rule, 6) != mask
+    assert not (changed & ~near).any()
+
+
+def test_a_target_that_the_budget_forbids_gives_the_largest_useful_bias(readings):
+    scores, selectable = readings
+    bias = calibrate_bias(scores, selectable, RULE, 6, 0.9)
+    assert bias == pytest.approx(-scores[selectable].min().item(), abs=1e-6)
+
 
 CPU = Runtime("cpu")
 
@@ -74,9 +108,8 @@ def test_the_extraction_loss_is_that_of_batches_in_order(make):
     outputs = run_selector(pair, dev)
     with torch.no_grad():  # about half is kept: there are borders
         pair.selector.head[-1].bias[1] -= float(outputs.scores[outputs.selectable].median())
-    config = toy_config(
-        selection={"weight": 3.0, "continuity": 0.4}, stages={"evaluation": "argmax"}, optimisation={"batch_size": 30}
-    )
+    selection = {"weight": 3.0, "continuity": 0.4, "decision": "argmax", "budget": None, "minimum": 0}
+    config = toy_config(selection=selection, optimisation={"batch_size": 30})
     figures = DevEvaluation(config, pair, pair.predictor, dev, CPU, with_rationale=True)(10)
     values = []
     pair.eval()
@@ -96,8 +129,8 @@ def test_the_extraction_loss_is_that_of_batches_in_order(make):
 
 def test_the_extraction_loss_counts_all_positions_as_training_does():
     pair, _, dev = toy_texts()
-    selection = {"weight": 1.0, "denominator": "all"}
-    config = toy_config(selection=selection, stages={"evaluation": "argmax"}, optimisation={"batch_size": 64})
+    selection = {"weight": 1.0, "denominator": "all", "decision": "argmax", "budget": None, "minimum": 0}
+    config = toy_config(selection=selection, optimisation={"batch_size": 64})
     figures = DevEvaluation(config, pair, pair.predictor, dev, CPU, with_rationale=True)(10)
     outputs = run_selector(pair, dev)
     mask = outputs.selectable & (outputs.scores > 0)
@@ -138,17 +171,16 @@ def test_the_selector_is_read_as_evaluation_reads_it():
     torch.testing.assert_close(mine.scores, theirs.scores, rtol=0, atol=1e-6)
 
 
-def test_argmax_and_top_k_masks_are_measured_as_they_are_called():
+@pytest.mark.parametrize("decision", ["argmax", "top-k"])
+def test_dev_is_measured_by_the_rule_that_will_be_stored(decision):
     pair, _, dev = toy_texts()
     read = run_selector(pair, dev)
     counts = read.selectable.sum(dim=1)
-    expected = {
-        "argmax": (read.selectable & (read.scores > 0)).sum(dim=1),
-        "top-k": (counts * 0.15).floor().clamp(min=1),
-    }
-    for mode, kept in expected.items():
-        config = toy_config(stages={"evaluation": mode})
-        figures = DevEvaluation(config, pair, pair.predictor, dev, CPU, with_rationale=True)(10)
-        assert figures["rate"] == pytest.approx((kept / counts).mean().item(), rel=1e-6), mode
+    kept = (read.selectable & (read.scores > 0)).sum(dim=1)
+    if decision == "top-k":
+        kept = (counts * 0.15).floor().clamp(min=1)
+    config = toy_config(selection={"decision": decision, "budget": None, "minimum": int(decision == "top-k")})
+    figures = DevEvaluation(config, pair, pair.predictor, dev, CPU, with_rationale=True)(10)
+    assert figures["rate"] == pytest.approx((kept / counts).mean().item(), rel=1e-6)
     served = DevEvaluation(toy_config(), pair, pair.predictor, dev, CPU, with_rationale=True)(10)["rate"]
-    assert all(abs(served - (kept / counts).mean().item()) > 1e-3 for kept in expected.values())
+    assert abs(served - figures["rate"]) > 1e-3

@@ -9,7 +9,7 @@ from toys import Recorder, toy_config, toy_texts
 
 from rekd_train.config.run import OptimisationConfig
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.training.optimisation import optimiser_for, word_tables
+from rekd_train.training.loop import optimiser_for, word_tables
 from rekd_train.training.stages import fit
 
 
