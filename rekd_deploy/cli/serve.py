@@ -83,9 +83,6 @@ def serve(
             metavar="DIR", help="Its backends.", show_default="backends beside its bin folder"
         ),
     ] = None,
-    shared_memory: Annotated[
-        bool, typer.Option("--shared-memory", help="Let clients on this machine pass tensors in shared memory.")
-    ] = False,
     verbose: Annotated[
         int, typer.Option(min=0, metavar="LEVEL", help="Triton's verbosity; 1: every request, with its id.")
     ] = 0,
@@ -112,7 +109,7 @@ def serve(
     server = TritonServer(
         repository or _REPOSITORY, grpc_port, http_port, metrics_port, host, log,
         program=None if tritonserver is None else find_installed(tritonserver, backends),
-        exposed=exposed, reload=reload, shared_memory=shared_memory, log_verbose=verbose,
+        exposed=exposed, reload=reload, log_verbose=verbose,
     )
     service = Service(
         server,

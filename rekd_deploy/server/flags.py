@@ -42,8 +42,6 @@ class ServerSettings:
     reload: bool = False
     """Whether models may be loaded while it runs, by those who have the key; otherwise by no one. Then the server's own
     readiness no longer speaks for its models: probe /v2/models/rekd/ready."""
-    shared_memory: bool = False
-    """Whether clients may register shared memory: for clients on the same machine that are trusted."""
     gpu_metrics: bool = False
     """Whether the metrics include the GPUs'."""
     log_verbose: int = 0
@@ -87,8 +85,7 @@ class ServerSettings:
     @property
     def restricted(self) -> tuple[str, ...]:
         """Triton's names of the interfaces that take the key."""
-        shut = tuple(name for name in _ADMIN_APIS if not (name == "shared-memory" and self.shared_memory))
-        return (*shut, "statistics") if self.exposed else shut
+        return (*_ADMIN_APIS, "statistics") if self.exposed else _ADMIN_APIS
 
 
 def server_flags(settings: ServerSettings, key: str) -> list[str]:

@@ -40,7 +40,6 @@ class TritonServer:
             for sealed networks.
         exposed: whether an address that other machines reach is meant.
         reload: serve a copy of the repository, in which ``HotReload`` can exchange the version.
-        shared_memory: whether clients may register shared memory.
         log_verbose: Triton's verbosity.
 
     Raises:
@@ -60,7 +59,6 @@ class TritonServer:
         program: TritonProgram | None = None,
         exposed: bool = False,
         reload: bool = False,
-        shared_memory: bool = False,
         log_verbose: int = 0,
     ) -> None:
         self.repository = Path(repository)
@@ -71,7 +69,7 @@ class TritonServer:
         self._program = program
         self._settings = ServerSettings(
             repository=str(self.repository.absolute()), host=host, exposed=exposed, reload=reload,
-            shared_memory=shared_memory, log_verbose=log_verbose,
+            log_verbose=log_verbose,
         )
         self._timeout = timeout
         self._process: ServerProcess | None = None
