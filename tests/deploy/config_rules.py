@@ -9,7 +9,7 @@ import re
 from collections import Counter
 
 import numpy as np
-from tritonclient.grpc.model_config_pb2 import DataType
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from rekd_deploy.contract.description import FINGERPRINT, LABELS, PREPROCESSING, TOKENIZER, VERSION
 from rekd_deploy.repository.build import without_tf32
@@ -29,29 +29,28 @@ from rekd_deploy.repository.config import (
 from rekd_deploy.repository.text_endpoint import STEP
 from rekd_deploy.repository.warmups import WARMUP
 
-SHRINKAGE = "memory.enable_memory_arena_shrinkage"
 _DESCRIPTION = {LABELS, PREPROCESSING, TOKENIZER, FINGERPRINT, VERSION}
 KNOWN_PARAMETERS = {
     "python": {THREADS, MAX_LENGTH, VOCABULARY_SIZE, PAD_ID, ENGINE, STEP, *_DESCRIPTION},
-    "onnxruntime": {THREADS, INTER_THREADS, EXECUTION_MODE, ARENA, MEMORY_PATTERN, SHRINKAGE, *_DESCRIPTION},
+    "onnxruntime": {THREADS, INTER_THREADS, EXECUTION_MODE, ARENA, MEMORY_PATTERN, *_DESCRIPTION},
     "tensorrt": _DESCRIPTION,
     "ensemble": _DESCRIPTION,
 }
 """Triton ignores an unknown key without a word, so a misspelt one would have no effect."""
-_GRAPH_LEVELS = (-1, 0, 1, 2)
-"""What the onnxruntime backend knows: basic, all, extended, none; it takes any other for all."""
 _VALUES = {
-    THREADS: (r"\d{1,4}", "a whole number, 0 or more"),
-    INTER_THREADS: (r"\d{1,4}", "a whole number, 0 or more"),
-    EXECUTION_MODE: ("[01]", "0 or 1"),
-    ARENA: ("[01]", "0 or 1"),
-    MEMORY_PATTERN: ("[01]", "0 or 1"),
-    PAD_ID: (r"\d{1,9}", "a token id"),
-    SHRINKAGE: (r"(cpu|gpu):\d+(;(cpu|gpu):\d+)*", "devices like cpu:0 or cpu:0;gpu:0"),
+    THREADS: r"\d{1,4}", INTER_THREADS: r"\d{1,4}", PAD_ID: r"\d{1,9}",
+    EXECUTION_MODE: "[01]", ARENA: "[01]", MEMORY_PATTERN: "[01]",
+}  # fmt: skip
+"""Parameters that are numbers in disguise."""
+_COMMON = {"name", "max_batch_size", "input", "output", "parameters", "version_policy"}
+_FIELDS = {
+    "ensemble": {*_COMMON, "platform", "ensemble_scheduling"},
+    "component": {*_COMMON, "backend", "instance_group", "dynamic_batching", "model_warmup", "optimization"},
 }
-"""Parameters that are numbers in disguise: the pattern, in words."""
-_MUST_BE_SEEN = ("attention_mask", "keep", "kept")
-"""A row of zeros in one of these is an empty input."""
+"""Others change what is served, or do nothing: sequence_batching, default_model_filename, ..."""
+_TENSOR_FIELDS = {"name", "data_type", "dims", "allow_ragged_batch", "label_filename"}
+"""Not optional, is_shape_tensor or reshape: the graph takes whole, padded batches, in its own shapes."""
+_GROUP_FIELDS = {"count", "kind", "gpus", "profile", "rate_limiter"}
 _WIDTHS = {"TYPE_INT64": 8, "TYPE_FP32": 4, "TYPE_BOOL": 1, "TYPE_UINT8": 1}
 """Bytes of an element."""
 
@@ -60,108 +59,89 @@ def config_mistakes(configs):
     """Mistakes in a repository's configurations, by model name."""
     mistakes = []
     for name, config in configs.items():
-        if config.name != name:
-            mistakes.append(f"{name}: the config is named '{config.name}'; folder and name must be equal")
-        mistakes += [f"{name}: {mistake}" for mistake in _common_mistakes(config)]
-        if config.platform == "ensemble":
-            mistakes += [f"{name}: {mistake}" for mistake in _ensemble_mistakes(config, configs)]
-        else:
-            mistakes += [f"{name}: {mistake}" for mistake in component_mistakes(config)]
+        own = [*_common_mistakes(config, name)]
+        own += _ensemble_mistakes(config, configs) if config.platform == "ensemble" else component_mistakes(config)
+        mistakes += [f"{name}: {mistake}" for mistake in own]
     return mistakes
 
 
-def _common_mistakes(config):
-    mistakes = []
+def _unknown(message, known):
+    return [f"{field.name} is not allowed" for field, _ in message.ListFields() if field.name not in known]
+
+
+def _common_mistakes(config, name):
+    if config.name != name:
+        yield f"the config is named '{config.name}'; folder and name must be equal"
+    yield from _unknown(config, _FIELDS["ensemble" if config.platform == "ensemble" else "component"])
     if config.max_batch_size < 1:
-        mistakes.append(f"max_batch_size is {config.max_batch_size}; it must be at least 1")
-    for tensor in (*config.input, *config.output):
-        if not tensor.dims or any(size == 0 or size < -1 for size in tensor.dims):
-            mistakes.append(f"{tensor.name}: dims {list(tensor.dims)} must be -1 or positive, without the batch axis")
-        if tensor.data_type == 0:
-            mistakes.append(f"{tensor.name}: data_type is missing")
-        if tensor.HasField("reshape"):
-            mistakes.append(f"{tensor.name}: reshape is not allowed; the graph's own shapes are served")
-    for tensor in config.output:
-        if tensor.label_filename not in ("", LABEL_FILE) or (tensor.label_filename and list(tensor.dims)[1:]):
-            mistakes.append(f"{tensor.name}: label_filename must be {LABEL_FILE}, of an output (B, C)")
-    if any(version < 1 for version in config.version_policy.specific.versions):
-        mistakes.append("version_policy: versions are 1 or more")
+        yield f"max_batch_size is {config.max_batch_size}; it must be at least 1"
     for kind, tensors in (("input", config.input), ("output", config.output)):
         if not tensors:
-            mistakes.append(f"no {kind} is declared")
+            yield f"no {kind} is declared"
         counts = Counter(tensor.name for tensor in tensors)
-        mistakes += [f"{kind} {name} is declared twice" for name, count in counts.items() if count > 1]
+        yield from (f"{kind} {name} is declared twice" for name, count in counts.items() if count > 1)
+        for tensor in tensors:
+            yield from _unknown(tensor, _TENSOR_FIELDS)
+            if not tensor.data_type or not tensor.dims or any(size == 0 or size < -1 for size in tensor.dims):
+                yield f"{tensor.name}: needs a type, and dims {list(tensor.dims)} -1 or positive, without the batch"
+    for tensor in config.output:
+        if tensor.label_filename and (tensor.label_filename != LABEL_FILE or len(tensor.dims) > 1):
+            yield f"{tensor.name}: label_filename must be {LABEL_FILE}, of an output (B, C)"
+    if any(version < 1 for version in config.version_policy.specific.versions):
+        yield "version_policy: versions are 1 or more"
     known = KNOWN_PARAMETERS.get(config.platform or config.backend)
     if known is None:
-        mistakes.append(f"backend '{config.backend}' or platform '{config.platform}' is unknown")
+        yield f"backend '{config.backend}' or platform '{config.platform}' is unknown"
     else:
-        unknown = sorted(set(config.parameters) - known)
-        mistakes += [f"parameter {key} is unknown and would be ignored" for key in unknown]
-    return mistakes
+        yield from (f"parameter {key} is unknown and would be ignored" for key in set(config.parameters) - known)
 
 
 def _ensemble_mistakes(config, configs):
-    mistakes = [
-        f"{field} is not allowed in an ensemble; set it in the component models"
-        for field, present in (
-            ("dynamic_batching", config.HasField("dynamic_batching")),
-            ("instance_group", bool(config.instance_group)),
-            ("model_warmup", bool(config.model_warmup)),
-            ("allow_ragged_batch", any(tensor.allow_ragged_batch for tensor in config.input)),
-        )
-        if present
-    ]
     tensors = {tensor.name: tensor for tensor in config.input}
-    produced_by_steps = set()
-    used = set()
+    produced, used = set(), set()
+    if any(tensor.allow_ragged_batch for tensor in config.input):
+        yield "allow_ragged_batch is the component models'"
+    if not config.ensemble_scheduling.step:
+        yield "there is no step"
     for step in config.ensemble_scheduling.step:
-        component = configs.get(step.model_name)
+        where, component = f"step {step.model_name}", configs.get(step.model_name)
         if component is None:
-            mistakes.append(f"step {step.model_name} is not in this repository")
+            yield f"{where} is not in this repository"
             continue
-        if step.model_version == 0:
-            mistakes.append(f"step {step.model_name}: model_version must be written (-1: the latest)")
         served = component.version_policy.specific.versions
-        if step.model_version > 0 and served and step.model_version not in served:
-            mistakes.append(
-                f"step {step.model_name} runs version {step.model_version}, but {', '.join(map(str, served))} is served"
-            )
+        if step.model_version == 0 or (step.model_version > 0 and served and step.model_version not in served):
+            yield f"{where} runs version {step.model_version}, but {list(served)} is served"
         if config.max_batch_size > component.max_batch_size:
-            mistakes.append(
-                f"max_batch_size {config.max_batch_size} is above {component.max_batch_size} of {step.model_name}"
-            )
+            yield f"max_batch_size {config.max_batch_size} is above {component.max_batch_size} of {step.model_name}"
         if set(step.input_map) != {tensor.name for tensor in component.input}:
-            mistakes.append(f"step {step.model_name}: input_map must name every input of the model and nothing else")
+            yield f"{where}: input_map must name every input of the model and nothing else"
         for tensor in component.input:
             source = step.input_map.get(tensor.name)
             used.add(source)
             if source is not None and source not in tensors:
-                mistakes.append(f"step {step.model_name}: nothing before it produces {source}")
+                yield f"{where}: nothing before it produces {source}"
             elif source is not None and not _fits(tensors[source], tensor):
-                mistakes.append(f"step {step.model_name}: {source} does not have the type and dims of {tensor.name}")
+                yield f"{where}: {source} does not have the type and dims of {tensor.name}"
         outputs = {tensor.name: tensor for tensor in component.output}
         for name, target in step.output_map.items():
             if name not in outputs:
-                mistakes.append(f"step {step.model_name} has no output {name}")
+                yield f"{where} has no output {name}"
             elif target in tensors:
-                mistakes.append(f"{target} is produced twice")
+                yield f"{target} is produced twice"
             else:
                 tensors[target] = outputs[name]
-                produced_by_steps.add(target)
-    if not config.ensemble_scheduling.step:
-        mistakes.append("there is no step")
-    answers = {tensor.name for tensor in config.output}
+                produced.add(target)
+    public = {tensor.name for tensor in config.output}
     for tensor in config.output:
-        if tensor.name not in produced_by_steps:
-            mistakes.append(f"output {tensor.name} is produced by no step")
+        if tensor.name not in produced:
+            yield f"output {tensor.name} is produced by no step"
         elif not _fits(tensors[tensor.name], tensor):
-            mistakes.append(f"output {tensor.name} does not have the type and dims its step gives")
-    mistakes += [f"{name} is used by nothing" for name in sorted(set(tensors) - used - answers)]
-    mistakes += [
-        f"{name} is an answer and feeds a later step: Triton deadlocks when only some outputs are asked for"
-        for name in sorted(answers & used)
-    ]
-    return mistakes
+            yield f"output {tensor.name} does not have the type and dims its step gives"
+    yield from (f"{name} is used by nothing" for name in set(tensors) - used - public)
+    yield from (
+        f"{name} is an output and feeds a later step: Triton deadlocks when only some outputs are requested"
+        for name in public & used
+    )
 
 
 def _fits(given, wanted):
@@ -170,137 +150,73 @@ def _fits(given, wanted):
 
 def component_mistakes(config):
     """Mistakes in the configuration of a model that is no ensemble."""
-    mistakes = []
+    on_gpu = any(group.kind == group.KIND_GPU for group in config.instance_group)
     if not config.instance_group:
-        mistakes.append("instance_group is missing; Triton would choose for itself")
+        yield "instance_group is missing; Triton would choose for itself"
     for group in config.instance_group:
-        mistakes += _group_mistakes(group)
-    if config.HasField("sequence_batching"):
-        mistakes.append("sequence_batching is not allowed; requests do not depend on each other")
+        yield from _unknown(group, _GROUP_FIELDS)
+        if group.count < 1 or group.kind not in (group.KIND_CPU, group.KIND_GPU):
+            yield "instance_group must have a count of at least 1 and KIND_CPU or KIND_GPU"
+        if (group.gpus or group.profile) and group.kind != group.KIND_GPU:
+            yield "instance_group names GPUs, or profiles of an engine, but is not KIND_GPU"
+        if len(set(group.gpus)) != len(group.gpus) or any(gpu < 0 for gpu in group.gpus):
+            yield f"instance_group: gpus {list(group.gpus)} must be 0 or more and differ"
+        if any(not resource.name or resource.count < 1 for resource in group.rate_limiter.resources):
+            yield "a resource of rate_limiter must have a name and a count of at least 1"
     for size in config.dynamic_batching.preferred_batch_size:
         if not 1 <= size <= config.max_batch_size:
-            mistakes.append(f"preferred_batch_size {size} is outside 1..max_batch_size ({config.max_batch_size})")
+            yield f"preferred_batch_size {size} is outside 1..max_batch_size ({config.max_batch_size})"
+    runs_graph = config.backend != "python" or MAX_LENGTH in config.parameters  # not a step that takes rows singly
     for tensor in config.input:
-        for field in ("optional", "is_shape_tensor"):
-            if getattr(tensor, field):
-                mistakes.append(f"{field} of {tensor.name} is not allowed; the graph takes whole, padded batches")
-        runs_graph = config.backend != "python" or MAX_LENGTH in config.parameters  # not a step that takes rows singly
         if runs_graph and tensor.allow_ragged_batch != (PAD_ID in config.parameters):
-            mistakes.append(
-                f"allow_ragged_batch of {tensor.name} is {tensor.allow_ragged_batch}; every input needs it with the "
-                f"parameter {PAD_ID}, and none without: nothing else pads requests of several lengths"
-            )
-    if config.default_model_filename or config.cc_model_filenames:
-        mistakes.append("the file of the model must have its usual name")
+            yield f"allow_ragged_batch of {tensor.name} must go with {PAD_ID}: nothing else pads several lengths"
     for key, value in parameters_of(config).items():
-        pattern, words = _VALUES.get(key, (".*", ""))
-        if not re.fullmatch(pattern, value, re.DOTALL):
-            mistakes.append(f"{key} '{value}' must be {words}")
-    if (config.backend == "tensorrt" or ENGINE in config.parameters) and any(
-        group.kind != group.KIND_GPU for group in config.instance_group
-    ):
-        mistakes.append("an engine runs on a GPU only; instance_group must be KIND_GPU")
-    mistakes += _optimisation_mistakes(config)
+        if not re.fullmatch(_VALUES.get(key, ".*"), value, re.DOTALL):
+            yield f"{key} '{value}' must be like {_VALUES[key]}"
+    if (config.backend == "tensorrt" or ENGINE in config.parameters) and not on_gpu:
+        yield "an engine runs on a GPU only; instance_group must be KIND_GPU"
+    wanted = ModelConfig()
+    if config.backend == "onnxruntime" and on_gpu:
+        without_tf32(wanted)
+    if config.optimization.execution_accelerators != wanted.optimization.execution_accelerators:
+        yield "execution_accelerators: cuda with use_tf32 0 where ONNX Runtime runs on a GPU, none elsewhere"
+    yield from _cuda_graph_mistakes(config)
     names = Counter(warmup.name for warmup in config.model_warmup)
-    mistakes += [f"warm-up {name} is there twice" for name, count in names.items() if count > 1]
+    yield from (f"warm-up {name} is there twice" for name, count in names.items() if count > 1)
     for warmup in config.model_warmup:
-        mistakes += _warmup_mistakes(config, warmup)
-    return mistakes
+        yield from _shape_mistakes(config, f"warm-up {warmup.name}", warmup.batch_size, {
+            name: list(given.dims) for name, given in warmup.inputs.items()
+        })
+        for name, given in warmup.inputs.items():
+            if not re.fullmatch(r"[\w.-]+", given.input_data_file):  # others draw any value, or are an empty input
+                yield f"warm-up {warmup.name}: the data of {name} must be a file under warmup/"
 
 
-def _group_mistakes(group):
-    mistakes = []
-    if group.count < 1 or group.kind not in (group.KIND_CPU, group.KIND_GPU):
-        mistakes.append("instance_group must have a count of at least 1 and KIND_CPU or KIND_GPU")
-    if group.gpus and group.kind != group.KIND_GPU:
-        mistakes.append("instance_group names GPUs, but is not KIND_GPU")
-    if len(set(group.gpus)) != len(group.gpus) or any(gpu < 0 for gpu in group.gpus):
-        mistakes.append(f"instance_group: gpus {list(group.gpus)} must be 0 or more and differ")
-    if group.profile and group.kind != group.KIND_GPU:
-        mistakes.append("instance_group names profiles of an engine, but is not KIND_GPU")
-    if group.passive:
-        mistakes.append("instance_group is passive and would answer nothing")
-    for resource in group.rate_limiter.resources:
-        if not resource.name or resource.count < 1:
-            mistakes.append("a resource of rate_limiter must have a name and a count of at least 1")
-    return mistakes
+def _cuda_graph_mistakes(config):
+    cuda = config.optimization.cuda
+    if cuda.graphs and config.backend != "tensorrt":
+        yield f"the backend {config.backend} ignores CUDA graphs; they are TensorRT's"
+    if cuda.graph_spec and not cuda.graphs:
+        yield "graph_spec has no effect without graphs: true"
+    for spec in cuda.graph_spec:
+        where, bound = f"graph_spec of batch {spec.batch_size}", spec.graph_lower_bound
+        shapes = {name: list(shape.dim) for name, shape in spec.input.items()}
+        yield from _shape_mistakes(config, where, spec.batch_size, shapes)
+        if not 1 <= bound.batch_size <= spec.batch_size or bound.input != spec.input:
+            yield f"{where}: graph_lower_bound needs a batch in 1..{spec.batch_size} and its very dims"
 
 
-def _optimisation_mistakes(config):
-    optimisation, mistakes = config.optimization, []
-    if optimisation.graph.level not in _GRAPH_LEVELS:
-        mistakes.append(f"graph level {optimisation.graph.level} is none of {_GRAPH_LEVELS} and would be ignored")
-    if optimisation.HasField("graph") and config.backend != "onnxruntime":
-        mistakes.append(f"the backend {config.backend} ignores a graph level")
-    mistakes += _accelerator_mistakes(config)
-    if optimisation.cuda.graphs and config.backend != "tensorrt":
-        mistakes.append(f"the backend {config.backend} ignores CUDA graphs; they are TensorRT's")
-    if optimisation.cuda.graph_spec and not optimisation.cuda.graphs:
-        mistakes.append("graph_spec has no effect without graphs: true")
+def _shape_mistakes(config, where, batch_size, shapes):
+    """Of what must have concrete sizes for every input."""
+    if not 1 <= batch_size <= config.max_batch_size:
+        yield f"{where} is outside 1..max_batch_size ({config.max_batch_size})"
     declared = {tensor.name: list(tensor.dims) for tensor in config.input}
-    for spec in optimisation.cuda.graph_spec:
-        where = f"graph_spec of batch {spec.batch_size}"
-        if not 1 <= spec.batch_size <= config.max_batch_size:
-            mistakes.append(f"{where} is outside 1..max_batch_size ({config.max_batch_size})")
-        if set(spec.input) != set(declared):
-            mistakes.append(f"{where} must give exactly the inputs {', '.join(declared)}")
-            continue
-        for name, shape in spec.input.items():
-            if not _is_one_of(list(shape.dim), declared[name]):
-                mistakes.append(f"{where}: {name} needs concrete dims without the batch that fit {declared[name]}")
-        if spec.HasField("graph_lower_bound"):
-            bound, size = spec.graph_lower_bound, spec.batch_size
-            if not 1 <= bound.batch_size <= size:
-                mistakes.append(f"{where}: graph_lower_bound of batch {bound.batch_size} is outside 1..{size}")
-            if bound.input != spec.input:
-                mistakes.append(f"{where}: graph_lower_bound needs its very dims; shorter rows would be read as others")
-    return mistakes
-
-
-def _accelerator_mistakes(config):
-    """Of execution_accelerators: the CUDA provider without TF32 where it runs fp32, nothing else anywhere."""
-    given = config.optimization.execution_accelerators
-    if config.backend != "onnxruntime" or all(group.kind != group.KIND_GPU for group in config.instance_group):
-        if config.optimization.HasField("execution_accelerators"):
-            return ["execution_accelerators are not allowed; precision and fusion are in the graph"]
-        return []
-    wanted = type(config)()
-    without_tf32(wanted)
-    if given != wanted.optimization.execution_accelerators:
-        return ["execution_accelerators must be cuda with use_tf32 0 alone, else it answers otherwise than was proved"]
-    return []
-
-
-def _warmup_mistakes(config, warmup):
-    declared = {tensor.name: tensor for tensor in config.input}
-    where, mistakes = f"warm-up {warmup.name}", []
-    if not 1 <= warmup.batch_size <= config.max_batch_size:
-        mistakes.append(f"{where}: batch_size {warmup.batch_size} is outside 1..{config.max_batch_size}")
-    if set(warmup.inputs) != set(declared):
-        mistakes.append(f"{where} must give exactly the inputs {', '.join(declared)}")
-    for name, given in warmup.inputs.items():
-        tensor = declared.get(name)
-        if tensor is None:
-            continue
-        if given.data_type != tensor.data_type or not _is_one_of(list(given.dims), list(tensor.dims)):
-            mistakes.append(f"{where}: {name} needs the input's type and concrete dims without the batch")
-        kind = given.WhichOneof("input_data_type")
-        if kind is None:
-            mistakes.append(f"{where}: {name} has no data")
-        if kind == "random_data" and tensor.data_type != DataType.Value("TYPE_FP32"):
-            mistakes.append(f"{where}: random_data for {name} draws any value; use a file under warmup/")
-        if kind == "zero_data" and name in _MUST_BE_SEEN:
-            mistakes.append(f"{where}: zero_data for {name} is an empty input; use a file under warmup/")
-        if kind == "input_data_file" and not re.fullmatch(r"[\w.-]+", given.input_data_file):
-            mistakes.append(f"{where}: '{given.input_data_file}' is no name of a file in warmup/")
-    return mistakes
-
-
-def _is_one_of(dims, declared):
-    """Whether concrete dims fit those of the configuration."""
-    return len(dims) == len(declared) and all(
-        size >= 1 and wanted in (-1, size) for size, wanted in zip(dims, declared, strict=True)
-    )
+    if set(shapes) != set(declared):
+        yield f"{where} must give exactly the inputs {', '.join(declared)}"
+    for name in set(shapes) & set(declared):
+        sizes, wanted = shapes[name], declared[name]
+        if len(sizes) != len(wanted) or any(s < 1 or w not in (-1, s) for s, w in zip(sizes, wanted, strict=True)):
+            yield f"{where}: {name} needs concrete dims without the batch that fit {wanted}"
 
 
 def engine_mistakes(config, entry):
@@ -309,32 +225,23 @@ def engine_mistakes(config, entry):
     Args:
         entry: the engine's manifest entry.
     """
-    profiles = entry["profiles"]
-    mistakes = []
+    profiles, mistakes = entry["profiles"], []
     for index, profile in enumerate(profiles):
-        where = f"{config.name}: profile {index}"
         if set(profile) != {tensor.name for tensor in config.input}:
-            mistakes.append(f"{where} is for the inputs {', '.join(profile)}, the config's differ")
+            mistakes.append(f"profile {index} is for the inputs {', '.join(profile)}, the config's differ")
             continue
         for tensor in config.input:
             smallest, _, largest = profile[tensor.name]
             fixed = [size if size == other else -1 for size, other in zip(smallest[1:], largest[1:], strict=True)]
-            if len(fixed) != len(tensor.dims) or any(
-                size not in (-1, found) for size, found in zip(tensor.dims, fixed, strict=False)
-            ):
-                mistakes.append(f"{where}: dims {list(tensor.dims)} of {tensor.name} differ from the engine's {fixed}")
+            if list(tensor.dims) != fixed:
+                mistakes.append(f"dims {list(tensor.dims)} of {tensor.name} differ from the engine's {fixed}")
     for spec in config.optimization.cuda.graph_spec:
         shapes = {name: [spec.batch_size, *shape.dim] for name, shape in spec.input.items()}
         if not any(_within(shapes, profile) for profile in profiles):
-            mistakes.append(f"{config.name}: the shapes {shapes} of a graph_spec are in no profile of the engine")
-    most = max((shapes[2][0] for profile in profiles for shapes in profile.values()), default=0)
-    if config.max_batch_size > most:
-        mistakes.append(f"{config.name}: max_batch_size {config.max_batch_size} is above the engine's {most}")
-    if config.backend == "tensorrt":
-        wanted = [str(index) for index in range(len(profiles))]
-        for group in config.instance_group:
-            if list(group.profile) != wanted:
-                mistakes.append(f"{config.name}: instance_group has the profiles {list(group.profile)}, not {wanted}")
+            mistakes.append(f"the shapes {shapes} of a graph_spec are in no profile of the engine")
+    wanted = [str(index) for index in range(len(profiles))] if config.backend == "tensorrt" else []
+    if any(list(group.profile) != wanted for group in config.instance_group):
+        mistakes.append(f"instance_group must have the profiles {wanted}")
     return mistakes
 
 
@@ -353,14 +260,15 @@ def file_mistakes(config, files):
         files: their content by name in the model's folder.
     """
     mistakes = []
+    types = {tensor.name: tensor.data_type for tensor in config.input}
     for warmup in config.model_warmup:
         for tensor, given in warmup.inputs.items():
-            name, wanted = f"{WARMUP}/{given.input_data_file}", _WIDTHS[DataType.Name(given.data_type)]
+            name, width = f"{WARMUP}/{given.input_data_file}", _WIDTHS[DataType.Name(given.data_type)]
             size = len(files.get(name, b""))
-            if size != wanted * int(np.prod(given.dims)):
-                mistakes.append(f"{config.name}: {warmup.name}: {name} of {tensor} has {size} bytes")
+            if size != width * int(np.prod(given.dims)) or given.data_type != types[tensor]:
+                mistakes.append(f"{warmup.name}: {name} of {tensor} has {size} bytes, or another type")
     for tensor in config.output:
         count = len(files.get(tensor.label_filename, b"").splitlines())
         if tensor.label_filename and count != tensor.dims[0]:
-            mistakes.append(f"{config.name}: {tensor.label_filename} has {count} lines, {tensor.dims[0]} classes")
+            mistakes.append(f"{tensor.label_filename} has {count} lines, {tensor.dims[0]} classes")
     return mistakes

@@ -92,7 +92,9 @@ MISTAKES = {
         SELECTOR, lambda c: setattr(c.parameters["intra_op_thread_count"], "string_value", "-1")
     ),
     "instance_group must have a count": _set(SELECTOR, lambda c: setattr(c.instance_group[0], "count", 0)),
-    "names GPUs, but is not KIND_GPU": _set(SELECTOR, lambda c: c.instance_group[0].gpus.append(0)),
+    "is not KIND_GPU": _set(SELECTOR, lambda c: c.instance_group[0].gpus.append(0)),
+    "sequence_batching is not allowed": _set(SELECTOR, lambda c: c.sequence_batching.SetInParent()),
+    "optional is not allowed": _set(SELECTOR, lambda c: setattr(c.input[0], "optional", True)),
     "preferred_batch_size 65": _set(SELECTOR, lambda c: c.dynamic_batching.preferred_batch_size.append(65)),
     "dynamic_batching is not allowed": _set(ENSEMBLE, lambda c: c.dynamic_batching.SetInParent()),
     "rekd: max_batch_size 128 is above 64": _set(ENSEMBLE, lambda c: setattr(c, "max_batch_size", 128)),
@@ -102,12 +104,12 @@ MISTAKES = {
     "scores is used by nothing": _set(ENSEMBLE, lambda c: c.output.pop(0)),
     "Triton deadlocks": lambda configs: configs[ENSEMBLE].output.append(configs[SELECTOR].output[2]),
     "must give exactly the inputs": _set(SELECTOR, lambda c: c.model_warmup.add(name="w", batch_size=1)),
-    "batch_size 65": _set(SELECTOR, lambda c: c.model_warmup.add(name="w", batch_size=65)),
-    "random_data for input_ids": lambda configs: setattr(_warm_up("input_ids")(configs), "random_data", True),
-    "zero_data for attention_mask": lambda configs: setattr(_warm_up("attention_mask")(configs), "zero_data", True),
+    "warm-up w is outside 1..max_batch_size": _set(SELECTOR, lambda c: c.model_warmup.add(name="w", batch_size=65)),
+    "data of input_ids must be": lambda configs: setattr(_warm_up("input_ids")(configs), "random_data", True),
+    "data of attention_mask must be": lambda configs: setattr(_warm_up("attention_mask")(configs), "zero_data", True),
     "the backend python ignores CUDA graphs": _set(SELECTOR, lambda c: setattr(c.optimization.cuda, "graphs", True)),
-    "graph_spec of batch 65": _set(SELECTOR, lambda c: c.optimization.cuda.graph_spec.add(batch_size=65)),
-    "execution_accelerators are not allowed": _set(
+    "graph_spec of batch 65 is outside": _set(SELECTOR, lambda c: c.optimization.cuda.graph_spec.add(batch_size=65)),
+    "execution_accelerators: cuda with use_tf32 0": _set(
         SELECTOR, lambda c: c.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt")
     ),
     "allow_ragged_batch of input_ids": _set(SELECTOR, lambda c: setattr(c.input[0], "allow_ragged_batch", False)),
