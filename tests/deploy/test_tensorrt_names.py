@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 API = json.loads((ROOT / "tests" / "golden" / "tensorrt_api.json").read_text(encoding="utf-8"))
 PRODUCTS = [key for key in API if key.startswith("tensorrt")]
-MODULES = [*sorted((ROOT / "rekd_deploy" / "engines").glob("tensorrt*.py")), ROOT / "rekd_deploy" / "triton_model.py"]
+DEPLOY = ROOT / "rekd_deploy"
+MODULES = [*sorted((DEPLOY / "runtimes" / "tensorrt").glob("*.py")), DEPLOY / "repository" / "backend" / "model.py"]
 
 VARIABLES = {
     "builder": "Builder", "network": "INetworkDefinition", "parser": "OnnxParser", "config": "IBuilderConfig",
