@@ -146,7 +146,7 @@ def repository(artefacts, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wheel():
     """The server of the wheel; without it the test is skipped."""
     from rekd_deploy.errors import ServerError
-    from rekd_deploy.server.wheel import find_wheel
+    from rekd_deploy.server.program import find_wheel
     from rekd_train.errors import MissingExtraError
 
     try:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from rekd_deploy.errors import BenchmarkError, ServerUnavailableError
-from rekd_deploy.server.step_totals import StepTotals
+from rekd_deploy.server.status import StepTotals
 from rekd_train.errors import MissingExtraError
 from rekd_train.files import write_json
 

@@ -211,6 +211,7 @@ def _check_alone(context: typer.Context) -> None:
 def _verify(root: Path, checkpoint: Path | None, device: str, json: bool) -> None:
     from rich.console import Console
 
+    from rekd_deploy.cli.export_summary import verification_lines
     from rekd_deploy.export.verify import verify
 
     with Console(stderr=True).status(_STEPS["files"]) as status:
@@ -221,11 +222,11 @@ def _verify(root: Path, checkpoint: Path | None, device: str, json: bool) -> Non
     if json:
         print_json(verification.to_dict())
     else:
-        print(*verification.lines(), sep="\n")
+        print(*verification_lines(verification), sep="\n")
 
 
 def _show_plan(checkpoint: Path, root: Path, options: ExportOptions, json: bool) -> None:
-    from rekd_deploy.export.gate_device import gate_device, proof_elsewhere
+    from rekd_deploy.export.checkpoint import gate_device, proof_elsewhere
     from rekd_deploy.export.plan import plan_export
 
     plan = plan_export(checkpoint, root, options)
@@ -241,7 +242,7 @@ def _publish(checkpoint: Path, root: Path, options: ExportOptions, json: bool) -
     from rich.console import Console
 
     from rekd_deploy.cli.export_summary import summary
-    from rekd_deploy.export.gate_device import proof_elsewhere
+    from rekd_deploy.export.checkpoint import proof_elsewhere
     from rekd_deploy.export.plan import kept_note
     from rekd_deploy.export.run import publish
 

@@ -1,4 +1,4 @@
-"""What rekd-export shows at its end: each artefact with its size, precision, parity and time."""
+"""What rekd-export shows at its end: each artefact with its size, precision, parity and time; or what it verified."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rekd_deploy.export.run import Publication
+    from rekd_deploy.export.verify import Verification
 
 
 def summary(publication: Publication) -> list[Any]:
@@ -53,6 +54,49 @@ def summary(publication: Publication) -> list[Any]:
         f"precision: {publication.precision}",
         f"repository: {publication.root}, version {publication.version}",
     ]
+
+
+def verification_lines(verification: Verification) -> list[str]:
+    """What ``rekd-export --verify`` shows."""
+    from rekd_deploy.repository.manifest import Versions
+    from rekd_deploy.runtimes.tensorrt.build import is_built
+
+    lines = [f"files       {len(verification.manifest['repository']['files'])}, all as they were exported"]
+    for role, agreement in verification.graphs.items():
+        figures = [f"{agreement.rows} stored rows on {verification.device}"]
+        if agreement.positions:
+            figures.append(f"scores within {agreement.score_difference:.1e}")
+            figures.append(f"{agreement.flipped_positions} of {agreement.positions} positions flipped")
+        if agreement.compared_classes:
+            figures.append(f"logits within {agreement.logit_difference:.1e}")
+        lines.append(f"{role:<12}" + ", ".join(figures))
+    for role in verification.without_cases:
+        lines.append(f"{role:<12}runs on {verification.device}; its answers are not compared")
+    for role, reason in verification.uncaptured.items():
+        lines.append(f"{role:<12}not captured as a CUDA graph: {reason}")
+    for role, check in verification.engines.items():
+        state = "unverified" if is_built(check.entry) else "unverified, not built yet"
+        outcome = f"{state}: {check.reason}" if check.reason else (
+            f"{check.entry['status']} on {check.entry['gpu']}, {check.entry['precision']} asked for, "
+            f"{check.entry['observed']} observed, {check.agreement.rows} stored rows"
+        )
+        lines.append(f"{role} engine {outcome}")
+    if not verification.graphs:
+        reason = "the repository was written without stored answers"
+        if verification.manifest["parity"].get("emulated"):
+            precision = verification.manifest["artefacts"]["predictor"]["precision"]
+            reason = f"ONNX Runtime cannot compute in {precision}; engines are checked where they can run"
+        lines.append(f"answers     not compared: {reason}")
+    if verification.served_on == "cuda" and verification.device == "cpu":
+        lines.append("warning     the server has a GPU, which did not run here; fix: --device cuda on its machine")
+    for name, figures in verification.parity.items():
+        lines.append(
+            f"{name + ' gate':<12}{figures['examples']} examples, {figures['constructed_rows']} constructed rows "
+            f"on {figures['device']}: scores within {figures['score_difference']:.1e}, "
+            f"logits within {figures['logit_difference']:.1e}"
+        )
+    version, origin = Versions.of(verification.manifest).current, verification.manifest["checkpoint_sha256"][:12]
+    return [*lines, f"verified    {verification.root}, version {version}, checkpoint {origin}"]
 
 
 def _limit(parity: dict[str, Any], figure: str) -> str:

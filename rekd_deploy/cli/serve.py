@@ -83,9 +83,6 @@ def serve(
             metavar="DIR", help="Its backends.", show_default="backends beside its bin folder"
         ),
     ] = None,
-    shared_memory: Annotated[
-        bool, typer.Option("--shared-memory", help="Let clients on this machine pass tensors in shared memory.")
-    ] = False,
     verbose: Annotated[
         int, typer.Option(min=0, metavar="LEVEL", help="Triton's verbosity; 1: every request, with its id.")
     ] = 0,
@@ -104,16 +101,15 @@ def serve(
         raise typer.BadParameter("--backends belongs to --tritonserver")
     from rekd_deploy.server.hot_reload import HotReload
     from rekd_deploy.server.program import find_installed
-    from rekd_deploy.server.restart import NEVER, RestartPolicy
     from rekd_deploy.server.server import TritonServer
-    from rekd_deploy.server.service import Service
+    from rekd_deploy.server.service import NEVER, RestartPolicy, Service
 
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
         signal.signal(number, _interrupt)
     server = TritonServer(
         repository or _REPOSITORY, grpc_port, http_port, metrics_port, host, log,
         program=None if tritonserver is None else find_installed(tritonserver, backends),
-        exposed=exposed, reload=reload, shared_memory=shared_memory, log_verbose=verbose,
+        exposed=exposed, reload=reload, log_verbose=verbose,
     )
     service = Service(
         server,
@@ -145,7 +141,7 @@ def _show_status(url: str | None, ca: Path | None, json: bool) -> int:
     from rich.console import Console
 
     from rekd_deploy.client.address import TlsSettings
-    from rekd_deploy.server.state import running_states
+    from rekd_deploy.server.service import running_states
     from rekd_deploy.server.status import choose_url, read_status, status_table
 
     running = running_states()

@@ -27,7 +27,7 @@ class Artefacts:
     manifest: dict[str, Any]
     """Hashes, versions, shapes, policy, precision and parity figures (see rekd_deploy.repository.manifest)."""
     single: Path | None = None
-    """single.onnx, both steps in one graph, where it was asked for"""
+    """single.onnx, both steps in one graph, where it was requested"""
     reference: Path | None = None
     """parity.npz, a few inputs and the PyTorch model's answers (see rekd_deploy.parity.reference)"""
     engines: Mapping[str, Path] = field(default_factory=dict)

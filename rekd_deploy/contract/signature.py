@@ -93,7 +93,7 @@ class PairSignature:
 
     A compacted predictor is handed ``positions`` and ``kept``, one that blanks ('zero') is handed ``keep``, a
     copy of ``mask``. None of them is an ensemble output: Triton's core answers "unexpected deadlock" when an
-    ensemble output also feeds a later step and a client asks for only some outputs.
+    ensemble output also feeds a later step and a client requests only some outputs.
     """
 
     selector: GraphSignature
@@ -129,7 +129,7 @@ def text_pair_signature(slots: Slots | int | None, classes: int) -> PairSignatur
     """
     input_ids = TensorSpec("input_ids", "int64", (BATCH, LENGTH))
     attention_mask = TensorSpec("attention_mask", "int64", (BATCH, LENGTH))
-    # gathered tokens are real tokens, so only the predictor that reads all of them asks for the padding
+    # gathered tokens are real tokens, so only the predictor that reads all of them takes the padding
     read = (input_ids, attention_mask) if slots is None else (input_ids,)
     return _pair((input_ids, attention_mask), read, LENGTH, slots, classes)
 

@@ -1,20 +1,29 @@
-"""What a checkpoint says about itself, read in an instant: enough to plan an export and to refuse one. torch-free."""
+"""What an export begins from: the checkpoint's description, read in an instant, and the machine, with the device that
+the parity gate runs on: where the graphs will be served, as far as that is here. torch-free."""
 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from rekd_deploy.contract.parity_report import GPU_PRECISIONS, RUNTIME_PRECISIONS, Precision
 from rekd_deploy.contract.signature import PairSignature, Slots, image_pair_signature, text_pair_signature
-from rekd_deploy.errors import ExportError
+from rekd_deploy.errors import EngineError, ExportError
+from rekd_deploy.repository.backend.model import usable_cores
+from rekd_deploy.runtimes.base import parse_device
+from rekd_deploy.runtimes.onnxruntime_cuda import check_device
 from rekd_train.config.run import BackboneConfig, explain
-from rekd_train.errors import CheckpointError, ConfigError
+from rekd_train.errors import CheckpointError, ConfigError, RekdError
 from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.inputs.preprocessors import Preprocessor, load_preprocessor
+
+if TYPE_CHECKING:
+    from rekd_deploy.export.options import ExportOptions
 
 _FORMAT = "rekd-checkpoint"
 WEIGHTS = {"selector": "selector.safetensors", "predictor": "predictor.safetensors"}
@@ -116,3 +125,51 @@ def shortest_bucket(facts: CheckpointFacts) -> int:
     """Fewest tokens that are worth a bucket: room for the minimum and, where words are gathered, for K of them."""
     least = max(3, facts.policy.minimum + 2)
     return max(least, facts.capacity) if facts.operator == "compact" else least
+
+
+def machine() -> dict[str, int]:
+    """What an export can use here: cores, and GPUs whose driver is loaded."""
+    cores = usable_cores() if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"cores": cores, "gpus": len(list(Path("/proc/driver/nvidia/gpus").glob("*")))}
+
+
+def device_mistakes(device: str, precision: Precision) -> list[str]:
+    """What is wrong with a chosen device."""
+    try:
+        kind, _ = parse_device(device)
+    except EngineError as error:
+        return [str(error)]
+    if kind == "cuda" and precision in RUNTIME_PRECISIONS and precision not in GPU_PRECISIONS:
+        return [f"ONNX Runtime has no {precision} kernels for GPUs, so the gate cannot run there; fix: --device cpu"]
+    return []
+
+
+def gate_device(options: ExportOptions) -> tuple[str, str]:
+    """The device, and why it is not the GPU that will serve the graphs, or ''.
+
+    Without a choice it is that GPU (the first of several), or the CPU where ONNX Runtime has no use of a GPU.
+
+    Raises:
+        EngineError, MissingExtraError: the chosen GPU cannot be used here.
+    """
+    serving = "cpu"
+    if options.serving.gpu:
+        serving = f"cuda:{options.gpus[0]}" if options.gpus else "cuda"
+    device = options.device or serving
+    if device == "cpu":
+        return device, "" if serving == "cpu" else "--device cpu was given"
+    try:
+        check_device(device)
+    except RekdError as error:
+        if options.device is not None:
+            raise
+        return "cpu", str(error)
+    return device, ""
+
+
+def proof_elsewhere(reason: str, repository: object) -> str:
+    """For people: that the gate ran on the CPU, and what proves the graphs on the GPU."""
+    return (
+        f"the graphs are proved on the CPU, not on the GPU that will serve them, since here {reason}; on that machine: "
+        f"rekd-export --verify {repository} --device cuda"
+    )

@@ -1,23 +1,26 @@
-"""Verified graphs -> the engines of a repository, one a graph. torch-free."""
+"""The engines of a repository, one a graph: planned, built, deferred to the machine that serves them, checked there.
+
+torch-free.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rekd_deploy.contract.artefacts import Artefacts
-from rekd_deploy.contract.signature import SHORTEST
-from rekd_deploy.runtimes.tensorrt.build import BuildSettings, build_engine, promised_entry
-from rekd_deploy.runtimes.tensorrt.library import Library, Product
-from rekd_deploy.runtimes.tensorrt.profiles import (
-    Profile,
-    Range,
-    batch_ranges,
-    length_ranges,
-    profiles_of,
-)
+from rekd_deploy.contract.parity_report import verification_limits
+from rekd_deploy.contract.signature import SHORTEST, GraphSignature, PairSignature
+from rekd_deploy.errors import EngineError, RepositoryError
+from rekd_deploy.parity.engines import reason_not_to_run, run_engine
+from rekd_deploy.parity.reference import Agreement, Case, complaints
+from rekd_deploy.repository.reader import graph_path, plan_path
+from rekd_deploy.runtimes.tensorrt.build import BuildSettings, build_engine, deferred_entry, is_built
+from rekd_deploy.runtimes.tensorrt.library import Library, Product, load_library
+from rekd_deploy.runtimes.tensorrt.profiles import Profile, Range, batch_ranges, length_ranges, profiles_of
+from rekd_deploy.runtimes.tensorrt.readback import check_engine_file
 
 
 @dataclass(frozen=True)
@@ -77,15 +80,15 @@ def build_engines(
     return replace(artefacts, engines=engines, manifest={**artefacts.manifest, "artefacts": entries})
 
 
-def promise_engines(artefacts: Artefacts, product: Product, request: EngineRequest) -> Artefacts:
+def defer_engines(artefacts: Artefacts, product: Product, request: EngineRequest) -> Artefacts:
     """The same artefacts with engines that are still to be built, on the machine that will serve them.
 
     The manifest says all that is known of them: the graph, its types, the shapes, ``status`` 'unverified'.
     """
     entries = dict(artefacts.manifest["artefacts"])
     for role, profiles in _profiles(artefacts, request).items():
-        promise = promised_entry(product, artefacts.graphs[role], profiles, _precision(entries[role]))
-        entries[role] = {**entries[role], "engine": promise}
+        deferred = deferred_entry(product, artefacts.graphs[role], profiles, _precision(entries[role]))
+        entries[role] = {**entries[role], "engine": deferred}
     return replace(artefacts, manifest={**artefacts.manifest, "artefacts": entries})
 
 
@@ -121,3 +124,75 @@ def _ranges(artefacts: Artefacts, request: EngineRequest) -> tuple[list[Range], 
     if request.lengths is None:  # Triton's backend can launch a CUDA graph for every bucket of one profile only
         return batches, [Range(SHORTEST, longest, longest)]
     return batches, length_ranges(request.lengths, longest)
+
+
+@dataclass(frozen=True)
+class EngineCheck:
+    """What was found out about an engine."""
+
+    entry: dict[str, Any]
+    """Its manifest entry, completed where it could be loaded."""
+    agreement: Agreement | None = None
+    """Its answers against the stored ones; None: it did not run here."""
+    reason: str = ""
+    """Why it did not run here."""
+
+
+def check_engines(
+    root: Path,
+    manifest: Mapping[str, Any],
+    signature: PairSignature,
+    cases: Sequence[Case],
+    report: Callable[[str], None],
+) -> dict[str, EngineCheck]:
+    """Check every engine of a repository, by role; one that was deferred is built here, if this machine can.
+
+    Raises:
+        RepositoryError: an engine is altered, stale, not what its entry says, or answers otherwise than the model.
+    """
+    limits = verification_limits(manifest["parity"])
+    checks = {}
+    for role, artefact in manifest["artefacts"].items():
+        if "engine" not in artefact:
+            continue
+        report(f"{role} engine")
+        entry, plan = artefact["engine"], plan_path(root, manifest, role)
+        graph = graph_path(root, manifest, role)
+        try:
+            if is_built(entry):
+                check_engine_file(plan, entry, graph)
+            elif not reason_not_to_run(entry):
+                report(f"{role} engine (building it)")
+                entry = _built(plan, entry, graph, signature.graph(role))
+            if reason := reason_not_to_run(entry):
+                checks[role] = EngineCheck(dict(entry), reason=reason)
+                continue
+            completed, agreement = run_engine(
+                role, plan, entry, signature.graph(role), cases, limits["tie_margin"], graph=graph
+            )
+        except EngineError as error:
+            raise RepositoryError(str(error)) from None
+        if found := complaints(agreement, limits):
+            raise RepositoryError(
+                f"{plan} does not answer as the exported model did: {'; '.join(found)}; fix: rekd-export again"
+            )
+        checks[role] = EngineCheck(completed, agreement)
+    return checks
+
+
+def _built(plan: Path, deferred: Mapping[str, Any], graph: Path, signature: GraphSignature) -> dict[str, Any]:
+    """Build a deferred engine where it belongs; its entry.
+
+    Raises:
+        EngineError: it cannot be built, or not be written.
+    """
+    profiles = [
+        {name: tuple(map(tuple, shapes)) for name, shapes in accepted.items()} for accepted in deferred["profiles"]
+    ]
+    settings = BuildSettings(deferred["precision"])
+    try:
+        return build_engine(load_library(deferred["format"]), graph, plan, signature, profiles, settings)
+    except OSError as error:
+        raise EngineError(
+            f"{plan} cannot be written: {error.strerror}; fix: verify where the repository may be written to"
+        ) from None

@@ -10,16 +10,16 @@ from typing import Any
 import onnx
 
 from rekd_deploy.contract.artefacts import Artefacts
-from rekd_deploy.contract.parity_report import RUNTIME_PRECISIONS, ParityReport, Precision, limits_of
+from rekd_deploy.contract.parity_report import RUNTIME_PRECISIONS, ParityLimits, ParityReport, Precision, limits_of
 from rekd_deploy.contract.signature import PairSignature
-from rekd_deploy.errors import ExportError
+from rekd_deploy.errors import ExportError, ParityError, RepositoryError
 from rekd_deploy.graphs import onnx_model
 from rekd_deploy.graphs.guard import guarded
 from rekd_deploy.graphs.modules import head_layers, pair_signature
 from rekd_deploy.graphs.precision.convert import Conversion, check_precision, convert_pair
 from rekd_deploy.graphs.precision.observed import precision_entries
 from rekd_deploy.graphs.tracing import OPSET, traced_graphs, write_graphs
-from rekd_deploy.parity.examples import Examples, parity_examples, served_lengths
+from rekd_deploy.parity.examples import Examples, parity_examples, served_lengths, with_lengths
 from rekd_deploy.parity.gate import check_parity, check_single_parity
 from rekd_deploy.parity.reference import record
 from rekd_deploy.repository.manifest import build_manifest
@@ -135,3 +135,31 @@ def _parity(
     for report in parity.values():
         report.emulated = True
     return parity
+
+
+def prove_again(
+    root: Path, manifest: dict[str, Any], paths: dict[str, Path], checkpoint: Path, sessions: dict[str, Any]
+) -> dict[str, Any]:
+    """The parity gate once more, on the graphs of a repository; its reports for JSON, by name.
+
+    Raises:
+        RepositoryError: another checkpoint, or the gate refuses.
+    """
+    digest = checkpoint_hash(checkpoint)
+    if digest != manifest["checkpoint_sha256"]:
+        raise RepositoryError(
+            f"{root} was exported from the checkpoint {manifest['checkpoint_sha256'][:12]}, but {checkpoint} is "
+            f"{digest[:12]}; fix: give the right checkpoint, or export this one"
+        )
+    rationalizer = load(checkpoint)
+    rationalizer.preprocessor = with_lengths(rationalizer.preprocessor, tuple(manifest.get("lengths", ())))
+    examples = parity_examples(checkpoint, rationalizer.preprocessor, class_names=rationalizer.labels)
+    limits = ParityLimits(**manifest["parity"]["limits"])
+    try:
+        pair = check_parity(rationalizer, paths["selector"], paths["predictor"], examples, limits, **sessions)
+        reports = {"pair": pair}
+        if "single" in paths:
+            reports["single"] = check_single_parity(rationalizer, paths["single"], examples, limits, **sessions)
+    except ParityError as error:
+        raise RepositoryError(f"{root}: {error}; fix: rekd-export again") from None
+    return {name: each.to_dict() for name, each in reports.items()}

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
 from rekd_deploy.contract.parity_report import GPU_PRECISIONS, RUNTIME_PRECISIONS, Precision
-from rekd_deploy.export.checkpoint import CheckpointFacts, shortest_bucket
+from rekd_deploy.export.checkpoint import CheckpointFacts, device_mistakes, machine, shortest_bucket
 from rekd_deploy.export.engines import EngineRequest
-from rekd_deploy.export.gate_device import device_mistakes
-from rekd_deploy.repository.backend.model import usable_cores
-from rekd_deploy.repository.config import ENGINES, TARGETS
-from rekd_deploy.repository.serving_settings import ServingSettings
+from rekd_deploy.repository.config import ENGINES, TARGETS, ServingSettings
 from rekd_train.errors import ConfigError
 
 GPU_QUEUE_DELAY = 100
 """Microseconds: there a batch costs hardly more than one text; on a CPU waiting only adds to the latency."""
 _LONGEST_DELAY = 1_000_000
-"""Microseconds; above this a question would rather be refused than wait."""
+"""Microseconds; above this a request would rather be refused than wait."""
 _SMALL = 1_000_000
 """Multiplications for a token below which a network is small: benchmarks/results/serving_threads_*.json has one at 0.26
 million, where one instance is better, and one at 10.6 million, where two are."""
@@ -204,7 +200,7 @@ class ExportOptions:
         return replace(self, instances=1 if small else 2)
 
     def check(self, facts: CheckpointFacts) -> None:
-        """Hold the choices against a checkpoint.
+        """Check the choices against a checkpoint.
 
         Raises:
             ConfigError: names each value, its limits and the fix.
@@ -239,12 +235,6 @@ class ExportOptions:
                     )
         if mistakes:
             raise ConfigError("; ".join(mistakes))
-
-
-def machine() -> dict[str, int]:
-    """What an export can use here: cores, and GPUs whose driver is loaded."""
-    cores = usable_cores() if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"cores": cores, "gpus": len(list(Path("/proc/driver/nvidia/gpus").glob("*")))}
 
 
 def _listed(numbers: tuple[int, ...]) -> str:

@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from rekd_deploy.contract.artefacts import Artefacts
-from rekd_deploy.errors import RepositoryError
-from rekd_deploy.export.checkpoint import CheckpointFacts, read_facts
+from rekd_deploy.export.checkpoint import CheckpointFacts, machine, read_facts
 from rekd_deploy.export.engines import plan_engines
-from rekd_deploy.export.options import ExportOptions, machine
+from rekd_deploy.export.options import ExportOptions
 from rekd_deploy.parity.engines import reason_not_to_run
 from rekd_deploy.parity.examples import served_lengths
-from rekd_deploy.repository.config import CONFIG_FILE, SINGLE, build_configs
-from rekd_deploy.repository.config_rules import config_mistakes
+from rekd_deploy.repository.build import build_configs
+from rekd_deploy.repository.config import CONFIG_FILE, SINGLE
+from rekd_deploy.repository.manifest import newest_folder
 from rekd_deploy.repository.reader import GRAPH_MODELS, refuse_foreign_folder
 from rekd_deploy.repository.text_endpoint import RAW, raw_configs
-from rekd_deploy.repository.versions import newest_folder
 from rekd_deploy.repository.workspaces import refuse_unwritable_place
 from rekd_deploy.repository.writer import next_versions
 from rekd_deploy.runtimes.onnxruntime import check_flavours
@@ -44,7 +43,7 @@ class ExportPlan:
     models: tuple[str, ...]
     """Triton's models, each a folder of the repository."""
     kept: tuple[str, ...] = ()
-    """Those that clients may be asking, exported because the repository that is there has them, not by request."""
+    """Those that clients may be using, exported because the repository that is there has them, not by request."""
     engines_elsewhere: str | None = None
     """Why engines cannot be built here; ``rekd-export --verify`` builds them on the machine that serves them."""
 
@@ -153,8 +152,6 @@ def plan_export(checkpoint: str | Path, root: str | Path, options: ExportOptions
     configs = build_configs(artefacts, options.serving, options.target)
     if options.with_tokenizer:
         configs |= raw_configs(artefacts, options.serving)
-    if mistakes := config_mistakes(configs):
-        raise RepositoryError("the repository would not load: " + "; ".join(mistakes))
     versions, _ = next_versions(root, configs, options.keep)
     before = range(1, newest_folder(root) + 1)
     goes = tuple(number for number in before if number not in versions.earlier and _exists(root, number))
@@ -167,7 +164,7 @@ def plan_export(checkpoint: str | Path, root: str | Path, options: ExportOptions
 def kept_note(models: tuple[str, ...]) -> str:
     """For people: what is exported unasked, and how to leave it out."""
     fixes = " ".join("--no-single-graph" if model == SINGLE else "--no-with-tokenizer" for model in models)
-    return f"{', '.join(models)}, since the repository has it and clients may be asking it; {fixes} leaves it out"
+    return f"{', '.join(models)}, since the repository has it and clients may be using it; {fixes} leaves it out"
 
 
 def _with_what_is_there(

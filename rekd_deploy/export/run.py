@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from rekd_deploy.errors import ExportError
-from rekd_deploy.export.engines import build_engines, promise_engines
-from rekd_deploy.export.gate_device import gate_device
+from rekd_deploy.export.checkpoint import gate_device
+from rekd_deploy.export.engines import build_engines, defer_engines
 from rekd_deploy.export.options import ExportOptions
 from rekd_deploy.export.plan import plan_export
 from rekd_deploy.parity.engines import prove_engines
-from rekd_deploy.repository.manifest import verify_files
+from rekd_deploy.repository.manifest import Versions, verify_files
 from rekd_deploy.repository.reader import graph_path, read_manifest
-from rekd_deploy.repository.versions import Versions
 from rekd_deploy.repository.workspaces import Workspace
 from rekd_deploy.repository.writer import write_repository
 from rekd_deploy.runtimes.tensorrt.library import PRODUCTS, load_library
@@ -36,13 +35,13 @@ class Publication:
     kept: tuple[str, ...] = ()
     """Models that were exported because the repository had them, not by request."""
     precision: str = ""
-    """What was asked for, and whether it is the default; for people."""
+    """What was requested, and whether it is the default; for people."""
     not_proved_there: str = ""
     """Why the gate did not run on the GPU that will serve the graphs; '': it did, or none will."""
 
     @property
     def version(self) -> int:
-        """Number of the version that is asked from now on."""
+        """Number of the version that serves from now on."""
         return Versions.of(self.manifest).current
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,7 +99,7 @@ def publish(
             lengths=options.lengths, parity_texts=options.parity_texts, report=clock,
         )
         if plan.engines_elsewhere:
-            artefacts = promise_engines(artefacts, PRODUCTS[options.product], options.engines)
+            artefacts = defer_engines(artefacts, PRODUCTS[options.product], options.engines)
         elif options.product is not None:
             artefacts = build_engines(
                 artefacts, work.path, load_library(options.product), options.engines, report=clock

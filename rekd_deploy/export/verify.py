@@ -1,4 +1,4 @@
-"""A repository held against what it says it is: files, configurations, and the answers of its graphs. torch-free.
+"""A repository checked against what it says it is: files, configurations, and the answers of its graphs. torch-free.
 
 With the checkpoint at hand the whole parity gate runs once more, and needs torch.
 """
@@ -7,20 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rekd_deploy.contract.parity_report import ParityLimits, verification_limits
+from rekd_deploy.contract.parity_report import verification_limits
 from rekd_deploy.contract.signature import GraphSignature
-from rekd_deploy.errors import EngineError, ParityError, RepositoryError
-from rekd_deploy.export.verification import Verification
-from rekd_deploy.export.verify_engines import check_engines
+from rekd_deploy.errors import EngineError, RepositoryError
+from rekd_deploy.export.checkpoint import read_facts
+from rekd_deploy.export.engines import EngineCheck, check_engines
 from rekd_deploy.parity.reference import Agreement, Case, compare, complaints, read_cases
-from rekd_deploy.repository.config import CONFIG_FILE, read_config
-from rekd_deploy.repository.config_rules import graph_mistakes
-from rekd_deploy.repository.manifest import signature_from_dict, verify_files
+from rekd_deploy.repository.config import CONFIG_FILE, graph_mistakes, read_config
+from rekd_deploy.repository.manifest import Versions, signature_from_dict, verify_files
 from rekd_deploy.repository.reader import (
     GRAPH_MODELS,
     MANIFEST,
@@ -41,6 +41,51 @@ from rekd_deploy.runtimes.onnxruntime_device import DeviceChain, chain_on
 from rekd_deploy.runtimes.tensorrt.build import is_built
 from rekd_train.files import write_json
 from rekd_train.inputs.preprocessors import Preprocessor
+
+
+@dataclass
+class Verification:
+    """What was checked, and how it came out."""
+
+    root: Path
+    manifest: dict[str, Any]
+    device: str = "cpu"
+    """Where the graphs were to run."""
+    served_on: str = "cpu"
+    """Where their server runs them: 'cpu' or 'cuda'."""
+    graphs: dict[str, Agreement] = field(default_factory=dict)
+    """By role; empty where the repository has no stored answers."""
+    without_cases: list[str] = field(default_factory=list)
+    """Roles whose graph ran there on made-up inputs, for want of stored answers."""
+    uncaptured: dict[str, str] = field(default_factory=dict)
+    """By role, why the launches of a graph are not replayed on the GPU as one; empty where they are."""
+    engines: dict[str, EngineCheck] = field(default_factory=dict)
+    """By role; an engine that could not run here is unverified."""
+    parity: dict[str, Any] = field(default_factory=dict)
+    """Reports of the parity gate by name, where the checkpoint was given."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            "repository": str(self.root),
+            "verified": True,
+            "version": Versions.of(self.manifest).current,
+            "checkpoint_sha256": self.manifest["checkpoint_sha256"],
+            "files": len(self.manifest["repository"]["files"]),
+            "device": self.device if self.graphs or self.without_cases else None,
+            "served_on": self.served_on,
+            "uncaptured": self.uncaptured,
+            "without_cases": self.without_cases,
+            "graphs": {role: agreement.to_dict() for role, agreement in self.graphs.items()},
+            "engines": {
+                role: {
+                    **check.entry,
+                    **({"not_run": check.reason} if check.reason else {"answers": check.agreement.to_dict()}),
+                }
+                for role, check in self.engines.items()
+            },
+            "parity": self.parity,
+        }
 
 
 def verify(
@@ -93,7 +138,10 @@ def verify(
     _complete(root, verification)
     if checkpoint is not None:
         report("parity")
-        verification.parity = _gate_again(root, manifest, paths, Path(checkpoint), sessions)
+        read_facts(checkpoint)  # its complaints come before torch is loaded
+        from rekd_deploy.export.graphs import prove_again
+
+        verification.parity = prove_again(root, manifest, paths, Path(checkpoint), sessions)
     return verification
 
 
@@ -201,38 +249,3 @@ def _what_it_is(
             return "is no graph of this pair, or damaged: it does not load"
         return "answers otherwise than the exported model: a graph of another checkpoint, or damaged weights"
     return "still answers as the exported model, but is not the file that was written"
-
-
-def _gate_again(
-    root: Path, manifest: dict[str, Any], paths: dict[str, Path], checkpoint: Path, sessions: dict[str, Any]
-) -> dict[str, Any]:
-    """The parity gate on the repository's graphs.
-
-    Raises:
-        RepositoryError: another checkpoint, or the gate refuses.
-    """
-    from rekd_deploy.export.checkpoint import read_facts
-
-    read_facts(checkpoint)  # its complaints come before torch is loaded
-    from rekd_deploy.parity.examples import parity_examples, with_lengths
-    from rekd_deploy.parity.gate import check_parity, check_single_parity
-    from rekd_train.checkpoints.checkpoint import checkpoint_hash, load
-
-    digest = checkpoint_hash(checkpoint)
-    if digest != manifest["checkpoint_sha256"]:
-        raise RepositoryError(
-            f"{root} was exported from the checkpoint {manifest['checkpoint_sha256'][:12]}, but {checkpoint} is "
-            f"{digest[:12]}; fix: give the right checkpoint, or export this one"
-        )
-    rationalizer = load(checkpoint)
-    rationalizer.preprocessor = with_lengths(rationalizer.preprocessor, tuple(manifest.get("lengths", ())))
-    examples = parity_examples(checkpoint, rationalizer.preprocessor, class_names=rationalizer.labels)
-    limits = ParityLimits(**manifest["parity"]["limits"])
-    try:
-        pair = check_parity(rationalizer, paths["selector"], paths["predictor"], examples, limits, **sessions)
-        reports = {"pair": pair}
-        if "single" in paths:
-            reports["single"] = check_single_parity(rationalizer, paths["single"], examples, limits, **sessions)
-    except ParityError as error:
-        raise RepositoryError(f"{root}: {error}; fix: rekd-export again") from None
-    return {name: each.to_dict() for name, each in reports.items()}

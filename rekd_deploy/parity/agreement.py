@@ -1,4 +1,4 @@
-"""Do two roads to an answer agree? Label, probabilities and the kept words or patches, near-ties allowed for."""
+"""Do two ways to a prediction agree? Label, probabilities and the kept words or patches, near-ties allowed for."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Engines through the parity gate, where a GPU and the library are there; elsewhere they stay unverified. torch-free.
 
-An engine is held against the stored answers of the PyTorch model (see rekd_deploy.parity.reference), within the
+An engine is compared with the stored answers of the PyTorch model (see rekd_deploy.parity.reference), within the
 same limits as the graph that it was built from.
 """
 
@@ -49,7 +49,7 @@ def run_engine(
     *,
     graph: Path,
 ) -> tuple[dict[str, Any], Agreement]:
-    """Load an engine here, hold it against its entry and compare its answers with the model's.
+    """Load an engine here, check it against its entry and compare its answers with the model's.
 
     Args:
         role: 'selector', 'predictor' or 'single'.

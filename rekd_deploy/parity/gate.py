@@ -3,8 +3,8 @@
 A mask is discrete, so it is compared position by position: a flipped position is tolerated only where the
 reference score lies within ``tie_margin`` of its cut, or, in a lower precision, where few enough are flipped.
 Logits are compared on the *same* mask, the graph's; classes and accuracy end to end, each on its own mask.
-The decision inside the selector's graph is moreover held against the written specification, exactly:
-on the graph's own scores everywhere, and on scores constructed to tie (rekd_deploy.parity.cases).
+The decision inside the selector's graph is also compared with the written specification, exactly:
+on the graph's own scores everywhere, and on scores constructed to tie (rekd_deploy.parity.examples).
 The sessions are those of the target: its options, its threads where the export sets them, and the device.
 """
 
@@ -23,8 +23,7 @@ from rekd_deploy.contract.signature import GraphSignature
 from rekd_deploy.errors import ParityError
 from rekd_deploy.graphs.modules import pair_signature
 from rekd_deploy.graphs.onnx_model import decision_graph
-from rekd_deploy.parity.cases import constructed_inputs, constructed_scores
-from rekd_deploy.parity.examples import Examples
+from rekd_deploy.parity.examples import Examples, constructed_inputs, constructed_scores
 from rekd_deploy.runtimes.base import Arrays
 from rekd_deploy.runtimes.onnxruntime_buffers import Graph
 from rekd_deploy.runtimes.onnxruntime_device import chain_on

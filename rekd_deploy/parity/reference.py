@@ -15,7 +15,7 @@ import numpy as np
 
 from rekd_deploy.contract.signature import GraphSignature
 from rekd_deploy.errors import RepositoryError
-from rekd_deploy.parity.cases import constructed_inputs
+from rekd_deploy.parity.examples import constructed_inputs
 from rekd_deploy.runtimes.base import Arrays
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""A model repository as it lies on disk: read, and held against its manifest before it is served."""
+"""A model repository as it lies on disk: read, and checked against its manifest before it is served."""
 
 from __future__ import annotations
 
@@ -20,11 +20,8 @@ from rekd_deploy.repository.config import (
     parameters_of,
     read_config,
 )
-from rekd_deploy.repository.config_gpu import engine_mistakes
-from rekd_deploy.repository.config_rules import config_mistakes
-from rekd_deploy.repository.model_files import model_file_mistakes
+from rekd_deploy.repository.manifest import COMPONENTS, Versions
 from rekd_deploy.repository.text_endpoint import ANSWER, PREPARE, RAW
-from rekd_deploy.repository.versions import MEMBERS, Versions
 from rekd_deploy.repository.warmups import WARMUP
 from rekd_train.files import sha256
 
@@ -43,13 +40,13 @@ _OURS = {*MODELS, SINGLE, PREPARE, ANSWER, *RAW.values(), MANIFEST, REFERENCE, "
 
 
 def check_repository(root: Path) -> dict[str, Any]:
-    """Hold every file of a repository against its manifest, and its configs against the rules.
+    """Check every file of a repository against its manifest.
 
     Returns:
         The manifest.
 
     Raises:
-        RepositoryError: names the missing, altered or stray file, or the mistakes in the configs.
+        RepositoryError: names the missing, altered or stray file.
     """
     root = Path(root)
     if not root.is_dir():
@@ -57,7 +54,7 @@ def check_repository(root: Path) -> dict[str, Any]:
     manifest = read_manifest(root)
     files, versions = manifest["repository"]["files"], Versions.of(manifest)
     required = [f"{name}/{CONFIG_FILE}" for name in MODELS]
-    required += [f"{name}/{versions.current}/{GRAPH}" for name in MEMBERS]
+    required += [f"{name}/{versions.current}/{GRAPH}" for name in COMPONENTS]
     missing = [name for name in sorted({*required, *files}) if not (root / name).is_file()]
     if missing:
         raise RepositoryError(f"{root}: missing {', '.join(missing)}; fix: copy the whole folder again or rekd-export")
@@ -74,19 +71,12 @@ def check_repository(root: Path) -> dict[str, Any]:
         raise RepositoryError(f"{root}: folder {', '.join(stray)} is no model of this repository; fix: move it away")
     for name in models:
         folders = sorted(entry.name for entry in (root / name).iterdir() if entry.is_dir() and entry.name != WARMUP)
-        wanted = sorted(map(str, versions.members if name in MEMBERS else (versions.current,)))
+        wanted = sorted(map(str, versions.components if name in COMPONENTS else (versions.current,)))
         if folders != wanted:
             raise RepositoryError(
                 f"{root / name}: version folders are {', '.join(folders)}, the manifest has {', '.join(wanted)}; fix: "
                 "move the others away"
             )
-    configs = {name: read_config(root / name / CONFIG_FILE) for name in models}
-    mistakes = config_mistakes(configs) + model_file_mistakes(root, configs)
-    for role, entry in manifest["artefacts"].items():
-        if "engine" in entry:
-            mistakes += engine_mistakes(configs[GRAPH_MODELS[role]], entry["engine"])
-    if mistakes:
-        raise RepositoryError(f"{root} would not load: " + "; ".join(mistakes))
     return manifest
 
 
@@ -117,7 +107,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
 
 
 def graph_path(root: Path, manifest: Mapping[str, Any], role: str) -> Path:
-    """The graph of a role ('selector', 'predictor', 'single') in the version that is asked."""
+    """The graph of a role ('selector', 'predictor', 'single') in the version that serves requests."""
     return Path(root) / GRAPH_MODELS[role] / str(Versions.of(manifest).current) / GRAPH
 
 
@@ -136,7 +126,7 @@ def read_description(root: Path) -> ServedDescription:
 
 
 def models_of(files: Iterable[str]) -> tuple[str, ...]:
-    """The models of a repository with these files: those that are always there, and those that were asked for."""
+    """The models of a repository with these files: those that are always there, and those that were chosen."""
     configured = {name.partition("/")[0] for name in files if name.endswith(f"/{CONFIG_FILE}")}
     return (*MODELS, *sorted(configured - set(MODELS)))
 

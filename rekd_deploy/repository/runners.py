@@ -11,9 +11,9 @@ from rekd_deploy.contract.artefacts import Artefacts
 from rekd_deploy.contract.description import ServedDescription
 from rekd_deploy.contract.signature import PairSignature
 from rekd_deploy.errors import RepositoryError
+from rekd_deploy.repository.config import ServingSettings
 from rekd_deploy.repository.manifest import signature_from_dict, verify_files
 from rekd_deploy.repository.reader import GRAPH_MODELS, check_repository, graph_path, plan_path, read_description
-from rekd_deploy.repository.serving_settings import ServingSettings
 from rekd_deploy.runtimes.base import Runner
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.runtimes.onnxruntime_buffers import Graph
@@ -41,7 +41,7 @@ class Exported:
 
     @classmethod
     def of(cls, source: str | Path | Artefacts) -> Exported:
-        """Hold what there is against its manifest.
+        """Check what there is against its manifest.
 
         Raises:
             RepositoryError, EngineError: a file is missing, altered, or does not belong to the others.

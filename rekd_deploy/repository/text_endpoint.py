@@ -3,9 +3,9 @@
     text  -> rekd_prepare -> input_ids, attention_mask -> rekd_selector -> rekd_predictor -> rekd_answer -> label, ...
     image -> rekd_prepare -> pixels ...
 
-``rekd_text`` (``rekd_image``) stands beside ``rekd`` and runs the same members, or ``rekd_single`` in their place where
-it was exported: one step fewer. The two steps of its own run in Triton's python backend, whatever runs the graphs, on
-the very preprocessing of training: its modules are copied.
+``rekd_text`` (``rekd_image``) stands beside ``rekd`` and runs the same component models, or ``rekd_single`` in their
+place where it was exported: one step fewer. The two steps of its own run in Triton's python backend, whatever runs the
+graphs, on the very preprocessing of training: its modules are copied.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING
 from rekd_deploy.contract.artefacts import Artefacts
 from rekd_deploy.contract.description import LABELS
 from rekd_deploy.contract.signature import GraphSignature
-from rekd_deploy.repository.config import PREDICTOR, SELECTOR, SINGLE, triton_dims
-from rekd_deploy.repository.config_rules import STEP
-from rekd_deploy.repository.serving_settings import ServingSettings
+from rekd_deploy.repository.build import triton_dims
+from rekd_deploy.repository.config import PREDICTOR, SELECTOR, SINGLE, ServingSettings
 from rekd_train.files import write_json, write_text
 from rekd_train.inputs.text import TOKENIZER_FILE
 
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
 PREPARE, ANSWER = "rekd_prepare", "rekd_answer"
 RAW = {"text": "rekd_text", "image": "rekd_image"}
 """The ensemble by what it takes."""
+STEP = "step"
+"""Parameter of the two steps: which of them a model is."""
 _TRAINING = Path(__file__).resolve().parents[2] / "rekd_train"
 _MODULES = ("__init__", "errors", "inputs/__init__", "inputs/prediction", "inputs/items")
 """What the steps import of rekd_train, beside inputs/text or inputs/image."""
@@ -60,14 +61,14 @@ def raw_configs(artefacts: Artefacts, settings: ServingSettings) -> dict[str, Mo
     whole = ModelConfig(name=RAW[kind], platform="ensemble", max_batch_size=settings.max_batch_size)
     _declare(whole, given, answers)
     whole.parameters[LABELS].string_value = json.dumps(artefacts.labels, ensure_ascii=False)
-    asked = [spec.name for spec in signature.selector.inputs]
+    taken = [spec.name for spec in signature.selector.inputs]
     if artefacts.single is None:
         graphs = {
-            SELECTOR: (asked, [spec.name for spec in signature.selector.outputs]),
+            SELECTOR: (taken, [spec.name for spec in signature.selector.outputs]),
             PREDICTOR: ([spec.name for spec in signature.predictor.inputs], ["probabilities"]),
         }
     else:
-        graphs = {SINGLE: (asked, ["scores", "mask", "probabilities"])}
+        graphs = {SINGLE: (taken, ["scores", "mask", "probabilities"])}
     steps = {
         PREPARE: (_names(given), _names(prepared)), **graphs, ANSWER: (_names(read), _names(answers)),
     }

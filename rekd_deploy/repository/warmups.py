@@ -1,4 +1,6 @@
-"""Warm-up: the first requests of every model, which Triton sends to itself before it calls a model ready.
+"""The small files beside a config.pbtxt that it names: labels, and the inputs of warm-ups.
+
+Warm-ups are the first requests of every model, which Triton sends to itself before it calls a model ready.
 
 One for each padded length; on GPUs one for each size of batch, too. Their inputs lie in <model>/warmup/: Triton's own
 random data draws ids from all of int64, and a warm-up that fails takes a real server down.
@@ -6,13 +8,14 @@ random data draws ids from all of int64, and a warm-up that fails takes a real s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rekd_deploy.contract.artefacts import Artefacts
 from rekd_deploy.contract.signature import LENGTH, GraphSignature
+from rekd_deploy.repository.config import LABEL_FILE, PREDICTOR, SELECTOR, SINGLE
 from rekd_train.inputs.preprocessors import Preprocessor
 
 if TYPE_CHECKING:
@@ -21,8 +24,7 @@ if TYPE_CHECKING:
 WARMUP = "warmup"
 """The folder of a model where Triton looks for input files."""
 Arrays = dict[str, np.ndarray]
-_WIDTHS = {"TYPE_INT64": 8, "TYPE_FP32": 4, "TYPE_BOOL": 1, "TYPE_UINT8": 1}
-"""Bytes of an element."""
+_ROLES = {SELECTOR: "selector", PREDICTOR: "predictor", SINGLE: "single"}
 
 
 def lengths_of(signature: GraphSignature, preprocessor: Preprocessor) -> tuple[int, ...]:
@@ -85,39 +87,19 @@ def _file(name: str, length: int) -> str:
     return f"{name}-{length}" if length else name
 
 
-def warm_up_file_mistakes(config: ModelConfig, files: Mapping[str, int]) -> list[str]:
-    """Mistakes in the input files that a configuration names.
-
-    Args:
-        files: bytes of each file by its name in the model's folder.
-    """
-    mistakes = []
-    for warm_up, tensor, name, wanted in _named_files(config):
-        size = files.get(f"{WARMUP}/{name}")
-        if size is None:
-            mistakes.append(f"{config.name}: warm-up {warm_up} names the file {WARMUP}/{name}, which is not there")
-        elif size != wanted:
-            mistakes.append(
-                f"{config.name}: warm-up {warm_up}: {WARMUP}/{name} has {size} bytes, {tensor} takes {wanted}"
-            )
-    return mistakes
+def model_files(configs: Mapping[str, ModelConfig], artefacts: Artefacts) -> dict[str, bytes]:
+    """Content by name: ``rekd/labels.txt``, ``rekd_selector/warmup/input_ids-32``."""
+    files = {}
+    for name, config in configs.items():
+        if any(tensor.label_filename for tensor in config.output):
+            files[f"{name}/{LABEL_FILE}"] = label_text(artefacts.labels).encode()
+        if name in _ROLES:
+            signature = artefacts.signature.graph(_ROLES[name])
+            for place, content in warm_up_files(config, signature, artefacts.preprocessor).items():
+                files[f"{name}/{place}"] = content
+    return files
 
 
-def file_sizes(folder: Path) -> dict[str, int]:
-    """Bytes of the warm-up files in a model's folder, as ``warm_up_file_mistakes`` takes them."""
-    return {
-        path.relative_to(folder).as_posix(): path.stat().st_size
-        for path in sorted((folder / WARMUP).rglob("*"))
-        if path.is_file()
-    }
-
-
-def _named_files(config: ModelConfig) -> Iterator[tuple[str, str, str, int]]:
-    """Warm-up, tensor, file and the bytes it must have."""
-    from tritonclient.grpc.model_config_pb2 import DataType
-
-    for warm_up in config.model_warmup:
-        for tensor, given in warm_up.inputs.items():
-            if given.WhichOneof("input_data_type") == "input_data_file":
-                width = _WIDTHS.get(DataType.Name(given.data_type), 0)
-                yield warm_up.name, tensor, given.input_data_file, width * int(np.prod(given.dims))
+def label_text(labels: Sequence[str]) -> str:
+    """The content of the file of labels: a line each."""
+    return "".join(f"{' '.join(label.split())}\n" for label in labels)

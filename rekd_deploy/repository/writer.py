@@ -8,7 +8,7 @@
                                             with engines, 1/model.plan and what runs it, too
     ROOT/rekd/config.pbtxt                  ensemble, with an empty version folder (Triton requires it)
 
-A later export to the same place is version 2, and so on (see rekd_deploy.repository.versions).
+A later export to the same place is version 2, and so on (see rekd_deploy.repository.manifest).
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ from typing import Any
 
 from rekd_deploy.contract.artefacts import Artefacts
 from rekd_deploy.errors import RepositoryError
-from rekd_deploy.repository.config import CONFIG_FILE, ENSEMBLE, build_configs, config_text
-from rekd_deploy.repository.config_gpu import engine_mistakes
-from rekd_deploy.repository.config_rules import config_mistakes, graph_mistakes
-from rekd_deploy.repository.model_files import model_files
+from rekd_deploy.repository.build import build_configs
+from rekd_deploy.repository.config import CONFIG_FILE, ENSEMBLE, ServingSettings, config_text, graph_mistakes
+from rekd_deploy.repository.manifest import COMPONENTS, Versions, check_side_by_side, newest_folder, pin_versions
 from rekd_deploy.repository.reader import (
     FORMAT,
     FORMAT_VERSION,
@@ -42,9 +41,8 @@ from rekd_deploy.repository.reader import (
     read_manifest,
     refuse_foreign_folder,
 )
-from rekd_deploy.repository.serving_settings import ServingSettings
 from rekd_deploy.repository.text_endpoint import PREPARE, place_raw, raw_configs
-from rekd_deploy.repository.versions import MEMBERS, Versions, check_side_by_side, newest_folder, pin_versions
+from rekd_deploy.repository.warmups import model_files
 from rekd_deploy.repository.workspaces import one_at_a_time, replacing
 from rekd_train.files import sha256, write_bytes, write_json, write_text
 
@@ -125,13 +123,7 @@ def _write(
     versions, earlier = next_versions(root, configs, keep)
     pin_versions(configs, versions)
     graphs = {GRAPH_MODELS[role]: path for role, path in artefacts.graphs.items()}
-    mistakes = config_mistakes(configs)
-    for name, graph in graphs.items():
-        mistakes += graph_mistakes(configs[name], graph)
-    for role, entry in artefacts.manifest.get("artefacts", {}).items():
-        if "engine" in entry:
-            mistakes += engine_mistakes(configs[GRAPH_MODELS[role]], entry["engine"])
-    if mistakes:
+    if mistakes := [mistake for name, graph in graphs.items() for mistake in graph_mistakes(configs[name], graph)]:
         raise RepositoryError("the repository would not load: " + "; ".join(mistakes))
     current = str(versions.current)
     with replacing(root) as work:
@@ -141,7 +133,7 @@ def _write(
         for name, content in model_files(configs, artefacts).items():
             (work / name).parent.mkdir(exist_ok=True)
             write_bytes(work / name, content)
-        for name in MEMBERS:
+        for name in COMPONENTS:
             for version in map(str, versions.earlier):
                 old, new = root / name / version, work / name / version
                 shutil.copytree(old, new, copy_function=_link_or_copy, ignore=_CACHES)
@@ -170,7 +162,7 @@ def _is_unchanged(root: Path, artefacts: Artefacts, configs: Mapping[str, Any], 
     except RepositoryError:
         return False
     versions, described = Versions.of(manifest), manifest.pop("repository")
-    if len(versions.members) > keep or described["target"] != target or manifest != _as_json(artefacts.manifest):
+    if len(versions.components) > keep or described["target"] != target or manifest != _as_json(artefacts.manifest):
         return False
     pin_versions(configs, versions)
     texts = {f"{name}/{CONFIG_FILE}": config_text(config) for name, config in configs.items()}

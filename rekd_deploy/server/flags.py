@@ -38,12 +38,10 @@ class ServerSettings:
     metrics_port: int = 8002
     exposed: bool = False
     """Whether addresses other than loopback are meant: Triton has no login, and no TLS on HTTP. Anyone who reaches
-    them may ask, so it takes a closed network or a proxy before it. Then the statistics take the key, too."""
+    them may send requests, so it takes a closed network or a proxy before it. Then the statistics take the key, too."""
     reload: bool = False
     """Whether models may be loaded while it runs, by those who have the key; otherwise by no one. Then the server's own
     readiness no longer speaks for its models: probe /v2/models/rekd/ready."""
-    shared_memory: bool = False
-    """Whether clients may register shared memory: for clients on the same machine that are trusted."""
     gpu_metrics: bool = False
     """Whether the metrics include the GPUs'."""
     log_verbose: int = 0
@@ -69,7 +67,7 @@ class ServerSettings:
             if not loopback and not self.exposed:
                 mistakes.append(
                     f"{field} {address} can be reached from other machines, and Triton has neither a login nor TLS "
-                    "on HTTP: whoever reaches it may ask, read and overload it; fix: stay on "
+                    "on HTTP: whoever reaches it may use, read and overload it; fix: stay on "
                     f"{LOOPBACK} behind a proxy, or say that you mean it (--expose-without-login-or-tls)"
                 )
         ports = [self.grpc_port, self.http_port, self.metrics_port]
@@ -87,8 +85,7 @@ class ServerSettings:
     @property
     def restricted(self) -> tuple[str, ...]:
         """Triton's names of the interfaces that take the key."""
-        shut = tuple(name for name in _ADMIN_APIS if not (name == "shared-memory" and self.shared_memory))
-        return (*shut, "statistics") if self.exposed else shut
+        return (*_ADMIN_APIS, "statistics") if self.exposed else _ADMIN_APIS
 
 
 def server_flags(settings: ServerSettings, key: str) -> list[str]:

@@ -1,6 +1,6 @@
 """What a reloading server reads: copies of its own of what was exported, which no export can pull from under it.
 
-    <temporary folder>/1/ 2/ ...   whole copies of the exported repository, each held against its manifest
+    <temporary folder>/1/ 2/ ...   whole copies of the exported repository, each checked against its manifest
     <temporary folder>/models/     what Triton reads: one version at rest, two beside each other during an exchange
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import filecmp
 import os
 import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from rekd_deploy.contract.description import ServedDescription
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.repository.config import CONFIG_FILE, config_text, read_config
+from rekd_deploy.repository.manifest import Versions, differing_fields, pin_versions
 from rekd_deploy.repository.reader import MANIFEST, check_repository, models_of, read_description
-from rekd_deploy.repository.versions import Versions, pin_versions
 from rekd_deploy.repository.workspaces import Workspace
 from rekd_train.files import write_text
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 _MODELS = "models"
+_PYTHON = "python"
 _BYTECODE = "__pycache__"
 """As an empty file it keeps Python, whatever its version and settings, from writing bytecode beside a model: Triton
 would take the version for changed, and load it again beside itself."""
@@ -38,11 +40,11 @@ class Snapshot:
 
     root: Path
     manifest: dict[str, Any]
-    """Its manifest.json, to which every file was held."""
+    """Its manifest.json, against which every file was checked."""
 
     @property
     def version(self) -> int:
-        """The version that is asked."""
+        """The version that serves requests."""
         return Versions.of(self.manifest).current
 
     @cached_property
@@ -53,10 +55,66 @@ class Snapshot:
         pin_versions(configs, Versions(self.version))
         return configs
 
+    @property
+    def ensembles(self) -> list[str]:
+        """Models that only name the models that do the work."""
+        return [name for name, config in self.configs.items() if config.ensemble_scheduling.step]
+
+    @property
+    def steps(self) -> list[str]:
+        """The models that do the work."""
+        return [name for name in self.configs if name not in self.ensembles]
+
     @cached_property
     def description(self) -> ServedDescription:
-        """Labels and preprocessing."""
+        """Labels and preprocessing, which connected clients know."""
         return read_description(self.root)
+
+
+def reasons_not_to_exchange(old: Snapshot, new: Snapshot) -> list[str]:
+    """Why clients, or Triton, could not go on if the new export took the old one's place; empty: they can."""
+    reasons = []
+    if new.version == old.version:
+        reasons.append(f"it has the number {new.version} of the one that is served")
+    if missing := sorted(set(old.configs) - set(new.configs)):
+        reasons.append(f"it lacks {', '.join(missing)}, which clients may use")
+    for name in sorted(set(old.configs) & set(new.configs)):
+        before, after = old.configs[name], new.configs[name]
+        if (name in old.ensembles) != (name in new.ensembles):
+            reasons.append(f"{name} is another kind of model")
+        elif name in new.ensembles:
+            differing = [field for field in ("input", "output") if getattr(before, field) != getattr(after, field)]
+            reasons += [f"{name} has another {field}" for field in differing]
+        elif differing := differing_fields(before, after):
+            reasons.append(f"{name} differs in {', '.join(differing)}, which all versions of a model share")
+        if after.max_batch_size < before.max_batch_size:
+            reasons.append(f"{name} takes {after.max_batch_size} in a request, {before.max_batch_size} until now")
+    if new.description.labels != old.description.labels:
+        reasons.append("its labels are others, and connected clients have those of before")
+    if new.description.fingerprint != old.description.fingerprint:
+        reasons.append("its preprocessing is another, and connected clients have that of before")
+    return reasons
+
+
+def model_processes(snapshot: Snapshot, models: Iterable[str]) -> int:
+    """Processes that Triton's python backend runs for one version of each of these models."""
+    groups = [group for name in models for group in _process_groups(snapshot.configs[name])]
+    return sum(group.count * max(len(group.gpus), 1) for group in groups)
+
+
+def processes_are_certain(old: Snapshot, new: Snapshot) -> bool:
+    """Whether ``model_processes`` holds while both are served: the same instances, on CPUs or on named GPUs."""
+    from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
+
+    both = [(old.configs[name], new.configs[name]) for name in old.steps]
+    groups = [group for name in new.steps for group in _process_groups(new.configs[name])]
+    return all(before.instance_group == after.instance_group for before, after in both) and all(
+        group.kind == ModelInstanceGroup.KIND_CPU or group.gpus for group in groups
+    )
+
+
+def _process_groups(config: ModelConfig) -> Iterable[Any]:
+    return config.instance_group if config.backend == _PYTHON else ()
 
 
 class LiveRepository:
@@ -69,24 +127,14 @@ class LiveRepository:
     def __init__(self, repository: Path) -> None:
         self.repository = repository
         self._space: Workspace | None = None
-        self._current: Snapshot | None = None
+        self.current: Snapshot | None = None
+        """What is served, and again after a restart; None before ``prepare``."""
         self._copies = 0
 
     @property
     def models(self) -> Path:
         """What Triton reads."""
         return self._path / _MODELS
-
-    @property
-    def current(self) -> Snapshot:
-        """What is served, and again after a restart."""
-        if self._current is None:
-            raise RepositoryError(f"{self.repository} has not been copied yet; call prepare() first")
-        return self._current
-
-    @current.setter
-    def current(self, snapshot: Snapshot) -> None:
-        self._current = snapshot
 
     def prepare(self) -> tuple[Path, dict[str, Any]]:
         """Lay out the folder for a server that starts: what was served last; at first, what is exported.
@@ -97,13 +145,13 @@ class LiveRepository:
         Raises:
             RepositoryError: the repository is missing or damaged.
         """
-        if self._current is None:
-            self._current = self.snapshot()
+        if self.current is None:
+            self.current = self.snapshot()
         shutil.rmtree(self.models, ignore_errors=True)
-        self.place(self._current)
-        for name, config in self._current.configs.items():
-            self.configure(name, config)
-        return self._current.root, self._current.manifest
+        self.place(self.current)
+        for name in self.current.configs:
+            self.configure(self.current, name)
+        return self.current.root, self.current.manifest
 
     def stamp(self) -> tuple[int, ...] | None:
         """Differs whenever something else is published; None while nothing is there."""
@@ -144,8 +192,13 @@ class LiveRepository:
             for folder in {module.parent for module in target.rglob("*.py")}:
                 (folder / _BYTECODE).touch()
 
-    def configure(self, name: str, config: ModelConfig) -> None:
-        """Write the configuration of a model."""
+    def configure(self, snapshot: Snapshot, name: str, beside: Sequence[int] = ()) -> None:
+        """Write a model's configuration as in a snapshot, with other versions served beside its own."""
+        from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+        config = ModelConfig()
+        config.CopyFrom(snapshot.configs[name])
+        config.version_policy.specific.versions[:] = sorted((snapshot.version, *beside))
         write_text(self.models / name / CONFIG_FILE, config_text(config))
 
     def remove(self, snapshot: Snapshot) -> None:
@@ -165,7 +218,7 @@ class LiveRepository:
         """Remove all copies; safe to call twice."""
         if self._space is not None:
             self._space.close()
-            self._space = self._current = None
+            self._space = self.current = None
 
     @property
     def _path(self) -> Path:

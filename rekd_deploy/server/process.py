@@ -1,4 +1,4 @@
-"""One process of a Triton server with all it starts: begun, watched, ended whole, and the log it leaves."""
+"""One process of a Triton server with all it starts: its ports, its children, its end, and the log it leaves."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +18,8 @@ from collections.abc import Mapping, Sequence
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
-from rekd_deploy.server.processes import children_of, has_ended
+from rekd_deploy.errors import ServerError
+from rekd_deploy.server.flags import PORT_FLAGS
 
 _LOG_LINES = 12
 _LINE_WIDTH = 500
@@ -25,6 +27,8 @@ _EARLIER_LOGS = 5
 _HARMLESS = re.compile(r"CudaDriverHelper|CUDA driver version is insufficient")
 """What the server says as an error on every machine without a GPU."""
 _STOP_SECONDS = 10.0
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+"""Loaded before the fork."""
 
 
 class ServerProcess:
@@ -48,6 +52,7 @@ class ServerProcess:
     ) -> None:
         self._memory_prefix = memory_prefix
         self._watched: set[int] = set()
+        self._missing = False
         log_file.parent.mkdir(parents=True, exist_ok=True)
         _keep_earlier_logs(log_file)
         with open(log_file, "ab") as log:
@@ -72,28 +77,25 @@ class ServerProcess:
         """As of ``subprocess.Popen.poll``; None: it runs."""
         return self._process.poll()
 
-    def watch_children(self, change: int = 0, patience: float = 0.0) -> int:
+    def watch_children(self, change: int = 0, patience: float = 0.0, certain: bool = True) -> None:
         """Take the processes that run models now as those that should go on.
-
-        Returns:
-            How many there are more than there were to be; negative: fewer.
 
         Args:
             change: how many more there are to be than were watched until now.
             patience: seconds to wait for that number; then, whatever there is.
+            certain: whether fewer than that number means that one has ended.
         """
         wanted, deadline = len(self._watched) + change, time.monotonic() + patience
         while len(found := self._children()) != wanted and time.monotonic() < deadline:
             time.sleep(0.05)
-        self._watched = found
-        return len(found) - wanted
+        self._watched, self._missing = found, self._missing or (certain and len(found) < wanted)
 
     def _children(self) -> set[int]:
         return {child for child in children_of(self._process.pid) if not has_ended(child)}
 
     def children_ended(self) -> bool:
-        """Whether one of those has ended."""
-        return any(map(has_ended, self._watched))
+        """Whether one of those has ended, or was missing among them."""
+        return self._missing or any(map(has_ended, self._watched))
 
     def stop(self) -> None:
         """End the server and everything it started; safe to call twice."""
@@ -108,6 +110,11 @@ class ServerProcess:
         process.wait()
         for region in Path("/dev/shm").glob(f"{self._memory_prefix}*"):
             region.unlink(missing_ok=True)
+
+
+def user_folder() -> Path:
+    """Where logs and states of this user's servers lie."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rekd"
 
 
 def new_memory_prefix() -> str:
@@ -134,11 +141,64 @@ def _keep_earlier_logs(log_file: Path) -> None:
 def _die_with_parent() -> None:
     """Runs in the child: the kernel ends the server if this process is killed outright.
 
-    The signal follows the starting *thread*, so it is only asked for in the main thread.
+    The signal follows the starting *thread*, so it is only set in the main thread.
     """
     parent_death_signal = 1
-    ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGTERM)
+    _LIBC.prctl(parent_death_signal, signal.SIGTERM)
 
 
-if sys.platform == "linux":
-    ctypes.CDLL(None)  # loaded before the fork
+def children_of(process_id: int) -> set[int]:
+    """Process ids of the running children."""
+    everyone = (int(folder.name) for folder in Path("/proc").glob("[0-9]*"))
+    return {each for each in everyone if (known := _state_and_parent(each)) and known[1] == process_id}
+
+
+def has_ended(process_id: int) -> bool:
+    """Whether a process is gone, or dead and not yet waited for."""
+    state = _state_and_parent(process_id)
+    return state is None or state[0] in "ZX"
+
+
+def _state_and_parent(process_id: int) -> tuple[str, int] | None:
+    try:
+        facts = Path(f"/proc/{process_id}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    state, parent = facts.rpartition(")")[2].split()[:2]  # the name before it may hold spaces and brackets
+    return state, int(parent)
+
+
+def settled_ports(wanted: Mapping[str, int], hosts: Mapping[str, str]) -> dict[str, int]:
+    """The ports to use: free ones for 0, the others checked.
+
+    Args:
+        wanted: by interface: 'grpc', 'http', 'metrics'.
+        hosts: the address of each.
+
+    Raises:
+        ServerError: names every port that is taken and the flag that changes it.
+    """
+    mistakes, ports, held = [], {}, []
+    for interface, port in wanted.items():
+        flag = PORT_FLAGS[interface]
+        if not 0 <= port <= 65535:
+            mistakes.append(f"port {port} is outside 0..65535; change {flag}")
+            continue
+        if port and port in ports.values():
+            mistakes.append(f"port {port} is given twice; change {flag}")
+            continue
+        listener = socket.socket()
+        held.append(listener)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Triton: an old connection may linger
+        try:
+            listener.bind((hosts[interface], port))
+            listener.listen(1)
+        except OSError as error:
+            mistakes.append(f"port {port} cannot be used ({error.strerror}); choose another with {flag} (0: any free)")
+            continue
+        ports[interface] = listener.getsockname()[1]
+    for listener in held:
+        listener.close()
+    if mistakes:
+        raise ServerError("; ".join(mistakes))
+    return ports

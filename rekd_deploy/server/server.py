@@ -19,11 +19,8 @@ from rekd_deploy.repository.reader import check_repository
 from rekd_deploy.repository.workspaces import Workspace
 from rekd_deploy.server.flags import LOOPBACK, ServerSettings, server_flags
 from rekd_deploy.server.live_repository import LiveRepository
-from rekd_deploy.server.ports import settled_ports
-from rekd_deploy.server.process import ServerProcess, log_tail, new_memory_prefix
-from rekd_deploy.server.program import TritonProgram
-from rekd_deploy.server.state import user_folder
-from rekd_deploy.server.wheel import find_wheel
+from rekd_deploy.server.process import ServerProcess, log_tail, new_memory_prefix, settled_ports, user_folder
+from rekd_deploy.server.program import TritonProgram, find_wheel
 
 _SETTLE_SECONDS = 30.0
 
@@ -43,7 +40,6 @@ class TritonServer:
             for sealed networks.
         exposed: whether an address that other machines reach is meant.
         reload: serve a copy of the repository, in which ``HotReload`` can exchange the version.
-        shared_memory: whether clients may register shared memory.
         log_verbose: Triton's verbosity.
 
     Raises:
@@ -63,7 +59,6 @@ class TritonServer:
         program: TritonProgram | None = None,
         exposed: bool = False,
         reload: bool = False,
-        shared_memory: bool = False,
         log_verbose: int = 0,
     ) -> None:
         self.repository = Path(repository)
@@ -74,7 +69,7 @@ class TritonServer:
         self._program = program
         self._settings = ServerSettings(
             repository=str(self.repository.absolute()), host=host, exposed=exposed, reload=reload,
-            shared_memory=shared_memory, log_verbose=log_verbose,
+            log_verbose=log_verbose,
         )
         self._timeout = timeout
         self._process: ServerProcess | None = None
@@ -167,19 +162,15 @@ class TritonServer:
         if self._process.children_ended():
             raise self._child_died()
 
-    def watch_models(self, change: int) -> None:
-        """After models were exchanged: take their processes of now as those that ``check_alive`` holds to.
+    def watch_models(self, change: int, certain: bool = True) -> None:
+        """After models were exchanged: take their processes of now as those that ``check_alive`` watches.
 
         Args:
             change: how many more there are to be than before; waited for, as they end when their last request has.
-
-        Raises:
-            ServerError: there were to be as many as before, and one is missing.
+            certain: whether one has died if there are fewer.
         """
         if self._process is not None:
-            more = self._process.watch_children(change, _SETTLE_SECONDS)
-            if not change and more < 0:
-                raise self._child_died()
+            self._process.watch_children(change, _SETTLE_SECONDS, certain)
 
     def _close(self) -> None:
         self.stop()
@@ -233,5 +224,5 @@ class TritonServer:
 
     @property
     def _reachable(self) -> str:
-        """The address to ask at: that of all interfaces is none to connect to."""
+        """The address to connect to: that of all interfaces is none."""
         return LOOPBACK if self._settings.host == "0.0.0.0" else self._settings.host

@@ -2,20 +2,55 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from rekd_deploy.errors import ServerError
+from rekd_deploy.repository.manifest import Versions
 from rekd_deploy.repository.reader import read_manifest
-from rekd_deploy.repository.versions import Versions
 from rekd_deploy.server.hot_reload import HotReload
-from rekd_deploy.server.restart import NEVER, RestartPolicy
+from rekd_deploy.server.process import has_ended, user_folder
 from rekd_deploy.server.server import TritonServer
-from rekd_deploy.server.state import ServerState, remove_state, write_state
+from rekd_train.errors import ConfigError
 
 _LOOK_SECONDS = 0.2
+_PREFIX = "serving-"
+
+
+@dataclass(frozen=True)
+class RestartPolicy:
+    """How often, and after which pauses."""
+
+    limit: int = 5
+    """Starts in a row; 0: none, a death ends the service."""
+    first_pause: float = 1.0
+    """Seconds before the first of them; each further pause is twice as long."""
+    longest_pause: float = 30.0
+    healthy_seconds: float = 60.0
+    """A server that has run this long has recovered: the counting begins anew."""
+
+    def __post_init__(self) -> None:
+        if self.limit < 0:
+            raise ConfigError(f"the limit of restarts is {self.limit}; it must be at least 0")
+
+    def pause(self, deaths: int) -> float | None:
+        """Seconds to wait before the next start; None: no more.
+
+        Args:
+            deaths: in a row, this one included.
+        """
+        if deaths > self.limit:
+            return None
+        return min(self.first_pause * 2.0 ** (deaths - 1), self.longest_pause)
+
+
+NEVER = RestartPolicy(limit=0)
 
 
 class Service:
@@ -122,3 +157,62 @@ class Service:
                 key=server.key, version=self._version, restarts=self._restarts,
             )
         )
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """One running rekd-serve."""
+
+    process_id: int
+    """Of rekd-serve itself."""
+    repository: str
+    grpc_url: str
+    http_url: str
+    metrics_url: str
+    log_file: str
+    key: str
+    """Of the restricted interfaces."""
+    version: int
+    """Of the export that is served."""
+    restarts: int = 0
+    """How often the server had to be started again."""
+
+    @property
+    def urls(self) -> tuple[str, str]:
+        """The addresses under which clients know it."""
+        return self.grpc_url, self.http_url
+
+
+def write_state(state: ServerState) -> Path:
+    """Write it where only this user can read it; returns the file."""
+    folder = user_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{_PREFIX}{state.process_id}.json"
+    work = path.with_suffix(".new")
+    work.unlink(missing_ok=True)
+    # readable to others at no moment
+    descriptor = os.open(work, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        json.dump(asdict(state), file, indent=2)
+    work.replace(path)
+    return path
+
+
+def remove_state(process_id: int) -> None:
+    """Forget a rekd-serve that ends."""
+    (user_folder() / f"{_PREFIX}{process_id}.json").unlink(missing_ok=True)
+
+
+def running_states() -> list[ServerState]:
+    """This user's running servers, by process id; what killed ones left behind is removed."""
+    return sorted(_running(), key=lambda state: state.process_id)
+
+
+def _running() -> Iterator[ServerState]:
+    for path in user_folder().glob(f"{_PREFIX}*.json"):
+        with suppress(OSError, ValueError, TypeError):
+            state = ServerState(**json.loads(path.read_text(encoding="utf-8")))
+            if has_ended(state.process_id):
+                path.unlink(missing_ok=True)
+            else:
+                yield state

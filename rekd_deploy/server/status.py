@@ -11,11 +11,54 @@ from rekd_deploy.client.transport import open_transport
 from rekd_deploy.errors import ClientError, RejectedError, ServerUnavailableError
 from rekd_deploy.repository.config import ENSEMBLE
 from rekd_deploy.server.flags import GRPC_KEY_HEADER, KEY_HEADER, LOOPBACK
-from rekd_deploy.server.state import ServerState
-from rekd_deploy.server.step_totals import PARTS, StepTotals
+from rekd_deploy.server.service import ServerState
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+PARTS = {"queue": "queue", "input": "compute_input", "compute": "compute_infer", "output": "compute_output"}
+"""Parts of a request's time in a step, and what Triton's statistics call them."""
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """One model since its server started."""
+
+    requests: int
+    """Answered."""
+    failed: int
+    """Answered with an error."""
+    rows: int
+    """Texts or images in them."""
+    executions: int
+    """Batches that were computed."""
+    nanoseconds: dict[str, int]
+    """By the names of ``PARTS``, and ``request``: all of it; summed over the requests."""
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> StepTotals:
+        """From an entry of Triton's ``model_stats``; absent numbers are zero."""
+        inference = entry.get("inference_stats", {})
+        names = {**PARTS, "request": "success"}
+        return cls(
+            int(inference.get("success", {}).get("count", 0)),
+            int(inference.get("fail", {}).get("count", 0)),
+            int(entry.get("inference_count", 0)),
+            int(entry.get("execution_count", 0)),
+            {name: int(inference.get(key, {}).get("ns", 0)) for name, key in names.items()},
+        )
+
+    def since(self, earlier: StepTotals | None) -> dict[str, float | int | None]:
+        """``requests``, ``rows_per_batch``, and mean ``request_ms``, ``queue_ms``, ...; None: no request."""
+        nothing = StepTotals(0, 0, 0, 0, dict.fromkeys(self.nanoseconds, 0))
+        before = earlier or nothing
+        requests, executions = self.requests - before.requests, self.executions - before.executions
+        spent = {name: total - before.nanoseconds[name] for name, total in self.nanoseconds.items()}
+        return {
+            "requests": requests,
+            "rows_per_batch": (self.rows - before.rows) / executions if executions else None,
+            **{f"{name}_ms": value / requests / 1e6 if requests else None for name, value in spent.items()},
+        }
 
 
 @dataclass(frozen=True)
@@ -141,7 +184,7 @@ def status_table(status: ServerStatus) -> Table:
 def read_status(
     url: str, running: Sequence[ServerState] = (), timeout: float = 10.0, *, tls: TlsSettings | None = None
 ) -> ServerStatus:
-    """Ask a server.
+    """Read the status of a server.
 
     Args:
         url: HOST:PORT for gRPC, http://HOST:PORT for HTTP; with TLS grpcs:// or https://.
@@ -165,7 +208,7 @@ def read_status(
     except ClientError as error:
         if isinstance(error, RejectedError) and "restricted" in str(error).lower():
             raise RejectedError(
-                f"the statistics of {url} take a key ({error}); fix: ask on its machine, as the user who started it"
+                f"the statistics of {url} take a key ({error}); fix: run it on its machine, as the user who started it"
             ) from None
         raise transport.explained(error) from None
     finally:

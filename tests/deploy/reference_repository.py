@@ -12,10 +12,10 @@ from pathlib import Path
 from rekd_deploy.contract.artefacts import Artefacts
 from rekd_deploy.contract.signature import Slots, text_pair_signature
 from rekd_deploy.export.engines import EngineRequest, plan_engines
-from rekd_deploy.repository.config import CONFIG_FILE, ENSEMBLE, build_configs, config_text
-from rekd_deploy.repository.serving_settings import ServingSettings
+from rekd_deploy.repository.build import build_configs
+from rekd_deploy.repository.config import CONFIG_FILE, ENSEMBLE, ServingSettings, config_text
+from rekd_deploy.repository.manifest import Versions, pin_versions
 from rekd_deploy.repository.text_endpoint import raw_configs
-from rekd_deploy.repository.versions import Versions, pin_versions
 from rekd_deploy.runtimes.tensorrt.library import PRODUCTS
 from rekd_train.files import write_text
 from rekd_train.inputs.text import TextPreprocessor

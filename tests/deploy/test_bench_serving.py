@@ -14,7 +14,7 @@ from rekd_deploy.bench.serving import Serving, measure_serving, serving_checks
 from rekd_deploy.bench.serving import _open as open_loads
 from rekd_deploy.bench.triton import read_report, run_perf_analyzer, steps_between
 from rekd_deploy.errors import BenchmarkError, DeadlineError, ServerUnavailableError
-from rekd_deploy.server.step_totals import StepTotals
+from rekd_deploy.server.status import StepTotals
 from rekd_train.errors import ConfigError, MissingExtraError
 from rekd_train.inputs.prediction import Prediction
 

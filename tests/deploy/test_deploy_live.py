@@ -23,7 +23,7 @@ from test_deploy_files import DEPLOY, queries
 from rekd_deploy.client.address import TlsSettings
 from rekd_deploy.client.client import Client
 from rekd_deploy.server.flags import GRPC_KEY_HEADER, KEY_HEADER, LOOPBACK
-from rekd_deploy.server.ports import settled_ports
+from rekd_deploy.server.process import settled_ports
 
 pytestmark = [pytest.mark.triton, pytest.mark.debian]
 

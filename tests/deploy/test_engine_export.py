@@ -11,29 +11,30 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+from config_rules import config_mistakes, engine_mistakes
 from fake_tensorrt import FakeDriver, FakeLibrary
 from families import assert_same_answers
 
+from rekd_deploy.cli.export_summary import verification_lines
 from rekd_deploy.client.pipeline import Pipeline
 from rekd_deploy.errors import EngineError, ParityError, RepositoryError, ServerError
-from rekd_deploy.export import verify_engines
+from rekd_deploy.export import engines as export_engines
 from rekd_deploy.export.engines import EngineRequest, plan_engines
 from rekd_deploy.export.options import ExportOptions
 from rekd_deploy.export.run import publish
 from rekd_deploy.export.verify import verify
 from rekd_deploy.parity.engines import prove_engines, reason_not_to_run
+from rekd_deploy.repository.build import build_configs
 from rekd_deploy.repository.config import (
     ENSEMBLE,
     PREDICTOR,
     SELECTOR,
     SINGLE,
     ServingSettings,
-    build_configs,
+    graph_mistakes,
     parameters_of,
     read_config,
 )
-from rekd_deploy.repository.config_gpu import engine_mistakes
-from rekd_deploy.repository.config_rules import config_mistakes, graph_mistakes
 from rekd_deploy.repository.reader import PLAN, check_repository, graph_path, plan_path, read_manifest
 from rekd_deploy.repository.runners import Exported
 from rekd_deploy.repository.writer import write_repository
@@ -190,24 +191,20 @@ def test_tensorrt_without_engines_is_refused(artefacts):
         build_configs(artefacts, ServingSettings(), "tensorrt")
 
 
-def test_configs_are_held_against_the_engines_shapes(with_engines):
+def test_batches_that_an_engine_does_not_take_are_refused(with_engines):
     artefacts = with_engines("tensorrt", max_batch_size=32)
+    with pytest.raises(RepositoryError, match="max_batch_size is 64, but the engine of the selector takes at most 32"):
+        build_configs(artefacts, ServingSettings(max_batch_size=64), "tensorrt")
+
+
+@pytest.mark.parametrize("lengths", [None, (16, 32)])
+def test_configs_fit_the_engines_shapes(with_engines, lengths):
+    artefacts = with_engines("tensorrt", max_batch_size=32, lengths=lengths)
     entry = artefacts.manifest["artefacts"]["predictor"]["engine"]
-    config = build_configs(artefacts, ServingSettings(max_batch_size=64), "tensorrt")[PREDICTOR]
-    assert "of a graph_spec are in no profile of the engine" in " ".join(engine_mistakes(config, entry))
-    artefacts = with_engines("tensorrt", max_batch_size=32, lengths=(16, 32))
-    entry = artefacts.manifest["artefacts"]["predictor"]["engine"]
-    config = build_configs(artefacts, ServingSettings(max_batch_size=64), "tensorrt")[PREDICTOR]
-    assert engine_mistakes(config, entry) == ["rekd_predictor: max_batch_size 64 is above the engine's 32"]
-    config.max_batch_size = 32
+    config = build_configs(artefacts, ServingSettings(max_batch_size=32), "tensorrt")[PREDICTOR]
     assert engine_mistakes(config, entry) == []
     config.input[1].dims[0] = 12
-    assert "profile 0: dims [12] of positions differ from the engine's [-1]" in " ".join(engine_mistakes(config, entry))
-    config.input[1].dims[0] = -1
-    del config.instance_group[0].profile[1:]
-    assert "instance_group has the profiles ['0'], not ['0', '1', '2']" in " ".join(engine_mistakes(config, entry))
-    config.input[0].name = "ids"
-    assert "is for the inputs input_ids, positions, kept" in " ".join(engine_mistakes(config, entry))
+    assert "dims [12] of positions differ from the engine's [-1]" in " ".join(engine_mistakes(config, entry))
 
 
 def test_an_engine_on_a_cpu_instance_is_a_mistake(with_engines):
@@ -218,7 +215,7 @@ def test_an_engine_on_a_cpu_instance_is_a_mistake(with_engines):
     assert [mistake for mistake in config_mistakes(configs) if "an engine runs on a GPU only" in mistake]
 
 
-def test_without_tensorrt_the_engines_are_promised_and_built_where_they_serve(
+def test_without_tensorrt_the_engines_are_deferred_and_built_where_they_serve(
     checkpoint, artefacts, tmp_path, monkeypatch
 ):
     root, driver = tmp_path / "tensorrt", FakeDriver(devices=0)
@@ -237,7 +234,7 @@ def test_without_tensorrt_the_engines_are_promised_and_built_where_they_serve(
     with OnnxRuntimeRunner(graph_path(root, manifest, "selector"), artefacts.signature.selector, "it") as selector:
         scores = selector.run({"input_ids": rows, "attention_mask": np.ones_like(rows)})["scores"]
     assert np.isfinite(scores[0]).all() and np.isnan(scores[1]).all()
-    assert "selector engine unverified, not built yet: there is no GPU 0" in "\n".join(verify(root).lines())
+    assert "selector engine unverified, not built yet: there is no GPU 0" in "\n".join(verification_lines(verify(root)))
     assert read_manifest(root) == manifest
     with pytest.raises(RepositoryError, match="not built yet; fix: rekd-export --verify"):
         Exported.of(root).engine_runner("selector")
@@ -255,8 +252,8 @@ def test_without_tensorrt_the_engines_are_promised_and_built_where_they_serve(
         return {**entry, "version": library.__version__, "sha256": sha256(plan), "bytes": plan.stat().st_size,
                 "built_for": ["the machine of the export"]}
 
-    monkeypatch.setattr(verify_engines, "build_engine", build)
-    assert "verified on Fake RTX" in "\n".join(verify(root).lines())
+    monkeypatch.setattr(export_engines, "build_engine", build)
+    assert "verified on Fake RTX" in "\n".join(verification_lines(verify(root)))
     now = check_repository(root)
     for role, model in (("selector", SELECTOR), ("predictor", PREDICTOR)):
         entry = now["artefacts"][role]["engine"]

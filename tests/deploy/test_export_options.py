@@ -13,8 +13,8 @@ from conftest import make_image_rationalizer, make_rationalizer
 
 from rekd_deploy.contract.parity_report import limits_of
 from rekd_deploy.errors import ExportError, RepositoryError
-from rekd_deploy.export.checkpoint import read_facts, shortest_bucket
-from rekd_deploy.export.options import ExportOptions, machine
+from rekd_deploy.export.checkpoint import machine, read_facts, shortest_bucket
+from rekd_deploy.export.options import ExportOptions
 from rekd_deploy.export.plan import plan_export
 from rekd_deploy.export.run import publish
 from rekd_deploy.graphs.modules import pair_signature

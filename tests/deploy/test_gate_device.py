@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 
 from rekd_deploy.cli.export import app
+from rekd_deploy.cli.export_summary import verification_lines
 from rekd_deploy.errors import EngineError, ParityError, RepositoryError
-from rekd_deploy.export import gate_device, verify
+from rekd_deploy.export import checkpoint as gate_device
 from rekd_deploy.export import graphs as export
+from rekd_deploy.export import verify
 from rekd_deploy.export.options import ExportOptions
 from rekd_deploy.export.run import publish
 from rekd_deploy.parity.gate import check_parity, check_single_parity
@@ -152,7 +154,7 @@ def test_without_a_gpu_the_export_says_what_proves_it_there(checkpoint, tmp_path
     assert ended.value.code == 0
     (line,) = standard_error.splitlines()
     there = verify.verify(tmp_path / "r")
-    assert there.served_on == "cuda" and any("fix: --device cuda on its machine" in line for line in there.lines())
+    assert there.served_on == "cuda" and "fix: --device cuda on its machine" in "".join(verification_lines(there))
     assert line.startswith("warning: the graphs are proved on the CPU, not on the GPU that will serve them, since here")
     assert line.endswith(f"on that machine: rekd-export --verify {tmp_path / 'r'} --device cuda")
     document = json.loads(done)
@@ -192,8 +194,8 @@ def test_graphs_answer_on_the_device_that_is_to_serve_them(repository, gpus):
     verification = verify.verify(repository, device="cuda:1")
     assert gpus.seen == [("cuda:1", ["rekd_selector"]), ("cuda:1", ["rekd_predictor"])]
     on_cpu = verify.verify(repository)
-    assert verification.graphs == on_cpu.graphs and "warning" not in "".join(on_cpu.lines())
-    assert verification.to_dict()["device"] == "cuda:1" and "on cuda:1" in verification.lines()[1]
+    assert verification.graphs == on_cpu.graphs and "warning" not in "".join(verification_lines(on_cpu))
+    assert verification.to_dict()["device"] == "cuda:1" and "on cuda:1" in verification_lines(verification)[1]
     gpus.spoil = spoil("logits", np.negative)
     with pytest.raises(RepositoryError, match="rekd_predictor.* does not answer as the exported model did"):
         verify.verify(repository, device="cuda:1")
@@ -212,7 +214,8 @@ def test_a_gpu_that_is_not_there_is_no_reason_to_ask_the_cpu(repository):
 
 def test_the_gate_against_a_checkpoint_runs_there_too(repository, checkpoint, gpus):
     verification = verify.verify(repository, checkpoint=checkpoint, device="cuda:1")
-    assert verification.parity["pair"]["device"] == "cuda:1" and any("on cuda:1" in s for s in verification.lines()[3:])
+    assert verification.parity["pair"]["device"] == "cuda:1"
+    assert "on cuda:1" in "".join(verification_lines(verification)[3:])
     assert gpus.seen[2][0] == "cuda:1" and len(gpus.seen[2][1]) == 2
     both = spoil("logits", np.negative)
     gpus.spoil = staticmethod(lambda answers: both(answers) if "scores" in answers else answers)  # of the gate alone
@@ -226,7 +229,7 @@ def test_graphs_without_stored_answers_are_run_there(artefacts, tmp_path, gpus):
     assert [device for device, _ in gpus.seen] == ["cuda", "cuda"]
     document = verification.to_dict()
     assert document["device"] == "cuda" and document["without_cases"] == ["selector", "predictor"]
-    assert any(line.startswith("predictor   runs on cuda; its answers are not") for line in verification.lines())
+    assert "\npredictor   runs on cuda; its answers are not" in "\n".join(verification_lines(verification))
     gpus.spoil = spoil("logits", lambda array: array * np.nan)
     with pytest.raises(RepositoryError, match="gives logits that are no numbers"):
         verify.verify(root, device="cuda")
@@ -238,4 +241,4 @@ def test_where_no_graph_ran_no_device_is_named(artefacts, tmp_path, gpus):
     root = write_repository(replace(artefacts, manifest=manifest), tmp_path / "r")
     verification = verify.verify(root, device="cuda")
     assert gpus.seen == [] and verification.to_dict()["device"] is None
-    assert any("not compared: ONNX Runtime cannot compute" in line for line in verification.lines())
+    assert any("not compared: ONNX Runtime cannot compute" in line for line in verification_lines(verification))

@@ -10,7 +10,7 @@ from rekd_deploy.contract.signature import BATCH, LENGTH, GraphSignature, Tensor
 from rekd_deploy.errors import ExportError
 from rekd_deploy.graphs.modules import CompactPredictorGraph, SelectorGraph, ZeroPredictorGraph
 from rekd_deploy.graphs.tracing import onnx_from_module
-from rekd_deploy.parity.cases import constructed_inputs, constructed_scores
+from rekd_deploy.parity.examples import constructed_inputs, constructed_scores
 from rekd_deploy.parity.gate import wrong_handovers
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from rekd_train.inputs.policy import PAPER_POLICY, SelectionPolicy, mask_by_specification

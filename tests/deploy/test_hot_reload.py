@@ -33,7 +33,8 @@ class FakeServer:
 
     check_running = check_alive
 
-    def watch_models(self, change):
+    def watch_models(self, change, certain=True):
+        assert certain
         self.done.append(f"{change:+} processes")
 
 
@@ -65,7 +66,7 @@ class FakeControl:
     def states(self):
         if self.server.silent:
             self.server.silent -= 1
-            raise ServerError("the server does not tell its models: Deadline Exceeded")
+            raise ServerError("the server does not list its models: Deadline Exceeded")
         found = {name: dict.fromkeys(versions, "READY") for name, versions in self.server.loaded.items()}
         for name, version in self.server.busy:
             found[name][version] = "UNLOADING"
@@ -175,7 +176,7 @@ def test_silence_for_a_moment_is_no_death(server, reload, export, lines):
     server.silent = 2
     for _ in range(2):
         reload.poll()
-    assert lines[1:] == ["version 1 has not left yet: the server does not tell its models: Deadline Exceeded"]
+    assert lines[1:] == ["version 1 has not left yet: the server does not list its models: Deadline Exceeded"]
     assert server.loaded["rekd_selector"] == [1, 2]
     reload.poll()
     assert server.loaded["rekd_selector"] == [2] and lines[2:] == ["version 1 has left"]

@@ -1,4 +1,4 @@
-"""What a reloading server reads."""
+"""What a reloading server reads, and which export may take another's place."""
 
 from __future__ import annotations
 
@@ -10,10 +10,20 @@ from pathlib import Path
 
 import pytest
 
+from rekd_deploy.contract.description import ServedDescription
 from rekd_deploy.errors import RepositoryError
-from rekd_deploy.repository.config import CONFIG_FILE, read_config
+from rekd_deploy.repository.build import build_configs
+from rekd_deploy.repository.config import CONFIG_FILE, ServingSettings, read_config
+from rekd_deploy.repository.manifest import Versions, pin_versions
+from rekd_deploy.repository.text_endpoint import raw_configs
 from rekd_deploy.repository.writer import write_repository
-from rekd_deploy.server.live_repository import LiveRepository
+from rekd_deploy.server.live_repository import (
+    LiveRepository,
+    Snapshot,
+    model_processes,
+    processes_are_certain,
+    reasons_not_to_exchange,
+)
 
 
 @pytest.fixture
@@ -132,6 +142,109 @@ def test_closing_leaves_nothing(live):
     folder = live.models.parent
     live.close()
     live.close()
-    assert not folder.exists()
-    with pytest.raises(RepositoryError, match="has not been copied"):
-        _ = live.current
+    assert not folder.exists() and live.current is None
+
+
+def test_versions_beside_each_other_change_nothing_else(live, exported):
+    live.prepare()
+    path = live.models / "rekd_selector" / CONFIG_FILE
+    alone = read_config(path)
+    live.configure(live.current, "rekd_selector", (3, 2))
+    both = read_config(path)
+    assert list(both.version_policy.specific.versions) == [1, 2, 3]
+    both.version_policy.CopyFrom(alone.version_policy)
+    assert both == alone
+
+
+# which export may take another's place
+
+
+@pytest.fixture
+def snapshot(artefacts):
+    """A function: version -> a snapshot in memory, with the ensemble of raw texts."""
+
+    def made(version, target="python", **settings):
+        chosen = ServingSettings(**settings)
+        configs = {**build_configs(artefacts, chosen, target), **raw_configs(artefacts, chosen)}
+        pin_versions(configs, Versions(version))
+        found = Snapshot(Path(), {"repository": {"model_version": version}})
+        found.__dict__.update(
+            configs=configs, description=ServedDescription.of(artefacts.preprocessor, artefacts.labels)
+        )
+        return found
+
+    return made
+
+
+def without(snapshot, name):
+    snapshot.__dict__["configs"] = {each: config for each, config in snapshot.configs.items() if each != name}
+    return snapshot
+
+
+def test_the_next_version_may(snapshot):
+    assert reasons_not_to_exchange(snapshot(1), snapshot(2)) == []
+
+
+def test_the_same_number_may_not(snapshot):
+    assert reasons_not_to_exchange(snapshot(1), snapshot(1)) == ["it has the number 1 of the one that is served"]
+
+
+def test_batching_and_larger_requests_may_change(snapshot):
+    new = snapshot(2, max_batch_size=128, preferred_batch_sizes=(4,), queue_delay_us=7, instances=2, threads=3)
+    assert reasons_not_to_exchange(snapshot(1), new) == []
+
+
+def test_a_further_model_may_come_but_none_may_go(snapshot):
+    assert reasons_not_to_exchange(without(snapshot(1), "rekd_text"), snapshot(2)) == []
+    (reason,) = reasons_not_to_exchange(snapshot(1), without(snapshot(2), "rekd_text"))
+    assert "lacks rekd_text" in reason
+
+
+def test_smaller_requests_may_not(snapshot):
+    reasons = reasons_not_to_exchange(snapshot(1), snapshot(2, max_batch_size=32))
+    assert any("rekd takes 32 in a request, 64 until now" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize(
+    ("model", "change", "reason"),
+    [
+        ("rekd_predictor", lambda config: config.output[0].dims.append(3), "rekd_predictor differs in output"),
+        ("rekd_prepare", lambda config: setattr(config, "backend", "other"), "rekd_prepare differs in backend"),
+        ("rekd", lambda config: config.output[0].dims.append(3), "rekd has another output"),
+        ("rekd_text", lambda config: config.ClearField("ensemble_scheduling"), "rekd_text is another kind"),
+    ],
+)
+def test_what_clients_or_triton_rely_on_may_not_change(snapshot, model, change, reason):
+    new = snapshot(2)
+    change(new.configs[model])
+    assert any(reason in each for each in reasons_not_to_exchange(snapshot(1), new))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"labels": ("good", "bad")}, "labels are others"), ({"fingerprint": "0" * 64}, "preprocessing is another")],
+)
+def test_connected_clients_know_labels_and_preprocessing(snapshot, change, reason):
+    new = snapshot(2)
+    new.__dict__["description"] = replace(new.description, **change)
+    (found,) = reasons_not_to_exchange(snapshot(1), new)
+    assert reason in found
+
+
+def test_processes_of_the_python_backend(snapshot):
+    assert model_processes(snapshot(1), ["rekd_selector", "rekd_predictor", "rekd_prepare"]) == 3
+    pair = ["rekd_selector", "rekd_predictor"]
+    assert model_processes(snapshot(1, instances=2), pair) == 4
+    assert model_processes(snapshot(1, gpu=True, gpus=(0, 1)), pair) == 4
+    assert model_processes(snapshot(1, "onnxruntime"), pair) == 0
+
+
+def test_the_number_of_processes_is_certain_for_the_same_instances_on_known_devices(snapshot):
+    assert processes_are_certain(snapshot(1), snapshot(2))
+    assert not processes_are_certain(snapshot(1), snapshot(2, instances=2))
+    assert processes_are_certain(*(snapshot(version, gpu=True, gpus=(0,)) for version in (1, 2)))
+    assert not processes_are_certain(*(snapshot(version, gpu=True) for version in (1, 2)))
+
+
+def test_ensembles(snapshot):
+    assert set(snapshot(1).ensembles) == {"rekd", "rekd_text"}

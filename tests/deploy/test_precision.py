@@ -16,7 +16,7 @@ from rekd_deploy.graphs.precision.convert import HEAD_OUTPUTS, check_precision
 from rekd_deploy.graphs.precision.half import MASKED, to_half
 from rekd_deploy.graphs.precision.observed import multiplications, observed_precision
 from rekd_deploy.graphs.precision.structure import Structure, name_nodes
-from rekd_deploy.parity.cases import constructed_inputs
+from rekd_deploy.parity.examples import constructed_inputs
 
 CASES = [
     (kind, precision, fused)

@@ -11,6 +11,7 @@ from conftest import make_rationalizer
 from onnx import numpy_helper
 from precisions import traced
 
+from rekd_deploy.cli.export_summary import verification_lines
 from rekd_deploy.client.pipeline import Pipeline
 from rekd_deploy.contract.parity_report import MaskAgreement, ParityReport, limits_of, verification_limits
 from rekd_deploy.errors import EngineError, ExportError, ParityError
@@ -117,7 +118,7 @@ def test_bf16_is_for_engines_and_proved_by_its_roundings(labelled, tmp_path, tra
     assert onnx.TensorProto.BFLOAT16 in kinds
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parity.npz", "predictor.onnx", "selector.onnx"]
     root = write_repository(artefacts, tmp_path / "repository")
-    assert any("ONNX Runtime cannot compute in bf16" in line for line in verify(root).lines())
+    assert any("ONNX Runtime cannot compute in bf16" in line for line in verification_lines(verify(root)))
     with pytest.raises(EngineError, match="run the engines, or export with --precision fp32"):
         Pipeline(root).predict(["good film"])
 

@@ -16,8 +16,8 @@ import pytest
 from servers import READY, FakeTriton
 
 from rekd_deploy.errors import EngineError, RepositoryError, ServerError
-from rekd_deploy.server import wheel as triton_wheel
-from rekd_deploy.server.ports import settled_ports
+from rekd_deploy.server import program as triton_wheel
+from rekd_deploy.server.process import settled_ports
 from rekd_deploy.server.server import TritonServer
 from rekd_train.errors import MissingExtraError
 
@@ -135,7 +135,7 @@ def test_death_later_is_noticed(start):
             server.check_alive()
 
 
-def test_death_of_a_process_behind_the_server_is_noticed(start, tmp_path, monkeypatch):
+def test_death_of_a_process_behind_the_server_is_noticed(start, tmp_path):
     child = "import subprocess\nc = subprocess.Popen(['sleep', '60'])\n"
     child += f"open({str(tmp_path / 'child')!r}, 'w').write(str(c.pid))\n"
     with start(child + READY) as server:
@@ -146,9 +146,26 @@ def test_death_of_a_process_behind_the_server_is_noticed(start, tmp_path, monkey
                 time.sleep(0.02)
                 server.check_alive()
         server.check_running()
-        monkeypatch.setattr("rekd_deploy.server.server._SETTLE_SECONDS", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "certain", "dies"), [(0, True, True), (1, True, True), (1, False, False), (-1, True, False)]
+)
+def test_a_death_while_models_are_exchanged_is_noticed(start, tmp_path, monkeypatch, change, certain, dies):
+    """One of two processes ends before they are counted again: the exchange may have ended it, or not."""
+    monkeypatch.setattr("rekd_deploy.server.server._SETTLE_SECONDS", 0.2)
+    child = "import signal, subprocess\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+    child += "children = [subprocess.Popen(['sleep', '60']) for _ in range(2)]\n"
+    child += f"open({str(tmp_path / 'child')!r}, 'w').write(str(children[0].pid))\n"
+    with start(child + READY) as server:
+        os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
+        server.watch_models(change, certain)
+        if not dies:
+            return server.check_alive()
         with pytest.raises(ServerError, match="a process that runs one of the models has died"):
-            server.watch_models(0)
+            for _ in range(100):
+                server.check_alive()
+                time.sleep(0.02)
 
 
 def test_never_ready(start):

@@ -56,10 +56,6 @@ def test_addresses_that_are_none(address):
         ServerSettings("/models", host=address)
 
 
-def test_shared_memory_is_opened_alone():
-    assert flags(shared_memory=True)["--http-restricted-api"] == f"model-repository,trace,logging:rekd-admin={KEY}"
-
-
 def test_every_mistake_in_one_message():
     with pytest.raises(ConfigError) as error:
         ServerSettings("/models", host="here", grpc_port=0, http_port=70000, metrics_port=70000, log_verbose=-1)

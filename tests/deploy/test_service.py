@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from servers import READY, FakeTriton
 
 from rekd_deploy.errors import ServerError
-from rekd_deploy.server.restart import NEVER, RestartPolicy
+from rekd_deploy.server.process import user_folder
 from rekd_deploy.server.server import TritonServer
-from rekd_deploy.server.service import Service
-from rekd_deploy.server.state import running_states
+from rekd_deploy.server.service import (
+    NEVER,
+    RestartPolicy,
+    ServerState,
+    Service,
+    remove_state,
+    running_states,
+    write_state,
+)
+from rekd_train.errors import ConfigError
 
 QUICK = RestartPolicy(limit=2, first_pause=0.05)
 
@@ -131,9 +141,69 @@ def test_a_first_start_that_fails_is_no_death(repository, tmp_path):
     assert lines == []
 
 
-def test_its_state_is_for_its_user_alone(running, server):
+def test_its_state_tells_where_it_listens(running, server):
     running(NEVER)
     (state,) = running_states()
     assert (state.grpc_url, state.http_url, state.key) == (server.grpc_url, server.http_url, server.key)
-    (path,) = Path(os.environ["XDG_CACHE_HOME"]).glob("rekd/serving-*.json")
+
+
+# when it is started again
+
+
+def test_pauses_double_up_to_the_longest_and_end_at_the_limit():
+    policy = RestartPolicy(limit=6, first_pause=0.5, longest_pause=3.0)
+    assert [policy.pause(deaths) for deaths in range(1, 9)] == [0.5, 1.0, 2.0, 3.0, 3.0, 3.0, None, None]
+
+
+def test_never():
+    assert NEVER.pause(1) is None
+
+
+def test_negative_limit():
+    with pytest.raises(ConfigError, match="is -1; it must be at least 0"):
+        RestartPolicy(limit=-1)
+
+
+# what it writes down
+
+
+def a_state(process_id=None, **changes):
+    fields = {
+        "process_id": process_id or os.getpid(), "repository": "/r", "grpc_url": "127.0.0.1:1",
+        "http_url": "http://127.0.0.1:2", "metrics_url": "http://127.0.0.1:3/metrics", "log_file": "/l", "key": "k",
+        "version": 1,
+    }  # fmt: skip
+    return ServerState(**{**fields, **changes})
+
+
+def test_written_read_and_removed():
+    assert running_states() == []
+    write_state(a_state())
+    path = write_state(a_state(version=2))
+    assert running_states() == [a_state(version=2)]
     assert path.stat().st_mode & 0o777 == 0o600
+    remove_state(os.getpid())
+    remove_state(os.getpid())
+    assert running_states() == [] and list(user_folder().iterdir()) == []
+
+
+def test_others_can_read_it_at_no_moment(monkeypatch):
+    modes = []
+    dump = json.dump
+
+    def watched(content, file, **settings):
+        modes.append(os.fstat(file.fileno()).st_mode & 0o777)
+        dump(content, file, **settings)
+
+    monkeypatch.setattr(json, "dump", watched)
+    write_state(a_state())
+    assert modes == [0o600]
+
+
+def test_what_a_killed_server_left_is_removed():
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    path = write_state(a_state(ended.pid))
+    write_state(a_state())
+    (user_folder() / "serving-damaged.json").write_text("{")
+    assert running_states() == [a_state()] and not path.exists()

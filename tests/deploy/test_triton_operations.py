@@ -17,12 +17,10 @@ from load import Load, alike, ask_ensemble, ask_raw_text, key_of
 from rekd_deploy.client.pipeline import Pipeline
 from rekd_deploy.errors import ServerError
 from rekd_deploy.repository.writer import write_repository
-from rekd_deploy.server.hot_reload import HotReload
-from rekd_deploy.server.model_control import ModelControl
-from rekd_deploy.server.restart import RestartPolicy
+from rekd_deploy.server.hot_reload import HotReload, ModelControl
+from rekd_deploy.server.process import children_of
 from rekd_deploy.server.server import TritonServer
-from rekd_deploy.server.service import Service
-from rekd_deploy.server.state import running_states
+from rekd_deploy.server.service import RestartPolicy, Service, running_states
 from rekd_deploy.server.status import read_status
 
 pytestmark = pytest.mark.triton
@@ -219,7 +217,6 @@ def test_a_model_process_killed_under_load(served, load, lines):
     from tritonclient.utils import InferenceServerException
 
     from rekd_deploy.errors import ClientError
-    from rekd_deploy.server.processes import children_of
 
     with load(tolerated=(ClientError, InferenceServerException)) as asked:
         os.kill(min(children_of(served.process_id)), signal.SIGKILL)
@@ -228,6 +225,27 @@ def test_a_model_process_killed_under_load(served, load, lines):
         asked.wait_for(lambda: all(answers[-1].at > again and answers[-1].maker == "new" for answers in asked.answers))
     assert "a process that runs one of the models has died" in lines[0]
     assert "nobody" not in asked.counts() and "old" not in asked.counts() and not asked.surprises
+
+
+def test_a_model_process_that_dies_during_an_exchange_is_noticed(served, lines, exported, monkeypatch):
+    del lines[:]
+    monkeypatch.setattr("rekd_deploy.server.server._SETTLE_SECONDS", 3.0)
+    load, killed = ModelControl.load, []
+
+    def load_and_kill(control, model):
+        load(control, model)
+        if not killed:
+            killed.append(min(children_of(served.process_id)))
+            os.kill(killed[0], signal.SIGKILL)
+
+    monkeypatch.setattr(ModelControl, "load", load_and_kill)
+    exported("selector new")
+    until = time.monotonic() + 120
+    while "the server answers again" not in lines and time.monotonic() < until:
+        time.sleep(0.1)
+    assert lines[0].startswith("reloaded in") and "a process that runs one of the models has died" in lines[1], lines
+    (state,) = running_states()
+    assert read_status(served.http_url).versions == (state.version,) == (served.live.current.version,)
 
 
 def test_the_key_opens_and_nothing_else_does(served):

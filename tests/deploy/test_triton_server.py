@@ -24,10 +24,10 @@ from rekd_deploy.client.transport import open_transport
 from rekd_deploy.errors import ModelMissingError, RejectedError, ServerError, ServerUnavailableError
 from rekd_deploy.repository.config import SELECTOR
 from rekd_deploy.repository.writer import GRAPH, write_repository
-from rekd_deploy.server.processes import children_of
+from rekd_deploy.server.process import children_of
 from rekd_deploy.server.program import find_installed
 from rekd_deploy.server.server import TritonServer
-from rekd_deploy.server.step_totals import StepTotals
+from rekd_deploy.server.status import StepTotals
 from rekd_train.files import sha256
 
 pytestmark = pytest.mark.triton

@@ -11,6 +11,7 @@ import pytest
 from fake_tensorrt import FakeDriver, FakeLibrary
 from test_verify import other_weights, sign
 
+from rekd_deploy.cli.export_summary import verification_lines
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.export.verify import verify
 from rekd_deploy.repository.writer import write_repository
@@ -63,7 +64,7 @@ def test_on_a_gpu_engines_run_and_the_manifest_is_completed(root):
     assert verification.engines["selector"].agreement.score_difference < 1e-4
     assert verification.engines["predictor"].agreement.compared_classes > 20
     assert entry_of(root)["status"] == "verified" and entry_of(root, "predictor")["observed"] == "fp32"
-    assert "verified on Fake RTX" in "\n".join(verification.lines())
+    assert "verified on Fake RTX" in "\n".join(verification_lines(verification))
     assert json.loads(json.dumps(verification.to_dict()))["engines"]["selector"]["gpu"].startswith("Fake RTX")
     before = (root / "manifest.json").stat().st_mtime_ns
     verify(root)
@@ -74,7 +75,7 @@ def test_without_a_gpu_they_stay_unverified_and_it_is_said(root, driver):
     driver.devices = 0
     verification = verify(root)
     assert entry_of(root)["status"] == "unverified" and set(verification.graphs) == set(ROLES)
-    assert "selector engine unverified: there is no GPU 0" in "\n".join(verification.lines())
+    assert "selector engine unverified: there is no GPU 0" in "\n".join(verification_lines(verification))
 
 
 def test_a_stale_engine_is_named_with_and_without_a_gpu(root, driver, tmp_path):

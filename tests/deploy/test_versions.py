@@ -16,8 +16,8 @@ from rekd_deploy.client.pipeline import Pipeline
 from rekd_deploy.errors import ExportError, RepositoryError
 from rekd_deploy.export.run import publish
 from rekd_deploy.repository.config import read_config
+from rekd_deploy.repository.manifest import Versions
 from rekd_deploy.repository.reader import check_repository
-from rekd_deploy.repository.versions import Versions
 from rekd_deploy.repository.writer import write_repository
 
 

@@ -86,7 +86,7 @@ def build_engine(
     }
 
 
-def promised_entry(
+def deferred_entry(
     product: Product, graph: Path, profiles: Sequence[Profile], precision: str
 ) -> dict[str, Any]:
     """The manifest entry of an engine that is to be built elsewhere; as ``build_engine``'s, without the file.
@@ -114,7 +114,7 @@ def promised_entry(
 
 
 def is_built(entry: Mapping[str, Any]) -> bool:
-    """Whether the engine of a manifest entry is there, and not only promised."""
+    """Whether the engine of a manifest entry is there, and not only deferred."""
     return entry.get("sha256") is not None
 
 
