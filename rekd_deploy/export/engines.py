@@ -9,15 +9,17 @@ from typing import Any
 
 from rekd_deploy.contract.artefacts import Artefacts
 from rekd_deploy.contract.signature import SHORTEST
-from rekd_deploy.runtimes.tensorrt.build import BuildSettings, build_engine, promised_entry
-from rekd_deploy.runtimes.tensorrt.library import Library, Product
-from rekd_deploy.runtimes.tensorrt.profiles import (
+from rekd_deploy.runtimes.tensorrt.build import (
+    BuildSettings,
     Profile,
     Range,
     batch_ranges,
+    build_engine,
+    deferred_entry,
     length_ranges,
     profiles_of,
 )
+from rekd_deploy.runtimes.tensorrt.library import Library, Product
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def promise_engines(artefacts: Artefacts, product: Product, request: EngineReque
     """
     entries = dict(artefacts.manifest["artefacts"])
     for role, profiles in _profiles(artefacts, request).items():
-        promise = promised_entry(product, artefacts.graphs[role], profiles, _precision(entries[role]))
+        promise = deferred_entry(product, artefacts.graphs[role], profiles, _precision(entries[role]))
         entries[role] = {**entries[role], "engine": promise}
     return replace(artefacts, manifest={**artefacts.manifest, "artefacts": entries})
 

@@ -15,7 +15,7 @@ from rekd_deploy.parity.reference import Agreement, Case, complaints
 from rekd_deploy.repository.reader import graph_path, plan_path
 from rekd_deploy.runtimes.tensorrt.build import BuildSettings, build_engine, is_built
 from rekd_deploy.runtimes.tensorrt.library import load_library
-from rekd_deploy.runtimes.tensorrt.readback import check_engine_file
+from rekd_deploy.runtimes.tensorrt.runner import check_engine_file
 
 
 @dataclass(frozen=True)

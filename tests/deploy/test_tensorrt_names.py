@@ -9,7 +9,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 API = json.loads((ROOT / "tests" / "golden" / "tensorrt_api.json").read_text(encoding="utf-8"))
 PRODUCTS = [key for key in API if key.startswith("tensorrt")]
-MODULES = [*sorted((ROOT / "rekd_deploy" / "engines").glob("tensorrt*.py")), ROOT / "rekd_deploy" / "triton_model.py"]
+MODULES = [
+    *sorted((ROOT / "rekd_deploy/runtimes/tensorrt").glob("*.py")), ROOT / "rekd_deploy/repository/backend/model.py"
+]
 
 VARIABLES = {
     "builder": "Builder", "network": "INetworkDefinition", "parser": "OnnxParser", "config": "IBuilderConfig",
@@ -71,7 +73,7 @@ def test_the_two_lists_are_of_the_products_that_are_built_for():
 
 
 def test_no_name_of_the_library_escapes_by_an_unknown_variable():
-    """A method of the library on a variable that ``VARIABLES`` does not know would not be held against the lists."""
+    """A method of the library on a variable that ``VARIABLES`` does not know would not be compared with the lists."""
     everything = {name for product in PRODUCTS for names in API[product].values() for name in names} - ELSEWHERE
     for module in MODULES:
         for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
