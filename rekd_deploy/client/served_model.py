@@ -107,7 +107,7 @@ class ServedModel:
         """A batch's outputs as predictions.
 
         Args:
-            request_id: of the request that was answered, for messages.
+            request_id: of the batch, for messages.
             items: what each row is in the call, for messages; empty: not told.
 
         Raises:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rekd_deploy.client.address import Address, TlsSettings, with_protocol
+from rekd_deploy.client.connection import Address, TlsSettings, with_protocol
 from rekd_deploy.client.transport import (
     Arrays,
     ModelConfig,
@@ -27,7 +27,7 @@ _CHANNEL = {
     "grpc.max_receive_message_length": -1,
     "grpc.initial_reconnect_backoff_ms": 100,  # a retry must not find the channel still asleep
     "grpc.max_reconnect_backoff_ms": 1000,
-    # no pings to learn how much may be on its way to us: answers are small, and each ping costs a request 0.1 ms
+    # no pings to learn how much may be on its way to us: responses are small, and each ping costs a request 0.1 ms
     "grpc.http2.bdp_probe": 0,
     "grpc.http2.lookahead_bytes": 1 << 20,
 }
@@ -38,7 +38,7 @@ class GrpcTransport(Transport):
 
     Args:
         address: of the server.
-        timeout: seconds an answer may take where a request says nothing else.
+        timeout: seconds a response may take where a request says nothing else.
         headers: sent with every request, names in lower case.
         tls: for an encrypted address.
     """
@@ -74,18 +74,13 @@ class GrpcTransport(Transport):
         )
 
     def submit(
-        self,
-        model: str,
-        inputs: Mapping[str, np.ndarray],
-        outputs: Sequence[str],
-        *,
-        timeout: float | None = None,
-        request_id: str = "",
+        self, model: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], *,
+        timeout: float | None = None, request_id: str = "",
     ) -> Future[Arrays]:
         timeout = self._timeout if timeout is None else timeout
         future: Future[Arrays] = Future()
 
-        def answered(result: Any, error: Exception | None) -> None:
+        def completed(result: Any, error: Exception | None) -> None:
             if not future.set_running_or_notify_cancel():
                 return
             try:
@@ -97,7 +92,7 @@ class GrpcTransport(Transport):
 
         try:
             call = self._client.async_infer(
-                callback=answered, **self._request(model, inputs, outputs, timeout, request_id)
+                callback=completed, **self._request(model, inputs, outputs, timeout, request_id)
             )
         except Exception as error:
             raise self._typed(error, model, timeout, request_id) from None
@@ -114,12 +109,7 @@ class GrpcTransport(Transport):
             raise self._typed(error, model, timeout, request_id) from None
 
     def _request(
-        self,
-        model: str,
-        inputs: Mapping[str, np.ndarray],
-        outputs: Sequence[str],
-        timeout: float,
-        request_id: str,
+        self, model: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], timeout: float, request_id: str
     ) -> dict[str, Any]:
         """What ``submit`` and ``infer`` hand to the library."""
         return {

@@ -12,11 +12,11 @@ import pytest
 from conftest import make_rationalizer
 from fake_server import FakeServer, PatientServer
 
+from rekd_deploy.client.batching import WindowedText
 from rekd_deploy.client.calls import IN_FLIGHT
 from rekd_deploy.client.client import AsyncClient, Client
-from rekd_deploy.client.retry import RetryPolicy
+from rekd_deploy.client.connection import RetryPolicy
 from rekd_deploy.client.transport import ModelConfig
-from rekd_deploy.client.windows import WindowedText
 from rekd_deploy.contract.description import ServedDescription
 from rekd_deploy.errors import (
     ClientError,

@@ -20,10 +20,9 @@ import pytest
 import trustme
 from proxies import Proxy
 
-from rekd_deploy.client.address import TlsSettings
 from rekd_deploy.client.client import AsyncClient, Client
+from rekd_deploy.client.connection import RetryPolicy, TlsSettings
 from rekd_deploy.client.pipeline import Pipeline
-from rekd_deploy.client.retry import RetryPolicy
 from rekd_deploy.client.transport import open_transport
 from rekd_deploy.errors import (
     ClientError,

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from conftest import WORDS
 
-from rekd_deploy.client.batching import Batches
+from rekd_deploy.client.batching import Batches, WindowedText, _Whole
 from rekd_deploy.client.pipeline import Pipeline
-from rekd_deploy.client.windows import WindowedText, _Whole
 from rekd_train.errors import InputError
 from rekd_train.inputs.prediction import Piece, Prediction
 from rekd_train.inputs.text import TextPreprocessor, TextSettings

@@ -33,7 +33,6 @@ _FOLLOWING = {
 }
 """Half precision goes on here once one of the inputs is in it."""
 _FOLLOWING_IN_ENGINES = _FOLLOWING | {"Softmax", "IsNaN"}
-_MASK_SOURCES = {"Where", "Expand", "Unsqueeze", "Reshape", "Concat", "Cast", "Mul", "Slice"}
 
 
 def to_half(
@@ -71,8 +70,9 @@ class _Converter:
 
     def run(self) -> onnx.ModelProto:
         low = self._low_nodes()
-        for node in self._model.graph.node:
-            self._half.update(name for name in node.output if node.name in low and name in self._floats)
+        self._half = {
+            name for node in self._model.graph.node if node.name in low for name in node.output if name in self._floats
+        }
         for node in self._model.graph.node:
             self._nodes.append(self._converted(node, node.name in low))
             if node.name in low and self._emulated:
@@ -149,7 +149,7 @@ class _Converter:
                 if low:
                     changed.input[index] = self._half_constant(name, node)
             elif (name in self._half) != low:
-                changed.input[index] = self._cast(name, node, low)
+                changed.input[index] = self._cast(name, low)
         return changed
 
     def _half_constant(self, name: str, reader: onnx.NodeProto) -> str:
@@ -171,10 +171,8 @@ class _Converter:
             )
         return wanted
 
-    def _cast(self, name: str, reader: onnx.NodeProto, down: bool) -> str:
+    def _cast(self, name: str, down: bool) -> str:
         if (name, down) not in self._casts:
-            if down:
-                self._refuse_large_masks(name, reader)
             new = self._fresh(f"{name}/{self._suffix if down else 'float32'}")
             if self._emulated:  # a half-precision tensor is a rounded one of float32 already
                 self._nodes += self._rounding(name, new) if down else [_node("Identity", name, new)]
@@ -182,23 +180,6 @@ class _Converter:
                 self._nodes.append(_node("Cast", name, new, to=self._type if down else TensorProto.FLOAT))
             self._casts[name, down] = new
         return self._casts[name, down]
-
-    def _refuse_large_masks(self, name: str, reader: onnx.NodeProto) -> None:
-        """A mask's constant that would be cast at run time becomes -inf unseen."""
-        producer = self._structure.producers.get(name)
-        while producer is not None and producer.op_type in _MASK_SOURCES:
-            for source in producer.input:
-                tensor = self._structure.constants.get(source)
-                if tensor is None or source not in self._floats:
-                    continue
-                largest = float(np.max(np.abs(numpy_helper.to_array(tensor)), initial=0))
-                if largest > self._largest:
-                    raise ExportError(
-                        f"{reader.name} would be handed a mask of {largest:.6g} in {self._precision}; fix: --precision "
-                        "fp32"
-                    )
-            producer = next((self._structure.producers.get(source) for source in producer.input
-                             if source in self._floats and source not in self._structure.constants), None)
 
     def _round_outputs(self, node: onnx.NodeProto) -> None:
         for index, name in enumerate(node.output):
@@ -209,7 +190,6 @@ class _Converter:
     def _rounding(self, name: str, new: str) -> list[onnx.NodeProto]:
         between = self._fresh(f"{new}/rounded")
         return [_node("Cast", name, between, to=self._type), _node("Cast", between, new, to=TensorProto.FLOAT)]
-
 
     def _fresh(self, wanted: str) -> str:
         """``wanted``, or that with a number, and noted as taken."""

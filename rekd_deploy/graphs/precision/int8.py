@@ -23,7 +23,7 @@ from rekd_deploy.graphs.fusion import norms_apart
 from rekd_deploy.graphs.onnx_model import RUNTIME_DOMAIN, Structure, replace_nodes
 from rekd_deploy.graphs.precision.structure import is_linear, name_nodes, split_attention
 from rekd_deploy.runtimes.base import Arrays
-from rekd_deploy.runtimes.onnxruntime import onnx_runtime
+from rekd_deploy.runtimes.onnxruntime import quiet_session
 
 _KEPT = 1 << 15
 """Values of one tensor and example that enter the search for its range."""
@@ -172,15 +172,11 @@ def calibrated_ranges(
         batches: inputs of the graph; one example each, so that no padding is measured.
         symmetric: signed values, 0 stands for 0; else unsigned ones.
     """
-    runtime = onnx_runtime()
     probe = deepcopy(model)
     probe.graph.ClearField("output")
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
-    options = runtime.SessionOptions()
-    options.log_severity_level = 4
     # sums that are split among threads may differ in their last bit, and the scales with them
-    options.intra_op_num_threads = 1
-    session = runtime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = quiet_session(probe.SerializeToString(), intra_op_num_threads=1)
     wanted = {value.name for value in session.get_inputs()}
     seen: dict[str, list[np.ndarray]] = {name: [] for name in tensors}
     for inputs in batches:

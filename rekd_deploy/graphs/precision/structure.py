@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 from rekd_deploy.errors import ExportError
 from rekd_deploy.graphs.onnx_model import RUNTIME_DOMAIN, Structure, replace_nodes
-from rekd_deploy.runtimes.onnxruntime import onnx_runtime
+from rekd_deploy.runtimes.onnxruntime import onnx_runtime, quiet_session
 
 _ATTENTION_SETTINGS = {"num_heads", "qkv_hidden_sizes", "scale", "unidirectional"}
 
@@ -44,16 +44,13 @@ def float_tensors(model: onnx.ModelProto) -> set[str]:
     Raises:
         ExportError: ONNX Runtime cannot load the graph.
     """
-    runtime, structure = onnx_runtime(), Structure(model)
+    structure, unoptimised = Structure(model), onnx_runtime().GraphOptimizationLevel.ORT_DISABLE_ALL
     probe = deepcopy(model)
     probe.graph.output.extend(
         onnx.ValueInfoProto(name=name) for name in structure.producers if name not in structure.outputs
     )
-    options = runtime.SessionOptions()
-    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
     try:
-        session = runtime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = quiet_session(probe.SerializeToString(), graph_optimization_level=unoptimised)
     except Exception as error:  # the library's exceptions share no root
         raise ExportError(f"the types of the graph cannot be inferred: {str(error).splitlines()[0]}") from None
     values = (*session.get_inputs(), *session.get_outputs())
