@@ -165,7 +165,7 @@ def test_closing_while_calls_are_on_their_way(url, many, expected):
         time.sleep(0.3)
         client.close()
         assert {each.result(30) for each in calling} == {
-            "the client is closed; fix: open another, or close it once its calls are answered"
+            "the client is closed; fix: open another, or close it once its calls are done"
         }
 
 
