@@ -18,7 +18,7 @@ from rekd_train.inputs.preprocessors import Encoded
 
 
 class Pipeline:
-    """Answers like the Triton client, in this process, on ONNX Runtime or, where asked for, the repository's engines.
+    """Predicts like the Triton client, in this process, on ONNX Runtime or, if requested, the repository's engines.
 
     On a GPU, ONNX Runtime keeps what one step hands to the next where it is, and replays a captured CUDA graph for
     each bucket of batch and length; texts are parted so that few rows are filled up (``batching.cuts``).
@@ -35,7 +35,7 @@ class Pipeline:
         device: 'cpu', 'cuda' or 'cuda:N'; None: 'cuda' for engines, else 'cpu'.
 
     Raises:
-        EngineError: there is no such device, or engines were asked for on a CPU.
+        EngineError: there is no such device, or engines were requested on a CPU.
         RepositoryError: a file is missing, altered, or does not belong to the others; or there is no single graph or
             engine.
     """

@@ -84,7 +84,7 @@ def _tensor_with_axis(model: onnx_ir.Model, axis: str) -> tuple[onnx_ir.Value | 
 
 
 # SkipLayerNormalization is not vectorised on CPUs: five to fifteen times the time of a sum and a LayerNormalization,
-# a fifth to two thirds of a small network's time. On GPUs it is the faster form, and stays.
+# a fifth to two thirds of a small network's time. On GPUs it is the faster variant, and stays.
 
 
 def norms_apart(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -148,7 +148,9 @@ def has_added_mask(node: onnx.NodeProto) -> bool:
 def _keys(name: str, structure: Structure) -> str | None:
     """The mask (B, N) that a term or condition (B, 1, .., N) repeats for every query; None: it is another thing."""
     node = structure.producers.get(name)
-    match node.op_type if node is not None else "":
+    if node is None:
+        return None
+    match node.op_type:
         case "Where" if _hides(node, structure):
             return _keys(node.input[0], structure)
         case "Expand":

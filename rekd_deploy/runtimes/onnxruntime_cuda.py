@@ -141,9 +141,9 @@ def reason_of(error: Exception) -> str:
 @cache
 def _missing_library() -> str:
     """What ONNX Runtime says about the first of CUDA's libraries that it cannot load, or ''."""
-    with redirect_stdout(StringIO()) as told:
+    with redirect_stdout(StringIO()) as output:
         onnx_runtime().preload_dlls()
-    return next((line.strip() for line in told.getvalue().splitlines() if line.startswith("Failed to load")), "")
+    return next((line.strip() for line in output.getvalue().splitlines() if line.startswith("Failed to load")), "")
 
 
 class Shape:

@@ -128,11 +128,11 @@ def _with_biases(model: onnx.ModelProto) -> onnx.ModelProto:
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         if node.op_type == "MatMulIntegerToFloat":
-            reader, *others = structure.readers.get(node.output[0], [None])
-            bias = None if others or reader is None else _bias_of(reader, node, structure)
-            if bias and reader.name not in adders:
+            readers = structure.readers.get(node.output[0], [])
+            bias = _bias_of(readers[0], node, structure) if len(readers) == 1 else None
+            if bias and readers[0].name not in adders:
                 node.input.append(bias)
-                adders[reader.name] = bias
+                adders[readers[0].name] = bias
         if node.name in adders:
             kept = [name for name in node.input if name != adders[node.name]]
             operator = {"Add": "Identity", "BiasGelu": "Gelu", "Sum": "Sum"}[node.op_type]
