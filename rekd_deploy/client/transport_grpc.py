@@ -64,11 +64,10 @@ class GrpcTransport(Transport):
         )
 
     def model_versions(self, model: str, timeout: float) -> list[str]:
-        found = self._call(lambda **how: self._client.get_model_metadata(model, **how), model, timeout)
-        return list(found.versions)
+        return list(self._call(self._client.get_model_metadata, model, timeout, model).versions)
 
     def model_config(self, model: str, version: str, timeout: float) -> ModelConfig:
-        config = self._call(lambda **how: self._client.get_model_config(model, version, **how), model, timeout).config
+        config = self._call(self._client.get_model_config, model, timeout, model, version).config
         return ModelConfig(
             {key: value.string_value for key, value in config.parameters.items()}, config.max_batch_size
         )
@@ -122,13 +121,11 @@ class GrpcTransport(Transport):
         }
 
     def server_facts(self, model: str, timeout: float) -> ServerFacts:
-        def call(function: Callable[..., Found], *what: Any, **options: Any) -> Found:
-            return self._call(lambda **how: function(*what, **options, **how), model, timeout)
-
-        client = self._client
-        triton = call(client.get_server_metadata, as_json=True)["version"]
-        ready = call(client.is_server_ready) and call(client.is_model_ready, model)
-        return ServerFacts(triton, ready, call(client.get_inference_statistics, as_json=True)["model_stats"])
+        call, client = self._call, self._client
+        triton = call(client.get_server_metadata, model, timeout, as_json=True)["version"]
+        ready = call(client.is_server_ready, model, timeout) and call(client.is_model_ready, model, timeout, model)
+        statistics = call(client.get_inference_statistics, model, timeout, as_json=True)["model_stats"]
+        return ServerFacts(triton, ready, statistics)
 
     def explained(self, error: ClientError) -> ClientError:
         return with_protocol(error, self._address)
@@ -136,9 +133,11 @@ class GrpcTransport(Transport):
     def close(self) -> None:
         self._client.close()
 
-    def _call(self, function: Callable[..., Found], model: str, timeout: float) -> Found:
+    def _call(
+        self, function: Callable[..., Found], model: str, timeout: float, *arguments: Any, **options: Any
+    ) -> Found:
         try:
-            return function(client_timeout=timeout, headers=self._headers)
+            return function(*arguments, **options, client_timeout=timeout, headers=self._headers)
         except Exception as error:
             raise self._typed(error, model, timeout) from None
 

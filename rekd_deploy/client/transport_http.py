@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -30,11 +30,6 @@ CONNECTIONS = 32
 """Most requests of one client on their way at once; the others wait their turn. Each open connection has a thread."""
 _JSON_LENGTH = "Inference-Header-Content-Length"
 _CHUNK = 1 << 20
-
-
-class _Response(NamedTuple):
-    headers: Mapping[str, str]
-    content: bytes
 
 
 class HttpTransport(Transport):
@@ -93,11 +88,11 @@ class HttpTransport(Transport):
 
         def infer() -> Arrays:
             path = f"v2/models/{quote(model, safe='')}/infer"
-            response = self._exchange("POST", path, model, timeout, until, body, length, request_id)
+            headers, content = self._exchange("POST", path, model, timeout, until, body, length, request_id)
             try:
-                found = response.headers.get(_JSON_LENGTH)
+                found = headers.get(_JSON_LENGTH)
                 result = InferenceServerClient.parse_response_body(
-                    response.content, header_length=None if found is None else int(found)
+                    content, header_length=None if found is None else int(found)
                 )
                 return arrays_of(result, outputs, str(result.get_response().get("model_version", "")))
             except Exception:  # whatever the library makes of a response that is none
@@ -125,9 +120,9 @@ class HttpTransport(Transport):
         self._pool.close()
 
     def _get(self, path: str, model: str, timeout: float) -> Any:
-        response = self._exchange("GET", path, model, timeout, time.monotonic() + timeout)
+        _, content = self._exchange("GET", path, model, timeout, time.monotonic() + timeout)
         try:
-            return json.loads(response.content)
+            return json.loads(content)
         except ValueError:
             raise self._no_triton() from None
 
@@ -141,8 +136,8 @@ class HttpTransport(Transport):
     def _exchange(
         self, method: str, path: str, model: str, timeout: float, until: float,
         body: bytes = b"", headers: Mapping[str, str] | None = None, request_id: str = "",
-    ) -> _Response:
-        """One request and its whole response, or the error that fits."""
+    ) -> tuple[Mapping[str, str], bytes]:
+        """The headers and the whole content of a response, or the error that fits."""
         from urllib3 import Timeout
         from urllib3.exceptions import HTTPError, NewConnectionError, SSLError, TimeoutError
 
@@ -180,7 +175,7 @@ class HttpTransport(Transport):
             raise failure("503", str(error)) from None
         if response.status != 200:
             raise failure(str(response.status), _reason(content, response.reason))
-        return _Response(response.headers, content)
+        return response.headers, content
 
     def _no_triton(self) -> ServerUnavailableError:
         return ServerUnavailableError(f"what answers at {self._url} is no Triton server; fix: check the URL")
