@@ -23,7 +23,8 @@ from rekd_deploy.contract.signature import GraphSignature, PairSignature, Slots,
 from rekd_deploy.errors import BenchmarkError
 from rekd_deploy.export.options import GPU_PRECISIONS
 from rekd_deploy.parity.reference import Agreement, compare, read_cases, record
-from rekd_deploy.runtimes.onnxruntime_device import DeviceChain, Graph
+from rekd_deploy.runtimes.base import Graph
+from rekd_deploy.runtimes.onnxruntime_device import DeviceChain
 from rekd_train.errors import RekdError
 from rekd_train.files import atomic_directory, sha256, write_json
 

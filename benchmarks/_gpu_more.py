@@ -31,9 +31,8 @@ from rekd_deploy.bench.variants_torch import PREDICTOR, all_kept
 from rekd_deploy.errors import EngineError
 from rekd_deploy.parity.reference import compare, read_cases
 from rekd_deploy.runtimes.base import Arrays, RunnerChain
-from rekd_deploy.runtimes.tensorrt.build import BuildSettings, build_engine
+from rekd_deploy.runtimes.tensorrt.build import BuildSettings, batch_ranges, build_engine, length_ranges, profiles_of
 from rekd_deploy.runtimes.tensorrt.library import PRODUCTS, Library, load_library
-from rekd_deploy.runtimes.tensorrt.profiles import batch_ranges, length_ranges, profiles_of
 from rekd_deploy.runtimes.tensorrt.runner import TensorRTRunner
 from rekd_train.errors import MissingExtraError
 

@@ -105,7 +105,7 @@ class _Graphs:
         self, size: tuple[int, int, int], length: int, budget: float, threads: int, stack: ExitStack
     ) -> None:
         from rekd_deploy.graphs import onnx_model
-        from rekd_deploy.graphs.fusion_embedding import embeddings_together
+        from rekd_deploy.graphs.fusion import embeddings_together
         from rekd_deploy.graphs.modules import pair_signature
         from rekd_deploy.graphs.tracing import OPSET, traced_graphs
         from rekd_deploy.runtimes.base import RunnerChain
@@ -189,8 +189,8 @@ def _int8(pair, models, signature, samples):
     """Both graphs in int8, whatever that does to random rationales."""
     from rekd_deploy.graphs.modules import head_layers
     from rekd_deploy.graphs.precision.convert import HEAD_OUTPUTS
-    from rekd_deploy.graphs.precision.integers import to_int8
-    from rekd_deploy.graphs.precision.structure import Structure, name_nodes
+    from rekd_deploy.graphs.precision.int8 import to_int8
+    from rekd_deploy.graphs.precision.structure import guarded_nodes, name_nodes
     from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
     heads, named = head_layers(pair), {role: name_nodes(model) for role, model in models.items()}
@@ -200,7 +200,7 @@ def _int8(pair, models, signature, samples):
             for inputs in samples
         ]
     return {
-        role: to_int8(model, Structure(model).guarded(HEAD_OUTPUTS[role], heads[role]), singles)
+        role: to_int8(model, guarded_nodes(model, HEAD_OUTPUTS[role], heads[role]), singles)
         for role, model in named.items()
     }
 

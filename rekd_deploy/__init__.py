@@ -30,8 +30,8 @@ _LAZY = {
     "AsyncClient": "rekd_deploy.client.client",
     "Client": "rekd_deploy.client.client",
     "Pipeline": "rekd_deploy.client.pipeline",
-    "RetryPolicy": "rekd_deploy.client.retry",
-    "TlsSettings": "rekd_deploy.client.address",
+    "RetryPolicy": "rekd_deploy.client.connection",
+    "TlsSettings": "rekd_deploy.client.connection",
     "TritonServer": "rekd_deploy.server.server",
 }
 

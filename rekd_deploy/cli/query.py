@@ -119,7 +119,7 @@ def query(
             raise typer.BadParameter(what, param_hint=option)
     options = {"timeout": timeout, "headers": _headers(header)}
     if ca or cert or key:
-        from rekd_deploy.client.address import TlsSettings
+        from rekd_deploy.client.connection import TlsSettings
 
         options["tls"] = TlsSettings(ca, cert, key)
     if image:

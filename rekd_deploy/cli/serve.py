@@ -140,7 +140,7 @@ def _show_status(url: str | None, ca: Path | None, json: bool) -> int:
     """Print the status; returns the exit code."""
     from rich.console import Console
 
-    from rekd_deploy.client.address import TlsSettings
+    from rekd_deploy.client.connection import TlsSettings
     from rekd_deploy.server.service import running_states
     from rekd_deploy.server.status import choose_url, read_status, status_table
 

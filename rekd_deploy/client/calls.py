@@ -1,23 +1,26 @@
-"""The calls of a client: requests in flight, retries, and the predictions in order. torch-free.
+"""The calls of a client: requests in flight, retries, deadlines, and the predictions in order. torch-free.
 
-``Client`` makes a call in the caller's thread, ``AsyncClient`` in a thread of its own, so both give the same answers.
+``Client`` makes a call in the caller's thread, ``AsyncClient`` in a thread of its own, so both predict the same.
 """
 
 from __future__ import annotations
 
+import secrets
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, count, islice
 from typing import Any
 
 from rekd_deploy.client.batching import Batches
-from rekd_deploy.client.retry import Call, RetryPolicy
+from rekd_deploy.client.connection import RetryPolicy
 from rekd_deploy.client.served_model import ServedModel, ServedVersion
 from rekd_deploy.client.transport import Arrays, Transport
-from rekd_deploy.errors import ClientError, DeadlineError, VersionMismatchError
+from rekd_deploy.errors import ClientError, DeadlineError, ServerUnavailableError, VersionMismatchError
+from rekd_train.errors import InputError
 from rekd_train.inputs.prediction import Prediction
 from rekd_train.inputs.preprocessors import Encoded
 
@@ -26,12 +29,104 @@ IN_FLIGHT = 4
 _OUTPUTS = ("scores", "mask", "probabilities")
 _GRACE = 0.5
 """Seconds by which the transport's own time-out, which knows more, may come first."""
+_LONGEST_ID = 128
 _READINGS = 3
 """How often a call starts anew because the server has another model since."""
 
 
+class Call:
+    """The time, the ids and the end of one call.
+
+    Args:
+        timeout: seconds one request may take.
+        deadline: seconds the whole call may take; None: as long as it takes.
+        request_id: of the first request; later ones have a number behind it. None: a random one.
+        cancellable: another thread may cancel it.
+
+    Raises:
+        InputError: an argument that cannot be used.
+    """
+
+    def __init__(
+        self, timeout: float, deadline: float | None = None, request_id: str | None = None, *, cancellable: bool = False
+    ) -> None:
+        if deadline is not None and not deadline > 0:
+            raise InputError(f"deadline is {deadline:g} s; it must be more than 0")
+        if request_id is None:
+            request_id = secrets.token_hex(8)
+        elif not (isinstance(request_id, str) and request_id.isprintable() and 0 < len(request_id) <= _LONGEST_ID):
+            raise InputError(f"request_id must be one line of 1..{_LONGEST_ID} printable characters")
+        self.timeout = timeout
+        self.deadline = deadline
+        self.cancellable = cancellable
+        self._until = float("inf") if deadline is None else time.monotonic() + deadline
+        self._request_id = request_id
+        self._numbers = count(1)
+        self._cancelled = threading.Event()
+        self._wake = threading.Event()
+
+    def next_id(self) -> str:
+        """The id of the next request."""
+        number = next(self._numbers)
+        return self._request_id if number == 1 else f"{self._request_id}-{number}"
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return self._until - time.monotonic()
+
+    def remaining(self) -> float:
+        """Seconds that the next request may take.
+
+        Raises:
+            DeadlineError: none are left.
+            CancelledError: the call was cancelled.
+        """
+        if self._cancelled.is_set():
+            raise CancelledError
+        if self.left <= 0:
+            raise self.too_late()
+        return min(self.left, self.timeout)
+
+    def too_late(self) -> DeadlineError:
+        """The error of a call that is beyond its deadline."""
+        return DeadlineError(
+            f"the call was not finished within {self.deadline:g} s (request {self._request_id}); fix: a longer deadline"
+        )
+
+    def cancel(self) -> None:
+        """End it: whatever it waits for raises CancelledError."""
+        self._cancelled.set()
+        self._wake.set()
+
+    def pause(self, seconds: float) -> None:
+        """Wait, or until it is cancelled."""
+        self._cancelled.wait(seconds)
+
+    def result(self, future: Future[Arrays], until: float) -> Arrays:
+        """What a request's future holds.
+
+        Raises:
+            TimeoutError: it does not at the moment ``until``.
+            CancelledError: the call was cancelled.
+            ClientError: the request failed.
+        """
+        if self.cancellable:
+            future.add_done_callback(lambda _: self._wake.set())
+            while not future.done():
+                if not self._wake.wait(max(until - time.monotonic(), 0)):
+                    raise TimeoutError
+                self._wake.clear()
+                if self._cancelled.is_set():
+                    raise CancelledError
+        try:
+            return future.result(max(until - time.monotonic(), 0))
+        except CancelledError:
+            raise ServerUnavailableError("the connection was closed before the response came") from None
+
+
 class _Exchanged(Exception):
-    """The model that answered is not the one that was prepared for."""
+    """The response is of another model than the request was prepared for."""
 
 
 @dataclass
@@ -175,7 +270,7 @@ class Caller:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ClientError("the client is closed; fix: open another, or close it once its calls are answered")
+            raise ClientError("the client is closed; fix: open another, or close it once its calls are done")
 
     def _check_version(self, served: ServedVersion, version: str, call: Call) -> None:
         """The server may have loaded another version since: its tokens and labels must be those of the request."""

@@ -12,12 +12,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from rekd_deploy.client.address import TlsSettings
-from rekd_deploy.client.calls import Caller
-from rekd_deploy.client.retry import Call, RetryPolicy
+from rekd_deploy.client.calls import Call, Caller
+from rekd_deploy.client.connection import RetryPolicy, TlsSettings
 from rekd_deploy.client.transport import Transport, open_transport
 from rekd_deploy.contract.description import ServedDescription
 from rekd_deploy.errors import ClientError
@@ -32,7 +30,7 @@ Result = TypeVar("Result")
 
 
 class _ClientOptions:
-    """What both clients are made of."""
+    """What both clients take and hold."""
 
     def __init__(
         self,
@@ -79,9 +77,7 @@ class Client(_ClientOptions):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -111,8 +107,8 @@ class Client(_ClientOptions):
 
         Args:
             items: texts (str); for a vision model images: uint8 arrays (H, W, C), Pillow images or paths.
-            windows: read a text beyond the model's length window by window and combine the answers
-                (``windows.py`` has the rules), instead of cutting it (``Prediction.truncated``).
+            windows: read a text beyond the model's length window by window and combine the predictions
+                (``batching.py`` has the rules), instead of cutting it (``Prediction.truncated``).
             deadline: seconds the whole call may take, with every request and pause; None: as long as it takes.
             request_id: what the server's log calls the first request; later batches have -2, -3 ... behind it.
                 None: a random one.
@@ -122,7 +118,7 @@ class Client(_ClientOptions):
             FaultyItemsError: items that cannot be used, by their number, counted from 1.
             ServerUnavailableError: nothing answers at the address; ServerBusyError: its queue is full.
             InsecureServerError: no trusted TLS connection.
-            DeadlineError: no answer in time.
+            DeadlineError: no response in time.
             ModelMissingError: the server does not serve the model.
             VersionMismatchError: client and served model do not belong together.
             RejectedError: the server refused the request.
@@ -131,7 +127,7 @@ class Client(_ClientOptions):
 
 
 class AsyncClient(_ClientOptions):
-    """``Client`` for asyncio: the same arguments, answers and errors; up to ``CALLS`` calls are made at once.
+    """``Client`` for asyncio: the same arguments, predictions and errors; up to ``CALLS`` calls are made at once.
 
     Each call is made in a thread, so the event loop is never held up. A cancelled task abandons its requests.
     """
@@ -139,9 +135,7 @@ class AsyncClient(_ClientOptions):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exception: object) -> None:
         await self.close()
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The served model without a server: the same repository, the same graphs, the same answers. torch-free."""
+"""The served model without a server: the same repository, the same graphs, the same predictions. torch-free."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
 from typing import Any, Self
 
 from rekd_deploy.client.batching import Batches
@@ -19,7 +18,7 @@ from rekd_train.inputs.preprocessors import Encoded
 
 
 class Pipeline:
-    """Answers like the Triton client, in this process, on ONNX Runtime or, where asked for, the repository's engines.
+    """Predicts like the Triton client, in this process, on ONNX Runtime or, if requested, the repository's engines.
 
     On a GPU, ONNX Runtime keeps what one step hands to the next where it is, and replays a captured CUDA graph for
     each bucket of batch and length; texts are parted so that few rows are filled up (``batching.cuts``).
@@ -36,7 +35,7 @@ class Pipeline:
         device: 'cpu', 'cuda' or 'cuda:N'; None: 'cuda' for engines, else 'cpu'.
 
     Raises:
-        EngineError: there is no such device, or engines were asked for on a CPU.
+        EngineError: there is no such device, or engines were requested on a CPU.
         RepositoryError: a file is missing, altered, or does not belong to the others; or there is no single graph or
             engine.
     """
@@ -81,13 +80,11 @@ class Pipeline:
         self._open(self._closings)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Let go of the loaded graphs; calls of other threads fail, later ones load the graphs again."""
+        """Release the loaded graphs; calls of other threads fail, later ones load the graphs again."""
         with self._opening:
             self._closings += 1
             if self._running is not None:
@@ -99,8 +96,8 @@ class Pipeline:
 
         Args:
             items: texts (str); for a vision model images: uint8 arrays (H, W, C), Pillow images or paths.
-            windows: read a text beyond the model's length window by window and combine the answers
-                (``windows.py`` has the rules), instead of cutting it.
+            windows: read a text beyond the model's length window by window and combine the predictions
+                (``batching.py`` has the rules), instead of cutting it.
 
         Raises:
             InputError: an empty list, or windows of an image.
@@ -112,19 +109,19 @@ class Pipeline:
         closings = self._closings
         batches = Batches(self.preprocessor, items, self._batch_size, windows=windows, filled_to=self._filled_to)
         for indices, encoded in batches:
-            batches.collect(indices, self._answer(encoded, closings))
+            batches.collect(indices, self._predicted(encoded, closings))
         return batches.predictions()
 
     def _open(self, closings: int) -> None:
         with self._opening:
             if self._closings != closings:
-                raise EngineError("the pipeline is closed; fix: close it once its calls are answered")
+                raise EngineError("the pipeline is closed; fix: close it once its calls are done")
             if self._running is None:
                 with ExitStack() as stack:
                     stack.enter_context(self._chain)
                     self._running = stack.pop_all()
 
-    def _answer(self, encoded: Encoded, closings: int) -> list[Prediction]:
+    def _predicted(self, encoded: Encoded, closings: int) -> list[Prediction]:
         self._open(closings)
         try:
             found = self._chain.run(encoded.inputs)

@@ -97,7 +97,7 @@ def highlighted(image: str | Path | np.ndarray | Image, prediction: Prediction) 
 
     Args:
         image: what was predicted on: a path, a Pillow image, or uint8 (H, W, C) or (H, W).
-        prediction: its answer.
+        prediction: of that image.
     """
     from PIL import Image as images
     from PIL import ImageDraw

@@ -107,8 +107,8 @@ class ServedModel:
         """A batch's outputs as predictions.
 
         Args:
-            request_id: of the request that was answered, for messages.
-            items: what each row is in the call, for messages; empty: not told.
+            request_id: of the batch, for messages.
+            items: what each row is in the call, for messages; empty: not known.
 
         Raises:
             VersionMismatchError: outputs of other shapes than this version's.
@@ -123,13 +123,13 @@ class ServedModel:
             found = None if outputs[name] is None else outputs[name].shape
             if found != shape:
                 raise VersionMismatchError(
-                    f"the model '{self.name}' at {self.url} answered {name} of shape {found}, expected {shape}; "
+                    f"the model '{self.name}' at {self.url} gave {name} of shape {found}, expected {shape}; "
                     "fix: use the rekd version that exported it"
                 )
         if len(bad := np.flatnonzero(~np.isfinite(outputs["probabilities"]).all(axis=1))):
             which = f", item {items[bad[0]]} of the call" if items else ""
             raise ClientError(
-                f"the model '{self.name}' at {self.url} answered row {bad[0]} of request {request_id}{which}, with "
+                f"the model '{self.name}' at {self.url} gave row {bad[0]} of request {request_id}{which}, with "
                 "probabilities that are no numbers; its graph got ids or a mask that it cannot read, or overflowed in "
                 "half precision; fix: rekd-export --verify the repository that is served, or export it in fp32"
             )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rekd_deploy.client.address import Address, TlsSettings, checked_headers
+from rekd_deploy.client.connection import Address, TlsSettings, checked_headers
 from rekd_deploy.errors import (
     ClientError,
     DeadlineError,
@@ -43,7 +43,7 @@ class Arrays(dict[str, np.ndarray]):
     """The outputs of a request by name."""
 
     version: str = ""
-    """Version of the model that answered."""
+    """Version of the model that computed them."""
 
 
 class ModelConfig(NamedTuple):
@@ -72,7 +72,7 @@ class Transport(ABC):
         """Versions of a model that are ready.
 
         Args:
-            timeout: seconds the answer may take.
+            timeout: seconds the response may take.
 
         Raises:
             ClientError: of the kind that fits.
@@ -84,18 +84,13 @@ class Transport(ABC):
 
     @abstractmethod
     def submit(
-        self,
-        model: str,
-        inputs: Mapping[str, np.ndarray],
-        outputs: Sequence[str],
-        *,
-        timeout: float | None = None,
-        request_id: str = "",
+        self, model: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], *,
+        timeout: float | None = None, request_id: str = "",
     ) -> Future[Arrays]:
         """Send a request; the future holds the outputs by name or a ClientError. Cancelling it abandons the request.
 
         Args:
-            timeout: seconds the answer may take; None: as set for the transport.
+            timeout: seconds the response may take; None: as set for the transport.
             request_id: what the server's log calls the request.
         """
 
@@ -113,12 +108,7 @@ class Transport(ABC):
         return None
 
     def server_facts(self, model: str, timeout: float) -> ServerFacts:
-        """What the server says of itself; see ``model_versions``.
-
-        Args:
-            model: whose readiness counts.
-            timeout: seconds each of a few answers may take.
-        """
+        """What the server says of itself, ready if the model is, too; see ``model_versions``."""
         raise RejectedError("this transport has no statistics")
 
     def explained(self, error: ClientError) -> ClientError:
@@ -131,16 +121,12 @@ class Transport(ABC):
 
 
 def open_transport(
-    url: str,
-    timeout: float,
-    *,
-    headers: Mapping[str, str] | None = None,
-    tls: TlsSettings | None = None,
+    url: str, timeout: float, *, headers: Mapping[str, str] | None = None, tls: TlsSettings | None = None
 ) -> Transport:
     """gRPC for HOST:PORT, grpc://HOST:PORT or grpcs://HOST:PORT, HTTP for http://HOST:PORT or https://HOST:PORT.
 
     Args:
-        timeout: seconds an answer may take.
+        timeout: seconds a response may take.
         headers: sent with every request.
         tls: for grpcs:// and https://.
 
@@ -187,7 +173,7 @@ def typed_error(
     Args:
         status: name of a gRPC status, or number of an HTTP status; empty: none came.
         message: what the server or the library said.
-        timeout: seconds the answer was given.
+        timeout: seconds the response was given.
     """
     kind = _STATUS_ERRORS.get(status, RejectedError)
     if _QUEUE_FULL in message:
@@ -200,19 +186,15 @@ def typed_error(
         kind = ModelMissingError
     reason = message.strip().splitlines()[0] if message.strip() else status or "no reason given"
     request = f"; request {request_id}" if request_id else ""
-    if kind is ServerBusyError:
-        return kind(f"the queue of the server at {url} is full ({reason}{request}); fix: try later, or send fewer")
-    if kind is ServerUnavailableError:
-        return kind(f"no Triton server answers at {url} ({reason}); fix: check the URL, or start rekd-serve")
-    if kind is InsecureServerError:
-        return kind(
-            f"no trusted TLS connection to {url} ({reason}); fix: the root certificate that the server's descends "
-            "from, the name on it, and the client's own certificate if the server wants one"
-        )
-    if kind is DeadlineError:
-        return kind(f"no answer from {url} within {timeout:g} s ({reason}{request}); fix: a longer timeout")
-    if kind is ModelMissingError:
-        return kind(f"the server at {url} does not serve the model '{model}' ({reason})")
-    if request_id in reason:  # Triton names it itself
-        request = ""
-    return kind(f"the server at {url} refused the request: {reason}{request}")
+    named = "" if request_id in reason else request  # Triton may name it itself
+    texts = {
+        ServerBusyError: f"the queue of the server at {url} is full ({reason}{request}); fix: try later, or send fewer",
+        ServerUnavailableError: f"no Triton server answers at {url} ({reason}); fix: check the URL, or start "
+        "rekd-serve",
+        InsecureServerError: f"no trusted TLS connection to {url} ({reason}); fix: the root certificate that the "
+        "server's descends from, the name on it, and the client's own certificate if the server wants one",
+        DeadlineError: f"no answer from {url} within {timeout:g} s ({reason}{request}); fix: a longer timeout",
+        ModelMissingError: f"the server at {url} does not serve the model '{model}' ({reason})",
+        RejectedError: f"the server at {url} refused the request: {reason}{named}",
+    }
+    return kind(texts[kind])

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rekd_deploy.client.address import Address, TlsSettings, with_protocol
+from rekd_deploy.client.connection import Address, TlsSettings, with_protocol
 from rekd_deploy.client.transport import (
     Arrays,
     ModelConfig,
@@ -27,7 +27,7 @@ _CHANNEL = {
     "grpc.max_receive_message_length": -1,
     "grpc.initial_reconnect_backoff_ms": 100,  # a retry must not find the channel still asleep
     "grpc.max_reconnect_backoff_ms": 1000,
-    # no pings to learn how much may be on its way to us: answers are small, and each ping costs a request 0.1 ms
+    # no pings to learn how much may be on its way to us: responses are small, and each ping costs a request 0.1 ms
     "grpc.http2.bdp_probe": 0,
     "grpc.http2.lookahead_bytes": 1 << 20,
 }
@@ -38,7 +38,7 @@ class GrpcTransport(Transport):
 
     Args:
         address: of the server.
-        timeout: seconds an answer may take where a request says nothing else.
+        timeout: seconds a response may take where a request says nothing else.
         headers: sent with every request, names in lower case.
         tls: for an encrypted address.
     """
@@ -64,28 +64,22 @@ class GrpcTransport(Transport):
         )
 
     def model_versions(self, model: str, timeout: float) -> list[str]:
-        found = self._call(lambda **how: self._client.get_model_metadata(model, **how), model, timeout)
-        return list(found.versions)
+        return list(self._call(self._client.get_model_metadata, model, timeout, model).versions)
 
     def model_config(self, model: str, version: str, timeout: float) -> ModelConfig:
-        config = self._call(lambda **how: self._client.get_model_config(model, version, **how), model, timeout).config
+        config = self._call(self._client.get_model_config, model, timeout, model, version).config
         return ModelConfig(
             {key: value.string_value for key, value in config.parameters.items()}, config.max_batch_size
         )
 
     def submit(
-        self,
-        model: str,
-        inputs: Mapping[str, np.ndarray],
-        outputs: Sequence[str],
-        *,
-        timeout: float | None = None,
-        request_id: str = "",
+        self, model: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], *,
+        timeout: float | None = None, request_id: str = "",
     ) -> Future[Arrays]:
         timeout = self._timeout if timeout is None else timeout
         future: Future[Arrays] = Future()
 
-        def answered(result: Any, error: Exception | None) -> None:
+        def completed(result: Any, error: Exception | None) -> None:
             if not future.set_running_or_notify_cancel():
                 return
             try:
@@ -97,7 +91,7 @@ class GrpcTransport(Transport):
 
         try:
             call = self._client.async_infer(
-                callback=answered, **self._request(model, inputs, outputs, timeout, request_id)
+                callback=completed, **self._request(model, inputs, outputs, timeout, request_id)
             )
         except Exception as error:
             raise self._typed(error, model, timeout, request_id) from None
@@ -114,12 +108,7 @@ class GrpcTransport(Transport):
             raise self._typed(error, model, timeout, request_id) from None
 
     def _request(
-        self,
-        model: str,
-        inputs: Mapping[str, np.ndarray],
-        outputs: Sequence[str],
-        timeout: float,
-        request_id: str,
+        self, model: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], timeout: float, request_id: str
     ) -> dict[str, Any]:
         """What ``submit`` and ``infer`` hand to the library."""
         return {
@@ -132,13 +121,11 @@ class GrpcTransport(Transport):
         }
 
     def server_facts(self, model: str, timeout: float) -> ServerFacts:
-        def call(function: Callable[..., Found], *what: Any, **options: Any) -> Found:
-            return self._call(lambda **how: function(*what, **options, **how), model, timeout)
-
-        client = self._client
-        triton = call(client.get_server_metadata, as_json=True)["version"]
-        ready = call(client.is_server_ready) and call(client.is_model_ready, model)
-        return ServerFacts(triton, ready, call(client.get_inference_statistics, as_json=True)["model_stats"])
+        call, client = self._call, self._client
+        triton = call(client.get_server_metadata, model, timeout, as_json=True)["version"]
+        ready = call(client.is_server_ready, model, timeout) and call(client.is_model_ready, model, timeout, model)
+        statistics = call(client.get_inference_statistics, model, timeout, as_json=True)["model_stats"]
+        return ServerFacts(triton, ready, statistics)
 
     def explained(self, error: ClientError) -> ClientError:
         return with_protocol(error, self._address)
@@ -146,9 +133,11 @@ class GrpcTransport(Transport):
     def close(self) -> None:
         self._client.close()
 
-    def _call(self, function: Callable[..., Found], model: str, timeout: float) -> Found:
+    def _call(
+        self, function: Callable[..., Found], model: str, timeout: float, *arguments: Any, **options: Any
+    ) -> Found:
         try:
-            return function(client_timeout=timeout, headers=self._headers)
+            return function(*arguments, **options, client_timeout=timeout, headers=self._headers)
         except Exception as error:
             raise self._typed(error, model, timeout) from None
 

@@ -9,12 +9,12 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 
-from rekd_deploy.client.address import Address, TlsSettings, with_protocol
+from rekd_deploy.client.connection import Address, TlsSettings, with_protocol
 from rekd_deploy.client.transport import (
     Arrays,
     ModelConfig,
@@ -32,17 +32,12 @@ _JSON_LENGTH = "Inference-Header-Content-Length"
 _CHUNK = 1 << 20
 
 
-class _Answer(NamedTuple):
-    headers: Mapping[str, str]
-    content: bytes
-
-
 class HttpTransport(Transport):
     """Connections are kept open and shared by all threads.
 
     Args:
         address: of the server.
-        timeout: seconds an answer may take where a request says nothing else.
+        timeout: seconds a response may take where a request says nothing else.
         headers: sent with every request, names in lower case.
         tls: for an encrypted address.
     """
@@ -53,11 +48,11 @@ class HttpTransport(Transport):
         self._address, self._url = address, str(address)
         self._timeout = timeout
         self._headers = dict(headers)
-        place = (address.host, address.port)
+        endpoint = (address.host, address.port)
         self._pool = (
-            HTTPSConnectionPool(*place, maxsize=CONNECTIONS, ssl_context=tls.context())
+            HTTPSConnectionPool(*endpoint, maxsize=CONNECTIONS, ssl_context=tls.context())
             if address.encrypted
-            else HTTPConnectionPool(*place, maxsize=CONNECTIONS)
+            else HTTPConnectionPool(*endpoint, maxsize=CONNECTIONS)
         )
         self._workers = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="rekd-http")
 
@@ -77,13 +72,8 @@ class HttpTransport(Transport):
             raise self._no_triton() from None
 
     def submit(
-        self,
-        model: str,
-        inputs: Mapping[str, np.ndarray],
-        outputs: Sequence[str],
-        *,
-        timeout: float | None = None,
-        request_id: str = "",
+        self, model: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], *,
+        timeout: float | None = None, request_id: str = "",
     ) -> Future[Arrays]:
         from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
@@ -98,11 +88,11 @@ class HttpTransport(Transport):
 
         def infer() -> Arrays:
             path = f"v2/models/{quote(model, safe='')}/infer"
-            answer = self._exchange("POST", path, model, timeout, until, body, length, request_id)
+            headers, content = self._exchange("POST", path, model, timeout, until, body, length, request_id)
             try:
-                found = answer.headers.get(_JSON_LENGTH)
+                found = headers.get(_JSON_LENGTH)
                 result = InferenceServerClient.parse_response_body(
-                    answer.content, header_length=None if found is None else int(found)
+                    content, header_length=None if found is None else int(found)
                 )
                 return arrays_of(result, outputs, str(result.get_response().get("model_version", "")))
             except Exception:  # whatever the library makes of a response that is none
@@ -130,9 +120,9 @@ class HttpTransport(Transport):
         self._pool.close()
 
     def _get(self, path: str, model: str, timeout: float) -> Any:
-        answer = self._exchange("GET", path, model, timeout, time.monotonic() + timeout)
+        _, content = self._exchange("GET", path, model, timeout, time.monotonic() + timeout)
         try:
-            return json.loads(answer.content)
+            return json.loads(content)
         except ValueError:
             raise self._no_triton() from None
 
@@ -144,17 +134,10 @@ class HttpTransport(Transport):
         return True
 
     def _exchange(
-        self,
-        method: str,
-        path: str,
-        model: str,
-        timeout: float,
-        until: float,
-        body: bytes = b"",
-        headers: Mapping[str, str] | None = None,
-        request_id: str = "",
-    ) -> _Answer:
-        """One request and its whole answer, or the error that fits."""
+        self, method: str, path: str, model: str, timeout: float, until: float,
+        body: bytes = b"", headers: Mapping[str, str] | None = None, request_id: str = "",
+    ) -> tuple[Mapping[str, str], bytes]:
+        """The headers and the whole content of a response, or the error that fits."""
         from urllib3 import Timeout
         from urllib3.exceptions import HTTPError, NewConnectionError, SSLError, TimeoutError
 
@@ -180,7 +163,7 @@ class HttpTransport(Transport):
                 chunks.append(chunk)
                 if time.monotonic() > until:
                     response.close()
-                    raise failure("504", "the answer came too slowly")
+                    raise failure("504", "the response came too slowly")
             content = b"".join(chunks)
         except SSLError as error:
             raise failure("503", f"TLS handshake failed: {error}") from None
@@ -192,7 +175,7 @@ class HttpTransport(Transport):
             raise failure("503", str(error)) from None
         if response.status != 200:
             raise failure(str(response.status), _reason(content, response.reason))
-        return _Answer(response.headers, content)
+        return response.headers, content
 
     def _no_triton(self) -> ServerUnavailableError:
         return ServerUnavailableError(f"what answers at {self._url} is no Triton server; fix: check the URL")

@@ -17,10 +17,19 @@ from rekd_deploy.errors import EngineError, RepositoryError
 from rekd_deploy.parity.engines import reason_not_to_run, run_engine
 from rekd_deploy.parity.reference import Agreement, Case, complaints
 from rekd_deploy.repository.reader import graph_path, plan_path
-from rekd_deploy.runtimes.tensorrt.build import BuildSettings, build_engine, deferred_entry, is_built
+from rekd_deploy.runtimes.tensorrt.build import (
+    BuildSettings,
+    Profile,
+    Range,
+    batch_ranges,
+    build_engine,
+    deferred_entry,
+    is_built,
+    length_ranges,
+    profiles_of,
+)
 from rekd_deploy.runtimes.tensorrt.library import Library, Product, load_library
-from rekd_deploy.runtimes.tensorrt.profiles import Profile, Range, batch_ranges, length_ranges, profiles_of
-from rekd_deploy.runtimes.tensorrt.readback import check_engine_file
+from rekd_deploy.runtimes.tensorrt.runner import check_engine_file
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from rekd_deploy.errors import ExportError, ParityError, RepositoryError
 from rekd_deploy.graphs import onnx_model
 from rekd_deploy.graphs.guard import guarded
 from rekd_deploy.graphs.modules import head_layers, pair_signature
-from rekd_deploy.graphs.precision.convert import Conversion, check_precision, convert_pair
-from rekd_deploy.graphs.precision.observed import precision_entries
+from rekd_deploy.graphs.precision.convert import Conversion, check_precision, convert_pair, precision_entries
 from rekd_deploy.graphs.tracing import OPSET, traced_graphs, write_graphs
 from rekd_deploy.parity.examples import Examples, parity_examples, served_lengths, with_lengths
 from rekd_deploy.parity.gate import check_parity, check_single_parity

@@ -34,8 +34,7 @@ from rekd_deploy.repository.reader import (
     served_sessions,
 )
 from rekd_deploy.repository.warmups import example, lengths_of
-from rekd_deploy.runtimes.base import Arrays
-from rekd_deploy.runtimes.onnxruntime_buffers import Graph
+from rekd_deploy.runtimes.base import Arrays, Graph
 from rekd_deploy.runtimes.onnxruntime_cuda import check_device
 from rekd_deploy.runtimes.onnxruntime_device import DeviceChain, chain_on
 from rekd_deploy.runtimes.tensorrt.build import is_built

@@ -3,26 +3,30 @@
 ONNX Runtime takes a negative id for one counted from the end, and fails the whole batch for one that is too large;
 TensorRT reads zeros without a word (NVIDIA/TensorRT issue 4774). A guarded graph does none of these: a row with an id,
 a mask or a position that cannot be has NaN for scores, logits and probabilities and an empty rationale; its neighbours
-in the batch are answered. So has every row that is longer than the texts the model was made for. Everyone else's
-answers stay what they were, bit for bit. torch-free.
+in the batch are served. So has every row that is longer than the texts the model was made for. The outputs of all other
+rows stay what they were, bit for bit. torch-free.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from rekd_deploy.contract.signature import GraphSignature
+from rekd_deploy.contract.signature import GraphSignature, TensorSpec
+from rekd_deploy.graphs.onnx_model import replace_nodes
 
 _PREFIX = "guard/"
+_RAW = "raw"
+"""Stands for what the graph gave under the name of an output."""
 _POISONED = ("scores", "logits", "probabilities")
 
 
 def guarded(model: onnx.ModelProto, signature: GraphSignature, vocabulary: int, features: int) -> onnx.ModelProto:
-    """A copy of a graph that answers NaN in every row with a value it cannot read.
+    """A copy of a graph that gives NaN in every row with a value it cannot read.
 
     Args:
         signature: what the graph takes and gives.
@@ -48,39 +52,51 @@ def guarded(model: onnx.ModelProto, signature: GraphSignature, vocabulary: int, 
     bad = guard.any(checks)
     for spec in signature.outputs:
         if spec.name in _POISONED:
-            guard.replace_output(spec.name, "Where", lambda raw: [bad, guard.nothing(), raw])
+            guard.replace_output(spec.name, "Where", [bad, guard.nothing(), _RAW])
         elif spec.name == "mask":
-            fine = guard.node("Not", [bad], "fine")
-            guard.replace_output(spec.name, "And", lambda raw, fine=fine: [raw, fine])
+            guard.replace_output(spec.name, "And", [_RAW, guard.node("Not", [bad], "fine")])
         elif spec.name == "positions":  # so that the next step knows, too
-            minus = guard.constant("minus", -1)
-            guard.replace_output(spec.name, "Where", lambda raw, minus=minus: [bad, minus, raw])
+            guard.replace_output(spec.name, "Where", [bad, guard.constant("minus", -1), _RAW])
     return guard.finished()
 
 
-def with_raw_scores(model: onnx.ModelProto) -> onnx.ModelProto:
+def decision_graph(
+    model: onnx.ModelProto, inputs: Sequence[TensorSpec], decided: Sequence[TensorSpec]
+) -> onnx.ModelProto:
+    """The part of an exported graph between its scores and its mask: (scores, inputs) -> what was decided.
+
+    It lets a test feed the very decision that is served with scores of its choice, ties above all.
+    """
+    from onnx.utils import Extractor
+
+    return Extractor(_with_raw_scores(model)).extract_model(
+        ["scores", *(spec.name for spec in inputs)], [spec.name for spec in decided]
+    )
+
+
+def _with_raw_scores(model: onnx.ModelProto) -> onnx.ModelProto:
     """A guarded graph whose ``scores`` are those that its decision reads; any other graph as it is."""
     raws = [node.input[2] for node in model.graph.node if node.name.endswith(f"{_PREFIX}scores")]
     if not raws:
         return model
-    (raw,) = raws
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
+    changed = deepcopy(model)
     nodes = [node for node in changed.graph.node if "scores" not in node.output]
+    _rename(nodes, {raws[0]: "scores"})
+    return replace_nodes(changed, nodes)
+
+
+def _rename(nodes: Iterable[onnx.NodeProto], names: Mapping[str, str]) -> None:
+    """Give tensors other names, where nodes make and read them."""
     for node in nodes:
-        for names in (node.input, node.output):
-            names[:] = ["scores" if name == raw else name for name in names]
-    changed.graph.ClearField("node")
-    changed.graph.node.extend(nodes)
-    return changed
+        for tensors in (node.input, node.output):
+            tensors[:] = [names.get(name, name) for name in tensors]
 
 
 class _Guard:
     """A graph that is being guarded: what goes before its nodes, and what after them."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self.model = onnx.ModelProto()
-        self.model.CopyFrom(model)
+        self.model = deepcopy(model)
         self._before: list[onnx.NodeProto] = []
         self._after: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
@@ -137,19 +153,16 @@ class _Guard:
         zero = self.constant("nought", 0.0)
         return self.node("Div", [zero, zero], "nan")
 
-    def replace_output(self, name: str, operator: str, inputs) -> None:
-        """What the graph gave under this name goes through one more node."""
+    def replace_output(self, name: str, operator: str, inputs: Sequence[str]) -> None:
+        """What the graph gave under this name goes through one more node, as its input ``_RAW``."""
         raw = f"{_PREFIX}{name}/raw"
-        for node in self.model.graph.node:
-            for names in (node.input, node.output):
-                names[:] = [raw if each == name else each for each in names]
-        self._after.append(helper.make_node(operator, inputs(raw), [name], name=_PREFIX + name))
+        _rename(self.model.graph.node, {name: raw})
+        read = [raw if each == _RAW else each for each in inputs]
+        self._after.append(helper.make_node(operator, read, [name], name=_PREFIX + name))
 
     def finished(self) -> onnx.ModelProto:
         own = list(self.model.graph.node)
         for node in own:
             node.input[:] = [self._readable.get(name, name) for name in node.input]
-        self.model.graph.ClearField("node")
-        self.model.graph.node.extend([*self._before, *own, *self._after])
         self.model.graph.initializer.extend(self._constants.values())
-        return self.model
+        return replace_nodes(self.model, [*self._before, *own, *self._after])

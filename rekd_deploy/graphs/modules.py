@@ -1,10 +1,13 @@
 """The two steps as modules that can be exported: positional tensors in, named tensors out.
 
-Everything that decides an answer is inside: the decision rule in the selector's graph, the temperature of
+Everything that decides a prediction is inside: the decision rule in the selector's graph, the temperature of
 the probabilities in the predictor's. Inputs and outputs follow ``rekd_deploy.contract.signature`` in order.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +46,7 @@ def pair_signature(rationalizer: Rationalizer) -> PairSignature:
 
 def graph_modules(rationalizer: Rationalizer) -> dict[str, nn.Module]:
     """The modules of a pair by role: 'selector' and 'predictor'."""
-    compact = rationalizer.predictor.operator == "compact"
-    predictor = CompactPredictorGraph if compact else ZeroPredictorGraph
-    return {"selector": SelectorGraph(rationalizer), "predictor": predictor(rationalizer)}
+    return {"selector": SelectorGraph(rationalizer), "predictor": PredictorGraph(rationalizer)}
 
 
 def head_layers(rationalizer: Rationalizer) -> dict[str, int]:
@@ -62,7 +63,7 @@ class SelectorGraph(nn.Module):
     Args:
         rationalizer: its selector, policy and capacity K are taken, not copied.
 
-    Texts of every length get all K slots here; the graph's are cut afterwards (``rekd_deploy.graphs.slots``).
+    Texts of every length get all K slots here; the graph's are cut afterwards (``tracing.cut_to_length``).
     """
 
     def __init__(self, rationalizer: Rationalizer) -> None:
@@ -89,67 +90,39 @@ class SelectorGraph(nn.Module):
         return scores, mask, mask & selectable  # the same mask, but a tensor of its own
 
 
-class _PredictorGraph(nn.Module):
-    """What both kinds share.
+class PredictorGraph(nn.Module):
+    """The rationale -> classes.
+
+    With the operator 'compact', features that are not kept never enter the computation; with 'zero', the paper's, all
+    features do, blanked where they are not kept.
 
     Args:
         rationalizer: its predictor and probability temperature are taken, not copied.
-
-    Raises:
-        ExportError: the predictor was trained with the other operator.
     """
-
-    operator: str
 
     def __init__(self, rationalizer: Rationalizer) -> None:
         super().__init__()
-        predictor = rationalizer.predictor
-        if predictor.operator != self.operator:
-            raise ExportError(
-                f"the predictor was trained with the operator '{predictor.operator}'; served with '{self.operator}' it "
-                "would answer differently; fix: for 'compact' run `rekd-train compact` on the checkpoint"
-            )
         self.signature: GraphSignature = pair_signature(rationalizer).predictor
-        self.predictor = predictor
+        self.predictor = rationalizer.predictor
         self.selectable = rationalizer.policy.selectable
         self.temperature = float(rationalizer.probability_temperature)
 
-    def _answer(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, C) float32, calibrated probabilities (B, C) float32."""
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, C) float32, calibrated probabilities (B, C) float32.
+
+        Args:
+            tensors: for 'compact' ``input_ids`` or ``pixels``, then ``positions``, (B, K) int64, kept positions in
+                ascending order, 0 in unused slots, and ``kept``, (B, K) bool, whether a slot is used; for 'zero' the
+                selector's inputs and ``keep``, (B, N) bool.
+        """
+        inputs = _named(self.signature, tensors)
+        if self.predictor.operator == "compact":
+            logits = self.predictor.gathered(inputs, inputs.pop("positions"), inputs.pop("kept"))
+        else:
+            keep = inputs.pop("keep")
+            selectable = _selectable(self.predictor.backbone, inputs, self.selectable)
+            logits = self.predictor(inputs, keep.float(), selectable)
         return logits, torch.softmax(logits / self.temperature, dim=-1)
-
-
-class CompactPredictorGraph(_PredictorGraph):
-    """Kept features -> classes; features that are not kept never enter the computation."""
-
-    operator = "compact"
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, C) float32, calibrated probabilities (B, C) float32.
-
-        Args:
-            tensors: ``input_ids`` or ``pixels``; ``positions``, (B, K) int64, kept positions in ascending order, 0 in
-                unused slots; ``kept``, (B, K) bool, whether a slot is used.
-        """
-        inputs = _named(self.signature, tensors)
-        return self._answer(self.predictor.gathered(inputs, inputs.pop("positions"), inputs.pop("kept")))
-
-
-class ZeroPredictorGraph(_PredictorGraph):
-    """All features, blanked where they are not kept -> classes: the paper's predictor, at full length."""
-
-    operator = "zero"
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, C) float32, calibrated probabilities (B, C) float32.
-
-        Args:
-            tensors: the selector's inputs; ``keep``, (B, N) bool.
-        """
-        inputs = _named(self.signature, tensors)
-        keep = inputs.pop("keep")
-        selectable = _selectable(self.predictor.backbone, inputs, self.selectable)
-        return self._answer(self.predictor(inputs, keep.float(), selectable))
 
 
 def _named(signature: GraphSignature, tensors: tuple[Tensor, ...]) -> dict[str, Tensor]:
@@ -163,3 +136,54 @@ def _named(signature: GraphSignature, tensors: tuple[Tensor, ...]) -> dict[str, 
 def _selectable(backbone, inputs: dict[str, Tensor], rule: str) -> Tensor:
     own = backbone.selectable(inputs)
     return torch.ones_like(own) if rule == "all" else own
+
+
+class OnnxLstm(nn.Module):
+    """Stands for a one-layer, one-way ``nn.LSTM`` in an exported graph; computes nothing itself.
+
+    Args:
+        lstm: batch first, with biases.
+    """
+
+    def __init__(self, lstm: nn.LSTM) -> None:
+        super().__init__()
+        self.width = lstm.hidden_size
+        self.register_buffer("input_weights", self._ordered(lstm.weight_ih_l0)[None])
+        self.register_buffer("state_weights", self._ordered(lstm.weight_hh_l0)[None])
+        biases = torch.cat([self._ordered(lstm.bias_ih_l0), self._ordered(lstm.bias_hh_l0)])
+        self.register_buffer("biases", biases[None])
+
+    def forward(self, content: Tensor) -> tuple[Tensor, None]:
+        """(B, N, H) states; nothing else is read."""
+        batch, length = content.shape[:2]
+        states = torch.onnx.ops.symbolic(
+            "LSTM",
+            (content.transpose(0, 1), self.input_weights, self.state_weights, self.biases),
+            {"hidden_size": self.width},
+            dtype=content.dtype,
+            shape=(length, 1, batch, self.width),
+        )
+        return states.squeeze(1).transpose(0, 1), None
+
+    def _ordered(self, weights: Tensor) -> Tensor:
+        """Gates from PyTorch's order (input, forget, cell, output) to ONNX's (input, output, forget, cell)."""
+        entry, forget, cell, output = weights.detach().split(self.width)
+        return torch.cat([entry, output, forget, cell]).clone()
+
+
+@contextmanager
+def onnx_lstms(module: nn.Module) -> Iterator[None]:
+    """Inside ``with``, every LSTM of the module is an ``OnnxLstm``: torch.export would fix the length."""
+    found = [
+        (parent, name, child)
+        for parent in module.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.LSTM)
+    ]
+    try:
+        for parent, name, child in found:
+            setattr(parent, name, OnnxLstm(child))
+        yield
+    finally:
+        for parent, name, child in found:
+            setattr(parent, name, child)

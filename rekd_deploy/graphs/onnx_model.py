@@ -6,7 +6,8 @@ modules, so that the same checkpoint and versions give the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ from onnx import helper, numpy_helper
 
 from rekd_deploy.contract.signature import GraphSignature, PairSignature, TensorSpec
 from rekd_deploy.errors import ExportError
-from rekd_deploy.graphs.guard import with_raw_scores
 from rekd_train import __version__
 
 OPSETS = (18, 19, 20)
@@ -28,7 +28,49 @@ _ELEMENT_TYPES = {
     "int64": onnx.TensorProto.INT64, "float32": onnx.TensorProto.FLOAT, "bool": onnx.TensorProto.BOOL,
     "uint8": onnx.TensorProto.UINT8,
 }
-_LARGEST_HALF = float(np.finfo(np.float16).max)
+
+
+class Structure:
+    """Who makes and who reads the tensors of a graph, by name. Read-only: make a new one after a change.
+
+    Args:
+        model: no node may hold a graph of its own.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.producers = {name: node for node in model.graph.node for name in node.output if name}
+        self.readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in model.graph.node:
+            for name in set(node.input) - {""}:
+                self.readers.setdefault(name, []).append(node)
+        self.outputs = {value.name for value in model.graph.output}
+
+
+def replace_nodes(
+    model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], constants: Iterable[onnx.TensorProto] | None = None
+) -> onnx.ModelProto:
+    """The model itself with other nodes and, where they are given, those of the constants that are still read."""
+    nodes = list(nodes)
+    model.graph.ClearField("node")
+    model.graph.node.extend(nodes)
+    if constants is not None:
+        read = {name for node in nodes for name in node.input} | {value.name for value in model.graph.output}
+        kept = [tensor for tensor in constants if tensor.name in read]
+        model.graph.ClearField("initializer")
+        model.graph.initializer.extend(kept)
+    return model
+
+
+def without_unread(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model itself without the nodes and constants that no output depends on."""
+    needed = {value.name for value in model.graph.output}
+    kept: list[onnx.NodeProto] = []
+    for node in reversed(model.graph.node):
+        if needed & set(node.output):
+            kept.append(node)
+            needed |= set(node.input) - {""}
+    return replace_nodes(model, kept[::-1], model.graph.initializer)
 
 
 def cleaned(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -42,8 +84,7 @@ def cleaned(model: onnx.ModelProto) -> onnx.ModelProto:
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     if opsets.get("") not in OPSETS or set(opsets) - {"", RUNTIME_DOMAIN} or len(model.functions):
         raise ExportError(f"the exporter used the opsets {opsets}; only the ONNX opsets {OPSETS} are served")
-    clean = onnx.ModelProto()
-    clean.CopyFrom(model)
+    clean = deepcopy(model)
     clean.producer_name, clean.producer_version = "rekd", __version__
     for field in ("domain", "model_version", "doc_string", "metadata_props"):
         clean.ClearField(field)
@@ -65,7 +106,7 @@ def _strip(graph: onnx.GraphProto) -> None:
 
 
 def check_interface(model: onnx.ModelProto, signature: GraphSignature, name: str) -> None:
-    """Hold a graph's inputs and outputs against the signature: names, order, types and axes.
+    """Compare a graph's inputs and outputs with the signature: names, order, types and axes.
 
     Raises:
         ExportError: names every difference, for example an axis that the exporter has frozen.
@@ -94,50 +135,23 @@ def _difference(kind: str, value: onnx.ValueInfoProto, spec: TensorSpec) -> str 
     return None
 
 
-def check_constants(model: onnx.ModelProto, name: str) -> int:
-    """Count the constants that half precision cannot hold.
-
-    Raises:
-        ExportError: a weight or constant is not a finite number, or lies outside the file.
-    """
-    beyond = 0
-    for label, tensor in _constants(model):
+def check_constants(model: onnx.ModelProto, name: str) -> None:
+    """Raise ExportError if a weight or constant is not a finite number, or lies outside the file."""
+    tensors = [(tensor.name, tensor) for tensor in model.graph.initializer] + [
+        (node.output[0], attribute.t)
+        for node in model.graph.node for attribute in node.attribute if attribute.HasField("t")
+    ]
+    for label, tensor in tensors:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise ExportError(f"the exported {name} keeps '{label}' outside the file; weights must be inside")
         values = numpy_helper.to_array(tensor)
         if tensor.data_type == onnx.TensorProto.BFLOAT16:
             values = values.astype(np.float32)
-        if values.dtype.kind != "f":
-            continue
-        if not np.isfinite(values).all():
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise ExportError(
                 f"'{label}' of the exported {name} holds a value that is not finite; the checkpoint is damaged or its "
                 "training diverged; fix: train again"
             )
-        beyond += int(np.sum(np.abs(values) > _LARGEST_HALF))
-    return beyond
-
-
-def _constants(model: onnx.ModelProto):
-    yield from ((tensor.name, tensor) for tensor in model.graph.initializer)
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield node.output[0], attribute.t
-
-
-def decision_graph(
-    model: onnx.ModelProto, inputs: Sequence[TensorSpec], decided: Sequence[TensorSpec]
-) -> onnx.ModelProto:
-    """The part of an exported graph between its scores and its mask: (scores, inputs) -> what was decided.
-
-    It lets a test feed the very decision that is served with scores of its choice, ties above all.
-    """
-    from onnx.utils import Extractor
-
-    return Extractor(with_raw_scores(model)).extract_model(
-        ["scores", *(spec.name for spec in inputs)], [spec.name for spec in decided]
-    )
 
 
 def joined(selector: onnx.ModelProto, predictor: onnx.ModelProto, signature: PairSignature) -> onnx.ModelProto:
@@ -145,18 +159,16 @@ def joined(selector: onnx.ModelProto, predictor: onnx.ModelProto, signature: Pai
 
     Joined as ONNX, not in PyTorch: what was proved, fused or converted of each step is what the whole is made of.
     """
-    whole = onnx.ModelProto()
-    whole.CopyFrom(selector)
+    whole = deepcopy(selector)
     shared = {spec.name for spec in (*signature.selector.inputs, *signature.handover, *signature.predictor.outputs)}
     _rename(whole.graph, "selector/", {spec.name for spec in (*signature.selector.inputs, *signature.selector.outputs)})
-    second = onnx.GraphProto()
-    second.CopyFrom(predictor.graph)
+    second = deepcopy(predictor.graph)
     _rename(second, "predictor/", shared)
     whole.graph.node.extend(second.node)
     whole.graph.initializer.extend(second.initializer)
-    answers = {value.name: value for value in (*whole.graph.output, *second.output)}
+    outputs = {value.name: value for value in (*whole.graph.output, *second.output)}
     whole.graph.ClearField("output")
-    whole.graph.output.extend(answers[spec.name] for spec in signature.ensemble.outputs)
+    whole.graph.output.extend(outputs[spec.name] for spec in signature.ensemble.outputs)
     opsets = {entry.domain: entry.version for entry in (*selector.opset_import, *predictor.opset_import)}
     whole.ClearField("opset_import")
     whole.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in sorted(opsets.items()))

@@ -4,59 +4,43 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
+from onnx import helper, numpy_helper
 from torch import nn
 
-from rekd_deploy.contract.signature import BATCH, LENGTH, SHORTEST, SLOTS, GraphSignature, PairSignature
+from rekd_deploy.contract.signature import BATCH, LENGTH, MILLION, SHORTEST, SLOTS, GraphSignature, PairSignature
 from rekd_deploy.errors import ExportError
 from rekd_deploy.graphs import onnx_model
-from rekd_deploy.graphs.fusion import fuse
-from rekd_deploy.graphs.fusion_cpu import norms_apart
-from rekd_deploy.graphs.fusion_embedding import embeddings_together
-from rekd_deploy.graphs.fusion_masks import masked_by_keys
-from rekd_deploy.graphs.lstm import onnx_lstms
-from rekd_deploy.graphs.modules import graph_modules, pair_signature
-from rekd_deploy.graphs.slots import cut_to_length, sizes_from_tensors
+from rekd_deploy.graphs.fusion import embeddings_together, fuse, masked_by_keys, norms_apart
+from rekd_deploy.graphs.modules import graph_modules, onnx_lstms, pair_signature
 from rekd_train.models.rationalizer import Rationalizer
 
 OPSET = 20
 _EXAMPLE_BATCH = 2
 """Not 1: exporters take axes of size 0 or 1 for constants."""
 _EXAMPLE_SLOTS = 5
+_CUT = "slots/"
+"""What the names of the tensors begin with that ``cut_to_length`` adds."""
 _DTYPES = {"int64": torch.int64, "float32": torch.float32, "bool": torch.bool, "uint8": torch.uint8}
-
-
-def export_graphs(
-    rationalizer: Rationalizer,
-    work: Path,
-    *,
-    single_graph: bool = False,
-    fused: bool = True,
-    gpu: bool = False,
-    opset: int = OPSET,
-    report: Callable[[str], None] = lambda step: None,
-) -> dict[str, Path]:
-    """The float32 ONNX files of a model by role, not yet verified; arguments and errors as ``export``."""
-    models = traced_graphs(rationalizer, fused=fused, gpu=gpu, opset=opset, report=report)
-    if single_graph:
-        report("single")
-    return write_graphs(models, work, pair_signature(rationalizer), single_graph, fused)
 
 
 def traced_graphs(
     rationalizer: Rationalizer,
     *,
-    fused: bool,
+    fused: bool = True,
     gpu: bool = False,
-    opset: int,
+    opset: int = OPSET,
     report: Callable[[str], None] = lambda step: None,
 ) -> dict[str, onnx.ModelProto]:
     """The float32 graphs of a pair by role; arguments and errors as ``export``."""
     signature = pair_signature(rationalizer)
-    longest = _longest(rationalizer)
+    # the largest size of the axis 'length'; of no meaning for images, whose axes are all fixed
+    longest = min(module.backbone.settings.positions for module in (rationalizer.selector, rationalizer.predictor))
     models = {}
     for role, module in graph_modules(rationalizer).items():
         report(role)
@@ -82,11 +66,6 @@ def write_graphs(
         onnx_model.check_constants(model, role)
         onnx_model.write(model, paths[role])
     return paths
-
-
-def _longest(rationalizer: Rationalizer) -> int:
-    """Largest size of the axis 'length'; of no meaning for images, whose axes are all fixed."""
-    return min(module.backbone.settings.positions for module in (rationalizer.selector, rationalizer.predictor))
 
 
 def onnx_from_module(
@@ -130,8 +109,6 @@ def onnx_from_module(
                 external_data=False,
                 verbose=False,
             )
-            if fused:
-                sizes_from_tensors(program.model)
             graph = fuse(program.model) if fused else program.model_proto
     except ModuleNotFoundError:  # the command says how to install it
         raise
@@ -141,3 +118,49 @@ def onnx_from_module(
     model = onnx_model.cleaned(graph)
     onnx_model.check_interface(model, signature, name)
     return model
+
+
+def cut_to_length(model: onnx.ModelProto, signature: GraphSignature) -> onnx.ModelProto:
+    """A copy of a selector's graph whose outputs with the axis 'slots' are as long as ``Slots.at`` says.
+
+    The selector is traced with the slots of the longest text; short texts hand few of them to the predictor. The number
+    is computed from the shape of an input, so it is a constant wherever shapes are.
+
+    Args:
+        signature: the selector's, with a rule of slots.
+    """
+    rule, names = signature.slots, [spec.name for spec in signature.outputs if SLOTS in spec.shape]
+    changed = deepcopy(model)
+    for node in changed.graph.node:
+        for tensors in (node.input, node.output):
+            tensors[:] = [f"{_CUT}all_{name}" if name in names else name for name in tensors]
+    constants = {
+        "share": [rule.parts_per_million], "million": [MILLION], "least": [rule.least], "most": [rule.most],
+        "start": [0], "axis": [1],
+    }
+    changed.graph.initializer.extend(
+        numpy_helper.from_array(np.array(values, np.int64), _CUT + name) for name, values in constants.items()
+    )
+    # integers throughout: ONNX divides them towards 0, which is down here
+    changed.graph.node.extend([
+        _node("Shape", [signature.inputs[0].name], "length", start=1, end=2),
+        _node("Mul", [f"{_CUT}length", f"{_CUT}share"], "parts"),
+        _node("Div", [f"{_CUT}parts", f"{_CUT}million"], "whole"),
+        _node("Max", [f"{_CUT}whole", f"{_CUT}least"], "wanted"),
+        _node("Min", [f"{_CUT}wanted", f"{_CUT}most"], "count"),
+        *(
+            helper.make_node(
+                "Slice", [f"{_CUT}all_{name}", f"{_CUT}start", f"{_CUT}count", f"{_CUT}axis"], [name],
+                name=f"{_CUT}{name}",
+            )
+            for name in names
+        ),
+    ])
+    for value in changed.graph.output:
+        if value.name in names:
+            value.type.tensor_type.shape.dim[1].dim_param = SLOTS
+    return changed
+
+
+def _node(operator: str, inputs: list[str], result: str, **attributes: int) -> onnx.NodeProto:
+    return helper.make_node(operator, inputs, [_CUT + result], name=_CUT + result, **attributes)

@@ -18,8 +18,7 @@ from rekd_deploy.errors import ParityError
 from rekd_deploy.parity.reference import Agreement, Case, compare, complaints, read_cases
 from rekd_deploy.runtimes.tensorrt.execution import Cuda, ExecutionError
 from rekd_deploy.runtimes.tensorrt.library import load_library
-from rekd_deploy.runtimes.tensorrt.readback import verify_engine
-from rekd_deploy.runtimes.tensorrt.runner import TensorRTRunner
+from rekd_deploy.runtimes.tensorrt.runner import TensorRTRunner, verify_engine
 from rekd_train.errors import RekdError
 
 

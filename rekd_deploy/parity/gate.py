@@ -21,11 +21,10 @@ import torch
 from rekd_deploy.contract.parity_report import ParityLimits, ParityReport
 from rekd_deploy.contract.signature import GraphSignature
 from rekd_deploy.errors import ParityError
+from rekd_deploy.graphs.guard import decision_graph
 from rekd_deploy.graphs.modules import pair_signature
-from rekd_deploy.graphs.onnx_model import decision_graph
 from rekd_deploy.parity.examples import Examples, constructed_inputs, constructed_scores
-from rekd_deploy.runtimes.base import Arrays
-from rekd_deploy.runtimes.onnxruntime_buffers import Graph
+from rekd_deploy.runtimes.base import Arrays, Graph
 from rekd_deploy.runtimes.onnxruntime_device import chain_on
 from rekd_train.inputs.policy import cut_margins, mask_by_specification
 from rekd_train.models.rationalizer import Rationalizer

@@ -148,7 +148,7 @@ def _format_mistakes(config: ModelConfig, model: onnx.ModelProto) -> list[str]:
     """What the onnxruntime backend could not read or run in a file."""
     if config.backend != "onnxruntime":
         return []
-    from rekd_deploy.graphs.fusion_masks import has_added_mask
+    from rekd_deploy.graphs.fusion import has_added_mask
 
     mistakes = []
     if model.ir_version > NEWEST_IR:

@@ -14,13 +14,11 @@ from rekd_deploy.errors import RepositoryError
 from rekd_deploy.repository.config import ServingSettings
 from rekd_deploy.repository.manifest import signature_from_dict, verify_files
 from rekd_deploy.repository.reader import GRAPH_MODELS, check_repository, graph_path, plan_path, read_description
-from rekd_deploy.runtimes.base import Runner
+from rekd_deploy.runtimes.base import Graph, Runner
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
-from rekd_deploy.runtimes.onnxruntime_buffers import Graph
 from rekd_deploy.runtimes.onnxruntime_device import DeviceChain
 from rekd_deploy.runtimes.tensorrt.build import is_built
-from rekd_deploy.runtimes.tensorrt.readback import check_engine_file
-from rekd_deploy.runtimes.tensorrt.runner import TensorRTRunner
+from rekd_deploy.runtimes.tensorrt.runner import TensorRTRunner, check_engine_file
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from types import TracebackType
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, Self
 
 import numpy as np
@@ -36,9 +37,7 @@ class Runner(ABC):
         self._active = True
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._active = False
         self._deactivate()
 
@@ -59,21 +58,26 @@ class Runner(ABC):
 
     @abstractmethod
     def _deactivate(self) -> None:
-        """Let go of everything that ``_activate`` took."""
+        """Release everything that ``_activate`` took."""
 
     @abstractmethod
     def _run(self, inputs: Arrays) -> Arrays:
         """Run on inputs that fit the signature."""
 
 
-class Chain(Protocol):
-    """Runs a line of graphs; each reads what it needs of the chain's inputs and of what earlier graphs gave."""
+@dataclass(frozen=True)
+class Graph:
+    """One step of a chain."""
 
-    def __enter__(self) -> Self: ...
+    model: Path | bytes
+    """File, or its content."""
+    signature: GraphSignature
+    name: str
+    """How messages call it."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+
+class Chain(AbstractContextManager, Protocol):
+    """Runs graphs one after the other; each reads what it needs of the chain's inputs and of earlier outputs."""
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Every output of every graph by name."""
@@ -81,11 +85,11 @@ class Chain(Protocol):
 
 
 class RunnerChain:
-    """Runners one after the other; what one gives passes through this process to the next."""
+    """A ``Chain`` of runners; what one gives passes through this process to the next."""
 
     def __init__(self, runners: Sequence[Runner]) -> None:
         self._runners = list(runners)
-        self._running: ExitStack | None = None
+        self._running = ExitStack()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -94,12 +98,8 @@ class RunnerChain:
             self._running = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        running, self._running = self._running, None
-        if running is not None:
-            running.close()
+    def __exit__(self, *exception: object) -> None:
+        self._running.close()
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Every output of every graph by name; raises what the runners raise."""
@@ -124,7 +124,7 @@ def parse_device(device: str) -> tuple[str, int]:
 
 
 def check_inputs(inputs: Mapping[str, np.ndarray], signature: GraphSignature, name: str) -> None:
-    """Hold arrays against the signature: names, types, fixed axes, and symbolic axes that must agree.
+    """Compare arrays with the signature: names, types, fixed axes, and symbolic axes that must agree.
 
     Raises:
         EngineError: names every mistake.

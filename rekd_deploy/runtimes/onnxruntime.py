@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from rekd_deploy.contract.signature import GraphSignature
 from rekd_deploy.errors import EngineError
@@ -90,6 +91,19 @@ def session_options(target: str = "python", threads: int | None = None):
     # two steps take turns in one process: the threads of the one that waits must not spin
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
+
+
+def quiet_session(model: bytes, **settings: Any):
+    """A CPU session that prints nothing; raises what ONNX Runtime raises.
+
+    Args:
+        settings: attributes of ``onnxruntime.SessionOptions``.
+    """
+    runtime = onnx_runtime()
+    options = runtime.SessionOptions()
+    for name, value in {"log_severity_level": 4, **settings}.items():
+        setattr(options, name, value)
+    return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def onnx_runtime():

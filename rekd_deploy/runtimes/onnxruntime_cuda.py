@@ -1,17 +1,20 @@
-"""Sessions of ONNX Runtime on a GPU: what they need of the machine, and that they are really there. torch-free."""
+"""ONNX Runtime on a GPU: what it needs of the machine, its sessions, and buffers that stay there. torch-free."""
 
 from __future__ import annotations
 
 import ctypes
 import re
+from collections.abc import Collection, Sequence
 from contextlib import redirect_stdout, suppress
 from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rekd_deploy.errors import EngineError
-from rekd_deploy.runtimes.base import parse_device
+from rekd_deploy.runtimes.base import Arrays, Graph, parse_device
 from rekd_deploy.runtimes.onnxruntime import onnx_runtime
 from rekd_train.errors import MissingExtraError, install_command
 
@@ -138,6 +141,49 @@ def reason_of(error: Exception) -> str:
 @cache
 def _missing_library() -> str:
     """What ONNX Runtime says about the first of CUDA's libraries that it cannot load, or ''."""
-    with redirect_stdout(StringIO()) as told:
+    with redirect_stdout(StringIO()) as output:
         onnx_runtime().preload_dlls()
-    return next((line.strip() for line in told.getvalue().splitlines() if line.startswith("Failed to load")), "")
+    return next((line.strip() for line in output.getvalue().splitlines() if line.startswith("Failed to load")), "")
+
+
+class Shape:
+    """What a ``DeviceChain`` keeps for one shape of batch and length: buffers, bound to each of its graphs.
+
+    Args:
+        axes: size of each symbolic axis.
+        kind, index: the device.
+        number: of its captured graphs.
+        captured: names of the graphs that are captured.
+    """
+
+    def __init__(
+        self, sessions: Sequence[Any], graphs: Sequence[Graph], axes: dict[str, int], kind: str, index: int,
+        number: int, captured: Collection[str],
+    ) -> None:
+        runtime = onnx_runtime()
+        self._on_cpu = kind == "cpu"
+        replayed = runtime.RunOptions()
+        replayed.add_run_config_entry("gpu_graph_id", str(number))
+        self.buffers: dict[str, Any] = {}
+        self._steps = []
+        for session, graph in zip(sessions, graphs, strict=True):
+            binding = session.io_binding()
+            for spec in (*graph.signature.inputs, *graph.signature.outputs):
+                if spec.name not in self.buffers:  # what an earlier step gave is read where it lies
+                    sizes = [axes.get(axis, axis) for axis in spec.shape]
+                    self.buffers[spec.name] = runtime.OrtValue.ortvalue_from_shape_and_type(
+                        sizes, np.dtype(spec.dtype).type, kind, index
+                    )
+            for spec in graph.signature.inputs:
+                binding.bind_ortvalue_input(spec.name, self.buffers[spec.name])
+            for spec in graph.signature.outputs:
+                binding.bind_ortvalue_output(spec.name, self.buffers[spec.name])
+            self._steps.append((session, binding, replayed if graph.name in captured else None))
+
+    def run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
+        for name, array in inputs.items():
+            self.buffers[name].update_inplace(np.ascontiguousarray(array))
+        for session, binding, options in self._steps:
+            session.run_with_iobinding(binding, options)
+        # on a CPU what ONNX Runtime hands out is the buffer itself
+        return {name: np.array(self.buffers[name].numpy(), copy=self._on_cpu) for name in outputs}

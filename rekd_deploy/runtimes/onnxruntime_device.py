@@ -1,9 +1,10 @@
-"""A line of ONNX graphs that stays on one device: fixed buffers for each shape, nothing copied between the steps.
+"""A chain of ONNX graphs that stays on one device: fixed buffers for each shape, nothing copied between the steps.
 
 On a GPU each shape is captured once as a CUDA graph and replayed from then on: small networks on few kept tokens spend
 more time being launched than computed. A captured graph has one shape and fixed addresses, so there is a captured graph
 and a set of buffers for each bucket of batch and length, all of one session a graph; a batch is filled up to its bucket
-by repeating its last row, which changes no other row's answer. On a CPU the same code runs without capture. torch-free.
+by repeating its last row, which changes no other row's outputs. On a CPU the same code runs without capture.
+torch-free.
 """
 
 from __future__ import annotations
@@ -11,20 +12,18 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from logging import getLogger
 from threading import Lock
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
-from rekd_deploy.contract.signature import BATCH, LENGTH, SLOTS, GraphSignature
+from rekd_deploy.contract.signature import BATCH, LENGTH, SLOTS, GraphSignature, TensorSpec
 from rekd_deploy.errors import EngineError
-from rekd_deploy.runtimes.base import Arrays, Chain, RunnerChain, check_inputs, parse_device
+from rekd_deploy.runtimes.base import Arrays, Chain, Graph, RunnerChain, check_inputs, parse_device
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner, available_cores, onnx_runtime
-from rekd_deploy.runtimes.onnxruntime_buffers import Graph, Shape, axes_of, filled, inputs_of
 from rekd_deploy.runtimes.onnxruntime_cuda import (
+    Shape,
     check_cuda,
     copying_operator,
     cuda_session,
@@ -65,11 +64,13 @@ class DeviceChain:
     ) -> None:
         self._graphs = list(graphs)
         self._kind, self._index = parse_device(device)
-        self._batches, self._threads = sorted(batches), threads
+        self.batches = sorted(batches)
+        """Sizes that batches are filled up to; the last is the most rows of one run. Empty: any number."""
+        self._threads = threads
         self._captured = captured and self._kind == "cuda"
         self.uncaptured: dict[str, str] = {}
         """Graphs by name that run launch by launch although ``captured``, and why."""
-        self._inputs = GraphSignature(inputs_of(self._graphs), ())
+        self._inputs = GraphSignature(_inputs_of(self._graphs), ())
         given = [spec.name for graph in self._graphs for spec in graph.signature.outputs]
         self._outputs = [name for name in given if outputs is None or name in outputs]
         self._sessions: list[Any] = []
@@ -90,20 +91,13 @@ class DeviceChain:
         self._active = True
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         with self._lock:  # what is running ends first
             self._active = False
             if self._worker is not None:
                 self._worker.shutdown()
                 self._worker = None
             self._release()
-
-    @property
-    def batches(self) -> list[int]:
-        """Sizes that batches are filled up to, ascending; the last is the most rows of one run. Empty: any number."""
-        return self._batches
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """The outputs by name. Threads may share a chain; they take turns.
@@ -114,17 +108,17 @@ class DeviceChain:
         """
         inputs = {spec.name: inputs[spec.name] for spec in self._inputs.inputs if spec.name in inputs}
         check_inputs(inputs, self._inputs, self._graphs[0].name)
-        axes = axes_of(self._inputs.inputs, inputs)
+        axes = _axes_of(self._inputs.inputs, inputs)
         count = axes[BATCH]
         axes[BATCH] = self._bucket(count)
         for graph in self._graphs:
             if graph.signature.slots is not None:
                 axes[SLOTS] = graph.signature.slots.at(axes[LENGTH])
-        padded = {name: filled(array, axes[BATCH]) for name, array in inputs.items()}
+        padded = {name: _filled(array, axes[BATCH]) for name, array in inputs.items()}
         with self._lock:
             if not self._active:
                 raise EngineError("the graphs are not running; use them inside a `with` block")
-            outputs = self._attempt(partial(self._answer, tuple(sorted(axes.items())), padded))
+            outputs = self._attempt(lambda: self._shape(tuple(sorted(axes.items()))).run(padded, self._outputs))
         return {name: array[:count] for name, array in outputs.items()}
 
     def _attempt(self, work: Callable[[], Arrays]) -> Arrays:
@@ -150,16 +144,12 @@ class DeviceChain:
         for name in new:
             getLogger(__name__).warning("%s is not captured as a CUDA graph, which is slower: %s", name, reason)
 
-    def _answer(self, key: tuple[tuple[str, int], ...], inputs: Arrays) -> Arrays:
-        return self._shape(key).run(inputs, self._outputs)
-
     def _bucket(self, count: int) -> int:
-        if not self._batches:
+        if not self.batches:
             return count
-        fitting = [size for size in self._batches if size >= count]
-        if not fitting:
-            raise EngineError(f"a batch of {count} is above the largest bucket, {self._batches[-1]}; fix: split it")
-        return fitting[0]
+        if count > self.batches[-1]:
+            raise EngineError(f"a batch of {count} is above the largest bucket, {self.batches[-1]}; fix: split it")
+        return next(size for size in self.batches if size >= count)
 
     def _shape(self, key: tuple[tuple[str, int], ...]) -> Shape:
         if key not in self._shapes:
@@ -213,3 +203,29 @@ def chain_on(graphs: Sequence[Graph], *, device: str = "cpu", **sessions: Any) -
     if parse_device(device)[0] == "cpu":
         return RunnerChain([OnnxRuntimeRunner(each.model, each.signature, each.name, **sessions) for each in graphs])
     return DeviceChain(graphs, device=device)
+
+
+def _inputs_of(graphs: Sequence[Graph]) -> tuple[TensorSpec, ...]:
+    """What no earlier graph gives."""
+    given: set[str] = set()
+    needed: dict[str, TensorSpec] = {}
+    for graph in graphs:
+        needed |= {spec.name: spec for spec in graph.signature.inputs if spec.name not in given}
+        given |= {spec.name for spec in graph.signature.outputs}
+    return tuple(needed.values())
+
+
+def _axes_of(specs: Sequence[TensorSpec], inputs: Arrays) -> dict[str, int]:
+    """Size of every symbolic axis."""
+    return {
+        axis: size
+        for spec in specs
+        for axis, size in zip(spec.shape, inputs[spec.name].shape, strict=True)
+        if isinstance(axis, str)
+    }
+
+
+def _filled(array: np.ndarray, rows: int) -> np.ndarray:
+    """(rows, ...): the last row repeated; nothing is copied where nothing is missing."""
+    missing = rows - len(array)
+    return array if not missing else np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])

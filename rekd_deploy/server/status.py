@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rekd_deploy.client.address import Address, TlsSettings
+from rekd_deploy.client.connection import Address, TlsSettings
 from rekd_deploy.client.transport import open_transport
 from rekd_deploy.errors import ClientError, RejectedError, ServerUnavailableError
 from rekd_deploy.repository.config import ENSEMBLE

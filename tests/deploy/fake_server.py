@@ -17,9 +17,9 @@ class FakeServer(Transport):
     def __init__(self, parameters, max_batch_size=4):
         self.configs = {"1": parameters}
         self.max_batch_size = max_batch_size
-        self.asked_for_config = 0
+        self.config_reads = 0
         self.shapes, self.ids, self.timeouts = [], [], []
-        self.open = 0
+        self.open = self.begun = 0
         self.most_open = 0
         self.gate = None
         self.opens_when_full = False
@@ -49,7 +49,7 @@ class FakeServer(Transport):
         return list(self.configs)
 
     def model_config(self, model, version, timeout):
-        self.asked_for_config += 1
+        self.config_reads += 1
         return ModelConfig(self.configs[version], self.max_batch_size)
 
     def submit(self, model, inputs, outputs, *, timeout=None, request_id=""):
@@ -64,6 +64,7 @@ class FakeServer(Transport):
             return self._worker.submit(self._answer, len(self.shapes) - 1, inputs, outputs)
 
     def _answer(self, number, inputs, outputs):
+        self.begun += 1
         if self.gate:
             self.gate.wait(5)
         with self._lock:

@@ -12,7 +12,7 @@ from families import KINDS, some_images
 from rekd_deploy.export.graphs import guarded_pair
 from rekd_deploy.graphs.modules import head_layers, pair_signature
 from rekd_deploy.graphs.precision.convert import Conversion, convert_pair
-from rekd_deploy.graphs.tracing import OPSET, traced_graphs, write_graphs
+from rekd_deploy.graphs.tracing import traced_graphs, write_graphs
 from rekd_deploy.parity.examples import generated_images, texts_from_vocabulary
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
@@ -25,13 +25,18 @@ def model_of(kind: str):
 @cache
 def traced(kind: str, fused: bool) -> dict[str, onnx.ModelProto]:
     """The float32 graphs. Do not change them."""
-    return traced_graphs(model_of(kind), fused=fused, opset=OPSET)
+    return traced_graphs(model_of(kind), fused=fused)
 
 
 @cache
 def traced_for_gpu(kind: str) -> dict[str, onnx.ModelProto]:
     """The float32 graphs that are fused for GPUs. Do not change them."""
-    return traced_graphs(model_of(kind), fused=True, gpu=True, opset=OPSET)
+    return traced_graphs(model_of(kind), gpu=True)
+
+
+def graph_files(model, folder: Path, **how) -> dict[str, Path]:
+    """Files of a model's float32 graphs; ``how``: ``fused`` and ``gpu`` of ``traced_graphs``."""
+    return write_graphs(traced_graphs(model, **how), folder, pair_signature(model), False, how.get("fused", True))
 
 
 def gpu_graphs(kind: str, precision: str, folder: Path) -> list[Path]:

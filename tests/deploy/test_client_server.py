@@ -20,10 +20,9 @@ import pytest
 import trustme
 from proxies import Proxy
 
-from rekd_deploy.client.address import TlsSettings
 from rekd_deploy.client.client import AsyncClient, Client
+from rekd_deploy.client.connection import RetryPolicy, TlsSettings
 from rekd_deploy.client.pipeline import Pipeline
-from rekd_deploy.client.retry import RetryPolicy
 from rekd_deploy.client.transport import open_transport
 from rekd_deploy.errors import (
     ClientError,
@@ -166,7 +165,7 @@ def test_closing_while_calls_are_on_their_way(url, many, expected):
         time.sleep(0.3)
         client.close()
         assert {each.result(30) for each in calling} == {
-            "the client is closed; fix: open another, or close it once its calls are answered"
+            "the client is closed; fix: open another, or close it once its calls are done"
         }
 
 

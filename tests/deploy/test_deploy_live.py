@@ -20,8 +20,8 @@ import pytest
 import yaml
 from test_deploy_files import DEPLOY, queries
 
-from rekd_deploy.client.address import TlsSettings
 from rekd_deploy.client.client import Client
+from rekd_deploy.client.connection import TlsSettings
 from rekd_deploy.server.flags import GRPC_KEY_HEADER, KEY_HEADER, LOOPBACK
 from rekd_deploy.server.process import settled_ports
 

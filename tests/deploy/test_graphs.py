@@ -7,8 +7,7 @@ from conftest import make_rationalizer
 from torch import nn
 
 from rekd_deploy.contract.signature import BATCH, LENGTH, GraphSignature, TensorSpec
-from rekd_deploy.errors import ExportError
-from rekd_deploy.graphs.modules import CompactPredictorGraph, SelectorGraph, ZeroPredictorGraph
+from rekd_deploy.graphs.modules import PredictorGraph, SelectorGraph
 from rekd_deploy.graphs.tracing import onnx_from_module
 from rekd_deploy.parity.examples import constructed_inputs, constructed_scores
 from rekd_deploy.parity.gate import wrong_handovers
@@ -54,7 +53,7 @@ def test_selector_graph_gives_the_rationale_and_its_positions(policy):
 @every_policy
 def test_predictor_graph_equals_the_model_on_the_same_mask(policy):
     rationalizer = make_rationalizer(policy=policy)
-    selector, predictor = SelectorGraph(rationalizer), CompactPredictorGraph(rationalizer)
+    selector, predictor = SelectorGraph(rationalizer), PredictorGraph(rationalizer)
     for arrays in constructed_inputs(rationalizer.preprocessor, policy, rationalizer.capacity):
         inputs = tensors(arrays)
         with torch.inference_mode():
@@ -75,13 +74,6 @@ def test_a_rule_that_keeps_every_position_shows_cls_once_and_has_a_slot_for_each
         logits = rationalizer.gathered_class_logits(inputs, everything)
         expected = rationalizer.class_logits(inputs, everything)
     torch.testing.assert_close(logits, expected, atol=2e-5, rtol=0)
-
-
-def test_a_predictor_is_not_served_with_the_other_operator():
-    with pytest.raises(ExportError, match="operator 'zero'.*rekd-train compact"):
-        CompactPredictorGraph(make_rationalizer(operator="zero"))
-    with pytest.raises(ExportError, match="operator 'compact'; served with 'zero'"):
-        ZeroPredictorGraph(make_rationalizer())
 
 
 class _Decision(nn.Module):

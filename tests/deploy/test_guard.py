@@ -6,11 +6,11 @@ import numpy as np
 import onnx
 import pytest
 from families import KINDS, some_images
+from precisions import graph_files
 
 from rekd_deploy.graphs.guard import guarded
 from rekd_deploy.graphs.modules import pair_signature
 from rekd_deploy.graphs.onnx_model import check_constants, check_interface, joined
-from rekd_deploy.graphs.tracing import export_graphs
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
 VOCABULARY, WORST = 94, 2**63 - 1
@@ -23,7 +23,7 @@ def pair(request, tmp_path_factory):
     signature = pair_signature(model)
     plain = {
         role: onnx.load(path)
-        for role, path in export_graphs(model, tmp_path_factory.mktemp(request.param)).items()
+        for role, path in graph_files(model, tmp_path_factory.mktemp(request.param)).items()
     }
     is_text = model.preprocessor.settings.kind == "text"
     safe = {
@@ -34,8 +34,8 @@ def pair(request, tmp_path_factory):
     return model, signature, plain, {**safe, "single": single}
 
 
-def asked(signature, graphs, inputs):
-    """Everything that selector and predictor answer."""
+def run_pair(signature, graphs, inputs):
+    """The inputs with everything that selector and predictor give."""
     known = dict(inputs)
     for role in ("selector", "predictor"):
         with OnnxRuntimeRunner(graphs[role].SerializeToString(), signature.graph(role), role) as runner:
@@ -43,7 +43,7 @@ def asked(signature, graphs, inputs):
     return known
 
 
-def answers(signature, known):
+def ensemble_outputs(signature, known):
     return {spec.name: known[spec.name] for spec in signature.ensemble.outputs}
 
 
@@ -51,10 +51,10 @@ def good_inputs(model, texts):
     return dict(model.preprocessor(texts if model.preprocessor.settings.kind == "text" else some_images(3)).inputs)
 
 
-def test_good_rows_are_answered_bit_for_bit(pair, texts):
+def test_good_rows_stay_what_they_are_bit_for_bit(pair, texts):
     model, signature, plain, safe = pair
     inputs = good_inputs(model, texts)
-    wanted, found = asked(signature, plain, inputs), asked(signature, safe, inputs)
+    wanted, found = run_pair(signature, plain, inputs), run_pair(signature, safe, inputs)
     for name, array in wanted.items():
         np.testing.assert_array_equal(found[name], array, err_msg=name)
     for role, graph in safe.items():
@@ -73,13 +73,13 @@ def test_a_row_that_cannot_be_read_is_no_number_and_harms_no_other(pair, texts, 
     if model.preprocessor.settings.kind == "image":
         pytest.skip("bytes can all be read")
     inputs = good_inputs(model, texts)
-    wanted = answers(signature, asked(signature, plain, inputs))
+    wanted = ensemble_outputs(signature, run_pair(signature, plain, inputs))
     inputs[name] = inputs[name].copy()
     inputs[name][1, slice(None) if value == "empty" else 2] = 0 if value == "empty" else value
     with OnnxRuntimeRunner(safe["single"].SerializeToString(), signature.ensemble, "single") as single:
-        ways = [answers(signature, asked(signature, safe, inputs)), single.run(
+        variants = [ensemble_outputs(signature, run_pair(signature, safe, inputs)), single.run(
             {spec.name: inputs[spec.name] for spec in signature.ensemble.inputs})]
-    for found in ways:
+    for found in variants:
         for key, array in found.items():
             others = np.arange(len(array)) != 1
             np.testing.assert_array_equal(array[others], wanted[key][others], err_msg=key)
@@ -91,7 +91,7 @@ def test_positions_that_are_none(pair, texts, value):
     model, signature, plain, safe = pair
     if "positions" not in {spec.name for spec in signature.predictor.inputs}:
         pytest.skip("this predictor reads all positions")
-    known = asked(signature, plain, good_inputs(model, texts))
+    known = run_pair(signature, plain, good_inputs(model, texts))
     given = {spec.name: known[spec.name].copy() for spec in signature.predictor.inputs}
     given["positions"][0, 0] = value
     with OnnxRuntimeRunner(safe["predictor"].SerializeToString(), signature.predictor, "predictor") as runner:
@@ -111,7 +111,7 @@ def test_texts_longer_than_the_model_reads(pair, role, beyond):
     inputs["attention_mask"] = np.ones_like(inputs["input_ids"])
     graph = signature.graph(role)
     if role == "predictor":
-        inputs = asked(signature, plain, inputs)
+        inputs = run_pair(signature, plain, inputs)
     with OnnxRuntimeRunner(safe[role].SerializeToString(), graph, role) as runner:
         found = runner.run({spec.name: inputs[spec.name] for spec in graph.inputs})
     for name in {"scores", "logits", "probabilities"} & set(found):

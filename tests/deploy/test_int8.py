@@ -10,13 +10,13 @@ from onnx import numpy_helper
 from precisions import answers, conversion_of, converted, examples_of, model_of, traced
 
 from rekd_deploy.errors import ExportError
-from rekd_deploy.graphs.fusion_cpu import norms_apart
+from rekd_deploy.graphs.fusion import norms_apart
 from rekd_deploy.graphs.modules import head_layers, pair_signature
 from rekd_deploy.graphs.precision import convert as convert_module
-from rekd_deploy.graphs.precision.attention import split_attention
-from rekd_deploy.graphs.precision.calibration import best_range, calibrated_ranges
+from rekd_deploy.graphs.precision import int8
 from rekd_deploy.graphs.precision.convert import convert_pair, without_padding
-from rekd_deploy.graphs.precision.integers import quantised_weight
+from rekd_deploy.graphs.precision.int8 import best_range, calibrated_ranges, quantised_weight
+from rekd_deploy.graphs.precision.structure import split_attention
 
 
 def operators(model: onnx.ModelProto) -> list[str]:
@@ -115,9 +115,7 @@ def test_padding_is_not_calibrated_on():
 
 def test_a_selector_that_rounding_ruins_is_kept_in_float32(monkeypatch, texts):
     """Weights far from what they were: the rationales change, and the selector stays as it was."""
-    from rekd_deploy.graphs.precision import integers
-
-    monkeypatch.setattr(integers, "quantised_weight", lambda values: quantised_weight(-20 * values))
+    monkeypatch.setattr(int8, "quantised_weight", lambda values: quantised_weight(-20 * values))
     model = model_of("bert")
     graphs = traced("bert", True)
     heads = head_layers(model)

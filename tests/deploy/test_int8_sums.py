@@ -13,10 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 from precisions import conversion_of
 
 from rekd_deploy.contract.signature import BATCH, GraphSignature, TensorSpec
-from rekd_deploy.graphs.precision.integers import quantised_weight
+from rekd_deploy.graphs.precision.int8 import quantised_weight
 from rekd_deploy.repository.backend.model import OnnxGraph
+from rekd_deploy.runtimes.base import Graph
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
-from rekd_deploy.runtimes.onnxruntime_device import DeviceChain, Graph
+from rekd_deploy.runtimes.onnxruntime_device import DeviceChain
 
 
 def sums_of_pairs(weights: np.ndarray) -> np.ndarray:

@@ -12,9 +12,9 @@ from rekd_deploy.client.pipeline import Pipeline
 from rekd_deploy.errors import EngineError
 from rekd_deploy.repository import runners as repository_runners
 from rekd_deploy.runtimes import onnxruntime_device
-from rekd_deploy.runtimes.base import RunnerChain, parse_device
+from rekd_deploy.runtimes.base import Graph, RunnerChain, parse_device
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
-from rekd_deploy.runtimes.onnxruntime_device import DeviceChain, Graph
+from rekd_deploy.runtimes.onnxruntime_device import DeviceChain
 from rekd_train.errors import MissingExtraError
 
 

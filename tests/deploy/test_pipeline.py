@@ -97,7 +97,7 @@ def test_batches_that_are_filled_up_are_the_cheapest_there_are(rationalizer, siz
     ],
 )
 def test_every_text_is_checked_before_any_is_computed(pipeline, monkeypatch, texts, complaint):
-    monkeypatch.setattr(pipeline, "_answer", lambda *_: pytest.fail("computed before all were checked"))
+    monkeypatch.setattr(pipeline, "_predicted", lambda *_: pytest.fail("computed before all were checked"))
     with pytest.raises(InputError, match=complaint):
         pipeline.predict(texts)
 
@@ -134,7 +134,7 @@ def test_a_call_that_another_threads_close_ends_says_so(repository, monkeypatch,
         return found
 
     monkeypatch.setattr(pipeline._chain, "run", closed_meanwhile)
-    with pytest.raises(EngineError, match="^the pipeline is closed; fix: close it once its calls are answered"):
+    with pytest.raises(EngineError, match="^the pipeline is closed; fix: close it once its calls are done"):
         pipeline.predict(["good plot", "bad plot"])
     assert pipeline._running is None, "the call has not loaded the graphs again"
 

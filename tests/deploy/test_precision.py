@@ -12,10 +12,10 @@ from precisions import answers, assert_no_neighbours, conversion_of, convert, co
 from rekd_deploy.errors import ExportError
 from rekd_deploy.graphs import onnx_model
 from rekd_deploy.graphs.modules import head_layers, pair_signature
-from rekd_deploy.graphs.precision.convert import HEAD_OUTPUTS, check_precision
+from rekd_deploy.graphs.onnx_model import Structure
+from rekd_deploy.graphs.precision.convert import HEAD_OUTPUTS, check_precision, multiplications, observed_precision
 from rekd_deploy.graphs.precision.half import MASKED, to_half
-from rekd_deploy.graphs.precision.observed import multiplications, observed_precision
-from rekd_deploy.graphs.precision.structure import Structure, name_nodes
+from rekd_deploy.graphs.precision.structure import float_tensors, following, guarded_nodes, name_nodes
 from rekd_deploy.parity.examples import constructed_inputs
 
 CASES = [
@@ -71,7 +71,7 @@ def test_head_and_decision_stay_as_they_are(kind, precision, fused):
     model = model_of(kind)
     for role, after in converted(kind, precision, fused).items():
         before, after = name_nodes(traced(kind, fused)[role]), name_nodes(after)
-        guarded = Structure(before).guarded(HEAD_OUTPUTS[role], head_layers(model)[role])
+        guarded = guarded_nodes(before, HEAD_OUTPUTS[role], head_layers(model)[role])
         assert len(guarded) > (10 if role == "selector" else 1)
         old, new = ({node.name: node for node in graph.graph.node} for graph in (before, after))
         constants = [{t.name: t for t in graph.graph.initializer} for graph in (before, after)]
@@ -80,8 +80,8 @@ def test_head_and_decision_stay_as_they_are(kind, precision, fused):
             for first, second in zip(old[name].input, new[name].input, strict=True):
                 if first in constants[0]:
                     assert first == second and constants[0][first] == constants[1][second]
-        following = {node.name for node in Structure(after).following([HEAD_OUTPUTS[role]])}
-        assert following <= guarded, "nothing was put between the scores and the outputs"
+        after_scores = {node.name for node in following(after, [HEAD_OUTPUTS[role]])}
+        assert after_scores <= guarded, "nothing was put between the scores and the outputs"
 
 
 @pytest.mark.parametrize(("kind", "precision", "fused"), HALVES)
@@ -145,7 +145,7 @@ def layer_norm_graph(scale: float) -> onnx.ModelProto:
 def test_squares_inside_a_layer_norm_do_not_overflow(precision):
     """Activations near 1000: their squares are beyond half precision, their norm is not."""
     model = name_nodes(layer_norm_graph(400.0))
-    half = to_half(model, precision, Structure(model).guarded("logits", 1), emulated=precision == "bf16")
+    half = to_half(model, precision, guarded_nodes(model, "logits", 1), emulated=precision == "bf16")
     x = np.random.default_rng(1).normal(size=(5, 8)).astype(np.float32)
     before, after = (
         onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})
@@ -158,7 +158,7 @@ def test_squares_inside_a_layer_norm_do_not_overflow(precision):
 def test_a_softmax_alone_is_an_island_with_its_mask():
     model = converted("bert", "fp16", False)["selector"]
     structure = Structure(model)
-    floats = structure.float_tensors()
+    floats = float_tensors(model)
     alone = [node for node in model.graph.node if node.op_type == "Softmax"]
     assert alone
     for node in alone:
@@ -168,7 +168,7 @@ def test_a_softmax_alone_is_an_island_with_its_mask():
 
 def test_a_weight_that_fp16_cannot_hold_is_named_and_bf16_can():
     model = name_nodes(layer_norm_graph(1e6))
-    guarded = Structure(model).guarded("logits", 1)
+    guarded = guarded_nodes(model, "logits", 1)
     with pytest.raises(ExportError, match=r"'w0' holds .*, fp16 ends at 65504 .* fix: --precision bf16 or fp32"):
         to_half(model, "fp16", guarded)
     to_half(model, "bf16", guarded)
@@ -180,7 +180,7 @@ def test_emulation_rounds_as_the_kernels_do(kind, texts):
     model = model_of(kind)
     items = examples_of(model)[:16]
     guarded = {
-        role: Structure(name_nodes(graph)).guarded(HEAD_OUTPUTS[role], head_layers(model)[role])
+        role: guarded_nodes(name_nodes(graph), HEAD_OUTPUTS[role], head_layers(model)[role])
         for role, graph in traced(kind, True).items()
     }
     stand_in = {
@@ -215,10 +215,10 @@ def test_an_unknown_precision_is_named():
 
 
 def test_a_graph_without_the_head_is_refused():
-    structure = Structure(name_nodes(layer_norm_graph(1.0)))
-    assert len(structure.guarded("logits", 2)) == 2
+    graph = name_nodes(layer_norm_graph(1.0))
+    assert len(guarded_nodes(graph, "logits", 2)) == 2
     with pytest.raises(ExportError, match="no head with 4 linear layers leads to 'logits'"):
-        structure.guarded("logits", 4)
+        guarded_nodes(graph, "logits", 4)
 
 
 def test_observed_precision_is_counted_not_believed():

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from rekd_deploy.cli import query
-from rekd_deploy.client.address import TlsSettings
+from rekd_deploy.client.connection import TlsSettings
 from rekd_deploy.errors import ServerUnavailableError
 from rekd_train.cli.command import run
 from rekd_train.inputs.prediction import Prediction

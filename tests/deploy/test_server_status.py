@@ -16,8 +16,8 @@ import pytest
 import trustme
 from proxies import Proxy, server_context
 
-from rekd_deploy.client.address import TlsSettings
 from rekd_deploy.client.client import Client
+from rekd_deploy.client.connection import TlsSettings
 from rekd_deploy.errors import ClientError, DeadlineError, InsecureServerError, ServerUnavailableError
 from rekd_deploy.server.service import ServerState
 from rekd_deploy.server.status import ServerStatus, StepStatus, choose_url, read_status, status_table

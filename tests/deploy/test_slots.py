@@ -11,8 +11,7 @@ from conftest import make_rationalizer
 
 from rekd_deploy.contract.signature import SLOTS, GraphSignature, Slots, TensorSpec, text_pair_signature
 from rekd_deploy.graphs.modules import pair_signature
-from rekd_deploy.graphs.slots import cut_to_length
-from rekd_deploy.graphs.tracing import OPSET, traced_graphs
+from rekd_deploy.graphs.tracing import OPSET, cut_to_length, traced_graphs
 from rekd_deploy.repository.manifest import signature_from_dict, signature_to_dict
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from rekd_train.inputs.policy import SelectionPolicy

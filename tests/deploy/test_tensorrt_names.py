@@ -72,7 +72,7 @@ def test_the_two_lists_are_of_the_products_that_are_built_for():
 
 
 def test_no_name_of_the_library_escapes_by_an_unknown_variable():
-    """A method of the library on a variable that ``VARIABLES`` does not know would not be held against the lists."""
+    """A method of the library on a variable that ``VARIABLES`` does not know would not be compared with the lists."""
     everything = {name for product in PRODUCTS for names in API[product].values() for name in names} - ELSEWHERE
     for module in MODULES:
         for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):

@@ -13,9 +13,8 @@ from fake_tensorrt import FakeDriver, FakeLibrary
 from rekd_deploy.errors import EngineError
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.runtimes.tensorrt import execution as tensorrt_execution
-from rekd_deploy.runtimes.tensorrt.profiles import Range, profiles_of
-from rekd_deploy.runtimes.tensorrt.readback import verify_engine
-from rekd_deploy.runtimes.tensorrt.runner import TensorRTRunner
+from rekd_deploy.runtimes.tensorrt.build import Range, profiles_of
+from rekd_deploy.runtimes.tensorrt.runner import TensorRTRunner, verify_engine
 from rekd_deploy.runtimes.tensorrt.types import observed_precision, report_types
 from rekd_train.files import sha256
 

@@ -10,9 +10,8 @@ import pytest
 import trustme
 from proxies import Proxy, server_context
 
-from rekd_deploy.client.address import Address, TlsSettings, checked_headers, with_protocol
 from rekd_deploy.client.client import Client
-from rekd_deploy.client.retry import RetryPolicy
+from rekd_deploy.client.connection import Address, RetryPolicy, TlsSettings, checked_headers, with_protocol
 from rekd_deploy.client.transport import _STATUS_ERRORS, open_transport, typed_error
 from rekd_deploy.client.transport_grpc import GrpcTransport
 from rekd_deploy.client.transport_http import HttpTransport

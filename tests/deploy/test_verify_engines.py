@@ -16,7 +16,7 @@ from rekd_deploy.errors import RepositoryError
 from rekd_deploy.export.verify import verify
 from rekd_deploy.repository.writer import write_repository
 from rekd_deploy.runtimes.tensorrt import execution as tensorrt_execution
-from rekd_deploy.runtimes.tensorrt.profiles import Range, profiles_of
+from rekd_deploy.runtimes.tensorrt.build import Range, profiles_of
 from rekd_train.files import sha256
 
 ROLES = ("selector", "predictor")

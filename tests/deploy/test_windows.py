@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from conftest import WORDS
 
-from rekd_deploy.client.batching import Batches
+from rekd_deploy.client.batching import Batches, WindowedText, _Whole
 from rekd_deploy.client.pipeline import Pipeline
-from rekd_deploy.client.windows import WindowedText, _Whole
 from rekd_train.errors import InputError
 from rekd_train.inputs.prediction import Piece, Prediction
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
@@ -129,7 +128,7 @@ def test_everything_kept_decided_and_nothing_else(repository, preprocessor):
         batches = Batches(preprocessor, [LONG], 64, windows=True)
         kept = set()
         for _, encoded in batches:
-            for each in pipeline._answer(encoded, 0):
+            for each in pipeline._predicted(encoded, 0):
                 kept |= {(piece.start, piece.end) for piece in each.pieces}
         answer = pipeline.predict([LONG], windows=True)[0]
     assert {(piece.start, piece.end) for piece in answer.pieces} == kept

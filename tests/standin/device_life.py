@@ -15,8 +15,9 @@ import numpy as np
 
 from rekd_deploy.errors import EngineError
 from rekd_deploy.runtimes import onnxruntime_device
+from rekd_deploy.runtimes.base import Graph
 from rekd_deploy.runtimes.onnxruntime_cuda import PROVIDER
-from rekd_deploy.runtimes.onnxruntime_device import DeviceChain, Graph
+from rekd_deploy.runtimes.onnxruntime_device import DeviceChain
 
 KINDS = "malloc free host_malloc host_free to_device to_host on_device launch capture replay".split()
 cuda = ctypes.CDLL("libcuda.so.1")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rekd_deploy.runtimes.onnxruntime_device import DeviceChain, Graph
+from rekd_deploy.runtimes.base import Graph
+from rekd_deploy.runtimes.onnxruntime_device import DeviceChain
 
 cuda = ctypes.CDLL("libcuda.so.1")
 cuda.standin_count.restype = ctypes.c_long

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from rekd_deploy.errors import EngineError
-from rekd_deploy.runtimes.onnxruntime_device import DeviceChain, Graph
+from rekd_deploy.runtimes.base import Graph
+from rekd_deploy.runtimes.onnxruntime_device import DeviceChain
 
 graphs = [Graph(*parts) for parts in pickle.loads((Path(sys.argv[1]) / "chain.pickle").read_bytes())]
 said = None

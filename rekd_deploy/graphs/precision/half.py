@@ -10,17 +10,20 @@ since it would turn into -inf and, where a whole row is masked, into NaN.
 
 from __future__ import annotations
 
+from copy import deepcopy
+
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from rekd_deploy.errors import ExportError
-from rekd_deploy.graphs.precision.structure import Structure, fresh_name, name_nodes
+from rekd_deploy.graphs.onnx_model import Structure, replace_nodes
+from rekd_deploy.graphs.precision.structure import float_tensors, name_nodes
 
 MASKED = -10000.0
 """Added to the attention scores of masked positions: exp() of it is 0, and no sum with it overflows."""
-_TYPES = {"fp16": (TensorProto.FLOAT16, "float16"), "bf16": (TensorProto.BFLOAT16, "bfloat16")}
-_LARGEST = {"fp16": 65504.0, "bf16": 3.3895313892515355e38}
+_TYPES = {"fp16": (TensorProto.FLOAT16, np.float16), "bf16": (TensorProto.BFLOAT16, ml_dtypes.bfloat16)}
 _STARTING = {"MatMul", "Gemm", "Conv", "LSTM", "Attention", "MultiHeadAttention"}
 """Half precision begins here, and where an embedding is looked up."""
 _FOLLOWING = {
@@ -30,7 +33,6 @@ _FOLLOWING = {
 }
 """Half precision goes on here once one of the inputs is in it."""
 _FOLLOWING_IN_ENGINES = _FOLLOWING | {"Softmax", "IsNaN"}
-_MASK_SOURCES = {"Where", "Expand", "Unsqueeze", "Reshape", "Concat", "Cast", "Mul", "Slice"}
 
 
 def to_half(
@@ -57,8 +59,9 @@ class _Converter:
         self._model, self._precision, self._guarded, self._emulated = model, precision, guarded, emulated
         self._islands = set() if for_engine else self._softmax_islands()
         self._following = _FOLLOWING_IN_ENGINES if for_engine else _FOLLOWING
-        self._type, self._suffix = _TYPES[precision]
-        self._floats = self._structure.float_tensors()
+        self._type, self._numbers = _TYPES[precision]
+        self._suffix, self._largest = np.dtype(self._numbers).name, float(ml_dtypes.finfo(self._numbers).max)
+        self._floats = float_tensors(model)
         self._taken = self._floats | set(self._structure.producers) | set(self._structure.constants)
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
@@ -67,19 +70,14 @@ class _Converter:
 
     def run(self) -> onnx.ModelProto:
         low = self._low_nodes()
-        for node in self._model.graph.node:
-            self._half.update(name for name in node.output if node.name in low and name in self._floats)
+        self._half = {
+            name for node in self._model.graph.node if node.name in low for name in node.output if name in self._floats
+        }
         for node in self._model.graph.node:
             self._nodes.append(self._converted(node, node.name in low))
             if node.name in low and self._emulated:
                 self._round_outputs(self._nodes[-1])
-        graph = self._model.graph
-        used = {name for node in self._nodes for name in node.input}
-        kept = [tensor for tensor in graph.initializer if tensor.name in used] + list(self._constants.values())
-        for field, entries in (("node", self._nodes), ("initializer", kept)):
-            graph.ClearField(field)
-            getattr(graph, field).extend(entries)
-        return self._model
+        return replace_nodes(self._model, self._nodes, [*self._model.graph.initializer, *self._constants.values()])
 
     # which nodes
 
@@ -143,8 +141,7 @@ class _Converter:
     # the new graph
 
     def _converted(self, node: onnx.NodeProto, low: bool) -> onnx.NodeProto:
-        changed = onnx.NodeProto()
-        changed.CopyFrom(node)
+        changed = deepcopy(node)
         for index, name in enumerate(node.input):
             if name not in self._floats:
                 continue
@@ -152,7 +149,7 @@ class _Converter:
                 if low:
                     changed.input[index] = self._half_constant(name, node)
             elif (name in self._half) != low:
-                changed.input[index] = self._cast(name, node, low)
+                changed.input[index] = self._cast(name, low)
         return changed
 
     def _half_constant(self, name: str, reader: onnx.NodeProto) -> str:
@@ -160,22 +157,23 @@ class _Converter:
         largest = float(np.max(np.abs(values), initial=0))
         if values.size == 1 and values.item() <= -3e38:
             values = np.full_like(values, MASKED)
-        elif largest > _LARGEST[self._precision]:
+        elif largest > self._largest:
             raise ExportError(
-                f"'{name}' holds {largest:.6g}, {self._precision} ends at {_LARGEST[self._precision]:.6g} (read by "
+                f"'{name}' holds {largest:.6g}, {self._precision} ends at {self._largest:.6g} (read by "
                 f"{reader.name}); fix: --precision {'bf16' if self._precision == 'fp16' else 'fp32'} or fp32"
             )
         wanted = f"{name}/{self._suffix}"
         if wanted not in self._constants:
             self._taken.add(wanted)
-            self._constants[wanted] = half_tensor(values, wanted, self._precision, as_float=self._emulated)
+            rounded = values.astype(self._numbers)
+            self._constants[wanted] = numpy_helper.from_array(
+                rounded.astype(np.float32) if self._emulated else rounded, wanted
+            )
         return wanted
 
-    def _cast(self, name: str, reader: onnx.NodeProto, down: bool) -> str:
+    def _cast(self, name: str, down: bool) -> str:
         if (name, down) not in self._casts:
-            if down:
-                self._refuse_large_masks(name, reader)
-            new = fresh_name(f"{name}/{self._suffix if down else 'float32'}", self._taken)
+            new = self._fresh(f"{name}/{self._suffix if down else 'float32'}")
             if self._emulated:  # a half-precision tensor is a rounded one of float32 already
                 self._nodes += self._rounding(name, new) if down else [_node("Identity", name, new)]
             else:
@@ -183,49 +181,25 @@ class _Converter:
             self._casts[name, down] = new
         return self._casts[name, down]
 
-    def _refuse_large_masks(self, name: str, reader: onnx.NodeProto) -> None:
-        """A mask's constant that would be cast at run time becomes -inf unseen."""
-        producer = self._structure.producers.get(name)
-        while producer is not None and producer.op_type in _MASK_SOURCES:
-            for source in producer.input:
-                tensor = self._structure.constants.get(source)
-                if tensor is None or source not in self._floats:
-                    continue
-                largest = float(np.max(np.abs(numpy_helper.to_array(tensor)), initial=0))
-                if largest > _LARGEST[self._precision]:
-                    raise ExportError(
-                        f"{reader.name} would be handed a mask of {largest:.6g} in {self._precision}; fix: --precision "
-                        "fp32"
-                    )
-            producer = next((self._structure.producers.get(source) for source in producer.input
-                             if source in self._floats and source not in self._structure.constants), None)
-
     def _round_outputs(self, node: onnx.NodeProto) -> None:
         for index, name in enumerate(node.output):
             if name in self._floats:
-                node.output[index] = fresh_name(f"{name}/unrounded", self._taken)
+                node.output[index] = self._fresh(f"{name}/unrounded")
                 self._nodes += self._rounding(node.output[index], name)
 
     def _rounding(self, name: str, new: str) -> list[onnx.NodeProto]:
-        between = fresh_name(f"{new}/rounded", self._taken)
+        between = self._fresh(f"{new}/rounded")
         return [_node("Cast", name, between, to=self._type), _node("Cast", between, new, to=TensorProto.FLOAT)]
+
+    def _fresh(self, wanted: str) -> str:
+        """``wanted``, or that with a number, and noted as taken."""
+        name, number = wanted, 1
+        while name in self._taken:
+            number += 1
+            name = f"{wanted}.{number}"
+        self._taken.add(name)
+        return name
 
 
 def _node(operator: str, source: str, result: str, **attributes: int) -> onnx.NodeProto:
     return helper.make_node(operator, [source], [result], name=f"{operator}/{result}", **attributes)
-
-
-def half_tensor(values: np.ndarray, name: str, precision: str, *, as_float: bool = False) -> onnx.TensorProto:
-    """Values rounded to 'fp16' or 'bf16'.
-
-    Args:
-        as_float: keep the rounded values in float32.
-    """
-    if precision == "fp16":
-        rounded = values.astype(np.float16)
-        return numpy_helper.from_array(rounded.astype(np.float32) if as_float else rounded, name)
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    upper = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)  # to the nearest, ties to even
-    if as_float:
-        return numpy_helper.from_array((upper.astype(np.uint32) << 16).view(np.float32).reshape(values.shape), name)
-    return helper.make_tensor(name, TensorProto.BFLOAT16, values.shape, upper.tobytes(), raw=True)

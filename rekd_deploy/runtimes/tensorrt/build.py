@@ -1,7 +1,11 @@
 """ONNX -> TensorRT engine, strongly typed, with profiles. One path for the whole family. torch-free.
 
+A profile says which shapes an engine accepts and which it is tuned for, from the signature alone. Buckets cut each axis
+into ranges that touch but do not overlap (lengths 64, 128: 3..64 and 65..128, each tuned for its end), so every shape
+has exactly one profile. Triton picks it the same way. Time and size of a build grow with their number.
+
 Variables keep to fixed names (``api`` the module, ``builder``, ``network``, ``config``, ...): a test reads from them
-which class a name belongs to and holds it against the API lists of TensorRT and TensorRT-RTX.
+which class a name belongs to and compares it with the API lists of TensorRT and TensorRT-RTX.
 """
 
 from __future__ import annotations
@@ -11,16 +15,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rekd_deploy.contract.signature import GraphSignature
+from rekd_deploy.contract.signature import BATCH, LENGTH, SHORTEST, SLOTS, GraphSignature
 from rekd_deploy.errors import EngineError
-from rekd_deploy.runtimes.tensorrt.library import DEFAULT_CAPABILITIES, Library, Product, first_line
-from rekd_deploy.runtimes.tensorrt.profiles import Profile
-from rekd_deploy.runtimes.tensorrt.types import NOT_AVAILABLE, check_graph_precision, graph_types
+from rekd_deploy.runtimes.tensorrt.library import Library, Product, first_line
+from rekd_deploy.runtimes.tensorrt.types import NOT_AVAILABLE, graph_types
 from rekd_train.files import sha256, write_bytes
 
 UNVERIFIED, VERIFIED, UNKNOWN = "unverified", "verified", "precision unknown"
 DATA_TYPES = {"int64": "INT64", "float32": "FLOAT", "bool": "BOOL", "uint8": "UINT8"}
 """A signature's types as the library calls them."""
+_TUNED_BATCH = 8
+Shape = tuple[int, ...]
+Profile = dict[str, tuple[Shape, Shape, Shape]]
+"""Smallest, tuned and largest shape by input."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Sizes of one axis in one profile."""
+
+    smallest: int
+    tuned: int
+    largest: int
 
 
 @dataclass(frozen=True)
@@ -54,35 +70,22 @@ def build_engine(
         library: the product that builds.
         graph: ONNX, unfused, in the types that the engine is to compute in.
         plan: file to write.
-        signature: what the graph takes and gives; the engine is held against it.
+        signature: what the graph takes and gives; the engine is checked against it.
         profiles: shapes that the engine accepts.
 
     Returns:
-        The engine's manifest entry; its precision is not yet observed (see ``tensorrt_verify``).
+        The engine's manifest entry; its precision is not yet observed (see ``runner.verify_engine``).
 
     Raises:
         EngineError: the graph cannot be parsed or built, is not of its signature or precision, or a GPU is needed.
     """
     settings = settings or BuildSettings()
-    types = graph_types(graph)
-    check_graph_precision(types, settings.precision, graph.name)
-    product = library.product
-    capabilities = _capabilities(library, settings)
+    entry = deferred_entry(library.product, graph, profiles, settings.precision)
+    capabilities = library.capabilities(settings.capabilities)
     write_bytes(plan, _serialised(library, graph, signature, profiles, settings, capabilities))
-    return {
-        "format": product.name,
-        "version": library.version,
-        "built_for": list(capabilities) or ["the machine of the export"],
-        "precision": settings.precision,
-        "observed": NOT_AVAILABLE,
-        "graph_types": types,
-        "graph_sha256": sha256(graph),
-        "profiles": [
-            {name: [list(shape) for shape in shapes] for name, shapes in accepted.items()} for accepted in profiles
-        ],
-        "status": UNVERIFIED,
-        "bytes": plan.stat().st_size,
-        "sha256": sha256(plan),
+    return entry | {
+        "version": library.version, "built_for": list(capabilities) or ["the machine of the export"],
+        "bytes": plan.stat().st_size, "sha256": sha256(plan),
     }
 
 
@@ -94,15 +97,13 @@ def deferred_entry(
     Raises:
         EngineError: the graph is not of that precision, or no engine can be built from it.
     """
-    types = graph_types(graph)
-    check_graph_precision(types, precision, graph.name)
     return {
         "format": product.name,
         "version": None,
         "built_for": [],
         "precision": precision,
         "observed": NOT_AVAILABLE,
-        "graph_types": types,
+        "graph_types": graph_types(graph, precision),
         "graph_sha256": sha256(graph),
         "profiles": [
             {name: [list(shape) for shape in shapes] for name, shapes in accepted.items()} for accepted in profiles
@@ -114,7 +115,7 @@ def deferred_entry(
 
 
 def is_built(entry: Mapping[str, Any]) -> bool:
-    """Whether the engine of a manifest entry is there, and not only deferred."""
+    """Whether the engine of a manifest entry is there; a deferred one is built elsewhere."""
     return entry.get("sha256") is not None
 
 
@@ -166,27 +167,6 @@ def _serialised(
     return bytes(memory)
 
 
-def _capabilities(library: Library, settings: BuildSettings) -> tuple[str, ...]:
-    """Names to build for; empty where the product builds for the GPU that is there."""
-    product = library.product
-    if not product.builds_anywhere:
-        if settings.capabilities:
-            raise EngineError(
-                f"{product.title} builds for the GPU of this machine, not for {', '.join(settings.capabilities)}; fix: "
-                "export there without naming any"
-            )
-        return ()
-    names = settings.capabilities or DEFAULT_CAPABILITIES
-    members = library.api.ComputeCapability.__members__
-    known = [name.lower() for name in members if name.startswith("SM")]
-    if wrong := [name for name in names if name not in known]:
-        raise EngineError(
-            f"{product.title} {library.version} cannot build for '{wrong[0]}'; it knows {', '.join(sorted(known))}"
-            + ("; fix: for cards of data centres --target tensorrt" if wrong[0] in ("sm90", "sm100") else "")
-        )
-    return tuple(dict.fromkeys(names))
-
-
 def _parse(library: Library, parser, graph: Path, logger) -> None:
     if parser.parse(graph.read_bytes()):
         return
@@ -221,3 +201,62 @@ def _timing_cache(config, library: Library, settings: BuildSettings):
     if not stored:
         config.set_timing_cache(cache, False)
     return cache
+
+
+def batch_ranges(batches: Sequence[int] | None, max_batch_size: int) -> list[Range]:
+    """Ranges that cover 1..max_batch_size.
+
+    Args:
+        batches: tuned batch sizes in any order; None: one range, tuned for 8.
+
+    Raises:
+        EngineError: a batch size is out of range.
+    """
+    if batches is None:
+        return [Range(1, min(_TUNED_BATCH, max_batch_size), max_batch_size)]
+    return _ranges(batches, 1, max_batch_size, "batch size", "the largest batch of the server")
+
+
+def length_ranges(lengths: Sequence[int], max_length: int) -> list[Range]:
+    """Ranges that cover the shortest text to max_length; raises as ``batch_ranges``."""
+    return _ranges(lengths, SHORTEST, max_length, "length", "the longest input of the model")
+
+
+def _ranges(sizes: Sequence[int], smallest: int, largest: int, what: str, whose: str) -> list[Range]:
+    wrong = [size for size in sizes if not smallest <= size <= largest]
+    if wrong:
+        raise EngineError(f"{what} {wrong[0]} is outside {smallest}..{largest} ({whose}); fix: choose others")
+    ranges, start = [], smallest
+    for size in sorted({*sizes, largest}):
+        # not a single size: where all sizes are fixed, the steps of an LSTM are unrolled, in minutes and gigabytes
+        end = min(size + 1, largest) if start == size else size
+        if start <= end:
+            ranges.append(Range(start, min(size, end), end))
+        start = end + 1
+    return ranges
+
+
+def profiles_of(signature: GraphSignature, batches: Sequence[Range], lengths: Sequence[Range]) -> list[Profile]:
+    """One profile for each pair of a batch and a length range; a signature without a length has one a batch range.
+
+    Slots have the range that belongs to the lengths.
+    """
+    symbols = {axis for spec in signature.inputs for axis in spec.shape if isinstance(axis, str)}
+    if unknown := symbols - {BATCH, LENGTH, SLOTS}:
+        raise EngineError(f"the axes {', '.join(sorted(unknown))} have no ranges")
+    lengths = lengths if LENGTH in symbols else [None]
+    axes = [{BATCH: batch, LENGTH: length} for batch in batches for length in lengths]
+    if SLOTS in symbols:
+        for ranges in axes:
+            length, slots = ranges[LENGTH], signature.slots
+            ranges[SLOTS] = Range(slots.at(length.smallest), slots.at(length.tuned), slots.at(length.largest))
+    return [
+        {
+            spec.name: tuple(
+                tuple(getattr(ranges[axis], end) if isinstance(axis, str) else axis for axis in spec.shape)
+                for end in ("smallest", "tuned", "largest")
+            )
+            for spec in signature.inputs
+        }
+        for ranges in axes
+    ]

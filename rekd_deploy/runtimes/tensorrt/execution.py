@@ -2,7 +2,7 @@
 
 This file is copied beside ``model.py`` into repositories whose python backend runs engines, so it stands alone: NumPy
 and the engine's library only. The CUDA driver is called through ctypes: it is there wherever a GPU is, and no other
-package has to be. For the names of variables see ``tensorrt_build``.
+package has to be. For the names of variables see ``build.py``.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Cuda:
         self._call("cuStreamSynchronize", self._stream)
 
     def close(self) -> None:
-        """Give everything back, from whichever thread."""
+        """Release everything, from whichever thread."""
         self.enter()
         for address, _ in self._buffers.values():
             self._call("cuMemFree_v2", address)
@@ -198,15 +198,15 @@ class EngineExecution:
             cuda.upload(array, address)
             if not (context.set_input_shape(name, array.shape) and context.set_tensor_address(name, address)):
                 raise ExecutionError(f"the engine refuses the shape {array.shape} of {name}")
-        answers = {name: np.empty(tuple(context.get_tensor_shape(name)), self.types[name]) for name in self.outputs}
-        for name, array in answers.items():
+        outputs = {name: np.empty(tuple(context.get_tensor_shape(name)), self.types[name]) for name in self.outputs}
+        for name, array in outputs.items():
             context.set_tensor_address(name, cuda.buffer(name, array.nbytes))
         if not context.execute_async_v3(cuda.stream):
             raise ExecutionError("the engine failed to run; fix: build it again for this machine")
-        for name, array in answers.items():
+        for name, array in outputs.items():
             cuda.download(cuda.buffer(name, array.nbytes), array)
         cuda.wait()
-        return answers
+        return outputs
 
     def report(self) -> str:
         """What the library's inspector tells about the engine's layers, JSON."""
@@ -219,7 +219,7 @@ class EngineExecution:
         return f"{self._cuda.name} ({self._cuda.capability})"
 
     def close(self) -> None:
-        """Let go of the engine and all device memory, after the request that runs."""
+        """Release the engine and all device memory, after the request that runs."""
         with self._lock:
             self._context = self._engine = self._runtime = None
             self._cuda.close()

@@ -1,7 +1,7 @@
 """The seam of the TensorRT family: which product builds and runs an engine, and whether it is here. torch-free.
 
-TensorRT 10, TensorRT 11 and TensorRT-RTX have the same Python API as far as this project uses it (a test holds
-every name against the lists of both), so everything behind the seam is written once. They differ in this: TensorRT
+TensorRT 10, TensorRT 11 and TensorRT-RTX have the same Python API as far as this project uses it (a test compares
+every name with the lists of both), so everything behind the seam is written once. They differ in this: TensorRT
 builds on and for the GPU that is there; TensorRT-RTX builds anywhere, for the compute capabilities it is given, and
 compiles the last part where it runs.
 """
@@ -9,6 +9,7 @@ compiles the last part where it runs.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -52,8 +53,49 @@ class Library:
     version: str
 
     def new_log(self):
-        """A new ``MessageLog``: the library's logger that keeps what it is told."""
-        return _message_log(self.api)
+        """A logger for one object of the library, which would print to standard error otherwise."""
+        api = self.api
+
+        class MessageLog(api.ILogger):
+            def __init__(self) -> None:
+                api.ILogger.__init__(self)
+                self.complaints: list[str] = []
+
+            def log(self, severity, message) -> None:
+                if severity in (api.ILogger.ERROR, api.ILogger.INTERNAL_ERROR):
+                    self.complaints.append(str(message))
+
+            def reason(self) -> str:
+                """The first useful line of what went wrong."""
+                return first_line(self.complaints) or "it gives no reason"
+
+        return MessageLog()
+
+    def capabilities(self, wanted: Sequence[str] | None) -> tuple[str, ...]:
+        """Compute capabilities to build for; empty where the product builds for the GPU that is there.
+
+        Args:
+            wanted: 'sm89', ...; None: ``DEFAULT_CAPABILITIES``.
+
+        Raises:
+            EngineError: the product cannot build for one of them, or for none by name.
+        """
+        title = self.product.title
+        if not self.product.builds_anywhere:
+            if wanted:
+                raise EngineError(
+                    f"{title} builds for the GPU of this machine, not for {', '.join(wanted)}; fix: export there "
+                    "without naming any"
+                )
+            return ()
+        names = wanted or DEFAULT_CAPABILITIES
+        known = [name.lower() for name in self.api.ComputeCapability.__members__ if name.startswith("SM")]
+        if wrong := [name for name in names if name not in known]:
+            raise EngineError(
+                f"{title} {self.version} cannot build for '{wrong[0]}'; it knows {', '.join(sorted(known))}"
+                + ("; fix: for cards of data centres --target tensorrt" if wrong[0] in ("sm90", "sm100") else "")
+            )
+        return tuple(dict.fromkeys(names))
 
 
 def load_library(name: str) -> Library:
@@ -69,11 +111,16 @@ def load_library(name: str) -> Library:
     if name not in PRODUCTS:
         raise EngineError(f"there is no engine '{name}'; engines: {', '.join(PRODUCTS)}")
     product = PRODUCTS[name]
+    majors = " or ".join(map(str, product.majors))
     try:
         api = importlib.import_module(product.module)
     except ModuleNotFoundError as error:
         if error.name != product.module or not product.builds_anywhere:
-            raise _not_installed(product, error) from None
+            raise EngineError(
+                f"{product.title} {majors} (the Python package '{error.name}') is not installed; fix: export on the "
+                f"target machine inside its Triton container, or {install_command(name)} where NVIDIA's own package "
+                "index is reachable; for RTX cards: --target python --engine tensorrt-rtx"
+            ) from None
         raise MissingExtraError(product.module, name) from None
     except (ImportError, OSError, RuntimeError) as error:  # the wheel is there, its shared libraries are not
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -81,38 +128,9 @@ def load_library(name: str) -> Library:
             f"{product.title} cannot be loaded: {reason}; fix: {install_command(name)} --force-reinstall"
         ) from None
     version = str(api.__version__)
-    if not version.split(".")[0].isdecimal() or int(version.split(".")[0]) not in product.majors:
-        known = " or ".join(map(str, product.majors))
-        raise EngineError(f"{product.title} is installed in version {version}; fix: install version {known}")
+    if version.split(".")[0] not in map(str, product.majors):
+        raise EngineError(f"{product.title} is installed in version {version}; fix: install version {majors}")
     return Library(product, api, version)
-
-
-def _not_installed(product: Product, error: ModuleNotFoundError) -> EngineError:
-    majors = " or ".join(map(str, product.majors))
-    return EngineError(
-        f"{product.title} {majors} (the Python package '{error.name}') is not installed; fix: export on the target "
-        f"machine inside its Triton container, or {install_command(product.name)} where NVIDIA's own package "
-        "index is reachable; for RTX cards: --target python --engine tensorrt-rtx"
-    )
-
-
-def _message_log(api: ModuleType):
-    """A logger for one object of the library, which would print to standard error otherwise."""
-
-    class MessageLog(api.ILogger):
-        def __init__(self) -> None:
-            api.ILogger.__init__(self)
-            self.complaints: list[str] = []
-
-        def log(self, severity, message) -> None:
-            if severity in (api.ILogger.ERROR, api.ILogger.INTERNAL_ERROR):
-                self.complaints.append(str(message))
-
-        def reason(self) -> str:
-            """The first useful line of what went wrong."""
-            return first_line(self.complaints) or "it gives no reason"
-
-    return MessageLog()
 
 
 def first_line(messages: list[str]) -> str:

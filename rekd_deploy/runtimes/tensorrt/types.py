@@ -1,4 +1,4 @@
-"""Which number types a graph asks for and an engine computes in. torch-free; onnx is loaded where it is needed.
+"""Which number types a graph has and an engine computes in. torch-free; onnx is loaded where it is needed.
 
 TensorRT 11 has no precision flags: an engine computes in the types of the graph. A graph that was never converted
 builds without a word into an engine of the wrong precision, so both ends are counted: the typed graph before the
@@ -18,7 +18,6 @@ from rekd_deploy.errors import EngineError
 
 NOT_AVAILABLE = "not available"
 """What stands for an engine's precision until it has been loaded on a GPU."""
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 _IN_REPORT = {
     "fp16": r"half|fp16", "bf16": r"bf16|bfloat16", "fp32": r"float|fp32|float32", "int8": r"int8", "fp8": r"fp8",
@@ -38,11 +37,12 @@ _COMPUTED = {"fp32", "fp16", "bf16", "int8", "fp8", "fp4", "int4"}
 """Types that numbers are computed in; the others count, choose and mask."""
 
 
-def graph_types(graph: Path) -> dict[str, int]:
+def graph_types(graph: Path, precision: str) -> dict[str, int]:
     """How many tensors of each type an ONNX graph holds, weights and results of operators.
 
     Raises:
-        EngineError: the graph is made of ONNX Runtime's own operators, or cannot be read.
+        EngineError: the graph is made of ONNX Runtime's own operators, cannot be read, or would not build into an
+            engine of the precision.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -60,14 +60,9 @@ def graph_types(graph: Path) -> dict[str, int]:
     kinds = [weight.data_type for weight in model.graph.initializer]
     kinds += [value.type.tensor_type.elem_type for value in (*model.graph.value_info, *model.graph.output)]
     names = (onnx.TensorProto.DataType.Name(kind) for kind in kinds if kind)
-    return _sorted(Counter(_IN_ONNX.get(name, name.lower()) for name in names))
-
-
-def check_graph_precision(types: Mapping[str, int], precision: str, name: str) -> None:
-    """Raise EngineError if a graph of these types would not build into an engine of the precision."""
-    if precision not in PRECISIONS:
-        raise EngineError(f"there is no precision '{precision}'; precisions: {', '.join(PRECISIONS)}")
-    _check(types, precision, f"the graph of {name}")
+    types = dict(sorted(Counter(_IN_ONNX.get(name, name.lower()) for name in names).items()))
+    _check(types, precision, f"the graph of {graph.name}")
+    return types
 
 
 def report_types(report: str) -> dict[str, int]:
@@ -87,7 +82,8 @@ def report_types(report: str) -> dict[str, int]:
         layers = json.loads(report).get("Layers", [])
     except (json.JSONDecodeError, AttributeError) as error:
         raise EngineError(f"the engine's report cannot be read: {_line(error)}") from None
-    return _sorted(Counter(_word(text) for layer in layers if isinstance(layer, dict) for text in _formats(layer)))
+    words = Counter(_word(text) for layer in layers if isinstance(layer, dict) for text in _formats(layer))
+    return dict(sorted(words.items()))
 
 
 def _formats(layer: Mapping[str, Any]) -> Iterator[str]:
@@ -112,7 +108,7 @@ def observed_precision(types: Mapping[str, int], precision: str, name: str) -> s
         do not decide.
 
     Raises:
-        EngineError: it is not the precision that was asked for.
+        EngineError: it is not the requested precision.
     """
     computed = _COMPUTED & set(types)
     decides = precision != "fp32" and precision in computed
@@ -135,10 +131,6 @@ def _check(types: Mapping[str, int], precision: str, what: str) -> None:
             f"{what} was to compute in {precision}; its tensors: {found}; fix: export again with "
             f"--precision {precision}"
         )
-
-
-def _sorted(counts: Counter[str]) -> dict[str, int]:
-    return dict(sorted(counts.items()))
 
 
 def _line(error: Exception) -> str:

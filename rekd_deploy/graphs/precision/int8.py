@@ -1,27 +1,34 @@
 """int8: multiplications by weights in 8-bit integers, with scales that are constants of the graph.
 
-Activations have one scale for the tensor, calibrated; weights are signed with one scale for each column, and such that
-every processor adds the products exactly (``quantised_weight``). In a graph for ONNX Runtime activations are unsigned
-and the multiplication is its operator MatMulIntegerToFloat; for others they are signed around 0, and it is a MatMul
-between QuantizeLinear and DequantizeLinear. Attention proper, layer norms, sums and embeddings stay float32.
+Activations have one scale for the tensor, read once from calibration examples and never from a batch; weights are
+signed with one scale for each column, and such that every processor adds the products exactly (``quantised_weight``).
+In a graph for ONNX Runtime activations are unsigned and the multiplication is its operator MatMulIntegerToFloat; for
+others they are signed around 0, and it is a MatMul between QuantizeLinear and DequantizeLinear. Attention proper, layer
+norms, sums and embeddings stay float32.
 MatMulIntegerToFloat runs on CPUs alone, so the rest of such a graph is made for CPUs, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from rekd_deploy.errors import ExportError
-from rekd_deploy.graphs.fusion_cpu import norms_apart
-from rekd_deploy.graphs.onnx_model import RUNTIME_DOMAIN
-from rekd_deploy.graphs.precision.attention import split_attention
-from rekd_deploy.graphs.precision.calibration import Range, calibrated_ranges
-from rekd_deploy.graphs.precision.structure import Structure, name_nodes
+from rekd_deploy.graphs.fusion import norms_apart
+from rekd_deploy.graphs.onnx_model import RUNTIME_DOMAIN, Structure, replace_nodes
+from rekd_deploy.graphs.precision.structure import is_linear, name_nodes, split_attention
 from rekd_deploy.runtimes.base import Arrays
+from rekd_deploy.runtimes.onnxruntime import quiet_session
+
+_KEPT = 1 << 15
+"""Values of one tensor and example that enter the search for its range."""
+_SHARES = np.linspace(0.4, 1.0, 25)
+"""Ranges that are tried, as shares of the whole one."""
 
 
 def to_int8(
@@ -44,7 +51,7 @@ def to_int8(
     chosen = [
         node
         for node in model.graph.node
-        if node.op_type == "MatMul" and structure.is_linear(node) and node.name not in guarded
+        if node.op_type == "MatMul" and is_linear(node, structure) and node.name not in guarded
         and len(structure.constants[node.input[1]].dims) == 2
     ]
     if not chosen:
@@ -106,51 +113,32 @@ def _quantised(
                 zeros = constant(f"{weight}/zero", np.zeros(len(scales), np.int8))
                 nodes.append(_node("DequantizeLinear", [int8, columns, zeros], f"{weight}/rounded", axis=1))
             nodes.append(_node("MatMul", [f"{source}/rounded", f"{weight}/rounded"], node.output[0], node.name))
-    whole = _assembled(model, nodes, [*model.graph.initializer, *new.values()])
-    return with_biases(whole) if fused else whole
+    whole = replace_nodes(deepcopy(model), nodes, [*model.graph.initializer, *new.values()])
+    return _with_biases(whole) if fused else whole
 
 
 def _node(operator: str, inputs: Sequence[str], output: str, name: str = "", **attributes) -> onnx.NodeProto:
     return helper.make_node(operator, list(inputs), [output], name=name or f"{operator}/{output}", **attributes)
 
 
-def _assembled(
-    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], constants: Sequence[onnx.TensorProto]
-) -> onnx.ModelProto:
-    used = {name for node in nodes for name in node.input}
-    whole = onnx.ModelProto()
-    whole.CopyFrom(model)
-    for field, entries in (("node", nodes), ("initializer", [one for one in constants if one.name in used])):
-        whole.graph.ClearField(field)
-        getattr(whole.graph, field).extend(entries)
-    return whole
-
-
-def with_biases(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The additions of biases become part of the multiplications before them."""
+def _with_biases(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model itself; additions of biases become part of the multiplications before them."""
     structure = Structure(model)
-    folded: dict[str, tuple[str, str]] = {}
-    for node in model.graph.node:
-        if node.op_type != "MatMulIntegerToFloat":
-            continue
-        readers = structure.readers.get(node.output[0], [])
-        bias = _bias_of(readers[0], node, structure) if len(readers) == 1 else None
-        if bias:
-            folded[node.name] = (bias, readers[0].name)
-    adders = {reader: name for name, (_, reader) in folded.items()}
+    adders: dict[str, str] = {}
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
-        changed = onnx.NodeProto()
-        changed.CopyFrom(node)
-        if node.name in folded:
-            changed.input.append(folded[node.name][0])
+        if node.op_type == "MatMulIntegerToFloat":
+            readers = structure.readers.get(node.output[0], [])
+            bias = _bias_of(readers[0], node, structure) if len(readers) == 1 else None
+            if bias and readers[0].name not in adders:
+                node.input.append(bias)
+                adders[readers[0].name] = bias
         if node.name in adders:
-            bias = folded[adders[node.name]][0]
-            kept = [name for name in node.input if name != bias]
+            kept = [name for name in node.input if name != adders[node.name]]
             operator = {"Add": "Identity", "BiasGelu": "Gelu", "Sum": "Sum"}[node.op_type]
-            changed = _node(operator, kept, node.output[0], node.name)
-        nodes.append(changed)
-    return _assembled(model, nodes, model.graph.initializer)
+            node = _node(operator, kept, node.output[0], node.name)
+        nodes.append(node)
+    return replace_nodes(model, nodes, model.graph.initializer)
 
 
 def _bias_of(reader: onnx.NodeProto, multiplication: onnx.NodeProto, structure: Structure) -> str | None:
@@ -163,3 +151,65 @@ def _bias_of(reader: onnx.NodeProto, multiplication: onnx.NodeProto, structure: 
          and list(structure.constants[name].dims) == columns),
         None,
     )
+
+
+@dataclass(frozen=True)
+class Range:
+    """Scale and zero point of 8-bit values: unsigned, or signed around 0."""
+
+    scale: np.float32
+    zero_point: np.uint8 | np.int8
+
+
+def calibrated_ranges(
+    model: onnx.ModelProto, tensors: Sequence[str], batches: Iterable[Arrays], *, symmetric: bool = False
+) -> dict[str, Range]:
+    """The range of each tensor that loses least on the examples.
+
+    Args:
+        model: a float32 graph.
+        tensors: names of float32 tensors in it.
+        batches: inputs of the graph; one example each, so that no padding is measured.
+        symmetric: signed values, 0 stands for 0; else unsigned ones.
+    """
+    probe = deepcopy(model)
+    probe.graph.ClearField("output")
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
+    # sums that are split among threads may differ in their last bit, and the scales with them
+    session = quiet_session(probe.SerializeToString(), intra_op_num_threads=1)
+    wanted = {value.name for value in session.get_inputs()}
+    seen: dict[str, list[np.ndarray]] = {name: [] for name in tensors}
+    for inputs in batches:
+        found = session.run(list(tensors), {name: array for name, array in inputs.items() if name in wanted})
+        for name, values in zip(tensors, found, strict=True):
+            seen[name].append(_some(values.ravel()))
+    return {name: best_range(np.concatenate(values), symmetric=symmetric) for name, values in seen.items()}
+
+
+def _some(values: np.ndarray) -> np.ndarray:
+    """Evenly spaced values and the two extremes."""
+    step = -(-values.size // _KEPT)
+    return np.concatenate([values[::step], [values.min(), values.max()]]).astype(np.float32)
+
+
+def best_range(values: np.ndarray, *, symmetric: bool = False) -> Range:
+    """The range around 0 with the least squared error; values beyond it are held at its ends."""
+    low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
+    least_value, most, range_of = (-127, 127, _symmetric_range) if symmetric else (0, 255, _range)
+    best, least = range_of(low, high), np.inf
+    for share in _SHARES[::-1]:
+        candidate = range_of(low * share, high * share)
+        quantised = np.clip(np.rint(values / candidate.scale) + int(candidate.zero_point), least_value, most)
+        error = float(np.mean(((quantised - int(candidate.zero_point)) * candidate.scale - values) ** 2))
+        if error < least:
+            best, least = candidate, error
+    return best
+
+
+def _symmetric_range(low: float, high: float) -> Range:
+    return Range(np.float32(max(-low, high, 127e-8) / 127), np.int8(0))
+
+
+def _range(low: float, high: float) -> Range:
+    scale = np.float32(max((high - low) / 255, 1e-8))
+    return Range(scale, np.uint8(np.clip(round(-low / float(scale)), 0, 255)))

@@ -1,11 +1,12 @@
-"""Where a server is and how to speak to it: protocol, TLS, headers; and what its port seems to speak. torch-free."""
+"""How a client reaches a server: address, TLS, headers, retries; and what a port seems to speak. torch-free."""
 
 from __future__ import annotations
 
+import random
 import re
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +69,7 @@ class Address:
 
 @dataclass(frozen=True)
 class TlsSettings:
-    """How a TLS server is trusted, and who the client says it is. Files are PEM.
+    """Which TLS server is trusted, and the client's own certificate. Files are PEM.
 
     Raises:
         ClientError: a file cannot be read, or only one of certificate and key is given.
@@ -104,6 +105,47 @@ class TlsSettings:
         except (ssl.SSLError, ValueError) as error:
             raise ClientError(f"the TLS files cannot be used: {error}") from None
         return context
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """When a request that failed is sent again: if nothing answers, or the server's queue is full.
+
+    That may pass by itself; a refusal, a time-out and a wrong model do not. A response depends on its request alone,
+    so sending one twice does no harm. Before each further attempt comes a pause of twice the length, shortened at
+    random by up to half, so that clients which failed together do not come back together.
+    """
+
+    attempts: int = 4
+    """Most times that a request is sent; 1: never again."""
+    first_pause: float = 0.1
+    """Seconds before the second attempt, at most."""
+    longest_pause: float = 5.0
+    """Seconds; pauses do not grow beyond."""
+    jitter: Callable[[], float] = random.random
+    """Numbers within 0..1, uniform; the source of chance."""
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise ClientError(f"attempts is {self.attempts}; it must be at least 1")
+        if not 0 <= self.first_pause <= self.longest_pause:
+            raise ClientError(
+                f"first_pause is {self.first_pause:g} s; it must lie within 0..longest_pause ({self.longest_pause:g} s)"
+            )
+
+    def pause(self, error: Exception, attempts_made: int, remaining: float) -> float | None:
+        """Seconds to wait before the next attempt; None: there is none.
+
+        Args:
+            error: why the last attempt failed.
+            attempts_made: so far, at least 1.
+            remaining: seconds that the call may still take; a pause that would use them up is not begun.
+        """
+        if not isinstance(error, ServerUnavailableError) or attempts_made >= self.attempts:
+            return None
+        longest = min(self.first_pause * 2 ** (attempts_made - 1), self.longest_pause)
+        pause = longest * (1 - self.jitter() / 2)
+        return pause if pause < remaining else None
 
 
 def checked_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
@@ -143,8 +185,8 @@ def with_protocol(error: ClientError, address: Address) -> ClientError:
         return error
     wanted = _NAMES[address.protocol] + (" with TLS" if address.encrypted else "")
     return type(error)(
-        f"port {address.port} of {address.host} seems to speak {spoken}, but {address} "
-        f"asks for {wanted}; fix: give {fix}"
+        f"port {address.port} of {address.host} seems to speak {spoken}, but {address} asks for {wanted}; "
+        f"fix: give {fix}"
     )
 
 
