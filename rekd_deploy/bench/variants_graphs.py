@@ -27,9 +27,9 @@ from rekd_deploy.contract.signature import GraphSignature
 from rekd_deploy.errors import ExportError
 from rekd_deploy.repository.reader import read_manifest
 from rekd_deploy.repository.runners import Exported
-from rekd_deploy.runtimes.base import Arrays, Chain, Runner
+from rekd_deploy.runtimes.base import Arrays, Chain, Graph, Runner
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
-from rekd_deploy.runtimes.onnxruntime_device import DeviceChain, Graph
+from rekd_deploy.runtimes.onnxruntime_device import DeviceChain
 from rekd_train.errors import RekdError
 
 if TYPE_CHECKING:

@@ -132,7 +132,7 @@ class TritonServer:
         self.log_file = self.log_file or user_folder() / f"tritonserver-{self.ports['grpc']}.log"
         self._space = Workspace("rekd-serve-")  # and away with those of servers that were killed
         try:
-            self._launch(program, settings)
+            self._launch(program, settings, self._space, self.log_file)
             self._wait_until_ready()
         except BaseException:
             self.stop()
@@ -149,9 +149,7 @@ class TritonServer:
 
     def check_running(self) -> None:
         """Raise ServerError with the last lines of the log if the server itself has died."""
-        if self._process is None:
-            raise ServerError("the server is not running")
-        code = self._process.exit_code()
+        code = self._running.exit_code()
         if code is not None:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
             raise ServerError(f"the Triton server {how}; {self._end_of_log()}")
@@ -159,7 +157,7 @@ class TritonServer:
     def check_alive(self) -> None:
         """The same if the server, or a process of a model, has died."""
         self.check_running()
-        if self._process.children_ended():
+        if self._running.children_ended():
             raise self._child_died()
 
     def watch_models(self, change: int, certain: bool = True) -> None:
@@ -172,12 +170,18 @@ class TritonServer:
         if self._process is not None:
             self._process.watch_children(change, _SETTLE_SECONDS, certain)
 
+    @property
+    def _running(self) -> ServerProcess:
+        if self._process is None:
+            raise ServerError("the server is not running")
+        return self._process
+
     def _close(self) -> None:
         self.stop()
         if self.live is not None:
             self.live.close()
 
-    def _launch(self, program: TritonProgram, settings: ServerSettings) -> None:
+    def _launch(self, program: TritonProgram, settings: ServerSettings, space: Workspace, log_file: Path) -> None:
         prefix = new_memory_prefix()
         settings = replace(
             settings,
@@ -185,12 +189,12 @@ class TritonServer:
             http_port=self.ports["http"],
             metrics_port=self.ports["metrics"],
             gpu_metrics=program.has_gpu_metrics,
-            backends=str(program.place_backends(self._space.path)),
+            backends=str(program.place_backends(space.path)),
             caches=None if program.caches is None else str(program.caches),
             python_memory_prefix=prefix,
         )
         command = [str(program.executable), *server_flags(settings, self.key)]
-        self._process = ServerProcess(command, program.environment(), self._space.path, self.log_file, prefix)
+        self._process = ServerProcess(command, program.environment(), space.path, log_file, prefix)
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self._timeout
@@ -200,7 +204,7 @@ class TritonServer:
                 raise ServerError(f"the Triton server was not ready after {self._timeout:.0f} s; {self._end_of_log()}")
             time.sleep(0.1)
         self.check_alive()  # what answered might be another server
-        self._process.watch_children()
+        self._running.watch_children()
 
     def _ready(self) -> bool:
         connection = http.client.HTTPConnection(self._reachable, self.ports["http"], timeout=2)
@@ -220,7 +224,7 @@ class TritonServer:
         )
 
     def _end_of_log(self) -> str:
-        return f"the end of its log {self.log_file}:\n{log_tail(self.log_file)}"
+        return f"the end of its log {self.log_file}:\n{log_tail(self.log_file)}" if self.log_file else "it has no log"
 
     @property
     def _reachable(self) -> str:
