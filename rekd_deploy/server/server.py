@@ -26,6 +26,8 @@ from rekd_deploy.server.state import user_folder
 from rekd_deploy.server.wheel import find_wheel
 
 _SETTLE_SECONDS = 30.0
+_NO_GPU = "but no GPUs are available"
+"""Triton of models whose configurations name GPUs."""
 
 
 class TritonServer:
@@ -229,7 +231,9 @@ class TritonServer:
         )
 
     def _end_of_log(self) -> str:
-        return f"the end of its log {self.log_file}:\n{log_tail(self.log_file)}"
+        tail = log_tail(self.log_file)
+        fix = "it finds no GPU; fix: see nvidia-smi, or rekd-export --cpu; " if _NO_GPU in tail else ""
+        return f"{fix}the end of its log {self.log_file}:\n{tail}"
 
     @property
     def _reachable(self) -> str:
