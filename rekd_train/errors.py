@@ -69,10 +69,14 @@ class TrainingError(RekdError):
 
 
 class MissingExtraError(RekdError):
-    """An optional dependency is not installed."""
+    """An optional dependency is not installed.
 
-    def __init__(self, module: str, extra: str) -> None:
-        super().__init__(f"the Python package '{module}' is not installed; fix: {install_command(extra)}")
+    Args:
+        before: what has to be done before the extra is installed.
+    """
+
+    def __init__(self, module: str, extra: str, *, before: str = "") -> None:
+        super().__init__(f"the Python package '{module}' is not installed; fix: {before}{install_command(extra)}")
         self.module = module
         self.extra = extra
 

@@ -13,6 +13,7 @@ from rekd_deploy.contract.artefacts import Artefacts
 from rekd_deploy.errors import EngineError, RepositoryError
 from rekd_deploy.repository.runners import Exported
 from rekd_deploy.runtimes.base import Chain, RunnerChain, parse_device
+from rekd_train.errors import InputError
 from rekd_train.inputs.prediction import Prediction
 from rekd_train.inputs.preprocessors import Encoded
 
@@ -36,6 +37,7 @@ class Pipeline:
 
     Raises:
         EngineError: there is no such device, or engines were requested on a CPU.
+        InputError: ``batch_size`` is below 1.
         RepositoryError: a file is missing, altered, or does not belong to the others; or there is no single graph or
             engine.
     """
@@ -50,6 +52,8 @@ class Pipeline:
         engine: bool = False,
         device: str | None = None,
     ) -> None:
+        if batch_size < 1:
+            raise InputError(f"batch_size {batch_size} must be at least 1")
         exported = Exported.of(source)
         self.description = exported.description
         self.labels = list(self.description.labels)

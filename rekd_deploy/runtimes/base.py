@@ -118,7 +118,7 @@ def parse_device(device: str) -> tuple[str, int]:
         EngineError: it is none of them.
     """
     kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdigit())):
+    if kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not (index.isascii() and index.isdigit()))):
         raise EngineError(f"there is no device '{device}'; devices: cpu, cuda, cuda:N")
     return kind, int(index or 0)
 

@@ -40,7 +40,8 @@ def check_cuda(index: int = 0) -> None:
         EngineError: there is no driver or no such GPU, the driver is too old, or a library is missing.
     """
     if PROVIDER not in onnx_runtime().get_available_providers():
-        raise MissingExtraError("onnxruntime-gpu", "gpu")
+        # the one for CPUs is there, and the two overwrite each other's files
+        raise MissingExtraError("onnxruntime-gpu", "gpu", before="pip uninstall -y onnxruntime, then ")
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -23,6 +23,8 @@ from rekd_deploy.server.process import ServerProcess, log_tail, new_memory_prefi
 from rekd_deploy.server.program import TritonProgram, find_wheel
 
 _SETTLE_SECONDS = 30.0
+_NO_GPU = "but no GPUs are available"
+"""Triton of models whose configurations name GPUs."""
 
 
 class TritonServer:
@@ -224,7 +226,11 @@ class TritonServer:
         )
 
     def _end_of_log(self) -> str:
-        return f"the end of its log {self.log_file}:\n{log_tail(self.log_file)}" if self.log_file else "it has no log"
+        if self.log_file is None:
+            return "it has no log"
+        tail = log_tail(self.log_file)
+        fix = "it finds no GPU; fix: see nvidia-smi, or rekd-export --cpu; " if _NO_GPU in tail else ""
+        return f"{fix}the end of its log {self.log_file}:\n{tail}"
 
     @property
     def _reachable(self) -> str:

@@ -25,6 +25,12 @@ def places(prediction):
     return [(span.start, span.end, span.text) for span in prediction.rationale]
 
 
+@pytest.mark.parametrize("size", [0, -3])
+def test_batches_of_nothing_are_refused(repository, size):
+    with pytest.raises(InputError, match=f"batch_size {size} must be at least 1"):
+        Pipeline(repository, batch_size=size)
+
+
 def test_answers_are_the_models(pipeline, rationalizer, texts):
     many = [*texts, *reversed(texts), "good plot", "x " * 100_000]
     answers, expected = pipeline.predict(many), rationalizer.predict(many)

@@ -101,6 +101,12 @@ def test_death_at_the_start_shows_the_end_of_the_log(start, tmp_path):
     assert server.process_id is None
 
 
+def test_a_repository_for_gpus_where_there_is_none_says_what_to_do(start):
+    said = "E1 failed: instance group rekd_selector_0 has kind KIND_GPU but no GPUs are available"
+    with pytest.raises(ServerError, match="exit code 1; it finds no GPU; fix: .*rekd-export --cpu; the end of its log"):
+        start(f"import sys\nprint('{said}')\nsys.exit(1)").start()
+
+
 def test_death_without_an_error_shows_the_last_lines(start):
     with pytest.raises(ServerError, match="line 29$") as error:
         start("for n in range(30): print('line', n, flush=True)").start()

@@ -15,18 +15,22 @@ from rekd_train.checkpoints.checkpoint import save
 pytestmark = pytest.mark.standin
 
 
-@pytest.fixture(scope="module")
-def seen(tmp_path_factory):
+def exported(kind, folder):
+    """The folder of the single graph of a pair, with what ``triton_gpu.py`` reads."""
     from google.protobuf.json_format import MessageToDict
 
     standin.libraries()
-    folder = tmp_path_factory.mktemp("gpu")
-    publish(save(model_of("bert"), folder / "student"), folder / "models", gpu=True, batches=(1, 4))
+    publish(save(model_of(kind), folder / "student"), folder / "models", gpu=True, batches=(1, 4))
     single = folder / "models" / SINGLE
     config = MessageToDict(read_config(single / "config.pbtxt"), preserving_proto_field_name=True)
     assert {group["kind"] for group in config["instance_group"]} == {"KIND_GPU"}
     (single / "config.json").write_text(json.dumps(config))
-    (found,) = standin.run("triton_gpu.py", single)
+    return single
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    (found,) = standin.run("triton_gpu.py", exported("bert", tmp_path_factory.mktemp("gpu")))
     return found
 
 
@@ -47,6 +51,20 @@ def test_a_gpu_that_fails_is_an_error_of_the_request_and_the_next_one_works(seen
     failed, after, later = seen[kind]
     assert failed["errors"][0].startswith("the graph failed: ")
     assert after["errors"] == [None] and after["capture"] == 1 and later["replay"] == 1 and later["launch"] == 0
+
+
+def test_what_failed_keeps_no_memory_while_its_error_is_answered(seen):
+    assert seen["kept"] == [False] * 3
+
+
+def test_lstms_are_served_uncaptured_and_that_is_said(tmp_path):
+    """A replay would run on memory that is another's by then, and a capture that is refused would fail the warm-up."""
+    (found,) = standin.run("triton_gpu.py", exported("bilstm", tmp_path), "alike")
+    for turn in (found["first"], found["again"]):
+        assert turn["errors"] == [None] and turn["capture"] == turn["replay"] == 0 and turn["launch"] > 10
+    assert turn["shapes"][0]["probabilities"][0] == 3
+    (line,) = found["warnings"]
+    assert "LSTM" in line and "no CUDA graph" in line
 
 
 def test_graphs_cannot_be_captured_as_tritons_onnxruntime_backend_binds(seen):

@@ -1,6 +1,7 @@
 """The model.py of a repository under the stand-in, as Triton's python backend runs it on a GPU.
 
-python triton_gpu.py FOLDER      of one model, with its configuration as config.json; a JSON document of what was seen
+python triton_gpu.py FOLDER [alike]      of one model, with its configuration as config.json; a JSON document of what
+was seen, with 'alike' of two requests of one shape alone
 """
 
 import ctypes
@@ -8,6 +9,7 @@ import importlib.util
 import json
 import os
 import sys
+import weakref
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -18,7 +20,7 @@ os.environ["ORT_ENABLE_CUDNN_FLASH_ATTENTION"] = "0"  # which the stand-in has n
 KINDS = "to_device to_host launch capture replay".split()
 cuda = ctypes.CDLL("libcuda.so.1")
 cuda.standin_count.restype = ctypes.c_long
-folder = Path(sys.argv[1])
+folder, warnings = Path(sys.argv[1]), []
 
 
 class Tensor:
@@ -35,7 +37,7 @@ class TritonError(Exception):
 
 triton = ModuleType("triton_python_backend_utils")
 triton.Tensor, triton.TritonError = Tensor, TritonError
-triton.Logger = SimpleNamespace(log_warn=lambda line: None)
+triton.Logger = SimpleNamespace(log_warn=lambda line: warnings.append(line))
 triton.InferenceResponse = lambda tensors=(), error=None: SimpleNamespace(
     shapes={tensor.name(): list(tensor.array.shape) for tensor in tensors}, error=error and str(error)
 )
@@ -68,15 +70,24 @@ def ask(*shapes):
     return {"shapes": [each.shapes for each in answers], "errors": [each.error for each in answers], **counts}
 
 
+if "alike" in sys.argv:
+    print(json.dumps({"first": ask((3, 16)), "again": ask((3, 16)), "warnings": warnings}))
+    sys.exit()
 found = {"first": ask((3, 16)), "again": ask((2, 16)), "joined": ask((2, 16), (1, 16))}
 found["one"], found["one again"] = ask((1, 16)), ask((1, 16))
+found["kept"] = []
 for kind in ("replay", "to_device", "to_host"):
     cuda.standin_reset()
     inner = model._graph.run
 
     def run(names, inputs, inner=inner, kind=kind):
         cuda.standin_fail(kind.encode(), ctypes.c_long(1))
-        return inner(names, inputs)
+        session = weakref.ref(model._graph._session)
+        try:
+            return inner(names, inputs)
+        except Exception as error:
+            found["kept"].append(error is not None and session() is not None)
+            raise
 
     model._graph.run = run
     failed = ask((1, 16))

@@ -16,6 +16,9 @@ Arrays = dict[str, np.ndarray]
 _PROVIDER = "CUDAExecutionProvider"
 _MOST_SHAPES = 128
 """So many are captured, those of the warm-ups first (16 lengths up to 512 tokens, 5 sizes); any other runs as it is."""
+_COPYING = (b"\x22\x04LSTM", b"\x22\x03GRU", b"\x22\x03RNN")
+"""Operators, as a graph's bytes have them, that a replay would run on memory that is another's by then:
+rekd_deploy/runtimes/onnxruntime_cuda.py."""
 
 
 class CapturedGraph:
@@ -41,6 +44,9 @@ class CapturedGraph:
                 "the ONNX Runtime of Triton's Python serves no GPUs; fix: install onnxruntime-gpu[cuda,cudnn] there"
             )
         onnxruntime.preload_dlls()
+        content = Path(self._path).read_bytes()
+        self.captured = not any(operator in content for operator in _COPYING)
+        """Whether launches are replayed; else each request makes its own."""
         self._session: Any = self._opened()
 
     def run(self, names: Sequence[str], inputs: Arrays) -> list[np.ndarray]:
@@ -50,9 +56,9 @@ class CapturedGraph:
         filled = {name: _filled(inputs[name], size) for name in sorted(inputs)}
         try:
             outputs = self._answer(names, filled)
-        except Exception:
+        except Exception as error:
             self.close()  # half of something may be left, of a capture or of memory; the next request starts anew
-            raise
+            raise error.with_traceback(None) from None  # the frames would keep the session and its memory
         return [array[:count] for array in outputs]
 
     def close(self) -> None:
@@ -63,6 +69,8 @@ class CapturedGraph:
     def _answer(self, names: Sequence[str], inputs: Arrays) -> list[np.ndarray]:
         if self._session is None:
             self._session = self._opened()
+        if not self.captured:
+            return self._session.run(list(names), inputs)
         key = tuple(array.shape for array in inputs.values())
         if key not in self._shapes:
             if len(self._shapes) >= _MOST_SHAPES:
@@ -100,7 +108,7 @@ class CapturedGraph:
     def _opened(self) -> Any:
         options = self._runtime.SessionOptions()  # as the gate's on a GPU: rekd_deploy/runtimes/onnxruntime_device.py
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        settings = {"device_id": str(self._device), "enable_cuda_graph": "1", "use_tf32": "0"}
+        settings = {"device_id": str(self._device), "enable_cuda_graph": str(int(self.captured)), "use_tf32": "0"}
         session = self._runtime.InferenceSession(
             self._path, options, providers=[(_PROVIDER, settings)], enable_fallback=0
         )

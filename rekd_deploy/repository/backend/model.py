@@ -50,6 +50,8 @@ class TritonPythonModel:
         elif args.get("model_instance_kind") == "GPU":
             sizes = {1, *config["dynamic_batching"].get("preferred_batch_size", ()), config["max_batch_size"]}
             self._graph = module_beside(folder, "triton_cuda").CapturedGraph(folder, device, sizes)
+            if not self._graph.captured:
+                triton_python_backend_utils.Logger.log_warn(f"{folder} has an LSTM: no CUDA graph, which is slower")
         else:
             instances = sum(int(group.get("count", 1)) for group in config["instance_group"])
             # all instances share the cores, and so do selector, predictor and Triton: half of them is the most
