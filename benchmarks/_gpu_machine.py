@@ -68,6 +68,8 @@ def no_torch_cuda() -> str:
         import torch
     except ModuleNotFoundError:
         return "PyTorch is not installed"
+    except (ImportError, OSError) as error:  # a library of CUDA that it wants, for one
+        return f"PyTorch cannot be loaded: {str(error).splitlines()[0]}"
     if torch.cuda.is_available():
         return ""
     return f"PyTorch {torch.__version__} has no CUDA" if torch.version.cuda is None else "PyTorch finds no GPU"
@@ -98,7 +100,7 @@ def lacks(pair: Pair, output: Path) -> tuple[list[str], list[str]]:
     if (free := _too_full(output)) is not None:
         fatal.append(f"{free} MB of the disk under {output} are free; fix: make room for {LEAST_DISK} MB")
     if reason := no_torch_cuda():
-        poorer.append(f"{reason}: its steps are skipped; fix: install one for the driver's CUDA, or --pytorch")
+        poorer.append(f"{reason}: its steps are skipped unless --pytorch names a Python with one for the driver's CUDA")
     if not any(_has(name) for name in ("tensorrt", "tensorrt_rtx")):
         poorer.append(f"TensorRT is not installed, its step is skipped; fix: {install_command('tensorrt')}")
     return fatal, poorer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -117,10 +118,10 @@ def parse_device(device: str) -> tuple[str, int]:
     Raises:
         EngineError: it is none of them.
     """
-    kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not (index.isascii() and index.isdigit()))):
+    found = re.fullmatch(r"(cpu)|cuda(?::([0-9]+))?", device)
+    if found is None:
         raise EngineError(f"there is no device '{device}'; devices: cpu, cuda, cuda:N")
-    return kind, int(index or 0)
+    return found[1] or "cuda", int(found[2] or 0)
 
 
 def check_inputs(inputs: Mapping[str, np.ndarray], signature: GraphSignature, name: str) -> None:

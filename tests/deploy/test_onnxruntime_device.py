@@ -127,7 +127,7 @@ def test_what_is_not_captured_is_not_timed_as_captured(repository, monkeypatch):
 
 def test_devices_are_named():
     assert [parse_device(name) for name in ("cpu", "cuda", "cuda:3")] == [("cpu", 0), ("cuda", 0), ("cuda", 3)]
-    for name in ("gpu", "cuda:x", "cuda:²", "cpu:1", ""):
+    for name in ("gpu", "cuda:x", "cuda:²", "cuda:", "cpu:1", "cpu:", ""):
         with pytest.raises(EngineError, match=f"'{name}'"):
             parse_device(name)
 

@@ -107,6 +107,7 @@ class CapturedGraph:
 
     def _opened(self) -> Any:
         options = self._runtime.SessionOptions()  # as the gate's on a GPU: rekd_deploy/runtimes/onnxruntime_device.py
+        options.log_severity_level = 4  # what fails is raised
         options.add_session_config_entry("session.force_spinning_stop", "1")
         settings = {"device_id": str(self._device), "enable_cuda_graph": str(int(self.captured)), "use_tf32": "0"}
         session = self._runtime.InferenceSession(
