@@ -138,12 +138,15 @@ def test_requests_are_joined_into_batches(server, many):
 
 
 def test_texts_of_all_lengths_are_joined_and_answered_as_if_alone(server, rationalizer, many):
-    """Sixteen clients, lengths as they come, while the models' processes stand still: all wait when they go on."""
+    """Four clients, lengths as they come, while the models' processes stand still: all wait when they go on.
+
+    For a tenth of a second: Triton takes a process that is silent for two for dead.
+    """
 
     def totals():
         return StepTotals.of(json.loads(_get(server.http_url, f"/v2/models/{SELECTOR}/stats"))["model_stats"][0])
 
-    requests = [dict(rationalizer.preprocessor([text]).inputs) for text in many[::3]]
+    requests = [dict(rationalizer.preprocessor([text]).inputs) for text in many[::12]]
     assert len({request["input_ids"].shape for request in requests}) == 3
     with closing(open_transport(server.grpc_url, 20.0)) as transport:
         alone = [transport.submit("rekd", request, ANSWERS).result() for request in requests]
@@ -157,8 +160,8 @@ def test_texts_of_all_lengths_are_joined_and_answered_as_if_alone(server, ration
         try:
             for stub in stubs:
                 os.kill(stub, signal.SIGSTOP)
-            with ThreadPoolExecutor(16) as pool:
-                asked = [each for client in pool.map(ask, range(16)) for each in client]
+            with ThreadPoolExecutor(4) as pool:
+                asked = [each for client in pool.map(ask, range(4)) for each in client]
         finally:
             for stub in stubs:
                 os.kill(stub, signal.SIGCONT)
