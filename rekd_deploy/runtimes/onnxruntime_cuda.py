@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import weakref
 from collections.abc import Collection, Sequence
 from contextlib import redirect_stdout, suppress
 from functools import cache
@@ -21,6 +22,8 @@ from rekd_train.errors import MissingExtraError, install_command
 PROVIDER = "CUDAExecutionProvider"
 _DRIVER_TOO_OLD, _NO_GPU = 35, 100
 """cudaErrorInsufficientDriver, cudaErrorNoDevice."""
+_TO_HOST, _FOR_ALL_CONTEXTS = 2, 1
+"""cudaMemcpyDeviceToHost, cudaHostAllocPortable."""
 _COPYING = ("LSTM", "GRU", "RNN")
 """Operators whose kernels copy the lengths of the rows from host memory, which is given back after the run."""
 
@@ -147,6 +150,38 @@ def _missing_library() -> str:
     return next((line.strip() for line in output.getvalue().splitlines() if line.startswith("Failed to load")), "")
 
 
+class _Pinned:
+    """An array in host memory that the GPU copies from and to by itself; given back with this object.
+
+    ONNX Runtime's Python binding allocates none. Whoever keeps the array keeps this, too.
+    """
+
+    def __init__(self, sizes: Sequence[int], dtype: np.dtype) -> None:
+        pointer, count = ctypes.c_void_p(), int(np.prod(sizes)) * dtype.itemsize
+        _checked("cudaHostAlloc", ctypes.byref(pointer), ctypes.c_size_t(count), _FOR_ALL_CONTEXTS)
+        weakref.finalize(self, _cuda_runtime().cudaFreeHost, pointer)
+        memory = (ctypes.c_char * count).from_address(pointer.value or 0)
+        self.array = np.frombuffer(memory, dtype).reshape(sizes)
+
+    def read(self, buffer: Any) -> np.ndarray:
+        """A copy of what lies in an OrtValue on the GPU."""
+        target, size = ctypes.c_void_p(self.array.ctypes.data), ctypes.c_size_t(self.array.nbytes)
+        _checked("cudaMemcpy", target, ctypes.c_void_p(buffer.data_ptr()), size, _TO_HOST)
+        return self.array.copy()
+
+
+def _checked(function: str, *arguments: Any) -> None:
+    """Call CUDA's runtime; EngineError with what it says."""
+    runtime = _cuda_runtime()
+    if code := getattr(runtime, function)(*arguments):
+        runtime.cudaGetLastError()
+        runtime.cudaGetErrorString.restype = ctypes.c_char_p
+        raise EngineError(
+            f"CUDA failed in {function}: {runtime.cudaGetErrorString(code).decode()} ({code}); fix: smaller batches, "
+            "or end what else runs on this machine and its GPU"
+        )
+
+
 class Shape:
     """What a ``DeviceChain`` keeps for one shape of batch and length: buffers, bound to each of its graphs.
 
@@ -162,7 +197,12 @@ class Shape:
         number: int, captured: Collection[str],
     ) -> None:
         runtime = onnx_runtime()
-        self._on_cpu = kind == "cpu"
+        self._on_cpu, self._index = kind == "cpu", index
+        self._host: dict[str, _Pinned] = {}
+        self._types = {
+            spec.name: np.dtype(spec.dtype)
+            for graph in graphs for spec in (*graph.signature.inputs, *graph.signature.outputs)
+        }  # fmt: skip
         replayed = runtime.RunOptions()
         replayed.add_run_config_entry("gpu_graph_id", str(number))
         self.buffers: dict[str, Any] = {}
@@ -182,9 +222,22 @@ class Shape:
             self._steps.append((session, binding, replayed if graph.name in captured else None))
 
     def run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
+        """The outputs of these names; no others leave the device."""
+        if not self._on_cpu:
+            _checked("cudaSetDevice", self._index)
         for name, array in inputs.items():
-            self.buffers[name].update_inplace(np.ascontiguousarray(array))
+            if self._on_cpu:
+                self.buffers[name].update_inplace(np.ascontiguousarray(array))
+            else:
+                np.copyto(self._pinned(name).array, array)
+                self.buffers[name].update_inplace(self._pinned(name).array)
         for session, binding, options in self._steps:
             session.run_with_iobinding(binding, options)
-        # on a CPU what ONNX Runtime hands out is the buffer itself
-        return {name: np.array(self.buffers[name].numpy(), copy=self._on_cpu) for name in outputs}
+        if self._on_cpu:  # what ONNX Runtime hands out is the buffer itself
+            return {name: np.array(self.buffers[name].numpy()) for name in outputs}
+        return {name: self._pinned(name).read(self.buffers[name]) for name in outputs}
+
+    def _pinned(self, name: str) -> _Pinned:
+        if name not in self._host:
+            self._host[name] = _Pinned(self.buffers[name].shape(), self._types[name])
+        return self._host[name]
