@@ -41,13 +41,15 @@ def hardware() -> dict[str, Any]:
 
 
 def gpu() -> dict[str, str]:
-    """The first GPU as nvidia-smi tells of it; empty where it cannot be asked."""
+    """The first GPU that CUDA sees, as nvidia-smi tells of it; empty where that says nothing."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return {}
-    asked = [program, f"--query-gpu={','.join(_GPU)}", "--format=csv,noheader,nounits"]
+    query = [program, f"--query-gpu={','.join(_GPU)}", "--format=csv,noheader,nounits"]
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        query.append(f"--id={visible.split(',')[0]}")
     try:
-        done = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True)
+        done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
         row = next(csv.reader(done.stdout.splitlines(), skipinitialspace=True))
     except (OSError, subprocess.SubprocessError, StopIteration):
         return {}

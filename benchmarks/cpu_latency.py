@@ -17,13 +17,13 @@ from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
-import typer  # noqa: E402
-from _models import environment  # noqa: E402
+import numpy as np
+import typer
+from _models import environment
 
-from rekd_deploy.bench.variants import PYTORCH, ZEROED, in_rounds, percentiles  # noqa: E402
-from rekd_deploy.bench.variants_torch import BOTH, Networks, pytorch_runnables  # noqa: E402
-from rekd_train.cli.command import application, examples, print_json, run  # noqa: E402
+from rekd_deploy.bench.variants import PYTORCH, ZEROED, in_rounds, percentiles
+from rekd_deploy.bench.variants_torch import BOTH, Networks, pytorch_runnables
+from rekd_train.cli.command import application, examples, print_json, run
 
 RESULT = Path(__file__).parent / "results" / "cpu_latency.json"
 SIZES = {"mini": (4, 256, 4), "small": (4, 512, 8), "minilm": (6, 384, 12)}

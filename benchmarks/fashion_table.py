@@ -16,8 +16,8 @@ from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the code whose hash is recorded is the code that runs
 
-import typer  # noqa: E402
-from _recipes import (  # noqa: E402
+import typer
+from _recipes import (
     COMPARISONS,
     MOSAIC_COMPARISONS,
     distillation_cells,
@@ -27,10 +27,10 @@ from _recipes import (  # noqa: E402
     run_table,
     seeds_of,
 )
-from _tables import accuracy_table, comparison_table, modes_table, provenance, truth_table  # noqa: E402
+from _tables import accuracy_table, comparison_table, modes_table, provenance, truth_table
 
-from rekd_train.cli.command import application, examples, run  # noqa: E402
-from rekd_train.config.run import run_config  # noqa: E402
+from rekd_train.cli.command import application, examples, run
+from rekd_train.config.run import run_config
 
 RESULTS = Path(__file__).parent / "results" / "fashion_table"
 

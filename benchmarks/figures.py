@@ -21,10 +21,10 @@ ROOT = Path(__file__).resolve().parents[1]
 for folder in (ROOT, Path(__file__).resolve().parent):
     sys.path.insert(0, str(folder))
 
-import _demo_blocks  # noqa: E402, F401
-import _latency_blocks  # noqa: E402, F401
-import _training_blocks  # noqa: E402, F401
-from _blocks import BLOCKS, RESULTS, sources_of  # noqa: E402
+import _demo_blocks  # noqa: F401
+import _latency_blocks  # noqa: F401
+import _training_blocks  # noqa: F401
+from _blocks import BLOCKS, RESULTS, sources_of
 
 PAGES = ("README.md", "benchmarks/README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 MARK = re.compile(r"<!-- figures: begin (\w+)[^>]*-->\n.*?<!-- figures: end -->", re.DOTALL)

@@ -22,9 +22,9 @@ from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import typer  # noqa: E402
+import typer
 
-from rekd_train.cli.command import application, examples, run  # noqa: E402
+from rekd_train.cli.command import application, examples, run
 
 RESULTS = Path(__file__).resolve().parent / "results" / "gpu"
 CHECK = "check"

@@ -17,12 +17,12 @@ from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the code whose hash is recorded is the code that runs
 
-import typer  # noqa: E402
-from _recipes import COMPARISONS, distillation_cells, distillation_rows, run_table, seeds_of  # noqa: E402
-from _tables import accuracy_table, comparison_table, modes_table, provenance  # noqa: E402
+import typer
+from _recipes import COMPARISONS, distillation_cells, distillation_rows, run_table, seeds_of
+from _tables import accuracy_table, comparison_table, modes_table, provenance
 
-from rekd_train.cli.command import application, examples, run  # noqa: E402
-from rekd_train.config.run import run_config  # noqa: E402
+from rekd_train.cli.command import application, examples, run
+from rekd_train.config.run import run_config
 
 RESULTS = Path(__file__).parent / "results" / "imdb_table"
 

@@ -20,11 +20,11 @@ from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
-import typer  # noqa: E402
-from _models import environment  # noqa: E402
+import numpy as np
+import typer
+from _models import environment
 
-from rekd_train.cli.command import application, examples, print_json, run  # noqa: E402
+from rekd_train.cli.command import application, examples, print_json, run
 
 RESULT = Path(__file__).parent / "results" / "int8_targets.json"
 ANSWER = """

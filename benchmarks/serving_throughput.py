@@ -23,16 +23,16 @@ from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
-import typer  # noqa: E402
+import numpy as np
+import typer
 
-from rekd_deploy.bench.load import (  # noqa: E402
+from rekd_deploy.bench.load import (
     Load,
     closed_loop,
     merged,
 )
-from rekd_deploy.bench.triton import read_totals, steps_between  # noqa: E402
-from rekd_train.cli.command import application, examples, print_json, run  # noqa: E402
+from rekd_deploy.bench.triton import read_totals, steps_between
+from rekd_train.cli.command import application, examples, print_json, run
 
 OUTPUTS = ("mask", "probabilities")
 Variants = dict[str, dict[str, Any]]

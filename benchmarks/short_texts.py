@@ -16,11 +16,11 @@ from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import typer  # noqa: E402
-from _models import environment  # noqa: E402
+import typer
+from _models import environment
 
-from rekd_train.cli.command import application, examples, run  # noqa: E402
-from rekd_train.config.run import run_config  # noqa: E402
+from rekd_train.cli.command import application, examples, run
+from rekd_train.config.run import run_config
 
 RESULT = Path(__file__).parent / "results" / "short_texts.json"
 TENTH = ["selection.target=0.1", "selection.budget=0.15"]

@@ -20,11 +20,11 @@ from typing import Annotated, Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import typer  # noqa: E402
-from _models import environment  # noqa: E402
+import typer
+from _models import environment
 
-from rekd_train.cli.command import application, examples, run  # noqa: E402
-from rekd_train.files import write_json, write_text  # noqa: E402
+from rekd_train.cli.command import application, examples, run
+from rekd_train.files import write_json, write_text
 
 RESULTS = Path("benchmarks/results")
 PRECISIONS = ("fp32", "fp16", "int8")

@@ -22,11 +22,11 @@ from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import typer  # noqa: E402
-from _models import environment  # noqa: E402
+import typer
+from _models import environment
 
-from rekd_train.cli.command import application, examples, print_json, run  # noqa: E402
-from rekd_train.config.run import RunConfig, run_config  # noqa: E402
+from rekd_train.cli.command import application, examples, print_json, run
+from rekd_train.config.run import RunConfig, run_config
 
 RESULT = Path(__file__).parent / "results" / "training_speed.json"
 SWITCHES: dict[str, dict[str, Any]] = {

@@ -16,16 +16,16 @@ from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
-import typer  # noqa: E402
-from _gpu_graphs import BUDGET, MINILM  # noqa: E402
+import numpy as np
+import typer
+from _gpu_graphs import BUDGET, MINILM
 
-from rekd_deploy.client.batching import A_BATCH, cuts  # noqa: E402
-from rekd_deploy.contract.signature import Slots  # noqa: E402
-from rekd_deploy.repository.config import ServingSettings  # noqa: E402
-from rekd_train.cli.command import application, examples, print_json, run  # noqa: E402
-from rekd_train.files import write_json  # noqa: E402
-from rekd_train.inputs.policy import SelectionPolicy  # noqa: E402
+from rekd_deploy.client.batching import A_BATCH, cuts
+from rekd_deploy.contract.signature import Slots
+from rekd_deploy.repository.config import ServingSettings
+from rekd_train.cli.command import application, examples, print_json, run
+from rekd_train.files import write_json
+from rekd_train.inputs.policy import SelectionPolicy
 
 RESULT = Path(__file__).parent / "results" / "unpadding.json"
 DATA = {

@@ -15,11 +15,11 @@ from typing import Any, Literal, get_args, get_origin
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pydantic import BaseModel  # noqa: E402
-from pydantic.fields import FieldInfo  # noqa: E402
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
-from rekd_train.config.run import RunConfig  # noqa: E402
-from rekd_train.config.sections import sections_of  # noqa: E402
+from rekd_train.config.run import RunConfig
+from rekd_train.config.sections import sections_of
 
 PAGE = ROOT / "docs" / "settings.md"
 HEAD = """\

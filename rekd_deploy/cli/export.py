@@ -89,7 +89,7 @@ def export(
     instances: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Instances of each member, on every GPU that is used.", metavar="N",
+            min=1, help="Instances of each component model, on every GPU that is used.", metavar="N",
             show_default="1 on GPUs and for small networks in the python backend, else 2",
         ),
     ] = None,

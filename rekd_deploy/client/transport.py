@@ -65,7 +65,18 @@ class ServerFacts(NamedTuple):
 
 
 class Transport(ABC):
-    """What the client needs of a server. Safe to use from several threads."""
+    """What the client needs of a server. Safe to use from several threads.
+
+    Args:
+        address: of the server.
+        timeout: seconds a response may take where a request says nothing else.
+        headers: sent with every request, names in lower case.
+    """
+
+    def __init__(self, address: Address, timeout: float, headers: Mapping[str, str]) -> None:
+        self._address, self._url = address, str(address)
+        self._timeout = timeout
+        self._headers = dict(headers)
 
     @abstractmethod
     def model_versions(self, model: str, timeout: float) -> list[str]:

@@ -34,24 +34,15 @@ _CHANNEL = {
 
 
 class GrpcTransport(Transport):
-    """One channel for all threads, kept open.
-
-    Args:
-        address: of the server.
-        timeout: seconds a response may take where a request says nothing else.
-        headers: sent with every request, names in lower case.
-        tls: for an encrypted address.
-    """
+    """One channel for all threads, kept open; ``tls`` is for an encrypted address."""
 
     def __init__(self, address: Address, timeout: float, headers: Mapping[str, str], tls: TlsSettings) -> None:
+        super().__init__(address, timeout, headers)
         # a failed handshake is an error of ours; gRPC would print a line of its own before it
         os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
         import tritonclient.grpc
 
         self._library = tritonclient.grpc
-        self._address, self._url = address, str(address)
-        self._timeout = timeout
-        self._headers = dict(headers)
         if address.encrypted:
             tls.context()  # its complaints name the mistake; gRPC's do not
         self._client = tritonclient.grpc.InferenceServerClient(

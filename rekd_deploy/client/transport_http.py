@@ -33,21 +33,12 @@ _CHUNK = 1 << 20
 
 
 class HttpTransport(Transport):
-    """Connections are kept open and shared by all threads.
-
-    Args:
-        address: of the server.
-        timeout: seconds a response may take where a request says nothing else.
-        headers: sent with every request, names in lower case.
-        tls: for an encrypted address.
-    """
+    """Connections are kept open and shared by all threads; ``tls`` is for an encrypted address."""
 
     def __init__(self, address: Address, timeout: float, headers: Mapping[str, str], tls: TlsSettings) -> None:
+        super().__init__(address, timeout, headers)
         from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 
-        self._address, self._url = address, str(address)
-        self._timeout = timeout
-        self._headers = dict(headers)
         endpoint = (address.host, address.port)
         self._pool = (
             HTTPSConnectionPool(*endpoint, maxsize=CONNECTIONS, ssl_context=tls.context())

@@ -153,8 +153,9 @@ def check_engines(
     signature: PairSignature,
     cases: Sequence[Case],
     report: Callable[[str], None],
+    gpu: int = 0,
 ) -> dict[str, EngineCheck]:
-    """Check every engine of a repository, by role; one that was deferred is built here, if this machine can.
+    """Check every engine of a repository on a GPU, by role; one that was deferred is built here, if it can be.
 
     Raises:
         RepositoryError: an engine is altered, stale, not what its entry says, or answers otherwise than the model.
@@ -170,14 +171,14 @@ def check_engines(
         try:
             if is_built(entry):
                 check_engine_file(plan, entry, graph)
-            elif not reason_not_to_run(entry):
+            elif not reason_not_to_run(entry, gpu):
                 report(f"{role} engine (building it)")
                 entry = _built(plan, entry, graph, signature.graph(role))
-            if reason := reason_not_to_run(entry):
+            if reason := reason_not_to_run(entry, gpu):
                 checks[role] = EngineCheck(dict(entry), reason=reason)
                 continue
             completed, agreement = run_engine(
-                role, plan, entry, signature.graph(role), cases, limits["tie_margin"], graph=graph
+                role, plan, entry, signature.graph(role), cases, limits["tie_margin"], graph=graph, gpu=gpu
             )
         except EngineError as error:
             raise RepositoryError(str(error)) from None

@@ -123,17 +123,24 @@ def _parity(
     """The gate's reports; a precision that ONNX Runtime lacks is emulated for it."""
     limits = limits_of(conversion.precisions["selector"], conversion.precisions["predictor"])
     if not conversion.emulated:
-        selector, predictor = graphs["selector"], graphs["predictor"]
-        parity = {"pair": check_parity(rationalizer, selector, predictor, examples, limits, **sessions)}
-        if "single" in graphs:
-            parity["single"] = check_single_parity(rationalizer, graphs["single"], examples, limits, **sessions)
-        return parity
+        return _gate(rationalizer, graphs, examples, limits, **sessions)
     with TemporaryDirectory(dir=work) as folder:
         stand_in = write_graphs(conversion.emulated, Path(folder), pair_signature(rationalizer), "single" in graphs)
         parity = _parity(rationalizer, Conversion({}, conversion.precisions), stand_in, examples, work, **sessions)
     for report in parity.values():
         report.emulated = True
     return parity
+
+
+def _gate(
+    rationalizer: Rationalizer, graphs: dict[str, Path], examples: Examples, limits: ParityLimits, **sessions: Any
+) -> dict[str, ParityReport]:
+    reports = {
+        "pair": check_parity(rationalizer, graphs["selector"], graphs["predictor"], examples, limits, **sessions)
+    }
+    if "single" in graphs:
+        reports["single"] = check_single_parity(rationalizer, graphs["single"], examples, limits, **sessions)
+    return reports
 
 
 def prove_again(
@@ -155,10 +162,7 @@ def prove_again(
     examples = parity_examples(checkpoint, rationalizer.preprocessor, class_names=rationalizer.labels)
     limits = ParityLimits(**manifest["parity"]["limits"])
     try:
-        pair = check_parity(rationalizer, paths["selector"], paths["predictor"], examples, limits, **sessions)
-        reports = {"pair": pair}
-        if "single" in paths:
-            reports["single"] = check_single_parity(rationalizer, paths["single"], examples, limits, **sessions)
+        reports = _gate(rationalizer, paths, examples, limits, **sessions)
     except ParityError as error:
         raise RepositoryError(f"{root}: {error}; fix: rekd-export again") from None
     return {name: each.to_dict() for name, each in reports.items()}

@@ -34,7 +34,7 @@ from rekd_deploy.repository.reader import (
     served_sessions,
 )
 from rekd_deploy.repository.warmups import example, lengths_of
-from rekd_deploy.runtimes.base import Arrays, Graph
+from rekd_deploy.runtimes.base import Arrays, Graph, parse_device
 from rekd_deploy.runtimes.onnxruntime_cuda import check_device
 from rekd_deploy.runtimes.onnxruntime_device import DeviceChain, chain_on
 from rekd_deploy.runtimes.tensorrt.build import is_built
@@ -133,7 +133,7 @@ def verify(
                 else:
                     _answers_something(path, run, signature.graph(role), preprocessor)
                     verification.without_cases.append(role)
-    verification.engines = check_engines(root, manifest, signature, cases, report)
+    verification.engines = check_engines(root, manifest, signature, cases, report, parse_device(device)[1])
     _complete(root, verification)
     if checkpoint is not None:
         report("parity")

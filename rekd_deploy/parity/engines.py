@@ -22,11 +22,11 @@ from rekd_deploy.runtimes.tensorrt.runner import TensorRTRunner, verify_engine
 from rekd_train.errors import RekdError
 
 
-def reason_not_to_run(entry: Mapping[str, Any]) -> str | None:
-    """Why an engine with this manifest entry cannot run on this machine; None where it can."""
+def reason_not_to_run(entry: Mapping[str, Any], gpu: int = 0) -> str | None:
+    """Why an engine with this manifest entry cannot run on a GPU of this machine; None where it can."""
     try:
-        cuda = Cuda()
-        gpu, capability = cuda.name, cuda.capability
+        cuda = Cuda(gpu)
+        name, capability = cuda.name, cuda.capability
         cuda.close()
         product = load_library(entry["format"]).product
     except (RekdError, ExecutionError) as error:
@@ -34,7 +34,7 @@ def reason_not_to_run(entry: Mapping[str, Any]) -> str | None:
     if product.builds_anywhere and capability not in entry["built_for"]:
         cards = ", ".join(entry["built_for"])
         fix = "verify on such a card, or export again"
-        return f"it was built for {cards}, this machine's {gpu} is {capability}; fix: {fix}"
+        return f"it was built for {cards}, this machine's {name} is {capability}; fix: {fix}"
     return None
 
 
@@ -47,6 +47,7 @@ def run_engine(
     tie_margin: float,
     *,
     graph: Path,
+    gpu: int = 0,
 ) -> tuple[dict[str, Any], Agreement]:
     """Load an engine here, check it against its entry and compare its answers with the model's.
 
@@ -56,6 +57,7 @@ def run_engine(
         cases: stored inputs and answers.
         tie_margin: see ``compare``.
         graph: the ONNX graph beside it.
+        gpu: number of the GPU it runs on.
 
     Returns:
         The entry, completed, and how close the answers are.
@@ -63,8 +65,8 @@ def run_engine(
     Raises:
         EngineError, MissingExtraError: see ``verify_engine``.
     """
-    completed = verify_engine(path, entry, signature, graph=graph)
-    with TensorRTRunner(path, signature, str(path), engine=entry["format"]) as runner:
+    completed = verify_engine(path, entry, signature, graph=graph, gpu=gpu)
+    with TensorRTRunner(path, signature, str(path), engine=entry["format"], device=gpu) as runner:
         return completed, compare(role, runner.run, signature, cases, tie_margin)
 
 

@@ -106,6 +106,13 @@ def _cuda_runtime() -> ctypes.CDLL:
     return ctypes.CDLL(f"libcudart.so.{onnx_runtime().cuda_version.split('.')[0]}")
 
 
+def _named(code: int) -> str:
+    """What CUDA's runtime calls an error, and its number."""
+    text = _cuda_runtime().cudaGetErrorString
+    text.restype = ctypes.c_char_p
+    return f"{text(code).decode()} ({code})"
+
+
 def _check_gpu(index: int) -> None:
     """Raise EngineError where the driver does not serve this CUDA, or there is no GPU of that number."""
     runtime, count = _cuda_runtime(), ctypes.c_int()
@@ -115,9 +122,7 @@ def _check_gpu(index: int) -> None:
             version = onnx_runtime().cuda_version
             raise EngineError(f"the NVIDIA driver is too old for CUDA {version}; fix: update it, or device 'cpu'")
         if code != _NO_GPU:
-            runtime.cudaGetErrorString.restype = ctypes.c_char_p
-            reason = runtime.cudaGetErrorString(code).decode()
-            raise EngineError(f"CUDA does not start: {reason} ({code}); fix: see what nvidia-smi says, or device 'cpu'")
+            raise EngineError(f"CUDA does not start: {_named(code)}; fix: see what nvidia-smi says, or device 'cpu'")
     if count.value == 0:
         raise EngineError("the driver shows no GPU; fix: see nvidia-smi and CUDA_VISIBLE_DEVICES, or device 'cpu'")
     if index >= count.value:
@@ -175,10 +180,9 @@ def _checked(function: str, *arguments: Any) -> None:
     runtime = _cuda_runtime()
     if code := getattr(runtime, function)(*arguments):
         runtime.cudaGetLastError()
-        runtime.cudaGetErrorString.restype = ctypes.c_char_p
         raise EngineError(
-            f"CUDA failed in {function}: {runtime.cudaGetErrorString(code).decode()} ({code}); fix: smaller batches, "
-            "or end what else runs on this machine and its GPU"
+            f"CUDA failed in {function}: {_named(code)}; fix: smaller batches, or end what else runs on this machine "
+            "and its GPU"
         )
 
 

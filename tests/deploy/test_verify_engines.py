@@ -71,6 +71,17 @@ def test_on_a_gpu_engines_run_and_the_manifest_is_completed(root):
     assert (root / "manifest.json").stat().st_mtime_ns == before
 
 
+def test_engines_run_on_the_gpu_that_is_named(root, driver, monkeypatch):
+    monkeypatch.setattr("rekd_deploy.export.verify.check_device", lambda device: None)  # of ONNX Runtime
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["parity"]["emulated"] = True  # so that the engines alone are run
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    driver.devices = 1
+    assert "GPU 1" in verify(root, device="cuda:1").engines["selector"].reason
+    driver.devices = 2
+    assert verify(root, device="cuda:1").engines["selector"].agreement.rows > 20
+
+
 def test_without_a_gpu_they_stay_unverified_and_it_is_said(root, driver):
     driver.devices = 0
     verification = verify(root)

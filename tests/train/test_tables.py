@@ -13,12 +13,12 @@ import pytest
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-from _cells import Cell, Table, execute  # noqa: E402
-from _models import bits, from_bits  # noqa: E402
-from _recipes import distillation_cells, distillation_rows, mosaic_cells, seeds_of  # noqa: E402
-from _tables import accuracy_table, comparison_table, truth_table  # noqa: E402
+from _cells import Cell, Table, execute
+from _models import bits, from_bits
+from _recipes import distillation_cells, distillation_rows, mosaic_cells, seeds_of
+from _tables import accuracy_table, comparison_table, truth_table
 
-from rekd_train.config.run import RunConfig, run_config  # noqa: E402
+from rekd_train.config.run import RunConfig, run_config
 
 
 def cells(seeds=(1, 2), size: int = 4) -> list[Cell]:

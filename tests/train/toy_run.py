@@ -18,13 +18,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from toys import Recorder, toy_config, toy_images, toy_texts  # noqa: E402
+from toys import Recorder, toy_config, toy_images, toy_texts
 
-from rekd_train.inputs.policy import cut_margins  # noqa: E402
-from rekd_train.training import stages as training  # noqa: E402
-from rekd_train.training.runtime import Runtime  # noqa: E402
-from rekd_train.training.state import StateStore, identity_of  # noqa: E402
-from rekd_train.training.validation import DevEvaluation, fitted_policy  # noqa: E402
+from rekd_train.inputs.policy import cut_margins
+from rekd_train.training import stages as training
+from rekd_train.training.runtime import Runtime
+from rekd_train.training.state import StateStore, identity_of
+from rekd_train.training.validation import DevEvaluation, fitted_policy
 
 
 class Assassin(Recorder):

@@ -1,4 +1,4 @@
-"""The member model of Triton's python backend: runs the ONNX graph, or the engine, beside it.
+"""A component model in Triton's python backend: runs the ONNX graph, or the engine, beside it.
 
 This file is copied into the repository as ``<model>/1/model.py``, so it stands alone: NumPy, ONNX Runtime (or the
 engine's library and ``tensorrt_execution.py``), ``triton_batches.py`` and ``triton_cuda.py`` beside it and Triton's

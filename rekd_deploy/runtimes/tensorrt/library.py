@@ -19,7 +19,7 @@ from rekd_train.errors import MissingExtraError, install_command
 
 @dataclass(frozen=True)
 class Product:
-    """One member of the family."""
+    """One library of the TensorRT family."""
 
     name: str
     """As on the command line and in manifests."""

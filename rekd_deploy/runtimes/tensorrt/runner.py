@@ -108,7 +108,8 @@ def check_engine_file(path: Path, entry: Mapping[str, Any], graph: Path | None =
 
 
 def verify_engine(
-    path: Path, manifest_entry: Mapping[str, Any], signature: GraphSignature, *, graph: Path | None = None
+    path: Path, manifest_entry: Mapping[str, Any], signature: GraphSignature, *, graph: Path | None = None,
+    gpu: int = 0,
 ) -> dict[str, Any]:
     """Load an engine on the machine that is to serve it and compare it with its entry.
 
@@ -117,6 +118,7 @@ def verify_engine(
         manifest_entry: what ``build_engine`` returned.
         signature: the graph's tensors.
         graph: the ONNX graph beside it, if that is to be checked, too.
+        gpu: number of the GPU it is loaded on.
 
     Returns:
         The entry, completed: ``observed``, ``engine_types``, ``gpu`` and ``status`` 'verified'. Where the library
@@ -133,7 +135,7 @@ def verify_engine(
             f"{path} was built with {library.product.title} {manifest_entry['version']}, {library.version} is "
             "installed; fix: export with the version that serves it"
         )
-    with TensorRTRunner(path, signature, path.name, engine=library.product.name) as runner:
+    with TensorRTRunner(path, signature, path.name, engine=library.product.name, device=gpu) as runner:
         execution = runner.execution
         wanted = [
             {name: [tuple(shape) for shape in shapes] for name, shapes in accepted.items()}
