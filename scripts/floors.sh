@@ -36,14 +36,14 @@ all=no
 if [ $# -eq 0 ]; then
     all=yes
     "$python" -I -m ruff check --quiet .
-    set -- tests/train/test_models.py tests/train/test_weights.py tests/train/test_preprocess.py \
-        tests/train/test_preprocess_image.py tests/train/test_data.py tests/train/test_data_own.py \
-        tests/train/test_metrics.py tests/train/test_mask_metrics.py tests/train/test_runtime.py \
-        tests/train/test_run_command.py tests/train/test_checkpoint.py \
-        tests/deploy/test_export.py tests/deploy/test_fusion.py tests/deploy/test_int8_sums.py \
-        tests/deploy/test_triton_config.py tests/deploy/test_raw_input.py tests/deploy/test_client.py \
-        tests/deploy/test_transport.py tests/deploy/test_text_source.py \
-        tests/deploy/test_render.py tests/deploy/test_bench_report.py tests/deploy/test_deploy_files.py
+    set -- tests/train/models/test_models.py tests/train/models/test_weights.py tests/train/inputs/test_preprocess.py \
+        tests/train/inputs/test_preprocess_image.py tests/train/data/test_data.py tests/train/data/test_data_own.py \
+        tests/train/evaluation/test_metrics.py tests/train/evaluation/test_mask_metrics.py tests/train/training/test_runtime.py \
+        tests/train/cli/test_run_command.py tests/train/checkpoints/test_checkpoint.py \
+        tests/deploy/export/test_export.py tests/deploy/graphs/test_fusion.py tests/deploy/graphs/test_int8_sums.py \
+        tests/deploy/repository/test_triton_config.py tests/deploy/repository/test_raw_input.py tests/deploy/client/test_client.py \
+        tests/deploy/client/test_transport.py tests/deploy/contract/test_text_source.py \
+        tests/deploy/client/test_render.py tests/deploy/bench/test_bench_report.py tests/deploy/files/test_deploy_files.py
 fi
 # An old release may use what a newer neighbour calls deprecated: it still works, and a floor asks for no more.
 log=$folder/pytest.log

@@ -14,7 +14,7 @@ from rekd_train.config.run import run_config
 from rekd_train.data import DataSet, LabelledTexts
 from rekd_train.errors import CheckpointError, ConfigError, DataError
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 
 
 def command(*arguments: object) -> int:

@@ -22,7 +22,7 @@ from rekd_deploy.server.flags import ServerSettings, server_flags
 
 pytestmark = pytest.mark.debian
 
-DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
 OVERLAYS = ("cpu", "gpu", "kserve")
 REQUIRED = {name: f"/srv/{name.lower()}" for name in ("REKD_MODELS", "TLS_CERTIFICATE", "TLS_KEY")}
 REQUIRED |= {"TRITON_IMAGE": "tritonserver:26.05-py3", "REKD_ADMIN_KEY": "0123456789abcdef"}

@@ -113,7 +113,7 @@ def test_unreadable_config_is_named(tmp_path, content):
 
 @pytest.mark.parametrize("name", [*MODELS, SINGLE, PREPARE, ANSWER, "rekd_text"])
 def test_committed_reference_is_what_the_writer_writes(rationalizer, name):
-    """If this is meant to change: python tests/deploy/reference_repository.py"""
+    """If this is meant to change: python tests/deploy/repository/reference_repository.py"""
     if (ROOT / MANIFEST).exists():
         pytest.skip(f"{ROOT} holds a model that rekd-export wrote; its configs are not the reference now")
     committed = read_config(ROOT / name / "config.pbtxt")
@@ -129,7 +129,7 @@ def test_committed_reference_is_what_the_writer_writes(rationalizer, name):
 
 @pytest.mark.parametrize("flavour", sorted(set(FLAVOURS) - {"python"}))
 def test_committed_references_of_the_other_flavours(rationalizer, flavour):
-    """If this is meant to change: python tests/deploy/reference_repository.py"""
+    """If this is meant to change: python tests/deploy/repository/reference_repository.py"""
     written = reference_configs(rationalizer, flavour=flavour)
     for name in (SELECTOR, PREDICTOR):
         path = REFERENCES / flavour / name / "config.pbtxt"
@@ -230,7 +230,7 @@ def test_on_gpus_fp32_stays_fp32(rationalizer):
 
 def test_every_key_for_gpus_is_one_that_something_reads(rationalizer):
     """The table of docs/serving.md names the file that reads it."""
-    section = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8").split("\n## On a GPU")[1]
+    section = (Path(__file__).parents[3] / "docs" / "serving.md").read_text(encoding="utf-8").split("\n## On a GPU")[1]
     rows = re.findall(r"^\| (`[a-z_`{}., 0-9]+) \|.*(?:src/|rekd_deploy/|_model\.py).*\|$", section, re.MULTILINE)
     read = set()
     for path in re.findall(r"`([^`]+)`", " ".join(rows)):

@@ -21,7 +21,7 @@ from rekd_train.training.runtime import Runtime
 from rekd_train.training.stages import fit
 from rekd_train.training.teacher import Teacher
 
-CASES = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_text())
+CASES = json.loads((Path(__file__).parents[2] / "golden" / "losses.json").read_text())
 CPU = Runtime("cpu")
 
 PAPER = {

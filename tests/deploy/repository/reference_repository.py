@@ -1,6 +1,6 @@
 """The committed reference configs: what the writer makes of the tests' tiny model.
 
-    python tests/deploy/reference_repository.py     # writes model_repository/reference anew
+    python tests/deploy/repository/reference_repository.py     # writes model_repository/reference anew
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rekd_deploy.runtimes.tensorrt.library import PRODUCTS
 from rekd_train.files import write_text
 from rekd_train.inputs.text import TextPreprocessor
 
-REFERENCES = Path(__file__).resolve().parents[2] / "model_repository" / "reference"
+REFERENCES = Path(__file__).resolve().parents[3] / "model_repository" / "reference"
 ROOT = REFERENCES / "python"
 FLAVOURS = {
     "python": ("python", None, ServingSettings()),
@@ -66,7 +66,7 @@ def reference_artefacts(rationalizer, tokenizer_json: str | None = None, single:
 
 
 def main() -> None:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     from conftest import make_rationalizer
 
     for flavour in FLAVOURS:

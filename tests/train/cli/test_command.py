@@ -13,7 +13,7 @@ import typer
 from rekd_train import InputError, __version__
 from rekd_train.cli.command import application, examples, print_json, run
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def single() -> typer.Typer:

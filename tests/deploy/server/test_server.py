@@ -317,5 +317,5 @@ def test_backend_gets_the_stub_of_this_python(installed, tmp_path):
     assert environment["PATH"].startswith(str(Path(sys.executable).parent))
     import numpy
 
-    assert str(Path(numpy.__file__).parents[1]) in environment["PYTHONPATH"].split(os.pathsep)
+    assert str(Path(numpy.__file__).parents[2]) in environment["PYTHONPATH"].split(os.pathsep)
     assert str(installed.libraries) in environment["LD_LIBRARY_PATH"].split(os.pathsep)

@@ -22,7 +22,7 @@ from rekd_train.errors import CheckpointError, ConfigError, InputError
 from rekd_train.inputs.policy import PAPER_POLICY
 from rekd_train.models.rationalizer import Rationalizer
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 INPUTS = ("input_ids", "attention_mask", "pixel_values")
 
 

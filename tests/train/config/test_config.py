@@ -217,7 +217,7 @@ def test_a_setting_by_its_older_name_replaces_the_one_of_today(tmp_path):
 # presets
 
 
-DIGESTS = json.loads((Path(__file__).parents[1] / "golden" / "preset_digests.json").read_text())
+DIGESTS = json.loads((Path(__file__).parents[2] / "golden" / "preset_digests.json").read_text())
 """Of the settings that differ from the defaults: a preset's figures were made with these."""
 
 ROWS = {  # method.md 1.7: target and lambda of the penalty on counts; sizes of the network

@@ -11,7 +11,7 @@ import torch
 from rekd_train.models.gates import relaxed_log_choice, straight_through_gate
 from rekd_train.training.losses import batch_penalty, prediction_distillation, prediction_loss, rationale_distillation
 
-CASES = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_text())
+CASES = json.loads((Path(__file__).parents[2] / "golden" / "losses.json").read_text())
 
 
 def gumbel(uniform: list) -> torch.Tensor:

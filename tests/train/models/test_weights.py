@@ -14,7 +14,7 @@ from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.models.families import build_backbone, fresh_pair, preprocessor_for, weight_origins
 from rekd_train.models.pretrained import load_weights, open_source, sized, source_path
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 BERT, VIT = GOLDEN / "bert-backbone", GOLDEN / "vit-backbone"
 SPECIAL = {"pad": 0, "cls": 2, "sep": 3}
 HALVES = {"mean": (0.5,), "std": (0.5,)}

@@ -30,7 +30,7 @@ from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.inputs.preprocessors import TokenIdPreprocessor, TokenIdSettings
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 
 
 def texts(count: int, classes: int = 2) -> LabelledTexts:

@@ -1,6 +1,6 @@
 """Triton's onnxruntime backend of the mind: loads and runs a repository as release 24.10 was seen to do.
 
-    python tests/deploy/onnxruntime_backend.py REPOSITORY...      # with the ONNX Runtime on the path, 1.19 above all
+    python tests/deploy/runtimes/onnxruntime_backend.py REPOSITORY...   # with the ONNX Runtime on the path
 
 It reads nothing but the repository and the protobuf, and needs only numpy, onnxruntime and tritonclient.
 """
