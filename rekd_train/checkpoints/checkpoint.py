@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -52,6 +53,8 @@ def _without_removed_settings(description: dict[str, Any]) -> dict[str, Any]:
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _without_removed_settings}
 """From version n of config.json to n + 1. A change of format adds one entry and raises VERSION."""
 
+_OLD_PREFIX = re.compile(r"^backbone\.(bert|vit)\.")
+"""Of weights in versions 1 and 2, which had a class for each of these."""
 EXAMPLES_FILE = "examples.jsonl"
 IMAGES_FILE = "examples.npz"
 _WEIGHTS = ("selector.safetensors", "predictor.safetensors")
@@ -248,6 +251,7 @@ def _load_weights(module: Selector | Predictor, path: Path, expected_digest: str
         raise CheckpointError(
             f"{path} is not the file that config.json describes (SHA-256 differs); fix: copy it again"
         )
+    state = {_OLD_PREFIX.sub("backbone.model.", name): tensor for name, tensor in state.items()}
     try:
         module.load_state_dict(state, strict=True)
     except RuntimeError as error:

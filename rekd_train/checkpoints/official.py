@@ -13,6 +13,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rekd_train.checkpoints.checkpoint import check_output, in_one_line, save
+from rekd_train.checkpoints.official_files import (
+    StateReader,
+    bert_weights,
+    pickled_state,
+    transformer_config,
+    transformer_sizes,
+    vit_weights,
+)
 from rekd_train.config.run import BackboneConfig, ImageConfig
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.files import sha256
@@ -22,23 +30,17 @@ from rekd_train.inputs.preprocessors import Preprocessor, TokenIdPreprocessor, T
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 from rekd_train.models.base import Predictor, Selector
 from rekd_train.models.families import build_backbone
+from rekd_train.models.pretrained import tokenizer_json
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.models.weight_files import (
-    IMAGENET,
-    StateReader,
-    bert_weights,
-    pickled_state,
-    tokenizer_json,
-    transformer_config,
-    transformer_sizes,
-    vit_weights,
-)
 
 OfficialFamily = Literal["bert", "vit"]
 
+_FAMILIES = {"bert": "transformers", "vit": "timm"}
 _HEAD_DROPOUT = {"bert": 0.5, "vit": 0.1}
 """What the authors' runs used; matters only if the import is trained further."""
 _CIFAR_SIDE = 32
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+"""Red, green and blue of its images, in 0..1."""
 
 
 def import_official(
@@ -140,13 +142,13 @@ def _pair(
 
 
 def _settings(family: OfficialFamily, config: dict[str, Any], image_side: int) -> BackboneConfig:
-    sizes = transformer_sizes(config, family) | {"head_dropout": _HEAD_DROPOUT[family]}
+    sizes = transformer_sizes(config, family) | {"family": _FAMILIES[family]} | {"head_dropout": _HEAD_DROPOUT[family]}
     if family == "vit":
         side, channels = config["image_size"], config.get("num_channels", 3)
         native = min(image_side, side)
         sizes["image"] = ImageConfig(
             height=native, width=native, channels=channels, upscale_to=None if native == side else side,
-            patch=config["patch_size"], **(IMAGENET if channels == 3 else {}),
+            patch=config["patch_size"], **(_IMAGENET if channels == 3 else {}),
         )  # fmt: skip
     return BackboneConfig(**sizes)
 

@@ -11,7 +11,15 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from rekd_train.config.sections import BackboneConfig, DataConfig, EncoderTraits, ImageConfig, Section, did_you_mean, explain
+from rekd_train.config.sections import (
+    BackboneConfig,
+    DataConfig,
+    EncoderTraits,
+    ImageConfig,
+    Section,
+    did_you_mean,
+    explain,
+)
 from rekd_train.config.training import (
     AccelerationConfig,
     DistillationConfig,

