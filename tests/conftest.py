@@ -72,6 +72,37 @@ def make_rationalizer(
     return Rationalizer(selector, predictor, policy, preprocessor, labels, probability_temperature=1.3).eval()
 
 
+def encoder_settings(kind: str, **changes) -> BackboneConfig:
+    """A tiny encoder of transformers, by its own configuration class."""
+    from transformers import AutoConfig
+
+    from rekd_train.models.text_encoder import stored_config
+
+    specials = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
+    distances = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 32}
+    more = {
+        "deberta": {**distances, "max_relative_positions": -1}, "deberta-v2": distances,
+        "modernbert": {"local_attention": 32}, "clip": {"hidden_size": None},
+    }.get(kind, {})  # fmt: skip
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = AutoConfig.for_model(kind, **{**specials, "vocab_size": 100, "initializer_range": 0.3, **sizes, **more})
+    if kind == "albert":
+        config.embedding_size = 8
+    fields = {"layers": 2, "width": 16, "heads": 2, "vocabulary": 100, "architecture": stored_config(config)}
+    return BackboneConfig(**{**fields, **changes})
+
+
+def make_encoder_pair(kind: str, operator: str = "compact", **changes) -> Rationalizer:
+    """A random pair over such encoders."""
+    settings = encoder_settings(kind, **changes)
+    preprocessor = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=48, lengths=(16, 32)))
+    torch.manual_seed(0)
+    selector = Selector(build_backbone(settings, preprocessor.special_ids))
+    predictor = Predictor(build_backbone(settings, preprocessor.special_ids), 2, operator)
+    policy = SelectionPolicy(bias=0.0, budget=0.25, minimum=1)
+    return Rationalizer(selector, predictor, policy, preprocessor, ("negative", "positive")).eval()
+
+
 @pytest.fixture(scope="session")
 def rationalizer() -> Rationalizer:
     return make_rationalizer()

@@ -8,7 +8,7 @@ writing one backbone and registering it in ``FAMILIES``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ class Backbone(nn.Module, ABC):
     """Features of one family. B = batch, N = positions, K = kept slots, H = width."""
 
     settings: BackboneConfig
+
+    operators: tuple[str, ...] = ("zero", "compact")
+    """What a predictor over it can do with the features that are not kept."""
 
     @property
     def columns(self) -> int | None:
@@ -129,15 +132,20 @@ class Predictor(nn.Module):
     def __init__(self, backbone: Backbone, classes: int, operator: Operator = "zero") -> None:
         super().__init__()
         self.backbone = backbone
-        if operator not in get_args(Operator):
-            raise ConfigError(f"operator is {operator!r}; operators: {', '.join(get_args(Operator))}")
-        self.operator: Operator = operator
+        self.use(operator)
         self.head = nn.Sequential(
             nn.Dropout(backbone.settings.head_dropout), nn.Linear(backbone.settings.width, classes)
         )
         if backbone.settings.class_head == "xavier":
             nn.init.xavier_uniform_(self.head[1].weight)
             nn.init.zeros_(self.head[1].bias)
+
+    def use(self, operator: Operator) -> None:
+        """Remove features by that operator from now on; ConfigError: the backbone cannot."""
+        if operator not in self.backbone.operators:
+            known = ", ".join(self.backbone.operators)
+            raise ConfigError(f"operator is {operator!r}; operators of this backbone: {known}")
+        self.operator: Operator = operator
 
     def forward(self, inputs: Inputs, keep: Tensor, selectable: Tensor | None = None) -> Tensor:
         """(B, C) float32 logits.

@@ -43,7 +43,9 @@ class ImageEncoder(Backbone):
         self.image = settings.image
         self.model = image_network(settings)
         self.has_tokens = all(hasattr(self.model, name) for name in ("_pos_embed", "blocks", "norm"))
-        if self.has_tokens:
+        if not self.has_tokens:
+            self.operators = ("zero",)
+        else:
             # drawn in ``_encode`` over all tokens: ``_pos_embed`` is asked for the position embeddings alone
             self.dropout, self.model.pos_drop = self.model.pos_drop, nn.Identity()
             projection = getattr(self.model.patch_embed, "proj", None)
@@ -56,10 +58,6 @@ class ImageEncoder(Backbone):
         for name in ("mean", "std"):
             values = torch.tensor(getattr(self.image, name), dtype=torch.float32)
             self.register_buffer(name, values.view(1, -1, 1, 1), persistent=False)
-
-    @property
-    def operators(self) -> tuple[str, ...]:
-        return ("zero", "compact") if self.has_tokens else ("zero",)
 
     def real(self, inputs: Inputs) -> Tensor:
         images = inputs["pixel_values"] if "pixel_values" in inputs else inputs["pixels"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.modeling_utils import load_state_dict
+from transformers.utils import logging
 
 from rekd_train.config.run import BackboneConfig, ImageConfig
 from rekd_train.errors import CheckpointError, ConfigError, MissingExtraError
@@ -123,13 +127,27 @@ def open_source(pretrained: str, family: str, role: str) -> PretrainedSource:
     if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
         raise CheckpointError(f"{path} holds no weights (model.safetensors, pytorch_model.bin); fix: download it again")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _quietly():
             warnings.simplefilter("ignore")
             return _text_source(path) if family == "transformers" else _image_source(path)
     except CheckpointError:
         raise
     except Exception as error:  # each library has its own for files that are damaged or do not fit
         raise CheckpointError(f"{path} cannot be read as a network of {family}: {_reason(error)}") from None
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """transformers reports weights that are left out on purpose, such as heads, and draws a bar."""
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def _reason(error: Exception) -> str:
@@ -200,7 +218,8 @@ def _vit_of_transformers(path: Path) -> PretrainedSource:
     config = AutoConfig.from_pretrained(path)
     if config.model_type != "vit":
         raise CheckpointError(f"{path} is a '{config.model_type}' of transformers; fix: the same network from timm")
-    network, _ = _loaded_encoder(path, config)
+    file = next(path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file())
+    state = {name.removeprefix("vit."): tensor for name, tensor in load_state_dict(file).items()}
     sizes = {
         "layers": config.num_hidden_layers, "width": config.hidden_size, "heads": config.num_attention_heads,
         "feedforward": config.intermediate_size, "layer_norm_eps": config.layer_norm_eps,
@@ -211,7 +230,7 @@ def _vit_of_transformers(path: Path) -> PretrainedSource:
     if beside.is_file():
         told = json.loads(beside.read_text(encoding="utf-8"))
         image |= {name: tuple(told[f"image_{name}"]) for name in ("mean", "std") if f"image_{name}" in told}
-    return PretrainedSource(sizes, image, _timm_state(network.state_dict(), config.num_hidden_layers), path)
+    return PretrainedSource(sizes, image, _timm_state(state, config.num_hidden_layers), path)
 
 
 def sized(settings: BackboneConfig, source: PretrainedSource, role: str) -> BackboneConfig:

@@ -336,7 +336,7 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no tokenizer at"):
         golden_import("bert", tmp_path, tokenizer=tmp_path / "vocab.txt")
     (tmp_path / "vocab.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(CheckpointError, match="vocab.txt cannot be read as a tokenizer"):
+    with pytest.raises(CheckpointError, match="vocab.txt cannot be read as a fast tokenizer"):
         golden_import("bert", tmp_path, tokenizer=tmp_path / "vocab.txt")
     for labels in (["a", "b"], ["a", "b", "b"]):
         with pytest.raises(ConfigError, match="3 classes"):

@@ -283,8 +283,8 @@ def test_the_gradient_reaches_the_selector_through_the_mask(texts):
 
 def test_families_and_operators_are_checked_by_name():
     special_ids = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=48)).special_ids
-    assert "bert" in FAMILIES
-    with pytest.raises(ConfigError, match="unknown family 'lstm'; families: .*bert"):
+    assert "transformers" in FAMILIES
+    with pytest.raises(ConfigError, match="unknown family 'lstm'; families: .*transformers"):
         build_backbone(BackboneConfig(family="lstm"), special_ids)
     backbone = build_backbone(BackboneConfig(layers=1, width=8, heads=2, feedforward=8, positions=8), special_ids)
     with pytest.raises(ConfigError, match="'sideways'.*zero, compact"):

@@ -15,6 +15,7 @@ from rekd_train.config.run import BackboneConfig, ImageConfig, run_config
 from rekd_train.errors import CheckpointError, ConfigError, InputError
 from rekd_train.inputs.policy import PAPER_POLICY
 from rekd_train.inputs.prediction import Patch
+from rekd_train.models.base import Predictor
 from rekd_train.models.families import build_backbone
 from rekd_train.models.gates import kept_positions
 from rekd_train.models.rationalizer import Rationalizer
@@ -60,9 +61,9 @@ def test_settings_reach_the_network(wide: BackboneConfig) -> None:
     backbone = build_backbone(wide.model_copy(update={"final_norm": False, "layer_norm_eps": 1e-3}), {})
     assert backbone.model.blocks[0].mlp.fc1.out_features == 61, "14 * (61 / 14) rounds down to 60"
     assert backbone.model.blocks[0].norm1.eps == 1e-3
-    absent = ("vit.norm.", "vit.fc_norm", "vit.head", "mean", "std")
+    absent = ("model.norm.", "model.fc_norm", "model.head", "mean", "std")
     assert not [name for name in backbone.state_dict() if name.startswith(absent)]
-    assert "vit.norm.weight" in build_backbone(wide, {}).state_dict()
+    assert "model.norm.weight" in build_backbone(wide, {}).state_dict()
 
 
 def test_blank_patches_leave_their_position_behind(image_rationalizer: Rationalizer) -> None:
@@ -151,3 +152,76 @@ def test_image_settings_are_checked_together(tmp_path: Path) -> None:
     path.write_text(f'name = "x"\n{selector}{predictor}')
     with pytest.raises(ConfigError, match=r"selector.image: patch \(4\) must divide.*predictor.image: std must hold 1"):
         run_config(path)
+
+
+TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3}
+TOKENS = {
+    "vit_tiny_patch16_224": "start", "deit3_small_patch16_224": "start", "vit_small_patch16_dinov3": "mean",
+    "vit_small_patch14_reg4_dinov2": "start", "vit_base_patch16_siglip_224": "attention",
+    "vit_base_patch16_clip_224": "start", "eva02_tiny_patch14_224": "mean", "vit_small_patch16_rope_mixed_224": "start",
+}  # fmt: skip
+"""Networks of timm whose features are patch tokens, and what their classifiers read."""
+OTHERS = {
+    "swin_tiny_patch4_window7_224": {"window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)},
+    "resnet18": {}, "beit_base_patch16_224": TINY,
+}  # fmt: skip
+
+
+def network_of_timm(name: str, pooling: str, arguments: dict) -> tuple:
+    """The backbone and pixel values for it."""
+    patch = 14 if "patch14" in name else 16
+    sized = {} if name == "resnet18" else {"img_size": 4 * patch}
+    image = ImageConfig(height=4 * patch, width=4 * patch, patch=patch, channels=3)
+    architecture = {"name": name, "arguments": {**sized, **arguments}}
+    torch.manual_seed(0)
+    width = 512 if name == "resnet18" else 32 if "swin" in name else 48
+    settings = BackboneConfig(
+        family="timm", width=width, heads=2, layers=2, pooling=pooling, architecture=architecture, image=image
+    )
+    backbone = build_backbone(settings, {}).eval()
+    with torch.no_grad():  # some start with scales so small that no block shows
+        for parameter in backbone.model.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.xavier_normal_(parameter)
+            elif "gamma" in "".join(n for n, p in backbone.model.named_parameters() if p is parameter):
+                torch.nn.init.ones_(parameter)
+    return backbone, {"pixel_values": torch.randn(3, 3, 4 * patch, 4 * patch)}
+
+
+@pytest.mark.parametrize("name", TOKENS)
+@torch.no_grad()
+def test_networks_of_patch_tokens_are_timms_own_and_gather(name):
+    backbone, inputs = network_of_timm(name, TOKENS[name], TINY)
+    own = backbone.model.forward_head(backbone.model.forward_features(inputs["pixel_values"]), pre_logits=True)
+    torch.testing.assert_close(backbone.zeroed(inputs, torch.ones(3, 16)), own, atol=1e-5, rtol=1e-5)
+    keep = torch.rand(3, 16, generator=torch.Generator().manual_seed(1)) < 0.4
+    attended = backbone.attended(inputs, keep)
+    torch.testing.assert_close(backbone.gathered(inputs, *kept_positions(keep, 16)), attended, atol=1e-5, rtol=1e-5)
+    side = backbone.image.patch
+    shown = keep.view(3, 1, 4, 4).repeat_interleave(side, 2).repeat_interleave(side, 3)
+    other = {"pixel_values": torch.where(shown, inputs["pixel_values"], 0.0)}
+    assert torch.equal(backbone.attended(other, keep), attended)
+    assert backbone.states(inputs).shape == (3, 16, 48)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@torch.no_grad()
+def test_other_networks_blank_patches_of_the_image(name):
+    backbone, inputs = network_of_timm(name, "mean", OTHERS[name])
+    own = backbone.model.forward_head(backbone.model.forward_features(inputs["pixel_values"]), pre_logits=True)
+    torch.testing.assert_close(backbone.zeroed(inputs, torch.ones(3, 16)), own)
+    assert backbone.states(inputs).shape == (3, 16, backbone.settings.width)
+    with pytest.raises(ConfigError, match="'compact'; operators of this backbone: zero"):
+        Predictor(backbone, 2, "compact")
+
+
+def test_networks_that_timm_cannot_build_are_refused():
+    image = ImageConfig(height=64, width=64, patch=16)
+    settings = BackboneConfig(family="timm", image=image, architecture={"name": "vit_gigantic", "arguments": {}})
+    with pytest.raises(ConfigError, match="timm cannot build 'vit_gigantic'"):
+        build_backbone(settings, {})
+    with pytest.raises(ConfigError, match=r"cuts images into \(4, 4\) patches.*\(8, 8\); fix: image.patch"):
+        arguments = {**TINY, "img_size": 64}
+        network = {"name": "vit_tiny_patch16_224", "arguments": arguments}
+        build_backbone(settings.model_copy(update={"architecture": network, "image": ImageConfig(
+            height=64, width=64, patch=8)}), {})  # fmt: skip
