@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rekd_train.checkpoints import checkpoint
+from rekd_train.checkpoints.description import read_description
 from rekd_train.checkpoints.recorded import (
     checkpoint_examples,
     data_for,
@@ -220,7 +221,7 @@ def _finish(
         kept["training"] = readings(store.log)
     networks = {role: getattr(pair, role).backbone.settings for role in ("selector", "predictor")}
     config = config.model_copy(update=networks)  # with the sizes that pretrained weights brought
-    older = [] if source is None else checkpoint.read_description(source).get("training", {}).get("origins", ())
+    older = [] if source is None else read_description(source).get("training", {}).get("origins", ())
     origins = list(dict.fromkeys([*older, data.origin, *weight_origins(config)]))
     checkpoint.save(
         pair, output, metrics=kept, fix=AGAIN if store is None else RESUME,

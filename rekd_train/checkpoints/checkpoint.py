@@ -1,32 +1,21 @@
-"""A checkpoint is a directory that describes itself.
-
-    config.json            format, version, sizes, labels, preprocessing, data, SHA-256 of the weights
-    selector.safetensors   weights
-    predictor.safetensors  weights
-    tokenizer.json         text preprocessing (an image's is all in config.json)
-    policy.json            decision rule and probability temperature
-    examples.jsonl         some examples of the dev split (texts)
-    examples.npz           some examples of the dev split (images)
-    metrics.json           figures, each with the split it was measured on
-    README.md              model card
-"""
+"""Checkpoints written and read; what is in one: ``rekd_train.checkpoints.description``."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from rekd_train.config.run import BackboneConfig, explain, without_removed
+from rekd_train.checkpoints.description import FORMAT, VERSION, in_one_line, read_description, read_json
+from rekd_train.config.run import BackboneConfig
 from rekd_train.data.examples import summary_notes, summary_rows
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.files import AGAIN, atomic_directory, cannot_write, sha256, write_json, write_text
@@ -36,21 +25,6 @@ from rekd_train.inputs.text import TOKENIZER_FILE, TextPreprocessor
 from rekd_train.models.base import Predictor, Selector
 from rekd_train.models.families import build_backbone
 from rekd_train.models.rationalizer import Rationalizer
-
-FORMAT = "rekd-checkpoint"
-VERSION = 2
-
-
-def _without_removed_settings(description: dict[str, Any]) -> dict[str, Any]:
-    """2: settings of the run are gone. One with another value stays: the model is read, its run is not taken up."""
-    training = description.get("training") or {}
-    if not training.get("config"):
-        return description
-    return description | {"training": training | {"config": without_removed(training["config"])}}
-
-
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _without_removed_settings}
-"""From version n of config.json to n + 1. A change of format adds one entry and raises VERSION."""
 
 EXAMPLES_FILE = "examples.jsonl"
 IMAGES_FILE = "examples.npz"
@@ -144,7 +118,7 @@ def check_output(directory: str | Path, overwrite: bool = False) -> None:
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return
     try:
-        description = _read_json(directory / "config.json") if directory.is_dir() else None
+        description = read_json(directory / "config.json") if directory.is_dir() else None
     except CheckpointError:
         description = None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
@@ -170,7 +144,7 @@ def load(path: str | Path) -> Rationalizer:
     description = read_description(directory)
     try:
         preprocessor = load_preprocessor(directory, description["preprocessing"])
-        stored = _read_json(directory / "policy.json")
+        stored = read_json(directory / "policy.json")
         policy = SelectionPolicy.model_validate(stored["policy"])
         temperature = float(stored["probability_temperature"])
         backbones = {
@@ -194,28 +168,9 @@ def load(path: str | Path) -> Rationalizer:
     return rationalizer.eval()
 
 
-def read_description(directory: Path) -> dict[str, Any]:
-    """config.json of a checkpoint, upgraded to the current version."""
-    path = Path(directory) / "config.json"
-    description = _read_json(path)
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a {FORMAT} description; is {directory} a checkpoint of rekd-train?")
-    version = description.get("version")
-    if not isinstance(version, int) or version > VERSION:
-        raise CheckpointError(
-            f"{path} has format version {version}; this rekd reads up to {VERSION}; fix: upgrade rekd"
-        )
-    while version < VERSION:
-        if version not in UPGRADES:
-            raise CheckpointError(f"{path} has format version {version}, which can no longer be upgraded to {VERSION}")
-        description = UPGRADES[version](description)
-        version += 1
-    return description
-
-
 def read_metrics(directory: Path) -> dict[str, Any]:
     """metrics.json of a checkpoint."""
-    return _read_json(Path(directory) / "metrics.json")
+    return read_json(Path(directory) / "metrics.json")
 
 
 def dev_texts(directory: Path) -> set[str]:
@@ -252,22 +207,6 @@ def _load_weights(module: Selector | Predictor, path: Path, expected_digest: str
         module.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit the sizes in config.json: {in_one_line(error)}") from None
-
-
-def in_one_line(error: Exception) -> str:
-    """What is wrong with a description that was read."""
-    if isinstance(error, ValidationError):
-        return "; ".join(explain(error))
-    return f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; is {path.parent} a whole checkpoint?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}; fix: copy it again") from None
 
 
 def model_card(description: dict[str, Any], policy: SelectionPolicy, metrics: dict[str, Any]) -> str:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rekd_train.checkpoints.checkpoint import check_output, in_one_line, save
+from rekd_train.checkpoints.checkpoint import check_output, save
+from rekd_train.checkpoints.description import in_one_line
 from rekd_train.config.run import BackboneConfig, ImageConfig
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.files import sha256

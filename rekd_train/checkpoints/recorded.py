@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from rekd_train.checkpoints import checkpoint
-from rekd_train.config.run import RunConfig, checked_config, read_document, with_current_names
+from rekd_train.checkpoints.description import read_description
+from rekd_train.config.run import RunConfig, check_removed, checked_config, read_document
 from rekd_train.data import DataSet, LabelledTexts, Split, encode, is_unsplit, load_data, load_whole
 from rekd_train.data.table_files import SUFFIXES
 from rekd_train.errors import CheckpointError, ConfigError, DataError
@@ -34,7 +35,7 @@ def recorded_config(path: Path, data: str | Path | None = None, overrides: Seque
         CheckpointError: no record and no data named.
         ConfigError: with every mistake in one message.
     """
-    description = checkpoint.read_description(path)
+    description = read_description(path)
     document = description.get("training", {}).get("config")
     if document is None:
         if data is None and not any(text.startswith("data.name=") for text in overrides):
@@ -44,7 +45,7 @@ def recorded_config(path: Path, data: str | Path | None = None, overrides: Seque
             )
         document = {role: description[role] for role in ("selector", "predictor")} | _NAMED_FOR_IT
         document["name"] = description.get("training", {}).get("name", Path(path).name)
-    document = with_current_names(document)
+    check_removed(document)
     if data is not None:
         document = document | {"data": _named_data(data, description, document.get("data", {}))}
         if "max_length" in description["preprocessing"]:
@@ -79,7 +80,7 @@ def splits_to_measure(
     data = config.data
     unsplit = is_unsplit(data)
     shown = Path(data.path).name if data.path else f"data '{data.name}'"
-    recorded = (checkpoint.read_description(path).get("training", {}).get("config") or {}).get("data", {})
+    recorded = (read_description(path).get("training", {}).get("config") or {}).get("data", {})
     new = named and not (recorded.get("name") == data.name and _same_path(recorded["path"], data.path))
     if split is None and new and unsplit:
         names = _named(pair.labels) or data.labels or pair.labels
@@ -145,7 +146,7 @@ def start_from(pair: Rationalizer, start: Rationalizer, path: Path, data: DataSe
         raise ConfigError(f"{path} reads other tokens than this run; fix: a warm start with the same tokenizer")
     for role in ("selector", "predictor"):
         mine, theirs = getattr(pair, role), getattr(start, role)
-        sizes = [m.backbone.settings.model_dump(exclude={"weights", "word_embeddings"}) for m in (mine, theirs)]
+        sizes = [m.backbone.settings.model_dump(exclude={"pretrained", "word_embeddings"}) for m in (mine, theirs)]
         if sizes[0] != sizes[1]:
             names = ", ".join(name for name in sizes[0] if sizes[0][name] != sizes[1][name])
             raise ConfigError(

@@ -161,7 +161,7 @@ class BackboneConfig(Section):
         description="start of the predictor's last layer: PyTorch's, or Xavier with bias 0 (the paper)",
     )
     layer_norm_eps: float = Field(1e-12, gt=0, description="epsilon of every LayerNorm")
-    weights: str = Field(
+    pretrained: str = Field(
         "", description="start from: '' random, 'minilm' (its first layers), a directory or file, or a hub name"
     )
     word_embeddings: Literal["random", "minilm"] = Field(

@@ -73,15 +73,15 @@ def preprocessor_for(config: RunConfig) -> Preprocessor:
     """
     if config.data.modality == "image":
         return ImagePreprocessor(ImageSettings.of(config.predictor))
-    sources = [(getattr(config, role).weights, role) for role in ("predictor", "selector")]
+    sources = [(getattr(config, role).pretrained, role) for role in ("predictor", "selector")]
     found = [tokenizer_json(source_path(weights, role)) for weights, role in sources if weights]
     contents = [content for content in found if content is not None] or [minilm_tokenizer_json()]
     settings = TextSettings(config.data.max_length, config.data.lengths)
     preprocessors = [TextPreprocessor(content, settings) for content in contents]
     if not same_tokens(preprocessors[0], preprocessors[-1]):
         raise ConfigError(
-            "selector.weights and predictor.weights come with different tokenizers, but both read the same tokens; "
-            "fix: weights of one vocabulary"
+            "selector.pretrained and predictor.pretrained come with different tokenizers, but both read the same "
+            "tokens; fix: weights of one vocabulary"
         )
     return preprocessors[0]
 
@@ -107,9 +107,9 @@ def weight_origins(config: RunConfig) -> list[str]:
     origins = []
     for role in ("selector", "predictor"):
         settings = getattr(config, role)
-        if settings.weights not in ("", "minilm"):  # they bring their own word embeddings
-            origins.append(f"pretrained weights {settings.weights}, under their own licence")
-        elif settings.weights or settings.word_embeddings == "minilm":
+        if settings.pretrained not in ("", "minilm"):  # they bring their own word embeddings
+            origins.append(f"pretrained weights {settings.pretrained}, under their own licence")
+        elif settings.pretrained or settings.word_embeddings == "minilm":
             origins.append(MINILM_ORIGIN)
     return list(dict.fromkeys(origins))
 
@@ -125,8 +125,8 @@ def _check_modality(settings: BackboneConfig, config: RunConfig, role: str) -> N
 
 
 def _backbone(settings: BackboneConfig, preprocessor: Preprocessor, role: str) -> Backbone:
-    if settings.weights:
-        source = open_source(settings.weights, settings.family, role)
+    if settings.pretrained:
+        source = open_source(settings.pretrained, settings.family, role)
         backbone = build_backbone(sized(settings, source, role), preprocessor.special_ids)
         load_weights(backbone, source, role)
         return backbone

@@ -99,7 +99,7 @@ def source_path(weights: str, role: str) -> Path:
     path = Path(weights).expanduser()
     if path.exists():
         return path
-    fix = f"fix: download the model and give its directory: --set {role}.weights=PATH"
+    fix = f"fix: download the model and give its directory: --set {role}.pretrained=PATH"
     if weights.startswith(("/", ".", "~")) or weights.count("/") > 1:
         raise CheckpointError(f"{weights} does not exist; {fix}")
     from huggingface_hub import snapshot_download
@@ -135,7 +135,7 @@ def open_source(weights: str, family: str, role: str) -> PretrainedSource:
                 image = {"side": config["image_size"], "patch": config["patch_size"]}
                 image["channels"] = config.get("num_channels", 3)
         else:
-            raise CheckpointError(f"the family '{family}' has no pretrained weights; fix: {role}.weights=''")
+            raise CheckpointError(f"the family '{family}' has no pretrained weights; fix: {role}.pretrained=''")
     except KeyError as error:
         raise CheckpointError(f"{path} does not fit the family '{family}': {error} is missing") from None
     if image is not None:

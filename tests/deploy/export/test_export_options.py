@@ -50,8 +50,8 @@ def test_facts_are_the_models(checkpoints, name):
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("policy.json", "policy.json is missing; a checkpoint without a decision rule cannot be exported; fix: "),
-        ("config.json", "config.json is missing; is .* a checkpoint of rekd-train"),
+        ("policy.json", "policy.json is missing; is .* a whole checkpoint"),
+        ("config.json", "config.json is missing; is .* a whole checkpoint"),
         ("selector.safetensors", "selector.safetensors is missing; fix: "),
         ("tokenizer.json", "tokenizer.json is missing; fix: "),
     ],
@@ -61,6 +61,14 @@ def test_an_incomplete_checkpoint_is_named_and_nothing_is_written(copy, tmp_path
     with pytest.raises(CheckpointError, match=complaint):
         publish(copy, tmp_path / "repository", report=lambda step: pytest.fail(f"started: {step}"))
     assert not (tmp_path / "repository").exists()
+
+
+def test_an_older_version_is_upgraded(copy):
+    facts, description = read_facts(copy), json.loads((copy / "config.json").read_text())
+    for role in ("selector", "predictor"):
+        description[role]["weights"] = description[role].pop("pretrained")
+    (copy / "config.json").write_text(json.dumps(description | {"version": 2}))
+    assert read_facts(copy).backbones == facts.backbones
 
 
 def test_a_checkpoint_that_cannot_be_read(copy):

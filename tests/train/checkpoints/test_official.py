@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
-from rekd_train.checkpoints.checkpoint import load, read_description
+from rekd_train.checkpoints.checkpoint import load
+from rekd_train.checkpoints.description import read_description
 from rekd_train.checkpoints.official import import_official
 from rekd_train.errors import CheckpointError, ConfigError, InputError
 from rekd_train.inputs.policy import PAPER_POLICY

