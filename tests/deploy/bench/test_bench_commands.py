@@ -22,8 +22,6 @@ from rekd_train.checkpoints import checkpoint as checkpoints
 from rekd_train.checkpoints.description import read_description
 from rekd_train.config.run import RunConfig
 
-pytest.importorskip("pandas", reason="pandas is not installed")
-
 
 def invoke(capsys, *arguments: str, command: str = "accuracy") -> tuple[int, str, str]:
     return bench(command, *arguments), *capsys.readouterr()

@@ -284,14 +284,6 @@ def test_official_reviews_that_are_missing_empty_or_not_utf8_are_named(tmp_path)
             load_data(DataConfig(name="aclimdb", path=str(tmp_path / "broken")))
 
 
-def test_without_a_folder_and_without_the_hub_the_flag_is_named(monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match="--set data.path=DIR"):
-        load_data(DataConfig(name="aclimdb"))
-
-
 # the summary: counted before training, shown, kept in metrics.json and in the card
 
 
