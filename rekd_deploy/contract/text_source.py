@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rekd_train.errors import Fault, FaultyItemsError, InputError
-from rekd_train.inputs.items import text_fault
+from rekd_train.inputs.text import text_fault
 
 if TYPE_CHECKING:
     from rekd_train.data.table_files import Table

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rekd_deploy.contract.parity_report import GPU_PRECISIONS, RUNTIME_PRECISIONS, Precision
 from rekd_deploy.contract.signature import PairSignature, Slots, image_pair_signature, text_pair_signature
-from rekd_deploy.errors import EngineError, ExportError
+from rekd_deploy.errors import EngineError
 from rekd_deploy.repository.backend.model import usable_cores
 from rekd_deploy.runtimes.base import parse_device
 from rekd_deploy.runtimes.onnxruntime_cuda import check_device
@@ -72,14 +72,13 @@ def read_facts(checkpoint: str | Path) -> CheckpointFacts:
 
     Raises:
         CheckpointError: missing, incomplete, damaged, or without a decision rule.
-        ExportError: its preprocessing cannot be served.
     """
     directory = Path(checkpoint)
     if not directory.is_dir():
         raise CheckpointError(f"no checkpoint at {directory}: not a directory; fix: check the path")
     description, rule = read_description(directory), read_json(directory / "policy.json")
     try:
-        facts = CheckpointFacts(
+        return CheckpointFacts(
             directory,
             tuple(str(label) for label in description["labels"]),
             str(description["operator"]),
@@ -93,12 +92,6 @@ def read_facts(checkpoint: str | Path) -> CheckpointFacts:
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         problem = f"the description does not fit this version of rekd: {in_one_line(error)}"
         raise CheckpointError(f"{directory}: {problem}") from None
-    if facts.kind not in ("text", "image"):
-        raise ExportError(
-            f"a model with the preprocessing '{facts.kind}' has no tokenizer to serve it with; fix: import it again "
-            "with --tokenizer FILE (tokenizer.json or vocab.txt)"
-        )
-    return facts
 
 
 def shortest_bucket(facts: CheckpointFacts) -> int:

@@ -101,8 +101,7 @@ def encode(examples: Examples, preprocessor: Preprocessor, augmentation: str = "
     if isinstance(examples, LabelledImages) and isinstance(preprocessor, ImagePreprocessor):
         return _pixels(examples, preprocessor, augmentation)
     kind = "texts" if isinstance(examples, LabelledTexts) else "images"
-    reads = {"image": "images", "text": "texts", "token_ids": "token ids; fix: import it with --tokenizer"}
-    raise ConfigError(f"the data are {kind}, the model reads {reads[preprocessor.settings.kind]}")
+    raise ConfigError(f"the data are {kind}, the model reads {preprocessor.settings.kind}s")
 
 
 def encode_splits(data: DataSet, preprocessor: Preprocessor, config: DataConfig) -> dict[str, Split]:

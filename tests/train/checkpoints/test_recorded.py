@@ -74,7 +74,7 @@ def test_a_checkpoint_is_not_replaced_by_a_command_unasked(imported, texts, tmp_
     settings.write_text(f'name = "mine"\n[data]\nname = "table"\npath = "{texts}"\n')
     before = {path: path.read_bytes() for path in copy.iterdir()}
     official = ["--family", "bert", "--selector", GOLDEN / "g_bert", "--predictor", GOLDEN / "f_bert"]
-    official += ["--backbone", GOLDEN / "bert-backbone"]
+    official += ["--backbone", GOLDEN / "bert-backbone", "--tokenizer", imported / "tokenizer.json"]
     for arguments in (
         ["import-official", *official],
         ["calibrate", imported, "--data", settings],
