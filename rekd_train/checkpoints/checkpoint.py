@@ -47,15 +47,13 @@ def save(
     """Write a checkpoint atomically, in place of one that lies there.
 
     Args:
-        metrics: figures for metrics.json and the model card.
         training: the run's configuration and the origin of data and weights, for config.json.
         examples: ``{"text", "label"}`` of the dev split, on which exports prove their parity.
         images: the same of a vision model: ``pixels`` uint8 (n, H, W, C) and ``labels`` (n,) int64.
         fix: what to do if the disk is full.
 
     Raises:
-        CheckpointError: something that is not a checkpoint lies at ``directory``, which is not touched, or it cannot be
-            written.
+        CheckpointError: something else lies at ``directory`` and is left there, or it cannot be written.
     """
     directory = Path(directory)
     check_output(directory, overwrite=True)
@@ -106,13 +104,9 @@ def _write(
 
 
 def check_output(directory: str | Path, overwrite: bool = False) -> None:
-    """Refuse an output place where saving would destroy something: call it before the work starts.
+    """Raise CheckpointError where saving would destroy something: call it before the work starts.
 
-    Args:
-        overwrite: a checkpoint may be replaced.
-
-    Raises:
-        CheckpointError: the place is taken by a file, a directory with other content, or a checkpoint.
+    ``overwrite``: a checkpoint may be replaced; a file or a directory with other content never is.
     """
     directory = Path(directory)
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
@@ -184,10 +178,9 @@ def dev_texts(directory: Path) -> set[str]:
 
 def checkpoint_hash(directory: Path) -> str:
     """SHA-256 over the files that decide what the model computes."""
-    directory = Path(directory)
-    tokenizer = (TOKENIZER_FILE,) if (directory / TOKENIZER_FILE).exists() else ()
-    names = ("config.json", "policy.json", *tokenizer, *_WEIGHTS)
-    joined = "".join(f"{name}:{sha256(directory / name)}\n" for name in names)
+    files = [Path(directory) / name for name in ("config.json", "policy.json", TOKENIZER_FILE, *_WEIGHTS)]
+    found = [path for path in files if path.name != TOKENIZER_FILE or path.exists()]
+    joined = "".join(f"{path.name}:{sha256(path)}\n" for path in found)
     return hashlib.sha256(joined.encode()).hexdigest()
 
 

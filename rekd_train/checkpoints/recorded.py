@@ -66,10 +66,9 @@ def _named_data(data: str | Path, description: dict[str, Any], recorded: dict[st
 def splits_to_measure(
     pair: Rationalizer, path: Path, config: RunConfig, split: str | None, named: bool
 ) -> tuple[dict[str, Split], str, str, str]:
-    """What to measure the pair of a checkpoint on.
+    """What to measure the pair of the checkpoint at ``path`` on.
 
     Args:
-        path: the checkpoint.
         split: None: 'test'; of new data that say nothing of splits everything, which is called 'all'.
         named: whether the data were named for it, so that they are new unless they are the recorded ones.
 
@@ -105,19 +104,14 @@ def _same_path(one: str | Path, other: str | Path) -> bool:
 
 
 def data_for(pair: Rationalizer, config: RunConfig) -> DataSet:
-    """The data of a configuration, compared with a pair's classes.
-
-    Raises:
-        DataError: other classes, or in another order. A pair whose classes were never named ('0', '1', ...)
-            takes any of the same number.
-    """
+    """The data of a configuration; DataError unless a pair's classes are those of the data."""
     data = load_data(config.data)
     check_classes(pair.labels, data)
     return data
 
 
 def check_classes(labels: Sequence[str], data: DataSet) -> None:
-    """Raise DataError unless a model's classes are those of the data; see ``data_for``."""
+    """Raise DataError unless a model's classes are those of the data, in order; unnamed ones need the same number."""
     if list(labels) != list(data.label_names) and (_named(labels) or len(labels) != len(data.label_names)):
         raise DataError(
             f"the data have {len(data.label_names)} classes ({_some(data.label_names)}), the model has {len(labels)} "
@@ -131,14 +125,10 @@ def _named(labels: Sequence[str]) -> list[str]:
 
 
 def start_from(pair: Rationalizer, start: Rationalizer, path: Path, data: DataSet) -> None:
-    """Give a fresh pair the weights of a checkpoint, in place.
-
-    Args:
-        start: the checkpoint at ``path``.
+    """Give a fresh pair the weights of ``start``, the checkpoint at ``path``, in place.
 
     Raises:
-        DataError: other classes.
-        ConfigError: other tokens or sizes.
+        DataError: other classes; ConfigError: other tokens or sizes.
     """
     check_classes(start.labels, data)
     mine, theirs = pair.preprocessor, start.preprocessor
@@ -160,8 +150,7 @@ def _some(names: Sequence[Any]) -> str:
     return ", ".join(str(name) for name in list(names)[:6]) + (", ..." if len(names) > 6 else "")
 
 
-TEXTS = 200
-IMAGES = 200
+EXAMPLES = 200
 IMAGE_BYTES = 8_000_000
 """Large images are fewer: a checkpoint should stay a file to send."""
 
@@ -170,10 +159,10 @@ def checkpoint_examples(data: DataSet, preprocessor: Preprocessor) -> dict[str, 
     """Arguments for ``checkpoint.save``: ``examples`` for texts, ``images`` for images."""
     dev = data.splits["dev"]
     if isinstance(dev, LabelledTexts):
-        some = dev.head(TEXTS)
+        some = dev.head(EXAMPLES)
         pairs = zip(some.texts, some.labels, strict=True)
         return {"examples": [{"text": text, "label": data.label_names[label]} for text, label in pairs]}
     settings = preprocessor.settings
     fitting = IMAGE_BYTES // (settings.height * settings.width * settings.channels)
-    split = encode(dev.head(max(16, min(IMAGES, fitting))), preprocessor)
+    split = encode(dev.head(max(16, min(EXAMPLES, fitting))), preprocessor)
     return {"images": {"pixels": split.inputs(np.arange(len(split)))["pixels"], "labels": split.labels}}
