@@ -140,12 +140,13 @@ def _masked(predictor: Path, like: Path, job: dict[str, Any]) -> dict[str, Any]:
 def _opened(path: Path, device: str):
     """A checkpoint on its device, with the dev and test splits of its data."""
     from rekd_train.checkpoints import checkpoint
+    from rekd_train.checkpoints.description import read_description
     from rekd_train.config.run import RunConfig
     from rekd_train.data import encode
     from rekd_train.training.runtime import chosen_device
 
     pair = checkpoint.load(path).to(chosen_device(device))
-    config = RunConfig.model_validate(checkpoint.read_description(path)["training"]["config"])
+    config = RunConfig.model_validate(read_description(path)["training"]["config"])
     data = _data(config.data.model_dump_json())
     return pair, {name: encode(data.splits[name], pair.preprocessor) for name in ("dev", "test")}
 

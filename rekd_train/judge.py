@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from rekd_train.checkpoints import checkpoint
+from rekd_train.checkpoints.description import read_description
 from rekd_train.checkpoints.recorded import data_for, recorded_config
 from rekd_train.config.run import BackboneConfig, DataConfig, OptimisationConfig, RunConfig
 from rekd_train.data import Split, encode_splits
@@ -156,7 +157,7 @@ def _kept(output: Path, identity: dict[str, Any]) -> Rationalizer | None:
     """The judge that lies at ``output``; None if there is nothing."""
     if not (Path(output) / "config.json").exists():
         return None
-    theirs = checkpoint.read_description(output).get("training", {}).get("judge")
+    theirs = read_description(output).get("training", {}).get("judge")
     if theirs is None:
         raise CheckpointError(f"{output} is a checkpoint, but no judge; fix: give another directory for the judge")
     # a judge of an older version knows nothing of settings that came later: they had their defaults

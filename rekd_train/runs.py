@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rekd_train.checkpoints import checkpoint
+from rekd_train.checkpoints.description import read_description
 from rekd_train.checkpoints.recorded import (
     checkpoint_examples,
     data_for,
@@ -14,7 +15,7 @@ from rekd_train.checkpoints.recorded import (
     splits_to_measure,
     start_from,
 )
-from rekd_train.config.run import RunConfig
+from rekd_train.config.run import RunConfig, checked_config
 from rekd_train.data import DataSet, Split, encode_splits, load_data, summarise
 from rekd_train.errors import ConfigError
 from rekd_train.evaluation.forward import measure
@@ -44,20 +45,16 @@ def train_run(
 ) -> dict[str, Any]:
     """Train by a configuration and write the checkpoint; several processes share the work.
 
-    Beside the output, in ``<output>.training``, lie the log and, until the checkpoint is written, the state
-    from which an interrupted run goes on.
+    ``<output>.training`` holds the log and, until the checkpoint is written, the state that ``resume`` reads.
 
     Args:
         teacher: checkpoint to distil from.
         warm_start: checkpoint whose predictor and selector are the start; the warm starts are left out.
-        resume: go on from the stored state.
         overwrite: replace a checkpoint at the output, and begin anew where another run left its state or log.
         device: 'auto', 'cpu', 'cuda' or 'cuda:N'.
-        tensorboard: also write a log for TensorBoard.
 
     Returns:
-        The metrics by split, which are also in the checkpoint's metrics.json, beside the readings of the
-        training; nothing in processes but the main one.
+        The metrics by split, as in the checkpoint's metrics.json; nothing in processes but the main one.
 
     Raises:
         CheckpointError: a checkpoint or something else lies at the output.
@@ -149,8 +146,6 @@ def calibrate_run(
     runtime = Runtime(device)
     pair, config, examples, splits = _reopen(path, runtime, data, overrides)
     if target is not None:
-        if not 0 < target <= 1:
-            raise ConfigError(f"target is {target}; it must be a share of the features, above 0 and at most 1")
         if config.selection.decision == "argmax":
             raise ConfigError(
                 f"target is {target}, but selection.decision is 'argmax', a rule without a rate; "
@@ -159,7 +154,7 @@ def calibrate_run(
         selection = config.selection.model_dump() | {"target": target}
         if selection["budget"] is not None:
             selection["budget"] = max(selection["budget"], target)
-        config = RunConfig.model_validate(config.model_dump() | {"selection": selection})
+        config = checked_config(config.model_dump() | {"selection": selection}, (), path)
     calibrate_pair(config, pair, splits["dev"], runtime)
     return _finish(runtime, pair, output, config, examples, splits, source=path)
 
@@ -176,14 +171,9 @@ def compact_run(
     overrides: Sequence[str] = (),
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Fine-tune a checkpoint's predictor on gathered features, selector frozen; see ``evaluate_run``.
+    """Fine-tune a checkpoint's predictor on gathered features, selector frozen; see ``train_run``, ``evaluate_run``.
 
-    Args:
-        epochs: how long; None: as the checkpoint's own configuration says.
-        overwrite: replace a checkpoint at the output.
-
-    Returns:
-        The metrics by split; nothing in processes but the main one.
+    ``epochs``: how long; None: as the checkpoint's own configuration says.
     """
     checkpoint.check_output(output, overwrite)
     runtime = Runtime(device)
@@ -220,7 +210,7 @@ def _finish(
         kept["training"] = readings(store.log)
     networks = {role: getattr(pair, role).backbone.settings for role in ("selector", "predictor")}
     config = config.model_copy(update=networks)  # with the sizes that pretrained weights brought
-    older = [] if source is None else checkpoint.read_description(source).get("training", {}).get("origins", ())
+    older = [] if source is None else read_description(source).get("training", {}).get("origins", ())
     origins = list(dict.fromkeys([*older, data.origin, *weight_origins(config)]))
     checkpoint.save(
         pair, output, metrics=kept, fix=AGAIN if store is None else RESUME,

@@ -202,7 +202,8 @@ def check_belongs(checkpoint: Path, manifest: dict[str, Any] | None, labels: lis
     Raises:
         BenchmarkError: names both.
     """
-    from rekd_train.checkpoints.checkpoint import checkpoint_hash, read_description
+    from rekd_train.checkpoints.checkpoint import checkpoint_hash
+    from rekd_train.checkpoints.description import read_description
 
     theirs = read_description(checkpoint)["labels"]
     if manifest is None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rekd_train.errors import Fault, FaultyItemsError, InputError
-from rekd_train.inputs.items import text_fault
+from rekd_train.inputs.text import text_fault
 
 if TYPE_CHECKING:
     from rekd_train.data.table_files import Table
@@ -85,7 +85,7 @@ class TextSource:
         Raises:
             InputError: the file cannot be read, holds no text, or lacks the column.
             FaultyItemsError: texts that cannot be used; after all of the file has been read.
-            MissingExtraError: pandas or pyarrow, which read tables, is not installed.
+            MissingExtraError: pyarrow, which reads Parquet, is not installed.
         """
         faults: dict[int, Fault] = {}
         for number, value, record in self._values():
@@ -154,7 +154,7 @@ class TextSource:
         from rekd_train.data.table_files import read_table
 
         self._table = read_table(Path(self._file or ""))
-        columns = self._table.columns()
+        columns = self._table.columns
         text = self._column or self._text_column(columns)
         if text not in columns:
             fix = f"call the column of texts '{TEXT}', or name it with --column NAME"

@@ -3,21 +3,19 @@ the parity gate runs on: where the graphs will be served, as far as that is here
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING
 
 from rekd_deploy.contract.parity_report import GPU_PRECISIONS, RUNTIME_PRECISIONS, Precision
 from rekd_deploy.contract.signature import PairSignature, Slots, image_pair_signature, text_pair_signature
-from rekd_deploy.errors import EngineError, ExportError
+from rekd_deploy.errors import EngineError
 from rekd_deploy.repository.backend.model import usable_cores
 from rekd_deploy.runtimes.base import parse_device
 from rekd_deploy.runtimes.onnxruntime_cuda import check_device
-from rekd_train.config.run import BackboneConfig, explain
+from rekd_train.checkpoints.description import in_one_line, read_description, read_json
+from rekd_train.config.run import BackboneConfig
 from rekd_train.errors import CheckpointError, ConfigError, RekdError
 from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.inputs.preprocessors import Preprocessor, load_preprocessor
@@ -25,7 +23,6 @@ from rekd_train.inputs.preprocessors import Preprocessor, load_preprocessor
 if TYPE_CHECKING:
     from rekd_deploy.export.options import ExportOptions
 
-_FORMAT = "rekd-checkpoint"
 WEIGHTS = {"selector": "selector.safetensors", "predictor": "predictor.safetensors"}
 
 
@@ -75,22 +72,13 @@ def read_facts(checkpoint: str | Path) -> CheckpointFacts:
 
     Raises:
         CheckpointError: missing, incomplete, damaged, or without a decision rule.
-        ExportError: its preprocessing cannot be served.
     """
     directory = Path(checkpoint)
     if not directory.is_dir():
         raise CheckpointError(f"no checkpoint at {directory}: not a directory; fix: check the path")
-    description = _read(directory / "config.json", f"is {directory} a checkpoint of rekd-train?")
-    if not isinstance(description, dict) or description.get("format") != _FORMAT:
-        raise CheckpointError(
-            f"{directory / 'config.json'} is not a {_FORMAT} description; is {directory} a checkpoint of rekd-train?"
-        )
-    rule = _read(
-        directory / "policy.json",
-        "a checkpoint without a decision rule cannot be exported; fix: copy the whole directory again, or train again",
-    )
+    description, rule = read_description(directory), read_json(directory / "policy.json")
     try:
-        facts = CheckpointFacts(
+        return CheckpointFacts(
             directory,
             tuple(str(label) for label in description["labels"]),
             str(description["operator"]),
@@ -102,23 +90,8 @@ def read_facts(checkpoint: str | Path) -> CheckpointFacts:
     except FileNotFoundError as error:
         raise CheckpointError(f"{error.filename} is missing; fix: copy the whole directory again") from None
     except (KeyError, TypeError, ValueError, ConfigError) as error:
-        problem = "; ".join(explain(error)) if isinstance(error, ValidationError) else repr(error)
-        raise CheckpointError(f"{directory}: the description does not fit this version of rekd: {problem}") from None
-    if facts.kind not in ("text", "image"):
-        raise ExportError(
-            f"a model with the preprocessing '{facts.kind}' has no tokenizer to serve it with; fix: import it again "
-            "with --tokenizer FILE (tokenizer.json or vocab.txt)"
-        )
-    return facts
-
-
-def _read(path: Path, hint: str) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; {hint}") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}; fix: copy it again") from None
+        problem = f"the description does not fit this version of rekd: {in_one_line(error)}"
+        raise CheckpointError(f"{directory}: {problem}") from None
 
 
 def shortest_bucket(facts: CheckpointFacts) -> int:

@@ -19,29 +19,18 @@ from rekd_deploy.contract.signature import (
     image_pair_signature,
     text_pair_signature,
 )
-from rekd_deploy.errors import ExportError
 from rekd_train.models.gates import apply_policy, kept_positions, selection_scores
 from rekd_train.models.rationalizer import Rationalizer
 
 
 def pair_signature(rationalizer: Rationalizer) -> PairSignature:
-    """The tensors of a model's served pair.
-
-    Raises:
-        ExportError: the model's preprocessing cannot be served.
-    """
-    kind = rationalizer.preprocessor.settings.kind
+    """The tensors of a model's served pair."""
     compact = rationalizer.predictor.operator == "compact"
-    if kind == "text":
+    if rationalizer.preprocessor.settings.kind == "text":
         slots = Slots.of(rationalizer.policy, rationalizer.capacity) if compact else None
         return text_pair_signature(slots, len(rationalizer.labels))
-    if kind == "image":
-        slots = rationalizer.capacity if compact else None
-        return image_pair_signature(rationalizer.preprocessor.settings, slots, len(rationalizer.labels))
-    raise ExportError(
-        f"a model with the preprocessing '{kind}' has no tokenizer to serve it with; fix: import it again with "
-        "--tokenizer FILE (tokenizer.json or vocab.txt)"
-    )
+    slots = rationalizer.capacity if compact else None
+    return image_pair_signature(rationalizer.preprocessor.settings, slots, len(rationalizer.labels))
 
 
 def graph_modules(rationalizer: Rationalizer) -> dict[str, nn.Module]:

@@ -34,7 +34,7 @@ RAW = {"text": "rekd_text", "image": "rekd_image"}
 STEP = "step"
 """Parameter of the two steps: which of them a model is."""
 _TRAINING = Path(__file__).resolve().parents[2] / "rekd_train"
-_MODULES = ("__init__", "errors", "inputs/__init__", "inputs/prediction", "inputs/items")
+_MODULES = ("__init__", "errors", "inputs/__init__", "inputs/prediction")
 """What the steps import of rekd_train, beside inputs/text or inputs/image."""
 _TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32", "bool": "TYPE_BOOL", "uint8": "TYPE_UINT8"}
 _Tensor = tuple[str, str, list[int]]

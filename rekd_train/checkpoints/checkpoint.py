@@ -1,33 +1,22 @@
-"""A checkpoint is a directory that describes itself.
-
-    config.json            format, version, sizes, labels, preprocessing, data, SHA-256 of the weights
-    selector.safetensors   weights
-    predictor.safetensors  weights
-    tokenizer.json         text preprocessing (an image's is all in config.json)
-    policy.json            decision rule and probability temperature
-    examples.jsonl         some examples of the dev split (texts)
-    examples.npz           some examples of the dev split (images)
-    metrics.json           figures, each with the split it was measured on
-    README.md              model card
-"""
+"""Checkpoints written and read; what is in one: ``rekd_train.checkpoints.description``."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from rekd_train.config.run import BackboneConfig, explain, without_removed
+from rekd_train.checkpoints.description import FORMAT, VERSION, in_one_line, read_description, read_json
+from rekd_train.config.run import BackboneConfig
 from rekd_train.data.examples import summary_notes, summary_rows
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.files import AGAIN, atomic_directory, cannot_write, sha256, write_json, write_text
@@ -37,21 +26,6 @@ from rekd_train.inputs.text import TOKENIZER_FILE, TextPreprocessor
 from rekd_train.models.base import Predictor, Selector
 from rekd_train.models.families import build_backbone
 from rekd_train.models.rationalizer import Rationalizer
-
-FORMAT = "rekd-checkpoint"
-VERSION = 2
-
-
-def _without_removed_settings(description: dict[str, Any]) -> dict[str, Any]:
-    """2: settings of the run are gone. One with another value stays: the model is read, its run is not taken up."""
-    training = description.get("training") or {}
-    if not training.get("config"):
-        return description
-    return description | {"training": training | {"config": without_removed(training["config"])}}
-
-
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _without_removed_settings}
-"""From version n of config.json to n + 1. A change of format adds one entry and raises VERSION."""
 
 _OLD_PREFIX = re.compile(r"^backbone\.(bert|vit)\.")
 """Of weights in versions 1 and 2, which had a class for each of these."""
@@ -76,15 +50,13 @@ def save(
     """Write a checkpoint atomically, in place of one that lies there.
 
     Args:
-        metrics: figures for metrics.json and the model card.
         training: the run's configuration and the origin of data and weights, for config.json.
         examples: ``{"text", "label"}`` of the dev split, on which exports prove their parity.
         images: the same of a vision model: ``pixels`` uint8 (n, H, W, C) and ``labels`` (n,) int64.
         fix: what to do if the disk is full.
 
     Raises:
-        CheckpointError: something that is not a checkpoint lies at ``directory``, which is not touched, or it cannot be
-            written.
+        CheckpointError: something else lies at ``directory`` and is left there, or it cannot be written.
     """
     directory = Path(directory)
     check_output(directory, overwrite=True)
@@ -135,19 +107,15 @@ def _write(
 
 
 def check_output(directory: str | Path, overwrite: bool = False) -> None:
-    """Refuse an output place where saving would destroy something: call it before the work starts.
+    """Raise CheckpointError where saving would destroy something: call it before the work starts.
 
-    Args:
-        overwrite: a checkpoint may be replaced.
-
-    Raises:
-        CheckpointError: the place is taken by a file, a directory with other content, or a checkpoint.
+    ``overwrite``: a checkpoint may be replaced; a file or a directory with other content never is.
     """
     directory = Path(directory)
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return
     try:
-        description = _read_json(directory / "config.json") if directory.is_dir() else None
+        description = read_json(directory / "config.json") if directory.is_dir() else None
     except CheckpointError:
         description = None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
@@ -173,7 +141,7 @@ def load(path: str | Path) -> Rationalizer:
     description = read_description(directory)
     try:
         preprocessor = load_preprocessor(directory, description["preprocessing"])
-        stored = _read_json(directory / "policy.json")
+        stored = read_json(directory / "policy.json")
         policy = SelectionPolicy.model_validate(stored["policy"])
         temperature = float(stored["probability_temperature"])
         backbones = {
@@ -197,28 +165,9 @@ def load(path: str | Path) -> Rationalizer:
     return rationalizer.eval()
 
 
-def read_description(directory: Path) -> dict[str, Any]:
-    """config.json of a checkpoint, upgraded to the current version."""
-    path = Path(directory) / "config.json"
-    description = _read_json(path)
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a {FORMAT} description; is {directory} a checkpoint of rekd-train?")
-    version = description.get("version")
-    if not isinstance(version, int) or version > VERSION:
-        raise CheckpointError(
-            f"{path} has format version {version}; this rekd reads up to {VERSION}; fix: upgrade rekd"
-        )
-    while version < VERSION:
-        if version not in UPGRADES:
-            raise CheckpointError(f"{path} has format version {version}, which can no longer be upgraded to {VERSION}")
-        description = UPGRADES[version](description)
-        version += 1
-    return description
-
-
 def read_metrics(directory: Path) -> dict[str, Any]:
     """metrics.json of a checkpoint."""
-    return _read_json(Path(directory) / "metrics.json")
+    return read_json(Path(directory) / "metrics.json")
 
 
 def dev_texts(directory: Path) -> set[str]:
@@ -232,10 +181,9 @@ def dev_texts(directory: Path) -> set[str]:
 
 def checkpoint_hash(directory: Path) -> str:
     """SHA-256 over the files that decide what the model computes."""
-    directory = Path(directory)
-    tokenizer = (TOKENIZER_FILE,) if (directory / TOKENIZER_FILE).exists() else ()
-    names = ("config.json", "policy.json", *tokenizer, *_WEIGHTS)
-    joined = "".join(f"{name}:{sha256(directory / name)}\n" for name in names)
+    files = [Path(directory) / name for name in ("config.json", "policy.json", TOKENIZER_FILE, *_WEIGHTS)]
+    found = [path for path in files if path.name != TOKENIZER_FILE or path.exists()]
+    joined = "".join(f"{path.name}:{sha256(path)}\n" for path in found)
     return hashlib.sha256(joined.encode()).hexdigest()
 
 
@@ -256,22 +204,6 @@ def _load_weights(module: Selector | Predictor, path: Path, expected_digest: str
         module.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit the sizes in config.json: {in_one_line(error)}") from None
-
-
-def in_one_line(error: Exception) -> str:
-    """What is wrong with a description that was read."""
-    if isinstance(error, ValidationError):
-        return "; ".join(explain(error))
-    return f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; is {path.parent} a whole checkpoint?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}; fix: copy it again") from None
 
 
 def model_card(description: dict[str, Any], policy: SelectionPolicy, metrics: dict[str, Any]) -> str:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rekd_train.checkpoints.checkpoint import check_output, in_one_line, save
+from rekd_train.checkpoints.checkpoint import check_output, save
+from rekd_train.checkpoints.description import in_one_line
 from rekd_train.checkpoints.official_files import (
     StateReader,
     bert_weights,
@@ -26,7 +27,7 @@ from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.files import sha256
 from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
 from rekd_train.inputs.policy import PAPER_POLICY
-from rekd_train.inputs.preprocessors import Preprocessor, TokenIdPreprocessor, TokenIdSettings
+from rekd_train.inputs.preprocessors import Preprocessor
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 from rekd_train.models.base import Predictor, Selector
 from rekd_train.models.families import build_backbone
@@ -66,8 +67,7 @@ def import_official(
         predictor: their encoder's file ("f_...").
         backbone: directory of the pretrained model both started from; its config.json is read.
         output: the checkpoint's directory.
-        tokenizer: tokenizer.json or vocab.txt (BERT); None: the backbone directory's. With neither the
-            checkpoint takes token ids, not texts.
+        tokenizer: tokenizer.json or vocab.txt (BERT); None: the backbone directory's.
         labels: class names in the order of the logits; None: "0", "1", ...
         max_length: tokens a text is cut to (BERT), at most the backbone's positions.
         image_side: height and width of the images as they come (ViT); CIFAR's 32 unless said otherwise.
@@ -97,7 +97,7 @@ def import_official(
     preprocessor = (
         ImagePreprocessor(ImageSettings.of(settings))
         if family == "vit"
-        else _text_preprocessor(Path(backbone), tokenizer, min(max_length, settings.positions), config)
+        else _text_preprocessor(Path(tokenizer or backbone), min(max_length, settings.positions))
     )
     rationalizer = _pair(family, settings, preprocessor, states, labels)
     origins = [
@@ -153,12 +153,7 @@ def _settings(family: OfficialFamily, config: dict[str, Any], image_side: int) -
     return BackboneConfig(**sizes)
 
 
-def _text_preprocessor(
-    backbone: Path, tokenizer: str | Path | None, max_length: int, config: dict[str, Any]
-) -> Preprocessor:
-    content = tokenizer_json(Path(tokenizer) if tokenizer is not None else backbone)
-    if content is not None:
-        return TextPreprocessor(content, TextSettings(max_length))
-    if tokenizer is not None:
-        raise ConfigError(f"no tokenizer at {tokenizer}; give tokenizer.json, vocab.txt or a directory with either")
-    return TokenIdPreprocessor(TokenIdSettings(max_length, pad=config.get("pad_token_id") or 0))
+def _text_preprocessor(path: Path, max_length: int) -> TextPreprocessor:
+    if (content := tokenizer_json(path)) is None:
+        raise ConfigError(f"no tokenizer at {path}; fix: --tokenizer with tokenizer.json, vocab.txt or their directory")
+    return TextPreprocessor(content, TextSettings(max_length))

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from rekd_train.checkpoints import checkpoint
-from rekd_train.config.run import RunConfig, checked_config, read_document, with_current_names
+from rekd_train.checkpoints.description import read_description
+from rekd_train.config.run import RunConfig, check_removed, checked_config, read_document
 from rekd_train.data import DataSet, LabelledTexts, Split, encode, is_unsplit, load_data, load_whole
 from rekd_train.data.table_files import SUFFIXES
 from rekd_train.errors import CheckpointError, ConfigError, DataError
@@ -34,7 +35,7 @@ def recorded_config(path: Path, data: str | Path | None = None, overrides: Seque
         CheckpointError: no record and no data named.
         ConfigError: with every mistake in one message.
     """
-    description = checkpoint.read_description(path)
+    description = read_description(path)
     document = description.get("training", {}).get("config")
     if document is None:
         if data is None and not any(text.startswith("data.name=") for text in overrides):
@@ -44,7 +45,7 @@ def recorded_config(path: Path, data: str | Path | None = None, overrides: Seque
             )
         document = {role: description[role] for role in ("selector", "predictor")} | _NAMED_FOR_IT
         document["name"] = description.get("training", {}).get("name", Path(path).name)
-    document = with_current_names(document)
+    check_removed(document)
     if data is not None:
         document = document | {"data": _named_data(data, description, document.get("data", {}))}
         if "max_length" in description["preprocessing"]:
@@ -65,10 +66,9 @@ def _named_data(data: str | Path, description: dict[str, Any], recorded: dict[st
 def splits_to_measure(
     pair: Rationalizer, path: Path, config: RunConfig, split: str | None, named: bool
 ) -> tuple[dict[str, Split], str, str, str]:
-    """What to measure the pair of a checkpoint on.
+    """What to measure the pair of the checkpoint at ``path`` on.
 
     Args:
-        path: the checkpoint.
         split: None: 'test'; of new data that say nothing of splits everything, which is called 'all'.
         named: whether the data were named for it, so that they are new unless they are the recorded ones.
 
@@ -79,7 +79,7 @@ def splits_to_measure(
     data = config.data
     unsplit = is_unsplit(data)
     shown = Path(data.path).name if data.path else f"data '{data.name}'"
-    recorded = (checkpoint.read_description(path).get("training", {}).get("config") or {}).get("data", {})
+    recorded = (read_description(path).get("training", {}).get("config") or {}).get("data", {})
     new = named and not (recorded.get("name") == data.name and _same_path(recorded["path"], data.path))
     if split is None and new and unsplit:
         names = _named(pair.labels) or data.labels or pair.labels
@@ -104,19 +104,14 @@ def _same_path(one: str | Path, other: str | Path) -> bool:
 
 
 def data_for(pair: Rationalizer, config: RunConfig) -> DataSet:
-    """The data of a configuration, compared with a pair's classes.
-
-    Raises:
-        DataError: other classes, or in another order. A pair whose classes were never named ('0', '1', ...)
-            takes any of the same number.
-    """
+    """The data of a configuration; DataError unless a pair's classes are those of the data."""
     data = load_data(config.data)
     check_classes(pair.labels, data)
     return data
 
 
 def check_classes(labels: Sequence[str], data: DataSet) -> None:
-    """Raise DataError unless a model's classes are those of the data; see ``data_for``."""
+    """Raise DataError unless a model's classes are those of the data, in order; unnamed ones need the same number."""
     if list(labels) != list(data.label_names) and (_named(labels) or len(labels) != len(data.label_names)):
         raise DataError(
             f"the data have {len(data.label_names)} classes ({_some(data.label_names)}), the model has {len(labels)} "
@@ -130,14 +125,10 @@ def _named(labels: Sequence[str]) -> list[str]:
 
 
 def start_from(pair: Rationalizer, start: Rationalizer, path: Path, data: DataSet) -> None:
-    """Give a fresh pair the weights of a checkpoint, in place.
-
-    Args:
-        start: the checkpoint at ``path``.
+    """Give a fresh pair the weights of ``start``, the checkpoint at ``path``, in place.
 
     Raises:
-        DataError: other classes.
-        ConfigError: other tokens or sizes.
+        DataError: other classes; ConfigError: other tokens or sizes.
     """
     check_classes(start.labels, data)
     mine, theirs = pair.preprocessor, start.preprocessor
@@ -145,7 +136,7 @@ def start_from(pair: Rationalizer, start: Rationalizer, path: Path, data: DataSe
         raise ConfigError(f"{path} reads other tokens than this run; fix: a warm start with the same tokenizer")
     for role in ("selector", "predictor"):
         mine, theirs = getattr(pair, role), getattr(start, role)
-        sizes = [m.backbone.settings.model_dump(exclude={"weights", "word_embeddings"}) for m in (mine, theirs)]
+        sizes = [m.backbone.settings.model_dump(exclude={"pretrained", "word_embeddings"}) for m in (mine, theirs)]
         if sizes[0] != sizes[1]:
             names = ", ".join(name for name in sizes[0] if sizes[0][name] != sizes[1][name])
             raise ConfigError(
@@ -159,8 +150,7 @@ def _some(names: Sequence[Any]) -> str:
     return ", ".join(str(name) for name in list(names)[:6]) + (", ..." if len(names) > 6 else "")
 
 
-TEXTS = 200
-IMAGES = 200
+EXAMPLES = 200
 IMAGE_BYTES = 8_000_000
 """Large images are fewer: a checkpoint should stay a file to send."""
 
@@ -169,10 +159,10 @@ def checkpoint_examples(data: DataSet, preprocessor: Preprocessor) -> dict[str, 
     """Arguments for ``checkpoint.save``: ``examples`` for texts, ``images`` for images."""
     dev = data.splits["dev"]
     if isinstance(dev, LabelledTexts):
-        some = dev.head(TEXTS)
+        some = dev.head(EXAMPLES)
         pairs = zip(some.texts, some.labels, strict=True)
         return {"examples": [{"text": text, "label": data.label_names[label]} for text, label in pairs]}
     settings = preprocessor.settings
     fitting = IMAGE_BYTES // (settings.height * settings.width * settings.channels)
-    split = encode(dev.head(max(16, min(IMAGES, fitting))), preprocessor)
+    split = encode(dev.head(max(16, min(EXAMPLES, fitting))), preprocessor)
     return {"images": {"pixels": split.inputs(np.arange(len(split)))["pixels"], "labels": split.labels}}

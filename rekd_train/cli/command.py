@@ -35,14 +35,9 @@ _ClickError = typer.BadParameter.__base__.__base__
 
 
 def application(help: str, **typer_kwargs: Any) -> typer.Typer:
-    """A typer application in the style of all commands: plain help, no completion commands.
+    """A typer application in the style of all commands; ``run`` adds ``--version`` and ``--debug``.
 
-    ``run`` adds ``--version`` and ``--debug``. With a single command, ``help`` and ``epilog`` given here
-    are that command's unless it has its own.
-
-    Args:
-        help: first paragraph of ``--help``.
-        typer_kwargs: passed on to ``typer.Typer``, for example ``epilog=examples(...)``.
+    With a single command, ``help`` and ``epilog`` given here are that command's unless it has its own.
     """
     settings: dict[str, Any] = {
         "add_completion": False,
@@ -59,12 +54,7 @@ def examples(*lines: str) -> str:
 
 
 def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the application and leave the process with the exit code above.
-
-    Args:
-        app: made by ``application``.
-        arguments: command line without the program's name; None: ``sys.argv[1:]``.
-    """
+    """Run what ``application`` made, on ``sys.argv`` unless ``arguments`` are given, and exit with a code above."""
     with suppress(AttributeError):  # reviews hold emoji; a terminal that cannot show one gets '?', not a traceback
         sys.stdout.reconfigure(errors="replace")
     debug: list[bool] = []

@@ -239,8 +239,8 @@ def import_official(
         overwrite=overwrite,
     )  # fmt: skip
     pair = load(output)
-    kind = pair.preprocessor.settings.kind.replace("_", " ")
-    typer.echo(f"{output}: reads {kind}, {len(pair.labels)} classes: {', '.join(pair.labels)}")
+    kind, classes = pair.preprocessor.settings.kind, ", ".join(pair.labels)
+    typer.echo(f"{output}: reads {kind}s, {len(pair.labels)} classes: {classes}")
 
 
 def _report(metrics: dict, path: Path, as_json: bool) -> None:

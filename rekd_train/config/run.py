@@ -130,6 +130,11 @@ REMOVED: dict[str, Any] = {
     "stages.operator": "zero", "distillation.prediction_temperature": None, "distillation.teacher_temperature": None,
 }  # fmt: skip
 """Settings of older versions, with the value that is all that is left."""
+RENAMED = {
+    "stages.criterion": "stages.best_metric", "selector.weights": "selector.pretrained",
+    "predictor.weights": "predictor.pretrained",
+}  # fmt: skip
+"""Settings of older versions, and what they are called today."""
 PAPER = PRESETS / "paper.toml"
 
 
@@ -180,11 +185,12 @@ def read_document(source: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, 
             raise ConfigError(f"no preset '{source}'{meant or ';'} {names}; a file of yours must end in .toml")
     try:
         with open(path, "rb") as file:
-            document = with_current_names(tomllib.load(file))
+            document = upgraded(tomllib.load(file))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    check_removed(document)
     if "extends" not in document:
         return document
     base = document.pop("extends")
@@ -204,35 +210,33 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def without_removed(document: dict[str, Any]) -> dict[str, Any]:
-    """A document of an older version without the settings that are gone, where they say what is done now anyway."""
+def upgraded(document: dict[str, Any]) -> dict[str, Any]:
+    """A document of an older version under today's names, so that what extends or overrides it replaces the same keys.
+
+    Settings that are gone are left out where they say what is done now anyway; others stay (see ``check_removed``).
+    """
+    for old, new in RENAMED.items():
+        section, _, key = old.partition(".")
+        values, today = document.get(section), new.partition(".")[2]
+        if isinstance(values, dict) and key in values and today not in values:
+            document = document | {section: {today if each == key else each: values[each] for each in values}}
     for name, left in REMOVED.items():
-        section, key = name.split(".")
+        section, _, key = name.partition(".")
         values = document.get(section)
         if isinstance(values, dict) and values.get(key, "") in (left, "none" if left is None else left):
-            document = document | {section: {each: value for each, value in values.items() if each != key}}
+            document = document | {section: {each: values[each] for each in values if each != key}}
     return document
 
 
-def with_current_names(document: dict[str, Any]) -> dict[str, Any]:
-    """A document of an older version, so that what extends or overrides it replaces the same keys.
-
-    Raises:
-        ConfigError: it asks for what is no longer there.
-    """
-    document = without_removed(document)
+def check_removed(document: dict[str, Any]) -> None:
+    """Raise ConfigError if an upgraded document asks for what is no longer there."""
     for name, left in REMOVED.items():
-        section, key = name.split(".")
+        section, _, key = name.partition(".")
         if isinstance(document.get(section), dict) and key in document[section]:
             raise ConfigError(
                 f"{name}={document[section][key]} is no longer there: training does as with "
                 f"'{'none' if left is None else left}'; fix: leave the setting out"
             )
-    stages = document.get("stages")
-    if not isinstance(stages, dict) or "criterion" not in stages or "best_metric" in stages:
-        return document
-    renamed = {"best_metric" if key == "criterion" else key: value for key, value in stages.items()}
-    return document | {"stages": renamed}
 
 
 def override(document: dict[str, Any], text: str) -> str | None:
@@ -244,7 +248,7 @@ def override(document: dict[str, Any], text: str) -> str | None:
         value = tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
         value = raw
-    *parents, last = ("stages.best_metric" if key == "stages.criterion" else key).split(".")
+    *parents, last = RENAMED.get(key, key).split(".")
     target = document
     for parent in parents:
         target = target.setdefault(parent, {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import Field, model_validator
 
 from rekd_train.config.sections import Section
 
@@ -136,10 +136,10 @@ class StagesConfig(Section):
         "served", description="masks of those evaluations: by the stored rule, or drawn once (the paper)"
     )
     best_metric: Literal["accuracy", "macro_f1", "extraction_loss"] = Field(
-        "accuracy", validation_alias=AliasChoices("best_metric", "criterion"),  # criterion: in older files
+        "accuracy",
         description="the state kept: highest dev accuracy or macro-F1 (where classes are rare), or least dev L_RE "
         "(the paper)",
-    )  # fmt: skip
+    )
     patience: int | None = Field(
         None, ge=1, description="evaluations without improvement after which a stage ends; none: it never ends early"
     )

@@ -15,9 +15,8 @@ from rekd_train.data.examples import (
     stratified_split,
     summarise,
 )
-from rekd_train.data.image_sets import cifar, digits, fashion_mnist, mosaic
 from rekd_train.data.own import is_unsplit, load_whole, own_data
-from rekd_train.data.reviews import aclimdb, packaged_reviews
+from rekd_train.data.published import aclimdb, cifar, digits, fashion_mnist, mosaic, packaged_reviews
 from rekd_train.data.splits import ImageSplit, Split, TokenizedTexts, bucketed_batches, encode, encode_splits, tokenize
 
 __all__ = [

@@ -90,10 +90,7 @@ class DataSet:
 
 
 def stratified_split(examples: SomeExamples, shares: Sequence[float], seed: int) -> list[SomeExamples]:
-    """Split so that every part has each label in the same proportion; shares sum to 1.
-
-    Within a part the order is random, fixed by the seed.
-    """
+    """Parts, by shares that sum to 1, with each label in the same proportion; their order is random, by the seed."""
     generator = np.random.default_rng(seed)
     parts: list[list[np.ndarray]] = [[] for _ in shares]
     for label in np.unique(examples.labels):
@@ -106,12 +103,9 @@ def stratified_split(examples: SomeExamples, shares: Sequence[float], seed: int)
 
 
 def completed(splits: Mapping[str, SomeExamples], config: DataConfig) -> dict[str, SomeExamples]:
-    """All three splits: what a source does not bring is taken out of its training examples, stratified.
+    """All three splits: of 'dev' and 'test', what a source does not bring is taken out of 'train', stratified.
 
-    Args:
-        splits: 'train' and, where the source has them, 'dev' and 'test'; those keep their examples, in an
-            order that is random and always the same, so that the first of them are a fair sample.
-        config: ``dev_share`` and ``test_share`` of the training examples are taken, by ``seed``.
+    What it brings is put in an order that is random and always the same: the first examples are a fair sample.
     """
     shares = {"dev": config.dev_share, "test": config.test_share}
     missing = {name: share for name, share in shares.items() if name not in splits}
@@ -122,10 +116,7 @@ def completed(splits: Mapping[str, SomeExamples], config: DataConfig) -> dict[st
 
 
 def check_data(data: DataSet, name: str) -> None:
-    """Raise DataError that names every mistake: an empty split, one class only, labels beyond the classes.
-
-    The splits may be encoded ones, too: their labels alone are looked at.
-    """
+    """Raise DataError that names every mistake: an empty split, labels beyond the classes, one class only."""
     mistakes, classes = [], len(data.label_names)
     for split, examples in data.splits.items():
         strangers = [label for label in np.unique(examples.labels) if not 0 <= label < classes]
@@ -135,11 +126,9 @@ def check_data(data: DataSet, name: str) -> None:
             counts = f"{len(examples)} examples and {len(examples.labels)} labels"
             mistakes.append(f"the split '{split}' has {counts}; fix: one label for each")
         elif strangers:
-            mistakes.append(
-                f"the split '{split}' has the label {strangers[0]}; there are {classes} classes, "
-                f"0 to {classes - 1}; fix: labels and class names that belong together"
-            )
-    if classes < 2 or len(np.unique(data.splits["train"].labels)) < 2:
+            known = f"there are {classes} classes, 0 to {classes - 1}"
+            mistakes.append(f"the split '{split}' has the label {strangers[0]}; {known}; fix: labels of these")
+    if len(np.unique(data.splits["train"].labels)) < 2:
         mistakes.append("the training examples are all of one class; fix: examples of at least two")
     if mistakes:
         raise DataError(f"data '{name}': " + "; ".join(mistakes))
@@ -149,8 +138,7 @@ def summarise(data: DataSet, splits: Mapping[str, Split]) -> dict[str, Any]:
     """JSON values: by split ``examples``, ``classes`` (examples of each), for texts ``tokens`` and ``cut``; and more.
 
     ``tokens`` are those of the whole texts (p5, p50, p95, max), specials included; ``cut`` counts the texts that are
-    longer than ``max_length``. ``duplicates_dropped`` is None where nobody has looked for any; ``contradicting``
-    counts the examples that occur with different labels, ``contradictions`` lists twenty of them.
+    longer than ``max_length``. ``duplicates_dropped`` is None where nobody has looked for any.
     """
     summary: dict[str, Any] = {"splits": {}}
     for name, split in splits.items():

@@ -1,7 +1,6 @@
-"""The user's own data: tables of texts, and folders of images with a folder for each class.
+"""The user's own data: tables of texts (in CSV and TSV human rationales are JSON), and folders of images, one a class.
 
-A table has a column of texts, one of labels and, if there is one, a column of human rationales: lists of [start, end]
-character positions, in CSV and TSV written as JSON. Whatever is wrong is named at once, each with its line or file.
+Whatever is wrong is named at once, each with its line or file.
 """
 
 from __future__ import annotations
@@ -48,9 +47,9 @@ def own_data(config: DataConfig) -> DataSet:
     them, dev and test are taken out of the training examples, stratified by ``data.seed``.
 
     Raises:
-        DataError: a file that is missing, not UTF-8 or malformed, a missing column; empty texts, bad labels and
-            rationales, all of them named with their lines; a folder without images.
-        MissingExtraError: pandas or pyarrow is not installed.
+        DataError: a file that is missing or malformed, a missing column, a folder without images; empty texts, bad
+            labels and rationales, all of them named with their lines.
+        MissingExtraError: pyarrow, which reads Parquet, is not installed.
     """
     parts, problems = _read(config)
     parts, dropped, contradictions = _each_once(parts)
@@ -69,11 +68,7 @@ def own_data(config: DataConfig) -> DataSet:
 def load_whole(config: DataConfig, names: Sequence[str]) -> Examples:
     """Every example of the user's own data as one split, duplicates and all: to measure a model on.
 
-    Args:
-        names: the model's classes, in the order of the logits.
-
-    Raises:
-        DataError: as ``own_data``; labels that are none of the classes.
+    ``names``: the model's classes, in the order of the logits. Errors as ``own_data``.
     """
     parts, problems = _read(config, whole=True)
     return _labelled(config, parts, names, problems)["test"]
@@ -161,9 +156,7 @@ def _by_value(label: str) -> tuple[float, str]:
     return (float(label) if label.removeprefix("-").isdecimal() else float("inf"), label)
 
 
-def _table_rows(
-    config: DataConfig, read: Table, split: str | None, prefix: str = ""
-) -> tuple[_Parts, list[str]]:
+def _table_rows(config: DataConfig, read: Table, split: str | None, prefix: str = "") -> tuple[_Parts, list[str]]:
     """The rows of a file by split (None: its column says which), and what is wrong with them."""
     texts, labels = read.column(config.text_column), read.column(config.label_column)
     rationales = read.column(config.rationale_column) if config.rationale_column else [None] * len(texts)

@@ -101,8 +101,7 @@ def encode(examples: Examples, preprocessor: Preprocessor, augmentation: str = "
     if isinstance(examples, LabelledImages) and isinstance(preprocessor, ImagePreprocessor):
         return _pixels(examples, preprocessor, augmentation)
     kind = "texts" if isinstance(examples, LabelledTexts) else "images"
-    reads = {"image": "images", "text": "texts", "token_ids": "token ids; fix: import it with --tokenizer"}
-    raise ConfigError(f"the data are {kind}, the model reads {reads[preprocessor.settings.kind]}")
+    raise ConfigError(f"the data are {kind}, the model reads {preprocessor.settings.kind}s")
 
 
 def encode_splits(data: DataSet, preprocessor: Preprocessor, config: DataConfig) -> dict[str, Split]:
@@ -114,11 +113,7 @@ def encode_splits(data: DataSet, preprocessor: Preprocessor, config: DataConfig)
 
 
 def tokenize(examples: LabelledTexts, preprocessor: TextPreprocessor) -> TokenizedTexts:
-    """Tokenise a split.
-
-    Raises:
-        DataError: texts in which the tokenizer finds nothing but special tokens, all of them named.
-    """
+    """Tokenise a split; DataError names all texts in which the tokenizer finds nothing but special tokens."""
     texts, rationales = examples.texts, examples.rationales
     ids: list[np.ndarray] = []
     truth: list[np.ndarray | None] = []
@@ -188,25 +183,19 @@ def _covered(regions: np.ndarray, images: np.ndarray, rows: int, columns: int) -
 def bucketed_batches(
     lengths: np.ndarray, batch_size: int, generator: np.random.Generator | None = None
 ) -> Iterator[np.ndarray]:
-    """Index batches of similar length, so that little padding is computed.
+    """Index batches of examples of similar ``lengths`` (n,), so that little padding is computed.
 
-    Args:
-        lengths: (n,) tokens.
-        generator: shuffles; None: ascending length, every example once, for evaluation.
+    Shuffled by the generator; without one in ascending length, for evaluation. Every example comes once.
     """
-    if generator is None:
-        order = np.argsort(lengths, kind="stable")
-        yield from (order[start : start + batch_size] for start in range(0, len(order), batch_size))
-        return
-    order = generator.permutation(len(lengths))
-    pool = batch_size * 16
-    batches = []
+    order = np.arange(len(lengths)) if generator is None else generator.permutation(len(lengths))
+    pool = len(order) if generator is None else batch_size * 16
+    batches: list[np.ndarray] = []
     for start in range(0, len(order), pool):
         block = order[start : start + pool]
         block = block[np.argsort(lengths[block], kind="stable")]
         batches += [block[first : first + batch_size] for first in range(0, len(block), batch_size)]
-    for index in generator.permutation(len(batches)):
-        yield batches[index]
+    shuffled = range(len(batches)) if generator is None else generator.permutation(len(batches))
+    yield from (batches[index] for index in shuffled)
 
 
 MARGIN = 4
@@ -214,26 +203,19 @@ MARGIN = 4
 
 
 def augment(pixels: np.ndarray, augmentation: str, generator: np.random.Generator) -> np.ndarray:
-    """Crop and mirror each image at random.
+    """Change images, uint8 (B, height, width, channels), at random.
 
-    Args:
-        pixels: uint8 (B, height, width, channels).
-        augmentation: 'crop' shifts within a black border of ``MARGIN`` pixels, 'flip' mirrors half of the
-            images left to right, 'crop_flip' does both, 'none' neither.
-        generator: decides; the same state gives the same images.
+    'crop' shifts within a black border of ``MARGIN`` pixels, 'flip' mirrors half of them left to right, 'crop_flip'
+    does both, 'none' neither.
     """
     if "crop" in augmentation:
-        pixels = _cropped(pixels, generator)
+        count, height, width, _ = pixels.shape
+        padded = np.pad(pixels, ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)))
+        tops, lefts = generator.integers(0, 2 * MARGIN + 1, size=(2, count))
+        rows = (tops[:, None] + np.arange(height))[:, :, None]
+        columns = (lefts[:, None] + np.arange(width))[:, None, :]
+        pixels = padded[np.arange(count)[:, None, None], rows, columns]
     if "flip" in augmentation:
         mirrored = generator.random(len(pixels)) < 0.5
         pixels = np.where(mirrored[:, None, None, None], pixels[:, :, ::-1], pixels)
     return np.ascontiguousarray(pixels)
-
-
-def _cropped(pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    count, height, width, _ = pixels.shape
-    padded = np.pad(pixels, ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)))
-    tops, lefts = generator.integers(0, 2 * MARGIN + 1, size=(2, count))
-    rows = (tops[:, None] + np.arange(height))[:, :, None]
-    columns = (lefts[:, None] + np.arange(width))[:, None, :]
-    return padded[np.arange(count)[:, None, None], rows, columns]

@@ -6,16 +6,17 @@ cannot normalise otherwise than in training. ``fingerprint`` says which preproce
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rekd_train.errors import ConfigError, FaultyItemsError, InputError
-from rekd_train.inputs.items import UnusableImage, image_name, read_image
+from rekd_train.errors import ConfigError, Fault, FaultyItemsError, InputError
 from rekd_train.inputs.prediction import Patch, Prediction, most_probable
 
 if TYPE_CHECKING:
@@ -39,14 +40,8 @@ class ImageSettings:
     kind: str = "image"
 
     def __post_init__(self) -> None:
-        mistakes = [
-            f"{name} is {getattr(self, name)}; it must be at least 1"
-            for name in ("height", "width", "rows", "columns") if getattr(self, name) < 1
-        ]
-        if self.channels not in (1, 3):
-            mistakes.append(f"channels is {self.channels}; it must be 1 (grey) or 3 (red, green, blue)")
-        if mistakes:
-            raise ConfigError("; ".join(mistakes))
+        if min(self.height, self.width, self.rows, self.columns) < 1 or self.channels not in (1, 3):
+            raise ConfigError(f"{self} must hold sizes of at least 1, and 1 channel (grey) or 3 (red, green, blue)")
 
     @classmethod
     def of(cls, backbone: BackboneConfig) -> ImageSettings:
@@ -122,11 +117,11 @@ class ImagePreprocessor:
         images, faults = [], {}
         for index, item in enumerate(items := self.check_items(items)):
             try:
-                images.append(read_image(item, self.settings.channels))
-            except UnusableImage as error:
+                images.append(_read(item, self.settings.channels))
+            except _Unusable as error:
                 faults[first_index + index] = error.fault
         if faults:
-            raise FaultyItemsError(faults, lambda index: image_name(index, items[index - first_index]))
+            raise FaultyItemsError(faults, lambda index: _name(index, items[index - first_index]))
         pixels = np.stack([self._pixels(image) for image in images])
         return EncodedImages({"pixels": pixels}, [_size(image) for image in images], self.settings)
 
@@ -175,3 +170,79 @@ def _size(image: np.ndarray | Image) -> tuple[int, int]:
 def _edges(index: int, cells: int, length: int) -> tuple[int, int]:
     """First pixel and one past the last that a cell of the grid touches."""
     return index * length // cells, -(-(index + 1) * length // cells)
+
+
+_WIDE_MODES = ("I", "F")
+"""Pillow modes with more than 8 bits a channel start with these letters."""
+_PATHS = "give the paths of image files; this model reads images, not texts"
+_PIXELS = "give an image of at least one pixel"
+_LONGEST_NAME = 80
+
+
+class _Unusable(Exception):
+    """One image cannot be used; ``fault`` says why."""
+
+    def __init__(self, what: str, fix: str) -> None:
+        super().__init__(what)
+        self.fault = Fault(what, fix)
+
+
+def _name(index: int, item: object) -> str:
+    """What messages call an image: its number, counted from 1, and its path where it has one."""
+    if not isinstance(item, (str, Path)):
+        return f"image {index + 1}"
+    path = str(item)
+    return f"image {index + 1} ({path if len(path) <= _LONGEST_NAME else path[: _LONGEST_NAME - 3] + '...'})"
+
+
+def _read(item: object, channels: int) -> np.ndarray | Image:
+    """An array (H, W, ``channels``), or an upright Pillow image of so many channels."""
+    if isinstance(item, np.ndarray):
+        return _array(item, channels)
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if isinstance(item, (str, Path)):
+        try:
+            with Image.open(item) as opened:
+                opened.load()
+        except UnidentifiedImageError:
+            raise _Unusable("cannot be read as an image", _PATHS) from None
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            missing = isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENAMETOOLONG)
+            raise _Unusable(
+                "does not exist" if missing else f"cannot be read as an image: {error}", _PATHS
+            ) from None
+        item = opened
+    if not isinstance(item, Image.Image):
+        raise _Unusable(f"is {type(item).__name__}", "give a uint8 array, a Pillow image or a path")
+    if item.mode.startswith(_WIDE_MODES):
+        raise _Unusable(f"has more than 8 bits a channel (mode {item.mode})", "convert it to 8 bits")
+    if min(item.size) == 0:
+        raise _Unusable(f"has no pixels: {item.size[0]} x {item.size[1]}", _PIXELS)
+    try:
+        return _converted(ImageOps.exif_transpose(item), channels)
+    except (OSError, SyntaxError, ValueError) as error:  # a lazily opened file can be cut off
+        raise _Unusable(f"cannot be read: {error}", "copy it again") from None
+
+
+def _array(array: np.ndarray, channels: int) -> np.ndarray | Image:
+    if array.dtype != np.uint8:
+        raise _Unusable(f"is an array of {array.dtype}", "give uint8, values 0 to 255")
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
+        raise _Unusable(f"has the shape {array.shape}", "give (height, width, channels)")
+    if 0 in array.shape:
+        raise _Unusable(f"has no pixels: its shape is {array.shape}", _PIXELS)
+    if array.shape[2] == channels:
+        return array
+    from PIL import Image
+
+    return _converted(Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array), channels)
+
+
+def _converted(image: Image, channels: int) -> Image:
+    if image.mode == "P":
+        image = image.convert("RGBA")  # a palette may carry transparency, which 'RGB' would warn about
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)

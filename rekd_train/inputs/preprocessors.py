@@ -1,71 +1,20 @@
-"""The one place that knows every preprocessing, and what stands in for one that is missing. Torch-free."""
+"""The one place that knows every preprocessing, and what tokens are. Torch-free."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import unicodedata
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
 import numpy as np
 
-from rekd_train.errors import ConfigError, InputError
+from rekd_train.errors import ConfigError
 from rekd_train.inputs.image import EncodedImages, ImagePreprocessor, ImageSettings
 from rekd_train.inputs.text import EncodedTexts, TextPreprocessor, TextSettings
 
-if TYPE_CHECKING:
-    from rekd_train.config.run import BackboneConfig
-
-
-@dataclass(frozen=True)
-class TokenIdSettings:
-    """What is known of the inputs."""
-
-    max_length: int
-    """Tokens of the longest input, specials included."""
-    pad: int = 0
-    """Id of [PAD]."""
-    kind: str = "token_ids"
-
-
-class TokenIdPreprocessor:
-    """Has no tokenizer: a model over it takes ``input_ids`` and ``attention_mask`` tensors, not texts."""
-
-    def __init__(self, settings: TokenIdSettings) -> None:
-        self.settings = settings
-        self.special_ids = {"pad": settings.pad}
-
-    @property
-    def positions(self) -> int:
-        """Most tokens of any input; all can be selected, for without a tokenizer [CLS] and [SEP] are not known."""
-        return self.settings.max_length
-
-    features = positions
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of the settings."""
-        return hashlib.sha256(json.dumps(asdict(self.settings), sort_keys=True).encode()).hexdigest()
-
-    def _refuse(self, *_: object, **__: object) -> NoReturn:
-        """Raises InputError: texts cannot be read."""
-        raise InputError(
-            "this checkpoint was imported without a tokenizer, so it cannot read texts; fix: import it again with "
-            "--tokenizer FILE (tokenizer.json or vocab.txt), or give input_ids to select() and class_logits()"
-        )
-
-    __call__ = check_items = encode = _refuse
-    tokenizer_json = property(_refuse)
-
-    def check_backbone(self, settings: BackboneConfig) -> None:
-        """Raise ConfigError if a network of these sizes cannot read such inputs."""
-        if settings.image is not None or settings.positions < self.settings.max_length:
-            raise ConfigError(f"the family '{settings.family}' does not read {self.settings.max_length} token ids")
-
-
-Preprocessor = TextPreprocessor | ImagePreprocessor | TokenIdPreprocessor
+Preprocessor = TextPreprocessor | ImagePreprocessor
 """Items of one modality -> tensors; the same code in training, in process and in the client.
 
 All have ``settings`` (a frozen dataclass of JSON values; its ``kind`` names the preprocessing), ``special_ids``,
@@ -73,12 +22,6 @@ All have ``settings`` (a frozen dataclass of JSON values; its ``kind`` names the
 """
 Encoded = EncodedTexts | EncodedImages
 """A batch: ``inputs`` (tensors by name, batch first), and ``predictions``, which reads a mask back."""
-
-_KINDS = {
-    "text": (TextSettings, TextPreprocessor),
-    "image": (ImageSettings, ImagePreprocessor),
-    "token_ids": (TokenIdSettings, TokenIdPreprocessor),
-}
 
 
 def load_preprocessor(directory: Path, settings: dict[str, Any]) -> Preprocessor:
@@ -89,13 +32,14 @@ def load_preprocessor(directory: Path, settings: dict[str, Any]) -> Preprocessor
         ConfigError: an unknown kind, or settings out of range.
         TypeError, ValueError: not a dictionary, or settings that the kind does not have.
     """
-    kind = dict(settings).get("kind")
-    if kind not in _KINDS:
-        raise ConfigError(f"unknown preprocessing '{kind}'; known: {', '.join(_KINDS)}")
-    settings_class, preprocessor_class = _KINDS[kind]
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
-    settings = settings_class(**values)
-    return TextPreprocessor.load(directory, settings) if kind == "text" else preprocessor_class(settings)
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in dict(settings).items()}
+    match values.get("kind"):
+        case "text":
+            return TextPreprocessor.load(directory, TextSettings(**values))
+        case "image":
+            return ImagePreprocessor(ImageSettings(**values))
+        case kind:
+            raise ConfigError(f"unknown preprocessing '{kind}'; known: text, image")
 
 
 def full_length(inputs: dict[str, np.ndarray], preprocessor: Preprocessor) -> dict[str, np.ndarray]:
@@ -113,11 +57,8 @@ def full_length(inputs: dict[str, np.ndarray], preprocessor: Preprocessor) -> di
 def same_tokens(one: TextPreprocessor, other: TextPreprocessor) -> bool:
     """Whether two tokenizers make the same tokens of every text, however their files are written.
 
-    A vocab.txt and a tokenizer.json of one model differ in what does not matter here: padding, truncation, and
-    how [CLS] and [SEP] are put around a text.
+    A vocab.txt and a tokenizer.json of one model differ in padding, truncation, and how [CLS] and [SEP] are put around.
     """
-    if one.tokenizer_json == other.tokenizer_json:
-        return True
     if one.special_ids != other.special_ids or _rules(one) != _rules(other):
         return False
     around = [each.encode(["a"])[0].ids for each in (one, other)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from rekd_train.errors import CheckpointError, ConfigError, InputError
-from rekd_train.inputs.items import WORDLESS, refuse, text_fault, text_list
+from rekd_train.errors import CheckpointError, ConfigError, Fault, FaultyItemsError, InputError
 from rekd_train.inputs.prediction import Prediction, kept_pieces, merged_spans, most_probable
 
 if TYPE_CHECKING:
@@ -30,6 +29,39 @@ _LINE_BREAK_TAG = re.compile(r"<br\s*/?>", re.IGNORECASE)
 TOKENIZER_FILE = "tokenizer.json"
 _SHORT_TEXT = 2_000
 """Characters that are tokenised in a millisecond or two."""
+_WORDLESS = Fault("holds no word that the tokenizer knows", "give at least one word")
+
+
+def text_fault(text: object) -> Fault | None:
+    """Why a text cannot be predicted on; None: it can."""
+    if not isinstance(text, str):
+        if isinstance(text, (Path, np.ndarray)) or type(text).__module__.startswith("PIL."):
+            return Fault(f"is {type(text).__name__}, an image", "give this model texts (str); it reads no images")
+        return Fault(f"is {type(text).__name__}", "give texts as str")
+    if not text.strip():
+        return Fault("is only white space" if text else "is empty", "give at least one word")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        what = f"has an unpaired surrogate at character {error.start + 1}; it is not valid Unicode"
+        return Fault(what, "take that character out")
+    return None
+
+
+def _text_list(texts: object) -> list[str]:
+    """``texts`` as a list, its elements unchecked; InputError: not a list, or an empty one."""
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence):
+        raise InputError(f"texts is {type(texts).__name__}; give a list of str")
+    if len(texts) == 0:
+        raise InputError("the list of texts is empty; give at least one text")
+    return list(texts)
+
+
+def _refuse(faults: Mapping[int, Fault], first_index: int = 0) -> None:
+    """Raise FaultyItemsError if there are faults; messages count from 1, so "text 1" is the first of the call."""
+    if faults:
+        numbered = {first_index + index: fault for index, fault in sorted(faults.items())}
+        raise FaultyItemsError(numbered, lambda index: f"text {index + 1}")
 
 
 @dataclass(frozen=True)
@@ -43,13 +75,10 @@ class TextSettings:
     kind: str = "text"
 
     def __post_init__(self) -> None:
-        mistakes = []
         if self.max_length < 3:
-            mistakes.append(f"max_length is {self.max_length}; it must be at least 3 ([CLS], a word, [SEP])")
-        if any(length < 3 or length > self.max_length for length in self.lengths):
-            mistakes.append(f"lengths {self.lengths} must lie within 3..max_length ({self.max_length})")
-        if mistakes:
-            raise ConfigError("; ".join(mistakes))
+            raise ConfigError(f"max_length is {self.max_length}; it must be at least 3 ([CLS], a word, [SEP])")
+        if not all(3 <= length <= self.max_length for length in self.lengths):
+            raise ConfigError(f"lengths {self.lengths} must lie within 3..max_length ({self.max_length})")
 
     @property
     def buckets(self) -> tuple[int, ...]:
@@ -79,14 +108,7 @@ class EncodedTexts:
     def predictions(
         self, labels: Sequence[str], probabilities: np.ndarray, mask: np.ndarray, scores: np.ndarray
     ) -> list[Prediction]:
-        """Turn model outputs into predictions.
-
-        Args:
-            labels: class names, length C.
-            probabilities: (B, C).
-            mask: (B, N) bool, the kept positions.
-            scores: (B, N), selector scores.
-        """
+        """Predictions from class names (C), probabilities (B, C), the mask (B, N) bool and selector scores (B, N)."""
         found = []
         for row, (text, encoding) in enumerate(zip(self.texts, self.encodings, strict=True)):
             kept = np.flatnonzero(mask[row, : len(encoding)])
@@ -101,10 +123,8 @@ class EncodedTexts:
 class TextPreprocessor:
     """Tokenises texts with our own truncation and padding, and remembers character offsets.
 
-    Args:
-        tokenizer_json: the content of a Hugging Face ``tokenizer.json``. Truncation and padding that
-            it has switched on are switched off. Special-token names inside a text are read as text.
-        settings: length limits.
+    ``tokenizer_json`` is the content of a Hugging Face ``tokenizer.json``; truncation and padding that it has switched
+    on are switched off. Special-token names inside a text are read as text.
     """
 
     def __init__(self, tokenizer_json: str, settings: TextSettings) -> None:
@@ -162,26 +182,25 @@ class TextPreprocessor:
         """Encode texts as one padded batch.
 
         Args:
-            texts: non-empty list of str.
             pad_to: padded length; None: the smallest bucket that fits the longest text.
             first_index: index of the first text in the call, when ``texts`` is a part of it.
 
         Raises:
-            InputError: an empty list, a text longer than ``pad_to``.
-            FaultyItemsError: texts that are empty, not str or invalid Unicode, by their number in the call, from 1.
+            InputError: no list or an empty one, a text longer than ``pad_to``; FaultyItemsError: texts that are empty,
+                not str or invalid Unicode, by their number in the call, from 1.
         """
         return self.batch(texts, self.encode_checked(texts, first_index), pad_to)
 
     def encode_checked(self, texts: Sequence[str], first_index: int = 0) -> list[Encoding]:
-        """Encode after holding every text against the rules; see ``__call__`` for arguments and errors."""
-        texts = text_list(texts)
+        """Encode after checking every text; see ``__call__`` for arguments and errors."""
+        texts = _text_list(texts)
         faults = {index: fault for index, text in enumerate(texts) if (fault := text_fault(text))}
         sound = [index for index in range(len(texts)) if index not in faults]
         encodings = self.encode([texts[index] for index in sound])
         for index, encoding in zip(sound, encodings, strict=True):
             if len(encoding) <= sum(encoding.special_tokens_mask):
-                faults[index] = WORDLESS
-        refuse(faults, first_index)
+                faults[index] = _WORDLESS
+        _refuse(faults, first_index)
         return encodings
 
     def batch(self, texts: Sequence[str], encodings: Sequence[Encoding], pad_to: int | None = None) -> EncodedTexts:
@@ -199,8 +218,8 @@ class TextPreprocessor:
 
     def check_items(self, items: object) -> list[str]:
         """``items`` as a list if every one can be predicted on; raises InputError."""
-        texts = text_list(items)
-        refuse({index: fault for index, text in enumerate(texts) if (fault := text_fault(text))})
+        texts = _text_list(items)
+        _refuse({index: fault for index, text in enumerate(texts) if (fault := text_fault(text))})
         return texts
 
     def check_backbone(self, settings: BackboneConfig) -> None:
@@ -234,7 +253,7 @@ class TextPreprocessor:
     @classmethod
     def load(cls, directory: Path, settings: TextSettings) -> TextPreprocessor:
         """Read ``tokenizer.json`` from ``directory``."""
-        path = Path(directory) / TOKENIZER_FILE
+        path = directory / TOKENIZER_FILE
         try:
             return cls(path.read_text(encoding="utf-8"), settings)
         except FileNotFoundError:

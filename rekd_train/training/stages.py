@@ -166,8 +166,8 @@ def same_sizes(pair: Rationalizer) -> bool:
 def starts_from_predictor(config: RunConfig, pair: Rationalizer) -> bool:
     """Whether the selector takes over what the predictor has learnt: same sizes, no pretrained weights of its own."""
     own, theirs = config.selector, config.predictor
-    pretrained = own.weights != "" or own.word_embeddings != "random"
-    same_source = (own.weights, own.word_embeddings) == (theirs.weights, theirs.word_embeddings)
+    pretrained = own.pretrained != "" or own.word_embeddings != "random"
+    same_source = (own.pretrained, own.word_embeddings) == (theirs.pretrained, theirs.word_embeddings)
     return same_sizes(pair) and (same_source or not pretrained)
 
 

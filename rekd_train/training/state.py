@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rekd_train.config.run import RunConfig, without_removed
+from rekd_train.config.run import RunConfig, upgraded
 from rekd_train.data import Split
 from rekd_train.errors import ConfigError, TrainingError
 from rekd_train.files import RESUME, cannot_write
@@ -97,7 +97,7 @@ class StateStore:
         try:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
             identity, snapshot = content["identity"], Snapshot(**content["snapshot"])
-            identity["config"] = without_removed(identity["config"])
+            identity["config"] = upgraded(identity["config"])
         except (OSError, RuntimeError, EOFError, KeyError, TypeError, UnpicklingError) as error:
             problem = " ".join(str(error).split())[:200]
             raise TrainingError(f"{self.path} cannot be read ({problem}); fix: {_ANEW}") from None

@@ -63,7 +63,6 @@ def trained(tmp_path_factory):
 
 
 def test_it_is_trained_once_and_kept(trained) -> None:
-    pytest.importorskip("pandas")
     path, folder = trained
     recorder = Recorder()
     judge = judge_run(path, folder / "judge", epochs=0.5, observer=recorder, device="cpu")
@@ -85,7 +84,6 @@ def test_it_is_trained_once_and_kept(trained) -> None:
 
 
 def test_a_judge_from_before_a_setting_is_still_taken(trained) -> None:
-    pytest.importorskip("pandas")
     path, folder = trained
     judge_run(path, folder / "old", epochs=0.5, device="cpu")
     file = folder / "old" / "config.json"
@@ -98,7 +96,6 @@ def test_a_judge_from_before_a_setting_is_still_taken(trained) -> None:
 
 
 def test_the_judge_of_another_model_is_refused(trained) -> None:
-    pytest.importorskip("pandas")
     path, folder = trained
     judge_run(path, folder / "judge2", epochs=0.5, device="cpu")
     with pytest.raises(CheckpointError, match="epochs differ"):

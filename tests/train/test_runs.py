@@ -129,7 +129,7 @@ def test_a_rate_for_a_rule_without_one_is_refused(planted, student, tmp_path):
 
 @pytest.mark.parametrize("target", [0.0, -1.0, 1.5, float("nan")])
 def test_a_rate_that_is_no_share_is_refused(planted, student, tmp_path, target):
-    with pytest.raises(ConfigError, match="above 0 and at most 1"):
+    with pytest.raises(ConfigError, match="selection.target: Input should be"):
         runs.calibrate_run(student[0], tmp_path / "out", target)
     assert not (tmp_path / "out").exists()
 

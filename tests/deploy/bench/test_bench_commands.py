@@ -19,9 +19,8 @@ from rekd_deploy.bench.faithfulness import FaithfulnessOptions, measure_faithful
 from rekd_deploy.bench.results import read_result
 from rekd_deploy.bench.subject import classified, subject_curve
 from rekd_train.checkpoints import checkpoint as checkpoints
+from rekd_train.checkpoints.description import read_description
 from rekd_train.config.run import RunConfig
-
-pytest.importorskip("pandas", reason="pandas is not installed")
 
 
 def invoke(capsys, *arguments: str, command: str = "accuracy") -> tuple[int, str, str]:
@@ -57,7 +56,7 @@ def test_the_served_predictions_are_measured_as_they_are(recorded, tmp_path, cap
     assert document == read_result(file).model_dump(mode="json")
     figures = document["figures"]
 
-    config = RunConfig.model_validate(checkpoints.read_description(path)["training"]["config"])
+    config = RunConfig.model_validate(read_description(path)["training"]["config"])
     from rekd_train.data import load_data
 
     test = load_data(config.data).splits["test"]

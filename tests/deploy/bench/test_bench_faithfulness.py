@@ -12,7 +12,7 @@ from rekd_deploy.bench.faithfulness import examine, swap_check, swap_test
 from rekd_deploy.bench.judges import Judges, judged, known_reasons, random_masks
 from rekd_deploy.bench.subject import Exam, Selected, selected
 from rekd_train.data import ImageSplit, LabelledImages
-from rekd_train.data.image_sets import make_mosaics
+from rekd_train.data.published import make_mosaics
 from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")

@@ -10,7 +10,7 @@ from families import KINDS, assert_same_answers, some_images
 from test_triton_model import ask, started, utilities, watched  # noqa: F401  a fixture
 
 from rekd_deploy.client.pipeline import Pipeline
-from rekd_deploy.errors import ExportError, ParityError
+from rekd_deploy.errors import ParityError
 from rekd_deploy.export.graphs import export
 from rekd_deploy.export.options import ExportOptions
 from rekd_deploy.export.plan import plan_export
@@ -148,15 +148,3 @@ def test_selector_runs_alone(family, texts):
     inputs = model.preprocessor(items(model, texts)[:3]).inputs
     with OnnxRuntimeRunner(artefacts.selector, artefacts.signature.selector, "selector") as selector:
         assert set(selector.run(inputs)) == {spec.name for spec in artefacts.signature.selector.outputs}
-
-
-def test_a_model_without_its_tokenizer_is_refused(tmp_path):
-    from rekd_train.inputs.preprocessors import TokenIdPreprocessor, TokenIdSettings
-
-    model = KINDS["bert"]()
-    model.preprocessor = TokenIdPreprocessor(TokenIdSettings(max_length=48))
-    (tmp_path / "work").mkdir()
-    with pytest.raises(ExportError, match="'token_ids' has no tokenizer.*--tokenizer FILE"):
-        from rekd_deploy.graphs.modules import pair_signature
-
-        pair_signature(model)

@@ -12,7 +12,9 @@ from safetensors import SafetensorError
 
 import rekd_train.checkpoints.checkpoint
 from rekd_train import CheckpointError
-from rekd_train.checkpoints.checkpoint import checkpoint_hash, read_description, read_metrics, save
+from rekd_train.checkpoints import description as descriptions
+from rekd_train.checkpoints.checkpoint import checkpoint_hash, read_metrics, save
+from rekd_train.checkpoints.description import read_description
 from rekd_train.files import atomic_directory, write_text
 
 NEEDED = ["config.json", "policy.json", "tokenizer.json", "selector.safetensors", "predictor.safetensors"]
@@ -81,7 +83,7 @@ def test_the_hash_follows_what_the_model_computes(checkpoint, copy):
 
 def test_it_describes_itself(checkpoint):
     description = read_description(checkpoint)
-    assert (description["format"], description["version"]) == ("rekd-checkpoint", 2)
+    assert (description["format"], description["version"]) == ("rekd-checkpoint", descriptions.VERSION)
     assert description["labels"] == ["negative", "positive"]
     assert description["selector"]["width"] == 8 and description["predictor"]["width"] == 16
     assert read_metrics(checkpoint) == {"test": {"accuracy": 0.5}}
@@ -166,7 +168,7 @@ def test_another_kind_of_directory_is_refused(copy, content):
 # versions
 
 
-@pytest.mark.parametrize("version", [3, 99, "1", None, 1.5])
+@pytest.mark.parametrize("version", [descriptions.VERSION + 1, 99, "1", None, 1.5])
 def test_a_newer_or_unreadable_version_is_refused(copy, version):
     edit(copy, version=version)
     assert "format version" in refusal(copy)
@@ -182,14 +184,26 @@ def test_an_older_version_is_upgraded_step_by_step(copy, checkpoint, texts, monk
     description = json.loads((copy / "config.json").read_text())
     labels = description.pop("labels")
     edit(copy, version=-1, labels=None, names=labels)
-    monkeypatch.setitem(rekd_train.checkpoints.checkpoint.UPGRADES, -1, lambda old: {**old, "classes": old["names"]})
-    monkeypatch.setitem(rekd_train.checkpoints.checkpoint.UPGRADES, 0, lambda old: {**old, "labels": old["classes"]})
+    monkeypatch.setitem(descriptions.UPGRADES, -1, lambda old: {**old, "classes": old["names"]})
+    monkeypatch.setitem(descriptions.UPGRADES, 0, lambda old: {**old, "labels": old["classes"]})
     assert rekd_train.load(copy).predict(texts) == expected
 
 
 def test_every_older_version_has_a_rule():
-    checkpoint = rekd_train.checkpoints.checkpoint
-    assert sorted(checkpoint.UPGRADES) == list(range(1, checkpoint.VERSION))
+    assert sorted(descriptions.UPGRADES) == list(range(1, descriptions.VERSION))
+
+
+def test_a_checkpoint_of_version_2_is_read_under_todays_names(copy, checkpoint, texts):
+    description = json.loads((copy / "config.json").read_text())
+    networks = {role: dict(description[role]) for role in ("selector", "predictor")}
+    for network in networks.values():
+        network["weights"] = network.pop("pretrained")
+    judge = {"predictor": networks["predictor"]}
+    edit(copy, version=2, **networks, training={"name": "tiny", "config": networks, "judge": judge})
+    found = read_description(copy)
+    for part in (found, found["training"]["config"], found["training"]["judge"]):
+        assert part["predictor"] == description["predictor"]
+    assert rekd_train.load(copy).predict(texts) == rekd_train.load(checkpoint).predict(texts)
 
 
 # writing

@@ -210,6 +210,9 @@ def test_a_setting_by_its_older_name_replaces_the_one_of_today(tmp_path):
     assert kept("old.toml", f'extends = "paper_imdb_bert_tiny_re"\nname = "x"\n{stages}') == "accuracy"
     assert kept("new.toml", 'extends = "old.toml"\n[stages]\nbest_metric = "macro_f1"\n') == "macro_f1"
     assert kept("new.toml", 'extends = "old.toml"\n', "stages.criterion=macro_f1") == "macro_f1"
+    (tmp_path / "weights.toml").write_text('name = "x"\n[selector]\nweights = "a/b"\n')
+    config = run_config(tmp_path / "weights.toml", ["predictor.weights=minilm"])
+    assert (config.selector.pretrained, config.predictor.pretrained) == ("a/b", "minilm")
     with pytest.raises(ConfigError, match="stages.criterion: unknown key"):
         kept("both.toml", f'name = "x"\n{stages}best_metric = "macro_f1"\n')
 

@@ -27,7 +27,6 @@ from rekd_train.data import (
 from rekd_train.data.examples import check_data, completed, summary_notes, summary_rows
 from rekd_train.errors import ConfigError, DataError
 from rekd_train.inputs.policy import SelectionPolicy
-from rekd_train.inputs.preprocessors import TokenIdPreprocessor, TokenIdSettings
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 
 TESTS = Path(__file__).parents[2]
@@ -199,8 +198,6 @@ def test_a_model_of_the_other_modality_is_refused(preprocessor):
         encode(images(), preprocessor)
     with pytest.raises(ConfigError, match="data are texts, the model reads images"):
         encode(texts(2), make_image_rationalizer().preprocessor)
-    with pytest.raises(ConfigError, match="--tokenizer"):
-        encode(texts(2), TokenIdPreprocessor(TokenIdSettings(32)))
 
 
 @pytest.mark.parametrize("augmentation", ["crop", "flip", "crop_flip"])
@@ -282,14 +279,6 @@ def test_official_reviews_that_are_missing_empty_or_not_utf8_are_named(tmp_path)
         broken.write_bytes(content)
         with pytest.raises(DataError, match=f"3_7.txt.*{word}"):
             load_data(DataConfig(name="aclimdb", path=str(tmp_path / "broken")))
-
-
-def test_without_a_folder_and_without_the_hub_the_flag_is_named(monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match="--set data.path=DIR"):
-        load_data(DataConfig(name="aclimdb"))
 
 
 # the summary: counted before training, shown, kept in metrics.json and in the card

@@ -10,7 +10,7 @@ from conftest import fashion_folder, idx
 
 from rekd_train.config.run import DataConfig
 from rekd_train.data import LabelledImages, is_unsplit, load_data, load_whole
-from rekd_train.data.image_sets import DEBIAN_FOLDER, make_mosaics
+from rekd_train.data.published import DEBIAN_FOLDER, make_mosaics
 from rekd_train.errors import DataError
 
 

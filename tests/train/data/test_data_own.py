@@ -1,5 +1,6 @@
 """The user's own texts: every format, and what is wrong said by line before any training."""
 
+import csv
 import json
 
 import pytest
@@ -8,7 +9,7 @@ from rekd_train.config.run import DataConfig
 from rekd_train.data import load_data
 from rekd_train.errors import DataError
 
-pandas = pytest.importorskip("pandas")
+pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
 
 ROWS = [
     {"text": f"{'bad' if i % 2 else 'good'} text, number {i}", "label": "neg" if i % 2 else "pos"} for i in range(40)
@@ -20,14 +21,13 @@ def config(path, **settings) -> DataConfig:
 
 
 def write(path, rows):
-    frame = pandas.DataFrame(rows)
-    if path.suffix == ".csv":
-        frame.to_csv(path, index=False)
-    elif path.suffix == ".tsv":
-        frame.to_csv(path, index=False, sep="\t")
+    if path.suffix in (".csv", ".tsv"):
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]), delimiter="," if path.suffix == ".csv" else "\t")
+            writer.writeheader()
+            writer.writerows(rows)
     elif path.suffix == ".parquet":
-        pytest.importorskip("pyarrow")
-        frame.to_parquet(path)
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     else:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
@@ -210,8 +210,10 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     ragged.write_text("text,label\na,b\nc,d,e,f\n\ng,h,i\n")
     wrong = "ragged.csv cannot be read: line 3 has 4 values; line 5 has 3 values; the header names 2"
     assert wrong in message_of(ragged)
-    ragged.write_text("text,label\nwell, no,b\nc,d\n")  # pandas would take the first values for row names
+    ragged.write_text("text,label\nwell, no,b\nc,d\n")
     assert "line 2 has 3 values" in message_of(ragged)
+    ragged.write_text('text,label\na,b\n"c\nd,e\n')
+    assert "ragged.csv cannot be read: line 3: unexpected end of data; fix: write each quote" in message_of(ragged)
     empty = tmp_path / "empty.csv"
     empty.write_text("text,label\n")
     assert "holds no rows" in message_of(empty)

@@ -80,8 +80,10 @@ def test_pad_to_chooses_the_width_and_must_fit(preprocessor):
         preprocessor(["good " * 20], pad_to=20)
 
 
-def test_impossible_lengths_are_named_together():
-    with pytest.raises(ConfigError, match=r"max_length is 2.*lengths \(1,\)"):
+def test_impossible_lengths_are_named():
+    with pytest.raises(ConfigError, match=r"lengths \(1,\) must lie within 3..max_length \(9\)"):
+        TextSettings(max_length=9, lengths=(1,))
+    with pytest.raises(ConfigError, match="max_length is 2"):
         TextSettings(max_length=2, lengths=(1,))
 
 

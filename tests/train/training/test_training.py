@@ -90,7 +90,7 @@ def test_the_selector_starts_from_a_predictor_of_its_size():
     assert max(moved) < 0.05, "but for one step they are the same"
 
 
-@pytest.mark.parametrize("setting", [{"weights": "mine"}, {"word_embeddings": "minilm"}])
+@pytest.mark.parametrize("setting", [{"pretrained": "mine"}, {"word_embeddings": "minilm"}])
 def test_a_selector_with_pretrained_weights_of_its_own_keeps_them(setting):
     pair, train, dev = toy_texts(equal=True)
     before = copy.deepcopy(pair.selector.backbone)

@@ -67,11 +67,6 @@ def test_macro_f1_decides_where_it_is_asked_for():
     assert [best.offer(step, each, {}) for step, each in enumerate(figures)] == [True, True, False]
 
 
-def test_the_setting_has_an_older_name():
-    assert toy_config(stages={"criterion": "extraction_loss"}).stages.best_metric == "extraction_loss"
-    assert toy_config(stages={"best_metric": "macro_f1"}).model_dump()["stages"]["best_metric"] == "macro_f1"
-
-
 def test_the_paper_s_criterion_rounds_and_lets_the_later_of_equals_win():
     assert offered("extraction_loss", (0, 0.5004), (1, 0.5001), (1, 0.5012), (0, 0.4996)) == [True, True, False, True]
     assert offered("extraction_loss", (1, float("nan")), (1, 0.3)) == [False, True]

