@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import struct
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,50 @@ def tiny_tokenizer_json() -> str:
     tokenizer.enable_truncation(max_length=8)  # as the real file has: ours must switch it off
     tokenizer.enable_padding(length=8)
     return json.dumps(json.loads(tokenizer.to_str()))
+
+
+TOKENIZERS = ("word pieces", "byte-level BPE", "byte-level BPE, spaces kept", "unigram", "start token alone")
+SENTENCES = [
+    "the film was wonderful, and it was not bad at all", "so wonderfulness ends", "a dull story about people",
+    "привет мир", "שלום עולם", "مرحبا بالعالم", "我喜欢这部电影", "この映画は素晴らしい", "한국 영화는 좋다",
+    "नमस्ते दुनिया", "Straße über",
+]  # fmt: skip
+
+
+@cache
+def trained_tokenizer(kind: str, vocabulary: int = 400) -> str:
+    """A tokenizer.json of one of the ``TOKENIZERS``, trained on a few sentences."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+    names = ("[CLS]", "[PAD]", "[SEP]", "[UNK]") if kind == "word pieces" else ("<s>", "<pad>", "</s>", "<unk>")
+    specials, (start, _, end, unknown) = list(names), names
+    if kind == "word pieces":
+        tokenizer = Tokenizer(models.WordPiece(unk_token=unknown))
+        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+        trainer = trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=specials, show_progress=False)
+    elif kind == "unigram":
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
+        trainer = trainers.UnigramTrainer(
+            vocab_size=vocabulary, special_tokens=specials, unk_token=unknown, show_progress=False
+        )
+    else:
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary, special_tokens=specials, show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        )  # fmt: skip
+    tokenizer.train_from_iterator(SENTENCES * 3, trainer)
+    ids = {token: tokenizer.token_to_id(token) for token in (start, end)}
+    if kind == "byte-level BPE":
+        tokenizer.post_processor = processors.RobertaProcessing((end, ids[end]), (start, ids[start]))
+    else:
+        ends = "" if kind == "start token alone" else f" {end}"
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{start} $A{ends}", special_tokens=list(ids.items())
+        )
+    return tokenizer.to_str()
 
 
 def make_rationalizer(

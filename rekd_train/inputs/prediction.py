@@ -6,10 +6,10 @@ The same classes come from the PyTorch model, the in-process pipeline and the Tr
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -132,30 +132,71 @@ def kept_pieces(encoding: Tokenized, kept: np.ndarray, scores: np.ndarray) -> li
     ]
 
 
-def _past_combining(text: str, end: int) -> int:
-    """An accent written as a character of its own is no token, but belongs to the word before it."""
-    while end < len(text) and unicodedata.combining(text[end]):
-        end += 1
-    return end
+_LINE_BREAK_TAG = re.compile(r"<br\s*/?>", re.IGNORECASE)
+
+
+def clean_text(text: str) -> str:
+    """Replace ``<br />`` by spaces of the same length, so that character offsets stay valid."""
+    return _LINE_BREAK_TAG.sub(lambda match: " " * len(match.group()), text)
+
+
+UNSPACED = (
+    (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x31F0, 0x31FF), (0x3400, 0x9FFF),
+    (0xF900, 0xFAFF), (0x20000, 0x3FFFF),
+)  # fmt: skip
+"""Code points of scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
+
+
+def _unspaced(letter: str) -> bool:
+    return letter > "\u0dff" and any(first <= ord(letter) <= last for first, last in UNSPACED)
+
+
+def _joins(letter: str) -> bool:
+    """Whether a character belongs to the one before it: an accent of its own, a vowel sign, half of an emoji."""
+    return unicodedata.category(letter)[0] == "M" or letter in "\u200d\ufe0f" or "\U0001f3fb" <= letter <= "\U0001f3ff"
+
+
+def _begins_word(text: str, end: int, start: int) -> bool:
+    """Whether, behind a token that ends at ``end``, one of the same tokenizer's word is the reader's next word."""
+    if any(letter.isspace() for letter in text[end:start]):
+        return True
+    return not _joins(text[start]) and (_unspaced(text[start]) or _unspaced(text[end - 1]))
 
 
 def merged_spans(text: str, encoding: Tokenized, kept: np.ndarray, scores: np.ndarray) -> list[Span]:
-    """Whole words with any kept piece; neighbouring words merge into one span."""
+    """Whole words with any kept piece; words with nothing between them merge into one span.
+
+    Words are the tokenizer's own, cut further where it takes white space or a script without spaces for one word.
+    Tokens that share a character are of one word; white space alone is none.
+    """
     words, offsets = encoding.word_ids, encoding.offsets  # once: each reading copies a whole list out of the library
-    best: dict[int, float] = {}
-    for position in kept:
-        word = words[position]
-        if word is not None:
-            best[word] = max(best.get(word, -math.inf), float(scores[position]))
-    bounds: dict[int, tuple[int, int]] = {}
+    score_of = {int(position): float(scores[position]) for position in kept}
+    chosen = {words[position] for position in score_of} - {None}
+    read, previous = clean_text(text), None
+    found: list[list] = []  # start, end and best score of the words that hold a chosen one
     for position, word in enumerate(words):
-        if word is not None and word in best:
-            start, end = offsets[position]
-            first, last = bounds.get(word, (start, end))
-            bounds[word] = (min(first, start), _past_combining(text, max(last, end)))
-    spans = []
-    for _, neighbours in groupby(enumerate(sorted(best)), key=lambda pair: pair[1] - pair[0]):
-        group = [word for _, word in neighbours]
-        start, end = bounds[group[0]][0], bounds[group[-1]][1]
-        spans.append(Span(start, end, text[start:end], max(best[word] for word in group)))
+        if word not in chosen:
+            continue
+        start, end = offsets[position]
+        start, end = end - len(read[start:end].lstrip()), start + len(read[start:end].rstrip())
+        if start >= end:
+            continue
+        score = score_of.get(position, -math.inf)
+        apart = not found or start >= found[-1][1]
+        if apart and (word != previous or _begins_word(read, found[-1][1], start)):
+            found.append([start, end, score])
+        else:
+            found[-1][1:] = [max(found[-1][1], end), max(found[-1][2], score)]
+        previous = word
+    spans: list[Span] = []
+    for start, end, score in found:
+        if score == -math.inf:
+            continue
+        while end < len(read) and _joins(read[end]):  # an accent that the tokenizer left out
+            end += 1
+        between = read[spans[-1].end : start] if spans else ""
+        if spans and all(letter.isspace() or unicodedata.category(letter)[0] in "CM" for letter in between):
+            start, score = spans[-1].start, max(spans[-1].score, score)
+            spans.pop()
+        spans.append(Span(start, end, text[start:end], score))
     return spans

@@ -73,6 +73,10 @@ def _rules(preprocessor: TextPreprocessor) -> dict[str, Any]:
     return {"added": added, **{name: whole[name] for name in ("normalizer", "pre_tokenizer", "model")}}
 
 
+_WORD_STARTS = "Ġ▁"
+"""How byte-level and SentencePiece vocabularies write the space before a word."""
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """Facts about every id: arrays (V,) bool, V the tokenizer's size."""
@@ -82,7 +86,7 @@ class Vocabulary:
     punctuation: np.ndarray
     """Made of punctuation and symbols alone (Unicode categories P and S)."""
     continues: np.ndarray
-    """Belongs to the word of the token before it (WordPiece's ##); with other tokenizers each token is a word."""
+    """Belongs to the word of the token before it, as far as its vocabulary entry tells."""
 
 
 def vocabulary_of(preprocessor: TextPreprocessor) -> Vocabulary:
@@ -90,12 +94,14 @@ def vocabulary_of(preprocessor: TextPreprocessor) -> Vocabulary:
     description = json.loads(preprocessor.tokenizer_json)
     model = description["model"]
     prefix = model.get("continuing_subword_prefix") if model.get("type", "WordPiece") == "WordPiece" else None
+    tokens = [preprocessor.token(number) for number in range(preprocessor.vocabulary_size)]
+    marked = any(token.startswith(tuple(_WORD_STARTS)) for token in tokens)
     special_ids = {*preprocessor.special_ids.values(), *(t["id"] for t in description["added_tokens"] if t["special"])}
     special, punctuation, continues = np.zeros((3, preprocessor.vocabulary_size), dtype=bool)
-    for number in range(preprocessor.vocabulary_size):
-        token = preprocessor.token(number)
+    for number, token in enumerate(tokens):
         special[number] = number in special_ids
-        continues[number] = bool(prefix) and token.startswith(prefix) and len(token) > len(prefix)
-        letters = token.removeprefix(prefix) if continues[number] else token.lstrip("Ġ▁")
+        inside = bool(prefix) and token.startswith(prefix) and len(token) > len(prefix)
+        letters = token.removeprefix(prefix) if inside else token.lstrip(_WORD_STARTS)
+        continues[number] = inside or (marked and letters == token and letters.isalnum())
         punctuation[number] = bool(letters) and all(unicodedata.category(letter)[0] in "PS" for letter in letters)
     return Vocabulary(special, punctuation & ~special, continues)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,14 +17,13 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from rekd_train.errors import CheckpointError, ConfigError, Fault, FaultyItemsError, InputError
-from rekd_train.inputs.prediction import Prediction, kept_pieces, merged_spans, most_probable
+from rekd_train.inputs.prediction import Prediction, clean_text, kept_pieces, merged_spans, most_probable
 
 if TYPE_CHECKING:
     from rekd_train.config.run import BackboneConfig
 
 WINDOW_OVERLAP = 4
 """A window of a long text shares one part in this many with the next, so that every cut has context on both sides."""
-_LINE_BREAK_TAG = re.compile(r"<br\s*/?>", re.IGNORECASE)
 TOKENIZER_FILE = "tokenizer.json"
 _SHORT_TEXT = 2_000
 """Characters that are tokenised in a millisecond or two."""
@@ -87,11 +85,6 @@ class TextSettings:
         return tuple(sorted({*chosen, self.max_length}))
 
 
-def clean_text(text: str) -> str:
-    """Replace ``<br />`` by spaces of the same length, so that character offsets stay valid."""
-    return _LINE_BREAK_TAG.sub(lambda match: " " * len(match.group()), text)
-
-
 @dataclass(frozen=True)
 class EncodedTexts:
     """A padded batch and what is needed to read a mask back."""
@@ -137,14 +130,17 @@ class TextPreprocessor:
         self.settings = settings
         self.tokenizer_json = tokenizer_json
         self._tokenizer = tokenizer
-        names = {"pad": ("[PAD]", "<pad>"), "cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>")}
-        self.special_ids = {name: _special_id(tokenizer, candidates) for name, candidates in names.items()}
+        around = _around(tokenizer)
+        self._special_count = len(around)
+        self.special_ids = {"pad": _padding(tokenizer, around[0]), "cls": around[0]}
+        if len(around) > 1:
+            self.special_ids |= {"sep": around[-1]} | {f"special_{token}": token for token in around[1:-1]}
         tokenizer.enable_truncation(max_length=settings.max_length, stride=self.window_overlap)
 
     @property
     def vocabulary_size(self) -> int:
-        """Number of token ids."""
-        return self._tokenizer.get_vocab_size()
+        """One more than the largest token id."""
+        return max(self._tokenizer.get_vocab().values()) + 1
 
     def token(self, number: int) -> str:
         """The vocabulary entry of an id; empty for an id that has none."""
@@ -162,8 +158,8 @@ class TextPreprocessor:
 
     @property
     def features(self) -> int:
-        """Most selectable tokens of any text: max_length without [CLS] and [SEP]."""
-        return self.settings.max_length - (len(self.special_ids) - 1)  # [PAD] is not part of a text
+        """Most selectable tokens of any text: max_length without those that every text has around it."""
+        return self.settings.max_length - self._special_count
 
     @property
     def window_overlap(self) -> int:
@@ -262,9 +258,20 @@ class TextPreprocessor:
             raise CheckpointError(f"{path} is damaged: {error}; fix: copy it again") from None
 
 
-def _special_id(tokenizer: Tokenizer, candidates: Sequence[str]) -> int:
-    for candidate in candidates:
-        token_id = tokenizer.token_to_id(candidate)
-        if token_id is not None:
-            return token_id
-    raise CheckpointError(f"the tokenizer has none of the special tokens {', '.join(candidates)}")
+def _around(tokenizer: Tokenizer) -> list[int]:
+    """Ids that are put around a text, the start token first; CheckpointError: there is none."""
+    tokenizer.no_truncation()
+    encoding = tokenizer.encode("a")
+    special = [bool(each) for each in encoding.special_tokens_mask]
+    if not special or not special[0]:
+        raise CheckpointError(
+            "the tokenizer puts no start token before a text, and that is what a predictor reads; fix: a "
+            "tokenizer.json whose post_processor adds one, as those of BERT and RoBERTa do"
+        )
+    return [token for token, is_special in zip(encoding.ids, special, strict=True) if is_special]
+
+
+def _padding(tokenizer: Tokenizer, otherwise: int) -> int:
+    """Any special id will do: padding is masked."""
+    candidates = (tokenizer.token_to_id(name) for name in ("[PAD]", "<pad>", "<|pad|>", "<|padding|>"))
+    return next((found for found in candidates if found is not None), otherwise)

@@ -260,9 +260,11 @@ def test_a_tokenizer_that_cannot_be_used_is_refused():
     settings = TextSettings(max_length=MAXIMUM)
     with pytest.raises(CheckpointError, match="cannot be read"):
         TextPreprocessor(tiny_tokenizer_json()[:-100], settings)
-    nameless = tiny_tokenizer_json().replace("[PAD]", "[NOP]")
-    with pytest.raises(CheckpointError, match=r"\[PAD\], <pad>"):
-        TextPreprocessor(nameless, settings)
+
+
+def test_without_a_token_for_padding_the_start_token_pads():
+    nameless = TextPreprocessor(tiny_tokenizer_json().replace("[PAD]", "[NOP]"), TextSettings(max_length=MAXIMUM))
+    assert nameless.special_ids["pad"] == nameless.special_ids["cls"]
 
 
 # identity
