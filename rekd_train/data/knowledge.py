@@ -1,0 +1,309 @@
+"""Recorded knowledge of a teacher, whatever it is: what it says about texts, aligned with any tokenizer by characters.
+
+One row a text, in JSON lines or Parquet. ``text``, or ``id``, the first 16 hex digits of its SHA-256; and any of
+
+    probabilities        {label: probability}, or a list in the order of the classes
+    label, confidence    the same in short: the rest is shared by the other classes
+    rationale            [[start, end], ...] or [[start, end, weight], ...], characters of the passages that decide
+    quotes               those passages as written, each found at its first place
+    scores               [[start, end, value], ...]: how much each passage or token is wanted, as log-odds
+
+``write_knowledge`` packs scores into a byte each, with a byte for where each token lies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rekd_train.data.table_files import Table, read_table
+from rekd_train.errors import DataError, MissingExtraError, listed
+from rekd_train.files import write_bytes
+from rekd_train.inputs.text import TextPreprocessor
+
+COLUMNS = ("text", "id", "probabilities", "label", "confidence", "rationale", "quotes", "scores")
+_PACKED = ("packed_scores", "packed_gaps", "packed_lengths", "packed_scale")
+_CONFIDENCE = 0.9
+"""Of a label that is given alone."""
+_LARGEST = 127
+
+
+def text_id(text: str) -> str:
+    """What a text is found by: the first 16 hex digits of the SHA-256 of its UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What a teacher says about one text; None for what it does not say."""
+
+    probabilities: np.ndarray | None
+    """(C,) float32, sums to 1."""
+    marks: np.ndarray | None
+    """(m, 3) float32: start, end and weight of each passage that decides; empty: it says that nothing does."""
+    scores: np.ndarray | None
+    """(m, 3) float32: start, end and log-odds of each token, in order."""
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """A file of statements."""
+
+    path: Path
+    statements: dict[str, Statement]
+    """By ``text_id``."""
+    texts: dict[str, str]
+    """The texts that the file holds, by ``text_id``."""
+    lost_quotes: int
+    """Quotes that are not in their text; they are left out."""
+
+
+def read_knowledge(path: Path, labels: Sequence[str]) -> Knowledge:
+    """Read a teacher's statements.
+
+    Args:
+        labels: class names of the data, in the order of the classes.
+
+    Raises:
+        DataError: unreadable, unknown columns, or wrong rows, all of them in one message.
+    """
+    table = read_table(path)
+    unknown = [name for name in table.columns if name not in (*COLUMNS, *_PACKED)]
+    if unknown or not {"text", "id"} & table.columns.keys():
+        problem = f"unknown columns: {', '.join(unknown)}" if unknown else "neither 'text' nor 'id'"
+        raise DataError(f"{path}: {problem}; columns: {', '.join(COLUMNS)}")
+    reader = _Reader(table, list(labels))
+    statements: dict[str, Statement] = {}
+    texts: dict[str, str] = {}
+    for number in range(len(next(iter(table.columns.values())))):
+        row = {name: values[number] for name, values in table.columns.items() if not _absent(values[number])}
+        text = row.get("text")
+        key = text_id(text) if isinstance(text, str) else row.get("id")
+        if not isinstance(key, str):
+            reader.mistakes.append(f"{table.line(number)}: no text and no id")
+        elif key in statements:
+            reader.mistakes.append(f"{table.line(number)}: a text that stands further up, too")
+        else:
+            statements[key] = reader.statement(row, table.line(number))
+            if isinstance(text, str):
+                texts[key] = text
+    if reader.mistakes:
+        raise DataError(f"{path}: {listed(reader.mistakes)}")
+    return Knowledge(path, statements, texts, reader.lost_quotes)
+
+
+def _absent(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+class _Reader:
+    """Rows of one file to statements; notes what is wrong with them."""
+
+    def __init__(self, table: Table, labels: list[str]) -> None:
+        self.labels = labels
+        self.mistakes: list[str] = []
+        self.lost_quotes = 0
+
+    def statement(self, row: dict[str, Any], line: str) -> Statement:
+        text = row.get("text")
+        parts: list[np.ndarray | None] = []
+        for read in (self._probabilities, self._marks, self._scores):
+            try:
+                parts.append(read(row, text))
+            except (TypeError, ValueError, KeyError) as error:
+                self.mistakes.append(f"{line}: {error}")
+                parts.append(None)
+        return Statement(*parts)
+
+    def _probabilities(self, row: dict[str, Any], text: str | None) -> np.ndarray | None:
+        given, count = row.get("probabilities"), len(self.labels)
+        if given is None and "label" not in row:
+            return None
+        if given is None:
+            given = {str(row["label"]): float(row.get("confidence", _CONFIDENCE))}
+        if isinstance(given, dict):
+            given = {str(name): value for name, value in given.items() if value is not None}
+            if strangers := [name for name in given if name not in self.labels]:
+                raise ValueError(f"the class {strangers[0]!r} is none of {', '.join(self.labels)}")
+            rest = max(0.0, 1 - sum(given.values())) / max(1, count - len(given))
+            given = [given.get(name, rest) for name in self.labels]
+        values = np.asarray(given, dtype=np.float32)
+        if values.shape != (count,):
+            raise ValueError(f"{len(given)} probabilities for {count} classes")
+        if not (np.isfinite(values).all() and (values >= 0).all() and abs(values.sum() - 1) < 0.02):
+            raise ValueError(f"the probabilities {list(given)} do not sum to 1")
+        return values / values.sum()
+
+    def _marks(self, row: dict[str, Any], text: str | None) -> np.ndarray | None:
+        passages = [(*passage, 1.0)[:3] for passage in row["rationale"]] if "rationale" in row else None
+        if "quotes" in row:
+            if text is None:
+                raise ValueError("quotes need the text beside them, not its id alone")
+            passages = passages or []
+            for quote in row["quotes"]:
+                start = text.find(quote) if quote.strip() else -1
+                if start < 0:
+                    self.lost_quotes += 1
+                else:
+                    passages.append((start, start + len(quote), 1.0))
+        return None if passages is None else _segments(passages, text, "rationale")
+
+    def _scores(self, row: dict[str, Any], text: str | None) -> np.ndarray | None:
+        if "packed_scores" in row:
+            gaps, lengths = (np.frombuffer(row[f"packed_{name}"], np.uint8) for name in ("gaps", "lengths"))
+            ends = np.cumsum(gaps.astype(np.int64) + lengths)
+            values = np.frombuffer(row["packed_scores"], np.int8) * np.float32(row["packed_scale"])
+            return np.stack([ends - lengths, ends, values], axis=1).astype(np.float32)
+        if "scores" not in row:
+            return None
+        segments = _segments(row["scores"], text, "scores")
+        segments = segments[np.argsort(segments[:, 0], kind="stable")]
+        if (segments[1:, 0] < segments[:-1, 1]).any():
+            raise ValueError("scores of passages that overlap")
+        return segments
+
+
+def _segments(passages: Sequence[Sequence[float]], text: str | None, what: str) -> np.ndarray:
+    segments = np.asarray(passages, dtype=np.float32).reshape(-1, 3)
+    if not np.isfinite(segments).all():
+        raise ValueError(f"{what} hold values that are not finite")
+    for start, end, _ in segments:
+        if not 0 <= start < end or (text is not None and end > len(text)):
+            limit = "" if text is None else f" <= {len(text)}, the text's length"
+            raise ValueError(f"{what} hold [{start:.0f}, {end:.0f}], not 0 <= start < end{limit}")
+    return segments
+
+
+@dataclass(frozen=True)
+class AlignedKnowledge:
+    """What a teacher says about the examples of a split, token by token of the student."""
+
+    probabilities: np.ndarray
+    """(n, C) float32, NaN where it says nothing."""
+    scores: list[np.ndarray | None]
+    """For each text (length,) float32 log-odds, NaN for tokens that it does not score; None: no scores."""
+    marks: list[np.ndarray | None]
+    """For each text (length,) float32 weight of the passage that a token lies in, 0 in none; None: no rationale."""
+
+
+def align(knowledge: Knowledge, texts: Sequence[str], preprocessor: TextPreprocessor, classes: int) -> AlignedKnowledge:
+    """The statements about these texts, in their order."""
+    nothing = Statement(None, None, None)
+    probabilities = np.full((len(texts), classes), np.nan, dtype=np.float32)
+    scores, marks = [], []
+    for start in range(0, len(texts), 512):
+        some = texts[start : start + 512]
+        for index, (text, encoding) in enumerate(zip(some, preprocessor.encode(some), strict=True), start):
+            said = knowledge.statements.get(text_id(text), nothing)
+            if said.probabilities is not None:
+                probabilities[index] = said.probabilities
+            offsets = np.array(encoding.offsets, dtype=np.float32)
+            scores.append(None if said.scores is None else scores_at(said.scores, offsets))
+            marks.append(None if said.marks is None else marks_at(said.marks, offsets))
+    return AlignedKnowledge(probabilities, scores, marks)
+
+
+def scores_at(segments: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """(N,) values of the segments (m, 3), in order, under tokens (N, 2): the mean by shared characters, else NaN."""
+    starts, ends, values = segments.T
+    first, last = np.searchsorted(ends, offsets[:, 0], "right"), np.searchsorted(starts, offsets[:, 1], "left")
+    found = np.full(len(offsets), np.nan, dtype=np.float32)
+    one = (last - first == 1) & (offsets[:, 0] < offsets[:, 1])
+    found[one] = values[first[one]]
+    for token in np.flatnonzero((last - first > 1) & (offsets[:, 0] < offsets[:, 1])):
+        chosen = slice(first[token], last[token])
+        shared = np.minimum(ends[chosen], offsets[token, 1]) - np.maximum(starts[chosen], offsets[token, 0])
+        found[token] = np.average(values[chosen], weights=shared)
+    return found
+
+
+def marks_at(segments: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """(N,) the largest weight of a passage (m, 3) that a token (N, 2) touches; 0 for none."""
+    found = np.zeros(len(offsets), dtype=np.float32)
+    for start, end, weight in segments:
+        touched = (offsets[:, 0] < end) & (offsets[:, 1] > start) & (offsets[:, 0] < offsets[:, 1])
+        found[touched] = np.maximum(found[touched], weight)
+    return found
+
+
+def write_knowledge(path: Path, rows: Sequence[dict[str, Any]], overwrite: bool = False) -> Path:
+    """Write statements as Parquet, scores packed.
+
+    Args:
+        rows: ``text`` or ``id``, and, where there are any, ``probabilities`` (C,), ``rationale`` and ``scores`` (m, 3).
+
+    Raises:
+        DataError: the file exists and may not be replaced.
+        MissingExtraError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise MissingExtraError("pyarrow", "data") from None
+    if path.exists() and not overwrite:
+        raise DataError(f"{path} exists; fix: another file, or --overwrite")
+    written = [
+        {name: np.asarray(value).tolist() if name in ("probabilities", "rationale") else value
+         for name, value in row.items() if name != "scores"} | _packed(row.get("scores"))
+        for row in rows
+    ]  # fmt: skip
+    table = pyarrow.Table.from_pylist(written)
+    content = io.BytesIO()
+    parquet.write_table(table, content, compression="zstd", compression_level=9)
+    write_bytes(path, content.getvalue())
+    return path
+
+
+def _packed(scores: np.ndarray | None) -> dict[str, Any]:
+    if scores is None:
+        return {}
+    starts, ends = scores[:, 0].astype(np.int64), scores[:, 1].astype(np.int64)
+    gaps, lengths = starts - np.concatenate([[0], ends[:-1]]), ends - starts
+    if (gaps < 0).any() or max(gaps.max(initial=0), lengths.max(initial=0)) > 255:
+        return {"scores": scores.tolist()}  # a gap or a token of more characters than a byte counts
+    scale = float(np.abs(scores[:, 2]).max(initial=0)) / _LARGEST or 1.0
+    parts = {"scores": np.rint(scores[:, 2] / scale).astype(np.int8), "gaps": gaps.astype(np.uint8),
+             "lengths": lengths.astype(np.uint8)}  # fmt: skip
+    return {f"packed_{name}": values.tobytes() for name, values in parts.items()} | {"packed_scale": scale}
+
+
+def checked_statements(knowledge: Knowledge, truth: dict[str, int]) -> dict[str, Any]:
+    """Counts for a reader who wants to know whether a file can teach.
+
+    Args:
+        truth: class of the data's own label, by ``text_id``.
+
+    Returns:
+        ``statements``, ``known`` (about texts of the data), and of all statements the shares with ``probabilities``,
+        ``rationale`` and ``scores``; ``lost_quotes``; ``agreement`` of the most probable class with the data's labels;
+        ``marked_share``, of the characters, mean over texts that the file holds.
+    """
+    statements = knowledge.statements
+    counts = {
+        "probabilities": sum(each.probabilities is not None for each in statements.values()),
+        "rationale": sum(each.marks is not None for each in statements.values()),
+        "scores": sum(each.scores is not None for each in statements.values()),
+    }
+    judged = [
+        int(said.probabilities.argmax()) == truth[key]
+        for key, said in statements.items() if key in truth and said.probabilities is not None
+    ]
+    shares = [
+        float((said.marks[:, 1] - said.marks[:, 0]).sum()) / len(text)
+        for key, text in knowledge.texts.items() if (said := statements[key]).marks is not None
+    ]
+    return {
+        "statements": len(statements), "known": sum(key in truth for key in statements),
+        **{name: count / len(statements) for name, count in counts.items()},
+        "lost_quotes": knowledge.lost_quotes, "agreement": float(np.mean(judged)) if judged else None,
+        "marked_share": float(np.mean(shares)) if shares else None,
+    }  # fmt: skip
+
