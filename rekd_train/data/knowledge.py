@@ -212,7 +212,8 @@ def align(knowledge: Knowledge, texts: Sequence[str], preprocessor: TextPreproce
 
 def scores_at(segments: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """(N,) values of the segments (m, 3), in order, under tokens (N, 2): the mean by shared characters, else NaN."""
-    starts, ends, values = segments.T
+    empty = segments[segments[:, 0] == segments[:, 1]]  # a space that a tokenizer trims away
+    starts, ends, values = segments[segments[:, 0] < segments[:, 1]].T
     first, last = np.searchsorted(ends, offsets[:, 0], "right"), np.searchsorted(starts, offsets[:, 1], "left")
     found = np.full(len(offsets), np.nan, dtype=np.float32)
     one = (last - first == 1) & (offsets[:, 0] < offsets[:, 1])
@@ -221,6 +222,8 @@ def scores_at(segments: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         chosen = slice(first[token], last[token])
         shared = np.minimum(ends[chosen], offsets[token, 1]) - np.maximum(starts[chosen], offsets[token, 0])
         found[token] = np.average(values[chosen], weights=shared)
+    for start, end, value in empty:
+        found[(offsets[:, 0] == start) & (offsets[:, 1] == end)] = value
     return found
 
 

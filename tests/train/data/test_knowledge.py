@@ -89,7 +89,7 @@ def test_packed_scores_come_back_within_a_step(tmp_path, identified):
     knowledge = read_knowledge(path, LABELS)
     (found,) = align(knowledge, [TEXT], BYTES, 2).scores
     assert np.isnan(found[[0, -1]]).all()
-    np.testing.assert_allclose(found[1:-1], scores[:, 2], atol=np.abs(scores[:, 2]).max() / 127)
+    np.testing.assert_allclose(found[1:-1], scores[:, 2], rtol=0, atol=np.abs(scores[:, 2]).max() / 127)
     with pytest.raises(DataError, match="exists; fix: another file, or --overwrite"):
         write_knowledge(path, [])
 
