@@ -16,6 +16,7 @@ from rekd_train import runs
 from rekd_train.checkpoints import checkpoint
 from rekd_train.cli.command import run
 from rekd_train.cli.main import app
+from rekd_train.config.run import preset_names
 from rekd_train.data import DataSet, LabelledTexts
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 
@@ -205,3 +206,14 @@ def test_tensorboard_and_devices(command, tmp_path):
     assert any("tfevents" in path.name for path in (tmp_path / "out.training").iterdir())
     code, error = command("--overwrite", "--device", "cuda:77")
     assert code == 1 and error == "error: there is no device 'cuda:77' here; fix: --device cpu"
+
+
+def test_presets_are_listed_with_their_sources(capsys):
+    for arguments, code in ((["mini"], 0), (["mini", "--json"], 0), (["nonesuch"], 2)):
+        with pytest.raises(SystemExit) as end:
+            run(app, ["presets", *arguments])
+        assert end.value.code == code
+    table, _, document = capsys.readouterr().out.partition("{")
+    names = {name for name in preset_names() if "mini" in name}
+    assert all(name in table for name in names) and "vit" not in table and "BERT-mini on IMDB" in table
+    assert set(json.loads("{" + document)) == names
