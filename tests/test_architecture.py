@@ -106,9 +106,7 @@ def ours(names: set[str]) -> set[str]:
 def in_a_fresh_process(code: str) -> list[str]:
     """Top-level names of the modules loaded once ``code`` has run."""
     script = (
-        "import sys, json, os\n"
-        "sys.stdout = open(os.devnull, 'w')\n"
-        f"{code}\n"
+        f"import sys, json, os\nsys.stdout = open(os.devnull, 'w')\n{code}\n"
         "json.dump(sorted({name.split('.')[0] for name in sys.modules}), sys.__stdout__)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -138,16 +136,13 @@ def test_every_package_has_its_layer():
 
 @pytest.mark.parametrize("module", sorted(sources()))
 def test_imports_flow_one_way(module):
-    here = package_of(module)
-    for name in ours(imported(module)) - PACKAGE_NAMES:
+    here, names = package_of(module), imported(module)
+    for name in ours(names) - PACKAGE_NAMES:
         assert package_of(name) == here or LAYER_OF[package_of(name)] < LAYER_OF[here], (
             f"{module} imports {name}, which comes later or stands beside it"
         )
-
-
-@pytest.mark.parametrize("module", sorted(name for name in sources() if package_of(name) in NO_TORCH))
-def test_packages_that_need_no_torch_import_none(module):
-    assert not [name for name in imported(module) if name.split(".")[0] in {"torch", "transformers", "timm"}]
+    if here in NO_TORCH:
+        assert not [name for name in names if name.split(".")[0] in {"torch", "transformers", "timm"}]
 
 
 @pytest.mark.parametrize("folder", sorted({path.parent for path in sources().values()}))
@@ -164,49 +159,42 @@ def test_no_module_waits_for_itself():
         pytest.fail(f"import cycle: {' -> '.join(error.args[1])}")
 
 
-@pytest.mark.parametrize("module", sorted(name for name in sources() if name.startswith("rekd_train")))
-def test_training_knows_nothing_of_deployment(module):
-    assert not [name for name in imported(module) if name.startswith("rekd_deploy")]
-
-
-def test_the_model_inside_triton_needs_nothing_of_ours():
+@pytest.mark.parametrize(
+    "module", [*(f"rekd_deploy.repository.backend.{name}" for name in ("model", "batches", "cuda")),
+               "rekd_deploy.runtimes.tensorrt.execution"],
+)  # fmt: skip
+def test_the_model_inside_triton_needs_nothing_of_ours(module):
     """model.py is copied into the repository, where rekd is not installed; so is what it imports."""
-    assert not ours(imported("rekd_deploy.repository.backend.model"))
-    assert not ours(imported("rekd_deploy.repository.backend.batches"))
-    assert not ours(imported("rekd_deploy.repository.backend.cuda"))
-    assert not ours(imported("rekd_deploy.runtimes.tensorrt.execution"))
+    assert not ours(imported(module))
 
 
 # light things stay light
 
 
 @pytest.mark.parametrize(
-    "code",
+    ("code", "heavy"),
     [
-        "import rekd_train",
-        "import rekd_deploy",
-        "from rekd_train import RekdError, Prediction, Span, __version__",
-        "import rekd_train.cli.main, rekd_train.config.run, rekd_train.inputs.preprocessors, rekd_train.files",
-        "import rekd_deploy.contract.signature, rekd_deploy.contract.artefacts, rekd_deploy.errors",
+        ("import rekd_train", HEAVY),
+        ("import rekd_deploy", HEAVY),
+        ("from rekd_train import RekdError, Prediction, Span, __version__", HEAVY),
+        ("import rekd_train.cli.main, rekd_train.config.run, rekd_train.inputs.preprocessors, rekd_train.files", HEAVY),
+        ("import rekd_deploy.contract.signature, rekd_deploy.contract.artefacts, rekd_deploy.errors", HEAVY),
+        ("from rekd_deploy import Client, Pipeline, TritonServer", {"torch", "transformers"}),
     ],
 )
-def test_imports_load_nothing_heavy(code):
-    assert not HEAVY & set(in_a_fresh_process(code))
-
-
-def test_client_and_pipeline_load_no_torch():
-    loaded = in_a_fresh_process("from rekd_deploy import Client, Pipeline, TritonServer")
-    assert not {"torch", "transformers"} & set(loaded)
+def test_imports_load_nothing_heavy(code, heavy):
+    assert not heavy & set(in_a_fresh_process(code))
 
 
 @pytest.mark.parametrize("command", sorted(entry_points()))
-@pytest.mark.parametrize("option", ["--help", "--version"])
-def test_help_and_version_load_nothing_heavy(command, option):
+def test_help_and_version_load_nothing_heavy(command):
     module, function = entry_points()[command].split(":")
     code = (
-        f"sys.argv = [{command!r}, {option!r}]\n"
         f"from {module} import {function}\n"
-        f"try:\n    {function}()\nexcept SystemExit as request:\n    assert request.code == 0, request.code\n"
+        "for option in ('--help', '--version'):\n"
+        f"    sys.argv = [{command!r}, option]\n"
+        f"    try:\n        {function}()\n"
+        "    except SystemExit as request:\n        assert request.code == 0, request.code\n"
     )
     assert not HEAVY & set(in_a_fresh_process(code))
 
@@ -290,35 +278,22 @@ def test_every_error_has_one_root_and_is_drawn():
 
 
 @pytest.mark.parametrize("module", sorted(sources()))
-def test_modules_are_short(module):
-    lines = len(sources()[module].read_text(encoding="utf-8").splitlines())
-    assert lines < 300, f"{module} has {lines} lines; split it by concept"
-
-
-@pytest.mark.parametrize("module", sorted(sources()))
-def test_modules_say_what_they_are(module):
-    path = sources()[module]
-    if path.read_text(encoding="utf-8").strip():
-        assert ast.get_docstring(tree(module)), f"{path} has no docstring"
+def test_modules_are_short_and_say_what_they_are(module):
+    text = sources()[module].read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 300, f"{module}: split it by concept"
+    assert ast.get_docstring(tree(module)) or not text.strip(), f"{module} has no docstring"
 
 
 @pytest.mark.parametrize("module", sorted(name for name in sources() if not name.startswith(COMMANDS)))
-def test_what_is_public_says_what_it_is(module):
-    """Commands say it in --help."""
+def test_what_is_public_says_what_it_is_and_only_commands_print_or_exit(module):
+    """Commands say what they are in --help."""
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     public = [node for node in tree(module).body if isinstance(node, kinds) and not node.name.startswith("_")]
     silent = [node.name for node in public if not ast.get_docstring(node)]
     assert not silent, f"{module}: no docstring: {silent}"
-
-
-@pytest.mark.parametrize("module", sorted(name for name in sources() if not name.startswith(COMMANDS)))
-def test_only_commands_print_or_exit(module):
-    for node in ast.walk(tree(module)):
-        if isinstance(node, ast.Call):
-            called = ast.unparse(node.func)
-            assert called not in {"print", "exit", "quit", "sys.exit", "os._exit", "typer.echo"}, (
-                f"{module}:{node.lineno} calls {called}; raise an error or return, and let the command speak"
-            )
+    called = {ast.unparse(node.func): node.lineno for node in ast.walk(tree(module)) if isinstance(node, ast.Call)}
+    speaks = {"print", "exit", "quit", "sys.exit", "os._exit", "typer.echo"} & called.keys()
+    assert not speaks, f"{module} calls {speaks}; raise an error or return, and let the command speak"
 
 
 @pytest.mark.parametrize("module", sorted(sources()))

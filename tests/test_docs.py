@@ -103,13 +103,6 @@ def test_the_registration_shown_to_families_is_the_real_one():
     assert len((ROOT / "rekd_train" / "models" / "bilstm.py").read_text().splitlines()) <= 80
 
 
-def test_every_preset_makes_its_documented_origin():
-    from rekd_train.config.run import preset_names, run_config
-
-    for name in preset_names():
-        assert run_config(name).source, f"{name} does not say where its settings come from"
-
-
 PAGES = ("README.md", "benchmarks/README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 MEASURED = re.compile(
     r"(?<![\w.])0?\.\d{3}\b|\d\d?\.\d+ ?%|\d+\.\d+ (?:ms|points|minutes|times)"

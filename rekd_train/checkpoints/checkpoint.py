@@ -62,27 +62,31 @@ def save(
     check_output(directory, overwrite=True)
     try:
         with atomic_directory(directory) as work:
-            _write(rationalizer, work, metrics or {}, training or {}, examples, images)
+            description = _write_model(rationalizer, work) | {"training": training or {}}
+            write_json(work / "config.json", description)
+            write_json(work / "metrics.json", metrics or {})
+            lines = [json.dumps(example, ensure_ascii=False) + "\n" for example in examples]
+            write_text(work / EXAMPLES_FILE, "".join(lines))
+            if images is not None:
+                np.savez_compressed(work / IMAGES_FILE, **images)
+            write_text(work / "README.md", model_card(description, rationalizer.policy, metrics or {}))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(cannot_write(directory, error, fix)) from error
     return directory
 
 
-def _write(
-    rationalizer: Rationalizer,
-    work: Path,
-    metrics: dict[str, Any],
-    training: dict[str, Any],
-    examples: Sequence[dict[str, str]],
-    images: dict[str, np.ndarray] | None,
-) -> None:
+def _write_model(rationalizer: Rationalizer, work: Path) -> dict[str, Any]:
+    """Weights, tokenizer and decision rule; the description of the model."""
     for role in ("selector", "predictor"):
         state = getattr(rationalizer, role).state_dict()
         save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, work / f"{role}.safetensors")
         (work / f"{role}.safetensors").chmod(0o644)  # safetensors writes files for the owner only
     if isinstance(rationalizer.preprocessor, TextPreprocessor):
         write_text(work / TOKENIZER_FILE, rationalizer.preprocessor.tokenizer_json)
-    description = {
+    temperature = rationalizer.probability_temperature
+    policy = {"policy": rationalizer.policy.model_dump(), "probability_temperature": temperature}
+    write_json(work / "policy.json", policy)
+    return {
         "format": FORMAT,
         "version": VERSION,
         "labels": rationalizer.labels,
@@ -92,18 +96,7 @@ def _write(
         "preprocessing": asdict(rationalizer.preprocessor.settings),
         "preprocessing_sha256": rationalizer.preprocessor.fingerprint,
         "weights_sha256": {name: sha256(work / name) for name in _WEIGHTS},
-        "training": training,
     }
-    write_json(work / "config.json", description)
-    temperature = rationalizer.probability_temperature
-    policy = {"policy": rationalizer.policy.model_dump(), "probability_temperature": temperature}
-    write_json(work / "policy.json", policy)
-    write_json(work / "metrics.json", metrics)
-    lines = [json.dumps(example, ensure_ascii=False) + "\n" for example in examples]
-    write_text(work / EXAMPLES_FILE, "".join(lines))
-    if images is not None:
-        np.savez_compressed(work / IMAGES_FILE, **images)
-    write_text(work / "README.md", model_card(description, rationalizer.policy, metrics))
 
 
 def check_output(directory: str | Path, overwrite: bool = False) -> None:

@@ -54,8 +54,7 @@ class RunConfig(Section):
     acceleration: AccelerationConfig = AccelerationConfig()
 
     @model_validator(mode="after")
-    def _an_image_keeps_one_patch_at_least(self) -> RunConfig:
-        """One word cannot hold a negation ("not bad"); one patch can hold what decides."""
+    def _one_patch_can_hold_what_decides(self) -> RunConfig:  # but not one word, with a negation ("not bad")
         if self.data.modality == "image" and "minimum" not in self.selection.model_fields_set:
             object.__setattr__(self, "selection", self.selection.model_copy(update={"minimum": 1}))  # frozen
         return self
@@ -77,14 +76,9 @@ class RunConfig(Section):
 
 
 def run_config(source: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """Read a preset or a TOML file and apply ``key=value`` overrides.
+    """The settings of a preset or a path that ends in .toml; ConfigError lists every mistake at once.
 
-    Args:
-        source: a preset's name or a path that ends in .toml.
-        overrides: for example ``stages.rationale_epochs=2`` (values in TOML syntax; bare words are strings).
-
-    Raises:
-        ConfigError: with every mistake in one message.
+    ``overrides``: for example ``stages.rationale_epochs=2`` (values in TOML syntax; bare words are strings).
     """
     return checked_config(read_document(source), overrides, source)
 
@@ -92,37 +86,29 @@ def run_config(source: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
 def checked_config(document: dict[str, Any], overrides: Iterable[str], source: str | Path) -> RunConfig:
     """The configuration of a document, changed by ``key=value`` overrides; ConfigError lists every mistake at once."""
     mistakes = [mistake for text in overrides if (mistake := override(document, text))]
-    config = None
-    try:
-        config = RunConfig.model_validate(document)
-    except ValidationError as error:
-        mistakes += [*explain(error, RunConfig), *_mistakes_behind(document, error)]
-    if mistakes or config is None:
+    mistakes += _mistakes(document)
+    if mistakes:
         raise ConfigError(f"{source}: " + "; ".join(mistakes))
-    return config
+    return RunConfig.model_validate(document)
 
 
-def _mistakes_behind(document: dict[str, Any], error: ValidationError) -> list[str]:
-    """What the checks across fields say once the fields that are wrong by themselves are left out."""
-    remaining = copy.deepcopy(document)
-    for detail in error.errors():
-        target: Any = remaining
-        for part in detail["loc"][:-1]:
-            target = target.get(part, {}) if isinstance(target, dict) else {}
-        if detail["type"] == "value_error" or not detail["loc"] or not isinstance(target, dict):
-            continue
-        if detail["loc"] == ("name",):  # the one field without a default
-            target[detail["loc"][-1]] = "unnamed"
-        else:
-            target.pop(detail["loc"][-1], None)
-    if remaining == document:
-        return []
+def _mistakes(document: dict[str, Any]) -> list[str]:
+    """Those of the fields, and those across fields, which are seen once the wrong fields are left out."""
     try:
-        RunConfig.model_validate(remaining)
-    except ValidationError as hidden:
-        seen = explain(error, RunConfig)
-        return [mistake for mistake in explain(hidden, RunConfig) if mistake not in seen]
-    return []
+        RunConfig.model_validate(document)
+        return []
+    except ValidationError as error:
+        found = explain(error, RunConfig)
+        wrong = [detail["loc"] for detail in error.errors() if detail["type"] != "value_error" and detail["loc"]]
+    remaining = copy.deepcopy(document)
+    for *parents, key in wrong:
+        section: Any = remaining
+        for part in parents:
+            section = section.get(part, {}) if isinstance(section, dict) else {}
+        if isinstance(section, dict):
+            section.pop(key, None)
+    remaining.setdefault("name", "unnamed")  # the one field without a default
+    return found if remaining == document else list(dict.fromkeys([*found, *_mistakes(remaining)]))
 
 
 PRESETS = Path(__file__).parents[1] / "presets"
@@ -165,11 +151,7 @@ def read_document(source: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, 
     """The content of a preset or a TOML file, with what it extends filled in.
 
     ``extends = "NAME"`` at the top of a file takes everything from a preset or, when it ends in .toml, from a file
-    beside it; what the file says itself wins, key by key.
-
-    Args:
-        source: a preset's name or a path that ends in .toml.
-        seen: the files that extend this one.
+    beside it; what the file says itself wins, key by key. ``seen``: the files that extend this one.
 
     Raises:
         ConfigError: no such preset or file, not TOML, or a circle of files that extend each other.

@@ -226,11 +226,7 @@ def known_keys(model: type[BaseModel], place: tuple[int | str, ...]) -> str:
 
 
 def explain(error: ValidationError, model: type[BaseModel] | None = None) -> list[str]:
-    """One short line for each mistake, by its place in the document.
-
-    Args:
-        model: what was validated; None: an unknown key gets no hint.
-    """
+    """One short line for each mistake, by its place; ``model``: what was validated, for hints at unknown keys."""
     mistakes = []
     for detail in error.errors():
         place = ".".join(str(part) for part in detail["loc"]) or "configuration"

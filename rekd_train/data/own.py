@@ -5,8 +5,7 @@ Whatever is wrong is named at once, each with its line or file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +31,7 @@ class _Row(NamedTuple):
     item: str | Path
     label: str
     """A class name; '' where it is missing."""
-    place: Callable[[], str]
+    place: str
     """Where it stands, for messages."""
     rationale: CharacterSpans | None = None
 
@@ -121,8 +120,8 @@ def _each_once(parts: _Parts) -> tuple[_Parts, int, tuple[str, ...]]:
     entries = []
     for known, *others in contradicting.values():
         excerpt = f": {known.item[:_EXCERPT]!r}" if isinstance(known.item, str) else ""
-        named = ", ".join(f"{row.place()} '{row.label}'" for row in others)
-        entries.append(f"{known.place()} '{known.label}' (kept), {named}{excerpt}")
+        named = ", ".join(f"{row.place} '{row.label}'" for row in others)
+        entries.append(f"{known.place} '{known.label}' (kept), {named}{excerpt}")
     return kept, sum(map(len, parts.values())) - sum(map(len, kept.values())), tuple(entries)
 
 
@@ -130,7 +129,7 @@ def _labelled(config: DataConfig, parts: _Parts, names: Sequence[str], problems:
     """The rows with their labels as class numbers; DataError names everything that is wrong with them."""
     numbers = {name: number for number, name in enumerate(names)}
     strangers = [
-        f"{row.place()}: the label '{row.label}' is none of the {len(numbers)} classes"
+        f"{row.place}: the label '{row.label}' is none of the {len(numbers)} classes"
         for part in parts.values() for row in part if row.label and row.label not in numbers
     ]  # fmt: skip
     if strangers or problems:
@@ -178,9 +177,9 @@ def _table_rows(config: DataConfig, read: Table, split: str | None, prefix: str 
             spans = rationale_in(rationale, text) if text else None
         except ValueError as error:
             wrong.append(str(error))
-        row = _Row(text, label, lambda number=number: f"{prefix}{read.line(number)}", spans)
+        row = _Row(text, label, f"{prefix}{read.line(number)}", spans)
         parts.setdefault(belonging or "train", []).append(row)
-        problems += [f"{row.place()}: {problem}" for problem in wrong]
+        problems += [f"{row.place}: {problem}" for problem in wrong]
     if split is None and "train" not in parts:
         raise DataError(f"{read.path} holds no row of the split 'train'")
     return {name: parts[name] for name in SPLITS if name in parts}, problems
@@ -194,7 +193,7 @@ def _images(root: Path, whole: bool) -> _Parts:
     if whole or "train" not in folders:
         folders = {"test" if whole else "train": root}
     return {
-        split: [_Row(path, path.parent.name, partial(str, path.relative_to(root))) for path in _images_by_class(folder)]
+        split: [_Row(path, path.parent.name, str(path.relative_to(root))) for path in _images_by_class(folder)]
         for split, folder in folders.items()
     }
 

@@ -32,7 +32,7 @@ class SelectionPolicy(BaseModel):
     budget: float | None = Field(
         0.15, gt=0, le=1, description="hard upper limit, share of selectable features; None: no limit"
     )
-    minimum: int = Field(1, ge=0, description="features kept in any case (if the input has so many)")
+    minimum: int = Field(1, ge=0, description="least features kept of any input that has that many")
     selectable: Literal["real", "all"] = Field(
         "real", description="'real': no padding, no special token; 'all': every position, as the paper's code does"
     )
@@ -43,7 +43,7 @@ class SelectionPolicy(BaseModel):
         return None if self.budget is None else round(self.budget * _MILLION)
 
     def capacity(self, features: int) -> int:
-        """Most features that any input with at most ``features`` selectable ones can keep."""
+        """K: most features that any input with at most ``features`` selectable ones can keep."""
         parts = self.budget_parts_per_million
         if parts is None:
             return features
@@ -83,11 +83,11 @@ def mask_by_specification(scores: np.ndarray, selectable: np.ndarray, policy: Se
 
 
 def cut_margins(scores: np.ndarray, selectable: np.ndarray, policy: SelectionPolicy) -> np.ndarray:
-    """Distance of each selectable score from the one value at which its own decision turns, the others held.
+    """Distance of each selectable score from the one value at which its own decision turns, the others unchanged.
 
-    Used by parity checks: a flipped position is a near-tie when its margin is within the tolerance. With
-    the other scores held, a position is kept from a single cut upwards: the threshold or the last place
-    within the budget, whichever is higher, and never above the last place that the minimum grants.
+    For parity checks: a flipped position is a near-tie when its margin is within the tolerance. A position is kept
+    from a single cut upwards: the threshold or the last score within the budget, whichever is higher, and never above
+    the last score that the minimum grants.
 
     Returns:
         (B, N) float32; infinity where a position is not selectable or no score would change its decision.
@@ -106,11 +106,11 @@ def cut_margins(scores: np.ndarray, selectable: np.ndarray, policy: SelectionPol
     return margins
 
 
-def _entry_score(ordered: np.ndarray, score: np.floating, places: int) -> float:
-    """Score to beat for one of the first ``places``; ``ordered`` descends and holds ``score`` itself."""
-    if places <= 0:
+def _entry_score(ordered: np.ndarray, score: np.floating, kept: int) -> float:
+    """Score to beat to be among the first ``kept``; ``ordered`` descends and holds ``score`` itself."""
+    if kept <= 0:
         return np.inf
-    if places >= len(ordered):
+    if kept >= len(ordered):
         return -np.inf
-    # among the others: one that stands within the places leaves room for the first one behind them
-    return float(ordered[places] if score >= ordered[places - 1] else ordered[places - 1])
+    # among the others: a score that is kept leaves room for the first one that is not
+    return float(ordered[kept] if score >= ordered[kept - 1] else ordered[kept - 1])

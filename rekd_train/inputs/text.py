@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rekd_train.config.run import BackboneConfig
 
 WINDOW_OVERLAP = 4
-"""A window of a long text shares one part in this many with the next, so that every cut has context on both sides."""
+"""A window shares one part in this many with the next, so that every cut has context on both sides."""
 TOKENIZER_FILE = "tokenizer.json"
 _SHORT_TEXT = 2_000
 """Characters that are tokenised in a millisecond or two."""

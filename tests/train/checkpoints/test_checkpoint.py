@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -101,16 +102,14 @@ def test_a_path_without_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("name", NEEDED)
-def test_a_missing_file_is_named(copy, name):
-    (copy / name).unlink()
-    assert f"{name} is missing" in refusal(copy)
-
-
-@pytest.mark.parametrize("name", NEEDED)
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
-def test_a_cut_off_file_is_named(copy, name, share):
+@pytest.mark.parametrize("left", [None, 0.0, 0.5, 0.99])
+def test_a_file_that_is_missing_or_cut_off_is_named(copy, name, left):
     content = (copy / name).read_bytes()
-    (copy / name).write_bytes(content[: int(len(content) * share)])
+    (copy / name).unlink()
+    if left is None:
+        assert f"{name} is missing" in refusal(copy)
+        return
+    (copy / name).write_bytes(content[: int(len(content) * left)])
     message = refusal(copy)
     assert name in message or "tokenizer" in message
     assert "fix" in message or "damaged" in message or "cannot be read" in message
@@ -122,61 +121,47 @@ def test_a_file_that_is_not_text_is_named(copy, name):
     assert name in refusal(copy)
 
 
-def test_weights_of_another_model_are_refused(copy, tmp_path):
+def test_files_of_another_model_are_refused_in_one_line(checkpoint, copy, tmp_path):
     other = save(make_rationalizer(seed=9), tmp_path / "other")
     shutil.copy(other / "predictor.safetensors", copy)
     assert "predictor.safetensors is not the file that config.json describes" in refusal(copy)
-
-
-def test_weights_that_do_not_fit_the_sizes_are_refused_in_one_line(copy):
-    description = json.loads((copy / "config.json").read_text())
-    edit(copy, predictor={**description["predictor"], "layers": 3})
+    shutil.copy(checkpoint / "predictor.safetensors", copy)
+    edit(copy, predictor={**read_description(copy)["predictor"], "layers": 3})
     assert "predictor.safetensors does not fit the sizes" in refusal(copy)
-
-
-def test_a_tokenizer_of_another_model_is_refused(copy):
     (copy / "tokenizer.json").write_text(tiny_tokenizer_json().replace('"boring"', '"borring"'))
     assert "tokenizer.json is not the one" in refusal(copy)
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "problem"),
     [
-        {"labels": None},
-        {"weights_sha256": None},
-        {"weights_sha256": {}},
-        {"preprocessing": None},
-        {"preprocessing": {"max_length": 48, "lengths": [16, 32], "surprise": 1}},
-        {"selector": {"family": "lstm"}},
-        {"predictor": {"width": -1, "heads": 0}},
-        {"operator": "sideways"},
-        {"labels": ["only one"]},
+        ({"labels": None}, "'labels' is missing"),
+        ({"weights_sha256": None}, "'weights_sha256' is missing"),
+        ({"weights_sha256": {}}, "SHA-256 differs"),
+        ({"preprocessing": None}, "'preprocessing' is missing"),
+        ({"preprocessing": {"kind": "text", "max_length": 48, "surprise": 1}}, "surprise"),
+        ({"selector": {"family": "lstm"}}, "unknown family 'lstm'"),
+        ({"predictor": {"width": -1, "heads": 0}}, "width: .*heads: "),
+        ({"operator": "sideways"}, "sideways"),
+        ({"labels": ["only one"]}, "does not fit"),
+        ({"format": "something-else"}, "not a rekd-checkpoint"),
+        *(({"version": version}, "format version") for version in (descriptions.VERSION + 1, 99, "1", None, 1.5)),
+        ({"version": 0}, "can no longer be upgraded"),
     ],
     ids=str,
 )
-def test_a_description_that_does_not_fit_is_refused(copy, changes):
+def test_a_description_that_does_not_fit_is_refused(copy, changes, problem):
     edit(copy, **changes)
-    refusal(copy)
+    assert re.search(problem, refusal(copy))
 
 
-@pytest.mark.parametrize("content", ["[]", "3", '{"format": "something-else", "version": 1}', "{}"])
+@pytest.mark.parametrize("content", ["[]", "3", "{}"])
 def test_another_kind_of_directory_is_refused(copy, content):
     (copy / "config.json").write_text(content)
     assert "rekd-checkpoint" in refusal(copy)
 
 
 # versions
-
-
-@pytest.mark.parametrize("version", [descriptions.VERSION + 1, 99, "1", None, 1.5])
-def test_a_newer_or_unreadable_version_is_refused(copy, version):
-    edit(copy, version=version)
-    assert "format version" in refusal(copy)
-
-
-def test_an_older_version_without_a_rule_is_refused(copy):
-    edit(copy, version=0)
-    assert "can no longer be upgraded" in refusal(copy)
 
 
 def test_an_older_version_is_upgraded_step_by_step(copy, checkpoint, texts, monkeypatch):
@@ -213,35 +198,35 @@ class Interrupted(BaseException):
     """Stands for Ctrl-C."""
 
 
-def interrupt(*arguments, **keywords):
-    raise Interrupted
-
-
-@pytest.mark.parametrize("stage", ["save_file", "write_json", "model_card"])
-def test_an_interrupted_save_leaves_the_old_checkpoint_and_nothing_else(copy, monkeypatch, texts, stage):
-    before = {name: (copy / name).read_bytes() for name in listing(copy)}
-    monkeypatch.setattr(rekd_train.checkpoints.checkpoint, stage, interrupt)
-    with pytest.raises(Interrupted):
-        save(make_rationalizer(seed=7), copy)
-    assert {name: (copy / name).read_bytes() for name in listing(copy)} == before
-    assert [path.name for path in copy.parent.iterdir()] == ["copy"], "no half-written directory stays"
-
-
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("No space left")])
-def test_a_full_disk_is_one_line_and_leaves_the_old_checkpoint(copy, monkeypatch, error):
-    def full(*_, **__):
+def raising(error):
+    def fails(*_, **__):
         raise error
 
+    return fails
+
+
+def saved_in_vain(copy, expected, match=None) -> None:
+    """A save fails, and leaves the old checkpoint and nothing beside it."""
     before = {name: (copy / name).read_bytes() for name in listing(copy)}
-    monkeypatch.setattr(rekd_train.checkpoints.checkpoint, "save_file", full)
-    with pytest.raises(CheckpointError, match="copy cannot be written .*No space left.*fix: make room"):
+    with pytest.raises(expected, match=match):
         save(make_rationalizer(seed=7), copy)
     assert {name: (copy / name).read_bytes() for name in listing(copy)} == before
     assert [path.name for path in copy.parent.iterdir()] == ["copy"]
 
 
+@pytest.mark.parametrize("stage", ["save_file", "write_json", "model_card"])
+def test_an_interrupted_save_leaves_the_old_checkpoint_and_nothing_else(copy, monkeypatch, stage):
+    monkeypatch.setattr(rekd_train.checkpoints.checkpoint, stage, raising(Interrupted()))
+    saved_in_vain(copy, Interrupted)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("No space left")])
+def test_a_full_disk_is_one_line_and_leaves_the_old_checkpoint(copy, monkeypatch, error):
+    monkeypatch.setattr(rekd_train.checkpoints.checkpoint, "save_file", raising(error))
+    saved_in_vain(copy, CheckpointError, "copy cannot be written .*No space left.*fix: make room")
+
+
 def test_an_interrupt_between_the_two_renames_brings_the_old_one_back(copy, monkeypatch):
-    before = listing(copy)
     renames = []
     rename = Path.rename
 
@@ -252,10 +237,7 @@ def test_an_interrupt_between_the_two_renames_brings_the_old_one_back(copy, monk
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", second_fails)
-    with pytest.raises(Interrupted):
-        save(make_rationalizer(seed=7), copy)
-    assert listing(copy) == before
-    assert [path.name for path in copy.parent.iterdir()] == ["copy"]
+    saved_in_vain(copy, Interrupted)
 
 
 def test_saving_replaces_an_older_checkpoint_whole(copy):
@@ -286,7 +268,7 @@ def test_parents_are_made_and_the_result_is_readable_by_others(tmp_path):
 def test_a_written_file_is_old_or_new_never_half(tmp_path, monkeypatch):
     path = tmp_path / "metrics.json"
     write_text(path, "old")
-    monkeypatch.setattr(Path, "replace", interrupt)
+    monkeypatch.setattr(Path, "replace", raising(Interrupted()))
     with pytest.raises(Interrupted):
         write_text(path, "new")
     assert path.read_text() == "old"

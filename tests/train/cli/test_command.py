@@ -60,96 +60,60 @@ def outcome(capsys, app: typer.Typer, *arguments: str) -> tuple[int, str, str]:
     return exit_request.value.code, *capsys.readouterr()
 
 
-def test_success_is_zero(capsys):
-    assert outcome(capsys, single(), "good", "--count", "2") == (0, "goodgood\n", "")
+@pytest.mark.parametrize(
+    ("argument", "code", "out", "err"),
+    [
+        ("good", 0, "good\n", ""),
+        ("bad", 1, "", "error: text 0 is bad; give a good one\n"),
+        ("bug", 1, "", "internal error: ZeroDivisionError: two lines (run again with --debug)\n"),
+        ("missing", 1, "", "error: /nonexistent/file: No such file or directory\n"),
+        ("module", 1, "", "error: the Python package 'a_library_that_is_not_there' is not installed; fix: pip install "
+                          "a_library_that_is_not_there, or install REKD again\n"),
+        ("socket", 1, "", "internal error: BrokenPipeError: [Errno 32] Broken pipe (run again with --debug)\n"),
+        ("interrupt", 130, "", "interrupted\n"),
+        ("three", 3, "", ""),
+        ("--version", 0, f"rekd {__version__}\n", ""),
+    ],
+)  # fmt: skip
+def test_an_end_is_a_code_and_one_line(capsys, argument, code, out, err):
+    assert outcome(capsys, single(), argument) == (code, out, err)
 
 
-def test_rekd_error_is_one_line_and_code_1(capsys):
-    assert outcome(capsys, single(), "bad") == (1, "", "error: text 0 is bad; give a good one\n")
-
-
-def test_unexpected_error_is_one_line_that_names_debug(capsys):
-    expected = "internal error: ZeroDivisionError: two lines (run again with --debug)\n"
-    assert outcome(capsys, single(), "bug") == (1, "", expected)
-
-
-@pytest.mark.parametrize("arguments", [["bug", "--debug"], ["--debug", "bug"]])
-def test_debug_shows_the_traceback(capsys, arguments):
-    code, _, err = outcome(capsys, single(), *arguments)
-    assert code == 1
-    assert err.startswith("Traceback") and "ZeroDivisionError" in err
-
-
-@pytest.mark.parametrize("arguments", [["first", "--debug"], ["--debug", "first"]])
-def test_debug_is_understood_before_and_after_a_subcommand(capsys, arguments):
-    code, _, err = outcome(capsys, group(), *arguments)
-    assert code == 1
-    assert err.startswith("Traceback") and err.endswith("error: first failed\n")
+@pytest.mark.parametrize(
+    ("make", "arguments"),
+    [(single, ["bug", "--debug"]), (single, ["--debug", "bug"]), (group, ["first", "--debug"]),
+     (group, ["--debug", "first"])],
+)  # fmt: skip
+def test_debug_shows_the_traceback_wherever_it_stands(capsys, make, arguments):
+    code, _, err = outcome(capsys, make(), *arguments)
+    assert code == 1 and err.startswith("Traceback")
+    assert err.endswith("(run again with --debug)\n" if make is single else "error: first failed\n")
 
 
 def test_debug_after_double_dash_is_an_argument(capsys):
     assert outcome(capsys, single(), "--", "--debug") == (0, "--debug\n", "")
 
 
-def test_a_file_that_cannot_be_read_is_named(capsys):
-    code, _, err = outcome(capsys, single(), "missing")
-    assert (code, err) == (1, "error: /nonexistent/file: No such file or directory\n")
-
-
-def test_a_library_that_is_not_installed_is_named(capsys):
-    code, out, err = outcome(capsys, single(), "module")
-    assert (code, out) == (1, "")
-    assert err.startswith("error: the Python package 'a_library_that_is_not_there' is not installed; fix: pip install")
-
-
-def test_interrupt_is_130_with_a_short_line(capsys):
-    assert outcome(capsys, single(), "interrupt") == (130, "", "interrupted\n")
-
-
-def test_exit_code_of_a_command_is_kept(capsys):
-    assert outcome(capsys, single(), "three")[0] == 3
-
-
 @pytest.mark.parametrize("arguments", [[], ["--nope", "good"], ["good", "--count", "x"], ["a", "b"]])
 def test_usage_errors_are_2(capsys, arguments):
     code, out, err = outcome(capsys, single(), *arguments)
-    assert (code, out) == (2, "")
-    assert "Usage:" in err and "Traceback" not in err
-
-
-def test_an_unknown_subcommand_is_2(capsys):
+    assert (code, out) == (2, "") and "Usage:" in err and "Traceback" not in err
     code, _, err = outcome(capsys, group(), "frist")
-    assert code == 2
-    assert "'first'" in err
-
-
-@pytest.mark.parametrize("make", [single, group])
-def test_version(capsys, make):
-    assert outcome(capsys, make(), "--version") == (0, f"rekd {__version__}\n", "")
+    assert code == 2 and "'first'" in err
 
 
 def test_every_subcommand_has_the_version(capsys):
     assert outcome(capsys, group(), "second", "--version") == (0, f"rekd {__version__}\n", "")
 
 
-def test_help_shows_text_examples_and_shared_options(capsys):
-    code, out, _ = outcome(capsys, single(), "--help")
-    assert code == 0
-    assert "Ask something." in out
-    assert "    ask good\n    ask --count 2 bad" in out, "examples must not be re-wrapped"
-    assert "--version" in out and "--debug" in out
-
-
-def test_help_of_a_subcommand_shows_its_examples(capsys):
-    code, out, _ = outcome(capsys, group(), "first", "-h")
-    assert code == 0
-    assert "  many first" in out and "--debug" in out
-
-
-def test_a_broken_socket_is_not_mistaken_for_a_closed_reader(capsys):
-    code, _, err = outcome(capsys, single(), "socket")
-    assert code == 1
-    assert "BrokenPipeError" in err
+@pytest.mark.parametrize(
+    ("make", "arguments", "shown"),
+    [(single, ["--help"], ["Ask something.", "    ask good\n    ask --count 2 bad", "--version", "--debug"]),
+     (group, ["first", "-h"], ["  many first", "--debug"])],
+)  # fmt: skip
+def test_help_shows_text_examples_and_shared_options(capsys, make, arguments, shown):
+    code, out, _ = outcome(capsys, make(), *arguments)
+    assert code == 0 and all(part in out for part in shown), "examples must not be re-wrapped"
 
 
 _SCRIPT = """

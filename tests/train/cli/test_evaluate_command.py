@@ -43,14 +43,33 @@ def invoke(capsys, *arguments: str) -> tuple[int, str, str]:
     return request.value.code, *capsys.readouterr()
 
 
+def report_of(capsys, path: Path, *arguments: str) -> dict:
+    code, out, err = invoke(capsys, str(path), "--draws", "0", "--json", *arguments)
+    assert code == 0, err
+    return json.loads(out)
+
+
+@pytest.fixture
+def new(tmp_path) -> dict[str, Path]:
+    """31 rows, one of them twice, that no run has seen: as a table, by settings with the classes in another order, and
+    as a folder with splits of its own."""
+    lines = [f"the film was {WORDS[i]} {i},{('negative', 'positive')[i % 2]}" for i in range(30)]
+    folder = tmp_path / "new"
+    folder.mkdir()
+    for path, rows in ((tmp_path / "new.csv", [*lines, lines[0]]), (folder / "train.csv", lines[:10]),
+                       (folder / "test.csv", lines[10:])):  # fmt: skip
+        path.write_text("text,label\n" + "\n".join(rows) + "\n")
+    for name, settings in (("new", 'labels = ["positive", "negative"]\npath = "{}/new.csv"'),
+                           ("folder", 'path = "{}/new"')):  # fmt: skip
+        text = f'name = "x"\n[data]\nname = "table"\n{settings.format(tmp_path)}\n'
+        (tmp_path / f"{name}.toml").write_text(text)
+    return {"table": tmp_path / "new.csv", "settings": tmp_path / "new.toml", "folder": tmp_path / "folder.toml"}
+
+
 def test_json_and_file_hold_the_same_report(trained, tmp_path, capsys) -> None:
     file = tmp_path / "new" / "report.json"
-    code, out, _ = invoke(
-        capsys, str(trained), "--json", "--draws", "2", "--teacher", str(trained), "--output", str(file),
-        "--device", "cpu",
-    )  # fmt: skip
-    report = json.loads(out)
-    assert code == 0 and json.loads(file.read_text()) == report
+    report = report_of(capsys, trained, "--draws", "2", "--teacher", str(trained), "-o", str(file), "--device", "cpu")
+    assert json.loads(file.read_text()) == report
     assert (report["format"], report["split"], report["examples"]) == ("rekd-evaluation", "test", 18)
     assert report["checkpoint"] == str(trained) and "texts.jsonl" in report["data"]
     people = report["human_rationales"]
@@ -61,90 +80,61 @@ def test_json_and_file_hold_the_same_report(trained, tmp_path, capsys) -> None:
 def test_the_table_names_every_section(trained, capsys, monkeypatch) -> None:
     monkeypatch.setattr(Console, "width", 100)
     code, out, _ = invoke(capsys, str(trained), "--split", "dev", "--draws", "0")
-    assert code == 0
-    assert "never_predicted" in out
-    for word in ("classification", "macro_f1", "calibration", "abstain.threshold", "human_rationales", "iou_f1_macro"):
+    assert code == 0 and "sampled" not in out
+    for word in ("classification", "macro_f1", "calibration", "abstain.threshold", "human_rationales", "iou_f1_macro",
+                 "never_predicted"):  # fmt: skip
         assert word in out
     assert "12 examples, the dev split of texts.jsonl (20% of it, chosen by data.seed)" in " ".join(out.split())
-    assert "sampled" not in out
 
 
-def rows(path: Path, count: int, words: str) -> Path:
-    lines = [f"{words} {WORDS[i % 40]} {i},{('negative', 'positive')[i % 2]}" for i in range(count)]
-    path.write_text("text,label\n" + "\n".join(lines) + "\n" + lines[0] + "\n")
-    return path
+NEW = ("--set", "data.rationale_column=")
 
 
 @pytest.mark.parametrize("named", ["settings", "table"])
-def test_a_new_file_is_measured_whole_and_the_output_says_so(trained, tmp_path, capsys, monkeypatch, named) -> None:
+def test_a_new_file_is_measured_whole_and_the_output_says_so(trained, new, capsys, monkeypatch, named) -> None:
     monkeypatch.setattr(Console, "width", 100)
-    data = rows(tmp_path / "new.csv", 30, "the film was")
-    if named == "settings":
-        data = tmp_path / "new.toml"
-        data.write_text(f'name = "new"\n[data]\nname = "table"\npath = "{tmp_path}/new.csv"\n')
-    code, out, _ = invoke(capsys, str(trained), "--data", str(data), "--draws", "0", "--set", "data.rationale_column=")
+    code, out, _ = invoke(capsys, str(trained), "--data", str(new[named]), "--draws", "0", *NEW)
     assert code == 0 and "31 examples, every row of new.csv; noise-free" in " ".join(out.split())
     assert "aurc" in out and "threshold" not in out, "there is no dev split to choose it on"
-    arguments = str(trained), "--data", str(data), "--draws", "0", "--set", "data.rationale_column=", "--json"
-    report = json.loads(invoke(capsys, *arguments)[1])
+    report = report_of(capsys, trained, "--data", str(new[named]), *NEW)
     assert (report["split"], report["examples"], report["measured"]) == ("all", 31, "every row of new.csv")
+    assert report["classification"]["per_class"]["negative"]["support"] == 16, "by the model's order of classes"
     warned = "warning: on every row of new.csv no example is predicted as" in " ".join(out.split())
     assert warned == bool(report["classification"]["never_predicted"])
-    report = json.loads(invoke(capsys, *arguments, "--split", "test")[1])
-    share, examples = {"settings": (10, 2), "table": (30, 10)}[named]  # a table is read by the recorded settings
-    assert (report["split"], report["examples"]) == ("test", examples), "a split that is asked for; no duplicates"
-    assert report["measured"] == f"the test split of new.csv ({share}% of it, chosen by data.seed)"
+
+
+@pytest.mark.parametrize(
+    ("named", "arguments", "examples", "measured"),
+    [("folder", (), 20, "the test split of new"),
+     ("table", (*NEW, "--split", "test"), 10, "the test split of new.csv (30% of it, chosen by data.seed)")],
+)  # fmt: skip
+def test_splits_of_new_data_are_kept_and_made(trained, new, capsys, named, arguments, examples, measured):
+    report = report_of(capsys, trained, "--data", str(new[named]), *arguments)
+    assert (report["split"], report["examples"], report["measured"]) == ("test", examples, measured), "each once"
 
 
 def test_the_file_it_was_trained_on_is_not_measured_whole(trained, tmp_path, capsys) -> None:
     data = Path(json.loads((trained / "config.json").read_text())["training"]["config"]["data"]["path"])
-    report = json.loads(invoke(capsys, str(trained), "--data", str(data), "--draws", "0", "--json")[1])
+    report = report_of(capsys, trained, "--data", str(data))
     assert (report["split"], report["examples"]) == ("test", 18), "the very split of the training"
     assert report["measured"] == "the test split of texts.jsonl (30% of it, chosen by data.seed)"
-    cut = str(trained), "--draws", "0", "--json", "--set", "data.test_examples=5"
-    measured = json.loads(invoke(capsys, *cut)[1])["measured"]
+    measured = report_of(capsys, trained, "--set", "data.test_examples=5")["measured"]
     assert measured == "the test split of texts.jsonl (at most 5 of 30% of it, chosen by data.seed)"
     moved = shutil.copy(data, tmp_path / "moved.jsonl")
     example = {"text": json.loads(data.read_text().splitlines()[0])["text"], "label": "negative"}
     copy = shutil.copytree(trained, tmp_path / "run")
     (copy / "examples.jsonl").write_text(json.dumps(example) + "\n")
-    report = json.loads(invoke(capsys, str(copy), "--data", str(moved), "--draws", "0", "--json")[1])
-    assert report["measured"] == (
+    assert report_of(capsys, copy, "--data", str(moved))["measured"] == (
         "every row of moved.jsonl (1 of them are dev examples of the checkpoint: it may have been trained on this file)"
     )
 
 
-def test_a_new_file_is_read_by_the_model_s_classes_whatever_its_order(trained, tmp_path, capsys) -> None:
-    rows(tmp_path / "new.csv", 30, "the film was")
-    settings = tmp_path / "new.toml"
-    labels = '["positive", "negative"]'
-    settings.write_text(f'name = "x"\n[data]\nname = "table"\npath = "{tmp_path}/new.csv"\nlabels = {labels}\n')
-    arguments = "--draws", "0", "--json", "--set", "data.rationale_column="
-    whole = [
-        json.loads(invoke(capsys, str(trained), "--data", str(data), *arguments)[1])["classification"]
-        for data in (settings, tmp_path / "new.csv")
-    ]
-    assert whole[0] == whole[1] and whole[0]["per_class"]["negative"]["support"] == 16
-
-
-def test_a_new_file_with_more_classes_than_a_model_that_names_none_is_refused(tmp_path, capsys) -> None:
+def test_a_new_file_with_more_classes_than_a_model_that_names_none_is_refused(new, tmp_path, capsys) -> None:
     imported = checkpoint.save(make_rationalizer(labels=("0", "1")), tmp_path / "imported", training={"name": "i"})
-    arguments = str(imported), "--data", str(rows(tmp_path / "new.csv", 30, "the film was")), "--draws", "0", "--json"
-    code, _, error = invoke(capsys, *arguments, "--set", 'data.labels=["negative", "positive", "mixed"]')
+    arguments = "--data", str(new["table"]), "--set"
+    code, _, error = invoke(capsys, str(imported), *arguments, 'data.labels=["negative", "positive", "mixed"]')
     assert code == 1 and "the data have 3 classes (negative, positive, mixed), the model has 2 (0, 1); fix: " in error
-    code, out, _ = invoke(capsys, *arguments, "--set", 'data.labels=["negative", "positive"]')
-    assert code == 0 and json.loads(out)["examples"] == 31
-
-
-def test_a_new_file_with_splits_of_its_own_keeps_them(trained, tmp_path, capsys) -> None:
-    folder = tmp_path / "new"
-    folder.mkdir()
-    rows(folder / "train.csv", 20, "good film")
-    rows(folder / "test.csv", 30, "the film was")
-    settings = tmp_path / "new.toml"
-    settings.write_text(f'name = "new"\n[data]\nname = "table"\npath = "{folder}"\n')
-    report = json.loads(invoke(capsys, str(trained), "--data", str(settings), "--draws", "0", "--json")[1])
-    assert (report["split"], report["examples"], report["measured"]) == ("test", 30, "the test split of new")
+    assert report_of(capsys, imported, *arguments, 'data.labels=["negative", "positive"]')["examples"] == 31
 
 
 def test_what_cannot_be_is_one_line(trained, checkpoint, capsys) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from rekd_train import runs
 from rekd_train.checkpoints import checkpoint
 from rekd_train.cli.command import run
 from rekd_train.cli.main import app
+from rekd_train.config.run import preset_names
 from rekd_train.data import DataSet, LabelledTexts
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 
@@ -61,26 +63,20 @@ def test_a_budget_that_cannot_hold_a_negation_is_noted(command):
     assert command(*short, *large, "--overwrite", kind="note") == (0, "")
 
 
-def test_a_run_leaves_a_checkpoint_and_a_log_and_no_state(command, tmp_path):
-    assert command() == (0, "")
-    assert checkpoint.load(tmp_path / "out").labels == ["negative", "positive"]
-    assert [path.name for path in (tmp_path / "out.training").iterdir()] == ["log.jsonl"]
-    stages = [line["stage"] for line in log_of(tmp_path) if line["event"] == "stage"]
-    assert stages == ["classifier", "rationale", "compact"]
-    assert {"loss", "rate", "penalty", "extraction", "learning_rate", "examples_per_second"} <= {
-        name for line in log_of(tmp_path) for name in line if line["stage"] == "rationale"
-    }
-    assert command("--overwrite") == (0, "")
-    assert len([line for line in log_of(tmp_path) if line["event"] == "stage"]) == 3, "a new run begins a new log"
-
-
 def contents(tmp_path) -> dict:
     """Every file of the checkpoint and its training directory."""
     return {path: path.read_bytes() for path in tmp_path.glob("out*/*")}
 
 
-def test_a_finished_run_is_not_replaced_unasked(command, tmp_path):
+def test_a_run_leaves_a_checkpoint_and_a_log_and_is_not_replaced_unasked(command, tmp_path):
     assert command() == (0, "")
+    assert checkpoint.load(tmp_path / "out").labels == ["negative", "positive"]
+    assert [path.name for path in (tmp_path / "out.training").iterdir()] == ["log.jsonl"], "and no state"
+    stages = [line["stage"] for line in log_of(tmp_path) if line["event"] == "stage"]
+    assert stages == ["classifier", "rationale", "compact"]
+    assert {"loss", "rate", "penalty", "extraction", "learning_rate", "examples_per_second"} <= {
+        name for line in log_of(tmp_path) for name in line if line["stage"] == "rationale"
+    }
     before = contents(tmp_path)
     for arguments in ((), ("--resume",), ("--set", "seed=5")):
         code, error = command(*arguments)
@@ -88,16 +84,31 @@ def test_a_finished_run_is_not_replaced_unasked(command, tmp_path):
         assert "\n" not in error and contents(tmp_path) == before
     assert command("--set", "seed=5", "--overwrite") == (0, "")
     assert contents(tmp_path) != before
+    assert len([line for line in log_of(tmp_path) if line["event"] == "stage"]) == 3, "a new run begins a new log"
 
 
-def test_the_state_and_the_log_of_another_run_are_not_replaced_unasked(command, tmp_path, monkeypatch):
-    def interrupted(store, snapshot):
-        save(store, snapshot)
-        raise KeyboardInterrupt
+@pytest.fixture
+def interrupt_at(monkeypatch):
+    """Ctrl-C right after the state is saved for the ``count``-th time; the steps of what was saved."""
+    save, saved = runs.StateStore.save, []
 
-    save = runs.StateStore.save
-    with monkeypatch.context() as patch:
-        patch.setattr(runs.StateStore, "save", interrupted)
+    @contextmanager
+    def interrupted(count: int):
+        def saving(store, snapshot):
+            save(store, snapshot)
+            saved.append(snapshot.step)
+            if len(saved) == count:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(runs.StateStore, "save", saving)
+            yield saved
+
+    return interrupted
+
+
+def test_the_state_and_the_log_of_another_run_are_not_replaced_unasked(command, tmp_path, interrupt_at):
+    with interrupt_at(1):
         assert command()[0] == 130
     before = contents(tmp_path)
     code, error = command("--set", "seed=5")
@@ -113,7 +124,11 @@ def test_the_state_and_the_log_of_another_run_are_not_replaced_unasked(command, 
     assert command("--overwrite") == (0, "")
 
 
-def test_a_run_that_begins_anew_leaves_no_older_state(command, tmp_path, monkeypatch):
+def test_there_must_be_something_to_resume(command, tmp_path, monkeypatch):
+    code, error = command("--resume")
+    assert code == 1 and "\n" not in error
+    assert f"nothing to resume: {tmp_path / 'out.training' / 'state.pt'} does not exist; fix: " in error
+    assert list(tmp_path.iterdir()) == [tmp_path / "toy.toml"]
     (tmp_path / "out.training").mkdir()
     (tmp_path / "out.training" / "state.pt").write_bytes(b"of an older run")
 
@@ -123,23 +138,13 @@ def test_a_run_that_begins_anew_leaves_no_older_state(command, tmp_path, monkeyp
     monkeypatch.setattr(runs, "fit", interrupted)
     assert command("--overwrite")[0] == 130
     code, error = command("--resume")
-    assert code == 1 and "nothing to resume" in error
+    assert code == 1 and "nothing to resume" in error, "a run that begins anew leaves no older state"
 
 
-def test_an_interrupted_run_goes_on_and_keeps_its_log(command, tmp_path, monkeypatch):
-    saved = []
-    save = runs.StateStore.save
-
-    def interrupted(store, snapshot):
-        save(store, snapshot)
-        saved.append(snapshot.step)
-        if len(saved) == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(runs.StateStore, "save", interrupted)
-    assert command()[0] == 130
+def test_an_interrupted_run_goes_on_and_keeps_its_log(command, tmp_path, interrupt_at):
+    with interrupt_at(3) as saved:
+        assert command()[0] == 130
     assert not (tmp_path / "out").exists() and (tmp_path / "out.training" / "state.pt").exists()
-    monkeypatch.setattr(runs.StateStore, "save", save)
     code, error = command("--set", "seed=7", "--resume")
     assert code == 1 and "state of another run: config.seed differ" in error
     assert "fix: the same settings, or --overwrite instead of --resume" in error
@@ -147,13 +152,6 @@ def test_an_interrupted_run_goes_on_and_keeps_its_log(command, tmp_path, monkeyp
     starts = [(line["stage"], line["step"]) for line in log_of(tmp_path) if line["event"] == "stage"]
     assert starts[:2] == [("classifier", 0), ("classifier", saved[2])]
     assert not (tmp_path / "out.training" / "state.pt").exists()
-
-
-def test_there_must_be_something_to_resume(command, tmp_path):
-    code, error = command("--resume")
-    assert code == 1 and "\n" not in error
-    assert f"nothing to resume: {tmp_path / 'out.training' / 'state.pt'} does not exist; fix: " in error
-    assert list(tmp_path.iterdir()) == [tmp_path / "toy.toml"]
 
 
 def test_a_rare_class_is_seen_before_and_after(command, tmp_path, monkeypatch, capsys):
@@ -205,3 +203,14 @@ def test_tensorboard_and_devices(command, tmp_path):
     assert any("tfevents" in path.name for path in (tmp_path / "out.training").iterdir())
     code, error = command("--overwrite", "--device", "cuda:77")
     assert code == 1 and error == "error: there is no device 'cuda:77' here; fix: --device cpu"
+
+
+def test_presets_are_listed_with_their_sources(capsys):
+    for arguments, code in ((["mini"], 0), (["mini", "--json"], 0), (["nonesuch"], 2)):
+        with pytest.raises(SystemExit) as end:
+            run(app, ["presets", *arguments])
+        assert end.value.code == code
+    table, _, document = capsys.readouterr().out.partition("{")
+    names = {name for name in preset_names() if "mini" in name}
+    assert all(name in table for name in names) and "vit" not in table and "BERT-mini on IMDB" in table
+    assert set(json.loads("{" + document)) == names

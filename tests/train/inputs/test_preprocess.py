@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import WORDS, tiny_tokenizer_json
+from conftest import tiny_tokenizer_json
 from PIL import Image
 
 from rekd_train.errors import CheckpointError, ConfigError, FaultyItemsError, InputError
@@ -65,19 +65,17 @@ def test_the_files_own_truncation_and_padding_are_off(preprocessor):
 def test_the_smallest_bucket_that_fits_is_used(preprocessor):
     widths = [preprocessor(["good " * n]).inputs["input_ids"].shape[1] for n in (1, 14, 15, 30, 31, 46, 60)]
     assert widths == [16, 16, 32, 32, 48, 48, 48]
-
-
-def test_buckets_default_to_multiples_of_32():
-    assert TextSettings(max_length=160).buckets == (32, 64, 96, 128, 160)
-    assert TextSettings(max_length=100).buckets == (32, 64, 96, 100)
-    assert TextSettings(max_length=20).buckets == (20,)
-    assert TextSettings(max_length=64, lengths=(32,)).buckets == (32, 64)
-
-
-def test_pad_to_chooses_the_width_and_must_fit(preprocessor):
     assert preprocessor(["good"], pad_to=40).inputs["input_ids"].shape == (1, 40)
     with pytest.raises(InputError, match="22 tokens.*pad_to.*20"):
         preprocessor(["good " * 20], pad_to=20)
+
+
+@pytest.mark.parametrize(
+    ("most", "lengths", "buckets"), [(160, (), (32, 64, 96, 128, 160)), (100, (), (32, 64, 96, 100)), (20, (), (20,)),
+                                     (64, (32,), (32, 64))],
+)  # fmt: skip
+def test_buckets_default_to_multiples_of_32(most, lengths, buckets):
+    assert TextSettings(most, lengths).buckets == buckets
 
 
 def test_impossible_lengths_are_named():
@@ -119,18 +117,10 @@ def test_other_threads_go_on_while_a_long_text_is_tokenised(preprocessor):
     assert max(np.diff([begun, *moments])) < took / 2, "the interpreter's lock is let go"
 
 
-def test_a_hundred_thousand_characters_are_cut(preprocessor):
-    text = ("wonderful plot, " * 7000)[:100_000]
-    encoded = preprocessor([text])
-    assert encoded.truncated == [True]
-    assert encoded.inputs["input_ids"].shape == (1, MAXIMUM)
-    assert encoded.texts == [text]
-
-
 # line-break tags and characters beyond ASCII
 
 
-@pytest.mark.parametrize("tag", ["<br />", "<br/>", "<br>", "<BR />", "<br  />"])
+@pytest.mark.parametrize("tag", ["<br />", "<br>", "<BR  />"])
 def test_line_break_tags_become_spaces_of_the_same_length(preprocessor, tag):
     text = f"bad{tag}{tag}good"
     assert clean_text(text) == "bad" + " " * (2 * len(tag)) + "good"
@@ -189,15 +179,9 @@ def test_rate_is_kept_pieces_of_real_pieces(preprocessor):
     cut = predict(preprocessor, "good " * 100, [1, 2, 3])
     assert cut.rate == pytest.approx(3 / (MAXIMUM - 2)), "after truncation"
     assert cut.truncated
-
-
-def test_an_empty_rationale_has_no_spans(preprocessor):
-    prediction = predict(preprocessor, "good", [])
-    assert (prediction.rationale, prediction.pieces, prediction.rate) == ([], [], 0.0)
-
-
-def test_a_mask_on_padding_is_ignored(preprocessor):
-    assert predict(preprocessor, "good", [1, 9]).rate == 1.0
+    empty = predict(preprocessor, "good", [])
+    assert (empty.rationale, empty.pieces, empty.rate) == ([], [], 0.0)
+    assert predict(preprocessor, "good", [1, 9]).rate == 1.0, "a mask on padding is ignored"
 
 
 def test_label_and_probabilities_go_by_name(preprocessor):
@@ -251,11 +235,6 @@ def test_a_text_model_given_an_image_says_what_it_reads(preprocessor, image):
         preprocessor([image])
 
 
-def test_a_later_batch_names_the_text_by_its_place_in_the_whole(rationalizer):
-    with pytest.raises(InputError, match="text 4 holds no word"):
-        rationalizer.predict(["good", "bad", "fun", "\u200b"], batch_size=2)
-
-
 def test_a_tokenizer_that_cannot_be_used_is_refused():
     settings = TextSettings(max_length=MAXIMUM)
     with pytest.raises(CheckpointError, match="cannot be read"):
@@ -285,7 +264,3 @@ def test_the_fingerprint_says_which_preprocessing_it_is(preprocessor, tmp_path):
         TextPreprocessor(tiny_tokenizer_json().replace('"boring"', '"borring"'), settings),
     ]
     assert len({preprocessor.fingerprint, *(other.fingerprint for other in others)}) == 4
-
-
-def test_every_word_of_the_tiny_vocabulary_is_one_piece(preprocessor):
-    assert tokens(preprocessor, " ".join(WORDS))[1:-1] == WORDS
