@@ -120,6 +120,7 @@ def _mistakes_behind(document: dict[str, Any], error: ValidationError) -> list[s
 PRESETS = Path(__file__).parents[1] / "presets"
 REMOVED: dict[str, Any] = {
     "stages.operator": "zero", "distillation.prediction_temperature": None, "distillation.teacher_temperature": None,
+    "acceleration.teacher_cache": True, "acceleration.gather": True, "acceleration.fused_optimiser": True,
 }  # fmt: skip
 """Settings of older versions, with the value that is all that is left."""
 PAPER = PRESETS / "paper.toml"
@@ -218,7 +219,7 @@ def with_current_names(document: dict[str, Any]) -> dict[str, Any]:
         if isinstance(document.get(section), dict) and key in document[section]:
             raise ConfigError(
                 f"{name}={document[section][key]} is no longer there: training does as with "
-                f"'{'none' if left is None else left}'; fix: leave the setting out"
+                f"'{'none' if left is None else str(left).lower()}'; fix: leave the setting out"
             )
     stages = document.get("stages")
     if not isinstance(stages, dict) or "criterion" not in stages or "best_metric" in stages:

@@ -85,7 +85,7 @@ class _Run:
             loop.train, settings.batch_size, self._steps, loop.seed(stage),
             self._config.acceleration.length_buckets, self._runtime, self._config.data.class_weights,
         )  # fmt: skip
-        self._optimiser = optimiser_for(objective, settings, self._config.acceleration.fused_optimiser)
+        self._optimiser = optimiser_for(objective, settings)
         self._rates = [group["lr"] for group in self._optimiser.param_groups]
         self._best = Best(self._config.stages.best_metric)
         self._watch = Watch(stage.name, self._config, READ_EVERY)
@@ -221,7 +221,7 @@ class _Run:
 
 
 
-def optimiser_for(module: nn.Module, settings: OptimisationConfig, fused: bool = True) -> torch.optim.AdamW:
+def optimiser_for(module: nn.Module, settings: OptimisationConfig) -> torch.optim.AdamW:
     """AdamW over the trainable parameters.
 
     Word embeddings have their own rate; biases, norms and word embeddings do not decay, unless everything does.
@@ -240,7 +240,7 @@ def optimiser_for(module: nn.Module, settings: OptimisationConfig, fused: bool =
             kind = "embeddings" if id(parameter) in tables else "matrices" if parameter.ndim > 1 else "vectors"
             groups[kind]["params"].append(parameter)
     present = [group for group in groups.values() if group["params"]]
-    return torch.optim.AdamW(present, lr=rate, betas=settings.betas, fused=fused)
+    return torch.optim.AdamW(present, lr=rate, betas=settings.betas, fused=True)
 
 
 def word_tables(module: nn.Module) -> list[nn.Parameter]:

@@ -203,16 +203,12 @@ class CompactObjective(Objective):
 
     def figures(self, batch: Batch) -> Figures:
         """Parts of ``loss``."""
-        selectable = self.pair.selectable(batch.inputs)
         if self.mask is not None:
-            mask = self.mask[batch.indices][:, : selectable.shape[1]]
+            mask = self.mask[batch.indices][:, : self.pair.selectable(batch.inputs).shape[1]]
         else:
             with torch.no_grad():
                 mask = self.pair.select(batch.inputs).mask
-        if self.config.acceleration.gather:
-            class_logits = self.pair.gathered_class_logits(batch.inputs, mask)
-        else:
-            class_logits = self.predictor(batch.inputs, mask, selectable)
+        class_logits = self.pair.gathered_class_logits(batch.inputs, mask)
         return {"loss": batch.share * self.classified(batch, class_logits)}
 
 

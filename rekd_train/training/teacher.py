@@ -74,9 +74,8 @@ class Teacher:
 
 def teacher_for(pair: Rationalizer, split: Split, config: RunConfig, runtime: Runtime) -> Teacher:
     """The pair as a teacher over a training split: remembered where the examples stay the same."""
-    acceleration = config.acceleration
-    remembered = split if acceleration.teacher_cache and not split.augmented else None
-    return Teacher(pair.to(runtime.device), runtime, acceleration.precision, remembered)
+    remembered = None if split.augmented else split
+    return Teacher(pair.to(runtime.device), runtime, config.acceleration.precision, remembered)
 
 
 def check_teacher(teacher: Rationalizer, student: Rationalizer, config: RunConfig) -> None:
