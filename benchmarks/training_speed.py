@@ -140,10 +140,10 @@ class Work:
         return {"stages": clock.stages, "teacher_pass_seconds": seconds}
 
     def _teacher_pass(self, config: RunConfig) -> float:
-        from rekd_train.training.teacher import teacher_for
+        from rekd_train.training.objectives import Teacher
 
         begun = _now(self._runtime)
-        teacher_for(self._teacher, self._splits["train"], config, self._runtime)
+        Teacher(self._teacher, self._runtime, config.acceleration.precision, self._splits["train"])
         return _now(self._runtime) - begun
 
 
