@@ -15,19 +15,33 @@ from rekd_train.checkpoints.recorded import (
     splits_to_measure,
     start_from,
 )
-from rekd_train.config.run import RunConfig, checked_config
+from rekd_train.config.run import DataConfig, RunConfig, checked_config
 from rekd_train.data import DataSet, Split, encode_splits, load_data, summarise
-from rekd_train.errors import ConfigError
+from rekd_train.data.knowledge import (
+    AlignedKnowledge,
+    align,
+    checked_statements,
+    read_knowledge,
+    text_id,
+    with_unlabelled,
+    write_knowledge,
+)
+from rekd_train.errors import ConfigError, DataError
 from rekd_train.evaluation.forward import measure
 from rekd_train.evaluation.report import evaluate
-from rekd_train.files import AGAIN, RESUME
+from rekd_train.files import AGAIN, RESUME, sha256
+from rekd_train.inputs.preprocessors import Preprocessor
+from rekd_train.inputs.text import TextPreprocessor
 from rekd_train.models.families import fresh_pair, preprocessor_for, weight_origins
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training.observers import JsonLines, Observer, Several, TensorBoard
 from rekd_train.training.runtime import Runtime, chosen_device
 from rekd_train.training.stages import check_teacher, compact_pair, fit, short_texts_notice
 from rekd_train.training.state import StateStore, check_start, identity_of, training_directory
+from rekd_train.training.teacher import statements_of
 from rekd_train.training.validation import calibrate_pair
+
+_RECORDED_AT_ONCE = 64
 
 
 def train_run(
@@ -62,17 +76,20 @@ def train_run(
     checkpoint.check_output(output, overwrite)
     check_start(output, resume, overwrite)
     runtime = Runtime(device)
-    teacher_pair = checkpoint.load(teacher) if teacher is not None else None
+    recorded = teacher is not None and teacher.is_file()
+    said = checkpoint.load(teacher) if teacher is not None and not recorded else None
     data = load_data(config.data)
     preprocessor = preprocessor_for(config)
     pair = fresh_pair(config, preprocessor, data.label_names)
-    if teacher_pair is not None:
-        check_teacher(teacher_pair, pair, config)
+    if recorded:
+        data, said = _recorded(teacher, data, preprocessor)
+    if said is not None:
+        check_teacher(said, pair, config)
     if warm_start is not None:
         start_from(pair, checkpoint.load(warm_start), warm_start, data)
     splits = encode_splits(data, preprocessor, config.data)
     start = {"teacher": teacher, "warm_start": warm_start}
-    hashes = {name: checkpoint.checkpoint_hash(path) if path else None for name, path in start.items()}
+    hashes = {name: _digest(path) if path else None for name, path in start.items()}
     store = StateStore(training_directory(output), identity_of(config, splits["train"], splits["dev"], **hashes))
     if observer is not None and runtime.is_main:
         observer.data(summarise(data, splits))
@@ -80,10 +97,66 @@ def train_run(
             observer.note(notice)
     runtime.wait()  # until every process has looked at what lies at the output: the main one writes from here on
     fit(
-        config, pair, splits["train"], splits["dev"], teacher=teacher_pair, warm=warm_start is not None,
+        config, pair, splits["train"], splits["dev"], teacher=said, warm=warm_start is not None,
         observer=_logs(runtime, store, observer, resume, tensorboard), runtime=runtime, store=store, resume=resume,
     )  # fmt: skip
     return _finish(runtime, pair, output, config, data, splits, store=store)
+
+
+def _recorded(path: Path, data: DataSet, preprocessor: Preprocessor) -> tuple[DataSet, AlignedKnowledge]:
+    """The data, with the texts that only the file has, and what it says about the training examples."""
+    if not isinstance(preprocessor, TextPreprocessor):
+        raise ConfigError(f"{path} is recorded knowledge of texts, the data are images; fix: a checkpoint as teacher")
+    knowledge = read_knowledge(path, data.label_names)
+    data = with_unlabelled(data, knowledge)
+    return data, align(knowledge, data.splits["train"].texts, preprocessor, len(data.label_names))
+
+
+def _digest(path: Path) -> str:
+    return sha256(path) if path.is_file() else checkpoint.checkpoint_hash(path)
+
+
+def record_run(
+    path: Path, output: Path, *, device: str = "auto", data: str | None = None, overrides: Sequence[str] = (),
+    texts: bool = False, overwrite: bool = False,
+) -> int:
+    """Write what a pair says about its training texts: scores, rationales and class probabilities.
+
+    Args:
+        output: a Parquet file (``rekd_train.data.knowledge``).
+        data: as for ``evaluate_run``.
+        texts: write the texts, too, not their ids alone.
+
+    Returns:
+        How many texts.
+
+    Raises:
+        ConfigError: a model of images.
+        DataError: the file exists already.
+    """
+    pair, config = checkpoint.load(path), recorded_config(path, data, overrides)
+    if not isinstance(pair.preprocessor, TextPreprocessor):
+        raise ConfigError(f"{path} reads images; knowledge is recorded of texts; fix: give it as --teacher itself")
+    if output.exists() and not overwrite:
+        raise DataError(f"{output} exists; fix: another file, or --overwrite")
+    examples = data_for(pair, config).splits["train"].texts
+    pair.to(chosen_device(device))
+    rows = []
+    for start in range(0, len(examples), _RECORDED_AT_ONCE):
+        rows += statements_of(pair, examples[start : start + _RECORDED_AT_ONCE], texts)
+    write_knowledge(output, rows, overwrite)
+    return len(rows)
+
+
+def check_knowledge(path: Path, config: DataConfig) -> dict[str, Any]:
+    """Counts of a file of recorded knowledge against data (``rekd_train.data.knowledge.checked_statements``)."""
+    data = load_data(config)
+    knowledge = read_knowledge(path, data.label_names)
+    truth = {
+        text_id(text): int(label)
+        for split in data.splits.values() for text, label in zip(split.texts, split.labels, strict=True)
+    }
+    return checked_statements(knowledge, truth)
 
 
 def _logs(

@@ -1,4 +1,4 @@
-"""rekd-train: run, presets, calibrate, compact, evaluate, import-official."""
+"""rekd-train: run, presets, calibrate, record, check-teacher, compact, evaluate, import-official."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ app = application(
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Directory of the new checkpoint.")]
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint directory.")]
-Teacher = Annotated[Path | None, typer.Option(metavar="CKPT", help="Checkpoint to distil from.")]
+Teacher = Annotated[Path | None, typer.Option(metavar="CKPT|FILE", help="Checkpoint or knowledge to learn from.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")]
 _DATA = "Take the data of these settings, or this table, not the recorded ones."
@@ -117,6 +117,51 @@ def calibrate(
 
     metrics = calibrate_run(path, output, target, device, data=data, overrides=overrides or [], overwrite=overwrite)
     _report(metrics, output, as_json)
+
+
+@app.command(
+    epilog=examples(
+        "rekd-train record runs/teacher --output knowledge.parquet",
+        "rekd-train run demo_student --teacher knowledge.parquet --output runs/student",
+    )
+)
+def record(
+    path: Checkpoint,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The Parquet file to write.")],
+    data: Data = None,
+    overrides: Overrides = None,
+    texts: Annotated[bool, typer.Option("--texts", help="Write the texts, too, not their hashes alone.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file at the output.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Write what a pair says about its training texts, to teach from without it."""
+    from rekd_train.runs import record_run
+
+    count = record_run(
+        path, output, device=device, data=data, overrides=overrides or [], texts=texts, overwrite=overwrite
+    )
+    typer.echo(f"{output}: {count:,} texts, {output.stat().st_size / 1e6:.1f} MB")
+
+
+@app.command("check-teacher", epilog=examples("rekd-train check-teacher knowledge.jsonl --data my.csv"))
+def check_teacher_command(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="Recorded knowledge, JSON lines or Parquet.")],
+    data: Annotated[str, typer.Option(metavar="PRESET|FILE", help="The data that it is to teach.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count what a file of recorded knowledge can teach, and what is wrong with it."""
+    from rekd_train.config.run import run_config
+    from rekd_train.runs import check_knowledge
+
+    own = [] if Path(data).suffix in ("", ".toml") else ["data.name=table", f"data.path={data}"]
+    found = check_knowledge(path, run_config("demo_student" if own else data, [*own, *(overrides or [])]).data)
+    if as_json:
+        print_json(found)
+        return
+    shown = {name: f"{value:.1%}" if isinstance(value, float) else value for name, value in found.items()}
+    rows = [(name.replace("_", " "), "" if value is None else str(value)) for name, value in shown.items()]
+    print_table(("knowledge", "value"), rows, left=1)
 
 
 @app.command(

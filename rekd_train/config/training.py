@@ -78,6 +78,8 @@ class DistillationConfig(Section):
     hard_labels: bool = Field(
         False, description="learn the teacher's decisions (its mask, its label) instead of its distributions"
     )
+    mark_smoothing: float = Field(0.05, ge=0, lt=0.5, description="chance that a mark, or its lack, is wrong")
+    unmarked_weight: float = Field(0.5, ge=0, description="of tokens in no recorded passage; of those inside: 1")
     classifier: bool = Field(
         False, description="distil predictions in the classifier stage, too: plain KD when rationale_epochs is 0"
     )

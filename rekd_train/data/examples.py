@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rekd_train.data.splits import Split
 
 SPLITS = ("train", "dev", "test")
+UNLABELLED = -1
+"""The label of a training example that has none and is learned from a teacher alone."""
 SHOWN = 20
 """Contradictions that a summary lists, and classes that its table shows."""
 _UNEVEN = 10
@@ -119,7 +121,8 @@ def check_data(data: DataSet, name: str) -> None:
     """Raise DataError that names every mistake: an empty split, labels beyond the classes, one class only."""
     mistakes, classes = [], len(data.label_names)
     for split, examples in data.splits.items():
-        strangers = [label for label in np.unique(examples.labels) if not 0 <= label < classes]
+        known_labels = {*range(classes), *([UNLABELLED] if split == "train" else [])}
+        strangers = [label for label in np.unique(examples.labels) if label not in known_labels]
         if len(examples) == 0:
             mistakes.append(f"the split '{split}' is empty; fix: more examples")
         elif len(examples) != len(examples.labels):
@@ -128,7 +131,7 @@ def check_data(data: DataSet, name: str) -> None:
         elif strangers:
             known = f"there are {classes} classes, 0 to {classes - 1}"
             mistakes.append(f"the split '{split}' has the label {strangers[0]}; {known}; fix: labels of these")
-    if len(np.unique(data.splits["train"].labels)) < 2:
+    if len({*np.unique(data.splits["train"].labels)} - {UNLABELLED}) < 2:
         mistakes.append("the training examples are all of one class; fix: examples of at least two")
     if mistakes:
         raise DataError(f"data '{name}': " + "; ".join(mistakes))
@@ -142,13 +145,16 @@ def summarise(data: DataSet, splits: Mapping[str, Split]) -> dict[str, Any]:
     """
     summary: dict[str, Any] = {"splits": {}}
     for name, split in splits.items():
-        counts = np.bincount(split.labels, minlength=len(data.label_names)).tolist()
+        labels = split.labels[split.labels != UNLABELLED]
+        counts = np.bincount(labels, minlength=len(data.label_names)).tolist()
         found = {"examples": len(split), "classes": dict(zip(data.label_names, counts, strict=True))}
         if split.whole_lengths is not None:
             low, middle, high = np.percentile(split.whole_lengths, (5, 50, 95)).astype(int).tolist()
             found["tokens"] = {"p5": low, "p50": middle, "p95": high, "max": int(split.whole_lengths.max())}
             found["cut"] = int((split.whole_lengths > split.lengths).sum())
             summary["max_length"] = split.preprocessor.positions
+        if len(labels) < len(split):
+            found["unlabelled"] = len(split) - len(labels)
         summary["splits"][name] = found
     return summary | {
         "duplicates_dropped": data.duplicates,

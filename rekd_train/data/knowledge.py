@@ -17,12 +17,13 @@ import hashlib
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rekd_train.data.examples import UNLABELLED, DataSet, LabelledTexts
 from rekd_train.data.table_files import Table, read_table
 from rekd_train.errors import DataError, MissingExtraError, listed
 from rekd_train.files import write_bytes
@@ -191,6 +192,26 @@ class AlignedKnowledge:
     """For each text (length,) float32 log-odds, NaN for tokens that it does not score; None: no scores."""
     marks: list[np.ndarray | None]
     """For each text (length,) float32 weight of the passage that a token lies in, 0 in none; None: no rationale."""
+
+
+    @property
+    def empty(self) -> bool:
+        """Whether it says nothing at all."""
+        return bool(np.isnan(self.probabilities).all()) and not any(
+            each is not None for each in (*self.scores, *self.marks)
+        )
+
+
+def with_unlabelled(data: DataSet, knowledge: Knowledge) -> DataSet:
+    """The data with the texts that the file holds and no split has, behind the training examples, without labels."""
+    known = {text_id(text) for split in data.splits.values() for text in split.texts}
+    new = [text for key, text in knowledge.texts.items() if key not in known]
+    if not new:
+        return data
+    train = data.splits["train"]
+    labels = np.concatenate([train.labels, np.full(len(new), UNLABELLED, dtype=np.int64)])
+    rationales = None if train.rationales is None else [*train.rationales, *[None] * len(new)]
+    return replace(data, splits=data.splits | {"train": LabelledTexts([*train.texts, *new], labels, rationales)})
 
 
 def align(knowledge: Knowledge, texts: Sequence[str], preprocessor: TextPreprocessor, classes: int) -> AlignedKnowledge:

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div, nll_loss
+from torch.nn.functional import cross_entropy, kl_div
 
 from rekd_train.config.run import SelectionConfig, TemperatureConfig
 
@@ -156,9 +156,23 @@ def prediction_distillation(teacher_logits: Tensor, student_logits: Tensor, temp
     return temperature**2 * kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
-def hard_prediction_distillation(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-    """Cross-entropy against the teacher's label, batch mean: (B, C) logits."""
-    return nll_loss(torch.log_softmax(student_logits, dim=-1), teacher_logits.argmax(dim=-1))
+def mark_distillation(
+    marks: Tensor, student_log_soft: Tensor, selectable: Tensor, smoothing: float, unmarked: float
+) -> Tensor:
+    """Cross-entropy of the student's choice against marked passages, summed over positions, batch mean.
+
+    Args:
+        marks: (B, N) weight of the passage that a token lies in, 0 in none; NaN: nothing was marked in this text.
+        student_log_soft: (B, N, 2) log-probabilities.
+        selectable: (B, N) bool.
+        smoothing: chance that a mark, or its lack, is wrong.
+        unmarked: weight of tokens that are in no passage: people and models mark what is enough, not all that matters.
+    """
+    known = selectable & ~marks.isnan()
+    weight = marks.nan_to_num()
+    wanted = torch.where(weight > 0, 1 - smoothing, smoothing)
+    surprise = -(wanted * student_log_soft[..., 1] + (1 - wanted) * student_log_soft[..., 0])
+    return torch.where(known, torch.where(weight > 0, weight, unmarked) * surprise, 0.0).sum() / len(selectable)
 
 
 def annealed_temperature(progress: float, settings: TemperatureConfig) -> float:

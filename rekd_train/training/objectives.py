@@ -1,4 +1,4 @@
-"""The loss of each stage, as modules that hold what is trained; and the frozen teacher that they learn from.
+"""The loss of each stage, as modules that hold what is trained.
 
 ``forward(batch)`` gives this process's parts of the figures: over the processes they add up to those of the
 whole batch. ``loss`` carries the gradient; ``kept`` and ``features`` count, the others are detached losses.
@@ -13,64 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from rekd_train.config.run import RunConfig
-from rekd_train.data import Split
 from rekd_train.models.base import Predictor
-from rekd_train.models.gates import apply_policy, relaxed_log_choice, selection_scores, straight_through_gate
+from rekd_train.models.gates import relaxed_log_choice, straight_through_gate
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training import losses
 from rekd_train.training.losses import gumbel, key, uniform, uniform_scalar
-from rekd_train.training.runtime import Batch, Runtime, run_frozen
+from rekd_train.training.runtime import Batch, Runtime
+from rekd_train.training.teacher import Teaching
 
 QUIET_TEMPERATURE = 2.0
 """tau of the prediction term in stages without an annealed one."""
 
 Figures = dict[str, Tensor]
-
-
-class Teacher:
-    """A frozen pair: computed in every step, or once over a split whose examples stay the same (``remembered``)."""
-
-    def __init__(self, pair: Rationalizer, runtime: Runtime, precision: str, remembered: Split | None = None) -> None:
-        self._pair, self._runtime, self._precision = pair.to(runtime.device).eval(), runtime, precision
-        self._latest: tuple[Batch, Tensor, Tensor] | None = None
-        self._memory: tuple[Tensor, Tensor, Tensor] | None = None
-        if remembered is not None:
-            logits, mask, classes = run_frozen(remembered, runtime, precision, self._everything, count=3)
-            self._memory = logits, mask.bool(), classes
-
-    def selector_logits(self, batch: Batch, positions: int) -> Tensor:
-        """(B, N, 2) float32."""
-        return self._selector(batch)[0][:, :positions]
-
-    def mask(self, batch: Batch, positions: int) -> Tensor:
-        """(B, N) bool: the rationale by the teacher's stored policy."""
-        return self._selector(batch)[1][:, :positions]
-
-    def class_logits(self, batch: Batch) -> Tensor:
-        """(B, C) float32 on the teacher's own rationale."""
-        return self._memory[2][batch.indices] if self._memory else self.class_logits_on(batch, self._selector(batch)[1])
-
-    @torch.no_grad()
-    def class_logits_on(self, batch: Batch, mask: Tensor) -> Tensor:
-        """(B, C) float32 on another mask (B, N)."""
-        with self._runtime.autocast(self._precision):
-            return self._pair.class_logits(batch.inputs, mask.detach()).float()
-
-    @torch.no_grad()
-    def _selector(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits and mask, as wide as the longest example of the batch or of what is remembered."""
-        if self._memory:
-            return self._memory[0][batch.indices], self._memory[1][batch.indices]
-        if self._latest is None or self._latest[0] is not batch:
-            pair = self._pair
-            with self._runtime.autocast(self._precision):
-                logits = pair.selector_logits(batch.inputs).float()
-            mask = apply_policy(selection_scores(logits), pair.selectable(batch.inputs), pair.policy, pair.capacity)
-            self._latest = batch, logits, mask
-        return self._latest[1:]
-
-    def _everything(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        return *self._selector(batch), self.class_logits(batch)
 
 
 class Objective(nn.Module, ABC):
@@ -85,7 +39,7 @@ class Objective(nn.Module, ABC):
     trains_selector = False
 
     def __init__(
-        self, config: RunConfig, pair: Rationalizer, runtime: Runtime, seed: int, teacher: Teacher | None = None,
+        self, config: RunConfig, pair: Rationalizer, runtime: Runtime, seed: int, teacher: Teaching | None = None,
         predictor: Predictor | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -111,13 +65,16 @@ class Objective(nn.Module, ABC):
         if self.teacher is None or settings.alpha == 1.0:
             return value
         alpha = 0.5 if settings.alpha == "anneal" else settings.alpha
-        term = self.distilled(self.teacher.class_logits(batch), class_logits, QUIET_TEMPERATURE)
+        term = self.distilled(batch, self.teacher.class_logits(batch), class_logits, QUIET_TEMPERATURE)
         return alpha * value + (1 - alpha) * settings.prediction_weight * term
 
-    def distilled(self, theirs: Tensor, ours: Tensor, temperature: float) -> Tensor:
+    def distilled(self, batch: Batch, theirs: Tensor, ours: Tensor, temperature: float) -> Tensor:
         """The prediction term on the teacher's and the student's (B, C) logits."""
+        known = self.teacher.known_classes(batch)
         if self.config.distillation.hard_labels:
-            return losses.hard_prediction_distillation(theirs, ours)
+            return losses.prediction_loss(ours, theirs.argmax(dim=-1), None if known is None else known.float())
+        if known is not None:  # where it says nothing, nothing is to be learned: the term and its gradient are 0
+            theirs = torch.where(known.unsqueeze(-1), theirs, ours.detach())
         return losses.prediction_distillation(theirs, ours, temperature)
 
     def stream(self, purpose: int, step: int) -> int:
@@ -174,7 +131,7 @@ class RationaleObjective(Objective):
         if settings.prediction_weight:
             own = settings.teacher_mask == "teacher"
             theirs = self.teacher.class_logits(batch) if own else self.teacher.class_logits_on(batch, gate.mask)
-            prediction = batch.share * self.distilled(theirs, class_logits, temperature)
+            prediction = batch.share * self.distilled(batch, theirs, class_logits, temperature)
         alpha = losses.annealed_alpha(progress, config.temperature) if settings.alpha == "anneal" else settings.alpha
         distilled = settings.rationale_weight * rationale + settings.prediction_weight * prediction
         figures |= {"rationale": rationale.detach(), "prediction": prediction.detach()}
@@ -199,14 +156,21 @@ class RationaleObjective(Objective):
         noisy = settings.noise == "independent"
         theirs = gumbel(self.stream(1, batch.step), batch.indices, positions) if noisy else None
         student = relaxed_log_choice(logits, temperature, noise if noisy else None)
+        known, marks = self.teacher.known_tokens(batch, positions), self.teacher.marks(batch, positions)
+        scored = selectable if known is None else selectable & known
         if not settings.hard_labels:
             teacher = relaxed_log_choice(self.teacher.selector_logits(batch, positions), temperature, theirs)
-            return losses.rationale_distillation(teacher, student, selectable)
-        if noisy:
-            decisions = (self.teacher.selector_logits(batch, positions) + theirs).argmax(dim=-1) == 1
+            term = losses.rationale_distillation(teacher, student, scored)
         else:
-            decisions = self.teacher.mask(batch, positions)
-        return losses.hard_rationale_distillation(decisions, student, selectable)
+            if noisy:
+                decisions = (self.teacher.selector_logits(batch, positions) + theirs).argmax(dim=-1) == 1
+            else:
+                decisions = self.teacher.mask(batch, positions)
+            term = losses.hard_rationale_distillation(decisions, student, scored)
+        if marks is None:
+            return term
+        smoothing, unmarked = settings.mark_smoothing, settings.unmarked_weight
+        return term + losses.mark_distillation(marks, student, selectable, smoothing, unmarked)
 
 
 class CompactObjective(Objective):

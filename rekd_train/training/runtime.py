@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 
 from rekd_train.config.run import RunConfig
 from rekd_train.data import Split, bucketed_batches
+from rekd_train.data.examples import UNLABELLED
 from rekd_train.errors import ConfigError
 from rekd_train.inputs.preprocessors import Preprocessor, full_length
 from rekd_train.training.losses import key
@@ -146,8 +147,16 @@ class Batch:
 
 
 def example_weights(labels: np.ndarray, class_weights: str) -> np.ndarray | None:
-    """(n,) float32, of the examples in the cross-entropy: n / (classes * examples of the class); 'none': None."""
-    return None if class_weights == "none" else compute_sample_weight(class_weights, labels).astype(np.float32)
+    """(n,) float32, of the examples in the cross-entropy: n / (classes * examples of the class); 'none': None.
+
+    Examples without a label weigh nothing.
+    """
+    labelled = labels != UNLABELLED
+    if class_weights == "none":
+        return None if labelled.all() else labelled.astype(np.float32)
+    weights = np.zeros(len(labels), dtype=np.float32)
+    weights[labelled] = compute_sample_weight(class_weights, labels[labelled])
+    return weights
 
 
 class FullLength:
@@ -198,7 +207,7 @@ class Batches:
             arrays = self._split.inputs(own)
         return Batch(
             indices=runtime.to_device(own), inputs={name: runtime.to_device(array) for name, array in arrays.items()},
-            labels=runtime.to_device(self._split.labels[own]), step=step, steps=self._steps,
+            labels=runtime.to_device(self._split.labels[own].clip(min=0)), step=step, steps=self._steps,
             examples=len(indices), present=len(part),
             weights=None if self._weights is None else runtime.to_device(self._weights[own]),
         )  # fmt: skip

@@ -20,6 +20,7 @@ import torch
 from rekd_train.config.run import RunConfig
 from rekd_train.data import DataSet, Split
 from rekd_train.data.examples import check_data
+from rekd_train.data.knowledge import AlignedKnowledge
 from rekd_train.errors import ConfigError
 from rekd_train.evaluation.forward import check_features
 from rekd_train.inputs.policy import SelectionPolicy
@@ -28,22 +29,26 @@ from rekd_train.models.base import Predictor
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training.loop import Loop, Stage, word_tables
 from rekd_train.training.losses import key
-from rekd_train.training.objectives import ClassifierObjective, CompactObjective, RationaleObjective, Teacher
+from rekd_train.training.objectives import ClassifierObjective, CompactObjective, RationaleObjective
 from rekd_train.training.observers import Observer
 from rekd_train.training.runtime import FullLength, Runtime
 from rekd_train.training.state import Snapshot, StateStore, load_pair_state, pair_state
+from rekd_train.training.teacher import RecordedTeacher, Teacher, Teaching
 from rekd_train.training.validation import DevEvaluation, base_policy, calibrate_policy, fit_temperature, read_selector
+
+AnyTeacher = Rationalizer | AlignedKnowledge | None
 
 
 def fit(
-    config: RunConfig, rationalizer: Rationalizer, train: Split, dev: Split, *, teacher: Rationalizer | None = None,
+    config: RunConfig, rationalizer: Rationalizer, train: Split, dev: Split, *, teacher: AnyTeacher = None,
     warm: bool = False, observer: Observer | None = None, runtime: Runtime | None = None,
     store: StateStore | None = None, resume: bool = False,
 ) -> Rationalizer:  # fmt: skip
     """Train a pair in place through the stages of its configuration.
 
     Args:
-        teacher: a trained pair with the same preprocessing; None: plain rationale extraction.
+        teacher: a trained pair with the same preprocessing, or what was recorded about the examples of ``train``;
+            None: plain rationale extraction.
         warm: leave the warm starts out: the pair's predictor is trained already.
         runtime: None: the device the pair is on.
         store: where states are saved; None: nowhere.
@@ -77,7 +82,7 @@ def fit(
 
 
 def compact_pair(
-    config: RunConfig, rationalizer: Rationalizer, train: Split, dev: Split, *, teacher: Rationalizer | None = None,
+    config: RunConfig, rationalizer: Rationalizer, train: Split, dev: Split, *, teacher: AnyTeacher = None,
     observer: Observer | None = None, runtime: Runtime | None = None,
 ) -> Rationalizer:  # fmt: skip
     """The compact stage alone, in place: any trained pair becomes one that serves gathered features."""
@@ -89,7 +94,7 @@ def compact_pair(
 
 
 def check_fit(
-    config: RunConfig, pair: Rationalizer, train: Split, dev: Split, teacher: Rationalizer | None, warm: bool
+    config: RunConfig, pair: Rationalizer, train: Split, dev: Split, teacher: AnyTeacher, warm: bool
 ) -> None:
     """Raise ConfigError or DataError where data, teacher and stages do not fit each other."""
     check_data(DataSet({"train": train, "dev": dev}, tuple(pair.labels), ""), config.data.name)
@@ -104,8 +109,16 @@ def check_fit(
         )
 
 
-def check_teacher(teacher: Rationalizer, student: Rationalizer, config: RunConfig) -> None:
+def check_teacher(teacher: Rationalizer | AlignedKnowledge, student: Rationalizer, config: RunConfig) -> None:
     """Raise ConfigError for a teacher from which this student cannot learn: other classes, features, or too short."""
+    if isinstance(teacher, AlignedKnowledge):
+        if config.distillation.teacher_mask == "student":
+            raise ConfigError(
+                "recorded knowledge cannot answer on the student's rationale; fix: distillation.teacher_mask=teacher"
+            )
+        if teacher.empty:
+            raise ConfigError("the recorded knowledge says nothing about any training text; fix: one of these texts")
+        return
     if len(teacher.labels) != len(student.labels):
         raise ConfigError(
             f"the teacher has {len(teacher.labels)} classes ({', '.join(teacher.labels[:4])}...), the data have "
@@ -165,16 +178,17 @@ class _StageRunner:
     """The stages of one run, each from where a stored state left it."""
 
     def __init__(
-        self, config: RunConfig, pair: Rationalizer, train: Split, dev: Split, teacher: Rationalizer | None,
+        self, config: RunConfig, pair: Rationalizer, train: Split, dev: Split, teacher: AnyTeacher,
         runtime: Runtime | None, observer: Observer | None, store: StateStore | None = None,
         snapshot: Snapshot | None = None, keep_policy: bool = False,
     ) -> None:  # fmt: skip
-        self.config, self.pair, self._teacher_pair, self._store = config, pair, teacher, store
+        self.config, self.pair, self._given_teacher, self._store = config, pair, teacher, store
         self.runtime = runtime or Runtime(next(pair.parameters()).device)
         pair.to(self.runtime.device)
         if not keep_policy:
             pair.policy = base_policy(config.selection)
-        rules = {config.selection.selectable, teacher.policy.selectable if teacher is not None else "real"}
+        theirs = teacher.policy.selectable if isinstance(teacher, Rationalizer) else "real"
+        rules = {config.selection.selectable, theirs}
         if "all" in rules and pair.preprocessor.settings.kind != "image":
             train, dev = (FullLength(split, pair.preprocessor) for split in (train, dev))
         self.train, self.dev = train, dev
@@ -184,12 +198,14 @@ class _StageRunner:
         self._loop = Loop(config, pair, train, self.runtime, observer or Observer(), store, snapshot)
 
     @cached_property
-    def teacher(self) -> Teacher | None:
+    def teacher(self) -> Teaching | None:
         """The teacher over the training split, computed when it is first needed: once where examples stay the same."""
-        if self._teacher_pair is None:
+        if self._given_teacher is None:
             return None
+        if isinstance(self._given_teacher, AlignedKnowledge):
+            return RecordedTeacher(self._given_teacher, self.runtime)
         remembered = None if self.train.augmented else self.train
-        return Teacher(self._teacher_pair, self.runtime, self.config.acceleration.precision, remembered)
+        return Teacher(self._given_teacher, self.runtime, self.config.acceleration.precision, remembered)
 
     def take(self, number: int, name: str, epochs: float, run: Callable[[Stage], None]) -> None:
         """Run a stage, unless the stored state is behind it, and store where it ended."""

@@ -77,9 +77,9 @@ def test_a_seed_fixes_everything_and_another_changes_it():
     ("selector", "predictor", "starts"),
     [
         ({}, {}, True),
-        ({"weights": "mine"}, {}, False),  # it has pretrained weights of its own
+        ({"pretrained": "mine"}, {}, False),  # it has pretrained weights of its own
         ({"word_embeddings": "minilm"}, {}, False),
-        ({"weights": "mine"}, {"weights": "mine"}, True),  # one source for both
+        ({"pretrained": "mine"}, {"pretrained": "mine"}, True),  # one source for both
     ],
 )
 def test_a_selector_of_the_predictor_s_size_starts_from_it(selector, predictor, starts):

@@ -1,0 +1,175 @@
+"""What a student learns from: a frozen pair that runs along, or what a teacher was recorded to say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rekd_train.data import Split
+from rekd_train.data.knowledge import AlignedKnowledge, text_id
+from rekd_train.inputs.preprocessors import full_length
+from rekd_train.models.gates import apply_policy, selection_scores
+from rekd_train.models.rationalizer import Rationalizer
+from rekd_train.training.runtime import Batch, Runtime, run_frozen
+
+
+class Teaching(Protocol):
+    """What the objectives ask. B = batch, N = positions, C = classes."""
+
+    def selector_logits(self, batch: Batch, positions: int) -> Tensor:
+        """(B, N, 2) float32; only the difference of the two counts."""
+
+    def mask(self, batch: Batch, positions: int) -> Tensor:
+        """(B, N) bool: the teacher's own rationale."""
+
+    def class_logits(self, batch: Batch) -> Tensor:
+        """(B, C) float32 on the teacher's own rationale."""
+
+    def class_logits_on(self, batch: Batch, mask: Tensor) -> Tensor:
+        """(B, C) float32 on another mask (B, N)."""
+
+    def known_tokens(self, batch: Batch, positions: int) -> Tensor | None:
+        """(B, N) bool: tokens that it scores; None: all."""
+
+    def known_classes(self, batch: Batch) -> Tensor | None:
+        """(B,) bool: examples of which it tells the classes; None: all."""
+
+    def marks(self, batch: Batch, positions: int) -> Tensor | None:
+        """(B, N) float32: weights of the passages that decide, NaN where it marks none; None: it marks nothing."""
+
+
+class Teacher:
+    """A frozen pair: computed in every step, or once over a split whose examples stay the same (``remembered``)."""
+
+    def __init__(self, pair: Rationalizer, runtime: Runtime, precision: str, remembered: Split | None = None) -> None:
+        self._pair, self._runtime, self._precision = pair.to(runtime.device).eval(), runtime, precision
+        self._latest: tuple[Batch, Tensor, Tensor] | None = None
+        self._memory: tuple[Tensor, Tensor, Tensor] | None = None
+        if remembered is not None:
+            logits, mask, classes = run_frozen(remembered, runtime, precision, self._everything, count=3)
+            self._memory = logits, mask.bool(), classes
+
+    def selector_logits(self, batch: Batch, positions: int) -> Tensor:
+        """(B, N, 2) float32."""
+        return self._selector(batch)[0][:, :positions]
+
+    def mask(self, batch: Batch, positions: int) -> Tensor:
+        """(B, N) bool: the rationale by the teacher's stored policy."""
+        return self._selector(batch)[1][:, :positions]
+
+    def class_logits(self, batch: Batch) -> Tensor:
+        """(B, C) float32 on the teacher's own rationale."""
+        return self._memory[2][batch.indices] if self._memory else self.class_logits_on(batch, self._selector(batch)[1])
+
+    @torch.no_grad()
+    def class_logits_on(self, batch: Batch, mask: Tensor) -> Tensor:
+        """(B, C) float32 on another mask (B, N)."""
+        with self._runtime.autocast(self._precision):
+            return self._pair.class_logits(batch.inputs, mask.detach()).float()
+
+    @torch.no_grad()
+    def _selector(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits and mask, as wide as the longest example of the batch or of what is remembered."""
+        if self._memory:
+            return self._memory[0][batch.indices], self._memory[1][batch.indices]
+        if self._latest is None or self._latest[0] is not batch:
+            pair = self._pair
+            with self._runtime.autocast(self._precision):
+                logits = pair.selector_logits(batch.inputs).float()
+            mask = apply_policy(selection_scores(logits), pair.selectable(batch.inputs), pair.policy, pair.capacity)
+            self._latest = batch, logits, mask
+        return self._latest[1:]
+
+    def known_tokens(self, batch: Batch, positions: int) -> None:
+        """It scores every token."""
+
+    def known_classes(self, batch: Batch) -> None:
+        """It tells all classes."""
+
+    def marks(self, batch: Batch, positions: int) -> None:
+        """It has scores instead."""
+
+    def _everything(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        return *self._selector(batch), self.class_logits(batch)
+
+
+class RecordedTeacher:
+    """What was recorded about the examples of a training split; parts that were not are left out of the loss."""
+
+    def __init__(self, said: AlignedKnowledge, runtime: Runtime) -> None:
+        probabilities = torch.from_numpy(said.probabilities)
+        self._classes = runtime.to_device(probabilities.clamp(min=torch.finfo(torch.float32).tiny).log().numpy())
+        self._scores = runtime.to_device(_padded(said.scores))
+        self._marks = runtime.to_device(_padded(said.marks)) if any(each is not None for each in said.marks) else None
+
+    def selector_logits(self, batch: Batch, positions: int) -> Tensor:
+        """(B, N, 2) float32: the log-odds as recorded, 0 where there are none."""
+        scores = self._at(self._scores, batch, positions).nan_to_num()
+        return torch.stack([torch.zeros_like(scores), scores], dim=-1)
+
+    def mask(self, batch: Batch, positions: int) -> Tensor:
+        """(B, N) bool: tokens of positive score; marked passages have a term of their own."""
+        return self._at(self._scores, batch, positions) > 0
+
+    def class_logits(self, batch: Batch) -> Tensor:
+        """(B, C) float32."""
+        return self._classes[batch.indices]
+
+    def class_logits_on(self, batch: Batch, mask: Tensor) -> Tensor:
+        """As recorded, whatever the mask (``stages.check_recorded`` refuses settings that need more)."""
+        return self.class_logits(batch)
+
+    def known_tokens(self, batch: Batch, positions: int) -> Tensor:
+        """(B, N) bool."""
+        return ~self._at(self._scores, batch, positions).isnan()
+
+    def known_classes(self, batch: Batch) -> Tensor:
+        """(B,) bool."""
+        return ~self._classes[batch.indices, 0].isnan()
+
+    def marks(self, batch: Batch, positions: int) -> Tensor | None:
+        """(B, N) float32, NaN for texts without a rationale."""
+        return None if self._marks is None else self._at(self._marks, batch, positions)
+
+    def _at(self, table: Tensor, batch: Batch, positions: int) -> Tensor:
+        rows = table[batch.indices]
+        missing = positions - rows.shape[1]
+        return torch.nn.functional.pad(rows, (0, missing), value=float("nan")) if missing > 0 else rows[:, :positions]
+
+
+def _padded(rows: list[np.ndarray | None]) -> np.ndarray:
+    """(n, longest) float32, NaN where there is nothing."""
+    table = np.full((len(rows), max((len(row) for row in rows if row is not None), default=1)), np.nan, np.float32)
+    for index, row in enumerate(rows):
+        if row is not None:
+            table[index, : len(row)] = row
+    return table
+
+
+@torch.inference_mode()
+def statements_of(pair: Rationalizer, texts: Sequence[str], with_texts: bool) -> list[dict[str, Any]]:
+    """What a pair of texts says about each: rows for ``rekd_train.data.knowledge.write_knowledge``.
+
+    Class probabilities are those of its own rationale, before calibration, as a live teacher gives them.
+    """
+    device = next(pair.parameters()).device
+    encoded = pair.preprocessor(texts)
+    arrays = encoded.inputs if pair.policy.selectable == "real" else full_length(encoded.inputs, pair.preprocessor)
+    inputs = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+    selection = pair.select(inputs)
+    probabilities = torch.softmax(pair.class_logits(inputs, selection.mask).float(), dim=-1).cpu().numpy()
+    rows = []
+    for text, encoding, scores, classes in zip(
+        texts, encoded.encodings, selection.scores.cpu().numpy(), probabilities, strict=True
+    ):
+        words = np.flatnonzero(np.array(encoding.special_tokens_mask) == 0)
+        segments = np.column_stack([np.array(encoding.offsets)[words], scores[words]])
+        segments = segments[np.concatenate([[True], (segments[1:, :2] != segments[:-1, :2]).any(axis=1)])]
+        segments[1:, 0] = np.maximum(segments[1:, 0], segments[:-1, 1])  # tokens that share a character
+        named = {"text": text} if with_texts else {"id": text_id(text)}
+        rows.append({**named, "probabilities": classes, "scores": segments[segments[:, 0] <= segments[:, 1]]})
+    return rows
