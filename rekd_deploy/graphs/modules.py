@@ -58,10 +58,7 @@ def head_layers(rationalizer: Rationalizer) -> dict[str, int]:
 
 
 class SelectorGraph(nn.Module):
-    """Features -> the noise-free rationale.
-
-    Args:
-        rationalizer: its selector, policy and capacity K are taken, not copied.
+    """Features -> the noise-free rationale; selector, policy and capacity K are the model's own, not copies.
 
     Texts of every length get all K slots here; the graph's are cut afterwards (``tracing.cut_to_length``).
     """
@@ -91,13 +88,10 @@ class SelectorGraph(nn.Module):
 
 
 class PredictorGraph(nn.Module):
-    """The rationale -> classes.
+    """The rationale -> classes; the predictor is the model's own, not a copy.
 
     With the operator 'compact', features that are not kept never enter the computation; with 'zero', the paper's, all
     features do, blanked where they are not kept.
-
-    Args:
-        rationalizer: its predictor and probability temperature are taken, not copied.
     """
 
     def __init__(self, rationalizer: Rationalizer) -> None:

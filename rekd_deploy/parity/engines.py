@@ -49,18 +49,10 @@ def run_engine(
     graph: Path,
     gpu: int = 0,
 ) -> tuple[dict[str, Any], Agreement]:
-    """Load an engine here, check it against its entry and compare its answers with the model's.
-
-    Args:
-        role: 'selector', 'predictor' or 'single'.
-        entry: its manifest entry.
-        cases: stored inputs and answers.
-        tie_margin: see ``compare``.
-        graph: the ONNX graph beside it.
-        gpu: number of the GPU it runs on.
+    """Load an engine on a GPU, check it against its manifest entry and the ONNX graph beside it, and ``compare`` it.
 
     Returns:
-        The entry, completed, and how close the answers are.
+        The entry, completed, and how close its answers are to those of the cases.
 
     Raises:
         EngineError, MissingExtraError: see ``verify_engine``.

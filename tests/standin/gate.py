@@ -28,12 +28,12 @@ class Seen(DeviceChain):
 
 onnxruntime_device.DeviceChain = Seen
 rationalizer, root = load(Path(sys.argv[1])), Path(sys.argv[2])
-graphs = [root / f"rekd_{role}" / "1" / "model.onnx" for role in ("selector", "predictor")]
+graphs = {role: root / f"rekd_{role}" / "1" / "model.onnx" for role in ("selector", "predictor")}
 examples = parity_examples(Path(sys.argv[1]), rationalizer.preprocessor, class_names=rationalizer.labels)
 cuda.standin_reset()
 said = None
 try:
-    parity.check_parity(rationalizer, *graphs, examples, device="cuda")
+    parity.check_parity(rationalizer, graphs, examples, device="cuda")
 except ParityError as error:
     said = str(error)
 counted = {kind: cuda.standin_count(kind.encode()) for kind in ("launch", "capture", "replay")}

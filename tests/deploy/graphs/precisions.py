@@ -11,7 +11,7 @@ from families import KINDS, some_images
 
 from rekd_deploy.export.graphs import guarded_pair
 from rekd_deploy.graphs.modules import head_layers, pair_signature
-from rekd_deploy.graphs.precision.convert import Conversion, convert_pair
+from rekd_deploy.graphs.precision import Conversion, convert_pair
 from rekd_deploy.graphs.tracing import traced_graphs, write_graphs
 from rekd_deploy.parity.examples import generated_images, texts_from_vocabulary
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner

@@ -10,8 +10,8 @@ from precisions import answers, assert_no_neighbours, graph_files, model_of, tra
 
 from rekd_deploy.export.graphs import export
 from rekd_deploy.graphs.fusion import embeddings_together, fused_operators, has_added_mask
-from rekd_deploy.graphs.precision.half import to_half
-from rekd_deploy.graphs.precision.structure import guarded_nodes, name_nodes
+from rekd_deploy.graphs.half import to_half
+from rekd_deploy.graphs.precision import guarded_nodes, name_nodes
 from rekd_train.checkpoints.checkpoint import save
 
 LAYERS = {"selector": 1, "predictor": 2}

@@ -10,13 +10,12 @@ from onnx import numpy_helper
 from precisions import answers, conversion_of, converted, examples_of, model_of, traced
 
 from rekd_deploy.errors import ExportError
+from rekd_deploy.graphs import int8
+from rekd_deploy.graphs import precision as convert_module
 from rekd_deploy.graphs.fusion import norms_apart
+from rekd_deploy.graphs.int8 import best_range, calibrated_ranges, quantised_weight, split_attention
 from rekd_deploy.graphs.modules import head_layers, pair_signature
-from rekd_deploy.graphs.precision import convert as convert_module
-from rekd_deploy.graphs.precision import int8
-from rekd_deploy.graphs.precision.convert import convert_pair, without_padding
-from rekd_deploy.graphs.precision.int8 import best_range, calibrated_ranges, quantised_weight
-from rekd_deploy.graphs.precision.structure import split_attention
+from rekd_deploy.graphs.precision import convert_pair, without_padding
 
 
 def operators(model: onnx.ModelProto) -> list[str]:

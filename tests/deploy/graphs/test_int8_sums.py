@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from precisions import conversion_of
 
 from rekd_deploy.contract.signature import BATCH, GraphSignature, TensorSpec
-from rekd_deploy.graphs.precision.int8 import quantised_weight
+from rekd_deploy.graphs.int8 import quantised_weight
 from rekd_deploy.repository.backend.model import OnnxGraph
 from rekd_deploy.runtimes.base import Graph
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner

@@ -22,7 +22,7 @@ from rekd_deploy.export import graphs as export
 from rekd_deploy.export import verify
 from rekd_deploy.export.options import ExportOptions
 from rekd_deploy.export.run import publish
-from rekd_deploy.parity.gate import check_parity, check_single_parity
+from rekd_deploy.parity.gate import check_parity
 from rekd_deploy.repository.writer import write_repository
 from rekd_deploy.runtimes import onnxruntime_device
 from rekd_deploy.runtimes.onnxruntime_device import DeviceChain
@@ -61,12 +61,12 @@ def spoil(name, change):
 
 def test_the_gate_runs_on_the_device(rationalizer, artefacts, gpus):
     examples = export.Examples(["a fine film", "a dull one"], "file")
-    report = check_parity(rationalizer, artefacts.selector, artefacts.predictor, examples, device="cuda:1")
+    report = check_parity(rationalizer, artefacts.graphs, examples, device="cuda:1")
     assert gpus.seen == [
         ("cuda:1", ["selector.onnx", "predictor.onnx"]), ("cuda:1", ["the decision of selector.onnx"]),
     ]
     assert report.device == "cuda:1" and report.to_dict()["device"] == "cuda:1"
-    on_cpu = check_parity(rationalizer, artefacts.selector, artefacts.predictor, examples)
+    on_cpu = check_parity(rationalizer, artefacts.graphs, examples)
     assert len(gpus.seen) == 2 and on_cpu == replace(report, device="cpu")
 
 
@@ -74,9 +74,9 @@ def test_the_gate_runs_on_the_device(rationalizer, artefacts, gpus):
 def test_the_gate_refuses_what_the_device_computes_wrongly(name, rationalizer, artefacts, gpus):
     gpus.spoil = spoil(name, lambda array: ~array if name == "mask" else array + np.float32(1e-3))
     examples = export.Examples(["a fine film", "a dull one"], "file")
-    check_parity(rationalizer, artefacts.selector, artefacts.predictor, examples)
+    check_parity(rationalizer, artefacts.graphs, examples)
     with pytest.raises(ParityError, match="the graphs are not the model and are not published"):
-        check_parity(rationalizer, artefacts.selector, artefacts.predictor, examples, device="cuda")
+        check_parity(rationalizer, artefacts.graphs, examples, device="cuda")
 
 
 def test_both_steps_in_one_graph_are_proved_there_too(rationalizer, artefacts, gpus, tmp_path):
@@ -87,7 +87,7 @@ def test_both_steps_in_one_graph_are_proved_there_too(rationalizer, artefacts, g
     steps = [onnx.load(artefacts.graphs[role]) for role in ("selector", "predictor")]
     onnx.save(joined(*steps, artefacts.signature), tmp_path / "single.onnx")
     examples = export.Examples(["a fine film"], "file")
-    assert check_single_parity(rationalizer, tmp_path / "single.onnx", examples, device="cuda").device == "cuda"
+    assert check_parity(rationalizer, {"single": tmp_path / "single.onnx"}, examples, device="cuda").device == "cuda"
     assert [names for _, names in gpus.seen] == [["single.onnx"], ["the decision of single.onnx"]]
 
 

@@ -20,8 +20,8 @@ from rekd_deploy.export.graphs import export
 from rekd_deploy.export.options import ExportOptions
 from rekd_deploy.export.run import publish
 from rekd_deploy.export.verify import verify
-from rekd_deploy.graphs.precision import convert as convert_module
-from rekd_deploy.graphs.precision.int8 import to_int8
+from rekd_deploy.graphs import precision as convert_module
+from rekd_deploy.graphs.int8 import to_int8
 from rekd_deploy.parity import gate as parity_module
 from rekd_deploy.parity.examples import parity_examples
 from rekd_deploy.repository.writer import write_repository
