@@ -2,8 +2,7 @@
 
 The exporter writes attention as MatMul, Softmax, MatMul; ONNX Runtime does not put it together again by itself.
 onnxscript's rules do most (``fuse``); three rewrites of finished graphs do the rest. Fused graphs run on ONNX Runtime
-alone. Which operators were put together is counted from the finished file, and the parity gate runs on the fused graph.
-torch-free.
+alone, and the parity gate runs on them. torch-free.
 """
 
 from __future__ import annotations
@@ -31,10 +30,9 @@ _INVISIBLE = -1e4
 
 
 def fuse(model: onnx_ir.Model) -> onnx.ModelProto:
-    """The fused graph of what torch.onnx.export made; ``model`` is changed.
+    """The fused graph of torch.onnx.export's ``program.model``, which is changed.
 
-    Args:
-        model: ``program.model``, not a graph read from a file: the rules need the shapes in between.
+    A graph that is read from a file will not do: the rules need the shapes in between.
     """
     import onnx_ir
     from onnxscript.rewriter.ort_fusions import optimize_for_ort
@@ -58,19 +56,19 @@ def _read_slots_from_tensor(model: onnx_ir.Model) -> None:
 
     computed = [value for node in model.graph for value in node.outputs if value.shape is not None]
     axes = [(value, [str(size) for size in value.shape]) for value in computed]
-    tensor, sizes = next(((value, sizes) for value, sizes in axes if f"{SLOTS} + 1" in sizes), (None, []))
-    for total in computed if tensor is not None else []:
-        readers = [reader for reader in total.consumers() if reader.op_type == "Reshape"]
-        if total.producer().op_type == "Add" and total.shape.rank() == 0 and readers:
-            axis = sizes.index(f"{SLOTS} + 1")
-            attributes = [onnx_ir.AttrInt64("start", axis), onnx_ir.AttrInt64("end", axis + 1)]
-            shape = onnx_ir.Node("", "Shape", [tensor], attributes, num_outputs=1, name="slots/size")
-            size = shape.outputs[0]
-            size.name, size.dtype, size.shape = "slots/size", onnx_ir.DataType.INT64, onnx_ir.Shape([1])
-            model.graph.insert_after(tensor.producer(), shape)
-            for reader in readers:
-                reader.outputs[0].replace_all_uses_with(size)
-            return
+    having = next(((value, sizes.index(f"{SLOTS} + 1")) for value, sizes in axes if f"{SLOTS} + 1" in sizes), None)
+    sums = [value for value in computed if value.producer().op_type == "Add" and value.shape.rank() == 0]
+    shapes = [[reader for reader in total.consumers() if reader.op_type == "Reshape"] for total in sums]
+    if having is None or not any(shapes):
+        return
+    tensor, axis = having
+    attributes = [onnx_ir.AttrInt64("start", axis), onnx_ir.AttrInt64("end", axis + 1)]
+    shape = onnx_ir.Node("", "Shape", [tensor], attributes, num_outputs=1, name="slots/size")
+    size = shape.outputs[0]
+    size.name, size.dtype, size.shape = "slots/size", onnx_ir.DataType.INT64, onnx_ir.Shape([1])
+    model.graph.insert_after(tensor.producer(), shape)
+    for reader in next(filter(None, shapes)):
+        reader.outputs[0].replace_all_uses_with(size)
 
 
 # SkipLayerNormalization is not vectorised on CPUs: five to fifteen times the time of a sum and a LayerNormalization,
@@ -147,7 +145,7 @@ def _keys(name: str, structure: Structure) -> str | None:
 
 def _hides(node: onnx.NodeProto, structure: Structure) -> bool:
     """Whether a Where gives 0 for true and a hiding term for false."""
-    if any(name not in structure.constants for name in node.input[1:]):
+    if not structure.constants.keys() >= set(node.input[1:]):
         return False
     visible, hidden = map(structure.values, node.input[1:])
     return bool(np.all(visible == 0) and np.all(hidden <= _INVISIBLE))
@@ -155,11 +153,9 @@ def _hides(node: onnx.NodeProto, structure: Structure) -> bool:
 
 def _depends_on_values(name: str, structure: Structure) -> bool:
     """Whether more than the sizes of the graph's inputs decide a tensor."""
-    if not name or name in structure.constants:
-        return False
     node = structure.producers.get(name)
     if node is None:
-        return True
+        return bool(name) and name not in structure.constants
     return node.op_type != "Shape" and any(_depends_on_values(source, structure) for source in node.input)
 
 
@@ -196,12 +192,10 @@ def _lookups(norm: onnx.NodeProto, summands: int, structure: Structure) -> list[
     parameters = norm.input[summands : summands + 2]
     if not summands or len(parameters) < 2 or any(norm.input[summands + 2 :]):
         return None
-    if any(name not in structure.constants for name in parameters) or any(
-        name in structure.readers for name in norm.output[1:]
-    ):
+    if not structure.constants.keys() >= set(parameters) or structure.readers.keys() & set(norm.output[1:]):
         return None
     leaves = [leaf for name in norm.input[:summands] for leaf in _leaves(name, structure)]
-    if len(leaves) != 3 or not all(leaf is not None and _is_lookup(leaf, structure) for leaf in leaves):
+    if len(leaves) != 3 or not all(_is_lookup(leaf, structure) for leaf in leaves):
         return None
     types, positions, words = sorted(leaves, key=lambda leaf: structure.constants[leaf.input[0]].dims[0])
     return [words, positions, types]
@@ -215,7 +209,8 @@ def _leaves(name: str, structure: Structure) -> list[onnx.NodeProto | None]:
     return [node]
 
 
-def _is_lookup(node: onnx.NodeProto, structure: Structure) -> bool:
-    table = structure.constants.get(node.input[0]) if node.op_type == "Gather" else None
-    along = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
-    return table is not None and table.data_type == TensorProto.FLOAT and len(table.dims) == 2 and along == 0
+def _is_lookup(node: onnx.NodeProto | None, structure: Structure) -> bool:
+    if node is None or node.op_type != "Gather" or any(attribute.i for attribute in node.attribute):  # another axis
+        return False
+    table = structure.constants.get(node.input[0])
+    return table is not None and table.data_type == TensorProto.FLOAT and len(table.dims) == 2

@@ -1,10 +1,9 @@
 """Graphs that a backend of Triton's runs by itself, with nothing of ours before them: guarded against values.
 
 ONNX Runtime takes a negative id for one counted from the end, and fails the whole batch for one that is too large;
-TensorRT reads zeros without a word (NVIDIA/TensorRT issue 4774). A guarded graph does none of these: a row with an id,
-a mask or a position that cannot be has NaN for scores, logits and probabilities and an empty rationale; its neighbours
-in the batch are served. So has every row that is longer than the texts the model was made for. The outputs of all other
-rows stay what they were, bit for bit. torch-free.
+TensorRT reads zeros without a word (NVIDIA/TensorRT issue 4774). In a guarded graph a row with an id, a mask or a
+position that cannot be, or more tokens than the model was made for, has NaN for scores, logits and probabilities and an
+empty rationale. The outputs of all other rows stay what they were, bit for bit. torch-free.
 """
 
 from __future__ import annotations
@@ -27,10 +26,8 @@ def guarded(model: onnx.ModelProto, signature: GraphSignature, vocabulary: int, 
     """A copy of a graph that gives NaN in every row with a value it cannot read.
 
     Args:
-        signature: what the graph takes and gives.
         vocabulary: ids lie in 0..vocabulary - 1; 0 for images.
-        features: patches of an image, which positions lie in; for texts the most tokens, whose positions lie in
-            their columns.
+        features: the most tokens of a text, or the patches of an image.
     """
     guard = _Guard()
     inputs = {spec.name for spec in signature.inputs}

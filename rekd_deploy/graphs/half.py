@@ -47,10 +47,55 @@ def to_half(
     Raises:
         ExportError: a weight does not fit into the type.
     """
-    floats = float_tensors(model)
+    structure, floats, (kind, numbers) = Structure(model), float_tensors(model), _TYPES[precision]
     low = _low_nodes(model, precision, guarded, floats, for_engine)
-    converter = _Converter(model, precision, low, floats, emulated)
-    return replace_nodes(deepcopy(model), converter.nodes, converter.constants.values())
+    half = floats & {name for node in model.graph.node if node.name in low for name in node.output}
+    nodes: dict[str, onnx.NodeProto] = {}
+    constants: dict[str, onnx.TensorProto] = {}
+
+    def cast(name: str, new: str, to: int) -> str:
+        nodes.setdefault(f"Cast/{new}", make_node("Cast", [name], new, f"Cast/{new}", to=to))
+        return new
+
+    def rounded(name: str, new: str) -> str:
+        return cast(cast(name, f"{new}/rounded", kind), new, TensorProto.FLOAT)
+
+    def read(name: str, node: onnx.NodeProto) -> str:
+        """What a node reads in place of a float32 tensor."""
+        new = f"{name}/{np.dtype(numbers).name}"
+        if name in structure.constants and node.name in low:
+            values = _in_half(structure.values(name), precision, name, node)
+            constants[new] = numpy_helper.from_array(values.astype(np.float32) if emulated else values, new)
+            return new
+        if name in structure.constants or (name in half) == (node.name in low):
+            return name
+        if node.name in low:
+            return rounded(name, new) if emulated else cast(name, new, kind)
+        return name if emulated else cast(name, f"{name}/float32", TensorProto.FLOAT)
+
+    for node in model.graph.node:
+        changed = deepcopy(node)
+        changed.input[:] = [read(name, node) if name in floats else name for name in node.input]
+        nodes[node.name] = changed
+        if emulated and node.name in low:
+            changed.output[:] = [f"{name}/unrounded" if name in floats else name for name in node.output]
+            for name in floats & set(node.output):
+                rounded(f"{name}/unrounded", name)
+    return replace_nodes(deepcopy(model), nodes.values(), constants.values())
+
+
+def _in_half(values: np.ndarray, precision: str, name: str, reader: onnx.NodeProto) -> np.ndarray:
+    """A constant in half precision; the lowest float32 becomes ``MASKED``."""
+    numbers = _TYPES[precision][1]
+    largest, limit = float(np.max(np.abs(values), initial=0)), float(ml_dtypes.finfo(numbers).max)
+    if values.size == 1 and values.item() <= -3e38:
+        return np.full_like(values, MASKED, numbers)
+    if largest > limit:
+        raise ExportError(
+            f"'{name}' holds {largest:.6g}, {precision} ends at {limit:.6g} (read by {reader.name}); fix: "
+            f"--precision {'bf16' if precision == 'fp16' else 'fp32'} or fp32"
+        )
+    return values.astype(numbers)
 
 
 def float_tensors(model: onnx.ModelProto) -> set[str]:
@@ -110,68 +155,3 @@ def _softmax_islands(model: onnx.ModelProto, structure: Structure) -> set[str]:
     before = (structure.producers.get(node.input[0]) for node in alone)
     masking = (node for node in before if node is not None and node.op_type in ("Add", "Where"))
     return {node.name for node in (*alone, *masking)}
-
-
-class _Converter:
-    """The nodes and constants of a graph whose nodes ``low`` compute in half precision."""
-
-    def __init__(
-        self, model: onnx.ModelProto, precision: str, low: set[str], floats: set[str], emulated: bool
-    ) -> None:
-        self._structure, self._precision, self._emulated = Structure(model), precision, emulated
-        self._type, self._numbers = _TYPES[precision]
-        self._suffix = np.dtype(self._numbers).name
-        self._casts: set[str] = set()
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[str, onnx.TensorProto] = {}
-        half = {name for node in model.graph.node if node.name in low for name in node.output if name in floats}
-        for node in model.graph.node:
-            changed = deepcopy(node)
-            for index, name in enumerate(node.input):
-                if name in self._structure.constants:
-                    if name in floats and node.name in low:
-                        changed.input[index] = self._constant(name, node)
-                elif name in floats and (name in half) != (node.name in low):
-                    changed.input[index] = self._cast(name, node.name in low)
-            self.nodes.append(changed)
-            if emulated and node.name in low:
-                for index, name in enumerate(node.output):
-                    if name in floats:
-                        changed.output[index] = f"{name}/unrounded"
-                        self._round(f"{name}/unrounded", name)
-
-    def _constant(self, name: str, reader: onnx.NodeProto) -> str:
-        values = self._structure.values(name)
-        largest, limit = float(np.max(np.abs(values), initial=0)), float(ml_dtypes.finfo(self._numbers).max)
-        if values.size == 1 and values.item() <= -3e38:
-            values = np.full_like(values, MASKED)
-        elif largest > limit:
-            raise ExportError(
-                f"'{name}' holds {largest:.6g}, {self._precision} ends at {limit:.6g} (read by {reader.name}); fix: "
-                f"--precision {'bf16' if self._precision == 'fp16' else 'fp32'} or fp32"
-            )
-        rounded = values.astype(self._numbers)
-        wanted = f"{name}/{self._suffix}"
-        self.constants[wanted] = numpy_helper.from_array(
-            rounded.astype(np.float32) if self._emulated else rounded, wanted
-        )
-        return wanted
-
-    def _cast(self, name: str, down: bool) -> str:
-        if self._emulated and not down:  # what was rounded is float32 already
-            return name
-        new = f"{name}/{self._suffix if down else 'float32'}"
-        if new not in self._casts:
-            self._casts.add(new)
-            if self._emulated:
-                self._round(name, new)
-            else:
-                self._node("Cast", name, new, to=self._type if down else TensorProto.FLOAT)
-        return new
-
-    def _round(self, name: str, new: str) -> None:
-        self._node("Cast", name, f"{new}/rounded", to=self._type)
-        self._node("Cast", f"{new}/rounded", new, to=TensorProto.FLOAT)
-
-    def _node(self, operator: str, source: str, result: str, **attributes: int) -> None:
-        self.nodes.append(make_node(operator, [source], result, f"{operator}/{result}", **attributes))

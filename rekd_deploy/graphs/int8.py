@@ -1,11 +1,10 @@
 """int8: multiplications by weights in 8-bit integers, with scales that are constants of the graph.
 
 Activations have one scale for the tensor, read once from calibration examples and never from a batch; weights are
-signed with one scale for each column, and such that every processor adds the products exactly (``quantised_weight``).
-In a graph for ONNX Runtime activations are unsigned and the multiplication is its operator MatMulIntegerToFloat; for
-others they are signed around 0, and it is a MatMul between QuantizeLinear and DequantizeLinear. Attention proper, layer
-norms, sums and embeddings stay float32.
-MatMulIntegerToFloat runs on CPUs alone, so the rest of such a graph is made for CPUs, too.
+signed with one scale for each column. In a graph for ONNX Runtime activations are unsigned and the multiplication is
+its operator MatMulIntegerToFloat, which runs on CPUs alone, so the rest is made for CPUs, too. For others activations
+are signed around 0, and it is a MatMul between QuantizeLinear and DequantizeLinear. Attention proper, layer norms, sums
+and embeddings stay float32.
 """
 
 from __future__ import annotations
@@ -60,8 +59,7 @@ def to_int8(
     }
     if not chosen:
         raise ExportError(
-            "the model has no multiplication that int8 serves (recurrent layers have none); fix: --precision fp16 or "
-            "fp32"
+            "int8 serves no multiplication of the model (none of a recurrent layer's); fix: --precision fp16 or fp32"
         )
     # engines know no zero points
     ranges = calibrated_ranges(model, sorted(set(chosen.values())), batches, symmetric=not fused)
@@ -71,45 +69,33 @@ def to_int8(
 def split_attention(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which every Attention is three MatMuls and a MultiHeadAttention; it computes the same.
 
-    Attention holds the projection of queries, keys and values in itself and has no int8 form that takes all of its
-    masks. Weights that are joined by the graph stay apart; joined ones are taken apart.
+    Attention holds the projections of queries, keys and values in itself and has no int8 form that takes all masks.
     """
     structure = Structure(model)
     nodes: list[onnx.NodeProto] = []
     constants: list[onnx.TensorProto] = []
     for node in model.graph.node:
-        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-        if not _can_be_split(node, attributes):
+        if node.op_type != "Attention" or node.domain != RUNTIME_DOMAIN:
             nodes.append(node)
             continue
+        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        sizes = attributes.pop("qkv_hidden_sizes", None)
         source, joined, bias, keys, _, term = [*node.input, "", "", ""][:6]
         parts = [f"{node.output[0]}/{letter}" for letter in "qkv"]
         producer = structure.producers.get(joined)
         if producer is not None and producer.op_type == "Concat":
             weights = list(producer.input)
         else:
-            sizes = attributes.get("qkv_hidden_sizes")
             values = np.split(structure.values(joined), np.cumsum(sizes[:2]) if sizes else 3, axis=1)
             weights = [f"{joined}/{letter}" for letter in "qkv"]
             constants += map(numpy_helper.from_array, map(np.ascontiguousarray, values), weights)
         for letter, weight, part in zip("qkv", weights, parts, strict=True):
             nodes.append(make_node("MatMul", [source, weight], part, f"{node.name}/{letter}"))
-        inputs = [*parts, bias, keys, term]
-        while not inputs[-1]:
-            inputs.pop()
-        options = {key: attributes[key] for key in ("num_heads", "scale") if key in attributes}
-        nodes.append(
-            make_node("MultiHeadAttention", inputs, node.output[0], node.name, domain=RUNTIME_DOMAIN, **options)
-        )
+        options = {key: value for key, value in attributes.items() if value}
+        whole = make_node("MultiHeadAttention", parts, node.output[0], node.name, domain=RUNTIME_DOMAIN, **options)
+        whole.input.extend([bias, keys, term] if term else [bias, keys] if keys else [bias])
+        nodes.append(whole)
     return replace_nodes(deepcopy(model), nodes, constants)
-
-
-def _can_be_split(node: onnx.NodeProto, attributes: dict[str, Any]) -> bool:
-    if node.op_type != "Attention" or node.domain != RUNTIME_DOMAIN or len(node.output) != 1:
-        return False
-    known = set(attributes) <= {"num_heads", "qkv_hidden_sizes", "scale", "unidirectional"}
-    others = any(node.input[4:5]) or any(node.input[6:])
-    return known and not attributes.get("unidirectional") and bool(node.input[2]) and not others
 
 
 def quantised_weight(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -171,7 +157,7 @@ def _with_biases(model: onnx.ModelProto) -> onnx.ModelProto:
         readers = structure.readers.get(node.output[0], [])
         if node.op_type == "MatMulIntegerToFloat" and len(readers) == 1 and readers[0].name not in biases:
             columns = structure.constants[node.input[3]].dims
-            if bias := _bias_of(readers[0], columns, structure):
+            for bias in _biases(readers[0], columns, structure)[:1]:
                 node.input.append(bias)
                 biases[readers[0].name] = bias
         if node.name in biases:
@@ -182,22 +168,20 @@ def _with_biases(model: onnx.ModelProto) -> onnx.ModelProto:
     return replace_nodes(model, nodes)
 
 
-def _bias_of(reader: onnx.NodeProto, columns: Sequence[int], structure: Structure) -> str | None:
-    """The constant vector, one number for each column, that the reader adds."""
+def _biases(reader: onnx.NodeProto, columns: Sequence[int], structure: Structure) -> list[str]:
+    """The constant vectors, one number for each column, that the reader adds."""
     if reader.op_type not in ("Add", "BiasGelu", "Sum"):
-        return None
+        return []
     constants = (name for name in reader.input if name in structure.constants)
-    return next((name for name in constants if structure.constants[name].dims == columns), None)
+    return [name for name in constants if structure.constants[name].dims == columns]
 
 
 def calibrated_ranges(
     model: onnx.ModelProto, tensors: Sequence[str], batches: Iterable[Arrays], *, symmetric: bool = False
 ) -> dict[str, Range]:
-    """The range of each tensor that loses least on the examples.
+    """The range of each of the named tensors of a float32 graph that loses least on the examples.
 
     Args:
-        model: a float32 graph.
-        tensors: names of float32 tensors in it.
         batches: inputs of the graph; one example each, so that no padding is measured.
         symmetric: signed values, 0 stands for 0; else unsigned ones.
     """
@@ -219,20 +203,17 @@ def calibrated_ranges(
 def best_range(values: np.ndarray, *, symmetric: bool = False) -> Range:
     """The range around 0 with the least squared error; values beyond it are held at its ends."""
     low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
-    ends, range_of = ((-127, 127), _symmetric_range) if symmetric else ((0, 255), _range)
+    least, most = (-127, 127) if symmetric else (0, 255)
+
+    def range_of(low: float, high: float) -> Range:
+        if symmetric:
+            return Range(np.float32(max(-low, high, 127e-8) / 127), np.int8(0))
+        scale = np.float32(max((high - low) / 255, 1e-8))
+        return Range(scale, np.uint8(np.clip(round(-low / float(scale)), 0, 255)))
 
     def error(candidate: Range) -> float:
         zero = int(candidate.zero_point)
-        quantised = np.clip(np.rint(values / candidate.scale) + zero, *ends)
+        quantised = np.clip(np.rint(values / candidate.scale) + zero, least, most)
         return float(np.mean(((quantised - zero) * candidate.scale - values) ** 2))
 
     return min((range_of(low * share, high * share) for share in _SHARES[::-1]), key=error)
-
-
-def _symmetric_range(low: float, high: float) -> Range:
-    return Range(np.float32(max(-low, high, 127e-8) / 127), np.int8(0))
-
-
-def _range(low: float, high: float) -> Range:
-    scale = np.float32(max((high - low) / 255, 1e-8))
-    return Range(scale, np.uint8(np.clip(round(-low / float(scale)), 0, 255)))

@@ -30,17 +30,15 @@ def pair_signature(rationalizer: Rationalizer) -> PairSignature:
     Raises:
         ExportError: the model's preprocessing cannot be served.
     """
-    kind = rationalizer.preprocessor.settings.kind
+    settings, capacity, classes = rationalizer.preprocessor.settings, rationalizer.capacity, len(rationalizer.labels)
     compact = rationalizer.predictor.operator == "compact"
-    if kind == "text":
-        slots = Slots.of(rationalizer.policy, rationalizer.capacity) if compact else None
-        return text_pair_signature(slots, len(rationalizer.labels))
-    if kind == "image":
-        slots = rationalizer.capacity if compact else None
-        return image_pair_signature(rationalizer.preprocessor.settings, slots, len(rationalizer.labels))
+    if settings.kind == "text":
+        return text_pair_signature(Slots.of(rationalizer.policy, capacity) if compact else None, classes)
+    if settings.kind == "image":
+        return image_pair_signature(settings, capacity if compact else None, classes)
     raise ExportError(
-        f"a model with the preprocessing '{kind}' has no tokenizer to serve it with; fix: import it again with "
-        "--tokenizer FILE (tokenizer.json or vocab.txt)"
+        f"a model with the preprocessing '{settings.kind}' has no tokenizer to serve it with; fix: import it again "
+        "with --tokenizer FILE (tokenizer.json or vocab.txt)"
     )
 
 
@@ -74,9 +72,7 @@ class SelectorGraph(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Scores (B, N) float32, mask (B, N) bool; positions (B, K) int64 and kept (B, K) bool, or keep (B, N) bool.
 
-        Args:
-            tensors: ``input_ids`` and ``attention_mask``, (B, N) int64, right-padded, 1 for real tokens; or
-                ``pixels``, (B, height, width, channels) uint8.
+        Of ``input_ids`` and ``attention_mask``, (B, N) int64, or of ``pixels``, (B, height, width, channels) uint8.
         """
         inputs = _named(self.signature, tensors)
         scores = selection_scores(self.selector(inputs))
@@ -104,10 +100,9 @@ class PredictorGraph(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, C) float32, calibrated probabilities (B, C) float32.
 
-        Args:
-            tensors: for 'compact' ``input_ids`` or ``pixels``, then ``positions``, (B, K) int64, kept positions in
-                ascending order, 0 in unused slots, and ``kept``, (B, K) bool, whether a slot is used; for 'zero' the
-                selector's inputs and ``keep``, (B, N) bool.
+        For 'compact' of ``input_ids`` or ``pixels``, then ``positions``, (B, K) int64, kept positions in ascending
+        order, 0 in unused slots, and ``kept``, (B, K) bool, whether a slot is used; for 'zero' of the selector's inputs
+        and ``keep``, (B, N) bool.
         """
         inputs = _named(self.signature, tensors)
         if self.predictor.operator == "compact":
@@ -133,11 +128,7 @@ def _selectable(backbone, inputs: dict[str, Tensor], rule: str) -> Tensor:
 
 
 class OnnxLstm(nn.Module):
-    """Stands for a one-layer, one-way ``nn.LSTM`` in an exported graph; computes nothing itself.
-
-    Args:
-        lstm: batch first, with biases.
-    """
+    """Stands for a one-layer, one-way ``nn.LSTM``, batch first and with biases, in an exported graph."""
 
     def __init__(self, lstm: nn.LSTM) -> None:
         super().__init__()
@@ -168,16 +159,11 @@ class OnnxLstm(nn.Module):
 @contextmanager
 def onnx_lstms(module: nn.Module) -> Iterator[None]:
     """Inside ``with``, every LSTM of the module is an ``OnnxLstm``: torch.export would fix the length."""
-    found = [
-        (parent, name, child)
-        for parent in module.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, nn.LSTM)
-    ]
+    found = {name: child for name, child in module.named_modules(remove_duplicate=False) if isinstance(child, nn.LSTM)}
     try:
-        for parent, name, child in found:
-            setattr(parent, name, OnnxLstm(child))
+        for name, child in found.items():
+            module.set_submodule(name, OnnxLstm(child))
         yield
     finally:
-        for parent, name, child in found:
-            setattr(parent, name, child)
+        for name, child in found.items():
+            module.set_submodule(name, child)

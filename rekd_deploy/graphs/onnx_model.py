@@ -118,8 +118,9 @@ def _described(value: onnx.ValueInfoProto) -> str:
 
 def check_constants(model: onnx.ModelProto, name: str) -> None:
     """Raise ExportError if a weight or constant is not a finite number, or lies outside the file."""
-    held = ((node.output[0], each.t) for node in model.graph.node for each in node.attribute if each.HasField("t"))
-    for label, tensor in (*((tensor.name, tensor) for tensor in model.graph.initializer), *held):
+    tensors = [(tensor.name, tensor) for tensor in model.graph.initializer]
+    tensors += [(node.output[0], each.t) for node in model.graph.node for each in node.attribute if each.HasField("t")]
+    for label, tensor in tensors:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise ExportError(f"the exported {name} keeps '{label}' outside the file; weights must be inside")
         values = numpy_helper.to_array(tensor)

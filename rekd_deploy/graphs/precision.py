@@ -66,10 +66,9 @@ def convert_pair(
     fused: bool,
     for_engine: bool = False,
 ) -> Conversion:
-    """Convert the exported float32 graphs of a pair.
+    """Convert the exported float32 graphs, 'selector' and 'predictor', of a pair.
 
     Args:
-        models: 'selector' and 'predictor'.
         heads: how many linear layers each one's head has; they stay float32.
         items: what int8 is calibrated on: texts or images.
         fused: the graphs are for ONNX Runtime alone.
@@ -84,22 +83,19 @@ def convert_pair(
     guarded = {role: guarded_nodes(model, HEAD_OUTPUTS[role], heads[role]) for role, model in models.items()}
     if precision == "int8":
         return _int8(models, guarded, signature, preprocessor, items, fused)
-
-    def halves(emulated: bool) -> dict[str, onnx.ModelProto]:
-        return {
-            role: to_half(model, precision, guarded[role], emulated=emulated, for_engine=for_engine)
-            for role, model in models.items()
-        }
-
-    converted = halves(False)
-    for role, model in converted.items():
-        counts = multiplications(model)
+    conversion = Conversion({}, dict.fromkeys(models, precision))
+    for role, model in models.items():
+        converted = to_half(model, precision, guarded[role], for_engine=for_engine)
+        counts = multiplications(converted)
         if observed_precision(counts, heads[role]) != precision:
             raise ExportError(
                 f"the {role} cannot be made {precision}: its multiplications would be {counts}; fix: --precision fp32"
             )
-    emulated = halves(True) if precision == "bf16" else {}
-    return Conversion(converted, dict.fromkeys(models, precision), emulated=emulated)
+        conversion.models[role] = converted
+        if precision == "bf16":
+            emulated = to_half(model, precision, guarded[role], emulated=True, for_engine=for_engine)
+            conversion.emulated[role] = emulated
+    return conversion
 
 
 def name_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -114,14 +110,10 @@ def name_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def guarded_nodes(model: onnx.ModelProto, output: str, linears: int) -> set[str]:
-    """Names of the nodes that stay float32: the head that makes ``output``, and all that follows from it.
-
-    Args:
-        output: 'scores' or 'logits'.
-        linears: how many linear layers the head has.
+    """Names of the nodes that stay float32: the head that makes 'scores' or 'logits', and all that follows from it.
 
     Raises:
-        ExportError: the graph has no such head.
+        ExportError: the graph has no head with so many linear layers.
     """
     structure, guarded = Structure(model), set()
 
@@ -173,9 +165,7 @@ def _int8(
 
 def without_padding(inputs: Arrays) -> Arrays:
     """A batch of one text without its padding; images as they are."""
-    if "attention_mask" not in inputs:
-        return inputs
-    length = int(inputs["attention_mask"].sum())
+    length = int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else None
     return {name: array[:, :length] for name, array in inputs.items()}
 
 
@@ -206,12 +196,7 @@ def multiplications(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def observed_precision(counts: Mapping[str, int], heads: int) -> str:
-    """The precision of all multiplications by weights but the heads'; 'mixed' where they do not agree.
-
-    Args:
-        counts: ``multiplications`` of a graph.
-        heads: how many linear layers stay fp32 in every precision.
-    """
+    """The precision of all ``multiplications`` but those of the heads' linear layers; 'mixed' where they differ."""
     lower = [name for name in counts if name != "fp32"]
     if not lower:
         return "fp32"
@@ -221,12 +206,7 @@ def observed_precision(counts: Mapping[str, int], heads: int) -> str:
 def precision_entries(
     graphs: Mapping[str, Path], precision: str, heads: Mapping[str, int], notes: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
-    """What the manifest says of each graph: precision requested and observed, multiplications counted, a note.
-
-    Args:
-        heads: linear layers of each step's head.
-        notes: why a graph is not of the requested precision.
-    """
+    """What the manifest says of each graph: precision requested and observed, multiplications counted, a note."""
     heads = {**heads, "single": sum(heads.values())}
     entries = {}
     for role, path in graphs.items():

@@ -18,6 +18,7 @@ from rekd_deploy.errors import ExportError
 from rekd_deploy.graphs import onnx_model
 from rekd_deploy.graphs.fusion import embeddings_together, fuse, masked_by_keys, norms_apart
 from rekd_deploy.graphs.modules import graph_modules, onnx_lstms, pair_signature
+from rekd_deploy.graphs.onnx_model import make_node
 from rekd_train.models.rationalizer import Rationalizer
 
 OPSET = 20
@@ -118,13 +119,10 @@ def onnx_from_module(
 
 
 def cut_to_length(model: onnx.ModelProto, signature: GraphSignature) -> onnx.ModelProto:
-    """A copy of a selector's graph whose outputs with the axis 'slots' are as long as ``Slots.at`` says.
+    """A copy of a selector's graph whose outputs with the axis 'slots' are as long as ``signature.slots`` says.
 
     The selector is traced with the slots of the longest text; short texts hand few of them to the predictor. The number
     is computed from the shape of an input, so it is a constant wherever shapes are.
-
-    Args:
-        signature: the selector's, with a rule of slots.
     """
     rule, cut = signature.slots, {spec.name for spec in signature.outputs if SLOTS in spec.shape}
     changed = deepcopy(model)
@@ -138,20 +136,17 @@ def cut_to_length(model: onnx.ModelProto, signature: GraphSignature) -> onnx.Mod
     changed.graph.initializer.extend(
         numpy_helper.from_array(np.array(values, np.int64), f"slots/{name}") for name, values in constants.items()
     )
-    changed.graph.node.append(
-        onnx_model.make_node("Shape", [signature.inputs[0].name], "slots/length", start=1, end=2)
-    )
+    nodes = [make_node("Shape", [signature.inputs[0].name], "slots/length", start=1, end=2)]
     # integers throughout: ONNX divides them towards 0, which is down here
     for operator, left, right, result in (
         ("Mul", "length", "share", "parts"), ("Div", "parts", "million", "whole"),
         ("Max", "whole", "least", "wanted"), ("Min", "wanted", "most", "count"),
     ):
-        changed.graph.node.append(
-            onnx_model.make_node(operator, [f"slots/{left}", f"slots/{right}"], f"slots/{result}")
-        )
+        nodes.append(make_node(operator, [f"slots/{left}", f"slots/{right}"], f"slots/{result}"))
     for value in changed.graph.output:
         if value.name in cut:
             inputs = [f"slots/all_{value.name}", "slots/start", "slots/count", "slots/axis"]
-            changed.graph.node.append(onnx_model.make_node("Slice", inputs, value.name, f"slots/{value.name}"))
+            nodes.append(make_node("Slice", inputs, value.name, f"slots/{value.name}"))
             value.type.tensor_type.shape.dim[1].dim_param = SLOTS
+    changed.graph.node.extend(nodes)
     return changed

@@ -36,18 +36,17 @@ NEAR_TIE = 1e-5
 
 @dataclass(frozen=True)
 class Case:
-    """A batch of inputs and what the model answers: arrays (B, N), logits and probabilities (B, C)."""
+    """A batch of inputs and what the model answers: arrays (B, N), logits and probabilities (B, C) on its own mask.
+
+    ``margins`` says how far each score is from its cut, ``real`` which positions are no padding.
+    """
 
     inputs: Arrays
     scores: np.ndarray
     mask: np.ndarray
-    """The model's own rationale, bool."""
     margins: np.ndarray
-    """How far each score is from its cut."""
     real: np.ndarray
-    """Positions that are no padding, bool."""
     logits: np.ndarray
-    """On that mask, as are the probabilities."""
     probabilities: np.ndarray
 
 
@@ -97,9 +96,9 @@ def record(rationalizer: Rationalizer, items: Sequence[Any], path: Path) -> Path
         if number and size > _LARGEST:
             break
         case = model_case(rationalizer, inputs)
-        answers = {name: value for name, value in vars(case).items() if name != "inputs"}
-        for name, array in ({f"inputs/{name}": array for name, array in inputs.items()} | answers).items():
-            stored[f"{number:03}/{name}"] = array
+        own = {name: array for name, array in vars(case).items() if name != "inputs"}
+        arrays = {f"inputs/{name}": array for name, array in inputs.items()} | own
+        stored |= {f"{number:03}/{name}": array for name, array in arrays.items()}
     np.savez_compressed(path, **stored)
     return path
 
@@ -125,26 +124,24 @@ def read_cases(path: Path) -> list[Case]:
 
 @dataclass
 class Agreement:
-    """How far a graph is from the stored answers."""
+    """How far a graph is from the stored answers. Classes are compared in rows with the model's own rationale."""
 
     rows: int = 0
     score_difference: float = 0.0
     flipped_positions: int = 0
-    """Positions decided otherwise than by the model, near-ties included."""
+    """Positions decided otherwise than by the model."""
     wrong_flips: int = 0
     """Of those, the ones that are no near-ties."""
     positions: int = 0
     logit_difference: float = 0.0
     probability_difference: float = 0.0
     compared_classes: int = 0
-    """Rows whose classes were compared: those with the model's own rationale."""
     label_disagreements: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """For --json; differences to three digits."""
-        return {
-            name: float(f"{value:.3g}") if isinstance(value, float) else value for name, value in asdict(self).items()
-        }
+        figures = asdict(self)
+        return {name: float(f"{each:.3g}") if isinstance(each, float) else each for name, each in figures.items()}
 
 
 def compare(
