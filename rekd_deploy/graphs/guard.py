@@ -50,20 +50,20 @@ def guarded(model: onnx.ModelProto, signature: GraphSignature, vocabulary: int, 
     bad, *others = checks
     for index, check in enumerate(others):
         bad = guard.node("Or", [bad, check], f"bad/{index}")
-    replaced = {}
-    for name in (spec.name for spec in signature.outputs):
-        raw = f"{_PREFIX}{name}/raw"
-        if name in ("scores", "logits", "probabilities"):
-            zero = guard.constant("nought", 0.0)  # NaN as a constant would look like a damaged weight
-            replaced[name] = raw, "Where", [bad, guard.node("Div", [zero, zero], "nan"), raw]
-        elif name == "mask":
-            replaced[name] = raw, "And", [raw, guard.node("Not", [bad], "fine")]
+    raw = {spec.name: f"{_PREFIX}{spec.name}/raw" for spec in signature.outputs if spec.name not in ("kept", "keep")}
+    after = []
+    for name in raw:
+        if name == "mask":
+            read = [raw[name], guard.node("Not", [bad], "fine")]
         elif name == "positions":  # so that the next step knows, too
-            replaced[name] = raw, "Where", [bad, guard.constant("minus", -1), raw]
+            read = [bad, guard.constant("minus", -1), raw[name]]
+        else:
+            zero = guard.constant("nought", 0.0)  # NaN as a constant would look like a damaged weight
+            read = [bad, guard.node("Div", [zero, zero], "nan"), raw[name]]
+        after.append(make_node("And" if name == "mask" else "Where", read, name, _PREFIX + name))
     for node in changed.graph.node:
         node.input[:] = [guard.readable.get(name, name) for name in node.input]
-    _rename(changed.graph.node, {name: raw for name, (raw, *_) in replaced.items()})
-    after = [make_node(operator, read, name, _PREFIX + name) for name, (_, operator, read) in replaced.items()]
+    _rename(changed.graph.node, raw)
     return replace_nodes(changed, [*guard.nodes.values(), *changed.graph.node, *after], guard.constants.values())
 
 

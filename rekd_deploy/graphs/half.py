@@ -1,11 +1,10 @@
 """fp16 and bf16: which nodes compute in half precision, and the casts between them and the rest.
 
-A node computes in half precision only if it is on a list of what is known to bear it; whatever else there is stays
-float32. Statistics of layer norms are float32 by the operator's definition (``stash_type``), a softmax
-that stands alone is an island of float32 together with the addition of its mask. Fused attention takes a mask in half
-precision, and so does what engines are built from: their builders put attention together themselves, sum in float32
-inside, and fail where casts stand between its parts. There the mask's constant, the lowest float32, becomes -10000,
-since it would turn into -inf and, where a whole row is masked, into NaN.
+A node computes in half precision only if it is on a list of what is known to bear it. Statistics of layer norms are
+float32 by the operator's definition (``stash_type``), a softmax that stands alone is an island of float32 together with
+the addition of its mask. Fused attention takes a mask in half precision, and so does what engines are built from: their
+builders put attention together themselves, sum in float32 inside, and fail where casts stand between its parts. There
+the mask's constant, the lowest float32, becomes -10000: it would turn into -inf and, in a masked row, into NaN.
 """
 
 from __future__ import annotations
@@ -115,9 +114,14 @@ def _low_nodes(
     model: onnx.ModelProto, precision: str, guarded: set[str], floats: set[str], for_engine: bool
 ) -> set[str]:
     """Names of the nodes that compute in half precision."""
-    structure = Structure(model)
-    following = _FOLLOWING | {"Softmax", "IsNaN"} if for_engine else _FOLLOWING
-    high = guarded if for_engine else guarded | _softmax_islands(model, structure)
+    structure, following, high = Structure(model), _FOLLOWING, guarded
+    if for_engine:
+        following = _FOLLOWING | {"Softmax", "IsNaN"}
+    else:  # each softmax and what adds the mask right before it
+        alone = [node for node in model.graph.node if node.op_type == "Softmax"]
+        before = [structure.producers.get(node.input[0]) for node in alone]
+        masking = [node for node in before if node is not None and node.op_type in ("Add", "Where")]
+        high = guarded | {node.name for node in (*alone, *masking)}
     low: set[str] = set()
     half: set[str] = set()
     for node in model.graph.node:
@@ -147,11 +151,3 @@ def _low_nodes(
             )
         }
     return low | set(made)
-
-
-def _softmax_islands(model: onnx.ModelProto, structure: Structure) -> set[str]:
-    """Each softmax and what adds the mask right before it."""
-    alone = [node for node in model.graph.node if node.op_type == "Softmax"]
-    before = (structure.producers.get(node.input[0]) for node in alone)
-    masking = (node for node in before if node is not None and node.op_type in ("Add", "Where"))
-    return {node.name for node in (*alone, *masking)}

@@ -75,11 +75,13 @@ def cleaned(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         ExportError: the graph is of a file format or opset that the servers do not read, or a node holds a graph.
     """
-    if model.ir_version > _NEWEST_IR:
-        raise ExportError(f"the exporter wrote ONNX IR {model.ir_version}; servers read up to {_NEWEST_IR}")
     opsets = {entry.domain: entry.version for entry in model.opset_import}
-    if opsets.get("") not in OPSETS or set(opsets) - {"", RUNTIME_DOMAIN} or len(model.functions):
-        raise ExportError(f"the exporter used the opsets {opsets}; only the ONNX opsets {OPSETS} are served")
+    readable = model.ir_version <= _NEWEST_IR and opsets.get("") in OPSETS and not set(opsets) - {"", RUNTIME_DOMAIN}
+    if not readable or len(model.functions):
+        raise ExportError(
+            f"the exporter wrote ONNX IR {model.ir_version} with the opsets {opsets}; servers read IR {_NEWEST_IR} and "
+            f"the ONNX opsets {OPSETS}"
+        )
     clean = deepcopy(model)
     clean.producer_name, clean.producer_version = "rekd", __version__
     graph = clean.graph

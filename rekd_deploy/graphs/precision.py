@@ -44,13 +44,12 @@ _BATCH_SIZE = 16
 
 @dataclass
 class Conversion:
-    """The graphs of a pair in one precision."""
+    """The graphs of a pair in one precision, by role."""
 
     models: dict[str, onnx.ModelProto]
     precisions: dict[str, Precision]
-    """What each graph was to be, by role; 'fp32' where a selector was kept."""
+    """'fp32' where a selector was kept; ``notes`` say why."""
     notes: dict[str, str] = field(default_factory=dict)
-    """Why a graph is not of the requested precision."""
     emulated: dict[str, onnx.ModelProto] = field(default_factory=dict)
     """Graphs of the same roundings in float32, where ONNX Runtime's CPU kernels lack the precision."""
 
@@ -212,7 +211,6 @@ def precision_entries(
     for role, path in graphs.items():
         counts = multiplications(onnx.load(path))
         observed = observed_precision(counts, heads[role])
-        entries[role] = {"precision": precision, "observed": observed, "multiplications": counts}
-        if role in notes:
-            entries[role]["note"] = notes[role]
+        note = {"note": notes[role]} if role in notes else {}
+        entries[role] = {"precision": precision, "observed": observed, "multiplications": counts, **note}
     return entries

@@ -89,10 +89,8 @@ def _of_images(path: Path, settings: ImageSettings, classes: int) -> Examples:
 
 
 def served_lengths(preprocessor: Preprocessor, policy: SelectionPolicy, lengths: tuple[int, ...]) -> Preprocessor:
-    """``with_lengths``; where padding may be selected, the model's limit alone: there padding counts, so every text
-    must have as much of it as in training."""
-    alone = policy.selectable == "all" and isinstance(preprocessor, TextPreprocessor)
-    return with_lengths(preprocessor, (preprocessor.positions,) if alone else lengths)
+    """``with_lengths``; the model's limit alone where padding may be selected: it must be as much as in training."""
+    return with_lengths(preprocessor, (preprocessor.positions,) if policy.selectable == "all" else lengths)
 
 
 def with_lengths(preprocessor: Preprocessor, lengths: tuple[int, ...]) -> Preprocessor:
@@ -142,7 +140,7 @@ def constructed_inputs(preprocessor: Preprocessor, policy: SelectionPolicy, capa
     for width in (width for width in preprocessor.settings.buckets if width < longest):  # each has slots of its own
         steps = _budget_steps(policy, width - 2, policy.capacity(width - 2))
         yield _batch(preprocessor, sorted({*(count for count in steps if count >= 1), width - 2}), width)
-    steps = [count for count in _budget_steps(policy, longest - 2, capacity) if 1 <= count <= longest - 2]
+    steps = [count for count in _budget_steps(policy, longest - 2, capacity) if count >= 1]
     for count in steps:
         yield _batch(preprocessor, [count], count + 2)
     if steps:
@@ -174,7 +172,7 @@ def constructed_scores(preprocessor: Preprocessor, policy: SelectionPolicy, capa
     else:
         longest = preprocessor.settings.max_length
         steps = _budget_steps(policy, longest - 2, capacity)
-        counts = sorted({count for count in (0, 1, 2, *steps, longest // 2, longest - 2) if 0 <= count <= longest - 2})
+        counts = sorted({count for count in (0, 1, 2, *steps, longest // 2, longest - 2) if count >= 0})
         widths = sorted({longest, max(3, min(capacity - 1, longest))})
         texts = [_batch(preprocessor, [count for count in counts if count + 2 <= width], width) for width in widths]
         batches = [(inputs["input_ids"].shape, inputs) for inputs in texts]

@@ -1,11 +1,10 @@
 """The gate of every export: the PyTorch model against the graphs that would be served.
 
-A mask is discrete, so it is compared position by position: a flipped position is tolerated only where the
-reference score lies within ``tie_margin`` of its cut, or, in a lower precision, where few enough are flipped.
-Logits are compared on the *same* mask, the graph's; classes and accuracy end to end, each on its own mask.
-The decision inside the selector's graph is also compared with the written specification, exactly:
-on the graph's own scores everywhere, and on scores constructed to tie (rekd_deploy.parity.examples).
-The sessions are those of the target: its options, its threads where the export sets them, and the device.
+A mask is compared position by position: a flipped position is tolerated only where the reference score lies within
+``tie_margin`` of its cut, or, in a lower precision, where few enough are flipped. Logits are compared on the *same*
+mask, the graph's; classes and accuracy end to end, each on its own mask. The decision inside the selector's graph is
+also compared with the written specification, exactly: on the graph's own scores everywhere, and on scores constructed
+to tie. The sessions are those of the target: its options, its threads where the export sets them, and the device.
 """
 
 from __future__ import annotations

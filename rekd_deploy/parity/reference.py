@@ -1,7 +1,7 @@
 """The PyTorch model's answers, what is stored of them beside the graphs, and how close others come to them.
 
-With the stored ones a repository can be verified on the machine that serves it, without torch and without the
-checkpoint. ``agreement`` compares finished predictions instead of tensors.
+With the stored ones a repository can be verified where it is served, without torch and without the checkpoint.
+``agreement`` compares finished predictions instead of tensors.
 """
 
 from __future__ import annotations
@@ -209,10 +209,8 @@ def complaints(agreement: Agreement, limits: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def agreement(
-    ours: Sequence[Prediction], theirs: Sequence[Prediction], bias: float | None = None, tolerance: float = 1e-4
-) -> int:
-    """How many predictions agree: same label, same kept tokens or patches, probabilities within ``tolerance``.
+def agreement(ours: Sequence[Prediction], theirs: Sequence[Prediction], bias: float | None = None) -> int:
+    """How many predictions agree: same label, same kept tokens or patches, probabilities within 1e-4.
 
     A kept one may differ only at a near-tie: its score lies within ``NEAR_TIE`` of the threshold, or it
     changed places with one whose score is that close to its own.
@@ -220,13 +218,13 @@ def agreement(
     Args:
         bias: of the decision rule; its threshold is at ``-bias``. None: no threshold.
     """
-    return sum(_agree(mine, other, bias, tolerance) for mine, other in zip(ours, theirs, strict=True))
+    return sum(_agree(mine, other, bias) for mine, other in zip(ours, theirs, strict=True))
 
 
-def _agree(mine: Prediction, other: Prediction, bias: float | None, tolerance: float) -> bool:
+def _agree(mine: Prediction, other: Prediction, bias: float | None) -> bool:
     if mine.label != other.label or mine.truncated != other.truncated:
         return False
-    if any(abs(p - other.probabilities[label]) > tolerance for label, p in mine.probabilities.items()):
+    if any(abs(p - other.probabilities[label]) > 1e-4 for label, p in mine.probabilities.items()):
         return False
     kept, theirs = _kept(mine), _kept(other)
     only_mine, only_theirs = (sorted(a[place] for place in a.keys() - b) for a, b in ((kept, theirs), (theirs, kept)))
