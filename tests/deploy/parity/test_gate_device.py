@@ -12,7 +12,6 @@ from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
-import onnx
 import pytest
 
 from rekd_deploy.cli.export import app
@@ -22,7 +21,6 @@ from rekd_deploy.export import checkpoint as gate_device
 from rekd_deploy.export import verify
 from rekd_deploy.export.options import ExportOptions
 from rekd_deploy.export.run import publish
-from rekd_deploy.graphs.onnx_model import joined
 from rekd_deploy.parity.examples import Examples
 from rekd_deploy.parity.gate import check_parity
 from rekd_deploy.repository.writer import write_repository
@@ -84,14 +82,6 @@ def test_the_gate_refuses_what_the_device_computes_wrongly(name, rationalizer, a
     gpus.spoil = spoil(name, lambda array: ~array if name == "mask" else array + np.float32(1e-3))
     with pytest.raises(ParityError, match="the graphs are not the model and are not published"):
         check_parity(rationalizer, artefacts.graphs, EXAMPLES, device="cuda")
-
-
-def test_both_steps_in_one_graph_are_proved_there_too(rationalizer, artefacts, gpus, tmp_path):
-    steps = [onnx.load(artefacts.graphs[role]) for role in ("selector", "predictor")]
-    onnx.save(joined(*steps, artefacts.signature), tmp_path / "single.onnx")
-    report = check_parity(rationalizer, {"single": tmp_path / "single.onnx"}, EXAMPLES, device="cuda")
-    assert report.device == "cuda"
-    assert [names for _, names in gpus.seen] == [["single.onnx"], ["the decision of single.onnx"]]
 
 
 @pytest.mark.parametrize(
