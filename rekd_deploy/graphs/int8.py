@@ -150,30 +150,23 @@ def _quantised(model: onnx.ModelProto, chosen: set[str], ranges: dict[str, Range
 
 def _with_biases(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model itself; additions of biases become part of the multiplications before them."""
-    structure = Structure(model)
+    structure, without = Structure(model), {"Add": "Identity", "BiasGelu": "Gelu", "Sum": "Sum"}
     biases: dict[str, str] = {}
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         readers = structure.readers.get(node.output[0], [])
         if node.op_type == "MatMulIntegerToFloat" and len(readers) == 1 and readers[0].name not in biases:
-            columns = structure.constants[node.input[3]].dims
-            for bias in _biases(readers[0], columns, structure)[:1]:
+            columns = structure.constants[node.input[3]].dims  # a bias is a constant with a number for each
+            vectors = {name for name, tensor in structure.constants.items() if tensor.dims == columns}
+            added = [name for name in readers[0].input if name in vectors and readers[0].op_type in without]
+            for bias in added[:1]:
                 node.input.append(bias)
                 biases[readers[0].name] = bias
         if node.name in biases:
             kept = [name for name in node.input if name != biases[node.name]]
-            operator = {"Add": "Identity", "BiasGelu": "Gelu", "Sum": "Sum"}[node.op_type]
-            node = make_node(operator, kept, node.output[0], node.name)
+            node = make_node(without[node.op_type], kept, node.output[0], node.name)
         nodes.append(node)
     return replace_nodes(model, nodes)
-
-
-def _biases(reader: onnx.NodeProto, columns: Sequence[int], structure: Structure) -> list[str]:
-    """The constant vectors, one number for each column, that the reader adds."""
-    if reader.op_type not in ("Add", "BiasGelu", "Sum"):
-        return []
-    constants = (name for name in reader.input if name in structure.constants)
-    return [name for name in constants if structure.constants[name].dims == columns]
 
 
 def calibrated_ranges(

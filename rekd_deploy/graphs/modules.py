@@ -12,13 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from rekd_deploy.contract.signature import (
-    GraphSignature,
-    PairSignature,
-    Slots,
-    image_pair_signature,
-    text_pair_signature,
-)
+from rekd_deploy.contract import signature as contract
+from rekd_deploy.contract.signature import GraphSignature, PairSignature
 from rekd_deploy.errors import ExportError
 from rekd_train.models.gates import apply_policy, kept_positions, selection_scores
 from rekd_train.models.rationalizer import Rationalizer
@@ -33,9 +28,10 @@ def pair_signature(rationalizer: Rationalizer) -> PairSignature:
     settings, capacity, classes = rationalizer.preprocessor.settings, rationalizer.capacity, len(rationalizer.labels)
     compact = rationalizer.predictor.operator == "compact"
     if settings.kind == "text":
-        return text_pair_signature(Slots.of(rationalizer.policy, capacity) if compact else None, classes)
+        slots = contract.Slots.of(rationalizer.policy, capacity) if compact else None
+        return contract.text_pair_signature(slots, classes)
     if settings.kind == "image":
-        return image_pair_signature(settings, capacity if compact else None, classes)
+        return contract.image_pair_signature(settings, capacity if compact else None, classes)
     raise ExportError(
         f"a model with the preprocessing '{settings.kind}' has no tokenizer to serve it with; fix: import it again "
         "with --tokenizer FILE (tokenizer.json or vocab.txt)"
@@ -49,10 +45,8 @@ def graph_modules(rationalizer: Rationalizer) -> dict[str, nn.Module]:
 
 def head_layers(rationalizer: Rationalizer) -> dict[str, int]:
     """How many linear layers the head of each step has."""
-    return {
-        role: sum(isinstance(module, nn.Linear) for module in getattr(rationalizer, role).head)
-        for role in ("selector", "predictor")
-    }
+    heads = {"selector": rationalizer.selector.head, "predictor": rationalizer.predictor.head}
+    return {role: sum(isinstance(module, nn.Linear) for module in head) for role, head in heads.items()}
 
 
 class SelectorGraph(nn.Module):

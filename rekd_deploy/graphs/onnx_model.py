@@ -88,9 +88,8 @@ def cleaned(model: onnx.ModelProto) -> onnx.ModelProto:
     for part in (clean, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
         part.ClearField("doc_string")
         part.ClearField("metadata_props")
-    clean.ClearField("domain")
-    clean.ClearField("model_version")
-    graph.ClearField("value_info")
+    for part, name in ((clean, "domain"), (clean, "model_version"), (graph, "value_info")):
+        part.ClearField(name)
     for node in graph.node:
         for attribute in node.attribute:
             attribute.ClearField("doc_string")

@@ -55,15 +55,8 @@ class Conversion:
 
 
 def convert_pair(
-    models: dict[str, onnx.ModelProto],
-    precision: Precision,
-    signature: PairSignature,
-    heads: dict[str, int],
-    preprocessor: Preprocessor,
-    items: Sequence[Any],
-    *,
-    fused: bool,
-    for_engine: bool = False,
+    models: dict[str, onnx.ModelProto], precision: Precision, signature: PairSignature, heads: dict[str, int],
+    preprocessor: Preprocessor, items: Sequence[Any], *, fused: bool, for_engine: bool = False,
 ) -> Conversion:
     """Convert the exported float32 graphs, 'selector' and 'predictor', of a pair.
 
@@ -137,12 +130,8 @@ def guarded_nodes(model: onnx.ModelProto, output: str, linears: int) -> set[str]
 
 
 def _int8(
-    models: dict[str, onnx.ModelProto],
-    guarded: dict[str, set[str]],
-    signature: PairSignature,
-    preprocessor: Preprocessor,
-    items: Sequence[Any],
-    fused: bool,
+    models: dict[str, onnx.ModelProto], guarded: dict[str, set[str]], signature: PairSignature,
+    preprocessor: Preprocessor, items: Sequence[Any], fused: bool,
 ) -> Conversion:
     if not items:
         raise ExportError("int8 needs examples to calibrate on; fix: --parity-texts FILE")

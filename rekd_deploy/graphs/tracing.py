@@ -28,11 +28,7 @@ _EXAMPLE_SLOTS = 5
 
 
 def traced_graphs(
-    rationalizer: Rationalizer,
-    *,
-    fused: bool = True,
-    gpu: bool = False,
-    opset: int = OPSET,
+    rationalizer: Rationalizer, *, fused: bool = True, gpu: bool = False, opset: int = OPSET,
     report: Callable[[str], None] = lambda step: None,
 ) -> dict[str, onnx.ModelProto]:
     """The float32 graphs of a pair by role; arguments and errors as ``export``."""

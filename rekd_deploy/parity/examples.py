@@ -21,10 +21,9 @@ from rekd_train.inputs.preprocessors import Preprocessor
 from rekd_train.inputs.text import TextPreprocessor
 
 LIMIT = 200
-_TEXTS_FILE = "examples.jsonl"
-"""Held-out examples that a checkpoint carries: {"text": ..., "label": ...} on each line."""
-_IMAGES_FILE = "examples.npz"
-"""Held-out images that a checkpoint carries: ``pixels``, uint8 (n, height, width, channels), and ``labels``."""
+_TEXTS_FILE, _IMAGES_FILE = "examples.jsonl", "examples.npz"
+"""What a checkpoint carries: lines {"text": ..., "label": ...}; ``pixels``, uint8 (n, height, width, channels), and
+``labels``."""
 _GENERATED = 64
 
 
@@ -40,10 +39,7 @@ class Examples:
 
 
 def parity_examples(
-    checkpoint: Path,
-    preprocessor: Preprocessor,
-    file: str | Path | None = None,
-    class_names: Sequence[str] = (),
+    checkpoint: Path, preprocessor: Preprocessor, file: str | Path | None = None, class_names: Sequence[str] = ()
 ) -> Examples:
     """The first texts of ``file``, else the checkpoint's own examples, else texts or images made up.
 
@@ -51,17 +47,13 @@ def parity_examples(
         class_names: the model's; with them the examples' labels are read, where every one has one of these.
 
     Raises:
-        InputError: the file is missing, not UTF-8, holds a line that is no text (names the line), or the model
-            reads images.
+        InputError: the file is missing, holds a line that is no text (names the line), or the model reads images.
         CheckpointError: the checkpoint's examples are damaged.
     """
     if preprocessor.settings.kind == "image":
         if file is not None:
             raise InputError(f"{file} holds texts, but the checkpoint reads images; fix: leave out --parity-texts")
-        own = Path(checkpoint) / _IMAGES_FILE
-        if own.is_file():
-            return _of_images(own, preprocessor.settings, len(class_names))
-        return Examples(list(generated_images(preprocessor.settings)), "generated")
+        return _images(Path(checkpoint) / _IMAGES_FILE, preprocessor.settings, len(class_names))
     own = Path(checkpoint) / _TEXTS_FILE
     if file is None and not (own.is_file() and own.stat().st_size):
         return Examples(texts_from_vocabulary(preprocessor), "generated")
@@ -73,8 +65,10 @@ def parity_examples(
     return Examples([each.text for each in sourced], source, labels if None not in labels else None)
 
 
-def _of_images(path: Path, settings: ImageSettings, classes: int) -> Examples:
+def _images(path: Path, settings: ImageSettings, classes: int) -> Examples:
     """The checkpoint's images, and their labels where the file holds one of the model's for each."""
+    if not path.is_file():
+        return Examples(list(generated_images(settings)), "generated")
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             pixels = stored["pixels"]

@@ -34,10 +34,7 @@ _BATCH_SIZE = 16
 
 
 def check_parity(
-    rationalizer: Rationalizer,
-    paths: Mapping[str, Path],
-    examples: Examples,
-    limits: ParityLimits | None = None,
+    rationalizer: Rationalizer, paths: Mapping[str, Path], examples: Examples, limits: ParityLimits | None = None,
     **sessions: Any,
 ) -> ParityReport:
     """Run the gate on ONNX files.
@@ -122,9 +119,7 @@ def wrong_handovers(chosen: Arrays) -> int:
     return int(wrong.sum())
 
 
-def _check_decision(
-    rationalizer: Rationalizer, graph: Graph, report: ParityReport, sessions: Mapping[str, Any]
-) -> None:
+def _check_decision(rationalizer: Rationalizer, graph: Graph, report: ParityReport, sessions: dict[str, Any]) -> None:
     """Feed constructed scores to the very decision that is in the graph's file."""
     signature = graph.signature
     scores, *others = signature.outputs

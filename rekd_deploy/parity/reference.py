@@ -66,11 +66,7 @@ def model_case(rationalizer: Rationalizer, inputs: Arrays) -> Case:
 
 
 def handed_over(signature: GraphSignature, mask: np.ndarray) -> Arrays:
-    """What a predictor of this signature is handed for a rationale.
-
-    Args:
-        mask: (B, N) bool; for a compacted predictor with at most as many kept as it has slots.
-    """
+    """What a predictor of this signature is handed for a rationale (B, N) bool, which fits into its slots."""
     shapes = {spec.name: signature.sizes_at(spec, mask.shape[1]) for spec in signature.inputs}
     return {"keep": mask} if "keep" in shapes else in_slots(mask, int(shapes["kept"][1]))
 
@@ -147,11 +143,10 @@ class Agreement:
 def compare(
     role: str, answer: Callable[[Arrays], Arrays], signature: GraphSignature, cases: Sequence[Case], tie_margin: float
 ) -> Agreement:
-    """Compare the graph of a role with the stored answers.
+    """Compare what ``answer`` gives for the graph of a role with the stored answers.
 
     Args:
         role: 'selector', 'predictor' (handed the model's own rationale) or 'single'.
-        answer: runs the graph.
         tie_margin: a flipped position is a near-tie when its score is at most this far from its cut.
     """
     agreement = Agreement()
@@ -194,14 +189,14 @@ def _largest(so_far: float, differences: np.ndarray) -> float:
 
 def complaints(agreement: Agreement, limits: Mapping[str, Any]) -> list[str]:
     """What is beyond ``parity_report.verification_limits`` of the manifest's parity report."""
+    differences = {
+        "a selector score": (agreement.score_difference, limits["scores"]),
+        "a class logit": (agreement.logit_difference, limits["logits"]),
+        "a probability": (agreement.probability_difference, limits["probabilities"]),
+    }
     found = [
-        f"{what} differs by {value:.3g} (limit {limits[limit]:g})"
-        for what, value, limit in (
-            ("a selector score", agreement.score_difference, "scores"),
-            ("a class logit", agreement.logit_difference, "logits"),
-            ("a probability", agreement.probability_difference, "probabilities"),
-        )
-        if not value <= limits[limit]  # also true for NaN
+        f"{what} differs by {value:.3g} (limit {limit:g})"
+        for what, (value, limit) in differences.items() if not value <= limit  # also true for NaN
     ]
     allowed = limits.get("flips", 0)
     if agreement.wrong_flips > allowed:
