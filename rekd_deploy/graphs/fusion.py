@@ -48,10 +48,8 @@ def fused_operators(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def _read_slots_from_tensor(model: onnx_ir.Model) -> None:
-    """Read a size that the exporter computes, as 1 + slots, from a tensor that has it; changes ``model``.
-
-    ONNX Runtime's fusion of attention knows only shapes whose sizes come straight from a tensor.
-    """
+    """Read a size that the exporter computes, as 1 + slots, from a tensor that has it: fusions know no other; changes
+    ``model``."""
     import onnx_ir
 
     computed = [value for node in model.graph for value in node.outputs if value.shape is not None]

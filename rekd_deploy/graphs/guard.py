@@ -124,9 +124,8 @@ def decision_graph(
         kept = [node for node in nodes if "scores" not in node.output]
         _rename(kept, {raw: "scores"})
         replace_nodes(changed, kept)
-    return Extractor(changed).extract_model(
-        ["scores", *(spec.name for spec in inputs)], [spec.name for spec in decided]
-    )
+    read = ["scores", *(spec.name for spec in inputs)]
+    return Extractor(changed).extract_model(read, [spec.name for spec in decided])
 
 
 def _rename(nodes: Iterable[onnx.NodeProto], names: Mapping[str, str]) -> None:

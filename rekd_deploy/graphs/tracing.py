@@ -22,9 +22,6 @@ from rekd_deploy.graphs.onnx_model import make_node
 from rekd_train.models.rationalizer import Rationalizer
 
 OPSET = 20
-_EXAMPLE_BATCH = 2
-"""Not 1: exporters take axes of size 0 or 1 for constants."""
-_EXAMPLE_SLOTS = 5
 
 
 def traced_graphs(
@@ -80,8 +77,8 @@ def onnx_from_module(
         ExportError: tracing failed, or the servers do not read the graph.
     """
     fixed = max((axis for spec in signature.inputs for axis in spec.shape if isinstance(axis, int)), default=0)
-    # example sizes that no other axis has: nothing may be taken for another by coincidence
-    sizes = {BATCH: _EXAMPLE_BATCH, LENGTH: min(longest, fixed + 13), SLOTS: _EXAMPLE_SLOTS}
+    # sizes that no other axis has, lest one be taken for another; exporters take axes of 0 or 1 for constants
+    sizes = {BATCH: 2, LENGTH: min(longest, fixed + 13), SLOTS: 5}
     least = {BATCH: {"min": 1}, LENGTH: {"min": SHORTEST, "max": longest}, SLOTS: {"min": 1, "max": longest}}
     axes = {name: torch.export.Dim(name, **limits) for name, limits in least.items()}
     inputs = tuple(

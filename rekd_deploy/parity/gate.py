@@ -80,12 +80,12 @@ def check_parity(
 @torch.inference_mode()
 def _compare(rationalizer: Rationalizer, case: Case, answers: Arrays, report: ParityReport) -> int:
     """Add a batch to the report; how many rows the graphs and the model put into different classes."""
-    tensors = {name: torch.from_numpy(array) for name, array in case.inputs.items()}
     flips = add_selection(report, case, answers, report.limits.tie_margin)
     report.near_ties += int(np.sum(flips & (case.margins <= report.limits.tie_margin)))
-    _check_rule(answers["scores"], answers, rationalizer.selectable(tensors).numpy(), rationalizer, report)
+    _check_rule(rationalizer, case.inputs, answers["scores"], answers, report)
     same = case
     if flips.any():
+        tensors = {name: torch.from_numpy(array) for name, array in case.inputs.items()}
         logits = rationalizer.class_logits(tensors, torch.from_numpy(answers["mask"]))
         same = replace(case, logits=logits.numpy(), probabilities=rationalizer.probabilities(logits).numpy())
     add_classes(report, same, answers, slice(None))
@@ -94,10 +94,9 @@ def _compare(rationalizer: Rationalizer, case: Case, answers: Arrays, report: Pa
     return disagreements
 
 
-def _check_rule(
-    scores: np.ndarray, chosen: Arrays, selectable: np.ndarray, rationalizer: Rationalizer, report: ParityReport
-) -> None:
-    """Count where what a graph chose of scores is not what the specification says."""
+def _check_rule(rationalizer: Rationalizer, inputs: Arrays, scores: Any, chosen: Arrays, report: ParityReport) -> None:
+    """Count where what a graph chose by scores (B, N) is not what the specification says."""
+    selectable = rationalizer.selectable({name: torch.from_numpy(array) for name, array in inputs.items()}).numpy()
     expected = mask_by_specification(scores, selectable, rationalizer.policy)
     report.rule_violations += int(np.sum(chosen["mask"] != expected))
     report.handover_violations += wrong_handovers(chosen)
@@ -128,6 +127,5 @@ def _check_decision(rationalizer: Rationalizer, graph: Graph, report: ParityRepo
     interface = GraphSignature((scores, *signature.inputs), decided, signature.slots)
     with chain_on([Graph(part, interface, f"the decision of {graph.name}")], **sessions) as decision:
         for inputs in constructed_scores(rationalizer.preprocessor, rationalizer.policy, rationalizer.capacity):
-            selectable = rationalizer.selectable({name: torch.from_numpy(array) for name, array in inputs.items()})
-            report.constructed_rows += len(selectable)
-            _check_rule(inputs["scores"], decision.run(inputs), selectable.numpy(), rationalizer, report)
+            report.constructed_rows += len(inputs["scores"])
+            _check_rule(rationalizer, inputs, inputs["scores"], decision.run(inputs), report)

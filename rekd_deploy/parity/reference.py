@@ -207,11 +207,8 @@ def complaints(agreement: Agreement, limits: Mapping[str, Any]) -> list[str]:
 def agreement(ours: Sequence[Prediction], theirs: Sequence[Prediction], bias: float | None = None) -> int:
     """How many predictions agree: same label, same kept tokens or patches, probabilities within 1e-4.
 
-    A kept one may differ only at a near-tie: its score lies within ``NEAR_TIE`` of the threshold, or it
-    changed places with one whose score is that close to its own.
-
-    Args:
-        bias: of the decision rule; its threshold is at ``-bias``. None: no threshold.
+    A kept one may differ only at a near-tie: its score lies within ``NEAR_TIE`` of the threshold, ``-bias`` where the
+    decision rule has one, or it changed places with one whose score is that close to its own.
     """
     return sum(_agree(mine, other, bias) for mine, other in zip(ours, theirs, strict=True))
 
