@@ -78,7 +78,7 @@ def to_half(
         nodes[node.name] = changed
         if emulated and node.name in low:
             changed.output[:] = [f"{name}/unrounded" if name in floats else name for name in node.output]
-            for name in floats & set(node.output):
+            for name in filter(floats.__contains__, node.output):
                 rounded(f"{name}/unrounded", name)
     return replace_nodes(deepcopy(model), nodes.values(), constants.values())
 
