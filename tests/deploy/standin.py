@@ -60,24 +60,18 @@ def packages() -> Path:
 def process(
     *command: str | Path, without: str = "", borrowing: bool = False, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """What became of the environment's Python with a command line.
+    """What became of the environment's Python with a command line and further environment variables.
 
-    Args:
-        without: a library that shall be missing.
-        borrowing: it has the ``packages`` of this interpreter, too.
-        variables: further ones of its environment.
+    Without one of the libraries; ``borrowing`` the packages of this interpreter.
     """
     folder = libraries()
     if without:
         folder = shutil.copytree(folder, _folder(), symlinks=True, dirs_exist_ok=True)
         (folder / without).unlink()
-    paths = [str(ROOT), *([str(packages())] if borrowing else [])]
-    return subprocess.run(
-        [PYTHON, *command],
-        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "LD_LIBRARY_PATH": str(folder),
-             "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **variables},
-        capture_output=True, text=True, timeout=300,
-    )
+    path = f"{ROOT}{os.pathsep}{packages()}" if borrowing else str(ROOT)
+    own = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "OMP_NUM_THREADS": "1"}
+    environment = {**own, "LD_LIBRARY_PATH": str(folder), "PYTHONPATH": path, **variables}
+    return subprocess.run([PYTHON, *command], env=environment, capture_output=True, text=True, timeout=300)
 
 
 def run(program: str, *arguments: str | Path, **options: Any) -> list[Any]:
