@@ -187,7 +187,7 @@ def test_the_model_inside_triton_needs_nothing_of_ours():
         "import rekd_deploy",
         "from rekd_train import RekdError, Prediction, Span, __version__",
         "import rekd_train.cli.main, rekd_train.config.run, rekd_train.inputs.preprocessors, rekd_train.files",
-        "import rekd_deploy.contract.signature, rekd_deploy.contract.artefacts, rekd_deploy.errors",
+        "import rekd_deploy.contract.signature, rekd_deploy.errors",
     ],
 )
 def test_imports_load_nothing_heavy(code):

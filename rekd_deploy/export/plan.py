@@ -7,7 +7,7 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-from rekd_deploy.contract.artefacts import Artefacts
+from rekd_deploy.contract.description import Artefacts
 from rekd_deploy.export.checkpoint import CheckpointFacts, machine, read_facts
 from rekd_deploy.export.engines import plan_engines
 from rekd_deploy.export.options import ExportOptions

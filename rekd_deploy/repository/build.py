@@ -16,8 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rekd_deploy.contract.artefacts import Artefacts
-from rekd_deploy.contract.description import ServedDescription
+from rekd_deploy.contract.description import Artefacts, ServedDescription
 from rekd_deploy.contract.signature import GraphSignature, TensorSpec
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.repository.config import (

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rekd_deploy.contract.artefacts import Artefacts
-from rekd_deploy.contract.description import ServedDescription
+from rekd_deploy.contract.description import Artefacts, ServedDescription
 from rekd_deploy.contract.signature import PairSignature
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.repository.config import ServingSettings

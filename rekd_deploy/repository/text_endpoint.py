@@ -17,8 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rekd_deploy.contract.artefacts import Artefacts
-from rekd_deploy.contract.description import LABELS
+from rekd_deploy.contract.description import LABELS, Artefacts
 from rekd_deploy.contract.signature import GraphSignature
 from rekd_deploy.repository.build import triton_dims
 from rekd_deploy.repository.config import PREDICTOR, SELECTOR, SINGLE, ServingSettings

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rekd_deploy.contract.artefacts import Artefacts
+from rekd_deploy.contract.description import Artefacts
 from rekd_deploy.contract.signature import LENGTH, GraphSignature
 from rekd_deploy.repository.config import LABEL_FILE, PREDICTOR, SELECTOR, SINGLE
 from rekd_train.inputs.preprocessors import Preprocessor

@@ -9,7 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from rekd_deploy.contract.artefacts import Artefacts
+from rekd_deploy.contract.description import Artefacts
 from rekd_deploy.contract.signature import Slots, text_pair_signature
 from rekd_deploy.export.engines import EngineRequest, plan_engines
 from rekd_deploy.repository.build import build_configs

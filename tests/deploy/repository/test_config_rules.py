@@ -12,7 +12,7 @@ from config_rules import config_mistakes, engine_mistakes, file_mistakes
 from families import KINDS
 from reference_repository import FLAVOURS, reference_artefacts, reference_configs
 
-from rekd_deploy.contract.artefacts import Artefacts
+from rekd_deploy.contract.description import Artefacts
 from rekd_deploy.export.engines import EngineRequest, plan_engines
 from rekd_deploy.graphs.modules import pair_signature
 from rekd_deploy.repository.build import build_configs

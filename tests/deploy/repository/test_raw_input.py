@@ -17,7 +17,7 @@ from families import some_images
 from PIL import Image
 from test_triton_model import Request, utilities  # noqa: F401  a fixture
 
-from rekd_deploy.contract.artefacts import Artefacts
+from rekd_deploy.contract.description import Artefacts
 from rekd_deploy.graphs.modules import pair_signature
 from rekd_deploy.repository.backend.text import LARGEST_TEXT
 from rekd_deploy.repository.build import build_configs

@@ -12,8 +12,7 @@ from config_rules import config_mistakes, file_mistakes
 from families import KINDS
 from reference_repository import FLAVOURS, REFERENCES, ROOT, reference_artefacts, reference_configs
 
-from rekd_deploy.contract.artefacts import Artefacts
-from rekd_deploy.contract.description import TOKENIZER, ServedDescription
+from rekd_deploy.contract.description import TOKENIZER, Artefacts, ServedDescription
 from rekd_deploy.contract.signature import Slots
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.export.engines import EngineRequest, plan_engines
