@@ -172,8 +172,7 @@ def test_training_knows_nothing_of_deployment(module):
 def test_the_model_inside_triton_needs_nothing_of_ours():
     """model.py is copied into the repository, where rekd is not installed; so is what it imports."""
     assert not ours(imported("rekd_deploy.repository.backend.model"))
-    assert not ours(imported("rekd_deploy.repository.backend.batches"))
-    assert not ours(imported("rekd_deploy.repository.backend.cuda"))
+    assert not ours(imported("rekd_deploy.repository.backend.graphs"))
     assert not ours(imported("rekd_deploy.runtimes.tensorrt.execution"))
 
 

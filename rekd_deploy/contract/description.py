@@ -32,9 +32,8 @@ class Artefacts:
 
     signature: PairSignature
     selector: Path
-    """selector.onnx"""
+    """selector.onnx; ``predictor`` likewise."""
     predictor: Path
-    """predictor.onnx"""
     preprocessor: Preprocessor
     """Of texts or images; its fingerprint ties clients to the model."""
     labels: tuple[str, ...]
@@ -59,7 +58,7 @@ class Artefacts:
         """Whether short texts may be padded to run with longer ones.
 
         Not where padding may be selected: more of it changes the answer. Not where an engine has several ranges of
-        lengths: the predictor would get a short text with the slots of the longer one, and no profile accepts that.
+        lengths: no profile of the predictor accepts a short text with the slots of a longer one.
         """
         if self.preprocessor.settings.kind != "text" or self.manifest.get("policy", {}).get("selectable") != "real":
             return False

@@ -20,11 +20,9 @@ class ParityLimits:
     """What a pair must keep; None: no limit, but the figure must be a number. The defaults are fp32's."""
 
     scores: float | None = 1e-4
-    """Largest difference of a selector score."""
+    """Largest difference of a selector score; of a class logit and of a probability on the same mask."""
     logits: float | None = 1e-4
-    """Largest difference of a class logit on the same mask."""
     probabilities: float | None = 1e-4
-    """Largest difference of a probability on the same mask."""
     tie_margin: float = 1e-5
     """A flipped position is a near-tie when the reference score is at most this far from its cut."""
     flipped_share: float | None = None
@@ -37,10 +35,10 @@ class ParityLimits:
     """Most accuracy that may be lost; where labels are unknown, most disagreement."""
 
 
-_TIES_PER = 100_000
-"""One near-tie may flip among so many positions."""
-_A_PAIR = 2
-"""Flips that are allowed among any number: one for want of budget has a counterpart, so they come in twos."""
+_TIES_PER, _A_PAIR = 100_000, 2
+"""One near-tie may flip among so many positions, two in any case: one for want of budget has a counterpart."""
+_ROUNDING = 1e-9
+"""A share of a count is not exact."""
 _FIGURES = {"scores": "score_difference", "logits": "logit_difference", "probabilities": "probability_difference"}
 """What a report calls the figure of each limit."""
 _MASKS: dict[str, Any] = {"scores": None, "flipped_share": 0.005, "mask_jaccard": 0.97}
@@ -118,7 +116,7 @@ class ParityReport:
     wrong_flips: int = 0
     """Flipped positions that are not near-ties."""
     rule_violations: int = 0
-    """Positions where the graph's mask is not the specification's on the graph's own or constructed scores."""
+    """Positions where the mask is not the specification's on the graph's own or constructed scores."""
     handover_violations: int = 0
     """Rows whose positions and kept slots do not say what the mask says."""
     label_disagreements: int = 0
@@ -167,12 +165,12 @@ class ParityReport:
         least, drop, found = self.limits.class_agreement, self.limits.accuracy_drop, []
         if drop is not None and not self.labelled:
             least = 1 - drop
-        elif drop is not None and self.model_correct - self.graphs_correct > _allowed(drop, self.labelled):
+        elif drop is not None and self.model_correct - self.graphs_correct > drop * self.labelled + _ROUNDING:
             found.append(
                 f"the accuracy falls from {self.model_correct / self.labelled:.4f} to "
                 f"{self.graphs_correct / self.labelled:.4f} (limit {drop:g} less)"
             )
-        if least is not None and self.example_disagreements > _allowed(1 - least, self.examples):
+        if least is not None and self.example_disagreements > (1 - least) * self.examples + _ROUNDING:
             found.append(
                 f"{self.example_disagreements} of {self.examples} examples are put into another class, agreement "
                 f"{self.class_agreement:.4f} (limit {least:g})"
@@ -203,8 +201,3 @@ def verification_limits(parity: Mapping[str, Any]) -> dict[str, Any]:
             limits[name] = 2 * parity[figure] + getattr(ParityLimits, name)
     limits["flips"] = 0 if limits.get("flipped_share") is None else 2 * parity["flipped_positions"] + 1
     return limits
-
-
-def _allowed(share: float, count: int) -> float:
-    """How many of ``count`` examples may differ."""
-    return share * count + 1e-9

@@ -57,8 +57,7 @@ class TextSource:
         self._shown = "standard input" if file == STDIN else file
         self._table: Table | None = None
         self._report = report if file == STDIN else None
-        self.left_out = 0
-        """Texts that were reported and left out."""
+        self.left_out = 0  # texts that were reported
 
     def leaves_out(self, faults: Mapping[int, Fault]) -> bool:
         """Report texts that were read, by their lines; False: they must be raised."""
@@ -164,7 +163,7 @@ def _are_texts(values: list[Any]) -> bool:
 
 def _decoded(raw: bytes) -> str | Fault:
     try:
-        return raw.decode("utf-8")
+        return raw.decode()
     except UnicodeDecodeError as error:
         return Fault(f"is not UTF-8: byte {error.start + 1} is 0x{raw[error.start]:02x}", "convert it to UTF-8")
 

@@ -14,7 +14,7 @@ from precisions import conversion_of
 
 from rekd_deploy.contract.signature import BATCH, GraphSignature, TensorSpec
 from rekd_deploy.graphs.precision.int8 import quantised_weight
-from rekd_deploy.repository.backend.model import OnnxGraph
+from rekd_deploy.repository.backend.graphs import OnnxGraph
 from rekd_deploy.runtimes.base import Graph
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.runtimes.onnxruntime_device import DeviceChain
@@ -74,7 +74,7 @@ SESSIONS = ["in process", "in the server", "on the device"]
 def session_of(where: str, folder):
     """Opens model.onnx of ``folder`` as the pipeline does, or as the member of Triton's python backend does."""
     if where == "in the server":
-        return OnnxGraph(folder, 0)
+        return OnnxGraph(folder, 1)
     if where == "on the device":
         runner = DeviceChain([Graph(folder / "model.onnx", PRODUCT, "the product")], device="cpu")
     else:
