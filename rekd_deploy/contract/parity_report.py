@@ -36,7 +36,7 @@ class ParityLimits:
 
 
 _TIES_PER, _A_PAIR = 100_000, 2
-"""One near-tie may flip among so many positions, two in any case: one for want of budget has a counterpart."""
+"""One near-tie may flip in this many positions, two in any case: one for want of budget has a counterpart."""
 _ROUNDING = 1e-9
 """A share of a count is not exact."""
 _FIGURES = {"scores": "score_difference", "logits": "logit_difference", "probabilities": "probability_difference"}

@@ -31,9 +31,8 @@ from rekd_deploy.repository.config import (
     ENSEMBLE,
     GRAPH_MODELS,
     LABEL_FILE,
-    PAD_ID,
     PREDICTOR,
-    RESOURCE,
+    SELECTOR,
     SINGLE,
     TARGETS,
     THREADS,
@@ -64,10 +63,9 @@ def build_configs(artefacts: Artefacts, settings: ServingSettings, target: str =
     _check_engines(artefacts, settings, target)
     pair = artefacts.signature
     description = ServedDescription.of(artefacts.preprocessor, artefacts.labels).to_parameters()
-    roles = ("selector", "predictor") if artefacts.single is None else tuple(GRAPH_MODELS)
     configs = {
-        GRAPH_MODELS[role]: _component(artefacts, settings, target, role, description if role == "single" else {})
-        for role in roles
+        SELECTOR: _component(artefacts, settings, target, "selector", {}),
+        PREDICTOR: _component(artefacts, settings, target, "predictor", {}),
     }
     configs[ENSEMBLE] = parsed({
         "name": ENSEMBLE, "platform": "ensemble", "max_batch_size": settings.max_batch_size,
@@ -77,6 +75,8 @@ def build_configs(artefacts: Artefacts, settings: ServingSettings, target: str =
             for name, graph in zip(COMPONENTS, (pair.selector, pair.predictor), strict=True)
         ]},
     })
+    if artefacts.single is not None:
+        configs[SINGLE] = _component(artefacts, settings, target, "single", description)
     return configs
 
 
@@ -121,14 +121,14 @@ def _component(
     if on_gpu:
         group["gpus"] = list(settings.gpus)
     if settings.rate_limit:
-        resources = [{"name": RESOURCE, "count": 1}]
+        resources = [{"name": "rekd", "count": 1}]  # each execution takes one of the server's
         group["rate_limiter"] = {"resources": resources, "priority": _PRIORITIES[role]}
     if target == "python":
         parameters["max_length"] = str(preprocessor.positions)
         if preprocessor.settings.kind == "text":
             parameters["vocabulary_size"] = str(preprocessor.vocabulary_size)
         if artefacts.joins_lengths:
-            parameters[PAD_ID] = str(preprocessor.special_ids["pad"])
+            parameters["pad_id"] = str(preprocessor.special_ids["pad"])
         if engine is not None:
             parameters[ENGINE] = engine["format"]
     elif target == "onnxruntime":
@@ -140,7 +140,7 @@ def _component(
     if target == "tensorrt" and engine is not None:
         group["profile"] = [str(number) for number in range(len(engine["profiles"]))]  # Triton may choose all of them
         optimization = {"cuda": {"graphs": True, "graph_spec": _graph_specs(signature, preprocessor, sizes, engine)}}
-    ragged = PAD_ID in parameters  # of all lengths; without it Triton joins requests of one shape only
+    ragged = "pad_id" in parameters  # of all lengths; without it Triton joins requests of one shape only
     return parsed({
         "name": GRAPH_MODELS[role], "backend": target, "max_batch_size": settings.max_batch_size,
         "input": [{**tensor, "allow_ragged_batch": ragged} for tensor in tensors(signature.inputs)],

@@ -24,7 +24,6 @@ ENDPOINTS = {"text": "rekd_text", "image": "rekd_image"}
 """The ensemble that takes texts or image files as bytes; ``PREPARE`` and ``ANSWER`` are its first and last step."""
 
 CONFIG_FILE, GRAPH, PLAN, WARMUP = "config.pbtxt", "model.onnx", "model.plan", "warmup"
-"""In a model's folder; ``WARMUP`` is where Triton looks for input files."""
 MANIFEST, REFERENCE = "manifest.json", "parity.npz"
 LABEL_FILE = "labels.txt"
 """The classes, one a line, for clients that request a classification from Triton."""
@@ -33,11 +32,7 @@ TARGETS = ("python", "onnxruntime", "tensorrt")
 ENGINES = {"python": ("tensorrt-rtx",), "onnxruntime": (), "tensorrt": ("tensorrt",)}
 """Engines that each target can run; the plans of one product are not read by the other."""
 THREADS, ENGINE = "intra_op_thread_count", "engine"
-PAD_ID = "pad_id"
-"""What the python backend's model fills short texts up with when it joins them with longer ones."""
 DATA_TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32", "bool": "TYPE_BOOL", "uint8": "TYPE_UINT8"}
-RESOURCE = "rekd"
-"""What an execution takes one of, where executions are limited."""
 
 
 @dataclass(frozen=True)

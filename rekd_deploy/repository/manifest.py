@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from rekd_deploy.contract.signature import PairSignature
 from rekd_deploy.errors import RepositoryError
-from rekd_deploy.repository.config import COMPONENTS, THREADS
+from rekd_deploy.repository.config import COMPONENTS, THREADS, parameters_of
 from rekd_train import __version__
 from rekd_train.files import sha256
 
@@ -61,8 +61,7 @@ def build_manifest(
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     return {
-        "format": FORMAT, "version": VERSION, "versions": versions,
-        "checkpoint_sha256": checkpoint_sha256,
+        "format": FORMAT, "version": VERSION, "versions": versions, "checkpoint_sha256": checkpoint_sha256,
         "artefacts": {
             role: {
                 "format": "onnx", "opset": opset, **precision[role],
@@ -74,8 +73,7 @@ def build_manifest(
         "signature": signature_to_dict(signature),
         "operator": rationalizer.predictor.operator, "capacity": rationalizer.capacity, **lengths,
         "preprocessing": {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(settings).items()},
-        "policy": rationalizer.policy.model_dump(),
-        "labels": list(rationalizer.labels),
+        "policy": rationalizer.policy.model_dump(), "labels": list(rationalizer.labels),
         "probability_temperature": rationalizer.probability_temperature,
         "preprocessing_sha256": preprocessor.fingerprint,
         "parity": parity["pair"].to_dict(),
@@ -85,9 +83,8 @@ def build_manifest(
 
 def verify_files(manifest: Mapping[str, Any], files: Mapping[str, Path]) -> None:
     """Raise RepositoryError naming every file, by its role in the manifest, that is missing or not what it says."""
-    found = {path: sha256(path) if path.is_file() else None for path in files.values()}
-    wrong = [str(path) for role, path in files.items() if found[path] != manifest["artefacts"][role]["sha256"]]
-    if wrong:
+    digests = {role: entry["sha256"] for role, entry in manifest["artefacts"].items()}
+    if wrong := [str(p) for role, p in files.items() if not p.is_file() or sha256(p) != digests[role]]:
         raise RepositoryError(
             f"{', '.join(wrong)} was altered or is missing (its SHA-256 is not the manifest's); fix: write the "
             "repository again with rekd-export"
@@ -104,7 +101,7 @@ def signature_from_dict(content: Mapping[str, Any]) -> PairSignature:
     try:
         return _SIGNATURE.validate_python(content)
     except ValidationError as error:
-        reason = f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}"
+        reason = " ".join(str(error).split())
         raise RepositoryError(f"the manifest's signature cannot be read ({reason}); fix: export again") from None
 
 
@@ -151,18 +148,13 @@ def pin_versions(configs: Mapping[str, ModelConfig], versions: Versions) -> None
 
 def differing_fields(old: ModelConfig, new: ModelConfig) -> list[str]:
     """Names of the fields in which two versions of one model differ and must not, sorted; empty: they fit."""
-    old, new = _comparable(old), _comparable(new)
-    return sorted(field.name for field in new.DESCRIPTOR.fields if getattr(new, field.name) != getattr(old, field.name))
+    ignored = {*_MAY_DIFFER, *(() if new.backend == "tensorrt" else ("max_batch_size",))}
 
+    def values(config: ModelConfig) -> dict[str, Any]:
+        fields = {field.name: getattr(config, field.name) for field in config.DESCRIPTOR.fields}
+        parameters = parameters_of(config)
+        parameters.pop(THREADS, None)  # the cores of the machine that exported
+        return {**fields, "parameters": parameters}
 
-def _comparable(config: ModelConfig) -> ModelConfig:
-    from tritonclient.grpc.model_config_pb2 import ModelConfig
-
-    bare = ModelConfig()
-    bare.CopyFrom(config)
-    for field in _MAY_DIFFER:
-        bare.ClearField(field)
-    bare.parameters.pop(THREADS, None)  # the cores of the machine that exported
-    if bare.backend != "tensorrt":
-        bare.ClearField("max_batch_size")
-    return bare
+    before, after = values(old), values(new)
+    return sorted(name for name in after if name not in ignored and after[name] != before[name])

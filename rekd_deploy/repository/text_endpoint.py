@@ -3,9 +3,8 @@
     text  -> rekd_prepare -> input_ids, attention_mask -> rekd_selector -> rekd_predictor -> rekd_answer -> label, ...
     image -> rekd_prepare -> pixels ...
 
-``rekd_text`` (``rekd_image``) stands beside ``rekd`` and runs the same component models, or ``rekd_single`` in their
-place where it was exported: one step fewer. The two steps of its own run in Triton's python backend, whatever runs the
-graphs, on the very preprocessing of training: its modules are copied.
+``rekd_text`` (``rekd_image``) runs the component models of ``rekd``, or ``rekd_single`` where it was exported: one step
+fewer. The two steps of its own run in Triton's python backend, on copies of the modules that training prepares with.
 """
 
 from __future__ import annotations
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 _TRAINING = Path(__file__).resolve().parents[2] / "rekd_train"
 _MODULES = ("__init__", "errors", "inputs/__init__", "inputs/prediction", "inputs/items")
 """What the steps import of rekd_train, beside inputs/text or inputs/image."""
-_Tensors = list[dict[str, Any]]
 
 
 def endpoint_configs(artefacts: Artefacts, settings: ServingSettings) -> dict[str, ModelConfig]:
@@ -100,7 +98,7 @@ def _tensor(name: str, data_type: str, *dims: int) -> dict[str, Any]:
 
 
 def _step_config(
-    name: str, role: str, inputs: _Tensors, outputs: _Tensors, settings: ServingSettings, **more: Any
+    name: str, role: str, inputs: list[Any], outputs: list[Any], settings: ServingSettings, **more: Any
 ) -> ModelConfig:
     return parsed({
         "name": name, "backend": "python", "max_batch_size": settings.max_batch_size, "input": inputs,

@@ -1,6 +1,6 @@
 """Folders that belong to one process: gone when it ends, and cleared away later if it was killed.
 
-The owner holds a lock on a file inside; the kernel lets go of it however the process ends. So a folder whose lock can
+The owner holds a lock on a file inside; the kernel releases it however the process ends. So a folder whose lock can
 be taken has no owner any more, whichever container or user looks.
 """
 
@@ -27,10 +27,7 @@ _CURRENT_FOLDER, _EXCHANGE = -100, 2
 
 
 class Workspace:
-    """A fresh folder of this process in ``parent`` (None: the folder for temporary files), as a context manager.
-
-    Leftovers whose name has the same prefix are removed first.
-    """
+    """A fresh folder of this process in ``parent``, None: a temporary one; leftovers of its prefix are removed."""
 
     def __init__(self, prefix: str, parent: Path | None = None) -> None:
         parent = Path(tempfile.gettempdir() if parent is None else parent)
@@ -72,9 +69,7 @@ def remove_leftovers(parent: Path, prefix: str) -> list[Path]:
 
 def refuse_unwritable_place(root: Path) -> None:
     """Raise RepositoryError where nothing can be put at ``root``."""
-    place = Path(root).resolve().parent
-    while not place.exists():
-        place = place.parent
+    place = next(folder for folder in Path(root).resolve().parents if folder.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         what = "read-only here" if place.is_dir() else "a file"
         raise RepositoryError(
@@ -87,7 +82,7 @@ def refuse_unwritable_place(root: Path) -> None:
 def one_at_a_time(target: Path) -> Iterator[None]:
     """Wait until no other process writes at ``target`` or beside it, and keep others waiting meanwhile.
 
-    The lock is on the folder above, so it leaves no file behind; a file system without locks is not waited for.
+    The lock is on the folder above and leaves no file behind; where there are no locks nobody waits.
     """
     folder = Path(target).resolve().parent
     folder.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,6 @@ from rekd_train.files import sha256, write_bytes, write_json, write_text
 
 _BACKEND = Path(__file__).parent / "backend"
 _CODE = {"model.py": _BACKEND / "model.py", "triton_graphs.py": _BACKEND / "graphs.py"}
-"""What runs a graph in Triton's python backend."""
 _ENGINE_CODE = Path(__file__).parents[1] / "runtimes" / "tensorrt" / "execution.py"
 _CACHES = shutil.ignore_patterns("__pycache__")
 """A server that may write leaves them beside its models."""

@@ -99,8 +99,8 @@ def build_step(step: str, served: Mapping, folder: Path) -> Callable[[Arrays], A
 
 
 def prepared_texts(preprocessor, arrays: Arrays) -> Arrays:
-    """``text`` (B, 1) UTF-8 -> ``input_ids``, ``attention_mask`` (B, N) int64, and what the answer needs of them:
-    ``tokens`` (B, N, 4) int32 (see ``Tokens``), ``cut`` (B, 1) bool, whether the text was longer."""
+    """``text`` (B, 1) UTF-8 -> ``input_ids``, ``attention_mask`` (B, N) int64; ``tokens`` (B, N, 4) int32, see
+    ``Tokens``; ``cut`` (B, 1) bool, whether the text was longer."""
     texts = decoded(arrays["text"])
     encoded = preprocessor.batch(texts, preprocessor.encode_checked(texts))
     tokens = np.full((*encoded.inputs["input_ids"].shape, 4), _PADDING, np.int32)

@@ -1,6 +1,6 @@
 """What runs a graph in Triton's python backend: ONNX Runtime on CPUs, the same on a GPU, or a TensorRT engine.
 
-This file is copied beside ``model.py``; it needs NumPy and the runtime alone.
+This file is copied beside ``model.py`` and needs NumPy and the runtime alone.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ _PROVIDER = "CUDAExecutionProvider"
 _MOST_SHAPES = 128
 """So many are captured, those of the warm-ups first (16 lengths up to 512 tokens, 5 sizes); any other runs as it is."""
 _COPYING = (b"\x22\x04LSTM", b"\x22\x03GRU", b"\x22\x03RNN")
-"""Operators, as a graph's bytes have them, that a replay would run on memory that is another's by then:
-rekd_deploy/runtimes/onnxruntime_cuda.py."""
+"""As a graph's bytes have them, operators that cannot be replayed: rekd_deploy/runtimes/onnxruntime_cuda.py."""
 
 
 class OnnxGraph:
-    """model.onnx in ``folder`` on ONNX Runtime, with so many threads inside one operation."""
+    """model.onnx in ``folder`` on ONNX Runtime; ``threads`` inside one operation."""
 
     def __init__(self, folder: Path, threads: int) -> None:
         import onnxruntime
@@ -67,11 +66,7 @@ class CapturedGraph:
 
     To be used by one thread: ONNX Runtime keeps captured graphs for the thread that captured them. Triton's own
     onnxruntime backend cannot do this: it binds other buffers at each request, and a captured graph knows only its own.
-
-    Args:
-        folder: where it lies.
-        device: index of the GPU; RuntimeError: ONNX Runtime cannot use it.
-        batches: sizes that batches are filled up to by repeating the last row, which changes no other row's answer.
+    Batches are filled up to one of ``batches`` by repeating the last row, which changes no other row's answer.
     """
 
     def __init__(self, folder: Path, device: int, batches: Collection[int]) -> None:
@@ -87,14 +82,16 @@ class CapturedGraph:
         onnxruntime.preload_dlls()
         content = Path(self._path).read_bytes()
         self.captured = not any(operator in content for operator in _COPYING)
-        """Whether launches are replayed; else each request makes its own."""
         self._session: Any = self._opened()
 
     def run(self, names: Sequence[str], inputs: Arrays) -> list[np.ndarray]:
         """The outputs of these names; no others are copied from the GPU."""
         count = len(next(iter(inputs.values())))
         size = min((size for size in self._batches if size >= count), default=count)
-        filled = {name: _filled(inputs[name], size) for name in sorted(inputs)}
+        filled = {
+            name: np.concatenate([inputs[name], np.repeat(inputs[name][-1:], size - count, axis=0)])
+            for name in sorted(inputs)
+        }
         try:
             outputs = self._answer(names, filled)
         except Exception as error:
@@ -153,8 +150,3 @@ class CapturedGraph:
         if session.get_providers()[0] != _PROVIDER:  # ONNX Runtime falls back without a word
             raise RuntimeError(f"ONNX Runtime would run it on the CPU, not on GPU {self._device}: see the server's log")
         return session
-
-
-def _filled(array: np.ndarray, rows: int) -> np.ndarray:
-    """(rows, ...): the last row repeated."""
-    return np.ascontiguousarray(np.concatenate([array, np.repeat(array[-1:], rows - len(array), axis=0)]))

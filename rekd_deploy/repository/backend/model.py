@@ -23,8 +23,6 @@ Arrays = dict[str, np.ndarray]
 MOST_PADDING = 1.25
 """Texts that run as one batch: the longest has at most this many times the length of the shortest. On a CPU padding
 costs as much as text, and a larger batch saves little: benchmarks/results/serving_batching.json."""
-_AS_LONG_AS_THE_TEXT = ("scores", "mask", "keep")
-"""Outputs with a column for each token."""
 _ID_LENGTH, _LINE_LENGTH = 128, 1000
 """Of what clients send, at most this many characters reach the log."""
 
@@ -136,7 +134,7 @@ class InputChecker:
             if array.ndim < 2 or 0 in array.shape:
                 return f"{name} has shape {list(array.shape)}; no axis may be empty"
         ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
-        if ids is None:  # images: Triton itself holds their shape against the config
+        if ids is None:  # images: Triton itself checks their shape
             return self._handover_reason(inputs, self._max_length)
         length = ids.shape[1]
         if length > self._max_length:
@@ -226,7 +224,7 @@ def split_rows(outputs: Sequence[np.ndarray], names: Sequence[str], requests: Se
         text = _text(arrays)
         end, length = start + len(text), text.shape[1] if "input_ids" in arrays else None
         answers.append({
-            name: np.ascontiguousarray(array[start:end, : length if name in _AS_LONG_AS_THE_TEXT else None])
+            name: np.ascontiguousarray(array[start:end, : length if name in ("scores", "mask", "keep") else None])
             for name, array in zip(names, outputs, strict=True)
         })
         start = end

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from tritonclient.grpc.model_config_pb2 import DataType
 
-from rekd_deploy.repository.config import ENGINE, LABEL_FILE, PAD_ID, WARMUP
+from rekd_deploy.repository.config import ENGINE, LABEL_FILE, WARMUP
 
 _WIDTHS = {"TYPE_INT64": 8, "TYPE_FP32": 4, "TYPE_BOOL": 1, "TYPE_UINT8": 1}
 """Bytes of an element."""
@@ -59,8 +59,8 @@ def _component_mistakes(config):
     if any(not 1 <= size <= config.max_batch_size for size in config.dynamic_batching.preferred_batch_size):
         yield "a preferred_batch_size is outside 1..max_batch_size"
     runs_graph = config.backend != "python" or "max_length" in config.parameters  # not a step that takes rows singly
-    if runs_graph and {tensor.allow_ragged_batch for tensor in config.input} != {PAD_ID in config.parameters}:
-        yield f"allow_ragged_batch must go with {PAD_ID}: nothing else pads several lengths"
+    if runs_graph and {tensor.allow_ragged_batch for tensor in config.input} != {"pad_id" in config.parameters}:
+        yield "allow_ragged_batch must go with pad_id: nothing else pads several lengths"
     runs_engine = config.backend == "tensorrt" or ENGINE in config.parameters
     if runs_engine and any(group.kind != group.KIND_GPU for group in config.instance_group):
         yield "an engine runs on a GPU only; instance_group must be KIND_GPU"

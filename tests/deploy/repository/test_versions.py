@@ -16,7 +16,6 @@ from rekd_deploy.client.pipeline import Pipeline
 from rekd_deploy.errors import ExportError, RepositoryError
 from rekd_deploy.export.run import publish
 from rekd_deploy.repository.config import read_config
-from rekd_deploy.repository.manifest import Versions
 from rekd_deploy.repository.reader import check_repository
 from rekd_deploy.repository.writer import write_repository
 
@@ -99,13 +98,6 @@ def test_a_damaged_version_is_not_kept_but_replaced(artefacts, root):
     assert folders(root, "rekd") == ["1"]
     write_repository(another(artefacts, 2), root)
     check_repository(root)
-
-
-def test_versions_after_one_more():
-    assert Versions(3, (1, 2)).after(1) == Versions(4)
-    assert Versions(3, (1, 2)).after(2) == Versions(4, (3,))
-    assert Versions(3, (1, 2)).after(4) == Versions(3, (1, 2)).after(9) == Versions(4, (1, 2, 3))
-    assert Versions.of({"repository": {}}) == Versions(1)
 
 
 def test_an_error_in_the_middle_leaves_the_old_repository(artefacts, root, tmp_path, monkeypatch):
