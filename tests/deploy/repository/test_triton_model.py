@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from google.protobuf.json_format import MessageToDict
 
-from rekd_deploy.repository.backend.model import InputChecker, groups_by_length, usable_cores
+from rekd_deploy.repository.backend.model import InputChecker, groups_by_length, joined, usable_cores
 from rekd_deploy.repository.config import PREDICTOR, SELECTOR, config_text, read_config
 
 OUTPUTS = {SELECTOR: ["scores", "mask", "positions", "kept"], PREDICTOR: ["logits", "probabilities"]}
@@ -250,3 +250,10 @@ def test_texts_are_grouped_by_their_own_length_in_whatever_order_inputs_come():
         for index, length in enumerate((48, 16, 18))
     }
     assert groups_by_length(inputs) == [[1, 2], [0]]
+
+
+def test_short_texts_are_filled_up_with_the_pad_id():
+    requests = [{"input_ids": _ids((1, size)), "attention_mask": _ids((1, size), 1)} for size in (2, 3)]
+    found = joined(requests, 7)
+    assert found["input_ids"].tolist() == [[5, 5, 7], [5, 5, 5]]
+    assert found["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
