@@ -155,7 +155,7 @@ def _changed(
         config.instance_group[0].count = instances
         write_text(target / name / "config.pbtxt", config_text(config))
         if padding is not None:
-            code = next(target.glob(f"{name}/*/triton_batches.py"))
+            code = next(target.glob(f"{name}/*/model.py"))
             write_text(code, f"{code.read_text(encoding='utf-8')}\n\ngroups_by_length.__defaults__ = ({padding!r},)\n")
     manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
     files = manifest["repository"]["files"]

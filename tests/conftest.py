@@ -204,7 +204,7 @@ def image_rationalizer() -> Rationalizer:
 
 @pytest.fixture(scope="session")
 def artefacts(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
-    """The verified export of the tiny checkpoint (rekd_deploy.contract.artefacts). Do not change its files."""
+    """The verified export of the tiny checkpoint (rekd_deploy.contract.description). Do not change its files."""
     from rekd_deploy.export.graphs import export
 
     return export(checkpoint, tmp_path_factory.mktemp("export"))

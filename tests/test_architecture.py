@@ -160,7 +160,7 @@ def test_no_module_waits_for_itself():
 
 
 @pytest.mark.parametrize(
-    "module", [*(f"rekd_deploy.repository.backend.{name}" for name in ("model", "batches", "cuda")),
+    "module", [*(f"rekd_deploy.repository.backend.{name}" for name in ("model", "graphs")),
                "rekd_deploy.runtimes.tensorrt.execution"],
 )  # fmt: skip
 def test_the_model_inside_triton_needs_nothing_of_ours(module):
@@ -178,7 +178,7 @@ def test_the_model_inside_triton_needs_nothing_of_ours(module):
         ("import rekd_deploy", HEAVY),
         ("from rekd_train import RekdError, Prediction, Span, __version__", HEAVY),
         ("import rekd_train.cli.main, rekd_train.config.run, rekd_train.inputs.preprocessors, rekd_train.files", HEAVY),
-        ("import rekd_deploy.contract.signature, rekd_deploy.contract.artefacts, rekd_deploy.errors", HEAVY),
+        ("import rekd_deploy.contract.signature, rekd_deploy.errors", HEAVY),
         ("from rekd_deploy import Client, Pipeline, TritonServer", {"torch", "transformers"}),
     ],
 )

@@ -16,8 +16,7 @@ import numpy as np
 from rekd_deploy.bench.examples import BATCH, Features
 from rekd_deploy.bench.results import Progress, silent
 from rekd_deploy.parity.reference import handed_over
-from rekd_deploy.repository.reader import read_manifest
-from rekd_deploy.repository.runners import Exported
+from rekd_deploy.repository.reader import Exported, read_manifest
 from rekd_deploy.runtimes.base import Arrays
 from rekd_train.inputs.policy import SelectionPolicy
 

@@ -25,8 +25,7 @@ from rekd_deploy.bench.variants import (
 from rekd_deploy.bench.variants_torch import BOTH, PREDICTOR, SINGLE, Networks, all_kept
 from rekd_deploy.contract.signature import GraphSignature
 from rekd_deploy.errors import ExportError
-from rekd_deploy.repository.reader import read_manifest
-from rekd_deploy.repository.runners import Exported
+from rekd_deploy.repository.reader import Exported, read_manifest
 from rekd_deploy.runtimes.base import Arrays, Chain, Graph, Runner
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.runtimes.onnxruntime_device import DeviceChain

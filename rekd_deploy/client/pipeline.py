@@ -9,9 +9,9 @@ from threading import Lock
 from typing import Any, Self
 
 from rekd_deploy.client.batching import Batches
-from rekd_deploy.contract.artefacts import Artefacts
+from rekd_deploy.contract.description import Artefacts
 from rekd_deploy.errors import EngineError, RepositoryError
-from rekd_deploy.repository.runners import Exported
+from rekd_deploy.repository.reader import Exported
 from rekd_deploy.runtimes.base import Chain, RunnerChain, parse_device
 from rekd_train.errors import InputError
 from rekd_train.inputs.prediction import Prediction

@@ -1,29 +1,70 @@
-"""What a served model says about itself, so that a client needs nothing but its address. torch-free.
+"""What an export hands to the repository writer, and what a served model says about itself. torch-free.
 
-The description travels as parameters of the ensemble's config.pbtxt. ``Client`` reads it from the
-server, ``Pipeline`` from the file.
+The description travels as parameters of the ensemble's config.pbtxt, so that a client needs nothing but an address:
+``Client`` reads it from the server, ``Pipeline`` from the file.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
+from rekd_deploy.contract.signature import PairSignature
 from rekd_deploy.errors import RepositoryError
+from rekd_train import __version__
 from rekd_train.errors import RekdError
 from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
 from rekd_train.inputs.preprocessors import Preprocessor
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 
-LABELS = "labels"
-PREPROCESSING = "preprocessing"
-TOKENIZER = "tokenizer"
-FINGERPRINT = "preprocessing_sha256"
-VERSION = "rekd_version"
+LABELS, PREPROCESSING, TOKENIZER = "labels", "preprocessing", "tokenizer"
+FINGERPRINT, VERSION = "preprocessing_sha256", "rekd_version"
+
+
+@dataclass(frozen=True)
+class Artefacts:
+    """A verified export, not yet placed in a repository."""
+
+    signature: PairSignature
+    selector: Path
+    """selector.onnx; ``predictor`` likewise."""
+    predictor: Path
+    preprocessor: Preprocessor
+    """Of texts or images; its fingerprint ties clients to the model."""
+    labels: tuple[str, ...]
+    """Class names in the order of the logits."""
+    manifest: dict[str, Any]
+    """Hashes, versions, shapes, policy, precision and parity figures (see rekd_deploy.repository.manifest)."""
+    single: Path | None = None
+    """single.onnx, both steps in one graph, where it was requested."""
+    reference: Path | None = None
+    """parity.npz, a few inputs and the PyTorch model's answers (see rekd_deploy.parity.reference)."""
+    engines: Mapping[str, Path] = field(default_factory=dict)
+    """<role>.plan, built from the graph of that role; all roles or none."""
+
+    @property
+    def graphs(self) -> dict[str, Path]:
+        """The ONNX files by role."""
+        pair = {"selector": self.selector, "predictor": self.predictor}
+        return pair if self.single is None else {**pair, "single": self.single}
+
+    @property
+    def joins_lengths(self) -> bool:
+        """Whether short texts may be padded to run with longer ones.
+
+        Not where padding may be selected: more of it changes the answer. Not where an engine has several ranges of
+        lengths: no profile of the predictor accepts a short text with the slots of a longer one.
+        """
+        if self.preprocessor.settings.kind != "text" or self.manifest.get("policy", {}).get("selectable") != "real":
+            return False
+        engines = [entry.get("engine", {}) for entry in self.manifest.get("artefacts", {}).values()]
+        ids = [profile["input_ids"] for engine in engines for profile in engine.get("profiles", ())]
+        return len({(smallest[1], largest[1]) for smallest, _, largest in ids}) <= 1
 
 
 @dataclass(frozen=True)
@@ -38,16 +79,12 @@ class ServedDescription:
     """Content of tokenizer.json; empty for images."""
     fingerprint: str
     """``Preprocessor.fingerprint`` of the model: clients with another one see other tensors."""
-    rekd_version: str = ""
-    """Version of rekd that wrote the repository."""
 
     @classmethod
     def of(cls, preprocessor: Preprocessor, labels: tuple[str, ...]) -> ServedDescription:
         """Describe a model by its preprocessor and labels."""
-        from rekd_train import __version__
-
         tokenizer_json = preprocessor.tokenizer_json if preprocessor.settings.kind == "text" else ""
-        return cls(tuple(labels), preprocessor.settings, tokenizer_json, preprocessor.fingerprint, __version__)
+        return cls(tuple(labels), preprocessor.settings, tokenizer_json, preprocessor.fingerprint)
 
     def to_parameters(self) -> dict[str, str]:
         """The description as config.pbtxt parameters (string values)."""
@@ -55,7 +92,7 @@ class ServedDescription:
             LABELS: json.dumps(self.labels, ensure_ascii=False),
             PREPROCESSING: json.dumps(asdict(self.settings)),
             FINGERPRINT: self.fingerprint,
-            VERSION: self.rekd_version,
+            VERSION: __version__,
         }
         if self.tokenizer_json:
             packed = zlib.compress(self.tokenizer_json.encode(), 9)
@@ -64,46 +101,34 @@ class ServedDescription:
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> ServedDescription:
-        """Read the description back.
-
-        Raises:
-            RepositoryError: a parameter is missing or cannot be read.
-        """
-        _require(parameters, LABELS, PREPROCESSING, FINGERPRINT)
+        """Read the description back; RepositoryError: a parameter is missing or cannot be read."""
+        tokenizer_json = ""
         try:
-            preprocessing = json.loads(parameters[PREPROCESSING])
-            tokenizer_json = ""
-            if preprocessing.get("kind") == "text":
-                _require(parameters, TOKENIZER)
-                settings = TextSettings(**{**preprocessing, "lengths": tuple(preprocessing["lengths"])})
+            settings = json.loads(parameters[PREPROCESSING])
+            kind = settings.get("kind")
+            if kind not in ("text", "image"):
+                raise ValueError(f"preprocessing kind {kind!r} is unknown to this version of rekd")
+            if kind == "text":
                 tokenizer_json = zlib.decompress(base64.b64decode(parameters[TOKENIZER], validate=True)).decode()
-            elif preprocessing.get("kind") == "image":
-                settings = ImageSettings(**preprocessing)
+                settings = TextSettings(**{**settings, "lengths": tuple(settings["lengths"])})
             else:
-                raise ValueError(f"preprocessing kind {preprocessing.get('kind')!r} is unknown to this version of rekd")
-            labels = tuple(str(label) for label in json.loads(parameters[LABELS]))
-        except RepositoryError:
-            raise
-        except (
-            AttributeError, KeyError, TypeError, ValueError, binascii.Error, zlib.error, RekdError,
-        ) as error:
-            raise RepositoryError(
-                f"the ensemble's parameters cannot be read ({error}); fix: use the version of rekd that wrote them "
-                f"({parameters.get(VERSION) or 'unknown'})"
-            ) from None
-        return cls(labels, settings, tokenizer_json, parameters[FINGERPRINT], parameters.get(VERSION, ""))
+                settings = ImageSettings(**settings)
+            labels = tuple(map(str, json.loads(parameters[LABELS])))
+            return cls(labels, settings, tokenizer_json, parameters[FINGERPRINT])
+        except KeyError as error:
+            reason = f"the ensemble's config has no parameter {error.args[0]}"
+        except (AttributeError, TypeError, ValueError, zlib.error, RekdError) as error:
+            reason = f"the ensemble's parameters cannot be read ({error})"
+        written_by = parameters.get(VERSION) or "unknown"
+        raise RepositoryError(f"{reason}; fix: use the version of rekd that wrote them ({written_by}), or export again")
 
     def preprocessor(self) -> Preprocessor:
-        """The model's own preprocessing.
-
-        Raises:
-            RepositoryError: it is not the one the model was trained with.
-        """
+        """The model's own preprocessing; RepositoryError: it is not the one the model was trained with."""
         try:
-            if isinstance(self.settings, ImageSettings):
-                preprocessor: Preprocessor = ImagePreprocessor(self.settings)
-            else:
-                preprocessor = TextPreprocessor(self.tokenizer_json, self.settings)
+            preprocessor: Preprocessor = (
+                ImagePreprocessor(self.settings) if isinstance(self.settings, ImageSettings)
+                else TextPreprocessor(self.tokenizer_json, self.settings)
+            )
             fingerprint = preprocessor.fingerprint
         except (RekdError, ValueError) as error:
             raise RepositoryError(f"the ensemble's preprocessing cannot be used: {error}") from None
@@ -113,12 +138,3 @@ class ServedDescription:
                 f"trained with {self.fingerprint[:12]}; fix: write the repository again with rekd-export"
             )
         return preprocessor
-
-
-def _require(parameters: Mapping[str, str], *keys: str) -> None:
-    missing = [key for key in keys if key not in parameters]
-    if missing:
-        raise RepositoryError(
-            f"the ensemble's config has no parameter {', '.join(missing)}; fix: write the repository again with "
-            "rekd-export"
-        )

@@ -17,17 +17,12 @@ GPU_PRECISIONS: tuple[Precision, ...] = tuple(each for each in RUNTIME_PRECISION
 
 @dataclass(frozen=True)
 class ParityLimits:
-    """What a pair must keep; None: no limit, but the figure must be a number. The defaults are fp32's.
-
-    Shares are those of the examples: real ones wherever the checkpoint or the user has some.
-    """
+    """What a pair must keep; None: no limit, but the figure must be a number. The defaults are fp32's."""
 
     scores: float | None = 1e-4
-    """Largest difference of a selector score."""
+    """Largest difference of a selector score; of a class logit and of a probability on the same mask."""
     logits: float | None = 1e-4
-    """Largest difference of a class logit on the same mask."""
     probabilities: float | None = 1e-4
-    """Largest difference of a probability on the same mask."""
     tie_margin: float = 1e-5
     """A flipped position is a near-tie when the reference score is at most this far from its cut."""
     flipped_share: float | None = None
@@ -40,10 +35,12 @@ class ParityLimits:
     """Most accuracy that may be lost; where labels are unknown, most disagreement."""
 
 
-_TIES_PER = 100_000
-"""One near-tie may flip among so many positions."""
-_A_PAIR = 2
-"""Flips that are allowed among any number: one for want of budget has a counterpart, so they come in twos."""
+_TIES_PER, _A_PAIR = 100_000, 2
+"""One near-tie may flip in this many positions, two in any case: one for want of budget has a counterpart."""
+_ROUNDING = 1e-9
+"""A share of a count is not exact."""
+_FIGURES = {"scores": "score_difference", "logits": "logit_difference", "probabilities": "probability_difference"}
+"""What a report calls the figure of each limit."""
 _MASKS: dict[str, Any] = {"scores": None, "flipped_share": 0.005, "mask_jaccard": 0.97}
 _CLASSES: dict[str, dict[str, Any]] = {
     "fp32": {},
@@ -54,11 +51,7 @@ _CLASSES: dict[str, dict[str, Any]] = {
 
 
 def limits_of(selector: Precision, predictor: Precision | None = None) -> ParityLimits:
-    """The limits of a pair.
-
-    Args:
-        predictor: None: the selector's precision.
-    """
+    """The limits of a pair; ``predictor`` None: in the selector's precision."""
     return ParityLimits(**({} if selector == "fp32" else _MASKS), **_CLASSES[predictor or selector])
 
 
@@ -73,8 +66,7 @@ class MaskAgreement:
 
     def add(self, ours: np.ndarray, theirs: np.ndarray, real: np.ndarray) -> None:
         """Count a batch; all (B, N) bool."""
-        union = (ours | theirs).sum(axis=1)
-        shared = (ours & theirs).sum(axis=1)
+        union, shared = (ours | theirs).sum(axis=1), (ours & theirs).sum(axis=1)
         self.examples += len(ours)
         self.positions += int(real.sum())
         self.flipped += int((ours != theirs).sum())
@@ -87,6 +79,7 @@ class MaskAgreement:
 
     @property
     def flipped_share(self) -> float:
+        """Of the real positions."""
         return self.flipped / self.positions if self.positions else 0.0
 
     def complaints(self, limits: ParityLimits) -> list[str]:
@@ -104,7 +97,7 @@ class MaskAgreement:
 
 @dataclass
 class ParityReport:
-    """What was compared and how far apart it was. Counts are over real positions unless said otherwise."""
+    """What was compared and how far apart it was; counts are of real positions where nothing else is said."""
 
     source: str
     """Where the examples come from: 'file', 'checkpoint' or 'generated'."""
@@ -122,7 +115,7 @@ class ParityReport:
     wrong_flips: int = 0
     """Flipped positions that are not near-ties."""
     rule_violations: int = 0
-    """Positions where the graph's mask is not the specification's on the graph's own or constructed scores."""
+    """Positions where the mask is not the specification's on the graph's own or constructed scores."""
     handover_violations: int = 0
     """Rows whose positions and kept slots do not say what the mask says."""
     label_disagreements: int = 0
@@ -145,45 +138,38 @@ class ParityReport:
 
     def failures(self) -> list[str]:
         """What forbids publication; empty when the graphs are the model."""
-        limits = self.limits
-        complaints = []
+        limits, found = self.limits, []
         for what, value, limit in (
             ("a selector score", self.score_difference, limits.scores),
             ("a class logit on the same mask", self.logit_difference, limits.logits),
             ("a probability on the same mask", self.probability_difference, limits.probabilities),
         ):
             if limit is None and not np.isfinite(value):
-                complaints.append(f"{what} is not a finite number (limit: any finite one)")
+                found.append(f"{what} is not a finite number (limit: any finite one)")
             elif limit is not None and not value <= limit:  # also true for NaN
-                complaints.append(f"{what} differs by {value:.3g} (limit {limit:g})")
+                found.append(f"{what} differs by {value:.3g} (limit {limit:g})")
         exact = limits.flipped_share is None
-        allowed_ties = max(_A_PAIR, self.positions // _TIES_PER)
-        if exact and self.near_ties > allowed_ties:
-            complaints.append(
-                f"{self.near_ties} of {self.positions} real positions are flipped near-ties (limit {allowed_ties})"
-            )
-        for count, what in (
-            (self.wrong_flips * exact, f"mask positions are flipped farther than {limits.tie_margin:g} from the cut"),
-            (self.rule_violations, "mask positions do not follow the decision rule"),
-            (self.handover_violations, "rows hand other positions to the predictor than their mask holds"),
+        ties, margin = max(_A_PAIR, self.positions // _TIES_PER), limits.tie_margin
+        for count, allowed, what in (
+            (self.near_ties * exact, ties, f"of {self.positions} real positions are flipped near-ties"),
+            (self.wrong_flips * exact, 0, f"mask positions are flipped farther than {margin:g} from the cut"),
+            (self.rule_violations, 0, "mask positions do not follow the decision rule"),
+            (self.handover_violations, 0, "rows hand other positions to the predictor than their mask holds"),
         ):
-            if count:
-                complaints.append(f"{count} {what} (limit 0)")
-        return complaints + self.masks.complaints(limits) + self._class_complaints()
+            if count > allowed:
+                found.append(f"{count} {what} (limit {allowed})")
+        return found + self.masks.complaints(limits) + self._class_complaints()
 
     def _class_complaints(self) -> list[str]:
-        limits, found = self.limits, []
-        least = limits.class_agreement
-        if limits.accuracy_drop is not None:
-            lost = self.model_correct - self.graphs_correct
-            if not self.labelled:
-                least = 1 - limits.accuracy_drop
-            elif lost > _allowed(limits.accuracy_drop, self.labelled):
-                found.append(
-                    f"the accuracy falls from {self.model_correct / self.labelled:.4f} to "
-                    f"{self.graphs_correct / self.labelled:.4f} (limit {limits.accuracy_drop:g} less)"
-                )
-        if least is not None and self.example_disagreements > _allowed(1 - least, self.examples):
+        least, drop, found = self.limits.class_agreement, self.limits.accuracy_drop, []
+        if drop is not None and not self.labelled:
+            least = 1 - drop
+        elif drop is not None and self.model_correct - self.graphs_correct > drop * self.labelled + _ROUNDING:
+            found.append(
+                f"the accuracy falls from {self.model_correct / self.labelled:.4f} to "
+                f"{self.graphs_correct / self.labelled:.4f} (limit {drop:g} less)"
+            )
+        if least is not None and self.example_disagreements > (1 - least) * self.examples + _ROUNDING:
             found.append(
                 f"{self.example_disagreements} of {self.examples} examples are put into another class, agreement "
                 f"{self.class_agreement:.4f} (limit {least:g})"
@@ -193,7 +179,7 @@ class ParityReport:
     def to_dict(self) -> dict[str, Any]:
         """For the manifest and --json; differences to three digits."""
         figures = asdict(self)
-        for key in ("score_difference", "logit_difference", "probability_difference"):
+        for key in _FIGURES.values():
             figures[key] = float(f"{figures[key]:.3g}")
         figures["masks"] = {
             "positions": self.masks.positions, "flipped": self.masks.flipped,
@@ -206,18 +192,11 @@ class ParityReport:
 def verification_limits(parity: Mapping[str, Any]) -> dict[str, Any]:
     """What the same graphs must keep on another machine, from a report as ``to_dict`` gives it.
 
-    Where a precision has no limit, twice what the gate found has to do: another processor rounds otherwise.
+    Where a precision has no limit it is twice what the gate found: another processor rounds otherwise.
     """
     limits = dict(parity["limits"])
-    for limit, figure in (
-        ("scores", "score_difference"), ("logits", "logit_difference"), ("probabilities", "probability_difference"),
-    ):
-        if limits[limit] is None:
-            limits[limit] = 2 * parity[figure] + getattr(ParityLimits, limit)
+    for name, figure in _FIGURES.items():
+        if limits[name] is None:
+            limits[name] = 2 * parity[figure] + getattr(ParityLimits, name)
     limits["flips"] = 0 if limits.get("flipped_share") is None else 2 * parity["flipped_positions"] + 1
     return limits
-
-
-def _allowed(share: float, count: int) -> float:
-    """How many of ``count`` examples may differ."""
-    return share * count + 1e-9

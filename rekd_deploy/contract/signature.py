@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from rekd_train.inputs.image import ImageSettings
     from rekd_train.inputs.policy import SelectionPolicy
 
-BATCH = "batch"
-LENGTH = "length"
-SLOTS = "slots"
+BATCH, LENGTH, SLOTS = "batch", "length", "slots"
 SHORTEST = 3
 """Tokens of the shortest text: [CLS], one, [SEP]; the graphs are exported for no less."""
 MILLION = 1_000_000
@@ -35,12 +33,11 @@ class TensorSpec:
 class Slots:
     """How many slots, K, a compacted predictor has for texts of a padded length.
 
-    No rationale of a text of that length holds more: K = floor(share * length), at least ``least``, at most ``most``.
-    A function of the shape alone, so short texts have few slots and no shape depends on the data.
+    No rationale of a text of that length holds more. A function of the shape alone: no shape depends on the data.
     """
 
     parts_per_million: int
-    """The share, as an integer."""
+    """K = floor(share * length), at least ``least``, at most ``most``; this is the share."""
     least: int
     most: int
     """K of the longest text."""
@@ -77,23 +74,21 @@ class GraphSignature:
 
     def with_all_slots(self) -> GraphSignature:
         """The same with K of the longest text for every length."""
-        if self.slots is None:
-            return self
-        most = self.slots.most
-        specs = [
-            tuple(replace(spec, shape=tuple(most if axis == SLOTS else axis for axis in spec.shape)) for spec in some)
-            for some in (self.inputs, self.outputs)
-        ]
-        return GraphSignature(*specs)
+        sizes = {} if self.slots is None else {SLOTS: self.slots.most}
+
+        def fixed(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+            return tuple(replace(spec, shape=tuple(sizes.get(axis, axis) for axis in spec.shape)) for spec in specs)
+
+        return GraphSignature(fixed(self.inputs), fixed(self.outputs))
 
 
 @dataclass(frozen=True)
 class PairSignature:
     """The tensors of a served pair: selector -> predictor.
 
-    A compacted predictor is handed ``positions`` and ``kept``, one that blanks ('zero') is handed ``keep``, a
-    copy of ``mask``. None of them is an ensemble output: Triton's core answers "unexpected deadlock" when an
-    ensemble output also feeds a later step and a client requests only some outputs.
+    A compacted predictor is handed ``positions`` and ``kept``, one that blanks ('zero') ``keep``, a copy of ``mask``.
+    None is an ensemble output: Triton's core answers "unexpected deadlock" when an ensemble output also feeds a later
+    step and a client requests only some outputs.
     """
 
     selector: GraphSignature
@@ -107,10 +102,7 @@ class PairSignature:
 
     @property
     def ensemble(self) -> GraphSignature:
-        """What a client sends and receives: the selector's inputs; the outputs that no later step reads.
-
-        A single graph of both steps has these tensors, too.
-        """
+        """What a client sends, and what no later step reads; a single graph of both steps has these tensors, too."""
         public = tuple(spec for spec in self.selector.outputs if spec not in self.handover)
         return GraphSignature(self.selector.inputs, public + self.predictor.outputs)
 
@@ -123,39 +115,32 @@ def text_pair_signature(slots: Slots | int | None, classes: int) -> PairSignatur
     """Signature of a text pair.
 
     Args:
-        slots: K, slots of a compacted predictor, by length or one number for all; None: the predictor blanks what is
-            not kept ('zero').
+        slots: K of a compacted predictor, by length or one number for all; None: it blanks what is not kept ('zero').
         classes: C.
     """
-    input_ids = TensorSpec("input_ids", "int64", (BATCH, LENGTH))
-    attention_mask = TensorSpec("attention_mask", "int64", (BATCH, LENGTH))
-    # gathered tokens are real tokens, so only the predictor that reads all of them takes the padding
-    read = (input_ids, attention_mask) if slots is None else (input_ids,)
-    return _pair((input_ids, attention_mask), read, LENGTH, slots, classes)
+    inputs = tuple(TensorSpec(name, "int64", (BATCH, LENGTH)) for name in ("input_ids", "attention_mask"))
+    return _pair(inputs, LENGTH, slots, classes)
 
 
 def image_pair_signature(settings: ImageSettings, slots: int | None, classes: int) -> PairSignature:
     """Signature of an image pair: uint8 pixels of the model's size; arguments as ``text_pair_signature``."""
     pixels = TensorSpec("pixels", "uint8", (BATCH, settings.height, settings.width, settings.channels))
-    return _pair((pixels,), (pixels,), settings.rows * settings.columns, slots, classes)
+    return _pair((pixels,), settings.rows * settings.columns, slots, classes)
 
 
 def _pair(
-    inputs: tuple[TensorSpec, ...],
-    read_again: tuple[TensorSpec, ...],
-    features: str | int,
-    slots: Slots | int | None,
-    classes: int,
+    inputs: tuple[TensorSpec, ...], features: str | int, slots: Slots | int | None, classes: int
 ) -> PairSignature:
-    """The pair over these inputs, of which the predictor reads some again; N is the axis ``features``."""
+    """The pair over these inputs; N is the axis ``features``."""
     axis = slots.axis if isinstance(slots, Slots) else slots
+    read = inputs if axis is None else inputs[:1]  # gathered tokens are real: no attention mask
     if axis is None:
         handover = (TensorSpec("keep", "bool", (BATCH, features)),)
     else:
         handover = (TensorSpec("positions", "int64", (BATCH, axis)), TensorSpec("kept", "bool", (BATCH, axis)))
-    rule = slots if axis == SLOTS else None
+    rule = slots if isinstance(slots, Slots) and axis == SLOTS else None
     rationale = (TensorSpec("scores", "float32", (BATCH, features)), TensorSpec("mask", "bool", (BATCH, features)))
     answer = tuple(TensorSpec(name, "float32", (BATCH, classes)) for name in ("logits", "probabilities"))
     return PairSignature(
-        GraphSignature(inputs, rationale + handover, rule), GraphSignature(read_again + handover, answer, rule)
+        GraphSignature(inputs, rationale + handover, rule), GraphSignature(read + handover, answer, rule)
     )

@@ -49,21 +49,15 @@ class TextSource:
     """
 
     def __init__(
-        self,
-        file: str | None = None,
-        column: str | None = None,
-        arguments: Sequence[str] = (),
+        self, file: str | None = None, column: str | None = None, arguments: Sequence[str] = (),
         report: Callable[[FaultyItemsError], object] | None = None,
     ) -> None:
-        self._file = file
-        self._column = column
-        self._arguments = arguments
+        self._file, self._column, self._arguments = file, column, arguments
         self._suffix = Path(file or "").suffix.lower()
         self._shown = "standard input" if file == STDIN else file
         self._table: Table | None = None
         self._report = report if file == STDIN else None
-        self.left_out = 0
-        """Texts that were reported and left out."""
+        self.left_out = 0  # texts that were reported
 
     def leaves_out(self, faults: Mapping[int, Fault]) -> bool:
         """Report texts that were read, by their lines; False: they must be raised."""
@@ -90,35 +84,34 @@ class TextSource:
         faults: dict[int, Fault] = {}
         for number, value, record in self._values():
             fault = value if isinstance(value, Fault) else text_fault(value)
-            if fault is None:
-                if not faults:
-                    yield SourcedText(value, number, record)
-            elif not self.leaves_out({number: fault}):
+            if fault is not None and not self.leaves_out({number: fault}):
                 faults[number] = fault
+            elif fault is None and not faults:
+                yield SourcedText(value, number, record)
         if faults:
             raise self.refusal(faults)
 
     def chunks(self, size: int) -> Iterator[list[SourcedText]]:
         """Lists of up to ``size`` texts; those of a file before a bad one come before the error."""
         chunk: list[SourcedText] = []
+        error = None
         try:
             for sourced in self if self._file is not None else list(self):
                 chunk.append(sourced)
                 if len(chunk) == size:
                     yield chunk
                     chunk = []
-        except InputError:
-            if chunk:
-                yield chunk
-            raise
+        except InputError as found:
+            error = found
         if chunk:
             yield chunk
+        if error is not None:
+            raise error
 
     def _values(self) -> Iterator[tuple[int, Any, Mapping[str, Any]]]:
         """Number, text or fault, and record of everything that there is."""
         if self._file is None:
-            for number, argument in enumerate(self._arguments, 1):
-                yield number, _decoded(os.fsencode(argument)), {}
+            yield from ((number, _decoded(os.fsencode(text)), {}) for number, text in enumerate(self._arguments, 1))
             return
         try:
             with nullcontext(sys.stdin.buffer) if self._file == STDIN else open(self._file, "rb") as stream:
@@ -127,8 +120,7 @@ class TextSource:
             raise InputError(f"{self._shown} cannot be read: {error.strerror}") from None
 
     def _lines(self, stream: Iterable[bytes]) -> Iterator[tuple[int, Any, Mapping[str, Any]]]:
-        as_json = _AS_JSON.get(self._suffix)
-        found = False
+        as_json, found = _AS_JSON.get(self._suffix), False
         for number, raw in enumerate(stream, 1):
             line = _decoded(raw)
             if isinstance(line, str):
@@ -147,15 +139,15 @@ class TextSource:
         if isinstance(record, dict) and key in record:
             return record.pop(key), record
         other = " (or name another key with --column NAME)" if isinstance(record, dict) else ""
-        fault = Fault(f'is not a JSON object with the key "{key}"', f'write {{"{key}": "..."}}{other}, one a line')
-        return fault, {}
+        return Fault(f'is not a JSON object with the key "{key}"', f'write {{"{key}": "..."}}{other}, one a line'), {}
 
     def _rows(self) -> Iterator[tuple[int, Any, Mapping[str, Any]]]:
         from rekd_train.data.table_files import read_table
 
         self._table = read_table(Path(self._file or ""))
         columns = self._table.columns
-        text = self._column or self._text_column(columns)
+        holding = [name for name, values in columns.items() if _are_texts(values)]
+        text = self._column or (holding[0] if TEXT not in columns and len(holding) == 1 else TEXT)
         if text not in columns:
             fix = f"call the column of texts '{TEXT}', or name it with --column NAME"
             raise InputError(f"{self._shown} has no column '{text}'; it has: {', '.join(columns)}; fix: {fix}")
@@ -163,19 +155,15 @@ class TextSource:
             record = dict(zip(columns, values, strict=True))
             yield number, record.pop(text), record
 
-    def _text_column(self, columns: Mapping[str, list[Any]]) -> str:
-        """Of several columns 'text', else the only one most of whose values have more than one word."""
-        holds_texts = [name for name, values in columns.items() if _are_texts(values)]
-        return holds_texts[0] if TEXT not in columns and len(holds_texts) == 1 else TEXT
-
 
 def _are_texts(values: list[Any]) -> bool:
+    """Whether most have more than one word."""
     return sum(isinstance(value, str) and len(value.split()) > 1 for value in values) * 2 > len(values)
 
 
 def _decoded(raw: bytes) -> str | Fault:
     try:
-        return raw.decode("utf-8")
+        return raw.decode()
     except UnicodeDecodeError as error:
         return Fault(f"is not UTF-8: byte {error.start + 1} is 0x{raw[error.start]:02x}", "convert it to UTF-8")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 
-from rekd_deploy.contract.artefacts import Artefacts
+from rekd_deploy.contract.description import Artefacts
 from rekd_deploy.contract.parity_report import RUNTIME_PRECISIONS, ParityLimits, ParityReport, Precision, limits_of
 from rekd_deploy.contract.signature import PairSignature
 from rekd_deploy.errors import ExportError, ParityError, RepositoryError

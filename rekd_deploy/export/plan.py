@@ -7,17 +7,17 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-from rekd_deploy.contract.artefacts import Artefacts
+from rekd_deploy.contract.description import Artefacts
 from rekd_deploy.export.checkpoint import CheckpointFacts, machine, read_facts
 from rekd_deploy.export.engines import plan_engines
 from rekd_deploy.export.options import ExportOptions
 from rekd_deploy.parity.engines import reason_not_to_run
 from rekd_deploy.parity.examples import served_lengths
 from rekd_deploy.repository.build import build_configs
-from rekd_deploy.repository.config import CONFIG_FILE, SINGLE
+from rekd_deploy.repository.config import CONFIG_FILE, ENDPOINTS, SINGLE
 from rekd_deploy.repository.manifest import newest_folder
 from rekd_deploy.repository.reader import GRAPH_MODELS, refuse_foreign_folder
-from rekd_deploy.repository.text_endpoint import RAW, raw_configs
+from rekd_deploy.repository.text_endpoint import endpoint_configs
 from rekd_deploy.repository.workspaces import refuse_unwritable_place
 from rekd_deploy.repository.writer import next_versions
 from rekd_deploy.runtimes.onnxruntime import check_flavours
@@ -151,7 +151,7 @@ def plan_export(checkpoint: str | Path, root: str | Path, options: ExportOptions
             load_library(options.product)  # its complaints come first
     configs = build_configs(artefacts, options.serving, options.target)
     if options.with_tokenizer:
-        configs |= raw_configs(artefacts, options.serving)
+        configs |= endpoint_configs(artefacts, options.serving)
     versions, _ = next_versions(root, configs, options.keep)
     before = range(1, newest_folder(root) + 1)
     goes = tuple(number for number in before if number not in versions.earlier and _exists(root, number))
@@ -174,7 +174,7 @@ def _with_what_is_there(
     options = replace(options, precision=options.precision or options.usual_precision)
     if options.serving.gpu and options.single_graph is None:  # the model that answers soonest there
         options = replace(options, single_graph=True)
-    names = {"single_graph": SINGLE, "with_tokenizer": RAW[facts.kind]}
+    names = {"single_graph": SINGLE, "with_tokenizer": ENDPOINTS[facts.kind]}
     found = {choice: (root / name / CONFIG_FILE).is_file() for choice, name in names.items()}
     open_choices = {choice: there for choice, there in found.items() if getattr(options, choice) is None}
     return replace(options, **open_choices), tuple(names[choice] for choice, there in open_choices.items() if there)

@@ -106,13 +106,10 @@ def publish(
             )
             artefacts = prove_engines(artefacts, report=clock)
         clock("repository")
-        serving = options.serving
         with _room(root, "choose another --output"):
             write_repository(
-                artefacts, root, target=options.target, max_batch_size=serving.max_batch_size,
-                preferred_batch_sizes=serving.preferred_batch_sizes, keep=options.keep, gpu=serving.gpu,
-                gpus=serving.gpus, rate_limit=serving.rate_limit, instances=serving.instances, threads=serving.threads,
-                queue_delay_us=serving.queue_delay_us, with_tokenizer=options.with_tokenizer,
+                artefacts, root, target=options.target, keep=options.keep,
+                text_endpoint=bool(options.with_tokenizer), **vars(options.serving),
             )
     manifest = read_manifest(root)
     verify_files(manifest, {role: graph_path(root, manifest, role) for role in artefacts.graphs})

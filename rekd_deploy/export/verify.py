@@ -19,7 +19,8 @@ from rekd_deploy.errors import EngineError, RepositoryError
 from rekd_deploy.export.checkpoint import read_facts
 from rekd_deploy.export.engines import EngineCheck, check_engines
 from rekd_deploy.parity.reference import Agreement, Case, compare, complaints, read_cases
-from rekd_deploy.repository.config import CONFIG_FILE, graph_mistakes, read_config
+from rekd_deploy.repository.build import example, lengths_of
+from rekd_deploy.repository.config import CONFIG_FILE
 from rekd_deploy.repository.manifest import Versions, signature_from_dict, verify_files
 from rekd_deploy.repository.reader import (
     GRAPH_MODELS,
@@ -33,7 +34,6 @@ from rekd_deploy.repository.reader import (
     served_device,
     served_sessions,
 )
-from rekd_deploy.repository.warmups import example, lengths_of
 from rekd_deploy.runtimes.base import Arrays, Graph, parse_device
 from rekd_deploy.runtimes.onnxruntime_cuda import check_device
 from rekd_deploy.runtimes.onnxruntime_device import DeviceChain, chain_on
@@ -113,13 +113,6 @@ def verify(
     signature = signature_from_dict(manifest["signature"])
     paths = {role: graph_path(root, manifest, role) for role in manifest["artefacts"] if role in GRAPH_MODELS}
     verify_files(manifest, paths)
-    mistakes = [
-        mistake
-        for role, path in paths.items()
-        for mistake in graph_mistakes(read_config(root / GRAPH_MODELS[role] / CONFIG_FILE), path)
-    ]
-    if mistakes:
-        raise RepositoryError(f"{root} would not load: " + "; ".join(mistakes))
     preprocessor = _checked_preprocessing(root, manifest)
     verification = Verification(root, manifest, device, served_device(root))
     sessions = {"device": device, **served_sessions(root)}

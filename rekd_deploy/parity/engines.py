@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rekd_deploy.contract.artefacts import Artefacts
+from rekd_deploy.contract.description import Artefacts
 from rekd_deploy.contract.parity_report import verification_limits
 from rekd_deploy.contract.signature import GraphSignature
 from rekd_deploy.errors import ParityError

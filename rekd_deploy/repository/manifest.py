@@ -8,14 +8,17 @@ answer mixes two exports. torch-free.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rekd_deploy.contract.signature import GraphSignature, PairSignature, Slots, TensorSpec
+from pydantic import TypeAdapter, ValidationError
+
+from rekd_deploy.contract.signature import PairSignature
 from rekd_deploy.errors import RepositoryError
-from rekd_deploy.repository.config import CONFIG_FILE, PREDICTOR, SELECTOR, THREADS, read_config
+from rekd_deploy.repository.config import COMPONENTS, THREADS, parameters_of
 from rekd_train import __version__
 from rekd_train.files import sha256
 
@@ -25,60 +28,52 @@ if TYPE_CHECKING:
     from rekd_deploy.contract.parity_report import ParityReport
     from rekd_train.models.rationalizer import Rationalizer
 
-FORMAT = "rekd-export"
-VERSION = 1
+FORMAT, VERSION = "rekd-export", 1
 _LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "tokenizers", "numpy")
-COMPONENTS = (SELECTOR, PREDICTOR)
-"""The models that keep earlier versions."""
+"""Those that shape an export."""
 _MAY_DIFFER = ("version_policy", "dynamic_batching", "instance_group", "model_warmup")
 """Fields that a new export may change under the versions that stay; batches, too, unless engines are built for them."""
+_SIGNATURE = TypeAdapter(PairSignature)
 
 
 def build_manifest(
-    rationalizer: Rationalizer,
-    checkpoint_sha256: str,
-    signature: PairSignature,
-    graphs: Mapping[str, Path],
-    parity: Mapping[str, ParityReport],
-    opset: int,
-    precision: Mapping[str, Mapping[str, Any]],
+    rationalizer: Rationalizer, checkpoint_sha256: str, signature: PairSignature, graphs: Mapping[str, Path],
+    parity: Mapping[str, ParityReport], opset: int, precision: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The manifest of verified graphs, ready for JSON.
 
     Args:
-        checkpoint_sha256: ``rekd_train.checkpoints.checkpoint.checkpoint_hash`` of what was exported.
-        signature: the pair's tensors.
         graphs: the ONNX files by role: 'selector', 'predictor', perhaps 'single'.
         parity: the gate's reports: 'pair', perhaps 'single'.
-        precision: of each graph, requested and observed: ``rekd_deploy.graphs.precision.precision_entries``.
+        precision: of each graph: ``rekd_deploy.graphs.precision.precision_entries``.
     """
+    import onnx
+
+    from rekd_deploy.graphs.fusion import fused_operators
+
     preprocessor = rationalizer.preprocessor
     settings = preprocessor.settings
     lengths = {"lengths": list(settings.buckets), "max_length": settings.max_length} if settings.kind == "text" else {}
     if slots := signature.predictor.slots:
         lengths["slots"] = [slots.at(length) for length in settings.buckets]
+    versions = {"rekd": __version__}
+    for name in _LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     return {
-        "format": FORMAT,
-        "version": VERSION,
-        "versions": {"rekd": __version__, **library_versions()},
-        "checkpoint_sha256": checkpoint_sha256,
+        "format": FORMAT, "version": VERSION, "versions": versions, "checkpoint_sha256": checkpoint_sha256,
         "artefacts": {
             role: {
-                "format": "onnx",
-                "opset": opset,
-                **precision[role],
-                "fused": fused_operators(path),
-                **file_entry(path),
+                "format": "onnx", "opset": opset, **precision[role],
+                "fused": fused_operators(onnx.load(path, load_external_data=False)),
+                "bytes": path.stat().st_size, "sha256": sha256(path),
             }
             for role, path in graphs.items()
         },
         "signature": signature_to_dict(signature),
-        "operator": rationalizer.predictor.operator,
-        "capacity": rationalizer.capacity,
-        **lengths,
+        "operator": rationalizer.predictor.operator, "capacity": rationalizer.capacity, **lengths,
         "preprocessing": {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(settings).items()},
-        "policy": rationalizer.policy.model_dump(),
-        "labels": list(rationalizer.labels),
+        "policy": rationalizer.policy.model_dump(), "labels": list(rationalizer.labels),
         "probability_temperature": rationalizer.probability_temperature,
         "preprocessing_sha256": preprocessor.fingerprint,
         "parity": parity["pair"].to_dict(),
@@ -86,92 +81,28 @@ def build_manifest(
     }
 
 
-def library_versions() -> dict[str, str]:
-    """Versions of the installed libraries that shape an export."""
-    found = {}
-    for name in _LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def fused_operators(path: Path) -> dict[str, int]:
-    """ONNX Runtime's own operators in a graph, counted."""
-    import onnx
-
-    from rekd_deploy.graphs import fusion
-
-    return fusion.fused_operators(onnx.load(path, load_external_data=False))
-
-
-def file_entry(path: Path) -> dict[str, Any]:
-    """Size and SHA-256 of a file."""
-    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
-
-
 def verify_files(manifest: Mapping[str, Any], files: Mapping[str, Path]) -> None:
-    """Check files against the manifest.
-
-    Args:
-        files: path of each artefact by its name in the manifest ('selector', 'predictor', 'single').
-
-    Raises:
-        RepositoryError: names every file that is missing, altered, or unknown to the manifest.
-    """
-    entries = manifest.get("artefacts", {})
-    complaints = [f"the manifest has no artefact '{role}'" for role in files if role not in entries]
-    for role in (role for role in files if role in entries):
-        path, entry = files[role], entries[role]
-        if not path.is_file():
-            complaints.append(f"{path} is missing")
-        elif (size := path.stat().st_size) != entry["bytes"]:
-            complaints.append(f"{path} has {size} bytes, the manifest says {entry['bytes']}")
-        elif (digest := sha256(path)) != entry["sha256"]:
-            owner = next((name for name, other in entries.items() if other["sha256"] == digest), None)
-            swapped = f"; it is the {owner}" if owner else ""
-            complaints.append(
-                f"{path} was altered: its SHA-256 begins with {digest[:12]}, the manifest says "
-                f"{entry['sha256'][:12]}{swapped}"
-            )
-    if complaints:
-        raise RepositoryError("; ".join(complaints) + "; fix: write the repository again with rekd-export")
+    """Raise RepositoryError naming every file, by its role in the manifest, that is missing or not what it says."""
+    digests = {role: entry["sha256"] for role, entry in manifest["artefacts"].items()}
+    if wrong := [str(p) for role, p in files.items() if not p.is_file() or sha256(p) != digests[role]]:
+        raise RepositoryError(
+            f"{', '.join(wrong)} was altered or is missing (its SHA-256 is not the manifest's); fix: write the "
+            "repository again with rekd-export"
+        )
 
 
 def signature_to_dict(signature: PairSignature) -> dict[str, Any]:
     """As JSON: {"selector": {"inputs": [{"name", "dtype", "shape"}, ...], "outputs": [...]}, "predictor": ...}."""
-    return {role: _graph_to_dict(getattr(signature, role)) for role in ("selector", "predictor")}
+    return _SIGNATURE.dump_python(signature, mode="json", exclude_none=True)
 
 
 def signature_from_dict(content: Mapping[str, Any]) -> PairSignature:
-    """The inverse of ``signature_to_dict``.
-
-    Raises:
-        RepositoryError: the content is not a signature.
-    """
+    """The inverse of ``signature_to_dict``; RepositoryError: the content is not a signature."""
     try:
-        return PairSignature(*(_graph_from_dict(content[role]) for role in ("selector", "predictor")))
-    except (KeyError, TypeError) as error:
-        raise RepositoryError(f"the manifest's signature cannot be read ({error!r}); fix: export again") from None
-
-
-def _graph_to_dict(graph: GraphSignature) -> dict[str, Any]:
-    tensors = {
-        kind: [{"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)} for spec in specs]
-        for kind, specs in (("inputs", graph.inputs), ("outputs", graph.outputs))
-    }
-    return tensors if graph.slots is None else {**tensors, "slots": asdict(graph.slots)}
-
-
-def _graph_from_dict(content: Mapping[str, Any]) -> GraphSignature:
-    return GraphSignature(
-        *(
-            tuple(TensorSpec(spec["name"], spec["dtype"], tuple(spec["shape"])) for spec in content[kind])
-            for kind in ("inputs", "outputs")
-        ),
-        slots=Slots(**content["slots"]) if "slots" in content else None,
-    )
+        return _SIGNATURE.validate_python(content)
+    except ValidationError as error:
+        reason = " ".join(str(error).split())
+        raise RepositoryError(f"the manifest's signature cannot be read ({reason}); fix: export again") from None
 
 
 @dataclass(frozen=True)
@@ -215,34 +146,15 @@ def pin_versions(configs: Mapping[str, ModelConfig], versions: Versions) -> None
             step.model_version = versions.current
 
 
-def check_side_by_side(root: Path, configs: Mapping[str, ModelConfig]) -> None:
-    """Raise RepositoryError where the versions in ``root`` cannot be served under the new configurations.
-
-    A model's versions share one config.pbtxt, so they must agree in tensors, backend and limits.
-    """
-    for name in COMPONENTS:
-        differing = differing_fields(read_config(Path(root) / name / CONFIG_FILE), configs[name])
-        if differing:
-            raise RepositoryError(
-                f"{root}: the earlier versions of {name} cannot stay beside the new one: {', '.join(differing)} "
-                "differ, and all versions of a model share them; fix: --keep 1, or another --output"
-            )
-
-
 def differing_fields(old: ModelConfig, new: ModelConfig) -> list[str]:
     """Names of the fields in which two versions of one model differ and must not, sorted; empty: they fit."""
-    old, new = _comparable(old), _comparable(new)
-    return sorted(field.name for field in new.DESCRIPTOR.fields if getattr(new, field.name) != getattr(old, field.name))
+    ignored = {*_MAY_DIFFER, *(() if new.backend == "tensorrt" else ("max_batch_size",))}
 
+    def values(config: ModelConfig) -> dict[str, Any]:
+        fields = {field.name: getattr(config, field.name) for field in config.DESCRIPTOR.fields}
+        parameters = parameters_of(config)
+        parameters.pop(THREADS, None)  # the cores of the machine that exported
+        return {**fields, "parameters": parameters}
 
-def _comparable(config: ModelConfig) -> ModelConfig:
-    from tritonclient.grpc.model_config_pb2 import ModelConfig
-
-    bare = ModelConfig()
-    bare.CopyFrom(config)
-    for field in _MAY_DIFFER:
-        bare.ClearField(field)
-    bare.parameters.pop(THREADS, None)  # the cores of the machine that exported
-    if bare.backend != "tensorrt":
-        bare.ClearField("max_batch_size")
-    return bare
+    before, after = values(old), values(new)
+    return sorted(name for name in after if name not in ignored and after[name] != before[name])

@@ -1,69 +1,69 @@
-"""A model repository as it lies on disk: read, and checked against its manifest before it is served."""
+"""A model repository as it lies on disk: read, checked against its manifest, run in this process. torch-free."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rekd_deploy.contract.description import ServedDescription
+from rekd_deploy.contract.description import Artefacts, ServedDescription
+from rekd_deploy.contract.signature import PairSignature
 from rekd_deploy.errors import RepositoryError
+from rekd_deploy.repository.build import largest_batch
 from rekd_deploy.repository.config import (
+    ANSWER,
+    COMPONENTS,
     CONFIG_FILE,
+    ENDPOINTS,
     ENGINE,
     ENSEMBLE,
-    PREDICTOR,
+    GRAPH,
+    GRAPH_MODELS,
+    MANIFEST,
+    MODELS,
+    PLAN,
+    PREPARE,
+    REFERENCE,
     SELECTOR,
     SINGLE,
     THREADS,
+    WARMUP,
+    ServingSettings,
     parameters_of,
     read_config,
 )
-from rekd_deploy.repository.manifest import COMPONENTS, Versions
-from rekd_deploy.repository.text_endpoint import ANSWER, PREPARE, RAW
-from rekd_deploy.repository.warmups import WARMUP
+from rekd_deploy.repository.manifest import Versions, signature_from_dict, verify_files
+from rekd_deploy.runtimes.base import Graph, Runner
+from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
+from rekd_deploy.runtimes.onnxruntime_device import DeviceChain
+from rekd_deploy.runtimes.tensorrt.build import is_built
+from rekd_deploy.runtimes.tensorrt.runner import TensorRTRunner, check_engine_file
 from rekd_train.files import sha256
 
-MANIFEST = "manifest.json"
-REFERENCE = "parity.npz"
-GRAPH = "model.onnx"
-PLAN = "model.plan"
-FORMAT = "rekd-repository"
-FORMAT_VERSION = 1
-GRAPH_MODELS = {"selector": SELECTOR, "predictor": PREDICTOR, "single": SINGLE}
-"""The Triton model that runs each graph."""
-MODELS = (SELECTOR, PREDICTOR, ENSEMBLE)
-"""Always there."""
-_OURS = {*MODELS, SINGLE, PREPARE, ANSWER, *RAW.values(), MANIFEST, REFERENCE, "README.md"}
+FORMAT, FORMAT_VERSION = "rekd-repository", 1
+_OURS = {*MODELS, SINGLE, PREPARE, ANSWER, *ENDPOINTS.values(), MANIFEST, REFERENCE, "README.md"}
 """What exports write at the top of a repository."""
 
 
 def check_repository(root: Path) -> dict[str, Any]:
-    """Check every file of a repository against its manifest.
-
-    Returns:
-        The manifest.
-
-    Raises:
-        RepositoryError: names the missing, altered or stray file.
-    """
-    root = Path(root)
+    """The manifest, once every file has been checked against it; RepositoryError names what is missing or altered."""
     if not root.is_dir():
         raise RepositoryError(f"no model repository at {root}; fix: rekd-export CHECKPOINT --output {root}")
     manifest = read_manifest(root)
     files, versions = manifest["repository"]["files"], Versions.of(manifest)
-    required = [f"{name}/{CONFIG_FILE}" for name in MODELS]
-    required += [f"{name}/{versions.current}/{GRAPH}" for name in COMPONENTS]
-    missing = [name for name in sorted({*required, *files}) if not (root / name).is_file()]
-    if missing:
+    graphs = [f"{name}/{versions.current}/{GRAPH}" for name in COMPONENTS]
+    required = {*(f"{name}/{CONFIG_FILE}" for name in MODELS), *graphs, *files}
+    if missing := sorted(name for name in required if not (root / name).is_file()):
         raise RepositoryError(f"{root}: missing {', '.join(missing)}; fix: copy the whole folder again or rekd-export")
     found = {name: sha256(root / name) for name in files}
-    altered = [name for name, digest in files.items() if found[name] != digest]
-    if altered:
+    if altered := [name for name, digest in files.items() if found[name] != digest]:
+        owners = {digest: name for name, digest in files.items()}
+        swapped = [f"; {name} is the content of {owners[found[name]]}" for name in altered if found[name] in owners]
         raise RepositoryError(
-            f"{root}: {', '.join(altered)} changed since the export (SHA-256 differs"
-            f"{_swapped(altered, found, files)}); fix: rekd-export again"
+            f"{root}: {', '.join(altered)} changed since the export (SHA-256 differs{''.join(swapped)}); fix: "
+            "rekd-export again"
         )
     models = models_of(files)
     stray = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name not in models)
@@ -81,16 +81,12 @@ def check_repository(root: Path) -> dict[str, Any]:
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
-    """manifest.json of a repository.
-
-    Raises:
-        RepositoryError: missing, damaged or of another version.
-    """
+    """manifest.json of a repository; RepositoryError: missing, damaged or of another version."""
     path = Path(root) / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         described = manifest["repository"]
-        complete = isinstance(described["files"], dict) and described["format"] == FORMAT
+        ours = isinstance(described["files"], dict) and described["format"] == FORMAT
         version = described["version"]
         Versions.of(manifest)
     except FileNotFoundError:
@@ -99,7 +95,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise RepositoryError(f"{path} is damaged ({error!r}); fix: copy it again or rekd-export") from None
-    if not complete or version != FORMAT_VERSION:
+    if not ours or version != FORMAT_VERSION:
         raise RepositoryError(
             f"{path} has format version {version}; this rekd reads {FORMAT_VERSION}; fix: rekd-export again"
         )
@@ -112,16 +108,12 @@ def graph_path(root: Path, manifest: Mapping[str, Any], role: str) -> Path:
 
 
 def plan_path(root: Path, manifest: Mapping[str, Any], role: str) -> Path:
-    """The engine of a role beside its graph."""
+    """The engine beside that graph."""
     return graph_path(root, manifest, role).with_name(PLAN)
 
 
 def read_description(root: Path) -> ServedDescription:
-    """Labels and preprocessing of the model in a repository.
-
-    Raises:
-        RepositoryError: missing or unreadable.
-    """
+    """Labels and preprocessing of the model in a repository; RepositoryError: missing or unreadable."""
     return ServedDescription.from_parameters(parameters_of(read_config(Path(root) / ENSEMBLE / CONFIG_FILE)))
 
 
@@ -131,37 +123,96 @@ def models_of(files: Iterable[str]) -> tuple[str, ...]:
     return (*MODELS, *sorted(configured - set(MODELS)))
 
 
-def _swapped(altered: Iterable[str], found: Mapping[str, str], files: Mapping[str, str]) -> str:
-    """Which of the altered files hold another's content."""
-    owners = {digest: name for name, digest in files.items()}
-    return "".join(f"; {name} is the content of {owners[found[name]]}" for name in altered if found[name] in owners)
-
-
 def served_sessions(root: Path) -> dict[str, Any]:
-    """How a repository's server opens ONNX Runtime's sessions: ``target`` and ``threads`` of ``OnnxRuntimeRunner``."""
-    config = read_config(root / GRAPH_MODELS["selector"] / CONFIG_FILE)
+    """How its server opens ONNX Runtime's sessions: ``target`` and ``threads`` of ``OnnxRuntimeRunner``."""
+    config = read_config(root / SELECTOR / CONFIG_FILE)
     return {"target": config.backend, "threads": int(parameters_of(config).get(THREADS, 0)) or None}
 
 
 def served_device(root: Path) -> str:
     """Where Triton runs the graphs: 'cpu' or 'cuda'; 'cpu' where they are run by none, beside engines."""
-    from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
-
-    config = read_config(root / GRAPH_MODELS["selector"] / CONFIG_FILE)
-    on_gpu = any(group.kind == ModelInstanceGroup.KIND_GPU for group in config.instance_group)
-    by_onnx_runtime = config.backend != "tensorrt" and ENGINE not in parameters_of(config)
-    return "cuda" if on_gpu and by_onnx_runtime else "cpu"
+    config = read_config(root / SELECTOR / CONFIG_FILE)
+    by_engines = config.backend == "tensorrt" or ENGINE in config.parameters
+    on_gpu = any(group.kind == group.KIND_GPU for group in config.instance_group)
+    return "cuda" if on_gpu and not by_engines else "cpu"
 
 
 def refuse_foreign_folder(root: Path) -> None:
     """Raise RepositoryError where writing a repository at ``root`` would destroy something else."""
-    root = Path(root)
-    if root.is_dir():
-        foreign = sorted(entry.name for entry in root.iterdir() if entry.name not in _OURS)
-        if foreign:
-            raise RepositoryError(
-                f"{root} holds {', '.join(foreign[:5])}, which is no part of a model repository and would be lost; "
-                "fix: choose an empty or new folder"
-            )
-    elif root.exists():
+    if root.exists() and not root.is_dir():
         raise RepositoryError(f"{root} is a file; fix: choose a folder")
+    foreign = sorted(entry.name for entry in root.iterdir() if entry.name not in _OURS) if root.exists() else []
+    if foreign:
+        raise RepositoryError(
+            f"{root} holds {', '.join(foreign[:5])}, which is no part of a model repository and would be lost; "
+            "fix: choose an empty or new folder"
+        )
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An export that can be run: a repository's newest version, or artefacts that are in none yet."""
+
+    name: str
+    """In messages."""
+    description: ServedDescription
+    signature: PairSignature
+    entries: Mapping[str, Mapping[str, Any]]
+    """What the manifest says about each graph, by role."""
+    graphs: Mapping[str, Path]
+    plans: Mapping[str, Path]
+    """Engine files by role; those that are there."""
+    batches: tuple[int, ...]
+    """Sizes that batches are filled up to on a GPU."""
+
+    @classmethod
+    def of(cls, source: str | Path | Artefacts) -> Exported:
+        """Check the files; RepositoryError, EngineError: one is missing, altered, or does not belong to the others."""
+        if isinstance(source, Artefacts):
+            entries = source.manifest["artefacts"]
+            verify_files(source.manifest, source.graphs)
+            for role, plan in source.engines.items():
+                check_engine_file(plan, entries[role]["engine"], source.graphs[role])
+            description = ServedDescription.of(source.preprocessor, source.labels)
+            batches = ServingSettings.preferred_batch_sizes
+            return cls("the export", description, source.signature, entries, source.graphs, source.engines, batches)
+        root = Path(source)
+        manifest = check_repository(root)
+        entries = manifest["artefacts"]
+        return cls(
+            str(root), read_description(root), signature_from_dict(manifest.get("signature", {})), entries,
+            {role: graph_path(root, manifest, role) for role in entries},
+            {role: plan_path(root, manifest, role) for role, entry in entries.items() if "engine" in entry},
+            tuple(manifest["repository"]["batches"]),
+        )
+
+    def graph_runner(self, role: str, *, threads: int | None = None) -> Runner:
+        """The graph of a role ('selector', 'predictor', 'single'), on ONNX Runtime."""
+        return OnnxRuntimeRunner(self.graphs[role], self.signature.graph(role), GRAPH_MODELS[role], threads=threads)
+
+    def device_chain(self, roles: Sequence[str], *, index: int = 0) -> DeviceChain:
+        """The graphs of some roles in order, on GPU ``index``; what predictions are made of is read."""
+        graphs = [Graph(self.graphs[role], self.signature.graph(role), GRAPH_MODELS[role]) for role in roles]
+        read = [spec.name for spec in self.signature.ensemble.outputs if spec.name != "logits"]
+        return DeviceChain(graphs, device=f"cuda:{index}", batches={1, *self.batches}, outputs=read)
+
+    def engine_runner(self, role: str, *, device: int = 0) -> Runner:
+        """The engine of a role, on a GPU; RepositoryError: there is none."""
+        entry, path = self._engine(role), self.plans[role]
+        name = f"{GRAPH_MODELS[role]}/{path.name}"
+        return TensorRTRunner(path, self.signature.graph(role), name, engine=entry["format"], device=device)
+
+    def largest_batch(self, role: str) -> int:
+        """The largest batch that the engine of a role accepts; raises as ``engine_runner``."""
+        return largest_batch(self._engine(role))
+
+    def _engine(self, role: str) -> Mapping[str, Any]:
+        entry = self.entries.get(role, {}).get("engine")
+        if entry is None:
+            raise RepositoryError(
+                f"{self.name} holds no engine of the {role}; fix: rekd-export CHECKPOINT with --engine tensorrt-rtx or "
+                "--target tensorrt"
+            )
+        if not is_built(entry):
+            raise RepositoryError(f"{self.name}: the engine of the {role} is not built yet; fix: rekd-export --verify")
+        return entry

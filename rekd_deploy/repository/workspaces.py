@@ -1,6 +1,6 @@
 """Folders that belong to one process: gone when it ends, and cleared away later if it was killed.
 
-The owner holds a lock on a file inside; the kernel lets go of it however the process ends. So a folder whose lock can
+The owner holds a lock on a file inside; the kernel releases it however the process ends. So a folder whose lock can
 be taken has no owner any more, whichever container or user looks.
 """
 
@@ -11,31 +11,23 @@ import errno
 import fcntl
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from rekd_deploy.errors import RepositoryError
 
 _LOCK = "owner.lock"
 _NEW, _OLD = "new", "old"
-_EXCHANGE = 2
-"""RENAME_EXCHANGE of Linux's renameat2."""
-_CURRENT_FOLDER = -100
-"""AT_FDCWD: paths are relative to the working directory."""
+_CURRENT_FOLDER, _EXCHANGE = -100, 2
+"""AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2."""
 
 
 class Workspace:
-    """A fresh folder of this process, as a context manager; leftovers with the same prefix are removed first.
-
-    Args:
-        prefix: how its name begins.
-        parent: where it lies; None: the folder for temporary files.
-    """
+    """A fresh folder of this process in ``parent``, None: a temporary one; leftovers of its prefix are removed."""
 
     def __init__(self, prefix: str, parent: Path | None = None) -> None:
         parent = Path(tempfile.gettempdir() if parent is None else parent)
@@ -49,9 +41,7 @@ class Workspace:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -65,7 +55,7 @@ class Workspace:
 def remove_leftovers(parent: Path, prefix: str) -> list[Path]:
     """Remove workspaces whose process is gone; returns them."""
     removed = []
-    for folder in sorted(Path(parent).glob(f"{_escaped(prefix)}*")):
+    for folder in sorted(Path(parent).glob(f"{escape(prefix)}*")):
         with suppress(OSError):  # no lock: not one of ours, or not yet; held or another user's: none of our business
             lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC)
             try:
@@ -79,9 +69,7 @@ def remove_leftovers(parent: Path, prefix: str) -> list[Path]:
 
 def refuse_unwritable_place(root: Path) -> None:
     """Raise RepositoryError where nothing can be put at ``root``."""
-    place = Path(root).resolve().parent
-    while not place.exists():
-        place = place.parent
+    place = next(folder for folder in Path(root).resolve().parents if folder.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         what = "read-only here" if place.is_dir() else "a file"
         raise RepositoryError(
@@ -94,7 +82,7 @@ def refuse_unwritable_place(root: Path) -> None:
 def one_at_a_time(target: Path) -> Iterator[None]:
     """Wait until no other process writes at ``target`` or beside it, and keep others waiting meanwhile.
 
-    The lock is on the folder above, so it leaves no file behind; a file system without locks is not waited for.
+    The lock is on the folder above and leaves no file behind; where there are no locks nobody waits.
     """
     folder = Path(target).resolve().parent
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,13 +99,14 @@ def one_at_a_time(target: Path) -> Iterator[None]:
 def replacing(target: Path) -> Iterator[Path]:
     """Yield a fresh directory that takes the place of ``target`` when the block ends well, and vanishes otherwise.
 
-    Even a process that is killed outright leaves the old directory or the new one, whole. Where ``target`` is a link,
-    what it leads to is replaced, and the link stays.
+    Even a killed process leaves the old directory or the new one, whole. Of a link, what it leads to is replaced.
     """
     target = Path(target).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{target.name}-rekd-"
-    _restore(target, prefix)
+    for old in target.parent.glob(f"{escape(prefix)}*/{_OLD}"):  # left by a killed process
+        if not target.exists():
+            old.rename(target)
     with Workspace(prefix, target.parent) as space:
         new = space.path / _NEW
         new.mkdir()
@@ -125,7 +114,7 @@ def replacing(target: Path) -> Iterator[Path]:
         if not target.exists():
             new.rename(target)
         elif not _exchanged(new, target):
-            old = space.path / _OLD
+            old = space.path / _OLD  # for a moment there is none; put back above if this process is killed in it
             target.rename(old)
             try:
                 new.rename(target)
@@ -134,31 +123,14 @@ def replacing(target: Path) -> Iterator[Path]:
                 raise
 
 
-def _restore(target: Path, prefix: str) -> None:
-    """Put back what a killed process had moved aside, where directories cannot be exchanged."""
-    if not target.exists():
-        for old in target.parent.glob(f"{_escaped(prefix)}*/{_OLD}"):
-            with suppress(OSError):
-                old.rename(target)
-                return
-
-
 def _exchanged(one: Path, other: Path) -> bool:
-    """Exchange two paths in one step; False where the system cannot."""
-    if sys.platform != "linux":
-        return False
-    library = ctypes.CDLL(None, use_errno=True)
-    try:
-        rename = library.renameat2
-    except AttributeError:  # an old C library
+    """Exchange two paths in one step; False where the system, its C library or this file system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
         return False
     if rename(_CURRENT_FOLDER, os.fsencode(one), _CURRENT_FOLDER, os.fsencode(other), _EXCHANGE) == 0:
         return True
     number = ctypes.get_errno()
-    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # this file system cannot
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
         return False
     raise OSError(number, os.strerror(number), str(other))
-
-
-def _escaped(prefix: str) -> str:
-    return "".join(f"[{character}]" if character in "*?[" else character for character in prefix)

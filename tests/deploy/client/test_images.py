@@ -22,7 +22,8 @@ from rekd_deploy.errors import RepositoryError, VersionMismatchError
 from rekd_deploy.export.graphs import export
 from rekd_deploy.parity.examples import generated_images, parity_examples
 from rekd_deploy.repository.config import ENSEMBLE, PREDICTOR, SELECTOR, read_config
-from rekd_deploy.repository.writer import read_description, write_repository
+from rekd_deploy.repository.reader import read_description
+from rekd_deploy.repository.writer import write_repository
 from rekd_train.checkpoints.checkpoint import save
 from rekd_train.cli.command import run
 from rekd_train.errors import CheckpointError, InputError

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import onnx
 import pytest
-from conftest import make_rationalizer
 
 from rekd_deploy.contract.signature import SLOTS, GraphSignature, Slots, TensorSpec, text_pair_signature
-from rekd_deploy.graphs.modules import pair_signature
-from rekd_deploy.graphs.tracing import OPSET, cut_to_length, traced_graphs
+from rekd_deploy.graphs.tracing import OPSET, cut_to_length
 from rekd_deploy.repository.manifest import signature_from_dict, signature_to_dict
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from rekd_train.inputs.policy import SelectionPolicy
@@ -65,11 +61,3 @@ def test_the_graph_counts_as_the_rule_at_every_length():
             found = runner.run({"ids": np.zeros((1, length), np.int64)})
             for values in found.values():
                 assert values.tolist() == [list(range(rule.at(length)))]
-
-
-def test_attention_is_fused_whatever_the_slots():
-    pair = make_rationalizer()
-    signature = pair_signature(pair)
-    assert signature.predictor.slots is not None
-    operators = Counter(node.op_type for node in traced_graphs(pair, fused=True, opset=OPSET)["predictor"].graph.node)
-    assert operators["Attention"] == 2 and not {"MultiHeadAttention", "Reshape"} & set(operators)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import json
 import sys
 from types import SimpleNamespace
 
@@ -15,58 +14,82 @@ from rekd_deploy.contract.text_source import SourcedText, TextSource
 from rekd_train.errors import FaultyItemsError, InputError, MissingExtraError
 
 
-def read(tmp_path, name, content):
-    path = tmp_path / name
-    path.write_bytes(content)
-    return [sourced.text for sourced in TextSource(str(path))]
+@pytest.fixture
+def read(tmp_path):
+    """A function: name, content, column -> what is read of such a file."""
+
+    def sourced(name, content, column=None):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return list(TextSource(str(path), column))
+
+    return sourced
 
 
-def test_one_text_a_line(tmp_path):
-    content = "\ufeffgood film\r\n\r\n  bad plot \n東京 🎬".encode()
-    assert read(tmp_path, "reviews.txt", content) == ["good film", "bad plot", "東京 🎬"]
+def texts_of(sourced):
+    return [each.text for each in sourced]
 
 
-def test_json_lines(tmp_path):
-    lines = [{"text": "good\nfilm", "label": 1}, {"text": " 🎬"}]
-    content = "\n".join(json.dumps(line) for line in lines).encode()
-    assert read(tmp_path, "reviews.jsonl", content) == ["good\nfilm", " 🎬"]
-    assert read(tmp_path, "reviews.dat", content) == ["good\nfilm", " 🎬"]
-    assert read(tmp_path, "reviews.txt", b'{"text": "good"}') == ['{"text": "good"}']
-    assert read(tmp_path, "other", b"good\n[1]") == ["good", "[1]"]
+@pytest.mark.parametrize(
+    ("name", "content", "texts"),
+    [
+        ("r.txt", "\ufeffgood film\r\n\r\n  bad plot \n東京 🎬", ["good film", "bad plot", "東京 🎬"]),
+        ("r.txt", '{"text": "good"}', ['{"text": "good"}']),
+        ("r.jsonl", '{"text": "good\\nfilm", "label": 1}\n\n{"text": " 🎬"}', ["good\nfilm", " 🎬"]),
+        ("other", '{"text": "good"}\n{"text": "bad"}', ["good", "bad"]),
+        ("other", "good\n[1]", ["good", "[1]"]),
+    ],
+)
+def test_lines_and_json_lines(read, name, content, texts):
+    assert texts_of(read(name, content)) == texts
 
 
-@pytest.mark.parametrize("as_json", [True, False])
-def test_standard_input(monkeypatch, as_json):
-    content = b'{"text": "good"}\n' if as_json else b"good\n"
-    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(content)))
-    assert [sourced.text for sourced in TextSource("-")] == ["good"]
+@pytest.fixture
+def standard_input(monkeypatch):
+    return lambda lines: monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=lines))
 
 
-def test_lines_are_read_as_they_are_asked_for():
-    endless = TextSource("endless")._lines(itertools.repeat(b"good\n"))
-    assert len(list(itertools.islice(endless, 3))) == 3
+@pytest.mark.parametrize("line", [b'{"text": "good"}\n', b"good\n"])
+def test_standard_input_may_never_end(standard_input, line):
+    standard_input(itertools.repeat(line))
+    assert texts_of(itertools.islice(TextSource("-"), 3)) == ["good"] * 3
+
+
+def test_bad_lines_of_standard_input_are_reported_and_left_out(standard_input):
+    standard_input(io.BytesIO(b"good\n\xff\nbad\n \xff\n"))
+    reported = []
+    source = TextSource("-", report=reported.append)
+    assert [each.number for each in source] == [1, 3] and source.left_out == len(reported) == 2
+    assert str(reported[1]).startswith("standard input: line 4 is not UTF-8: byte 2 is 0xff")
+    standard_input(io.BytesIO(b"\xff\n"))
+    with pytest.raises(FaultyItemsError, match="standard input: line 1"):
+        list(TextSource("-"))
 
 
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
         ("r.txt", b"good\nb\xffd\n", r"r\.txt: line 2 is not UTF-8: byte 2 is 0xff; fix: convert"),
-        ("r.txt", "caf\xe9".encode("latin-1"), r"txt: line 1 is not UTF-8: byte 4 is 0xe9"),
         ("r.txt", "good".encode("utf-16"), r"txt: line 1 is not UTF-8: byte 1 is 0xff"),
-        ("r.txt", b"", "holds no text"),
         ("r.txt", b"\n \n", "holds no text"),
         ("r.jsonl", b'{"text": "good"}\n{"text": \n', r"r\.jsonl: line 2 is not a JSON object"),
         ("r.jsonl", b'{"review": "good"}', "jsonl: line 1 is not a JSON object with the key"),
         ("r.jsonl", b'"good"', "jsonl: line 1 is not a JSON object"),
         ("r.jsonl", b"[" * 100_000, "jsonl: line 1 is not a JSON object"),
         ("r.jsonl", b'{"text": 3}', "jsonl: line 1 is int"),
-        ("r.jsonl", b'{"text": " "}', "jsonl: line 1 is only white space"),
         ("r.jsonl", b'{"text": "\\ud800"}', "jsonl: line 1 has an unpaired surrogate"),
+        (
+            "r.jsonl", b'{"text": "good"}\n\n{"text": ""}\n{"text": "bad"}\n{"review": "x"}\n\xff\n',
+            'line 3 is empty; line 5 is not a JSON object with the key "text"; line 6 is not UTF-8: byte 1 is 0xff; '
+            r'fix: give at least one word, or write {"text": "..."} \(or name another key with --column NAME\), one a '
+            "line, or convert it to UTF-8",
+        ),
+        ("r.jsonl", b'{"text": ""}\n' * 25, "line 20 is empty; and 5 more; fix: give at least one word$"),
     ],
 )
-def test_bad_line_is_named(tmp_path, name, content, complaint):
+def test_bad_lines_are_named(read, name, content, complaint):
     with pytest.raises(InputError, match=complaint):
-        read(tmp_path, name, content)
+        read(name, content)
 
 
 def test_file_that_cannot_be_read(tmp_path):
@@ -77,39 +100,26 @@ def test_file_that_cannot_be_read(tmp_path):
 
 
 def test_arguments():
-    assert [sourced.text for sourced in TextSource(arguments=["good", "東京"])] == ["good", "東京"]
+    assert texts_of(TextSource(arguments=["good", "東京"])) == ["good", "東京"]
     with pytest.raises(InputError, match="^text 2 is not UTF-8: byte 3 is 0xff; fix: "):
         list(TextSource(arguments=["good", "ba\udcffd"]))
-    with pytest.raises(InputError, match="text 1 is empty"):
-        list(TextSource(arguments=[""]))
 
 
-def test_all_bad_lines_are_named_at_once(tmp_path):
-    path = tmp_path / "r.jsonl"
-    path.write_bytes(b'{"text": "good"}\n\n{"text": ""}\n{"text": "bad"}\n{"review": "x"}\n\xff\n')
-    source = TextSource(str(path))
-    texts = iter(source)
-    assert next(texts).text == "good"
-    with pytest.raises(FaultyItemsError) as raised:
-        next(texts)
-    assert str(raised.value) == (
-        f'{path}: line 3 is empty; line 5 is not a JSON object with the key "text"; line 6 is '
-        'not UTF-8: byte 1 is 0xff; fix: give at least one word, or write {"text": "..."} (or name another key '
-        "with --column NAME), one a line, or convert it to UTF-8"
-    )
-    path.write_text('{"text": ""}\n' * 25)
-    with pytest.raises(FaultyItemsError, match="line 20 is empty; and 5 more; fix: give at least one word$"):
-        list(source)
+def test_chunks_before_a_bad_line_come_before_the_error(tmp_path):
+    path = tmp_path / "r.txt"
+    path.write_bytes(b"a\nb\nc\n\xff\nd\n")
+    chunks = TextSource(str(path)).chunks(2)
+    assert [texts_of(next(chunks)), texts_of(next(chunks))] == [["a", "b"], ["c"]]
+    with pytest.raises(FaultyItemsError, match="line 4"):
+        next(chunks)
+    with pytest.raises(FaultyItemsError, match="text 3 is empty"):  # before any is used
+        next(TextSource(arguments=["a", "b", ""]).chunks(1))
 
 
-def test_what_comes_with_a_text_is_kept(tmp_path):
-    path = tmp_path / "r.jsonl"
-    path.write_text('{"id": 7, "text": "good", "label": "x"}\n{"text": "bad"}\n')
-    assert list(TextSource(str(path))) == [
-        SourcedText("good", 1, {"id": 7, "label": "x"}), SourcedText("bad", 2, {})
-    ]
-    path.write_text('{"id": 7, "review": "good"}\n')
-    assert list(TextSource(str(path), "review")) == [SourcedText("good", 1, {"id": 7})]
+def test_what_comes_with_a_text_is_kept(read):
+    lines = '{"id": 7, "text": "good", "label": "x"}\n{"text": "bad"}\n'
+    assert read("r.jsonl", lines) == [SourcedText("good", 1, {"id": 7, "label": "x"}), SourcedText("bad", 2, {})]
+    assert read("r.jsonl", '{"id": 7, "review": "good"}\n', "review") == [SourcedText("good", 1, {"id": 7})]
 
 
 ROWS = 'id,review\n1,"a good film, ""really"""\n2,bad\n3,"two\nlines"\n'
@@ -130,24 +140,25 @@ def test_tables(tmp_path, kind):
         SourcedText("two\nlines", 3, {"id": "3"}),
     ]
     assert list(TextSource(str(path), "review")) == texts
-    assert [sourced.text for sourced in TextSource(str(path), "id")] == ["1", "2", "3"]
+    assert texts_of(TextSource(str(path), "id")) == ["1", "2", "3"]
 
 
-def test_a_table_without_a_plain_choice_names_its_columns(tmp_path):
-    path = tmp_path / "r.csv"
-    for content, columns in (("title,review\na b,c d\n", "title, review"), ("id,word\n1,good\n", "id, word")):
-        path.write_text(content)
-        with pytest.raises(InputError, match=f"has no column 'text'; it has: {columns}; fix: call the column"):
-            list(TextSource(str(path)))
-    path.write_text("title,text\na b,c d\n")
-    assert list(TextSource(str(path))) == [SourcedText("c d", 1, {"title": "a b"})]
-    with pytest.raises(InputError, match=r"has no column 'review'; it has: title, text; fix: call .* --column NAME"):
-        list(TextSource(str(path), "review"))
-    path.write_text("id,text\n1,good film\n2,\" \"\n3,fine\n4,\n")
-    with pytest.raises(FaultyItemsError) as raised:
-        list(TextSource(str(path)))
-    assert list(raised.value.faults) == [2, 4]
-    assert str(raised.value) == f"{path}: line 3 is only white space; line 5 is empty; fix: give at least one word"
+@pytest.mark.parametrize(
+    ("content", "column", "complaint"),
+    [
+        ("title,review\na b,c d\n", None, "has no column 'text'; it has: title, review; fix: call the column"),
+        ("id,word\n1,good\n", None, "has no column 'text'; it has: id, word; fix: call"),
+        ("title,text\na b,c d\n", "review", "has no column 'review'; it has: title, text; fix: call .* --column NAME"),
+        ('id,text\n1,good film\n2," "\n3,fine\n4,\n', None, "line 3 is only white space; line 5 is empty; fix: give"),
+    ],
+)
+def test_tables_without_a_plain_choice_or_with_bad_rows(read, content, column, complaint):
+    with pytest.raises(InputError, match=complaint):
+        read("r.csv", content, column)
+
+
+def test_of_several_columns_text_is_read(read):
+    assert read("r.csv", "title,text\na b,c d\n") == [SourcedText("c d", 1, {"title": "a b"})]
 
 
 def test_without_pyarrow_a_parquet_file_is_refused_with_the_fix(tmp_path, monkeypatch):

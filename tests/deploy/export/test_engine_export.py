@@ -31,12 +31,10 @@ from rekd_deploy.repository.config import (
     SELECTOR,
     SINGLE,
     ServingSettings,
-    graph_mistakes,
     parameters_of,
     read_config,
 )
-from rekd_deploy.repository.reader import PLAN, check_repository, graph_path, plan_path, read_manifest
-from rekd_deploy.repository.runners import Exported
+from rekd_deploy.repository.reader import PLAN, Exported, check_repository, graph_path, plan_path, read_manifest
 from rekd_deploy.repository.writer import write_repository
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.runtimes.tensorrt import execution as tensorrt_execution
@@ -77,7 +75,7 @@ def test_a_repository_with_engines_is_whole_and_says_what_they_are(engine_reposi
     for role, model in zip(ROLES, (SELECTOR, PREDICTOR, SINGLE), strict=True):
         folder = engine_repository / model / "1"
         names = sorted(path.name for path in folder.iterdir())
-        code = ["model.py", "tensorrt_execution.py", "triton_batches.py", "triton_cuda.py"]
+        code = ["model.py", "tensorrt_execution.py", "triton_graphs.py"]
         assert names == ["model.onnx", "model.plan", *code]
         entry = manifest["artefacts"][role]["engine"]
         assert entry["sha256"] == sha256(folder / PLAN) == manifest["repository"]["files"][f"{model}/1/{PLAN}"]
@@ -118,7 +116,8 @@ def test_the_model_inside_triton_runs_the_engine(engine_repository, gpu, artefac
     specification = importlib.util.spec_from_file_location("engine_model", folder / "model.py")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    graph = module.EngineGraph(folder, "tensorrt-rtx", 0)
+    graphs, execution = (module.module_beside(folder, name) for name in ("triton_graphs", "tensorrt_execution"))
+    graph = graphs.EngineGraph(folder, "tensorrt-rtx", 0, execution)
     inputs = {name: np.ones((2, 5), np.int64) for name in ("input_ids", "attention_mask")}
     found = graph.run(["mask", "scores"], inputs)
     with OnnxRuntimeRunner(folder / "model.onnx", artefacts.signature.selector, "it") as reference:
@@ -229,7 +228,6 @@ def test_without_tensorrt_the_engines_are_deferred_and_built_where_they_serve(
         assert entry["graph_sha256"] == sha256(graph_path(root, manifest, role))
         config = read_config(root / model / "config.pbtxt")
         assert config.backend == "tensorrt" and len(config.instance_group[0].profile) == len(entry["profiles"])
-        assert graph_mistakes(config, graph_path(root, manifest, role)) == []
     rows = np.array([[2, 5, 3], [2, -1, 3]])  # nothing of ours stands before Triton's tensorrt backend
     with OnnxRuntimeRunner(graph_path(root, manifest, "selector"), artefacts.signature.selector, "it") as selector:
         scores = selector.run({"input_ids": rows, "attention_mask": np.ones_like(rows)})["scores"]

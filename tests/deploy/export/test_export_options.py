@@ -262,7 +262,7 @@ def test_a_plan_counts_the_versions_that_are_there(checkpoints, repository, tmp_
 @pytest.fixture
 def larger(artefacts, tmp_path):
     """A repository with the text endpoint and the folder of a single graph."""
-    root = write_repository(artefacts, tmp_path / "larger", with_tokenizer=True)
+    root = write_repository(artefacts, tmp_path / "larger", text_endpoint=True)
     shutil.copytree(root / "rekd_selector", root / "rekd_single")
     return root
 

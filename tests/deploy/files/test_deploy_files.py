@@ -16,8 +16,7 @@ import promql_parser
 import pytest
 import yaml
 
-from rekd_deploy.repository.config import ENSEMBLE, SINGLE
-from rekd_deploy.repository.text_endpoint import RAW
+from rekd_deploy.repository.config import ENDPOINTS, ENSEMBLE, SINGLE
 from rekd_deploy.server.flags import ServerSettings, server_flags
 
 pytestmark = pytest.mark.debian
@@ -250,6 +249,6 @@ def test_the_measure_of_both_clusters_is_drawn_with_its_limit_and_alerted_on():
 def test_queries_parse_and_name_the_models_that_clients_ask():
     for text in queries():
         promql_parser.parse(text)
-    assert {*re.findall(r'"(rekd\|[^"]*)"', " ".join(queries()))} == {"|".join((ENSEMBLE, SINGLE, *RAW.values()))}
+    assert {*re.findall(r'"(rekd\|[^"]*)"', " ".join(queries()))} == {"|".join((ENSEMBLE, SINGLE, *ENDPOINTS.values()))}
     dashboard = (DEPLOY / "grafana" / "rekd.json").read_text(encoding="utf-8")
     assert {*re.findall(r'"uid": "(.*)"', dashboard)} == {"rekd", "${datasource}"}, "its source of data is a variable"

@@ -19,7 +19,7 @@ from rekd_deploy.graphs import precision as precision_module
 from rekd_deploy.graphs.fusion import norms_apart
 from rekd_deploy.graphs.int8 import best_range, quantised_weight, split_attention
 from rekd_deploy.graphs.precision import without_padding
-from rekd_deploy.repository.backend.model import OnnxGraph
+from rekd_deploy.repository.backend.graphs import OnnxGraph
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
 MULTIPLIED = {"selector": 6, "predictor": 12}

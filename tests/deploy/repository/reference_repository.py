@@ -9,13 +9,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from rekd_deploy.contract.artefacts import Artefacts
+from rekd_deploy.contract.description import Artefacts
 from rekd_deploy.contract.signature import Slots, text_pair_signature
 from rekd_deploy.export.engines import EngineRequest, plan_engines
 from rekd_deploy.repository.build import build_configs
 from rekd_deploy.repository.config import CONFIG_FILE, ENSEMBLE, ServingSettings, config_text
 from rekd_deploy.repository.manifest import Versions, pin_versions
-from rekd_deploy.repository.text_endpoint import raw_configs
+from rekd_deploy.repository.text_endpoint import endpoint_configs
 from rekd_deploy.runtimes.tensorrt.library import PRODUCTS
 from rekd_train.files import write_text
 from rekd_train.inputs.text import TextPreprocessor
@@ -48,7 +48,7 @@ def reference_configs(rationalizer, tokenizer_json: str | None = None, flavour: 
         artefacts = plan_engines(artefacts, PRODUCTS[product], EngineRequest(settings.max_batch_size))
     configs = build_configs(artefacts, settings, target)
     if flavour == "python":
-        configs |= raw_configs(artefacts, settings)
+        configs |= endpoint_configs(artefacts, settings)
     pin_versions(configs, Versions())
     return configs
 

@@ -5,28 +5,24 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+from google.protobuf.json_format import MessageToDict
 
-from rekd_deploy.repository.backend.batches import groups_by_length
-from rekd_deploy.repository.config import PREDICTOR, SELECTOR
+from rekd_deploy.repository.backend.model import InputChecker, groups_by_length, joined, usable_cores
+from rekd_deploy.repository.config import PREDICTOR, SELECTOR, config_text, read_config
 
 OUTPUTS = {SELECTOR: ["scores", "mask", "positions", "kept"], PREDICTOR: ["logits", "probabilities"]}
 
 
 class Tensor:
     def __init__(self, name, array):
-        self._name, self.array = name, array
-
-    def name(self):
-        return self._name
-
-    def as_numpy(self):
-        return self.array
+        self.array, self.name, self.as_numpy = array, lambda: name, lambda: array
 
 
 class TritonError(Exception):
@@ -39,16 +35,10 @@ class TritonError(Exception):
 
 class Request:
     def __init__(self, arrays, outputs, name=""):
-        self.arrays, self.outputs, self.name = arrays, outputs, name
+        self.arrays, self.requested_output_names, self.request_id = arrays, lambda: outputs, lambda: name
 
     def inputs(self):
         return [Tensor(name, array) for name, array in self.arrays.items()]
-
-    def requested_output_names(self):
-        return self.outputs
-
-    def request_id(self):
-        return self.name
 
 
 @pytest.fixture
@@ -73,10 +63,6 @@ def start(repository, utilities):
 
 def started(root, name, **more):
     """The model.py of a repository's model, loaded and initialised; needs the fixture ``utilities``."""
-    from google.protobuf.json_format import MessageToDict
-
-    from rekd_deploy.repository.config import read_config
-
     folder = root / name
     specification = importlib.util.spec_from_file_location(f"{name}_model", folder / "1" / "model.py")
     module = importlib.util.module_from_spec(specification)
@@ -129,27 +115,19 @@ def test_requests_of_mixed_shapes_are_answered_each_as_alone(start, rationalizer
     np.testing.assert_allclose(probabilities, [list(p.probabilities.values()) for p in expected], atol=1e-4)
 
 
-def test_only_what_is_asked_for_is_answered(start, rationalizer):
+def test_only_what_is_requested_is_answered(start, rationalizer):
     answer = ask(start(SELECTOR), SELECTOR, encoded(rationalizer, "good"), outputs=["mask"])[0]
     assert list(answer.outputs) == ["mask"]
 
 
-def test_one_bad_request_does_not_spoil_its_neighbours(start, rationalizer):
+def test_one_bad_request_is_logged_with_its_id_and_its_neighbours_are_answered(start, rationalizer, utilities):
     good = encoded(rationalizer, "a good film")
     bad = {**good, "input_ids": good["input_ids"] - 50}
-    answers = ask(start(SELECTOR), SELECTOR, good, bad, good)
-    assert [answer.error is None for answer in answers] == [True, False, True]
+    requests = [(good, "fine"), (bad, "order 7"), (bad, ""), (bad, "two\nlines " + 200 * "é"), (good, "")]
+    answers = start(SELECTOR).execute([Request(each, OUTPUTS[SELECTOR], name) for each, name in requests])
+    assert [answer.error is None for answer in answers] == [True, False, False, False, True]
     assert "input_ids[0, 0]" in str(answers[1].error) and answers[1].error.code == TritonError.INVALID_ARG
-    np.testing.assert_array_equal(answers[0].outputs["scores"], answers[2].outputs["scores"])
-
-
-def test_errors_are_logged_with_the_id_of_their_request(start, rationalizer, utilities):
-    good = encoded(rationalizer, "a good film")
-    bad = {**good, "input_ids": good["input_ids"] - 50}
-    model = start(SELECTOR)
-    requests = [good, bad, bad, bad]
-    names = ["fine", "order 7", "", "two\nlines " + 200 * "é"]
-    model.execute([Request(each, OUTPUTS[SELECTOR], name) for each, name in zip(requests, names, strict=True)])
+    np.testing.assert_array_equal(answers[0].outputs["scores"], answers[4].outputs["scores"])
     assert utilities.logged[0].startswith("[request id: order 7] input_ids[0, 0]")
     assert utilities.logged[1].startswith("[request id: <none>] input_ids[0, 0]")
     assert len(utilities.logged) == 3 and utilities.logged[2].startswith(r"[request id: two\nlines \xe9")
@@ -177,43 +155,47 @@ def _ids(shape, value=5):
     return np.full(shape, value, dtype=np.int64)
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"input_ids": _ids((1, 16), -1)}, r"input_ids\[0, 0\] is -1, outside the vocabulary"),
-        ({"input_ids": _ids((1, 16), 94)}, "is 94, outside the vocabulary 0..93"),
-        ({"input_ids": _ids((1, 16), np.iinfo(np.int64).min)}, "outside the vocabulary"),
-        ({"attention_mask": _ids((1, 8), 1)}, r"attention_mask has shape \[1, 8\], input_ids \[1, 16\]"),
-        ({"attention_mask": _ids((1, 16), 2)}, r"attention_mask\[0, 0\] is 2"),
-        ({"attention_mask": _ids((1, 16), 0)}, "row 0 of attention_mask is all 0"),
-        ({"input_ids": _ids((1, 49)), "attention_mask": _ids((1, 49), 1)}, "at most 48"),
-        ({"input_ids": _ids((1, 0)), "attention_mask": _ids((1, 0), 1)}, "no axis may be empty"),
-        ({"input_ids": _ids((0, 16)), "attention_mask": _ids((0, 16), 1)}, "no axis may be empty"),
-    ],
-)
-def test_selector_refuses_with_a_reason(start, change, reason):
-    inputs = {"input_ids": _ids((1, 16)), "attention_mask": _ids((1, 16), 1)}
-    error = ask(start(SELECTOR), SELECTOR, inputs | change)[0].error
-    assert error.code == TritonError.INVALID_ARG
-    with pytest.raises(TritonError, match=reason):
-        raise error
+_SELECTING = {"input_ids": _ids((1, 16)), "attention_mask": _ids((1, 16), 1)}
+_PREDICTING = {"input_ids": _ids((1, 16)), "positions": _ids((1, 11)), "kept": np.ones((1, 11), dtype=bool)}
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("name", "change", "reason"),
     [
-        ({"input_ids": _ids((1, 16), 94)}, "outside the vocabulary"),
-        ({"positions": _ids((1, 11), 16)}, r"positions\[0, 0\] is 16, outside the sequence 0..15"),
-        ({"positions": _ids((1, 11), -1)}, "outside the sequence"),
-        ({"kept": np.ones((1, 4), dtype=bool)}, r"positions has shape \[1, 11\] and kept \[1, 4\]"),
+        (SELECTOR, {"input_ids": _ids((1, 16), -1)}, r"input_ids\[0, 0\] is -1, outside the vocabulary"),
+        (SELECTOR, {"input_ids": _ids((1, 16), 94)}, "is 94, outside the vocabulary 0..93"),
+        (SELECTOR, {"input_ids": _ids((1, 16), np.iinfo(np.int64).min)}, "outside the vocabulary"),
+        (SELECTOR, {"attention_mask": _ids((1, 8), 1)}, r"attention_mask has shape \[1, 8\], input_ids \[1, 16\]"),
+        (SELECTOR, {"attention_mask": _ids((1, 16), 2)}, r"attention_mask\[0, 0\] is 2"),
+        (SELECTOR, {"attention_mask": _ids((1, 16), 0)}, "row 0 of attention_mask is all 0"),
+        (SELECTOR, {"input_ids": _ids((1, 49)), "attention_mask": _ids((1, 49), 1)}, "at most 48"),
+        (SELECTOR, {"input_ids": _ids((1, 0)), "attention_mask": _ids((1, 0), 1)}, "no axis may be empty"),
+        (SELECTOR, {"input_ids": _ids((0, 16)), "attention_mask": _ids((0, 16), 1)}, "no axis may be empty"),
+        (PREDICTOR, {"input_ids": _ids((1, 16), 94)}, "outside the vocabulary"),
+        (PREDICTOR, {"positions": _ids((1, 11), 16)}, r"positions\[0, 0\] is 16, outside the sequence 0..15"),
+        (PREDICTOR, {"positions": _ids((1, 11), -1)}, "outside the sequence"),
+        (PREDICTOR, {"kept": np.ones((1, 4), dtype=bool)}, r"positions has shape \[1, 11\] and kept \[1, 4\]"),
     ],
 )
-def test_predictor_refuses_with_a_reason(start, change, reason):
-    inputs = {"input_ids": _ids((1, 16)), "positions": _ids((1, 11)), "kept": np.ones((1, 11), dtype=bool)}
-    model = start(PREDICTOR)
-    assert ask(model, PREDICTOR, inputs)[0].error is None
+def test_bad_values_are_refused_with_a_reason(start, name, change, reason):
+    model, good = start(name), _SELECTING if name == SELECTOR else _PREDICTING
+    accepted, refused = ask(model, name, good, good | change)
+    assert accepted.error is None and refused.error.code == TritonError.INVALID_ARG
     with pytest.raises(TritonError, match=reason):
-        raise ask(model, PREDICTOR, inputs | change)[0].error
+        raise refused.error
+
+
+@pytest.mark.parametrize(
+    ("checker", "inputs", "reason"),
+    [
+        (InputChecker(12), {"pixels": np.zeros((1, 16, 12, 1)), "keep": np.ones((1, 12))}, None),
+        (InputChecker(12), {"pixels": np.zeros((1, 16, 12, 1)), "keep": np.ones((1, 11))}, "keep has 11 columns; the"),
+        (InputChecker(12), {"positions": _ids((1, 2), 12), "kept": np.ones((1, 2))}, "outside the patches 0..11"),
+    ],
+)
+def test_images_are_checked_by_their_patches(checker, inputs, reason):
+    found = checker.reason_to_refuse(inputs)
+    assert found is None if reason is None else reason in found
 
 
 def test_requests_of_similar_length_run_as_one_batch(start, rationalizer):
@@ -227,34 +209,22 @@ def test_requests_of_similar_length_run_as_one_batch(start, rationalizer):
 
 
 @pytest.mark.parametrize(
-    ("threads", "instances", "expected"), [("3", 1, 3), ("3", 2, 3), ("0", 1, 4), ("0", 2, 4), ("0", 3, 2), ("0", 9, 1)]
+    ("threads", "instances", "expected"), [(3, 1, 3), (3, 2, 3), (0, 1, 4), (0, 2, 4), (0, 3, 2), (0, 9, 1)]
 )
 def test_threads_are_those_of_the_config_or_the_instances_share_the_cores(
-    start, monkeypatch, threads, instances, expected
+    repository, utilities, tmp_path, monkeypatch, threads, instances, expected
 ):
-    import onnxruntime
-
-    seen = []
-    original = onnxruntime.InferenceSession
-
-    def session(path, options, **settings):
-        seen.append(options.intra_op_num_threads)
-        return original(path, options, **settings)
-
-    def with_threads(text, loads=json.loads):
-        config = loads(text)
-        config["parameters"]["intra_op_thread_count"]["string_value"] = threads
-        config["instance_group"][0]["count"] = instances
-        return config
-
-    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
-    monkeypatch.setattr(json, "loads", with_threads)
+    folder = shutil.copytree(repository / SELECTOR, tmp_path / SELECTOR)
+    config = read_config(folder / "config.pbtxt")
+    config.parameters["intra_op_thread_count"].string_value = str(threads)
+    config.instance_group[0].count = instances
+    (folder / "config.pbtxt").write_text(config_text(config))
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
     monkeypatch.setattr(Path, "read_text", lambda path, *_, read=Path.read_text, **options: (
         "max 100000" if path.name == "cpu.max" else read(path, *_, **options)
     ))
-    start(SELECTOR)
-    assert seen == [expected]
+    options = started(tmp_path, SELECTOR)._graph._session.get_session_options()
+    assert options.intra_op_num_threads == expected
 
 
 def test_on_a_gpu_a_runtime_for_cpus_is_refused_and_never_used(repository, utilities):
@@ -263,24 +233,27 @@ def test_on_a_gpu_a_runtime_for_cpus_is_refused_and_never_used(repository, utili
         started(repository, SELECTOR, model_instance_kind="GPU", model_instance_device_id="0")
 
 
-def test_a_containers_quota_limits_the_threads(tmp_path):
-    from rekd_deploy.repository.backend.model import usable_cores
-
-    cores = len(os.sched_getaffinity(0))
-    quota = tmp_path / "cpu.max"
-    for content, expected in (
-        ("max 100000", cores), ("50000 100000", 1), ("100000 100000", 1), ("150000 100000", min(2, cores)),
-        ("6400000 100000", min(64, cores)), ("", cores),
-    ):
-        quota.write_text(content)
-        assert usable_cores(str(quota)) == expected
-    assert usable_cores(str(tmp_path / "none")) == cores
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [("max 100000", 8), ("50000 100000", 1), ("150000 100000", 2), ("1600000 100000", 8), ("", 8)],
+)
+def test_a_containers_quota_limits_the_threads(tmp_path, monkeypatch, content, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    (tmp_path / "cpu.max").write_text(content)
+    assert usable_cores(str(tmp_path / "cpu.max")) == expected
+    assert usable_cores(str(tmp_path / "none")) == 8
 
 
 def test_texts_are_grouped_by_their_own_length_in_whatever_order_inputs_come():
-    def request(length, *, ids_first):
-        ids, slots = {"input_ids": np.zeros((1, length))}, {"positions": np.zeros((1, 4))}
-        return {**ids, **slots} if ids_first else {**slots, **ids}
-
-    inputs = {0: request(48, ids_first=False), 1: request(16, ids_first=True), 2: request(18, ids_first=False)}
+    inputs = {
+        index: {"positions": np.zeros((1, 4)), "input_ids": np.zeros((1, length))}
+        for index, length in enumerate((48, 16, 18))
+    }
     assert groups_by_length(inputs) == [[1, 2], [0]]
+
+
+def test_short_texts_are_filled_up_with_the_pad_id():
+    requests = [{"input_ids": _ids((1, size)), "attention_mask": _ids((1, size), 1)} for size in (2, 3)]
+    found = joined(requests, 7)
+    assert found["input_ids"].tolist() == [[5, 5, 7], [5, 5, 5]]
+    assert found["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]

@@ -10,7 +10,7 @@ from families import assert_same_answers
 from rekd_deploy.bench import variants_graphs
 from rekd_deploy.client.pipeline import Pipeline
 from rekd_deploy.errors import EngineError
-from rekd_deploy.repository import runners as repository_runners
+from rekd_deploy.repository import reader as repository_runners
 from rekd_deploy.runtimes import onnxruntime_device
 from rekd_deploy.runtimes.base import Graph, RunnerChain, parse_device
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner

@@ -13,7 +13,8 @@ from onnxruntime_backend import Server
 from rekd_deploy.export import graphs as export
 from rekd_deploy.export.run import publish
 from rekd_deploy.export.verify import verify
-from rekd_deploy.repository.backend.model import OnnxGraph
+from rekd_deploy.repository.backend.graphs import OnnxGraph
+from rekd_deploy.repository.backend.model import usable_cores
 from rekd_deploy.repository.config import THREADS, parameters_of, read_config
 from rekd_deploy.repository.reader import GRAPH_MODELS
 
@@ -73,7 +74,7 @@ def served(root, target: str) -> None:
         return
     for model in GRAPH_MODELS.values():
         threads = int(parameters_of(read_config(root / model / "config.pbtxt"))[THREADS])
-        OnnxGraph(root / model / "1", threads).close()
+        OnnxGraph(root / model / "1", threads or usable_cores()).close()
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])

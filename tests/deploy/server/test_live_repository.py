@@ -15,7 +15,7 @@ from rekd_deploy.errors import RepositoryError
 from rekd_deploy.repository.build import build_configs
 from rekd_deploy.repository.config import CONFIG_FILE, ServingSettings, read_config
 from rekd_deploy.repository.manifest import Versions, pin_versions
-from rekd_deploy.repository.text_endpoint import raw_configs
+from rekd_deploy.repository.text_endpoint import endpoint_configs
 from rekd_deploy.repository.writer import write_repository
 from rekd_deploy.server.live_repository import (
     LiveRepository,
@@ -165,7 +165,7 @@ def snapshot(artefacts):
 
     def made(version, target="python", **settings):
         chosen = ServingSettings(**settings)
-        configs = {**build_configs(artefacts, chosen, target), **raw_configs(artefacts, chosen)}
+        configs = {**build_configs(artefacts, chosen, target), **endpoint_configs(artefacts, chosen)}
         pin_versions(configs, Versions(version))
         found = Snapshot(Path(), {"repository": {"model_version": version}})
         found.__dict__.update(

@@ -22,8 +22,8 @@ import pytest
 from rekd_deploy.client.client import Client
 from rekd_deploy.client.transport import open_transport
 from rekd_deploy.errors import ModelMissingError, RejectedError, ServerError, ServerUnavailableError
-from rekd_deploy.repository.config import SELECTOR
-from rekd_deploy.repository.writer import GRAPH, write_repository
+from rekd_deploy.repository.config import GRAPH, SELECTOR
+from rekd_deploy.repository.writer import write_repository
 from rekd_deploy.server.process import children_of
 from rekd_deploy.server.program import find_installed
 from rekd_deploy.server.server import TritonServer

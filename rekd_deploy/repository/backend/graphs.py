@@ -1,11 +1,11 @@
-"""The ONNX graph on a GPU: each shape of a batch is captured once as a CUDA graph and replayed from then on.
+"""What runs a graph in Triton's python backend: ONNX Runtime on CPUs, the same on a GPU, or a TensorRT engine.
 
-This file is copied beside ``model.py``, see ``triton_model``; it needs NumPy and onnxruntime-gpu alone. Triton's own
-onnxruntime backend cannot do this: it binds other buffers at each request, and a captured graph knows only its own.
+This file is copied beside ``model.py`` and needs NumPy and the runtime alone.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,56 @@ _PROVIDER = "CUDAExecutionProvider"
 _MOST_SHAPES = 128
 """So many are captured, those of the warm-ups first (16 lengths up to 512 tokens, 5 sizes); any other runs as it is."""
 _COPYING = (b"\x22\x04LSTM", b"\x22\x03GRU", b"\x22\x03RNN")
-"""Operators, as a graph's bytes have them, that a replay would run on memory that is another's by then:
-rekd_deploy/runtimes/onnxruntime_cuda.py."""
+"""As a graph's bytes have them, operators that cannot be replayed: rekd_deploy/runtimes/onnxruntime_cuda.py."""
+
+
+class OnnxGraph:
+    """model.onnx in ``folder`` on ONNX Runtime; ``threads`` inside one operation."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()  # the same as the gate's: rekd_deploy/runtimes/onnxruntime.py
+        options.intra_op_num_threads = threads  # not 0, which would pin them to cores that both steps share
+        # selector and predictor take turns on the same cores: a waiting one must not spin; within a run it pays
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.enable_mem_pattern = False  # lengths differ from batch to batch
+        options.inter_op_num_threads = 1
+        path = str(folder / "model.onnx")
+        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(self, names: Sequence[str], inputs: Arrays) -> list[np.ndarray]:
+        """The outputs of these names."""
+        return self._session.run(list(names), inputs)
+
+    def close(self) -> None:
+        self._session = None
+
+
+class EngineGraph:
+    """model.plan of a product ('tensorrt-rtx') on a GPU; ``execution`` is ``tensorrt_execution.py`` beside it."""
+
+    def __init__(self, folder: Path, product: str, device: int, execution: Any) -> None:
+        api = importlib.import_module(product.replace("-", "_"))
+        logger = api.Logger(api.Logger.ERROR)  # writes to the server's log
+        plan, cuda = (folder / "model.plan").read_bytes(), execution.Cuda(device)
+        self._execution = execution.EngineExecution(api, plan, logger, lambda: "see the server's log", cuda)
+
+    def run(self, names: Sequence[str], inputs: Arrays) -> list[np.ndarray]:
+        """The outputs of these names."""
+        outputs = self._execution.run(inputs)
+        return [outputs[name] for name in names]
+
+    def close(self) -> None:
+        self._execution.close()
 
 
 class CapturedGraph:
-    """model.onnx, to be used by one thread: ONNX Runtime keeps captured graphs for the thread that captured them.
+    """model.onnx on a GPU: each shape of a batch is captured once as a CUDA graph and replayed from then on.
 
-    Args:
-        folder: where it lies.
-        device: index of the GPU.
-        batches: sizes that batches are filled up to by repeating the last row, which changes no other row's answer.
-
-    Raises:
-        RuntimeError: ONNX Runtime cannot use the GPU.
+    To be used by one thread: ONNX Runtime keeps captured graphs for the thread that captured them. Triton's own
+    onnxruntime backend cannot do this: it binds other buffers at each request, and a captured graph knows only its own.
+    Batches are filled up to one of ``batches`` by repeating the last row, which changes no other row's answer.
     """
 
     def __init__(self, folder: Path, device: int, batches: Collection[int]) -> None:
@@ -46,14 +82,16 @@ class CapturedGraph:
         onnxruntime.preload_dlls()
         content = Path(self._path).read_bytes()
         self.captured = not any(operator in content for operator in _COPYING)
-        """Whether launches are replayed; else each request makes its own."""
         self._session: Any = self._opened()
 
     def run(self, names: Sequence[str], inputs: Arrays) -> list[np.ndarray]:
         """The outputs of these names; no others are copied from the GPU."""
         count = len(next(iter(inputs.values())))
         size = min((size for size in self._batches if size >= count), default=count)
-        filled = {name: _filled(inputs[name], size) for name in sorted(inputs)}
+        filled = {
+            name: np.concatenate([inputs[name], np.repeat(inputs[name][-1:], size - count, axis=0)])
+            for name in sorted(inputs)
+        }
         try:
             outputs = self._answer(names, filled)
         except Exception as error:
@@ -86,17 +124,14 @@ class CapturedGraph:
         """Buffers of these shapes and of what the graph makes of them, bound for good, and the graph's number."""
         names = [output.name for output in self._session.get_outputs()]
         outputs = dict(zip(names, self._session.run(names, inputs, self._options(-1)), strict=True))
+        allocated = self._runtime.OrtValue.ortvalue_from_shape_and_type
         buffers = {
-            name: self._runtime.OrtValue.ortvalue_from_shape_and_type(
-                list(array.shape), array.dtype.type, "cuda", self._device
-            )
+            name: allocated(list(array.shape), array.dtype.type, "cuda", self._device)
             for name, array in {**inputs, **outputs}.items()
         }
         binding = self._session.io_binding()
-        for name in inputs:
-            binding.bind_ortvalue_input(name, buffers[name])
-        for name in outputs:
-            binding.bind_ortvalue_output(name, buffers[name])
+        for name, buffer in buffers.items():
+            (binding.bind_ortvalue_input if name in inputs else binding.bind_ortvalue_output)(name, buffer)
         return buffers, binding, self._options(len(self._shapes))
 
     def _options(self, number: int) -> Any:
@@ -110,14 +145,8 @@ class CapturedGraph:
         options.log_severity_level = 4  # what fails is raised
         options.add_session_config_entry("session.force_spinning_stop", "1")
         settings = {"device_id": str(self._device), "enable_cuda_graph": str(int(self.captured)), "use_tf32": "0"}
-        session = self._runtime.InferenceSession(
-            self._path, options, providers=[(_PROVIDER, settings)], enable_fallback=0
-        )
+        providers = [(_PROVIDER, settings)]
+        session = self._runtime.InferenceSession(self._path, options, providers=providers, enable_fallback=0)
         if session.get_providers()[0] != _PROVIDER:  # ONNX Runtime falls back without a word
             raise RuntimeError(f"ONNX Runtime would run it on the CPU, not on GPU {self._device}: see the server's log")
         return session
-
-
-def _filled(array: np.ndarray, rows: int) -> np.ndarray:
-    """(rows, ...): the last row repeated."""
-    return np.ascontiguousarray(np.concatenate([array, np.repeat(array[-1:], rows - len(array), axis=0)]))

@@ -1,4 +1,4 @@
-"""First and last step of the ensemble that takes raw texts or image files: bytes to tensors, tensors to answers.
+"""First and last step of the text or image endpoint: bytes to tensors, tensors to answers, in Triton's python backend.
 
 This file is copied into the repository as ``<model>/<version>/model.py``, and beside it the very modules of rekd_train
 that it imports, so that a server without rekd runs the same preprocessing as everyone else.
@@ -6,9 +6,11 @@ that it imports, so that a server without rekd runs the same preprocessing as ev
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -39,29 +41,25 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self._inputs = [tensor["name"] for tensor in config["input"]]
         served = json.loads((folder / "served.json").read_text(encoding="utf-8"))
-        step = config["parameters"]["step"]["string_value"]
-        self._answer = build_step(step, served, folder)
-        from rekd_train.errors import InputError
-
-        self._refused = InputError
+        self._answer = build_step(config["parameters"]["step"]["string_value"], served, folder)
+        self._refused = importlib.import_module("rekd_train.errors").InputError
 
     def execute(self, requests: Sequence) -> list:
         """Answer each request, in order; one with bad values gets an error of its own."""
         return [self._respond(request) for request in requests]
 
     def _respond(self, request):
+        code = self._triton.TritonError
         try:
-            outputs = self._answer({name: self._array(request, name) for name in self._inputs})
+            given = {name: self._triton.get_input_tensor_by_name(request, name) for name in self._inputs}
+            outputs = self._answer({name: tensor.as_numpy() for name, tensor in given.items()})
         except self._refused as error:
-            return self._error(request, str(error), self._triton.TritonError.INVALID_ARG)
+            return self._error(request, str(error), code.INVALID_ARG)
         except Exception as error:  # one request's trouble must not become its neighbours'
-            return self._error(request, f"{type(error).__name__}: {error}", self._triton.TritonError.INTERNAL)
+            return self._error(request, f"{type(error).__name__}: {error}", code.INTERNAL)
         return self._triton.InferenceResponse(
             [self._triton.Tensor(name, outputs[name]) for name in request.requested_output_names()]
         )
-
-    def _array(self, request, name: str) -> np.ndarray:
-        return self._triton.get_input_tensor_by_name(request, name).as_numpy()
 
     def _error(self, request, reason: str, code: int):
         name = ascii(request.request_id())[1:-1][:_ID_LENGTH]  # as the graphs' models log it
@@ -70,36 +68,39 @@ class TritonPythonModel:
 
 
 def build_step(step: str, served: Mapping, folder: Path) -> Callable[[Arrays], Arrays]:
-    """The function of a step: arrays by name in, arrays by name out.
+    """The function of a step, 'prepare' or 'answer': arrays by name in, arrays by name out.
 
-    Args:
-        step: 'prepare' or 'answer'.
-        served: ``settings`` of the preprocessing and ``labels``.
-        folder: holds tokenizer.json, for the first step of texts.
+    ``served`` has ``settings`` of the preprocessing and ``labels``; ``folder`` tokenizer.json, if it prepares texts.
     """
-    kind = served["settings"]["kind"]
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in served["settings"].items()}
-    if kind == "text":
-        if step == "answer":
-            return lambda arrays: answered_texts(served["labels"], arrays)
-        from rekd_train.inputs.text import TextPreprocessor, TextSettings
+    labels = served["labels"]
+    if settings["kind"] == "text":
+        from rekd_train.inputs.text import EncodedTexts, TextPreprocessor, TextSettings
 
-        texts = TextPreprocessor((folder / "tokenizer.json").read_text(encoding="utf-8"), TextSettings(**settings))
-        return lambda arrays: prepared_texts(texts, arrays)
-    from rekd_train.inputs.image import EncodedImages, ImagePreprocessor, ImageSettings
+        if step == "prepare":
+            tokenizer_json = (folder / "tokenizer.json").read_text(encoding="utf-8")
+            texts = TextPreprocessor(tokenizer_json, TextSettings(**settings))
+            return lambda arrays: prepared_texts(texts, arrays)
 
-    images = ImagePreprocessor(ImageSettings(**settings))
+        def encoded(arrays: Arrays):
+            encodings = [Tokens(row) for row in arrays["tokens"]]
+            return EncodedTexts({}, decoded(arrays["text"]), encodings, arrays["cut"].reshape(-1).tolist())
+    else:
+        from rekd_train.inputs.image import EncodedImages, ImagePreprocessor, ImageSettings
 
-    def answered_images(arrays: Arrays) -> Arrays:
-        encoded = EncodedImages({}, [tuple(size) for size in arrays["sizes"].tolist()], images.settings)
-        return as_tensors(encoded, served["labels"], arrays)
+        images = ImagePreprocessor(ImageSettings(**settings))
+        if step == "prepare":
+            return lambda arrays: prepared_images(images, arrays)
 
-    return {"prepare": lambda arrays: prepared_images(images, arrays), "answer": answered_images}[step]
+        def encoded(arrays: Arrays):
+            return EncodedImages({}, [tuple(size) for size in arrays["sizes"].tolist()], images.settings)
+
+    return lambda arrays: as_tensors(encoded(arrays), labels, arrays)
 
 
 def prepared_texts(preprocessor, arrays: Arrays) -> Arrays:
-    """``text`` (B, 1) UTF-8 -> ``input_ids``, ``attention_mask`` (B, N) int64, and what the answer needs of them:
-    ``tokens`` (B, N, 4) int32 (see ``Tokens``), ``cut`` (B, 1) bool, whether the text was longer."""
+    """``text`` (B, 1) UTF-8 -> ``input_ids``, ``attention_mask`` (B, N) int64; ``tokens`` (B, N, 4) int32, see
+    ``Tokens``; ``cut`` (B, 1) bool, whether the text was longer."""
     texts = decoded(arrays["text"])
     encoded = preprocessor.batch(texts, preprocessor.encode_checked(texts))
     tokens = np.full((*encoded.inputs["input_ids"].shape, 4), _PADDING, np.int32)
@@ -112,11 +113,9 @@ def prepared_texts(preprocessor, arrays: Arrays) -> Arrays:
 
 
 class Tokens:
-    """One text's tokens, as ``EncodedTexts`` reads them of an encoding.
+    """One text's tokens, as ``EncodedTexts`` reads them of an encoding, from (N, 4) int32.
 
-    Args:
-        row: (N, 4) int32: first character and one past the last, number of the word (-1: none), 1 for a special token
-            and -1 for padding.
+    First character and one past the last, number of the word (-1: none), 1 for a special token and -1 for padding.
     """
 
     def __init__(self, row: np.ndarray) -> None:
@@ -130,15 +129,6 @@ class Tokens:
         return len(self.offsets)
 
 
-def answered_texts(labels: Sequence[str], arrays: Arrays) -> Arrays:
-    """``text``, what was made of it, and the outputs of selector and predictor -> the answers, see ``as_tensors``."""
-    from rekd_train.inputs.text import EncodedTexts
-
-    encodings = [Tokens(row) for row in arrays["tokens"]]
-    encoded = EncodedTexts({}, decoded(arrays["text"]), encodings, arrays["cut"].reshape(-1).tolist())
-    return as_tensors(encoded, labels, arrays)
-
-
 def prepared_images(preprocessor, arrays: Arrays) -> Arrays:
     """``image`` (B, 1), files as bytes -> ``pixels`` (B, H, W, C) uint8, ``sizes`` (B, 2) int64 (width, height)."""
     opened = [opened_image(content, number) for number, content in enumerate(arrays["image"].reshape(-1), 1)]
@@ -146,16 +136,12 @@ def prepared_images(preprocessor, arrays: Arrays) -> Arrays:
     return {**encoded.inputs, "sizes": np.array(encoded.sizes, np.int64).reshape(-1, 2)}
 
 
-def decoded(raw: np.ndarray) -> list[str]:
-    """Texts of a tensor of bytes.
-
-    Raises:
-        InputError: too long, or not UTF-8; names the text, counted from 1.
-    """
+def decoded(column: np.ndarray) -> list[str]:
+    """Texts of a tensor of bytes; InputError: too long, or not UTF-8; it names the text, counted from 1."""
     from rekd_train.errors import InputError
 
     texts = []
-    for number, content in enumerate(raw.reshape(-1), 1):
+    for number, content in enumerate(column.reshape(-1), 1):
         if len(content) > LARGEST_TEXT:
             raise InputError(f"text {number} has {len(content)} bytes; at most {LARGEST_TEXT} are looked at")
         try:
@@ -166,13 +152,7 @@ def decoded(raw: np.ndarray) -> list[str]:
 
 
 def opened_image(content: bytes, number: int):
-    """A JPEG or PNG file as a Pillow image, not yet decoded.
-
-    Raises:
-        InputError: neither of the two, or too many pixels.
-    """
-    import warnings
-
+    """A JPEG or PNG file as a Pillow image, not yet decoded; InputError: neither of the two, or too many pixels."""
     from PIL import Image, UnidentifiedImageError
 
     from rekd_train.errors import InputError
@@ -196,14 +176,9 @@ def as_tensors(encoded, labels: Sequence[str], arrays: Arrays) -> Arrays:
     predictions = encoded.predictions(labels, arrays["probabilities"], arrays["mask"], arrays["scores"])
     parts = [json.dumps([vars(part) for part in each.rationale], ensure_ascii=False) for each in predictions]
     return {
-        "label": text_column([each.label for each in predictions]),
-        "rationale": text_column(parts),
+        "label": np.array([[each.label.encode("utf-8")] for each in predictions], object),
+        "rationale": np.array([[part.encode("utf-8")] for part in parts], object),
         "rate": np.array([[each.rate] for each in predictions], np.float32),
         "truncated": np.array([[each.truncated] for each in predictions], bool),
         "probabilities": np.ascontiguousarray(arrays["probabilities"], np.float32),
     }
-
-
-def text_column(texts: Sequence[str]) -> np.ndarray:
-    """(B, 1) bytes objects, as Triton's strings are."""
-    return np.array([[text.encode("utf-8")] for text in texts], dtype=object)
