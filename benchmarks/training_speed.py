@@ -140,7 +140,7 @@ class Work:
         return {"stages": clock.stages, "teacher_pass_seconds": seconds}
 
     def _teacher_pass(self, config: RunConfig) -> float:
-        from rekd_train.training.objectives import Teacher
+        from rekd_train.training.teacher import Teacher
 
         begun = _now(self._runtime)
         Teacher(self._teacher, self._runtime, config.acceleration.precision, self._splits["train"])

@@ -13,9 +13,10 @@ from toys import toy_config, toy_images, toy_texts
 from rekd_train.models.gates import relaxed_log_choice
 from rekd_train.training import losses
 from rekd_train.training.losses import gumbel, key, uniform_scalar
-from rekd_train.training.objectives import ClassifierObjective, CompactObjective, RationaleObjective, Teacher
+from rekd_train.training.objectives import ClassifierObjective, CompactObjective, RationaleObjective
 from rekd_train.training.runtime import Runtime, all_batches
 from rekd_train.training.stages import fit
+from rekd_train.training.teacher import Teacher
 
 CPU = Runtime("cpu")
 SEED = 7
