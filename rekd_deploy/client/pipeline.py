@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from threading import Lock
 from typing import Any, Self
@@ -22,10 +21,8 @@ class Pipeline:
     """Predicts like the Triton client, in this process, on ONNX Runtime or, if requested, the repository's engines.
 
     On a GPU, ONNX Runtime keeps what one step hands to the next where it is, and replays a captured CUDA graph for
-    each bucket of batch and length; texts are parted so that few rows are filled up (``batching.cuts``).
-
-    Usable as a context manager; without ``with`` the graphs are loaded at the first use and stay until
-    ``close``.
+    each bucket of batch and length; texts are parted so that few rows are filled up (``batching.cuts``). Usable as a
+    context manager; without ``with`` the graphs are loaded at the first use and stay until ``close``.
 
     Args:
         source: model repository written by rekd-export, or artefacts as ``export`` returns them.
@@ -76,7 +73,7 @@ class Pipeline:
             self._batch_size = min([batch_size, *chain.batches[-1:]])
         else:
             self._chain = RunnerChain([exported.graph_runner(role, threads=threads) for role in roles])
-        self._running: ExitStack | None = None
+        self._is_open = False
         self._opening = Lock()
         self._closings = 0
 
@@ -91,23 +88,22 @@ class Pipeline:
         """Release the loaded graphs; calls of other threads fail, later ones load the graphs again."""
         with self._opening:
             self._closings += 1
-            if self._running is not None:
-                running, self._running = self._running, None
-                running.close()
+            if self._is_open:
+                self._is_open = False
+                self._chain.__exit__(None, None, None)
 
     def predict(self, items: Sequence[Any], *, windows: bool = False) -> list[Prediction]:
         """Label, probabilities and rationale of each text or image, in their order.
 
         Args:
             items: texts (str); for a vision model images: uint8 arrays (H, W, C), Pillow images or paths.
-            windows: read a text beyond the model's length window by window and combine the predictions
-                (``batching.py`` has the rules), instead of cutting it.
+            windows: read a text beyond the model's length window by window, instead of cutting it (``batching.py``).
 
         Raises:
             InputError: an empty list, or windows of an image.
             FaultyItemsError: items that cannot be used, by their number, counted from 1. Texts are all checked
                 before any is computed; images are read a batch at a time.
-            EngineError: ONNX Runtime or TensorRT cannot load or run a graph, or another thread has closed the pipeline.
+            EngineError: a graph cannot be loaded or run, or another thread has closed the pipeline.
             MissingExtraError: the library is not installed.
         """
         closings = self._closings
@@ -120,10 +116,9 @@ class Pipeline:
         with self._opening:
             if self._closings != closings:
                 raise EngineError("the pipeline is closed; fix: close it once its calls are done")
-            if self._running is None:
-                with ExitStack() as stack:
-                    stack.enter_context(self._chain)
-                    self._running = stack.pop_all()
+            if not self._is_open:
+                self._chain.__enter__()
+                self._is_open = True
 
     def _predicted(self, encoded: Encoded, closings: int) -> list[Prediction]:
         self._open(closings)

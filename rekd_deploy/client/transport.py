@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +23,8 @@ from rekd_deploy.errors import (
     ServerUnavailableError,
 )
 
+WORKERS = 64
+"""Most submitted requests of one client on their way at once, each in a thread; the others wait their turn."""
 _STATUS_ERRORS = {
     "UNAVAILABLE": ServerUnavailableError,
     "CANCELLED": ServerUnavailableError,  # not by us: the server stopped in the middle
@@ -46,6 +51,25 @@ class Arrays(dict[str, np.ndarray]):
     """Version of the model that computed them."""
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a server is asked; without inputs: for something it knows."""
+
+    model: str
+    timeout: float
+    """Seconds from now that the response may take."""
+    inputs: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+    outputs: Sequence[str] = ()
+    request_id: str = ""
+    """What the server's log calls the request."""
+    begun: float = field(default_factory=time.monotonic)
+
+    @property
+    def remaining(self) -> float:
+        """Seconds that are left."""
+        return self.begun + self.timeout - time.monotonic()
+
+
 class ModelConfig(NamedTuple):
     """What a served model says of itself."""
 
@@ -65,7 +89,7 @@ class ServerFacts(NamedTuple):
 
 
 class Transport(ABC):
-    """What the client needs of a server. Safe to use from several threads.
+    """What the client needs of a server. Safe to use from several threads; every method raises ClientErrors.
 
     Args:
         address: of the server.
@@ -73,62 +97,99 @@ class Transport(ABC):
         headers: sent with every request, names in lower case.
     """
 
+    ends_in_time = False
+    """Whether ``infer`` keeps the timeout whatever the server does, so that a thread may wait for it."""
+
     def __init__(self, address: Address, timeout: float, headers: Mapping[str, str]) -> None:
-        self._address, self._url = address, str(address)
+        self._url = str(address)
         self._timeout = timeout
         self._headers = dict(headers)
+        self._workers = ThreadPoolExecutor(WORKERS, "rekd-transport")
 
     @abstractmethod
     def model_versions(self, model: str, timeout: float) -> list[str]:
-        """Versions of a model that are ready.
-
-        Args:
-            timeout: seconds the response may take.
-
-        Raises:
-            ClientError: of the kind that fits.
-        """
+        """Versions of a model that are ready; ``timeout``: seconds the response may take."""
 
     @abstractmethod
     def model_config(self, model: str, version: str, timeout: float) -> ModelConfig:
         """Parameters and max_batch_size of a version; see ``model_versions``."""
 
     @abstractmethod
-    def submit(
-        self, model: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], *,
-        timeout: float | None = None, request_id: str = "",
-    ) -> Future[Arrays]:
-        """Send a request; the future holds the outputs by name or a ClientError. Cancelling it abandons the request.
-
-        Args:
-            timeout: seconds the response may take; None: as set for the transport.
-            request_id: what the server's log calls the request.
-        """
-
-    def infer(
-        self, model: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], *, timeout: float, request_id: str
-    ) -> Arrays | None:
-        """Send a request and wait for its outputs in this thread, which is quicker than to be woken by a future.
-
-        Returns:
-            None: this transport cannot, and has sent nothing.
-
-        Raises:
-            ClientError: of the kind that fits.
-        """
-        return None
+    def infer(self, request: Request) -> Arrays:
+        """Send a request and wait for its outputs in this thread."""
 
     def server_facts(self, model: str, timeout: float) -> ServerFacts:
         """What the server says of itself, ready if the model is, too; see ``model_versions``."""
-        raise RejectedError("this transport has no statistics")
+        raise NotImplementedError
 
-    def explained(self, error: ClientError) -> ClientError:
-        """An error of this transport, with what the port seems to speak where that is the mistake. May block."""
-        return error
+    def submit(
+        self, model: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], *,
+        timeout: float | None = None, request_id: str = "", wait: bool = False,
+    ) -> Future[Arrays]:
+        """``infer`` in a thread; cancelling the future abandons the request. For arguments see ``Request``.
 
-    @abstractmethod
+        Args:
+            wait: for the response, in this thread, which is quicker than to be woken; where it ``ends_in_time``.
+        """
+        request = Request(model, self._timeout if timeout is None else timeout, inputs, outputs, request_id)
+        future: Future[Arrays] = Future()
+
+        def work() -> None:
+            if future.cancelled():
+                return
+            with suppress(InvalidStateError):  # cancelled meanwhile
+                try:
+                    future.set_result(self.infer(request))
+                except Exception as error:
+                    future.set_exception(error)
+
+        if wait and self.ends_in_time:
+            work()
+            return future
+        try:
+            self._workers.submit(work)
+        except RuntimeError as error:  # closed meanwhile
+            future.set_exception(self._unusable(error))
+        return future
+
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; requests on their way fail."""
+        self._workers.shutdown()
+
+    def _unusable(self, error: Exception) -> ServerUnavailableError:
+        return ServerUnavailableError(f"the connection to {self._url} cannot be used ({error})")
+
+    def _failure(self, request: Request, status: str, message: str) -> ClientError:
+        """The project's error for a failure.
+
+        Args:
+            status: name of a gRPC status, or number of an HTTP status; empty: none came.
+            message: what the server or the library said.
+        """
+        kind = _STATUS_ERRORS.get(status, RejectedError)
+        if _QUEUE_FULL in message:
+            kind = ServerBusyError
+        elif _RESTRICTED in message:
+            kind = RejectedError
+        elif kind is ServerUnavailableError and any(sign in message.lower() for sign in _TLS_SIGNS):
+            kind = InsecureServerError
+        elif "unknown model" in message:
+            kind = ModelMissingError
+        url, reason = self._url, message.strip().partition("\n")[0] or status or "no reason given"
+        if request.request_id and request.request_id not in reason:  # Triton may name it itself
+            reason += f"; request {request.request_id}"
+        texts = {
+            ServerBusyError: f"the queue of the server at {url} is full ({reason}); fix: try later, or send fewer",
+            ServerUnavailableError: f"no Triton server answers at {url} ({reason}); fix: start rekd-serve, or check "
+            "the address: HOST:8001 for gRPC, http://HOST:8000 for HTTP, with TLS grpcs:// or https://",
+            InsecureServerError: f"no trusted TLS connection to {url} ({reason}); fix: the root certificate that the "
+            "server's descends from, the name on it, the client's own certificate if the server wants one, or an "
+            "address without TLS if the server has none",
+            DeadlineError: f"no answer from {url} within {request.timeout:g} s ({reason}); fix: a longer timeout",
+            ModelMissingError: f"the server at {url} does not serve the model '{request.model}' ({reason})",
+            RejectedError: f"the server at {url} refused the request: {reason}",
+        }
+        return kind(texts[kind])
 
 
 def open_transport(
@@ -144,68 +205,10 @@ def open_transport(
     Raises:
         ClientError: the address is none, or headers or TLS settings cannot be used.
     """
-    address, headers = Address.parse(url), checked_headers(headers)
+    from rekd_deploy.client.protocols import GrpcTransport, HttpTransport
+
+    address = Address.parse(url)
     if tls is not None and not address.encrypted:
         raise ClientError(f"'{url}' is not encrypted, but TLS settings are given; give grpcs:// or https://")
-    tls = tls or TlsSettings()
-    if address.protocol == "http":
-        from rekd_deploy.client.transport_http import HttpTransport
-
-        return HttpTransport(address, timeout, headers, tls)
-    from rekd_deploy.client.transport_grpc import GrpcTransport
-
-    return GrpcTransport(address, timeout, headers, tls)
-
-
-def triton_inputs(input_class: type, arrays: Mapping[str, np.ndarray]) -> list:
-    """The tensors as one of tritonclient's ``InferInput`` classes has them."""
-    from tritonclient.utils import np_to_triton_dtype
-
-    tensors = []
-    for name, array in arrays.items():
-        tensor = input_class(name, array.shape, np_to_triton_dtype(array.dtype))
-        tensor.set_data_from_numpy(np.ascontiguousarray(array))
-        tensors.append(tensor)
-    return tensors
-
-
-def arrays_of(result: Any, outputs: Sequence[str], version: str) -> Arrays:
-    """What a tritonclient result holds."""
-    arrays = Arrays({name: result.as_numpy(name) for name in outputs})
-    arrays.version = version
-    return arrays
-
-
-def typed_error(
-    status: str, message: str, url: str, model: str, *, timeout: float, request_id: str = ""
-) -> ClientError:
-    """The project's error for a failure.
-
-    Args:
-        status: name of a gRPC status, or number of an HTTP status; empty: none came.
-        message: what the server or the library said.
-        timeout: seconds the response was given.
-    """
-    kind = _STATUS_ERRORS.get(status, RejectedError)
-    if _QUEUE_FULL in message:
-        kind = ServerBusyError
-    elif _RESTRICTED in message:
-        kind = RejectedError
-    elif kind is ServerUnavailableError and any(sign in message.lower() for sign in _TLS_SIGNS):
-        kind = InsecureServerError
-    elif "unknown model" in message:
-        kind = ModelMissingError
-    reason = message.strip().splitlines()[0] if message.strip() else status or "no reason given"
-    request = f"; request {request_id}" if request_id else ""
-    named = "" if request_id in reason else request  # Triton may name it itself
-    texts = {
-        ServerBusyError: f"the queue of the server at {url} is full ({reason}{request}); fix: try later, or send fewer",
-        ServerUnavailableError: f"no Triton server answers at {url} ({reason}); fix: check the URL, or start "
-        "rekd-serve",
-        InsecureServerError: f"no trusted TLS connection to {url} ({reason}); fix: the root certificate that the "
-        "server's descends from, the name on it, and the client's own certificate if the server wants one",
-        DeadlineError: f"no answer from {url} within {timeout:g} s ({reason}{request}); fix: a longer timeout",
-        ModelMissingError: f"the server at {url} does not serve the model '{model}' ({reason})",
-        RejectedError: f"the server at {url} refused the request: {reason}{named}",
-    }
-    return kind(texts[kind])
+    kind = HttpTransport if address.protocol == "http" else GrpcTransport
+    return kind(address, timeout, checked_headers(headers), tls or TlsSettings())

@@ -210,7 +210,7 @@ def read_status(
             raise RejectedError(
                 f"the statistics of {url} take a key ({error}); fix: run it on its machine, as the user who started it"
             ) from None
-        raise transport.explained(error) from None
+        raise
     finally:
         transport.close()
     steps = sorted(map(StepStatus.of, facts.statistics), key=lambda step: (step.model, step.version))
