@@ -38,8 +38,6 @@ class Batches:
     first batch comes; of images in their order, each read when its turn comes.
 
     Args:
-        preprocessor: of the model.
-        items: texts or images.
         batch_size: most items, or windows of a text, in a batch.
         windows: read texts beyond the model's length window by window instead of cutting them.
         filled_to: sizes that whoever computes fills batches up to, as captured graphs need; empty: none.
@@ -49,13 +47,8 @@ class Batches:
     """
 
     def __init__(
-        self,
-        preprocessor: Preprocessor,
-        items: Sequence[Any],
-        batch_size: int,
-        *,
-        windows: bool = False,
-        filled_to: Sequence[int] = (),
+        self, preprocessor: Preprocessor, items: Sequence[Any], batch_size: int, *,
+        windows: bool = False, filled_to: Sequence[int] = (),
     ) -> None:
         self._preprocessor = preprocessor
         self._items = items
@@ -127,10 +120,7 @@ def cuts(lengths: Sequence[int], batch_size: int, filled_to: Sequence[int]) -> l
 class WindowedText:
     """A text, its windows, and the encoding that it would have if the model read any length.
 
-    Args:
-        text: as given.
-        encoding: truncated; it holds what was cut off.
-        overlap: tokens that a window shares with the one before it.
+    ``encoding`` is truncated and holds what was cut off; ``overlap``: tokens that a window shares with the one before.
     """
 
     def __init__(self, text: str, encoding: Encoding, overlap: int) -> None:

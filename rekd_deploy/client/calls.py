@@ -26,28 +26,19 @@ _LONGEST_ID = 128
 
 @dataclass
 class Sent:
-    """A request on its way."""
+    """A request on its way; ``indices`` are those of its rows in the call, ``until`` is a ``time.monotonic``."""
 
     indices: list[int]
-    """Of its rows in the call: items, or windows of texts."""
     encoded: Encoded
     request_id: str
     future: Future[Arrays] = field(default_factory=Future)
     until: float = 0.0
-    """When its time is over, of ``time.monotonic``."""
 
 
 class Call:
-    """The time, the ids and the end of one call.
+    """The time, the ids and the end of one call; for arguments and InputErrors see ``Client.predict``.
 
-    Args:
-        timeout: seconds one request may take.
-        deadline: seconds the whole call may take; None: as long as it takes.
-        request_id: of the first request; later ones have a number behind it. None: a random one.
-        cancellable: another thread may cancel it.
-
-    Raises:
-        InputError: an argument that cannot be used.
+    ``timeout``: seconds one request may take; ``cancellable``: another thread may cancel it.
     """
 
     def __init__(
@@ -79,7 +70,7 @@ class Call:
         return self._until - time.monotonic()
 
     def remaining(self) -> float:
-        """Seconds that the next request may take; DeadlineError: none are left; CancelledError: it was cancelled."""
+        """Seconds that the next request may take; raises DeadlineError or CancelledError."""
         if self._cancelled.is_set():
             raise CancelledError
         if self.left <= 0:
@@ -88,9 +79,8 @@ class Call:
 
     def too_late(self) -> DeadlineError:
         """The error of a call that is beyond its deadline."""
-        return DeadlineError(
-            f"the call was not finished within {self.deadline:g} s (request {self._request_id}); fix: a longer deadline"
-        )
+        what = f"the call was not finished within {self.deadline:g} s (request {self._request_id})"
+        return DeadlineError(f"{what}; fix: a longer deadline")
 
     def result(self, sent: Sent) -> Arrays:
         """The response; ClientError: why there is none; CancelledError: the call was cancelled."""
@@ -101,9 +91,8 @@ class Call:
             return sent.future.result(max(sent.until + GRACE - time.monotonic(), 0))
         except TimeoutError:
             self.remaining()  # raises if it is the call's own deadline
-            raise DeadlineError(
-                f"no answer within {self.timeout:g} s (request {sent.request_id}); fix: a longer timeout"
-            ) from None
+            what = f"no answer within {self.timeout:g} s (request {sent.request_id})"
+            raise DeadlineError(f"{what}; fix: a longer timeout") from None
 
     def pause(self, seconds: float) -> None:
         """Wait, or until it is cancelled."""
@@ -128,11 +117,7 @@ class ServedVersion(NamedTuple):
 class ServedModel:
     """The model behind an address; its versions are read when they are first met. Safe to use from several threads.
 
-    Args:
-        url: of the server, for messages.
-        name: of the ensemble or single graph.
-        transport: what speaks to the server.
-        preprocessing: fingerprint that the model must have; None: any.
+    ``preprocessing``: fingerprint that the model must have; None: any.
     """
 
     def __init__(self, url: str, name: str, transport: Transport, preprocessing: str | None) -> None:
@@ -147,11 +132,7 @@ class ServedModel:
         self._reading = threading.Lock()
 
     def version(self, version: str, call: Call) -> ServedVersion:
-        """What the server says of a version, read at the first time; empty: the newest.
-
-        Raises:
-            ClientError: it cannot be read, or not be used.
-        """
+        """What the server says of a version, read once; empty: the newest. ClientError: it cannot be used."""
         if found := self._known(version):
             return found
         patience = call.remaining()

@@ -16,7 +16,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, count, islice
+from contextlib import suppress
+from itertools import chain, islice
 from typing import Any, Self, TypeVar
 
 from rekd_deploy.client.batching import Batches
@@ -32,7 +33,6 @@ CALLS = 64
 """Calls of one AsyncClient that are made at once, each in a thread; more wait their turn."""
 IN_FLIGHT = 4
 """Requests of one call on their way at once: enough to keep the server's batcher busy while responses are read."""
-_CLOSED = "the client is closed; fix: open another, or close it once its calls are done"
 _OUTPUTS = ("scores", "mask", "probabilities")
 _READINGS = 3
 """How often a call starts anew because the server has another model since."""
@@ -79,10 +79,8 @@ class _Caller:
 
     def _predictions(self, call: Call, items: Sequence[Any], windows: bool) -> list[Prediction]:
         for _ in range(_READINGS):
-            try:
+            with suppress(_OtherModel):
                 return self._exchange(call, self._served(call), items, windows)
-            except _OtherModel:
-                continue
         raise VersionMismatchError(
             f"the server at {self.url} changed the model '{self.model}' {_READINGS} times during one call; "
             "fix: call again once it serves one version"
@@ -111,7 +109,10 @@ class _Caller:
         def take() -> None:
             outputs = self._retried(call, response)
             sent = in_flight.popleft()
-            self._check_version(served, outputs.version, call)
+            if outputs.version not in ("", served.version):  # tokens and labels must still be those of the request
+                self._model.newest = self._served(call, outputs.version)
+                if self._model.newest.description != served.description:
+                    raise _OtherModel
             batches.collect(sent.indices, self._model.predictions(served, sent, outputs, windows))
 
         try:
@@ -129,24 +130,18 @@ class _Caller:
 
     def _retried(self, call: Call, function: Callable[[int], Result]) -> Result:
         """What the function of an attempt's number gives; it is called again after an error that may pass."""
-        for attempt in count(1):
+        attempt = 0
+        while True:
+            attempt += 1
             try:
                 return function(attempt)
             except ClientError as error:
                 if self._closed:
-                    raise ClientError(_CLOSED) from None
+                    raise ClientError("the client is closed; fix: close it once its calls are done") from None
                 pause = self._retry.pause(error, attempt, call.left)
                 if pause is None:
                     raise
             call.pause(pause)
-        raise AssertionError
-
-    def _check_version(self, served: ServedVersion, version: str, call: Call) -> None:
-        """The server may have loaded another version since: its tokens and labels must be those of the request."""
-        if version not in ("", served.version):
-            self._model.newest = self._served(call, version)
-            if self._model.newest.description != served.description:
-                raise _OtherModel
 
 
 class Client(_Caller):
@@ -184,12 +179,8 @@ class Client(_Caller):
         return self._served(Call(self._timeout)).description
 
     def predict(
-        self,
-        items: Sequence[Any],
-        *,
-        windows: bool = False,
-        deadline: float | None = None,
-        request_id: str | None = None,
+        self, items: Sequence[Any], *,
+        windows: bool = False, deadline: float | None = None, request_id: str | None = None,
     ) -> list[Prediction]:
         """Label, probabilities and rationale of each text or image, in the order of ``items``.
 
@@ -231,12 +222,8 @@ class AsyncClient(_Caller):
         return (await self._in_thread(self._served, Call(self._timeout, cancellable=True))).description
 
     async def predict(
-        self,
-        items: Sequence[Any],
-        *,
-        windows: bool = False,
-        deadline: float | None = None,
-        request_id: str | None = None,
+        self, items: Sequence[Any], *,
+        windows: bool = False, deadline: float | None = None, request_id: str | None = None,
     ) -> list[Prediction]:
         """See ``Client.predict``."""
         call = Call(self._timeout, deadline, request_id, cancellable=True)

@@ -53,11 +53,7 @@ class Address:
 
 @dataclass(frozen=True)
 class TlsSettings:
-    """Which TLS server is trusted, and the client's own certificate. Files are PEM.
-
-    Raises:
-        ClientError: a file cannot be read, or only one of certificate and key is given.
-    """
+    """Which TLS server is trusted, and the client's own certificate; ClientError: files that cannot be used. PEM."""
 
     root_certificates: Path | None = None
     """Certificates that the server's must descend from; None: those that the system (gRPC: the library) trusts."""
@@ -93,9 +89,6 @@ class RetryPolicy:
     That may pass by itself; a refusal, a time-out and a wrong model do not. A response depends on its request alone,
     so sending one twice does no harm. Before each further attempt comes a pause of twice the length, shortened at
     random by up to half, so that clients which failed together do not come back together.
-
-    Raises:
-        ClientError: ``attempts`` or ``first_pause`` is out of range.
     """
 
     attempts: int = 4
@@ -116,13 +109,7 @@ class RetryPolicy:
             )
 
     def pause(self, error: Exception, attempts_made: int, remaining: float) -> float | None:
-        """Seconds to wait before the next attempt; None: there is none.
-
-        Args:
-            error: why the last attempt failed.
-            attempts_made: so far, at least 1.
-            remaining: seconds that the call may still take; a pause that would use them up is not begun.
-        """
+        """Seconds to wait after the last attempt's error; None: no other, as where ``remaining`` would be used up."""
         if not isinstance(error, ServerUnavailableError) or attempts_made >= self.attempts:
             return None
         longest = min(self.first_pause * 2 ** (attempts_made - 1), self.longest_pause)
@@ -131,11 +118,7 @@ class RetryPolicy:
 
 
 def checked_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
-    """Headers for every request, names in lower case (as gRPC wants them, HTTP does not care).
-
-    Raises:
-        ClientError: a name or value that cannot be sent, or a name that the protocol itself uses.
-    """
+    """The headers, names in lower case, as gRPC wants them; ClientError: one that cannot be sent."""
     for name, value in (headers or {}).items():
         if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
             raise ClientError(f"the header name {name!r} has other signs than letters, digits, '.', '_' and '-'")

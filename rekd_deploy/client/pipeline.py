@@ -35,8 +35,7 @@ class Pipeline:
     Raises:
         EngineError: there is no such device, or engines were requested on a CPU.
         InputError: ``batch_size`` is below 1.
-        RepositoryError: a file is missing, altered, or does not belong to the others; or there is no single graph or
-            engine.
+        RepositoryError: a file is missing, altered, or of another export; or there is no single graph or engine.
     """
 
     def __init__(
@@ -53,7 +52,6 @@ class Pipeline:
             raise InputError(f"batch_size {batch_size} must be at least 1")
         exported = Exported.of(source)
         self.description = exported.description
-        self.labels = list(self.description.labels)
         self.preprocessor = self.description.preprocessor()
         self._batch_size = batch_size
         self._filled_to: list[int] = []
@@ -104,7 +102,6 @@ class Pipeline:
             FaultyItemsError: items that cannot be used, by their number, counted from 1. Texts are all checked
                 before any is computed; images are read a batch at a time.
             EngineError: a graph cannot be loaded or run, or another thread has closed the pipeline.
-            MissingExtraError: the library is not installed.
         """
         closings = self._closings
         batches = Batches(self.preprocessor, items, self._batch_size, windows=windows, filled_to=self._filled_to)
@@ -127,4 +124,4 @@ class Pipeline:
         except EngineError:
             self._open(closings)  # closed meanwhile is the reason
             raise
-        return encoded.predictions(self.labels, found["probabilities"], found["mask"], found["scores"])
+        return encoded.predictions(self.description.labels, found["probabilities"], found["mask"], found["scores"])

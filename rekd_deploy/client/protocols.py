@@ -7,16 +7,15 @@ safe to use from several, keeps the connections.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import numpy as np
 
 from rekd_deploy.client.connection import Address, TlsSettings
-from rekd_deploy.client.transport import WORKERS, Arrays, ModelConfig, Request, ServerFacts, Transport
-from rekd_deploy.errors import ClientError, ModelMissingError, RejectedError, ServerUnavailableError
+from rekd_deploy.client.transport import WORKERS, Arrays, Request, Transport
+from rekd_deploy.errors import ModelMissingError, RejectedError
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
@@ -56,15 +55,6 @@ class GrpcTransport(Transport):
             channel_args=list(_CHANNEL.items()),
         )
 
-    def model_versions(self, model: str, timeout: float) -> list[str]:
-        return list(self._call(self._client.get_model_metadata, Request(model, timeout), model).versions)
-
-    def model_config(self, model: str, version: str, timeout: float) -> ModelConfig:
-        config = self._call(self._client.get_model_config, Request(model, timeout), model, version).config
-        return ModelConfig(
-            {key: value.string_value for key, value in config.parameters.items()}, config.max_batch_size
-        )
-
     def infer(self, request: Request) -> Arrays:
         from tritonclient.grpc import InferInput, InferRequestedOutput
 
@@ -75,12 +65,20 @@ class GrpcTransport(Transport):
         )
         return _arrays(result, request, result.get_response().model_version)
 
-    def server_facts(self, model: str, timeout: float) -> ServerFacts:
-        request, client = Request(model, timeout), self._client
-        triton = self._call(client.get_server_metadata, request, as_json=True)["version"]
-        ready = self._call(client.is_server_ready, request) and self._call(client.is_model_ready, request, model)
-        statistics = self._call(client.get_inference_statistics, request, as_json=True)["model_stats"]
-        return ServerFacts(triton, ready, statistics)
+    def _told(self, what: str, request: Request, version: str = "") -> dict[str, Any]:
+        client = self._client
+        function, *arguments = {
+            "server": (client.get_server_metadata,),
+            "statistics": (client.get_inference_statistics,),
+            "model": (client.get_model_metadata, request.model),
+            "config": (client.get_model_config, request.model, version),
+        }[what]
+        told = self._call(function, request, *arguments, as_json=True)
+        return told["config"] if what == "config" else told
+
+    def _is_ready(self, request: Request) -> bool:
+        client = self._client
+        return self._call(client.is_server_ready, request) and self._call(client.is_model_ready, request, request.model)
 
     def close(self) -> None:
         self._client.close()
@@ -111,16 +109,6 @@ class HttpTransport(Transport):
             else HTTPConnectionPool(address.host, address.port, maxsize=WORKERS)
         )
 
-    def model_versions(self, model: str, timeout: float) -> list[str]:
-        with self._reading():
-            return [str(version) for version in self._get(_path(model), Request(model, timeout))["versions"]]
-
-    def model_config(self, model: str, version: str, timeout: float) -> ModelConfig:
-        with self._reading():
-            config = self._get(f"{_path(model)}/versions/{version}/config", Request(model, timeout))
-            parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
-            return ModelConfig(parameters, int(config.get("max_batch_size", 0)))
-
     def infer(self, request: Request) -> Arrays:
         from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
@@ -138,26 +126,22 @@ class HttpTransport(Transport):
             )
             return _arrays(result, request, str(result.get_response().get("model_version", "")))
 
-    def server_facts(self, model: str, timeout: float) -> ServerFacts:
-        request = Request(model, timeout)
-        with self._reading():
-            triton, statistics = (self._get(path, request) for path in ("v2", "v2/models/stats"))
-            ready = all(self._says_yes(path, request) for path in ("v2/health/ready", f"{_path(model)}/ready"))
-            return ServerFacts(triton["version"], ready, statistics["model_stats"])
+    def _told(self, what: str, request: Request, version: str = "") -> dict[str, Any]:
+        model = _path(request.model)
+        paths = {"server": "v2", "statistics": "v2/models/stats", "model": model}
+        return self._exchange("GET", paths.get(what, f"{model}/versions/{version}/config"), request).json()
+
+    def _is_ready(self, request: Request) -> bool:
+        try:
+            for path in ("v2/health/ready", f"{_path(request.model)}/ready"):
+                self._exchange("GET", path, request)
+        except (RejectedError, ModelMissingError):  # 400: no
+            return False
+        return True
 
     def close(self) -> None:
         self._pool.close()
         super().close()
-
-    def _get(self, path: str, request: Request) -> Any:
-        return self._exchange("GET", path, request).json()
-
-    def _says_yes(self, path: str, request: Request) -> bool:
-        try:
-            self._exchange("GET", path, request)
-        except (RejectedError, ModelMissingError):  # 400: no
-            return False
-        return True
 
     def _exchange(
         self, method: str, path: str, request: Request, body: bytes = b"", headers: Mapping[str, str] | None = None
@@ -189,18 +173,6 @@ class HttpTransport(Transport):
         except (ValueError, KeyError, TypeError):
             reason = response.data.decode("utf-8", "replace").strip() or str(response.reason)
         raise self._failure(request, str(response.status), reason)
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Whatever goes wrong while a response is read, it is none of Triton's."""
-        try:
-            yield
-        except ClientError:
-            raise
-        except Exception:
-            raise ServerUnavailableError(
-                f"what answers at {self._url} is no Triton server; fix: check the address and its protocol"
-            ) from None
 
 
 def _path(model: str) -> str:

@@ -1,12 +1,8 @@
-"""A prediction for people: a text with its rationale highlighted, or an image with its patches. torch-free.
-
-In an image the kept patches are framed, the stronger the brighter, and the rest is dimmed.
-"""
+"""A prediction for people: a text with its rationale highlighted, or an image with its patches. torch-free."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,16 +31,13 @@ _LABEL = 32
 _TEXT, _SMALL = (255, 255, 255), (200, 200, 200)
 
 
-def segments(prediction: Prediction) -> Iterator[tuple[str, bool]]:
+def segments(prediction: Prediction) -> list[tuple[str, bool]]:
     """The text in pieces, each with whether it is part of the rationale."""
-    end = 0
+    pieces, end = [], 0
     for span in prediction.rationale:
-        if span.start > end:
-            yield prediction.text[end : span.start], False
-        yield prediction.text[span.start : span.end], True
+        pieces += [(prediction.text[end : span.start], False), (prediction.text[span.start : span.end], True)]
         end = span.end
-    if end < len(prediction.text):
-        yield prediction.text[end:], False
+    return [piece for piece in (*pieces, (prediction.text[end:], False)) if piece[0]]
 
 
 def summary(prediction: Prediction) -> str:
@@ -60,10 +53,7 @@ def shows_colours(console: Console) -> bool:
 
 
 def terminal_text(prediction: Prediction) -> Text:
-    """A summary line and the text, its rationale highlighted; for terminals with colours (else ``plain_text``).
-
-    Control characters in the text are shown as a replacement mark, so that a review cannot steer the terminal.
-    """
+    """A summary line and the text, its rationale highlighted; for terminals with colours (else ``plain_text``)."""
     from rich.text import Text
 
     pieces = [(_harmless(piece), HIGHLIGHT if chosen else "") for piece, chosen in segments(prediction)]
@@ -71,8 +61,7 @@ def terminal_text(prediction: Prediction) -> Text:
 
 
 def plain_text(prediction: Prediction) -> str:
-    """As ``terminal_text`` without colours: the rationale stands in [[double brackets]]. Of an image the kept patches,
-    the strongest first, rows and columns counted from 1."""
+    """Without colours: the rationale in [[double brackets]]; an image's patches, the strongest first, from row 1."""
     if prediction.text:
         pieces = [f"[[{_harmless(piece)}]]" if chosen else _harmless(piece) for piece, chosen in segments(prediction)]
         return f"{summary(prediction)}\n{''.join(pieces)}"
@@ -82,18 +71,15 @@ def plain_text(prediction: Prediction) -> str:
 
 
 def _harmless(text: str) -> str:
+    """Control characters become a replacement mark, so that a review cannot steer the terminal."""
     return "".join(c if c in "\n\t" or c.isprintable() or c.isspace() and ord(c) > 0x9F else "�" for c in text)
 
 
 def highlighted(image: str | Path | np.ndarray | Image, prediction: Prediction) -> Image:
-    """The image, upright and in colour, with the kept patches highlighted.
+    """The image that was predicted on, upright and in colour, with the kept patches framed and the rest dimmed.
 
     The patch with the highest score is as bright as the image, the one with the lowest has 0.6 of it, the frames
-    likewise; the others lie between, by their scores.
-
-    Args:
-        image: what was predicted on: a path, a Pillow image, or uint8 (H, W, C) or (H, W).
-        prediction: of that image.
+    likewise; the others lie between, by their scores. Arrays are uint8 (H, W, C) or (H, W).
     """
     from PIL import Image as images
     from PIL import ImageDraw
@@ -115,11 +101,7 @@ def highlighted(image: str | Path | np.ndarray | Image, prediction: Prediction) 
 
 
 def write_rationale(image: str | Path, prediction: Prediction, png: Path) -> None:
-    """``captioned`` as a PNG file, in a folder that is made if need be, and the prediction as JSON beside it.
-
-    Raises:
-        InputError: a file cannot be written.
-    """
+    """``captioned`` as a PNG file, its folder made if need be, and JSON beside it; InputError: it cannot be written."""
     content = io.BytesIO()
     captioned(image, prediction).save(content, format="PNG")
     try:

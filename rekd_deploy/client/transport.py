@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -26,16 +26,11 @@ from rekd_deploy.errors import (
 WORKERS = 64
 """Most submitted requests of one client on their way at once, each in a thread; the others wait their turn."""
 _STATUS_ERRORS = {
-    "UNAVAILABLE": ServerUnavailableError,
+    **dict.fromkeys(("UNAVAILABLE", "502", "503"), ServerUnavailableError),
     "CANCELLED": ServerUnavailableError,  # not by us: the server stopped in the middle
-    "DEADLINE_EXCEEDED": DeadlineError,
-    "NOT_FOUND": ModelMissingError,
-    "404": ModelMissingError,
+    **dict.fromkeys(("DEADLINE_EXCEEDED", "499", "504"), DeadlineError),
+    **dict.fromkeys(("NOT_FOUND", "404"), ModelMissingError),
     "429": ServerBusyError,
-    "499": DeadlineError,
-    "502": ServerUnavailableError,
-    "503": ServerUnavailableError,
-    "504": DeadlineError,
 }
 _QUEUE_FULL = "Exceeds maximum queue size"
 _RESTRICTED = "This protocol is restricted"
@@ -53,15 +48,13 @@ class Arrays(dict[str, np.ndarray]):
 
 @dataclass(frozen=True)
 class Request:
-    """What a server is asked; without inputs: for something it knows."""
+    """What a server is asked, and the seconds from now that its response may take; its log has ``request_id``."""
 
     model: str
     timeout: float
-    """Seconds from now that the response may take."""
-    inputs: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+    inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
     outputs: Sequence[str] = ()
     request_id: str = ""
-    """What the server's log calls the request."""
     begun: float = field(default_factory=time.monotonic)
 
     @property
@@ -70,31 +63,10 @@ class Request:
         return self.begun + self.timeout - time.monotonic()
 
 
-class ModelConfig(NamedTuple):
-    """What a served model says of itself."""
-
-    parameters: dict[str, str]
-    max_batch_size: int
-
-
-class ServerFacts(NamedTuple):
-    """What a server says of itself."""
-
-    triton: str
-    """Triton's version."""
-    ready: bool
-    """It is ready, and so is the model."""
-    statistics: list[dict[str, Any]]
-    """Triton's ``model_stats``."""
-
-
 class Transport(ABC):
     """What the client needs of a server. Safe to use from several threads; every method raises ClientErrors.
 
-    Args:
-        address: of the server.
-        timeout: seconds a response may take where a request says nothing else.
-        headers: sent with every request, names in lower case.
+    ``timeout``: seconds a response may take where a request says nothing else; ``headers`` are sent with every request.
     """
 
     ends_in_time = False
@@ -107,20 +79,35 @@ class Transport(ABC):
         self._workers = ThreadPoolExecutor(WORKERS, "rekd-transport")
 
     @abstractmethod
-    def model_versions(self, model: str, timeout: float) -> list[str]:
-        """Versions of a model that are ready; ``timeout``: seconds the response may take."""
-
-    @abstractmethod
-    def model_config(self, model: str, version: str, timeout: float) -> ModelConfig:
-        """Parameters and max_batch_size of a version; see ``model_versions``."""
-
-    @abstractmethod
     def infer(self, request: Request) -> Arrays:
         """Send a request and wait for its outputs in this thread."""
 
-    def server_facts(self, model: str, timeout: float) -> ServerFacts:
-        """What the server says of itself, ready if the model is, too; see ``model_versions``."""
-        raise NotImplementedError
+    @abstractmethod
+    def _told(self, what: str, request: Request, version: str = "") -> dict[str, Any]:
+        """What Triton says of 'server', 'statistics', 'model' or 'config', as its HTTP has it."""
+
+    @abstractmethod
+    def _is_ready(self, request: Request) -> bool:
+        """Whether the server is, and the model."""
+
+    def model_versions(self, model: str, timeout: float) -> list[str]:
+        """Versions of a model that are ready; ``timeout``: seconds the response may take."""
+        with self._reading():
+            return [str(version) for version in self._told("model", Request(model, timeout)).get("versions", ())]
+
+    def model_config(self, model: str, version: str, timeout: float) -> tuple[dict[str, str], int]:
+        """Parameters and max_batch_size of a version; see ``model_versions``."""
+        with self._reading():
+            config = self._told("config", Request(model, timeout), version)
+            parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+            return parameters, int(config.get("max_batch_size", 0))
+
+    def server_facts(self, model: str, timeout: float) -> tuple[str, bool, list[dict[str, Any]]]:
+        """Triton's version, whether server and model are ready, Triton's ``model_stats``; see ``model_versions``."""
+        request = Request(model, timeout)
+        with self._reading():
+            triton, statistics = (self._told(what, request) for what in ("server", "statistics"))
+            return triton["version"], self._is_ready(request), statistics["model_stats"]
 
     def submit(
         self, model: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], *,
@@ -128,8 +115,7 @@ class Transport(ABC):
     ) -> Future[Arrays]:
         """``infer`` in a thread; cancelling the future abandons the request. For arguments see ``Request``.
 
-        Args:
-            wait: for the response, in this thread, which is quicker than to be woken; where it ``ends_in_time``.
+        ``wait``: in this thread, which is quicker than to be woken, if it ``ends_in_time``.
         """
         request = Request(model, self._timeout if timeout is None else timeout, inputs, outputs, request_id)
         future: Future[Arrays] = Future()
@@ -156,16 +142,22 @@ class Transport(ABC):
         """Close the connections; requests on their way fail."""
         self._workers.shutdown()
 
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Whatever goes wrong while a response is read, it is none of Triton's."""
+        try:
+            yield
+        except ClientError:
+            raise
+        except Exception:
+            what = f"what answers at {self._url} is no Triton server; fix: check the address and its protocol"
+            raise ServerUnavailableError(what) from None
+
     def _unusable(self, error: Exception) -> ServerUnavailableError:
         return ServerUnavailableError(f"the connection to {self._url} cannot be used ({error})")
 
     def _failure(self, request: Request, status: str, message: str) -> ClientError:
-        """The project's error for a failure.
-
-        Args:
-            status: name of a gRPC status, or number of an HTTP status; empty: none came.
-            message: what the server or the library said.
-        """
+        """The project's error for a gRPC status by name or an HTTP status by number, and what was said with it."""
         kind = _STATUS_ERRORS.get(status, RejectedError)
         if _QUEUE_FULL in message:
             kind = ServerBusyError
@@ -195,12 +187,7 @@ class Transport(ABC):
 def open_transport(
     url: str, timeout: float, *, headers: Mapping[str, str] | None = None, tls: TlsSettings | None = None
 ) -> Transport:
-    """gRPC for HOST:PORT, grpc://HOST:PORT or grpcs://HOST:PORT, HTTP for http://HOST:PORT or https://HOST:PORT.
-
-    Args:
-        timeout: seconds a response may take.
-        headers: sent with every request.
-        tls: for grpcs:// and https://.
+    """gRPC for HOST:PORT, grpc:// and grpcs://HOST:PORT, HTTP for http:// and https://HOST:PORT; see ``Transport``.
 
     Raises:
         ClientError: the address is none, or headers or TLS settings cannot be used.

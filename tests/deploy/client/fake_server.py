@@ -9,7 +9,7 @@ import numpy as np
 
 from rekd_deploy.client.client import IN_FLIGHT
 from rekd_deploy.client.connection import Address
-from rekd_deploy.client.transport import Arrays, ModelConfig, Transport
+from rekd_deploy.client.transport import Arrays, Transport
 
 
 class FakeServer(Transport):
@@ -49,7 +49,7 @@ class FakeServer(Transport):
 
     def model_config(self, model, version, timeout):
         self.config_reads += 1
-        return ModelConfig(self.configs[version], self.max_batch_size)
+        return self.configs[version], self.max_batch_size
 
     def submit(self, model, inputs, outputs, *, timeout=None, request_id="", wait=False):
         with self._lock:
@@ -62,6 +62,8 @@ class FakeServer(Transport):
             if self.opens_when_full and self.open >= IN_FLIGHT:
                 self.gate.set()
         return super().submit(model, inputs, outputs, timeout=timeout, request_id=request_id, wait=wait)
+
+    _told = _is_ready = None  # never asked
 
     def infer(self, request):
         self.begun += 1

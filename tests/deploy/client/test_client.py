@@ -14,7 +14,6 @@ from fake_server import FakeServer
 
 from rekd_deploy.client.client import IN_FLIGHT, AsyncClient, Client
 from rekd_deploy.client.connection import RetryPolicy
-from rekd_deploy.client.transport import ModelConfig
 from rekd_deploy.contract.description import ServedDescription
 from rekd_deploy.errors import (
     ClientError,
@@ -272,7 +271,7 @@ def test_a_closed_client_says_so(kind, server, attempts):
             time.sleep(0.005)
         server.gate.set()
         for call in (running.result, lambda: client.predict(["good"])):  # on its way, and afterwards
-            with pytest.raises(ClientError, match="the client is closed; fix: open another"):
+            with pytest.raises(ClientError, match="the client is closed; fix: close it once"):
                 call()
 
 
@@ -318,7 +317,7 @@ def test_a_model_that_changes_all_the_time(kind, parameters, other_parameters):
             return str(len(self.shapes) + 1)
 
         def model_config(self, model, version, timeout):
-            return ModelConfig((parameters, other_parameters)[int(version) % 2], 4)
+            return (parameters, other_parameters)[int(version) % 2], 4
 
     with pytest.raises(VersionMismatchError, match="changed the model 'rekd' 3 times"):
         kind(transport=Restless(parameters)).predict(["good"])

@@ -167,7 +167,7 @@ def test_closing_while_calls_are_on_their_way(url, many):
         time.sleep(0.3)
         client.close()
         assert {each.result(30) for each in calling} == {
-            "the client is closed; fix: open another, or close it once its calls are done"
+            "the client is closed; fix: close it once its calls are done"
         }
 
 
@@ -230,7 +230,7 @@ def test_headers_are_sent_with_every_request(server, url, protocol):
             if protocol == "grpc":
                 transport._call(transport._client.get_system_shared_memory_status, request)
             else:
-                transport._get("v2/systemsharedmemory/status", request)
+                transport._exchange("GET", "v2/systemsharedmemory/status", request)
 
 
 def test_a_refused_request_is_found_in_the_server_by_its_id(url):

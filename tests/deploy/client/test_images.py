@@ -16,7 +16,7 @@ from rekd_deploy.client.client import Client
 from rekd_deploy.client.connection import Address
 from rekd_deploy.client.pipeline import Pipeline
 from rekd_deploy.client.render import captioned, highlighted, plain_text
-from rekd_deploy.client.transport import Arrays, ModelConfig, Transport
+from rekd_deploy.client.transport import Arrays, Transport
 from rekd_deploy.contract.description import ServedDescription
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.export.graphs import export
@@ -92,7 +92,9 @@ class PipelineServer(Transport):
         return ["1"]
 
     def model_config(self, model, version, timeout):
-        return ModelConfig(self.parameters, 4)
+        return self.parameters, 4
+
+    _told = _is_ready = None  # never asked
 
     def infer(self, request):
         self.shapes.append(request.inputs["pixels"].shape)
