@@ -57,9 +57,7 @@ def query(
             metavar="NAME",
         ),
     ] = None,
-    image: Annotated[
-        list[Path] | None, typer.Option(help="An image for a vision model; may be repeated.", metavar="FILE")
-    ] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="Image to predict; may be repeated.", metavar="FILE")] = None,
     save: Annotated[
         Path | None,
         typer.Option(
@@ -82,12 +80,8 @@ def query(
     header: Annotated[
         list[str] | None, typer.Option(help="Sent with every request; may be repeated.", metavar="'NAME: VALUE'")
     ] = None,
-    ca: Annotated[
-        Path | None, typer.Option(help="Root certificates to trust for grpcs:// and https:// (PEM).", metavar="FILE")
-    ] = None,
-    cert: Annotated[
-        Path | None, typer.Option(help="The client's own certificate (PEM), where the server wants it.", metavar="FILE")
-    ] = None,
+    ca: Annotated[Path | None, typer.Option(help="Root certificates to trust, for TLS (PEM).", metavar="FILE")] = None,
+    cert: Annotated[Path | None, typer.Option(help="The client's own certificate (PEM).", metavar="FILE")] = None,
     key: Annotated[Path | None, typer.Option(help="The private key of --cert (PEM).", metavar="FILE")] = None,
 ) -> None:
     remote = (url != _URL, header, ca, cert, key)

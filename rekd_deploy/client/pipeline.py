@@ -21,8 +21,8 @@ class Pipeline:
     """Predicts like the Triton client, in this process, on ONNX Runtime or, if requested, the repository's engines.
 
     On a GPU, ONNX Runtime keeps what one step hands to the next where it is, and replays a captured CUDA graph for
-    each bucket of batch and length; texts are parted so that few rows are filled up (``batching.cuts``). Usable as a
-    context manager; without ``with`` the graphs are loaded at the first use and stay until ``close``.
+    each bucket of batch and length; texts are parted so that few rows are filled up (``batching.cuts``). Without
+    ``with`` the graphs are loaded at the first use and stay until ``close``.
 
     Args:
         source: model repository written by rekd-export, or artefacts as ``export`` returns them.

@@ -26,8 +26,7 @@ _DIMMED = 0.25
 _WEAKEST = 0.6
 """Brightness of the weakest kept patch; the strongest has 1."""
 _FRAME = (255, 213, 0)
-_LABEL = 32
-"""Characters of a label; longer ones are cut."""
+_LABEL = 32  # characters; longer ones are cut
 _TEXT, _SMALL = (255, 255, 255), (200, 200, 200)
 
 
