@@ -1,4 +1,22 @@
-"""The deployment half's errors, under the same root as the training half's."""
+"""The deployment half's errors, under the same root.
+
+    rekd_train.errors.RekdError
+    └── DeployError
+        ├── ExportError              a checkpoint cannot be turned into a graph
+        │   └── ParityError          a graph does not compute what the model computes; nothing is published
+        ├── EngineError              an engine cannot load or run a graph
+        ├── RepositoryError          a model repository is missing, damaged or would not load
+        ├── ServerError              the Triton server cannot start or has died
+        ├── BenchmarkError           a measurement cannot be made or read, or a check that it holds has failed
+        └── ClientError              a query failed
+            ├── ServerUnavailableError   nothing answers at the address
+            │   └── ServerBusyError      it answers that its queue is full
+            ├── InsecureServerError      no trusted TLS connection can be made
+            ├── DeadlineError            no answer in time
+            ├── ModelMissingError        the server does not serve the model
+            ├── VersionMismatchError     client preprocessing and served model do not belong together
+            └── RejectedError            the server refused the request
+"""
 
 from rekd_train.errors import RekdError
 
