@@ -17,8 +17,6 @@ from rekd_deploy.client.connection import Address
 from rekd_deploy.client.pipeline import Pipeline
 from rekd_deploy.client.render import captioned, highlighted, plain_text
 from rekd_deploy.client.transport import Arrays, Transport
-from rekd_deploy.contract.description import ServedDescription
-from rekd_deploy.errors import RepositoryError
 from rekd_deploy.export.graphs import export
 from rekd_deploy.parity.examples import generated_images, parity_examples
 from rekd_deploy.repository.config import PREDICTOR, SELECTOR
@@ -68,18 +66,6 @@ def test_batches_of_images_follow_their_order(image_rationalizer, monkeypatch, f
         assert (encoded.inputs["pixels"][..., 0] == [images[index] for index in indices]).all()
 
 
-def test_description_round_trip(repository, image_rationalizer):
-    parameters = read_description(repository).to_parameters()
-    description = ServedDescription.from_parameters(parameters)
-    assert description.preprocessor().fingerprint == image_rationalizer.preprocessor.fingerprint
-    assert description == read_description(repository) and "tokenizer" not in parameters
-    with pytest.raises(RepositoryError, match="cannot be read"):
-        ServedDescription.from_parameters(parameters | {"preprocessing": '{"kind": "image", "height": 16}'})
-    other = parameters | {"preprocessing": parameters["preprocessing"].replace('"rows": 4', '"rows": 2')}
-    with pytest.raises(RepositoryError, match="fingerprint"):
-        ServedDescription.from_parameters(other).preprocessor()
-
-
 class PipelineServer(Transport):
     """Answers from the repository's graphs; holds what was asked."""
 
@@ -113,36 +99,32 @@ def test_client_sends_bytes_in_batches_and_answers_with_patches(repository, imag
 
 
 def test_model_of_the_python_backend(start, image_rationalizer):  # noqa: F811
-    selector, predictor = start(SELECTOR), start(PREDICTOR)
-    requests = [image_rationalizer.preprocessor(some_images(count)).inputs for count in (1, 3)]
-    chosen = [response.outputs for response in ask(selector, SELECTOR, *requests)]
-    good = [
-        request | {name: outputs[name] for name in ("positions", "kept")}
-        for request, outputs in zip(requests, chosen, strict=True)
-    ]
-    *responses, refused = ask(predictor, PREDICTOR, *good, good[0] | {"positions": good[0]["positions"] + 12})
+    request = image_rationalizer.preprocessor(some_images(3)).inputs
+    chosen = ask(start(SELECTOR), SELECTOR, request)[0].outputs
+    good = request | {name: chosen[name] for name in ("positions", "kept")}
+    found, refused = ask(start(PREDICTOR), PREDICTOR, good, good | {"positions": good["positions"] + 12})
     expected = [list(prediction.probabilities.values()) for prediction in image_rationalizer.predict(some_images(3))]
-    np.testing.assert_allclose(responses[1].outputs["probabilities"], expected, atol=1e-4)
+    np.testing.assert_allclose(found.outputs["probabilities"], expected, atol=1e-4)
     assert "outside the patches 0..11" in str(refused.error)
 
 
 def test_examples_are_the_checkpoints_else_generated(checkpoint, image_rationalizer, tmp_path):
-    preprocessor = image_rationalizer.preprocessor
+    preprocessor, file = image_rationalizer.preprocessor, tmp_path / "examples.npz"
     made = parity_examples(checkpoint, preprocessor)
     assert made.source == "generated" and len(made.items) == 64 and made.items[0].shape == (16, 12, 1)
     assert np.std(generated_images(preprocessor.settings), axis=(1, 2, 3)).min() > 0
     pixels = np.stack(some_images(300))[..., None]
-    np.savez(tmp_path / "examples.npz", pixels=pixels, labels=np.zeros(300))
+    np.savez(file, pixels=pixels, labels=np.zeros(300))
     own = parity_examples(tmp_path, preprocessor)
     assert own.source == "checkpoint" and len(own.items) == 200 and (own.items[7] == pixels[7]).all()
-    np.savez(tmp_path / "examples.npz", pixels=pixels[:, :8])
-    with pytest.raises(CheckpointError, match=r"examples.npz holds uint8 \(300, 8, 12, 1\)"):
-        parity_examples(tmp_path, preprocessor)
-    (tmp_path / "examples.npz").write_bytes(b"PK\x03\x04")
-    with pytest.raises(CheckpointError, match="examples.npz is damaged"):
-        parity_examples(tmp_path, preprocessor)
     with pytest.raises(InputError, match="reads images; fix: leave out --parity-texts"):
         parity_examples(tmp_path, preprocessor, tmp_path / "texts.txt")
+    np.savez(file, pixels=pixels[:, :8])
+    with pytest.raises(CheckpointError, match=r"examples.npz holds uint8 \(300, 8, 12, 1\)"):
+        parity_examples(tmp_path, preprocessor)
+    file.write_bytes(b"PK\x03\x04")
+    with pytest.raises(CheckpointError, match="examples.npz is damaged"):
+        parity_examples(tmp_path, preprocessor)
 
 
 # rendering
@@ -199,26 +181,20 @@ def rekd_query(repository, capsys):
     return queried
 
 
-def test_query_prints_json_and_writes_nothing_unasked(rekd_query, image_rationalizer, file):
+def test_query_prints_and_saves_what_it_is_told(rekd_query, image_rationalizer, file, tmp_path):
     code, printed, error = rekd_query("--image", file, "--json")
     document = json.loads(printed)
     assert (code, error, document["image"]) == (0, "", str(file))
     assert_same_answers([Prediction.from_dict(document)], image_rationalizer.predict([file]))
     code, printed, _ = rekd_query("--image", file, "--image", file)
     assert code == 0 and printed.count("of its patches") == 2 and printed.count("row ") >= 2
-    assert [path.name for path in file.parent.iterdir()] == [file.name]
-
-
-def test_query_saves_pictures_where_it_is_told(rekd_query, file, tmp_path):
+    assert [path.name for path in file.parent.iterdir()] == [file.name], "nothing is written unasked"
     folder = tmp_path / "new" / "pictures"
-    code, printed, error = rekd_query("--image", file, "--json", "--save", folder)
-    assert (code, error) == (0, "")
-    assert sorted(path.name for path in folder.iterdir()) == ["shoe.rationale.json", "shoe.rationale.png"]
-    assert json.loads((folder / "shoe.rationale.json").read_text()) == json.loads(printed)
+    code, printed, error = rekd_query("--image", file, "--save", folder)
+    assert (code, error) == (0, "") and f"written: {folder}/shoe.rationale.png\n" in printed
+    assert json.loads((folder / "shoe.rationale.json").read_text()) == document
     with Image.open(folder / "shoe.rationale.png") as written:
         assert written.format == "PNG" and written.width == 320 < written.height
-    code, printed, _ = rekd_query("--image", file, "--save", folder)
-    assert code == 0 and f"written: {folder}/shoe.rationale.png\n" in printed
 
 
 def test_query_refuses_in_one_line(rekd_query, repository, file, tmp_path):

@@ -6,6 +6,7 @@ import base64
 import zlib
 
 import pytest
+from families import some_images
 
 from rekd_deploy.contract.description import ServedDescription
 from rekd_deploy.errors import RepositoryError
@@ -16,11 +17,14 @@ def description(rationalizer) -> ServedDescription:
     return ServedDescription.of(rationalizer.preprocessor, tuple(rationalizer.labels))
 
 
-def test_parameters_round_trip(description, rationalizer):
-    again = ServedDescription.from_parameters(description.to_parameters())
-    assert again == description
-    ours, theirs = (each(["The film was great!"]).inputs for each in (again.preprocessor(), rationalizer.preprocessor))
-    assert all((ours[name] == theirs[name]).all() for name in theirs)
+def test_parameters_round_trip(rationalizer, image_rationalizer):
+    for model, items in ((rationalizer, ["The film was great!"]), (image_rationalizer, some_images(1))):
+        description = ServedDescription.of(model.preprocessor, tuple(model.labels))
+        parameters = description.to_parameters()
+        again = ServedDescription.from_parameters(parameters)
+        assert again == description and ("tokenizer" in parameters) == (model is rationalizer)
+        ours, theirs = (each(items).inputs for each in (again.preprocessor(), model.preprocessor))
+        assert all((ours[name] == theirs[name]).all() for name in theirs)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +33,7 @@ def test_parameters_round_trip(description, rationalizer):
         *((key, None) for key in ("labels", "preprocessing", "tokenizer", "preprocessing_sha256")),
         ("labels", "{"),
         ("preprocessing", "[]"),
+        ("preprocessing", '{"kind": "image", "height": 16}'),
         ("preprocessing", '{"kind": "sound", "max_length": 8, "lengths": []}'),
         ("preprocessing", '{"kind": "text", "max_length": 1, "lengths": []}'),
         ("preprocessing", '{"kind": "text", "max_length": 8, "lengths": [], "unknown": 1}'),
