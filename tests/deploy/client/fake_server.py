@@ -15,17 +15,16 @@ from rekd_deploy.client.transport import Arrays, Transport
 class FakeServer(Transport):
     """Keeps the first word of each text; the probability of 'positive' is the text's share of the longest sequence."""
 
-    def __init__(self, parameters, max_batch_size=4):
+    def __init__(self, parameters):
         super().__init__(Address.parse("127.0.0.1:1"), 30.0, {})
         self._workers = ThreadPoolExecutor(1)
         self.configs = {"1": parameters}
-        self.max_batch_size = max_batch_size
         self.config_reads = 0
         self.shapes, self.ids, self.timeouts, self.threads = [], [], [], set()
         self.open = self.begun = self.most_open = 0
         self.gate = threading.Event()
         self.gate.set()
-        self.opens_when_full = False
+        self.opens_when_full = False  # the gate, once as many requests are on their way as a call may have
         self.fail_at = {}
         self.fail_config = []
         self.change = lambda outputs: outputs
@@ -37,11 +36,6 @@ class FakeServer(Transport):
     def version(self):
         return max(self.configs, key=int)
 
-    def wait_until_full(self):
-        """Answer nothing until as many requests are on their way as a call may have."""
-        self.gate.clear()
-        self.opens_when_full = True
-
     def model_versions(self, model, timeout):
         if self.fail_config:
             raise self.fail_config.pop()
@@ -49,7 +43,7 @@ class FakeServer(Transport):
 
     def model_config(self, model, version, timeout):
         self.config_reads += 1
-        return self.configs[version], self.max_batch_size
+        return self.configs[version], 4
 
     def submit(self, model, inputs, outputs, *, timeout=None, request_id="", wait=False):
         with self._lock:

@@ -33,18 +33,11 @@ QUICK = RetryPolicy(first_pause=0.001)
 class Waited:
     """An AsyncClient as if it were a Client: every call runs an event loop of its own."""
 
-    def __init__(self, *arguments, **options):
-        self._client = AsyncClient(*arguments, **options)
+    def __init__(self, **options):
+        self._client = AsyncClient(**options)
 
-    def predict(self, *arguments, **options):
-        return asyncio.run(self._client.predict(*arguments, **options))
-
-    @property
-    def description(self):
-        return asyncio.run(self._client.description())
-
-    def close(self):
-        asyncio.run(self._client.close())
+    def __getattr__(self, name):
+        return lambda *given, **options: asyncio.run(getattr(self._client, name)(*given, **options))
 
 
 @pytest.fixture(params=[Client, Waited], ids=["sync", "async"])
@@ -85,7 +78,8 @@ def test_predictions_come_in_the_order_of_the_texts(client, server):
     assert lengths_of(predictions) == lengths
     assert all(prediction.rationale[0].text == "good" for prediction in predictions)
     client.predict(["again"])
-    assert server.config_reads == 1 and client.description.labels == ("negative", "positive")
+    assert server.config_reads == 1
+    assert Client(transport=server).description.labels == ("negative", "positive")
 
 
 def test_batches_hold_at_most_what_the_server_takes_of_one_bucket(client, server):
@@ -98,7 +92,8 @@ def test_batches_hold_at_most_what_the_server_takes_of_one_bucket(client, server
 
 
 def test_a_few_requests_are_on_their_way_at_once(client, server):
-    server.wait_until_full()
+    server.gate.clear()
+    server.opens_when_full = True
     client.predict(["good"] * 4 * (IN_FLIGHT + 3))
     assert server.most_open == IN_FLIGHT
 
@@ -134,22 +129,26 @@ def test_options_of_a_client_that_cannot_be_used(kind, options):
 
 
 @pytest.mark.parametrize("failure", [DeadlineError("x"), RejectedError("x"), ModelMissingError("x")])
-def test_a_failure_in_the_middle_is_raised_and_the_client_goes_on(client, server, failure):
+def test_what_does_not_pass_is_raised_and_the_client_goes_on(client, server, failure):
     server.fail_at = {2: failure}
     with pytest.raises(type(failure)):
         client.predict(["good"] * 30)
-    assert len(server.shapes) <= 3 + IN_FLIGHT, "only what may pass by itself is sent again"
+    assert len(server.shapes) <= 3 + IN_FLIGHT, "nothing is sent again"
     server.fail_at = {}
     assert len(client.predict(["good"] * 5)) == 5
 
 
 @pytest.mark.parametrize("failure", [ServerUnavailableError("x"), ServerBusyError("x")])
 def test_what_may_pass_is_sent_again(client, server, failure):
-    lengths = list(range(1, 41))
+    server.fail_config = [failure] * (QUICK.attempts - 1)
     server.fail_at = dict.fromkeys([0, 3, 4, 5, 7], failure)
-    assert lengths_of(client.predict(["good " * n for n in lengths])) == lengths
+    assert lengths_of(client.predict(["good " * n for n in range(1, 41)])) == list(range(1, 41))
     assert len(server.shapes) == 4 + 4 + 3 + 5, "batches of three buckets, and each failure once more"
     assert len(set(server.ids)) == 4 + 4 + 3, "an attempt keeps its request's id"
+    server.fail_at = dict.fromkeys(range(100), failure)
+    with pytest.raises(type(failure)):
+        client.predict(["good"])
+    assert len(server.shapes) == 16 + QUICK.attempts, "as often as the policy says"
 
 
 def test_a_lone_request_is_waited_for_in_its_thread(kind, server):
@@ -162,16 +161,6 @@ def test_a_lone_request_is_waited_for_in_its_thread(kind, server):
         server.threads = set()
         assert lengths_of(client.predict(["good " * n for n in lengths])) == lengths
         assert not server.threads & main, "two requests are on their way at once"
-
-
-def test_a_request_is_sent_as_often_as_the_policy_says(client, server):
-    server.fail_config = [ServerUnavailableError("starting")] * (QUICK.attempts - 1)
-    client.predict(["good"])
-    assert not server.fail_config
-    server.fail_at = dict.fromkeys(range(100), ServerUnavailableError("still down"))
-    with pytest.raises(ServerUnavailableError, match="still down"):
-        client.predict(["good"])
-    assert len(server.shapes) == 1 + QUICK.attempts
 
 
 def test_pauses_double_up_to_the_longest_and_are_shortened_by_chance():
@@ -208,35 +197,27 @@ def test_no_request_may_take_longer_than_its_timeout(kind, server):
         client.predict(["good"], deadline=0.05)
 
 
-def test_a_cancelled_task_abandons_its_requests(server):
+@pytest.mark.parametrize("pausing", [False, True])
+def test_a_cancelled_task_ends_its_pauses_and_abandons_its_requests(server, pausing):
     async def impatient():
-        client = AsyncClient(transport=server)
-        await client.predict(["good"])
-        server.gate.clear()
+        client = AsyncClient(transport=server, retry=RetryPolicy(first_pause=60.0, longest_pause=60.0))
+        if pausing:
+            server.fail_at = {0: ServerUnavailableError("down")}
+        else:
+            server.gate.clear()
         task = asyncio.create_task(client.predict(["good"] * 4 * IN_FLIGHT))
-        while server.open < IN_FLIGHT or server.begun < 2:  # the request before, and one of these
+        while len(server.ids) < IN_FLIGHT or server.begun < 1:
             await asyncio.sleep(0.005)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.to_thread(client._threads.shutdown)  # it waits no longer, though nothing was answered
+        await asyncio.wait_for(asyncio.to_thread(client._threads.shutdown), 5)  # it waits no longer
         server.gate.set()
 
     asyncio.run(impatient())
     server.close()
-    assert server.open == IN_FLIGHT - 1, "the one being answered is; those behind it never"
-
-
-def test_a_cancelled_task_ends_its_pauses(server):
-    async def impatient():
-        server.fail_at = {0: ServerUnavailableError("down")}
-        client = AsyncClient(transport=server, retry=RetryPolicy(first_pause=60.0, longest_pause=60.0))
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(client.predict(["good"]), 0.2)
-        await asyncio.wait_for(asyncio.to_thread(client._threads.shutdown), 5)
-
-    asyncio.run(impatient())
-    assert len(server.shapes) == 1, "nothing more is sent"
+    assert len(server.ids) == IN_FLIGHT, "nothing more is sent"
+    assert pausing or server.open == IN_FLIGHT - 1, "the one being answered is; those behind it never"
 
 
 def test_a_call_that_waits_for_its_turn_ends_at_its_deadline(server, monkeypatch):
@@ -384,6 +365,7 @@ def test_tasks_of_one_loop_which_computes_nothing_itself(server, monkeypatch):
 
     async def everything():
         async with AsyncClient(transport=server) as client:
+            assert (await client.description()).labels == ("negative", "positive")
             return await asyncio.gather(*(client.predict(["good " * n] * 9) for n in range(1, 21)))
 
     for n, predictions in enumerate(asyncio.run(everything()), 1):
