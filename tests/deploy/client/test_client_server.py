@@ -24,31 +24,22 @@ from proxies import Proxy, server_context
 from rekd_deploy.client.client import AsyncClient, Client
 from rekd_deploy.client.connection import RetryPolicy, TlsSettings
 from rekd_deploy.client.transport import Request, open_transport
-from rekd_deploy.errors import (
-    ClientError,
-    DeadlineError,
-    InsecureServerError,
-    RejectedError,
-    ServerError,
-    ServerUnavailableError,
-)
+from rekd_deploy.errors import ClientError, InsecureServerError, RejectedError, ServerError, ServerUnavailableError
 from rekd_deploy.server.server import TritonServer
 
 pytestmark = pytest.mark.triton
 
-PROTOCOLS = ("grpc", "http")
-URLS = {"grpc": "grpc_url", "http": "http_url"}
 NEVER_AGAIN = RetryPolicy(attempts=1)
 
 
-@pytest.fixture(params=PROTOCOLS)
+@pytest.fixture(params=["grpc", "http"])
 def protocol(request):
     return request.param
 
 
 @pytest.fixture
 def url(server, protocol):
-    return getattr(server, URLS[protocol])
+    return f"{protocol}://127.0.0.1:{server.ports[protocol]}"
 
 
 @pytest.fixture(scope="module")
@@ -121,46 +112,25 @@ def test_closing_while_calls_are_on_their_way(url, many):
         }
 
 
-def test_a_deadline_too_short_for_any_server(url, many):
-    with Client(url) as client:
-        client.predict(["good"])
-        with pytest.raises(DeadlineError):
-            client.predict(many * 5, deadline=0.01)
-        assert len(client.predict(["good"])) == 1
-
-
 # TLS, headers, ids
 
 
-@pytest.fixture(scope="module")
-def authority():
-    return trustme.CA()
-
-
-@pytest.fixture(scope="module")
-def tls(authority, tmp_path_factory):
-    """Settings with the authority's root, and a client's certificate and key."""
-    folder = tmp_path_factory.mktemp("tls")
-    authority.cert_pem.write_to_path(folder / "roots.pem")
-    mine = authority.issue_cert("client@example")
-    for number, blob in enumerate(mine.cert_chain_pems):
-        blob.write_to_path(folder / "client.pem", append=number > 0)
-    mine.private_key_pem.write_to_path(folder / "client.key")
-    return TlsSettings(folder / "roots.pem", folder / "client.pem", folder / "client.key")
-
-
 @pytest.mark.parametrize("asks_the_client", [False, True])
-def test_tls(proxied, protocol, authority, tls, texts, expected, asks_the_client):
-    context = server_context(authority)
-    stranger = None  # a root that the system does not know
+def test_tls(proxied, protocol, texts, expected, tmp_path, asks_the_client):
+    authority = trustme.CA()
+    context, mine = server_context(authority), authority.issue_cert("client@example")
+    roots, certificate, key = (tmp_path / name for name in ("roots.pem", "client.pem", "client.key"))
+    authority.cert_pem.write_to_path(roots)
+    certificate.write_bytes(b"".join(blob.bytes() for blob in mine.cert_chain_pems))
+    mine.private_key_pem.write_to_path(key)
+    settings, stranger = TlsSettings(roots), None  # a root that the system does not know
     if asks_the_client:
         authority.configure_trust(context)
         context.verify_mode = ssl.CERT_REQUIRED
-        stranger = TlsSettings(tls.root_certificates)
+        settings, stranger = TlsSettings(roots, certificate, key), settings
     with proxied(context) as proxy:
         address = f"{protocol}s://127.0.0.1:{proxy.port}"
-        mine = tls if asks_the_client else TlsSettings(tls.root_certificates)
-        with Client(address, tls=mine) as client:
+        with Client(address, tls=settings) as client:
             assert same(client.predict(texts), texts, expected)
         with Client(address, tls=stranger, timeout=5.0, retry=NEVER_AGAIN) as client:
             allowed = (InsecureServerError, ServerUnavailableError) if asks_the_client else InsecureServerError
@@ -219,7 +189,7 @@ def test_a_server_killed_under_load(repository, tmp_path, many, expected):
         kind = "patient" if seed % 4 < 2 else "impatient"
         retry = RetryPolicy(attempts=1000, longest_pause=0.5) if kind == "patient" else NEVER_AGAIN
         generator = np.random.default_rng(seed)
-        with Client(getattr(first, list(URLS.values())[seed % 2]), retry=retry, timeout=60.0) as client:
+        with Client((first.grpc_url, first.http_url)[seed % 2], retry=retry, timeout=60.0) as client:
             client.predict(["good"])
             ready.wait(120)
             while not stop.is_set():

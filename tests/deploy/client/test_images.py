@@ -138,22 +138,17 @@ def bag(*patches, label="bag"):
     return Prediction(label, {label: 0.75}, kept, len(kept) / 12, False)
 
 
-def test_kept_patches_stay_bright_and_the_rest_is_dimmed():
-    shown = np.asarray(highlighted(GREY, bag((1, 2, 0.5))))
-    assert shown.shape == (16 * 20, 12 * 20, 3)
-    assert tuple(shown[6 * 20, 10 * 20]) == (200, 200, 200)
-    assert tuple(shown[6 * 20, 6 * 20]) == (50, 50, 50)
-    assert tuple(shown[4 * 20, 8 * 20]) == (255, 213, 0) == tuple(shown[8 * 20 - 1, 12 * 20 - 1])
-
-
-def test_a_stronger_patch_is_brighter_and_named_first():
+def test_stronger_patches_are_brighter_and_the_rest_is_dimmed():
     patches = [(0, 0, 3.0), (1, 1, -1.0), (2, 2, 1.0)]
     shown = np.asarray(highlighted(GREY, bag(*patches)))
+    assert shown.shape == (16 * 20, 12 * 20, 3) and tuple(shown[6 * 20, 10 * 20]) == (50, 50, 50)
     assert [int(shown[(r * 4 + 2) * 20, (c * 4 + 2) * 20, 0]) for r, c, _ in patches] == [200, 120, 160]
-    assert [int(shown[r * 80, c * 80, 0]) for r, c, _ in patches] == [255, 153, 204]
+    assert [int(shown[r * 80, c * 80, 0]) for r, c, _ in patches] == [255, 153, 204], "the frames"
+    assert tuple(shown[0, 0]) == tuple(shown[79, 79]) == (255, 213, 0)
     assert plain_text(bag(*patches)) == (
         "bag  75.0%  from 25.0% of its patches\nrow 1 column 1 (+3.00), row 3 column 3 (+1.00), row 2 column 2 (-1.00)"
     )
+    assert np.asarray(highlighted(GREY, bag((1, 2, 0.5))))[6 * 20, 10 * 20, 0] == 200, "a lone patch"
 
 
 @pytest.mark.parametrize("label", ["bag", "long label " * 20])
