@@ -6,16 +6,16 @@ two rules:
 
 - **Probabilities**: every token of the text has one vote and shares it out among the windows that read it; a class's
   probability is the mean of the windows' probabilities, weighted by their votes. The label is the most probable class.
-- **Rationale**: every token that any window kept, for all of these decided and no other. Words
-  are whole, neighbouring words are one span, offsets are those of the whole text; a score is the highest that any
-  window which kept the token gave it. The rate is kept tokens / tokens of the whole text, and may lie a little above
-  the model's budget, because two windows may choose differently where they overlap.
+- **Rationale**: every token that any window kept, for all of these decided and no other. Words are whole, neighbouring
+  words are one span, offsets are those of the whole text; a score is the highest that any window which kept the token
+  gave it. The rate is kept tokens / tokens of the whole text, and may lie a little above the model's budget, because
+  two windows may choose differently where they overlap.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,8 +38,6 @@ class Batches:
     first batch comes; of images in their order, each read when its turn comes.
 
     Args:
-        preprocessor: of the model.
-        items: texts or images.
         batch_size: most items, or windows of a text, in a batch.
         windows: read texts beyond the model's length window by window instead of cutting them.
         filled_to: sizes that whoever computes fills batches up to, as captured graphs need; empty: none.
@@ -49,13 +47,8 @@ class Batches:
     """
 
     def __init__(
-        self,
-        preprocessor: Preprocessor,
-        items: Sequence[Any],
-        batch_size: int,
-        *,
-        windows: bool = False,
-        filled_to: Sequence[int] = (),
+        self, preprocessor: Preprocessor, items: Sequence[Any], batch_size: int, *,
+        windows: bool = False, filled_to: Sequence[int] = (),
     ) -> None:
         self._preprocessor = preprocessor
         self._items = items
@@ -66,17 +59,23 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[list[int], Encoded]]:
         preprocessor, items = self._preprocessor, self._items
-        if isinstance(preprocessor, TextPreprocessor):
-            encodings = preprocessor.encode_checked(items)
-            yield from self._windowed_texts(preprocessor, encodings) if self._windows else self._grouped(
-                preprocessor, items, encodings
-            )
+        if not isinstance(preprocessor, TextPreprocessor):
+            if self._windows:
+                raise InputError("windows are for texts, and this model reads images; fix: leave windows out")
+            items = preprocessor.check_items(items)
+            for start, end in cuts([preprocessor.positions] * len(items), *self._sizes):
+                yield list(range(start, end)), preprocessor(items[start:end], first_index=start)
             return
+        encodings = preprocessor.encode_checked(items)
         if self._windows:
-            raise InputError("windows are for texts, and this model reads images; fix: leave windows out")
-        items = preprocessor.check_items(items)
-        for start, end in cuts([preprocessor.positions] * len(items), *self._sizes):
-            yield list(range(start, end)), preprocessor(items[start:end], first_index=start)
+            overlap = preprocessor.window_overlap
+            self._windowed = [WindowedText(*each, overlap) for each in zip(items, encodings, strict=True)]
+            encodings = [window for each in self._windowed for window in each.windows]
+            items = [each.text for each in self._windowed for _ in each.windows]
+        order = sorted(range(len(items)), key=lambda index: len(encodings[index]))
+        for start, end in cuts([preprocessor.bucket(len(encodings[index])) for index in order], *self._sizes):
+            chosen = order[start:end]
+            yield chosen, preprocessor.batch([items[i] for i in chosen], [encodings[i] for i in chosen])
 
     def collect(self, indices: Sequence[int], predictions: Sequence[Prediction]) -> None:
         """Take the predictions of a batch."""
@@ -89,26 +88,6 @@ class Batches:
             return ordered
         parts = iter(ordered)
         return [each.combined([next(parts) for _ in each.windows]) for each in self._windowed]
-
-    def _windowed_texts(
-        self, preprocessor: TextPreprocessor, encodings: Sequence[Encoding]
-    ) -> Iterator[tuple[list[int], Encoded]]:
-        self._windowed = [
-            WindowedText.of(text, encoding, preprocessor.window_overlap)
-            for text, encoding in zip(self._items, encodings, strict=True)
-        ]
-        windows = [window for each in self._windowed for window in each.windows]
-        texts = [each.text for each in self._windowed for _ in each.windows]
-        return self._grouped(preprocessor, texts, windows)
-
-    def _grouped(
-        self, preprocessor: TextPreprocessor, texts: Sequence[str], encodings: Sequence[Encoding]
-    ) -> Iterator[tuple[list[int], Encoded]]:
-        order = sorted(range(len(texts)), key=lambda index: len(encodings[index]))
-        lengths = [preprocessor.bucket(len(encodings[index])) for index in order]
-        for start, end in cuts(lengths, *self._sizes):
-            chunk = order[start:end]
-            yield chunk, preprocessor.batch([texts[i] for i in chunk], [encodings[i] for i in chunk])
 
 
 def cuts(lengths: Sequence[int], batch_size: int, filled_to: Sequence[int]) -> list[tuple[int, int]]:
@@ -138,38 +117,55 @@ def cuts(lengths: Sequence[int], batch_size: int, filled_to: Sequence[int]) -> l
     return found[::-1]
 
 
-@dataclass(frozen=True)
 class WindowedText:
-    """A text and its windows."""
+    """A text, its windows, and the encoding that it would have if the model read any length.
 
-    text: str
-    """The text as given."""
-    windows: list[Encoding] = field(repr=False)
-    """Every window with its special tokens, offsets into the whole text; a short text has one."""
-    overlap: int
-    """Tokens that a window shares with the one before it."""
+    ``encoding`` is truncated and holds what was cut off; ``overlap``: tokens that a window shares with the one before.
+    """
 
-    @classmethod
-    def of(cls, text: str, encoding: Encoding, overlap: int) -> WindowedText:
-        """The windows of a truncated encoding: what it holds and what was cut off."""
-        return cls(text, [encoding, *encoding.overflowing], overlap)
+    def __init__(self, text: str, encoding: Encoding, overlap: int) -> None:
+        self.text = text
+        self.windows = [encoding, *encoding.overflowing]
+        """Each with its special tokens and offsets into the whole text; a short text has one."""
+        own = [index for index, special in enumerate(encoding.special_tokens_mask) if not special]
+        leading, specials = own[0], len(encoding) - len(own)
+        self.starts = [number * (len(own) - overlap) for number in range(len(self.windows))]
+        """Where each window's first token, a special one, would lie in the whole."""
+        self._read = [
+            slice(start + leading, start + leading + len(window) - specials)
+            for start, window in zip(self.starts, self.windows, strict=True)
+        ]
+        self.real = self._read[-1].stop - leading
+        """Tokens of the whole, without the special ones."""
+        self._length = self.real + specials
+
+    def whole(self) -> SimpleNamespace:
+        """``tokens``, ``offsets`` and ``word_ids`` of the whole text."""
+        joined = SimpleNamespace(tokens=[], offsets=[], word_ids=[])
+        for name, values in vars(joined).items():
+            for number, (window, read) in enumerate(zip(self.windows, self._read, strict=True)):
+                first = read.start if number else 0
+                values[first:] = getattr(window, name)[first - self.starts[number] :]
+        return joined
+
+    def votes(self) -> np.ndarray:
+        """(windows,) float64: the tokens each window read, those read twice counted half."""
+        readers = np.zeros(self._length)
+        for read in self._read:
+            readers[read] += 1
+        return np.array([np.sum(1 / readers[read]) for read in self._read])
 
     def combined(self, predictions: Sequence[Prediction]) -> Prediction:
-        """One prediction from those of the windows, by the rules at the top of this module.
-
-        Args:
-            predictions: one a window, in their order.
-        """
+        """One prediction from those of the windows, in their order, by the rules at the top of this module."""
         if len(self.windows) == 1:
             return predictions[0]
-        whole = _Whole(self.windows, self.overlap)
-        scores = np.full(whole.length, -np.inf, dtype=np.float32)
-        for start, prediction in zip(whole.starts, predictions, strict=True):
+        scores = np.full(self._length, -np.inf, dtype=np.float32)
+        for start, prediction in zip(self.starts, predictions, strict=True):
             for piece in prediction.pieces:
                 index = start + piece.position
                 scores[index] = max(scores[index], piece.score)
         kept = np.flatnonzero(scores > -np.inf)
-        votes = whole.votes()
+        whole, votes = self.whole(), self.votes()
         probabilities = {
             label: float(np.average([prediction.probabilities[label] for prediction in predictions], weights=votes))
             for label in predictions[0].probabilities
@@ -178,51 +174,8 @@ class WindowedText:
             label=max(probabilities, key=probabilities.__getitem__),
             probabilities=probabilities,
             rationale=merged_spans(self.text, whole, kept, scores),
-            rate=len(kept) / (whole.length - sum(whole.special_tokens_mask)),
+            rate=len(kept) / self.real,
             truncated=False,
             text=self.text,
             pieces=kept_pieces(whole, kept, scores),
         )
-
-
-class _Whole:
-    """The encoding that the text would have if the model read any length, put together from its windows."""
-
-    def __init__(self, windows: Sequence[Encoding], overlap: int) -> None:
-        leading, trailing = _specials_around(windows[0])
-        self.starts: list[int] = []
-        """Where each window's first token lies in the whole."""
-        self._spans: list[tuple[int, int]] = []
-        self.tokens: list[str] = []
-        self.offsets: list[tuple[int, int]] = []
-        self.word_ids: list[int | None] = []
-        self.special_tokens_mask: list[int] = []
-        for number, window in enumerate(windows):
-            read = len(window.ids) - leading - trailing
-            begin = len(self.tokens) - overlap if number else leading  # of the window's own tokens, in the whole
-            self.starts.append(begin - leading)
-            self._spans.append((begin, begin + read))
-            first = leading + overlap if number else 0
-            last = len(window.ids) - (trailing if number < len(windows) - 1 else 0)
-            self.tokens += window.tokens[first:last]
-            self.offsets += window.offsets[first:last]
-            self.word_ids += window.word_ids[first:last]
-            self.special_tokens_mask += window.special_tokens_mask[first:last]
-
-    @property
-    def length(self) -> int:
-        """Tokens, the special ones at both ends included."""
-        return len(self.tokens)
-
-    def votes(self) -> np.ndarray:
-        """(windows,) float64: the tokens each window read, those read twice counted half."""
-        readers = np.zeros(self.length)
-        for begin, end in self._spans:
-            readers[begin:end] += 1
-        return np.array([np.sum(1 / readers[begin:end]) for begin, end in self._spans])
-
-
-def _specials_around(window: Encoding) -> tuple[int, int]:
-    """How many special tokens stand before and after a window's own."""
-    own = [index for index, special in enumerate(window.special_tokens_mask) if not special]
-    return own[0], len(window.ids) - 1 - own[-1]

@@ -5,32 +5,46 @@
 
     async with AsyncClient("localhost:8001") as client:
         await client.predict(["A film of great warmth."])
+
+``Client`` makes a call in the caller's thread, ``AsyncClient`` in a thread of its own, so both predict the same.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import chain, islice
 from typing import Any, Self, TypeVar
 
-from rekd_deploy.client.calls import Call, Caller
+from rekd_deploy.client.batching import Batches
+from rekd_deploy.client.calls import GRACE, Call, Sent, ServedModel, ServedVersion
 from rekd_deploy.client.connection import RetryPolicy, TlsSettings
-from rekd_deploy.client.transport import Transport, open_transport
+from rekd_deploy.client.transport import Arrays, Transport, open_transport
 from rekd_deploy.contract.description import ServedDescription
-from rekd_deploy.errors import ClientError
+from rekd_deploy.errors import ClientError, VersionMismatchError
 from rekd_deploy.repository.config import ENSEMBLE
 from rekd_train.inputs.prediction import Prediction
 
 CALLS = 64
 """Calls of one AsyncClient that are made at once, each in a thread; more wait their turn."""
-_GRACE = 1.0
-"""Seconds by which a call's own end at its deadline, which says more, may come first."""
+IN_FLIGHT = 4
+"""Requests of one call on their way at once: enough to keep the server's batcher busy while responses are read."""
+_OUTPUTS = ("scores", "mask", "probabilities")
+_READINGS = 3
+"""How often a call starts anew because the server has another model since."""
 Result = TypeVar("Result")
 
 
-class _ClientOptions:
-    """What both clients take and hold."""
+class _OtherModel(Exception):
+    """The response is of another model than the request was prepared for."""
+
+
+class _Caller:
+    """What both clients take, hold and do in a call."""
 
     def __init__(
         self,
@@ -49,12 +63,88 @@ class _ClientOptions:
         self.url = url
         self.model = model
         self._timeout = timeout
-        transport = transport or open_transport(url, timeout, headers=headers, tls=tls)
-        self._caller = Caller(url, model, transport, retry or RetryPolicy(), preprocessing)
+        self._retry = retry or RetryPolicy()
+        self._transport = transport or open_transport(url, timeout, headers=headers, tls=tls)
+        self._model = ServedModel(url, model, self._transport, preprocessing)
         self._threads = ThreadPoolExecutor(CALLS, "rekd-client")  # AsyncClient's; none starts before it is used
+        self._closed = False
+
+    def _close(self) -> None:
+        self._closed = True
+        self._transport.close()
+
+    def _served(self, call: Call, version: str = "") -> ServedVersion:
+        """What the server says about a version of the model; empty: the newest. Read once."""
+        return self._retried(call, lambda _: self._model.version(version, call))
+
+    def _predictions(self, call: Call, items: Sequence[Any], windows: bool) -> list[Prediction]:
+        for _ in range(_READINGS):
+            with suppress(_OtherModel):
+                return self._exchange(call, self._served(call), items, windows)
+        raise VersionMismatchError(
+            f"the server at {self.url} changed the model '{self.model}' {_READINGS} times during one call; "
+            "fix: call again once it serves one version"
+        )
+
+    def _exchange(self, call: Call, served: ServedVersion, items: Sequence[Any], windows: bool) -> list[Prediction]:
+        """Send every batch, a few at a time, and read the responses."""
+        batches = Batches(served.preprocessor, items, served.max_batch_size, windows=windows)
+        coming = iter(batches)
+        first = list(islice(coming, 2))
+        wait = len(first) == 1 and not call.cancellable
+        in_flight: deque[Sent] = deque()
+
+        def send(sent: Sent, wait: bool = False) -> None:
+            timeout = call.remaining()
+            sent.until = time.monotonic() + timeout
+            sent.future = self._transport.submit(
+                self.model, sent.encoded.inputs, _OUTPUTS, timeout=timeout, request_id=sent.request_id, wait=wait
+            )
+
+        def response(attempt: int) -> Arrays:
+            if attempt > 1:
+                send(in_flight[0])
+            return call.result(in_flight[0])
+
+        def take() -> None:
+            outputs = self._retried(call, response)
+            sent = in_flight.popleft()
+            if outputs.version not in ("", served.version):  # tokens and labels must still be those of the request
+                self._model.newest = self._served(call, outputs.version)
+                if self._model.newest.description != served.description:
+                    raise _OtherModel
+            batches.collect(sent.indices, self._model.predictions(served, sent, outputs, windows))
+
+        try:
+            for indices, encoded in chain(first, coming):
+                in_flight.append(Sent(indices, encoded, call.next_id()))
+                send(in_flight[-1], wait)
+                if len(in_flight) == IN_FLIGHT:
+                    take()
+            while in_flight:
+                take()
+        finally:
+            for sent in in_flight:
+                sent.future.cancel()
+        return batches.predictions()
+
+    def _retried(self, call: Call, function: Callable[[int], Result]) -> Result:
+        """What the function of an attempt's number gives; it is called again after an error that may pass."""
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return function(attempt)
+            except ClientError as error:
+                if self._closed:
+                    raise ClientError("the client is closed; fix: close it once its calls are done") from None
+                pause = self._retry.pause(error, attempt, call.left)
+                if pause is None:
+                    raise
+            call.pause(pause)
 
 
-class Client(_ClientOptions):
+class Client(_Caller):
     """Predictions of a Triton server's ensemble; labels and preprocessing come from the server.
 
     Safe to use from several threads, which share its connections. Use it as a context manager, or call ``close()``.
@@ -63,8 +153,7 @@ class Client(_ClientOptions):
         url: HOST:PORT (or grpc://HOST:PORT) for gRPC, http://HOST:PORT for HTTP; with TLS grpcs:// and https://.
         model: name of the ensemble, or of the single graph (rekd_single) where it is served.
         timeout: seconds one request may take.
-        preprocessing: fingerprint (``Preprocessor.fingerprint``) that the served model must have;
-            None: whatever is served.
+        preprocessing: fingerprint (``Preprocessor.fingerprint``) that the served model must have; None: any.
         retry: when a request is sent again that found no server, or its queue full; None: ``RetryPolicy()``.
         headers: sent with every request, such as {"authorization": "Bearer ..."}.
         tls: which server to trust and who the client is, for grpcs:// and https://.
@@ -82,24 +171,16 @@ class Client(_ClientOptions):
 
     def close(self) -> None:
         """Close the connections; calls on their way fail."""
-        self._caller.close()
+        self._close()
 
     @property
     def description(self) -> ServedDescription:
-        """What the server says about the model.
-
-        Raises:
-            ClientError: as ``predict``.
-        """
-        return self._caller.served(Call(self._timeout)).description
+        """What the server says about the model; errors as of ``predict``."""
+        return self._served(Call(self._timeout)).description
 
     def predict(
-        self,
-        items: Sequence[Any],
-        *,
-        windows: bool = False,
-        deadline: float | None = None,
-        request_id: str | None = None,
+        self, items: Sequence[Any], *,
+        windows: bool = False, deadline: float | None = None, request_id: str | None = None,
     ) -> list[Prediction]:
         """Label, probabilities and rationale of each text or image, in the order of ``items``.
 
@@ -110,23 +191,17 @@ class Client(_ClientOptions):
             windows: read a text beyond the model's length window by window and combine the predictions
                 (``batching.py`` has the rules), instead of cutting it (``Prediction.truncated``).
             deadline: seconds the whole call may take, with every request and pause; None: as long as it takes.
-            request_id: what the server's log calls the first request; later batches have -2, -3 ... behind it.
-                None: a random one.
+            request_id: what the server's log calls the first request, later ones with -2, -3 ...; None: a random one.
 
         Raises:
             InputError: an empty list, or an argument that cannot be used.
             FaultyItemsError: items that cannot be used, by their number, counted from 1.
-            ServerUnavailableError: nothing answers at the address; ServerBusyError: its queue is full.
-            InsecureServerError: no trusted TLS connection.
-            DeadlineError: no response in time.
-            ModelMissingError: the server does not serve the model.
-            VersionMismatchError: client and served model do not belong together.
-            RejectedError: the server refused the request.
+            ClientError: of the kind that fits; ``rekd_deploy/errors.py`` lists them.
         """
-        return self._caller.predict(Call(self._timeout, deadline, request_id), items, windows)
+        return self._predictions(Call(self._timeout, deadline, request_id), items, windows)
 
 
-class AsyncClient(_ClientOptions):
+class AsyncClient(_Caller):
     """``Client`` for asyncio: the same arguments, predictions and errors; up to ``CALLS`` calls are made at once.
 
     Each call is made in a thread, so the event loop is never held up. A cancelled task abandons its requests.
@@ -140,29 +215,24 @@ class AsyncClient(_ClientOptions):
 
     async def close(self) -> None:
         """Close the connections; calls on their way fail."""
-        await asyncio.to_thread(self._caller.close)
+        await asyncio.to_thread(self._close)
 
     async def description(self) -> ServedDescription:
         """What the server says about the model; see ``Client.description``."""
-        served = await self._in_thread(Call(self._timeout, cancellable=True), self._caller.served)
-        return served.description
+        return (await self._in_thread(self._served, Call(self._timeout, cancellable=True))).description
 
     async def predict(
-        self,
-        items: Sequence[Any],
-        *,
-        windows: bool = False,
-        deadline: float | None = None,
-        request_id: str | None = None,
+        self, items: Sequence[Any], *,
+        windows: bool = False, deadline: float | None = None, request_id: str | None = None,
     ) -> list[Prediction]:
         """See ``Client.predict``."""
         call = Call(self._timeout, deadline, request_id, cancellable=True)
-        return await self._in_thread(call, self._caller.predict, items, windows)
+        return await self._in_thread(self._predictions, call, items, windows)
 
-    async def _in_thread(self, call: Call, function: Callable[..., Result], *arguments: Any) -> Result:
+    async def _in_thread(self, function: Callable[..., Result], call: Call, *arguments: Any) -> Result:
         running = asyncio.wrap_future(self._threads.submit(function, call, *arguments))
         try:
-            return await asyncio.wait_for(running, None if call.deadline is None else call.left + _GRACE)
+            return await asyncio.wait_for(running, None if call.deadline is None else call.left + GRACE)
         except TimeoutError:  # it still waits for a thread, or the thread for what cannot be cut short
             raise call.too_late() from None
         finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from threading import Lock
 from typing import Any, Self
@@ -22,10 +21,8 @@ class Pipeline:
     """Predicts like the Triton client, in this process, on ONNX Runtime or, if requested, the repository's engines.
 
     On a GPU, ONNX Runtime keeps what one step hands to the next where it is, and replays a captured CUDA graph for
-    each bucket of batch and length; texts are parted so that few rows are filled up (``batching.cuts``).
-
-    Usable as a context manager; without ``with`` the graphs are loaded at the first use and stay until
-    ``close``.
+    each bucket of batch and length; texts are parted so that few rows are filled up (``batching.cuts``). Without
+    ``with`` the graphs are loaded at the first use and stay until ``close``.
 
     Args:
         source: model repository written by rekd-export, or artefacts as ``export`` returns them.
@@ -38,8 +35,7 @@ class Pipeline:
     Raises:
         EngineError: there is no such device, or engines were requested on a CPU.
         InputError: ``batch_size`` is below 1.
-        RepositoryError: a file is missing, altered, or does not belong to the others; or there is no single graph or
-            engine.
+        RepositoryError: a file is missing, altered, or of another export; or there is no single graph or engine.
     """
 
     def __init__(
@@ -56,7 +52,6 @@ class Pipeline:
             raise InputError(f"batch_size {batch_size} must be at least 1")
         exported = Exported.of(source)
         self.description = exported.description
-        self.labels = list(self.description.labels)
         self.preprocessor = self.description.preprocessor()
         self._batch_size = batch_size
         self._filled_to: list[int] = []
@@ -76,7 +71,7 @@ class Pipeline:
             self._batch_size = min([batch_size, *chain.batches[-1:]])
         else:
             self._chain = RunnerChain([exported.graph_runner(role, threads=threads) for role in roles])
-        self._running: ExitStack | None = None
+        self._is_open = False
         self._opening = Lock()
         self._closings = 0
 
@@ -91,24 +86,22 @@ class Pipeline:
         """Release the loaded graphs; calls of other threads fail, later ones load the graphs again."""
         with self._opening:
             self._closings += 1
-            if self._running is not None:
-                running, self._running = self._running, None
-                running.close()
+            if self._is_open:
+                self._is_open = False
+                self._chain.__exit__(None, None, None)
 
     def predict(self, items: Sequence[Any], *, windows: bool = False) -> list[Prediction]:
         """Label, probabilities and rationale of each text or image, in their order.
 
         Args:
             items: texts (str); for a vision model images: uint8 arrays (H, W, C), Pillow images or paths.
-            windows: read a text beyond the model's length window by window and combine the predictions
-                (``batching.py`` has the rules), instead of cutting it.
+            windows: read a text beyond the model's length window by window, instead of cutting it (``batching.py``).
 
         Raises:
             InputError: an empty list, or windows of an image.
             FaultyItemsError: items that cannot be used, by their number, counted from 1. Texts are all checked
                 before any is computed; images are read a batch at a time.
-            EngineError: ONNX Runtime or TensorRT cannot load or run a graph, or another thread has closed the pipeline.
-            MissingExtraError: the library is not installed.
+            EngineError: a graph cannot be loaded or run, or another thread has closed the pipeline.
         """
         closings = self._closings
         batches = Batches(self.preprocessor, items, self._batch_size, windows=windows, filled_to=self._filled_to)
@@ -120,10 +113,9 @@ class Pipeline:
         with self._opening:
             if self._closings != closings:
                 raise EngineError("the pipeline is closed; fix: close it once its calls are done")
-            if self._running is None:
-                with ExitStack() as stack:
-                    stack.enter_context(self._chain)
-                    self._running = stack.pop_all()
+            if not self._is_open:
+                self._chain.__enter__()
+                self._is_open = True
 
     def _predicted(self, encoded: Encoded, closings: int) -> list[Prediction]:
         self._open(closings)
@@ -132,4 +124,4 @@ class Pipeline:
         except EngineError:
             self._open(closings)  # closed meanwhile is the reason
             raise
-        return encoded.predictions(self.labels, found["probabilities"], found["mask"], found["scores"])
+        return encoded.predictions(self.description.labels, found["probabilities"], found["mask"], found["scores"])

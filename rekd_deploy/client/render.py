@@ -1,12 +1,8 @@
-"""A prediction for people: a text with its rationale highlighted, or an image with its patches. torch-free.
-
-In an image the kept patches are framed, the stronger the brighter, and the rest is dimmed.
-"""
+"""A prediction for people: a text with its rationale highlighted, or an image with its patches. torch-free."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +10,8 @@ import numpy as np
 
 from rekd_train.errors import InputError
 from rekd_train.files import write_bytes, write_json
-from rekd_train.inputs.prediction import RATIONALE, Patch, Prediction
+from rekd_train.inputs.items import read_image
+from rekd_train.inputs.prediction import Prediction
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,20 +26,17 @@ _DIMMED = 0.25
 _WEAKEST = 0.6
 """Brightness of the weakest kept patch; the strongest has 1."""
 _FRAME = (255, 213, 0)
-_LEAST_FONT = 12
+_LABEL = 32  # characters; longer ones are cut
 _TEXT, _SMALL = (255, 255, 255), (200, 200, 200)
 
 
-def segments(prediction: Prediction) -> Iterator[tuple[str, bool]]:
+def segments(prediction: Prediction) -> list[tuple[str, bool]]:
     """The text in pieces, each with whether it is part of the rationale."""
-    end = 0
+    pieces, end = [], 0
     for span in prediction.rationale:
-        if span.start > end:
-            yield prediction.text[end : span.start], False
-        yield prediction.text[span.start : span.end], True
+        pieces += [(prediction.text[end : span.start], False), (prediction.text[span.start : span.end], True)]
         end = span.end
-    if end < len(prediction.text):
-        yield prediction.text[end:], False
+    return [piece for piece in (*pieces, (prediction.text[end:], False)) if piece[0]]
 
 
 def summary(prediction: Prediction) -> str:
@@ -58,46 +52,33 @@ def shows_colours(console: Console) -> bool:
 
 
 def terminal_text(prediction: Prediction) -> Text:
-    """A summary line and the text, its rationale highlighted; for terminals with colours (else ``plain_text``).
-
-    Control characters in the text are shown as a replacement mark, so that a review cannot steer the terminal.
-    """
+    """A summary line and the text, its rationale highlighted; for terminals with colours (else ``plain_text``)."""
     from rich.text import Text
 
-    shown = Text()
-    shown.append(f"{summary(prediction)}\n", style="bold")
-    for piece, chosen in segments(prediction):
-        shown.append(_harmless(piece), style=HIGHLIGHT if chosen else None)
-    return shown
+    pieces = [(_harmless(piece), HIGHLIGHT if chosen else "") for piece, chosen in segments(prediction)]
+    return Text.assemble((f"{summary(prediction)}\n", "bold"), *pieces)
 
 
 def plain_text(prediction: Prediction) -> str:
-    """As ``terminal_text`` without colours: the rationale stands in [[double brackets]]."""
-    if not prediction.text:
-        return f"{summary(prediction)}\n{_patches(prediction)}"
-    body = "".join(f"[[{_harmless(piece)}]]" if chosen else _harmless(piece) for piece, chosen in segments(prediction))
-    return f"{summary(prediction)}\n{body}"
-
-
-def _patches(prediction: Prediction) -> str:
-    """The kept patches of an image, the strongest first; rows and columns counted from 1."""
+    """Without colours: the rationale in [[double brackets]]; an image's patches, the strongest first, from row 1."""
+    if prediction.text:
+        pieces = [f"[[{_harmless(piece)}]]" if chosen else _harmless(piece) for piece, chosen in segments(prediction)]
+        return f"{summary(prediction)}\n{''.join(pieces)}"
     ranked = sorted(prediction.rationale, key=lambda patch: -patch.score)
-    return ", ".join(f"row {patch.row + 1} column {patch.column + 1} ({patch.score:+.2f})" for patch in ranked)
+    patches = [f"row {patch.row + 1} column {patch.column + 1} ({patch.score:+.2f})" for patch in ranked]
+    return f"{summary(prediction)}\n{', '.join(patches)}"
 
 
 def _harmless(text: str) -> str:
+    """Control characters become a replacement mark, so that a review cannot steer the terminal."""
     return "".join(c if c in "\n\t" or c.isprintable() or c.isspace() and ord(c) > 0x9F else "�" for c in text)
 
 
 def highlighted(image: str | Path | np.ndarray | Image, prediction: Prediction) -> Image:
-    """The image, upright and in colour, with the kept patches highlighted.
+    """The image that was predicted on, upright and in colour, with the kept patches framed and the rest dimmed.
 
     The patch with the highest score is as bright as the image, the one with the lowest has 0.6 of it, the frames
-    likewise; the others lie between, by their scores.
-
-    Args:
-        image: what was predicted on: a path, a Pillow image, or uint8 (H, W, C) or (H, W).
-        prediction: of that image.
+    likewise; the others lie between, by their scores. Arrays are uint8 (H, W, C) or (H, W).
     """
     from PIL import Image as images
     from PIL import ImageDraw
@@ -107,59 +88,19 @@ def highlighted(image: str | Path | np.ndarray | Image, prediction: Prediction) 
     shown = upright.resize((upright.width * factor, upright.height * factor), images.Resampling.NEAREST)
     canvas = _darkened(shown, _DIMMED)
     draw = ImageDraw.Draw(canvas)
-    width = max(1, max(shown.size) // 160)
-    patches: list[Patch] = sorted(prediction.rationale, key=lambda patch: patch.score)  # the strongest frame on top
-    for patch, brightness in zip(patches, _brightness([patch.score for patch in patches]), strict=True):
+    patches = sorted(prediction.rationale, key=lambda patch: patch.score)  # the strongest frame on top
+    low, high = (patches[0].score, patches[-1].score) if patches else (0.0, 0.0)
+    for patch in patches:
+        brightness = 1.0 if high == low else _WEAKEST + (1 - _WEAKEST) * (patch.score - low) / (high - low)
         left, top, right, bottom = box = tuple(edge * factor for edge in patch.box)
         canvas.paste(_darkened(shown.crop(box), brightness), box)
         frame = tuple(int(colour * brightness) for colour in _FRAME)
-        draw.rectangle((left, top, right - 1, bottom - 1), outline=frame, width=width)
+        draw.rectangle((left, top, right - 1, bottom - 1), outline=frame, width=max(1, max(shown.size) // 160))
     return canvas
-
-
-def captioned(image: str | Path | np.ndarray | Image, prediction: Prediction) -> Image:
-    """``highlighted`` with the label, its probability and what the shades mean written above it."""
-    from PIL import Image as images
-    from PIL import ImageDraw
-
-    picture = highlighted(image, prediction)
-    width = max(picture.width, _LEAST_SIDE)
-    size = max(20, max(picture.size) // 24)
-    legend = f"from {prediction.rate:.1%} of its patches; brightest frame: strongest"
-    lines = [(prediction.label, f"  {prediction.probability:.1%}", size, _TEXT), (legend, "", size * 2 // 3, _SMALL)]
-    margin = size // 2
-    band = margin + sum(height + margin for _, _, height, _ in lines)
-    canvas = images.new("RGB", (width, band + picture.height))
-    canvas.paste(picture, ((width - picture.width) // 2, band))
-    draw, top = ImageDraw.Draw(canvas), margin
-    for text, end, height, colour in lines:
-        fitting, font = _fitting(text, end, height, width - 2 * margin)
-        draw.text((margin, top), fitting, colour, font=font)
-        top += height + margin
-    return canvas
-
-
-def rationale_files(images: Iterable[Path], folder: Path) -> dict[Path, Path]:
-    """The picture in ``folder`` that shows each image's rationale: NAME.rationale.png.
-
-    Raises:
-        InputError: two images of one name.
-    """
-    files: dict[Path, Path] = {}
-    for image in dict.fromkeys(images):
-        file = folder / f"{image.stem}{RATIONALE}"
-        if file in files.values():
-            raise InputError(f"{image} and another image would be saved to the same file, {file}; fix: save them apart")
-        files[image] = file
-    return files
 
 
 def write_rationale(image: str | Path, prediction: Prediction, png: Path) -> None:
-    """``captioned`` as a PNG file, in a folder that is made if need be, and the prediction as JSON beside it.
-
-    Raises:
-        InputError: a file cannot be written.
-    """
+    """``captioned`` as a PNG file, its folder made if need be, and JSON beside it; InputError: it cannot be written."""
     content = io.BytesIO()
     captioned(image, prediction).save(content, format="PNG")
     try:
@@ -170,10 +111,27 @@ def write_rationale(image: str | Path, prediction: Prediction, png: Path) -> Non
         raise InputError(f"{png} cannot be written: {error.strerror}; fix: another folder") from None
 
 
-def _brightness(scores: Sequence[float]) -> list[float]:
-    """From ``_WEAKEST`` for the lowest score to 1 for the highest; 1 where all are equal."""
-    low, high = min(scores, default=0.0), max(scores, default=0.0)
-    return [1.0 if high == low else _WEAKEST + (1 - _WEAKEST) * (score - low) / (high - low) for score in scores]
+def captioned(image: str | Path | np.ndarray | Image, prediction: Prediction) -> Image:
+    """``highlighted`` with the label, its probability and what the shades mean written above it."""
+    from PIL import ImageDraw, ImageFont, ImageOps
+
+    picture = highlighted(image, prediction)
+    size = max(20, max(picture.size) // 24)
+    margin, small = size // 2, size * 2 // 3
+    side = max(_LEAST_SIDE - picture.width, 0)
+    band = 3 * margin + size + small
+    canvas = ImageOps.expand(picture, (side // 2, band, side - side // 2, 0))
+    draw = ImageDraw.Draw(canvas)
+    room = canvas.width - 2 * margin
+    label = prediction.label if len(prediction.label) <= _LABEL else f"{prediction.label[: _LABEL - 3]}..."
+    for text, height, top, colour in (
+        (f"{label}  {prediction.probability:.1%}", size, margin, _TEXT),
+        (f"from {prediction.rate:.1%} of its patches; brightest frame: strongest", small, 2 * margin + size, _SMALL),
+    ):
+        wanted = ImageFont.load_default(height).getlength(text)
+        font = ImageFont.load_default(int(height * min(room / wanted, 1)))
+        draw.text((margin, top), text, colour, font=font)
+    return canvas
 
 
 def _darkened(image: Image, brightness: float) -> Image:
@@ -182,27 +140,12 @@ def _darkened(image: Image, brightness: float) -> Image:
     return images.fromarray((np.asarray(image) * brightness).astype(np.uint8))
 
 
-def _fitting(text: str, end: str, size: int, width: int) -> tuple[str, Any]:
-    """The text and its end, and a font of up to ``size`` pixels in which they fit; a text too long for that is cut."""
-    from PIL import ImageFont
-
-    length = ImageFont.load_default(size).getlength(text + end)
-    font = ImageFont.load_default(max(_LEAST_FONT, min(size, int(size * width / max(length, 1)))))
-    shown = text
-    while font.getlength(shown + end) > width and text:
-        text = text[:-1]
-        shown = f"{text}..."
-    return shown + end, font
-
-
 def _upright(image: Any) -> Image:
     from PIL import Image as images
-    from PIL import ImageOps
 
-    if isinstance(image, np.ndarray):
-        image = images.fromarray(image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image)
-    elif isinstance(image, (str, Path)):
+    if isinstance(image, (str, Path)):
         with images.open(image) as opened:
             opened.load()
         image = opened
-    return ImageOps.exif_transpose(image).convert("RGB")
+    found = read_image(image, 3)
+    return images.fromarray(found) if isinstance(found, np.ndarray) else found

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -20,17 +23,14 @@ from rekd_deploy.errors import (
     ServerUnavailableError,
 )
 
+WORKERS = 64
+"""Most submitted requests of one client on their way at once, each in a thread; the others wait their turn."""
 _STATUS_ERRORS = {
-    "UNAVAILABLE": ServerUnavailableError,
+    **dict.fromkeys(("UNAVAILABLE", "502", "503"), ServerUnavailableError),
     "CANCELLED": ServerUnavailableError,  # not by us: the server stopped in the middle
-    "DEADLINE_EXCEEDED": DeadlineError,
-    "NOT_FOUND": ModelMissingError,
-    "404": ModelMissingError,
+    **dict.fromkeys(("DEADLINE_EXCEEDED", "499", "504"), DeadlineError),
+    **dict.fromkeys(("NOT_FOUND", "404"), ModelMissingError),
     "429": ServerBusyError,
-    "499": DeadlineError,
-    "502": ServerUnavailableError,
-    "503": ServerUnavailableError,
-    "504": DeadlineError,
 }
 _QUEUE_FULL = "Exceeds maximum queue size"
 _RESTRICTED = "This protocol is restricted"
@@ -46,166 +46,156 @@ class Arrays(dict[str, np.ndarray]):
     """Version of the model that computed them."""
 
 
-class ModelConfig(NamedTuple):
-    """What a served model says of itself."""
+@dataclass(frozen=True)
+class Request:
+    """What a server is asked, and the seconds from now that its response may take; its log has ``request_id``."""
 
-    parameters: dict[str, str]
-    max_batch_size: int
+    model: str
+    timeout: float
+    inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
+    outputs: Sequence[str] = ()
+    request_id: str = ""
+    begun: float = field(default_factory=time.monotonic)
 
-
-class ServerFacts(NamedTuple):
-    """What a server says of itself."""
-
-    triton: str
-    """Triton's version."""
-    ready: bool
-    """It is ready, and so is the model."""
-    statistics: list[dict[str, Any]]
-    """Triton's ``model_stats``."""
+    @property
+    def remaining(self) -> float:
+        """Seconds that are left."""
+        return self.begun + self.timeout - time.monotonic()
 
 
 class Transport(ABC):
-    """What the client needs of a server. Safe to use from several threads.
+    """What the client needs of a server. Safe to use from several threads; every method raises ClientErrors.
 
-    Args:
-        address: of the server.
-        timeout: seconds a response may take where a request says nothing else.
-        headers: sent with every request, names in lower case.
+    ``timeout``: seconds a response may take where a request says nothing else; ``headers`` are sent with every request.
     """
 
+    ends_in_time = False
+    """Whether ``infer`` keeps the timeout whatever the server does, so that a thread may wait for it."""
+
     def __init__(self, address: Address, timeout: float, headers: Mapping[str, str]) -> None:
-        self._address, self._url = address, str(address)
+        self._url = str(address)
         self._timeout = timeout
         self._headers = dict(headers)
+        self._workers = ThreadPoolExecutor(WORKERS, "rekd-transport")
 
     @abstractmethod
+    def infer(self, request: Request) -> Arrays:
+        """Send a request and wait for its outputs in this thread."""
+
+    @abstractmethod
+    def _told(self, what: str, request: Request, version: str = "") -> dict[str, Any]:
+        """What Triton says of 'server', 'statistics', 'model' or 'config', as its HTTP has it."""
+
+    @abstractmethod
+    def _is_ready(self, request: Request) -> bool:
+        """Whether the server is, and the model."""
+
     def model_versions(self, model: str, timeout: float) -> list[str]:
-        """Versions of a model that are ready.
+        """Versions of a model that are ready; ``timeout``: seconds the response may take."""
+        with self._reading():
+            return [str(version) for version in self._told("model", Request(model, timeout)).get("versions", ())]
 
-        Args:
-            timeout: seconds the response may take.
-
-        Raises:
-            ClientError: of the kind that fits.
-        """
-
-    @abstractmethod
-    def model_config(self, model: str, version: str, timeout: float) -> ModelConfig:
+    def model_config(self, model: str, version: str, timeout: float) -> tuple[dict[str, str], int]:
         """Parameters and max_batch_size of a version; see ``model_versions``."""
+        with self._reading():
+            config = self._told("config", Request(model, timeout), version)
+            parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+            return parameters, int(config.get("max_batch_size", 0))
 
-    @abstractmethod
+    def server_facts(self, model: str, timeout: float) -> tuple[str, bool, list[dict[str, Any]]]:
+        """Triton's version, whether server and model are ready, Triton's ``model_stats``; see ``model_versions``."""
+        request = Request(model, timeout)
+        with self._reading():
+            triton, statistics = (self._told(what, request) for what in ("server", "statistics"))
+            return triton["version"], self._is_ready(request), statistics["model_stats"]
+
     def submit(
         self, model: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], *,
-        timeout: float | None = None, request_id: str = "",
+        timeout: float | None = None, request_id: str = "", wait: bool = False,
     ) -> Future[Arrays]:
-        """Send a request; the future holds the outputs by name or a ClientError. Cancelling it abandons the request.
+        """``infer`` in a thread; cancelling the future abandons the request. For arguments see ``Request``.
 
-        Args:
-            timeout: seconds the response may take; None: as set for the transport.
-            request_id: what the server's log calls the request.
+        ``wait``: in this thread, which is quicker than to be woken, if it ``ends_in_time``.
         """
+        request = Request(model, self._timeout if timeout is None else timeout, inputs, outputs, request_id)
+        future: Future[Arrays] = Future()
 
-    def infer(
-        self, model: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], *, timeout: float, request_id: str
-    ) -> Arrays | None:
-        """Send a request and wait for its outputs in this thread, which is quicker than to be woken by a future.
+        def work() -> None:
+            if future.cancelled():
+                return
+            with suppress(InvalidStateError):  # cancelled meanwhile
+                try:
+                    future.set_result(self.infer(request))
+                except Exception as error:
+                    future.set_exception(error)
 
-        Returns:
-            None: this transport cannot, and has sent nothing.
+        if wait and self.ends_in_time:
+            work()
+            return future
+        try:
+            self._workers.submit(work)
+        except RuntimeError as error:  # closed meanwhile
+            future.set_exception(self._unusable(error))
+        return future
 
-        Raises:
-            ClientError: of the kind that fits.
-        """
-        return None
-
-    def server_facts(self, model: str, timeout: float) -> ServerFacts:
-        """What the server says of itself, ready if the model is, too; see ``model_versions``."""
-        raise RejectedError("this transport has no statistics")
-
-    def explained(self, error: ClientError) -> ClientError:
-        """An error of this transport, with what the port seems to speak where that is the mistake. May block."""
-        return error
-
-    @abstractmethod
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; requests on their way fail."""
+        self._workers.shutdown()
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Whatever goes wrong while a response is read, it is none of Triton's."""
+        try:
+            yield
+        except ClientError:
+            raise
+        except Exception:
+            what = f"what answers at {self._url} is no Triton server; fix: check the address and its protocol"
+            raise ServerUnavailableError(what) from None
+
+    def _unusable(self, error: Exception) -> ServerUnavailableError:
+        return ServerUnavailableError(f"the connection to {self._url} cannot be used ({error})")
+
+    def _failure(self, request: Request, status: str, message: str) -> ClientError:
+        """The project's error for a gRPC status by name or an HTTP status by number, and what was said with it."""
+        kind = _STATUS_ERRORS.get(status, RejectedError)
+        if _QUEUE_FULL in message:
+            kind = ServerBusyError
+        elif _RESTRICTED in message:
+            kind = RejectedError
+        elif kind is ServerUnavailableError and any(sign in message.lower() for sign in _TLS_SIGNS):
+            kind = InsecureServerError
+        elif "unknown model" in message:
+            kind = ModelMissingError
+        url, reason = self._url, message.strip().partition("\n")[0] or status or "no reason given"
+        if request.request_id and request.request_id not in reason:  # Triton may name it itself
+            reason += f"; request {request.request_id}"
+        texts = {
+            ServerBusyError: f"the queue of the server at {url} is full ({reason}); fix: try later, or send fewer",
+            ServerUnavailableError: f"no Triton server answers at {url} ({reason}); fix: start rekd-serve, or check "
+            "the address: HOST:8001 for gRPC, http://HOST:8000 for HTTP, with TLS grpcs:// or https://",
+            InsecureServerError: f"no trusted TLS connection to {url} ({reason}); fix: the root certificate that the "
+            "server's descends from, the name on it, the client's own certificate if the server wants one, or an "
+            "address without TLS if the server has none",
+            DeadlineError: f"no answer from {url} within {request.timeout:g} s ({reason}); fix: a longer timeout",
+            ModelMissingError: f"the server at {url} does not serve the model '{request.model}' ({reason})",
+            RejectedError: f"the server at {url} refused the request: {reason}",
+        }
+        return kind(texts[kind])
 
 
 def open_transport(
     url: str, timeout: float, *, headers: Mapping[str, str] | None = None, tls: TlsSettings | None = None
 ) -> Transport:
-    """gRPC for HOST:PORT, grpc://HOST:PORT or grpcs://HOST:PORT, HTTP for http://HOST:PORT or https://HOST:PORT.
-
-    Args:
-        timeout: seconds a response may take.
-        headers: sent with every request.
-        tls: for grpcs:// and https://.
+    """gRPC for HOST:PORT, grpc:// and grpcs://HOST:PORT, HTTP for http:// and https://HOST:PORT; see ``Transport``.
 
     Raises:
         ClientError: the address is none, or headers or TLS settings cannot be used.
     """
-    address, headers = Address.parse(url), checked_headers(headers)
+    from rekd_deploy.client.protocols import GrpcTransport, HttpTransport
+
+    address = Address.parse(url)
     if tls is not None and not address.encrypted:
         raise ClientError(f"'{url}' is not encrypted, but TLS settings are given; give grpcs:// or https://")
-    tls = tls or TlsSettings()
-    if address.protocol == "http":
-        from rekd_deploy.client.transport_http import HttpTransport
-
-        return HttpTransport(address, timeout, headers, tls)
-    from rekd_deploy.client.transport_grpc import GrpcTransport
-
-    return GrpcTransport(address, timeout, headers, tls)
-
-
-def triton_inputs(input_class: type, arrays: Mapping[str, np.ndarray]) -> list:
-    """The tensors as one of tritonclient's ``InferInput`` classes has them."""
-    from tritonclient.utils import np_to_triton_dtype
-
-    tensors = []
-    for name, array in arrays.items():
-        tensor = input_class(name, array.shape, np_to_triton_dtype(array.dtype))
-        tensor.set_data_from_numpy(np.ascontiguousarray(array))
-        tensors.append(tensor)
-    return tensors
-
-
-def arrays_of(result: Any, outputs: Sequence[str], version: str) -> Arrays:
-    """What a tritonclient result holds."""
-    arrays = Arrays({name: result.as_numpy(name) for name in outputs})
-    arrays.version = version
-    return arrays
-
-
-def typed_error(
-    status: str, message: str, url: str, model: str, *, timeout: float, request_id: str = ""
-) -> ClientError:
-    """The project's error for a failure.
-
-    Args:
-        status: name of a gRPC status, or number of an HTTP status; empty: none came.
-        message: what the server or the library said.
-        timeout: seconds the response was given.
-    """
-    kind = _STATUS_ERRORS.get(status, RejectedError)
-    if _QUEUE_FULL in message:
-        kind = ServerBusyError
-    elif _RESTRICTED in message:
-        kind = RejectedError
-    elif kind is ServerUnavailableError and any(sign in message.lower() for sign in _TLS_SIGNS):
-        kind = InsecureServerError
-    elif "unknown model" in message:
-        kind = ModelMissingError
-    reason = message.strip().splitlines()[0] if message.strip() else status or "no reason given"
-    request = f"; request {request_id}" if request_id else ""
-    named = "" if request_id in reason else request  # Triton may name it itself
-    texts = {
-        ServerBusyError: f"the queue of the server at {url} is full ({reason}{request}); fix: try later, or send fewer",
-        ServerUnavailableError: f"no Triton server answers at {url} ({reason}); fix: check the URL, or start "
-        "rekd-serve",
-        InsecureServerError: f"no trusted TLS connection to {url} ({reason}); fix: the root certificate that the "
-        "server's descends from, the name on it, and the client's own certificate if the server wants one",
-        DeadlineError: f"no answer from {url} within {timeout:g} s ({reason}{request}); fix: a longer timeout",
-        ModelMissingError: f"the server at {url} does not serve the model '{model}' ({reason})",
-        RejectedError: f"the server at {url} refused the request: {reason}{named}",
-    }
-    return kind(texts[kind])
+    kind = HttpTransport if address.protocol == "http" else GrpcTransport
+    return kind(address, timeout, checked_headers(headers), tls or TlsSettings())

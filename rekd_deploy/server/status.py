@@ -204,17 +204,17 @@ def read_status(
     key = KEY_HEADER if address.protocol == "http" else GRPC_KEY_HEADER
     transport = open_transport(url, timeout, headers={key: state.key} if state else None, tls=tls)
     try:
-        facts = transport.server_facts(ENSEMBLE, timeout)
+        triton, ready, statistics = transport.server_facts(ENSEMBLE, timeout)
     except ClientError as error:
         if isinstance(error, RejectedError) and "restricted" in str(error).lower():
             raise RejectedError(
                 f"the statistics of {url} take a key ({error}); fix: run it on its machine, as the user who started it"
             ) from None
-        raise transport.explained(error) from None
+        raise
     finally:
         transport.close()
-    steps = sorted(map(StepStatus.of, facts.statistics), key=lambda step: (step.model, step.version))
-    return ServerStatus(url, True, facts.ready, facts.triton, tuple(steps), state)
+    steps = sorted(map(StepStatus.of, statistics), key=lambda step: (step.model, step.version))
+    return ServerStatus(url, True, ready, triton, tuple(steps), state)
 
 
 def _short(number: int) -> str:

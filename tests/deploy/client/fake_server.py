@@ -1,4 +1,4 @@
-"""A stand-in for the server: answers by rule, fails on demand."""
+"""A stand-in for the server: responds by rule, one request after the other, and fails on demand."""
 
 from __future__ import annotations
 
@@ -7,41 +7,34 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from rekd_deploy.client.calls import IN_FLIGHT
-from rekd_deploy.client.transport import Arrays, ModelConfig, Transport
+from rekd_deploy.client.client import IN_FLIGHT
+from rekd_deploy.client.connection import Address
+from rekd_deploy.client.transport import Arrays, Transport
 
 
 class FakeServer(Transport):
     """Keeps the first word of each text; the probability of 'positive' is the text's share of the longest sequence."""
 
-    def __init__(self, parameters, max_batch_size=4):
+    def __init__(self, parameters):
+        super().__init__(Address.parse("127.0.0.1:1"), 30.0, {})
+        self._workers = ThreadPoolExecutor(1)
         self.configs = {"1": parameters}
-        self.max_batch_size = max_batch_size
         self.config_reads = 0
-        self.shapes, self.ids, self.timeouts = [], [], []
-        self.open = self.begun = 0
-        self.most_open = 0
-        self.gate = None
-        self.opens_when_full = False
+        self.shapes, self.ids, self.timeouts, self.threads = [], [], [], set()
+        self.open = self.begun = self.most_open = 0
+        self.gate = threading.Event()
+        self.gate.set()
+        self.opens_when_full = False  # the gate, once as many requests are on their way as a call may have
         self.fail_at = {}
         self.fail_config = []
         self.change = lambda outputs: outputs
         self.closed = False
         self._lock = threading.Lock()
-        self._worker = ThreadPoolExecutor(1)
+        self._numbers = {}
 
     @property
     def version(self):
         return max(self.configs, key=int)
-
-    def wait_until_full(self):
-        """Answer nothing until as many requests are on their way as a call may have."""
-        self.hold()
-        self.opens_when_full = True
-
-    def hold(self):
-        """Answer nothing until the gate is set."""
-        self.gate = threading.Event()
 
     def model_versions(self, model, timeout):
         if self.fail_config:
@@ -50,10 +43,11 @@ class FakeServer(Transport):
 
     def model_config(self, model, version, timeout):
         self.config_reads += 1
-        return ModelConfig(self.configs[version], self.max_batch_size)
+        return self.configs[version], 4
 
-    def submit(self, model, inputs, outputs, *, timeout=None, request_id=""):
+    def submit(self, model, inputs, outputs, *, timeout=None, request_id="", wait=False):
         with self._lock:
+            self._numbers[id(inputs)] = len(self.ids)
             self.shapes.append(inputs["input_ids"].shape)
             self.ids.append(request_id)
             self.timeouts.append(timeout)
@@ -61,39 +55,30 @@ class FakeServer(Transport):
             self.most_open = max(self.most_open, self.open)
             if self.opens_when_full and self.open >= IN_FLIGHT:
                 self.gate.set()
-            return self._worker.submit(self._answer, len(self.shapes) - 1, inputs, outputs)
+        return super().submit(model, inputs, outputs, timeout=timeout, request_id=request_id, wait=wait)
 
-    def _answer(self, number, inputs, outputs):
+    _told = _is_ready = None  # never asked
+
+    def infer(self, request):
         self.begun += 1
-        if self.gate:
-            self.gate.wait(5)
+        self.threads.add(threading.current_thread())
+        self.gate.wait(5)
         with self._lock:
             self.open -= 1
+        number = self._numbers[id(request.inputs)]
         if number in self.fail_at:
             raise self.fail_at[number]
-        ids, real = inputs["input_ids"], inputs["attention_mask"]
+        ids, real = request.inputs["input_ids"], request.inputs["attention_mask"]
         share = real.sum(axis=1) / 48
         arrays = {
             "scores": ids.astype(np.float32),
             "mask": np.arange(ids.shape[1])[None, :] == np.ones(len(ids), dtype=int)[:, None],
             "probabilities": np.stack([1 - share, share], axis=1).astype(np.float32),
         }
-        answer = Arrays({name: array for name, array in self.change(arrays).items() if name in outputs})
-        answer.version = self.version
-        return answer
+        outputs = Arrays({name: array for name, array in self.change(arrays).items() if name in request.outputs})
+        outputs.version = self.version
+        return outputs
 
     def close(self):
         self.closed = True
-        self._worker.shutdown()
-
-
-class PatientServer(FakeServer):
-    """Also answers a thread that waits."""
-
-    def __init__(self, parameters, max_batch_size=4):
-        super().__init__(parameters, max_batch_size)
-        self.waited_for = 0
-
-    def infer(self, model, inputs, outputs, *, timeout, request_id):
-        self.waited_for += 1
-        return self.submit(model, inputs, outputs, timeout=timeout, request_id=request_id).result()
+        super().close()

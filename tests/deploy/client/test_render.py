@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from rekd_deploy.client.render import HIGHLIGHT, plain_text, segments, shows_colours, summary, terminal_text
+from rekd_deploy.client.render import HIGHLIGHT, plain_text, segments, shows_colours, terminal_text
 from rekd_train.inputs.prediction import Prediction, Span
 
 
@@ -18,7 +18,6 @@ def prediction(text, *spans, truncated=False):
     ("text", "spans", "expected"),
     [
         ("a good film", [(2, 6)], [("a ", False), ("good", True), (" film", False)]),
-        ("good", [(0, 4)], [("good", True)]),
         ("good film", [(0, 4), (5, 9)], [("good", True), (" ", False), ("film", True)]),
         ("no words kept", [], [("no words kept", False)]),
         ("東京 🎬", [(3, 4)], [("東京 ", False), ("🎬", True)]),
@@ -28,16 +27,13 @@ def test_segments(text, spans, expected):
     assert list(segments(prediction(text, *spans))) == expected
 
 
-def test_summary():
-    assert summary(prediction("x")) == "positive  87.5%  from 10.0% of its tokens"
-    assert "cut" in summary(prediction("x", truncated=True)) and "cut" not in summary(prediction("x"))
-
-
-def test_terminal_highlights_exactly_the_rationale():
-    text = terminal_text(prediction("a good [film] :smile:", (2, 6)))
-    assert text.plain == "positive  87.5%  from 10.0% of its tokens\na good [film] :smile:"
-    marked = [text.plain[span.start : span.end] for span in text.spans if span.style == HIGHLIGHT]
-    assert marked == ["good"]
+def test_text_below_its_summary():
+    found = prediction("a good [film] :smile:", (2, 6))
+    shown = terminal_text(found)
+    assert shown.plain == "positive  87.5%  from 10.0% of its tokens\na good [film] :smile:"
+    assert [shown.plain[span.start : span.end] for span in shown.spans if span.style == HIGHLIGHT] == ["good"]
+    assert plain_text(found) == "positive  87.5%  from 10.0% of its tokens\na [[good]] [film] :smile:"
+    assert plain_text(prediction("x", truncated=True)).endswith("its end was cut)\nx")
 
 
 @pytest.mark.parametrize(
@@ -46,12 +42,7 @@ def test_terminal_highlights_exactly_the_rationale():
      (True, {"TERM": "xterm-256color", "NO_COLOR": "1"}, False), (True, {"TERM": "dumb"}, False)],
 )  # fmt: skip
 def test_a_highlight_needs_a_terminal_that_shows_it(terminal, environment, expected):
-    console = Console(force_terminal=terminal, _environ=environment)
-    assert shows_colours(console) is expected
-
-
-def test_plain_text_marks_with_brackets():
-    assert plain_text(prediction("a good film", (2, 6))).endswith("\na [[good]] film")
+    assert shows_colours(Console(force_terminal=terminal, _environ=environment)) is expected
 
 
 def test_a_review_cannot_steer_the_terminal():

@@ -9,21 +9,14 @@ import threading
 
 
 class Proxy:
-    """Forwards 127.0.0.1:<free port> to a server on this machine; a context manager.
-
-    Args:
-        port: of the server.
-        context: TLS towards the client; None: plain.
-    """
+    """Forwards 127.0.0.1:<free port> to a server's port on this machine, with TLS towards the client, or plain."""
 
     def __init__(self, port: int, context: ssl.SSLContext | None = None) -> None:
         self.connections = 0
-        self._target = port
-        self._context = context
+        self._target, self._context = port, context
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self._open: list[socket.socket] = []
-        self._threads: list[threading.Thread] = []
 
     def __enter__(self):
         self._start(self._accept)
@@ -33,8 +26,6 @@ class Proxy:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.cut()
-        for thread in self._threads:
-            thread.join(5)
 
     def cut(self) -> None:
         """Break every connection that is open now."""
@@ -42,30 +33,28 @@ class Proxy:
             with contextlib.suppress(OSError):
                 side.shutdown(socket.SHUT_RDWR)
 
-    def _start(self, target, *arguments) -> None:
-        thread = threading.Thread(target=target, args=arguments, daemon=True)
-        self._threads.append(thread)
-        thread.start()
+    @staticmethod
+    def _start(target, *arguments) -> None:
+        threading.Thread(target=target, args=arguments, daemon=True).start()
 
     def _accept(self) -> None:
-        while True:
-            try:
+        with contextlib.suppress(OSError):
+            while True:
                 client, _ = self._listener.accept()
-            except OSError:
-                return
-            self.connections += 1
-            self._start(self._connect, client)
+                self.connections += 1
+                self._start(self._connect, client)
 
     def _connect(self, client: socket.socket) -> None:
-        with contextlib.suppress(OSError):
+        try:
             if self._context is not None:
                 client = self._context.wrap_socket(client, server_side=True)
             server = socket.create_connection(("127.0.0.1", self._target))
-            self._open += [client, server]
-            self._start(self._forward, client, server)
-            self._forward(server, client)
+        except OSError:
+            client.close()
             return
-        client.close()
+        self._open += [client, server]
+        self._start(self._forward, client, server)
+        self._forward(server, client)
 
     @staticmethod
     def _forward(source: socket.socket, target: socket.socket) -> None:
@@ -78,9 +67,9 @@ class Proxy:
             side.close()
 
 
-def server_context(authority, name="127.0.0.1", protocols=("h2", "http/1.1")):
+def server_context(authority, name="127.0.0.1"):
     """TLS of a server that speaks both protocols, with a certificate of the authority (trustme.CA)."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(name).configure_cert(context)
-    context.set_alpn_protocols(protocols)
+    context.set_alpn_protocols(("h2", "http/1.1"))
     return context
