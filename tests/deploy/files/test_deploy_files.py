@@ -18,7 +18,7 @@ import yaml
 
 from rekd_deploy.repository.config import ENSEMBLE, SINGLE
 from rekd_deploy.repository.text_endpoint import RAW
-from rekd_deploy.server.flags import ServerSettings, server_flags
+from rekd_deploy.server.flags import server_flags
 
 pytestmark = pytest.mark.debian
 
@@ -107,16 +107,16 @@ def test_images_are_recent_and_no_registry_is_written_down():
 
 
 def test_the_servers_flags_are_the_safe_ones(compose):
-    settings = ServerSettings("/models/rekd", "0.0.0.0", "0.0.0.0", exposed=True, gpu_metrics=True, exit_seconds=10)
+    def safe(key: str, host: str) -> list[str]:
+        ports = {"grpc": 8001, "http": 8000, "metrics": 8002}
+        flags = server_flags("/models/rekd", ports, key, host=host, exposed=True, gpu_metrics=True, exit_seconds=10)
+        flags = [re.sub("(--metrics-address)=.*", r"\1=0.0.0.0", flag) for flag in flags]  # Prometheus is elsewhere
+        return ["tritonserver", *flags, "--metrics-config=summary_latencies=true"]
 
-    def safe(key: str) -> list[str]:
-        return ["tritonserver", *server_flags(settings, key), "--metrics-config=summary_latencies=true"]
-
-    assert compose["services"]["triton"]["command"] == safe(REQUIRED["REKD_ADMIN_KEY"])
-    for name, address in (("kserve", "0.0.0.0"), ("cpu", "127.0.0.1")):  # the pod's address, or its proxy alone
+    assert compose["services"]["triton"]["command"] == safe(REQUIRED["REKD_ADMIN_KEY"], "0.0.0.0")
+    for name, host in (("kserve", "0.0.0.0"), ("cpu", "127.0.0.1")):  # the pod's address, or its proxy alone
         server = pod(name)["containers"][0]
-        assert server["args"] == [re.sub(r"(--(?:grpc|http)-address)=.*", rf"\1={address}", part)
-                                  for part in safe("$(REKD_ADMIN_KEY)")]  # fmt: skip
+        assert server["args"] == safe("$(REKD_ADMIN_KEY)", host)
         reference = {"secretKeyRef": {"name": "rekd-admin", "key": "key"}}
         assert server["env"][0] == {"name": "REKD_ADMIN_KEY", "valueFrom": reference}
 

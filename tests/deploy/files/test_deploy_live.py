@@ -22,8 +22,7 @@ from test_deploy_files import DEPLOY, queries
 
 from rekd_deploy.client.client import Client
 from rekd_deploy.client.connection import TlsSettings
-from rekd_deploy.server.flags import GRPC_KEY_HEADER, KEY_HEADER, LOOPBACK
-from rekd_deploy.server.process import settled_ports
+from rekd_deploy.server.flags import GRPC_KEY_HEADER, KEY_HEADER, LOOPBACK, settled_ports
 
 pytestmark = [pytest.mark.triton, pytest.mark.debian]
 
@@ -31,10 +30,6 @@ KEY = "0123456789abcdef"
 ALICE = {"Authorization": "Basic YWxpY2U6c2VjcmV0"}
 AS_KUBELET = ssl._create_unverified_context()
 """A probe takes whatever certificate it sees."""
-
-
-def free_ports(*names: str) -> dict[str, int]:
-    return settled_ports(dict.fromkeys(names, 0), dict.fromkeys(names, LOOPBACK))
 
 
 @contextlib.contextmanager
@@ -54,7 +49,7 @@ def proxy(deployment, folder, change=lambda text: text):
     nginx = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin")
     if nginx is None:
         pytest.skip("nginx is not installed; fix: apt-get install nginx-light")
-    port = free_ports("http")["http"]
+    port = settled_ports({"http": 0})["http"]
     text = change((DEPLOY / "nginx" / "nginx.conf").read_text(encoding="utf-8"))
     for there, here in {
         " /tmp/": f" {folder}/", "/etc/rekd/": f"{folder}/", "/etc/rekd-tls/": f"{deployment.folder}/",
@@ -78,7 +73,7 @@ def deployment(wheel, repository, tmp_path_factory):
     import trustme
 
     folder = tmp_path_factory.mktemp("production")
-    found = SimpleNamespace(folder=folder, **free_ports("grpc", "http", "metrics"))
+    found = SimpleNamespace(folder=folder, **settled_ports({"grpc": 0, "http": 0, "metrics": 0}))
     authority, found.authority = trustme.CA(), folder / "authority.pem"
     certificate = authority.issue_cert("localhost")
     certificate.private_key_pem.write_to_path(str(folder / "tls.key"))

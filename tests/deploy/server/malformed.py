@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -29,9 +29,8 @@ class Tensor:
     content: bytes
 
     @classmethod
-    def of(cls, name: str, array: np.ndarray, datatype: str | None = None) -> Tensor:
-        known = {np.dtype(kind): key for key, kind in _OTHER_TYPES.items()}
-        return cls(name, datatype or known[array.dtype], array.shape, array.tobytes())
+    def of(cls, name: str, array: np.ndarray) -> Tensor:
+        return cls(name, {"int64": "INT64", "uint8": "UINT8"}[array.dtype.name], array.shape, array.tobytes())
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,6 @@ class Request:
     tensors: tuple[Tensor, ...]
     outputs: tuple[str, ...] = ()
     version: str = ""
-    header_bytes: int = 0
-    """Added to the length of the JSON part that HTTP is told."""
     note: str = field(default="good", compare=False)
 
     def changed(self, note: str, index: int = 0, **values) -> Request:
@@ -64,9 +61,8 @@ class Request:
         document = {"inputs": inputs, "outputs": [{"name": name} for name in self.outputs]}
         header = json.dumps(document if self.outputs else {"inputs": inputs}).encode()
         version = f"/versions/{self.version}" if self.version else ""
-        length = str(len(header) + self.header_bytes)
         body = header + b"".join(tensor.content for tensor in self.tensors)
-        return f"/v2/models/{self.model}{version}/infer", body, {"Inference-Header-Content-Length": length}
+        return f"/v2/models/{self.model}{version}/infer", body, {"Inference-Header-Content-Length": str(len(header))}
 
     def grpc(self):
         """The message."""
@@ -202,36 +198,3 @@ def written(picture: Image.Image, kind: str) -> bytes:
     stream = io.BytesIO()
     picture.save(stream, kind)
     return stream.getvalue()
-
-
-def wire_changes(good: Request) -> Iterator[tuple[str, bytes, dict[str, str], str]]:
-    """HTTP messages that are cut, too long or lie about their parts: path, body, headers, note."""
-    path, body, headers = good.http()
-    for cut in (1, 7, 8, 20):
-        yield path, body[:-cut], headers, f"a body cut by {cut} bytes"
-    for more in (1, 8, 100):
-        yield path, body + b"\x00" * more, headers, f"a body with {more} bytes more"
-    for length in (str(len(body) + 1), "-3", "99999999999"):
-        yield path, body, {"Inference-Header-Content-Length": length}, f"a header of {length} bytes"
-    yield path, b"", {}, "an empty body"
-    if good.tensors[0].name != "text":  # a body without a header is the one input itself, and any is a text
-        for length in ("0", "abc"):
-            yield path, body, {"Inference-Header-Content-Length": length}, f"a header of {length} bytes"
-        yield path, b"no gzip", {"Content-Encoding": "gzip"}, "a body that is not compressed"
-
-
-def documents(good: Callable[[], dict]) -> Iterator[tuple[bytes, str]]:
-    """Bodies of JSON that are none, or not what they should be. Triton's own parser refuses them."""
-    whole = json.dumps(good()).encode()
-    for share in (0.1, 0.3, 0.5, 0.9):
-        yield whole[: int(share * len(whole))], f"{share:.0%} of a document"
-    for body in (b"hello", b"\xff\xfe\x00", b"[]", b"{}", b'{"inputs": 3}', b"[" * 10_000, whole + b"}"):
-        yield body, f"{body[:12]!r}"
-    for key, values in {
-        "data": ([1.5], ["a"], None, [[]], [2**63], []), "shape": ([-1, 4], "x", None, [1.5]), "name": (5, None),
-        "datatype": (5, None),
-    }.items():
-        for value in values:
-            document = good()
-            document["inputs"][0][key] = value
-            yield json.dumps(document).encode(), f"{key} {value!r}"
