@@ -115,11 +115,7 @@ class LiveRepository:
     def prepare(self) -> tuple[Path, dict[str, Any]]:
         """Lay out the folder for a server that starts: what was served last; at first, what is exported.
 
-        Returns:
-            A checked copy of the repository, and its manifest.
-
-        Raises:
-            RepositoryError: the repository is missing or damaged.
+        Returns a checked copy of the repository, and its manifest; raises RepositoryError as ``snapshot`` does.
         """
         if self.current is None:
             self._space = self._space or Workspace("rekd-live-")
@@ -142,9 +138,7 @@ class LiveRepository:
     def snapshot(self) -> Snapshot:
         """Copy the repository as it is now.
 
-        Raises:
-            RepositoryError: it is missing, damaged, or was exchanged meanwhile.
-            OSError: there is no room.
+        Raises RepositoryError if it is missing, damaged, or was exchanged meanwhile, OSError if there is no room.
         """
         check_repository(self.repository)
         self._copies += 1

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Self
@@ -182,16 +182,13 @@ class TritonServer:
             RotatingFileHandler(log_file, backupCount=5, delay=True).doRollover()
         with open(log_file, "ab") as log:
             self._process = subprocess.Popen(
-                [str(program.executable), *flags],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=program.environment(),
+                [str(program.executable), *flags], env=program.environment(),
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 cwd=folder,  # first on the import path of the python backend, so it must hold no modules
                 start_new_session=True,  # Ctrl-C reaches us alone, and we stop the whole group
                 # the signal follows the starting thread
                 preexec_fn=_die_with_parent if threading.current_thread() is threading.main_thread() else None,
-            )
+            )  # fmt: skip
         atexit.register(self.stop)
 
     def _wait_until_ready(self) -> None:
@@ -205,18 +202,16 @@ class TritonServer:
 
     def _ready(self) -> bool:
         connection = http.client.HTTPConnection(self._reachable, self.ports["http"], timeout=2)
-        try:
+        with closing(connection), suppress(OSError, http.client.HTTPException):
             connection.request("GET", "/v2/health/ready")
             return connection.getresponse().status == 200
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
+        return False
 
     def _end_of_log(self) -> str:
         """The last errors of the log, or its last lines if there are none."""
-        assert self.log_file is not None  # it has been started
-        content = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+        content = ["(no log)"]
+        if self.log_file is not None and self.log_file.is_file():
+            content = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
         errors = [line for line in content if line.startswith(("E", "error:")) and not _HARMLESS.search(line)]
         tail = "\n".join(line[:500] for line in (errors or content)[-12:])
         no_gpu = "it finds no GPU; fix: see nvidia-smi, or rekd-export --cpu; "

@@ -53,13 +53,9 @@ class HotReload:
         """What was served until that moment, by ``time.monotonic``."""
 
     def poll(self) -> bool:
-        """Look once, and do what there is to do; loading takes as long as it takes.
+        """Look once, and do what there is to do; returns whether another version serves from now on.
 
-        Returns:
-            Whether another version serves from now on.
-
-        Raises:
-            ServerError: the server died, or could not be brought back to the version it served.
+        Raises ServerError if the server died, or could not be brought back to the version it served.
         """
         if self._leaving is not None:
             self._let_leave(*self._leaving)
@@ -169,9 +165,7 @@ class Service:
             ready: called once, when the server answers for the first time.
             stopped: ends it; None: nothing does but an exception.
 
-        Raises:
-            RepositoryError, MissingExtraError, ServerError: it could not be started, or died and is not (or no more)
-                started again.
+        Raises what ``TritonServer.start`` does, and ServerError if it died and is not (or no more) started again.
         """
         stopped = stopped or threading.Event()
         deaths = 0

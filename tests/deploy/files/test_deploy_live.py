@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import os
 import re
 import shutil
-import signal
 import ssl
 import subprocess
 import time
@@ -168,43 +166,6 @@ def test_too_large_a_request_does_not_reach_the_server(deployment, over_grpc):
     large.set_data_from_numpy(np.ones((1, 1 << 18), np.int64))
     with pytest.raises(InferenceServerException, match="413"):
         over_grpc.infer("rekd", [large])
-
-
-def test_connections_are_renewed_without_a_failed_request(deployment, over_grpc):
-    def entries():
-        return [json.loads(line) for line in (deployment.folder / "access.log").read_text().splitlines()]
-
-    before, requests = len(entries()), 2000
-    assert all(over_grpc.is_server_live() for _ in range(requests))
-    wait_until(lambda: len(entries()) == before + requests)  # logged once answered
-    assert {entry["status"] for entry in entries()[before:]} == {200}
-    assert len({entry["connection"] for entry in entries()[before:]}) >= 2
-
-
-def test_a_proxy_that_is_told_to_end_finishes_what_is_under_way(deployment, tmp_path):
-    inputs = [{"name": name, "shape": [1, 4], "datatype": "INT64", "data": data}
-              for name, data in (("input_ids", [2, 9, 10, 3]), ("attention_mask", [1] * 4))]  # fmt: skip
-    body = json.dumps({"inputs": inputs}).encode()
-
-    def refuses() -> bool:
-        try:
-            return ask(port, "GET", "/v2/health/live", tls=AS_KUBELET) is None
-        except ConnectionRefusedError:
-            return True
-
-    with proxy(deployment, tmp_path) as (process, port):
-        client = http.client.HTTPSConnection("localhost", port, timeout=10, context=deployment.tls)
-        with contextlib.closing(client):
-            client.putrequest("POST", "/v2/models/rekd/infer")
-            client.putheader("Content-Length", str(len(body)))
-            client.endheaders(body[:10])
-            time.sleep(0.2)  # nginx has read the head of the request
-            process.send_signal(signal.SIGQUIT)
-            wait_until(refuses)
-            client.send(body[10:])
-            answer = client.getresponse()
-            assert answer.status == 200 and json.loads(answer.read())["model_name"] == "rekd"
-        assert process.wait(10) == 0
 
 
 def test_login_and_rate_limit_where_they_are_switched_on(deployment, tmp_path):

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -53,22 +50,6 @@ def test_starts_waits_and_stops(start):
     with pytest.raises(ServerError, match="not running"):
         server.check_alive()
     server.stop()
-
-
-def test_what_a_killed_server_left_behind_is_cleared_away(start, tmp_path, monkeypatch):
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    code = (
-        "import os, signal, tempfile\nfrom rekd_deploy.repository.workspaces import Workspace\n"
-        f"tempfile.tempdir = {str(folder)!r}\nspace = Workspace('rekd-serve-')\nos.kill(os.getpid(), signal.SIGKILL)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=False)
-    left = list(folder.iterdir())
-    assert len(left) == 1
-    with start(READY) as server:
-        assert list(folder.iterdir()) == [server._space.path] != left
-    assert list(folder.iterdir()) == []
 
 
 def test_its_settings_reach_the_program(start, tmp_path):

@@ -136,24 +136,6 @@ def test_handed_over_tensors_are_no_outputs(transport):
             transport.submit("rekd", GOOD, (name,)).result()
 
 
-@pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_the_id_of_a_request_that_fails_is_in_the_log(server, protocol):
-    import importlib
-
-    library = importlib.import_module(f"tritonclient.{protocol}")
-    client = library.InferenceServerClient(f"127.0.0.1:{server.ports[protocol]}")
-    given = []
-    for name, array in (GOOD | {"input_ids": GOOD["input_ids"] - 100}).items():
-        given.append(library.InferInput(name, array.shape, "INT64"))
-        given[-1].set_data_from_numpy(array)
-    with pytest.raises(Exception, match="outside the vocabulary"):
-        client.infer("rekd", given, request_id=f"order-{protocol}-7")
-    client.close()
-    wait_until(lambda: f"order-{protocol}-7" in server.log_file.read_text())
-    lines = [line for line in server.log_file.read_text().splitlines() if f"[request id: order-{protocol}-7]" in line]
-    assert len(lines) == 1 and lines[0].startswith("W") and "outside the vocabulary" in lines[0]
-
-
 def test_model_that_is_not_served(url):
     with Client(url, model="nonesuch") as client, pytest.raises(ModelMissingError, match="'nonesuch'"):
         client.predict(["good"])
@@ -172,13 +154,10 @@ def test_administration_is_closed(server):
     with closing(http.client.HTTPConnection(server.http_url.split("/")[2], timeout=10)) as connection:
         connection.request("POST", "/v2/repository/models/rekd/unload")
         assert connection.getresponse().status in (403, 400)
+    assert "nv_inference_request_success" in get(server.metrics_url, "/metrics"), "the metrics are open"
 
 
-def test_metrics(server):
-    assert "nv_inference_request_success" in get(server.metrics_url, "/metrics")
-
-
-# servers that fail
+# servers of their own
 
 
 def test_graph_that_does_not_load(wheel, repository, tmp_path):
@@ -192,41 +171,33 @@ def test_graph_that_does_not_load(wheel, repository, tmp_path):
         TritonServer(root, 0, 0, 0, log_file=tmp_path / "log").start()
 
 
-def test_an_installed_server(wheel, repository, tmp_path, monkeypatch, rationalizer, texts):
+def test_an_installed_server_and_the_newest_version_beside_an_earlier_one(
+    wheel, artefacts, tmp_path, monkeypatch, rationalizer, texts
+):
     """The wheel's parts laid out as a container has them."""
-    root = tmp_path / "opt"
-    (root / "bin").mkdir(parents=True)
-    (root / "bin" / "tritonserver").symlink_to(wheel.executable)
-    wheel.place_backends(root)
+    root = write_repository(artefacts, tmp_path / "r")
+    write_repository(replace(artefacts, manifest={**artefacts.manifest, "checkpoint_sha256": "0" * 64}), root, keep=2)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "tritonserver").symlink_to(wheel.executable)
+    wheel.place_backends(tmp_path)
     for name, value in wheel.environment().items():
         monkeypatch.setenv(name, value)
-    program = find_installed(root)
-    with TritonServer(repository, 0, 0, 0, log_file=tmp_path / "log", program=program) as server:
+    program = find_installed(tmp_path)
+    with TritonServer(root, 0, 0, 0, log_file=tmp_path / "log", program=program) as server:
         command = Path(f"/proc/{server.process_id}/cmdline").read_bytes().decode().split("\0")
-        assert command[0] == str(root / "bin" / "tritonserver")
-        assert f"--backend-directory={root / 'backends'}" in command
+        assert command[0] == str(tmp_path / "bin" / "tritonserver")
+        assert f"--backend-directory={tmp_path / 'backends'}" in command
+
+        def executed(version):
+            found = json.loads(get(server.http_url, f"/v2/models/{SELECTOR}/versions/{version}/stats"))
+            return found["model_stats"][0]["execution_count"]
+
+        before = executed(1), executed(2)  # the warm-ups
         with Client(server.grpc_url) as client:
             assert_same(client.predict(texts), rationalizer.predict(texts))
-
-
-# the command
-
-
-@pytest.fixture
-def command(wheel, repository, tmp_path):
-    """rekd-serve in a process of its own, ready; and its output."""
-    output = tmp_path / "output"
-    arguments = [str(repository), "--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
-    with open(output, "w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "rekd_deploy.cli.serve", *arguments, "--log", str(tmp_path / "log")],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
-    wait_until(lambda: "Ctrl-C" in output.read_text() or process.poll() is not None, 60)
-    yield process, output
-    process.kill()
-    process.wait()
+        assert executed(1) == before[0] and executed(2) > before[1]
+        for model, versions in (("rekd", ["2"]), ("rekd_selector", ["1", "2"]), ("rekd_predictor", ["1", "2"])):
+            assert sorted(json.loads(get(server.http_url, f"/v2/models/{model}"))["versions"]) == versions
 
 
 def descendants(process_id):
@@ -234,53 +205,30 @@ def descendants(process_id):
     return children + [each for child in children for each in descendants(child)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_serve_stops_cleanly(command, number):
-    process, output = command
-    everyone = descendants(process.pid)
-    url = next(line.split()[1] for line in output.read_text().splitlines() if line.startswith("gRPC"))
-    with Client(url) as client:
-        assert len(client.predict(["good"])) == 1
-    process.send_signal(number)
-    assert process.wait(20) == 0
-    wait_until(lambda: not any(map(is_alive, everyone)))
-    assert "Traceback" not in output.read_text()
+@pytest.mark.parametrize(
+    ("victim", "number", "code", "said"),
+    [
+        ("rekd-serve", signal.SIGTERM, 0, "stopped"),
+        ("tritonserver", signal.SIGKILL, 1, "error: the Triton server was killed by signal 9"),
+        ("rekd-serve", signal.SIGKILL, -signal.SIGKILL, "stop     Ctrl-C"),
+    ],
+)
+def test_the_command_ends_with_all_that_it_started(wheel, repository, tmp_path, victim, number, code, said):
+    output, ports = tmp_path / "output", [f"--{name}-port=0" for name in ("grpc", "http", "metrics")]
+    command = [sys.executable, "-m", "rekd_deploy.cli.serve", str(repository), *ports, "--log", str(tmp_path / "log")]
+    with open(output, "w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        wait_until(lambda: "Ctrl-C" in output.read_text() or process.poll() is not None, 60)
+        started = descendants(process.pid)
+        url = next(line.split()[1] for line in output.read_text().splitlines() if line.startswith("gRPC"))
+        with Client(url) as client:
+            assert len(client.predict(["good"])) == 1
+        os.kill(process.pid if victim == "rekd-serve" else started[0], number)
+        assert process.wait(20) == code
+        wait_until(lambda: not any(map(is_alive, started)))
+    finally:
+        process.kill()
+    assert said in output.read_text() and "Traceback" not in output.read_text()
     with Client(url) as client, pytest.raises(ServerUnavailableError):
         client.predict(["good"])
-
-
-def test_serve_says_when_the_server_dies(command):
-    process, output = command
-    everyone = descendants(process.pid)
-    os.kill(everyone[0], signal.SIGKILL)
-    assert process.wait(20) == 1
-    assert "error: the Triton server was killed by signal 9" in output.read_text()
-    assert "Traceback" not in output.read_text()
-    wait_until(lambda: not any(map(is_alive, everyone)))
-
-
-def test_serve_killed_outright_takes_the_server_along(command):
-    process, _ = command
-    everyone = descendants(process.pid)
-    process.kill()
-    process.wait()
-    wait_until(lambda: not any(map(is_alive, everyone)))
-
-
-# versions
-
-
-def test_the_newest_version_answers_beside_an_earlier_one(wheel, artefacts, tmp_path, rationalizer, texts):
-    root = write_repository(artefacts, tmp_path / "r")
-    later = replace(artefacts, manifest={**artefacts.manifest, "checkpoint_sha256": "0" * 64})
-    write_repository(later, root, keep=2)
-    with TritonServer(root, 0, 0, 0, log_file=tmp_path / "log") as server, Client(server.grpc_url) as client:
-        def executed(version):
-            found = json.loads(get(server.http_url, f"/v2/models/{SELECTOR}/versions/{version}/stats"))
-            return found["model_stats"][0]["execution_count"]
-
-        before = executed(1), executed(2)  # the warm-ups
-        assert_same(client.predict(texts), rationalizer.predict(texts))
-        for model, versions in (("rekd", ["2"]), ("rekd_selector", ["1", "2"]), ("rekd_predictor", ["1", "2"])):
-            assert sorted(json.loads(get(server.http_url, f"/v2/models/{model}"))["versions"]) == versions
-        assert executed(1) == before[0] and executed(2) > before[1]
