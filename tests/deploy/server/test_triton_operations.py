@@ -183,14 +183,6 @@ def test_a_version_that_does_not_load_is_refused_under_load(served, load, lines,
     assert {version for _, version in ready_versions(served)} == {"2"}
 
 
-def test_a_version_that_clients_could_not_follow_is_refused(served, lines, models):
-    write_repository(models["new"][0], served.repository, max_batch_size=32, preferred_batch_sizes=(8,))
-    wait_until(lambda: lines)
-    for part in ("it lacks rekd_text", "32 in a request, 64 until now", "version 2 serves on"):
-        assert part in lines[0]
-    served.check_alive()
-
-
 @pytest.mark.parametrize("victim", ["server", "process of a model"])
 def test_killed_under_load(served, load, lines, victim):
     """Without the process of a model Triton would answer errors for ever and call itself ready."""
