@@ -1,6 +1,6 @@
 """What a running Triton server says about itself: readiness, versions, and where the time of each step goes.
 
-And what rekd-serve writes down of a server that it runs, so that it can be asked.
+And the file in which rekd-serve writes down what it runs, so that ``rekd-serve --status`` finds it.
 """
 
 from __future__ import annotations

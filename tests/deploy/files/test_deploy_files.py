@@ -153,6 +153,9 @@ def test_containers_of_compose_have_no_rights_and_the_proxy_alone_is_published(c
     assert server["user"] == proxy["user"] == "1000:1000"
     assert list(server["networks"]) == ["inside"] and compose["networks"]["inside"]["internal"] is True
     assert proxy["extra_hosts"] == [f"triton={server['networks']['inside']['ipv4_address']}"]
+    assert proxy["stop_signal"] == "SIGQUIT", "nginx finishes what is under way"
+    scrape = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"]
+    assert scrape[0]["static_configs"] == [{"targets": ["triton:8002"]}]
 
 
 def test_pods_let_in_clients_and_prometheus_alone_and_everything_finds_them():
@@ -182,7 +185,10 @@ def test_probes_and_the_end_of_a_pod(name, port):
     waits = server["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert waits + 10 < pod(name)["terminationGracePeriodSeconds"], "--exit-timeout-secs"
     for proxy in proxies:
-        drain = re.search(r"worker_shutdown_timeout (\d+)s", overlay(name)["ConfigMap"]["data"]["nginx.conf"])[1]
+        assert pod(name)["hostAliases"] == [{"ip": "127.0.0.1", "hostnames": ["triton"]}]
+        nginx = overlay(name)["ConfigMap"]["data"]["nginx.conf"]
+        assert "keepalive_requests 1000;" in nginx, "clients get to new replicas"
+        drain = re.search(r"worker_shutdown_timeout (\d+)s", nginx)[1]
         assert waits >= proxy["lifecycle"]["preStop"]["sleep"]["seconds"] + int(drain), "the server ends last"
 
 
@@ -229,7 +235,7 @@ def test_the_measure_of_both_clusters_is_drawn_with_its_limit_and_alerted_on():
     assert alerts()["RekdRequestsWait"] == f"{measure} > {5 * float(limit):g}"
 
 
-def test_queries_parse_and_name_the_models_that_clients_ask():
+def test_queries_parse_and_name_the_models_that_clients_use():
     for text in queries():
         promql_parser.parse(text)
     assert {*re.findall(r'"(rekd\|[^"]*)"', " ".join(queries()))} == {"|".join((ENSEMBLE, SINGLE, *RAW.values()))}
