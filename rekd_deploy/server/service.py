@@ -65,11 +65,12 @@ class HotReload:
         old = self._live.current
         try:
             new = self._live.snapshot()
-        except (RepositoryError, OSError) as error:  # not whole yet, perhaps: said once, tried again
+            self._tried = new.manifest
+            reasons = reasons_not_to_exchange(old, new)
+        except (RepositoryError, OSError) as error:  # what is not whole yet, perhaps, is tried again, and said once
             self._say(f"not reloaded yet: {error}")
             return False
-        self._tried = new.manifest
-        if reasons := reasons_not_to_exchange(old, new):
+        if reasons:
             self._live.remove(new)
             self._say(
                 f"not reloaded: {'; '.join(reasons)}; version {old.version} serves on; fix: start rekd-serve again to "
@@ -104,8 +105,7 @@ class HotReload:
                 self._say(f"not reloaded: {error}; version {old.version} serves on")
             return False
         self._live.current, self._leaving = new, (old, time.monotonic())
-        seconds = time.monotonic() - began
-        self._say(f"reloaded in {seconds:.1f} s: version {new.version} answers, {old.version} until now")
+        self._say(f"reloaded in {time.monotonic() - began:.1f} s: version {new.version} answers, not {old.version}")
         return True
 
     def _let_leave(self, old: Snapshot, since: float) -> None:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rekd_deploy.errors import ServerError
+from rekd_deploy.errors import RepositoryError, ServerError
 from rekd_deploy.repository.config import CONFIG_FILE, read_config
 from rekd_deploy.repository.writer import write_repository
 from rekd_deploy.server import service
@@ -185,6 +185,17 @@ def test_what_is_not_whole_yet_is_looked_at_again(server, reload, export, lines,
     (tmp_path / "later").rename(graph)
     reload.poll()
     assert server.loaded["rekd"] == [2]
+
+
+def test_an_export_of_a_kind_unknown_to_this_version_is_no_death(server, reload, export, lines, monkeypatch):
+    def unknown(old, new):
+        raise RepositoryError("of a newer rekd")
+
+    monkeypatch.setattr(service, "reasons_not_to_exchange", unknown)
+    export(2)
+    for _ in range(2):
+        assert not reload.poll()
+    assert lines == ["not reloaded yet: of a newer rekd"] and server.done == []
 
 
 def test_the_number_that_is_served_is_taken(server, reload, export, lines):

@@ -20,7 +20,7 @@ from servers import children_of, is_alive, wait_until
 
 from rekd_deploy.client.client import Client
 from rekd_deploy.client.transport import open_transport
-from rekd_deploy.errors import ModelMissingError, RejectedError, ServerError, ServerUnavailableError
+from rekd_deploy.errors import ModelMissingError, ServerError, ServerUnavailableError
 from rekd_deploy.repository.config import SELECTOR
 from rekd_deploy.repository.writer import GRAPH, write_repository
 from rekd_deploy.server.program import find_installed
@@ -31,19 +31,12 @@ from rekd_train.files import sha256
 pytestmark = pytest.mark.triton
 
 OUTPUTS = ("scores", "mask", "logits", "probabilities")
-PROTOCOLS = ("grpc_url", "http_url")
 GOOD = {"input_ids": np.array([[2, 9, 10, 3]]), "attention_mask": np.ones((1, 4), np.int64)}
 
 
-@pytest.fixture(params=PROTOCOLS)
+@pytest.fixture(params=["grpc_url", "http_url"])
 def url(server, request):
     return getattr(server, request.param)
-
-
-@pytest.fixture
-def transport(url):
-    with closing(open_transport(url, 20.0)) as transport:
-        yield transport
 
 
 @pytest.fixture(scope="module")
@@ -87,24 +80,11 @@ def test_answers_are_the_models(url, many, expected):
     assert expected[-1].truncated
 
 
-def test_mixed_requests_at_once(server, many, expected):
-    def work(seed):
-        generator = np.random.default_rng(seed)
-        with Client(getattr(server, PROTOCOLS[seed % 2])) as client:
-            for _ in range(6):
-                some = generator.choice(len(many), size=generator.integers(1, 90))
-                assert_same(client.predict([many[i] for i in some]), [expected[i] for i in some])
-
-    with ThreadPoolExecutor(6) as pool:
-        list(pool.map(work, range(6)))
-
-
 def test_texts_of_all_lengths_are_joined_and_answered_as_if_alone(server, rationalizer, many):
     """Four clients, lengths as they come, while the models' processes stand still: all wait when they go on.
 
     For a tenth of a second: Triton takes a process that is silent for two for dead.
     """
-
     requests = [dict(rationalizer.preprocessor([text]).inputs) for text in many[:-1:12]]
     assert len({request["input_ids"].shape for request in requests}) == 3
     with closing(open_transport(server.grpc_url, 20.0)) as transport:
@@ -128,12 +108,6 @@ def test_texts_of_all_lengths_are_joined_and_answered_as_if_alone(server, ration
             for name, wanted in expected.items():
                 np.testing.assert_allclose(future.result()[name], wanted, rtol=0, atol=1e-5)
     assert totals(server).since(before)["rows_per_batch"] >= 4
-
-
-def test_handed_over_tensors_are_no_outputs(transport):
-    for name in ("positions", "kept"):
-        with pytest.raises(RejectedError, match=name):
-            transport.submit("rekd", GOOD, (name,)).result()
 
 
 def test_model_that_is_not_served(url):
