@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -18,7 +17,7 @@ _EXPOSE = "--expose-without-login-or-tls"
 app = application(
     help="Serve a model repository with Triton, on this machine only, until Ctrl-C.\n\n"
     "The server is that of the wheel nvidia-pytriton, an old one for your own machine, or an installed one. With "
-    "--status, ask a running server how it is.",
+    "--status, show the state of a running server.",
     epilog=examples(
         "rekd-serve",
         "rekd-serve /srv/models --grpc-port 9001 --restart on-failure",
@@ -31,13 +30,6 @@ app = application(
 )
 
 
-class Restart(StrEnum):
-    """What follows when the server dies."""
-
-    NO = "no"
-    ON_FAILURE = "on-failure"
-
-
 @app.command()
 def serve(
     repository: Annotated[
@@ -48,7 +40,7 @@ def serve(
             show_default=str(_REPOSITORY),
         ),
     ] = None,
-    status: Annotated[bool, typer.Option("--status", help="Ask a running server, and exit; 1: not ready.")] = False,
+    status: Annotated[bool, typer.Option("--status", help="Show a running server's state; exit 1: not ready.")] = False,
     json: Annotated[bool, typer.Option("--json", help="The status as one JSON document.")] = False,
     ca: Annotated[
         Path | None,
@@ -62,7 +54,7 @@ def serve(
         bool,
         typer.Option(
             _EXPOSE,
-            help="Allow an address that other machines reach: whoever reaches it may ask the model and overload it, "
+            help="Allow an address that other machines reach: whoever reaches it may use the model and overload it, "
             "and read what others send over HTTP.",
         ),
     ] = False,
@@ -70,18 +62,13 @@ def serve(
         bool, typer.Option("--reload", help="Serve a new export as soon as it is published, without a failed request.")
     ] = False,
     restart: Annotated[
-        Restart, typer.Option(help="Whether a server that died is started again, on the same ports.")
-    ] = Restart.NO,
+        Literal["no", "on-failure"],
+        typer.Option(help="Whether a server that died is started again, on the same ports."),
+    ] = "no",
     restart_limit: Annotated[int, typer.Option(min=1, help="Deaths in a row after which it stays down.")] = 5,
     tritonserver: Annotated[
         Path | None,
         typer.Option(metavar="PATH", help="An installed server: tritonserver, or the folder with bin/tritonserver."),
-    ] = None,
-    backends: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Its backends.", show_default="backends beside its bin folder"
-        ),
     ] = None,
     verbose: Annotated[
         int, typer.Option(min=0, metavar="LEVEL", help="Triton's verbosity; 1: every request, with its id.")
@@ -93,47 +80,37 @@ def serve(
 ) -> None:
     if status:
         raise typer.Exit(_show_status(repository, ca, json))
-    if ca is not None:
-        raise typer.BadParameter("--ca is for a server's status; add --status")
-    if json:
-        raise typer.BadParameter("--json shows the status; add --status")
-    if backends is not None and tritonserver is None:
-        raise typer.BadParameter("--backends belongs to --tritonserver")
-    from rekd_deploy.server.hot_reload import HotReload
+    if ca is not None or json:
+        raise typer.BadParameter("--ca and --json are for a server's status; add --status")
     from rekd_deploy.server.program import find_installed
     from rekd_deploy.server.server import TritonServer
-    from rekd_deploy.server.service import NEVER, RestartPolicy, Service
+    from rekd_deploy.server.service import Service
 
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
-        signal.signal(number, _interrupt)
+        signal.signal(number, signal.default_int_handler)
     server = TritonServer(
         repository or _REPOSITORY, grpc_port, http_port, metrics_port, host, log,
-        program=None if tritonserver is None else find_installed(tritonserver, backends),
+        program=None if tritonserver is None else find_installed(tritonserver),
         exposed=exposed, reload=reload, log_verbose=verbose,
-    )
-    service = Service(
-        server,
-        RestartPolicy(restart_limit) if restart is Restart.ON_FAILURE else NEVER,
-        HotReload(server, report=_say) if reload else None,
-        _say,
-    )
+    )  # fmt: skip
+    service = Service(server, restart_limit if restart == "on-failure" else 0, _report)
     try:
-        service.run(ready=lambda: print(*_urls(server), sep="\n", flush=True))
+        service.run(ready=lambda: print(_addresses(server), flush=True))
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("stopped", file=sys.stderr)
 
 
-def _urls(server: Any) -> list[str]:
-    return [
-        f"serving  {server.repository}",
-        f"gRPC     {server.grpc_url}",
-        f"HTTP     {server.http_url}",
-        f"metrics  {server.metrics_url}",
-        f"log      {server.log_file}",
-        f'ask      rekd-query --url {server.grpc_url} "..."',
-        "stop     Ctrl-C",
-    ]
+def _addresses(server: Any) -> str:
+    return (
+        f"serving  {server.repository}\n"
+        f"gRPC     {server.grpc_url}\n"
+        f"HTTP     {server.http_url}\n"
+        f"metrics  {server.metrics_url}\n"
+        f"log      {server.log_file}\n"
+        f'query    rekd-query --url {server.grpc_url} "..."\n'
+        "stop     Ctrl-C"
+    )
 
 
 def _show_status(url: str | None, ca: Path | None, json: bool) -> int:
@@ -141,11 +118,9 @@ def _show_status(url: str | None, ca: Path | None, json: bool) -> int:
     from rich.console import Console
 
     from rekd_deploy.client.connection import TlsSettings
-    from rekd_deploy.server.service import running_states
-    from rekd_deploy.server.status import choose_url, read_status, status_table
+    from rekd_deploy.server.status import read_status, running_states, status_table
 
-    running = running_states()
-    found = read_status(url or choose_url(running), running, tls=TlsSettings(ca) if ca else None)
+    found = read_status(url, running_states(), tls=TlsSettings(ca) if ca else None)
     if json:
         print_json(found.to_dict())
     else:
@@ -155,12 +130,8 @@ def _show_status(url: str | None, ca: Path | None, json: bool) -> int:
     return 0 if found.ready else 1
 
 
-def _say(line: str) -> None:
+def _report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def main() -> None:

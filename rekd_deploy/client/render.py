@@ -10,7 +10,7 @@ import numpy as np
 
 from rekd_train.errors import InputError
 from rekd_train.files import write_bytes, write_json
-from rekd_train.inputs.items import read_image
+from rekd_train.inputs.image import read_image
 from rekd_train.inputs.prediction import Prediction
 
 if TYPE_CHECKING:

@@ -1,4 +1,6 @@
-"""What a reloading server reads: copies of its own of what was exported, which no export can pull from under it.
+"""What a reloading server reads, and the interface through which it is told to load it.
+
+It reads copies of its own of what was exported, which no export can pull from under it:
 
     <temporary folder>/1/ 2/ ...   whole copies of the exported repository, each checked against its manifest
     <temporary folder>/models/     what Triton reads: one version at rest, two beside each other during an exchange
@@ -7,31 +9,32 @@
 from __future__ import annotations
 
 import filecmp
+import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rekd_deploy.contract.description import ServedDescription
-from rekd_deploy.errors import RepositoryError
-from rekd_deploy.repository.config import CONFIG_FILE, config_text, read_config
+from rekd_deploy.errors import RepositoryError, ServerError
+from rekd_deploy.repository.config import CONFIG_FILE, ENSEMBLE, config_text, parameters_of, read_config
 from rekd_deploy.repository.manifest import Versions, differing_fields, pin_versions
-from rekd_deploy.repository.reader import MANIFEST, check_repository, models_of, read_description
+from rekd_deploy.repository.reader import MANIFEST, check_repository, models_of
 from rekd_deploy.repository.workspaces import Workspace
-from rekd_train.files import write_text
+from rekd_deploy.server.flags import GRPC_KEY_HEADER
+from rekd_train.files import write_bytes, write_text
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-_MODELS = "models"
-_PYTHON = "python"
+_LOAD_SECONDS = 600.0
 _BYTECODE = "__pycache__"
 """As an empty file it keeps Python, whatever its version and settings, from writing bytecode beside a model: Triton
 would take the version for changed, and load it again beside itself."""
-_IGNORED = shutil.ignore_patterns(_BYTECODE)
 
 
 @dataclass(frozen=True)
@@ -65,56 +68,29 @@ class Snapshot:
         """The models that do the work."""
         return [name for name in self.configs if name not in self.ensembles]
 
-    @cached_property
-    def description(self) -> ServedDescription:
-        """Labels and preprocessing, which connected clients know."""
-        return read_description(self.root)
-
 
 def reasons_not_to_exchange(old: Snapshot, new: Snapshot) -> list[str]:
     """Why clients, or Triton, could not go on if the new export took the old one's place; empty: they can."""
     reasons = []
     if new.version == old.version:
         reasons.append(f"it has the number {new.version} of the one that is served")
-    if missing := sorted(set(old.configs) - set(new.configs)):
-        reasons.append(f"it lacks {', '.join(missing)}, which clients may use")
-    for name in sorted(set(old.configs) & set(new.configs)):
-        before, after = old.configs[name], new.configs[name]
-        if (name in old.ensembles) != (name in new.ensembles):
-            reasons.append(f"{name} is another kind of model")
-        elif name in new.ensembles:
+    for name, before in old.configs.items():
+        after = new.configs.get(name)
+        if after is None:
+            reasons.append(f"it lacks {name}")
+            continue
+        if name in old.ensembles:
             differing = [field for field in ("input", "output") if getattr(before, field) != getattr(after, field)]
-            reasons += [f"{name} has another {field}" for field in differing]
-        elif differing := differing_fields(before, after):
-            reasons.append(f"{name} differs in {', '.join(differing)}, which all versions of a model share")
+        else:
+            differing = differing_fields(before, after)
+        if differing:
+            reasons.append(f"{name} differs in {', '.join(differing)}")
         if after.max_batch_size < before.max_batch_size:
             reasons.append(f"{name} takes {after.max_batch_size} in a request, {before.max_batch_size} until now")
-    if new.description.labels != old.description.labels:
-        reasons.append("its labels are others, and connected clients have those of before")
-    if new.description.fingerprint != old.description.fingerprint:
-        reasons.append("its preprocessing is another, and connected clients have that of before")
+    known, served = (ServedDescription.from_parameters(parameters_of(each.configs[ENSEMBLE])) for each in (old, new))
+    if (known.labels, known.fingerprint) != (served.labels, served.fingerprint):
+        reasons.append("its labels or its preprocessing are not those that connected clients have")
     return reasons
-
-
-def model_processes(snapshot: Snapshot, models: Iterable[str]) -> int:
-    """Processes that Triton's python backend runs for one version of each of these models."""
-    groups = [group for name in models for group in _process_groups(snapshot.configs[name])]
-    return sum(group.count * max(len(group.gpus), 1) for group in groups)
-
-
-def processes_are_certain(old: Snapshot, new: Snapshot) -> bool:
-    """Whether ``model_processes`` holds while both are served: the same instances, on CPUs or on named GPUs."""
-    from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
-
-    both = [(old.configs[name], new.configs[name]) for name in old.steps]
-    groups = [group for name in new.steps for group in _process_groups(new.configs[name])]
-    return all(before.instance_group == after.instance_group for before, after in both) and all(
-        group.kind == ModelInstanceGroup.KIND_CPU or group.gpus for group in groups
-    )
-
-
-def _process_groups(config: ModelConfig) -> Iterable[Any]:
-    return config.instance_group if config.backend == _PYTHON else ()
 
 
 class LiveRepository:
@@ -133,46 +109,42 @@ class LiveRepository:
 
     @property
     def models(self) -> Path:
-        """What Triton reads."""
-        return self._path / _MODELS
+        """What Triton reads; there once ``prepare`` has been called."""
+        return self._space.path / "models"
 
     def prepare(self) -> tuple[Path, dict[str, Any]]:
         """Lay out the folder for a server that starts: what was served last; at first, what is exported.
 
-        Returns:
-            A checked copy of the repository, and its manifest.
-
-        Raises:
-            RepositoryError: the repository is missing or damaged.
+        Returns a checked copy of the repository, and its manifest; raises RepositoryError as ``snapshot`` does.
         """
         if self.current is None:
+            self._space = self._space or Workspace("rekd-live-")
             self.current = self.snapshot()
-        shutil.rmtree(self.models, ignore_errors=True)
+        for folder in filter(Path.is_dir, self._space.path.iterdir()):
+            if folder != self.current.root:
+                shutil.rmtree(folder, ignore_errors=True)
         self.place(self.current)
         for name in self.current.configs:
             self.configure(self.current, name)
         return self.current.root, self.current.manifest
 
-    def stamp(self) -> tuple[int, ...] | None:
-        """Differs whenever something else is published; None while nothing is there."""
+    def published(self) -> dict[str, Any] | None:
+        """The manifest of what is exported now; None while there is none."""
         try:
-            found = (self.repository / MANIFEST).stat()
-        except OSError:
+            return json.loads((self.repository / MANIFEST).read_bytes())
+        except (OSError, ValueError):
             return None
-        return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
     def snapshot(self) -> Snapshot:
         """Copy the repository as it is now.
 
-        Raises:
-            RepositoryError: it is missing, damaged, or was exchanged meanwhile.
-            OSError: there is no room.
+        Raises RepositoryError if it is missing, damaged, or was exchanged meanwhile, OSError if there is no room.
         """
         check_repository(self.repository)
         self._copies += 1
-        copy = self._path / str(self._copies)
+        copy = self._space.path / str(self._copies)
         try:
-            shutil.copytree(self.repository, copy, ignore=_IGNORED)
+            shutil.copytree(self.repository, copy)
             return Snapshot(copy, check_repository(copy))
         except BaseException as error:
             shutil.rmtree(copy, ignore_errors=True)
@@ -184,13 +156,18 @@ class LiveRepository:
         """Put a snapshot's version folders beside those that are there; what versions share is the newest one's."""
         version = str(snapshot.version)
         for name in snapshot.configs:
-            target = self.models / name / version
-            shutil.copytree(snapshot.root / name / version, target, copy_function=os.link)
-            for shared in (snapshot.root / name).iterdir():
-                if not shared.name.isdigit() and shared.name != CONFIG_FILE:
-                    _put(shared, self.models / name / shared.name)
-            for folder in {module.parent for module in target.rglob("*.py")}:
-                (folder / _BYTECODE).touch()
+            source, target = snapshot.root / name, self.models / name
+            ignored = shutil.ignore_patterns(_BYTECODE)
+            shutil.copytree(source / version, target / version, ignore=ignored, copy_function=os.link)
+            (target / version / _BYTECODE).touch()
+            for file in filter(Path.is_file, source.rglob("*")):
+                shared = target / file.relative_to(source)
+                if shared.relative_to(target).parts[0].isdigit() or shared.name == CONFIG_FILE:
+                    continue
+                # Triton would take a newer file for a change of every version
+                if not (shared.is_file() and filecmp.cmp(file, shared, shallow=False)):
+                    shared.parent.mkdir(exist_ok=True)
+                    write_bytes(shared, file.read_bytes())
 
     def configure(self, snapshot: Snapshot, name: str, beside: Sequence[int] = ()) -> None:
         """Write a model's configuration as in a snapshot, with other versions served beside its own."""
@@ -202,17 +179,11 @@ class LiveRepository:
         write_text(self.models / name / CONFIG_FILE, config_text(config))
 
     def remove(self, snapshot: Snapshot) -> None:
-        """Remove a snapshot and its version folders; models that have nothing else go whole."""
-        for name in snapshot.configs:
-            folder = self.models / name
-            shutil.rmtree(folder / str(snapshot.version), ignore_errors=True)
-            if folder.is_dir() and not any(entry.name.isdigit() for entry in folder.iterdir()):
-                shutil.rmtree(folder, ignore_errors=True)
-        self.remove_copy(snapshot)
-
-    def remove_copy(self, snapshot: Snapshot) -> None:
-        """Remove a snapshot that was never placed."""
+        """Remove a snapshot, and its version folders unless the served one has that number."""
         shutil.rmtree(snapshot.root, ignore_errors=True)
+        if snapshot.version != self.current.version:
+            for name in snapshot.configs:
+                shutil.rmtree(self.models / name / str(snapshot.version), ignore_errors=True)
 
     def close(self) -> None:
         """Remove all copies; safe to call twice."""
@@ -220,26 +191,22 @@ class LiveRepository:
             self._space.close()
             self._space = self.current = None
 
-    @property
-    def _path(self) -> Path:
-        if self._space is None:
-            self._space = Workspace("rekd-live-")
-        return self._space.path
 
+@contextmanager
+def model_control(grpc_url: str, key: str) -> Iterator[Callable[..., Any]]:
+    """A function that calls a method of tritonclient's gRPC client with the key; it raises ServerError.
 
-def _put(source: Path, target: Path) -> None:
-    """A file or folder under another name as well; each file is there at every moment, the old one or the new one.
-
-    What is there already with the same content stays: Triton would take a newer file for a change of every version.
+    Over gRPC, where loading holds up no response: over HTTP it would hold up the connections that share its thread.
     """
-    if source.is_dir():
-        target.mkdir(exist_ok=True)
-        for entry in source.iterdir():
-            _put(entry, target / entry.name)
-        return
-    if target.is_file() and filecmp.cmp(source, target, shallow=False):
-        return
-    work = target.with_name(f".{target.name}")
-    work.unlink(missing_ok=True)
-    os.link(source, work)
-    work.replace(target)
+    import tritonclient.grpc
+    from tritonclient.utils import InferenceServerException
+
+    def call(method: str, *arguments: str) -> Any:
+        try:
+            return getattr(client, method)(*arguments, headers={GRPC_KEY_HEADER: key}, client_timeout=_LOAD_SECONDS)
+        except InferenceServerException as error:
+            reason = " ".join(str(error.message()).split())
+            raise ServerError(f"the server refused {' '.join((method, *arguments))}: {reason}") from None
+
+    with tritonclient.grpc.InferenceServerClient(grpc_url) as client:
+        yield call

@@ -6,25 +6,37 @@
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import http.client
+import os
+import re
 import secrets
+import signal
+import subprocess
+import sys
+import threading
 import time
-from dataclasses import replace
+from contextlib import closing, suppress
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from rekd_deploy.errors import ServerError
 from rekd_deploy.repository.reader import check_repository
 from rekd_deploy.repository.workspaces import Workspace
-from rekd_deploy.server.flags import LOOPBACK, ServerSettings, server_flags
+from rekd_deploy.server.flags import LOOPBACK, check_host, server_flags, settled_ports
 from rekd_deploy.server.live_repository import LiveRepository
-from rekd_deploy.server.process import ServerProcess, log_tail, new_memory_prefix, settled_ports, user_folder
 from rekd_deploy.server.program import TritonProgram, find_wheel
+from rekd_deploy.server.status import user_folder
 
-_SETTLE_SECONDS = 30.0
-_NO_GPU = "but no GPUs are available"
-"""Triton of models whose configurations name GPUs."""
+_STOP_SECONDS = 10.0
+_ZOMBIE_SECONDS = 1.0
+"""A process that Triton ends itself is waited for sooner."""
+_HARMLESS = re.compile(r"CudaDriverHelper|CUDA driver version is insufficient")
+"""What the server says as an error on every machine without a GPU."""
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+"""Loaded before the fork."""
 
 
 class TritonServer:
@@ -32,11 +44,10 @@ class TritonServer:
 
     Args:
         repository: written by ``write_repository``; checked before the start.
-        grpc_port: TCP port; 0: a free one.
-        http_port: likewise.
-        metrics_port: likewise.
+        grpc_port, http_port, metrics_port: TCP ports; 0: a free one.
         host: IPv4 address for gRPC and HTTP; the metrics stay on loopback.
-        log_file: where its log goes; None: tritonserver-<grpc port>.log in the user's cache folder.
+        log_file: where its log goes; None: tritonserver-<grpc port>.log in the user's cache folder. What was there is
+            kept as ``<name>.1``, and so on up to five.
         timeout: seconds it may take to become ready.
         program: what to start; None: the server of the wheel ``nvidia-pytriton``. It is old: anything but loopback is
             for sealed networks.
@@ -45,37 +56,27 @@ class TritonServer:
         log_verbose: Triton's verbosity.
 
     Raises:
-        ConfigError: an address that other machines reach, and it was not said that this is meant.
+        ConfigError: other machines reach ``host``, and not ``exposed``.
     """
 
     def __init__(
-        self,
-        repository: str | Path,
-        grpc_port: int = 8001,
-        http_port: int = 8000,
-        metrics_port: int = 8002,
-        host: str = LOOPBACK,
-        log_file: Path | None = None,
-        timeout: float = 120.0,
-        *,
-        program: TritonProgram | None = None,
-        exposed: bool = False,
-        reload: bool = False,
-        log_verbose: int = 0,
-    ) -> None:
+        self, repository: str | Path, grpc_port: int = 8001, http_port: int = 8000, metrics_port: int = 8002,
+        host: str = LOOPBACK, log_file: Path | None = None, timeout: float = 120.0, *,
+        program: TritonProgram | None = None, exposed: bool = False, reload: bool = False, log_verbose: int = 0,
+    ) -> None:  # fmt: skip
+        check_host(host, exposed)
         self.repository = Path(repository)
         self.log_file = log_file
         self.ports = {"grpc": grpc_port, "http": http_port, "metrics": metrics_port}
         self.key = secrets.token_hex(16)
         self.live = LiveRepository(self.repository) if reload else None
         self._program = program
-        self._settings = ServerSettings(
-            repository=str(self.repository.absolute()), host=host, exposed=exposed, reload=reload,
-            log_verbose=log_verbose,
-        )
-        self._timeout = timeout
-        self._process: ServerProcess | None = None
+        self._host, self._exposed, self._log_verbose, self._timeout = host, exposed, log_verbose, timeout
+        self._reachable = LOOPBACK if host == "0.0.0.0" else host
+        self._memory_prefix = f"rekd_{os.getpid()}_{secrets.token_hex(4)}"
+        self._process: subprocess.Popen[bytes] | None = None
         self._space: Workspace | None = None
+        self._zombies: dict[str, float] = {}
 
     @property
     def grpc_url(self) -> str:
@@ -90,25 +91,25 @@ class TritonServer:
     @property
     def metrics_url(self) -> str:
         """Prometheus metrics."""
-        return f"http://{self._settings.metrics_host}:{self.ports['metrics']}/metrics"
+        return f"http://{LOOPBACK}:{self.ports['metrics']}/metrics"
 
     @property
     def process_id(self) -> int | None:
         """Of the running server."""
-        return self._process.process_id if self._process else None
+        return self._process.pid if self._process else None
 
     def __enter__(self) -> Self:
         try:
             self.start()
         except BaseException:
-            self._close()
+            self.__exit__()
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._close()
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+        if self.live is not None:
+            self.live.close()
 
     def start(self) -> None:
         """Start and wait until every model is ready. After ``stop`` it starts again, on the same ports.
@@ -121,20 +122,14 @@ class TritonServer:
         """
         if self._process is not None:
             raise ServerError("this server is already running; stop it first")
-        settings = self._settings
-        if self.live is None:
-            root, manifest = self.repository, check_repository(self.repository)
-        else:
-            root, manifest = self.live.prepare()
-            settings = replace(settings, repository=str(self.live.models))
+        root, manifest = self.live.prepare() if self.live else (self.repository, check_repository(self.repository))
         program = self._program or find_wheel()
         program.check_servable(root, manifest)
-        hosts = {"grpc": settings.host, "http": settings.host, "metrics": settings.metrics_host}
-        self.ports = settled_ports(self.ports, hosts)
+        self.ports = settled_ports(self.ports, self._host)
         self.log_file = self.log_file or user_folder() / f"tritonserver-{self.ports['grpc']}.log"
         self._space = Workspace("rekd-serve-")  # and away with those of servers that were killed
         try:
-            self._launch(program, settings, self._space, self.log_file)
+            self._launch(program, self._space.path, self.log_file)
             self._wait_until_ready()
         except BaseException:
             self.stop()
@@ -144,59 +139,57 @@ class TritonServer:
         """Stop the server and everything it started; safe to call twice."""
         process, self._process = self._process, None
         if process is not None:
-            process.stop()
+            atexit.unregister(self.stop)
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_SECONDS)
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)  # stubs that outlived it
+            process.wait()
+            for region in Path("/dev/shm").glob(f"{self._memory_prefix}*"):  # of a server that was killed
+                region.unlink(missing_ok=True)
         if self._space is not None:
             self._space.close()
             self._space = None
 
-    def check_running(self) -> None:
-        """Raise ServerError with the last lines of the log if the server itself has died."""
-        code = self._running.exit_code()
+    def check_alive(self) -> None:
+        """Raise ServerError with the end of the log if the server, or a process of a model, has died."""
+        if self._process is None:
+            raise ServerError("the server is not running")
+        code = self._process.poll()
         if code is not None:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
             raise ServerError(f"the Triton server {how}; {self._end_of_log()}")
+        # Triton waits for the processes that it ends, and never for one that died: it would answer errors from then
+        # on, and call itself ready
+        now = time.monotonic()
+        self._zombies = {child: self._zombies.get(child, now) for child in _zombies_of(self._process.pid)}
+        if any(now - since >= _ZOMBIE_SECONDS for since in self._zombies.values()):
+            raise ServerError(
+                "a process that runs one of the models has died (is the memory full?); fix: start the server again, "
+                f"or let --restart on-failure do it; {self._end_of_log()}"
+            )
 
-    def check_alive(self) -> None:
-        """The same if the server, or a process of a model, has died."""
-        self.check_running()
-        if self._running.children_ended():
-            raise self._child_died()
-
-    def watch_models(self, change: int, certain: bool = True) -> None:
-        """After models were exchanged: take their processes of now as those that ``check_alive`` watches.
-
-        Args:
-            change: how many more there are to be than before; waited for, as they end when their last request has.
-            certain: whether one has died if there are fewer.
-        """
-        if self._process is not None:
-            self._process.watch_children(change, _SETTLE_SECONDS, certain)
-
-    @property
-    def _running(self) -> ServerProcess:
-        if self._process is None:
-            raise ServerError("the server is not running")
-        return self._process
-
-    def _close(self) -> None:
-        self.stop()
-        if self.live is not None:
-            self.live.close()
-
-    def _launch(self, program: TritonProgram, settings: ServerSettings, space: Workspace, log_file: Path) -> None:
-        prefix = new_memory_prefix()
-        settings = replace(
-            settings,
-            grpc_port=self.ports["grpc"],
-            http_port=self.ports["http"],
-            metrics_port=self.ports["metrics"],
-            gpu_metrics=program.has_gpu_metrics,
-            backends=str(program.place_backends(space.path)),
-            caches=None if program.caches is None else str(program.caches),
-            python_memory_prefix=prefix,
-        )
-        command = [str(program.executable), *server_flags(settings, self.key)]
-        self._process = ServerProcess(command, program.environment(), space.path, log_file, prefix)
+    def _launch(self, program: TritonProgram, folder: Path, log_file: Path) -> None:
+        repository = self.live.models if self.live else self.repository
+        flags = server_flags(
+            str(repository.absolute()), self.ports, self.key, host=self._host, exposed=self._exposed,
+            reload=self.live is not None, gpu_metrics=program.stub is None, log_verbose=self._log_verbose,
+            backends=str(program.place_backends(folder)), memory_prefix=self._memory_prefix,
+        )  # fmt: skip
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        if log_file.is_file() and not log_file.is_symlink():  # neither /dev/null nor /dev/stdout
+            RotatingFileHandler(log_file, backupCount=5, delay=True).doRollover()
+        with open(log_file, "ab") as log:
+            self._process = subprocess.Popen(
+                [str(program.executable), *flags], env=program.environment(),
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                cwd=folder,  # first on the import path of the python backend, so it must hold no modules
+                start_new_session=True,  # Ctrl-C reaches us alone, and we stop the whole group
+                # the signal follows the starting thread
+                preexec_fn=_die_with_parent if threading.current_thread() is threading.main_thread() else None,
+            )  # fmt: skip
+        atexit.register(self.stop)
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self._timeout
@@ -206,33 +199,38 @@ class TritonServer:
                 raise ServerError(f"the Triton server was not ready after {self._timeout:.0f} s; {self._end_of_log()}")
             time.sleep(0.1)
         self.check_alive()  # what answered might be another server
-        self._running.watch_children()
 
     def _ready(self) -> bool:
         connection = http.client.HTTPConnection(self._reachable, self.ports["http"], timeout=2)
-        try:
+        with closing(connection), suppress(OSError, http.client.HTTPException):
             connection.request("GET", "/v2/health/ready")
             return connection.getresponse().status == 200
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
-
-    def _child_died(self) -> ServerError:
-        """Triton would answer errors from now on, and call itself ready."""
-        return ServerError(
-            "a process that runs one of the models has died (is the memory full?); fix: start the server again, "
-            f"or let --restart on-failure do it; {self._end_of_log()}"
-        )
+        return False
 
     def _end_of_log(self) -> str:
-        if self.log_file is None:
-            return "it has no log"
-        tail = log_tail(self.log_file)
-        fix = "it finds no GPU; fix: see nvidia-smi, or rekd-export --cpu; " if _NO_GPU in tail else ""
-        return f"{fix}the end of its log {self.log_file}:\n{tail}"
+        """The last errors of the log, or its last lines if there are none."""
+        content = ["(no log)"]
+        if self.log_file is not None and self.log_file.is_file():
+            content = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+        errors = [line for line in content if line.startswith(("E", "error:")) and not _HARMLESS.search(line)]
+        tail = "\n".join(line[:500] for line in (errors or content)[-12:])
+        no_gpu = "it finds no GPU; fix: see nvidia-smi, or rekd-export --cpu; "
+        return f"{no_gpu if 'but no GPUs are available' in tail else ''}the end of its log {self.log_file}:\n{tail}"
 
-    @property
-    def _reachable(self) -> str:
-        """The address to connect to: that of all interfaces is none."""
-        return LOOPBACK if self._settings.host == "0.0.0.0" else self._settings.host
+
+def _zombies_of(process_id: int) -> set[str]:
+    """Process ids of the children that have ended, and for which their parent has not waited."""
+    found = set()
+    for thread in Path(f"/proc/{process_id}/task").glob("*/children"):
+        with suppress(OSError):  # a thread or a child has ended meanwhile
+            for child in thread.read_text().split():
+                stat = Path(f"/proc/{child}/stat").read_text(encoding="utf-8", errors="replace")
+                if stat.rpartition(")")[2].split()[0] == "Z":  # after the name, which may hold spaces and brackets
+                    found.add(child)
+    return found
+
+
+def _die_with_parent() -> None:
+    """Runs in the child: the kernel ends the server if this process is killed outright."""
+    parent_death_signal = 1
+    _LIBC.prctl(parent_death_signal, signal.SIGTERM)  # type: ignore[union-attr]

@@ -1,79 +1,161 @@
-"""A server that is looked after: watched, started again when it dies, given new versions; until it is stopped."""
+"""A server that is looked after: watched, started again when it dies, given new exports; until it is stopped.
+
+A new export takes the served one's place in the running server, without a failed request:
+
+    1. what was published is copied and checked against its manifest
+    2. the new version of each step is loaded beside the old one
+    3. the ensembles, whose steps name the versions they run, are exchanged: each request runs in the old or the new
+    4. the old version leaves when the last request that needs it has been answered
+
+Whatever goes wrong before step 3 leaves the old version serving.
+"""
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import Any
 
-from rekd_deploy.errors import ServerError
+from rekd_deploy.errors import RepositoryError, ServerError
 from rekd_deploy.repository.manifest import Versions
 from rekd_deploy.repository.reader import read_manifest
-from rekd_deploy.server.hot_reload import HotReload
-from rekd_deploy.server.process import has_ended, user_folder
+from rekd_deploy.server.live_repository import Snapshot, model_control, reasons_not_to_exchange
 from rekd_deploy.server.server import TritonServer
-from rekd_train.errors import ConfigError
+from rekd_deploy.server.status import ServerState, remove_state, write_state
 
 _LOOK_SECONDS = 0.2
-_PREFIX = "serving-"
+_DRAIN_SECONDS = 30.0
+"""How long the old version stays at least after the exchange, for requests that have begun in it."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
+"""Seconds before a server is started again; each further pause is twice as long."""
+_HEALTHY_SECONDS = 60.0
+"""A server that has run this long has recovered: the counting of deaths begins anew."""
 
 
-@dataclass(frozen=True)
-class RestartPolicy:
-    """How often, and after which pauses."""
+class HotReload:
+    """Watches where exports are published, and exchanges what a server with ``reload=True`` serves.
 
-    limit: int = 5
-    """Starts in a row; 0: none, a death ends the service."""
-    first_pause: float = 1.0
-    """Seconds before the first of them; each further pause is twice as long."""
-    longest_pause: float = 30.0
-    healthy_seconds: float = 60.0
-    """A server that has run this long has recovered: the counting begins anew."""
+    Call ``poll`` regularly, from one thread.
+    """
 
-    def __post_init__(self) -> None:
-        if self.limit < 0:
-            raise ConfigError(f"the limit of restarts is {self.limit}; it must be at least 0")
+    def __init__(self, server: TritonServer, report: Callable[[str], None]) -> None:
+        self._server = server
+        self._live = server.live
+        self._report = report
+        self._tried: dict[str, Any] = {}
+        """Manifest of the export that was tried last; it is not tried again."""
+        self._said = ""
+        self._leaving: tuple[Snapshot, float] | None = None
+        """What was served until that moment, by ``time.monotonic``."""
 
-    def pause(self, deaths: int) -> float | None:
-        """Seconds to wait before the next start; None: no more.
+    def poll(self) -> bool:
+        """Look once, and do what there is to do; returns whether another version serves from now on.
 
-        Args:
-            deaths: in a row, this one included.
+        Raises ServerError if the server died, or could not be brought back to the version it served.
         """
-        if deaths > self.limit:
-            return None
-        return min(self.first_pause * 2.0 ** (deaths - 1), self.longest_pause)
+        if self._leaving is not None:
+            self._let_leave(*self._leaving)
+            return False
+        if self._live.published() in (None, self._live.current.manifest, self._tried):
+            return False
+        old = self._live.current
+        try:
+            new = self._live.snapshot()
+            self._tried = new.manifest
+            reasons = reasons_not_to_exchange(old, new)
+        except (RepositoryError, OSError) as error:  # what is not whole yet, perhaps, is tried again, and said once
+            self._say(f"not reloaded yet: {error}")
+            return False
+        if reasons:
+            self._live.remove(new)
+            self._say(
+                f"not reloaded: {'; '.join(reasons)}; version {old.version} serves on; fix: start rekd-serve again to "
+                "serve it"
+            )
+            return False
+        with model_control(self._server.grpc_url, self._server.key) as call:
+            return self._exchange(call, old, new)
 
+    def restarted(self) -> None:
+        """The server was started anew, with one version."""
+        self._leaving = None
 
-NEVER = RestartPolicy(limit=0)
+    def _exchange(self, call: Callable[..., Any], old: Snapshot, new: Snapshot) -> bool:
+        began = time.monotonic()
+        try:
+            self._live.place(new)
+            for name in new.steps:
+                self._load(call, new, name, *([old.version] if name in old.configs else []))
+            for name in new.ensembles:
+                self._load(call, new, name)
+        except (ServerError, OSError) as error:
+            try:
+                self._server.check_alive()
+                for name in [*old.ensembles, *old.steps]:
+                    self._load(call, old, name)
+                for name in new.configs.keys() - old.configs.keys():
+                    with suppress(ServerError):  # it may not have been loaded
+                        call("unload_model", name)
+            finally:
+                self._live.remove(new)
+                self._say(f"not reloaded: {error}; version {old.version} serves on")
+            return False
+        self._live.current, self._leaving = new, (old, time.monotonic())
+        self._say(f"reloaded in {time.monotonic() - began:.1f} s: version {new.version} answers, not {old.version}")
+        return True
+
+    def _let_leave(self, old: Snapshot, since: float) -> None:
+        if time.monotonic() - since < _DRAIN_SECONDS:
+            return
+        try:
+            with model_control(self._server.grpc_url, self._server.key) as call:
+                index = call("get_model_repository_index").models
+                states = {each.name: each.state for each in index if each.version == str(old.version)}
+                staying = {name for name, state in states.items() if state not in ("", "UNAVAILABLE")}
+                if staying.intersection(old.ensembles):
+                    return  # a request is on its way through it
+                for name in staying:
+                    if states[name] == "READY":
+                        self._load(call, self._live.current, name)
+        except ServerError as error:  # a server that is silent for a moment is not dead
+            self._server.check_alive()
+            self._say(f"version {old.version} has not left yet: {error}")
+            return
+        if not staying:
+            self._live.remove(old)
+            self._leaving = None
+            self._say(f"version {old.version} has left")
+
+    def _load(self, call: Callable[..., Any], snapshot: Snapshot, name: str, *beside: int) -> None:
+        """One version of a model as it was exported, with other versions beside it."""
+        self._live.configure(snapshot, name, beside)
+        call("load_model", name)
+
+    def _say(self, line: str) -> None:
+        """Report a line, unless it was the last one, too."""
+        if line != self._said:
+            self._report(line)
+        self._said = line
 
 
 class Service:
     """Runs a server.
 
     Args:
-        server: not started yet.
-        restart: what follows when it dies.
-        reload: gives it new versions; None: it serves what was there at the start.
+        server: not started yet; with ``reload=True`` it is given new exports.
+        restart_limit: how often in a row it is started again when it dies; 0: a death ends the service.
         report: called with a line for each thing that happens.
     """
 
-    def __init__(
-        self,
-        server: TritonServer,
-        restart: RestartPolicy = NEVER,
-        reload: HotReload | None = None,
-        report: Callable[[str], None] = lambda line: None,
-    ) -> None:
+    def __init__(self, server: TritonServer, restart_limit: int, report: Callable[[str], None]) -> None:
         self._server = server
-        self._restart = restart
-        self._reload = reload
+        self._limit = restart_limit
         self._report = report
+        self._reload = HotReload(server, report) if server.live is not None else None
         self._restarts = 0
 
     def run(self, ready: Callable[[], None] = lambda: None, stopped: threading.Event | None = None) -> None:
@@ -83,9 +165,7 @@ class Service:
             ready: called once, when the server answers for the first time.
             stopped: ends it; None: nothing does but an exception.
 
-        Raises:
-            RepositoryError, MissingExtraError, ServerError: it could not be started, or died and is not (or no more)
-                started again.
+        Raises what ``TritonServer.start`` does, and ServerError if it died and is not (or no more) started again.
         """
         stopped = stopped or threading.Event()
         deaths = 0
@@ -93,36 +173,34 @@ class Service:
             try:
                 self._write_down()
                 ready()
-                answers_since: float | None = time.monotonic()
-                while not stopped.is_set():
+                answers_since = time.monotonic()
+                while not stopped.wait(_LOOK_SECONDS):
                     try:
-                        if answers_since is None:
+                        if self._server.process_id is None:
                             self._start_again()
                             answers_since = time.monotonic()
-                        self._watch(stopped)
+                        self._server.check_alive()
+                        if self._reload is not None and self._reload.poll():
+                            self._write_down()
                     except ServerError as error:
-                        deaths = 1 if self._has_recovered(answers_since) else deaths + 1
-                        answers_since = None
-                        pause = self._restart.pause(deaths)
-                        if pause is None:
-                            raise self._last_word(error, deaths) from None
-                        self._report(
-                            f"{error}\nstarting again in {pause:g} s ({deaths} of {self._restart.limit}); the log so "
-                            f"far is kept as {self._server.log_file}.1"
-                        )
-                        self._server.stop()  # what is left of it
-                        stopped.wait(pause)
+                        recovered = time.monotonic() - answers_since >= _HEALTHY_SECONDS
+                        deaths, answers_since = 1 if recovered else deaths + 1, math.inf
+                        self._recover(error, deaths, stopped)
             finally:
                 remove_state(os.getpid())
 
-    def _watch(self, stopped: threading.Event) -> None:
-        while not stopped.wait(_LOOK_SECONDS):
-            self._server.check_alive()
-            if self._reload is not None:
-                before = self._version
-                self._reload.poll()
-                if self._version != before:
-                    self._write_down()
+    def _recover(self, error: ServerError, deaths: int, stopped: threading.Event) -> None:
+        """Stop what is left of the server, and wait before the next start; raise ServerError after too many."""
+        if deaths > self._limit:
+            often = f"the server died {deaths} times in a row, each time within {_HEALTHY_SECONDS:g} s; "
+            raise ServerError(f"{often if self._limit else ''}{error}") from None
+        pause = min(_FIRST_PAUSE * 2.0 ** (deaths - 1), _LONGEST_PAUSE)
+        self._report(
+            f"{error}\nstarting again in {pause:g} s ({deaths} of {self._limit}); the log so far is kept as "
+            f"{self._server.log_file}.1"
+        )
+        self._server.stop()
+        stopped.wait(pause)
 
     def _start_again(self) -> None:
         self._server.start()
@@ -132,87 +210,13 @@ class Service:
         self._write_down()
         self._report("the server answers again")
 
-    def _has_recovered(self, answers_since: float | None) -> bool:
-        return answers_since is not None and time.monotonic() - answers_since >= self._restart.healthy_seconds
-
-    def _last_word(self, error: ServerError, deaths: int) -> ServerError:
-        if not self._restart.limit:
-            return error
-        return ServerError(
-            f"the server died {deaths} times in a row, each time within {self._restart.healthy_seconds:g} s; {error}"
-        )
-
-    @property
-    def _version(self) -> int:
-        if self._server.live is not None:
-            return self._server.live.current.version
-        return Versions.of(read_manifest(self._server.repository)).current
-
     def _write_down(self) -> None:
         server = self._server
+        manifest = server.live.current.manifest if server.live else read_manifest(server.repository)
         write_state(
             ServerState(
                 process_id=os.getpid(), repository=str(server.repository.absolute()), grpc_url=server.grpc_url,
                 http_url=server.http_url, metrics_url=server.metrics_url, log_file=str(server.log_file),
-                key=server.key, version=self._version, restarts=self._restarts,
+                key=server.key, version=Versions.of(manifest).current, restarts=self._restarts,
             )
-        )
-
-
-@dataclass(frozen=True)
-class ServerState:
-    """One running rekd-serve."""
-
-    process_id: int
-    """Of rekd-serve itself."""
-    repository: str
-    grpc_url: str
-    http_url: str
-    metrics_url: str
-    log_file: str
-    key: str
-    """Of the restricted interfaces."""
-    version: int
-    """Of the export that is served."""
-    restarts: int = 0
-    """How often the server had to be started again."""
-
-    @property
-    def urls(self) -> tuple[str, str]:
-        """The addresses under which clients know it."""
-        return self.grpc_url, self.http_url
-
-
-def write_state(state: ServerState) -> Path:
-    """Write it where only this user can read it; returns the file."""
-    folder = user_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{_PREFIX}{state.process_id}.json"
-    work = path.with_suffix(".new")
-    work.unlink(missing_ok=True)
-    # readable to others at no moment
-    descriptor = os.open(work, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(descriptor, "w", encoding="utf-8") as file:
-        json.dump(asdict(state), file, indent=2)
-    work.replace(path)
-    return path
-
-
-def remove_state(process_id: int) -> None:
-    """Forget a rekd-serve that ends."""
-    (user_folder() / f"{_PREFIX}{process_id}.json").unlink(missing_ok=True)
-
-
-def running_states() -> list[ServerState]:
-    """This user's running servers, by process id; what killed ones left behind is removed."""
-    return sorted(_running(), key=lambda state: state.process_id)
-
-
-def _running() -> Iterator[ServerState]:
-    for path in user_folder().glob(f"{_PREFIX}*.json"):
-        with suppress(OSError, ValueError, TypeError):
-            state = ServerState(**json.loads(path.read_text(encoding="utf-8")))
-            if has_ended(state.process_id):
-                path.unlink(missing_ok=True)
-            else:
-                yield state
+        )  # fmt: skip

@@ -1,9 +1,17 @@
-"""What a running Triton server says about itself: readiness, versions, and where the time of each step goes."""
+"""What a running Triton server says about itself: readiness, versions, and where the time of each step goes.
+
+And the file in which rekd-serve writes down what it runs, so that ``rekd-serve --status`` finds it.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rekd_deploy.client.connection import Address, TlsSettings
@@ -11,19 +19,72 @@ from rekd_deploy.client.transport import open_transport
 from rekd_deploy.errors import ClientError, RejectedError, ServerUnavailableError
 from rekd_deploy.repository.config import ENSEMBLE
 from rekd_deploy.server.flags import GRPC_KEY_HEADER, KEY_HEADER, LOOPBACK
-from rekd_deploy.server.service import ServerState
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+_PREFIX = "serving-"
 PARTS = {"queue": "queue", "input": "compute_input", "compute": "compute_infer", "output": "compute_output"}
 """Parts of a request's time in a step, and what Triton's statistics call them."""
 
 
 @dataclass(frozen=True)
-class StepTotals:
-    """One model since its server started."""
+class ServerState:
+    """One running rekd-serve."""
 
+    process_id: int
+    """Of rekd-serve itself."""
+    repository: str
+    grpc_url: str
+    http_url: str
+    metrics_url: str
+    log_file: str
+    key: str
+    """Of the restricted interfaces."""
+    version: int
+    restarts: int = 0
+
+
+def user_folder() -> Path:
+    """Where logs and states of this user's servers lie."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rekd"
+
+
+def write_state(state: ServerState) -> Path:
+    """Write it where only this user can read it; returns the file."""
+    folder = user_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor, work = tempfile.mkstemp(dir=folder)  # readable to others at no moment
+    with open(descriptor, "w", encoding="utf-8") as file:
+        json.dump(asdict(state), file, indent=2)
+    return Path(work).replace(folder / f"{_PREFIX}{state.process_id}.json")
+
+
+def remove_state(process_id: int) -> None:
+    """Forget a rekd-serve that ends."""
+    (user_folder() / f"{_PREFIX}{process_id}.json").unlink(missing_ok=True)
+
+
+def running_states() -> list[ServerState]:
+    """This user's running servers, by process id; what killed ones left behind is removed."""
+    found = []
+    for path in user_folder().glob(f"{_PREFIX}*.json"):
+        with suppress(ValueError, TypeError):
+            state = ServerState(**json.loads(path.read_text(encoding="utf-8")))
+            try:
+                os.kill(state.process_id, 0)
+                found.append(state)
+            except OSError:  # gone, or another user's by now
+                path.unlink(missing_ok=True)
+    return sorted(found, key=lambda state: state.process_id)
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """One version of one model since its server started."""
+
+    model: str
+    version: int
     requests: int
     """Answered."""
     failed: int
@@ -39,19 +100,21 @@ class StepTotals:
     def of(cls, entry: Mapping[str, Any]) -> StepTotals:
         """From an entry of Triton's ``model_stats``; absent numbers are zero."""
         inference = entry.get("inference_stats", {})
-        names = {**PARTS, "request": "success"}
         return cls(
-            int(inference.get("success", {}).get("count", 0)),
-            int(inference.get("fail", {}).get("count", 0)),
-            int(entry.get("inference_count", 0)),
-            int(entry.get("execution_count", 0)),
-            {name: int(inference.get(key, {}).get("ns", 0)) for name, key in names.items()},
+            model=entry["name"],
+            version=int(entry.get("version", 0)),
+            requests=int(inference.get("success", {}).get("count", 0)),
+            failed=int(inference.get("fail", {}).get("count", 0)),
+            rows=int(entry.get("inference_count", 0)),
+            executions=int(entry.get("execution_count", 0)),
+            nanoseconds={
+                name: int(inference.get(key, {}).get("ns", 0)) for name, key in {"request": "success", **PARTS}.items()
+            },
         )
 
     def since(self, earlier: StepTotals | None) -> dict[str, float | int | None]:
         """``requests``, ``rows_per_batch``, and mean ``request_ms``, ``queue_ms``, ...; None: no request."""
-        nothing = StepTotals(0, 0, 0, 0, dict.fromkeys(self.nanoseconds, 0))
-        before = earlier or nothing
+        before = earlier or StepTotals(self.model, self.version, 0, 0, 0, 0, dict.fromkeys(self.nanoseconds, 0))
         requests, executions = self.requests - before.requests, self.executions - before.executions
         spent = {name: total - before.nanoseconds[name] for name, total in self.nanoseconds.items()}
         return {
@@ -60,65 +123,38 @@ class StepTotals:
             **{f"{name}_ms": value / requests / 1e6 if requests else None for name, value in spent.items()},
         }
 
+    def to_dict(self) -> dict[str, Any]:
+        """The counts, and means in milliseconds: ``request_ms``, its parts, and ``other_ms``.
 
-@dataclass(frozen=True)
-class StepStatus:
-    """One version of one model since the server started; means are in milliseconds."""
-
-    model: str
-    version: int
-    requests: int
-    """Answered."""
-    failed: int
-    """Answered with an error."""
-    rows: int
-    """Texts or images in the answered requests."""
-    executions: int
-    """Batches that were computed."""
-    request_ms: float | None
-    """Mean time of a request in this step; None: there was none. The five parts of it:"""
-    queue_ms: float | None
-    input_ms: float | None
-    compute_ms: float | None
-    output_ms: float | None
-    other_ms: float | None
-    """What Triton counts under none of them. In a step: handing its answer over. In an ensemble, whose queue is
-    its own alone: handing over between its steps, and waiting in their queues."""
-
-    @classmethod
-    def of(cls, entry: Mapping[str, Any]) -> StepStatus:
-        """From an entry of Triton's ``model_stats``; absent numbers are zero."""
-        totals = StepTotals.of(entry)
-        means = totals.since(None)
+        The last is what Triton counts under none of the parts. In a step: handing its answer over. In an ensemble,
+        whose queue is its own alone: handing over between its steps, and waiting in their queues.
+        """
+        counts = asdict(self)
+        del counts["nanoseconds"]
+        means = {name: value for name, value in self.since(None).items() if name.endswith("_ms")}
         parts = [means[f"{name}_ms"] for name in PARTS]
         other = None if means["request_ms"] is None else max(means["request_ms"] - sum(parts), 0.0)
-        return cls(
-            model=entry["name"], version=int(entry["version"]), requests=totals.requests, failed=totals.failed,
-            rows=totals.rows, executions=totals.executions,
-            **{f"{name}_ms": means[f"{name}_ms"] for name in ("request", *PARTS)}, other_ms=other,
-        )
+        return {**counts, **means, "other_ms": other}
 
 
 @dataclass(frozen=True)
 class ServerStatus:
-    """A server at one moment."""
+    """A server at one moment, of which something answers."""
 
     url: str
-    live: bool
-    """It answers."""
     ready: bool
     """It is ready, and so is the ensemble."""
     triton: str
     """Triton's version."""
-    steps: tuple[StepStatus, ...] = ()
+    steps: tuple[StepTotals, ...] = ()
     """By model and version."""
-    running: ServerState | None = field(default=None, repr=False)
+    running: ServerState | None = None
     """What rekd-serve wrote down, if it is one of this user's."""
 
     @property
-    def versions(self) -> tuple[int, ...]:
+    def versions(self) -> list[int]:
         """Versions of the ensemble that answer; one, but for the moment of an exchange."""
-        return tuple(step.version for step in self.steps if step.model == ENSEMBLE)
+        return [step.version for step in self.steps if step.model == ENSEMBLE]
 
     def lines(self) -> list[str]:
         """For people, above the table."""
@@ -135,26 +171,10 @@ class ServerStatus:
 
     def to_dict(self) -> dict[str, Any]:
         """For --json; without the key."""
-        document = asdict(self)
-        document["versions"] = list(self.versions)
+        document = {**asdict(self), "live": True, "steps": [step.to_dict() for step in self.steps]}
         if self.running is not None:
             del document["running"]["key"]
-        return document
-
-
-def choose_url(running: Sequence[ServerState]) -> str:
-    """The address of the server that runs.
-
-    Raises:
-        ServerUnavailableError: there is none, or more than one.
-    """
-    if not running:
-        raise ServerUnavailableError("no rekd-serve of yours is running here; fix: start one, or give a URL")
-    if len(running) > 1:
-        raise ServerUnavailableError(
-            f"{len(running)} servers are running: {', '.join(state.http_url for state in running)}; fix: name one"
-        )
-    return running[0].http_url
+        return {**document, "versions": self.versions}
 
 
 def status_table(status: ServerStatus) -> Table:
@@ -163,7 +183,7 @@ def status_table(status: ServerStatus) -> Table:
     from rich.table import Table
 
     note = "Mean milliseconds of a request. Other: handing over"
-    if any(step.model == ENSEMBLE for step in status.steps):
+    if status.versions:
         note += f"; for an ensemble such as {ENSEMBLE}, also the queues of its steps, each shown at the step"
     table = Table(
         box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0), caption=f"{note}.", caption_justify="left"
@@ -172,35 +192,44 @@ def status_table(status: ServerStatus) -> Table:
     for title in ("requests", "failed", "batch", "total", *PARTS, "other"):
         table.add_column(title, justify="right", no_wrap=True)
     for step in status.steps:
-        times = (step.request_ms, step.queue_ms, step.input_ms, step.compute_ms, step.output_ms, step.other_ms)
+        times = [value for name, value in step.to_dict().items() if name.endswith("_ms")]
         table.add_row(
             f"{step.model} {step.version}", _short(step.requests), _short(step.failed),
             f"{step.rows / step.executions:.1f}" if step.executions else "-",
             *("-" if value is None else f"{value:#.4g}" if value >= 1 else f"{value:.3f}" for value in times),
-        )
+        )  # fmt: skip
     return table
 
 
+def _short(number: int) -> str:
+    return f"{number:,}" if number < 1_000_000 else f"{number / 1e6:,.1f} M"
+
+
 def read_status(
-    url: str, running: Sequence[ServerState] = (), timeout: float = 10.0, *, tls: TlsSettings | None = None
+    url: str | None, running: Sequence[ServerState] = (), timeout: float = 10.0, *, tls: TlsSettings | None = None
 ) -> ServerStatus:
     """Read the status of a server.
 
     Args:
-        url: HOST:PORT for gRPC, http://HOST:PORT for HTTP; with TLS grpcs:// or https://.
+        url: HOST:PORT for gRPC, http://HOST:PORT for HTTP; with TLS grpcs:// or https://. None: the one that runs.
         running: this user's servers; one that listens at ``url`` lends its key.
         timeout: seconds an answer may take.
         tls: for grpcs:// and https://.
 
     Raises:
-        ServerUnavailableError: nothing answers there.
+        ServerUnavailableError: nothing answers there; without ``url``: there is none, or more than one.
         DeadlineError: no answer in time.
         RejectedError: its statistics take a key.
         ClientError: the address is none.
     """
+    if url is None:
+        if len(running) != 1:
+            found = ", ".join(state.http_url for state in running) or "no rekd-serve of yours"
+            raise ServerUnavailableError(f"not one server, but {found} is running here; fix: start one, or give a URL")
+        url = running[0].http_url
     address = Address.parse(url)
     place = str(address).replace("localhost", LOOPBACK)
-    state = next((each for each in running if place in each.urls), None)
+    state = next((each for each in running if place in (each.grpc_url, each.http_url)), None)
     key = KEY_HEADER if address.protocol == "http" else GRPC_KEY_HEADER
     transport = open_transport(url, timeout, headers={key: state.key} if state else None, tls=tls)
     try:
@@ -213,9 +242,5 @@ def read_status(
         raise
     finally:
         transport.close()
-    steps = sorted(map(StepStatus.of, statistics), key=lambda step: (step.model, step.version))
-    return ServerStatus(url, True, ready, triton, tuple(steps), state)
-
-
-def _short(number: int) -> str:
-    return f"{number:,}" if number < 1_000_000 else f"{number / 1e6:,.1f} M"
+    steps = sorted(map(StepTotals.of, facts.statistics), key=lambda step: (step.model, step.version))
+    return ServerStatus(url, facts.ready, facts.triton, tuple(steps), state)

@@ -22,7 +22,6 @@ def serve(*arguments):
         (["--host", "0.0.0.0"], 1, "neither a login nor TLS"),
         (["--json"], 2, "add --status"),
         (["--ca", "roots.pem"], 2, "add --status"),
-        (["--backends", "."], 2, "belongs to --tritonserver"),
         (["--tritonserver", "/nowhere"], 1, "is not an executable file"),
         (["--restart", "always"], 2, "always"),
         (["--status", "here"], 1, "is no address"),
@@ -39,7 +38,7 @@ def test_refusals(arguments, code, message):
 @pytest.mark.parametrize("form", ["{}", "grpcs://{}", "https://{}"])
 def test_a_port_of_another_protocol_is_one_line(form):
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):  # as Triton's HTTP port answers a question about its health
+        def do_GET(self):  # as Triton's HTTP port answers a request for its health
             self.send_response(200)
             self.end_headers()
 
@@ -57,4 +56,4 @@ def test_a_port_of_another_protocol_is_one_line(form):
 
 def test_help_says_what_is_at_stake():
     text = " ".join(serve("--help").stdout.split())
-    assert "--expose-without-login-or-tls" in text and "whoever reaches it may ask the model" in text
+    assert "--expose-without-login-or-tls" in text and "whoever reaches it may use the model" in text

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import os
 import re
 import shutil
-import signal
 import ssl
 import subprocess
 import time
@@ -22,8 +20,9 @@ from test_deploy_files import DEPLOY, queries
 
 from rekd_deploy.client.client import Client
 from rekd_deploy.client.connection import TlsSettings
-from rekd_deploy.server.flags import GRPC_KEY_HEADER, KEY_HEADER, LOOPBACK
-from rekd_deploy.server.process import settled_ports
+from rekd_deploy.errors import RejectedError
+from rekd_deploy.server.flags import GRPC_KEY_HEADER, KEY_HEADER, LOOPBACK, settled_ports
+from rekd_deploy.server.status import ServerState, read_status
 
 pytestmark = [pytest.mark.triton, pytest.mark.debian]
 
@@ -31,10 +30,6 @@ KEY = "0123456789abcdef"
 ALICE = {"Authorization": "Basic YWxpY2U6c2VjcmV0"}
 AS_KUBELET = ssl._create_unverified_context()
 """A probe takes whatever certificate it sees."""
-
-
-def free_ports(*names: str) -> dict[str, int]:
-    return settled_ports(dict.fromkeys(names, 0), dict.fromkeys(names, LOOPBACK))
 
 
 @contextlib.contextmanager
@@ -54,7 +49,7 @@ def proxy(deployment, folder, change=lambda text: text):
     nginx = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin")
     if nginx is None:
         pytest.skip("nginx is not installed; fix: apt-get install nginx-light")
-    port = free_ports("http")["http"]
+    port = settled_ports({"http": 0})["http"]
     text = change((DEPLOY / "nginx" / "nginx.conf").read_text(encoding="utf-8"))
     for there, here in {
         " /tmp/": f" {folder}/", "/etc/rekd/": f"{folder}/", "/etc/rekd-tls/": f"{deployment.folder}/",
@@ -69,7 +64,7 @@ def proxy(deployment, folder, change=lambda text: text):
     tested = subprocess.run([*command, "-t", "-q"], capture_output=True, text=True)
     assert tested.returncode == 0 and not tested.stderr, tested.stderr
     with running(command, folder / "nginx.log") as process:
-        wait_until(lambda: ask(port, "GET", "/v2/health/ready", tls=AS_KUBELET)[0] == 200, 180)
+        wait_until(lambda: send(port, "GET", "/v2/health/ready", tls=AS_KUBELET)[0] == 200, 180)
         yield process, port
 
 
@@ -78,7 +73,7 @@ def deployment(wheel, repository, tmp_path_factory):
     import trustme
 
     folder = tmp_path_factory.mktemp("production")
-    found = SimpleNamespace(folder=folder, **free_ports("grpc", "http", "metrics"))
+    found = SimpleNamespace(folder=folder, **settled_ports({"grpc": 0, "http": 0, "metrics": 0}))
     authority, found.authority = trustme.CA(), folder / "authority.pem"
     certificate = authority.issue_cert("localhost")
     certificate.private_key_pem.write_to_path(str(folder / "tls.key"))
@@ -110,7 +105,7 @@ def wait_until(condition, seconds: float = 20) -> None:
         time.sleep(0.05)
 
 
-def ask(port: int, method: str, path: str, body=None, tls: ssl.SSLContext | None = None, **headers: str):
+def send(port: int, method: str, path: str, body=None, tls: ssl.SSLContext | None = None, **headers: str):
     """Status and body of an answer."""
     kind, options = (http.client.HTTPSConnection, {"context": tls}) if tls else (http.client.HTTPConnection, {})
     with contextlib.closing(kind("localhost", port, timeout=10, **options)) as connection:
@@ -137,11 +132,6 @@ def test_our_client_over_tls(deployment, rationalizer, texts, scheme):
     assert seen == wanted
 
 
-def test_a_client_that_does_not_know_the_certificate_gets_nothing(deployment):
-    with pytest.raises(ssl.SSLCertVerificationError):
-        ask(deployment.port, "GET", "/v2/health/ready", tls=ssl.create_default_context())
-
-
 def test_management_takes_the_key_and_is_not_passed_on_even_with_it(deployment, over_grpc):
     from tritonclient.grpc import InferenceServerClient
     from tritonclient.utils import InferenceServerException
@@ -150,9 +140,9 @@ def test_management_takes_the_key_and_is_not_passed_on_even_with_it(deployment, 
         "POST /v2/repository/index", "POST /v2/repository/models/rekd/unload", "GET /v2/systemsharedmemory/status",
         "GET /v2/logging", "GET /v2/trace/setting", "GET /v2/models/rekd/stats",
     ):  # fmt: skip
-        assert ask(deployment.http, *line.split())[0] == 403, line
-        assert ask(deployment.http, *line.split(), **{KEY_HEADER: KEY})[0] != 403, line
-        status, body = ask(deployment.port, *line.split(), tls=deployment.tls, **{KEY_HEADER: KEY})
+        assert send(deployment.http, *line.split())[0] == 403, line
+        assert send(deployment.http, *line.split(), **{KEY_HEADER: KEY})[0] != 403, line
+        status, body = send(deployment.port, *line.split(), tls=deployment.tls, **{KEY_HEADER: KEY})
         assert status == 404 and b"nginx" in body, line
     with InferenceServerClient(f"{LOOPBACK}:{deployment.grpc}") as direct:
         assert direct.get_model_repository_index({GRPC_KEY_HEADER: KEY}).models
@@ -161,55 +151,27 @@ def test_management_takes_the_key_and_is_not_passed_on_even_with_it(deployment, 
     with pytest.raises(InferenceServerException, match="UNIMPLEMENTED"):
         over_grpc.get_model_repository_index({GRPC_KEY_HEADER: KEY})
     for path in ("/", "/metrics", "/v2x", "/v2/models/stats", "/v2/models/rekd/../../repository/index"):
-        assert ask(deployment.port, "GET", path, tls=deployment.tls)[0] == 404, path
+        assert send(deployment.port, "GET", path, tls=deployment.tls)[0] == 404, path
+
+
+def test_the_status_takes_the_key(deployment):
+    urls = {"grpc_url": f"{LOOPBACK}:{deployment.grpc}", "http_url": f"http://{LOOPBACK}:{deployment.http}"}
+    state = ServerState(process_id=1, repository="", metrics_url="", log_file="", key=KEY, version=1, **urls)
+    for url in urls.values():
+        with pytest.raises(RejectedError, match="the statistics of .* take a key"):
+            read_status(url)
+        assert read_status(url.replace(LOOPBACK, "localhost"), [state]).ready
 
 
 def test_too_large_a_request_does_not_reach_the_server(deployment, over_grpc):
     import tritonclient.grpc as library
     from tritonclient.utils import InferenceServerException
 
-    assert ask(deployment.port, "POST", "/v2/models/rekd/infer", bytes(2 << 20), deployment.tls)[0] == 413
+    assert send(deployment.port, "POST", "/v2/models/rekd/infer", bytes(2 << 20), deployment.tls)[0] == 413
     large = library.InferInput("input_ids", [1, 1 << 18], "INT64")
     large.set_data_from_numpy(np.ones((1, 1 << 18), np.int64))
     with pytest.raises(InferenceServerException, match="413"):
         over_grpc.infer("rekd", [large])
-
-
-def test_connections_are_renewed_without_a_failed_request(deployment, over_grpc):
-    def entries():
-        return [json.loads(line) for line in (deployment.folder / "access.log").read_text().splitlines()]
-
-    before, requests = len(entries()), 2000
-    assert all(over_grpc.is_server_live() for _ in range(requests))
-    wait_until(lambda: len(entries()) == before + requests)  # logged once answered
-    assert {entry["status"] for entry in entries()[before:]} == {200}
-    assert len({entry["connection"] for entry in entries()[before:]}) >= 2
-
-
-def test_a_proxy_that_is_told_to_end_finishes_what_is_under_way(deployment, tmp_path):
-    inputs = [{"name": name, "shape": [1, 4], "datatype": "INT64", "data": data}
-              for name, data in (("input_ids", [2, 9, 10, 3]), ("attention_mask", [1] * 4))]  # fmt: skip
-    body = json.dumps({"inputs": inputs}).encode()
-
-    def refuses() -> bool:
-        try:
-            return ask(port, "GET", "/v2/health/live", tls=AS_KUBELET) is None
-        except ConnectionRefusedError:
-            return True
-
-    with proxy(deployment, tmp_path) as (process, port):
-        client = http.client.HTTPSConnection("localhost", port, timeout=10, context=deployment.tls)
-        with contextlib.closing(client):
-            client.putrequest("POST", "/v2/models/rekd/infer")
-            client.putheader("Content-Length", str(len(body)))
-            client.endheaders(body[:10])
-            time.sleep(0.2)  # nginx has read the head of the request
-            process.send_signal(signal.SIGQUIT)
-            wait_until(refuses)
-            client.send(body[10:])
-            answer = client.getresponse()
-            assert answer.status == 200 and json.loads(answer.read())["model_name"] == "rekd"
-        assert process.wait(10) == 0
 
 
 def test_login_and_rate_limit_where_they_are_switched_on(deployment, tmp_path):
@@ -217,25 +179,25 @@ def test_login_and_rate_limit_where_they_are_switched_on(deployment, tmp_path):
     switched_on = partial(re.sub, r"# ((?:limit_req|auth_basic).*;)", r"\1")
     with proxy(deployment, tmp_path, switched_on) as (_, port):
         model = (port, "GET", "/v2/models/rekd/config", None, deployment.tls)
-        assert ask(*model)[0] == 401
-        statuses = [ask(*model, **ALICE)[0] for _ in range(200)]
+        assert send(*model)[0] == 401
+        statuses = [send(*model, **ALICE)[0] for _ in range(200)]
         assert statuses[0] == 200 and set(statuses) == {200, 429}
-        probes = {ask(port, "GET", "/v2/health/ready", tls=AS_KUBELET)[0] for _ in range(100)}
+        probes = {send(port, "GET", "/v2/health/ready", tls=AS_KUBELET)[0] for _ in range(100)}
         assert probes == {200}, "probes know no name and no limit"
 
 
-def test_every_series_that_is_asked_for_is_there(deployment):
+def test_every_series_that_is_queried_is_there(deployment):
     def series(text: str, line: str):
         return [(name, re.findall(line, labels)) for name, labels in re.findall(r"(\w+)\{([^}]*)\}", text)]
 
     operators = {"=": str.__eq__, "=~": lambda value, wanted: re.fullmatch(wanted, value) is not None,
                  "!~": lambda value, wanted: re.fullmatch(wanted, value) is None}  # fmt: skip
-    metrics = re.sub(r"(?m)^(\w+) ", r"\1{} ", ask(deployment.metrics, "GET", "/metrics")[1].decode())
+    metrics = re.sub(r"(?m)^(\w+) ", r"\1{} ", send(deployment.metrics, "GET", "/metrics")[1].decode())
     shown = [(name, dict(labels)) for name, labels in series(metrics, r'(\w+)="([^"]*)"')]
     for query in queries():
-        asked = series(query, r'(\w+)(=~|!~|=)"([^"]*)"')
-        assert asked, query
-        for metric, conditions in asked:
+        queried = series(query, r'(\w+)(=~|!~|=)"([^"]*)"')
+        assert queried, query
+        for metric, conditions in queried:
             if metric in ("nv_gpu_utilization", "nv_gpu_memory_used_bytes"):  # only where there is a GPU
                 continue
             own = [each for each in conditions if each[0] not in ("instance", "namespace")]  # Prometheus adds these

@@ -1,4 +1,4 @@
-"""Clients that ask a server without pause, and hold every answer against the pipelines that may have made it."""
+"""Clients that send requests without pause, and compare every response with the pipelines that may have made it."""
 
 from __future__ import annotations
 
@@ -7,93 +7,87 @@ import threading
 import time
 from collections import Counter
 from itertools import count
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 
 from rekd_deploy.client.client import Client
 from rekd_deploy.errors import ClientError
 
-Key = tuple
 
-
-class Answer(NamedTuple):
-    """What one thread got, in its order."""
+class Response(NamedTuple):
+    """What one client got, in its order."""
 
     at: float
     maker: str
-    """Name of the pipeline; 'nobody' for an answer that none of them gives; else the name of an error."""
+    """Name of the pipeline; 'nobody' for a response that none of them gives; else the name of an error."""
 
 
-def key_of(prediction) -> Key:
-    """What an answer is told apart by: label, spans, probabilities."""
+def key_of(prediction):
+    """What a response is told apart by: label, spans, probabilities."""
     spans = tuple((span.start, span.end) for span in prediction.rationale)
     return prediction.label, spans, tuple(prediction.probabilities.values())
 
 
-def alike(one: Key, other: Key, tolerance: float = 1e-4) -> bool:
-    """Whether two answers are the same."""
+def alike(one, other, tolerance=1e-4):
+    """Whether two responses are the same."""
     return one[:2] == other[:2] and all(abs(a - b) <= tolerance for a, b in zip(one[2], other[2], strict=True))
 
 
-def ask_ensemble(url: str):
-    """A function: text -> key, through the client."""
+def ensemble_client(url):
+    """A function: text -> key, through our client."""
     client = Client(url, timeout=20.0)
     return lambda text: key_of(client.predict([text])[0]), client.close
 
 
-def ask_raw_text(url: str):
-    """A function: text -> key, through tritonclient and the ensemble that takes raw texts; nothing tries twice."""
+def text_endpoint_client(url):
+    """A function: text -> key, through tritonclient and the text endpoint; nothing is tried twice."""
     import tritonclient.grpc as library
 
     client = library.InferenceServerClient(url)
 
-    def ask(text: str) -> Key:
+    def request(text):
         given = library.InferInput("text", [1, 1], "BYTES")
         given.set_data_from_numpy(np.array([[text.encode()]], dtype=object))
         result = client.infer("rekd_text", [given], client_timeout=20.0)
         spans = tuple((span["start"], span["end"]) for span in json.loads(result.as_numpy("rationale")[0, 0]))
-        probabilities = tuple(map(float, result.as_numpy("probabilities")[0]))
-        return result.as_numpy("label")[0, 0].decode(), spans, probabilities
+        return result.as_numpy("label")[0, 0].decode(), spans, tuple(map(float, result.as_numpy("probabilities")[0]))
 
-    return ask, client.close
+    return request, client.close
 
 
 class Load:
-    """Threads that ask until the block ends, as a context manager.
+    """Threads that send requests until the block ends, as a context manager.
 
     Args:
-        askers: for each thread a function that opens a connection: () -> (ask, close).
-        texts: asked in turn.
-        makers: name -> the keys of that pipeline's answers to the texts.
+        clients: for each thread a function that opens a connection: () -> (request, close).
+        texts: sent in turn.
+        makers: name -> the keys of that pipeline's responses to the texts.
         tolerated: errors that are counted by name; any other fails the test.
     """
 
-    def __init__(self, askers, texts, makers, tolerated=ClientError) -> None:
-        self._askers, self._texts, self._makers, self._tolerated = askers, texts, makers, tolerated
+    def __init__(self, clients, texts, makers, tolerated=ClientError):
+        self._clients, self._texts, self._makers, self._tolerated = clients, texts, makers, tolerated
         self._stop = threading.Event()
-        self.answers: list[list[Answer]] = [[] for _ in askers]
+        self.responses: list[list[Response]] = [[] for _ in clients]
         self.surprises: list[BaseException] = []
-        self._threads = [threading.Thread(target=self._work, args=(number,)) for number in range(len(askers))]
+        self._threads = [threading.Thread(target=self._work, args=(number,)) for number in range(len(clients))]
 
-    def __enter__(self) -> Self:
+    def __enter__(self):
         for thread in self._threads:
             thread.start()
-        self.wait_for(lambda: all(self.answers))
+        self.wait_for(lambda: all(self.responses))
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception):
         self._stop.set()
         for thread in self._threads:
             thread.join(30)
 
-    def counts(self) -> Counter:
-        return Counter(answer.maker for answers in self.answers for answer in answers)
+    def counts(self, after=0.0):
+        return Counter(each.maker for responses in self.responses for each in responses if each.at > after)
 
-    def answered_after(self, moment: float) -> Counter:
-        return Counter(answer.maker for answers in self.answers for answer in answers if answer.at > moment)
-
-    def wait_for(self, condition, seconds: float = 150.0) -> None:
+    def wait_for(self, condition, seconds=150.0):
         """Until the condition holds; fails when a thread came across something unexpected."""
         until = time.monotonic() + seconds
         while not condition():
@@ -101,22 +95,20 @@ class Load:
             assert time.monotonic() < until, self.counts()
             time.sleep(0.02)
 
-    def _work(self, number: int) -> None:
+    def _work(self, number):
         try:
-            ask, close = self._askers[number]()
+            request, close = self._clients[number]()
             for turn in count(number):
                 if self._stop.is_set():
                     break
-                began = time.monotonic()
-                index = turn % len(self._texts)
+                began, index = time.monotonic(), turn % len(self._texts)
                 try:
-                    key = ask(self._texts[index])
-                    makers = [name for name, keys in self._makers.items() if alike(keys[index], key)]
-                    maker = makers[0] if makers else "nobody"
+                    key = request(self._texts[index])
+                    maker = next((name for name, keys in self._makers.items() if alike(keys[index], key)), "nobody")
                 except self._tolerated as error:
                     maker = type(error).__name__
                     time.sleep(0.05)
-                self.answers[number].append(Answer(began, maker))
+                self.responses[number].append(Response(began, maker))
             close()
         except BaseException as error:
             self.surprises.append(error)

@@ -1,9 +1,10 @@
-"""Stand-ins for Triton: Python scripts that are started in its place."""
+"""Stand-ins for Triton: Python scripts that are started in its place. And what looks at processes."""
 
 from __future__ import annotations
 
-import os
 import sys
+import time
+from pathlib import Path
 
 from rekd_deploy.server.program import TritonProgram
 
@@ -15,25 +16,37 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200); self.end_headers()
 http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
-"""Answers every question with yes."""
+"""Answers every request with yes."""
 
 
 class FakeTriton(TritonProgram):
     """A Python script in place of tritonserver."""
 
-    has_gpu_metrics = False
-    executable = caches = None
-
     def __init__(self, folder, script):
-        self.executable = folder / "tritonserver"
+        super().__init__(folder / "tritonserver", folder)
         self.executable.write_text(f"#!{sys.executable}\n{script}")
         self.executable.chmod(0o755)
 
-    def place_backends(self, folder):
-        return folder
-
-    def environment(self):
-        return dict(os.environ)
-
     def check_servable(self, root, manifest):
         pass
+
+
+def wait_until(condition, seconds=20.0):
+    """Until the condition holds."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def children_of(process_id):
+    """Process ids of the children."""
+    return [int(child) for child in Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()]
+
+
+def is_alive(process_id):
+    """Whether a process runs; a dead one that nobody has waited for does not."""
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except OSError:
+        return False

@@ -1,17 +1,18 @@
-"""The safe flags: closed by default, opened one by one and only in so many words."""
+"""The safe flags: closed by default, opened one by one and only in so many words; and the ports."""
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
-from rekd_deploy.server.flags import ServerSettings, server_flags
+from rekd_deploy.errors import ServerError
+from rekd_deploy.server.flags import check_host, server_flags, settled_ports
 from rekd_train.errors import ConfigError
-
-KEY = "0123abcd"
 
 
 def flags(**settings):
-    arguments = server_flags(ServerSettings("/models", **settings), KEY)
+    arguments = server_flags("/models", {"grpc": 1, "http": 2, "metrics": 3}, "0123abcd", **settings)
     assert all(argument.startswith("--") for argument in arguments)
     names = [argument.partition("=")[0] for argument in arguments]
     assert len(set(names)) == len(names)
@@ -19,62 +20,59 @@ def flags(**settings):
 
 
 def test_closed_by_default():
-    found = flags()
-    assert found["--model-repository"] == "/models"
-    assert found["--model-control-mode"] == "none" and "--load-model" not in found
-    assert {found[f"--{interface}-address"] for interface in ("grpc", "http", "metrics")} == {"127.0.0.1"}
-    assert "--disable-auto-complete-config" in found
-    assert found["--strict-readiness"] == found["--exit-on-error"] == "true"
-    assert found["--http-restricted-api"] == f"model-repository,shared-memory,trace,logging:rekd-admin={KEY}"
-    assert found["--grpc-restricted-protocol"] == found["--http-restricted-api"]
-    assert not {"--log-verbose", "--backend-directory", "--cache-directory", "--backend-config"} & set(found)
+    admin = "model-repository,shared-memory,trace,logging:rekd-admin=0123abcd"
+    assert flags() == {
+        "--disable-auto-complete-config": "", "--model-repository": "/models", "--model-control-mode": "none",
+        "--strict-readiness": "true", "--exit-on-error": "true", "--exit-timeout-secs": "5",
+        "--allow-gpu-metrics": "false", "--http-restricted-api": admin, "--grpc-restricted-protocol": admin,
+        "--grpc-address": "127.0.0.1", "--grpc-port": "1", "--http-address": "127.0.0.1", "--http-port": "2",
+        "--metrics-address": "127.0.0.1", "--metrics-port": "3",
+    }  # fmt: skip
 
 
-def test_reload_opens_model_control_to_the_key_alone():
-    found = flags(reload=True)
-    assert found["--model-control-mode"] == "explicit" and found["--load-model"] == "*"
-    assert found["--strict-readiness"] == "false"  # each model's own counts
+@pytest.mark.parametrize(
+    ("settings", "opened"),
+    [
+        ({"reload": True}, {"model-control-mode": "explicit", "load-model": "*", "strict-readiness": "false"}),
+        ({"host": "0.0.0.0"}, {"grpc-address": "0.0.0.0", "http-address": "0.0.0.0"}),
+        ({"gpu_metrics": True}, {"allow-gpu-metrics": "true"}),
+        ({"log_verbose": 2, "exit_seconds": 9}, {"log-verbose": "2", "exit-timeout-secs": "9"}),
+        ({"backends": "/b"}, {"backend-directory": "/b"}),
+        ({"memory_prefix": "mine"}, {"backend-config": "python,shm-region-prefix-name=mine"}),
+    ],
+)
+def test_each_setting_opens_what_it_names_alone(settings, opened):
+    assert flags(**settings) == flags() | {f"--{name}": value for name, value in opened.items()}
+
+
+def test_statistics_take_the_key_where_others_reach_the_server():
     for name in ("--http-restricted-api", "--grpc-restricted-protocol"):
-        apis, _, header = found[name].partition(":")
-        assert "model-repository" in apis.split(",") and header == f"rekd-admin={KEY}"
+        assert flags(exposed=True)[name] == flags()[name].replace("logging", "logging,statistics")
 
 
-@pytest.mark.parametrize("field", ["host", "metrics_host"])
-@pytest.mark.parametrize("address", ["0.0.0.0", "192.168.1.4"])
-def test_another_address_is_refused_unless_it_is_meant(field, address):
-    with pytest.raises(ConfigError, match=rf"{field} {address}.*neither a login nor TLS.*--expose-without-login"):
-        ServerSettings("/models", **{field: address})
-    found = flags(**{field: address}, exposed=True)
-    other = {"host": "metrics", "metrics_host": "http"}[field]
-    assert found[f"--{other}-address"] == "127.0.0.1"
-    assert "statistics" in found["--http-restricted-api"].partition(":")[0].split(",")
+def test_another_address_is_refused_unless_it_is_meant():
+    check_host("127.0.0.1", exposed=False)
+    for address in ("0.0.0.0", "192.168.1.4"):
+        check_host(address, exposed=True)
+        with pytest.raises(ConfigError, match=rf"host {address} .*neither a login nor TLS.*--expose-without-login"):
+            check_host(address, exposed=False)
 
 
 @pytest.mark.parametrize("address", ["", "localhost", "::1", "127.0.0.1:8000", "here"])
 def test_addresses_that_are_none(address):
     with pytest.raises(ConfigError, match="is no IPv4 address"):
-        ServerSettings("/models", host=address)
+        check_host(address, exposed=True)
 
 
-def test_every_mistake_in_one_message():
-    with pytest.raises(ConfigError) as error:
-        ServerSettings("/models", host="here", grpc_port=0, http_port=70000, metrics_port=70000, log_verbose=-1)
-    for part in ("'here'", "grpc port 0 is outside", "http port 70000", "must differ", "log_verbose is -1"):
+def test_ports_that_cannot_be_used_are_named_with_their_flags():
+    free = settled_ports({"grpc": 0, "http": 0, "metrics": 0})
+    assert settled_ports(free) == free and len(set(free.values())) == 3
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        taken = listener.getsockname()[1]
+        with pytest.raises(ServerError) as error:
+            settled_ports({"grpc": taken, "http": 70000, "metrics": 0})
+    taken_port = f"port {taken} cannot be used (Address already in use); choose another with --grpc-port"
+    for part in (taken_port, "port 70000 cannot be used"):
         assert part in str(error.value)
-
-
-@pytest.mark.parametrize("key", ["", "a:b", "a=b", "a,b", "a b", "ä"])
-def test_keys_that_triton_would_misread(key):
-    with pytest.raises(ConfigError, match="key"):
-        server_flags(ServerSettings("/models"), key)
-
-
-def test_what_is_said_is_passed_on():
-    found = flags(
-        grpc_port=1, http_port=2, metrics_port=3, gpu_metrics=True, log_verbose=2, exit_seconds=9, backends="/b",
-        caches="/c", python_memory_prefix="mine",
-    )  # fmt: skip
-    assert (found["--grpc-port"], found["--http-port"], found["--metrics-port"]) == ("1", "2", "3")
-    assert found["--allow-gpu-metrics"] == "true" and found["--log-verbose"] == "2"
-    assert found["--exit-timeout-secs"] == "9" and found["--backend-config"] == "python,shm-region-prefix-name=mine"
-    assert found["--backend-directory"] == "/b" and found["--cache-directory"] == "/c"
+    with pytest.raises(ServerError, match="choose another with --http-port"):
+        settled_ports({"grpc": free["grpc"], "http": free["grpc"], "metrics": 0})

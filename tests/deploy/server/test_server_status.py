@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -17,9 +18,9 @@ import trustme
 from proxies import Proxy, server_context
 
 from rekd_deploy.client.connection import TlsSettings
+from rekd_deploy.client.transport import open_transport
 from rekd_deploy.errors import ClientError, DeadlineError, InsecureServerError, ServerUnavailableError
-from rekd_deploy.server.service import ServerState
-from rekd_deploy.server.status import ServerStatus, StepStatus, choose_url, read_status, status_table
+from rekd_deploy.server.status import ServerState, ServerStatus, StepTotals, read_status, status_table
 
 ENTRY = {
     "name": "rekd_selector", "version": "3", "inference_count": "40", "execution_count": "10",
@@ -29,6 +30,7 @@ ENTRY = {
         "compute_infer": {"count": "20", "ns": "46000000"}, "compute_output": {"count": "20", "ns": "1000000"},
     },
 }  # fmt: skip
+STEP = StepTotals.of(ENTRY)
 STATE = ServerState(
     7, "/models", "127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3/metrics", "/log", "secret", 3
 )
@@ -42,24 +44,28 @@ def shown(status):
     return console.export_text()
 
 
-def test_means_of_a_step():
-    step = StepStatus.of(ENTRY)
-    assert step == StepStatus("rekd_selector", 3, 20, 2, 40, 10, 3.0, 0.5, 0.1, 2.3, 0.05, pytest.approx(0.05))
+def test_counts_and_means_of_a_step():
+    assert STEP.to_dict() == {
+        "model": "rekd_selector", "version": 3, "requests": 20, "failed": 2, "rows": 40, "executions": 10,
+        "request_ms": 3.0, "queue_ms": 0.5, "input_ms": 0.1, "compute_ms": 2.3, "output_ms": 0.05,
+        "other_ms": pytest.approx(0.05),
+    }  # fmt: skip
 
 
-def test_a_step_that_nobody_has_asked():
+def test_a_step_without_requests():
     """Over gRPC, numbers that are zero are left out."""
-    step = StepStatus.of({"name": "rekd", "version": "1", "inference_stats": {}})
-    assert (step.requests, step.rows, step.request_ms, step.queue_ms) == (0, 0, None, None)
-    assert " - " in shown(ServerStatus("u", True, True, "2.51.0", (step,)))
+    step = StepTotals.of({"name": "rekd", "version": "1", "inference_stats": {}})
+    assert (step.requests, step.rows, step.to_dict()["request_ms"], step.to_dict()["other_ms"]) == (0, 0, None, None)
+    assert " - " in shown(ServerStatus("u", True, "2.51.0", (step,)))
 
 
 def test_table_and_document():
-    ensemble = replace(StepStatus.of(ENTRY), model="rekd", requests=1200)
-    status = ServerStatus("http://127.0.0.1:2", True, True, "2.51.0", (ensemble, StepStatus.of(ENTRY)), STATE)
+    ensemble = replace(STEP, model="rekd", requests=1200)
+    status = ServerStatus("http://127.0.0.1:2", True, "2.51.0", (ensemble, STEP), STATE)
     text = shown(status)
     for part in ("ready, Triton 2.51.0, version 3", "/models (process 7)", "1,200", "4.0", "2.300", "rekd_selector"):
         assert part in text
+    assert "the queues of its steps" in " ".join(text.split())
     assert "secret" not in text and "secret" not in json.dumps(status.to_dict())
     assert status.to_dict()["versions"] == [3] and status.to_dict()["steps"][1]["compute_ms"] == 2.3
     assert "started again 2 times" in shown(replace(status, running=replace(STATE, restarts=2)))
@@ -70,10 +76,10 @@ def test_the_table_fits_80_columns():
     from rich.console import Console
 
     names = ("rekd", "rekd_answer", "rekd_predictor", "rekd_prepare", "rekd_selector", "rekd_single", "rekd_text")
-    busy = replace(StepStatus.of(ENTRY), version=12, requests=1_234_567, failed=89_012)
-    steps = tuple(replace(busy, model=name, request_ms=1234.5678, queue_ms=123.45) for name in names)
+    spent = {**STEP.nanoseconds, "request": 1_234_567 * 1_234_567_800}
+    busy = replace(STEP, version=12, requests=1_234_567, failed=89_012, nanoseconds=spent)
     console = Console(width=80, file=io.StringIO())
-    console.print(status_table(ServerStatus("u", True, True, "2.51.0", steps)))
+    console.print(status_table(ServerStatus("u", True, "2.51.0", tuple(replace(busy, model=name) for name in names))))
     lines = console.file.getvalue().splitlines()
     assert "…" not in "".join(lines) and max(map(len, lines)) <= 80
     assert lines[0].split() == "model, version requests failed batch total queue input compute output other".split()
@@ -82,43 +88,28 @@ def test_the_table_fits_80_columns():
     ]
 
 
-def test_what_no_part_counts_is_shown():
-    """An ensemble's queue is its own alone; its requests wait in those of its steps."""
-    times = {**ENTRY["inference_stats"], "success": {"count": 20, "ns": 160_000_000}}
-    ensemble = StepStatus.of({**ENTRY, "name": "rekd", "inference_stats": times})
-    assert ensemble.other_ms == pytest.approx(8.0 - 0.5 - 0.1 - 2.3 - 0.05)
-    assert "the queues of its steps" in " ".join(shown(ServerStatus("u", True, True, "2", (ensemble,))).split())
-
-
-def test_the_server_that_runs_is_found():
-    assert choose_url([STATE]) == STATE.http_url
-    with pytest.raises(ServerUnavailableError, match="no rekd-serve of yours is running"):
-        choose_url([])
-    with pytest.raises(ServerUnavailableError, match="2 servers are running: http://127.0.0.1:2, http://127.0.0.1:9"):
-        choose_url([STATE, replace(STATE, http_url="http://127.0.0.1:9")])
+def test_without_an_address_there_must_be_one_server():
+    with pytest.raises(ServerUnavailableError, match="no rekd-serve of yours is running here; fix: start one"):
+        read_status(None)
+    with pytest.raises(ServerUnavailableError, match="not one server, but http://127.0.0.1:2, http://127.0.0.1:9"):
+        read_status(None, [STATE, replace(STATE, http_url="http://127.0.0.1:9")])
 
 
 @pytest.mark.parametrize("form", ["http://127.0.0.1:{}", "127.0.0.1:{}"])
-def test_nothing_there(form):
+def test_nothing_there_and_no_response_in_time(form):
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    with pytest.raises(ServerUnavailableError, match="no Triton server answers"):
-        read_status(form.format(port), timeout=2.0)
-
-
-@pytest.mark.parametrize("form", ["http://127.0.0.1:{}", "127.0.0.1:{}"])
-def test_nobody_answers_in_time(form):
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = form.format(listener.getsockname()[1])
         began = time.monotonic()
         with pytest.raises(DeadlineError, match="within 0.5 s"):
-            read_status(form.format(listener.getsockname()[1]), timeout=0.5)
+            read_status(url, timeout=0.5)
         assert time.monotonic() - began < 3.0
+    with pytest.raises(ServerUnavailableError, match="no Triton server answers"):
+        read_status(url, timeout=2.0)
 
 
-@pytest.mark.parametrize("url", ["here", "http://", "ftp://host:1", "host:port"])
-def test_what_is_no_address(url):
+def test_what_is_no_address():
     with pytest.raises(ClientError, match="is no address"):
-        read_status(url)
+        read_status("ftp://host:1")
 
 
 # the real server
@@ -127,28 +118,25 @@ def test_what_is_no_address(url):
 @pytest.mark.triton
 @pytest.mark.parametrize("attribute", ["grpc_url", "http_url"])
 def test_requests_are_counted_step_by_step(server, attribute):
-    from rekd_deploy.client.transport import open_transport
-
     def counted():
         status = read_status(getattr(server, attribute))
-        assert status.live and status.ready and status.versions == (1,) and status.triton
+        assert status.ready and status.versions == [1] and status.triton
         return {step.model: step for step in status.steps}
 
     before = counted()
     assert set(before) == {"rekd", "rekd_selector", "rekd_predictor"}
-    transport = open_transport(server.grpc_url, 10.0)
     ids = np.array([[2, 9, 10, 3]] * 3, dtype=np.int64)
-    answers = ("mask", "probabilities")  # of both steps: Triton leaves out a step that nothing is asked of
-    for _ in range(5):
-        transport.submit("rekd", {"input_ids": ids, "attention_mask": np.ones_like(ids)}, answers).result()
-    transport.close()
+    outputs = ("mask", "probabilities")  # of both steps: Triton leaves out a step whose outputs nobody requests
+    with closing(open_transport(server.grpc_url, 10.0)) as transport:
+        for _ in range(5):
+            transport.submit("rekd", {"input_ids": ids, "attention_mask": np.ones_like(ids)}, outputs).result()
     after = counted()
     for model in before:
         assert after[model].requests - before[model].requests == 5
         assert after[model].rows - before[model].rows == 15
-    step = after["rekd_selector"]
-    parts = step.queue_ms + step.input_ms + step.compute_ms + step.output_ms + step.other_ms
-    assert 0 < step.compute_ms < step.request_ms and parts == pytest.approx(step.request_ms)
+    means = after["rekd_selector"].to_dict()
+    parts = sum(means[f"{name}_ms"] for name in ("queue", "input", "compute", "output", "other"))
+    assert 0 < means["compute_ms"] < means["request_ms"] and parts == pytest.approx(means["request_ms"])
 
 
 @pytest.mark.triton
@@ -168,17 +156,16 @@ def test_over_tls(server, attribute, tmp_path):
 
 @pytest.mark.triton
 def test_the_command(server, tmp_path):
-    def ask(*arguments):
+    def show(*arguments):
         return subprocess.run(
             [sys.executable, "-m", "rekd_deploy.cli.serve", "--status", *arguments],
             capture_output=True, text=True, env={**os.environ, "XDG_CACHE_HOME": str(tmp_path), "COLUMNS": "160"},
         )  # fmt: skip
 
-    answer = ask(server.http_url, "--json")
-    assert answer.returncode == 0, answer.stderr
-    document = json.loads(answer.stdout)
-    assert document["ready"] is True and {step["model"] for step in document["steps"]} >= {"rekd", "rekd_predictor"}
-    answer = ask(server.grpc_url)
-    assert answer.returncode == 0 and "ready, Triton" in answer.stdout and "rekd_selector" in answer.stdout
-    answer = ask()
-    assert answer.returncode == 1 and "no rekd-serve of yours is running" in answer.stderr
+    done = show(server.http_url, "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["ready"] is document["live"] is True
+    assert {step["model"] for step in document["steps"]} >= {"rekd", "rekd_predictor"}
+    done = show(server.grpc_url)
+    assert done.returncode == 0 and "ready, Triton" in done.stdout and "rekd_selector" in done.stdout

@@ -1,19 +1,23 @@
-"""The real Triton on images and on a predictor that blanks: subsets of answers, both steps, the single graph."""
+"""The real Triton on images and on a predictor that blanks: the models' answers, and malformed requests."""
 
 from __future__ import annotations
 
-import io
+import http.client
 import itertools
 import json
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
+import grpc
+import malformed
 import numpy as np
 import pytest
 from families import KINDS, assert_same_answers, some_images
-from test_triton_server import ANSWERS
+from malformed import Request, Tensor, as_bytes, written
+from PIL import Image
 
 from rekd_deploy.client.client import Client
 from rekd_deploy.client.transport import open_transport
-from rekd_deploy.errors import RejectedError
 from rekd_deploy.export.graphs import export
 from rekd_deploy.repository.config import ENSEMBLE, SINGLE
 from rekd_deploy.repository.writer import write_repository
@@ -22,10 +26,17 @@ from rekd_train.checkpoints.checkpoint import save
 
 pytestmark = pytest.mark.triton
 
+OUTPUTS = ("scores", "mask", "logits", "probabilities")
+REFUSALS = {
+    grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.OUT_OF_RANGE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.FAILED_PRECONDITION,
+}
+"""What a status from 400 to 499 is in gRPC."""
+
 
 @pytest.fixture(scope="module", params=["vit", "bert-paper"])
 def served(wheel, request, tmp_path_factory):
-    """A model and a server with its ensemble and its single graph."""
+    """A model and a server with its ensemble, its single graph and its text or image endpoint."""
     folder = tmp_path_factory.mktemp(request.param)
     model = KINDS[request.param]()
     artefacts = export(save(model, folder / "checkpoint"), folder, single_graph=True)
@@ -34,91 +45,157 @@ def served(wheel, request, tmp_path_factory):
         yield model, server
 
 
-def items(model, texts):
-    return some_images(70, height=20, width=15) if model.preprocessor.settings.kind == "image" else texts * 14
+@pytest.fixture
+def kind(served):
+    return served[0].preprocessor.settings.kind
+
+
+@pytest.fixture
+def items(kind, texts):
+    return some_images(70, height=20, width=15) if kind == "image" else texts * 14
+
+
+@pytest.fixture
+def good(kind):
+    """A request of tensors and one of bytes."""
+    if kind == "text":
+        ids = np.array([[2, 9, 10, 11, 3], [2, 12, 9, 14, 3]], np.int64)
+        tensors = (Tensor.of("input_ids", ids), Tensor.of("attention_mask", np.ones_like(ids)))
+        content = b"A good film and a bad plot"
+    else:
+        tensors = (Tensor.of("pixels", np.stack(some_images(2))[..., None]),)
+        content = written(Image.fromarray(some_images(1)[0]), "JPEG")
+    return Request("rekd", tensors), Request(f"rekd_{kind}", (Tensor(kind, "BYTES", (1, 1), as_bytes(content)),))
 
 
 @pytest.mark.parametrize("name", [ENSEMBLE, SINGLE])
-def test_answers_are_the_models(served, texts, name):
+@pytest.mark.parametrize("protocol", ["grpc_url", "http_url"])
+def test_answers_are_the_models(served, items, name, protocol):
     model, server = served
-    many = items(model, texts)
-    for url in (server.grpc_url, server.http_url):
-        with Client(url, model=name) as client:
-            assert_same_answers(client.predict(many), model.predict(many))
+    with Client(getattr(server, protocol), model=name) as client:
+        assert_same_answers(client.predict(items), model.predict(items))
 
 
-def test_every_subset_of_the_answers(served, texts):
+def test_every_subset_of_the_outputs(served, items):
     model, server = served
-    inputs = model.preprocessor(items(model, texts)[:2]).inputs
-    transport = open_transport(server.grpc_url, 10.0)
-    whole = transport.submit(ENSEMBLE, inputs, ANSWERS).result()
-    for count in range(1, 5):
-        for names in itertools.combinations(ANSWERS, count):
+    inputs = model.preprocessor(items[:2]).inputs
+    with closing(open_transport(server.grpc_url, 10.0)) as transport:
+        whole = transport.submit(ENSEMBLE, inputs, OUTPUTS).result()
+        for names in itertools.chain(*(itertools.combinations(OUTPUTS, count) for count in range(1, 5))):
             part = transport.submit(ENSEMBLE, inputs, names).result()
-            assert set(part) == set(names)
+            assert list(part) == list(names)
             for name in names:
                 np.testing.assert_array_equal(part[name], whole[name])
-    transport.close()
 
 
-def test_tensors_of_another_shape_are_refused(served):
-    model, server = served
-    is_image = model.preprocessor.settings.kind == "image"
-    bad = {"pixels": np.zeros((1, 16, 13, 1), np.uint8)} if is_image else {
-        "input_ids": np.full((1, 4), 999), "attention_mask": np.ones((1, 4), np.int64)
-    }
-    transport = open_transport(server.grpc_url, 10.0)
-    with pytest.raises(RejectedError):
-        transport.submit(ENSEMBLE, bad, ["logits"]).result()
-    transport.close()
-
-
-def raw_answers(server, kind, contents):
-    """Predictions of the ensemble that takes bytes, over HTTP as a thin client would."""
+def test_the_text_and_image_endpoint(served, kind, items):
+    """Over HTTP, as a thin client would use it."""
     from tritonclient.http import InferenceServerClient, InferInput
 
-    client = InferenceServerClient(server.http_url.removeprefix("http://"))
+    model, server = served
+    contents = [written(Image.fromarray(i), "PNG") if kind == "image" else i.encode() for i in items[:5]]
     tensor = InferInput(kind, [len(contents), 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[content] for content in contents], dtype=object))
-    answer = client.infer(f"rekd_{kind}", [tensor])
-    client.close()
-    return {name: answer.as_numpy(name) for name in ("label", "rationale", "probabilities", "truncated")}
-
-
-def test_raw_texts_and_image_files(served, texts):
-    model, server = served
-    kind = model.preprocessor.settings.kind
-    if kind == "image":
-        some = some_images(5, height=20, width=15)
-        contents = [as_png(image) for image in some]
-    else:
-        some, contents = texts, [text.encode() for text in texts]
-    answers = raw_answers(server, kind, contents)
-    for row, wanted in enumerate(model.predict(some)):
-        assert answers["label"][row, 0].decode() == wanted.label
-        np.testing.assert_allclose(answers["probabilities"][row], [*wanted.probabilities.values()], atol=1e-4)
-        assert bool(answers["truncated"][row, 0]) == wanted.truncated
-        for part, other in zip(json.loads(answers["rationale"][row, 0]), wanted.rationale, strict=True):
+    with InferenceServerClient(server.http_url.removeprefix("http://")) as client:
+        response = client.infer(f"rekd_{kind}", [tensor])
+    outputs = {name: response.as_numpy(name) for name in ("label", "rationale", "probabilities", "truncated")}
+    for row, wanted in enumerate(model.predict(items[:5])):
+        assert outputs["label"][row, 0].decode() == wanted.label
+        np.testing.assert_allclose(outputs["probabilities"][row], [*wanted.probabilities.values()], atol=1e-4)
+        assert bool(outputs["truncated"][row, 0]) == wanted.truncated
+        for part, other in zip(json.loads(outputs["rationale"][row, 0]), wanted.rationale, strict=True):
             exact = json.loads(json.dumps(vars(other)))
             assert part | {"score": 0} == exact | {"score": 0} and abs(part["score"] - exact["score"]) <= 1e-4
 
 
-def test_bad_bytes_are_refused_and_the_server_goes_on(served, texts):
-    from tritonclient.utils import InferenceServerException
-
-    model, server = served
-    kind = model.preprocessor.settings.kind
-    good = as_png(some_images(1)[0]) if kind == "image" else b"good film"
-    for bad in (b"", b"\xff\xfe", good[: len(good) // 2] if kind == "image" else b" "):
-        before = raw_answers(server, kind, [good])
-        with pytest.raises(InferenceServerException, match="image 2|text 2"):
-            raw_answers(server, kind, [good, bad])
-        np.testing.assert_array_equal(raw_answers(server, kind, [good])["label"], before["label"])
+# requests that no server should answer
 
 
-def as_png(image):
-    from PIL import Image
+def bad_requests(kind, tensors, content):
+    """Everything that is wrong with one of the good requests."""
+    yield from malformed.general_changes(tensors)
+    yield from malformed.general_changes(content)
+    if kind == "text":
+        yield from malformed.token_changes(tensors, 94, 48)
+        yield from malformed.byte_changes(content, malformed.bad_texts())
+    else:
+        for size in ((16, 13, 1), (16, 12, 3), (12, 16, 1)):
+            yield tensors.changed(f"size {size} of", shape=(2, *size), content=bytes(2 * int(np.prod(size))))
+        yield from malformed.byte_changes(content, malformed.bad_images())
 
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, "PNG")
-    return stream.getvalue()
+
+@pytest.fixture
+def wire(served):
+    """Requests as they are, over gRPC and HTTP, without a client that would refuse to send them."""
+    with grpc.insecure_channel(served[1].grpc_url) as channel:
+        yield Wire(channel, served[1].http_url.removeprefix("http://"))
+
+
+class Wire:
+    def __init__(self, channel, address):
+        from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
+
+        self._stub, self._address = GRPCInferenceServiceStub(channel), address
+
+    def respond(self, request):
+        """Bytes of every output by name."""
+        response = self._stub.ModelInfer(request.grpc(), timeout=20)
+        return dict(zip([each.name for each in response.outputs], response.raw_output_contents, strict=True))
+
+    def grpc_refusal(self, request):
+        """Code and reason of a refusal; a bad request that is answered fails the test."""
+        try:
+            response = self._stub.ModelInfer(request.grpc(), timeout=20)
+        except grpc.RpcError as error:
+            return error.code(), error.details()
+        pytest.fail(f"gRPC answered {request.note}: {response.outputs}")
+
+    def http_refusal(self, request):
+        """Status and reason of a refusal."""
+        with closing(http.client.HTTPConnection(self._address, timeout=20)) as connection:
+            connection.request("POST", *request.http())
+            response = connection.getresponse()
+            return response.status, json.loads(response.read() or b"{}").get("error", "")
+
+
+def test_malformed_requests_among_good_ones(wire, kind, good):
+    bad = list(bad_requests(kind, *good))
+    wrong, number = [], itertools.cycle(range(len(good)))
+    expected = [wire.respond(each) for each in good]
+    with ThreadPoolExecutor(5) as pool:
+        for request in bad:
+            """Both ways at once, good ones right before, between and after: they may share a batch."""
+            index = next(number)
+            ways = (wire.respond, wire.grpc_refusal, wire.respond, wire.http_refusal, wire.respond)
+            requests = (good[index], request, good[index], request, good[index])
+            futures = [pool.submit(send, each) for send, each in zip(ways, requests, strict=True)]
+            for future in futures[::2]:
+                assert_same(future.result(), expected[index], request.note)
+            (code, detail), (status, reason) = futures[1].result(), futures[3].result()
+            if code not in REFUSALS or not detail or not 400 <= status <= 499 or not reason:
+                wrong.append((request.model, request.note, code, detail, status, reason))
+    assert not wrong, wrong
+    assert len(bad) > 50
+
+
+def assert_same(outputs, expected, note):
+    assert outputs.keys() == expected.keys(), note
+    for name, content in outputs.items():
+        if name in ("scores", "logits", "probabilities", "rate"):
+            numbers, others = np.frombuffer(content, np.float32), np.frombuffer(expected[name], np.float32)
+            np.testing.assert_allclose(numbers, others, atol=1e-6, err_msg=note)
+        elif name != "rationale":  # its scores are written out
+            assert content == expected[name], note
+
+
+def test_a_bad_row_is_named_and_other_requests_of_its_batch_are_answered(wire, kind, good):
+    content = good[1]
+    element = as_bytes(b"\xff\xfe" if kind == "text" else b"\xff\xd8 no JPEG")
+    bad = content.changed("a bad row of", shape=(2, 1), content=content.tensors[0].content + element)
+    expected = wire.respond(content)
+    with ThreadPoolExecutor(8) as pool:
+        futures = [pool.submit(wire.respond, content) for _ in range(10)]
+        code, detail = wire.grpc_refusal(bad)
+        assert code is grpc.StatusCode.INVALID_ARGUMENT and f"{kind} 2 " in detail  # counted from 1
+        for future in futures:
+            assert_same(future.result(), expected, "beside a bad one")

@@ -12,16 +12,18 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from load import Load, alike, ask_ensemble, ask_raw_text, key_of
+from load import Load, alike, ensemble_client, key_of, text_endpoint_client
+from servers import children_of, wait_until
+from tritonclient.utils import InferenceServerException
 
 from rekd_deploy.client.pipeline import Pipeline
-from rekd_deploy.errors import ServerError
+from rekd_deploy.errors import ClientError, ServerError
 from rekd_deploy.repository.writer import write_repository
-from rekd_deploy.server.hot_reload import HotReload, ModelControl
-from rekd_deploy.server.process import children_of
+from rekd_deploy.server import live_repository
+from rekd_deploy.server.live_repository import LiveRepository, model_control
 from rekd_deploy.server.server import TritonServer
-from rekd_deploy.server.service import RestartPolicy, Service, running_states
-from rekd_deploy.server.status import read_status
+from rekd_deploy.server.service import Service
+from rekd_deploy.server.status import read_status, running_states
 
 pytestmark = pytest.mark.triton
 
@@ -78,27 +80,30 @@ def exported(models, tmp_path_factory):
     return lambda name: write_repository(models[name][0], root, text_endpoint=True)
 
 
-@pytest.fixture(scope="module")
+LINES = []
+"""What the service reports."""
+
+
+@pytest.fixture(autouse=True)
 def lines():
-    """What the service says."""
-    return []
+    del LINES[:]
+    return LINES
 
 
 @pytest.fixture(scope="module")
-def served(wheel, exported, lines, tmp_path_factory):
+def served(wheel, exported, tmp_path_factory):
     """A reloading and restarting server in a thread of its own."""
     folder = tmp_path_factory.mktemp("served")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
+        patch.setattr("rekd_deploy.server.service._DRAIN_SECONDS", 1.0)
+        patch.setattr("rekd_deploy.server.service._FIRST_PAUSE", 0.1)
         server = TritonServer(exported("old"), 0, 0, 0, log_file=folder / "log", reload=True)
-        service = Service(
-            server, RestartPolicy(first_pause=0.1), HotReload(server, 1.0, lines.append), lines.append
-        )
         ready, stopped, errors = threading.Event(), threading.Event(), []
 
         def work():
             try:
-                service.run(ready.set, stopped)
+                Service(server, 5, LINES.append).run(ready.set, stopped)
             except BaseException as error:
                 errors.append(error)
                 ready.set()
@@ -117,11 +122,17 @@ def load(served, models):
     """A function: tolerated errors -> six clients of three kinds."""
     makers = {name: keys for name, (_, keys) in models.items()}
     kinds = [
-        partial(ask_ensemble, served.grpc_url),
-        partial(ask_ensemble, served.http_url),
-        partial(ask_raw_text, served.grpc_url),
+        partial(ensemble_client, served.grpc_url),
+        partial(ensemble_client, served.http_url),
+        partial(text_endpoint_client, served.grpc_url),
     ]
-    return lambda **settings: Load(2 * kinds, TEXTS, makers, **settings)
+    return lambda *tolerated: Load(2 * kinds, TEXTS, makers, tolerated)
+
+
+def ready_versions(server):
+    with model_control(server.grpc_url, server.key) as call:
+        index = call("get_model_repository_index").models
+    return {(each.name, each.version) for each in index if each.state == "READY"}
 
 
 def test_mixtures_could_be_told(models):
@@ -132,127 +143,87 @@ def test_mixtures_could_be_told(models):
 
 
 def test_a_new_version_under_load(served, load, lines, exported):
-    with load(tolerated=()) as asked:
+    with load() as clients:
         exported("new")
-        asked.wait_for(lambda: "version 1 has left" in lines)
+        clients.wait_for(lambda: "version 1 has left" in lines)
         served.check_alive()
         gone = time.monotonic()
-        asked.wait_for(lambda: asked.answered_after(gone)["new"] > 100)
-    assert set(asked.counts()) == {"old", "new"} and not asked.surprises
-    for answers in asked.answers:  # one connection never goes back
-        makers = [answer.maker for answer in answers]
+        clients.wait_for(lambda: clients.counts(gone)["new"] > 100)
+    assert set(clients.counts()) == {"old", "new"} and not clients.surprises
+    for responses in clients.responses:  # one connection never goes back
+        makers = [response.maker for response in responses]
         assert makers == sorted(makers, reverse=True)
-    with ModelControl(served.grpc_url, served.key) as control:
-        states = control.states()
-        assert set(states) == {"rekd", "rekd_answer", "rekd_predictor", "rekd_prepare", "rekd_selector", "rekd_text"}
-        assert all(versions == {2: "READY"} for versions in states.values())
+    names = ("rekd", "rekd_answer", "rekd_predictor", "rekd_prepare", "rekd_selector", "rekd_text")
+    assert ready_versions(served) == {(name, "2") for name in names}
     started = served.log_file.read_text().count("ModelInstanceInitialize: rekd_selector")
     assert started == 2  # once for each version: the old one was not loaded again beside itself
     status = read_status(served.http_url, running_states())
-    assert status.ready and status.versions == (2,) and status.running.version == 2
+    assert status.ready and status.versions == [2] and status.running.version == 2
 
 
-def test_a_version_that_does_not_load_is_refused_under_load(served, load, lines, exported, models, monkeypatch):
-    del lines[:]
-    with load(tolerated=()) as asked:
-        from rekd_deploy.server import live_repository
+def test_a_version_that_does_not_load_is_refused_under_load(served, load, lines, exported, monkeypatch):
+    place = LiveRepository.place
 
-        place = live_repository.LiveRepository.place
+    def damaging(self, snapshot):
+        place(self, snapshot)
+        graph = self.models / "rekd_predictor" / str(snapshot.version) / "model.onnx"
+        graph.unlink()
+        graph.write_bytes(b"no graph")
 
-        def damaging(self, snapshot):
-            place(self, snapshot)
-            graph = self.models / "rekd_predictor" / str(snapshot.version) / "model.onnx"
-            graph.unlink()
-            graph.write_bytes(b"no graph")
-
+    with load() as clients:
         monkeypatch.setattr(live_repository.LiveRepository, "place", damaging)
         exported("old")
-        asked.wait_for(lambda: any(line.startswith("not reloaded") for line in lines))
+        clients.wait_for(lambda: lines)
         refused = time.monotonic()
-        asked.wait_for(lambda: asked.answered_after(refused)["new"] > 100)
+        clients.wait_for(lambda: clients.counts(refused)["new"] > 100)
         served.check_alive()
     monkeypatch.undo()
-    assert set(asked.counts()) == {"new"} and not asked.surprises
-    assert "did not load rekd_predictor" in lines[0] and "version 2 serves on" in lines[0] and len(lines) == 1
-    assert read_status(served.http_url).ready
-    with ModelControl(served.grpc_url, served.key) as control:
-        assert all(versions == {2: "READY"} for versions in control.states().values())
+    assert set(clients.counts()) == {"new"} and not clients.surprises
+    assert "load_model rekd_predictor" in lines[0] and "version 2 serves on" in lines[0] and len(lines) == 1
+    assert {version for _, version in ready_versions(served)} == {"2"}
 
 
-def test_a_version_that_clients_could_not_follow_is_refused(served, lines, exported, models, tmp_path):
-    del lines[:]
-    root = write_repository(models["new"][0], served.repository, max_batch_size=32, preferred_batch_sizes=(8,))
-    until = time.monotonic() + 20
-    while not lines and time.monotonic() < until:
-        time.sleep(0.05)
-    assert root == served.repository and len(lines) == 1
-    for part in ("lacks rekd_answer, rekd_prepare, rekd_text", "32 in a request, 64 until now", "version 2 serves on"):
-        assert part in lines[0]
-    served.check_alive()
-
-
-def test_killed_under_load(served, load, lines):
-    del lines[:]
-    first, ports = served.process_id, dict(served.ports)
-    from tritonclient.utils import InferenceServerException
-
-    from rekd_deploy.errors import ClientError
-
-    with load(tolerated=(ClientError, InferenceServerException)) as asked:
-        os.kill(first, signal.SIGKILL)
-        asked.wait_for(lambda: "the server answers again" in lines)
+@pytest.mark.parametrize("victim", ["server", "process of a model"])
+def test_killed_under_load(served, load, lines, victim):
+    """Without the process of a model Triton would answer errors for ever and call itself ready."""
+    first, ports, restarts = served.process_id, dict(served.ports), running_states()[0].restarts
+    with load(ClientError, InferenceServerException) as clients:
+        os.kill(first if victim == "server" else min(children_of(first)), signal.SIGKILL)
+        clients.wait_for(lambda: "the server answers again" in lines)
         again = time.monotonic() + 2.0  # gRPC connects anew with a pause
-        asked.wait_for(lambda: all(answers[-1].at > again and answers[-1].maker == "new" for answers in asked.answers))
-        asked.wait_for(lambda: asked.answered_after(again)["new"] > 10)  # and they go on
-    assert served.process_id != first and served.ports == ports
-    errors = set(asked.counts()) - {"new"}
-    assert errors and errors <= {"ServerUnavailableError", "InferenceServerException"} and not asked.surprises
+        clients.wait_for(lambda: all(each[-1].at > again and each[-1].maker == "new" for each in clients.responses))
+        clients.wait_for(lambda: clients.counts(again)["new"] > 10)  # and they go on
+    assert served.process_id != first and served.ports == ports and not clients.surprises
+    said = "killed by signal 9" if victim == "server" else "a process that runs one of the models has died"
+    assert said in lines[0]
+    unanswered = {"ServerUnavailableError", "InferenceServerException", "RejectedError"}
+    assert {"new"} < set(clients.counts()) <= {"new", *unanswered}
     (state,) = running_states()
-    assert state.restarts == 1 and state.version == 2
-
-
-def test_a_model_process_killed_under_load(served, load, lines):
-    """Triton would answer errors for ever and call itself ready; the service starts it again."""
-    del lines[:]
-    from tritonclient.utils import InferenceServerException
-
-    from rekd_deploy.errors import ClientError
-
-    with load(tolerated=(ClientError, InferenceServerException)) as asked:
-        os.kill(min(children_of(served.process_id)), signal.SIGKILL)
-        asked.wait_for(lambda: "the server answers again" in lines)
-        again = time.monotonic() + 2.0
-        asked.wait_for(lambda: all(answers[-1].at > again and answers[-1].maker == "new" for answers in asked.answers))
-    assert "a process that runs one of the models has died" in lines[0]
-    assert "nobody" not in asked.counts() and "old" not in asked.counts() and not asked.surprises
+    assert (state.restarts, state.version) == (restarts + 1, 2)
 
 
 def test_a_model_process_that_dies_during_an_exchange_is_noticed(served, lines, exported, monkeypatch):
-    del lines[:]
-    monkeypatch.setattr("rekd_deploy.server.server._SETTLE_SECONDS", 3.0)
-    load, killed = ModelControl.load, []
+    configure, before, killed = LiveRepository.configure, children_of(served.process_id), []
 
-    def load_and_kill(control, model):
-        load(control, model)
-        if not killed:
-            killed.append(min(children_of(served.process_id)))
+    def kill_and_configure(self, snapshot, name, beside=()):
+        if not killed and (new := set(children_of(served.process_id)).difference(before)):  # of the first step
+            killed.append(min(new))
             os.kill(killed[0], signal.SIGKILL)
+        configure(self, snapshot, name, beside)
 
-    monkeypatch.setattr(ModelControl, "load", load_and_kill)
+    monkeypatch.setattr(LiveRepository, "configure", kill_and_configure)
     exported("selector new")
-    until = time.monotonic() + 120
-    while "the server answers again" not in lines and time.monotonic() < until:
-        time.sleep(0.1)
+    wait_until(lambda: "the server answers again" in lines, 120)
     assert lines[0].startswith("reloaded in") and "a process that runs one of the models has died" in lines[1], lines
     (state,) = running_states()
-    assert read_status(served.http_url).versions == (state.version,) == (served.live.current.version,)
+    assert read_status(served.http_url).versions == [state.version] == [served.live.current.version]
 
 
 def test_the_key_opens_and_nothing_else_does(served):
-    with ModelControl(served.grpc_url, "0" * 32) as control:
+    with model_control(served.grpc_url, "0" * 32) as call:
         with pytest.raises(ServerError, match="restricted|expecting header"):
-            control.load("rekd")
+            call("load_model", "rekd")
         with pytest.raises(ServerError):
-            control.states()
-    with ModelControl(served.grpc_url, served.key) as control, pytest.raises(ServerError, match="nonesuch"):
-        control.load("nonesuch")
+            call("get_model_repository_index")
+    with model_control(served.grpc_url, served.key) as call, pytest.raises(ServerError, match="nonesuch"):
+        call("load_model", "nonesuch")
