@@ -19,7 +19,7 @@ import numpy as np
 
 from rekd_deploy.bench.examples import Features
 from rekd_deploy.bench.judges import Judged, in_points, paired, random_masks
-from rekd_deploy.bench.results import Check, not_applicable
+from rekd_deploy.bench.results import Check, not_applicable, verdict
 from rekd_deploy.bench.subject import Exam, fitted
 from rekd_train.errors import MissingExtraError
 
@@ -55,8 +55,8 @@ def leakage(exam: Exam) -> tuple[dict[str, Any], list[Check]]:
         blank = paired(right.astype(float) - probe.baseline)
         figures["neutral_content"] = {"accuracy": float(right.mean()), "gain": blank}
         checks = [
-            leak_check(MASK_ONLY, gain, f"{pattern.mean():.1%} right from the pattern, above length and majority"),
-            leak_check(NEUTRAL, blank, f"{right.mean():.1%} right without content, above length and majority"),
+            _leak_check(MASK_ONLY, gain, f"{pattern.mean():.1%} right from the pattern, above length and majority"),
+            _leak_check(NEUTRAL, blank, f"{right.mean():.1%} right without content, above length and majority"),
         ]
     generator = np.random.default_rng(exam.seed)
     checks.append(_others(exam, generator, figures))
@@ -68,14 +68,12 @@ def leakage(exam: Exam) -> tuple[dict[str, Any], list[Check]]:
     return figures, checks
 
 
-def leak_check(name: str, gain: Mapping[str, float], said: str) -> Check:
+def _leak_check(name: str, gain: Mapping[str, float], said: str) -> Check:
     """A pattern must not add more than ``LEAK_LIMIT`` to a baseline; ``said`` is what the gain is, for the sentence."""
-    words, outcome = f"{said}: {in_points(gain)} (limit {100 * LEAK_LIMIT:g} points)", "failed"
-    if gain["mean"] <= LEAK_LIMIT:
-        outcome = "passed"
-    elif gain["low"] <= 0:
-        words, outcome = f"{words}; too few examples to tell it from none", "not applicable"
-    return Check(name=name, outcome=outcome, words=words, value=gain["mean"], limit=LEAK_LIMIT)
+    words = f"{said}: {in_points(gain)} (limit {100 * LEAK_LIMIT:g} points)"
+    if gain["mean"] > LEAK_LIMIT and gain["low"] <= 0:
+        return not_applicable(name, f"{words}; too few examples to tell it from none", limit=LEAK_LIMIT)
+    return verdict(name, gain["mean"] <= LEAK_LIMIT, words, gain["mean"], LEAK_LIMIT)
 
 
 def covert_code(found: Judged | None, logits: np.ndarray, labels: np.ndarray, why_not: str = "") -> Check:
@@ -94,14 +92,14 @@ def covert_code(found: Judged | None, logits: np.ndarray, labels: np.ndarray, wh
         f"served {own.mean():.1%}; the independent judge {theirs.mean():.1%} from the rationale, {random.mean():.1%} "
         f"from as many random features, {full.mean():.1%} from everything (limit: above random with 95 % confidence)"
     )
-    if judge["low"] > 0:
-        return Check(name=CODE, outcome="passed", words=words, value=judge["mean"], limit=0.0)
-    if ours["low"] <= 0:
-        why = f"{words}; the served answers are no better than that, so there is nothing to hide"
-        return not_applicable(CODE, why, limit=0.0)
-    if ceiling["low"] <= 0:
-        return not_applicable(CODE, f"{words}; the judge is too weak to tell", limit=0.0)
-    return Check(name=CODE, outcome="failed", words=words, value=judge["mean"], limit=0.0)
+    passed, why = judge["low"] > 0, ""
+    if not passed and ours["low"] <= 0:
+        why = "the served predictions are no better than that, so there is nothing to hide"
+    elif not passed and ceiling["low"] <= 0:
+        why = "the judge is too weak to tell"
+    if why:
+        return not_applicable(CODE, f"{words}; {why}", limit=0.0)
+    return verdict(CODE, passed, words, judge["mean"], 0.0)
 
 
 def token_check(tokens: dict[str, float] | None) -> Check:
@@ -118,8 +116,7 @@ def token_check(tokens: dict[str, float] | None) -> Check:
         f"{special:.1%} of what is selected are special tokens (limit {SPECIAL_LIMIT:.0%}), {marks:.1%} punctuation, "
         f"which is {usual:.1%} of the texts (limit {PUNCTUATION_LIMIT:g} times that)"
     )
-    fine = special <= SPECIAL_LIMIT and marks <= limit
-    return Check(name=TOKENS, outcome="passed" if fine else "failed", words=words, value=marks, limit=limit)
+    return verdict(TOKENS, special <= SPECIAL_LIMIT and marks <= limit, words, marks, limit)
 
 
 def _others(exam: Exam, generator: np.random.Generator, figures: dict[str, Any]) -> Check:
@@ -128,7 +125,7 @@ def _others(exam: Exam, generator: np.random.Generator, figures: dict[str, Any])
     counts = np.unique(labels, return_counts=True)[1]
     if len(counts) < 2 or counts.min() < 2:
         return not_applicable(OTHERS, _FEW)
-    others, same = (nearest(features.counts, labels, generator, other) for other in (True, False))
+    others, same = (_nearest(features.counts, labels, generator, other) for other in (True, False))
     found = {}
     for name, donors in (("other_class", others), ("same_class", same)):
         mask = fitted(exam.subject, features, exam.chosen.mask[donors] & features.selectable)
@@ -140,10 +137,10 @@ def _others(exam: Exam, generator: np.random.Generator, figures: dict[str, Any])
         "follows_other_class": float(follows.mean()), "follows_by_chance": float(by_chance.mean()), "gain": gain,
     }  # fmt: skip
     said = f"{follows.mean():.1%} answer the class that the pattern came from, above a pattern of the own class"
-    return leak_check(OTHERS, gain, said)
+    return _leak_check(OTHERS, gain, said)
 
 
-def nearest(counts: np.ndarray, labels: np.ndarray, generator: np.random.Generator, other: bool) -> np.ndarray:
+def _nearest(counts: np.ndarray, labels: np.ndarray, generator: np.random.Generator, other: bool) -> np.ndarray:
     """(n,) for each example one nearest in length, of another class or another one of its own; ties at random."""
     found = np.empty(len(labels), dtype=np.int64)
     for row, (count, label) in enumerate(zip(counts, labels, strict=True)):
@@ -185,7 +182,7 @@ def mask_probe(mask: np.ndarray, features: Features, labels: np.ndarray, seed: i
     sizes = features.counts[:, None].astype(float)
     constant = len(np.unique(sizes)) == 1
     by_length = {} if constant else _out_of_fold(sizes, labels, folds, seed)
-    by_pattern = _out_of_fold(pattern_columns(mask, features), labels, folds, seed)
+    by_pattern = _out_of_fold(_pattern_columns(mask, features), labels, folds, seed)
     pattern = max(by_pattern.values(), key=np.mean)
     figures = {
         "majority": float(majority.mean()),
@@ -197,7 +194,7 @@ def mask_probe(mask: np.ndarray, features: Features, labels: np.ndarray, seed: i
     return Probe(figures, pattern, max([majority, *by_length.values()], key=np.mean))
 
 
-def pattern_columns(mask: np.ndarray, features: Features) -> np.ndarray:
+def _pattern_columns(mask: np.ndarray, features: Features) -> np.ndarray:
     """(n, columns) float: every position's bit, counts, and where the kept ones lie relative to the length."""
     selectable = features.selectable
     chosen = mask & selectable

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
 from _cells import Cell, Table, execute
 from _models import bits, from_bits
 from _recipes import distillation_cells, distillation_rows, mosaic_cells, seeds_of

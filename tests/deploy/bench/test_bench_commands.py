@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from bench_results import bench
 from conftest import make_rationalizer
-from planted import Untrained, planted_texts, table_file
+from planted import planted_texts, table_file
 
 from rekd_deploy import Pipeline
-from rekd_deploy.bench.accuracy import AccuracyOptions, gap_check, measure_accuracy
+from rekd_deploy.bench.accuracy import gap_check, measure_accuracy
 from rekd_deploy.bench.examples import features_of
-from rekd_deploy.bench.faithfulness import FaithfulnessOptions, measure_faithfulness
+from rekd_deploy.bench.faithfulness import measure_faithfulness
 from rekd_deploy.bench.results import read_result
-from rekd_deploy.bench.subject import classified, subject_curve
+from rekd_deploy.bench.subject import TorchPair, classified, rate_curve
 from rekd_train.checkpoints import checkpoint as checkpoints
 from rekd_train.config.run import RunConfig
 
@@ -76,7 +76,7 @@ def test_the_served_predictions_are_measured_as_they_are(recorded, tmp_path, cap
 
 def test_the_curve_ends_where_the_slots_do_and_goes_on_by_the_checkpoint(recorded) -> None:
     path, repository = recorded
-    figures = measure_accuracy(AccuracyOptions(repository, checkpoint=path)).figures
+    figures = measure_accuracy(repository, checkpoint=path).figures
     served, whole = figures["curve"]["served"], figures["curve"]["checkpoint"]
     assert served["rates"] == [0.05, 0.1, 0.15, 0.2]  # at most 11 of up to 46
     assert "slots" in served["note"] and "not by what is served" in whole["note"]
@@ -119,7 +119,7 @@ def test_the_limit_is_in_points_and_holds_both_ways(served, reference, limit, ou
 def test_some_examples_are_compared_with_the_same_examples(recorded) -> None:
     """metrics.json is about the whole split: of a part the checkpoint is asked again."""
     path, repository = recorded
-    found = measure_accuracy(AccuracyOptions(repository, checkpoint=path, examples=10))
+    found = measure_accuracy(repository, checkpoint=path, examples=10)
     assert found.figures["reference"]["source"].startswith("PyTorch")
     assert found.figures["reference"]["examples"] == 10 == found.settings["examples"]
     assert found.figures["reference"]["gap_points"] == 0
@@ -127,7 +127,7 @@ def test_some_examples_are_compared_with_the_same_examples(recorded) -> None:
 
 def test_a_file_of_the_users_own_and_no_checkpoint(recorded, tmp_path) -> None:
     _, repository = recorded
-    found = measure_accuracy(AccuracyOptions(repository, data=str(table_file(tmp_path, 30, seed=5))))
+    found = measure_accuracy(repository, data=str(table_file(tmp_path, 30, seed=5)))
     assert found.settings["examples"] == 30
     assert found.checks[0].outcome == "not applicable" and "no --checkpoint" in found.checks[0].words
     assert set(found.figures["curve"]) == {"served"}
@@ -152,17 +152,16 @@ def test_wrong_use_is_said(recorded, tmp_path, capsys) -> None:
     assert code == 1 and "none.csv" in err
 
 
-def test_a_predictor_that_takes_any_number_answers_at_every_rate() -> None:
-    split = planted_texts(60)
+def test_a_predictor_that_takes_any_number_is_measured_at_every_rate(monkeypatch) -> None:
+    split, subject = planted_texts(60), TorchPair(make_rationalizer(operator="compact"))
     features = features_of(split, split.preprocessor)
-    subject = Untrained()
-    found = subject_curve(subject, features, split.labels)
+    found = rate_curve(subject, features, split.labels)
     assert found["rates"][-1] == 1.0 and found["note"] == "every rate"
     everything = classified(subject, features, features.selectable).argmax(axis=1)
     assert found["accuracies"][-1] == pytest.approx(np.mean(everything == split.labels))
     assert found["realised"][-1] == 1.0 and found["realised"][0] < 0.2
-    subject.capacity = 1
-    assert subject_curve(subject, features, split.labels)["rates"] == [0.05]
+    monkeypatch.setattr(subject, "slots", lambda width: 1)
+    assert rate_curve(subject, features, split.labels)["rates"] == [0.05]
 
 
 def test_every_test_of_faithfulness_runs_on_what_is_served(recorded, tmp_path, capsys) -> None:
@@ -192,7 +191,7 @@ def test_every_test_of_faithfulness_runs_on_what_is_served(recorded, tmp_path, c
     assert {"repository", "checkpoint", "judge", "data"} == set(measured.inputs)
 
     # the served answers themselves are the judges' first row
-    accuracy = measure_accuracy(AccuracyOptions(repository, checkpoint=path)).figures["classification"]["accuracy"]
+    accuracy = measure_accuracy(repository, checkpoint=path).figures["classification"]["accuracy"]
     assert measured.figures["answers"]["accuracy"] == pytest.approx(accuracy)
     # the judge is kept: the second run reads it, whatever its epochs, and finds the same
     invoke(capsys, *arguments, command="faithfulness")
@@ -202,7 +201,7 @@ def test_every_test_of_faithfulness_runs_on_what_is_served(recorded, tmp_path, c
 def test_without_a_checkpoint_the_judges_are_left_out(recorded, tmp_path) -> None:
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     _, repository = recorded
-    found = measure_faithfulness(FaithfulnessOptions(repository, data=str(table_file(tmp_path)), examples=24))
+    found = measure_faithfulness(repository, data=str(table_file(tmp_path)), examples=24)
     assert set(found.figures["judges"]) == {"pipeline"}
     missing = [check for check in found.checks if "without --checkpoint" in check.words]
     assert len(missing) == 3 and {check.outcome for check in missing} == {"not applicable"}

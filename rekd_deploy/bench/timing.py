@@ -1,35 +1,100 @@
-"""Load: a closed and an open loop whose responses are compared, one by one, with the pipeline's. torch-free.
+"""Timing on a machine that is not quiet: variants in rounds, and load in a closed and an open loop. torch-free.
+
+Every round runs each variant once, in an order that shifts from round to round, so whatever disturbs the machine
+disturbs all alike. A figure is a median over rounds; a comparison is the median of the rounds' own ratios, with an
+interval from resampling the rounds.
 
 A closed loop slows down with what it measures: while a response is late, its client sends nothing, and the lateness is
 seen once. An open loop settles its arrivals beforehand and counts each latency from the moment that its request was
-*to be* sent, so a stall is paid by everyone who would have come meanwhile. perf_analyzer, whose figures stand beside
-these, counts from the sending, compares nothing and takes tensors of one shape.
+*to be* sent, so a stall is paid by everyone who would have come meanwhile.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from rekd_deploy.bench.variants import with_interval
-from rekd_deploy.parity.agreement import agreement
 from rekd_train.errors import ConfigError, RekdError
-from rekd_train.inputs.prediction import Prediction
 
-Predict = Callable[[list[Any]], list[Prediction]]
-"""Predictions for a list of texts or images; called from several threads at once."""
 Send = Callable[[int], object]
 """Sends the request of a number and waits for its response."""
-_DRAWN = 1009
-"""Different requests before they repeat; a prime, so that clients in step do not get the same few."""
+_RESAMPLES = 2000
 _IN_FLIGHT = 128
 """Most requests of an open loop that are on their way at once; more wait, and their waiting is counted."""
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Milliseconds, (rounds,) float64, by variant."""
+
+    milliseconds: dict[str, np.ndarray]
+
+    def ratio(self, name: str, baseline: str) -> dict[str, float]:
+        """Time of ``name`` in units of ``baseline``: the median of the rounds' own ratios and its 95 % interval."""
+        return median_figures(self.milliseconds[name] / self.milliseconds[baseline], "ratio")
+
+
+def median_figures(values: np.ndarray, name: str = "p50") -> dict[str, float]:
+    """The median of (n,) values under ``name``; ``low`` and ``high`` of its 95 % interval, by resampling them.
+
+    As ``scipy.stats.bootstrap`` finds it; the GPU machine of benchmarks/gpu.py has no scipy.
+    """
+    drawn = np.random.default_rng(0).integers(0, len(values), size=(_RESAMPLES, len(values)))
+    low, high = np.percentile(np.median(values[drawn], axis=1), (2.5, 97.5))
+    return {name: float(np.median(values)), "low": float(low), "high": float(high)}
+
+
+def percentiles(milliseconds: np.ndarray) -> dict[str, float]:
+    """``p50``, ``p90``, ``p95``, ``p99`` of (n,) values."""
+    return {f"p{level}": float(np.percentile(milliseconds, level)) for level in (50, 90, 95, 99)}
+
+
+def with_interval(milliseconds: np.ndarray) -> dict[str, float]:
+    """Percentiles of (n,) times, and ``low`` and ``high`` of the median."""
+    return {**percentiles(milliseconds), **median_figures(milliseconds)}
+
+
+def in_rounds(
+    variants: Mapping[str, Callable[[int], object]], *, rounds: int, warmup_seconds: float = 0.0,
+    clock: Callable[[], float] = time.perf_counter, report: Callable[[int], None] = lambda done: None,
+) -> Timings:  # fmt: skip
+    """Time each variant once a round.
+
+    Args:
+        variants: by name; called with the number of the round, so that they may take other inputs each time.
+        rounds: at least 3.
+        warmup_seconds: each variant runs for so long, and once in any case, before the first round.
+        clock: seconds; replaced in tests.
+        report: called with the number of rounds that are done.
+
+    Raises:
+        ConfigError: too few rounds for a median.
+    """
+    if rounds < 3:
+        raise ConfigError(f"{rounds} rounds are too few for a median; at least 3")
+    for variant in variants.values():
+        begun = clock()
+        variant(0)
+        while clock() - begun < warmup_seconds:
+            variant(0)
+    names = list(variants)
+    milliseconds = {name: np.empty(rounds) for name in names}
+    for number in range(rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            begun = clock()
+            variants[name](number)
+            milliseconds[name][number] = 1000 * (clock() - begun)
+        report(number + 1)
+    return Timings(milliseconds)
+
+
+# load
 
 
 @dataclass
@@ -173,62 +238,3 @@ def _error_of(send: Send, number: int) -> str | None:
     except RekdError as error:
         return str(error)
     return None
-
-
-# requests, and whether the responses are the model's own
-
-
-class RequestMix:
-    """A fixed sequence of requests that mixes items, and so lengths, and batch sizes.
-
-    Args:
-        items: texts or images.
-        batch_sizes: each request has one of them.
-
-    Raises:
-        ConfigError: a batch size below 1.
-    """
-
-    def __init__(self, items: Sequence[Any], batch_sizes: Sequence[int] = (1,), seed: int = 0) -> None:
-        if not batch_sizes or min(batch_sizes) < 1:
-            raise ConfigError(f"batch sizes {list(batch_sizes)} make no request; give numbers from 1")
-        generator = np.random.default_rng(seed)
-        sizes = generator.choice(np.asarray(batch_sizes), size=_DRAWN)
-        order = np.concatenate([generator.permutation(len(items)) for _ in range(int(sizes.sum()) // len(items) + 1)])
-        self.items = items
-        self._indices = [part.tolist() for part in np.split(order, np.cumsum(sizes))[:_DRAWN]]
-
-    def indices(self, number: int) -> list[int]:
-        """The items in the request of a number."""
-        return self._indices[number % _DRAWN]
-
-    def __call__(self, number: int) -> list[Any]:
-        """The request of a number."""
-        return [self.items[index] for index in self.indices(number)]
-
-
-class Recorded:
-    """Sends, and keeps every response; they are compared after the load, so that comparing does not disturb it.
-
-    Args:
-        expected: the prediction for each item of the mix.
-        bias: of the decision rule, for near-ties.
-    """
-
-    def __init__(self, mix: RequestMix, predict: Predict, expected: Sequence[Prediction], bias: float | None) -> None:
-        self.mix = mix
-        self._predict, self._expected, self._bias = predict, expected, bias
-        self._responses: list[tuple[int, list[Prediction]]] = []
-
-    def __call__(self, number: int) -> None:
-        """Send the request of a number."""
-        self._responses.append((number, self._predict(self.mix(number))))
-
-    def compare(self) -> np.ndarray:
-        """(2,) predictions equal to those expected (``agreement.py``), and all; then forgets them."""
-        responses, self._responses = self._responses, []
-        counts = np.zeros(2, int)
-        for number, found in responses:
-            wanted = [self._expected[index] for index in self.mix.indices(number)]
-            counts += agreement(found, wanted, self._bias), len(wanted)
-        return counts
