@@ -6,7 +6,7 @@ Figures of a result of the kind 'accuracy':
     rate             what the predictions were made from: kept / real features and counts (``metrics.rate_summary``)
     calibration      nll, brier, ece, ece_equal_mass of the served probabilities; ``reliability``, the bins of the ECE
     curve            of 'served' and 'checkpoint': rates, realised, accuracies, area, note
-    reference        the checkpoint's accuracy, where it comes from, and the gap in points
+    reference        the checkpoint's accuracy on the same examples by PyTorch, and the gap in points
 """
 
 from __future__ import annotations
@@ -58,8 +58,7 @@ def measure_accuracy(
             policy = SelectionPolicy.model_validate(manifest["policy"])
         if checkpoint is not None:
             check_belongs(checkpoint, manifest, labels)
-        whole = labelled_examples(labels, checkpoint, data, overrides, split)
-        measured = whole.head(examples)
+        measured = labelled_examples(labels, checkpoint, data, overrides, split).head(examples)
         for start in range(0, len(measured.items), _CHUNK):
             predictions += client.predict(measured.items[start : start + _CHUNK])
             progress("predicting", len(predictions), len(measured.items))
@@ -86,21 +85,15 @@ def measure_accuracy(
     else:
         inputs["server"] = results.Input(name=str(url))
     if checkpoint is not None:
-        from rekd_train.checkpoints.checkpoint import load, read_metrics
+        from rekd_train.checkpoints.checkpoint import load
         from rekd_train.evaluation.forward import measure
 
-        pair, found = load(checkpoint), read_metrics(checkpoint).get(split)
+        pair, note = load(checkpoint), "by the checkpoint in PyTorch, not by what is served"
         inputs["checkpoint"] = results.checkpoint_input(checkpoint)
-        figures["curve"]["checkpoint"] = rate_curve(TorchPair(pair), features, encoded.labels, progress) | {
-            "note": "by the checkpoint in PyTorch, not by what is served"
-        }
-        complete = isinstance(found, dict) and {"accuracy", "examples"} <= set(found)
-        own = complete and measured.own and len(encoded) == len(whole.items) == found["examples"]
-        found = found if own else measure(pair, encoded)
-        figures["reference"] = {
-            "accuracy": found["accuracy"], "rate": found.get("rate"), "examples": found["examples"],
-            "source": "metrics.json" if own else "PyTorch, on the same examples",
-        }  # fmt: skip
+        curve = rate_curve(TorchPair(pair), features, encoded.labels, progress)
+        figures["curve"]["checkpoint"] = curve | {"note": note}
+        found = measure(pair, encoded)
+        figures["reference"] = {name: found[name] for name in ("accuracy", "rate", "examples")} | {"source": "PyTorch"}
     limit = limit if limit is not None else LIMITS.get(precision, LIMIT)
     check = gap_check(figures["classification"]["accuracy"], figures.get("reference"), limit, len(encoded))
     return results.result("accuracy", figures, inputs=inputs, checks=[check], settings={
@@ -134,7 +127,7 @@ def gap_check(served: float, reference: dict[str, Any] | None, limit: float, exa
     """Compare the served accuracy with the checkpoint's.
 
     Args:
-        reference: ``accuracy`` and ``source``; gets ``gap_points``. None: there is nothing to compare with.
+        reference: ``accuracy``; gets ``gap_points``. None: there is nothing to compare with.
         limit: percentage points, either way.
     """
     name = "served as trained"
@@ -143,8 +136,8 @@ def gap_check(served: float, reference: dict[str, Any] | None, limit: float, exa
     gap = round(100 * (served - reference["accuracy"]), 6)  # 0.5 points are 0.5, not a hair more
     reference["gap_points"] = gap
     words = (
-        f"{served:.2%} of {examples} examples, the checkpoint {reference['accuracy']:.2%} ({reference['source']}): "
-        f"{gap:+.2f} points (limit {limit:g})"
+        f"{served:.2%} of {examples} examples, the checkpoint {reference['accuracy']:.2%} in PyTorch: {gap:+.2f} "
+        f"points (limit {limit:g})"
     )
     return results.verdict(name, abs(gap) <= limit, words, gap, limit)
 

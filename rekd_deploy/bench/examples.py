@@ -29,8 +29,6 @@ class Labelled:
 
     examples: LabelledTexts | LabelledImages
     origin: str
-    own: bool
-    """Whether they are the checkpoint's recorded data, so that its own figures are about them."""
 
     @property
     def items(self) -> list[Any]:
@@ -48,7 +46,7 @@ def labelled_examples(
     """The examples that a command was told to measure on.
 
     Args:
-        labels: the model's classes, in the order of its logits.
+        labels: the model's classes, in order.
         checkpoint: names the data it was trained on, unless ``data`` does.
         data: a preset, a TOML file, or a table of which every row is taken.
         overrides: ``data.KEY=VALUE`` changes.
@@ -64,7 +62,7 @@ def labelled_examples(
 
     if data is not None and Path(data).suffix in TABLES:
         config = _data_config({"name": "table", "path": data, "labels": list(labels)}, overrides)
-        return Labelled(load_whole(config, labels), f"{Path(data).name}, every row", own=False)
+        return Labelled(load_whole(config, labels), f"{Path(data).name}, every row")
     if split not in SPLITS:
         raise ConfigError(f"split is '{split}'; splits: {', '.join(SPLITS)}")
     if checkpoint is not None:
@@ -77,8 +75,7 @@ def labelled_examples(
     check_classes(labels, found)
     if not len(found.splits[split]):
         raise DataError(f"the split '{split}' of {found.origin} is empty; fix: another --split")
-    own = checkpoint is not None and data is None and not overrides
-    return Labelled(found.splits[split], f"{found.origin}, {split}", own)
+    return Labelled(found.splits[split], f"{found.origin}, {split}")
 
 
 def _data_config(document: dict[str, Any], overrides: Sequence[str]) -> DataConfig:

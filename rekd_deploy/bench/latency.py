@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from rekd_deploy.bench.variants_graphs import Loaded, traced
 from rekd_deploy.errors import BenchmarkError
 from rekd_deploy.parity.examples import generated_images, texts_from_vocabulary
 from rekd_deploy.repository.reader import read_description
-from rekd_deploy.runtimes.base import Arrays, parse_device
+from rekd_deploy.runtimes.base import parse_device
 from rekd_train.inputs.preprocessors import Preprocessor
 from rekd_train.inputs.text import TextPreprocessor
 
@@ -36,124 +36,104 @@ _CLASSES_ALIKE = 0.98
 """Share of rows on which float32 variants of one model must agree about the class."""
 
 
-@dataclass(frozen=True)
-class Grid:
-    """What is timed, and where; a repository or a checkpoint at least."""
-
-    repositories: Sequence[Path] = ()
-    checkpoint: Path | None = None
-    teacher: Path | None = None
-    """A checkpoint; its size is that of the larger classifier."""
-    batches: Sequence[int] = (1, 8, 32)
-    lengths: Sequence[int] = ()
-    """Tokens; empty: a short, a middle and the greatest that is served."""
-    rounds: int = 15
-    warmup_seconds: float = 0.5
-    """Of each variant in each cell."""
-    device: str = "cpu"
-    threads: int | None = None
-    without: Sequence[str] = ()
-    """Variants whose name contains one of these are left out."""
-
-    def has(self, variant: variants.Variant) -> bool:
-        """Whether a variant is wanted."""
-        return not any(part in variant.name for part in self.without)
-
-
-def measure_latency(grid: Grid, progress: Progress = silent) -> tuple[dict[str, Any], list[Check]]:
+def measure_latency(
+    repositories: Sequence[Path] = (), checkpoint: Path | None = None, teacher: Path | None = None, *,
+    batches: Sequence[int] = (1, 8, 32), lengths: Sequence[int] = (), rounds: int = 15, warmup_seconds: float = 0.5,
+    device: str = "cpu", threads: int | None = None, without: Sequence[str] = (), progress: Progress = silent,
+) -> tuple[dict[str, Any], list[Check]]:  # fmt: skip
     """Figures and checks, as described above.
 
+    Args:
+        repositories: of one model; they or a checkpoint at least.
+        teacher: a checkpoint; its size is that of the larger classifier.
+        lengths: tokens; empty: a short, a middle and the greatest that is served.
+        warmup_seconds: of each variant in each cell.
+        without: variants whose name contains one of these are left out.
+
     Raises:
-        BenchmarkError: nothing to time, or a batch, length or budget that cannot be.
+        BenchmarkError: nothing to time, or a batch or length that cannot be.
         EngineError: there is no such device.
         RepositoryError, CheckpointError: what is timed is missing or damaged.
     """
-    if not grid.repositories and grid.checkpoint is None:
+    if not repositories and checkpoint is None:
         raise BenchmarkError("there is nothing to time; give a repository, a --checkpoint, or both")
-    if min(grid.batches, default=0) < 1:
-        raise BenchmarkError(f"the batches are {list(grid.batches)}; give numbers from 1 up")
-    parse_device(grid.device)
+    if min(batches, default=0) < 1:
+        raise BenchmarkError(f"the batches are {list(batches)}; give numbers from 1 up")
+
+    def has(variant: variants.Variant) -> bool:
+        return not any(part in variant.name for part in without)
+
+    parse_device(device)
     with ExitStack() as stack:
-        loaded = Loaded(stack, grid.device, grid.threads)
-        precisions = sorted({"fp32", *(loaded.add_repository(Path(root)) for root in grid.repositories)})
-        networks, preprocessor = _networks(grid)
-        lengths, not_run = check_lengths(preprocessor, grid.lengths), loaded.not_run
+        loaded = Loaded(stack, device, threads)
+        precisions = sorted({"fp32", *(loaded.add_repository(Path(root)) for root in repositories)})
+        networks, preprocessor = _networks(repositories, checkpoint, teacher)
+        lengths = check_lengths(preprocessor, lengths)
         known = {replace(variant, runtime=variants.ONNX_CPU) for variant in loaded.variants}
         needed = [each for each in networks if any(
-            grid.has(variant) and variant not in known
+            has(variant) and variant not in known
             for variant in (each.variant(variants.ONNX_CPU, precision) for precision in precisions)
         )]  # fmt: skip
         for variant, graphs in traced(
-            needed, precisions, calibration_items(preprocessor), gpu=grid.device != "cpu", not_run=not_run,
+            needed, precisions, calibration_items(preprocessor), gpu=device != "cpu", not_run=loaded.not_run,
             report=lambda done, total: progress("graphs", done, total),
         ):  # fmt: skip
             loaded.add_graphs(variant, graphs)
         cells, alike = [], []
-        for batch, length in ((batch, length) for length in lengths for batch in grid.batches):
-            batches = [dict(preprocessor(items).inputs) for items in full_batches(preprocessor, batch, length)]
-            runnables = _runnables(loaded, networks, batches, grid)
-            alike.append(classes_alike(runnables, len(batches)))
-            rounds = grid.rounds * (_SINGLE_ROUNDS if batch == 1 else 1)
+        for batch, length in ((batch, length) for length in lengths for batch in batches):
+            inputs = [dict(preprocessor(items).inputs) for items in full_batches(preprocessor, batch, length)]
+            runnables = [each for each in loaded.runnables(inputs) if has(each.variant)]
+            for each in networks:
+                wanted = [runtime for runtime in variants.runtimes_of(device) if has(each.variant(runtime))]
+                more, missing = variants.pytorch_runnables(each, inputs, device, wanted)
+                runnables += more
+                loaded.not_run += missing
+            if not runnables:
+                said = ", ".join(without) or "what could not be loaded"
+                raise BenchmarkError(f"nothing is left to time without {said}")
+            alike.append(classes_alike(runnables, len(inputs)))
+            count, step = rounds * (_SINGLE_ROUNDS if batch == 1 else 1), f"batch {batch}, length {length}"
+            timings = in_rounds(
+                {each.variant.name: each.run for each in runnables}, rounds=count, warmup_seconds=warmup_seconds,
+                report=lambda done, step=step, count=count: progress(step, done, count),
+            )  # fmt: skip
+            times = timings.milliseconds
             cells.append({
-                "batch": batch, "length": length, "rounds": rounds,
-                **_cell(runnables, batch, rounds, grid, progress, f"batch {batch}, length {length}"),
+                "batch": batch, "length": length, "rounds": count,
+                "ways": [
+                    {**each.variant.to_dict(), "milliseconds": with_interval(times[each.variant.name]),
+                     "items_per_second": 1000 * batch / float(times[each.variant.name].mean())}
+                    for each in runnables
+                ],
+                "ratios": [
+                    {"way": variant.name, "baseline": other.name, **timings.ratio(variant.name, other.name)}
+                    for variant, other in variants.comparisons([each.variant for each in runnables])
+                ],
             })  # fmt: skip
-    not_run = [each._asdict() for each in dict.fromkeys(not_run)]
+    not_run = [each._asdict() for each in dict.fromkeys(loaded.not_run)]
     return {"cells": cells, "not_run": not_run}, [alike_check(alike)]
 
 
-def _networks(grid: Grid) -> tuple[list[variants.Networks], Preprocessor]:
+def _networks(
+    repositories: Sequence[Path], checkpoint: Path | None, teacher: Path | None
+) -> tuple[list[variants.Networks], Preprocessor]:
     """The checkpoint's networks, and how items become tensors."""
-    described = [read_description(Path(root)) for root in grid.repositories]
+    described = [read_description(Path(root)) for root in repositories]
     kinds = {(each.settings.kind, each.preprocessor().positions, each.labels) for each in described}
     networks: list[variants.Networks] = []
-    if grid.checkpoint is not None:
+    if checkpoint is not None:
         from rekd_train.checkpoints.checkpoint import load
 
-        pair = load(grid.checkpoint)
-        networks = variants.networks_of(pair, None if grid.teacher is None else load(grid.teacher))
+        pair = load(checkpoint)
+        networks = variants.networks_of(pair, None if teacher is None else load(teacher))
         kinds.add((pair.preprocessor.settings.kind, pair.preprocessor.positions, tuple(pair.labels)))
-    elif grid.teacher:
+    elif teacher:
         raise BenchmarkError("the teacher's size is made from networks; fix: add --checkpoint")
     if len(kinds) > 1:
         raise BenchmarkError(
             "what is to be compared reads other tensors or has other labels; fix: exports of one checkpoint, and that"
         )
     return networks, described[0].preprocessor() if described else pair.preprocessor
-
-
-def _runnables(
-    loaded: Loaded, networks: Sequence[variants.Networks], batches: Sequence[Arrays], grid: Grid
-) -> list[variants.Runnable]:
-    """Every wanted variant on one cell's batches."""
-    found = [each for each in loaded.runnables(batches) if grid.has(each.variant)]
-    for each in networks:
-        wanted = [runtime for runtime in variants.runtimes_of(grid.device) if grid.has(each.variant(runtime))]
-        more, missing = variants.pytorch_runnables(each, batches, grid.device, wanted)
-        found += more
-        loaded.not_run += missing
-    if not found:
-        raise BenchmarkError(f"nothing is left to time without {', '.join(grid.without) or 'what could not be loaded'}")
-    return found
-
-
-def _cell(
-    runnables: Sequence[variants.Runnable], batch: int, rounds: int, grid: Grid, progress: Progress, step: str
-) -> dict[str, Any]:
-    timings = in_rounds(
-        {each.variant.name: each.run for each in runnables}, rounds=rounds, warmup_seconds=grid.warmup_seconds,
-        report=lambda done: progress(step, done, rounds),
-    )  # fmt: skip
-    ways = []
-    for each in runnables:
-        times = timings.milliseconds[each.variant.name]
-        speed = 1000 * batch / float(times.mean())
-        ways.append({**each.variant.to_dict(), "milliseconds": with_interval(times), "items_per_second": speed})
-    ratios = [
-        {"way": variant.name, "baseline": other.name, **timings.ratio(variant.name, other.name)}
-        for variant, other in variants.comparisons([each.variant for each in runnables])
-    ]
-    return {"ways": ways, "ratios": ratios}
 
 
 def classes_alike(runnables: Sequence[variants.Runnable], count: int) -> tuple[int, int]:

@@ -4,7 +4,7 @@
                         ``equal`` to the pipeline's predictions, of those ``compared``; and, null where
                         the server was given (it may run elsewhere), ``in_process``, load figures of as many threads
                         that call the pipeline, and ``throughput`` served in units of it, with interval
-    figures.open[]      rate (wanted, a second), share_of_peak; load figures; equal, compared; ``late_ms`` when sent
+    figures.open[]      rate (wanted, a second), share_of_peak; load figures; equal, compared
     figures.in_process  one item at a time, alternating with the client: ``milliseconds`` of both, ``ratio`` and
                         ``added_ms``, medians over rounds with interval
 
@@ -42,8 +42,6 @@ MOST_ADDED_MS = 2.5
 """What the server adds to one request at a time, median."""
 SMALL_MS = 10.0
 """A model that is faster in process is too small for the share: the way of a request outweighs its prediction."""
-_LATE = 0.25
-"""Share of the median latency that requests of an open loop may be sent late, before its figures are doubted."""
 _DRAWN = 1009
 """Different requests before they repeat; a prime, so that clients in step do not get the same few."""
 
@@ -127,17 +125,16 @@ def _closed(
 
 
 def _open(serving: Serving, served: Requests, peak: float, progress: Progress) -> list[dict[str, Any]]:
-    rates = [share * peak for share in serving.shares if peak]
     found = []
-    for number, rate in enumerate(rates):
-        progress("open loop", number, len(rates))
-        arrivals = timing.poisson_arrivals(rate, serving.warmup_seconds + serving.seconds, serving.seed + number)
+    for number, share in enumerate(serving.shares if peak else ()):
+        progress("open loop", number, len(serving.shares))
+        seconds = serving.warmup_seconds + serving.seconds
+        arrivals = timing.poisson_arrivals(share * peak, seconds, serving.seed + number)
         load = timing.open_loop(served, arrivals, warmup_seconds=serving.warmup_seconds)
         equal, compared = map(int, served.compare())
-        late = float(np.percentile(load.late_ms, 99)) if load.late_ms else None
-        found.append({"rate": rate, "share_of_peak": rate / peak, **load.figures(),
-                      "late_ms": {"p99": late}, "equal": equal, "compared": compared})  # fmt: skip
-    progress("open loop", len(rates), len(rates))
+        found.append({"rate": share * peak, "share_of_peak": share, **load.figures(), "equal": equal,
+                      "compared": compared})  # fmt: skip
+    progress("open loop", 1, 1)
     return found
 
 
@@ -173,8 +170,8 @@ def serving_checks(figures: dict[str, Any], *, given: bool) -> list[Check]:
     return [
         verdict("every request was answered", not failed and count > 0, answered, float(failed), 0.0),
         verdict("served answers are the pipeline's", 0 < compared == equal, words, float(compared - equal), 0.0),
-        *_costs(figures, given), _on_time(figures["open"]),
-    ]  # fmt: skip
+        *_costs(figures, given),
+    ]
 
 
 def _costs(figures: dict[str, Any], given: bool) -> list[Check]:
@@ -198,20 +195,6 @@ def _costs(figures: dict[str, Any], given: bool) -> list[Check]:
         else not_applicable(names[0], words, LEAST_THROUGHPUT),
         verdict(names[1], added["p50"] <= MOST_ADDED_MS, more, added["p50"], MOST_ADDED_MS),
     ]  # fmt: skip
-
-
-def _on_time(opened: list[dict[str, Any]]) -> Check:
-    name = "arrivals were on time"
-    if not opened:
-        return not_applicable(name, "there was no open loop: no rates, or no response within a round of the closed one")
-    late = "; ".join(
-        f"at {load['rate']:.0f} a second 1 % of the requests were sent {load['late_ms']['p99']:.0f} ms late or more: "
-        "the machine was too busy to send so many, and the latency is that of both"
-        for load in opened if load["milliseconds"] and load["late_ms"]["p99"] > _LATE * load["milliseconds"]["p50"]
-    )  # fmt: skip
-    if late:
-        return not_applicable(name, late)
-    return verdict(name, True, f"requests were sent within {_LATE:.0%} of the median latency of their moments")
 
 
 # requests, and whether the responses are the model's own

@@ -110,22 +110,19 @@ class Load:
     failed: int = 0
     """Requests that ended in an error; they have no latency."""
     errors: set[str] = field(default_factory=set)
-    late_ms: list[float] = field(default_factory=list)
-    """Of an open loop: how long after its moment a request was sent; part of its latency."""
 
     @property
     def per_second(self) -> float:
         """Responses a second."""
         return self.answered / self.seconds if self.seconds else 0.0
 
-    def add(self, moment: float, done: float, error: str | None, late: float = 0.0) -> None:
+    def add(self, moment: float, done: float, error: str | None) -> None:
         """Count a request."""
-        if error is not None:
+        if error is None:
+            self.milliseconds.append(1000 * (done - moment))
+        else:
             self.failed += 1
             self.errors.add(error)
-            return
-        self.milliseconds.append(1000 * (done - moment))
-        self.late_ms.append(1000 * late)
 
     def figures(self) -> dict[str, Any]:
         """For JSON: ``milliseconds`` (p50 with low and high, p90, p95, p99, max), ``per_second``, ``answers``,
@@ -214,12 +211,11 @@ def open_loop(send: Send, arrivals: np.ndarray, *, warmup_seconds: float = 0.0, 
 
     def work(number: int, moment: float) -> None:
         nonlocal last
-        sent = time.perf_counter()
         error = _error_of(send, number)
         done = time.perf_counter()
         if moment - begun >= warmup_seconds:
             with lock:
-                load.add(moment, done, error, late=sent - moment)
+                load.add(moment, done, error)
                 last = max(last, done)
 
     with ThreadPoolExecutor(in_flight, thread_name_prefix="rekd-load") as pool:

@@ -99,19 +99,6 @@ class Networks:
         kept = self.pair.capacity if self.model == COMPACTED else None
         return Variant(runtime, self.model, precision, len(self.roles), kept)
 
-    def modules(self) -> list[Any]:
-        """The exportable modules, in order."""
-        from rekd_deploy.graphs.modules import graph_modules
-
-        modules = graph_modules(self.pair)
-        return [modules[role] for role in self.roles]
-
-    def signatures(self) -> list[GraphSignature]:
-        """Of the modules."""
-        from rekd_deploy.graphs.modules import pair_signature
-
-        return [pair_signature(self.pair).graph(role) for role in self.roles]
-
 
 def all_kept(encoded: Arrays, signature: GraphSignature) -> Arrays:
     """The inputs of a predictor that may read everything, which makes it a plain classifier.
@@ -183,7 +170,10 @@ def pytorch_runnables(
     """
     import torch
 
-    signatures, modules = networks.signatures(), [module.eval().to(device) for module in networks.modules()]
+    from rekd_deploy.graphs.modules import graph_modules, pair_signature
+
+    signatures = [pair_signature(networks.pair).graph(role) for role in networks.roles]
+    modules = [graph_modules(networks.pair)[role].eval().to(device) for role in networks.roles]
     if networks.roles != BOTH:
         batches = [all_kept(batch, signatures[0]) for batch in batches]
     placed = [{name: torch.from_numpy(array).to(device) for name, array in batch.items()} for batch in batches]

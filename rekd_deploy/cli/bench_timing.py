@@ -144,27 +144,25 @@ def latency(
 
     Inputs are made up, as long as the length allows; they change from round to round.
     """
-    from rekd_deploy.bench.latency import Grid, measure_latency
+    from rekd_deploy.bench.latency import measure_latency
     from rekd_deploy.bench.results import checkpoint_input, repository_input, result
     from rekd_deploy.runtimes.onnxruntime import available_cores
 
-    threads = threads or available_cores()
-    grid = Grid(
-        tuple(repositories or ()), checkpoint, teacher, batches=_numbers(batches, int, "--batches"),
-        lengths=_numbers(lengths, int, "--lengths"), rounds=rounds, warmup_seconds=warmup, device=device,
-        threads=threads, without=tuple(without or ()),
-    )  # fmt: skip
+    threads, repositories = threads or available_cores(), repositories or []
     if checkpoint is not None:
         import torch
 
         torch.set_num_threads(threads)
+    settings = {"device": device, "threads": threads, "rounds": rounds, "warmup_seconds": warmup}
     with progress_bar() as progress:
-        figures, checks = measure_latency(grid, progress)
-    inputs = {f"repository {place}": repository_input(root) for place, root in enumerate(grid.repositories, 1)}
+        figures, checks = measure_latency(
+            repositories, checkpoint, teacher, batches=_numbers(batches, int, "--batches"),
+            lengths=_numbers(lengths, int, "--lengths"), without=without or (), progress=progress, **settings,
+        )  # fmt: skip
+    inputs = {f"repository {place}": repository_input(root) for place, root in enumerate(repositories, 1)}
     inputs |= {
         role: checkpoint_input(path) for role, path in (("checkpoint", checkpoint), ("teacher", teacher)) if path
     }
-    settings = {"device": device, "threads": threads, "rounds": rounds, "warmup_seconds": warmup}
     finish(result("latency", figures, inputs=inputs, checks=checks, settings=settings), output, as_json)
 
 

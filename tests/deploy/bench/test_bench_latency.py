@@ -7,7 +7,7 @@ import pytest
 from bench_results import bench
 from conftest import make_rationalizer
 
-from rekd_deploy.bench.latency import AT_HAND, Grid, alike_check, check_lengths, classes_alike, measure_latency
+from rekd_deploy.bench.latency import AT_HAND, alike_check, check_lengths, classes_alike, measure_latency
 from rekd_deploy.bench.latency import full_batches as full
 from rekd_deploy.bench.results import read_result
 from rekd_deploy.bench.timing import Timings, in_rounds, percentiles
@@ -147,7 +147,7 @@ def test_lengths_are_those_that_are_served(rationalizer, image_rationalizer):
 
 def test_every_variant_has_times_and_ratios(repository, checkpoint):
     without = (f"{ONNX_CPU} fp32, zeroed", f"{ONNX_CPU} fp32, classifier", COMPILED)
-    found, checks = measure_latency(Grid([repository], checkpoint, **QUICK, without=without))
+    found, checks = measure_latency([repository], checkpoint, **QUICK, without=without)
     (cell,) = found["cells"]
     assert {(way["runtime"], way["model"], way["graphs"]) for way in cell["ways"]} == {
         (ONNX_CPU, COMPACTED, 2), (ONNX_CPU, COMPACTED, 1), (PYTORCH, COMPACTED, 2), (PYTORCH, ZEROED, 2),
@@ -175,12 +175,12 @@ def test_every_variant_has_times_and_ratios(repository, checkpoint):
 )
 def test_what_cannot_be_timed_is_refused(repository, changes, error, message):
     with pytest.raises(error, match=message):
-        measure_latency(Grid(**{"repositories": [repository], **QUICK, **changes}))
+        measure_latency(**{"repositories": [repository], **QUICK, **changes})
 
 
 def test_what_is_no_export_of_the_checkpoint_is_refused(repository, image_rationalizer, tmp_path):
     with pytest.raises(BenchmarkError, match="other tensors or has other labels"):
-        measure_latency(Grid([repository], save(image_rationalizer, tmp_path / "images"), **QUICK))
+        measure_latency([repository], save(image_rationalizer, tmp_path / "images"), **QUICK)
 
 
 def test_the_command_writes_a_result_and_ends_with_json(repository, tmp_path, capsys):
