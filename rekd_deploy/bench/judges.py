@@ -178,11 +178,9 @@ class _Steps(Observer):
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._name, self._done, self._total = "", 0, 0
 
     def stage(self, name: str, steps: int, start: int = 0) -> None:
         self._name, self._done, self._total = f"training the {name}", start, steps
-        self._progress(self._name, start, steps)
 
     def step(self, values: dict[str, float]) -> None:
         self._done += 1

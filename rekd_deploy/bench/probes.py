@@ -2,11 +2,8 @@
 
 A selector and a predictor that are trained together can agree on a code: early words for one class, late ones for the
 other. The prediction is then right and its rationale means nothing. Each probe takes the content away and looks at what
-is left.
-
-How much of the label is in the pattern alone is told by classifiers that see where features were kept and not which:
-logistic regression and gradient-boosted trees, from scikit-learn, the better one on both sides of every comparison.
-Predictions are out of fold (stratified, 5 folds where the classes allow it).
+is left, by classifiers that see where features were kept and not which: logistic regression and gradient-boosted trees,
+from scikit-learn, the better one on both sides of every comparison, out of fold (stratified, 5 where classes allow).
 """
 
 from __future__ import annotations
@@ -21,7 +18,6 @@ from rekd_deploy.bench.examples import Features
 from rekd_deploy.bench.judges import Judged, in_points, paired, random_masks
 from rekd_deploy.bench.results import Check, not_applicable, verdict
 from rekd_deploy.bench.subject import Exam, fitted
-from rekd_train.errors import MissingExtraError
 
 MASK_ONLY = "the pattern alone does not tell the label"
 NEUTRAL = "neutral content in the true pattern does not tell the label"
@@ -79,9 +75,7 @@ def _leak_check(name: str, gain: Mapping[str, float], said: str) -> Check:
 def covert_code(found: Judged | None, logits: np.ndarray, labels: np.ndarray, why_not: str = "") -> Check:
     """Probe (d): right from its rationale where the independent judge finds no more in it than in random features.
 
-    Args:
-        found: the independent judge's; None: there is none, and ``why_not``.
-        logits: (n, C), of the served predictions.
+    ``found`` is the independent judge's, None: there is none, and ``why_not``; logits (n, C) are the served ones.
     """
     if found is None:
         return not_applicable(CODE, why_not, limit=0.0)
@@ -103,11 +97,7 @@ def covert_code(found: Judged | None, logits: np.ndarray, labels: np.ndarray, wh
 
 
 def token_check(tokens: dict[str, float] | None) -> Check:
-    """Probe (e).
-
-    Args:
-        tokens: as ``rekd_train.evaluation.agreement.token_figures`` has them; None for images.
-    """
+    """Probe (e); ``tokens`` as ``rekd_train.evaluation.agreement.token_figures`` has them, None for images."""
     if tokens is None:
         return not_applicable(TOKENS, "images have neither")
     special, marks, usual = (tokens[name] for name in ("special_selected", "punctuation_selected", "punctuation"))
@@ -142,14 +132,12 @@ def _others(exam: Exam, generator: np.random.Generator, figures: dict[str, Any])
 
 def _nearest(counts: np.ndarray, labels: np.ndarray, generator: np.random.Generator, other: bool) -> np.ndarray:
     """(n,) for each example one nearest in length, of another class or another one of its own; ties at random."""
-    found = np.empty(len(labels), dtype=np.int64)
-    for row, (count, label) in enumerate(zip(counts, labels, strict=True)):
-        allowed = (labels != label) if other else (labels == label)
-        allowed[row] = False
-        candidates = np.flatnonzero(allowed)
-        distance = np.abs(counts[candidates] - count)
-        found[row] = generator.choice(candidates[distance == distance.min()])
-    return found
+    found = []
+    for row, label in enumerate(labels):
+        distance = np.where((labels != label) == other, np.abs(counts - counts[row]).astype(float), np.inf)
+        distance[row] = np.inf
+        found.append(generator.choice(np.flatnonzero(distance == distance.min())))
+    return np.array(found)
 
 
 # classifiers that see the pattern alone
@@ -170,9 +158,6 @@ def mask_probe(mask: np.ndarray, features: Features, labels: np.ndarray, seed: i
 
     Returns:
         None where a class has fewer than 2 examples, or there is one class alone.
-
-    Raises:
-        MissingExtraError: scikit-learn is not installed.
     """
     present, counts = np.unique(labels, return_counts=True)
     folds = min(FOLDS, int(counts.min()))
@@ -215,15 +200,13 @@ def _pattern_columns(mask: np.ndarray, features: Features) -> np.ndarray:
 
 def _out_of_fold(columns: np.ndarray, labels: np.ndarray, folds: int, seed: int) -> dict[str, np.ndarray]:
     """By classifier (n,) bool: which labels are predicted by one that was fitted to the other folds."""
-    try:
-        from sklearn.ensemble import HistGradientBoostingClassifier
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import StratifiedKFold, cross_val_predict
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-    except ImportError:
-        raise MissingExtraError("scikit-learn", "bench") from None
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     split = StratifiedKFold(folds, shuffle=True, random_state=seed)
     classifiers = {
         "logistic_regression": make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500)),

@@ -1,23 +1,22 @@
 """What is made of result files: one page for a browser, the same in Markdown, and a comparison of two.
 
-The page is one file: charts are images within it, the style is its own, there is no script. It follows the reader's
+The page is one file: charts are SVG within it, the style is its own, there is no script. It follows the reader's
 dark or light, and reads on a phone.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from rekd_deploy.bench.results import Result
 from rekd_deploy.bench.sections import KINDS, Chart, section_of, subject_of
 from rekd_deploy.errors import BenchmarkError
-from rekd_train.errors import MissingExtraError
 from rekd_train.files import write_text
 
 _DECIDES_SPEED = ("processor", "machine", "cores", "gpus")
@@ -25,14 +24,10 @@ _DECIDES_SPEED = ("processor", "machine", "cores", "gpus")
 
 
 def write_report(title: str, results: Sequence[Result], page: Path, notes: Sequence[str] = ()) -> tuple[Path, Path]:
-    """Write the page, and the summary beside it as .md.
-
-    Args:
-        notes: paragraphs under the title.
+    """Write the page, and the summary beside it as .md; ``notes`` are paragraphs under the title.
 
     Raises:
         BenchmarkError: there is nothing to report, or a result lacks figures of its kind.
-        MissingExtraError: matplotlib is not installed.
     """
     if not results:
         raise BenchmarkError("there is nothing to report; give result files of rekd-bench")
@@ -53,7 +48,7 @@ def _rendered(kind: str, title: str, results: Sequence[Result], notes: Sequence[
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
-    environment.filters["picture"] = picture
+    environment.filters["drawn"] = drawn
     order = list(KINDS)
     ranked = sorted(results, key=lambda each: order.index(each.kind) if each.kind in order else len(order))
     sections = [section_of(result, f"{result.kind}-{number}") for number, result in enumerate(ranked, 1)]
@@ -80,60 +75,44 @@ def headline(counts: Mapping[str, int]) -> str:
     return f"{text}, {others} did not apply" if others else text
 
 
-def picture(chart: Chart) -> str:
-    """A chart as an SVG in a data address, black and coloured on nothing; it scales with the page."""
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
-    except ImportError:
-        raise MissingExtraError("matplotlib", "bench") from None
-    columns = 1 if any(len(label) > 26 for label in chart.series) else min(4, len(chart.series))
-    content = io.BytesIO()
-    with rc_context({
-        "svg.fonttype": "path", "svg.hashsalt": "rekd", "font.size": 10.5, "axes.spines.top": False,
-        "axes.spines.right": False, "axes.axisbelow": True, "axes.grid": True, "grid.linewidth": 0.6,
-    }):  # fmt: skip
-        # small, so that letters stay readable on a phone
-        figure = Figure(figsize=(4.8, 2.9 + 0.19 * math.ceil(len(chart.series) / columns)), layout="constrained")
-        axes = figure.add_subplot()
-        if chart.diagonal:
-            axes.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=0.8)
-        for (label, (xs, ys)), marker in zip(chart.series.items(), "osD^vP*X", strict=False):
-            axes.plot(xs, ys, label=label, marker=marker, markersize=4.5, linewidth=1.6)
-        if chart.logarithmic:
-            axes.set_xscale("log", base=2)
-            axes.set_yscale("log")
-            axes.set_xticks(sorted({value for xs, _ in chart.series.values() for value in xs}))
-            axes.minorticks_off()
-            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        plain = FuncFormatter(lambda value, place: f"{value:g}")
-        for axis in (axes.xaxis, axes.yaxis) if chart.logarithmic or chart.percent else ():
-            axis.set_major_formatter(PercentFormatter(1.0, decimals=0) if chart.percent else plain)
-        axes.set(xlabel=chart.x, ylabel=chart.y)
-        if len(chart.series) > 1 or not chart.diagonal:
-            figure.legend(loc="outside lower left", ncols=columns, frameon=False, fontsize=9.5, handlelength=1.6)
-        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(content.getvalue()).decode('ascii')}"
+def drawn(chart: Chart) -> dict[str, Any]:
+    """A chart in a frame of 1 by 1, y downwards: ticks ``x`` and ``y`` as (place, text), ``lines`` of points."""
+    scale, ticks = (np.log, np.geomspace) if chart.logarithmic else (np.asarray, np.linspace)
+    axes = [[value for line in chart.series.values() for value in line[axis]] for axis in (0, 1)]
+    if chart.diagonal:
+        axes = [[0.0, 1.0], [0.0, 1.0]]
+    ends = [(min(values), max(values)) for values in axes]
+
+    def places(values: Any, axis: int) -> list[float]:
+        low, high = scale(ends[axis])
+        share = (scale(values) - low) / ((high - low) or 1.0)
+        return (1 - share if axis else share).round(4).tolist()
+
+    found: dict[str, Any] = {"lines": [
+        list(zip(places(xs, 0), places(ys, 1), strict=True)) for xs, ys in chart.series.values()
+    ]}  # fmt: skip
+    for axis, name in enumerate("xy"):
+        at = sorted({*axes[0]}) if chart.logarithmic and axis == 0 else ticks(*ends[axis], 6)
+        texts = [f"{value:.0%}" if chart.percent else f"{value:.3g}" for value in at]
+        found[name] = list(zip(places(at, axis), texts, strict=True))
+    return found
 
 
 # two results of one kind: which figures became worse, beyond the limit and beyond the noise
 
 
 class Figure(NamedTuple):
-    """One number that can be compared, with its 95 % interval."""
+    """One number with its 95 % interval; ``points``: a share from 0 to 1, compared in percentage points."""
 
     value: float
     low: float
     high: float
     better: Literal["lower", "higher"] = "lower"
     points: bool = False
-    """A share from 0 to 1, compared in percentage points and not in relation to itself."""
 
 
 class Change(NamedTuple):
-    """One figure in both results; times in milliseconds."""
+    """One figure in both results."""
 
     name: str
     old: float
@@ -145,23 +124,20 @@ class Change(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What came of it, by name."""
+    """What came of it: what fails by name, all changes, figures of one result alone, and what else differs."""
 
     worse: list[str]
-    """What fails: figures that became worse, checks that passed and now fail."""
     changes: list[Change]
     only_old: list[str]
     only_new: list[str]
     notes: list[str]
-    """What else differs, and may explain a change."""
 
 
 def compare(old: Result, new: Result, percent: float, points: float, other_hardware: bool = False) -> Comparison:
     """Match the figures of two results by name.
 
     Args:
-        percent: largest change for the worse of times and throughputs.
-        points: largest change for the worse of shares, in percentage points.
+        percent: largest change for the worse of times and throughputs; ``points``: of shares, in percentage points.
         other_hardware: compare although the machines differ.
 
     Raises:
@@ -171,10 +147,8 @@ def compare(old: Result, new: Result, percent: float, points: float, other_hardw
         raise BenchmarkError(f"the old result is of '{old.kind}', the new of '{new.kind}'; fix: two of one kind")
     differing = _differing(*({name: each.hardware.get(name) for name in _DECIDES_SPEED} for each in (old, new)))
     if differing and not other_hardware:
-        raise BenchmarkError(
-            f"the results are from different machines ({'; '.join(differing)}); fix: --other-hardware, to compare all "
-            "the same"
-        )
+        said = "; ".join(differing)
+        raise BenchmarkError(f"the results are from different machines ({said}); fix: --other-hardware, if you must")
     data = [each.inputs["data"] for each in (old, new) if "data" in each.inputs]
     if len(data) == 2 and data[0].sha256 != data[1].sha256:
         raise BenchmarkError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from rekd_deploy.bench.results import Result
-from rekd_deploy.bench.variants import COMPACTED, ONNX_CPU, PYTORCH, ZEROED
+from rekd_deploy.bench.variants import COMPACTED, COMPILED, ONNX_CPU, PYTORCH, ZEROED
 from rekd_deploy.errors import BenchmarkError
 from rekd_deploy.repository.config import ENSEMBLE
 
@@ -17,13 +17,12 @@ _PERCENTILES = ("p50", "p95", "p99")
 
 
 class Table(NamedTuple):
-    """Columns after the first are set to the right."""
+    """Columns after the first are set to the right; ``detail``: left out of the terminal."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     detail: bool = False
-    """Whether it is left out of the terminal."""
 
     @property
     def folded(self) -> bool:
@@ -32,11 +31,10 @@ class Table(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """Lines with markers."""
+    """Lines with markers: x and y values by what the legend says."""
 
     caption: str
     series: dict[str, tuple[Sequence[float], Sequence[float]]]
-    """By what the legend says: x and y values."""
     x: str
     y: str
     logarithmic: bool = False
@@ -49,16 +47,13 @@ class Chart(NamedTuple):
 
 @dataclass
 class Section:
-    """One result."""
+    """One result: what comes out of it in sentences (``lead``), figures that stand out (``tiles``), charts, tables."""
 
     anchor: str
     title: str
     subject: str
-    """What was measured."""
     lead: list[str] = field(default_factory=list)
-    """What comes out of it, in sentences."""
     tiles: list[tuple[str, str]] = field(default_factory=list)
-    """A few figures that stand out: name, value."""
     charts: list[Chart] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
 
@@ -121,16 +116,13 @@ def ratio_table(cells: Sequence[dict[str, Any]], title: str) -> Table:
 
 
 def _growth(cells: list[dict[str, Any]], axis: str) -> dict[str, tuple[list[float], list[float]]]:
-    """Medians of ONNX Runtime's variants before PyTorch's, of one K."""
-    ways = [way for cell in cells for way in cell["ways"]]
-    first_kept = next((way["kept"] for way in ways if way["kept"]), None)
-    wanted = [way for way in ways if way["kept"] in (None, first_kept)]
-    wanted.sort(key=lambda way: (way["runtime"] == PYTORCH, way["runtime"] == "torch.compile"))
-    series: dict[str, tuple[list[float], list[float]]] = {}
-    for name in list(dict.fromkeys(way["name"] for way in wanted))[:_LINES]:
-        found = [(cell[axis], way["milliseconds"]["p50"]) for cell in cells for way in cell["ways"]
-                 if way["name"] == name]  # fmt: skip
-        series[name] = [x for x, _ in found], [y for _, y in found]
+    """Medians by variant, ONNX Runtime's before PyTorch's."""
+    ways = sorted(cells[0]["ways"], key=lambda way: way["runtime"] in (PYTORCH, COMPILED))
+    series: dict[str, tuple[list[float], list[float]]] = {way["name"]: ([], []) for way in ways[:_LINES]}
+    for cell in cells:
+        for way in (way for way in cell["ways"] if way["name"] in series):
+            series[way["name"]][0].append(cell[axis])
+            series[way["name"]][1].append(way["milliseconds"]["p50"])
     return series
 
 
@@ -226,9 +218,6 @@ def _accuracy(section: Section, result: Result) -> None:
         series = {"served": ([each["confidence"] for each in bins], [each["accuracy"] for each in bins])}
         caption = "Reliability: on the dashed line, 80 % sure means 80 % right."
         section.charts.append(Chart(caption, series, "confidence", "accuracy", percent=True, diagonal=True))
-        rows = [(f"{each['low']:.0%} to {each['high']:.0%}", f"{each['examples']:,}", _percent(each["confidence"]),
-                 _percent(each["accuracy"])) for each in bins]  # fmt: skip
-        section.tables.append(Table("Reliability", ("confidence", "examples", "mean", "right"), rows, detail=True))
     rows = [
         (name, *(_number(each.get(key)) for key in ("precision", "recall", "f1")), f"{each.get('support', 0):,.0f}")
         for name, each in classification["per_class"].items()

@@ -158,7 +158,6 @@ def test_a_predictor_that_takes_any_number_is_measured_at_every_rate(monkeypatch
 
 
 def test_every_test_of_faithfulness_runs_on_what_is_served(recorded, tmp_path, capsys) -> None:
-    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     path, repository = recorded
     file, judge = tmp_path / "result.json", tmp_path / "judge"
     arguments = [str(repository), "--checkpoint", str(path), "--judge", str(judge), "--device", "cpu", "-o", str(file)]
@@ -192,7 +191,6 @@ def test_every_test_of_faithfulness_runs_on_what_is_served(recorded, tmp_path, c
 
 
 def test_without_a_checkpoint_the_judges_are_left_out(recorded, tmp_path) -> None:
-    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     _, repository = recorded
     found = measure_faithfulness(repository, data=str(table_file(tmp_path)), examples=24)
     assert set(found.figures["judges"]) == {"pipeline"}

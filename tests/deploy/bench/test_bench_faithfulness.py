@@ -16,7 +16,6 @@ from rekd_train.data import ImageSplit, LabelledImages, encode
 from rekd_train.data.image_sets import make_mosaics
 from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
 
-pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 SWAP = "unselected content has no influence"
 HURTS = "removing the rationale hurts the independent judge"
 KNOWN = "rationales lie where the reason is known to be"
