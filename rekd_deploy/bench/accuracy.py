@@ -81,7 +81,7 @@ def measure_accuracy(
         precision = next(name for name in ("int8", "bf16", "fp16", "fp32") if name in used)
         inputs["repository"] = results.repository_input(repository)
         with ServedGraphs(repository, engine=engine) as subject:
-            figures["curve"]["served"] = rate_curve(subject, features, encoded.labels, progress)
+            figures["curve"]["served"] = rate_curve(subject, features, encoded.labels)
     else:
         inputs["server"] = results.Input(name=str(url))
     if checkpoint is not None:
@@ -90,8 +90,7 @@ def measure_accuracy(
 
         pair, note = load(checkpoint), "by the checkpoint in PyTorch, not by what is served"
         inputs["checkpoint"] = results.checkpoint_input(checkpoint)
-        curve = rate_curve(TorchPair(pair), features, encoded.labels, progress)
-        figures["curve"]["checkpoint"] = curve | {"note": note}
+        figures["curve"]["checkpoint"] = rate_curve(TorchPair(pair), features, encoded.labels) | {"note": note}
         found = measure(pair, encoded)
         figures["reference"] = {name: found[name] for name in ("accuracy", "rate", "examples")} | {"source": "PyTorch"}
     limit = limit if limit is not None else LIMITS.get(precision, LIMIT)

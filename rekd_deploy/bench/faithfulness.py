@@ -90,20 +90,25 @@ def examine(
     from rekd_train.evaluation.agreement import token_figures
     from rekd_train.evaluation.metrics import rate_summary
 
-    labels, chosen = split.labels, selected(subject, features, progress)
-    logits = classified(subject, features, chosen.mask, progress)
-    exam = Exam(subject, features, chosen, logits, labels, seed, progress)
+    labels, chosen = split.labels, selected(subject, features)
+    logits = classified(subject, features, chosen.mask)
+    exam = Exam(subject, features, chosen, logits, labels, seed)
+    progress("tests", 1, 5)
     figures: dict[str, Any] = {"answers": {
         "accuracy": float(np.mean(exam.classes == labels)),
         **rate_summary(chosen.mask.sum(axis=1), features.counts, positions=features.preprocessor.positions),
     }}  # fmt: skip
     figures["structure"] = _structure(exam) if features.separable else {}
+    progress("tests", 2, 5)
     checks = [swap_check(figures["structure"].get("swap")), _follows_check(figures["structure"], features.separable)]
     figures["judges"] = {"pipeline": pipeline_figures(exam, temperature)} if features.separable else {}
-    found = {name: judged(judge, exam, f"{name} judge") for name, judge in judges.items()}
+    progress("tests", 3, 5)
+    found = {name: judged(judge, exam) for name, judge in judges.items()}
+    progress("tests", 4, 5)
     figures["judges"] |= {name: each.figures for name, each in found.items()}
     independent = found.get("independent")
     figures["probes"], leaks = leakage(exam)
+    progress("tests", 5, 5)
     if tokens := token_figures(features.preprocessor, split, torch.from_numpy(chosen.mask)).get("tokens"):
         figures["probes"]["tokens"] = tokens
     figures["known"], known = known_reasons(split, features, chosen, seed)
@@ -154,8 +159,8 @@ def swap_test(exam: Exam, generator: np.random.Generator) -> dict[str, Any]:
     subject, features, mask = exam.subject, exam.features, exam.chosen.mask
     unselected = features.selectable & ~mask
     swapped = exchanged(features, unselected, other_examples(len(features), generator))
-    before = classified(subject, features, mask, exam.progress, "swap test: before")
-    after = classified(subject, swapped, mask, exam.progress, "swap test: after")
+    before = classified(subject, features, mask)
+    after = classified(subject, swapped, mask)
     differ = (features.content != swapped.content).reshape(*features.selectable.shape, -1).any(axis=2)
     return {
         "largest_difference": float(np.max(np.abs(after.astype(np.float64) - before))),
@@ -186,8 +191,8 @@ def _counterfactual(exam: Exam, generator: np.random.Generator) -> dict[str, flo
 
     features, mask = exam.features, exam.chosen.mask
     swapped = exchanged(features, features.selectable & ~mask, other_examples(len(features), generator))
-    again = selected(exam.subject, swapped, exam.progress, "counterfactual: selecting")
-    classes = exam.classes_of(swapped, again.mask, "counterfactual: classifying")
+    again = selected(exam.subject, swapped)
+    classes = exam.classes_of(swapped, again.mask)
     return {"flips": float(np.mean(classes != exam.classes)), "mask_jaccard": overlap(mask, again.mask)["jaccard"]}
 
 
@@ -207,8 +212,8 @@ def _selected_swap(exam: Exam, generator: np.random.Generator) -> dict[str, floa
     others = theirs.selectable & ~chosen.mask[donors]
     others = np.where(others.any(axis=1)[:, None], others, theirs.selectable)
     given = _filled(receivers, mask, theirs, chosen.mask[donors], chosen.scores[donors])
-    found = exam.classes_of(given, mask, "selected swap")
-    by_chance = exam.classes_of(_filled(receivers, mask, theirs, others, None), mask, "selected swap: baseline")
+    found = exam.classes_of(given, mask)
+    by_chance = exam.classes_of(_filled(receivers, mask, theirs, others, None), mask)
     return {
         "follows": float(np.mean(found == classes[donors])),
         "stays": float(np.mean(found == classes[rows])),

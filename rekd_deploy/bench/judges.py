@@ -59,7 +59,7 @@ def _torch_judge(pair: Rationalizer, split: Split, selectable: np.ndarray) -> Ju
     return judge
 
 
-def judged(judge: Judge, exam: Exam, step: str = "judging") -> Judged:
+def judged(judge: Judge, exam: Exam) -> Judged:
     """All of one judge: the rationale, the best-scored features by size, and baselines of equal size."""
     from rekd_train.evaluation import mask_metrics as eraser
 
@@ -76,9 +76,8 @@ def judged(judge: Judge, exam: Exam, step: str = "judging") -> Judged:
         for kind, scores in rankings.items() for share in eraser.BINS
     }  # fmt: skip
     found = judge({"full": selectable})
-    for done, (name, mask) in enumerate(jobs.items(), 1):
+    for name, mask in jobs.items():
         found |= judge({name: mask, f"not_{name}": selectable & ~mask})
-        exam.progress(step, done, len(jobs))
     full = found["full"]
     scores = {
         "comprehensiveness": {name: eraser.comprehensiveness(full, found[f"not_{name}"]) for name in jobs},
@@ -115,26 +114,23 @@ def pipeline_figures(exam: Exam, temperature: float) -> dict[str, Any]:
     def probabilities(logits: np.ndarray) -> np.ndarray:
         return softmax(logits.astype(np.float64) / temperature, axis=1)
 
-    subject, features, chosen, progress = exam.subject, exam.features, exam.chosen, exam.progress
+    subject, features, chosen = exam.subject, exam.features, exam.chosen
     generator, full, selectable = np.random.default_rng(exam.seed), probabilities(exam.logits), features.selectable
 
-    def without(mask: np.ndarray, step: str) -> np.ndarray:
+    def without(mask: np.ndarray) -> np.ndarray:
         rest = features.without(mask & selectable)
-        found = selected(subject, rest, progress, f"pipeline without {step}")
-        logits = classified(subject, rest, found.mask, progress, f"pipeline without {step}")
+        logits = classified(subject, rest, selected(subject, rest).mask)
         return eraser.comprehensiveness(full, probabilities(logits))
 
-    best = {share: eraser.top_share(chosen.scores, selectable, share) for share in eraser.BINS}
-    by_size = [without(mask, f"the best {share:.0%}") for share, mask in best.items()]
-    again = probabilities(classified(subject, features, chosen.mask, progress, "pipeline again"))
-    random = without(random_masks(chosen.mask, selectable, generator), "random features")
+    by_size = [without(eraser.top_share(chosen.scores, selectable, share)) for share in eraser.BINS]
+    again = probabilities(classified(subject, features, chosen.mask))
     return {
         "rationale": {
-            "comprehensiveness": float(without(chosen.mask, "the rationale").mean()),
+            "comprehensiveness": float(without(chosen.mask).mean()),
             "sufficiency": float(eraser.sufficiency(full, again).mean()),
             "aopc_comprehensiveness": eraser.area_over_perturbation_curve(by_size),
         },
-        "random": {"comprehensiveness": float(random.mean())},
+        "random": {"comprehensiveness": float(without(random_masks(chosen.mask, selectable, generator)).mean())},
     }
 
 

@@ -38,16 +38,14 @@ def leakage(exam: Exam) -> tuple[dict[str, Any], list[Check]]:
     """Probes (a), (b) and (c) on the served predictor."""
     features, mask, labels = exam.features, exam.chosen.mask, exam.labels
     figures: dict[str, Any] = {}
-    exam.progress("mask-only classifiers", 0, 1)
     probe = mask_probe(mask, features, labels, exam.seed)
-    exam.progress("mask-only classifiers", 1, 1)
     if probe is None:
         checks = [not_applicable(name, _FEW) for name in (MASK_ONLY, NEUTRAL)]
     else:
         pattern = probe.pattern
         gain = paired(pattern.astype(float) - probe.baseline)
         figures["mask_only"] = {**probe.figures, "gain": gain}
-        right = exam.classes_of(features.neutral(), mask, "neutral content") == labels
+        right = exam.classes_of(features.neutral(), mask) == labels
         blank = paired(right.astype(float) - probe.baseline)
         figures["neutral_content"] = {"accuracy": float(right.mean()), "gain": blank}
         checks = [
@@ -56,7 +54,7 @@ def leakage(exam: Exam) -> tuple[dict[str, Any], list[Check]]:
         ]
     generator = np.random.default_rng(exam.seed)
     checks.append(_others(exam, generator, figures))
-    random = exam.classes_of(features, random_masks(mask, features.selectable, generator), "random masks")
+    random = exam.classes_of(features, random_masks(mask, features.selectable, generator))
     figures["random_masks"] = {
         "accuracy": float(np.mean(random == labels)),
         "accuracy_on_rationales": float(np.mean(exam.classes == labels)),
@@ -119,7 +117,7 @@ def _others(exam: Exam, generator: np.random.Generator, figures: dict[str, Any])
     found = {}
     for name, donors in (("other_class", others), ("same_class", same)):
         mask = fitted(exam.subject, features, exam.chosen.mask[donors] & features.selectable)
-        found[name] = exam.classes_of(features, mask, f"pattern of {name}")
+        found[name] = exam.classes_of(features, mask)
     follows, by_chance = (found[name] == labels[others] for name in ("other_class", "same_class"))
     gain = paired(follows.astype(float) - by_chance)
     figures["other_masks"] = {

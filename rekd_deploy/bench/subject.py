@@ -1,8 +1,4 @@
-"""What is examined: something that selects features and classifies from those it is told to keep. torch-free.
-
-A served predictor that computes on kept features alone has K slots and cannot be given more; the curve of accuracy over
-rates of what is served ends there, and says so. Beyond that the checkpoint predicts, where it is at hand.
-"""
+"""What is examined: something that selects features and classifies from those it is told to keep. torch-free."""
 
 from __future__ import annotations
 
@@ -14,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 import numpy as np
 
 from rekd_deploy.bench.examples import BATCH, Features
-from rekd_deploy.bench.results import Progress, silent
 from rekd_deploy.parity.reference import handed_over
 from rekd_deploy.repository.reader import read_manifest
 from rekd_deploy.repository.runners import Exported
@@ -124,27 +119,21 @@ class Selected(NamedTuple):
     """(n, N) bool."""
 
 
-def selected(subject: Subject, features: Features, progress: Progress = silent, step: str = "selecting") -> Selected:
+def selected(subject: Subject, features: Features) -> Selected:
     """The rationales of all examples."""
     found = Selected(np.zeros(features.selectable.shape, np.float32), np.zeros(features.selectable.shape, bool))
-    done = 0
     for rows, inputs in features.batches(subject.batch_size):
         for whole, part in zip(found, subject.select(inputs), strict=True):
             whole[rows, : part.shape[1]] = part
-        done += len(rows)
-        progress(step, done, len(features))
     return found
 
 
-def classified(
-    subject: Subject, features: Features, mask: np.ndarray, progress: Progress = silent, step: str = "classifying"
-) -> np.ndarray:
+def classified(subject: Subject, features: Features, mask: np.ndarray) -> np.ndarray:
     """(n, C) logits of all examples on given rationales (n, N) bool."""
     order, parts = [], []
     for rows, inputs in features.batches(subject.batch_size):
         parts.append(subject.classify(inputs, mask[rows, : _width(inputs, mask)]))
         order += rows.tolist()
-        progress(step, len(order), len(features))
     return np.concatenate(parts).astype(np.float32)[np.argsort(order)]
 
 
@@ -161,16 +150,15 @@ class Exam:
     """(n,) int."""
     seed: int = 0
     """Of donors, random masks and folds."""
-    progress: Progress = silent
 
     @property
     def classes(self) -> np.ndarray:
         """(n,) predicted classes."""
         return self.logits.argmax(axis=1)
 
-    def classes_of(self, features: Features, mask: np.ndarray, step: str) -> np.ndarray:
+    def classes_of(self, features: Features, mask: np.ndarray) -> np.ndarray:
         """(n,) predicted classes of other content or rationales (n, N) bool."""
-        return classified(self.subject, features, mask, self.progress, step).argmax(axis=1)
+        return classified(self.subject, features, mask).argmax(axis=1)
 
 
 def fitted(subject: Subject, features: Features, mask: np.ndarray) -> np.ndarray:
@@ -188,10 +176,10 @@ def _width(inputs: Arrays, mask: np.ndarray) -> int:
     return inputs["input_ids"].shape[1] if "input_ids" in inputs else mask.shape[1]
 
 
-def rate_curve(
-    subject: Subject, features: Features, labels: np.ndarray, progress: Progress = silent
-) -> dict[str, Any]:
+def rate_curve(subject: Subject, features: Features, labels: np.ndarray) -> dict[str, Any]:
     """Accuracy when the floor(rate * n) best-scored features are kept, for the rates that fit the subject's slots.
+
+    A served predictor that computes on kept features alone has K slots and cannot be given more.
 
     Returns:
         ``rates``, ``realised``, ``accuracies``, ``area`` under them, and ``note``: where the curve ends and why.
@@ -202,13 +190,13 @@ def rate_curve(
     from rekd_train.evaluation.metrics import area_under_curve
     from rekd_train.evaluation.report import CURVE_RATES
 
-    scores = torch.from_numpy(selected(subject, features, progress, "scores").scores)
+    scores = torch.from_numpy(selected(subject, features).scores)
     rates, realised, accuracies = [], [], []
     for rate in CURVE_RATES:
         mask = fill(scores, torch.from_numpy(features.selectable), rate).numpy()
         if (fitted(subject, features, mask) != mask).any():
             break
-        predicted = classified(subject, features, mask, progress, f"at {rate:.0%}").argmax(axis=1)
+        predicted = classified(subject, features, mask).argmax(axis=1)
         rates.append(rate)
         realised.append(float(np.mean(mask.sum(axis=1) / np.maximum(features.counts, 1))))
         accuracies.append(float(np.mean(predicted == labels)))
