@@ -24,7 +24,7 @@ from rekd_deploy.bench.variants_graphs import Loaded, traced
 from rekd_deploy.errors import BenchmarkError
 from rekd_deploy.parity.examples import generated_images, texts_from_vocabulary
 from rekd_deploy.repository.reader import read_description
-from rekd_deploy.runtimes.base import parse_device
+from rekd_deploy.runtimes.base import Arrays, parse_device
 from rekd_train.inputs.preprocessors import Preprocessor
 from rekd_train.inputs.text import TextPreprocessor
 
@@ -81,7 +81,7 @@ def measure_latency(
             loaded.add_graphs(variant, graphs)
         cells, alike = [], []
         for batch, length in ((batch, length) for length in lengths for batch in batches):
-            inputs = [dict(preprocessor(items).inputs) for items in full_batches(preprocessor, batch, length)]
+            inputs = full_batches(preprocessor, batch, length)
             runnables = [each for each in loaded.runnables(inputs) if has(each.variant)]
             for each in networks:
                 wanted = [runtime for runtime in variants.runtimes_of(device) if has(each.variant(runtime))]
@@ -130,26 +130,19 @@ def _networks(
     elif teacher:
         raise BenchmarkError("the teacher's size is made from networks; fix: add --checkpoint")
     if len(kinds) > 1:
-        raise BenchmarkError(
-            "what is to be compared reads other tensors or has other labels; fix: exports of one checkpoint, and that"
-        )
+        raise BenchmarkError("what is compared reads other tensors or has other labels; fix: exports of one checkpoint")
     return networks, described[0].preprocessor() if described else pair.preprocessor
 
 
 def classes_alike(runnables: Sequence[variants.Runnable], count: int) -> tuple[int, int]:
-    """Rows on which float32 variants of a model predict as the first of them does, and all rows that were compared.
-
-    Args:
-        count: how many batches there are.
-    """
+    """Rows on which float32 variants of a model predict as the first of them does, and all; of ``count`` batches."""
     same = rows = 0
-    first: dict[tuple[str, int | None], list[np.ndarray]] = {}
+    first: dict[tuple[str, int | None], np.ndarray] = {}
     for each in (each for each in runnables if each.variant.precision == "fp32"):
-        classes = [np.asarray(each.run(number)).argmax(axis=1) for number in range(count)]
+        classes = np.concatenate([np.asarray(each.run(number)).argmax(axis=1) for number in range(count)])
         model = each.variant.model, each.variant.kept
         if model in first:
-            same += sum(int((ours == theirs).sum()) for ours, theirs in zip(classes, first[model], strict=True))
-            rows += sum(map(len, classes))
+            same, rows = same + int((classes == first[model]).sum()), rows + len(classes)
         first.setdefault(model, classes)
     return same, rows
 
@@ -178,10 +171,8 @@ def check_lengths(preprocessor: Preprocessor, lengths: Sequence[int]) -> list[in
         return [preprocessor.positions]
     served = preprocessor.settings.buckets
     if unknown := [length for length in lengths if length not in served]:
-        raise BenchmarkError(
-            f"the length {unknown[0]} is not served; lengths: {', '.join(map(str, served))} (others would be padded to "
-            "the next)"
-        )
+        known = ", ".join(map(str, served))
+        raise BenchmarkError(f"the length {unknown[0]} is not served; lengths: {known} (others would be padded)")
     return sorted({*lengths} or {served[len(served) // 4], served[len(served) // 2], served[-1]})
 
 
@@ -192,22 +183,14 @@ def calibration_items(preprocessor: Preprocessor) -> list[Any]:
     return list(generated_images(preprocessor.settings))
 
 
-def full_batches(preprocessor: Preprocessor, batch: int, length: int, seed: int = 0) -> list[list[Any]]:
-    """``AT_HAND`` batches of random words, or images with slopes and noise; texts fill ``length`` tokens, the worst
-    case."""
-    generator = np.random.default_rng(seed)
+def full_batches(preprocessor: Preprocessor, batch: int, length: int, seed: int = 0) -> list[Arrays]:
+    """``AT_HAND`` batches of tensors: random words that fill ``length`` tokens, the worst case, or random pixels."""
+    generator, settings = np.random.default_rng(seed), preprocessor.settings
     if not isinstance(preprocessor, TextPreprocessor):
-        images = generated_images(preprocessor.settings, count=batch * AT_HAND, seed=seed)
-        return [list(images[start : start + batch]) for start in range(0, len(images), batch)]
-    words = preprocessor.words() or ["a"]
-    return [[_text(preprocessor, words, length, generator) for _ in range(batch)] for _ in range(AT_HAND)]
-
-
-def _text(preprocessor: TextPreprocessor, words: Sequence[str], length: int, generator: np.random.Generator) -> str:
-    """Words until the tokens are ``length``; a tokenizer may cut a word into several, so the end is cut off."""
-    text = " ".join(generator.choice(words, size=length))
-    offsets = preprocessor.encode([text])[0].offsets
-    if len(offsets) <= length:
-        return text
-    specials = len(preprocessor.special_ids) - 1  # [PAD] is in no text
-    return text[: offsets[length - specials][1]]
+        shape = (AT_HAND, batch, settings.height, settings.width, settings.channels)
+        return [{"pixels": each} for each in generator.integers(0, 256, shape, dtype=np.uint8)]
+    special = preprocessor.special_ids
+    words = np.setdiff1d(np.arange(preprocessor.vocabulary_size), list(special.values()))
+    ids = generator.choice(words, (AT_HAND, batch, length))
+    ids[..., 0], ids[..., -1] = special["cls"], special["sep"]
+    return [{"input_ids": each, "attention_mask": np.ones_like(each)} for each in ids]

@@ -8,7 +8,7 @@ from bench_results import bench
 from conftest import make_rationalizer
 
 from rekd_deploy.bench.latency import AT_HAND, alike_check, check_lengths, classes_alike, measure_latency
-from rekd_deploy.bench.latency import full_batches as full
+from rekd_deploy.bench.latency import full_batches as tensors
 from rekd_deploy.bench.results import read_result
 from rekd_deploy.bench.timing import Timings, in_rounds, percentiles
 from rekd_deploy.bench.variants import (
@@ -33,10 +33,6 @@ from rekd_train.checkpoints.checkpoint import save
 from rekd_train.errors import ConfigError
 
 QUICK = {"batches": (2,), "lengths": (16,), "rounds": 3, "warmup_seconds": 0.0, "threads": 1}
-
-
-def tensors(preprocessor, batch: int, length: int) -> list[dict[str, np.ndarray]]:
-    return [dict(preprocessor(items).inputs) for items in full(preprocessor, batch, length)]
 
 
 # variants
