@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,6 @@ from rekd_deploy.runtimes.base import Arrays
 from rekd_train.inputs.policy import SelectionPolicy
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from rekd_train.models.rationalizer import Rationalizer
 
 
@@ -91,23 +90,18 @@ class TorchPair:
         return None
 
     def select(self, inputs: Arrays) -> tuple[np.ndarray, np.ndarray]:
-        import torch
-
-        with torch.inference_mode():
-            found = self.pair.select(_tensors(inputs))
+        found = self._run(self.pair.select, inputs)
         return found.scores.numpy(), found.mask.numpy()
 
     def classify(self, inputs: Arrays, mask: np.ndarray) -> np.ndarray:
+        return self._run(self.pair.class_logits, inputs, mask).numpy()
+
+    def _run(self, function: Callable[..., Any], inputs: Arrays, *more: np.ndarray) -> Any:
         import torch
 
         with torch.inference_mode():
-            return self.pair.class_logits(_tensors(inputs), torch.from_numpy(mask)).numpy()
-
-
-def _tensors(inputs: Arrays) -> dict[str, Tensor]:
-    import torch
-
-    return {name: torch.from_numpy(array) for name, array in inputs.items()}
+            tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+            return function(tensors, *map(torch.from_numpy, more))
 
 
 class Selected(NamedTuple):

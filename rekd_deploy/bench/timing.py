@@ -1,8 +1,7 @@
 """Timing on a machine that is not quiet: variants in rounds, and load in a closed and an open loop. torch-free.
 
-Every round runs each variant once, in an order that shifts from round to round, so whatever disturbs the machine
-disturbs all alike. A figure is a median over rounds; a comparison is the median of the rounds' own ratios, with an
-interval from resampling the rounds.
+Every round runs each variant once, in an order that shifts, so whatever disturbs the machine disturbs all alike. A
+figure is a median over rounds; a comparison is that of the rounds' own ratios, with an interval from resampling them.
 
 A closed loop slows down with what it measures: while a response is late, its client sends nothing, and the lateness is
 seen once. An open loop settles its arrivals beforehand and counts each latency from the moment that its request was
@@ -41,10 +40,8 @@ class Timings:
 
 
 def median_figures(values: np.ndarray, name: str = "p50") -> dict[str, float]:
-    """The median of (n,) values under ``name``; ``low`` and ``high`` of its 95 % interval, by resampling them.
-
-    As ``scipy.stats.bootstrap`` finds it; the GPU machine of benchmarks/gpu.py has no scipy.
-    """
+    """The median of (n,) values under ``name``; ``low`` and ``high`` of its 95 % interval, by resampling them."""
+    # as scipy.stats.bootstrap finds it; the GPU machine of benchmarks/gpu.py has no scipy
     drawn = np.random.default_rng(0).integers(0, len(values), size=(_RESAMPLES, len(values)))
     low, high = np.percentile(np.median(values[drawn], axis=1), (2.5, 97.5))
     return {name: float(np.median(values)), "low": float(low), "high": float(high)}
@@ -70,7 +67,6 @@ def in_rounds(
         variants: by name; called with the number of the round, so that they may take other inputs each time.
         rounds: at least 3.
         warmup_seconds: each variant runs for so long, and once in any case, before the first round.
-        clock: seconds; replaced in tests.
         report: called with the number of rounds that are done.
 
     Raises:
@@ -117,12 +113,11 @@ class Load:
         return self.answered / self.seconds if self.seconds else 0.0
 
     def add(self, moment: float, done: float, error: str | None) -> None:
-        """Count a request."""
+        """Count a request; times in seconds."""
         if error is None:
             self.milliseconds.append(1000 * (done - moment))
         else:
-            self.failed += 1
-            self.errors.add(error)
+            self.failed, self.errors = self.failed + 1, self.errors | {error}
 
     def figures(self) -> dict[str, Any]:
         """For JSON: ``milliseconds`` (p50 with low and high, p90, p95, p99, max), ``per_second``, ``answers``,
@@ -170,11 +165,8 @@ def closed_loop(
             own.answered += error is None and counted < done <= end
             number += concurrency
 
-    threads = [threading.Thread(target=work, args=each, daemon=True) for each in enumerate(loads)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(concurrency) as pool:
+        list(pool.map(work, range(concurrency), loads))
     whole = merged(loads)
     # counted over the whole window: from the first request to the last response it would be the longer, the fewer
     # clients are still busy at the end

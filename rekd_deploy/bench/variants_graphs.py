@@ -20,10 +20,9 @@ from rekd_train.errors import RekdError
 
 
 class Loaded:
-    """Graphs and engines that are ready to run; ``stack`` closes them.
+    """Graphs and engines that are ready to run on 'cpu' or 'cuda'; ``stack`` closes them.
 
     Args:
-        device: 'cpu' or 'cuda'.
         threads: of ONNX Runtime on a CPU; None: the cores that may be used.
     """
 
@@ -81,7 +80,14 @@ class Loaded:
 
     def runnables(self, batches: Sequence[Arrays]) -> list[Runnable]:
         """Everything loaded, to run on these batches, one after another."""
-        return [_runnable(variant, chain, graph, batches) for variant, (chain, graph) in self._ready.items()]
+        found = []
+        for variant, (chain, first) in self._ready.items():
+            alone = any(spec.name == "keep" for spec in first.signature.inputs)
+            inputs = [all_kept(batch, first.signature) for batch in batches] if alone else batches
+            found.append(Runnable(
+                variant, lambda number, run=chain.run, inputs=inputs: run(inputs[number % len(inputs)])["logits"]
+            ))  # fmt: skip
+        return found
 
     def _add(self, variant: Variant, first: Graph, open_chain: Callable[[], Chain]) -> None:
         if variant in self._ready:
@@ -108,12 +114,6 @@ class Loaded:
             self._add(own, first, lambda: RunnerChain([exported.engine_runner(role) for role in roles]))
 
 
-def _runnable(variant: Variant, chain: Chain, first: Graph, batches: Sequence[Arrays]) -> Runnable:
-    if any(spec.name == "keep" for spec in first.signature.inputs):
-        batches = [all_kept(batch, first.signature) for batch in batches]
-    return Runnable(variant, lambda number: chain.run(batches[number % len(batches)])["logits"])
-
-
 def _model(exported: Exported, role: str) -> Path | bytes:
     """The file of a role's graph; both steps as one are joined where the repository holds no such file."""
     if role in exported.graphs:
@@ -129,9 +129,7 @@ def traced(
     networks: Sequence[Networks], precisions: Sequence[str], items: Sequence[Any], *, gpu: bool, not_run: list[NotRun],
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[tuple[Variant, list[Graph]]]:
-    """Networks as ONNX graphs by precision, compacted pairs as one graph, too. Nothing is written.
-
-    A pair that several arrangements share is traced once.
+    """Networks as ONNX graphs by precision, compacted pairs as one, too; a pair that several share is traced once.
 
     Args:
         items: what int8 is calibrated on.
