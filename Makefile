@@ -39,7 +39,7 @@ lint: environment
 	@bash -n .ci/run
 
 environment:
-	@sh scripts/environment.sh cpu,demo,data,bench,dev,serve,tensorrt-rtx
+	@sh scripts/environment.sh cpu,demo,data,dev,serve,tensorrt-rtx
 	@sh scripts/standin.sh
 
 preflight:

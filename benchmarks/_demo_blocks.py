@@ -72,7 +72,7 @@ def _minilm_under_load() -> list[str]:
         f"batches of {listed(settings['batches'])}:",
         f"{load['compared']:,} texts answered, {load['compared'] - load['equal']} of them other than by the pipeline, "
         f"{load['failed']} failures;",
-        f"{load['throughput']['ratio']:.2f} of the throughput in process; one question at a time takes {added:.1f} ms "
+        f"{load['throughput']['ratio']:.2f} of the throughput in process; one request at a time takes {added:.1f} ms "
         "longer than in process",
         f"([figures](benchmarks/results/minilm_serving.json)). Checks that fail: {_failed(serving)}.",
     ]
@@ -96,7 +96,7 @@ def _evidence(name: str) -> dict[str, str]:
         "an independent judge given the rationale / as many random features / everything":
             " / ".join(f"{judge[kind]:.1%}" for kind in ("rationale", "random", "full")),
         "checks of faithfulness that fail": _failed(faith),
-        "one question through Triton / in process": " / ".join(
+        "one request through Triton / in process": " / ".join(
             f"{times[way]['p50']:.1f} ms" for way in ("served", "in process")
         ),
     }  # fmt: skip

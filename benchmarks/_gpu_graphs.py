@@ -17,8 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rekd_deploy.bench.variants import CLASSIFIER, COMPACTED
-from rekd_deploy.bench.variants_torch import BOTH, PREDICTOR, SINGLE
+from rekd_deploy.bench.variants import BOTH, CLASSIFIER, COMPACTED, PREDICTOR, SINGLE
 from rekd_deploy.contract.signature import GraphSignature, PairSignature, Slots, TensorSpec
 from rekd_deploy.errors import BenchmarkError
 from rekd_deploy.export.options import GPU_PRECISIONS

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import ctypes
 import os
 import platform
 import shutil
-import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from _gpu_graphs import Pair
 from _models import processor
 
-from rekd_deploy.bench.results import machine_state
+from rekd_deploy.bench.results import nvidia_smi
 from rekd_deploy.runtimes.onnxruntime import onnx_runtime
 from rekd_deploy.runtimes.onnxruntime_cuda import check_cuda
 from rekd_deploy.runtimes.onnxruntime_device import DeviceChain
@@ -27,6 +26,7 @@ OLDEST_DRIVERS = {"12": 525, "13": 580}
 """By the CUDA that ONNX Runtime was built for, NVIDIA's table of compatibility."""
 PACKAGES = "rekd-rationales numpy torch onnxruntime-gpu onnxruntime tensorrt tensorrt-cu13 tensorrt-rtx-cu13".split()
 _GPU = ("name", "driver_version", "memory.total", "memory.free", "compute_cap")
+_STATE = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw", "clocks_throttle_reasons.active")
 
 
 def hardware() -> dict[str, Any]:
@@ -37,23 +37,14 @@ def hardware() -> dict[str, Any]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return {**found, "gpu": gpu(), "stand_in": stands_in(), "state": machine_state()}
+    return {**found, "gpu": gpu(), "stand_in": stands_in(), "state": {"load": os.getloadavg()[0], **gpu(_STATE)}}
 
 
-def gpu() -> dict[str, str]:
+def gpu(columns: Sequence[str] = _GPU) -> dict[str, str]:
     """The first GPU that CUDA sees, as nvidia-smi tells of it; empty where that says nothing."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return {}
-    query = [program, f"--query-gpu={','.join(_GPU)}", "--format=csv,noheader,nounits"]
-    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        query.append(f"--id={visible.split(',')[0]}")
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
-        row = next(csv.reader(done.stdout.splitlines(), skipinitialspace=True))
-    except (OSError, subprocess.SubprocessError, StopIteration):
-        return {}
-    return dict(zip(_GPU, row, strict=False))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    rows = nvidia_smi(*columns, options=[f"--id={visible.split(',')[0]}"] if visible else [])
+    return dict(zip(columns, rows[0], strict=False)) if rows else {}
 
 
 def stands_in() -> bool:

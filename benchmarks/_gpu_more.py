@@ -26,8 +26,7 @@ from _gpu_steps import (
     timed_cells,
 )
 
-from rekd_deploy.bench.variants import Runnable, Variant
-from rekd_deploy.bench.variants_torch import PREDICTOR, all_kept
+from rekd_deploy.bench.variants import PREDICTOR, Runnable, Variant, all_kept
 from rekd_deploy.errors import EngineError
 from rekd_deploy.parity.reference import compare, read_cases
 from rekd_deploy.runtimes.base import Arrays, RunnerChain
@@ -118,7 +117,7 @@ def _engine(
     def runnable(batches: Sequence[Arrays]) -> Runnable:
         if roles == PREDICTOR:
             batches = [all_kept(batch, pair.signature.predictor) for batch in batches]
-        return Runnable(variant, lambda number, watch: chain.run(batches[number % len(batches)])["logits"])
+        return Runnable(variant, lambda number: chain.run(batches[number % len(batches)])["logits"])
 
     return runnable
 

@@ -12,21 +12,23 @@ import numpy as np
 from _gpu_graphs import Pair, network
 from _gpu_machine import no_torch_cuda
 
-from rekd_deploy.bench.load import closed_loop
+from rekd_deploy.bench.timing import closed_loop, in_rounds, with_interval
 from rekd_deploy.bench.variants import (
+    BOTH,
     CLASSIFIER,
     COMPACTED,
     COMPILED,
     ONNX_GRAPHS,
+    PREDICTOR,
     PYTORCH,
     PYTORCH_GRAPHS,
+    SINGLE,
+    Networks,
     Runnable,
     Variant,
-    in_rounds,
-    with_interval,
+    pytorch_runnables,
 )
 from rekd_deploy.bench.variants_graphs import Loaded
-from rekd_deploy.bench.variants_torch import BOTH, PREDICTOR, SINGLE, Networks, pytorch_runnables
 from rekd_deploy.contract.parity_report import limits_of, verification_limits
 from rekd_deploy.errors import BenchmarkError
 from rekd_deploy.export.options import GPU_PRECISIONS
@@ -169,12 +171,8 @@ def timed_cells(
         loaded = Loaded(stack, "cuda", None)
         for pair in timed if onnx else []:
             for roles in (roles_of(pair), SINGLE) if pair.facts["single"] else (roles_of(pair),):
-                graphs = pair.graphs(precision, roles)
-                loaded.add_graphs(
-                    Variant("", pair.facts["model"], precision, len(roles), kept_of(pair)),
-                    [graph.model for graph in graphs],
-                    {role: graph.signature for role, graph in zip(roles, graphs, strict=True)},
-                )
+                variant = Variant("", pair.facts["model"], precision, len(roles), kept_of(pair))
+                loaded.add_graphs(variant, pair.graphs(precision, roles))
         result.not_run += [each._asdict() for each in loaded.not_run]
         for batch, length in cells:
             batches = _padded(batch, length, timed[0])
@@ -185,7 +183,7 @@ def timed_cells(
             working = []
             for each in ready:
                 try:
-                    each(0)
+                    each.run(0)
                     working.append(each)
                 except RekdError as error:
                     refused.append((each.variant.name, str(error)))
@@ -202,7 +200,8 @@ def timed_cells(
 def _timed(ready: list[Runnable], batch: int, batches: list[Arrays], sizes: Sizes) -> dict[str, Any]:
     """Times of the variants, and ratios to what each is compared with."""
     rounds = sizes.rounds * (3 if batch == 1 else 1)
-    timings = in_rounds({each.variant.name: each for each in ready}, rounds=rounds, warmup_seconds=sizes.seconds / 40)
+    runs = {each.variant.name: each.run for each in ready}
+    timings = in_rounds(runs, rounds=rounds, warmup_seconds=sizes.seconds / 40)
     variants = {each.variant for each in ready}
     ratios = []
     for variant in (each.variant for each in ready):

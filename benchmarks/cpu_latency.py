@@ -21,8 +21,8 @@ import numpy as np
 import typer
 from _models import environment
 
-from rekd_deploy.bench.variants import PYTORCH, ZEROED, in_rounds, percentiles
-from rekd_deploy.bench.variants_torch import BOTH, Networks, pytorch_runnables
+from rekd_deploy.bench.timing import in_rounds, percentiles
+from rekd_deploy.bench.variants import BOTH, PYTORCH, ZEROED, Networks, pytorch_runnables
 from rekd_train.cli.command import application, examples, print_json, run
 
 RESULT = Path(__file__).parent / "results" / "cpu_latency.json"
@@ -151,7 +151,7 @@ class _Graphs:
             for name, chain in self._chains.items()
         }
         for name, networks in self._networks.items():
-            (ways[name],), _ = pytorch_runnables(networks, inputs, "cpu", [PYTORCH])
+            ((_, ways[name]),), _ = pytorch_runnables(networks, inputs, "cpu", [PYTORCH])
         timings = in_rounds(ways, rounds=rounds)
         ratios = [
             {"way": way, "baseline": baseline, "title": title, "goal": goals.get(batch), **timings.ratio(way, baseline)}

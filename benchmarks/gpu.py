@@ -6,6 +6,7 @@ has found so far is always in its file, and a finished step is not run again.
     python benchmarks/gpu.py prepare runs/gpu_graphs            anywhere, minutes; then copy the folder to the GPU
     python benchmarks/gpu.py run runs/gpu_graphs                there
     python benchmarks/gpu.py run runs/gpu_graphs --again parity
+    python benchmarks/gpu.py report                             a page of the results
 """
 
 from __future__ import annotations
@@ -107,6 +108,22 @@ def run_steps(
         typer.echo(json.dumps(line) if as_json else words)
         if name == CHECK and found["status"] != "done":
             raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    results: Annotated[Path, typer.Argument(help="Folder that run wrote.")] = RESULTS,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page; the summary lies beside it as .md.")] = Path(
+        "report.html"
+    ),
+) -> None:
+    """Make a page of the results, with the goals as checks."""
+    from _gpu_report import read_gpu
+
+    from rekd_deploy.bench.report import write_report
+
+    page, markdown = write_report("What it is worth on a GPU", [read_gpu(results)], output)
+    typer.echo(f"page     {page}\nsummary  {markdown}")
 
 
 @app.command(hidden=True)

@@ -26,12 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import typer
 
-from rekd_deploy.bench.load import (
-    Load,
-    closed_loop,
-    merged,
-)
-from rekd_deploy.bench.triton import read_totals, steps_between
+from rekd_deploy.bench.serving import read_totals, steps_between
+from rekd_deploy.bench.timing import Load, closed_loop, merged
 from rekd_train.cli.command import application, examples, print_json, run
 
 OUTPUTS = ("mask", "probabilities")
@@ -45,7 +41,7 @@ app = application(
 
 @app.command()
 def serving_throughput(
-    question: Annotated[str, typer.Argument(metavar="batching|threads", help="What the variants differ in.")],
+    differing: Annotated[str, typer.Argument(metavar="batching|threads", help="What the variants differ in.")],
     repository: Annotated[Path, typer.Argument(metavar="REPO", help="Of the target python, reading texts.")],
     clients: Annotated[str, typer.Option(help="Clients, each with one request on its way, with commas.")] = "1,16",
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each variant.")] = 5,
@@ -65,7 +61,7 @@ def serving_throughput(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         asked = {}
-        for number, (name, changes) in enumerate(_variants(question).items()):
+        for number, (name, changes) in enumerate(_variants(differing).items()):
             server = TritonServer(_changed(repository, folder / str(number), **changes), 0, 0, 0)
             url = stack.enter_context(server).grpc_url
             transport = open_transport(url, 30.0)
@@ -121,18 +117,18 @@ class _Asked:
         return self._transport.submit("rekd", request, OUTPUTS).result()
 
 
-def _variants(question: str) -> Variants:
+def _variants(differing: str) -> Variants:
     cores = len(os.sched_getaffinity(0))
-    if question == "batching":
+    if differing == "batching":
         return {
             "one shape": {"ragged": False}, "all lengths": {"padding": 1e9}, "at most twice as long": {"padding": 2.0},
             "at most a quarter longer": {"padding": 1.25}, "all lengths, run apart": {"padding": 1.0},
         }
-    if question == "threads":
+    if differing == "threads":
         pairs = sorted({(cores, 1), (1, 1), (1, cores), (max(1, cores // 2), 2), (cores, cores)})
         return {f"{threads} threads, {instances} instances": {"threads": threads, "instances": instances}
                 for threads, instances in pairs}  # fmt: skip
-    raise typer.BadParameter(f"'{question}' is neither batching nor threads")
+    raise typer.BadParameter(f"'{differing}' is neither batching nor threads")
 
 
 def _changed(

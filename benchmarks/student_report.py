@@ -29,8 +29,6 @@ from rekd_train.files import write_json, write_text
 RESULTS = Path("benchmarks/results")
 PRECISIONS = ("fp32", "fp16", "int8")
 """What ``rekd-export`` offers for a CPU."""
-SHOWN = 12
-"""Answers in the report's gallery."""
 STEPS = ("export", "accuracy", "faithfulness", "latency", "serving", "report")
 
 app = application(
@@ -81,9 +79,7 @@ def student_report(
     if "report" in chosen:
         order = ["accuracy_fp32", "accuracy_int8", "accuracy_fp16", "latency", "serving", "faithfulness"]
         found = [path for each in order if (path := results / f"{each}.json").is_file()]
-        answers = _answers(config, fp32, repositories)
-        page = ["--output", results / "report.html", "--title", title, "--show", SHOWN]
-        _bench("report", *found, "--answers", answers, *page)
+        _bench("report", *found, "--output", results / "report.html", "--title", title)
 
 
 def _from_root(path: Path | None) -> Path | None:
@@ -114,29 +110,6 @@ def _config(checkpoint: Path, repositories: Path) -> Path:
     return path
 
 
-def _answers(config: Path, repository: Path, folder: Path) -> Path:
-    """Answers to the first test examples, as rekd-query gives them."""
-    from rekd_deploy.bench.examples import labelled_examples
-    from rekd_deploy.repository.reader import read_description
-
-    found = labelled_examples(read_description(repository).labels, checkpoint=None, data=str(config)).head(SHOWN)
-    if isinstance(found.items[0], str):
-        questions = folder / "texts.jsonl"
-        write_text(questions, "".join(json.dumps({"text": text}) + "\n" for text in found.items))
-        asked = ["--file", questions]
-    else:
-        from PIL import Image
-
-        asked = []
-        for number, pixels in enumerate(found.items):
-            path = folder / f"test_{number:02d}.png"
-            Image.fromarray(pixels.squeeze()).save(path)
-            asked += ["--image", path]
-    answers = folder / "answers.jsonl"
-    write_text(answers, _command("rekd-query", "--local", repository, *asked, "--json", capture=True))
-    return answers
-
-
 def _bench(kind: str, *arguments: Any) -> None:
     """A measurement; that a check of it failed is for the report to tell."""
     output = Path(arguments[arguments.index("--output") + 1])
@@ -146,14 +119,12 @@ def _bench(kind: str, *arguments: Any) -> None:
         raise typer.Exit(1)
 
 
-def _command(program: str, *arguments: Any, capture: bool = False, allowed: Sequence[int] = (0,)) -> str:
+def _command(program: str, *arguments: Any, allowed: Sequence[int] = (0,)) -> None:
     line = [program, *map(str, arguments)]
     typer.echo(f"$ {' '.join(line)}", err=True)
     line[0] = str(Path(sys.executable).with_name(program))
-    done = subprocess.run(line, text=True, stdout=subprocess.PIPE if capture else None)
-    if done.returncode not in allowed:
-        raise typer.Exit(done.returncode)
-    return done.stdout or ""
+    if (code := subprocess.run(line).returncode) not in allowed:
+        raise typer.Exit(code)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 #   scripts/floors.sh /tmp/floors tests/train         other tests, nothing is written
 #
 # When they pass, benchmarks/results/floors.txt says which versions they were.
-# Left out are the extras that bring a server or need an NVIDIA driver: serve, perf, gpu, tensorrt, tensorrt-rtx.
+# Left out are the extras that bring a server or need an NVIDIA driver: serve, gpu, tensorrt, tensorrt-rtx.
 set -eu
 cd "$(dirname "$0")/.."
 if [ $# -eq 0 ]; then
@@ -30,7 +30,7 @@ torch=$(sed -n 's/^    "torch>=\(.*\)",/\1/p' pyproject.toml)
 "$python" -I -m pip --disable-pip-version-check --no-input install --quiet --no-deps "torch==$torch"
 [ -z "${PIP_FIND_LINKS:-}" ] || export UV_FIND_LINKS="${UV_FIND_LINKS:-$(echo "$PIP_FIND_LINKS" | tr ' ' ,)}"
 "$python" -I -m uv pip install --quiet --python "$python" --resolution lowest-direct \
-    --editable '.[cpu,demo,data,bench,tensorboard,dev]'
+    --editable '.[cpu,demo,data,tensorboard,dev]'
 
 all=no
 if [ $# -eq 0 ]; then

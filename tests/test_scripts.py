@@ -430,7 +430,7 @@ def test_floors_wants_a_folder_that_is_not_there(machine):
 
 def test_the_lowest_versions_allowed_are_those_that_were_tested():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    untested = {"serve", "perf", "gpu", "tensorrt", "tensorrt-rtx"}  # they need a server or a driver
+    untested = {"serve", "gpu", "tensorrt", "tensorrt-rtx"}  # they need a server or a driver
     lines = [*project["dependencies"]]
     for extra, wanted in project["optional-dependencies"].items():
         lines += wanted if extra not in untested else []

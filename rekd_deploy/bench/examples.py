@@ -29,37 +29,24 @@ class Labelled:
 
     examples: LabelledTexts | LabelledImages
     origin: str
-    own: bool
-    """Whether they are the checkpoint's recorded data, so that its own figures are about them."""
 
     @property
     def items(self) -> list[Any]:
         """What ``Pipeline.predict`` takes."""
         return list(vars(self.examples).get("texts", vars(self.examples).get("images")))
 
-    @property
-    def labels(self) -> np.ndarray:
-        """(n,) int64."""
-        return np.asarray(self.examples.labels)
-
     def head(self, count: int | None) -> Labelled:
         """The first N; None: all."""
         return replace(self, examples=self.examples.head(count))
 
 
-def is_table(data: str | None) -> bool:
-    """Whether ``data`` names a file of the user's rather than a preset or settings."""
-    return data is not None and Path(data).suffix in TABLES
-
-
 def labelled_examples(
-    labels: Sequence[str], *, checkpoint: Path | None, data: str | None, overrides: Sequence[str] = (),
-    split: str = "test",
-) -> Labelled:  # fmt: skip
+    labels: Sequence[str], checkpoint: Path | None, data: str | None, overrides: Sequence[str] = (), split: str = "test"
+) -> Labelled:
     """The examples that a command was told to measure on.
 
     Args:
-        labels: the model's classes, in the order of its logits.
+        labels: the model's classes, in order.
         checkpoint: names the data it was trained on, unless ``data`` does.
         data: a preset, a TOML file, or a table of which every row is taken.
         overrides: ``data.KEY=VALUE`` changes.
@@ -73,9 +60,9 @@ def labelled_examples(
     from rekd_train.config.run import read_document
     from rekd_train.data import SPLITS, load_data, load_whole
 
-    if is_table(data):
+    if data is not None and Path(data).suffix in TABLES:
         config = _data_config({"name": "table", "path": data, "labels": list(labels)}, overrides)
-        return Labelled(load_whole(config, labels), f"{Path(data).name}, every row", own=False)
+        return Labelled(load_whole(config, labels), f"{Path(data).name}, every row")
     if split not in SPLITS:
         raise ConfigError(f"split is '{split}'; splits: {', '.join(SPLITS)}")
     if checkpoint is not None:
@@ -88,8 +75,7 @@ def labelled_examples(
     check_classes(labels, found)
     if not len(found.splits[split]):
         raise DataError(f"the split '{split}' of {found.origin} is empty; fix: another --split")
-    own = checkpoint is not None and data is None and not overrides
-    return Labelled(found.splits[split], f"{found.origin}, {split}", own)
+    return Labelled(found.splits[split], f"{found.origin}, {split}")
 
 
 def _data_config(document: dict[str, Any], overrides: Sequence[str]) -> DataConfig:
@@ -144,10 +130,6 @@ class Features:
         """These examples, in this order."""
         return replace(self, **{name: getattr(self, name)[rows] for name in ("content", "selectable", "lengths")})
 
-    def with_content(self, content: np.ndarray) -> Features:
-        """The same examples with other content; lengths and what is selectable stay."""
-        return replace(self, content=content)
-
     def without(self, mask: np.ndarray) -> Features:
         """The examples with some features (n, N) bool taken out of the input itself.
 
@@ -162,20 +144,19 @@ class Features:
     def neutral(self, mask: np.ndarray | None = None) -> Features:
         """The same content in every feature of the mask (n, N) bool, else in every selectable one.
 
-        Where patches cannot be told apart in bytes, every pixel is neutral.
+        That of [MASK], else [UNK]; the mean colour of these images. Where patches cannot be told apart in bytes, every
+        pixel is neutral.
         """
         content = self.content.copy()
-        content[(self.selectable if mask is None else mask) if self.separable else ...] = self.neutral_content()
-        return self.with_content(content)
+        content[(self.selectable if mask is None else mask) if self.separable else ...] = self._neutral_content()
+        return replace(self, content=content)
 
-    def neutral_content(self) -> int | np.ndarray:
-        """The id of [MASK], else [UNK]; the mean colour of these images."""
+    def _neutral_content(self) -> int | np.ndarray:
         if not isinstance(self.preprocessor, TextPreprocessor):
             return np.round(self.content.mean(axis=tuple(range(self.content.ndim - 1)))).astype(np.uint8)
         ids = {self.preprocessor.token(number): number for number in range(self.preprocessor.vocabulary_size)}
-        return next(
-            ids[name] for name in ("[MASK]", "<mask>", "[UNK]", "<unk>", self.preprocessor.words()[0]) if name in ids
-        )
+        names = ("[MASK]", "<mask>", "[UNK]", "<unk>", self.preprocessor.words()[0])
+        return next(ids[name] for name in names if name in ids)
 
     def batches(self, size: int = BATCH) -> Iterator[tuple[np.ndarray, Arrays]]:
         """Indices and inputs of batches of similar length, as they are served; the same ones at every call."""
@@ -216,47 +197,7 @@ def features_of(split: Split, preprocessor: Preprocessor, *, full_width: bool = 
 
 def _texts(ids: list[np.ndarray], preprocessor: TextPreprocessor, full_width: bool) -> Features:
     lengths = np.array([len(row) for row in ids], dtype=np.int64)
-    # as wide as any batch can be, so that a batch is a slice
-    padded = preprocessor.pad(ids, preprocessor.positions)
+    padded = preprocessor.pad(ids, preprocessor.positions)  # as wide as any batch can be, so that a batch is a slice
     special = np.isin(padded["input_ids"], list(preprocessor.special_ids.values()))
     selectable = (padded["attention_mask"] > 0) & ~special
     return Features(padded["input_ids"], selectable, lengths, preprocessor, full_width)
-
-
-def other_examples(count: int, generator: np.random.Generator) -> np.ndarray:
-    """(n,) for each example another one, never itself (where there are two)."""
-    return (np.arange(count) + generator.integers(1, max(count, 2), size=count)) % count
-
-
-def exchanged(features: Features, where: np.ndarray, donors: np.ndarray) -> Features:
-    """Other content at the positions of (n, N) bool: a patch of the same place, a word of about the same place.
-
-    A shorter donor's words are taken over and over. Special tokens and padding stay, and none is brought in.
-    """
-    content = features.content.copy()
-    if not isinstance(features.preprocessor, TextPreprocessor):
-        content[where] = features.content[donors][where]
-        return features.with_content(content)
-    for row, donor in enumerate(donors):
-        positions = np.flatnonzero(where[row])
-        words = features.content[donor][features.selectable[donor]]
-        if len(positions) and len(words):
-            content[row, positions] = words[positions % len(words)]
-    return features.with_content(content)
-
-
-def filled(
-    receivers: Features, mask: np.ndarray, donors: Features, kept: np.ndarray, scores: np.ndarray | None
-) -> Features:
-    """The kept positions of each receiver with its donor's kept content in reading order.
-
-    Of more than fit the best-scored are taken (without scores the first), fewer are repeated.
-    """
-    content = receivers.content.copy()
-    for row in range(len(receivers)):
-        ours, theirs = np.flatnonzero(mask[row]), np.flatnonzero(kept[row])
-        if len(theirs) > len(ours) and scores is not None:
-            theirs = np.sort(theirs[np.argsort(-scores[row, theirs], kind="stable")[: len(ours)]])
-        if len(theirs):
-            content[row, ours] = donors.content[row, theirs[np.arange(len(ours)) % len(theirs)]]
-    return receivers.with_content(content)

@@ -12,33 +12,24 @@ j is the class that the judge itself predicts on the full input. AOPC is the pla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rekd_deploy.bench.examples import Features, is_table
-from rekd_deploy.bench.results import Check, Input, Progress, checkpoint_input, not_applicable, silent
+from rekd_deploy.bench.examples import TABLES, Features
+from rekd_deploy.bench.results import Check, Progress, not_applicable, verdict
 from rekd_deploy.bench.subject import Exam, Selected, classified, selected
 from rekd_train.training.observers import Observer
 
 if TYPE_CHECKING:
-    from rekd_deploy.bench.faithfulness import FaithfulnessOptions
     from rekd_train.data import Split
     from rekd_train.models.rationalizer import Rationalizer
 
 Judge = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 """(n, N) bool masks by name -> (n, C) probabilities by name."""
 KNOWN = "rationales lie where the reason is known to be"
-
-
-@dataclass(frozen=True)
-class Judges:
-    """Beside the pipeline: the pair's own predictor, given any features, and one trained on random features."""
-
-    predictor: Judge | None = None
-    independent: Judge | None = None
 
 
 class Judged(NamedTuple):
@@ -53,12 +44,8 @@ class Judged(NamedTuple):
     """(n,) bool by what was shown: 'full', 'rationale', 'random', 'first', 'rest'."""
 
 
-def torch_judge(pair: Rationalizer, split: Split, selectable: np.ndarray) -> Judge:
-    """A pair's predictor as a judge of any mask, by PyTorch.
-
-    Args:
-        selectable: (n, N) bool, the features; where a rule may also drop special tokens, none is dropped here.
-    """
+def _torch_judge(pair: Rationalizer, split: Split, selectable: np.ndarray) -> Judge:
+    """A pair's predictor as a judge of any mask; where a rule may also drop special tokens, none is dropped here."""
     import torch
 
     from rekd_train.evaluation.forward import run_masks
@@ -72,14 +59,11 @@ def torch_judge(pair: Rationalizer, split: Split, selectable: np.ndarray) -> Jud
     return judge
 
 
-def judged(
-    judge: Judge, features: Features, chosen: Selected, labels: np.ndarray, seed: int = 0, progress: Progress = silent,
-    step: str = "judging",
-) -> Judged:
+def judged(judge: Judge, exam: Exam) -> Judged:
     """All of one judge: the rationale, the best-scored features by size, and baselines of equal size."""
     from rekd_train.evaluation import mask_metrics as eraser
 
-    selectable, generator = features.selectable, np.random.default_rng(seed)
+    chosen, selectable, generator = exam.chosen, exam.features.selectable, np.random.default_rng(exam.seed)
     kept = chosen.mask & selectable
     shown = {
         "rationale": kept,
@@ -92,25 +76,25 @@ def judged(
         for kind, scores in rankings.items() for share in eraser.BINS
     }  # fmt: skip
     found = judge({"full": selectable})
-    for done, (name, mask) in enumerate(jobs.items(), 1):
+    for name, mask in jobs.items():
         found |= judge({name: mask, f"not_{name}": selectable & ~mask})
-        progress(step, done, len(jobs))
     full = found["full"]
-    without = {name: eraser.confidence_lost(full, found[f"not_{name}"]) for name in jobs}
-    alone = {name: eraser.confidence_lost(full, found[name]) for name in jobs}
+    scores = {
+        "comprehensiveness": {name: eraser.confidence_lost(full, found[f"not_{name}"]) for name in jobs},
+        "sufficiency": {name: eraser.confidence_lost(full, found[name]) for name in jobs},
+    }
     figures: dict[str, Any] = {"confidence_on_everything": float(np.mean(full.max(axis=1)))}
     for kind in shown:
-        figures[kind] = {"comprehensiveness": float(without[kind].mean()), "sufficiency": float(alone[kind].mean())}
+        figures[kind] = {name: float(values[kind].mean()) for name, values in scores.items()}
     for kind in rankings:
-        for name, values in (("comprehensiveness", without), ("sufficiency", alone)):
+        for name, values in scores.items():
             by_size = [values[f"{kind}_{share}"] for share in eraser.BINS]
             figures[kind][f"aopc_{name}"] = float(np.mean(by_size))
-    correct = {name: found[name].argmax(axis=1) == labels for name in ("full", *shown)}
-    correct["rest"] = found["not_rationale"].argmax(axis=1) == labels
+    correct = {name: found[name].argmax(axis=1) == exam.labels for name in ("full", *shown)}
+    correct["rest"] = found["not_rationale"].argmax(axis=1) == exam.labels
     figures["accuracy"] = {name: float(np.mean(right)) for name, right in correct.items()}
-    return Judged(
-        figures, without["rationale"] - without["random"], alone["random"] - alone["rationale"], correct
-    )
+    without, alone = scores.values()
+    return Judged(figures, without["rationale"] - without["random"], alone["random"] - alone["rationale"], correct)
 
 
 def random_masks(mask: np.ndarray, selectable: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -130,26 +114,23 @@ def pipeline_figures(exam: Exam, temperature: float) -> dict[str, Any]:
     def probabilities(logits: np.ndarray) -> np.ndarray:
         return softmax(logits.astype(np.float64) / temperature, axis=1)
 
-    subject, features, chosen, progress = exam.subject, exam.features, exam.chosen, exam.progress
+    subject, features, chosen = exam.subject, exam.features, exam.chosen
     generator, full, selectable = np.random.default_rng(exam.seed), probabilities(exam.logits), features.selectable
 
-    def without(mask: np.ndarray, step: str) -> np.ndarray:
+    def without(mask: np.ndarray) -> np.ndarray:
         rest = features.without(mask & selectable)
-        found = selected(subject, rest, progress, f"pipeline without {step}")
-        logits = classified(subject, rest, found.mask, progress, f"pipeline without {step}")
+        logits = classified(subject, rest, selected(subject, rest).mask)
         return eraser.confidence_lost(full, probabilities(logits))
 
-    best = {share: eraser.top_share(chosen.scores, selectable, share) for share in eraser.BINS}
-    by_size = [without(mask, f"the best {share:.0%}") for share, mask in best.items()]
-    again = probabilities(classified(subject, features, chosen.mask, progress, "pipeline again"))
-    random = without(random_masks(chosen.mask, selectable, generator), "random features")
+    by_size = [without(eraser.top_share(chosen.scores, selectable, share)) for share in eraser.BINS]
+    again = probabilities(classified(subject, features, chosen.mask))
     return {
         "rationale": {
-            "comprehensiveness": float(without(chosen.mask, "the rationale").mean()),
+            "comprehensiveness": float(without(chosen.mask).mean()),
             "sufficiency": float(eraser.confidence_lost(full, again).mean()),
             "aopc_comprehensiveness": float(np.mean(by_size)),
         },
-        "random": {"comprehensiveness": float(random.mean())},
+        "random": {"comprehensiveness": float(without(random_masks(chosen.mask, selectable, generator)).mean())},
     }
 
 
@@ -158,32 +139,34 @@ def judge_checks(found: Judged | None, why_not: str = "") -> list[Check]:
     names = "removing the rationale hurts the independent judge", "the rationale suffices the independent judge"
     if found is None:
         return [not_applicable(name, why_not, limit=0.0) for name in names]
-    comprehensive, sufficient = paired(found.comprehensiveness_gain), paired(found.sufficiency_gain)
+    gains = paired(found.comprehensiveness_gain), paired(found.sufficiency_gain)
+    said = "comprehensiveness", "confidence kept"
     return [
-        better_check(names[0], comprehensive, "comprehensiveness above that of as many random features", points=False),
-        better_check(names[1], sufficient, "confidence kept above that of as many random features", points=False),
+        _better_check(name, gain, f"{what} above that of as many random features", points=False)
+        for name, gain, what in zip(names, gains, said, strict=True)
     ]
 
 
 def judges_of(
-    options: FaithfulnessOptions, split: Split, features: Features, progress: Progress
-) -> tuple[Judges, dict[str, Input]]:
-    """The pair's own predictor and the independent judge, and their entries among the result's inputs."""
-    if options.checkpoint is None:
-        return Judges(), {}
-    from rekd_train.checkpoints import checkpoint
+    checkpoint: Path, place: Path, split: Split, selectable: np.ndarray, *, epochs: float | None, device: str,
+    data: str | None, overrides: Sequence[str], progress: Progress,
+) -> dict[str, Judge]:  # fmt: skip
+    """The pair's own predictor, and the independent judge, which is trained and kept at ``place`` if it is not there.
+
+    Args:
+        selectable: (n, N) bool, of the examples in ``split``.
+    """
+    from rekd_train.checkpoints.checkpoint import load
     from rekd_train.judge import judge_run
     from rekd_train.training.runtime import chosen_device
 
-    place = options.judge or options.checkpoint.with_name(f"{options.checkpoint.name}.judge")
-    named = not is_table(options.data)
+    named = data is None or Path(data).suffix not in TABLES
     independent = judge_run(
-        options.checkpoint, place, epochs=options.judge_epochs, observer=_Steps(progress), device=options.device,
-        data=options.data if named else None, overrides=options.overrides if named else (),
+        checkpoint, place, epochs=epochs, observer=_Steps(progress), device=device,
+        data=data if named else None, overrides=overrides if named else (),
     )  # fmt: skip
-    names = {"checkpoint": checkpoint_input(options.checkpoint), "judge": checkpoint_input(place)}
-    own = checkpoint.load(options.checkpoint).to(chosen_device(options.device))
-    return Judges(*(torch_judge(pair, split, features.selectable) for pair in (own, independent))), names
+    pairs = {"predictor": load(checkpoint).to(chosen_device(device)), "independent": independent}
+    return {name: _torch_judge(pair, split, selectable) for name, pair in pairs.items()}
 
 
 class _Steps(Observer):
@@ -191,11 +174,9 @@ class _Steps(Observer):
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._name, self._done, self._total = "", 0, 0
 
     def stage(self, name: str, steps: int, start: int = 0) -> None:
         self._name, self._done, self._total = f"training the {name}", start, steps
-        self._progress(self._name, start, steps)
 
     def step(self, values: dict[str, float]) -> None:
         self._done += 1
@@ -234,7 +215,7 @@ def known_reasons(split: Split, features: Features, chosen: Selected, seed: int 
     gain = paired(inside[0] - inside[1])
     figures["share_inside"] = {"rationale": float(inside[0].mean()), "random": float(inside[1].mean()), "gain": gain}
     said = f"{inside[0].mean():.1%} of what is kept lies inside, above as many random features"
-    return figures, better_check(KNOWN, gain, said)
+    return figures, _better_check(KNOWN, gain, said)
 
 
 # from figures to verdicts
@@ -247,11 +228,10 @@ def paired(values: np.ndarray) -> dict[str, float]:
     return bootstrap_mean(np.asarray(values, dtype=float))
 
 
-def better_check(name: str, gain: Mapping[str, float], said: str, points: bool = True) -> Check:
+def _better_check(name: str, gain: Mapping[str, float], said: str, points: bool = True) -> Check:
     """Something must be better than its baseline: the 95 % interval of the gain lies above 0."""
     shown = in_points(gain) if points else f"{gain['mean']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})"
-    words, outcome = f"{said}: {shown} (limit: above 0 with 95 % confidence)", "passed" if gain["low"] > 0 else "failed"
-    return Check(name=name, outcome=outcome, words=words, value=gain["mean"], limit=0.0)
+    return verdict(name, gain["low"] > 0, f"{said}: {shown} (limit: above 0 with 95 % confidence)", gain["mean"], 0.0)
 
 
 def in_points(gain: Mapping[str, float]) -> str:

@@ -1,215 +1,159 @@
-"""What a prediction costs: every variant of a model over a grid of batch, length and K, timed in rounds.
+"""What a prediction costs: every variant of a model over a grid of batch and length, timed in rounds.
 
     figures.cells[]     batch, length, rounds
-        around          of a batch beside the graphs: ``preprocess`` and ``decode``, percentiles in milliseconds
         ways[]          a variant; ``milliseconds`` (p50 with low and high, the 95 % interval of the median; p90, p95,
-                        p99), ``items_per_second``, ``steps`` (wall clock by step), ``device_steps`` (events on the GPU)
+                        p99), ``items_per_second``
         ratios[]        ``way``, ``baseline``, ``ratio``, ``low``, ``high``: the median of the rounds' own ratios
     figures.not_run[]   name, reason
-    figures.machine     ``before`` and ``after``: see ``machine_state``
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rekd_deploy.bench.results import Check, Progress, machine_state, silent
-from rekd_deploy.bench.variants import (
-    ONNX_CPU,
-    NotRun,
-    Runnable,
-    Timings,
-    Variant,
-    alike_check,
-    classes_alike,
-    comparisons,
-    in_rounds,
-    percentiles,
-    with_interval,
-)
+from rekd_deploy.bench import variants
+from rekd_deploy.bench.results import Check, Progress, not_applicable, silent, verdict
+from rekd_deploy.bench.timing import in_rounds, with_interval
 from rekd_deploy.bench.variants_graphs import Loaded, traced
-from rekd_deploy.bench.variants_torch import Networks, networks_of, pytorch_runnables, runtimes_of
 from rekd_deploy.errors import BenchmarkError
 from rekd_deploy.parity.examples import generated_images, texts_from_vocabulary
 from rekd_deploy.repository.reader import read_description
-from rekd_deploy.runtimes.base import parse_device
-from rekd_train.inputs.preprocessors import Encoded, Preprocessor
+from rekd_deploy.runtimes.base import Arrays, parse_device
+from rekd_train.inputs.preprocessors import Preprocessor
 from rekd_train.inputs.text import TextPreprocessor
 
 AT_HAND = 4
 """Batches that are taken one after another, so that no cache answers for the model."""
-PREPROCESS, DECODE = "preprocess", "decode"
 _SINGLE_ROUNDS = 5
 """At batch 1 so many times the rounds: they are short, and it is there that people look."""
+_CLASSES_ALIKE = 0.98
+"""Share of rows on which float32 variants of one model must agree about the class."""
 
 
-@dataclass(frozen=True)
-class Subjects:
-    """What is timed; a repository or a checkpoint at least."""
-
-    repositories: Sequence[Path] = ()
-    checkpoint: Path | None = None
-    teacher: Path | None = None
-    """A checkpoint; its size is that of the larger classifier."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Where it is timed."""
-
-    batches: Sequence[int] = (1, 8, 32)
-    lengths: Sequence[int] = ()
-    """Tokens; empty: a short, a middle and the greatest that is served."""
-    budgets: Sequence[float] = ()
-    """Further shares of the features that a compacted pair may keep."""
-    rounds: int = 15
-    warmup_seconds: float = 0.5
-    """Of each variant in each cell."""
-    device: str = "cpu"
-    threads: int | None = None
-    without: Sequence[str] = ()
-    """Variants whose name contains one of these are left out."""
-
-    def has(self, variant: Variant) -> bool:
-        """Whether a variant is wanted."""
-        return not any(part in variant.name for part in self.without)
-
-
-@dataclass(frozen=True)
-class Batches:
-    """What is run in one cell of the grid."""
-
-    items: list[list[Any]]
-    """Texts or images, (at hand) lists of B."""
-    encoded: list[Encoded]
-    """The same as tensors, all of one shape."""
-
-
-def measure_latency(subjects: Subjects, grid: Grid, progress: Progress = silent) -> tuple[dict[str, Any], list[Check]]:
+def measure_latency(
+    repositories: Sequence[Path] = (), checkpoint: Path | None = None, teacher: Path | None = None, *,
+    batches: Sequence[int] = (1, 8, 32), lengths: Sequence[int] = (), rounds: int = 15, warmup_seconds: float = 0.5,
+    device: str = "cpu", threads: int | None = None, without: Sequence[str] = (), progress: Progress = silent,
+) -> tuple[dict[str, Any], list[Check]]:  # fmt: skip
     """Figures and checks, as described above.
 
+    Args:
+        repositories: of one model; they or a checkpoint at least.
+        teacher: a checkpoint; its size is that of the larger classifier.
+        lengths: tokens; empty: a short, a middle and the greatest that is served.
+        warmup_seconds: of each variant in each cell.
+        without: variants whose name contains one of these are left out.
+
     Raises:
-        BenchmarkError: nothing to time, or a batch, length or budget that cannot be.
+        BenchmarkError: nothing to time, or a batch or length that cannot be.
         EngineError: there is no such device.
         RepositoryError, CheckpointError: what is timed is missing or damaged.
     """
-    if not subjects.repositories and subjects.checkpoint is None:
+    if not repositories and checkpoint is None:
         raise BenchmarkError("there is nothing to time; give a repository, a --checkpoint, or both")
-    if min(grid.batches, default=0) < 1:
-        raise BenchmarkError(f"the batches are {list(grid.batches)}; give numbers from 1 up")
-    parse_device(grid.device)
-    before = machine_state()
+    if min(batches, default=0) < 1:
+        raise BenchmarkError(f"the batches are {list(batches)}; give numbers from 1 up")
+
+    def has(variant: variants.Variant) -> bool:
+        return not any(part in variant.name for part in without)
+
+    parse_device(device)
     with ExitStack() as stack:
-        loaded = Loaded(stack, grid.device, grid.threads)
-        precisions = sorted({"fp32", *(loaded.add_repository(Path(root)) for root in subjects.repositories)})
-        networks, preprocessor, labels = _networks(subjects, grid)
-        lengths, not_run = check_lengths(preprocessor, grid.lengths), loaded.not_run
-        known = {replace(variant, runtime=ONNX_CPU) for variant in loaded.variants}
+        loaded = Loaded(stack, device, threads)
+        precisions = sorted({"fp32", *(loaded.add_repository(Path(root)) for root in repositories)})
+        networks, preprocessor = _networks(repositories, checkpoint, teacher)
+        lengths = check_lengths(preprocessor, lengths)
+        known = {replace(variant, runtime=variants.ONNX_CPU) for variant in loaded.variants}
         needed = [each for each in networks if any(
-            grid.has(variant) and variant not in known
-            for variant in (each.variant(ONNX_CPU, precision) for precision in precisions)
+            has(variant) and variant not in known
+            for variant in (each.variant(variants.ONNX_CPU, precision) for precision in precisions)
         )]  # fmt: skip
-        for each, models, precision in traced(
-            needed, precisions, calibration_items(preprocessor), gpu=grid.device != "cpu", not_run=not_run,
+        for variant, graphs in traced(
+            needed, precisions, calibration_items(preprocessor), gpu=device != "cpu", not_run=loaded.not_run,
             report=lambda done, total: progress("graphs", done, total),
         ):  # fmt: skip
-            loaded.add_traced(each, models, precision)
+            loaded.add_graphs(variant, graphs)
         cells, alike = [], []
-        for batch, length in ((batch, length) for length in lengths for batch in grid.batches):
-            batches = full_batches(preprocessor, batch, length)
-            runnables = _runnables(loaded, networks, batches, grid, not_run)
-            alike.append(classes_alike(runnables, len(batches.items)))
-            rounds = grid.rounds * (_SINGLE_ROUNDS if batch == 1 else 1)
-
-            def report(done: int, step: str = f"batch {batch}, length {length}", rounds: int = rounds) -> None:
-                progress(step, done, rounds)
-
+        for batch, length in ((batch, length) for length in lengths for batch in batches):
+            inputs = full_batches(preprocessor, batch, length)
+            runnables = [each for each in loaded.runnables(inputs) if has(each.variant)]
+            for each in networks:
+                wanted = [runtime for runtime in variants.runtimes_of(device) if has(each.variant(runtime))]
+                more, missing = variants.pytorch_runnables(each, inputs, device, wanted)
+                runnables += more
+                loaded.not_run += missing
+            if not runnables:
+                said = ", ".join(without) or "what could not be loaded"
+                raise BenchmarkError(f"nothing is left to time without {said}")
+            alike.append(classes_alike(runnables, len(inputs)))
+            count, step = rounds * (_SINGLE_ROUNDS if batch == 1 else 1), f"batch {batch}, length {length}"
             timings = in_rounds(
-                {each.variant.name: each for each in runnables} | _around(preprocessor, labels, batches),
-                rounds=rounds, warmup_seconds=grid.warmup_seconds, report=report,
+                {each.variant.name: each.run for each in runnables}, rounds=count, warmup_seconds=warmup_seconds,
+                report=lambda done, step=step, count=count: progress(step, done, count),
             )  # fmt: skip
-            cells.append({"batch": batch, "length": length, **_cell(timings, runnables, batch, rounds)})
-    not_run = [each._asdict() for each in dict.fromkeys(not_run)]
-    figures = {"cells": cells, "not_run": not_run, "machine": {"before": before, "after": machine_state()}}
-    return figures, [alike_check(alike)]
+            times = timings.milliseconds
+            cells.append({
+                "batch": batch, "length": length, "rounds": count,
+                "ways": [
+                    {**each.variant.to_dict(), "milliseconds": with_interval(times[each.variant.name]),
+                     "items_per_second": 1000 * batch / float(times[each.variant.name].mean())}
+                    for each in runnables
+                ],
+                "ratios": [
+                    {"way": variant.name, "baseline": other.name, **timings.ratio(variant.name, other.name)}
+                    for variant, other in variants.comparisons([each.variant for each in runnables])
+                ],
+            })  # fmt: skip
+    not_run = [each._asdict() for each in dict.fromkeys(loaded.not_run)]
+    return {"cells": cells, "not_run": not_run}, [alike_check(alike)]
 
 
-def _networks(subjects: Subjects, grid: Grid) -> tuple[list[Networks], Preprocessor, Sequence[str]]:
-    """The checkpoint's networks, how items become tensors, and the labels."""
-    described = [read_description(Path(root)) for root in subjects.repositories]
+def _networks(
+    repositories: Sequence[Path], checkpoint: Path | None, teacher: Path | None
+) -> tuple[list[variants.Networks], Preprocessor]:
+    """The checkpoint's networks, and how items become tensors."""
+    described = [read_description(Path(root)) for root in repositories]
     kinds = {(each.settings.kind, each.preprocessor().positions, each.labels) for each in described}
-    if subjects.checkpoint is None:
-        if grid.budgets or subjects.teacher:
-            raise BenchmarkError("other K and the teacher's size are made from networks; fix: add --checkpoint")
-        networks, preprocessor, labels = [], described[0].preprocessor(), described[0].labels
-    else:
+    networks: list[variants.Networks] = []
+    if checkpoint is not None:
         from rekd_train.checkpoints.checkpoint import load
 
-        pair = load(subjects.checkpoint)
-        networks = networks_of(pair, None if subjects.teacher is None else load(subjects.teacher), grid.budgets)
-        labels = tuple(pair.labels)
-        preprocessor = described[0].preprocessor() if described else pair.preprocessor
-        kinds.add((pair.preprocessor.settings.kind, pair.preprocessor.positions, labels))
+        pair = load(checkpoint)
+        networks = variants.networks_of(pair, None if teacher is None else load(teacher))
+        kinds.add((pair.preprocessor.settings.kind, pair.preprocessor.positions, tuple(pair.labels)))
+    elif teacher:
+        raise BenchmarkError("the teacher's size is made from networks; fix: add --checkpoint")
     if len(kinds) > 1:
-        raise BenchmarkError(
-            "what is to be compared reads other tensors or has other labels; fix: exports of one checkpoint, and that"
-        )
-    return networks, preprocessor, labels
+        raise BenchmarkError("what is compared reads other tensors or has other labels; fix: exports of one checkpoint")
+    return networks, described[0].preprocessor() if described else pair.preprocessor
 
 
-def _runnables(
-    loaded: Loaded, networks: Sequence[Networks], batches: Batches, grid: Grid, not_run: list[NotRun]
-) -> list[Runnable]:
-    """Every wanted variant on one cell's batches."""
-    arrays = [dict(encoded.inputs) for encoded in batches.encoded]
-    found = [each for each in loaded.runnables(arrays) if grid.has(each.variant)]
-    for each in networks:
-        wanted = [runtime for runtime in runtimes_of(grid.device) if grid.has(each.variant(runtime))]
-        more, missing = pytorch_runnables(each, arrays, grid.device, wanted)
-        found, not_run[:] = found + more, not_run + missing
-    if not found:
-        raise BenchmarkError(f"nothing is left to time without {', '.join(grid.without) or 'what could not be loaded'}")
-    return found
+def classes_alike(runnables: Sequence[variants.Runnable], count: int) -> tuple[int, int]:
+    """Rows on which float32 variants of a model predict as the first of them does, and all; of ``count`` batches."""
+    same = rows = 0
+    first: dict[tuple[str, int | None], np.ndarray] = {}
+    for each in (each for each in runnables if each.variant.precision == "fp32"):
+        classes = np.concatenate([np.asarray(each.run(number)).argmax(axis=1) for number in range(count)])
+        model = each.variant.model, each.variant.kept
+        if model in first:
+            same, rows = same + int((classes == first[model]).sum()), rows + len(classes)
+        first.setdefault(model, classes)
+    return same, rows
 
 
-def _around(preprocessor: Preprocessor, labels: Sequence[str], batches: Batches) -> dict[str, Callable[[int], Any]]:
-    """What a prediction needs beside the graphs; decoding is timed on a rationale of an eighth of the features."""
-    count, rows = len(batches.items), len(batches.items[0])
-    first = batches.encoded[0].inputs
-    width = first["input_ids"].shape[1] if "input_ids" in first else preprocessor.positions
-    probabilities = np.full((rows, len(labels)), 1 / len(labels), np.float32)
-    mask = np.tile(np.arange(width) % 8 == 1, (rows, 1))
-    scores = mask.astype(np.float32)
-    return {
-        PREPROCESS: lambda number: preprocessor(batches.items[number % count]),
-        DECODE: lambda number: batches.encoded[number % count].predictions(labels, probabilities, mask, scores),
-    }
-
-
-def _cell(timings: Timings, runnables: Sequence[Runnable], batch: int, rounds: int) -> dict[str, Any]:
-    def by_step(steps: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-        return {step: percentiles(milliseconds) for step, milliseconds in steps.items()}
-
-    ways = []
-    for each in runnables:
-        times = timings.milliseconds[each.variant.name]
-        ways.append({
-            **each.variant.to_dict(), "milliseconds": with_interval(times),
-            "items_per_second": 1000 * batch / float(times.mean()), "steps": by_step(each.last(rounds)),
-            "device_steps": by_step(each.last(rounds, "device")),
-        })  # fmt: skip
-    ratios = [
-        {"way": variant.name, "baseline": other.name, **timings.ratio(variant.name, other.name)}
-        for variant, other in comparisons([each.variant for each in runnables])
-    ]
-    around = by_step({name: timings.milliseconds[name] for name in (PREPROCESS, DECODE)})
-    return {"rounds": rounds, "around": around, "ways": ways, "ratios": ratios}
+def alike_check(alike: Sequence[tuple[int, int]]) -> Check:
+    """The check over all cells: what is fast must also be right."""
+    (same, rows), name = (sum(counts) for counts in zip(*alike, strict=True)), "what is timed answers alike"
+    if not rows:
+        return not_applicable(name, "no model was timed in two float32 variants")
+    words = f"{same:,} of {rows:,} predictions have the class of the first float32 variant of the same model"
+    return verdict(name, same / rows >= _CLASSES_ALIKE, words, same / rows, _CLASSES_ALIKE)
 
 
 # inputs
@@ -227,10 +171,8 @@ def check_lengths(preprocessor: Preprocessor, lengths: Sequence[int]) -> list[in
         return [preprocessor.positions]
     served = preprocessor.settings.buckets
     if unknown := [length for length in lengths if length not in served]:
-        raise BenchmarkError(
-            f"the length {unknown[0]} is not served; lengths: {', '.join(map(str, served))} (others would be padded to "
-            "the next)"
-        )
+        known = ", ".join(map(str, served))
+        raise BenchmarkError(f"the length {unknown[0]} is not served; lengths: {known} (others would be padded)")
     return sorted({*lengths} or {served[len(served) // 4], served[len(served) // 2], served[-1]})
 
 
@@ -241,23 +183,14 @@ def calibration_items(preprocessor: Preprocessor) -> list[Any]:
     return list(generated_images(preprocessor.settings))
 
 
-def full_batches(preprocessor: Preprocessor, batch: int, length: int, seed: int = 0) -> Batches:
-    """Random words, or images with slopes and noise; texts fill ``length`` tokens, the worst case."""
-    generator = np.random.default_rng(seed)
+def full_batches(preprocessor: Preprocessor, batch: int, length: int, seed: int = 0) -> list[Arrays]:
+    """``AT_HAND`` batches of tensors: random words that fill ``length`` tokens, the worst case, or random pixels."""
+    generator, settings = np.random.default_rng(seed), preprocessor.settings
     if not isinstance(preprocessor, TextPreprocessor):
-        images = generated_images(preprocessor.settings, count=batch * AT_HAND, seed=seed)
-        items = [list(images[start : start + batch]) for start in range(0, len(images), batch)]
-    else:
-        words = preprocessor.words() or ["a"]
-        items = [[_text(preprocessor, words, length, generator) for _ in range(batch)] for _ in range(AT_HAND)]
-    return Batches(items, [preprocessor(each) for each in items])
-
-
-def _text(preprocessor: TextPreprocessor, words: Sequence[str], length: int, generator: np.random.Generator) -> str:
-    """Words until the tokens are ``length``; a tokenizer may cut a word into several, so the end is cut off."""
-    text = " ".join(generator.choice(words, size=length))
-    offsets = preprocessor.encode([text])[0].offsets
-    if len(offsets) <= length:
-        return text
-    specials = len(preprocessor.special_ids) - 1  # [PAD] is in no text
-    return text[: offsets[length - specials][1]]
+        shape = (AT_HAND, batch, settings.height, settings.width, settings.channels)
+        return [{"pixels": each} for each in generator.integers(0, 256, shape, dtype=np.uint8)]
+    special = preprocessor.special_ids
+    words = np.setdiff1d(np.arange(preprocessor.vocabulary_size), list(special.values()))
+    ids = generator.choice(words, (AT_HAND, batch, length))
+    ids[..., 0], ids[..., -1] = special["cls"], special["sep"]
+    return [{"input_ids": each, "attention_mask": np.ones_like(each)} for each in ids]

@@ -2,11 +2,8 @@
 
 A selector and a predictor that are trained together can agree on a code: early words for one class, late ones for the
 other. The prediction is then right and its rationale means nothing. Each probe takes the content away and looks at what
-is left.
-
-How much of the label is in the pattern alone is told by classifiers that see where features were kept and not which:
-logistic regression and gradient-boosted trees, from scikit-learn, the better one on both sides of every comparison.
-Predictions are out of fold (stratified, 5 folds where the classes allow it).
+is left, by classifiers that see where features were kept and not which: logistic regression and gradient-boosted trees,
+from scikit-learn, the better one on both sides of every comparison, out of fold (stratified, 5 where classes allow).
 """
 
 from __future__ import annotations
@@ -19,9 +16,8 @@ import numpy as np
 
 from rekd_deploy.bench.examples import Features
 from rekd_deploy.bench.judges import Judged, in_points, paired, random_masks
-from rekd_deploy.bench.results import Check, not_applicable
+from rekd_deploy.bench.results import Check, not_applicable, verdict
 from rekd_deploy.bench.subject import Exam, fitted
-from rekd_train.errors import MissingExtraError
 
 MASK_ONLY = "the pattern alone does not tell the label"
 NEUTRAL = "neutral content in the true pattern does not tell the label"
@@ -42,25 +38,23 @@ def leakage(exam: Exam) -> tuple[dict[str, Any], list[Check]]:
     """Probes (a), (b) and (c) on the served predictor."""
     features, mask, labels = exam.features, exam.chosen.mask, exam.labels
     figures: dict[str, Any] = {}
-    exam.progress("mask-only classifiers", 0, 1)
     probe = mask_probe(mask, features, labels, exam.seed)
-    exam.progress("mask-only classifiers", 1, 1)
     if probe is None:
         checks = [not_applicable(name, _FEW) for name in (MASK_ONLY, NEUTRAL)]
     else:
         pattern = probe.pattern
         gain = paired(pattern.astype(float) - probe.baseline)
         figures["mask_only"] = {**probe.figures, "gain": gain}
-        right = exam.classes_of(features.neutral(), mask, "neutral content") == labels
+        right = exam.classes_of(features.neutral(), mask) == labels
         blank = paired(right.astype(float) - probe.baseline)
         figures["neutral_content"] = {"accuracy": float(right.mean()), "gain": blank}
         checks = [
-            leak_check(MASK_ONLY, gain, f"{pattern.mean():.1%} right from the pattern, above length and majority"),
-            leak_check(NEUTRAL, blank, f"{right.mean():.1%} right without content, above length and majority"),
+            _leak_check(MASK_ONLY, gain, f"{pattern.mean():.1%} right from the pattern, above length and majority"),
+            _leak_check(NEUTRAL, blank, f"{right.mean():.1%} right without content, above length and majority"),
         ]
     generator = np.random.default_rng(exam.seed)
     checks.append(_others(exam, generator, figures))
-    random = exam.classes_of(features, random_masks(mask, features.selectable, generator), "random masks")
+    random = exam.classes_of(features, random_masks(mask, features.selectable, generator))
     figures["random_masks"] = {
         "accuracy": float(np.mean(random == labels)),
         "accuracy_on_rationales": float(np.mean(exam.classes == labels)),
@@ -68,22 +62,18 @@ def leakage(exam: Exam) -> tuple[dict[str, Any], list[Check]]:
     return figures, checks
 
 
-def leak_check(name: str, gain: Mapping[str, float], said: str) -> Check:
+def _leak_check(name: str, gain: Mapping[str, float], said: str) -> Check:
     """A pattern must not add more than ``LEAK_LIMIT`` to a baseline; ``said`` is what the gain is, for the sentence."""
-    words, outcome = f"{said}: {in_points(gain)} (limit {100 * LEAK_LIMIT:g} points)", "failed"
-    if gain["mean"] <= LEAK_LIMIT:
-        outcome = "passed"
-    elif gain["low"] <= 0:
-        words, outcome = f"{words}; too few examples to tell it from none", "not applicable"
-    return Check(name=name, outcome=outcome, words=words, value=gain["mean"], limit=LEAK_LIMIT)
+    words = f"{said}: {in_points(gain)} (limit {100 * LEAK_LIMIT:g} points)"
+    if gain["mean"] > LEAK_LIMIT and gain["low"] <= 0:
+        return not_applicable(name, f"{words}; too few examples to tell it from none", limit=LEAK_LIMIT)
+    return verdict(name, gain["mean"] <= LEAK_LIMIT, words, gain["mean"], LEAK_LIMIT)
 
 
 def covert_code(found: Judged | None, logits: np.ndarray, labels: np.ndarray, why_not: str = "") -> Check:
     """Probe (d): right from its rationale where the independent judge finds no more in it than in random features.
 
-    Args:
-        found: the independent judge's; None: there is none, and ``why_not``.
-        logits: (n, C), of the served predictions.
+    ``found`` is the independent judge's, None: there is none, and ``why_not``; logits (n, C) are the served ones.
     """
     if found is None:
         return not_applicable(CODE, why_not, limit=0.0)
@@ -94,22 +84,18 @@ def covert_code(found: Judged | None, logits: np.ndarray, labels: np.ndarray, wh
         f"served {own.mean():.1%}; the independent judge {theirs.mean():.1%} from the rationale, {random.mean():.1%} "
         f"from as many random features, {full.mean():.1%} from everything (limit: above random with 95 % confidence)"
     )
-    if judge["low"] > 0:
-        return Check(name=CODE, outcome="passed", words=words, value=judge["mean"], limit=0.0)
-    if ours["low"] <= 0:
-        why = f"{words}; the served answers are no better than that, so there is nothing to hide"
-        return not_applicable(CODE, why, limit=0.0)
-    if ceiling["low"] <= 0:
-        return not_applicable(CODE, f"{words}; the judge is too weak to tell", limit=0.0)
-    return Check(name=CODE, outcome="failed", words=words, value=judge["mean"], limit=0.0)
+    passed, why = judge["low"] > 0, ""
+    if not passed and ours["low"] <= 0:
+        why = "the served predictions are no better than that, so there is nothing to hide"
+    elif not passed and ceiling["low"] <= 0:
+        why = "the judge is too weak to tell"
+    if why:
+        return not_applicable(CODE, f"{words}; {why}", limit=0.0)
+    return verdict(CODE, passed, words, judge["mean"], 0.0)
 
 
 def token_check(tokens: dict[str, float] | None) -> Check:
-    """Probe (e).
-
-    Args:
-        tokens: as ``rekd_train.evaluation.mask_metrics.token_figures`` has them; None for images.
-    """
+    """Probe (e); ``tokens`` as ``rekd_train.evaluation.agreement.token_figures`` has them, None for images."""
     if tokens is None:
         return not_applicable(TOKENS, "images have neither")
     special, marks, usual = (tokens[name] for name in ("special_selected", "punctuation_selected", "punctuation"))
@@ -118,8 +104,7 @@ def token_check(tokens: dict[str, float] | None) -> Check:
         f"{special:.1%} of what is selected are special tokens (limit {SPECIAL_LIMIT:.0%}), {marks:.1%} punctuation, "
         f"which is {usual:.1%} of the texts (limit {PUNCTUATION_LIMIT:g} times that)"
     )
-    fine = special <= SPECIAL_LIMIT and marks <= limit
-    return Check(name=TOKENS, outcome="passed" if fine else "failed", words=words, value=marks, limit=limit)
+    return verdict(TOKENS, special <= SPECIAL_LIMIT and marks <= limit, words, marks, limit)
 
 
 def _others(exam: Exam, generator: np.random.Generator, figures: dict[str, Any]) -> Check:
@@ -128,11 +113,11 @@ def _others(exam: Exam, generator: np.random.Generator, figures: dict[str, Any])
     counts = np.unique(labels, return_counts=True)[1]
     if len(counts) < 2 or counts.min() < 2:
         return not_applicable(OTHERS, _FEW)
-    others, same = (nearest(features.counts, labels, generator, other) for other in (True, False))
+    others, same = (_nearest(features.counts, labels, generator, other) for other in (True, False))
     found = {}
     for name, donors in (("other_class", others), ("same_class", same)):
         mask = fitted(exam.subject, features, exam.chosen.mask[donors] & features.selectable)
-        found[name] = exam.classes_of(features, mask, f"pattern of {name}")
+        found[name] = exam.classes_of(features, mask)
     follows, by_chance = (found[name] == labels[others] for name in ("other_class", "same_class"))
     gain = paired(follows.astype(float) - by_chance)
     figures["other_masks"] = {
@@ -140,19 +125,17 @@ def _others(exam: Exam, generator: np.random.Generator, figures: dict[str, Any])
         "follows_other_class": float(follows.mean()), "follows_by_chance": float(by_chance.mean()), "gain": gain,
     }  # fmt: skip
     said = f"{follows.mean():.1%} answer the class that the pattern came from, above a pattern of the own class"
-    return leak_check(OTHERS, gain, said)
+    return _leak_check(OTHERS, gain, said)
 
 
-def nearest(counts: np.ndarray, labels: np.ndarray, generator: np.random.Generator, other: bool) -> np.ndarray:
+def _nearest(counts: np.ndarray, labels: np.ndarray, generator: np.random.Generator, other: bool) -> np.ndarray:
     """(n,) for each example one nearest in length, of another class or another one of its own; ties at random."""
-    found = np.empty(len(labels), dtype=np.int64)
-    for row, (count, label) in enumerate(zip(counts, labels, strict=True)):
-        allowed = (labels != label) if other else (labels == label)
-        allowed[row] = False
-        candidates = np.flatnonzero(allowed)
-        distance = np.abs(counts[candidates] - count)
-        found[row] = generator.choice(candidates[distance == distance.min()])
-    return found
+    found = []
+    for row, label in enumerate(labels):
+        distance = np.where((labels != label) == other, np.abs(counts - counts[row]).astype(float), np.inf)
+        distance[row] = np.inf
+        found.append(generator.choice(np.flatnonzero(distance == distance.min())))
+    return np.array(found)
 
 
 # classifiers that see the pattern alone
@@ -173,9 +156,6 @@ def mask_probe(mask: np.ndarray, features: Features, labels: np.ndarray, seed: i
 
     Returns:
         None where a class has fewer than 2 examples, or there is one class alone.
-
-    Raises:
-        MissingExtraError: scikit-learn is not installed.
     """
     present, counts = np.unique(labels, return_counts=True)
     folds = min(FOLDS, int(counts.min()))
@@ -185,7 +165,7 @@ def mask_probe(mask: np.ndarray, features: Features, labels: np.ndarray, seed: i
     sizes = features.counts[:, None].astype(float)
     constant = len(np.unique(sizes)) == 1
     by_length = {} if constant else _out_of_fold(sizes, labels, folds, seed)
-    by_pattern = _out_of_fold(pattern_columns(mask, features), labels, folds, seed)
+    by_pattern = _out_of_fold(_pattern_columns(mask, features), labels, folds, seed)
     pattern = max(by_pattern.values(), key=np.mean)
     figures = {
         "majority": float(majority.mean()),
@@ -197,7 +177,7 @@ def mask_probe(mask: np.ndarray, features: Features, labels: np.ndarray, seed: i
     return Probe(figures, pattern, max([majority, *by_length.values()], key=np.mean))
 
 
-def pattern_columns(mask: np.ndarray, features: Features) -> np.ndarray:
+def _pattern_columns(mask: np.ndarray, features: Features) -> np.ndarray:
     """(n, columns) float: every position's bit, counts, and where the kept ones lie relative to the length."""
     selectable = features.selectable
     chosen = mask & selectable
@@ -218,15 +198,13 @@ def pattern_columns(mask: np.ndarray, features: Features) -> np.ndarray:
 
 def _out_of_fold(columns: np.ndarray, labels: np.ndarray, folds: int, seed: int) -> dict[str, np.ndarray]:
     """By classifier (n,) bool: which labels are predicted by one that was fitted to the other folds."""
-    try:
-        from sklearn.ensemble import HistGradientBoostingClassifier
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import StratifiedKFold, cross_val_predict
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-    except ImportError:
-        raise MissingExtraError("scikit-learn", "bench") from None
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     split = StratifiedKFold(folds, shuffle=True, random_state=seed)
     classifiers = {
         "logistic_regression": make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500)),

@@ -21,16 +21,16 @@ import json
 import os
 import platform
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from rekd_deploy.errors import BenchmarkError
 from rekd_deploy.runtimes.onnxruntime import available_cores
@@ -43,7 +43,6 @@ LIBRARIES = (
     "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "nvidia-pytriton",
     "tritonclient", "transformers", "timm", "tokenizers", "scikit-learn", "numpy",
 )  # fmt: skip
-_GPU_STATE = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw", "clocks_throttle_reasons.active")
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a step, how much of it is done, and how much there is to do; commands make bars of it."""
@@ -53,11 +52,7 @@ def silent(step: str, done: int, total: int) -> None:
     """Nobody watches."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Check(_Strict):
+class Check(BaseModel, frozen=True, extra="forbid"):
     """One verdict."""
 
     name: str
@@ -67,19 +62,24 @@ class Check(_Strict):
     limit: float | None = Field(None, description="what it was compared with")
 
 
+def verdict(name: str, passed: bool, words: str, value: float | None = None, limit: float | None = None) -> Check:
+    """A check that passed or failed."""
+    return Check(name=name, outcome="passed" if passed else "failed", words=words, value=value, limit=limit)
+
+
 def not_applicable(name: str, why: str, limit: float | None = None) -> Check:
     """A check that cannot be made here."""
     return Check(name=name, outcome="not applicable", words=why, limit=limit)
 
 
-class Input(_Strict):
+class Input(BaseModel, frozen=True, extra="forbid"):
     """Something that was measured or measured with."""
 
     name: str = Field(description="of a file or folder, without its path; of a data set its origin")
     sha256: str = Field("", description="of its content; empty where it has none to hash, as a server")
 
 
-class Result(_Strict):
+class Result(BaseModel, frozen=True, extra="forbid"):
     """One measurement, as its file holds it."""
 
     format: Literal["rekd-bench"] = FORMAT
@@ -113,7 +113,6 @@ def result(
 
 def write_result(path: Path, measured: Result) -> Path:
     """Write a result file by renaming a finished one; its folder is made."""
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, measured.model_dump(mode="json"))
     return path
@@ -125,19 +124,16 @@ def read_result(path: Path) -> Result:
     Raises:
         BenchmarkError: the file is missing, damaged or of another version.
     """
-    path = Path(path)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise BenchmarkError(f"{path} is no result of rekd-bench; fix: give a file that rekd-bench wrote")
-        if document.get("version") != VERSION:
-            raise BenchmarkError(
-                f"{path} has version {document.get('version')}; this rekd reads {VERSION}; fix: measure again"
-            )
+        if (version := document.get("version")) != VERSION:
+            raise BenchmarkError(f"{path} has version {version}; this rekd reads {VERSION}; fix: measure again")
         return Result.model_validate(document)
-    except FileNotFoundError:
-        raise BenchmarkError(f"{path} does not exist; fix: rekd-bench KIND --output {path}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
+    except OSError as error:
+        raise BenchmarkError(f"{path} cannot be read: {error.strerror}; fix: give a file of rekd-bench") from None
+    except ValueError as error:  # of JSON, UTF-8 or a field
         problem = " ".join(str(error).split())[:200]
         raise BenchmarkError(f"{path} is damaged: {problem}; fix: measure again") from None
 
@@ -175,12 +171,23 @@ def hardware() -> dict[str, Any]:
     """This machine: ``processor``, ``machine``, ``cores`` that may be used, ``memory_gb``, ``gpus``."""
     try:
         memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
-        memory = None
-    names = _cpu_lines("model name")
+        memory, lines = None, []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     processor = names[0] if names else platform.processor() or platform.machine()
     return {"processor": processor, "machine": platform.machine(), "cores": available_cores(), "memory_gb": memory,
-            "gpus": _nvidia_smi("name,driver_version")}  # fmt: skip
+            "gpus": [", ".join(row) for row in nvidia_smi("name", "driver_version")]}  # fmt: skip
+
+
+def nvidia_smi(*columns: str, options: Sequence[str] = ()) -> list[list[str]]:
+    """What nvidia-smi tells of each GPU; empty without it. No library is loaded that would take the GPU."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(columns)}", "--format=csv,noheader,nounits", *options]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return list(csv.reader(done.stdout.splitlines(), skipinitialspace=True))
 
 
 def versions() -> dict[str, str]:
@@ -189,67 +196,6 @@ def versions() -> dict[str, str]:
 
     found = {"rekd": __version__, "python": platform.python_version()}
     for name in LIBRARIES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
-
-
-def machine_state() -> dict[str, Any]:
-    """``load`` (processes that want to run, mean of a minute), ``cpu_mhz`` (mean of the cores), ``gpus``.
-
-    Read before and after a measurement; what cannot be read is left out.
-    """
-    state: dict[str, Any] = {"load": round(os.getloadavg()[0], 2)}
-    if clocks := _cpu_lines("cpu MHz"):
-        state["cpu_mhz"] = round(sum(map(float, clocks)) / len(clocks))
-    rows = csv.reader(_nvidia_smi(",".join(_GPU_STATE)), skipinitialspace=True)
-    if gpus := [dict(zip(_GPU_STATE, row, strict=False)) for row in rows]:
-        state["gpus"] = gpus
-    return state
-
-
-def _cpu_lines(name: str) -> list[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    return [line.partition(":")[2].strip() for line in lines if line.startswith(name)]
-
-
-def _nvidia_smi(columns: str) -> list[str]:
-    """A line of CSV for each NVIDIA GPU; no library is loaded that would take the GPU."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    command = [program, f"--query-gpu={columns}", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
-
-
-# tables
-
-
-def figure_rows(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """(name, value) of every number; nested names joined by spaces, lists left to the JSON but for curves."""
-    rows: list[tuple[str, ...]] = []
-    for name, value in figures.items():
-        if isinstance(value, Mapping) and {"rates", "accuracies"} <= set(value):
-            pairs = zip(value["rates"], value["accuracies"], strict=True)
-            rows += [(f"{name} at {rate:.0%}", _shown(found)) for rate, found in pairs]
-            rows += [(f"{name} {key}", _shown(value[key])) for key in ("area", "note") if key in value]
-        elif isinstance(value, Mapping):
-            rows += [(f"{name} {inner}", text) for inner, text in figure_rows(value)]
-        elif not isinstance(value, (list, tuple)):
-            rows.append((name, _shown(value)))
-    return rows
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "none"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)

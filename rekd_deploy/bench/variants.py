@@ -1,29 +1,34 @@
-"""What can be timed: variants of one model; and timing them in rounds on a machine that is not quiet.
+"""What can be timed: variants of one model; a checkpoint's networks in every arrangement, and PyTorch running them.
 
-Every round runs each variant once, in an order that shifts from round to round, so whatever disturbs the machine
-disturbs all alike. A figure is a median over rounds; a comparison is the median of the rounds' own ratios, with an
-interval from resampling the rounds.
+Times do not depend on weights, so the same networks stand for what was not trained: a pair whose predictor blanks
+instead of gathering, and a classifier that reads everything, which is that predictor alone with nothing blanked.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rekd_deploy.bench.results import Check
-from rekd_train.errors import ConfigError
+from rekd_deploy.contract.signature import GraphSignature
+from rekd_deploy.errors import BenchmarkError
+from rekd_deploy.runtimes.base import Arrays
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rekd_train.models.rationalizer import Rationalizer
+
+    Logits = Callable[[dict[str, Tensor]], Tensor]
 
 COMPACTED, ZEROED = "compacted", "zeroed"
 CLASSIFIER, LARGE_CLASSIFIER = "classifier", "classifier of the teacher's size"
 PYTORCH, COMPILED, PYTORCH_GRAPHS = "PyTorch", "torch.compile", "PyTorch, CUDA graphs"
 ONNX_CPU, ONNX_CUDA, ONNX_GRAPHS = "ONNX Runtime", "ONNX Runtime CUDA", "ONNX Runtime, CUDA graphs"
-_RESAMPLES = 2000
-_CLASSES_ALIKE = 0.98
-"""Share of rows on which float32 variants of one model must agree about the class."""
+BOTH, PREDICTOR, SINGLE = ("selector", "predictor"), ("predictor",), ("single",)
 
 
 @dataclass(frozen=True)
@@ -73,145 +78,166 @@ def comparisons(variants: Sequence[Variant]) -> list[tuple[Variant, Variant]]:
     return pairs
 
 
-class Stopwatch:
-    """Milliseconds of the steps of one prediction."""
+class Runnable(NamedTuple):
+    """A variant that can be run."""
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
-        self.steps: dict[str, float] = {}
-        """Wall clock, by step; empty where the steps are not waited for one by one."""
-        self.device: dict[str, float] = {}
-        """By step, from events on the device; empty on a CPU."""
-        self._last = clock()
-
-    def lap(self, step: str) -> None:
-        """The step has just ended."""
-        now = self._clock()
-        self.steps[step] = 1000 * (now - self._last)
-        self._last = now
-
-
-class Runnable:
-    """A variant that can be called; remembers the steps of every call.
-
-    Args:
-        run: computes the batch of a round, tells the stopwatch when each step ends, returns class logits (B, C).
-    """
-
-    def __init__(self, variant: Variant, run: Callable[[int, Stopwatch], np.ndarray]) -> None:
-        self.variant = variant
-        self._run = run
-        self.watches: list[Stopwatch] = []
-
-    def __call__(self, number: int) -> np.ndarray:
-        watch = Stopwatch()
-        logits = self._run(number, watch)
-        self.watches.append(watch)
-        return logits
-
-    def last(self, rounds: int, clock: str = "steps") -> dict[str, np.ndarray]:
-        """Milliseconds (rounds,) by step of the last calls; ``clock``: 'steps' (wall) or 'device'."""
-        rows: list[Mapping[str, float]] = [getattr(watch, clock) for watch in self.watches[-rounds:]]
-        return {step: np.array([row[step] for row in rows]) for step in rows[0]}
-
-
-# timing in rounds
+    variant: Variant
+    run: Callable[[int], np.ndarray]
+    """Computes the batch of a round; class logits (B, C)."""
 
 
 @dataclass(frozen=True)
-class Timings:
-    """Milliseconds, (rounds,) float64, by variant."""
+class Networks:
+    """Networks that run one after another."""
 
-    milliseconds: dict[str, np.ndarray]
+    model: str
+    pair: Rationalizer
+    roles: tuple[str, ...]
 
-    def ratio(self, name: str, baseline: str) -> dict[str, float]:
-        """Time of ``name`` in units of ``baseline``: the median of the rounds' own ratios and its 95 % interval."""
-        return median_figures(self.milliseconds[name] / self.milliseconds[baseline], "ratio")
-
-
-def median_figures(values: np.ndarray, name: str = "p50") -> dict[str, float]:
-    """The median of (n,) values under ``name``; ``low`` and ``high`` of its 95 % interval, by resampling them.
-
-    As ``scipy.stats.bootstrap`` finds it; the GPU machine of benchmarks/gpu.py has no scipy.
-    """
-    drawn = np.random.default_rng(0).integers(0, len(values), size=(_RESAMPLES, len(values)))
-    low, high = np.percentile(np.median(values[drawn], axis=1), (2.5, 97.5))
-    return {name: float(np.median(values)), "low": float(low), "high": float(high)}
+    def variant(self, runtime: str, precision: str = "fp32") -> Variant:
+        """These networks on a runtime."""
+        kept = self.pair.capacity if self.model == COMPACTED else None
+        return Variant(runtime, self.model, precision, len(self.roles), kept)
 
 
-def percentiles(milliseconds: np.ndarray) -> dict[str, float]:
-    """``p50``, ``p90``, ``p95``, ``p99`` of (n,) values."""
-    return {f"p{level}": float(np.percentile(milliseconds, level)) for level in (50, 90, 95, 99)}
-
-
-def with_interval(milliseconds: np.ndarray) -> dict[str, float]:
-    """Percentiles of (n,) times, and ``low`` and ``high`` of the median."""
-    return {**percentiles(milliseconds), **median_figures(milliseconds)}
-
-
-def in_rounds(
-    variants: Mapping[str, Callable[[int], object]], *, rounds: int, warmup_seconds: float = 0.0,
-    clock: Callable[[], float] = time.perf_counter, report: Callable[[int], None] = lambda done: None,
-) -> Timings:  # fmt: skip
-    """Time each variant once a round.
+def all_kept(encoded: Arrays, signature: GraphSignature) -> Arrays:
+    """The inputs of a predictor that may read everything, which makes it a plain classifier.
 
     Args:
-        variants: by name; called with the number of the round, so that they may take other inputs each time.
-        rounds: at least 3.
-        warmup_seconds: each variant runs for so long, and once in any case, before the first round.
-        clock: seconds; replaced in tests.
-        report: called with the number of rounds that are done.
+        encoded: the selector's inputs.
+        signature: the predictor's; the width of ``keep`` is fixed for images, for texts it is theirs.
+    """
+    first = next(iter(encoded.values()))
+    width = next(spec.shape[1] for spec in signature.inputs if spec.name == "keep")
+    return encoded | {"keep": np.ones((len(first), width if isinstance(width, int) else first.shape[1]), bool)}
+
+
+def networks_of(pair: Rationalizer, teacher: Rationalizer | None = None) -> list[Networks]:
+    """Every arrangement of a checkpoint's networks; the first is the one it was trained for.
+
+    Args:
+        teacher: gives the size of the larger classifier.
 
     Raises:
-        ConfigError: too few rounds for a median.
+        BenchmarkError: the teacher reads something else.
     """
-    if rounds < 3:
-        raise ConfigError(f"{rounds} rounds are too few for a median; at least 3")
-    for variant in variants.values():
-        begun = clock()
-        variant(0)
-        while clock() - begun < warmup_seconds:
-            variant(0)
-    names = list(variants)
-    milliseconds = {name: np.empty(rounds) for name in names}
-    for number in range(rounds):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            begun = clock()
-            variants[name](number)
-            milliseconds[name][number] = 1000 * (clock() - begun)
-        report(number + 1)
-    return Timings(milliseconds)
+    own = ZEROED if pair.predictor.operator == "zero" else COMPACTED
+    zeroed, compacted = _with_operator(pair, "zero"), _with_operator(pair, "compact")
+    found = [Networks(COMPACTED, compacted, BOTH), Networks(ZEROED, zeroed, BOTH),
+             Networks(CLASSIFIER, zeroed, PREDICTOR)]  # fmt: skip
+    found.sort(key=lambda each: each.model != own)
+    if teacher is not None:
+        if pair.preprocessor.fingerprint != teacher.preprocessor.fingerprint:
+            raise BenchmarkError(
+                "the teacher's preprocessing is another, so its classifier cannot be timed on the same tensors; fix: a "
+                "teacher with the same tokenizer and max_length, or leave it out"
+            )
+        found.append(Networks(LARGE_CLASSIFIER, _with_operator(teacher, "zero"), PREDICTOR))
+    return found
 
 
-# the same predictions?
+def _with_operator(pair: Rationalizer, operator: str) -> Rationalizer:
+    """The pair with a predictor of this operator; the networks themselves are shared."""
+    if pair.predictor.operator == operator:
+        return pair
+    predictor = copy.copy(pair.predictor)
+    predictor.operator = operator
+    parts = (pair.selector, predictor, pair.policy, pair.preprocessor, pair.labels, pair.probability_temperature)
+    return type(pair)(*parts).eval()
 
 
-def classes_alike(runnables: Sequence[Runnable], count: int) -> tuple[int, int]:
-    """Rows on which float32 variants of a model predict as the first of them does, and all rows that were compared.
+# PyTorch
+
+
+def runtimes_of(device: str) -> list[str]:
+    """The PyTorch runtimes that a device can have."""
+    return [PYTORCH, COMPILED, *([PYTORCH_GRAPHS] if device == "cuda" else [])]
+
+
+def pytorch_runnables(
+    networks: Networks, batches: Sequence[Arrays], device: str, runtimes: Sequence[str], *, backend: str = "inductor",
+    precision: str = "fp32",
+) -> tuple[list[Runnable], list[NotRun]]:
+    """The networks on PyTorch, in those of ``runtimes_of`` that are wanted. Without TF32.
+
+    Each has run once, so that what does not work is known.
 
     Args:
-        count: how many batches there are.
+        batches: tensors by name, all of one shape. They lie on the device before any clock starts.
+        device: 'cpu' or 'cuda'.
+        backend: of torch.compile.
+        precision: 'fp32' or 'fp16'; in 'fp16' the networks themselves are float16 from then on.
     """
-    same = rows = 0
-    first: dict[tuple[str, int | None], list[np.ndarray]] = {}
-    for each in (each for each in runnables if each.variant.precision == "fp32"):
-        classes = [np.asarray(each(number)).argmax(axis=1) for number in range(count)]
-        model = each.variant.model, each.variant.kept
-        if model in first:
-            same += sum(int((ours == theirs).sum()) for ours, theirs in zip(classes, first[model], strict=True))
-            rows += sum(map(len, classes))
-        first.setdefault(model, classes)
-    return same, rows
+    import torch
+
+    from rekd_deploy.graphs.modules import graph_modules, pair_signature
+
+    signatures = [pair_signature(networks.pair).graph(role) for role in networks.roles]
+    modules = [graph_modules(networks.pair)[role].eval().to(device) for role in networks.roles]
+    if networks.roles != BOTH:
+        batches = [all_kept(batch, signatures[0]) for batch in batches]
+    placed = [{name: torch.from_numpy(array).to(device) for name, array in batch.items()} for batch in batches]
+    if precision == "fp16":
+        modules = [module.half() for module in modules]
+    found, not_run = [], []
+    for runtime in runtimes:
+        variant, steps = networks.variant(runtime, precision), modules
+        try:
+            if runtime == COMPILED:
+                torch.compiler.reset()  # a shape at a time: dynamic shapes would be a handicap
+                steps = [torch.compile(module, backend=backend, dynamic=False) for module in modules]
+            call = _in_order(steps, signatures)
+            if runtime == PYTORCH_GRAPHS:
+                call = _captured(call, placed[0])
+            found.append(Runnable(variant, lambda number, call=call: call(placed[number % len(placed)]).cpu().numpy()))
+            found[-1].run(0)
+        except Exception as error:  # whatever a compiler or the driver raises: the others are still worth timing
+            found = [each for each in found if each.variant != variant]
+            not_run.append(NotRun(variant.name, _said(error)))
+    return found, not_run
 
 
-def alike_check(alike: Sequence[tuple[int, int]]) -> Check:
-    """The check over all cells: what is fast must also be right."""
-    same, rows = (sum(counts) for counts in zip(*alike, strict=True))
-    name = "what is timed answers alike"
-    if not rows:
-        return Check(name=name, outcome="not applicable", words="no model was timed in two float32 forms")
-    share = same / rows
-    return Check(
-        name=name, outcome="passed" if share >= _CLASSES_ALIKE else "failed", value=share, limit=_CLASSES_ALIKE,
-        words=f"{same:,} of {rows:,} answers have the class of the first float32 form of the same model",
-    )  # fmt: skip
+def _in_order(modules: Sequence[Any], signatures: Sequence[GraphSignature]) -> Logits:
+    import torch
+
+    @torch.inference_mode()
+    def call(inputs: dict[str, Tensor]) -> Tensor:
+        known = dict(inputs)
+        for module, signature in zip(modules, signatures, strict=True):
+            outputs = module(*(known[spec.name] for spec in signature.inputs))
+            known |= dict(zip((spec.name for spec in signature.outputs), outputs, strict=True))
+        return known["logits"]
+
+    return call
+
+
+def _captured(call: Logits, example: dict[str, Tensor]) -> Logits:
+    """The call recorded once as a CUDA graph; inputs are copied into the tensors that it was recorded with."""
+    import torch
+
+    inputs = {name: tensor.clone() for name, tensor in example.items()}
+    side = torch.cuda.Stream()  # what is allocated at first use must not be recorded
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call(inputs)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        logits = call(inputs)
+
+    def replay(given: dict[str, Tensor]) -> Tensor:
+        for name, tensor in inputs.items():
+            tensor.copy_(given[name])
+        graph.replay()
+        return logits
+
+    return replay
+
+
+def _said(error: Exception) -> str:
+    """Kind and first line; the second, too, where the first only leads to it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].endswith(":"):
+        lines[0] = " ".join(lines[:2])
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

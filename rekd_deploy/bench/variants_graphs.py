@@ -2,85 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from rekd_deploy.bench.variants import (
-    CLASSIFIER,
-    COMPACTED,
-    ONNX_CPU,
-    ONNX_CUDA,
-    ONNX_GRAPHS,
-    ZEROED,
-    NotRun,
-    Runnable,
-    Stopwatch,
-    Variant,
-)
-from rekd_deploy.bench.variants_torch import BOTH, PREDICTOR, SINGLE, Networks, all_kept
-from rekd_deploy.contract.signature import GraphSignature
+from rekd_deploy.bench import variants
+from rekd_deploy.bench.variants import BOTH, COMPACTED, PREDICTOR, SINGLE, Networks, NotRun, Runnable, Variant, all_kept
 from rekd_deploy.errors import ExportError
 from rekd_deploy.repository.reader import Exported, read_manifest
-from rekd_deploy.runtimes.base import Arrays, Chain, Graph, Runner
+from rekd_deploy.runtimes.base import Arrays, Chain, Graph, RunnerChain
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.runtimes.onnxruntime_device import DeviceChain
 from rekd_train.errors import RekdError
 
-if TYPE_CHECKING:
-    import onnx
-
-Signatures = Mapping[str, GraphSignature]
-"""By step, in order."""
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """A variant whose graphs are loaded."""
-
-    variant: Variant
-    signatures: Signatures
-    runners: Sequence[Runner] = ()
-    """By step; empty where a chain runs them on a device."""
-    chain: Chain | None = None
-
-    def runnable(self, batches: Sequence[Arrays]) -> Runnable:
-        if tuple(self.signatures) == PREDICTOR:
-            batches = [all_kept(batch, self.signatures["predictor"]) for batch in batches]
-        return Runnable(self.variant, lambda number, watch: self._run(batches[number % len(batches)], watch))
-
-    def _run(self, batch: Arrays, watch: Stopwatch) -> np.ndarray:
-        if self.chain is not None:
-            return self.chain.run(batch)["logits"]
-        known = dict(batch)
-        for step, runner in zip(self.signatures, self.runners, strict=True):
-            known |= runner.run({spec.name: known[spec.name] for spec in runner.signature.inputs})
-            watch.lap(step)
-        return known["logits"]
-
 
 class Loaded:
-    """Graphs and engines that are ready to run; ``stack`` closes them.
+    """Graphs and engines that are ready to run on 'cpu' or 'cuda'; ``stack`` closes them.
 
     Args:
-        device: 'cpu' or 'cuda'.
         threads: of ONNX Runtime on a CPU; None: the cores that may be used.
     """
 
     def __init__(self, stack: ExitStack, device: str, threads: int | None) -> None:
         self._stack, self._device, self._threads = stack, device, threads
-        self._ready: list[_Ready] = []
+        self._ready: dict[Variant, tuple[Chain, Graph]] = {}
+        """With the first graph."""
         self.not_run: list[NotRun] = []
         """What could not be loaded here."""
 
     @property
     def variants(self) -> set[Variant]:
         """What is ready."""
-        return {ready.variant for ready in self._ready}
+        return set(self._ready)
 
     def add_repository(self, root: Path) -> str:
         """What a repository holds: two graphs, both as one (joined here if need be), perhaps engines.
@@ -93,76 +48,72 @@ class Loaded:
         """
         exported, manifest = Exported.of(root), read_manifest(root)
         compact = manifest["operator"] == "compact"
-        model, kept = (COMPACTED, manifest["capacity"]) if compact else (ZEROED, None)
+        model, kept = (COMPACTED, manifest["capacity"]) if compact else (variants.ZEROED, None)
         precision = manifest["artefacts"]["predictor"]["precision"]
-        jobs = [(model, kept, BOTH), (model, kept, SINGLE)] + ([] if compact else [(CLASSIFIER, None, PREDICTOR)])
-        for name, slots, roles in jobs:
+        jobs = [(model, kept, BOTH), (model, kept, SINGLE), (variants.CLASSIFIER, None, PREDICTOR)]
+        for name, slots, roles in jobs[:2] if compact else jobs:
             variant = Variant("", name, precision, len(roles), slots)
-            signatures = {role: exported.signature.graph(role) for role in roles}
-            self.add_graphs(variant, [_graph(exported, role) for role in roles], signatures)
+            graphs = [
+                Graph(_model(exported, role), exported.signature.graph(role), f"{name} {role}") for role in roles
+            ]
+            self.add_graphs(variant, graphs)
             if set(roles) <= set(exported.plans):
-                self._add_engines(variant, signatures, exported)
+                self._add_engines(variant, graphs[0], roles, exported)
         return precision
 
-    def add_traced(self, networks: Networks, models: Mapping[str, onnx.ModelProto], precision: str) -> None:
-        """Graphs by role as they were traced or converted; left out where a repository has given them."""
-        signatures = dict(zip(networks.roles, networks.signatures(), strict=True))
-        files = [models[role].SerializeToString() for role in networks.roles]
-        self.add_graphs(networks.variant("", precision), files, signatures)
+    def add_graphs(self, variant: Variant, graphs: Sequence[Graph]) -> None:
+        """Graphs on ONNX Runtime, in whatever ways the device has; the variant's own runtime is not read.
 
-    def add_graphs(self, variant: Variant, models: Sequence[Path | bytes], signatures: Signatures) -> None:
-        """Graphs by step on ONNX Runtime, in whatever ways the device has; of the variant's runtime nothing is read."""
-        parts = list(zip(models, signatures.items(), strict=True))
+        Left out where a repository has given them.
+        """
         if self._device == "cpu":
-            runners = [OnnxRuntimeRunner(model, signature, f"{variant.model} {step}", threads=self._threads)
-                       for model, (step, signature) in parts]  # fmt: skip
-            self._add(replace(variant, runtime=ONNX_CPU), signatures, runners)
+            self._add(replace(variant, runtime=variants.ONNX_CPU), graphs[0], lambda: RunnerChain([
+                OnnxRuntimeRunner(each.model, each.signature, each.name, threads=self._threads) for each in graphs
+            ]))  # fmt: skip
             return
-        graphs = [Graph(model, signature, f"{variant.model} {step}") for model, (step, signature) in parts]
-        for runtime, captured in ((ONNX_CUDA, False), (ONNX_GRAPHS, True)):
-            own = replace(variant, runtime=runtime)
-            if own in self.variants:
-                continue
-            try:
-                chain = self._stack.enter_context(DeviceChain(graphs, device=self._device, captured=captured))
-            except RekdError as error:
-                self.not_run.append(NotRun(own.name, str(error)))
-                continue
-            if chain.uncaptured:  # it would be timed under a name that it does not earn
-                self.not_run.append(NotRun(own.name, f"not captured: {'; '.join(set(chain.uncaptured.values()))}"))
-            else:
-                self._ready.append(_Ready(own, signatures, chain=chain))
+        for runtime, captured in ((variants.ONNX_CUDA, False), (variants.ONNX_GRAPHS, True)):
+            self._add(
+                replace(variant, runtime=runtime), graphs[0],
+                lambda captured=captured: DeviceChain(graphs, device=self._device, captured=captured),
+            )  # fmt: skip
 
     def runnables(self, batches: Sequence[Arrays]) -> list[Runnable]:
         """Everything loaded, to run on these batches, one after another."""
-        return [ready.runnable(batches) for ready in self._ready]
+        found = []
+        for variant, (chain, first) in self._ready.items():
+            alone = any(spec.name == "keep" for spec in first.signature.inputs)
+            inputs = [all_kept(batch, first.signature) for batch in batches] if alone else batches
+            found.append(Runnable(
+                variant, lambda number, run=chain.run, inputs=inputs: run(inputs[number % len(inputs)])["logits"]
+            ))  # fmt: skip
+        return found
 
-    def _add(self, variant: Variant, signatures: Signatures, runners: Sequence[Runner]) -> None:
-        if variant in self.variants:
+    def _add(self, variant: Variant, first: Graph, open_chain: Callable[[], Chain]) -> None:
+        if variant in self._ready:
             return
-        with ExitStack() as trial:
-            try:
-                for runner in runners:
-                    trial.enter_context(runner)
-            except RekdError as error:
-                self.not_run.append(NotRun(variant.name, str(error)))
-                return
-            self._stack.push(trial.pop_all())
-        self._ready.append(_Ready(variant, signatures, runners))
+        try:
+            chain = self._stack.enter_context(open_chain())
+        except RekdError as error:
+            self.not_run.append(NotRun(variant.name, str(error)))
+            return
+        if isinstance(chain, DeviceChain) and chain.uncaptured:  # timed under a name that it does not earn
+            self.not_run.append(NotRun(variant.name, f"not captured: {'; '.join(set(chain.uncaptured.values()))}"))
+        else:
+            self._ready[variant] = chain, first
 
-    def _add_engines(self, variant: Variant, signatures: Signatures, exported: Exported) -> None:
+    def _add_engines(self, variant: Variant, first: Graph, roles: Sequence[str], exported: Exported) -> None:
         from rekd_deploy.parity.engines import reason_not_to_run
 
-        entries = [exported.entries[role]["engine"] for role in signatures]
+        entries = [exported.entries[role]["engine"] for role in roles]
         own = replace(variant, runtime=entries[0]["format"])
         reasons = ["engines run on GPUs alone"] if self._device == "cpu" else map(reason_not_to_run, entries)
         if reason := next(filter(None, reasons), None):
             self.not_run.append(NotRun(own.name, reason))
         else:
-            self._add(own, signatures, [exported.engine_runner(role) for role in signatures])
+            self._add(own, first, lambda: RunnerChain([exported.engine_runner(role) for role in roles]))
 
 
-def _graph(exported: Exported, role: str) -> Path | bytes:
+def _model(exported: Exported, role: str) -> Path | bytes:
     """The file of a role's graph; both steps as one are joined where the repository holds no such file."""
     if role in exported.graphs:
         return exported.graphs[role]
@@ -176,10 +127,8 @@ def _graph(exported: Exported, role: str) -> Path | bytes:
 def traced(
     networks: Sequence[Networks], precisions: Sequence[str], items: Sequence[Any], *, gpu: bool, not_run: list[NotRun],
     report: Callable[[int, int], None] = lambda done, total: None,
-) -> Iterator[tuple[Networks, dict[str, onnx.ModelProto], str]]:
-    """Networks with their ONNX graphs by role and precision, compacted pairs as one graph, too. Nothing is written.
-
-    A pair that several arrangements share is traced once.
+) -> Iterator[tuple[Variant, list[Graph]]]:
+    """Networks as ONNX graphs by precision, compacted pairs as one, too; a pair that several share is traced once.
 
     Args:
         items: what int8 is calibrated on.
@@ -195,24 +144,23 @@ def traced(
     pairs = {id(each.pair): each.pair for each in networks}
     for number, (key, pair) in enumerate(pairs.items()):
         report(number, len(pairs))
-        own = [each for each in networks if id(each.pair) == key]
-        names, name, signature = ", ".join(each.model for each in own), "ONNX Runtime", pair_signature(pair)
-        try:
-            models = traced_graphs(pair, fused=True, gpu=gpu, opset=OPSET)
-        except ExportError as error:
-            not_run.append(NotRun(f"{name}, {names}", str(error)))
-            continue
+        own, signature = [each for each in networks if id(each.pair) == key], pair_signature(pair)
+        models, names = None, ", ".join(each.model for each in own)
         for precision in precisions:
             try:
-                found = convert_pair(
+                models = models or traced_graphs(pair, fused=True, gpu=gpu, opset=OPSET)
+                found = dict(convert_pair(
                     models, precision, signature, head_layers(pair), pair.preprocessor, items, fused=True
-                ).models
+                ).models)  # fmt: skip
             except ExportError as error:
-                not_run.append(NotRun(f"{name} {precision}, {names}", str(error)))
+                not_run.append(NotRun(f"ONNX Runtime {precision}, {names}", str(error)))
                 continue
+            if any(each.model == COMPACTED for each in own):
+                found["single"] = joined(found["selector"], found["predictor"], signature)
             for each in own:
-                yield each, found, precision
-                if each.model == COMPACTED:
-                    whole = joined(found["selector"], found["predictor"], signature)
-                    yield Networks(each.model, pair, SINGLE), {"single": whole}, precision
+                for roles in (each.roles, SINGLE) if each.model == COMPACTED else (each.roles,):
+                    yield replace(each.variant("", precision), graphs=len(roles)), [
+                        Graph(found[role].SerializeToString(), signature.graph(role), f"{each.model} {role}")
+                        for role in roles
+                    ]
     report(len(pairs), len(pairs))

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from rekd_deploy.cli.bench_common import AsJson, Output, finish, progress_bar
-from rekd_deploy.cli.bench_timing import LATENCY_EXAMPLES, SERVING_EXAMPLES, latency, serving
+from rekd_deploy.cli import bench_timing
+from rekd_deploy.cli.bench_timing import AsJson, Output, finish, line_of_json, progress_bar, show_table
 from rekd_train.cli.command import application, examples, run
-
-if TYPE_CHECKING:
-    from rekd_deploy.bench.report.compare import Comparison
 
 ACCURACY_EXAMPLES = (
     "rekd-bench accuracy model_repository/python --checkpoint runs/demo/student",
@@ -28,8 +23,7 @@ FAITHFULNESS_EXAMPLES = (
 )
 REPORT_EXAMPLES = (
     "rekd-bench report benchmarks/results/*.json --output report.html",
-    "rekd-bench report benchmarks/results/gpu",
-    "rekd-bench report accuracy.json latency.json --answers answers.jsonl --title 'Reviews, March'",
+    "rekd-bench report accuracy.json latency.json --title 'Reviews, March'",
 )
 COMPARE_EXAMPLES = (
     "rekd-bench compare old.json new.json --fail-above 10%",
@@ -37,7 +31,7 @@ COMPARE_EXAMPLES = (
 )
 
 Repository = Annotated[
-    Path | None, typer.Argument(metavar="REPO", help="Model repository written by rekd-export, answered in process.")
+    Path | None, typer.Argument(metavar="REPO", help="Model repository written by rekd-export, run in process.")
 ]
 Checkpoint = Annotated[
     Path | None, typer.Option("--checkpoint", metavar="CKPT", help="What the repository was exported from.")
@@ -59,7 +53,7 @@ def accuracy(
     repository: Repository = None,
     url: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Ask a server instead: HOST:PORT (gRPC) or http://HOST:PORT."),
+        typer.Option(metavar="URL", help="A server in its place: HOST:PORT (gRPC) or http://HOST:PORT."),
     ] = None,
     checkpoint: Checkpoint = None,
     data: Data = None,
@@ -75,30 +69,28 @@ def accuracy(
             help="Largest gap to the checkpoint's accuracy, in percentage points.",
         ),
     ] = None,  # fmt: skip
-    single_graph: Annotated[bool, typer.Option("--single-graph", help="Answer with the graph of both steps.")] = False,
-    engine: Annotated[bool, typer.Option("--engine", help="Answer with the TensorRT engines.")] = False,
+    single_graph: Annotated[bool, typer.Option("--single-graph", help="Run the graph of both steps.")] = False,
+    engine: Annotated[bool, typer.Option("--engine", help="Run the TensorRT engines.")] = False,
     device: Annotated[
-        str | None, typer.Option(help="Where REPO is answered: cpu, cuda or cuda:N.", show_default="cpu")
+        str | None, typer.Option(help="Where REPO runs: cpu, cuda or cuda:N.", show_default="cpu")
     ] = None,
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the served answers: accuracy given the rationale, rate, curve, classes, calibration.
+    """Measure the served predictions: accuracy given the rationale, rate, curve, classes, calibration.
 
     A gap to the checkpoint's own accuracy beyond the limit is an error.
     """
     if (repository is None) == (url is None):
         raise typer.BadParameter("give either a repository or --url", param_hint="REPO")
-    from rekd_deploy.bench.accuracy import AccuracyOptions, measure_accuracy
-    from rekd_deploy.bench.results import figure_rows
+    from rekd_deploy.bench.accuracy import measure_accuracy
 
-    options = AccuracyOptions(
-        repository=repository, url=url, checkpoint=checkpoint, data=data, overrides=tuple(overrides or ()),
-        split=split, examples=examples, limit=limit, single_graph=single_graph, engine=engine, device=device,
-    )  # fmt: skip
     with progress_bar() as progress:
-        measured = measure_accuracy(options, progress)
-    finish(measured, output, as_json, figure_rows(measured.figures), ("figure", "value"))
+        measured = measure_accuracy(
+            repository, url, checkpoint, data, overrides or (), split, examples, limit, single_graph=single_graph,
+            engine=engine, device=device, progress=progress,
+        )  # fmt: skip
+    finish(measured, output, as_json)
 
 
 def faithfulness(
@@ -125,53 +117,37 @@ def faithfulness(
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
-    """Test whether the answer depends on the kept features alone, on their content, and not on their pattern.
+    """Test whether the prediction depends on the kept features alone, on their content, and not on their pattern.
 
     Without --checkpoint what needs a judge is left out.
     """
-    from rekd_deploy.bench.faithfulness import FaithfulnessOptions, measure_faithfulness
-    from rekd_deploy.bench.results import figure_rows
+    from rekd_deploy.bench.faithfulness import measure_faithfulness
 
-    options = FaithfulnessOptions(
-        repository=repository, checkpoint=checkpoint, data=data, overrides=tuple(overrides or ()), split=split,
-        examples=examples, judge=judge, judge_epochs=judge_epochs, seed=seed, engine=engine,
-        device=device,
-    )  # fmt: skip
     with progress_bar() as progress:
-        measured = measure_faithfulness(options, progress)
-    finish(measured, output, as_json, figure_rows(measured.figures), ("figure", "value"))
+        measured = measure_faithfulness(
+            repository, checkpoint, data, overrides or (), split, examples, judge=judge, judge_epochs=judge_epochs,
+            seed=seed, engine=engine, device=device, progress=progress,
+        )  # fmt: skip
+    finish(measured, output, as_json)
 
 
 def report(
-    results: Annotated[
-        list[Path],
-        typer.Argument(metavar="RESULT", help="Result files of rekd-bench, of any kind; folders of benchmarks/gpu.py."),
-    ],
+    results: Annotated[list[Path], typer.Argument(metavar="RESULT", help="Result files of rekd-bench, of any kind.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The page; the summary lies beside it as .md.")
     ] = Path("report.html"),
     title: Annotated[str, typer.Option(help="Heading.")] = "What the rationales cost, and what they are worth",
     note: Annotated[list[str] | None, typer.Option(help="A paragraph under the heading.")] = None,
-    answers: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="Answers to show with their rationales: lines of rekd-query --json."),
-    ] = None,
-    show: Annotated[int, typer.Option(min=1, help="Most answers shown of each file.")] = 12,
     as_json: Annotated[bool, typer.Option("--json", help="Print the last line alone.")] = False,
 ) -> None:
     """Make one self-contained page and a Markdown summary of results."""
-    from rekd_deploy.bench.report.gpu import read_gpu
-    from rekd_deploy.bench.report.page import Report, read_answers, write_report
+    from rekd_deploy.bench.report import write_report
     from rekd_deploy.bench.results import read_result
 
-    shown = [answer for file in answers or [] for answer in read_answers(file, show)]
-    found = [read_gpu(path) if path.is_dir() else read_result(path) for path in results]
-    made = Report(title, found, shown, tuple(note or ()))
-    page, markdown = write_report(made, output, output.with_suffix(".md"))
+    page, markdown = write_report(title, list(map(read_result, results)), output, note or ())
     if not as_json:
         typer.echo(f"page     {page}\nsummary  {markdown}")
-    document = {"kind": "report", "page": str(page), "summary": str(markdown), "bytes": page.stat().st_size}
-    sys.stdout.write(json.dumps(document) + "\n")
+    line_of_json({"kind": "report", "page": str(page), "summary": str(markdown), "bytes": page.stat().st_size})
 
 
 def compare(
@@ -191,19 +167,25 @@ def compare(
     ] = False,
 ) -> None:
     """Match the figures of two results; exit code 1 if one is worse beyond the limit and beyond the noise."""
-    from rekd_deploy.bench.report import compare as comparison
+    from rekd_deploy.bench import report
     from rekd_deploy.bench.results import read_result
     from rekd_deploy.errors import BenchmarkError
 
-    limit = _percent(fail_above)
-    found = comparison.compare(
-        read_result(old), read_result(new), percent=limit, points=fail_points, other_hardware=other_hardware
-    )
+    found = report.compare(read_result(old), read_result(new), _percent(fail_above), fail_points, other_hardware)
     if not as_json:
-        _show_comparison(found)
-    sys.stdout.write(json.dumps(found.to_dict(), ensure_ascii=True) + "\n")
-    if found.failed:
-        raise BenchmarkError(f"worse than {old}: {'; '.join(found.failed)}")
+        show_table("", ("figure", "old", "new", "change", "verdict"), [
+            (each.name, f"{each.old:.4g}", f"{each.new:.4g}", f"{each.change:+.1f} {each.unit}", each.outcome)
+            for each in found.changes
+        ])  # fmt: skip
+        notes = {"only in the old": found.only_old, "only in the new": found.only_new, "note": found.notes,
+                 "worse": found.worse}  # fmt: skip
+        for name, lines in notes.items():
+            for line in lines:
+                typer.echo(f"{name}: {line}")
+    changes = [change._asdict() for change in found.changes]
+    line_of_json({"kind": "compare", **found._asdict(), "changes": changes})
+    if found.worse:
+        raise BenchmarkError(f"worse than {old}: {'; '.join(found.worse)}")
 
 
 def _percent(text: str) -> float:
@@ -216,35 +198,15 @@ def _percent(text: str) -> float:
     return value
 
 
-def _show_comparison(found: Comparison) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, markup=False, emoji=False)
-    table = Table()
-    for column in ("figure", "old", "new", "change", "verdict"):
-        table.add_column(column, justify="left" if column in ("figure", "verdict") else "right", overflow="fold")
-    for change in found.changes:
-        unit = " points" if change.old.points else " %"
-        table.add_row(
-            change.name, f"{change.old.value:.4g}", f"{change.new.value:.4g}", f"{change.change:+.1f}{unit}",
-            change.outcome,
-        )  # fmt: skip
-    console.print(table)
-    notes = {"only in the old": found.only_old, "only in the new": found.only_new, "note": found.notes}
-    for title, lines in {**notes, "fails now": found.broken}.items():
-        for line in lines:
-            console.print(f"{title}: {line}", soft_wrap=True)
-
-
 SUBCOMMANDS = {
-    latency: LATENCY_EXAMPLES, serving: SERVING_EXAMPLES, accuracy: ACCURACY_EXAMPLES,
-    faithfulness: FAITHFULNESS_EXAMPLES, report: REPORT_EXAMPLES, compare: COMPARE_EXAMPLES,
+    bench_timing.latency: bench_timing.LATENCY_EXAMPLES, bench_timing.serving: bench_timing.SERVING_EXAMPLES,
+    accuracy: ACCURACY_EXAMPLES, faithfulness: FAITHFULNESS_EXAMPLES, report: REPORT_EXAMPLES,
+    compare: COMPARE_EXAMPLES,
 }  # fmt: skip
 """With lines for --help, in the order of --help."""
 
 app = application(
-    help="Measure a served model: what an answer costs, how good it is, whether the rationale is the reason.\n\n"
+    help="Measure a served model: what a prediction costs, how good it is, whether the rationale is the reason.\n\n"
     "A table for people, a last line of JSON for machines, and a result file with the hardware and versions. Exit "
     "code 1 if a check fails.",
     epilog=examples(*(lines[0] for lines in SUBCOMMANDS.values()), "rekd-bench COMMAND --help"),

@@ -242,5 +242,5 @@ def read_status(
         raise
     finally:
         transport.close()
-    steps = sorted(map(StepTotals.of, facts.statistics), key=lambda step: (step.model, step.version))
-    return ServerStatus(url, facts.ready, facts.triton, tuple(steps), state)
+    steps = sorted(map(StepTotals.of, statistics), key=lambda step: (step.model, step.version))
+    return ServerStatus(url, ready, triton, tuple(steps), state)

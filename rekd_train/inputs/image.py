@@ -117,7 +117,7 @@ class ImagePreprocessor:
         images, faults = [], {}
         for index, item in enumerate(items := self.check_items(items)):
             try:
-                images.append(_read(item, self.settings.channels))
+                images.append(read_image(item, self.settings.channels))
             except _Unusable as error:
                 faults[first_index + index] = error.fault
         if faults:
@@ -195,7 +195,7 @@ def _name(index: int, item: object) -> str:
     return f"image {index + 1} ({path if len(path) <= _LONGEST_NAME else path[: _LONGEST_NAME - 3] + '...'})"
 
 
-def _read(item: object, channels: int) -> np.ndarray | Image:
+def read_image(item: object, channels: int) -> np.ndarray | Image:
     """An array (H, W, ``channels``), or an upright Pillow image of so many channels."""
     if isinstance(item, np.ndarray):
         return _array(item, channels)

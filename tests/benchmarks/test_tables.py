@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 
+import imdb_table
 import numpy as np
 import pytest
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
+import typer
 from _cells import Cell, Table, execute
 from _models import bits, from_bits
 from _recipes import distillation_cells, distillation_rows, mosaic_cells, seeds_of
 from _tables import accuracy_table, comparison_table, mean_and_std, paired_bootstrap, truth_table
 
+from rekd_train.cli.command import run
 from rekd_train.config.run import RunConfig, run_config
 
 
@@ -51,9 +49,12 @@ class Worker:
         return {"accuracy": 0.5, "rate": 0.1, "seconds": 1.0, "shown": job["config"] or float("nan")}
 
 
-def run(folder: Path, chosen: list[Cell], worker: Worker, code: str = "a", any_code: bool = False) -> int:
+def ran(folder: Path, chosen: list[Cell], code: str = "a", any_code: bool = False) -> list[str]:
+    """The cells that are not finished, which now are."""
+    worker = Worker()
     table = Table(chosen, folder / "results", folder / "work", code, {"device": "cpu"}, any_code)
-    return execute(table, worker, 1, lambda line: None)
+    assert execute(table, worker, 1, lambda line: None) == 0
+    return worker.done
 
 
 def test_students_of_all_seeds_may_learn_from_one_teacher(tmp_path) -> None:
@@ -62,15 +63,12 @@ def test_students_of_all_seeds_may_learn_from_one_teacher(tmp_path) -> None:
         Cell("student", 1, "train", {"size": 4}, {"teacher": "teacher"}),
         Cell("student", 2, "train", {"size": 4}, {"teacher": "teacher@1"}),
     ]
-    worker = Worker()
-    assert run(tmp_path, chosen, worker) == 0 and worker.done == ["teacher_1", "student_1", "student_2"]
+    assert ran(tmp_path, chosen) == ["teacher_1", "student_1", "student_2"]
     table = Table(chosen, tmp_path / "results", tmp_path / "work", "a", {})
-    assert table.job(chosen[2])["needs"] == {"teacher": str(tmp_path / "work" / "teacher_1")}
-    assert table.job(chosen[1])["needs"] == table.job(chosen[2])["needs"]
+    needs = {"teacher": str(tmp_path / "work" / "teacher_1")}
+    assert table.job(chosen[1])["needs"] == table.job(chosen[2])["needs"] == needs
     changed = [Cell("teacher", 1, "train", {"size": 9}), *chosen[1:]]
-    again = Worker()
-    run(tmp_path, changed, again)
-    assert again.done == ["teacher_1", "student_1", "student_2"]
+    assert ran(tmp_path, changed) == ["teacher_1", "student_1", "student_2"]
 
 
 def test_one_seed_s_teacher_teaches_every_seed_of_a_recipe() -> None:
@@ -91,60 +89,37 @@ def test_a_cell_s_configuration_leaves_out_the_defaults() -> None:
     assert RunConfig.model_validate(cell.config) == student.model_copy(update={"seed": 5, "stages": stages})
 
 
-def test_a_second_run_does_nothing(tmp_path) -> None:
-    worker = Worker()
-    assert run(tmp_path, cells(), worker) == 0
-    assert worker.done == ["teacher_1", "student_1", "mask_1", "teacher_2", "student_2", "mask_2"]
+def test_what_is_done_is_kept(tmp_path) -> None:
+    everything = ["teacher_1", "student_1", "mask_1", "teacher_2", "student_2", "mask_2"]
+    assert ran(tmp_path, cells()) == everything
     stored = json.loads((tmp_path / "results" / "student_2.json").read_text())
     assert (stored["cell"], stored["seed"], stored["config"]) == ("student", 2, {"size": 4})
     assert "NaN" not in (tmp_path / "results" / "mask_1.json").read_text()
-    run(tmp_path, cells(), again := Worker())
-    assert again.done == []
+    assert ran(tmp_path, cells()) == []
+    assert ran(tmp_path, cells(size=5)) == ["student_1", "mask_1", "student_2", "mask_2"]
+    assert ran(tmp_path, cells((1, 2, 3), size=5)) == ["teacher_3", "student_3", "mask_3"]
+    assert ran(tmp_path, cells(size=5), code="b", any_code=True) == []
+    assert ran(tmp_path, cells(size=5), code="b") == everything
 
 
-def test_what_changed_and_what_needs_it_runs_again(tmp_path) -> None:
-    run(tmp_path, cells(), Worker())
-    run(tmp_path, cells(size=5), worker := Worker())
-    assert worker.done == ["student_1", "mask_1", "student_2", "mask_2"]
-    run(tmp_path, cells((1, 2, 3), size=5), worker := Worker())
-    assert worker.done == ["teacher_3", "student_3", "mask_3"]
-
-
-def test_other_code_runs_everything_again_unless_told_otherwise(tmp_path) -> None:
-    run(tmp_path, cells(), Worker())
-    run(tmp_path, cells(), worker := Worker(), code="b", any_code=True)
-    assert worker.done == []
-    run(tmp_path, cells(), worker := Worker(), code="b")
-    assert len(worker.done) == 6
-
-
-def test_a_lost_checkpoint_is_made_again_only_if_it_is_needed(tmp_path) -> None:
-    run(tmp_path, cells((1,)), Worker())
+def test_a_lost_checkpoint_and_a_damaged_result_are_made_again_if_needed(tmp_path) -> None:
+    ran(tmp_path, cells((1,)))
     for record in (tmp_path / "work").glob("*.key.json"):
         record.unlink()
-    run(tmp_path, cells((1,)), worker := Worker())
-    assert worker.done == []
+    assert ran(tmp_path, cells((1,))) == []
     (tmp_path / "results" / "mask_1.json").unlink()
-    run(tmp_path, cells((1,)), worker := Worker())
-    assert worker.done == ["teacher_1", "student_1", "mask_1"]
-
-
-def test_a_damaged_result_is_no_result(tmp_path) -> None:
-    run(tmp_path, cells((1,)), Worker())
+    assert ran(tmp_path, cells((1,))) == ["teacher_1", "student_1", "mask_1"]
     (tmp_path / "results" / "student_1.json").write_text('{"cell": "stud')
-    run(tmp_path, cells((1,)), worker := Worker())
-    assert worker.done == ["student_1"]
+    assert ran(tmp_path, cells((1,))) == ["student_1"]
 
 
 def test_a_failure_costs_what_needs_it_and_nothing_else(tmp_path) -> None:
-    worker = Worker(fail="student_1")
-    lines = []
+    worker, lines = Worker(fail="student_1"), []
     table = Table(cells(), tmp_path / "results", tmp_path / "work", "a", {})
     assert execute(table, worker, 1, lines.append) == 2
     assert worker.done == ["teacher_1", "teacher_2", "student_2", "mask_2"]
     assert any("student_1 failed: ValueError: diverged; not run for it: mask_1" in line for line in lines)
-    run(tmp_path, cells(), again := Worker())
-    assert again.done == ["student_1", "mask_1"]
+    assert ran(tmp_path, cells()) == ["student_1", "mask_1"]
 
 
 def in_a_process(job: dict) -> dict:
@@ -152,7 +127,7 @@ def in_a_process(job: dict) -> dict:
 
 
 def test_processes_side_by_side_keep_the_order_of_needs(tmp_path) -> None:
-    table = Table(cells((1, 2, 3)), tmp_path / "results", tmp_path / "work", "a", {})
+    table = Table(cells((1, 2)), tmp_path / "results", tmp_path / "work", "a", {})
     assert execute(table, in_a_process, 2, lambda line: None) == 0
     assert not table.pending()
 
@@ -231,8 +206,6 @@ def test_recipes_compare_like_with_like() -> None:
 
 
 def test_seeds_are_numbers() -> None:
-    import typer
-
     assert seeds_of("1,20") == [1, 20]
     with pytest.raises(typer.BadParameter, match="no list of whole numbers"):
         seeds_of("1;2")
@@ -240,37 +213,30 @@ def test_seeds_are_numbers() -> None:
 
 def test_a_real_cell_of_each_kind(tmp_path, capsys) -> None:
     """The whole script on a few made-up texts."""
-    import imdb_table
-
-    from rekd_train.cli.command import run as run_command
-
-    generator = np.random.default_rng(0)
     words = "the film was a story about people and time in the city".split()
-    lines = []
-    for number in range(80):
-        text = [*generator.choice(words, 12), str(number), ("awful", "great")[number % 2]]
-        lines.append(json.dumps({"text": " ".join(text), "label": number % 2}) + "\n")
-    (tmp_path / "texts.jsonl").write_text("".join(lines))
+    drawn = [" ".join(np.random.default_rng(number).choice(words, 12)) for number in range(80)]
+    (tmp_path / "texts.jsonl").write_text("".join(
+        json.dumps({"text": f"{text} {number} {('awful', 'great')[number % 2]}", "label": number % 2}) + "\n"
+        for number, text in enumerate(drawn)
+    ))  # fmt: skip
     settings = [
         "data.name=table", f"data.path={tmp_path / 'texts.jsonl'}", "data.train_examples=40", "data.max_length=24",
         "selector.word_embeddings=random", "predictor.word_embeddings=random", "selector.width=8", "selector.heads=2",
         "predictor.width=8", "predictor.heads=2", "selector.layers=1", "predictor.layers=1",
         "optimisation.batch_size=20",
     ]  # fmt: skip
-    arguments = [part for setting in settings for part in ("--set", setting)]
-    places = ["--results", str(tmp_path / "results"), "--work", str(tmp_path / "work"), "--seeds", "7"]
-    with pytest.raises(SystemExit) as request:
-        run_command(imdb_table.app, [*places, *arguments, "--only", "random_mask", "--draws", "2"])
-    out = capsys.readouterr().out
-    assert request.value.code == 0, out
+    arguments = ["--results", str(tmp_path / "results"), "--work", str(tmp_path / "work"), "--seeds", "7"]
+    arguments += ["--only", "random_mask", "--draws", "2", *(part for each in settings for part in ("--set", each))]
+    with pytest.raises(SystemExit) as ended:
+        run(imdb_table.app, arguments)
+    assert ended.value.code == 0, capsys.readouterr().out
     stored = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "results" / "cpu").glob("*.json")}
     assert set(stored) == {"teacher_7", "warm_7", "rekd_7", "rekd_compact_7", "random_mask_7"}
     assert stored["random_mask_7"]["rate"] == stored["rekd_compact_7"]["rate"]
     assert stored["rekd_compact_7"]["report"]["operator"] == "compact"
     assert "teacher" in stored["rekd_7"]["report"] and stored["rekd_7"]["report"]["modes"]["sampled"]["draws"] == 2
     for result in stored.values():
-        right = from_bits(result["correct"], result["examples"])
-        assert right.mean() == pytest.approx(result["accuracy"])
+        assert from_bits(result["correct"], result["examples"]).mean() == pytest.approx(result["accuracy"])
         assert result["environment"]["torch"]
     table = (tmp_path / "results" / "cpu.md").read_text()
     assert "| REKD compacted | " in table and "python benchmarks/imdb_table.py --size cpu --seeds 7" in table

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
-import pytest
+import training_speed as script
 
 from rekd_train.config.run import AccelerationConfig
 from rekd_train.training.runtime import Runtime
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
 
-
-@pytest.fixture(scope="module")
-def script():
-    path = list(sys.path)
-    sys.path.insert(0, str(FOLDER))
-    spec = importlib.util.spec_from_file_location("training_speed", FOLDER / "training_speed.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    sys.path[:] = path
-
-
-def test_every_acceleration_is_switched_off_once(script):
+def test_every_acceleration_is_switched_off_once():
     assert {key for off in script.SWITCHES.values() for key in off} == set(AccelerationConfig.model_fields)
     default = AccelerationConfig()
     for off in script.SWITCHES.values():
@@ -36,7 +19,7 @@ def test_every_acceleration_is_switched_off_once(script):
     assert "without bf16" not in script._variants(gpu=False)
 
 
-def test_the_clock_leaves_the_warm_up_out(script, monkeypatch):
+def test_the_clock_leaves_the_warm_up_out(monkeypatch):
     times = iter([0.0, 10.0, 14.0])  # stage, end of the warm-up, end
     monkeypatch.setattr(script, "_now", lambda runtime: next(times))
     clock = script.Clock(Runtime("cpu"), warmup=2, batch_size=8)
@@ -47,7 +30,7 @@ def test_the_clock_leaves_the_warm_up_out(script, monkeypatch):
     assert clock.stages["compact"]["peak_mb"] is None or clock.stages["compact"]["peak_mb"] > 1
 
 
-def test_figures_are_medians_and_worth_is_a_ratio(script):
+def test_figures_are_medians_and_worth_is_a_ratio():
     def reading(speed: float, seconds: float | None) -> dict:
         stages = {name: {"examples_per_second": speed, "peak_mb": 10 * speed} for name in script.STAGES}
         return {"stages": stages, "teacher_pass_seconds": seconds}

@@ -10,10 +10,17 @@ from rekd_deploy.cli.bench import app
 from rekd_train.cli.command import run
 
 HARDWARE = {"processor": "made up", "machine": "x86_64", "cores": 2, "memory_gb": 8.0, "gpus": []}
-FORMS = [
+VARIANTS = [
     Variant(ONNX_CPU, COMPACTED, kept=32), Variant(ONNX_CPU, COMPACTED, graphs=1, kept=32), Variant(ONNX_CPU, ZEROED),
     Variant(ONNX_CPU, CLASSIFIER, graphs=1), Variant(PYTORCH, ZEROED),
 ]  # fmt: skip
+
+
+def bench(*arguments: object) -> int:
+    """Run rekd-bench in this process: its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        run(app, list(map(str, arguments)))
+    return ended.value.code
 
 
 def made_up(kind: str, figures: dict, checks: list[Check] = (), **settings) -> Result:
@@ -28,42 +35,29 @@ def made_up(kind: str, figures: dict, checks: list[Check] = (), **settings) -> R
 
 def times(p50: float, spread: float = 0.02) -> dict[str, float]:
     """Percentiles around a median, and its interval."""
-    return {
-        "p50": p50, "p90": 1.2 * p50, "p95": 1.3 * p50, "p99": 1.5 * p50, "max": 2 * p50,
-        "low": p50 * (1 - spread), "high": p50 * (1 + spread),
-    }  # fmt: skip
+    return {"p50": p50, "p90": 1.2 * p50, "p95": 1.3 * p50, "p99": 1.5 * p50, "max": 2 * p50,
+            "low": p50 * (1 - spread), "high": p50 * (1 + spread)}  # fmt: skip
 
 
 def latency(factor: float = 1.0, spread: float = 0.02) -> Result:
-    """Two batches, two lengths; ``factor`` slows the compacted forms."""
+    """Two batches, two lengths; ``factor`` slows the compacted variants."""
     cells = []
-    for length in (64, 256):
-        for batch in (1, 8):
-            p50 = {
-                form.name: batch * length * (0.01 if form.model == CLASSIFIER else 0.02)
-                * (0.6 * factor if form.model == COMPACTED else 1.0)
-                for form in FORMS
-            }  # fmt: skip
-            ways = [
-                {
-                    **form.to_dict(), "milliseconds": times(p50[form.name], spread), "items_per_second": 100.0,
-                    "steps": {"predictor": times(p50[form.name])} if form.graphs == 1 else
-                    {"selector": times(p50[form.name] / 2), "predictor": times(p50[form.name] / 2)},
-                    "device_steps": {},
-                }
-                for form in FORMS
-            ]  # fmt: skip
-            ratios = [
-                {"way": form.name, "baseline": other.name, "ratio": (ratio := p50[form.name] / p50[other.name]),
-                 "low": ratio * (1 - spread), "high": ratio * (1 + spread)}
-                for form, other in comparisons(FORMS)
-            ]  # fmt: skip
-            around = {"preprocess": times(0.2), "decode": times(0.1)}
-            cells.append({"batch": batch, "length": length, "rounds": 9, "around": around, "ways": ways,
-                          "ratios": ratios})  # fmt: skip
+    for length, batch in ((length, batch) for length in (64, 256) for batch in (1, 8)):
+        p50 = {
+            each: batch * length * (0.01 if each.model == CLASSIFIER else 0.02)
+            * (0.6 * factor if each.model == COMPACTED else 1.0) for each in VARIANTS
+        }  # fmt: skip
+        ways = [each.to_dict() | {"milliseconds": times(p50[each], spread), "items_per_second": 100.0}
+                for each in VARIANTS]  # fmt: skip
+        ratios = [
+            {"way": each.name, "baseline": other.name, "ratio": (ratio := p50[each] / p50[other]),
+             "low": ratio * (1 - spread), "high": ratio * (1 + spread)}
+            for each, other in comparisons(VARIANTS)
+        ]  # fmt: skip
+        cells.append({"batch": batch, "length": length, "rounds": 9, "ways": ways, "ratios": ratios})
     not_run = [{"name": "torch.compile fp32, compacted", "reason": "no compiler | here"}]
     checks = [Check(name="what is timed answers alike", outcome="passed", words="all 40 of 40")]
-    return made_up("latency", {"cells": cells, "not_run": not_run, "machine": {}}, checks)
+    return made_up("latency", {"cells": cells, "not_run": not_run}, checks)
 
 
 def serving() -> Result:
@@ -71,21 +65,15 @@ def serving() -> Result:
     step = {"requests": 9, "rows_per_batch": 1.0, "request_ms": 4.0, "queue_ms": 1.0, "input_ms": 0.1,
             "compute_ms": 2.5, "output_ms": 0.4}  # fmt: skip
     load = {"milliseconds": times(8.0), "per_second": 120.0, "answers": 9, "failed": 0, "errors": []}
-    figures = {
-        "closed": [
-            {"concurrency": count, **load, "steps": {"rekd_selector": step, "rekd": step}, "equal": 9, "compared": 9,
-             "in_process": load, "throughput": {"ratio": 0.9, "low": 0.8, "high": 1.0}}
-            for count in (1, 4)
-        ],
+    more = {"steps": {"rekd_selector": step, "rekd": step}, "equal": 9, "compared": 9, "in_process": load,
+            "throughput": {"ratio": 0.9, "low": 0.8, "high": 1.0}}  # fmt: skip
+    return made_up("serving", {
+        "closed": [{"concurrency": count, **load, **more} for count in (1, 4)],
         "open": [{"rate": rate, "share_of_peak": rate / 120, **load, "late_ms": {"p99": 0.1}} for rate in (60.0, 96.0)],
-        "perf_analyzer": [],
-        "perf_analyzer_not_run": "perf-analyzer is not installed",
         "in_process": {"milliseconds": {"served": times(8.0), "in process": times(5.0)},
                        "ratio": {"way": "served", "baseline": "in process", "ratio": 1.6, "low": 1.5, "high": 1.7},
                        "added_ms": {"p50": 3.0, "low": 2.9, "high": 3.1}},
-        "machine": {},
-    }  # fmt: skip
-    return made_up("serving", figures)
+    })  # fmt: skip
 
 
 def accuracy(share: float = 0.84, examples: int = 2000) -> Result:
@@ -117,10 +105,3 @@ def faithfulness(outcome: str = "failed") -> Result:
         Check(name="known reasons", outcome="not applicable", words="the data have none"),
     ]
     return made_up("faithfulness", figures, checks, examples=1000)
-
-
-def bench(*arguments: object) -> int:
-    """Run rekd-bench in this process: its exit code."""
-    with pytest.raises(SystemExit) as ended:
-        run(app, list(map(str, arguments)))
-    return ended.value.code

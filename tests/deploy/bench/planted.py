@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 from conftest import WORDS, make_rationalizer
 
-from rekd_deploy.bench.examples import Features, features_of
+from rekd_deploy.bench.examples import Features
 from rekd_train.data import TokenizedTexts
 
 CUES = ("bad", "good")
@@ -31,25 +30,20 @@ def planted_texts(examples: int = 240, seed: int = 0, shortest: int = 8, longest
     return TokenizedTexts(ids, labels.astype(np.int64), preprocessor, truth)
 
 
-def planted_features(split: TokenizedTexts) -> Features:
-    return features_of(split, split.preprocessor)
-
-
 class Planted:
     """Selects and classifies by a rule.
 
     Args:
         kind: 'honest' keeps the cue and two words at random, and reads the cue; 'random' keeps three words at random
             and reads the cue if it is there; 'cheat' keeps the first three words without a cue for class 0, the last
-            for class 1, and reads nothing but where they are; 'leaky' is honest, but its answer depends a little
+            for class 1, and reads nothing but where they are; 'leaky' is honest, but its prediction depends a little
             on what it does not keep.
     """
 
-    capacity: int | None = None
     batch_size = 32
 
-    def slots(self, width: int) -> int | None:
-        return self.capacity
+    def slots(self, width: int) -> None:
+        return None
 
     def __init__(self, preprocessor, kind: str) -> None:
         self.kind = kind
@@ -85,29 +79,6 @@ class Planted:
         return _logits(votes)
 
 
-class Untrained:
-    """A pair with random weights, in PyTorch."""
-
-    capacity: int | None = None
-    batch_size = 32
-
-    def slots(self, width: int) -> int | None:
-        return self.capacity
-
-    def __init__(self, seed: int = 0) -> None:
-        self.pair = make_rationalizer(seed, operator="compact")
-
-    @torch.inference_mode()
-    def select(self, inputs):
-        found = self.pair.select({name: torch.from_numpy(array) for name, array in inputs.items()})
-        return found.scores.numpy(), found.mask.numpy()
-
-    @torch.inference_mode()
-    def classify(self, inputs, mask):
-        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
-        return self.pair.class_logits(tensors, torch.from_numpy(mask)).numpy()
-
-
 def ideal_judge(features: Features):
     """Reads the cue where it is shown and knows nothing otherwise: what a perfect independent judge would say."""
     planted = Planted(features.preprocessor, "honest")
@@ -125,13 +96,10 @@ def ideal_judge(features: Features):
 
 def table_file(folder: Path, examples: int = 40, seed: int = 0) -> Path:
     """A CSV of short texts with labels negative and positive."""
-    random = np.random.default_rng(seed)
-    lines = ["text,label"]
-    for number in range(examples):
-        words = random.choice(WORDS, size=random.integers(3, 60))
-        lines.append(f"{' '.join(words)} {number},{('negative', 'positive')[number % 2]}")
-    path = folder / "reviews.csv"
-    path.write_text("\n".join(lines) + "\n")
+    random, path = np.random.default_rng(seed), folder / "reviews.csv"
+    texts = [" ".join(random.choice(WORDS, size=random.integers(3, 60))) for _ in range(examples)]
+    rows = [f"{text} {number},{('negative', 'positive')[number % 2]}" for number, text in enumerate(texts)]
+    path.write_text("\n".join(["text,label", *rows, ""]))
     return path
 
 

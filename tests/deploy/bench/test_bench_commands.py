@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from bench_results import bench
 from conftest import make_rationalizer
-from planted import Untrained, planted_texts, table_file
+from planted import planted_texts, table_file
 
 from rekd_deploy import Pipeline
-from rekd_deploy.bench.accuracy import AccuracyOptions, gap_check, measure_accuracy
+from rekd_deploy.bench.accuracy import gap_check, measure_accuracy
 from rekd_deploy.bench.examples import features_of
-from rekd_deploy.bench.faithfulness import FaithfulnessOptions, measure_faithfulness
+from rekd_deploy.bench.faithfulness import measure_faithfulness
 from rekd_deploy.bench.results import read_result
-from rekd_deploy.bench.subject import classified, subject_curve
+from rekd_deploy.bench.subject import TorchPair, classified, rate_curve
 from rekd_train.checkpoints import checkpoint as checkpoints
-from rekd_train.checkpoints.description import read_description
 from rekd_train.config.run import RunConfig
+from rekd_train.data import encode, load_data
+from rekd_train.evaluation import forward
 
 
 def invoke(capsys, *arguments: str, command: str = "accuracy") -> tuple[int, str, str]:
@@ -32,8 +32,6 @@ def recorded(tmp_path_factory) -> tuple[Path, Path]:
     """A tiny pair that records its data and its own figures, and its repository."""
     from rekd_deploy.export.graphs import export
     from rekd_deploy.repository.writer import write_repository
-    from rekd_train.data import encode, load_data
-    from rekd_train.evaluation.forward import measure
 
     folder = tmp_path_factory.mktemp("accuracy")
     data = {"name": "table", "path": str(table_file(folder, 60)), "max_length": 48, "test_share": 0.4}
@@ -41,7 +39,7 @@ def recorded(tmp_path_factory) -> tuple[Path, Path]:
     pair = make_rationalizer()
     test = encode(load_data(config.data).splits["test"], pair.preprocessor)
     path = checkpoints.save(
-        pair, folder / "pair", metrics={"test": measure(pair, test)}, training={"config": config.model_dump()}
+        pair, folder / "pair", metrics={"test": forward.measure(pair, test)}, training={"config": config.model_dump()}
     )
     return path, write_repository(export(path, folder), folder / "repository")
 
@@ -56,9 +54,7 @@ def test_the_served_predictions_are_measured_as_they_are(recorded, tmp_path, cap
     assert document == read_result(file).model_dump(mode="json")
     figures = document["figures"]
 
-    config = RunConfig.model_validate(read_description(path)["training"]["config"])
-    from rekd_train.data import load_data
-
+    config = RunConfig.model_validate(checkpoints.read_description(path)["training"]["config"])
     test = load_data(config.data).splits["test"]
     answers = Pipeline(repository).predict(test.texts)
     classes = np.array([("negative", "positive").index(answer.label) for answer in answers])
@@ -68,14 +64,14 @@ def test_the_served_predictions_are_measured_as_they_are(recorded, tmp_path, cap
     assert sum(bin["examples"] for bin in figures["calibration"]["reliability"]) == len(test) == 24
     own = checkpoints.read_metrics(path)["test"]
     assert figures["calibration"]["nll"] == pytest.approx(own["nll"], abs=1e-4)
-    assert figures["reference"]["source"] == "metrics.json" and figures["reference"]["gap_points"] == 0
+    assert (figures["reference"]["accuracy"], figures["reference"]["gap_points"]) == (own["accuracy"], 0)
     assert document["checks"][0]["outcome"] == "passed"
     assert document["inputs"]["checkpoint"]["sha256"] == checkpoints.checkpoint_hash(path)
 
 
 def test_the_curve_ends_where_the_slots_do_and_goes_on_by_the_checkpoint(recorded) -> None:
     path, repository = recorded
-    figures = measure_accuracy(AccuracyOptions(repository, checkpoint=path)).figures
+    figures = measure_accuracy(repository, checkpoint=path).figures
     served, whole = figures["curve"]["served"], figures["curve"]["checkpoint"]
     assert served["rates"] == [0.05, 0.1, 0.15, 0.2]  # at most 11 of up to 46
     assert "slots" in served["note"] and "not by what is served" in whole["note"]
@@ -84,20 +80,18 @@ def test_the_curve_ends_where_the_slots_do_and_goes_on_by_the_checkpoint(recorde
     assert served["realised"] == pytest.approx(whole["realised"][:4])
 
 
-def test_a_gap_to_the_checkpoint_is_an_error(recorded, tmp_path, capsys) -> None:
+def test_a_gap_to_the_checkpoint_is_an_error(recorded, tmp_path, capsys, monkeypatch) -> None:
     path, repository = recorded
-    other = shutil.copytree(path, tmp_path / "other")
-    metrics = checkpoints.read_metrics(other)
-    metrics["test"]["accuracy"] += 0.05
-    (other / "metrics.json").write_text(json.dumps(metrics))
-    file = tmp_path / "result.json"
-    code, out, err = invoke(capsys, str(repository), "--checkpoint", str(other), "-o", str(file))
+    right, file = forward.measure, tmp_path / "result.json"
+    accuracy = checkpoints.read_metrics(path)["test"]["accuracy"] + 0.05
+    monkeypatch.setattr(forward, "measure", lambda *given: right(*given) | {"accuracy": accuracy})
+    code, out, err = invoke(capsys, str(repository), "--checkpoint", str(path), "-o", str(file))
     said = err.splitlines()[-1]
     assert code == 1 and said.startswith("error: served as trained: ") and "-5.00 points (limit 0.5)" in said
     last = json.loads(out.splitlines()[-1])
     assert last == {"kind": "accuracy", "result": str(file), "checks": {"served as trained": "failed"}}
     assert read_result(file).failed  # written all the same
-    code, _, _ = invoke(capsys, str(repository), "--checkpoint", str(other), "-o", str(file), "--limit", "5")
+    code, _, _ = invoke(capsys, str(repository), "--checkpoint", str(path), "-o", str(file), "--limit", "5")
     assert code == 0
 
 
@@ -116,17 +110,15 @@ def test_the_limit_is_in_points_and_holds_both_ways(served, reference, limit, ou
 
 
 def test_some_examples_are_compared_with_the_same_examples(recorded) -> None:
-    """metrics.json is about the whole split: of a part the checkpoint is asked again."""
     path, repository = recorded
-    found = measure_accuracy(AccuracyOptions(repository, checkpoint=path, examples=10))
-    assert found.figures["reference"]["source"].startswith("PyTorch")
+    found = measure_accuracy(repository, checkpoint=path, examples=10)
     assert found.figures["reference"]["examples"] == 10 == found.settings["examples"]
     assert found.figures["reference"]["gap_points"] == 0
 
 
 def test_a_file_of_the_users_own_and_no_checkpoint(recorded, tmp_path) -> None:
     _, repository = recorded
-    found = measure_accuracy(AccuracyOptions(repository, data=str(table_file(tmp_path, 30, seed=5))))
+    found = measure_accuracy(repository, data=str(table_file(tmp_path, 30, seed=5)))
     assert found.settings["examples"] == 30
     assert found.checks[0].outcome == "not applicable" and "no --checkpoint" in found.checks[0].words
     assert set(found.figures["curve"]) == {"served"}
@@ -151,21 +143,19 @@ def test_wrong_use_is_said(recorded, tmp_path, capsys) -> None:
     assert code == 1 and "none.csv" in err
 
 
-def test_a_predictor_that_takes_any_number_answers_at_every_rate() -> None:
-    split = planted_texts(60)
+def test_a_predictor_that_takes_any_number_is_measured_at_every_rate(monkeypatch) -> None:
+    split, subject = planted_texts(60), TorchPair(make_rationalizer(operator="compact"))
     features = features_of(split, split.preprocessor)
-    subject = Untrained()
-    found = subject_curve(subject, features, split.labels)
+    found = rate_curve(subject, features, split.labels)
     assert found["rates"][-1] == 1.0 and found["note"] == "every rate"
     everything = classified(subject, features, features.selectable).argmax(axis=1)
     assert found["accuracies"][-1] == pytest.approx(np.mean(everything == split.labels))
     assert found["realised"][-1] == 1.0 and found["realised"][0] < 0.2
-    subject.capacity = 1
-    assert subject_curve(subject, features, split.labels)["rates"] == [0.05]
+    monkeypatch.setattr(subject, "slots", lambda width: 1)
+    assert rate_curve(subject, features, split.labels)["rates"] == [0.05]
 
 
 def test_every_test_of_faithfulness_runs_on_what_is_served(recorded, tmp_path, capsys) -> None:
-    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     path, repository = recorded
     file, judge = tmp_path / "result.json", tmp_path / "judge"
     arguments = [str(repository), "--checkpoint", str(path), "--judge", str(judge), "--device", "cpu", "-o", str(file)]
@@ -191,7 +181,7 @@ def test_every_test_of_faithfulness_runs_on_what_is_served(recorded, tmp_path, c
     assert {"repository", "checkpoint", "judge", "data"} == set(measured.inputs)
 
     # the served answers themselves are the judges' first row
-    accuracy = measure_accuracy(AccuracyOptions(repository, checkpoint=path)).figures["classification"]["accuracy"]
+    accuracy = measure_accuracy(repository, checkpoint=path).figures["classification"]["accuracy"]
     assert measured.figures["answers"]["accuracy"] == pytest.approx(accuracy)
     # the judge is kept: the second run reads it, whatever its epochs, and finds the same
     invoke(capsys, *arguments, command="faithfulness")
@@ -199,9 +189,8 @@ def test_every_test_of_faithfulness_runs_on_what_is_served(recorded, tmp_path, c
 
 
 def test_without_a_checkpoint_the_judges_are_left_out(recorded, tmp_path) -> None:
-    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     _, repository = recorded
-    found = measure_faithfulness(FaithfulnessOptions(repository, data=str(table_file(tmp_path)), examples=24))
+    found = measure_faithfulness(repository, data=str(table_file(tmp_path)), examples=24)
     assert set(found.figures["judges"]) == {"pipeline"}
     missing = [check for check in found.checks if "without --checkpoint" in check.words]
     assert len(missing) == 3 and {check.outcome for check in missing} == {"not applicable"}

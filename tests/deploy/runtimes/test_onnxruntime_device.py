@@ -120,7 +120,7 @@ def test_what_is_not_captured_is_not_timed_as_captured(repository, monkeypatch):
     with ExitStack() as stack:
         loaded = variants_graphs.Loaded(stack, "cuda", None)
         loaded.add_repository(repository)
-        assert {form.runtime for form in loaded.variants} == {variants_graphs.ONNX_CUDA}
+        assert {form.runtime for form in loaded.variants} == {"ONNX Runtime CUDA"}
         assert len(loaded.not_run) == 2
         assert all(each.reason == "not captured: its LSTM copies" for each in loaded.not_run)
 

@@ -1,35 +1,96 @@
-"""Load: a closed and an open loop whose responses are compared, one by one, with the pipeline's. torch-free.
+"""Timing on a machine that is not quiet: variants in rounds, and load in a closed and an open loop. torch-free.
+
+Every round runs each variant once, in an order that shifts, so whatever disturbs the machine disturbs all alike. A
+figure is a median over rounds; a comparison is that of the rounds' own ratios, with an interval from resampling them.
 
 A closed loop slows down with what it measures: while a response is late, its client sends nothing, and the lateness is
 seen once. An open loop settles its arrivals beforehand and counts each latency from the moment that its request was
-*to be* sent, so a stall is paid by everyone who would have come meanwhile. perf_analyzer, whose figures stand beside
-these, counts from the sending, compares nothing and takes tensors of one shape.
+*to be* sent, so a stall is paid by everyone who would have come meanwhile.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from rekd_deploy.bench.variants import with_interval
-from rekd_deploy.parity.reference import agreement
 from rekd_train.errors import ConfigError, RekdError
-from rekd_train.inputs.prediction import Prediction
 
-Predict = Callable[[list[Any]], list[Prediction]]
-"""Predictions for a list of texts or images; called from several threads at once."""
 Send = Callable[[int], object]
 """Sends the request of a number and waits for its response."""
-_DRAWN = 1009
-"""Different requests before they repeat; a prime, so that clients in step do not get the same few."""
+_RESAMPLES = 2000
 _IN_FLIGHT = 128
 """Most requests of an open loop that are on their way at once; more wait, and their waiting is counted."""
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Milliseconds, (rounds,) float64, by variant."""
+
+    milliseconds: dict[str, np.ndarray]
+
+    def ratio(self, name: str, baseline: str) -> dict[str, float]:
+        """Time of ``name`` in units of ``baseline``: the median of the rounds' own ratios and its 95 % interval."""
+        return median_figures(self.milliseconds[name] / self.milliseconds[baseline], "ratio")
+
+
+def median_figures(values: np.ndarray, name: str = "p50") -> dict[str, float]:
+    """The median of (n,) values under ``name``; ``low`` and ``high`` of its 95 % interval, by resampling them."""
+    # as scipy.stats.bootstrap finds it; the GPU machine of benchmarks/gpu.py has no scipy
+    drawn = np.random.default_rng(0).integers(0, len(values), size=(_RESAMPLES, len(values)))
+    low, high = np.percentile(np.median(values[drawn], axis=1), (2.5, 97.5))
+    return {name: float(np.median(values)), "low": float(low), "high": float(high)}
+
+
+def percentiles(milliseconds: np.ndarray) -> dict[str, float]:
+    """``p50``, ``p90``, ``p95``, ``p99`` of (n,) values."""
+    return {f"p{level}": float(np.percentile(milliseconds, level)) for level in (50, 90, 95, 99)}
+
+
+def with_interval(milliseconds: np.ndarray) -> dict[str, float]:
+    """Percentiles of (n,) times, and ``low`` and ``high`` of the median."""
+    return {**percentiles(milliseconds), **median_figures(milliseconds)}
+
+
+def in_rounds(
+    variants: Mapping[str, Callable[[int], object]], *, rounds: int, warmup_seconds: float = 0.0,
+    clock: Callable[[], float] = time.perf_counter, report: Callable[[int], None] = lambda done: None,
+) -> Timings:  # fmt: skip
+    """Time each variant once a round.
+
+    Args:
+        variants: by name; called with the number of the round, so that they may take other inputs each time.
+        rounds: at least 3.
+        warmup_seconds: each variant runs for so long, and once in any case, before the first round.
+        report: called with the number of rounds that are done.
+
+    Raises:
+        ConfigError: too few rounds for a median.
+    """
+    if rounds < 3:
+        raise ConfigError(f"{rounds} rounds are too few for a median; at least 3")
+    for variant in variants.values():
+        begun = clock()
+        variant(0)
+        while clock() - begun < warmup_seconds:
+            variant(0)
+    names = list(variants)
+    milliseconds = {name: np.empty(rounds) for name in names}
+    for number in range(rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            begun = clock()
+            variants[name](number)
+            milliseconds[name][number] = 1000 * (clock() - begun)
+        report(number + 1)
+    return Timings(milliseconds)
+
+
+# load
 
 
 @dataclass
@@ -45,22 +106,18 @@ class Load:
     failed: int = 0
     """Requests that ended in an error; they have no latency."""
     errors: set[str] = field(default_factory=set)
-    late_ms: list[float] = field(default_factory=list)
-    """Of an open loop: how long after its moment a request was sent; part of its latency."""
 
     @property
     def per_second(self) -> float:
         """Responses a second."""
         return self.answered / self.seconds if self.seconds else 0.0
 
-    def add(self, moment: float, done: float, error: str | None, late: float = 0.0) -> None:
-        """Count a request."""
-        if error is not None:
-            self.failed += 1
-            self.errors.add(error)
-            return
-        self.milliseconds.append(1000 * (done - moment))
-        self.late_ms.append(1000 * late)
+    def add(self, moment: float, done: float, error: str | None) -> None:
+        """Count a request; times in seconds."""
+        if error is None:
+            self.milliseconds.append(1000 * (done - moment))
+        else:
+            self.failed, self.errors = self.failed + 1, self.errors | {error}
 
     def figures(self) -> dict[str, Any]:
         """For JSON: ``milliseconds`` (p50 with low and high, p90, p95, p99, max), ``per_second``, ``answers``,
@@ -108,11 +165,8 @@ def closed_loop(
             own.answered += error is None and counted < done <= end
             number += concurrency
 
-    threads = [threading.Thread(target=work, args=each, daemon=True) for each in enumerate(loads)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(concurrency) as pool:
+        list(pool.map(work, range(concurrency), loads))
     whole = merged(loads)
     # counted over the whole window: from the first request to the last response it would be the longer, the fewer
     # clients are still busy at the end
@@ -149,12 +203,11 @@ def open_loop(send: Send, arrivals: np.ndarray, *, warmup_seconds: float = 0.0, 
 
     def work(number: int, moment: float) -> None:
         nonlocal last
-        sent = time.perf_counter()
         error = _error_of(send, number)
         done = time.perf_counter()
         if moment - begun >= warmup_seconds:
             with lock:
-                load.add(moment, done, error, late=sent - moment)
+                load.add(moment, done, error)
                 last = max(last, done)
 
     with ThreadPoolExecutor(in_flight, thread_name_prefix="rekd-load") as pool:
@@ -173,62 +226,3 @@ def _error_of(send: Send, number: int) -> str | None:
     except RekdError as error:
         return str(error)
     return None
-
-
-# requests, and whether the responses are the model's own
-
-
-class RequestMix:
-    """A fixed sequence of requests that mixes items, and so lengths, and batch sizes.
-
-    Args:
-        items: texts or images.
-        batch_sizes: each request has one of them.
-
-    Raises:
-        ConfigError: a batch size below 1.
-    """
-
-    def __init__(self, items: Sequence[Any], batch_sizes: Sequence[int] = (1,), seed: int = 0) -> None:
-        if not batch_sizes or min(batch_sizes) < 1:
-            raise ConfigError(f"batch sizes {list(batch_sizes)} make no request; give numbers from 1")
-        generator = np.random.default_rng(seed)
-        sizes = generator.choice(np.asarray(batch_sizes), size=_DRAWN)
-        order = np.concatenate([generator.permutation(len(items)) for _ in range(int(sizes.sum()) // len(items) + 1)])
-        self.items = items
-        self._indices = [part.tolist() for part in np.split(order, np.cumsum(sizes))[:_DRAWN]]
-
-    def indices(self, number: int) -> list[int]:
-        """The items in the request of a number."""
-        return self._indices[number % _DRAWN]
-
-    def __call__(self, number: int) -> list[Any]:
-        """The request of a number."""
-        return [self.items[index] for index in self.indices(number)]
-
-
-class Recorded:
-    """Sends, and keeps every response; they are compared after the load, so that comparing does not disturb it.
-
-    Args:
-        expected: the prediction for each item of the mix.
-        bias: of the decision rule, for near-ties.
-    """
-
-    def __init__(self, mix: RequestMix, predict: Predict, expected: Sequence[Prediction], bias: float | None) -> None:
-        self.mix = mix
-        self._predict, self._expected, self._bias = predict, expected, bias
-        self._responses: list[tuple[int, list[Prediction]]] = []
-
-    def __call__(self, number: int) -> None:
-        """Send the request of a number."""
-        self._responses.append((number, self._predict(self.mix(number))))
-
-    def compare(self) -> np.ndarray:
-        """(2,) predictions equal to those expected (``agreement.py``), and all; then forgets them."""
-        responses, self._responses = self._responses, []
-        counts = np.zeros(2, int)
-        for number, found in responses:
-            wanted = [self._expected[index] for index in self.mix.indices(number)]
-            counts += agreement(found, wanted, self._bias), len(wanted)
-        return counts

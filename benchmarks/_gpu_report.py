@@ -1,4 +1,4 @@
-"""What benchmarks/gpu.py wrote on a GPU -> a result, its goals as checks, and the report's section. torch-free."""
+"""What ``gpu.py`` wrote on a GPU -> one result with tables, and its goals as checks. torch-free."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rekd_deploy.bench.report.parts import Section, Table
-from rekd_deploy.bench.report.sections import ratio_table
-from rekd_deploy.bench.results import Check, Input, Result
+from rekd_deploy.bench.results import Check, Input, Result, not_applicable, verdict
+from rekd_deploy.bench.sections import Table, ratio_table
 from rekd_deploy.bench.variants import CLASSIFIER, ONNX_GRAPHS, PYTORCH_GRAPHS
 from rekd_deploy.errors import BenchmarkError
 
@@ -54,15 +53,15 @@ def read_gpu(folder: Path) -> Result:
         "gpu": Input(name=_card(measured[0])), "graphs": Input(name="graphs", sha256=measured[0]["graphs"]),
     }  # fmt: skip
     return Result(
-        kind="gpu", command=measured[0]["command"], versions=versions, inputs=inputs, figures={"steps": steps},
+        kind="gpu", command=measured[0]["command"], versions=versions, inputs=inputs,
+        figures={"tables": [table._asdict() for table in _tables(steps)]},
         hardware={"processor": machine["processor"], "cores": machine["cores"], "gpus": [_card(measured[0])]},
         checks=[_parity_check(steps.get("parity", {})), *_time_checks(steps)],
     )  # fmt: skip
 
 
-def gpu(section: Section, figures: Mapping[str, Any]) -> None:
-    """Tables of every step; of a result of the kind 'gpu'."""
-    steps, tables = figures["steps"], section.tables
+def _tables(steps: Mapping[str, Any]) -> list[Table]:
+    tables = []
     columns = ("step", "outcome", "seconds", "what came of it", "where", "command")
     tables.append(Table("Steps", columns, [
         (name, step["status"], f"{step['seconds']:.0f}", step["reason"], _card(step), step["command"])
@@ -73,14 +72,14 @@ def gpu(section: Section, figures: Mapping[str, Any]) -> None:
     ), [
         (f"{each['pair']} {each['role']}", each["precision"], "yes" if each["captured"] else "no", *_judged(each))
         for each in steps.get("parity", {}).get("cells", ())
-    ], folded=True))  # fmt: skip
+    ]))  # fmt: skip
     for name, step in steps.items():
         cells = [cell for cell in step["cells"] if "ways" in cell]
         tables.append(ratio_table(cells, f"{name}: ratios of times, from rounds"))
         tables.append(Table(f"{name}: times", ("form", "batch", "length", "p50 ms", *_PERCENTILES[1:]), [
             (way["name"], str(cell["batch"]), str(cell["length"]), *_times(way["milliseconds"]))
             for cell in cells for way in cell["ways"]
-        ], folded=True))  # fmt: skip
+        ]))  # fmt: skip
     columns = ("clients in one process", "precision", "graphs", "p50 ms", *_PERCENTILES[1:], "a second", "failed")
     tables.append(Table("Concurrency", columns, [
         (str(cell["concurrency"]), cell["precision"], str(cell["graphs"]), *_times(cell["milliseconds"]),
@@ -101,21 +100,20 @@ def gpu(section: Section, figures: Mapping[str, Any]) -> None:
         found = steps.get("imdb", {}).get(name, {"columns": (), "rows": ()})
         tables.append(Table(title, tuple(found["columns"]), [tuple(row) for row in found["rows"]]))
     not_run = [(f"{name}: {each['name']}", each["reason"]) for name, step in steps.items() for each in step["not_run"]]
-    tables.append(Table("Not run here", ("what", "why"), not_run, folded=True))
+    tables.append(Table("Not run here", ("what", "why"), not_run))
     elsewhere = [(name, said) for name, step in steps.items() for said in step["fell_back"]]
     tables.append(Table("Ran elsewhere than it was to", ("step", "what"), elsewhere))
-    tables[:] = [table for table in tables if table.rows]
+    return [table for table in tables if table.rows]
 
 
 def _parity_check(step: Mapping[str, Any]) -> Check:
-    cells, missing = step.get("cells", []), step.get("not_run", [])
+    name, cells, missing = "every graph answers as the model on the GPU", step.get("cells", []), step.get("not_run", [])
+    if not cells and not missing:
+        return not_applicable(name, "it was not tried", 0)
     wrong = sum(bool(each["beyond"]) for each in cells)
-    outcome = "passed" if step.get("status") == "done" and cells and not wrong and not missing else "failed"
-    words = f"{len(cells) - wrong} of {len(cells)} graphs, captured and not, answer as the model; {len(missing)} "
-    return Check(
-        name="every graph answers as the model on the GPU", outcome=outcome if cells or missing else "not applicable",
-        words=f"{words}did not run" if cells or missing else "it was not tried", value=wrong, limit=0,
-    )  # fmt: skip
+    words = f"{len(cells) - wrong} of {len(cells)} graphs, captured and not, answer as the model"
+    words += f"; {len(missing)} did not run"
+    return verdict(name, step["status"] == "done" and bool(cells) and not wrong and not missing, words, wrong, 0)
 
 
 def _time_checks(steps: Mapping[str, Any]) -> Iterator[Check]:
@@ -151,9 +149,8 @@ def _held(steps: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
 def _ratio_check(name: str, found: Any, limit: float) -> Check:
     worst, told = max(found, default=(None, ""))
     if worst is None:
-        return Check(name=name, outcome="not applicable", words="it was not measured", limit=limit)
-    outcome = "passed" if worst <= limit else "failed"
-    return Check(name=name, outcome=outcome, words=f"at worst {told} (limit {limit:g})", value=worst, limit=limit)
+        return not_applicable(name, "it was not measured", limit)
+    return verdict(name, worst <= limit, f"at worst {told} (limit {limit:g})", worst, limit)
 
 
 def _told(cell: Mapping[str, Any], way: Mapping[str, Any], each: Mapping[str, Any]) -> str:
