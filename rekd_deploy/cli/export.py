@@ -119,10 +119,10 @@ def export(
     fuse: Annotated[
         bool, typer.Option("--fuse/--no-fuse", help="Fuse attention and its neighbours for ONNX Runtime.")
     ] = True,
-    with_tokenizer: Annotated[
+    text_endpoint: Annotated[
         bool | None,
         typer.Option(
-            "--with-tokenizer/--no-with-tokenizer", show_default=_AS_THERE,
+            "--text-endpoint/--no-text-endpoint", "--image-endpoint/--no-image-endpoint", show_default=_AS_THERE,
             help="Add the model rekd_text (rekd_image): raw text (a JPEG or PNG) in, spans out.",
         ),
     ] = None,
@@ -181,7 +181,7 @@ def export(
             target=target, engine=engine, gpu=gpu, lengths=_numbers(lengths, "--lengths"),
             batches=_numbers(batches, "--batches"), max_batch_size=max_batch_size, instances=instances, threads=threads,
             queue_delay=queue_delay, gpus=_numbers(gpus, "--gpus"), rate_limit=rate_limit, single_graph=single_graph,
-            fused=fuse, with_tokenizer=with_tokenizer, precision=precision, keep=keep, parity_texts=parity_texts,
+            fused=fuse, text_endpoint=text_endpoint, precision=precision, keep=keep, parity_texts=parity_texts,
             device=device,
         )
     except ConfigError as error:

@@ -14,7 +14,7 @@ def summary(publication: Publication) -> list[Any]:
     from rich.table import Table
 
     manifest, parity, seconds = publication.manifest, publication.manifest["parity"], publication.seconds
-    table = Table("artefact", "size", "asked / observed", "parity with the PyTorch model", "seconds")
+    table = Table("artefact", "size", "precision", "parity with the PyTorch model", "seconds")
     findings = {
         "selector": [
             f"scores within {parity['score_difference']:.1e}{_limit(parity, 'scores')}",
@@ -77,8 +77,8 @@ def verification_lines(verification: Verification) -> list[str]:
     for role, check in verification.engines.items():
         state = "unverified" if is_built(check.entry) else "unverified, not built yet"
         outcome = f"{state}: {check.reason}" if check.reason else (
-            f"{check.entry['status']} on {check.entry['gpu']}, {check.entry['precision']} asked for, "
-            f"{check.entry['observed']} observed, {check.agreement.rows} stored rows"
+            f"{check.entry['status']} on {check.entry['gpu']}, precision {_precision(check.entry)}, "
+            f"{check.agreement.rows} stored rows"
         )
         lines.append(f"{role} engine {outcome}")
     if not verification.graphs:
@@ -105,8 +105,9 @@ def _limit(parity: dict[str, Any], figure: str) -> str:
 
 
 def _precision(entry: dict[str, Any]) -> str:
-    """Asked and observed."""
-    return f"{entry['precision']} / {entry['observed']}"
+    """Of the export, and what was measured where that is not the same."""
+    requested, measured = entry["precision"], entry["observed"]
+    return requested if measured == requested else f"{requested} (measured: {measured})"
 
 
 def _size(count: int) -> str:

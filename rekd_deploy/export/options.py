@@ -58,7 +58,7 @@ class ExportOptions:
     """Add a model that holds both steps in one graph; None: on GPUs, and if the repository that is there has it."""
     fused: bool = True
     """Graphs for ONNX Runtime alone, and faster there."""
-    with_tokenizer: bool | None = None
+    text_endpoint: bool | None = None
     """Add the model rekd_text (rekd_image), which takes raw texts (JPEG or PNG files); None: likewise."""
     precision: Precision | None = None
     """What the graphs compute in; the decision and both heads stay fp32. None: ``usual_precision``."""

@@ -150,7 +150,7 @@ def plan_export(checkpoint: str | Path, root: str | Path, options: ExportOptions
         else:
             load_library(options.product)  # its complaints come first
     configs = build_configs(artefacts, options.serving, options.target)
-    if options.with_tokenizer:
+    if options.text_endpoint:
         configs |= raw_configs(artefacts, options.serving)
     versions, _ = next_versions(root, configs, options.keep)
     before = range(1, newest_folder(root) + 1)
@@ -163,7 +163,7 @@ def plan_export(checkpoint: str | Path, root: str | Path, options: ExportOptions
 
 def kept_note(models: tuple[str, ...]) -> str:
     """For people: what is exported unasked, and how to leave it out."""
-    fixes = " ".join("--no-single-graph" if model == SINGLE else "--no-with-tokenizer" for model in models)
+    fixes = " ".join("--no-single-graph" if model == SINGLE else "--no-text-endpoint" for model in models)
     return f"{', '.join(models)}, since the repository has it and clients may be using it; {fixes} leaves it out"
 
 
@@ -174,7 +174,7 @@ def _with_what_is_there(
     options = replace(options, precision=options.precision or options.usual_precision)
     if options.serving.gpu and options.single_graph is None:  # the model that answers soonest there
         options = replace(options, single_graph=True)
-    names = {"single_graph": SINGLE, "with_tokenizer": RAW[facts.kind]}
+    names = {"single_graph": SINGLE, "text_endpoint": RAW[facts.kind]}
     found = {choice: (root / name / CONFIG_FILE).is_file() for choice, name in names.items()}
     open_choices = {choice: there for choice, there in found.items() if getattr(options, choice) is None}
     return replace(options, **open_choices), tuple(names[choice] for choice, there in open_choices.items() if there)

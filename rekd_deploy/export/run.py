@@ -112,7 +112,7 @@ def publish(
                 artefacts, root, target=options.target, max_batch_size=serving.max_batch_size,
                 preferred_batch_sizes=serving.preferred_batch_sizes, keep=options.keep, gpu=serving.gpu,
                 gpus=serving.gpus, rate_limit=serving.rate_limit, instances=serving.instances, threads=serving.threads,
-                queue_delay_us=serving.queue_delay_us, with_tokenizer=options.with_tokenizer,
+                queue_delay_us=serving.queue_delay_us, text_endpoint=options.text_endpoint,
             )
     manifest = read_manifest(root)
     verify_files(manifest, {role: graph_path(root, manifest, role) for role in artefacts.graphs})

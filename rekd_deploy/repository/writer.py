@@ -77,7 +77,7 @@ def write_repository(
     gpus: tuple[int, ...] = (),
     rate_limit: bool = False,
     keep: int = 1,
-    with_tokenizer: bool = False,
+    text_endpoint: bool = False,
 ) -> Path:
     """Place verified graphs in a repository that Triton serves.
 
@@ -95,7 +95,7 @@ def write_repository(
         gpus: numbers of the GPUs to run on; empty: every one that is there.
         rate_limit: executions take one of the server's resource 'rekd' each.
         keep: versions that stay, the new one included.
-        with_tokenizer: add the ensemble that takes raw texts or image files.
+        text_endpoint: add the ensemble that takes raw texts or image files.
 
     Raises:
         RepositoryError: the folder holds something else, configs and graphs do not fit each other, or earlier
@@ -108,7 +108,7 @@ def write_repository(
     )
     root = Path(root)
     configs = build_configs(artefacts, settings, target)
-    if with_tokenizer:
+    if text_endpoint:
         configs |= raw_configs(artefacts, settings)
     with one_at_a_time(root):  # versions are counted and replaced by one export after the other
         refuse_foreign_folder(root)

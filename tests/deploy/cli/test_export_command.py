@@ -51,13 +51,13 @@ def test_another_process_writes_the_same_graphs(published, artefacts):
 def test_an_endpoint_that_was_there_is_exported_again_with_a_warning(published, checkpoint, artefacts, tmp_path):
     from rekd_deploy.repository.writer import write_repository
 
-    root = write_repository(artefacts, tmp_path / "repository", with_tokenizer=True)
+    root = write_repository(artefacts, tmp_path / "repository", text_endpoint=True)
     done = rekd_export(checkpoint, "--output", root, "--max-batch-size", 16, "--json", COLUMNS="200")
     assert done.returncode == 0 and (root / "rekd_text" / "2").is_dir()
-    for part in ("warning: exported, too: rekd_text, since", "--no-with-tokenizer leaves it out"):
+    for part in ("warning: exported, too: rekd_text, since", "--no-text-endpoint leaves it out"):
         assert part in done.stderr
     assert json.loads(done.stdout)["kept"] == ["rekd_text"] and json.loads(published[1].stdout)["kept"] == []
-    done = rekd_export(checkpoint, "--output", root, "--no-with-tokenizer", COLUMNS="200")
+    done = rekd_export(checkpoint, "--output", root, "--no-text-endpoint", COLUMNS="200")
     assert done.returncode == 0 and "warning" not in done.stderr and not (root / "rekd_text").exists()
 
 

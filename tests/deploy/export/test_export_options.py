@@ -263,7 +263,7 @@ def test_a_plan_counts_the_versions_that_are_there(checkpoints, repository, tmp_
 @pytest.fixture
 def larger(artefacts, tmp_path):
     """A repository with the text endpoint and the folder of a single graph."""
-    root = write_repository(artefacts, tmp_path / "larger", with_tokenizer=True)
+    root = write_repository(artefacts, tmp_path / "larger", text_endpoint=True)
     shutil.copytree(root / "rekd_selector", root / "rekd_single")
     return root
 
@@ -272,13 +272,13 @@ def test_endpoints_that_are_there_are_kept_unless_it_is_said_otherwise(checkpoin
     path = checkpoints[0]["text"]
     plan = plan_export(path, larger, ExportOptions())
     assert plan.kept == ("rekd_single", "rekd_text") and {*plan.kept, "rekd_prepare", "rekd_answer"} < {*plan.models}
-    assert plan.options.single_graph is plan.options.with_tokenizer is True
+    assert plan.options.single_graph is plan.options.text_endpoint is True
     assert "rekd_text, since the repository has it" in "\n".join(plan.lines())
-    assert "--no-single-graph --no-with-tokenizer leaves it out" in "\n".join(plan.lines())
+    assert "--no-single-graph --no-text-endpoint leaves it out" in "\n".join(plan.lines())
     assert plan.to_dict()["kept"] == ["rekd_single", "rekd_text"]
-    asked = plan_export(path, larger, ExportOptions(with_tokenizer=True, single_graph=False))
+    asked = plan_export(path, larger, ExportOptions(text_endpoint=True, single_graph=False))
     assert asked.kept == () and "rekd_text" in asked.models and "rekd_single" not in asked.models
-    refused = plan_export(path, larger, ExportOptions(with_tokenizer=False, single_graph=False))
+    refused = plan_export(path, larger, ExportOptions(text_endpoint=False, single_graph=False))
     assert refused.models == ("rekd_selector", "rekd_predictor", "rekd")
     images = plan_export(checkpoints[0]["image"], larger, ExportOptions(single_graph=False))
     assert images.kept == () and "rekd_image" not in images.models, "the text endpoint is no images' endpoint"

@@ -34,7 +34,7 @@ def artefacts_of(model):
 
 @pytest.fixture(scope="module")
 def root(artefacts, tmp_path_factory):
-    return write_repository(artefacts, tmp_path_factory.mktemp("raw") / "r", with_tokenizer=True)
+    return write_repository(artefacts, tmp_path_factory.mktemp("raw") / "r", text_endpoint=True)
 
 
 @pytest.fixture
@@ -97,13 +97,13 @@ def test_the_repository_holds_the_models_and_knows_their_files(root, artefacts):
                  "rekd_answer/1/rekd_train/inputs/text.py"):
         assert name in files
     before = root.stat().st_ino
-    write_repository(artefacts, root, with_tokenizer=True)
+    write_repository(artefacts, root, text_endpoint=True)
     assert root.stat().st_ino == before, "the same export again changes nothing"
 
 
 def test_versions_and_the_way_back(artefacts, tmp_path):
-    root = write_repository(artefacts, tmp_path / "r", with_tokenizer=True)
-    write_repository(replace(artefacts, manifest={**artefacts.manifest, "x": 1}), root, with_tokenizer=True, keep=2)
+    root = write_repository(artefacts, tmp_path / "r", text_endpoint=True)
+    write_repository(replace(artefacts, manifest={**artefacts.manifest, "x": 1}), root, text_endpoint=True, keep=2)
     steps = read_config(root / "rekd_text" / "config.pbtxt").ensemble_scheduling.step
     assert [step.model_version for step in steps] == [2, 2, 2, 2]
     assert sorted(path.name for path in (root / PREPARE).iterdir()) == ["2", "config.pbtxt"]

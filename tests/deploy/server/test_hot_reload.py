@@ -157,7 +157,7 @@ def test_the_old_one_stays_for_a_while(server, export):
 def test_what_does_not_load_leaves_everything_as_it_was(server, reload, export, lines, model):
     before = {path.relative_to(server.live.models) for path in server.live.models.rglob("*")}
     server.broken = {(model, 2)}
-    export(2, with_tokenizer=True)
+    export(2, text_endpoint=True)
     reload.poll()
     assert lines == [f"not reloaded: no luck with {model}; version 1 serves on"]
     assert server.loaded == {"rekd": [1], "rekd_selector": [1], "rekd_predictor": [1]}
@@ -220,7 +220,7 @@ def test_a_death_while_the_old_one_leaves_is_one(server, reload, export):
 
 def test_silence_while_going_back_is_no_death(server, reload, export, lines):
     server.broken, server.silent = {("rekd", 2)}, 1
-    export(2, with_tokenizer=True)
+    export(2, text_endpoint=True)
     reload.poll()
     assert lines == ["not reloaded: no luck with rekd; version 1 serves on"]
     assert server.loaded == {"rekd": [1], "rekd_selector": [1], "rekd_predictor": [1]}

@@ -40,7 +40,7 @@ def served(wheel, request, artefacts, image_rationalizer, tmp_path_factory):
     if kind == "image":
         (folder / "work").mkdir()
         artefacts = export(save(image_rationalizer, folder / "checkpoint"), folder / "work")
-    root = write_repository(artefacts, folder / "repository", with_tokenizer=True)
+    root = write_repository(artefacts, folder / "repository", text_endpoint=True)
     with TritonServer(root, 0, 0, 0, log_file=folder / "log") as server:
         yield kind, server, good_requests(kind)
 

@@ -29,7 +29,7 @@ def served(wheel, request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     model = KINDS[request.param]()
     artefacts = export(save(model, folder / "checkpoint"), folder, single_graph=True)
-    root = write_repository(artefacts, folder / "repository", with_tokenizer=True)
+    root = write_repository(artefacts, folder / "repository", text_endpoint=True)
     with TritonServer(root, 0, 0, 0, log_file=folder / "log") as server:
         yield model, server
 

@@ -75,7 +75,7 @@ def models(artefacts, tmp_path_factory):
 def exported(models, tmp_path_factory):
     """A function: name of a model -> the repository that is served, with that model exported over it."""
     root = tmp_path_factory.mktemp("exported") / "repository"
-    return lambda name: write_repository(models[name][0], root, with_tokenizer=True)
+    return lambda name: write_repository(models[name][0], root, text_endpoint=True)
 
 
 @pytest.fixture(scope="module")

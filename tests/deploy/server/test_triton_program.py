@@ -66,6 +66,6 @@ def test_steps_of_raw_texts_need_the_python_backend(installation, artefacts, tmp
     (installation / "backends" / "python" / "libtriton_python.so").unlink()
     plain = write_repository(artefacts, tmp_path / "plain", target="onnxruntime")
     found.check_servable(plain, read_manifest(plain))
-    raw = write_repository(artefacts, tmp_path / "raw", target="onnxruntime", with_tokenizer=True)
+    raw = write_repository(artefacts, tmp_path / "raw", target="onnxruntime", text_endpoint=True)
     with pytest.raises(ServerError, match="needs Triton's backend 'python'"):
         found.check_servable(raw, read_manifest(raw))
