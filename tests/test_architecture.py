@@ -174,7 +174,7 @@ def test_the_model_inside_triton_needs_nothing_of_ours():
     assert not ours(imported("rekd_deploy.repository.backend.model"))
     assert not ours(imported("rekd_deploy.repository.backend.batches"))
     assert not ours(imported("rekd_deploy.repository.backend.cuda"))
-    assert not ours(imported("rekd_deploy.runtimes.tensorrt.execution"))
+    assert not ours(imported("rekd_deploy.runtimes.tensorrt_execution"))
 
 
 # light things stay light

@@ -31,8 +31,7 @@ def demo(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    from rekd_deploy.cli.demo_chain import IMAGES, REVIEWS, Demo, run_demo
-    from rekd_deploy.cli.stages import Stages
+    from rekd_deploy.cli.demo_chain import IMAGES, REVIEWS, Demo, Stages, run_demo
     from rekd_train.cli.main import progress_bars
 
     settings = Demo(output, queries, tuple(overrides or ()), IMAGES if images else REVIEWS)
@@ -74,17 +73,15 @@ def _show(settings, report: dict) -> None:
         f"{query['n']} {subject.items} through Triton: p50 {query['p50_ms']:.1f} ms a query; answers equal to the "
         f"in-process pipeline {query['agree_pipeline']}/{query['n']}, to PyTorch {query['agree_torch']}/{query['n']}"
     )
-    console.print(f"Training, export and queries took {sum(report['seconds'].values()):.0f} s.")
-    root = settings.root
-    console.print(
-        f"Report {root}/report.json · checkpoint {root}/student · repository {root}/model_repository", soft_wrap=True
-    )
-    texts = subject.items == "reviews"
-    example = "A warm and moving film with wonderful performances from the whole cast."
-    query_command = f'rekd-query "{example}"' if texts else "rekd-query --image FILE.png"
-    console.print(
-        f"Next: rekd-serve {root}/model_repository   and in another terminal   {query_command}", soft_wrap=True
-    )
+    root, command = settings.root, "rekd-query --image FILE.png"
+    if subject.items == "reviews":
+        command = 'rekd-query "A warm and moving film with wonderful performances from the whole cast."'
+    for line in (
+        f"Training, export and queries took {sum(report['seconds'].values()):.0f} s.",
+        f"Report {root}/report.json · checkpoint {root}/student · repository {root}/model_repository",
+        f"Next: rekd-serve {root}/model_repository   and in another terminal   {command}",
+    ):
+        console.print(line, soft_wrap=True)
 
 
 def main() -> None:

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from rekd_deploy.contract.parity_report import GPU_PRECISIONS, RUNTIME_PRECISIONS, Precision
 from rekd_deploy.contract.signature import PairSignature, Slots, image_pair_signature, text_pair_signature
-from rekd_deploy.errors import EngineError, ExportError
+from rekd_deploy.errors import ExportError
 from rekd_deploy.repository.backend.model import usable_cores
-from rekd_deploy.runtimes.base import parse_device
 from rekd_deploy.runtimes.onnxruntime_cuda import check_device
 from rekd_train.config.run import BackboneConfig, explain
 from rekd_train.errors import CheckpointError, ConfigError, RekdError
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
     from rekd_deploy.export.options import ExportOptions
 
 _FORMAT = "rekd-checkpoint"
-WEIGHTS = {"selector": "selector.safetensors", "predictor": "predictor.safetensors"}
+_WEIGHTS = {"selector": "selector.safetensors", "predictor": "predictor.safetensors"}
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,12 @@ class CheckpointFacts:
         return self.policy.capacity(sizes.positions if self.policy.selectable == "all" else sizes.features)
 
     @property
+    def shortest_length(self) -> int:
+        """Fewest tokens to pad texts to: room for the minimum and, where words are gathered, for K of them."""
+        least = max(3, self.policy.minimum + 2)
+        return max(least, self.capacity) if self.operator == "compact" else least
+
+    @property
     def signature(self) -> PairSignature:
         """The tensors of the served pair."""
         compact = self.operator == "compact"
@@ -80,11 +84,10 @@ def read_facts(checkpoint: str | Path) -> CheckpointFacts:
     directory = Path(checkpoint)
     if not directory.is_dir():
         raise CheckpointError(f"no checkpoint at {directory}: not a directory; fix: check the path")
-    description = _read(directory / "config.json", f"is {directory} a checkpoint of rekd-train?")
+    hint = f"is {directory} a checkpoint of rekd-train?"
+    description = _read(directory / "config.json", hint)
     if not isinstance(description, dict) or description.get("format") != _FORMAT:
-        raise CheckpointError(
-            f"{directory / 'config.json'} is not a {_FORMAT} description; is {directory} a checkpoint of rekd-train?"
-        )
+        raise CheckpointError(f"{directory / 'config.json'} is not a {_FORMAT} description; {hint}")
     rule = _read(
         directory / "policy.json",
         "a checkpoint without a decision rule cannot be exported; fix: copy the whole directory again, or train again",
@@ -96,8 +99,8 @@ def read_facts(checkpoint: str | Path) -> CheckpointFacts:
             str(description["operator"]),
             SelectionPolicy.model_validate(rule["policy"]),
             load_preprocessor(directory, description["preprocessing"]),
-            {role: BackboneConfig.model_validate(description[role]) for role in WEIGHTS},
-            {role: (directory / name).stat().st_size for role, name in WEIGHTS.items()},
+            {role: BackboneConfig.model_validate(description[role]) for role in _WEIGHTS},
+            {role: (directory / name).stat().st_size for role, name in _WEIGHTS.items()},
         )
     except FileNotFoundError as error:
         raise CheckpointError(f"{error.filename} is missing; fix: copy the whole directory again") from None
@@ -121,31 +124,14 @@ def _read(path: Path, hint: str) -> Any:
         raise CheckpointError(f"{path} is damaged: {error}; fix: copy it again") from None
 
 
-def shortest_bucket(facts: CheckpointFacts) -> int:
-    """Fewest tokens that are worth a bucket: room for the minimum and, where words are gathered, for K of them."""
-    least = max(3, facts.policy.minimum + 2)
-    return max(least, facts.capacity) if facts.operator == "compact" else least
-
-
 def machine() -> dict[str, int]:
     """What an export can use here: cores, and GPUs whose driver is loaded."""
     cores = usable_cores() if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {"cores": cores, "gpus": len(list(Path("/proc/driver/nvidia/gpus").glob("*")))}
 
 
-def device_mistakes(device: str, precision: Precision) -> list[str]:
-    """What is wrong with a chosen device."""
-    try:
-        kind, _ = parse_device(device)
-    except EngineError as error:
-        return [str(error)]
-    if kind == "cuda" and precision in RUNTIME_PRECISIONS and precision not in GPU_PRECISIONS:
-        return [f"ONNX Runtime has no {precision} kernels for GPUs, so the gate cannot run there; fix: --device cpu"]
-    return []
-
-
 def gate_device(options: ExportOptions) -> tuple[str, str]:
-    """The device, and why it is not the GPU that will serve the graphs, or ''.
+    """The device of the gate, and why it is not the GPU that will serve the graphs, or ''.
 
     Without a choice it is that GPU (the first of several), or the CPU where ONNX Runtime has no use of a GPU.
 
@@ -153,7 +139,7 @@ def gate_device(options: ExportOptions) -> tuple[str, str]:
         EngineError, MissingExtraError: the chosen GPU cannot be used here.
     """
     serving = "cpu"
-    if options.serving.gpu:
+    if options.on_gpu:
         serving = f"cuda:{options.gpus[0]}" if options.gpus else "cuda"
     device = options.device or serving
     if device == "cpu":

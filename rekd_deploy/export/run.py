@@ -1,4 +1,4 @@
-"""Checkpoint -> verified model repository, in one call."""
+"""Checkpoint -> verified model repository: the plan, before anything slow or lasting is done, and the export itself."""
 
 from __future__ import annotations
 
@@ -7,37 +7,158 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from importlib import util
 from pathlib import Path
 from typing import Any
 
+from rekd_deploy.contract.artefacts import Artefacts
 from rekd_deploy.errors import ExportError
-from rekd_deploy.export.checkpoint import gate_device
-from rekd_deploy.export.engines import build_engines, defer_engines
+from rekd_deploy.export.checkpoint import CheckpointFacts, gate_device, machine, read_facts
+from rekd_deploy.export.engines import build_engines, defer_engines, plan_engines
 from rekd_deploy.export.options import ExportOptions
-from rekd_deploy.export.plan import plan_export
-from rekd_deploy.parity.engines import prove_engines
-from rekd_deploy.repository.manifest import Versions, verify_files
-from rekd_deploy.repository.reader import graph_path, read_manifest
-from rekd_deploy.repository.workspaces import Workspace
-from rekd_deploy.repository.writer import write_repository
-from rekd_deploy.runtimes.tensorrt.library import PRODUCTS, load_library
+from rekd_deploy.parity.engines import prove_engines, reason_not_to_run
+from rekd_deploy.parity.examples import served_lengths
+from rekd_deploy.repository.build import build_configs
+from rekd_deploy.repository.config import CONFIG_FILE, SINGLE
+from rekd_deploy.repository.manifest import Versions, newest_folder
+from rekd_deploy.repository.reader import GRAPH_MODELS, check_repository, refuse_foreign_folder
+from rekd_deploy.repository.text_endpoint import RAW, raw_configs
+from rekd_deploy.repository.workspaces import Workspace, refuse_unwritable_place
+from rekd_deploy.repository.writer import next_versions, write_repository
+from rekd_deploy.runtimes.onnxruntime import check_flavours
+from rekd_deploy.runtimes.tensorrt import PRODUCTS, load_library
+from rekd_train.errors import MissingExtraError
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """An export that could begin."""
+
+    checkpoint: CheckpointFacts
+    root: Path
+    options: ExportOptions
+    """With every choice made."""
+    lengths: tuple[int, ...]
+    """Padded lengths of texts; empty for images."""
+    version: int
+    """Number of the new version."""
+    stays: tuple[int, ...]
+    """Earlier versions that stay beside it."""
+    goes: tuple[int, ...]
+    """Earlier versions that are removed."""
+    models: tuple[str, ...]
+    """Triton's models, each a folder of the repository."""
+    kept: tuple[str, ...] = ()
+    """Those that clients may be using, exported because the repository that is there has them, not by request."""
+    engines_elsewhere: str | None = None
+    """Why engines cannot be built here; ``rekd-export --verify`` builds them on the machine that serves them."""
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """K of each of ``lengths``; empty where it is the same for all."""
+        rule = self.checkpoint.signature.predictor.slots
+        return () if rule is None else tuple(map(rule.at, self.lengths))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For --json."""
+        facts, options = self.checkpoint, self.options
+        checkpoint = {
+            "path": str(facts.directory), "positions": facts.preprocessor.positions,
+            "policy": facts.policy.model_dump(),
+            "backbones": {role: backbone.model_dump() for role, backbone in facts.backbones.items()},
+            **{name: getattr(facts, name) for name in ("kind", "labels", "operator", "capacity", "weight_bytes")},
+        }
+        return {
+            "checkpoint": checkpoint,
+            "repository": str(self.root),
+            "options": {name: str(v) if isinstance(v, Path) else v for name, v in asdict(options).items()},
+            "batches": options.batch_sizes,
+            "machine": machine(),
+            **{
+                name: getattr(self, name)
+                for name in ("lengths", "slots", "version", "stays", "goes", "models", "kept", "engines_elsewhere")
+            },
+        }
+
+
+def plan_export(checkpoint: str | Path, root: str | Path, options: ExportOptions) -> ExportPlan:
+    """Everything that can be checked about an export without computing anything.
+
+    Raises:
+        CheckpointError, ExportError: the checkpoint cannot be exported.
+        ConfigError: an option does not fit the checkpoint.
+        RepositoryError: the output holds something else, or versions that cannot stay beside the new one.
+        MissingExtraError, EngineError: ONNX Runtime is not installed, or twice; the library of the engines is not.
+    """
+    root = Path(root)
+    check_flavours()
+    if util.find_spec("onnxruntime") is None:  # what the parity gate runs on
+        raise MissingExtraError("onnxruntime", "cpu")
+    facts = read_facts(checkpoint)
+    options.check(facts)
+    options = options.with_instances(facts)
+    refuse_foreign_folder(root)
+    options, kept = _with_what_is_there(options, root, facts)
+    refuse_unwritable_place(root)
+    preprocessor = served_lengths(facts.preprocessor, facts.policy, options.lengths)
+    nothing = Path("not exported yet")
+    artefacts = Artefacts(
+        facts.signature, nothing, nothing, preprocessor, facts.labels, {"policy": facts.policy.model_dump()},
+        nothing if options.single_graph else None,
+    )
+    elsewhere = None
+    if options.product is not None:
+        artefacts = plan_engines(artefacts, PRODUCTS[options.product], options.engines)
+        if not PRODUCTS[options.product].builds_anywhere:
+            elsewhere = reason_not_to_run({"format": options.product, "built_for": []})
+        else:
+            load_library(options.product)  # its complaints come first
+    configs = build_configs(artefacts, options.serving, options.target)
+    if options.text_endpoint:
+        configs |= raw_configs(artefacts, options.serving)
+    versions, _ = next_versions(root, configs, options.keep)
+    there = [
+        number for number in range(1, newest_folder(root) + 1)
+        if any((root / name / str(number)).is_dir() for name in GRAPH_MODELS.values())
+    ]  # fmt: skip
+    goes = tuple(number for number in there if number not in versions.earlier)
+    lengths = preprocessor.settings.buckets if facts.kind == "text" else ()
+    return ExportPlan(
+        facts, root, options, lengths, versions.current, versions.earlier, goes, tuple(configs), kept, elsewhere
+    )
+
+
+def _with_what_is_there(
+    options: ExportOptions, root: Path, facts: CheckpointFacts
+) -> tuple[ExportOptions, tuple[str, ...]]:
+    """The options with every choice made, and the models that are exported because they are there."""
+    options = replace(options, precision=options.precision or options.usual_precision)
+    if options.on_gpu and options.single_graph is None:  # the model that answers soonest there
+        options = replace(options, single_graph=True)
+    names = {"single_graph": SINGLE, "text_endpoint": RAW[facts.kind]}
+    there = {
+        choice: (root / name / CONFIG_FILE).is_file()
+        for choice, name in names.items() if getattr(options, choice) is None
+    }  # fmt: skip
+    return replace(options, **there), tuple(names[choice] for choice in there if there[choice])
 
 
 @dataclass(frozen=True)
 class Publication:
     """A repository that was written, and how it came to be."""
 
-    root: Path
+    plan: ExportPlan
     manifest: dict[str, Any]
     seconds: dict[str, float]
     """Wall time of each step, in order."""
-    kept: tuple[str, ...] = ()
-    """Models that were exported because the repository had them, not by request."""
-    precision: str = ""
-    """What was requested, and whether it is the default; for people."""
     not_proved_there: str = ""
     """Why the gate did not run on the GPU that will serve the graphs; '': it did, or none will."""
+
+    @property
+    def root(self) -> Path:
+        """The repository."""
+        return self.plan.root
 
     @property
     def version(self) -> int:
@@ -49,7 +170,7 @@ class Publication:
         return {
             "repository": str(self.root),
             "version": self.version,
-            "kept": list(self.kept),
+            "kept": self.plan.kept,
             "not_proved_there": self.not_proved_there,
             "artefacts": self.manifest["artefacts"],
             "parity": self.manifest["parity"],
@@ -59,20 +180,14 @@ class Publication:
 
 
 def publish(
-    checkpoint: str | Path,
-    root: str | Path,
-    *,
-    options: ExportOptions | None = None,
-    report: Callable[[str], None] = lambda step: None,
-    **changes: Any,
+    checkpoint: str | Path, root: str | Path, *, options: ExportOptions | None = None,
+    report: Callable[[str], None] = lambda step: None, **changes: Any,
 ) -> Publication:
     """Export a checkpoint, prove the graphs equal to the model, and put them in a Triton repository.
 
     An older repository at ``root`` serves on until the new one is whole, and stays if anything fails.
 
     Args:
-        checkpoint: directory written by rekd-train.
-        root: the repository.
         options: how; None: the defaults.
         report: called with the name of each step as it starts.
         changes: fields of ``ExportOptions``, in place of those in ``options``: ``publish(c, r, keep=2)``.
@@ -82,9 +197,8 @@ def publish(
         InputError.
     """
     root = Path(root)
-    options = replace(options or ExportOptions(), **changes)
-    plan = plan_export(checkpoint, root, options)  # whatever can be refused is refused before torch is loaded
-    options = plan.options
+    plan = plan_export(checkpoint, root, replace(options or ExportOptions(), **changes))  # refuses before torch loads
+    options, serving = plan.options, plan.options.serving
     device, not_proved_there = gate_device(options)
     clock = _Clock(report)
     clock("load")
@@ -93,20 +207,16 @@ def publish(
     with _room(Path(tempfile.gettempdir()), "set TMPDIR to a larger folder"), Workspace("rekd-export-") as work:
         artefacts = export(
             plan.checkpoint.directory, work.path, single_graph=options.single_graph, fused=options.fuse,
-            gpu=options.serving.gpu, device=device,
-            precision=options.precision, for_engine=options.product is not None,
-            unattended=options.target != "python", threads=options.serving.threads,
-            lengths=options.lengths, parity_texts=options.parity_texts, report=clock,
+            gpu=options.on_gpu, device=device, precision=options.precision, for_engine=options.product is not None,
+            unattended=options.target != "python", threads=serving.threads, lengths=options.lengths,
+            parity_texts=options.parity_texts, report=clock,
         )
         if plan.engines_elsewhere:
             artefacts = defer_engines(artefacts, PRODUCTS[options.product], options.engines)
         elif options.product is not None:
-            artefacts = build_engines(
-                artefacts, work.path, load_library(options.product), options.engines, report=clock
-            )
+            artefacts = build_engines(artefacts, work.path, load_library(options.product), options.engines, clock)
             artefacts = prove_engines(artefacts, report=clock)
         clock("repository")
-        serving = options.serving
         with _room(root, "choose another --output"):
             write_repository(
                 artefacts, root, target=options.target, max_batch_size=serving.max_batch_size,
@@ -114,9 +224,7 @@ def publish(
                 gpus=serving.gpus, rate_limit=serving.rate_limit, instances=serving.instances, threads=serving.threads,
                 queue_delay_us=serving.queue_delay_us, text_endpoint=options.text_endpoint,
             )
-    manifest = read_manifest(root)
-    verify_files(manifest, {role: graph_path(root, manifest, role) for role in artefacts.graphs})
-    return Publication(root, manifest, clock.stop(), plan.kept, options.precision_note, not_proved_there)
+    return Publication(plan, check_repository(root), clock.stop(), not_proved_there)
 
 
 @contextmanager
@@ -133,23 +241,21 @@ def _room(place: Path, fix: str) -> Iterator[None]:
         ) from None
 
 
+@dataclass
 class _Clock:
     """Wall time of steps that follow each other."""
 
-    def __init__(self, report: Callable[[str], None]) -> None:
-        self._report = report
-        self._seconds: dict[str, float] = {}
-        self._step: str | None = None
-        self._since = 0.0
+    report: Callable[[str], None]
+    seconds: dict[str, float] = field(default_factory=dict)
+    started: tuple[str, float] | None = None
 
     def __call__(self, step: str) -> None:
         self.stop()
-        self._step = step
-        self._report(step)
+        self.started = step, time.perf_counter()
+        self.report(step)
 
     def stop(self) -> dict[str, float]:
-        now = time.perf_counter()
-        if self._step is not None:
-            self._seconds[self._step] = now - self._since
-        self._step, self._since = None, now
-        return self._seconds
+        if self.started is not None:
+            self.seconds[self.started[0]] = time.perf_counter() - self.started[1]
+        self.started = None
+        return self.seconds

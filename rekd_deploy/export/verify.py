@@ -20,7 +20,7 @@ from rekd_deploy.export.checkpoint import read_facts
 from rekd_deploy.export.engines import EngineCheck, check_engines
 from rekd_deploy.parity.reference import Agreement, Case, compare, complaints, read_cases
 from rekd_deploy.repository.config import CONFIG_FILE, graph_mistakes, read_config
-from rekd_deploy.repository.manifest import Versions, signature_from_dict, verify_files
+from rekd_deploy.repository.manifest import Versions, signature_from_dict
 from rekd_deploy.repository.reader import (
     GRAPH_MODELS,
     MANIFEST,
@@ -29,7 +29,6 @@ from rekd_deploy.repository.reader import (
     graph_path,
     plan_path,
     read_description,
-    read_manifest,
     served_device,
     served_sessions,
 )
@@ -37,7 +36,7 @@ from rekd_deploy.repository.warmups import example, lengths_of
 from rekd_deploy.runtimes.base import Arrays, Graph, parse_device
 from rekd_deploy.runtimes.onnxruntime_cuda import check_device
 from rekd_deploy.runtimes.onnxruntime_device import DeviceChain, chain_on
-from rekd_deploy.runtimes.tensorrt.build import is_built
+from rekd_deploy.runtimes.tensorrt_entry import is_built
 from rekd_train.files import write_json
 from rekd_train.inputs.preprocessors import Preprocessor
 
@@ -77,14 +76,13 @@ class Verification:
             "without_cases": self.without_cases,
             "graphs": {role: agreement.to_dict() for role, agreement in self.graphs.items()},
             "engines": {
-                role: {
-                    **check.entry,
-                    **({"not_run": check.reason} if check.reason else {"answers": check.agreement.to_dict()}),
-                }
+                role: check.entry | (
+                    {"not_run": check.reason} if check.reason else {"answers": check.agreement.to_dict()}
+                )
                 for role, check in self.engines.items()
             },
             "parity": self.parity,
-        }
+        }  # fmt: skip
 
 
 def verify(
@@ -106,13 +104,9 @@ def verify(
     root = Path(root)
     check_device(device)
     report("files")
-    try:
-        manifest = check_repository(root)
-    except RepositoryError as error:
-        raise RepositoryError(f"{error}{_diagnosis(root)}") from None
+    manifest = check_repository(root)
     signature = signature_from_dict(manifest["signature"])
     paths = {role: graph_path(root, manifest, role) for role in manifest["artefacts"] if role in GRAPH_MODELS}
-    verify_files(manifest, paths)
     mistakes = [
         mistake
         for role, path in paths.items()
@@ -121,39 +115,38 @@ def verify(
     if mistakes:
         raise RepositoryError(f"{root} would not load: " + "; ".join(mistakes))
     preprocessor = _checked_preprocessing(root, manifest)
-    verification = Verification(root, manifest, device, served_device(root))
+    found = Verification(root, manifest, device, served_device(root))
     sessions = {"device": device, **served_sessions(root)}
     cases = read_cases(root / REFERENCE) if REFERENCE in manifest["repository"]["files"] else []
     if not manifest["parity"].get("emulated"):  # ONNX Runtime cannot run what had to be emulated for it
         for role, path in paths.items():
             report(role)
-            with _running(role, path, signature.graph(role), verification.uncaptured, **sessions) as run:
+            with _running(role, path, signature.graph(role), found.uncaptured, sessions) as run:
                 if cases:
-                    verification.graphs[role] = _answers(role, path, run, signature.graph(role), cases, manifest)
+                    found.graphs[role] = _answers(role, path, run, signature.graph(role), cases, manifest)
                 else:
                     _answers_something(path, run, signature.graph(role), preprocessor)
-                    verification.without_cases.append(role)
-    verification.engines = check_engines(root, manifest, signature, cases, report, parse_device(device)[1])
-    _complete(root, verification)
+                    found.without_cases.append(role)
+    found.engines = check_engines(root, manifest, signature, cases, report, parse_device(device)[1])
+    _complete(root, manifest, found.engines)
     if checkpoint is not None:
         report("parity")
         read_facts(checkpoint)  # its complaints come before torch is loaded
         from rekd_deploy.export.graphs import prove_again
 
-        verification.parity = prove_again(root, manifest, paths, Path(checkpoint), sessions)
-    return verification
+        found.parity = prove_again(root, manifest, paths, Path(checkpoint), sessions)
+    return found
 
 
-def _complete(root: Path, verification: Verification) -> None:
+def _complete(root: Path, manifest: dict[str, Any], engines: dict[str, EngineCheck]) -> None:
     """Write what was found out about the engines into the manifest; a repository that cannot be written stays."""
-    manifest, found = verification.manifest, False
-    for role, check in verification.engines.items():
-        found = found or manifest["artefacts"][role]["engine"] != check.entry
-        manifest["artefacts"][role]["engine"] = check.entry
-        if is_built(check.entry):
+    new = {role: check.entry for role, check in engines.items() if manifest["artefacts"][role]["engine"] != check.entry}
+    for role, entry in new.items():
+        manifest["artefacts"][role]["engine"] = entry
+        if is_built(entry):
             name = plan_path(root, manifest, role).relative_to(root).as_posix()
-            manifest["repository"]["files"][name] = check.entry["sha256"]
-    if found:
+            manifest["repository"]["files"][name] = entry["sha256"]
+    if new:
         with suppress(OSError):
             write_json(root / MANIFEST, manifest)
 
@@ -171,13 +164,9 @@ def _checked_preprocessing(root: Path, manifest: dict[str, Any]) -> Preprocessor
 
 @contextmanager
 def _running(
-    role: str, path: Path, signature: GraphSignature, uncaptured: dict[str, str], **sessions: Any
+    role: str, path: Path, signature: GraphSignature, uncaptured: dict[str, str], sessions: dict[str, Any]
 ) -> Iterator[Callable[[Arrays], Arrays]]:
-    """What runs a graph; ``uncaptured`` is told by role why its launches are not replayed, where they are not.
-
-    Raises:
-        RepositoryError: the graph cannot run.
-    """
+    """What runs a graph; ``uncaptured`` is told by role why its launches are not replayed, where they are not."""
     unopened = chain_on([Graph(path, signature, GRAPH_MODELS[role])], **sessions)
     try:
         with unopened as chain:
@@ -202,11 +191,7 @@ def _answers(
     role: str, path: Path, run: Callable[[Arrays], Arrays], signature: GraphSignature, cases: list[Case],
     manifest: dict[str, Any],
 ) -> Agreement:
-    """How the graph answers the stored cases.
-
-    Raises:
-        RepositoryError: it answers otherwise than the model did.
-    """
+    """How the graph answers the stored cases; raise RepositoryError where that is not as the model did."""
     limits = verification_limits(manifest["parity"])
     agreement = compare(role, run, signature, cases, limits["tie_margin"])
     if found := complaints(agreement, limits):
@@ -215,36 +200,3 @@ def _answers(
             "belongs to another checkpoint, or this machine computes wrongly; fix: rekd-export again"
         )
     return agreement
-
-
-def _diagnosis(root: Path) -> str:
-    """What a graph that is not the exported one turns out to be; empty where that cannot be said."""
-    try:
-        manifest = read_manifest(root)
-        signature, cases = signature_from_dict(manifest["signature"]), read_cases(root / REFERENCE)
-    except (RepositoryError, KeyError):
-        return ""
-    found = []
-    for role in (role for role in manifest["artefacts"] if role in GRAPH_MODELS):
-        path = graph_path(root, manifest, role)
-        try:
-            verify_files(manifest, {role: path})
-        except RepositoryError:
-            verdict = _what_it_is(role, path, signature.graph(role), cases, manifest)
-            found.append(f"; {path.relative_to(root)} {verdict}")
-    return "".join(found)
-
-
-def _what_it_is(
-    role: str, path: Path, signature: GraphSignature, cases: list[Case], manifest: dict[str, Any]
-) -> str:
-    if not path.is_file():
-        return "is missing"
-    try:
-        with _running(role, path, signature, {}) as run:
-            _answers(role, path, run, signature, cases, manifest)
-    except RepositoryError as error:
-        if "cannot be run" in str(error):
-            return "is no graph of this pair, or damaged: it does not load"
-        return "answers otherwise than the exported model: a graph of another checkpoint, or damaged weights"
-    return "still answers as the exported model, but is not the file that was written"

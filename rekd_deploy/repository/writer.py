@@ -58,7 +58,7 @@ _MODEL_CODE = {
         "model.py": "model.py", "triton_batches.py": "batches.py", "triton_cuda.py": "cuda.py"
     }.items()
 }
-_ENGINE_CODE = Path(__file__).parents[1] / "runtimes" / "tensorrt" / "execution.py"
+_ENGINE_CODE = Path(__file__).parents[1] / "runtimes" / "tensorrt_execution.py"
 _EARLIER_KEYS = ("versions", "checkpoint_sha256", "artefacts", "preprocessing_sha256")
 """What the manifest keeps of the versions before."""
 

@@ -22,17 +22,11 @@ class OnnxRuntimeRunner(Runner):
         model: path of the file, or its content.
         signature: what the graph must take and give.
         name: how messages call the graph.
-        threads: threads inside one operator; None: the target's own choice.
-        target: the Triton backend whose sessions these are like: 'python' (in process, too) or 'onnxruntime'.
+        threads, target: see ``session_options``.
     """
 
     def __init__(
-        self,
-        model: Path | bytes,
-        signature: GraphSignature,
-        name: str,
-        *,
-        threads: int | None = None,
+        self, model: Path | bytes, signature: GraphSignature, name: str, *, threads: int | None = None,
         target: str = "python",
     ) -> None:
         super().__init__(signature, name)
@@ -43,11 +37,9 @@ class OnnxRuntimeRunner(Runner):
         self._outputs = [spec.name for spec in signature.outputs]
 
     def _activate(self) -> None:
-        runtime = onnx_runtime()
         options = session_options(self._target, self._threads)
-        content = self._model if isinstance(self._model, bytes) else str(self._model)
         try:
-            session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            session = cpu_session(self._model, options)
         except Exception as error:  # the library's exceptions share no root
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             fix = "export it again"
@@ -75,8 +67,8 @@ def session_options(target: str = "python", threads: int | None = None):
     """``onnxruntime.SessionOptions`` as the backend of a target sets them, so that what is proved is what is served.
 
     Args:
-        target: 'python' is the repository's own step (``triton_model.OnnxGraph``), 'onnxruntime' Triton's backend with
-            the parameters of ``triton_config``, which can set nothing else; engines' graphs are run as 'python'.
+        target: 'python' is the repository's own step (``backend.model.OnnxGraph``; engines' graphs, too), 'onnxruntime'
+            Triton's backend, which can set nothing but the parameters of its configuration.
         threads: inside one operator; None: the cores that this process may use, for 'onnxruntime' the library's choice.
     """
     options = onnx_runtime().SessionOptions()
@@ -93,17 +85,18 @@ def session_options(target: str = "python", threads: int | None = None):
     return options
 
 
-def quiet_session(model: bytes, **settings: Any):
-    """A CPU session that prints nothing; raises what ONNX Runtime raises.
+def cpu_session(model: Path | bytes, options: Any):
+    """An ``InferenceSession`` on the CPU; raises what ONNX Runtime raises."""
+    content = model if isinstance(model, bytes) else str(model)
+    return onnx_runtime().InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
-    Args:
-        settings: attributes of ``onnxruntime.SessionOptions``.
-    """
-    runtime = onnx_runtime()
-    options = runtime.SessionOptions()
+
+def quiet_session(model: bytes, **settings: Any):
+    """A CPU session that prints nothing; ``settings`` are attributes of its ``SessionOptions``."""
+    options = onnx_runtime().SessionOptions()
     for name, value in {"log_severity_level": 4, **settings}.items():
         setattr(options, name, value)
-    return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return cpu_session(model, options)
 
 
 def onnx_runtime():
@@ -111,7 +104,7 @@ def onnx_runtime():
 
     Raises:
         MissingExtraError: it is not installed.
-        EngineError: both flavours are installed, which overwrite each other's files.
+        EngineError: both flavours are installed.
     """
     check_flavours()
     try:

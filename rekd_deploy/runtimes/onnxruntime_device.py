@@ -1,10 +1,8 @@
 """A chain of ONNX graphs that stays on one device: fixed buffers for each shape, nothing copied between the steps.
 
 On a GPU each shape is captured once as a CUDA graph and replayed from then on: small networks on few kept tokens spend
-more time being launched than computed. A captured graph has one shape and fixed addresses, so there is a captured graph
-and a set of buffers for each bucket of batch and length, all of one session a graph; a batch is filled up to its bucket
-by repeating its last row, which changes no other row's outputs. On a CPU the same code runs without capture.
-torch-free.
+more time being launched than computed. A captured graph has one shape and fixed addresses, so a batch is filled up to
+its bucket by repeating its last row, which changes no other row. A CPU runs the same code without capture. torch-free.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ import numpy as np
 from rekd_deploy.contract.signature import BATCH, LENGTH, SLOTS, GraphSignature, TensorSpec
 from rekd_deploy.errors import EngineError
 from rekd_deploy.runtimes.base import Arrays, Chain, Graph, RunnerChain, check_inputs, parse_device
-from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner, available_cores, onnx_runtime
+from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner, available_cores, cpu_session, onnx_runtime
 from rekd_deploy.runtimes.onnxruntime_cuda import (
     Shape,
     check_cuda,
@@ -33,8 +31,7 @@ from rekd_deploy.runtimes.onnxruntime_cuda import (
 )
 
 _MOST_SHAPES = 64
-"""Buffers and captured graphs are kept for so many shapes. Beyond that the one unused for longest goes; of captured
-graphs, all."""
+"""Beyond that the shape unused for longest goes; of captured graphs, all."""
 
 
 class DeviceChain:
@@ -46,27 +43,19 @@ class DeviceChain:
         batches: sizes that batches are filled up to; empty: every size is a shape of its own.
         captured: replay CUDA graphs; no meaning on a CPU.
         outputs: what ``run`` gives; None: every output of every graph. What is not read is not copied to the host.
-        threads: of a CPU session inside one operator; None: the cores that this process may use.
 
     Raises:
         EngineError: there is no such device.
     """
 
     def __init__(
-        self,
-        graphs: Sequence[Graph],
-        *,
-        device: str = "cuda",
-        batches: Collection[int] = (),
-        captured: bool = True,
+        self, graphs: Sequence[Graph], *, device: str = "cuda", batches: Collection[int] = (), captured: bool = True,
         outputs: Collection[str] | None = None,
-        threads: int | None = None,
     ) -> None:
         self._graphs = list(graphs)
         self._kind, self._index = parse_device(device)
         self.batches = sorted(batches)
         """Sizes that batches are filled up to; the last is the most rows of one run. Empty: any number."""
-        self._threads = threads
         self._captured = captured and self._kind == "cuda"
         self.uncaptured: dict[str, str] = {}
         """Graphs by name that run launch by launch although ``captured``, and why."""
@@ -103,12 +92,17 @@ class DeviceChain:
         """The outputs by name. Threads may share a chain; they take turns.
 
         Raises:
-            EngineError: used outside ``with``, an input does not fit, the batch is above every bucket, or ONNX
-                Runtime failed; the next request starts anew then.
+            EngineError: used outside ``with``, an input does not fit, the batch is above every bucket, or ONNX Runtime
+                failed; the next request starts anew then.
         """
         inputs = {spec.name: inputs[spec.name] for spec in self._inputs.inputs if spec.name in inputs}
         check_inputs(inputs, self._inputs, self._graphs[0].name)
-        axes = _axes_of(self._inputs.inputs, inputs)
+        axes = {
+            axis: size
+            for spec in self._inputs.inputs
+            for axis, size in zip(spec.shape, inputs[spec.name].shape, strict=True)
+            if isinstance(axis, str)
+        }
         count = axes[BATCH]
         axes[BATCH] = self._bucket(count)
         for graph in self._graphs:
@@ -173,16 +167,14 @@ class DeviceChain:
         return self._captured and graph.name not in self.uncaptured
 
     def _session(self, graph: Graph) -> Any:
-        runtime = onnx_runtime()
-        options = runtime.SessionOptions()
+        options = onnx_runtime().SessionOptions()
         options.log_severity_level = 4  # what fails is raised
-        options.intra_op_num_threads = self._threads or available_cores()
+        options.intra_op_num_threads = available_cores()
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        content = graph.model if isinstance(graph.model, bytes) else str(graph.model)
         try:
             if self._kind == "cuda":
-                return cuda_session(content, options, device=self._index, captured=self._captures(graph))
-            return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+                return cuda_session(graph.model, options, device=self._index, captured=self._captures(graph))
+            return cpu_session(graph.model, options)
         except Exception as error:  # the library's exceptions share no root
             raise EngineError(f"ONNX Runtime cannot load {graph.name}: {reason_of(error)}") from None
 
@@ -213,16 +205,6 @@ def _inputs_of(graphs: Sequence[Graph]) -> tuple[TensorSpec, ...]:
         needed |= {spec.name: spec for spec in graph.signature.inputs if spec.name not in given}
         given |= {spec.name for spec in graph.signature.outputs}
     return tuple(needed.values())
-
-
-def _axes_of(specs: Sequence[TensorSpec], inputs: Arrays) -> dict[str, int]:
-    """Size of every symbolic axis."""
-    return {
-        axis: size
-        for spec in specs
-        for axis, size in zip(spec.shape, inputs[spec.name].shape, strict=True)
-        if isinstance(axis, str)
-    }
 
 
 def _filled(array: np.ndarray, rows: int) -> np.ndarray:

@@ -170,8 +170,7 @@ class EngineGraph:
         api = importlib.import_module(product.replace("-", "_"))
         logger = api.Logger(api.Logger.ERROR)  # writes to the server's log
         plan = (folder / "model.plan").read_bytes()
-        cuda = execution.Cuda(device)
-        self._execution = execution.EngineExecution(api, plan, logger, lambda: "see the server's log", cuda)
+        self._execution = execution.EngineExecution(api, plan, logger, lambda: "see the server's log", device)
 
     def run(self, names: Sequence[str], inputs: Arrays) -> list[np.ndarray]:
         """The outputs of these names."""

@@ -15,7 +15,7 @@ from rekd_deploy.bench.report.gpu import read_gpu
 from rekd_deploy.bench.report.page import Report, markdown_page
 from rekd_deploy.errors import BenchmarkError, EngineError
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
-from rekd_deploy.runtimes.tensorrt.library import PRODUCTS, Library
+from rekd_deploy.runtimes.tensorrt import PRODUCTS, Library
 
 pytestmark = pytest.mark.standin
 

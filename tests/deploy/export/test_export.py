@@ -122,25 +122,20 @@ def test_same_checkpoint_gives_the_same_bytes(artefacts, checkpoint, tmp_path, f
     assert again.manifest == artefacts.manifest
 
 
-def test_an_opset_that_servers_lack_is_refused(checkpoint, tmp_path):
-    with pytest.raises(ExportError, match="opset 23 is not served; opsets: 18, 19, 20"):
-        export(checkpoint, tmp_path, opset=23)
-
-
-def test_a_frozen_axis_is_found_and_named(artefacts):
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda graph: setattr(graph.output[0].type.tensor_type.shape.dim[0], "dim_value", 2),
+         r"output 'scores' has the shape \(2, 'length'\), not \('batch', 'length'\)"),
+        (lambda graph: setattr(graph.input[1].type.tensor_type, "elem_type", onnx.TensorProto.INT32),
+         "input 'attention_mask' is int32, not int64"),
+        (lambda graph: setattr(graph.input[1], "name", "mask"), r"inputs are \['input_ids', 'mask'\]"),
+    ],
+)
+def test_another_interface_is_found_and_named(artefacts, change, complaint):
     model = onnx.load(artefacts.selector)
-    model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 2
-    with pytest.raises(ExportError, match=r"output 'scores' has the shape \(2, 'length'\), not \('batch', 'length'\)"):
-        onnx_model.check_interface(model, artefacts.signature.selector, "selector")
-
-
-def test_another_type_and_another_name_are_found(artefacts):
-    model = onnx.load(artefacts.selector)
-    model.graph.input[1].type.tensor_type.elem_type = onnx.TensorProto.INT32
-    with pytest.raises(ExportError, match="input 'attention_mask' is int32, not int64"):
-        onnx_model.check_interface(model, artefacts.signature.selector, "selector")
-    model.graph.input[1].name = "mask"
-    with pytest.raises(ExportError, match=r"inputs are \['input_ids', 'mask'\]"):
+    change(model.graph)
+    with pytest.raises(ExportError, match=complaint):
         onnx_model.check_interface(model, artefacts.signature.selector, "selector")
 
 

@@ -20,7 +20,7 @@ from rekd_deploy.repository.config import ENSEMBLE, PREDICTOR, SELECTOR, Serving
 from rekd_deploy.repository.manifest import Versions, pin_versions
 from rekd_deploy.repository.text_endpoint import raw_configs
 from rekd_deploy.repository.warmups import model_files
-from rekd_deploy.runtimes.tensorrt.library import PRODUCTS
+from rekd_deploy.runtimes.tensorrt import PRODUCTS
 
 
 def mistakes_of(artefacts, settings, target="python"):

@@ -35,7 +35,7 @@ from rekd_deploy.repository.manifest import Versions, pin_versions
 from rekd_deploy.repository.text_endpoint import ANSWER, PREPARE, raw_configs
 from rekd_deploy.repository.warmups import label_text, model_files
 from rekd_deploy.repository.writer import MANIFEST, read_description
-from rekd_deploy.runtimes.tensorrt.library import PRODUCTS
+from rekd_deploy.runtimes.tensorrt import PRODUCTS
 from rekd_train.errors import ConfigError
 from rekd_train.inputs.text import TextPreprocessor
 

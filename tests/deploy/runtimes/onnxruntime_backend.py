@@ -1,16 +1,13 @@
-"""Triton's onnxruntime backend of the mind: loads and runs a repository as release 24.10 was seen to do.
-
-    python tests/deploy/runtimes/onnxruntime_backend.py REPOSITORY...   # with the ONNX Runtime on the path
-
-It reads nothing but the repository and the protobuf, and needs only numpy, onnxruntime and tritonclient.
-"""
+"""Triton's onnxruntime backend of the mind: loads and runs a repository as release 24.10 was seen to do."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 _TYPES = {
     "TYPE_INT64": ("tensor(int64)", np.int64), "TYPE_FP32": ("tensor(float)", np.float32),
@@ -19,26 +16,18 @@ _TYPES = {
 _LEVELS = {-1: "ORT_ENABLE_BASIC", 0: "ORT_ENABLE_ALL", 1: "ORT_ENABLE_EXTENDED", 2: "ORT_DISABLE_ALL"}
 
 
-class LoadError(Exception):
-    """The server would not start."""
-
-
 class Model:
-    """One member, loaded and warmed up."""
+    """One component model, loaded and warmed up."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.config = folder, read(folder)
-        versions = [entry for entry in folder.iterdir() if entry.is_dir() and entry.name.isdecimal()]
-        for entry in versions:
-            require(entry.name == str(int(entry.name)), f"{entry} has a leading zero")
-        served = list(self.config.version_policy.specific.versions) or [max(int(entry.name) for entry in versions)]
+        versions = [int(entry.name) for entry in folder.iterdir() if entry.is_dir() and entry.name.isdecimal()]
+        served = list(self.config.version_policy.specific.versions) or [max(versions)]
         self.sessions = {version: self._session(folder / str(version)) for version in served}
         for warmup in self.config.model_warmup:
             self._warm_up(warmup)
 
     def _session(self, folder: Path):
-        import onnxruntime
-
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         parameters = {key: value.string_value for key, value in self.config.parameters.items()}
@@ -84,7 +73,7 @@ class Model:
         self.run(inputs)
 
     def run(self, inputs, version: int | None = None):
-        """All outputs by name, held against the configuration."""
+        """All outputs by name, checked against the configuration."""
         session = self.sessions[version or max(self.sessions)]
         rows = len(next(iter(inputs.values())))
         require(1 <= rows <= self.config.max_batch_size, f"{rows} rows")
@@ -120,7 +109,7 @@ class Server:
             elif config.backend == "onnxruntime":
                 self.models[config.name] = Model(folder)
 
-    def ask(self, name: str, inputs):
+    def infer(self, name: str, inputs):
         """What an ensemble answers."""
         config = self.ensembles[name]
         known = dict(inputs)
@@ -133,26 +122,12 @@ class Server:
 
 def read(folder: Path):
     """The configuration; unknown fields are errors, as they are for Triton."""
-    from google.protobuf import text_format
-    from tritonclient.grpc.model_config_pb2 import ModelConfig
-
     return text_format.Parse((folder / "config.pbtxt").read_text(encoding="utf-8"), ModelConfig())
 
 
 def type_name(tensor) -> str:
-    from tritonclient.grpc.model_config_pb2 import DataType
-
     return DataType.Name(tensor.data_type)
 
 
 def require(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise LoadError(otherwise)
-
-
-if __name__ == "__main__":
-    import onnxruntime
-
-    for path in sys.argv[1:]:
-        server = Server(Path(path))
-        sys.stdout.write(f"ONNX Runtime {onnxruntime.__version__}: {path}: {', '.join(server.models)} run\n")
+    assert holds, otherwise

@@ -168,12 +168,6 @@ def test_few_texts_of_each_length_share_batches_on_a_device(repository, texts, m
     assert shapes == [(10, 48)]  # of three padded lengths
 
 
-def test_a_pipeline_on_a_gpu_that_is_not_there(repository, texts):
-    import onnxruntime
-
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("this ONNX Runtime serves GPUs")
-    with pytest.raises(MissingExtraError, match="gpu"):
-        Pipeline(repository, device="cuda").predict(texts[:1])
+def test_engines_run_on_no_cpu(repository):
     with pytest.raises(EngineError, match="GPUs alone"):
         Pipeline(repository, device="cpu", engine=True)

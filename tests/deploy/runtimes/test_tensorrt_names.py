@@ -6,15 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from rekd_deploy.runtimes.tensorrt import PRODUCTS as OURS
+from rekd_deploy.runtimes.tensorrt_build import DATA_TYPES
+from rekd_deploy.runtimes.tensorrt_execution import _TYPES
+
 ROOT = Path(__file__).resolve().parents[3]
 API = json.loads((ROOT / "tests" / "golden" / "tensorrt_api.json").read_text(encoding="utf-8"))
 PRODUCTS = [key for key in API if key.startswith("tensorrt")]
 DEPLOY = ROOT / "rekd_deploy"
-MODULES = [*sorted((DEPLOY / "runtimes" / "tensorrt").glob("*.py")), DEPLOY / "repository" / "backend" / "model.py"]
+MODULES = [*sorted((DEPLOY / "runtimes").glob("tensorrt*.py")), DEPLOY / "repository" / "backend" / "model.py"]
 
 VARIABLES = {
     "builder": "Builder", "network": "INetworkDefinition", "parser": "OnnxParser", "config": "IBuilderConfig",
-    "profile": "IOptimizationProfile", "cache": "ITimingCache", "engine": "ICudaEngine", "_engine": "ICudaEngine",
+    "profile": "IOptimizationProfile", "engine": "ICudaEngine", "_engine": "ICudaEngine",
     "context": "IExecutionContext", "inspector": "EngineInspector", "_runtime": "Runtime", "tensor": "ITensor",
     "memory": "IHostMemory",
 }  # fmt: skip
@@ -67,10 +71,6 @@ def test_every_name_exists_in_both_products(product):
     assert missing == ([] if "rtx" in product else sorted(pair for pair in RTX_ALONE if "__" not in pair[1]))
 
 
-def test_the_two_lists_are_of_the_products_that_are_built_for():
-    assert PRODUCTS == ["tensorrt 11.4.0.106", "tensorrt_rtx 1.7.1.116"]
-
-
 def test_no_name_of_the_library_escapes_by_an_unknown_variable():
     """A method of the library on a variable that ``VARIABLES`` does not know would not be compared with the lists."""
     everything = {name for product in PRODUCTS for names in API[product].values() for name in names} - ELSEWHERE
@@ -83,15 +83,8 @@ def test_no_name_of_the_library_escapes_by_an_unknown_variable():
                 assert own or names & known, f"{module.name}:{node.lineno}: {ast.unparse(node)}: unknown variable"
 
 
-def test_the_types_of_the_signature_exist():
-    from rekd_deploy.runtimes.tensorrt.build import DATA_TYPES
-    from rekd_deploy.runtimes.tensorrt.execution import _TYPES
-
+def test_types_and_cards_exist():
     for product in PRODUCTS:
         assert {*DATA_TYPES.values(), *_TYPES} <= set(API[product]["DataType"])
-
-
-def test_the_capabilities_that_are_built_for_by_default_exist():
-    from rekd_deploy.runtimes.tensorrt.library import DEFAULT_CAPABILITIES
-
-    assert {name.upper() for name in DEFAULT_CAPABILITIES} <= set(API[PRODUCTS[1]]["ComputeCapability"])
+    cards = {name.upper() for name in OURS["tensorrt-rtx"].capabilities}
+    assert cards and cards <= set(API[PRODUCTS[1]]["ComputeCapability"])

@@ -11,11 +11,11 @@ import pytest
 from fake_tensorrt import FakeDriver, FakeLibrary
 
 from rekd_deploy.errors import EngineError
+from rekd_deploy.runtimes import tensorrt_execution
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
-from rekd_deploy.runtimes.tensorrt import execution as tensorrt_execution
-from rekd_deploy.runtimes.tensorrt.build import Range, profiles_of
-from rekd_deploy.runtimes.tensorrt.runner import TensorRTRunner, verify_engine
-from rekd_deploy.runtimes.tensorrt.types import observed_precision, report_types
+from rekd_deploy.runtimes.tensorrt import TensorRTRunner
+from rekd_deploy.runtimes.tensorrt_build import Range, profiles_of
+from rekd_deploy.runtimes.tensorrt_entry import observed_precision, report_types, verify_engine
 from rekd_train.files import sha256
 
 PLAN = b"an engine"
@@ -78,14 +78,18 @@ def test_answers_are_the_graphs_at_every_shape(runner, library, artefacts, signa
     reference = OnnxRuntimeRunner(artefacts.selector, signature, "the graph")
     with runner, reference:
         for batch, length in ((1, 3), (8, 48), (2, 48), (3, 17), (1, 16), (1, 48)):
-            expected, found = reference.run(tokens(batch, length)), runner.run(tokens(batch, length))
+            inputs = {name: np.repeat(array, 2, axis=1)[:, ::2] for name, array in tokens(batch, length).items()}
+            assert batch == 1 or not inputs["input_ids"].flags.c_contiguous
+            expected, found = reference.run(inputs), runner.run(inputs)
             assert list(found) == list(expected) == [spec.name for spec in signature.outputs]
             for name in expected:
                 assert found[name].dtype == expected[name].dtype
                 np.testing.assert_array_equal(found[name], expected[name])
         assert library.loaded[0].context.chosen == [3, 1, 3, 0, 1]
         assert len(driver.blocks) == len(signature.inputs) + len(signature.outputs)
-    assert not driver.blocks and driver.calls[-2:] == ["cuStreamDestroy_v2", "cuDevicePrimaryCtxRelease_v2"]
+        driver.calls.clear()
+    assert not driver.blocks and driver.calls[0] == "cuCtxSetCurrent", "whoever closes may be another thread"
+    assert driver.calls[-2:] == ["cuStreamDestroy_v2", "cuDevicePrimaryCtxRelease_v2"]
     with pytest.raises(EngineError, match="inside a `with` block"):
         runner.run(tokens(1, 3))
 
@@ -111,20 +115,6 @@ def test_closing_waits_for_the_request_that_runs(runner):
         closing.result(5)
     with pytest.raises(tensorrt_execution.ExecutionError, match="is closed"):
         execution.run(tokens(1, 3))
-
-
-def test_what_is_given_back_belongs_to_the_context_that_is_current(runner, driver):
-    with runner:
-        runner.run(tokens(1, 3))
-        driver.calls.clear()  # whoever closes may be another thread
-    assert driver.calls[0] == "cuCtxSetCurrent" and "cuMemFree_v2" in driver.calls
-
-
-def test_arrays_that_are_not_contiguous_arrive_whole(runner, artefacts, signature):
-    ids = tokens(2, 24)["input_ids"][:, ::2]
-    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    with runner, OnnxRuntimeRunner(artefacts.selector, signature, "the graph") as reference:
-        np.testing.assert_array_equal(runner.run(inputs)["scores"], reference.run(inputs)["scores"])
 
 
 def test_shapes_outside_the_profiles_are_named(runner):
@@ -161,7 +151,7 @@ def test_a_foreign_engine_is_refused_and_the_gpu_given_back(runner, plan, librar
     driver.calls.clear()
     plan.write_bytes(PLAN)
     runner.signature = artefacts.signature.predictor
-    with pytest.raises(EngineError, match=r"the inputs \['attention_mask', 'input_ids'\], not \['input_ids', 'kept'"):
+    with pytest.raises(EngineError, match="the engine has the tensors .*'attention_mask': .* not .*'kept': 'bool'"):
         runner.__enter__()
     assert driver.calls[-1] == "cuDevicePrimaryCtxRelease_v2"
 
@@ -175,9 +165,7 @@ def fused(*types: str) -> dict:
     return {"Name": "{ForeignNode[/embed/Gather.../head/Add]}", "LayerType": "Myelin", "Outputs": outputs}
 
 
-@pytest.mark.parametrize("tensor", [{"Format/Datatype": "Float"}, {"Format": "(kLINEAR)", "Datatype": "Float"}])
-def test_verification_completes_the_entry(plan, entry, signature, library, artefacts, tensor):
-    library.report = {"Layers": [{"Name": "a layer", "Outputs": [tensor]}]}
+def test_verification_completes_the_entry(plan, entry, signature, library, artefacts):
     completed = verify_engine(plan, entry, signature, graph=artefacts.selector)
     added = {"observed": "fp32", "engine_types": {"fp32": 1}, "gpu": "Fake RTX (sm89)", "status": "verified"}
     assert completed == {**entry, **added}
@@ -186,9 +174,6 @@ def test_verification_completes_the_entry(plan, entry, signature, library, artef
 
 def test_verification_finds_an_engine_of_another_precision(plan, entry, signature, library):
     entry["precision"] = "fp16"
-    with pytest.raises(EngineError, match="the engine of model.plan was to compute in fp16; its tensors: 1 of fp32"):
-        verify_engine(plan, entry, signature)
-    library.report = {"Layers": [{"Name": "a", "Outputs": [{"Format": "N/A", "Datatype": "Float"}]}]}  # TensorRT 11
     with pytest.raises(EngineError, match="the engine of model.plan was to compute in fp16; its tensors: 1 of fp32"):
         verify_engine(plan, entry, signature)
 
@@ -227,17 +212,14 @@ def test_verification_names_what_is_wrong(plan, entry, signature, library, artef
 # an inspector's report
 
 
-def layer(*formats: str) -> dict:
-    return {"Name": "a layer", "Outputs": [{"Name": "t", "Format/Datatype": text} for text in formats]}
-
-
 def test_types_are_read_from_reports_of_all_versions():
     texts = [
         "Half", "Row major linear FP16 format", "Float", "Row major linear FP32", "BFloat16", "BF16", "Int8",
         "Thirty-two wide channel vectorized row major Int8 format.", "Int64", "UInt8", "Bool",
         "N/A due to dynamic shapes",
     ]  # fmt: skip
-    report = json.dumps({"Layers": [layer(text) for text in texts] + ["a layer without details"], "Bindings": []})
+    layers = [{"Name": "a layer", "Outputs": [{"Name": "t", "Format/Datatype": text}]} for text in texts]
+    report = json.dumps({"Layers": [*layers, "a layer without details"], "Bindings": []})
     counts = {"bf16": 2, "bool": 1, "fp16": 2, "fp32": 2, "int64": 1, "int8": 2, "uint8": 1, "unknown": 1}
     assert report_types(report) == counts
     split = [{"Format": "Format not available due to dynamic shapes", "Datatype": text} for text in ("Half", "Float")]
@@ -254,7 +236,6 @@ def test_types_are_read_from_reports_of_all_versions():
     [
         ({"fp32": 3, "int64": 2}, "fp32", "fp32"),
         ({"fp16": 9, "fp32": 1}, "fp16", "fp16"),
-        ({"bf16": 9, "fp32": 1, "bool": 1}, "bf16", "bf16"),
         ({"int8": 9, "fp16": 3, "fp32": 1}, "int8", "int8"),
         ({"unknown": 4, "int64": 1}, "fp16", "not available"),
         ({}, "fp16", "not available"),
@@ -266,7 +247,6 @@ def test_types_are_read_from_reports_of_all_versions():
         ({"fp32": 10}, "fp16", None),
         ({"fp32": 9, "fp16": 1}, "fp32", None),
         ({"bf16": 9, "fp16": 1}, "bf16", None),
-        ({"fp16": 9, "fp32": 1}, "int8", None),
     ],
 )
 def test_an_engine_is_of_the_precision_asked_for_or_refused(types, precision, observed):
