@@ -7,6 +7,7 @@ libraries' versions. It is kept in pytest's cache folder, too, for the next run.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import sys
@@ -19,15 +20,20 @@ import pytest
 import torch
 
 TESTS = Path(__file__).parent
+CODE = (
+    "rekd_train/**/*", "rekd_deploy/*",
+    *(f"rekd_deploy/{package}/**/*" for package in ("contract", "runtimes", "graphs")),
+)  # fmt: skip
 EVERY_MODULES_OWN = vars(torch.nn.Module()).keys()
 LIBRARIES = ("torch", "transformers", "timm", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
 
 
 def origin() -> str:
-    """What every graph follows from: our code and the libraries."""
+    """What every graph follows from: the libraries, and our code as far as tracing may import it (LAYERS)."""
     digest = hashlib.sha256(repr([metadata.version(name) for name in LIBRARIES]).encode())
-    for path in sorted([*TESTS.glob("../rekd_train/**/*.py"), *TESTS.glob("../rekd_deploy/**/*.py")]):
-        digest.update(path.read_bytes())
+    for folder in CODE:
+        for path in sorted(TESTS.glob(f"../{folder}.py")):
+            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
@@ -63,7 +69,7 @@ class TracedOnce:
     def __call__(self, module, *arguments, **options) -> onnx.ModelProto:
         path = self._folder / content(module.eval(), arguments, options)
         if not path.exists():
-            unfinished = path.with_suffix(".unfinished")
+            unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
             unfinished.write_bytes(self.trace(module, *arguments, **options).SerializeToString())
             unfinished.replace(path)
         return onnx.load_from_string(path.read_bytes())

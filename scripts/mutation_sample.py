@@ -1,0 +1,156 @@
+"""Breaks random lines of the product, one at a time, and counts how many the tests notice.
+
+    python scripts/mutation_sample.py --output /tmp/mutants.jsonl            # 40 lines, some hours of one core
+    python scripts/mutation_sample.py --count 10 --seed 7 --output FILE      # goes on where FILE ends
+
+Works in a copy of the checkout. Each mutant meets the test files that name its module and those of the folder that
+mirrors its package, then all others; the first failure counts as caught, a run beyond the limit, too. The unchanged
+copy must pass first. Equivalent mutants (a cache's size, a message) are counted as missed: read the list.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("rekd_train", "rekd_deploy")
+LIMIT_S = 1200
+OPPOSITES = {
+    ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
+    ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
+}  # fmt: skip
+
+
+def broken(node: ast.AST) -> ast.AST | None:
+    """A changed copy of an expression or statement; None for kinds that are left alone."""
+    copy = deepcopy(node)
+    match copy:
+        case ast.Compare(ops=[operator]) if type(operator) in OPPOSITES:
+            copy.ops = [OPPOSITES[type(operator)]()]
+        case ast.BoolOp(op=operator):
+            copy.op = OPPOSITES[type(operator)]()
+        case ast.BinOp(op=operator, left=left) if type(operator) in OPPOSITES and not isinstance(left, ast.Constant):
+            copy.op = OPPOSITES[type(operator)]()
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            return operand
+        case ast.Constant(value=bool(value)):
+            copy.value = not value
+        case ast.Constant(value=int(value)):
+            copy.value = value + 1
+        case ast.IfExp(test=test):
+            copy.test = ast.UnaryOp(ast.Not(), test)
+        case ast.Return(value=ast.AST()):
+            copy.value = ast.Constant(None)
+        case ast.Expr(value=ast.Call()):
+            return ast.Pass()
+        case _:
+            return None
+    return copy
+
+
+def candidates(path: Path) -> Iterator[tuple[int, ast.AST]]:
+    """Line and node of everything in a module that could be broken; annotations and defaults of settings are not."""
+    pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while pending:
+        node = pending.pop()
+        for name, value in ast.iter_fields(node):
+            if name in ("annotation", "returns", "decorator_list"):
+                continue
+            pending += [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, ast.AST)]
+        one_line = getattr(node, "lineno", 0) and node.lineno == node.end_lineno
+        if one_line and isinstance(node, ast.stmt | ast.expr) and broken(node) is not None:
+            yield node.lineno, node
+
+
+def sample(count: int, seed: int) -> list[dict[str, object]]:
+    """That many lines, each with one way to break it."""
+    generator = random.Random(seed)
+    lines: dict[tuple[str, int], list[ast.AST]] = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            for line, node in candidates(path):
+                lines.setdefault((str(path.relative_to(ROOT)), line), []).append(node)
+    mutants = []
+    for file, line in generator.sample(sorted(lines), count):
+        node = generator.choice(lines[file, line])
+        whole = (ROOT / file).read_text(encoding="utf-8").splitlines()[line - 1].encode()
+        start, end = node.col_offset, node.end_col_offset
+        text = ast.unparse(broken(node))
+        if isinstance(node, ast.expr) and not isinstance(node, ast.Constant):
+            text = f"({text})"
+        after = (whole[:start] + text.encode() + whole[end:]).decode()
+        mutants.append({"file": file, "line": line, "before": whole.decode().strip(), "after": after})
+    return mutants
+
+
+def test_files(copy: Path, file: str) -> tuple[list[str], list[str]]:
+    """Those that are likely to notice a change of a module, and all others."""
+    module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    parts = Path(file).parts
+    folder = Path("tests", parts[0].removeprefix("rekd_"), *parts[1:2])
+    near, far = [], []
+    for path in sorted((copy / "tests").rglob("test_*.py")):
+        name = str(path.relative_to(copy))
+        close = folder in Path(name).parents or re.search(rf"\b{re.escape(module)}\b", path.read_text(encoding="utf-8"))
+        (near if close else far).append(name)
+    return near, far
+
+
+def tests_pass(copy: Path, files: list[str]) -> bool:
+    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", *files]
+    try:
+        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--count", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--output", type=Path, required=True, help="a line of JSON a mutant; what is there is kept")
+    options = parser.parse_args()
+    done = [json.loads(line) for line in options.output.read_text().splitlines()] if options.output.exists() else []
+    with tempfile.TemporaryDirectory() as folder:
+        copy, graphs = Path(folder) / "copy", Path(folder) / "graphs"
+        ignored = shutil.ignore_patterns(".venv*", "runs", ".git", ".pytest_cache")
+        shutil.copytree(ROOT, copy, ignore=ignored, symlinks=True)
+        (copy / ".venv-gpu").symlink_to(ROOT / ".venv-gpu")
+        if not tests_pass(copy, []):
+            sys.exit("error: the tests fail on the unchanged checkout; fix: mend them first")
+        cache = copy / ".pytest_cache" / "d" / "graphs"
+        shutil.copytree(cache, graphs)
+        for mutant in sample(options.count, options.seed)[len(done) :]:
+            path = copy / mutant["file"]
+            original = path.read_text(encoding="utf-8")
+            lines = original.splitlines()
+            lines[mutant["line"] - 1] = mutant["after"]
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            mutant["caught"] = not all(tests_pass(copy, files) for files in test_files(copy, mutant["file"]))
+            path.write_text(original, encoding="utf-8")
+            shutil.rmtree(cache, ignore_errors=True)
+            shutil.copytree(graphs, cache)
+            done.append(mutant)
+            with options.output.open("a") as file:
+                file.write(json.dumps(mutant) + "\n")
+            print(f"{'caught' if mutant['caught'] else 'MISSED'}  {mutant['file']}:{mutant['line']}", flush=True)
+    print(f"{sum(mutant['caught'] for mutant in done)} of {len(done)} caught")
+
+
+if __name__ == "__main__":
+    main()
