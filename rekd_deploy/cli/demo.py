@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rekd_train.cli.command import application, examples, print_json, run
+from rekd_train.cli.command import application, examples, run
 
 _SHORT = 600
 """Characters of the reviews that are shown, if there are enough of them."""
@@ -26,10 +26,9 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where everything goes.")] = Path("runs/demo"),
     images: Annotated[bool, typer.Option("--images", help="Fashion-MNIST in place of movie reviews.")] = False,
     queries: Annotated[int, typer.Option(min=5, help="Held-out examples sent through the server.")] = 200,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change both presets.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    overrides: Annotated[list[str] | None, typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change both presets."
+    )] = None,
 ) -> None:
     from rekd_deploy.cli.demo_chain import IMAGES, REVIEWS, Demo, Stages, run_demo
     from rekd_train.cli.main import progress_bars
@@ -41,10 +40,7 @@ def demo(
 
     with progress_bars() as observer:
         report = run_demo(settings, Stages(output, announce), observer)
-    if as_json:
-        print_json(report)
-    else:
-        _show(settings, report)
+    _show(settings, report)
 
 
 def _show(settings, report: dict) -> None:

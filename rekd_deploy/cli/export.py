@@ -13,17 +13,6 @@ from rekd_train.cli.command import application, examples, print_json, run
 if TYPE_CHECKING:
     from rekd_deploy.export.options import ExportOptions
 
-_STEPS = {
-    "load": "reading the checkpoint",
-    "selector": "exporting the selector",
-    "predictor": "exporting the predictor",
-    "precision": "converting the graphs",
-    "single": "joining both steps",
-    "parity": "comparing the graphs with the model",
-    "repository": "writing the repository",
-    "files": "comparing the files with the manifest",
-    **{f"{role} engine": f"building the {role}'s engine" for role in ("selector", "predictor", "single")},
-}
 _AS_THERE = "if the repository that is there has it"
 _WITH_VERIFY = {"verify", "checkpoint", "against", "device", "json"}
 _NOT_OF_OPTIONS = {"checkpoint", "output", "verify", "against", "dry_run", "json"}
@@ -163,11 +152,8 @@ def _verify(root: Path, checkpoint: Path | None, device: str, json: bool) -> Non
     from rekd_deploy.cli.export_summary import verification_lines
     from rekd_deploy.export.verify import verify
 
-    with Console(stderr=True).status(_STEPS["files"]) as status:
-        verification = verify(
-            root, checkpoint=checkpoint, device=device,
-            report=lambda step: status.update(_STEPS.get(step, f"checking the {step}")),
-        )
+    with Console(stderr=True).status("files") as status:
+        verification = verify(root, checkpoint=checkpoint, device=device, report=status.update)
     if json:
         print_json(verification.to_dict())
     else:
@@ -195,10 +181,8 @@ def _publish(checkpoint: Path, root: Path, options: ExportOptions, json: bool) -
     from rekd_deploy.export.checkpoint import proof_elsewhere
     from rekd_deploy.export.run import publish
 
-    with Console(stderr=True).status(_STEPS["load"]) as status:
-        publication = publish(
-            checkpoint, root, options=options, report=lambda step: status.update(_STEPS.get(step, step))
-        )
+    with Console(stderr=True).status("load") as status:
+        publication = publish(checkpoint, root, options=options, report=status.update)
     if publication.not_proved_there:
         print(f"warning: {proof_elsewhere(publication.not_proved_there, root)}", file=sys.stderr)
     if kept := publication.plan.kept:

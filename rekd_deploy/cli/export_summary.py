@@ -14,12 +14,9 @@ _NO_MODEL = {"rekd_single": "--no-single-graph", "rekd_text": "--no-text-endpoin
 
 def plan_lines(plan: ExportPlan) -> list[str]:
     """What ``rekd-export --dry-run`` shows."""
-    from rekd_deploy.export.checkpoint import machine
-
-    facts, options, here = plan.checkpoint, plan.options, machine()
+    facts, options = plan.checkpoint, plan.options
     budget = "no budget" if facts.policy.budget is None else f"budget {facts.policy.budget:.1%}"
     networks = [f"{role} {each.family} {each.layers} x {each.width}" for role, each in facts.backbones.items()]
-    graphs = [f"{role}.onnx" for role in ("selector", "predictor", "single") if f"rekd_{role}" in plan.models]
     where = f"{options.product} engines on a GPU" if options.product else "on a GPU" if options.on_gpu else "on CPUs"
     beside = f" beside version {_listed(plan.stays)}" if plan.stays else ""
     removed = f"; version {_listed(plan.goes)} is removed" if plan.goes else ""
@@ -28,14 +25,12 @@ def plan_lines(plan: ExportPlan) -> list[str]:
         + ", ".join(networks),
         "rule": f"{budget}, at least {facts.policy.minimum}; K = {facts.capacity} of {facts.preprocessor.positions} "
         "positions" + (f", by length {_listed(plan.slots)}" if plan.slots else ""),
-        "graphs": ", ".join(graphs) + (", fused for ONNX Runtime" if options.fuse else ""),
         "precision": _precision_note(plan),
         "lengths": _listed(plan.lengths) or "one size (images)",
         "batches": f"{_listed(options.batch_sizes)}; at most {options.batch_sizes[-1]} in one request",
-        "target": f"{options.target}, {where}",
+        "target": f"{options.target}, {where}" + (", fused for ONNX Runtime" if options.fuse else ""),
         "engines": plan.engines_elsewhere
         and f"to be built on the target by rekd-export --verify, since here {plan.engines_elsewhere}",
-        "machine": f"{here['cores']} cores, {here['gpus'] or 'no'} GPU",
         "kept": plan.kept and kept_note(plan.kept),
         "repository": f"{plan.root}, version {plan.version}{beside}{removed or ('' if beside else ' (new)')}",
         "models": ", ".join(plan.models),
@@ -68,9 +63,7 @@ def summary(publication: Publication) -> list[Any]:
     if limits["logits"] is None:
         findings["predictor"] += f"\nsame class {parity['class_agreement']:.2%}"
     if single := manifest.get("single_parity"):
-        findings["single"] = (
-            f"scores within {single['score_difference']:.1e}, logits within {single['logit_difference']:.1e}"
-        )
+        findings["single"] = _within(single)
     table = Table("artefact", "size", "precision", "parity with the PyTorch model", "seconds")
     for role, entry in manifest["artefacts"].items():
         size, time = _size(entry["bytes"]), f"{seconds[role]:.1f}"
@@ -110,10 +103,12 @@ def verification_lines(verification: Verification) -> list[str]:
     for role, reason in verification.uncaptured.items():
         lines.append(f"{role:<12}not captured as a CUDA graph: {reason}")
     for role, check in verification.engines.items():
-        outcome = f"unverified{'' if check.entry['sha256'] else ', not built yet'}: {check.reason}"
-        if not check.reason:
-            outcome = f"{check.entry['status']} on {check.entry['gpu']}, precision {_precision(check.entry)}, "
-            outcome += f"{check.agreement.rows} stored rows"
+        entry = check.entry
+        if check.reason:
+            outcome = f"unverified{'' if entry['sha256'] else ', not built yet'}: {check.reason}"
+        else:
+            rows = f"{check.agreement.rows} stored rows"
+            outcome = f"{entry['status']} on {entry['gpu']}, precision {_precision(entry)}, {rows}"
         lines.append(f"{role} engine {outcome}")
     if not verification.graphs:
         reason = "the repository was written without stored answers"
@@ -124,13 +119,14 @@ def verification_lines(verification: Verification) -> list[str]:
     if verification.served_on == "cuda" and verification.device == "cpu":
         lines.append("warning     the server has a GPU, which did not run here; fix: --device cuda on its machine")
     for name, figures in verification.parity.items():
-        lines.append(
-            f"{name + ' gate':<12}{figures['examples']} examples, {figures['constructed_rows']} constructed rows "
-            f"on {figures['device']}: scores within {figures['score_difference']:.1e}, "
-            f"logits within {figures['logit_difference']:.1e}"
-        )
+        rows = f"{figures['examples']} examples, {figures['constructed_rows']} constructed rows on {figures['device']}"
+        lines.append(f"{name + ' gate':<12}{rows}: {_within(figures)}")
     version, origin = verification.to_dict()["version"], manifest["checkpoint_sha256"][:12]
     return [*lines, f"verified    {verification.root}, version {version}, checkpoint {origin}"]
+
+
+def _within(figures: dict[str, Any]) -> str:
+    return f"scores within {figures['score_difference']:.1e}, logits within {figures['logit_difference']:.1e}"
 
 
 def _precision_note(plan: ExportPlan) -> str:
@@ -140,7 +136,7 @@ def _precision_note(plan: ExportPlan) -> str:
 
 def _precision(entry: dict[str, Any]) -> str:
     """Of the export, and what was measured where that is not the same."""
-    requested, measured = entry["precision"], entry["observed"]
+    requested, measured = entry["precision"], entry.get("observed", entry["precision"])
     return requested if measured == requested else f"{requested} (measured: {measured})"
 
 

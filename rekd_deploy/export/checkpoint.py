@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rekd_deploy.export.options import ExportOptions
 
 _FORMAT = "rekd-checkpoint"
-_WEIGHTS = {"selector": "selector.safetensors", "predictor": "predictor.safetensors"}
+_ROLES = ("selector", "predictor")
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,6 @@ class CheckpointFacts:
     preprocessor: Preprocessor
     backbones: dict[str, BackboneConfig]
     """Of 'selector' and 'predictor'."""
-    weight_bytes: dict[str, int]
-    """Size of the weights of each."""
 
     @property
     def multiplications(self) -> int:
@@ -78,8 +76,7 @@ def read_facts(checkpoint: str | Path) -> CheckpointFacts:
     """Read the description of a checkpoint; its weights are only looked at, not read.
 
     Raises:
-        CheckpointError: missing, incomplete, damaged, or without a decision rule.
-        ExportError: its preprocessing cannot be served.
+        CheckpointError, ExportError: missing, incomplete, damaged, or with a preprocessing that cannot be served.
     """
     directory = Path(checkpoint)
     if not directory.is_dir():
@@ -99,9 +96,10 @@ def read_facts(checkpoint: str | Path) -> CheckpointFacts:
             str(description["operator"]),
             SelectionPolicy.model_validate(rule["policy"]),
             load_preprocessor(directory, description["preprocessing"]),
-            {role: BackboneConfig.model_validate(description[role]) for role in _WEIGHTS},
-            {role: (directory / name).stat().st_size for role, name in _WEIGHTS.items()},
+            {role: BackboneConfig.model_validate(description[role]) for role in _ROLES},
         )
+        for role in _ROLES:
+            (directory / f"{role}.safetensors").stat()
     except FileNotFoundError as error:
         raise CheckpointError(f"{error.filename} is missing; fix: copy the whole directory again") from None
     except (KeyError, TypeError, ValueError, ConfigError) as error:
@@ -131,16 +129,12 @@ def machine() -> dict[str, int]:
 
 
 def gate_device(options: ExportOptions) -> tuple[str, str]:
-    """The device of the gate, and why it is not the GPU that will serve the graphs, or ''.
-
-    Without a choice it is that GPU (the first of several), or the CPU where ONNX Runtime has no use of a GPU.
+    """The device of the gate, and why it is not the GPU that will serve the graphs (the first of several), or ''.
 
     Raises:
         EngineError, MissingExtraError: the chosen GPU cannot be used here.
     """
-    serving = "cpu"
-    if options.on_gpu:
-        serving = f"cuda:{options.gpus[0]}" if options.gpus else "cuda"
+    serving = "cpu" if not options.on_gpu else f"cuda:{options.gpus[0]}" if options.gpus else "cuda"
     device = options.device or serving
     if device == "cpu":
         return device, "" if serving == "cpu" else "--device cpu was given"

@@ -109,6 +109,10 @@ class EngineCheck:
     reason: str = ""
     """Why it did not run here."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """For --json."""
+        return self.entry | ({"not_run": self.reason} if self.reason else {"answers": self.agreement.to_dict()})
+
 
 def check_engines(
     root: Path, manifest: Mapping[str, Any], signature: PairSignature, cases: Sequence[Case],

@@ -26,19 +26,9 @@ from rekd_train.models.rationalizer import Rationalizer
 
 
 def export(
-    checkpoint: str | Path,
-    work: str | Path,
-    *,
-    single_graph: bool = False,
-    fused: bool = True,
-    gpu: bool = False,
-    precision: Precision = "fp32",
-    for_engine: bool = False,
-    unattended: bool = False,
-    device: str = "cpu",
-    threads: int = 0,
-    lengths: tuple[int, ...] = (),
-    parity_texts: str | Path | None = None,
+    checkpoint: str | Path, work: str | Path, *, single_graph: bool = False, fused: bool = True, gpu: bool = False,
+    precision: Precision = "fp32", for_engine: bool = False, unattended: bool = False, device: str = "cpu",
+    threads: int = 0, lengths: tuple[int, ...] = (), parity_texts: str | Path | None = None,
     report: Callable[[str], None] = lambda step: None,
 ) -> Artefacts:
     """Export a checkpoint as selector.onnx and predictor.onnx and prove them equal to the model.
@@ -58,8 +48,7 @@ def export(
         report: called with the name of each step as it starts.
 
     Raises:
-        CheckpointError: the checkpoint is missing or damaged.
-        ExportError: the model cannot be exported, or not in that precision.
+        CheckpointError, ExportError: the checkpoint is damaged, or cannot be exported in that precision.
         ParityError, EngineError: a graph does not compute what the model computes, or nothing on that device.
     """
     checkpoint, work = Path(checkpoint), Path(work)

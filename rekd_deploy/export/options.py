@@ -85,9 +85,8 @@ class ExportOptions:
                 "tensorrt-rtx, or --target tensorrt"
             )
         if self.gpu is not None and self.product is not None:
-            mistakes.append(
-                f"{self.product} engines need a GPU in any case; fix: leave out --gpu and --cpu, or the engines"
-            )
+            fix = "leave out --gpu and --cpu, or the engines"
+            mistakes.append(f"{self.product} engines need a GPU in any case; fix: {fix}")
         possible = GPU_PRECISIONS if self.on_gpu else RUNTIME_PRECISIONS
         possible = possible if self.product is None else get_args(Precision)
         if self.precision is not None and self.precision not in possible:
@@ -97,37 +96,26 @@ class ExportOptions:
                 f"fix: one of {', '.join(possible)}"
             )
         if self.queue_delay is not None and not 0 <= self.queue_delay <= _LONGEST_DELAY:
-            mistakes.append(
-                f"queue delay {self.queue_delay} is outside 0..{_LONGEST_DELAY} microseconds; fix: about the time "
-                "that one batch takes, or leave it out"
-            )
+            fix = "about the time that one batch takes, or leave it out"
+            mistakes.append(f"queue delay {self.queue_delay} is outside 0..{_LONGEST_DELAY} microseconds; fix: {fix}")
         mistakes += [f"length {length} must be at least 1" for length in self.lengths if length < 1]
-        mistakes += [
-            f"batch {size} is outside 1..{_LARGEST_BATCH}" for size in self.batches if not 1 <= size <= _LARGEST_BATCH
-        ]
+        wrong = [size for size in self.batches if not 1 <= size <= _LARGEST_BATCH]
+        mistakes += [f"batch {size} is outside 1..{_LARGEST_BATCH}" for size in wrong]
         if self.gpus and self.product is None and not self.on_gpu:
             mistakes.append(f"gpus {_listed(self.gpus)} are for GPUs, but the models run on CPUs; fix: add --gpu")
         try:
             ServingSettings(instances=self._instances, threads=self.threads, gpus=self.gpus)
-        except ConfigError as error:
+            kind, _ = parse_device(self.device or "cpu")
+        except (ConfigError, EngineError) as error:
             mistakes.append(str(error))
-        if self.device is not None:
-            mistakes += self._device_mistakes()
+        else:
+            precision = self.precision or self.usual_precision
+            if kind == "cuda" and precision in RUNTIME_PRECISIONS and precision not in GPU_PRECISIONS:
+                why = f"ONNX Runtime has no {precision} kernels for GPUs"
+                mistakes.append(f"{why}, so the gate cannot run there; fix: --device cpu")
         if self.keep < 1:
             mistakes.append(f"keep is {self.keep}; at least the new version stays (1)")
         return mistakes
-
-    def _device_mistakes(self) -> list[str]:
-        precision = self.precision or self.usual_precision
-        try:
-            kind, _ = parse_device(self.device)
-        except EngineError as error:
-            return [str(error)]
-        if kind == "cuda" and precision in RUNTIME_PRECISIONS and precision not in GPU_PRECISIONS:
-            return [
-                f"ONNX Runtime has no {precision} kernels for GPUs, so the gate cannot run there; fix: --device cpu"
-            ]
-        return []
 
     @property
     def product(self) -> str | None:
@@ -184,7 +172,7 @@ class ExportOptions:
         return tuple(sorted({*serving.preferred_batch_sizes, serving.max_batch_size}))
 
     def with_instances(self, facts: CheckpointFacts) -> ExportOptions:
-        """The same with the usual number of instances where none was chosen: as many as were measured to be best.
+        """The same with as many instances as were measured to be best, where none was chosen.
 
         On CPUs two, since a second one uses the cores that the first leaves idle; one in the python backend for small
         networks, which hardly wait for each other there.
@@ -202,9 +190,8 @@ class ExportOptions:
         """
         mistakes, lengths, longest = [], _listed(self.lengths), facts.preprocessor.positions
         if facts.kind == "image" and self.parity_texts is not None:
-            mistakes.append(
-                f"{self.parity_texts} holds texts, but the checkpoint reads images; fix: leave out --parity-texts"
-            )
+            fix = "leave out --parity-texts"
+            mistakes.append(f"{self.parity_texts} holds texts, but the checkpoint reads images; fix: {fix}")
         if facts.kind == "image" and self.lengths:
             mistakes.append(
                 f"lengths {lengths} are for texts, but {facts.directory} reads images, which all have one size; fix: "
@@ -215,16 +202,13 @@ class ExportOptions:
                 f"lengths {lengths} are not for {facts.directory}: its rationale may hold padding, so every text must "
                 f"have all {longest} positions; fix: leave out --lengths"
             )
+        fix = f"fix: at least {facts.shortest_length}, at most {longest}"
         for length in self.lengths if not mistakes else ():
             if length > longest:
-                mistakes.append(
-                    f"length {length} is above the {longest} positions that the model reads; fix: at most {longest}"
-                )
+                mistakes.append(f"length {length} is above the {longest} positions that the model reads; {fix}")
             elif length < facts.shortest_length:
-                mistakes.append(
-                    f"length {length} is smaller than the budget: a rationale may hold K = {facts.capacity} tokens"
-                    f"; fix: at least {facts.shortest_length}, at most {longest}"
-                )
+                budget = f"smaller than the budget: a rationale may hold K = {facts.capacity} tokens"
+                mistakes.append(f"length {length} is {budget}; {fix}")
         if mistakes:
             raise ConfigError("; ".join(mistakes))
 

@@ -7,14 +7,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import util
 from pathlib import Path
 from typing import Any
 
 from rekd_deploy.contract.artefacts import Artefacts
 from rekd_deploy.errors import ExportError
-from rekd_deploy.export.checkpoint import CheckpointFacts, gate_device, machine, read_facts
+from rekd_deploy.export.checkpoint import CheckpointFacts, gate_device, read_facts
 from rekd_deploy.export.engines import build_engines, defer_engines, plan_engines
 from rekd_deploy.export.options import ExportOptions
 from rekd_deploy.parity.engines import prove_engines, reason_not_to_run
@@ -62,23 +62,15 @@ class ExportPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """For --json."""
-        facts, options = self.checkpoint, self.options
-        checkpoint = {
-            "path": str(facts.directory), "positions": facts.preprocessor.positions,
-            "policy": facts.policy.model_dump(),
-            "backbones": {role: backbone.model_dump() for role, backbone in facts.backbones.items()},
-            **{name: getattr(facts, name) for name in ("kind", "labels", "operator", "capacity", "weight_bytes")},
-        }
+        facts = self.checkpoint
+        own = ("lengths", "slots", "version", "stays", "goes", "models", "kept", "engines_elsewhere")
         return {
-            "checkpoint": checkpoint,
+            "checkpoint": str(facts.directory),
+            **{name: getattr(facts, name) for name in ("kind", "labels", "operator", "capacity")},
             "repository": str(self.root),
-            "options": {name: str(v) if isinstance(v, Path) else v for name, v in asdict(options).items()},
-            "batches": options.batch_sizes,
-            "machine": machine(),
-            **{
-                name: getattr(self, name)
-                for name in ("lengths", "slots", "version", "stays", "goes", "models", "kept", "engines_elsewhere")
-            },
+            "options": {name: str(v) if isinstance(v, Path) else v for name, v in asdict(self.options).items()},
+            "batches": self.options.batch_sizes,
+            **{name: getattr(self, name) for name in own},
         }
 
 
@@ -86,8 +78,7 @@ def plan_export(checkpoint: str | Path, root: str | Path, options: ExportOptions
     """Everything that can be checked about an export without computing anything.
 
     Raises:
-        CheckpointError, ExportError: the checkpoint cannot be exported.
-        ConfigError: an option does not fit the checkpoint.
+        CheckpointError, ExportError, ConfigError: the checkpoint cannot be exported, or not so.
         RepositoryError: the output holds something else, or versions that cannot stay beside the new one.
         MissingExtraError, EngineError: ONNX Runtime is not installed, or twice; the library of the engines is not.
     """
@@ -102,11 +93,9 @@ def plan_export(checkpoint: str | Path, root: str | Path, options: ExportOptions
     options, kept = _with_what_is_there(options, root, facts)
     refuse_unwritable_place(root)
     preprocessor = served_lengths(facts.preprocessor, facts.policy, options.lengths)
-    nothing = Path("not exported yet")
-    artefacts = Artefacts(
-        facts.signature, nothing, nothing, preprocessor, facts.labels, {"policy": facts.policy.model_dump()},
-        nothing if options.single_graph else None,
-    )
+    policy, graph = {"policy": facts.policy.model_dump()}, Path("not exported yet")
+    single = graph if options.single_graph else None
+    artefacts = Artefacts(facts.signature, graph, graph, preprocessor, facts.labels, policy, single)
     elsewhere = None
     if options.product is not None:
         artefacts = plan_engines(artefacts, PRODUCTS[options.product], options.engines)
@@ -167,14 +156,11 @@ class Publication:
 
     def to_dict(self) -> dict[str, Any]:
         """For --json."""
+        manifest = self.manifest
         return {
-            "repository": str(self.root),
-            "version": self.version,
-            "kept": self.plan.kept,
-            "not_proved_there": self.not_proved_there,
-            "artefacts": self.manifest["artefacts"],
-            "parity": self.manifest["parity"],
-            "manifest": self.manifest,
+            "repository": str(self.root), "version": self.version, "kept": self.plan.kept,
+            "not_proved_there": self.not_proved_there, "artefacts": manifest["artefacts"],
+            "parity": manifest["parity"], "manifest": manifest,
             "seconds": {step: round(seconds, 3) for step, seconds in self.seconds.items()},
         }
 
@@ -200,7 +186,12 @@ def publish(
     plan = plan_export(checkpoint, root, replace(options or ExportOptions(), **changes))  # refuses before torch loads
     options, serving = plan.options, plan.options.serving
     device, not_proved_there = gate_device(options)
-    clock = _Clock(report)
+    starts: list[tuple[str, float]] = []
+
+    def clock(step: str) -> None:
+        starts.append((step, time.perf_counter()))
+        report(step)
+
     clock("load")
     from rekd_deploy.export.graphs import export  # loads torch
 
@@ -224,7 +215,9 @@ def publish(
                 gpus=serving.gpus, rate_limit=serving.rate_limit, instances=serving.instances, threads=serving.threads,
                 queue_delay_us=serving.queue_delay_us, text_endpoint=options.text_endpoint,
             )
-    return Publication(plan, check_repository(root), clock.stop(), not_proved_there)
+    ends = [*(start for _, start in starts[1:]), time.perf_counter()]
+    seconds = {step: end - start for (step, start), end in zip(starts, ends, strict=True)}
+    return Publication(plan, check_repository(root), seconds, not_proved_there)
 
 
 @contextmanager
@@ -239,23 +232,3 @@ def _room(place: Path, fix: str) -> Iterator[None]:
             f"no room for the export at {place}: {error.strerror}; nothing was written and an older repository is as "
             f"it was; fix: free some space, or {fix}"
         ) from None
-
-
-@dataclass
-class _Clock:
-    """Wall time of steps that follow each other."""
-
-    report: Callable[[str], None]
-    seconds: dict[str, float] = field(default_factory=dict)
-    started: tuple[str, float] | None = None
-
-    def __call__(self, step: str) -> None:
-        self.stop()
-        self.started = step, time.perf_counter()
-        self.report(step)
-
-    def stop(self) -> dict[str, float]:
-        if self.started is not None:
-            self.seconds[self.started[0]] = time.perf_counter() - self.started[1]
-        self.started = None
-        return self.seconds

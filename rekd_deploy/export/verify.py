@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from rekd_deploy.contract.parity_report import verification_limits
-from rekd_deploy.contract.signature import GraphSignature
 from rekd_deploy.errors import EngineError, RepositoryError
 from rekd_deploy.export.checkpoint import read_facts
 from rekd_deploy.export.engines import EngineCheck, check_engines
@@ -64,6 +63,7 @@ class Verification:
 
     def to_dict(self) -> dict[str, Any]:
         """For --json."""
+        own = ("served_on", "uncaptured", "without_cases", "parity")
         return {
             "repository": str(self.root),
             "verified": True,
@@ -71,18 +71,10 @@ class Verification:
             "checkpoint_sha256": self.manifest["checkpoint_sha256"],
             "files": len(self.manifest["repository"]["files"]),
             "device": self.device if self.graphs or self.without_cases else None,
-            "served_on": self.served_on,
-            "uncaptured": self.uncaptured,
-            "without_cases": self.without_cases,
             "graphs": {role: agreement.to_dict() for role, agreement in self.graphs.items()},
-            "engines": {
-                role: check.entry | (
-                    {"not_run": check.reason} if check.reason else {"answers": check.agreement.to_dict()}
-                )
-                for role, check in self.engines.items()
-            },
-            "parity": self.parity,
-        }  # fmt: skip
+            "engines": {role: check.to_dict() for role, check in self.engines.items()},
+            **{name: getattr(self, name) for name in own},
+        }
 
 
 def verify(
@@ -97,8 +89,7 @@ def verify(
         report: called with the name of each step as it starts.
 
     Raises:
-        RepositoryError: names the file and what is wrong with it.
-        CheckpointError: the checkpoint cannot be read.
+        RepositoryError, CheckpointError: names the file and what is wrong with it.
         EngineError, MissingExtraError: there is no such device.
     """
     root = Path(root)
@@ -114,18 +105,25 @@ def verify(
     ]
     if mistakes:
         raise RepositoryError(f"{root} would not load: " + "; ".join(mistakes))
-    preprocessor = _checked_preprocessing(root, manifest)
+    description = read_description(root)
+    preprocessor = description.preprocessor()
+    if description.fingerprint != manifest["preprocessing_sha256"] or list(description.labels) != manifest["labels"]:
+        raise RepositoryError(
+            f"{root / 'rekd' / CONFIG_FILE} describes other labels or another preprocessing than the manifest; fix: "
+            "rekd-export again"
+        )
     found = Verification(root, manifest, device, served_device(root))
     sessions = {"device": device, **served_sessions(root)}
     cases = read_cases(root / REFERENCE) if REFERENCE in manifest["repository"]["files"] else []
     if not manifest["parity"].get("emulated"):  # ONNX Runtime cannot run what had to be emulated for it
         for role, path in paths.items():
             report(role)
-            with _running(role, path, signature.graph(role), found.uncaptured, sessions) as run:
+            graph = Graph(path, signature.graph(role), GRAPH_MODELS[role])
+            with _running(role, graph, found.uncaptured, sessions) as run:
                 if cases:
-                    found.graphs[role] = _answers(role, path, run, signature.graph(role), cases, manifest)
+                    found.graphs[role] = _answers(role, graph, run, cases, manifest)
                 else:
-                    _answers_something(path, run, signature.graph(role), preprocessor)
+                    _answers_something(graph, run, preprocessor)
                     found.without_cases.append(role)
     found.engines = check_engines(root, manifest, signature, cases, report, parse_device(device)[1])
     _complete(root, manifest, found.engines)
@@ -151,52 +149,40 @@ def _complete(root: Path, manifest: dict[str, Any], engines: dict[str, EngineChe
             write_json(root / MANIFEST, manifest)
 
 
-def _checked_preprocessing(root: Path, manifest: dict[str, Any]) -> Preprocessor:
-    description = read_description(root)
-    preprocessor = description.preprocessor()
-    if description.fingerprint != manifest["preprocessing_sha256"] or list(description.labels) != manifest["labels"]:
-        raise RepositoryError(
-            f"{root / 'rekd' / CONFIG_FILE} describes other labels or another preprocessing than the manifest; fix: "
-            "rekd-export again"
-        )
-    return preprocessor
-
-
 @contextmanager
 def _running(
-    role: str, path: Path, signature: GraphSignature, uncaptured: dict[str, str], sessions: dict[str, Any]
+    role: str, graph: Graph, uncaptured: dict[str, str], sessions: dict[str, Any]
 ) -> Iterator[Callable[[Arrays], Arrays]]:
     """What runs a graph; ``uncaptured`` is told by role why its launches are not replayed, where they are not."""
-    unopened = chain_on([Graph(path, signature, GRAPH_MODELS[role])], **sessions)
+    unopened = chain_on([graph], **sessions)
     try:
         with unopened as chain:
             yield chain.run
             if isinstance(chain, DeviceChain) and chain.uncaptured:
                 uncaptured[role] = "; ".join(chain.uncaptured.values())
     except EngineError as error:
-        raise RepositoryError(f"{path} cannot be run: {error}") from None
+        raise RepositoryError(f"{graph.model} cannot be run: {error}") from None
 
 
-def _answers_something(
-    path: Path, run: Callable[[Arrays], Arrays], signature: GraphSignature, preprocessor: Preprocessor
-) -> None:
+def _answers_something(graph: Graph, run: Callable[[Arrays], Arrays], preprocessor: Preprocessor) -> None:
     """Run a row of each padded length, as there are no stored ones; raise RepositoryError for what is no number."""
-    for length in lengths_of(signature, preprocessor):
-        outputs = run({name: array[None] for name, array in example(signature, preprocessor, length).items()})
+    for length in lengths_of(graph.signature, preprocessor):
+        row = example(graph.signature, preprocessor, length)
+        outputs = run({name: array[None] for name, array in row.items()})
         if wrong := [name for name, array in outputs.items() if not np.isfinite(array).all()]:
-            raise RepositoryError(f"{path} gives {', '.join(wrong)} that are no numbers; fix: rekd-export again")
+            raise RepositoryError(f"{graph.model} gives {', '.join(wrong)} that are no numbers; fix: rekd-export again")
 
 
 def _answers(
-    role: str, path: Path, run: Callable[[Arrays], Arrays], signature: GraphSignature, cases: list[Case],
-    manifest: dict[str, Any],
+    role: str, graph: Graph, run: Callable[[Arrays], Arrays], cases: list[Case], manifest: dict[str, Any]
 ) -> Agreement:
     """How the graph answers the stored cases; raise RepositoryError where that is not as the model did."""
     limits = verification_limits(manifest["parity"])
-    agreement = compare(role, run, signature, cases, limits["tie_margin"])
+    agreement = compare(role, run, graph.signature, cases, limits["tie_margin"])
     if found := complaints(agreement, limits):
         raise RepositoryError(
-            f"{path} does not answer as the exported model did on the inputs in {REFERENCE}: {'; '.join(found)}; it "
-            "belongs to another checkpoint, or this machine computes wrongly; fix: rekd-export again"
+            f"{graph.model} does not answer as the exported model did on the inputs in {REFERENCE}: "
+            f"{'; '.join(found)}; it belongs to another checkpoint, or this machine computes wrongly; fix: rekd-export "
+            "again"
         )
     return agreement

@@ -114,11 +114,7 @@ def parse_device(device: str) -> tuple[str, int]:
 
 
 def check_inputs(inputs: Mapping[str, np.ndarray], signature: GraphSignature, name: str) -> None:
-    """Compare arrays with the signature: names, types, fixed axes, and symbolic axes that must agree.
-
-    Raises:
-        EngineError: names every mistake.
-    """
+    """Compare arrays with the signature, its fixed axes, and those that must agree; EngineError names every mistake."""
     wanted = {spec.name for spec in signature.inputs}
     mistakes = [f"input '{missing}' is missing" for missing in sorted(wanted - set(inputs))]
     mistakes += [f"input '{unknown}' is unknown" for unknown in sorted(set(inputs) - wanted)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -100,12 +101,7 @@ def quiet_session(model: bytes, **settings: Any):
 
 
 def onnx_runtime():
-    """The module ``onnxruntime``.
-
-    Raises:
-        MissingExtraError: it is not installed.
-        EngineError: both flavours are installed.
-    """
+    """The module ``onnxruntime``; MissingExtraError if it is not installed, EngineError if both flavours are."""
     check_flavours()
     try:
         import onnxruntime
@@ -124,21 +120,17 @@ def check_flavours() -> None:
 
 
 def _is_installed(distribution: str) -> bool:
-    try:
-        metadata.distribution(distribution)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.distribution(distribution) is not None
+    return False
 
 
 def available_cores() -> int:
     """Cores that this process may use: its affinity, its container's quota and OMP_NUM_THREADS."""
     limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
-    try:
+    with suppress(OSError, ValueError):  # no such file, or 'max': no quota
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         limits.append(-(-int(quota) // int(period)))
-    except (OSError, ValueError):  # no such file, or 'max': no quota
-        pass
     if (wished := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
         limits.append(int(wished))
     return max(1, min(limits))

@@ -30,9 +30,8 @@ _COPYING = ("LSTM", "GRU", "RNN")
 
 def check_device(device: str) -> None:
     """``check_cuda`` where a device is a GPU; EngineError for a name that is none."""
-    kind, index = parse_device(device)
-    if kind == "cuda":
-        check_cuda(index)
+    if (parsed := parse_device(device))[0] == "cuda":
+        check_cuda(parsed[1])
 
 
 def check_cuda(index: int = 0) -> None:

@@ -35,17 +35,12 @@ _MOST_SHAPES = 64
 
 
 class DeviceChain:
-    """Runs graphs one after the other on one device. Sessions and memory are held only inside ``with``.
+    """A ``Chain`` on one device, 'cpu', 'cuda' or 'cuda:N'. Sessions and memory are held only inside ``with``.
 
     Args:
-        graphs: in order; each reads what it needs of the chain's inputs and of what earlier graphs gave.
-        device: 'cpu', 'cuda' or 'cuda:N'.
         batches: sizes that batches are filled up to; empty: every size is a shape of its own.
         captured: replay CUDA graphs; no meaning on a CPU.
         outputs: what ``run`` gives; None: every output of every graph. What is not read is not copied to the host.
-
-    Raises:
-        EngineError: there is no such device.
     """
 
     def __init__(
@@ -59,8 +54,12 @@ class DeviceChain:
         self._captured = captured and self._kind == "cuda"
         self.uncaptured: dict[str, str] = {}
         """Graphs by name that run launch by launch although ``captured``, and why."""
-        self._inputs = GraphSignature(_inputs_of(self._graphs), ())
-        given = [spec.name for graph in self._graphs for spec in graph.signature.outputs]
+        given: dict[str, TensorSpec] = {}
+        needed: dict[str, TensorSpec] = {}
+        for graph in self._graphs:
+            needed |= {spec.name: spec for spec in graph.signature.inputs if spec.name not in given}
+            given |= {spec.name: spec for spec in graph.signature.outputs}
+        self._inputs = GraphSignature(tuple(needed.values()), ())
         self._outputs = [name for name in given if outputs is None or name in outputs]
         self._sessions: list[Any] = []
         self._shapes: OrderedDict[tuple[tuple[str, int], ...], Shape] = OrderedDict()
@@ -76,7 +75,7 @@ class DeviceChain:
             self._worker = ThreadPoolExecutor(1, "rekd-graphs")
             for graph in self._graphs:
                 if operator := copying_operator(graph.model):
-                    self._leave_uncaptured([graph], f"its {operator} copies from the host at every run")
+                    self._leave_uncaptured([graph.name], f"its {operator} copies from the host at every run")
         self._active = True
         return self
 
@@ -124,18 +123,20 @@ class DeviceChain:
             self._release()  # half of something may be left, of a capture or of memory
             if isinstance(error, EngineError):
                 raise
-            refusal, left = refused_capture(error), [each for each in self._graphs if each.name not in self.uncaptured]
-            if not (self._captured and refusal and left):
-                names = " and ".join(graph.name for graph in self._graphs)
-                raise EngineError(f"ONNX Runtime failed on {names}: {reason_of(error)}") from None
+            names = [graph.name for graph in self._graphs]
+            refusal, left = refused_capture(error), [name for name in names if self._captures(name)]
+            if not (refusal and left):
+                raise EngineError(f"ONNX Runtime failed on {' and '.join(names)}: {reason_of(error)}") from None
         self._leave_uncaptured(left, refusal)
         return self._attempt(work)
 
-    def _leave_uncaptured(self, graphs: Sequence[Graph], reason: str) -> None:
+    def _captures(self, name: str) -> bool:
+        return self._captured and name not in self.uncaptured
+
+    def _leave_uncaptured(self, names: Sequence[str], reason: str) -> None:
         """Record it, and say it once."""
-        new = {graph.name: reason for graph in graphs if graph.name not in self.uncaptured}
-        self.uncaptured |= new
-        for name in new:
+        for name in filter(self._captures, names):
+            self.uncaptured[name] = reason
             getLogger(__name__).warning("%s is not captured as a CUDA graph, which is slower: %s", name, reason)
 
     def _bucket(self, count: int) -> int:
@@ -156,15 +157,12 @@ class DeviceChain:
                 if self._kind == "cuda":
                     forget_errors()
                 self._sessions = [self._session(graph) for graph in self._graphs]
-            captured = [graph.name for graph in self._graphs if self._captures(graph)]
+            captured = [graph.name for graph in self._graphs if self._captures(graph.name)]
             self._shapes[key] = Shape(
                 self._sessions, self._graphs, dict(key), self._kind, self._index, len(self._shapes), captured
             )
         self._shapes.move_to_end(key)
         return self._shapes[key]
-
-    def _captures(self, graph: Graph) -> bool:
-        return self._captured and graph.name not in self.uncaptured
 
     def _session(self, graph: Graph) -> Any:
         options = onnx_runtime().SessionOptions()
@@ -173,7 +171,7 @@ class DeviceChain:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             if self._kind == "cuda":
-                return cuda_session(graph.model, options, device=self._index, captured=self._captures(graph))
+                return cuda_session(graph.model, options, device=self._index, captured=self._captures(graph.name))
             return cpu_session(graph.model, options)
         except Exception as error:  # the library's exceptions share no root
             raise EngineError(f"ONNX Runtime cannot load {graph.name}: {reason_of(error)}") from None
@@ -188,23 +186,10 @@ def chain_on(graphs: Sequence[Graph], *, device: str = "cpu", **sessions: Any) -
 
     Args:
         sessions: on the CPU, ``target`` and ``threads`` of ``OnnxRuntimeRunner``.
-
-    Raises:
-        EngineError: there is no such device.
     """
     if parse_device(device)[0] == "cpu":
         return RunnerChain([OnnxRuntimeRunner(each.model, each.signature, each.name, **sessions) for each in graphs])
     return DeviceChain(graphs, device=device)
-
-
-def _inputs_of(graphs: Sequence[Graph]) -> tuple[TensorSpec, ...]:
-    """What no earlier graph gives."""
-    given: set[str] = set()
-    needed: dict[str, TensorSpec] = {}
-    for graph in graphs:
-        needed |= {spec.name: spec for spec in graph.signature.inputs if spec.name not in given}
-        given |= {spec.name for spec in graph.signature.outputs}
-    return tuple(needed.values())
 
 
 def _filled(array: np.ndarray, rows: int) -> np.ndarray:

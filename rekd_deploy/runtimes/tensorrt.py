@@ -28,7 +28,6 @@ class Product:
     """As on the command line and in manifests."""
     title: str
     module: str
-    """The Python module with its API."""
     majors: tuple[int, ...]
     """Major versions whose API this project knows."""
     capabilities: tuple[str, ...] = ()
@@ -53,7 +52,6 @@ class Library:
 
     product: Product
     api: ModuleType
-    """The module with the API."""
     version: str
 
     def new_log(self):
@@ -98,9 +96,8 @@ def load_library(name: str) -> Library:
         raise MissingExtraError(product.module, name) from None
     except (ImportError, OSError, RuntimeError) as error:  # the wheel is there, its shared libraries are not
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise EngineError(
-            f"{product.title} cannot be loaded: {reason}; fix: {install_command(name)} --force-reinstall"
-        ) from None
+        fix = f"{install_command(name)} --force-reinstall"
+        raise EngineError(f"{product.title} cannot be loaded: {reason}; fix: {fix}") from None
     version = str(api.__version__)
     if version.split(".")[0] not in map(str, product.majors):
         raise EngineError(f"{product.title} is installed in version {version}; fix: install version {majors}")

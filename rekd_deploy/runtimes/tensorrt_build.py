@@ -42,15 +42,14 @@ def build_engine(
     """Build an engine file from an ONNX graph.
 
     Args:
-        library: the product that builds.
         graph: ONNX, unfused, in the types that the engine is to compute in.
         plan: file to write.
-        signature: what the graph takes and gives; the engine is checked against it.
+        signature: what the graph must take and give.
         profiles: shapes that the engine accepts.
-        precision: what the graph was converted to.
+        precision: what the graph was converted to; a strongly typed engine computes in the types of its graph.
 
     Returns:
-        The engine's manifest entry; its precision is not yet observed (see ``tensorrt_entry.verify_engine``).
+        The engine's manifest entry.
 
     Raises:
         EngineError: the graph cannot be parsed or built, is not of its signature, or a GPU is needed.
@@ -87,7 +86,6 @@ def _serialised(library: Library, graph: Path, signature: GraphSignature, profil
     _check_network(api, network, signature, graph)
     # TF32 rounds the factors of fp32 products to 10 bits: scores would leave the limits of the parity gate
     config.clear_flag(api.BuilderFlag.TF32)
-    config.profiling_verbosity = api.ProfilingVerbosity.DETAILED  # the inspector tells types only then
     if capabilities := library.product.capabilities:
         config.num_compute_capabilities = len(capabilities)
         for index, name in enumerate(capabilities):

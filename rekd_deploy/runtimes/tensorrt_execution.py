@@ -26,20 +26,15 @@ class ExecutionError(Exception):
 
 
 class Cuda:
-    """Device memory, one stream and the copies between host and device, on the GPU of an index.
-
-    Raises:
-        ExecutionError: there is no driver or no such GPU.
-    """
+    """Device memory, one stream and the copies between host and device, on a GPU; ExecutionError if there is none."""
 
     def __init__(self, device: int = 0) -> None:
         try:
             self._driver = ctypes.CDLL("libcuda.so.1")
         except OSError:
-            raise ExecutionError(
-                "there is no NVIDIA driver on this machine (libcuda.so.1); fix: run engines on a machine with an "
-                "NVIDIA GPU, or the ONNX graphs here"
-            ) from None
+            missing = "there is no NVIDIA driver on this machine (libcuda.so.1)"
+            fix = "run engines on a machine with an NVIDIA GPU, or the ONNX graphs here"
+            raise ExecutionError(f"{missing}; fix: {fix}") from None
         self._call("cuInit", ctypes.c_uint(0))
         count = ctypes.c_int()
         self._call("cuDeviceGetCount", ctypes.byref(count))
@@ -134,17 +129,17 @@ class EngineExecution:
     """
 
     def __init__(self, api: Any, plan: bytes, logger: Any, reason: Callable[[], str], device: int) -> None:
-        self._api, self._cuda = api, Cuda(device)
+        self._cuda = Cuda(device)
         try:
-            self._load(plan, logger, reason)
+            self._load(api, plan, logger, reason)
         except BaseException:
             self._cuda.close()
             raise
         self._profile = 0
         self._lock = Lock()
 
-    def _load(self, plan: bytes, logger: Any, reason: Callable[[], str]) -> None:
-        api, cuda = self._api, self._cuda
+    def _load(self, api: Any, plan: bytes, logger: Any, reason: Callable[[], str]) -> None:
+        cuda = self._cuda
         self._runtime = api.Runtime(logger)
         engine = self._runtime.deserialize_cuda_engine(plan)
         context = engine.create_execution_context() if engine is not None else None
@@ -196,11 +191,6 @@ class EngineExecution:
             cuda.download(cuda.buffer(name, array.nbytes), array)
         cuda.wait()
         return outputs
-
-    def report(self) -> str:
-        """What the library's inspector tells about the engine's layers, JSON."""
-        inspector = self._engine.create_engine_inspector()
-        return inspector.get_engine_information(self._api.LayerInformationFormat.JSON)
 
     @property
     def gpu(self) -> str:

@@ -85,7 +85,7 @@ def test_a_repository_with_engines_is_whole_and_says_what_they_are(engine_reposi
         entry = manifest["artefacts"][role]["engine"]
         assert entry["sha256"] == sha256(folder / PLAN) == manifest["repository"]["files"][f"{model}/1/{PLAN}"]
         assert entry["graph_sha256"] == sha256(folder / "model.onnx") == manifest["artefacts"][role]["sha256"]
-        assert (entry["observed"], entry["status"]) == ("not available", "unverified")
+        assert (entry["precision"], entry["status"]) == ("fp32", "unverified")
         assert [profile["input_ids"][2] for profile in entry["profiles"]] == [[2, 16], [2, 48], [8, 16], [8, 48]]
         assert manifest["artefacts"][role]["fused"] == {}
         config = read_config(engine_repository / model / "config.pbtxt")
@@ -221,7 +221,7 @@ def test_without_tensorrt_the_engines_are_deferred_and_built_where_they_serve(
     now = check_repository(root)
     for role in ("selector", "predictor"):
         entry = now["artefacts"][role]["engine"]
-        assert (entry["status"], entry["observed"], entry["version"]) == ("verified", "fp32", "10.9.0.34")
+        assert (entry["status"], entry["version"]) == ("verified", "10.9.0.34")
         assert now["repository"]["files"][f"{MODELS[role]}/1/{PLAN}"] == entry["sha256"]
         profiles, precision = built[graph_path(root, now, role)]
         assert json.loads(json.dumps(profiles)) == entry["profiles"] and precision == "fp32"
@@ -243,7 +243,7 @@ def built(artefacts, with_engines, library, tmp_path):
         plans[role].write_bytes(role.encode())
         library.plans[role.encode()] = (str(graph), entries[role]["engine"]["profiles"])
         entries[role]["engine"] |= {
-            "version": library.__version__, "built_for": ["sm89"], "precision": "fp32", "observed": "not available",
+            "version": library.__version__, "built_for": ["sm89"], "precision": "fp32",
             "status": "unverified", "bytes": len(role), "sha256": sha256(plans[role]), "graph_sha256": sha256(graph),
         }  # fmt: skip
     return replace(made, engines=plans)
@@ -257,7 +257,7 @@ def test_engines_that_can_run_are_verified_before_they_are_published(built):
     proved = prove_engines(built)
     for role in ("selector", "predictor"):
         entry = entry_of(proved, role)
-        assert (entry["status"], entry["observed"], entry["gpu"]) == ("verified", "fp32", "Fake RTX (sm89)")
+        assert (entry["status"], entry["gpu"]) == ("verified", "Fake RTX (sm89)")
         assert entry_of(built, role)["status"] == "unverified"
 
 

@@ -8,7 +8,6 @@ from functools import cache, partial
 import onnxruntime
 import pytest
 from conftest import make_rationalizer
-from onnxruntime_backend import Server
 
 from rekd_deploy.export import graphs as export
 from rekd_deploy.export.run import publish
@@ -66,14 +65,23 @@ def traced_once(rationalizer, *, fused, gpu, report):
     return {role: deepcopy(graph) for role, graph in graphs_of(fused, gpu).items()}
 
 
-def served(root, target: str) -> None:
+def serve(root, target: str) -> None:
     """Opens every component model of a repository as its backend does."""
-    if target == "onnxruntime":
-        Server(root)
-        return
     for model in GRAPH_MODELS.values():
-        threads = int(parameters_of(read_config(root / model / "config.pbtxt"))[THREADS])
-        OnnxGraph(root / model / "1", threads).close()
+        config = read_config(root / model / "config.pbtxt")
+        parameters = parameters_of(config)
+        if target == "python":
+            OnnxGraph(root / model / "1", int(parameters[THREADS])).close()
+            continue
+        assert not config.optimization.graph.level, "all of ONNX Runtime's own"
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = int(parameters["intra_op_thread_count"])
+        options.inter_op_num_threads = int(parameters["inter_op_thread_count"])
+        options.enable_cpu_mem_arena = parameters["enable_mem_arena"] == "1"
+        options.enable_mem_pattern = parameters["enable_mem_pattern"] == "1"
+        assert parameters["execution_mode"] == "0"
+        path = str(root / model / "1" / "model.onnx")
+        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 @pytest.mark.parametrize("threads", [0, 3])
@@ -94,12 +102,11 @@ def test_the_gate_and_verify_do_as_the_target_does(target, threads, checkpoint, 
     gpu = False if target == "onnxruntime" else None
     publish(checkpoint, tmp_path / "repository", target=target, threads=threads, single_graph=True, gpu=gpu)
     opened.clear()
-    served(tmp_path / "repository", target)
+    serve(tmp_path / "repository", target)
     as_served = list(opened)
     opened.clear()
     verify(tmp_path / "repository")
-    again = list(opened)
-    assert len(as_served) == 3 and len(gate) == 5 and len(again) == 3, "and two for the decisions"
-    for one in (*gate, *again, *as_served):
+    assert len(as_served) == 3 and len(gate) == 5 and len(opened) == 3, "and two for the decisions"
+    for one in (*gate, *opened, *as_served):
         assert one == as_served[0]
     assert as_served[0][0]["intra_op_num_threads"] == str(threads) or threads == 0
