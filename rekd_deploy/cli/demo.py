@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rekd_train.cli.command import application, examples, run
+
+if TYPE_CHECKING:
+    from rekd_deploy.cli.demo_chain import Demo
 
 _SHORT = 600
 """Characters of the reviews that are shown, if there are enough of them."""
@@ -39,13 +42,11 @@ def demo(
         typer.echo(f"{'reused ' if reused else 'running'}  {name.replace('_', ' ')}", err=True)
 
     with progress_bars() as observer:
-        report = run_demo(settings, Stages(output, announce), observer)
-    _show(settings, report)
+        _show(settings, run_demo(settings, Stages(output, announce), observer))
 
 
-def _show(settings, report: dict) -> None:
+def _show(settings: Demo, report: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     from rekd_deploy.cli.demo_chain import MODELS, served_predictions
     from rekd_deploy.client.render import plain_text, shows_colours, terminal_text
@@ -57,13 +58,9 @@ def _show(settings, report: dict) -> None:
     for prediction in [*short, *predictions][:5]:
         console.print(show(prediction), end="\n\n", soft_wrap=True)
     subject = settings.subject
-    table = Table(title=f"On the held-out test {subject.items}, noise-free", title_justify="left")
-    for column in ("model", "accuracy", f"{subject.features} kept"):
-        table.add_column(column, justify="left" if column == "model" else "right")
+    console.print(f"On the held-out test {subject.items}, noise-free: accuracy, {subject.features} kept")
     for name in MODELS:
-        figures = report[name]
-        table.add_row(name.replace("_", " "), f"{figures['accuracy']:.3f}", f"{figures['rate']:.1%}")
-    console.print(table)
+        console.print(f"  {name.replace('_', ' '):<24}{report[name]['accuracy']:.3f}{report[name]['rate']:>9.1%}")
     query = report["query"]
     console.print(
         f"{query['n']} {subject.items} through Triton: p50 {query['p50_ms']:.1f} ms a query; answers equal to the "
@@ -80,10 +77,5 @@ def _show(settings, report: dict) -> None:
         console.print(line, soft_wrap=True)
 
 
-def main() -> None:
-    """Entry point."""
-    run(app)
-
-
 if __name__ == "__main__":
-    main()
+    run(app)

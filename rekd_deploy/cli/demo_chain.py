@@ -11,7 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class Demo:
     subject: Subject = REVIEWS
 
 
+@dataclass
 class Stages:
     """Named stages, each a directory under ``root``; ``announce`` is told each name, and whether it is reused.
 
@@ -61,10 +62,9 @@ class Stages:
     written last, so an interrupted stage is simply not finished.
     """
 
-    def __init__(self, root: Path, announce: Callable[[str, bool], None] = lambda name, reused: None) -> None:
-        self.root = Path(root)
-        self.seconds: dict[str, float] = {}
-        self._announce = announce
+    root: Path
+    announce: Callable[[str, bool], None] = lambda name, reused: None
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self, name: str, inputs: Any, make: Callable[[Path], object]) -> Path:
         """Make ``root/name`` unless it was made from the same inputs before.
@@ -77,7 +77,7 @@ class Stages:
         wanted = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
         stored = self._stored(name)
         reused = directory.is_dir() and stored.get("inputs_sha256") == wanted
-        self._announce(name, reused)
+        self.announce(name, reused)
         if not reused:
             record.unlink(missing_ok=True)
             self.root.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,6 @@ app = application(
         "rekd-export runs/demo/student --dry-run",
         "rekd-export runs/demo/student --output /srv/models --keep 2 --batches 1,8,128",
         "rekd-export runs/demo/student --lengths 64,128,256 --single-graph",
-        "rekd-export runs/demo/student --engine tensorrt-rtx",
         "rekd-export runs/demo/student --precision int8",
         "rekd-export runs/demo/student --parity-texts reviews.jsonl --json",
         "rekd-export --verify /srv/models",

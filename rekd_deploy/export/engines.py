@@ -37,10 +37,7 @@ class EngineRequest:
 def build_engines(
     artefacts: Artefacts, work: Path, library: Library, request: EngineRequest, report: Callable[[str], None]
 ) -> Artefacts:
-    """The same artefacts with an engine for each graph, ``work``/<role>.plan; the graphs are unfused and typed.
-
-    Returns:
-        ``engines`` holds the files, ``manifest["artefacts"][role]["engine"]`` what they are.
+    """The same artefacts with an engine for each graph, ``work``/<role>.plan, and its manifest entry.
 
     Raises:
         EngineError: a graph cannot be built, or a size is out of range.
@@ -55,10 +52,7 @@ def build_engines(
 
 
 def defer_engines(artefacts: Artefacts, product: Product, request: EngineRequest) -> Artefacts:
-    """The same artefacts with engines that are still to be built, on the machine that will serve them.
-
-    The manifest says all that is known of them: the graph, its types, the shapes, ``status`` 'unverified'.
-    """
+    """The same artefacts with engines that are still to be built, on the machine that will serve them."""
     entries = {
         role: deferred_entry(product, artefacts.graphs[role], profiles, _precision(artefacts, role))
         for role, profiles in _profiles(artefacts, request).items()
@@ -152,9 +146,8 @@ def check_engines(
         except EngineError as error:
             raise RepositoryError(str(error)) from None
         except OSError as error:
-            raise RepositoryError(
-                f"{plan} cannot be written: {error.strerror}; fix: verify where the repository may be written to"
-            ) from None
+            fix = "verify where the repository may be written to"
+            raise RepositoryError(f"{plan} cannot be written: {error.strerror}; fix: {fix}") from None
         if found := complaints(agreement, limits):
             raise RepositoryError(
                 f"{plan} does not answer as the exported model did: {'; '.join(found)}; fix: rekd-export again"

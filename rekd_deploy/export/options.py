@@ -48,8 +48,7 @@ class ExportOptions:
     threads: int = 0
     """Threads of each inside one operation; 0: the instances share the cores, and none has more than half of them."""
     queue_delay: int | None = None
-    """Microseconds that a request may wait for others to form a preferred batch; None: 100 on GPUs, else 0. Whatever
-    waits already while a batch is computed is batched in any case."""
+    """Microseconds that a request may wait for others to form a preferred batch; None: 100 on GPUs, else 0."""
     gpus: tuple[int, ...] = ()
     """Numbers of the GPUs to run on; empty: every one that is there."""
     rate_limit: bool = False
@@ -80,21 +79,17 @@ class ExportOptions:
         if self.target not in TARGETS:
             mistakes.append(f"target '{self.target}' is not one of {', '.join(TARGETS)}")
         elif self.engine is not None and self.engine not in ENGINES[self.target]:
-            mistakes.append(
-                f"target '{self.target}' cannot run the engine '{self.engine}'; fix: --target python --engine "
-                "tensorrt-rtx, or --target tensorrt"
-            )
+            fix = "--target python --engine tensorrt-rtx, or --target tensorrt"
+            mistakes.append(f"target '{self.target}' cannot run the engine '{self.engine}'; fix: {fix}")
         if self.gpu is not None and self.product is not None:
             fix = "leave out --gpu and --cpu, or the engines"
             mistakes.append(f"{self.product} engines need a GPU in any case; fix: {fix}")
         possible = GPU_PRECISIONS if self.on_gpu else RUNTIME_PRECISIONS
         possible = possible if self.product is None else get_args(Precision)
         if self.precision is not None and self.precision not in possible:
-            mistakes.append(
-                f"precision '{self.precision}' is none that {self.product or 'ONNX Runtime'} can do"
-                f"{' on GPUs' if self.precision in RUNTIME_PRECISIONS else ''}, which target {self.target} runs on; "
-                f"fix: one of {', '.join(possible)}"
-            )
+            runtime = (self.product or "ONNX Runtime") + " can do" + (" on GPUs" if self.on_gpu else "")
+            fix = f"one of {', '.join(possible)}"
+            mistakes.append(f"precision '{self.precision}' is none that {runtime}; fix: {fix}")
         if self.queue_delay is not None and not 0 <= self.queue_delay <= _LONGEST_DELAY:
             fix = "about the time that one batch takes, or leave it out"
             mistakes.append(f"queue delay {self.queue_delay} is outside 0..{_LONGEST_DELAY} microseconds; fix: {fix}")
@@ -192,16 +187,13 @@ class ExportOptions:
         if facts.kind == "image" and self.parity_texts is not None:
             fix = "leave out --parity-texts"
             mistakes.append(f"{self.parity_texts} holds texts, but the checkpoint reads images; fix: {fix}")
-        if facts.kind == "image" and self.lengths:
-            mistakes.append(
-                f"lengths {lengths} are for texts, but {facts.directory} reads images, which all have one size; fix: "
-                "leave out --lengths"
-            )
-        elif self.lengths and facts.policy.selectable == "all":
-            mistakes.append(
-                f"lengths {lengths} are not for {facts.directory}: its rationale may hold padding, so every text must "
-                f"have all {longest} positions; fix: leave out --lengths"
-            )
+        why = ""
+        if facts.kind == "image":
+            why = "it reads images, which all have one size"
+        elif facts.policy.selectable == "all":
+            why = f"its rationale may hold padding, so every text must have all {longest} positions"
+        if self.lengths and why:
+            mistakes.append(f"lengths {lengths} are not for {facts.directory}: {why}; fix: leave out --lengths")
         fix = f"fix: at least {facts.shortest_length}, at most {longest}"
         for length in self.lengths if not mistakes else ():
             if length > longest:

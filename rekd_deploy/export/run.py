@@ -112,10 +112,8 @@ def plan_export(checkpoint: str | Path, root: str | Path, options: ExportOptions
         if any((root / name / str(number)).is_dir() for name in GRAPH_MODELS.values())
     ]  # fmt: skip
     goes = tuple(number for number in there if number not in versions.earlier)
-    lengths = preprocessor.settings.buckets if facts.kind == "text" else ()
-    return ExportPlan(
-        facts, root, options, lengths, versions.current, versions.earlier, goes, tuple(configs), kept, elsewhere
-    )
+    lengths, stays = preprocessor.settings.buckets if facts.kind == "text" else (), versions.earlier
+    return ExportPlan(facts, root, options, lengths, versions.current, stays, goes, tuple(configs), kept, elsewhere)
 
 
 def _with_what_is_there(
@@ -228,7 +226,6 @@ def _room(place: Path, fix: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise ExportError(
-            f"no room for the export at {place}: {error.strerror}; nothing was written and an older repository is as "
-            f"it was; fix: free some space, or {fix}"
-        ) from None
+        intact = "nothing was written and an older repository is as it was"
+        reason = f"no room for the export at {place}: {error.strerror}; {intact}"
+        raise ExportError(f"{reason}; fix: free some space, or {fix}") from None

@@ -108,10 +108,8 @@ def verify(
     description = read_description(root)
     preprocessor = description.preprocessor()
     if description.fingerprint != manifest["preprocessing_sha256"] or list(description.labels) != manifest["labels"]:
-        raise RepositoryError(
-            f"{root / 'rekd' / CONFIG_FILE} describes other labels or another preprocessing than the manifest; fix: "
-            "rekd-export again"
-        )
+        what = "describes other labels or another preprocessing than the manifest"
+        raise RepositoryError(f"{root / 'rekd' / CONFIG_FILE} {what}; fix: rekd-export again")
     found = Verification(root, manifest, device, served_device(root))
     sessions = {"device": device, **served_sessions(root)}
     cases = read_cases(root / REFERENCE) if REFERENCE in manifest["repository"]["files"] else []

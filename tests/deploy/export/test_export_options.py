@@ -114,7 +114,7 @@ def test_token_ids_cannot_be_served(copy):
         ({"gpu": True, "engine": "tensorrt-rtx"}, "tensorrt-rtx engines need a GPU in any case; fix: leave out --gpu"),
         ({"gpu": False, "target": "tensorrt"}, "tensorrt engines need a GPU in any case"),
         ({"gpu": True, "precision": "int8"}, "'int8' is none that ONNX Runtime can do on GPUs"),
-        (ON_GPU | {"precision": "int8"}, "'int8' is none that .* can do on GPUs, .* fix: one of fp32, fp16$"),
+        (ON_GPU | {"precision": "int8"}, "'int8' is none that .* on GPUs; fix: one of fp32, fp16$"),
         ({"target": "onnxruntime", "gpu": False, "gpus": (0,)}, "gpus 0 are for GPUs, .* run on CPUs; fix: add --gpu"),
         ({"target": "onnxruntime", "engine": "tensorrt-rtx"}, "cannot run the engine 'tensorrt-rtx'; fix: "),
         ({"target": "tensorrt", "engine": "tensorrt-rtx"}, "cannot run the engine 'tensorrt-rtx'; fix: "),
@@ -133,7 +133,7 @@ def test_values_out_of_range(choices, complaint):
         ("text", {"lengths": (16, 49)}, "length 49 is above the 48 positions that the model reads; fix: .*at most 48"),
         ("text", {"lengths": (10, 16)}, "length 10 is smaller than the budget.*K = 11.*at least 11"),
         ("zero", {"lengths": (2,)}, "length 2 is smaller.*at least 3"),
-        ("image", {"lengths": (16,)}, "lengths 16 are for texts.*leave out --lengths"),
+        ("image", {"lengths": (16,)}, "lengths 16 are not for .*reads images.*leave out --lengths"),
         ("image", {"parity_texts": "texts.txt"}, "leave out --parity-texts"),
     ],
 )
