@@ -69,16 +69,6 @@ def test_every_length_and_batch_size_is_answered_as_by_the_model(artefacts, runn
         np.testing.assert_allclose(answers["probabilities"], rationalizer.probabilities(logits).numpy(), atol=1e-4)
 
 
-def test_an_answer_does_not_depend_on_its_batch_or_padding(runners, rationalizer):
-    inputs = random_inputs(rationalizer.preprocessor, 6, 40)
-    together = answer(runners, inputs)
-    for row, length in enumerate(inputs["attention_mask"].sum(axis=1)):
-        alone = answer(runners, {name: array[row : row + 1, :length] for name, array in inputs.items()})
-        np.testing.assert_array_equal(alone["mask"][0], together["mask"][row, :length])
-        np.testing.assert_allclose(alone["scores"][0], together["scores"][row, :length], atol=2e-5)
-        np.testing.assert_allclose(alone["logits"][0], together["logits"][row], atol=2e-5)
-
-
 def test_swap_the_predictor_sees_nothing_but_the_rationale(runners, rationalizer):
     """The content of every unselected token is changed while the mask is held: the logits stay, bit by bit."""
     selector, predictor = runners

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
-from functools import cache, partial
+from functools import partial
 
 import onnxruntime
 import pytest
-from conftest import make_rationalizer
 
 from rekd_deploy.export import graphs as export
 from rekd_deploy.export.run import publish
@@ -20,49 +18,23 @@ FIELDS = (
     "intra_op_num_threads", "inter_op_num_threads", "execution_mode", "execution_order", "graph_optimization_level",
     "enable_mem_pattern", "enable_mem_reuse", "enable_cpu_mem_arena", "use_deterministic_compute",
 )  # fmt: skip
-MATTERS_NOT = {"session.force_spinning_stop"}
-"""How threads wait changes no answer; Triton's backend cannot set it."""
 
 
 @pytest.fixture
 def opened(monkeypatch) -> list[tuple]:
     """The options of every session that is opened, as values."""
-    seen = []
+    seen, real = [], onnxruntime.InferenceSession
 
-    class Options(onnxruntime.SessionOptions):
-        def __init__(self) -> None:
-            super().__init__()
-            self.entries = {}
+    def session(model, options, *, providers):
+        seen.append(({name: str(getattr(options, name)) for name in FIELDS}, providers))
+        return real(model, options, providers=providers)
 
-        def add_session_config_entry(self, key: str, value: str) -> None:
-            self.entries[key] = value
-            super().add_session_config_entry(key, value)
+    def only_how_threads_wait(options, key, value):
+        assert key == "session.force_spinning_stop", "which changes no answer"
 
-    real = onnxruntime.InferenceSession
-
-    def session(model, options=None, **how):
-        if isinstance(options, Options):
-            entries = {key: value for key, value in options.entries.items() if key not in MATTERS_NOT}
-            levels = {name: str(getattr(options, name)) for name in FIELDS}
-            seen.append((levels, entries, how["providers"]))
-        return real(model, options, **how)
-
-    monkeypatch.setattr(onnxruntime, "SessionOptions", Options)
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(onnxruntime.SessionOptions, "add_session_config_entry", only_how_threads_wait)
     return seen
-
-
-REAL_GRAPHS = export.traced_graphs
-
-
-@cache
-def graphs_of(fused: bool, gpu: bool):
-    return REAL_GRAPHS(make_rationalizer(), fused=fused, gpu=gpu)
-
-
-def traced_once(rationalizer, *, fused, gpu, report):
-    """The same model's graphs are made once."""
-    return {role: deepcopy(graph) for role, graph in graphs_of(fused, gpu).items()}
 
 
 def serve(root, target: str) -> None:
@@ -98,7 +70,6 @@ def test_the_gate_and_verify_do_as_the_target_does(target, threads, checkpoint, 
             return report
 
         monkeypatch.setattr(export, name, partial(proved, check=getattr(export, name)))
-    monkeypatch.setattr(export, "traced_graphs", traced_once)
     gpu = False if target == "onnxruntime" else None
     publish(checkpoint, tmp_path / "repository", target=target, threads=threads, single_graph=True, gpu=gpu)
     opened.clear()
