@@ -100,8 +100,11 @@ class ExportOptions:
             mistakes.append(f"gpus {_listed(self.gpus)} are for GPUs, but the models run on CPUs; fix: add --gpu")
         try:
             ServingSettings(instances=self._instances, threads=self.threads, gpus=self.gpus)
+        except ConfigError as error:
+            mistakes.append(str(error))
+        try:
             kind, _ = parse_device(self.device or "cpu")
-        except (ConfigError, EngineError) as error:
+        except EngineError as error:
             mistakes.append(str(error))
         else:
             precision = self.precision or self.usual_precision

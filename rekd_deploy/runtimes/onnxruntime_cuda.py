@@ -127,7 +127,7 @@ def reason_of(error: Exception) -> str:
         return f"some of its operators have no kernels for GPUs, as those of int8; fix: {fix}"
     if found := refused_capture(error):
         return f"it cannot be captured as a CUDA graph: {found}; fix: run it without capture"
-    # any other 900 is of memory that was asked for while capturing, since none was left before
+    # any other 900 is of memory requested while capturing, since none was left before
     if any(sign in text for sign in ("Failed to allocate memory", "out of memory", "CUDA failure 900")):
         return "the GPU has no memory left; fix: smaller batches, or end what else runs there"
     return text.splitlines()[0] if text else type(error).__name__

@@ -73,12 +73,12 @@ def test_padding_for_a_longer_neighbour_changes_no_answer(family, utilities):  #
         return
     signature, steps = artefacts.signature, [started(repository, name) for name in (SELECTOR, PREDICTOR)]
     handed_over = [spec.name for spec in signature.predictor.inputs]
-    asked_for = (["good"], ["bad film " * 9, "good"], ["a dull plot"], ["good film " * 30])
-    requests = [dict(model.preprocessor(some).inputs) for some in asked_for]
+    groups = (["good"], ["bad film " * 9, "good"], ["a dull plot"], ["good film " * 30])
+    requests = [dict(model.preprocessor(some).inputs) for some in groups]
 
-    def answers(*asked):
-        chosen = ask(steps[0], SELECTOR, *asked, outputs=[spec.name for spec in signature.selector.outputs])
-        known = [{**given, **answer.outputs} for given, answer in zip(asked, chosen, strict=True)]
+    def answers(*requests):
+        chosen = ask(steps[0], SELECTOR, *requests, outputs=[spec.name for spec in signature.selector.outputs])
+        known = [{**given, **answer.outputs} for given, answer in zip(requests, chosen, strict=True)]
         read = [{name: each[name] for name in handed_over} for each in known]
         return [{**each, **answer.outputs} for each, answer in zip(known, ask(steps[1], PREDICTOR, *read), strict=True)]
 
