@@ -15,7 +15,6 @@ from rekd_deploy.runtimes import onnxruntime_device
 from rekd_deploy.runtimes.base import Graph, RunnerChain, parse_device
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.runtimes.onnxruntime_device import DeviceChain
-from rekd_train.errors import MissingExtraError
 
 
 @pytest.fixture(scope="module")
@@ -90,16 +89,6 @@ def test_mistakes_are_named(graphs, encoded):
             chain.run(encoded(3))
         with pytest.raises(EngineError, match="'attention_mask' is missing"):
             chain.run({"input_ids": encoded(1)["input_ids"]})
-
-
-def test_a_gpu_that_onnx_runtime_does_not_serve(graphs):
-    import onnxruntime
-
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("this ONNX Runtime serves GPUs")
-    fix = r"fix: pip uninstall -y onnxruntime, then pip install .*\[gpu\]"  # which overwrite each other's files
-    with pytest.raises(MissingExtraError, match=fix), DeviceChain(graphs, device="cuda"):
-        pass
 
 
 def test_what_is_not_captured_is_not_timed_as_captured(repository, monkeypatch):
