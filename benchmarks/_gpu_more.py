@@ -30,9 +30,8 @@ from rekd_deploy.bench.variants import PREDICTOR, Runnable, Variant, all_kept
 from rekd_deploy.errors import EngineError
 from rekd_deploy.parity.reference import compare, read_cases
 from rekd_deploy.runtimes.base import Arrays, RunnerChain
-from rekd_deploy.runtimes.tensorrt.build import BuildSettings, batch_ranges, build_engine, length_ranges, profiles_of
-from rekd_deploy.runtimes.tensorrt.library import PRODUCTS, Library, load_library
-from rekd_deploy.runtimes.tensorrt.runner import TensorRTRunner
+from rekd_deploy.runtimes.tensorrt import PRODUCTS, Library, TensorRTRunner, load_library
+from rekd_deploy.runtimes.tensorrt_build import batch_ranges, build_engine, length_ranges, profiles_of
 from rekd_train.errors import MissingExtraError
 
 
@@ -97,8 +96,7 @@ def _engine(
         for role in roles:
             signature, plan = pair.signature.graph(role), work / f"{product.name}_{pair.name}_{role}.plan"
             profiles = profiles_of(signature, batches, length_ranges([longest], longest))
-            settings = BuildSettings("fp16", timing_cache=work / f"{product.name}.cache")
-            build_engine(library, pair.folder / UNFUSED / f"{role}.onnx", plan, signature, profiles, settings)
+            build_engine(library, pair.folder / UNFUSED / f"{role}.onnx", plan, signature, profiles, "fp16")
             runners.append(TensorRTRunner(plan, signature, f"{pair.name} {role}", engine=product.name))
         chain = stack.enter_context(RunnerChain(runners))
         for role, runner in zip(roles, runners, strict=True):

@@ -161,7 +161,7 @@ def test_no_module_waits_for_itself():
 
 @pytest.mark.parametrize(
     "module", [*(f"rekd_deploy.repository.backend.{name}" for name in ("model", "graphs")),
-               "rekd_deploy.runtimes.tensorrt.execution"],
+               "rekd_deploy.runtimes.tensorrt_execution"],
 )  # fmt: skip
 def test_the_model_inside_triton_needs_nothing_of_ours(module):
     """model.py is copied into the repository, where rekd is not installed; so is what it imports."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rekd_train.cli.command import application, examples, print_json, run
+from rekd_train.cli.command import application, examples, run
+
+if TYPE_CHECKING:
+    from rekd_deploy.cli.demo_chain import Demo
 
 _SHORT = 600
 """Characters of the reviews that are shown, if there are enough of them."""
@@ -26,13 +29,11 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where everything goes.")] = Path("runs/demo"),
     images: Annotated[bool, typer.Option("--images", help="Fashion-MNIST in place of movie reviews.")] = False,
     queries: Annotated[int, typer.Option(min=5, help="Held-out examples sent through the server.")] = 200,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change both presets.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    overrides: Annotated[list[str] | None, typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change both presets."
+    )] = None,
 ) -> None:
-    from rekd_deploy.cli.demo_chain import IMAGES, REVIEWS, Demo, run_demo
-    from rekd_deploy.cli.stages import Stages
+    from rekd_deploy.cli.demo_chain import IMAGES, REVIEWS, Demo, Stages, run_demo
     from rekd_train.cli.main import progress_bars
 
     settings = Demo(output, queries, tuple(overrides or ()), IMAGES if images else REVIEWS)
@@ -41,16 +42,11 @@ def demo(
         typer.echo(f"{'reused ' if reused else 'running'}  {name.replace('_', ' ')}", err=True)
 
     with progress_bars() as observer:
-        report = run_demo(settings, Stages(output, announce), observer)
-    if as_json:
-        print_json(report)
-    else:
-        _show(settings, report)
+        _show(settings, run_demo(settings, Stages(output, announce), observer))
 
 
-def _show(settings, report: dict) -> None:
+def _show(settings: Demo, report: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     from rekd_deploy.cli.demo_chain import MODELS, served_predictions
     from rekd_deploy.client.render import plain_text, shows_colours, terminal_text
@@ -62,35 +58,24 @@ def _show(settings, report: dict) -> None:
     for prediction in [*short, *predictions][:5]:
         console.print(show(prediction), end="\n\n", soft_wrap=True)
     subject = settings.subject
-    table = Table(title=f"On the held-out test {subject.items}, noise-free", title_justify="left")
-    for column in ("model", "accuracy", f"{subject.features} kept"):
-        table.add_column(column, justify="left" if column == "model" else "right")
+    console.print(f"On the held-out test {subject.items}, noise-free: accuracy, {subject.features} kept")
     for name in MODELS:
-        figures = report[name]
-        table.add_row(name.replace("_", " "), f"{figures['accuracy']:.3f}", f"{figures['rate']:.1%}")
-    console.print(table)
+        console.print(f"  {name.replace('_', ' '):<24}{report[name]['accuracy']:.3f}{report[name]['rate']:>9.1%}")
     query = report["query"]
     console.print(
         f"{query['n']} {subject.items} through Triton: p50 {query['p50_ms']:.1f} ms a query; answers equal to the "
         f"in-process pipeline {query['agree_pipeline']}/{query['n']}, to PyTorch {query['agree_torch']}/{query['n']}"
     )
-    console.print(f"Training, export and queries took {sum(report['seconds'].values()):.0f} s.")
-    root = settings.root
-    console.print(
-        f"Report {root}/report.json · checkpoint {root}/student · repository {root}/model_repository", soft_wrap=True
-    )
-    texts = subject.items == "reviews"
-    example = "A warm and moving film with wonderful performances from the whole cast."
-    query_command = f'rekd-query "{example}"' if texts else "rekd-query --image FILE.png"
-    console.print(
-        f"Next: rekd-serve {root}/model_repository   and in another terminal   {query_command}", soft_wrap=True
-    )
-
-
-def main() -> None:
-    """Entry point."""
-    run(app)
+    root, command = settings.root, "rekd-query --image FILE.png"
+    if subject.items == "reviews":
+        command = 'rekd-query "A warm and moving film with wonderful performances from the whole cast."'
+    for line in (
+        f"Training, export and queries took {sum(report['seconds'].values()):.0f} s.",
+        f"Report {root}/report.json · checkpoint {root}/student · repository {root}/model_repository",
+        f"Next: rekd-serve {root}/model_repository   and in another terminal   {command}",
+    ):
+        console.print(line, soft_wrap=True)
 
 
 if __name__ == "__main__":
-    main()
+    run(app)

@@ -1,20 +1,22 @@
 """The whole chain on real reviews or images: train, distil, export, serve, query, and say how it went.
 
-Each step is the same function that the commands call; the steps meet on disk, under one directory.
+Each step is the same function that the commands call; the steps meet on disk, under one directory. Finished work is
+kept: a stage runs again only when its inputs change.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import rekd_deploy
 import rekd_train
-from rekd_deploy.cli.stages import Stages, source_hash
 from rekd_deploy.export.run import publish
 from rekd_deploy.parity.reference import agreement
 from rekd_train.checkpoints.checkpoint import read_metrics
@@ -28,22 +30,16 @@ MODELS = ("classifier", "teacher", "student_without_teacher", "student")
 
 @dataclass(frozen=True)
 class Subject:
-    """What a demo is about."""
+    """What a demo is about: presets, what the examples are called, and what a rationale keeps."""
 
     student: str
-    """Preset."""
     teacher: str
-    """Preset."""
     items: str
-    """What the examples are called."""
     features: str
-    """What a rationale keeps."""
-    evaluated: bool
-    """Whether the full report of ``rekd-train evaluate`` is made as well."""
 
 
-REVIEWS = Subject("demo_student", "demo_teacher", items="reviews", features="words", evaluated=False)
-IMAGES = Subject("demo_images_student", "demo_images_teacher", items="images", features="patches", evaluated=True)
+REVIEWS = Subject("demo_student", "demo_teacher", items="reviews", features="words")
+IMAGES = Subject("demo_images_student", "demo_images_teacher", items="images", features="patches")
 
 
 @dataclass(frozen=True)
@@ -58,9 +54,62 @@ class Demo:
     subject: Subject = REVIEWS
 
 
+@dataclass
+class Stages:
+    """Named stages, each a directory under ``root``; ``announce`` is told each name, and whether it is reused.
+
+    Beside it, ``<name>.stage.json`` holds the hash of the inputs that made it and the seconds it took; that file is
+    written last, so an interrupted stage is simply not finished.
+    """
+
+    root: Path
+    announce: Callable[[str, bool], None] = lambda name, reused: None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(self, name: str, inputs: Any, make: Callable[[Path], object]) -> Path:
+        """Make ``root/name`` unless it was made from the same inputs before.
+
+        Args:
+            inputs: anything JSON can hold that decides the outcome; of earlier stages, their ``key``.
+            make: writes the directory it is given, atomically.
+        """
+        directory, record = self.root / name, self.root / f"{name}.stage.json"
+        wanted = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+        stored = self._stored(name)
+        reused = directory.is_dir() and stored.get("inputs_sha256") == wanted
+        self.announce(name, reused)
+        if not reused:
+            record.unlink(missing_ok=True)
+            self.root.mkdir(parents=True, exist_ok=True)
+            start = time.perf_counter()
+            make(directory)
+            stored = {"inputs_sha256": wanted, "seconds": round(time.perf_counter() - start, 2)}
+            write_json(record, stored)
+        self.seconds[name] = stored["seconds"]
+        return directory
+
+    def key(self, name: str) -> str:
+        """Hash of a finished stage's inputs, for the inputs of a later one."""
+        return self._stored(name)["inputs_sha256"]
+
+    def _stored(self, name: str) -> dict[str, Any]:
+        try:
+            return json.loads((self.root / f"{name}.stage.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return {}
+
+
+def source_hash(package: Path) -> str:
+    """SHA-256 over the Python sources of a package: a change of the code makes stages run again."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(package).rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
 def run_demo(demo: Demo, stages: Stages, observer: Observer) -> dict[str, Any]:
     """Run what is not done yet and return the report, which is also in ``root/report.json``."""
-    code = source_hash([Path(rekd_train.__file__).parent])
+    code, deployed = (source_hash(Path(package.__file__).parent) for package in (rekd_train, rekd_deploy))
     student, teacher = (run_config(name, demo.overrides) for name in (demo.subject.student, demo.subject.teacher))
 
     def train(name: str, config: RunConfig, **links: str) -> Path:
@@ -69,29 +118,25 @@ def run_demo(demo: Demo, stages: Stages, observer: Observer) -> dict[str, Any]:
         paths = {role: demo.root / stage for role, stage in links.items()}
         inputs = [config.model_dump(), code, {role: stages.key(stage) for role, stage in links.items()}]
         options = {"observer": observer, "overwrite": True}  # what lies there was made from other inputs
-        return stages.run(name, inputs, lambda path: _discard(train_run(config, path, **options, **paths)))
+        return stages.run(name, inputs, lambda path: train_run(config, path, **options, **paths))
 
     train("classifier", _only_classifier(student, masked_share=0.0))
     train("warm_start", _only_classifier(student))
     train("teacher", teacher)
     train("student_without_teacher", student, warm_start="warm_start")
     checkpoint = train("student", student, warm_start="warm_start", teacher="teacher")
-
-    if demo.subject.evaluated:
-        stages.run("evaluation", [code, stages.key("student")], lambda path: _evaluate(checkpoint, demo, path))
-    deployed = [code, source_hash([Path(rekd_deploy.__file__).parent])]
     repository = stages.run(
-        "model_repository", [*deployed, stages.key("student")], lambda path: _discard(publish(checkpoint, path))
+        "model_repository", [code, deployed, stages.key("student")], lambda path: publish(checkpoint, path)
     )
     answers = stages.run(
-        "answers",
-        [*deployed, stages.key("model_repository"), demo.queries],
+        "answers", [code, deployed, stages.key("model_repository"), demo.queries],
         lambda path: _query(checkpoint, repository, student, demo.queries, path),
     )
-    report = {name: _figures(demo.root / name) for name in MODELS}
+    report: dict[str, Any] = {}
+    for name in MODELS:
+        test = read_metrics(demo.root / name)["test"]
+        report[name] = {"accuracy": test["accuracy"], "rate": test["rate"]}
     report["query"] = json.loads((answers / "query.json").read_text(encoding="utf-8"))
-    if demo.subject.evaluated:
-        report["evaluation"] = json.loads((demo.root / "evaluation" / "report.json").read_text(encoding="utf-8"))
     report["seconds"] = stages.seconds
     write_json(demo.root / "report.json", report)
     return report
@@ -110,16 +155,8 @@ def _only_classifier(config: RunConfig, **changes: float) -> RunConfig:
     return config.model_copy(update={"name": config.name.replace("student", "classifier"), "stages": stages})
 
 
-def _evaluate(checkpoint: Path, demo: Demo, output: Path) -> None:
-    from rekd_train.runs import evaluate_run
-
-    report = evaluate_run(checkpoint, draws=0, teacher=demo.root / "teacher")
-    with atomic_directory(output) as work:
-        write_json(work / "report.json", report)
-
-
 def _query(checkpoint: Path, repository: Path, config: RunConfig, count: int, output: Path) -> None:
-    """Ask the server, the in-process pipeline and the PyTorch model the same."""
+    """Send the same requests to the server, the in-process pipeline and the PyTorch model."""
     from rekd_deploy import Client, Pipeline, TritonServer
     from rekd_train.checkpoints.checkpoint import load
     from rekd_train.data import LabelledTexts, load_data
@@ -140,11 +177,10 @@ def _query(checkpoint: Path, repository: Path, config: RunConfig, count: int, ou
     with Pipeline(repository) as pipeline:
         local = pipeline.predict(items)
     model = load(checkpoint)
-    names = model.labels
     figures = {
         "p50_ms": round(statistics.median(milliseconds), 3),
         "n": len(served),
-        "accuracy": sum(p.label == names[y] for p, y in zip(served, test.labels, strict=True)) / len(served),
+        "accuracy": sum(p.label == model.labels[y] for p, y in zip(served, test.labels, strict=True)) / len(served),
         "agree_pipeline": agreement(served, local, model.policy.bias),
         "agree_torch": agreement(served, model.predict(items), model.policy.bias),
     }
@@ -152,12 +188,3 @@ def _query(checkpoint: Path, repository: Path, config: RunConfig, count: int, ou
         write_json(work / "query.json", figures)
         lines = [json.dumps(p.to_dict(), ensure_ascii=False) + "\n" for p in served]
         (work / "predictions.jsonl").write_text("".join(lines), encoding="utf-8")
-
-
-def _figures(checkpoint: Path) -> dict[str, float]:
-    test = read_metrics(checkpoint)["test"]
-    return {"accuracy": test["accuracy"], "rate": test["rate"]}
-
-
-def _discard(_: object) -> None:
-    """Stages are judged by what they write."""

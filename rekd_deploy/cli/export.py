@@ -13,20 +13,10 @@ from rekd_train.cli.command import application, examples, print_json, run
 if TYPE_CHECKING:
     from rekd_deploy.export.options import ExportOptions
 
-_STEPS = {
-    "load": "reading the checkpoint",
-    "selector": "exporting the selector",
-    "predictor": "exporting the predictor",
-    "precision": "converting the graphs",
-    "single": "joining both steps",
-    **{f"{role} engine": f"building the {role}'s engine" for role in ("selector", "predictor", "single")},
-    "parity": "comparing the graphs with the model",
-    "repository": "writing the repository",
-    "files": "comparing the files with the manifest",
-}
 _AS_THERE = "if the repository that is there has it"
 _WITH_VERIFY = {"verify", "checkpoint", "against", "device", "json"}
-"""Parameters that go with --verify."""
+_NOT_OF_OPTIONS = {"checkpoint", "output", "verify", "against", "dry_run", "json"}
+"""Parameters that go with --verify, and those that are no fields of ``ExportOptions``."""
 
 app = application(
     help="Export a checkpoint as ONNX graphs, prove them equal to the model, and write a Triton model repository.\n\n"
@@ -36,7 +26,6 @@ app = application(
         "rekd-export runs/demo/student --dry-run",
         "rekd-export runs/demo/student --output /srv/models --keep 2 --batches 1,8,128",
         "rekd-export runs/demo/student --lengths 64,128,256 --single-graph",
-        "rekd-export runs/demo/student --engine tensorrt-rtx",
         "rekd-export runs/demo/student --precision int8",
         "rekd-export runs/demo/student --parity-texts reviews.jsonl --json",
         "rekd-export --verify /srv/models",
@@ -45,122 +34,87 @@ app = application(
 )
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is no list of whole numbers like 64,128,256") from None
+
+
 @app.command()
 def export(
     context: typer.Context,
-    checkpoint: Annotated[
-        Path | None, typer.Argument(metavar="CKPT", help="Checkpoint directory written by rekd-train.")
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(help="Repository to write.", show_default="./model_repository/<target>", metavar="DIR"),
-    ] = None,
-    target: Annotated[
-        str, typer.Option(help="Triton backend that runs the graphs: python, onnxruntime or tensorrt.")
-    ] = "python",
-    engine: Annotated[
-        str | None,
-        typer.Option(help="Build engines for the python backend: tensorrt-rtx.", show_default="ONNX Runtime"),
-    ] = None,
-    gpu: Annotated[
-        bool | None,
-        typer.Option("--gpu/--cpu", help="Where ONNX Runtime runs.", show_default="cpu; onnxruntime: as this machine"),
-    ] = None,
-    lengths: Annotated[
-        str | None,
-        typer.Option(
-            help="Tokens that texts are padded to, ascending; the model's limit is always one.",
-            show_default="the checkpoint's",
-            metavar="N,N,...",
-        ),
-    ] = None,
-    batches: Annotated[
-        str | None,
-        typer.Option(
-            help="Batch sizes the server aims at; the largest is the most in one request.",
-            show_default="8,16,32,64",
-            metavar="N,N,...",
-        ),
-    ] = None,
-    max_batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Most texts or images in one request.", show_default="the largest batch", metavar="N"),
-    ] = None,
-    instances: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Instances of each component model, on every GPU that is used.", metavar="N",
-            show_default="1 on GPUs and for small networks in the python backend, else 2",
-        ),
-    ] = None,
-    threads: Annotated[
-        int, typer.Option(min=0, help="Threads of an instance; 0: a share of the cores, half at most.", metavar="N")
-    ] = 0,
-    queue_delay: Annotated[
-        int | None,
-        typer.Option(
-            min=0, metavar="N", show_default="100 on GPUs, else 0",
-            help="Microseconds that a request may wait for others to form a batch of --batches.",
-        ),
-    ] = None,
-    gpus: Annotated[
-        str | None, typer.Option(help="Numbers of the GPUs to run on.", show_default="all there are", metavar="N,N,...")
-    ] = None,
-    rate_limit: Annotated[
-        bool, typer.Option("--rate-limit", help="Each execution takes one of the server's resource 'rekd'.")
-    ] = False,
-    single_graph: Annotated[
-        bool | None,
-        typer.Option(
-            "--single-graph/--no-single-graph", help="Add the model rekd_single: both steps in one graph.",
-            show_default=f"with --gpu, and {_AS_THERE}",
-        ),
-    ] = None,
-    fuse: Annotated[
-        bool, typer.Option("--fuse/--no-fuse", help="Fuse attention and its neighbours for ONNX Runtime.")
-    ] = True,
-    with_tokenizer: Annotated[
-        bool | None,
-        typer.Option(
-            "--with-tokenizer/--no-with-tokenizer", show_default=_AS_THERE,
-            help="Add the model rekd_text (rekd_image): raw text (a JPEG or PNG) in, spans out.",
-        ),
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            help="What the graphs compute in: fp32, fp16 or int8; the decision stays fp32.",
-            show_default="fp16 where ONNX Runtime runs on GPUs, else fp32",
-        ),
-    ] = None,
-    keep: Annotated[
-        int, typer.Option(min=1, help="Versions that stay in the repository, the new one included.", metavar="N")
-    ] = 1,
-    parity_texts: Annotated[
-        Path | None,
-        typer.Option(
-            help='Real texts for the parity gate: .jsonl (key "text") or .txt (one a line).',
-            show_default="the checkpoint's own examples",
-            metavar="FILE",
-        ),
-    ] = None,
-    verify: Annotated[
-        Path | None,
-        typer.Option(help="In place of CKPT: check an existing repository again.", metavar="DIR"),
-    ] = None,
-    against: Annotated[
-        Path | None,
-        typer.Option(
-            "--checkpoint", metavar="CKPT", help="With --verify: run the parity gate against this checkpoint, too."
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="Where the graphs are proved: cpu, cuda or cuda:N.", metavar="DEVICE",
-            show_default="where they will be served, if that is here; cpu with --verify",
-        ),
-    ] = None,
+    checkpoint: Annotated[Path | None, typer.Argument(
+        metavar="CKPT", help="Checkpoint directory written by rekd-train."
+    )] = None,
+    output: Annotated[Path | None, typer.Option(
+        metavar="DIR", show_default="./model_repository/<target>", help="Repository to write."
+    )] = None,
+    target: Annotated[str, typer.Option(
+        help="Triton backend that runs the graphs: python, onnxruntime or tensorrt."
+    )] = "python",
+    engine: Annotated[str | None, typer.Option(
+        show_default="ONNX Runtime", help="Build engines for the python backend: tensorrt-rtx."
+    )] = None,
+    gpu: Annotated[bool | None, typer.Option(
+        "--gpu/--cpu", show_default="cpu; onnxruntime: as this machine", help="Where ONNX Runtime runs."
+    )] = None,
+    lengths: Annotated[str | None, typer.Option(
+        metavar="N,N,...", show_default="the checkpoint's", parser=_numbers,
+        help="Tokens that texts are padded to, ascending; the model's limit is always one.",
+    )] = None,
+    batches: Annotated[str | None, typer.Option(
+        metavar="N,N,...", show_default="8,16,32,64", parser=_numbers,
+        help="Batch sizes the server aims at; the largest is the most in one request.",
+    )] = None,
+    instances: Annotated[int | None, typer.Option(
+        min=1, metavar="N", show_default="1 on GPUs and for small networks in the python backend, else 2",
+        help="Instances of each component model, on every GPU that is used.",
+    )] = None,
+    threads: Annotated[int, typer.Option(
+        min=0, metavar="N", help="Threads of an instance; 0: a share of the cores, half at most."
+    )] = 0,
+    queue_delay: Annotated[int | None, typer.Option(
+        min=0, metavar="N", show_default="100 on GPUs, else 0",
+        help="Microseconds that a request may wait for others to form a batch of --batches.",
+    )] = None,
+    gpus: Annotated[str | None, typer.Option(
+        metavar="N,N,...", show_default="all there are", parser=_numbers, help="Numbers of the GPUs to run on."
+    )] = None,
+    rate_limit: Annotated[bool, typer.Option(
+        "--rate-limit", help="Each execution takes one of the server's resource 'rekd'."
+    )] = False,
+    single_graph: Annotated[bool | None, typer.Option(
+        show_default=f"with --gpu, and {_AS_THERE}", help="Add the model rekd_single: both steps in one graph."
+    )] = None,
+    fused: Annotated[bool, typer.Option(
+        "--fuse/--no-fuse", help="Fuse attention and its neighbours for ONNX Runtime."
+    )] = True,
+    text_endpoint: Annotated[bool | None, typer.Option(
+        "--text-endpoint/--no-text-endpoint", "--image-endpoint/--no-image-endpoint", show_default=_AS_THERE,
+        help="Add the model rekd_text (rekd_image): raw text (a JPEG or PNG) in, spans out.",
+    )] = None,
+    precision: Annotated[str | None, typer.Option(
+        show_default="fp16 where ONNX Runtime runs on GPUs, else fp32",
+        help="What the graphs compute in: fp32, fp16 or int8; the decision stays fp32.",
+    )] = None,
+    keep: Annotated[int, typer.Option(
+        min=1, metavar="N", help="Versions that stay in the repository, the new one included."
+    )] = 1,
+    parity_texts: Annotated[Path | None, typer.Option(
+        metavar="FILE", show_default="the checkpoint's own examples",
+        help='Real texts for the parity gate: .jsonl (key "text") or .txt (one a line).',
+    )] = None,
+    verify: Annotated[Path | None, typer.Option(
+        metavar="DIR", help="In place of CKPT: check an existing repository again."
+    )] = None,
+    against: Annotated[Path | None, typer.Option(
+        "--checkpoint", metavar="CKPT", help="With --verify: run the parity gate against this checkpoint, too."
+    )] = None,
+    device: Annotated[str | None, typer.Option(
+        metavar="DEVICE", show_default="where they will be served, if that is here; cpu with --verify",
+        help="Where the graphs are proved: cpu, cuda or cuda:N.",
+    )] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the table.")] = False,
 ) -> None:
@@ -171,19 +125,17 @@ def export(
         reason = "Missing argument" if checkpoint is None else "both given"
         raise typer.BadParameter(f"{reason}: give either a checkpoint or --verify DIR", param_hint="CKPT")
     if verify is not None:
-        _check_alone(context)
+        given = {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}
+        if others := ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given - _WITH_VERIFY)):
+            raise typer.BadParameter(f"{others} does not go with it", param_hint="--verify")
         _verify(verify, against, device or "cpu", json)
         return
     if against is not None:
         raise typer.BadParameter("it goes with --verify", param_hint="--checkpoint")
+    chosen = {name: value for name, value in context.params.items() if name not in _NOT_OF_OPTIONS}
+    lists = {name: chosen[name] or () for name in ("lengths", "batches", "gpus")}
     try:
-        options = ExportOptions(
-            target=target, engine=engine, gpu=gpu, lengths=_numbers(lengths, "--lengths"),
-            batches=_numbers(batches, "--batches"), max_batch_size=max_batch_size, instances=instances, threads=threads,
-            queue_delay=queue_delay, gpus=_numbers(gpus, "--gpus"), rate_limit=rate_limit, single_graph=single_graph,
-            fused=fuse, with_tokenizer=with_tokenizer, precision=precision, keep=keep, parity_texts=parity_texts,
-            device=device,
-        )
+        options = ExportOptions(**chosen | lists)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
     root = output or Path("model_repository") / target
@@ -193,32 +145,14 @@ def export(
         _publish(checkpoint, root, options, json)
 
 
-def _numbers(text: str | None, option: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(",")) if text else ()
-    except ValueError:
-        raise typer.BadParameter(f"'{text}' is no list of whole numbers like 64,128,256", param_hint=option) from None
-
-
-def _check_alone(context: typer.Context) -> None:
-    """Refuse options of an export beside --verify, where they would have no effect."""
-    given = [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]
-    if others := sorted(set(given) - _WITH_VERIFY):
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in others)
-        raise typer.BadParameter(f"{options} does not go with it", param_hint="--verify")
-
-
 def _verify(root: Path, checkpoint: Path | None, device: str, json: bool) -> None:
     from rich.console import Console
 
     from rekd_deploy.cli.export_summary import verification_lines
     from rekd_deploy.export.verify import verify
 
-    with Console(stderr=True).status(_STEPS["files"]) as status:
-        verification = verify(
-            root, checkpoint=checkpoint, device=device,
-            report=lambda step: status.update(_STEPS.get(step, f"checking the {step}")),
-        )
+    with Console(stderr=True).status("files") as status:
+        verification = verify(root, checkpoint=checkpoint, device=device, report=status.update)
     if json:
         print_json(verification.to_dict())
     else:
@@ -226,8 +160,9 @@ def _verify(root: Path, checkpoint: Path | None, device: str, json: bool) -> Non
 
 
 def _show_plan(checkpoint: Path, root: Path, options: ExportOptions, json: bool) -> None:
+    from rekd_deploy.cli.export_summary import plan_lines
     from rekd_deploy.export.checkpoint import gate_device, proof_elsewhere
-    from rekd_deploy.export.plan import plan_export
+    from rekd_deploy.export.run import plan_export
 
     plan = plan_export(checkpoint, root, options)
     device, reason = gate_device(plan.options)
@@ -235,25 +170,22 @@ def _show_plan(checkpoint: Path, root: Path, options: ExportOptions, json: bool)
         print_json({"dry_run": True, **plan.to_dict(), "gate_device": device, "not_proved_there": reason})
     else:
         gate = proof_elsewhere(reason, root) if reason else f"on {device}"
-        print(*plan.lines(), f"{'gate':<12}{gate}", "nothing was written (--dry-run)", sep="\n")
+        print(*plan_lines(plan), f"{'gate':<12}{gate}", "nothing was written (--dry-run)", sep="\n")
 
 
 def _publish(checkpoint: Path, root: Path, options: ExportOptions, json: bool) -> None:
     from rich.console import Console
 
-    from rekd_deploy.cli.export_summary import summary
+    from rekd_deploy.cli.export_summary import kept_note, summary
     from rekd_deploy.export.checkpoint import proof_elsewhere
-    from rekd_deploy.export.plan import kept_note
     from rekd_deploy.export.run import publish
 
-    with Console(stderr=True).status(_STEPS["load"]) as status:
-        publication = publish(
-            checkpoint, root, options=options, report=lambda step: status.update(_STEPS.get(step, step))
-        )
+    with Console(stderr=True).status("load") as status:
+        publication = publish(checkpoint, root, options=options, report=status.update)
     if publication.not_proved_there:
         print(f"warning: {proof_elsewhere(publication.not_proved_there, root)}", file=sys.stderr)
-    if publication.kept:
-        print(f"warning: exported, too: {kept_note(publication.kept)}", file=sys.stderr)
+    if kept := publication.plan.kept:
+        print(f"warning: exported, too: {kept_note(kept)}", file=sys.stderr)
     if json:
         print_json(publication.to_dict())
     else:

@@ -8,11 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rekd_deploy.contract.parity_report import GPU_PRECISIONS, RUNTIME_PRECISIONS, Precision
 from rekd_deploy.contract.signature import PairSignature, Slots, image_pair_signature, text_pair_signature
-from rekd_deploy.errors import EngineError
 from rekd_deploy.repository.backend.model import usable_cores
-from rekd_deploy.runtimes.base import parse_device
 from rekd_deploy.runtimes.onnxruntime_cuda import check_device
 from rekd_train.checkpoints.description import in_one_line, read_description, read_json
 from rekd_train.config.run import BackboneConfig
@@ -38,8 +35,6 @@ class CheckpointFacts:
     preprocessor: Preprocessor
     backbones: dict[str, BackboneConfig]
     """Of 'selector' and 'predictor'."""
-    weight_bytes: dict[str, int]
-    """Size of the weights of each."""
 
     @property
     def multiplications(self) -> int:
@@ -57,6 +52,12 @@ class CheckpointFacts:
         """K, most features that any rationale holds."""
         sizes = self.preprocessor
         return self.policy.capacity(sizes.positions if self.policy.selectable == "all" else sizes.features)
+
+    @property
+    def shortest_length(self) -> int:
+        """Fewest tokens to pad texts to: room for the minimum and, where words are gathered, for K of them."""
+        least = max(3, self.policy.minimum + 2)
+        return max(least, self.capacity) if self.operator == "compact" else least
 
     @property
     def signature(self) -> PairSignature:
@@ -85,19 +86,14 @@ def read_facts(checkpoint: str | Path) -> CheckpointFacts:
             SelectionPolicy.model_validate(rule["policy"]),
             load_preprocessor(directory, description["preprocessing"]),
             {role: BackboneConfig.model_validate(description[role]) for role in WEIGHTS},
-            {role: (directory / name).stat().st_size for role, name in WEIGHTS.items()},
         )
+        for name in WEIGHTS.values():
+            (directory / name).stat()
     except FileNotFoundError as error:
         raise CheckpointError(f"{error.filename} is missing; fix: copy the whole directory again") from None
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         problem = f"the description does not fit this version of rekd: {in_one_line(error)}"
         raise CheckpointError(f"{directory}: {problem}") from None
-
-
-def shortest_bucket(facts: CheckpointFacts) -> int:
-    """Fewest tokens that are worth a bucket: room for the minimum and, where words are gathered, for K of them."""
-    least = max(3, facts.policy.minimum + 2)
-    return max(least, facts.capacity) if facts.operator == "compact" else least
 
 
 def machine() -> dict[str, int]:
@@ -106,28 +102,13 @@ def machine() -> dict[str, int]:
     return {"cores": cores, "gpus": len(list(Path("/proc/driver/nvidia/gpus").glob("*")))}
 
 
-def device_mistakes(device: str, precision: Precision) -> list[str]:
-    """What is wrong with a chosen device."""
-    try:
-        kind, _ = parse_device(device)
-    except EngineError as error:
-        return [str(error)]
-    if kind == "cuda" and precision in RUNTIME_PRECISIONS and precision not in GPU_PRECISIONS:
-        return [f"ONNX Runtime has no {precision} kernels for GPUs, so the gate cannot run there; fix: --device cpu"]
-    return []
-
-
 def gate_device(options: ExportOptions) -> tuple[str, str]:
-    """The device, and why it is not the GPU that will serve the graphs, or ''.
-
-    Without a choice it is that GPU (the first of several), or the CPU where ONNX Runtime has no use of a GPU.
+    """The device of the gate, and why it is not the GPU that will serve the graphs (the first of several), or ''.
 
     Raises:
         EngineError, MissingExtraError: the chosen GPU cannot be used here.
     """
-    serving = "cpu"
-    if options.serving.gpu:
-        serving = f"cuda:{options.gpus[0]}" if options.gpus else "cuda"
+    serving = "cpu" if not options.on_gpu else f"cuda:{options.gpus[0]}" if options.gpus else "cuda"
     device = options.device or serving
     if device == "cpu":
         return device, "" if serving == "cpu" else "--device cpu was given"

@@ -13,7 +13,6 @@ from rekd_deploy.contract.description import Artefacts
 from rekd_deploy.contract.parity_report import RUNTIME_PRECISIONS, ParityLimits, ParityReport, Precision, limits_of
 from rekd_deploy.contract.signature import PairSignature
 from rekd_deploy.errors import ExportError, ParityError, RepositoryError
-from rekd_deploy.graphs import onnx_model
 from rekd_deploy.graphs.guard import guarded
 from rekd_deploy.graphs.modules import head_layers, pair_signature
 from rekd_deploy.graphs.precision import Conversion, convert_pair, precision_entries
@@ -27,20 +26,9 @@ from rekd_train.models.rationalizer import Rationalizer
 
 
 def export(
-    checkpoint: str | Path,
-    work: str | Path,
-    *,
-    single_graph: bool = False,
-    fused: bool = True,
-    gpu: bool = False,
-    precision: Precision = "fp32",
-    for_engine: bool = False,
-    unattended: bool = False,
-    device: str = "cpu",
-    threads: int = 0,
-    lengths: tuple[int, ...] = (),
-    parity_texts: str | Path | None = None,
-    opset: int = OPSET,
+    checkpoint: str | Path, work: str | Path, *, single_graph: bool = False, fused: bool = True, gpu: bool = False,
+    precision: Precision = "fp32", for_engine: bool = False, unattended: bool = False, device: str = "cpu",
+    threads: int = 0, lengths: tuple[int, ...] = (), parity_texts: str | Path | None = None,
     report: Callable[[str], None] = lambda step: None,
 ) -> Artefacts:
     """Export a checkpoint as selector.onnx and predictor.onnx and prove them equal to the model.
@@ -56,19 +44,14 @@ def export(
         unattended: for a backend of Triton's, with nothing of ours before it; see ``rekd_deploy.graphs.guard``.
         device: where the gate runs the graphs: 'cpu', 'cuda' or 'cuda:N'.
         threads: inside one operator where the graphs are served, and in the gate; 0: the target's own choice.
-        lengths: tokens that texts are padded to when they are served, and in the gate; empty: the checkpoint's.
-        parity_texts: .jsonl or .txt with real texts for the gate; None: the checkpoint's own examples.
-        opset: ONNX opset, 18 to 20.
+        lengths, parity_texts: see ``ExportOptions``.
         report: called with the name of each step as it starts.
 
     Raises:
-        CheckpointError: the checkpoint is missing or damaged.
-        ExportError: the model cannot be exported, or not in that precision.
+        CheckpointError, ExportError: the checkpoint is damaged, or cannot be exported in that precision.
         ParityError, EngineError: a graph does not compute what the model computes, or nothing on that device.
     """
     checkpoint, work = Path(checkpoint), Path(work)
-    if opset not in onnx_model.OPSETS:
-        raise ExportError(f"opset {opset} is not served; opsets: {', '.join(map(str, onnx_model.OPSETS))}")
     if precision not in RUNTIME_PRECISIONS and not for_engine:
         raise ExportError(
             f"ONNX Runtime has no {precision} kernels to run the graphs with; fix: --precision "
@@ -78,7 +61,7 @@ def export(
     rationalizer.preprocessor = served_lengths(rationalizer.preprocessor, rationalizer.policy, lengths)
     signature = pair_signature(rationalizer)
     examples = parity_examples(checkpoint, rationalizer.preprocessor, parity_texts, class_names=rationalizer.labels)
-    models = traced_graphs(rationalizer, fused=fused, gpu=gpu, opset=opset, report=report)
+    models = traced_graphs(rationalizer, fused=fused, gpu=gpu, report=report)
     if precision != "fp32":
         report("precision")
     heads = head_layers(rationalizer)
@@ -91,10 +74,11 @@ def export(
         report("single")
     graphs = write_graphs(models, work, signature, single_graph, fused)
     report("parity")
-    sessions = {"target": "onnxruntime" if unattended and not for_engine else "python", "threads": threads or None}
-    parity = _parity(rationalizer, conversion, graphs, examples, work, device=device, **sessions)
+    target = "onnxruntime" if unattended and not for_engine else "python"
+    sessions = {"device": device, "target": target, "threads": threads or None}
+    parity = _parity(rationalizer, conversion, graphs, examples, work, sessions)
     manifest = build_manifest(
-        rationalizer, checkpoint_hash(checkpoint), signature, graphs, parity, opset,
+        rationalizer, checkpoint_hash(checkpoint), signature, graphs, parity, OPSET,
         precision_entries(graphs, precision, heads, conversion.notes),
     )
     return Artefacts(
@@ -117,22 +101,23 @@ def guarded_pair(
 
 def _parity(
     rationalizer: Rationalizer, conversion: Conversion, graphs: dict[str, Path], examples: Examples, work: Path,
-    **sessions: Any,
+    sessions: dict[str, Any],
 ) -> dict[str, ParityReport]:
     """The gate's reports; a precision that ONNX Runtime lacks is emulated for it."""
     limits = limits_of(conversion.precisions["selector"], conversion.precisions["predictor"])
     if not conversion.emulated:
-        return _gate(rationalizer, graphs, examples, limits, **sessions)
+        return _gate(rationalizer, graphs, examples, limits, sessions)
     with TemporaryDirectory(dir=work) as folder:
-        stand_in = write_graphs(conversion.emulated, Path(folder), pair_signature(rationalizer), "single" in graphs)
-        parity = _parity(rationalizer, Conversion({}, conversion.precisions), stand_in, examples, work, **sessions)
+        emulated = write_graphs(conversion.emulated, Path(folder), pair_signature(rationalizer), "single" in graphs)
+        parity = _gate(rationalizer, emulated, examples, limits, sessions)
     for report in parity.values():
         report.emulated = True
     return parity
 
 
 def _gate(
-    rationalizer: Rationalizer, graphs: dict[str, Path], examples: Examples, limits: ParityLimits, **sessions: Any
+    rationalizer: Rationalizer, graphs: dict[str, Path], examples: Examples, limits: ParityLimits,
+    sessions: dict[str, Any],
 ) -> dict[str, ParityReport]:
     pairs = {"pair": ("selector", "predictor"), **({"single": ("single",)} if "single" in graphs else {})}
     return {
@@ -158,9 +143,8 @@ def prove_again(
     rationalizer = load(checkpoint)
     rationalizer.preprocessor = with_lengths(rationalizer.preprocessor, tuple(manifest.get("lengths", ())))
     examples = parity_examples(checkpoint, rationalizer.preprocessor, class_names=rationalizer.labels)
-    limits = ParityLimits(**manifest["parity"]["limits"])
     try:
-        reports = _gate(rationalizer, paths, examples, limits, **sessions)
+        reports = _gate(rationalizer, paths, examples, ParityLimits(**manifest["parity"]["limits"]), sessions)
     except ParityError as error:
         raise RepositoryError(f"{root}: {error}; fix: rekd-export again") from None
     return {name: each.to_dict() for name, each in reports.items()}

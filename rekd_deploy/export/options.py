@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import get_args
 
 from rekd_deploy.contract.parity_report import GPU_PRECISIONS, RUNTIME_PRECISIONS, Precision
-from rekd_deploy.export.checkpoint import CheckpointFacts, device_mistakes, machine, shortest_bucket
+from rekd_deploy.errors import EngineError
+from rekd_deploy.export.checkpoint import CheckpointFacts, machine
 from rekd_deploy.export.engines import EngineRequest
 from rekd_deploy.repository.config import ENGINES, TARGETS, ServingSettings
+from rekd_deploy.runtimes.base import parse_device
 from rekd_train.errors import ConfigError
 
 GPU_QUEUE_DELAY = 100
@@ -41,15 +43,12 @@ class ExportOptions:
     """Tokens that texts are padded to (the smallest that fits, or the model's limit); empty: the checkpoint's."""
     batches: tuple[int, ...] = ()
     """Batch sizes the scheduler aims at, the largest the most in one request; empty: the usual ones."""
-    max_batch_size: int | None = None
-    """Most texts or images in one request; None: the largest of ``batches``."""
     instances: int | None = None
-    """Processes (GPU instances) of each component model; None: ``usual_instances``."""
+    """Processes (GPU instances) of each component model; None: see ``with_instances``."""
     threads: int = 0
     """Threads of each inside one operation; 0: the instances share the cores, and none has more than half of them."""
     queue_delay: int | None = None
-    """Microseconds that a request may wait for others to form a preferred batch; None: 100 on GPUs, else 0. Whatever
-    waits already while a batch is computed is batched in any case."""
+    """Microseconds that a request may wait for others to form a preferred batch; None: 100 on GPUs, else 0."""
     gpus: tuple[int, ...] = ()
     """Numbers of the GPUs to run on; empty: every one that is there."""
     rate_limit: bool = False
@@ -58,7 +57,7 @@ class ExportOptions:
     """Add a model that holds both steps in one graph; None: on GPUs, and if the repository that is there has it."""
     fused: bool = True
     """Graphs for ONNX Runtime alone, and faster there."""
-    with_tokenizer: bool | None = None
+    text_endpoint: bool | None = None
     """Add the model rekd_text (rekd_image), which takes raw texts (JPEG or PNG files); None: likewise."""
     precision: Precision | None = None
     """What the graphs compute in; the decision and both heads stay fp32. None: ``usual_precision``."""
@@ -72,51 +71,49 @@ class ExportOptions:
     def __post_init__(self) -> None:
         object.__setattr__(self, "lengths", tuple(sorted(set(self.lengths))))
         object.__setattr__(self, "batches", tuple(sorted(set(self.batches))))
+        if mistakes := self._mistakes():
+            raise ConfigError("; ".join(mistakes))
+
+    def _mistakes(self) -> list[str]:
         mistakes = []
         if self.target not in TARGETS:
             mistakes.append(f"target '{self.target}' is not one of {', '.join(TARGETS)}")
         elif self.engine is not None and self.engine not in ENGINES[self.target]:
-            mistakes.append(
-                f"target '{self.target}' cannot run the engine '{self.engine}'; fix: --target python --engine "
-                "tensorrt-rtx, or --target tensorrt"
-            )
+            fix = "--target python --engine tensorrt-rtx, or --target tensorrt"
+            mistakes.append(f"target '{self.target}' cannot run the engine '{self.engine}'; fix: {fix}")
         if self.gpu is not None and self.product is not None:
-            mistakes.append(
-                f"{self.product} engines need a GPU in any case; fix: leave out --gpu and --cpu, or the engines"
-            )
-        if self.precision is not None and self.precision not in self._precisions:
-            mistakes.append(
-                f"precision '{self.precision}' is none that {self.product or 'ONNX Runtime'} can do"
-                f"{' on GPUs' if self.precision in RUNTIME_PRECISIONS else ''}, which target {self.target} runs on; "
-                f"fix: one of {', '.join(self._precisions)}"
-            )
+            fix = "leave out --gpu and --cpu, or the engines"
+            mistakes.append(f"{self.product} engines need a GPU in any case; fix: {fix}")
+        possible = GPU_PRECISIONS if self.on_gpu else RUNTIME_PRECISIONS
+        possible = possible if self.product is None else get_args(Precision)
+        if self.precision is not None and self.precision not in possible:
+            runtime = (self.product or "ONNX Runtime") + " can do" + (" on GPUs" if self.on_gpu else "")
+            fix = f"one of {', '.join(possible)}"
+            mistakes.append(f"precision '{self.precision}' is none that {runtime}; fix: {fix}")
         if self.queue_delay is not None and not 0 <= self.queue_delay <= _LONGEST_DELAY:
-            mistakes.append(
-                f"queue delay {self.queue_delay} is outside 0..{_LONGEST_DELAY} microseconds; fix: about the time "
-                "that one batch takes, or leave it out"
-            )
+            fix = "about the time that one batch takes, or leave it out"
+            mistakes.append(f"queue delay {self.queue_delay} is outside 0..{_LONGEST_DELAY} microseconds; fix: {fix}")
         mistakes += [f"length {length} must be at least 1" for length in self.lengths if length < 1]
-        sizes = {"batch": self.batches, "max batch size": () if self.max_batch_size is None else (self.max_batch_size,)}
-        for what, values in sizes.items():
-            mistakes += [
-                f"{what} {size} is outside 1..{_LARGEST_BATCH}" for size in values if not 1 <= size <= _LARGEST_BATCH
-            ]
-        if self.batches and self.max_batch_size is not None and self.batches[-1] > self.max_batch_size:
-            mistakes.append(
-                f"batch {self.batches[-1]} is above the max batch size {self.max_batch_size}; fix: give one of the two"
-            )
-        if self.gpus and self.product is None and not self._on_gpu:
+        wrong = [size for size in self.batches if not 1 <= size <= _LARGEST_BATCH]
+        mistakes += [f"batch {size} is outside 1..{_LARGEST_BATCH}" for size in wrong]
+        if self.gpus and self.product is None and not self.on_gpu:
             mistakes.append(f"gpus {_listed(self.gpus)} are for GPUs, but the models run on CPUs; fix: add --gpu")
         try:
             ServingSettings(instances=self._instances, threads=self.threads, gpus=self.gpus)
         except ConfigError as error:
             mistakes.append(str(error))
-        if self.device is not None:
-            mistakes += device_mistakes(self.device, self.precision or self.usual_precision)
+        try:
+            kind, _ = parse_device(self.device or "cpu")
+        except EngineError as error:
+            mistakes.append(str(error))
+        else:
+            precision = self.precision or self.usual_precision
+            if kind == "cuda" and precision in RUNTIME_PRECISIONS and precision not in GPU_PRECISIONS:
+                why = f"ONNX Runtime has no {precision} kernels for GPUs"
+                mistakes.append(f"{why}, so the gate cannot run there; fix: --device cpu")
         if self.keep < 1:
             mistakes.append(f"keep is {self.keep}; at least the new version stays (1)")
-        if mistakes:
-            raise ConfigError("; ".join(mistakes))
+        return mistakes
 
     @property
     def product(self) -> str | None:
@@ -124,7 +121,7 @@ class ExportOptions:
         return "tensorrt" if self.target == "tensorrt" else self.engine
 
     @property
-    def _on_gpu(self) -> bool:
+    def on_gpu(self) -> bool:
         """Whether ONNX Runtime runs on GPUs."""
         if self.gpu is None and self.target == "onnxruntime":
             return machine()["gpus"] > 0
@@ -133,19 +130,7 @@ class ExportOptions:
     @property
     def usual_precision(self) -> Precision:
         """Where none was chosen: fp16 where ONNX Runtime runs on GPUs, which have units of their own for it."""
-        return "fp16" if self._on_gpu else "fp32"
-
-    @property
-    def precision_note(self) -> str:
-        """For people."""
-        chosen = self.precision or self.usual_precision
-        return f"{chosen}, the default on a GPU" if self._on_gpu and chosen == self.usual_precision else chosen
-
-    @property
-    def _precisions(self) -> tuple[str, ...]:
-        if self.product is not None:
-            return get_args(Precision)
-        return GPU_PRECISIONS if self._on_gpu else RUNTIME_PRECISIONS
+        return "fp16" if self.on_gpu else "fp32"
 
     @property
     def _instances(self) -> int:
@@ -164,37 +149,33 @@ class ExportOptions:
     @property
     def serving(self) -> ServingSettings:
         """How the server batches."""
-        gpu = self._on_gpu
+        gpu, threads = self.on_gpu, self.threads
         usual = GPU_QUEUE_DELAY if gpu or self.product is not None else 0
-        threads = self.threads
         if self.target == "onnxruntime" and not gpu and threads == 0:  # its own 0 is a thread a core in every instance
             threads = max(1, machine()["cores"] // max(2, self._instances))
         settings = ServingSettings(
             gpu=gpu, instances=self._instances, threads=threads, gpus=self.gpus, rate_limit=self.rate_limit,
             queue_delay_us=usual if self.queue_delay is None else self.queue_delay,
         )
-        if self.batches:
-            # a batch of one is formed anyway; as a preferred size it would end the waiting for others
-            preferred = tuple(size for size in self.batches if size > 1)
-            settings = replace(settings, max_batch_size=self.batches[-1], preferred_batch_sizes=preferred)
-        if self.max_batch_size is not None:
-            settings = replace(settings, max_batch_size=self.max_batch_size)
-        return settings
+        if not self.batches:
+            return settings
+        # a batch of one is formed anyway; as a preferred size it would end the waiting for others
+        preferred = tuple(size for size in self.batches if size > 1)
+        return replace(settings, max_batch_size=self.batches[-1], preferred_batch_sizes=preferred)
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
         """The sizes that batches are formed in, ascending; the last is the most."""
         serving = self.serving
-        sizes = {size for size in serving.preferred_batch_sizes if size <= serving.max_batch_size}
-        return tuple(sorted({*sizes, serving.max_batch_size}))
+        return tuple(sorted({*serving.preferred_batch_sizes, serving.max_batch_size}))
 
     def with_instances(self, facts: CheckpointFacts) -> ExportOptions:
-        """The same with the usual number of instances where none was chosen: as many as were measured to be best.
+        """The same with as many instances as were measured to be best, where none was chosen.
 
         On CPUs two, since a second one uses the cores that the first leaves idle; one in the python backend for small
         networks, which hardly wait for each other there.
         """
-        if self.instances is not None or self.product is not None or self.serving.gpu or machine()["cores"] < 2:
+        if self.instances is not None or self.product is not None or self.on_gpu or machine()["cores"] < 2:
             return self
         small = self.target == "python" and facts.multiplications < _SMALL
         return replace(self, instances=1 if small else 2)
@@ -205,34 +186,24 @@ class ExportOptions:
         Raises:
             ConfigError: names each value, its limits and the fix.
         """
-        mistakes = []
+        mistakes, lengths, longest = [], _listed(self.lengths), facts.preprocessor.positions
+        if facts.kind == "image" and self.parity_texts is not None:
+            fix = "leave out --parity-texts"
+            mistakes.append(f"{self.parity_texts} holds texts, but the checkpoint reads images; fix: {fix}")
+        why = ""
         if facts.kind == "image":
-            if self.lengths:
-                mistakes.append(
-                    f"lengths {_listed(self.lengths)} are for texts, but {facts.directory} reads images, which all "
-                    "have one size; fix: leave out --lengths"
-                )
-            if self.parity_texts is not None:
-                mistakes.append(
-                    f"{self.parity_texts} holds texts, but the checkpoint reads images; fix: leave out --parity-texts"
-                )
-        elif self.lengths and facts.policy.selectable == "all":
-            mistakes.append(
-                f"lengths {_listed(self.lengths)} are not for {facts.directory}: its rationale may hold padding, so "
-                f"every text must have all {facts.preprocessor.positions} positions; fix: leave out --lengths"
-            )
-        else:
-            shortest, longest = shortest_bucket(facts), facts.preprocessor.positions
-            for length in self.lengths:
-                if length > longest:
-                    mistakes.append(
-                        f"length {length} is above the {longest} positions that the model reads; fix: at most {longest}"
-                    )
-                elif length < shortest:
-                    mistakes.append(
-                        f"length {length} is smaller than the budget: a rationale may hold K = {facts.capacity} tokens"
-                        f"; fix: at least {shortest}, at most {longest}"
-                    )
+            why = "it reads images, which all have one size"
+        elif facts.policy.selectable == "all":
+            why = f"its rationale may hold padding, so every text must have all {longest} positions"
+        if self.lengths and why:
+            mistakes.append(f"lengths {lengths} are not for {facts.directory}: {why}; fix: leave out --lengths")
+        fix = f"fix: at least {facts.shortest_length}, at most {longest}"
+        for length in self.lengths if not mistakes else ():
+            if length > longest:
+                mistakes.append(f"length {length} is above the {longest} positions that the model reads; {fix}")
+            elif length < facts.shortest_length:
+                budget = f"smaller than the budget: a rationale may hold K = {facts.capacity} tokens"
+                mistakes.append(f"length {length} is {budget}; {fix}")
         if mistakes:
             raise ConfigError("; ".join(mistakes))
 

@@ -1,4 +1,4 @@
-"""Checkpoint -> verified model repository, in one call."""
+"""Checkpoint -> verified model repository: the plan, before anything slow or lasting is done, and the export itself."""
 
 from __future__ import annotations
 
@@ -7,37 +7,145 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from importlib import util
 from pathlib import Path
 from typing import Any
 
+from rekd_deploy.contract.description import Artefacts
 from rekd_deploy.errors import ExportError
-from rekd_deploy.export.checkpoint import gate_device
-from rekd_deploy.export.engines import build_engines, defer_engines
+from rekd_deploy.export.checkpoint import CheckpointFacts, gate_device, read_facts
+from rekd_deploy.export.engines import build_engines, defer_engines, plan_engines
 from rekd_deploy.export.options import ExportOptions
-from rekd_deploy.export.plan import plan_export
-from rekd_deploy.parity.engines import prove_engines
-from rekd_deploy.repository.manifest import Versions, verify_files
-from rekd_deploy.repository.reader import graph_path, read_manifest
-from rekd_deploy.repository.workspaces import Workspace
-from rekd_deploy.repository.writer import write_repository
-from rekd_deploy.runtimes.tensorrt.library import PRODUCTS, load_library
+from rekd_deploy.parity.engines import prove_engines, reason_not_to_run
+from rekd_deploy.parity.examples import served_lengths
+from rekd_deploy.repository.build import build_configs
+from rekd_deploy.repository.config import CONFIG_FILE, ENDPOINTS, SINGLE
+from rekd_deploy.repository.manifest import Versions, newest_folder
+from rekd_deploy.repository.reader import GRAPH_MODELS, check_repository, refuse_foreign_folder
+from rekd_deploy.repository.text_endpoint import endpoint_configs
+from rekd_deploy.repository.workspaces import Workspace, refuse_unwritable_place
+from rekd_deploy.repository.writer import next_versions, write_repository
+from rekd_deploy.runtimes.onnxruntime import check_flavours
+from rekd_deploy.runtimes.tensorrt import PRODUCTS, load_library
+from rekd_train.errors import MissingExtraError
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """An export that could begin."""
+
+    checkpoint: CheckpointFacts
+    root: Path
+    options: ExportOptions
+    """With every choice made."""
+    lengths: tuple[int, ...]
+    """Padded lengths of texts; empty for images."""
+    version: int
+    """Number of the new version."""
+    stays: tuple[int, ...]
+    """Earlier versions that stay beside it."""
+    goes: tuple[int, ...]
+    """Earlier versions that are removed."""
+    models: tuple[str, ...]
+    """Triton's models, each a folder of the repository."""
+    kept: tuple[str, ...] = ()
+    """Those that clients may be using, exported because the repository that is there has them, not by request."""
+    engines_elsewhere: str | None = None
+    """Why engines cannot be built here; ``rekd-export --verify`` builds them on the machine that serves them."""
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """K of each of ``lengths``; empty where it is the same for all."""
+        rule = self.checkpoint.signature.predictor.slots
+        return () if rule is None else tuple(map(rule.at, self.lengths))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For --json."""
+        facts = self.checkpoint
+        own = ("lengths", "slots", "version", "stays", "goes", "models", "kept", "engines_elsewhere")
+        return {
+            "checkpoint": str(facts.directory),
+            **{name: getattr(facts, name) for name in ("kind", "labels", "operator", "capacity")},
+            "repository": str(self.root),
+            "options": {name: str(v) if isinstance(v, Path) else v for name, v in asdict(self.options).items()},
+            "batches": self.options.batch_sizes,
+            **{name: getattr(self, name) for name in own},
+        }
+
+
+def plan_export(checkpoint: str | Path, root: str | Path, options: ExportOptions) -> ExportPlan:
+    """Everything that can be checked about an export without computing anything.
+
+    Raises:
+        CheckpointError, ExportError, ConfigError: the checkpoint cannot be exported, or not so.
+        RepositoryError: the output holds something else, or versions that cannot stay beside the new one.
+        MissingExtraError, EngineError: ONNX Runtime is not installed, or twice; the library of the engines is not.
+    """
+    root = Path(root)
+    check_flavours()
+    if util.find_spec("onnxruntime") is None:  # what the parity gate runs on
+        raise MissingExtraError("onnxruntime", "cpu")
+    facts = read_facts(checkpoint)
+    options.check(facts)
+    options = options.with_instances(facts)
+    refuse_foreign_folder(root)
+    options, kept = _with_what_is_there(options, root, facts)
+    refuse_unwritable_place(root)
+    preprocessor = served_lengths(facts.preprocessor, facts.policy, options.lengths)
+    policy, graph = {"policy": facts.policy.model_dump()}, Path("not exported yet")
+    single = graph if options.single_graph else None
+    artefacts = Artefacts(facts.signature, graph, graph, preprocessor, facts.labels, policy, single)
+    elsewhere = None
+    if options.product is not None:
+        artefacts = plan_engines(artefacts, PRODUCTS[options.product], options.engines)
+        if not PRODUCTS[options.product].builds_anywhere:
+            elsewhere = reason_not_to_run({"format": options.product, "built_for": []})
+        else:
+            load_library(options.product)  # its complaints come first
+    configs = build_configs(artefacts, options.serving, options.target)
+    if options.text_endpoint:
+        configs |= endpoint_configs(artefacts, options.serving)
+    versions, _ = next_versions(root, configs, options.keep)
+    there = [
+        number for number in range(1, newest_folder(root) + 1)
+        if any((root / name / str(number)).is_dir() for name in GRAPH_MODELS.values())
+    ]  # fmt: skip
+    goes = tuple(number for number in there if number not in versions.earlier)
+    lengths, stays = preprocessor.settings.buckets if facts.kind == "text" else (), versions.earlier
+    return ExportPlan(facts, root, options, lengths, versions.current, stays, goes, tuple(configs), kept, elsewhere)
+
+
+def _with_what_is_there(
+    options: ExportOptions, root: Path, facts: CheckpointFacts
+) -> tuple[ExportOptions, tuple[str, ...]]:
+    """The options with every choice made, and the models that are exported because they are there."""
+    options = replace(options, precision=options.precision or options.usual_precision)
+    if options.on_gpu and options.single_graph is None:  # the model that answers soonest there
+        options = replace(options, single_graph=True)
+    names = {"single_graph": SINGLE, "text_endpoint": ENDPOINTS[facts.kind]}
+    there = {
+        choice: (root / name / CONFIG_FILE).is_file()
+        for choice, name in names.items() if getattr(options, choice) is None
+    }  # fmt: skip
+    return replace(options, **there), tuple(names[choice] for choice in there if there[choice])
 
 
 @dataclass(frozen=True)
 class Publication:
     """A repository that was written, and how it came to be."""
 
-    root: Path
+    plan: ExportPlan
     manifest: dict[str, Any]
     seconds: dict[str, float]
     """Wall time of each step, in order."""
-    kept: tuple[str, ...] = ()
-    """Models that were exported because the repository had them, not by request."""
-    precision: str = ""
-    """What was requested, and whether it is the default; for people."""
     not_proved_there: str = ""
     """Why the gate did not run on the GPU that will serve the graphs; '': it did, or none will."""
+
+    @property
+    def root(self) -> Path:
+        """The repository."""
+        return self.plan.root
 
     @property
     def version(self) -> int:
@@ -46,33 +154,24 @@ class Publication:
 
     def to_dict(self) -> dict[str, Any]:
         """For --json."""
+        manifest = self.manifest
         return {
-            "repository": str(self.root),
-            "version": self.version,
-            "kept": list(self.kept),
-            "not_proved_there": self.not_proved_there,
-            "artefacts": self.manifest["artefacts"],
-            "parity": self.manifest["parity"],
-            "manifest": self.manifest,
+            "repository": str(self.root), "version": self.version, "kept": self.plan.kept,
+            "not_proved_there": self.not_proved_there, "artefacts": manifest["artefacts"],
+            "parity": manifest["parity"], "manifest": manifest,
             "seconds": {step: round(seconds, 3) for step, seconds in self.seconds.items()},
         }
 
 
 def publish(
-    checkpoint: str | Path,
-    root: str | Path,
-    *,
-    options: ExportOptions | None = None,
-    report: Callable[[str], None] = lambda step: None,
-    **changes: Any,
+    checkpoint: str | Path, root: str | Path, *, options: ExportOptions | None = None,
+    report: Callable[[str], None] = lambda step: None, **changes: Any,
 ) -> Publication:
     """Export a checkpoint, prove the graphs equal to the model, and put them in a Triton repository.
 
     An older repository at ``root`` serves on until the new one is whole, and stays if anything fails.
 
     Args:
-        checkpoint: directory written by rekd-train.
-        root: the repository.
         options: how; None: the defaults.
         report: called with the name of each step as it starts.
         changes: fields of ``ExportOptions``, in place of those in ``options``: ``publish(c, r, keep=2)``.
@@ -82,38 +181,39 @@ def publish(
         InputError.
     """
     root = Path(root)
-    options = replace(options or ExportOptions(), **changes)
-    plan = plan_export(checkpoint, root, options)  # whatever can be refused is refused before torch is loaded
-    options = plan.options
+    plan = plan_export(checkpoint, root, replace(options or ExportOptions(), **changes))  # refuses before torch loads
+    options, serving = plan.options, plan.options.serving
     device, not_proved_there = gate_device(options)
-    clock = _Clock(report)
+    starts: list[tuple[str, float]] = []
+
+    def clock(step: str) -> None:
+        starts.append((step, time.perf_counter()))
+        report(step)
+
     clock("load")
     from rekd_deploy.export.graphs import export  # loads torch
 
     with _room(Path(tempfile.gettempdir()), "set TMPDIR to a larger folder"), Workspace("rekd-export-") as work:
         artefacts = export(
             plan.checkpoint.directory, work.path, single_graph=options.single_graph, fused=options.fuse,
-            gpu=options.serving.gpu, device=device,
-            precision=options.precision, for_engine=options.product is not None,
-            unattended=options.target != "python", threads=options.serving.threads,
-            lengths=options.lengths, parity_texts=options.parity_texts, report=clock,
+            gpu=options.on_gpu, device=device, precision=options.precision, for_engine=options.product is not None,
+            unattended=options.target != "python", threads=serving.threads, lengths=options.lengths,
+            parity_texts=options.parity_texts, report=clock,
         )
         if plan.engines_elsewhere:
             artefacts = defer_engines(artefacts, PRODUCTS[options.product], options.engines)
         elif options.product is not None:
-            artefacts = build_engines(
-                artefacts, work.path, load_library(options.product), options.engines, report=clock
-            )
+            artefacts = build_engines(artefacts, work.path, load_library(options.product), options.engines, clock)
             artefacts = prove_engines(artefacts, report=clock)
         clock("repository")
         with _room(root, "choose another --output"):
             write_repository(
                 artefacts, root, target=options.target, keep=options.keep,
-                text_endpoint=bool(options.with_tokenizer), **vars(options.serving),
+                text_endpoint=options.text_endpoint, **vars(options.serving),
             )
-    manifest = read_manifest(root)
-    verify_files(manifest, {role: graph_path(root, manifest, role) for role in artefacts.graphs})
-    return Publication(root, manifest, clock.stop(), plan.kept, options.precision_note, not_proved_there)
+    ends = [*(start for _, start in starts[1:]), time.perf_counter()]
+    seconds = {step: end - start for (step, start), end in zip(starts, ends, strict=True)}
+    return Publication(plan, check_repository(root), seconds, not_proved_there)
 
 
 @contextmanager
@@ -124,29 +224,6 @@ def _room(place: Path, fix: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise ExportError(
-            f"no room for the export at {place}: {error.strerror}; nothing was written and an older repository is as "
-            f"it was; fix: free some space, or {fix}"
-        ) from None
-
-
-class _Clock:
-    """Wall time of steps that follow each other."""
-
-    def __init__(self, report: Callable[[str], None]) -> None:
-        self._report = report
-        self._seconds: dict[str, float] = {}
-        self._step: str | None = None
-        self._since = 0.0
-
-    def __call__(self, step: str) -> None:
-        self.stop()
-        self._step = step
-        self._report(step)
-
-    def stop(self) -> dict[str, float]:
-        now = time.perf_counter()
-        if self._step is not None:
-            self._seconds[self._step] = now - self._since
-        self._step, self._since = None, now
-        return self._seconds
+        intact = "nothing was written and an older repository is as it was"
+        reason = f"no room for the export at {place}: {error.strerror}; {intact}"
+        raise ExportError(f"{reason}; fix: free some space, or {fix}") from None

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from rekd_deploy.contract.parity_report import verification_limits
-from rekd_deploy.contract.signature import GraphSignature
 from rekd_deploy.errors import EngineError, RepositoryError
 from rekd_deploy.export.checkpoint import read_facts
 from rekd_deploy.export.engines import EngineCheck, check_engines
@@ -30,14 +29,13 @@ from rekd_deploy.repository.reader import (
     graph_path,
     plan_path,
     read_description,
-    read_manifest,
     served_device,
     served_sessions,
 )
 from rekd_deploy.runtimes.base import Arrays, Graph, parse_device
 from rekd_deploy.runtimes.onnxruntime_cuda import check_device
 from rekd_deploy.runtimes.onnxruntime_device import DeviceChain, chain_on
-from rekd_deploy.runtimes.tensorrt.build import is_built
+from rekd_deploy.runtimes.tensorrt_entry import is_built
 from rekd_train.files import write_json
 from rekd_train.inputs.preprocessors import Preprocessor
 
@@ -65,6 +63,7 @@ class Verification:
 
     def to_dict(self) -> dict[str, Any]:
         """For --json."""
+        own = ("served_on", "uncaptured", "without_cases", "parity")
         return {
             "repository": str(self.root),
             "verified": True,
@@ -72,18 +71,9 @@ class Verification:
             "checkpoint_sha256": self.manifest["checkpoint_sha256"],
             "files": len(self.manifest["repository"]["files"]),
             "device": self.device if self.graphs or self.without_cases else None,
-            "served_on": self.served_on,
-            "uncaptured": self.uncaptured,
-            "without_cases": self.without_cases,
             "graphs": {role: agreement.to_dict() for role, agreement in self.graphs.items()},
-            "engines": {
-                role: {
-                    **check.entry,
-                    **({"not_run": check.reason} if check.reason else {"answers": check.agreement.to_dict()}),
-                }
-                for role, check in self.engines.items()
-            },
-            "parity": self.parity,
+            "engines": {role: check.to_dict() for role, check in self.engines.items()},
+            **{name: getattr(self, name) for name in own},
         }
 
 
@@ -99,145 +89,92 @@ def verify(
         report: called with the name of each step as it starts.
 
     Raises:
-        RepositoryError: names the file and what is wrong with it.
-        CheckpointError: the checkpoint cannot be read.
+        RepositoryError, CheckpointError: names the file and what is wrong with it.
         EngineError, MissingExtraError: there is no such device.
     """
     root = Path(root)
     check_device(device)
     report("files")
-    try:
-        manifest = check_repository(root)
-    except RepositoryError as error:
-        raise RepositoryError(f"{error}{_diagnosis(root)}") from None
+    manifest = check_repository(root)
     signature = signature_from_dict(manifest["signature"])
     paths = {role: graph_path(root, manifest, role) for role in manifest["artefacts"] if role in GRAPH_MODELS}
     verify_files(manifest, paths)
-    preprocessor = _checked_preprocessing(root, manifest)
-    verification = Verification(root, manifest, device, served_device(root))
+    description = read_description(root)
+    preprocessor = description.preprocessor()
+    if description.fingerprint != manifest["preprocessing_sha256"] or list(description.labels) != manifest["labels"]:
+        what = "describes other labels or another preprocessing than the manifest"
+        raise RepositoryError(f"{root / 'rekd' / CONFIG_FILE} {what}; fix: rekd-export again")
+    found = Verification(root, manifest, device, served_device(root))
     sessions = {"device": device, **served_sessions(root)}
     cases = read_cases(root / REFERENCE) if REFERENCE in manifest["repository"]["files"] else []
     if not manifest["parity"].get("emulated"):  # ONNX Runtime cannot run what had to be emulated for it
         for role, path in paths.items():
             report(role)
-            with _running(role, path, signature.graph(role), verification.uncaptured, **sessions) as run:
+            graph = Graph(path, signature.graph(role), GRAPH_MODELS[role])
+            with _running(role, graph, found.uncaptured, sessions) as run:
                 if cases:
-                    verification.graphs[role] = _answers(role, path, run, signature.graph(role), cases, manifest)
+                    found.graphs[role] = _answers(role, graph, run, cases, manifest)
                 else:
-                    _answers_something(path, run, signature.graph(role), preprocessor)
-                    verification.without_cases.append(role)
-    verification.engines = check_engines(root, manifest, signature, cases, report, parse_device(device)[1])
-    _complete(root, verification)
+                    _answers_something(graph, run, preprocessor)
+                    found.without_cases.append(role)
+    found.engines = check_engines(root, manifest, signature, cases, report, parse_device(device)[1])
+    _complete(root, manifest, found.engines)
     if checkpoint is not None:
         report("parity")
         read_facts(checkpoint)  # its complaints come before torch is loaded
         from rekd_deploy.export.graphs import prove_again
 
-        verification.parity = prove_again(root, manifest, paths, Path(checkpoint), sessions)
-    return verification
+        found.parity = prove_again(root, manifest, paths, Path(checkpoint), sessions)
+    return found
 
 
-def _complete(root: Path, verification: Verification) -> None:
+def _complete(root: Path, manifest: dict[str, Any], engines: dict[str, EngineCheck]) -> None:
     """Write what was found out about the engines into the manifest; a repository that cannot be written stays."""
-    manifest, found = verification.manifest, False
-    for role, check in verification.engines.items():
-        found = found or manifest["artefacts"][role]["engine"] != check.entry
-        manifest["artefacts"][role]["engine"] = check.entry
-        if is_built(check.entry):
+    new = {role: check.entry for role, check in engines.items() if manifest["artefacts"][role]["engine"] != check.entry}
+    for role, entry in new.items():
+        manifest["artefacts"][role]["engine"] = entry
+        if is_built(entry):
             name = plan_path(root, manifest, role).relative_to(root).as_posix()
-            manifest["repository"]["files"][name] = check.entry["sha256"]
-    if found:
+            manifest["repository"]["files"][name] = entry["sha256"]
+    if new:
         with suppress(OSError):
             write_json(root / MANIFEST, manifest)
 
 
-def _checked_preprocessing(root: Path, manifest: dict[str, Any]) -> Preprocessor:
-    description = read_description(root)
-    preprocessor = description.preprocessor()
-    if description.fingerprint != manifest["preprocessing_sha256"] or list(description.labels) != manifest["labels"]:
-        raise RepositoryError(
-            f"{root / 'rekd' / CONFIG_FILE} describes other labels or another preprocessing than the manifest; fix: "
-            "rekd-export again"
-        )
-    return preprocessor
-
-
 @contextmanager
 def _running(
-    role: str, path: Path, signature: GraphSignature, uncaptured: dict[str, str], **sessions: Any
+    role: str, graph: Graph, uncaptured: dict[str, str], sessions: dict[str, Any]
 ) -> Iterator[Callable[[Arrays], Arrays]]:
-    """What runs a graph; ``uncaptured`` is told by role why its launches are not replayed, where they are not.
-
-    Raises:
-        RepositoryError: the graph cannot run.
-    """
-    unopened = chain_on([Graph(path, signature, GRAPH_MODELS[role])], **sessions)
+    """What runs a graph; ``uncaptured`` is told by role why its launches are not replayed, where they are not."""
+    unopened = chain_on([graph], **sessions)
     try:
         with unopened as chain:
             yield chain.run
             if isinstance(chain, DeviceChain) and chain.uncaptured:
                 uncaptured[role] = "; ".join(chain.uncaptured.values())
     except EngineError as error:
-        raise RepositoryError(f"{path} cannot be run: {error}") from None
+        raise RepositoryError(f"{graph.model} cannot be run: {error}") from None
 
 
-def _answers_something(
-    path: Path, run: Callable[[Arrays], Arrays], signature: GraphSignature, preprocessor: Preprocessor
-) -> None:
+def _answers_something(graph: Graph, run: Callable[[Arrays], Arrays], preprocessor: Preprocessor) -> None:
     """Run a row of each padded length, as there are no stored ones; raise RepositoryError for what is no number."""
-    for length in lengths_of(signature, preprocessor):
-        outputs = run({name: array[None] for name, array in example(signature, preprocessor, length).items()})
+    for length in lengths_of(graph.signature, preprocessor):
+        row = example(graph.signature, preprocessor, length)
+        outputs = run({name: array[None] for name, array in row.items()})
         if wrong := [name for name, array in outputs.items() if not np.isfinite(array).all()]:
-            raise RepositoryError(f"{path} gives {', '.join(wrong)} that are no numbers; fix: rekd-export again")
+            raise RepositoryError(f"{graph.model} gives {', '.join(wrong)} that are no numbers; fix: rekd-export again")
 
 
 def _answers(
-    role: str, path: Path, run: Callable[[Arrays], Arrays], signature: GraphSignature, cases: list[Case],
-    manifest: dict[str, Any],
+    role: str, graph: Graph, run: Callable[[Arrays], Arrays], cases: list[Case], manifest: dict[str, Any]
 ) -> Agreement:
-    """How the graph answers the stored cases.
-
-    Raises:
-        RepositoryError: it answers otherwise than the model did.
-    """
+    """How the graph answers the stored cases; raise RepositoryError where that is not as the model did."""
     limits = verification_limits(manifest["parity"])
-    agreement = compare(role, run, signature, cases, limits["tie_margin"])
+    agreement = compare(role, run, graph.signature, cases, limits["tie_margin"])
     if found := complaints(agreement, limits):
         raise RepositoryError(
-            f"{path} does not answer as the exported model did on the inputs in {REFERENCE}: {'; '.join(found)}; it "
-            "belongs to another checkpoint, or this machine computes wrongly; fix: rekd-export again"
+            f"{graph.model} does not answer as the exported model did on the inputs in {REFERENCE}: "
+            f"{'; '.join(found)}; it belongs to another checkpoint, or this machine computes wrongly; fix: rekd-export "
+            "again"
         )
     return agreement
-
-
-def _diagnosis(root: Path) -> str:
-    """What a graph that is not the exported one turns out to be; empty where that cannot be said."""
-    try:
-        manifest = read_manifest(root)
-        signature, cases = signature_from_dict(manifest["signature"]), read_cases(root / REFERENCE)
-    except (RepositoryError, KeyError):
-        return ""
-    found = []
-    for role in (role for role in manifest["artefacts"] if role in GRAPH_MODELS):
-        path = graph_path(root, manifest, role)
-        try:
-            verify_files(manifest, {role: path})
-        except RepositoryError:
-            verdict = _what_it_is(role, path, signature.graph(role), cases, manifest)
-            found.append(f"; {path.relative_to(root)} {verdict}")
-    return "".join(found)
-
-
-def _what_it_is(
-    role: str, path: Path, signature: GraphSignature, cases: list[Case], manifest: dict[str, Any]
-) -> str:
-    if not path.is_file():
-        return "is missing"
-    try:
-        with _running(role, path, signature, {}) as run:
-            _answers(role, path, run, signature, cases, manifest)
-    except RepositoryError as error:
-        if "cannot be run" in str(error):
-            return "is no graph of this pair, or damaged: it does not load"
-        return "answers otherwise than the exported model: a graph of another checkpoint, or damaged weights"
-    return "still answers as the exported model, but is not the file that was written"

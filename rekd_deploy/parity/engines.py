@@ -15,9 +15,9 @@ from rekd_deploy.contract.parity_report import verification_limits
 from rekd_deploy.contract.signature import GraphSignature
 from rekd_deploy.errors import ParityError
 from rekd_deploy.parity.reference import Agreement, Case, compare, complaints, read_cases
-from rekd_deploy.runtimes.tensorrt.execution import Cuda, ExecutionError
-from rekd_deploy.runtimes.tensorrt.library import load_library
-from rekd_deploy.runtimes.tensorrt.runner import TensorRTRunner, verify_engine
+from rekd_deploy.runtimes.tensorrt import TensorRTRunner, load_library
+from rekd_deploy.runtimes.tensorrt_entry import verify_engine
+from rekd_deploy.runtimes.tensorrt_execution import Cuda, ExecutionError
 from rekd_train.errors import RekdError
 
 

@@ -44,7 +44,7 @@ from rekd_train.files import sha256, write_bytes, write_json, write_text
 
 _BACKEND = Path(__file__).parent / "backend"
 _CODE = {"model.py": _BACKEND / "model.py", "triton_graphs.py": _BACKEND / "graphs.py"}
-_ENGINE_CODE = Path(__file__).parents[1] / "runtimes" / "tensorrt" / "execution.py"
+_ENGINE_CODE = Path(__file__).parents[1] / "runtimes" / "tensorrt_execution.py"
 _CACHES = shutil.ignore_patterns("__pycache__")
 """A server that may write leaves them beside its models."""
 _EARLIER_KEYS = ("versions", "checkpoint_sha256", "artefacts", "preprocessing_sha256")

@@ -1,5 +1,1 @@
-"""Engines run exported graphs; each is a ``Runner``."""
-
-from rekd_deploy.runtimes.base import Runner
-
-__all__ = ["Runner"]
+"""Engines that run exported graphs; each is a ``base.Runner``."""

@@ -43,11 +43,7 @@ class Runner(ABC):
         self._deactivate()
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        """Outputs by name.
-
-        Raises:
-            EngineError: used outside ``with``, an input does not fit the signature, or the engine failed.
-        """
+        """Outputs by name; EngineError outside ``with``, for inputs that do not fit, and where the engine fails."""
         if not self._active:
             raise EngineError(f"{self.name} is not running; use it inside a `with` block")
         check_inputs(inputs, self.signature, self.name)
@@ -82,7 +78,6 @@ class Chain(AbstractContextManager, Protocol):
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Every output of every graph by name."""
-        ...
 
 
 class RunnerChain:
@@ -105,19 +100,13 @@ class RunnerChain:
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Every output of every graph by name; raises what the runners raise."""
         known = dict(inputs)
-        given: Arrays = {}
         for runner in self._runners:
-            given |= runner.run({spec.name: known[spec.name] for spec in runner.signature.inputs})
-            known |= given
-        return given
+            known |= runner.run({spec.name: known[spec.name] for spec in runner.signature.inputs})
+        return {spec.name: known[spec.name] for runner in self._runners for spec in runner.signature.outputs}
 
 
 def parse_device(device: str) -> tuple[str, int]:
-    """'cpu', 'cuda' or 'cuda:N' -> kind and index.
-
-    Raises:
-        EngineError: it is none of them.
-    """
+    """'cpu', 'cuda' or 'cuda:N' -> kind and index; EngineError for anything else."""
     found = re.fullmatch(r"(cpu)|cuda(?::([0-9]+))?", device)
     if found is None:
         raise EngineError(f"there is no device '{device}'; devices: cpu, cuda, cuda:N")
@@ -125,18 +114,12 @@ def parse_device(device: str) -> tuple[str, int]:
 
 
 def check_inputs(inputs: Mapping[str, np.ndarray], signature: GraphSignature, name: str) -> None:
-    """Compare arrays with the signature: names, types, fixed axes, and symbolic axes that must agree.
-
-    Raises:
-        EngineError: names every mistake.
-    """
+    """Compare arrays with the signature, its fixed axes, and those that must agree; EngineError names every mistake."""
     wanted = {spec.name for spec in signature.inputs}
     mistakes = [f"input '{missing}' is missing" for missing in sorted(wanted - set(inputs))]
     mistakes += [f"input '{unknown}' is unknown" for unknown in sorted(set(inputs) - wanted)]
     sizes: dict[str, tuple[int, str]] = {}
-    for spec in signature.inputs:
-        if spec.name not in inputs:
-            continue
+    for spec in (spec for spec in signature.inputs if spec.name in inputs):
         array = inputs[spec.name]
         if array.dtype.name != spec.dtype:
             mistakes.append(f"input '{spec.name}' is {array.dtype.name}, not {spec.dtype}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,11 @@ class OnnxRuntimeRunner(Runner):
         model: path of the file, or its content.
         signature: what the graph must take and give.
         name: how messages call the graph.
-        threads: threads inside one operator; None: the target's own choice.
-        target: the Triton backend whose sessions these are like: 'python' (in process, too) or 'onnxruntime'.
+        threads, target: see ``session_options``.
     """
 
     def __init__(
-        self,
-        model: Path | bytes,
-        signature: GraphSignature,
-        name: str,
-        *,
-        threads: int | None = None,
+        self, model: Path | bytes, signature: GraphSignature, name: str, *, threads: int | None = None,
         target: str = "python",
     ) -> None:
         super().__init__(signature, name)
@@ -43,11 +38,9 @@ class OnnxRuntimeRunner(Runner):
         self._outputs = [spec.name for spec in signature.outputs]
 
     def _activate(self) -> None:
-        runtime = onnx_runtime()
         options = session_options(self._target, self._threads)
-        content = self._model if isinstance(self._model, bytes) else str(self._model)
         try:
-            session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            session = cpu_session(self._model, options)
         except Exception as error:  # the library's exceptions share no root
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             fix = "export it again"
@@ -75,8 +68,8 @@ def session_options(target: str = "python", threads: int | None = None):
     """``onnxruntime.SessionOptions`` as the backend of a target sets them, so that what is proved is what is served.
 
     Args:
-        target: 'python' is the repository's own step (``triton_model.OnnxGraph``), 'onnxruntime' Triton's backend with
-            the parameters of ``triton_config``, which can set nothing else; engines' graphs are run as 'python'.
+        target: 'python' is the repository's own step (``backend.model.OnnxGraph``; engines' graphs, too), 'onnxruntime'
+            Triton's backend, which can set nothing but the parameters of its configuration.
         threads: inside one operator; None: the cores that this process may use, for 'onnxruntime' the library's choice.
     """
     options = onnx_runtime().SessionOptions()
@@ -93,26 +86,22 @@ def session_options(target: str = "python", threads: int | None = None):
     return options
 
 
-def quiet_session(model: bytes, **settings: Any):
-    """A CPU session that prints nothing; raises what ONNX Runtime raises.
+def cpu_session(model: Path | bytes, options: Any):
+    """An ``InferenceSession`` on the CPU; raises what ONNX Runtime raises."""
+    content = model if isinstance(model, bytes) else str(model)
+    return onnx_runtime().InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
-    Args:
-        settings: attributes of ``onnxruntime.SessionOptions``.
-    """
-    runtime = onnx_runtime()
-    options = runtime.SessionOptions()
+
+def quiet_session(model: bytes, **settings: Any):
+    """A CPU session that prints nothing; ``settings`` are attributes of its ``SessionOptions``."""
+    options = onnx_runtime().SessionOptions()
     for name, value in {"log_severity_level": 4, **settings}.items():
         setattr(options, name, value)
-    return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return cpu_session(model, options)
 
 
 def onnx_runtime():
-    """The module ``onnxruntime``.
-
-    Raises:
-        MissingExtraError: it is not installed.
-        EngineError: both flavours are installed, which overwrite each other's files.
-    """
+    """The module ``onnxruntime``; MissingExtraError if it is not installed, EngineError if both flavours are."""
     check_flavours()
     try:
         import onnxruntime
@@ -131,21 +120,17 @@ def check_flavours() -> None:
 
 
 def _is_installed(distribution: str) -> bool:
-    try:
-        metadata.distribution(distribution)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.distribution(distribution) is not None
+    return False
 
 
 def available_cores() -> int:
     """Cores that this process may use: its affinity, its container's quota and OMP_NUM_THREADS."""
     limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
-    try:
+    with suppress(OSError, ValueError):  # no such file, or 'max': no quota
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         limits.append(-(-int(quota) // int(period)))
-    except (OSError, ValueError):  # no such file, or 'max': no quota
-        pass
     if (wished := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
         limits.append(int(wished))
     return max(1, min(limits))

@@ -30,17 +30,15 @@ _COPYING = ("LSTM", "GRU", "RNN")
 
 def check_device(device: str) -> None:
     """``check_cuda`` where a device is a GPU; EngineError for a name that is none."""
-    kind, index = parse_device(device)
-    if kind == "cuda":
-        check_cuda(index)
+    if (parsed := parse_device(device))[0] == "cuda":
+        check_cuda(parsed[1])
 
 
 def check_cuda(index: int = 0) -> None:
     """Load what the CUDA provider needs, and find the GPU.
 
     Raises:
-        MissingExtraError: the ONNX Runtime that is installed serves no GPUs.
-        EngineError: there is no driver or no such GPU, the driver is too old, or a library is missing.
+        MissingExtraError, EngineError: no ONNX Runtime for GPUs, no driver, an old one, no library, or no such GPU.
     """
     if PROVIDER not in onnx_runtime().get_available_providers():
         # the one for CPUs is there, and the two overwrite each other's files
@@ -48,48 +46,38 @@ def check_cuda(index: int = 0) -> None:
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
-        raise EngineError(
-            "there is no NVIDIA driver on this machine (libcuda.so.1); fix: install it, or device 'cpu'"
-        ) from None
+        missing = "there is no NVIDIA driver on this machine (libcuda.so.1)"
+        raise EngineError(f"{missing}; fix: install it, or device 'cpu'") from None
     onnx_runtime().set_default_logger_severity(4)  # it warns at each session; what fails is raised
     if missing := _missing_library():
         raise EngineError(f"ONNX Runtime cannot use the GPU: {missing}; fix: {install_command('gpu')}")
     _check_gpu(index)
 
 
-def cuda_session(content: bytes | str, options: Any, *, device: int, captured: bool) -> Any:
-    """An ``InferenceSession`` on a GPU.
-
-    Args:
-        content: the graph, or its file.
-        options: ``SessionOptions``.
-        captured: CUDA graphs are captured and replayed, one for each ``gpu_graph_id`` of the run options.
+def cuda_session(model: bytes | Path, options: Any, *, device: int, captured: bool) -> Any:
+    """An ``InferenceSession`` on a GPU; ``captured``: one CUDA graph for each ``gpu_graph_id`` of the run options.
 
     Raises:
         EngineError: ONNX Runtime would run it on the CPU; whatever else ONNX Runtime raises passes through.
     """
     settings = {"device_id": str(device), "enable_cuda_graph": str(int(captured)), "use_tf32": "0"}
+    content = model if isinstance(model, bytes) else str(model)
     session = onnx_runtime().InferenceSession(content, options, providers=[(PROVIDER, settings)], enable_fallback=0)
     if session.get_providers()[0] != PROVIDER:  # ONNX Runtime falls back without a word
-        raise EngineError(
-            f"ONNX Runtime would run it on the CPU, not on GPU {device}; fix: {install_command('gpu')}, a driver for "
-            "its CUDA, or device 'cpu'"
-        )
+        fix = f"{install_command('gpu')}, a driver for its CUDA, or device 'cpu'"
+        raise EngineError(f"ONNX Runtime would run it on the CPU, not on GPU {device}; fix: {fix}")
     return session
 
 
 def copying_operator(model: bytes | Path) -> str:
-    """The first operator of a graph that must not be captured, or ''.
-
-    A replay would copy from memory that is another's by then, and a driver need not refuse the capture. It is looked
-    for in the bytes, where a node's operator is field 4 of its message: the package onnx need not be there.
-    """
+    """The first operator of a graph that must not be captured, or '': a driver need not refuse its capture."""
+    # field 4 of a node's message, so that the package onnx need not be there
     content = model if isinstance(model, bytes) else model.read_bytes()
     return next((name for name in _COPYING if bytes((0x22, len(name))) + name.encode() in content), "")
 
 
 def refused_capture(error: Exception) -> str:
-    """What ONNX Runtime could not capture, from what it raised, or ''; memory that was not left is not meant."""
+    """What ONNX Runtime could not capture, from what it raised, or ''; a lack of memory is not meant."""
     found = re.search(r"CUDA failure 90\d:.*expr=(cuda(?:Memcpy|Memset|\w*Synchronize)\w*)", str(error), re.DOTALL)
     operator = re.search(r"while running (\w+) node", str(error))
     return f"its {operator[1] if operator else 'step'} calls {found[1]}" if found else ""
@@ -135,13 +123,11 @@ def reason_of(error: Exception) -> str:
     if "cuDNN is unavailable" in text:
         return f"cuDNN is missing; fix: {install_command('gpu')}"
     if "graph capture" in text:
-        return (
-            "some of its operators have no kernels for GPUs, as those of int8; fix: export it again, with --precision "
-            "fp32 or fp16"
-        )
+        fix = "export it again, with --precision fp32 or fp16"
+        return f"some of its operators have no kernels for GPUs, as those of int8; fix: {fix}"
     if found := refused_capture(error):
         return f"it cannot be captured as a CUDA graph: {found}; fix: run it without capture"
-    # any other 900 is of memory that was asked for while capturing, since none was left before
+    # any other 900 is of memory requested while capturing, since none was left before
     if any(sign in text for sign in ("Failed to allocate memory", "out of memory", "CUDA failure 900")):
         return "the GPU has no memory left; fix: smaller batches, or end what else runs there"
     return text.splitlines()[0] if text else type(error).__name__
@@ -156,10 +142,7 @@ def _missing_library() -> str:
 
 
 class _Pinned:
-    """An array in host memory that the GPU copies from and to by itself; given back with this object.
-
-    ONNX Runtime's Python binding allocates none. Whoever keeps the array keeps this, too.
-    """
+    """Page-locked host memory, which ONNX Runtime's binding cannot allocate; freed with this object."""
 
     def __init__(self, sizes: Sequence[int], dtype: np.dtype) -> None:
         pointer, count = ctypes.c_void_p(), int(np.prod(sizes)) * dtype.itemsize
@@ -180,10 +163,8 @@ def _checked(function: str, *arguments: Any) -> None:
     runtime = _cuda_runtime()
     if code := getattr(runtime, function)(*arguments):
         runtime.cudaGetLastError()
-        raise EngineError(
-            f"CUDA failed in {function}: {_named(code)}; fix: smaller batches, or end what else runs on this machine "
-            "and its GPU"
-        )
+        fix = "smaller batches, or end what else runs on this machine and its GPU"
+        raise EngineError(f"CUDA failed in {function}: {_named(code)}; fix: {fix}")
 
 
 class Shape:
@@ -192,8 +173,7 @@ class Shape:
     Args:
         axes: size of each symbolic axis.
         kind, index: the device.
-        number: of its captured graphs.
-        captured: names of the graphs that are captured.
+        number, captured: id of its captured graphs, and their names.
     """
 
     def __init__(
@@ -203,10 +183,7 @@ class Shape:
         runtime = onnx_runtime()
         self._on_cpu, self._index = kind == "cpu", index
         self._host: dict[str, _Pinned] = {}
-        self._types = {
-            spec.name: np.dtype(spec.dtype)
-            for graph in graphs for spec in (*graph.signature.inputs, *graph.signature.outputs)
-        }  # fmt: skip
+        self._types: dict[str, np.dtype] = {}
         replayed = runtime.RunOptions()
         replayed.add_run_config_entry("gpu_graph_id", str(number))
         self.buffers: dict[str, Any] = {}
@@ -215,9 +192,9 @@ class Shape:
             binding = session.io_binding()
             for spec in (*graph.signature.inputs, *graph.signature.outputs):
                 if spec.name not in self.buffers:  # what an earlier step gave is read where it lies
-                    sizes = [axes.get(axis, axis) for axis in spec.shape]
+                    self._types[spec.name] = np.dtype(spec.dtype)
                     self.buffers[spec.name] = runtime.OrtValue.ortvalue_from_shape_and_type(
-                        sizes, np.dtype(spec.dtype).type, kind, index
+                        [axes.get(axis, axis) for axis in spec.shape], self._types[spec.name].type, kind, index
                     )
             for spec in graph.signature.inputs:
                 binding.bind_ortvalue_input(spec.name, self.buffers[spec.name])

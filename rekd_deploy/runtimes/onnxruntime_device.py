@@ -1,10 +1,8 @@
 """A chain of ONNX graphs that stays on one device: fixed buffers for each shape, nothing copied between the steps.
 
 On a GPU each shape is captured once as a CUDA graph and replayed from then on: small networks on few kept tokens spend
-more time being launched than computed. A captured graph has one shape and fixed addresses, so there is a captured graph
-and a set of buffers for each bucket of batch and length, all of one session a graph; a batch is filled up to its bucket
-by repeating its last row, which changes no other row's outputs. On a CPU the same code runs without capture.
-torch-free.
+more time being launched than computed. A captured graph has one shape and fixed addresses, so a batch is filled up to
+its bucket by repeating its last row, which changes no other row. A CPU runs the same code without capture. torch-free.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ import numpy as np
 from rekd_deploy.contract.signature import BATCH, LENGTH, SLOTS, GraphSignature, TensorSpec
 from rekd_deploy.errors import EngineError
 from rekd_deploy.runtimes.base import Arrays, Chain, Graph, RunnerChain, check_inputs, parse_device
-from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner, available_cores, onnx_runtime
+from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner, available_cores, cpu_session, onnx_runtime
 from rekd_deploy.runtimes.onnxruntime_cuda import (
     Shape,
     check_cuda,
@@ -33,45 +31,35 @@ from rekd_deploy.runtimes.onnxruntime_cuda import (
 )
 
 _MOST_SHAPES = 64
-"""Buffers and captured graphs are kept for so many shapes. Beyond that the one unused for longest goes; of captured
-graphs, all."""
+"""Beyond that the shape unused for longest goes; of captured graphs, all."""
 
 
 class DeviceChain:
-    """Runs graphs one after the other on one device. Sessions and memory are held only inside ``with``.
+    """A ``Chain`` on one device, 'cpu', 'cuda' or 'cuda:N'. Sessions and memory are held only inside ``with``.
 
     Args:
-        graphs: in order; each reads what it needs of the chain's inputs and of what earlier graphs gave.
-        device: 'cpu', 'cuda' or 'cuda:N'.
         batches: sizes that batches are filled up to; empty: every size is a shape of its own.
         captured: replay CUDA graphs; no meaning on a CPU.
         outputs: what ``run`` gives; None: every output of every graph. What is not read is not copied to the host.
-        threads: of a CPU session inside one operator; None: the cores that this process may use.
-
-    Raises:
-        EngineError: there is no such device.
     """
 
     def __init__(
-        self,
-        graphs: Sequence[Graph],
-        *,
-        device: str = "cuda",
-        batches: Collection[int] = (),
-        captured: bool = True,
+        self, graphs: Sequence[Graph], *, device: str = "cuda", batches: Collection[int] = (), captured: bool = True,
         outputs: Collection[str] | None = None,
-        threads: int | None = None,
     ) -> None:
         self._graphs = list(graphs)
         self._kind, self._index = parse_device(device)
         self.batches = sorted(batches)
         """Sizes that batches are filled up to; the last is the most rows of one run. Empty: any number."""
-        self._threads = threads
         self._captured = captured and self._kind == "cuda"
         self.uncaptured: dict[str, str] = {}
         """Graphs by name that run launch by launch although ``captured``, and why."""
-        self._inputs = GraphSignature(_inputs_of(self._graphs), ())
-        given = [spec.name for graph in self._graphs for spec in graph.signature.outputs]
+        given: dict[str, TensorSpec] = {}
+        needed: dict[str, TensorSpec] = {}
+        for graph in self._graphs:
+            needed |= {spec.name: spec for spec in graph.signature.inputs if spec.name not in given}
+            given |= {spec.name: spec for spec in graph.signature.outputs}
+        self._inputs = GraphSignature(tuple(needed.values()), ())
         self._outputs = [name for name in given if outputs is None or name in outputs]
         self._sessions: list[Any] = []
         self._shapes: OrderedDict[tuple[tuple[str, int], ...], Shape] = OrderedDict()
@@ -87,7 +75,7 @@ class DeviceChain:
             self._worker = ThreadPoolExecutor(1, "rekd-graphs")
             for graph in self._graphs:
                 if operator := copying_operator(graph.model):
-                    self._leave_uncaptured([graph], f"its {operator} copies from the host at every run")
+                    self._leave_uncaptured([graph.name], f"its {operator} copies from the host at every run")
         self._active = True
         return self
 
@@ -103,12 +91,17 @@ class DeviceChain:
         """The outputs by name. Threads may share a chain; they take turns.
 
         Raises:
-            EngineError: used outside ``with``, an input does not fit, the batch is above every bucket, or ONNX
-                Runtime failed; the next request starts anew then.
+            EngineError: used outside ``with``, an input does not fit, the batch is above every bucket, or ONNX Runtime
+                failed; the next request starts anew then.
         """
         inputs = {spec.name: inputs[spec.name] for spec in self._inputs.inputs if spec.name in inputs}
         check_inputs(inputs, self._inputs, self._graphs[0].name)
-        axes = _axes_of(self._inputs.inputs, inputs)
+        axes = {
+            axis: size
+            for spec in self._inputs.inputs
+            for axis, size in zip(spec.shape, inputs[spec.name].shape, strict=True)
+            if isinstance(axis, str)
+        }
         count = axes[BATCH]
         axes[BATCH] = self._bucket(count)
         for graph in self._graphs:
@@ -130,18 +123,20 @@ class DeviceChain:
             self._release()  # half of something may be left, of a capture or of memory
             if isinstance(error, EngineError):
                 raise
-            refusal, left = refused_capture(error), [each for each in self._graphs if each.name not in self.uncaptured]
-            if not (self._captured and refusal and left):
-                names = " and ".join(graph.name for graph in self._graphs)
-                raise EngineError(f"ONNX Runtime failed on {names}: {reason_of(error)}") from None
+            names = [graph.name for graph in self._graphs]
+            refusal, left = refused_capture(error), [name for name in names if self._captures(name)]
+            if not (refusal and left):
+                raise EngineError(f"ONNX Runtime failed on {' and '.join(names)}: {reason_of(error)}") from None
         self._leave_uncaptured(left, refusal)
         return self._attempt(work)
 
-    def _leave_uncaptured(self, graphs: Sequence[Graph], reason: str) -> None:
+    def _captures(self, name: str) -> bool:
+        return self._captured and name not in self.uncaptured
+
+    def _leave_uncaptured(self, names: Sequence[str], reason: str) -> None:
         """Record it, and say it once."""
-        new = {graph.name: reason for graph in graphs if graph.name not in self.uncaptured}
-        self.uncaptured |= new
-        for name in new:
+        for name in filter(self._captures, names):
+            self.uncaptured[name] = reason
             getLogger(__name__).warning("%s is not captured as a CUDA graph, which is slower: %s", name, reason)
 
     def _bucket(self, count: int) -> int:
@@ -162,27 +157,22 @@ class DeviceChain:
                 if self._kind == "cuda":
                     forget_errors()
                 self._sessions = [self._session(graph) for graph in self._graphs]
-            captured = [graph.name for graph in self._graphs if self._captures(graph)]
+            captured = [graph.name for graph in self._graphs if self._captures(graph.name)]
             self._shapes[key] = Shape(
                 self._sessions, self._graphs, dict(key), self._kind, self._index, len(self._shapes), captured
             )
         self._shapes.move_to_end(key)
         return self._shapes[key]
 
-    def _captures(self, graph: Graph) -> bool:
-        return self._captured and graph.name not in self.uncaptured
-
     def _session(self, graph: Graph) -> Any:
-        runtime = onnx_runtime()
-        options = runtime.SessionOptions()
+        options = onnx_runtime().SessionOptions()
         options.log_severity_level = 4  # what fails is raised
-        options.intra_op_num_threads = self._threads or available_cores()
+        options.intra_op_num_threads = available_cores()
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        content = graph.model if isinstance(graph.model, bytes) else str(graph.model)
         try:
             if self._kind == "cuda":
-                return cuda_session(content, options, device=self._index, captured=self._captures(graph))
-            return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+                return cuda_session(graph.model, options, device=self._index, captured=self._captures(graph.name))
+            return cpu_session(graph.model, options)
         except Exception as error:  # the library's exceptions share no root
             raise EngineError(f"ONNX Runtime cannot load {graph.name}: {reason_of(error)}") from None
 
@@ -196,33 +186,10 @@ def chain_on(graphs: Sequence[Graph], *, device: str = "cpu", **sessions: Any) -
 
     Args:
         sessions: on the CPU, ``target`` and ``threads`` of ``OnnxRuntimeRunner``.
-
-    Raises:
-        EngineError: there is no such device.
     """
     if parse_device(device)[0] == "cpu":
         return RunnerChain([OnnxRuntimeRunner(each.model, each.signature, each.name, **sessions) for each in graphs])
     return DeviceChain(graphs, device=device)
-
-
-def _inputs_of(graphs: Sequence[Graph]) -> tuple[TensorSpec, ...]:
-    """What no earlier graph gives."""
-    given: set[str] = set()
-    needed: dict[str, TensorSpec] = {}
-    for graph in graphs:
-        needed |= {spec.name: spec for spec in graph.signature.inputs if spec.name not in given}
-        given |= {spec.name for spec in graph.signature.outputs}
-    return tuple(needed.values())
-
-
-def _axes_of(specs: Sequence[TensorSpec], inputs: Arrays) -> dict[str, int]:
-    """Size of every symbolic axis."""
-    return {
-        axis: size
-        for spec in specs
-        for axis, size in zip(spec.shape, inputs[spec.name].shape, strict=True)
-        if isinstance(axis, str)
-    }
 
 
 def _filled(array: np.ndarray, rows: int) -> np.ndarray:

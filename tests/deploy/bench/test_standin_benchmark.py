@@ -20,7 +20,7 @@ from _gpu_steps import PRETENDED, Result, Skipped
 
 from rekd_deploy.errors import BenchmarkError, EngineError
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
-from rekd_deploy.runtimes.tensorrt.library import PRODUCTS, Library
+from rekd_deploy.runtimes.tensorrt import PRODUCTS, Library
 
 pytestmark = pytest.mark.standin
 
@@ -280,8 +280,8 @@ def test_engines_are_built_where_tensorrt_is_and_timed_if_they_answer_as_the_mod
         shutil.copytree(folder / name / "fp32", folder / name / "unfused")
     built = {}
 
-    def build(library, graph, plan, signature, profiles, settings):
-        built[plan.stem] = (settings.precision, profiles[0]["input_ids"])
+    def build(library, graph, plan, signature, profiles, precision):
+        built[plan.stem] = (precision, profiles[0]["input_ids"])
         shutil.copy(graph, plan)
 
     def load(product):

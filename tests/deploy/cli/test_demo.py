@@ -7,8 +7,7 @@ import json
 import pytest
 from conftest import fashion_folder
 
-from rekd_deploy.cli.demo_chain import IMAGES, MODELS, Demo, run_demo, served_predictions
-from rekd_deploy.cli.stages import Stages
+from rekd_deploy.cli.demo_chain import IMAGES, MODELS, Demo, Stages, run_demo, served_predictions
 from rekd_train.training.observers import Observer
 
 pytestmark = pytest.mark.triton
@@ -40,7 +39,7 @@ def test_report_holds_every_figure(demo: Demo, report: dict):
     assert set(report["seconds"]) >= {*MODELS, "model_repository", "answers"}
 
 
-def test_every_road_gives_the_same_answers(demo: Demo, report: dict):
+def test_every_path_gives_the_same_answers(demo: Demo, report: dict):
     assert report["query"]["n"] == report["query"]["agree_pipeline"] == report["query"]["agree_torch"] == 12
     answers = served_predictions(demo)
     assert len(answers) == 12
@@ -66,6 +65,5 @@ def test_the_chain_on_images(tmp_path):
     report = run_demo(demo, Stages(demo.root), Observer())
     assert report["query"]["n"] == report["query"]["agree_pipeline"] == report["query"]["agree_torch"] == 6
     assert report["classifier"]["rate"] == 1.0 and 0.1 < report["student"]["rate"] <= 0.25
-    assert report["evaluation"]["examples"] == 40
     for answer in served_predictions(demo):
         assert answer.rationale and all(0 <= patch.row < 7 for patch in answer.rationale)

@@ -16,7 +16,7 @@ from rekd_deploy.repository.build import build_configs
 from rekd_deploy.repository.config import CONFIG_FILE, ENSEMBLE, ServingSettings, config_text
 from rekd_deploy.repository.manifest import Versions, pin_versions
 from rekd_deploy.repository.text_endpoint import endpoint_configs
-from rekd_deploy.runtimes.tensorrt.library import PRODUCTS
+from rekd_deploy.runtimes.tensorrt import PRODUCTS
 from rekd_train.files import write_text
 from rekd_train.inputs.text import TextPreprocessor
 

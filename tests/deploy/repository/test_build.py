@@ -36,7 +36,7 @@ from rekd_deploy.repository.config import (
 from rekd_deploy.repository.manifest import Versions, pin_versions
 from rekd_deploy.repository.reader import MANIFEST, read_description
 from rekd_deploy.repository.text_endpoint import endpoint_configs
-from rekd_deploy.runtimes.tensorrt.library import PRODUCTS
+from rekd_deploy.runtimes.tensorrt import PRODUCTS
 from rekd_train.errors import ConfigError
 from rekd_train.inputs.text import TextPreprocessor
 

@@ -1,13 +1,12 @@
-"""A TensorRT of the mind: runs the ONNX graph that an 'engine' names, in memory that only its addresses lead to.
+"""A TensorRT that runs the ONNX graph that an 'engine' names, in memory that only its addresses lead to.
 
-What it holds is real: which tensor is bound where, of which type and shape, in which profile; that what is read was
+What it checks is real: which tensor is bound where, of which type and shape, in which profile; that what is read was
 uploaded, and that everything is given back.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 from enum import Enum
 from types import SimpleNamespace
 
@@ -95,31 +94,27 @@ class FakeContext:
 
     def get_tensor_shape(self, name) -> tuple[int, ...]:
         # some sizes are computed from the inputs' shapes, as a real engine does, too
-        inputs = {
-            value.name: np.ones(self.shapes[value.name], _NUMPY[_ONNX[value.type]])
-            for value in self.engine.session.get_inputs()
-        }
-        return self.engine.session.run([name], inputs)[0].shape
+        return self.engine.session.run([name], self.inputs())[0].shape
+
+    def inputs(self) -> dict[str, np.ndarray]:
+        values = self.engine.session.get_inputs()
+        return {value.name: np.ones(self.shapes[value.name], _NUMPY[_ONNX[value.type]]) for value in values}
 
     def execute_async_v3(self, stream) -> bool:
-        driver, inputs = self.engine.driver, {}
-        for value in self.engine.session.get_inputs():
-            array = np.empty(self.shapes[value.name], _NUMPY[_ONNX[value.type]])
-            host = driver.host(self.addresses[value.name], array.nbytes)
-            ctypes.memmove(array.ctypes.data, host, array.nbytes)
-            inputs[value.name] = array
+        driver, inputs = self.engine.driver, self.inputs()
+        for name, array in inputs.items():
+            ctypes.memmove(array.ctypes.data, driver.host(self.addresses[name], array.nbytes), array.nbytes)
         names = [value.name for value in self.engine.session.get_outputs()]
         for name, array in zip(names, self.engine.session.run(names, inputs), strict=True):
-            array = np.ascontiguousarray(array)
             ctypes.memmove(driver.host(self.addresses[name], array.nbytes), array.ctypes.data, array.nbytes)
         return True
 
 
 class FakeEngine:
-    def __init__(self, driver: FakeDriver, graph: str, profiles, report: dict) -> None:
+    def __init__(self, driver: FakeDriver, graph: str, profiles) -> None:
         import onnxruntime
 
-        self.driver, self.profiles, self.report = driver, profiles, report
+        self.driver, self.profiles = driver, profiles
         self.session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
         self.tensors = [*self.session.get_outputs(), *self.session.get_inputs()]  # an order of its own
         self.num_io_tensors = len(self.tensors)
@@ -142,20 +137,15 @@ class FakeEngine:
     def get_tensor_profile_shape(self, name, index):
         return self.profiles[index][name]
 
-    def create_engine_inspector(self):
-        return SimpleNamespace(get_engine_information=lambda form: json.dumps(self.report))
-
 
 class FakeLibrary:
     """A module like ``tensorrt_rtx``; ``plans`` says which graph an engine file's content stands for."""
 
-    LayerInformationFormat = Enum("LayerInformationFormat", "JSON ONELINE")
     DataType, TensorIOMode = DataType, TensorIOMode
 
     def __init__(self, driver: FakeDriver, version: str = "1.7.1.116") -> None:
         self.driver, self.__version__ = driver, version
         self.plans: dict[bytes, tuple[str, list]] = {}
-        self.report = {"Layers": [{"Outputs": [{"Format": "Row major (kLINEAR)", "Datatype": "Float"}]}]}
         self.loaded: list[FakeEngine] = []
 
         class Logger:
@@ -174,7 +164,7 @@ class FakeLibrary:
             if plan not in self.plans:
                 logger.log("error", "the plan is of another version")
                 return None
-            self.loaded.append(FakeEngine(self.driver, *self.plans[plan], self.report))
+            self.loaded.append(FakeEngine(self.driver, *self.plans[plan]))
             return self.loaded[-1]
 
         return SimpleNamespace(deserialize_cuda_engine=deserialize)

@@ -57,27 +57,16 @@ def test_a_fixed_axis_is_checked():
         check_inputs({"positions": np.zeros((2, 7), np.int64)}, signature, "the predictor")
 
 
-def test_tensors_that_share_an_axis_must_agree_on_it(artefacts):
-    given = {
-        "input_ids": np.ones((2, 5), np.int64), "positions": np.zeros((2, 7), np.int64), "kept": np.ones((2, 11), bool),
-    }
-    with pytest.raises(EngineError, match=r"'kept' has the shape \(2, 11\); positions says 7, not 11"):
-        check_inputs(given, artefacts.signature.predictor, "the predictor")
-
-
-def test_a_damaged_file_and_a_failing_run_are_one_line(artefacts, selector, tmp_path):
+def test_a_damaged_file_another_graph_and_a_failing_run_are_one_line(artefacts, selector, tmp_path):
     (tmp_path / "cut.onnx").write_bytes(artefacts.selector.read_bytes()[:1000])
     with pytest.raises(EngineError, match="ONNX Runtime cannot load the cut one.*fix: ") as refusal:
         engine.OnnxRuntimeRunner(tmp_path / "cut.onnx", artefacts.signature.selector, "the cut one").__enter__()
     assert "\n" not in str(refusal.value)
+    with pytest.raises(EngineError, match=r"the predictor has the tensors \['input_ids', 'attention_mask'"):
+        engine.OnnxRuntimeRunner(artefacts.selector, artefacts.signature.predictor, "the predictor").__enter__()
     with selector, pytest.raises(EngineError, match="ONNX Runtime failed on the selector") as refusal:
         selector.run({**inputs(), "input_ids": np.full((2, 5), 10_000)})
     assert "\n" not in str(refusal.value)
-
-
-def test_another_graph_is_not_taken_for_this_one(artefacts):
-    with pytest.raises(EngineError, match=r"the predictor has the tensors \['input_ids', 'attention_mask'"):
-        engine.OnnxRuntimeRunner(artefacts.selector, artefacts.signature.predictor, "the predictor").__enter__()
 
 
 def test_a_missing_runtime_says_what_to_install(selector, monkeypatch):

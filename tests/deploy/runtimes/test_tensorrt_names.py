@@ -6,16 +6,20 @@ from pathlib import Path
 
 import pytest
 
+from rekd_deploy.runtimes.tensorrt import PRODUCTS as OURS
+from rekd_deploy.runtimes.tensorrt_build import DATA_TYPES
+from rekd_deploy.runtimes.tensorrt_execution import _TYPES
+
 ROOT = Path(__file__).resolve().parents[3]
 API = json.loads((ROOT / "tests" / "golden" / "tensorrt_api.json").read_text(encoding="utf-8"))
 PRODUCTS = [key for key in API if key.startswith("tensorrt")]
 DEPLOY = ROOT / "rekd_deploy"
-MODULES = [*sorted((DEPLOY / "runtimes" / "tensorrt").glob("*.py")), DEPLOY / "repository" / "backend" / "model.py"]
+MODULES = [*sorted((DEPLOY / "runtimes").glob("tensorrt*.py")), DEPLOY / "repository" / "backend" / "model.py"]
 
 VARIABLES = {
     "builder": "Builder", "network": "INetworkDefinition", "parser": "OnnxParser", "config": "IBuilderConfig",
-    "profile": "IOptimizationProfile", "cache": "ITimingCache", "engine": "ICudaEngine", "_engine": "ICudaEngine",
-    "context": "IExecutionContext", "inspector": "EngineInspector", "_runtime": "Runtime", "tensor": "ITensor",
+    "profile": "IOptimizationProfile", "engine": "ICudaEngine", "_engine": "ICudaEngine",
+    "context": "IExecutionContext", "_runtime": "Runtime", "tensor": "ITensor",
     "memory": "IHostMemory",
 }  # fmt: skip
 """What the modules call their objects of the library's classes."""
@@ -23,7 +27,7 @@ ERRORS = {"desc", "node_operator", "node_name"}
 """Of ``ParserError``, which shares its variable with Python's exceptions."""
 RTX_ALONE = {
     ("IBuilderConfig", "num_compute_capabilities"), ("IBuilderConfig", "set_compute_capability"),
-    ("", "ComputeCapability"), ("ComputeCapability", "__members__"),
+    ("", "ComputeCapability"),
 }  # fmt: skip
 """Used only where the product builds anywhere."""
 ELSEWHERE = {"name", "value", "log", "dtype", "shape", "nbytes", "desc", "infer_shapes", "node"}
@@ -53,22 +57,14 @@ def used() -> set[tuple[str, str]]:
     return found
 
 
-def exists(product: str, owner: str, name: str) -> bool:
-    if name.startswith("__"):
-        return True
-    return name in API[product] if not owner else name in API[product].get(owner, ())
-
-
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_every_name_exists_in_both_products(product):
     names = used()
     assert len(names) > 50, "the names are no longer found in the code"
-    missing = sorted((owner, name) for owner, name in names if not exists(product, owner, name))
-    assert missing == ([] if "rtx" in product else sorted(pair for pair in RTX_ALONE if "__" not in pair[1]))
-
-
-def test_the_two_lists_are_of_the_products_that_are_built_for():
-    assert PRODUCTS == ["tensorrt 11.4.0.106", "tensorrt_rtx 1.7.1.116"]
+    api = API[product]
+    known = {("", name) for name in api} | {(owner, name) for owner in api for name in api[owner]}
+    missing = {pair for pair in names - known if not pair[1].startswith("__")}
+    assert missing == (set() if "rtx" in product else RTX_ALONE)
 
 
 def test_no_name_of_the_library_escapes_by_an_unknown_variable():
@@ -83,15 +79,8 @@ def test_no_name_of_the_library_escapes_by_an_unknown_variable():
                 assert own or names & known, f"{module.name}:{node.lineno}: {ast.unparse(node)}: unknown variable"
 
 
-def test_the_types_of_the_signature_exist():
-    from rekd_deploy.runtimes.tensorrt.build import DATA_TYPES
-    from rekd_deploy.runtimes.tensorrt.execution import _TYPES
-
+def test_types_and_cards_exist():
     for product in PRODUCTS:
         assert {*DATA_TYPES.values(), *_TYPES} <= set(API[product]["DataType"])
-
-
-def test_the_capabilities_that_are_built_for_by_default_exist():
-    from rekd_deploy.runtimes.tensorrt.library import DEFAULT_CAPABILITIES
-
-    assert {name.upper() for name in DEFAULT_CAPABILITIES} <= set(API[PRODUCTS[1]]["ComputeCapability"])
+    cards = {name.upper() for name in OURS["tensorrt-rtx"].capabilities}
+    assert cards and cards <= set(API[PRODUCTS[1]]["ComputeCapability"])

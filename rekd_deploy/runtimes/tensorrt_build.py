@@ -10,24 +10,20 @@ which class a name belongs to and compares it with the API lists of TensorRT and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rekd_deploy.contract.signature import BATCH, LENGTH, SHORTEST, SLOTS, GraphSignature
 from rekd_deploy.errors import EngineError
-from rekd_deploy.runtimes.tensorrt.library import Library, Product, first_line
-from rekd_deploy.runtimes.tensorrt.types import NOT_AVAILABLE, graph_types
+from rekd_deploy.runtimes.tensorrt import Library, first_line
+from rekd_deploy.runtimes.tensorrt_entry import Profile, deferred_entry
 from rekd_train.files import sha256, write_bytes
 
-UNVERIFIED, VERIFIED, UNKNOWN = "unverified", "verified", "precision unknown"
 DATA_TYPES = {"int64": "INT64", "float32": "FLOAT", "bool": "BOOL", "uint8": "UINT8"}
 """A signature's types as the library calls them."""
 _TUNED_BATCH = 8
-Shape = tuple[int, ...]
-Profile = dict[str, tuple[Shape, Shape, Shape]]
-"""Smallest, tuned and largest shape by input."""
 
 
 @dataclass(frozen=True)
@@ -39,94 +35,34 @@ class Range:
     largest: int
 
 
-@dataclass(frozen=True)
-class BuildSettings:
-    """How engines are built."""
-
-    precision: str = "fp32"
-    """What the graph was converted to; the engine computes in the graph's types."""
-    capabilities: tuple[str, ...] | None = None
-    """'sm89', ...: cards to build for, for products that build without them; None: a choice of recent ones."""
-    workspace: int | None = None
-    """Bytes that a layer may use at run time; None: what the card has."""
-    optimisation_level: int | None = None
-    """0 (fast build) to 5 (fast engine); None: the library's own."""
-    timing_cache: Path | None = None
-    """File of kernel timings, read and extended: engines of alike layers build faster. Not for TensorRT-RTX, which
-    times nothing at build time."""
-
-
 def build_engine(
-    library: Library,
-    graph: Path,
-    plan: Path,
-    signature: GraphSignature,
-    profiles: Sequence[Profile],
-    settings: BuildSettings | None = None,
+    library: Library, graph: Path, plan: Path, signature: GraphSignature, profiles: Sequence[Profile],
+    precision: str = "fp32",
 ) -> dict[str, Any]:
     """Build an engine file from an ONNX graph.
 
     Args:
-        library: the product that builds.
         graph: ONNX, unfused, in the types that the engine is to compute in.
         plan: file to write.
-        signature: what the graph takes and gives; the engine is checked against it.
+        signature: what the graph must take and give.
         profiles: shapes that the engine accepts.
+        precision: what the graph was converted to; a strongly typed engine computes in the types of its graph.
 
     Returns:
-        The engine's manifest entry; its precision is not yet observed (see ``runner.verify_engine``).
+        The engine's manifest entry.
 
     Raises:
-        EngineError: the graph cannot be parsed or built, is not of its signature or precision, or a GPU is needed.
+        EngineError: the graph cannot be parsed or built, is not of its signature, or a GPU is needed.
     """
-    settings = settings or BuildSettings()
-    entry = deferred_entry(library.product, graph, profiles, settings.precision)
-    capabilities = library.capabilities(settings.capabilities)
-    write_bytes(plan, _serialised(library, graph, signature, profiles, settings, capabilities))
+    entry = deferred_entry(library.product, graph, profiles, precision)
+    write_bytes(plan, _serialised(library, graph, signature, profiles))
     return entry | {
-        "version": library.version, "built_for": list(capabilities) or ["the machine of the export"],
+        "version": library.version, "built_for": list(library.product.capabilities) or ["the machine of the export"],
         "bytes": plan.stat().st_size, "sha256": sha256(plan),
     }
 
 
-def deferred_entry(
-    product: Product, graph: Path, profiles: Sequence[Profile], precision: str
-) -> dict[str, Any]:
-    """The manifest entry of an engine that is to be built elsewhere; as ``build_engine``'s, without the file.
-
-    Raises:
-        EngineError: the graph is not of that precision, or no engine can be built from it.
-    """
-    return {
-        "format": product.name,
-        "version": None,
-        "built_for": [],
-        "precision": precision,
-        "observed": NOT_AVAILABLE,
-        "graph_types": graph_types(graph, precision),
-        "graph_sha256": sha256(graph),
-        "profiles": [
-            {name: [list(shape) for shape in shapes] for name, shapes in accepted.items()} for accepted in profiles
-        ],
-        "status": UNVERIFIED,
-        "bytes": 0,
-        "sha256": None,
-    }
-
-
-def is_built(entry: Mapping[str, Any]) -> bool:
-    """Whether the engine of a manifest entry is there; a deferred one is built elsewhere."""
-    return entry.get("sha256") is not None
-
-
-def _serialised(
-    library: Library,
-    graph: Path,
-    signature: GraphSignature,
-    profiles: Sequence[Profile],
-    settings: BuildSettings,
-    capabilities: Sequence[str],
-) -> bytes:
+def _serialised(library: Library, graph: Path, signature: GraphSignature, profiles: Sequence[Profile]) -> bytes:
     api, logger = library.api, library.new_log()
     try:
         builder = api.Builder(logger)
@@ -140,16 +76,17 @@ def _serialised(
             f"{library.product.title} cannot start: {reason}; fix: export on the machine with the NVIDIA GPU that "
             "will serve the engine"
         ) from None
-    _parse(library, parser, graph, logger)
+    if not parser.parse(graph.read_bytes()):
+        reason = logger.reason()
+        if parser.num_errors:
+            error = parser.get_error(0)
+            where = f"{error.node_operator()} {error.node_name()}".strip()
+            reason = f"{first_line([error.desc()])}{f' (at {where})' if where else ''}"
+        raise EngineError(f"{library.product.title} cannot read {graph.name}: {reason}")
     _check_network(api, network, signature, graph)
     # TF32 rounds the factors of fp32 products to 10 bits: scores would leave the limits of the parity gate
     config.clear_flag(api.BuilderFlag.TF32)
-    config.profiling_verbosity = api.ProfilingVerbosity.DETAILED  # the inspector tells types only then
-    if settings.workspace is not None:
-        config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, settings.workspace)
-    if settings.optimisation_level is not None:
-        config.builder_optimization_level = settings.optimisation_level
-    if capabilities:
+    if capabilities := library.product.capabilities:
         config.num_compute_capabilities = len(capabilities)
         for index, name in enumerate(capabilities):
             config.set_compute_capability(getattr(api.ComputeCapability, name.upper()), index)
@@ -158,24 +95,10 @@ def _serialised(
         for name, (smallest, tuned, largest) in shapes_by_input.items():
             profile.set_shape(name, smallest, tuned, largest)
         config.add_optimization_profile(profile)
-    cache = _timing_cache(config, library, settings)
     memory = builder.build_serialized_network(network, config)
     if memory is None:
         raise EngineError(f"{library.product.title} cannot build {graph.name}: {logger.reason()}")
-    if cache is not None:
-        write_bytes(settings.timing_cache, bytes(cache.serialize()))
     return bytes(memory)
-
-
-def _parse(library: Library, parser, graph: Path, logger) -> None:
-    if parser.parse(graph.read_bytes()):
-        return
-    reason = logger.reason()
-    if parser.num_errors:
-        error = parser.get_error(0)
-        where = f"{error.node_operator()} {error.node_name()}".strip()
-        reason = f"{first_line([error.desc()])}{f' (at {where})' if where else ''}"
-    raise EngineError(f"{library.product.title} cannot read {graph.name}: {reason}")
 
 
 def _check_network(api, network, signature: GraphSignature, graph: Path) -> None:
@@ -190,24 +113,8 @@ def _check_network(api, network, signature: GraphSignature, graph: Path) -> None
             raise EngineError(f"{graph.name} has the {kind} {found}, not {wanted}; fix: export it again")
 
 
-def _timing_cache(config, library: Library, settings: BuildSettings):
-    """The cache that the build extends, or None."""
-    if settings.timing_cache is None or library.product.builds_anywhere:
-        return None
-    stored = settings.timing_cache.read_bytes() if settings.timing_cache.is_file() else b""
-    cache = config.create_timing_cache(stored)
-    if stored and not config.set_timing_cache(cache, False):  # of another version or card: start anew
-        stored, cache = b"", config.create_timing_cache(b"")
-    if not stored:
-        config.set_timing_cache(cache, False)
-    return cache
-
-
 def batch_ranges(batches: Sequence[int] | None, max_batch_size: int) -> list[Range]:
-    """Ranges that cover 1..max_batch_size.
-
-    Args:
-        batches: tuned batch sizes in any order; None: one range, tuned for 8.
+    """Ranges that cover 1..max_batch_size; ``batches``: the tuned sizes in any order, None: one range, tuned for 8.
 
     Raises:
         EngineError: a batch size is out of range.
@@ -223,8 +130,7 @@ def length_ranges(lengths: Sequence[int], max_length: int) -> list[Range]:
 
 
 def _ranges(sizes: Sequence[int], smallest: int, largest: int, what: str, whose: str) -> list[Range]:
-    wrong = [size for size in sizes if not smallest <= size <= largest]
-    if wrong:
+    if wrong := [size for size in sizes if not smallest <= size <= largest]:
         raise EngineError(f"{what} {wrong[0]} is outside {smallest}..{largest} ({whose}); fix: choose others")
     ranges, start = [], smallest
     for size in sorted({*sizes, largest}):
@@ -242,8 +148,6 @@ def profiles_of(signature: GraphSignature, batches: Sequence[Range], lengths: Se
     Slots have the range that belongs to the lengths.
     """
     symbols = {axis for spec in signature.inputs for axis in spec.shape if isinstance(axis, str)}
-    if unknown := symbols - {BATCH, LENGTH, SLOTS}:
-        raise EngineError(f"the axes {', '.join(sorted(unknown))} have no ranges")
     lengths = lengths if LENGTH in symbols else [None]
     axes = [{BATCH: batch, LENGTH: length} for batch in batches for length in lengths]
     if SLOTS in symbols:

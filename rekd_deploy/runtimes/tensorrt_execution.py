@@ -1,8 +1,7 @@
 """Runs a TensorRT engine on the GPU, with NumPy arrays in and out.
 
-This file is copied beside ``model.py`` into repositories whose python backend runs engines, so it stands alone: NumPy
-and the engine's library only. The CUDA driver is called through ctypes: it is there wherever a GPU is, and no other
-package has to be. For the names of variables see ``build.py``.
+This file is copied beside ``model.py`` into repositories whose python backend runs engines, so it stands alone: NumPy,
+the engine's library, and the CUDA driver through ctypes. For the names of variables see ``tensorrt_build.py``.
 """
 
 from __future__ import annotations
@@ -27,26 +26,15 @@ class ExecutionError(Exception):
 
 
 class Cuda:
-    """Device memory, one stream and the copies between host and device, on one GPU.
+    """Device memory, one stream and the copies between host and device, on a GPU; ExecutionError if there is none."""
 
-    Args:
-        device: index of the GPU.
-        driver: the driver's library; None: the machine's own.
-
-    Raises:
-        ExecutionError: there is no driver or no such GPU.
-    """
-
-    _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
-
-    def __init__(self, device: int = 0, driver: Any = None) -> None:
+    def __init__(self, device: int = 0) -> None:
         try:
-            self._driver = driver or ctypes.CDLL("libcuda.so.1")
+            self._driver = ctypes.CDLL("libcuda.so.1")
         except OSError:
-            raise ExecutionError(
-                "there is no NVIDIA driver on this machine (libcuda.so.1); fix: run engines on a machine with an "
-                "NVIDIA GPU, or the ONNX graphs here"
-            ) from None
+            missing = "there is no NVIDIA driver on this machine (libcuda.so.1)"
+            fix = "run engines on a machine with an NVIDIA GPU, or the ONNX graphs here"
+            raise ExecutionError(f"{missing}; fix: {fix}") from None
         self._call("cuInit", ctypes.c_uint(0))
         count = ctypes.c_int()
         self._call("cuDeviceGetCount", ctypes.byref(count))
@@ -69,12 +57,10 @@ class Cuda:
     @property
     def capability(self) -> str:
         """Compute capability of the GPU, such as 'sm89'."""
-        values = []
-        for attribute in (self._MAJOR, self._MINOR):
-            value = ctypes.c_int()
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        for value, attribute in ((major, 75), (minor, 76)):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
             self._call("cuDeviceGetAttribute", ctypes.byref(value), ctypes.c_int(attribute), self._device)
-            values.append(value.value)
-        return f"sm{values[0]}{values[1]}"
+        return f"sm{major.value}{minor.value}"
 
     @property
     def name(self) -> str:
@@ -89,23 +75,23 @@ class Cuda:
 
     def buffer(self, key: str, size: int) -> int:
         """Address of at least ``size`` bytes of device memory, kept under ``key`` until ``close``."""
-        address, reserved = self._buffers.get(key, (None, -1))
-        if size > reserved:
-            if address is not None:
-                self._call("cuMemFree_v2", address)
-                del self._buffers[key]
+        if size > self._buffers.get(key, (None, -1))[1]:
+            if key in self._buffers:
+                self._call("cuMemFree_v2", self._buffers.pop(key)[0])
             address = ctypes.c_uint64()
             self._call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(max(size, 1)))
             self._buffers[key] = (address, size)
-        return address.value
+        return self._buffers[key][0].value
 
     def upload(self, array: np.ndarray, address: int) -> None:
         """Copy a contiguous array to the device, in the stream; the array must live until ``wait``."""
-        self._copy("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(address), ctypes.c_void_p(array.ctypes.data), array.nbytes)
+        host, device, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_uint64(address), ctypes.c_size_t(array.nbytes)
+        self._call("cuMemcpyHtoDAsync_v2", device, host, size, self._stream)
 
     def download(self, address: int, array: np.ndarray) -> None:
         """Copy from the device into a contiguous array, in the stream; it is filled after ``wait``."""
-        self._copy("cuMemcpyDtoHAsync_v2", ctypes.c_void_p(array.ctypes.data), ctypes.c_uint64(address), array.nbytes)
+        host, device, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_uint64(address), ctypes.c_size_t(array.nbytes)
+        self._call("cuMemcpyDtoHAsync_v2", host, device, size, self._stream)
 
     def wait(self) -> None:
         """Until all that was put into the stream is done."""
@@ -119,9 +105,6 @@ class Cuda:
         self._buffers.clear()
         self._call("cuStreamDestroy_v2", self._stream)
         self._call("cuDevicePrimaryCtxRelease_v2", self._device)
-
-    def _copy(self, function: str, target, source, size: int) -> None:
-        self._call(function, target, source, ctypes.c_size_t(size), self._stream)
 
     def _call(self, function: str, *arguments) -> None:
         code = getattr(self._driver, function)(*arguments)
@@ -138,16 +121,25 @@ class EngineExecution:
     Args:
         api: the module ``tensorrt`` or ``tensorrt_rtx``.
         plan: content of the engine file.
-        logger: an ``ILogger`` of that module.
-        reason: the first useful line that the logger was told.
-        cuda: the GPU; ``close`` closes it, too.
+        logger, reason: an ``ILogger`` of that module, and the first useful line that it was told.
+        device: index of the GPU.
 
     Raises:
-        ExecutionError: the engine cannot be loaded here.
+        ExecutionError: there is no such GPU, or the engine cannot be loaded on it.
     """
 
-    def __init__(self, api: Any, plan: bytes, logger: Any, reason: Callable[[], str], cuda: Cuda) -> None:
-        self._api, self._cuda = api, cuda
+    def __init__(self, api: Any, plan: bytes, logger: Any, reason: Callable[[], str], device: int) -> None:
+        self._cuda = Cuda(device)
+        try:
+            self._load(api, plan, logger, reason)
+        except BaseException:
+            self._cuda.close()
+            raise
+        self._profile = 0
+        self._lock = Lock()
+
+    def _load(self, api: Any, plan: bytes, logger: Any, reason: Callable[[], str]) -> None:
+        cuda = self._cuda
         self._runtime = api.Runtime(logger)
         engine = self._runtime.deserialize_cuda_engine(plan)
         context = engine.create_execution_context() if engine is not None else None
@@ -159,34 +151,26 @@ class EngineExecution:
         self._engine, self._context = engine, context
         self.types: dict[str, np.dtype] = {}
         """Of every tensor, by name."""
-        self.inputs: list[str] = []
-        self.outputs: list[str] = []
         for index in range(engine.num_io_tensors):
             name = engine.get_tensor_name(index)
             self.types[name] = np.dtype(_TYPES[engine.get_tensor_dtype(name).name])
-            is_input = engine.get_tensor_mode(name) == api.TensorIOMode.INPUT
-            (self.inputs if is_input else self.outputs).append(name)
+        self.inputs = [name for name in self.types if engine.get_tensor_mode(name) == api.TensorIOMode.INPUT]
+        self.outputs = [name for name in self.types if name not in self.inputs]
         self.profiles: list[dict[str, list[tuple[int, ...]]]] = [
             {name: [tuple(shape) for shape in engine.get_tensor_profile_shape(name, index)] for name in self.inputs}
             for index in range(engine.num_optimization_profiles)
         ]
         """Smallest, tuned and largest shape by input, of every profile."""
-        self._profile = 0
-        self._lock = Lock()
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        """All outputs by name; one thread at a time, since context and buffers are shared.
-
-        Raises:
-            ExecutionError: no profile accepts the shapes, a type is wrong, or the GPU failed.
-        """
+        """All outputs by name, or ExecutionError; one thread at a time, since context and buffers are shared."""
         with self._lock:
-            if self._context is None:
-                raise ExecutionError("the engine is closed; fix: open it again")
             return self._run(inputs)
 
     def _run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         context, cuda = self._context, self._cuda
+        if context is None:
+            raise ExecutionError("the engine is closed; fix: open it again")
         cuda.enter()
         arrays = {name: np.ascontiguousarray(inputs[name]) for name in self.inputs}
         for name, array in arrays.items():
@@ -208,11 +192,6 @@ class EngineExecution:
         cuda.wait()
         return outputs
 
-    def report(self) -> str:
-        """What the library's inspector tells about the engine's layers, JSON."""
-        inspector = self._engine.create_engine_inspector()
-        return inspector.get_engine_information(self._api.LayerInformationFormat.JSON)
-
     @property
     def gpu(self) -> str:
         """The GPU's name and compute capability."""
@@ -225,15 +204,15 @@ class EngineExecution:
             self._cuda.close()
 
     def _choose_profile(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        fitting = [index for index, profile in enumerate(self.profiles) if _accepts(profile, shapes)]
-        if not fitting:
+        index = next((index for index, profile in enumerate(self.profiles) if _accepts(profile, shapes)), None)
+        if index is None:
             largest = {name: limits[2] for name, limits in self.profiles[-1].items()}
             raise ExecutionError(f"the shapes {dict(shapes)} are outside the engine's profiles (up to {largest})")
-        if fitting[0] != self._profile:
+        if index != self._profile:
             context = self._context
-            if not context.set_optimization_profile_async(fitting[0], self._cuda.stream):
-                raise ExecutionError(f"the engine's profile {fitting[0]} cannot be chosen")
-            self._profile = fitting[0]
+            if not context.set_optimization_profile_async(index, self._cuda.stream):
+                raise ExecutionError(f"the engine's profile {index} cannot be chosen")
+            self._profile = index
 
 
 def _accepts(profile: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> bool:
