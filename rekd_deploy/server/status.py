@@ -233,7 +233,7 @@ def read_status(
     key = KEY_HEADER if address.protocol == "http" else GRPC_KEY_HEADER
     transport = open_transport(url, timeout, headers={key: state.key} if state else None, tls=tls)
     try:
-        facts = transport.server_facts(ENSEMBLE, timeout)
+        triton, ready, statistics = transport.server_facts(ENSEMBLE, timeout)
     except ClientError as error:
         if isinstance(error, RejectedError) and "restricted" in str(error).lower():
             raise RejectedError(
@@ -242,5 +242,5 @@ def read_status(
         raise transport.explained(error) from None
     finally:
         transport.close()
-    steps = sorted(map(StepTotals.of, facts.statistics), key=lambda step: (step.model, step.version))
-    return ServerStatus(url, facts.ready, facts.triton, tuple(steps), state)
+    steps = sorted(map(StepTotals.of, statistics), key=lambda step: (step.model, step.version))
+    return ServerStatus(url, ready, triton, tuple(steps), state)
