@@ -55,7 +55,7 @@ def test_a_target_that_the_budget_forbids_gives_the_largest_useful_bias(readings
 def test_what_is_served_is_what_is_measured(make):
     pair, _, dev = make()
     figures = evaluation(pair, dev)(10)
-    calibrate_policy(toy_config(), pair, dev)
+    calibrate_policy(toy_config(), pair, dev, CPU)
     measured = measure(pair, dev)
     for name, mine in (("accuracy", "accuracy"), ("macro_f1", "macro_f1"), ("rate", "selection_rate")):
         assert figures[mine] == pytest.approx(measured[name])
