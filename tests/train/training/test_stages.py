@@ -162,15 +162,6 @@ def test_bf16_trains_too():
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in pair.parameters())
 
 
-def test_batches_of_any_length_train_alike():
-    taught, stages = {"teacher": toy_texts(seed=5)[0]}, {"classifier_epochs": 1, "rationale_epochs": 1}
-    plain, changed = (
-        short(options=taught, acceleration={"length_buckets": each}, stages=stages)[1] for each in (True, False)
-    )
-    for stage in plain.values:
-        assert changed.losses(stage) == pytest.approx(plain.losses(stage), rel=0.1), "faster, not otherwise"
-
-
 def test_compaction_and_calibration_alone():
     pair, log = short(stages={"compact_epochs": 0})[0], Recorder()
     policy, (_, train, dev) = pair.policy, toy_texts()
