@@ -72,10 +72,7 @@ class _Log(Observer):
 
 
 class JsonLines(_Log):
-    """Appends one JSON object a line: event, stage, step, seconds since the epoch, figures.
-
-    What the file holds stays, but for a line that a killed run or a full disk cut off.
-    """
+    """Appends one JSON object a line: event, stage, step, time, figures; a line that was cut off is removed first."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

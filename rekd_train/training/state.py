@@ -22,8 +22,7 @@ FILE = "state.pt"
 LOG = "log.jsonl"
 VERSION = 1
 _ANEW = "--overwrite instead of --resume, to begin anew"
-_HASHED_AT_ONCE = 512
-"""Examples that are read together to recognise the data again."""
+_HASHED_AT_ONCE = 512  # examples that are read together to recognise the data again
 
 ADJUSTABLE = {
     "optimisation.learning_rate", "optimisation.embedding_learning_rate", "optimisation.gradient_clip",
@@ -34,7 +33,7 @@ ADJUSTABLE = {
 
 @dataclass
 class Snapshot:
-    """Everything a run needs to go on. Noise, order and dropout follow from the seed and the step."""
+    """Everything a run needs to go on: noise, order and dropout follow from the seed and the step."""
 
     stage: int = 0
     step: int = 0  # of the stage: so many are done
