@@ -116,9 +116,10 @@ def _masked(predictor: Path, like: Path, job: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from rekd_train.evaluation.forward import (
+        SplitOutputs,
         decide,
-        evaluate_with_masks,
         first_like,
+        measure,
         random_like,
         run_masks,
         run_selector,
@@ -132,9 +133,9 @@ def _masked(predictor: Path, like: Path, job: dict[str, Any]) -> dict[str, Any]:
         mask = random_like(mask, selector.selectable, torch.Generator().manual_seed(job["seed"]))
     else:
         mask = first_like(mask, selector.selectable)
-    figures = evaluate_with_masks(pair, test, mask, selector.selectable)
-    correct = run_masks(pair, test, {"given": mask})["given"].argmax(axis=1) == test.labels
-    return {**figures, "correct": bits(correct)}
+    logits = run_masks(pair, test, {"given": mask})["given"]
+    outputs = SplitOutputs(logits, *(each.sum(dim=1).numpy() for each in (mask, selector.selectable)))
+    return {**measure(pair, test, outputs), "correct": bits(logits.argmax(axis=1) == test.labels)}
 
 
 def _opened(path: Path, device: str):

@@ -6,8 +6,7 @@ import json
 
 import numpy as np
 from _blocks import RESULTS, block, read
-
-from rekd_train.evaluation.metrics import mean_and_std
+from _tables import mean_and_std
 
 
 @block("imdb_table/cpu", "imdb_table/few", "fashion_table/fashion")

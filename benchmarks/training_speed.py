@@ -3,8 +3,8 @@
 Every stage of a student's run is timed with all accelerations on, with each one alone switched off, and with all off.
 One round runs every variant once, in an order that turns from round to round, so that a machine that slows down slows
 all of them; figures are medians over the rounds. A stage's clock starts after a few warm-up steps and stops when the
-device has finished the last. Weights are random: they do not change the speed. The teacher's pass over the data, which
-its cache needs once a run, is timed apart: the cache pays where the epochs of a run save more than that.
+device has finished the last. Weights are random: they do not change the speed. The teacher's pass over the data, once a
+run, is timed apart.
 
     python benchmarks/training_speed.py
     python benchmarks/training_speed.py --student minilm_student --teacher minilm_teacher --device cuda --steps 60
@@ -31,9 +31,6 @@ from rekd_train.config.run import RunConfig, run_config
 RESULT = Path(__file__).parent / "results" / "training_speed.json"
 SWITCHES: dict[str, dict[str, Any]] = {
     "length_buckets": {"length_buckets": False},
-    "teacher_cache": {"teacher_cache": False},
-    "gather": {"gather": False},
-    "fused_optimiser": {"fused_optimiser": False},
     "bf16": {"precision": "fp32"},
 }
 """Acceleration -> the settings that switch it off."""
@@ -139,14 +136,14 @@ class Work:
         clock = Clock(self._runtime, self._warmup, config.optimisation.batch_size)
         train, dev = self._splits["train"], self._splits["dev"]
         fit(config, pair, train, dev, teacher=self._teacher, observer=clock, runtime=self._runtime)
-        seconds = self._teacher_pass(config) if config.acceleration.teacher_cache and not train.augmented else None
+        seconds = self._teacher_pass(config) if not train.augmented else None
         return {"stages": clock.stages, "teacher_pass_seconds": seconds}
 
     def _teacher_pass(self, config: RunConfig) -> float:
-        from rekd_train.training.teacher import teacher_for
+        from rekd_train.training.objectives import Teacher
 
         begun = _now(self._runtime)
-        teacher_for(self._teacher, self._splits["train"], config, self._runtime)
+        Teacher(self._teacher, self._runtime, config.acceleration.precision, self._splits["train"])
         return _now(self._runtime) - begun
 
 

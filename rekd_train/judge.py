@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from rekd_train.checkpoints import checkpoint
@@ -21,7 +20,7 @@ from rekd_train.checkpoints.recorded import data_for, recorded_config
 from rekd_train.config.run import BackboneConfig, DataConfig, OptimisationConfig, RunConfig
 from rekd_train.data import Split, encode_splits
 from rekd_train.errors import CheckpointError
-from rekd_train.evaluation.forward import run_masks, run_split, to_tensors
+from rekd_train.evaluation.forward import run_masks, run_selector
 from rekd_train.evaluation.metrics import accuracy
 from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.models.families import fresh_pair
@@ -30,7 +29,7 @@ from rekd_train.training.loop import Loop, Stage
 from rekd_train.training.objectives import ClassifierObjective
 from rekd_train.training.observers import Observer
 from rekd_train.training.runtime import Runtime, chosen_device
-from rekd_train.training.validation import calibrate_temperature
+from rekd_train.training.validation import fit_temperature
 
 LOWEST_RATE = 0.01
 """Rates are 0.01 + 0.99 u^2, u uniform: half of them below 0.26, for rationales are small."""
@@ -41,25 +40,16 @@ ANOTHER_SEED = 7919
 
 
 def fit_judge(
-    config: RunConfig,
-    judge: Rationalizer,
-    train: Split,
-    *,
-    epochs: float,
-    observer: Observer | None = None,
+    config: RunConfig, judge: Rationalizer, train: Split, *, epochs: float, observer: Observer | None = None
 ) -> Rationalizer:
     """Train a judge's predictor in place by its operator; the selector of the pair that carries it stays unused.
 
     Args:
         config: of the run that is judged; its optimisation and acceleration are used.
         judge: a fresh pair, with the operator and the ``selectable`` rule of the model that it will judge.
-        epochs: over the training split.
 
     Returns:
         The same pair, in evaluation mode, with a policy that keeps everything.
-
-    Raises:
-        TrainingError: diverged.
     """
     changed = {
         "seed": config.seed + ANOTHER_SEED,
@@ -70,28 +60,21 @@ def fit_judge(
     runtime = Runtime(next(judge.parameters()).device)
     loop = Loop(config, judge, train, runtime, observer or Observer())
     stage = Stage("judge", 0, epochs)
-    loop.run(stage, ClassifierObjective(config, judge, judge.predictor, runtime, loop.seed(stage), None))
+    loop.run(stage, ClassifierObjective(config, judge, runtime, loop.seed(stage)))
     judge.policy = SelectionPolicy(bias=None, budget=None, minimum=0, selectable=judge.policy.selectable)
     return judge.eval()
 
 
 def judge_run(
-    path: Path,
-    output: Path,
-    *,
-    epochs: float | None = None,
-    observer: Observer | None = None,
-    device: str = "auto",
-    data: str | Path | None = None,
-    overrides: Sequence[str] = (),
-) -> Rationalizer:
+    path: Path, output: Path, *, epochs: float | None = None, observer: Observer | None = None, device: str = "auto",
+    data: str | Path | None = None, overrides: Sequence[str] = (),
+) -> Rationalizer:  # fmt: skip
     """The judge of a checkpoint: read where it was trained before, else trained and written.
 
     Args:
         path: the checkpoint that is judged.
         output: checkpoint directory of the judge.
         epochs: None: those of the run's classifier stage, at least 2; a judge that is there is taken as it is.
-        device: 'auto', 'cpu', 'cuda' or 'cuda:N'.
         data: where the checkpoint records none: a preset or file whose data to train on.
         overrides: ``key=value`` changes of the configuration.
 
@@ -100,11 +83,19 @@ def judge_run(
     """
     judged = checkpoint.load(path)
     config = recorded_config(path, data, overrides)
-    identity = _identity(judged, config)
-    if epochs is not None:
-        identity["epochs"] = epochs
-    if (found := _kept(output, identity)) is not None:
-        return found.to(chosen_device(device))
+    # what a judge must agree in to be that of a model: what it reads, how, and what it has learnt from
+    identity = {
+        "operator": judged.predictor.operator,
+        "selectable": judged.policy.selectable,
+        "labels": judged.labels,
+        "preprocessing_sha256": judged.preprocessor.fingerprint,
+        "predictor": config.predictor.model_dump(mode="json"),
+        "optimisation": config.optimisation.model_dump(mode="json"),
+        "data": config.data.model_copy(update={"test_examples": None}).model_dump(mode="json"),
+        "seed": config.seed + ANOTHER_SEED,
+    }
+    if (output / "config.json").exists():
+        return _kept(output, identity if epochs is None else identity | {"epochs": epochs}).to(chosen_device(device))
     identity["epochs"] = epochs = epochs or max(2.0, config.stages.classifier_epochs)
     checkpoint.check_output(output)
     examples = data_for(judged, config)
@@ -115,10 +106,9 @@ def judge_run(
     judge.predictor.operator = judged.predictor.operator
     judge.policy = judge.policy.model_copy(update={"selectable": judged.policy.selectable})
     fit_judge(config, judge, splits["train"], epochs=epochs, observer=observer)
-    dev = splits["dev"]
-    judge.probability_temperature = calibrate_temperature(run_split(judge, dev).class_logits, dev.labels)
+    fit_temperature(judge, splits["dev"])
     checkpoint.save(
-        judge, output, metrics={"dev": judge_figures(judge, dev)},
+        judge, output, metrics={"dev": judge_figures(judge, splits["dev"])},
         training={"name": f"judge of {config.name}", "origins": [examples.origin], "judge": identity},
     )  # fmt: skip
     return judge
@@ -126,37 +116,15 @@ def judge_run(
 
 def judge_figures(judge: Rationalizer, split: Split, seed: int = 0) -> dict[str, float]:
     """How well a judge reads: ``accuracy`` on everything, ``accuracy_random_10`` and ``_50`` on random shares."""
-    generator = torch.Generator().manual_seed(seed)
-    width = int(split.lengths.max())
-    selectable = torch.zeros(len(split), width, dtype=torch.bool)
-    for rows in np.array_split(np.arange(len(split)), max(1, len(split) // 128)):
-        found = judge.selectable(to_tensors(split.inputs(rows), torch.device("cpu")))[:, :width]
-        selectable[torch.from_numpy(rows), : found.shape[1]] = found
-    draws = torch.rand(selectable.shape, generator=generator)
+    selectable = run_selector(judge, split).selectable
+    draws = torch.rand(selectable.shape, generator=torch.Generator().manual_seed(seed))
     masks = {"": selectable, "_random_10": selectable & (draws < 0.1), "_random_50": selectable & (draws < 0.5)}
     logits = run_masks(judge, split, masks)
     return {f"accuracy{name}": accuracy(found, split.labels) for name, found in logits.items()}
 
 
-def _identity(judged: Rationalizer, config: RunConfig) -> dict[str, Any]:
-    """What a judge must agree in to be that of a model: what it reads, how, and what it has learnt from."""
-    data = config.data.model_copy(update={"test_examples": None})
-    return {
-        "operator": judged.predictor.operator,
-        "selectable": judged.policy.selectable,
-        "labels": judged.labels,
-        "preprocessing_sha256": judged.preprocessor.fingerprint,
-        "predictor": config.predictor.model_dump(mode="json"),
-        "optimisation": config.optimisation.model_dump(mode="json"),
-        "data": data.model_dump(mode="json"),
-        "seed": config.seed + ANOTHER_SEED,
-    }
-
-
-def _kept(output: Path, identity: dict[str, Any]) -> Rationalizer | None:
-    """The judge that lies at ``output``; None if there is nothing."""
-    if not (Path(output) / "config.json").exists():
-        return None
+def _kept(output: Path, identity: dict[str, Any]) -> Rationalizer:
+    """The judge that lies at ``output``."""
     theirs = read_description(output).get("training", {}).get("judge")
     if theirs is None:
         raise CheckpointError(f"{output} is a checkpoint, but no judge; fix: give another directory for the judge")

@@ -23,11 +23,10 @@ from rekd_train.evaluation.report import evaluate
 from rekd_train.files import AGAIN, RESUME
 from rekd_train.models.families import fresh_pair, preprocessor_for, weight_origins
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.training.observers import JsonLines, Observer, Several, TensorBoard, readings
+from rekd_train.training.observers import JsonLines, Observer, Several, TensorBoard
 from rekd_train.training.runtime import Runtime, chosen_device
-from rekd_train.training.stages import compact_pair, fit, short_texts_notice
+from rekd_train.training.stages import check_teacher, compact_pair, fit, short_texts_notice
 from rekd_train.training.state import StateStore, check_start, identity_of, training_directory
-from rekd_train.training.teacher import check_teacher
 from rekd_train.training.validation import calibrate_pair
 
 
@@ -205,15 +204,12 @@ def _finish(
     if not runtime.is_main:
         return {}
     metrics = {name: measure(pair, splits[name]) for name in ("dev", "test")}
-    kept = {**metrics, "data": summarise(data, splits)}
-    if store is not None:
-        kept["training"] = readings(store.log)
     networks = {role: getattr(pair, role).backbone.settings for role in ("selector", "predictor")}
     config = config.model_copy(update=networks)  # with the sizes that pretrained weights brought
     older = [] if source is None else read_description(source).get("training", {}).get("origins", ())
     origins = list(dict.fromkeys([*older, data.origin, *weight_origins(config)]))
     checkpoint.save(
-        pair, output, metrics=kept, fix=AGAIN if store is None else RESUME,
+        pair, output, metrics={**metrics, "data": summarise(data, splits)}, fix=AGAIN if store is None else RESUME,
         **checkpoint_examples(data, pair.preprocessor),
         training={"name": config.name, "config": config.model_dump(), "origins": origins},
     )  # fmt: skip

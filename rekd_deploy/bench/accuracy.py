@@ -3,7 +3,7 @@
 Figures of a result of the kind 'accuracy':
 
     classification   accuracy, macro_f1, per_class (precision, recall, f1, support, predicted)
-    rate             what the predictions were made from: kept / real features and counts (``metrics.rate_summary``)
+    rate             what the predictions were made from: kept / real features, counts (``metrics.selection_summary``)
     calibration      nll, brier, ece, ece_equal_mass of the served probabilities; ``reliability``, the bins of the ECE
     curve            of 'served' and 'checkpoint': rates, realised, accuracies, area, note
     reference        the checkpoint's accuracy, where it comes from, and the gap in points
@@ -87,7 +87,7 @@ def measure_accuracy(options: AccuracyOptions, progress: Progress = silent) -> R
             predictions += client.predict(measured.items[start : start + _CHUNK])
             progress("asking the served model", len(predictions), len(measured.items))
     from rekd_train.data import encode
-    from rekd_train.evaluation.metrics import rate_summary
+    from rekd_train.evaluation.metrics import selection_summary
 
     preprocessor, labels = description.preprocessor(), measured.labels
     split, policy = encode(measured.examples, preprocessor), _policy(options, manifest)
@@ -96,7 +96,7 @@ def measure_accuracy(options: AccuracyOptions, progress: Progress = silent) -> R
     kept = np.array([len(each.pieces) or len(each.rationale) for each in predictions])
     limits = None if policy is None else policy.limits(features.counts)
     figures = prediction_figures(probabilities, labels, list(description.labels)) | {
-        "rate": rate_summary(kept, features.counts, limits, preprocessor.positions), "curve": {}
+        "rate": selection_summary(kept, features.counts, limits, preprocessor.positions), "curve": {}
     }  # fmt: skip
     inputs = {"data": items_input(measured.items, measured.origin, labels)}
     if options.repository is not None:
@@ -130,13 +130,8 @@ def prediction_figures(probabilities: np.ndarray, labels: np.ndarray, names: lis
             "macro_f1": metrics.macro_f1(predicted, labels),
             "per_class": metrics.per_class(predicted, labels, names),
         },
-        "calibration": {
-            "nll": metrics.negative_log_likelihood(probabilities, labels),
-            "brier": metrics.brier_score(probabilities, labels),
-            "ece": metrics.expected_calibration_error(probabilities, labels),
-            "ece_equal_mass": metrics.expected_calibration_error(probabilities, labels, equal_mass=True),
-            "reliability": metrics.reliability(probabilities, labels),
-        },
+        "calibration": metrics.calibration(probabilities, labels)
+        | {"reliability": metrics.reliability(probabilities, labels)},
     }
 
 

@@ -110,10 +110,8 @@ def examine(
         temperature: of the subject's probabilities.
         seed: of donors, random masks and folds.
     """
-    import torch
-
-    from rekd_train.evaluation.agreement import token_figures
-    from rekd_train.evaluation.metrics import rate_summary
+    from rekd_train.evaluation.mask_metrics import token_figures
+    from rekd_train.evaluation.metrics import selection_summary
 
     labels, judges = split.labels, judges or Judges()
     chosen = selected(subject, features, progress)
@@ -121,7 +119,7 @@ def examine(
     exam = Exam(subject, features, chosen, logits, labels, seed, progress)
     figures: dict[str, Any] = {"answers": {
         "accuracy": float(np.mean(exam.classes == labels)),
-        **rate_summary(chosen.mask.sum(axis=1), features.counts, positions=features.preprocessor.positions),
+        **selection_summary(chosen.mask.sum(axis=1), features.counts, positions=features.preprocessor.positions),
     }}  # fmt: skip
     figures["structure"], checks = _structure(exam)
     figures["judges"] = {"pipeline": pipeline_figures(exam, temperature)} if features.separable else {}
@@ -132,7 +130,7 @@ def examine(
     figures["judges"] |= {name: each.figures for name, each in found.items()}
     independent = found.get("independent")
     figures["probes"], leaks = leakage(exam)
-    if tokens := token_figures(features.preprocessor, split, torch.from_numpy(chosen.mask)).get("tokens"):
+    if tokens := token_figures(features.preprocessor, split, chosen.mask).get("tokens"):
         figures["probes"]["tokens"] = tokens
     figures["known"], known = known_reasons(split, features, chosen, seed)
     code = covert_code(independent, logits, labels, NO_JUDGE)

@@ -96,15 +96,15 @@ def judged(
         found |= judge({name: mask, f"not_{name}": selectable & ~mask})
         progress(step, done, len(jobs))
     full = found["full"]
-    without = {name: eraser.comprehensiveness(full, found[f"not_{name}"]) for name in jobs}
-    alone = {name: eraser.sufficiency(full, found[name]) for name in jobs}
+    without = {name: eraser.confidence_lost(full, found[f"not_{name}"]) for name in jobs}
+    alone = {name: eraser.confidence_lost(full, found[name]) for name in jobs}
     figures: dict[str, Any] = {"confidence_on_everything": float(np.mean(full.max(axis=1)))}
     for kind in shown:
         figures[kind] = {"comprehensiveness": float(without[kind].mean()), "sufficiency": float(alone[kind].mean())}
     for kind in rankings:
         for name, values in (("comprehensiveness", without), ("sufficiency", alone)):
             by_size = [values[f"{kind}_{share}"] for share in eraser.BINS]
-            figures[kind][f"aopc_{name}"] = eraser.area_over_perturbation_curve(by_size)
+            figures[kind][f"aopc_{name}"] = float(np.mean(by_size))
     correct = {name: found[name].argmax(axis=1) == labels for name in ("full", *shown)}
     correct["rest"] = found["not_rationale"].argmax(axis=1) == labels
     figures["accuracy"] = {name: float(np.mean(right)) for name, right in correct.items()}
@@ -137,7 +137,7 @@ def pipeline_figures(exam: Exam, temperature: float) -> dict[str, Any]:
         rest = features.without(mask & selectable)
         found = selected(subject, rest, progress, f"pipeline without {step}")
         logits = classified(subject, rest, found.mask, progress, f"pipeline without {step}")
-        return eraser.comprehensiveness(full, probabilities(logits))
+        return eraser.confidence_lost(full, probabilities(logits))
 
     best = {share: eraser.top_share(chosen.scores, selectable, share) for share in eraser.BINS}
     by_size = [without(mask, f"the best {share:.0%}") for share, mask in best.items()]
@@ -146,8 +146,8 @@ def pipeline_figures(exam: Exam, temperature: float) -> dict[str, Any]:
     return {
         "rationale": {
             "comprehensiveness": float(without(chosen.mask, "the rationale").mean()),
-            "sufficiency": float(eraser.sufficiency(full, again).mean()),
-            "aopc_comprehensiveness": eraser.area_over_perturbation_curve(by_size),
+            "sufficiency": float(eraser.confidence_lost(full, again).mean()),
+            "aopc_comprehensiveness": float(np.mean(by_size)),
         },
         "random": {"comprehensiveness": float(random.mean())},
     }
@@ -212,9 +212,7 @@ def known_reasons(split: Split, features: Features, chosen: Selected, seed: int 
         ``human_rationales`` or ``truth`` (docs/evaluation.md), each with ``random`` beside it, and ``share_inside``:
         mean share of the kept features inside the known reason; nothing where none is known.
     """
-    import torch
-
-    from rekd_train.evaluation.agreement import human_figures
+    from rekd_train.evaluation.mask_metrics import reason_figures
 
     truths = [] if split.truth is None else split.truth
     known = [row for row, truth in enumerate(truths) if truth is not None and truth.any()]
@@ -225,7 +223,7 @@ def known_reasons(split: Split, features: Features, chosen: Selected, seed: int 
     random = random_masks(mask, features.selectable, generator)
     scores = generator.random(chosen.scores.shape).astype(np.float32)
     ours, theirs = (
-        human_figures(features.preprocessor, split, *map(torch.from_numpy, (values, features.selectable, kept)))
+        reason_figures(features.preprocessor, split, values, features.selectable, kept)
         for values, kept in ((chosen.scores, mask), (scores, random))
     )
     figures: dict[str, Any] = {name: {**found, "random": theirs[name]} for name, found in ours.items()}

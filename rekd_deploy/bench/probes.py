@@ -108,7 +108,7 @@ def token_check(tokens: dict[str, float] | None) -> Check:
     """Probe (e).
 
     Args:
-        tokens: as ``rekd_train.evaluation.agreement.token_figures`` has them; None for images.
+        tokens: as ``rekd_train.evaluation.mask_metrics.token_figures`` has them; None for images.
     """
     if tokens is None:
         return not_applicable(TOKENS, "images have neither")

@@ -64,7 +64,7 @@ class _Bars:
         self._task = self._progress.add_task(name, total=steps, completed=start, shown="")
 
     def step(self, values: dict[str, float]) -> None:
-        self._shown |= {key: values[key] for key in ("loss", "rate") if key in values}
+        self._shown |= {key: values[key] for key in ("loss", "selection_rate") if key in values}
         self._progress.update(self._task, advance=1, shown=self._text())
 
     def evaluated(self, values: dict[str, float]) -> None:

@@ -106,6 +106,7 @@ def _mistakes(document: dict[str, Any]) -> list[str]:
 PRESETS = Path(__file__).parents[1] / "presets"
 REMOVED: dict[str, Any] = {
     "stages.operator": "zero", "distillation.prediction_temperature": None, "distillation.teacher_temperature": None,
+    "acceleration.teacher_cache": True, "acceleration.gather": True, "acceleration.fused_optimiser": True,
 }  # fmt: skip
 """Settings of older versions, with the value that is all that is left."""
 RENAMED = {
@@ -209,7 +210,7 @@ def check_removed(document: dict[str, Any]) -> None:
         if isinstance(document.get(section), dict) and key in document[section]:
             raise ConfigError(
                 f"{name}={document[section][key]} is no longer there: training does as with "
-                f"'{'none' if left is None else left}'; fix: leave the setting out"
+                f"'{'none' if left is None else str(left).lower()}'; fix: leave the setting out"
             )
 
 

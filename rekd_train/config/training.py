@@ -155,9 +155,6 @@ class AccelerationConfig(Section):
     """What makes training faster; each can be switched off to see its worth (benchmarks/training_speed.py)."""
 
     length_buckets: bool = Field(True, description="batches of similar length, so that little padding is computed")
-    teacher_cache: bool = Field(True, description="a frozen teacher runs once over data that are not augmented")
-    gather: bool = Field(True, description="the compact stage computes kept features alone instead of masking others")
-    fused_optimiser: bool = Field(True, description="AdamW as one kernel")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="of matrix products; auto: bf16 on GPUs that have it, else fp32"
     )

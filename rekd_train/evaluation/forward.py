@@ -1,4 +1,4 @@
-"""Run a pair over a split and measure it, as it is served, and the masks to measure it on."""
+"""Run a pair over a split and measure it, as it is served; the masks to measure it on, and what it compares with."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from rekd_train.data import Split, bucketed_batches
+from rekd_train.errors import ConfigError
 from rekd_train.evaluation import metrics
 from rekd_train.inputs.policy import SelectionPolicy
-from rekd_train.inputs.preprocessors import full_length
+from rekd_train.inputs.preprocessors import full_length, same_tokens
 from rekd_train.models.base import Inputs
 from rekd_train.models.gates import apply_policy, selection_scores
 from rekd_train.models.rationalizer import Rationalizer
@@ -52,8 +53,8 @@ def random_like(mask: Tensor, selectable: Tensor, generator: torch.Generator) ->
     """As many features of each example as ``mask`` keeps, uniformly at random: (n, N) bool."""
     chances = torch.rand(mask.shape, generator=generator).masked_fill(~selectable, -1)
     ranked = chances.argsort(dim=1, descending=True, stable=True)
-    places = torch.empty_like(ranked).scatter_(1, ranked, torch.arange(mask.shape[1]).expand_as(ranked).contiguous())
-    return selectable & (places < mask.sum(dim=1, keepdim=True))
+    ranks = torch.empty_like(ranked).scatter_(1, ranked, torch.arange(mask.shape[1]).expand_as(ranked).contiguous())
+    return selectable & (ranks < mask.sum(dim=1, keepdim=True))
 
 
 def first_like(mask: Tensor, selectable: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ def first_like(mask: Tensor, selectable: Tensor) -> Tensor:
     return selectable & (selectable.to(torch.int64).cumsum(dim=1) <= mask.sum(dim=1, keepdim=True))
 
 
-# what the pair answers
+# outputs of the pair
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,6 @@ class SelectorOutputs:
     """(n, N) float32."""
     selectable: Tensor
     """(n, N) bool."""
-
-
-def to_tensors(inputs: dict[str, np.ndarray], device: torch.device) -> Inputs:
-    """NumPy inputs as tensors on a device."""
-    return {name: torch.from_numpy(array).to(device) for name, array in inputs.items()}
 
 
 @torch.inference_mode()
@@ -123,7 +119,7 @@ def run_selector(rationalizer: Rationalizer, split: Split, batch_size: int = 128
 def run_masks(
     rationalizer: Rationalizer, split: Split, masks: Mapping[str, Tensor], batch_size: int = 128
 ) -> dict[str, np.ndarray]:
-    """What the predictor answers to given rationales, whatever their size; inputs are moved once for all of them.
+    """The predictor on given rationales, whatever their size; inputs are moved once for all of them.
 
     Args:
         masks: by name, (n, N) bool on the CPU.
@@ -142,43 +138,64 @@ def run_masks(
     return class_logits
 
 
-def measure(rationalizer: Rationalizer, split: Split) -> dict[str, Any]:
-    """Accuracy given the rationale, calibration and realised rate on a split: one pass, no more.
+def measure(rationalizer: Rationalizer, split: Split, outputs: SplitOutputs | None = None) -> dict[str, Any]:
+    """Accuracy given the rationale, calibration and realised selection rate on a split: one pass, no more.
 
     ``never_predicted`` lists the classes of the split that are predicted for no example.
-    """
-    outputs = run_split(rationalizer, split)
-    figures = _figures(rationalizer, outputs, split.labels)
-    predicted = outputs.class_logits.argmax(axis=1)
-    return figures | {"never_predicted": metrics.never_predicted(predicted, split.labels, rationalizer.labels)}
-
-
-def evaluate_with_masks(rationalizer: Rationalizer, split: Split, mask: Tensor, selectable: Tensor) -> dict[str, float]:
-    """As ``measure``, with rationales from elsewhere (random ones, the first words) instead of the selector's.
 
     Args:
-        mask: (n, N) bool on the CPU.
-        selectable: (n, N) bool on the CPU, as ``run_selector`` returns it.
+        outputs: on rationales from elsewhere (random ones, the first words); None: on the selector's, by a pass.
     """
-    class_logits = run_masks(rationalizer, split, {"given": mask})["given"]
-    outputs = SplitOutputs(class_logits, mask.sum(dim=1).numpy(), selectable.sum(dim=1).numpy())
-    return _figures(rationalizer, outputs, split.labels)
-
-
-def _figures(rationalizer: Rationalizer, outputs: SplitOutputs, labels: np.ndarray) -> dict[str, float]:
-    """Those of ``measure``, which any rationales have."""
+    outputs, labels = outputs or run_split(rationalizer, split), split.labels
     probabilities = rationalizer.probabilities(torch.from_numpy(outputs.class_logits)).numpy()
+    predicted = outputs.class_logits.argmax(axis=1)
+    limits, positions = rationalizer.policy.limits(outputs.selectable), rationalizer.preprocessor.positions
     return {
         "examples": len(labels),
         "accuracy": metrics.accuracy(probabilities, labels),
-        "macro_f1": metrics.macro_f1(probabilities.argmax(axis=1), labels),
+        "macro_f1": metrics.macro_f1(predicted, labels),
         "nll": metrics.negative_log_likelihood(probabilities, labels),
         "ece": metrics.expected_calibration_error(probabilities, labels),
-        **metrics.rate_summary(
-            outputs.kept, outputs.selectable, rationalizer.policy.limits(outputs.selectable),
-            rationalizer.preprocessor.positions,
-        ),
-    }  # fmt: skip
+        **metrics.selection_summary(outputs.kept, outputs.selectable, limits, positions),
+        "never_predicted": metrics.never_predicted(predicted, labels, rationalizer.labels),
+    }
+
+
+def check_comparable(student: Rationalizer, teacher: Rationalizer) -> None:
+    """Raise ConfigError unless both models read the same features and predict the same labels."""
+    if student.labels != teacher.labels:
+        raise ConfigError(f"the teacher's labels are {teacher.labels}, this model's {student.labels}")
+    check_features(student, teacher)
+    mine, theirs = student.preprocessor, teacher.preprocessor
+    if mine.settings.kind != theirs.settings.kind or mine.positions != theirs.positions:
+        raise ConfigError(
+            f"the teacher reads other features ({theirs.positions} positions) than this model ({mine.positions}); "
+            "give one with the same tokenizer, length or patch grid"
+        )
+
+
+def check_features(student: Rationalizer, teacher: Rationalizer) -> None:
+    """Raise ConfigError where two models read other modalities, other tokens, or other images or patches."""
+    theirs, mine = teacher.preprocessor, student.preprocessor
+    kinds = theirs.settings.kind, mine.settings.kind
+    if kinds == ("text", "text") and not same_tokens(theirs, mine):
+        raise ConfigError(
+            "the teacher was trained with another tokenizer; distillation needs the same tokens; fix: a teacher with "
+            "the student's tokenizer"
+        )
+    if "image" not in kinds:
+        return
+    if kinds != ("image", "image"):
+        raise ConfigError(f"the teacher reads {kinds[0]} inputs, the student {kinds[1]} inputs")
+    sizes = [(s.height, s.width, s.channels) for s in (theirs.settings, mine.settings)]
+    if sizes[0] != sizes[1]:
+        raise ConfigError(f"the teacher reads images of {sizes[0]} (height, width, channels), not of {sizes[1]}")
+    grids = [(s.rows, s.columns) for s in (theirs.settings, mine.settings)]
+    if grids[0] != grids[1]:
+        raise ConfigError(
+            f"the teacher cuts images into {grids[0]} (rows, columns) patches, the student into {grids[1]}; "
+            "distillation needs the same patches; fix: the same image.patch and size"
+        )
 
 
 def _batches(rationalizer: Rationalizer, split: Split, size: int) -> Iterator[tuple[np.ndarray, Inputs]]:
@@ -189,7 +206,7 @@ def _batches(rationalizer: Rationalizer, split: Split, size: int) -> Iterator[tu
         inputs = split.inputs(indices)
         if rationalizer.policy.selectable == "all":
             inputs = full_length(inputs, rationalizer.preprocessor)
-        yield indices, to_tensors(inputs, device)
+        yield indices, {name: torch.from_numpy(array).to(device) for name, array in inputs.items()}
 
 
 def _classify(rationalizer: Rationalizer, inputs: Inputs, mask: Tensor, slots: int | None = None) -> Tensor:

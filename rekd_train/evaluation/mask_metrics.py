@@ -1,4 +1,4 @@
-"""Figures of masks: how alike they are, whether they hold a known truth, whether the answer depends on them.
+"""Figures of masks in NumPy: how alike they are, whether they hold a known reason, which tokens they keep.
 
 What is called ERASER's: DeYoung et al. 2020, sec. 5, and its scorer rationale_benchmark/metrics.py.
 """
@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from scipy.ndimage import find_objects, label
 from scipy.special import expit, log_expit
 from scipy.stats import rankdata
-from sklearn.metrics import auc, precision_recall_curve
+from sklearn.metrics import auc, f1_score, jaccard_score, precision_recall_curve, precision_recall_fscore_support
 
+from rekd_train.data import Split
 from rekd_train.evaluation.metrics import ratio
+from rekd_train.inputs.preprocessors import Preprocessor, vocabulary_of
+from rekd_train.inputs.text import TextPreprocessor
 
 BINS = (0.01, 0.05, 0.1, 0.2, 0.5)
 """Shares of the features over which AOPC is a mean, as the scorer's default."""
@@ -22,33 +27,30 @@ BINS = (0.01, 0.05, 0.1, 0.2, 0.5)
 
 
 def overlap(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
-    """Mean over examples of Jaccard |A and B| / |A or B| and of F1 2|A and B| / (|A| + |B|).
-
-    Two empty masks are the same mask: 1.
-
-    Args:
-        first: (n, N) bool.
-        second: (n, N) bool.
-    """
-    both = (first & second).sum(axis=1)
-    either = (first | second).sum(axis=1)
-    sizes = first.sum(axis=1) + second.sum(axis=1)
-    same = sizes == 0
+    """Mean over examples of the Jaccard index and F1 of two masks (n, N) bool; two empty masks are the same mask: 1."""
     return {
-        "jaccard": float(np.mean(np.where(same, 1.0, both / np.maximum(either, 1)))),
-        "f1": float(np.mean(np.where(same, 1.0, 2 * both / np.maximum(sizes, 1)))),
+        "jaccard": float(jaccard_score(first, second, average="samples", zero_division=1.0)),
+        "f1": float(f1_score(first, second, average="samples", zero_division=1.0)),
     }
 
 
+def pairwise_jaccard(masks: np.ndarray) -> float:
+    """Mean over pairs of draws of ``overlap``'s Jaccard index: (R, n, N) bool of R >= 2 draws."""
+    pairs = [(a, b) for a in range(len(masks)) for b in range(a + 1, len(masks))]
+    return float(np.mean([overlap(masks[a], masks[b])["jaccard"] for a, b in pairs]))
+
+
+def flip_rate(predicted: np.ndarray) -> float:
+    """Chance that two draws of an example's rationale give different classes: (R, n) class numbers of R >= 2 draws."""
+    draws = len(predicted)
+    same = sum(np.sum(counts * (counts - 1)) for counts in ((predicted == c).sum(axis=0) for c in np.unique(predicted)))
+    return float(1 - same / (draws * (draws - 1) * predicted.shape[1]))
+
+
 def rank_correlation(first: np.ndarray, second: np.ndarray, selectable: np.ndarray) -> float:
-    """Mean over examples of Spearman's rho of two scores over the selectable positions; ties share a rank.
+    """Mean over examples of Spearman's rho of two scores (n, N) over the selectable positions; ties share a rank.
 
     Examples with fewer than two positions or a constant score have no rho and are left out; nan if all are.
-
-    Args:
-        first: (n, N).
-        second: (n, N).
-        selectable: (n, N) bool.
     """
     found = []
     for a, b, where in zip(first, second, selectable, strict=True):
@@ -59,52 +61,48 @@ def rank_correlation(first: np.ndarray, second: np.ndarray, selectable: np.ndarr
 
 
 def selection_divergence(teacher: np.ndarray, student: np.ndarray, selectable: np.ndarray) -> float:
-    """Mean over selectable positions of KL(Bernoulli(sigmoid(d_T)) || Bernoulli(sigmoid(d_S))) in nats.
+    """Mean over selectable positions of KL(Bernoulli(sigmoid(d_T)) || Bernoulli(sigmoid(d_S))), nats: (n, N) scores d.
 
     The rationale term of distillation (REKD sec. 3.3) without noise at temperature 1, for each position.
-
-    Args:
-        teacher: (n, N) scores d.
-        student: (n, N) scores d.
-        selectable: (n, N) bool.
     """
     t, s = teacher[selectable].astype(np.float64), student[selectable].astype(np.float64)
     # 1 - sigmoid(d) = sigmoid(-d)
     return float(np.mean(sum(expit(a) * (log_expit(a) - log_expit(b)) for a, b in ((t, s), (-t, -s)))))
 
 
-def flip_rate(predicted: np.ndarray) -> float:
-    """Chance that two draws of the same example's rationale give different classes.
+# against the known reason of each label: the true tile of an image, people's marks on a text by ERASER's conventions
 
-    Args:
-        predicted: (R, n) class numbers of R >= 2 draws.
+
+def reason_figures(
+    preprocessor: Preprocessor, split: Split, scores: np.ndarray, selectable: np.ndarray, mask: np.ndarray
+) -> dict[str, Any]:
+    """``truth`` (images) or ``human_rationales`` (texts) of (n, N) arrays; nothing where the data know no reasons.
+
+    For texts over whole words (a word is selected or marked if any of its pieces is) within what the model reads; for
+    images over patches.
     """
-    draws = len(predicted)
-    same = sum(np.sum(counts * (counts - 1)) for counts in ((predicted == c).sum(axis=0) for c in np.unique(predicted)))
-    return float(1 - same / (draws * (draws - 1) * predicted.shape[1]))
-
-
-def pairwise_jaccard(masks: np.ndarray) -> float:
-    """Mean over examples and over pairs of draws of the Jaccard index of two masks; two empty ones: 1.
-
-    Args:
-        masks: (R, n, N) bool of R >= 2 draws.
-    """
-    pairs = [(a, b) for a in range(len(masks)) for b in range(a + 1, len(masks))]
-    return float(np.mean([overlap(masks[a], masks[b])["jaccard"] for a, b in pairs]))
+    if split.truth is None:
+        return {}
+    known = [row for row, truth in enumerate(split.truth) if truth is not None]
+    if not isinstance(preprocessor, TextPreprocessor):
+        found = truth_summary(mask[known], _padded([split.truth[row] for row in known], mask.shape[1]))
+        return {"truth": {"examples": len(known), **found}}
+    continues = vocabulary_of(preprocessor).continues
+    predicted, soft, human = [], [], []
+    for row in known:
+        where = np.flatnonzero(selectable[row, : len(split.truth[row])])
+        joined = continues[np.asarray(split.ids[row])[where]]
+        predicted.append(words_from_pieces(mask[row, where], joined))
+        soft.append(words_from_pieces(scores[row, where], joined))
+        human.append(words_from_pieces(split.truth[row][where], joined))
+    return {"human_rationales": plausibility(predicted, soft, human)}
 
 
 def truth_summary(mask: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """How much of a rationale lies in a known truth, and how much of the truth it holds.
+    """How much of a rationale lies in a known truth, and how much of the truth it holds: (n, N) bool, both.
 
-    Args:
-        mask: (n, N) bool, kept features.
-        truth: (n, N) bool, the features that carry the label.
-
-    Returns:
-        ``in_truth``: share of all kept features that lie in the truth; ``in_truth_mean``: mean of the examples'
-        shares (an empty rationale: 0); ``truth_kept``: mean share of the truth that is kept; ``truth_size_used``:
-        kept features / features of the truth.
+    ``in_truth``: share of all kept features that lie in the truth; ``in_truth_mean``: mean of the examples' shares (an
+    empty rationale: 0); ``truth_kept``: mean share of the truth that is kept; ``truth_size_used``: kept / true.
     """
     both, kept, true = (mask & truth).sum(axis=1), mask.sum(axis=1), truth.sum(axis=1)
     return {
@@ -115,30 +113,32 @@ def truth_summary(mask: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     }
 
 
-# do rationales agree with what people marked, by ERASER's conventions? Masks are over words, one array an example
+def plausibility(
+    predicted: Sequence[np.ndarray], scores: Sequence[np.ndarray], human: Sequence[np.ndarray]
+) -> dict[str, float]:
+    """Agreement with people's marks over the examples that have any.
 
-
-def token_agreement(predicted: Sequence[np.ndarray], human: Sequence[np.ndarray]) -> dict[str, float]:
-    """Precision, recall and F1 of words, two ways.
-
-    ``macro``: of each example, then the mean (the scorer's "instance_macro"; its F1 is the mean of the F1s);
-    ``micro``: over all words of all examples (as Bao et al. 2018 and the FR line of work report). An empty
-    prediction has precision, recall and F1 0.
-
-    Args:
-        predicted: one (words,) bool for each example.
-        human: one (words,) bool for each example, none of them empty of True.
+    Each example has (words,); without any mark it is left out. Tokens (precision, recall, F1): ``macro`` is the mean
+    over examples (the scorer's "instance_macro"), ``micro`` is over all words (as Bao et al. 2018 and the FR line of
+    work); an empty prediction has 0. Spans: ``iou_f1``. ``auprc``: mean over examples of the area under the
+    precision-recall curve of the words' scores, by trapezoids.
     """
-    both = np.array([np.sum(p & h) for p, h in zip(predicted, human, strict=True)], dtype=float)
-    claimed = np.array([p.sum() for p in predicted], dtype=float)
-    true = np.array([h.sum() for h in human], dtype=float)
+    marked = [row for row, mask in enumerate(human) if mask.any()]
+    summary: dict[str, float] = {"examples": len(marked), "without_human_rationale": len(human) - len(marked)}
+    if not marked:
+        return summary
+    chosen, soft, target = ([values[row] for row in marked] for values in (predicted, scores, human))
+    width = max(2, *map(len, target))
+    for kind, average in (("macro", "samples"), ("micro", "micro")):
+        found = precision_recall_fscore_support(
+            _padded(target, width), _padded(chosen, width), average=average, zero_division=0.0
+        )
+        summary |= {f"{name}_{kind}": float(found[i]) for i, name in enumerate(("precision", "recall", "f1"))}
+    curves = [precision_recall_curve(h, s) for s, h in zip(soft, target, strict=True)]
     return {
-        "precision_macro": float(np.mean(both / np.maximum(claimed, 1))),
-        "recall_macro": float(np.mean(both / np.maximum(true, 1))),
-        "f1_macro": float(np.mean(2 * both / np.maximum(claimed + true, 1))),
-        "precision_micro": ratio(both.sum(), claimed.sum()),
-        "recall_micro": ratio(both.sum(), true.sum()),
-        "f1_micro": ratio(2 * both.sum(), claimed.sum() + true.sum()),
+        **summary,
+        **iou_f1(chosen, target),
+        "auprc": float(np.mean([auc(recall, precision) for precision, recall, _ in curves])),
     }
 
 
@@ -150,73 +150,31 @@ def iou_f1(predicted: Sequence[np.ndarray], human: Sequence[np.ndarray], thresho
     The scorer counts right *predicted* spans on both sides: precision over predicted, recall over human spans.
     An empty prediction has precision 0 (the scorer leaves it out of the mean, which rewards silence).
     """
-    hits, claimed, true = [], [], []
+    counts = []
     for mask, target in zip(predicted, human, strict=True):
         found, marked = spans_of(mask), spans_of(target)
-        hits.append(sum(max((_iou(span, other) for other in marked), default=0.0) >= threshold for span in found))
-        claimed.append(len(found))
-        true.append(len(marked))
-    right, predictions, truths = (np.array(counts, dtype=float) for counts in (hits, claimed, true))
-    precision, recall = np.mean(right / np.maximum(predictions, 1)), np.mean(right / np.maximum(truths, 1))
+        right = sum(max((_iou(span, other) for other in marked), default=0.0) >= threshold for span in found)
+        counts.append((right, len(found), len(marked)))
+    hits, claimed, true = np.array(counts, dtype=float).T
+    precision, recall = np.mean(hits / np.maximum(claimed, 1)), np.mean(hits / np.maximum(true, 1))
     return {
         "iou_f1_macro": ratio(2 * precision * recall, precision + recall),
-        "iou_f1_micro": ratio(2 * right.sum(), predictions.sum() + truths.sum()),
-    }
-
-
-def area_under_precision_recall(scores: Sequence[np.ndarray], human: Sequence[np.ndarray]) -> float:
-    """AUPRC: mean over examples of the area under the precision-recall curve of the words' scores.
-
-    As the scorer computes it: scikit-learn's ``precision_recall_curve`` and ``auc`` (trapezoids). Examples in
-    which every word is marked stay in.
-    """
-    curves = [precision_recall_curve(h, s) for s, h in zip(scores, human, strict=True)]
-    return float(np.mean([auc(recall, precision) for precision, recall, _ in curves]))
-
-
-def plausibility(
-    predicted: Sequence[np.ndarray], scores: Sequence[np.ndarray], human: Sequence[np.ndarray]
-) -> dict[str, float]:
-    """All of the above over the examples that have a human rationale.
-
-    Args:
-        predicted: for each example (words,) bool.
-        scores: for each example (words,) float.
-        human: for each example (words,) bool; without any True: not marked, left out.
-    """
-    marked = [row for row, mask in enumerate(human) if mask.any()]
-    summary: dict[str, float] = {"examples": len(marked), "without_human_rationale": len(human) - len(marked)}
-    if not marked:
-        return summary
-    chosen, soft, target = ([values[row] for row in marked] for values in (predicted, scores, human))
-    return {
-        **summary,
-        **token_agreement(chosen, target),
-        **iou_f1(chosen, target),
-        "auprc": area_under_precision_recall(soft, target),
+        "iou_f1_micro": ratio(2 * hits.sum(), claimed.sum() + true.sum()),
     }
 
 
 def spans_of(mask: np.ndarray) -> list[tuple[int, int]]:
     """Maximal runs of True, as (first, after the last)."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(np.int8), [0]])))
-    return [(int(start), int(stop)) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
+    return [(run.start, run.stop) for (run,) in find_objects(label(mask)[0])]
 
 
 def words_from_pieces(values: np.ndarray, continues: np.ndarray) -> np.ndarray:
-    """The largest value among each word's pieces; with bool values a word is marked if any of its pieces is.
+    """The largest value among each word's pieces, (words,) from (pieces,); of bool, whether any of them is marked.
 
-    Args:
-        values: (pieces,) bool or float.
-        continues: (pieces,) bool, whether a piece belongs to the word of the piece before it.
-
-    Returns:
-        (words,).
+    ``continues``: (pieces,) bool, whether a piece belongs to the word of the piece before it.
     """
-    if not len(values):
-        return values
-    starts = np.flatnonzero(~continues)
-    return np.maximum.reduceat(values, starts if len(starts) and starts[0] == 0 else np.append(0, starts))
+    starts = np.flatnonzero(~continues | (np.arange(len(continues)) == 0))
+    return np.maximum.reduceat(values, starts) if len(values) else values
 
 
 def _iou(first: tuple[int, int], second: tuple[int, int]) -> float:
@@ -224,45 +182,47 @@ def _iou(first: tuple[int, int], second: tuple[int, int]) -> float:
     return shared / ((first[1] - first[0]) + (second[1] - second[0]) - shared)
 
 
-# does the answer depend on the rationale, as ERASER measures it? Whose probabilities these are (the pair's own, an
+def _padded(rows: Sequence[np.ndarray], width: int, fill: int = 0) -> np.ndarray:
+    """(n, width) of rows that may be shorter."""
+    return np.stack([np.pad(row, (0, width - len(row)), constant_values=fill) for row in rows])
+
+
+def token_figures(preprocessor: Preprocessor, split: Split, mask: np.ndarray) -> dict[str, Any]:
+    """What kind of tokens an (n, N) bool mask selects, as ``tokens``; nothing for images.
+
+    ``punctuation_selected`` is to be read beside ``punctuation``, its share of all tokens of the texts.
+    """
+    if not isinstance(preprocessor, TextPreprocessor):
+        return {}
+    vocabulary = vocabulary_of(preprocessor)
+    ids = _padded(split.ids, mask.shape[1], preprocessor.special_ids["pad"])
+    kept, texts = ids[mask], ids[~vocabulary.special[ids]]
+    figures = {"special_selected": ratio(vocabulary.special[kept].sum(), len(kept))}
+    for name, kind in (("punctuation", vocabulary.punctuation), ("word_pieces", vocabulary.continues)):
+        figures[f"{name}_selected"] = ratio(kind[kept].sum(), len(kept))
+        figures[name] = ratio(kind[texts].sum(), len(texts))
+    return {"tokens": figures}
+
+
+# does the prediction depend on the rationale, as ERASER measures it? Whose probabilities these are (the pair's own, an
 # independent judge's) must be said with every figure
 
 
-def comprehensiveness(full: np.ndarray, without_rationale: np.ndarray) -> np.ndarray:
-    """p_j(x) - p_j(x without r), j the class predicted on the full input: (n,) from (n, C) twice. Higher is better."""
-    return _loss_of_confidence(full, without_rationale)
+def confidence_lost(full: np.ndarray, reduced: np.ndarray) -> np.ndarray:
+    """p_j(x) - p_j(reduced x), j the class predicted on the full input: (n,) from (n, C) twice.
 
-
-def sufficiency(full: np.ndarray, rationale_alone: np.ndarray) -> np.ndarray:
-    """p_j(x) - p_j(r), j the class predicted on the full input: (n,) from (n, C) twice. Lower is better."""
-    return _loss_of_confidence(full, rationale_alone)
-
-
-def area_over_perturbation_curve(by_size: Sequence[np.ndarray]) -> float:
-    """AOPC: plain mean over rationale sizes, then over examples, of either figure: one (n,) for each size.
-
-    Sizes that give the same mask as the one before are counted again, as the scorer does.
+    ERASER's comprehensiveness where the rationale was removed (higher is better), its sufficiency where nothing else
+    is left (lower is better). AOPC is the mean of either over rationale sizes; a size that gives the same mask as the
+    one before counts again, as in the scorer.
     """
-    return float(np.mean(np.stack(list(by_size))))
+    rows, predicted = np.arange(len(full)), full.argmax(axis=1)
+    return full[rows, predicted] - reduced[rows, predicted]
 
 
 def top_share(scores: np.ndarray, selectable: np.ndarray, share: float) -> np.ndarray:
-    """The ceil(share * n) highest-scored selectable features of each example, at least 1; lower index first.
-
-    Args:
-        scores: (n, N).
-        selectable: (n, N) bool.
-
-    Returns:
-        (n, N) bool.
-    """
+    """(n, N) bool: the ceil(share * n) best-scored selectable features of each example, at least 1, lower first."""
     mask = np.zeros(scores.shape, dtype=bool)
     ranked = np.argsort(np.where(selectable, -scores, np.inf), axis=1, kind="stable")
     for row, count in enumerate(selectable.sum(axis=1)):
         mask[row, ranked[row, : min(int(count), max(1, math.ceil(share * count - 1e-9)))]] = True
     return mask
-
-
-def _loss_of_confidence(full: np.ndarray, reduced: np.ndarray) -> np.ndarray:
-    rows, predicted = np.arange(len(full)), full.argmax(axis=1)
-    return full[rows, predicted] - reduced[rows, predicted]

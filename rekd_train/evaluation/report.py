@@ -1,12 +1,12 @@
 """The full evaluation of a checkpoint: every figure of one split in one document.
 
-One pass of the selector and one of the predictor over the split; the predictor answers to every mask while a
+One pass of the selector and one of the predictor over the split; the predictor computes on every mask while a
 batch is at hand. ``REPORT_VERSION`` rises whenever a key changes its meaning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from rekd_train.data import Split
-from rekd_train.evaluation import metrics
-from rekd_train.evaluation.agreement import human_figures, teacher_figures, token_figures
+from rekd_train.evaluation import mask_metrics, metrics
 from rekd_train.evaluation.forward import (
     ARGMAX,
+    SelectorOutputs,
+    check_comparable,
     decide,
     drawn,
     fill,
@@ -27,7 +28,6 @@ from rekd_train.evaluation.forward import (
     run_selector,
     run_split,
 )
-from rekd_train.evaluation.mask_metrics import flip_rate, pairwise_jaccard
 from rekd_train.models.rationalizer import Rationalizer
 
 REPORT_FORMAT = "rekd-evaluation"
@@ -51,7 +51,7 @@ def evaluate(
         splits: at least ``split``; without 'dev', on which it is chosen, the abstain threshold is left out.
         draws: sampled rationales of each example; below 2 the sampled mode is left out.
         teacher: compared with, mask by mask and label by label.
-        risk: share of wrong answers that the abstain threshold allows.
+        risk: share of wrong predictions that the abstain threshold allows.
         seed: of the draws and of the random baseline.
 
     Returns:
@@ -60,46 +60,105 @@ def evaluate(
     Raises:
         ConfigError: the teacher reads other features or has other labels.
     """
-    examples, labels = splits[split], splits[split].labels
+    examples, labels, policy = splits[split], splits[split].labels, rationalizer.policy
     generator = torch.Generator().manual_seed(seed)
     selector = run_selector(rationalizer, examples)
     scores, selectable = selector.scores, selector.selectable
-    stored = decide(scores, selectable, rationalizer.policy)
+    stored = decide(scores, selectable, policy)
     masks = {"stored": stored}
-    selects = rationalizer.policy.bias is not None or rationalizer.policy.budget is not None
+    selects = policy.bias is not None or policy.budget is not None
     if selects:
-        masks |= _other_masks(rationalizer, scores, selectable, stored, generator)
-        masks |= {f"draw_{i}": m for i, m in enumerate(drawn(scores, selectable, max(draws, 0), generator))}
+        masks |= _other_masks(rationalizer, selector, stored, generator)
+        masks |= {f"draw_{i}": mask for i, mask in enumerate(drawn(scores, selectable, max(draws, 0), generator))}
     logits = run_masks(rationalizer, examples, masks)
-    modes = {name: _mode(rationalizer, mask, logits[name], selectable, labels) for name, mask in masks.items()}
+    predicted = {name: found.argmax(axis=1) for name, found in logits.items()}
+    counts = selectable.sum(dim=1).numpy()
+    limits, positions = policy.limits(counts), rationalizer.preprocessor.positions
+    selections = {
+        name: metrics.selection_summary(mask.sum(dim=1).numpy(), counts, limits, positions)
+        for name, mask in masks.items()
+    }
+    modes = {
+        name: {
+            "accuracy": metrics.accuracy(logits[name], labels),
+            "macro_f1": metrics.macro_f1(predicted[name], labels),
+            **selections[name],
+        }
+        for name in masks
+    }
     report: dict[str, Any] = {
         "format": REPORT_FORMAT,
         "version": REPORT_VERSION,
         "split": split,
         "examples": len(examples),
-        "policy": rationalizer.policy.model_dump(),
+        "policy": policy.model_dump(),
         "operator": rationalizer.predictor.operator,
-        "classification": _classification(logits["stored"], labels, rationalizer.labels),
+        "classification": {
+            "accuracy": modes["stored"]["accuracy"],
+            "macro_f1": modes["stored"]["macro_f1"],
+            "never_predicted": metrics.never_predicted(predicted["stored"], labels, rationalizer.labels),
+            "per_class": metrics.per_class(predicted["stored"], labels, rationalizer.labels),
+        },
         "calibration": _calibration(rationalizer, logits["stored"], splits, split, risk),
-        "rate": _rates(rationalizer, stored, selectable),
+        "rate": selections["stored"],
     }
     if selects:
-        report["modes"] = {name: modes[name] for name in ("stored", "argmax", "fill")} | _sampled(masks, logits, modes)
+        accuracies = [modes[f"rate_{rate}"]["accuracy"] for rate in CURVE_RATES]
+        report["modes"] = {name: modes[name] for name in ("stored", "argmax", "fill")}
+        report["modes"] |= _sampled(masks, predicted, modes)
         report["baselines"] = {name: modes[name] for name in ("random", "first")}
-        report["curve"] = _curve([modes[f"rate_{rate}"] for rate in CURVE_RATES])
-        report["selector"] = _selector_calibration(scores, selectable, stored, masks["argmax"])
-        report |= token_figures(rationalizer.preprocessor, examples, stored)
-        report |= human_figures(rationalizer.preprocessor, examples, scores, selectable, stored)
+        report["curve"] = {
+            "rates": list(CURVE_RATES),
+            "realised": [modes[f"rate_{rate}"]["rate"] for rate in CURVE_RATES],
+            "accuracies": accuracies,
+            "area": metrics.area_under_curve(CURVE_RATES, accuracies),
+        }
+        report["selector"] = {  # does it keep as many as its probabilities promise? (mean counts)
+            "expected_count": float(torch.where(selectable, torch.sigmoid(scores), 0.0).sum(dim=1).mean()),
+            "argmax_count": modes["argmax"]["count_mean"],
+            "stored_count": modes["stored"]["count_mean"],
+        }
+        arrays = scores.numpy(), selectable.numpy(), stored.numpy()
+        report |= mask_metrics.token_figures(rationalizer.preprocessor, examples, stored.numpy())
+        report |= mask_metrics.reason_figures(rationalizer.preprocessor, examples, *arrays)
     if teacher is not None:
-        report["teacher"] = teacher_figures(rationalizer, teacher, examples, selector, stored, logits["stored"])
+        report["teacher"] = _teacher(rationalizer, teacher, examples, selector, stored, predicted["stored"])
     return report
 
 
+def _teacher(
+    student: Rationalizer, teacher: Rationalizer, split: Split, selector: SelectorOutputs, mask: Tensor,
+    predicted: np.ndarray,
+) -> dict[str, float]:  # fmt: skip
+    """How far a student decides as its teacher does, both noise-free by their stored policies."""
+    check_comparable(student, teacher)
+    theirs = run_selector(teacher, split)
+    their_mask = decide(theirs.scores, theirs.selectable, teacher.policy)
+    their_labels = run_masks(teacher, split, {"own": their_mask})["own"].argmax(axis=1)
+    width = min(selector.scores.shape[1], theirs.scores.shape[1])  # one that may select padding is padded wider
+    both, scores, their_scores, mask, their_mask = (
+        value[:, :width].numpy()
+        for value in (
+            selector.selectable[:, :width] & theirs.selectable[:, :width], selector.scores, theirs.scores, mask,
+            their_mask,
+        )
+    )  # fmt: skip
+    shared = mask_metrics.overlap(mask & both, their_mask & both)
+    return {
+        "accuracy": float(np.mean(their_labels == split.labels)),
+        "label_agreement": float(np.mean(their_labels == predicted)),
+        "mask_jaccard": shared["jaccard"],
+        "mask_f1": shared["f1"],
+        "score_rank_correlation": mask_metrics.rank_correlation(scores, their_scores, both),
+        "selection_divergence": mask_metrics.selection_divergence(their_scores, scores, both),
+    }
+
+
 def _other_masks(
-    rationalizer: Rationalizer, scores: Tensor, selectable: Tensor, stored: Tensor, generator: torch.Generator
+    rationalizer: Rationalizer, selector: SelectorOutputs, stored: Tensor, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """By name: the noise-free modes beside the stored one, the baselines of equal size, the curve."""
-    policy = rationalizer.policy
+    scores, selectable, policy = selector.scores, selector.selectable, rationalizer.policy
     budget = policy.budget
     if budget is None:  # no limit of its own: fill to the rate that it realises
         budget = float((stored.sum(dim=1) / selectable.sum(dim=1).clamp(min=1)).mean())
@@ -112,30 +171,22 @@ def _other_masks(
     }
 
 
-def _classification(logits: np.ndarray, labels: np.ndarray, names: list[str]) -> dict[str, Any]:
-    predicted = logits.argmax(axis=1)
-    return {
-        "accuracy": metrics.accuracy(logits, labels),
-        "macro_f1": metrics.macro_f1(predicted, labels),
-        "never_predicted": metrics.never_predicted(predicted, labels, names),
-        "per_class": metrics.per_class(predicted, labels, names),
-    }
-
-
 def _calibration(
     rationalizer: Rationalizer, logits: np.ndarray, splits: Mapping[str, Split], split: str, risk: float
 ) -> dict[str, Any]:
     """Before and after the fitted temperature, and when to abstain: chosen on dev, realised on the split."""
+
+    def confident(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        probabilities = rationalizer.probabilities(torch.from_numpy(logits)).numpy()
+        return probabilities, probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+
     labels = splits[split].labels
-    probabilities = rationalizer.probabilities(torch.from_numpy(logits)).numpy()
+    probabilities, confidence, correct = confident(logits, labels)
     plain = torch.softmax(torch.from_numpy(logits), dim=1).numpy()
-    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     abstain = {"aurc": metrics.area_under_risk_coverage(confidence, correct)}
     if "dev" in splits:
-        dev_logits = logits if split == "dev" else run_split(rationalizer, splits["dev"]).class_logits
-        dev = rationalizer.probabilities(torch.from_numpy(dev_logits)).numpy()
-        right = dev.argmax(axis=1) == splits["dev"].labels
-        threshold = metrics.abstain_threshold(dev.max(axis=1), right, risk)
+        dev = logits if split == "dev" else run_split(rationalizer, splits["dev"]).class_logits
+        threshold = metrics.abstain_threshold(*confident(dev, splits["dev"].labels)[1:], risk)
         answered = confidence >= (np.inf if threshold is None else threshold)
         abstain |= {
             "risk_wanted": risk,
@@ -145,72 +196,28 @@ def _calibration(
         }
     return {
         "temperature": rationalizer.probability_temperature,
-        **_scores(probabilities, labels),
-        "uncalibrated": _scores(plain, labels),
+        **metrics.calibration(probabilities, labels),
+        "uncalibrated": metrics.calibration(plain, labels),
         "abstain": abstain,
     }
 
 
-def _scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    return {
-        "nll": metrics.negative_log_likelihood(probabilities, labels),
-        "brier": metrics.brier_score(probabilities, labels),
-        "ece": metrics.expected_calibration_error(probabilities, labels),
-        "ece_equal_mass": metrics.expected_calibration_error(probabilities, labels, equal_mass=True),
-    }
-
-
-def _rates(rationalizer: Rationalizer, mask: Tensor, selectable: Tensor) -> dict[str, float]:
-    kept, counts = mask.sum(dim=1).numpy(), selectable.sum(dim=1).numpy()
-    limits, positions = rationalizer.policy.limits(counts), rationalizer.preprocessor.positions
-    return metrics.rate_summary(kept, counts, limits, positions)
-
-
-def _mode(
-    rationalizer: Rationalizer, mask: Tensor, logits: np.ndarray, selectable: Tensor, labels: np.ndarray
-) -> dict[str, float]:
-    return {
-        "accuracy": metrics.accuracy(logits, labels),
-        "macro_f1": metrics.macro_f1(logits.argmax(axis=1), labels),
-        **_rates(rationalizer, mask, selectable),
-    }
-
-
 def _sampled(
-    masks: Mapping[str, Tensor], logits: Mapping[str, np.ndarray], modes: Mapping[str, dict[str, float]]
+    masks: Mapping[str, Tensor], predicted: Mapping[str, np.ndarray], modes: Mapping[str, dict[str, float]]
 ) -> dict[str, Any]:
     """Means over the draws and how far they differ; nothing for less than two."""
     draws = [name for name in masks if name.startswith("draw_")]
     if len(draws) < 2:
         return {}
     each = [modes[name] for name in draws]
-    sampled = {
-        "draws": len(draws),
-        "accuracy_std": float(np.std([figures["accuracy"] for figures in each], ddof=1)),
-        "flip_rate": flip_rate(np.stack([logits[name].argmax(axis=1) for name in draws])),
-        "mask_jaccard": pairwise_jaccard(np.stack([masks[name].numpy() for name in draws])),
-        **{key: float(np.mean([figures[key] for figures in each])) for key in each[0]},
-    }
-    return {"sampled": sampled}
-
-
-def _curve(modes: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """Accuracy given exactly so many of the features, the highest scores first; a mode for each of CURVE_RATES."""
-    accuracies = [mode["accuracy"] for mode in modes]
     return {
-        "rates": list(CURVE_RATES),
-        "realised": [mode["rate"] for mode in modes],
-        "accuracies": accuracies,
-        "area": metrics.area_under_curve(CURVE_RATES, accuracies),
-    }
-
-
-def _selector_calibration(scores: Tensor, selectable: Tensor, stored: Tensor, argmax: Tensor) -> dict[str, float]:
-    """Does the selector keep as many as its probabilities promise? (mean counts)"""
-    return {
-        "expected_count": float(torch.where(selectable, torch.sigmoid(scores), 0.0).sum(dim=1).mean()),
-        "argmax_count": float(argmax.sum(dim=1).float().mean()),
-        "stored_count": float(stored.sum(dim=1).float().mean()),
+        "sampled": {
+            "draws": len(draws),
+            "accuracy_std": float(np.std([figures["accuracy"] for figures in each], ddof=1)),
+            "flip_rate": mask_metrics.flip_rate(np.stack([predicted[name] for name in draws])),
+            "mask_jaccard": mask_metrics.pairwise_jaccard(np.stack([masks[name].numpy() for name in draws])),
+            **{key: float(np.mean([figures[key] for figures in each])) for key in each[0]},
+        }
     }
 
 
@@ -222,9 +229,7 @@ def report_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
             continue
         if section == "curve":
             points = zip(content["rates"], content["accuracies"], strict=True)
-            rows += [(section, f"accuracy at {rate:.0%}", shown(value)) for rate, value in points]
-            rows.append((section, "area", shown(content["area"])))
-            continue
+            content = {f"accuracy at {rate:.0%}": value for rate, value in points} | {"area": content["area"]}
         rows += [(section, name, shown(value)) for name, value in _flat(content)]
     return rows
 

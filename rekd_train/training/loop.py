@@ -14,11 +14,11 @@ from rekd_train.data import Split
 from rekd_train.errors import TrainingError
 from rekd_train.models.base import TextBackbone
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.training.batches import Batch, Batches, key
+from rekd_train.training.losses import key
 from rekd_train.training.objectives import Figures, Objective
-from rekd_train.training.observers import Observer, Watch
-from rekd_train.training.runtime import Runtime
-from rekd_train.training.state import Best, Snapshot, StateStore, pair_state
+from rekd_train.training.observers import Best, Observer, Watch
+from rekd_train.training.runtime import Batch, Batches, Runtime
+from rekd_train.training.state import Snapshot, StateStore, pair_state
 
 READ_EVERY = 20
 """Steps between readings: only then does the host wait for the device."""
@@ -29,26 +29,21 @@ class Stage:
     """One stage of a run."""
 
     name: str
-    number: int
-    """Place in the run: keys its noise, tells resumed runs where they were."""
+    number: int  # in the run: keys its noise, tells resumed runs where they were
     epochs: float
 
 
+@dataclass
 class Loop:
-    """Runs objectives over the training split.
+    """Runs objectives over the training split."""
 
-    Args:
-        store: where states are saved; None: nowhere.
-        snapshot: a state to go on from; the pair already has its weights.
-    """
-
-    def __init__(
-        self, config: RunConfig, pair: Rationalizer, train: Split, runtime: Runtime, observer: Observer,
-        store: StateStore | None = None, snapshot: Snapshot | None = None,
-    ) -> None:  # fmt: skip
-        self.config, self.pair, self.train = config, pair, train
-        self.runtime, self.observer, self.store = runtime, observer, store
-        self._snapshot = snapshot
+    config: RunConfig
+    pair: Rationalizer
+    train: Split
+    runtime: Runtime
+    observer: Observer
+    store: StateStore | None = None  # where states are saved
+    snapshot: Snapshot | None = None  # a state to go on from; the pair already has its weights
 
     def seed(self, stage: Stage) -> int:
         """Key of everything random in a stage, but initial weights."""
@@ -57,20 +52,14 @@ class Loop:
     def run(
         self, stage: Stage, objective: Objective, evaluate: Callable[[int], dict[str, float]] | None = None
     ) -> None:
-        """Train an objective's parameters and leave them at their best state.
-
-        Args:
-            evaluate: measures the pair after so many steps.
+        """Train an objective's parameters and leave them at their best state; ``evaluate`` measures after a step.
 
         Raises:
             TrainingError: diverged, collapsed, or a state cannot be saved.
         """
-        _Run(self, stage, objective, evaluate).run(self._taken(stage))
-
-    def _taken(self, stage: Stage) -> Snapshot | None:
-        """The state to go on from, if it is within this stage."""
-        snapshot, self._snapshot = self._snapshot, None
-        return snapshot if snapshot and (snapshot.stage, snapshot.step > 0) == (stage.number, True) else None
+        snapshot, self.snapshot = self.snapshot, None
+        within = snapshot is not None and snapshot.stage == stage.number and snapshot.step > 0
+        _Run(self, stage, objective, evaluate).run(snapshot if within else None)
 
 
 class _Run:
@@ -81,12 +70,9 @@ class _Run:
         self._config, self._runtime = loop.config, loop.runtime
         settings = self._config.optimisation
         self._steps = max(1, round(stage.epochs * len(loop.train) / settings.batch_size))
-        self._batches = Batches(
-            loop.train, settings.batch_size, self._steps, loop.seed(stage),
-            self._config.acceleration.length_buckets, self._runtime, self._config.data.class_weights,
-        )  # fmt: skip
-        self._optimiser = optimiser_for(objective, settings, self._config.acceleration.fused_optimiser)
-        self._rates = [group["lr"] for group in self._optimiser.param_groups]
+        self._batches = Batches(self._config, loop.train, self._steps, loop.seed(stage), self._runtime)
+        self._optimiser = optimiser_for(objective, settings)
+        self._peaks = [group["lr"] for group in self._optimiser.param_groups]
         self._best = Best(self._config.stages.best_metric)
         self._watch = Watch(stage.name, self._config, READ_EVERY)
         self._points = self._evaluation_points() if evaluate else set()
@@ -117,20 +103,20 @@ class _Run:
         self._runtime.release()
 
     def _update(self, module: torch.nn.Module, batch: Batch) -> None:
-        settings = self._config.optimisation
+        settings, processes = self._config.optimisation, self._runtime.processes
         progress = (batch.step + 1) / (self._steps + 1)
         factor = learning_rate_factor(progress, settings.warmup, settings.schedule == "linear")
-        for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
-            group["lr"] = rate * factor
+        for group, peak in zip(self._optimiser.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * factor
         # dropout draws from torch's own generator: seeded anew in each step it needs no state to go on from
         torch.manual_seed(key(self._loop.seed(self._stage), batch.step, self._runtime.rank) >> 1)
         figures = module(batch)
         loss = figures.pop("loss")
         self._optimiser.zero_grad(set_to_none=True)
-        (loss * self._runtime.processes).backward()  # gradients are averaged, the parts of the loss add up
+        (loss * processes).backward()  # gradients are averaged, the parts of the loss add up
         if settings.gradient_clip is not None:
-            norm = torch.nn.utils.clip_grad_norm_(self._objective.parameters(), settings.gradient_clip, foreach=True)
-            figures["gradient_norm"] = norm / self._runtime.processes  # the same everywhere, and parts add up
+            norm = nn.utils.clip_grad_norm_(self._objective.parameters(), settings.gradient_clip, foreach=True)
+            figures["gradient_norm"] = norm / processes  # the same everywhere, and parts add up
         self._optimiser.step()
         figures["loss"] = loss.detach()
         for name, value in figures.items():
@@ -142,11 +128,12 @@ class _Run:
         if done % READ_EVERY and done != self._steps and not self._saved_after(done):
             return {}
         names = sorted(self._sums)
-        values = self._runtime.total(torch.stack([self._sums[name].float() for name in names])).tolist()
-        figures = dict(zip(names, values, strict=True))
-        if "kept" in figures:
-            figures["rate"] = figures.pop("kept") / max(figures.pop("features"), 1.0)
-        figures = {name: value if name == "rate" else value / self._since_reading for name, value in figures.items()}
+        sums = self._runtime.total(torch.stack([self._sums[name].float() for name in names])).tolist()
+        totals = dict(zip(names, sums, strict=True))
+        kept, features = totals.pop("kept", None), totals.pop("features", None)
+        figures = {name: value / self._since_reading for name, value in totals.items()}
+        if kept is not None:
+            figures["selection_rate"] = kept / max(features, 1.0)
         self._judge(done, figures)
         now = time.perf_counter()
         examples = self._since_reading * self._config.optimisation.batch_size
@@ -159,7 +146,9 @@ class _Run:
         try:
             self._watch.judge(done, figures)
         except TrainingError as error:
-            raise TrainingError(f"{error}{self._last_good()}") from None
+            path = self._loop.store.path if self._loop.store is not None else None
+            advice = f"; the last good state is in {path}: go on from it with --resume and --set"
+            raise TrainingError(f"{error}{advice if path and path.exists() else ''}") from None
 
     def _judged(self, done: int) -> bool:
         """Measure dev; whether the stage ends early."""
@@ -186,15 +175,14 @@ class _Run:
 
     def _save(self, done: int) -> None:
         """Save the state, unless it is in doubt: the last good one stays."""
-        store = self._loop.store
         if not self._watch.healthy or not self._finite():
             return
         if self._runtime.is_main:
-            store.save(
+            self._loop.store.save(
                 Snapshot(
                     stage=self._stage.number, step=done, **pair_state(self._loop.pair),
                     objective=self._objective.state_dict(), optimiser=self._optimiser.state_dict(),
-                    progress={"best": self._best.state(), "rates": self._watch.rates},
+                    progress={"best": vars(self._best), "rates": self._watch.selection_rates},
                 )
             )  # fmt: skip
         self._runtime.wait()
@@ -202,26 +190,16 @@ class _Run:
     def _restore(self, snapshot: Snapshot) -> int:
         self._objective.load_state_dict(snapshot.objective)
         self._optimiser.load_state_dict(snapshot.optimiser)
-        self._best.restore(snapshot.progress["best"])
-        self._watch = Watch(self._stage.name, self._config, READ_EVERY, snapshot.progress["rates"])
+        vars(self._best).update(snapshot.progress["best"])
+        self._watch.selection_rates = snapshot.progress["rates"]
         return snapshot.step
 
     def _finite(self) -> bool:
         norms = torch._foreach_norm([parameter.detach() for parameter in self._objective.parameters()])
         return bool(torch.stack(norms).isfinite().all())
 
-    def _last_good(self) -> str:
-        store = self._loop.store
-        if store is None or not store.path.exists():
-            return ""
-        return f"; the last good state is in {store.path}: go on from it with --resume and --set"
 
-
-
-
-
-
-def optimiser_for(module: nn.Module, settings: OptimisationConfig, fused: bool = True) -> torch.optim.AdamW:
+def optimiser_for(module: nn.Module, settings: OptimisationConfig) -> torch.optim.AdamW:
     """AdamW over the trainable parameters.
 
     Word embeddings have their own rate; biases, norms and word embeddings do not decay, unless everything does.
@@ -240,7 +218,7 @@ def optimiser_for(module: nn.Module, settings: OptimisationConfig, fused: bool =
             kind = "embeddings" if id(parameter) in tables else "matrices" if parameter.ndim > 1 else "vectors"
             groups[kind]["params"].append(parameter)
     present = [group for group in groups.values() if group["params"]]
-    return torch.optim.AdamW(present, lr=rate, betas=settings.betas, fused=fused)
+    return torch.optim.AdamW(present, lr=rate, betas=settings.betas, fused=True)
 
 
 def word_tables(module: nn.Module) -> list[nn.Parameter]:

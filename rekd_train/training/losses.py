@@ -1,55 +1,112 @@
-"""The losses as pure functions (REKD sec. 3), and the quantities in them that are annealed.
+"""The formulas of training as pure functions: noise, losses, annealing (REKD sec. 3).
 
 Shapes: B = batch, N = positions, C = classes. Every loss is a scalar tensor.
+
+A draw is a hash of (seed, stage, purpose, step) and of the example's index and position. So the noise of an example
+is the same however a batch is split over processes, and a resumed run draws what an uninterrupted one would have
+drawn, without a generator's state. The hash is SplitMix64's finaliser, on any device.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, nll_loss
 
-from rekd_train.config.run import TemperatureConfig
+from rekd_train.config.run import SelectionConfig, TemperatureConfig
+
+_Word = TypeVar("_Word", int, Tensor)
+_WORD = (1 << 64) - 1
+
+
+def _signed(word: int) -> int:
+    return (word & _WORD ^ 1 << 63) - (1 << 63)
+
+
+_GOLDEN, _FIRST, _SECOND = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+_BITS = 23
+"""Bits of a draw: (x + 1/2) / 2^23 is exact in float32 and never 0 or 1."""
+
+
+def key(*numbers: int) -> int:
+    """One 64-bit key from a sequence of integers."""
+    state = 0
+    for number in numbers:
+        state = _mix((state + _GOLDEN) ^ number) & _WORD
+    return state
+
+
+def uniform_scalar(stream: int) -> float:
+    """One draw from (0, 1) on the host."""
+    return (_shifted(_mix(stream + _GOLDEN), 64 - _BITS) + 0.5) / (1 << _BITS)
+
+
+def uniform(stream: int, examples: Tensor, width: int, channels: int | None = None) -> Tensor:
+    """Draws from (0, 1), float32: (B, width), or (B, width, channels), for (B,) int64 indices of examples.
+
+    What an example and a position draw does not depend on ``width``, so padding changes no draw.
+    """
+    rows = _mix(examples * _GOLDEN + _signed(stream))
+    indices = torch.arange(width * (channels or 1), device=examples.device) + 1
+    bits = _mix(rows[:, None] + indices * _GOLDEN)
+    draws = (_shifted(bits, 64 - _BITS).float() + 0.5) / (1 << _BITS)
+    return draws if channels is None else draws.view(len(examples), width, channels)
+
+
+def gumbel(stream: int, examples: Tensor, width: int) -> Tensor:
+    """Standard Gumbel noise -log(-log U) for both choices of every position: (B, width, 2) float32."""
+    return -torch.log(-torch.log(uniform(stream, examples, width, 2)))
+
+
+def _mix(state: _Word) -> _Word:
+    """Of an int only the low 64 bits count; int64 tensors wrap around."""
+    state = (state ^ _shifted(state, 30)) * _FIRST
+    state = (state ^ _shifted(state, 27)) * _SECOND
+    return state ^ _shifted(state, 31)
+
+
+def _shifted(state: _Word, bits: int) -> _Word:
+    """Logical shift to the right: torch's own keeps the sign."""
+    return (state >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def prediction_loss(class_logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Cross-entropy, batch mean: (B, C) logits against (B,) int64 labels.
+    """Cross-entropy, batch mean: (B, C) logits against (B,) int64 labels, with (B,) float weights or none.
 
-    Args:
-        weights: (B,) float, of the examples; None: all 1. The mean is over the examples, not over their weights, so
-            that the losses of a batch's parts add up.
+    The mean is over the examples, not over their weights, so that the losses of a batch's parts add up.
     """
     if weights is None:
         return cross_entropy(class_logits, labels)
     return (weights * cross_entropy(class_logits, labels, reduction="none")).mean()
 
 
-def batch_penalty(kept: Tensor, features: Tensor, target: float, examples: int | None = None) -> Tensor:
-    """How far a whole batch is from the target: the paper's, which leaves each example free.
+def penalised_features(real: Tensor, positions: int, selection: SelectionConfig) -> Tensor:
+    """N of the penalty: (B,) float32 from (B,) real features.
 
-    Args:
-        kept: scalar, features kept in the batch; carries the selector's gradient.
-        features: scalar, features of the batch.
-        target: wanted share.
-        examples: None: (r - target)^2 on shares; a number: (mean count - target N)^2 on counts.
+    ``positions``: of the longest input, not the width of this batch: padding must not change the penalty.
     """
-    if examples is None:
-        return (kept / features.clamp(min=1) - target).square()
-    return ((kept - target * features) / examples).square()
+    return torch.full_like(real, positions, dtype=torch.float32) if selection.denominator == "all" else real.float()
 
 
-def example_penalty(kept: Tensor, features: Tensor, target: float, on_counts: bool) -> Tensor:
-    """How far each example is from the target, batch mean.
+def selection_penalty(
+    kept: Tensor, features: Tensor, selection: SelectionConfig, examples: int,
+    total: Callable[[Tensor], Tensor] = lambda value: value,
+) -> Tensor:  # fmt: skip
+    """L_select: how far the whole batch is from the target, as in the paper, or the mean over its examples.
 
-    Args:
-        kept: (B,) float, features kept; carries the selector's gradient.
-        features: (B,) float.
-        target: wanted share.
-        on_counts: (count - target N)^2; otherwise (rate - target)^2.
+    On shares (rate - target)^2, on counts (mean count - target N)^2. ``kept`` and ``features``: (B,) float, of this
+    part of a batch of so many ``examples``; ``total``: the sum over the parts.
     """
-    if on_counts:
-        return (kept - target * features).square().mean()
-    return (kept / features.clamp(min=1) - target).square().mean()
+    if selection.penalty_per == "example":
+        examples = 1
+    else:
+        kept, features = total(torch.stack([kept.sum(), features.sum()]))
+    if selection.penalty_on == "counts":
+        return ((kept - selection.target * features) / examples).square().mean()
+    return (kept / features.clamp(min=1) - selection.target).square().mean()
 
 
 def discontinuity(mask: Tensor, selectable: Tensor, columns: int | None) -> Tensor:
@@ -59,33 +116,37 @@ def discontinuity(mask: Tensor, selectable: Tensor, columns: int | None) -> Tens
     grid along both axes. Squared instead of absolute differences: equal for a mask of 0 and 1, and smooth.
 
     Args:
-        mask: (B, N) float, carries the selector's gradient.
+        mask: (B, N) float.
         selectable: (B, N) bool; pairs with a position that is not selectable do not count.
         columns: features in each row of a grid; None: the features are one line.
     """
-    kept = torch.where(selectable, mask, 0.0)
-    if columns is None:
-        axes = [(kept[:, 1:] - kept[:, :-1], selectable[:, 1:] & selectable[:, :-1])]
-    else:
-        grid, real = (value.unflatten(1, (-1, columns)) for value in (kept, selectable))
-        axes = [
-            (grid[:, 1:] - grid[:, :-1], real[:, 1:] & real[:, :-1]),
-            (grid[:, :, 1:] - grid[:, :, :-1], real[:, :, 1:] & real[:, :, :-1]),
-        ]
-    changes = sum(torch.where(both, difference.square(), 0.0).flatten(1).sum(dim=1) for difference, both in axes)
+    shape = (-1, columns or mask.shape[1])
+    kept, real = torch.where(selectable, mask, 0.0).unflatten(1, shape), selectable.unflatten(1, shape)
+    changes: Tensor | int = 0
+    for axis in (1, 2):
+        pairs = real.shape[axis] - 1
+        both = real.narrow(axis, 0, pairs) & real.narrow(axis, 1, pairs)
+        changes = changes + torch.where(both, kept.diff(dim=axis).square(), 0.0).flatten(1).sum(dim=1)
     return (changes / selectable.sum(dim=1).clamp(min=1)).mean()
 
 
 def rationale_distillation(teacher_log_soft: Tensor, student_log_soft: Tensor, selectable: Tensor) -> Tensor:
-    """KL(teacher || student) of the select/skip choice, summed over selectable positions, batch mean.
+    """KL(teacher || student) of the select/skip choice, summed over selectable positions (B, N), batch mean.
 
-    Args:
-        teacher_log_soft: (B, N, 2) log-probabilities.
-        student_log_soft: (B, N, 2) log-probabilities.
-        selectable: (B, N) bool.
+    Both are (B, N, 2) log-probabilities.
     """
     divergence = kl_div(student_log_soft, teacher_log_soft, reduction="none", log_target=True).sum(dim=-1)
     return torch.where(selectable, divergence, 0.0).sum() / len(selectable)
+
+
+def hard_rationale_distillation(teacher_mask: Tensor, student_log_soft: Tensor, selectable: Tensor) -> Tensor:
+    """Cross-entropy of the student's choice against the teacher's (B, N) decision, summed over positions, batch mean.
+
+    The student's side is its relaxed distribution, so a wrong choice has a gradient. (The authors' hard
+    labels compare with the straight-through one-hot, which gives a wrong choice none.)
+    """
+    surprise = -student_log_soft.gather(-1, teacher_mask.to(torch.int64).unsqueeze(-1)).squeeze(-1)
+    return torch.where(selectable, surprise, 0.0).sum() / len(selectable)
 
 
 def prediction_distillation(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
@@ -95,22 +156,7 @@ def prediction_distillation(teacher_logits: Tensor, student_logits: Tensor, temp
     return temperature**2 * kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
-def rationale_imitation(teacher_mask: Tensor, student_log_soft: Tensor, selectable: Tensor) -> Tensor:
-    """Cross-entropy of the student's choice against the teacher's decision, summed over positions, batch mean.
-
-    The student's side is its relaxed distribution, so a wrong choice has a gradient. (The authors' hard
-    labels compare with the straight-through one-hot, which gives a wrong choice none.)
-
-    Args:
-        teacher_mask: (B, N) bool.
-        student_log_soft: (B, N, 2) log-probabilities.
-        selectable: (B, N) bool.
-    """
-    surprise = -student_log_soft.gather(-1, teacher_mask.to(torch.int64).unsqueeze(-1)).squeeze(-1)
-    return torch.where(selectable, surprise, 0.0).sum() / len(selectable)
-
-
-def prediction_imitation(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+def hard_prediction_distillation(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     """Cross-entropy against the teacher's label, batch mean: (B, C) logits."""
     return nll_loss(torch.log_softmax(student_logits, dim=-1), teacher_logits.argmax(dim=-1))
 
@@ -120,15 +166,6 @@ def annealed_temperature(progress: float, settings: TemperatureConfig) -> float:
     return settings.start * (settings.end / settings.start) ** progress
 
 
-def refreshed_step(step: int, refresh: int) -> int:
-    """The step whose temperature the step ``step`` (from 0) takes: it changes every ``refresh`` steps.
-
-    The authors count steps from 1 and change it in those that ``refresh`` divides, so the first refresh - 1 steps
-    run at tau_0. With a refresh of 1 each step takes its own, from tau_0 on.
-    """
-    return step if refresh == 1 else step + 1 - (step + 1) % refresh
-
-
 def annealed_alpha(progress: float, settings: TemperatureConfig) -> float:
     """alpha = (tau_0 - tau) / (tau_0 - tau_K): from pure distillation to pure rationale extraction."""
     if settings.start == settings.end:
@@ -136,3 +173,9 @@ def annealed_alpha(progress: float, settings: TemperatureConfig) -> float:
     return (settings.start - annealed_temperature(progress, settings)) / (settings.start - settings.end)
 
 
+def refreshed_step(step: int, refresh: int) -> int:
+    """The step whose temperature the step ``step`` (from 0) takes: it changes every ``refresh`` steps.
+
+    The authors count steps from 1 and change it in those that ``refresh`` divides. With 1 each step takes its own.
+    """
+    return step if refresh == 1 else step + 1 - (step + 1) % refresh

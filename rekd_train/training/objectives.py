@@ -1,4 +1,4 @@
-"""The loss of each stage, as modules that hold what is trained.
+"""The loss of each stage, as modules that hold what is trained; and the frozen teacher that they learn from.
 
 ``forward(batch)`` gives this process's parts of the figures: over the processes they add up to those of the
 whole batch. ``loss`` carries the gradient; ``kept`` and ``features`` count, the others are detached losses.
@@ -7,18 +7,19 @@ whole batch. ``loss`` carries the gradient; ``kept`` and ``features`` count, the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rekd_train.config.run import DistillationConfig, RunConfig
+from rekd_train.config.run import RunConfig
+from rekd_train.data import Split
 from rekd_train.models.base import Predictor
-from rekd_train.models.gates import relaxed_log_choice, straight_through_gate
+from rekd_train.models.gates import apply_policy, relaxed_log_choice, selection_scores, straight_through_gate
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training import losses
-from rekd_train.training.batches import Batch, gumbel, key, uniform, uniform_scalar
-from rekd_train.training.runtime import Runtime
-from rekd_train.training.teacher import Teacher
+from rekd_train.training.losses import gumbel, key, uniform, uniform_scalar
+from rekd_train.training.runtime import Batch, Runtime, run_frozen
 
 QUIET_TEMPERATURE = 2.0
 """tau of the prediction term in stages without an annealed one."""
@@ -26,25 +27,73 @@ QUIET_TEMPERATURE = 2.0
 Figures = dict[str, Tensor]
 
 
+class Teacher:
+    """A frozen pair: computed in every step, or once over a split whose examples stay the same (``remembered``)."""
+
+    def __init__(self, pair: Rationalizer, runtime: Runtime, precision: str, remembered: Split | None = None) -> None:
+        self._pair, self._runtime, self._precision = pair.to(runtime.device).eval(), runtime, precision
+        self._latest: tuple[Batch, Tensor, Tensor] | None = None
+        self._memory: tuple[Tensor, Tensor, Tensor] | None = None
+        if remembered is not None:
+            logits, mask, classes = run_frozen(remembered, runtime, precision, self._everything, count=3)
+            self._memory = logits, mask.bool(), classes
+
+    def selector_logits(self, batch: Batch, positions: int) -> Tensor:
+        """(B, N, 2) float32."""
+        return self._selector(batch)[0][:, :positions]
+
+    def mask(self, batch: Batch, positions: int) -> Tensor:
+        """(B, N) bool: the rationale by the teacher's stored policy."""
+        return self._selector(batch)[1][:, :positions]
+
+    def class_logits(self, batch: Batch) -> Tensor:
+        """(B, C) float32 on the teacher's own rationale."""
+        return self._memory[2][batch.indices] if self._memory else self.class_logits_on(batch, self._selector(batch)[1])
+
+    @torch.no_grad()
+    def class_logits_on(self, batch: Batch, mask: Tensor) -> Tensor:
+        """(B, C) float32 on another mask (B, N)."""
+        with self._runtime.autocast(self._precision):
+            return self._pair.class_logits(batch.inputs, mask.detach()).float()
+
+    @torch.no_grad()
+    def _selector(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits and mask, as wide as the longest example of the batch or of what is remembered."""
+        if self._memory:
+            return self._memory[0][batch.indices], self._memory[1][batch.indices]
+        if self._latest is None or self._latest[0] is not batch:
+            pair = self._pair
+            with self._runtime.autocast(self._precision):
+                logits = pair.selector_logits(batch.inputs).float()
+            mask = apply_policy(selection_scores(logits), pair.selectable(batch.inputs), pair.policy, pair.capacity)
+            self._latest = batch, logits, mask
+        return self._latest[1:]
+
+    def _everything(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        return *self._selector(batch), self.class_logits(batch)
+
+
 class Objective(nn.Module, ABC):
     """What one stage minimises; its parameters are what the stage trains.
 
     Args:
-        seed: of the stage's noise, a ``batches.key``.
+        seed: of the stage's noise, a ``losses.key``.
         teacher: learned from, too; None: labels only.
+        predictor: None: the pair's own.
     """
 
+    trains_selector = False
+
     def __init__(
-        self, config: RunConfig, pair: Rationalizer, runtime: Runtime, seed: int, teacher: Teacher | None
-    ) -> None:
+        self, config: RunConfig, pair: Rationalizer, runtime: Runtime, seed: int, teacher: Teacher | None = None,
+        predictor: Predictor | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.config, self.runtime, self.seed, self.teacher = config, runtime, seed, teacher
-        self._pair = (pair,)  # in a tuple it is no submodule: only what a stage registers is trained
-
-    @property
-    def pair(self) -> Rationalizer:
-        """The pair whose parts are trained."""
-        return self._pair[0]
+        self.__dict__["pair"] = pair  # no submodule: only what a stage registers is trained
+        if self.trains_selector:
+            self.selector = pair.selector
+        self.predictor = predictor or pair.predictor
 
     def forward(self, batch: Batch) -> Figures:
         """This process's parts of the figures."""
@@ -62,8 +111,14 @@ class Objective(nn.Module, ABC):
         if self.teacher is None or settings.alpha == 1.0:
             return value
         alpha = 0.5 if settings.alpha == "anneal" else settings.alpha
-        term = _prediction_term(settings, self.teacher.class_logits(batch), class_logits, QUIET_TEMPERATURE)
+        term = self.distilled(self.teacher.class_logits(batch), class_logits, QUIET_TEMPERATURE)
         return alpha * value + (1 - alpha) * settings.prediction_weight * term
+
+    def distilled(self, theirs: Tensor, ours: Tensor, temperature: float) -> Tensor:
+        """The prediction term on the teacher's and the student's (B, C) logits."""
+        if self.config.distillation.hard_labels:
+            return losses.hard_prediction_distillation(theirs, ours)
+        return losses.prediction_distillation(theirs, ours, temperature)
 
     def stream(self, purpose: int, step: int) -> int:
         """Key of the draws for one purpose in one step."""
@@ -71,18 +126,7 @@ class Objective(nn.Module, ABC):
 
 
 class ClassifierObjective(Objective):
-    """A predictor alone; random keep masks prepare it for reading rationales.
-
-    Args:
-        predictor: the pair's, or one over the selector's backbone for its own warm start.
-    """
-
-    def __init__(
-        self, config: RunConfig, pair: Rationalizer, predictor: Predictor, runtime: Runtime, seed: int,
-        teacher: Teacher | None,
-    ) -> None:  # fmt: skip
-        super().__init__(config, pair, runtime, seed, teacher)
-        self.predictor = predictor
+    """A predictor alone, the pair's or one over the selector's backbone; random masks prepare it for rationales."""
 
     def figures(self, batch: Batch) -> Figures:
         """Parts of ``loss``."""
@@ -100,17 +144,11 @@ class ClassifierObjective(Objective):
 class RationaleObjective(Objective):
     """Selector and predictor together: L_RE, or alpha L_RE + (1 - alpha) L_KD (REKD sec. 3.3)."""
 
-    def __init__(
-        self, config: RunConfig, pair: Rationalizer, runtime: Runtime, seed: int, teacher: Teacher | None
-    ) -> None:
-        super().__init__(config, pair, runtime, seed, teacher)
-        self.selector, self.predictor = pair.selector, pair.predictor
+    trains_selector = True
 
     def figures(self, batch: Batch) -> Figures:
-        """Parts of ``loss``, ``extraction`` (L_RE), ``penalty``, with continuity ``discontinuity``, with a teacher
-        ``rationale`` and ``prediction``.
-        """
-        config = self.config
+        """``loss``, ``extraction`` (L_RE), ``penalty``; with continuity ``discontinuity``; with a teacher the terms."""
+        config, settings = self.config, self.config.distillation
         progress = losses.refreshed_step(batch.step, config.temperature.refresh) / batch.steps
         temperature = losses.annealed_temperature(progress, config.temperature)
         selectable = self.pair.selectable(batch.inputs)
@@ -130,14 +168,13 @@ class RationaleObjective(Objective):
         if self.teacher is None:
             return figures | {"loss": extraction}
 
-        settings = config.distillation
         rationale = prediction = torch.zeros((), device=logits.device)
         if settings.rationale_weight:
             rationale = batch.share * self._rationale_term(batch, logits, noise, selectable, temperature)
         if settings.prediction_weight:
             own = settings.teacher_mask == "teacher"
             theirs = self.teacher.class_logits(batch) if own else self.teacher.class_logits_on(batch, gate.mask)
-            prediction = batch.share * _prediction_term(settings, theirs, class_logits, temperature)
+            prediction = batch.share * self.distilled(theirs, class_logits, temperature)
         alpha = losses.annealed_alpha(progress, config.temperature) if settings.alpha == "anneal" else settings.alpha
         distilled = settings.rationale_weight * rationale + settings.prediction_weight * prediction
         figures |= {"rationale": rationale.detach(), "prediction": prediction.detach()}
@@ -145,78 +182,48 @@ class RationaleObjective(Objective):
 
     def _penalty(self, batch: Batch, mask: Tensor, selectable: Tensor) -> tuple[Tensor, Figures]:
         """This process's part of lambda L_select, and the counts behind it."""
-        selection = self.config.selection
-        kept = torch.where(selectable, mask, 0.0).sum(dim=1)
-        if selection.denominator == "all":
-            # the longest input, not the width of this batch: padding must not change the penalty
-            features = torch.full_like(kept, self.pair.preprocessor.positions).detach()
-        else:
-            features = self.selector.backbone.selectable(batch.inputs).sum(dim=1).to(kept.dtype)
-        present = float(batch.present > 0)
-        sums = {"kept": present * kept.sum(), "features": present * features.sum()}
-        on_counts = selection.penalty_on == "counts"
-        if selection.penalty_per == "example":
-            penalty = batch.share * losses.example_penalty(kept, features, selection.target, on_counts)
-        else:
-            # what the whole batch keeps, over all processes, is what meets the target
-            all_kept, all_features = self.runtime.total(torch.stack([sums["kept"], sums["features"]]))
-            examples = batch.examples if on_counts else None
-            penalty = losses.batch_penalty(all_kept, all_features, selection.target, examples)
-            penalty = self.runtime.shared(penalty)
-        return selection.weight * penalty, {name: value.detach() for name, value in sums.items()}
+        selection, present = self.config.selection, float(batch.present > 0)
+        kept = present * torch.where(selectable, mask, 0.0).sum(dim=1)
+        real = self.selector.backbone.selectable(batch.inputs).sum(dim=1)
+        features = present * losses.penalised_features(real, self.pair.preprocessor.positions, selection)
+        # what the whole batch keeps, over all processes, is what meets the target
+        penalty = losses.selection_penalty(kept, features, selection, batch.examples, self.runtime.total)
+        penalty = batch.share * penalty if selection.penalty_per == "example" else self.runtime.shared(penalty)
+        return selection.weight * penalty, {"kept": kept.sum().detach(), "features": features.sum().detach()}
 
     def _rationale_term(
         self, batch: Batch, logits: Tensor, noise: Tensor, selectable: Tensor, annealed: float
     ) -> Tensor:
-        settings = self.config.distillation
+        settings, positions = self.config.distillation, logits.shape[1]
         temperature = settings.rationale_temperature or annealed
-        positions = logits.shape[1]
-        theirs = None
-        if settings.noise == "none":
-            noise = None
+        noisy = settings.noise == "independent"
+        theirs = gumbel(self.stream(1, batch.step), batch.indices, positions) if noisy else None
+        student = relaxed_log_choice(logits, temperature, noise if noisy else None)
+        if not settings.hard_labels:
+            teacher = relaxed_log_choice(self.teacher.selector_logits(batch, positions), temperature, theirs)
+            return losses.rationale_distillation(teacher, student, selectable)
+        if noisy:
+            decisions = (self.teacher.selector_logits(batch, positions) + theirs).argmax(dim=-1) == 1
         else:
-            theirs = gumbel(self.stream(1, batch.step), batch.indices, positions)
-        student = relaxed_log_choice(logits, temperature, noise)
-        if settings.hard_labels:
-            if theirs is None:
-                decisions = self.teacher.mask(batch, positions)
-            else:
-                decisions = (self.teacher.selector_logits(batch, positions) + theirs).argmax(dim=-1) == 1
-            return losses.rationale_imitation(decisions, student, selectable)
-        teacher = relaxed_log_choice(self.teacher.selector_logits(batch, positions), temperature, theirs)
-        return losses.rationale_distillation(teacher, student, selectable)
+            decisions = self.teacher.mask(batch, positions)
+        return losses.hard_rationale_distillation(decisions, student, selectable)
 
 
 class CompactObjective(Objective):
     """The predictor alone on gathered features; the selector and its policy are frozen.
 
-    Args:
-        mask: (n, N) bool, the rationale of every training example; None: found anew in each step.
+    ``mask``: (n, N) bool, the rationale of every training example; None: found anew in each step.
     """
 
-    def __init__(
-        self, config: RunConfig, pair: Rationalizer, runtime: Runtime, seed: int, teacher: Teacher | None,
-        mask: Tensor | None,
-    ) -> None:  # fmt: skip
-        super().__init__(config, pair, runtime, seed, teacher)
-        self.predictor, self.mask = pair.predictor, mask
+    def __init__(self, *given: Any, mask: Tensor | None = None) -> None:
+        super().__init__(*given)
+        self.mask = mask
 
     def figures(self, batch: Batch) -> Figures:
         """Parts of ``loss``."""
-        selectable = self.pair.selectable(batch.inputs)
         if self.mask is not None:
-            mask = self.mask[batch.indices][:, : selectable.shape[1]]
+            mask = self.mask[batch.indices][:, : self.pair.selectable(batch.inputs).shape[1]]
         else:
             with torch.no_grad():
                 mask = self.pair.select(batch.inputs).mask
-        if self.config.acceleration.gather:
-            class_logits = self.pair.gathered_class_logits(batch.inputs, mask)
-        else:
-            class_logits = self.predictor(batch.inputs, mask, selectable)
-        return {"loss": batch.share * self.classified(batch, class_logits)}
-
-
-def _prediction_term(settings: DistillationConfig, theirs: Tensor, ours: Tensor, temperature: float) -> Tensor:
-    if settings.hard_labels:
-        return losses.prediction_imitation(theirs, ours)
-    return losses.prediction_distillation(theirs, ours, temperature)
+        return {"loss": batch.share * self.classified(batch, self.pair.gathered_class_logits(batch.inputs, mask))}

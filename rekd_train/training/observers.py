@@ -1,12 +1,11 @@
-"""Who is told how training goes: a log file, TensorBoard, several at once; and who stops a run that has collapsed."""
+"""Who is told how training goes: log files, several at once; and who judges it: collapse, the best state."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +34,10 @@ class Observer:
 
 
 class Several(Observer):
-    """Tells each of its observers."""
+    """Tells each of its observers of the training itself."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = list(observers)
-
-    def data(self, summary: dict[str, Any]) -> None:
-        for observer in self._observers:
-            observer.data(summary)
 
     def stage(self, name: str, steps: int, start: int = 0) -> None:
         for observer in self._observers:
@@ -56,16 +51,9 @@ class Several(Observer):
         for observer in self._observers:
             observer.evaluated(values)
 
-    def note(self, text: str) -> None:
-        for observer in self._observers:
-            observer.note(text)
-
 
 class _Log(Observer):
     """Writes what has figures, with the stage and the step within it."""
-
-    def __init__(self) -> None:
-        self._name, self._step = "", 0
 
     def stage(self, name: str, steps: int, start: int = 0) -> None:
         self._name, self._step = name, start
@@ -86,12 +74,10 @@ class _Log(Observer):
 class JsonLines(_Log):
     """Appends one JSON object a line: event, stage, step, seconds since the epoch, figures.
 
-    Args:
-        path: of the file; what it holds stays, but for a line that a killed run or a full disk cut off.
+    What the file holds stays, but for a line that a killed run or a full disk cut off.
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__()
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         content = path.read_bytes() if path.exists() else b""
@@ -108,37 +94,10 @@ class JsonLines(_Log):
             raise TrainingError(cannot_write(self._path, error, RESUME)) from error
 
 
-def readings(log: Path) -> dict[str, dict[str, list[float]]]:
-    """What ``JsonLines`` wrote, by stage: ``step`` and, as long as it, each figure; dev's under ``<stage>.dev``.
-
-    Of steps that a resumed run did again only the second reading counts.
-    """
-    curves: dict[str, dict[str, list[float]]] = {}
-    for line in log.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        event, stage = entry.pop("event"), entry.pop("stage")
-        if event == "stage":
-            for curve in (curves.get(stage, {}), curves.get(f"{stage}.dev", {})):
-                done = sum(step <= entry["step"] for step in curve.get("step", ()))
-                for values in curve.values():
-                    del values[done:]
-        else:
-            entry.pop("time")
-            curve = curves.setdefault(stage if event == "step" else f"{stage}.dev", {})
-            for name, value in entry.items():
-                curve.setdefault(name, []).append(value)
-    return curves
-
-
 class TensorBoard(_Log):
-    """Scalars named stage/figure, at the step within the stage.
-
-    Raises:
-        MissingExtraError: tensorboard is not installed.
-    """
+    """Scalars named stage/figure, at the step within the stage; MissingExtraError without tensorboard."""
 
     def __init__(self, directory: Path) -> None:
-        super().__init__()
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -146,65 +105,51 @@ class TensorBoard(_Log):
         self._writer = SummaryWriter(str(directory))
 
     def _write(self, event: str, values: dict[str, Any]) -> None:
-        place = f"{self._name}/dev" if event == "evaluation" else self._name
         if event != "stage":
+            group = f"{self._name}/dev" if event == "evaluation" else self._name
             for name, value in values.items():
-                self._writer.add_scalar(f"{place}/{name}", value, self._step)
+                self._writer.add_scalar(f"{group}/{name}", value, self._step)
             self._writer.flush()
 
 
 class Watch:
-    """Judges the figures of one stage each time they are read.
+    """Judges the figures of one stage each time they are read: every ``every`` steps."""
 
-    Args:
-        every: steps between readings.
-        rates: earlier readings of the window, of a resumed stage.
-    """
-
-    def __init__(self, stage: str, config: RunConfig, every: int, rates: Iterable[float] = ()) -> None:
-        self._stage = stage
-        self._target = config.selection.target
-        self._readings = max(1, config.stages.collapse_window // every)
-        self._rates = deque(rates, maxlen=self._readings)
-
-    @property
-    def rates(self) -> list[float]:
-        """Mean sampled rates of the window, oldest first."""
-        return list(self._rates)
+    def __init__(self, stage: str, config: RunConfig, every: int) -> None:
+        self._stage, self._target = stage, config.selection.target
+        self._window = max(1, config.stages.collapse_window // every)
+        self.selection_rates: list[float] = []
+        """Mean sampled selection rates of the window, oldest first."""
 
     @property
     def healthy(self) -> bool:
         """Whether the last reading gives no cause for concern."""
-        return not self._rates or not (self._nothing(self._rates[-1]) or self._everything(self._rates[-1]))
+        return not any(self._nothing(rate) or self._everything(rate) for rate in self.selection_rates[-1:])
 
     def judge(self, step: int, figures: dict[str, float]) -> None:
-        """Look at a reading.
-
-        Raises:
-            TrainingError: a figure is not finite, or nothing or everything was kept for a whole window.
-        """
+        """Raise TrainingError where a figure is not finite, or nothing or everything was kept for a whole window."""
         for name, value in sorted(figures.items(), key=lambda figure: figure[0] != "loss"):
             if not math.isfinite(value):
                 raise TrainingError(
                     f"{self._stage}: diverged, {name} is {value} at step {step}; fix: a lower "
                     "optimisation.learning_rate or a smaller optimisation.gradient_clip"
                 )
-        if "rate" not in figures:
+        if "selection_rate" not in figures:
             return
-        self._rates.append(figures["rate"])
-        if len(self._rates) < self._readings:
+        rates = self.selection_rates = [*self.selection_rates, figures["selection_rate"]][-self._window :]
+        if len(rates) < self._window:
             return
-        if all(map(self._nothing, self._rates)):
+        if all(map(self._nothing, rates)):
             fix = (
                 "a smaller selection.weight, a longer warm start (stages.classifier_epochs) or a lower "
                 "optimisation.learning_rate"
             )
-        elif all(map(self._everything, self._rates)):
+        elif all(map(self._everything, rates)):
             fix = "a larger selection.weight"
         else:
             return
         raise TrainingError(
-            f"{self._stage}: collapsed, the selector keeps {figures['rate']:.2%} of the features at step {step} "
+            f"{self._stage}: collapsed, the selector keeps {rates[-1]:.2%} of the features at step {step} "
             f"(target {self._target:.2%}); fix: {fix}"
         )
 
@@ -213,3 +158,36 @@ class Watch:
 
     def _everything(self, rate: float) -> bool:
         return self._target <= 0.9 and rate > 1 - (1 - self._target) / 20
+
+
+class Best:
+    """The best state of a stage so far; its attributes are what a saved state holds of it.
+
+    Args:
+        metric: 'accuracy' or 'macro_f1' (highest; of equals the one of least L_RE) or 'extraction_loss' (least, the
+            later of equals; with rationales rounded to three decimals, without them as it is, as in the authors' code).
+    """
+
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
+        self.value: tuple[float, float] | None = None
+        """What is compared; higher is better."""
+        self.step = 0
+        self.since = 0
+        """Evaluations without improvement."""
+        self.weights: dict[str, Any] = {}
+
+    def offer(self, step: int, figures: dict[str, float], weights: dict[str, Any]) -> bool:
+        """Consider a state; True if it is the best. Its tensors are copied to the CPU."""
+        extraction = figures["extraction_loss"]
+        if self.metric == "extraction_loss":
+            value = (-round(extraction, 3) if "selection_rate" in figures else -extraction, float(step))
+        else:
+            value = (figures[self.metric], -extraction)
+        better = math.isfinite(extraction) and (self.value is None or value > self.value)
+        if better:
+            self.value, self.step, self.since = value, step, 0
+            self.weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
+        else:
+            self.since += 1
+        return better

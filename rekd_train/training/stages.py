@@ -1,7 +1,5 @@
 """Training a pair: warm starts, rationale extraction or distillation, compaction, calibration.
 
-``fit(config, pair, train, dev)`` trains a pair alone; with ``teacher`` it distils it. The stages:
-
 1. classifier: the predictor learns the task, half of the batches through random keep masks; the selector
    starts from it where the sizes agree and it has no pretrained weights of its own, otherwise from a warm start of
    its own (stage ``selector``);
@@ -14,6 +12,7 @@ and the decision rule and the probability temperature are fitted on dev.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,48 +21,31 @@ from rekd_train.config.run import RunConfig
 from rekd_train.data import DataSet, Split
 from rekd_train.data.examples import check_data
 from rekd_train.errors import ConfigError
+from rekd_train.evaluation.forward import check_features
 from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.inputs.preprocessors import Preprocessor
 from rekd_train.models.base import Predictor
-from rekd_train.models.gates import apply_policy
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.training.batches import FullLength, key
 from rekd_train.training.loop import Loop, Stage, word_tables
-from rekd_train.training.objectives import ClassifierObjective, CompactObjective, RationaleObjective
+from rekd_train.training.losses import key
+from rekd_train.training.objectives import ClassifierObjective, CompactObjective, RationaleObjective, Teacher
 from rekd_train.training.observers import Observer
-from rekd_train.training.runtime import Runtime
+from rekd_train.training.runtime import FullLength, Runtime
 from rekd_train.training.state import Snapshot, StateStore, load_pair_state, pair_state
-from rekd_train.training.teacher import Teacher, check_teacher, teacher_for
-from rekd_train.training.validation import (
-    KEEP_ALL,
-    DevEvaluation,
-    base_policy,
-    calibrate_policy,
-    fit_temperature,
-    read_selector,
-)
+from rekd_train.training.validation import DevEvaluation, base_policy, calibrate_policy, fit_temperature, read_selector
 
 
 def fit(
-    config: RunConfig,
-    rationalizer: Rationalizer,
-    train: Split,
-    dev: Split,
-    *,
-    teacher: Rationalizer | None = None,
-    warm: bool = False,
-    observer: Observer | None = None,
-    runtime: Runtime | None = None,
-    store: StateStore | None = None,
-    resume: bool = False,
-) -> Rationalizer:
+    config: RunConfig, rationalizer: Rationalizer, train: Split, dev: Split, *, teacher: Rationalizer | None = None,
+    warm: bool = False, observer: Observer | None = None, runtime: Runtime | None = None,
+    store: StateStore | None = None, resume: bool = False,
+) -> Rationalizer:  # fmt: skip
     """Train a pair in place through the stages of its configuration.
 
     Args:
-        rationalizer: a fresh pair, or one whose predictor is trained already (``warm``).
         teacher: a trained pair with the same preprocessing; None: plain rationale extraction.
-        warm: leave the warm starts out.
-        runtime: device and processes; None: the device the pair is on.
+        warm: leave the warm starts out: the pair's predictor is trained already.
+        runtime: None: the device the pair is on.
         store: where states are saved; None: nowhere.
         resume: go on from the stored state, if there is one.
 
@@ -90,20 +72,14 @@ def fit(
         if stages.compact_epochs:
             runner.take(3, "compact", stages.compact_epochs, runner.compact)
     else:
-        rationalizer.policy = KEEP_ALL
+        rationalizer.policy = SelectionPolicy(bias=None, budget=None, minimum=0)  # a plain classifier keeps everything
     return fit_temperature(rationalizer, runner.dev)
 
 
 def compact_pair(
-    config: RunConfig,
-    rationalizer: Rationalizer,
-    train: Split,
-    dev: Split,
-    *,
-    teacher: Rationalizer | None = None,
-    observer: Observer | None = None,
-    runtime: Runtime | None = None,
-) -> Rationalizer:
+    config: RunConfig, rationalizer: Rationalizer, train: Split, dev: Split, *, teacher: Rationalizer | None = None,
+    observer: Observer | None = None, runtime: Runtime | None = None,
+) -> Rationalizer:  # fmt: skip
     """The compact stage alone, in place: any trained pair becomes one that serves gathered features."""
     if teacher is not None:
         check_teacher(teacher, rationalizer, config)
@@ -115,21 +91,42 @@ def compact_pair(
 def check_fit(
     config: RunConfig, pair: Rationalizer, train: Split, dev: Split, teacher: Rationalizer | None, warm: bool
 ) -> None:
-    """Refuse what cannot be trained.
-
-    Raises:
-        ConfigError: the configuration asks for what its parts cannot do, or the teacher does not fit.
-        DataError: labels that are no classes of the pair, one class only, no examples.
-    """
+    """Raise ConfigError or DataError where data, teacher and stages do not fit each other."""
     check_data(DataSet({"train": train, "dev": dev}, tuple(pair.labels), ""), config.data.name)
+    if teacher is None:
+        return
+    check_teacher(teacher, pair, config)
     stages = config.stages
-    if teacher is not None:
-        check_teacher(teacher, pair, config)
-        learns = stages.rationale_epochs or (config.distillation.classifier and stages.classifier_epochs and not warm)
-        if not learns:
+    if not (stages.rationale_epochs or (config.distillation.classifier and stages.classifier_epochs and not warm)):
+        raise ConfigError(
+            "a teacher is given, but no stage learns from it; fix: distillation.classifier=true, or "
+            "stages.rationale_epochs above 0"
+        )
+
+
+def check_teacher(teacher: Rationalizer, student: Rationalizer, config: RunConfig) -> None:
+    """Raise ConfigError for a teacher from which this student cannot learn: other classes, features, or too short."""
+    if len(teacher.labels) != len(student.labels):
+        raise ConfigError(
+            f"the teacher has {len(teacher.labels)} classes ({', '.join(teacher.labels[:4])}...), the data have "
+            f"{len(student.labels)} ({', '.join(student.labels[:4])}...); fix: a teacher of the same task"
+        )
+    if set(teacher.labels) == set(student.labels) and teacher.labels != student.labels:
+        raise ConfigError(f"the teacher orders its classes otherwise: {teacher.labels}, the data {student.labels}")
+    distillation = config.distillation
+    wanted = config.stages.rationale_epochs and distillation.rationale_weight and distillation.alpha != 1.0
+    if wanted and teacher.policy.bias is None and teacher.policy.budget is None:
+        raise ConfigError(
+            "the teacher is a plain classifier and has no rationales to learn from; fix: a teacher trained with "
+            "stages.rationale_epochs above 0, or distillation.rationale_weight=0"
+        )
+    check_features(student, teacher)
+    for role in ("selector", "predictor"):
+        settings, longest = getattr(teacher, role).backbone.settings, student.preprocessor.positions
+        if settings.image is None and settings.positions < longest:
             raise ConfigError(
-                "a teacher is given, but no stage learns from it; fix: distillation.classifier=true, or "
-                "stages.rationale_epochs above 0"
+                f"the teacher's {role} reads at most {settings.positions} tokens, the student's texts have up to "
+                f"{longest}; fix: data.max_length={settings.positions}"
             )
 
 
@@ -154,21 +151,14 @@ def short_texts_notice(config: RunConfig, train: Split, preprocessor: Preprocess
     )
 
 
-def same_sizes(pair: Rationalizer) -> bool:
-    """Whether the selector's backbone can take the predictor's weights."""
-    shapes = [
-        {name: tensor.shape for name, tensor in model.backbone.state_dict().items()}
-        for model in (pair.selector, pair.predictor)
-    ]
-    return shapes[0] == shapes[1]
-
-
 def starts_from_predictor(config: RunConfig, pair: Rationalizer) -> bool:
     """Whether the selector takes over what the predictor has learnt: same sizes, no pretrained weights of its own."""
-    own, theirs = config.selector, config.predictor
-    pretrained = own.pretrained != "" or own.word_embeddings != "random"
-    same_source = (own.pretrained, own.word_embeddings) == (theirs.pretrained, theirs.word_embeddings)
-    return same_sizes(pair) and (same_source or not pretrained)
+    mine, theirs = (
+        {name: tensor.shape for name, tensor in model.backbone.state_dict().items()}
+        for model in (pair.selector, pair.predictor)
+    )
+    sources = [(network.pretrained, network.word_embeddings) for network in (config.selector, config.predictor)]
+    return mine == theirs and (sources[0] == sources[1] or sources[0] == ("", "random"))
 
 
 class _StageRunner:
@@ -179,9 +169,9 @@ class _StageRunner:
         runtime: Runtime | None, observer: Observer | None, store: StateStore | None = None,
         snapshot: Snapshot | None = None, keep_policy: bool = False,
     ) -> None:  # fmt: skip
-        self.config, self.pair, self._teacher_pair = config, pair, teacher
+        self.config, self.pair, self._teacher_pair, self._store = config, pair, teacher, store
         self.runtime = runtime or Runtime(next(pair.parameters()).device)
-        self.pair.to(self.runtime.device)
+        pair.to(self.runtime.device)
         if not keep_policy:
             pair.policy = base_policy(config.selection)
         rules = {config.selection.selectable, teacher.policy.selectable if teacher is not None else "real"}
@@ -191,9 +181,15 @@ class _StageRunner:
         self._done = snapshot.stage if snapshot else 0
         if snapshot:
             load_pair_state(pair, snapshot)
-        self._store = store
         self._loop = Loop(config, pair, train, self.runtime, observer or Observer(), store, snapshot)
-        self._teacher: Teacher | None = None
+
+    @cached_property
+    def teacher(self) -> Teacher | None:
+        """The teacher over the training split, computed when it is first needed: once where examples stay the same."""
+        if self._teacher_pair is None:
+            return None
+        remembered = None if self.train.augmented else self.train
+        return Teacher(self._teacher_pair, self.runtime, self.config.acceleration.precision, remembered)
 
     def take(self, number: int, name: str, epochs: float, run: Callable[[Stage], None]) -> None:
         """Run a stage, unless the stored state is behind it, and store where it ended."""
@@ -218,17 +214,22 @@ class _StageRunner:
             head = Predictor(self.pair.selector.backbone, len(self.pair.labels)).to(self.runtime.device)
         self._classifier(stage, head)
 
+    def _classifier(self, stage: Stage, predictor: Predictor) -> None:
+        predictor.operator = "zero"
+        teacher = self.teacher if self.config.distillation.classifier else None
+        objective = ClassifierObjective(*self._parts(stage), teacher, predictor)
+        self._loop.run(stage, objective, self._evaluation(predictor, with_rationale=False))
+
     def rationale(self, stage: Stage) -> None:
         """Selector and predictor together, then the decision rule."""
         config, pair = self.config, self.pair
         pair.predictor.operator = "zero"
-        objective = RationaleObjective(config, pair, self.runtime, self._loop.seed(stage), self.teacher)
-        evaluate = DevEvaluation(config, pair, pair.predictor, self.dev, self.runtime, with_rationale=True)
+        objective = RationaleObjective(*self._parts(stage), self.teacher)
         frozen = word_tables(pair.selector) if config.optimisation.freeze_selector_embeddings else []
         try:
             for parameter in frozen:
                 parameter.requires_grad_(False)
-            self._loop.run(stage, objective, evaluate)
+            self._loop.run(stage, objective, self._evaluation(pair.predictor, with_rationale=True))
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(True)
@@ -236,27 +237,17 @@ class _StageRunner:
 
     def compact(self, stage: Stage) -> None:
         """The predictor alone on gathered features; the selector and its policy are frozen."""
-        config, pair, runtime = self.config, self.pair, self.runtime
+        pair = self.pair
         pair.predictor.operator = "compact"
         mask = None
         if not self.train.augmented:
-            readings = read_selector(pair, self.train, runtime, config.acceleration.precision)
-            mask = apply_policy(readings.scores, readings.selectable, pair.policy, pair.capacity)
-        objective = CompactObjective(config, pair, runtime, self._loop.seed(stage), self.teacher, mask)
-        evaluate = DevEvaluation(config, pair, pair.predictor, self.dev, runtime, with_rationale=True, fixed=True)
-        self._loop.run(stage, objective, evaluate)
+            readings = read_selector(pair, self.train, self.runtime, self.config.acceleration.precision)
+            mask = readings.mask(pair, pair.policy)
+        objective = CompactObjective(*self._parts(stage), self.teacher, mask=mask)
+        self._loop.run(stage, objective, self._evaluation(pair.predictor, with_rationale=True, fixed=True))
 
-    @property
-    def teacher(self) -> Teacher | None:
-        """The teacher over the training split, read when it is first needed."""
-        if self._teacher is None and self._teacher_pair is not None:
-            self._teacher = teacher_for(self._teacher_pair, self.train, self.config, self.runtime)
-        return self._teacher
+    def _parts(self, stage: Stage) -> tuple[RunConfig, Rationalizer, Runtime, int]:
+        return self.config, self.pair, self.runtime, self._loop.seed(stage)
 
-    def _classifier(self, stage: Stage, predictor: Predictor) -> None:
-        config, pair, runtime = self.config, self.pair, self.runtime
-        predictor.operator = "zero"
-        teacher = self.teacher if config.distillation.classifier else None
-        objective = ClassifierObjective(config, pair, predictor, runtime, self._loop.seed(stage), teacher)
-        evaluate = DevEvaluation(config, pair, predictor, self.dev, runtime, with_rationale=False)
-        self._loop.run(stage, objective, evaluate)
+    def _evaluation(self, predictor: Predictor, **options: bool) -> DevEvaluation:
+        return DevEvaluation(self.config, self.pair, predictor, self.dev, self.runtime, **options)

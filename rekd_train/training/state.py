@@ -1,9 +1,8 @@
-"""The state of an unfinished run: its best weights so far, and all of it on disk, from which it goes on exactly."""
+"""The state of an unfinished run on disk, from which it goes on exactly."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from rekd_train.config.run import RunConfig, upgraded
 from rekd_train.data import Split
@@ -39,38 +37,24 @@ class Snapshot:
     """Everything a run needs to go on. Noise, order and dropout follow from the seed and the step."""
 
     stage: int = 0
-    """Number of the stage within the run."""
-    step: int = 0
-    """Steps of it that are done."""
+    step: int = 0  # of the stage: so many are done
     pair: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Weights of selector and predictor."""
     operator: str = "zero"
     policy: dict[str, Any] = field(default_factory=dict)
-    objective: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Weights of what the stage trains; shares memory with ``pair`` but for a head that only the stage has."""
+    objective: dict[str, torch.Tensor] = field(default_factory=dict)  # shares memory with ``pair`` but for a head
     optimiser: dict[str, Any] = field(default_factory=dict)
-    progress: dict[str, Any] = field(default_factory=dict)
-    """Best state so far, evaluations since, the rates read last."""
+    progress: dict[str, Any] = field(default_factory=dict)  # the best state so far, the selection rates read last
 
 
 class StateStore:
-    """One file that is replaced whole.
-
-    Args:
-        directory: of the file.
-        identity: what a run must agree in to go on from the state: configuration, data, teacher.
-    """
+    """One file that is replaced whole; ``identity``: what a run must agree in to go on from it."""
 
     def __init__(self, directory: Path, identity: dict[str, Any]) -> None:
         self.path, self.log = directory / FILE, directory / LOG
         self._identity = identity
 
     def save(self, snapshot: Snapshot) -> None:
-        """Replace the state.
-
-        Raises:
-            TrainingError: the disk is full or not writable; the previous state is intact.
-        """
+        """Replace the state; TrainingError where the disk is full or not writable: the previous state is intact."""
         work = self.path.with_name(f".{FILE}.{os.getpid()}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,12 +70,7 @@ class StateStore:
             work.unlink(missing_ok=True)
 
     def load(self) -> Snapshot | None:
-        """The state, or None if there is none.
-
-        Raises:
-            ConfigError: it is of a run with other settings, data or teacher.
-            TrainingError: it is damaged.
-        """
+        """The state, None if there is none; ConfigError if it is another run's, TrainingError if it is damaged."""
         if not self.path.exists():
             return None
         try:
@@ -164,50 +143,9 @@ def _differences(one: Any, other: Any, place: str = "") -> list[str]:
     return [] if one == other else [place]
 
 
-class Best:
-    """The best state of a stage so far.
-
-    Args:
-        metric: 'accuracy' or 'macro_f1' (highest; of equals the one of least L_RE) or 'extraction_loss' (least, the
-            later of equals; with rationales rounded to three decimals, without them as it is, as in the authors' code).
-    """
-
-    def __init__(self, metric: str) -> None:
-        self._metric = metric
-        self.value: tuple[float, float] | None = None
-        """What is compared; higher is better."""
-        self.step = 0
-        self.since = 0
-        self.weights: dict[str, Tensor] = {}
-
-    def offer(self, step: int, figures: dict[str, float], weights: dict[str, Tensor]) -> bool:
-        """Consider a state; True if it is the best. Its weights are copied to the CPU."""
-        extraction = figures["extraction_loss"]
-        if self._metric == "extraction_loss":
-            value = (-round(extraction, 3) if "rate" in figures else -extraction, float(step))
-        else:
-            value = (figures[self._metric], -extraction)
-        better = math.isfinite(extraction) and (self.value is None or value > self.value)
-        if better:
-            self.value, self.step, self.since = value, step, 0
-            self.weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
-        else:
-            self.since += 1
-        return better
-
-    def state(self) -> dict:
-        """For the saved state."""
-        return {"value": self.value, "step": self.step, "since": self.since, "weights": self.weights}
-
-    def restore(self, state: dict) -> None:
-        """The counterpart of ``state``."""
-        vars(self).update(state)
-
-
 def pair_state(pair: Rationalizer) -> dict:
     """A pair's part of a snapshot."""
     return {"pair": pair.state_dict(), "operator": pair.predictor.operator, "policy": pair.policy.model_dump()}
-
 
 
 def load_pair_state(pair: Rationalizer, snapshot: Snapshot) -> None:

@@ -20,51 +20,47 @@ from rekd_train.models.base import Predictor
 from rekd_train.models.gates import apply_policy, selection_scores
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training import losses
-from rekd_train.training.batches import Batch, answers, example_weights, gumbel, key
-from rekd_train.training.runtime import Runtime
-
-KEEP_ALL = SelectionPolicy(bias=None, budget=None, minimum=0)
-"""The policy of a plain classifier."""
+from rekd_train.training.losses import gumbel, key
+from rekd_train.training.runtime import Batch, Runtime, example_weights, run_frozen
 
 
 @dataclass(frozen=True)
 class Readings:
-    """A selector's answers over a split, in its order, on the runtime's device."""
+    """A selector's outputs over a split, in its order, on the runtime's device."""
 
-    logits: Tensor
-    """(n, N, 2) float32."""
-    selectable: Tensor
-    """(n, N) bool."""
-    real: Tensor
-    """(n, N) bool: real features, whatever the policy may choose from."""
+    logits: Tensor  # (n, N, 2) float32
+    selectable: Tensor  # (n, N) bool
+    real: Tensor  # (n, N) bool: real features, whatever the policy may choose from
 
     @property
     def scores(self) -> Tensor:
         """(n, N) float32, z1 - z0."""
         return selection_scores(self.logits)
 
+    def mask(self, pair: Rationalizer, policy: SelectionPolicy) -> Tensor:
+        """(n, N) bool, noise-free."""
+        return apply_policy(self.scores, self.selectable, policy, pair.capacity_under(policy))
+
 
 def read_selector(pair: Rationalizer, split: Split, runtime: Runtime, precision: str) -> Readings:
     """One pass of the selector; several processes share it."""
     pair.selector.eval()
 
-    def ask(batch: Batch) -> tuple[Tensor, ...]:
-        own = pair.selector.backbone.selectable(batch.inputs)
-        return pair.selector_logits(batch.inputs), pair.selectable(batch.inputs), own
+    def forward(batch: Batch) -> tuple[Tensor, ...]:
+        real = pair.selector.backbone.selectable(batch.inputs)
+        return pair.selector_logits(batch.inputs), pair.selectable(batch.inputs), real
 
-    logits, selectable, real = answers(split, runtime, precision, ask, count=3)
+    logits, selectable, real = run_frozen(split, runtime, precision, forward, count=3)
     return Readings(logits, selectable.bool(), real.bool())
 
 
 def base_policy(selection: SelectionConfig) -> SelectionPolicy:
     """The configured rule before its bias is fitted."""
-    if selection.decision == "top-k":
-        return SelectionPolicy(
-            bias=None, budget=selection.target, minimum=selection.minimum, selectable=selection.selectable
-        )
+    top = selection.decision == "top-k"
     return SelectionPolicy(
-        bias=0.0, budget=selection.budget, minimum=selection.minimum, selectable=selection.selectable
-    )
+        bias=None if top else 0.0, budget=selection.target if top else selection.budget,
+        minimum=selection.minimum, selectable=selection.selectable,
+    )  # fmt: skip
 
 
 def fitted_policy(pair: Rationalizer, readings: Readings, selection: SelectionConfig) -> SelectionPolicy:
@@ -73,9 +69,7 @@ def fitted_policy(pair: Rationalizer, readings: Readings, selection: SelectionCo
     if selection.decision != "calibrated":
         return policy
     capacity = pair.capacity_under(policy)
-    bias = calibrate_bias(
-        readings.scores.cpu(), readings.selectable.cpu(), policy, capacity, selection.target
-    )
+    bias = calibrate_bias(readings.scores.cpu(), readings.selectable.cpu(), policy, capacity, selection.target)
     return policy.model_copy(update={"bias": bias})
 
 
@@ -83,7 +77,6 @@ class DevEvaluation:
     """Measures a pair on dev as the configuration says.
 
     Args:
-        predictor: of the stage.
         with_rationale: keep what the selector keeps; otherwise everything.
         fixed: compaction: masks by the pair's stored policy, kept features alone are computed.
     """
@@ -94,18 +87,16 @@ class DevEvaluation:
     ) -> None:  # fmt: skip
         self._config, self._pair, self._predictor, self._dev = config, pair, predictor, dev
         self._runtime, self._with_rationale, self._fixed = runtime, with_rationale, fixed
-        self._mask: Tensor | None = None
-        """Kept between evaluations where the selector is frozen."""
+        self._precision = config.acceleration.precision
+        self._mask: Tensor | None = None  # kept between evaluations where the selector is frozen
         self._readings: Readings | None = None
         weights = example_weights(dev.labels, config.data.class_weights)
         self._weights = None if weights is None else runtime.to_device(weights)
 
     def __call__(self, step: int) -> dict[str, float]:
-        """``accuracy``, ``macro_f1``, ``extraction_loss`` (L_RE), with rationales ``rate`` (mean share kept)."""
+        """``accuracy``, ``macro_f1``, ``extraction_loss`` (L_RE), with rationales ``selection_rate`` (mean share)."""
         if self._with_rationale and not (self._fixed and self._mask is not None):
-            self._readings = read_selector(
-                self._pair, self._dev, self._runtime, self._config.acceleration.precision
-            )
+            self._readings = read_selector(self._pair, self._dev, self._runtime, self._precision)
             self._mask = self._masks(self._readings, step)
         logits = self._class_logits()
         labels = torch.from_numpy(self._dev.labels).to(logits.device)
@@ -116,29 +107,27 @@ class DevEvaluation:
         }
         if self._with_rationale:
             kept, selectable = self._mask.sum(dim=1), self._readings.selectable.sum(dim=1)
-            figures["rate"] = (kept / selectable.clamp(min=1)).mean()
+            figures["selection_rate"] = (kept / selectable.clamp(min=1)).mean()
             figures["extraction_loss"] = self._extraction_loss(logits, labels)
         else:
             figures["extraction_loss"] = losses.prediction_loss(logits, labels, self._weights)
-        return {name: self._runtime.agreed(float(value)) for name, value in figures.items()}
+        # the main process's, so that all of them decide alike
+        return {name: self._runtime.gathered(float(value))[0] for name, value in figures.items()}
 
     def _masks(self, readings: Readings, step: int) -> Tensor:
         """(n, N) bool."""
-        pair = self._pair
         if self._fixed:
-            policy = pair.policy
-        elif self._config.stages.evaluation == "sampled":
+            return readings.mask(self._pair, self._pair.policy)
+        if self._config.stages.evaluation == "sampled":
             examples = torch.arange(len(self._dev), device=readings.logits.device)
             noisy = readings.logits + gumbel(key(self._config.seed, 1 << 20, step), examples, readings.logits.shape[1])
             return readings.selectable & (selection_scores(noisy) > 0)
-        else:
-            policy = fitted_policy(pair, readings, self._config.selection)
-        return apply_policy(readings.scores, readings.selectable, policy, pair.capacity_under(policy))
+        return readings.mask(self._pair, fitted_policy(self._pair, readings, self._config.selection))
 
     def _class_logits(self) -> Tensor:
         """(n, C) on the masks."""
 
-        def ask(batch: Batch) -> tuple[Tensor]:
+        def forward(batch: Batch) -> tuple[Tensor]:
             selectable = self._pair.selectable(batch.inputs)
             keep = self._mask[batch.indices][:, : selectable.shape[1]] if self._with_rationale else selectable
             if self._fixed:
@@ -146,48 +135,33 @@ class DevEvaluation:
             return (self._predictor(batch.inputs, keep, selectable),)
 
         self._predictor.eval()
-        return answers(self._dev, self._runtime, self._config.acceleration.precision, ask, count=1)[0]
+        return run_frozen(self._dev, self._runtime, self._precision, forward, count=1)[0]
 
     def _extraction_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """L_RE as in training: mean over batches of the dev split, in its order."""
-        selection, size = self._config.selection, self._config.optimisation.batch_size
+        selection, pair, size = self._config.selection, self._pair, self._config.optimisation.batch_size
         kept = self._mask.sum(dim=1).float()
-        if selection.denominator == "all":
-            features = torch.full_like(kept, float(self._pair.preprocessor.positions))
-        else:
-            features = self._readings.real.sum(dim=1).float()
-        on_counts = selection.penalty_on == "counts"
-        selectable = self._readings.selectable
+        features = losses.penalised_features(self._readings.real.sum(dim=1), pair.preprocessor.positions, selection)
         values = []
         for start in range(0, len(labels), size):
             part = slice(start, start + size)
             weights = None if self._weights is None else self._weights[part]
             value = losses.prediction_loss(logits[part], labels[part], weights)
-            if selection.penalty_per == "example":
-                penalty = losses.example_penalty(kept[part], features[part], selection.target, on_counts)
-            else:
-                examples = len(labels[part]) if on_counts else None
-                penalty = losses.batch_penalty(kept[part].sum(), features[part].sum(), selection.target, examples)
+            penalty = losses.selection_penalty(kept[part], features[part], selection, len(labels[part]))
             value = value + selection.weight * penalty
             if selection.continuity:
                 value = value + selection.continuity * losses.discontinuity(
-                    self._mask[part].float(), selectable[part], self._pair.selector.backbone.columns
+                    self._mask[part].float(), self._readings.selectable[part], pair.selector.backbone.columns
                 )
             values.append(value)
         return torch.stack(values).mean()
 
 
-
-
 def calibrate_bias(scores: Tensor, selectable: Tensor, policy: SelectionPolicy, capacity: int, target: float) -> float:
-    """The bias at which the mean share of kept features is ``target``, the budget in force.
+    """The bias at which the mean share of kept features is ``target``, the budget in force: (n, N) scores of dev.
 
-    The realised rate grows with the bias, so bisection over the range of the scores finds it. Without
+    The realised selection rate grows with the bias, so bisection over the range of the scores finds it. Without
     this step the noise-free rationale of a diffuse selector is empty (docs/log.md).
-
-    Args:
-        scores: (n, N) float32 of the dev split.
-        selectable: (n, N) bool.
 
     Returns:
         The smallest bias that reaches the target, moved halfway to the next score that it would let in: the same
@@ -195,31 +169,26 @@ def calibrate_bias(scores: Tensor, selectable: Tensor, policy: SelectionPolicy, 
     """
     counts = selectable.sum(dim=1).clamp(min=1)
 
-    def rate(bias: float) -> float:
+    def selection_rate(bias: float) -> float:
         trial = policy.model_copy(update={"bias": bias})
         return float((apply_policy(scores, selectable, trial, capacity).sum(dim=1) / counts).mean())
 
     low, high = -float(scores[selectable].max()), -float(scores[selectable].min())
-    if rate(high) <= target:
+    if selection_rate(high) <= target:
         return round(high, 6)
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if rate(middle) < target else (low, middle)
+        low, high = (middle, high) if selection_rate(middle) < target else (low, middle)
     dropped = scores[selectable & (scores <= -high)]
     return round((high - float(dropped.max())) / 2 if len(dropped) else high, 6)
 
 
-def calibrate_temperature(class_logits: np.ndarray, labels: np.ndarray) -> float:
-    """Softmax temperature with the least negative log-likelihood: (n, C) logits, (n,) labels.
-
-    Searched between 0.05 and 20 on a log scale.
-    """
-
-    def loss(log_temperature: float) -> float:
-        return metrics.negative_log_likelihood(softmax(class_logits / math.exp(log_temperature), axis=1), labels)
-
-    found = minimize_scalar(loss, bounds=(math.log(0.05), math.log(20.0)), method="bounded")
-    return round(float(math.exp(found.x)), 6)
+def calibrate_policy(config: RunConfig, rationalizer: Rationalizer, dev: Split, runtime: Runtime | None = None) -> None:
+    """Fit the bias of the decision rule on dev to the configured target, in place."""
+    runtime = runtime or Runtime(next(rationalizer.parameters()).device)
+    rationalizer.policy = base_policy(config.selection)
+    readings = read_selector(rationalizer, dev, runtime, "fp32")
+    rationalizer.policy = fitted_policy(rationalizer, readings, config.selection)
 
 
 def calibrate_pair(
@@ -230,18 +199,18 @@ def calibrate_pair(
     return fit_temperature(rationalizer, dev)
 
 
+def calibrate_temperature(class_logits: np.ndarray, labels: np.ndarray) -> float:
+    """Softmax temperature in 0.05..20 with the least negative log-likelihood: (n, C) logits, (n,) labels."""
+
+    def loss(log_temperature: float) -> float:
+        return metrics.negative_log_likelihood(softmax(class_logits / math.exp(log_temperature), axis=1), labels)
+
+    found = minimize_scalar(loss, bounds=(math.log(0.05), math.log(20.0)), method="bounded")
+    return round(float(math.exp(found.x)), 6)
+
+
 def fit_temperature(rationalizer: Rationalizer, dev: Split) -> Rationalizer:
     """Fit the probability temperature on dev, in place; the pair is in evaluation mode then."""
     logits = run_split(rationalizer, dev).class_logits
     rationalizer.probability_temperature = calibrate_temperature(logits, dev.labels)
     return rationalizer.eval()
-
-
-def calibrate_policy(
-    config: RunConfig, rationalizer: Rationalizer, dev: Split, runtime: Runtime | None = None
-) -> None:
-    """Fit the bias of the decision rule on dev to the configured target rate."""
-    runtime = runtime or Runtime(next(rationalizer.parameters()).device)
-    rationalizer.policy = base_policy(config.selection)
-    readings = read_selector(rationalizer, dev, runtime, "fp32")
-    rationalizer.policy = fitted_policy(rationalizer, readings, config.selection)

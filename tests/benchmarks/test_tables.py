@@ -16,7 +16,7 @@ sys.path.insert(0, str(BENCHMARKS))
 from _cells import Cell, Table, execute
 from _models import bits, from_bits
 from _recipes import distillation_cells, distillation_rows, mosaic_cells, seeds_of
-from _tables import accuracy_table, comparison_table, truth_table
+from _tables import accuracy_table, comparison_table, mean_and_std, paired_bootstrap, truth_table
 
 from rekd_train.config.run import RunConfig, run_config
 
@@ -274,3 +274,20 @@ def test_a_real_cell_of_each_kind(tmp_path, capsys) -> None:
         assert result["environment"]["torch"]
     table = (tmp_path / "results" / "cpu.md").read_text()
     assert "| REKD compacted | " in table and "python benchmarks/imdb_table.py --size cpu --seeds 7" in table
+
+
+def test_bootstrap_agrees_with_drawing_items_one_by_one() -> None:
+    generator = np.random.default_rng(3)
+    first, second = generator.random(150) < 0.8, generator.random(150) < 0.7
+    measured = paired_bootstrap(first, second, draws=4000)
+    rows = generator.integers(0, 150, (4000, 150))
+    slow = first[rows].mean(axis=1) - second[rows].mean(axis=1)
+    assert measured["difference"] == pytest.approx(first.mean() - second.mean())
+    assert measured["standard_error"] == pytest.approx(slow.std(), rel=0.1)
+    assert (measured["low"], measured["high"]) == pytest.approx(tuple(np.percentile(slow, (2.5, 97.5))), abs=0.02)
+    assert measured["p_not_better"] == pytest.approx(np.mean(slow <= 0), abs=0.02)
+    assert paired_bootstrap(first, first)["p_not_better"] == 1.0
+
+
+def test_mean_and_std() -> None:
+    assert mean_and_std([1.0, 2.0, 3.0]) == (2.0, 1.0) and mean_and_std([4.0]) == (4.0, 0.0)

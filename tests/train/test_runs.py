@@ -82,11 +82,11 @@ def test_a_run_learns_the_planted_word_within_its_rate(run, request):
     assert metrics["test"]["rate_max"] <= 0.3 and metrics["test"]["empty_share"] == 0
     kept = json.loads((output / "metrics.json").read_text())
     assert kept.items() >= metrics.items(), "what is printed is kept"
-    learning = {"teacher": "rationale", "student": "distillation"}[run]
-    for stage in ("classifier", learning, "compact"):
-        readings = kept["training"][stage]
-        assert len(readings["loss"]) == len(readings["step"]) > 1, "the readings on the bars, too"
-    assert kept["training"][f"{learning}.dev"]["accuracy"]
+    lines = (output.with_name(f"{output.name}.training") / "log.jsonl").read_text().splitlines()
+    log = [json.loads(line) for line in lines]
+    stages = ["classifier", {"teacher": "rationale", "student": "distillation"}[run], "compact"]
+    assert [line["stage"] for line in log if line["event"] == "stage" and line["stage"] != "selector"] == stages
+    assert all("loss" in line for line in log if line["event"] == "step")
     pair = rekd_train.load(output)
     assert pair.predictor.operator == "compact"
     prediction = pair.predict(["the film was good and the plot was dark but the actor and the end"])[0]

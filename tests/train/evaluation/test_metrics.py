@@ -11,16 +11,14 @@ from rekd_train.evaluation.metrics import (
     abstain_threshold,
     area_under_curve,
     area_under_risk_coverage,
-    brier_score,
+    calibration,
     expected_calibration_error,
     macro_f1,
-    mean_and_std,
-    negative_log_likelihood,
     never_predicted,
-    paired_bootstrap,
     per_class,
-    rate_summary,
+    reliability,
     risk_coverage,
+    selection_summary,
 )
 
 generator = np.random.default_rng(3)
@@ -51,12 +49,18 @@ def test_per_class_by_hand() -> None:
     assert macro_f1(np.array([0, 1, 1, 1, 0]), labels) == pytest.approx((1 / 2 + 2 / 3) / 2)
 
 
-# rates
+def test_classes_that_are_never_predicted_are_named() -> None:
+    names = ["a", "b", "c", "d"]
+    assert never_predicted(np.array([0, 0, 3]), np.array([0, 1, 2]), names) == ["b", "c"], "d does not occur"
+    assert never_predicted(np.array([1, 0]), np.array([0, 1]), names) == []
 
 
-def test_rate_summary_by_hand() -> None:
+# counts
+
+
+def test_selection_summary_by_hand() -> None:
     kept, selectable = np.array([0, 1, 2, 5]), np.array([10, 10, 4, 10])
-    summary = rate_summary(kept, selectable, limits=np.array([1, 1, 1, 5]), positions=16)
+    summary = selection_summary(kept, selectable, limits=np.array([1, 1, 1, 5]), positions=16)
     assert summary["rate"] == pytest.approx((0 + 0.1 + 0.5 + 0.5) / 4)
     assert summary["rate_padded"] == pytest.approx(8 / (4 * 16))
     assert (summary["count_mean"], summary["count_p50"], summary["count_max"]) == (2.0, 1.5, 5)
@@ -64,7 +68,7 @@ def test_rate_summary_by_hand() -> None:
     assert summary["count_p95"] == pytest.approx(np.percentile(kept, 95))
     assert (summary["empty_share"], summary["over_budget_share"]) == (0.25, 0.25)
     assert summary["rate_max"] == 0.5
-    assert "over_budget_share" not in rate_summary(kept, selectable)
+    assert "over_budget_share" not in selection_summary(kept, selectable)
 
 
 def test_area_is_a_mean_height() -> None:
@@ -77,38 +81,36 @@ def test_area_is_a_mean_height() -> None:
 
 
 def test_nll_and_brier_position_by_position() -> None:
-    slow = [-np.log(PROBABILITIES[i, LABELS[i]]) for i in range(len(LABELS))]
-    assert negative_log_likelihood(PROBABILITIES, LABELS) == pytest.approx(np.mean(slow))
+    before, found = PROBABILITIES.copy(), calibration(PROBABILITIES, LABELS)
+    assert found["nll"] == pytest.approx(np.mean([-np.log(PROBABILITIES[i, LABELS[i]]) for i in range(len(LABELS))]))
     squares = [sum((PROBABILITIES[i, c] - (c == LABELS[i])) ** 2 for c in range(3)) for i in range(len(LABELS))]
-    assert brier_score(PROBABILITIES, LABELS) == pytest.approx(np.mean(squares))
-    assert brier_score(np.array([[0.0, 1.0]]), np.array([0])) == 2.0  # certain and wrong
-
-
-def test_brier_leaves_its_argument_alone() -> None:
-    before = PROBABILITIES.copy()
-    brier_score(PROBABILITIES, LABELS)
+    assert found["brier"] == pytest.approx(np.mean(squares))
+    assert calibration(np.array([[0.0, 1.0]]), np.array([0]))["brier"] == 2.0  # certain and wrong
     assert np.array_equal(before, PROBABILITIES)
 
 
-def test_ece_bin_by_bin() -> None:
+def test_ece_and_reliability_bin_by_bin() -> None:
     confidence = PROBABILITIES.max(axis=1)
-    total = 0.0
+    bins, total = [], 0.0
     for number in range(15):
-        last = number == 14
-        inside = [i for i, c in enumerate(confidence) if number / 15 <= c < (number + 1) / 15 or (last and c == 1)]
+        inside = [i for i, c in enumerate(confidence) if number / 15 <= c < (number + 1) / 15]
         if inside:
-            total += abs(sum(confidence[i] for i in inside) - sum(CORRECT[i] for i in inside))
-    assert expected_calibration_error(PROBABILITIES, LABELS) == pytest.approx(total / len(LABELS))
+            bins.append((number / 15, len(inside), confidence[inside].mean(), CORRECT[inside].mean()))
+            total += abs(sum(confidence[inside]) - sum(CORRECT[inside]))
+    assert calibration(PROBABILITIES, LABELS)["ece"] == pytest.approx(total / len(LABELS))
+    found = reliability(PROBABILITIES, LABELS)
+    assert [[each[name] for name in ("low", "examples", "confidence", "accuracy")] for each in found] == [
+        pytest.approx(each) for each in bins
+    ]
+    assert reliability(np.array([[1.0, 0.0]]), np.array([0]))[0]["high"] == 1.0, "the last bin has its upper edge"
 
 
 def test_equal_mass_ece_by_hand() -> None:
-    probabilities = np.array([[0.6, 0.4], [0.7, 0.3], [0.8, 0.2], [0.9, 0.1]])
-    labels = np.array([0, 1, 0, 0])
+    probabilities, labels = np.array([[0.6, 0.4], [0.7, 0.3], [0.8, 0.2], [0.9, 0.1]]), np.array([0, 1, 0, 0])
     # bins {.6, .7}: accuracy .5, confidence .65; {.8, .9}: 1, .85
     assert expected_calibration_error(probabilities, labels, bins=2, equal_mass=True) == pytest.approx(0.15)
-    assert expected_calibration_error(probabilities, labels, bins=15, equal_mass=True) == pytest.approx(
-        (0.4 + 0.7 + 0.2 + 0.1) / 4  # more bins than examples: each its own
-    )
+    # more bins than examples: each its own
+    assert calibration(probabilities, labels)["ece_equal_mass"] == pytest.approx((0.4 + 0.7 + 0.2 + 0.1) / 4)
 
 
 def test_risk_coverage_threshold_by_threshold() -> None:
@@ -138,29 +140,3 @@ def test_abstain_threshold_has_the_largest_coverage_within_the_risk() -> None:
     assert abstain_threshold(confidence, correct, 0.2) == 0.9
     assert abstain_threshold(confidence, correct, 0.4) == 0.5
     assert abstain_threshold(confidence, ~correct, 0.1) is None
-
-
-# chance
-
-
-def test_bootstrap_agrees_with_drawing_items_one_by_one() -> None:
-    first, second = generator.random(150) < 0.8, generator.random(150) < 0.7
-    measured = paired_bootstrap(first, second, draws=4000)
-    rows = generator.integers(0, 150, (4000, 150))
-    slow = first[rows].mean(axis=1) - second[rows].mean(axis=1)
-    assert measured["difference"] == pytest.approx(first.mean() - second.mean())
-    assert measured["standard_error"] == pytest.approx(slow.std(), rel=0.1)
-    assert (measured["low"], measured["high"]) == pytest.approx(tuple(np.percentile(slow, (2.5, 97.5))), abs=0.02)
-    assert measured["p_not_better"] == pytest.approx(np.mean(slow <= 0), abs=0.02)
-    assert paired_bootstrap(first, first)["p_not_better"] == 1.0
-
-
-def test_mean_and_std() -> None:
-    assert mean_and_std([1.0, 2.0, 3.0]) == (2.0, 1.0)
-    assert mean_and_std([4.0]) == (4.0, 0.0)
-
-
-def test_classes_that_are_never_predicted_are_named() -> None:
-    names = ["a", "b", "c", "d"]
-    assert never_predicted(np.array([0, 0, 3]), np.array([0, 1, 2]), names) == ["b", "c"], "d does not occur"
-    assert never_predicted(np.array([1, 0]), np.array([0, 1]), names) == []

@@ -11,7 +11,7 @@ from rekd_train.inputs.text import TextPreprocessor, TextSettings
 from rekd_train.models import FAMILIES, build_backbone
 from rekd_train.models.base import Predictor
 from rekd_train.models.gates import relaxed_log_choice, selection_scores, straight_through_gate
-from rekd_train.training.batches import gumbel
+from rekd_train.training.losses import gumbel
 
 OPERATORS = ["compact", "zero"]
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import fashion_folder
+from conftest import fashion_folder, make_image_rationalizer
 
 from rekd_train.checkpoints import checkpoint
 from rekd_train.config.run import run_config
@@ -17,37 +17,24 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def mosaic(tmp_path_factory):
-    root = tmp_path_factory.mktemp("mosaic")
-    settings = [*SMALL, f"data.path={fashion_folder(root / 'f', 100)}"]
-    config = run_config("mosaic_2x2", settings)
-    train_run(config, root / "pair", device="cpu")
-    return root / "pair", config
-
-
-def test_a_mosaic_is_trained_and_held_against_the_true_tile(mosaic):
-    path, _ = mosaic
+def test_a_mosaic_is_trained_compared_with_the_true_tile_and_carries_its_images(tmp_path):
+    path = tmp_path / "pair"
+    config = run_config("mosaic_2x2", [*SMALL, f"data.path={fashion_folder(tmp_path / 'f', 100)}"])
+    train_run(config, path, device="cpu")
     report = evaluate_run(path, draws=0, device="cpu")
-    assert report["examples"] == 100 and report["truth"]["examples"] == 100
-    assert "Fashion-MNIST" in report["data"]
-
-
-def test_a_checkpoint_carries_real_images(mosaic):
-    path, config = mosaic
+    assert report["examples"] == report["truth"]["examples"] == 100 and "Fashion-MNIST" in report["data"]
+    dev = load_data(config.data).splits["dev"]
     with np.load(path / "examples.npz") as stored:
         pixels, labels = stored["pixels"], stored["labels"]
-    dev = load_data(config.data).splits["dev"]
     assert pixels.shape == (len(dev), 56, 56, 1) and pixels.dtype == np.uint8
     assert (pixels == dev.images[:64]).all() and (labels == dev.labels[:64]).all()
     card = (path / "README.md").read_text()
     assert "How unselected patches are removed" in card and "Fashion-MNIST" in card
 
 
-def test_a_teacher_is_asked_anew_where_images_are_augmented(tmp_path):
+def test_a_student_is_distilled_on_augmented_images(tmp_path):
     settings = [*SMALL, f"data.path={fashion_folder(tmp_path / 'f', 100)}", "data.augmentation=crop_flip"]
-    teacher = run_config("fashion_teacher", settings)
-    train_run(teacher, tmp_path / "teacher", device="cpu")
+    train_run(run_config("fashion_teacher", settings), tmp_path / "teacher", device="cpu")
     student = run_config("fashion_student", settings)
     metrics = train_run(student, tmp_path / "student", teacher=tmp_path / "teacher", device="cpu")
     assert 0 < metrics["test"]["rate"] <= student.selection.budget
@@ -55,8 +42,6 @@ def test_a_teacher_is_asked_anew_where_images_are_augmented(tmp_path):
 
 def test_an_imported_vision_pair_is_calibrated_on_other_images(tmp_path):
     pytest.importorskip("sklearn")
-    from conftest import make_image_rationalizer
-
     pair = make_image_rationalizer(labels=tuple(str(digit) for digit in range(10)))
     path = checkpoint.save(pair, tmp_path / "pair", training={"name": "imported", "stage": "imported"})
     budget = ["selection.budget=0.5"]

@@ -1,4 +1,4 @@
-"""The losses and the noisy mask against the authors' code (tests/golden/ORIGIN.md says how each figure is made)."""
+"""The paper's configuration against the authors' code (tests/golden/ORIGIN.md says how each figure is made)."""
 
 from __future__ import annotations
 
@@ -7,44 +7,73 @@ from pathlib import Path
 
 import pytest
 import torch
+from toys import toy_config
 
-from rekd_train.models.gates import relaxed_log_choice, straight_through_gate
-from rekd_train.training.losses import batch_penalty, prediction_distillation, prediction_loss, rationale_distillation
+from rekd_train.training.losses import refreshed_step
+from rekd_train.training.objectives import RationaleObjective
+from rekd_train.training.runtime import Batch, Runtime
 
 CASES = json.loads((Path(__file__).parents[2] / "golden" / "losses.json").read_text())
+SELECTION = {"penalty_per": "batch", "penalty_on": "counts", "denominator": "all", "selectable": "all", "budget": None}
+DISTILLATION = {"alpha": 0.5, "noise": "independent", "rationale_temperature": None, "teacher_mask": "student"}
 
 
-def gumbel(uniform: list) -> torch.Tensor:
-    return -torch.log(-torch.log(torch.tensor(uniform) + 1e-20) + 1e-20)
+class Scripted(torch.nn.Module):
+    """A pair, selector, predictor and teacher in one whose outputs are given."""
+
+    def __init__(self, selector_logits, class_logits) -> None:
+        super().__init__()
+        self._given = torch.tensor(selector_logits), torch.tensor(class_logits)
+        self.seen = None
+
+    selector = predictor = backbone = preprocessor = property(lambda self: self)
+
+    @property
+    def positions(self):
+        return self._given[0].shape[1]
+
+    def __call__(self, inputs, mask=None, selectable=None):
+        return self._given[0] if mask is None else self._given[1]
+
+    def selectable(self, inputs):
+        return torch.ones(self._given[0].shape[:2], dtype=torch.bool)
+
+    def selector_logits(self, batch, positions):
+        return self._given[0]
+
+    def class_logits_on(self, batch, mask):
+        self.seen = mask
+        return self._given[1]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"T={case['T']}" for case in CASES])
-def test_losses_are_the_authors(case: dict) -> None:
-    temperature, features = case["T"], case["total_features"]
-    student = straight_through_gate(
-        torch.tensor(case["student_selector_logits"]), temperature, gumbel(case["student_uniform"])
-    )
-    teacher = relaxed_log_choice(
-        torch.tensor(case["teacher_selector_logits"]), temperature, gumbel(case["teacher_uniform"])
-    )
-    everywhere = torch.ones(student.mask.shape, dtype=torch.bool)
-    assert torch.equal(student.mask, torch.tensor(case["student_mask"]))
-    assert student.mask.sum(dim=1).mean().item() == pytest.approx(case["selected"], rel=1e-6)
+def test_the_paper_s_configuration_gives_the_authors_losses(case, monkeypatch):
+    noise = {0: case["student_uniform"], 1: case["teacher_uniform"]}
 
-    kept, everything = student.mask.sum(), torch.tensor(float(everywhere.sum()))
-    penalty = batch_penalty(kept, everything, case["target_sparsity"]) * features**2
-    rationale = rationale_distillation(teacher, student.log_soft, everywhere)
-    class_logits = torch.tensor(case["teacher_class_logits"]), torch.tensor(case["student_class_logits"])
-    prediction = prediction_distillation(*class_logits, temperature)
-    cross_entropy = prediction_loss(class_logits[1], torch.tensor(case["labels"]))
-    extraction = cross_entropy + case["select_lambda"] * penalty
-    whole = 0.5 * extraction + 0.5 * (case["kd_r_lambda"] * rationale + prediction)
-    for value, key in (
-        (penalty, "select_cost"),
-        (rationale, "kd_rationale"),
-        (prediction / temperature**2, "kd_prediction"),
-        (cross_entropy, "cross_entropy"),
-        (extraction, "re_loss"),
-        (whole, "rekd_loss_alpha_0_5"),
-    ):
-        assert value.item() == pytest.approx(case[key], rel=1e-6), key
+    def recorded(stream, examples, width):
+        return -torch.log(-torch.log(torch.tensor(noise[stream]) + 1e-20) + 1e-20)
+
+    monkeypatch.setattr("rekd_train.training.objectives.gumbel", recorded)
+    monkeypatch.setattr(RationaleObjective, "stream", lambda self, purpose, step: purpose)
+    config = toy_config(
+        selection={**SELECTION, "target": case["target_sparsity"], "weight": case["select_lambda"]},
+        distillation={**DISTILLATION, "rationale_weight": case["kd_r_lambda"]},
+        temperature={"start": case["T"], "end": case["T"]},
+    )
+    student = Scripted(case["student_selector_logits"], case["student_class_logits"])
+    teacher = Scripted(case["teacher_selector_logits"], case["teacher_class_logits"])
+    batch = Batch(torch.arange(3), {}, torch.tensor(case["labels"]), step=5, steps=10, examples=3, present=3)
+    figures = RationaleObjective(config, student, Runtime("cpu"), 0, teacher)(batch)
+    expected = {
+        "loss": case["rekd_loss_alpha_0_5"], "extraction": case["re_loss"], "rationale": case["kd_rationale"],
+        "prediction": case["kd_prediction"] * case["T"] ** 2, "penalty": case["select_lambda"] * case["select_cost"],
+        "kept": case["selected"] * 3,
+    }  # fmt: skip
+    assert {name: float(figures[name]) for name in expected} == pytest.approx(expected, rel=1e-6)
+    assert torch.equal(teacher.seen, torch.tensor(case["student_mask"])), "the teacher reads the student's mask"
+
+
+def test_the_temperature_changes_in_the_authors_steps():
+    # their step k = 1, 2, ...: if k % 100 == 0: tau = tau(k)
+    assert [refreshed_step(step, 100) for step in range(350)] == [k // 100 * 100 for k in range(1, 351)]
+    assert [refreshed_step(step, 1) for step in range(4)] == [0, 1, 2, 3]

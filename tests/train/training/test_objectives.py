@@ -1,10 +1,8 @@
-"""The configured losses: the authors' figures, and what each switch changes."""
+"""The configured losses: what each setting changes."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,107 +12,43 @@ from toys import toy_config, toy_images, toy_texts
 
 from rekd_train.models.gates import relaxed_log_choice
 from rekd_train.training import losses
-from rekd_train.training.batches import Batch, all_batches, gumbel
-from rekd_train.training.losses import refreshed_step
-from rekd_train.training.objectives import ClassifierObjective, CompactObjective, RationaleObjective
-from rekd_train.training.runtime import Runtime
+from rekd_train.training.losses import gumbel, key, uniform_scalar
+from rekd_train.training.objectives import ClassifierObjective, CompactObjective, RationaleObjective, Teacher
+from rekd_train.training.runtime import Runtime, all_batches
 from rekd_train.training.stages import fit
-from rekd_train.training.teacher import Teacher
 
-CASES = json.loads((Path(__file__).parents[2] / "golden" / "losses.json").read_text())
 CPU = Runtime("cpu")
-
-PAPER = {
-    "selection": {
-        "penalty_per": "batch", "penalty_on": "counts", "denominator": "all", "selectable": "all", "budget": None,
-    },
-    "distillation": {
-        "alpha": 0.5, "noise": "independent", "rationale_temperature": None, "teacher_mask": "student",
-    },
-}  # fmt: skip
+SEED = 7
 
 
-class Scripted(torch.nn.Module):
-    """A pair, selector, predictor and teacher in one that answers what it is told."""
-
-    def __init__(self, selector_logits, class_logits) -> None:
-        super().__init__()
-        self._answers = torch.tensor(selector_logits), torch.tensor(class_logits)
-        self.seen = None
-
-    selector = predictor = backbone = preprocessor = property(lambda self: self)
-
-    @property
-    def positions(self):
-        return self._answers[0].shape[1]
-
-    def __call__(self, inputs, mask=None, selectable=None):
-        return self._answers[0] if mask is None else self._answers[1]
-
-    def selectable(self, inputs):
-        return torch.ones(self._answers[0].shape[:2], dtype=torch.bool)
-
-    def selector_logits(self, batch, positions):
-        return self._answers[0]
-
-    def class_logits_on(self, batch, mask):
-        self.seen = mask
-        return self._answers[1]
-
-
-@pytest.mark.parametrize("case", CASES, ids=[f"T={case['T']}" for case in CASES])
-def test_the_paper_s_configuration_gives_the_authors_losses(case, monkeypatch):
-    noise = {0: case["student_uniform"], 1: case["teacher_uniform"]}
-
-    def recorded(stream, examples, width):
-        return -torch.log(-torch.log(torch.tensor(noise[stream]) + 1e-20) + 1e-20)
-
-    monkeypatch.setattr("rekd_train.training.objectives.gumbel", recorded)
-    monkeypatch.setattr(RationaleObjective, "stream", lambda self, purpose, step: purpose)
-    config = toy_config(
-        selection={**PAPER["selection"], "target": case["target_sparsity"], "weight": case["select_lambda"]},
-        distillation={**PAPER["distillation"], "rationale_weight": case["kd_r_lambda"]},
-        temperature={"start": case["T"], "end": case["T"]},
-    )
-    student = Scripted(case["student_selector_logits"], case["student_class_logits"])
-    teacher = Scripted(case["teacher_selector_logits"], case["teacher_class_logits"])
-    batch = Batch(torch.arange(3), {}, torch.tensor(case["labels"]), step=5, steps=10, examples=3, present=3)
-    figures = RationaleObjective(config, student, CPU, 0, teacher)(batch)
-    expected = {
-        "loss": case["rekd_loss_alpha_0_5"], "extraction": case["re_loss"], "rationale": case["kd_rationale"],
-        "prediction": case["kd_prediction"] * case["T"] ** 2, "penalty": case["select_lambda"] * case["select_cost"],
-        "kept": case["selected"] * 3,
-    }  # fmt: skip
-    for name, value in expected.items():
-        assert float(figures[name]) == pytest.approx(value, rel=1e-6), name
-    assert torch.equal(teacher.seen, torch.tensor(case["student_mask"])), "the teacher reads the student's mask"
-
-
-@pytest.fixture(scope="module")
-def texts():
-    """A pair, another as its teacher, one batch and its split."""
-    pair, train, _ = toy_texts(examples=12)
-    teacher = make_rationalizer(9, operator="zero")
+def one_batch(train, steps: int = 10):
     (batch,) = all_batches(train, CPU)
-    batch.steps = 10
-    return pair.train(False), teacher, batch
+    batch.steps = steps
+    return batch
 
 
-def figures_of(texts, teacher: bool = True, **changes) -> dict[str, float]:
-    pair, teacher_pair, batch = texts
-    live = Teacher(teacher_pair, CPU, "fp32") if teacher else None
-    found = RationaleObjective(toy_config(**changes), pair, CPU, 7, live)(batch)
+@pytest.fixture
+def texts():
+    """A pair, another as its teacher, and one batch."""
+    pair, train, _ = toy_texts(examples=12)
+    return pair.train(False), make_rationalizer(9, operator="zero"), one_batch(train)
+
+
+def figures_of(texts, taught: bool = True, **changes) -> dict[str, float]:
+    pair, teacher, batch = texts
+    live = Teacher(teacher, CPU, "fp32") if taught else None
+    found = RationaleObjective(toy_config(**changes), pair, CPU, SEED, live)(batch)
     return {name: value.item() for name, value in found.items()}
 
 
-def test_the_temperature_changes_in_the_authors_steps():
-    # their step k = 1, 2, ...: if k % 100 == 0: tau = tau(k)
-    taken, current = [], 0
-    for k in range(1, 351):
-        current = k if k % 100 == 0 else current
-        taken.append(current)
-    assert [refreshed_step(step, 100) for step in range(350)] == taken
-    assert [refreshed_step(step, 1) for step in range(4)] == [0, 1, 2, 3]
+def drawn(pair, batch) -> torch.Tensor:
+    """(B, N) bool: what the student's noise selects in step 0, padding too."""
+    logits = pair.selector_logits(batch.inputs)
+    noisy = logits + gumbel(key(SEED, 0, 0), batch.indices, logits.shape[1])
+    return noisy[..., 1] > noisy[..., 0]
+
+
+# distillation
 
 
 def test_alpha_weighs_extraction_against_distillation(texts):
@@ -125,57 +59,60 @@ def test_alpha_weighs_extraction_against_distillation(texts):
 
 
 def test_annealed_alpha_goes_from_distillation_to_extraction(texts):
-    settings = {"distillation": {"alpha": "anneal"}}
-    first = figures_of(texts, **settings)
-    assert first["loss"] == pytest.approx(0.5 * first["rationale"] + first["prediction"]), "pure distillation"
-    texts[2].step = 9
-    late = figures_of(texts, **settings)
-    texts[2].step = 0
-    distilled = 0.5 * late["rationale"] + late["prediction"]
-    alpha = (late["loss"] - distilled) / (late["extraction"] - distilled)
-    assert 0.9 < alpha < 1
+    alphas = []
+    for texts[2].step in (0, 9):
+        found = figures_of(texts, distillation={"alpha": "anneal"})
+        distilled = 0.5 * found["rationale"] + found["prediction"]
+        alphas.append((found["loss"] - distilled) / (found["extraction"] - distilled))
+    assert alphas[0] == pytest.approx(0, abs=1e-6) and 0.9 < alphas[1] < 1
 
 
-@pytest.mark.parametrize("part", ["rationale", "prediction"])
-def test_a_weight_of_zero_leaves_its_part_out(part, texts):
-    figures = figures_of(texts, distillation={f"{part}_weight": 0.0, "alpha": 0.0})
-    other = "prediction" if part == "rationale" else "rationale"
-    weight = 1.0 if other == "prediction" else 0.5
-    assert figures[part] == 0 and figures["loss"] == pytest.approx(weight * figures[other])
+@pytest.mark.parametrize("weights", [(0.0, 1.0), (0.5, 0.0), (0.3, 0.7)])
+def test_weights_multiply_their_terms_and_0_leaves_one_out(weights, texts):
+    settings = dict(zip(("rationale_weight", "prediction_weight"), weights, strict=True))
+    figures = figures_of(texts, distillation={"alpha": 0.0, **settings})
+    terms = figures["rationale"], figures["prediction"]
+    assert [term == 0 for term in terms] == [weight == 0 for weight in weights]
+    assert figures["loss"] == pytest.approx(np.dot(weights, terms))
 
 
-def test_weights_multiply_their_parts(texts):
-    weights = {"rationale_weight": 0.3, "prediction_weight": 0.7}
-    figures = figures_of(texts, distillation={"alpha": 0.0, **weights})
-    assert figures["loss"] == pytest.approx(0.3 * figures["rationale"] + 0.7 * figures["prediction"])
-
-
-def test_hard_labels_make_the_prediction_term_a_cross_entropy_with_the_teacher_s_label(texts):
+def test_a_hard_label_has_no_temperature(texts):
     def term(hard: bool, temperature: float) -> float:
         settings = {"start": temperature, "end": temperature}
         return figures_of(texts, temperature=settings, distillation={"hard_labels": hard})["prediction"]
 
-    assert term(True, 1.0) != pytest.approx(term(False, 1.0))
-    assert term(True, 1.0) == term(True, 4.0), "a label has no temperature"
+    assert term(True, 1.0) == term(True, 4.0) != pytest.approx(term(False, 1.0))
+    pair, teacher, batch = texts
+    label = teacher.class_logits(batch.inputs, teacher.select(batch.inputs).mask).argmax(dim=1)
+    ours = pair.class_logits(batch.inputs, drawn(pair, batch) & pair.selectable(batch.inputs))
+    assert term(True, 1.0) == pytest.approx(torch.nn.functional.cross_entropy(ours, label).item(), rel=1e-5)
+
+
+def test_hard_rationales_are_the_teacher_s_decisions_or_samples(texts):
+    pair, teacher, batch = texts
+    found = {
+        noise: figures_of(texts, distillation={"hard_labels": True, "noise": noise})["rationale"]
+        for noise in ("none", "independent")
+    }
+    mask, selectable = teacher.select(batch.inputs).mask, pair.selectable(batch.inputs)
+    log_soft = relaxed_log_choice(pair.selector_logits(batch.inputs), 1.0, None).detach()
+    slow = -sum(
+        float(log_soft[b, n, int(mask[b, n])])
+        for b in range(len(mask)) for n in range(mask.shape[1]) if selectable[b, n]
+    ) / len(mask)  # fmt: skip
+    assert found["none"] == pytest.approx(slow, rel=1e-5) != pytest.approx(found["independent"], rel=1e-4)
 
 
 def test_independent_noise_leaves_a_loss_between_equals(texts):
-    pair, _, batch = texts
-    same = (pair, pair, batch)  # self-distillation
-    terms = {
-        noise: figures_of(same, distillation={"noise": noise})["rationale"] for noise in ("none", "independent")
-    }
-    assert terms["none"] == pytest.approx(0, abs=1e-5) and terms["independent"] > 0.1
+    same = (texts[0], texts[0], texts[2])  # self-distillation
+    terms = [figures_of(same, distillation={"noise": noise})["rationale"] for noise in ("none", "independent")]
+    assert terms[0] == pytest.approx(0, abs=1e-5) and terms[1] > 0.1
 
 
 def test_the_teacher_reads_its_own_mask_or_the_student_s(texts):
     pair, teacher, batch = texts
-    logits = pair.selector_logits(batch.inputs)
-    stream = RationaleObjective(toy_config(), pair, CPU, 7, None).stream(0, 0)
-    noisy = logits + gumbel(stream, batch.indices, logits.shape[1])
-    masks = {"teacher": teacher.select(batch.inputs).mask, "student": noisy[..., 1] > noisy[..., 0]}
-    student = pair.class_logits(batch.inputs, masks["student"])
-    found = {}
+    masks = {"teacher": teacher.select(batch.inputs).mask, "student": drawn(pair, batch)}
+    student, found = pair.class_logits(batch.inputs, masks["student"]), {}
     for name, mask in masks.items():
         expected = losses.prediction_distillation(teacher.class_logits(batch.inputs, mask), student, 2.0).item()
         found[name] = figures_of(texts, distillation={"teacher_mask": name})["prediction"]
@@ -183,147 +120,125 @@ def test_the_teacher_reads_its_own_mask_or_the_student_s(texts):
     assert abs(found["teacher"] - found["student"]) > 1e-5 * found["student"]
 
 
-def test_the_rationale_term_has_the_annealed_temperature_or_a_fixed_one(texts):
-    def term(**settings) -> float:
-        return figures_of(texts, distillation=settings)["rationale"]
+def test_the_rationale_term_has_a_fixed_temperature_or_the_annealed_one_refreshed_now_and_then(texts):
+    def term(temperature: float | None) -> float:
+        settings = {"noise": "none", "rationale_temperature": temperature}
+        return figures_of(texts, temperature={"refresh": 5}, distillation=settings)["rationale"]
 
-    assert term(rationale_temperature=None) == pytest.approx(term(rationale_temperature=2.0)), "tau at step 0"
-    assert term(rationale_temperature=1.0) != pytest.approx(term(rationale_temperature=2.0))
-
-
-def test_the_temperature_is_refreshed_every_so_many_steps(texts):
-    batch = texts[2]
-    found = {}
-    for step in (3, 4, 5):  # counted from 0: the fifth changes it
-        batch.step = step
-        settings = {"temperature": {"refresh": 5}, "distillation": {"noise": "none", "rationale_temperature": None}}
-        found[step] = figures_of(texts, **settings)["rationale"]
-    batch.step = 0
-    assert found[4] == found[5] != found[3]
+    assert term(None) == pytest.approx(term(2.0)) != pytest.approx(term(1.0)), "tau at step 0"
+    found = []
+    for texts[2].step in (3, 4, 5):  # counted from 0: the fifth changes it
+        found.append(term(None))
+    assert found[1] == found[2] != found[0]
 
 
-def test_hard_labels_are_the_teacher_s_decisions_and_have_a_gradient_where_they_differ(texts):
+@pytest.mark.parametrize("augmented", [True, False])
+def test_a_teacher_is_remembered_where_its_inputs_stay_the_same(augmented):
+    pair, train, dev = toy_images(examples=64, augmented=augmented)
+    teacher, calls = toy_images(seed=3)[0], []
+    forward = teacher.selector.forward
+    teacher.selector.forward = lambda inputs: (calls.append(1), forward(inputs))[1]
+    stages = {"classifier_epochs": 0, "rationale_epochs": 3, "compact_epochs": 0}
+    fit(toy_config(stages=stages), pair, train, dev, teacher=teacher)
+    assert len(calls) == (6 if augmented else 1), "in each step, or once"
+
+
+# the penalty
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [
+        ({}, lambda kept, real: (kept.sum() / real.sum() - 0.15) ** 2),
+        ({"penalty_on": "counts"}, lambda kept, real: (kept.mean() - 0.15 * real.mean()) ** 2),
+        ({"penalty_per": "example"}, lambda kept, real: ((kept / real - 0.15) ** 2).mean()),
+        (
+            {"penalty_per": "example", "penalty_on": "counts"},
+            lambda kept, real: ((kept - 0.15 * real) ** 2).mean(),
+        ),
+        ({"penalty_on": "counts", "denominator": "all"}, lambda kept, real: (kept.mean() - 0.15 * 48) ** 2),
+        (
+            {"penalty_on": "counts", "denominator": "all", "selectable": "all"},
+            lambda kept, real: (kept.mean() - 0.15 * 48) ** 2,
+        ),
+    ],
+)
+def test_every_budget_penalty(selection, expected, texts):
     pair, teacher, batch = texts
-    figures = figures_of(texts, distillation={"hard_labels": True, "noise": "none"})
-    selectable = pair.selectable(batch.inputs)
-    logits = pair.selector_logits(batch.inputs)
-    mask = teacher.select(batch.inputs).mask
-    log_soft = relaxed_log_choice(logits, 1.0, None).detach()
-    slow = -sum(
-        float(log_soft[b, n, int(mask[b, n])])
-        for b in range(len(mask)) for n in range(mask.shape[1]) if selectable[b, n]
-    ) / len(mask)  # fmt: skip
-    assert figures["rationale"] == pytest.approx(slow, rel=1e-5)
-
-    wrong = logits.detach().clone().requires_grad_()
-    opposite = logits[..., 1] <= logits[..., 0]
-    losses.rationale_imitation(opposite, relaxed_log_choice(wrong, 0.1, None), selectable).backward()
-    assert (wrong.grad[selectable].abs().sum(dim=-1) > 0).all(), "every wrong choice is corrected"
-
-
-def test_hard_labels_with_noise_are_the_teacher_s_samples(texts):
-    settings = [{"hard_labels": True, "noise": noise} for noise in ("none", "independent")]
-    found = [figures_of(texts, distillation=s)["rationale"] for s in settings]
-    assert found[0] != pytest.approx(found[1], rel=1e-4)
-
-
-def penalties(texts, **selection) -> tuple[float, torch.Tensor, torch.Tensor, int]:
-    """(penalty without its weight, kept (B,), real features (B,), positions of the longest input)."""
-    pair, _, batch = texts
-    figures = figures_of(texts, teacher=False, selection={"weight": 1.0, **selection})
-    logits = pair.selector_logits(batch.inputs)
-    objective = RationaleObjective(toy_config(), pair, CPU, 7, None)
-    noisy = logits + gumbel(objective.stream(0, 0), batch.indices, logits.shape[1])
+    everything = selection.get("selectable") == "all"
+    pair.policy = pair.policy.model_copy(update={"selectable": "all" if everything else "real"})
     real = pair.selector.backbone.selectable(batch.inputs)
-    chosen = (noisy[..., 1] > noisy[..., 0]) & (real if selection.get("selectable", "real") == "real" else True)
-    return figures["penalty"], chosen.sum(1).double(), real.sum(1).double(), pair.preprocessor.positions
-
-
-def test_every_budget_penalty(texts):
-    value, kept, real, width = penalties(texts)
-    assert value == pytest.approx(float((kept.sum() / real.sum() - 0.15) ** 2), rel=1e-4)
-    value, *_ = penalties(texts, penalty_on="counts")
-    assert value == pytest.approx(float((kept.mean() - 0.15 * real.mean()) ** 2), rel=1e-4)
-    value, *_ = penalties(texts, penalty_per="example")
-    assert value == pytest.approx(float(((kept / real - 0.15) ** 2).mean()), rel=1e-4)
-    value, *_ = penalties(texts, penalty_per="example", penalty_on="counts")
-    assert value == pytest.approx(float(((kept - 0.15 * real) ** 2).mean()), rel=1e-4)
-    value, *_ = penalties(texts, penalty_on="counts", denominator="all")
-    assert value == pytest.approx(float((kept.mean() - 0.15 * width) ** 2), rel=1e-4)
-
-
-LINE = [[1, 1, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0]]
-GRID = [[1, 1, 0, 1, 1, 0, 0, 0, 0], [1, 0, 1, 0, 1, 0, 1, 0, 1]]  # a block of 2 x 2 in a corner; a chess board
-
-
-def test_discontinuity_counts_neighbours_that_differ():
-    line, grid = torch.tensor(LINE, dtype=torch.float32), torch.tensor(GRID, dtype=torch.float32)
-    everything = torch.ones(2, 9, dtype=torch.bool)
-    assert losses.discontinuity(line, everything[:, :6], None).item() == pytest.approx((3 / 6 + 0) / 2)
-    assert losses.discontinuity(grid, everything, 3).item() == pytest.approx((4 / 9 + 12 / 9) / 2)
-    assert losses.discontinuity(grid, everything, None).item() == pytest.approx((3 / 9 + 8 / 9) / 2), "read as a line"
-    short = everything[:, :6].clone()
-    short[:, 4:] = False  # the last kept one is padding, and the border to it is no border
-    assert losses.discontinuity(line, short, None).item() == pytest.approx((1 / 4 + 0) / 2)
-
-
-def test_discontinuity_fills_holes_and_drops_strays():
-    mask = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1, 0, 1, 0, 1, 0, 1, 1, 1.0]], requires_grad=True)
-    losses.discontinuity(mask, torch.ones(1, 16, dtype=torch.bool), 4).backward()
-    assert mask.grad[0, 10] < 0, "kept on every side: keeping it lowers the loss"
-    assert mask.grad[0, 7] > 0, "a kept one with more dropped than kept ones around it may go"
-    assert mask.grad[0, 0] == 0, "far from everything nothing pulls"
-
-
-@pytest.mark.parametrize("make", [toy_texts, toy_images])
-def test_continuity_adds_the_borders_of_the_drawn_mask(make):
-    pair, train, _ = make(examples=12)
-    (batch,) = all_batches(train, CPU)
-    batch.steps = 10
-    given = (pair.train(False), None, batch)
-    without, having = (
-        figures_of(given, teacher=False, selection={"continuity": weight}) for weight in (0.0, 0.7)
-    )
-    assert "discontinuity" not in without
-    logits = pair.selector_logits(batch.inputs)
-    stream = RationaleObjective(toy_config(), pair, CPU, 7, None).stream(0, 0)
-    noisy = logits + gumbel(stream, batch.indices, logits.shape[1])
-    kept = (noisy[..., 1] > noisy[..., 0]).float()
-    columns = 3 if make is toy_images else None  # 16 x 12 pixels in patches of 4
-    assert pair.selector.backbone.columns == columns
-    borders = losses.discontinuity(kept, pair.selectable(batch.inputs), columns).item()
-    assert borders > 0 and having["discontinuity"] == pytest.approx(0.7 * borders, rel=1e-5)
-    assert having["extraction"] == pytest.approx(without["extraction"] + having["discontinuity"], rel=1e-5)
-    assert having["loss"] == pytest.approx(having["extraction"], rel=1e-6)
-
-
-def test_padding_does_not_change_a_penalty_over_all_positions(texts):
-    pair, teacher, batch = texts
+    kept = (drawn(pair, batch) & (real | everything)).sum(dim=1).double()
     wider = replace(batch, inputs={name: torch.nn.functional.pad(t, (0, 5)) for name, t in batch.inputs.items()})
-    settings = {"penalty_on": "counts", "denominator": "all", "weight": 1.0}
-    narrow, wide = (figures_of((pair, teacher, each), teacher=False, selection=settings) for each in (batch, wider))
-    assert wide["penalty"] == pytest.approx(narrow["penalty"], rel=1e-5)
-    assert wide["features"] == narrow["features"] == 12 * 48, "N is that of the longest input"
+    for given in (batch,) if everything else (batch, wider):
+        found = figures_of((pair, teacher, given), taught=False, selection={"weight": 1.0, **selection})
+        assert found["penalty"] == pytest.approx(float(expected(kept, real.sum(dim=1).double())), rel=1e-4)
+        assert found["kept"] == kept.sum()
+        assert found["features"] == (12 * 48 if "denominator" in selection else real.sum())
 
 
-def test_every_position_can_be_selectable(texts):
-    pair = texts[0]
-    before = pair.policy
-    try:
-        pair.policy = before.model_copy(update={"selectable": "all"})
-        value, kept, _, width = penalties(texts, selectable="all", denominator="all", penalty_on="counts")
-    finally:
-        pair.policy = before
-    assert kept.max() > 0 and value == pytest.approx(float((kept.mean() - 0.15 * width) ** 2), rel=1e-4)
+@pytest.mark.parametrize(("make", "columns"), [(toy_texts, None), (toy_images, 3)])
+def test_continuity_adds_the_borders_of_the_drawn_mask(make, columns):
+    pair, train, _ = make(examples=12)
+    given = (pair.train(False), None, one_batch(train))
+    without, having = (figures_of(given, taught=False, selection={"continuity": weight}) for weight in (0.0, 0.7))
+    assert "discontinuity" not in without and pair.selector.backbone.columns == columns
+    borders = losses.discontinuity(drawn(pair, given[2]).float(), pair.selectable(given[2].inputs), columns).item()
+    assert borders > 0 and having["discontinuity"] == pytest.approx(0.7 * borders, rel=1e-5)
+    assert having["loss"] == pytest.approx(without["extraction"] + having["discontinuity"], rel=1e-5)
 
 
 @pytest.mark.parametrize("make", [toy_texts, toy_images])
 def test_the_prediction_alone_moves_the_selector(make):
     pair, train, _ = make(examples=8)
-    (batch,) = all_batches(train, CPU)
-    RationaleObjective(toy_config(selection={"weight": 0.0}), pair, CPU, 7, None)(batch)["loss"].backward()
+    RationaleObjective(toy_config(selection={"weight": 0.0}), pair, CPU, SEED)(one_batch(train))["loss"].backward()
     gradient = pair.selector.head[-1].weight.grad
     assert gradient.isfinite().all() and gradient.abs().sum() > 0
+
+
+# the other stages
+
+
+@pytest.mark.parametrize(("share", "masked"), [(0.0, 0), (1.0, 12), (0.5, None)])
+def test_a_share_of_the_classifier_s_batches_is_masked(share, masked):
+    pair, train, _ = toy_texts(examples=32)
+    batch, kept = one_batch(train), []
+    objective = ClassifierObjective(toy_config(stages={"masked_share": share}), pair, CPU, SEED)
+    objective.predictor.forward = lambda inputs, keep, selectable: (
+        kept.append((keep.sum() / selectable.sum()).item()), torch.zeros(len(keep), 2)
+    )[1]  # fmt: skip
+    for batch.step in range(12):
+        objective(batch)
+    if masked is None:
+        masked = sum(uniform_scalar(key(SEED, 0, step)) < share for step in range(12))
+        assert 0 < masked < 12
+    assert sum(rate < 1 for rate in kept) == masked and min(kept) > 0.15
+
+
+@pytest.mark.parametrize(
+    ("settings", "labels", "teacher"), [({"alpha": 0.25}, 0.25, 0.75), ({"alpha": 1.0}, 1.0, 0.0),
+                                        ({"alpha": 0.25, "prediction_weight": 0.5}, 0.25, 0.375), (None, 1.0, 0.0)]
+)  # fmt: skip
+def test_plain_distillation_of_a_classifier(settings, labels, teacher, texts):
+    pair, teacher_pair, batch = texts
+    live = Teacher(teacher_pair, CPU, "fp32")
+    logits = pair.class_logits(batch.inputs)
+    expected = labels * losses.prediction_loss(logits, batch.labels)
+    expected = expected + teacher * losses.prediction_distillation(live.class_logits(batch), logits, 2.0)
+    config = toy_config(stages={"masked_share": 0.0}, distillation=settings or {})
+    found = ClassifierObjective(config, pair, CPU, SEED, None if settings is None else live)(batch)["loss"]
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_compaction_computes_kept_features_alone_and_agrees_with_masking_the_others_out(texts, monkeypatch):
+    pair, _, batch = texts
+    pair.predictor.operator = "compact"
+    mask = pair.select(batch.inputs).mask
+    masked = losses.prediction_loss(pair.predictor(batch.inputs, mask, pair.selectable(batch.inputs)), batch.labels)
+    monkeypatch.setattr(pair.predictor.backbone, "attended", None)
+    given = mask[batch.indices.argsort()], None
+    found = [CompactObjective(toy_config(), pair, CPU, SEED, mask=each)(batch)["loss"].item() for each in given]
+    assert found == pytest.approx([masked.item()] * 2, abs=1e-5)
 
 
 def test_training_mode_masks_padding_as_evaluation_does():
@@ -331,46 +246,10 @@ def test_training_mode_masks_padding_as_evaluation_does():
     for module in pair.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    (batch,) = all_batches(train, CPU)
+    batch = one_batch(train)
     mask = pair.selectable(batch.inputs).float()
-    torch.testing.assert_close(
-        pair.train().class_logits(batch.inputs, mask), pair.eval().class_logits(batch.inputs, mask), rtol=0, atol=1e-5
-    )
-
-
-def test_plain_distillation_of_a_classifier(texts):
-    pair, teacher, batch = texts
-    live = Teacher(teacher, CPU, "fp32")
-
-    def loss(teacher, **settings) -> float:
-        config = toy_config(stages={"masked_share": 0.0}, distillation=settings)
-        return ClassifierObjective(config, pair, pair.predictor, CPU, 7, teacher)(batch)["loss"].item()
-
-    logits = pair.class_logits(batch.inputs)
-    term = losses.prediction_distillation(live.class_logits(batch), logits, 2.0).item()
-    labels_only = losses.prediction_loss(logits, batch.labels).item()
-    assert loss(None) == pytest.approx(labels_only, rel=1e-5)
-    distilled = loss(live, alpha=0.25)
-    assert distilled == pytest.approx(0.25 * labels_only + 0.75 * term, rel=1e-5)
-    assert loss(live, alpha=1.0) == pytest.approx(labels_only, rel=1e-5)
-    half = loss(live, alpha=0.25, prediction_weight=0.5)
-    assert half == pytest.approx(0.25 * labels_only + 0.75 * 0.5 * term, rel=1e-5)
-
-
-def test_gathered_and_masked_compaction_agree(texts):
-    pair, _, batch = texts
-    pair.predictor.operator = "compact"
-    mask = pair.select(batch.inputs).mask[batch.indices.argsort()]
-    try:
-        found = {
-            (gather, cached): CompactObjective(
-                toy_config(acceleration={"gather": gather}), pair, CPU, 7, None, mask if cached else None
-            )(batch)["loss"].item()
-            for gather in (True, False) for cached in (True, False)
-        }  # fmt: skip
-    finally:
-        pair.predictor.operator = "zero"
-    assert max(found.values()) - min(found.values()) < 1e-5
+    training, evaluation = (pair.train(mode).class_logits(batch.inputs, mask) for mode in (True, False))
+    torch.testing.assert_close(training, evaluation, rtol=0, atol=1e-5)
 
 
 def test_class_weights_reach_the_cross_entropy_of_every_stage(monkeypatch):

@@ -117,7 +117,6 @@ def test_no_process_waits_while_the_main_one_measures(monkeypatch, tmp_path):
     monkeypatch.setattr(Runtime, "close", lambda runtime: events.append("close"))
     monkeypatch.setattr(Runtime, "wait", lambda runtime: events.append("wait"))
     monkeypatch.setattr(runs, "fit", lambda *_, **__: events.append("fit"))
-    monkeypatch.setattr(runs, "readings", lambda log: {})
     monkeypatch.setattr(runs, "preprocessor_for", lambda config: make_rationalizer(max_length=32).preprocessor)
     texts = LabelledTexts(["good", "bad"] * 20, np.array([1, 0] * 20))
     data = DataSet({name: texts for name in ("train", "dev", "test")}, ("negative", "positive"), "made up")

@@ -1,0 +1,288 @@
+"""Training on tasks with a planted signal: every stage learns; what cannot be trained is refused before."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_image_rationalizer, make_rationalizer, tiny_tokenizer_json
+from toys import Recorder, toy_config, toy_images, toy_texts
+
+from rekd_train.config.run import BackboneConfig, ImageConfig
+from rekd_train.data import LabelledTexts, tokenize
+from rekd_train.errors import ConfigError, DataError
+from rekd_train.evaluation.forward import check_comparable, measure
+from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
+from rekd_train.inputs.text import TextPreprocessor
+from rekd_train.models.base import Predictor, Selector
+from rekd_train.models.families import build_backbone
+from rekd_train.models.rationalizer import Rationalizer
+from rekd_train.training.stages import check_fit, check_teacher, compact_pair, fit, short_texts_notice
+from rekd_train.training.validation import calibrate_pair
+
+LONG = {"classifier_epochs": 8, "rationale_epochs": 10, "compact_epochs": 4, "evaluate_every": 2}
+
+
+@pytest.fixture(scope="module", params=[toy_texts, toy_images], ids=["texts", "images"])
+def trained(request):
+    """A pair trained alone, its log, and what makes its splits."""
+    log = Recorder()
+    pair, train, dev = request.param()
+    fit(toy_config(stages=LONG), pair, train, dev, observer=log)
+    return pair, log, request.param
+
+
+def short(make=toy_texts, generator_seed=0, options=(), **changes):
+    """(a fresh pair after a short training, its log)."""
+    pair, train, dev = make()
+    log = Recorder()
+    torch.manual_seed(generator_seed)
+    fit(toy_config(**changes), pair, train, dev, observer=log, **dict(options))
+    return pair, log
+
+
+def same(one, other) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_the_planted_signal_is_found_within_the_budget(trained):
+    pair, log, make = trained
+    assert [name for name, *_ in log.stages] == ["classifier", "selector", "rationale", "compact"]
+    for stage, readings in log.values.items():
+        assert readings[-1]["loss"] < readings[0]["loss"], stage
+    figures = measure(pair, make()[2])
+    assert figures["accuracy"] > 0.95 and figures["rate"] == pytest.approx(0.15, abs=0.02)
+    assert figures["rate_max"] <= 0.3 and pair.predictor.operator == "compact" and not pair.training
+
+
+def test_a_student_learns_the_teacher_s_rationales(trained):
+    teacher, _, make = trained
+    (student, train, dev), log = make(seed=4), Recorder()
+    fit(toy_config(stages=LONG), student, train, dev, teacher=copy.deepcopy(teacher), observer=log)
+    rationale = log.losses("distillation", "rationale")
+    assert rationale[-1] < 0.8 * rationale[0]
+    assert measure(student, dev)["accuracy"] > (0.9 if make is toy_texts else 0.6), "chance is a half, a third"
+
+
+def test_a_seed_fixes_everything_and_another_changes_it():
+    one, _ = short()
+    assert same(one, short(generator_seed=9)[0]), "whatever the state of torch's own generator"
+    assert not same(one, short(seed=4)[0])
+
+
+@pytest.mark.parametrize(
+    ("selector", "predictor", "starts"),
+    [
+        ({}, {}, True),
+        ({"pretrained": "mine"}, {}, False),  # it has pretrained weights of its own
+        ({"word_embeddings": "minilm"}, {}, False),
+        ({"pretrained": "mine"}, {"pretrained": "mine"}, True),  # one source for both
+    ],
+)
+def test_a_selector_of_the_predictor_s_size_starts_from_it(selector, predictor, starts):
+    pair, train, dev = toy_texts(equal=True)
+    before, log = copy.deepcopy(pair.selector.backbone), Recorder()
+    stages = {"classifier_epochs": 1, "rationale_epochs": 0.03, "compact_epochs": 0}
+    changes = {"selector": selector, "predictor": predictor, "optimisation": {"learning_rate": 1e-9}}
+    fit(toy_config(stages=stages, **changes), pair, train, dev, observer=log)
+    assert [name for name, *_ in log.stages] == ["classifier", *([] if starts else ["selector"]), "rationale"]
+    start = pair.predictor.backbone if starts else before
+    for mine, theirs in zip(pair.selector.backbone.parameters(), start.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
+
+
+def test_the_warm_start_of_an_unequal_selector_teaches_its_backbone_and_can_be_left_out():
+    stages = {"selector_warm_start": 8, "classifier_epochs": 1, "rationale_epochs": 0.03, "compact_epochs": 0}
+    losses = short(stages=stages)[1].losses("selector")
+    assert losses[-1] < losses[0] - 0.01
+    assert "selector" not in short(stages=stages | {"selector_warm_start": 0})[1].values
+    assert list(short(options={"warm": True})[1].values) == ["rationale", "compact"]
+
+
+def test_plain_classifier_and_plain_distillation(trained):
+    teacher, _, make = trained
+    settings = {"stages": {"rationale_epochs": 0, "masked_share": 0.0, "classifier_epochs": 2}}
+    taught = {"teacher": teacher}
+    alone, _ = short(make, **settings)
+    assert (alone.policy.bias, alone.policy.budget, alone.policy.minimum) == (None, None, 0)
+    assert not same(alone, short(make, options=taught, distillation={"classifier": True}, **settings)[0])
+    brief = {"stages": {"classifier_epochs": 1, "rationale_epochs": 0.2, "compact_epochs": 0, "masked_share": 0.0}}
+    logs = [short(make, options=options, **brief)[1].losses("classifier") for options in ((), taught)]
+    assert logs[0] == logs[1], "labels alone, unless the classifier is to learn"
+    with pytest.raises(ConfigError, match="no stage learns from it"):
+        short(make, options=taught, **settings)
+    with pytest.raises(ConfigError, match="plain classifier"):
+        short(make, options={"teacher": alone})
+    weightless = {"rationale_weight": 0.0}
+    short(make, options={"teacher": alone}, distillation=weightless, stages={"rationale_epochs": 0.2})
+
+
+@pytest.mark.parametrize(
+    ("selection", "policy"),
+    [
+        ({"decision": "argmax"}, (0.0, 0.3, 1, "real")),
+        ({"decision": "top-k"}, (None, 0.15, 1, "real")),
+        ({"decision": "argmax", "budget": None, "minimum": 0, "selectable": "all"}, (0.0, None, 0, "all")),
+    ],
+)
+def test_stored_rules(selection, policy):
+    found = short(selection=selection, stages={"rationale_epochs": 0.2, "compact_epochs": 0})[0].policy
+    assert (found.bias, found.budget, found.minimum, found.selectable) == policy
+
+
+@pytest.mark.parametrize("whose", ["student", "teacher"])
+def test_where_padding_is_selectable_every_batch_has_all_of_it(whose):
+    (pair, train, dev), teacher, seen = toy_texts(), toy_texts(seed=2)[0], set()
+    watched, selection = pair, {"selectable": "all", "denominator": "all", "penalty_on": "counts", "weight": 1e-3}
+    if whose == "teacher":
+        teacher.policy = teacher.policy.model_copy(update={"selectable": "all"})
+        watched, selection = teacher, {}
+    forward = watched.selector.forward
+    watched.selector.forward = lambda inputs: (seen.add(inputs["input_ids"].shape[1]), forward(inputs))[1]
+    fit(toy_config(selection=selection, stages={"compact_epochs": 0}), pair, train, dev, teacher=teacher)
+    assert seen == {pair.preprocessor.positions}
+
+
+def test_augmented_images_are_read_anew():
+    pair, train, dev = toy_images(augmented=True)
+    generators, read, log = [], train.inputs, Recorder()
+    train.inputs = lambda indices, generator=None: (generators.append(generator), read(indices, generator))[1]
+    fit(toy_config(), pair, train, dev, teacher=toy_images(seed=3)[0], observer=log)
+    assert len(generators) == sum(steps for _, steps, _ in log.stages), "one batch a step, no pass over the split"
+    assert all(isinstance(generator, np.random.Generator) for generator in generators)
+
+
+def test_bf16_trains_too():
+    pair, _ = short(acceleration={"precision": "bf16"})
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in pair.parameters())
+
+
+def test_batches_of_any_length_train_alike():
+    taught, stages = {"teacher": toy_texts(seed=5)[0]}, {"classifier_epochs": 1, "rationale_epochs": 1}
+    plain, changed = (
+        short(options=taught, acceleration={"length_buckets": each}, stages=stages)[1] for each in (True, False)
+    )
+    for stage in plain.values:
+        assert changed.losses(stage) == pytest.approx(plain.losses(stage), rel=0.1), "faster, not otherwise"
+
+
+def test_compaction_and_calibration_alone():
+    pair, log = short(stages={"compact_epochs": 0})[0], Recorder()
+    policy, (_, train, dev) = pair.policy, toy_texts()
+    compact_pair(toy_config(), pair, train, dev, observer=log)
+    assert pair.predictor.operator == "compact" and pair.policy == policy and list(log.values) == ["compact"]
+    calibrate_pair(toy_config(selection={"target": 0.25}), pair, dev)
+    assert measure(pair, dev)["rate"] == pytest.approx(0.25, abs=0.02)
+
+
+# what cannot be trained
+
+
+@pytest.mark.parametrize(("make", "teacher"), [(toy_texts, make_rationalizer), (toy_images, make_image_rationalizer)])
+def test_what_fits_passes(make, teacher):
+    check_fit(toy_config(), *make(), teacher(4), warm=False)
+
+
+@pytest.mark.parametrize(
+    ("split", "change", "match"),
+    [
+        ("train", lambda labels: labels + 1, "split 'train' has the label 2; there are 2 classes, 0 to 1; fix"),
+        ("dev", lambda labels: labels - 1, "split 'dev' has the label -1.*fix"),
+        ("train", np.zeros_like, "training examples are all of one class; fix"),
+        ("train", lambda labels: labels[:-1], "256 examples and 255 labels.*fix"),
+        ("train", lambda labels: labels[:0], "256 examples and 0 labels.*fix"),
+    ],
+)
+def test_labels_that_are_no_classes(split, change, match):
+    pair, train, dev = toy_texts()
+    chosen = {"train": train, "dev": dev}[split]
+    chosen.labels = change(chosen.labels)
+    with pytest.raises(DataError, match=match):
+        check_fit(toy_config(), pair, train, dev, None, warm=False)
+
+
+def cut_short():
+    teacher = make_rationalizer()
+    for model in (teacher.selector, teacher.predictor):
+        model.backbone.settings = model.backbone.settings.model_copy(update={"positions": 32})
+    return teacher
+
+
+def image_teacher(**image):
+    settings = BackboneConfig(family="vit", layers=1, width=8, heads=2, feedforward=8, image=ImageConfig(**image))
+    student, networks = make_image_rationalizer(), [build_backbone(settings, {}) for _ in range(2)]
+    return Rationalizer(
+        Selector(networks[0]), Predictor(networks[1], 3), student.policy, ImagePreprocessor(ImageSettings.of(settings)),
+        student.labels,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("teacher", "match", "student"),
+    [
+        (lambda: make_rationalizer(labels="abc"), r"teacher has 3 classes \(a, b, c", make_rationalizer),
+        (lambda: make_rationalizer(labels=("positive", "negative")), "orders its classes otherwise", make_rationalizer),
+        (cut_short, "reads at most 32 tokens.*up to 48; fix: data.max_length=32", make_rationalizer),
+        (
+            lambda: make_image_rationalizer(labels=("negative", "positive")),
+            "teacher reads image inputs, the student text inputs", make_rationalizer,
+        ),
+        (
+            lambda: image_teacher(height=16, width=12, channels=1, patch=2),
+            r"into \(8, 6\).*patches, the student into \(4, 3\)", make_image_rationalizer,
+        ),
+        (
+            lambda: image_teacher(height=24, width=12, channels=1, patch=4),
+            r"images of \(24, 12, 1\).*not of \(16, 12, 1\)", make_image_rationalizer,
+        ),
+    ],
+)  # fmt: skip
+def test_a_teacher_that_does_not_fit(teacher, match, student):
+    with pytest.raises(ConfigError, match=match):
+        check_teacher(teacher(), student(), toy_config())
+
+
+@pytest.mark.parametrize(("lowercase", "fits"), [(True, True), (False, False)])
+def test_a_teacher_whose_tokenizer_is_only_written_otherwise_fits(lowercase, fits, tmp_path):
+    from tokenizers import BertWordPieceTokenizer
+
+    words, teacher = json.loads(tiny_tokenizer_json())["model"]["vocab"], make_rationalizer(4)
+    (tmp_path / "vocab.txt").write_text("\n".join(sorted(words, key=words.__getitem__)))
+    written = BertWordPieceTokenizer(str(tmp_path / "vocab.txt"), lowercase=lowercase).to_str()
+    assert written != teacher.preprocessor.tokenizer_json
+    teacher.preprocessor = TextPreprocessor(written, teacher.preprocessor.settings)
+    for check in (lambda: check_fit(toy_config(), *toy_texts(), teacher, False),
+                  lambda: check_comparable(make_rationalizer(), teacher)):  # fmt: skip
+        if fits:
+            check()
+        else:
+            with pytest.raises(ConfigError, match="another tokenizer; distillation needs the same tokens; fix"):
+                check()
+
+
+@pytest.mark.parametrize(
+    ("selection", "words", "allowed"),
+    [
+        ({"decision": "top-k", "target": 0.1}, 29, "29 words, of which selection.target=0.1 allows 2"),
+        ({"decision": "top-k", "target": 0.1}, 30, ""),
+        ({"decision": "calibrated", "target": 0.1, "budget": 0.15}, 10, "selection.budget=0.15 allows 1"),
+        ({"decision": "calibrated", "target": 0.1, "budget": 0.15}, 20, ""),
+        ({"decision": "argmax", "budget": None}, 3, ""),
+        (None, 5, ""),
+    ],
+)
+def test_a_budget_below_three_words_is_noted_for_texts_that_are_short(selection, words, allowed):
+    """Most of 9 texts have so many words, a few are longer."""
+    lengths, preprocessor = [words] * 6 + [40] * 3, make_rationalizer().preprocessor
+    texts = LabelledTexts(["good " * length for length in lengths], np.arange(9) % 2)
+    config = toy_config(selection=selection) if selection else toy_config(stages={"rationale_epochs": 0})
+    notice = short_texts_notice(config, tokenize(texts, preprocessor), preprocessor)
+    assert allowed in notice and bool(notice) == bool(allowed)
+
+
+def test_images_get_no_note_about_words():
+    pair, train, _ = toy_images()
+    assert short_texts_notice(toy_config(selection={"target": 0.05, "budget": 0.05}), train, pair.preprocessor) == ""
