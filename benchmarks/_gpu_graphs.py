@@ -135,7 +135,7 @@ def network(facts: dict[str, Any]) -> Any:
 def _write(work: Path, name: str, facts: dict[str, Any]) -> dict[str, Any]:
     from rekd_deploy.bench.latency import calibration_items
     from rekd_deploy.graphs.modules import head_layers, pair_signature
-    from rekd_deploy.graphs.precision.convert import convert_pair
+    from rekd_deploy.graphs.precision import convert_pair
     from rekd_deploy.graphs.tracing import OPSET, traced_graphs, write_graphs
 
     pair = network(facts)

@@ -187,10 +187,9 @@ def random_pair(selector_layers: int, layers: int, width: int, heads: int, lengt
 
 def _int8(pair, models, signature, samples):
     """Both graphs in int8, whatever that does to random rationales."""
+    from rekd_deploy.graphs.int8 import to_int8
     from rekd_deploy.graphs.modules import head_layers
-    from rekd_deploy.graphs.precision.convert import HEAD_OUTPUTS
-    from rekd_deploy.graphs.precision.int8 import to_int8
-    from rekd_deploy.graphs.precision.structure import guarded_nodes, name_nodes
+    from rekd_deploy.graphs.precision import HEAD_OUTPUTS, guarded_nodes, name_nodes
     from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
     heads, named = head_layers(pair), {role: name_nodes(model) for role, model in models.items()}

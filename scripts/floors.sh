@@ -40,7 +40,7 @@ if [ $# -eq 0 ]; then
         tests/train/inputs/test_preprocess_image.py tests/train/data/test_data.py tests/train/data/test_data_own.py \
         tests/train/evaluation/test_metrics.py tests/train/evaluation/test_mask_metrics.py tests/train/training/test_runtime.py \
         tests/train/cli/test_run_command.py tests/train/checkpoints/test_checkpoint.py \
-        tests/deploy/export/test_export.py tests/deploy/graphs/test_fusion.py tests/deploy/graphs/test_int8_sums.py \
+        tests/deploy/export/test_export.py tests/deploy/graphs/test_fusion.py tests/deploy/graphs/test_int8.py \
         tests/deploy/repository/test_triton_config.py tests/deploy/repository/test_raw_input.py tests/deploy/client/test_client.py \
         tests/deploy/client/test_transport.py tests/deploy/contract/test_text_source.py \
         tests/deploy/client/test_render.py tests/deploy/bench/test_bench_report.py tests/deploy/files/test_deploy_files.py

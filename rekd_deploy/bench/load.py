@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from rekd_deploy.bench.variants import with_interval
-from rekd_deploy.parity.agreement import agreement
+from rekd_deploy.parity.reference import agreement
 from rekd_train.errors import ConfigError, RekdError
 from rekd_train.inputs.prediction import Prediction
 

@@ -190,7 +190,7 @@ def traced(
     """
     from rekd_deploy.graphs.modules import head_layers, pair_signature
     from rekd_deploy.graphs.onnx_model import joined
-    from rekd_deploy.graphs.precision.convert import convert_pair
+    from rekd_deploy.graphs.precision import convert_pair
     from rekd_deploy.graphs.tracing import OPSET, traced_graphs
 
     pairs = {id(each.pair): each.pair for each in networks}

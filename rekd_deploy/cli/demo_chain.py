@@ -16,7 +16,7 @@ import rekd_deploy
 import rekd_train
 from rekd_deploy.cli.stages import Stages, source_hash
 from rekd_deploy.export.run import publish
-from rekd_deploy.parity.agreement import agreement
+from rekd_deploy.parity.reference import agreement
 from rekd_train.checkpoints.checkpoint import read_metrics
 from rekd_train.config.run import RunConfig, run_config
 from rekd_train.files import atomic_directory, write_json

@@ -119,7 +119,6 @@ class ParityReport:
     probability_difference: float = 0.0
     flipped_positions: int = 0
     near_ties: int = 0
-    near_tie_list: list[dict[str, Any]] = field(default_factory=list)
     wrong_flips: int = 0
     """Flipped positions that are not near-ties."""
     rule_violations: int = 0

@@ -16,10 +16,10 @@ from rekd_deploy.errors import ExportError, ParityError, RepositoryError
 from rekd_deploy.graphs import onnx_model
 from rekd_deploy.graphs.guard import guarded
 from rekd_deploy.graphs.modules import head_layers, pair_signature
-from rekd_deploy.graphs.precision.convert import Conversion, check_precision, convert_pair, precision_entries
+from rekd_deploy.graphs.precision import Conversion, convert_pair, precision_entries
 from rekd_deploy.graphs.tracing import OPSET, traced_graphs, write_graphs
 from rekd_deploy.parity.examples import Examples, parity_examples, served_lengths, with_lengths
-from rekd_deploy.parity.gate import check_parity, check_single_parity
+from rekd_deploy.parity.gate import check_parity
 from rekd_deploy.parity.reference import record
 from rekd_deploy.repository.manifest import build_manifest
 from rekd_train.checkpoints.checkpoint import checkpoint_hash, load
@@ -69,7 +69,6 @@ def export(
     checkpoint, work = Path(checkpoint), Path(work)
     if opset not in onnx_model.OPSETS:
         raise ExportError(f"opset {opset} is not served; opsets: {', '.join(map(str, onnx_model.OPSETS))}")
-    check_precision(precision)
     if precision not in RUNTIME_PRECISIONS and not for_engine:
         raise ExportError(
             f"ONNX Runtime has no {precision} kernels to run the graphs with; fix: --precision "
@@ -135,12 +134,11 @@ def _parity(
 def _gate(
     rationalizer: Rationalizer, graphs: dict[str, Path], examples: Examples, limits: ParityLimits, **sessions: Any
 ) -> dict[str, ParityReport]:
-    reports = {
-        "pair": check_parity(rationalizer, graphs["selector"], graphs["predictor"], examples, limits, **sessions)
+    pairs = {"pair": ("selector", "predictor"), **({"single": ("single",)} if "single" in graphs else {})}
+    return {
+        name: check_parity(rationalizer, {role: graphs[role] for role in roles}, examples, limits, **sessions)
+        for name, roles in pairs.items()
     }
-    if "single" in graphs:
-        reports["single"] = check_single_parity(rationalizer, graphs["single"], examples, limits, **sessions)
-    return reports
 
 
 def prove_again(

@@ -2,8 +2,7 @@
 
 The exporter writes attention as MatMul, Softmax, MatMul; ONNX Runtime does not put it together again by itself.
 onnxscript's rules do most (``fuse``); three rewrites of finished graphs do the rest. Fused graphs run on ONNX Runtime
-alone. Which operators were put together is counted from the finished file, and the parity gate runs on the fused graph.
-torch-free.
+alone, and the parity gate runs on them. torch-free.
 """
 
 from __future__ import annotations
@@ -14,15 +13,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
 from rekd_deploy.contract.signature import SLOTS
-from rekd_deploy.graphs.onnx_model import RUNTIME_DOMAIN, Structure, replace_nodes, without_unread
+from rekd_deploy.graphs.onnx_model import RUNTIME_DOMAIN, Structure, make_node, replace_nodes
 
 if TYPE_CHECKING:
     import onnx_ir
 
-_SUMS = ("Add", "Sum")
 _NORMS = {"LayerNormalization": (1, 1e-5), "SkipLayerNormalization": (2, 1e-12)}
 """How many of the first inputs are summands, and the operator's default of epsilon."""
 _MASK_INPUTS = {"Attention": (3, 5), "MultiHeadAttention": (4, 5)}
@@ -32,10 +30,9 @@ _INVISIBLE = -1e4
 
 
 def fuse(model: onnx_ir.Model) -> onnx.ModelProto:
-    """The fused graph of what torch.onnx.export made; ``model`` is changed.
+    """The fused graph of torch.onnx.export's ``program.model``, which is changed.
 
-    Args:
-        model: ``program.model``, not a graph read from a file: the rules need the shapes in between.
+    A graph that is read from a file will not do: the rules need the shapes in between.
     """
     import onnx_ir
     from onnxscript.rewriter.ort_fusions import optimize_for_ort
@@ -51,36 +48,25 @@ def fused_operators(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def _read_slots_from_tensor(model: onnx_ir.Model) -> None:
-    """Read a size that the exporter computes, as 1 + slots, from a tensor that has it; changes ``model``.
-
-    ONNX Runtime's fusion of attention knows only shapes whose sizes come straight from a tensor.
-    """
+    """Read a size that the exporter computes, as 1 + slots, from a tensor that has it: fusions know no other; changes
+    ``model``."""
     import onnx_ir
 
-    tensor, axis = _tensor_with_axis(model, f"{SLOTS} + 1")
-    for node in list(model.graph) if tensor is not None else []:
-        result = node.outputs[0]
-        if node.op_type != "Add" or result.shape is None or result.shape.rank() != 0:
-            continue
-        readers = [reader for reader in result.consumers() if reader.op_type == "Reshape"]
-        if readers:
-            attributes = [onnx_ir.AttrInt64("start", axis), onnx_ir.AttrInt64("end", axis + 1)]
-            shape = onnx_ir.Node("", "Shape", [tensor], attributes, num_outputs=1, name="slots/size")
-            size = shape.outputs[0]
-            size.name, size.dtype, size.shape = "slots/size", onnx_ir.DataType.INT64, onnx_ir.Shape([1])
-            model.graph.insert_after(tensor.producer(), shape)
-            for reader in readers:
-                reader.outputs[0].replace_all_uses_with(size)
-            return
-
-
-def _tensor_with_axis(model: onnx_ir.Model, axis: str) -> tuple[onnx_ir.Value | None, int]:
-    """The first computed tensor with that axis, and which axis it is."""
-    for value in (value for node in model.graph for value in node.outputs):
-        sizes = [] if value.shape is None else [str(size) for size in value.shape]
-        if axis in sizes:
-            return value, sizes.index(axis)
-    return None, 0
+    computed = [value for node in model.graph for value in node.outputs if value.shape is not None]
+    axes = [(value, [str(size) for size in value.shape]) for value in computed]
+    having = next(((value, sizes.index(f"{SLOTS} + 1")) for value, sizes in axes if f"{SLOTS} + 1" in sizes), None)
+    sums = [value for value in computed if value.producer().op_type == "Add" and value.shape.rank() == 0]
+    shapes = [[reader for reader in total.consumers() if reader.op_type == "Reshape"] for total in sums]
+    if having is None or not any(shapes):
+        return
+    tensor, axis = having
+    attributes = [onnx_ir.AttrInt64("start", axis), onnx_ir.AttrInt64("end", axis + 1)]
+    shape = onnx_ir.Node("", "Shape", [tensor], attributes, num_outputs=1, name="slots/size")
+    size = shape.outputs[0]
+    size.name, size.dtype, size.shape = "slots/size", onnx_ir.DataType.INT64, onnx_ir.Shape([1])
+    model.graph.insert_after(tensor.producer(), shape)
+    for reader in next(filter(None, shapes)):
+        reader.outputs[0].replace_all_uses_with(size)
 
 
 # SkipLayerNormalization is not vectorised on CPUs: five to fifteen times the time of a sum and a LayerNormalization,
@@ -89,24 +75,19 @@ def _tensor_with_axis(model: onnx_ir.Model, axis: str) -> tuple[onnx_ir.Value | 
 
 def norms_apart(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which every SkipLayerNormalization is a Sum and a LayerNormalization; it computes the same."""
-    structure = Structure(model)
-    read = {*structure.readers, *structure.outputs}
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
-        if node.op_type != "SkipLayerNormalization" or node.domain != RUNTIME_DOMAIN or read & {*node.output[1:3]}:
+        if node.op_type != "SkipLayerNormalization":
             nodes.append(node)
             continue
-        first, skip, *rest = node.input
-        scale, shift, bias = [*rest, "", ""][:3]
+        summed, skip, scale, shift, bias = [*node.input, "", ""][:5]
         total = [*node.output, "", "", ""][3] or f"{node.output[0]}/sum"
         name = node.name or node.output[0]
+        parameters = [total, scale, shift] if shift else [total, scale]
         nodes += [
             # Sum, not Add: ONNX Runtime would fuse an Add again at load time
-            helper.make_node("Sum", [first, skip, bias] if bias else [first, skip], [total], name=f"{name}/sum"),
-            helper.make_node(
-                "LayerNormalization", [total, scale, shift] if shift else [total, scale], [node.output[0]], name=name,
-                axis=-1, epsilon=_epsilon(node, 1e-5),
-            ),
+            make_node("Sum", [summed, skip, bias] if bias else [summed, skip], total, f"{name}/sum"),
+            make_node("LayerNormalization", parameters, node.output[0], name, axis=-1, epsilon=_epsilon(node, 1e-5)),
         ]
     return replace_nodes(deepcopy(model), nodes)
 
@@ -124,18 +105,17 @@ def masked_by_keys(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which attention takes a mask of keys; a term that is no mask of keys stays as it is."""
     changed = deepcopy(model)
     structure = Structure(changed)
-    nodes: list[onnx.NodeProto] = []
+    nodes: dict[str, onnx.NodeProto] = {}
     for node in changed.graph.node:
         if has_added_mask(node):
             index, term = _MASK_INPUTS[node.op_type]
             keys = _keys(node.input[term], structure)
             if keys is not None and not node.input[index] and not any(node.input[term + 1 :]):
                 mask = f"{keys}/visible"
-                if all(each.name != mask for each in nodes):
-                    nodes.append(helper.make_node("Cast", [keys], [mask], name=mask, to=TensorProto.INT32))
+                nodes.setdefault(mask, make_node("Cast", [keys], mask, to=TensorProto.INT32))
                 node.input[:] = [*node.input[:index], mask]
-        nodes.append(node)
-    return without_unread(replace_nodes(changed, nodes))
+        nodes[node.output[0]] = node
+    return replace_nodes(changed, nodes.values())
 
 
 def has_added_mask(node: onnx.NodeProto) -> bool:
@@ -148,9 +128,7 @@ def has_added_mask(node: onnx.NodeProto) -> bool:
 def _keys(name: str, structure: Structure) -> str | None:
     """The mask (B, N) that a term or condition (B, 1, .., N) repeats for every query; None: it is another thing."""
     node = structure.producers.get(name)
-    if node is None:
-        return None
-    match node.op_type:
+    match node.op_type if node is not None else "":
         case "Where" if _hides(node, structure):
             return _keys(node.input[0], structure)
         case "Expand":
@@ -165,19 +143,17 @@ def _keys(name: str, structure: Structure) -> str | None:
 
 def _hides(node: onnx.NodeProto, structure: Structure) -> bool:
     """Whether a Where gives 0 for true and a hiding term for false."""
-    if any(name not in structure.constants for name in node.input[1:]):
+    if not structure.constants.keys() >= set(node.input[1:]):
         return False
-    visible, hidden = (numpy_helper.to_array(structure.constants[name]) for name in node.input[1:])
+    visible, hidden = map(structure.values, node.input[1:])
     return bool(np.all(visible == 0) and np.all(hidden <= _INVISIBLE))
 
 
 def _depends_on_values(name: str, structure: Structure) -> bool:
     """Whether more than the sizes of the graph's inputs decide a tensor."""
-    if not name or name in structure.constants:
-        return False
     node = structure.producers.get(name)
     if node is None:
-        return True
+        return bool(name) and name not in structure.constants
     return node.op_type != "Shape" and any(_depends_on_values(source, structure) for source in node.input)
 
 
@@ -190,21 +166,34 @@ def embeddings_together(model: onnx.ModelProto) -> onnx.ModelProto:
     structure = Structure(model)
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
-        lookups = _lookups(node, structure)
-        nodes += _embedding(node, lookups) if lookups else [node]
-    return without_unread(replace_nodes(deepcopy(model), nodes))
+        summands, default = _NORMS.get(node.op_type, (0, 0.0))
+        lookups = _lookups(node, summands, structure)
+        if lookups is None:
+            nodes.append(node)
+            continue
+        name = node.name or node.output[0]
+        words, positions, types = indices = [f"{name}/{what}" for what in ("words", "positions", "types")]
+        tables, norm = [lookup.input[0] for lookup in lookups], node.input[summands : summands + 2]
+        for lookup, index in zip(lookups, indices, strict=True):
+            nodes.append(make_node("Cast", [lookup.input[1]], index, to=TensorProto.INT32))
+        whole = make_node(
+            "EmbedLayerNormalization", [words, types, *tables, *norm, "", positions], node.output[0], name,
+            domain=RUNTIME_DOMAIN, epsilon=_epsilon(node, default),
+        )
+        whole.output.append("")
+        nodes.append(whole)
+    return replace_nodes(deepcopy(model), nodes)
 
 
-def _lookups(norm: onnx.NodeProto, structure: Structure) -> list[onnx.NodeProto] | None:
+def _lookups(norm: onnx.NodeProto, summands: int, structure: Structure) -> list[onnx.NodeProto] | None:
     """The look-ups of words, positions and types whose sum is normalised; None where it is another sum."""
-    summands, _ = _NORMS.get(norm.op_type, (0, 0))
     parameters = norm.input[summands : summands + 2]
-    if not summands or len(parameters) < 2 or not all(name in structure.constants for name in parameters):
+    if not summands or len(parameters) < 2 or any(norm.input[summands + 2 :]):
         return None
-    if any(norm.input[summands + 2 :]) or any(name in structure.readers for name in norm.output[1:]):
+    if not structure.constants.keys() >= set(parameters) or structure.readers.keys() & set(norm.output[1:]):
         return None
     leaves = [leaf for name in norm.input[:summands] for leaf in _leaves(name, structure)]
-    if len(leaves) != 3 or not all(leaf is not None and _is_lookup(leaf, structure) for leaf in leaves):
+    if len(leaves) != 3 or not all(_is_lookup(leaf, structure) for leaf in leaves):
         return None
     types, positions, words = sorted(leaves, key=lambda leaf: structure.constants[leaf.input[0]].dims[0])
     return [words, positions, types]
@@ -213,33 +202,13 @@ def _lookups(norm: onnx.NodeProto, structure: Structure) -> list[onnx.NodeProto]
 def _leaves(name: str, structure: Structure) -> list[onnx.NodeProto | None]:
     """The nodes whose results a sum is made of; None for what no node makes."""
     node = structure.producers.get(name)
-    if node is not None and node.op_type in _SUMS and len(structure.readers[name]) == 1:
+    if node is not None and node.op_type in ("Add", "Sum") and len(structure.readers[name]) == 1:
         return [leaf for source in node.input for leaf in _leaves(source, structure)]
     return [node]
 
 
-def _is_lookup(node: onnx.NodeProto, structure: Structure) -> bool:
-    table = structure.constants.get(node.input[0]) if node.op_type == "Gather" else None
-    along = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
-    return table is not None and table.data_type == TensorProto.FLOAT and len(table.dims) == 2 and along == 0
-
-
-def _embedding(norm: onnx.NodeProto, lookups: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """The operator, and the casts to the type of indices that it takes."""
-    name = norm.name or norm.output[0]
-    summands, default = _NORMS[norm.op_type]
-    words, positions, types = indices = [f"{name}/{what}" for what in ("words", "positions", "types")]
-    casts = [
-        helper.make_node("Cast", [lookup.input[1]], [index], name=index, to=TensorProto.INT32)
-        for lookup, index in zip(lookups, indices, strict=True)
-    ]
-    inputs = [
-        words, types, *(lookup.input[0] for lookup in lookups), *norm.input[summands : summands + 2], "", positions
-    ]
-    return [
-        *casts,
-        helper.make_node(
-            "EmbedLayerNormalization", inputs, [norm.output[0], ""], name=name, domain=RUNTIME_DOMAIN,
-            epsilon=_epsilon(norm, default),
-        ),
-    ]
+def _is_lookup(node: onnx.NodeProto | None, structure: Structure) -> bool:
+    if node is None or node.op_type != "Gather" or any(attribute.i for attribute in node.attribute):  # another axis
+        return False
+    table = structure.constants.get(node.input[0])
+    return table is not None and table.data_type == TensorProto.FLOAT and len(table.dims) == 2

@@ -1,120 +1,91 @@
 """Graphs that a backend of Triton's runs by itself, with nothing of ours before them: guarded against values.
 
 ONNX Runtime takes a negative id for one counted from the end, and fails the whole batch for one that is too large;
-TensorRT reads zeros without a word (NVIDIA/TensorRT issue 4774). A guarded graph does none of these: a row with an id,
-a mask or a position that cannot be has NaN for scores, logits and probabilities and an empty rationale; its neighbours
-in the batch are served. So has every row that is longer than the texts the model was made for. The outputs of all other
-rows stay what they were, bit for bit. torch-free.
+TensorRT reads zeros without a word (NVIDIA/TensorRT issue 4774). In a guarded graph a row with an id, a mask or a
+position that cannot be, or more tokens than the model was made for, has NaN for scores, logits and probabilities and an
+empty rationale. The outputs of all other rows stay what they were, bit for bit. torch-free.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
+from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from rekd_deploy.contract.signature import GraphSignature, TensorSpec
-from rekd_deploy.graphs.onnx_model import replace_nodes
+from rekd_deploy.graphs.onnx_model import make_node, replace_nodes
 
 _PREFIX = "guard/"
-_RAW = "raw"
-"""Stands for what the graph gave under the name of an output."""
-_POISONED = ("scores", "logits", "probabilities")
 
 
 def guarded(model: onnx.ModelProto, signature: GraphSignature, vocabulary: int, features: int) -> onnx.ModelProto:
     """A copy of a graph that gives NaN in every row with a value it cannot read.
 
     Args:
-        signature: what the graph takes and gives.
         vocabulary: ids lie in 0..vocabulary - 1; 0 for images.
-        features: patches of an image, which positions lie in; for texts the most tokens, whose positions lie in
-            their columns.
+        features: the most tokens of a text, or the patches of an image.
     """
-    guard = _Guard(model)
+    guard = _Guard()
     inputs = {spec.name for spec in signature.inputs}
     checks = []
     if "input_ids" in inputs:
-        checks.append(guard.within("input_ids", guard.constant("limit", vocabulary)))
-        checks.append(guard.longer("input_ids", features))
+        checks.append(guard.outside("input_ids", guard.constant("limit", vocabulary)))
+        width = guard.node("Cast", [guard.columns("input_ids")], "input_ids/length", to=TensorProto.INT32)
+        longest = guard.node("Cast", [guard.constant("longest", features)], "longest/length", to=TensorProto.INT32)
+        checks.append(guard.node("Greater", [width, longest], "input_ids/long"))
     if "attention_mask" in inputs:
-        checks.append(guard.within("attention_mask", guard.constant("two", 2)))
+        checks.append(guard.outside("attention_mask", guard.constant("two", 2)))
         most = guard.node("ReduceMax", ["attention_mask", guard.constant("axis", [1])], "most", keepdims=1)
         checks.append(guard.node("Less", [most, guard.constant("one", 1)], "empty"))
     if "positions" in inputs:
         limit = guard.columns("input_ids") if "input_ids" in inputs else guard.constant("patches", features)
-        checks.append(guard.within("positions", limit))
-    if not checks:
-        return guard.model
-    bad = guard.any(checks)
-    for spec in signature.outputs:
-        if spec.name in _POISONED:
-            guard.replace_output(spec.name, "Where", [bad, guard.nothing(), _RAW])
-        elif spec.name == "mask":
-            guard.replace_output(spec.name, "And", [_RAW, guard.node("Not", [bad], "fine")])
-        elif spec.name == "positions":  # so that the next step knows, too
-            guard.replace_output(spec.name, "Where", [bad, guard.constant("minus", -1), _RAW])
-    return guard.finished()
-
-
-def decision_graph(
-    model: onnx.ModelProto, inputs: Sequence[TensorSpec], decided: Sequence[TensorSpec]
-) -> onnx.ModelProto:
-    """The part of an exported graph between its scores and its mask: (scores, inputs) -> what was decided.
-
-    It lets a test feed the very decision that is served with scores of its choice, ties above all.
-    """
-    from onnx.utils import Extractor
-
-    return Extractor(_with_raw_scores(model)).extract_model(
-        ["scores", *(spec.name for spec in inputs)], [spec.name for spec in decided]
-    )
-
-
-def _with_raw_scores(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A guarded graph whose ``scores`` are those that its decision reads; any other graph as it is."""
-    raws = [node.input[2] for node in model.graph.node if node.name.endswith(f"{_PREFIX}scores")]
-    if not raws:
-        return model
+        checks.append(guard.outside("positions", limit))
     changed = deepcopy(model)
-    nodes = [node for node in changed.graph.node if "scores" not in node.output]
-    _rename(nodes, {raws[0]: "scores"})
-    return replace_nodes(changed, nodes)
-
-
-def _rename(nodes: Iterable[onnx.NodeProto], names: Mapping[str, str]) -> None:
-    """Give tensors other names, where nodes make and read them."""
-    for node in nodes:
-        for tensors in (node.input, node.output):
-            tensors[:] = [names.get(name, name) for name in tensors]
+    if not checks:
+        return changed
+    bad, *others = checks
+    for index, check in enumerate(others):
+        bad = guard.node("Or", [bad, check], f"bad/{index}")
+    raw = {spec.name: f"{_PREFIX}{spec.name}/raw" for spec in signature.outputs if spec.name not in ("kept", "keep")}
+    after = []
+    for name in raw:
+        if name == "mask":
+            read = [raw[name], guard.node("Not", [bad], "fine")]
+        elif name == "positions":  # so that the next step knows, too
+            read = [bad, guard.constant("minus", -1), raw[name]]
+        else:
+            zero = guard.constant("nought", 0.0)  # NaN as a constant would look like a damaged weight
+            read = [bad, guard.node("Div", [zero, zero], "nan"), raw[name]]
+        after.append(make_node("And" if name == "mask" else "Where", read, name, _PREFIX + name))
+    for node in changed.graph.node:
+        node.input[:] = [guard.readable.get(name, name) for name in node.input]
+    _rename(changed.graph.node, raw)
+    return replace_nodes(changed, [*guard.nodes.values(), *changed.graph.node, *after], guard.constants.values())
 
 
 class _Guard:
-    """A graph that is being guarded: what goes before its nodes, and what after them."""
+    """What goes before a graph's own nodes. Names of nodes and constants are given without their prefix."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.model = deepcopy(model)
-        self._before: list[onnx.NodeProto] = []
-        self._after: list[onnx.NodeProto] = []
-        self._constants: dict[str, onnx.TensorProto] = {}
-        self._readable: dict[str, str] = {}
+    def __init__(self) -> None:
+        self.nodes: dict[str, onnx.NodeProto] = {}
+        self.constants: dict[str, onnx.TensorProto] = {}
+        self.readable: dict[str, str] = {}
+        """By input: the tensor that the graph's own nodes read instead."""
 
     def constant(self, name: str, value: int | list[int] | float) -> str:
         kind = np.float32 if isinstance(value, float) else np.int64
-        self._constants.setdefault(name, numpy_helper.from_array(np.array(value, kind), _PREFIX + name))
+        self.constants.setdefault(name, numpy_helper.from_array(np.array(value, kind), _PREFIX + name))
         return _PREFIX + name
 
-    def node(self, operator: str, inputs: Sequence[str], name: str, **attributes) -> str:
-        """Add a node before the graph's own, once."""
-        output = _PREFIX + name
-        if all(output not in each.output for each in self._before):
-            self._before.append(helper.make_node(operator, list(inputs), [output], name=output, **attributes))
-        return output
+    def node(self, operator: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
+        self.nodes.setdefault(name, make_node(operator, inputs, _PREFIX + name, **attributes))
+        return _PREFIX + name
 
-    def within(self, name: str, limit: str) -> str:
+    def outside(self, name: str, limit: str) -> str:
         """Rows of an input (B, .) with a value outside 0..limit - 1: (B, 1) bool; the graph sees the nearest inside."""
         zero, one = self.constant("zero", 0), self.constant("one", 1)
         low = self.node("Less", [name, zero], f"{name}/low")
@@ -124,7 +95,7 @@ class _Guard:
         count = self.node("ReduceMax", [numbers, self.constant("axis", [1])], f"{name}/count", keepdims=1)
         last = self.node("Sub", [limit, one], f"{limit.removeprefix(_PREFIX)}/last")
         floor = self.node("Max", [name, zero], f"{name}/floor")
-        self._readable[name] = self.node("Min", [floor, last], f"{name}/readable")
+        self.readable[name] = self.node("Min", [floor, last], f"{name}/readable")
         return self.node("Greater", [count, zero], f"{name}/bad")
 
     def columns(self, name: str) -> str:
@@ -136,33 +107,28 @@ class _Guard:
         last = self.node("Gather", [numbers, ends], f"{name}/end")
         return self.node("Add", [last, one], f"{name}/size")
 
-    def longer(self, name: str, most: int) -> str:
-        """Whether an input (B, N) has more columns than that: () bool."""
-        width = self.node("Cast", [self.columns(name)], f"{name}/length", to=TensorProto.INT32)
-        limit = self.node("Cast", [self.constant("longest", most)], "longest/length", to=TensorProto.INT32)
-        return self.node("Greater", [width, limit], f"{name}/long")
 
-    def any(self, checks: Sequence[str]) -> str:
-        bad = checks[0]
-        for index, check in enumerate(checks[1:]):
-            bad = self.node("Or", [bad, check], f"bad/{index}")
-        return bad
+def decision_graph(
+    model: onnx.ModelProto, inputs: Sequence[TensorSpec], decided: Sequence[TensorSpec]
+) -> onnx.ModelProto:
+    """The part of an exported graph between its scores and its mask: (scores, inputs) -> what was decided.
 
-    def nothing(self) -> str:
-        """NaN; as a constant it would look like a damaged weight."""
-        zero = self.constant("nought", 0.0)
-        return self.node("Div", [zero, zero], "nan")
+    It lets a test feed the very decision that is served with scores of its choice, ties above all.
+    """
+    from onnx.utils import Extractor
 
-    def replace_output(self, name: str, operator: str, inputs: Sequence[str]) -> None:
-        """What the graph gave under this name goes through one more node, as its input ``_RAW``."""
-        raw = f"{_PREFIX}{name}/raw"
-        _rename(self.model.graph.node, {name: raw})
-        read = [raw if each == _RAW else each for each in inputs]
-        self._after.append(helper.make_node(operator, read, [name], name=_PREFIX + name))
+    changed = deepcopy(model)
+    nodes = changed.graph.node
+    raw = next((node.input[2] for node in nodes if node.name.endswith(f"{_PREFIX}scores")), None)
+    if raw is not None:  # the decision of a guarded graph reads the scores before they are replaced
+        kept = [node for node in nodes if "scores" not in node.output]
+        _rename(kept, {raw: "scores"})
+        replace_nodes(changed, kept)
+    read = ["scores", *(spec.name for spec in inputs)]
+    return Extractor(changed).extract_model(read, [spec.name for spec in decided])
 
-    def finished(self) -> onnx.ModelProto:
-        own = list(self.model.graph.node)
-        for node in own:
-            node.input[:] = [self._readable.get(name, name) for name in node.input]
-        self.model.graph.initializer.extend(self._constants.values())
-        return replace_nodes(self.model, [*self._before, *own, *self._after])
+
+def _rename(nodes: Iterable[onnx.NodeProto], names: Mapping[str, str]) -> None:
+    for node in nodes:
+        for tensors in (node.input, node.output):
+            tensors[:] = [names.get(name, name) for name in tensors]

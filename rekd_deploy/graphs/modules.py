@@ -12,25 +12,20 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from rekd_deploy.contract.signature import (
-    GraphSignature,
-    PairSignature,
-    Slots,
-    image_pair_signature,
-    text_pair_signature,
-)
+from rekd_deploy.contract import signature as contract
+from rekd_deploy.contract.signature import GraphSignature, PairSignature
 from rekd_train.models.gates import apply_policy, kept_positions, selection_scores
 from rekd_train.models.rationalizer import Rationalizer
 
 
 def pair_signature(rationalizer: Rationalizer) -> PairSignature:
     """The tensors of a model's served pair."""
+    settings, capacity, classes = rationalizer.preprocessor.settings, rationalizer.capacity, len(rationalizer.labels)
     compact = rationalizer.predictor.operator == "compact"
-    if rationalizer.preprocessor.settings.kind == "text":
-        slots = Slots.of(rationalizer.policy, rationalizer.capacity) if compact else None
-        return text_pair_signature(slots, len(rationalizer.labels))
-    slots = rationalizer.capacity if compact else None
-    return image_pair_signature(rationalizer.preprocessor.settings, slots, len(rationalizer.labels))
+    if settings.kind == "text":
+        slots = contract.Slots.of(rationalizer.policy, capacity) if compact else None
+        return contract.text_pair_signature(slots, classes)
+    return contract.image_pair_signature(settings, capacity if compact else None, classes)
 
 
 def graph_modules(rationalizer: Rationalizer) -> dict[str, nn.Module]:
@@ -40,17 +35,12 @@ def graph_modules(rationalizer: Rationalizer) -> dict[str, nn.Module]:
 
 def head_layers(rationalizer: Rationalizer) -> dict[str, int]:
     """How many linear layers the head of each step has."""
-    return {
-        role: sum(isinstance(module, nn.Linear) for module in getattr(rationalizer, role).head)
-        for role in ("selector", "predictor")
-    }
+    heads = {"selector": rationalizer.selector.head, "predictor": rationalizer.predictor.head}
+    return {role: sum(isinstance(module, nn.Linear) for module in head) for role, head in heads.items()}
 
 
 class SelectorGraph(nn.Module):
-    """Features -> the noise-free rationale.
-
-    Args:
-        rationalizer: its selector, policy and capacity K are taken, not copied.
+    """Features -> the noise-free rationale; selector, policy and capacity K are the model's own, not copies.
 
     Texts of every length get all K slots here; the graph's are cut afterwards (``tracing.cut_to_length``).
     """
@@ -66,9 +56,7 @@ class SelectorGraph(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Scores (B, N) float32, mask (B, N) bool; positions (B, K) int64 and kept (B, K) bool, or keep (B, N) bool.
 
-        Args:
-            tensors: ``input_ids`` and ``attention_mask``, (B, N) int64, right-padded, 1 for real tokens; or
-                ``pixels``, (B, height, width, channels) uint8.
+        Of ``input_ids`` and ``attention_mask``, (B, N) int64, or of ``pixels``, (B, height, width, channels) uint8.
         """
         inputs = _named(self.signature, tensors)
         scores = selection_scores(self.selector(inputs))
@@ -80,13 +68,10 @@ class SelectorGraph(nn.Module):
 
 
 class PredictorGraph(nn.Module):
-    """The rationale -> classes.
+    """The rationale -> classes; the predictor is the model's own, not a copy.
 
     With the operator 'compact', features that are not kept never enter the computation; with 'zero', the paper's, all
     features do, blanked where they are not kept.
-
-    Args:
-        rationalizer: its predictor and probability temperature are taken, not copied.
     """
 
     def __init__(self, rationalizer: Rationalizer) -> None:
@@ -99,10 +84,9 @@ class PredictorGraph(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, C) float32, calibrated probabilities (B, C) float32.
 
-        Args:
-            tensors: for 'compact' ``input_ids`` or ``pixels``, then ``positions``, (B, K) int64, kept positions in
-                ascending order, 0 in unused slots, and ``kept``, (B, K) bool, whether a slot is used; for 'zero' the
-                selector's inputs and ``keep``, (B, N) bool.
+        For 'compact' of ``input_ids`` or ``pixels``, then ``positions``, (B, K) int64, kept positions in ascending
+        order, 0 in unused slots, and ``kept``, (B, K) bool, whether a slot is used; for 'zero' of the selector's inputs
+        and ``keep``, (B, N) bool.
         """
         inputs = _named(self.signature, tensors)
         if self.predictor.operator == "compact":
@@ -128,11 +112,7 @@ def _selectable(backbone, inputs: dict[str, Tensor], rule: str) -> Tensor:
 
 
 class OnnxLstm(nn.Module):
-    """Stands for a one-layer, one-way ``nn.LSTM`` in an exported graph; computes nothing itself.
-
-    Args:
-        lstm: batch first, with biases.
-    """
+    """Stands for a one-layer, one-way ``nn.LSTM``, batch first and with biases, in an exported graph."""
 
     def __init__(self, lstm: nn.LSTM) -> None:
         super().__init__()
@@ -163,16 +143,11 @@ class OnnxLstm(nn.Module):
 @contextmanager
 def onnx_lstms(module: nn.Module) -> Iterator[None]:
     """Inside ``with``, every LSTM of the module is an ``OnnxLstm``: torch.export would fix the length."""
-    found = [
-        (parent, name, child)
-        for parent in module.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, nn.LSTM)
-    ]
+    found = {name: child for name, child in module.named_modules(remove_duplicate=False) if isinstance(child, nn.LSTM)}
     try:
-        for parent, name, child in found:
-            setattr(parent, name, OnnxLstm(child))
+        for name, child in found.items():
+            module.set_submodule(name, OnnxLstm(child))
         yield
     finally:
-        for parent, name, child in found:
-            setattr(parent, name, child)
+        for name, child in found.items():
+            module.set_submodule(name, child)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 from torch import nn
 
 from rekd_deploy.contract.signature import BATCH, LENGTH, MILLION, SHORTEST, SLOTS, GraphSignature, PairSignature
@@ -18,44 +18,39 @@ from rekd_deploy.errors import ExportError
 from rekd_deploy.graphs import onnx_model
 from rekd_deploy.graphs.fusion import embeddings_together, fuse, masked_by_keys, norms_apart
 from rekd_deploy.graphs.modules import graph_modules, onnx_lstms, pair_signature
+from rekd_deploy.graphs.onnx_model import make_node
 from rekd_train.models.rationalizer import Rationalizer
 
 OPSET = 20
-_EXAMPLE_BATCH = 2
-"""Not 1: exporters take axes of size 0 or 1 for constants."""
-_EXAMPLE_SLOTS = 5
-_CUT = "slots/"
-"""What the names of the tensors begin with that ``cut_to_length`` adds."""
-_DTYPES = {"int64": torch.int64, "float32": torch.float32, "bool": torch.bool, "uint8": torch.uint8}
 
 
 def traced_graphs(
-    rationalizer: Rationalizer,
-    *,
-    fused: bool = True,
-    gpu: bool = False,
-    opset: int = OPSET,
+    rationalizer: Rationalizer, *, fused: bool = True, gpu: bool = False, opset: int = OPSET,
     report: Callable[[str], None] = lambda step: None,
 ) -> dict[str, onnx.ModelProto]:
     """The float32 graphs of a pair by role; arguments and errors as ``export``."""
-    signature = pair_signature(rationalizer)
     # the largest size of the axis 'length'; of no meaning for images, whose axes are all fixed
     longest = min(module.backbone.settings.positions for module in (rationalizer.selector, rationalizer.predictor))
     models = {}
     for role, module in graph_modules(rationalizer).items():
         report(role)
         models[role] = onnx_from_module(module, module.signature, role, longest, opset, fused=fused)
-        if role == "selector" and signature.selector.slots is not None:
-            models[role] = cut_to_length(models[role], signature.selector)
-        if fused and not gpu:
-            models[role] = masked_by_keys(norms_apart(models[role]))
+    selector = pair_signature(rationalizer).selector
+    if selector.slots is not None:
+        models["selector"] = cut_to_length(models["selector"], selector)
+    if fused and not gpu:
+        models = {role: masked_by_keys(norms_apart(model)) for role, model in models.items()}
     return models
 
 
 def write_graphs(
     models: dict[str, onnx.ModelProto], work: Path, signature: PairSignature, single_graph: bool, fused: bool = False
 ) -> dict[str, Path]:
-    """The checked files of a pair's graphs, and of both joined."""
+    """The checked files of a pair's graphs, and of both joined.
+
+    Raises:
+        ExportError: a graph is not what the signature says, or holds a value that is not finite.
+    """
     if fused:
         models = {role: embeddings_together(model) for role, model in models.items()}
     if single_graph:
@@ -79,17 +74,15 @@ def onnx_from_module(
         fused: see ``rekd_deploy.graphs.fusion``.
 
     Raises:
-        ExportError: tracing failed, or the graph is not what the signature says.
+        ExportError: tracing failed, or the servers do not read the graph.
     """
     fixed = max((axis for spec in signature.inputs for axis in spec.shape if isinstance(axis, int)), default=0)
-    # example sizes that no other axis has: nothing may be taken for another by coincidence
-    sizes = {BATCH: _EXAMPLE_BATCH, LENGTH: min(longest, fixed + 13), SLOTS: _EXAMPLE_SLOTS}
-    axes = {
-        BATCH: torch.export.Dim(BATCH, min=1), LENGTH: torch.export.Dim(LENGTH, min=SHORTEST, max=longest),
-        SLOTS: torch.export.Dim(SLOTS, min=1, max=longest),
-    }
+    # sizes that no other axis has, lest one be taken for another; exporters take axes of 0 or 1 for constants
+    sizes = {BATCH: 2, LENGTH: min(longest, fixed + 13), SLOTS: 5}
+    least = {BATCH: {"min": 1}, LENGTH: {"min": SHORTEST, "max": longest}, SLOTS: {"min": 1, "max": longest}}
+    axes = {name: torch.export.Dim(name, **limits) for name, limits in least.items()}
     inputs = tuple(
-        torch.ones([sizes.get(axis, axis) for axis in spec.shape], dtype=_DTYPES[spec.dtype])
+        torch.ones([sizes.get(axis, axis) for axis in spec.shape], dtype=getattr(torch, spec.dtype))
         for spec in signature.inputs
     )
     dynamic = tuple(
@@ -115,52 +108,38 @@ def onnx_from_module(
     except Exception as error:  # the exporter wraps whatever happened in its own and other classes
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ExportError(f"the {name} cannot be exported: {reason} (--debug shows the exporter's report)") from error
-    model = onnx_model.cleaned(graph)
-    onnx_model.check_interface(model, signature, name)
-    return model
+    return onnx_model.cleaned(graph)
 
 
 def cut_to_length(model: onnx.ModelProto, signature: GraphSignature) -> onnx.ModelProto:
-    """A copy of a selector's graph whose outputs with the axis 'slots' are as long as ``Slots.at`` says.
+    """A copy of a selector's graph whose outputs with the axis 'slots' are as long as ``signature.slots`` says.
 
     The selector is traced with the slots of the longest text; short texts hand few of them to the predictor. The number
     is computed from the shape of an input, so it is a constant wherever shapes are.
-
-    Args:
-        signature: the selector's, with a rule of slots.
     """
-    rule, names = signature.slots, [spec.name for spec in signature.outputs if SLOTS in spec.shape]
+    rule, cut = signature.slots, {spec.name for spec in signature.outputs if SLOTS in spec.shape}
     changed = deepcopy(model)
     for node in changed.graph.node:
         for tensors in (node.input, node.output):
-            tensors[:] = [f"{_CUT}all_{name}" if name in names else name for name in tensors]
+            tensors[:] = [f"slots/all_{name}" if name in cut else name for name in tensors]
     constants = {
         "share": [rule.parts_per_million], "million": [MILLION], "least": [rule.least], "most": [rule.most],
         "start": [0], "axis": [1],
     }
     changed.graph.initializer.extend(
-        numpy_helper.from_array(np.array(values, np.int64), _CUT + name) for name, values in constants.items()
+        numpy_helper.from_array(np.array(values, np.int64), f"slots/{name}") for name, values in constants.items()
     )
+    nodes = [make_node("Shape", [signature.inputs[0].name], "slots/length", start=1, end=2)]
     # integers throughout: ONNX divides them towards 0, which is down here
-    changed.graph.node.extend([
-        _node("Shape", [signature.inputs[0].name], "length", start=1, end=2),
-        _node("Mul", [f"{_CUT}length", f"{_CUT}share"], "parts"),
-        _node("Div", [f"{_CUT}parts", f"{_CUT}million"], "whole"),
-        _node("Max", [f"{_CUT}whole", f"{_CUT}least"], "wanted"),
-        _node("Min", [f"{_CUT}wanted", f"{_CUT}most"], "count"),
-        *(
-            helper.make_node(
-                "Slice", [f"{_CUT}all_{name}", f"{_CUT}start", f"{_CUT}count", f"{_CUT}axis"], [name],
-                name=f"{_CUT}{name}",
-            )
-            for name in names
-        ),
-    ])
+    for operator, left, right, result in (
+        ("Mul", "length", "share", "parts"), ("Div", "parts", "million", "whole"),
+        ("Max", "whole", "least", "wanted"), ("Min", "wanted", "most", "count"),
+    ):
+        nodes.append(make_node(operator, [f"slots/{left}", f"slots/{right}"], f"slots/{result}"))
     for value in changed.graph.output:
-        if value.name in names:
+        if value.name in cut:
+            inputs = [f"slots/all_{value.name}", "slots/start", "slots/count", "slots/axis"]
+            nodes.append(make_node("Slice", inputs, value.name, f"slots/{value.name}"))
             value.type.tensor_type.shape.dim[1].dim_param = SLOTS
+    changed.graph.node.extend(nodes)
     return changed
-
-
-def _node(operator: str, inputs: list[str], result: str, **attributes: int) -> onnx.NodeProto:
-    return helper.make_node(operator, inputs, [_CUT + result], name=_CUT + result, **attributes)

@@ -1,7 +1,6 @@
 """Engines through the parity gate, where a GPU and the library are there; elsewhere they stay unverified. torch-free.
 
-An engine is compared with the stored answers of the PyTorch model (see rekd_deploy.parity.reference), within the
-same limits as the graph that it was built from.
+They are compared with the PyTorch model's stored answers, within the limits of the graphs that they were built from.
 """
 
 from __future__ import annotations
@@ -32,35 +31,19 @@ def reason_not_to_run(entry: Mapping[str, Any], gpu: int = 0) -> str | None:
     except (RekdError, ExecutionError) as error:
         return str(error)
     if product.builds_anywhere and capability not in entry["built_for"]:
-        cards = ", ".join(entry["built_for"])
-        fix = "verify on such a card, or export again"
-        return f"it was built for {cards}, this machine's {name} is {capability}; fix: {fix}"
+        built = f"it was built for {', '.join(entry['built_for'])}, this machine's {name} is {capability}"
+        return f"{built}; fix: verify on such a card, or export again"
     return None
 
 
 def run_engine(
-    role: str,
-    path: Path,
-    entry: Mapping[str, Any],
-    signature: GraphSignature,
-    cases: Sequence[Case],
-    tie_margin: float,
-    *,
-    graph: Path,
-    gpu: int = 0,
+    role: str, path: Path, entry: Mapping[str, Any], signature: GraphSignature, cases: Sequence[Case],
+    tie_margin: float, *, graph: Path, gpu: int = 0,
 ) -> tuple[dict[str, Any], Agreement]:
-    """Load an engine here, check it against its entry and compare its answers with the model's.
-
-    Args:
-        role: 'selector', 'predictor' or 'single'.
-        entry: its manifest entry.
-        cases: stored inputs and answers.
-        tie_margin: see ``compare``.
-        graph: the ONNX graph beside it.
-        gpu: number of the GPU it runs on.
+    """Load an engine on a GPU, check it against its manifest entry and the ONNX graph beside it, and ``compare`` it.
 
     Returns:
-        The entry, completed, and how close the answers are.
+        The entry, completed, and how close its answers are to those of the cases.
 
     Raises:
         EngineError, MissingExtraError: see ``verify_engine``.

@@ -21,19 +21,17 @@ from rekd_train.inputs.preprocessors import Preprocessor
 from rekd_train.inputs.text import TextPreprocessor
 
 LIMIT = 200
-_EXAMPLES_FILE = "examples.jsonl"
-"""Held-out examples that a checkpoint carries: {"text": ..., "label": ...} on each line."""
-_IMAGES_FILE = "examples.npz"
-"""Held-out images that a checkpoint carries: ``pixels``, uint8 (n, height, width, channels), and ``labels``."""
+_TEXTS_FILE, _IMAGES_FILE = "examples.jsonl", "examples.npz"
+"""What a checkpoint carries: lines {"text": ..., "label": ...}; ``pixels``, uint8 (n, height, width, channels), and
+``labels``."""
 _GENERATED = 64
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Texts or images and where they come from."""
+    """Texts or images, as the model's preprocessing takes them, and where they come from."""
 
     items: list[Any]
-    """What the model's preprocessing takes."""
     source: str
     """'file', 'checkpoint' or 'generated'."""
     labels: list[int] | None = None
@@ -41,44 +39,52 @@ class Examples:
 
 
 def parity_examples(
-    checkpoint: Path,
-    preprocessor: Preprocessor,
-    file: str | Path | None = None,
-    limit: int = LIMIT,
-    class_names: Sequence[str] = (),
+    checkpoint: Path, preprocessor: Preprocessor, file: str | Path | None = None, class_names: Sequence[str] = ()
 ) -> Examples:
-    """The texts of ``file``, else the checkpoint's own examples, else texts or images made up.
+    """The first texts of ``file``, else the checkpoint's own examples, else texts or images made up.
 
     Args:
         class_names: the model's; with them the examples' labels are read, where every one has one of these.
 
     Raises:
-        InputError: the file is missing, not UTF-8, holds a line that is no text (names the line), or the model
-            reads images.
+        InputError: the file is missing, holds a line that is no text (names the line), or the model reads images.
         CheckpointError: the checkpoint's examples are damaged.
     """
     if preprocessor.settings.kind == "image":
         if file is not None:
             raise InputError(f"{file} holds texts, but the checkpoint reads images; fix: leave out --parity-texts")
-        own = Path(checkpoint) / _IMAGES_FILE
-        if own.is_file():
-            pixels, labels = _stored_images(own, preprocessor.settings)
-            known = len(labels) == len(pixels) and all(0 <= label < len(class_names) for label in labels)
-            return Examples(list(pixels[:limit]), "checkpoint", labels[:limit] if known else None)
-        return Examples(list(generated_images(preprocessor.settings)), "generated")
-    if file is not None:
-        return _of_file(file, limit, class_names, "file")
-    own = Path(checkpoint) / _EXAMPLES_FILE
-    if own.is_file() and own.stat().st_size:
-        return _of_file(own, limit, class_names, "checkpoint")
-    return Examples(texts_from_vocabulary(preprocessor), "generated")
+        return _images(Path(checkpoint) / _IMAGES_FILE, preprocessor.settings, len(class_names))
+    own = Path(checkpoint) / _TEXTS_FILE
+    if file is None and not (own.is_file() and own.stat().st_size):
+        return Examples(texts_from_vocabulary(preprocessor), "generated")
+    sourced = list(islice(TextSource(str(file or own)), LIMIT))
+    indices = {name: index for index, name in enumerate(class_names)}
+    named = [each.record.get("label") for each in sourced]
+    labels = [indices.get(label) if isinstance(label, str) else None for label in named]
+    source = "checkpoint" if file is None else "file"
+    return Examples([each.text for each in sourced], source, labels if None not in labels else None)
+
+
+def _images(path: Path, settings: ImageSettings, classes: int) -> Examples:
+    """The checkpoint's images, and their labels where the file holds one of the model's for each."""
+    if not path.is_file():
+        return Examples(list(generated_images(settings)), "generated")
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            pixels = stored["pixels"]
+            labels = stored["labels"].tolist() if "labels" in stored else []
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path} is damaged: {error}; fix: copy it again") from None
+    wanted = (settings.height, settings.width, settings.channels)
+    if pixels.dtype != np.uint8 or pixels.shape[1:] != wanted or not len(pixels):
+        raise CheckpointError(f"{path} holds {pixels.dtype} {pixels.shape}, not uint8 images of {wanted}")
+    known = len(labels) == len(pixels) and all(0 <= label < classes for label in labels)
+    return Examples(list(pixels[:LIMIT]), "checkpoint", labels[:LIMIT] if known else None)
 
 
 def served_lengths(preprocessor: Preprocessor, policy: SelectionPolicy, lengths: tuple[int, ...]) -> Preprocessor:
-    """``with_lengths``; where padding may be selected, the model's limit alone: there padding counts, so every text
-    must have as much of it as in training."""
-    alone = policy.selectable == "all" and isinstance(preprocessor, TextPreprocessor)
-    return with_lengths(preprocessor, (preprocessor.positions,) if alone else lengths)
+    """``with_lengths``; the model's limit alone where padding may be selected: it must be as much as in training."""
+    return with_lengths(preprocessor, (preprocessor.positions,) if policy.selectable == "all" else lengths)
 
 
 def with_lengths(preprocessor: Preprocessor, lengths: tuple[int, ...]) -> Preprocessor:
@@ -106,38 +112,36 @@ def generated_images(settings: ImageSettings, count: int = _GENERATED, seed: int
     return np.clip(127 + slopes[0] * down + slopes[1] * across + noise, 0, 255).astype(np.uint8)
 
 
-def _stored_images(path: Path, settings: ImageSettings) -> tuple[np.ndarray, list[int]]:
-    """Pixels and labels; no labels where the file holds none."""
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-            pixels = stored["pixels"]
-            labels = stored["labels"].tolist() if "labels" in stored else []
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} is damaged: {error}; fix: copy it again") from None
-    wanted = (settings.height, settings.width, settings.channels)
-    if pixels.dtype != np.uint8 or pixels.shape[1:] != wanted or not len(pixels):
-        raise CheckpointError(f"{path} holds {pixels.dtype} {pixels.shape}, not uint8 images of {wanted}")
-    return pixels, labels
-
-
-def _of_file(file: str | Path, limit: int, class_names: Sequence[str], source: str) -> Examples:
-    """The first texts, and their classes where each has a known one under "label"."""
-    sourced = list(islice(TextSource(str(file)), limit))
-    places = {name: index for index, name in enumerate(class_names)}
-    named = [each.record.get("label") for each in sourced]
-    labels = [places.get(label) if isinstance(label, str) else None for label in named]
-    return Examples([each.text for each in sourced], source, labels if None not in labels else None)
-
-
 def constructed_inputs(preprocessor: Preprocessor, policy: SelectionPolicy, capacity: int) -> Iterator[Arrays]:
-    """Batches of inputs as the graphs take them: see ``constructed_texts`` and ``constructed_images``."""
+    """Batches of inputs as the graphs take them.
+
+    Of texts: random words, one alone and at every padding, none at all, full length, mixed lengths in one batch, fewer
+    positions than slots, and word counts at which the budget takes its first and its last step. Of images: black,
+    white, a point, a board, noise.
+    """
     if preprocessor.settings.kind == "image":
-        return constructed_images(preprocessor.settings)
-    return constructed_texts(preprocessor, policy, capacity)
+        yield from _constructed_images(preprocessor.settings)
+        return
+    longest = preprocessor.settings.max_length
+    for width in sorted({3, min(4, longest), *preprocessor.settings.buckets}):
+        yield _batch(preprocessor, [1], width)
+    yield _batch(preprocessor, [0, 1], min(8, longest))
+    yield _batch(preprocessor, [longest - 2] * 3, longest)
+    mixed = {1, 2, 3, longest // 4, longest // 2, longest - 2}
+    yield _batch(preprocessor, sorted(count for count in mixed if 1 <= count <= longest - 2), longest)
+    if capacity > 3:
+        yield _batch(preprocessor, [1, capacity - 3], capacity - 1)
+    for width in (width for width in preprocessor.settings.buckets if width < longest):  # each has slots of its own
+        steps = _budget_steps(policy, width - 2, policy.capacity(width - 2))
+        yield _batch(preprocessor, sorted({*(count for count in steps if count >= 1), width - 2}), width)
+    steps = [count for count in _budget_steps(policy, longest - 2, capacity) if count >= 1]
+    for count in steps:
+        yield _batch(preprocessor, [count], count + 2)
+    if steps:
+        yield _batch(preprocessor, steps, longest)
 
 
-def constructed_images(settings: ImageSettings) -> Iterator[Arrays]:
-    """Batches {"pixels"}, uint8 (B, height, width, channels): black, white, a point, a board, noise."""
+def _constructed_images(settings: ImageSettings) -> Iterator[Arrays]:
     generator = np.random.default_rng(0)
     size = (settings.height, settings.width, settings.channels)
     noise = generator.integers(0, 256, (5, *size), dtype=np.uint8)
@@ -149,82 +153,46 @@ def constructed_images(settings: ImageSettings) -> Iterator[Arrays]:
         yield {"pixels": np.ascontiguousarray(batch)}
 
 
-def constructed_texts(preprocessor: TextPreprocessor, policy: SelectionPolicy, capacity: int) -> Iterator[Arrays]:
-    """Batches of random word ids: {"input_ids", "attention_mask"}, both (B, N) int64.
-
-    One word alone and at every padding, no word at all, full length, mixed lengths in one batch, fewer
-    positions than slots, and word counts at which the budget takes its first and its last step.
-    """
-    longest = preprocessor.settings.max_length
-    for width in sorted({3, min(4, longest), *preprocessor.settings.buckets}):
-        yield _batch(preprocessor, [1], width)
-    yield _batch(preprocessor, [0, 1], min(8, longest))
-    yield _batch(preprocessor, [longest - 2] * 3, longest)
-    mixed = {1, 2, 3, longest // 4, longest // 2, longest - 2}
-    yield _batch(preprocessor, sorted(count for count in mixed if 1 <= count <= longest - 2), longest)
-    if capacity > 3:
-        yield _batch(preprocessor, [1, capacity - 3], capacity - 1)
-    for width in (width for width in preprocessor.settings.buckets if width < longest):  # each has slots of its own
-        steps = budget_steps(policy, width - 2, policy.capacity(width - 2))
-        yield _batch(preprocessor, sorted({*(count for count in steps if count >= 1), width - 2}), width)
-    steps = [count for count in budget_steps(policy, longest - 2, capacity) if 1 <= count <= longest - 2]
-    for count in steps:
-        yield _batch(preprocessor, [count], count + 2)
-    if steps:
-        yield _batch(preprocessor, steps, longest)
-
-
 def constructed_scores(preprocessor: Preprocessor, policy: SelectionPolicy, capacity: int) -> Iterator[Arrays]:
     """Batches with scores: {"scores" (B, N) float32} and the inputs.
 
     All equal, equal in groups around the cut, equal to the threshold, rising, falling, zeros of both
     signs, very large; texts each at full length, padded, and with fewer positions than slots.
     """
-    threshold = np.float32(0.0 if policy.bias is None else -policy.bias)
     generator = np.random.default_rng(0)
     if preprocessor.settings.kind == "image":
-        inputs = next(batch for batch in constructed_images(preprocessor.settings) if len(batch["pixels"]) > 1)
-        for scores in _awkward((len(inputs["pixels"]), preprocessor.positions), threshold, generator):
-            yield {"scores": scores, **inputs}
-        return
-    longest = preprocessor.settings.max_length
-    steps = budget_steps(policy, longest - 2, capacity)
-    counts = sorted({count for count in (0, 1, 2, *steps, longest // 2, longest - 2) if 0 <= count <= longest - 2})
-    for width in sorted({longest, max(3, min(capacity - 1, longest))}):
-        fitting = [count for count in counts if count + 2 <= width]
-        inputs = _batch(preprocessor, fitting, width)
-        for scores in _awkward(inputs["input_ids"].shape, threshold, generator):
-            yield {"scores": scores, **inputs}
+        inputs = next(batch for batch in _constructed_images(preprocessor.settings) if len(batch["pixels"]) > 1)
+        batches = [((len(inputs["pixels"]), preprocessor.positions), inputs)]
+    else:
+        longest = preprocessor.settings.max_length
+        steps = _budget_steps(policy, longest - 2, capacity)
+        counts = sorted({count for count in (0, 1, 2, *steps, longest // 2, longest - 2) if count >= 0})
+        widths = sorted({longest, max(3, min(capacity - 1, longest))})
+        texts = [_batch(preprocessor, [count for count in counts if count + 2 <= width], width) for width in widths]
+        batches = [(inputs["input_ids"].shape, inputs) for inputs in texts]
+    for shape, inputs in batches:
+        for scores in _awkward(shape, np.float32(0.0 if policy.bias is None else -policy.bias), generator):
+            yield {"scores": np.ascontiguousarray(scores, dtype=np.float32), **inputs}
 
 
 def _awkward(shape: tuple[int, ...], threshold: np.float32, generator: np.random.Generator) -> Iterator[np.ndarray]:
-    """Scores (B, N) float32 that are hard to decide on."""
+    """Scores (B, N) that are hard to decide on."""
     place = np.broadcast_to(np.arange(shape[1], dtype=np.float32), shape)
-    for scores in (
-        np.zeros(shape),
-        np.full(shape, threshold),
-        np.full(shape, np.nextafter(threshold, np.float32(np.inf))),
-        np.full(shape, -7.5),
-        np.full(shape, 7.5),
-        place - 2,
-        2 - place,
-        generator.integers(0, 2, shape) * 4 - 2,
-        generator.integers(-2, 3, shape) + threshold,
-        np.where(generator.random(shape) < 0.5, -0.0, 0.0),
-        generator.normal(size=shape) * 1e30,
-    ):
-        yield np.ascontiguousarray(scores, dtype=np.float32)
+    for level in (np.float32(0), threshold, np.nextafter(threshold, np.float32(np.inf)), -7.5, 7.5):
+        yield np.full(shape, level)
+    yield place - 2
+    yield 2 - place
+    yield generator.integers(0, 2, shape) * 4 - 2
+    yield generator.integers(-2, 3, shape) + threshold
+    yield np.where(generator.random(shape) < 0.5, -0.0, 0.0)
+    yield generator.normal(size=shape) * 1e30
 
 
-def budget_steps(policy: SelectionPolicy, most: int, capacity: int) -> list[int]:
+def _budget_steps(policy: SelectionPolicy, most: int, capacity: int) -> list[int]:
     """Counts of selectable features just below and at which the budget grows to 2 and to ``capacity``."""
     limits = policy.limits(np.arange(most + 1))
-    counts: set[int] = set()
-    for size in {2, capacity}:
-        reached = np.flatnonzero(limits >= size)
-        if len(reached):
-            counts |= {int(reached[0]) - 1, int(reached[0])}
-    return sorted(counts)
+    firsts = [int(np.argmax(limits >= size)) for size in {2, capacity} if (limits >= size).any()]
+    return sorted({count for first in firsts for count in (first - 1, first)})
 
 
 def _batch(preprocessor: TextPreprocessor, word_counts: list[int], width: int) -> Arrays:

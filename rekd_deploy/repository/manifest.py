@@ -50,7 +50,7 @@ def build_manifest(
         signature: the pair's tensors.
         graphs: the ONNX files by role: 'selector', 'predictor', perhaps 'single'.
         parity: the gate's reports: 'pair', perhaps 'single'.
-        precision: of each graph, requested and observed: ``rekd_deploy.graphs.precision.convert.precision_entries``.
+        precision: of each graph, requested and observed: ``rekd_deploy.graphs.precision.precision_entries``.
     """
     preprocessor = rationalizer.preprocessor
     settings = preprocessor.settings

@@ -17,13 +17,11 @@ def session_log(path: str, capture: bool) -> tuple[str, str]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 0
     saved, problem = os.dup(2), ""
+    providers = [("CUDAExecutionProvider", {"enable_cuda_graph": str(int(capture))})]
     with tempfile.TemporaryFile() as log:
         os.dup2(log.fileno(), 2)
         try:
-            providers = [("CUDAExecutionProvider", {"enable_cuda_graph": str(int(capture))})]
-            session = onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)
-            if session.get_providers()[0] != "CUDAExecutionProvider":
-                problem = "there is no CUDA provider"
+            onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)
         except Exception as error:  # the library's exceptions share no root
             problem = str(error).splitlines()[0]
         finally:

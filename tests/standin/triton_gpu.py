@@ -4,22 +4,21 @@ python triton_gpu.py FOLDER [alike]      of one model, with its configuration as
 was seen, with 'alike' of two requests of one shape alone
 """
 
-import ctypes
 import importlib.util
 import json
 import os
 import sys
 import weakref
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import device
 import numpy as np
 import onnxruntime
 
 os.environ["ORT_ENABLE_CUDNN_FLASH_ATTENTION"] = "0"  # which the stand-in has not
 KINDS = "to_device to_host launch capture replay".split()
-cuda = ctypes.CDLL("libcuda.so.1")
-cuda.standin_count.restype = ctypes.c_long
 folder, warnings = Path(sys.argv[1]), []
 
 
@@ -50,23 +49,21 @@ model.initialize({
     "model_config": (folder / "config.json").read_text(), "model_repository": str(folder), "model_version": "1",
     "model_instance_kind": "GPU", "model_instance_device_id": "0",
 })
-outputs = ["mask", "probabilities"]
 
 
 def ask(*shapes):
     """The answers to requests of these shapes that wait together, and what was asked of the GPU."""
     requests = [
-        {"input_ids": np.full(shape, 5), "attention_mask": np.ones(shape, np.int64)} for shape in shapes
-    ]
-    cuda.standin_reset()
-    answers = model.execute([
         SimpleNamespace(
-            inputs=lambda given=given: [Tensor(*each) for each in given.items()],
-            requested_output_names=lambda: outputs, request_id=lambda: "",
+            inputs=lambda shape=shape: [
+                Tensor("input_ids", np.full(shape, 5)), Tensor("attention_mask", np.ones(shape, np.int64))
+            ],
+            requested_output_names=lambda: ["mask", "probabilities"], request_id=lambda: "",
         )
-        for given in requests
-    ])
-    counts = {kind: cuda.standin_count(kind.encode()) for kind in KINDS}
+        for shape in shapes
+    ]
+    answers = []
+    counts = device.counted(lambda: answers.extend(model.execute(requests)), KINDS)
     return {"shapes": [each.shapes for each in answers], "errors": [each.error for each in answers], **counts}
 
 
@@ -76,25 +73,25 @@ if "alike" in sys.argv:
 found = {"first": ask((3, 16)), "again": ask((2, 16)), "joined": ask((2, 16), (1, 16))}
 found["one"], found["one again"] = ask((1, 16)), ask((1, 16))
 found["kept"] = []
+run = model._graph.run
+
+
+def failing(kind, names, inputs):
+    device.fail(kind, 1)
+    session = weakref.ref(model._graph._session)
+    try:
+        return run(names, inputs)
+    except Exception:
+        found["kept"].append(session() is not None)
+        raise
+
+
 for kind in ("replay", "to_device", "to_host"):
-    cuda.standin_reset()
-    inner = model._graph.run
-
-    def run(names, inputs, inner=inner, kind=kind):
-        cuda.standin_fail(kind.encode(), ctypes.c_long(1))
-        session = weakref.ref(model._graph._session)
-        try:
-            return inner(names, inputs)
-        except Exception as error:
-            found["kept"].append(error is not None and session() is not None)
-            raise
-
-    model._graph.run = run
+    model._graph.run = partial(failing, kind)
     failed = ask((1, 16))
-    model._graph.run = inner
-    cuda.standin_reset()
+    model._graph.run = run
     found[kind] = [failed, ask((1, 16)), ask((1, 16))]
-inner.__func__.__globals__["_MOST_SHAPES"] = 2
+run.__func__.__globals__["_MOST_SHAPES"] = 2
 found["second"], found["beyond"], found["beyond again"] = ask((1, 20)), ask((1, 24)), ask((1, 24))
 model.finalize()
 
@@ -109,8 +106,7 @@ for shape in ((1, 16), (1, 16), (2, 24)):
         binding.bind_ortvalue_input(given.name, value)
     for output in session.get_outputs():
         binding.bind_output(output.name, "cuda")
-    cuda.standin_reset()
-    session.run_with_iobinding(binding)
+    counts = device.counted(partial(session.run_with_iobinding, binding))
     answered = [output.has_value() for output in binding.get_outputs()]
-    found["rebound"].append([cuda.standin_count(b"launch"), cuda.standin_count(b"replay"), any(answered)])
+    found["rebound"].append([counts["launch"], counts["replay"], any(answered)])
 print(json.dumps(found))

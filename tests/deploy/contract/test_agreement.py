@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rekd_deploy.parity.agreement import agreement
+from rekd_deploy.parity.reference import agreement
 from rekd_train.inputs.prediction import Patch, Piece, Prediction, Span
 
 

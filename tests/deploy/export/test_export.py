@@ -130,17 +130,17 @@ def test_an_opset_that_servers_lack_is_refused(checkpoint, tmp_path):
 def test_a_frozen_axis_is_found_and_named(artefacts):
     model = onnx.load(artefacts.selector)
     model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 2
-    with pytest.raises(ExportError, match=r"output 'scores' has the shape \(2, 'length'\), not \('batch', 'length'\)"):
+    with pytest.raises(ExportError, match=r"scores float32 \[2, 'length'\], not .* \['batch', 'length'\]"):
         onnx_model.check_interface(model, artefacts.signature.selector, "selector")
 
 
 def test_another_type_and_another_name_are_found(artefacts):
     model = onnx.load(artefacts.selector)
     model.graph.input[1].type.tensor_type.elem_type = onnx.TensorProto.INT32
-    with pytest.raises(ExportError, match="input 'attention_mask' is int32, not int64"):
+    with pytest.raises(ExportError, match="attention_mask int32 .* not attention_mask int64"):
         onnx_model.check_interface(model, artefacts.signature.selector, "selector")
     model.graph.input[1].name = "mask"
-    with pytest.raises(ExportError, match=r"inputs are \['input_ids', 'mask'\]"):
+    with pytest.raises(ExportError, match="it has mask int32"):
         onnx_model.check_interface(model, artefacts.signature.selector, "selector")
 
 

@@ -17,7 +17,7 @@ from rekd_deploy.export.plan import plan_export
 from rekd_deploy.export.run import publish
 from rekd_deploy.export.verify import verify
 from rekd_deploy.parity.examples import Examples
-from rekd_deploy.parity.gate import check_single_parity
+from rekd_deploy.parity.gate import check_parity
 from rekd_deploy.repository.config import PREDICTOR, SELECTOR, read_config
 from rekd_deploy.repository.writer import write_repository
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
@@ -140,7 +140,7 @@ def test_a_single_graph_of_another_model_is_refused(family, tmp_path):
     onnx.save(other, tmp_path / "single.onnx")
     generated = items(model, ["good plot", "a dull story"])[:2]
     with pytest.raises(ParityError, match="a class logit on the same mask"):
-        check_single_parity(model, tmp_path / "single.onnx", Examples(generated, "file"))
+        check_parity(model, {"single": tmp_path / "single.onnx"}, Examples(generated, "file"))
 
 
 def test_selector_runs_alone(family, texts):

@@ -19,7 +19,7 @@ from rekd_deploy.errors import RepositoryError
 from rekd_deploy.export.verify import verify
 from rekd_deploy.graphs.modules import pair_signature
 from rekd_deploy.parity.gate import wrong_handovers
-from rekd_deploy.parity.reference import Agreement, compare, complaints, read_cases, record
+from rekd_deploy.parity.reference import Agreement, compare, complaints, handed_over, read_cases, record
 from rekd_deploy.repository.writer import write_repository
 from rekd_deploy.runtimes.base import check_inputs
 from rekd_train.files import sha256
@@ -171,9 +171,10 @@ def test_cases_are_the_models_answers(artefacts, rationalizer):
     widths = {case.inputs["input_ids"].shape[1] for case in cases}
     assert {3, 16, 32, 48} <= widths and artefacts.reference.stat().st_size < 200_000
     for case in cases:
-        known = case.inputs | case.handover(signature.predictor)
+        handover = handed_over(signature.predictor, case.mask)
+        known = case.inputs | handover
         check_inputs({spec.name: known[spec.name] for spec in signature.predictor.inputs}, signature.predictor, "")
-        assert wrong_handovers({"mask": case.mask, **case.handover(signature.predictor)}) == 0
+        assert wrong_handovers({"mask": case.mask, **handover}) == 0
 
 
 def test_cases_are_written_the_same_every_time(rationalizer, texts, tmp_path):

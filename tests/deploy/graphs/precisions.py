@@ -11,10 +11,12 @@ from families import KINDS, some_images
 
 from rekd_deploy.export.graphs import guarded_pair
 from rekd_deploy.graphs.modules import head_layers, pair_signature
-from rekd_deploy.graphs.precision.convert import Conversion, convert_pair
+from rekd_deploy.graphs.precision import Conversion, convert_pair
 from rekd_deploy.graphs.tracing import traced_graphs, write_graphs
 from rekd_deploy.parity.examples import generated_images, texts_from_vocabulary
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
+
+# What is cached is shared: do not change it.
 
 
 @cache
@@ -24,13 +26,11 @@ def model_of(kind: str):
 
 @cache
 def traced(kind: str, fused: bool) -> dict[str, onnx.ModelProto]:
-    """The float32 graphs. Do not change them."""
     return traced_graphs(model_of(kind), fused=fused)
 
 
 @cache
 def traced_for_gpu(kind: str) -> dict[str, onnx.ModelProto]:
-    """The float32 graphs that are fused for GPUs. Do not change them."""
     return traced_graphs(model_of(kind), gpu=True)
 
 
@@ -44,15 +44,10 @@ def gpu_graphs(kind: str, precision: str, folder: Path) -> list[Path]:
 
     'plain' is fused for GPUs, 'guarded' what Triton runs by itself, 'python' what lies in the usual repository.
     """
-    model, signature = model_of(kind), pair_signature(model_of(kind))
-    models = convert_pair(
-        traced_for_gpu(kind), precision, signature, head_layers(model), model.preprocessor, examples_of(model),
-        fused=True,
-    ).models
+    model = model_of(kind)
+    signature, plain = pair_signature(model), convert(kind, precision, models=traced_for_gpu(kind)).models
+    kinds = {"plain": plain, "guarded": guarded_pair(plain, model, signature), "python": converted(kind, precision)}
     paths = []
-    kinds = {
-        "plain": models, "guarded": guarded_pair(models, model, signature), "python": converted(kind, precision),
-    }
     for name, graphs in kinds.items():
         (folder / name).mkdir()
         paths += write_graphs(graphs, folder / name, signature, True, True).values()
@@ -60,53 +55,49 @@ def gpu_graphs(kind: str, precision: str, folder: Path) -> list[Path]:
 
 
 def examples_of(model) -> list:
-    preprocessor = model.preprocessor
-    if preprocessor.settings.kind == "image":
-        return list(generated_images(preprocessor.settings))
-    return texts_from_vocabulary(preprocessor)
+    settings = model.preprocessor.settings
+    return list(generated_images(settings)) if settings.kind == "image" else texts_from_vocabulary(model.preprocessor)
 
 
-def convert(kind: str, precision: str, fused: bool = True, for_engine: bool = False) -> Conversion:
+def convert(
+    kind: str, precision: str, fused: bool = True, for_engine: bool = False, models=None, items=None
+) -> Conversion:
     model = model_of(kind)
     return convert_pair(
-        traced(kind, fused), precision, pair_signature(model), head_layers(model), model.preprocessor,
-        examples_of(model), fused=fused, for_engine=for_engine,
+        models or traced(kind, fused), precision, pair_signature(model), head_layers(model), model.preprocessor,
+        examples_of(model) if items is None else items, fused=fused, for_engine=for_engine,
     )
 
 
-@cache
-def conversion_of(kind: str, precision: str, fused: bool = True, for_engine: bool = False) -> Conversion:
-    """Converted once. Do not change its graphs."""
-    return convert(kind, precision, fused, for_engine)
+conversion_of = cache(convert)
 
 
 def converted(kind: str, precision: str, fused: bool = True) -> dict[str, onnx.ModelProto]:
-    """Graphs that ONNX Runtime can run. Do not change them."""
+    """Graphs that ONNX Runtime can run."""
     conversion = conversion_of(kind, precision, fused)
     return conversion.emulated or conversion.models
 
 
-def answers(model, graphs: dict[str, onnx.ModelProto], batches: list[list]) -> list[dict[str, np.ndarray]]:
-    """Every tensor of a pair's graphs for each batch of texts or images."""
-    signature = pair_signature(model)
-    found = []
-    with (
-        OnnxRuntimeRunner(graphs["selector"].SerializeToString(), signature.selector, "selector") as selector,
-        OnnxRuntimeRunner(graphs["predictor"].SerializeToString(), signature.predictor, "predictor") as predictor,
-    ):
-        for batch in batches:
-            known = dict(model.preprocessor(batch).inputs)
-            for runner in (selector, predictor):
-                known |= runner.run({spec.name: known[spec.name] for spec in runner.signature.inputs})
-            found.append(known)
-    return found
+def run_pair(signature, graphs: dict[str, onnx.ModelProto], inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inputs with everything that selector and predictor give."""
+    known = dict(inputs)
+    for role in ("selector", "predictor"):
+        with OnnxRuntimeRunner(graphs[role].SerializeToString(), signature.graph(role), role) as runner:
+            known |= runner.run({spec.name: known[spec.name] for spec in runner.signature.inputs})
+    return known
+
+
+def answers(model, graphs: dict[str, onnx.ModelProto], batch: list) -> dict[str, np.ndarray]:
+    """Every tensor of a pair's graphs for a batch of texts or images."""
+    return run_pair(pair_signature(model), graphs, model.preprocessor(batch).inputs)
 
 
 def assert_no_neighbours(model, graphs: dict[str, onnx.ModelProto], texts: list[str]) -> None:
     """Each example alone is answered bit by bit as in a batch with longer ones and padding."""
     items = texts if model.preprocessor.settings.kind == "text" else some_images()
-    together, *alone = answers(model, graphs, [items, *([item] for item in items)])
-    for row, single in enumerate(alone):
+    together = answers(model, graphs, items)
+    for row, item in enumerate(items):
+        single = answers(model, graphs, [item])
         real = slice(0, int(single["attention_mask"].sum()) if "attention_mask" in single else None)
         for name in ("mask", "scores"):
             np.testing.assert_array_equal(single[name][0, real], together[name][row, real])

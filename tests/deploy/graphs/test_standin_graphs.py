@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import onnx
+import onnx.parser
 import pytest
 import standin
 from families import KINDS
@@ -32,17 +34,11 @@ def test_nothing_is_copied_inside_a_graph_and_all_of_it_can_be_captured(kind, pr
 
 
 def test_padding_of_integers_is_what_this_would_find(tmp_path):
-    import onnx
-    from onnx import TensorProto, helper
-
-    nodes = [helper.make_node("Pad", ["ids", "pads"], ["wider"]), helper.make_node("Gather", ["table", "wider"], ["y"])]
-    value = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        nodes, "padded", [value("ids", TensorProto.INT64, [2, "n"])], [value("y", TensorProto.FLOAT, [2, None, 4])],
-        [helper.make_tensor("pads", TensorProto.INT64, [4], [0, 1, 0, 0]),
-         helper.make_tensor("table", TensorProto.FLOAT, [9, 4], [0.5] * 36)],
-    )
+    text = """<ir_version: 10, opset_import: ["" : 18]>
+        padded (int64[2, n] ids) => (float[2, m, 4] y) <int64[4] pads = {0, 1, 0, 0}, float[9, 4] table = {%s}>
+        { wider = Pad(ids, pads)
+          y = Gather(table, wider) }"""
     path = tmp_path / "pad.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    onnx.save(onnx.parser.parse_model(text % ", ".join(["0.5"] * 36)), path)
     (found,) = standin.run("placement.py", path)
     assert found["problem"] == "" and found["copies"] and "graph capture" in found["refusal"]

@@ -18,11 +18,11 @@ from rekd_deploy.cli.export import app
 from rekd_deploy.cli.export_summary import verification_lines
 from rekd_deploy.errors import EngineError, ParityError, RepositoryError
 from rekd_deploy.export import checkpoint as gate_device
-from rekd_deploy.export import graphs as export
 from rekd_deploy.export import verify
 from rekd_deploy.export.options import ExportOptions
 from rekd_deploy.export.run import publish
-from rekd_deploy.parity.gate import check_parity, check_single_parity
+from rekd_deploy.parity.examples import Examples
+from rekd_deploy.parity.gate import check_parity
 from rekd_deploy.repository.writer import write_repository
 from rekd_deploy.runtimes import onnxruntime_device
 from rekd_deploy.runtimes.onnxruntime_device import DeviceChain
@@ -30,28 +30,36 @@ from rekd_train.cli.command import run
 from rekd_train.errors import ConfigError, MissingExtraError
 
 ON_GPU = {"target": "onnxruntime", "gpu": True}
+EXAMPLES = Examples(["a fine film", "a dull one"], "file")
 
 
 @pytest.fixture
 def gpus(monkeypatch):
     """Devices and graphs that were asked for; ``spoil`` changes what they answer."""
-    seen = []
 
     class OnCpu(DeviceChain):
+        seen = []
+        spoil = staticmethod(lambda answers: answers)
+
         def __init__(self, graphs, *, device):
             super().__init__(graphs, device="cpu")
-            seen.append((device, [graph.name for graph in graphs]))
+            OnCpu.seen.append((device, [graph.name for graph in graphs]))
 
         def run(self, inputs):
             return OnCpu.spoil(super().run(inputs))
 
-        spoil = staticmethod(lambda answers: answers)
-
     monkeypatch.setattr(onnxruntime_device, "DeviceChain", OnCpu)
     for module in (verify, gate_device):
         monkeypatch.setattr(module, "check_device", lambda device: None)
-    OnCpu.seen = seen
     return OnCpu
+
+
+@pytest.fixture
+def no_cuda():
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime serves GPUs")
 
 
 def spoil(name, change):
@@ -60,52 +68,36 @@ def spoil(name, change):
 
 
 def test_the_gate_runs_on_the_device(rationalizer, artefacts, gpus):
-    examples = export.Examples(["a fine film", "a dull one"], "file")
-    report = check_parity(rationalizer, artefacts.selector, artefacts.predictor, examples, device="cuda:1")
+    report = check_parity(rationalizer, artefacts.graphs, EXAMPLES, device="cuda:1")
     assert gpus.seen == [
         ("cuda:1", ["selector.onnx", "predictor.onnx"]), ("cuda:1", ["the decision of selector.onnx"]),
     ]
-    assert report.device == "cuda:1" and report.to_dict()["device"] == "cuda:1"
-    on_cpu = check_parity(rationalizer, artefacts.selector, artefacts.predictor, examples)
+    assert report.to_dict()["device"] == "cuda:1"
+    on_cpu = check_parity(rationalizer, artefacts.graphs, EXAMPLES)
     assert len(gpus.seen) == 2 and on_cpu == replace(report, device="cpu")
 
 
 @pytest.mark.parametrize("name", ["scores", "logits", "probabilities", "mask"])
 def test_the_gate_refuses_what_the_device_computes_wrongly(name, rationalizer, artefacts, gpus):
     gpus.spoil = spoil(name, lambda array: ~array if name == "mask" else array + np.float32(1e-3))
-    examples = export.Examples(["a fine film", "a dull one"], "file")
-    check_parity(rationalizer, artefacts.selector, artefacts.predictor, examples)
     with pytest.raises(ParityError, match="the graphs are not the model and are not published"):
-        check_parity(rationalizer, artefacts.selector, artefacts.predictor, examples, device="cuda")
-
-
-def test_both_steps_in_one_graph_are_proved_there_too(rationalizer, artefacts, gpus, tmp_path):
-    import onnx
-
-    from rekd_deploy.graphs.onnx_model import joined
-
-    steps = [onnx.load(artefacts.graphs[role]) for role in ("selector", "predictor")]
-    onnx.save(joined(*steps, artefacts.signature), tmp_path / "single.onnx")
-    examples = export.Examples(["a fine film"], "file")
-    assert check_single_parity(rationalizer, tmp_path / "single.onnx", examples, device="cuda").device == "cuda"
-    assert [names for _, names in gpus.seen] == [["single.onnx"], ["the decision of single.onnx"]]
+        check_parity(rationalizer, artefacts.graphs, EXAMPLES, device="cuda")
 
 
 @pytest.mark.parametrize(
     ("options", "device"),
     [
-        ({}, "cpu"), ({"target": "onnxruntime", "gpu": False}, "cpu"), (ON_GPU, "cuda"),
-        (ON_GPU | {"gpus": (2, 3)}, "cuda:2"), (ON_GPU | {"device": "cuda:1"}, "cuda:1"), ({"device": "cuda"}, "cuda"),
-        ({"engine": "tensorrt-rtx"}, "cpu"),
+        ({}, ("cpu", "")), ({"target": "onnxruntime", "gpu": False}, ("cpu", "")), (ON_GPU, ("cuda", "")),
+        (ON_GPU | {"gpus": (2, 3)}, ("cuda:2", "")), (ON_GPU | {"device": "cuda:1"}, ("cuda:1", "")),
+        ({"device": "cuda"}, ("cuda", "")), ({"engine": "tensorrt-rtx"}, ("cpu", "")),
+        (ON_GPU | {"device": "cpu"}, ("cpu", "--device cpu was given")),
     ],
 )
 def test_it_is_where_the_graphs_will_be_served(options, device, gpus):
-    assert gate_device.gate_device(ExportOptions(**options)) == (device, "")
+    assert gate_device.gate_device(ExportOptions(**options)) == device
 
 
-def test_the_cpu_in_place_of_a_gpu_has_a_reason(gpus, monkeypatch):
-    assert gate_device.gate_device(ExportOptions(**ON_GPU, device="cpu")) == ("cpu", "--device cpu was given")
-
+def test_a_gpu_that_is_absent_is_the_reason_or_an_error_where_it_was_asked_for(gpus, monkeypatch):
     def absent(device):
         raise EngineError(f"there is no {device}")
 
@@ -113,7 +105,6 @@ def test_the_cpu_in_place_of_a_gpu_has_a_reason(gpus, monkeypatch):
     assert gate_device.gate_device(ExportOptions(**ON_GPU)) == ("cpu", "there is no cuda")
     with pytest.raises(EngineError, match="there is no cuda:1"):
         gate_device.gate_device(ExportOptions(**ON_GPU, device="cuda:1"))
-    assert gate_device.gate_device(ExportOptions()) == ("cpu", ""), "nobody asks for a GPU"
 
 
 @pytest.mark.parametrize(
@@ -132,21 +123,7 @@ def test_an_export_for_gpus_is_proved_there(checkpoint, tmp_path, gpus):
     assert [each["device"] for each in parity] == ["cuda", "cuda"] and publication.not_proved_there == ""
 
 
-def rekd_export(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "rekd_deploy.cli.export", *map(str, arguments)], capture_output=True, text=True
-    )
-
-
-def without_cuda():
-    import onnxruntime
-
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("this ONNX Runtime serves GPUs")
-
-
-def test_without_a_gpu_the_export_says_what_proves_it_there(checkpoint, tmp_path, capsys):
-    without_cuda()
+def test_without_a_gpu_the_export_says_what_proves_it_there(checkpoint, tmp_path, capsys, no_cuda):
     with pytest.raises(SystemExit) as ended:  # in this process, where what was traced once is known
         options = ["--target", "onnxruntime", "--gpu", "--output", str(tmp_path / "r"), "--json"]
         run(app, [str(checkpoint), *options])
@@ -162,29 +139,29 @@ def test_without_a_gpu_the_export_says_what_proves_it_there(checkpoint, tmp_path
     assert "onnxruntime-gpu" not in (tmp_path / "r" / "manifest.json").read_text(), "the same bytes wherever"
 
 
-def test_a_gpu_that_was_asked_for_and_is_not_there(checkpoint, tmp_path):
-    without_cuda()
-    for arguments in ((checkpoint, "--output", tmp_path / "r"), (checkpoint, "--dry-run"), ("--verify", tmp_path)):
-        done = rekd_export(*arguments, "--device", "cuda")
-        assert done.returncode == 1 and not done.stdout and not (tmp_path / "r").exists()
-        (line,) = done.stderr.splitlines()
-        assert line.startswith("error: the Python package 'onnxruntime-gpu' is not installed; fix: "), arguments
-
-
-def test_a_query_on_a_gpu_that_is_not_there(repository):
-    without_cuda()
-    command = [sys.executable, "-m", "rekd_deploy.cli.query", "--local", str(repository), "--device", "cuda", "a film"]
-    done = subprocess.run(command, capture_output=True, text=True)
+@pytest.mark.parametrize(
+    "command",
+    ["export {checkpoint} --output {new}", "export {checkpoint} --dry-run", "export --verify {new}",
+     "query --local {repository} film"],
+)
+def test_a_gpu_that_was_asked_for_and_is_not_there(command, checkpoint, repository, tmp_path, no_cuda):
+    new = tmp_path / "r"
+    module, *arguments = command.format(checkpoint=checkpoint, repository=repository, new=new).split()
+    program = [sys.executable, "-m", f"rekd_deploy.cli.{module}", *arguments, "--device", "cuda"]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert done.returncode == 1 and not done.stdout and not new.exists()
     (line,) = done.stderr.splitlines()
-    assert done.returncode == 1 and not done.stdout and "'onnxruntime-gpu' is not installed; fix: " in line
+    assert line.startswith("error: the Python package 'onnxruntime-gpu' is not installed; fix: ")
 
 
-def test_a_plan_names_the_device(checkpoint):
-    without_cuda()
-    lines = rekd_export(checkpoint, "--dry-run", "--target", "onnxruntime", "--gpu").stdout.splitlines()
-    (line,) = (line for line in lines if line.startswith("gate "))
+def test_a_plan_names_the_device(checkpoint, capsys, no_cuda):
+    for options in (["--target", "onnxruntime", "--gpu"], ["--json"]):
+        with pytest.raises(SystemExit):
+            run(app, [str(checkpoint), "--dry-run", *options])
+    text, document = capsys.readouterr().out.split("{", 1)
+    (line,) = (line for line in text.splitlines() if line.startswith("gate "))
     assert "proved on the CPU, not on the GPU" in line and line.endswith("--device cuda")
-    assert json.loads(rekd_export(checkpoint, "--dry-run", "--json").stdout)["gate_device"] == "cpu"
+    assert json.loads("{" + document)["gate_device"] == "cpu"
 
 
 # --verify
@@ -201,13 +178,9 @@ def test_graphs_answer_on_the_device_that_is_to_serve_them(repository, gpus):
         verify.verify(repository, device="cuda:1")
 
 
-def test_a_device_that_is_none(repository):
+def test_a_device_that_is_none_or_is_not_there_is_no_reason_to_ask_the_cpu(repository, no_cuda):
     with pytest.raises(EngineError, match="^there is no device 'gpu'"):
         verify.verify(repository, device="gpu")
-
-
-def test_a_gpu_that_is_not_there_is_no_reason_to_ask_the_cpu(repository):
-    without_cuda()
     with pytest.raises(MissingExtraError, match="gpu"):
         verify.verify(repository, device="cuda")
 

@@ -51,7 +51,7 @@ def test_every_family_runs_captured_but_those_whose_kernels_copy_from_the_host(t
     for kind in KINDS:
         (tmp_path / kind).mkdir()
         folders.append(chain_of(tmp_path / kind, traced_for_gpu(kind), kind))
-    for kind, found in zip(KINDS, standin.run("families.py", *folders), strict=True):
+    for kind, found in zip(KINDS, standin.run("chains.py", "cuda", *folders), strict=True):
         first, again = found["runs"]
         if kind.startswith("bilstm"):
             said = dict.fromkeys(("selector", "predictor"), "its LSTM copies from the host at every run")
@@ -103,17 +103,19 @@ def test_a_gpu_that_fails_is_one_line_and_the_next_request_works(life, kind):
         assert all("the GPU has no memory left; fix: " in line for line in seen)
 
 
-def test_what_is_missing_is_one_line_with_the_fix(chain, life):
-    for library, said in (
-        ("libcuda.so.1", "there is no NVIDIA driver on this machine"), ("libcublas.so.13", "libcublas.so.13"),
-        ("libcudnn.so.9", "cuDNN is missing"),
-    ):
-        (line,) = standin.run("refusals.py", chain, without=library)
-        assert line is not None and said in line and "; fix: " in line and "\n" not in line, (library, line)
-    assert life["no such device"].endswith("there is no GPU 3; this machine has 1; fix: choose another")
-    assert standin.run("refusals.py", chain) == [None]
+@pytest.mark.parametrize(
+    ("library", "device", "said"),
+    [
+        ("libcuda.so.1", "cuda", "there is no NVIDIA driver on this machine"),
+        ("libcublas.so.13", "cuda", "libcublas.so.13"), ("libcudnn.so.9", "cuda", "cuDNN is missing"),
+        ("", "cuda:3", "there is no GPU 3; this machine has 1"),
+    ],
+)
+def test_what_is_missing_is_one_line_with_the_fix(library, device, said, chain):
+    (found,) = standin.run("chains.py", device, chain, without=library)
+    assert said in found["error"] and "; fix: " in found["error"] and "\n" not in found["error"]
 
 
 def test_a_graph_that_a_gpu_cannot_run_whole_is_refused(tmp_path):
-    (line,) = standin.run("refusals.py", chain_of(tmp_path, conversion_of("bert", "int8").models))
-    assert "no kernels for GPUs, as those of int8; fix: export it again" in line and "\n" not in line
+    (found,) = standin.run("chains.py", "cuda", chain_of(tmp_path, conversion_of("bert", "int8").models))
+    assert "no kernels for GPUs, as those of int8; fix: export it again" in found["error"]
