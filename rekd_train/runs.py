@@ -67,7 +67,7 @@ def train_run(
         device: 'auto', 'cpu', 'cuda' or 'cuda:N'.
 
     Returns:
-        The metrics by split, which are also in the checkpoint's metrics.json; nothing in processes but the main one.
+        The metrics by split, as in the checkpoint's metrics.json; nothing in processes but the main one.
 
     Raises:
         CheckpointError: a checkpoint or something else lies at the output.

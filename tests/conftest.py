@@ -14,7 +14,9 @@ import torch
 from skips import pytest_runtest_makereport  # noqa: F401  the hook, for every test
 from traced_once import fresh_graphs, shared_graphs  # noqa: F401  fixtures, for every test
 
-from rekd_train.config.run import BackboneConfig
+from rekd_train.checkpoints.checkpoint import save
+from rekd_train.config.run import BackboneConfig, ImageConfig
+from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
 from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 from rekd_train.models.base import Predictor, Selector
@@ -103,17 +105,35 @@ def make_rationalizer(
     labels: tuple[str, ...] = ("negative", "positive"),
 ) -> Rationalizer:
     """A random pair, 2 layers x 16 wide; the selector smaller than the predictor."""
-    torch.manual_seed(seed)
     preprocessor = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=max_length, lengths=(16, 32)))
     sizes = {"heads": 2, "feedforward": 32, "positions": 64, "vocabulary": preprocessor.vocabulary_size}
     small = BackboneConfig(layers=1, width=8, head_width=8, **sizes)
     large = BackboneConfig(layers=2, width=16, **sizes)
+    policy = policy or SelectionPolicy(bias=0.1, budget=0.25, minimum=1)
+    return _random_pair(seed, small, large, preprocessor, operator, policy, labels)
+
+
+def make_image_rationalizer(
+    seed: int = 0,
+    operator: str = "compact",
+    policy: SelectionPolicy | None = None,
+    labels: tuple[str, ...] = ("shirt", "shoe", "bag"),
+) -> Rationalizer:
+    """A random pair of vision transformers over 16 x 12 grey images: 4 x 3 patches, unequal sizes."""
+    image = ImageConfig(height=16, width=12, channels=1, patch=4, mean=(0.3,), std=(0.4,))
+    small = BackboneConfig(family="vit", layers=1, width=8, heads=2, feedforward=16, head_width=0, image=image)
+    large = BackboneConfig(family="vit", layers=2, width=12, heads=3, feedforward=20, final_norm=False, image=image)
+    policy = policy or SelectionPolicy(bias=0.1, budget=0.4, minimum=1)
+    return _random_pair(seed, small, large, ImagePreprocessor(ImageSettings.of(small)), operator, policy, labels)
+
+
+def _random_pair(seed, small, large, preprocessor, operator, policy, labels) -> Rationalizer:
+    torch.manual_seed(seed)
     selector = Selector(build_backbone(small, preprocessor.special_ids))
     predictor = Predictor(build_backbone(large, preprocessor.special_ids), len(labels), operator)
     with torch.no_grad():  # random weights give scores too alike to choose by
         selector.head[-1].weight.mul_(8)
         predictor.head[-1].weight.mul_(20)
-    policy = policy or SelectionPolicy(bias=0.1, budget=0.25, minimum=1)
     return Rationalizer(selector, predictor, policy, preprocessor, labels, probability_temperature=1.3).eval()
 
 
@@ -155,8 +175,6 @@ def rationalizer() -> Rationalizer:
 
 @pytest.fixture(scope="session")
 def checkpoint(rationalizer: Rationalizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from rekd_train.checkpoints.checkpoint import save
-
     directory = tmp_path_factory.mktemp("checkpoint") / "tiny"
     return save(rationalizer, directory, metrics={"test": {"accuracy": 0.5}}, training={"name": "tiny"})
 
@@ -171,30 +189,6 @@ def texts() -> list[str]:
         " ".join(WORDS * 3),
         "Über café 東京 🎬 good",
     ]
-
-
-def make_image_rationalizer(
-    seed: int = 0,
-    operator: str = "compact",
-    policy: SelectionPolicy | None = None,
-    labels: tuple[str, ...] = ("shirt", "shoe", "bag"),
-) -> Rationalizer:
-    """A random pair of vision transformers over 16 x 12 grey images: 4 x 3 patches, unequal sizes."""
-    from rekd_train.config.run import ImageConfig
-    from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
-
-    torch.manual_seed(seed)
-    image = ImageConfig(height=16, width=12, channels=1, patch=4, mean=(0.3,), std=(0.4,))
-    small = BackboneConfig(family="vit", layers=1, width=8, heads=2, feedforward=16, head_width=0, image=image)
-    large = BackboneConfig(family="vit", layers=2, width=12, heads=3, feedforward=20, final_norm=False, image=image)
-    selector = Selector(build_backbone(small, {}))
-    predictor = Predictor(build_backbone(large, {}), len(labels), operator)
-    with torch.no_grad():  # random weights give scores too alike to choose by
-        selector.head[-1].weight.mul_(8)
-        predictor.head[-1].weight.mul_(20)
-    policy = policy or SelectionPolicy(bias=0.1, budget=0.4, minimum=1)
-    preprocessor = ImagePreprocessor(ImageSettings.of(small))
-    return Rationalizer(selector, predictor, policy, preprocessor, labels, probability_temperature=1.3).eval()
 
 
 @pytest.fixture(scope="session")

@@ -98,6 +98,13 @@ def machine(tmp_path) -> Machine:
     return found
 
 
+@pytest.fixture
+def ready(machine) -> Machine:
+    """A machine on which nothing is missing."""
+    machine.python("python3.12")
+    return machine
+
+
 def only_line(result) -> str:
     code, out, errors = result
     assert (code, out) == (1, "")
@@ -107,6 +114,7 @@ def only_line(result) -> str:
 
 
 # preflight: what is accepted
+
 
 @pytest.mark.parametrize(
     ("others", "wins"),
@@ -128,13 +136,12 @@ def test_the_best_python_wins(machine, others, wins):
     assert machine.preflight() == (0, best, [])
 
 
-def test_PYTHON_is_the_only_one_considered(machine):  # noqa: N802
-    machine.python("python3.12")
-    mine = machine.python("my python", GOOD_311)
-    assert machine.preflight(PYTHON=mine) == (0, mine, [])
-    assert not machine.calls("python3.12")
-    machine.python("old", "cpython|3.9|shared|venv|")
-    assert "old is Python 3.9" in only_line(machine.preflight(PYTHON="old"))
+def test_PYTHON_is_the_only_one_considered(ready):  # noqa: N802
+    mine = ready.python("my python", GOOD_311)
+    assert ready.preflight(PYTHON=mine) == (0, mine, [])
+    assert not ready.calls("python3.12")
+    ready.python("old", "cpython|3.9|shared|venv|")
+    assert "old is Python 3.9" in only_line(ready.preflight(PYTHON="old"))
 
 
 def test_this_very_python_passes():
@@ -179,35 +186,32 @@ def test_a_python_that_will_not_do_is_named(machine, name, facts, problem, fix):
 @pytest.mark.parametrize(
     ("tool", "script", "problem"),
     [
-        *(("uname", f'case "$1" in -s) echo {system} ;; -m) echo {machine} ;; esac', f"{system} {machine}")
-          for system, machine in (("Darwin", "arm64"), ("Linux", "aarch64"), ("FreeBSD", "x86_64"))),
+        *(("uname", f'case "$1" in -s) echo {system} ;; -m) echo {ready} ;; esac', f"{system} {ready}")
+          for system, ready in (("Darwin", "arm64"), ("Linux", "aarch64"), ("FreeBSD", "x86_64"))),
         ("getconf", "echo glibc 2.31", "glibc is 2.31"),
         ("getconf", "echo glibc 1.99", "glibc is 1.99"),
         ("getconf", "exit 1", "glibc is not there (musl?)"),
         ("mktemp", "exit 1", "a project cannot be written to"),
     ],
 )  # fmt: skip
-def test_a_machine_that_will_not_do_is_named(machine, tool, script, problem):
-    machine.python("python3.12")
-    machine.tool(tool, script)
-    assert problem in only_line(machine.preflight())
+def test_a_machine_that_will_not_do_is_named(ready, tool, script, problem):
+    ready.tool(tool, script)
+    assert problem in only_line(ready.preflight())
 
 
 @pytest.mark.parametrize("version", ["2.35", "2.41", "3.0"])
-def test_a_new_c_library(machine, version):
-    machine.python("python3.12")
-    machine.tool("getconf", f"echo glibc {version}")
-    assert machine.preflight()[0] == 0
+def test_a_new_c_library(ready, version):
+    ready.tool("getconf", f"echo glibc {version}")
+    assert ready.preflight()[0] == 0
 
 
-def test_a_full_disk_matters_only_while_the_environment_is_not_there(machine):
-    machine.python("python3.12")
-    machine.tool("df", 'echo Filesystem; echo "/dev/x 9999999 9999999 3145728 99% /"')
-    line = only_line(machine.preflight())
+def test_a_full_disk_matters_only_while_the_environment_is_not_there(ready):
+    ready.tool("df", 'echo Filesystem; echo "/dev/x 9999999 9999999 3145728 99% /"')
+    line = only_line(ready.preflight())
     assert "3 GB are free" in line and "6 GB" in line
-    (machine.project / ".venv").mkdir()
-    (machine.project / ".venv" / "installed").touch()
-    assert machine.preflight()[0] == 0
+    (ready.project / ".venv").mkdir()
+    (ready.project / ".venv" / "installed").touch()
+    assert ready.preflight()[0] == 0
 
 
 def test_everything_that_is_missing_is_named_at_once(machine):
@@ -220,69 +224,63 @@ def test_everything_that_is_missing_is_named_at_once(machine):
     assert all(line.startswith("error: ") and "; fix: " in line for line in errors)
 
 
-def test_it_leaves_nothing_behind(machine):
-    machine.python("python3.12")
-    before = sorted(machine.project.rglob("*"))
-    machine.preflight()
-    assert sorted(machine.project.rglob("*")) == before
+def test_it_leaves_nothing_behind(ready):
+    before = sorted(ready.project.rglob("*"))
+    ready.preflight()
+    assert sorted(ready.project.rglob("*")) == before
 
 
 # the environment
 
 
-def test_it_is_made_once_and_more_extras_are_added(machine):
-    machine.python("python3.12")
-    code, out, errors = machine.environment("cpu,serve")
+def test_it_is_made_once_and_more_extras_are_added(ready):
+    code, out, errors = ready.environment("cpu,serve")
     assert (code, errors) == (0, [])
     assert "Making" in out and "extras cpu,serve;" in out
-    assert ".[cpu,serve]" in (machine.project / ".venv" / "packages").read_text()
-    machine.log.unlink()
-    assert machine.environment("cpu,serve") == (0, "", [])
-    assert machine.environment("serve") == (0, "", []), "fewer extras are there already"
-    assert machine.calls("-m ") == [], "no pip, no venv"
-    code, out, _ = machine.environment("dev,cpu")
+    assert ".[cpu,serve]" in (ready.project / ".venv" / "packages").read_text()
+    ready.log.unlink()
+    assert ready.environment("cpu,serve") == (0, "", [])
+    assert ready.environment("serve") == (0, "", []), "fewer extras are there already"
+    assert ready.calls("-m ") == [], "no pip, no venv"
+    code, out, _ = ready.environment("dev,cpu")
     assert code == 0 and "Making" not in out
-    assert ".[cpu,dev,serve]" in (machine.project / ".venv" / "packages").read_text()
+    assert ".[cpu,dev,serve]" in (ready.project / ".venv" / "packages").read_text()
 
 
-def test_a_change_of_pyproject_or_of_the_folder_installs_again(machine):
-    machine.python("python3.12")
-    machine.environment()
-    (machine.project / "pyproject.toml").write_text("[project]\nname = 'x'\n")
-    assert "Installing" in machine.environment()[1]
-    assert machine.environment()[1] == ""
-    machine.project = machine.project.rename(machine.project.with_name("moved"))
-    assert "Installing" in machine.environment()[1]
+def test_a_change_of_pyproject_or_of_the_folder_installs_again(ready):
+    ready.environment()
+    (ready.project / "pyproject.toml").write_text("[project]\nname = 'x'\n")
+    assert "Installing" in ready.environment()[1]
+    assert ready.environment()[1] == ""
+    ready.project = ready.project.rename(ready.project.with_name("moved"))
+    assert "Installing" in ready.environment()[1]
 
 
 @pytest.mark.parametrize("made", [False, True])
-def test_an_interrupted_installation_or_update_starts_again(machine, made):
-    machine.python("python3.12")
+def test_an_interrupted_installation_or_update_starts_again(ready, made):
     if made:
-        machine.environment("cpu")
-    cut = Path(f"{machine.log}.cut")
+        ready.environment("cpu")
+    cut = Path(f"{ready.log}.cut")
     cut.touch()
-    assert machine.environment("cpu,dev")[0] != 0
-    assert machine.environment("cpu")[0] != 0, "what was there is not trusted any more"
-    (machine.project / ".venv" / "half").touch()
+    assert ready.environment("cpu,dev")[0] != 0
+    assert ready.environment("cpu")[0] != 0, "what was there is not trusted any more"
+    (ready.project / ".venv" / "half").touch()
     cut.unlink()
-    code, out, _ = machine.environment("cpu")
-    assert code == 0 and "Making" in out and not (machine.project / ".venv" / "half").exists()
+    code, out, _ = ready.environment("cpu")
+    assert code == 0 and "Making" in out and not (ready.project / ".venv" / "half").exists()
 
 
-def test_an_environment_that_does_not_run_is_made_again(machine):
-    machine.python("python3.12")
-    machine.environment()
-    (machine.project / ".venv" / "bin" / "python").unlink()
-    assert "Making" in machine.environment()[1]
+def test_an_environment_that_does_not_run_is_made_again(ready):
+    ready.environment()
+    (ready.project / ".venv" / "bin" / "python").unlink()
+    assert "Making" in ready.environment()[1]
 
 
-def test_another_PYTHON_makes_it_again(machine):  # noqa: N802
-    machine.python("python3.12")
-    machine.environment()
-    assert machine.environment(PYTHON="python3.12")[1] == ""
-    other = machine.python("python3.11", "cpython|3.11|shared|venv|")
-    assert f"with {other}" in machine.environment(PYTHON="python3.11")[1]
+def test_another_PYTHON_makes_it_again(ready):  # noqa: N802
+    ready.environment()
+    assert ready.environment(PYTHON="python3.12")[1] == ""
+    other = ready.python("python3.11", "cpython|3.11|shared|venv|")
+    assert f"with {other}" in ready.environment(PYTHON="python3.11")[1]
 
 
 def test_an_environment_of_somebody_elses_python_is_not_removed(machine):
@@ -313,22 +311,21 @@ INHERITED = {"PYTHONPATH": "/evil", "PYTHONHOME": "/evil", "VIRTUAL_ENV": "/evil
 @pytest.mark.parametrize(
     ("target", "call"), [("test", "-m pytest -k policy"), ("demo", "-m rekd_deploy.cli.demo --output runs/demo")]
 )
-def test_make_runs_in_the_environment_whatever_surrounds_it(machine, target, call):
-    machine.python("python3.12")
-    shutil.copy(ROOT / "Makefile", machine.project)
+def test_make_runs_in_the_environment_whatever_surrounds_it(ready, target, call):
+    shutil.copy(ROOT / "Makefile", ready.project)
     done = subprocess.run(
         [shutil.which("make"), "SHELL=" + shutil.which("sh"), target, "ARGS=-k policy"],
-        cwd=machine.project,
-        env={"PATH": str(machine.bin), **INHERITED},
+        cwd=ready.project,
+        env={"PATH": str(ready.bin), **INHERITED},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert len(machine.calls(call)) == 1
-    made = machine.calls("-m venv") + machine.calls("-m pip") + machine.calls(call)
+    assert len(ready.calls(call)) == 1
+    made = ready.calls("-m venv") + ready.calls("-m pip") + ready.calls(call)
     assert len(made) >= 4 and all(line.endswith("[]") for line in made), "the caller's settings stay outside"
-    installed = machine.calls("-m pip")[-1].partition(".[")[2].partition("]")[0].split(",")
+    installed = ready.calls("-m pip")[-1].partition(".[")[2].partition("]")[0].split(",")
     assert {"cpu", "demo", "serve"} <= set(installed)
 
 

@@ -14,7 +14,7 @@ import torch
 from conftest import WORDS, tiny_tokenizer_json
 from torch import Tensor
 from torch.nn.functional import interpolate
-from transformers import BertConfig, BertModel, ViTConfig, ViTModel
+from transformers import ViTConfig, ViTModel
 
 from rekd_train.checkpoints.checkpoint import load
 from rekd_train.checkpoints.description import read_description
@@ -61,27 +61,6 @@ def test_import_answers_as_the_authors_code(family: str, tmp_path: Path) -> None
     assert model.labels == ["0", "1", "2"]
 
 
-def own_bert(classes: int = 4) -> tuple[dict[str, Tensor], dict[str, Tensor], dict, BertModel, BertModel]:
-    """Another size: 4 layers x 64, other epsilon, one segment; and the models the weights come from."""
-    torch.manual_seed(1)
-    config = BertConfig(
-        vocab_size=200, hidden_size=64, num_hidden_layers=4, num_attention_heads=4, intermediate_size=96,
-        max_position_embeddings=40, type_vocab_size=1, layer_norm_eps=1e-3, initializer_range=0.2,
-    )
-    models, states = (BertModel(config).eval(), BertModel(config).eval()), []
-    for model in models:
-        state = {f"bert.bert.{name}": tensor for name, tensor in model.state_dict().items()}
-        table = state["bert.bert.embeddings.word_embeddings.weight"]
-        states.append(state | {"bert.embedding.weight": table, "embedding_layer.weight": table})
-    states[0] |= {
-        "feature_proj.weight": torch.randn(24, 64), "feature_proj.bias": torch.randn(24),
-        "fc.weight": torch.randn(2, 24), "fc.bias": torch.randn(2),
-    }
-    states[0]["bert.bert.embeddings.position_ids"] = torch.arange(40)[None]  # older transformers saved it
-    states[1] |= {"fc.weight": torch.randn(classes, 64), "fc.bias": torch.randn(classes)}
-    return *states, config.to_dict(), *models
-
-
 def own_vit(classes: int = 5) -> tuple[dict[str, Tensor], dict[str, Tensor], dict, ViTModel, ViTModel]:
     """Another size: 3 layers x 24, images of 224 in patches of 16."""
     torch.manual_seed(2)
@@ -117,27 +96,6 @@ def write(directory: Path, selector: dict, predictor: dict, config: dict) -> dic
     torch.save(selector, files["selector"])
     torch.save(predictor, files["predictor"])
     return files
-
-
-@torch.inference_mode()
-def test_bert_of_another_size(tmp_path: Path) -> None:
-    selector, predictor, config, generator, encoder = own_bert()
-    model = golden_import("bert", tmp_path, **write(tmp_path / "own", selector, predictor, config))
-    ids = torch.randint(1, 200, (3, 20))
-    attention = (torch.arange(20) < torch.tensor([[20], [11], [5]])).long()
-    inputs = {"input_ids": ids, "attention_mask": attention}
-    hidden = generator(input_ids=ids, attention_mask=attention).last_hidden_state
-    projected = torch.relu(hidden @ selector["feature_proj.weight"].T + selector["feature_proj.bias"])
-    logits = projected @ selector["fc.weight"].T + selector["fc.bias"]
-    torch.testing.assert_close(model.selector_logits(inputs), logits, atol=1e-4, rtol=1e-5)
-    mask = (torch.rand(3, 20) < 0.3).float()
-    content = encoder.embeddings.word_embeddings(ids) * mask.unsqueeze(-1)
-    first = encoder(inputs_embeds=content, attention_mask=attention).last_hidden_state[:, 0]
-    expected = first @ predictor["fc.weight"].T + predictor["fc.bias"]
-    torch.testing.assert_close(model.class_logits(inputs, mask), expected, atol=1e-5, rtol=1e-5)
-    assert model.selector.backbone.settings.head_width == 24
-    assert model.selector.backbone.settings.layer_norm_eps == 1e-3
-    assert len(model.labels) == 4
 
 
 @torch.inference_mode()

@@ -74,7 +74,7 @@ def test_a_run_leaves_a_checkpoint_and_a_log_and_is_not_replaced_unasked(command
     assert [path.name for path in (tmp_path / "out.training").iterdir()] == ["log.jsonl"], "and no state"
     stages = [line["stage"] for line in log_of(tmp_path) if line["event"] == "stage"]
     assert stages == ["classifier", "rationale", "compact"]
-    assert {"loss", "rate", "penalty", "extraction", "learning_rate", "examples_per_second"} <= {
+    assert {"loss", "selection_rate", "penalty", "extraction", "learning_rate", "examples_per_second"} <= {
         name for line in log_of(tmp_path) for name in line if line["stage"] == "rationale"
     }
     before = contents(tmp_path)
