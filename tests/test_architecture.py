@@ -163,7 +163,8 @@ BACKEND = {name for name in sources() if name.startswith("rekd_deploy.repository
 
 
 @pytest.mark.parametrize(
-    "module", sorted(BACKEND - {"rekd_deploy.repository.backend.endpoint"} | {"rekd_deploy.runtimes.tensorrt_execution"})
+    "module",
+    sorted(BACKEND - {"rekd_deploy.repository.backend.endpoint"} | {"rekd_deploy.runtimes.tensorrt_execution"}),
 )
 def test_the_model_inside_triton_needs_nothing_of_ours(module):
     """It is copied into a repository, where rekd is not installed; the steps of text bring what they import along."""
