@@ -24,7 +24,6 @@ from rekd_train.data.knowledge import (
     read_knowledge,
     text_id,
     with_unlabelled,
-    write_knowledge,
 )
 from rekd_train.errors import ConfigError, DataError
 from rekd_train.evaluation.forward import measure
@@ -38,7 +37,7 @@ from rekd_train.training.observers import JsonLines, Observer, Several, TensorBo
 from rekd_train.training.runtime import Runtime, chosen_device
 from rekd_train.training.stages import check_teacher, compact_pair, fit, short_texts_notice
 from rekd_train.training.state import StateStore, check_start, identity_of, training_directory
-from rekd_train.training.teacher import statements_of
+from rekd_train.training.teacher import statements_of, write_knowledge
 from rekd_train.training.validation import calibrate_policy, calibrate_temperature
 
 _RECORDED_AT_ONCE = 64

@@ -30,8 +30,7 @@ from rekd_train.inputs.policy import PAPER_POLICY
 from rekd_train.inputs.preprocessors import Preprocessor
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 from rekd_train.models.base import Predictor, Selector
-from rekd_train.models.families import build_backbone
-from rekd_train.models.pretrained import tokenizer_json
+from rekd_train.models.families import build_backbone, tokenizer_json
 from rekd_train.models.rationalizer import Rationalizer
 
 OfficialFamily = Literal["bert", "vit"]

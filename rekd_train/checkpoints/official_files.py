@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from rekd_train.errors import CheckpointError
 from rekd_train.models.base import Backbone
-from rekd_train.models.pretrained import timm_names
 
 
 def transformer_config(directory: Path, family: str) -> dict[str, Any]:
@@ -186,6 +185,8 @@ def bert_weights(state: StateReader, backbone: Backbone) -> dict[str, Tensor]:
 
 def vit_weights(state: StateReader, backbone: Backbone) -> dict[str, Tensor]:
     """Their ViT encoder under timm's names; query, key and value become one matrix."""
+    from rekd_train.models.image_encoder import timm_names  # timm takes seconds to import
+
     own = {name: tensor.shape for name, tensor in backbone.model.state_dict().items()}
     weights = {}
     for ours, theirs in timm_names(len(backbone.model.blocks)).items():

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rekd_train.cli.command import application, examples, finite, print_json, run
-from rekd_train.cli.progress import class_warnings, print_table, progress_bars
+from rekd_train.cli.progress import class_warnings, print_table, progress_bars, report_metrics
 
 app = application(
     help="Train pairs that classify from their own rationale, alone or distilled from a teacher pair.",
@@ -75,7 +75,7 @@ def run_command(
             config, output, teacher=teacher, warm_start=warm_start, observer=observer,
             resume=resume, overwrite=overwrite, device=device, tensorboard=tensorboard,
         )  # fmt: skip
-    _report(metrics, output, as_json)
+    report_metrics(metrics, output, as_json)
 
 
 @app.command(epilog=examples("rekd-train presets", "rekd-train presets paper --json"))
@@ -116,7 +116,7 @@ def calibrate(
     from rekd_train.runs import calibrate_run
 
     metrics = calibrate_run(path, output, target, device, data=data, overrides=overrides or [], overwrite=overwrite)
-    _report(metrics, output, as_json)
+    report_metrics(metrics, output, as_json)
 
 
 @app.command(
@@ -188,7 +188,7 @@ def compact(
             path, output, teacher=teacher, observer=observer, device=device, data=data, overrides=overrides or [],
             overwrite=overwrite,
         )  # fmt: skip
-    _report(metrics, output, as_json)
+    report_metrics(metrics, output, as_json)
 
 
 @app.command(
@@ -286,24 +286,6 @@ def import_official(
     pair = load(output)
     kind, classes = pair.preprocessor.settings.kind, ", ".join(pair.labels)
     typer.echo(f"{output}: reads {kind}s, {len(pair.labels)} classes: {classes}")
-
-
-def _report(metrics: dict, path: Path, as_json: bool) -> None:
-    if not metrics:  # of several processes, one reports
-        return
-    if as_json:
-        print_json({"checkpoint": str(path), **metrics})
-        return
-    from rekd_train.evaluation.report import shown
-
-    never = {split: figures["never_predicted"] for split, figures in metrics.items()}
-    keys = [key for key in next(iter(metrics.values())) if key != "never_predicted" or any(never.values())]
-    typer.echo(f"{path} (noise-free, by the stored policy)")  # not as the table's title, which would be folded
-    print_table(
-        ("figure", *metrics), [(key, *(shown(figures[key]) for figures in metrics.values())) for key in keys]
-    )
-    for line in class_warnings(never):
-        typer.echo(line)
 
 
 def main() -> None:

@@ -6,7 +6,12 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+import typer
+
+from rekd_train.cli.command import print_json
 
 
 def print_table(
@@ -85,3 +90,22 @@ def class_warnings(never: dict[str, list[str]]) -> list[str]:
         "fix: --set data.class_weights=balanced, --set stages.best_metric=macro_f1, or more examples"
         for measured, names in never.items() if names
     ]  # fmt: skip
+
+
+def report_metrics(metrics: dict, path: Path, as_json: bool) -> None:
+    """Print what a run has measured, by split."""
+    if not metrics:  # of several processes, one reports
+        return
+    if as_json:
+        print_json({"checkpoint": str(path), **metrics})
+        return
+    from rekd_train.evaluation.report import shown
+
+    never = {split: figures["never_predicted"] for split, figures in metrics.items()}
+    keys = [key for key in next(iter(metrics.values())) if key != "never_predicted" or any(never.values())]
+    typer.echo(f"{path} (noise-free, by the stored policy)")  # not as the table's title, which would be folded
+    print_table(
+        ("figure", *metrics), [(key, *(shown(figures[key]) for figures in metrics.values())) for key in keys]
+    )
+    for line in class_warnings(never):
+        typer.echo(line)

@@ -8,13 +8,12 @@ One row a text, in JSON lines or Parquet. ``text``, or ``id``, the first 16 hex 
     quotes               those passages as written, each found at its first place
     scores               [[start, end, value], ...]: how much each passage or token is wanted, as log-odds
 
-``write_knowledge`` packs scores into a byte each, with a byte for where each token lies.
+``rekd_train.training.teacher.write_knowledge`` packs scores into a byte each, with two for where each token lies.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,15 +24,13 @@ import numpy as np
 
 from rekd_train.data.examples import UNLABELLED, DataSet, LabelledTexts
 from rekd_train.data.table_files import Table, read_table
-from rekd_train.errors import DataError, MissingExtraError, listed
-from rekd_train.files import write_bytes
+from rekd_train.errors import DataError, listed
 from rekd_train.inputs.text import TextPreprocessor
 
 COLUMNS = ("text", "id", "probabilities", "label", "confidence", "rationale", "quotes", "scores")
 _PACKED = ("packed_scores", "packed_gaps", "packed_lengths", "packed_scale")
 _CONFIDENCE = 0.9
 """Of a label that is given alone."""
-_LARGEST = 127
 
 
 def text_id(text: str) -> str:
@@ -255,48 +252,6 @@ def marks_at(segments: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         touched = (offsets[:, 0] < end) & (offsets[:, 1] > start) & (offsets[:, 0] < offsets[:, 1])
         found[touched] = np.maximum(found[touched], weight)
     return found
-
-
-def write_knowledge(path: Path, rows: Sequence[dict[str, Any]], overwrite: bool = False) -> Path:
-    """Write statements as Parquet, scores packed.
-
-    Args:
-        rows: ``text`` or ``id``, and, where there are any, ``probabilities`` (C,), ``rationale`` and ``scores`` (m, 3).
-
-    Raises:
-        DataError: the file exists and may not be replaced.
-        MissingExtraError: pyarrow is not installed.
-    """
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise MissingExtraError("pyarrow", "data") from None
-    if path.exists() and not overwrite:
-        raise DataError(f"{path} exists; fix: another file, or --overwrite")
-    written = [
-        {name: np.asarray(value).tolist() if name in ("probabilities", "rationale") else value
-         for name, value in row.items() if name != "scores"} | _packed(row.get("scores"))
-        for row in rows
-    ]  # fmt: skip
-    table = pyarrow.Table.from_pylist(written)
-    content = io.BytesIO()
-    parquet.write_table(table, content, compression="zstd", compression_level=9)
-    write_bytes(path, content.getvalue())
-    return path
-
-
-def _packed(scores: np.ndarray | None) -> dict[str, Any]:
-    if scores is None:
-        return {}
-    starts, ends = scores[:, 0].astype(np.int64), scores[:, 1].astype(np.int64)
-    gaps, lengths = starts - np.concatenate([[0], ends[:-1]]), ends - starts
-    if (gaps < 0).any() or max(gaps.max(initial=0), lengths.max(initial=0)) > 255:
-        return {"scores": scores.tolist()}  # a gap or a token of more characters than a byte counts
-    scale = float(np.abs(scores[:, 2]).max(initial=0)) / _LARGEST or 1.0
-    parts = {"scores": np.rint(scores[:, 2] / scale).astype(np.int8), "gaps": gaps.astype(np.uint8),
-             "lengths": lengths.astype(np.uint8)}  # fmt: skip
-    return {f"packed_{name}": values.tobytes() for name, values in parts.items()} | {"packed_scale": scale}
 
 
 def checked_statements(knowledge: Knowledge, truth: dict[str, int]) -> dict[str, Any]:

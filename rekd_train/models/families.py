@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from rekd_train.config.run import BackboneConfig, RunConfig
-from rekd_train.errors import ConfigError
+from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
 from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.inputs.preprocessors import Preprocessor, same_tokens
-from rekd_train.inputs.text import TextPreprocessor, TextSettings
+from rekd_train.inputs.text import TOKENIZER_FILE, TextPreprocessor, TextSettings
 from rekd_train.models.base import Backbone, Predictor, Selector, TextBackbone
 from rekd_train.models.bilstm import BilstmBackbone
 from rekd_train.models.pretrained import (
@@ -21,9 +23,9 @@ from rekd_train.models.pretrained import (
     minilm_tokenizer_json,
     minilm_word_embeddings,
     open_source,
+    reason_of,
     sized,
     source_path,
-    tokenizer_json,
 )
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.models.text_encoder import TextEncoder
@@ -144,3 +146,38 @@ def _backbone(settings: BackboneConfig, preprocessor: Preprocessor, role: str) -
             raise ConfigError(f"{role}.word_embeddings: the family '{settings.family}' has no word embeddings")
         backbone.load_word_embeddings(minilm_word_embeddings(settings.width))
     return backbone
+
+
+def tokenizer_json(path: Path) -> str | None:
+    """Content of the fast tokenizer of a directory, or of a tokenizer.json or vocab.txt (BERT's) itself.
+
+    Returns:
+        None if there is none.
+
+    Raises:
+        CheckpointError: damaged, or a tokenizer that has no fast form.
+    """
+    whole = path / TOKENIZER_FILE if path.is_dir() else path
+    try:
+        if whole.is_file() and whole.suffix == ".json":
+            return whole.read_text(encoding="utf-8")
+        if whole.is_file() or (path / "vocab.txt").is_file():
+            return _word_pieces(path / "vocab.txt" if path.is_dir() else path)
+        if path.is_dir() and any(path.glob("*.model")) or (path / "tokenizer_config.json").is_file():
+            from transformers import AutoTokenizer
+
+            return AutoTokenizer.from_pretrained(path, use_fast=True).backend_tokenizer.to_str()
+    except Exception as error:  # the libraries raise bare Exception
+        raise CheckpointError(
+            f"{path} cannot be read as a fast tokenizer: {reason_of(error)}; fix: save it once with AutoTokenizer("
+            "..., use_fast=True).save_pretrained(DIR), which writes tokenizer.json"
+        ) from None
+    return None
+
+
+def _word_pieces(path: Path) -> str:
+    from tokenizers import BertWordPieceTokenizer
+
+    beside = path.with_name("tokenizer_config.json")
+    options = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    return BertWordPieceTokenizer(str(path), lowercase=options.get("do_lower_case", True)).to_str()

@@ -42,7 +42,7 @@ class ImageEncoder(Backbone):
         self.settings = settings
         self.image = settings.image
         self.model = image_network(settings)
-        self.has_tokens = all(hasattr(self.model, name) for name in ("_pos_embed", "blocks", "norm"))
+        self.has_tokens = all(getattr(self.model, name, None) is not None for name in ("_pos_embed", "blocks", "norm"))
         if not self.has_tokens:
             self.operators = ("zero",)
         else:
@@ -211,3 +211,19 @@ def image_network(settings: BackboneConfig) -> nn.Module:
         fc_norm=False,
         weight_init="jax",  # Xavier: timm's own default of 0.02 is far too small for narrow networks
     )
+
+
+def timm_names(layers: int) -> dict[str, list[str]]:
+    """Weights of timm's vision transformer: those of ViTModel of ``transformers`` that each is made of, in a row."""
+    modules = {"norm": ["layernorm"], "patch_embed.proj": ["embeddings.patch_embeddings.projection"]}
+    for index in range(layers):
+        attention = [f"attention.attention.{part}" for part in ("query", "key", "value")]
+        for ours, theirs in {
+            "norm1": ["layernorm_before"], "attn.qkv": attention, "attn.proj": ["attention.output.dense"],
+            "norm2": ["layernorm_after"], "mlp.fc1": ["intermediate.dense"], "mlp.fc2": ["output.dense"],
+        }.items():
+            modules[f"blocks.{index}.{ours}"] = [f"encoder.layer.{index}.{name}" for name in theirs]
+    names = {"cls_token": ["embeddings.cls_token"], "pos_embed": ["embeddings.position_embeddings"]}
+    for ours, theirs in modules.items():
+        names |= {f"{ours}.{part}": [f"{name}.{part}" for name in theirs] for part in ("weight", "bias")}
+    return names

@@ -20,7 +20,6 @@ from transformers.utils import logging
 
 from rekd_train.config.run import BackboneConfig, ImageConfig
 from rekd_train.errors import CheckpointError, ConfigError, MissingExtraError
-from rekd_train.inputs.text import TOKENIZER_FILE
 from rekd_train.models.base import Backbone
 from rekd_train.models.encoder_traits import build_encoder, probed
 from rekd_train.models.text_encoder import DROPOUTS, stored_config
@@ -109,7 +108,7 @@ def source_path(pretrained: str, role: str) -> Path:
     except Exception as error:  # the library raises errors of many kinds when there is no network
         raise CheckpointError(
             f"the model '{pretrained}' is no local path and could not be downloaded from the Hugging Face hub "
-            f"({_reason(error)}); {fix}"
+            f"({reason_of(error)}); {fix}"
         ) from None
 
 
@@ -133,7 +132,7 @@ def open_source(pretrained: str, family: str, role: str) -> PretrainedSource:
     except CheckpointError:
         raise
     except Exception as error:  # each library has its own for files that are damaged or do not fit
-        raise CheckpointError(f"{path} cannot be read as a network of {family}: {_reason(error)}") from None
+        raise CheckpointError(f"{path} cannot be read as a network of {family}: {reason_of(error)}") from None
 
 
 @contextmanager
@@ -150,7 +149,8 @@ def _quietly() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """What a library says went wrong, in a line."""
     return str(error).strip().partition("\n")[0].removeprefix("Got: ")[:200] or type(error).__name__
 
 
@@ -169,7 +169,7 @@ def _text_source(path: Path) -> PretrainedSource:
         if isinstance(getattr(config, theirs, None), int | float):
             sizes[name] = getattr(config, theirs)
     for ours, theirs in DROPOUTS.items():
-        sizes[ours] = next((getattr(config, name) for name in theirs if hasattr(config, name)), 0.0)
+        sizes[ours] = next((value for name in theirs if (value := getattr(config, name, None)) is not None), 0.0)
     pooling = path / "1_Pooling" / "config.json"
     if pooling.is_file() and json.loads(pooling.read_text(encoding="utf-8")).get("pooling_mode_mean_tokens"):
         sizes["pooling"] = "mean"
@@ -196,12 +196,13 @@ def _image_source(path: Path) -> PretrainedSource:
     from timm import create_model
 
     network = create_model(f"local-dir:{path}", pretrained=True, num_classes=0)
-    told, patches = network.pretrained_cfg, getattr(network, "patch_embed", None)
+    told = network.pretrained_cfg
+    patches, blocks = (getattr(network, name, None) for name in ("patch_embed", "blocks"))
     channels, height, width = told["input_size"]
     if height != width:
         raise CheckpointError(f"{path} reads {height} x {width} pixels; only squares can be started from")
-    reduction = network.feature_info[-1]["reduction"] if hasattr(network, "feature_info") else None
-    patch = patches.patch_size[0] if hasattr(network, "blocks") and hasattr(patches, "patch_size") else reduction
+    reduction = network.feature_info[-1]["reduction"] if getattr(network, "feature_info", None) else None
+    patch = patches.patch_size[0] if blocks is not None and patches is not None else reduction
     image = {"upscale_to": height, "patch": patch, "channels": channels, "mean": told["mean"], "std": told["std"]}
     left_out = ("num_classes", "in_chans")
     arguments = {name: value for name, value in config.get("model_args", {}).items() if name not in left_out}
@@ -209,8 +210,8 @@ def _image_source(path: Path) -> PretrainedSource:
         "width": network.num_features, "pooling": _POOLINGS.get(getattr(network, "global_pool", ""), "mean"),
         "architecture": {"name": config["architecture"], "arguments": arguments},
     }  # fmt: skip
-    if hasattr(network, "blocks"):
-        sizes["layers"] = len(network.blocks)
+    if blocks is not None:
+        sizes["layers"] = len(blocks)
     return PretrainedSource(sizes, image, network.state_dict(), path)
 
 
@@ -288,56 +289,7 @@ def load_weights(backbone: Backbone, source: PretrainedSource) -> None:
         raise CheckpointError(f"{source.path} does not fit: {' '.join(str(error).split())}") from None
 
 
-def timm_names(layers: int) -> dict[str, list[str]]:
-    """Weights of timm's vision transformer: those of ViTModel of ``transformers`` that each is made of, in a row."""
-    modules = {"norm": ["layernorm"], "patch_embed.proj": ["embeddings.patch_embeddings.projection"]}
-    for index in range(layers):
-        attention = [f"attention.attention.{part}" for part in ("query", "key", "value")]
-        for ours, theirs in {
-            "norm1": ["layernorm_before"], "attn.qkv": attention, "attn.proj": ["attention.output.dense"],
-            "norm2": ["layernorm_after"], "mlp.fc1": ["intermediate.dense"], "mlp.fc2": ["output.dense"],
-        }.items():
-            modules[f"blocks.{index}.{ours}"] = [f"encoder.layer.{index}.{name}" for name in theirs]
-    names = {"cls_token": ["embeddings.cls_token"], "pos_embed": ["embeddings.position_embeddings"]}
-    for ours, theirs in modules.items():
-        names |= {f"{ours}.{part}": [f"{name}.{part}" for name in theirs] for part in ("weight", "bias")}
-    return names
-
-
 def _timm_state(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
+    from rekd_train.models.image_encoder import timm_names  # timm takes seconds to import
+
     return {ours: torch.cat([state[name] for name in theirs]) for ours, theirs in timm_names(layers).items()}
-
-
-def tokenizer_json(path: Path) -> str | None:
-    """Content of the fast tokenizer of a directory, or of a tokenizer.json or vocab.txt (BERT's) itself.
-
-    Returns:
-        None if there is none.
-
-    Raises:
-        CheckpointError: damaged, or a tokenizer that has no fast form.
-    """
-    whole = path / TOKENIZER_FILE if path.is_dir() else path
-    try:
-        if whole.is_file() and whole.suffix == ".json":
-            return whole.read_text(encoding="utf-8")
-        if whole.is_file() or (path / "vocab.txt").is_file():
-            return _word_pieces(path / "vocab.txt" if path.is_dir() else path)
-        if path.is_dir() and any(path.glob("*.model")) or (path / "tokenizer_config.json").is_file():
-            from transformers import AutoTokenizer
-
-            return AutoTokenizer.from_pretrained(path, use_fast=True).backend_tokenizer.to_str()
-    except Exception as error:  # the libraries raise bare Exception
-        raise CheckpointError(
-            f"{path} cannot be read as a fast tokenizer: {_reason(error)}; fix: save it once with AutoTokenizer("
-            "..., use_fast=True).save_pretrained(DIR), which writes tokenizer.json"
-        ) from None
-    return None
-
-
-def _word_pieces(path: Path) -> str:
-    from tokenizers import BertWordPieceTokenizer
-
-    beside = path.with_name("tokenizer_config.json")
-    options = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
-    return BertWordPieceTokenizer(str(path), lowercase=options.get("do_lower_case", True)).to_str()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +13,8 @@ from torch import Tensor
 
 from rekd_train.data import Split
 from rekd_train.data.knowledge import AlignedKnowledge, text_id
+from rekd_train.errors import DataError, MissingExtraError
+from rekd_train.files import write_bytes
 from rekd_train.inputs.preprocessors import full_length
 from rekd_train.models.gates import apply_policy, selection_scores
 from rekd_train.models.rationalizer import Rationalizer
@@ -152,7 +156,7 @@ def _padded(rows: list[np.ndarray | None]) -> np.ndarray:
 
 @torch.inference_mode()
 def statements_of(pair: Rationalizer, texts: Sequence[str], with_texts: bool) -> list[dict[str, Any]]:
-    """What a pair of texts says about each: rows for ``rekd_train.data.knowledge.write_knowledge``.
+    """What a pair of texts says about each: rows for ``write_knowledge``.
 
     Class probabilities are those of its own rationale, before calibration, as a live teacher gives them.
     """
@@ -173,3 +177,45 @@ def statements_of(pair: Rationalizer, texts: Sequence[str], with_texts: bool) ->
         named = {"text": text} if with_texts else {"id": text_id(text)}
         rows.append({**named, "probabilities": classes, "scores": segments[segments[:, 0] <= segments[:, 1]]})
     return rows
+
+
+def write_knowledge(path: Path, rows: Sequence[dict[str, Any]], overwrite: bool = False) -> Path:
+    """Write statements as Parquet, scores packed.
+
+    Args:
+        rows: ``text`` or ``id``, and, where there are any, ``probabilities`` (C,), ``rationale`` and ``scores`` (m, 3).
+
+    Raises:
+        DataError: the file exists and may not be replaced.
+        MissingExtraError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise MissingExtraError("pyarrow", "data") from None
+    if path.exists() and not overwrite:
+        raise DataError(f"{path} exists; fix: another file, or --overwrite")
+    written = [
+        {name: np.asarray(value).tolist() if name in ("probabilities", "rationale") else value
+         for name, value in row.items() if name != "scores"} | _packed(row.get("scores"))
+        for row in rows
+    ]  # fmt: skip
+    table = pyarrow.Table.from_pylist(written)
+    content = io.BytesIO()
+    parquet.write_table(table, content, compression="zstd", compression_level=9)
+    write_bytes(path, content.getvalue())
+    return path
+
+
+def _packed(scores: np.ndarray | None) -> dict[str, Any]:
+    if scores is None:
+        return {}
+    starts, ends = scores[:, 0].astype(np.int64), scores[:, 1].astype(np.int64)
+    gaps, lengths = starts - np.concatenate([[0], ends[:-1]]), ends - starts
+    if (gaps < 0).any() or max(gaps.max(initial=0), lengths.max(initial=0)) > 255:
+        return {"scores": scores.tolist()}  # a gap or a token of more characters than a byte counts
+    scale = float(np.abs(scores[:, 2]).max(initial=0)) / 127 or 1.0
+    parts = {"scores": np.rint(scores[:, 2] / scale).astype(np.int8), "gaps": gaps.astype(np.uint8),
+             "lengths": lengths.astype(np.uint8)}  # fmt: skip
+    return {f"packed_{name}": values.tobytes() for name, values in parts.items()} | {"packed_scale": scale}

@@ -16,10 +16,10 @@ from rekd_train.data.knowledge import (
     read_knowledge,
     scores_at,
     text_id,
-    write_knowledge,
 )
 from rekd_train.errors import DataError
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
+from rekd_train.training.teacher import write_knowledge
 
 LABELS = ("negative", "positive")
 TEXT = "a wonderful film, but not a good end"

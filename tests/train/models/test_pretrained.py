@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModel
 
 from rekd_train.config.run import BackboneConfig, ImageConfig, RunConfig
 from rekd_train.errors import CheckpointError, ConfigError
-from rekd_train.models.families import build_backbone, fresh_pair, preprocessor_for, weight_origins
-from rekd_train.models.pretrained import load_weights, open_source, sized, source_path, tokenizer_json
+from rekd_train.models.families import build_backbone, fresh_pair, preprocessor_for, tokenizer_json, weight_origins
+from rekd_train.models.pretrained import load_weights, open_source, sized, source_path
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 BERT, VIT = GOLDEN / "bert-backbone", GOLDEN / "vit-backbone"

@@ -17,13 +17,12 @@ from rekd_train.data.knowledge import (
     read_knowledge,
     text_id,
     with_unlabelled,
-    write_knowledge,
 )
 from rekd_train.errors import ConfigError
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 from rekd_train.training import losses
 from rekd_train.training.stages import fit
-from rekd_train.training.teacher import statements_of
+from rekd_train.training.teacher import statements_of, write_knowledge
 
 LABELS = ("negative", "positive")
 CONFIG = toy_config(stages={"classifier_epochs": 1, "rationale_epochs": 1, "compact_epochs": 1},
