@@ -1,7 +1,7 @@
 """An independent judge: a classifier that has learnt to read any subset of the features, and has seen no rationale.
 
-Whether a rationale carries the evidence cannot be asked of the predictor that was trained with its selector: the two
-may have agreed on a code. The judge (as EVAL-X: Jethani et al. 2021) has the predictor's family and sizes, fresh
+The predictor that was trained with its selector cannot tell whether a rationale carries the evidence: the two may have
+agreed on a code. The judge (as EVAL-X: Jethani et al. 2021) has the predictor's family and sizes, fresh
 weights and another seed, and is trained on random features at random rates, the others removed by the same operator
 as in the predictor.
 """
@@ -29,7 +29,7 @@ from rekd_train.training.loop import Loop, Stage
 from rekd_train.training.objectives import ClassifierObjective
 from rekd_train.training.observers import Observer
 from rekd_train.training.runtime import Runtime, chosen_device
-from rekd_train.training.validation import fit_temperature
+from rekd_train.training.validation import calibrate_temperature
 
 LOWEST_RATE = 0.01
 """Rates are 0.01 + 0.99 u^2, u uniform: half of them below 0.26, for rationales are small."""
@@ -46,10 +46,7 @@ def fit_judge(
 
     Args:
         config: of the run that is judged; its optimisation and acceleration are used.
-        judge: a fresh pair, with the operator and the ``selectable`` rule of the model that it will judge.
-
-    Returns:
-        The same pair, in evaluation mode, with a policy that keeps everything.
+        judge: a fresh pair, with the operator and the ``selectable`` rule of the model; it will keep everything.
     """
     changed = {
         "seed": config.seed + ANOTHER_SEED,
@@ -72,8 +69,7 @@ def judge_run(
     """The judge of a checkpoint: read where it was trained before, else trained and written.
 
     Args:
-        path: the checkpoint that is judged.
-        output: checkpoint directory of the judge.
+        output: checkpoint directory of the judge of the one at ``path``.
         epochs: None: those of the run's classifier stage, at least 2; a judge that is there is taken as it is.
         data: where the checkpoint records none: a preset or file whose data to train on.
         overrides: ``key=value`` changes of the configuration.
@@ -106,7 +102,7 @@ def judge_run(
     judge.predictor.operator = judged.predictor.operator
     judge.policy = judge.policy.model_copy(update={"selectable": judged.policy.selectable})
     fit_judge(config, judge, splits["train"], epochs=epochs, observer=observer)
-    fit_temperature(judge, splits["dev"])
+    calibrate_temperature(judge, splits["dev"])
     checkpoint.save(
         judge, output, metrics={"dev": judge_figures(judge, splits["dev"])},
         training={"name": f"judge of {config.name}", "origins": [examples.origin], "judge": identity},

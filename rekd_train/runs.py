@@ -27,7 +27,7 @@ from rekd_train.training.observers import JsonLines, Observer, Several, TensorBo
 from rekd_train.training.runtime import Runtime, chosen_device
 from rekd_train.training.stages import check_teacher, compact_pair, fit, short_texts_notice
 from rekd_train.training.state import StateStore, check_start, identity_of, training_directory
-from rekd_train.training.validation import calibrate_pair
+from rekd_train.training.validation import calibrate_policy, calibrate_temperature
 
 
 def train_run(
@@ -154,7 +154,8 @@ def calibrate_run(
         if selection["budget"] is not None:
             selection["budget"] = max(selection["budget"], target)
         config = checked_config(config.model_dump() | {"selection": selection}, (), path)
-    calibrate_pair(config, pair, splits["dev"], runtime)
+    calibrate_policy(config, pair, splits["dev"], runtime)
+    calibrate_temperature(pair, splits["dev"])
     return _finish(runtime, pair, output, config, examples, splits, source=path)
 
 

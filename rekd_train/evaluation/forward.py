@@ -36,13 +36,10 @@ def fill(scores: Tensor, selectable: Tensor, share: float, minimum: int = 1) -> 
 
 
 def drawn(scores: Tensor, selectable: Tensor, draws: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Sampled rationales, as training and the authors' evaluation draw them.
+    """Sampled rationales (n, N) bool, ``draws`` times, as training and the authors' evaluation draw them.
 
     z1 + G1 > z0 + G0 with independent Gumbel noise, which is d + logistic noise > 0: P(keep) = sigmoid(d) at
     every temperature. No budget holds.
-
-    Yields:
-        (n, N) bool, ``draws`` times.
     """
     for _ in range(draws):
         uniform = torch.rand(scores.shape, generator=generator, dtype=torch.float64)
@@ -69,22 +66,17 @@ def first_like(mask: Tensor, selectable: Tensor) -> Tensor:
 class SplitOutputs:
     """Outputs for every example of a split, in its order."""
 
-    class_logits: np.ndarray
-    """(n, C) float32."""
-    kept: np.ndarray
-    """(n,) kept features."""
-    selectable: np.ndarray
-    """(n,) selectable features."""
+    class_logits: np.ndarray  # (n, C) float32
+    kept: np.ndarray  # (n,) kept features
+    selectable: np.ndarray  # (n,) selectable features
 
 
 @dataclass(frozen=True)
 class SelectorOutputs:
     """Selector scores of a split, padded to its longest example."""
 
-    scores: Tensor
-    """(n, N) float32."""
-    selectable: Tensor
-    """(n, N) bool."""
+    scores: Tensor  # (n, N) float32
+    selectable: Tensor  # (n, N) bool
 
 
 @torch.inference_mode()
@@ -119,14 +111,7 @@ def run_selector(rationalizer: Rationalizer, split: Split, batch_size: int = 128
 def run_masks(
     rationalizer: Rationalizer, split: Split, masks: Mapping[str, Tensor], batch_size: int = 128
 ) -> dict[str, np.ndarray]:
-    """The predictor on given rationales, whatever their size; inputs are moved once for all of them.
-
-    Args:
-        masks: by name, (n, N) bool on the CPU.
-
-    Returns:
-        By the same names, (n, C) float32 logits.
-    """
+    """The predictor's (n, C) float32 logits on given rationales, (n, N) bool on the CPU of any size, by their names."""
     class_logits = {name: np.zeros((len(split), len(rationalizer.labels)), dtype=np.float32) for name in masks}
     for indices, inputs in _batches(rationalizer, split, batch_size):
         selectable, rows = rationalizer.selectable(inputs), torch.from_numpy(indices)
@@ -141,10 +126,7 @@ def run_masks(
 def measure(rationalizer: Rationalizer, split: Split, outputs: SplitOutputs | None = None) -> dict[str, Any]:
     """Accuracy given the rationale, calibration and realised selection rate on a split: one pass, no more.
 
-    ``never_predicted`` lists the classes of the split that are predicted for no example.
-
-    Args:
-        outputs: on rationales from elsewhere (random ones, the first words); None: on the selector's, by a pass.
+    ``outputs``: on rationales from elsewhere (random ones, the first words) instead of the selector's.
     """
     outputs, labels = outputs or run_split(rationalizer, split), split.labels
     probabilities = rationalizer.probabilities(torch.from_numpy(outputs.class_logits)).numpy()

@@ -48,10 +48,7 @@ def flip_rate(predicted: np.ndarray) -> float:
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray, selectable: np.ndarray) -> float:
-    """Mean over examples of Spearman's rho of two scores (n, N) over the selectable positions; ties share a rank.
-
-    Examples with fewer than two positions or a constant score have no rho and are left out; nan if all are.
-    """
+    """Mean over examples of Spearman's rho of two scores (n, N) over selectable positions; nan if none has a rho."""
     found = []
     for a, b, where in zip(first, second, selectable, strict=True):
         ranks = np.stack([rankdata(a[where]), rankdata(b[where])])
@@ -76,10 +73,9 @@ def selection_divergence(teacher: np.ndarray, student: np.ndarray, selectable: n
 def reason_figures(
     preprocessor: Preprocessor, split: Split, scores: np.ndarray, selectable: np.ndarray, mask: np.ndarray
 ) -> dict[str, Any]:
-    """``truth`` (images) or ``human_rationales`` (texts) of (n, N) arrays; nothing where the data know no reasons.
+    """``truth`` (of patches) or ``human_rationales`` (of whole words within what the model reads) of (n, N) arrays.
 
-    For texts over whole words (a word is selected or marked if any of its pieces is) within what the model reads; for
-    images over patches.
+    A word is selected or marked if any of its pieces is. Nothing where the data know no reasons.
     """
     if split.truth is None:
         return {}
@@ -169,10 +165,7 @@ def spans_of(mask: np.ndarray) -> list[tuple[int, int]]:
 
 
 def words_from_pieces(values: np.ndarray, continues: np.ndarray) -> np.ndarray:
-    """The largest value among each word's pieces, (words,) from (pieces,); of bool, whether any of them is marked.
-
-    ``continues``: (pieces,) bool, whether a piece belongs to the word of the piece before it.
-    """
+    """The largest value among each word's pieces, (words,) from (pieces,); a piece may continue the one before it."""
     starts = np.flatnonzero(~continues | (np.arange(len(continues)) == 0))
     return np.maximum.reduceat(values, starts) if len(values) else values
 

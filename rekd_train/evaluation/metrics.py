@@ -16,10 +16,7 @@ def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def per_class(predicted: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Precision, recall, F1, support and count of predictions of each class; 0 without anything to divide by.
-
-    ``predicted`` and ``labels``: (n,) class numbers; ``names``: in the order of the numbers.
-    """
+    """Precision, recall, F1, support and predictions of each class (0 without any), from (n,) class numbers."""
     figures = precision_recall_fscore_support(labels, predicted, labels=range(len(names)), zero_division=0.0)
     keys = ("precision", "recall", "f1", "support", "predicted")
     columns = np.array([*figures, np.bincount(predicted, minlength=len(names))]).T
@@ -65,7 +62,7 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, floa
 def expected_calibration_error(
     probabilities: np.ndarray, labels: np.ndarray, bins: int = 15, equal_mass: bool = False
 ) -> float:
-    """ECE: mean over bins of |accuracy - confidence|, weighted by the bins' share (Guo et al. 2017, eq. 3).
+    """ECE: mean over bins, by their share, of |accuracy - confidence| (Guo et al. 2017, eq. 3): (n, C), (n,).
 
     Bins are equally wide, or with ``equal_mass`` hold equally many examples (Nixon et al. 2019).
     """
@@ -111,10 +108,7 @@ def risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarr
 
 
 def area_under_risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> float:
-    """AURC: mean over k = 1..n of the error of the k most confident (Geifman et al. 2019, sec. 2).
-
-    Examples of equal confidence count as in a mean over their orders.
-    """
+    """AURC: mean over k = 1..n of the error of the k most confident, equals averaged (Geifman et al. 2019, sec. 2)."""
     _, coverage, risk = risk_coverage(confidence, correct)
     accepted = np.rint(coverage * len(confidence)).astype(int)
     steps = np.arange(1, len(confidence) + 1)
@@ -123,10 +117,9 @@ def area_under_risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> flo
 
 
 def abstain_threshold(confidence: np.ndarray, correct: np.ndarray, risk: float) -> float | None:
-    """The confidence from which on to answer so that at most ``risk`` of the predictions are wrong.
+    """The confidence from which on at most ``risk`` of the predictions are wrong; None: no threshold reaches it.
 
-    The threshold of the largest coverage whose empirical risk is within the limit (Geifman and El-Yaniv 2017, without
-    their confidence bound: what holds on dev holds elsewhere only about as well). None: no threshold reaches the risk.
+    That of the largest coverage (Geifman and El-Yaniv 2017, without their bound: dev's holds elsewhere about as well).
     """
     thresholds, _, risks = risk_coverage(confidence, correct)
     within = np.flatnonzero(risks <= risk)
@@ -144,13 +137,12 @@ def selection_summary(
     Args:
         kept: (n,) kept features.
         selectable: (n,) real features.
-        limits: (n,) most features that the budget allows.
-        positions: N, all positions of an input, padding and specials included.
+        limits: (n,) most features that the budget allows: with them ``over_budget_share``.
+        positions: N, with padding and specials: with it ``rate_padded`` (mean kept / N, as the paper counts).
 
     Returns:
         ``rate`` (the selection rate: mean over examples of kept / real) with ``rate_std`` and ``rate_max``; the
-        counts' mean, std, percentiles and maximum; ``empty_share``; with ``limits`` ``over_budget_share``; with
-        ``positions`` ``rate_padded`` (mean kept / N, as the paper counts).
+        counts' mean, std, percentiles and maximum; ``empty_share``.
     """
     rates = kept / np.maximum(selectable, 1)
     low, middle, high = np.percentile(kept, (5, 50, 95))

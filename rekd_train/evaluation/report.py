@@ -50,7 +50,6 @@ def evaluate(
     Args:
         splits: at least ``split``; without 'dev', on which it is chosen, the abstain threshold is left out.
         draws: sampled rationales of each example; below 2 the sampled mode is left out.
-        teacher: compared with, mask by mask and label by label.
         risk: share of wrong predictions that the abstain threshold allows.
         seed: of the draws and of the random baseline.
 

@@ -52,10 +52,9 @@ class Loop:
     def run(
         self, stage: Stage, objective: Objective, evaluate: Callable[[int], dict[str, float]] | None = None
     ) -> None:
-        """Train an objective's parameters and leave them at their best state; ``evaluate`` measures after a step.
+        """Train an objective's parameters, to their best state where ``evaluate`` measures one after some steps.
 
-        Raises:
-            TrainingError: diverged, collapsed, or a state cannot be saved.
+        TrainingError: diverged, collapsed, or a state cannot be saved.
         """
         snapshot, self.snapshot = self.snapshot, None
         within = snapshot is not None and snapshot.stage == stage.number and snapshot.step > 0
@@ -200,10 +199,7 @@ class _Run:
 
 
 def optimiser_for(module: nn.Module, settings: OptimisationConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters.
-
-    Word embeddings have their own rate; biases, norms and word embeddings do not decay, unless everything does.
-    """
+    """AdamW; word embeddings have their own rate; biases, norms and they do not decay, unless everything does."""
     rate, decay = settings.learning_rate, settings.weight_decay
     gentle = decay if settings.decay_everything else 0.0
     # the same three groups whatever the rates are, so that a run may go on with other rates

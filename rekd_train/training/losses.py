@@ -10,7 +10,6 @@ drawn, without a generator's state. The hash is SplitMix64's finaliser, on any d
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +17,6 @@ from torch.nn.functional import cross_entropy, kl_div, nll_loss
 
 from rekd_train.config.run import SelectionConfig, TemperatureConfig
 
-_Word = TypeVar("_Word", int, Tensor)
 _WORD = (1 << 64) - 1
 
 
@@ -27,8 +25,7 @@ def _signed(word: int) -> int:
 
 
 _GOLDEN, _FIRST, _SECOND = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-_BITS = 23
-"""Bits of a draw: (x + 1/2) / 2^23 is exact in float32 and never 0 or 1."""
+_BITS = 23  # of a draw: (x + 1/2) / 2^23 is exact in float32 and never 0 or 1
 
 
 def key(*numbers: int) -> int:
@@ -44,50 +41,39 @@ def uniform_scalar(stream: int) -> float:
     return (_shifted(_mix(stream + _GOLDEN), 64 - _BITS) + 0.5) / (1 << _BITS)
 
 
-def uniform(stream: int, examples: Tensor, width: int, channels: int | None = None) -> Tensor:
-    """Draws from (0, 1), float32: (B, width), or (B, width, channels), for (B,) int64 indices of examples.
-
-    What an example and a position draw does not depend on ``width``, so padding changes no draw.
-    """
+def uniform(stream: int, examples: Tensor, width: int) -> Tensor:
+    """Draws from (0, 1), (B, width) float32, for (B,) int64 indices of examples; padding changes no draw."""
     rows = _mix(examples * _GOLDEN + _signed(stream))
-    indices = torch.arange(width * (channels or 1), device=examples.device) + 1
-    bits = _mix(rows[:, None] + indices * _GOLDEN)
-    draws = (_shifted(bits, 64 - _BITS).float() + 0.5) / (1 << _BITS)
-    return draws if channels is None else draws.view(len(examples), width, channels)
+    bits = _mix(rows[:, None] + (torch.arange(width, device=examples.device) + 1) * _GOLDEN)
+    return (_shifted(bits, 64 - _BITS).float() + 0.5) / (1 << _BITS)
 
 
 def gumbel(stream: int, examples: Tensor, width: int) -> Tensor:
     """Standard Gumbel noise -log(-log U) for both choices of every position: (B, width, 2) float32."""
-    return -torch.log(-torch.log(uniform(stream, examples, width, 2)))
+    return -torch.log(-torch.log(uniform(stream, examples, 2 * width).view(-1, width, 2)))
 
 
-def _mix(state: _Word) -> _Word:
+def _mix(state):
     """Of an int only the low 64 bits count; int64 tensors wrap around."""
     state = (state ^ _shifted(state, 30)) * _FIRST
     state = (state ^ _shifted(state, 27)) * _SECOND
     return state ^ _shifted(state, 31)
 
 
-def _shifted(state: _Word, bits: int) -> _Word:
+def _shifted(state, bits: int):
     """Logical shift to the right: torch's own keeps the sign."""
     return (state >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def prediction_loss(class_logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Cross-entropy, batch mean: (B, C) logits against (B,) int64 labels, with (B,) float weights or none.
-
-    The mean is over the examples, not over their weights, so that the losses of a batch's parts add up.
-    """
+    """Cross-entropy of (B, C) logits, mean over the examples, not over their weights: the parts of a batch add up."""
     if weights is None:
         return cross_entropy(class_logits, labels)
     return (weights * cross_entropy(class_logits, labels, reduction="none")).mean()
 
 
 def penalised_features(real: Tensor, positions: int, selection: SelectionConfig) -> Tensor:
-    """N of the penalty: (B,) float32 from (B,) real features.
-
-    ``positions``: of the longest input, not the width of this batch: padding must not change the penalty.
-    """
+    """N of the penalty, (B,) float32: real features, or the longest input's positions, whatever the batch's width."""
     return torch.full_like(real, positions, dtype=torch.float32) if selection.denominator == "all" else real.float()
 
 
@@ -98,7 +84,7 @@ def selection_penalty(
     """L_select: how far the whole batch is from the target, as in the paper, or the mean over its examples.
 
     On shares (rate - target)^2, on counts (mean count - target N)^2. ``kept`` and ``features``: (B,) float, of this
-    part of a batch of so many ``examples``; ``total``: the sum over the parts.
+    part of a batch with ``examples`` in all; ``total``: the sum over the parts.
     """
     if selection.penalty_per == "example":
         examples = 1
@@ -112,13 +98,9 @@ def selection_penalty(
 def discontinuity(mask: Tensor, selectable: Tensor, columns: int | None) -> Tensor:
     """Neighbours of which one is kept and one is not, per feature, batch mean: what scatters a rationale costs.
 
-    The coherence term of Lei, Barzilay and Jaakkola (Rationalizing Neural Predictions, 2016, sec. 3), on a
-    grid along both axes. Squared instead of absolute differences: equal for a mask of 0 and 1, and smooth.
-
-    Args:
-        mask: (B, N) float.
-        selectable: (B, N) bool; pairs with a position that is not selectable do not count.
-        columns: features in each row of a grid; None: the features are one line.
+    The coherence term of Lei, Barzilay and Jaakkola (Rationalizing Neural Predictions, 2016, sec. 3), on a grid of so
+    many ``columns`` along both axes, otherwise along the line. Squared instead of absolute differences: equal for a
+    mask of 0 and 1, and smooth. Only pairs within ``selectable`` (B, N) count.
     """
     shape = (-1, columns or mask.shape[1])
     kept, real = torch.where(selectable, mask, 0.0).unflatten(1, shape), selectable.unflatten(1, shape)

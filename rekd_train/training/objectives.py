@@ -21,8 +21,7 @@ from rekd_train.training import losses
 from rekd_train.training.losses import gumbel, key, uniform, uniform_scalar
 from rekd_train.training.runtime import Batch, Runtime, run_frozen
 
-QUIET_TEMPERATURE = 2.0
-"""tau of the prediction term in stages without an annealed one."""
+QUIET_TEMPERATURE = 2.0  # tau of the prediction term in stages without an annealed one
 
 Figures = dict[str, Tensor]
 
@@ -78,7 +77,6 @@ class Objective(nn.Module, ABC):
 
     Args:
         seed: of the stage's noise, a ``losses.key``.
-        teacher: learned from, too; None: labels only.
         predictor: None: the pair's own.
     """
 
@@ -210,10 +208,7 @@ class RationaleObjective(Objective):
 
 
 class CompactObjective(Objective):
-    """The predictor alone on gathered features; the selector and its policy are frozen.
-
-    ``mask``: (n, N) bool, the rationale of every training example; None: found anew in each step.
-    """
+    """The predictor alone on gathered features, by the (n, N) rationales of all examples or by what is found anew."""
 
     def __init__(self, *given: Any, mask: Tensor | None = None) -> None:
         super().__init__(*given)

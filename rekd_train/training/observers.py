@@ -21,7 +21,7 @@ class Observer:
         """Training is about to begin on these data: ``rekd_train.data.summarise``."""
 
     def stage(self, name: str, steps: int, start: int = 0) -> None:
-        """A stage of so many optimiser steps begins, or goes on after ``start`` of them."""
+        """A stage of ``steps`` optimiser steps begins, or goes on after ``start`` of them."""
 
     def step(self, values: dict[str, float]) -> None:
         """A step ended; ``values`` is empty on most steps, since reading a loss waits for the device."""
@@ -72,10 +72,7 @@ class _Log(Observer):
 
 
 class JsonLines(_Log):
-    """Appends one JSON object a line: event, stage, step, seconds since the epoch, figures.
-
-    What the file holds stays, but for a line that a killed run or a full disk cut off.
-    """
+    """Appends one JSON object a line: event, stage, step, time, figures; a line that was cut off is removed first."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

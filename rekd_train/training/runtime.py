@@ -26,10 +26,7 @@ from rekd_train.training.losses import key
 
 
 class Runtime:
-    """Device and processes.
-
-    Args:
-        device: 'auto' (a GPU if there is one; this process's, if there are several), 'cpu', 'cuda', 'cuda:1'.
+    """Device ('auto': a GPU if there is one; this process's, if there are several) and processes.
 
     Raises:
         ConfigError: the device is not there.
@@ -55,7 +52,7 @@ class Runtime:
         return self._accelerator.prepare_model(objective) if self.processes > 1 else objective
 
     def release(self) -> None:
-        """Let go of wrapped objectives: their hooks would average the gradients of the next stage, too."""
+        """Release wrapped objectives: their hooks would average the gradients of the next stage, too."""
         if self.processes > 1:
             self._accelerator.free_memory()
 
@@ -111,11 +108,7 @@ class Runtime:
 
 
 def chosen_device(name: str | torch.device) -> torch.device:
-    """'cpu', 'cuda' or another of torch's names; 'auto': a GPU if there is one.
-
-    Raises:
-        ConfigError: there is no such device here.
-    """
+    """'cpu', 'cuda' or another of torch's names; 'auto': a GPU if there is one; ConfigError: it is not here."""
     if str(name) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -153,8 +146,7 @@ def example_weights(labels: np.ndarray, class_weights: str) -> np.ndarray | None
 class FullLength:
     """A split of texts whose batches are all padded to the longest input: for policies that may select padding."""
 
-    augmented = False
-    truth = None
+    augmented, truth = False, None
 
     def __init__(self, split: Split, preprocessor: Preprocessor) -> None:
         self._split, self._preprocessor = split, preprocessor
@@ -169,7 +161,7 @@ class FullLength:
 
 
 class Batches:
-    """All batches of a stage of so many steps; ``seed``: of the stage, a ``losses.key``."""
+    """All batches of a stage of ``steps`` steps; ``seed``: of the stage, a ``losses.key``."""
 
     def __init__(self, config: RunConfig, split: Split, steps: int, seed: int, runtime: Runtime) -> None:
         self._split, self._steps, self._seed, self._runtime = split, steps, seed, runtime
@@ -196,24 +188,20 @@ class Batches:
             arrays = {name: array[rows] for name, array in whole.items()}
         else:
             arrays = self._split.inputs(own)
-        return Batch(
-            indices=runtime.to_device(own), inputs={name: runtime.to_device(array) for name, array in arrays.items()},
-            labels=runtime.to_device(self._split.labels[own]), step=step, steps=self._steps,
-            examples=len(indices), present=len(part),
-            weights=None if self._weights is None else runtime.to_device(self._weights[own]),
-        )  # fmt: skip
+        weights = None if self._weights is None else runtime.to_device(self._weights[own])
+        return _batch(runtime, self._split, own, arrays, step, self._steps, len(indices), len(part), weights)
 
 
 def all_batches(split: Split, runtime: Runtime) -> Iterator[Batch]:
     """Every example once, as it is, in batches of similar length, of which each process has its share."""
     for number, indices in enumerate(bucketed_batches(split.lengths, 128)):
         if number % runtime.processes == runtime.rank:
-            yield Batch(
-                indices=runtime.to_device(indices),
-                inputs={name: runtime.to_device(array) for name, array in split.inputs(indices).items()},
-                labels=runtime.to_device(split.labels[indices]),
-                step=number, steps=1, examples=len(indices), present=len(indices),
-            )  # fmt: skip
+            yield _batch(runtime, split, indices, split.inputs(indices), number, 1, len(indices), len(indices))
+
+
+def _batch(runtime: Runtime, split: Split, indices: np.ndarray, arrays: dict[str, np.ndarray], *rest) -> Batch:
+    inputs = {name: runtime.to_device(array) for name, array in arrays.items()}
+    return Batch(runtime.to_device(indices), inputs, runtime.to_device(split.labels[indices]), *rest)
 
 
 def run_frozen(

@@ -32,7 +32,13 @@ from rekd_train.training.objectives import ClassifierObjective, CompactObjective
 from rekd_train.training.observers import Observer
 from rekd_train.training.runtime import FullLength, Runtime
 from rekd_train.training.state import Snapshot, StateStore, load_pair_state, pair_state
-from rekd_train.training.validation import DevEvaluation, base_policy, calibrate_policy, fit_temperature, read_selector
+from rekd_train.training.validation import (
+    DevEvaluation,
+    base_policy,
+    calibrate_policy,
+    calibrate_temperature,
+    read_selector,
+)
 
 
 def fit(
@@ -40,27 +46,30 @@ def fit(
     warm: bool = False, observer: Observer | None = None, runtime: Runtime | None = None,
     store: StateStore | None = None, resume: bool = False,
 ) -> Rationalizer:  # fmt: skip
-    """Train a pair in place through the stages of its configuration.
+    """Train a pair in place through the stages of its configuration; it returns calibrated, in evaluation mode.
 
     Args:
         teacher: a trained pair with the same preprocessing; None: plain rationale extraction.
         warm: leave the warm starts out: the pair's predictor is trained already.
         runtime: None: the device the pair is on.
-        store: where states are saved; None: nowhere.
-        resume: go on from the stored state, if there is one.
-
-    Returns:
-        The same pair, with its policy and temperature calibrated, in evaluation mode.
+        resume: go on from the state in ``store``, if there is one.
 
     Raises:
         ConfigError: the configuration, the teacher or the stored state does not fit.
         DataError: labels that are no classes, one class only, no examples.
         TrainingError: the loss is not finite, the selector keeps nothing or everything, or the disk is full.
     """
-    check_fit(config, rationalizer, train, dev, teacher, warm)
+    stages = config.stages
+    check_data(DataSet({"train": train, "dev": dev}, tuple(rationalizer.labels), ""), config.data.name)
+    if teacher is not None:
+        check_teacher(teacher, rationalizer, config)
+        if not (stages.rationale_epochs or (config.distillation.classifier and stages.classifier_epochs and not warm)):
+            raise ConfigError(
+                "a teacher is given, but no stage learns from it; fix: distillation.classifier=true, or "
+                "stages.rationale_epochs above 0"
+            )
     snapshot = store.load() if store is not None and resume else None
     runner = _StageRunner(config, rationalizer, train, dev, teacher, runtime, observer, store, snapshot)
-    stages = config.stages
     if stages.classifier_epochs and not warm:
         runner.take(0, "classifier", stages.classifier_epochs, runner.classifier)
     if stages.rationale_epochs:
@@ -73,7 +82,7 @@ def fit(
             runner.take(3, "compact", stages.compact_epochs, runner.compact)
     else:
         rationalizer.policy = SelectionPolicy(bias=None, budget=None, minimum=0)  # a plain classifier keeps everything
-    return fit_temperature(rationalizer, runner.dev)
+    return calibrate_temperature(rationalizer, runner.dev)
 
 
 def compact_pair(
@@ -85,23 +94,7 @@ def compact_pair(
         check_teacher(teacher, rationalizer, config)
     runner = _StageRunner(config, rationalizer, train, dev, teacher, runtime, observer, keep_policy=True)
     runner.take(3, "compact", config.stages.compact_epochs or 1.0, runner.compact)
-    return fit_temperature(rationalizer, runner.dev)
-
-
-def check_fit(
-    config: RunConfig, pair: Rationalizer, train: Split, dev: Split, teacher: Rationalizer | None, warm: bool
-) -> None:
-    """Raise ConfigError or DataError where data, teacher and stages do not fit each other."""
-    check_data(DataSet({"train": train, "dev": dev}, tuple(pair.labels), ""), config.data.name)
-    if teacher is None:
-        return
-    check_teacher(teacher, pair, config)
-    stages = config.stages
-    if not (stages.rationale_epochs or (config.distillation.classifier and stages.classifier_epochs and not warm)):
-        raise ConfigError(
-            "a teacher is given, but no stage learns from it; fix: distillation.classifier=true, or "
-            "stages.rationale_epochs above 0"
-        )
+    return calibrate_temperature(rationalizer, runner.dev)
 
 
 def check_teacher(teacher: Rationalizer, student: Rationalizer, config: RunConfig) -> None:

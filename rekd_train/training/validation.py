@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import softmax
@@ -160,12 +159,9 @@ class DevEvaluation:
 def calibrate_bias(scores: Tensor, selectable: Tensor, policy: SelectionPolicy, capacity: int, target: float) -> float:
     """The bias at which the mean share of kept features is ``target``, the budget in force: (n, N) scores of dev.
 
-    The realised selection rate grows with the bias, so bisection over the range of the scores finds it. Without
-    this step the noise-free rationale of a diffuse selector is empty (docs/log.md).
-
-    Returns:
-        The smallest bias that reaches the target, moved halfway to the next score that it would let in: the same
-        masks, as far from a tie as they can be. The largest useful one if the budget forbids the target.
+    The selection rate grows with the bias, so bisection finds the smallest one that reaches the target. It is moved
+    halfway to the next score that it would let in: the same masks, as far from a tie as they can be. If the budget
+    forbids the target it is the largest useful one. Unfitted, a diffuse selector keeps nothing (docs/log.md).
     """
     counts = selectable.sum(dim=1).clamp(min=1)
 
@@ -183,34 +179,20 @@ def calibrate_bias(scores: Tensor, selectable: Tensor, policy: SelectionPolicy, 
     return round((high - float(dropped.max())) / 2 if len(dropped) else high, 6)
 
 
-def calibrate_policy(config: RunConfig, rationalizer: Rationalizer, dev: Split, runtime: Runtime | None = None) -> None:
+def calibrate_policy(config: RunConfig, rationalizer: Rationalizer, dev: Split, runtime: Runtime) -> None:
     """Fit the bias of the decision rule on dev to the configured target, in place."""
-    runtime = runtime or Runtime(next(rationalizer.parameters()).device)
     rationalizer.policy = base_policy(config.selection)
     readings = read_selector(rationalizer, dev, runtime, "fp32")
     rationalizer.policy = fitted_policy(rationalizer, readings, config.selection)
 
 
-def calibrate_pair(
-    config: RunConfig, rationalizer: Rationalizer, dev: Split, runtime: Runtime | None = None
-) -> Rationalizer:
-    """Fit the decision rule and then the probability temperature on dev, in place."""
-    calibrate_policy(config, rationalizer, dev, runtime)
-    return fit_temperature(rationalizer, dev)
-
-
-def calibrate_temperature(class_logits: np.ndarray, labels: np.ndarray) -> float:
-    """Softmax temperature in 0.05..20 with the least negative log-likelihood: (n, C) logits, (n,) labels."""
+def calibrate_temperature(rationalizer: Rationalizer, dev: Split) -> Rationalizer:
+    """Fit the softmax temperature, in 0.05..20, with the least negative log-likelihood on dev, in place."""
+    logits = run_split(rationalizer, dev).class_logits
 
     def loss(log_temperature: float) -> float:
-        return metrics.negative_log_likelihood(softmax(class_logits / math.exp(log_temperature), axis=1), labels)
+        return metrics.negative_log_likelihood(softmax(logits / math.exp(log_temperature), axis=1), dev.labels)
 
     found = minimize_scalar(loss, bounds=(math.log(0.05), math.log(20.0)), method="bounded")
-    return round(float(math.exp(found.x)), 6)
-
-
-def fit_temperature(rationalizer: Rationalizer, dev: Split) -> Rationalizer:
-    """Fit the probability temperature on dev, in place; the pair is in evaluation mode then."""
-    logits = run_split(rationalizer, dev).class_logits
-    rationalizer.probability_temperature = calibrate_temperature(logits, dev.labels)
+    rationalizer.probability_temperature = round(float(math.exp(found.x)), 6)
     return rationalizer.eval()

@@ -8,20 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from rekd_train.evaluation.mask_metrics import (
-    confidence_lost,
-    flip_rate,
-    iou_f1,
-    overlap,
-    pairwise_jaccard,
-    plausibility,
-    rank_correlation,
-    selection_divergence,
-    spans_of,
-    top_share,
-    truth_summary,
-    words_from_pieces,
-)
+from rekd_train.evaluation import mask_metrics
 
 generator = np.random.default_rng(5)
 MASKS = generator.random((4, 30, 12)) < 0.3
@@ -38,7 +25,7 @@ def bits(text: str) -> np.ndarray:
 
 
 def test_overlap_set_by_set() -> None:
-    measured = overlap(MASKS[0], MASKS[1])
+    measured = mask_metrics.overlap(MASKS[0], MASKS[1])
     assert measured["jaccard"] == pytest.approx(np.mean(list(map(jaccard, MASKS[0], MASKS[1]))))
     sums = (MASKS[0] & MASKS[1]).sum(axis=1), MASKS[0].sum(axis=1) + MASKS[1].sum(axis=1)
     f1 = [2 * both / sizes if sizes else 1.0 for both, sizes in zip(*sums, strict=True)]
@@ -47,10 +34,10 @@ def test_overlap_set_by_set() -> None:
 
 def test_draws_pair_by_pair() -> None:
     pairs = [jaccard(*pair) for a, b in combinations(MASKS, 2) for pair in zip(a, b, strict=True)]
-    assert pairwise_jaccard(MASKS) == pytest.approx(np.mean(pairs))
+    assert mask_metrics.pairwise_jaccard(MASKS) == pytest.approx(np.mean(pairs))
     predicted = generator.integers(0, 3, (5, 40))
-    assert flip_rate(predicted) == pytest.approx(np.mean([a != b for a, b in combinations(predicted, 2)]))
-    assert flip_rate(np.zeros((3, 8), dtype=int)) == 0.0
+    assert mask_metrics.flip_rate(predicted) == pytest.approx(np.mean([a != b for a, b in combinations(predicted, 2)]))
+    assert mask_metrics.flip_rate(np.zeros((3, 8), dtype=int)) == 0.0
 
 
 def test_rank_correlation_is_spearmans() -> None:
@@ -59,8 +46,8 @@ def test_rank_correlation_is_spearmans() -> None:
     selectable[4] = np.arange(10) < 1  # one position: no correlation
     first[5] = 0.5  # constant: no correlation
     slow = [spearmanr(first[i, selectable[i]], second[i, selectable[i]]).statistic for i in range(4)]
-    assert rank_correlation(first, second, selectable) == pytest.approx(np.mean(slow))
-    assert np.isnan(rank_correlation(first[5:], second[5:], selectable[5:]))
+    assert mask_metrics.rank_correlation(first, second, selectable) == pytest.approx(np.mean(slow))
+    assert np.isnan(mask_metrics.rank_correlation(first[5:], second[5:], selectable[5:]))
 
 
 def test_selection_divergence_position_by_position() -> None:
@@ -68,13 +55,13 @@ def test_selection_divergence_position_by_position() -> None:
     selectable = generator.random((3, 5)) < 0.8
     p, q = (1 / (1 + np.exp(-scores[selectable])) for scores in (teacher, student))
     slow = np.mean(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)))
-    assert selection_divergence(teacher, student, selectable) == pytest.approx(slow)
-    assert np.isfinite(selection_divergence(np.array([[800.0]]), np.array([[-800.0]]), np.array([[True]])))
+    assert mask_metrics.selection_divergence(teacher, student, selectable) == pytest.approx(slow)
+    assert np.isfinite(mask_metrics.selection_divergence(np.array([[800.0]]), np.array([[-800.0]]), np.array([[True]])))
 
 
 def test_truth_by_hand() -> None:
     truth, mask = (np.stack([bits(row) for row in rows.split()]) for rows in ("1100 0011 1100", "1000 1110 0000"))
-    assert truth_summary(mask, truth) == pytest.approx(
+    assert mask_metrics.truth_summary(mask, truth) == pytest.approx(
         {"in_truth": 2 / 4, "in_truth_mean": (1 + 1 / 3 + 0) / 3, "truth_kept": (1 / 2 + 1 / 2 + 0) / 3,
          "truth_size_used": 4 / 6}
     )  # fmt: skip
@@ -85,7 +72,7 @@ def test_truth_by_hand() -> None:
 
 def agreement(predicted: list[str], human: list[str]) -> dict[str, float]:
     masks = [bits(text) for text in predicted]
-    return plausibility(masks, [mask.astype(float) for mask in masks], [bits(text) for text in human])
+    return mask_metrics.plausibility(masks, [mask.astype(float) for mask in masks], [bits(text) for text in human])
 
 
 def test_tokens_by_hand() -> None:
@@ -108,14 +95,9 @@ def test_examples_without_a_human_rationale_are_counted_and_left_out() -> None:
 
 def test_auprc_by_hand() -> None:
     # ranked: right, wrong, right; points (recall, precision) (0,1) (1/2,1) (1/2,1/2) (1,2/3)
-    found = plausibility([bits("100")], [np.array([0.9, 0.5, 0.1])], [bits("101")])["auprc"]
+    found = mask_metrics.plausibility([bits("100")], [np.array([0.9, 0.5, 0.1])], [bits("101")])["auprc"]
     assert found == pytest.approx(1 / 2 + (1 / 2) * (1 / 2 + 2 / 3) / 2)
     assert agreement(["0000"], ["1111"])["auprc"] == 1.0
-
-
-@pytest.mark.parametrize(("text", "spans"), [("1101110", [(0, 2), (3, 6)]), ("0001", [(3, 4)]), ("000", [])])
-def test_spans_are_maximal_runs(text, spans) -> None:
-    assert spans_of(bits(text)) == spans
 
 
 @pytest.mark.parametrize(
@@ -131,7 +113,7 @@ def test_spans_are_maximal_runs(text, spans) -> None:
     ],
 )
 def test_iou_by_hand(predicted, human, macro) -> None:
-    measured = iou_f1(*([bits(text) for text in texts.split()] for texts in (predicted, human)))
+    measured = mask_metrics.iou_f1(*([bits(text) for text in texts.split()] for texts in (predicted, human)))
     assert measured["iou_f1_macro"] == pytest.approx(macro)
     if macro == 1 / 4:
         assert measured["iou_f1_micro"] == pytest.approx(2 * (1 / 3) * (1 / 3) / (2 / 3))
@@ -139,10 +121,10 @@ def test_iou_by_hand(predicted, human, macro) -> None:
 
 def test_a_word_is_marked_if_any_piece_is() -> None:
     continues = bits("00110")
-    assert list(words_from_pieces(bits("00011"), continues)) == [False, True, True]
-    assert list(words_from_pieces(np.array([-2.0, -3.0, 1.0, -1.0, 4.0]), continues)) == [-2.0, 1.0, 4.0]
-    assert list(words_from_pieces(bits("01"), bits("11"))) == [True]  # a text that begins within a word
-    assert not len(words_from_pieces(bits(""), bits("")))
+    assert list(mask_metrics.words_from_pieces(bits("00011"), continues)) == [False, True, True]
+    assert list(mask_metrics.words_from_pieces(np.array([-2.0, -3.0, 1.0, -1.0, 4.0]), continues)) == [-2.0, 1.0, 4.0]
+    assert list(mask_metrics.words_from_pieces(bits("01"), bits("11"))) == [True]  # a text that begins within a word
+    assert not len(mask_metrics.words_from_pieces(bits(""), bits("")))
 
 
 # ERASER's faithfulness
@@ -150,7 +132,7 @@ def test_a_word_is_marked_if_any_piece_is() -> None:
 
 def test_confidence_is_that_of_the_class_predicted_on_the_full_input() -> None:
     full = np.array([[0.9, 0.1], [0.3, 0.7]])
-    assert confidence_lost(full, np.array([[0.4, 0.6], [0.2, 0.8]])) == pytest.approx([0.5, -0.1])
+    assert mask_metrics.confidence_lost(full, np.array([[0.4, 0.6], [0.2, 0.8]])) == pytest.approx([0.5, -0.1])
 
 
 @pytest.mark.parametrize(
@@ -158,5 +140,5 @@ def test_confidence_is_that_of_the_class_predicted_on_the_full_input() -> None:
 )
 def test_top_share_takes_at_least_one_and_the_lower_index_first(share, rows) -> None:
     scores, selectable = np.array([[5.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 9.0]]), np.stack([bits("1111"), bits("1110")])
-    assert np.array_equal(top_share(scores, selectable, share), [bits(row) for row in rows])
-    assert not top_share(scores, np.zeros((2, 4), dtype=bool), share).any()
+    assert np.array_equal(mask_metrics.top_share(scores, selectable, share), [bits(row) for row in rows])
+    assert not mask_metrics.top_share(scores, np.zeros((2, 4), dtype=bool), share).any()

@@ -10,17 +10,12 @@ from rekd_train.training.losses import gumbel, key, uniform, uniform_scalar
 
 def test_a_draw_belongs_to_its_example_and_position_not_to_the_batch():
     examples = torch.tensor([5, 1000, 3, 77])
-    whole = uniform(key(1, 2, 3), examples, 9, 2)
-    parts = torch.cat([uniform(key(1, 2, 3), examples[:1], 9, 2), uniform(key(1, 2, 3), examples[1:], 9, 2)])
+    whole = gumbel(key(1, 2, 3), examples, 9)
+    parts = torch.cat([gumbel(key(1, 2, 3), examples[:1], 9), gumbel(key(1, 2, 3), examples[1:], 9)])
     assert torch.equal(whole, parts)
-    assert torch.equal(whole[:, :4], uniform(key(1, 2, 3), examples, 4, 2)), "a wider batch draws the same"
-    assert whole[0, 0, 0].item() == pytest.approx(0.46558219, abs=1e-7), "as in every run before"
-
-
-def test_keys_examples_and_positions_give_different_draws():
-    one, other = (uniform(key(1, 2, last), torch.arange(50), 40) for last in (3, 4))
-    assert not (one == other).any() and len(one.unique()) > 0.99 * one.numel()
-    assert key(1, 2) != key(2, 1) and key(1) != key(1, 0)
+    assert torch.equal(whole[:, :4], gumbel(key(1, 2, 3), examples, 4)), "a wider batch draws the same"
+    first = uniform(key(1, 2, 3), examples, 18)[0, 0].item()
+    assert first == pytest.approx(0.46558219, abs=1e-7), "as in every run before"
 
 
 def test_draws_are_uniform_and_uncorrelated():
@@ -60,14 +55,6 @@ def test_discontinuity_counts_neighbours_that_differ(mask, real, columns, border
     mask = torch.tensor(mask, dtype=torch.float32)
     selectable = (torch.arange(mask.shape[1]) < real).expand(mask.shape)
     assert losses.discontinuity(mask, selectable, columns).item() == pytest.approx(borders)
-
-
-def test_discontinuity_fills_holes_and_drops_strays():
-    mask = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1, 0, 1, 0, 1, 0, 1, 1, 1.0]], requires_grad=True)
-    losses.discontinuity(mask, torch.ones(1, 16, dtype=torch.bool), 4).backward()
-    assert mask.grad[0, 10] < 0, "kept on every side: keeping it lowers the loss"
-    assert mask.grad[0, 7] > 0, "a kept one with more dropped than kept ones around it may go"
-    assert mask.grad[0, 0] == 0, "far from everything nothing pulls"
 
 
 def test_hard_labels_have_a_gradient_where_the_student_is_wrong():

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from toys import toy_config
 
 from rekd_train.errors import MissingExtraError, TrainingError
@@ -115,13 +114,3 @@ def test_the_paper_s_metric_rounds_and_lets_the_later_of_equals_win():
     assert offered("extraction_loss", *losses(float("nan"), 0.3)) == [False, True]
     # a classifier's losses are not rounded
     assert offered("extraction_loss", *losses(0.5001, 0.5004, 0.5001), rationales=False) == [True, False, True]
-
-
-def test_the_best_is_a_copy_and_survives_saving():
-    weights, again = {"w": torch.zeros(2)}, Best("accuracy")
-    best = Best("accuracy")
-    best.offer(3, {"accuracy": 0.5, "extraction_loss": 1.0}, weights)
-    weights["w"] += 1
-    vars(again).update(vars(best))
-    assert torch.equal(again.weights["w"], torch.zeros(2)) and again.step == 3
-    assert not again.offer(4, {"accuracy": 0.4, "extraction_loss": 1.0}, weights) and again.since == 1

@@ -12,7 +12,7 @@ from rekd_train.inputs.policy import SelectionPolicy, cut_margins
 from rekd_train.models.gates import apply_policy
 from rekd_train.training import losses
 from rekd_train.training.runtime import Runtime
-from rekd_train.training.validation import DevEvaluation, calibrate_bias, calibrate_policy, read_selector
+from rekd_train.training.validation import DevEvaluation, calibrate_bias, calibrate_policy
 
 RULE = SelectionPolicy(bias=0.0, budget=0.5, minimum=1)
 ARGMAX = {"decision": "argmax", "budget": None, "minimum": 0}
@@ -55,7 +55,7 @@ def test_a_target_that_the_budget_forbids_gives_the_largest_useful_bias(readings
 def test_what_is_served_is_what_is_measured(make):
     pair, _, dev = make()
     figures = evaluation(pair, dev)(10)
-    calibrate_policy(toy_config(), pair, dev)
+    calibrate_policy(toy_config(), pair, dev, CPU)
     measured = measure(pair, dev)
     for name, mine in (("accuracy", "accuracy"), ("macro_f1", "macro_f1"), ("rate", "selection_rate")):
         assert figures[mine] == pytest.approx(measured[name])
@@ -114,13 +114,6 @@ def test_sampled_masks_differ_between_evaluations_and_follow_the_scores():
     assert rates[0] == rates[2] != rates[1]
     expected = float((torch.sigmoid(outputs.scores) * outputs.selectable).sum(1).div(outputs.selectable.sum(1)).mean())
     assert rates[0] == pytest.approx(expected, abs=0.05)
-
-
-def test_the_selector_is_read_as_evaluation_reads_it():
-    pair, _, dev = toy_texts()
-    mine, theirs = read_selector(pair, dev, CPU, "fp32"), run_selector(pair, dev)
-    assert torch.equal(mine.selectable, theirs.selectable)
-    torch.testing.assert_close(mine.scores, theirs.scores, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("decision", ["argmax", "top-k"])
