@@ -1,7 +1,7 @@
 """An independent judge: a classifier that has learnt to read any subset of the features, and has seen no rationale.
 
-Whether a rationale carries the evidence cannot be asked of the predictor that was trained with its selector: the two
-may have agreed on a code. The judge (as EVAL-X: Jethani et al. 2021) has the predictor's family and sizes, fresh
+The predictor that was trained with its selector cannot tell whether a rationale carries the evidence: the two may have
+agreed on a code. The judge (as EVAL-X: Jethani et al. 2021) has the predictor's family and sizes, fresh
 weights and another seed, and is trained on random features at random rates, the others removed by the same operator
 as in the predictor.
 """

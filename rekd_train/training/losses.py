@@ -84,7 +84,7 @@ def selection_penalty(
     """L_select: how far the whole batch is from the target, as in the paper, or the mean over its examples.
 
     On shares (rate - target)^2, on counts (mean count - target N)^2. ``kept`` and ``features``: (B,) float, of this
-    part of a batch of so many ``examples``; ``total``: the sum over the parts.
+    part of a batch with ``examples`` in all; ``total``: the sum over the parts.
     """
     if selection.penalty_per == "example":
         examples = 1

@@ -21,7 +21,7 @@ class Observer:
         """Training is about to begin on these data: ``rekd_train.data.summarise``."""
 
     def stage(self, name: str, steps: int, start: int = 0) -> None:
-        """A stage of so many optimiser steps begins, or goes on after ``start`` of them."""
+        """A stage of ``steps`` optimiser steps begins, or goes on after ``start`` of them."""
 
     def step(self, values: dict[str, float]) -> None:
         """A step ended; ``values`` is empty on most steps, since reading a loss waits for the device."""

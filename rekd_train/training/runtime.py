@@ -53,7 +53,7 @@ class Runtime:
         return self._accelerator.prepare_model(objective) if self.processes > 1 else objective
 
     def release(self) -> None:
-        """Let go of wrapped objectives: their hooks would average the gradients of the next stage, too."""
+        """Release wrapped objectives: their hooks would average the gradients of the next stage, too."""
         if self.processes > 1:
             self._accelerator.free_memory()
 
@@ -170,7 +170,7 @@ class FullLength:
 
 
 class Batches:
-    """All batches of a stage of so many steps; ``seed``: of the stage, a ``losses.key``."""
+    """All batches of a stage of ``steps`` steps; ``seed``: of the stage, a ``losses.key``."""
 
     def __init__(self, config: RunConfig, split: Split, steps: int, seed: int, runtime: Runtime) -> None:
         self._split, self._steps, self._seed, self._runtime = split, steps, seed, runtime

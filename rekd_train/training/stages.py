@@ -50,7 +50,7 @@ def fit(
     warm: bool = False, observer: Observer | None = None, runtime: Runtime | None = None,
     store: StateStore | None = None, resume: bool = False,
 ) -> Rationalizer:  # fmt: skip
-    """Train a pair in place through the stages of its configuration; calibrated and in evaluation mode, it comes back.
+    """Train a pair in place through the stages of its configuration; it returns calibrated, in evaluation mode.
 
     Args:
         teacher: a trained pair with the same preprocessing, or what was recorded about the examples of ``train``;

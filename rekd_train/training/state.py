@@ -36,7 +36,7 @@ class Snapshot:
     """Everything a run needs to go on: noise, order and dropout follow from the seed and the step."""
 
     stage: int = 0
-    step: int = 0  # of the stage: so many are done
+    step: int = 0  # steps of the stage that are done
     pair: dict[str, torch.Tensor] = field(default_factory=dict)
     operator: str = "zero"
     policy: dict[str, Any] = field(default_factory=dict)
@@ -132,14 +132,13 @@ def identity_of(config: RunConfig, train: Split, dev: Split, **more: Any) -> dic
     return {"config": config.model_dump(mode="json"), "data": digest.hexdigest(), **more}
 
 
-def _differences(one: Any, other: Any, place: str = "") -> list[str]:
+def _differences(one: Any, other: Any, path: str = "") -> list[str]:
     if isinstance(one, dict) and isinstance(other, dict):
-        names = sorted(set(one) | set(other))
         return [
-            found for name in names
-            for found in _differences(one.get(name), other.get(name), f"{place}.{name}" if place else name)
+            found for name in sorted(set(one) | set(other))
+            for found in _differences(one.get(name), other.get(name), f"{path}.{name}" if path else name)
         ]  # fmt: skip
-    return [] if one == other else [place]
+    return [] if one == other else [path]
 
 
 def pair_state(pair: Rationalizer) -> dict:

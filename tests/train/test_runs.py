@@ -82,8 +82,8 @@ def test_a_run_learns_the_planted_word_within_its_rate(run, request):
     assert metrics["test"]["rate_max"] <= 0.3 and metrics["test"]["empty_share"] == 0
     kept = json.loads((output / "metrics.json").read_text())
     assert kept.items() >= metrics.items(), "what is printed is kept"
-    lines = (output.with_name(f"{output.name}.training") / "log.jsonl").read_text().splitlines()
-    log = [json.loads(line) for line in lines]
+    log = output.with_name(f"{output.name}.training") / "log.jsonl"
+    log = [json.loads(line) for line in log.read_text().splitlines()]
     stages = ["classifier", {"teacher": "rationale", "student": "distillation"}[run], "compact"]
     assert [line["stage"] for line in log if line["event"] == "stage" and line["stage"] != "selector"] == stages
     assert all("loss" in line for line in log if line["event"] == "step")
