@@ -67,7 +67,7 @@ def test_a_run_leaves_a_checkpoint_and_a_log_and_no_state(command, tmp_path):
     assert [path.name for path in (tmp_path / "out.training").iterdir()] == ["log.jsonl"]
     stages = [line["stage"] for line in log_of(tmp_path) if line["event"] == "stage"]
     assert stages == ["classifier", "rationale", "compact"]
-    assert {"loss", "rate", "penalty", "extraction", "learning_rate", "examples_per_second"} <= {
+    assert {"loss", "selection_rate", "penalty", "extraction", "examples_per_second"} <= {
         name for line in log_of(tmp_path) for name in line if line["stage"] == "rationale"
     }
     assert command("--overwrite") == (0, "")
