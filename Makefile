@@ -11,12 +11,13 @@ SHELL := /bin/sh
 export PYTHON
 unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONUSERBASE PYTHONOPTIMIZE PYTHONWARNINGS VIRTUAL_ENV
 
-.PHONY: help demo demo-images test lint preflight environment clean
+.PHONY: help demo demo-images test test-fast lint preflight environment clean
 
 help:
 	@echo "make demo       train, distil, export, serve and query on real reviews; report in runs/demo"
 	@echo "make demo-images    the same on Fashion-MNIST; report in runs/demo-images"
-	@echo "make test       the tests"
+	@echo "make test       the tests, a file of them at a time on each core"
+	@echo "make test-fast  those that need no server, engine or second environment"
 	@echo "make lint       ruff, types of the public surface, shell syntax"
 	@echo "make clean      remove the environment and caches; runs/ is kept"
 
@@ -30,7 +31,10 @@ demo-images:
 	@.venv/bin/python -m rekd_deploy.cli.demo --images --output runs/demo-images $(DEMO)
 
 test: environment
-	@.venv/bin/python -m pytest $(ARGS)
+	@.venv/bin/python -m pytest -n auto --dist loadfile $(ARGS)
+
+test-fast: environment
+	@.venv/bin/python -m pytest -n auto --dist loadfile -m "not (triton or tensorrt or standin or debian or slow)" $(ARGS)
 
 lint: environment
 	@.venv/bin/python -m ruff check .

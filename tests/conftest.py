@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import struct
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,10 @@ from rekd_train.inputs.text import TextPreprocessor, TextSettings
 from rekd_train.models.base import Predictor, Selector
 from rekd_train.models.families import build_backbone
 from rekd_train.models.rationalizer import Rationalizer
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each: several processes with all threads are many times slower
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 WORDS = (
     "the a film movie was is and but i it of great good wonderful bad awful boring plot actor scene "

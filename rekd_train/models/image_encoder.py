@@ -55,6 +55,10 @@ class ImageEncoder(Backbone):
                 raise ConfigError(f"the network cuts images into {tuple(grid)} patches, the section 'image' into "
                                   f"{self.image.grid}; fix: image.patch or image.upscale_to")  # fmt: skip
             self.linear_patches = whole and projection.kernel_size == (self.image.patch, self.image.patch)
+            for name in ("cls_token", "reg_token", "dist_token"):
+                if (token := getattr(self.model, name, None)) is not None:
+                    # its gradient is a view into that of all tokens, and processes share contiguous ones
+                    token.register_hook(Tensor.contiguous)
         for name in ("mean", "std"):
             values = torch.tensor(getattr(self.image, name), dtype=torch.float32)
             self.register_buffer(name, values.view(1, -1, 1, 1), persistent=False)
