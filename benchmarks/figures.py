@@ -4,7 +4,7 @@
     python benchmarks/figures.py --take runs/demo      # first keep a demo run's report as demo.json
     python benchmarks/figures.py --take runs/demo-images
 
-A page holds a block between two marks; its text is made by the function of that name in ``_demo_blocks.py``,
+A page holds a block between two marks; its text is made by the function of that name in ``_backbone_blocks.py``, ``_demo_blocks.py``,
 ``_latency_blocks.py`` or ``_training_blocks.py``.
 ``tests/test_docs.py`` fails when a page and the results differ, or when a figure stands outside of a block.
 """
@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 for folder in (ROOT, Path(__file__).resolve().parent):
     sys.path.insert(0, str(folder))
 
+import _backbone_blocks  # noqa: F401
 import _demo_blocks  # noqa: F401
 import _latency_blocks  # noqa: F401
 import _training_blocks  # noqa: F401

@@ -142,7 +142,7 @@ def _random_pair(seed, small, large, preprocessor, operator, policy, labels) -> 
     return Rationalizer(selector, predictor, policy, preprocessor, labels, probability_temperature=1.3).eval()
 
 
-def encoder_settings(kind: str, **changes) -> BackboneConfig:
+def encoder_settings(kind: str, vocabulary: int = 100, **changes) -> BackboneConfig:
     """A tiny encoder of transformers, by its own configuration class."""
     from transformers import AutoConfig
 
@@ -155,10 +155,10 @@ def encoder_settings(kind: str, **changes) -> BackboneConfig:
         "modernbert": {"local_attention": 32}, "clip": {"hidden_size": None},
     }.get(kind, {})  # fmt: skip
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    config = AutoConfig.for_model(kind, **{**specials, "vocab_size": 100, "initializer_range": 0.3, **sizes, **more})
+    config = AutoConfig.for_model(kind, **{**specials, "vocab_size": vocabulary, "initializer_range": 0.3, **sizes, **more})
     if kind == "albert":
         config.embedding_size = 8
-    fields = {"layers": 2, "width": 16, "heads": 2, "vocabulary": 100, "architecture": stored_config(config)}
+    fields = {"layers": 2, "width": 16, "heads": 2, "vocabulary": vocabulary, "architecture": stored_config(config)}
     return BackboneConfig(**{**fields, **changes})
 
 

@@ -76,7 +76,7 @@ def test_every_mistake_is_in_one_message(write):
         (["data.path=reviews.csv"], "the data 'imdb' come with a package and have no path (got 'reviews.csv')"),
         (["data.augmentation=flip"], "augmentation 'flip' is for images"),
         (["data.dev_share=0.5", "data.test_share=0.5"], "leave nothing to train on"),
-        (["data.name=digits"], "data 'digits' are images, the selector (family 'transformers', no section image) reads texts"),
+        (["data.name=digits"], "the selector (family 'transformers', no section image) reads texts"),
         (["data.name=cifar"], "data.name:"),
         (['data.labels=["a", "b"]'], "'imdb' name their own classes"),
         (["data.name=table", "data.path=x.csv", 'data.labels=["a", "b", "b"]'], "labels ['a', 'b', 'b'] must be diff"),
