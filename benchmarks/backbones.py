@@ -3,8 +3,8 @@
     python benchmarks/backbones.py                        # every kind; writes results/backbones.json
     python benchmarks/backbones.py --only roberta --serve  # also through the real Triton
 
-Networks are made offline by the libraries' own configurations, tokenizers are trained on the spot (tests/conftest.py). Each
-pair is exported with both operators, gate included, and its served predictions on 200 texts in five languages, or 40
+Networks are made offline by the libraries' own configurations, tokenizers are trained on the spot (tests/conftest.py).
+Each pair is exported with both operators, gate included, and its predictions on 200 texts in five languages, or 40
 images, are compared with PyTorch's: label, rationale, probabilities to 1e-4.
 """
 

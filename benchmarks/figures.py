@@ -4,8 +4,8 @@
     python benchmarks/figures.py --take runs/demo      # first keep a demo run's report as demo.json
     python benchmarks/figures.py --take runs/demo-images
 
-A page holds a block between two marks; its text is made by the function of that name in ``_backbone_blocks.py``, ``_demo_blocks.py``,
-``_latency_blocks.py`` or ``_training_blocks.py``.
+A page holds a block between two marks; its text is made by the function of that name in ``_backbone_blocks.py``,
+``_demo_blocks.py``, ``_latency_blocks.py`` or ``_training_blocks.py``.
 ``tests/test_docs.py`` fails when a page and the results differ, or when a figure stands outside of a block.
 """
 

@@ -155,7 +155,8 @@ def encoder_settings(kind: str, vocabulary: int = 100, **changes) -> BackboneCon
         "modernbert": {"local_attention": 32}, "clip": {"hidden_size": None},
     }.get(kind, {})  # fmt: skip
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    config = AutoConfig.for_model(kind, **{**specials, "vocab_size": vocabulary, "initializer_range": 0.3, **sizes, **more})
+    fields = {**specials, "vocab_size": vocabulary, "initializer_range": 0.3, **sizes, **more}
+    config = AutoConfig.for_model(kind, **fields)
     if kind == "albert":
         config.embedding_size = 8
     fields = {"layers": 2, "width": 16, "heads": 2, "vocabulary": vocabulary, "architecture": stored_config(config)}
