@@ -85,9 +85,9 @@ def presets(
     as_json: Annotated[bool, typer.Option("--json", help="Print every setting as one JSON document.")] = False,
 ) -> None:
     """List the presets and where their settings come from."""
-    from rekd_train.config.run import preset_names, run_config
+    from rekd_train.config.run import preset, preset_names
 
-    configs = {name: run_config(name) for name in preset_names() if contains in name}
+    configs = {name: preset(name) for name in preset_names() if contains in name}
     if as_json:
         print_json({name: config.model_dump() for name, config in configs.items()})
         return
