@@ -12,6 +12,7 @@ from families import assert_same_answers
 from toys import ToyTexts, toy_config
 from typer import Typer
 
+from rekd_deploy.cli.bench import app as bench_app
 from rekd_deploy.cli.export import app as export_app
 from rekd_deploy.client.pipeline import Pipeline
 from rekd_train.checkpoints.checkpoint import load, save
@@ -61,6 +62,15 @@ def checkpoint(trained, tmp_path_factory):
     return save(trained, tmp_path_factory.mktemp("own") / "checkpoint")
 
 
+@pytest.fixture(scope="module")
+def repository(checkpoint):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.syspath_prepend(str(Path(__file__).resolve().parents[3] / "examples"))
+        run(export_app, [str(checkpoint), "--output", str(checkpoint.with_name("repository")), "--trust-code"])
+    assert not end.value.code
+    return checkpoint.with_name("repository")
+
+
 def inputs_of(pair, extra: int = 0) -> dict[str, torch.Tensor]:
     encoded = {name: torch.from_numpy(array) for name, array in pair.preprocessor(TEXTS).inputs.items()}
     return {name: torch.nn.functional.pad(tensor, (0, extra)) for name, tensor in encoded.items()}
@@ -91,14 +101,15 @@ def test_the_example_learns_and_is_in_the_checkpoint(trained, checkpoint):
     again = load(checkpoint, trust_code=True)
     assert again.predictor.backbone.settings.options == {"kernel": 5}
     assert again.predict(texts) == answers
+    card = (checkpoint / "README.md").read_text()
+    assert '("THIS_DIRECTORY", trust_code=True)`. Export it: `rekd-export THIS_DIRECTORY --trust-code`. Both' in card
 
 
-def test_the_example_is_exported_and_served_without_trust(trained, checkpoint, tmp_path, capsys):
-    arguments = [str(checkpoint), "--output", str(tmp_path / "repository"), "--batches", "1,8"]
+def test_the_example_is_exported_and_served_without_trust(trained, checkpoint, repository, tmp_path, capsys):
+    arguments = [str(checkpoint), "--output", str(tmp_path / "repository")]
     assert exit_of(export_app, arguments, capsys) == (1, f"error: {UNTRUSTED}")
-    assert exit_of(export_app, [*arguments, "--trust-code"], capsys)[0] == 0
-    sys.modules.pop("own_backbone")
-    with Pipeline(tmp_path / "repository") as pipeline:
+    sys.modules.pop("own_backbone", None)
+    with Pipeline(repository) as pipeline:
         served, expected = pipeline.predict(TEXTS), trained.predict(TEXTS)
     assert "own_backbone" not in sys.modules
     assert_same_answers(served, expected)
@@ -146,12 +157,15 @@ def test_every_command_that_loads_networks_has_the_option(command, checkpoint, t
 
 
 @pytest.mark.parametrize("command", ["accuracy", "faithfulness", "latency"])
-def test_measurements_have_the_option(command, capsys):
-    from rekd_deploy.cli.bench import app
-
-    with pytest.raises(SystemExit):
-        run(app, [command, "--help"])
-    assert "--trust-code" in capsys.readouterr().out
+def test_measurements_have_the_option(command, checkpoint, repository, tmp_path, capsys):
+    texts, labels = ToyTexts.words(40, seed=5)
+    rows = [f"{text},{('negative', 'positive')[label]}\n" for text, label in zip(texts, labels, strict=True)]
+    (tmp_path / "texts.csv").write_text("text,label\n" + "".join(rows))
+    arguments = [command, str(repository), "--checkpoint", str(checkpoint), "-o", str(tmp_path / "result")]
+    arguments += [] if command == "latency" else ["--data", str(tmp_path / "texts.csv")]
+    assert exit_of(bench_app, arguments, capsys)[1].splitlines()[-1] == f"error: {UNTRUSTED}"
+    if command == "accuracy":  # the others take longer
+        assert exit_of(bench_app, [*arguments, "--trust-code"], capsys)[0] == 0
 
 
 # classes that are none
