@@ -6,6 +6,7 @@
     ├── InputError             a text or image given for prediction cannot be used
     │   └── FaultyItemsError   some of several; the message names each
     ├── CheckpointError        a checkpoint is missing, damaged or of another version
+    ├── CodeError              a class of the user's own is not trusted, not there or no backbone
     ├── TrainingError          training diverged, collapsed or cannot go on
     ├── MissingExtraError      an optional dependency is not installed
     └── rekd_deploy.errors     export, repository, server and client errors (same root)
@@ -62,6 +63,10 @@ class FaultyItemsError(InputError):
 
 class CheckpointError(RekdError):
     """A checkpoint is missing, damaged or of another version."""
+
+
+class CodeError(RekdError):
+    """A class of the user's own is not trusted, not there or no backbone."""
 
 
 class TrainingError(RekdError):

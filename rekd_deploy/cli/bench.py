@@ -9,7 +9,7 @@ import typer
 
 from rekd_deploy.cli import bench_timing
 from rekd_deploy.cli.bench_timing import AsJson, Output, finish, line_of_json, progress_bar, show_table
-from rekd_train.cli.command import application, examples, run
+from rekd_train.cli.command import TrustCode, application, examples, run
 
 ACCURACY_EXAMPLES = (
     "rekd-bench accuracy model_repository/python --checkpoint runs/demo/student",
@@ -74,6 +74,7 @@ def accuracy(
     device: Annotated[
         str | None, typer.Option(help="Where REPO runs: cpu, cuda or cuda:N.", show_default="cpu")
     ] = None,
+    trust_code: TrustCode = False,
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
@@ -114,6 +115,7 @@ def faithfulness(
     seed: Annotated[int, typer.Option(help="Of the random masks, the donors and the folds.")] = 0,
     engine: Annotated[bool, typer.Option("--engine", help="Run the TensorRT engines.")] = False,
     device: Annotated[str, typer.Option(help="Of the judges: cpu, cuda, or auto: a GPU if there is one.")] = "auto",
+    trust_code: TrustCode = False,
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:

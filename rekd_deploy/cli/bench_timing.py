@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rekd_train.cli.command import TrustCode
+
 if TYPE_CHECKING:
     from rekd_deploy.bench.results import Progress, Result
 
@@ -137,6 +139,7 @@ def latency(
     without: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="Leave out variants whose name holds it, as torch.compile.")
     ] = None,
+    trust_code: TrustCode = False,
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:

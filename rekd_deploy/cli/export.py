@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rekd_train.cli.command import application, examples, print_json, run
+from rekd_train.cli.command import TrustCode, application, examples, print_json, run
 
 if TYPE_CHECKING:
     from rekd_deploy.export.options import ExportOptions
@@ -115,6 +115,7 @@ def export(
         metavar="DEVICE", show_default="where they will be served, if that is here; cpu with --verify",
         help="Where the graphs are proved: cpu, cuda or cuda:N.",
     )] = None,
+    trust_code: TrustCode = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the table.")] = False,
 ) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from rekd_train.checkpoints.description import FORMAT, VERSION, in_one_line, read_description, read_json
 from rekd_train.config.run import BackboneConfig
+from rekd_train.config.trust import trusted_code
 from rekd_train.data.examples import summary_notes, summary_rows
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.files import AGAIN, atomic_directory, cannot_write, sha256, write_json, write_text
@@ -119,14 +120,18 @@ def check_output(directory: str | Path, overwrite: bool = False) -> None:
         )
 
 
-def load(path: str | Path) -> Rationalizer:
+def load(path: str | Path, trust_code: bool = False) -> Rationalizer:
     """Read a checkpoint strictly: every file, every weight and every setting must fit.
+
+    Args:
+        trust_code: run the code of backbones outside of REKD that it names (``package.module:Class``).
 
     Returns:
         The model in evaluation mode, on the CPU.
 
     Raises:
         CheckpointError: missing, damaged, of another version, or files that do not belong together.
+        CodeError: a class that it names is not trusted, not there, or no backbone.
     """
     directory = Path(path)
     if not directory.is_dir():
@@ -137,10 +142,11 @@ def load(path: str | Path) -> Rationalizer:
         stored = read_json(directory / "policy.json")
         policy = SelectionPolicy.model_validate(stored["policy"])
         temperature = float(stored["probability_temperature"])
-        backbones = {
-            role: build_backbone(BackboneConfig.model_validate(description[role]), preprocessor.special_ids)
-            for role in ("selector", "predictor")
-        }
+        with trusted_code(trust_code):
+            backbones = {
+                role: build_backbone(BackboneConfig.model_validate(description[role]), preprocessor.special_ids)
+                for role in ("selector", "predictor")
+            }
         labels = [str(label) for label in description["labels"]]
         predictor = Predictor(backbones["predictor"], len(labels), description["operator"])
         selector = Selector(backbones["selector"])

@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -32,6 +32,22 @@ OK, FAILED, USAGE, INTERRUPTED, READER_GONE = 0, 1, 2, 130, 141
 
 # recent typer carries its own copy of click; this is the root of usage errors in either
 _ClickError = typer.BadParameter.__base__.__base__
+
+
+def _trust(context: typer.Context, value: bool) -> None:
+    from rekd_train.config.trust import trusted_code
+
+    context.with_resource(trusted_code(value))
+
+
+TrustCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-code", help="Run code outside of REKD that is named as a family, package.module:Class.",
+        callback=_trust, expose_value=False,
+    ),
+]  # fmt: skip
+"""The option of every command that builds or loads networks; its value reaches them by ``rekd_train.config.trust``."""
 
 
 def application(help: str, **typer_kwargs: Any) -> typer.Typer:

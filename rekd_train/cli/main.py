@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rekd_train.cli.command import application, examples, finite, print_json, run
+from rekd_train.cli.command import TrustCode, application, examples, finite, print_json, run
 from rekd_train.cli.progress import class_warnings, print_table, progress_bars, report_metrics
 
 app = application(
@@ -54,6 +54,7 @@ def run_command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a checkpoint at the output, or an unfinished run beside it.")
     ] = False,
+    trust_code: TrustCode = False,
     device: Device = "auto",
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also log for TensorBoard, into OUTPUT.training.")
@@ -84,9 +85,9 @@ def presets(
     as_json: Annotated[bool, typer.Option("--json", help="Print every setting as one JSON document.")] = False,
 ) -> None:
     """List the presets and where their settings come from."""
-    from rekd_train.config.run import preset_names, run_config
+    from rekd_train.config.run import preset, preset_names
 
-    configs = {name: run_config(name) for name in preset_names() if contains in name}
+    configs = {name: preset(name) for name in preset_names() if contains in name}
     if as_json:
         print_json({name: config.model_dump() for name, config in configs.items()})
         return
@@ -109,6 +110,7 @@ def calibrate(
     data: Data = None,
     overrides: Overrides = None,
     overwrite: Overwrite = False,
+    trust_code: TrustCode = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -132,6 +134,7 @@ def record(
     overrides: Overrides = None,
     texts: Annotated[bool, typer.Option("--texts", help="Write the texts, too, not their hashes alone.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file at the output.")] = False,
+    trust_code: TrustCode = False,
     device: Device = "auto",
 ) -> None:
     """Write what a pair says about its training texts, to teach from without it."""
@@ -177,6 +180,7 @@ def compact(
     data: Data = None,
     overrides: Overrides = None,
     overwrite: Overwrite = False,
+    trust_code: TrustCode = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -216,6 +220,7 @@ def evaluate(
     ] = None,
     data: Data = None,
     overrides: Overrides = None,
+    trust_code: TrustCode = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:

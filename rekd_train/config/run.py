@@ -33,7 +33,7 @@ from rekd_train.errors import ConfigError
 __all__ = [
     "AccelerationConfig", "BackboneConfig", "DataConfig", "DistillationConfig", "EncoderTraits", "ImageConfig",
     "OptimisationConfig", "RunConfig", "SelectionConfig", "StagesConfig", "TemperatureConfig", "explain",
-    "preset_names", "run_config",
+    "preset", "preset_names", "run_config",
 ]  # fmt: skip
 
 
@@ -68,6 +68,8 @@ class RunConfig(Section):
                     f"data '{self.data.name}' are {self.data.modality}s, the {role} (family '{backbone.family}', "
                     f"{'no ' if backbone.image is None else ''}section image) reads {reads}"
                 )
+            if backbone.pretrained and "positions" not in backbone.model_fields_set:
+                continue  # how much it reads is seen when it is opened
             if backbone.image is None and self.data.max_length > backbone.positions:
                 raise ValueError(
                     f"data.max_length ({self.data.max_length}) exceeds {role}.positions ({backbone.positions})"
@@ -85,11 +87,25 @@ def run_config(source: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
 
 def checked_config(document: dict[str, Any], overrides: Iterable[str], source: str | Path) -> RunConfig:
     """The configuration of a document, changed by ``key=value`` overrides; ConfigError lists every mistake at once."""
+    needed = document.pop("needs", ())
     mistakes = [mistake for text in overrides if (mistake := override(document, text))]
+    if missing := [f"{key}=PATH" for key in needed if not _value(document, key)]:
+        fix = " ".join(f"--set {text}" for text in missing)
+        mistakes.append(f"it starts from what you name; fix: {fix}")
+        for text in missing:  # so that each is missing once
+            override(document, text)
     mistakes += _mistakes(document)
     if mistakes:
         raise ConfigError(f"{source}: " + "; ".join(mistakes))
     return RunConfig.model_validate(document)
+
+
+def _value(document: dict[str, Any], key: str) -> Any:
+    """Of a dotted key; None: it is not there."""
+    value: Any = document
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def _mistakes(document: dict[str, Any]) -> list[str]:
@@ -130,6 +146,11 @@ def preset_names() -> list[str]:
     return sorted([*(path.stem for path in PRESETS.glob("*.toml") if path != PAPER), *paper_presets()])
 
 
+def preset(name: str) -> RunConfig:
+    """The settings of a preset, with 'PATH' for what is to be named on the command line."""
+    return run_config(name, [f"{key}=PATH" for key in read_document(name).get("needs", ())])
+
+
 @cache
 def paper_presets() -> dict[str, dict[str, Any]]:
     """The rows of the paper's tables as documents, by name, from the one table that has them all."""
@@ -152,7 +173,8 @@ def read_document(source: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, 
     """The content of a preset or a TOML file, with what it extends filled in.
 
     ``extends = "NAME"`` at the top of a file takes everything from a preset or, when it ends in .toml, from a file
-    beside it; what the file says itself wins, key by key. ``seen``: the files that extend this one.
+    beside it; what the file says itself wins, key by key. ``needs``, at the top, too, lists settings that whoever takes
+    it must name. ``seen``: the files that extend this one.
 
     Raises:
         ConfigError: no such preset or file, not TOML, or a circle of files that extend each other.

@@ -155,7 +155,11 @@ class EncoderTraits(Section):
 class BackboneConfig(Section):
     """Sizes of one network; selector and predictor each have their own."""
 
-    family: str = Field("transformers", description="kind of network: transformers, bilstm (texts), timm (images)")
+    family: str = Field(
+        "transformers",
+        description="kind of network: transformers, bilstm (texts), timm (images); or your own, package.module:Class",
+    )
+    options: dict[str, Any] = Field({}, description="what a family of your own reads besides")
     layers: int = Field(2, ge=1, description="encoder blocks")
     width: int = Field(128, ge=4, description="hidden size")
     heads: int = Field(4, ge=1, description="attention heads; must divide width")
@@ -192,6 +196,8 @@ class BackboneConfig(Section):
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> BackboneConfig:
+        if self.options and ":" not in self.family:
+            raise ValueError(f"options are for a family of your own (package.module:Class), not for '{self.family}'")
         if self.width % self.heads:
             raise ValueError(f"heads ({self.heads}) must divide width ({self.width})")
         return self

@@ -25,6 +25,9 @@ class Backbone(nn.Module, ABC):
 
     settings: BackboneConfig
 
+    modality: Literal["text", "image"]
+    """Which preprocessing its inputs come from."""
+
     operators: tuple[str, ...] = ("zero", "compact")
     """What a predictor over it can do with the features that are not kept."""
 
@@ -64,6 +67,7 @@ class Backbone(nn.Module, ABC):
 class TextBackbone(Backbone):
     """Inputs: ``input_ids`` and ``attention_mask``, int64 (B, N), right-padded, [CLS] at position 0."""
 
+    modality = "text"
     special_ids: dict[str, int]
     """Token ids that are never selectable ([PAD], [CLS], [SEP])."""
 

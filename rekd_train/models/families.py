@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from rekd_train.config.run import BackboneConfig, RunConfig
-from rekd_train.errors import CheckpointError, ConfigError
+from rekd_train.config.trust import own_class
+from rekd_train.errors import CheckpointError, CodeError, ConfigError, RekdError
 from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
 from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.inputs.preprocessors import Preprocessor, same_tokens
@@ -59,10 +60,42 @@ def build_backbone(settings: BackboneConfig, special_ids: dict[str, int]) -> Bac
 
     Raises:
         ConfigError: the family is not registered.
+        CodeError: a family of the user's own is not trusted, not there, or no backbone.
     """
-    if settings.family not in FAMILIES:
-        raise ConfigError(f"unknown family '{settings.family}'; families: {', '.join(sorted(FAMILIES))}")
-    return FAMILIES[settings.family].backbone(settings, special_ids)
+    return family_of(settings.family).backbone(settings, special_ids)
+
+
+def family_of(name: str) -> Family:
+    """A registered family, or the user's own, ``package.module:Class``; raises as ``build_backbone``."""
+    if ":" in name:
+        return _own_family(name)
+    if name not in FAMILIES:
+        known = ", ".join(sorted(FAMILIES))
+        raise ConfigError(f"unknown family '{name}'; families: {known}, or your own, package.module:Class")
+    return FAMILIES[name]
+
+
+def _own_family(name: str) -> Family:
+    backbone = own_class(name)
+    if not isinstance(backbone, type) or not issubclass(backbone, Backbone):
+        raise CodeError(f"{name} is no subclass of rekd_train.models.base.Backbone or TextBackbone; fix: make it one")
+    if missing := ", ".join(sorted(backbone.__abstractmethods__)):
+        raise CodeError(f"{name} does not define {missing}; fix: see docs/adding_a_family.md")
+    if getattr(backbone, "modality", None) not in ("text", "image"):
+        raise CodeError(f'{name} does not say what it reads; fix: modality = "text", or "image", in the class')
+
+    def build(settings: BackboneConfig, special_ids: dict[str, int]) -> Backbone:
+        try:
+            built = backbone(settings, special_ids)
+            built.settings  # noqa: B018  everything else reads it
+        except RekdError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise CodeError(f"{name} cannot be built ({reason}); --debug shows where") from error
+        return built
+
+    return Family(backbone=build, modality=backbone.modality)
 
 
 def preprocessor_for(config: RunConfig) -> Preprocessor:
@@ -126,8 +159,8 @@ def weight_origins(config: RunConfig) -> list[str]:
 
 def _check_modality(settings: BackboneConfig, config: RunConfig, role: str) -> None:
     modality = config.data.modality
-    fitting = sorted(name for name, family in FAMILIES.items() if family.modality == modality)
-    if settings.family in FAMILIES and settings.family not in fitting:
+    if family_of(settings.family).modality != modality:
+        fitting = sorted(name for name, family in FAMILIES.items() if family.modality == modality)
         raise ConfigError(
             f"data '{config.data.name}' are {modality}s, which the {role}'s family '{settings.family}' cannot read; "
             f"fix: --set {role}.family={' or '.join(fitting)}"

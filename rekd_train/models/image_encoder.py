@@ -35,6 +35,8 @@ class ImageEncoder(Backbone):
         ConfigError: no image section, or a network that timm does not have or that does not fit it.
     """
 
+    modality = "image"
+
     def __init__(self, settings: BackboneConfig, special_ids: dict[str, int]) -> None:
         super().__init__()
         if settings.image is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rekd_train.config.run import RunConfig, preset_names, run_config
+from rekd_train.config.run import RunConfig, preset, preset_names, run_config
 from rekd_train.config.sections import sections_of
 from rekd_train.errors import ConfigError
 
@@ -215,11 +215,30 @@ def test_a_row_has_the_papers_numbers(model):
 
 @pytest.mark.parametrize("name", preset_names())
 def test_a_preset_has_the_settings_it_had_and_reads_back(name):
-    config = run_config(name)
+    config = preset(name)
     assert config.name == name and config.source, "it says where its settings come from"
     assert RunConfig.model_validate(config.model_dump()) == config
     document = json.dumps(config.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
     assert hashlib.sha256(document.encode()).hexdigest()[:16] == DIGESTS[name], "not what its figures were made with"
+
+
+def test_a_preset_that_starts_from_what_is_named_says_what_is_missing(write):
+    assert mistakes_of("hf_text", "selector.pretrained=a", "seeed=1") == (
+        "hf_text: it starts from what you name; fix: --set data.path=PATH --set predictor.pretrained=PATH; "
+        "seeed: unknown key, did you mean 'seed'? (the top level has "
+        + ", ".join(RunConfig.model_fields) + ")"
+    )  # fmt: skip
+    mine = write('extends = "timm_images"\nname = "mine"\n[data]\npath = "photos"\n[selector]\npretrained = "a"\n')
+    assert mistakes_of(mine).endswith("fix: --set predictor.pretrained=PATH")
+    config = run_config(mine, ["predictor.pretrained=b"])
+    assert (config.selector.pretrained, config.predictor.pretrained, config.data.path) == ("a", "b", "photos")
+
+
+def test_how_long_texts_may_be_is_seen_where_a_pretrained_network_is_opened():
+    named = ["data.path=x.csv", "selector.pretrained=a", "predictor.pretrained=b", "data.max_length=2000"]
+    assert run_config("hf_text", named).data.max_length == 2000
+    assert "exceeds predictor.positions (900)" in mistakes_of("hf_text", *named, "predictor.positions=900")
+    assert "exceeds selector.positions (512)" in mistakes_of("demo_student", "data.max_length=2000")
 
 
 def test_a_file_extends_a_preset_or_a_file_beside_it_and_leaves_it_as_it_is(write):

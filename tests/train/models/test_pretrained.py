@@ -9,10 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import encoder_settings, tiny_tokenizer_json
+from conftest import encoder_settings, tiny_tokenizer_json, trained_tokenizer
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
+from rekd_train.checkpoints.checkpoint import load
+from rekd_train.cli.command import run
+from rekd_train.cli.main import app
 from rekd_train.config.run import BackboneConfig, ImageConfig, RunConfig
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.models.families import build_backbone, fresh_pair, preprocessor_for, tokenizer_json, weight_origins
@@ -31,10 +35,10 @@ def loaded(path: Path, settings: BackboneConfig):
     return backbone.eval()
 
 
-def directory_of(kind: str, folder: Path) -> Path:
+def directory_of(kind: str, folder: Path, vocabulary: int = 100) -> Path:
     """A directory of transformers with a tiny random encoder of that kind and a tokenizer."""
     torch.manual_seed(1)
-    network = AutoModel.from_config(AutoConfig.for_model(**encoder_settings(kind).architecture))
+    network = AutoModel.from_config(AutoConfig.for_model(**encoder_settings(kind, vocabulary).architecture))
     network.save_pretrained(folder)
     (folder / "tokenizer.json").write_text(tiny_tokenizer_json())
     return folder
@@ -323,3 +327,44 @@ def test_networks_that_cannot_read_the_images_together(role, changes, message):
     with pytest.raises(ConfigError) as caught:
         fresh_pair(config, preprocessor_for(config), ["a", "b"])
     assert message in str(caught.value)
+
+
+# the presets that start from what is named
+
+
+def ran(capsys, preset: str, path: Path, data: Path, output: Path, *settings: str):
+    """The pair that ``rekd-train run`` makes of it; the error, if it fails."""
+    named = {"data.path": data, "selector.pretrained": path, "predictor.pretrained": path}
+    overrides = [f"{key}={value}" for key, value in named.items()] + list(settings)
+    with pytest.raises(SystemExit) as end:
+        run(app, ["run", preset, "-o", str(output), "--device", "cpu", *(f"--set={text}" for text in overrides)])
+    return capsys.readouterr().err.strip() if end.value.code else load(output)
+
+
+@pytest.mark.parametrize(("kind", "tokens"), [("bert", "word pieces"), ("xlm-roberta", "unigram")])
+def test_texts_of_ones_own_with_any_encoder(tmp_path, capsys, kind, tokens):
+    content = trained_tokenizer(tokens)
+    vocabulary = len(json.loads(content)["model"]["vocab"])
+    path = directory_of(kind, tmp_path / "encoder", vocabulary)
+    (path / "tokenizer.json").write_text(content)
+    rows = [f"so {('dull', 'wonderful')[i % 2]} ends the story about people {i},{i % 2}\n" for i in range(80)]
+    (tmp_path / "my.csv").write_text("text,label\n" + "".join(rows))
+    pair = ran(capsys, "hf_text", path, tmp_path / "my.csv", tmp_path / "mine")
+    settings = pair.predictor.backbone.settings
+    assert (settings.width, settings.dropout, settings.architecture["model_type"]) == (16, 0.1, kind)
+    assert (pair.predictor.operator, pair.preprocessor.positions) == ("compact", 256)
+    assert pair.predict(["so wonderful ends the story"])[0].rationale
+
+
+def test_images_of_ones_own_with_any_network(timm_directory, tmp_path, capsys):
+    for name in ("cat", "dog"):
+        (folder := tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(20):
+            noise = np.random.default_rng([number, len(name), ord(name[0])]).integers(0, 256, (20, 30, 3), np.uint8)
+            Image.fromarray(noise).save(folder / f"{number}.png")
+    pair = ran(capsys, "timm_images", timm_directory, tmp_path / "photos", tmp_path / "mine")
+    assert (pair.labels, pair.predictor.operator) == (["cat", "dog"], "compact")
+    assert (pair.preprocessor.settings.height, pair.selector.backbone.settings.width) == (56, 48)
+    assert "selector.image.patch is 8, the pretrained network has 14" in ran(
+        capsys, "timm_images", timm_directory, tmp_path / "photos", tmp_path / "other", "selector.image.patch=8"
+    )
