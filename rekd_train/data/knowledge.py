@@ -208,7 +208,7 @@ def with_unlabelled(data: DataSet, knowledge: Knowledge) -> DataSet:
     train = data.splits["train"]
     labels = np.concatenate([train.labels, np.full(len(new), UNLABELLED, dtype=np.int64)])
     rationales = None if train.rationales is None else [*train.rationales, *[None] * len(new)]
-    return replace(data, splits=data.splits | {"train": LabelledTexts([*train.texts, *new], labels, rationales)})
+    return replace(data, splits=data.splits | {"train": LabelledTexts(train.texts + new, labels, rationales)})
 
 
 def align(knowledge: Knowledge, texts: Sequence[str], preprocessor: TextPreprocessor, classes: int) -> AlignedKnowledge:
