@@ -43,6 +43,11 @@ class LabelledTexts(_OneSplit):
     rationales: list[CharacterSpans | None] | None = field(default=None, repr=False)
     """Human rationales; None for a text nobody annotated, None altogether where the data have none."""
 
+    @property
+    def items(self) -> Any:
+        """The texts."""
+        return self.texts
+
     def __len__(self) -> int:
         return len(self.texts)
 
@@ -62,6 +67,11 @@ class LabelledImages(_OneSplit):
     """(n,) int64."""
     regions: np.ndarray | None = field(default=None, repr=False)
     """(n, 4) int64: top, left, bottom, right in pixels of the part that decides the label, where it is known."""
+
+    @property
+    def items(self) -> Any:
+        """The images."""
+        return self.images
 
     def __len__(self) -> int:
         return len(self.images)

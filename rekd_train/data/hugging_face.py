@@ -221,5 +221,4 @@ def _each_once(
 
 
 def _place(split: str, part: Any, number: int) -> str:
-    items = part.texts if isinstance(part, LabelledTexts) else part.images
-    return f"{split} row {items.rows[number] + 1}"
+    return f"{split} row {part.items.rows[number] + 1}"
