@@ -60,7 +60,7 @@ class Column(Sequence):
         return Column(concatenate_datasets([self.source, added]), self.name, rows)
 
 
-def hugging_face(config: DataConfig) -> DataSet:
+def hugging_face_data(config: DataConfig) -> DataSet:
     """Texts, or images (``data.image_column``), that ``datasets`` reads at ``data.path``.
 
     That is a directory that ``save_to_disk`` wrote, a directory or file that ``load_dataset`` reads, or a name on the
@@ -167,7 +167,7 @@ def _read(
     for start in range(0, len(rows), _READ_AT_ONCE):
         batch = read[start : start + _READ_AT_ONCE]
         for row, label in enumerate(batch[config.label_column], start):
-            if names is not None and label is not None and label < len(names):
+            if names is not None and label is not None:
                 label = names[label] if label >= 0 else None
             labels[row] = numbers.setdefault(label_in(label), len(numbers))
             if not labels[row]:

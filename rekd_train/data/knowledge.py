@@ -75,7 +75,7 @@ def read_knowledge(path: Path, labels: Sequence[str], kind: type[Reader] | None 
     table = read_table(path)
     reader = (kind or Reader)(list(labels))
     item = reader.columns[0]
-    unknown = [name for name in table.columns if name not in (*reader.columns, *_PACKED)]
+    unknown = [name for name in table.columns if name not in (*reader.columns, *(_PACKED if item == "text" else ()))]
     if unknown or not {item, "id"} & table.columns.keys():
         problem = f"unknown columns: {', '.join(unknown)}" if unknown else f"neither '{item}' nor 'id'"
         raise DataError(f"{path}: {problem}; columns: {', '.join(reader.columns)}")

@@ -20,6 +20,11 @@ datasets = pytest.importorskip("datasets")
 CLASSES = datasets.ClassLabel(names=["positive", "negative"])
 
 
+@pytest.fixture(autouse=True)
+def several_batches(monkeypatch):
+    monkeypatch.setattr("rekd_train.data.hugging_face._READ_AT_ONCE", 4)
+
+
 def part(texts, labels, classes=CLASSES, **columns):
     features = datasets.Features({"text": datasets.Value("string"), "label": classes} | {
         name: datasets.Sequence(datasets.Sequence(datasets.Value("int64"))) for name in columns
@@ -114,6 +119,13 @@ def test_texts_stay_on_the_disk_until_they_are_tokenised(tmp_path):
     assert [*more.texts] == [*train.texts, "a new one, number 3"] and not isinstance(more.texts, list)
 
 
+def test_the_order_of_the_classes_may_be_set(tmp_path):
+    path = saved(tmp_path / "saved", numbered("good", 24))
+    train = load_data(config(path, labels=("negative", "positive"))).splits["train"]
+    assert [1 - number(text) % 2 for text in train.texts] == train.labels.tolist()
+    assert "'positive' is none of the 1 classes" in message_of(path, labels=("negative",))
+
+
 def test_a_text_that_occurs_twice_stays_where_it_measures(tmp_path):
     train, test = numbered("good", 24), part(["a good film, number 3", "other", "other"], [0, 1, 1])
     data = load_data(config(saved(tmp_path / "saved", {"train": train, "test": test})))
@@ -150,7 +162,7 @@ def test_everything_that_is_wrong_is_said_together(tmp_path):
     for place, problem in (("train row 1", "holds [0, 9]"), ("train row 2", "text is empty"),
                            ("test row 2", "'c' is none"), ("train row 5", "label is missing")):  # fmt: skip
         assert any(said.startswith(place) and problem in said for said in message.split(f"{path}: ")[1].split("; "))
-    assert "classes: a, b" in message
+    assert "classes: a, b" in message and "label ''" not in message
 
 
 def test_missing_columns_and_splits_are_named(tmp_path):
