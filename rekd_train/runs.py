@@ -75,14 +75,13 @@ def train_run(
     checkpoint.check_output(output, overwrite)
     check_start(output, resume, overwrite)
     runtime = Runtime(device)
-    recorded = teacher is not None and teacher.is_file()
     said: Rationalizer | AlignedKnowledge | None = None
-    if teacher is not None and not recorded:
+    if teacher is not None and not teacher.is_file():
         said = checkpoint.load(teacher)
     data = load_data(config.data)
     preprocessor = preprocessor_for(config)
     pair = fresh_pair(config, preprocessor, data.label_names)
-    if teacher is not None and recorded:
+    if teacher is not None and said is None:
         data, said = _recorded(teacher, data, preprocessor, config.data)
     if said is not None:
         check_teacher(said, pair, config)
