@@ -17,21 +17,20 @@ from rekd_train.checkpoints.recorded import (
 )
 from rekd_train.config.run import DataConfig, RunConfig, checked_config
 from rekd_train.data import DataSet, Split, encode_splits, load_data, summarise
+from rekd_train.data.image_knowledge import ImageReader, align_images, names_of
 from rekd_train.data.knowledge import (
     AlignedKnowledge,
     align,
     checked_statements,
     read_knowledge,
-    text_id,
-    texts_of,
     with_unlabelled,
 )
 from rekd_train.errors import ConfigError, DataError
 from rekd_train.evaluation.forward import measure
 from rekd_train.evaluation.report import evaluate
 from rekd_train.files import AGAIN, RESUME, sha256
+from rekd_train.inputs.image import ImagePreprocessor
 from rekd_train.inputs.preprocessors import Preprocessor
-from rekd_train.inputs.text import TextPreprocessor
 from rekd_train.models.families import fresh_pair, preprocessor_for, weight_origins
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training.observers import JsonLines, Observer, Several, TensorBoard
@@ -83,7 +82,7 @@ def train_run(
     preprocessor = preprocessor_for(config)
     pair = fresh_pair(config, preprocessor, data.label_names)
     if teacher is not None and said is None:
-        data, said = _recorded(teacher, data, preprocessor)
+        data, said = _recorded(teacher, data, preprocessor, config.data)
     if said is not None:
         check_teacher(said, pair, config)
     if warm_start is not None:
@@ -104,13 +103,19 @@ def train_run(
     return _finish(runtime, pair, output, config, data, splits, store=store)
 
 
-def _recorded(path: Path, data: DataSet, preprocessor: Preprocessor) -> tuple[DataSet, AlignedKnowledge]:
+def _recorded(
+    path: Path, data: DataSet, preprocessor: Preprocessor, config: DataConfig
+) -> tuple[DataSet, AlignedKnowledge]:
     """The data, with the texts that only the file has, and what it says about the training examples."""
+    if isinstance(preprocessor, ImagePreprocessor):
+        if config.augmentation != "none":
+            raise ConfigError(f"{path} is about images as they are; fix: --set data.augmentation=none")
+        knowledge = read_knowledge(path, data.label_names, ImageReader)
+        images, folder = data.splits["train"].items, Path(config.path)
+        return data, align_images(knowledge, images, preprocessor, len(data.label_names), folder)
     knowledge = read_knowledge(path, data.label_names)
     data = with_unlabelled(data, knowledge)
-    texts = texts_of(data.splits["train"])
-    assert isinstance(preprocessor, TextPreprocessor), "the data are texts"
-    return data, align(knowledge, texts, preprocessor, len(data.label_names))
+    return data, align(knowledge, data.splits["train"].items, preprocessor, len(data.label_names))
 
 
 def _digest(path: Path) -> str:
@@ -121,7 +126,7 @@ def record_run(
     path: Path, output: Path, *, device: str = "auto", data: str | None = None, overrides: Sequence[str] = (),
     texts: bool = False, overwrite: bool = False,
 ) -> int:
-    """Write what a pair says about its training texts: scores, rationales and class probabilities.
+    """Write what a pair says about its training texts or images: scores and class probabilities.
 
     Args:
         output: a Parquet file (``rekd_train.data.knowledge``).
@@ -129,22 +134,20 @@ def record_run(
         texts: write the texts, too, not their ids alone.
 
     Returns:
-        How many texts.
+        How many examples.
 
     Raises:
-        ConfigError: a model of images.
         DataError: the file exists already.
     """
     pair, config = checkpoint.load(path), recorded_config(path, data, overrides)
-    if not isinstance(pair.preprocessor, TextPreprocessor):
-        raise ConfigError(f"{path} reads images; knowledge is recorded of texts; fix: give it as --teacher itself")
     if output.exists() and not overwrite:
         raise DataError(f"{output} exists; fix: another file, or --overwrite")
-    examples = texts_of(data_for(pair, config).splits["train"])
+    examples = data_for(pair, config).splits["train"].items
     pair.to(chosen_device(device))
     rows = []
     for start in range(0, len(examples), _RECORDED_AT_ONCE):
-        rows += statements_of(pair, examples[start : start + _RECORDED_AT_ONCE], texts)
+        some = examples[start : start + _RECORDED_AT_ONCE]
+        rows += statements_of(pair, some, texts, Path(config.data.path))
     write_knowledge(output, rows, overwrite)
     return len(rows)
 
@@ -152,10 +155,12 @@ def record_run(
 def check_knowledge(path: Path, config: DataConfig) -> dict[str, Any]:
     """Counts of a file of recorded knowledge against data (``rekd_train.data.knowledge.checked_statements``)."""
     data = load_data(config)
-    knowledge = read_knowledge(path, data.label_names)
+    knowledge = read_knowledge(path, data.label_names, ImageReader if config.modality == "image" else None)
     truth = {
-        text_id(text): int(label)
-        for split in data.splits.values() for text, label in zip(texts_of(split), split.labels, strict=True)
+        name: int(label)
+        for split in data.splits.values()
+        for item, label in zip(split.items, split.labels, strict=True)
+        for name in names_of(item, Path(config.path))
     }
     return checked_statements(knowledge, truth)
 

@@ -137,13 +137,13 @@ def record(
     trust_code: TrustCode = False,
     device: Device = "auto",
 ) -> None:
-    """Write what a pair says about its training texts, to teach from without it."""
+    """Write what a pair says about its training texts or images, to teach from without it."""
     from rekd_train.runs import record_run
 
     count = record_run(
         path, output, device=device, data=data, overrides=overrides or [], texts=texts, overwrite=overwrite
     )
-    typer.echo(f"{output}: {count:,} texts, {output.stat().st_size / 1e6:.1f} MB")
+    typer.echo(f"{output}: {count:,} examples, {output.stat().st_size / 1e6:.1f} MB")
 
 
 @app.command("check-teacher", epilog=examples("rekd-train check-teacher knowledge.jsonl --data my.csv"))

@@ -29,21 +29,26 @@ class Section(BaseModel):
 
 DataName = Literal[
     "imdb", "aclimdb", "rotten_tomatoes", "table", "cifar10", "cifar100_coarse", "cifar100_fine", "fashion_mnist",
-    "mosaic", "digits", "image_folder",
+    "mosaic", "digits", "image_folder", "hf",
 ]  # fmt: skip
-TEXT_DATA = ("imdb", "aclimdb", "rotten_tomatoes", "table")
+TEXT_DATA = ("imdb", "aclimdb", "rotten_tomatoes", "table", "hf")
 
 
 class DataConfig(Section):
     """Which examples."""
 
     name: DataName = Field(
-        "imdb", description="data set; 'table' is a file of your own, 'image_folder' a folder of your own"
+        "imdb",
+        description="data set; 'table' is a file of your own, 'image_folder' a folder of your own, 'hf' what Hugging "
+        "Face's datasets reads",
     )
-    path: str = Field("", description="file or folder of the data; empty: where the package that carries them is")
-    text_column: str = Field("text", min_length=1, description="column of the texts (table)")
-    label_column: str = Field("label", min_length=1, description="column of the labels (table)")
-    rationale_column: str = Field("", description="column of human rationales, lists of [start, end] (table)")
+    path: str = Field(
+        "", description="file or folder, for hf also OWNER/NAME[:CONFIG]; empty: where the package that carries it is"
+    )
+    text_column: str = Field("text", min_length=1, description="column of the texts (table, hf)")
+    image_column: str = Field("", description="column of the images (hf); empty: the data are texts")
+    label_column: str = Field("label", min_length=1, description="column of the labels (table, hf)")
+    rationale_column: str = Field("", description="column of human rationales, lists of [start, end] (table, hf)")
     split_column: str = Field("", description="column that says train, dev or test (table); empty: split by seed")
     labels: tuple[str, ...] = Field((), description="class names in the order of the logits (own data); empty: sorted")
     train_examples: int | None = Field(None, ge=2, description="only the first N training examples; none: all")
@@ -78,7 +83,7 @@ class DataConfig(Section):
     @property
     def modality(self) -> Literal["text", "image"]:
         """What the examples are."""
-        return "text" if self.name in TEXT_DATA else "image"
+        return "text" if self.name in TEXT_DATA and not self.image_column else "image"
 
     @property
     def limits(self) -> dict[str, int | None]:
@@ -91,9 +96,11 @@ class DataConfig(Section):
             raise ValueError(f"lengths {self.lengths} must lie within 3..max_length ({self.max_length})")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels {list(self.labels)} must be different from one another")
-        own = self.name in ("table", "image_folder")
+        own = self.name in ("table", "image_folder", "hf")
         if self.labels and not own:
-            raise ValueError(f"data '{self.name}' name their own classes; labels are for a table or an image_folder")
+            raise ValueError(f"data '{self.name}' name their own classes; labels are for data of your own")
+        if self.image_column and self.name != "hf":
+            raise ValueError(f"image_column ('{self.image_column}') is for the data 'hf', not '{self.name}'")
         if self.dev_share + self.test_share >= 1:
             raise ValueError(f"dev_share ({self.dev_share}) + test_share ({self.test_share}) leave nothing to train on")
         if own and not self.path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
@@ -37,11 +36,17 @@ class _OneSplit:
 class LabelledTexts(_OneSplit):
     """Texts of one split."""
 
-    texts: list[str]
+    texts: Sequence[str]
+    """A list, or a column that is read when it is asked for (``rekd_train.data.hugging_face``)."""
     labels: np.ndarray
     """(n,) int64."""
     rationales: list[CharacterSpans | None] | None = field(default=None, repr=False)
     """Human rationales; None for a text nobody annotated, None altogether where the data have none."""
+
+    @property
+    def items(self) -> Any:
+        """The texts."""
+        return self.texts
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -49,27 +54,38 @@ class LabelledTexts(_OneSplit):
     def take(self, indices: Sequence[int] | np.ndarray) -> LabelledTexts:
         """These examples, in this order."""
         rationales = None if self.rationales is None else [self.rationales[i] for i in indices]
-        return LabelledTexts([self.texts[i] for i in indices], self.labels[indices], rationales)
+        return LabelledTexts(_chosen(self.texts, indices), self.labels[indices], rationales)
 
 
 @dataclass(frozen=True)
 class LabelledImages(_OneSplit):
     """Images of one split."""
 
-    images: np.ndarray | list[Path] = field(repr=False)
-    """uint8 (n, height, width, channels), or image files of any size."""
+    images: np.ndarray | Sequence[Any] = field(repr=False)
+    """uint8 (n, height, width, channels), or image files or Pillow images of any size."""
     labels: np.ndarray
     """(n,) int64."""
     regions: np.ndarray | None = field(default=None, repr=False)
     """(n, 4) int64: top, left, bottom, right in pixels of the part that decides the label, where it is known."""
+
+    @property
+    def items(self) -> Any:
+        """The images."""
+        return self.images
 
     def __len__(self) -> int:
         return len(self.images)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> LabelledImages:
         """These examples, in this order."""
-        chosen = self.images[indices] if isinstance(self.images, np.ndarray) else [self.images[i] for i in indices]
-        return LabelledImages(chosen, self.labels[indices], None if self.regions is None else self.regions[indices])
+        regions = None if self.regions is None else self.regions[indices]
+        return LabelledImages(_chosen(self.images, indices), self.labels[indices], regions)
+
+
+def _chosen(items: Any, indices: Sequence[int] | np.ndarray) -> Any:
+    """Of a list a list; what takes an array of indices, as arrays and columns do, of its own kind."""
+    return [items[i] for i in indices] if isinstance(items, list) else items[np.asarray(indices)]
+
 
 Examples = LabelledTexts | LabelledImages
 SomeExamples = TypeVar("SomeExamples", LabelledTexts, LabelledImages)

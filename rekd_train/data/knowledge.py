@@ -22,12 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from rekd_train.data.examples import UNLABELLED, DataSet, Examples, LabelledTexts
-from rekd_train.data.table_files import Table, read_table
+from rekd_train.data.examples import UNLABELLED, DataSet, LabelledTexts
+from rekd_train.data.table_files import read_table
 from rekd_train.errors import DataError, listed
 from rekd_train.inputs.text import TextPreprocessor
 
-COLUMNS = ("text", "id", "probabilities", "label", "confidence", "rationale", "quotes", "scores")
 _PACKED = ("packed_scores", "packed_gaps", "packed_lengths", "packed_scale")
 _CONFIDENCE = 0.9
 """Of a label that is given alone."""
@@ -63,34 +62,36 @@ class Knowledge:
     """Quotes that are not in their text; they are left out."""
 
 
-def read_knowledge(path: Path, labels: Sequence[str]) -> Knowledge:
+def read_knowledge(path: Path, labels: Sequence[str], kind: type[Reader] | None = None) -> Knowledge:
     """Read a teacher's statements.
 
     Args:
         labels: class names of the data, in the order of the classes.
+        kind: None: of texts (``rekd_train.data.image_knowledge.ImageReader``: of images).
 
     Raises:
         DataError: unreadable, unknown columns, or wrong rows, all of them in one message.
     """
     table = read_table(path)
-    unknown = [name for name in table.columns if name not in (*COLUMNS, *_PACKED)]
-    if unknown or not {"text", "id"} & table.columns.keys():
-        problem = f"unknown columns: {', '.join(unknown)}" if unknown else "neither 'text' nor 'id'"
-        raise DataError(f"{path}: {problem}; columns: {', '.join(COLUMNS)}")
-    reader = _Reader(table, list(labels))
+    reader = (kind or Reader)(list(labels))
+    item = reader.columns[0]
+    unknown = [name for name in table.columns if name not in (*reader.columns, *(_PACKED if item == "text" else ()))]
+    if unknown or not {item, "id"} & table.columns.keys():
+        problem = f"unknown columns: {', '.join(unknown)}" if unknown else f"neither '{item}' nor 'id'"
+        raise DataError(f"{path}: {problem}; columns: {', '.join(reader.columns)}")
     statements: dict[str, Statement] = {}
     texts: dict[str, str] = {}
     for number in range(len(next(iter(table.columns.values())))):
         row = {name: values[number] for name, values in table.columns.items() if not _absent(values[number])}
-        text = row.get("text")
-        key = text_id(text) if isinstance(text, str) else row.get("id")
+        text = row.get(item)
+        key = reader.key(text) if isinstance(text, str) else row.get("id")
         if not isinstance(key, str):
-            reader.mistakes.append(f"{table.line(number)}: no text and no id")
+            reader.mistakes.append(f"{table.line(number)}: no {item} and no id")
         elif key in statements:
-            reader.mistakes.append(f"{table.line(number)}: a text that stands further up, too")
+            reader.mistakes.append(f"{table.line(number)}: a {item} that stands further up, too")
         else:
             statements[key] = reader.statement(row, table.line(number))
-            if isinstance(text, str):
+            if isinstance(row.get("text"), str):
                 texts[key] = text
     if reader.mistakes:
         raise DataError(f"{path}: {listed(reader.mistakes)}")
@@ -101,16 +102,19 @@ def _absent(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-class _Reader:
+class Reader:
     """Rows of one file to statements; notes what is wrong with them."""
 
-    def __init__(self, table: Table, labels: list[str]) -> None:
+    columns = ("text", "id", "probabilities", "label", "confidence", "rationale", "quotes", "scores")
+    key = staticmethod(text_id)
+
+    def __init__(self, labels: list[str]) -> None:
         self.labels = labels
         self.mistakes: list[str] = []
         self.lost_quotes = 0
 
     def statement(self, row: dict[str, Any], line: str) -> Statement:
-        text = row.get("text")
+        text = row.get(self.columns[0])
         parts: list[np.ndarray | None] = []
         for read in (self._probabilities, self._marks, self._scores):
             try:
@@ -190,7 +194,6 @@ class AlignedKnowledge:
     marks: list[np.ndarray | None]
     """For each text (length,) float32 weight of the passage that a token lies in, 0 in none; None: no rationale."""
 
-
     @property
     def empty(self) -> bool:
         """Whether it says nothing at all."""
@@ -199,24 +202,16 @@ class AlignedKnowledge:
         )
 
 
-def texts_of(examples: Examples) -> list[str]:
-    """The texts of a split; DataError: they are images."""
-    if not isinstance(examples, LabelledTexts):
-        raise DataError("recorded knowledge is about texts, the data are images; fix: a checkpoint as the teacher")
-    return examples.texts
-
-
 def with_unlabelled(data: DataSet, knowledge: Knowledge) -> DataSet:
     """The data with the texts that the file holds and no split has, behind the training examples, without labels."""
-    known = {text_id(text) for split in data.splits.values() for text in texts_of(split)}
+    known = {text_id(text) for split in data.splits.values() for text in split.items}
     new = [text for key, text in knowledge.texts.items() if key not in known]
     if not new:
         return data
     train = data.splits["train"]
-    assert isinstance(train, LabelledTexts), "texts_of has looked"
     labels = np.concatenate([train.labels, np.full(len(new), UNLABELLED, dtype=np.int64)])
     rationales = None if train.rationales is None else [*train.rationales, *[None] * len(new)]
-    return replace(data, splits=data.splits | {"train": LabelledTexts([*train.texts, *new], labels, rationales)})
+    return replace(data, splits=data.splits | {"train": LabelledTexts(train.texts + new, labels, rationales)})
 
 
 def align(knowledge: Knowledge, texts: Sequence[str], preprocessor: TextPreprocessor, classes: int) -> AlignedKnowledge:

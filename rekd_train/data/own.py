@@ -21,7 +21,7 @@ from rekd_train.inputs.prediction import RATIONALE
 SPLIT_NAMES = {"train": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "test": "test"}
 """What files, folders and values of a split column may be called."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-_EXCERPT = 60
+EXCERPT = 60
 """Characters of a text that a message shows."""
 
 
@@ -52,7 +52,7 @@ def own_data(config: DataConfig) -> DataSet:
     """
     parts, problems = _read(config)
     parts, dropped, contradictions = _each_once(parts)
-    names = config.labels or tuple(sorted({row.label for row in parts["train"] if row.label}, key=_by_value))
+    names = config.labels or tuple(sorted({row.label for row in parts["train"] if row.label}, key=by_value))
     splits = _labelled(config, parts, names, problems)
     return DataSet(
         splits=completed(splits, config),
@@ -119,7 +119,7 @@ def _each_once(parts: _Parts) -> tuple[_Parts, int, tuple[str, ...]]:
                 contradicting.setdefault(key, [known]).append(row)
     entries = []
     for known, *others in contradicting.values():
-        excerpt = f": {known.item[:_EXCERPT]!r}" if isinstance(known.item, str) else ""
+        excerpt = f": {known.item[:EXCERPT]!r}" if isinstance(known.item, str) else ""
         named = ", ".join(f"{row.place} '{row.label}'" for row in others)
         entries.append(f"{known.place} '{known.label}' (kept), {named}{excerpt}")
     return kept, sum(map(len, parts.values())) - sum(map(len, kept.values())), tuple(entries)
@@ -129,15 +129,9 @@ def _labelled(config: DataConfig, parts: _Parts, names: Sequence[str], problems:
     """The rows with their labels as class numbers; DataError names everything that is wrong with them."""
     numbers = {name: number for number, name in enumerate(names)}
     strangers = [
-        f"{row.place}: the label '{row.label}' is none of the {len(numbers)} classes"
-        for part in parts.values() for row in part if row.label and row.label not in numbers
-    ]  # fmt: skip
-    if strangers or problems:
-        fix = "fix: correct these rows or take them out"
-        if strangers:
-            some = ", ".join(list(names)[:12]) + (", ..." if len(names) > 12 else "")
-            fix = f"classes: {some}; fix: correct the labels, or list every class: --set 'data.labels=[\"a\", \"b\"]'"
-        raise DataError(f"{config.path}: {listed([*problems, *strangers])}; {fix}")
+        (row.place, row.label) for part in parts.values() for row in part if row.label and row.label not in numbers
+    ]
+    refuse(config.path, problems, strangers, names)
     splits: dict[str, Examples] = {}
     for split, part in parts.items():
         items, labels = [row.item for row in part], np.array([numbers[row.label] for row in part], dtype=np.int64)
@@ -150,7 +144,18 @@ def _labelled(config: DataConfig, parts: _Parts, names: Sequence[str], problems:
     return splits
 
 
-def _by_value(label: str) -> tuple[float, str]:
+def refuse(path: str, problems: Sequence[str], strangers: Sequence[tuple[str, str]], names: Sequence[str]) -> None:
+    """Raise DataError that names all problems, and all places with a label that is no class; nothing: all is well."""
+    fix = "fix: correct these rows or take them out"
+    if strangers:
+        some = ", ".join(list(names)[:12]) + (", ..." if len(names) > 12 else "")
+        fix = f"classes: {some}; fix: correct the labels, or list every class: --set 'data.labels=[\"a\", \"b\"]'"
+    unknown = [f"{place}: the label '{label}' is none of the {len(names)} classes" for place, label in strangers]
+    if problems or unknown:
+        raise DataError(f"{path}: {listed([*problems, *unknown])}; {fix}")
+
+
+def by_value(label: str) -> tuple[float, str]:
     """Whole numbers by their value, before words."""
     return (float(label) if label.removeprefix("-").isdecimal() else float("inf"), label)
 

@@ -110,7 +110,7 @@ def check_teacher(teacher: Rationalizer | AlignedKnowledge, student: Rationalize
                 "recorded knowledge cannot answer on the student's rationale; fix: distillation.teacher_mask=teacher"
             )
         if teacher.empty:
-            raise ConfigError("the recorded knowledge says nothing about any training text; fix: one of these texts")
+            raise ConfigError("the recorded knowledge says nothing about any training example; fix: some of these")
         return
     if len(teacher.labels) != len(student.labels):
         raise ConfigError(

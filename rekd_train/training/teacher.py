@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rekd_train.data import Split
+from rekd_train.data.image_knowledge import names_of
 from rekd_train.data.knowledge import AlignedKnowledge, text_id
 from rekd_train.errors import DataError, MissingExtraError
 from rekd_train.files import write_bytes
@@ -155,20 +156,30 @@ def _padded(rows: list[np.ndarray | None]) -> np.ndarray:
 
 
 @torch.inference_mode()
-def statements_of(pair: Rationalizer, texts: Sequence[str], with_texts: bool) -> list[dict[str, Any]]:
-    """What a pair of texts says about each: rows for ``write_knowledge``.
+def statements_of(
+    pair: Rationalizer, items: Sequence[Any], with_texts: bool, folder: Path | None = None
+) -> list[dict[str, Any]]:
+    """What a pair says about each text or image: rows for ``write_knowledge``; ``folder``: of the image files.
 
     Class probabilities are those of its own rationale, before calibration, as a live teacher gives them.
     """
     device = next(pair.parameters()).device
-    encoded = pair.preprocessor(texts)
+    encoded = pair.preprocessor(items)
     arrays = encoded.inputs if pair.policy.selectable == "real" else full_length(encoded.inputs, pair.preprocessor)
     inputs = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
     selection = pair.select(inputs)
     probabilities = torch.softmax(pair.class_logits(inputs, selection.mask).float(), dim=-1).cpu().numpy()
+    if "pixels" in inputs:
+        grid = (len(items), pair.preprocessor.settings.rows, pair.preprocessor.settings.columns)
+        maps = selection.scores.cpu().numpy().astype(np.float64).reshape(grid).round(3).tolist()
+        names = [names_of(item, folder or Path()) for item in items]
+        return [
+            {"file" if len(name) == 2 else "id": name[0], "probabilities": classes, "map": grid}
+            for name, classes, grid in zip(names, probabilities, maps, strict=True)
+        ]
     rows = []
     for text, encoding, scores, classes in zip(
-        texts, encoded.encodings, selection.scores.cpu().numpy(), probabilities, strict=True
+        items, encoded.encodings, selection.scores.cpu().numpy(), probabilities, strict=True
     ):
         words = np.flatnonzero(np.array(encoding.special_tokens_mask) == 0)
         segments = np.column_stack([np.array(encoding.offsets)[words], scores[words]])
@@ -183,7 +194,8 @@ def write_knowledge(path: Path, rows: Sequence[dict[str, Any]], overwrite: bool 
     """Write statements as Parquet, scores packed.
 
     Args:
-        rows: ``text`` or ``id``, and, where there are any, ``probabilities`` (C,), ``rationale`` and ``scores`` (m, 3).
+        rows: ``text`` or ``id``, and, where there are any, ``probabilities`` (C,), ``rationale`` and ``scores`` (m, 3);
+            of images ``file`` or ``id``, ``probabilities``, ``boxes``, ``map``.
 
     Raises:
         DataError: the file exists and may not be replaced.

@@ -87,7 +87,7 @@ def test_what_a_teacher_does_not_say_is_not_learned(teacher, tmp_path):
     config = toy_config(stages={"classifier_epochs": 0, "rationale_epochs": 1, "compact_epochs": 0},
                         distillation={"alpha": 0.0})  # fmt: skip
     assert np.abs(losses_with(silent, config)).max() < 1e-6, "no term, no loss"
-    with pytest.raises(ConfigError, match="says nothing about any training text"):
+    with pytest.raises(ConfigError, match="says nothing about any training example"):
         losses_with(nothing, config)
 
 
