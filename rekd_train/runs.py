@@ -23,6 +23,7 @@ from rekd_train.data.knowledge import (
     checked_statements,
     read_knowledge,
     text_id,
+    texts_of,
     with_unlabelled,
 )
 from rekd_train.errors import ConfigError, DataError
@@ -75,12 +76,13 @@ def train_run(
     checkpoint.check_output(output, overwrite)
     check_start(output, resume, overwrite)
     runtime = Runtime(device)
-    recorded = teacher is not None and teacher.is_file()
-    said = checkpoint.load(teacher) if teacher is not None and not recorded else None
+    said: Rationalizer | AlignedKnowledge | None = None
+    if teacher is not None and not teacher.is_file():
+        said = checkpoint.load(teacher)
     data = load_data(config.data)
     preprocessor = preprocessor_for(config)
     pair = fresh_pair(config, preprocessor, data.label_names)
-    if recorded:
+    if teacher is not None and said is None:
         data, said = _recorded(teacher, data, preprocessor)
     if said is not None:
         check_teacher(said, pair, config)
@@ -104,11 +106,11 @@ def train_run(
 
 def _recorded(path: Path, data: DataSet, preprocessor: Preprocessor) -> tuple[DataSet, AlignedKnowledge]:
     """The data, with the texts that only the file has, and what it says about the training examples."""
-    if not isinstance(preprocessor, TextPreprocessor):
-        raise ConfigError(f"{path} is recorded knowledge of texts, the data are images; fix: a checkpoint as teacher")
     knowledge = read_knowledge(path, data.label_names)
     data = with_unlabelled(data, knowledge)
-    return data, align(knowledge, data.splits["train"].texts, preprocessor, len(data.label_names))
+    texts = texts_of(data.splits["train"])
+    assert isinstance(preprocessor, TextPreprocessor), "the data are texts"
+    return data, align(knowledge, texts, preprocessor, len(data.label_names))
 
 
 def _digest(path: Path) -> str:
@@ -138,7 +140,7 @@ def record_run(
         raise ConfigError(f"{path} reads images; knowledge is recorded of texts; fix: give it as --teacher itself")
     if output.exists() and not overwrite:
         raise DataError(f"{output} exists; fix: another file, or --overwrite")
-    examples = data_for(pair, config).splits["train"].texts
+    examples = texts_of(data_for(pair, config).splits["train"])
     pair.to(chosen_device(device))
     rows = []
     for start in range(0, len(examples), _RECORDED_AT_ONCE):
@@ -153,7 +155,7 @@ def check_knowledge(path: Path, config: DataConfig) -> dict[str, Any]:
     knowledge = read_knowledge(path, data.label_names)
     truth = {
         text_id(text): int(label)
-        for split in data.splits.values() for text, label in zip(split.texts, split.labels, strict=True)
+        for split in data.splits.values() for text, label in zip(texts_of(split), split.labels, strict=True)
     }
     return checked_statements(knowledge, truth)
 

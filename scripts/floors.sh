@@ -36,8 +36,8 @@ all=no
 if [ $# -eq 0 ]; then
     all=yes
     "$python" -I -m ruff check --quiet .
-    set -- tests/train/models/test_models.py tests/train/models/test_weights.py tests/train/inputs/test_preprocess.py \
-        tests/train/inputs/test_preprocess_image.py tests/train/data/test_data.py tests/train/data/test_data_own.py \
+    set -- tests/train/models/test_models.py tests/train/models/test_pretrained.py tests/train/inputs/test_preprocess.py \
+        tests/train/inputs/test_preprocess_image.py tests/train/data/test_data.py tests/train/data/test_own.py \
         tests/train/evaluation/test_metrics.py tests/train/evaluation/test_mask_metrics.py tests/train/training/test_runtime.py \
         tests/train/cli/test_run_command.py tests/train/checkpoints/test_checkpoint.py \
         tests/deploy/export/test_export.py tests/deploy/graphs/test_fusion.py tests/deploy/graphs/test_int8.py \

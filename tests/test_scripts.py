@@ -309,7 +309,8 @@ INHERITED = {"PYTHONPATH": "/evil", "PYTHONHOME": "/evil", "VIRTUAL_ENV": "/evil
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize(
-    ("target", "call"), [("test", "-m pytest -k policy"), ("demo", "-m rekd_deploy.cli.demo --output runs/demo")]
+    ("target", "call"),
+    [("test", "-m pytest -n auto --dist loadfile -k policy"), ("demo", "-m rekd_deploy.cli.demo --output runs/demo")],
 )
 def test_make_runs_in_the_environment_whatever_surrounds_it(ready, target, call):
     shutil.copy(ROOT / "Makefile", ready.project)

@@ -26,7 +26,7 @@ from rekd_deploy.bench.results import Check, Progress, not_applicable, silent, v
 from rekd_deploy.client.client import Client
 from rekd_deploy.client.pipeline import Pipeline
 from rekd_deploy.client.transport import open_transport
-from rekd_deploy.errors import BenchmarkError, ClientError
+from rekd_deploy.errors import BenchmarkError
 from rekd_deploy.parity.reference import agreement
 from rekd_deploy.repository.config import ENSEMBLE
 from rekd_deploy.repository.reader import read_manifest
@@ -257,9 +257,7 @@ def read_totals(url: str, timeout: float = 10.0) -> dict[str, StepTotals]:
     """
     transport = open_transport(url, timeout)
     try:
-        statistics = transport.server_facts(ENSEMBLE, timeout).statistics
-    except ClientError as error:
-        raise transport.explained(error) from None
+        _, _, statistics = transport.server_facts(ENSEMBLE, timeout)
     finally:
         transport.close()
     totals: dict[str, StepTotals] = {}

@@ -79,7 +79,7 @@ def read_facts(checkpoint: str | Path) -> CheckpointFacts:
         raise CheckpointError(f"no checkpoint at {directory}: not a directory; fix: check the path")
     description, rule = read_description(directory), read_json(directory / "policy.json")
     try:
-        return CheckpointFacts(
+        facts = CheckpointFacts(
             directory,
             tuple(str(label) for label in description["labels"]),
             str(description["operator"]),
@@ -89,6 +89,7 @@ def read_facts(checkpoint: str | Path) -> CheckpointFacts:
         )
         for name in WEIGHTS.values():
             (directory / name).stat()
+        return facts
     except FileNotFoundError as error:
         raise CheckpointError(f"{error.filename} is missing; fix: copy the whole directory again") from None
     except (KeyError, TypeError, ValueError, ConfigError) as error:

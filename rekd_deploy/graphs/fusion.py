@@ -133,12 +133,35 @@ def _keys(name: str, structure: Structure) -> str | None:
             return _keys(node.input[0], structure)
         case "Expand":
             return _keys(node.input[0], structure)
-        case "And":  # with what depends on sizes alone, and is always true
+        case "And":  # with what depends on sizes alone; where that is a window, the whole is no mask of keys
             sides = [side for side in node.input if _depends_on_values(side, structure)]
-            return _keys(sides[0], structure) if len(sides) == 1 else None
+            windows = [side for side in node.input if side not in sides and not _always_true(side, structure)]
+            return _keys(sides[0], structure) if len(sides) == 1 and not windows else None
         case "GatherND" | "Unsqueeze":
             return node.input[0]
     return None
+
+
+def _always_true(name: str, structure: Structure) -> bool:
+    """Whether a condition on sizes compares nothing but indices with 0, as the library's mask of everything does."""
+    node = structure.producers.get(name)
+    if node is None:
+        return name not in structure.constants or bool(np.all(structure.values(name)))
+    if node.op_type in ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal", "Not"):
+        bound = node.input[1] if len(node.input) > 1 else ""
+        zero = bound in structure.constants and bool(np.all(structure.values(bound) <= 0))
+        return node.op_type == "GreaterOrEqual" and zero
+    return all(_always_true(source, structure) for source in node.input if _is_condition(source, structure))
+
+
+def _is_condition(name: str, structure: Structure) -> bool:
+    """Whether comparisons lie behind a tensor."""
+    node = structure.producers.get(name)
+    if node is None:
+        return False
+    if node.op_type in ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal", "Not"):
+        return True
+    return any(_is_condition(source, structure) for source in node.input)
 
 
 def _hides(node: onnx.NodeProto, structure: Structure) -> bool:
@@ -195,8 +218,20 @@ def _lookups(norm: onnx.NodeProto, summands: int, structure: Structure) -> list[
     leaves = [leaf for name in norm.input[:summands] for leaf in _leaves(name, structure)]
     if len(leaves) != 3 or not all(_is_lookup(leaf, structure) for leaf in leaves):
         return None
-    types, positions, words = sorted(leaves, key=lambda leaf: structure.constants[leaf.input[0]].dims[0])
-    return [words, positions, types]
+    words = [leaf for leaf in leaves if _reads_ids(leaf.input[1], structure)]
+    if len(words) != 1:
+        return None
+    rest = [leaf for leaf in leaves if leaf is not words[0]]
+    types, positions = sorted(rest, key=lambda leaf: structure.constants[leaf.input[0]].dims[0])
+    return [*words, positions, types]
+
+
+def _reads_ids(name: str, structure: Structure) -> bool:
+    """Whether a tensor is made of the values of ``input_ids``, not of their shape alone."""
+    node = structure.producers.get(name)
+    if node is None or node.op_type == "Shape":
+        return name == "input_ids"
+    return any(_reads_ids(source, structure) for source in node.input)
 
 
 def _leaves(name: str, structure: Structure) -> list[onnx.NodeProto | None]:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from rekd_train.data.examples import UNLABELLED, DataSet, LabelledTexts
+from rekd_train.data.examples import UNLABELLED, DataSet, Examples, LabelledTexts
 from rekd_train.data.table_files import Table, read_table
 from rekd_train.errors import DataError, listed
 from rekd_train.inputs.text import TextPreprocessor
@@ -199,13 +199,21 @@ class AlignedKnowledge:
         )
 
 
+def texts_of(examples: Examples) -> list[str]:
+    """The texts of a split; DataError: they are images."""
+    if not isinstance(examples, LabelledTexts):
+        raise DataError("recorded knowledge is about texts, the data are images; fix: a checkpoint as the teacher")
+    return examples.texts
+
+
 def with_unlabelled(data: DataSet, knowledge: Knowledge) -> DataSet:
     """The data with the texts that the file holds and no split has, behind the training examples, without labels."""
-    known = {text_id(text) for split in data.splits.values() for text in split.texts}
+    known = {text_id(text) for split in data.splits.values() for text in texts_of(split)}
     new = [text for key, text in knowledge.texts.items() if key not in known]
     if not new:
         return data
     train = data.splits["train"]
+    assert isinstance(train, LabelledTexts), "texts_of has looked"
     labels = np.concatenate([train.labels, np.full(len(new), UNLABELLED, dtype=np.int64)])
     rationales = None if train.rationales is None else [*train.rationales, *[None] * len(new)]
     return replace(data, splits=data.splits | {"train": LabelledTexts([*train.texts, *new], labels, rationales)})

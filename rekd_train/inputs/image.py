@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -192,7 +193,9 @@ def _name(index: int, item: object) -> str:
     if not isinstance(item, (str, Path)):
         return f"image {index + 1}"
     path = str(item)
-    return f"image {index + 1} ({path if len(path) <= _LONGEST_NAME else path[: _LONGEST_NAME - 3] + '...'})"
+    if len(path) > _LONGEST_NAME:  # of a path the end tells most, of a text its beginning
+        path = f"...{path[3 - _LONGEST_NAME :]}" if os.sep in path else f"{path[: _LONGEST_NAME - 3]}..."
+    return f"image {index + 1} ({path})"
 
 
 def read_image(item: object, channels: int) -> np.ndarray | Image:

@@ -59,8 +59,8 @@ class ImageEncoder(Backbone):
             self.linear_patches = whole and projection.kernel_size == (self.image.patch, self.image.patch)
             for name in ("cls_token", "reg_token", "dist_token"):
                 if (token := getattr(self.model, name, None)) is not None:
-                    # its gradient is a view into that of all tokens, and processes share contiguous ones
-                    token.register_hook(Tensor.contiguous)
+                    # its gradient is a view into that of all tokens; processes share ones with strides of their own
+                    token.register_hook(partial(torch.clone, memory_format=torch.contiguous_format))
         for name in ("mean", "std"):
             values = torch.tensor(getattr(self.image, name), dtype=torch.float32)
             self.register_buffer(name, values.view(1, -1, 1, 1), persistent=False)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from conftest import make_image_rationalizer, make_rationalizer, tiny_tokenizer_json
+from conftest import make_encoder_pair, make_image_rationalizer, make_rationalizer, tiny_tokenizer_json
 
-from rekd_train.config.run import BackboneConfig
+from rekd_train.config.run import BackboneConfig, ImageConfig
+from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
 from rekd_train.inputs.policy import PAPER_POLICY, SelectionPolicy
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 from rekd_train.models.base import Predictor, Selector
@@ -38,6 +39,34 @@ KINDS = {
     "vit": make_image_rationalizer,
     "vit-paper": lambda: make_image_rationalizer(operator="zero", policy=PAPER_POLICY),
 }
+
+
+LIBRARIES = {
+    "roberta": lambda: make_encoder_pair("roberta"),  # fewer words than positions
+    "modernbert": lambda: make_encoder_pair("modernbert"),
+    "deberta-v2-zero": lambda: make_encoder_pair("deberta-v2", "zero"),
+    "deberta-v2": lambda: make_encoder_pair("deberta-v2", pooling="mean"),
+    "dinov2": lambda: make_network_pair("vit_small_patch14_reg4_dinov2"),
+    "eva02": lambda: make_network_pair("eva02_tiny_patch14_224", pooling="mean"),
+}
+"""Pairs over encoders and networks as the libraries make them."""
+
+
+def make_network_pair(name: str, **changes) -> Rationalizer:
+    """A random pair over a tiny network of timm: grey images of 16 x 12 become 4 x 4 patches of 14 pixels."""
+    torch.manual_seed(0)
+    image = ImageConfig(height=16, width=12, channels=1, patch=14, upscale_to=56)
+    arguments = {"img_size": 56, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    architecture = {"name": name, "arguments": arguments}
+    settings = BackboneConfig(family="timm", width=48, heads=3, image=image, architecture=architecture, **changes)
+    selector, predictor = Selector(build_backbone(settings, {})), Predictor(build_backbone(settings, {}), 3, "compact")
+    with torch.no_grad():
+        for parameter in (*selector.backbone.parameters(), *predictor.backbone.parameters()):
+            if parameter.dim() > 1:
+                torch.nn.init.xavier_normal_(parameter)
+    policy = SelectionPolicy(bias=0.0, budget=0.4, minimum=1)
+    preprocessor = ImagePreprocessor(ImageSettings.of(settings))
+    return Rationalizer(selector, predictor, policy, preprocessor, ["shirt", "shoe", "bag"]).eval()
 
 
 def some_images(count: int = 9, height: int = 16, width: int = 12) -> list[np.ndarray]:

@@ -49,8 +49,8 @@ class EngineGraph:
     def __init__(self, folder: Path, product: str, device: int, execution: Any) -> None:
         api = importlib.import_module(product.replace("-", "_"))
         logger = api.Logger(api.Logger.ERROR)  # writes to the server's log
-        plan, cuda = (folder / "model.plan").read_bytes(), execution.Cuda(device)
-        self._execution = execution.EngineExecution(api, plan, logger, lambda: "see the server's log", cuda)
+        plan = (folder / "model.plan").read_bytes()
+        self._execution = execution.EngineExecution(api, plan, logger, lambda: "see the server's log", device)
 
     def run(self, names: Sequence[str], inputs: Arrays) -> list[np.ndarray]:
         """The outputs of these names."""

@@ -211,7 +211,7 @@ def test_what_serving_may_cost(changes, outcomes):
 def test_the_steps_of_a_load_are_the_difference_of_two_readings():
     def totals(count, queue, compute, rows, executions):
         times = {"queue": queue, "input": 0, "compute": compute, "output": 0, "request": queue + compute}
-        return StepTotals(count, 0, rows, executions, times)
+        return StepTotals("rekd", 1, count, 0, rows, executions, times)
 
     before = {"rekd_selector": totals(10, 10_000_000, 40_000_000, 10, 10)}
     after = {"rekd_selector": totals(14, 18_000_000, 60_000_000, 22, 13), "rekd_single": totals(0, 0, 0, 0, 0)}

@@ -196,7 +196,7 @@ def test_query_prints_and_saves_what_it_is_told(rekd_query, image_rationalizer, 
 def test_query_refuses_in_one_line(rekd_query, repository, file, tmp_path):
     none, twin, new = tmp_path / "none.png", file.with_suffix(".jpg"), tmp_path / "new"
     for arguments, complaint in (
-        (["--image", file, "--image", none], f"image 2 ({none}) does not exist; fix: "),
+        (["--image", file, "--image", none], "/none.png) does not exist; fix: "),
         (["--image", file, "--save", file / "folder"], "cannot be written: Not a directory; fix: "),
         (["--image", file, "--image", twin, "--save", new], "2 images would be saved to the same file"),
         (["a text"], f"the model of {repository} reads images, not texts; fix: rekd-query --image FILE\n"),

@@ -141,7 +141,7 @@ def test_triton_s_own_onnx_runtime_needs_the_graphs_alone(artefacts, tmp_path):
     root = write_repository(artefacts, tmp_path / "onnxruntime", target="onnxruntime", threads=3)
     assert [path.name for path in (root / SELECTOR / "1").iterdir()] == ["model.onnx"]
     assert check_repository(root)["repository"]["target"] == "onnxruntime"
-    with pytest.raises(ServerError, match="for Triton's backend 'onnxruntime', which the server of the wheel lacks"):
+    with pytest.raises(ServerError, match="needs Triton's backend 'onnxruntime', and there is no"):
         TritonServer(root, 0, 0, 0).start()
 
 

@@ -91,10 +91,10 @@ def test_swap_the_predictor_sees_nothing_but_the_rationale(runners, rationalizer
     ("change", "complaint"),
     [
         (lambda graph: setattr(graph.output[0].type.tensor_type.shape.dim[0], "dim_value", 2),
-         r"output 'scores' has the shape \(2, 'length'\), not \('batch', 'length'\)"),
+         r"scores float32 \[2, 'length'\], not .* \['batch', 'length'\]"),
         (lambda graph: setattr(graph.input[1].type.tensor_type, "elem_type", onnx.TensorProto.INT32),
-         "input 'attention_mask' is int32, not int64"),
-        (lambda graph: setattr(graph.input[1], "name", "mask"), r"inputs are \['input_ids', 'mask'\]"),
+         "attention_mask int32 .* not .*attention_mask int64"),
+        (lambda graph: setattr(graph.input[1], "name", "mask"), "it has .*mask int64"),
     ],
 )
 def test_another_interface_is_found_and_named(artefacts, change, complaint):

@@ -253,7 +253,7 @@ def test_a_plan_says_what_would_be_done_and_writes_nothing(checkpoints, tmp_path
     document = json.loads(json.dumps(plan.to_dict()))
     assert document["capacity"] == 11 and document["batches"] == [4]
     text = "\n".join(plan_lines(plan))
-    for expected in ("K = 11 of 48", "16, 48", "version 1 (new)", "rekd_single", "bert 2 x 16"):
+    for expected in ("K = 11 of 48", "16, 48", "version 1 (new)", "rekd_single", "transformers 2 x 16"):
         assert expected in text
     assert list(tmp_path.iterdir()) == []
 

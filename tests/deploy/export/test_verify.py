@@ -119,8 +119,10 @@ def of_other_labels(copy):
 @pytest.mark.parametrize(
     ("name", "change", "complaint"),
     [
-        (PREDICTOR, lambda copy: (copy / PREDICTOR).write_bytes(b"\xff" * 100), f"{PREDICTOR} is no ONNX file"),
-        (SELECTOR, lambda copy: shutil.copyfile(copy / PREDICTOR, copy / SELECTOR), "rekd_selector: the graph's"),
+        (PREDICTOR, lambda copy: (copy / PREDICTOR).write_bytes(b"\xff" * 100),
+         f"{PREDICTOR} cannot be run: ONNX Runtime cannot load"),
+        (SELECTOR, lambda copy: shutil.copyfile(copy / PREDICTOR, copy / SELECTOR),
+         f"{SELECTOR} cannot be run: rekd_selector has the tensors"),
         ("rekd/config.pbtxt", of_other_labels, "rekd/config.pbtxt describes other labels"),
         ("parity.npz", lambda copy: (copy / "parity.npz").write_bytes(b"cut"), "parity.npz is damaged"),
     ],

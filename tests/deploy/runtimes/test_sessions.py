@@ -9,6 +9,7 @@ from rekd_deploy.export import graphs as export
 from rekd_deploy.export.run import publish
 from rekd_deploy.export.verify import verify
 from rekd_deploy.repository.backend.graphs import OnnxGraph
+from rekd_deploy.repository.backend.model import usable_cores
 from rekd_deploy.repository.config import THREADS, parameters_of, read_config
 from rekd_deploy.repository.reader import GRAPH_MODELS
 
@@ -41,7 +42,7 @@ def serve(root, target: str) -> None:
         config = read_config(root / model / "config.pbtxt")
         parameters = parameters_of(config)
         if target == "python":
-            OnnxGraph(root / model / "1", int(parameters[THREADS])).close()
+            OnnxGraph(root / model / "1", int(parameters[THREADS]) or usable_cores()).close()
             continue
         assert not config.optimization.graph.level, "all of ONNX Runtime's own"
         options = onnxruntime.SessionOptions()

@@ -12,7 +12,7 @@ import grpc
 import malformed
 import numpy as np
 import pytest
-from families import KINDS, assert_same_answers, some_images
+from families import KINDS, LIBRARIES, assert_same_answers, some_images
 from malformed import Request, Tensor, as_bytes, written
 from PIL import Image
 
@@ -34,11 +34,11 @@ REFUSALS = {
 """What a status from 400 to 499 is in gRPC."""
 
 
-@pytest.fixture(scope="module", params=["vit", "bert-paper"])
+@pytest.fixture(scope="module", params=["vit", "bert-paper", "modernbert"])
 def served(wheel, request, tmp_path_factory):
     """A model and a server with its ensemble, its single graph and its text or image endpoint."""
     folder = tmp_path_factory.mktemp(request.param)
-    model = KINDS[request.param]()
+    model = (KINDS | LIBRARIES)[request.param]()
     artefacts = export(save(model, folder / "checkpoint"), folder, single_graph=True)
     root = write_repository(artefacts, folder / "repository", text_endpoint=True)
     with TritonServer(root, 0, 0, 0, log_file=folder / "log") as server:

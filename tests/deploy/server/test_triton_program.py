@@ -44,7 +44,7 @@ def test_what_is_no_server(installation, given):
 def test_every_backend_that_is_needed_must_be_there(installation, artefacts, repository, tmp_path):
     found = find_installed(installation)
     found.check_servable(repository, read_manifest(repository))
-    root = write_repository(artefacts, tmp_path / "r", target="onnxruntime", with_tokenizer=True)
+    root = write_repository(artefacts, tmp_path / "r", target="onnxruntime", text_endpoint=True)
     with pytest.raises(ServerError, match=r"needs Triton's backend 'onnxruntime'.*libtriton_onnxruntime\.so"):
         found.check_servable(root, read_manifest(root))
     library = installation / "backends" / "onnxruntime" / "libtriton_onnxruntime.so"

@@ -103,7 +103,7 @@ def test_taking_examples_takes_all_that_belongs_to_them():
         ({"train": LabelledTexts(["x", "y"], np.zeros(2, int))}, "all of one class"),
         ({"train": texts(4, 3)}, "label 2; there are 2 classes"),
         ({"train": LabelledTexts(["x", "y"], np.array([-2, 0]))}, "label -2"),
-        ({"dev": LabelledTexts(["x", "y"], np.array([-1, 0]))}, "'dev' has the label -1"),
+        ({"train": texts(4), "dev": LabelledTexts(["x", "y"], np.array([-1, 0]))}, "'dev' has the label -1"),
         ({"train": LabelledTexts(["x", "y"], np.array([-1, 0]))}, "all of one class"),
     ],
 )

@@ -227,8 +227,8 @@ def picture(path, seed: int) -> None:
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (9, 7, 3), dtype=np.uint8)).save(path)
 
 
-def pictures(root, seeds=range(20)):
-    for seed in seeds:
+def pictures(root, seeds=None):
+    for seed in range(20) if seeds is None else seeds:
         picture(root / ("cats" if seed % 2 else "dogs") / f"{seed}.PNG", seed)
     return DataConfig(name="image_folder", path=str(root), dev_share=0.2, test_share=0.2)
 

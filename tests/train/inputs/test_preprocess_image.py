@@ -132,7 +132,7 @@ def test_every_bad_image_is_named_at_once_and_a_text_is_told_from_a_path(tmp_pat
 def test_damaged_files_are_named(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "damaged.png"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"image 2 \(.*\) cannot be read as an image"):
+    with pytest.raises(InputError, match=r"image 2 \(.*damaged.png\) cannot be read as an image"):
         COLOUR([picture(), path])
     if content.startswith(b"\x89PNG"):
         with Image.open(path) as lazily_opened, pytest.raises(InputError, match="image 1 cannot be read"):
