@@ -6,12 +6,15 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +60,17 @@ def carry(folder: Path, tiny: bool) -> str:
     for package in (REVIEWS, MINILM):  # without it an installed package would be found first
         (folder / PACKAGES / package.parts[0] / "__init__.py").touch()
     if tiny:
-        import pandas
         from families import tiny_tokenizer_json  # of the tests, as the pairs of that size
 
         (own_minilm / "tokenizer.json").write_text(tiny_tokenizer_json(), encoding="utf-8")
-        table = pandas.read_csv(reviews, nrows=20_000)
-        table.groupby("label").head(80).to_csv(own_reviews, index=False)
+        with reviews.open(encoding="utf-8", newline="") as file, own_reviews.open("w", newline="") as own:
+            rows, seen = csv.DictReader(file), Counter()
+            writer = csv.DictWriter(own, rows.fieldnames or [])
+            writer.writeheader()
+            for row in islice(rows, 20_000):
+                seen[row["label"]] += 1
+                if seen[row["label"]] <= 80:
+                    writer.writerow(row)
     else:
         shutil.copyfile(reviews, own_reviews)
         for name in ("tokenizer.json", "config.json"):

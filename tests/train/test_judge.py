@@ -41,7 +41,6 @@ def test_it_learns_to_read_what_is_shown_and_no_more(operator) -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A checkpoint that records a run on a small table, its judge, and what its training was told."""
-    pytest.importorskip("pandas")
     folder, observer = tmp_path_factory.mktemp("judge"), Recorder()
     rows = [f"{text},{('bad', 'good')[label]}" for text, label in zip(*ToyTexts.words(80, 0), strict=True)]
     (folder / "texts.csv").write_text("\n".join(["text,label", *rows]))

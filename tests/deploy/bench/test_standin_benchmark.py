@@ -29,6 +29,12 @@ PROGRAM = "../../benchmarks/gpu.py"
 ON_THE_DEVICE = ("parity", "latency_fp16", "latency_fp32", "concurrency")
 
 
+@pytest.fixture(autouse=True)
+def own_path(monkeypatch):
+    """What a step puts first on the path is for its own process."""
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+
+
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory):
     standin.libraries()
