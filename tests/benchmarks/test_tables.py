@@ -18,6 +18,8 @@ from _tables import accuracy_table, comparison_table, mean_and_std, paired_boots
 from rekd_train.cli.command import run
 from rekd_train.config.run import RunConfig, run_config
 
+pytestmark = pytest.mark.slow
+
 
 def cells(seeds=(1, 2), size: int = 4) -> list[Cell]:
     """A teacher, a student that needs it, and a measurement of the student."""

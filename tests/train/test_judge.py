@@ -17,6 +17,8 @@ from rekd_train.errors import CheckpointError
 from rekd_train.evaluation.forward import run_masks, run_selector
 from rekd_train.judge import fit_judge, judge_figures, judge_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("operator", ["zero", "compact"])
 def test_it_learns_to_read_what_is_shown_and_no_more(operator) -> None:

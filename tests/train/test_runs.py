@@ -18,6 +18,8 @@ from rekd_train.errors import CheckpointError, ConfigError, DataError
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 from rekd_train.models.families import fresh_pair
 
+pytestmark = pytest.mark.slow
+
 TARGET = 0.2
 FILLING = [word for word in WORDS if word not in ("good", "bad")]
 

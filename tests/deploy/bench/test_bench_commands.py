@@ -22,6 +22,8 @@ from rekd_train.config.run import RunConfig
 from rekd_train.data import encode, load_data
 from rekd_train.evaluation import forward
 
+pytestmark = pytest.mark.slow
+
 
 def invoke(capsys, *arguments: str, command: str = "accuracy") -> tuple[int, str, str]:
     return bench(command, *arguments), *capsys.readouterr()

@@ -16,6 +16,8 @@ from rekd_train.data import ImageSplit, LabelledImages, encode
 from rekd_train.data.published import make_mosaics
 from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
 
+pytestmark = pytest.mark.slow
+
 SWAP = "unselected content has no influence"
 HURTS = "removing the rationale hurts the independent judge"
 KNOWN = "rationales lie where the reason is known to be"

@@ -32,6 +32,8 @@ from rekd_deploy.errors import BenchmarkError, EngineError, RepositoryError
 from rekd_train.checkpoints.checkpoint import save
 from rekd_train.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 QUICK = {"batches": (2,), "lengths": (16,), "rounds": 3, "warmup_seconds": 0.0, "threads": 1}
 
 

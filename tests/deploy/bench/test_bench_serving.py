@@ -14,6 +14,8 @@ from rekd_deploy.server.status import StepTotals
 from rekd_train.errors import ConfigError
 from rekd_train.inputs.prediction import Prediction
 
+pytestmark = pytest.mark.slow
+
 STALL = 0.4
 
 

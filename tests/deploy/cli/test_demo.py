@@ -10,7 +10,7 @@ from conftest import fashion_folder
 from rekd_deploy.cli.demo_chain import IMAGES, MODELS, Demo, Stages, run_demo, served_predictions
 from rekd_train.training.observers import Observer
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

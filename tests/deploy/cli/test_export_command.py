@@ -19,6 +19,8 @@ from rekd_deploy.repository.config import read_config
 from rekd_deploy.repository.writer import write_repository
 from rekd_train.cli.command import run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def rekd_export(capsys, monkeypatch):

@@ -14,6 +14,8 @@ from rekd_deploy.errors import ServerUnavailableError
 from rekd_train.cli.command import run
 from rekd_train.inputs.prediction import Prediction
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def rekd_query(capsys):

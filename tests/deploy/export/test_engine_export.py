@@ -33,6 +33,8 @@ from rekd_deploy.runtimes.tensorrt import PRODUCTS
 from rekd_deploy.server.server import TritonServer
 from rekd_train.files import sha256
 
+pytestmark = pytest.mark.slow
+
 MODELS = {"selector": SELECTOR, "predictor": PREDICTOR, "single": SINGLE}
 
 

@@ -22,6 +22,8 @@ from rekd_deploy.repository.writer import write_repository
 from rekd_train.checkpoints.checkpoint import save
 from rekd_train.errors import CheckpointError, ConfigError, MissingExtraError
 
+pytestmark = pytest.mark.slow
+
 ON_GPU = {"target": "onnxruntime", "gpu": True}
 
 

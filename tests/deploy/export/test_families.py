@@ -23,6 +23,8 @@ from rekd_train.checkpoints.checkpoint import save
 from rekd_train.errors import ConfigError
 from rekd_train.inputs.policy import SelectionPolicy
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=[*KINDS, *LIBRARIES])
 def family(request, tmp_path_factory):

@@ -20,6 +20,8 @@ from rekd_deploy.parity.reference import Agreement, compare, complaints, handed_
 from rekd_deploy.runtimes.base import check_inputs
 from rekd_train.files import sha256
 
+pytestmark = pytest.mark.slow
+
 SELECTOR, PREDICTOR = "rekd_selector/1/model.onnx", "rekd_predictor/1/model.onnx"
 
 

@@ -14,6 +14,8 @@ from rekd_deploy.graphs.half import to_half
 from rekd_deploy.graphs.precision import guarded_nodes, name_nodes
 from rekd_train.checkpoints.checkpoint import save
 
+pytestmark = pytest.mark.slow
+
 LAYERS = {"selector": 1, "predictor": 2}
 EMBEDDED = {("bert", "selector"), ("bert", "predictor"), ("bert-zero", "selector")}
 """A predictor that blanks multiplies the words before they are added up."""

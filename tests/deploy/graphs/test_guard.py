@@ -13,6 +13,8 @@ from rekd_deploy.graphs.modules import pair_signature
 from rekd_deploy.graphs.onnx_model import check_constants, check_interface, joined
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
+pytestmark = pytest.mark.slow
+
 VOCABULARY, WORST = 94, 2**63 - 1
 
 

@@ -22,6 +22,8 @@ from rekd_deploy.graphs.precision import without_padding
 from rekd_deploy.repository.backend.graphs import OnnxGraph
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
+pytestmark = pytest.mark.slow
+
 MULTIPLIED = {"selector": 6, "predictor": 12}
 
 

@@ -17,6 +17,8 @@ from rekd_deploy.graphs.onnx_model import Structure
 from rekd_deploy.graphs.precision import HEAD_OUTPUTS, guarded_nodes, multiplications, name_nodes, observed_precision
 from rekd_deploy.parity.examples import constructed_inputs
 
+pytestmark = pytest.mark.slow
+
 CASES = [
     (kind, precision, fused)
     for kind, fused in (("bert", True), ("bert", False), ("bert-zero", True), ("vit", True), ("bilstm", True))

@@ -29,6 +29,8 @@ from rekd_deploy.runtimes.onnxruntime_device import DeviceChain
 from rekd_train.cli.command import run
 from rekd_train.errors import ConfigError, MissingExtraError
 
+pytestmark = pytest.mark.slow
+
 ON_GPU = {"target": "onnxruntime", "gpu": True}
 EXAMPLES = Examples(["a fine film", "a dull one"], "file")
 

@@ -17,6 +17,8 @@ from rekd_train.cli.command import run
 from rekd_train.cli.main import app
 from rekd_train.config.run import RunConfig
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:

@@ -21,6 +21,8 @@ from rekd_train.config.run import preset_names
 from rekd_train.data import DataSet, LabelledTexts
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 
+pytestmark = pytest.mark.slow
+
 SIZES = "layers = 1\nwidth = 16\nheads = 2\nfeedforward = 32\nhead_width = 16\nvocabulary = {}\n"
 
 PARTS = {"train": slice(0, 120), "dev": slice(120, 160), "test": slice(160, 200)}

@@ -26,6 +26,8 @@ from rekd_train.models.families import build_backbone, fresh_pair
 from rekd_train.models.gates import kept_positions
 from rekd_train.training.stages import fit
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = "own_backbone:Convolutions"
 TEXTS = ["the film was great", "bad", "I think the story is dull, and the actor was awful. But the end is wonderful"]
 

@@ -21,6 +21,8 @@ from rekd_train.checkpoints import checkpoint
 from rekd_train.data import DataSet, LabelledTexts
 from rekd_train.training.runtime import Runtime
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("toy_run.py")
 NEAR_TIE = 1e-3  # as far as the weights may differ at the end
 

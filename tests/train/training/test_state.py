@@ -19,6 +19,8 @@ from rekd_train.errors import ConfigError, TrainingError
 from rekd_train.training.stages import fit
 from rekd_train.training.state import Snapshot, StateStore, identity_of
 
+pytestmark = pytest.mark.slow
+
 STAGES = {"classifier_epochs": 2, "rationale_epochs": 2, "compact_epochs": 1, "save_every": 5}
 
 
