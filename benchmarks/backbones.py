@@ -117,16 +117,16 @@ def tried(kind: str, serve: bool, folder: Path) -> dict:
         try:
             pair = pair_over(kind, operator)
         except RekdError as error:
-            row["exported"][operator] = str(error)
+            row["refused"] = {operator: str(error)}
             continue
-        traits = getattr(pair.predictor.backbone, "traits", None)
-        row["gathering"] = traits.gathering if traits else "exact" if operator == "compact" else row.get("gathering")
+        if operator == "compact":
+            row["gathering"] = pair.predictor.backbone.traits.gathering if kind in TEXT else "exact"
         repository = folder / f"{kind}-{operator}"
         publish(save(pair, folder / f"{kind}-{operator}-pair"), repository)
         expected = pair.predict(items)
         with Pipeline(repository) as pipeline:
             row["exported"][operator] = f"{agreeing(pipeline.predict(items), expected)} of {len(items)}"
-        if serve and operator == next(iter(row["exported"])):
+        if serve and "served" not in row:
             with TritonServer(repository, 0, 0, 0) as server, Client(server.grpc_url) as client:
                 row["served"] = f"{agreeing(client.predict(items), expected)} of {len(items)}"
     return row
@@ -141,11 +141,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for kind in options.only:
             row = tried(kind, options.serve, Path(folder))
-            result["rows"][kind] = result["rows"].get(kind, {}) | row
+            result["rows"][kind] = row | {"command": " ".join(["python benchmarks/backbones.py", *sys.argv[1:]])}
             print(kind, row, flush=True)
             rows = {name: result["rows"][name] for name in (*TEXT, *IMAGE) if name in result["rows"]}
-            write_json(RESULTS, {"command": "python benchmarks/backbones.py", "hardware": hardware(),
-                                 "versions": versions(), "rows": rows})  # fmt: skip
+            write_json(RESULTS, {"hardware": hardware(), "versions": versions(), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ A page holds a block between two marks; its text is made by the function of that
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import re
 import sys
@@ -21,11 +22,10 @@ ROOT = Path(__file__).resolve().parents[1]
 for folder in (ROOT, Path(__file__).resolve().parent):
     sys.path.insert(0, str(folder))
 
-import _backbone_blocks  # noqa: F401
-import _demo_blocks  # noqa: F401
-import _latency_blocks  # noqa: F401
-import _training_blocks  # noqa: F401
 from _blocks import BLOCKS, RESULTS, sources_of
+
+for module in ("_backbone_blocks", "_demo_blocks", "_latency_blocks", "_training_blocks"):
+    importlib.import_module(module)  # each registers its blocks
 
 PAGES = ("README.md", "benchmarks/README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 MARK = re.compile(r"<!-- figures: begin (\w+)[^>]*-->\n.*?<!-- figures: end -->", re.DOTALL)

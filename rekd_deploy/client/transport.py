@@ -149,9 +149,9 @@ class Transport(ABC):
             yield
         except ClientError:
             raise
-        except Exception:
+        except Exception as error:
             what = f"what answers at {self._url} is no Triton server; fix: check the address and its protocol"
-            raise ServerUnavailableError(what) from None
+            raise ServerUnavailableError(what) from error  # --debug shows it
 
     def _unusable(self, error: Exception) -> ServerUnavailableError:
         return ServerUnavailableError(f"the connection to {self._url} cannot be used ({error})")

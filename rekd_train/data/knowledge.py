@@ -148,6 +148,8 @@ class Reader:
         if "quotes" in row:
             if text is None:
                 raise ValueError("quotes need the text beside them, not its id alone")
+            if not isinstance(row["quotes"], list) or not all(isinstance(quote, str) for quote in row["quotes"]):
+                raise ValueError(f"quotes are {str(row['quotes'])[:40]!r}, not a list of strings")
             passages = passages or []
             for quote in row["quotes"]:
                 start = text.find(quote) if quote.strip() else -1

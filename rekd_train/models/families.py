@@ -87,7 +87,8 @@ def _own_family(name: str) -> Family:
     def build(settings: BackboneConfig, special_ids: dict[str, int]) -> Backbone:
         try:
             built = backbone(settings, special_ids)
-            built.settings  # noqa: B018  everything else reads it
+            if not isinstance(built.settings, BackboneConfig):
+                raise TypeError("its settings are no BackboneConfig")
         except RekdError:
             raise
         except Exception as error:
@@ -196,7 +197,7 @@ def tokenizer_json(path: Path) -> str | None:
             return whole.read_text(encoding="utf-8")
         if whole.is_file() or (path / "vocab.txt").is_file():
             return _word_pieces(path / "vocab.txt" if path.is_dir() else path)
-        if path.is_dir() and any(path.glob("*.model")) or (path / "tokenizer_config.json").is_file():
+        if path.is_dir() and any(any(path.glob(name)) for name in ("tokenizer_config.json", "vocab.json", "*.model")):
             from transformers import AutoTokenizer
 
             return AutoTokenizer.from_pretrained(path, use_fast=True).backend_tokenizer.to_str()

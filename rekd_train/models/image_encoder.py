@@ -44,7 +44,8 @@ class ImageEncoder(Backbone):
         self.settings = settings
         self.image = settings.image
         self.model = image_network(settings)
-        self.has_tokens = all(getattr(self.model, name, None) is not None for name in ("_pos_embed", "blocks", "norm"))
+        parts = ("_pos_embed", "norm_pre", "blocks", "norm")
+        self.has_tokens = all(getattr(self.model, name, None) is not None for name in parts)
         if not self.has_tokens:
             self.operators = ("zero",)
         else:

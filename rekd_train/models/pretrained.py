@@ -237,8 +237,8 @@ def _vit_of_transformers(path: Path) -> PretrainedSource:
 def sized(settings: BackboneConfig, source: PretrainedSource, role: str) -> BackboneConfig:
     """The settings with what the source decides filled in.
 
-    What the configuration names must agree with the source; only ``layers`` may be fewer (the first are used), and
-    dropout, pooling and how images are normalised are the run's own choice.
+    What the configuration names must agree with the source; only ``layers`` may be fewer (the first are used; not of
+    timm's networks), and dropout, pooling and how images are normalised are the run's own choice.
 
     Raises:
         ConfigError: names every disagreement.
@@ -246,7 +246,7 @@ def sized(settings: BackboneConfig, source: PretrainedSource, role: str) -> Back
     given, mistakes, changes = settings.model_fields_set, [], {}
     for name, value in source.sizes.items():
         own = getattr(settings, name)
-        fewer = name == "layers" and own <= value and "architecture" not in source.sizes.get("architecture", {})
+        fewer = name == "layers" and own <= value and not _of_timm(source)
         if name not in given:
             changes[name] = value
         elif own != value and not fewer and name not in _OWN_CHOICES:
@@ -273,6 +273,11 @@ def sized(settings: BackboneConfig, source: PretrainedSource, role: str) -> Back
     if mistakes:
         raise ConfigError(f"{source.path} does not fit: " + "; ".join(mistakes))
     return BackboneConfig.model_validate(settings.model_dump() | changes)
+
+
+def _of_timm(source: PretrainedSource) -> bool:
+    """Whether timm builds it by its name, with all its layers."""
+    return source.image is not None and "architecture" in source.sizes
 
 
 def load_weights(backbone: Backbone, source: PretrainedSource) -> None:

@@ -125,7 +125,7 @@ class RecordedTeacher:
         return self._classes[batch.indices]
 
     def class_logits_on(self, batch: Batch, mask: Tensor) -> Tensor:
-        """As recorded, whatever the mask (``stages.check_recorded`` refuses settings that need more)."""
+        """As recorded, whatever the mask (``stages.check_teacher`` refuses settings that need more)."""
         return self.class_logits(batch)
 
     def known_tokens(self, batch: Batch, positions: int) -> Tensor:

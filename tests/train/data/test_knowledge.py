@@ -107,6 +107,7 @@ def test_all_mistakes_of_a_file_together(tmp_path):
         {"text": "c", "probabilities": [0.2, 0.3, 0.5]}, {"text": "d", "rationale": [[0, 9]]},
         {"text": "ef", "scores": [[0, 1, float("nan")]]}, {"text": "gh", "scores": [[0, 2, 1], [1, 2, 1]]},
         {"text": "d"}, {"label": "positive"}, {"id": "0" * 16, "quotes": ["x"]},
+        {"text": "wonder", "quotes": "wonder"}, {"text": "won", "quotes": [3]},
     ]  # fmt: skip
     path = tmp_path / "k.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -115,7 +116,8 @@ def test_all_mistakes_of_a_file_together(tmp_path):
     for part in (
         "line 1: the probabilities [0.5, 0.2] do not sum to 1", "line 2: the class 'neutral' is none of negative",
         "line 3: 3 probabilities for 2 classes", "line 4: rationale hold [0, 9], not 0 <= start < end <= 1",
-        "line 5: scores hold values that are not finite",
+        "line 5: scores hold values that are not finite", "line 10: quotes are 'wonder', not a list of strings",
+        "line 11: quotes are '[3]', not a list of strings",
     ):  # fmt: skip
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)

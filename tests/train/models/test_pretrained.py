@@ -187,6 +187,8 @@ def test_images_must_be_what_the_source_reads(timm_directory):
     with pytest.raises(ConfigError, match="selector.image.patch is 8, the pretrained network has 14.*channels is 1"):
         sized(BackboneConfig(family="timm", image=ImageConfig(height=56, width=56, patch=8, channels=1)), source,
               "selector")  # fmt: skip
+    with pytest.raises(ConfigError, match="selector.layers is 1, the pretrained network has 2"):
+        sized(BackboneConfig(family="timm", layers=1, image=ImageConfig()), source, "selector")
     native = sized(BackboneConfig(family="timm", image=ImageConfig(height=32, width=24)), source, "selector").image
     assert (native.height, native.width, native.size) == (32, 24, (56, 56)), "resized inside of the network"
     own = sized(BackboneConfig(family="timm", image=ImageConfig(**HALVES)), source, "selector").image

@@ -21,6 +21,7 @@ from rekd_train.data.knowledge import (
 from rekd_train.errors import ConfigError
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 from rekd_train.training import losses
+from rekd_train.training.runtime import example_weights
 from rekd_train.training.stages import fit
 from rekd_train.training.teacher import statements_of, write_knowledge
 
@@ -96,9 +97,10 @@ def test_texts_without_a_label_train_by_the_teacher_alone(teacher, tmp_path):
     hidden = np.where(np.arange(96) < 48, TRUTH, UNLABELLED)
     wrong = np.where(np.arange(96) < 48, TRUTH, 1 - TRUTH)
     assert losses_with(said, labels=hidden) != losses_with(said, labels=wrong)
-    config = toy_config(stages={"rationale_epochs": 1, "compact_epochs": 0}, distillation={"alpha": 0.0})
-    rationale = [loss for loss in losses_with(said, config, hidden)]
-    assert np.isfinite(rationale).all()
+    assert np.isfinite(losses_with(said, labels=hidden)).all()
+    assert example_weights(hidden, "none").tolist() == [1.0] * 48 + [0.0] * 48
+    balanced = example_weights(hidden, "balanced")
+    assert balanced[:48].sum() == pytest.approx(48) and not balanced[48:].any(), "no cross-entropy"
 
 
 def test_a_file_brings_texts_of_its_own_but_none_of_dev_or_test():
