@@ -1,6 +1,6 @@
 """Breaks random lines of the product, one at a time, and counts how many the tests notice.
 
-    python scripts/mutation_sample.py --output /tmp/mutants.jsonl            # 40 lines, some hours of one core
+    python scripts/mutation_sample.py --output /tmp/mutants.jsonl            # 40 lines, some hours
     python scripts/mutation_sample.py --count 10 --seed 7 --output FILE      # goes on where FILE ends
 
 Works in a copy of the checkout. Each mutant meets the test files that name its module and those of the folder that
@@ -111,12 +111,13 @@ def test_files(copy: Path, file: str) -> tuple[list[str], list[str]]:
 
 def tests_pass(copy: Path, files: list[str]) -> bool:
     environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", *files]
-    try:
-        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
-    except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == 0
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "auto", "--dist", "loadfile", *files]
+    with (copy.parent / "log").open("w") as log:
+        try:
+            done = subprocess.run(command, cwd=copy, env=environment, stdout=log, stderr=log, timeout=LIMIT_S)
+            return done.returncode == 0
+        except subprocess.TimeoutExpired:
+            return False
 
 
 def main() -> None:
@@ -128,10 +129,11 @@ def main() -> None:
     done = [json.loads(line) for line in options.output.read_text().splitlines()] if options.output.exists() else []
     with tempfile.TemporaryDirectory() as folder:
         copy, graphs = Path(folder) / "copy", Path(folder) / "graphs"
-        ignored = shutil.ignore_patterns(".venv*", "runs", ".git", ".pytest_cache")
+        ignored = shutil.ignore_patterns(".venv*", "runs", ".pytest_cache")  # .git stays: a test reads it
         shutil.copytree(ROOT, copy, ignore=ignored, symlinks=True)
         (copy / ".venv-gpu").symlink_to(ROOT / ".venv-gpu")
         if not tests_pass(copy, []):
+            print((Path(folder) / "log").read_text()[-3000:])
             sys.exit("error: the tests fail on the unchanged checkout; fix: mend them first")
         cache = copy / ".pytest_cache" / "d" / "graphs"
         shutil.copytree(cache, graphs)

@@ -138,7 +138,8 @@ def _keys(name: str, structure: Structure) -> str | None:
             windows = [side for side in node.input if side not in sides and not _always_true(side, structure)]
             return _keys(sides[0], structure) if len(sides) == 1 and not windows else None
         case "GatherND" | "Unsqueeze":
-            return node.input[0]
+            source = structure.producers.get(node.input[0])
+            return None if source is not None and source.op_type == "Where" else node.input[0]  # a term is no mask
     return None
 
 

@@ -150,8 +150,7 @@ class ImageEncoder(Backbone):
         mask = None
         if visible is not None:
             seen = torch.cat([torch.ones_like(visible[:, :1]).expand(-1, first.shape[1]), visible], dim=1)
-            # added to the scores: a mask of bool would export with tests for rows that see nothing
-            mask = torch.where(seen[:, None, None, :], 0.0, torch.finfo(hidden.dtype).min)
+            mask = _added_mask(seen, hidden.dtype)
         for index, block in enumerate(self.model.blocks):
             options = {"rope": rotations[index % len(rotations)]} if rotations else {}
             hidden = block(hidden, attn_mask=mask, **options)
@@ -177,11 +176,15 @@ class ImageEncoder(Backbone):
         patches = hidden[:, count:]
         seen = torch.ones_like(patches[..., 0]) if visible is None else visible.to(patches.dtype)
         if self.settings.pooling == "attention":
-            mask = torch.where(seen > 0, 0.0, torch.finfo(patches.dtype).min)[:, None, None, :]
-            pooled = self.model.attn_pool(patches, attn_mask=mask)
+            pooled = self.model.attn_pool(patches, attn_mask=_added_mask(seen > 0, patches.dtype))
         else:
             pooled = (patches * seen.unsqueeze(-1)).sum(1) / seen.sum(1, keepdim=True).clamp(min=1)
         return getattr(self.model, "fc_norm", nn.Identity())(pooled)
+
+
+def _added_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, 1, 1, N) to add to scores, from (B, N) bool: a mask of bool exports with tests for rows that see nothing."""
+    return torch.where(seen[:, None, None, :], 0.0, torch.finfo(dtype).min)
 
 
 def _chosen(rotation: Tensor, positions: Tensor) -> Tensor:

@@ -47,16 +47,18 @@ LIBRARIES = {
     "deberta-v2-zero": lambda: make_encoder_pair("deberta-v2", "zero"),
     "deberta-v2": lambda: make_encoder_pair("deberta-v2", pooling="mean"),
     "dinov2": lambda: make_network_pair("vit_small_patch14_reg4_dinov2"),
+    "siglip": lambda: make_network_pair("vit_base_patch16_siglip_224", pooling="attention"),
     "eva02": lambda: make_network_pair("eva02_tiny_patch14_224", pooling="mean"),
 }
 """Pairs over encoders and networks as the libraries make them."""
 
 
 def make_network_pair(name: str, **changes) -> Rationalizer:
-    """A random pair over a tiny network of timm: grey images of 16 x 12 become 4 x 4 patches of 14 pixels."""
+    """A random pair over a tiny network of timm: grey images of 16 x 12 become 4 x 4 patches."""
     torch.manual_seed(0)
-    image = ImageConfig(height=16, width=12, channels=1, patch=14, upscale_to=56)
-    arguments = {"img_size": 56, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    patch = 14 if "patch14" in name else 16
+    image = ImageConfig(height=16, width=12, channels=1, patch=patch, upscale_to=4 * patch)
+    arguments = {"img_size": 4 * patch, "embed_dim": 48, "depth": 2, "num_heads": 3}
     architecture = {"name": name, "arguments": arguments}
     settings = BackboneConfig(family="timm", width=48, heads=3, image=image, architecture=architecture, **changes)
     selector, predictor = Selector(build_backbone(settings, {})), Predictor(build_backbone(settings, {}), 3, "compact")
