@@ -174,6 +174,23 @@ def make_encoder_pair(kind: str, operator: str = "compact", **changes) -> Ration
     return Rationalizer(selector, predictor, policy, preprocessor, ("negative", "positive")).eval()
 
 
+def make_bilstm(
+    operator: str = "compact", max_length: int = 48, lengths: tuple[int, ...] = (16, 32)
+) -> Rationalizer:
+    """A random pair of LSTMs."""
+    torch.manual_seed(4)
+    preprocessor = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length, lengths))
+    sizes = {"family": "bilstm", "vocabulary": preprocessor.vocabulary_size, "heads": 1}
+    selector = Selector(build_backbone(BackboneConfig(layers=1, width=8, **sizes), preprocessor.special_ids))
+    backbone = build_backbone(BackboneConfig(layers=2, width=12, **sizes), preprocessor.special_ids)
+    predictor = Predictor(backbone, 2, operator)
+    with torch.no_grad():  # random weights give answers too alike to tell apart
+        for weights in (*predictor.backbone.parameters(), selector.head[-1].weight, predictor.head[-1].weight):
+            weights.mul_(4)
+    policy = SelectionPolicy(bias=0.0, budget=0.4, minimum=1)
+    return Rationalizer(selector, predictor, policy, preprocessor, ["negative", "positive"]).eval()
+
+
 @pytest.fixture(scope="session")
 def rationalizer() -> Rationalizer:
     return make_rationalizer()

@@ -4,31 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from conftest import make_encoder_pair, make_image_rationalizer, make_rationalizer, tiny_tokenizer_json
+from conftest import make_bilstm, make_encoder_pair, make_image_rationalizer, make_rationalizer
 
 from rekd_train.config.run import BackboneConfig, ImageConfig
 from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
 from rekd_train.inputs.policy import PAPER_POLICY, SelectionPolicy
-from rekd_train.inputs.text import TextPreprocessor, TextSettings
 from rekd_train.models.base import Predictor, Selector
 from rekd_train.models.families import build_backbone
 from rekd_train.models.rationalizer import Rationalizer
-
-
-def make_bilstm(operator: str = "compact") -> Rationalizer:
-    """A random pair of LSTMs."""
-    torch.manual_seed(4)
-    preprocessor = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=48, lengths=(16, 32)))
-    sizes = {"family": "bilstm", "vocabulary": preprocessor.vocabulary_size, "heads": 1}
-    selector = Selector(build_backbone(BackboneConfig(layers=1, width=8, **sizes), preprocessor.special_ids))
-    backbone = build_backbone(BackboneConfig(layers=2, width=12, **sizes), preprocessor.special_ids)
-    predictor = Predictor(backbone, 2, operator)
-    with torch.no_grad():  # random weights give answers too alike to tell apart
-        for weights in (*predictor.backbone.parameters(), selector.head[-1].weight, predictor.head[-1].weight):
-            weights.mul_(4)
-    policy = SelectionPolicy(bias=0.0, budget=0.4, minimum=1)
-    return Rationalizer(selector, predictor, policy, preprocessor, ["negative", "positive"]).eval()
-
 
 KINDS = {
     "bert": make_rationalizer,

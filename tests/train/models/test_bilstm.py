@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_tokenizer_json
+from conftest import make_bilstm
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from rekd_train.checkpoints.checkpoint import load, save
 from rekd_train.config.run import BackboneConfig
 from rekd_train.errors import ConfigError
-from rekd_train.inputs.policy import SelectionPolicy
-from rekd_train.inputs.text import TextPreprocessor, TextSettings
-from rekd_train.models.base import Predictor, Selector
 from rekd_train.models.families import build_backbone
 from rekd_train.models.gates import kept_positions
 from rekd_train.models.rationalizer import Rationalizer
@@ -23,18 +21,7 @@ from rekd_train.models.rationalizer import Rationalizer
 Inputs = dict[str, torch.Tensor]
 
 
-def make(operator: str = "compact") -> Rationalizer:
-    torch.manual_seed(4)
-    preprocessor = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=40, lengths=(16, 24)))
-    sizes = {"family": "bilstm", "vocabulary": preprocessor.vocabulary_size, "heads": 1}
-    selector = Selector(build_backbone(BackboneConfig(layers=1, width=8, **sizes), preprocessor.special_ids))
-    backbone = build_backbone(BackboneConfig(layers=2, width=12, **sizes), preprocessor.special_ids)
-    predictor = Predictor(backbone, 2, operator)
-    with torch.no_grad():  # random weights give answers too alike to tell apart
-        for weights in (*predictor.backbone.parameters(), selector.head[-1].weight, predictor.head[-1].weight):
-            weights.mul_(4)
-    policy = SelectionPolicy(bias=0.0, budget=0.4, minimum=1)
-    return Rationalizer(selector, predictor, policy, preprocessor, ["negative", "positive"]).eval()
+make = partial(make_bilstm, max_length=40, lengths=(16, 24))
 
 
 @pytest.fixture(scope="module")
