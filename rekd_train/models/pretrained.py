@@ -244,9 +244,10 @@ def sized(settings: BackboneConfig, source: PretrainedSource, role: str) -> Back
         ConfigError: names every disagreement.
     """
     given, mistakes, changes = settings.model_fields_set, [], {}
+    whole = source.image is not None and "architecture" in source.sizes  # timm builds it by its name
     for name, value in source.sizes.items():
         own = getattr(settings, name)
-        fewer = name == "layers" and own <= value and not _of_timm(source)
+        fewer = name == "layers" and own <= value and not whole
         if name not in given:
             changes[name] = value
         elif own != value and not fewer and name not in _OWN_CHOICES:
@@ -273,11 +274,6 @@ def sized(settings: BackboneConfig, source: PretrainedSource, role: str) -> Back
     if mistakes:
         raise ConfigError(f"{source.path} does not fit: " + "; ".join(mistakes))
     return BackboneConfig.model_validate(settings.model_dump() | changes)
-
-
-def _of_timm(source: PretrainedSource) -> bool:
-    """Whether timm builds it by its name, with all its layers."""
-    return source.image is not None and "architecture" in source.sizes
 
 
 def load_weights(backbone: Backbone, source: PretrainedSource) -> None:
