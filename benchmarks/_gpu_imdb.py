@@ -60,7 +60,7 @@ def carry(folder: Path, tiny: bool) -> str:
     for package in (REVIEWS, MINILM):  # without it an installed package would be found first
         (folder / PACKAGES / package.parts[0] / "__init__.py").touch()
     if tiny:
-        from families import tiny_tokenizer_json  # of the tests, as the pairs of that size
+        from conftest import tiny_tokenizer_json  # of the tests, as the pairs of that size
 
         (own_minilm / "tokenizer.json").write_text(tiny_tokenizer_json(), encoding="utf-8")
         with reviews.open(encoding="utf-8", newline="") as file, own_reviews.open("w", newline="") as own:
