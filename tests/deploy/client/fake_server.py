@@ -15,22 +15,17 @@ from rekd_deploy.client.transport import Arrays, Transport
 class FakeServer(Transport):
     """Keeps the first word of each text; the probability of 'positive' is the text's share of the longest sequence."""
 
+    _told = _is_ready = None  # never asked
+
     def __init__(self, parameters):
         super().__init__(Address.parse("127.0.0.1:1"), 30.0, {})
-        self._workers = ThreadPoolExecutor(1)
-        self.configs = {"1": parameters}
-        self.config_reads = 0
+        self._workers, self._lock, self._numbers = ThreadPoolExecutor(1), threading.Lock(), {}
+        self.configs, self.config_reads = {"1": parameters}, 0
         self.shapes, self.ids, self.timeouts, self.threads = [], [], [], set()
         self.open = self.begun = self.most_open = 0
-        self.gate = threading.Event()
+        self.gate, self.opens_when_full = threading.Event(), False
         self.gate.set()
-        self.opens_when_full = False  # the gate, once as many requests are on their way as a call may have
-        self.fail_at = {}
-        self.fail_config = []
-        self.change = lambda outputs: outputs
-        self.closed = False
-        self._lock = threading.Lock()
-        self._numbers = {}
+        self.fail_at, self.fail_config, self.change, self.closed = {}, [], lambda outputs: outputs, False
 
     @property
     def version(self):
@@ -53,11 +48,9 @@ class FakeServer(Transport):
             self.timeouts.append(timeout)
             self.open += 1
             self.most_open = max(self.most_open, self.open)
-            if self.opens_when_full and self.open >= IN_FLIGHT:
+            if self.opens_when_full and self.open >= IN_FLIGHT:  # as many as a call may have on their way
                 self.gate.set()
         return super().submit(model, inputs, outputs, timeout=timeout, request_id=request_id, wait=wait)
-
-    _told = _is_ready = None  # never asked
 
     def infer(self, request):
         self.begun += 1
@@ -65,17 +58,13 @@ class FakeServer(Transport):
         self.gate.wait(5)
         with self._lock:
             self.open -= 1
-        number = self._numbers[id(request.inputs)]
-        if number in self.fail_at:
-            raise self.fail_at[number]
-        ids, real = request.inputs["input_ids"], request.inputs["attention_mask"]
-        share = real.sum(axis=1) / 48
-        arrays = {
-            "scores": ids.astype(np.float32),
-            "mask": np.arange(ids.shape[1])[None, :] == np.ones(len(ids), dtype=int)[:, None],
-            "probabilities": np.stack([1 - share, share], axis=1).astype(np.float32),
-        }
-        outputs = Arrays({name: array for name, array in self.change(arrays).items() if name in request.outputs})
+        if failure := self.fail_at.get(self._numbers[id(request.inputs)]):
+            raise failure
+        ids, share = request.inputs["input_ids"], request.inputs["attention_mask"].sum(axis=1) / 48
+        mask = np.arange(ids.shape[1])[None, :] == np.ones(len(ids), dtype=int)[:, None]
+        probabilities = np.stack([1 - share, share], axis=1).astype(np.float32)
+        arrays = self.change({"scores": ids.astype(np.float32), "mask": mask, "probabilities": probabilities})
+        outputs = Arrays({name: array for name, array in arrays.items() if name in request.outputs})
         outputs.version = self.version
         return outputs
 

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import threading
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from conftest import make_rationalizer
 from fake_server import FakeServer
+from families import some_images
 
+from rekd_deploy import errors
 from rekd_deploy.client.client import IN_FLIGHT, AsyncClient, Client
 from rekd_deploy.client.connection import RetryPolicy
 from rekd_deploy.contract.description import ServedDescription
-from rekd_deploy.errors import (
-    ClientError,
-    DeadlineError,
-    ModelMissingError,
-    RejectedError,
-    ServerBusyError,
-    ServerUnavailableError,
-    VersionMismatchError,
-)
+from rekd_deploy.errors import ClientError, DeadlineError, RepositoryError, ServerUnavailableError, VersionMismatchError
 from rekd_train.errors import InputError
 from rekd_train.inputs.text import TextPreprocessor
 
 QUICK = RetryPolicy(first_pause=0.001)
+DOWN = ServerUnavailableError("down")
 
 
 class Waited:
@@ -45,13 +42,19 @@ def kind(request):
     return request.param
 
 
-def parameters_of(model):
-    return ServedDescription.of(model.preprocessor, tuple(model.labels)).to_parameters()
+def description_of(model):
+    return ServedDescription.of(model.preprocessor, tuple(model.labels))
 
 
 @pytest.fixture(scope="module")
 def parameters(rationalizer):
-    return parameters_of(rationalizer)
+    return description_of(rationalizer).to_parameters()
+
+
+@pytest.fixture(scope="module")
+def other_parameters():
+    """Of a model with shorter texts and other labels."""
+    return description_of(make_rationalizer(max_length=40, labels=("no", "yes"))).to_parameters()
 
 
 @pytest.fixture
@@ -67,23 +70,30 @@ def client(kind, server):
     return kind(transport=server, retry=QUICK)
 
 
+def goods(*lengths):
+    """Texts of so many words."""
+    return [" ".join(["good"] * length) for length in lengths]
+
+
 def lengths_of(predictions):
     """Words of each text, as the fake server told them."""
     return [round(prediction.probabilities["positive"] * 48) - 2 for prediction in predictions]
 
 
-def test_predictions_come_in_the_order_of_the_texts(client, server):
+def test_predictions_come_in_the_order_of_the_texts_a_few_requests_at_once(client, server):
     lengths = [20, 1, 44, 3, 30, 2, 1, 15, 40, 9, 25]
-    predictions = client.predict([" ".join(["good"] * n) for n in lengths])
+    predictions = client.predict(goods(*lengths))
     assert lengths_of(predictions) == lengths
     assert all(prediction.rationale[0].text == "good" for prediction in predictions)
-    client.predict(["again"])
-    assert server.config_reads == 1
+    server.gate.clear()
+    server.opens_when_full = True
+    client.predict(["good"] * 4 * (IN_FLIGHT + 3))
+    assert server.most_open == IN_FLIGHT and server.config_reads == 1
     assert Client(transport=server).description.labels == ("negative", "positive")
 
 
 def test_batches_hold_at_most_what_the_server_takes_of_one_bucket(client, server):
-    client.predict(["good " * n for n in [1] * 9 + [20] * 3 + [44]], request_id="order 17")
+    client.predict(goods(*[1] * 9, *[20] * 3, 44), request_id="order 17")
     assert server.shapes == [(4, 16), (4, 16), (1, 16), (3, 32), (1, 48)]
     assert server.ids == ["order 17", "order 17-2", "order 17-3", "order 17-4", "order 17-5"]
     for _ in range(2):
@@ -91,15 +101,8 @@ def test_batches_hold_at_most_what_the_server_takes_of_one_bucket(client, server
     assert len(set(server.ids)) == 7 and all(server.ids)
 
 
-def test_a_few_requests_are_on_their_way_at_once(client, server):
-    server.gate.clear()
-    server.opens_when_full = True
-    client.predict(["good"] * 4 * (IN_FLIGHT + 3))
-    assert server.most_open == IN_FLIGHT
-
-
 def test_windows_of_a_long_text_are_sent_and_combined(client, server):
-    predictions = client.predict(["bad", " ".join(["good"] * 90), "good film"], windows=True)
+    predictions = client.predict(["bad", *goods(90), "good film"], windows=True)
     # 46 words a window, 11 of them shared with the one before: 46, 46 and 20
     assert sorted(server.shapes) == [(1, 32), (2, 16), (2, 48)]
     assert not any(prediction.truncated for prediction in predictions)
@@ -119,16 +122,20 @@ def test_arguments_of_a_call_that_cannot_be_used(client, server, name, value):
     assert server.shapes == []
 
 
-@pytest.mark.parametrize("options", [{"timeout": 0}, {"timeout": float("nan")}, {"url": "nowhere"}])
-def test_options_of_a_client_that_cannot_be_used(kind, options):
-    with pytest.raises(ClientError):
-        kind(**options)
+BAD_OPTIONS = [(Client, {"timeout": 0}), (AsyncClient, {"timeout": float("nan")}), (Client, {"url": "nowhere"})]
+BAD_OPTIONS += [(RetryPolicy, each) for each in ({"attempts": 0}, {"first_pause": -1.0}, {"first_pause": 9.0})]
 
 
-# failures
+@pytest.mark.parametrize(("made", "options"), BAD_OPTIONS)
+def test_options_that_cannot_be_used(made, options):
+    with pytest.raises(ClientError, match="it must|is no address"):
+        made(**options)
 
 
-@pytest.mark.parametrize("failure", [DeadlineError("x"), RejectedError("x"), ModelMissingError("x")])
+# failures, deadlines and cancelling
+
+
+@pytest.mark.parametrize("failure", [DeadlineError("x"), errors.RejectedError("x"), errors.ModelMissingError("x")])
 def test_what_does_not_pass_is_raised_and_the_client_goes_on(client, server, failure):
     server.fail_at = {2: failure}
     with pytest.raises(type(failure)):
@@ -138,11 +145,11 @@ def test_what_does_not_pass_is_raised_and_the_client_goes_on(client, server, fai
     assert len(client.predict(["good"] * 5)) == 5
 
 
-@pytest.mark.parametrize("failure", [ServerUnavailableError("x"), ServerBusyError("x")])
+@pytest.mark.parametrize("failure", [DOWN, errors.ServerBusyError("x")])
 def test_what_may_pass_is_sent_again(client, server, failure):
     server.fail_config = [failure] * (QUICK.attempts - 1)
     server.fail_at = dict.fromkeys([0, 3, 4, 5, 7], failure)
-    assert lengths_of(client.predict(["good " * n for n in range(1, 41)])) == list(range(1, 41))
+    assert lengths_of(client.predict(goods(*range(1, 41)))) == list(range(1, 41))
     assert len(server.shapes) == 4 + 4 + 3 + 5, "batches of three buckets, and each failure once more"
     assert len(set(server.ids)) == 4 + 4 + 3, "an attempt keeps its request's id"
     server.fail_at = dict.fromkeys(range(100), failure)
@@ -151,34 +158,26 @@ def test_what_may_pass_is_sent_again(client, server, failure):
     assert len(server.shapes) == 16 + QUICK.attempts, "as often as the policy says"
 
 
-def test_a_lone_request_is_waited_for_in_its_thread(kind, server):
-    server.ends_in_time = True
-    client = kind(transport=server, retry=QUICK)
-    main = {threading.main_thread()}
+def test_a_lone_request_is_waited_for_in_its_thread(client, kind, server):
+    server.ends_in_time, main = True, {threading.main_thread()}
     client.predict(["good"] * 3)
     assert (server.threads == main) == (kind is Client), "an event loop does not block"
     for lengths in ([3] * 5, [3, 20]):
         server.threads = set()
-        assert lengths_of(client.predict(["good " * n for n in lengths])) == lengths
+        assert lengths_of(client.predict(goods(*lengths))) == lengths
         assert not server.threads & main, "two requests are on their way at once"
 
 
 def test_pauses_double_up_to_the_longest_and_are_shortened_by_chance():
     chance = iter([0.0, 0.0, 1.0, 0.5, 0.0, 0.0])
     policy = RetryPolicy(attempts=7, first_pause=0.1, longest_pause=1.0, jitter=lambda: next(chance))
-    pauses = [policy.pause(ServerBusyError(""), made, float("inf")) for made in range(1, 8)]
+    pauses = [policy.pause(errors.ServerBusyError(""), made, float("inf")) for made in range(1, 8)]
     assert pauses == pytest.approx([0.1, 0.2, 0.2, 0.6, 1.0, 1.0, None])
-    assert RetryPolicy().pause(ServerUnavailableError(""), 1, remaining=0.04) is None, "the deadline comes first"
-    for options in ({"attempts": 0}, {"first_pause": -1.0}, {"first_pause": 9.0}):
-        with pytest.raises(ClientError, match="it must"):
-            RetryPolicy(**options)
-
-
-# deadlines and cancelling
+    assert RetryPolicy().pause(DOWN, 1, remaining=0.04) is None, "the deadline comes first"
 
 
 def test_a_call_ends_at_its_deadline(kind, server):
-    server.fail_at = dict.fromkeys(range(1000), ServerUnavailableError("down"))
+    server.fail_at = dict.fromkeys(range(1000), DOWN)
     client = kind(transport=server, retry=RetryPolicy(attempts=1000, first_pause=0.01, longest_pause=0.05))
     begun = time.monotonic()
     with pytest.raises((DeadlineError, ServerUnavailableError)):
@@ -203,7 +202,7 @@ def test_a_cancelled_task_ends_its_pauses_and_abandons_its_requests(server, paus
     async def impatient():
         client = AsyncClient(transport=server, retry=RetryPolicy(first_pause=60.0, longest_pause=60.0))
         if pausing:
-            server.fail_at = {0: ServerUnavailableError("down")}
+            server.fail_at = {0: DOWN}
         else:
             server.gate.clear()
         task = asyncio.create_task(client.predict(["good"] * 4 * IN_FLIGHT))
@@ -243,7 +242,7 @@ def test_a_closed_client_says_so(kind, server, attempts):
     client = kind(transport=server, retry=RetryPolicy(attempts=attempts, first_pause=0.001))
     client.predict(["good"])
     server.gate.clear()
-    server.fail_at = {1: ServerUnavailableError("broke off")}
+    server.fail_at = {1: DOWN}
     with ThreadPoolExecutor(2) as pool:
         running = pool.submit(client.predict, ["good"])
         while server.begun < 2:
@@ -260,19 +259,13 @@ def test_a_closed_client_says_so(kind, server, attempts):
 # the model behind the address
 
 
-@pytest.fixture(scope="module")
-def other_parameters():
-    """Of a model with shorter texts and other labels."""
-    return parameters_of(make_rationalizer(max_length=40, labels=("no", "yes")))
-
-
 def test_a_model_exchanged_behind_the_client_is_asked_in_its_own_way(client, server, parameters, other_parameters):
     client.predict(["good"])
     server.configs["2"] = dict(parameters)
     assert client.predict(["good"])[0].label == "negative"
     assert (server.config_reads, len(server.shapes)) == (2, 2), "one of the same kind is only looked at"
     server.configs["3"] = other_parameters
-    predictions = client.predict(["good " * n for n in (1, 44, 9)])
+    predictions = client.predict(goods(1, 44, 9))
     assert [set(prediction.probabilities) for prediction in predictions] == [{"no", "yes"}] * 3
     assert server.shapes[-1] == (1, 40) and predictions[1].truncated, "encoded anew, with the new model's length"
     sent = len(server.shapes)
@@ -282,21 +275,26 @@ def test_a_model_exchanged_behind_the_client_is_asked_in_its_own_way(client, ser
     assert client.predict(["good"])[0].label == "negative" and server.config_reads == 3, "the older one is back"
 
 
-def test_another_preprocessing_than_wanted(kind, server, rationalizer, other_parameters):
+def test_a_model_that_cannot_be_used(kind, server, rationalizer, parameters, other_parameters):
     client = kind(transport=server, preprocessing=rationalizer.preprocessor.fingerprint)
     client.predict(["good"])
-    server.configs["2"] = other_parameters
-    with pytest.raises(VersionMismatchError, match="this client wants"):
-        client.predict(["good"])
-    with pytest.raises(VersionMismatchError, match="this client wants 000"):
-        kind(transport=server, preprocessing="0" * 64).predict(["good"])
+    tokenizer = rationalizer.preprocessor.tokenizer_json.replace('"film"', '"kilm"').encode()
+    for version, changed, complaint in (
+        ("2", other_parameters, "this client wants"),
+        ("3", parameters | {"tokenizer": base64.b64encode(zlib.compress(tokenizer)).decode()}, "fingerprint"),
+        ("4", {key: value for key, value in parameters.items() if key != "labels"}, "no parameter labels"),
+    ):
+        server.configs[version] = changed
+        with pytest.raises(VersionMismatchError, match=complaint):
+            client.predict(["good"])
+    server.configs = {}
+    with pytest.raises(errors.ModelMissingError, match="no version of 'rekd'"):
+        kind(transport=server).predict(["good"])
 
 
 def test_a_model_that_changes_all_the_time(kind, parameters, other_parameters):
     class Restless(FakeServer):
-        @property
-        def version(self):
-            return str(len(self.shapes) + 1)
+        version = property(lambda self: str(len(self.shapes) + 1))
 
         def model_config(self, model, version, timeout):
             return (parameters, other_parameters)[int(version) % 2], 4
@@ -305,19 +303,29 @@ def test_a_model_that_changes_all_the_time(kind, parameters, other_parameters):
         kind(transport=Restless(parameters)).predict(["good"])
 
 
-@pytest.mark.parametrize(
-    ("configs", "error", "complaint"),
-    [
-        ({}, ModelMissingError, "no version of 'rekd'"),
-        ({"labels": None}, VersionMismatchError, "no parameter labels"),
-        ({"preprocessing_sha256": "0" * 64}, VersionMismatchError, "fingerprint"),
-    ],
-)
-def test_a_model_that_cannot_be_used(client, server, configs, error, complaint):
-    changed = {key: value for key, value in (server.configs["1"] | configs).items() if value is not None}
-    server.configs = {"1": changed} if configs else {}
-    with pytest.raises(error, match=complaint):
-        client.predict(["good"])
+def test_a_description_survives_the_servers_config(rationalizer, image_rationalizer):
+    for model, items in ((rationalizer, ["The film was great!"]), (image_rationalizer, some_images(1))):
+        parameters = description_of(model).to_parameters()
+        again = ServedDescription.from_parameters(parameters)
+        assert again == description_of(model) and ("tokenizer" in parameters) == (model is rationalizer)
+        ours, theirs = (each(items).inputs for each in (again.preprocessor(), model.preprocessor))
+        assert all((ours[name] == theirs[name]).all() for name in theirs)
+
+
+TEXT = '{"kind": "text", "max_length": %s, "lengths": []%s}'
+BAD_PARAMETERS = [(key, None) for key in ("labels", "preprocessing", "tokenizer", "preprocessing_sha256")]
+BAD_PARAMETERS += [("labels", "{"), ("tokenizer", "not base64!"), ("tokenizer", "QUJD")]
+BAD_PARAMETERS += [("preprocessing", content) for content in (
+    "[]", '{"kind": "image", "height": 16}', TEXT.replace("text", "sound") % (8, ""), TEXT % (1, ""),
+    TEXT % (8, ', "unknown": 1'),
+)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), BAD_PARAMETERS)
+def test_a_parameter_that_is_missing_or_unreadable(parameters, key, value):
+    found = {name: text for name, text in (parameters | {key: value}).items() if text is not None}
+    with pytest.raises(RepositoryError, match=f"no parameter {key};" if value is None else "cannot be read"):
+        ServedDescription.from_parameters(found)
 
 
 @pytest.mark.parametrize("change", [{"mask": np.ones((1, 3))}, {"probabilities": np.ones((1, 1))}, {"scores": None}])
@@ -348,26 +356,24 @@ def test_several_threads(kind, server, monkeypatch):
     monkeypatch.setattr(server, "model_versions", lambda *given: time.sleep(0.1) or versions(*given))  # all wait for it
     client = kind(transport=server)
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda n: client.predict(["good " * n] * 9), range(1, 9)))
+        found = list(pool.map(lambda n: client.predict(goods(n) * 9), range(1, 9)))
     assert server.config_reads == 1
     assert [set(lengths_of(each)) for each in found] == [{n} for n in range(1, 9)]
 
 
 def test_tasks_of_one_loop_which_computes_nothing_itself(server, monkeypatch):
     threads = set()
+
+    def noted(original):
+        return lambda *arguments: threads.add(threading.current_thread()) or original(*arguments)
+
     for owner, name in ((ServedDescription, "preprocessor"), (TextPreprocessor, "encode"), (FakeServer, "infer")):
-        original = getattr(owner, name)
-
-        def noted(*arguments, original=original):
-            threads.add(threading.current_thread())
-            return original(*arguments)
-
-        monkeypatch.setattr(owner, name, noted)
+        monkeypatch.setattr(owner, name, noted(getattr(owner, name)))
 
     async def everything():
         async with AsyncClient(transport=server) as client:
             assert (await client.description()).labels == ("negative", "positive")
-            return await asyncio.gather(*(client.predict(["good " * n] * 9) for n in range(1, 21)))
+            return await asyncio.gather(*(client.predict(goods(n) * 9) for n in range(1, 21)))
 
     for n, predictions in enumerate(asyncio.run(everything()), 1):
         assert set(lengths_of(predictions)) == {n}
