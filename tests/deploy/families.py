@@ -63,7 +63,9 @@ def assert_same_answers(answers, expected) -> None:
     """Predictions agree in everything that is discrete, and closely in the rest."""
     assert len(answers) == len(expected)
     for answer, wanted in zip(answers, expected, strict=True):
-        assert (answer.text, answer.label, answer.rate) == (wanted.text, wanted.label, wanted.rate)
+        same = [(each.text, each.label, each.rate, each.truncated) for each in (answer, wanted)]
+        assert same[0] == same[1]
+        assert [(p.token, p.position) for p in answer.pieces] == [(p.token, p.position) for p in wanted.pieces]
         for part, other in zip(answer.rationale, wanted.rationale, strict=True):
             assert abs(part.score - other.score) <= 1e-4
             mine, theirs = vars(part) | {"score": 0}, vars(other) | {"score": 0}

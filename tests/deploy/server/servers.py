@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import sys
 import time
+from contextlib import closing, suppress
 from pathlib import Path
 
 from rekd_deploy.server.program import TritonProgram
@@ -32,16 +34,30 @@ class FakeTriton(TritonProgram):
 
 
 def wait_until(condition, seconds=20.0):
-    """Until the condition holds."""
+    """Until the condition holds; nobody answers: not yet."""
     until = time.monotonic() + seconds
-    while not condition():
+    while True:
+        with suppress(OSError):
+            if condition():
+                return
         assert time.monotonic() < until
         time.sleep(0.02)
 
 
-def children_of(process_id):
-    """Process ids of the children."""
-    return [int(child) for child in Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()]
+def send(port, method, path, body=None, tls=None, **headers):
+    """Status and body of an answer over HTTP; ``tls``: a context."""
+    kind, options = (http.client.HTTPSConnection, {"context": tls}) if tls else (http.client.HTTPConnection, {})
+    with closing(kind("localhost", port, timeout=20, **options)) as connection:
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+
+def children_of(process_id, deep=False):
+    """Process ids of the children; deep: and of theirs."""
+    children = Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()
+    found = list(map(int, children))
+    return found + [each for child in found for each in children_of(child, True)] if deep else found
 
 
 def is_alive(process_id):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import itertools
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +12,8 @@ import malformed
 import numpy as np
 import pytest
 from families import KINDS, LIBRARIES, assert_same_answers, some_images
-from malformed import Request, Tensor, as_bytes, written
-from PIL import Image
+from servers import send
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from rekd_deploy.client.client import Client
 from rekd_deploy.client.transport import open_transport
@@ -27,10 +26,7 @@ from rekd_train.checkpoints.checkpoint import save
 pytestmark = pytest.mark.triton
 
 OUTPUTS = ("scores", "mask", "logits", "probabilities")
-REFUSALS = {
-    grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.OUT_OF_RANGE,
-    grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.FAILED_PRECONDITION,
-}
+REFUSALS = set("INVALID_ARGUMENT NOT_FOUND OUT_OF_RANGE RESOURCE_EXHAUSTED FAILED_PRECONDITION".split())
 """What a status from 400 to 499 is in gRPC."""
 
 
@@ -53,19 +49,6 @@ def kind(served):
 @pytest.fixture
 def items(kind, texts):
     return some_images(70, height=20, width=15) if kind == "image" else texts * 14
-
-
-@pytest.fixture
-def good(kind):
-    """A request of tensors and one of bytes."""
-    if kind == "text":
-        ids = np.array([[2, 9, 10, 11, 3], [2, 12, 9, 14, 3]], np.int64)
-        tensors = (Tensor.of("input_ids", ids), Tensor.of("attention_mask", np.ones_like(ids)))
-        content = b"A good film and a bad plot"
-    else:
-        tensors = (Tensor.of("pixels", np.stack(some_images(2))[..., None]),)
-        content = written(Image.fromarray(some_images(1)[0]), "JPEG")
-    return Request("rekd", tensors), Request(f"rekd_{kind}", (Tensor(kind, "BYTES", (1, 1), as_bytes(content)),))
 
 
 @pytest.mark.parametrize("name", [ENSEMBLE, SINGLE])
@@ -93,7 +76,7 @@ def test_the_text_and_image_endpoint(served, kind, items):
     from tritonclient.http import InferenceServerClient, InferInput
 
     model, server = served
-    contents = [written(Image.fromarray(i), "PNG") if kind == "image" else i.encode() for i in items[:5]]
+    contents = [malformed.written(each, "PNG") if kind == "image" else each.encode() for each in items[:5]]
     tensor = InferInput(kind, [len(contents), 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[content] for content in contents], dtype=object))
     with InferenceServerClient(server.http_url.removeprefix("http://")) as client:
@@ -108,7 +91,18 @@ def test_the_text_and_image_endpoint(served, kind, items):
             assert part | {"score": 0} == exact | {"score": 0} and abs(part["score"] - exact["score"]) <= 1e-4
 
 
-# requests that no server should answer
+# requests that no server should answer, without a client that would refuse to send them
+
+
+@pytest.fixture
+def good(kind):
+    """A request of tensors and one of bytes."""
+    if kind == "text":
+        ids = np.array([[2, 9, 10, 11, 3], [2, 12, 9, 14, 3]])
+        arrays, content = {"input_ids": ids, "attention_mask": np.ones_like(ids)}, b"A good film and a bad plot"
+    else:
+        arrays, content = {"pixels": np.stack(some_images(2))[..., None]}, malformed.written(some_images(1)[0], "JPEG")
+    return malformed.of_arrays("rekd", **arrays), malformed.of_arrays(f"rekd_{kind}", **{kind: content})
 
 
 def bad_requests(kind, tensors, content):
@@ -120,82 +114,68 @@ def bad_requests(kind, tensors, content):
         yield from malformed.byte_changes(content, malformed.bad_texts())
     else:
         for size in ((16, 13, 1), (16, 12, 3), (12, 16, 1)):
-            yield tensors.changed(f"size {size} of", shape=(2, *size), content=bytes(2 * int(np.prod(size))))
+            yield malformed.changed(tensors, content=bytes(2 * int(np.prod(size))), shape=(2, *size))
         yield from malformed.byte_changes(content, malformed.bad_images())
 
 
 @pytest.fixture
-def wire(served):
-    """Requests as they are, over gRPC and HTTP, without a client that would refuse to send them."""
+def infer(served):
+    """A function: message -> bytes of every output by name."""
     with grpc.insecure_channel(served[1].grpc_url) as channel:
-        yield Wire(channel, served[1].http_url.removeprefix("http://"))
+        stub = GRPCInferenceServiceStub(channel)
+
+        def inferred(message):
+            response = stub.ModelInfer(message, timeout=20)
+            return dict(zip([each.name for each in response.outputs], response.raw_output_contents, strict=True))
+
+        yield inferred
 
 
-class Wire:
-    def __init__(self, channel, address):
-        from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
-
-        self._stub, self._address = GRPCInferenceServiceStub(channel), address
-
-    def respond(self, request):
-        """Bytes of every output by name."""
-        response = self._stub.ModelInfer(request.grpc(), timeout=20)
-        return dict(zip([each.name for each in response.outputs], response.raw_output_contents, strict=True))
-
-    def grpc_refusal(self, request):
-        """Code and reason of a refusal; a bad request that is answered fails the test."""
-        try:
-            response = self._stub.ModelInfer(request.grpc(), timeout=20)
-        except grpc.RpcError as error:
-            return error.code(), error.details()
-        pytest.fail(f"gRPC answered {request.note}: {response.outputs}")
-
-    def http_refusal(self, request):
-        """Status and reason of a refusal."""
-        with closing(http.client.HTTPConnection(self._address, timeout=20)) as connection:
-            connection.request("POST", *request.http())
-            response = connection.getresponse()
-            return response.status, json.loads(response.read() or b"{}").get("error", "")
+def refusal(infer, message):
+    """Code and reason of a refusal; a bad request that is answered fails the test."""
+    with pytest.raises(grpc.RpcError) as error:
+        pytest.fail(f"answered {message}: {infer(message)}")
+    return error.value.code().name, error.value.details()
 
 
-def test_malformed_requests_among_good_ones(wire, kind, good):
-    bad = list(bad_requests(kind, *good))
-    wrong, number = [], itertools.cycle(range(len(good)))
-    expected = [wire.respond(each) for each in good]
+def assert_same(outputs, expected, beside):
+    assert outputs.keys() == expected.keys(), beside
+    for name, content in outputs.items():
+        if name in ("scores", "logits", "probabilities", "rate"):
+            numbers, others = np.frombuffer(content, np.float32), np.frombuffer(expected[name], np.float32)
+            np.testing.assert_allclose(numbers, others, atol=1e-6, err_msg=str(beside))
+        elif name != "rationale":  # its scores are written out
+            assert content == expected[name], beside
+
+
+def test_malformed_requests_among_good_ones(served, infer, kind, good):
+    """Both ways at once, good ones right before, between and after: they may share a batch."""
+    bad, wrong, expected = list(bad_requests(kind, *good)), [], [infer(each) for each in good]
+    port = served[1].ports["http"]
     with ThreadPoolExecutor(5) as pool:
-        for request in bad:
-            """Both ways at once, good ones right before, between and after: they may share a batch."""
-            index = next(number)
-            ways = (wire.respond, wire.grpc_refusal, wire.respond, wire.http_refusal, wire.respond)
-            requests = (good[index], request, good[index], request, good[index])
-            futures = [pool.submit(send, each) for send, each in zip(ways, requests, strict=True)]
-            for future in futures[::2]:
-                assert_same(future.result(), expected[index], request.note)
-            (code, detail), (status, reason) = futures[1].result(), futures[3].result()
+        for number, message in enumerate(bad):
+            index, (path, body, headers) = number % 2, malformed.over_http(message)
+            before, over_grpc, between, over_http, after = (
+                pool.submit(infer, good[index]), pool.submit(refusal, infer, message), pool.submit(infer, good[index]),
+                pool.submit(send, port, "POST", path, body, **headers), pool.submit(infer, good[index]),
+            )  # fmt: skip
+            for neighbour in (before, between, after):
+                assert_same(neighbour.result(), expected[index], message)
+            (code, detail), (status, answer) = over_grpc.result(), over_http.result()
+            reason = json.loads(answer or b"{}").get("error")
             if code not in REFUSALS or not detail or not 400 <= status <= 499 or not reason:
-                wrong.append((request.model, request.note, code, detail, status, reason))
+                wrong.append((str(message)[:500], code, detail, status, reason))
     assert not wrong, wrong
     assert len(bad) > 50
 
 
-def assert_same(outputs, expected, note):
-    assert outputs.keys() == expected.keys(), note
-    for name, content in outputs.items():
-        if name in ("scores", "logits", "probabilities", "rate"):
-            numbers, others = np.frombuffer(content, np.float32), np.frombuffer(expected[name], np.float32)
-            np.testing.assert_allclose(numbers, others, atol=1e-6, err_msg=note)
-        elif name != "rationale":  # its scores are written out
-            assert content == expected[name], note
-
-
-def test_a_bad_row_is_named_and_other_requests_of_its_batch_are_answered(wire, kind, good):
-    content = good[1]
-    element = as_bytes(b"\xff\xfe" if kind == "text" else b"\xff\xd8 no JPEG")
-    bad = content.changed("a bad row of", shape=(2, 1), content=content.tensors[0].content + element)
-    expected = wire.respond(content)
+def test_a_bad_row_is_named_and_other_requests_of_its_batch_are_answered(infer, kind, good):
+    whole = good[1].raw_input_contents[0]
+    element = malformed.as_bytes(b"\xff\xfe" if kind == "text" else b"\xff\xd8 no JPEG")
+    expected = infer(good[1])
     with ThreadPoolExecutor(8) as pool:
-        futures = [pool.submit(wire.respond, content) for _ in range(10)]
-        code, detail = wire.grpc_refusal(bad)
-        assert code is grpc.StatusCode.INVALID_ARGUMENT and f"{kind} 2 " in detail  # counted from 1
+        futures = [pool.submit(infer, good[1]) for _ in range(10)]
+        code, detail = refusal(infer, malformed.changed(good[1], content=whole + element, shape=(2, 1)))
+        assert code == "INVALID_ARGUMENT" and f"{kind} 2 " in detail  # counted from 1
         for future in futures:
-            assert_same(future.result(), expected, "beside a bad one")
+            assert_same(future.result(), expected, "a bad one")
