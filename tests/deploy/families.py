@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from conftest import make_bilstm, make_encoder_pair, make_image_rationalizer, make_rationalizer
@@ -52,6 +54,20 @@ def make_network_pair(name: str, **changes) -> Rationalizer:
     policy = SelectionPolicy(bias=0.0, budget=0.4, minimum=1)
     preprocessor = ImagePreprocessor(ImageSettings.of(settings))
     return Rationalizer(selector, predictor, policy, preprocessor, ["shirt", "shoe", "bag"]).eval()
+
+
+def another(artefacts, number: int):
+    """The same graphs as of another checkpoint."""
+    return replace(artefacts, manifest={**artefacts.manifest, "checkpoint_sha256": f"{number:064}"})
+
+
+def raising(error: Exception):
+    """A function that raises it, whatever it is given."""
+
+    def failing(*_, **__):
+        raise error
+
+    return failing
 
 
 def some_images(count: int = 9, height: int = 16, width: int = 12) -> list[np.ndarray]:

@@ -1,20 +1,189 @@
-"""The order of an exchange, and what is done when it goes wrong, with a list in Triton's place."""
+"""What a reloading server reads, which export may take another's place, and the exchange with a list for Triton."""
 
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
-from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from families import another, raising
 
 from rekd_deploy.errors import RepositoryError, ServerError
-from rekd_deploy.repository.config import CONFIG_FILE, read_config
+from rekd_deploy.repository.build import build_configs
+from rekd_deploy.repository.config import CONFIG_FILE, ServingSettings, read_config
+from rekd_deploy.repository.manifest import Versions, pin_versions
+from rekd_deploy.repository.text_endpoint import endpoint_configs
 from rekd_deploy.repository.writer import write_repository
-from rekd_deploy.server import service
-from rekd_deploy.server.live_repository import LiveRepository
+from rekd_deploy.server import live_repository, service
+from rekd_deploy.server.live_repository import LiveRepository, Snapshot, reasons_not_to_exchange
 from rekd_deploy.server.service import HotReload
+
+MODELS = ("rekd", "rekd_selector", "rekd_predictor")
+
+
+@pytest.fixture
+def export(artefacts, tmp_path):
+    """A function: number -> the repository with one more export, which differs by that number."""
+    root = tmp_path / "exported"
+    return lambda number, **settings: write_repository(another(artefacts, number), root, **settings)
+
+
+@pytest.fixture
+def live(export):
+    live = LiveRepository(export(1))
+    live.prepare()
+    yield live
+    live.close()
+
+
+def contents(root):
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def versions_of(config):
+    return list(config.version_policy.specific.versions)
+
+
+def served(live):
+    """Model -> versions that its configuration serves, and that lie there."""
+    return {
+        folder.name: (versions_of(read_config(folder / CONFIG_FILE)),
+                      sorted(int(each.name) for each in folder.iterdir() if each.name.isdigit()))
+        for folder in live.models.iterdir()
+    }  # fmt: skip
+
+
+def test_prepared_as_exported_but_with_the_newest_version_alone_until_it_is_closed(live, export):
+    folder = live.models.parent
+    for _ in range(2):
+        live.close()
+    assert not folder.exists() and live.current is None
+    export(2, keep=2)
+    root, manifest = live.prepare()
+    assert root != live.repository and manifest["repository"]["model_version"] == 2
+    assert served(live) == dict.fromkeys(MODELS, ([2], [2]))
+    steps = read_config(live.models / "rekd" / CONFIG_FILE).ensemble_scheduling.step
+    assert [step.model_version for step in steps] == [2, 2]
+
+
+def test_what_versions_share_is_there_and_stays_while_it_is_the_same(live, export):
+    shared = {path: path.stat().st_ino for path in live.models.rglob("*") if {"labels.txt", "warmup"} & set(path.parts)}
+    assert any(path.name == "labels.txt" for path in shared) and any("warmup" in path.parts for path in shared)
+    export(2)
+    live.place(live.snapshot())
+    assert {path: path.stat().st_ino for path in shared} == shared, "Triton would load every version again"
+    (live.models / "rekd" / "labels.txt").write_text("other")
+    export(3)
+    new = live.snapshot()
+    live.place(new)
+    assert (live.models / "rekd" / "labels.txt").read_text() == (new.root / "rekd" / "labels.txt").read_text()
+
+
+def test_python_writes_no_bytecode_beside_a_model(live):
+    """Triton would take it for a change of that version."""
+    folder = live.models / "rekd_selector" / "1"
+    before = {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
+    code = "import model; print(model.__cached__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0 and "__pycache__" in done.stdout, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]} == before
+
+
+def test_an_export_changes_nothing_that_is_read(live, export):
+    before = contents(live.models)
+    export(2)
+    assert live.published()["repository"]["model_version"] == 2
+    shutil.rmtree(live.repository)
+    assert live.published() is None and contents(live.models) == before
+
+
+def test_two_versions_beside_each_other_and_one_again(live, export):
+    export(2)
+    old, new = live.current, live.snapshot()
+    live.place(new)
+    assert {tuple(folders) for _, folders in served(live).values()} == {(1, 2)}
+    path = live.models / "rekd_selector" / CONFIG_FILE
+    alone = read_config(path)
+    live.configure(old, "rekd_selector", (2,))
+    both = read_config(path)
+    assert versions_of(both) == [1, 2]
+    both.version_policy.CopyFrom(alone.version_policy)
+    assert both == alone
+    live.prepare()  # the server died before it knew: what was served last
+    assert served(live)["rekd_selector"] == ([1], [1]) and not new.root.exists()
+    new = live.snapshot()
+    live.place(new)
+    live.current = new
+    live.remove(old)
+    assert {tuple(folders) for _, folders in served(live).values()} == {(2,)} and not old.root.exists()
+
+
+def test_an_exchange_while_it_is_read_is_noticed(live, export, monkeypatch):
+    def look_away(source, target):
+        export(2)
+        raise FileNotFoundError(source)
+
+    monkeypatch.setattr(live_repository.shutil, "copytree", look_away)
+    with pytest.raises(RepositoryError, match="changed while it was read"):
+        live.snapshot()
+    monkeypatch.undo()
+    assert live.snapshot().version == 2
+
+
+# which export may take another's place
+
+
+@pytest.fixture
+def snapshot(artefacts):
+    """A function: version -> a snapshot in memory, with the text endpoint."""
+
+    def made(version, without=(), **settings):
+        chosen = ServingSettings(**settings)
+        configs = {**build_configs(artefacts, chosen, "python"), **endpoint_configs(artefacts, chosen)}
+        pin_versions(configs, Versions(version))
+        found = Snapshot(Path(), {"repository": {"model_version": version}})
+        found.__dict__["configs"] = {name: config for name, config in configs.items() if name not in without}
+        return found
+
+    return made
+
+
+def test_other_batching_larger_requests_and_a_further_model_may_come_but_none_may_go(snapshot):
+    new = snapshot(2, max_batch_size=128, preferred_batch_sizes=(4,), queue_delay_us=7, instances=2, threads=3)
+    assert set(new.ensembles) == {"rekd", "rekd_text"}
+    for old in (snapshot(1), snapshot(1, without=["rekd_text"])):
+        assert reasons_not_to_exchange(old, new) == []
+    assert reasons_not_to_exchange(new, snapshot(3, ["rekd_text"], max_batch_size=128)) == ["it lacks rekd_text"]
+
+
+def change_parameter(config, name, value):
+    assert config.parameters[name].string_value not in ("", value)
+    config.parameters[name].string_value = value
+
+
+@pytest.mark.parametrize(
+    ("model", "change", "reason"),
+    [
+        ("rekd_predictor", lambda config: config.output[0].dims.append(3), "rekd_predictor differs in output"),
+        ("rekd_prepare", lambda config: setattr(config, "backend", "other"), "rekd_prepare differs in backend"),
+        ("rekd", lambda config: config.output[0].dims.append(3), "rekd differs in output"),
+        ("rekd", lambda config: setattr(config, "max_batch_size", 32), "rekd takes 32 in a request, 64 until now"),
+        ("rekd", lambda config: change_parameter(config, "labels", '["good", "bad"]'), "its labels or"),
+        ("rekd", lambda config: change_parameter(config, "preprocessing_sha256", "0" * 64), "its labels or"),
+    ],
+)
+def test_what_clients_or_triton_rely_on_may_not_change(snapshot, model, change, reason):
+    new = snapshot(2)
+    change(new.configs[model])
+    (found,) = reasons_not_to_exchange(snapshot(1), new)
+    assert reason in found
+
+
+# the exchange
 
 
 class FakeServer:
@@ -22,20 +191,25 @@ class FakeServer:
 
     grpc_url, key = "nowhere", "key"
 
-    def __init__(self, repository):
-        self.live = LiveRepository(repository)
-        self.live.prepare()
+    def __init__(self, live):
+        self.live, self.lines = live, []
         self.done, self.broken, self.dead, self.silent = [], set(), False, 0
         self.busy = set()
         """Models and versions that still have a request."""
-        self.loaded = {name: [self.live.current.version] for name in self.live.current.configs}
+        self.loaded = {name: [1] for name in live.current.configs}
+        self.reload = HotReload(self, self.lines.append)
+
+    @contextmanager
+    def control(self, *place):
+        assert place == (self.grpc_url, self.key)
+        yield lambda method, *arguments: getattr(self, method)(*arguments)
 
     def check_alive(self):
         if self.dead:
             raise ServerError("it is dead")
 
     def load_model(self, model):
-        versions = list(read_config(self.live.models / model / CONFIG_FILE).version_policy.specific.versions)
+        versions = versions_of(read_config(self.live.models / model / CONFIG_FILE))
         self.done.append((model, *versions))
         if any((model, version) in self.broken for version in versions):
             raise ServerError(f"no luck with {model}")
@@ -49,183 +223,130 @@ class FakeServer:
             self.silent -= 1
             raise ServerError("Deadline Exceeded")
         states = {(name, version): "READY" for name, versions in self.loaded.items() for version in versions}
-        states |= dict.fromkeys(self.busy, "UNLOADING")
-        models = [SimpleNamespace(name=n, version=str(v), state=state) for (n, v), state in states.items()]
-        return SimpleNamespace(models=[*models, SimpleNamespace(name="gone", version="1", state="UNAVAILABLE")])
+        states |= dict.fromkeys(self.busy, "UNLOADING") | {("gone", 1): "UNAVAILABLE"}
+        return SimpleNamespace(
+            models=[SimpleNamespace(name=name, version=str(n), state=state) for (name, n), state in states.items()]
+        )
 
 
 @pytest.fixture
-def export(artefacts, tmp_path):
-    """A function: number -> the repository with one more export, which differs by that number."""
-    root = tmp_path / "exported"
-
-    def exported(number, **settings):
-        named = replace(artefacts, manifest={**artefacts.manifest, "checkpoint_sha256": f"{number:064}"})
-        return write_repository(named, root, **settings)
-
-    return exported
-
-
-@pytest.fixture
-def server(export, monkeypatch):
-    server = FakeServer(export(1))
-
-    @contextmanager
-    def control(grpc_url, key):
-        assert (grpc_url, key) == (server.grpc_url, server.key)
-        yield lambda method, *arguments: getattr(server, method)(*arguments)
-
-    monkeypatch.setattr(service, "model_control", control)
+def server(live, monkeypatch):
+    server = FakeServer(live)
+    monkeypatch.setattr(service, "model_control", server.control)
     monkeypatch.setattr(service, "_DRAIN_SECONDS", 0.0)
-    yield server
-    server.live.close()
+    return server
 
 
-@pytest.fixture
-def lines():
-    return []
-
-
-@pytest.fixture
-def reload(server, lines):
-    return HotReload(server, lines.append)
-
-
-def test_nothing_new_nothing_done(server, reload, export, lines):
-    assert not reload.poll()
-    export(1)
-    assert not reload.poll()
-    assert server.done == [] and lines == []
-
-
-def test_steps_before_the_ensemble_and_the_old_ones_last(server, reload, export, lines, monkeypatch):
+def test_steps_before_the_ensemble_and_the_old_ones_last(server, export, monkeypatch):
+    for _ in range(2):
+        assert not server.reload.poll() and server.done == server.lines == []
+        export(1)
     export(2)
     monkeypatch.setattr(service, "_DRAIN_SECONDS", 1000.0)
-    assert reload.poll()
+    assert server.reload.poll()
     assert server.done == [("rekd_selector", 1, 2), ("rekd_predictor", 1, 2), ("rekd", 2)]
-    assert "version 2 answers" in lines[0] and server.live.current.version == 2
-    assert not reload.poll() and len(server.done) == 3, "requests that have begun have time"
+    assert "version 2 answers" in server.lines[0] and server.live.current.version == 2
+    assert not server.reload.poll() and len(server.done) == 3, "requests that have begun have time"
     monkeypatch.setattr(service, "_DRAIN_SECONDS", 0.0)
-    assert not reload.poll()
+    for _ in range(3):
+        assert not server.reload.poll()
     assert sorted(server.done[3:]) == [("rekd_predictor", 2), ("rekd_selector", 2)]
-    reload.poll()
-    assert lines[1:] == ["version 1 has left"]
+    assert server.lines[1:] == ["version 1 has left"]
     files = sorted(path.name for path in (server.live.models / "rekd_selector").iterdir())
     assert files == ["2", CONFIG_FILE, "warmup"]
-    reload.poll()
-    assert len(server.done) == 5
 
 
-def test_the_old_one_stays_while_a_request_is_in_it(server, reload, export, lines):
+def test_the_old_one_stays_while_a_request_is_in_it(server, export):
     export(2)
-    reload.poll()
+    server.reload.poll()
     export(3)
-    server.busy = {("rekd", 1)}
-    reload.poll()
-    assert server.loaded["rekd_selector"] == [1, 2]
+    for busy, loaded in (({("rekd", 1)}, [1, 2]), (set(), [2]), ({("rekd_selector", 1)}, [2])):
+        server.busy = busy
+        server.reload.poll()
+        assert server.loaded["rekd_selector"] == loaded
+    assert len(server.lines) == 1 and (server.live.models / "rekd_selector" / "1").is_dir()
     server.busy = set()
-    reload.poll()
-    assert server.loaded["rekd_selector"] == [2]
-    server.busy = {("rekd_selector", 1)}
-    reload.poll()
-    assert len(lines) == 1 and (server.live.models / "rekd_selector" / "1").is_dir()
-    server.busy = set()
-    reload.poll()
-    assert lines[1:] == ["version 1 has left"]
-    reload.poll()
+    server.reload.poll()
+    assert server.lines[1:] == ["version 1 has left"]
+    server.reload.poll()
     assert server.loaded == {"rekd": [3], "rekd_selector": [2, 3], "rekd_predictor": [2, 3]}
 
 
-@pytest.mark.parametrize("model", ["rekd_selector", "rekd_predictor", "rekd"])
-def test_what_does_not_load_leaves_everything_as_it_was(server, reload, export, lines, model):
-    server.broken = {(model, 2)}
-    export(2, text_endpoint=True)
-    reload.poll()
-    assert lines == [f"not reloaded: no luck with {model}; version 1 serves on"]
-    assert server.loaded == {"rekd": [1], "rekd_selector": [1], "rekd_predictor": [1]}
+@pytest.mark.parametrize("model", [*MODELS, "a full disk"])
+def test_what_does_not_load_leaves_everything_as_it_was(server, export, model, monkeypatch):
+    server.broken, reason = {(model, 2)}, f"no luck with {model}"
+    with monkeypatch.context() as patch:
+        if model not in MODELS:
+            server.broken, reason = set(), "no room"
+            patch.setattr(server.live, "place", raising(OSError("no room")))
+        export(2, text_endpoint=True)
+        for _ in range(2):  # it is not tried again
+            assert not server.reload.poll()
+    assert server.lines == [f"not reloaded: {reason}; version 1 serves on"]
+    assert server.loaded == dict.fromkeys(MODELS, [1])
     assert not list(server.live.models.glob("*/2")) and len(list(server.live.models.glob("*/1"))) == 3
-    reload.poll()
-    assert len(lines) == 1, "it is not tried again"
     server.broken = set()
     export(3)
-    reload.poll()
+    server.reload.poll()
     assert server.loaded["rekd"] == [3]
 
 
-def test_a_full_disk_leaves_everything_as_it_was(server, reload, export, lines, monkeypatch):
-    def full(snapshot):
-        raise OSError("no room")
-
-    monkeypatch.setattr(server.live, "place", full)
+def test_silence_for_a_moment_is_no_death(server, export):
     export(2)
-    assert not reload.poll()
-    assert lines == ["not reloaded: no room; version 1 serves on"] and server.loaded["rekd"] == [1]
-
-
-def test_silence_for_a_moment_is_no_death(server, reload, export, lines):
-    export(2)
-    reload.poll()
+    server.reload.poll()
     server.silent = 2
     for _ in range(2):
-        reload.poll()
-    assert lines[1:] == ["version 1 has not left yet: Deadline Exceeded"], "said once"
+        server.reload.poll()
+    assert server.lines[1:] == ["version 1 has not left yet: Deadline Exceeded"], "said once"
     assert server.loaded["rekd_selector"] == [1, 2]
     server.dead, server.silent = True, 1
     with pytest.raises(ServerError, match="it is dead"):
-        reload.poll()
+        server.reload.poll()
 
 
-def test_what_is_not_whole_yet_is_looked_at_again(server, reload, export, lines, tmp_path):
+def test_what_is_not_whole_yet_or_of_a_newer_rekd_is_looked_at_again(server, export, monkeypatch, tmp_path):
     export(2)
     graph = server.live.repository / "rekd_selector" / "2" / "model.onnx"
     graph.rename(tmp_path / "later")
     for _ in range(2):
-        reload.poll()
-    assert len(lines) == 1 and "not reloaded yet" in lines[0] and "missing" in lines[0] and server.done == []
+        assert not server.reload.poll()
+    assert len(server.lines) == 1 and "not reloaded yet" in server.lines[0] and "missing" in server.lines[0]
     (tmp_path / "later").rename(graph)
-    reload.poll()
-    assert server.loaded["rekd"] == [2]
+    with monkeypatch.context() as patch:
+        patch.setattr(service, "reasons_not_to_exchange", raising(RepositoryError("of a newer rekd")))
+        assert not server.reload.poll()
+    assert server.lines[1:] == ["not reloaded yet: of a newer rekd"] and server.done == []
+    server.reload.poll()
 
 
-def test_an_export_of_a_kind_unknown_to_this_version_is_no_death(server, reload, export, lines, monkeypatch):
-    def unknown(old, new):
-        raise RepositoryError("of a newer rekd")
-
-    monkeypatch.setattr(service, "reasons_not_to_exchange", unknown)
-    export(2)
-    for _ in range(2):
-        assert not reload.poll()
-    assert lines == ["not reloaded yet: of a newer rekd"] and server.done == []
-
-
-def test_the_number_that_is_served_is_taken(server, reload, export, lines):
+def test_the_number_that_is_served_is_taken(server, export):
     shutil.rmtree(server.live.repository)
-    reload.poll()
-    assert lines == []
+    server.reload.poll()
+    assert server.lines == []
     export(5)
-    reload.poll()
-    assert len(lines) == 1 and "it has the number 1 of the one that is served" in lines[0] and server.done == []
-    assert len(list(server.live.models.glob("*/1"))) == 3
+    server.reload.poll()
+    assert "it has the number 1 of the one that is served" in server.lines[0] and server.done == []
+    assert served(server.live) == dict.fromkeys(MODELS, ([1], [1]))
 
 
-def test_an_export_with_which_the_server_dies_is_left_alone(server, reload, export, lines):
+def test_an_export_with_which_the_server_dies_is_left_alone(server, export):
     server.broken, server.dead = {("rekd_selector", 2)}, True
     export(2)
     with pytest.raises(ServerError, match="it is dead"):
-        reload.poll()
-    assert lines == ["not reloaded: no luck with rekd_selector; version 1 serves on"]
+        server.reload.poll()
+    assert server.lines == ["not reloaded: no luck with rekd_selector; version 1 serves on"]
     server.live.prepare()
-    reload.restarted()
+    server.reload.restarted()
     server.done.clear()
-    assert not reload.poll() and server.done == [] and server.live.current.version == 1
+    assert not server.reload.poll() and server.done == [] and server.live.current.version == 1
 
 
-def test_a_restart_during_the_farewell_ends_it(server, reload, export, lines):
+def test_a_restart_during_the_farewell_ends_it(server, export):
     export(2)
-    reload.poll()
-    old = reload._leaving[0].root
+    server.reload.poll()
+    old = server.reload._leaving[0].root
     server.live.prepare()
-    reload.restarted()
-    assert not old.exists() and not list(server.live.models.glob("*/1"))
-    reload.poll()
-    assert len(lines) == 1
+    server.reload.restarted()
+    assert not old.exists() and served(server.live) == dict.fromkeys(MODELS, ([2], [2]))
+    server.reload.poll()
+    assert len(server.lines) == 1

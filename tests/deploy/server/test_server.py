@@ -1,19 +1,25 @@
-"""Starting, watching and stopping a server process, with a script in Triton's place."""
+"""Starting, watching, stopping and looking after a server process, with a script in Triton's place."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from families import raising
 from servers import READY, FakeTriton, is_alive, wait_until
 
 from rekd_deploy.errors import RepositoryError, ServerError
 from rekd_deploy.server import server as module
+from rekd_deploy.server import service
 from rekd_deploy.server.server import TritonServer
+from rekd_deploy.server.service import Service
+from rekd_deploy.server.status import ServerState, remove_state, running_states, user_folder, write_state
 
 
 @pytest.fixture
@@ -36,20 +42,24 @@ def with_child(tmp_path):
 
 
 def test_starts_waits_and_stops(start):
-    region = None
-    with start(READY) as server:
-        process_id, space = server.process_id, server._space.path
-        server.check_alive()
-        assert len(set(server.ports.values())) == 3 and 0 not in server.ports.values() and space.is_dir()
-        assert server.grpc_url == f"127.0.0.1:{server.ports['grpc']}"
-        with pytest.raises(ServerError, match="already running"):
-            server.start()
-        region = Path(f"/dev/shm/{server._memory_prefix}_left")
-        region.touch()
+    server = start(READY)
+    thread = threading.Thread(target=server.start)
+    thread.start()
+    thread.join()
+    time.sleep(0.3)
+    server.check_alive()  # it outlives the thread that started it
+    process_id, space = server.process_id, server._space.path
+    assert len(set(server.ports.values())) == 3 and 0 not in server.ports.values() and space.is_dir()
+    assert server.grpc_url == f"127.0.0.1:{server.ports['grpc']}"
+    with pytest.raises(ServerError, match="already running"):
+        server.start()
+    region = Path(f"/dev/shm/{server._memory_prefix}_left")
+    region.touch()
+    for _ in range(2):
+        server.stop()
     assert not is_alive(process_id) and not space.exists() and not region.exists()
     with pytest.raises(ServerError, match="not running"):
         server.check_alive()
-    server.stop()
 
 
 def test_its_settings_reach_the_program(start, tmp_path):
@@ -63,14 +73,16 @@ def test_its_settings_reach_the_program(start, tmp_path):
     assert any(flag.endswith(f"statistics:rekd-admin={server.key}") for flag in flags)
 
 
+NO_GPU = "E1 KIND_GPU but no GPUs are available"
+
+
 @pytest.mark.parametrize(
     ("script", "said"),
     [
         ("print('E1 \"CudaDriverHelper\"')\nprint('error: no luck')\nprint('bye')\nexit(3)",
          "ended with exit code 3; the end of its log {log}:\nerror: no luck"),
-        ("print('E1 KIND_GPU but no GPUs are available')",
-         "ended with exit code 0; it finds no GPU; fix: see nvidia-smi, or rekd-export --cpu; "
-         "the end of its log {log}:\nE1 KIND_GPU but no GPUs are available"),
+        (f"print({NO_GPU!r})", "ended with exit code 0; it finds no GPU; fix: see nvidia-smi, or rekd-export --cpu; "
+         f"the end of its log {{log}}:\n{NO_GPU}"),
         ("for n in range(30): print('line', n)",
          "ended with exit code 0; the end of its log {log}:\n" + "\n".join(f"line {n}" for n in range(18, 30))),
     ],
@@ -83,29 +95,19 @@ def test_death_at_the_start_shows_the_end_of_the_log(start, tmp_path, script, sa
     assert str(error.value) == f"the Triton server {said.format(log=tmp_path / 'log')}" and server.process_id is None
 
 
-def test_five_earlier_logs_stay(start, tmp_path):
-    for number in range(7):
-        with pytest.raises(ServerError, match=f"start {number}$"):
-            start(f"print('start {number}')").start()
-    logs = {path.name: path.read_text() for path in tmp_path.glob("log*")}
-    assert logs == {f"log.{age}" if age else "log": f"start {6 - age}\n" for age in range(6)}
+def test_five_earlier_logs_stay_and_one_that_is_no_plain_file_is_written_to(start, tmp_path):
+    def logs(count):
+        for number in range(count):
+            with pytest.raises(ServerError, match=f"start {number}$"):
+                start(f"print('start {number}')").start()
+        return {path.name: path.read_text() for path in tmp_path.glob("log*")}
 
-
-def test_a_log_that_is_no_plain_file_is_written_to(start, tmp_path):
+    assert logs(7) == {f"log.{age}" if age else "log": f"start {6 - age}\n" for age in range(6)}
+    for path in tmp_path.glob("log*"):
+        path.unlink()
     (tmp_path / "elsewhere").touch()
     (tmp_path / "log").symlink_to("elsewhere")
-    for _ in range(2):
-        with pytest.raises(ServerError, match="line$"):
-            start("print('line')").start()
-    assert (tmp_path / "elsewhere").read_text() == "line\nline\n" and not (tmp_path / "log.1").exists()
-
-
-def test_death_later_is_noticed(start):
-    with start(READY) as server:
-        os.kill(server.process_id, signal.SIGKILL)
-        wait_until(lambda: not is_alive(server.process_id))
-        with pytest.raises(ServerError, match="killed by signal 9"):
-            server.check_alive()
+    assert logs(2) == {"log": "start 0\nstart 1\n"}
 
 
 @pytest.mark.parametrize("waited_for", [False, True])
@@ -143,29 +145,123 @@ def test_a_deaf_server_and_its_children_are_stopped(start, with_child, monkeypat
 
 
 def test_interruption_while_waiting_leaves_nothing(start, monkeypatch):
-    server = start("import time\ntime.sleep(60)")
-    seen = []
-
-    def interrupted():
-        seen.append(server.process_id)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(server, "_ready", interrupted)
+    server, seen = start("import time\ntime.sleep(60)"), []
+    monkeypatch.setattr(server, "_ready", lambda: seen.append(server.process_id) or raising(KeyboardInterrupt())())
     with pytest.raises(KeyboardInterrupt):
         server.start()
     assert not is_alive(seen[0]) and server._space is None
 
 
-def test_outlives_the_thread_that_started_it(start):
-    server = start(READY)
-    thread = threading.Thread(target=server.start)
-    thread.start()
-    thread.join()
-    time.sleep(0.3)
-    server.check_alive()
-    server.stop()
-
-
 def test_damaged_repository_comes_first(tmp_path):
     with pytest.raises(RepositoryError, match="no model repository"):
         TritonServer(tmp_path / "nowhere").start()
+
+
+# looked after
+
+
+class Running:
+    """A service in a thread of its own; the server's lines and errors."""
+
+    def __init__(self, server, limit):
+        self.server, self.lines, self.errors = server, [], []
+        self.stopped, ready = threading.Event(), threading.Event()
+
+        def work():
+            try:
+                Service(server, limit, self.lines.append).run(ready.set, self.stopped)
+            except ServerError as error:
+                self.errors.append(error)
+
+        self.thread = threading.Thread(target=work)
+        self.thread.start()
+        assert ready.wait(20)
+
+    def kill(self):
+        os.kill(self.server.process_id, signal.SIGKILL)
+
+    def end(self):
+        self.thread.join(20)
+        assert not self.thread.is_alive() and self.server.process_id is None and running_states() == []
+
+
+@pytest.fixture(autouse=True)
+def quick(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(service, "_FIRST_PAUSE", 0.05)
+
+
+@pytest.fixture
+def running(start):
+    """A function: limit of restarts -> a service, ready."""
+    begun = []
+    yield lambda limit: begun.append(Running(start("print('the first', flush=True)\n" + READY), limit)) or begun[0]
+    begun[0].stopped.set()
+    begun[0].end()
+
+
+def test_a_death_ends_the_service_with_a_word(running):
+    it = running(0)
+    (state,) = running_states()
+    assert (state.grpc_url, state.http_url, state.key) == (it.server.grpc_url, it.server.http_url, it.server.key)
+    it.kill()
+    it.end()
+    (error,) = it.errors
+    assert str(error).startswith("the Triton server was killed by signal 9") and it.lines == []
+
+
+def test_a_dead_server_comes_back_on_the_same_ports_and_its_log_stays(running, tmp_path):
+    it = running(2)
+    FakeTriton(tmp_path, READY)
+    first, same = it.server.process_id, (dict(it.server.ports), it.server.key)
+    it.kill()
+    wait_until(lambda: "the server answers again" in it.lines)
+    assert it.server.process_id != first and (it.server.ports, it.server.key) == same and it.errors == []
+    assert "killed by signal 9" in it.lines[0] and "starting again in 0.05 s (1 of 2)" in it.lines[0]
+    assert [state.restarts for state in running_states()] == [1]
+    before, after = (tmp_path / name for name in ("log.1", "log"))
+    assert before.read_text().startswith("the first\n") and "the first" not in after.read_text()
+    assert it.lines[0].endswith(f"kept as {before}")
+
+
+def test_restarts_that_fail_count_and_it_stays_down_after_the_limit(running, tmp_path, monkeypatch):
+    monkeypatch.setattr(service, "_LONGEST_PAUSE", 0.08)
+    it = running(3)
+    FakeTriton(tmp_path, "import sys; print('error: creating server: no luck'); sys.exit(3)")
+    it.kill()
+    it.end()
+    said = str(it.errors[0])
+    assert "died 4 times in a row" in said and "exit code 3" in said and "no luck" in said
+    pauses = [line.rpartition("starting again in ")[2][:6] for line in it.lines]
+    assert pauses == ["0.05 s", "0.08 s", "0.08 s"]
+
+
+def test_a_server_that_has_recovered_is_forgiven(running, monkeypatch):
+    monkeypatch.setattr(service, "_HEALTHY_SECONDS", 0.0)
+    it = running(1)
+    for deaths in (1, 2):
+        it.kill()
+        wait_until(lambda deaths=deaths: it.lines.count("the server answers again") == deaths)
+    assert it.errors == [] and it.thread.is_alive()
+
+
+def test_a_first_start_that_fails_is_no_death(start):
+    lines = []
+    with pytest.raises(ServerError, match="exit code 3"):
+        Service(start("import sys; sys.exit(3)"), 2, lines.append).run()
+    assert lines == []
+
+
+def test_its_state_is_written_where_this_user_alone_reads_it():
+    place = ("/r", "127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3/metrics", "/l", "k")
+    state = ServerState(os.getpid(), *place, version=1)
+    path = write_state(state)
+    assert path.stat().st_mode & 0o777 == 0o600 and list(user_folder().iterdir()) == [path]
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = write_state(ServerState(ended.pid, *place, version=1))
+    (user_folder() / "serving-damaged.json").write_text("{")
+    assert running_states() == [state] and not left.exists(), "what a killed server left is removed"
+    for _ in range(2):
+        remove_state(os.getpid())
+    assert running_states() == []
