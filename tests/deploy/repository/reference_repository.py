@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from rekd_deploy.contract.description import Artefacts
-from rekd_deploy.contract.signature import Slots, text_pair_signature
 from rekd_deploy.export.engines import EngineRequest, plan_engines
+from rekd_deploy.graphs.modules import pair_signature
 from rekd_deploy.repository.build import build_configs
 from rekd_deploy.repository.config import CONFIG_FILE, ENSEMBLE, ServingSettings, config_text
 from rekd_deploy.repository.manifest import Versions, pin_versions
@@ -35,34 +35,34 @@ FLAVOURS = {
 """Folder: target, product of the engines, and how the server runs them."""
 
 
-def reference_configs(rationalizer, tokenizer_json: str | None = None, flavour: str = "python") -> dict:
-    """Configs by model name.
+def artefacts_of(model, single: bool = False, preprocessor=None) -> Artefacts:
+    """What the configs are made from; the graphs are not there."""
+    graph, rule = Path("not needed for configs"), {"policy": model.policy.model_dump()}
+    reading = preprocessor or model.preprocessor
+    return Artefacts(pair_signature(model), graph, graph, reading, tuple(model.labels), rule, graph if single else None)
 
-    Args:
-        flavour: one of ``FLAVOURS``.
-        tokenizer_json: in place of the model's own, whose spelling depends on the version of tokenizers.
-    """
-    target, product, settings = FLAVOURS[flavour]
-    artefacts = reference_artefacts(rationalizer, tokenizer_json, single=flavour == "python")
-    if product is not None:
-        artefacts = plan_engines(artefacts, PRODUCTS[product], EngineRequest(settings.max_batch_size))
+
+def planned(artefacts: Artefacts, flavour: str, lengths=None) -> Artefacts:
+    """With the engines of a flavour, if it has any."""
+    _, product, settings = FLAVOURS[flavour]
+    request = EngineRequest(settings.max_batch_size, lengths=lengths)
+    return artefacts if product is None else plan_engines(artefacts, PRODUCTS[product], request)
+
+
+def configs_of(artefacts: Artefacts, settings: ServingSettings, target: str, endpoint: bool = True) -> dict:
+    """Configs by model name, of version 1."""
     configs = build_configs(artefacts, settings, target)
-    if flavour == "python":
-        configs |= endpoint_configs(artefacts, settings)
+    configs |= endpoint_configs(artefacts, settings) if endpoint else {}
     pin_versions(configs, Versions())
     return configs
 
 
-def reference_artefacts(rationalizer, tokenizer_json: str | None = None, single: bool = False) -> Artefacts:
-    """What the configs are made from; the graphs are not there."""
-    preprocessor = rationalizer.preprocessor
-    if tokenizer_json is not None:
-        preprocessor = TextPreprocessor(tokenizer_json, replace(preprocessor.settings))
-    labels = tuple(rationalizer.labels)
-    signature = text_pair_signature(Slots.of(rationalizer.policy, rationalizer.capacity), len(labels))
-    graphs = Path("not needed for configs")
-    manifest = {"policy": rationalizer.policy.model_dump()}
-    return Artefacts(signature, graphs, graphs, preprocessor, labels, manifest, graphs if single else None)
+def reference_configs(model, tokenizer_json: str | None = None, flavour: str = "python") -> dict:
+    """Configs by model name; ``tokenizer_json``: not the model's, whose spelling depends on tokenizers' version."""
+    target, _, settings = FLAVOURS[flavour]
+    other = tokenizer_json and TextPreprocessor(tokenizer_json, replace(model.preprocessor.settings))
+    made = planned(artefacts_of(model, flavour == "python", other), flavour)
+    return configs_of(made, settings, target, endpoint=flavour == "python")
 
 
 def main() -> None:
@@ -70,11 +70,10 @@ def main() -> None:
     from conftest import make_rationalizer
 
     for flavour in FLAVOURS:
-        root = REFERENCES / flavour
         for name, config in reference_configs(make_rationalizer(), flavour=flavour).items():
-            if name != ENSEMBLE or root == ROOT:  # the ensemble is the same in all
-                (root / name).mkdir(parents=True, exist_ok=True)
-                write_text(root / name / CONFIG_FILE, config_text(config))
+            if name != ENSEMBLE or flavour == "python":  # the ensemble is the same in all
+                (REFERENCES / flavour / name).mkdir(parents=True, exist_ok=True)
+                write_text(REFERENCES / flavour / name / CONFIG_FILE, config_text(config))
     (ROOT / ENSEMBLE / "1").mkdir(exist_ok=True)
     (ROOT / ENSEMBLE / "1" / ".gitkeep").touch()
 

@@ -9,56 +9,36 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from config_rules import config_mistakes, engine_mistakes
+from config_rules import component_mistakes, engine_mistakes
 from families import KINDS
-from reference_repository import FLAVOURS, REFERENCES, ROOT, reference_artefacts, reference_configs
+from google.protobuf.json_format import MessageToDict
+from reference_repository import FLAVOURS, REFERENCES, ROOT, artefacts_of, configs_of, planned, reference_configs
 
-from rekd_deploy.contract.description import TOKENIZER, Artefacts, ServedDescription
+from rekd_deploy.contract.description import TOKENIZER, ServedDescription
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.export.engines import EngineRequest, plan_engines
-from rekd_deploy.graphs.modules import pair_signature
 from rekd_deploy.repository.backend import graphs as backend_graphs
 from rekd_deploy.repository.backend.model import InputChecker
 from rekd_deploy.repository.build import build_configs, model_files
-from rekd_deploy.repository.config import (
-    ANSWER,
-    ENSEMBLE,
-    GRAPH_MODELS,
-    PREDICTOR,
-    PREPARE,
-    SELECTOR,
-    SINGLE,
-    ServingSettings,
-    config_text,
-    parameters_of,
-    read_config,
-)
-from rekd_deploy.repository.manifest import Versions, pin_versions
+from rekd_deploy.repository.config import GRAPH_MODELS, ServingSettings, config_text, parameters_of, read_config
 from rekd_deploy.repository.reader import MANIFEST, read_description
-from rekd_deploy.repository.text_endpoint import endpoint_configs
 from rekd_deploy.runtimes.tensorrt import PRODUCTS
 from rekd_train.errors import ConfigError
 from rekd_train.inputs.text import TextPreprocessor
 
-NOTHING = Path("not needed")
+STEPS = ("rekd_selector", "rekd_predictor")
 
 
 def mistakes_of(artefacts, settings, target="python"):
-    """In all that is written: models, the text or image endpoint, the files beside them, in a second version, too."""
-    configs = build_configs(artefacts, settings, target) | endpoint_configs(artefacts, settings)
-    pin_versions(configs, Versions(2, (1,)))
-    return config_mistakes(configs, model_files(configs, artefacts))
+    configs = build_configs(artefacts, settings, target)
+    return [mistake for name in configs.keys() - {"rekd"} for mistake in component_mistakes(configs[name])]
 
 
 @pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_every_kind_of_model(kind, single):
     model = KINDS[kind]()
-    manifest = {"policy": model.policy.model_dump()}
-    made = Artefacts(
-        pair_signature(model), NOTHING, NOTHING, model.preprocessor, tuple(model.labels), manifest,
-        NOTHING if single else None,
-    )
+    made = artefacts_of(model, single)
     for target in ("python", "onnxruntime"):
         for settings in (ServingSettings(), ServingSettings(max_batch_size=3, gpu=True, gpus=(1, 0), instances=2)):
             assert mistakes_of(made, settings, target) == []
@@ -82,18 +62,16 @@ def test_every_kind_of_model(kind, single):
 @pytest.mark.parametrize("flavour", sorted(FLAVOURS))
 def test_every_flavour(rationalizer, flavour, single):
     target, product, settings = FLAVOURS[flavour]
-    artefacts = reference_artefacts(rationalizer, single=single)
     for lengths in (None, (16, 48)) if product else (None,):
-        request = EngineRequest(settings.max_batch_size, lengths=lengths)
-        planned = plan_engines(artefacts, PRODUCTS[product], request) if product else artefacts
-        assert mistakes_of(planned, replace(settings, rate_limit=True), target) == []
-        for role, entry in planned.manifest.get("artefacts", {}).items():
-            config = build_configs(planned, settings, target)[GRAPH_MODELS[role]]
-            assert engine_mistakes(config, entry["engine"]) == []
+        made = planned(artefacts_of(rationalizer, single), flavour, lengths)
+        assert mistakes_of(made, replace(settings, rate_limit=True), target) == []
+        for role, entry in made.manifest.get("artefacts", {}).items():
+            config = build_configs(made, settings, target)[GRAPH_MODELS[role]]
+            assert [*engine_mistakes(config, entry["engine"])] == []
             assert config.optimization.cuda.graphs is (target == "tensorrt")
 
 
-@pytest.mark.parametrize("name", [SELECTOR, PREDICTOR, ENSEMBLE, SINGLE, PREPARE, ANSWER, "rekd_text"])
+@pytest.mark.parametrize("name", [*STEPS, "rekd", "rekd_single", "rekd_prepare", "rekd_answer", "rekd_text"])
 def test_committed_reference_is_what_the_writer_writes(rationalizer, name):
     """If this is meant to change: python tests/deploy/repository/reference_repository.py"""
     if (ROOT / MANIFEST).exists():
@@ -107,66 +85,52 @@ def test_committed_reference_is_what_the_writer_writes(rationalizer, name):
     else:
         assert (ROOT / name / "config.pbtxt").read_text(encoding="utf-8") == config_text(written)
     assert committed == written
-    assert (ROOT / ENSEMBLE / "1" / ".gitkeep").is_file()
 
 
 @pytest.mark.parametrize("flavour", sorted(set(FLAVOURS) - {"python"}))
 def test_committed_references_of_the_other_flavours(rationalizer, flavour):
-    written = reference_configs(rationalizer, flavour=flavour)
-    for name in (SELECTOR, PREDICTOR):
-        path = REFERENCES / flavour / name / "config.pbtxt"
-        assert path.read_text(encoding="utf-8") == config_text(written[name])
-        assert read_config(path) == written[name]
-    same = reference_configs(rationalizer)[ENSEMBLE]
-    same.max_batch_size = written[ENSEMBLE].max_batch_size
-    assert written[ENSEMBLE] == same, "clients use every flavour alike"
+    written, ensemble = reference_configs(rationalizer, flavour=flavour), reference_configs(rationalizer)["rekd"]
+    for name in STEPS:
+        text = (REFERENCES / flavour / name / "config.pbtxt").read_text(encoding="utf-8")
+        assert text == config_text(written[name])
+    ensemble.max_batch_size = written["rekd"].max_batch_size
+    assert written["rekd"] == ensemble, "clients use every flavour alike"
 
 
-def test_every_bad_setting_in_one_message():
+def test_what_cannot_be_built_or_read(artefacts, tmp_path):
     with pytest.raises(ConfigError) as error:
         ServingSettings(0, (8, 0), -5, 0, -1, gpus=(1, 1))
     names = ("max_batch_size", "instances", "threads", "queue_delay_us", "gpus", "preferred_batch_sizes")
-    assert all(name in str(error.value) for name in names)
-
-
-def test_unknown_target(artefacts):
+    assert all(name in str(error.value) for name in names), "all in one message"
     with pytest.raises(RepositoryError, match="'abacus'.*python"):
         build_configs(artefacts, ServingSettings(), "abacus")
-
-
-@pytest.mark.parametrize("content", [b"name: ", b"unknown_field: 1", b"\xff\xfe", b'max_batch_size: "many"'])
-def test_unreadable_config_is_named(tmp_path, content):
     path = tmp_path / "config.pbtxt"
-    path.write_bytes(content)
-    with pytest.raises(RepositoryError, match="config.pbtxt is not a Triton model configuration"):
-        read_config(path)
+    for content in (b"name: ", b"unknown_field: 1", b"\xff\xfe", b'max_batch_size: "many"'):
+        path.write_bytes(content)
+        with pytest.raises(RepositoryError, match="config.pbtxt is not a Triton model configuration"):
+            read_config(path)
 
 
 @pytest.mark.parametrize(("lengths", "joined"), [(None, True), ((48,), True), ((40, 48), False)])
 def test_texts_of_two_ranges_of_an_engine_are_not_joined(rationalizer, lengths, joined):
     """The shorter one would go on with the slots of the longer one: no profile of the predictor accepts that."""
     request = EngineRequest(8, batches=(1, 8), lengths=lengths)
-    planned = plan_engines(reference_artefacts(rationalizer), PRODUCTS["tensorrt-rtx"], request)
-    configs = build_configs(planned, ServingSettings(max_batch_size=8))
-    for name in (SELECTOR, PREDICTOR):
-        assert {tensor.allow_ragged_batch for tensor in configs[name].input} == {joined}
+    made = plan_engines(artefacts_of(rationalizer), PRODUCTS["tensorrt-rtx"], request)
+    configs = build_configs(made, ServingSettings(max_batch_size=8))
+    assert {tensor.allow_ragged_batch for name in STEPS for tensor in configs[name].input} == {joined}
 
 
-def keys_of(message, before=""):
-    """Dotted paths of the fields that are written; the names of tensors and inputs are left out."""
-    for field, value in message.ListFields():
-        path = before + field.name
-        if field.message_type is None or field.name in ("input_map", "output_map"):
-            yield path
-        elif field.message_type.GetOptions().map_entry:
-            for key in value:
-                if hasattr(value[key], "ListFields") and field.name != "parameters":
-                    yield from keys_of(value[key], f"{path}.")
-                else:
-                    yield f"{path}.{key}"
-        else:
-            for each in [value] if hasattr(value, "ListFields") else value:
-                yield from keys_of(each, f"{path}.")
+def keys_of(content, path=""):
+    """Dotted paths of what is written; the names of tensors are left out."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from keys_of(value, f"{path}.{key}")
+    elif isinstance(content, list) and isinstance(content[0], dict):
+        for each in content:
+            yield from keys_of(each, path)
+    else:
+        named = r"(model_warmup\.inputs|graph_spec\.input|graph_lower_bound\.input|_map)\.\w+|\.string_value$"
+        yield re.sub(named, r"\1", path[1:])
 
 
 def test_every_key_for_gpus_is_one_that_something_reads(rationalizer):
@@ -177,24 +141,20 @@ def test_every_key_for_gpus_is_one_that_something_reads(rationalizer):
     for path in re.findall(r"`([^`]+)`", " ".join(rows)):
         before, _, names = path.partition("{")
         read |= {before + name for name in names.rstrip("}").split(", ")} if names else {path}
-    for target, product, settings in FLAVOURS.values():
+    for flavour, (target, product, settings) in FLAVOURS.items():
         if settings.gpu or product:
-            artefacts = reference_artefacts(rationalizer, single=True)
-            if product is not None:
-                artefacts = plan_engines(artefacts, PRODUCTS[product], EngineRequest(settings.max_batch_size))
-            settings = replace(settings, rate_limit=True)
-            configs = build_configs(artefacts, settings, target) | endpoint_configs(artefacts, settings)
-            pin_versions(configs, Versions())
-            on_gpus = [config for name, config in configs.items() if name not in (PREPARE, ANSWER)]
-            written |= {key for config in on_gpus for key in keys_of(config)}
+            made = planned(artefacts_of(rationalizer, single=True), flavour)
+            for name, config in configs_of(made, replace(settings, rate_limit=True), target).items():
+                if name not in ("rekd_prepare", "rekd_answer"):
+                    written |= {*keys_of(MessageToDict(config, preserving_proto_field_name=True))}
     assert written == read and len(read) > 40
 
 
 def test_all_shapes_of_long_texts_are_captured_as_they_warm_up(rationalizer):
     preprocessor = rationalizer.preprocessor
     long = TextPreprocessor(preprocessor.tokenizer_json, replace(preprocessor.settings, max_length=512, lengths=()))
-    made = replace(reference_artefacts(rationalizer, single=True), preprocessor=long)
-    warm_ups = build_configs(made, ServingSettings(gpu=True))[SINGLE].model_warmup
+    made = artefacts_of(rationalizer, single=True, preprocessor=long)
+    warm_ups = build_configs(made, ServingSettings(gpu=True))["rekd_single"].model_warmup
     assert 64 < len(warm_ups) <= backend_graphs._MOST_SHAPES
 
 

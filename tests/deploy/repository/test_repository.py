@@ -14,19 +14,14 @@ from rekd_deploy.repository.reader import check_repository, read_description
 from rekd_deploy.repository.writer import write_repository
 from rekd_train.checkpoints.checkpoint import checkpoint_hash
 
-LENGTHS = (16, 32, 48)
 WARM_UPS = {"rekd_selector": ("attention_mask", "input_ids"), "rekd_predictor": ("input_ids", "kept", "positions")}
 FILES = sorted([
     "manifest.json", "parity.npz", "rekd/1/.gitkeep", "rekd/config.pbtxt", "rekd/labels.txt",
     "rekd_predictor/labels.txt",
-    *(
-        f"{model}/{name}"
-        for model in WARM_UPS for name in ("1/model.onnx", "1/model.py", "1/triton_graphs.py", "config.pbtxt")
-    ),
-    *(
-        f"{model}/warmup/{tensor}-{length}"
-        for model, tensors in WARM_UPS.items() for tensor in tensors for length in LENGTHS
-    ),
+    *(f"{model}/{name}" for model in WARM_UPS
+      for name in ("1/model.onnx", "1/model.py", "1/triton_graphs.py", "config.pbtxt")),
+    *(f"{model}/warmup/{tensor}-{length}" for model, tensors in WARM_UPS.items() for tensor in tensors
+      for length in (16, 32, 48)),
 ])  # fmt: skip
 
 
@@ -41,14 +36,22 @@ def copy(repository, tmp_path):
     return shutil.copytree(repository, tmp_path / "copy")
 
 
+def edited(copy, change):
+    """Change the manifest's content."""
+    manifest = json.loads((copy / "manifest.json").read_text())
+    change(manifest["repository"])
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+
+
 def test_manifest_says_what_was_exported(artefacts, checkpoint, rationalizer):
     manifest = artefacts.manifest
-    assert manifest["checkpoint_sha256"] == checkpoint_hash(checkpoint)
-    assert manifest["preprocessing_sha256"] == rationalizer.preprocessor.fingerprint
-    assert manifest["policy"] == {"bias": 0.1, "budget": 0.25, "minimum": 1, "selectable": "real"}
-    assert manifest["labels"] == ["negative", "positive"] and manifest["probability_temperature"] == 1.3
-    assert manifest["capacity"] == 11 and manifest["lengths"] == [16, 32, 48] and manifest["operator"] == "compact"
-    assert manifest["slots"] == [4, 8, 11]
+    expected = {
+        "checkpoint_sha256": checkpoint_hash(checkpoint), "labels": ["negative", "positive"], "operator": "compact",
+        "preprocessing_sha256": rationalizer.preprocessor.fingerprint, "probability_temperature": 1.3,
+        "policy": {"bias": 0.1, "budget": 0.25, "minimum": 1, "selectable": "real"},
+        "capacity": 11, "lengths": [16, 32, 48], "slots": [4, 8, 11],
+    }  # fmt: skip
+    assert {key: manifest[key] for key in expected} == expected
     assert {"rekd", "torch", "onnx", "onnxscript", "onnxruntime"} <= set(manifest["versions"])
     for entry in manifest["artefacts"].values():
         assert (entry["opset"], entry["precision"], len(entry["sha256"])) == (20, "fp32", 64)
@@ -79,76 +82,56 @@ def test_files_that_are_not_the_manifests_are_named(artefacts, tmp_path):
         verify_files(artefacts.manifest, {"selector": tmp_path / "selector.onnx", "predictor": altered})
 
 
-def test_layout_and_manifest(repository, artefacts, rationalizer):
+def test_layout_and_manifest_the_same_bytes_each_time(repository, artefacts, rationalizer, tmp_path):
     assert listing(repository) == FILES
     manifest = check_repository(repository)
-    assert sorted(manifest["repository"]["files"]) == FILES[1:]
-    assert {key: value for key, value in manifest.items() if key != "repository"} == artefacts.manifest
-    assert manifest["repository"]["batches"] == [8, 16, 32, 64] and manifest["repository"]["target"] == "python"
+    described = manifest.pop("repository")
+    assert sorted(described["files"]) == FILES[1:] and manifest == artefacts.manifest
+    assert described["batches"] == [8, 16, 32, 64] and described["target"] == "python"
     assert read_description(repository).fingerprint == rationalizer.preprocessor.fingerprint
-
-
-def test_writing_twice_gives_the_same_bytes(artefacts, repository, tmp_path):
     again = write_repository(artefacts, tmp_path / "python")
     for name in FILES:
         assert (again / name).read_bytes() == (repository / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "rekd/config.pbtxt", "rekd_predictor/1/model.onnx", "parity.npz"])
-def test_missing_file_is_named(copy, name):
-    (copy / name).unlink()
-    with pytest.raises(RepositoryError, match=name):
-        check_repository(copy)
+def missing(name):
+    return lambda copy: (copy / name).unlink(), name
 
 
-def test_files_that_the_manifest_does_not_list_are_missed_all_the_same(copy):
-    manifest = json.loads((copy / "manifest.json").read_text())
-    del manifest["repository"]["files"]["rekd_selector/1/model.onnx"]
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    (copy / "rekd_selector/1/model.onnx").unlink()
-    with pytest.raises(RepositoryError, match="missing rekd_selector/1/model.onnx"):
-        check_repository(copy)
+def altered(name):
+    return lambda copy: (copy / name).write_bytes((copy / name).read_bytes() + b" "), f"{name} changed"
 
 
-@pytest.mark.parametrize("name", FILES[1::5])
-def test_altered_file_is_named(copy, name):
-    with open(copy / name, "ab") as file:
-        file.write(b" ")
-    with pytest.raises(RepositoryError, match=f"{name} changed"):
-        check_repository(copy)
+def damaged(content):
+    return lambda copy: (copy / "manifest.json").write_text(content), "manifest.json is damaged"
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"repository": {}}', '{"repository": 3}'])
-def test_damaged_manifest(copy, content):
-    (copy / "manifest.json").write_text(content)
-    with pytest.raises(RepositoryError, match="manifest.json is damaged"):
-        check_repository(copy)
+def unlisted(copy):
+    graph = "rekd_selector/1/model.onnx"
+    edited(copy, lambda described: described["files"].pop(graph))
+    (copy / graph).unlink()
 
 
-def test_manifest_of_another_version(copy):
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["repository"]["version"] = 99
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(RepositoryError, match="format version 99"):
-        check_repository(copy)
+WRONG = [
+    *map(missing, ("manifest.json", "rekd/config.pbtxt", "rekd_predictor/1/model.onnx", "parity.npz")),
+    *map(altered, FILES[1::5]),
+    *map(damaged, ("", "{", "[]", "{}", '{"repository": {}}', '{"repository": 3}')),
+    (unlisted, "missing rekd_selector/1/model.onnx"),
+    (lambda copy: edited(copy, lambda described: described.update(version=99)), "format version 99"),
+    (lambda copy: (copy / "rekd_selector/2").mkdir(), "rekd_selector: version folders are 1, 2, the manifest has 1"),
+    (lambda copy: (copy / "notes").mkdir(), "folder notes"),
+    (shutil.rmtree, "no model repository at"),
+    (lambda copy: shutil.rmtree(copy) or copy.mkdir(), "holds no exported model"),
+]
 
 
-def test_stray_folders_are_named_and_a_stray_file_is_not(copy):
+@pytest.mark.parametrize(("change", "complaint"), WRONG)
+def test_what_is_not_as_it_was_written_is_named(copy, change, complaint):
     (copy / "notes.txt").touch()
     check_repository(copy)
-    (copy / "rekd_selector" / "2").mkdir()
-    with pytest.raises(RepositoryError, match="rekd_selector: version folders are 1, 2, the manifest has 1"):
+    change(copy)
+    with pytest.raises(RepositoryError, match=complaint):
         check_repository(copy)
-    (copy / "notes").mkdir()
-    with pytest.raises(RepositoryError, match="folder notes"):
-        check_repository(copy)
-
-
-def test_no_repository(tmp_path):
-    with pytest.raises(RepositoryError, match="no model repository at"):
-        check_repository(tmp_path / "nowhere")
-    with pytest.raises(RepositoryError, match="holds no exported model"):
-        check_repository(tmp_path)
 
 
 def test_a_folder_with_other_things_is_left_alone(artefacts, tmp_path):

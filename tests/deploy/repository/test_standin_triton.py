@@ -6,6 +6,7 @@ import json
 
 import pytest
 import standin
+from google.protobuf.json_format import MessageToDict
 from precisions import model_of
 
 from rekd_deploy.export.run import publish
@@ -15,51 +16,43 @@ from rekd_train.checkpoints.checkpoint import save
 pytestmark = pytest.mark.standin
 
 
-def exported(kind, folder):
-    """The folder of the single graph of a pair, with what ``triton_gpu.py`` reads."""
-    from google.protobuf.json_format import MessageToDict
-
+def run(kind, folder, *arguments):
+    """What ``triton_gpu.py`` saw of the single graph of a pair."""
     standin.libraries()
     publish(save(model_of(kind), folder / "student"), folder / "models", gpu=True, batches=(1, 4))
     single = folder / "models" / SINGLE
     config = MessageToDict(read_config(single / "config.pbtxt"), preserving_proto_field_name=True)
     assert {group["kind"] for group in config["instance_group"]} == {"KIND_GPU"}
     (single / "config.json").write_text(json.dumps(config))
-    return single
+    (found,) = standin.run("triton_gpu.py", single, *arguments)
+    return found
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
-    (found,) = standin.run("triton_gpu.py", exported("bert", tmp_path_factory.mktemp("gpu")))
-    return found
+    return run("bert", tmp_path_factory.mktemp("gpu"))
 
 
-def test_a_shape_is_captured_once_and_replayed_from_then_on(seen):
+def test_a_shape_is_captured_once_and_replayed_on_batches_that_are_filled_up(seen):
     assert (seen["first"]["capture"], seen["one"]["capture"]) == (1, 1)
     for turn in ("again", "joined", "one again"):
         counts = {kind: seen[turn][kind] for kind in ("to_device", "to_host", "launch", "capture", "replay")}
         assert counts == {"to_device": 2, "to_host": 2, "launch": 0, "capture": 0, "replay": 1}, "what is asked for"
-
-
-def test_batches_are_filled_up_and_answers_cut_to_their_rows(seen):
-    assert [shapes["mask"] for shapes in seen["joined"]["shapes"]] == [[2, 16], [1, 16]]
+    assert [shapes["mask"] for shapes in seen["joined"]["shapes"]] == [[2, 16], [1, 16]], "cut to their rows"
     assert seen["first"]["shapes"][0]["probabilities"][0] == 3
 
 
-@pytest.mark.parametrize("kind", ["replay", "to_device", "to_host"])
-def test_a_gpu_that_fails_is_an_error_of_the_request_and_the_next_one_works(seen, kind):
-    failed, after, later = seen[kind]
-    assert failed["errors"][0].startswith("the graph failed: ")
-    assert after["errors"] == [None] and after["capture"] == 1 and later["replay"] == 1 and later["launch"] == 0
-
-
-def test_what_failed_keeps_no_memory_while_its_error_is_answered(seen):
-    assert seen["kept"] == [False] * 3
+def test_a_gpu_that_fails_is_an_error_of_the_request_and_the_next_one_works(seen):
+    for kind in ("replay", "to_device", "to_host"):
+        failed, after, later = seen[kind]
+        assert failed["errors"][0].startswith("the graph failed: "), kind
+        assert after["errors"] == [None] and after["capture"] == 1 and later["replay"] == 1 and later["launch"] == 0
+    assert seen["kept"] == [False] * 3, "no memory while the error is answered"
 
 
 def test_lstms_are_served_uncaptured_and_that_is_said(tmp_path):
     """A replay would run on memory that is another's by then, and a capture that is refused would fail the warm-up."""
-    (found,) = standin.run("triton_gpu.py", exported("bilstm", tmp_path), "alike")
+    found = run("bilstm", tmp_path, "alike")
     for turn in (found["first"], found["again"]):
         assert turn["errors"] == [None] and turn["capture"] == turn["replay"] == 0 and turn["launch"] > 10
     assert turn["shapes"][0]["probabilities"][0] == 3

@@ -94,32 +94,6 @@ def ask(model, name, *requests, outputs=None):
     return model.execute([Request(arrays, outputs or OUTPUTS[name]) for arrays in requests])
 
 
-def test_requests_of_mixed_shapes_are_answered_each_as_alone(start, rationalizer, texts):
-    selector, predictor = start(SELECTOR), start(PREDICTOR)
-    requests = [encoded(rationalizer, text) for text in texts] + [encoded(rationalizer, *texts)]
-    chosen = ask(selector, SELECTOR, *requests)
-    handed_over = [
-        {"input_ids": request["input_ids"], "positions": answer.outputs["positions"], "kept": answer.outputs["kept"]}
-        for request, answer in zip(requests, chosen, strict=True)
-    ]
-    classified = ask(predictor, PREDICTOR, *handed_over)
-    for request, selection, answer in zip(requests, chosen, classified, strict=True):
-        alone = ask(selector, SELECTOR, request)[0].outputs
-        for name in ("scores", "mask"):
-            assert selection.outputs[name].shape == alone[name].shape == request["input_ids"].shape
-        np.testing.assert_array_equal(selection.outputs["mask"], alone["mask"])
-        np.testing.assert_allclose(selection.outputs["scores"], alone["scores"], atol=1e-5)
-        assert answer.outputs["probabilities"].shape == (len(request["input_ids"]), 2)
-    expected = rationalizer.predict(texts)
-    probabilities = classified[-1].outputs["probabilities"]
-    np.testing.assert_allclose(probabilities, [list(p.probabilities.values()) for p in expected], atol=1e-4)
-
-
-def test_only_what_is_requested_is_answered(start, rationalizer):
-    answer = ask(start(SELECTOR), SELECTOR, encoded(rationalizer, "good"), outputs=["mask"])[0]
-    assert list(answer.outputs) == ["mask"]
-
-
 def test_one_bad_request_is_logged_with_its_id_and_its_neighbours_are_answered(start, rationalizer, utilities):
     good = encoded(rationalizer, "a good film")
     bad = {**good, "input_ids": good["input_ids"] - 50}
@@ -151,51 +125,49 @@ def test_a_request_that_breaks_the_graph_is_found_among_its_neighbours(start, ra
     assert "boom" in str(answers[1].error) and answers[1].error.code == TritonError.INTERNAL
 
 
-def _ids(shape, value=5):
-    return np.full(shape, value, dtype=np.int64)
+def ids(length, value=5, rows=1):
+    return np.full((rows, length), value)
 
 
-_SELECTING = {"input_ids": _ids((1, 16)), "attention_mask": _ids((1, 16), 1)}
-_PREDICTING = {"input_ids": _ids((1, 16)), "positions": _ids((1, 11)), "kept": np.ones((1, 11), dtype=bool)}
+def texts(length, value=5, rows=1, mask=1):
+    return {"input_ids": ids(length, value, rows), "attention_mask": ids(length, mask, rows)}
 
 
-@pytest.mark.parametrize(
-    ("name", "change", "reason"),
-    [
-        (SELECTOR, {"input_ids": _ids((1, 16), -1)}, r"input_ids\[0, 0\] is -1, outside the vocabulary"),
-        (SELECTOR, {"input_ids": _ids((1, 16), 94)}, "is 94, outside the vocabulary 0..93"),
-        (SELECTOR, {"input_ids": _ids((1, 16), np.iinfo(np.int64).min)}, "outside the vocabulary"),
-        (SELECTOR, {"attention_mask": _ids((1, 8), 1)}, r"attention_mask has shape \[1, 8\], input_ids \[1, 16\]"),
-        (SELECTOR, {"attention_mask": _ids((1, 16), 2)}, r"attention_mask\[0, 0\] is 2"),
-        (SELECTOR, {"attention_mask": _ids((1, 16), 0)}, "row 0 of attention_mask is all 0"),
-        (SELECTOR, {"input_ids": _ids((1, 49)), "attention_mask": _ids((1, 49), 1)}, "at most 48"),
-        (SELECTOR, {"input_ids": _ids((1, 0)), "attention_mask": _ids((1, 0), 1)}, "no axis may be empty"),
-        (SELECTOR, {"input_ids": _ids((0, 16)), "attention_mask": _ids((0, 16), 1)}, "no axis may be empty"),
-        (PREDICTOR, {"input_ids": _ids((1, 16), 94)}, "outside the vocabulary"),
-        (PREDICTOR, {"positions": _ids((1, 11), 16)}, r"positions\[0, 0\] is 16, outside the sequence 0..15"),
-        (PREDICTOR, {"positions": _ids((1, 11), -1)}, "outside the sequence"),
-        (PREDICTOR, {"kept": np.ones((1, 4), dtype=bool)}, r"positions has shape \[1, 11\] and kept \[1, 4\]"),
-    ],
-)
-def test_bad_values_are_refused_with_a_reason(start, name, change, reason):
-    model, good = start(name), _SELECTING if name == SELECTOR else _PREDICTING
-    accepted, refused = ask(model, name, good, good | change)
+PREDICTING = {"input_ids": ids(16), "positions": ids(11), "kept": np.ones((1, 11), dtype=bool)}
+BAD = [
+    (texts(16, -1), r"input_ids\[0, 0\] is -1, outside the vocabulary"),
+    (texts(16, 94), "is 94, outside the vocabulary 0..93"),
+    (texts(16, np.iinfo(np.int64).min), "outside the vocabulary"),
+    (texts(16) | {"attention_mask": ids(8, 1)}, r"attention_mask has shape \[1, 8\], input_ids \[1, 16\]"),
+    (texts(16, mask=2), r"attention_mask\[0, 0\] is 2"),
+    (texts(16, mask=0), "row 0 of attention_mask is all 0"),
+    (texts(49), "at most 48"),
+    (texts(0), "no axis may be empty"),
+    (texts(16, rows=0), "no axis may be empty"),
+    (PREDICTING | {"input_ids": ids(16, 94)}, "outside the vocabulary"),
+    (PREDICTING | {"positions": ids(11, 16)}, r"positions\[0, 0\] is 16, outside the sequence 0..15"),
+    (PREDICTING | {"positions": ids(11, -1)}, "outside the sequence"),
+    (PREDICTING | {"kept": np.ones((1, 4), dtype=bool)}, r"positions has shape \[1, 11\] and kept \[1, 4\]"),
+]
+
+
+@pytest.mark.parametrize(("bad", "reason"), BAD)
+def test_bad_values_are_refused_with_a_reason(start, bad, reason):
+    name, good = (PREDICTOR, PREDICTING) if "kept" in bad else (SELECTOR, texts(16))
+    accepted, refused = ask(start(name), name, good, bad)
     assert accepted.error is None and refused.error.code == TritonError.INVALID_ARG
     with pytest.raises(TritonError, match=reason):
         raise refused.error
 
 
-@pytest.mark.parametrize(
-    ("checker", "inputs", "reason"),
-    [
-        (InputChecker(12), {"pixels": np.zeros((1, 16, 12, 1)), "keep": np.ones((1, 12))}, None),
-        (InputChecker(12), {"pixels": np.zeros((1, 16, 12, 1)), "keep": np.ones((1, 11))}, "keep has 11 columns; the"),
-        (InputChecker(12), {"positions": _ids((1, 2), 12), "kept": np.ones((1, 2))}, "outside the patches 0..11"),
-    ],
-)
-def test_images_are_checked_by_their_patches(checker, inputs, reason):
-    found = checker.reason_to_refuse(inputs)
-    assert found is None if reason is None else reason in found
+def test_images_are_checked_by_their_patches():
+    for inputs, reason in (
+        ({"pixels": np.zeros((1, 16, 12, 1)), "keep": np.ones((1, 12))}, None),
+        ({"pixels": np.zeros((1, 16, 12, 1)), "keep": np.ones((1, 11))}, "keep has 11 columns; the"),
+        ({"positions": ids(2, 12), "kept": np.ones((1, 2))}, "outside the patches 0..11"),
+    ):
+        found = InputChecker(12).reason_to_refuse(inputs)
+        assert found is None if reason is None else reason in found
 
 
 def test_requests_of_similar_length_run_as_one_batch(start, rationalizer):
@@ -208,23 +180,35 @@ def test_requests_of_similar_length_run_as_one_batch(start, rationalizer):
     assert [answer.outputs["mask"].shape for answer in answers] == [(1, 32), (2, 16), (1, 20), (2, 16)]
 
 
+@pytest.fixture
+def eight_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+
+
 @pytest.mark.parametrize(
     ("threads", "instances", "expected"), [(3, 1, 3), (3, 2, 3), (0, 1, 4), (0, 2, 4), (0, 3, 2), (0, 9, 1)]
 )
 def test_threads_are_those_of_the_config_or_the_instances_share_the_cores(
-    repository, utilities, tmp_path, monkeypatch, threads, instances, expected
+    repository, utilities, tmp_path, monkeypatch, eight_cores, threads, instances, expected
 ):
     folder = shutil.copytree(repository / SELECTOR, tmp_path / SELECTOR)
     config = read_config(folder / "config.pbtxt")
     config.parameters["intra_op_thread_count"].string_value = str(threads)
     config.instance_group[0].count = instances
     (folder / "config.pbtxt").write_text(config_text(config))
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
     monkeypatch.setattr(Path, "read_text", lambda path, *_, read=Path.read_text, **options: (
         "max 100000" if path.name == "cpu.max" else read(path, *_, **options)
     ))
     options = started(tmp_path, SELECTOR)._graph._session.get_session_options()
     assert options.intra_op_num_threads == expected
+
+
+def test_a_containers_quota_limits_the_threads(tmp_path, eight_cores):
+    quota = tmp_path / "cpu.max"
+    assert usable_cores(str(quota)) == 8
+    for content, expected in (("max", 8), ("50000", 1), ("150000", 2), ("1600000", 8), ("", 8)):
+        quota.write_text(f"{content} 100000" if content else "")
+        assert usable_cores(str(quota)) == expected
 
 
 def test_on_a_gpu_a_runtime_for_cpus_is_refused_and_never_used(repository, utilities):
@@ -233,27 +217,9 @@ def test_on_a_gpu_a_runtime_for_cpus_is_refused_and_never_used(repository, utili
         started(repository, SELECTOR, model_instance_kind="GPU", model_instance_device_id="0")
 
 
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [("max 100000", 8), ("50000 100000", 1), ("150000 100000", 2), ("1600000 100000", 8), ("", 8)],
-)
-def test_a_containers_quota_limits_the_threads(tmp_path, monkeypatch, content, expected):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
-    (tmp_path / "cpu.max").write_text(content)
-    assert usable_cores(str(tmp_path / "cpu.max")) == expected
-    assert usable_cores(str(tmp_path / "none")) == 8
-
-
-def test_texts_are_grouped_by_their_own_length_in_whatever_order_inputs_come():
-    inputs = {
-        index: {"positions": np.zeros((1, 4)), "input_ids": np.zeros((1, length))}
-        for index, length in enumerate((48, 16, 18))
-    }
+def test_texts_are_grouped_by_their_own_length_and_filled_up_with_the_pad_id():
+    """In whatever order inputs come."""
+    inputs = {index: {"positions": ids(4), "input_ids": ids(length)} for index, length in enumerate((48, 16, 18))}
     assert groups_by_length(inputs) == [[1, 2], [0]]
-
-
-def test_short_texts_are_filled_up_with_the_pad_id():
-    requests = [{"input_ids": _ids((1, size)), "attention_mask": _ids((1, size), 1)} for size in (2, 3)]
-    found = joined(requests, 7)
-    assert found["input_ids"].tolist() == [[5, 5, 7], [5, 5, 5]]
-    assert found["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
+    found = {name: array.tolist() for name, array in joined([texts(2), texts(3)], 7).items()}
+    assert found == {"input_ids": [[5, 5, 7], [5, 5, 5]], "attention_mask": [[1, 1, 0], [1, 1, 1]]}

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import errno
-import signal
 import subprocess
 import sys
-import time
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from families import another, raising
+from servers import wait_until
 
 from rekd_deploy.client.pipeline import Pipeline
 from rekd_deploy.errors import ExportError, RepositoryError
@@ -19,10 +17,7 @@ from rekd_deploy.repository.config import read_config
 from rekd_deploy.repository.reader import check_repository
 from rekd_deploy.repository.writer import write_repository
 
-
-def another(artefacts, number):
-    """The same graphs as of another checkpoint."""
-    return replace(artefacts, manifest={**artefacts.manifest, "checkpoint_sha256": f"{number:064}"})
+FULL = raising(OSError(errno.ENOSPC, "No space left on device"))
 
 
 def contents(root):
@@ -32,10 +27,6 @@ def contents(root):
 def folders(root, model):
     """Its versions."""
     return sorted(entry.name for entry in (root / model).iterdir() if entry.is_dir() and entry.name.isdigit())
-
-
-def full(*_, **__):
-    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.fixture
@@ -67,7 +58,7 @@ def test_other_settings_are_another_version(artefacts, root, change):
     assert folders(root, "rekd") == ["2"]
 
 
-def test_keep_leaves_so_many_versions_of_the_component_models(artefacts, root):
+def test_keep_leaves_so_many_versions_of_the_component_models(artefacts, root, rationalizer, texts):
     for number in (2, 3, 4):
         write_repository(another(artefacts, number), root, keep=3, max_batch_size=16 * number)
     assert folders(root, "rekd") == ["4"] and folders(root, "rekd_selector") == ["2", "3", "4"]
@@ -78,17 +69,12 @@ def test_keep_leaves_so_many_versions_of_the_component_models(artefacts, root):
     described = check_repository(root)["repository"]
     assert described["model_version"] == 4 and sorted(described["earlier"]) == ["2", "3"]
     assert described["earlier"]["3"]["checkpoint_sha256"] == f"{3:064}"
+    with Pipeline(root) as pipeline:  # of the newest version
+        assert [each.label for each in pipeline.predict(texts)] == [each.label for each in rationalizer.predict(texts)]
     with pytest.raises(RepositoryError, match=r"versions of rekd_selector cannot stay .* backend.*fix: --keep 1"):
         write_repository(another(artefacts, 5), root, keep=2, target="onnxruntime")
     write_repository(another(artefacts, 4), root, keep=1, max_batch_size=64)
     assert folders(root, "rekd_predictor") == ["5"] and check_repository(root)["repository"]["earlier"] == {}
-
-
-def test_the_pipeline_answers_from_the_newest_version(artefacts, root, rationalizer, texts):
-    write_repository(another(artefacts, 2), root, keep=2)
-    assert folders(root, "rekd_selector") == ["1", "2"]
-    with Pipeline(root) as pipeline:
-        assert [a.label for a in pipeline.predict(texts)] == [a.label for a in rationalizer.predict(texts)]
 
 
 def test_a_damaged_version_is_not_kept_but_replaced(artefacts, root):
@@ -100,23 +86,19 @@ def test_a_damaged_version_is_not_kept_but_replaced(artefacts, root):
     check_repository(root)
 
 
-def test_an_error_in_the_middle_leaves_the_old_repository(artefacts, root, tmp_path, monkeypatch):
+def test_a_full_disk_in_the_middle_leaves_the_old_repository_and_is_one_line_with_its_fix(
+    artefacts, checkpoint, root, tmp_path, monkeypatch
+):
     before = contents(root)
-    monkeypatch.setattr("rekd_deploy.repository.writer.write_json", full)
-    with pytest.raises(OSError, match="No space"):
-        write_repository(another(artefacts, 2), root, keep=2)
-    assert contents(root) == before and [entry.name for entry in tmp_path.iterdir()] == ["r"]
-
-
-def test_a_full_disk_is_one_line_with_its_fix(artefacts, checkpoint, root, tmp_path, monkeypatch):
-    import rekd_deploy.export.graphs
-
-    before = contents(root)
-    monkeypatch.setattr(rekd_deploy.export.graphs, "export", lambda *a, **k: another(artefacts, 2))
-    monkeypatch.setattr("rekd_deploy.repository.writer.shutil.copyfile", full)
+    with monkeypatch.context() as patch:
+        patch.setattr("rekd_deploy.repository.writer.write_json", FULL)
+        with pytest.raises(OSError, match="No space"):
+            write_repository(another(artefacts, 2), root, keep=2)
+    monkeypatch.setattr("rekd_deploy.export.graphs.export", lambda *a, **k: another(artefacts, 2))
+    monkeypatch.setattr("rekd_deploy.repository.writer.shutil.copyfile", FULL)
     with pytest.raises(ExportError, match=r"no room for the export at .*/r: No space left.*fix: free some space"):
         publish(checkpoint, root)
-    monkeypatch.setattr(rekd_deploy.export.graphs, "export", full)
+    monkeypatch.setattr("rekd_deploy.export.graphs.export", FULL)
     with pytest.raises(ExportError, match="no room for the export at .*TMPDIR"):
         publish(checkpoint, root)
     assert contents(root) == before and [entry.name for entry in tmp_path.iterdir()] == ["r"]
@@ -134,19 +116,12 @@ with replacing(Path(sys.argv[1])) as work:
 
 
 def test_killed_outright_it_leaves_the_old_repository_and_the_next_export_clears_up(artefacts, root, tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", _WRITER, str(root)], stdout=subprocess.PIPE, text=True)
-    left = Path(process.stdout.readline().strip())
-    process.stdout.close()
-    before = contents(root)
-    write_repository(artefacts, tmp_path / "r")  # the other one is at work: its folder stays
-    assert left.is_dir()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with subprocess.Popen([sys.executable, "-c", _WRITER, str(root)], stdout=subprocess.PIPE, text=True) as process:
+        left, before = process.stdout.readline().strip().rpartition("/")[0], contents(root)
+        write_repository(artefacts, root)  # the other one is at work: its folder stays
+        assert {path.name for path in tmp_path.iterdir()} == {"r", left.rpartition("/")[2]}
+        process.kill()
     assert contents(root) == before
     write_repository(another(artefacts, 2), root)
-    for _ in range(20):  # the kernel lets go of the lock in its own time
-        if not left.is_dir():
-            break
-        time.sleep(0.05)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["r"]
+    wait_until(lambda: [entry.name for entry in tmp_path.iterdir()] == ["r"])  # the lock goes in its own time
     check_repository(root)

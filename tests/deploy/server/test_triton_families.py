@@ -81,12 +81,13 @@ def test_the_text_and_image_endpoint(served, kind, items):
     tensor.set_data_from_numpy(np.array([[content] for content in contents], dtype=object))
     with InferenceServerClient(server.http_url.removeprefix("http://")) as client:
         response = client.infer(f"rekd_{kind}", [tensor])
-    outputs = {name: response.as_numpy(name) for name in ("label", "rationale", "probabilities", "truncated")}
-    for row, wanted in enumerate(model.predict(items[:5])):
-        assert outputs["label"][row, 0].decode() == wanted.label
-        np.testing.assert_allclose(outputs["probabilities"][row], [*wanted.probabilities.values()], atol=1e-4)
-        assert bool(outputs["truncated"][row, 0]) == wanted.truncated
-        for part, other in zip(json.loads(outputs["rationale"][row, 0]), wanted.rationale, strict=True):
+    outputs = [response.as_numpy(name) for name in ("label", "rate", "truncated", "probabilities", "rationale")]
+    for wanted, *row in zip(model.predict(items[:5]), *outputs, strict=True):
+        label, rate, truncated, probabilities, rationale = row
+        assert (label[0].decode(), truncated[0]) == (wanted.label, wanted.truncated)
+        assert rate[0] == pytest.approx(wanted.rate)
+        np.testing.assert_allclose(probabilities, [*wanted.probabilities.values()], atol=1e-4)
+        for part, other in zip(json.loads(rationale[0]), wanted.rationale, strict=True):
             exact = json.loads(json.dumps(vars(other)))
             assert part | {"score": 0} == exact | {"score": 0} and abs(part["score"] - exact["score"]) <= 1e-4
 
