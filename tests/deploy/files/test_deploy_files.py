@@ -1,7 +1,5 @@
 """The files in deploy/: right by their tools and schemas, closed where they must be, and one story in all of them."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -27,34 +25,37 @@ REQUIRED = {name: f"/srv/{name.lower()}" for name in ("REKD_MODELS", "TLS_CERTIF
 REQUIRED |= {"TRITON_IMAGE": "tritonserver:26.05-py3", "REKD_ADMIN_KEY": "0123456789abcdef"}
 
 
-def run(*command: str, **options) -> subprocess.CompletedProcess:
+def read(*place):
+    return (DEPLOY / Path(*place)).read_text(encoding="utf-8")
+
+
+def run(*command, **options):
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} is not installed; fix: apt-get install kustomize docker-compose")
     return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
 
 
 @cache
-def overlay(name: str) -> dict[str, dict]:
+def overlay(name):
     """What ``kubectl apply -k`` would send, by kind."""
     done = run("kustomize", "build", str(DEPLOY / "kubernetes" / "overlays" / name))
     assert done.returncode == 0, done.stderr
     return {each["kind"]: each for each in yaml.safe_load_all(done.stdout)}
 
 
-def docker_compose(*files: str, **variables: str) -> subprocess.CompletedProcess:
+def docker_compose(*files, **variables):
     environment = {"PATH": os.environ["PATH"], "COMPOSE_PROFILES": "monitoring", **variables}
     arguments = [part for file in ("compose.yaml", *files) for part in ("--file", file)]
-    return run("docker-compose", *arguments, "config", cwd=DEPLOY / "compose", env=environment)
+    done = run("docker-compose", *arguments, "config", cwd=DEPLOY / "compose", env=environment)
+    return yaml.safe_load(done.stdout) if done.returncode == 0 else done.stderr
 
 
 @pytest.fixture(scope="module")
-def compose() -> dict:
-    done = docker_compose(**REQUIRED)
-    assert done.returncode == 0, done.stderr
-    return yaml.safe_load(done.stdout)
+def compose():
+    return docker_compose(**REQUIRED)
 
 
-def pod(name: str) -> dict:
+def pod(name):
     """The pod that an overlay's Deployment or InferenceService makes."""
     if name == "kserve":
         of_kserve = {"labels", "minReplicas", "maxReplicas", "timeout", "autoScaling"}
@@ -63,7 +64,7 @@ def pod(name: str) -> dict:
     return overlay(name)["Deployment"]["spec"]["template"]["spec"]
 
 
-def validate(manifest: dict) -> None:
+def validate(manifest):
     """Raise unless the manifest is right for every version of Kubernetes."""
     schema = Path(__file__).parent / "schemas" / f"{manifest['kind'].lower()}.json"
     if schema.exists():
@@ -90,11 +91,10 @@ def test_overlays_build_and_are_right(name):
 def test_the_example_has_every_variable_of_compose_with_its_default_and_a_missing_one_is_named():
     text = "".join(path.read_text(encoding="utf-8") for path in (DEPLOY / "compose").glob("*.yaml"))
     defaults = {name: default for name, sign, default in re.findall(r"\$\{(\w+):([-?])([^}]*)\}", text) if sign == "-"}
-    example = (DEPLOY / "compose" / ".env.example").read_text(encoding="utf-8")
-    named = dict(re.findall(r"^(?:# )?(?!COMPOSE_)([A-Z_]+)=(.*)$", example, re.MULTILINE))
-    assert named == defaults | dict.fromkeys(REQUIRED, "")
+    named = re.findall(r"^(?:# )?(?!COMPOSE_)([A-Z_]+)=(.*)$", read("compose", ".env.example"), re.MULTILINE)
+    assert dict(named) == defaults | dict.fromkeys(REQUIRED, "")
     for missing in REQUIRED:
-        assert f"set {missing} to" in docker_compose(**REQUIRED | {missing: ""}).stderr
+        assert f"set {missing} to" in docker_compose(**REQUIRED | {missing: ""})
 
 
 def test_images_are_recent_and_no_registry_is_written_down():
@@ -106,7 +106,7 @@ def test_images_are_recent_and_no_registry_is_written_down():
 
 
 def test_the_servers_flags_are_the_safe_ones(compose):
-    def safe(key: str, host: str) -> list[str]:
+    def safe(key, host):
         ports = {"grpc": 8001, "http": 8000, "metrics": 8002}
         flags = server_flags("/models/rekd", ports, key, host=host, exposed=True, gpu_metrics=True, exit_seconds=10)
         flags = [re.sub("(--metrics-address)=.*", r"\1=0.0.0.0", flag) for flag in flags]  # Prometheus is elsewhere
@@ -153,12 +153,12 @@ def test_containers_of_compose_have_no_rights_and_the_proxy_alone_is_published(c
     assert list(server["networks"]) == ["inside"] and compose["networks"]["inside"]["internal"] is True
     assert proxy["extra_hosts"] == [f"triton={server['networks']['inside']['ipv4_address']}"]
     assert proxy["stop_signal"] == "SIGQUIT", "nginx finishes what is under way"
-    scrape = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"]
+    scrape = yaml.safe_load(read("prometheus", "prometheus.yml"))["scrape_configs"]
     assert scrape[0]["static_configs"] == [{"targets": ["triton:8002"]}]
 
 
 def test_pods_let_in_clients_and_prometheus_alone_and_everything_finds_them():
-    def let_in(namespace: str, *ports: int):
+    def let_in(namespace, *ports):
         selector = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}
         return {"ports": [{"port": port} for port in ports], "from": [selector]}
 
@@ -167,12 +167,12 @@ def test_pods_let_in_clients_and_prometheus_alone_and_everything_finds_them():
     gateway = let_in("envoy-gateway-system", 8000, 8001)
     for name, clients in (("cpu", {"ports": [{"port": 8443}]}), ("kserve", gateway)):
         policy = overlay(name)["NetworkPolicy"]["spec"]
-        assert policy["policyTypes"] == ["Ingress", "Egress"] and policy["egress"] == []
-        assert policy["ingress"] == [clients, let_in("monitoring", 8002)]
-        assert policy["podSelector"]["matchLabels"] == labels
+        assert policy == {
+            "podSelector": {"matchLabels": labels}, "policyTypes": ["Ingress", "Egress"], "egress": [],
+            "ingress": [clients, let_in("monitoring", 8002)],
+        }  # fmt: skip
     selectors = [found[kind]["spec"]["selector"] for kind in ("Deployment", "PodDisruptionBudget", "PodMonitor")]
-    assert [each["matchLabels"] for each in selectors] == [labels] * 3
-    assert found["Service"]["spec"]["selector"] == labels
+    assert [*(each["matchLabels"] for each in selectors), found["Service"]["spec"]["selector"]] == [labels] * 4
 
 
 @pytest.mark.parametrize(("name", "port"), [("cpu", 8443), ("kserve", 8000)])
@@ -195,26 +195,24 @@ def test_gpus_are_requested_where_they_are_meant(compose):
     for name, wanted in (("cpu", None), ("gpu", "1"), ("kserve", None)):
         resources = pod(name)["containers"][0]["resources"]
         assert resources["limits"].get("nvidia.com/gpu") == wanted and resources["limits"] == resources["requests"]
-    done = docker_compose("compose.gpu.yaml", **REQUIRED, REKD_GPUS="2")
-    plain, gpus = (each["services"]["triton"]["deploy"]["resources"] for each in (compose, yaml.safe_load(done.stdout)))
+    with_gpus = docker_compose("compose.gpu.yaml", **REQUIRED, REKD_GPUS="2")
+    plain, gpus = (each["services"]["triton"]["deploy"]["resources"] for each in (compose, with_gpus))
     assert gpus == plain | {"reservations": {"devices": [{"capabilities": ["gpu"], "driver": "nvidia", "count": 2}]}}
 
 
-def graphs() -> list[dict]:
-    panels = json.loads((DEPLOY / "grafana" / "rekd.json").read_text(encoding="utf-8"))["panels"]
-    return [panel for panel in panels if panel["type"] != "row"]
+def graphs():
+    return [panel for panel in json.loads(read("grafana", "rekd.json"))["panels"] if panel["type"] != "row"]
 
 
-def alerts() -> dict[str, str]:
-    groups = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text(encoding="utf-8"))["groups"]
+def alerts():
+    groups = yaml.safe_load(read("prometheus", "alerts.yaml"))["groups"]
     return {rule["alert"]: rule["expr"] for group in groups for rule in group["rules"]}
 
 
-def queries() -> list[str]:
+def queries():
     """Every PromQL in deploy/, Grafana's variables filled in."""
-    base = yaml.safe_load((DEPLOY / "kubernetes" / "base" / "scaledobject.yaml").read_text(encoding="utf-8"))
-    texts = [target["expr"] for panel in graphs() for target in panel["targets"]]
-    texts += [*alerts().values(), base["spec"]["triggers"][0]["metadata"]["query"]]
+    scaled = yaml.safe_load(read("kubernetes", "base", "scaledobject.yaml"))["spec"]["triggers"][0]["metadata"]["query"]
+    texts = [*(target["expr"] for panel in graphs() for target in panel["targets"]), *alerts().values(), scaled]
     return [re.sub(r"\$(model|instance)\b", ".*", text.replace("$__rate_interval", "1m")) for text in texts]
 
 

@@ -1,26 +1,25 @@
 """The files in deploy/ at work: Triton started by compose's arguments, nginx by its configuration, TLS between."""
 
-from __future__ import annotations
-
 import contextlib
-import http.client
 import os
 import re
 import shutil
 import ssl
 import subprocess
-import time
 from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tritonclient.grpc as library
+import trustme
 import yaml
+from families import assert_same_answers
+from servers import send, wait_until
 from test_deploy_files import DEPLOY, queries
+from tritonclient.utils import InferenceServerException
 
-from rekd_deploy.client.client import Client
-from rekd_deploy.client.connection import TlsSettings
-from rekd_deploy.errors import RejectedError
+from rekd_deploy import Client, RejectedError, TlsSettings
 from rekd_deploy.server.flags import GRPC_KEY_HEADER, KEY_HEADER, LOOPBACK, settled_ports
 from rekd_deploy.server.status import ServerState, read_status
 
@@ -33,7 +32,7 @@ AS_KUBELET = ssl._create_unverified_context()
 
 
 @contextlib.contextmanager
-def running(arguments: list[str], log, **options):
+def running(arguments, log, **options):
     with open(log, "wb") as file:
         process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=file, stderr=file, **options)
     try:
@@ -45,7 +44,7 @@ def running(arguments: list[str], log, **options):
 
 @contextlib.contextmanager
 def proxy(deployment, folder, change=lambda text: text):
-    """nginx by its file, at this machine's ports and folders; yields its process and port."""
+    """nginx by its file, at this machine's ports and folders; yields its port."""
     nginx = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin")
     if nginx is None:
         pytest.skip("nginx is not installed; fix: apt-get install nginx-light")
@@ -63,15 +62,13 @@ def proxy(deployment, folder, change=lambda text: text):
     command += ["-g", "user root;"] if os.getuid() == 0 else []  # as in a container: one user for all of it
     tested = subprocess.run([*command, "-t", "-q"], capture_output=True, text=True)
     assert tested.returncode == 0 and not tested.stderr, tested.stderr
-    with running(command, folder / "nginx.log") as process:
+    with running(command, folder / "nginx.log"):
         wait_until(lambda: send(port, "GET", "/v2/health/ready", tls=AS_KUBELET)[0] == 200, 180)
-        yield process, port
+        yield port
 
 
 @pytest.fixture(scope="module")
 def deployment(wheel, repository, tmp_path_factory):
-    import trustme
-
     folder = tmp_path_factory.mktemp("production")
     found = SimpleNamespace(folder=folder, **settled_ports({"grpc": 0, "http": 0, "metrics": 0}))
     authority, found.authority = trustme.CA(), folder / "authority.pem"
@@ -90,52 +87,23 @@ def deployment(wheel, repository, tmp_path_factory):
     command = [str(wheel.executable), *command, *(f"{name}={value}" for name, value in changed.items())]
     with (
         running(command, folder / "triton.log", env=wheel.environment(), cwd=folder),
-        proxy(found, folder) as (_, found.port),
+        proxy(found, folder) as found.port,
+        library.InferenceServerClient(f"{LOOPBACK}:{found.grpc}") as found.direct,
+        library.InferenceServerClient(
+            f"localhost:{found.port}", ssl=True, root_certificates=str(found.authority)
+        ) as found.proxied,
     ):
         yield found
-
-
-def wait_until(condition, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        with contextlib.suppress(OSError):
-            if condition():
-                return
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def send(port: int, method: str, path: str, body=None, tls: ssl.SSLContext | None = None, **headers: str):
-    """Status and body of an answer."""
-    kind, options = (http.client.HTTPSConnection, {"context": tls}) if tls else (http.client.HTTPConnection, {})
-    with contextlib.closing(kind("localhost", port, timeout=10, **options)) as connection:
-        connection.request(method, path, body, headers)
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-
-
-@pytest.fixture
-def over_grpc(deployment):
-    from tritonclient.grpc import InferenceServerClient
-
-    certificates = str(deployment.authority)
-    with InferenceServerClient(f"localhost:{deployment.port}", ssl=True, root_certificates=certificates) as client:
-        yield client
 
 
 @pytest.mark.parametrize("scheme", ["grpcs", "https"])
 def test_our_client_over_tls(deployment, rationalizer, texts, scheme):
     tls = TlsSettings(root_certificates=deployment.authority)
     with Client(f"{scheme}://localhost:{deployment.port}", tls=tls) as client:
-        both = client.predict(texts), rationalizer.predict(texts)
-    seen, wanted = ([(one.label, [(span.start, span.end) for span in one.rationale]) for one in each] for each in both)
-    assert seen == wanted
+        assert_same_answers(client.predict(texts), rationalizer.predict(texts))
 
 
-def test_management_takes_the_key_and_is_not_passed_on_even_with_it(deployment, over_grpc):
-    from tritonclient.grpc import InferenceServerClient
-    from tritonclient.utils import InferenceServerException
-
+def test_management_takes_the_key_and_is_not_passed_on_even_with_it(deployment):
     for line in (
         "POST /v2/repository/index", "POST /v2/repository/models/rekd/unload", "GET /v2/systemsharedmemory/status",
         "GET /v2/logging", "GET /v2/trace/setting", "GET /v2/models/rekd/stats",
@@ -144,12 +112,11 @@ def test_management_takes_the_key_and_is_not_passed_on_even_with_it(deployment, 
         assert send(deployment.http, *line.split(), **{KEY_HEADER: KEY})[0] != 403, line
         status, body = send(deployment.port, *line.split(), tls=deployment.tls, **{KEY_HEADER: KEY})
         assert status == 404 and b"nginx" in body, line
-    with InferenceServerClient(f"{LOOPBACK}:{deployment.grpc}") as direct:
-        assert direct.get_model_repository_index({GRPC_KEY_HEADER: KEY}).models
-        with pytest.raises(InferenceServerException, match="restricted|expecting header"):
-            direct.get_model_repository_index()
+    assert deployment.direct.get_model_repository_index({GRPC_KEY_HEADER: KEY}).models
+    with pytest.raises(InferenceServerException, match="restricted|expecting header"):
+        deployment.direct.get_model_repository_index()
     with pytest.raises(InferenceServerException, match="UNIMPLEMENTED"):
-        over_grpc.get_model_repository_index({GRPC_KEY_HEADER: KEY})
+        deployment.proxied.get_model_repository_index({GRPC_KEY_HEADER: KEY})
     for path in ("/", "/metrics", "/v2x", "/v2/models/stats", "/v2/models/rekd/../../repository/index"):
         assert send(deployment.port, "GET", path, tls=deployment.tls)[0] == 404, path
 
@@ -163,21 +130,17 @@ def test_the_status_takes_the_key(deployment):
         assert read_status(url.replace(LOOPBACK, "localhost"), [state]).ready
 
 
-def test_too_large_a_request_does_not_reach_the_server(deployment, over_grpc):
-    import tritonclient.grpc as library
-    from tritonclient.utils import InferenceServerException
-
+def test_too_large_a_request_does_not_reach_the_server(deployment):
     assert send(deployment.port, "POST", "/v2/models/rekd/infer", bytes(2 << 20), deployment.tls)[0] == 413
     large = library.InferInput("input_ids", [1, 1 << 18], "INT64")
     large.set_data_from_numpy(np.ones((1, 1 << 18), np.int64))
     with pytest.raises(InferenceServerException, match="413"):
-        over_grpc.infer("rekd", [large])
+        deployment.proxied.infer("rekd", [large])
 
 
 def test_login_and_rate_limit_where_they_are_switched_on(deployment, tmp_path):
     (tmp_path / "htpasswd").write_text("alice:{PLAIN}secret\n")
-    switched_on = partial(re.sub, r"# ((?:limit_req|auth_basic).*;)", r"\1")
-    with proxy(deployment, tmp_path, switched_on) as (_, port):
+    with proxy(deployment, tmp_path, partial(re.sub, r"# ((?:limit_req|auth_basic).*;)", r"\1")) as port:
         model = (port, "GET", "/v2/models/rekd/config", None, deployment.tls)
         assert send(*model)[0] == 401
         statuses = [send(*model, **ALICE)[0] for _ in range(200)]
@@ -187,11 +150,13 @@ def test_login_and_rate_limit_where_they_are_switched_on(deployment, tmp_path):
 
 
 def test_every_series_that_is_queried_is_there(deployment):
-    def series(text: str, line: str):
+    def series(text, line):
         return [(name, re.findall(line, labels)) for name, labels in re.findall(r"(\w+)\{([^}]*)\}", text)]
 
-    operators = {"=": str.__eq__, "=~": lambda value, wanted: re.fullmatch(wanted, value) is not None,
-                 "!~": lambda value, wanted: re.fullmatch(wanted, value) is None}  # fmt: skip
+    def holds(labels, label, how, wanted):
+        pattern = wanted if "~" in how else re.escape(wanted)
+        return (re.fullmatch(pattern, labels.get(label, "")) is None) == ("!" in how)
+
     metrics = re.sub(r"(?m)^(\w+) ", r"\1{} ", send(deployment.metrics, "GET", "/metrics")[1].decode())
     shown = [(name, dict(labels)) for name, labels in series(metrics, r'(\w+)="([^"]*)"')]
     for query in queries():
@@ -201,7 +166,5 @@ def test_every_series_that_is_queried_is_there(deployment):
             if metric in ("nv_gpu_utilization", "nv_gpu_memory_used_bytes"):  # only where there is a GPU
                 continue
             own = [each for each in conditions if each[0] not in ("instance", "namespace")]  # Prometheus adds these
-            assert any(
-                name == metric and all(operators[how](labels.get(label, ""), value) for label, how, value in own)
-                for name, labels in shown
-            ), f"{metric} {own}"
+            alike = (labels for name, labels in shown if name == metric)
+            assert any(all(holds(labels, *each) for each in own) for labels in alike), f"{metric} {own}"

@@ -1,11 +1,10 @@
 """A Triton that is on this machine: installed by someone, or that of the wheel."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 
 from rekd_deploy.errors import EngineError, ServerError
@@ -16,29 +15,29 @@ from rekd_deploy.server.program import find_installed
 from rekd_train.errors import MissingExtraError
 
 
+def touched(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
 @pytest.fixture
 def installation(tmp_path):
     """/opt/tritonserver as its container has it, with the python backend; empty files."""
-    root = tmp_path / "opt"
-    for name in ("bin/tritonserver", "backends/python/libtriton_python.so"):
-        (root / name).parent.mkdir(parents=True)
-        (root / name).touch()
-    (root / "bin" / "tritonserver").chmod(0o755)
-    return root
+    touched(tmp_path / "opt/bin/tritonserver").chmod(0o755)
+    touched(tmp_path / "opt/backends/python/libtriton_python.so")
+    return tmp_path / "opt"
 
 
-@pytest.mark.parametrize("given", [".", "bin/tritonserver"])
-def test_found_by_its_folder_or_itself(installation, given):
-    found = find_installed(installation / given)
-    assert found.executable.samefile(installation / "bin" / "tritonserver")
-    assert found.place_backends(installation / "work") == installation / "backends"
-
-
-@pytest.mark.parametrize("given", ["nowhere", "backends", "bin/not_executable"])
-def test_what_is_no_server(installation, given):
-    (installation / "bin" / "not_executable").touch()
-    with pytest.raises(ServerError, match="is not an executable file; fix: --tritonserver"):
-        find_installed(installation / given)
+def test_found_by_its_folder_or_itself_and_what_is_no_server_is_refused(installation):
+    for given in (".", "bin/tritonserver"):
+        found = find_installed(installation / given)
+        assert found.executable.samefile(installation / "bin" / "tritonserver")
+        assert found.place_backends(installation / "work") == installation / "backends"
+    touched(installation / "bin" / "not_executable")
+    for given in ("nowhere", "backends", "bin/not_executable"):
+        with pytest.raises(ServerError, match="is not an executable file; fix: --tritonserver"):
+            find_installed(installation / given)
 
 
 def test_every_backend_that_is_needed_must_be_there(installation, artefacts, repository, tmp_path):
@@ -47,9 +46,7 @@ def test_every_backend_that_is_needed_must_be_there(installation, artefacts, rep
     root = write_repository(artefacts, tmp_path / "r", target="onnxruntime", text_endpoint=True)
     with pytest.raises(ServerError, match=r"needs Triton's backend 'onnxruntime'.*libtriton_onnxruntime\.so"):
         found.check_servable(root, read_manifest(root))
-    library = installation / "backends" / "onnxruntime" / "libtriton_onnxruntime.so"
-    library.parent.mkdir()
-    library.touch()
+    touched(installation / "backends" / "onnxruntime" / "libtriton_onnxruntime.so")
     found.check_servable(root, read_manifest(root))
     (installation / "backends" / "python" / "libtriton_python.so").unlink()  # of the text endpoint
     with pytest.raises(ServerError, match="needs Triton's backend 'python'"):
@@ -59,52 +56,40 @@ def test_every_backend_that_is_needed_must_be_there(installation, artefacts, rep
 # what the wheel needs
 
 
-def without(monkeypatch, package):
+def without(package):
     found = program.util.find_spec
-    monkeypatch.setattr(program.util, "find_spec", lambda name: None if name == package else found(name))
+    return lambda patch: patch.setattr(program.util, "find_spec", lambda name: None if name == package else found(name))
 
 
-def test_missing_wheel(monkeypatch):
-    without(monkeypatch, "pytriton")
-    with pytest.raises(MissingExtraError, match=r"pytriton.*pip install -e '.*\[serve\]'"):
-        program.find_wheel()
+def machine(platform, name):
+    return lambda patch: patch.setattr(sys, "platform", platform) or patch.setattr(
+        program.platform, "machine", lambda: name
+    )
 
 
-@pytest.mark.parametrize(("platform", "machine"), [("darwin", "arm64"), ("linux", "aarch64")])
-def test_another_machine(monkeypatch, platform, machine):
-    monkeypatch.setattr(sys, "platform", platform)
-    monkeypatch.setattr(program.platform, "machine", lambda: machine)
-    with pytest.raises(ServerError, match=f"Linux x86-64; this is {platform} {machine}"):
-        program.find_wheel()
+def no_shared_python(patch):
+    patch.setattr(program.sysconfig, "get_config_var", lambda name: "/nowhere")
+    patch.setattr(sys, "base_prefix", "/nowhere")
+    patch.setattr(sys, "base_exec_prefix", "/nowhere")
+    patch.setattr(program.ctypes.util, "find_library", lambda name: None)
 
 
-def numpy_2(monkeypatch):
-    monkeypatch.setattr(program.metadata, "version", lambda name: "2.4.1")
-
-
-def both_flavours(monkeypatch):
-    monkeypatch.setattr("rekd_deploy.runtimes.onnxruntime._is_installed", lambda distribution: True)
-
-
-def no_shared_python(monkeypatch):
-    monkeypatch.setattr(program.sysconfig, "get_config_var", lambda name: "/nowhere")
-    monkeypatch.setattr(sys, "base_prefix", "/nowhere")
-    monkeypatch.setattr(sys, "base_exec_prefix", "/nowhere")
-    monkeypatch.setattr(program.ctypes.util, "find_library", lambda name: None)
+BOTH = ("rekd_deploy.runtimes.onnxruntime._is_installed", lambda distribution: True)
+WRONG = [
+    (machine("darwin", "arm64"), ServerError, "Linux x86-64; this is darwin arm64"),
+    (machine("linux", "aarch64"), ServerError, "Linux x86-64; this is linux aarch64"),
+    (without("pytriton"), MissingExtraError, r"pytriton.*pip install -e '.*\[serve\]'"),
+    (without("onnxruntime"), MissingExtraError, r"pip install -e '.*\[cpu\]'"),
+    (lambda patch: patch.setattr(program.metadata, "version", lambda name: "2.4.1"), ServerError,
+     r"numpy 2.4.1 is installed.*numpy < 2.*pip install -e '.*\[serve\]'"),
+    (lambda patch: patch.setattr(*BOTH), EngineError, "both installed"),
+    (no_shared_python, ServerError, "no shared library libpython3.*fix:"),
+    (lambda patch: patch.setattr(program, "_PYTHON", "3.1"), ServerError, "no stub for Python 3.1"),
+]  # fmt: skip
 
 
 @pytest.mark.triton
-@pytest.mark.parametrize(
-    ("change", "kind", "message"),
-    [
-        (numpy_2, ServerError, r"numpy 2.4.1 is installed.*numpy < 2.*pip install -e '.*\[serve\]'"),
-        (lambda patch: without(patch, "onnxruntime"), MissingExtraError, r"pip install -e '.*\[cpu\]'"),
-        (both_flavours, EngineError, "both installed"),
-        (no_shared_python, ServerError, "no shared library libpython3.*fix:"),
-        (lambda patch: patch.setattr(program, "_PYTHON", "3.1"), ServerError, "no stub for Python 3.1"),
-    ],
-    ids=["numpy 2", "no onnxruntime", "onnxruntime twice", "no libpython", "another Python"],
-)
+@pytest.mark.parametrize(("change", "kind", "message"), WRONG)
 def test_what_is_not_right_is_named(wheel, monkeypatch, change, kind, message):
     change(monkeypatch)
     with pytest.raises(kind, match=message):
@@ -113,8 +98,6 @@ def test_what_is_not_right_is_named(wheel, monkeypatch, change, kind, message):
 
 @pytest.mark.triton
 def test_backend_gets_the_stub_of_this_python(wheel, tmp_path):
-    import numpy
-
     backends = wheel.place_backends(tmp_path)
     stub = backends / "python" / "triton_python_backend_stub"
     assert os.access(stub, os.X_OK) and stub.read_bytes() == wheel.stub.read_bytes()
