@@ -1,7 +1,5 @@
 """A stand-in for the server: responds by rule, one request after the other, and fails on demand."""
 
-from __future__ import annotations
-
 import threading
 from concurrent.futures import ThreadPoolExecutor
 

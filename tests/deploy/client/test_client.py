@@ -1,7 +1,5 @@
 """Both clients without a server: splitting, order, pipelining, retries, deadlines, a typed error for each failure."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import threading

@@ -1,7 +1,5 @@
 """The client against the real Triton. One that is killed or exchanged under load: test_triton_operations."""
 
-from __future__ import annotations
-
 import asyncio
 import ssl
 import subprocess

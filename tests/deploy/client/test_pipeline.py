@@ -3,8 +3,6 @@
 Long texts window by window: nothing is lost or counted twice, and the combination follows its rules.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

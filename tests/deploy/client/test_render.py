@@ -1,7 +1,5 @@
 """What people see of a prediction: every character of the text once, the rationale marked, nothing executed."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from rich.console import Console

@@ -4,8 +4,6 @@ Triton ignores, stops at or crashes on what is named here. That every field is o
 ensembles, warm-ups and labels, which are the same on every target, the real server (tests/deploy/server).
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from rekd_deploy.repository.config import ENGINE

@@ -3,8 +3,6 @@
     python tests/deploy/repository/reference_repository.py     # writes model_repository/reference anew
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import replace
 from pathlib import Path

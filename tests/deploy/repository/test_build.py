@@ -1,7 +1,5 @@
 """config.pbtxt: as the committed references, and without a mistake that Triton stops at, crashes on or ignores."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A repository is written whole or not at all; nothing that is missing or altered is served."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace

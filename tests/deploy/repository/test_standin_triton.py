@@ -1,7 +1,5 @@
 """The python backend's model on the real CUDA provider: both steps in one captured graph, exported as users do it."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

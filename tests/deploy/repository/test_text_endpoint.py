@@ -1,7 +1,5 @@
 """The first and the last step of the endpoint for texts or image files. Their answers: test_triton_families."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The python-backend model, run as Triton's stub would run it, on the exported graphs."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

@@ -1,7 +1,5 @@
 """Numbered versions: a new export stands beside or in place of the old one, and never half of it."""
 
-from __future__ import annotations
-
 import errno
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Folders of one process: gone when it ends, cleared away if it was killed, never taken from a living one."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import threading

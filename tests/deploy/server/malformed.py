@@ -1,7 +1,5 @@
 """Requests that no server should answer: made of a good one by one change each."""
 
-from __future__ import annotations
-
 import io
 import json
 import struct

@@ -1,7 +1,5 @@
 """Stand-ins for Triton: Python scripts that are started in its place. And what looks at processes."""
 
-from __future__ import annotations
-
 import http.client
 import sys
 import time

@@ -1,7 +1,5 @@
 """What a reloading server reads, which export may take another's place, and the exchange with a list for Triton."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Starting, watching, stopping and looking after a server process, with a script in Triton's place."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """What a running server says about itself; of the real one: test_triton_server."""
 
-from __future__ import annotations
-
 import io
 import json
 import socket

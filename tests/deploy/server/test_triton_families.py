@@ -1,7 +1,5 @@
 """The real Triton on images and on a predictor that blanks: the models' answers, and malformed requests."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from concurrent.futures import ThreadPoolExecutor

@@ -3,8 +3,6 @@
 Every response is compared with the pipelines that may have made it.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """The real Triton: how texts are joined, what it says of itself, servers that are installed, broken or ended."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
