@@ -67,22 +67,15 @@ def general_changes(good):
         yield message
 
 
-def token_changes(good, vocabulary, longest):
-    """Ids, masks and lengths that the model cannot read; ``good`` has input_ids and attention_mask (B, N)."""
-    rows, columns = good.inputs[0].shape
-    for index, values in enumerate(((-1, -vocabulary, vocabulary, 2**31, 2**62, -(2**63)), (-1, 2, 2**40, -(2**63)))):
-        for value in values:
-            array = np.frombuffer(good.raw_input_contents[index], np.int64).copy()
-            array[value % array.size] = value
-            yield changed(good, index, array.tobytes())
-    mask = np.ones((rows, columns), np.int64)
-    mask[1] = 0
-    yield changed(good, 1, mask.tobytes())
-    for width in (1, columns - 1, columns + 1, 0, longest + 1, 10 * longest):
-        ones = np.ones((rows, width), np.int64)
-        odd = changed(good, 1, ones.tobytes(), shape=ones.shape)
-        yield odd if 0 < width <= columns + 1 else changed(odd, 0, ones.tobytes(), shape=ones.shape)
-    for name in ("positions", "kept", "keep"):  # what one step hands to the next
+def token_changes(good, longest):
+    """Ids, masks and lengths that the model cannot read (more in test_triton_model), and what steps hand over."""
+    ids, mask = (np.full(tensor.shape, value) for tensor, value in zip(good.inputs, (-1, 0), strict=True))
+    yield from (changed(good, index, array.tobytes()) for index, array in enumerate((ids, mask)))
+    for width in (1, 0, longest + 1):
+        odd = np.ones((len(ids), width), np.int64)
+        message = changed(good, 1, odd.tobytes(), shape=odd.shape)
+        yield message if width == 1 else changed(message, 0, odd.tobytes(), shape=odd.shape)
+    for name in ("positions", "kept", "keep"):
         message = changed(good)
         message.outputs.add(name=name)
         yield message
@@ -103,22 +96,6 @@ def byte_changes(good, bad):
 def as_bytes(content):
     """An element of a BYTES tensor."""
     return struct.pack("<I", len(content)) + content
-
-
-def bad_texts():
-    """Bytes that are no text."""
-    broken = (b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xf5\x80\x80\x80", b"\xe6\x9d")
-    cut = "très bien 🎬".encode()[:-1]
-    return [b"", b" \t\n ", b"x" * (2**20 + 1), cut, *(b"A wonderful " + bad + b" film" for bad in broken)]
-
-
-def bad_images():
-    """Bytes that are no JPEG or PNG file, or a broken one: cut, of 4 billion pixels, of no width, with noise."""
-    picture = Image.fromarray(np.random.default_rng(5).integers(0, 256, (40, 30, 3), dtype=np.uint8))
-    jpeg, png = written(picture, "JPEG"), written(picture, "PNG")
-    cut = [whole[: int(share * len(whole))] for whole in (jpeg, png) for share in (0.02, 0.3, 0.8)]
-    sized = [png[:16] + struct.pack(">II", *size) + png[24:] for size in ((2**16, 2**16), (0, 40))]
-    return [b"", b"hello" * 100, written(picture, "GIF"), *cut, *sized, png[:60] + bytes(range(200)) + png[260:]]
 
 
 def written(picture, kind):

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from families import KINDS, LIBRARIES, assert_same_answers, some_images
 from servers import send
+from test_text_endpoint import BAD_FILES
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
-from rekd_deploy.client.client import Client
+from rekd_deploy import Client, TritonServer
 from rekd_deploy.client.transport import open_transport
 from rekd_deploy.export.graphs import export
 from rekd_deploy.repository.config import ENSEMBLE, SINGLE
 from rekd_deploy.repository.writer import write_repository
-from rekd_deploy.server.server import TritonServer
 from rekd_train.checkpoints.checkpoint import save
 
 pytestmark = pytest.mark.triton
@@ -108,13 +108,12 @@ def bad_requests(kind, tensors, content):
     """Everything that is wrong with one of the good requests."""
     yield from malformed.general_changes(tensors)
     yield from malformed.general_changes(content)
+    yield from malformed.byte_changes(content, BAD_FILES[kind])
     if kind == "text":
-        yield from malformed.token_changes(tensors, 94, 48)
-        yield from malformed.byte_changes(content, malformed.bad_texts())
+        yield from malformed.token_changes(tensors, 48)
     else:
         for size in ((16, 13, 1), (16, 12, 3), (12, 16, 1)):
             yield malformed.changed(tensors, content=bytes(2 * int(np.prod(size))), shape=(2, *size))
-        yield from malformed.byte_changes(content, malformed.bad_images())
 
 
 @pytest.fixture
@@ -166,15 +165,3 @@ def test_malformed_requests_among_good_ones(served, infer, kind, good):
                 wrong.append((str(message)[:500], code, detail, status, reason))
     assert not wrong, wrong
     assert len(bad) > 50
-
-
-def test_a_bad_row_is_named_and_other_requests_of_its_batch_are_answered(infer, kind, good):
-    whole = good[1].raw_input_contents[0]
-    element = malformed.as_bytes(b"\xff\xfe" if kind == "text" else b"\xff\xd8 no JPEG")
-    expected = infer(good[1])
-    with ThreadPoolExecutor(8) as pool:
-        futures = [pool.submit(infer, good[1]) for _ in range(10)]
-        code, detail = refusal(infer, malformed.changed(good[1], content=whole + element, shape=(2, 1)))
-        assert code == "INVALID_ARGUMENT" and f"{kind} 2 " in detail  # counted from 1
-        for future in futures:
-            assert_same(future.result(), expected, "a bad one")

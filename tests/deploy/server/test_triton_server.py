@@ -1,32 +1,124 @@
-"""The real Triton: how texts are joined, what it says of itself, servers that are installed, broken or ended."""
+"""The real Triton: what both clients see of it, how texts are joined, what it says of itself, how it ends.
 
+One that is killed or given a new version under load: test_triton_operations.
+"""
+
+import asyncio
 import json
 import os
 import re
-import shutil
 import signal
+import ssl
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
+import trustme
 from families import another, assert_same_answers
-from servers import children_of, is_alive, wait_until
+from proxies import Proxy, server_context
+from servers import children_of, is_alive, send, wait_until
 
-from rekd_deploy.client.client import Client
-from rekd_deploy.client.transport import open_transport
-from rekd_deploy.errors import ServerError, ServerUnavailableError
-from rekd_deploy.repository.config import COMPONENTS, ENSEMBLE, GRAPH, SELECTOR
+from rekd_deploy import AsyncClient, Client, RetryPolicy, TlsSettings, TritonServer
+from rekd_deploy.client.transport import Request, open_transport
+from rekd_deploy.errors import InsecureServerError, RejectedError, ServerUnavailableError
+from rekd_deploy.repository.config import COMPONENTS, ENSEMBLE, SELECTOR
 from rekd_deploy.repository.writer import write_repository
+from rekd_deploy.server.flags import GRPC_KEY_HEADER, KEY_HEADER
 from rekd_deploy.server.program import find_installed
-from rekd_deploy.server.server import TritonServer
 from rekd_deploy.server.status import read_status
-from rekd_train.files import sha256
 
 pytestmark = pytest.mark.triton
+
+
+@pytest.fixture(params=["grpc", "http"])
+def protocol(request):
+    return request.param
+
+
+@pytest.fixture
+def url(server, protocol):
+    return f"{protocol}://127.0.0.1:{server.ports[protocol]}"
+
+
+def test_both_clients_answer_as_the_model(url, texts, rationalizer):
+    """Texts of every length, more than one request holds, the last one longer than the model reads."""
+    many = [*texts, *("good film and " * n + "end" for n in range(60)), *(["bad plot"] * 70), "good film " * 10_000]
+
+    async def predict():
+        async with AsyncClient(url) as client:
+            return await asyncio.gather(*(client.predict(many[n : n + 30]) for n in range(0, len(many), 30)))
+
+    with Client(url) as client:
+        found = client.predict(many)
+    expected = rationalizer.predict(many)
+    assert_same_answers(found, expected)
+    assert_same_answers([each for some in asyncio.run(predict()) for each in some], expected)
+    assert found[-1].truncated
+
+
+def test_connections_are_used_again(server, protocol):
+    with Proxy(server.ports[protocol]) as proxy, Client(f"{protocol}://127.0.0.1:{proxy.port}") as client:
+        for _ in range(20):
+            client.predict(["good film"])
+        assert proxy.connections == 1
+        proxy.cut()
+        client.predict(["good film"])  # one that broke is noticed, and replaced
+        assert proxy.connections == 2
+
+
+def test_a_process_that_closes_no_client_ends_and_says_nothing(url):
+    code = "import sys; from rekd_deploy import Client; print(Client(sys.argv[1]).predict(['good plot'])[0].label)"
+    done = subprocess.run([sys.executable, "-c", code, url], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.strip() in ("negative", "positive")
+
+
+@pytest.mark.parametrize("asks_the_client", [False, True])
+def test_tls(server, protocol, texts, rationalizer, tmp_path, asks_the_client):
+    authority = trustme.CA()
+    context, mine = server_context(authority), authority.issue_cert("client@example")
+    roots, certificate, key = (tmp_path / name for name in ("roots.pem", "client.pem", "client.key"))
+    authority.cert_pem.write_to_path(roots)
+    certificate.write_bytes(b"".join(blob.bytes() for blob in mine.cert_chain_pems))
+    mine.private_key_pem.write_to_path(key)
+    settings, stranger = TlsSettings(roots), None  # a root that the system does not know
+    if asks_the_client:
+        authority.configure_trust(context)
+        context.verify_mode = ssl.CERT_REQUIRED
+        settings, stranger = TlsSettings(roots, certificate, key), settings
+    with Proxy(server.ports[protocol], context) as proxy:
+        address, once = f"{protocol}s://127.0.0.1:{proxy.port}", RetryPolicy(attempts=1)
+        with Client(address, tls=settings) as client:
+            assert_same_answers(client.predict(texts), rationalizer.predict(texts))
+        assert read_status(address, tls=settings).ready
+        refused = (InsecureServerError, ServerUnavailableError) if asks_the_client else InsecureServerError
+        with Client(address, tls=stranger, timeout=5.0, retry=once) as client, pytest.raises(refused):
+            client.predict(["good"])
+        with pytest.raises(ServerUnavailableError, match="with TLS grpcs:// or https://$"):
+            read_status(f"{protocol}://127.0.0.1:{proxy.port}", timeout=3.0)
+
+
+def test_administration_takes_the_key_and_the_metrics_do_not(server, protocol, url):
+    name, request = {"grpc": GRPC_KEY_HEADER, "http": KEY_HEADER}[protocol], Request("", 5.0)
+    for headers, refused in (({name.upper(): server.key}, False), ({name: "wrong"}, True), ({}, True)):
+        transport = open_transport(url, 5.0, headers=headers)
+        with closing(transport), pytest.raises(RejectedError) if refused else nullcontext():
+            if protocol == "grpc":
+                transport._call(transport._client.get_system_shared_memory_status, request)
+            else:
+                transport._exchange("GET", "v2/systemsharedmemory/status", request)
+    assert b"nv_inference_request_success" in send(server.ports["metrics"], "GET", "/metrics")[1]
+
+
+def test_a_refused_request_is_found_in_the_servers_log_by_its_id(server, protocol, url):
+    ids = np.full((2, 8), 5000)
+    with closing(open_transport(url, 5.0)) as transport, pytest.raises(RejectedError, match="outside the vocabulary"):
+        tensors = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        transport.submit("rekd", tensors, ("mask",), request_id=f"by {protocol}").result()
+    wait_until(lambda: f"[request id: by {protocol}] input_ids[0, 0] is 5000" in server.log_file.read_text())
 
 
 @contextmanager
@@ -47,25 +139,25 @@ def steps_of(url):
     return {step.model: step for step in status.steps}
 
 
-@pytest.mark.parametrize("attribute", ["grpc_url", "http_url"])
-def test_texts_of_all_lengths_are_joined_answered_as_if_alone_and_counted(server, rationalizer, texts, attribute):
+def test_texts_of_all_lengths_are_joined_answered_as_if_alone_and_counted(server, rationalizer, texts, url):
     """Four clients, lengths as they come, while the models' processes stand still: all wait when they go on."""
     some = [*texts, *("good film and " * n + "end" for n in range(0, 60, 7))]
     requests = [dict(rationalizer.preprocessor([text]).inputs) for text in some]
     assert len({request["input_ids"].shape for request in requests}) == 3
-    url, outputs = getattr(server, attribute), ("scores", "mask", "logits", "probabilities")
     with closing(open_transport(url, 20.0)) as transport:
-        alone = [transport.submit("rekd", request, outputs).result() for request in requests]
-        before = steps_of(url)
+
+        def sent(index):
+            return transport.submit("rekd", requests[index], ("scores", "mask", "logits", "probabilities"))
 
         def send_all(client):
-            order = np.random.default_rng(client).permutation(len(requests))
-            return [(alone[index], transport.submit("rekd", requests[index], outputs)) for index in order]
+            return [(index, sent(index)) for index in np.random.default_rng(client).permutation(len(requests))]
 
+        alone = [sent(index).result() for index in range(len(requests))]
+        before = steps_of(url)
         with standing_still(children_of(server.process_id)), ThreadPoolExecutor(4) as pool:
-            sent = [each for client in pool.map(send_all, range(4)) for each in client]
-        for expected, future in sent:
-            for name, wanted in expected.items():
+            together = [each for client in pool.map(send_all, range(4)) for each in client]
+        for index, future in together:
+            for name, wanted in alone[index].items():
                 np.testing.assert_allclose(future.result()[name], wanted, rtol=0, atol=1e-5)
     after = steps_of(url)
     assert set(after) == {"rekd", "rekd_selector", "rekd_predictor"}
@@ -92,16 +184,6 @@ def test_the_status_command(server, tmp_path):
 # servers of their own
 
 
-def test_graph_that_does_not_load(wheel, repository, tmp_path):
-    root = shutil.copytree(repository, tmp_path / "broken")
-    graph, manifest = root / SELECTOR / "1" / GRAPH, json.loads((root / "manifest.json").read_text())
-    graph.write_bytes(graph.read_bytes()[:1000])
-    manifest["repository"]["files"][f"{SELECTOR}/1/{GRAPH}"] = sha256(graph)
-    (root / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ServerError, match=r"exit code 1(.|\n)*failed to load 'rekd_selector'(.|\n)*model\.onnx"):
-        TritonServer(root, 0, 0, 0, log_file=tmp_path / "log").start()
-
-
 def test_an_installed_server_and_the_newest_version_beside_an_earlier_one(
     wheel, artefacts, tmp_path, monkeypatch, rationalizer, texts
 ):
@@ -119,8 +201,7 @@ def test_an_installed_server_and_the_newest_version_beside_an_earlier_one(
         assert f"--backend-directory={tmp_path / 'backends'}" in command
 
         def executed():
-            steps = read_status(server.http_url).steps
-            return {(step.model, step.version): step.executions for step in steps}
+            return {(step.model, step.version): step.executions for step in read_status(server.http_url).steps}
 
         before = executed()  # the warm-ups
         assert set(before) == {(ENSEMBLE, 2), *((name, version) for name in COMPONENTS for version in (1, 2))}
