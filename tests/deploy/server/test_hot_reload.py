@@ -1,9 +1,7 @@
 """What a reloading server reads, which export may take another's place, and the exchange with a list for Triton."""
 
 import shutil
-import subprocess
-import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,24 +36,18 @@ def live(export):
     live.close()
 
 
-def contents(root):
-    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
 def versions_of(config):
     return list(config.version_policy.specific.versions)
 
 
 def served(live):
     """Model -> versions that its configuration serves, and that lie there."""
-    return {
-        folder.name: (versions_of(read_config(folder / CONFIG_FILE)),
-                      sorted(int(each.name) for each in folder.iterdir() if each.name.isdigit()))
-        for folder in live.models.iterdir()
-    }  # fmt: skip
+    found = {folder.name: folder for folder in live.models.iterdir()}
+    lying = {name: sorted(int(each.name) for each in found[name].iterdir() if each.name.isdigit()) for name in found}
+    return {name: (versions_of(read_config(found[name] / CONFIG_FILE)), lying[name]) for name in found}
 
 
-def test_prepared_as_exported_but_with_the_newest_version_alone_until_it_is_closed(live, export):
+def test_prepared_as_exported_but_with_the_newest_version_alone_which_no_later_export_changes(live, export):
     folder = live.models.parent
     for _ in range(2):
         live.close()
@@ -66,58 +58,22 @@ def test_prepared_as_exported_but_with_the_newest_version_alone_until_it_is_clos
     assert served(live) == dict.fromkeys(MODELS, ([2], [2]))
     steps = read_config(live.models / "rekd" / CONFIG_FILE).ensemble_scheduling.step
     assert [step.model_version for step in steps] == [2, 2]
+    before = {path: path.read_bytes() for path in live.models.rglob("*") if path.is_file()}
+    export(3)
+    assert live.published()["repository"]["model_version"] == 3
+    shutil.rmtree(live.repository)
+    assert live.published() is None
+    assert {path: path.read_bytes() for path in live.models.rglob("*") if path.is_file()} == before
 
 
-def test_what_versions_share_is_there_and_stays_while_it_is_the_same(live, export):
-    shared = {path: path.stat().st_ino for path in live.models.rglob("*") if {"labels.txt", "warmup"} & set(path.parts)}
-    assert any(path.name == "labels.txt" for path in shared) and any("warmup" in path.parts for path in shared)
+def test_what_versions_share_stays_while_it_is_the_same_and_follows_the_newest(live, export):
+    """Triton would load every version again; that it does not: test_triton_operations."""
+    labels, warm_up = live.models / "rekd" / "labels.txt", live.models / "rekd_selector" / "warmup" / "input_ids-16"
+    inode, content = warm_up.stat().st_ino, labels.read_bytes()
+    labels.write_text("other")
     export(2)
     live.place(live.snapshot())
-    assert {path: path.stat().st_ino for path in shared} == shared, "Triton would load every version again"
-    (live.models / "rekd" / "labels.txt").write_text("other")
-    export(3)
-    new = live.snapshot()
-    live.place(new)
-    assert (live.models / "rekd" / "labels.txt").read_text() == (new.root / "rekd" / "labels.txt").read_text()
-
-
-def test_python_writes_no_bytecode_beside_a_model(live):
-    """Triton would take it for a change of that version."""
-    folder = live.models / "rekd_selector" / "1"
-    before = {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
-    code = "import model; print(model.__cached__)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0 and "__pycache__" in done.stdout, done.stderr
-    assert {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]} == before
-
-
-def test_an_export_changes_nothing_that_is_read(live, export):
-    before = contents(live.models)
-    export(2)
-    assert live.published()["repository"]["model_version"] == 2
-    shutil.rmtree(live.repository)
-    assert live.published() is None and contents(live.models) == before
-
-
-def test_two_versions_beside_each_other_and_one_again(live, export):
-    export(2)
-    old, new = live.current, live.snapshot()
-    live.place(new)
-    assert {tuple(folders) for _, folders in served(live).values()} == {(1, 2)}
-    path = live.models / "rekd_selector" / CONFIG_FILE
-    alone = read_config(path)
-    live.configure(old, "rekd_selector", (2,))
-    both = read_config(path)
-    assert versions_of(both) == [1, 2]
-    both.version_policy.CopyFrom(alone.version_policy)
-    assert both == alone
-    live.prepare()  # the server died before it knew: what was served last
-    assert served(live)["rekd_selector"] == ([1], [1]) and not new.root.exists()
-    new = live.snapshot()
-    live.place(new)
-    live.current = new
-    live.remove(old)
-    assert {tuple(folders) for _, folders in served(live).values()} == {(2,)} and not old.root.exists()
+    assert warm_up.stat().st_ino == inode and labels.read_bytes() == content
 
 
 def test_an_exchange_while_it_is_read_is_noticed(live, export, monkeypatch):
@@ -163,17 +119,17 @@ def change_parameter(config, name, value):
     config.parameters[name].string_value = value
 
 
-@pytest.mark.parametrize(
-    ("model", "change", "reason"),
-    [
-        ("rekd_predictor", lambda config: config.output[0].dims.append(3), "rekd_predictor differs in output"),
-        ("rekd_prepare", lambda config: setattr(config, "backend", "other"), "rekd_prepare differs in backend"),
-        ("rekd", lambda config: config.output[0].dims.append(3), "rekd differs in output"),
-        ("rekd", lambda config: setattr(config, "max_batch_size", 32), "rekd takes 32 in a request, 64 until now"),
-        ("rekd", lambda config: change_parameter(config, "labels", '["good", "bad"]'), "its labels or"),
-        ("rekd", lambda config: change_parameter(config, "preprocessing_sha256", "0" * 64), "its labels or"),
-    ],
-)
+CHANGES = [
+    ("rekd_predictor", lambda config: config.output[0].dims.append(3), "rekd_predictor differs in output"),
+    ("rekd_prepare", lambda config: setattr(config, "backend", "other"), "rekd_prepare differs in backend"),
+    ("rekd", lambda config: config.output[0].dims.append(3), "rekd differs in output"),
+    ("rekd", lambda config: setattr(config, "max_batch_size", 32), "rekd takes 32 in a request, 64 until now"),
+    ("rekd", lambda config: change_parameter(config, "labels", '["good", "bad"]'), "its labels or"),
+    ("rekd", lambda config: change_parameter(config, "preprocessing_sha256", "0" * 64), "its labels or"),
+]
+
+
+@pytest.mark.parametrize(("model", "change", "reason"), CHANGES)
 def test_what_clients_or_triton_rely_on_may_not_change(snapshot, model, change, reason):
     new = snapshot(2)
     change(new.configs[model])
@@ -222,9 +178,8 @@ class FakeServer:
             raise ServerError("Deadline Exceeded")
         states = {(name, version): "READY" for name, versions in self.loaded.items() for version in versions}
         states |= dict.fromkeys(self.busy, "UNLOADING") | {("gone", 1): "UNAVAILABLE"}
-        return SimpleNamespace(
-            models=[SimpleNamespace(name=name, version=str(n), state=state) for (name, n), state in states.items()]
-        )
+        each = ({"name": name, "version": str(version), "state": state} for (name, version), state in states.items())
+        return SimpleNamespace(models=[SimpleNamespace(**one) for one in each])
 
 
 @pytest.fixture
@@ -319,32 +274,24 @@ def test_what_is_not_whole_yet_or_of_a_newer_rekd_is_looked_at_again(server, exp
 
 def test_the_number_that_is_served_is_taken(server, export):
     shutil.rmtree(server.live.repository)
-    server.reload.poll()
-    assert server.lines == []
+    assert not server.reload.poll() and server.lines == []
     export(5)
     server.reload.poll()
     assert "it has the number 1 of the one that is served" in server.lines[0] and server.done == []
     assert served(server.live) == dict.fromkeys(MODELS, ([1], [1]))
 
 
-def test_an_export_with_which_the_server_dies_is_left_alone(server, export):
-    server.broken, server.dead = {("rekd_selector", 2)}, True
+@pytest.mark.parametrize("when", ["while it is loaded", "during the farewell"])
+def test_a_restart_takes_up_what_was_served_last(server, export, when):
+    if when == "while it is loaded":
+        server.broken, server.dead = {("rekd_selector", 2)}, True
     export(2)
-    with pytest.raises(ServerError, match="it is dead"):
+    with pytest.raises(ServerError, match="it is dead") if server.dead else nullcontext():
         server.reload.poll()
-    assert server.lines == ["not reloaded: no luck with rekd_selector; version 1 serves on"]
     server.live.prepare()
     server.reload.restarted()
     server.done.clear()
-    assert not server.reload.poll() and server.done == [] and server.live.current.version == 1
-
-
-def test_a_restart_during_the_farewell_ends_it(server, export):
-    export(2)
-    server.reload.poll()
-    old = server.reload._leaving[0].root
-    server.live.prepare()
-    server.reload.restarted()
-    assert not old.exists() and served(server.live) == dict.fromkeys(MODELS, ([2], [2]))
-    server.reload.poll()
-    assert len(server.lines) == 1
+    version, copies = server.live.current.version, [path.name for path in server.live.models.parent.glob("[0-9]")]
+    assert version == (1 if server.dead else 2) and len(copies) == 1
+    assert served(server.live) == dict.fromkeys(MODELS, ([version], [version]))
+    assert not server.reload.poll() and server.done == [] and len(server.lines) == 1, "it is not tried again"
