@@ -11,11 +11,9 @@ import numpy as np
 import pytest
 from conftest import make_rationalizer
 from fake_server import FakeServer
-from families import some_images
 
-from rekd_deploy import errors
-from rekd_deploy.client.client import IN_FLIGHT, AsyncClient, Client
-from rekd_deploy.client.connection import RetryPolicy
+from rekd_deploy import AsyncClient, Client, RetryPolicy, errors
+from rekd_deploy.client.client import IN_FLIGHT
 from rekd_deploy.contract.description import ServedDescription
 from rekd_deploy.errors import ClientError, DeadlineError, RepositoryError, ServerUnavailableError, VersionMismatchError
 from rekd_train.errors import InputError
@@ -40,19 +38,19 @@ def kind(request):
     return request.param
 
 
-def description_of(model):
-    return ServedDescription.of(model.preprocessor, tuple(model.labels))
+def parameters_of(model):
+    return ServedDescription.of(model.preprocessor, tuple(model.labels)).to_parameters()
 
 
 @pytest.fixture(scope="module")
 def parameters(rationalizer):
-    return description_of(rationalizer).to_parameters()
+    return parameters_of(rationalizer)
 
 
 @pytest.fixture(scope="module")
 def other_parameters():
     """Of a model with shorter texts and other labels."""
-    return description_of(make_rationalizer(max_length=40, labels=("no", "yes"))).to_parameters()
+    return parameters_of(make_rationalizer(max_length=40, labels=("no", "yes")))
 
 
 @pytest.fixture
@@ -97,15 +95,6 @@ def test_batches_hold_at_most_what_the_server_takes_of_one_bucket(client, server
     for _ in range(2):
         client.predict(["good"])
     assert len(set(server.ids)) == 7 and all(server.ids)
-
-
-def test_windows_of_a_long_text_are_sent_and_combined(client, server):
-    predictions = client.predict(["bad", *goods(90), "good film"], windows=True)
-    # 46 words a window, 11 of them shared with the one before: 46, 46 and 20
-    assert sorted(server.shapes) == [(1, 32), (2, 16), (2, 48)]
-    assert not any(prediction.truncated for prediction in predictions)
-    assert [span.start for span in predictions[1].rationale] == [0, 5 * 35, 5 * 70]
-    assert client.predict(["good film " * 10_000])[0].truncated
 
 
 BAD_ARGUMENTS = [("deadline", value) for value in (0, float("nan"))]
@@ -299,15 +288,6 @@ def test_a_model_that_changes_all_the_time(kind, parameters, other_parameters):
 
     with pytest.raises(VersionMismatchError, match="changed the model 'rekd' 3 times"):
         kind(transport=Restless(parameters)).predict(["good"])
-
-
-def test_a_description_survives_the_servers_config(rationalizer, image_rationalizer):
-    for model, items in ((rationalizer, ["The film was great!"]), (image_rationalizer, some_images(1))):
-        parameters = description_of(model).to_parameters()
-        again = ServedDescription.from_parameters(parameters)
-        assert again == description_of(model) and ("tokenizer" in parameters) == (model is rationalizer)
-        ours, theirs = (each(items).inputs for each in (again.preprocessor(), model.preprocessor))
-        assert all((ours[name] == theirs[name]).all() for name in theirs)
 
 
 TEXT = '{"kind": "text", "max_length": %s, "lengths": []%s}'
