@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -13,7 +12,7 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 
 from rekd_deploy.repository.backend.model import InputChecker, groups_by_length, joined, usable_cores
-from rekd_deploy.repository.config import PREDICTOR, SELECTOR, config_text, read_config
+from rekd_deploy.repository.config import PREDICTOR, SELECTOR, read_config
 
 OUTPUTS = {SELECTOR: ["scores", "mask", "positions", "kept"], PREDICTOR: ["logits", "probabilities"]}
 
@@ -59,13 +58,15 @@ def start(repository, utilities):
     return lambda name: started(repository, name)
 
 
-def started(root, name, **more):
+def started(root, name, edit=lambda config: None, **more):
     """The model.py of a repository's model, loaded and initialised; needs the fixture ``utilities``."""
     folder = root / name
     specification = importlib.util.spec_from_file_location(f"{name}_model", folder / "1" / "model.py")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    config = MessageToDict(read_config(folder / "config.pbtxt"), preserving_proto_field_name=True)
+    message = read_config(folder / "config.pbtxt")
+    edit(message)
+    config = MessageToDict(message, preserving_proto_field_name=True)
     model = module.TritonPythonModel()
     given = {"model_config": json.dumps(config), "model_repository": str(folder), "model_version": "1"}
     model.initialize({**given, **more})
@@ -187,17 +188,16 @@ def eight_cores(monkeypatch):
     ("threads", "instances", "expected"), [(3, 1, 3), (3, 2, 3), (0, 1, 4), (0, 2, 4), (0, 3, 2), (0, 9, 1)]
 )
 def test_threads_are_those_of_the_config_or_the_instances_share_the_cores(
-    repository, utilities, tmp_path, monkeypatch, eight_cores, threads, instances, expected
+    repository, utilities, monkeypatch, eight_cores, threads, instances, expected
 ):
-    folder = shutil.copytree(repository / SELECTOR, tmp_path / SELECTOR)
-    config = read_config(folder / "config.pbtxt")
-    config.parameters["intra_op_thread_count"].string_value = str(threads)
-    config.instance_group[0].count = instances
-    (folder / "config.pbtxt").write_text(config_text(config))
+    def edit(config):
+        config.parameters["intra_op_thread_count"].string_value = str(threads)
+        config.instance_group[0].count = instances
+
     monkeypatch.setattr(Path, "read_text", lambda path, *_, read=Path.read_text, **options: (
         "max 100000" if path.name == "cpu.max" else read(path, *_, **options)
     ))
-    options = started(tmp_path, SELECTOR)._graph._session.get_session_options()
+    options = started(repository, SELECTOR, edit)._graph._session.get_session_options()
     assert options.intra_op_num_threads == expected
 
 

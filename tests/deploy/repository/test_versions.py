@@ -3,16 +3,19 @@
 import errno
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 from families import another, raising
 from servers import wait_until
 
-from rekd_deploy.client.pipeline import Pipeline
-from rekd_deploy.errors import ExportError, RepositoryError
+from rekd_deploy import ExportError, Pipeline, RepositoryError
 from rekd_deploy.export.run import publish
+from rekd_deploy.repository import workspaces
 from rekd_deploy.repository.config import read_config
 from rekd_deploy.repository.reader import check_repository
+from rekd_deploy.repository.workspaces import Workspace, replacing
 from rekd_deploy.repository.writer import write_repository
 
 FULL = raising(OSError(errno.ENOSPC, "No space left on device"))
@@ -22,23 +25,18 @@ def contents(root):
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
+def listing(folder):
+    return sorted(entry.name for entry in folder.iterdir())
+
+
 def folders(root, model):
     """Its versions."""
-    return sorted(entry.name for entry in (root / model).iterdir() if entry.is_dir() and entry.name.isdigit())
+    return [name for name in listing(root / model) if name.isdigit()]
 
 
 @pytest.fixture
 def root(artefacts, tmp_path):
     return write_repository(artefacts, tmp_path / "r")
-
-
-def test_a_new_export_takes_the_place_of_the_old_one(artefacts, root, tmp_path):
-    write_repository(another(artefacts, 2), root)
-    assert all(folders(root, model) == ["2"] for model in ("rekd", "rekd_selector", "rekd_predictor"))
-    config = read_config(root / "rekd" / "config.pbtxt")
-    assert [step.model_version for step in config.ensemble_scheduling.step] == [2, 2]
-    assert check_repository(root)["checkpoint_sha256"] == f"{2:064}"
-    assert [path.name for path in tmp_path.iterdir()] == ["r"]
 
 
 @pytest.mark.parametrize("keep", [1, 3])
@@ -53,7 +51,7 @@ def test_the_same_export_again_changes_nothing(artefacts, root, keep):
 @pytest.mark.parametrize("change", [{"max_batch_size": 8}, {"keep": 1, "threads": 2}, {"target": "onnxruntime"}])
 def test_other_settings_are_another_version(artefacts, root, change):
     write_repository(artefacts, root, **change)
-    assert folders(root, "rekd") == ["2"]
+    assert all(folders(root, model) == ["2"] for model in ("rekd", "rekd_selector", "rekd_predictor"))
 
 
 def test_keep_leaves_so_many_versions_of_the_component_models(artefacts, root, rationalizer, texts):
@@ -99,7 +97,7 @@ def test_a_full_disk_in_the_middle_leaves_the_old_repository_and_is_one_line_wit
     monkeypatch.setattr("rekd_deploy.export.graphs.export", FULL)
     with pytest.raises(ExportError, match="no room for the export at .*TMPDIR"):
         publish(checkpoint, root)
-    assert contents(root) == before and [entry.name for entry in tmp_path.iterdir()] == ["r"]
+    assert contents(root) == before and listing(tmp_path) == ["r"]
 
 
 _WRITER = """
@@ -121,5 +119,81 @@ def test_killed_outright_it_leaves_the_old_repository_and_the_next_export_clears
         process.kill()
     assert contents(root) == before
     write_repository(another(artefacts, 2), root)
-    wait_until(lambda: [entry.name for entry in tmp_path.iterdir()] == ["r"])  # the lock goes in its own time
+    wait_until(lambda: listing(tmp_path) == ["r"])  # the lock goes in its own time
     check_repository(root)
+
+
+# folders of one process: gone when it ends, cleared away if it was killed, never taken from a living one
+
+_KILLED = """
+import os, sys
+from pathlib import Path
+from rekd_deploy.repository.workspaces import Workspace
+space = Workspace("rekd-test-", Path(sys.argv[1]))
+os._exit(1)
+"""
+
+
+def test_what_a_killed_process_left_is_cleared_away_and_what_is_in_use_or_not_ours_stays(tmp_path):
+    (tmp_path / "rekd-test-by-hand").mkdir()
+    subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path)], check=False)
+    assert len(listing(tmp_path)) == 2
+    with Workspace("rekd-test-", tmp_path) as space:
+        (space.path / "file").touch()
+        assert listing(tmp_path) == sorted(["rekd-test-by-hand", space.path.name])
+        assert workspaces.remove_leftovers(tmp_path, "rekd-test-") == [] and space.path.is_dir()
+    assert listing(tmp_path) == ["rekd-test-by-hand"]
+    space.close()
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
+def test_a_directory_is_replaced_whole(tmp_path, monkeypatch, exchange):
+    if not exchange:
+        monkeypatch.setattr(workspaces, "_exchanged", lambda one, other: False)
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk/current")  # where it leads is replaced, and it stays
+    for target in (tmp_path / "link", tmp_path / "disk" / "current"):
+        for content in ("first", "second"):
+            with replacing(target) as work:
+                (work / content).touch()
+            assert listing(target) == [content] and listing(tmp_path / "disk") == ["current"]
+            assert listing(tmp_path) == ["disk", "link"] and (tmp_path / "link").is_symlink()
+    with pytest.raises(ValueError, match="stop"), replacing(target) as work:
+        (work / "third").touch()
+        raise ValueError("stop")
+    assert listing(target) == ["second"] and listing(tmp_path / "disk") == ["current"]
+
+
+def test_what_was_moved_aside_by_a_killed_process_comes_back(tmp_path):
+    aside = tmp_path / ".target-rekd-x" / "old"
+    aside.mkdir(parents=True)
+    (aside / "precious").touch()
+    with pytest.raises(ValueError, match="stop"), replacing(tmp_path / "target"):
+        raise ValueError("stop")
+    assert (tmp_path / "target" / "precious").is_file()
+
+
+def test_one_process_at_a_time_writes_at_a_place(tmp_path):
+    entered = threading.Event()
+
+    def second():
+        with workspaces.one_at_a_time(tmp_path / "link" / "models"):
+            entered.set()
+
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    with workspaces.one_at_a_time(tmp_path / "disk" / "models"):
+        other = threading.Thread(target=second)
+        other.start()
+        assert not entered.wait(0.3)
+    other.join(10)
+    assert entered.is_set() and listing(tmp_path / "disk") == []
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    workspaces.refuse_unwritable_place(tmp_path / "new" / "models")
+    (tmp_path / "file").touch()
+    with pytest.raises(RepositoryError, match=r"models cannot be written, since .*/file is a file; fix"):
+        workspaces.refuse_unwritable_place(tmp_path / "file" / "models")
+    monkeypatch.setattr(workspaces.os, "access", lambda place, mode: Path(place) != tmp_path)
+    with pytest.raises(RepositoryError, match=f"since {tmp_path} is read-only here; fix: choose another --output"):
+        workspaces.refuse_unwritable_place(tmp_path / "new" / "models")

@@ -1,23 +1,28 @@
-"""Starting, watching, stopping and looking after a server process, with a script in Triton's place."""
+"""Starting, watching, stopping and looking after a server process, with a script in Triton's place; its status."""
 
+import io
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from families import raising
+from rich.console import Console
 from servers import READY, FakeTriton, is_alive, wait_until
 
-from rekd_deploy.errors import RepositoryError, ServerError
+from rekd_deploy import DeadlineError, RepositoryError, ServerError, ServerUnavailableError, TritonServer
 from rekd_deploy.server import server as module
-from rekd_deploy.server import service
-from rekd_deploy.server.server import TritonServer
+from rekd_deploy.server import service, status
 from rekd_deploy.server.service import Service
-from rekd_deploy.server.status import ServerState, remove_state, running_states, user_folder, write_state
+from rekd_deploy.server.status import ServerState, ServerStatus, StepTotals, running_states, status_table
 
 
 @pytest.fixture
@@ -72,22 +77,22 @@ def test_its_settings_reach_the_program(start, tmp_path):
 
 
 NO_GPU = "E1 KIND_GPU but no GPUs are available"
+END = "the end of its log {log}:\n"
+DEATHS = [
+    ("print('E1 \"CudaDriverHelper\"')\nprint('error: no luck')\nprint('bye')\nexit(3)",
+     f"ended with exit code 3; {END}error: no luck"),
+    (f"print({NO_GPU!r})",
+     f"ended with exit code 0; it finds no GPU; fix: see nvidia-smi, or rekd-export --cpu; {END}{NO_GPU}"),
+    ("for n in range(30): print('line', n)",
+     f"ended with exit code 0; {END}" + "\n".join(f"line {n}" for n in range(18, 30))),
+    ("import time\nprint('still loading', flush=True)\ntime.sleep(60)",
+     f"was not ready after 1 s; {END}still loading"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("script", "said"),
-    [
-        ("print('E1 \"CudaDriverHelper\"')\nprint('error: no luck')\nprint('bye')\nexit(3)",
-         "ended with exit code 3; the end of its log {log}:\nerror: no luck"),
-        (f"print({NO_GPU!r})", "ended with exit code 0; it finds no GPU; fix: see nvidia-smi, or rekd-export --cpu; "
-         f"the end of its log {{log}}:\n{NO_GPU}"),
-        ("for n in range(30): print('line', n)",
-         "ended with exit code 0; the end of its log {log}:\n" + "\n".join(f"line {n}" for n in range(18, 30))),
-    ],
-    ids=["errors", "no GPU", "no error"],
-)  # fmt: skip
+@pytest.mark.parametrize(("script", "said"), DEATHS, ids=["errors", "no GPU", "no error", "never ready"])
 def test_death_at_the_start_shows_the_end_of_the_log(start, tmp_path, script, said):
-    server = start(script)
+    server = start(script, timeout=1.0 if "sleep" in script else 60.0)
     with pytest.raises(ServerError) as error:
         server.start()
     assert str(error.value) == f"the Triton server {said.format(log=tmp_path / 'log')}" and server.process_id is None
@@ -115,22 +120,13 @@ def test_death_of_a_process_behind_the_server_is_noticed(start, with_child, monk
     code, child = with_child
     with start(code + ("signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n" if waited_for else "") + READY) as server:
         os.kill(child(), signal.SIGKILL)
-        until = time.monotonic() + (0.5 if waited_for else 10.0)
-        try:
-            while time.monotonic() < until:
+        for _ in range(25):
+            with nullcontext() if waited_for else suppress(ServerError):
                 server.check_alive()
-                time.sleep(0.02)
-        except ServerError as error:
-            assert not waited_for and "a process that runs one of the models has died" in str(error)
-        else:
-            assert waited_for
-
-
-def test_never_ready(start):
-    server = start("import time\nprint('still loading', flush=True)\ntime.sleep(60)", timeout=1.0)
-    with pytest.raises(ServerError, match=r"not ready after 1 s(.|\n)*still loading"):
-        server.start()
-    assert server.process_id is None
+            time.sleep(0.02)
+        if not waited_for:
+            with pytest.raises(ServerError, match="a process that runs one of the models has died"):
+                server.check_alive()
 
 
 def test_a_deaf_server_and_its_children_are_stopped(start, with_child, monkeypatch):
@@ -253,13 +249,82 @@ def test_a_first_start_that_fails_is_no_death(start):
 def test_its_state_is_written_where_this_user_alone_reads_it():
     place = ("/r", "127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3/metrics", "/l", "k")
     state = ServerState(os.getpid(), *place, version=1)
-    path = write_state(state)
-    assert path.stat().st_mode & 0o777 == 0o600 and list(user_folder().iterdir()) == [path]
+    path = status.write_state(state)
+    assert path.stat().st_mode & 0o777 == 0o600 and list(status.user_folder().iterdir()) == [path]
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    left = write_state(ServerState(ended.pid, *place, version=1))
-    (user_folder() / "serving-damaged.json").write_text("{")
+    left = status.write_state(ServerState(ended.pid, *place, version=1))
+    (status.user_folder() / "serving-damaged.json").write_text("{")
     assert running_states() == [state] and not left.exists(), "what a killed server left is removed"
     for _ in range(2):
-        remove_state(os.getpid())
+        status.remove_state(os.getpid())
     assert running_states() == []
+
+
+# what a running server says about itself; of the real one: test_triton_server
+
+TIMES = {"success": (20, 60), "queue": (20, 10), "compute_input": (20, 2), "compute_infer": (20, 46)}
+TIMES |= {"compute_output": (20, 1), "fail": (2, 1)}
+ENTRY = {
+    "name": "rekd_selector", "version": "3", "inference_count": "40", "execution_count": "10",
+    "inference_stats": {key: {"count": str(n), "ns": str(ms * 1_000_000)} for key, (n, ms) in TIMES.items()},
+}  # fmt: skip
+STEP = StepTotals.of(ENTRY)
+STATE = ServerState(7, "/models", "127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3/m", "/log", "secret", 3)
+
+
+def shown(status):
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(*status.lines(), status_table(status), sep="\n")
+    return " ".join(console.export_text().split())
+
+
+def test_counts_and_means_of_a_step():
+    assert STEP.to_dict() == {
+        "model": "rekd_selector", "version": 3, "requests": 20, "failed": 2, "rows": 40, "executions": 10,
+        "request_ms": 3.0, "queue_ms": 0.5, "input_ms": 0.1, "compute_ms": 2.3, "output_ms": 0.05,
+        "other_ms": pytest.approx(0.05),
+    }  # fmt: skip
+    none = StepTotals.of({"name": "rekd", "version": "1", "inference_stats": {}})  # gRPC leaves zeros out
+    assert (none.requests, none.rows, none.to_dict()["request_ms"], none.to_dict()["other_ms"]) == (0, 0, None, None)
+    assert " - " in shown(ServerStatus("u", True, "2.51.0", (none,)))
+
+
+def test_table_and_document():
+    ensemble = replace(STEP, model="rekd", requests=1200)
+    status = ServerStatus("http://127.0.0.1:2", True, "2.51.0", (ensemble, STEP), STATE)
+    text = shown(status)
+    for part in ("ready, Triton 2.51.0, version 3", "/models (process 7)", "1,200", "4.0", "2.300", "rekd_selector",
+                 "the queues of its steps"):  # fmt: skip
+        assert part in text
+    assert "secret" not in text and "secret" not in json.dumps(status.to_dict())
+    assert status.to_dict()["versions"] == [3] and status.to_dict()["steps"][1]["compute_ms"] == 2.3
+    assert "started again 2 times" in shown(replace(status, running=replace(STATE, restarts=2)))
+    assert "live, not ready" in shown(replace(status, ready=False))
+
+
+def test_the_table_fits_80_columns():
+    names = ("rekd", "rekd_answer", "rekd_predictor", "rekd_prepare", "rekd_selector", "rekd_single", "rekd_text")
+    spent = {**STEP.nanoseconds, "request": 1_234_567 * 1_234_567_800}
+    busy = replace(STEP, version=12, requests=1_234_567, failed=89_012, nanoseconds=spent)
+    console = Console(width=80, file=io.StringIO())
+    console.print(status_table(ServerStatus("u", True, "2.51.0", tuple(replace(busy, model=name) for name in names))))
+    lines = console.file.getvalue().splitlines()
+    assert "…" not in "".join(lines) and max(map(len, lines)) <= 80
+    assert lines[0].split() == "model, version requests failed batch total queue input compute output other".split()
+    assert [line.split()[:7] for line in lines[2:9]] == [[n, "12", "1.2", "M", "89,012", "4.0", "1235."] for n in names]
+
+
+def test_without_an_address_there_must_be_one_server():
+    with pytest.raises(ServerUnavailableError, match="no rekd-serve of yours is running here; fix: start one"):
+        status.read_status(None)
+    with pytest.raises(ServerUnavailableError, match="not one server, but http://127.0.0.1:2, http://127.0.0.1:9"):
+        status.read_status(None, [STATE, replace(STATE, http_url="http://127.0.0.1:9")])
+
+
+def test_no_response_in_time():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        began = time.monotonic()
+        with pytest.raises(DeadlineError, match="within 0.5 s"):
+            status.read_status(f"127.0.0.1:{listener.getsockname()[1]}", timeout=0.5)
+        assert time.monotonic() - began < 3.0

@@ -10,23 +10,17 @@ import threading
 import time
 from dataclasses import replace
 from functools import partial
-from itertools import combinations, count
+from http.client import HTTPException
+from itertools import combinations
 
-import numpy as np
 import onnx
 import pytest
-import tritonclient.grpc
 from onnx import numpy_helper
-from servers import children_of, wait_until
-from tritonclient.utils import InferenceServerException
+from servers import children_of, send, wait_until
 
-from rekd_deploy.client.client import Client
-from rekd_deploy.client.connection import RetryPolicy
-from rekd_deploy.client.pipeline import Pipeline
-from rekd_deploy.errors import ClientError
+from rekd_deploy import Client, ClientError, Pipeline, RetryPolicy, TritonServer
 from rekd_deploy.repository.writer import write_repository
 from rekd_deploy.server.live_repository import LiveRepository, model_control
-from rekd_deploy.server.server import TritonServer
 from rekd_deploy.server.service import Service
 from rekd_deploy.server.status import read_status, running_states
 
@@ -54,35 +48,43 @@ def alike(one, other, tolerance=1e-4):
 def ensemble_client(url, retry=None):
     """A function: text -> key, through our client."""
     client = Client(url, timeout=20.0, retry=retry)
-    return lambda text: key_of(client.predict([text])[0]), client.close
+    return lambda text: key_of(client.predict([text])[0])
 
 
-def text_endpoint_client(url):
-    """A function: text -> key, through tritonclient and the text endpoint; nothing is tried twice."""
-    client = tritonclient.grpc.InferenceServerClient(url)
+def text_endpoint_client(port):
+    """A function: text -> key, over plain HTTP and the text endpoint; nothing is tried twice."""
 
     def request(text):
-        given = tritonclient.grpc.InferInput("text", [1, 1], "BYTES")
-        given.set_data_from_numpy(np.array([[text.encode()]], dtype=object))
-        result = client.infer("rekd_text", [given], client_timeout=20.0)
-        spans = tuple((span["start"], span["end"]) for span in json.loads(result.as_numpy("rationale")[0, 0]))
-        return result.as_numpy("label")[0, 0].decode(), spans, tuple(map(float, result.as_numpy("probabilities")[0]))
+        body = json.dumps({"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": [text]}]})
+        try:
+            status, answer = send(port, "POST", "/v2/models/rekd_text/infer", body)
+        except (OSError, HTTPException) as error:
+            raise Unanswered from error
+        if status != 200:
+            raise Unanswered(answer)
+        found = {each["name"]: each["data"] for each in json.loads(answer)["outputs"]}
+        spans = tuple((span["start"], span["end"]) for span in json.loads(found["rationale"][0]))
+        return found["label"][0], spans, tuple(found["probabilities"])
 
-    return request, client.close
+    return request
+
+
+class Unanswered(Exception):
+    pass
 
 
 class Load:
-    """Threads that send ``TEXTS`` in turn until the block ends.
+    """Threads that send ``TEXTS`` in turn until the block ends, each with a function of its own that opens a client.
 
-    Each has a function that opens a connection. Of each the responses: when it was asked, and who made the response: a
-    pipeline, nobody, or the name of an error that is tolerated; any other fails the test.
+    Of each the responses: when it was asked, and who made the response: a pipeline, nobody, or the name of an error
+    that is tolerated; any other fails the test.
     """
 
     def __init__(self, clients, makers, tolerated):
-        self._clients, self._makers, self._tolerated = clients, makers, tolerated
-        self._stop, self._surprises = threading.Event(), []
+        self._makers, self._tolerated, self._going, self._surprises = makers, tolerated, True, []
         self.responses = [[] for _ in clients]
-        self._threads = [threading.Thread(target=self._work, args=(number,)) for number in range(len(clients))]
+        pairs = zip(clients, self.responses, strict=True)
+        self._threads = [threading.Thread(target=self._work, args=(opened, into)) for opened, into in pairs]
 
     def __enter__(self):
         for thread in self._threads:
@@ -91,7 +93,7 @@ class Load:
         return self
 
     def __exit__(self, *exception):
-        self._stop.set()
+        self._going = False
         for thread in self._threads:
             thread.join(30)
         assert not self._surprises, self._surprises
@@ -99,27 +101,21 @@ class Load:
     def makers(self, after=0.0):
         return [maker for responses in self.responses for began, maker in responses if began > after]
 
-    def wait_for(self, condition, seconds=150.0):
-        until = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < until and not self._surprises, (self._surprises, self.responses)
-            time.sleep(0.02)
+    def wait_for(self, condition):
+        wait_until(lambda: condition() or self._surprises, 150)
 
-    def _work(self, number):
+    def _work(self, opened, responses):
         try:
-            request, close = self._clients[number]()
-            for turn in count(number):
-                if self._stop.is_set():
-                    break
-                began, index = time.monotonic(), turn % len(TEXTS)
+            request = opened()
+            while self._going:
+                began, index = time.monotonic(), len(responses) % len(TEXTS)
                 try:
                     key = request(TEXTS[index])
                     maker = next((name for name, keys in self._makers.items() if alike(keys[index], key)), "nobody")
                 except self._tolerated as error:
                     maker = type(error).__name__
                     time.sleep(0.05)
-                self.responses[number].append((began, maker))
-            close()
+                responses.append((began, maker))
         except BaseException as error:
             self._surprises.append(error)
 
@@ -194,8 +190,8 @@ def load(served, models):
     """A function: tolerated errors -> six clients of three kinds; the last two of eight wait however long it takes."""
     makers = {name: keys for name, (_, keys) in models.items()}
     urls = (served.grpc_url, served.http_url)
-    clients = 2 * [*(partial(ensemble_client, url) for url in urls), partial(text_endpoint_client, served.grpc_url)]
-    clients += [partial(ensemble_client, url, PATIENT) for url in urls]
+    clients = [partial(text_endpoint_client, served.ports["http"])] * 2
+    clients += [partial(ensemble_client, url, retry) for retry in (None, None, PATIENT) for url in urls]
     return lambda *tolerated: Load(clients, makers, tolerated)
 
 
@@ -249,7 +245,7 @@ def test_a_version_that_does_not_load_is_refused_under_load(served, load, lines,
 def test_killed_under_load(served, load, lines, victim):
     """Without the process of a model Triton would answer errors for ever and call itself ready."""
     first, ports, restarts = served.process_id, dict(served.ports), running_states()[0].restarts
-    with load(ClientError, InferenceServerException) as clients:
+    with load(ClientError, Unanswered) as clients:
         os.kill(first if victim == "server" else min(children_of(first)), signal.SIGKILL)
         clients.wait_for(lambda: "the server answers again" in lines)
         again = time.monotonic() + 2.0  # gRPC connects anew with a pause
@@ -258,8 +254,7 @@ def test_killed_under_load(served, load, lines, victim):
     assert served.process_id != first and served.ports == ports
     said = "killed by signal 9" if victim == "server" else "a process that runs one of the models has died"
     assert said in lines[0]
-    unanswered = {"ServerUnavailableError", "InferenceServerException", "RejectedError"}
-    assert {"new"} < set(clients.makers()) <= {"new", *unanswered}
+    assert {"new"} < set(clients.makers()) <= {"new", "ServerUnavailableError", "RejectedError", "Unanswered"}
     assert victim != "server" or {maker for patient in clients.responses[-2:] for _, maker in patient} == {"new"}
     (state,) = running_states()
     assert (state.restarts, state.version) == (restarts + 1, 2)
