@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import make_rationalizer
 from fake_server import FakeServer
+from servers import wait_until
 
 from rekd_deploy import AsyncClient, Client, RetryPolicy, errors
 from rekd_deploy.client.client import IN_FLIGHT
@@ -85,7 +86,6 @@ def test_predictions_come_in_the_order_of_the_texts_a_few_requests_at_once(clien
     server.opens_when_full = True
     client.predict(["good"] * 4 * (IN_FLIGHT + 3))
     assert server.most_open == IN_FLIGHT and server.config_reads == 1
-    assert Client(transport=server).description.labels == ("negative", "positive")
 
 
 def test_batches_hold_at_most_what_the_server_takes_of_one_bucket(client, server):
@@ -95,6 +95,7 @@ def test_batches_hold_at_most_what_the_server_takes_of_one_bucket(client, server
     for _ in range(2):
         client.predict(["good"])
     assert len(set(server.ids)) == 7 and all(server.ids)
+    assert Client(transport=server).description.labels == ("negative", "positive")
 
 
 BAD_ARGUMENTS = [("deadline", value) for value in (0, float("nan"))]
@@ -186,12 +187,12 @@ def test_no_request_may_take_longer_than_its_timeout(kind, server, monkeypatch):
 
 @pytest.mark.parametrize("pausing", [False, True])
 def test_a_cancelled_task_ends_its_pauses_and_abandons_its_requests(server, pausing):
+    server.fail_at = {0: DOWN} if pausing else {}
+    if not pausing:
+        server.gate.clear()
+
     async def impatient():
         client = AsyncClient(transport=server, retry=RetryPolicy(first_pause=60.0, longest_pause=60.0))
-        if pausing:
-            server.fail_at = {0: DOWN}
-        else:
-            server.gate.clear()
         task = asyncio.create_task(client.predict(["good"] * 4 * IN_FLIGHT))
         while len(server.ids) < IN_FLIGHT or server.begun < 1:
             await asyncio.sleep(0.005)
@@ -232,11 +233,9 @@ def test_a_closed_client_says_so(kind, server, attempts):
     server.fail_at = {1: DOWN}
     with ThreadPoolExecutor(2) as pool:
         running = pool.submit(client.predict, ["good"])
-        while server.begun < 2:
-            time.sleep(0.005)
+        wait_until(lambda: server.begun == 2)
         pool.submit(client.close)
-        while not server.closed:
-            time.sleep(0.005)
+        wait_until(lambda: server.closed)
         server.gate.set()
         for call in (running.result, lambda: client.predict(["good"])):  # on its way, and afterwards
             with pytest.raises(ClientError, match="the client is closed; fix: close it once"):
@@ -314,29 +313,12 @@ def test_outputs_of_another_shape(client, server, change):
 
 
 def test_probabilities_that_are_no_numbers(client, server):
-    def second_row_is_nan(arrays):
-        arrays["probabilities"][1:2] = np.nan
-        return arrays
-
-    server.change = second_row_is_nan
+    server.change = lambda arrays: arrays["probabilities"][1:2].fill(np.nan) or arrays
     texts = ["good bad good", "good", "good bad"]  # the batch is sorted by length
     with pytest.raises(ClientError, match="row 1 of request order-7, item 2 of the call, with .* fix: rekd-export"):
         client.predict(texts, request_id="order-7")
     with pytest.raises(ClientError, match="row 1 of request order-8(-2)?, with"):
         client.predict(["good " * 200], windows=True, request_id="order-8")
-
-
-# at once
-
-
-def test_several_threads(kind, server, monkeypatch):
-    versions = server.model_versions
-    monkeypatch.setattr(server, "model_versions", lambda *given: time.sleep(0.1) or versions(*given))  # all wait for it
-    client = kind(transport=server)
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda n: client.predict(goods(n) * 9), range(1, 9)))
-    assert server.config_reads == 1
-    assert [set(lengths_of(each)) for each in found] == [{n} for n in range(1, 9)]
 
 
 def test_tasks_of_one_loop_which_computes_nothing_itself(server, monkeypatch):
@@ -348,10 +330,14 @@ def test_tasks_of_one_loop_which_computes_nothing_itself(server, monkeypatch):
     for owner, name in ((ServedDescription, "preprocessor"), (TextPreprocessor, "encode"), (FakeServer, "infer")):
         monkeypatch.setattr(owner, name, noted(getattr(owner, name)))
 
+    versions = server.model_versions
+    monkeypatch.setattr(server, "model_versions", lambda *given: time.sleep(0.1) or versions(*given))  # all wait for it
+
     async def everything():
         async with AsyncClient(transport=server) as client:
+            found = await asyncio.gather(*(client.predict(goods(n) * 9) for n in range(1, 21)))
             assert (await client.description()).labels == ("negative", "positive")
-            return await asyncio.gather(*(client.predict(goods(n) * 9) for n in range(1, 21)))
+            return found
 
     for n, predictions in enumerate(asyncio.run(everything()), 1):
         assert set(lengths_of(predictions)) == {n}

@@ -207,9 +207,9 @@ def test_how_predictions_are_combined(windowed):
     found, votes = windows.combined([first, second]), windows.votes()
     assert list(votes) == [46 - 11 / 2, windows.real - 46 + 11 / 2], "every token has one"
     assert list(windowed(LONG).votes()[:2]) == [46 - 11 / 2, 46 - 11]
-    positive = pytest.approx(float(votes @ [0.9, 0.2] / votes.sum()))
-    assert found.probabilities == {"negative": pytest.approx(1 - positive.expected), "positive": positive}
-    assert found.label == ("positive" if found.probabilities["positive"] > 0.5 else "negative")
+    positive = float(votes @ [0.9, 0.2] / votes.sum())
+    assert found.probabilities == pytest.approx({"negative": 1 - positive, "positive": positive})
+    assert found.label == "positive" and positive > 0.5
     assert found.rate == 5 / windows.real and found.truncated is False and found.text == text
     assert [text[span.start : span.end] for span in found.rationale] == [span.text for span in found.rationale]
     assert [piece.position for piece in found.pieces] == sorted(piece.position for piece in found.pieces)
@@ -217,13 +217,13 @@ def test_how_predictions_are_combined(windowed):
     assert best.score == 4.0, "the highest of either window"
 
 
-@pytest.mark.parametrize(("second", "words", "pieces"), [(3, "film", 1), (4, "film film", 2)])
-def test_what_two_windows_kept_counts_once_and_neighbours_are_one_span(windowed, second, words, pieces):
+def test_what_two_windows_kept_counts_once_and_neighbours_are_one_span(windowed):
     windows = windowed("film " * 70)
     start = windows.starts[1]
-    found = windows.combined([made_up(0.5, (start + 3, 1.0)), made_up(0.5, (second, 2.0))])
-    assert [span.text for span in found.rationale] == [words] and len(found.pieces) == pieces
-    assert (found.pieces[-1].position, found.pieces[-1].score, found.rate) == (start + second, 2.0, pieces / 70)
+    for second, words, pieces in ((3, "film", 1), (4, "film film", 2)):
+        found = windows.combined([made_up(0.5, (start + 3, 1.0)), made_up(0.5, (second, 2.0))])
+        assert [span.text for span in found.rationale] == [words] and len(found.pieces) == pieces
+        assert (found.pieces[-1].position, found.pieces[-1].score, found.rate) == (start + second, 2.0, pieces / 70)
 
 
 def test_long_texts_are_read_to_their_end_and_short_ones_as_without_windows(pipeline, texts):
@@ -276,9 +276,9 @@ def test_query_prints_and_saves_what_it_is_told(rekd_query, image_rationalizer, 
     document = json.loads(printed)
     assert (code, error, document["image"]) == (0, "", str(file))
     assert_same_answers([Prediction.from_dict(document)], image_rationalizer.predict([file]))
-    code, printed, _ = rekd_query("--image", file, "--image", file)
-    assert code == 0 and printed.count("of its patches") == 2 and printed.count("row ") >= 2
-    assert [path.name for path in file.parent.iterdir()] == [file.name], "nothing is written unasked"
+    printed = rekd_query("--image", file, "--image", file)[1]
+    assert printed.count("of its patches") == 2 and printed.count("row ") >= 2
+    assert [*file.parent.iterdir()] == [file], "nothing is written unasked"
     folder = tmp_path / "new" / "pictures"
     code, printed, error = rekd_query("--image", file, "--save", folder)
     assert (code, error) == (0, "") and f"written: {folder}/shoe.rationale.png\n" in printed

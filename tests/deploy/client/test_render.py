@@ -4,15 +4,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rekd_deploy.client.render import (
-    HIGHLIGHT,
-    captioned,
-    highlighted,
-    plain_text,
-    segments,
-    shows_colours,
-    terminal_text,
-)
+from rekd_deploy.client import render
+from rekd_deploy.client.render import HIGHLIGHT, captioned, highlighted, plain_text, terminal_text
 from rekd_train.inputs.prediction import Patch, Prediction, Span
 
 
@@ -31,7 +24,7 @@ def prediction(text, *spans, truncated=False):
     ],
 )
 def test_segments(text, spans, expected):
-    assert list(segments(prediction(text, *spans))) == expected
+    assert list(render.segments(prediction(text, *spans))) == expected
 
 
 def test_text_below_its_summary():
@@ -43,13 +36,10 @@ def test_text_below_its_summary():
     assert plain_text(prediction("x", truncated=True)).endswith("its end was cut)\nx")
 
 
-@pytest.mark.parametrize(
-    ("terminal", "environment", "expected"),
-    [(True, {}, True), (False, {}, False), (True, {"NO_COLOR": "1"}, False), (True, {"TERM": "dumb"}, False)],
-)
-def test_a_highlight_needs_a_terminal_that_shows_it(terminal, environment, expected):
-    console = Console(force_terminal=terminal, _environ={"TERM": "xterm-256color", **environment})
-    assert shows_colours(console) is expected
+def test_a_highlight_needs_a_terminal_that_shows_it():
+    for terminal, variables in ((True, {}), (False, {}), (True, {"NO_COLOR": "1"}), (True, {"TERM": "dumb"})):
+        console = Console(force_terminal=terminal, _environ={"TERM": "xterm-256color", **variables})
+        assert render.shows_colours(console) is (terminal and not variables)
 
 
 def test_a_review_cannot_steer_the_terminal():

@@ -15,24 +15,18 @@ from rekd_deploy.client.protocols import GrpcTransport, HttpTransport
 from rekd_deploy.client.transport import _STATUS_ERRORS, Request, open_transport
 from rekd_deploy.errors import ClientError, InsecureServerError, RejectedError, ServerUnavailableError
 
-
-@pytest.mark.parametrize(
-    ("kind", "url"),
-    [(GrpcTransport, url) for url in ("localhost:8001", "grpc://[::1]:8001", "grpcs://localhost:8001")]
-    + [(HttpTransport, url) for url in ("http://127.0.0.1:8000", "https://127.0.0.1:8000/")],
-)
-def test_scheme_picks_the_transport(url, kind):
-    with closing(open_transport(url, 1.0)) as transport:
-        assert type(transport) is kind
-
-
+ADDRESSES = {GrpcTransport: ("localhost:8001", "grpc://[::1]:8001", "grpcs://localhost:8001")}
+ADDRESSES |= {HttpTransport: ("http://127.0.0.1:8000", "https://127.0.0.1:8000/")}
 NO_ADDRESS = ["", "localhost", "localhost:", "localhost:0", "localhost:99999", "ftp://a:1", "http://a b:1", "http://h:1/x"]
 
 
-@pytest.mark.parametrize("url", NO_ADDRESS)
-def test_what_is_no_address(url):
-    with pytest.raises(ClientError, match="is no address"):
-        open_transport(url, 1.0)
+def test_scheme_picks_the_transport_and_what_is_no_address_is_refused():
+    for kind, url in ((kind, url) for kind, urls in ADDRESSES.items() for url in urls):
+        with closing(open_transport(url, 1.0)) as transport:
+            assert type(transport) is kind, url
+    for url in NO_ADDRESS:
+        with pytest.raises(ClientError, match="is no address"):
+            open_transport(url, 1.0)
 
 
 @pytest.fixture
@@ -90,16 +84,15 @@ def test_a_closed_transport_says_so(url):
         transport.submit("rekd", {"ids": np.zeros((1, 1))}, ("mask",)).result(5)
 
 
-@pytest.mark.parametrize(
-    ("status", "body", "kind", "says"),
-    [
-        (503, b'{"error": "Exceeds maximum queue size"}', errors.ServerBusyError, "queue"),
-        (504, b"", errors.DeadlineError, "No"),
-        (404, b'{"error": "Request for unknown model: \'rekd\' is not found"}', errors.ModelMissingError, "'rekd'"),
-        (400, b'{"error": "bad\\nrequest"}', RejectedError, "bad"),
-        (302, b"<html>moved", RejectedError, "moved"),
-    ],
-)
+HTTP = [
+    (503, b'{"error": "Exceeds maximum queue size"}', errors.ServerBusyError, "queue"),
+    (504, b"", errors.DeadlineError, "No"),
+    (404, b'{"error": "Request for unknown model: \'rekd\' is not found"}', errors.ModelMissingError, "'rekd'"),
+    (302, b"<html>moved", RejectedError, "moved"),
+]
+
+
+@pytest.mark.parametrize(("status", "body", "kind", "says"), HTTP)
 def test_http_statuses(answering, listener, status, body, kind, says):
     answering(b"HTTP/1.1 %d No\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (status, len(body), body))
     found, said = failure(f"http://127.0.0.1:{listener.getsockname()[1]}")
@@ -137,16 +130,13 @@ def test_headers_that_cannot_be_sent(name, value):
 
 # TLS
 
-
-@pytest.fixture(scope="module")
-def authority():
-    return trustme.CA()
+AUTHORITY = trustme.CA()
 
 
 @pytest.fixture(scope="module")
-def roots(authority, tmp_path_factory):
+def roots(tmp_path_factory):
     path = tmp_path_factory.mktemp("tls") / "roots.pem"
-    authority.cert_pem.write_to_path(path)
+    AUTHORITY.cert_pem.write_to_path(path)
     return path
 
 
@@ -166,9 +156,9 @@ def test_tls_settings_that_cannot_be_used(tmp_path, roots):
 
 @pytest.mark.parametrize("scheme", ["grpcs", "https"])
 @pytest.mark.parametrize("mistake", ["unknown root", "another name", "no TLS"])
-def test_servers_that_are_not_trusted(authority, roots, listener, answering, scheme, mistake):
+def test_servers_that_are_not_trusted(roots, listener, answering, scheme, mistake):
     answering(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-    known = trustme.CA() if mistake == "unknown root" else authority
+    known = trustme.CA() if mistake == "unknown root" else AUTHORITY
     context = server_context(known, "elsewhere.example" if mistake == "another name" else "127.0.0.1")
     retry = RetryPolicy(attempts=3, first_pause=0.5, jitter=lambda: 0.0)
     with Proxy(listener.getsockname()[1], None if mistake == "no TLS" else context) as proxy:

@@ -71,7 +71,7 @@ def test_every_file_that_is_not_the_manifests_is_named(artefacts, tmp_path):
     altered = shutil.copy(artefacts.predictor, tmp_path / "predictor.onnx")
     altered.write_bytes(altered.read_bytes()[:-1] + b"x")
     for selector, named in ((artefacts.selector, ""), (tmp_path / "selector.onnx", "selector.onnx, .*")):
-        with pytest.raises(RepositoryError, match=rf"^{tmp_path}/{named}predictor.onnx was altered or is missing.*fix: "):
+        with pytest.raises(RepositoryError, match=f"^{tmp_path}/{named}predictor.onnx was altered or is missing.*fix"):
             verify_files(artefacts.manifest, {"selector": selector, "predictor": altered})
 
 
