@@ -32,17 +32,16 @@ def changed(good, index=0, content=None, **fields):
 
 def over_http(message):
     """Path, body and headers of the same request, with Triton's binary extension."""
-    pairs = zip(message.inputs, message.raw_input_contents, strict=True)
+    contents = message.raw_input_contents
+    sizes = [{"parameters": {"binary_data_size": len(content)}} for content in contents]
     inputs = [
-        {"name": each.name, "datatype": each.datatype, "shape": list(each.shape),
-         "parameters": {"binary_data_size": len(content)}}
-        for each, content in pairs
-    ]  # fmt: skip
+        {"name": each.name, "datatype": each.datatype, "shape": list(each.shape), **size}
+        for each, size in zip(message.inputs, sizes, strict=True)
+    ]
     outputs = {"outputs": [{"name": each.name} for each in message.outputs]} if message.outputs else {}
     header = json.dumps({"inputs": inputs, **outputs}).encode()
-    version = f"/versions/{message.model_version}" if message.model_version else ""
-    body = header + b"".join(message.raw_input_contents)
-    return f"/v2/models/{message.model_name}{version}/infer", body, {"Inference-Header-Content-Length": len(header)}
+    path = f"/v2/models/{message.model_name}/versions/{message.model_version}".removesuffix("/versions/")
+    return f"{path}/infer", header + b"".join(contents), {"Inference-Header-Content-Length": len(header)}
 
 
 def general_changes(good):

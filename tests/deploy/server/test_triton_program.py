@@ -64,23 +64,17 @@ def without(package):
     return lambda patch: patch.setattr(program.util, "find_spec", lambda name: None if name == package else found(name))
 
 
-def machine(platform, name):
-    return lambda patch: patch.setattr(sys, "platform", platform) or patch.setattr(
-        program.platform, "machine", lambda: name
-    )
-
-
 def no_shared_python(patch):
     patch.setattr(program.sysconfig, "get_config_var", lambda name: "/nowhere")
-    patch.setattr(sys, "base_prefix", "/nowhere")
-    patch.setattr(sys, "base_exec_prefix", "/nowhere")
+    for prefix in ("base_prefix", "base_exec_prefix"):
+        patch.setattr(sys, prefix, "/nowhere")
     patch.setattr(program.ctypes.util, "find_library", lambda name: None)
 
 
 BOTH = ("rekd_deploy.runtimes.onnxruntime._is_installed", lambda distribution: True)
 WRONG = [
-    (machine("darwin", "arm64"), ServerError, "Linux x86-64; this is darwin arm64"),
-    (machine("linux", "aarch64"), ServerError, "Linux x86-64; this is linux aarch64"),
+    (lambda patch: patch.setattr(sys, "platform", "darwin"), ServerError, "Linux x86-64; this is darwin x86_64"),
+    (lambda patch: patch.setattr(program.platform, "machine", lambda: "aarch64"), ServerError, "is linux aarch64"),
     (without("pytriton"), MissingExtraError, r"pytriton.*pip install -e '.*\[serve\]'"),
     (without("onnxruntime"), MissingExtraError, r"pip install -e '.*\[cpu\]'"),
     (lambda patch: patch.setattr(program.metadata, "version", lambda name: "2.4.1"), ServerError,
@@ -134,18 +128,18 @@ def test_closed_by_default():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("settings", "opened"),
-    [
-        ({"reload": True}, {"model-control-mode": "explicit", "load-model": "*", "strict-readiness": "false"}),
-        ({"host": "0.0.0.0"}, {"grpc-address": "0.0.0.0", "http-address": "0.0.0.0"}),
-        ({"exposed": True}, {"http-restricted-api": EXPOSED, "grpc-restricted-protocol": EXPOSED}),
-        ({"gpu_metrics": True}, {"allow-gpu-metrics": "true"}),
-        ({"log_verbose": 2, "exit_seconds": 9}, {"log-verbose": "2", "exit-timeout-secs": "9"}),
-        ({"backends": "/b"}, {"backend-directory": "/b"}),
-        ({"memory_prefix": "mine"}, {"backend-config": "python,shm-region-prefix-name=mine"}),
-    ],
-)
+OPENED = [
+    ({"reload": True}, {"model-control-mode": "explicit", "load-model": "*", "strict-readiness": "false"}),
+    ({"host": "0.0.0.0"}, {"grpc-address": "0.0.0.0", "http-address": "0.0.0.0"}),
+    ({"exposed": True}, {"http-restricted-api": EXPOSED, "grpc-restricted-protocol": EXPOSED}),
+    ({"gpu_metrics": True}, {"allow-gpu-metrics": "true"}),
+    ({"log_verbose": 2, "exit_seconds": 9}, {"log-verbose": "2", "exit-timeout-secs": "9"}),
+    ({"backends": "/b"}, {"backend-directory": "/b"}),
+    ({"memory_prefix": "mine"}, {"backend-config": "python,shm-region-prefix-name=mine"}),
+]
+
+
+@pytest.mark.parametrize(("settings", "opened"), OPENED)
 def test_each_setting_opens_what_it_names_alone(settings, opened):
     assert flags(**settings) == flags() | opened
 

@@ -4,7 +4,6 @@ One that is killed or given a new version under load: test_triton_operations.
 """
 
 import asyncio
-import json
 import os
 import re
 import signal
@@ -12,7 +11,7 @@ import ssl
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -121,18 +120,6 @@ def test_a_refused_request_is_found_in_the_servers_log_by_its_id(server, protoco
     wait_until(lambda: f"[request id: by {protocol}] input_ids[0, 0] is 5000" in server.log_file.read_text())
 
 
-@contextmanager
-def standing_still(processes):
-    """For a tenth of a second: Triton takes a process that is silent for two for dead."""
-    try:
-        for process in processes:
-            os.kill(process, signal.SIGSTOP)
-        yield
-    finally:
-        for process in processes:
-            os.kill(process, signal.SIGCONT)
-
-
 def steps_of(url):
     status = read_status(url)
     assert status.ready and status.versions == [1] and status.triton
@@ -153,9 +140,15 @@ def test_texts_of_all_lengths_are_joined_answered_as_if_alone_and_counted(server
             return [(index, sent(index)) for index in np.random.default_rng(client).permutation(len(requests))]
 
         alone = [sent(index).result() for index in range(len(requests))]
-        before = steps_of(url)
-        with standing_still(children_of(server.process_id)), ThreadPoolExecutor(4) as pool:
-            together = [each for client in pool.map(send_all, range(4)) for each in client]
+        before, stubs = steps_of(url), children_of(server.process_id)
+        try:  # for a tenth of a second: Triton takes a process that is silent for two for dead
+            for stub in stubs:
+                os.kill(stub, signal.SIGSTOP)
+            with ThreadPoolExecutor(4) as pool:
+                together = [each for client in pool.map(send_all, range(4)) for each in client]
+        finally:
+            for stub in stubs:
+                os.kill(stub, signal.SIGCONT)
         for index, future in together:
             for name, wanted in alone[index].items():
                 np.testing.assert_allclose(future.result()[name], wanted, rtol=0, atol=1e-5)
@@ -169,16 +162,11 @@ def test_texts_of_all_lengths_are_joined_answered_as_if_alone_and_counted(server
     assert 0 < means["compute_ms"] < means["request_ms"] and parts == pytest.approx(means["request_ms"])
 
 
-def test_the_status_command(server, tmp_path):
+def test_the_status_command(server):
     command = [sys.executable, "-m", "rekd_deploy.cli.serve", "--status", server.http_url]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "COLUMNS": "160"}
-    document, table = (
-        subprocess.run([*command, *more], check=True, capture_output=True, text=True, env=environment).stdout
-        for more in (["--json"], [])
-    )
-    found = json.loads(document)
-    assert found["ready"] is found["live"] is True and "rekd" in {step["model"] for step in found["steps"]}
-    assert "ready, Triton" in table and "rekd_selector" in table
+    for more, said in (([], "ready, Triton"), (["--json"], '"live": true')):
+        done = subprocess.run([*command, *more], capture_output=True, text=True, env={**os.environ, "COLUMNS": "160"})
+        assert done.returncode == 0 and said in done.stdout and "rekd_selector" in done.stdout
 
 
 # servers of their own
@@ -188,8 +176,8 @@ def test_an_installed_server_and_the_newest_version_beside_an_earlier_one(
     wheel, artefacts, tmp_path, monkeypatch, rationalizer, texts
 ):
     """The wheel's parts laid out as a container has them."""
-    root = write_repository(artefacts, tmp_path / "r")
-    write_repository(another(artefacts, 2), root, keep=2)
+    write_repository(artefacts, tmp_path / "r")
+    root = write_repository(another(artefacts, 2), tmp_path / "r", keep=2)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "tritonserver").symlink_to(wheel.executable)
     wheel.place_backends(tmp_path)
@@ -211,14 +199,14 @@ def test_an_installed_server_and_the_newest_version_beside_an_earlier_one(
         assert after[SELECTOR, 1] == before[SELECTOR, 1] and after[SELECTOR, 2] > before[SELECTOR, 2]
 
 
-@pytest.mark.parametrize(
-    ("victim", "number", "code", "said"),
-    [
-        ("rekd-serve", signal.SIGTERM, 0, "stopped"),
-        ("tritonserver", signal.SIGKILL, 1, "error: the Triton server was killed by signal 9"),
-        ("rekd-serve", signal.SIGKILL, -signal.SIGKILL, "stop     Ctrl-C"),
-    ],
-)
+ENDS = [
+    ("rekd-serve", signal.SIGTERM, 0, "stopped"),
+    ("tritonserver", signal.SIGKILL, 1, "error: the Triton server was killed by signal 9"),
+    ("rekd-serve", signal.SIGKILL, -signal.SIGKILL, "stop     Ctrl-C"),
+]
+
+
+@pytest.mark.parametrize(("victim", "number", "code", "said"), ENDS)
 def test_the_command_ends_with_all_that_it_started(wheel, repository, tmp_path, victim, number, code, said):
     output, ports = tmp_path / "output", [f"--{name}-port=0" for name in ("grpc", "http", "metrics")]
     command = [sys.executable, "-m", "rekd_deploy.cli.serve", str(repository), *ports, "--log", str(tmp_path / "log")]
