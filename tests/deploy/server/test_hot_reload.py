@@ -2,17 +2,14 @@
 
 import shutil
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from families import another, raising
 
-from rekd_deploy.errors import RepositoryError, ServerError
-from rekd_deploy.repository.build import build_configs
-from rekd_deploy.repository.config import CONFIG_FILE, ServingSettings, read_config
-from rekd_deploy.repository.manifest import Versions, pin_versions
-from rekd_deploy.repository.text_endpoint import endpoint_configs
+from rekd_deploy import RepositoryError, ServerError
+from rekd_deploy.repository.config import CONFIG_FILE, read_config
+from rekd_deploy.repository.reader import read_manifest
 from rekd_deploy.repository.writer import write_repository
 from rekd_deploy.server import live_repository, service
 from rekd_deploy.server.live_repository import LiveRepository, Snapshot, reasons_not_to_exchange
@@ -91,27 +88,20 @@ def test_an_exchange_while_it_is_read_is_noticed(live, export, monkeypatch):
 # which export may take another's place
 
 
-@pytest.fixture
-def snapshot(artefacts):
-    """A function: version -> a snapshot in memory, with the text endpoint."""
-
-    def made(version, without=(), **settings):
-        chosen = ServingSettings(**settings)
-        configs = {**build_configs(artefacts, chosen, "python"), **endpoint_configs(artefacts, chosen)}
-        pin_versions(configs, Versions(version))
-        found = Snapshot(Path(), {"repository": {"model_version": version}})
-        found.__dict__["configs"] = {name: config for name, config in configs.items() if name not in without}
-        return found
-
-    return made
+def snapshot(export, number, text_endpoint=True, **settings):
+    root = export(number, text_endpoint=text_endpoint, **settings)
+    found = Snapshot(root, read_manifest(root))
+    assert found.configs, "read before the next export"
+    return found
 
 
-def test_other_batching_larger_requests_and_a_further_model_may_come_but_none_may_go(snapshot):
-    new = snapshot(2, max_batch_size=128, preferred_batch_sizes=(4,), queue_delay_us=7, instances=2, threads=3)
+def test_other_batching_larger_requests_and_a_further_model_may_come_but_none_may_go(export):
+    few, whole = snapshot(export, 1, text_endpoint=False), snapshot(export, 2)
+    new = snapshot(export, 3, max_batch_size=128, preferred_batch_sizes=(4,), queue_delay_us=7, instances=2, threads=3)
     assert set(new.ensembles) == {"rekd", "rekd_text"}
-    for old in (snapshot(1), snapshot(1, without=["rekd_text"])):
-        assert reasons_not_to_exchange(old, new) == []
-    assert reasons_not_to_exchange(new, snapshot(3, ["rekd_text"], max_batch_size=128)) == ["it lacks rekd_text"]
+    assert reasons_not_to_exchange(few, new) == reasons_not_to_exchange(whole, new) == []
+    lacking = [f"it lacks rekd_{name}" for name in ("answer", "prepare", "text")]
+    assert reasons_not_to_exchange(whole, few) == lacking
 
 
 def change_parameter(config, name, value):
@@ -130,10 +120,10 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("model", "change", "reason"), CHANGES)
-def test_what_clients_or_triton_rely_on_may_not_change(snapshot, model, change, reason):
-    new = snapshot(2)
+def test_what_clients_or_triton_rely_on_may_not_change(export, model, change, reason):
+    old, new = snapshot(export, 1), snapshot(export, 2)
     change(new.configs[model])
-    (found,) = reasons_not_to_exchange(snapshot(1), new)
+    (found,) = reasons_not_to_exchange(old, new)
     assert reason in found
 
 
@@ -148,8 +138,7 @@ class FakeServer:
     def __init__(self, live):
         self.live, self.lines = live, []
         self.done, self.broken, self.dead, self.silent = [], set(), False, 0
-        self.busy = set()
-        """Models and versions that still have a request."""
+        self.busy = set()  # models and versions that still have a request
         self.loaded = {name: [1] for name in live.current.configs}
         self.reload = HotReload(self, self.lines.append)
 

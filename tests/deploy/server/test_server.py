@@ -63,6 +63,8 @@ def test_starts_waits_and_stops(start):
     assert not is_alive(process_id) and not space.exists() and not region.exists()
     with pytest.raises(ServerError, match="not running"):
         server.check_alive()
+    with pytest.raises(RepositoryError, match="no model repository"):
+        TritonServer(region / "nowhere").start()
 
 
 def test_its_settings_reach_the_program(start, tmp_path):
@@ -92,10 +94,11 @@ DEATHS = [
 
 @pytest.mark.parametrize(("script", "said"), DEATHS, ids=["errors", "no GPU", "no error", "never ready"])
 def test_death_at_the_start_shows_the_end_of_the_log(start, tmp_path, script, said):
-    server = start(script, timeout=1.0 if "sleep" in script else 60.0)
+    server, lines = start(script, timeout=1.0 if "sleep" in script else 60.0), []
     with pytest.raises(ServerError) as error:
-        server.start()
-    assert str(error.value) == f"the Triton server {said.format(log=tmp_path / 'log')}" and server.process_id is None
+        Service(server, 2, lines.append).run()
+    assert str(error.value) == f"the Triton server {said.format(log=tmp_path / 'log')}"
+    assert server.process_id is None and lines == [], "it is not started again"
 
 
 def test_five_earlier_logs_stay_and_one_that_is_no_plain_file_is_written_to(start, tmp_path):
@@ -144,11 +147,6 @@ def test_interruption_while_waiting_leaves_nothing(start, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         server.start()
     assert not is_alive(seen[0]) and server._space is None
-
-
-def test_damaged_repository_comes_first(tmp_path):
-    with pytest.raises(RepositoryError, match="no model repository"):
-        TritonServer(tmp_path / "nowhere").start()
 
 
 # looked after
@@ -204,7 +202,7 @@ def test_a_death_ends_the_service_with_a_word(running):
     assert str(error).startswith("the Triton server was killed by signal 9") and it.lines == []
 
 
-def test_a_dead_server_comes_back_on_the_same_ports_and_its_log_stays(running, tmp_path):
+def test_a_dead_server_comes_back_on_the_same_ports_and_its_log_stays(running, tmp_path, monkeypatch):
     it = running(2)
     FakeTriton(tmp_path, READY)
     first, same = it.server.process_id, (dict(it.server.ports), it.server.key)
@@ -216,6 +214,11 @@ def test_a_dead_server_comes_back_on_the_same_ports_and_its_log_stays(running, t
     before, after = (tmp_path / name for name in ("log.1", "log"))
     assert before.read_text().startswith("the first\n") and "the first" not in after.read_text()
     assert it.lines[0].endswith(f"kept as {before}")
+    monkeypatch.setattr(service, "_HEALTHY_SECONDS", 0.0)
+    for deaths in (2, 3):  # more than the limit, but one that has recovered is forgiven
+        it.kill()
+        wait_until(lambda deaths=deaths: it.lines.count("the server answers again") == deaths)
+    assert it.errors == [] and it.thread.is_alive()
 
 
 def test_restarts_that_fail_count_and_it_stays_down_after_the_limit(running, tmp_path, monkeypatch):
@@ -228,22 +231,6 @@ def test_restarts_that_fail_count_and_it_stays_down_after_the_limit(running, tmp
     assert "died 4 times in a row" in said and "exit code 3" in said and "no luck" in said
     pauses = [line.rpartition("starting again in ")[2][:6] for line in it.lines]
     assert pauses == ["0.05 s", "0.08 s", "0.08 s"]
-
-
-def test_a_server_that_has_recovered_is_forgiven(running, monkeypatch):
-    monkeypatch.setattr(service, "_HEALTHY_SECONDS", 0.0)
-    it = running(1)
-    for deaths in (1, 2):
-        it.kill()
-        wait_until(lambda deaths=deaths: it.lines.count("the server answers again") == deaths)
-    assert it.errors == [] and it.thread.is_alive()
-
-
-def test_a_first_start_that_fails_is_no_death(start):
-    lines = []
-    with pytest.raises(ServerError, match="exit code 3"):
-        Service(start("import sys; sys.exit(3)"), 2, lines.append).run()
-    assert lines == []
 
 
 def test_its_state_is_written_where_this_user_alone_reads_it():
@@ -315,16 +302,10 @@ def test_the_table_fits_80_columns():
     assert [line.split()[:7] for line in lines[2:9]] == [[n, "12", "1.2", "M", "89,012", "4.0", "1235."] for n in names]
 
 
-def test_without_an_address_there_must_be_one_server():
+def test_one_server_that_answers_in_time():
     with pytest.raises(ServerUnavailableError, match="no rekd-serve of yours is running here; fix: start one"):
         status.read_status(None)
     with pytest.raises(ServerUnavailableError, match="not one server, but http://127.0.0.1:2, http://127.0.0.1:9"):
         status.read_status(None, [STATE, replace(STATE, http_url="http://127.0.0.1:9")])
-
-
-def test_no_response_in_time():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        began = time.monotonic()
-        with pytest.raises(DeadlineError, match="within 0.5 s"):
-            status.read_status(f"127.0.0.1:{listener.getsockname()[1]}", timeout=0.5)
-        assert time.monotonic() - began < 3.0
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(DeadlineError, match="within 0.5 s"):
+        status.read_status(f"127.0.0.1:{listener.getsockname()[1]}", timeout=0.5)
