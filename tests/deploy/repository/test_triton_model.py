@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+from families import raising
 from google.protobuf.json_format import MessageToDict
 
 from rekd_deploy.repository.backend.model import InputChecker, groups_by_length, joined, usable_cores
@@ -107,19 +108,16 @@ def test_one_bad_request_is_logged_with_its_id_and_its_neighbours_are_answered(s
     assert "\n" not in utilities.logged[2] and len(utilities.logged[2]) < 400
 
 
-def test_a_request_that_breaks_the_graph_is_found_among_its_neighbours(start, rationalizer, monkeypatch):
+def test_a_request_that_breaks_the_graph_is_found_among_its_neighbours(start, rationalizer):
     model = start(SELECTOR)
     session = model._graph
 
     def run(names, inputs):
-        if (inputs["input_ids"] == 60).any():
-            raise RuntimeError("boom")
-        return session.run(names, inputs)
+        return session.run(names, inputs) if (inputs["input_ids"] != 60).all() else raising(RuntimeError("boom"))()
 
     model._graph = SimpleNamespace(run=run)
     good = encoded(rationalizer, "a good film")
-    breaking = {**good, "input_ids": np.where(good["attention_mask"] == 1, 60, 0)}
-    answers = ask(model, SELECTOR, good, breaking, good)
+    answers = ask(model, SELECTOR, good, {**good, "input_ids": np.where(good["attention_mask"] == 1, 60, 0)}, good)
     assert [answer.error is None for answer in answers] == [True, False, True]
     assert "boom" in str(answers[1].error) and answers[1].error.code == TritonError.INTERNAL
 
@@ -160,13 +158,10 @@ def test_bad_values_are_refused_with_a_reason(start, bad, reason):
 
 
 def test_images_are_checked_by_their_patches():
-    for inputs, reason in (
-        ({"pixels": np.zeros((1, 16, 12, 1)), "keep": np.ones((1, 12))}, None),
-        ({"pixels": np.zeros((1, 16, 12, 1)), "keep": np.ones((1, 11))}, "keep has 11 columns; the"),
-        ({"positions": ids(2, 12), "kept": np.ones((1, 2))}, "outside the patches 0..11"),
-    ):
-        found = InputChecker(12).reason_to_refuse(inputs)
-        assert found is None if reason is None else reason in found
+    reason_to_refuse, pixels = InputChecker(12).reason_to_refuse, np.zeros((1, 16, 12, 1))
+    assert reason_to_refuse({"pixels": pixels, "keep": ids(12)}) is None
+    assert "keep has 11 columns; the" in reason_to_refuse({"pixels": pixels, "keep": ids(11)})
+    assert "outside the patches 0..11" in reason_to_refuse({"positions": ids(2, 12), "kept": ids(2)})
 
 
 def test_requests_of_similar_length_run_as_one_batch(start, rationalizer):
