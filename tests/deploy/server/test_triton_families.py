@@ -106,13 +106,14 @@ def good(kind):
 
 @pytest.fixture
 def infer(served):
-    """A function: message -> bytes of every output by name."""
+    """A function: message -> bytes of the outputs that a neighbour in the batch may not change by one bit."""
     with grpc.insecure_channel(served[1].grpc_url) as channel:
         stub = GRPCInferenceServiceStub(channel)
 
         def inferred(message):
             response = stub.ModelInfer(message, timeout=20)
-            return dict(zip([each.name for each in response.outputs], response.raw_output_contents, strict=True))
+            outputs = zip([each.name for each in response.outputs], response.raw_output_contents, strict=True)
+            return {name: content for name, content in outputs if name in ("mask", "label", "truncated")}
 
         yield inferred
 
@@ -122,16 +123,6 @@ def refusal(infer, message):
     with pytest.raises(grpc.RpcError) as error:
         pytest.fail(f"answered {message}: {infer(message)}")
     return error.value.code().name, error.value.details()
-
-
-def assert_same(outputs, expected, beside):
-    assert outputs.keys() == expected.keys(), beside
-    for name, content in outputs.items():
-        if name in ("scores", "logits", "probabilities", "rate"):
-            numbers, others = np.frombuffer(content, np.float32), np.frombuffer(expected[name], np.float32)
-            np.testing.assert_allclose(numbers, others, atol=1e-6, err_msg=str(beside))
-        elif name != "rationale":  # its scores are written out
-            assert content == expected[name], beside
 
 
 def test_malformed_requests_among_good_ones(served, infer, kind, good):
@@ -146,6 +137,7 @@ def test_malformed_requests_among_good_ones(served, infer, kind, good):
         bad += [malformed.changed(tensors, content=bytes(int(np.prod(size))), shape=size) for size in sizes]
     assert len(bad) > 50
     wrong, expected = [], [infer(each) for each in good]
+    assert all(expected)
     with ThreadPoolExecutor(5) as pool:
         for number, message in enumerate(bad):
             index, (path, body, headers) = number % 2, malformed.over_http(message)
@@ -155,7 +147,7 @@ def test_malformed_requests_among_good_ones(served, infer, kind, good):
                 pool.submit(infer, good[index]),
             )  # fmt: skip
             for neighbour in (before, between, after):
-                assert_same(neighbour.result(), expected[index], message)
+                assert neighbour.result() == expected[index], message
             (code, detail), (status, answer) = over_grpc.result(), over_http.result()
             if code not in REFUSALS or not detail or not 400 <= status <= 499 or not json.loads(answer)["error"]:
                 wrong.append((str(message)[:500], code, detail, status, answer))

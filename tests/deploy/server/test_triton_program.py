@@ -1,12 +1,9 @@
 """A Triton on this machine, installed by someone or of the wheel, and the flags that it is started with: closed by
 default, opened one by one and only in so many words."""
 
-import os
 import socket
 import sys
-from pathlib import Path
 
-import numpy
 import pytest
 
 from rekd_deploy.errors import EngineError, ServerError
@@ -91,18 +88,6 @@ def test_what_is_not_right_is_named(wheel, monkeypatch, change, kind, message):
     change(monkeypatch)
     with pytest.raises(kind, match=message):
         program.find_wheel()
-
-
-@pytest.mark.triton
-def test_backend_gets_the_stub_of_this_python(wheel, tmp_path):
-    backends = wheel.place_backends(tmp_path)
-    stub = backends / "python" / "triton_python_backend_stub"
-    assert os.access(stub, os.X_OK) and stub.read_bytes() == wheel.stub.read_bytes()
-    assert (backends / "python" / "libtriton_python.so").is_file()
-    environment = {name: value.split(os.pathsep) for name, value in wheel.environment().items()}
-    assert environment["PATH"][0] == str(Path(sys.executable).parent) and environment["PYTHONHOME"] == [""]
-    assert str(Path(numpy.__file__).parents[1]) in environment["PYTHONPATH"]
-    assert any(path.endswith("nvidia_pytriton.libs") for path in environment["LD_LIBRARY_PATH"])
 
 
 # the flags and the ports that it is started with
