@@ -23,26 +23,8 @@ import numpy as np
 from rekd_deploy.contract.description import Artefacts, ServedDescription
 from rekd_deploy.contract.signature import LENGTH, GraphSignature
 from rekd_deploy.errors import RepositoryError
-from rekd_deploy.repository.config import (
-    COMPONENTS,
-    DATA_TYPES,
-    ENGINE,
-    ENGINES,
-    ENSEMBLE,
-    GRAPH_MODELS,
-    LABEL_FILE,
-    PREDICTOR,
-    SELECTOR,
-    SINGLE,
-    TARGETS,
-    THREADS,
-    WARMUP,
-    ServingSettings,
-    parsed,
-    step,
-    strings,
-    tensors,
-)
+from rekd_deploy.repository import config
+from rekd_deploy.repository.config import ServingSettings
 from rekd_train.inputs.preprocessors import Preprocessor
 
 if TYPE_CHECKING:
@@ -64,31 +46,33 @@ def build_configs(artefacts: Artefacts, settings: ServingSettings, target: str =
     pair = artefacts.signature
     description = ServedDescription.of(artefacts.preprocessor, artefacts.labels).to_parameters()
     configs = {
-        SELECTOR: _component(artefacts, settings, target, "selector", {}),
-        PREDICTOR: _component(artefacts, settings, target, "predictor", {}),
+        config.SELECTOR: _component(artefacts, settings, target, "selector", {}),
+        config.PREDICTOR: _component(artefacts, settings, target, "predictor", {}),
     }
-    configs[ENSEMBLE] = parsed({
-        "name": ENSEMBLE, "platform": "ensemble", "max_batch_size": settings.max_batch_size,
-        "input": tensors(pair.ensemble.inputs), "output": _outputs(pair.ensemble), "parameters": strings(description),
+    configs[config.ENSEMBLE] = config.parsed({
+        "name": config.ENSEMBLE, "platform": "ensemble", "max_batch_size": settings.max_batch_size,
+        "input": config.tensors(pair.ensemble.inputs), "output": _outputs(pair.ensemble),
+        "parameters": config.strings(description),
         "ensemble_scheduling": {"step": [
-            step(name, tensors(graph.inputs), tensors(graph.outputs))
-            for name, graph in zip(COMPONENTS, (pair.selector, pair.predictor), strict=True)
+            config.step(name, config.tensors(graph.inputs), config.tensors(graph.outputs))
+            for name, graph in zip(config.COMPONENTS, (pair.selector, pair.predictor), strict=True)
         ]},
     })
     if artefacts.single is not None:
-        configs[SINGLE] = _component(artefacts, settings, target, "single", description)
+        configs[config.SINGLE] = _component(artefacts, settings, target, "single", description)
     return configs
 
 
 def _check_engines(artefacts: Artefacts, settings: ServingSettings, target: str) -> None:
     """Raise RepositoryError where the target is unknown, or it or the settings do not fit the engines."""
-    if target not in TARGETS:
-        raise RepositoryError(f"no repository can be written for target '{target}'; choose one of {', '.join(TARGETS)}")
-    engines = {role: entry for role in GRAPH_MODELS if (entry := _engine(artefacts, role)) is not None}
+    if target not in config.TARGETS:
+        targets = ", ".join(config.TARGETS)
+        raise RepositoryError(f"no repository can be written for target '{target}'; choose one of {targets}")
+    engines = {role: entry for role in config.GRAPH_MODELS if (entry := _engine(artefacts, role)) is not None}
     products = {entry["format"] for entry in engines.values()}
-    if (products or target == "tensorrt") and (len(products) != 1 or not products <= set(ENGINES[target])):
+    if (products or target == "tensorrt") and (len(products) != 1 or not products <= set(config.ENGINES[target])):
         raise RepositoryError(
-            f"target '{target}' runs {' or '.join(ENGINES[target]) or 'no'} engines; the export has "
+            f"target '{target}' runs {' or '.join(config.ENGINES[target]) or 'no'} engines; the export has "
             f"{', '.join(sorted(products)) or 'none'}; fix: --target tensorrt for TensorRT, --target python --engine "
             "tensorrt-rtx for TensorRT-RTX"
         )
@@ -114,7 +98,7 @@ def _component(
 ) -> ModelConfig:
     signature, preprocessor, engine = artefacts.signature.graph(role), artefacts.preprocessor, _engine(artefacts, role)
     on_gpu = settings.gpu or engine is not None
-    parameters = {THREADS: str(settings.threads)} if target == "onnxruntime" or not on_gpu else {}
+    parameters = {config.THREADS: str(settings.threads)} if target == "onnxruntime" or not on_gpu else {}
     optimization: dict[str, Any] = {}
     # without an instance group Triton starts two CPU instances, or one a GPU
     group: dict[str, Any] = {"count": settings.instances, "kind": "KIND_GPU" if on_gpu else "KIND_CPU"}
@@ -130,7 +114,7 @@ def _component(
         if artefacts.joins_lengths:
             parameters["pad_id"] = str(preprocessor.special_ids["pad"])
         if engine is not None:
-            parameters[ENGINE] = engine["format"]
+            parameters[config.ENGINE] = engine["format"]
     elif target == "onnxruntime":
         parameters |= _SESSION
         if on_gpu:  # fp32 products as the gate has proved them: the backend hands this to its CUDA provider
@@ -141,16 +125,16 @@ def _component(
         group["profile"] = [str(number) for number in range(len(engine["profiles"]))]  # Triton may choose all of them
         optimization = {"cuda": {"graphs": True, "graph_spec": _graph_specs(signature, preprocessor, sizes, engine)}}
     ragged = "pad_id" in parameters  # of all lengths; without it Triton joins requests of one shape only
-    return parsed({
-        "name": GRAPH_MODELS[role], "backend": target, "max_batch_size": settings.max_batch_size,
-        "input": [{**tensor, "allow_ragged_batch": ragged} for tensor in tensors(signature.inputs)],
+    return config.parsed({
+        "name": config.GRAPH_MODELS[role], "backend": target, "max_batch_size": settings.max_batch_size,
+        "input": [{**tensor, "allow_ragged_batch": ragged} for tensor in config.tensors(signature.inputs)],
         "output": _outputs(signature),
         "dynamic_batching": {
             "preferred_batch_size": settings.preferred, "max_queue_delay_microseconds": settings.queue_delay_us
         },
         "instance_group": [group],
         **({"optimization": optimization} if optimization else {}),
-        "parameters": strings({**parameters, **description}),
+        "parameters": config.strings({**parameters, **description}),
         "model_warmup": [
             _warm_up(example(signature, preprocessor, length), length, size)  # Triton repeats the row
             for length in lengths_of(signature, preprocessor) for size in sizes
@@ -178,8 +162,9 @@ def _graph_specs(
 
 
 def _outputs(signature: GraphSignature) -> list[dict[str, Any]]:
-    labelled = {name: {"label_filename": LABEL_FILE} for name in ("logits", "probabilities")}  # a column for each class
-    return [{**each, **labelled.get(each["name"], {})} for each in tensors(signature.outputs)]
+    labels = {"label_filename": config.LABEL_FILE}  # a column for each class
+    labelled = dict.fromkeys(("logits", "probabilities"), labels)
+    return [{**each, **labelled.get(each["name"], {})} for each in config.tensors(signature.outputs)]
 
 
 def lengths_of(signature: GraphSignature, preprocessor: Preprocessor) -> tuple[int, ...]:
@@ -205,7 +190,7 @@ def example(signature: GraphSignature, preprocessor: Preprocessor, length: int) 
 
 def _warm_up(row: Mapping[str, np.ndarray], length: int, size: int) -> dict[str, Any]:
     inputs = {
-        name: {"data_type": DATA_TYPES[a.dtype.name], "dims": [*a.shape], "input_data_file": _file(name, length)}
+        name: {"data_type": config.DATA_TYPES[a.dtype.name], "dims": [*a.shape], "input_data_file": _file(name, length)}
         for name, a in row.items()
     }
     return {"name": f"{_file('warm', length)}-{size}", "batch_size": size, "inputs": inputs}
@@ -218,11 +203,12 @@ def _file(name: str, length: int) -> str:
 def model_files(configs: Mapping[str, ModelConfig], artefacts: Artefacts) -> dict[str, bytes]:
     """What the configurations name, by its path: ``rekd/labels.txt``, ``rekd_selector/warmup/input_ids-32``."""
     labels = "".join(f"{' '.join(label.split())}\n" for label in artefacts.labels).encode()
-    files = {f"{model}/{LABEL_FILE}": labels for model in (PREDICTOR, SINGLE, ENSEMBLE) if model in configs}
-    for role, model in GRAPH_MODELS.items():
+    labelled = (config.PREDICTOR, config.SINGLE, config.ENSEMBLE)
+    files = {f"{model}/{config.LABEL_FILE}": labels for model in labelled if model in configs}
+    for role, model in config.GRAPH_MODELS.items():
         if model in configs:
             signature = artefacts.signature.graph(role)
             for length in lengths_of(signature, artefacts.preprocessor):
                 for name, array in example(signature, artefacts.preprocessor, length).items():
-                    files[f"{model}/{WARMUP}/{_file(name, length)}"] = array.tobytes()
+                    files[f"{model}/{config.WARMUP}/{_file(name, length)}"] = array.tobytes()
     return files

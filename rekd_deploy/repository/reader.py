@@ -11,29 +11,9 @@ from typing import Any
 from rekd_deploy.contract.description import Artefacts, ServedDescription
 from rekd_deploy.contract.signature import PairSignature
 from rekd_deploy.errors import RepositoryError
+from rekd_deploy.repository import config
 from rekd_deploy.repository.build import largest_batch
-from rekd_deploy.repository.config import (
-    ANSWER,
-    COMPONENTS,
-    CONFIG_FILE,
-    ENDPOINTS,
-    ENGINE,
-    ENSEMBLE,
-    GRAPH,
-    GRAPH_MODELS,
-    MANIFEST,
-    MODELS,
-    PLAN,
-    PREPARE,
-    REFERENCE,
-    SELECTOR,
-    SINGLE,
-    THREADS,
-    WARMUP,
-    ServingSettings,
-    parameters_of,
-    read_config,
-)
+from rekd_deploy.repository.config import CONFIG_FILE, GRAPH_MODELS, MANIFEST, PLAN, SELECTOR
 from rekd_deploy.repository.manifest import Versions, signature_from_dict, verify_files
 from rekd_deploy.runtimes.base import Graph, Runner
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
@@ -43,7 +23,8 @@ from rekd_deploy.runtimes.tensorrt_entry import check_engine_file, is_built
 from rekd_train.files import sha256
 
 FORMAT, FORMAT_VERSION = "rekd-repository", 1
-_OURS = {*MODELS, SINGLE, PREPARE, ANSWER, *ENDPOINTS.values(), MANIFEST, REFERENCE, "README.md"}
+_OURS = {*config.MODELS, config.SINGLE, config.PREPARE, config.ANSWER, *config.ENDPOINTS.values()}
+_OURS |= {MANIFEST, config.REFERENCE, "README.md"}
 """What exports write at the top of a repository."""
 
 
@@ -53,8 +34,8 @@ def check_repository(root: Path) -> dict[str, Any]:
         raise RepositoryError(f"no model repository at {root}; fix: rekd-export CHECKPOINT --output {root}")
     manifest = read_manifest(root)
     files, versions = manifest["repository"]["files"], Versions.of(manifest)
-    graphs = [f"{name}/{versions.current}/{GRAPH}" for name in COMPONENTS]
-    required = {*(f"{name}/{CONFIG_FILE}" for name in MODELS), *graphs, *files}
+    graphs = [f"{name}/{versions.current}/{config.GRAPH}" for name in config.COMPONENTS]
+    required = {*(f"{name}/{CONFIG_FILE}" for name in config.MODELS), *graphs, *files}
     if missing := sorted(name for name in required if not (root / name).is_file()):
         raise RepositoryError(f"{root}: missing {', '.join(missing)}; fix: copy the whole folder again or rekd-export")
     found = {name: sha256(root / name) for name in files}
@@ -70,8 +51,8 @@ def check_repository(root: Path) -> dict[str, Any]:
     if stray:  # Triton takes every folder for a model and stops when it is none
         raise RepositoryError(f"{root}: folder {', '.join(stray)} is no model of this repository; fix: move it away")
     for name in models:
-        folders = sorted(entry.name for entry in (root / name).iterdir() if entry.is_dir() and entry.name != WARMUP)
-        wanted = sorted(map(str, versions.components if name in COMPONENTS else (versions.current,)))
+        folders = sorted({entry.name for entry in (root / name).iterdir() if entry.is_dir()} - {config.WARMUP})
+        wanted = sorted(map(str, versions.components if name in config.COMPONENTS else (versions.current,)))
         if folders != wanted:
             raise RepositoryError(
                 f"{root / name}: version folders are {', '.join(folders)}, the manifest has {', '.join(wanted)}; fix: "
@@ -104,7 +85,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
 
 def graph_path(root: Path, manifest: Mapping[str, Any], role: str) -> Path:
     """The graph of a role ('selector', 'predictor', 'single') in the version that serves requests."""
-    return Path(root) / GRAPH_MODELS[role] / str(Versions.of(manifest).current) / GRAPH
+    return Path(root) / GRAPH_MODELS[role] / str(Versions.of(manifest).current) / config.GRAPH
 
 
 def plan_path(root: Path, manifest: Mapping[str, Any], role: str) -> Path:
@@ -114,26 +95,27 @@ def plan_path(root: Path, manifest: Mapping[str, Any], role: str) -> Path:
 
 def read_description(root: Path) -> ServedDescription:
     """Labels and preprocessing of the model in a repository; RepositoryError: missing or unreadable."""
-    return ServedDescription.from_parameters(parameters_of(read_config(Path(root) / ENSEMBLE / CONFIG_FILE)))
+    ensemble = config.read_config(Path(root) / config.ENSEMBLE / CONFIG_FILE)
+    return ServedDescription.from_parameters(config.parameters_of(ensemble))
 
 
 def models_of(files: Iterable[str]) -> tuple[str, ...]:
     """The models of a repository with these files: those that are always there, and those that were chosen."""
     configured = {name.partition("/")[0] for name in files if name.endswith(f"/{CONFIG_FILE}")}
-    return (*MODELS, *sorted(configured - set(MODELS)))
+    return (*config.MODELS, *sorted(configured - set(config.MODELS)))
 
 
 def served_sessions(root: Path) -> dict[str, Any]:
     """How its server opens ONNX Runtime's sessions: ``target`` and ``threads`` of ``OnnxRuntimeRunner``."""
-    config = read_config(root / SELECTOR / CONFIG_FILE)
-    return {"target": config.backend, "threads": int(parameters_of(config).get(THREADS, 0)) or None}
+    selector = config.read_config(root / SELECTOR / CONFIG_FILE)
+    return {"target": selector.backend, "threads": int(config.parameters_of(selector).get(config.THREADS, 0)) or None}
 
 
 def served_device(root: Path) -> str:
     """Where Triton runs the graphs: 'cpu' or 'cuda'; 'cpu' where they are run by none, beside engines."""
-    config = read_config(root / SELECTOR / CONFIG_FILE)
-    by_engines = config.backend == "tensorrt" or ENGINE in config.parameters
-    on_gpu = any(group.kind == group.KIND_GPU for group in config.instance_group)
+    selector = config.read_config(root / SELECTOR / CONFIG_FILE)
+    by_engines = selector.backend == "tensorrt" or config.ENGINE in selector.parameters
+    on_gpu = any(group.kind == group.KIND_GPU for group in selector.instance_group)
     return "cuda" if on_gpu and not by_engines else "cpu"
 
 
@@ -174,7 +156,7 @@ class Exported:
             for role, plan in source.engines.items():
                 check_engine_file(plan, entries[role]["engine"], source.graphs[role])
             description = ServedDescription.of(source.preprocessor, source.labels)
-            batches = ServingSettings.preferred_batch_sizes
+            batches = config.ServingSettings.preferred_batch_sizes
             return cls("the export", description, source.signature, entries, source.graphs, source.engines, batches)
         root = Path(source)
         manifest = check_repository(root)

@@ -16,19 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rekd_deploy.contract.description import LABELS, Artefacts
-from rekd_deploy.repository.config import (
-    ANSWER,
-    ENDPOINTS,
-    PREDICTOR,
-    PREPARE,
-    SELECTOR,
-    SINGLE,
-    ServingSettings,
-    parsed,
-    step,
-    strings,
-    tensors,
-)
+from rekd_deploy.repository import config
+from rekd_deploy.repository.config import ServingSettings
 from rekd_train.files import write_json, write_text
 from rekd_train.inputs.text import TOKENIZER_FILE
 
@@ -47,33 +36,33 @@ def endpoint_configs(artefacts: Artefacts, settings: ServingSettings) -> dict[st
     handed = {
         "text": [_tensor("tokens", "INT32", -1, 4), _tensor("cut", "BOOL", 1)], "image": [_tensor("sizes", "INT64", 2)]
     }[kind]
-    computed = tensors(spec for spec in pair.ensemble.outputs if spec.name in ("scores", "mask", "probabilities"))
+    computed = config.tensors(spec for spec in pair.ensemble.outputs if spec.name != "logits")
     read = [*(content if kind == "text" else ()), *handed, *computed]
     ragged = [{**each, "allow_ragged_batch": True} for each in read]
     answers = [
         _tensor("label", "STRING", 1), _tensor("rationale", "STRING", 1), _tensor("rate", "FP32", 1),
         _tensor("truncated", "BOOL", 1), _tensor("probabilities", "FP32", len(artefacts.labels)),
     ]
-    taken = tensors(pair.selector.inputs)
+    taken = config.tensors(pair.selector.inputs)
     prepared = [*taken, *handed]
-    graphs = [step(SINGLE, taken, computed)]
+    graphs = [config.step(config.SINGLE, taken, computed)]
     if artefacts.single is None:
-        chosen = step(SELECTOR, taken, tensors(pair.selector.outputs))
-        graphs = [chosen, step(PREDICTOR, tensors(pair.predictor.inputs), computed[-1:])]
-    steps = [step(PREPARE, content, prepared), *graphs, step(ANSWER, read, answers)]
+        chosen = config.step(config.SELECTOR, taken, config.tensors(pair.selector.outputs))
+        graphs = [chosen, config.step(config.PREDICTOR, config.tensors(pair.predictor.inputs), computed[-1:])]
+    steps = [config.step(config.PREPARE, content, prepared), *graphs, config.step(config.ANSWER, read, answers)]
     # an output of the ensemble must feed no step (Triton deadlocks), so between two steps it has another name
     steps[-2]["output_map"]["probabilities"] = steps[-1]["input_map"]["probabilities"] = "calibrated"
     whole = {
-        "name": ENDPOINTS[kind], "platform": "ensemble", "max_batch_size": settings.max_batch_size,
+        "name": config.ENDPOINTS[kind], "platform": "ensemble", "max_batch_size": settings.max_batch_size,
         "input": content, "output": answers, "ensemble_scheduling": {"step": steps},
-        "parameters": strings({LABELS: json.dumps(artefacts.labels, ensure_ascii=False)}),
+        "parameters": config.strings({LABELS: json.dumps(artefacts.labels, ensure_ascii=False)}),
     }
     # PREPARE has no batches: they would fail whole where the bytes of one request do not add up, by Triton's check
     return {
-        PREPARE: _step_config(PREPARE, "prepare", content, prepared, settings),
+        config.PREPARE: _step_config(config.PREPARE, "prepare", content, prepared, settings),
         # several requests at a call, no waiting; each is answered alone, whatever its length
-        ANSWER: _step_config(ANSWER, "answer", ragged, answers, settings, dynamic_batching={}),
-        ENDPOINTS[kind]: parsed(whole),
+        config.ANSWER: _step_config(config.ANSWER, "answer", ragged, answers, settings, dynamic_batching={}),
+        config.ENDPOINTS[kind]: config.parsed(whole),
     }
 
 
@@ -81,16 +70,16 @@ def place_endpoint(artefacts: Artefacts, root: Path, version: str) -> None:
     """Write the files of the two steps, and the ensemble's version folder, into a repository."""
     preprocessor = artefacts.preprocessor
     kind = preprocessor.settings.kind
-    for name in (PREPARE, ANSWER):
+    for name in (config.PREPARE, config.ANSWER):
         folder = root / name / version
         (folder / "rekd_train" / "inputs").mkdir(parents=True)
         shutil.copyfile(Path(__file__).parent / "backend" / "endpoint.py", folder / "model.py")
         for module in (*_MODULES, f"inputs/{kind}"):
             shutil.copyfile(_TRAINING / f"{module}.py", folder / "rekd_train" / f"{module}.py")
         write_json(folder / "served.json", {"settings": asdict(preprocessor.settings), "labels": artefacts.labels})
-        if kind == "text" and name == PREPARE:
+        if kind == "text" and name == config.PREPARE:
             write_text(folder / TOKENIZER_FILE, preprocessor.tokenizer_json)
-    (root / ENDPOINTS[kind] / version / ".gitkeep").touch()
+    (root / config.ENDPOINTS[kind] / version / ".gitkeep").touch()
 
 
 def _tensor(name: str, data_type: str, *dims: int) -> dict[str, Any]:
@@ -100,8 +89,8 @@ def _tensor(name: str, data_type: str, *dims: int) -> dict[str, Any]:
 def _step_config(
     name: str, role: str, inputs: list[Any], outputs: list[Any], settings: ServingSettings, **more: Any
 ) -> ModelConfig:
-    return parsed({
+    return config.parsed({
         "name": name, "backend": "python", "max_batch_size": settings.max_batch_size, "input": inputs,
         "output": outputs, "instance_group": [{"count": settings.instances, "kind": "KIND_CPU"}],
-        "parameters": strings({"step": role}), **more,
+        "parameters": config.strings({"step": role}), **more,
     })

@@ -21,21 +21,9 @@ from typing import Any
 
 from rekd_deploy.contract.description import Artefacts
 from rekd_deploy.errors import RepositoryError
+from rekd_deploy.repository import config
 from rekd_deploy.repository.build import build_configs, model_files
-from rekd_deploy.repository.config import (
-    COMPONENTS,
-    CONFIG_FILE,
-    ENSEMBLE,
-    GRAPH,
-    GRAPH_MODELS,
-    MANIFEST,
-    PLAN,
-    PREPARE,
-    REFERENCE,
-    ServingSettings,
-    config_text,
-    read_config,
-)
+from rekd_deploy.repository.config import CONFIG_FILE, GRAPH_MODELS, MANIFEST, PLAN, ServingSettings
 from rekd_deploy.repository.manifest import Versions, differing_fields, newest_folder, pin_versions
 from rekd_deploy.repository.reader import FORMAT, FORMAT_VERSION, check_repository, refuse_foreign_folder
 from rekd_deploy.repository.text_endpoint import endpoint_configs, place_endpoint
@@ -90,7 +78,7 @@ def _write(
     pin_versions(configs, versions)
     with replacing(root) as work:
         _lay_out(artefacts, work, configs, str(versions.current))
-        for kept in (f"{name}/{version}" for name in COMPONENTS for version in versions.earlier):
+        for kept in (f"{name}/{version}" for name in config.COMPONENTS for version in versions.earlier):
             shutil.copytree(root / kept, work / kept, copy_function=_link_or_copy, ignore=_CACHES)
         described = {
             "format": FORMAT, "version": FORMAT_VERSION, "target": target, "model_version": versions.current,
@@ -102,26 +90,26 @@ def _write(
 
 def _lay_out(artefacts: Artefacts, work: Path, configs: Mapping[str, Any], version: str) -> None:
     """Write everything but the manifest and earlier versions."""
-    for name, config in configs.items():
+    for name, configuration in configs.items():
         (work / name / version).mkdir(parents=True)
-        write_text(work / name / CONFIG_FILE, config_text(config))
+        write_text(work / name / CONFIG_FILE, config.config_text(configuration))
     for name, content in model_files(configs, artefacts).items():
         (work / name).parent.mkdir(exist_ok=True)
         write_bytes(work / name, content)
     for role, graph in artefacts.graphs.items():
         python = configs[GRAPH_MODELS[role]].backend == "python"
-        beside = {GRAPH: graph, **(_CODE if python else {})}
+        beside = {config.GRAPH: graph, **(_CODE if python else {})}
         if (weights := graph.with_name(graph.name + ".data")).is_file():  # the graph names this file
             beside[weights.name] = weights
         if role in artefacts.engines:
             beside |= {PLAN: artefacts.engines[role], **({"tensorrt_execution.py": _ENGINE_CODE} if python else {})}
         for name, source in beside.items():
             shutil.copyfile(source, work / GRAPH_MODELS[role] / version / name)
-    (work / ENSEMBLE / version / ".gitkeep").touch()
-    if PREPARE in configs:
+    (work / config.ENSEMBLE / version / ".gitkeep").touch()
+    if config.PREPARE in configs:
         place_endpoint(artefacts, work, version)
     if artefacts.reference is not None:
-        shutil.copyfile(artefacts.reference, work / REFERENCE)
+        shutil.copyfile(artefacts.reference, work / config.REFERENCE)
 
 
 def _is_unchanged(root: Path, artefacts: Artefacts, configs: Mapping[str, Any], keep: int) -> bool:
@@ -137,7 +125,7 @@ def _is_unchanged(root: Path, artefacts: Artefacts, configs: Mapping[str, Any], 
     with TemporaryDirectory() as folder:
         _lay_out(artefacts, Path(folder), configs, str(versions.current))
         written = _digests(Path(folder))
-    earlier = tuple(f"{name}/{number}/" for name in COMPONENTS for number in versions.earlier)
+    earlier = tuple(f"{name}/{number}/" for name in config.COMPONENTS for number in versions.earlier)
     return written == {name: digest for name, digest in files.items() if not name.startswith(earlier)}
 
 
@@ -151,8 +139,8 @@ def next_versions(root: Path, configs: Mapping[str, Any], keep: int) -> tuple[Ve
     if keep == 1 or not newest:
         return Versions(newest + 1), {}
     manifest = check_repository(root)  # what stays must be whole
-    for name in COMPONENTS:
-        if differing := differing_fields(read_config(Path(root) / name / CONFIG_FILE), configs[name]):
+    for name in config.COMPONENTS:
+        if differing := differing_fields(config.read_config(Path(root) / name / CONFIG_FILE), configs[name]):
             raise RepositoryError(
                 f"{root}: the earlier versions of {name} cannot stay beside the new one: {', '.join(differing)} "
                 "differ, and all versions of a model share them; fix: --keep 1, or another --output"
