@@ -170,12 +170,6 @@ class WindowedText:
             label: float(np.average([prediction.probabilities[label] for prediction in predictions], weights=votes))
             for label in predictions[0].probabilities
         }
-        return Prediction(
-            label=max(probabilities, key=probabilities.__getitem__),
-            probabilities=probabilities,
-            rationale=merged_spans(self.text, whole, kept, scores),
-            rate=len(kept) / self.real,
-            truncated=False,
-            text=self.text,
-            pieces=kept_pieces(whole, kept, scores),
-        )
+        label, spans = max(probabilities, key=probabilities.__getitem__), merged_spans(self.text, whole, kept, scores)
+        pieces = kept_pieces(whole, kept, scores)
+        return Prediction(label, probabilities, spans, len(kept) / self.real, False, self.text, pieces)

@@ -47,17 +47,10 @@ class _Caller:
     """What both clients take, hold and do in a call."""
 
     def __init__(
-        self,
-        url: str = "localhost:8001",
-        *,
-        model: str = ENSEMBLE,
-        timeout: float = 30.0,
-        preprocessing: str | None = None,
-        retry: RetryPolicy | None = None,
-        headers: Mapping[str, str] | None = None,
-        tls: TlsSettings | None = None,
-        transport: Transport | None = None,
-    ) -> None:
+        self, url: str = "localhost:8001", *, model: str = ENSEMBLE, timeout: float = 30.0,
+        preprocessing: str | None = None, retry: RetryPolicy | None = None, headers: Mapping[str, str] | None = None,
+        tls: TlsSettings | None = None, transport: Transport | None = None,
+    ) -> None:  # fmt: skip
         if not timeout > 0:
             raise ClientError(f"timeout is {timeout:g} s; it must be more than 0")
         self.url = url

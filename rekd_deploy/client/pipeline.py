@@ -39,15 +39,9 @@ class Pipeline:
     """
 
     def __init__(
-        self,
-        source: str | Path | Artefacts,
-        *,
-        batch_size: int = 32,
-        threads: int | None = None,
-        single_graph: bool = False,
-        engine: bool = False,
-        device: str | None = None,
-    ) -> None:
+        self, source: str | Path | Artefacts, *, batch_size: int = 32, threads: int | None = None,
+        single_graph: bool = False, engine: bool = False, device: str | None = None,
+    ) -> None:  # fmt: skip
         if batch_size < 1:
             raise InputError(f"batch_size {batch_size} must be at least 1")
         exported = Exported.of(source)
@@ -60,9 +54,9 @@ class Pipeline:
             raise RepositoryError(f"{exported.name} holds no single graph; fix: rekd-export CHECKPOINT --single-graph")
         kind, index = parse_device(device or ("cuda" if engine else "cpu"))
         self._chain: Chain
-        if engine and kind == "cpu":
-            raise EngineError("TensorRT engines run on GPUs alone; fix: device 'cuda', or engine=False")
         if engine:
+            if kind == "cpu":
+                raise EngineError("TensorRT engines run on GPUs alone; fix: device 'cuda', or engine=False")
             self._chain = RunnerChain([exported.engine_runner(role, device=index) for role in roles])
             self._batch_size = min(batch_size, *map(exported.largest_batch, roles))
         elif kind == "cuda":

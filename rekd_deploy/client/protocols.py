@@ -47,13 +47,9 @@ class GrpcTransport(Transport):
         if address.encrypted:
             tls.context()  # its complaints name the mistake; gRPC's do not
         self._client = tritonclient.grpc.InferenceServerClient(
-            address.host_and_port,
-            ssl=address.encrypted,
-            root_certificates=tls.root_certificates,
-            private_key=tls.key,
-            certificate_chain=tls.certificate,
-            channel_args=list(_CHANNEL.items()),
-        )
+            address.host_and_port, ssl=address.encrypted, root_certificates=tls.root_certificates,
+            private_key=tls.key, certificate_chain=tls.certificate, channel_args=list(_CHANNEL.items()),
+        )  # fmt: skip
 
     def infer(self, request: Request) -> Arrays:
         from tritonclient.grpc import InferInput, InferRequestedOutput
@@ -103,11 +99,9 @@ class HttpTransport(Transport):
         super().__init__(address, timeout, headers)
         from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 
-        self._pool = (
-            HTTPSConnectionPool(address.host, address.port, maxsize=WORKERS, ssl_context=tls.context())
-            if address.encrypted
-            else HTTPConnectionPool(address.host, address.port, maxsize=WORKERS)
-        )
+        kind = HTTPSConnectionPool if address.encrypted else HTTPConnectionPool
+        options = {"ssl_context": tls.context()} if address.encrypted else {}
+        self._pool = kind(address.host, address.port, maxsize=WORKERS, **options)
 
     def infer(self, request: Request) -> Arrays:
         from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
@@ -154,14 +148,9 @@ class HttpTransport(Transport):
             raise self._failure(request, "504", "it waited too long for a free connection")
         try:
             response = self._pool.urlopen(
-                method,
-                f"/{path}",
-                body=body or None,
-                headers={**self._headers, **(headers or {})},
-                timeout=Timeout(total=request.remaining),
-                retries=False,
-                redirect=False,
-            )
+                method, f"/{path}", body=body or None, headers={**self._headers, **(headers or {})},
+                timeout=Timeout(total=request.remaining), retries=False, redirect=False,
+            )  # fmt: skip
         except (HTTPError, OSError) as error:  # refused, unknown host, cut off, or something that does not speak HTTP
             late = isinstance(error, TimeoutError) and not isinstance(error, NewConnectionError)  # its subclass
             what = "TLS handshake failed: " if isinstance(error, SSLError) else ""

@@ -12,25 +12,18 @@ from typing import Any
 
 import numpy as np
 
+from rekd_deploy import errors
 from rekd_deploy.client.connection import Address, TlsSettings, checked_headers
-from rekd_deploy.errors import (
-    ClientError,
-    DeadlineError,
-    InsecureServerError,
-    ModelMissingError,
-    RejectedError,
-    ServerBusyError,
-    ServerUnavailableError,
-)
+from rekd_deploy.errors import ClientError, DeadlineError, InsecureServerError, ModelMissingError, RejectedError
 
 WORKERS = 64
 """Most submitted requests of one client on their way at once, each in a thread; the others wait their turn."""
 _STATUS_ERRORS = {
-    **dict.fromkeys(("UNAVAILABLE", "502", "503"), ServerUnavailableError),
-    "CANCELLED": ServerUnavailableError,  # not by us: the server stopped in the middle
+    **dict.fromkeys(("UNAVAILABLE", "502", "503"), errors.ServerUnavailableError),
+    "CANCELLED": errors.ServerUnavailableError,  # not by us: the server stopped in the middle
     **dict.fromkeys(("DEADLINE_EXCEEDED", "499", "504"), DeadlineError),
     **dict.fromkeys(("NOT_FOUND", "404"), ModelMissingError),
-    "429": ServerBusyError,
+    "429": errors.ServerBusyError,
 }
 _QUEUE_FULL = "Exceeds maximum queue size"
 _RESTRICTED = "This protocol is restricted"
@@ -151,19 +144,19 @@ class Transport(ABC):
             raise
         except Exception as error:
             what = f"what answers at {self._url} is no Triton server; fix: check the address and its protocol"
-            raise ServerUnavailableError(what) from error  # --debug shows it
+            raise errors.ServerUnavailableError(what) from error  # --debug shows it
 
-    def _unusable(self, error: Exception) -> ServerUnavailableError:
-        return ServerUnavailableError(f"the connection to {self._url} cannot be used ({error})")
+    def _unusable(self, error: Exception) -> errors.ServerUnavailableError:
+        return errors.ServerUnavailableError(f"the connection to {self._url} cannot be used ({error})")
 
     def _failure(self, request: Request, status: str, message: str) -> ClientError:
         """The project's error for a gRPC status by name or an HTTP status by number, and what was said with it."""
         kind = _STATUS_ERRORS.get(status, RejectedError)
         if _QUEUE_FULL in message:
-            kind = ServerBusyError
+            kind = errors.ServerBusyError
         elif _RESTRICTED in message:
             kind = RejectedError
-        elif kind is ServerUnavailableError and any(sign in message.lower() for sign in _TLS_SIGNS):
+        elif kind is errors.ServerUnavailableError and any(sign in message.lower() for sign in _TLS_SIGNS):
             kind = InsecureServerError
         elif "unknown model" in message:
             kind = ModelMissingError
@@ -171,9 +164,10 @@ class Transport(ABC):
         if request.request_id and request.request_id not in reason:  # Triton may name it itself
             reason += f"; request {request.request_id}"
         texts = {
-            ServerBusyError: f"the queue of the server at {url} is full ({reason}); fix: try later, or send fewer",
-            ServerUnavailableError: f"no Triton server answers at {url} ({reason}); fix: start rekd-serve, or check "
-            "the address: HOST:8001 for gRPC, http://HOST:8000 for HTTP, with TLS grpcs:// or https://",
+            errors.ServerBusyError: f"the queue of the server at {url} is full ({reason}); fix: try later, or send "
+            "fewer",
+            errors.ServerUnavailableError: f"no Triton server answers at {url} ({reason}); fix: start rekd-serve, or "
+            "check the address: HOST:8001 for gRPC, http://HOST:8000 for HTTP, with TLS grpcs:// or https://",
             InsecureServerError: f"no trusted TLS connection to {url} ({reason}); fix: the root certificate that the "
             "server's descends from, the name on it, the client's own certificate if the server wants one, or an "
             "address without TLS if the server has none",

@@ -13,10 +13,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from glob import escape
 from pathlib import Path
-from typing import Self
 
 from rekd_deploy.errors import RepositoryError
 
@@ -26,7 +25,7 @@ _CURRENT_FOLDER, _EXCHANGE = -100, 2
 """AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2."""
 
 
-class Workspace:
+class Workspace(AbstractContextManager["Workspace"]):
     """A fresh folder of this process in ``parent``, None: a temporary one; leftovers of its prefix are removed."""
 
     def __init__(self, prefix: str, parent: Path | None = None) -> None:
@@ -37,9 +36,6 @@ class Workspace:
         self._lock = os.open(unlocked, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         unlocked.rename(self.path / _LOCK)  # so that no one sees the lock before it is held
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
@@ -52,19 +48,16 @@ class Workspace:
             self._lock = -1
 
 
-def remove_leftovers(parent: Path, prefix: str) -> list[Path]:
-    """Remove workspaces whose process is gone; returns them."""
-    removed = []
-    for folder in sorted(Path(parent).glob(f"{escape(prefix)}*")):
+def remove_leftovers(parent: Path, prefix: str) -> None:
+    """Remove workspaces whose process is gone."""
+    for folder in Path(parent).glob(f"{escape(prefix)}*"):
         with suppress(OSError):  # no lock: not one of ours, or not yet; held or another user's: none of our business
             lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
-                removed.append(folder)
             finally:
                 os.close(lock)
-    return removed
 
 
 def refuse_unwritable_place(root: Path) -> None:

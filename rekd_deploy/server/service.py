@@ -72,10 +72,8 @@ class HotReload:
             return False
         if reasons:
             self._live.remove(new)
-            self._say(
-                f"not reloaded: {'; '.join(reasons)}; version {old.version} serves on; fix: start rekd-serve again to "
-                "serve it"
-            )
+            fix = "fix: start rekd-serve again to serve it"
+            self._say(f"not reloaded: {'; '.join(reasons)}; version {old.version} serves on; {fix}")
             return False
         with model_control(self._server.grpc_url, self._server.key) as call:
             return self._exchange(call, old, new)
@@ -195,10 +193,8 @@ class Service:
             often = f"the server died {deaths} times in a row, each time within {_HEALTHY_SECONDS:g} s; "
             raise ServerError(f"{often if self._limit else ''}{error}") from None
         pause = min(_FIRST_PAUSE * 2.0 ** (deaths - 1), _LONGEST_PAUSE)
-        self._report(
-            f"{error}\nstarting again in {pause:g} s ({deaths} of {self._limit}); the log so far is kept as "
-            f"{self._server.log_file}.1"
-        )
+        kept = f"the log so far is kept as {self._server.log_file}.1"
+        self._report(f"{error}\nstarting again in {pause:g} s ({deaths} of {self._limit}); {kept}")
         self._server.stop()
         stopped.wait(pause)
 

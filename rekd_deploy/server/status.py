@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _PREFIX = "serving-"
 PARTS = {"queue": "queue", "input": "compute_input", "compute": "compute_infer", "output": "compute_output"}
 """Parts of a request's time in a step, and what Triton's statistics call them."""
+_TIMES = {"request": "success", **PARTS}
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,7 @@ class StepTotals:
             failed=int(inference.get("fail", {}).get("count", 0)),
             rows=int(entry.get("inference_count", 0)),
             executions=int(entry.get("execution_count", 0)),
-            nanoseconds={
-                name: int(inference.get(key, {}).get("ns", 0)) for name, key in {"request": "success", **PARTS}.items()
-            },
+            nanoseconds={name: int(inference.get(key, {}).get("ns", 0)) for name, key in _TIMES.items()},
         )
 
     def since(self, earlier: StepTotals | None) -> dict[str, float | int | None]:
