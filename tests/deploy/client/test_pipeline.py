@@ -4,8 +4,6 @@ Long texts window by window: nothing is lost or counted twice, and the combinati
 """
 
 import json
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -116,17 +114,6 @@ def test_a_call_that_another_threads_close_ends_says_so(repository, monkeypatch,
     with pytest.raises(EngineError, match="^the pipeline is closed; fix: close it once its calls are done"):
         pipeline.predict(["good plot", "bad plot"])
     assert not pipeline._is_open, "the call has not loaded the graphs again"
-
-
-def test_needs_no_torch(repository):
-    code = (
-        "import sys; from rekd_deploy.client.pipeline import Pipeline\n"
-        "with Pipeline(sys.argv[1]) as pipeline: print(pipeline.predict(['good plot'])[0].label)\n"
-        "heavy = {'torch', 'transformers', 'onnx', 'onnxscript'} & set(sys.modules); assert not heavy, heavy"
-    )
-    done = subprocess.run([sys.executable, "-c", code, repository], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() in ("negative", "positive")
 
 
 # batches

@@ -131,8 +131,8 @@ def test_pods_satisfy_the_restricted_profile(name):
     volumes = {each["name"]: each for each in spec["volumes"]}
     mounts = {each["name"]: each for each in spec["containers"][0]["volumeMounts"]}
     assert mounts["models"]["readOnly"] and volumes["models"]["persistentVolumeClaim"]["readOnly"]
-    assert mounts["shared-memory"]["mountPath"] == "/dev/shm"
-    assert volumes["shared-memory"]["emptyDir"]["medium"] == "Memory"
+    memory = mounts["shared-memory"]["mountPath"], volumes["shared-memory"]["emptyDir"]["medium"]
+    assert memory == ("/dev/shm", "Memory")
 
 
 def test_containers_of_compose_have_no_rights_and_the_proxy_alone_is_published(compose):
@@ -153,8 +153,7 @@ def test_containers_of_compose_have_no_rights_and_the_proxy_alone_is_published(c
     assert list(server["networks"]) == ["inside"] and compose["networks"]["inside"]["internal"] is True
     assert proxy["extra_hosts"] == [f"triton={server['networks']['inside']['ipv4_address']}"]
     assert proxy["stop_signal"] == "SIGQUIT", "nginx finishes what is under way"
-    scrape = yaml.safe_load(read("prometheus", "prometheus.yml"))["scrape_configs"]
-    assert scrape[0]["static_configs"] == [{"targets": ["triton:8002"]}]
+    assert "targets: [triton:8002]" in read("prometheus", "prometheus.yml").replace('"', "")
 
 
 def test_pods_let_in_clients_and_prometheus_alone_and_everything_finds_them():
@@ -200,19 +199,19 @@ def test_gpus_are_requested_where_they_are_meant(compose):
     assert gpus == plain | {"reservations": {"devices": [{"capabilities": ["gpu"], "driver": "nvidia", "count": 2}]}}
 
 
-def graphs():
-    return [panel for panel in json.loads(read("grafana", "rekd.json"))["panels"] if panel["type"] != "row"]
-
-
-def alerts():
+def told():
+    """The panels of Grafana's dashboard, and Prometheus' alerts by name."""
+    panels = json.loads(read("grafana", "rekd.json"))["panels"]
     groups = yaml.safe_load(read("prometheus", "alerts.yaml"))["groups"]
-    return {rule["alert"]: rule["expr"] for group in groups for rule in group["rules"]}
+    alerts = {rule["alert"]: rule["expr"] for group in groups for rule in group["rules"]}
+    return [panel for panel in panels if panel["type"] != "row"], alerts
 
 
 def queries():
     """Every PromQL in deploy/, Grafana's variables filled in."""
     scaled = yaml.safe_load(read("kubernetes", "base", "scaledobject.yaml"))["spec"]["triggers"][0]["metadata"]["query"]
-    texts = [*(target["expr"] for panel in graphs() for target in panel["targets"]), *alerts().values(), scaled]
+    panels, alerts = told()
+    texts = [*(target["expr"] for panel in panels for target in panel["targets"]), *alerts.values(), scaled]
     return [re.sub(r"\$(model|instance)\b", ".*", text.replace("$__rate_interval", "1m")) for text in texts]
 
 
@@ -224,12 +223,12 @@ def test_the_measure_of_both_clusters_is_drawn_with_its_limit_and_alerted_on():
     assert trigger["metricType"] == "AverageValue", "what KServe makes KEDA do, too"
     parsed = promql_parser.parse(query)  # KEDA divides by the replicas, so the query multiplies by them
     assert str(parsed.op) == "*" and str(parsed.rhs.op) == "count"
-
+    panels, alerts = told()
     measure = query.partition(" * count(")[0].replace(', namespace="rekd"', "")
-    [drawn] = [panel for panel in graphs() if "thresholds" in panel["fieldConfig"]["defaults"]]
+    [drawn] = [panel for panel in panels if "thresholds" in panel["fieldConfig"]["defaults"]]
     assert drawn["targets"][0]["expr"].replace(', instance=~"$instance"', "") == measure
     assert drawn["fieldConfig"]["defaults"]["thresholds"]["steps"][-1]["value"] == float(limit)
-    assert alerts()["RekdRequestsWait"] == f"{measure} > {5 * float(limit):g}"
+    assert alerts["RekdRequestsWait"] == f"{measure} > {5 * float(limit):g}"
 
 
 def test_queries_parse_and_name_the_models_that_clients_use():

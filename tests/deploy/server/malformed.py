@@ -67,13 +67,10 @@ def general_changes(good):
 
 
 def token_changes(good, longest):
-    """Ids, masks and lengths that the model cannot read (more in test_triton_model), and what steps hand over."""
-    ids, mask = (np.full(tensor.shape, value) for tensor, value in zip(good.inputs, (-1, 0), strict=True))
-    yield from (changed(good, index, array.tobytes()) for index, array in enumerate((ids, mask)))
-    for width in (1, 0, longest + 1):
-        odd = np.ones((len(ids), width), np.int64)
-        message = changed(good, 1, odd.tobytes(), shape=odd.shape)
-        yield message if width == 1 else changed(message, 0, odd.tobytes(), shape=odd.shape)
+    """Texts without tokens or too long, and what steps hand over; more that cannot be read: test_triton_model."""
+    for width in (0, longest + 1):
+        odd = np.ones((2, width), np.int64)
+        yield changed(changed(good, 1, odd.tobytes(), shape=odd.shape), 0, odd.tobytes(), shape=odd.shape)
     for name in ("positions", "kept", "keep"):
         message = changed(good)
         message.outputs.add(name=name)

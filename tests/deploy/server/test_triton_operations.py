@@ -258,20 +258,3 @@ def test_killed_under_load(served, load, lines, victim):
     assert victim != "server" or {maker for patient in clients.responses[-2:] for _, maker in patient} == {"new"}
     (state,) = running_states()
     assert (state.restarts, state.version) == (restarts + 1, 2)
-
-
-def test_a_model_process_that_dies_during_an_exchange_is_noticed(served, lines, exported, monkeypatch):
-    configure, before, killed = LiveRepository.configure, children_of(served.process_id), []
-
-    def kill_and_configure(self, snapshot, name, beside=()):
-        if not killed and (new := set(children_of(served.process_id)).difference(before)):  # of the first step
-            killed.append(min(new))
-            os.kill(killed[0], signal.SIGKILL)
-        configure(self, snapshot, name, beside)
-
-    monkeypatch.setattr(LiveRepository, "configure", kill_and_configure)
-    exported("s")
-    wait_until(lambda: "the server answers again" in lines, 120)
-    assert lines[0].startswith("reloaded in") and "a process that runs one of the models has died" in lines[1], lines
-    (state,) = running_states()
-    assert read_status(served.http_url).versions == [state.version] == [served.live.current.version]
