@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import numpy as np
 import torch
 from conftest import make_bilstm, make_encoder_pair, make_image_rationalizer, make_rationalizer
+from PIL import Image
 
 from rekd_train.config.run import BackboneConfig, ImageConfig
 from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
@@ -73,6 +75,13 @@ def raising(error: Exception):
 def some_images(count: int = 9, height: int = 16, width: int = 12) -> list[np.ndarray]:
     """Grey uint8 images (height, width)."""
     return list(np.random.default_rng(3).integers(0, 256, (count, height, width), dtype=np.uint8))
+
+
+def written(pixels: np.ndarray, kind: str) -> bytes:
+    """An image as a file."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind)
+    return stream.getvalue()
 
 
 def assert_same_answers(answers, expected) -> None:

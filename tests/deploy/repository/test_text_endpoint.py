@@ -5,8 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from families import another, some_images
-from malformed import written
+from families import another, some_images, written
 from reference_repository import artefacts_of
 from test_triton_model import Request, started, utilities  # noqa: F401  a fixture
 

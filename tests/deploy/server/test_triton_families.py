@@ -2,16 +2,17 @@
 
 import itertools
 import json
+import struct
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import grpc
-import malformed
 import numpy as np
 import pytest
-from families import KINDS, LIBRARIES, assert_same_answers, some_images
+from families import KINDS, LIBRARIES, assert_same_answers, some_images, written
 from servers import send
 from test_text_endpoint import BAD_FILES
+from tritonclient.grpc.service_pb2 import ModelInferRequest
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from rekd_deploy import Client, TritonServer
@@ -74,7 +75,7 @@ def test_the_text_and_image_endpoint(served, kind, items):
     from tritonclient.http import InferenceServerClient, InferInput
 
     model, server = served
-    contents = [malformed.written(each, "PNG") if kind == "image" else each.encode() for each in items[:5]]
+    contents = [written(each, "PNG") if kind == "image" else each.encode() for each in items[:5]]
     tensor = InferInput(kind, [len(contents), 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[content] for content in contents], dtype=object))
     with InferenceServerClient(server.http_url.removeprefix("http://")) as client:
@@ -93,6 +94,91 @@ def test_the_text_and_image_endpoint(served, kind, items):
 # requests that no server should answer, without a client that would refuse to send them
 
 
+def of_arrays(model, **arrays):
+    """A request of tensors by name; an array of bytes is (1, 1) of BYTES."""
+    message = ModelInferRequest(model_name=model)
+    for name, array in arrays.items():
+        kind, shape = ("BYTES", (1, 1)) if isinstance(array, bytes) else (array.dtype.name.upper(), array.shape)
+        message.inputs.add(name=name, datatype=kind, shape=shape)
+        message.raw_input_contents.append(as_bytes(array) if kind == "BYTES" else array.tobytes())
+    return message
+
+
+def changed(good, index=0, content=None, **fields):
+    """With another content, or other fields, of one tensor."""
+    message = ModelInferRequest.FromString(good.SerializeToString())
+    for field in fields:
+        message.inputs[index].ClearField(field)
+    message.inputs[index].MergeFrom(type(message.inputs[index])(**fields))
+    if content is not None:
+        message.raw_input_contents[index] = content
+    return message
+
+
+def over_http(message):
+    """Path, body and headers of the same request, with Triton's binary extension."""
+    contents = message.raw_input_contents
+    sizes = [{"parameters": {"binary_data_size": len(content)}} for content in contents]
+    inputs = [
+        {"name": each.name, "datatype": each.datatype, "shape": list(each.shape), **size}
+        for each, size in zip(message.inputs, sizes, strict=True)
+    ]
+    outputs = {"outputs": [{"name": each.name} for each in message.outputs]} if message.outputs else {}
+    header = json.dumps({"inputs": inputs, **outputs}).encode()
+    path = f"/v2/models/{message.model_name}/versions/{message.model_version}".removesuffix("/versions/")
+    return f"{path}/infer", header + b"".join(contents), {"Inference-Header-Content-Length": len(header)}
+
+
+def general_changes(good):
+    """What is wrong whatever the model reads: types, ranks, lengths, names, batches, outputs."""
+    for index, (tensor, content) in enumerate(zip(good.inputs, good.raw_input_contents, strict=True)):
+        rows, *rest = tensor.shape
+        changes = [{"datatype": each} for each in ("FP32", "BOOL", "", "INT63")]
+        changes += [{"shape": each} for each in ((), (rows, *rest, 1), (1, rows, *rest), (2**31, *rest))]
+        changes += [{"content": each} for each in (b"", content[:-3], content + b"\x01")]
+        changes += [{"shape": (65, *rest), "content": content * 65}, {"name": "surprise"}]
+        yield from (changed(good, index, **each) for each in changes)
+        without = changed(good)
+        del without.inputs[index], without.raw_input_contents[index]
+        yield without
+    empty = changed(good)
+    for index, tensor in enumerate(good.inputs):
+        empty = changed(empty, index, b"", shape=(0, *tensor.shape[1:]))
+    yield empty
+    for other in ({"model_name": "nonesuch"}, {"model_version": "99"}, {"outputs": [{"name": "surprise"}]}):
+        message = changed(good)
+        message.MergeFrom(ModelInferRequest(**other))
+        yield message
+
+
+def token_changes(good, longest):
+    """Texts without tokens or too long, and what steps hand over; more that cannot be read: test_triton_model."""
+    for width in (0, longest + 1):
+        odd = np.ones((2, width), np.int64)
+        yield changed(changed(good, 1, odd.tobytes(), shape=odd.shape), 0, odd.tobytes(), shape=odd.shape)
+    for name in ("positions", "kept", "keep"):
+        message = changed(good)
+        message.outputs.add(name=name)
+        yield message
+
+
+def byte_changes(good, bad):
+    """Contents that cannot be read, alone and among good ones; and lengths that lie. ``good`` has one (1, 1) tensor."""
+    (whole,) = good.raw_input_contents
+    for content in map(as_bytes, bad):
+        yield changed(good, content=content)
+        yield changed(good, content=whole + content + whole, shape=(3, 1))
+    payload = whole[4:]
+    for claimed in (0, len(payload) - 1, len(payload) + 1, 2**32 - 1):
+        yield changed(good, content=struct.pack("<I", claimed) + payload)
+    yield changed(good, shape=(2, 1))
+
+
+def as_bytes(content):
+    """An element of a BYTES tensor."""
+    return struct.pack("<I", len(content)) + content
+
+
 @pytest.fixture
 def good(kind):
     """A request of tensors and one of bytes."""
@@ -100,8 +186,8 @@ def good(kind):
         ids = np.array([[2, 9, 10, 11, 3], [2, 12, 9, 14, 3]])
         arrays, content = {"input_ids": ids, "attention_mask": np.ones_like(ids)}, b"A good film and a bad plot"
     else:
-        arrays, content = {"pixels": np.stack(some_images(2))[..., None]}, malformed.written(some_images(1)[0], "JPEG")
-    return malformed.of_arrays("rekd", **arrays), malformed.of_arrays(f"rekd_{kind}", **{kind: content})
+        arrays, content = {"pixels": np.stack(some_images(2))[..., None]}, written(some_images(1)[0], "JPEG")
+    return of_arrays("rekd", **arrays), of_arrays(f"rekd_{kind}", **{kind: content})
 
 
 @pytest.fixture
@@ -128,27 +214,27 @@ def refusal(infer, message):
 def test_malformed_requests_among_good_ones(served, infer, kind, good):
     """Both ways at once, good ones right before, between and after: they may share a batch."""
     tensors, content = good
-    bad = [*malformed.general_changes(tensors), *malformed.general_changes(content)]
-    bad += malformed.byte_changes(content, BAD_FILES[kind])
+    bad = [*general_changes(tensors), *general_changes(content)]
+    bad += byte_changes(content, BAD_FILES[kind])
     if kind == "text":
-        bad += malformed.token_changes(tensors, 48)
+        bad += token_changes(tensors, 48)
     else:
         sizes = ((2, 16, 13, 1), (2, 16, 12, 3), (2, 12, 16, 1))
-        bad += [malformed.changed(tensors, content=bytes(int(np.prod(size))), shape=size) for size in sizes]
+        bad += [changed(tensors, content=bytes(int(np.prod(size))), shape=size) for size in sizes]
     assert len(bad) > 50
     wrong, expected = [], [infer(each) for each in good]
     assert all(expected)
     with ThreadPoolExecutor(5) as pool:
         for number, message in enumerate(bad):
-            index, (path, body, headers) = number % 2, malformed.over_http(message)
-            before, over_grpc, between, over_http, after = (
+            index, (path, body, headers) = number % 2, over_http(message)
+            before, by_grpc, between, by_http, after = (
                 pool.submit(infer, good[index]), pool.submit(refusal, infer, message), pool.submit(infer, good[index]),
                 pool.submit(send, served[1].ports["http"], "POST", path, body, **headers),
                 pool.submit(infer, good[index]),
             )  # fmt: skip
             for neighbour in (before, between, after):
                 assert neighbour.result() == expected[index], message
-            (code, detail), (status, answer) = over_grpc.result(), over_http.result()
+            (code, detail), (status, answer) = by_grpc.result(), by_http.result()
             if code not in REFUSALS or not detail or not 400 <= status <= 499 or not json.loads(answer)["error"]:
                 wrong.append((str(message)[:500], code, detail, status, answer))
     assert not wrong, wrong
