@@ -13,16 +13,17 @@ from functools import partial
 from http.client import HTTPException
 from itertools import combinations
 
-import onnx
 import pytest
-from onnx import numpy_helper
+from conftest import make_rationalizer
 from servers import children_of, send, wait_until
 
 from rekd_deploy import Client, ClientError, Pipeline, RetryPolicy, TritonServer
+from rekd_deploy.export.graphs import export
 from rekd_deploy.repository.writer import write_repository
-from rekd_deploy.server.live_repository import LiveRepository, model_control
+from rekd_deploy.server.live_repository import LiveRepository
 from rekd_deploy.server.service import Service
 from rekd_deploy.server.status import read_status, running_states
+from rekd_train.checkpoints.checkpoint import save
 
 pytestmark = pytest.mark.triton
 
@@ -120,29 +121,14 @@ class Load:
             self._surprises.append(error)
 
 
-def other_model(artefacts, folder, *roles):
-    """The same networks with other weights in these roles; nothing proves these, and nothing has to."""
-    folder.mkdir()
-    changed = {}
-    for name in roles:
-        graph, changed[name] = onnx.load(artefacts.graphs[name]), folder / f"{name}.onnx"
-        for tensor in graph.graph.initializer:
-            array = numpy_helper.to_array(tensor)
-            if tensor.name.endswith("word_embeddings.weight"):
-                tensor.CopyFrom(numpy_helper.from_array(array[::-1].copy(), tensor.name))
-            if tensor.name.startswith("predictor.head") and array.ndim == 2:
-                tensor.CopyFrom(numpy_helper.from_array(array / 20, tensor.name))
-        onnx.save(graph, changed[name])
-    return replace(artefacts, manifest={**artefacts.manifest, "checkpoint_sha256": folder.name}, **changed)
-
-
 @pytest.fixture(scope="module")
 def models(artefacts, tmp_path_factory):
     """Name -> (artefacts, keys of its pipeline's answers): two models and the two mixtures of them."""
     folder, found = tmp_path_factory.mktemp("models"), {}
-    for name, roles in {"old": (), "new": ("selector", "predictor"), "s": ("selector",), "p": ("predictor",)}.items():
-        made = other_model(artefacts, folder / name, *roles)
-        with Pipeline(write_repository(made, folder / f"{name} repository")) as pipeline:
+    new = export(save(make_rationalizer(seed=1), folder / "checkpoint"), folder)
+    mixtures = {"s": replace(artefacts, selector=new.selector), "p": replace(artefacts, predictor=new.predictor)}
+    for name, made in {"old": artefacts, "new": new, **mixtures}.items():
+        with Pipeline(write_repository(made, folder / name)) as pipeline:
             found[name] = made, [key_of(answer) for answer in pipeline.predict(TEXTS)]
     for (_, one), (_, other) in combinations(found.values(), 2):  # mixtures could be told
         assert not any(alike(*keys, tolerance=1e-3) for keys in zip(one, other, strict=True))
@@ -157,11 +143,11 @@ def exported(models, tmp_path_factory):
 
 
 LINES = []
-"""What the service reports."""
 
 
 @pytest.fixture(autouse=True)
 def lines():
+    """What the service reports."""
     LINES.clear()
     return LINES
 
@@ -196,9 +182,7 @@ def load(served, models):
 
 
 def ready_versions(server):
-    with model_control(server.grpc_url, server.key) as call:
-        index = call("get_model_repository_index").models
-    return {(each.name, each.version) for each in index if each.state == "READY"}
+    return {(step.model, step.version) for step in read_status(server.http_url, running_states()).steps}
 
 
 def test_a_new_version_under_load(served, load, lines, exported):
@@ -213,7 +197,7 @@ def test_a_new_version_under_load(served, load, lines, exported):
         makers = [maker for _, maker in responses]
         assert makers == sorted(makers, reverse=True)
     names = ("rekd", "rekd_answer", "rekd_predictor", "rekd_prepare", "rekd_selector", "rekd_text")
-    assert ready_versions(served) == {(name, "2") for name in names}
+    assert ready_versions(served) == {(name, 2) for name in names}
     started = served.log_file.read_text().count("ModelInstanceInitialize: rekd_selector")
     assert started == 2  # once for each version: the old one was not loaded again beside itself
     status = read_status(served.http_url, running_states())
@@ -238,7 +222,7 @@ def test_a_version_that_does_not_load_is_refused_under_load(served, load, lines,
         served.check_alive()
     assert set(clients.makers()) == {"new"}
     assert "load_model rekd_predictor" in lines[0] and "version 2 serves on" in lines[0] and len(lines) == 1
-    assert {version for _, version in ready_versions(served)} == {"2"}
+    assert {version for _, version in ready_versions(served)} == {2}
 
 
 @pytest.mark.parametrize("victim", ["server", "process of a model"])
