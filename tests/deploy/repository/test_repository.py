@@ -89,18 +89,6 @@ def test_layout_and_manifest_the_same_bytes_each_time(repository, artefacts, rat
         assert (again / name).read_bytes() == (repository / name).read_bytes(), name
 
 
-def missing(name):
-    return lambda copy: (copy / name).unlink(), name
-
-
-def altered(name):
-    return lambda copy: (copy / name).write_bytes((copy / name).read_bytes() + b" "), f"{name} changed"
-
-
-def damaged(content):
-    return lambda copy: (copy / "manifest.json").write_text(content), "manifest.json is damaged"
-
-
 def unlisted(copy):
     graph = "rekd_selector/1/model.onnx"
     edited(copy, lambda described: described["files"].pop(graph))
@@ -108,16 +96,18 @@ def unlisted(copy):
 
 
 WRONG = [
-    *map(missing, ("manifest.json", "rekd/config.pbtxt", "rekd_predictor/1/model.onnx", "parity.npz")),
-    *map(altered, FILES[1::5]),
-    *map(damaged, ("", "{", "[]", "{}", '{"repository": {}}', '{"repository": 3}')),
+    *((lambda copy, name=name: (copy / name).unlink(), name)
+      for name in ("manifest.json", "rekd/config.pbtxt", "rekd_predictor/1/model.onnx", "parity.npz")),
+    *((lambda copy, name=name: (copy / name).write_bytes(b" "), f"{name} changed") for name in FILES[1::5]),
+    *((lambda copy, content=content: (copy / "manifest.json").write_text(content), "manifest.json is damaged")
+      for content in ("", "{", "[]", "{}", '{"repository": {}}', '{"repository": 3}')),
     (unlisted, "missing rekd_selector/1/model.onnx"),
     (lambda copy: edited(copy, lambda described: described.update(version=99)), "format version 99"),
     (lambda copy: (copy / "rekd_selector/2").mkdir(), "rekd_selector: version folders are 1, 2, the manifest has 1"),
     (lambda copy: (copy / "notes").mkdir(), "folder notes"),
     (shutil.rmtree, "no model repository at"),
     (lambda copy: shutil.rmtree(copy) or copy.mkdir(), "holds no exported model"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("change", "complaint"), WRONG)

@@ -16,28 +16,6 @@ from rekd_deploy.repository.text_endpoint import endpoint_configs, place_endpoin
 from rekd_deploy.repository.writer import write_repository
 
 
-@pytest.fixture(params=["text", "image"])
-def kind(request):
-    return request.param
-
-
-@pytest.fixture
-def model(kind, rationalizer, image_rationalizer):
-    return {"text": rationalizer, "image": image_rationalizer}[kind]
-
-
-@pytest.fixture
-def steps(kind, model, tmp_path):
-    """A folder with both steps' models."""
-    made = artefacts_of(model)
-    for name, config in endpoint_configs(made, ServingSettings()).items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / CONFIG_FILE).write_text(config_text(config))
-    (tmp_path / f"rekd_{kind}" / "1").mkdir()
-    place_endpoint(made, tmp_path, "1")
-    return tmp_path
-
-
 def test_it_comes_stays_and_goes_with_its_export(artefacts, tmp_path):
     root = write_repository(artefacts, tmp_path / "r", text_endpoint=True)
     files, before = check_repository(root)["repository"]["files"], root.stat().st_ino
@@ -74,14 +52,20 @@ BAD = [
 BAD_FILES = {kind: [content for each, content, reason in BAD if each == kind and "1200" not in reason] for kind in GOOD}
 
 
-@pytest.mark.parametrize(("kind", "content", "reason"), BAD, indirect=["kind"])
+@pytest.mark.parametrize(("kind", "content", "reason"), BAD)
 def test_what_cannot_be_used_is_refused_and_its_neighbours_are_not(
-    steps, kind, model, utilities, monkeypatch, content, reason  # noqa: F811
+    rationalizer, image_rationalizer, utilities, monkeypatch, tmp_path, kind, content, reason  # noqa: F811
 ):  # fmt: skip
+    model, item = (rationalizer, "good film") if kind == "text" else (image_rationalizer, SHOE)
+    for name, config in endpoint_configs(artefacts_of(model), ServingSettings()).items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / CONFIG_FILE).write_text(config_text(config))
+    (tmp_path / f"rekd_{kind}" / "1").mkdir()
+    place_endpoint(artefacts_of(model), tmp_path, "1")
     monkeypatch.setattr(sys, "path", [*sys.path])
-    prepare = started(steps, PREPARE)
+    prepare = started(tmp_path, PREPARE)
     monkeypatch.setitem(prepare._answer.__globals__, "LARGEST_IMAGE", 1200)
-    (name, expected), *_ = model.preprocessor([SHOE if kind == "image" else "good film"]).inputs.items()
+    (name, expected), *_ = model.preprocessor([item]).inputs.items()
     columns = ([[each] for each in contents] for contents in ([GOOD[kind]], [GOOD[kind], content]))
     good, bad = (Request({kind: np.array(column, dtype=object)}, [name]) for column in columns)
     first, refused, last = prepare.execute([good, bad, good])
