@@ -120,12 +120,6 @@ def test_a_refused_request_is_found_in_the_servers_log_by_its_id(server, protoco
     wait_until(lambda: f"[request id: by {protocol}] input_ids[0, 0] is 5000" in server.log_file.read_text())
 
 
-def steps_of(url):
-    status = read_status(url)
-    assert status.ready and status.versions == [1] and status.triton
-    return {step.model: step for step in status.steps}
-
-
 def test_texts_of_all_lengths_are_joined_answered_as_if_alone_and_counted(server, rationalizer, texts, url):
     """Four clients, lengths as they come, while the models' processes stand still: all wait when they go on."""
     some = [*texts, *("good film and " * n + "end" for n in range(0, 60, 7))]
@@ -139,8 +133,13 @@ def test_texts_of_all_lengths_are_joined_answered_as_if_alone_and_counted(server
         def send_all(client):
             return [(index, sent(index)) for index in np.random.default_rng(client).permutation(len(requests))]
 
+        def steps():
+            status = read_status(url)
+            assert status.ready and status.versions == [1] and status.triton
+            return {step.model: step for step in status.steps}
+
         alone = [sent(index).result() for index in range(len(requests))]
-        before, stubs = steps_of(url), children_of(server.process_id)
+        before, stubs = steps(), children_of(server.process_id)
         try:  # for a tenth of a second: Triton takes a process that is silent for two for dead
             for stub in stubs:
                 os.kill(stub, signal.SIGSTOP)
@@ -152,7 +151,7 @@ def test_texts_of_all_lengths_are_joined_answered_as_if_alone_and_counted(server
         for index, future in together:
             for name, wanted in alone[index].items():
                 np.testing.assert_allclose(future.result()[name], wanted, rtol=0, atol=1e-5)
-    after = steps_of(url)
+    after = steps()
     assert set(after) == {"rekd", "rekd_selector", "rekd_predictor"}
     for model, step in after.items():
         assert step.requests - before[model].requests == step.rows - before[model].rows == 4 * len(requests)
