@@ -14,17 +14,12 @@ def prediction(text, *spans, truncated=False):
     return Prediction("positive", {"negative": 0.125, "positive": 0.875}, rationale, 0.1, truncated, text)
 
 
-@pytest.mark.parametrize(
-    ("text", "spans", "expected"),
-    [
-        ("a good film", [(2, 6)], [("a ", False), ("good", True), (" film", False)]),
-        ("good film", [(0, 4), (5, 9)], [("good", True), (" ", False), ("film", True)]),
-        ("no words kept", [], [("no words kept", False)]),
-        ("東京 🎬", [(3, 4)], [("東京 ", False), ("🎬", True)]),
-    ],
-)
-def test_segments(text, spans, expected):
-    assert list(render.segments(prediction(text, *spans))) == expected
+SHOWN = {"a good film": ((2, 6),), "good film": ((0, 4), (5, 9)), "no words kept": (), "東京 🎬": ((3, 4),)}
+
+
+def test_every_character_once_and_the_rationale_marked():
+    shown = [plain_text(prediction(text, *spans)).partition("\n")[2] for text, spans in SHOWN.items()]
+    assert shown == ["a [[good]] film", "[[good]] [[film]]", "no words kept", "東京 [[🎬]]"]
 
 
 def test_text_below_its_summary():

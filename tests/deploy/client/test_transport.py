@@ -122,10 +122,10 @@ BAD_HEADERS = [("a b", "x"), ("", "x"), ("é", "x"), ("a", "x\ny"), ("a", "é"),
 BAD_HEADERS += [(name, "1") for name in ("Content-Length", "Transfer-Encoding", "grpc-timeout", "trace-bin")]
 
 
-@pytest.mark.parametrize(("name", "value"), BAD_HEADERS)
-def test_headers_that_cannot_be_sent(name, value):
-    with pytest.raises(ClientError, match="the protocol" if value == "1" else "header"):
-        checked_headers({name: value})
+def test_headers_that_cannot_be_sent():
+    for name, value in BAD_HEADERS:
+        with pytest.raises(ClientError, match="the protocol" if value == "1" else "header"):
+            checked_headers({name: value})
 
 
 # TLS

@@ -74,14 +74,9 @@ def test_what_versions_share_stays_while_it_is_the_same_and_follows_the_newest(l
 
 
 def test_an_exchange_while_it_is_read_is_noticed(live, export, monkeypatch):
-    def look_away(source, target):
-        export(2)
-        raise FileNotFoundError(source)
-
-    monkeypatch.setattr(live_repository.shutil, "copytree", look_away)
-    with pytest.raises(RepositoryError, match="changed while it was read"):
+    with monkeypatch.context() as patch, pytest.raises(RepositoryError, match="changed while it was read"):
+        patch.setattr(live_repository.shutil, "copytree", lambda *_: export(2) and raising(FileNotFoundError())())
         live.snapshot()
-    monkeypatch.undo()
     assert live.snapshot().version == 2
 
 
