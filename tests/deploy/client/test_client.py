@@ -130,7 +130,6 @@ def client(kind, server):
 
 
 def goods(*lengths):
-    """Texts of so many words."""
     return [" ".join(["good"] * length) for length in lengths]
 
 
@@ -178,9 +177,6 @@ def test_options_that_cannot_be_used():
     for made, options in bad:
         with pytest.raises(ClientError, match="it must|is no address"):
             made(**options)
-
-
-# failures, deadlines and cancelling
 
 
 @pytest.mark.parametrize("failure", [DeadlineError("x"), errors.RejectedError("x"), errors.ModelMissingError("x")])
@@ -300,9 +296,6 @@ def test_a_closed_client_says_so(kind, server, attempts):
         for call in (running.result, lambda: client.predict(["good"])):  # on its way, and afterwards
             with pytest.raises(ClientError, match="the client is closed; fix: close it once"):
                 call()
-
-
-# the model behind the address
 
 
 def test_a_model_exchanged_behind_the_client_is_asked_in_its_own_way(client, server, parameters):

@@ -116,8 +116,6 @@ def test_a_call_that_another_threads_close_ends_says_so(repository, monkeypatch,
     assert not pipeline._is_open, "the call has not loaded the graphs again"
 
 
-# batches
-
 LENGTHS = [40, 1, 20, 2, 3, 45, 4, 21, 30, 5]
 BATCHES = [
     (2, (), [(2, 16), (2, 16), (1, 16), (2, 32), (1, 32), (2, 48)]),  # of one padded length
@@ -154,9 +152,6 @@ def test_batches_of_images_follow_their_order(image_rationalizer, monkeypatch, f
         list(Batches(preprocessor, [*images[:6], np.zeros((16, 12))], 5))
     with pytest.raises(InputError, match="this model reads images; fix: leave windows out"):
         list(Batches(preprocessor, images, 4, windows=True))
-
-
-# windows
 
 
 @pytest.fixture
@@ -222,9 +217,6 @@ def test_long_texts_are_read_to_their_end_and_short_ones_as_without_windows(pipe
         assert without.truncated or prediction == without
         assert all(prediction.text[span.start : span.end] == span.text for span in prediction.rationale)
     assert found[-1].rationale[-1].end > 0.9 * len(many[-1])
-
-
-# images in the command, and the parity gate's examples of them
 
 
 def test_examples_are_the_checkpoints_else_generated(image_repository, image_rationalizer, tmp_path):

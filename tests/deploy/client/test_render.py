@@ -43,8 +43,6 @@ def test_a_review_cannot_steer_the_terminal():
         assert not set("\x1b\x07\x9b\u202e") & set(shown) and "film\tx\ny" in shown
 
 
-# images
-
 GREY = np.full((16, 12), 200, np.uint8)
 
 

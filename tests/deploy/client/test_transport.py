@@ -128,8 +128,6 @@ def test_headers_that_cannot_be_sent():
             checked_headers({name: value})
 
 
-# TLS
-
 AUTHORITY = trustme.CA()
 
 

@@ -41,7 +41,6 @@ def artefacts_of(model, single: bool = False, preprocessor=None) -> Artefacts:
 
 
 def planned(artefacts: Artefacts, flavour: str, lengths=None) -> Artefacts:
-    """With the engines of a flavour, if it has any."""
     _, product, settings = FLAVOURS[flavour]
     request = EngineRequest(settings.max_batch_size, lengths=lengths)
     return artefacts if product is None else plan_engines(artefacts, PRODUCTS[product], request)

@@ -36,7 +36,6 @@ def copy(repository, tmp_path):
 
 
 def edited(copy, change):
-    """Change the manifest's content."""
     manifest = json.loads((copy / "manifest.json").read_text())
     change(manifest["repository"])
     (copy / "manifest.json").write_text(json.dumps(manifest))

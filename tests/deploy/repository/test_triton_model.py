@@ -55,7 +55,6 @@ def utilities(monkeypatch):
 
 @pytest.fixture
 def start(repository, utilities):
-    """A function: model name -> the model.py of the repository, loaded and initialised."""
     return lambda name: started(repository, name)
 
 
@@ -210,7 +209,6 @@ def test_on_a_gpu_a_runtime_for_cpus_is_refused_and_never_used(repository, utili
 
 
 def test_texts_are_grouped_by_their_own_length_and_filled_up_with_the_pad_id():
-    """In whatever order inputs come."""
     inputs = {index: {"positions": ids(4), "input_ids": ids(length)} for index, length in enumerate((48, 16, 18))}
     assert groups_by_length(inputs) == [[1, 2], [0]]
     found = {name: array.tolist() for name, array in joined([texts(2), texts(3)], 7).items()}

@@ -3,7 +3,8 @@
 import errno
 import subprocess
 import sys
-import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,6 @@ def listing(folder):
 
 
 def folders(root, model):
-    """Its versions."""
     return [name for name in listing(root / model) if name.isdigit()]
 
 
@@ -125,9 +125,6 @@ def test_killed_outright_it_leaves_the_old_repository_and_the_next_export_clears
     check_repository(root)
 
 
-# what takes the place of a folder, and who may
-
-
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
 def test_a_directory_is_replaced_whole(tmp_path, monkeypatch, exchange):
     if not exchange:
@@ -152,19 +149,17 @@ def test_a_directory_is_replaced_whole(tmp_path, monkeypatch, exchange):
 
 
 def test_one_process_at_a_time_writes_at_a_place(tmp_path):
-    entered = threading.Event()
-
     def second():
         with workspaces.one_at_a_time(tmp_path / "link" / "models"):
-            entered.set()
+            return listing(tmp_path / "disk")
 
     (tmp_path / "link").symlink_to(tmp_path / "disk")
-    with workspaces.one_at_a_time(tmp_path / "disk" / "models"):
-        other = threading.Thread(target=second)
-        other.start()
-        assert not entered.wait(0.3)
-    other.join(10)
-    assert entered.is_set() and listing(tmp_path / "disk") == []
+    with ThreadPoolExecutor(1) as pool:
+        with workspaces.one_at_a_time(tmp_path / "disk" / "models"):
+            other = pool.submit(second)
+            time.sleep(0.3)
+            assert not other.done()
+        assert other.result(10) == []
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch):

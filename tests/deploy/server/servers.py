@@ -16,12 +16,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200); self.end_headers()
 http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
-"""Answers every request with yes."""
 
 
 class FakeTriton(TritonProgram):
-    """A Python script in place of tritonserver."""
-
     def __init__(self, folder, script):
         super().__init__(folder / "tritonserver", folder)
         self.executable.write_text(f"#!{sys.executable}\n{script}")

@@ -80,9 +80,6 @@ def test_an_exchange_while_it_is_read_is_noticed(live, export, monkeypatch):
     assert live.snapshot().version == 2
 
 
-# which export may take another's place
-
-
 def snapshot(export, number, text_endpoint=True, **settings):
     root = export(number, text_endpoint=text_endpoint, **settings)
     found = Snapshot(root, read_manifest(root))
@@ -115,9 +112,6 @@ def test_what_clients_or_triton_rely_on_may_not_change(export, model, change, re
     change(new.configs[model])
     (found,) = reasons_not_to_exchange(old, new)
     assert reason in found
-
-
-# the exchange
 
 
 class FakeServer:

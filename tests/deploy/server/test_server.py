@@ -66,7 +66,7 @@ def test_its_settings_reach_the_program(start, tmp_path):
         assert server.grpc_url.startswith("127.0.0.1:"), "the address of all interfaces is none"
         expected = {"log-verbose=1", "http-address=0.0.0.0", "model-control-mode=explicit", "allow-gpu-metrics=true",
                     f"model-repository={server.live.models}", f"http-port={server.ports['http']}"}  # fmt: skip
-    assert {f"--{flag}" for flag in expected} <= set(flags)
+    assert {f"--{flag}" for flag in expected} <= set(flags) and server.live.current is None
     assert any(flag.endswith(f"statistics:rekd-admin={server.key}") for flag in flags)
 
 
@@ -137,9 +137,6 @@ def test_interruption_while_waiting_leaves_nothing(start, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         server.start()
     assert not is_alive(seen[0]) and server._space is None
-
-
-# looked after
 
 
 class Running:
@@ -234,8 +231,6 @@ def test_its_state_is_written_where_this_user_alone_reads_it():
         status.remove_state(os.getpid())
     assert running_states() == []
 
-
-# what a running server says about itself; of the real one: test_triton_server
 
 TIMES = {"success": (20, 60), "queue": (20, 10), "compute_input": (20, 2), "compute_infer": (20, 46)}
 TIMES |= {"compute_output": (20, 1), "fail": (2, 1)}

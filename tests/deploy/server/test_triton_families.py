@@ -72,7 +72,6 @@ def test_every_subset_of_the_outputs(served, items):
 
 
 def test_the_text_and_image_endpoint(served, kind, items):
-    """Over HTTP, as a thin client would use it."""
     from tritonclient.http import InferenceServerClient, InferInput
 
     model, server = served
@@ -89,9 +88,6 @@ def test_the_text_and_image_endpoint(served, kind, items):
         assert rate[0] == pytest.approx(wanted.rate)
         found |= {"rate": wanted.rate, "text": wanted.text}
         assert_same_answers([Prediction.from_dict(found)], [replace(wanted, pieces=[])])
-
-
-# requests that no server should answer, without a client that would refuse to send them
 
 
 def of_arrays(model, **arrays):
@@ -175,13 +171,11 @@ def byte_changes(good, bad):
 
 
 def as_bytes(content):
-    """An element of a BYTES tensor."""
     return struct.pack("<I", len(content)) + content
 
 
 @pytest.fixture
 def good(kind):
-    """A request of tensors and one of bytes."""
     if kind == "text":
         ids = np.array([[2, 9, 10, 11, 3], [2, 12, 9, 14, 3]])
         arrays, content = {"input_ids": ids, "attention_mask": np.ones_like(ids)}, b"A good film and a bad plot"

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from http.client import HTTPException
@@ -82,43 +83,37 @@ class Load:
     """
 
     def __init__(self, clients, makers, tolerated):
-        self._makers, self._tolerated, self._going, self._surprises = makers, tolerated, True, []
+        self._clients, self._makers, self._tolerated, self._going = clients, makers, tolerated, True
         self.responses = [[] for _ in clients]
-        pairs = zip(clients, self.responses, strict=True)
-        self._threads = [threading.Thread(target=self._work, args=(opened, into)) for opened, into in pairs]
+        self._pool = ThreadPoolExecutor(len(clients))
 
     def __enter__(self):
-        for thread in self._threads:
-            thread.start()
+        self._running = list(map(partial(self._pool.submit, self._work), self._clients, self.responses))
         self.wait_for(lambda: all(self.responses))
         return self
 
     def __exit__(self, *exception):
         self._going = False
-        for thread in self._threads:
-            thread.join(30)
-        assert not self._surprises, self._surprises
+        for running in self._running:
+            running.result(30)
 
     def makers(self, after=0.0):
         return [maker for responses in self.responses for began, maker in responses if began > after]
 
     def wait_for(self, condition):
-        wait_until(lambda: condition() or self._surprises, 150)
+        wait_until(lambda: condition() or any(running.done() for running in self._running), 150)
 
     def _work(self, opened, responses):
-        try:
-            request = opened()
-            while self._going:
-                began, index = time.monotonic(), len(responses) % len(TEXTS)
-                try:
-                    key = request(TEXTS[index])
-                    maker = next((name for name, keys in self._makers.items() if alike(keys[index], key)), "nobody")
-                except self._tolerated as error:
-                    maker = type(error).__name__
-                    time.sleep(0.05)
-                responses.append((began, maker))
-        except BaseException as error:
-            self._surprises.append(error)
+        request = opened()
+        while self._going:
+            began, index = time.monotonic(), len(responses) % len(TEXTS)
+            try:
+                key = request(TEXTS[index])
+                maker = next((name for name, keys in self._makers.items() if alike(keys[index], key)), "nobody")
+            except self._tolerated as error:
+                maker = type(error).__name__
+                time.sleep(0.05)
+            responses.append((began, maker))
 
 
 @pytest.fixture(scope="module")

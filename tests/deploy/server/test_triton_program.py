@@ -53,9 +53,6 @@ def test_every_backend_that_is_needed_must_be_there(installation, artefacts, rep
         found.check_servable(root, read_manifest(root))
 
 
-# what the wheel needs
-
-
 def without(package):
     found = program.util.find_spec
     return lambda patch: patch.setattr(program.util, "find_spec", lambda name: None if name == package else found(name))
@@ -88,9 +85,6 @@ def test_what_is_not_right_is_named(wheel, monkeypatch, change, kind, message):
     change(monkeypatch)
     with pytest.raises(kind, match=message):
         program.find_wheel()
-
-
-# the flags and the ports that it is started with
 
 
 def flags(**settings):

@@ -168,9 +168,6 @@ def test_the_status_command(server):
         assert done.returncode == 0 and said in done.stdout and "rekd_selector" in done.stdout
 
 
-# servers of their own
-
-
 def test_an_installed_server_and_the_newest_version_beside_an_earlier_one(
     wheel, artefacts, tmp_path, monkeypatch, rationalizer, texts
 ):
