@@ -1,7 +1,4 @@
-"""The pipeline answers as the PyTorch model does, from the repository alone; batches, images and windows of texts.
-
-Long texts window by window: nothing is lost or counted twice, and the combination follows its rules.
-"""
+"""The pipeline answers as the PyTorch model does, from the repository alone; batches, images and windows of texts."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -156,7 +153,6 @@ def test_batches_of_images_follow_their_order(image_rationalizer, monkeypatch, f
 
 @pytest.fixture
 def windowed(rationalizer):
-    """A function: text -> its windows."""
     preprocessor = rationalizer.preprocessor  # 48 tokens, so 46 of a text's own
     return lambda text: WindowedText(text, preprocessor.encode_checked([text])[0], preprocessor.window_overlap)
 
@@ -240,8 +236,6 @@ def test_examples_are_the_checkpoints_else_generated(image_repository, image_rat
 
 @pytest.fixture
 def rekd_query(image_repository, capsys):
-    """A function: arguments -> exit code, stdout, stderr."""
-
     def queried(*arguments):
         with pytest.raises(SystemExit) as request:
             run(query.app, ["--local", str(image_repository), *map(str, arguments)])

@@ -57,8 +57,6 @@ def test_nobody_answers_or_listens(listener, url):
 
 @pytest.fixture
 def answering(listener):
-    """A function: whoever connects gets these bytes."""
-
     def serve(content):
         with suppress(OSError):
             while True:

@@ -27,8 +27,7 @@ pytestmark = [pytest.mark.triton, pytest.mark.debian]
 
 KEY = "0123456789abcdef"
 ALICE = {"Authorization": "Basic YWxpY2U6c2VjcmV0"}
-AS_KUBELET = ssl._create_unverified_context()
-"""A probe takes whatever certificate it sees."""
+AS_KUBELET = ssl._create_unverified_context()  # a probe takes whatever certificate it sees
 
 
 @contextlib.contextmanager

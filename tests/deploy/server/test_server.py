@@ -27,7 +27,6 @@ from rekd_deploy.server.status import ServerState, ServerStatus, StepTotals, run
 
 @pytest.fixture
 def start(repository, tmp_path):
-    """A function: script -> an unstarted server that will run it."""
 
     given = {"grpc_port": 0, "http_port": 0, "metrics_port": 0, "log_file": tmp_path / "log"}
     return lambda script, **more: TritonServer(repository, **given, program=FakeTriton(tmp_path, script), **more)

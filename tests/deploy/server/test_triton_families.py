@@ -26,8 +26,7 @@ from rekd_train.checkpoints.checkpoint import save
 pytestmark = pytest.mark.triton
 
 OUTPUTS = ("scores", "mask", "logits", "probabilities")
-REFUSALS = set("INVALID_ARGUMENT NOT_FOUND OUT_OF_RANGE RESOURCE_EXHAUSTED FAILED_PRECONDITION".split())
-"""What a status from 400 to 499 is in gRPC."""
+REFUSALS = set("INVALID_ARGUMENT NOT_FOUND OUT_OF_RANGE RESOURCE_EXHAUSTED FAILED_PRECONDITION".split())  # as 4xx
 
 
 @pytest.fixture(scope="module", params=["vit", "bert-paper", "modernbert"])

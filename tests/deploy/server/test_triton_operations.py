@@ -1,7 +1,4 @@
-"""The real Triton under load: a new version comes, one that does not load is refused, the server is killed.
-
-Every response is compared with the pipelines that may have made it.
-"""
+"""The real Triton under load: a new version comes, one that does not load is refused, the server is killed."""
 
 import json
 import os
@@ -34,7 +31,6 @@ TEXTS = [
     " ".join(["not", "bad", "really", "always", "bright", "dark", "people", "see", "the", "start"] * 6),
 ]
 """Long enough for two selectors to choose differently."""
-PATIENT = RetryPolicy(attempts=1000, longest_pause=0.5)
 
 
 def key_of(prediction):
@@ -78,8 +74,7 @@ class Unanswered(Exception):
 class Load:
     """Threads that send ``TEXTS`` in turn until the block ends, each with a function of its own that opens a client.
 
-    Of each the responses: when it was asked, and who made the response: a pipeline, nobody, or the name of an error
-    that is tolerated; any other fails the test.
+    Of each the responses: when it was asked, and the pipeline that made the response, nobody, or a tolerated error.
     """
 
     def __init__(self, clients, makers, tolerated):
@@ -172,7 +167,8 @@ def load(served, models):
     makers = {name: keys for name, (_, keys) in models.items()}
     urls = (served.grpc_url, served.http_url)
     clients = [partial(text_endpoint_client, served.ports["http"])] * 2
-    clients += [partial(ensemble_client, url, retry) for retry in (None, None, PATIENT) for url in urls]
+    patient = RetryPolicy(attempts=1000, longest_pause=0.5)
+    clients += [partial(ensemble_client, url, retry) for retry in (None, None, patient) for url in urls]
     return lambda *tolerated: Load(clients, makers, tolerated)
 
 

@@ -1,5 +1,4 @@
-"""A Triton on this machine, installed by someone or of the wheel, and the flags that it is started with: closed by
-default, opened one by one and only in so many words."""
+"""A Triton on this machine, and the flags that it is started with: closed by default, opened in so many words."""
 
 import socket
 import sys

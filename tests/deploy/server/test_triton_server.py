@@ -1,7 +1,4 @@
-"""The real Triton: what both clients see of it, how texts are joined, what it says of itself, how it ends.
-
-One that is killed or given a new version under load: test_triton_operations.
-"""
+"""The real Triton: what both clients see of it, how texts are joined, what it says of itself, how it ends."""
 
 import asyncio
 import os
