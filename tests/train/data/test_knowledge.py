@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 from conftest import tiny_tokenizer_json, trained_tokenizer
+from pyarrow import parquet
 
 from rekd_train.data.knowledge import (
     align,
@@ -92,6 +94,20 @@ def test_packed_scores_come_back_within_a_step(tmp_path, identified):
     np.testing.assert_allclose(found[1:-1], scores[:, 2], rtol=0, atol=np.abs(scores[:, 2]).max() / 127)
     with pytest.raises(DataError, match="exists; fix: another file, or --overwrite"):
         write_knowledge(path, [])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"packed_scale": float("nan")}, {"packed_scale": None}, {"packed_gaps": None}, {"packed_lengths": b"\x01"},
+     {"packed_gaps": b"\xff" * 3}],
+)  # fmt: skip
+def test_damaged_packed_scores(tmp_path, change):
+    scores = np.array([[0, 1, 1.0], [2, 11, -1.0], [12, 15, 0.5]])
+    path = write_knowledge(tmp_path / "k.parquet", [{"text": TEXT, "scores": scores}])
+    (row,) = parquet.read_table(path).to_pylist()
+    parquet.write_table(pyarrow.Table.from_pylist([row | change]), path)
+    with pytest.raises(DataError, match="packed scores that are damaged; fix: rekd-train record again"):
+        read_knowledge(path, LABELS)
 
 
 def test_texts_without_a_statement_lack_every_part(tmp_path):
