@@ -116,11 +116,12 @@ class Reader:
     def statement(self, row: dict[str, Any], line: str) -> Statement:
         text = row.get(self.columns[0])
         parts: list[np.ndarray | None] = []
-        for read in (self._probabilities, self._marks, self._scores):
+        for what, read in {"class": self._probabilities, "rationale": self._marks, "scores": self._scores}.items():
             try:
                 parts.append(read(row, text))
             except (TypeError, ValueError, KeyError) as error:
-                self.mistakes.append(f"{line}: {error}")
+                reason = error if type(error) is ValueError else f"{what} of another form ({error})"
+                self.mistakes.append(f"{line}: {reason}")
                 parts.append(None)
         return Statement(*parts)
 
@@ -203,9 +204,8 @@ class AlignedKnowledge:
     @property
     def empty(self) -> bool:
         """Whether it says nothing at all."""
-        return bool(np.isnan(self.probabilities).all()) and not any(
-            each is not None for each in (*self.scores, *self.marks)
-        )
+        said = any(each is not None for each in (*self.scores, *self.marks))
+        return not said and bool(np.isnan(self.probabilities).all())
 
 
 def with_unlabelled(data: DataSet, knowledge: Knowledge) -> DataSet:

@@ -223,7 +223,10 @@ class TextPreprocessor:
         if settings.image is not None:
             raise ConfigError(f"a text model cannot have the family '{settings.family}', which reads images")
         if settings.vocabulary < self.vocabulary_size:
-            raise ConfigError(f"the tokenizer has {self.vocabulary_size} ids, the network only {settings.vocabulary}")
+            raise ConfigError(
+                f"the tokenizer has {self.vocabulary_size} ids, the network only {settings.vocabulary}; "
+                "fix: the tokenizer that the network was trained with"
+            )
         if (most := settings.positions) < self.positions:
             problem = f"the texts have up to {self.positions} tokens, the network reads {most}"
             raise ConfigError(f"{problem}; fix: data.max_length={most}")

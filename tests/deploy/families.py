@@ -25,7 +25,8 @@ KINDS = {
 
 
 LIBRARIES = {
-    "roberta": lambda: make_encoder_pair("roberta", tokenizer="start token alone"),  # fewer words than positions
+    "roberta": lambda: make_encoder_pair("roberta"),  # fewer words than positions
+    "eurobert": lambda: make_encoder_pair("eurobert", tokenizer="start token alone"),  # norms without a mean
     "modernbert": lambda: make_encoder_pair("modernbert"),
     "deberta-v2-zero": lambda: make_encoder_pair("deberta-v2", "zero"),
     "deberta-v2": lambda: make_encoder_pair("deberta-v2", pooling="mean"),

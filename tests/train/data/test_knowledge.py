@@ -124,6 +124,7 @@ def test_all_mistakes_of_a_file_together(tmp_path):
         {"text": "ef", "scores": [[0, 1, float("nan")]]}, {"text": "gh", "scores": [[0, 2, 1], [1, 2, 1]]},
         {"text": "d"}, {"label": "positive"}, {"id": "0" * 16, "quotes": ["x"]},
         {"text": "wonder", "quotes": "wonder"}, {"text": "won", "quotes": [3]},
+        {"text": "five", "rationale": 5},
     ]  # fmt: skip
     path = tmp_path / "k.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -133,7 +134,7 @@ def test_all_mistakes_of_a_file_together(tmp_path):
         "line 1: the probabilities [0.5, 0.2] do not sum to 1", "line 2: the class 'neutral' is none of negative",
         "line 3: 3 probabilities for 2 classes", "line 4: rationale hold [0, 9], not 0 <= start < end <= 1",
         "line 5: scores hold values that are not finite", "line 10: quotes are 'wonder', not a list of strings",
-        "line 11: quotes are '[3]', not a list of strings",
+        "line 11: quotes are '[3]', not a list of strings", "line 12: rationale of another form (",
     ):  # fmt: skip
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
