@@ -19,12 +19,11 @@ from rekd_deploy.export.checkpoint import read_facts
 from rekd_deploy.export.engines import EngineCheck, check_engines
 from rekd_deploy.parity.reference import Agreement, Case, compare, complaints, read_cases
 from rekd_deploy.repository.build import example, lengths_of
-from rekd_deploy.repository.config import CONFIG_FILE
+from rekd_deploy.repository.config import CONFIG_FILE, REFERENCE
 from rekd_deploy.repository.manifest import Versions, signature_from_dict, verify_files
 from rekd_deploy.repository.reader import (
     GRAPH_MODELS,
     MANIFEST,
-    REFERENCE,
     check_repository,
     graph_path,
     plan_path,
