@@ -15,7 +15,6 @@ from rekd_train.data.examples import (
     stratified_split,
     summarise,
 )
-from rekd_train.data.hugging_face import hugging_face_data
 from rekd_train.data.own import is_unsplit, load_whole, own_data
 from rekd_train.data.published import aclimdb, cifar, digits, fashion_mnist, mosaic, packaged_reviews
 from rekd_train.data.splits import ImageSplit, Split, TokenizedTexts, bucketed_batches, encode, encode_splits, tokenize
@@ -31,7 +30,7 @@ SOURCES: dict[str, Callable[[DataConfig], DataSet]] = {
     "rotten_tomatoes": packaged_reviews,
     "aclimdb": aclimdb,
     "table": own_data,
-    "hf": hugging_face_data,
+    "hf": own_data,
     "cifar10": cifar,
     "cifar100_coarse": cifar,
     "cifar100_fine": cifar,

@@ -37,7 +37,7 @@ class LabelledTexts(_OneSplit):
     """Texts of one split."""
 
     texts: Sequence[str]
-    """A list, or a column that is read when it is asked for (``rekd_train.data.hugging_face``)."""
+    """A list, or a column that is read when it is asked for (``rekd_train.data.table_files.Column``)."""
     labels: np.ndarray
     """(n,) int64."""
     rationales: list[CharacterSpans | None] | None = field(default=None, repr=False)

@@ -22,7 +22,7 @@ CLASSES = datasets.ClassLabel(names=["positive", "negative"])
 
 @pytest.fixture(autouse=True)
 def several_batches(monkeypatch):
-    monkeypatch.setattr("rekd_train.data.hugging_face._READ_AT_ONCE", 4)
+    monkeypatch.setattr("rekd_train.data.table_files._READ_AT_ONCE", 4)
 
 
 def part(texts, labels, classes=CLASSES, **columns):
