@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
@@ -105,6 +107,21 @@ class DataSet:
     """Examples left out since they occur twice; None: nobody has looked."""
     contradictions: tuple[str, ...] = ()
     """Examples that occur with different labels: its places and labels, the kept one first."""
+
+
+def text_id(text: str) -> str:
+    """What a text is found by: the first 16 hex digits of the SHA-256 of its UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def names_of(item: Any, folder: Path) -> tuple[str, ...]:
+    """What a file may call a text or an image: of an image file its path within ``folder`` first, then the id."""
+    if isinstance(item, str):
+        return (text_id(item),)
+    if isinstance(item, Path):
+        path = item.relative_to(folder) if item.is_relative_to(folder) else item
+        return path.as_posix(), hashlib.sha256(item.read_bytes()).hexdigest()[:16]
+    return (hashlib.sha256(np.ascontiguousarray(item).tobytes()).hexdigest()[:16],)
 
 
 def stratified_split(examples: SomeExamples, shares: Sequence[float], seed: int) -> list[SomeExamples]:

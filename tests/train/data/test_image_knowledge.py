@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rekd_train.data.image_knowledge import ImageReader, align_images, marked_patches, on_patches
-from rekd_train.data.knowledge import read_knowledge
+from rekd_train.data.knowledge import align, read_knowledge
+from rekd_train.data.splits import marked_patches, on_patches
 from rekd_train.errors import DataError
 from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
 
@@ -21,11 +21,11 @@ LABELS = ("negative", "positive")
 def known(tmp_path, *rows):
     path = tmp_path / "k.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return read_knowledge(path, LABELS, ImageReader)
+    return read_knowledge(path, LABELS, "image")
 
 
 def aligned(tmp_path, images, *rows):
-    return align_images(known(tmp_path, *rows), images, PREPROCESSOR, len(LABELS), tmp_path)
+    return align(known(tmp_path, *rows), images, PREPROCESSOR, len(LABELS), tmp_path)
 
 
 @pytest.fixture

@@ -12,11 +12,10 @@ from conftest import tiny_tokenizer_json, trained_tokenizer
 from rekd_train.data.knowledge import (
     align,
     checked_statements,
-    marks_at,
     read_knowledge,
-    scores_at,
     text_id,
 )
+from rekd_train.data.splits import marks_at, scores_at
 from rekd_train.errors import DataError
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 from rekd_train.training.teacher import write_knowledge
