@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from rekd_train.checkpoints.description import FORMAT, VERSION, in_one_line, read_description, read_json
 from rekd_train.config.run import BackboneConfig
-from rekd_train.config.trust import trusted_code
+from rekd_train.config.sections import trusted_code
 from rekd_train.data.examples import summary_notes, summary_rows
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.files import AGAIN, atomic_directory, cannot_write, sha256, write_json, write_text
