@@ -39,15 +39,10 @@ _CARD = Environment(
 
 
 def save(
-    rationalizer: Rationalizer,
-    directory: str | Path,
-    *,
-    metrics: dict[str, Any] | None = None,
-    training: dict[str, Any] | None = None,
-    examples: Sequence[dict[str, str]] = (),
-    images: dict[str, np.ndarray] | None = None,
-    fix: str = AGAIN,
-) -> Path:
+    rationalizer: Rationalizer, directory: str | Path, *, metrics: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None, examples: Sequence[dict[str, str]] = (),
+    images: dict[str, np.ndarray] | None = None, fix: str = AGAIN,
+) -> Path:  # fmt: skip
     """Write a checkpoint atomically, in place of one that lies there.
 
     Args:

@@ -49,18 +49,10 @@ _BERT_SEGMENTS = "bert.bert.embeddings.token_type_embeddings.weight"
 
 
 def import_official(
-    family: OfficialFamily,
-    selector: str | Path,
-    predictor: str | Path,
-    backbone: str | Path,
-    output: str | Path,
-    *,
-    tokenizer: str | Path | None = None,
-    labels: Sequence[str] | None = None,
-    max_length: int = 256,
-    image_side: int = 32,
-    overwrite: bool = False,
-) -> Path:
+    family: OfficialFamily, selector: str | Path, predictor: str | Path, backbone: str | Path, output: str | Path, *,
+    tokenizer: str | Path | None = None, labels: Sequence[str] | None = None, max_length: int = 256,
+    image_side: int = 32, overwrite: bool = False,
+) -> Path:  # fmt: skip
     """Write a checkpoint that answers as the authors' pair does without its noise.
 
     The decision rule is the paper's (argmax, every position, no limit) and the operator 'zero'.

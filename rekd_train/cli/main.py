@@ -31,14 +31,17 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoi
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
 
-@app.command(
-    "run",
-    epilog=examples(
-        "rekd-train run demo_student --output runs/student",
-        "rekd-train run demo_student --teacher runs/teacher --output runs/distilled",
-        "rekd-train run mine.toml --set stages.rationale_epochs=3 --set seed=1 --output runs/mine",
-        "rekd-train run mine.toml --output runs/mine --resume",
-    ),
+def command(*lines: str, name: str | None = None):
+    """Of ``app``, with examples of its use."""
+    return app.command(name, epilog=examples(*lines))
+
+
+@command(
+    "rekd-train run demo_student --output runs/student",
+    "rekd-train run demo_student --teacher runs/teacher --output runs/distilled",
+    "rekd-train run mine.toml --set stages.rationale_epochs=3 --set seed=1 --output runs/mine",
+    "rekd-train run mine.toml --output runs/mine --resume",
+    name="run",
 )
 def run_command(
     source: Annotated[str, typer.Argument(metavar="PRESET|FILE.toml", help="A preset's name or a configuration file.")],
@@ -79,7 +82,7 @@ def run_command(
     report_metrics(metrics, output, as_json)
 
 
-@app.command(epilog=examples("rekd-train presets", "rekd-train presets paper --json"))
+@command("rekd-train presets", "rekd-train presets paper --json")
 def presets(
     contains: Annotated[str, typer.Argument(metavar="[TEXT]", help="Only presets whose name contains this.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print every setting as one JSON document.")] = False,
@@ -97,11 +100,9 @@ def presets(
     print_table(("preset", "where its settings come from"), rows, left=2, framed=False)
 
 
-@app.command(
-    epilog=examples(
-        "rekd-train calibrate runs/student --target 0.08 --output runs/student-8",
-        "rekd-train calibrate imported --data paper_imdb_bert_small_re --set data.path=aclImdb --output calibrated",
-    )
+@command(
+    "rekd-train calibrate runs/student --target 0.08 --output runs/student-8",
+    "rekd-train calibrate imported --data paper_imdb_bert_small_re --set data.path=aclImdb --output calibrated",
 )
 def calibrate(
     path: Checkpoint,
@@ -121,11 +122,9 @@ def calibrate(
     report_metrics(metrics, output, as_json)
 
 
-@app.command(
-    epilog=examples(
-        "rekd-train record runs/teacher --output knowledge.parquet",
-        "rekd-train run demo_student --teacher knowledge.parquet --output runs/student",
-    )
+@command(
+    "rekd-train record runs/teacher --output knowledge.parquet",
+    "rekd-train run demo_student --teacher knowledge.parquet --output runs/student",
 )
 def record(
     path: Checkpoint,
@@ -146,7 +145,7 @@ def record(
     typer.echo(f"{output}: {count:,} examples, {output.stat().st_size / 1e6:.1f} MB")
 
 
-@app.command("check-teacher", epilog=examples("rekd-train check-teacher knowledge.jsonl --data my.csv"))
+@command("rekd-train check-teacher knowledge.jsonl --data my.csv", name="check-teacher")
 def check_teacher_command(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="Recorded knowledge, JSON lines or Parquet.")],
     data: Annotated[str, typer.Option(metavar="PRESET|FILE", help="The data that it is to teach.")],
@@ -167,11 +166,9 @@ def check_teacher_command(
     print_table(("knowledge", "value"), rows, left=1)
 
 
-@app.command(
-    epilog=examples(
-        "rekd-train compact runs/student --output runs/student-compact",
-        "rekd-train compact calibrated --set stages.compact_epochs=2 --output compacted",
-    )
+@command(
+    "rekd-train compact runs/student --output runs/student-compact",
+    "rekd-train compact calibrated --set stages.compact_epochs=2 --output compacted",
 )
 def compact(
     path: Checkpoint,
@@ -195,13 +192,11 @@ def compact(
     report_metrics(metrics, output, as_json)
 
 
-@app.command(
-    epilog=examples(
-        "rekd-train evaluate runs/student",
-        "rekd-train evaluate runs/student --split dev --draws 0 --json",
-        "rekd-train evaluate runs/student --data new_reviews.csv",
-        "rekd-train evaluate runs/student --teacher runs/teacher --output student.json",
-    )
+@command(
+    "rekd-train evaluate runs/student",
+    "rekd-train evaluate runs/student --split dev --draws 0 --json",
+    "rekd-train evaluate runs/student --data new_reviews.csv",
+    "rekd-train evaluate runs/student --teacher runs/teacher --output student.json",
 )
 def evaluate(
     path: Checkpoint,
@@ -253,12 +248,10 @@ def evaluate(
         typer.echo(line)
 
 
-@app.command(
-    "import-official",
-    epilog=examples(
-        "rekd-train import-official --family bert --selector g_bert --predictor f_bert --backbone bert-small "
-        "--labels negative,positive --output runs/official",
-    ),
+@command(
+    "rekd-train import-official --family bert --selector g_bert --predictor f_bert --backbone bert-small "
+    "--labels negative,positive --output runs/official",
+    name="import-official",
 )
 def import_official(
     family: Annotated[str, typer.Option(help="bert or vit.")],

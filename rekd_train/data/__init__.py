@@ -26,19 +26,11 @@ __all__ = [
 ]  # fmt: skip
 
 SOURCES: dict[str, Callable[[DataConfig], DataSet]] = {
-    "imdb": packaged_reviews,
-    "rotten_tomatoes": packaged_reviews,
-    "aclimdb": aclimdb,
-    "table": own_data,
-    "hf": own_data,
-    "cifar10": cifar,
-    "cifar100_coarse": cifar,
-    "cifar100_fine": cifar,
-    "fashion_mnist": fashion_mnist,
-    "mosaic": mosaic,
-    "digits": digits,
-    "image_folder": own_data,
-}
+    "table": own_data, "image_folder": own_data, "hf": own_data,
+    "imdb": packaged_reviews, "rotten_tomatoes": packaged_reviews, "aclimdb": aclimdb,
+    "cifar10": cifar, "cifar100_coarse": cifar, "cifar100_fine": cifar,
+    "fashion_mnist": fashion_mnist, "mosaic": mosaic, "digits": digits,
+}  # fmt: skip
 """A reader for each name that ``data.name`` may have."""
 
 

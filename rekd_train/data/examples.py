@@ -29,9 +29,26 @@ CharacterSpans = list[tuple[int, int]]
 
 
 class _OneSplit:
+    @property
+    def items(self) -> Any:
+        """The texts or images, which are the first field."""
+        return next(iter(vars(self).values()))
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> Self:
+        """These examples, in this order."""
+        return type(self)(*(None if part is None else _chosen(part, indices) for part in vars(self).values()))
+
     def head(self, count: int | None) -> Self:
         """The first ``count`` examples; None: all."""
         return self if count is None else self.take(np.arange(min(count, len(self))))
+
+
+def _chosen(items: Any, indices: Sequence[int] | np.ndarray) -> Any:
+    """Of a list a list; what takes an array of indices, as arrays and columns do, of its own kind."""
+    return [items[i] for i in indices] if isinstance(items, list) else items[np.asarray(indices)]
 
 
 @dataclass(frozen=True)
@@ -45,19 +62,6 @@ class LabelledTexts(_OneSplit):
     rationales: list[CharacterSpans | None] | None = field(default=None, repr=False)
     """Human rationales; None for a text nobody annotated, None altogether where the data have none."""
 
-    @property
-    def items(self) -> Any:
-        """The texts."""
-        return self.texts
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def take(self, indices: Sequence[int] | np.ndarray) -> LabelledTexts:
-        """These examples, in this order."""
-        rationales = None if self.rationales is None else [self.rationales[i] for i in indices]
-        return LabelledTexts(_chosen(self.texts, indices), self.labels[indices], rationales)
-
 
 @dataclass(frozen=True)
 class LabelledImages(_OneSplit):
@@ -69,24 +73,6 @@ class LabelledImages(_OneSplit):
     """(n,) int64."""
     regions: np.ndarray | None = field(default=None, repr=False)
     """(n, 4) int64: top, left, bottom, right in pixels of the part that decides the label, where it is known."""
-
-    @property
-    def items(self) -> Any:
-        """The images."""
-        return self.images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def take(self, indices: Sequence[int] | np.ndarray) -> LabelledImages:
-        """These examples, in this order."""
-        regions = None if self.regions is None else self.regions[indices]
-        return LabelledImages(_chosen(self.images, indices), self.labels[indices], regions)
-
-
-def _chosen(items: Any, indices: Sequence[int] | np.ndarray) -> Any:
-    """Of a list a list; what takes an array of indices, as arrays and columns do, of its own kind."""
-    return [items[i] for i in indices] if isinstance(items, list) else items[np.asarray(indices)]
 
 
 Examples = LabelledTexts | LabelledImages
