@@ -105,16 +105,11 @@ def presets(
     "rekd-train calibrate imported --data paper_imdb_bert_small_re --set data.path=aclImdb --output calibrated",
 )
 def calibrate(
-    path: Checkpoint,
-    output: Output,
+    path: Checkpoint, output: Output,
     target: Annotated[float | None, typer.Option(help="Mean share of kept features; default: the run's own.")] = None,
-    data: Data = None,
-    overrides: Overrides = None,
-    overwrite: Overwrite = False,
-    trust_code: TrustCode = False,
-    device: Device = "auto",
-    as_json: AsJson = False,
-) -> None:
+    data: Data = None, overrides: Overrides = None, overwrite: Overwrite = False, trust_code: TrustCode = False,
+    device: Device = "auto", as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Fit the decision rule's bias and the probability temperature on dev again."""
     from rekd_train.runs import calibrate_run
 
@@ -127,15 +122,12 @@ def calibrate(
     "rekd-train run demo_student --teacher knowledge.parquet --output runs/student",
 )
 def record(
-    path: Checkpoint,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The Parquet file to write.")],
-    data: Data = None,
-    overrides: Overrides = None,
+    path: Checkpoint, output: Annotated[Path, typer.Option("--output", "-o", help="The Parquet file to write.")],
+    data: Data = None, overrides: Overrides = None,
     texts: Annotated[bool, typer.Option("--texts", help="Write the texts, too, not their hashes alone.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file at the output.")] = False,
-    trust_code: TrustCode = False,
-    device: Device = "auto",
-) -> None:
+    trust_code: TrustCode = False, device: Device = "auto",
+) -> None:  # fmt: skip
     """Write what a pair says about its training texts or images, to teach from without it."""
     from rekd_train.runs import record_run
 
@@ -171,16 +163,9 @@ def check_teacher_command(
     "rekd-train compact calibrated --set stages.compact_epochs=2 --output compacted",
 )
 def compact(
-    path: Checkpoint,
-    output: Output,
-    teacher: Teacher = None,
-    data: Data = None,
-    overrides: Overrides = None,
-    overwrite: Overwrite = False,
-    trust_code: TrustCode = False,
-    device: Device = "auto",
-    as_json: AsJson = False,
-) -> None:
+    path: Checkpoint, output: Output, teacher: Teacher = None, data: Data = None, overrides: Overrides = None,
+    overwrite: Overwrite = False, trust_code: TrustCode = False, device: Device = "auto", as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Fine-tune the predictor on gathered tokens, selector frozen, so that it can be served compacted."""
     from rekd_train.runs import compact_run
 
@@ -213,12 +198,9 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the report there, as JSON.")
     ] = None,
-    data: Data = None,
-    overrides: Overrides = None,
-    trust_code: TrustCode = False,
-    device: Device = "auto",
+    data: Data = None, overrides: Overrides = None, trust_code: TrustCode = False, device: Device = "auto",
     as_json: AsJson = False,
-) -> None:
+) -> None:  # fmt: skip
     """Measure a checkpoint on a split of its data: accuracy given the rationale, rate, calibration, every mode."""
     from rekd_train.data import SPLITS
 
@@ -277,9 +259,8 @@ def import_official(
 
     names = [name.strip() for name in labels.split(",")] if labels else None
     convert(
-        family, selector, predictor, backbone, output,
-        tokenizer=tokenizer, labels=names, max_length=max_length, image_side=image_side,
-        overwrite=overwrite,
+        family, selector, predictor, backbone, output, tokenizer=tokenizer, labels=names, max_length=max_length,
+        image_side=image_side, overwrite=overwrite,
     )  # fmt: skip
     pair = load(output)
     kind, classes = pair.preprocessor.settings.kind, ", ".join(pair.labels)

@@ -6,23 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from rekd_train.config.run import DataConfig
-from rekd_train.data.examples import (
-    SPLITS,
-    DataSet,
-    LabelledImages,
-    LabelledTexts,
-    check_data,
-    stratified_split,
-    summarise,
-)
+from rekd_train.data.examples import SPLITS, DataSet, LabelledImages, LabelledTexts, check_data, summarise
 from rekd_train.data.own import is_unsplit, load_whole, own_data
 from rekd_train.data.published import aclimdb, cifar, digits, fashion_mnist, mosaic, packaged_reviews
 from rekd_train.data.splits import ImageSplit, Split, TokenizedTexts, bucketed_batches, encode, encode_splits, tokenize
 
 __all__ = [
     "SPLITS", "DataSet", "ImageSplit", "LabelledImages", "LabelledTexts", "Split", "TokenizedTexts", "bucketed_batches",
-    "encode", "encode_splits", "is_unsplit", "load_data", "load_whole", "stratified_split", "summarise",
-    "tokenize",
+    "encode", "encode_splits", "is_unsplit", "load_data", "load_whole", "summarise", "tokenize",
 ]  # fmt: skip
 
 SOURCES: dict[str, Callable[[DataConfig], DataSet]] = {

@@ -21,11 +21,10 @@ from rekd_train.data import (
     encode,
     encode_splits,
     load_data,
-    stratified_split,
     summarise,
     tokenize,
 )
-from rekd_train.data.examples import check_data, completed, summary_notes, summary_rows
+from rekd_train.data.examples import check_data, completed, stratified_split, summary_notes, summary_rows
 from rekd_train.data.splits import augment
 from rekd_train.errors import ConfigError, DataError
 from rekd_train.inputs.policy import SelectionPolicy
