@@ -2,14 +2,19 @@
 
 import csv
 import json
+import sys
 
 import numpy as np
 import pytest
+from conftest import tiny_tokenizer_json
 from PIL import Image
 
 from rekd_train.config.run import DataConfig
-from rekd_train.data import is_unsplit, load_data, load_whole
-from rekd_train.errors import DataError
+from rekd_train.data import encode_splits, is_unsplit, load_data, load_whole
+from rekd_train.data.knowledge import read_knowledge, with_unlabelled
+from rekd_train.errors import DataError, MissingExtraError
+from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
+from rekd_train.inputs.text import TextPreprocessor, TextSettings
 
 pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
 datasets = pytest.importorskip("datasets")
@@ -27,8 +32,14 @@ def several_batches(monkeypatch):
 
 
 def config(path, **settings) -> DataConfig:
-    name = "hf" if path.suffix == ".hf" else "table"
-    return DataConfig(name=name, path=str(path), **{"dev_share": 0.25, "test_share": 0.25, **settings})
+    name = "hf" if str(path).endswith(".hf") else "table"
+    return DataConfig(**{"name": name, "path": str(path), "dev_share": 0.25, "test_share": 0.25, **settings})
+
+
+def saved(path, splits):
+    """A data set, or several by name, as ``save_to_disk`` leaves them."""
+    (splits if isinstance(splits, datasets.Dataset) else datasets.DatasetDict(splits)).save_to_disk(path)
+    return path
 
 
 def write(path, rows):
@@ -40,7 +51,7 @@ def write(path, rows):
     elif path.suffix == ".parquet":
         parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     elif path.suffix == ".hf":
-        datasets.Dataset.from_list(rows).save_to_disk(path)
+        saved(path, datasets.Dataset.from_list(rows))
     else:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
@@ -49,9 +60,7 @@ def write(path, rows):
 def write_splits(path, **splits):
     """A folder of tables, or what ``datasets`` saves."""
     if path.suffix == ".hf":
-        made = {name: datasets.Dataset.from_list(rows) for name, rows in splits.items()}
-        datasets.DatasetDict(made).save_to_disk(path)
-        return path
+        return saved(path, {name: datasets.Dataset.from_list(rows) for name, rows in splits.items()})
     path.mkdir()
     for name, rows in splits.items():
         write(path / f"{name}.csv", rows)
@@ -126,24 +135,19 @@ def test_splits_come_from_a_column(tmp_path):
 
 @pytest.mark.parametrize(("name", "place"), [("folder", "{}.csv line {}"), ("a.hf", "{} row {}")])
 def test_an_example_is_kept_once_where_it_measures_and_contradicting_labels_are_named(tmp_path, name, place):
-    other = ROWS[3] | {"label": "pos"}
-    path = write_splits(tmp_path / name, train=[*ROWS[:20], ROWS[0], ROWS[30]], test=[*ROWS[20:], other])
-    data = load_data(config(path))
-    assert sizes(data) == {"train": 15, "dev": 4, "test": 21} and "3 duplicates dropped" in data.origin
-    assert {ROWS[30]["text"], ROWS[3]["text"]} < {*data.splits["test"].texts} and data.duplicates == 3
-    first = 2 if name == "folder" else 1  # with a header
-    kept, dropped = place.format("test", 20 + first), place.format("train", 3 + first)
-    assert data.contradictions == (f"{kept} 'pos' (kept), {dropped} 'neg': 'bad text, number 3'",)
-
-
-def test_contradictions_within_a_file_are_named_and_make_no_class(tmp_path):
-    rows = [*ROWS, ROWS[0], ROWS[1] | {"label": "pos"}, ROWS[1] | {"label": "pos"}, ROWS[2] | {"label": "pso"}]
-    data = load_data(config(write(tmp_path / "a.csv", rows)))
-    assert data.duplicates == 4 and data.label_names == ("neg", "pos")
+    turned = [ROWS[1] | {"label": "pos"}, ROWS[1] | {"label": "pos"}, ROWS[2] | {"label": "pso"}]
+    test = [*ROWS[20:], ROWS[3] | {"label": "pos"}]
+    data = load_data(config(write_splits(tmp_path / name, train=[*ROWS[:20], ROWS[0], ROWS[30], *turned], test=test)))
+    assert sizes(data) == {"train": 15, "dev": 4, "test": 21} and "6 duplicates dropped" in data.origin
+    assert {ROWS[30]["text"], ROWS[3]["text"]} < {*data.splits["test"].texts} and data.duplicates == 6
+    assert data.label_names == ("neg", "pos"), "no class without an example"
+    at = [place.format(split, row + (name == "folder")) for split, row in (("test", 21), ("train", 4), ("train", 2),
+          ("train", 23), ("train", 24), ("train", 3), ("train", 25))]  # fmt: skip
     assert data.contradictions == (
-        "line 3 'neg' (kept), line 43 'pos', line 44 'pos': 'bad text, number 1'",
-        "line 4 'pos' (kept), line 45 'pso': 'good text, number 2'",
-    )  # fmt: skip
+        f"{at[0]} 'pos' (kept), {at[1]} 'neg': 'bad text, number 3'",
+        f"{at[2]} 'neg' (kept), {at[3]} 'pos', {at[4]} 'pos': 'bad text, number 1'",
+        f"{at[5]} 'pos' (kept), {at[6]} 'pso': 'good text, number 2'",
+    )
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -157,17 +161,13 @@ def test_human_rationales_travel_with_their_text(tmp_path, name):
 
 @pytest.mark.parametrize(("name", "place"), SOURCES.items())
 def test_rows_that_cannot_be_used_are_named_together(tmp_path, name, place):
-    wrong = [{"text": ""}, {"text": "  "}, {"text": "\n"}, {"label": None}, {"why": [[0, 999]]}, {"why": [[3, 3]]},
-             {"why": [[-1, 2]]}]  # fmt: skip
-    rows = [{**row, "why": None, **more} for row, more in zip(ROWS, [{}, *wrong, *[{}] * 32], strict=True)]
-    said = ["the text is empty"] * 3 + ["the label is missing"] + [
-        f"the rationale holds {row['why'][0]}, not 0 <= start < end <= {len(row['text'])}, the text's length"
-        for row in rows[5:8]
-    ]  # fmt: skip
-    lines = [3, 4, 5, 7, 8, 9, 10] if name == "a.csv" else [2, 3, 4, 5, 6, 7, 8]  # a break takes two lines of CSV
-    places = [f"{place.format(line)}: {problem}" for line, problem in zip(lines, said, strict=True)]
-    message = message_of(write(tmp_path / name, rows), rationale_column="why")
-    assert message == f"{tmp_path / name}: {'; '.join(places)}; fix: correct these rows or take them out"
+    wrong = [{}] * 37 + [{"text": "  "}, {"label": None}, {"why": [[3, 3]]}]
+    path = write(tmp_path / name, [{**row, "why": None, **more} for row, more in zip(ROWS, wrong, strict=True)])
+    at = [place.format(row + (name == "a.csv")) for row in (38, 39, 40)]
+    assert message_of(path, rationale_column="why") == (
+        f"{path}: {at[0]}: the text is empty; {at[1]}: the label is missing; {at[2]}: the rationale holds [3, 3], not "
+        "0 <= start < end <= 19, the text's length; fix: correct these rows or take them out"
+    )
 
 
 def test_all_bad_rows_are_named_at_once_with_the_lines_of_the_file(tmp_path):
@@ -191,14 +191,9 @@ def test_all_bad_rows_are_named_at_once_with_the_lines_of_the_file(tmp_path):
     assert "line 61: the text is empty; and 1,010 more; fix" in message_of(write(path, rows))
 
 
-@pytest.mark.parametrize(("name", "places"), [("folder", ("train.csv line 22", "test.csv line 22")),
-                                              ("a.hf", ("train row 21", "test row 21"))])  # fmt: skip
-def test_of_several_splits_bad_rows_are_named_with_theirs(tmp_path, name, places):
-    train, test = [*ROWS[:20], {"text": "", "label": "neg"}], [*ROWS[20:], {"text": "x", "label": "neutral"}]
-    message = message_of(write_splits(tmp_path / name, train=train, test=test))
-    assert f"{places[0]}: the text is empty; {places[1]}: the label 'neutral' is none of" in message
-    fix = "no training file" if name == "folder" else "has no split 'train', but test, val"
-    assert fix in message_of(write_splits(tmp_path / f"no-{name}", test=test, val=test))
+def test_splits_without_training_examples_are_refused(tmp_path):
+    for name, problem in (("folder", "no training file"), ("a.hf", "no split 'train', but test, val")):
+        assert problem in message_of(write_splits(tmp_path / name, test=ROWS, val=ROWS))
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.hf"])
@@ -209,7 +204,6 @@ def test_labels_are_compared_with_the_classes_given(tmp_path, name):
     assert [text.startswith("bad") for text in data.splits["train"].texts] == data.splits["train"].labels.tolist()
     message = message_of(path, labels=("pos", "neutral"))
     assert ": the label 'neg' is none of the 2 classes" in message and "data.labels" in message
-    assert "one class" in message_of(write(tmp_path / f"one-{name}", [row | {"label": "pos"} for row in ROWS]))
 
 
 @pytest.mark.parametrize(
@@ -221,10 +215,8 @@ def test_labels_are_compared_with_the_classes_given(tmp_path, name):
         ("a.csv", b"text,label\na,b\nc,d,e,f\n\ng,h,i\n",
          "a.csv cannot be read: line 3 has 4 values; line 5 has 3 values; the header names 2"),
         ("a.csv", b'text,label\na,b\n"c\nd,e\n', "line 3: unexpected end of data; fix: write each quote"),
-        ("a.csv", b"text,label\n", "holds no rows"),
-        ("a.csv", b"", "holds no rows"),
-        ("a.parquet", b"PAR1 not really", "a.parquet cannot be read"),
-        ("a.xlsx", b"", "none of .csv"),
+        ("a.csv", b"text,label\n", "holds no rows"), ("a.csv", b"", "holds no rows"),
+        ("a.parquet", b"PAR1 not really", "a.parquet cannot be read"), ("a.xlsx", b"", "none of .csv"),
         ("a.csv", None, "does not exist"),
     ],
 )  # fmt: skip
@@ -233,6 +225,112 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, problem):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=problem):
         load_data(config(tmp_path / name))
+
+
+# what only datasets have
+
+CLASSES = datasets.ClassLabel(names=["positive", "negative"])
+
+
+def part(word, count, labels=(0, 1)):
+    rows = [{"text": f"a {word} film, number {i}", "label": labels[i % 2]} for i in range(count)]
+    return datasets.Dataset.from_list(rows).cast_column("label", CLASSES)
+
+
+def found(data) -> dict[str, tuple]:
+    """Of each split how many texts, and their second words."""
+    return {name: (len(each), *{text.split()[1] for text in each.texts}) for name, each in data.splits.items()}
+
+
+TRAIN, ALONE = part("train", 24), {"train": (12, "train"), "dev": (6, "train"), "test": (6, "train")}
+
+
+@pytest.mark.parametrize(
+    ("splits", "expected"),
+    [
+        ({"train": TRAIN, "validation": part("dev", 8), "test": part("test", 8)},
+         {"train": (24, "train"), "dev": (8, "dev"), "test": (8, "test")}),
+        ({"train": TRAIN, "dev": part("dev", 8), "unsupervised": part("unsupervised", 8)},
+         {"train": (18, "train"), "dev": (8, "dev"), "test": (6, "train")}),
+        ({"train": TRAIN, "test": part("test", 2, (-1, -1))}, ALONE),  # without labels it counts as missing
+        ({"train": TRAIN}, ALONE), ({"everything": TRAIN}, ALONE), (TRAIN.with_format("numpy"), ALONE),
+    ],
+)  # fmt: skip
+def test_its_own_splits_are_taken_and_the_others_made(tmp_path, splits, expected):
+    data = load_data(config(saved(tmp_path / "a.hf", splits)))
+    assert found(data) == expected and data.label_names == ("positive", "negative") and data.duplicates == 0
+    for examples in data.splits.values():
+        assert [int(text.split()[-1]) % 2 for text in examples.texts] == examples.labels.tolist()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # datasets leaves a CSV file open
+@pytest.mark.parametrize("name", ["mine.csv", "mine.jsonl", "."])
+def test_files_are_read_as_load_dataset_reads_them(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "files").mkdir()
+    rows = [{"review": f"film {i}", "stars": i % 2 + 1} for i in range(24)]
+    lines = ["review,stars", *(f"{row['review']},{row['stars']}" for row in rows)]
+    lines = lines if name == "mine.csv" else map(json.dumps, rows)
+    (tmp_path / "files" / ("train.jsonl" if name == "." else name)).write_text("\n".join(lines))
+    data = load_data(config(tmp_path / "files" / name, name="hf", text_column="review", label_column="stars"))
+    assert [len(each) for each in data.splits.values()] == [12, 6, 6] and data.label_names == ("1", "2")
+
+
+@pytest.mark.parametrize("path, asked", [("owner/name", ("owner/name", None)), ("owner/name:en", ("owner/name", "en"))])
+def test_a_name_that_is_no_path_is_looked_for_on_the_hub(monkeypatch, path, asked):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *given: {"train": part(str(given), 24)})
+    data = load_data(config(path, name="hf"))
+    assert str(asked) in data.splits["train"].texts[0] and path in data.origin
+
+
+def test_texts_stay_on_the_disk_until_they_are_tokenised(tmp_path):
+    data = load_data(config(saved(tmp_path / "a.hf", part("good", 40)), train_examples=10))
+    train = data.splits["train"]
+    assert len(train) == 10 and not isinstance(train.texts, list)
+    preprocessor = TextPreprocessor(tiny_tokenizer_json(), TextSettings(48))
+    split = encode_splits(data, preprocessor, config("a.hf"))["train"]
+    for ids, text in zip(split.ids, train.texts, strict=True):
+        assert ids.tolist() == preprocessor.encode([text])[0].ids
+    (tmp_path / "k.jsonl").write_text(json.dumps({"text": "a new one, number 3", "label": "positive"}))
+    more = with_unlabelled(data, read_knowledge(tmp_path / "k.jsonl", data.label_names)).splits["train"]
+    assert [*more.texts] == [*train.texts, "a new one, number 3"] and not isinstance(more.texts, list)
+
+
+def test_what_cannot_be_read_is_one_line_with_the_fix(tmp_path, monkeypatch):
+    path, damaged = (saved(tmp_path / name, part("good", 4)) for name in ("a.hf", "b.hf"))
+    (damaged / "data-00000-of-00001.arrow").write_bytes(b"no arrow")
+    (tmp_path / "c.hf").mkdir()
+    columns = "no column 'review' and no column 'stars'; it has: text, label; fix: --set data.text_column"
+    assert columns in message_of(path, text_column="review", label_column="stars")
+    for name, problem in (("no", "does not exist; fix: --set data.path"), ("b", "cannot be read"),
+                          ("c", "cannot be read")):  # fmt: skip
+        assert problem in message_of(tmp_path / f"{name}.hf")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtraError, match=r"datasets.*\[data\]"):
+        load_data(config(path))
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_images_are_decoded_when_they_are_encoded(tmp_path, damaged):
+    pixels = np.random.default_rng(0).integers(0, 256, size=(24, 8, 9, 3), dtype=np.uint8)
+    features = datasets.Features({"picture": datasets.Image(), "label": CLASSES})
+    values = [Image.fromarray(image) for image in pixels]
+    if damaged:
+        values[5] = {"bytes": b"none", "path": None}
+    made = {"picture": values, "label": [i % 2 for i in range(24)]}
+    path = saved(tmp_path / "a.hf", datasets.Dataset.from_dict(made, features=features))
+    settings = config(path, image_column="picture")
+    data = load_data(settings)
+    assert data.duplicates is None and "images" in data.origin
+    preprocessor = ImagePreprocessor(ImageSettings(height=8, width=9, channels=3, rows=2, columns=3))
+    if damaged:
+        images = next(examples.images for examples in data.splits.values() if 5 in examples.images.rows)
+        with pytest.raises(DataError, match="column 'picture', rows 6 to 6"):
+            images[list(images.rows).index(5)]
+        return
+    for name, split in encode_splits(data, preprocessor, settings).items():
+        rows = data.splits[name].images.rows
+        assert (split.pixels == pixels[rows]).all() and (split.labels == rows % 2).all()
 
 
 # folders of images

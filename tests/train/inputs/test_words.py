@@ -73,20 +73,12 @@ def test_spans_are_whole_words_in_order(kind):
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-def test_in_scripts_without_spaces_each_token_is_a_word(kind):
-    text = "我喜欢 这部电影"
+def test_in_scripts_without_spaces_each_token_is_a_word_and_others_are_shown_whole(kind):
+    chinese, text = "我喜欢 这部电影", "so wonderfulness  ends"
     preprocessor = preprocessor_of(kind)
-    encoding = preprocessor.encode([text])[0]
-    last = max(position for position, word in enumerate(encoding.word_ids) if word is not None)
-    _, (span,) = spans_of(preprocessor, text, [last])
-    assert span.end == len(text) and span.start >= len(text) - 4, "not the whole sentence"
-
-
-@pytest.mark.parametrize("kind", TOKENIZERS)
-def test_a_word_that_is_kept_in_part_is_shown_whole_and_without_the_space(kind):
-    text = "so wonderfulness  ends"
-    preprocessor = preprocessor_of(kind)
-    encoding = preprocessor.encode([text])[0]
-    inside = [p for p, (start, end) in enumerate(encoding.offsets) if start < 16 == end]
-    _, (span,) = spans_of(preprocessor, text, inside[-1:])
-    assert span.text == "wonderfulness"
+    words = preprocessor.encode([chinese])[0].word_ids
+    _, (span,) = spans_of(preprocessor, chinese, [max(at for at, word in enumerate(words) if word is not None)])
+    assert span.end == len(chinese) and span.start >= len(chinese) - 4, "not the whole sentence"
+    offsets = preprocessor.encode([text])[0].offsets
+    _, (span,) = spans_of(preprocessor, text, [p for p, (start, end) in enumerate(offsets) if start < 16 == end][-1:])
+    assert span.text == "wonderfulness", "whole, without the space"
