@@ -1,8 +1,6 @@
 """Splits, encoding and batches: the same examples every time, the right tensors, the reason where it is known."""
 
-import os
-import subprocess
-import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -14,23 +12,13 @@ from rich.console import Console
 from rekd_train.checkpoints.checkpoint import model_card
 from rekd_train.cli.progress import progress_bars
 from rekd_train.config.run import DataConfig
-from rekd_train.data import (
-    DataSet,
-    LabelledImages,
-    LabelledTexts,
-    encode,
-    encode_splits,
-    load_data,
-    summarise,
-    tokenize,
-)
+from rekd_train.data import DataSet, LabelledImages, LabelledTexts, encode, encode_splits, load_data, summarise
 from rekd_train.data.examples import check_data, completed, stratified_split, summary_notes, summary_rows
 from rekd_train.data.splits import augment
 from rekd_train.errors import ConfigError, DataError
 from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 
-TESTS = Path(__file__).parents[2]
 SPLITS = ("train", "dev", "test")
 WORDS = TextPreprocessor(tiny_tokenizer_json(), TextSettings(32))
 PATCHES = make_image_rationalizer().preprocessor
@@ -106,46 +94,45 @@ def test_data_that_cannot_be_learnt_from_are_refused(splits, word):
 
 def test_texts_become_padded_batches_and_a_human_rationale_the_tokens_it_touches():
     examples = LabelledTexts(["the film was great", "bad film"], np.array([1, 0]), [[(4, 8), (16, 18)], None])
-    split = tokenize(examples, WORDS)
+    split = encode(examples, WORDS)
     assert split.lengths.tolist() == [6, 4] and not split.augmented
     batch = split.inputs([1, 0])
     assert batch["input_ids"].shape == (2, 6) and batch["attention_mask"].sum(axis=1).tolist() == [4, 6]
     assert split.truth[0].tolist() == [False, False, True, False, True, False]  # [CLS] the film was great [SEP]
-    assert split.truth[1] is None and tokenize(texts(1), WORDS).truth is None
+    assert split.truth[1] is None and encode(texts(1), WORDS).truth is None
     with pytest.raises(DataError, match=r"hold no word .*: '\\u200b'; '\\u200c'; fix: leave them out"):
-        tokenize(LabelledTexts(["good", "\u200b", "bad", "\u200c"], np.array([0, 1, 0, 1])), WORDS)
+        encode(LabelledTexts(["good", "\u200b", "bad", "\u200c"], np.array([0, 1, 0, 1])), WORDS)
 
 
 def test_the_length_of_a_cut_text_is_known():
-    split = tokenize(words(2, 30, 31, 57, 500), WORDS)  # [CLS] and [SEP] belong to the length
+    split = encode(words(2, 30, 31, 57, 500), WORDS)  # [CLS] and [SEP] belong to the length
     assert split.lengths.tolist() == [4, 32, 32, 32, 32]
     assert split.whole_lengths.tolist() == [4, 32, 33, 59, 502]
 
 
-MEMORY = """
-import resource
-import numpy as np
-from conftest import tiny_tokenizer_json
-from rekd_train.data import LabelledTexts, tokenize
-from rekd_train.inputs.text import TextPreprocessor, TextSettings
+def test_tokenising_keeps_the_ids_and_no_encodings(monkeypatch):
+    """With its windows an encoding takes a hundred times the memory of the ids."""
+    encode_texts, alive, most = TextPreprocessor.encode, weakref.WeakSet(), []
 
-def tokenized(count):
-    texts = LabelledTexts([" ".join(["good bad dull"] * 50)] * count, np.zeros(count, dtype=np.int64))
-    return tokenize(texts, preprocessor), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    class Held:
+        def __init__(self, encoding):
+            self.encoding = encoding
+            alive.add(self)
 
-preprocessor = TextPreprocessor(tiny_tokenizer_json(), TextSettings(64))
-_, before = tokenized(16)
-split, peak = tokenized(6000)
-print((peak - before) / 6000, sum(ids.nbytes for ids in split.ids) / 6000)
-"""
+        def __getattr__(self, name):
+            return getattr(self.encoding, name)
 
+        def __len__(self):
+            return len(self.encoding)
 
-def test_tokenising_keeps_the_ids_and_no_windows():
-    """150 words: their encoding with its windows takes 30 kB, the ids of 64 tokens a quarter of one."""
-    done = subprocess.run([sys.executable, "-c", MEMORY], cwd=TESTS, env=os.environ | {"PYTHONPATH": f"{TESTS.parent}"},
-                          capture_output=True, text=True, check=True)  # fmt: skip
-    peak, kept = map(float, done.stdout.split())
-    assert kept == 64 * 4 and peak < 12_000
+    def held(preprocessor, some):
+        found = [Held(encoding) for encoding in encode_texts(preprocessor, some)]
+        most.append(len(alive))
+        return found
+
+    monkeypatch.setattr(TextPreprocessor, "encode", held)
+    split = encode(words(*[3] * 3000), WORDS)
+    assert max(most) <= 1024 and not alive and sum(ids.nbytes for ids in split.ids) == 3000 * 5 * 4
 
 
 # images

@@ -2,18 +2,20 @@
 
 import hashlib
 import json
+import re
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
-from conftest import tiny_tokenizer_json
+from conftest import TOKENIZERS, tiny_tokenizer_json, trained_tokenizer
 from PIL import Image
 
 from rekd_train.errors import CheckpointError, ConfigError, FaultyItemsError, InputError
-from rekd_train.inputs.prediction import Prediction
+from rekd_train.inputs.prediction import Prediction, Span, merged_spans
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 
 MAXIMUM = 48
@@ -74,8 +76,11 @@ def test_what_cannot_be_a_preprocessing_is_named():
         TextSettings(max_length=9, lengths=(1,))
     with pytest.raises(ConfigError, match="max_length is 2"):
         TextSettings(max_length=2, lengths=(1,))
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        TextPreprocessor(tiny_tokenizer_json()[:-100], SETTINGS)
+    startless = json.dumps(json.loads(trained_tokenizer("byte-level BPE")) | {"post_processor": None})
+    for tokenizer, problem in ((tiny_tokenizer_json()[:-100], "cannot be read"),
+                               (startless, "puts no start token before a text.*fix: a tokenizer.json")):  # fmt: skip
+        with pytest.raises(CheckpointError, match=problem):
+            TextPreprocessor(tokenizer, SETTINGS)
 
 
 def test_special_token_names_in_a_text_are_text_and_without_one_for_padding_the_start_token_pads():
@@ -90,9 +95,8 @@ def test_other_threads_go_on_while_a_long_text_is_tokenised():
     text, moments, done = "good film " * 300_000, [], threading.Event()
 
     def tick() -> None:
-        while not done.is_set():
+        while not done.wait(0.001):
             moments.append(time.perf_counter())
-            time.sleep(0.001)
 
     ticking = threading.Thread(target=tick)
     ticking.start()
@@ -150,6 +154,64 @@ def test_rate_is_kept_pieces_of_real_pieces_and_probabilities_go_by_name(text, k
     assert prediction.probabilities == {"no": 0.25, "yes": 0.75}
     again = Prediction.from_dict(json.loads(json.dumps(prediction.to_dict())))
     assert again == prediction
+
+
+# tokenizers of every kind
+
+ALPHABETS = (
+    "abc déf Über naïve don't re-do Straße", "привет мир", "שלום עולם", "مرحبا بالعالم", "我喜欢这部电影。",
+    "この映画は素晴らしい", "ภาพยนตร์เรื่องนี้ดี", "한국 영화는 좋다", "नमस्ते दुनिया", "👍🏽 👩‍👩‍👧 ❤️",
+    "e\u0301a\u0308 o\u0302", "1,234.5 $ % -- ... !?", "<br />\t\n",
+)  # fmt: skip
+WORD = re.compile(r"(?<![\w'])[A-Za-zß-öø-ÿЀ-ӿ֐-׿\u0621-\u064a\uac00-\ud7a3]+(?!\w)")
+
+
+def spans_of(preprocessor: TextPreprocessor, text: str, kept: list[int]) -> list[Span]:
+    encoding = preprocessor.encode([text])[0]
+    return merged_spans(text, encoding, np.array(kept, dtype=int), np.arange(len(encoding), dtype=float))
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_special_tokens_are_found_by_what_is_put_around_a_text(kind):
+    preprocessor = TextPreprocessor(trained_tokenizer(kind), TextSettings(64))
+    ids, special = preprocessor.encode(["good film"])[0].ids, preprocessor.special_ids
+    assert ids[0] == special["cls"] and preprocessor.pad([[5]], 3)["input_ids"][0, -1] == special["pad"]
+    around = 1 if kind == "start token alone" else 2
+    assert preprocessor.features == 64 - around
+    assert (ids[-1] == special.get("sep")) == (around == 2)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_spans_are_whole_words_in_order(kind):
+    preprocessor, generator, tokens = TextPreprocessor(trained_tokenizer(kind), TextSettings(256)), Random(kind), 0
+    for _ in range(10_000 // len(TOKENIZERS) + 1):
+        parts = [generator.choice(ALPHABETS) for _ in range(generator.randint(1, 4))]
+        text = "".join(letter for part in parts for letter in part + generator.choice(["", " "])
+                       if generator.random() < 0.9)  # fmt: skip
+        length = len(preprocessor.encode([text])[0])
+        kept = [position for position in range(1, length) if generator.random() < 0.3]
+        spans, end = spans_of(preprocessor, text, kept), -1
+        tokens += len(kept)
+        for span in spans:
+            assert span.text == text[span.start : span.end] and span.text == span.text.strip() != ""
+            assert span.start > end, "spans overlap or touch"
+            end = span.end
+        edges = {edge for span in spans for edge in (span.start, span.end)}
+        for word in WORD.finditer(text):
+            assert not {*range(word.start() + 1, word.end())} & edges, f"{word.group()!r} is cut: {spans}"
+    assert tokens > 5_000
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_in_scripts_without_spaces_each_token_is_a_word_and_others_are_shown_whole(kind):
+    chinese, text = "我喜欢 这部电影", "so wonderfulness  ends"
+    preprocessor = TextPreprocessor(trained_tokenizer(kind), TextSettings(64))
+    words = preprocessor.encode([chinese])[0].word_ids
+    (span,) = spans_of(preprocessor, chinese, [max(at for at, word in enumerate(words) if word is not None)])
+    assert span.end == len(chinese) and span.start >= len(chinese) - 4, "not the whole sentence"
+    offsets = preprocessor.encode([text])[0].offsets
+    (span,) = spans_of(preprocessor, text, [p for p, (start, end) in enumerate(offsets) if start < 16 == end][-1:])
+    assert span.text == "wonderfulness", "whole, without the space"
 
 
 # what cannot be used
