@@ -45,9 +45,6 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-# there and back
-
-
 @pytest.mark.parametrize("operator", ["compact", "zero"])
 def test_a_loaded_model_answers_bit_for_bit_the_same(tmp_path, texts, operator):
     original = make_rationalizer(seed=5, operator=operator)
@@ -66,23 +63,11 @@ def test_saving_again_gives_the_same_files_and_the_hash_follows_what_the_model_c
     figures, training = {"test": {"accuracy": 0.5}}, {"name": "tiny"}
     (copy / "stray.txt").write_text("from before, which saving replaces")
     save(rekd_train.load(checkpoint), copy, metrics=figures, training=training)
-    assert contents(copy) == contents(checkpoint)
+    assert contents(copy) == contents(checkpoint) and read_metrics(copy) == figures
     (copy / "README.md").write_text("other words")
     assert checkpoint_hash(copy) == checkpoint_hash(checkpoint)
     (copy / "policy.json").write_text((copy / "policy.json").read_text().replace("0.25", "0.26"))
     assert checkpoint_hash(copy) != checkpoint_hash(checkpoint)
-
-
-def test_it_describes_itself(checkpoint):
-    found, card = read_description(checkpoint), (checkpoint / "README.md").read_text()
-    assert (found["format"], found["version"]) == ("rekd-checkpoint", VERSION)
-    assert found["labels"] == ["negative", "positive"]
-    assert found["selector"]["width"] == 8 and found["predictor"]["width"] == 16
-    assert read_metrics(checkpoint) == {"test": {"accuracy": 0.5}}
-    assert all(part in card for part in ("# tiny", "negative, positive", "test.accuracy: 0.5"))
-
-
-# damage
 
 
 @pytest.mark.parametrize("name", NEEDED)
@@ -132,9 +117,6 @@ def test_a_description_that_does_not_fit_is_refused(copy, changes, problem):
     assert re.search(problem, refusal(copy))
 
 
-# versions
-
-
 def test_an_older_version_is_upgraded_step_by_step(copy, checkpoint, texts, monkeypatch):
     edit(copy, version=-1, labels=None, names=["negative", "positive"])
     monkeypatch.setitem(descriptions.UPGRADES, -1, lambda old: {**old, "classes": old["names"]})
@@ -154,9 +136,6 @@ def test_a_checkpoint_of_version_2_is_read_under_todays_names(copy, checkpoint, 
     for part in (found, found["training"]["config"], found["training"]["judge"]):
         assert part["predictor"] == description["predictor"]
     assert rekd_train.load(copy).predict(texts) == rekd_train.load(checkpoint).predict(texts)
-
-
-# writing
 
 
 class Interrupted(BaseException):

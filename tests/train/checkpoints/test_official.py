@@ -1,7 +1,5 @@
 """Import of the authors' checkpoints: exact against their own outputs, strict about every key."""
 
-from __future__ import annotations
-
 import json
 import pickle
 from collections.abc import Callable

@@ -10,10 +10,9 @@ from toys import rekd_train
 
 from rekd_train.checkpoints import checkpoint
 from rekd_train.checkpoints.description import read_description
-from rekd_train.checkpoints.recorded import check_classes, recorded_config
+from rekd_train.checkpoints.recorded import recorded_config
 from rekd_train.config.run import run_config
-from rekd_train.data import DataSet, LabelledTexts
-from rekd_train.errors import CheckpointError, ConfigError, DataError
+from rekd_train.errors import CheckpointError, ConfigError
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 WORDS = ["good", "bad", "film", "the", "was"]
@@ -38,13 +37,6 @@ def settings(tmp_path_factory) -> Path:
     (root / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (root / "mine.toml").write_text(f'name = "mine"\n[data]\nname = "table"\npath = "{root / "mine.jsonl"}"\n')
     return root / "mine.toml"
-
-
-def test_a_wrong_file_is_one_line_and_changes_nothing(imported, tmp_path, capsys):
-    swapped = [*PAIR, "--selector", GOLDEN / "f_bert", "--output", tmp_path / "pair"]
-    assert rekd_train("import-official", "--family", "bert", *swapped) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and not (tmp_path / "pair").exists()
 
 
 def test_a_checkpoint_is_not_replaced_by_a_command_unasked(imported, settings, tmp_path, capsys):
@@ -121,12 +113,3 @@ def test_a_run_of_version_1_is_taken_up_unless_it_used_what_is_gone(rationalizer
     assert checkpoint.load(path).predict(texts) == rationalizer.predict(texts), "the model is whole all the same"
     with pytest.raises(ConfigError, match="stages.operator=drop is no longer there.*'zero'; fix"):
         recorded_config(path)
-
-
-def test_the_datas_classes_must_be_the_models():
-    data = DataSet({"train": LabelledTexts([], np.array([]))}, ("a", "b"), "")
-    check_classes(["a", "b"], data)
-    check_classes(["0", "1"], data)  # never named
-    for labels in (["b", "a"], ["0", "1", "2"], ["x", "y"]):
-        with pytest.raises(DataError, match="a, b"):
-            check_classes(labels, data)

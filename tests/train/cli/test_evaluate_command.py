@@ -1,7 +1,5 @@
 """rekd-train evaluate: the table, the JSON, the file, and what it says when it cannot."""
 
-from __future__ import annotations
-
 import errno
 import json
 import shutil

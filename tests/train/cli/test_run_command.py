@@ -1,7 +1,5 @@
 """rekd-train run: logs, --resume, and what it says when it must stop."""
 
-from __future__ import annotations
-
 import errno
 import json
 import re

@@ -33,9 +33,6 @@ def texts(count: int, classes: int = 2) -> LabelledTexts:
     return labelled(*(i % classes for i in range(count)))
 
 
-# splits
-
-
 def test_parts_hold_each_label_in_proportion_and_each_example_once_by_the_seed():
     parts = stratified_split(texts(200, 4), (0.8, 0.1, 0.1), seed=1)
     assert [len(part) for part in parts] == [160, 20, 20]
@@ -89,9 +86,6 @@ def test_data_that_cannot_be_learnt_from_are_refused(splits, word):
         check_data(DataSet(splits, ("a", "b"), ""), "mine")
 
 
-# texts
-
-
 def test_texts_become_padded_batches_and_a_human_rationale_the_tokens_it_touches():
     examples = LabelledTexts(["the film was great", "bad film"], np.array([1, 0]), [[(4, 8), (16, 18)], None])
     split = encode(examples, WORDS)
@@ -133,9 +127,6 @@ def test_tokenising_keeps_the_ids_and_no_encodings(monkeypatch):
     monkeypatch.setattr(TextPreprocessor, "encode", held)
     split = encode(words(*[3] * 3000), WORDS)
     assert max(most) <= 1024 and not alive and sum(ids.nbytes for ids in split.ids) == 3000 * 5 * 4
-
-
-# images
 
 
 def images(count: int = 3, height: int = 16, width: int = 12, channels: int = 1) -> LabelledImages:
@@ -191,9 +182,6 @@ def test_a_flip_mirrors_and_a_crop_shifts_over_a_black_border():
         if (padded[i, top : top + 16, left : left + 12] == shifted[i]).all()
     ]
     assert len(places) == 60 and len(set(places)) > 20
-
-
-# the summary: counted before training, shown, kept in metrics.json and in the card
 
 
 def words(*lengths: int, label: int = 0) -> LabelledTexts:

@@ -1,7 +1,5 @@
 """Recorded knowledge: read whoever wrote it, aligned with any tokenizer or patch grid, its mistakes named together."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path
@@ -33,9 +31,6 @@ def known(tmp_path: Path, *rows: dict, modality: str = "text"):
 
 def aligned(tmp_path: Path, images, *rows: dict):
     return align(known(tmp_path, *rows, modality="image"), images, PATCHES, len(LABELS), tmp_path)
-
-
-# statements
 
 
 @pytest.mark.parametrize(
@@ -126,9 +121,6 @@ def test_counts_for_a_reader(tmp_path):
     }  # fmt: skip
 
 
-# on tokens
-
-
 @pytest.mark.parametrize("preprocessor", [WORDS, BYTES])
 @pytest.mark.parametrize(
     "said", [{"rationale": [[2, 11], [22, 32]]}, {"quotes": ["wonderful", "not a good"]},
@@ -162,9 +154,6 @@ def test_packed_scores_come_back_within_a_step(tmp_path, identified):
     np.testing.assert_allclose(found[1:-1], scores[:, 2], rtol=0, atol=np.abs(scores[:, 2]).max() / 127)
     with pytest.raises(DataError, match="exists; fix: another file, or --overwrite"):
         write_knowledge(path, [])
-
-
-# on patches
 
 
 @pytest.mark.parametrize(("lay", "given", "expected"), [

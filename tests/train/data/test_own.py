@@ -78,9 +78,6 @@ def sizes(data) -> dict[str, int]:
     return {name: len(part) for name, part in data.splits.items()}
 
 
-# texts
-
-
 @pytest.mark.parametrize("name", [*SOURCES, "a.tsv", "a.ndjson"])
 def test_every_source_gives_the_same_examples(tmp_path, name):
     data = load_data(config(write(tmp_path / name, ROWS)))
@@ -227,8 +224,6 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, problem):
         load_data(config(tmp_path / name))
 
 
-# what only datasets have
-
 CLASSES = datasets.ClassLabel(names=["positive", "negative"])
 
 
@@ -331,9 +326,6 @@ def test_images_are_decoded_when_they_are_encoded(tmp_path, damaged):
     for name, split in encode_splits(data, preprocessor, settings).items():
         rows = data.splits[name].images.rows
         assert (split.pixels == pixels[rows]).all() and (split.labels == rows % 2).all()
-
-
-# folders of images
 
 
 def pictures(root, seeds=range(20), **more: int) -> DataConfig:

@@ -39,9 +39,6 @@ def predict(text: str, kept: list[int], scores: Sequence[float] = range(MAXIMUM)
     return encoded.predictions(["no", "yes"], np.array([[0.25, 0.75]]), mask, values)[0]
 
 
-# texts to tensors
-
-
 def test_tensors_are_padded_int64_with_a_mask():
     encoded = PREPROCESSOR(["the film was great", "bad"])
     ids, mask = encoded.inputs["input_ids"], encoded.inputs["attention_mask"]
@@ -59,16 +56,11 @@ def test_the_smallest_bucket_that_fits_is_used_and_what_is_cut_is_reported():
         assert encoded.inputs["input_ids"].shape == (1, width)
         assert encoded.truncated == [count > 46] and len(encoded.encodings[0].ids) == min(count + 2, MAXIMUM)
     assert PREPROCESSOR(["good"], pad_to=40).inputs["input_ids"].shape == (1, 40)
+    for settings, buckets in (((160,), (32, 64, 96, 128, 160)), ((100,), (32, 64, 96, 100)), ((20,), (20,)),
+                              ((64, (32,)), (32, 64))):  # fmt: skip
+        assert TextSettings(*settings).buckets == buckets
     with pytest.raises(InputError, match="22 tokens.*pad_to.*20"):
         PREPROCESSOR(["good " * 20], pad_to=20)
-
-
-@pytest.mark.parametrize(
-    ("most", "lengths", "buckets"), [(160, (), (32, 64, 96, 128, 160)), (100, (), (32, 64, 96, 100)), (20, (), (20,)),
-                                     (64, (32,), (32, 64))],
-)  # fmt: skip
-def test_buckets_default_to_multiples_of_32(most, lengths, buckets):
-    assert TextSettings(most, lengths).buckets == buckets
 
 
 def test_what_cannot_be_a_preprocessing_is_named():
@@ -106,9 +98,6 @@ def test_other_threads_go_on_while_a_long_text_is_tokenised():
     done.set()
     ticking.join()
     assert max(np.diff([begun, *moments])) < took / 2, "the interpreter's lock is let go"
-
-
-# masks back to spans
 
 
 @pytest.mark.parametrize(
@@ -155,8 +144,6 @@ def test_rate_is_kept_pieces_of_real_pieces_and_probabilities_go_by_name(text, k
     again = Prediction.from_dict(json.loads(json.dumps(prediction.to_dict())))
     assert again == prediction
 
-
-# tokenizers of every kind
 
 ALPHABETS = (
     "abc déf Über naïve don't re-do Straße", "привет мир", "שלום עולם", "مرحبا بالعالم", "我喜欢这部电影。",
@@ -214,9 +201,6 @@ def test_in_scripts_without_spaces_each_token_is_a_word_and_others_are_shown_who
     assert span.text == "wonderfulness", "whole, without the space"
 
 
-# what cannot be used
-
-
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
@@ -243,9 +227,6 @@ def test_every_text_that_cannot_be_used_is_named_at_once():
         "text 16 is only white space; fix: give at least one word, or give texts as str"
     )
     assert list(raised.value.faults) == [11, 13, 14, 15]
-
-
-# identity
 
 
 def test_the_fingerprint_says_which_preprocessing_it_is(tmp_path):

@@ -1,7 +1,5 @@
 """Images in, boxes out."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 
