@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from conftest import tiny_tokenizer_json
 from toys import ToyTexts, rekd_train
 
@@ -50,27 +49,40 @@ def command(data, tmp_path, monkeypatch, capsys):
 
 
 @pytest.fixture
-def interrupted_at(command, monkeypatch):
-    """Runs it with Ctrl-C right after the state is saved for the ``count``-th time; the steps of what was saved."""
-    save, saved = runs.StateStore.save, []
+def refused(command, tmp_path):
+    """Asserts that calls end in one line each, by patterns, and change nothing."""
 
-    def call(count: int) -> list[int]:
-        def saving(store, snapshot):
-            save(store, snapshot)
-            saved.append(snapshot.step)
-            if len(saved) == count:
-                raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(runs.StateStore, "save", saving)
-            assert command()[0] == 130
-        return saved
+    def call(*cases: tuple[tuple[str, ...], str]) -> None:
+        before = contents(tmp_path)
+        for arguments, pattern in cases:
+            code, error = command(*arguments)
+            assert code == 1 and re.fullmatch(f"error: .*{pattern}.*", error) and contents(tmp_path) == before
 
     return call
 
 
-def log_of(tmp_path) -> list[dict]:
-    return [json.loads(line) for line in (tmp_path / "out.training" / "log.jsonl").read_text().splitlines()]
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def interrupt(command, count: int) -> list[int]:
+    """Ctrl-C right after the state is saved for the ``count``-th time; the steps of what was saved."""
+    save, saved = runs.StateStore.save, []
+
+    def saving(store, snapshot):
+        save(store, snapshot)
+        saved.append(snapshot.step)
+        if len(saved) == count:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs.StateStore, "save", saving)
+        assert command()[0] == 130
+    return saved
 
 
 def contents(tmp_path) -> dict:
@@ -78,72 +90,58 @@ def contents(tmp_path) -> dict:
     return {path: path.read_bytes() for path in tmp_path.glob("out*/*")}
 
 
+def log_of(tmp_path) -> list[dict]:
+    return [json.loads(line) for line in (tmp_path / "out.training" / "log.jsonl").read_text().splitlines()]
+
+
+def stages_of(tmp_path) -> list[tuple[str, int]]:
+    return [(line["stage"], line["step"]) for line in log_of(tmp_path) if line["event"] == "stage"]
+
+
 def test_a_budget_that_cannot_hold_a_negation_is_noted(command):
-    short = [f"--set=stages.{stage}_epochs={epochs}" for stage, epochs in (("classifier", 0.1), ("rationale", 0.1),
-                                                                          ("compact", 0))]  # fmt: skip
+    short = [f"--set=stages.{stage}" for stage in ("classifier_epochs=0.1", "rationale_epochs=0.1", "compact_epochs=0")]
     code, notes = command(*short, kind="note")
     assert code == 0 and notes.startswith("note: half of the training texts") and "preset short_texts" in notes
     large = ("--set", "selection.target=0.3", "--set", "selection.budget=0.35")
     assert command(*short, *large, "--overwrite", kind="note") == (0, "")
 
 
-def test_a_run_leaves_a_checkpoint_and_a_log_and_is_not_replaced_unasked(command, tmp_path):
+def test_a_run_leaves_a_checkpoint_and_a_log_and_is_not_replaced_unasked(command, refused, tmp_path):
     assert command() == (0, "")
     assert checkpoint.load(tmp_path / "out").labels == ["negative", "positive"]
     assert [path.name for path in (tmp_path / "out.training").iterdir()] == ["log.jsonl"], "and no state"
-    stages = [line["stage"] for line in log_of(tmp_path) if line["event"] == "stage"]
-    assert stages == ["classifier", "rationale", "compact"]
-    assert {"loss", "selection_rate", "penalty", "extraction", "learning_rate", "examples_per_second"} <= {
-        name for line in log_of(tmp_path) for name in line if line["stage"] == "rationale"
-    }
-    before = contents(tmp_path)
-    for arguments in ((), ("--resume",), ("--set", "seed=5")):
-        code, error = command(*arguments)
-        assert code == 1 and f"{tmp_path / 'out'} is a checkpoint already; fix: " in error and "--overwrite" in error
-        assert "\n" not in error and contents(tmp_path) == before
+    assert [stage for stage, _ in stages_of(tmp_path)] == ["classifier", "rationale", "compact"]
+    figures = {"loss", "selection_rate", "penalty", "extraction", "learning_rate", "examples_per_second"}
+    assert figures <= set().union(*(line for line in log_of(tmp_path) if line["stage"] == "rationale"))
+    before, already = contents(tmp_path), f"{tmp_path / 'out'} is a checkpoint already; fix: .*--overwrite"
+    refused(((), already), (("--resume",), already), (("--set", "seed=5"), already))
     assert command("--set", "seed=5", "--overwrite") == (0, "")
-    assert contents(tmp_path) != before
-    assert len([line for line in log_of(tmp_path) if line["event"] == "stage"]) == 3, "a new run begins a new log"
+    assert contents(tmp_path) != before and len(stages_of(tmp_path)) == 3, "a new run begins a new log"
 
 
-def test_an_interrupted_run_goes_on_and_is_not_replaced_unasked(command, tmp_path, interrupted_at):
-    saved, state = interrupted_at(3), tmp_path / "out.training" / "state.pt"
+def test_an_interrupted_run_goes_on_and_is_not_replaced_unasked(command, refused, tmp_path):
+    saved, state = interrupt(command, 3), tmp_path / "out.training" / "state.pt"
     assert not (tmp_path / "out").exists() and state.exists()
-    before = contents(tmp_path)
     another = "state of another run: config.seed differ.*fix: the same settings, or --overwrite instead of --resume"
-    for arguments, message in (
-        (("--set", "seed=5"), "holds an interrupted run; fix: --resume.*--overwrite"),
-        (("--set", "seed=7", "--resume"), another),
-    ):
-        code, error = command(*arguments)
-        assert code == 1 and re.search(message, error) and contents(tmp_path) == before
+    refused((("--set", "seed=5"), "holds an interrupted run; fix: --resume.*--overwrite"),
+            (("--set", "seed=7", "--resume"), another))  # fmt: skip
     assert command("--resume") == (0, "")
-    starts = [(line["stage"], line["step"]) for line in log_of(tmp_path) if line["event"] == "stage"]
-    assert starts[:2] == [("classifier", 0), ("classifier", saved[2])]
-    assert not state.exists()
+    assert stages_of(tmp_path)[:2] == [("classifier", 0), ("classifier", saved[2])] and not state.exists()
 
 
-def test_there_must_be_something_to_resume(command, tmp_path, interrupted_at, monkeypatch):
+def test_there_must_be_something_to_resume(command, refused, tmp_path, monkeypatch):
     state = tmp_path / "out.training" / "state.pt"
-    code, error = command("--resume")
-    assert code == 1 and "\n" not in error and f"nothing to resume: {state} does not exist; fix: " in error
+    refused((("--resume",), f"nothing to resume: {state} does not exist; fix: "))
     assert list(tmp_path.iterdir()) == [tmp_path / "toy.toml"]
-    interrupted_at(1)
+    interrupt(command, 1)
     state.unlink()
-    before = contents(tmp_path)
-    for arguments, message in (((), "log.jsonl is the log of an earlier run; fix: .*--overwrite"),
-                               (("--resume",), "nothing to resume.*fix: --overwrite")):  # fmt: skip
-        code, error = command(*arguments)
-        assert code == 1 and re.search(message, error) and contents(tmp_path) == before
+    refused(((), "log.jsonl is the log of an earlier run; fix: .*--overwrite"),
+            (("--resume",), "nothing to resume.*fix: --overwrite"))  # fmt: skip
     state.write_bytes(b"of an older run")
-
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
         patch.setattr(runs, "fit", interrupted)
         assert command("--overwrite")[0] == 130
-    assert "nothing to resume" in command("--resume")[1], "a run that begins anew leaves no older state"
+    refused((("--resume",), "nothing to resume"))  # a run that begins anew leaves no older state
     assert command("--overwrite") == (0, "")
 
 
@@ -162,27 +160,18 @@ def test_a_rare_class_is_seen_before_and_after(command, data, tmp_path, monkeypa
     kept = checkpoint.read_metrics(tmp_path / "out")
     assert kept["data"]["splits"]["train"]["classes"] == {"negative": 60, "positive": 60, "mixed": 2}
     assert kept["test"]["never_predicted"][-1] == "mixed" and 0 < kept["test"]["macro_f1"] < 0.8
-    assert "| class mixed | 2 (1.6%) |" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_a_full_disk_leaves_the_old_checkpoint_and_the_state(command, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_old_checkpoint_and_the_state(command, refused, tmp_path, monkeypatch):
     assert command()[0] == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", full)
-        code, error = command("--set", "seed=5", "--overwrite")
-    assert code == 1 and re.search("cannot be written.*No space left.*--resume", error)
+        assert re.search("cannot be written.*No space left.*--resume", command("--set", "seed=5", "--overwrite")[1])
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
-    assert command("--set", "seed=5", "--resume")[0] == 1, "the old checkpoint is still there"
+    refused((("--set", "seed=5", "--resume"), "is a checkpoint already"))
     assert command("--set", "seed=5", "--resume", "--overwrite") == (0, ""), "only the writing is done again"
     assert (tmp_path / "out" / "selector.safetensors").read_bytes() != before["selector.safetensors"]
-    monkeypatch.setattr(torch, "save", full)
-    code, error = command("--set", "seed=6", "--overwrite")
-    assert code == 1 and "state.pt cannot be written" in error
 
 
 def test_tensorboard_and_devices(command, tmp_path):

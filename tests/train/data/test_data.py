@@ -29,36 +29,32 @@ def labelled(*labels: int) -> LabelledTexts:
     return LabelledTexts([f"text {i}" for i in range(len(labels))], np.array(labels, dtype=int))
 
 
-def texts(count: int, classes: int = 2) -> LabelledTexts:
-    return labelled(*(i % classes for i in range(count)))
-
-
 def test_parts_hold_each_label_in_proportion_and_each_example_once_by_the_seed():
-    parts = stratified_split(texts(200, 4), (0.8, 0.1, 0.1), seed=1)
+    parts = stratified_split(labelled(*[0, 1, 2, 3] * 50), (0.8, 0.1, 0.1), seed=1)
     assert [len(part) for part in parts] == [160, 20, 20]
     for part in parts:
         assert set(np.bincount(part.labels)) == {len(part) // 4}
         assert all(int(text.split()[1]) % 4 == label for text, label in zip(part.texts, part.labels, strict=True))
-    assert sorted(text for part in parts for text in part.texts) == sorted(texts(200).texts)
-    first, again, other = (stratified_split(texts(100), (0.5, 0.5), seed)[0].texts for seed in (1, 1, 2))
+    assert sorted(text for part in parts for text in part.texts) == sorted(labelled(*[0, 1] * 100).texts)
+    first, again, other = (stratified_split(labelled(*[0, 1] * 50), (0.5, 0.5), seed)[0].texts for seed in (1, 1, 2))
     assert first == again != other
 
 
 def test_splits_that_a_source_brings_are_kept_and_begin_with_a_fair_sample():
     shares = {"dev_share": 0.2, "test_share": 0.3}
-    examples, test = labelled(*[0] * 50, *[1] * 50), texts(10)
+    examples, test = labelled(*[0] * 50, *[1] * 50), labelled(*[0, 1] * 5)
     whole = completed({"train": examples, "test": test}, DataConfig(**shares))
-    assert sorted(whole["test"].texts) == sorted(test.texts) and len(whole["dev"]) == 20 and len(whole["train"]) == 80
-    again = completed({"train": texts(80), "test": test}, DataConfig(dev_share=0.1, test_share=0.1, seed=9))
+    assert sorted(whole["test"].texts) == sorted(test.texts) and [*map(len, whole.values())] == [80, 20, 10]
+    again = completed({"train": labelled(*[0, 1] * 40), "test": test}, DataConfig(seed=9))
     assert whole["test"].texts == again["test"].texts
     made = completed({"train": examples}, DataConfig(**shares))
-    assert [(name, len(part)) for name, part in made.items()] == [("train", 50), ("dev", 20), ("test", 30)]
+    assert [*map(len, made.values())] == [50, 20, 30] and [*made] == [*whole] == [*SPLITS]
     for part in (*whole.values(), *made.values()):
         assert len(set(part.head(12).labels)) == 2
     pytest.importorskip("sklearn")
     whole = load_data(DataConfig(name="digits"))
     some = load_data(DataConfig(name="digits", train_examples=50, dev_examples=20, test_examples=10))
-    assert [len(part) for part in some.splits.values()] == [50, 20, 10]
+    assert [*map(len, some.splits.values())] == [50, 20, 10]
     assert (some.splits["dev"].images == whole.splits["dev"].images[:20]).all()
 
 
@@ -74,10 +70,10 @@ def test_taking_examples_takes_all_that_belongs_to_them():
 @pytest.mark.parametrize(
     ("splits", "word"),
     [
-        ({"train": texts(4), "dev": texts(0), "test": texts(2)}, "'dev' is empty"),
-        ({"train": labelled(0, 0)}, "all of one class"), ({"train": texts(4, 3)}, "label 2; there are 2 classes"),
-        ({"train": labelled(-2, 0)}, "label -2"), ({"train": labelled(-1, 0)}, "all of one class"),
-        ({"train": texts(4), "dev": labelled(-1, 0)}, "'dev' has the label -1"),
+        ({"train": labelled(0, 1), "dev": labelled()}, "'dev' is empty"),
+        ({"train": labelled(0, 0)}, "all of one class"), ({"train": labelled(-1, 0)}, "all of one class"),
+        ({"train": labelled(0, 1, 2)}, "label 2; there are 2 classes"), ({"train": labelled(-2, 0)}, "label -2"),
+        ({"train": labelled(0, 1), "dev": labelled(-1, 0)}, "'dev' has the label -1"),
         ({"train": LabelledTexts(["a"], np.array([0, 1]))}, "'train' has 1 examples and 2 labels"),
     ],
 )  # fmt: skip
@@ -93,7 +89,7 @@ def test_texts_become_padded_batches_and_a_human_rationale_the_tokens_it_touches
     batch = split.inputs([1, 0])
     assert batch["input_ids"].shape == (2, 6) and batch["attention_mask"].sum(axis=1).tolist() == [4, 6]
     assert split.truth[0].tolist() == [False, False, True, False, True, False]  # [CLS] the film was great [SEP]
-    assert split.truth[1] is None and encode(texts(1), WORDS).truth is None
+    assert split.truth[1] is None and encode(labelled(0), WORDS).truth is None
     with pytest.raises(DataError, match=r"hold no word .*: '\\u200b'; '\\u200c'; fix: leave them out"):
         encode(LabelledTexts(["good", "\u200b", "bad", "\u200c"], np.array([0, 1, 0, 1])), WORDS)
 
@@ -145,10 +141,10 @@ def test_images_of_the_right_size_stay_as_they_are_and_others_are_converted(tmp_
     bad.write_bytes(good.read_bytes()[:60])
     with pytest.raises(DataError, match="bad.png"):
         encode(LabelledImages([good, bad], np.array([0, 1])), PATCHES)
-    for examples, preprocessor, problem in ((images(), WORDS, "data are images, the model reads texts"),
-                                            (texts(2), PATCHES, "data are texts, the model reads images")):  # fmt: skip
-        with pytest.raises(ConfigError, match=problem):
-            encode(examples, preprocessor)
+    with pytest.raises(ConfigError, match="data are images, the model reads texts"):
+        encode(images(), WORDS)
+    with pytest.raises(ConfigError, match="data are texts, the model reads images"):
+        encode(labelled(0, 1), PATCHES)
 
 
 @pytest.mark.parametrize(("region", "patches_in"), [((4, 0, 8, 12), [3, 4, 5]), ((0, 0, 6, 4), [0, 3]),

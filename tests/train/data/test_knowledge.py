@@ -35,14 +35,10 @@ def aligned(tmp_path: Path, images, *rows: dict):
 
 @pytest.mark.parametrize(
     ("said", "expected"),
-    [
-        ({"probabilities": {"positive": 0.8, "negative": 0.2}}, [0.2, 0.8]),
-        ({"probabilities": {"positive": 0.8}}, [0.2, 0.8]),
-        ({"probabilities": [0.3, 0.7]}, [0.3, 0.7]),
-        ({"label": "negative"}, [0.9, 0.1]),
-        ({"label": "positive", "confidence": 0.6}, [0.4, 0.6]),
-    ],
-)
+    [({"probabilities": {"positive": 0.8, "negative": 0.2}}, [0.2, 0.8]), ({"label": "negative"}, [0.9, 0.1]),
+     ({"probabilities": {"positive": 0.8}}, [0.2, 0.8]), ({"probabilities": [0.3, 0.7]}, [0.3, 0.7]),
+     ({"label": "positive", "confidence": 0.6}, [0.4, 0.6])],
+)  # fmt: skip
 def test_class_probabilities_in_each_form(tmp_path, said, expected):
     statement = known(tmp_path, {"text": TEXT, "rationale": [], **said}).statements[text_id(TEXT)]
     np.testing.assert_allclose(statement.probabilities, expected, atol=1e-6)
@@ -94,22 +90,17 @@ def test_all_mistakes_of_a_file_together(tmp_path, modality, rows, parts):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("modality", "row", "message"),
     [
-        ("k.jsonl", b'{"text": "a", "rational": []}\n', "unknown columns: rational; columns: text, id"),
-        ("k.jsonl", b'{"label": "positive"}\n', "neither 'text' nor 'id'"),
-        ("k.jsonl", b'{"text": "a"', "line 1 is not JSON"),
-        ("k.parquet", 200, "cannot be read"),
-        ("image.jsonl", b'{"file": "a", "rationale": []}\n', "unknown columns: rationale; .*: file, id, .*boxes, map"),
+        ("text", {"text": "a", "rational": []}, "unknown columns: rational; columns: text, id"),
+        ("text", {"label": "positive"}, "neither 'text' nor 'id'"),
+        ("image", {"file": "a", "rationale": []}, "unknown columns: rationale; columns: file, id, .*boxes, map"),
+        ("image", {"text": "a", "label": "positive"}, "unknown columns: text"),
     ],
 )
-def test_files_that_are_no_knowledge(tmp_path, name, content, message):
-    if isinstance(content, int):
-        whole = write_knowledge(tmp_path / "whole.parquet", [{"text": TEXT, "probabilities": [0.5, 0.5]}])
-        content = whole.read_bytes()[:content]
-    (tmp_path / name).write_bytes(content)
+def test_files_that_are_no_knowledge(tmp_path, modality, row, message):
     with pytest.raises(DataError, match=message):
-        read_knowledge(tmp_path / name, LABELS, "image" if name == "image.jsonl" else "text")
+        known(tmp_path, row, modality=modality)
 
 
 def test_counts_for_a_reader(tmp_path):
