@@ -50,12 +50,9 @@ def test_import_answers_as_the_authors_code(family: str, tmp_path: Path) -> None
         torch.testing.assert_close(model.selector_logits(inputs), reference["selector_logits"], atol=1e-5, rtol=0)
         mask = model.select(inputs).mask
         assert torch.equal(mask.float(), reference["mask_noise_free"])
-        for given, name in (
-            (None, "class_logits_no_mask"),
-            (mask, "class_logits_noise_free_mask"),
-            (reference["random_mask"], "class_logits_random_mask"),
-        ):
-            torch.testing.assert_close(model.class_logits(inputs, given), reference[name], atol=1e-5, rtol=0, msg=name)
+        for given, name in ((None, "no"), (mask, "noise_free"), (reference["random_mask"], "random")):
+            expected = reference[f"class_logits_{name}_mask"]
+            torch.testing.assert_close(model.class_logits(inputs, given), expected, atol=1e-5, rtol=0, msg=name)
     assert model.policy == PAPER_POLICY and model.predictor.operator == "zero"
     assert model.labels == ["0", "1", "2"]
     training, norm = read_description(tmp_path / "imported")["training"], "vit.vit.layernorm.weight"
@@ -69,9 +66,8 @@ def test_import_answers_as_the_authors_code(family: str, tmp_path: Path) -> None
 def test_small_images_are_upscaled_as_theirs_are(tmp_path: Path) -> None:
     own = backbone("vit", tmp_path / "own", layer_norm_eps=1e-3, hidden_dropout_prob=0.2)
     model = golden_import("vit", tmp_path, labels=["a", "b", "c"], backbone=own, image_side=16)
-    network = model.predictor.backbone.settings
-    settings = network.image
-    assert (settings.height, settings.upscale_to, settings.grid) == (16, 32, (4, 4))
+    network, image = model.predictor.backbone.settings, model.predictor.backbone.settings.image
+    assert (image.height, image.upscale_to, image.grid) == (16, 32, (4, 4))
     assert (network.layer_norm_eps, network.dropout, network.attention_dropout) == (1e-3, 0.2, 0.0)
     pixels = torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -100,46 +96,11 @@ def test_tokenizers(name: str, lowercase: bool, expected: str, beside: bool, tmp
     assert answer.label in model.labels and answer.rate == len(answer.pieces) / 4
 
 
-def changed(role: str, family: str, change: Callable[[dict], object]) -> Callable[[Path], dict[str, Path]]:
-    """Their file of a role, its state dictionary changed."""
-
-    def made(directory: Path) -> dict[str, Path]:
-        state = torch.load(GOLDEN / f"{'g' if role == 'selector' else 'f'}_{family}", weights_only=True)
-        state = {name: tensor.clone() for name, tensor in state.items()}
-        change(state)
-        torch.save(state, directory / f"changed-{role}")
-        return {role: directory / f"changed-{role}"}
-
-    return made
-
-
-def misfits(state: dict) -> None:
-    state["extra.weight"] = torch.zeros(2)
-    del state["bert.bert.encoder.layer.1.output.dense.bias"]
-    state["bert.bert.embeddings.LayerNorm.weight"] = torch.zeros(7)
-    state["embedding_layer.weight"][3, 4] += 1
-    state["fc.bias"][0] = float("nan")
-    state["head.weight"] = state.pop("fc.weight")
-
-
-def test_every_key_that_does_not_fit_is_named_at_once_for_both_files(tmp_path: Path) -> None:
-    files = changed("selector", "bert", lambda state: state.update(more=torch.zeros(1)))(tmp_path)
-    files |= changed("predictor", "bert", misfits)(tmp_path)
-    with pytest.raises(CheckpointError) as caught:
-        golden_import("bert", tmp_path, **files)
-    assert str(caught.value) == (
-        f"{files['selector']} does not fit: more is unknown; {files['predictor']} does not fit: fc.weight is missing; "
-        "bert.bert.embeddings.LayerNorm.weight is (7,), the backbone's config.json asks for (32,); "
-        "bert.bert.encoder.layer.1.output.dense.bias is missing; embedding_layer.weight differs from "
-        "bert.bert.embeddings.word_embeddings.weight, of which it is another name; "
-        "fc.bias holds values that are not finite; extra.weight is unknown; head.weight is unknown"
-    )
-    assert not (tmp_path / "imported").exists()
-
-
-def test_copies_may_be_absent(tmp_path: Path) -> None:
-    files = changed("selector", "bert", lambda state: state.pop("bert.embedding.weight"))(tmp_path)
-    assert golden_import("bert", tmp_path, **files).labels == ["0", "1", "2"]
+def state(name: str, change: Callable[[dict], object]) -> dict:
+    """One of their state dictionaries, changed."""
+    found = {key: tensor.clone() for key, tensor in torch.load(GOLDEN / name, weights_only=True).items()}
+    change(found)
+    return found
 
 
 class Evil:
@@ -160,27 +121,52 @@ def config(**changes) -> Callable[[Path], dict[str, Path]]:
     return lambda at: {"backbone": backbone("bert", at / "own", **changes)}
 
 
+def misfits(state: dict) -> None:
+    state["extra.weight"] = torch.zeros(2)
+    del state["bert.bert.encoder.layer.1.output.dense.bias"]
+    state["bert.bert.embeddings.LayerNorm.weight"] = torch.zeros(7)
+    state["embedding_layer.weight"][3, 4] += 1
+    state["fc.bias"][0] = float("nan")
+    state["head.weight"] = state.pop("fc.weight")
+
+
+def test_every_key_that_does_not_fit_is_named_at_once_for_both_files(tmp_path: Path) -> None:
+    files = file("selector", state("g_bert", lambda state: state.update(more=torch.zeros(1))), "selector")(tmp_path)
+    files |= file("predictor", state("f_bert", misfits))(tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        golden_import("bert", tmp_path, **files)
+    assert str(caught.value) == (
+        f"{files['selector']} does not fit: more is unknown; {files['predictor']} does not fit: fc.weight is missing; "
+        "bert.bert.embeddings.LayerNorm.weight is (7,), the backbone's config.json asks for (32,); "
+        "bert.bert.encoder.layer.1.output.dense.bias is missing; embedding_layer.weight differs from "
+        "bert.bert.embeddings.word_embeddings.weight, of which it is another name; "
+        "fc.bias holds values that are not finite; extra.weight is unknown; head.weight is unknown"
+    )
+    assert not (tmp_path / "imported").exists()
+
+
+def test_copies_may_be_absent(tmp_path: Path) -> None:
+    files = file("selector", state("g_bert", lambda state: state.pop("bert.embedding.weight")))(tmp_path)
+    assert golden_import("bert", tmp_path, **files).labels == ["0", "1", "2"]
+
+
 LARGE = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{number}" for number in range(200))]).encode()
-NO_CHECKPOINTS = [
-    (lambda role: {role: Path("nowhere")}, "does not exist"),
-    (lambda role: file(role, b""), "cannot be read"),
-    (lambda role: file(role, b"PK\x03\x04 cut off"), "cannot be read"),
-    (lambda role: file(role, [torch.zeros(2)]), "holds no state dictionary"),
-    (lambda role: file(role, {"epoch": 3}), "holds no state dictionary"),
-    (lambda role: file(role, {"resnet.weight": torch.zeros(2)}), "resnet.weight is unknown"),
-    (lambda role: file(role, {"fc.weight": torch.zeros(1), "x": Evil()}), r"could run code: refused \(it names print"),
-    (lambda role: file(role, pickle.dumps(Evil())), "could run code: refused.*; fix: save state_dict.. alone$"),
-]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("family", "change", "message"),
     [
-        *(("bert", make(role), message) for make, message in NO_CHECKPOINTS for role in ("selector", "predictor")),
+        ("bert", {"selector": Path("nowhere")}, "does not exist"), ("bert", file("predictor", b""), "cannot be read"),
+        ("bert", file("selector", b"PK\x03\x04 cut off"), "cannot be read"),
+        ("bert", file("predictor", [torch.zeros(2)]), "holds no state dictionary"),
+        ("bert", file("selector", {"epoch": 3}), "holds no state dictionary"),
+        ("bert", file("predictor", {"resnet.weight": torch.zeros(2)}), "resnet.weight is unknown"),
+        ("bert", file("selector", {"fc.weight": torch.zeros(1), "x": Evil()}), r"run code: refused \(it names print"),
+        ("bert", file("predictor", pickle.dumps(Evil())), "run code: refused.*; fix: save state_dict.. alone$"),
         *((family, {"selector": GOLDEN / f"f_{family}"}, "is a predictor .*swap the two") for family in FAMILIES),
         *((family, {"predictor": GOLDEN / f"g_{family}"}, "is a selector .*swap the two") for family in FAMILIES),
         ("bert", {"selector": GOLDEN / "g_vit"}, "is of the family 'vit', not 'bert'"),
-        *(("vit", changed("predictor", "vit", lambda state, key=key: state[key].add_(1)), f"{key} differs from")
+        *(("vit", file("predictor", state("f_vit", lambda state, key=key: state[key].add_(1))), f"{key} differs from")
           for key in ("embedding_layer.position_embeddings", "vit.embedding.cls_token")),
         ("bert", config(hidden_act="relu"), "hidden_act is 'relu'"),
         ("bert", config(model_type="vit"), "model_type is 'vit'"),
