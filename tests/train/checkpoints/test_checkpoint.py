@@ -93,25 +93,21 @@ def test_files_of_another_model_are_refused(checkpoint, copy, tmp_path):
     assert "tokenizer.json is not the one" in refusal(copy)
 
 
-@pytest.mark.parametrize(
-    ("changes", "problem"),
-    [
-        ({"labels": None}, "'labels' is missing"),
-        ({"weights_sha256": None}, "'weights_sha256' is missing"),
-        ({"weights_sha256": {}}, "SHA-256 differs"),
-        ({"preprocessing": None}, "'preprocessing' is missing"),
-        ({"preprocessing": {"kind": "text", "max_length": 48, "surprise": 1}}, "surprise"),
-        ({"selector": {"family": "lstm"}}, "unknown family 'lstm'"),
-        ({"predictor": {"width": -1, "heads": 0}}, "width: .*heads: "),
-        ({"operator": "sideways"}, "sideways"),
-        ({"labels": ["only one"]}, "does not fit"),
-        ({"format": "something-else"}, "not a rekd-checkpoint"),
-        *(({"version": version}, "format version") for version in (VERSION + 1, 99, "1", None, 1.5)),
-        ({"version": 0}, "can no longer be upgraded"),
-        *((content, "not a rekd-checkpoint") for content in ("[]", "3", "{}")),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("changes", "problem"), [
+    ({"labels": None}, "'labels' is missing"),
+    ({"weights_sha256": None}, "'weights_sha256' is missing"),
+    ({"weights_sha256": {}}, "SHA-256 differs"),
+    ({"preprocessing": None}, "'preprocessing' is missing"),
+    ({"preprocessing": {"kind": "text", "max_length": 48, "surprise": 1}}, "surprise"),
+    ({"selector": {"family": "lstm"}}, "unknown family 'lstm'"),
+    ({"predictor": {"width": -1, "heads": 0}}, "width: .*heads: "),
+    ({"operator": "sideways"}, "sideways"),
+    ({"labels": ["only one"]}, "does not fit"),
+    ({"format": "something-else"}, "not a rekd-checkpoint"),
+    *(({"version": version}, "format version") for version in (VERSION + 1, 99, "1", None, 1.5)),
+    ({"version": 0}, "can no longer be upgraded"),
+    *((content, "not a rekd-checkpoint") for content in ("[]", "3", "{}")),
+], ids=str)  # fmt: skip
 def test_a_description_that_does_not_fit_is_refused(copy, changes, problem):
     (copy / "config.json").write_text(changes) if isinstance(changes, str) else edit(copy, **changes)
     assert re.search(problem, refusal(copy))
@@ -152,11 +148,10 @@ def fail(error: BaseException):
     return failing
 
 
-@pytest.mark.parametrize(
-    ("where", "error"),
-    [("save_file", Interrupted()), ("write_json", Interrupted()), ("model_card", Interrupted()), ("save_file", FULL),
-     ("save_file", SafetensorError("No space left"))],
-)  # fmt: skip
+@pytest.mark.parametrize(("where", "error"), [
+    ("save_file", Interrupted()), ("write_json", Interrupted()), ("model_card", Interrupted()), ("save_file", FULL),
+    ("save_file", SafetensorError("No space left")),
+])  # fmt: skip
 def test_a_save_that_fails_leaves_what_was_there_and_nothing_beside_it(copy, monkeypatch, where, error):
     before = contents(copy.parent)
     monkeypatch.setattr(rekd_train.checkpoints.checkpoint, where, fail(error))
@@ -181,16 +176,13 @@ def test_an_interrupt_between_the_two_renames_brings_the_old_one_back(copy, monk
 
 
 def test_saving_never_replaces_what_is_not_a_checkpoint(tmp_path):
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "thesis.txt").write_text("years of work")
-    with pytest.raises(CheckpointError, match="home.*not a checkpoint"):
-        save(make_rationalizer(), home)
-    with pytest.raises(CheckpointError, match="thesis.txt.*not a checkpoint"):
-        save(make_rationalizer(), home / "thesis.txt")
-    assert (home / "thesis.txt").read_text() == "years of work"
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for place, problem in ((tmp_path, "not a checkpoint"), (tmp_path / "thesis.txt", "thesis.txt.*not a checkpoint")):
+        with pytest.raises(CheckpointError, match=problem):
+            save(make_rationalizer(), place)
+    assert contents(tmp_path) == {"thesis.txt": b"years of work"}
+    (tmp_path / "empty").mkdir()
     for name in ("empty", "a/b/pair"):
-        (tmp_path / "empty").mkdir(exist_ok=True)
         assert rekd_train.load(save(make_rationalizer(), tmp_path / name))
         assert (tmp_path / name).stat().st_mode & 0o777 == 0o755, "readable by others"
 

@@ -78,10 +78,9 @@ def test_small_images_are_upscaled_as_theirs_are(tmp_path: Path) -> None:
     assert [answer.label in "abc" for answer in model.predict(pixels.numpy())] == [True, True]
 
 
-@pytest.mark.parametrize(
-    ("name", "lowercase", "expected"),
-    [("tokenizer.json", True, "good"), ("vocab.txt", True, "good"), ("vocab.txt", False, "[UNK]")],
-)
+@pytest.mark.parametrize(("name", "lowercase", "expected"), [
+    ("tokenizer.json", True, "good"), ("vocab.txt", True, "good"), ("vocab.txt", False, "[UNK]"),
+])  # fmt: skip
 @pytest.mark.parametrize("beside", [True, False])
 def test_tokenizers(name: str, lowercase: bool, expected: str, beside: bool, tmp_path: Path) -> None:
     own = backbone("bert", tmp_path / "backbone")
@@ -153,39 +152,36 @@ def test_copies_may_be_absent(tmp_path: Path) -> None:
 LARGE = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{number}" for number in range(200))]).encode()
 
 
-@pytest.mark.parametrize(
-    ("family", "change", "message"),
-    [
-        ("bert", {"selector": Path("nowhere")}, "does not exist"), ("bert", file("predictor", b""), "cannot be read"),
-        ("bert", file("selector", b"PK\x03\x04 cut off"), "cannot be read"),
-        ("bert", file("predictor", [torch.zeros(2)]), "holds no state dictionary"),
-        ("bert", file("selector", {"epoch": 3}), "holds no state dictionary"),
-        ("bert", file("predictor", {"resnet.weight": torch.zeros(2)}), "resnet.weight is unknown"),
-        ("bert", file("selector", {"fc.weight": torch.zeros(1), "x": Evil()}), r"run code: refused \(it names print"),
-        ("bert", file("predictor", pickle.dumps(Evil())), "run code: refused.*; fix: save state_dict.. alone$"),
-        *((family, {"selector": GOLDEN / f"f_{family}"}, "is a predictor .*swap the two") for family in FAMILIES),
-        *((family, {"predictor": GOLDEN / f"g_{family}"}, "is a selector .*swap the two") for family in FAMILIES),
-        ("bert", {"selector": GOLDEN / "g_vit"}, "is of the family 'vit', not 'bert'"),
-        *(("vit", file("predictor", state("f_vit", lambda state, key=key: state[key].add_(1))), f"{key} differs from")
-          for key in ("embedding_layer.position_embeddings", "vit.embedding.cls_token")),
-        ("bert", config(hidden_act="relu"), "hidden_act is 'relu'"),
-        ("bert", config(model_type="vit"), "model_type is 'vit'"),
-        ("bert", config(position_embedding_type="relative_key"), "position_embedding_type"),
-        ("bert", config(hidden_size=None), "fit the family 'bert': width: Input should be a valid integer .got None.$"),
-        ("bert", config(num_attention_heads=5), r"heads \(5\) must divide width \(32\)$"),
-        ("bert", config(num_hidden_layers=3), "encoder.layer.2.output.dense.weight is missing"),
-        ("bert", config(num_hidden_layers=1), "encoder.layer.1.output.dense.weight is unknown"),
-        ("bert", config(vocab_size=100), r"word_embeddings.weight is \(99, 32\).*asks for \(100, 32\)"),
-        ("bert", {"backbone": Path("nowhere")}, "config.json is missing"),
-        ("bert", file("backbone", b"{", "config.json"), "config.json is damaged"),
-        ("bert", file("backbone", b'{"num_hidden_layers": 2}', "config.json"), "'hidden_size' is missing"),
-        ("bert", {"tokenizer": Path("vocab.txt")}, "no tokenizer at"),
-        ("bert", file("tokenizer", b"\xff\xfe", "vocab.txt"), "vocab.txt cannot be read as a fast tokenizer"),
-        ("bert", file("tokenizer", LARGE, "vocab.txt"), "the tokenizer has 204 ids, the network only 99"),
-        ("bert", {"labels": ["a", "b"]}, "3 classes"), ("bert", {"labels": ["a", "b", "b"]}, "3 classes"),
-        ("resnet", {}, "unknown family 'resnet'.*bert, vit"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("family", "change", "message"), [
+    ("bert", {"selector": Path("nowhere")}, "does not exist"), ("bert", file("predictor", b""), "cannot be read"),
+    ("bert", file("selector", b"PK\x03\x04 cut off"), "cannot be read"),
+    ("bert", file("predictor", [torch.zeros(2)]), "holds no state dictionary"),
+    ("bert", file("selector", {"epoch": 3}), "holds no state dictionary"),
+    ("bert", file("predictor", {"resnet.weight": torch.zeros(2)}), "resnet.weight is unknown"),
+    ("bert", file("selector", {"fc.weight": torch.zeros(1), "x": Evil()}), r"run code: refused \(it names print"),
+    ("bert", file("predictor", pickle.dumps(Evil())), "run code: refused.*; fix: save state_dict.. alone$"),
+    *((family, {"selector": GOLDEN / f"f_{family}"}, "is a predictor .*swap the two") for family in FAMILIES),
+    *((family, {"predictor": GOLDEN / f"g_{family}"}, "is a selector .*swap the two") for family in FAMILIES),
+    ("bert", {"selector": GOLDEN / "g_vit"}, "is of the family 'vit', not 'bert'"),
+    *(("vit", file("predictor", state("f_vit", lambda state, key=key: state[key].add_(1))), f"{key} differs from")
+      for key in ("embedding_layer.position_embeddings", "vit.embedding.cls_token")),
+    ("bert", config(hidden_act="relu"), "hidden_act is 'relu'"),
+    ("bert", config(model_type="vit"), "model_type is 'vit'"),
+    ("bert", config(position_embedding_type="relative_key"), "position_embedding_type"),
+    ("bert", config(hidden_size=None), "fit the family 'bert': width: Input should be a valid integer .got None.$"),
+    ("bert", config(num_attention_heads=5), r"heads \(5\) must divide width \(32\)$"),
+    ("bert", config(num_hidden_layers=3), "encoder.layer.2.output.dense.weight is missing"),
+    ("bert", config(num_hidden_layers=1), "encoder.layer.1.output.dense.weight is unknown"),
+    ("bert", config(vocab_size=100), r"word_embeddings.weight is \(99, 32\).*asks for \(100, 32\)"),
+    ("bert", {"backbone": Path("nowhere")}, "config.json is missing"),
+    ("bert", file("backbone", b"{", "config.json"), "config.json is damaged"),
+    ("bert", file("backbone", b'{"num_hidden_layers": 2}', "config.json"), "'hidden_size' is missing"),
+    ("bert", {"tokenizer": Path("vocab.txt")}, "no tokenizer at"),
+    ("bert", file("tokenizer", b"\xff\xfe", "vocab.txt"), "vocab.txt cannot be read as a fast tokenizer"),
+    ("bert", file("tokenizer", LARGE, "vocab.txt"), "the tokenizer has 204 ids, the network only 99"),
+    ("bert", {"labels": ["a", "b"]}, "3 classes"), ("bert", {"labels": ["a", "b", "b"]}, "3 classes"),
+    ("resnet", {}, "unknown family 'resnet'.*bert, vit"),
+])  # fmt: skip
 def test_what_does_not_fit_is_named(family, change, message, tmp_path, capsys) -> None:
     with pytest.raises(RekdError, match=message):
         golden_import(family, tmp_path, **(change(tmp_path) if callable(change) else change))

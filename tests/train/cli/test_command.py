@@ -55,14 +55,11 @@ def outcome(capsys, make, *arguments: str) -> tuple[int, str, str]:
     return exit_request.value.code, *capsys.readouterr()
 
 
-@pytest.mark.parametrize(
-    ("make", "arguments", "expected"),
-    [
-        *((single, [word], (code, "", error)) for word, (_, code, error) in ENDS.items()),
-        (single, ["good"], (0, "good\n", "")), (single, ["--", "--debug"], (0, "--debug\n", "")),
-        (single, ["--version"], (0, VERSION, "")), (several, ["presets", "--version"], (0, VERSION, "")),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("make", "arguments", "expected"), [
+    *((single, [word], (code, "", error)) for word, (_, code, error) in ENDS.items()),
+    (single, ["good"], (0, "good\n", "")), (single, ["--", "--debug"], (0, "--debug\n", "")),
+    (single, ["--version"], (0, VERSION, "")), (several, ["presets", "--version"], (0, VERSION, "")),
+])  # fmt: skip
 def test_an_end_is_a_code_and_one_line(capsys, make, arguments, expected):
     assert outcome(capsys, make, *arguments) == expected
 
@@ -75,11 +72,10 @@ def test_debug_shows_the_traceback_wherever_it_stands(capsys, make, failing):
         assert code == 1 and err.startswith("Traceback") and err.endswith(plain[2]) and plain[2].count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("make", "arguments", "part"),
-    [*((single, arguments, "Usage:") for arguments in ([], ["--nope", "good"], ["good", "--count", "x"], ["a", "b"])),
-     (several, ["evalate"], "'evaluate'")],
-)  # fmt: skip
+@pytest.mark.parametrize(("make", "arguments", "part"), [
+    *((single, arguments, "Usage:") for arguments in ([], ["--nope", "good"], ["good", "--count", "x"], ["a", "b"])),
+    (several, ["evalate"], "'evaluate'"),
+])  # fmt: skip
 def test_usage_errors_are_2(capsys, make, arguments, part):
     code, out, err = outcome(capsys, make, *arguments)
     assert (code, out) == (2, "") and part in err and "Traceback" not in err

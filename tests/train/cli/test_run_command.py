@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -106,13 +107,16 @@ def test_a_budget_that_cannot_hold_a_negation_is_noted(command):
     assert command(*short, *large, "--overwrite", kind="note") == (0, "")
 
 
-def test_a_run_leaves_a_checkpoint_and_a_log_and_is_not_replaced_unasked(command, refused, tmp_path):
+def test_a_run_leaves_a_checkpoint_and_a_log_and_is_not_replaced_unasked(command, refused, tmp_path, monkeypatch):
     assert command() == (0, "")
     assert checkpoint.load(tmp_path / "out").labels == ["negative", "positive"]
     assert [path.name for path in (tmp_path / "out.training").iterdir()] == ["log.jsonl"], "and no state"
     assert [stage for stage, _ in stages_of(tmp_path)] == ["classifier", "rationale", "compact"]
     figures = {"loss", "selection_rate", "penalty", "extraction", "learning_rate", "examples_per_second"}
     assert figures <= set().union(*(line for line in log_of(tmp_path) if line["stage"] == "rationale"))
+    for module in ("tensorboard", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert "[tensorboard]" in command("--tensorboard", "--overwrite")[1]
     before, already = contents(tmp_path), f"{tmp_path / 'out'} is a checkpoint already; fix: .*--overwrite"
     refused(((), already), (("--resume",), already), (("--set", "seed=5"), already))
     assert command("--set", "seed=5", "--overwrite") == (0, "")
@@ -172,14 +176,6 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_the_state(command, refused, t
     refused((("--set", "seed=5", "--resume"), "is a checkpoint already"))
     assert command("--set", "seed=5", "--resume", "--overwrite") == (0, ""), "only the writing is done again"
     assert (tmp_path / "out" / "selector.safetensors").read_bytes() != before["selector.safetensors"]
-
-
-def test_tensorboard_and_devices(command, tmp_path):
-    pytest.importorskip("tensorboard")
-    assert command("--tensorboard")[0] == 0
-    assert any("tfevents" in path.name for path in (tmp_path / "out.training").iterdir())
-    no_device = "error: there is no device 'cuda:77' here; fix: --device cpu"
-    assert command("--overwrite", "--device", "cuda:77") == (1, no_device)
 
 
 def test_presets_are_listed_with_their_sources(capsys):

@@ -59,56 +59,50 @@ def test_every_mistake_is_in_one_message(write):
         assert part in message, message
 
 
-@pytest.mark.parametrize(
-    ("overrides", "part"),
-    [
-        (["data.name=table"], "path is needed for the data 'table'"),
-        (["data.path=reviews.csv"], "the data 'imdb' come with a package and have no path (got 'reviews.csv')"),
-        (["data.augmentation=flip"], "augmentation 'flip' is for images"),
-        (["data.dev_share=0.5", "data.test_share=0.5"], "leave nothing to train on"),
-        (["data.name=digits"], "the selector (family 'transformers', no section image) reads texts"),
-        (["data.name=cifar"], "data.name:"),
-        (["data.image_column=a"], "image_column ('a') is for the data 'hf', not 'imdb'"),
-        (['data.labels=["a", "b"]'], "'imdb' name their own classes"),
-        (["data.name=table", "data.path=x.csv", 'data.labels=["a", "b", "b"]'], "labels ['a', 'b', 'b'] must be diff"),
-        (["seed=y", "data.max_length=100", "data.lengths=[2, 128]"], "data: lengths (2, 128) must lie within 3..max"),
-        (["seed=y", "selector.positions=128"], "data.max_length (160) exceeds selector.positions (128)"),
-        (["selector.image.patch=5", "selector.image.height=32"], "patch (5) must divide the image's height and width"),
-        (["selector.image.mean=[0.5, 0.5]"], "mean must hold 1 value or one for each of the 3 channels"),
-        (["selector.image.std=[0.0]"], "std (0.0,) must be positive"),
-        (["distillation.alpha=1.5"], "alpha (1.5) must lie within 0..1 or be 'anneal'"),
-        (["optimisation.betas=[0.9, 1.0]"], "betas (0.9, 1.0) must lie within 0..1, 1 excluded"),
-        (["seed"], "--set seed"), (["=3"], "--set =3"), (["seed.deeper=1"], "--set seed.deeper=1"),
-        (["selection.target=none"], "selection.target"),
-        (["selector.layerz=2"], "selector.layerz: unknown key, did you mean 'layers'?"),
-        (["stages.rational_epochs=2"], "stages.rational_epochs: unknown key, did you mean 'rationale_epochs'?"),
-        (["optimization.learning_rate=1"], "optimization: unknown key, did you mean 'optimisation'?"),
-        (["selector.image.heigth=8"], "selector.image.heigth: unknown key, did you mean 'height'?"),
-        (["learning_rate=1"], "learning_rate: unknown key, did you mean 'optimisation.learning_rate'?"),
-        (["optimisation.seed=1"], "optimisation.seed: unknown key, did you mean 'seed' or 'data.seed'?"),
-        (["temperature.qqq=1"], "run.toml: temperature.qqq: unknown key (temperature has start, end, refresh)"),
-        (["qqq=1"], "unknown key (the top level has name, source, seed, data, "),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("overrides", "part"), [
+    (["data.name=table"], "path is needed for the data 'table'"),
+    (["data.path=reviews.csv"], "the data 'imdb' come with a package and have no path (got 'reviews.csv')"),
+    (["data.augmentation=flip"], "augmentation 'flip' is for images"),
+    (["data.dev_share=0.5", "data.test_share=0.5"], "leave nothing to train on"),
+    (["data.name=digits"], "the selector (family 'transformers', no section image) reads texts"),
+    (["data.name=cifar"], "data.name:"),
+    (["data.image_column=a"], "image_column ('a') is for the data 'hf', not 'imdb'"),
+    (['data.labels=["a", "b"]'], "'imdb' name their own classes"),
+    (["data.name=table", "data.path=x.csv", 'data.labels=["a", "b", "b"]'], "labels ['a', 'b', 'b'] must be diff"),
+    (["seed=y", "data.max_length=100", "data.lengths=[2, 128]"], "data: lengths (2, 128) must lie within 3..max"),
+    (["seed=y", "selector.positions=128"], "data.max_length (160) exceeds selector.positions (128)"),
+    (["selector.image.patch=5", "selector.image.height=32"], "patch (5) must divide the image's height and width"),
+    (["selector.image.mean=[0.5, 0.5]"], "mean must hold 1 value or one for each of the 3 channels"),
+    (["selector.image.std=[0.0]"], "std (0.0,) must be positive"),
+    (["distillation.alpha=1.5"], "alpha (1.5) must lie within 0..1 or be 'anneal'"),
+    (["optimisation.betas=[0.9, 1.0]"], "betas (0.9, 1.0) must lie within 0..1, 1 excluded"),
+    (["seed"], "--set seed"), (["=3"], "--set =3"), (["seed.deeper=1"], "--set seed.deeper=1"),
+    (["selection.target=none"], "selection.target"),
+    (["selector.layerz=2"], "selector.layerz: unknown key, did you mean 'layers'?"),
+    (["stages.rational_epochs=2"], "stages.rational_epochs: unknown key, did you mean 'rationale_epochs'?"),
+    (["optimization.learning_rate=1"], "optimization: unknown key, did you mean 'optimisation'?"),
+    (["selector.image.heigth=8"], "selector.image.heigth: unknown key, did you mean 'height'?"),
+    (["learning_rate=1"], "learning_rate: unknown key, did you mean 'optimisation.learning_rate'?"),
+    (["optimisation.seed=1"], "optimisation.seed: unknown key, did you mean 'seed' or 'data.seed'?"),
+    (["temperature.qqq=1"], "run.toml: temperature.qqq: unknown key (temperature has start, end, refresh)"),
+    (["qqq=1"], "unknown key (the top level has name, source, seed, data, "),
+])  # fmt: skip
 def test_settings_that_make_no_sense_are_explained(plain, overrides, part):
     assert part in mistakes_of(plain, *overrides)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "setting", "value"),
-    [
-        (["stages.rationale_epochs=2"], "stages.rationale_epochs", 2.0),
-        (["name=other name"], "name", "other name"), (['name="quoted"'], "name", "quoted"),
-        (["distillation.alpha=anneal"], "distillation.alpha", "anneal"),
-        (["data.lengths=[32, 64]"], "data.lengths", (32, 64)),
-        (["optimisation.learning_rate=1e-3"], "optimisation.learning_rate", 0.001),
-        (["seed=2", "seed=3"], "seed", 3), (["selection.budget=none"], "selection.budget", None),
-        (["distillation.noise=none"], "distillation.noise", "none"),
-        (["data.name=table", "data.path=~/a.csv"], "data.path", "/home/ada/a.csv"),
-        (["data.name=table", "data.path=b~/a.csv"], "data.path", "b~/a.csv"),
-        (["selection.minimum=2"], "selection.minimum", 2), ([], "selection.minimum", 3),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("overrides", "setting", "value"), [
+    (["stages.rationale_epochs=2"], "stages.rationale_epochs", 2.0),
+    (["name=other name"], "name", "other name"), (['name="quoted"'], "name", "quoted"),
+    (["distillation.alpha=anneal"], "distillation.alpha", "anneal"),
+    (["data.lengths=[32, 64]"], "data.lengths", (32, 64)),
+    (["optimisation.learning_rate=1e-3"], "optimisation.learning_rate", 0.001),
+    (["seed=2", "seed=3"], "seed", 3), (["selection.budget=none"], "selection.budget", None),
+    (["distillation.noise=none"], "distillation.noise", "none"),
+    (["data.name=table", "data.path=~/a.csv"], "data.path", "/home/ada/a.csv"),
+    (["data.name=table", "data.path=b~/a.csv"], "data.path", "b~/a.csv"),
+    (["selection.minimum=2"], "selection.minimum", 2), ([], "selection.minimum", 3),
+])  # fmt: skip
 def test_overrides_are_toml_values_or_bare_words(plain, monkeypatch, overrides, setting, value):
     monkeypatch.setenv("HOME", "/home/ada")
     found = run_config(plain, overrides)
@@ -121,17 +115,14 @@ def test_an_image_keeps_one_patch_at_least_unless_it_is_said():
     assert [run_config("digits", said).selection.minimum for said in ([], ["selection.minimum=3"])] == [1, 3]
 
 
-@pytest.mark.parametrize(
-    ("source", "pattern"),
-    [
-        ("demo_studnet", r"^no preset 'demo_studnet', did you mean 'demo_student'\? (?!.*paper_).*presets.*.toml"),
-        ("nonesuch", "no preset 'nonesuch'; presets: " + ", ".join(sorted(DIGESTS))),
-        ("absent.toml", "absent.toml does not exist"),
-        ("name = ", "not valid TOML"), (b"name = '\xff\xfe'", "not valid TOML"),
-        ('extends = "nonesuch"', "no preset 'nonesuch'"), ('extends = "absent.toml"', "absent.toml does not exist"),
-        ('extends = "run.toml"', "run.toml extends itself"), ("extends = 3", "extends is 3"),
-    ],
-)
+@pytest.mark.parametrize(("source", "pattern"), [
+    ("demo_studnet", r"^no preset 'demo_studnet', did you mean 'demo_student'\? (?!.*paper_).*presets.*.toml"),
+    ("nonesuch", "no preset 'nonesuch'; presets: " + ", ".join(sorted(DIGESTS))),
+    ("absent.toml", "absent.toml does not exist"),
+    ("name = ", "not valid TOML"), (b"name = '\xff\xfe'", "not valid TOML"),
+    ('extends = "nonesuch"', "no preset 'nonesuch'"), ('extends = "absent.toml"', "absent.toml does not exist"),
+    ('extends = "run.toml"', "run.toml extends itself"), ("extends = 3", "extends is 3"),
+])  # fmt: skip
 def test_what_is_not_there_is_named(write, source, pattern):
     if isinstance(source, bytes) or "=" in source:
         source = write(source)

@@ -33,12 +33,11 @@ def aligned(tmp_path: Path, images, *rows: dict):
     return align(known(tmp_path, *rows, modality="image"), images, PATCHES, len(LABELS), tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("said", "expected"),
-    [({"probabilities": {"positive": 0.8, "negative": 0.2}}, [0.2, 0.8]), ({"label": "negative"}, [0.9, 0.1]),
-     ({"probabilities": {"positive": 0.8}}, [0.2, 0.8]), ({"probabilities": [0.3, 0.7]}, [0.3, 0.7]),
-     ({"label": "positive", "confidence": 0.6}, [0.4, 0.6])],
-)  # fmt: skip
+@pytest.mark.parametrize(("said", "expected"), [
+    ({"probabilities": {"positive": 0.8, "negative": 0.2}}, [0.2, 0.8]), ({"label": "negative"}, [0.9, 0.1]),
+    ({"probabilities": {"positive": 0.8}}, [0.2, 0.8]), ({"probabilities": [0.3, 0.7]}, [0.3, 0.7]),
+    ({"label": "positive", "confidence": 0.6}, [0.4, 0.6]),
+])  # fmt: skip
 def test_class_probabilities_in_each_form(tmp_path, said, expected):
     statement = known(tmp_path, {"text": TEXT, "rationale": [], **said}).statements[text_id(TEXT)]
     np.testing.assert_allclose(statement.probabilities, expected, atol=1e-6)
@@ -51,35 +50,32 @@ def test_texts_without_a_statement_lack_every_part(tmp_path):
     assert said.scores == said.marks == [None, None] and not said.empty
 
 
-@pytest.mark.parametrize(
-    ("modality", "rows", "parts"),
-    [
-        ("text", [
-            {"text": TEXT, "probabilities": [0.5, 0.2]}, {"text": "b", "probabilities": {"neutral": 1.0}},
-            {"text": "c", "probabilities": [0.2, 0.3, 0.5]}, {"text": "d", "rationale": [[0, 9]]},
-            {"text": "ef", "scores": [[0, 1, float("nan")]]}, {"text": "gh", "scores": [[0, 2, 1], [1, 2, 1]]},
-            {"text": "d"}, {"label": "positive"}, {"id": "0" * 16, "quotes": ["x"]},
-            {"text": "wonder", "quotes": "wonder"}, {"text": "won", "quotes": [3]},
-        ], [
-            "the probabilities [0.5, 0.2] do not sum to 1", "the class 'neutral' is none of negative",
-            "3 probabilities for 2 classes", "rationale hold [0, 9], not 0 <= start < end <= 1",
-            "scores hold values that are not finite", "scores of passages that overlap", "a text that stands further",
-            "no text and no id", "quotes need the text beside them", "quotes are 'wonder', not a list of strings",
-            "quotes are '[3]', not a list of strings",
-        ]),
-        ("image", [
-            {"file": "a", "boxes": [[3, 0, 3, 2]]}, {"file": "b", "boxes": [[0, 0, 1]]},
-            {"file": "c", "map": [[1, 2], [3]]}, {"file": "d", "map": [[float("nan")]]}, {"file": "e", "map": []},
-            {"file": "./a", "label": "positive"}, {"label": "positive"}, {"file": "f", "boxes": [[0, 0, 1, 1, -1]]},
-            {"file": "g", "label": "neutral"}, {"file": "h", "map": 3},
-        ], [
-            "boxes hold [3, 0, 3, 2], not 0 <= left < right", "boxes hold [0, 0, 1], not left, top",
-            "the map is no grid of finite numbers", "the map is no grid", "the map is no grid",
-            "a file that stands further", "no file and no id", "boxes hold [0, 0, 1, 1], not 0 <= left", "the class",
-            "the map is no grid",
-        ]),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("modality", "rows", "parts"), [
+    ("text", [
+        {"text": TEXT, "probabilities": [0.5, 0.2]}, {"text": "b", "probabilities": {"neutral": 1.0}},
+        {"text": "c", "probabilities": [0.2, 0.3, 0.5]}, {"text": "d", "rationale": [[0, 9]]},
+        {"text": "ef", "scores": [[0, 1, float("nan")]]}, {"text": "gh", "scores": [[0, 2, 1], [1, 2, 1]]},
+        {"text": "d"}, {"label": "positive"}, {"id": "0" * 16, "quotes": ["x"]},
+        {"text": "wonder", "quotes": "wonder"}, {"text": "won", "quotes": [3]},
+    ], [
+        "the probabilities [0.5, 0.2] do not sum to 1", "the class 'neutral' is none of negative",
+        "3 probabilities for 2 classes", "rationale hold [0, 9], not 0 <= start < end <= 1",
+        "scores hold values that are not finite", "scores of passages that overlap", "a text that stands further",
+        "no text and no id", "quotes need the text beside them", "quotes are 'wonder', not a list of strings",
+        "quotes are '[3]', not a list of strings",
+    ]),
+    ("image", [
+        {"file": "a", "boxes": [[3, 0, 3, 2]]}, {"file": "b", "boxes": [[0, 0, 1]]},
+        {"file": "c", "map": [[1, 2], [3]]}, {"file": "d", "map": [[float("nan")]]}, {"file": "e", "map": []},
+        {"file": "./a", "label": "positive"}, {"label": "positive"}, {"file": "f", "boxes": [[0, 0, 1, 1, -1]]},
+        {"file": "g", "label": "neutral"}, {"file": "h", "map": 3},
+    ], [
+        "boxes hold [3, 0, 3, 2], not 0 <= left < right", "boxes hold [0, 0, 1], not left, top",
+        "the map is no grid of finite numbers", "the map is no grid", "the map is no grid",
+        "a file that stands further", "no file and no id", "boxes hold [0, 0, 1, 1], not 0 <= left", "the class",
+        "the map is no grid",
+    ]),
+])  # fmt: skip
 def test_all_mistakes_of_a_file_together(tmp_path, modality, rows, parts):
     with pytest.raises(DataError) as caught:
         known(tmp_path, *rows, modality=modality)
@@ -89,15 +85,12 @@ def test_all_mistakes_of_a_file_together(tmp_path, modality, rows, parts):
         assert mistake.startswith(f"line {number}: {part}")
 
 
-@pytest.mark.parametrize(
-    ("modality", "row", "message"),
-    [
-        ("text", {"text": "a", "rational": []}, "unknown columns: rational; columns: text, id"),
-        ("text", {"label": "positive"}, "neither 'text' nor 'id'"),
-        ("image", {"file": "a", "rationale": []}, "unknown columns: rationale; columns: file, id, .*boxes, map"),
-        ("image", {"text": "a", "label": "positive"}, "unknown columns: text"),
-    ],
-)
+@pytest.mark.parametrize(("modality", "row", "message"), [
+    ("text", {"text": "a", "rational": []}, "unknown columns: rational; columns: text, id"),
+    ("text", {"label": "positive"}, "neither 'text' nor 'id'"),
+    ("image", {"file": "a", "rationale": []}, "unknown columns: rationale; columns: file, id, .*boxes, map"),
+    ("image", {"text": "a", "label": "positive"}, "unknown columns: text"),
+])  # fmt: skip
 def test_files_that_are_no_knowledge(tmp_path, modality, row, message):
     with pytest.raises(DataError, match=message):
         known(tmp_path, row, modality=modality)
@@ -134,15 +127,15 @@ def test_scores_of_another_tokenizer_are_shared_by_characters():
     np.testing.assert_array_equal(marks_at(np.array([[2, 7, 0.5]]), offsets), [0, 0, 0.5, 0.5, 0, 0.5])
 
 
-@pytest.mark.parametrize("identified", [True, False])
-def test_packed_scores_come_back_within_a_step(tmp_path, identified):
+def test_packed_scores_come_back_within_a_step(tmp_path):
     offsets = np.array(BYTES.encode([TEXT])[0].offsets)[1:-1]
     scores = np.column_stack([offsets, np.random.default_rng(0).normal(size=len(offsets)) * 3])
-    row = {"id": text_id(TEXT)} if identified else {"text": TEXT}
-    path = write_knowledge(tmp_path / "k.parquet", [{**row, "probabilities": [0.25, 0.75], "scores": scores}])
-    (found,) = align(read_knowledge(path, LABELS), [TEXT], BYTES, 2).scores
-    assert np.isnan(found[[0, -1]]).all()
-    np.testing.assert_allclose(found[1:-1], scores[:, 2], rtol=0, atol=np.abs(scores[:, 2]).max() / 127)
+    for named in ({"id": text_id(TEXT)}, {"text": TEXT}):
+        rows = [{**named, "probabilities": [0.25, 0.75], "scores": scores}]
+        path = write_knowledge(tmp_path / "k.parquet", rows, overwrite="text" in named)
+        (found,) = align(read_knowledge(path, LABELS), [TEXT], BYTES, 2).scores
+        assert np.isnan(found[[0, -1]]).all()
+        np.testing.assert_allclose(found[1:-1], scores[:, 2], rtol=0, atol=np.abs(scores[:, 2]).max() / 127)
     with pytest.raises(DataError, match="exists; fix: another file, or --overwrite"):
         write_knowledge(path, [])
 

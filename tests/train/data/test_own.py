@@ -104,16 +104,12 @@ def numbered(form: str, *more: object) -> bytes:
     return "".join(form.format(i, i % 2, *more) + "\n" for i in range(20)).encode()
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "names"),
-    [
-        ("a.csv", b"\xef\xbb\xbftext,label\n" + numbered("t{},{}"), ("0", "1")),
-        ("a.jsonl", b"\xef\xbb\xbf" + numbered('{{"text": "t{}", "label": {}}}'), ("0", "1")),
-        ("a.csv", b"text,label\nNA,NA\nNone,None\n" + numbered("t{0},NA\nu{0},None"), ("NA", "None")),
-        ("a.csv", b"text,label\n" + numbered("t{0}{2},{1}", " word" * 40_000), ("0", "1")),
-    ],
-    ids=["byte order mark", "of JSON", "words that look like nothing stay words", "long texts"],
-)
+@pytest.mark.parametrize(("name", "content", "names"), [
+    ("a.csv", b"\xef\xbb\xbftext,label\n" + numbered("t{},{}"), ("0", "1")),
+    ("a.jsonl", b"\xef\xbb\xbf" + numbered('{{"text": "t{}", "label": {}}}'), ("0", "1")),
+    ("a.csv", b"text,label\nNA,NA\nNone,None\n" + numbered("t{0},NA\nu{0},None"), ("NA", "None")),
+    ("a.csv", b"text,label\n" + numbered("t{0}{2},{1}", " word" * 40_000), ("0", "1")),
+], ids=["byte order mark", "of JSON", "words that look like nothing stay words", "long texts"])  # fmt: skip
 def test_what_files_may_hold(tmp_path, name, content, names):
     (tmp_path / name).write_bytes(content)
     assert load_data(config(tmp_path / name)).label_names == names
@@ -203,20 +199,17 @@ def test_labels_are_compared_with_the_classes_given(tmp_path, name):
     assert ": the label 'neg' is none of the 2 classes" in message and "data.labels" in message
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "problem"),
-    [
-        ("a.csv", "text,label\ncafé,pos\n".encode("latin-1"), "a.csv is not UTF-8: byte 14 .*iconv"),
-        ("a.jsonl", '{"text": "café", "label": "pos"}\n'.encode("latin-1"), "a.jsonl is not UTF-8"),
-        ("a.jsonl", b'{"text": \n{"text": "a", "label": 1}\n\n[]\n', "line 1 is not JSON.*; line 4 is not an object"),
-        ("a.csv", b"text,label\na,b\nc,d,e,f\n\ng,h,i\n",
-         "a.csv cannot be read: line 3 has 4 values; line 5 has 3 values; the header names 2"),
-        ("a.csv", b'text,label\na,b\n"c\nd,e\n', "line 3: unexpected end of data; fix: write each quote"),
-        ("a.csv", b"text,label\n", "holds no rows"), ("a.csv", b"", "holds no rows"),
-        ("a.parquet", b"PAR1 not really", "a.parquet cannot be read"), ("a.xlsx", b"", "none of .csv"),
-        ("a.csv", None, "does not exist"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("name", "content", "problem"), [
+    ("a.csv", "text,label\ncafé,pos\n".encode("latin-1"), "a.csv is not UTF-8: byte 14 .*iconv"),
+    ("a.jsonl", '{"text": "café", "label": "pos"}\n'.encode("latin-1"), "a.jsonl is not UTF-8"),
+    ("a.jsonl", b'{"text": \n{"text": "a", "label": 1}\n\n[]\n', "line 1 is not JSON.*; line 4 is not an object"),
+    ("a.csv", b"text,label\na,b\nc,d,e,f\n\ng,h,i\n",
+     "a.csv cannot be read: line 3 has 4 values; line 5 has 3 values; the header names 2"),
+    ("a.csv", b'text,label\na,b\n"c\nd,e\n', "line 3: unexpected end of data; fix: write each quote"),
+    ("a.csv", b"text,label\n", "holds no rows"), ("a.csv", b"", "holds no rows"),
+    ("a.parquet", b"PAR1 not really", "a.parquet cannot be read"), ("a.xlsx", b"", "none of .csv"),
+    ("a.csv", None, "does not exist"),
+])  # fmt: skip
 def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, problem):
     if content is not None:
         (tmp_path / name).write_bytes(content)
@@ -235,15 +228,12 @@ def part(word, count, labels=(0, 1)):
 TRAIN, ALONE = part("train", 24), {"train": 12, "dev": 6, "test": 6}
 
 
-@pytest.mark.parametrize(
-    ("splits", "expected"),
-    [
-        ({"train": TRAIN, "validation": part("dev", 8), "test": part("test", 8)}, {"train": 24, "dev": 8, "test": 8}),
-        ({"train": TRAIN, "dev": part("dev", 8), "unsupervised": part("no", 9)}, {"train": 18, "dev": 8, "test": 6}),
-        ({"train": TRAIN, "test": part("test", 2, (-1, -1))}, ALONE),  # without labels it counts as missing
-        ({"train": TRAIN}, ALONE), ({"everything": TRAIN}, ALONE), (TRAIN.with_format("numpy"), ALONE),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("splits", "expected"), [
+    ({"train": TRAIN, "validation": part("dev", 8), "test": part("test", 8)}, {"train": 24, "dev": 8, "test": 8}),
+    ({"train": TRAIN, "dev": part("dev", 8), "unsupervised": part("no", 9)}, {"train": 18, "dev": 8, "test": 6}),
+    ({"train": TRAIN, "test": part("test", 2, (-1, -1))}, ALONE),  # without labels it counts as missing
+    ({"train": TRAIN}, ALONE), ({"everything": TRAIN}, ALONE), (TRAIN.with_format("numpy"), ALONE),
+])  # fmt: skip
 def test_its_own_splits_are_taken_and_the_others_made(tmp_path, splits, expected):
     data = load_data(config(saved(tmp_path / "a.hf", splits)))
     assert sizes(data) == expected and data.label_names == ("positive", "negative") and data.duplicates == 0

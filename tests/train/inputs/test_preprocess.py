@@ -3,11 +3,10 @@
 import hashlib
 import json
 import re
-import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +18,6 @@ from rekd_train.inputs.prediction import Prediction, Span, merged_spans
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 
 MAXIMUM = 48
-
-
 SETTINGS = TextSettings(max_length=MAXIMUM, lengths=(16, 32))
 PREPROCESSOR = TextPreprocessor(tiny_tokenizer_json(), SETTINGS)
 SPECIAL = PREPROCESSOR.special_ids
@@ -83,40 +80,27 @@ def test_special_token_names_in_a_text_are_text_and_without_one_for_padding_the_
     assert nameless.special_ids["pad"] == nameless.special_ids["cls"]
 
 
-def test_other_threads_go_on_while_a_long_text_is_tokenised():
-    text, moments, done = "good film " * 300_000, [], threading.Event()
-
-    def tick() -> None:
-        while not done.wait(0.001):
-            moments.append(time.perf_counter())
-
-    ticking = threading.Thread(target=tick)
-    ticking.start()
-    begun = time.perf_counter()
-    PREPROCESSOR.encode([text])
-    took = time.perf_counter() - begun
-    done.set()
-    ticking.join()
-    assert max(np.diff([begun, *moments])) < took / 2, "the interpreter's lock is let go"
+def test_a_long_text_goes_through_a_batch_which_lets_other_threads_go_on(monkeypatch):
+    encodings = SimpleNamespace(encode=lambda text: "alone", encode_batch=lambda texts: ["in a batch"] * len(texts))
+    monkeypatch.setattr(PREPROCESSOR, "_tokenizer", encodings)
+    for texts, way in ((["a" * 2000], "alone"), (["a" * 2001], "in a batch"), (["a", "b"], "in a batch")):
+        assert PREPROCESSOR.encode(texts) == [way] * len(texts)
 
 
-@pytest.mark.parametrize(
-    ("text", "kept", "shown"),
-    [
-        *(pytest.param(f"bad{tag}{tag}good", [2], ["good"], id=tag) for tag in ("<br />", "<br>", "<BR  />")),
-        pytest.param("a 🎬 good", [2, 3], ["🎬 good"], id="emoji"),
-        pytest.param("👨‍👩‍👧 good", [1], ["👨‍👩‍👧"], id="joined emoji"),
-        pytest.param("東京 good", [1], ["東"], id="CJK characters are words"),
-        pytest.param("東京 good", [2, 3], ["京 good"], id="CJK then a word"),
-        pytest.param("Über good", [3], ["Über"], id="accent composed"),
-        pytest.param("Cafe\u0301 good", [1], ["Cafe\u0301"], id="accent as a combining character, at the end"),
-        pytest.param("e\u0301a good", [1], ["e\u0301a"], id="accent as a combining character, inside"),
-        pytest.param("a\u00a0GOOD\u3000film", [2], ["GOOD"], id="wide spaces and capitals"),
-        *(pytest.param("xyz good", [piece], ["xyz"], id=f"a word is whole by piece {piece}") for piece in (1, 2, 3)),
-        pytest.param("the film was great , not bad", [1, 2, 4, 6, 7], ["the film", "great", "not bad"], id="merging"),
-        pytest.param("good", [], [], id="nothing"),
-    ],
-)
+@pytest.mark.parametrize(("text", "kept", "shown"), [
+    *(pytest.param(f"bad{tag}{tag}good", [2], ["good"], id=tag) for tag in ("<br />", "<br>", "<BR  />")),
+    pytest.param("a 🎬 good", [2, 3], ["🎬 good"], id="emoji"),
+    pytest.param("👨‍👩‍👧 good", [1], ["👨‍👩‍👧"], id="joined emoji"),
+    pytest.param("東京 good", [1], ["東"], id="CJK characters are words"),
+    pytest.param("東京 good", [2, 3], ["京 good"], id="CJK then a word"),
+    pytest.param("Über good", [3], ["Über"], id="accent composed"),
+    pytest.param("Cafe\u0301 good", [1], ["Cafe\u0301"], id="accent as a combining character, at the end"),
+    pytest.param("e\u0301a good", [1], ["e\u0301a"], id="accent as a combining character, inside"),
+    pytest.param("a\u00a0GOOD\u3000film", [2], ["GOOD"], id="wide spaces and capitals"),
+    *(pytest.param("xyz good", [piece], ["xyz"], id=f"a word is whole by piece {piece}") for piece in (1, 2, 3)),
+    pytest.param("the film was great , not bad", [1, 2, 4, 6, 7], ["the film", "great", "not bad"], id="merging"),
+    pytest.param("good", [], [], id="nothing"),
+])  # fmt: skip
 def test_spans_are_whole_words_of_the_text_as_given(text, kept, shown):
     spans = predict(text, kept).rationale
     assert [span.text for span in spans] == shown == [text[span.start : span.end] for span in spans]
@@ -130,12 +114,10 @@ def test_pieces_are_what_the_predictor_saw_and_a_span_scores_as_its_best():
     assert pieces == [("x", 1, 0, 1, -2.0), ("##z", 3, 2, 3, -1.0), ("bad", 5, 9, 12, 4.0)]
 
 
-@pytest.mark.parametrize(
-    ("text", "kept", "rate", "truncated"),
-    [("xyz good", [2, 4], 2 / 4, False), ("good " * 100, [1, 2, 3], 3 / (MAXIMUM - 2), True), ("good", [], 0.0, False),
-     ("good", [1, 9], 1.0, False)],
-    ids=["specials and padding do not count", "after truncation", "nothing", "a mask on padding is ignored"],
-)  # fmt: skip
+@pytest.mark.parametrize(("text", "kept", "rate", "truncated"), [
+    ("xyz good", [2, 4], 2 / 4, False), ("good " * 100, [1, 2, 3], 3 / (MAXIMUM - 2), True), ("good", [], 0.0, False),
+    ("good", [1, 9], 1.0, False),  # specials and padding do not count; a mask on padding is ignored
+])  # fmt: skip
 def test_rate_is_kept_pieces_of_real_pieces_and_probabilities_go_by_name(text, kept, rate, truncated):
     prediction = predict(text, kept)
     assert (prediction.rate, prediction.truncated) == (pytest.approx(rate), truncated)
@@ -201,19 +183,16 @@ def test_in_scripts_without_spaces_each_token_is_a_word_and_others_are_shown_who
     assert span.text == "wonderfulness", "whole, without the space"
 
 
-@pytest.mark.parametrize(
-    ("texts", "message"),
-    [
-        ([], "list of texts is empty"), ("good", "give a list of str"), (b"good", "texts is bytes"),
-        (None, "texts is NoneType"), (["good", None], "text 2 is NoneType"), (["good", b"bad"], "text 2 is bytes"),
-        (["good", ""], "text 2 is empty"), (["good", " \n\t\u00a0"], "text 2 is only white space"),
-        (["a \ud800 b"], "unpaired surrogate at character 3"), (["good", "<br /><br />"], "text 2 holds no word"),
-        (["\u200b"], "text 1 holds no word"), (["\x00\x01"], "text 1 holds no word"),
-        *(([image], r"^text 1 is \w+, an image; fix: give this model texts \(str\)")
-          for image in (Path("shoe.png"), np.zeros((4, 4, 3), np.uint8), Image.new("L", (4, 4)))),
-        ([""] * 25, "text 20 is empty; and 5 more; fix: give at least one word$"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("texts", "message"), [
+    ([], "list of texts is empty"), ("good", "give a list of str"), (b"good", "texts is bytes"),
+    (None, "texts is NoneType"), (["good", None], "text 2 is NoneType"), (["good", b"bad"], "text 2 is bytes"),
+    (["good", ""], "text 2 is empty"), (["good", " \n\t\u00a0"], "text 2 is only white space"),
+    (["a \ud800 b"], "unpaired surrogate at character 3"), (["good", "<br /><br />"], "text 2 holds no word"),
+    (["\u200b"], "text 1 holds no word"), (["\x00\x01"], "text 1 holds no word"),
+    *(([image], r"^text 1 is \w+, an image; fix: give this model texts \(str\)")
+      for image in (Path("shoe.png"), np.zeros((4, 4, 3), np.uint8), Image.new("L", (4, 4)))),
+    ([""] * 25, "text 20 is empty; and 5 more; fix: give at least one word$"),
+])  # fmt: skip
 def test_texts_that_cannot_be_used_are_named(texts, message):
     with pytest.raises(InputError, match=message):
         PREPROCESSOR(texts)

@@ -81,16 +81,13 @@ def test_boxes_cover_every_pixel_and_none_is_empty() -> None:
     assert covered.min() > 0
 
 
-@pytest.mark.parametrize(
-    ("items", "message"),
-    [
-        ([], "empty"), ("image.png", "images is str"), (picture(), "shape"), (None, "images is NoneType"),
-        ([picture().astype(np.float32)], "image 1 is an array of float32"),
-        ([picture(), picture(channels=2)], "image 2 has the shape"), ([picture()[:0]], "no pixels"),
-        ([picture(), 7], "image 2 is int"), ([Path("missing.png")], r"image 1 \(missing.png\) does not exist"),
-        ([Image.new("I;16", (8, 6))], "more than 8 bits"), ([Image.new("RGB", (0, 6))], "no pixels"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("items", "message"), [
+    ([], "empty"), ("image.png", "images is str"), (picture(), "shape"), (None, "images is NoneType"),
+    ([picture().astype(np.float32)], "image 1 is an array of float32"),
+    ([picture(), picture(channels=2)], "image 2 has the shape"), ([picture()[:0]], "no pixels"),
+    ([picture(), 7], "image 2 is int"), ([Path("missing.png")], r"image 1 \(missing.png\) does not exist"),
+    ([Image.new("I;16", (8, 6))], "more than 8 bits"), ([Image.new("RGB", (0, 6))], "no pixels"),
+])  # fmt: skip
 def test_bad_images_are_named(items: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         COLOUR(items)
@@ -124,17 +121,14 @@ def test_fingerprint_and_round_trip() -> None:
     assert again.fingerprint[:16] == "a565a59621117647", "checkpoints and served models hold it"
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: ImageSettings(height=0, width=8, channels=2, rows=1, columns=1), "height=0.*channels=2"),
-        (lambda: load_preprocessor(Path(), {"kind": "sound"}), "unknown preprocessing 'sound'"),
-        (lambda: COLOUR.check_backbone(BackboneConfig(
-            family="vit", image=ImageConfig(height=6, width=8, channels=3, patch=1),
-         )), "x 3 in 3 x 4 patches; one reads 6 x 8 x 3 in 6 x 8 patches; fix"),
-        (lambda: COLOUR.check_backbone(BackboneConfig()), "reads no images"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: ImageSettings(height=0, width=8, channels=2, rows=1, columns=1), "height=0.*channels=2"),
+    (lambda: load_preprocessor(Path(), {"kind": "sound"}), "unknown preprocessing 'sound'"),
+    (lambda: COLOUR.check_backbone(BackboneConfig(
+        family="vit", image=ImageConfig(height=6, width=8, channels=3, patch=1),
+     )), "x 3 in 3 x 4 patches; one reads 6 x 8 x 3 in 6 x 8 patches; fix"),
+    (lambda: COLOUR.check_backbone(BackboneConfig()), "reads no images"),
+])  # fmt: skip
 def test_settings_that_do_not_fit_are_named(make, message) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
