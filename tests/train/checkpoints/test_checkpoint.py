@@ -23,7 +23,6 @@ NEEDED = ["config.json", "policy.json", "tokenizer.json", "selector.safetensors"
 
 @pytest.fixture
 def copy(checkpoint: Path, tmp_path: Path) -> Path:
-    """A checkpoint that a test may damage."""
     return Path(shutil.copytree(checkpoint, tmp_path / "copy"))
 
 

@@ -21,7 +21,6 @@ PAIR = ["--selector", GOLDEN / "g_bert", "--predictor", GOLDEN / "f_bert", "--ba
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory) -> Path:
-    """The golden BERT pair with a small vocabulary of its own, by the command."""
     root = tmp_path_factory.mktemp("imported")
     (root / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
     more = ["--tokenizer", root / "vocab.txt", "--labels", "a, b,c", "--max-length", 32, "--output", root / "pair"]
@@ -31,7 +30,6 @@ def imported(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory) -> Path:
-    """Settings that name 90 texts of three classes."""
     root, generator = tmp_path_factory.mktemp("texts"), np.random.default_rng(0)
     rows = [{"text": " ".join(generator.choice(WORDS, 14)), "label": "abc"[i % 3]} for i in range(90)]
     (root / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -111,18 +111,15 @@ def test_splits_of_new_data_are_kept_and_the_training_file_is_not_measured_whole
         assert (report["split"], report["examples"], report["measured"]) == (split, examples, measured)
 
 
-def test_a_new_file_with_more_classes_than_a_model_that_names_none_is_refused(new, tmp_path, evaluate) -> None:
-    imported = checkpoint.save(make_rationalizer(labels=("0", "1")), tmp_path / "imported", training={"name": "i"})
-    arguments = imported, "--data", new["table"], "--set"
-    code, _, error = evaluate(*arguments, 'data.labels=["negative", "positive", "mixed"]', report=False)
-    assert code == 1 and "the data have 3 classes (negative, positive, mixed), the model has 2 (0, 1); fix: " in error
-    assert evaluate(*arguments, 'data.labels=["negative", "positive"]')["examples"] == 31
-
-
-def test_what_cannot_be_is_one_line(trained, checkpoint, tmp_path, evaluate, monkeypatch) -> None:
+def test_what_cannot_be_is_one_line(trained, new, tmp_path, evaluate, monkeypatch) -> None:
+    unnamed = checkpoint.save(make_rationalizer(labels=("0", "1")), tmp_path / "imported", training={"name": "i"})
+    data = ("--data", new["table"], "--set", 'data.labels=["negative", "positive"]')
+    assert evaluate(unnamed, *data)["examples"] == 31
     no_device = "error: there is no device 'abacus' here; fix: --device cpu\n"
     for arguments, code, part in (
-        ((trained, "--device", "abacus"), 1, no_device), ((checkpoint,), 1, "does not record the run"),
+        ((trained, "--device", "abacus"), 1, no_device), ((unnamed,), 1, "does not record the run"),
+        ((unnamed, *data[:3], 'data.labels=["negative", "positive", "c"]'), 1,
+         "the data have 3 classes (negative, positive, c), the model has 2 (0, 1); fix: "),
         ((trained, "--split", "rest"), 2, "none of train, dev, test"), ((trained, "--risk", "1.5"), 2, "--risk"),
     ):  # fmt: skip
         ended, _, error = evaluate(*arguments, report=False)

@@ -87,7 +87,6 @@ def interrupt(command, count: int) -> list[int]:
 
 
 def contents(tmp_path) -> dict:
-    """Every file of the checkpoint and its training directory."""
     return {path: path.read_bytes() for path in tmp_path.glob("out*/*")}
 
 

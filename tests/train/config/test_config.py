@@ -24,11 +24,6 @@ def write(tmp_path):
     return written
 
 
-@pytest.fixture
-def plain(write) -> Path:
-    return write('name = "x"\nseed = 1\n')
-
-
 def mistakes_of(source, *overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
         run_config(source, overrides)
@@ -76,7 +71,7 @@ def test_every_mistake_is_in_one_message(write):
     (["selector.image.std=[0.0]"], "std (0.0,) must be positive"),
     (["distillation.alpha=1.5"], "alpha (1.5) must lie within 0..1 or be 'anneal'"),
     (["optimisation.betas=[0.9, 1.0]"], "betas (0.9, 1.0) must lie within 0..1, 1 excluded"),
-    (["seed"], "--set seed"), (["=3"], "--set =3"), (["seed.deeper=1"], "--set seed.deeper=1"),
+    (["seed"], "--set seed"), (["=3"], "--set =3"), (["name.deeper=1"], "--set name.deeper=1"),
     (["selection.target=none"], "selection.target"),
     (["selector.layerz=2"], "selector.layerz: unknown key, did you mean 'layers'?"),
     (["stages.rational_epochs=2"], "stages.rational_epochs: unknown key, did you mean 'rationale_epochs'?"),
@@ -87,8 +82,8 @@ def test_every_mistake_is_in_one_message(write):
     (["temperature.qqq=1"], "run.toml: temperature.qqq: unknown key (temperature has start, end, refresh)"),
     (["qqq=1"], "unknown key (the top level has name, source, seed, data, "),
 ])  # fmt: skip
-def test_settings_that_make_no_sense_are_explained(plain, overrides, part):
-    assert part in mistakes_of(plain, *overrides)
+def test_settings_that_make_no_sense_are_explained(write, overrides, part):
+    assert part in mistakes_of(write('name = "x"'), *overrides)
 
 
 @pytest.mark.parametrize(("overrides", "setting", "value"), [
@@ -102,17 +97,15 @@ def test_settings_that_make_no_sense_are_explained(plain, overrides, part):
     (["data.name=table", "data.path=~/a.csv"], "data.path", "/home/ada/a.csv"),
     (["data.name=table", "data.path=b~/a.csv"], "data.path", "b~/a.csv"),
     (["selection.minimum=2"], "selection.minimum", 2), ([], "selection.minimum", 3),
+    (["data.name=digits"], "selection.minimum", 1), (["name=digits", "selection.minimum=3"], "selection.minimum", 3),
 ])  # fmt: skip
-def test_overrides_are_toml_values_or_bare_words(plain, monkeypatch, overrides, setting, value):
+def test_overrides_are_toml_values_or_bare_words(write, monkeypatch, overrides, setting, value):
     monkeypatch.setenv("HOME", "/home/ada")
-    found = run_config(plain, overrides)
+    digits = any("digits" in text for text in overrides)
+    found = run_config("digits" if digits else write('name = "x"'), overrides)
     for name in setting.split("."):
         found = getattr(found, name)
     assert found == value
-
-
-def test_an_image_keeps_one_patch_at_least_unless_it_is_said():
-    assert [run_config("digits", said).selection.minimum for said in ([], ["selection.minimum=3"])] == [1, 3]
 
 
 @pytest.mark.parametrize(("source", "pattern"), [

@@ -37,7 +37,6 @@ def config(path, **settings) -> DataConfig:
 
 
 def saved(path, splits):
-    """A data set, or several by name, as ``save_to_disk`` leaves them."""
     (splits if isinstance(splits, datasets.Dataset) else datasets.DatasetDict(splits)).save_to_disk(path)
     return path
 
@@ -58,7 +57,6 @@ def write(path, rows):
 
 
 def write_splits(path, **splits):
-    """A folder of tables, or what ``datasets`` saves."""
     if path.suffix == ".hf":
         return saved(path, {name: datasets.Dataset.from_list(rows) for name, rows in splits.items()})
     path.mkdir()
@@ -115,7 +113,7 @@ def test_what_files_may_hold(tmp_path, name, content, names):
     assert load_data(config(tmp_path / name)).label_names == names
 
 
-def test_splits_come_from_a_column(tmp_path):
+def test_splits_come_from_a_column_and_must_have_training_examples(tmp_path):
     rows = [row | {"part": ("train", "dev", "test")[i // 2 % 3]} for i, row in enumerate(ROWS)]
     path = write(tmp_path / "a.csv", rows)
     for name, part in load_data(config(path, split_column="part")).splits.items():
@@ -124,6 +122,8 @@ def test_splits_come_from_a_column(tmp_path):
     assert "line 9: the split 'training' is none of" in message_of(write(path, rows), split_column="part")
     no_train = write(path, [row | {"part": "test"} for row in ROWS])
     assert "no row of the split 'train'" in message_of(no_train, split_column="part")
+    for name, problem in (("folder", "no training file"), ("a.hf", "no split 'train', but test, val")):
+        assert problem in message_of(write_splits(tmp_path / name, test=ROWS, val=ROWS))
 
 
 @pytest.mark.parametrize(("name", "place"), [("folder", "{}.csv line {}"), ("a.hf", "{} row {}")])
@@ -182,11 +182,6 @@ def test_all_bad_rows_are_named_at_once_with_the_lines_of_the_file(tmp_path):
     assert "a.jsonl: line 2: the text is empty; line 4: the label is missing; fix" in message_of(lines)
     rows = [*ROWS, *({"text": "", "label": "neg"} for _ in range(1030))]
     assert "line 61: the text is empty; and 1,010 more; fix" in message_of(write(path, rows))
-
-
-def test_splits_without_training_examples_are_refused(tmp_path):
-    for name, problem in (("folder", "no training file"), ("a.hf", "no split 'train', but test, val")):
-        assert problem in message_of(write_splits(tmp_path / name, test=ROWS, val=ROWS))
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.hf"])
@@ -318,7 +313,7 @@ def pictures(root, seeds=range(20), **more: int) -> DataConfig:
     return DataConfig(name="image_folder", path=str(root), dev_share=0.2, test_share=0.2)
 
 
-def test_a_folder_for_each_class(tmp_path):
+def test_a_folder_for_each_class_is_split_or_taken_whole(tmp_path):
     config = pictures(tmp_path, cats__again=1, dogs__other=3)
     for ending in (".rationale.png", ".RATIONALE.PNG"):
         (tmp_path / "cats" / "5.PNG").with_suffix(ending).write_bytes((tmp_path / "cats" / "5.PNG").read_bytes()[:100])
@@ -329,6 +324,10 @@ def test_a_folder_for_each_class(tmp_path):
     for part in data.splits.values():
         assert [path.parent.name for path in part.images] == [data.label_names[label] for label in part.labels]
     assert data.contradictions == ("cats/3.PNG 'cats' (kept), dogs/other.png 'dogs'",)
+    whole = load_whole(config, ("dogs", "birds", "cats"))
+    assert is_unsplit(config) and np.bincount(whole.labels).tolist() == [11, 0, 11]
+    with pytest.raises(DataError, match="cats/1.PNG: the label 'cats' is none of the 1 classes; cats/11.PNG"):
+        load_whole(config, ("dogs",))
 
 
 def test_folders_for_splits(tmp_path):
@@ -342,14 +341,6 @@ def test_folders_for_splits(tmp_path):
     pictures(tmp_path / "test", [], birds__1=99)
     with pytest.raises(DataError, match="'birds' is none of the 2 classes"):
         load_data(config)
-
-
-def test_images_of_a_folder_without_splits_can_be_taken_whole(tmp_path):
-    config = pictures(tmp_path, range(6), cats__again=1)
-    whole = load_whole(config, ("dogs", "birds", "cats"))
-    assert is_unsplit(config) and sorted(whole.labels.tolist()) == [0, 0, 0, 2, 2, 2, 2]
-    with pytest.raises(DataError, match="cats/1.PNG: the label 'cats' is none of the 1 classes; cats/3.PNG"):
-        load_whole(config, ("dogs",))
 
 
 def test_image_folders_that_make_no_sense_are_named(tmp_path):

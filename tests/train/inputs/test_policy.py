@@ -21,7 +21,6 @@ POLICIES = [
 
 
 def random_cases(length: int, seed: int = 0, rows: int = 200) -> tuple[np.ndarray, np.ndarray]:
-    """Scores with many ties (rows, length), selectable positions with empty and full rows."""
     generator = np.random.default_rng(seed + length)
     scores = (generator.integers(-3, 4, (rows, length)) / 2).astype(np.float32)
     scores[::3] = generator.normal(size=(len(scores[::3]), length))
