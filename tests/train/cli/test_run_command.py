@@ -24,15 +24,11 @@ PARTS = {"train": slice(0, 120), "dev": slice(120, 160), "test": slice(160, 200)
 
 
 @pytest.fixture
-def data() -> DataSet:
+def command(tmp_path, monkeypatch, capsys):
+    """Runs ``rekd-train run`` on a toy task: (exit code, its lines of a kind on stderr)."""
     texts, labels = ToyTexts.words(200, seed=1)
     splits = {name: LabelledTexts(texts[part], labels[part]) for name, part in PARTS.items()}
-    return DataSet(splits, ("negative", "positive"), "made up")
-
-
-@pytest.fixture
-def command(data, tmp_path, monkeypatch, capsys):
-    """Runs ``rekd-train run`` on a toy task: (exit code, its lines of a kind on stderr)."""
+    data = DataSet(splits, ("negative", "positive"), "made up")
     preprocessor = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=24))
     monkeypatch.setattr(runs, "load_data", lambda config: data)
     monkeypatch.setattr(runs, "preprocessor_for", lambda config: preprocessor)
@@ -62,12 +58,11 @@ def refused(command, tmp_path):
     return call
 
 
-def interrupted(*_, **__):
-    raise KeyboardInterrupt
+def fail(error: BaseException):
+    def failing(*_, **__):
+        raise error
 
-
-def full(*_, **__):
-    raise OSError(errno.ENOSPC, "No space left on device")
+    return failing
 
 
 def interrupt(command, count: int) -> list[int]:
@@ -142,14 +137,15 @@ def test_there_must_be_something_to_resume(command, refused, tmp_path, monkeypat
             (("--resume",), "nothing to resume.*fix: --overwrite"))  # fmt: skip
     state.write_bytes(b"of an older run")
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "fit", interrupted)
+        patch.setattr(runs, "fit", fail(KeyboardInterrupt()))
         assert command("--overwrite")[0] == 130
     refused((("--resume",), "nothing to resume"))  # a run that begins anew leaves no older state
     assert command("--overwrite") == (0, "")
 
 
-def test_a_rare_class_is_seen_before_and_after(command, data, tmp_path, monkeypatch, capsys):
+def test_a_rare_class_is_seen_before_and_after(command, tmp_path, monkeypatch, capsys):
     """In the summary before training, in what is kept, and as a warning where no example is predicted as it."""
+    data = runs.load_data(None)
     splits = {
         name: LabelledTexts([*part.texts, "good film", "bad film"], np.append(part.labels, [2, 2]))
         for name, part in data.splits.items()
@@ -169,7 +165,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_the_state(command, refused, t
     assert command()[0] == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full)
+        patch.setattr(checkpoint, "save_file", fail(OSError(errno.ENOSPC, "No space left on device")))
         assert re.search("cannot be written.*No space left.*--resume", command("--set", "seed=5", "--overwrite")[1])
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     refused((("--set", "seed=5", "--resume"), "is a checkpoint already"))

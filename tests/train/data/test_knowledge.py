@@ -141,8 +141,7 @@ def test_packed_scores_come_back_within_a_step(tmp_path):
 
 
 @pytest.mark.parametrize(("lay", "given", "expected"), [
-    (on_patches, [[1, 2, 3], [4, 5, 6]], [[1, 2, 3], [4, 5, 6]]),
-    (on_patches, [[7]], [[7, 7, 7], [7, 7, 7]]),
+    (on_patches, [[1, 2, 3], [4, 5, 6]], [[1, 2, 3], [4, 5, 6]]), (on_patches, [[7]], [[7, 7, 7], [7, 7, 7]]),
     (on_patches, [[1, 3]], [[1, 2, 3], [1, 2, 3]]),
     (on_patches, [[0, 2, 4, 6, 8, 10], [2, 4, 6, 8, 10, 12], [0] * 6, [4] * 6], [[2, 6, 10], [2, 2, 2]]),
     (on_patches, [[0], [3], [6]], [[1] * 3, [5] * 3]),
@@ -159,31 +158,22 @@ def test_maps_and_boxes_of_any_size_lie_on_patches_by_area(lay, given, expected)
     np.testing.assert_allclose(found.reshape(2, 3), expected, atol=1e-6)
 
 
-@pytest.fixture
-def picture(tmp_path):
-    """A file of 24 x 16 pixels, twice what the model reads."""
-    path = tmp_path / "negative" / "a.png"
-    path.parent.mkdir()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24), dtype=np.uint8)).save(path)
-    return path
-
-
-def test_boxes_are_in_pixels_of_the_whole_image(tmp_path, picture):
-    said = aligned(tmp_path, [picture], {"file": "negative/a.png", "boxes": [[8, 0, 16, 8], [16, 8, 24, 16, 0.5]]})
-    np.testing.assert_allclose(said.marks[0].reshape(2, 3), [[0, 1, 0], [0, 0, 0.5]], atol=1e-6)
-    assert said.scores == [None] and np.isnan(said.probabilities).all()
-    with pytest.raises(DataError, match=r"negative/a.png: a box leaves the image, which has 24 x 16 pixels"):
-        aligned(tmp_path, [picture], {"file": "negative/a.png", "boxes": [[0, 0, 25, 4]]})
-
-
-def test_an_image_is_found_by_its_path_its_bytes_or_its_pixels_and_others_have_no_statement(tmp_path, picture):
+def test_statements_about_images_are_found_by_path_bytes_or_pixels_and_boxes_are_of_the_whole_image(tmp_path):
+    picture, other = tmp_path / "negative" / "a.png", tmp_path / "b.png"
+    picture.parent.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24), dtype=np.uint8)).save(picture)
+    other.write_bytes(b"another")
     arrays = np.random.default_rng(0).integers(0, 256, (2, 8, 12, 1), dtype=np.uint8)
     ids = [hashlib.sha256(content).hexdigest()[:16] for content in (picture.read_bytes(), arrays[1].tobytes())]
     for images, row in (
-        ([tmp_path / "b.png", picture], {"file": "./negative/a.png"}), ([tmp_path / "b.png", picture], {"id": ids[0]}),
-        (arrays, {"id": ids[1]}),
+        ([other, picture], {"file": "./negative/a.png"}), ([other, picture], {"id": ids[0]}), (arrays, {"id": ids[1]}),
     ):  # fmt: skip
-        (tmp_path / "b.png").write_bytes(b"another")
         said = aligned(tmp_path, images, {**row, "label": "positive", "map": [[2.0]]})
         np.testing.assert_allclose(said.probabilities, [[np.nan] * 2, [0.1, 0.9]], atol=1e-6)
         assert said.scores[0] is None and said.scores[1].tolist() == [2.0] * 6 and said.marks == [None, None]
+    row = {"file": "negative/a.png", "boxes": [[8, 0, 16, 8], [16, 8, 24, 16, 0.5]]}  # it is twice what is read
+    said = aligned(tmp_path, [picture], row)
+    np.testing.assert_allclose(said.marks[0].reshape(2, 3), [[0, 1, 0], [0, 0, 0.5]], atol=1e-6)
+    assert said.scores == [None] and np.isnan(said.probabilities).all()
+    with pytest.raises(DataError, match=r"negative/a.png: a box leaves the image, which has 24 x 16 pixels"):
+        aligned(tmp_path, [picture], row | {"boxes": [[0, 0, 25, 4]]})

@@ -36,17 +36,12 @@ def predict(text: str, kept: list[int], scores: Sequence[float] = range(MAXIMUM)
     return encoded.predictions(["no", "yes"], np.array([[0.25, 0.75]]), mask, values)[0]
 
 
-def test_tensors_are_padded_int64_with_a_mask():
+def test_tensors_have_the_smallest_bucket_that_fits_and_what_is_cut_is_reported():
     encoded = PREPROCESSOR(["the film was great", "bad"])
     ids, mask = encoded.inputs["input_ids"], encoded.inputs["attention_mask"]
-    assert list(encoded.inputs) == ["input_ids", "attention_mask"]
-    assert ids.dtype == mask.dtype == np.int64
-    assert ids.shape == mask.shape == (2, 16)
-    assert mask.sum(axis=1).tolist() == [6, 3]
+    assert list(encoded.inputs) == ["input_ids", "attention_mask"] and ids.dtype == mask.dtype == np.int64
+    assert ids.shape == mask.shape == (2, 16) and mask.sum(axis=1).tolist() == [6, 3]
     assert ids[1].tolist() == [SPECIAL["cls"], ids[1, 1], SPECIAL["sep"], *[SPECIAL["pad"]] * 13]
-
-
-def test_the_smallest_bucket_that_fits_is_used_and_what_is_cut_is_reported():
     assert json.loads(tiny_tokenizer_json())["truncation"]["max_length"] == 8, "ours, not the file's"
     for count, width in ((1, 16), (14, 16), (15, 32), (30, 32), (31, 48), (46, 48), (60, 48)):
         encoded = PREPROCESSOR(["good " * count])
