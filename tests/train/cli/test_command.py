@@ -31,53 +31,45 @@ ENDS = {
     "interrupt": (KeyboardInterrupt(), 130, "interrupted\n"),
     "three": (typer.Exit(3), 3, ""),
 }  # fmt: skip
+single = application(help="Ask something.", epilog=examples("ask good", "ask --count 2 bad"))
 
 
-def single() -> typer.Typer:
-    app = application(help="Ask something.", epilog=examples("ask good", "ask --count 2 bad"))
-
-    @app.command()
-    def ask(text: str, count: int = 1) -> None:
-        if text in ENDS:
-            raise ENDS[text][0]
-        sys.stdout.write(text * count + "\n")
-
-    return app
+@single.command()
+def ask(text: str, count: int = 1) -> None:
+    if text in ENDS:
+        raise ENDS[text][0]
+    sys.stdout.write(text * count + "\n")
 
 
-def several() -> typer.Typer:
-    return main.app
-
-
-def outcome(capsys, make, *arguments: str) -> tuple[int, str, str]:
+def outcome(capsys, app: typer.Typer, *arguments: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as exit_request:
-        run(make(), arguments)
+        run(app, arguments)
     return exit_request.value.code, *capsys.readouterr()
 
 
-@pytest.mark.parametrize(("make", "arguments", "expected"), [
+@pytest.mark.parametrize(("app", "arguments", "expected"), [
     *((single, [word], (code, "", error)) for word, (_, code, error) in ENDS.items()),
     (single, ["good"], (0, "good\n", "")), (single, ["--", "--debug"], (0, "--debug\n", "")),
-    (single, ["--version"], (0, VERSION, "")), (several, ["presets", "--version"], (0, VERSION, "")),
+    (single, ["--version"], (0, VERSION, "")), (main.app, ["presets", "--version"], (0, VERSION, "")),
 ])  # fmt: skip
-def test_an_end_is_a_code_and_one_line(capsys, make, arguments, expected):
-    assert outcome(capsys, make, *arguments) == expected
+def test_an_end_is_a_code_and_one_line(capsys, app, arguments, expected):
+    assert outcome(capsys, app, *arguments) == expected
 
 
-@pytest.mark.parametrize(("make", "failing"), [(single, ["bug"]), (several, ["run", "nonesuch", "-o", "x"])])
-def test_debug_shows_the_traceback_wherever_it_stands(capsys, make, failing):
-    plain = outcome(capsys, make, *failing)
+@pytest.mark.parametrize(("app", "failing"), [(single, ["bug"]), (main.app, ["run", "nonesuch", "-o", "x"])])
+def test_debug_shows_the_traceback_wherever_it_stands(capsys, app, failing):
+    plain = outcome(capsys, app, *failing)
     for arguments in ([*failing, "--debug"], ["--debug", *failing]):
-        code, _, err = outcome(capsys, make, *arguments)
+        code, _, err = outcome(capsys, app, *arguments)
         assert code == 1 and err.startswith("Traceback") and err.endswith(plain[2]) and plain[2].count("\n") == 1
 
 
-@pytest.mark.parametrize(("make", "arguments", "part"), [
+@pytest.mark.parametrize(("app", "arguments", "part"), [
     *((single, arguments, "Usage:") for arguments in ([], ["--nope", "good"], ["good", "--count", "x"], ["a", "b"])),
-    (several, ["evalate"], "'evaluate'"),
+    (main.app, ["evalate"], "'evaluate'"),
 ])  # fmt: skip
-def test_usage_errors_are_2(capsys, make, arguments, part):
-    code, out, err = outcome(capsys, make, *arguments)
+def test_usage_errors_are_2(capsys, app, arguments, part):
+    code, out, err = outcome(capsys, app, *arguments)
     assert (code, out) == (2, "") and part in err and "Traceback" not in err
 
 

@@ -20,8 +20,7 @@ from rekd_train.inputs.text import TextPreprocessor, TextSettings
 
 SPLITS = ("train", "dev", "test")
 WORDS = TextPreprocessor(tiny_tokenizer_json(), TextSettings(32))
-PATCHES = make_image_rationalizer().preprocessor
-"""Of 16 x 12 grey images, 4 x 3 patches of 4 x 4 pixels."""
+PATCHES = make_image_rationalizer().preprocessor  # of 16 x 12 grey images, 4 x 3 patches of 4 x 4 pixels
 
 
 def labelled(*labels: int) -> LabelledTexts:

@@ -38,16 +38,11 @@ def aligned(tmp_path: Path, images, *rows: dict):
     ({"probabilities": {"positive": 0.8}}, [0.2, 0.8]), ({"probabilities": [0.3, 0.7]}, [0.3, 0.7]),
     ({"label": "positive", "confidence": 0.6}, [0.4, 0.6]),
 ])  # fmt: skip
-def test_class_probabilities_in_each_form(tmp_path, said, expected):
-    statement = known(tmp_path, {"text": TEXT, "rationale": [], **said}).statements[text_id(TEXT)]
-    np.testing.assert_allclose(statement.probabilities, expected, atol=1e-6)
-    assert statement.scores is None and statement.marks.shape == (0, 3), "nothing decides, which is a statement"
-
-
-def test_texts_without_a_statement_lack_every_part(tmp_path):
-    said = align(known(tmp_path, {"text": TEXT, "label": "positive"}), ["another text", TEXT], WORDS, 2)
-    np.testing.assert_allclose(said.probabilities, [[np.nan] * 2, [0.1, 0.9]], atol=1e-6)
-    assert said.scores == said.marks == [None, None] and not said.empty
+def test_class_probabilities_in_each_form_and_texts_without_a_statement_lack_every_part(tmp_path, said, expected):
+    found = align(known(tmp_path, {"text": TEXT, "rationale": [], **said}), ["another text", TEXT], WORDS, 2)
+    np.testing.assert_allclose(found.probabilities, [[np.nan] * 2, expected], atol=1e-6)
+    assert found.scores == [None, None] and found.marks[0] is None and not found.empty
+    assert not found.marks[1].any(), "that nothing decides is a statement"
 
 
 @pytest.mark.parametrize(("modality", "rows", "parts"), [

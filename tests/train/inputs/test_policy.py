@@ -44,8 +44,7 @@ def test_what_runs_is_what_is_specified_row_by_row_and_lists_its_positions(polic
         assert positions[row][kept[row]].tolist() == np.flatnonzero(mask[row]).tolist()
 
 
-EVERYTHING = [True] * 8
-SOME = [False, True, True, True, True, False, False, False]
+EVERYTHING, SOME = [True] * 8, [False, True, True, True, True, False, False, False]
 
 
 @pytest.mark.parametrize(("bias", "budget", "minimum", "selectable", "scores", "kept"), [
