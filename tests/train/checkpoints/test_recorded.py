@@ -46,8 +46,8 @@ def test_an_import_is_calibrated_compacted_and_evaluated_and_replaces_nothing_un
     for output, *arguments in (
         (calibrated, "calibrate", imported, "--data", settings, "--target", 0.2, "--set", "selection.budget=0.3",
          "--set", "selection.minimum=1"),
-        (compacted, "compact", calibrated, "--set", "stages.compact_epochs=1"),
         (tmp_path / "again", "import-official", "--family", "bert", *PAIR, "--tokenizer", imported / "tokenizer.json"),
+        (compacted, "compact", calibrated, "--set", "stages.compact_epochs=1", "--json"),
     ):  # fmt: skip
         before = {path.name: path.read_bytes() for path in shutil.copytree(imported, output).iterdir()}
         assert rekd_train(*arguments, "--output", output) == 1
@@ -59,7 +59,7 @@ def test_an_import_is_calibrated_compacted_and_evaluated_and_replaces_nothing_un
     assert (policy.budget, policy.selectable) == (0.3, "real")
     assert checkpoint.read_metrics(calibrated)["dev"]["rate"] == pytest.approx(0.2, abs=0.05)
     assert checkpoint.load(compacted).predictor.operator == "compact"
-    capsys.readouterr()
+    assert json.loads(capsys.readouterr().out)["checkpoint"] == str(compacted)
     assert rekd_train("evaluate", imported, "--data", settings, "--draws", 0, "--json") == 0
     assert json.loads(capsys.readouterr().out)["examples"] == 90, "an import has seen none of it"
 
