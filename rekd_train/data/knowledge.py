@@ -223,10 +223,10 @@ class AlignedKnowledge:
 
 def with_unlabelled(data: DataSet, knowledge: Knowledge) -> DataSet:
     """The data with the texts that the file holds and no split has, behind the training examples, without labels."""
-    if not knowledge.texts:
-        return data
-    known = {text_id(text) for split in data.splits.values() for text in split.items}
+    known = {text_id(text) for split in data.splits.values() for text in (split.items if knowledge.texts else ())}
     new = [text for key, text in knowledge.texts.items() if key not in known]
+    if not new:
+        return data
     train = data.splits["train"]
     labels = np.concatenate([train.labels, np.full(len(new), UNLABELLED, dtype=np.int64)])
     rationales = None if train.rationales is None else [*train.rationales, *[None] * len(new)]
