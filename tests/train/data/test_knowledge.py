@@ -93,9 +93,9 @@ def test_files_that_are_no_knowledge(tmp_path, modality, row, message):
 
 def test_counts_for_a_reader(tmp_path):
     knowledge = known(tmp_path, {"text": TEXT, "label": "positive", "quotes": ["wonderful", "not there"]},
-                      {"text": "bad", "label": "positive"}, {"text": "who knows"})  # fmt: skip
+                      {"text": "bad", "label": "positive"}, {"text": "who knows"}, {"text": "x", "label": "positive"})
     assert checked_statements(knowledge, {text_id(TEXT): 1, text_id("bad"): 0}) == {
-        "statements": 3, "known": 2, "probabilities": 2 / 3, "rationale": 1 / 3, "scores": 0.0, "lost_quotes": 1,
+        "statements": 4, "known": 2, "probabilities": 3 / 4, "rationale": 1 / 4, "scores": 0.0, "lost_quotes": 1,
         "agreement": 0.5, "marked_share": 9 / len(TEXT),
     }  # fmt: skip
 
