@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 from conftest import tiny_tokenizer_json, trained_tokenizer
 from PIL import Image
+from pyarrow import parquet
 
 from rekd_train.data.knowledge import align, checked_statements, read_knowledge, text_id
 from rekd_train.data.splits import marked_patches, marks_at, on_patches, scores_at
@@ -52,12 +54,13 @@ def test_class_probabilities_in_each_form_and_texts_without_a_statement_lack_eve
         {"text": "ef", "scores": [[0, 1, float("nan")]]}, {"text": "gh", "scores": [[0, 2, 1], [1, 2, 1]]},
         {"text": "d"}, {"label": "positive"}, {"id": "0" * 16, "quotes": ["x"]},
         {"text": "wonder", "quotes": "wonder"}, {"text": "won", "quotes": [3]},
+        {"text": "five", "rationale": 5},
     ], [
         "the probabilities [0.5, 0.2] do not sum to 1", "the class 'neutral' is none of negative",
         "3 probabilities for 2 classes", "rationale hold [0, 9], not 0 <= start < end <= 1",
         "scores hold values that are not finite", "scores of passages that overlap", "a text that stands further",
         "no text and no id", "quotes need the text beside them", "quotes are 'wonder', not a list of strings",
-        "quotes are '[3]', not a list of strings",
+        "quotes are '[3]', not a list of strings", "rationale of another form (",
     ]),
     ("image", [
         {"file": "a", "boxes": [[3, 0, 3, 2]]}, {"file": "b", "boxes": [[0, 0, 1]]},
@@ -133,6 +136,17 @@ def test_packed_scores_come_back_within_a_step(tmp_path):
         np.testing.assert_allclose(found[1:-1], scores[:, 2], rtol=0, atol=np.abs(scores[:, 2]).max() / 127)
     with pytest.raises(DataError, match="exists; fix: another file, or --overwrite"):
         write_knowledge(path, [])
+
+
+def test_damaged_packed_scores(tmp_path):
+    scores = np.array([[0, 1, 1.0], [2, 11, -1.0], [12, 15, 0.5]])
+    path = write_knowledge(tmp_path / "k.parquet", [{"text": TEXT, "scores": scores}])
+    (row,) = parquet.read_table(path).to_pylist()
+    for change in ({"packed_scale": float("nan")}, {"packed_scale": None}, {"packed_gaps": None},
+                   {"packed_lengths": b"\x01"}, {"packed_gaps": b"\xff" * 3}):  # fmt: skip
+        parquet.write_table(pyarrow.Table.from_pylist([row | change]), path)
+        with pytest.raises(DataError, match="packed scores that are damaged; fix: rekd-train record again"):
+            read_knowledge(path, LABELS)
 
 
 @pytest.mark.parametrize(("lay", "given", "expected"), [
