@@ -136,16 +136,6 @@ def spans_of(preprocessor: TextPreprocessor, text: str, kept: list[int]) -> list
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-def test_special_tokens_are_found_by_what_is_put_around_a_text(kind):
-    preprocessor = TextPreprocessor(trained_tokenizer(kind), TextSettings(64))
-    ids, special = preprocessor.encode(["good film"])[0].ids, preprocessor.special_ids
-    assert ids[0] == special["cls"] and preprocessor.pad([[5]], 3)["input_ids"][0, -1] == special["pad"]
-    around = 1 if kind == "start token alone" else 2
-    assert preprocessor.features == 64 - around
-    assert (ids[-1] == special.get("sep")) == (around == 2)
-
-
-@pytest.mark.parametrize("kind", TOKENIZERS)
 def test_spans_are_whole_words_in_order(kind):
     preprocessor, generator, tokens = TextPreprocessor(trained_tokenizer(kind), TextSettings(256)), Random(kind), 0
     for _ in range(10_000 // len(TOKENIZERS) + 1):
@@ -167,9 +157,13 @@ def test_spans_are_whole_words_in_order(kind):
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-def test_in_scripts_without_spaces_each_token_is_a_word_and_others_are_shown_whole(kind):
+def test_special_tokens_are_found_and_words_whole_where_there_are_spaces_between_them(kind):
     chinese, text = "我喜欢 这部电影", "so wonderfulness  ends"
     preprocessor = TextPreprocessor(trained_tokenizer(kind), TextSettings(64))
+    ids, special = preprocessor.encode(["good film"])[0].ids, preprocessor.special_ids
+    assert ids[0] == special["cls"] and preprocessor.pad([[5]], 3)["input_ids"][0, -1] == special["pad"]
+    around = 1 if kind == "start token alone" else 2
+    assert preprocessor.features == 64 - around and (ids[-1] == special.get("sep")) == (around == 2)
     words = preprocessor.encode([chinese])[0].word_ids
     (span,) = spans_of(preprocessor, chinese, [max(at for at, word in enumerate(words) if word is not None)])
     assert span.end == len(chinese) and span.start >= len(chinese) - 4, "not the whole sentence"
