@@ -33,7 +33,8 @@ def settings(tmp_path_factory) -> Path:
     root, generator = tmp_path_factory.mktemp("texts"), np.random.default_rng(0)
     rows = [{"text": " ".join(generator.choice(WORDS, 14)), "label": "abc"[i % 3]} for i in range(90)]
     (root / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (root / "mine.toml").write_text(f'name = "mine"\n[data]\nname = "table"\npath = "{root / "mine.jsonl"}"\n')
+    data = f'name = "table"\npath = "{root / "mine.jsonl"}"\nlengths = [64]\n'
+    (root / "mine.toml").write_text(f'name = "mine"\n[data]\n{data}')
     return root / "mine.toml"
 
 
