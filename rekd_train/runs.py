@@ -17,19 +17,12 @@ from rekd_train.checkpoints.recorded import (
 )
 from rekd_train.config.run import DataConfig, RunConfig, checked_config
 from rekd_train.data import DataSet, Split, encode_splits, load_data, summarise
-from rekd_train.data.image_knowledge import ImageReader, align_images, names_of
-from rekd_train.data.knowledge import (
-    AlignedKnowledge,
-    align,
-    checked_statements,
-    read_knowledge,
-    with_unlabelled,
-)
+from rekd_train.data.examples import names_of
+from rekd_train.data.knowledge import AlignedKnowledge, align, checked_statements, read_knowledge, with_unlabelled
 from rekd_train.errors import ConfigError, DataError
 from rekd_train.evaluation.forward import measure
 from rekd_train.evaluation.report import evaluate
 from rekd_train.files import AGAIN, RESUME, sha256
-from rekd_train.inputs.image import ImagePreprocessor
 from rekd_train.inputs.preprocessors import Preprocessor
 from rekd_train.models.families import fresh_pair, preprocessor_for, weight_origins
 from rekd_train.models.rationalizer import Rationalizer
@@ -107,15 +100,12 @@ def _recorded(
     path: Path, data: DataSet, preprocessor: Preprocessor, config: DataConfig
 ) -> tuple[DataSet, AlignedKnowledge]:
     """The data, with the texts that only the file has, and what it says about the training examples."""
-    if isinstance(preprocessor, ImagePreprocessor):
-        if config.augmentation != "none":
-            raise ConfigError(f"{path} is about images as they are; fix: --set data.augmentation=none")
-        knowledge = read_knowledge(path, data.label_names, ImageReader)
-        images, folder = data.splits["train"].items, Path(config.path)
-        return data, align_images(knowledge, images, preprocessor, len(data.label_names), folder)
-    knowledge = read_knowledge(path, data.label_names)
+    if config.augmentation != "none":
+        raise ConfigError(f"{path} is about images as they are; fix: --set data.augmentation=none")
+    knowledge = read_knowledge(path, data.label_names, config.modality)
     data = with_unlabelled(data, knowledge)
-    return data, align(knowledge, data.splits["train"].items, preprocessor, len(data.label_names))
+    items, folder = data.splits["train"].items, Path(config.path)
+    return data, align(knowledge, items, preprocessor, len(data.label_names), folder)
 
 
 def _digest(path: Path) -> str:
@@ -155,7 +145,7 @@ def record_run(
 def check_knowledge(path: Path, config: DataConfig) -> dict[str, Any]:
     """Counts of a file of recorded knowledge against data (``rekd_train.data.knowledge.checked_statements``)."""
     data = load_data(config)
-    knowledge = read_knowledge(path, data.label_names, ImageReader if config.modality == "image" else None)
+    knowledge = read_knowledge(path, data.label_names, config.modality)
     truth = {
         name: int(label)
         for split in data.splits.values()

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from rekd_train.checkpoints.description import FORMAT, VERSION, in_one_line, read_description, read_json
 from rekd_train.config.run import BackboneConfig
-from rekd_train.config.trust import trusted_code
+from rekd_train.config.sections import trusted_code
 from rekd_train.data.examples import summary_notes, summary_rows
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.files import AGAIN, atomic_directory, cannot_write, sha256, write_json, write_text
@@ -39,15 +39,10 @@ _CARD = Environment(
 
 
 def save(
-    rationalizer: Rationalizer,
-    directory: str | Path,
-    *,
-    metrics: dict[str, Any] | None = None,
-    training: dict[str, Any] | None = None,
-    examples: Sequence[dict[str, str]] = (),
-    images: dict[str, np.ndarray] | None = None,
-    fix: str = AGAIN,
-) -> Path:
+    rationalizer: Rationalizer, directory: str | Path, *, metrics: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None, examples: Sequence[dict[str, str]] = (),
+    images: dict[str, np.ndarray] | None = None, fix: str = AGAIN,
+) -> Path:  # fmt: skip
     """Write a checkpoint atomically, in place of one that lies there.
 
     Args:

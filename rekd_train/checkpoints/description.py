@@ -1,15 +1,4 @@
-"""What a checkpoint says of itself, read without torch. It is a directory:
-
-    config.json            format, version, sizes, labels, preprocessing, data, SHA-256 of the weights
-    selector.safetensors   weights
-    predictor.safetensors  weights
-    tokenizer.json         text preprocessing (an image's is all in config.json)
-    policy.json            decision rule and probability temperature
-    examples.jsonl         some examples of the dev split (texts)
-    examples.npz           some examples of the dev split (images)
-    metrics.json           figures, each with the split it was measured on
-    README.md              model card
-"""
+"""What a checkpoint says of itself, read without torch; its files: docs/architecture.md."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ _ClickError = typer.BadParameter.__base__.__base__
 
 
 def _trust(context: typer.Context, value: bool) -> None:
-    from rekd_train.config.trust import trusted_code
+    from rekd_train.config.sections import trusted_code
 
     context.with_resource(trusted_code(value))
 
@@ -47,7 +47,7 @@ TrustCode = Annotated[
         callback=_trust, expose_value=False,
     ),
 ]  # fmt: skip
-"""The option of every command that builds or loads networks; its value reaches them by ``rekd_train.config.trust``."""
+"""The option of every command that builds or loads networks, which it reaches by ``rekd_train.config.sections``."""
 
 
 def application(help: str, **typer_kwargs: Any) -> typer.Typer:

@@ -31,14 +31,17 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoi
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
 
-@app.command(
-    "run",
-    epilog=examples(
-        "rekd-train run demo_student --output runs/student",
-        "rekd-train run demo_student --teacher runs/teacher --output runs/distilled",
-        "rekd-train run mine.toml --set stages.rationale_epochs=3 --set seed=1 --output runs/mine",
-        "rekd-train run mine.toml --output runs/mine --resume",
-    ),
+def command(*lines: str, name: str | None = None):
+    """Of ``app``, with examples of its use."""
+    return app.command(name, epilog=examples(*lines))
+
+
+@command(
+    "rekd-train run demo_student --output runs/student",
+    "rekd-train run demo_student --teacher runs/teacher --output runs/distilled",
+    "rekd-train run mine.toml --set stages.rationale_epochs=3 --set seed=1 --output runs/mine",
+    "rekd-train run mine.toml --output runs/mine --resume",
+    name="run",
 )
 def run_command(
     source: Annotated[str, typer.Argument(metavar="PRESET|FILE.toml", help="A preset's name or a configuration file.")],
@@ -79,7 +82,7 @@ def run_command(
     report_metrics(metrics, output, as_json)
 
 
-@app.command(epilog=examples("rekd-train presets", "rekd-train presets paper --json"))
+@command("rekd-train presets", "rekd-train presets paper --json")
 def presets(
     contains: Annotated[str, typer.Argument(metavar="[TEXT]", help="Only presets whose name contains this.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print every setting as one JSON document.")] = False,
@@ -97,23 +100,16 @@ def presets(
     print_table(("preset", "where its settings come from"), rows, left=2, framed=False)
 
 
-@app.command(
-    epilog=examples(
-        "rekd-train calibrate runs/student --target 0.08 --output runs/student-8",
-        "rekd-train calibrate imported --data paper_imdb_bert_small_re --set data.path=aclImdb --output calibrated",
-    )
+@command(
+    "rekd-train calibrate runs/student --target 0.08 --output runs/student-8",
+    "rekd-train calibrate imported --data paper_imdb_bert_small_re --set data.path=aclImdb --output calibrated",
 )
 def calibrate(
-    path: Checkpoint,
-    output: Output,
+    path: Checkpoint, output: Output,
     target: Annotated[float | None, typer.Option(help="Mean share of kept features; default: the run's own.")] = None,
-    data: Data = None,
-    overrides: Overrides = None,
-    overwrite: Overwrite = False,
-    trust_code: TrustCode = False,
-    device: Device = "auto",
-    as_json: AsJson = False,
-) -> None:
+    data: Data = None, overrides: Overrides = None, overwrite: Overwrite = False, trust_code: TrustCode = False,
+    device: Device = "auto", as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Fit the decision rule's bias and the probability temperature on dev again."""
     from rekd_train.runs import calibrate_run
 
@@ -121,22 +117,17 @@ def calibrate(
     report_metrics(metrics, output, as_json)
 
 
-@app.command(
-    epilog=examples(
-        "rekd-train record runs/teacher --output knowledge.parquet",
-        "rekd-train run demo_student --teacher knowledge.parquet --output runs/student",
-    )
+@command(
+    "rekd-train record runs/teacher --output knowledge.parquet",
+    "rekd-train run demo_student --teacher knowledge.parquet --output runs/student",
 )
 def record(
-    path: Checkpoint,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The Parquet file to write.")],
-    data: Data = None,
-    overrides: Overrides = None,
+    path: Checkpoint, output: Annotated[Path, typer.Option("--output", "-o", help="The Parquet file to write.")],
+    data: Data = None, overrides: Overrides = None,
     texts: Annotated[bool, typer.Option("--texts", help="Write the texts, too, not their hashes alone.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file at the output.")] = False,
-    trust_code: TrustCode = False,
-    device: Device = "auto",
-) -> None:
+    trust_code: TrustCode = False, device: Device = "auto",
+) -> None:  # fmt: skip
     """Write what a pair says about its training texts or images, to teach from without it."""
     from rekd_train.runs import record_run
 
@@ -146,7 +137,7 @@ def record(
     typer.echo(f"{output}: {count:,} examples, {output.stat().st_size / 1e6:.1f} MB")
 
 
-@app.command("check-teacher", epilog=examples("rekd-train check-teacher knowledge.jsonl --data my.csv"))
+@command("rekd-train check-teacher knowledge.jsonl --data my.csv", name="check-teacher")
 def check_teacher_command(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="Recorded knowledge, JSON lines or Parquet.")],
     data: Annotated[str, typer.Option(metavar="PRESET|FILE", help="The data that it is to teach.")],
@@ -167,23 +158,14 @@ def check_teacher_command(
     print_table(("knowledge", "value"), rows, left=1)
 
 
-@app.command(
-    epilog=examples(
-        "rekd-train compact runs/student --output runs/student-compact",
-        "rekd-train compact calibrated --set stages.compact_epochs=2 --output compacted",
-    )
+@command(
+    "rekd-train compact runs/student --output runs/student-compact",
+    "rekd-train compact calibrated --set stages.compact_epochs=2 --output compacted",
 )
 def compact(
-    path: Checkpoint,
-    output: Output,
-    teacher: Teacher = None,
-    data: Data = None,
-    overrides: Overrides = None,
-    overwrite: Overwrite = False,
-    trust_code: TrustCode = False,
-    device: Device = "auto",
-    as_json: AsJson = False,
-) -> None:
+    path: Checkpoint, output: Output, teacher: Teacher = None, data: Data = None, overrides: Overrides = None,
+    overwrite: Overwrite = False, trust_code: TrustCode = False, device: Device = "auto", as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Fine-tune the predictor on gathered tokens, selector frozen, so that it can be served compacted."""
     from rekd_train.runs import compact_run
 
@@ -195,13 +177,11 @@ def compact(
     report_metrics(metrics, output, as_json)
 
 
-@app.command(
-    epilog=examples(
-        "rekd-train evaluate runs/student",
-        "rekd-train evaluate runs/student --split dev --draws 0 --json",
-        "rekd-train evaluate runs/student --data new_reviews.csv",
-        "rekd-train evaluate runs/student --teacher runs/teacher --output student.json",
-    )
+@command(
+    "rekd-train evaluate runs/student",
+    "rekd-train evaluate runs/student --split dev --draws 0 --json",
+    "rekd-train evaluate runs/student --data new_reviews.csv",
+    "rekd-train evaluate runs/student --teacher runs/teacher --output student.json",
 )
 def evaluate(
     path: Checkpoint,
@@ -218,12 +198,9 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the report there, as JSON.")
     ] = None,
-    data: Data = None,
-    overrides: Overrides = None,
-    trust_code: TrustCode = False,
-    device: Device = "auto",
+    data: Data = None, overrides: Overrides = None, trust_code: TrustCode = False, device: Device = "auto",
     as_json: AsJson = False,
-) -> None:
+) -> None:  # fmt: skip
     """Measure a checkpoint on a split of its data: accuracy given the rationale, rate, calibration, every mode."""
     from rekd_train.data import SPLITS
 
@@ -253,12 +230,10 @@ def evaluate(
         typer.echo(line)
 
 
-@app.command(
-    "import-official",
-    epilog=examples(
-        "rekd-train import-official --family bert --selector g_bert --predictor f_bert --backbone bert-small "
-        "--labels negative,positive --output runs/official",
-    ),
+@command(
+    "rekd-train import-official --family bert --selector g_bert --predictor f_bert --backbone bert-small "
+    "--labels negative,positive --output runs/official",
+    name="import-official",
 )
 def import_official(
     family: Annotated[str, typer.Option(help="bert or vit.")],
@@ -284,9 +259,8 @@ def import_official(
 
     names = [name.strip() for name in labels.split(",")] if labels else None
     convert(
-        family, selector, predictor, backbone, output,
-        tokenizer=tokenizer, labels=names, max_length=max_length, image_side=image_side,
-        overwrite=overwrite,
+        family, selector, predictor, backbone, output, tokenizer=tokenizer, labels=names, max_length=max_length,
+        image_side=image_side, overwrite=overwrite,
     )  # fmt: skip
     pair = load(output)
     kind, classes = pair.preprocessor.settings.kind, ", ".join(pair.labels)

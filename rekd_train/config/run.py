@@ -11,15 +11,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from rekd_train.config.sections import (
-    BackboneConfig,
-    DataConfig,
-    EncoderTraits,
-    ImageConfig,
-    Section,
-    did_you_mean,
-    explain,
-)
+from rekd_train.config.sections import BackboneConfig, DataConfig, ImageConfig, Section, did_you_mean, explain
 from rekd_train.config.training import (
     AccelerationConfig,
     DistillationConfig,
@@ -31,7 +23,7 @@ from rekd_train.config.training import (
 from rekd_train.errors import ConfigError
 
 __all__ = [
-    "AccelerationConfig", "BackboneConfig", "DataConfig", "DistillationConfig", "EncoderTraits", "ImageConfig",
+    "AccelerationConfig", "BackboneConfig", "DataConfig", "DistillationConfig", "ImageConfig",
     "OptimisationConfig", "RunConfig", "SelectionConfig", "StagesConfig", "TemperatureConfig", "explain",
     "preset", "preset_names", "run_config",
 ]  # fmt: skip

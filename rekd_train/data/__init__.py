@@ -6,40 +6,22 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from rekd_train.config.run import DataConfig
-from rekd_train.data.examples import (
-    SPLITS,
-    DataSet,
-    LabelledImages,
-    LabelledTexts,
-    check_data,
-    stratified_split,
-    summarise,
-)
-from rekd_train.data.hugging_face import hugging_face_data
+from rekd_train.data.examples import SPLITS, DataSet, LabelledImages, LabelledTexts, check_data, summarise
 from rekd_train.data.own import is_unsplit, load_whole, own_data
 from rekd_train.data.published import aclimdb, cifar, digits, fashion_mnist, mosaic, packaged_reviews
 from rekd_train.data.splits import ImageSplit, Split, TokenizedTexts, bucketed_batches, encode, encode_splits, tokenize
 
 __all__ = [
     "SPLITS", "DataSet", "ImageSplit", "LabelledImages", "LabelledTexts", "Split", "TokenizedTexts", "bucketed_batches",
-    "encode", "encode_splits", "is_unsplit", "load_data", "load_whole", "stratified_split", "summarise",
-    "tokenize",
+    "encode", "encode_splits", "is_unsplit", "load_data", "load_whole", "summarise", "tokenize",
 ]  # fmt: skip
 
 SOURCES: dict[str, Callable[[DataConfig], DataSet]] = {
-    "imdb": packaged_reviews,
-    "rotten_tomatoes": packaged_reviews,
-    "aclimdb": aclimdb,
-    "table": own_data,
-    "hf": hugging_face_data,
-    "cifar10": cifar,
-    "cifar100_coarse": cifar,
-    "cifar100_fine": cifar,
-    "fashion_mnist": fashion_mnist,
-    "mosaic": mosaic,
-    "digits": digits,
-    "image_folder": own_data,
-}
+    "table": own_data, "image_folder": own_data, "hf": own_data,
+    "imdb": packaged_reviews, "rotten_tomatoes": packaged_reviews, "aclimdb": aclimdb,
+    "cifar10": cifar, "cifar100_coarse": cifar, "cifar100_fine": cifar,
+    "fashion_mnist": fashion_mnist, "mosaic": mosaic, "digits": digits,
+}  # fmt: skip
 """A reader for each name that ``data.name`` may have."""
 
 

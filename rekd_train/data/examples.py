@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
@@ -27,9 +29,26 @@ CharacterSpans = list[tuple[int, int]]
 
 
 class _OneSplit:
+    @property
+    def items(self) -> Any:
+        """The texts or images, which are the first field."""
+        return next(iter(vars(self).values()))
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> Self:
+        """These examples, in this order."""
+        return type(self)(*(None if part is None else _chosen(part, indices) for part in vars(self).values()))
+
     def head(self, count: int | None) -> Self:
         """The first ``count`` examples; None: all."""
         return self if count is None else self.take(np.arange(min(count, len(self))))
+
+
+def _chosen(items: Any, indices: Sequence[int] | np.ndarray) -> Any:
+    """Of a list a list; what takes an array of indices, as arrays and columns do, of its own kind."""
+    return [items[i] for i in indices] if isinstance(items, list) else items[np.asarray(indices)]
 
 
 @dataclass(frozen=True)
@@ -37,24 +56,11 @@ class LabelledTexts(_OneSplit):
     """Texts of one split."""
 
     texts: Sequence[str]
-    """A list, or a column that is read when it is asked for (``rekd_train.data.hugging_face``)."""
+    """A list, or a column that is read when it is asked for (``rekd_train.data.table_files.Column``)."""
     labels: np.ndarray
     """(n,) int64."""
     rationales: list[CharacterSpans | None] | None = field(default=None, repr=False)
     """Human rationales; None for a text nobody annotated, None altogether where the data have none."""
-
-    @property
-    def items(self) -> Any:
-        """The texts."""
-        return self.texts
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def take(self, indices: Sequence[int] | np.ndarray) -> LabelledTexts:
-        """These examples, in this order."""
-        rationales = None if self.rationales is None else [self.rationales[i] for i in indices]
-        return LabelledTexts(_chosen(self.texts, indices), self.labels[indices], rationales)
 
 
 @dataclass(frozen=True)
@@ -67,24 +73,6 @@ class LabelledImages(_OneSplit):
     """(n,) int64."""
     regions: np.ndarray | None = field(default=None, repr=False)
     """(n, 4) int64: top, left, bottom, right in pixels of the part that decides the label, where it is known."""
-
-    @property
-    def items(self) -> Any:
-        """The images."""
-        return self.images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def take(self, indices: Sequence[int] | np.ndarray) -> LabelledImages:
-        """These examples, in this order."""
-        regions = None if self.regions is None else self.regions[indices]
-        return LabelledImages(_chosen(self.images, indices), self.labels[indices], regions)
-
-
-def _chosen(items: Any, indices: Sequence[int] | np.ndarray) -> Any:
-    """Of a list a list; what takes an array of indices, as arrays and columns do, of its own kind."""
-    return [items[i] for i in indices] if isinstance(items, list) else items[np.asarray(indices)]
 
 
 Examples = LabelledTexts | LabelledImages
@@ -105,6 +93,21 @@ class DataSet:
     """Examples left out since they occur twice; None: nobody has looked."""
     contradictions: tuple[str, ...] = ()
     """Examples that occur with different labels: its places and labels, the kept one first."""
+
+
+def text_id(text: str) -> str:
+    """What a text is found by: the first 16 hex digits of the SHA-256 of its UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def names_of(item: Any, folder: Path) -> tuple[str, ...]:
+    """What a file may call a text or an image: of an image file its path within ``folder`` first, then the id."""
+    if isinstance(item, str):
+        return (text_id(item),)
+    if isinstance(item, Path):
+        path = item.relative_to(folder) if item.is_relative_to(folder) else item
+        return path.as_posix(), hashlib.sha256(item.read_bytes()).hexdigest()[:16]
+    return (hashlib.sha256(np.ascontiguousarray(item).tobytes()).hexdigest()[:16],)
 
 
 def stratified_split(examples: SomeExamples, shares: Sequence[float], seed: int) -> list[SomeExamples]:

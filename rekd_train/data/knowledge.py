@@ -1,52 +1,51 @@
-"""Recorded knowledge of a teacher, whatever it is: what it says about texts, aligned with any tokenizer by characters.
+"""Recorded knowledge of a teacher, whatever it is: what it says about texts, by characters, or images, by pixels.
 
-One row a text, in JSON lines or Parquet. ``text``, or ``id``, the first 16 hex digits of its SHA-256; and any of
+One row a text or image, in JSON lines or Parquet. ``text``, or ``id``, the first 16 hex digits of its SHA-256; for an
+image ``file``, its path within the folder of images, or the ``id`` of the file (of the pixels, where there are no
+files); and any of
 
     probabilities        {label: probability}, or a list in the order of the classes
     label, confidence    the same in short: the rest is shared by the other classes
     rationale            [[start, end], ...] or [[start, end, weight], ...], characters of the passages that decide
     quotes               those passages as written, each found at its first place
     scores               [[start, end, value], ...]: how much each passage or token is wanted, as log-odds
+    boxes                [[left, top, right, bottom], ...] or with a fifth number, a weight: pixels of the upright image
+    map                  [[value, ...], ...]: log-odds of a grid of any size, rows from the top
 
 ``rekd_train.training.teacher.write_knowledge`` packs scores into a byte each, with two for where each token lies.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from rekd_train.data.examples import UNLABELLED, DataSet, LabelledTexts
+from rekd_train.data.examples import UNLABELLED, DataSet, LabelledTexts, names_of, text_id
+from rekd_train.data.splits import marked_patches, marks_at, on_patches, scores_at
 from rekd_train.data.table_files import read_table
 from rekd_train.errors import DataError, listed
-from rekd_train.inputs.text import TextPreprocessor
+from rekd_train.inputs.image import ImagePreprocessor
+from rekd_train.inputs.preprocessors import Preprocessor
 
 _PACKED = ("packed_scores", "packed_gaps", "packed_lengths", "packed_scale")
 _CONFIDENCE = 0.9
 """Of a label that is given alone."""
 
 
-def text_id(text: str) -> str:
-    """What a text is found by: the first 16 hex digits of the SHA-256 of its UTF-8."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 @dataclass(frozen=True)
 class Statement:
-    """What a teacher says about one text; None for what it does not say."""
+    """What a teacher says about one text or image; None for what it does not say."""
 
     probabilities: np.ndarray | None
     """(C,) float32, sums to 1."""
     marks: np.ndarray | None
-    """(m, 3) float32: start, end and weight of each passage that decides; empty: it says that nothing does."""
+    """(m, 3) float32: start, end and weight of each passage that decides, or (m, 5) of boxes; empty: nothing does."""
     scores: np.ndarray | None
-    """(m, 3) float32: start, end and log-odds of each token, in order."""
+    """(m, 3) float32: start, end and log-odds of each token, in order, or a map (rows, columns)."""
 
 
 @dataclass(frozen=True)
@@ -55,25 +54,21 @@ class Knowledge:
 
     path: Path
     statements: dict[str, Statement]
-    """By ``text_id``."""
+    """By one of the ``names_of`` a text or image."""
     texts: dict[str, str]
     """The texts that the file holds, by ``text_id``."""
     lost_quotes: int
     """Quotes that are not in their text; they are left out."""
 
 
-def read_knowledge(path: Path, labels: Sequence[str], kind: type[Reader] | None = None) -> Knowledge:
-    """Read a teacher's statements.
-
-    Args:
-        labels: class names of the data, in the order of the classes.
-        kind: None: of texts (``rekd_train.data.image_knowledge.ImageReader``: of images).
+def read_knowledge(path: Path, labels: Sequence[str], modality: str = "text") -> Knowledge:
+    """What a teacher says about data with these class names, texts or images.
 
     Raises:
         DataError: unreadable, unknown columns, or wrong rows, all of them in one message.
     """
     table = read_table(path)
-    reader = (kind or Reader)(list(labels))
+    reader = (_ImageReader if modality == "image" else _Reader)(list(labels))
     item = reader.columns[0]
     unknown = [name for name in table.columns if name not in (*reader.columns, *(_PACKED if item == "text" else ()))]
     if unknown or not {item, "id"} & table.columns.keys():
@@ -81,8 +76,9 @@ def read_knowledge(path: Path, labels: Sequence[str], kind: type[Reader] | None 
         raise DataError(f"{path}: {problem}; columns: {', '.join(reader.columns)}")
     statements: dict[str, Statement] = {}
     texts: dict[str, str] = {}
-    for number in range(len(next(iter(table.columns.values())))):
-        row = {name: values[number] for name, values in table.columns.items() if not _absent(values[number])}
+    for number, values in enumerate(zip(*table.columns.values(), strict=True)):
+        cells = zip(table.columns, values, strict=True)
+        row = {name: value for name, value in cells if value is not None and value == value}  # nor NaN
         text = row.get(item)
         key = reader.key(text) if isinstance(text, str) else row.get("id")
         if not isinstance(key, str):
@@ -98,11 +94,7 @@ def read_knowledge(path: Path, labels: Sequence[str], kind: type[Reader] | None 
     return Knowledge(path, statements, texts, reader.lost_quotes)
 
 
-def _absent(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-class Reader:
+class _Reader:
     """Rows of one file to statements; notes what is wrong with them."""
 
     columns = ("text", "id", "probabilities", "label", "confidence", "rationale", "quotes", "scores")
@@ -127,10 +119,10 @@ class Reader:
 
     def _probabilities(self, row: dict[str, Any], text: str | None) -> np.ndarray | None:
         given, count = row.get("probabilities"), len(self.labels)
-        if given is None and "label" not in row:
-            return None
-        if given is None:
+        if given is None and "label" in row:
             given = {str(row["label"]): float(row.get("confidence", _CONFIDENCE))}
+        if given is None:
+            return None
         if isinstance(given, dict):
             given = {str(name): value for name, value in given.items() if value is not None}
             if strangers := [name for name in given if name not in self.labels]:
@@ -151,13 +143,10 @@ class Reader:
                 raise ValueError("quotes need the text beside them, not its id alone")
             if not isinstance(row["quotes"], list) or not all(isinstance(quote, str) for quote in row["quotes"]):
                 raise ValueError(f"quotes are {str(row['quotes'])[:40]!r}, not a list of strings")
-            passages = passages or []
-            for quote in row["quotes"]:
-                start = text.find(quote) if quote.strip() else -1
-                if start < 0:
-                    self.lost_quotes += 1
-                else:
-                    passages.append((start, start + len(quote), 1.0))
+            starts = [text.find(quote) if quote.strip() else -1 for quote in row["quotes"]]
+            self.lost_quotes += starts.count(-1)
+            found = [(at, at + len(quote), 1.0) for at, quote in zip(starts, row["quotes"], strict=True) if at >= 0]
+            passages = [*(passages or []), *found]
         return None if passages is None else _segments(passages, text, "rationale")
 
     def _scores(self, row: dict[str, Any], text: str | None) -> np.ndarray | None:
@@ -190,6 +179,36 @@ def _segments(passages: Sequence[Sequence[float]], text: str | None, what: str) 
     return segments
 
 
+class _ImageReader(_Reader):
+    """Rows about images."""
+
+    columns = ("file", "id", "probabilities", "label", "confidence", "boxes", "map")
+    key = staticmethod(lambda file: str(PurePosixPath(file)))
+
+    def _marks(self, row: dict[str, Any], _file: str | None) -> np.ndarray | None:
+        if "boxes" not in row:
+            return None
+        if wrong := [box for box in row["boxes"] if len(box) not in (4, 5)]:
+            raise ValueError(f"boxes hold {list(wrong[0])}, not left, top, right, bottom, and a weight where wanted")
+        boxes = np.array([(*box, 1.0)[:5] for box in row["boxes"]], dtype=np.float32).reshape(-1, 5)
+        for left, top, right, bottom, weight in boxes:
+            if not (0 <= left < right < np.inf and 0 <= top < bottom < np.inf and 0 <= weight < np.inf):
+                sides = f"[{left:g}, {top:g}, {right:g}, {bottom:g}]"
+                raise ValueError(f"boxes hold {sides}, not 0 <= left < right, 0 <= top < bottom, or a wrong weight")
+        return boxes
+
+    def _scores(self, row: dict[str, Any], _file: str | None) -> np.ndarray | None:
+        if "map" not in row:
+            return None
+        try:
+            grid = np.array([list(values) for values in row["map"]], dtype=np.float32)
+        except (TypeError, ValueError):
+            grid = np.zeros(0)
+        if grid.ndim != 2 or 0 in grid.shape or not np.isfinite(grid).all():
+            raise ValueError("the map is no grid of finite numbers")
+        return grid
+
+
 @dataclass(frozen=True)
 class AlignedKnowledge:
     """What a teacher says about the examples of a split, token by token of the student."""
@@ -204,13 +223,12 @@ class AlignedKnowledge:
     @property
     def empty(self) -> bool:
         """Whether it says nothing at all."""
-        said = any(each is not None for each in (*self.scores, *self.marks))
-        return not said and bool(np.isnan(self.probabilities).all())
+        return bool(np.isnan(self.probabilities).all()) and all(each is None for each in (*self.scores, *self.marks))
 
 
 def with_unlabelled(data: DataSet, knowledge: Knowledge) -> DataSet:
     """The data with the texts that the file holds and no split has, behind the training examples, without labels."""
-    known = {text_id(text) for split in data.splits.values() for text in split.items}
+    known = {text_id(text) for split in data.splits.values() for text in (split.items if knowledge.texts else ())}
     new = [text for key, text in knowledge.texts.items() if key not in known]
     if not new:
         return data
@@ -220,78 +238,62 @@ def with_unlabelled(data: DataSet, knowledge: Knowledge) -> DataSet:
     return replace(data, splits=data.splits | {"train": LabelledTexts(train.texts + new, labels, rationales)})
 
 
-def align(knowledge: Knowledge, texts: Sequence[str], preprocessor: TextPreprocessor, classes: int) -> AlignedKnowledge:
-    """The statements about these texts, in their order."""
-    nothing = Statement(None, None, None)
-    probabilities = np.full((len(texts), classes), np.nan, dtype=np.float32)
-    scores, marks = [], []
-    for start in range(0, len(texts), 512):
-        some = texts[start : start + 512]
-        for index, (text, encoding) in enumerate(zip(some, preprocessor.encode(some), strict=True), start):
-            said = knowledge.statements.get(text_id(text), nothing)
+def align(
+    knowledge: Knowledge, items: Sequence[Any], preprocessor: Preprocessor, classes: int, folder: Path = Path()
+) -> AlignedKnowledge:
+    """The statements about these texts, or images of a folder, in order; DataError names boxes that leave an image."""
+    images = isinstance(preprocessor, ImagePreprocessor)
+    probabilities = np.full((len(items), classes), np.nan, dtype=np.float32)
+    scores, marks, wrong = [None] * len(items), [None] * len(items), []
+    for start in range(0, len(items), 512):
+        some = items[start : start + 512]
+        encodings = [None] * len(some) if images else preprocessor.encode(some)
+        for index, (item, encoding) in enumerate(zip(some, encodings, strict=True), start):
+            name = next((name for name in names_of(item, folder) if name in knowledge.statements), None)
+            if name is None:
+                continue
+            said = knowledge.statements[name]
             if said.probabilities is not None:
                 probabilities[index] = said.probabilities
-            offsets = np.array(encoding.offsets, dtype=np.float32)
-            scores.append(None if said.scores is None else scores_at(said.scores, offsets))
-            marks.append(None if said.marks is None else marks_at(said.marks, offsets))
+            if images:
+                grid = preprocessor.settings.rows, preprocessor.settings.columns
+                scores[index] = None if said.scores is None else on_patches(said.scores, *grid)
+                if said.marks is not None:
+                    width, height = preprocessor([item]).sizes[0]
+                    if (said.marks[:, 2:4] > (width, height)).any():
+                        wrong.append(f"{name}: a box leaves the image, which has {width} x {height} pixels")
+                    parts = said.marks / np.float32([width, height, width, height, 1])
+                    marks[index] = marked_patches(parts, *grid)
+            else:
+                offsets = np.array(encoding.offsets, dtype=np.float32)
+                scores[index] = None if said.scores is None else scores_at(said.scores, offsets)
+                marks[index] = None if said.marks is None else marks_at(said.marks, offsets)
+    if wrong:
+        raise DataError(f"{knowledge.path}: {listed(wrong)}; fix: left, top, right, bottom in pixels of the image")
     return AlignedKnowledge(probabilities, scores, marks)
 
 
-def scores_at(segments: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """(N,) values of the segments (m, 3), in order, under tokens (N, 2): the mean by shared characters, else NaN."""
-    empty = segments[segments[:, 0] == segments[:, 1]]  # a space that a tokenizer trims away
-    starts, ends, values = segments[segments[:, 0] < segments[:, 1]].T
-    first, last = np.searchsorted(ends, offsets[:, 0], "right"), np.searchsorted(starts, offsets[:, 1], "left")
-    found = np.full(len(offsets), np.nan, dtype=np.float32)
-    one = (last - first == 1) & (offsets[:, 0] < offsets[:, 1])
-    found[one] = values[first[one]]
-    for token in np.flatnonzero((last - first > 1) & (offsets[:, 0] < offsets[:, 1])):
-        chosen = slice(first[token], last[token])
-        shared = np.minimum(ends[chosen], offsets[token, 1]) - np.maximum(starts[chosen], offsets[token, 0])
-        found[token] = np.average(values[chosen], weights=shared)
-    for start, end, value in empty:
-        found[(offsets[:, 0] == start) & (offsets[:, 1] == end)] = value
-    return found
-
-
-def marks_at(segments: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """(N,) the largest weight of a passage (m, 3) that a token (N, 2) touches; 0 for none."""
-    found = np.zeros(len(offsets), dtype=np.float32)
-    for start, end, weight in segments:
-        touched = (offsets[:, 0] < end) & (offsets[:, 1] > start) & (offsets[:, 0] < offsets[:, 1])
-        found[touched] = np.maximum(found[touched], weight)
-    return found
-
-
 def checked_statements(knowledge: Knowledge, truth: dict[str, int]) -> dict[str, Any]:
-    """Counts for a reader who wants to know whether a file can teach.
+    """Counts for a reader who wants to know whether a file can teach; ``truth``: classes of the data by ``names_of``.
 
-    Args:
-        truth: class of the data's own label, by ``text_id``.
-
-    Returns:
-        ``statements``, ``known`` (about texts of the data), and of all statements the shares with ``probabilities``,
-        ``rationale`` and ``scores``; ``lost_quotes``; ``agreement`` of the most probable class with the data's labels;
-        ``marked_share``, of the characters, mean over texts that the file holds.
+    ``statements``, ``known`` (about the data), and of all statements the shares with ``probabilities``, ``rationale``
+    and ``scores``; ``lost_quotes``; ``agreement`` of the most probable class with the data's labels; ``marked_share``,
+    of the characters, mean over texts that the file holds.
     """
-    statements = knowledge.statements
-    counts = {
-        "probabilities": sum(each.probabilities is not None for each in statements.values()),
-        "rationale": sum(each.marks is not None for each in statements.values()),
-        "scores": sum(each.scores is not None for each in statements.values()),
-    }
+    said = knowledge.statements
+    parts = {"probabilities": "probabilities", "rationale": "marks", "scores": "scores"}
     judged = [
-        int(said.probabilities.argmax()) == truth[key]
-        for key, said in statements.items() if key in truth and said.probabilities is not None
+        int(each.probabilities.argmax()) == truth[name]
+        for name, each in said.items() if name in truth and each.probabilities is not None
     ]
-    shares = [
-        float((said.marks[:, 1] - said.marks[:, 0]).sum()) / len(text)
-        for key, text in knowledge.texts.items() if (said := statements[key]).marks is not None
+    marked = [
+        float((said[name].marks[:, 1] - said[name].marks[:, 0]).sum()) / len(text)
+        for name, text in knowledge.texts.items() if said[name].marks is not None
     ]
+    shares = {name: [getattr(each, part) is not None for each in said.values()] for name, part in parts.items()}
     return {
-        "statements": len(statements), "known": sum(key in truth for key in statements),
-        **{name: count / len(statements) for name, count in counts.items()},
+        "statements": len(said), "known": sum(name in truth for name in said),
+        **{name: sum(found) / len(said) for name, found in shares.items()},
         "lost_quotes": knowledge.lost_quotes, "agreement": float(np.mean(judged)) if judged else None,
-        "marked_share": float(np.mean(shares)) if shares else None,
+        "marked_share": float(np.mean(marked)) if marked else None,
     }  # fmt: skip
-

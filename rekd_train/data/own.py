@@ -1,65 +1,76 @@
-"""The user's own data: tables of texts (in CSV and TSV human rationales are JSON), and folders of images, one a class.
+"""The user's own data: tables of texts, folders of images (one a class), and what the package ``datasets`` reads.
 
-Whatever is wrong is named at once, each with its line or file.
+One pass looks for what is wrong, all of it named at once with its line, row or file, and for what occurs twice: it
+keeps a digest of each example, so texts of ``datasets`` stay on the disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
 from rekd_train.config.run import DataConfig
 from rekd_train.data.examples import SPLITS, CharacterSpans, DataSet, Examples, LabelledImages, LabelledTexts, completed
-from rekd_train.data.table_files import SUFFIXES, Table, label_in, rationale_in, read_table
+from rekd_train.data.table_files import SUFFIXES, Column, Table, in_batches, label_in, opened, rationale_in, read_table
 from rekd_train.errors import DataError, listed
-from rekd_train.files import sha256
 from rekd_train.inputs.prediction import RATIONALE
 
 SPLIT_NAMES = {"train": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "test": "test"}
 """What files, folders and values of a split column may be called."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-EXCERPT = 60
+_EXCERPT = 60
 """Characters of a text that a message shows."""
 
 
-class _Row(NamedTuple):
-    """An example as it was read."""
+@dataclass(frozen=True)
+class _Part:
+    """The examples of a split as they were read."""
 
-    item: str | Path
-    label: str
-    """A class name; '' where it is missing."""
-    place: str
-    """Where it stands, for messages."""
-    rationale: CharacterSpans | None = None
+    examples: Examples
+    """With labels by ``_Reading.numbers``."""
+    digests: np.ndarray
+    """(n,) uint64."""
+    rows: np.ndarray
+    """(n,) int64: where each stands in what was read."""
+    place: Callable[[int], str]
+    """What messages call a row."""
 
-
-_Parts = dict[str, list[_Row]]
+    def take(self, chosen: np.ndarray) -> _Part:
+        return _Part(self.examples.take(chosen), self.digests[chosen], self.rows[chosen], self.place)
 
 
 def own_data(config: DataConfig) -> DataSet:
-    """Labelled texts from ``data.path`` (a file, or a folder with train, dev and test files) or images of any size.
+    """Labelled texts or images of any size at ``data.path``.
 
-    An example that occurs twice (an image: byte for byte) is kept once. Without a split column, or files or folders for
-    them, dev and test are taken out of the training examples, stratified by ``data.seed``.
+    A table, a folder with tables train, dev and test, a folder of images; for 'hf' a directory that ``save_to_disk``
+    wrote, a directory or file that ``load_dataset`` reads, or a name on the hub, NAME or NAME:CONFIGURATION.
+
+    An example that occurs twice (an image: byte for byte; images of ``datasets`` are not compared) is kept once. Of dev
+    and test what is missing is taken out of the training examples, stratified by ``data.seed``.
 
     Raises:
         DataError: a file that is missing or malformed, a missing column, a folder without images; empty texts, bad
             labels and rationales, all of them named with their lines.
-        MissingExtraError: pyarrow, which reads Parquet, is not installed.
+        MissingExtraError: pyarrow, which reads Parquet, or datasets is not installed.
     """
-    parts, problems = _read(config)
-    parts, dropped, contradictions = _each_once(parts)
-    names = config.labels or tuple(sorted({row.label for row in parts["train"] if row.label}, key=by_value))
-    splits = _labelled(config, parts, names, problems)
+    reading = _Reading(config)
+    parts = reading.parts()
+    before, contradictions = sum(len(part.rows) for part in parts.values()), ()
+    if not config.image_column:
+        parts, contradictions = reading.each_once(parts)
+    dropped = before - sum(len(part.rows) for part in parts.values())
+    met = [list(reading.numbers)[number] for number in np.unique(parts["train"].examples.labels) if number]
+    names = config.labels or reading.class_names or tuple(sorted(met, key=_by_value))
     return DataSet(
-        splits=completed(splits, config),
+        splits=completed(reading.labelled(parts, names), config),
         label_names=names,
-        origin=f"{config.modality}s of the user's own, {Path(config.path).name} "
-        f"({dropped} duplicates dropped; licence: theirs)",
-        duplicates=dropped,
+        origin=f"{config.modality}s {reading.whose} ({dropped} duplicates dropped; licence: {reading.licence})",
+        duplicates=None if config.image_column else dropped,
         contradictions=contradictions,
     )
 
@@ -69,8 +80,8 @@ def load_whole(config: DataConfig, names: Sequence[str]) -> Examples:
 
     ``names``: the model's classes, in the order of the logits. Errors as ``own_data``.
     """
-    parts, problems = _read(config, whole=True)
-    return _labelled(config, parts, names, problems)["test"]
+    reading = _Reading(config)
+    return reading.labelled(reading.parts(whole=True), names)["test"]
 
 
 def is_unsplit(config: DataConfig) -> bool:
@@ -81,126 +92,186 @@ def is_unsplit(config: DataConfig) -> bool:
     return config.name == "image_folder" and path.is_dir() and "train" not in _split_folders(path)
 
 
-def _read(config: DataConfig, whole: bool = False) -> tuple[_Parts, list[str]]:
-    """The rows of each split and what is wrong with them; ``whole``: all of them as 'test'."""
-    path = Path(config.path)
-    if config.name == "image_folder":
-        return _images(path, whole), []
-    if whole or not path.is_dir():
-        return _table_rows(config, read_table(path), "test" if whole else None)
-    files = {
-        SPLIT_NAMES[file.stem]: file
-        for file in sorted(path.iterdir()) if file.stem in SPLIT_NAMES and file.suffix in SUFFIXES
-    }
-    if "train" not in files:
-        raise DataError(f"{path} holds no training file; fix: name one train.csv (or {', '.join(SUFFIXES[1:])})")
-    parts: _Parts = {}
-    problems: list[str] = []
-    for split, file in files.items():
-        found, wrong = _table_rows(config, read_table(file), split, f"{file.name} ")
-        parts |= found
-        problems += wrong
-    return parts, problems
+class _Reading:
+    """One pass over the data of a configuration."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+        self.numbers = {"": 0}
+        """Class names, numbered as they are met; '': missing."""
+        self.problems: list[str] = []
+        self.class_names: tuple[str, ...] = ()
+        """Where the data themselves say them."""
+        self.whose, self.licence = f"of the user's own, {Path(config.path).name}", "theirs"
+
+    def parts(self, whole: bool = False) -> dict[str, _Part]:
+        """The examples of each split; ``whole``: all of them as 'test'."""
+        config, path = self.config, Path(self.config.path)
+        if config.name == "hf":
+            return self._datasets()
+        if config.name == "image_folder":
+            return {split: self._images(folder, path) for split, folder in _image_folders(path, whole).items()}
+        if whole:
+            return {"test": self._table(read_table(path))}
+        if not path.is_dir():
+            return self._by_split_column(read_table(path))
+        files = {
+            SPLIT_NAMES[file.stem]: file
+            for file in sorted(path.iterdir()) if file.stem in SPLIT_NAMES and file.suffix in SUFFIXES
+        }
+        if "train" not in files:
+            raise DataError(f"{path} holds no training file; fix: name one train.csv (or {', '.join(SUFFIXES[1:])})")
+        return {split: self._table(read_table(file), f"{file.name} ") for split, file in files.items()}
+
+    def _table(self, table: Table, prefix: str = "") -> _Part:
+        config = self.config
+        texts, labels = table.column(config.text_column), table.column(config.label_column)
+        spans = table.column(config.rationale_column) if config.rationale_column else [None] * len(texts)
+        return self._part(texts, zip(texts, labels, spans, strict=True), lambda row: f"{prefix}{table.line(row)}")
+
+    def _by_split_column(self, table: Table) -> dict[str, _Part]:
+        if not self.config.split_column:
+            return {"train": self._table(table)}
+        named = [str(name) for name in table.column(self.config.split_column)]
+        self.problems += [
+            f"{table.line(row)}: the split '{name}' is none of {', '.join(SPLIT_NAMES)}"
+            for row, name in enumerate(named) if name not in SPLIT_NAMES
+        ]  # fmt: skip
+        part, splits = self._table(table), np.array([SPLIT_NAMES.get(name, "train") for name in named])
+        if "train" not in splits:
+            raise DataError(f"{table.path} holds no row of the split 'train'")
+        return {name: part.take(np.flatnonzero(splits == name)) for name in SPLITS if name in splits}
+
+    def _images(self, folder: Path, root: Path) -> _Part:
+        paths = list(_images_by_class(folder))
+        rows = ((path, path.parent.name, None) for path in paths)
+        return self._part(paths, rows, lambda row: str(paths[row].relative_to(root)))
+
+    def _datasets(self) -> dict[str, _Part]:
+        """One split alone is 'train', whatever it is called; one without any label, of a contest, counts as missing."""
+        config, found = self.config, opened(self.config.path)
+        if len(found) == 1:
+            found = {"train": next(iter(found.values()))}
+        sources = {SPLIT_NAMES[name]: source for name, source in found.items() if name in SPLIT_NAMES}
+        if "train" not in sources:
+            raise DataError(f"{config.path} has no split 'train', but {', '.join(found)}; fix: another data.path")
+        item = config.image_column or config.text_column
+        wanted = [name for name in (item, config.label_column, config.rationale_column) if name]
+        for source in sources.values():
+            if absent := [name for name in wanted if name not in source.column_names]:
+                raise DataError(
+                    f"{config.path} has no column {' and no column '.join(map(repr, absent))}; "
+                    f"it has: {', '.join(source.column_names)}; "
+                    "fix: --set data.text_column=NAME (image_column, label_column, rationale_column)"
+                )
+        self.class_names = tuple(getattr(sources["train"].features[config.label_column], "names", None) or ())
+        self.whose = f"that the package datasets reads at {config.path}"
+        self.licence = sources["train"].info.license or "see where they come from"
+        parts = {}
+        for split in (split for split in SPLITS if split in sources):
+            source, before = sources[split].with_format(None).select_columns(wanted), len(self.problems)
+            column = Column(source.select_columns([item]), item, np.arange(len(source)))
+            part = self._part(column, self._rows(source, item), lambda row, split=split: f"{split} row {row + 1}")
+            if split == "train" or part.examples.labels.any():
+                parts[split] = part
+            else:
+                del self.problems[before:]
+        return parts
+
+    def _rows(self, source: Any, item: str) -> Iterator[tuple[Any, Any, Any]]:
+        names = getattr(source.features[self.config.label_column], "names", None)  # of a ClassLabel
+        images = self.config.modality == "image"
+        for batch in in_batches(source.remove_columns([item]) if images else source):  # they are decoded later
+            labels, nothing = batch[self.config.label_column], [None] * len(batch[self.config.label_column])
+            if names is not None:
+                labels = [None if label is None or label < 0 else names[label] for label in labels]
+            spans = batch[self.config.rationale_column] if self.config.rationale_column else nothing
+            yield from zip(batch.get(item, nothing), labels, spans, strict=True)
+
+    def _part(self, items: Any, rows: Iterable[tuple[Any, Any, Any]], place: Callable[[int], str]) -> _Part:
+        """``items`` with what is known of each: itself (None: not read), its label, its rationale."""
+        labels, digests = np.zeros(len(items), dtype=np.int64), np.zeros(len(items), dtype=np.uint64)
+        rationales: list[CharacterSpans | None] = [None] * len(items)
+        images = self.config.modality == "image"
+        for row, (item, label, spans) in enumerate(rows):
+            wrong = []
+            sound = images or (isinstance(item, str) and item.strip())
+            if not sound:
+                wrong.append("the text is empty")
+            labels[row] = self.numbers.setdefault(label_in(label), len(self.numbers))
+            if not labels[row]:
+                wrong.append("the label is missing")
+            if sound and item is not None:
+                digests[row] = _digest(item)
+                try:
+                    rationales[row] = rationale_in(spans, item)
+                except ValueError as error:
+                    wrong.append(str(error))
+            self.problems += [f"{place(row)}: {problem}" for problem in wrong]
+        annotated = any(spans is not None for spans in rationales)
+        texts = LabelledTexts(items, labels, rationales if annotated else None)
+        return _Part(LabelledImages(items, labels) if images else texts, digests, np.arange(len(items)), place)
+
+    def each_once(self, parts: dict[str, _Part]) -> tuple[dict[str, _Part], tuple[str, ...]]:
+        """Each example once, in 'test' before 'dev' before 'train' and within a split the first one; so none that
+        measures was trained on. Also an entry for each that occurs with different labels."""
+        order = [split for split in reversed(SPLITS) if split in parts]
+        splits = np.repeat(np.arange(len(order)), [len(parts[split].rows) for split in order])
+        places = np.concatenate([np.arange(len(parts[split].rows)) for split in order])
+        labels = np.concatenate([parts[split].examples.labels for split in order])
+        digests = np.concatenate([parts[split].digests for split in order])
+        _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
+        kept, names = first[inverse], list(self.numbers)  # for each example, the one that stands for it
+
+        def said(number: int) -> str:
+            part = parts[order[splits[number]]]
+            return f"{part.place(int(part.rows[places[number]]))} '{names[labels[number]]}'"
+
+        def excerpt(number: int) -> str:
+            item = parts[order[splits[number]]].examples.items[int(places[number])]
+            return f": {item[:_EXCERPT]!r}" if isinstance(item, str) else ""
+
+        others: dict[int, list[str]] = {}
+        for number in np.flatnonzero(labels != labels[kept]):
+            others.setdefault(int(kept[number]), []).append(said(number))
+        entries = (f"{said(one)} (kept), {', '.join(named)}{excerpt(one)}" for one, named in others.items())
+        stays = kept == np.arange(len(kept))
+        once = {split: parts[split].take(places[stays & (splits == number)]) for number, split in enumerate(order)}
+        return once, tuple(entries)
+
+    def labelled(self, parts: dict[str, _Part], names: Sequence[str]) -> dict[str, Examples]:
+        """The examples with their labels as class numbers; DataError names everything that is wrong with them."""
+        met, fix = list(self.numbers), "fix: correct these rows or take them out"
+        classes = np.array([list(names).index(name) if name in names else -1 for name in met])
+        strangers = [
+            f"{part.place(int(row))}: the label '{met[label]}' is none of the {len(names)} classes"
+            for part in parts.values() for row, label in zip(part.rows, part.examples.labels, strict=True)
+            if label and classes[label] < 0
+        ]  # fmt: skip
+        if strangers:
+            some = ", ".join(list(names)[:12]) + (", ..." if len(names) > 12 else "")
+            fix = f"classes: {some}; fix: correct the labels, or list every class: --set 'data.labels=[\"a\", \"b\"]'"
+        if self.problems or strangers:
+            raise DataError(f"{self.config.path}: {listed([*self.problems, *strangers])}; {fix}")
+        return {split: replace(part.examples, labels=classes[part.examples.labels]) for split, part in parts.items()}
 
 
-def _each_once(parts: _Parts) -> tuple[_Parts, int, tuple[str, ...]]:
-    """Each example once, in 'test' before 'dev' before 'train' and within a split the first one; so none that measures
-    was trained on. Also how many were dropped, and an entry for each that occurs with different labels."""
-    first: dict[str, _Row] = {}
-    contradicting: dict[str, list[_Row]] = {}
-    kept: _Parts = {split: [] for split in SPLITS if split in parts}
-    for split in reversed(kept):
-        for row in parts[split]:
-            key = sha256(row.item) if isinstance(row.item, Path) else row.item
-            known = first.setdefault(key, row)
-            if known is row:
-                kept[split].append(row)
-            elif known.label != row.label:
-                contradicting.setdefault(key, [known]).append(row)
-    entries = []
-    for known, *others in contradicting.values():
-        excerpt = f": {known.item[:EXCERPT]!r}" if isinstance(known.item, str) else ""
-        named = ", ".join(f"{row.place} '{row.label}'" for row in others)
-        entries.append(f"{known.place} '{known.label}' (kept), {named}{excerpt}")
-    return kept, sum(map(len, parts.values())) - sum(map(len, kept.values())), tuple(entries)
+def _digest(item: str | Path) -> int:
+    content = item.encode(errors="surrogatepass") if isinstance(item, str) else item.read_bytes()
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
 
 
-def _labelled(config: DataConfig, parts: _Parts, names: Sequence[str], problems: Sequence[str]) -> dict[str, Examples]:
-    """The rows with their labels as class numbers; DataError names everything that is wrong with them."""
-    numbers = {name: number for number, name in enumerate(names)}
-    strangers = [
-        (row.place, row.label) for part in parts.values() for row in part if row.label and row.label not in numbers
-    ]
-    refuse(config.path, problems, strangers, names)
-    splits: dict[str, Examples] = {}
-    for split, part in parts.items():
-        items, labels = [row.item for row in part], np.array([numbers[row.label] for row in part], dtype=np.int64)
-        if config.modality == "image":
-            splits[split] = LabelledImages(items, labels)
-        else:
-            rationales = [row.rationale for row in part]
-            annotated = any(spans is not None for spans in rationales)
-            splits[split] = LabelledTexts(items, labels, rationales if annotated else None)
-    return splits
-
-
-def refuse(path: str, problems: Sequence[str], strangers: Sequence[tuple[str, str]], names: Sequence[str]) -> None:
-    """Raise DataError that names all problems, and all places with a label that is no class; nothing: all is well."""
-    fix = "fix: correct these rows or take them out"
-    if strangers:
-        some = ", ".join(list(names)[:12]) + (", ..." if len(names) > 12 else "")
-        fix = f"classes: {some}; fix: correct the labels, or list every class: --set 'data.labels=[\"a\", \"b\"]'"
-    unknown = [f"{place}: the label '{label}' is none of the {len(names)} classes" for place, label in strangers]
-    if problems or unknown:
-        raise DataError(f"{path}: {listed([*problems, *unknown])}; {fix}")
-
-
-def by_value(label: str) -> tuple[float, str]:
+def _by_value(label: str) -> tuple[float, str]:
     """Whole numbers by their value, before words."""
     return (float(label) if label.removeprefix("-").isdecimal() else float("inf"), label)
 
 
-def _table_rows(config: DataConfig, read: Table, split: str | None, prefix: str = "") -> tuple[_Parts, list[str]]:
-    """The rows of a file by split (None: its column says which), and what is wrong with them."""
-    texts, labels = read.column(config.text_column), read.column(config.label_column)
-    rationales = read.column(config.rationale_column) if config.rationale_column else [None] * len(texts)
-    belongs = [split or "train"] * len(texts)
-    if config.split_column and split is None:
-        belongs = read.column(config.split_column)
-    parts: _Parts = {}
-    problems: list[str] = []
-    for number, (text, label, rationale, name) in enumerate(zip(texts, labels, rationales, belongs, strict=True)):
-        wrong, spans = [], None
-        if (belonging := SPLIT_NAMES.get(str(name))) is None:
-            wrong.append(f"the split '{name}' is none of {', '.join(SPLIT_NAMES)}")
-        if not isinstance(text, str) or not text.strip():
-            text = ""
-            wrong.append("the text is empty")
-        if not (label := label_in(label)):
-            wrong.append("the label is missing")
-        try:
-            spans = rationale_in(rationale, text) if text else None
-        except ValueError as error:
-            wrong.append(str(error))
-        row = _Row(text, label, f"{prefix}{read.line(number)}", spans)
-        parts.setdefault(belonging or "train", []).append(row)
-        problems += [f"{row.place}: {problem}" for problem in wrong]
-    if split is None and "train" not in parts:
-        raise DataError(f"{read.path} holds no row of the split 'train'")
-    return {name: parts[name] for name in SPLITS if name in parts}, problems
-
-
-def _images(root: Path, whole: bool) -> _Parts:
-    """Image files by split; those that ``rekd-query --save`` writes (NAME.rationale.png) are left out."""
+def _image_folders(root: Path, whole: bool) -> dict[str, Path]:
+    """The folder of each split, all of them as 'test' if ``whole``."""
     if not root.is_dir():
         raise DataError(f"'{root}' is no folder; fix: --set data.path=DIR with one folder for each class")
     folders = _split_folders(root)
-    if whole or "train" not in folders:
-        folders = {"test" if whole else "train": root}
-    return {
-        split: [_Row(path, path.parent.name, str(path.relative_to(root))) for path in _images_by_class(folder)]
-        for split, folder in folders.items()
-    }
+    return {"test" if whole else "train": root} if whole or "train" not in folders else folders
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -212,6 +283,7 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _images_by_class(root: Path) -> Iterator[Path]:
+    """Image files; those that ``rekd-query --save`` writes (NAME.rationale.png) are left out."""
     folders = _folders(root)
     if not folders:
         raise DataError(f"{root} holds no folders of images; fix: one folder for each class")

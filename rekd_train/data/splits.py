@@ -1,4 +1,4 @@
-"""One split as training and evaluation read it: batches of numpy arrays by index."""
+"""One split as training and evaluation read it: batches of arrays by index, and what lies on its tokens and patches."""
 
 from __future__ import annotations
 
@@ -172,12 +172,60 @@ def _pixels(examples: LabelledImages, preprocessor: ImagePreprocessor, augmentat
 def _covered(regions: np.ndarray, images: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """(n, rows * columns) bool: patches of which at least half lies in the region."""
     height, width = images.shape[1:3]
-    top, left, bottom, right = (edge[:, None].astype(float) for edge in regions.T)
-    row_edges, column_edges = np.arange(rows + 1) * height / rows, np.arange(columns + 1) * width / columns
-    tall = np.clip(np.minimum(bottom, row_edges[1:]) - np.maximum(top, row_edges[:-1]), 0, None) / (height / rows)
-    wide = np.clip(np.minimum(right, column_edges[1:]) - np.maximum(left, column_edges[:-1]), 0, None)
-    shares = tall[:, :, None] * (wide / (width / columns))[:, None, :]
-    return (shares >= 0.5).reshape(len(regions), rows * columns)
+    top, left, bottom, right = regions.T.astype(float)
+    tall, wide = _shares(top, bottom, rows, height), _shares(left, right, columns, width)
+    return (tall[:, :, None] * wide[:, None, :] >= 0.5).reshape(len(regions), rows * columns)
+
+
+def scores_at(segments: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """(N,) values of the segments (m, 3), in order, under tokens (N, 2): the mean by shared characters, else NaN."""
+    empty = segments[segments[:, 0] == segments[:, 1]]  # a space that a tokenizer trims away
+    starts, ends, values = segments[segments[:, 0] < segments[:, 1]].T
+    first, last = np.searchsorted(ends, offsets[:, 0], "right"), np.searchsorted(starts, offsets[:, 1], "left")
+    found = np.full(len(offsets), np.nan, dtype=np.float32)
+    one = (last - first == 1) & (offsets[:, 0] < offsets[:, 1])
+    found[one] = values[first[one]]
+    for token in np.flatnonzero((last - first > 1) & (offsets[:, 0] < offsets[:, 1])):
+        chosen = slice(first[token], last[token])
+        shared = np.minimum(ends[chosen], offsets[token, 1]) - np.maximum(starts[chosen], offsets[token, 0])
+        found[token] = np.average(values[chosen], weights=shared)
+    for start, end, value in empty:
+        found[(offsets[:, 0] == start) & (offsets[:, 1] == end)] = value
+    return found
+
+
+def marks_at(segments: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """(N,) the largest weight of a passage (m, 3) that a token (N, 2) touches; 0 for none."""
+    found = np.zeros(len(offsets), dtype=np.float32)
+    for start, end, weight in segments:
+        touched = (offsets[:, 0] < end) & (offsets[:, 1] > start) & (offsets[:, 0] < offsets[:, 1])
+        found[touched] = np.maximum(found[touched], weight)
+    return found
+
+
+def on_patches(grid: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """(rows * columns,) float32: under each patch the mean of a grid of any size, by the area they share."""
+    high, wide = (np.arange(count + 1) / count for count in grid.shape)
+    means = _shares(high[:-1], high[1:], rows).T @ grid @ _shares(wide[:-1], wide[1:], columns)
+    return means.astype(np.float32).ravel()
+
+
+def marked_patches(boxes: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """(rows * columns,) float32: the weight of boxes (m, 5) in parts of the image, times how far they fill a patch.
+
+    A box that is smaller than a patch counts by how much of the box lies in it.
+    """
+    left, top, right, bottom, weight = boxes.T
+    filled = _shares(top, bottom, rows)[:, :, None] * _shares(left, right, columns)[:, None, :]
+    smaller = np.maximum(1, 1 / (rows * columns * (right - left) * (bottom - top)))
+    return (filled * (weight * smaller)[:, None, None]).max(axis=0, initial=0).astype(np.float32).ravel()
+
+
+def _shares(starts: np.ndarray, ends: np.ndarray, cells: int, length: int = 1) -> np.ndarray:
+    """(m, cells): the part of each of so many equal cells of a length that lies within an interval."""
+    edges = np.arange(cells + 1) * length / cells
+    shared = np.minimum(ends[:, None], edges[1:]) - np.maximum(starts[:, None], edges[:-1])
+    return np.clip(shared, 0, None) / (length / cells)
 
 
 def bucketed_batches(

@@ -1,19 +1,26 @@
-"""Tables from files: CSV, TSV, JSON lines and Parquet; what is wrong is said by line."""
+"""Tables: CSV, TSV, JSON lines and Parquet files, and what the package ``datasets`` reads without holding it."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import re
 import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from rekd_train.data.examples import CharacterSpans
 from rekd_train.errors import DataError, MissingExtraError, listed
 
 JSON_LINES = (".jsonl", ".ndjson")
 SUFFIXES = (".csv", ".tsv", *JSON_LINES, ".parquet")
+_READ_AT_ONCE = 1000
+_HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?")
 
 
 class Table(NamedTuple):
@@ -128,19 +135,13 @@ def label_in(value: Any) -> str:
 
 
 def rationale_in(value: Any, text: str) -> CharacterSpans | None:
-    """A cell's human rationale; nothing, NaN or an empty cell mean that nobody annotated the text.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    if isinstance(value, str):
-        if not value.strip():
-            return None
+    """A cell's human rationale; nothing, NaN or an empty cell mean that nobody annotated the text. Else ValueError."""
+    if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
         except json.JSONDecodeError:
             raise ValueError(f"the rationale {value[:40]!r} is not JSON, a list of [start, end]") from None
-    if value is None or (isinstance(value, float) and value != value):
+    if value is None or isinstance(value, str) or (isinstance(value, float) and value != value):
         return None
     try:
         spans = [(int(start), int(end)) for start, end in value]
@@ -151,3 +152,68 @@ def rationale_in(value: Any, text: str) -> CharacterSpans | None:
             limits = f"0 <= start < end <= {len(text)}, the text's length"
             raise ValueError(f"the rationale holds [{start}, {end}], not {limits}")
     return spans
+
+
+def opened(path: str) -> Mapping[str, Any]:
+    """The splits that the package ``datasets`` finds at a path or name, memory-mapped; errors as ``read_table``."""
+    try:
+        import datasets
+    except ImportError:
+        raise MissingExtraError("datasets", "data") from None
+    local, on_the_hub = Path(path), _HUB_NAME.fullmatch(path)
+    try:
+        if any((local / name).is_file() for name in ("dataset_dict.json", "state.json")):  # of save_to_disk
+            found = datasets.load_from_disk(path)
+        elif local.is_dir():
+            found = datasets.load_dataset(path)
+        elif local.is_file():
+            found = datasets.load_dataset(str(local.parent), data_files=local.name)
+        elif on_the_hub:
+            found = datasets.load_dataset(*on_the_hub.groups())
+        else:
+            raise DataError(f"{path} does not exist; fix: --set data.path=DIR, FILE, or OWNER/NAME on the hub")
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise DataError(f"{path} cannot be read by the package datasets: {reason}; fix: another data.path") from None
+    return found if isinstance(found, dict) else {"train": found}
+
+
+def in_batches(rows: Any) -> Iterator[Any]:
+    """What slices of a column or a ``datasets.Dataset`` hold, one after the other."""
+    for start in range(0, len(rows), _READ_AT_ONCE):
+        yield rows[start : start + _READ_AT_ONCE]
+
+
+@dataclass(frozen=True)
+class Column(Sequence):
+    """Texts or images of some rows of a ``datasets.Dataset``, in any order, read when they are asked for."""
+
+    source: Any
+    name: str
+    rows: np.ndarray
+    """(n,) int64."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, chosen: Any) -> Any:
+        """One value of an index, a list of a slice; of an array of indices a column, which reads nothing."""
+        rows = self.rows[chosen]
+        if isinstance(chosen, np.ndarray):
+            return replace(self, rows=rows)
+        try:
+            return self.source[rows if isinstance(chosen, slice) else int(rows)][self.name]
+        except (OSError, SyntaxError, ValueError) as error:  # an image is decoded here
+            where = f"rows {rows.min() + 1} to {rows.max() + 1}"
+            raise DataError(f"column '{self.name}', {where}: {error}; fix: take out what is damaged") from None
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in in_batches(self):
+            yield from batch
+
+    def __add__(self, more: list[str]) -> Column:
+        from datasets import Dataset, concatenate_datasets
+
+        added = Dataset.from_dict({self.name: more}, features=self.source.features)
+        rows = np.concatenate([self.rows, len(self.source) + np.arange(len(more))])
+        return Column(concatenate_datasets([self.source, added]), self.name, rows)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
-from rekd_train.config.run import EncoderTraits
+from rekd_train.config.sections import EncoderTraits
 from rekd_train.errors import ConfigError
 from rekd_train.models.gates import kept_positions
 

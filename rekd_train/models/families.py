@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from rekd_train.config.run import BackboneConfig, RunConfig
-from rekd_train.config.trust import own_class
+from rekd_train.config.sections import own_class
 from rekd_train.errors import CheckpointError, CodeError, ConfigError, RekdError
 from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
 from rekd_train.inputs.policy import SelectionPolicy

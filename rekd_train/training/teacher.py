@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from rekd_train.data import Split
-from rekd_train.data.image_knowledge import names_of
-from rekd_train.data.knowledge import AlignedKnowledge, text_id
+from rekd_train.data.examples import names_of, text_id
+from rekd_train.data.knowledge import AlignedKnowledge
 from rekd_train.errors import DataError, MissingExtraError
 from rekd_train.files import write_bytes
 from rekd_train.inputs.preprocessors import full_length

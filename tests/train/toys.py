@@ -6,12 +6,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import WORDS, make_image_rationalizer, make_rationalizer
 
+from rekd_train.cli.command import run
+from rekd_train.cli.main import app
 from rekd_train.config.run import RunConfig
 from rekd_train.models.rationalizer import Rationalizer
 
@@ -140,3 +143,10 @@ class Recorder:
 
     def losses(self, stage: str, name: str = "loss") -> list[float]:
         return [values[name] for values in self.values[stage]]
+
+
+def rekd_train(*arguments: object) -> int:
+    """Runs the command; its exit code."""
+    with pytest.raises(SystemExit) as end:
+        run(app, [str(argument) for argument in arguments])
+    return end.value.code or 0

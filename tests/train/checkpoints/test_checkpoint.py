@@ -15,46 +15,38 @@ import rekd_train.checkpoints.checkpoint
 from rekd_train import CheckpointError
 from rekd_train.checkpoints import description as descriptions
 from rekd_train.checkpoints.checkpoint import checkpoint_hash, read_metrics, save
-from rekd_train.checkpoints.description import read_description
-from rekd_train.files import atomic_directory, write_text
-
-NEEDED = ["config.json", "policy.json", "tokenizer.json", "selector.safetensors", "predictor.safetensors"]
+from rekd_train.checkpoints.description import VERSION, read_description
+from rekd_train.files import write_text
 
 
 @pytest.fixture
 def copy(checkpoint: Path, tmp_path: Path) -> Path:
-    """A checkpoint that a test may damage."""
     return Path(shutil.copytree(checkpoint, tmp_path / "copy"))
 
 
 def edit(directory: Path, **changes) -> None:
-    path = directory / "config.json"
-    description = json.loads(path.read_text())
-    description.update(changes)
-    path.write_text(json.dumps({key: value for key, value in description.items() if value is not None}))
+    description = json.loads((directory / "config.json").read_text()) | changes
+    description = {key: value for key, value in description.items() if value is not None}
+    (directory / "config.json").write_text(json.dumps(description))
 
 
 def refusal(directory: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
         rekd_train.load(directory)
     message = str(caught.value)
-    assert "\n" not in message, "one line"
-    assert str(directory) in message
+    assert "\n" not in message and str(directory) in message
     return message
 
 
-def listing(directory: Path) -> list[str]:
-    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
-
-
-# there and back
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("operator", ["compact", "zero"])
 def test_a_loaded_model_answers_bit_for_bit_the_same(tmp_path, texts, operator):
     original = make_rationalizer(seed=5, operator=operator)
     loaded = rekd_train.load(save(original, tmp_path / "pair"))
-    assert not loaded.training
+    assert not loaded.training and loaded.predictor.operator == operator
     inputs = {name: torch.from_numpy(array) for name, array in original.preprocessor(texts).inputs.items()}
     with torch.no_grad():
         assert torch.equal(original.selector_logits(inputs), loaded.selector_logits(inputs))
@@ -62,66 +54,32 @@ def test_a_loaded_model_answers_bit_for_bit_the_same(tmp_path, texts, operator):
     assert loaded.predict(texts) == original.predict(texts)
     for attribute in ("policy", "labels", "probability_temperature", "capacity"):
         assert getattr(loaded, attribute) == getattr(original, attribute)
-    assert loaded.predictor.operator == operator
 
 
-def test_saving_again_gives_the_same_files(checkpoint, tmp_path):
+def test_saving_again_gives_the_same_files_and_the_hash_follows_what_the_model_computes(checkpoint, copy):
     figures, training = {"test": {"accuracy": 0.5}}, {"name": "tiny"}
-    again = save(rekd_train.load(checkpoint), tmp_path / "again", metrics=figures, training=training)
-    assert listing(again) == listing(checkpoint)
-    for name in listing(checkpoint):
-        assert (again / name).read_bytes() == (checkpoint / name).read_bytes(), name
-    assert checkpoint_hash(again) == checkpoint_hash(checkpoint)
-
-
-def test_the_hash_follows_what_the_model_computes(checkpoint, copy):
+    (copy / "stray.txt").write_text("from before, which saving replaces")
+    save(rekd_train.load(checkpoint), copy, metrics=figures, training=training)
+    assert contents(copy) == contents(checkpoint) and read_metrics(copy) == figures
     (copy / "README.md").write_text("other words")
     assert checkpoint_hash(copy) == checkpoint_hash(checkpoint)
-    policy = (copy / "policy.json").read_text()
-    (copy / "policy.json").write_text(policy.replace("0.25", "0.26"))
+    (copy / "policy.json").write_text((copy / "policy.json").read_text().replace("0.25", "0.26"))
     assert checkpoint_hash(copy) != checkpoint_hash(checkpoint)
 
 
-def test_it_describes_itself(checkpoint):
-    description = read_description(checkpoint)
-    assert (description["format"], description["version"]) == ("rekd-checkpoint", descriptions.VERSION)
-    assert description["labels"] == ["negative", "positive"]
-    assert description["selector"]["width"] == 8 and description["predictor"]["width"] == 16
-    assert read_metrics(checkpoint) == {"test": {"accuracy": 0.5}}
-    card = (checkpoint / "README.md").read_text()
-    assert "# tiny" in card and "negative, positive" in card and "test.accuracy: 0.5" in card
-
-
-# damage
-
-
-def test_a_path_without_checkpoint(tmp_path):
-    assert "not a directory" in refusal(tmp_path / "nothing")
-    (tmp_path / "empty").mkdir()
-    assert "config.json is missing" in refusal(tmp_path / "empty")
-
-
-@pytest.mark.parametrize("name", NEEDED)
-@pytest.mark.parametrize("left", [None, 0.0, 0.5, 0.99])
-def test_a_file_that_is_missing_or_cut_off_is_named(copy, name, left):
+@pytest.mark.parametrize("name", ["config.json", "policy.json", "tokenizer.json", "selector.safetensors"])
+@pytest.mark.parametrize("left", [None, 0.0, 0.5, 0.99, "no text"])
+def test_a_file_that_is_missing_cut_off_or_no_text_is_named(copy, name, left):
     content = (copy / name).read_bytes()
     (copy / name).unlink()
-    if left is None:
-        assert f"{name} is missing" in refusal(copy)
-        return
-    (copy / name).write_bytes(content[: int(len(content) * left)])
-    message = refusal(copy)
-    assert name in message or "tokenizer" in message
-    assert "fix" in message or "damaged" in message or "cannot be read" in message
+    if left is not None:
+        (copy / name).write_bytes(b"\xff\xfe" if left == "no text" else content[: int(len(content) * left)])
+    assert re.search(f"{name} (is missing|is damaged|cannot be read)|not the file|tokenizer cannot", refusal(copy))
+    shutil.rmtree(copy)
+    assert "not a directory" in refusal(copy)
 
 
-@pytest.mark.parametrize("name", ["config.json", "policy.json", "tokenizer.json"])
-def test_a_file_that_is_not_text_is_named(copy, name):
-    (copy / name).write_bytes(b"\xff\xfe\x00garbage")
-    assert name in refusal(copy)
-
-
-def test_files_of_another_model_are_refused_in_one_line(checkpoint, copy, tmp_path):
+def test_files_of_another_model_are_refused(checkpoint, copy, tmp_path):
     other = save(make_rationalizer(seed=9), tmp_path / "other")
     shutil.copy(other / "predictor.safetensors", copy)
     assert "predictor.safetensors is not the file that config.json describes" in refusal(copy)
@@ -132,50 +90,28 @@ def test_files_of_another_model_are_refused_in_one_line(checkpoint, copy, tmp_pa
     assert "tokenizer.json is not the one" in refusal(copy)
 
 
-@pytest.mark.parametrize(
-    ("changes", "problem"),
-    [
-        ({"labels": None}, "'labels' is missing"),
-        ({"weights_sha256": None}, "'weights_sha256' is missing"),
-        ({"weights_sha256": {}}, "SHA-256 differs"),
-        ({"preprocessing": None}, "'preprocessing' is missing"),
-        ({"preprocessing": {"kind": "text", "max_length": 48, "surprise": 1}}, "surprise"),
-        ({"selector": {"family": "lstm"}}, "unknown family 'lstm'"),
-        ({"predictor": {"width": -1, "heads": 0}}, "width: .*heads: "),
-        ({"operator": "sideways"}, "sideways"),
-        ({"labels": ["only one"]}, "does not fit"),
-        ({"format": "something-else"}, "not a rekd-checkpoint"),
-        *(({"version": version}, "format version") for version in (descriptions.VERSION + 1, 99, "1", None, 1.5)),
-        ({"version": 0}, "can no longer be upgraded"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("changes", "problem"), [
+    ({"labels": None}, "'labels' is missing"), ({"weights_sha256": None}, "'weights_sha256' is missing"),
+    ({"weights_sha256": {}}, "SHA-256 differs"), ({"preprocessing": None}, "'preprocessing' is missing"),
+    ({"preprocessing": {"kind": "text", "max_length": 48, "surprise": 1}}, "surprise"),
+    ({"selector": {"family": "lstm"}}, "unknown family 'lstm'"),
+    ({"predictor": {"width": -1, "heads": 0}}, "width: .*heads: "), ({"operator": "sideways"}, "sideways"),
+    ({"labels": ["only one"]}, "does not fit"), ({"format": "something-else"}, "not a rekd-checkpoint"),
+    *(({"version": version}, "format version") for version in (VERSION + 1, 99, "1", None, 1.5)),
+    ({"version": 0}, "can no longer be upgraded"),
+    *((content, "not a rekd-checkpoint") for content in ("[]", "3", "{}")),
+], ids=str)  # fmt: skip
 def test_a_description_that_does_not_fit_is_refused(copy, changes, problem):
-    edit(copy, **changes)
+    (copy / "config.json").write_text(changes) if isinstance(changes, str) else edit(copy, **changes)
     assert re.search(problem, refusal(copy))
 
 
-@pytest.mark.parametrize("content", ["[]", "3", "{}"])
-def test_another_kind_of_directory_is_refused(copy, content):
-    (copy / "config.json").write_text(content)
-    assert "rekd-checkpoint" in refusal(copy)
-
-
-# versions
-
-
 def test_an_older_version_is_upgraded_step_by_step(copy, checkpoint, texts, monkeypatch):
-    expected = rekd_train.load(checkpoint).predict(texts)
-    description = json.loads((copy / "config.json").read_text())
-    labels = description.pop("labels")
-    edit(copy, version=-1, labels=None, names=labels)
+    edit(copy, version=-1, labels=None, names=["negative", "positive"])
     monkeypatch.setitem(descriptions.UPGRADES, -1, lambda old: {**old, "classes": old["names"]})
     monkeypatch.setitem(descriptions.UPGRADES, 0, lambda old: {**old, "labels": old["classes"]})
-    assert rekd_train.load(copy).predict(texts) == expected
-
-
-def test_every_older_version_has_a_rule():
-    assert sorted(descriptions.UPGRADES) == list(range(1, descriptions.VERSION))
+    assert rekd_train.load(copy).predict(texts) == rekd_train.load(checkpoint).predict(texts)
+    assert sorted(descriptions.UPGRADES) == list(range(-1, VERSION)), "every older version has a rule"
 
 
 def test_a_checkpoint_of_version_2_is_read_under_todays_names(copy, checkpoint, texts):
@@ -191,92 +127,60 @@ def test_a_checkpoint_of_version_2_is_read_under_todays_names(copy, checkpoint, 
     assert rekd_train.load(copy).predict(texts) == rekd_train.load(checkpoint).predict(texts)
 
 
-# writing
+Interrupted = type("Interrupted", (BaseException,), {})
+FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
-class Interrupted(BaseException):
-    """Stands for Ctrl-C."""
-
-
-def raising(error):
-    def fails(*_, **__):
+def fail(error: BaseException):
+    def failing(*_, **__):
         raise error
 
-    return fails
+    return failing
 
 
-def saved_in_vain(copy, expected, match=None) -> None:
-    """A save fails, and leaves the old checkpoint and nothing beside it."""
-    before = {name: (copy / name).read_bytes() for name in listing(copy)}
-    with pytest.raises(expected, match=match):
-        save(make_rationalizer(seed=7), copy)
-    assert {name: (copy / name).read_bytes() for name in listing(copy)} == before
-    assert [path.name for path in copy.parent.iterdir()] == ["copy"]
-
-
-@pytest.mark.parametrize("stage", ["save_file", "write_json", "model_card"])
-def test_an_interrupted_save_leaves_the_old_checkpoint_and_nothing_else(copy, monkeypatch, stage):
-    monkeypatch.setattr(rekd_train.checkpoints.checkpoint, stage, raising(Interrupted()))
-    saved_in_vain(copy, Interrupted)
-
-
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("No space left")])
-def test_a_full_disk_is_one_line_and_leaves_the_old_checkpoint(copy, monkeypatch, error):
-    monkeypatch.setattr(rekd_train.checkpoints.checkpoint, "save_file", raising(error))
-    saved_in_vain(copy, CheckpointError, "copy cannot be written .*No space left.*fix: make room")
+@pytest.mark.parametrize(("where", "error"), [
+    ("save_file", Interrupted()), ("write_json", Interrupted()), ("model_card", Interrupted()), ("save_file", FULL),
+    ("save_file", SafetensorError("No space left")),
+])  # fmt: skip
+def test_a_save_that_fails_leaves_what_was_there_and_nothing_beside_it(copy, monkeypatch, where, error):
+    before = contents(copy.parent)
+    monkeypatch.setattr(rekd_train.checkpoints.checkpoint, where, fail(error))
+    full = None if isinstance(error, Interrupted) else "cannot be written .*No space left.*fix: make room"
+    for directory in (copy, copy.parent / "new"):
+        with pytest.raises(CheckpointError if full else Interrupted, match=full):
+            save(make_rationalizer(seed=7), directory)
+        assert contents(copy.parent) == before and [*copy.parent.iterdir()] == [copy]
 
 
 def test_an_interrupt_between_the_two_renames_brings_the_old_one_back(copy, monkeypatch):
-    renames = []
-    rename = Path.rename
+    before, rename, calls = contents(copy.parent), Path.rename, []
 
-    def second_fails(self, target):
-        renames.append(self)
-        if len(renames) == 2:
-            raise Interrupted
-        return rename(self, target)
+    def second_fails(path: Path, to: Path):
+        calls.append(to)
+        return fail(Interrupted())() if len(calls) == 2 else rename(path, to)
 
     monkeypatch.setattr(Path, "rename", second_fails)
-    saved_in_vain(copy, Interrupted)
-
-
-def test_saving_replaces_an_older_checkpoint_whole(copy):
-    (copy / "stray.txt").write_text("from before")
-    save(make_rationalizer(seed=7), copy)
-    assert "stray.txt" not in listing(copy)
-    assert [path.name for path in copy.parent.iterdir()] == ["copy"]
+    with pytest.raises(Interrupted):
+        save(make_rationalizer(seed=7), copy)
+    assert contents(copy.parent) == before and [*copy.parent.iterdir()] == [copy]
 
 
 def test_saving_never_replaces_what_is_not_a_checkpoint(tmp_path):
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "thesis.txt").write_text("years of work")
-    with pytest.raises(CheckpointError, match="home.*not a checkpoint"):
-        save(make_rationalizer(), home)
-    with pytest.raises(CheckpointError, match="thesis.txt.*not a checkpoint"):
-        save(make_rationalizer(), home / "thesis.txt")
-    assert (home / "thesis.txt").read_text() == "years of work"
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for place, problem in ((tmp_path, "not a checkpoint"), (tmp_path / "thesis.txt", "thesis.txt.*not a checkpoint")):
+        with pytest.raises(CheckpointError, match=problem):
+            save(make_rationalizer(), place)
+    assert contents(tmp_path) == {"thesis.txt": b"years of work"}
     (tmp_path / "empty").mkdir()
-    assert rekd_train.load(save(make_rationalizer(), tmp_path / "empty"))
-
-
-def test_parents_are_made_and_the_result_is_readable_by_others(tmp_path):
-    directory = save(make_rationalizer(), tmp_path / "a" / "b" / "pair")
-    assert directory.stat().st_mode & 0o777 == 0o755
+    for name in ("empty", "a/b/pair"):
+        assert rekd_train.load(save(make_rationalizer(), tmp_path / name))
+        modes = [(tmp_path / name / file).stat().st_mode & 0o777 for file in (".", "selector.safetensors")]
+        assert modes == [0o755, 0o644], "readable by others"
 
 
 def test_a_written_file_is_old_or_new_never_half(tmp_path, monkeypatch):
-    path = tmp_path / "metrics.json"
-    write_text(path, "old")
-    monkeypatch.setattr(Path, "replace", raising(Interrupted()))
+    write_text(tmp_path / "metrics.json", "old")
+    monkeypatch.setattr(Path, "replace", fail(Interrupted()))
     with pytest.raises(Interrupted):
-        write_text(path, "new")
-    assert path.read_text() == "old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.json"]
-
-
-def test_a_failed_block_leaves_no_directory(tmp_path):
-    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "new") as work:
-        (work / "half").write_text("x")
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
+        write_text(tmp_path / "metrics.json", "new")
+    assert contents(tmp_path) == {"metrics.json": b"old"}

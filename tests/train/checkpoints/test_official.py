@@ -1,302 +1,177 @@
 """Import of the authors' checkpoints: exact against their own outputs, strict about every key."""
 
-from __future__ import annotations
-
 import json
 import pickle
-import re
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import WORDS, tiny_tokenizer_json
-from torch import Tensor
 from torch.nn.functional import interpolate
-from transformers import ViTConfig, ViTModel
 
 from rekd_train.checkpoints.checkpoint import load
 from rekd_train.checkpoints.description import read_description
 from rekd_train.checkpoints.official import import_official
-from rekd_train.errors import CheckpointError, ConfigError
+from rekd_train.errors import CheckpointError, RekdError
 from rekd_train.inputs.policy import PAPER_POLICY
 from rekd_train.models.rationalizer import Rationalizer
 
 GOLDEN = Path(__file__).parents[2] / "golden"
-INPUTS = ("input_ids", "attention_mask", "pixel_values")
+FAMILIES = ("bert", "vit")
+Evil = type("Evil", (), {"__reduce__": lambda self: (print, ("code ran",))})
 
 
 def golden_import(family: str, output: Path, **replaced) -> Rationalizer:
-    files = {
-        "selector": GOLDEN / f"g_{family}",
-        "predictor": GOLDEN / f"f_{family}",
-        "backbone": GOLDEN / f"{family}-backbone",
-    }
-    options = {key: value for key, value in replaced.items() if key not in files}
+    files = {"selector": f"g_{family}", "predictor": f"f_{family}", "backbone": f"{family}-backbone"}
+    options = {name: GOLDEN / file for name, file in files.items()} | replaced
     if family == "bert" and "tokenizer" not in options:
         options["tokenizer"] = output / "tokenizer.json"
         options["tokenizer"].write_text(tiny_tokenizer_json())
-    files |= {key: value for key, value in replaced.items() if key in files}
-    return load(import_official(family, output=output / "imported", **files, **options))
+    return load(import_official(family, output=output / "imported", **options))
 
 
-@pytest.mark.parametrize("family", ["bert", "vit"])
-def test_import_answers_as_the_authors_code(family: str, tmp_path: Path) -> None:
-    model = golden_import(family, tmp_path)
-    with np.load(GOLDEN / f"{family}_io.npz") as stored:
-        reference = {name: torch.from_numpy(stored[name]) for name in stored}
-    inputs = {name: reference[name] for name in INPUTS if name in reference}
-    with torch.inference_mode():
-        torch.testing.assert_close(model.selector_logits(inputs), reference["selector_logits"], atol=1e-5, rtol=0)
-        mask = model.select(inputs).mask
-        assert torch.equal(mask.float(), reference["mask_noise_free"])
-        for given, name in (
-            (None, "class_logits_no_mask"),
-            (mask, "class_logits_noise_free_mask"),
-            (reference["random_mask"], "class_logits_random_mask"),
-        ):
-            torch.testing.assert_close(model.class_logits(inputs, given), reference[name], atol=1e-5, rtol=0, msg=name)
-    assert model.policy == PAPER_POLICY and model.predictor.operator == "zero"
-    assert model.labels == ["0", "1", "2"]
-
-
-def own_vit(classes: int = 5) -> tuple[dict[str, Tensor], dict[str, Tensor], dict, ViTModel, ViTModel]:
-    """Another size: 3 layers x 24, images of 224 in patches of 16."""
-    torch.manual_seed(2)
-    config = ViTConfig(
-        hidden_size=24, num_hidden_layers=3, num_attention_heads=3, intermediate_size=40, image_size=224, patch_size=16,
-        layer_norm_eps=1e-6, initializer_range=0.2,
-    )
-    models, states = (ViTModel(config).eval(), ViTModel(config).eval()), []
-    for model in models:
-        state = {f"vit.vit.{old_name(name)}": tensor for name, tensor in model.state_dict().items()}
-        embeddings = {name: tensor for name, tensor in state.items() if ".embeddings." in name}
-        copies = {name.replace("vit.vit.embeddings", "vit.embedding"): tensor for name, tensor in embeddings.items()}
-        states.append(state | copies)
-    states[0] |= {"fc.weight": torch.randn(2, 24), "fc.bias": torch.randn(2)}
-    states[1] |= {"classifier.weight": torch.randn(classes, 24), "classifier.bias": torch.randn(classes)}
-    return *states, config.to_dict(), *models
-
-
-def old_name(name: str) -> str:
-    """transformers 4 names, which the authors' files have, of transformers 5 weights."""
-    name = re.sub(r"^layers\.", "encoder.layer.", name)
-    name = re.sub(r"attention\.(q|k|v)_proj", lambda m: "attention.attention." + {
-        "q": "query", "k": "key", "v": "value"}[m[1]], name)
-    name = name.replace("attention.o_proj", "attention.output.dense")
-    return name.replace("mlp.fc1", "intermediate.dense").replace("mlp.fc2", "output.dense")
-
-
-def write(directory: Path, selector: dict, predictor: dict, config: dict) -> dict[str, Path]:
-    backbone = directory / "backbone"
-    backbone.mkdir(parents=True)
-    (backbone / "config.json").write_text(json.dumps(config))
-    files = {"selector": directory / "g_own2026", "predictor": directory / "f_own2026", "backbone": backbone}
-    torch.save(selector, files["selector"])
-    torch.save(predictor, files["predictor"])
-    return files
+def backbone(family: str, directory: Path, **changes) -> Path:
+    directory.mkdir(exist_ok=True)
+    config = json.loads((GOLDEN / f"{family}-backbone" / "config.json").read_text()) | changes
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
 
 
 @torch.inference_mode()
-def test_vit_of_another_size(tmp_path: Path) -> None:
-    selector, predictor, config, generator, encoder = own_vit()
-    model = golden_import("vit", tmp_path, labels=list("abcde"), **write(tmp_path / "own", selector, predictor, config))
-    settings = model.predictor.backbone.settings.image
-    assert (settings.height, settings.upscale_to, settings.grid) == (32, 224, (14, 14)), "CIFAR, upscaled as they do"
-    pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (settings.mean, settings.std))
-    large = interpolate(pixels.permute(0, 3, 1, 2) / 255.0, size=(224, 224), mode="bilinear", align_corners=False)
-    normalised = (large - mean) / std
-    hidden = generator(normalised).last_hidden_state[:, 1:]
-    logits = hidden @ selector["fc.weight"].T + selector["fc.bias"]
-    hooked = []  # what the last block returns: their encoder has no final norm
-    encoder.layernorm.register_forward_pre_hook(lambda module, given: hooked.append(given[0]))
-    encoder(normalised)
-    expected = hooked[0][:, 0] @ predictor["classifier.weight"].T + predictor["classifier.bias"]
-    for inputs in ({"pixels": pixels}, {"pixel_values": normalised}):
-        torch.testing.assert_close(model.selector_logits(inputs), logits, atol=1e-4, rtol=1e-5)
-        torch.testing.assert_close(model.class_logits(inputs), expected, atol=1e-4, rtol=1e-5)
-    assert [answer.label in "abcde" for answer in model.predict(pixels.numpy())] == [True, True]
+def test_small_images_are_upscaled_as_theirs_are(tmp_path: Path) -> None:
+    own = backbone("vit", tmp_path / "own", layer_norm_eps=1e-3, hidden_dropout_prob=0.2)
+    model = golden_import("vit", tmp_path, labels=["a", "b", "c"], backbone=own, image_side=16)
+    network, image = model.predictor.backbone.settings, model.predictor.backbone.settings.image
+    assert (image.height, image.upscale_to, image.grid) == (16, 32, (4, 4))
+    assert (network.layer_norm_eps, network.dropout, network.attention_dropout) == (1e-3, 0.2, 0.0)
+    pixels = torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    large = interpolate(pixels.permute(0, 3, 1, 2) / 255.0, size=(32, 32), mode="bilinear", align_corners=False)
+    for answers in (model.selector_logits, model.class_logits):
+        expected = answers({"pixel_values": (large - mean) / std})
+        torch.testing.assert_close(answers({"pixels": pixels}), expected, atol=1e-4, rtol=1e-5)
+    assert [answer.label in "abc" for answer in model.predict(pixels.numpy())] == [True, True]
 
 
-@pytest.mark.parametrize(
-    ("name", "lowercase", "expected"),
-    [("tokenizer.json", True, "good"), ("vocab.txt", True, "good"), ("vocab.txt", False, "[UNK]")],
-)
+@pytest.mark.parametrize(("name", "lowercase", "expected"), [
+    ("tokenizer.json", True, "good"), ("vocab.txt", True, "good"), ("vocab.txt", False, "[UNK]"),
+])  # fmt: skip
 @pytest.mark.parametrize("beside", [True, False])
 def test_tokenizers(name: str, lowercase: bool, expected: str, beside: bool, tmp_path: Path) -> None:
-    directory = tmp_path / "backbone" if beside else tmp_path / "elsewhere"
-    shutil.copytree(GOLDEN / "bert-backbone", tmp_path / "backbone")
-    directory.mkdir(exist_ok=True)
-    if name == "tokenizer.json":
-        (directory / name).write_text(tiny_tokenizer_json())
-    else:
-        (directory / name).write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
-        (directory / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lowercase}))
-    tokenizer = None if beside else directory / name
-    model = golden_import("bert", tmp_path, backbone=tmp_path / "backbone", tokenizer=tokenizer)
+    own = backbone("bert", tmp_path / "backbone")
+    directory = own if beside else backbone("bert", tmp_path / "elsewhere")
+    vocabulary = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])
+    (directory / name).write_text(tiny_tokenizer_json() if name == "tokenizer.json" else vocabulary)
+    (directory / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lowercase}))
+    model = golden_import("bert", tmp_path, backbone=own, tokenizer=None if beside else directory / name)
     assert model.preprocessor.encode(["Good film"])[0].tokens == ["[CLS]", expected, "film", "[SEP]"]
     assert model.preprocessor.settings.max_length == 64, "at most the backbone's positions"
     (answer,) = model.predict(["The film was great"])
     assert answer.label in model.labels and answer.rate == len(answer.pieces) / 4
 
 
-def test_keys_that_their_forward_never_reads_are_recorded(tmp_path: Path) -> None:
-    golden_import("vit", tmp_path)
-    training = read_description(tmp_path / "imported")["training"]
-    assert "vit.vit.layernorm.weight" in training["unread_keys"]["predictor"]
-    assert "vit.vit.layernorm.weight" not in training["unread_keys"]["selector"]
-    assert "vit.vit.pooler.dense.weight" in training["unread_keys"]["selector"]
+def state(name: str, change: Callable[[dict], object]) -> dict:
+    found = {key: tensor.clone() for key, tensor in torch.load(GOLDEN / name, weights_only=True).items()}
+    change(found)
+    return found
+
+
+def file(option: str, content: object, name: str = "file") -> Callable[[Path], dict[str, Path]]:
+    def made(directory: Path) -> dict[str, Path]:
+        path = directory / name
+        path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+        return {option: directory if option == "backbone" else path}
+
+    return made
+
+
+def config(**changes) -> Callable[[Path], dict[str, Path]]:
+    return lambda at: {"backbone": backbone("bert", at / "own", **changes)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_import_answers_as_the_authors_code(family: str, tmp_path: Path) -> None:
+    without_copy = file("selector", state("g_bert", lambda state: state.pop("bert.embedding.weight")))
+    model = golden_import(family, tmp_path, **(without_copy(tmp_path) if family == "bert" else {}))
+    with np.load(GOLDEN / f"{family}_io.npz") as stored:
+        reference = {name: torch.from_numpy(stored[name]) for name in stored}
+    inputs = {name: reference[name] for name in ("input_ids", "attention_mask", "pixel_values") if name in reference}
+    with torch.inference_mode():
+        torch.testing.assert_close(model.selector_logits(inputs), reference["selector_logits"], atol=1e-5, rtol=0)
+        mask = model.select(inputs).mask
+        assert torch.equal(mask.float(), reference["mask_noise_free"])
+        for given, name in ((None, "no"), (mask, "noise_free"), (reference["random_mask"], "random")):
+            expected = reference[f"class_logits_{name}_mask"]
+            torch.testing.assert_close(model.class_logits(inputs, given), expected, atol=1e-5, rtol=0, msg=name)
+    assert model.policy == PAPER_POLICY and model.predictor.operator == "zero"
+    assert model.labels == ["0", "1", "2"]
+    training, norm = read_description(tmp_path / "imported")["training"], "vit.vit.layernorm.weight"
+    unread = {role: set(keys) for role, keys in training["unread_keys"].items()}
+    assert (norm in unread["predictor"], norm in unread["selector"]) == (family == "vit", False)
+    assert f"{family}.{family}.pooler.dense.weight" in unread["selector"] & unread["predictor"]
     assert "authors' code" in (tmp_path / "imported" / "README.md").read_text()
 
 
-def changed(source: str, target: Path, change) -> Path:
-    state = torch.load(GOLDEN / source, weights_only=True)
-    state = {name: tensor.clone() for name, tensor in state.items()}
-    change(state)
-    torch.save(state, target)
-    return target
-
-
-def misfits(state: dict[str, Tensor]) -> None:
+def misfits(state: dict) -> None:
     state["extra.weight"] = torch.zeros(2)
     del state["bert.bert.encoder.layer.1.output.dense.bias"]
     state["bert.bert.embeddings.LayerNorm.weight"] = torch.zeros(7)
     state["embedding_layer.weight"][3, 4] += 1
     state["fc.bias"][0] = float("nan")
+    state["head.weight"] = state.pop("fc.weight")
 
 
-def test_every_key_that_does_not_fit_is_named_at_once(tmp_path: Path) -> None:
+def test_every_key_that_does_not_fit_is_named_at_once_for_both_files(tmp_path: Path) -> None:
+    files = file("selector", state("g_bert", lambda state: state.update(more=torch.zeros(1))), "selector")(tmp_path)
+    files |= file("predictor", state("f_bert", misfits))(tmp_path)
     with pytest.raises(CheckpointError) as caught:
-        golden_import("bert", tmp_path, predictor=changed("f_bert", tmp_path / "f", misfits))
-    message = str(caught.value)
-    for part in (
-        "extra.weight is unknown",
-        "encoder.layer.1.output.dense.bias is missing",
-        "embeddings.LayerNorm.weight is (7,), the backbone's config.json asks for (32,)",
-        "embedding_layer.weight differs from bert.bert.embeddings.word_embeddings.weight",
-        "fc.bias holds values that are not finite",
-    ):
-        assert part in message
-    assert "\n" not in message and not (tmp_path / "imported").exists()
-
-
-def test_both_files_are_judged_at_once_and_a_renamed_head_is_no_other_size(tmp_path: Path) -> None:
-    selector = changed("g_bert", tmp_path / "g", lambda state: state.update(more=torch.zeros(1)))
-    predictor = changed("f_bert", tmp_path / "f", lambda state: state.update({"head.weight": state.pop("fc.weight")}))
-    with pytest.raises(CheckpointError) as caught:
-        golden_import("bert", tmp_path, selector=selector, predictor=predictor)
-    message = str(caught.value)
-    assert message == (
-        f"{selector} does not fit: more is unknown; "
-        f"{predictor} does not fit: fc.weight is missing; head.weight is unknown"
+        golden_import("bert", tmp_path, **files)
+    assert str(caught.value) == (
+        f"{files['selector']} does not fit: more is unknown; {files['predictor']} does not fit: fc.weight is missing; "
+        "bert.bert.embeddings.LayerNorm.weight is (7,), the backbone's config.json asks for (32,); "
+        "bert.bert.encoder.layer.1.output.dense.bias is missing; embedding_layer.weight differs from "
+        "bert.bert.embeddings.word_embeddings.weight, of which it is another name; "
+        "fc.bias holds values that are not finite; extra.weight is unknown; head.weight is unknown"
     )
+    assert not (tmp_path / "imported").exists()
 
 
-@pytest.mark.parametrize("copy", ["embedding_layer.position_embeddings", "vit.embedding.cls_token"])
-def test_vit_copies_must_agree(copy: str, tmp_path: Path) -> None:
-    predictor = changed("f_vit", tmp_path / "f", lambda state: state[copy].add_(1))
-    with pytest.raises(CheckpointError, match=f"{copy} differs from vit.vit.embeddings"):
-        golden_import("vit", tmp_path, predictor=predictor)
+LARGE = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{number}" for number in range(200))]).encode()
 
 
-def test_copies_may_be_absent(tmp_path: Path) -> None:
-    selector = changed("g_bert", tmp_path / "g", lambda state: state.pop("bert.embedding.weight"))
-    assert golden_import("bert", tmp_path, selector=selector).labels == ["0", "1", "2"]
-
-
-class Evil:
-    def __reduce__(self):
-        return (print, ("code ran",))
-
-
-def test_pickles_cannot_run_code(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    torch.save({"fc.weight": torch.zeros(1), "x": Evil()}, tmp_path / "evil")
-    (tmp_path / "old").write_bytes(pickle.dumps(Evil()))
-    for name in ("evil", "old"):
-        with pytest.raises(CheckpointError, match="could run code: refused") as caught:
-            golden_import("bert", tmp_path, selector=tmp_path / name)
-        assert "weights_only" not in str(caught.value), "no advice to load it unsafely"
-        assert name != "evil" or "it names print" in str(caught.value)
-    assert "code ran" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("role", ["selector", "predictor"])
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "does not exist"),
-        (b"", "cannot be read"),
-        (b"PK\x03\x04 cut off", "cannot be read"),
-        ([torch.zeros(2)], "holds no state dictionary"),
-        ({"epoch": 3}, "holds no state dictionary"),
-        ({"resnet.weight": torch.zeros(2)}, "resnet.weight is unknown"),
-    ],
-    ids=["missing", "empty", "cut off", "a list", "other values", "foreign"],
-)
-def test_files_that_are_no_checkpoints(role: str, content: object, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content is not None:
-        torch.save(content, path)
-    with pytest.raises(CheckpointError, match=message):
-        golden_import("bert", tmp_path, **{role: path})
-
-
-def test_swapped_files_and_families_are_recognised(tmp_path: Path) -> None:
-    for family in ("bert", "vit"):
-        with pytest.raises(CheckpointError, match="is a predictor .*swap the two files"):
-            golden_import(family, tmp_path, selector=GOLDEN / f"f_{family}")
-        with pytest.raises(CheckpointError, match="is a selector .*swap the two files"):
-            golden_import(family, tmp_path, predictor=GOLDEN / f"g_{family}")
-    with pytest.raises(CheckpointError, match="is of the family 'vit', not 'bert'"):
-        golden_import("bert", tmp_path, selector=GOLDEN / "g_vit")
-    with pytest.raises(ConfigError, match="unknown family 'resnet'.*bert, vit"):
-        golden_import("resnet", tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
-        ({"model_type": "vit"}, "model_type is 'vit'"),
-        ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
-        ({"hidden_size": None}, "does not fit the family 'bert': width: Input should be a valid integer .got None.$"),
-        ({"num_attention_heads": 5}, r"heads \(5\) must divide width \(32\)$"),
-        ({"num_hidden_layers": 3}, "encoder.layer.2.output.dense.weight is missing"),
-        ({"num_hidden_layers": 1}, "encoder.layer.1.output.dense.weight is unknown"),
-        ({"vocab_size": 100}, r"word_embeddings.weight is \(99, 32\).*asks for \(100, 32\)"),
-    ],
-)
-def test_backbones_that_do_not_fit(change: dict, message: str, tmp_path: Path) -> None:
-    config = json.loads((GOLDEN / "bert-backbone" / "config.json").read_text()) | change
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=message):
-        golden_import("bert", tmp_path, backbone=tmp_path)
-
-
-def test_missing_parts_are_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"config.json is missing"):
-        golden_import("bert", tmp_path, backbone=tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"config.json is damaged"):
-        golden_import("bert", tmp_path, backbone=tmp_path)
-    (tmp_path / "config.json").write_text('{"num_hidden_layers": 2}')
-    with pytest.raises(CheckpointError, match=r"'hidden_size' is missing"):
-        golden_import("bert", tmp_path, backbone=tmp_path)
-    with pytest.raises(ConfigError, match="no tokenizer at"):
-        golden_import("bert", tmp_path, tokenizer=tmp_path / "vocab.txt")
-    (tmp_path / "vocab.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(CheckpointError, match="vocab.txt cannot be read as a fast tokenizer"):
-        golden_import("bert", tmp_path, tokenizer=tmp_path / "vocab.txt")
-    for labels in (["a", "b"], ["a", "b", "b"]):
-        with pytest.raises(ConfigError, match="3 classes"):
-            golden_import("bert", tmp_path, labels=labels)
-
-
-def test_a_tokenizer_larger_than_the_table_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{i}" for i in range(200))]))
-    with pytest.raises(ConfigError, match="the tokenizer has 204 ids, the network only 99"):
-        golden_import("bert", tmp_path, tokenizer=tmp_path / "vocab.txt")
+@pytest.mark.parametrize(("family", "change", "message"), [
+    ("bert", {"selector": Path("nowhere")}, "does not exist"), ("bert", file("predictor", b""), "cannot be read"),
+    ("bert", file("selector", b"PK\x03\x04 cut off"), "cannot be read"),
+    ("bert", file("predictor", [torch.zeros(2)]), "holds no state dictionary"),
+    ("bert", file("selector", {"epoch": 3}), "holds no state dictionary"),
+    ("bert", file("predictor", {"resnet.weight": torch.zeros(2)}), "resnet.weight is unknown"),
+    ("bert", file("selector", {"fc.weight": torch.zeros(1), "x": Evil()}), r"run code: refused \(it names print"),
+    ("bert", file("predictor", pickle.dumps(Evil())), "run code: refused.*; fix: save state_dict.. alone$"),
+    *((family, {"selector": GOLDEN / f"f_{family}"}, "is a predictor .*swap the two") for family in FAMILIES),
+    *((family, {"predictor": GOLDEN / f"g_{family}"}, "is a selector .*swap the two") for family in FAMILIES),
+    ("bert", {"selector": GOLDEN / "g_vit"}, "is of the family 'vit', not 'bert'"),
+    *(("vit", file("predictor", state("f_vit", lambda state, key=key: state[key].add_(1))), f"{key} differs from")
+      for key in ("embedding_layer.position_embeddings", "vit.embedding.cls_token")),
+    ("bert", config(hidden_act="relu"), "hidden_act is 'relu'"),
+    ("bert", config(model_type="vit"), "model_type is 'vit'"),
+    ("bert", config(position_embedding_type="relative_key"), "position_embedding_type"),
+    ("bert", config(hidden_size=None), "fit the family 'bert': width: Input should be a valid integer .got None.$"),
+    ("bert", config(num_attention_heads=5), r"heads \(5\) must divide width \(32\)$"),
+    ("bert", config(num_hidden_layers=3), "encoder.layer.2.output.dense.weight is missing"),
+    ("bert", config(num_hidden_layers=1), "encoder.layer.1.output.dense.weight is unknown"),
+    ("bert", config(vocab_size=100), r"word_embeddings.weight is \(99, 32\).*asks for \(100, 32\)"),
+    ("bert", {"backbone": Path("nowhere")}, "config.json is missing"),
+    ("bert", file("backbone", b"{", "config.json"), "config.json is damaged"),
+    ("bert", file("backbone", b'{"num_hidden_layers": 2}', "config.json"), "'hidden_size' is missing"),
+    ("bert", {"tokenizer": Path("vocab.txt")}, "no tokenizer at"),
+    ("bert", file("tokenizer", b"\xff\xfe", "vocab.txt"), "vocab.txt cannot be read as a fast tokenizer"),
+    ("bert", file("tokenizer", LARGE, "vocab.txt"), "the tokenizer has 204 ids, the network only 99"),
+    ("bert", {"labels": ["a", "b"]}, "3 classes"), ("bert", {"labels": ["a", "b", "b"]}, "3 classes"),
+    ("resnet", {}, "unknown family 'resnet'.*bert, vit"),
+])  # fmt: skip
+def test_what_does_not_fit_is_named(family, change, message, tmp_path, capsys) -> None:
+    with pytest.raises(RekdError, match=message):
+        golden_import(family, tmp_path, **(change(tmp_path) if callable(change) else change))
+    assert capsys.readouterr().out == "", "no code ran"

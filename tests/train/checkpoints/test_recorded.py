@@ -1,140 +1,92 @@
 """A checkpoint taken up again: under its own record, with other data, or imported without any record."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from toys import rekd_train
 
 from rekd_train.checkpoints import checkpoint
 from rekd_train.checkpoints.description import read_description
-from rekd_train.checkpoints.recorded import check_classes, recorded_config
-from rekd_train.cli.command import run
-from rekd_train.cli.main import app
+from rekd_train.checkpoints.recorded import recorded_config
 from rekd_train.config.run import run_config
-from rekd_train.data import DataSet, LabelledTexts
-from rekd_train.errors import CheckpointError, ConfigError, DataError
+from rekd_train.errors import CheckpointError, ConfigError
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
-
-
-def command(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as request:
-        run(app, [str(argument) for argument in arguments])
-    return request.value.code
+WORDS = ["good", "bad", "film", "the", "was"]
+PAIR = ["--selector", GOLDEN / "g_bert", "--predictor", GOLDEN / "f_bert", "--backbone", GOLDEN / "bert-backbone"]
 
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory) -> Path:
-    """The golden BERT pair with a small vocabulary of its own, by the command."""
     root = tmp_path_factory.mktemp("imported")
-    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    words = ["good", "bad", "film", "the", "was"]
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *letters, *(f"##{c}" for c in letters)]
-    (root / "vocab.txt").write_text("\n".join(vocabulary))
-    code = command(
-        "import-official", "--family", "bert", "--selector", GOLDEN / "g_bert", "--predictor", GOLDEN / "f_bert",
-        "--backbone", GOLDEN / "bert-backbone", "--tokenizer", root / "vocab.txt", "--labels", "a, b,c",
-        "--max-length", 32, "--output", root / "pair",
-    )  # fmt: skip
-    assert code == 0
+    (root / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    more = ["--tokenizer", root / "vocab.txt", "--labels", "a, b,c", "--max-length", 32, "--output", root / "pair"]
+    assert rekd_train("import-official", "--family", "bert", *PAIR, *more) == 0
     return root / "pair"
 
 
 @pytest.fixture(scope="module")
-def texts(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("texts") / "mine.jsonl"
-    generator = np.random.default_rng(0)
-    rows = [
-        {"text": " ".join(generator.choice(["good", "bad", "film", "the", "was"], 14)), "label": "abc"[i % 3]}
-        for i in range(90)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+def settings(tmp_path_factory) -> Path:
+    root, generator = tmp_path_factory.mktemp("texts"), np.random.default_rng(0)
+    rows = [{"text": " ".join(generator.choice(WORDS, 14)), "label": "abc"[i % 3]} for i in range(90)]
+    (root / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = f'name = "table"\npath = "{root / "mine.jsonl"}"\nlengths = [64]\n'
+    (root / "mine.toml").write_text(f'name = "mine"\n[data]\n{data}')
+    return root / "mine.toml"
 
 
-def test_the_command_imports_what_the_function_does(imported):
-    pair = checkpoint.load(imported)
-    assert pair.labels == ["a", "b", "c"] and pair.policy.selectable == "all" and pair.policy.budget is None
+def test_an_import_is_calibrated_compacted_and_evaluated_and_replaces_nothing_unasked(
+    imported, settings, tmp_path, capsys
+):
+    pair, calibrated, compacted = checkpoint.load(imported), tmp_path / "calibrated", tmp_path / "compacted"
+    assert (pair.labels, pair.policy.selectable, pair.policy.budget) == (["a", "b", "c"], "all", None)
     assert pair.preprocessor.settings.max_length == 32
-
-
-def test_a_wrong_file_is_one_line_and_changes_nothing(tmp_path, capsys):
-    arguments = ["import-official", "--family", "bert", "--selector", GOLDEN / "f_bert", "--predictor"]
-    arguments += [GOLDEN / "g_bert", "--backbone", GOLDEN / "bert-backbone", "--output", tmp_path / "pair"]
-    assert command(*arguments) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and not (tmp_path / "pair").exists()
-
-
-def test_a_checkpoint_is_not_replaced_by_a_command_unasked(imported, texts, tmp_path, capsys):
-    import shutil
-
-    settings, copy = tmp_path / "mine.toml", shutil.copytree(imported, tmp_path / "copy")
-    settings.write_text(f'name = "mine"\n[data]\nname = "table"\npath = "{texts}"\n')
-    before = {path: path.read_bytes() for path in copy.iterdir()}
-    official = ["--family", "bert", "--selector", GOLDEN / "g_bert", "--predictor", GOLDEN / "f_bert"]
-    official += ["--backbone", GOLDEN / "bert-backbone", "--tokenizer", imported / "tokenizer.json"]
-    for arguments in (
-        ["import-official", *official],
-        ["calibrate", imported, "--data", settings],
-        ["compact", imported, "--data", settings, "--set", "stages.compact_epochs=0.1"],
-    ):
-        assert command(*arguments, "--output", copy) == 1
-        assert "copy is a checkpoint already; fix: " in capsys.readouterr().err
-        assert {path: path.read_bytes() for path in copy.iterdir()} == before
-        assert command(*arguments, "--output", copy, "--overwrite") == 0
-        before = {path: path.read_bytes() for path in copy.iterdir()}
-
-
-def test_an_import_is_calibrated_compacted_and_evaluated_with_data_that_are_named(imported, texts, tmp_path, capsys):
-    settings = tmp_path / "mine.toml"
-    settings.write_text(f'name = "mine"\n[data]\nname = "table"\npath = "{texts}"\n')
-    calibrated, compacted = tmp_path / "calibrated", tmp_path / "compacted"
-    assert command("calibrate", imported, "--data", settings, "--target", 0.2, "--set", "selection.budget=0.3",
-                   "--set", "selection.minimum=1", "--output", calibrated, "--json") == 0  # fmt: skip
-    pair = checkpoint.load(calibrated)
-    assert pair.policy.budget == 0.3 and pair.policy.selectable == "real"
+    for output, *arguments in (
+        (calibrated, "calibrate", imported, "--data", settings, "--target", 0.2, "--set", "selection.budget=0.3",
+         "--set", "selection.minimum=1"),
+        (tmp_path / "again", "import-official", "--family", "bert", *PAIR, "--tokenizer", imported / "tokenizer.json"),
+        (compacted, "compact", calibrated, "--set", "stages.compact_epochs=1", "--json"),
+    ):  # fmt: skip
+        before = {path.name: path.read_bytes() for path in shutil.copytree(imported, output).iterdir()}
+        assert rekd_train(*arguments, "--output", output) == 1
+        assert f"{output.name} is a checkpoint already; fix: " in capsys.readouterr().err
+        assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+        assert rekd_train(*arguments, "--output", output, "--overwrite") == 0
+    policy, origins = checkpoint.load(calibrated).policy, str(read_description(calibrated)["training"]["origins"])
+    assert "authors' code" in origins and "mine.jsonl" in origins
+    assert (policy.budget, policy.selectable) == (0.3, "real")
     assert checkpoint.read_metrics(calibrated)["dev"]["rate"] == pytest.approx(0.2, abs=0.05)
-    origins = read_description(calibrated)["training"]["origins"]
-    assert any("authors' code" in origin for origin in origins) and any("mine.jsonl" in origin for origin in origins)
-    assert command("compact", calibrated, "--set", "stages.compact_epochs=1", "--output", compacted, "--json") == 0
     assert checkpoint.load(compacted).predictor.operator == "compact"
-    capsys.readouterr()
-    assert command("evaluate", imported, "--data", settings, "--draws", 0, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["checkpoint"] == str(compacted)
+    assert rekd_train("evaluate", imported, "--data", settings, "--draws", 0, "--json") == 0
     assert json.loads(capsys.readouterr().out)["examples"] == 90, "an import has seen none of it"
 
 
-def test_without_a_record_the_data_must_be_named(imported):
+def test_without_a_record_the_data_must_be_named_and_the_networks_are_the_checkpoints(imported):
     with pytest.raises(CheckpointError, match="--data PRESET"):
         recorded_config(imported)
     config = recorded_config(imported, overrides=["data.name=aclimdb", "data.path=x", "data.max_length=30"])
     assert (config.data.name, config.predictor.width, config.optimisation.learning_rate) == ("aclimdb", 32, 5e-5)
-
-
-def test_named_data_keep_the_models_own_length(imported):
     config = recorded_config(imported, "minilm_teacher", ["data.train_examples=100"])
-    assert (config.data.name, config.data.max_length, config.data.train_examples) == ("imdb", 32, 100)
-    assert config.predictor.width == 32, "the networks are the checkpoint's"
-
-
-def test_mistakes_are_named(imported, tmp_path):
-    with pytest.raises(ConfigError, match="data.trian_examples: unknown key"):
-        recorded_config(imported, "minilm_teacher", ["data.trian_examples=100"])
-    with pytest.raises(ConfigError, match="data 'digits' are images"):
-        recorded_config(imported, "digits")
-    with pytest.raises(ConfigError, match="no preset 'nonesuch'"):
-        recorded_config(imported, "nonesuch")
+    assert (config.data.name, config.data.train_examples, config.predictor.width) == ("imdb", 100, 32)
+    assert config.data.max_length == 32, "the model's own"
+    for data, overrides, message in (
+        ("minilm_teacher", ["data.trian_examples=100"], "data.trian_examples: unknown key"),
+        ("digits", [], "data 'digits' are images"), ("nonesuch", [], "no preset 'nonesuch'"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            recorded_config(imported, data, overrides)
 
 
 def test_a_record_is_used_and_can_be_changed(rationalizer, tmp_path):
     record = run_config("demo_student", ["seed=7"]).model_dump()
     path = checkpoint.save(rationalizer, tmp_path / "c", training={"name": "x", "config": record})
     assert recorded_config(path) == run_config("demo_student", ["seed=7"])
-    old = checkpoint.save(
-        rationalizer, tmp_path / "old",
-        training={"name": "x", "config": record | {"selection": record["selection"] | {"minimum": 1}}},
-    )  # fmt: skip
+    record["selection"]["minimum"] = 1
+    old = checkpoint.save(rationalizer, tmp_path / "old", training={"name": "x", "config": record})
     assert recorded_config(old).selection.minimum == 1, "as it was trained, not today's default"
     changed = recorded_config(path, None, ["selection.target=0.05"])
     assert changed.selection.target == 0.05 and changed.seed == 7
@@ -146,19 +98,9 @@ def test_a_run_of_version_1_is_taken_up_unless_it_used_what_is_gone(rationalizer
     description = json.loads((path / "config.json").read_text()) | {"version": 1}
     (path / "config.json").write_text(json.dumps(description))
     assert recorded_config(path) == run_config("paper_imdb_bert_tiny_rekd")
-
     description["training"]["config"]["stages"]["operator"] = "drop"
     (path / "config.json").write_text(json.dumps(description))
     texts = ["a good film"]
     assert checkpoint.load(path).predict(texts) == rationalizer.predict(texts), "the model is whole all the same"
     with pytest.raises(ConfigError, match="stages.operator=drop is no longer there.*'zero'; fix"):
         recorded_config(path)
-
-
-def test_the_datas_classes_must_be_the_models():
-    data = DataSet({"train": LabelledTexts([], np.array([]))}, ("a", "b"), "")
-    check_classes(["a", "b"], data)
-    check_classes(["0", "1"], data)  # never named
-    for labels in (["b", "a"], ["0", "1", "2"], ["x", "y"]):
-        with pytest.raises(DataError, match="a, b"):
-            check_classes(labels, data)

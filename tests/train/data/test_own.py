@@ -1,25 +1,44 @@
-"""The user's own texts and images: every format, and what is wrong said by line before any training."""
+"""The user's own texts and images: every source, and what is wrong said by line before any training."""
 
 import csv
 import json
+import sys
 
 import numpy as np
 import pytest
+from conftest import tiny_tokenizer_json
 from PIL import Image
 
 from rekd_train.config.run import DataConfig
-from rekd_train.data import is_unsplit, load_data, load_whole
-from rekd_train.errors import DataError
+from rekd_train.data import encode_splits, is_unsplit, load_data, load_whole
+from rekd_train.data.knowledge import read_knowledge, with_unlabelled
+from rekd_train.errors import DataError, MissingExtraError
+from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
+from rekd_train.inputs.text import TextPreprocessor, TextSettings
 
 pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+datasets = pytest.importorskip("datasets")
 
 ROWS = [
     {"text": f"{'bad' if i % 2 else 'good'} text, number {i}", "label": "neg" if i % 2 else "pos"} for i in range(40)
 ]
+SOURCES = {"a.csv": "line {}", "a.jsonl": "line {}", "a.parquet": "row {}", "a.hf": "train row {}"}
+"""What messages call a row; 'hf' is a folder of the package datasets."""
+
+
+@pytest.fixture(autouse=True)
+def several_batches(monkeypatch):
+    monkeypatch.setattr("rekd_train.data.table_files._READ_AT_ONCE", 4)
 
 
 def config(path, **settings) -> DataConfig:
-    return DataConfig(name="table", path=str(path), **{"dev_share": 0.25, "test_share": 0.25, **settings})
+    name = "hf" if str(path).endswith(".hf") else "table"
+    return DataConfig(**{"name": name, "path": str(path), "dev_share": 0.25, "test_share": 0.25, **settings})
+
+
+def saved(path, splits):
+    (splits if isinstance(splits, datasets.Dataset) else datasets.DatasetDict(splits)).save_to_disk(path)
+    return path
 
 
 def write(path, rows):
@@ -27,11 +46,22 @@ def write(path, rows):
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]), delimiter="," if path.suffix == ".csv" else "\t")
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(row | ({"why": json.dumps(row["why"])} if row.get("why") else {}) for row in rows)
     elif path.suffix == ".parquet":
         parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif path.suffix == ".hf":
+        saved(path, datasets.Dataset.from_list(rows))
     else:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_splits(path, **splits):
+    if path.suffix == ".hf":
+        return saved(path, {name: datasets.Dataset.from_list(rows) for name, rows in splits.items()})
+    path.mkdir()
+    for name, rows in splits.items():
+        write(path / f"{name}.csv", rows)
     return path
 
 
@@ -46,129 +76,107 @@ def sizes(data) -> dict[str, int]:
     return {name: len(part) for name, part in data.splits.items()}
 
 
-# tables
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"])
-def test_every_format_gives_the_same_examples(tmp_path, suffix):
-    data = load_data(config(write(tmp_path / f"mine{suffix}", ROWS)))
+@pytest.mark.parametrize("name", [*SOURCES, "a.tsv", "a.ndjson"])
+def test_every_source_gives_the_same_examples(tmp_path, name):
+    data = load_data(config(write(tmp_path / name, ROWS)))
     assert data.label_names == ("neg", "pos") and sizes(data) == {"train": 20, "dev": 10, "test": 10}
     for part in data.splits.values():
         assert all(text.startswith("good") == bool(label) for text, label in zip(part.texts, part.labels, strict=True))
     assert sorted(text for part in data.splits.values() for text in part.texts) == sorted(row["text"] for row in ROWS)
     same = load_data(config(write(tmp_path / "reference.csv", ROWS)))
-    assert data.splits["dev"].texts == same.splits["dev"].texts
+    assert [*data.splits["dev"].texts] == same.splits["dev"].texts
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
-def test_whole_numbers_are_classes_in_their_order(tmp_path, name):
-    data = load_data(config(write(tmp_path / name, [{"text": f"text {i}", "label": i % 11} for i in range(110)])))
+@pytest.mark.parametrize("name", SOURCES)
+def test_whole_numbers_are_classes_in_their_order_and_columns_have_the_names_that_are_said(tmp_path, name):
+    path = write(tmp_path / name, [{"review": f"text {i}", "stars": i % 11} for i in range(110)])
+    data = load_data(config(path, text_column="review", label_column="stars"))
     assert data.label_names == tuple(str(i) for i in range(11))
     train = data.splits["train"]
     assert [int(text.split()[1]) % 11 for text in train.texts] == train.labels.tolist()
-
-
-def test_columns_have_the_names_that_the_configuration_says(tmp_path):
-    path = write(tmp_path / "a.csv", [{"review": row["text"], "stars": row["label"]} for row in ROWS])
-    assert load_data(config(path, text_column="review", label_column="stars")).label_names == ("neg", "pos")
     message = message_of(path)
     assert "no column 'text'" in message and "review, stars" in message and "data.text_column" in message
 
 
-def test_words_that_look_like_nothing_stay_words(tmp_path):
-    path = tmp_path / "a.csv"
-    path.write_text("text,label\nNA,NA\nNone,None\n" + "".join(f"t{i},{('NA', 'None')[i % 2]}\n" for i in range(20)))
-    assert load_data(config(path)).label_names == ("NA", "None")
+def numbered(form: str, *more: object) -> bytes:
+    return "".join(form.format(i, i % 2, *more) + "\n" for i in range(20)).encode()
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
-def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path, name):
-    path = write(tmp_path / name, ROWS)
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert load_data(config(path)).label_names == ("neg", "pos")
+@pytest.mark.parametrize(("name", "content", "names"), [
+    ("a.csv", b"\xef\xbb\xbftext,label\n" + numbered("t{},{}"), ("0", "1")),
+    ("a.jsonl", b"\xef\xbb\xbf" + numbered('{{"text": "t{}", "label": {}}}'), ("0", "1")),
+    ("a.csv", b"text,label\nNA,NA\nNone,None\n" + numbered("t{0},NA\nu{0},None"), ("NA", "None")),
+    ("a.csv", b"text,label\n" + numbered("t{0}{2},{1}", " word" * 40_000), ("0", "1")),
+], ids=["byte order mark", "of JSON", "words that look like nothing stay words", "long texts"])  # fmt: skip
+def test_what_files_may_hold(tmp_path, name, content, names):
+    (tmp_path / name).write_bytes(content)
+    assert load_data(config(tmp_path / name)).label_names == names
 
 
-def test_splits_come_from_a_column(tmp_path):
+def test_splits_come_from_a_column_and_must_have_training_examples(tmp_path):
     rows = [row | {"part": ("train", "dev", "test")[i // 2 % 3]} for i, row in enumerate(ROWS)]
     path = write(tmp_path / "a.csv", rows)
     for name, part in load_data(config(path, split_column="part")).splits.items():
         assert sorted(part.texts) == sorted(row["text"] for row in rows if row["part"] == name)
     rows[7]["part"] = "training"
-    assert "line 9: the split" in message_of(write(path, rows), split_column="part")
+    assert "line 9: the split 'training' is none of" in message_of(write(path, rows), split_column="part")
     no_train = write(path, [row | {"part": "test"} for row in ROWS])
     assert "no row of the split 'train'" in message_of(no_train, split_column="part")
+    for name, problem in (("folder", "no training file"), ("a.hf", "no split 'train', but test, val")):
+        assert problem in message_of(write_splits(tmp_path / name, test=ROWS, val=ROWS))
 
 
-def test_splits_come_from_files_and_what_is_missing_from_training(tmp_path):
-    write(tmp_path / "train.jsonl", ROWS[:20])
-    write(tmp_path / "test.jsonl", ROWS[20:])
-    assert sizes(load_data(config(tmp_path))) == {"train": 16, "dev": 4, "test": 20}
-    (tmp_path / "train.jsonl").unlink()
-    assert "no training file" in message_of(tmp_path)
-
-
-def test_a_text_is_kept_once_where_it_measures(tmp_path):
-    write(tmp_path / "train.csv", [*ROWS[:20], ROWS[0], ROWS[30]])
-    write(tmp_path / "test.csv", ROWS[20:])
-    data = load_data(config(tmp_path))
-    assert sizes(data) == {"train": 16, "dev": 4, "test": 20} and "2 duplicates dropped" in data.origin
-    assert ROWS[30]["text"] in data.splits["test"].texts
-
-
-def test_a_text_with_contradicting_labels_is_named(tmp_path):
-    rows = [*ROWS, ROWS[0], ROWS[1] | {"label": "pos"}, ROWS[1] | {"label": "pos"}]
-    data = load_data(config(write(tmp_path / "a.csv", rows)))
-    assert data.duplicates == 3
-    assert data.contradictions == ("line 3 'neg' (kept), line 43 'pos', line 44 'pos': 'bad text, number 1'",)
-    data = load_data(config(write(tmp_path / "b.csv", [*ROWS, ROWS[0] | {"label": "pso"}])))
+@pytest.mark.parametrize(("name", "place"), [("folder", "{}.csv line {}"), ("a.hf", "{} row {}")])
+def test_an_example_is_kept_once_where_it_measures_and_contradicting_labels_are_named(tmp_path, name, place):
+    turned = [ROWS[1] | {"label": "pos"}, ROWS[1] | {"label": "pos"}, ROWS[2] | {"label": "pso"}]
+    test = [*ROWS[20:], ROWS[3] | {"label": "pos"}]
+    data = load_data(config(write_splits(tmp_path / name, train=[*ROWS[:20], ROWS[0], ROWS[30], *turned], test=test)))
+    assert sizes(data) == {"train": 15, "dev": 4, "test": 21} and "6 duplicates dropped" in data.origin
+    assert {ROWS[30]["text"], ROWS[3]["text"]} < {*data.splits["test"].texts} and data.duplicates == 6
     assert data.label_names == ("neg", "pos"), "no class without an example"
-    write(tmp_path / "train.csv", rows[:20])
-    write(tmp_path / "test.csv", [*rows[20:40], ROWS[3] | {"label": "pos"}])
-    data = load_data(config(tmp_path))
-    assert data.contradictions == ("test.csv line 22 'pos' (kept), train.csv line 5 'neg': 'bad text, number 3'",)
+    at = [place.format(split, row + (name == "folder")) for split, row in (("test", 21), ("train", 4), ("train", 2),
+          ("train", 23), ("train", 24), ("train", 3), ("train", 25))]  # fmt: skip
+    assert data.contradictions == (
+        f"{at[0]} 'pos' (kept), {at[1]} 'neg': 'bad text, number 3'",
+        f"{at[2]} 'neg' (kept), {at[3]} 'pos', {at[4]} 'pos': 'bad text, number 1'",
+        f"{at[5]} 'pos' (kept), {at[6]} 'pso': 'good text, number 2'",
+    )
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])
+@pytest.mark.parametrize("name", SOURCES)
 def test_human_rationales_travel_with_their_text(tmp_path, name):
-    rows = [row | {"why": [[0, 4]] if i % 4 < 2 else None} for i, row in enumerate(ROWS)]
-    if name == "a.csv":
-        rows = [row | {"why": json.dumps(row["why"]) if row["why"] else ""} for row in rows]
-    path = write(tmp_path / name, rows)
+    path = write(tmp_path / name, [row | {"why": [[0, 4]] if i % 4 < 2 else None} for i, row in enumerate(ROWS)])
     for part in load_data(config(path, rationale_column="why")).splits.values():
         numbers = [int(text.split()[-1]) for text in part.texts]
         assert part.rationales == [[(0, 4)] if number % 4 < 2 else None for number in numbers]
     assert load_data(config(path)).splits["train"].rationales is None
 
 
-@pytest.mark.parametrize("spans", ["[[0, 999]]", "[[3, 3]]", "[[-1, 2]]", "[1, 2]", "not json"])
-def test_a_rationale_that_does_not_fit_its_text_is_named(tmp_path, spans):
-    rows = [row | {"why": ""} for row in ROWS]
-    rows[4]["why"] = spans
-    assert "line 6: the rationale" in message_of(write(tmp_path / "a.csv", rows), rationale_column="why")
-
-
-@pytest.mark.parametrize(
-    ("changes", "problem"),
-    [({"text": ""}, "the text is empty"), ({"text": "  "}, "the text is empty"), ({"text": "\n"}, "the text is empty"),
-     ({"label": None}, "the label is missing")],
-)  # fmt: skip
-@pytest.mark.parametrize(("name", "place"), [("a.csv", "line 8"), ("a.jsonl", "line 7"), ("a.parquet", "row 7")])
-def test_a_row_that_cannot_be_used_is_named_by_its_line(tmp_path, changes, problem, name, place):
-    rows = [row | changes if number == 6 else row for number, row in enumerate(ROWS)]
-    assert f"{name}: {place}: {problem}; fix" in message_of(write(tmp_path / name, rows))
+@pytest.mark.parametrize(("name", "place"), SOURCES.items())
+def test_rows_that_cannot_be_used_are_named_together(tmp_path, name, place):
+    wrong = [{}] * 37 + [{"text": "  "}, {"label": None}, {"why": [[3, 3]]}]
+    path = write(tmp_path / name, [{**row, "why": None, **more} for row, more in zip(ROWS, wrong, strict=True)])
+    at = [place.format(row + (name == "a.csv")) for row in (38, 39, 40)]
+    assert message_of(path, rationale_column="why") == (
+        f"{path}: {at[0]}: the text is empty; {at[1]}: the label is missing; {at[2]}: the rationale holds [3, 3], not "
+        "0 <= start < end <= 19, the text's length; fix: correct these rows or take them out"
+    )
 
 
 def test_all_bad_rows_are_named_at_once_with_the_lines_of_the_file(tmp_path):
     """A line is what an editor shows: blank lines and breaks within a text count."""
     path = tmp_path / "a.csv"
     good = "".join(f"t{i},{('a', 'b')[i % 2]},\n" for i in range(20))
-    path.write_text(f'text,label,why\n"two\nlines",a,\n\n,a,\nx,,\n,,\nshort,b,"[[0, 9]]"\ny,c,\n{good}')
-    message = message_of(path, rationale_column="why", labels=("a", "b"))
-    assert (
-        "a.csv: line 5: the text is empty; line 6: the label is missing; line 7: the text is empty; "
+    path.write_text(
+        f'text,label,why\n"two\nlines",a,\n\n,a,\nx,,\n,,\nshort,b,"[[0, 9]]"\ny,c,\nz,a,"[1, 2]"\nz,a,no\n{good}'
+    )
+    assert message_of(path, rationale_column="why", labels=("a", "b")) == (
+        f"{path}: line 5: the text is empty; line 6: the label is missing; line 7: the text is empty; "
         "line 7: the label is missing; line 8: the rationale holds [0, 9], not 0 <= start < end <= 5, the text's "
-        "length; line 9: the label 'c' is none of the 2 classes; classes: a, b; fix: "
-    ) in message
+        "length; line 10: the rationale [1, 2] is no list of [start, end]; line 11: the rationale 'no' is not JSON, "
+        "a list of [start, end]; line 9: the label 'c' is none of the 2 classes; classes: a, b; fix: correct the "
+        "labels, or list every class: --set 'data.labels=[\"a\", \"b\"]'"
+    )
     lines = tmp_path / "a.jsonl"
     lines.write_text('\n{"text": "", "label": "a"}\n\n{"text": "x", "label": ""}\n')
     assert "a.jsonl: line 2: the text is empty; line 4: the label is missing; fix" in message_of(lines)
@@ -176,37 +184,27 @@ def test_all_bad_rows_are_named_at_once_with_the_lines_of_the_file(tmp_path):
     assert "line 61: the text is empty; and 1,010 more; fix" in message_of(write(path, rows))
 
 
-def test_in_a_folder_bad_rows_are_named_with_their_file(tmp_path):
-    write(tmp_path / "train.csv", [*ROWS[:20], {"text": "", "label": "neg"}])
-    write(tmp_path / "test.jsonl", [*ROWS[20:], {"text": "x", "label": "neutral"}])
-    message = message_of(tmp_path)
-    assert "train.csv line 22: the text is empty; test.jsonl line 21: the label 'neutral' is none of" in message
-
-
-def test_labels_are_compared_with_the_classes_given(tmp_path):
-    path = write(tmp_path / "a.csv", ROWS)
-    assert load_data(config(path, labels=("pos", "neg"))).label_names == ("pos", "neg")
+@pytest.mark.parametrize("name", ["a.csv", "a.hf"])
+def test_labels_are_compared_with_the_classes_given(tmp_path, name):
+    path = write(tmp_path / name, ROWS)
+    data = load_data(config(path, labels=("pos", "neg")))
+    assert data.label_names == ("pos", "neg")
+    assert [text.startswith("bad") for text in data.splits["train"].texts] == data.splits["train"].labels.tolist()
     message = message_of(path, labels=("pos", "neutral"))
-    assert "line 3: the label 'neg' is none of the 2 classes" in message and "data.labels" in message
-    assert "one class" in message_of(write(path, [row | {"label": "pos"} for row in ROWS]))
+    assert ": the label 'neg' is none of the 2 classes" in message and "data.labels" in message
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "problem"),
-    [
-        ("a.csv", "text,label\ncafé,pos\n".encode("latin-1"), "a.csv is not UTF-8: byte 14 .*iconv"),
-        ("a.jsonl", '{"text": "café", "label": "pos"}\n'.encode("latin-1"), "a.jsonl is not UTF-8"),
-        ("a.jsonl", b'{"text": \n{"text": "a", "label": 1}\n\n[]\n', "line 1 is not JSON.*; line 4 is not an object"),
-        ("a.csv", b"text,label\na,b\nc,d,e,f\n\ng,h,i\n",
-         "a.csv cannot be read: line 3 has 4 values; line 5 has 3 values; the header names 2"),
-        ("a.csv", b'text,label\na,b\n"c\nd,e\n', "line 3: unexpected end of data; fix: write each quote"),
-        ("a.csv", b"text,label\n", "holds no rows"),
-        ("a.csv", b"", "holds no rows"),
-        ("a.parquet", b"PAR1 not really", "a.parquet cannot be read"),
-        ("a.xlsx", b"", "none of .csv"),
-        ("a.csv", None, "does not exist"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("name", "content", "problem"), [
+    ("a.csv", "text,label\ncafé,pos\n".encode("latin-1"), "a.csv is not UTF-8: byte 14 .*iconv"),
+    ("a.jsonl", '{"text": "café", "label": "pos"}\n'.encode("latin-1"), "a.jsonl is not UTF-8"),
+    ("a.jsonl", b'{"text": \n{"text": "a", "label": 1}\n\n[]\n', "line 1 is not JSON.*; line 4 is not an object"),
+    ("a.csv", b"text,label\na,b\nc,d,e,f\n\ng,h,i\n",
+     "a.csv cannot be read: line 3 has 4 values; line 5 has 3 values; the header names 2"),
+    ("a.csv", b'text,label\na,b\n"c\nd,e\n', "line 3: unexpected end of data; fix: write each quote"),
+    ("a.csv", b"text,label\n", "holds no rows"), ("a.csv", b"", "holds no rows"),
+    ("a.parquet", b"PAR1 not really", "a.parquet cannot be read"), ("a.xlsx", b"", "none of .csv"),
+    ("a.csv", None, "does not exist"),
+])  # fmt: skip
 def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, problem):
     if content is not None:
         (tmp_path / name).write_bytes(content)
@@ -214,31 +212,111 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, problem):
         load_data(config(tmp_path / name))
 
 
-def test_a_text_may_be_long(tmp_path):
-    rows = [row | {"text": row["text"] + " word" * 40_000} for row in ROWS]
-    assert sizes(load_data(config(write(tmp_path / "a.csv", rows))))["train"] == 20
+CLASSES = datasets.ClassLabel(names=["positive", "negative"])
 
 
-# folders of images
+def part(word, count, labels=(0, 1)):
+    rows = [{"text": f"a {word} film, number {i}", "label": labels[i % 2]} for i in range(count)]
+    return datasets.Dataset.from_list(rows).cast_column("label", CLASSES)
 
 
-def picture(path, seed: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (9, 7, 3), dtype=np.uint8)).save(path)
+TRAIN, ALONE = part("train", 24), {"train": 12, "dev": 6, "test": 6}
 
 
-def pictures(root, seeds=None):
-    for seed in range(20) if seeds is None else seeds:
-        picture(root / ("cats" if seed % 2 else "dogs") / f"{seed}.PNG", seed)
+@pytest.mark.parametrize(("splits", "expected"), [
+    ({"train": TRAIN, "validation": part("dev", 8), "test": part("test", 8)}, {"train": 24, "dev": 8, "test": 8}),
+    ({"train": TRAIN, "dev": part("dev", 8), "unsupervised": part("no", 9)}, {"train": 18, "dev": 8, "test": 6}),
+    ({"train": TRAIN, "test": part("test", 2, (-1, -1))}, ALONE),  # without labels it counts as missing
+    ({"train": TRAIN}, ALONE), ({"everything": TRAIN}, ALONE), (TRAIN.with_format("numpy"), ALONE),
+])  # fmt: skip
+def test_its_own_splits_are_taken_and_the_others_made(tmp_path, splits, expected):
+    data = load_data(config(saved(tmp_path / "a.hf", splits)))
+    assert sizes(data) == expected and data.label_names == ("positive", "negative") and data.duplicates == 0
+    for examples in data.splits.values():
+        assert [int(text.split()[-1]) % 2 for text in examples.texts] == examples.labels.tolist()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # datasets leaves a CSV file open
+@pytest.mark.parametrize("name", ["mine.csv", "mine.jsonl", "."])
+def test_files_are_read_as_load_dataset_reads_them(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "files").mkdir()
+    rows = [{"review": f"film {i}", "stars": i % 2 + 1} for i in range(24)]
+    write(tmp_path / "files" / ("train.jsonl" if name == "." else name), rows)
+    data = load_data(config(tmp_path / "files" / name, name="hf", text_column="review", label_column="stars"))
+    assert sizes(data) == ALONE and data.label_names == ("1", "2")
+
+
+def test_a_name_that_is_no_path_is_looked_for_on_the_hub(monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *given: {"train": part(str(given), 24)})
+    for path, asked in (("owner/name", ("owner/name", None)), ("owner/name:en", ("owner/name", "en"))):
+        data = load_data(config(path, name="hf"))
+        assert str(asked) in data.splits["train"].texts[0] and path in data.origin
+
+
+def test_texts_stay_on_the_disk_until_they_are_tokenised(tmp_path):
+    data = load_data(config(saved(tmp_path / "a.hf", part("good", 40)), train_examples=10))
+    train = data.splits["train"]
+    assert len(train) == 10 and not isinstance(train.texts, list)
+    preprocessor = TextPreprocessor(tiny_tokenizer_json(), TextSettings(48))
+    split = encode_splits(data, preprocessor, config("a.hf"))["train"]
+    for ids, text in zip(split.ids, train.texts, strict=True):
+        assert ids.tolist() == preprocessor.encode([text])[0].ids
+    (tmp_path / "k.jsonl").write_text(json.dumps({"text": "a new one, number 3", "label": "positive"}))
+    more = with_unlabelled(data, read_knowledge(tmp_path / "k.jsonl", data.label_names)).splits["train"]
+    assert [*more.texts] == [*train.texts, "a new one, number 3"] and not isinstance(more.texts, list)
+
+
+def test_what_cannot_be_read_is_one_line_with_the_fix(tmp_path, monkeypatch):
+    path, damaged = (saved(tmp_path / name, part("good", 4)) for name in ("a.hf", "b.hf"))
+    (damaged / "data-00000-of-00001.arrow").write_bytes(b"no arrow")
+    (tmp_path / "c.hf").mkdir()
+    columns = "no column 'review' and no column 'stars'; it has: text, label; fix: --set data.text_column"
+    assert columns in message_of(path, text_column="review", label_column="stars")
+    assert "does not exist; fix: --set data.path" in message_of(tmp_path / "no.hf")
+    assert "cannot be read" in message_of(damaged) and "cannot be read" in message_of(tmp_path / "c.hf")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtraError, match=r"datasets.*\[data\]"):
+        load_data(config(path))
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_images_are_decoded_when_they_are_encoded(tmp_path, damaged):
+    pixels = np.random.default_rng(0).integers(0, 256, size=(24, 8, 9, 3), dtype=np.uint8)
+    features = datasets.Features({"picture": datasets.Image(), "label": CLASSES})
+    values = [Image.fromarray(image) for image in pixels]
+    if damaged:
+        values[5] = {"bytes": b"none", "path": None}
+    made = {"picture": values, "label": [i % 2 for i in range(24)]}
+    path = saved(tmp_path / "a.hf", datasets.Dataset.from_dict(made, features=features))
+    settings = config(path, image_column="picture")
+    data = load_data(settings)
+    assert data.duplicates is None and "images" in data.origin
+    preprocessor = ImagePreprocessor(ImageSettings(height=8, width=9, channels=3, rows=2, columns=3))
+    if damaged:
+        images = next(examples.images for examples in data.splits.values() if 5 in examples.images.rows)
+        with pytest.raises(DataError, match="column 'picture', rows 6 to 6"):
+            images[list(images.rows).index(5)]
+        return
+    for name, split in encode_splits(data, preprocessor, settings).items():
+        rows = data.splits[name].images.rows
+        assert (split.pixels == pixels[rows]).all() and (split.labels == rows % 2).all()
+
+
+def pictures(root, seeds=range(20), **more: int) -> DataConfig:
+    """A folder of images of two classes; ``more``: paths, with __ for /, and their seeds."""
+    paths = {f"{'cats' if seed % 2 else 'dogs'}/{seed}.PNG": seed for seed in seeds}
+    for name, seed in (paths | {f"{path.replace('__', '/')}.png": seed for path, seed in more.items()}).items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(seed).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / name)
     return DataConfig(name="image_folder", path=str(root), dev_share=0.2, test_share=0.2)
 
 
-def test_a_folder_for_each_class(tmp_path):
-    config = pictures(tmp_path)
-    picture(tmp_path / "cats" / "again.png", 1)
-    picture(tmp_path / "dogs" / "other.png", 3)
-    picture(tmp_path / "cats" / "1.rationale.png", 100)
-    picture(tmp_path / "cats" / "3.RATIONALE.PNG", 101)
+def test_a_folder_for_each_class_is_split_or_taken_whole(tmp_path):
+    config = pictures(tmp_path, cats__again=1, dogs__other=3)
+    for ending in (".rationale.png", ".RATIONALE.PNG"):
+        (tmp_path / "cats" / "5.PNG").with_suffix(ending).write_bytes((tmp_path / "cats" / "5.PNG").read_bytes()[:100])
     (tmp_path / "notes.txt").write_text("not an image")
     data = load_data(config)
     assert data.label_names == ("cats", "dogs") and "2 duplicates dropped" in data.origin
@@ -246,38 +324,30 @@ def test_a_folder_for_each_class(tmp_path):
     for part in data.splits.values():
         assert [path.parent.name for path in part.images] == [data.label_names[label] for label in part.labels]
     assert data.contradictions == ("cats/3.PNG 'cats' (kept), dogs/other.png 'dogs'",)
+    whole = load_whole(config, ("dogs", "birds", "cats"))
+    assert is_unsplit(config) and np.bincount(whole.labels).tolist() == [11, 0, 11]
+    with pytest.raises(DataError, match="cats/1.PNG: the label 'cats' is none of the 1 classes; cats/11.PNG"):
+        load_whole(config, ("dogs",))
 
 
 def test_folders_for_splits(tmp_path):
-    for split, seeds in (("train", range(20)), ("val", range(20, 24)), ("test", range(24, 28))):
+    for split, seeds in (("val", range(20, 24)), ("test", range(24, 28))):
         pictures(tmp_path / split, seeds)
-    picture(tmp_path / "train" / "cats" / "leak.png", 25)
+    pictures(tmp_path / "train", cats__leak=25)
     config = DataConfig(name="image_folder", path=str(tmp_path))
     data = load_data(config)
     assert not is_unsplit(config) and sizes(data) == {"train": 20, "dev": 4, "test": 4}
     assert not any("leak" in str(path) for path in data.splits["train"].images), "kept where it measures"
-    picture(tmp_path / "test" / "birds" / "1.png", 99)
+    pictures(tmp_path / "test", [], birds__1=99)
     with pytest.raises(DataError, match="'birds' is none of the 2 classes"):
         load_data(config)
 
 
-def test_images_of_a_folder_without_splits_can_be_taken_whole(tmp_path):
-    config = pictures(tmp_path, range(6))
-    picture(tmp_path / "cats" / "again.png", 1)
-    whole = load_whole(config, ("dogs", "birds", "cats"))
-    assert is_unsplit(config) and sorted(whole.labels.tolist()) == [0, 0, 0, 2, 2, 2, 2]
-    with pytest.raises(DataError, match="cats/1.PNG: the label 'cats' is none of the 1 classes; cats/3.PNG"):
-        load_whole(config, ("dogs",))
-
-
-@pytest.mark.parametrize(
-    ("folder", "problem"),
-    [("nowhere", "is no folder"), ("bare", "no folders of images"), ("outer", "empty holds no images"),
-     ("one", "one class")],
-)  # fmt: skip
-def test_image_folders_that_make_no_sense_are_named(tmp_path, folder, problem):
+def test_image_folders_that_make_no_sense_are_named(tmp_path):
     (tmp_path / "bare").mkdir()
     (tmp_path / "outer" / "empty").mkdir(parents=True)
     pictures(tmp_path / "one", range(0, 10, 2))
-    with pytest.raises(DataError, match=problem):
-        load_data(DataConfig(name="image_folder", path=str(tmp_path / folder)))
+    for folder, problem in (("nowhere", "is no folder"), ("bare", "no folders of images"),
+                            ("outer", "empty holds no images"), ("one", "one class")):  # fmt: skip
+        with pytest.raises(DataError, match=problem):
+            load_data(DataConfig(name="image_folder", path=str(tmp_path / folder)))

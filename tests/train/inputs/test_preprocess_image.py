@@ -1,8 +1,5 @@
 """Images in, boxes out."""
 
-from __future__ import annotations
-
-import io
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +19,17 @@ def picture(height: int = 6, width: int = 8, channels: int = 3) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
-def test_native_images_pass_unchanged() -> None:
-    array = picture()
-    pixels = COLOUR([array, Image.fromarray(array)]).inputs["pixels"]
-    assert pixels.dtype == np.uint8 and pixels.shape == (2, 6, 8, 3)
-    assert np.array_equal(pixels[0], array) and np.array_equal(pixels[1], array)
-    assert np.array_equal(COLOUR(pixels).inputs["pixels"], pixels), "one array is a batch"
+def pixels(preprocessor: ImagePreprocessor, *images: object) -> np.ndarray:
+    return preprocessor(list(images)).inputs["pixels"]
 
 
-def test_other_sizes_are_resized_as_pillow_does() -> None:
-    array = picture(30, 17)
-    expected = np.asarray(Image.fromarray(array).resize((8, 6), Image.Resampling.BILINEAR))
-    assert np.array_equal(COLOUR([array]).inputs["pixels"][0], expected)
+def test_native_images_pass_unchanged_and_others_are_resized_as_pillow_does() -> None:
+    array, large = picture(), Image.fromarray(picture(30, 17))
+    found = pixels(COLOUR, array, Image.fromarray(array), np.asarray(large))
+    assert found.dtype == np.uint8 and found.shape == (3, 6, 8, 3)
+    resized = large.resize((8, 6), Image.Resampling.BILINEAR)
+    assert all(np.array_equal(one, other) for one, other in zip(found, (array, array, resized), strict=True))
+    assert np.array_equal(COLOUR(found).inputs["pixels"], found), "one array is a batch"
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "CMYK", "LA"])
@@ -41,23 +37,17 @@ def test_any_8_bit_mode_becomes_the_channels_of_the_model(mode: str) -> None:
     image = Image.fromarray(picture()).convert(mode)
     if mode == "P":
         image.info["transparency"] = bytes(256)
-    for preprocessor, channels in ((COLOUR, 3), (GREY, 1)):
-        assert preprocessor([image]).inputs["pixels"].shape == (1, 6, 8, channels)
-
-
-def test_grey_and_colour_arrays_are_converted() -> None:
-    grey = picture()[:, :, 0]
-    assert np.array_equal(COLOUR([grey]).inputs["pixels"][0], np.repeat(grey[:, :, None], 3, axis=2))
-    assert np.array_equal(GREY([grey]).inputs["pixels"][0, :, :, 0], grey)
-    colour = picture()
-    assert np.array_equal(GREY([colour]).inputs["pixels"][0, :, :, 0], np.asarray(Image.fromarray(colour).convert("L")))
-    assert np.array_equal(GREY([picture(12, 16)[:, :, :1]]).sizes, [(16, 12)])
+    assert pixels(COLOUR, image).shape == (1, 6, 8, 3) and pixels(GREY, image).shape == (1, 6, 8, 1)
+    colour, grey = picture(), picture()[:, :, 0]
+    assert np.array_equal(pixels(COLOUR, grey)[0], np.repeat(grey[:, :, None], 3, axis=2))
+    assert np.array_equal(pixels(GREY, grey)[0, :, :, 0], grey)
+    assert np.array_equal(pixels(GREY, colour)[0, :, :, 0], np.asarray(Image.fromarray(colour).convert("L")))
+    assert GREY([picture(12, 16)[:, :, :1]]).sizes == [(16, 12)]
 
 
 def test_files_are_read_and_turned_upright(tmp_path: Path) -> None:
-    array = picture(8, 6)  # stored lying; orientation 6 says: turn by 90 degrees
-    exif = Image.Exif()
-    exif[0x0112] = 6
+    array, exif = picture(8, 6), Image.Exif()
+    exif[0x0112] = 6  # stored lying: turn by 90 degrees
     Image.fromarray(array).save(tmp_path / "lying.png", exif=exif)
     encoded = COLOUR([tmp_path / "lying.png", str(tmp_path / "lying.png")])
     assert encoded.sizes == [(8, 6), (8, 6)]
@@ -79,46 +69,39 @@ def test_predictions_point_into_the_image_as_given() -> None:
 
 
 def test_boxes_cover_every_pixel_and_none_is_empty() -> None:
-    tiny = ImagePreprocessor(ImageSettings(height=32, width=32, channels=1, rows=14, columns=14))
-    encoded = tiny([picture(5, 9, 1)])
-    everything = np.ones((1, 196), dtype=bool)
-    (answer,) = encoded.predictions(["a"], np.ones((1, 1)), everything, np.zeros((1, 196)))
+    encoded = ImagePreprocessor(ImageSettings(height=32, width=32, channels=1, rows=14, columns=14))([picture(5, 9, 1)])
+    (answer,) = encoded.predictions(["a"], np.ones((1, 1)), np.ones((1, 196), dtype=bool), np.zeros((1, 196)))
     covered = np.zeros((5, 9), dtype=int)
-    for patch in answer.rationale:
-        left, top, right, bottom = patch.box
+    for left, top, right, bottom in (patch.box for patch in answer.rationale):
         assert 0 <= left < right <= 9 and 0 <= top < bottom <= 5
         covered[top:bottom, left:right] += 1
     assert covered.min() > 0
 
 
-def broken_png() -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(picture(64, 64)).save(file, format="PNG")
-    return file.getvalue()[:-2000]
-
-
-@pytest.mark.parametrize(
-    ("items", "message"),
-    [
-        ([], "empty"),
-        ("image.png", "images is str"),
-        (picture(), "shape"),
-        (None, "images is NoneType"),
-        ([picture().astype(np.float32)], "image 1 is an array of float32"),
-        ([picture(), picture(channels=2)], "image 2 has the shape"),
-        ([picture()[:0]], "no pixels"),
-        ([picture(), 7], "image 2 is int"),
-        ([Path("missing.png")], r"image 1 \(missing.png\) does not exist"),
-        ([Image.new("I;16", (8, 6))], "more than 8 bits"),
-        ([Image.new("RGB", (0, 6))], "no pixels"),
-    ],
-)
+@pytest.mark.parametrize(("items", "message"), [
+    ([], "empty"), ("image.png", "images is str"), (picture(), "shape"), (None, "images is NoneType"),
+    ([picture().astype(np.float32)], "image 1 is an array of float32"),
+    ([picture(), picture(channels=2)], "image 2 has the shape"), ([picture()[:0]], "no pixels"),
+    ([picture(), 7], "image 2 is int"), ([Path("missing.png")], r"image 1 \(missing.png\) does not exist"),
+    ([Image.new("I;16", (8, 6))], "more than 8 bits"), ([Image.new("RGB", (0, 6))], "no pixels"),
+])  # fmt: skip
 def test_bad_images_are_named(items: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         COLOUR(items)
 
 
-def test_every_bad_image_is_named_at_once_and_a_text_is_told_from_a_path(tmp_path: Path) -> None:
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.png"
+    Image.fromarray(picture(64, 64)).save(path)
+    for content in (b"", b"no image", path.read_bytes()[:-2000]):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"image 2 \(.*damaged.png\) cannot be read as an image"):
+            COLOUR([picture(), path])
+    with Image.open(path) as lazily_opened, pytest.raises(InputError, match="image 1 cannot be read"):
+        COLOUR([lazily_opened])
+
+
+def test_every_bad_image_is_named_at_once_and_a_text_is_told_from_a_path() -> None:
     with pytest.raises(InputError) as raised:
         COLOUR([picture(), "A film of great warmth.", picture()[:0], "long text " * 1000], first_index=4)
     assert str(raised.value) == (
@@ -128,35 +111,20 @@ def test_every_bad_image_is_named_at_once_and_a_text_is_told_from_a_path(tmp_pat
     )
 
 
-@pytest.mark.parametrize("content", [b"", b"not an image", broken_png()], ids=["empty", "text", "cut off"])
-def test_damaged_files_are_named(content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "damaged.png"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=r"image 2 \(.*damaged.png\) cannot be read as an image"):
-        COLOUR([picture(), path])
-    if content.startswith(b"\x89PNG"):
-        with Image.open(path) as lazily_opened, pytest.raises(InputError, match="image 1 cannot be read"):
-            COLOUR([lazily_opened])
-
-
 def test_fingerprint_and_round_trip() -> None:
     stored = {"height": 6, "width": 8, "channels": 3, "rows": 3, "columns": 4, "kind": "image"}
     again = load_preprocessor(Path(), stored)
-    assert again.fingerprint == COLOUR.fingerprint != GREY.fingerprint
-    assert again.features == 12
+    assert again.fingerprint == COLOUR.fingerprint != GREY.fingerprint and again.features == 12
     assert again.fingerprint[:16] == "a565a59621117647", "checkpoints and served models hold it"
 
 
-def test_bad_settings_are_listed_together() -> None:
-    with pytest.raises(ConfigError, match="height=0.*channels=2"):
-        ImageSettings(height=0, width=8, channels=2, rows=1, columns=1)
-    with pytest.raises(ConfigError, match="unknown preprocessing 'sound'"):
-        load_preprocessor(Path(), {"kind": "sound"})
-
-
-def test_a_network_of_another_grid_is_refused() -> None:
-    image = ImageConfig(height=6, width=8, channels=3, patch=1)
-    with pytest.raises(ConfigError, match="x 3 in 3 x 4 patches; one reads 6 x 8 x 3 in 6 x 8 patches; fix"):
-        COLOUR.check_backbone(BackboneConfig(family="vit", image=image))
-    with pytest.raises(ConfigError, match="reads no images"):
-        COLOUR.check_backbone(BackboneConfig())
+def test_settings_that_do_not_fit_are_named() -> None:
+    other = BackboneConfig(family="vit", image=ImageConfig(height=6, width=8, channels=3, patch=1))
+    for make, message in (
+        (lambda: ImageSettings(height=0, width=8, channels=2, rows=1, columns=1), "height=0.*channels=2"),
+        (lambda: load_preprocessor(Path(), {"kind": "sound"}), "unknown preprocessing 'sound'"),
+        (lambda: COLOUR.check_backbone(other), "x 3 in 3 x 4 patches; one reads 6 x 8 x 3 in 6 x 8 patches; fix"),
+        (lambda: COLOUR.check_backbone(BackboneConfig()), "reads no images"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            make()

@@ -19,7 +19,7 @@ from rekd_train.checkpoints.checkpoint import load, save
 from rekd_train.cli.command import run
 from rekd_train.cli.main import app as train_app
 from rekd_train.config.run import BackboneConfig, RunConfig
-from rekd_train.config.trust import trusted_code
+from rekd_train.config.sections import trusted_code
 from rekd_train.errors import CodeError, ConfigError
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 from rekd_train.models.families import build_backbone, fresh_pair

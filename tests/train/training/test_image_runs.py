@@ -11,8 +11,7 @@ from PIL import Image
 from rekd_train.checkpoints import checkpoint
 from rekd_train.config.run import run_config
 from rekd_train.data import load_data
-from rekd_train.data.image_knowledge import ImageReader, align_images
-from rekd_train.data.knowledge import read_knowledge
+from rekd_train.data.knowledge import align, read_knowledge
 from rekd_train.errors import ConfigError
 from rekd_train.runs import calibrate_run, check_knowledge, evaluate_run, record_run, train_run
 
@@ -70,8 +69,8 @@ def test_an_image_pair_is_recorded_and_teaches_from_the_file(tmp_path):
     counts = check_knowledge(file, config.data)
     assert counts["statements"] == counts["known"] == 38 and counts["probabilities"] == counts["scores"] == 1
     pair, images = checkpoint.load(tmp_path / "teacher"), load_data(config.data).splits["train"].images
-    knowledge = read_knowledge(file, pair.labels, ImageReader)
-    said = align_images(knowledge, images, pair.preprocessor, 2, tmp_path / "pictures")
+    knowledge = read_knowledge(file, pair.labels, "image")
+    said = align(knowledge, images, pair.preprocessor, 2, tmp_path / "pictures")
     scores = pair.select({"pixels": torch.from_numpy(pair.preprocessor(images).inputs["pixels"])}).scores
     np.testing.assert_allclose(said.scores, scores.detach(), rtol=0, atol=6e-4)
     metrics = train_run(run_config("fashion_student", own), tmp_path / "student", teacher=file, device="cpu")
