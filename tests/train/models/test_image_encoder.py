@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from conftest import make_image_rationalizer, make_rationalizer
+from conftest import make_rationalizer
 from torch.nn.functional import interpolate
 
-from rekd_train.checkpoints.checkpoint import checkpoint_hash, load, save
+from rekd_train.checkpoints.checkpoint import load, save
 from rekd_train.config.run import BackboneConfig, ImageConfig, run_config
 from rekd_train.errors import CheckpointError, ConfigError, InputError
-from rekd_train.inputs.policy import PAPER_POLICY
-from rekd_train.inputs.prediction import Patch
 from rekd_train.models.base import Predictor
 from rekd_train.models.families import build_backbone
 from rekd_train.models.gates import kept_positions
 from rekd_train.models.rationalizer import Rationalizer
 
-
-def images(count: int = 5, seed: int = 3) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, 16, 12, 1), dtype=np.uint8)
-
-
-def tensors(count: int = 5, seed: int = 3) -> dict[str, torch.Tensor]:
-    return {"pixels": torch.from_numpy(images(count, seed))}
-
-
-def swapped(inputs: dict[str, torch.Tensor], mask: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Other pixels wherever the mask (B, 12) keeps nothing."""
-    kept = mask.view(-1, 4, 3).repeat_interleave(4, 1).repeat_interleave(4, 2).unsqueeze(-1)
-    return {"pixels": torch.where(kept, inputs["pixels"], 255 - inputs["pixels"])}
+IMAGES = np.random.default_rng(3).integers(0, 256, (5, 16, 12, 1), dtype=np.uint8)
 
 
 @pytest.fixture
@@ -66,43 +50,14 @@ def test_settings_reach_the_network(wide: BackboneConfig) -> None:
     assert "model.norm.weight" in build_backbone(wide, {}).state_dict()
 
 
+@torch.no_grad()
 def test_blank_patches_leave_their_position_behind(image_rationalizer: Rationalizer) -> None:
-    backbone, inputs = image_rationalizer.predictor.backbone, tensors()
-    nothing = torch.zeros(5, 12)
-    blank = backbone.zeroed(inputs, nothing)
+    backbone, inputs = image_rationalizer.predictor.backbone, {"pixels": torch.from_numpy(IMAGES)}
+    blank = backbone.zeroed(inputs, torch.zeros(5, 12))
     assert torch.equal(blank, blank[:1].expand_as(blank)), "content of a dropped patch shows"
-    with torch.no_grad():
-        backbone.model.pos_embed[:, 5].add_(torch.arange(12.0))
-        assert not torch.allclose(backbone.zeroed(inputs, nothing), blank), "blank slots are attended"
-        backbone.model.pos_embed[:, 5].sub_(torch.arange(12.0))
-
-
-def test_zeroing_carries_a_gradient(image_rationalizer: Rationalizer) -> None:
-    keep = torch.full((5, 12), 0.7, requires_grad=True)
-    image_rationalizer.predictor.backbone.zeroed(tensors(), keep).square().sum().backward()
-    assert (keep.grad.abs() > 0).all()
-
-
-def test_attending_to_kept_patches_equals_gathering_them(image_rationalizer: Rationalizer) -> None:
-    inputs = tensors(9)
-    mask = torch.rand(9, 12, generator=torch.Generator().manual_seed(0)) > 0.6
-    mask[0], mask[1] = False, True
-    backbone = image_rationalizer.predictor.backbone
-    gathered = backbone.gathered(inputs, *kept_positions(mask, 12))
-    torch.testing.assert_close(backbone.attended(inputs, mask), gathered, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("operator", ["zero", "compact"])
-def test_dropped_patches_change_nothing(operator: str) -> None:
-    model = make_image_rationalizer(operator=operator)
-    inputs = tensors()
-    with torch.inference_mode():
-        mask = model.select(inputs).mask
-        assert 0 < mask.sum() < mask.numel()
-        other = swapped(inputs, mask)
-        assert torch.equal(model.class_logits(inputs, mask), model.class_logits(other, mask))
-        assert torch.equal(model.gathered_class_logits(inputs, mask), model.gathered_class_logits(other, mask))
-        assert not torch.allclose(model.class_logits(inputs), model.class_logits(other))
+    backbone.model.pos_embed[:, 5].add_(torch.arange(12.0))
+    assert not torch.allclose(backbone.zeroed(inputs, torch.zeros(5, 12)), blank), "blank slots are attended"
+    backbone.model.pos_embed[:, 5].sub_(torch.arange(12.0))
 
 
 def test_images_of_the_wrong_size_are_refused(image_rationalizer: Rationalizer) -> None:
@@ -110,118 +65,85 @@ def test_images_of_the_wrong_size_are_refused(image_rationalizer: Rationalizer) 
         image_rationalizer.select({"pixels": torch.zeros(1, 8, 8, 1, dtype=torch.uint8)})
 
 
-def test_predict_gives_patches_and_survives_the_checkpoint(image_rationalizer: Rationalizer, tmp_path: Path) -> None:
-    answers = image_rationalizer.predict(images(), batch_size=2)
-    assert len(answers) == 5 and all(isinstance(patch, Patch) for answer in answers for patch in answer.rationale)
-    assert all(1 <= len(answer.rationale) <= image_rationalizer.capacity == 4 for answer in answers)
+def test_a_checkpoint_of_images_and_one_whose_grid_was_edited(image_rationalizer, tmp_path) -> None:
     directory = save(image_rationalizer, tmp_path / "images")
-    loaded = load(directory)
-    assert loaded.predict(list(images()), batch_size=2) == answers
-    assert len(checkpoint_hash(directory)) == 64
+    assert load(directory).predict(IMAGES, batch_size=2) == image_rationalizer.predict(list(IMAGES), batch_size=2)
     card = (directory / "README.md").read_text()
     assert "classifies images" in card and "at most 0.4 of the patches" in card
-
-
-def test_a_checkpoint_whose_grid_was_edited_is_refused(image_rationalizer: Rationalizer, tmp_path: Path) -> None:
-    directory = save(image_rationalizer, tmp_path / "images")
     config = directory / "config.json"
     config.write_text(config.read_text().replace('"rows": 4', '"rows": 5'))
     with pytest.raises(CheckpointError, match="5 x 3 patches"):
         load(directory)
 
 
-def test_capacity_without_budget_is_every_patch() -> None:
-    assert make_image_rationalizer(policy=PAPER_POLICY).capacity == 12
-
-
 def test_text_and_images_do_not_mix(image_rationalizer: Rationalizer) -> None:
-    text = make_rationalizer()
-    with pytest.raises(ConfigError, match="reads no images"):
-        Rationalizer(text.selector, text.predictor, text.policy, image_rationalizer.preprocessor, text.labels)
-    with pytest.raises(ConfigError, match="reads images"):
-        Rationalizer(
-            image_rationalizer.selector, image_rationalizer.predictor, text.policy, text.preprocessor, ["a", "b", "c"]
-        )
-    with pytest.raises(ConfigError, match="section 'image'"):
-        build_backbone(BackboneConfig(family="vit"), {})
+    text, images = make_rationalizer(labels=image_rationalizer.labels), image_rationalizer
+    for networks, preprocessing, message in ((text, images, "reads no images"), (images, text, "reads images")):
+        with pytest.raises(ConfigError, match=message):
+            Rationalizer(
+                networks.selector, networks.predictor, text.policy, preprocessing.preprocessor, images.labels
+            )
 
 
-def test_image_settings_are_checked_together(tmp_path: Path) -> None:
-    path = tmp_path / "run.toml"
-    selector, predictor = "[selector.image]\nheight = 10\nwidth = 8\npatch = 4\n", "[predictor.image]\nstd = [0, 1]\n"
-    path.write_text(f'name = "x"\n{selector}{predictor}')
+def test_image_settings_are_checked_together() -> None:
+    settings = ("selector.image.height=10", "selector.image.width=8", "selector.image.patch=4")
     with pytest.raises(ConfigError, match=r"selector.image: patch \(4\) must divide.*predictor.image: std must hold 1"):
-        run_config(path)
+        run_config("fashion_teacher", [*settings, "predictor.image.std=[0, 1]"])
 
 
 TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3}
-TOKENS = {
+SWIN = {"window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)}
+NETWORKS = {
     "vit_tiny_patch16_224": "start", "deit3_small_patch16_224": "start", "vit_small_patch16_dinov3": "mean",
     "vit_small_patch14_reg4_dinov2": "start", "vit_base_patch16_siglip_224": "attention",
     "vit_base_patch16_clip_224": "start", "eva02_tiny_patch14_224": "mean", "vit_small_patch16_rope_mixed_224": "start",
+    "swin_tiny_patch4_window7_224": "", "resnet18": "", "beit_base_patch16_224": "",
 }  # fmt: skip
-"""Networks of timm whose features are patch tokens, and what their classifiers read."""
-OTHERS = {
-    "swin_tiny_patch4_window7_224": {"window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)},
-    "resnet18": {}, "beit_base_patch16_224": TINY,
-}  # fmt: skip
+"""What the classifiers of timm's networks read whose features are patch tokens; the features of others are none."""
 
 
-def network_of_timm(name: str, pooling: str, arguments: dict) -> tuple:
-    """The backbone and pixel values for it."""
-    patch = 14 if "patch14" in name else 16
-    sized = {} if name == "resnet18" else {"img_size": 4 * patch}
-    image = ImageConfig(height=4 * patch, width=4 * patch, patch=patch, channels=3)
-    architecture = {"name": name, "arguments": {**sized, **arguments}}
-    torch.manual_seed(0)
-    width = 512 if name == "resnet18" else 32 if "swin" in name else 48
-    settings = BackboneConfig(
-        family="timm", width=width, heads=2, layers=2, pooling=pooling, architecture=architecture, image=image
-    )
-    backbone = build_backbone(settings, {}).eval()
-    with torch.no_grad():  # some start with scales so small that no block shows
-        for parameter in backbone.model.parameters():
-            if parameter.dim() > 1:
-                torch.nn.init.xavier_normal_(parameter)
-            elif "gamma" in "".join(n for n, p in backbone.model.named_parameters() if p is parameter):
-                torch.nn.init.ones_(parameter)
-    return backbone, {"pixel_values": torch.randn(3, 3, 4 * patch, 4 * patch)}
-
-
-@pytest.mark.parametrize("name", TOKENS)
+@pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()
-def test_networks_of_patch_tokens_are_timms_own_and_gather(name):
-    backbone, inputs = network_of_timm(name, TOKENS[name], TINY)
+def test_networks_are_timms_own_and_gather_or_blank_patches_of_the_image(name):
+    side = 14 if "patch14" in name else 16
+    sized = {} if name == "resnet18" else {"img_size": 4 * side, **(SWIN if "swin" in name else TINY)}
+    width = 512 if name == "resnet18" else 32 if "swin" in name else 48
+    image = ImageConfig(height=4 * side, width=4 * side, patch=side, channels=3)
+    torch.manual_seed(0)
+    backbone = build_backbone(BackboneConfig(
+        family="timm", width=width, heads=2, layers=2, pooling=NETWORKS[name] or "mean", image=image,
+        architecture={"name": name, "arguments": sized},
+    ), {}).eval()  # fmt: skip
+    for parameter_name, parameter in backbone.model.named_parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.xavier_normal_(parameter)
+        elif "gamma" in parameter_name:  # some start with scales so small that no block shows
+            torch.nn.init.ones_(parameter)
+    inputs = {"pixel_values": torch.randn(3, 3, 4 * side, 4 * side)}
     own = backbone.model.forward_head(backbone.model.forward_features(inputs["pixel_values"]), pre_logits=True)
     torch.testing.assert_close(backbone.zeroed(inputs, torch.ones(3, 16)), own, atol=1e-5, rtol=1e-5)
+    assert backbone.states(inputs).shape == (3, 16, width)
+    if not NETWORKS[name]:
+        with pytest.raises(ConfigError, match="'compact'; operators of this backbone: zero"):
+            Predictor(backbone, 2, "compact")
+        return
     keep = torch.rand(3, 16, generator=torch.Generator().manual_seed(1)) < 0.4
     attended = backbone.attended(inputs, keep)
     torch.testing.assert_close(backbone.gathered(inputs, *kept_positions(keep, 16)), attended, atol=1e-5, rtol=1e-5)
-    side = backbone.image.patch
     shown = keep.view(3, 1, 4, 4).repeat_interleave(side, 2).repeat_interleave(side, 3)
     other = {"pixel_values": torch.where(shown, inputs["pixel_values"], 0.0)}
     assert torch.equal(backbone.attended(other, keep), attended)
-    assert backbone.states(inputs).shape == (3, 16, 48)
 
 
-@pytest.mark.parametrize("name", OTHERS)
-@torch.no_grad()
-def test_other_networks_blank_patches_of_the_image(name):
-    backbone, inputs = network_of_timm(name, "mean", OTHERS[name])
-    own = backbone.model.forward_head(backbone.model.forward_features(inputs["pixel_values"]), pre_logits=True)
-    torch.testing.assert_close(backbone.zeroed(inputs, torch.ones(3, 16)), own)
-    assert backbone.states(inputs).shape == (3, 16, backbone.settings.width)
-    with pytest.raises(ConfigError, match="'compact'; operators of this backbone: zero"):
-        Predictor(backbone, 2, "compact")
-
-
-def test_networks_that_timm_cannot_build_are_refused():
-    image = ImageConfig(height=64, width=64, patch=16)
-    settings = BackboneConfig(family="timm", image=image, architecture={"name": "vit_gigantic", "arguments": {}})
-    with pytest.raises(ConfigError, match="timm cannot build 'vit_gigantic'"):
-        build_backbone(settings, {})
-    with pytest.raises(ConfigError, match=r"cuts images into \(4, 4\) patches.*\(8, 8\); fix: image.patch"):
-        arguments = {**TINY, "img_size": 64}
-        network = {"name": "vit_tiny_patch16_224", "arguments": arguments}
-        build_backbone(settings.model_copy(update={"architecture": network, "image": ImageConfig(
-            height=64, width=64, patch=8)}), {})  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "patch", "message"),
+    [
+        ("vit_gigantic", 16, "timm cannot build 'vit_gigantic'"),
+        ("vit_tiny_patch16_224", 8, r"cuts images into \(4, 4\) patches.*\(8, 8\); fix: image.patch"),
+    ],
+)
+def test_networks_that_timm_cannot_build_are_refused(name, patch, message):
+    architecture = {"name": name, "arguments": {**TINY, "img_size": 64}}
+    image = ImageConfig(height=64, width=64, patch=patch)
+    with pytest.raises(ConfigError, match=message):
+        build_backbone(BackboneConfig(family="timm", image=image, architecture=architecture), {})
