@@ -290,7 +290,8 @@ def test_a_tokenizer_without_a_fast_form_is_refused(tmp_path):
 def ran(capsys, tmp_path):
     def ran(preset: str, path: Path, *settings: str):
         """The pair that ``rekd-train run`` makes of the data in ``mine``; the error, if it fails."""
-        named = [f"data.path={next(tmp_path.glob('mine*'))}", f"selector.pretrained={path}", f"predictor.pretrained={path}"]
+        roles = [f"{role}.pretrained={path}" for role in ("selector", "predictor")]
+        named = [f"data.path={next(tmp_path.glob('mine*'))}", *roles]
         overrides = [f"--set={text}" for text in (*named, *settings)]
         with pytest.raises(SystemExit) as end:
             run(app, ["run", preset, "-o", str(tmp_path / "made"), "--overwrite", "--device", "cpu", *overrides])
