@@ -156,6 +156,7 @@ def test_the_model_inside_triton_needs_nothing_of_ours():
         ("from rekd_train import RekdError, Prediction, Span, __version__", HEAVY),
         ("import rekd_train.cli.main, rekd_train.config.run, rekd_train.inputs.preprocessors, rekd_train.files", HEAVY),
         ("import rekd_deploy.contract.signature, rekd_deploy.errors", HEAVY),
+        ("import rekd_train.evaluation.metrics, rekd_train.evaluation.mask_metrics", {"torch"}),
         ("from rekd_deploy import Client, Pipeline, TritonServer", {"torch", "transformers"}),
     ],
 )

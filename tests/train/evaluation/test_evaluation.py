@@ -1,10 +1,6 @@
 """What is measured is what is served, for every mask, for texts and images."""
 
-from __future__ import annotations
-
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -14,18 +10,8 @@ from conftest import WORDS, make_image_rationalizer, make_rationalizer
 
 from rekd_train.data import ImageSplit, LabelledTexts, tokenize
 from rekd_train.errors import ConfigError
-from rekd_train.evaluation.forward import (
-    SplitOutputs,
-    decide,
-    drawn,
-    fill,
-    first_like,
-    measure,
-    random_like,
-    run_masks,
-    run_selector,
-    run_split,
-)
+from rekd_train.evaluation import forward
+from rekd_train.evaluation.forward import decide, measure, run_masks, run_selector, run_split
 from rekd_train.evaluation.metrics import abstain_threshold
 from rekd_train.evaluation.report import CURVE_RATES, REPORT_FORMAT, evaluate, report_rows
 from rekd_train.inputs.policy import PAPER_POLICY, SelectionPolicy, mask_by_specification
@@ -37,13 +23,6 @@ def make_split(pair, count: int = 40, seed: int = 0):
     generator = np.random.default_rng(seed)
     texts = [" ".join(generator.choice([*WORDS, ".", ",", "goodly"], 1 + i * 59 // count)) for i in range(count)]
     return tokenize(LabelledTexts(texts, generator.integers(0, 2, count)), pair.preprocessor)
-
-
-def make_images(pair, count: int = 30) -> ImageSplit:
-    generator = np.random.default_rng(1)
-    pixels = generator.integers(0, 256, (count, 16, 12, 1), dtype=np.uint8)
-    truth = [generator.random(12) < 0.3 for _ in range(count)]
-    return ImageSplit(pixels, generator.integers(0, 3, count), pair.preprocessor, truth)
 
 
 @pytest.fixture(scope="module", params=["zero", "compact"])
@@ -72,59 +51,45 @@ def stored(pair, selector):
     return decide(selector.scores, selector.selectable, pair.policy)
 
 
-@pytest.fixture(scope="module")
-def report(pair, split):
-    return full_report(pair, split)
-
-
 def full_report(pair, split):
     dev = make_split(pair, seed=1)
     return evaluate(pair, {"dev": dev, "test": split}, draws=4, teacher=make_rationalizer(seed=5), risk=0.6)
 
 
+report = pytest.fixture(full_report, scope="module")
+
+
 # masks
 
-
-@pytest.fixture(scope="module")
-def scores() -> tuple[torch.Tensor, torch.Tensor]:
-    """(scores, selectable): (50, 20), with ties."""
-    generator = torch.Generator().manual_seed(0)
-    scores = torch.randn(50, 20, generator=generator).round(decimals=1)
-    return scores, torch.rand(50, 20, generator=generator) < 0.8
+SEEDED = torch.Generator().manual_seed(0)
+SCORES = torch.randn(50, 20, generator=SEEDED).round(decimals=1)  # with ties
+SELECTABLE = torch.rand(50, 20, generator=SEEDED) < 0.8
 
 
 @pytest.mark.parametrize(
     "policy", [SelectionPolicy(bias=0.2, budget=0.3), PAPER_POLICY, SelectionPolicy(bias=None, budget=0.5)]
 )
-def test_decide_is_the_specified_rule(policy, scores) -> None:
-    specified = mask_by_specification(*(each.numpy() for each in scores), policy)
-    assert np.array_equal(decide(*scores, policy).numpy(), specified)
+def test_decide_is_the_specified_rule(policy) -> None:
+    specified = mask_by_specification(SCORES.numpy(), SELECTABLE.numpy(), policy)
+    assert np.array_equal(decide(SCORES, SELECTABLE, policy).numpy(), specified)
 
 
-def test_fill_keeps_exactly_the_share(scores) -> None:
-    assert torch.equal(fill(*scores, 0.25).sum(dim=1), (scores[1].sum(dim=1) // 4).clamp(min=1))
+def test_fill_and_baselines_keep_exactly_as_many_as_they_should() -> None:
+    assert torch.equal(forward.fill(SCORES, SELECTABLE, 0.25).sum(dim=1), (SELECTABLE.sum(dim=1) // 4).clamp(min=1))
+    mask = decide(SCORES, SELECTABLE, SelectionPolicy(bias=0.0, budget=0.3))
+    first, other = forward.first_like(mask, SELECTABLE), forward.random_like(mask, SELECTABLE, torch.Generator())
+    assert torch.equal(other.sum(dim=1), mask.sum(dim=1)) and not (other & ~SELECTABLE).any()
+    for row, selectable, count in zip(first, SELECTABLE, mask.sum(dim=1), strict=True):
+        assert torch.equal(row.nonzero(), selectable.nonzero()[:count])
 
 
-def test_drawn_masks_keep_each_feature_with_its_probability() -> None:
-    scores = torch.tensor([[-2.0, 0.0, 1.5, 9.0]]).expand(4000, 4)
-    selectable = torch.tensor([True, True, True, False]).expand(4000, 4)
-    mask = next(drawn(scores, selectable, 1, torch.Generator().manual_seed(0)))
-    assert torch.allclose(mask.float().mean(dim=0), torch.sigmoid(scores[0]) * selectable[0], atol=0.03)
-
-
-def test_baselines_keep_as_many_as_the_rationale(scores) -> None:
-    mask, selectable = decide(*scores, SelectionPolicy(bias=0.0, budget=0.3)), scores[1]
-    first = first_like(mask, selectable)
-    for other in (random_like(mask, selectable, torch.Generator().manual_seed(0)), first):
-        assert torch.equal(other.sum(dim=1), mask.sum(dim=1)) and not (other & ~selectable).any()
-    for row in range(len(mask)):
-        where = torch.nonzero(selectable[row]).flatten()[: int(mask[row].sum())]
-        assert torch.equal(torch.nonzero(first[row]).flatten(), where)
-
-
-def test_random_masks_are_uniform_and_differ_between_draws() -> None:
-    mask, generator = torch.tensor([[1, 1, 0, 0, 0, 0]]).expand(3000, 6).bool(), torch.Generator().manual_seed(0)
-    first, second = (random_like(mask, torch.ones_like(mask), generator) for _ in range(2))
+def test_drawn_masks_keep_by_probability_and_random_ones_uniformly_and_each_differs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores, selectable = torch.tensor([-2.0, 0.0, 1.5, 9.0]), torch.tensor([True, True, True, False])
+    mask = next(forward.drawn(scores.expand(4000, 4), selectable.expand(4000, 4), 1, generator))
+    assert torch.allclose(mask.float().mean(dim=0), torch.sigmoid(scores) * selectable, atol=0.03)
+    mask = torch.tensor([[1, 1, 0, 0, 0, 0]]).expand(3000, 6).bool()
+    first, second = (forward.random_like(mask, torch.ones_like(mask), generator) for _ in range(2))
     assert torch.allclose(first.float().mean(dim=0), torch.full((6,), 1 / 3), atol=0.04)
     assert not torch.equal(first, second)
 
@@ -136,7 +101,7 @@ def test_every_mask_is_predicted_from_as_the_pair_does_alone(pair, split, select
     """One by one, without batches or padding; masks far above the budget too."""
     masks = {
         "none": torch.zeros_like(selector.selectable),
-        "half": fill(selector.scores, selector.selectable, 0.5),
+        "half": forward.fill(selector.scores, selector.selectable, 0.5),
         "all": selector.selectable,
     }
     found = run_masks(pair, split, masks, batch_size=7)
@@ -153,7 +118,7 @@ def test_the_stored_mask_is_the_one_that_is_served(pair, split, selector, stored
     assert np.array_equal(stored.sum(dim=1).numpy(), outputs.kept)
     logits = run_masks(pair, split, {"stored": stored})["stored"]
     assert np.allclose(logits, outputs.class_logits, atol=1e-5)
-    given = SplitOutputs(logits, stored.sum(dim=1).numpy(), selector.selectable.sum(dim=1).numpy())
+    given = forward.SplitOutputs(logits, stored.sum(dim=1).numpy(), selector.selectable.sum(dim=1).numpy())
     found, expected = measure(pair, split, given), measure(pair, split)
     assert found.pop("never_predicted") == expected.pop("never_predicted")
     assert found == pytest.approx(expected, abs=1e-5)
@@ -171,21 +136,16 @@ def test_a_rule_that_may_keep_padding_is_measured_on_full_length_inputs() -> Non
 # the report
 
 
-def test_the_report_is_json_and_says_what_it_is(pair, split, report) -> None:
+def test_the_report_is_json_and_says_what_measure_says(pair, split, report) -> None:
     assert report["format"] == REPORT_FORMAT and report["version"] == 1
     assert json.loads(json.dumps(report)) == report == full_report(pair, split), "the same seed, the same report"
     assert {(section, figure) for section, figure, _ in report_rows(report)} >= {
         ("classification", "accuracy"), ("rate", "rate_padded"), ("curve", "accuracy at 10%"), ("curve", "area"),
         ("modes", "sampled.flip_rate"), ("calibration", "abstain.threshold"), ("teacher", "mask_jaccard"),
     }  # fmt: skip
-
-
-def test_the_stored_mode_is_what_measure_says(pair, split, report) -> None:
     quick = measure(pair, split)
-    assert report["classification"]["accuracy"] == report["modes"]["stored"]["accuracy"] == quick["accuracy"]
-    assert report["rate"]["rate"] == quick["rate"]
-    for name in ("macro_f1", "never_predicted"):
-        assert report["classification"][name] == quick[name]
+    assert report["modes"]["stored"]["accuracy"] == quick["accuracy"] and report["rate"]["rate"] == quick["rate"]
+    assert all(report["classification"][name] == quick[name] for name in ("accuracy", "macro_f1", "never_predicted"))
     for name in ("nll", "ece"):
         assert report["calibration"][name] == pytest.approx(quick[name], abs=1e-5)
 
@@ -251,12 +211,13 @@ def test_a_plain_classifier_has_no_selection_to_report() -> None:
 
 
 def test_images_too() -> None:
-    pair = make_image_rationalizer()
-    images = make_images(pair)
+    pair, generator = make_image_rationalizer(), np.random.default_rng(1)
+    pixels, truth = generator.integers(0, 256, (30, 16, 12, 1), dtype=np.uint8), generator.random((30, 12)) < 0.3
+    images = ImageSplit(pixels, generator.integers(0, 3, 30), pair.preprocessor, list(truth))
     report = evaluate(pair, {"dev": images, "test": images}, draws=2, teacher=make_image_rationalizer(seed=4))
     assert report["rate"]["rate_padded"] == pytest.approx(report["rate"]["rate"])  # every patch is real
     selector = run_selector(pair, images)
-    kept, truth = decide(selector.scores, selector.selectable, pair.policy).numpy(), np.stack(images.truth)
+    kept = decide(selector.scores, selector.selectable, pair.policy).numpy()
     assert report["truth"]["examples"] == 30
     assert report["truth"]["in_truth"] == pytest.approx((kept & truth).sum() / kept.sum())
     assert "tokens" not in report and "human_rationales" not in report
@@ -266,18 +227,11 @@ def test_images_too() -> None:
 # texts: token kinds and people
 
 
-def test_token_kinds() -> None:
-    preprocessor = make_rationalizer().preprocessor
-    vocabulary = vocabulary_of(preprocessor)
-    numbers = preprocessor.pad([preprocessor.encode(["film, zoo"])[0].ids], 8)["input_ids"][0]
-    # [CLS] film , z ##o ##o [SEP] [PAD]
-    assert np.flatnonzero(vocabulary.special[numbers]).tolist() == [0, 6, 7]
-    assert np.flatnonzero(vocabulary.punctuation[numbers]).tolist() == [2]
-    assert np.flatnonzero(vocabulary.continues[numbers]).tolist() == [4, 5]
-
-
 def test_token_shares_count_what_is_selected(pair, split, stored, report) -> None:
     vocabulary = vocabulary_of(pair.preprocessor)
+    numbers = pair.preprocessor.pad([pair.preprocessor.encode(["film, zoo"])[0].ids], 8)["input_ids"][0]
+    kinds = (vocabulary.special, vocabulary.punctuation, vocabulary.continues)  # [CLS] film , z ##o ##o [SEP] [PAD]
+    assert [np.flatnonzero(kind[numbers]).tolist() for kind in kinds] == [[0, 6, 7], [2], [4, 5]]
     kept = [split.ids[row][position] for row, position in torch.nonzero(stored).tolist()]
     tokens = [number for ids in split.ids for number in ids if not vocabulary.special[number]]
     expected = {"special_selected": 0.0}
@@ -303,11 +257,3 @@ def test_human_rationales_over_words(pair) -> None:
     assert figures["f1_macro"] == figures["f1_micro"] == figures["iou_f1_macro"] == 1.0
     opposite = replace(split, truth=[None if mask is None else ~mask for mask in truth])
     assert evaluate(pair, {"test": opposite}, draws=0)["human_rationales"]["f1_macro"] < 0.6
-
-
-def test_figures_need_no_torch() -> None:
-    program = (
-        "import sys, rekd_train.evaluation.metrics, rekd_train.evaluation.mask_metrics;"
-        "sys.exit('torch' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
