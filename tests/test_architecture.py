@@ -148,18 +148,15 @@ def test_the_model_inside_triton_needs_nothing_of_ours():
 # light things stay light
 
 
-@pytest.mark.parametrize(
-    ("code", "heavy"),
-    [
-        ("import rekd_train", HEAVY),
-        ("import rekd_deploy", HEAVY),
-        ("from rekd_train import RekdError, Prediction, Span, __version__", HEAVY),
-        ("import rekd_train.cli.main, rekd_train.config.run, rekd_train.inputs.preprocessors, rekd_train.files", HEAVY),
-        ("import rekd_deploy.contract.signature, rekd_deploy.errors", HEAVY),
-        ("import rekd_train.evaluation.metrics, rekd_train.evaluation.mask_metrics", {"torch"}),
-        ("from rekd_deploy import Client, Pipeline, TritonServer", {"torch", "transformers"}),
-    ],
-)
+@pytest.mark.parametrize(("code", "heavy"), [
+    ("import rekd_train", HEAVY),
+    ("import rekd_deploy", HEAVY),
+    ("from rekd_train import RekdError, Prediction, Span, __version__", HEAVY),
+    ("import rekd_train.cli.main, rekd_train.config.run, rekd_train.inputs.preprocessors, rekd_train.files", HEAVY),
+    ("import rekd_deploy.contract.signature, rekd_deploy.errors", HEAVY),
+    ("import rekd_train.evaluation.metrics, rekd_train.evaluation.mask_metrics", {"torch"}),
+    ("from rekd_deploy import Client, Pipeline, TritonServer", {"torch", "transformers"}),
+])  # fmt: skip
 def test_imports_load_nothing_heavy(code, heavy):
     assert not heavy & in_a_fresh_process(code)
 

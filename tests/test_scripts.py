@@ -104,15 +104,12 @@ def only_line(result, out: str | None = "") -> str:
 # preflight
 
 
-@pytest.mark.parametrize(
-    ("others", "wins"),
-    [
-        ({"python3.11": GOOD_311}, ("python3.12", GOOD)),  # the newest
-        ({"python3.12": "cpython|3.12||venv|"}, ("python3.11", GOOD_311)),  # not an incomplete one
-        ({"python3.12": None}, ("python3.11", GOOD_311)),  # not a shim that cannot run
-        ({}, ("python3", GOOD)),
-    ],
-)
+@pytest.mark.parametrize(("others", "wins"), [
+    ({"python3.11": GOOD_311}, ("python3.12", GOOD)),  # the newest
+    ({"python3.12": "cpython|3.12||venv|"}, ("python3.11", GOOD_311)),  # not an incomplete one
+    ({"python3.12": None}, ("python3.11", GOOD_311)),  # not a shim that cannot run
+    ({}, ("python3", GOOD)),
+])  # fmt: skip
 def test_the_best_python_wins_and_nothing_is_left_behind(machine, others, wins):
     for name, facts in others.items():
         if facts is None:
@@ -157,21 +154,18 @@ SYSTEM = 'case "$1" in -s) echo {} ;; -m) echo {} ;; esac'
 FULL = 'echo Filesystem; echo "/dev/x 9999999 9999999 3145728 99% /"'
 
 
-@pytest.mark.parametrize(
-    ("tool", "script", "said"),
-    [
-        ("python3", "cpython|3.13|shared|venv|", "python3 is Python 3.13"),
-        ("python3", "pypy|3.11|shared|venv|", "python3 is pypy"),
-        ("python3.11", "cpython|3.11||venv|", "no shared library libpython3.11.so.1.0;install libpython3.11"),
-        ("python3.11", "cpython|3.11|shared||", "cannot make virtual environments;apt-get install python3.11-venv"),
-        ("uname", SYSTEM.format("Darwin", "arm64"), "Darwin arm64"),
-        ("uname", SYSTEM.format("Linux", "aarch64"), "Linux aarch64"),
-        ("uname", SYSTEM.format("FreeBSD", "x86_64"), "FreeBSD x86_64"),
-        ("getconf", "echo glibc 2.31", "glibc is 2.31"), ("getconf", "echo glibc 1.99", "glibc is 1.99"),
-        ("getconf", "exit 1", "glibc is not there (musl?)"), ("mktemp", "exit 1", "a project cannot be written to"),
-        ("df", FULL, "3 GB are free;6 GB"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("tool", "script", "said"), [
+    ("python3", "cpython|3.13|shared|venv|", "python3 is Python 3.13"),
+    ("python3", "pypy|3.11|shared|venv|", "python3 is pypy"),
+    ("python3.11", "cpython|3.11||venv|", "no shared library libpython3.11.so.1.0;install libpython3.11"),
+    ("python3.11", "cpython|3.11|shared||", "cannot make virtual environments;apt-get install python3.11-venv"),
+    ("uname", SYSTEM.format("Darwin", "arm64"), "Darwin arm64"),
+    ("uname", SYSTEM.format("Linux", "aarch64"), "Linux aarch64"),
+    ("uname", SYSTEM.format("FreeBSD", "x86_64"), "FreeBSD x86_64"),
+    ("getconf", "echo glibc 2.31", "glibc is 2.31"), ("getconf", "echo glibc 1.99", "glibc is 1.99"),
+    ("getconf", "exit 1", "glibc is not there (musl?)"), ("mktemp", "exit 1", "a project cannot be written to"),
+    ("df", FULL, "3 GB are free;6 GB"),
+])  # fmt: skip
 def test_a_python_or_a_machine_that_will_not_do_is_named(machine, tool, script, said):
     if "|" in script and tool != "df":
         machine.python(tool, script)

@@ -75,13 +75,10 @@ def test_a_judge_from_before_a_setting_is_still_taken(trained) -> None:
     judge_run(trained[0], file.parent, device="cpu")
 
 
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"epochs": 1.0}, "epochs differ"), ({"overrides": ["seed=5"]}, "seed differ"),
-        ({"overrides": ["data.class_weights=balanced"]}, "data differ"), ({"output": "pair"}, "but no judge"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("options", "match"), [
+    ({"epochs": 1.0}, "epochs differ"), ({"overrides": ["seed=5"]}, "seed differ"),
+    ({"overrides": ["data.class_weights=balanced"]}, "data differ"), ({"output": "pair"}, "but no judge"),
+])  # fmt: skip
 def test_the_judge_of_another_model_is_refused(options, match, trained) -> None:
     with pytest.raises(CheckpointError, match=match):
         judge_run(trained[0], trained[0].with_name(options.pop("output", "judge")), device="cpu", **options)

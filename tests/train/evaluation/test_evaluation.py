@@ -189,14 +189,11 @@ def test_a_pair_agrees_with_itself_and_less_with_another(pair, split, report) ->
     assert report["teacher"]["mask_jaccard"] < 0.9 and report["teacher"]["selection_divergence"] > 0
 
 
-@pytest.mark.parametrize(
-    ("make", "options", "match"),
-    [
-        (make_rationalizer, {"labels": ("bad", "good")}, "labels"),
-        (make_rationalizer, {"max_length": 32}, "32 positions"),
-        (make_image_rationalizer, {"labels": ("negative", "positive")}, "reads image inputs, the student text inputs"),
-    ],
-)
+@pytest.mark.parametrize(("make", "options", "match"), [
+    (make_rationalizer, {"labels": ("bad", "good")}, "labels"),
+    (make_rationalizer, {"max_length": 32}, "32 positions"),
+    (make_image_rationalizer, {"labels": ("negative", "positive")}, "reads image inputs, the student text inputs"),
+])  # fmt: skip
 def test_a_teacher_that_cannot_be_compared_with_is_refused(make, options, match, pair, split) -> None:
     with pytest.raises(ConfigError, match=match):
         evaluate(pair, {"dev": split, "test": split}, teacher=make(**options), draws=0)

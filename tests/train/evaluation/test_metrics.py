@@ -164,26 +164,23 @@ def agreement(predicted: str, human: str) -> dict[str, float]:
     return mask_metrics.plausibility(masks, [mask.astype(float) for mask in masks], marks)
 
 
-@pytest.mark.parametrize(
-    ("predicted", "human", "expected"),
-    [
-        # the second is empty: 0, 0, 0
-        ("1100 000000", "0111 110000", {
-            "precision_macro": (1 / 2 + 0) / 2, "recall_macro": (1 / 3 + 0) / 2, "f1_macro": (2 / 5 + 0) / 2,
-            "precision_micro": 1 / 2, "recall_micro": 1 / 5, "f1_micro": 2 / 7}),
-        ("10 11", "11 10", {"f1_macro": 2 / 3}),  # the mean of the F1s, not the F1 of the means, which would be 3/4
-        ("1", "1", {"f1_macro": 1.0}), ("0000", "1111", {"auprc": 1.0}),
-        ("10 11", "10 00", {"examples": 1, "without_human_rationale": 1, "f1_macro": 1.0}),
-        ("10", "00", {"examples": 0, "without_human_rationale": 1}),
-        # spans. first: [0,2) with [0,3): 2/3, right; [5,7) with [6,8): 1/3, wrong. second: no overlap
-        ("11000110 1000", "11100011 0011", {"iou_f1_macro": 1 / 4, "iou_f1_micro": 1 / 3}),
-        # first: P 1/2 (two spans, one right), R 1; second: P 1, R 1/2; the mean of the F1s would be 2/3
-        ("1101 11000", "1100 11011", {"iou_f1_macro": 3 / 4}),
-        ("1000", "1100", {"iou_f1_macro": 1.0}),  # exactly one half is right
-        ("0100", "1110", {"iou_f1_macro": 0.0}),
-        ("00 11", "11 11", {"iou_f1_macro": 1 / 2}),  # an empty prediction is wrong, not missing
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("predicted", "human", "expected"), [
+    # the second is empty: 0, 0, 0
+    ("1100 000000", "0111 110000", {
+        "precision_macro": (1 / 2 + 0) / 2, "recall_macro": (1 / 3 + 0) / 2, "f1_macro": (2 / 5 + 0) / 2,
+        "precision_micro": 1 / 2, "recall_micro": 1 / 5, "f1_micro": 2 / 7}),
+    ("10 11", "11 10", {"f1_macro": 2 / 3}),  # the mean of the F1s, not the F1 of the means, which would be 3/4
+    ("1", "1", {"f1_macro": 1.0}), ("0000", "1111", {"auprc": 1.0}),
+    ("10 11", "10 00", {"examples": 1, "without_human_rationale": 1, "f1_macro": 1.0}),
+    ("10", "00", {"examples": 0, "without_human_rationale": 1}),
+    # spans. first: [0,2) with [0,3): 2/3, right; [5,7) with [6,8): 1/3, wrong. second: no overlap
+    ("11000110 1000", "11100011 0011", {"iou_f1_macro": 1 / 4, "iou_f1_micro": 1 / 3}),
+    # first: P 1/2 (two spans, one right), R 1; second: P 1, R 1/2; the mean of the F1s would be 2/3
+    ("1101 11000", "1100 11011", {"iou_f1_macro": 3 / 4}),
+    ("1000", "1100", {"iou_f1_macro": 1.0}),  # exactly one half is right
+    ("0100", "1110", {"iou_f1_macro": 0.0}),
+    ("00 11", "11 11", {"iou_f1_macro": 1 / 2}),  # an empty prediction is wrong, not missing
+])  # fmt: skip
 def test_agreement_with_people_by_hand(predicted, human, expected) -> None:
     measured = agreement(predicted, human)
     assert {name: measured[name] for name in expected} == approx(expected)

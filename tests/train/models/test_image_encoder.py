@@ -135,13 +135,10 @@ def test_networks_are_timms_own_and_gather_or_blank_patches_of_the_image(name):
     assert torch.equal(backbone.attended(other, keep), attended)
 
 
-@pytest.mark.parametrize(
-    ("name", "patch", "message"),
-    [
-        ("vit_gigantic", 16, "timm cannot build 'vit_gigantic'"),
-        ("vit_tiny_patch16_224", 8, r"cuts images into \(4, 4\) patches.*\(8, 8\); fix: image.patch"),
-    ],
-)
+@pytest.mark.parametrize(("name", "patch", "message"), [
+    ("vit_gigantic", 16, "timm cannot build 'vit_gigantic'"),
+    ("vit_tiny_patch16_224", 8, r"cuts images into \(4, 4\) patches.*\(8, 8\); fix: image.patch"),
+])  # fmt: skip
 def test_networks_that_timm_cannot_build_are_refused(name, patch, message):
     architecture = {"name": name, "arguments": {**TINY, "img_size": 64}}
     image = ImageConfig(height=64, width=64, patch=patch)

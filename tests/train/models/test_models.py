@@ -228,15 +228,12 @@ def test_the_gradient_reaches_the_selector_through_every_place_of_the_mask(make,
 # building
 
 
-@pytest.mark.parametrize(
-    ("settings", "operator", "message"),
-    [
-        ({"family": "lstm"}, "zero", "unknown family 'lstm'; families: .*transformers"),
-        ({"family": "bilstm", "width": 7, "heads": 1}, "zero", "even width"),
-        ({"family": "vit"}, "zero", "section 'image'"),
-        ({}, "sideways", "'sideways'.*zero, compact"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("settings", "operator", "message"), [
+    ({"family": "lstm"}, "zero", "unknown family 'lstm'; families: .*transformers"),
+    ({"family": "bilstm", "width": 7, "heads": 1}, "zero", "even width"),
+    ({"family": "vit"}, "zero", "section 'image'"),
+    ({}, "sideways", "'sideways'.*zero, compact"),
+])  # fmt: skip
 def test_what_cannot_be_built_is_named(settings, operator, message):
     sizes = {"layers": 1, "width": 8, "heads": 2, "feedforward": 8, "positions": 8}
     with pytest.raises(ConfigError, match=message):

@@ -114,19 +114,16 @@ ON_NOTHING = "{checkpoint} --set data.name=table --set data.path={folder}/nowher
 ON_A_PAIR = "{repository} --checkpoint {checkpoint} -o {folder}/result"
 
 
-@pytest.mark.parametrize(
-    ("app", "arguments", "trusted"),
-    [
-        (export_app, "{checkpoint} --output {folder}/out", None), (train_app, f"evaluate {ON_NOTHING}", "nowhere.csv"),
-        *((train_app, f"{name} {ON_NOTHING} -o {{folder}}/out", "nowhere.csv") for name in ("calibrate", "compact",
-                                                                                            "record")),
-        (train_app, "run demo_student --set selector.family={example} --set data.name=table "
-         "--set data.path={folder}/texts.csv -o {folder}/out", None),
-        (bench_app, f"accuracy {ON_A_PAIR} --data {{folder}}/texts.csv", ""),
-        (bench_app, f"faithfulness {ON_A_PAIR} --data {{folder}}/texts.csv", None),
-        (bench_app, f"latency {ON_A_PAIR}", None),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("app", "arguments", "trusted"), [
+    (export_app, "{checkpoint} --output {folder}/out", None), (train_app, f"evaluate {ON_NOTHING}", "nowhere.csv"),
+    *((train_app, f"{name} {ON_NOTHING} -o {{folder}}/out", "nowhere.csv") for name in ("calibrate", "compact",
+                                                                                        "record")),
+    (train_app, "run demo_student --set selector.family={example} --set data.name=table "
+     "--set data.path={folder}/texts.csv -o {folder}/out", None),
+    (bench_app, f"accuracy {ON_A_PAIR} --data {{folder}}/texts.csv", ""),
+    (bench_app, f"faithfulness {ON_A_PAIR} --data {{folder}}/texts.csv", None),
+    (bench_app, f"latency {ON_A_PAIR}", None),
+])  # fmt: skip
 def test_every_command_that_loads_networks_asks_for_trust(app, arguments, trusted, request, tmp_path, capsys):
     """``trusted`` is what it says with the option; None: it would take long."""
     if "demo_student" in arguments:
@@ -160,21 +157,18 @@ something = 3
 """
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("nowhere.at_all:Net", r"nowhere.at_all cannot be imported \(ModuleNotFoundError: No module named 'nowhere'\)"),
-        ("faulty:Net", r"faulty cannot be imported \(ZeroDivisionError: division by zero\); fix"),
-        ("of_mine:Absent", "the module of_mine has no class Absent"),
-        ("of_mine:", "'of_mine:' names no class; fix: write package.module:Class"),
-        ("of_mine:something", "is no subclass of rekd_train.models.base.Backbone"),
-        ("pathlib:Path", "is no subclass of rekd_train.models.base.Backbone"),
-        ("of_mine:Unfinished", "does not define gathered; fix: see docs/adding_a_family.md"),
-        ("of_mine:Mute", 'does not say what it reads; fix: modality = "text"'),
-        ("of_mine:Broken", r"cannot be built \(KeyError: 'size'\)"),
-        ("of_mine:Bare", r"cannot be built \(AttributeError: .* has no attribute 'settings'\)"),
-    ],
-)
+@pytest.mark.parametrize(("name", "message"), [
+    ("nowhere.at_all:Net", r"nowhere.at_all cannot be imported \(ModuleNotFoundError: No module named 'nowhere'\)"),
+    ("faulty:Net", r"faulty cannot be imported \(ZeroDivisionError: division by zero\); fix"),
+    ("of_mine:Absent", "the module of_mine has no class Absent"),
+    ("of_mine:", "'of_mine:' names no class; fix: write package.module:Class"),
+    ("of_mine:something", "is no subclass of rekd_train.models.base.Backbone"),
+    ("pathlib:Path", "is no subclass of rekd_train.models.base.Backbone"),
+    ("of_mine:Unfinished", "does not define gathered; fix: see docs/adding_a_family.md"),
+    ("of_mine:Mute", 'does not say what it reads; fix: modality = "text"'),
+    ("of_mine:Broken", r"cannot be built \(KeyError: 'size'\)"),
+    ("of_mine:Bare", r"cannot be built \(AttributeError: .* has no attribute 'settings'\)"),
+])  # fmt: skip
 def test_a_class_that_is_no_backbone_is_refused_in_a_line(tmp_path, monkeypatch, name, message):
     (tmp_path / "of_mine.py").write_text(MODULE)
     (tmp_path / "faulty.py").write_text("1 / 0")

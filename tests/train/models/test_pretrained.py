@@ -148,15 +148,12 @@ def test_a_pair_over_a_network_of_timm_reads_images_of_its_size(timm_directory):
     assert (pair.preprocessor.settings.height, pair.preprocessor.settings.rows) == (56, 4)
 
 
-@pytest.mark.parametrize(
-    ("role", "changes", "message"),
-    [
-        ("selector", {"family": "transformers"}, "data 'digits' are images, which the selector's family 'transformers' "
-         "cannot read; fix: --set selector.family=timm"),
-        ("selector", {"image": GREY | {"patch": 4}}, "must read the same images in the same patches, here 8 x 8 x 1 in "
-         "4 x 4 patches; one reads 8 x 8 x 1 in 2 x 2 patches; fix"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("role", "changes", "message"), [
+    ("selector", {"family": "transformers"}, "data 'digits' are images, which the selector's family 'transformers' "
+     "cannot read; fix: --set selector.family=timm"),
+    ("selector", {"image": GREY | {"patch": 4}}, "must read the same images in the same patches, here 8 x 8 x 1 in "
+     "4 x 4 patches; one reads 8 x 8 x 1 in 2 x 2 patches; fix"),
+])  # fmt: skip
 def test_networks_that_cannot_read_the_images_together(role, changes, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         pair_of(image_run(role, **changes))
@@ -165,17 +162,14 @@ def test_networks_that_cannot_read_the_images_together(role, changes, message):
 # sizes: those that are not given are the source's
 
 
-@pytest.mark.parametrize(
-    ("source", "settings", "messages"),
-    [
-        (BERT, {"layers": 9, "width": 8, "heads": 2, "layer_norm_eps": 1e-3}, "layers is 9,width is 8,"
-         "layer_norm_eps is 0.001"),
-        ("timm", {"image": ImageConfig(height=56, width=56, patch=8, channels=1)}, "image.patch is 8, the pretrained "
-         "network has 14,image.channels is 1"),
-        ("timm", {"layers": 1, "image": ImageConfig()}, "layers is 1, the pretrained network has 2"),
-        (VIT, {"image": ImageConfig()}, "image.mean and std are not said,0.485, 0.456, 0.406"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("source", "settings", "messages"), [
+    (BERT, {"layers": 9, "width": 8, "heads": 2, "layer_norm_eps": 1e-3}, "layers is 9,width is 8,"
+     "layer_norm_eps is 0.001"),
+    ("timm", {"image": ImageConfig(height=56, width=56, patch=8, channels=1)}, "image.patch is 8, the pretrained "
+     "network has 14,image.channels is 1"),
+    ("timm", {"layers": 1, "image": ImageConfig()}, "layers is 1, the pretrained network has 2"),
+    (VIT, {"image": ImageConfig()}, "image.mean and std are not said,0.485, 0.456, 0.406"),
+])  # fmt: skip
 def test_sizes_that_are_given_must_be_the_source_s(source, settings, messages, timm_directory):
     family = "transformers" if source is BERT else "timm"
     opened = open_source(str(timm_directory if source == "timm" else source), family, "selector")
@@ -212,22 +206,19 @@ def with_bias(path: Path, value: float | None) -> None:
     save_file({k: v for k, v in state.items() if k != BIAS or value}, path / "model.safetensors", {"format": "pt"})
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda path: with_bias(path, None), f"missing or misshapen: {BIAS}"),
-        (lambda path: with_bias(path, float("nan")), f"values that are not finite: {BIAS}"),
-        (lambda path: (path / "model.safetensors").write_bytes(b"cut"), "cannot be read as a network of transformer"),
-        (lambda path: (path / "model.safetensors").unlink(), r"no weights \(model.safetensors, pytorch_model.bin\); f"),
-        (lambda path: (path / "config.json").unlink(), "config.json is missing; give the directory"),
-        (lambda path: (path / "config.json").write_text("{"), "cannot be read as a network of transformers: "),
-        (lambda path: (path / "config.json").write_text('{"model_type": "bart_of_next_year"}'), "bart_of_next_year"),
-        (lambda path: directory_of("gpt2", path), "reads in one direction only"),
-        (lambda path: open_source(str(path), "bilstm", "selector"), "'bilstm' has no pretrained weights"),
-        (lambda path: open_source(str(path), "timm", "selector"), "is a 'bert' of transformers; fix: the same network "
-         "from timm"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("damage", "message"), [
+    (lambda path: with_bias(path, None), f"missing or misshapen: {BIAS}"),
+    (lambda path: with_bias(path, float("nan")), f"values that are not finite: {BIAS}"),
+    (lambda path: (path / "model.safetensors").write_bytes(b"cut"), "cannot be read as a network of transformer"),
+    (lambda path: (path / "model.safetensors").unlink(), r"no weights \(model.safetensors, pytorch_model.bin\); f"),
+    (lambda path: (path / "config.json").unlink(), "config.json is missing; give the directory"),
+    (lambda path: (path / "config.json").write_text("{"), "cannot be read as a network of transformers: "),
+    (lambda path: (path / "config.json").write_text('{"model_type": "bart_of_next_year"}'), "bart_of_next_year"),
+    (lambda path: directory_of("gpt2", path), "reads in one direction only"),
+    (lambda path: open_source(str(path), "bilstm", "selector"), "'bilstm' has no pretrained weights"),
+    (lambda path: open_source(str(path), "timm", "selector"), "is a 'bert' of transformers; fix: the same network "
+     "from timm"),
+])  # fmt: skip
 def test_directories_that_cannot_be_started_from(tmp_path, damage, message):
     with pytest.raises((CheckpointError, ConfigError), match=message) as caught:
         damage(directory_of("bert", tmp_path))

@@ -100,15 +100,12 @@ def test_states_of_a_bilstm_are_those_of_a_packed_bidirectional_lstm(texts):
     torch.testing.assert_close(pooled, torch.cat([last[-2], last[-1]], dim=1), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("kind", "reason"),
-    [
-        ("mobilebert", "lets padding change its states"), ("convbert", "lets padding change its states"),
-        ("gpt2", "reads in one direction only.*fix: a bidirectional encoder"),
-        ("llama", "reads in one direction only"), ("t5", "does not run on embeddings alone"),
-        ("clip", "no encoder|cannot be built|takes no|does not run"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("kind", "reason"), [
+    ("mobilebert", "lets padding change its states"), ("convbert", "lets padding change its states"),
+    ("gpt2", "reads in one direction only.*fix: a bidirectional encoder"),
+    ("llama", "reads in one direction only"), ("t5", "does not run on embeddings alone"),
+    ("clip", "no encoder|cannot be built|takes no|does not run"),
+])  # fmt: skip
 def test_encoders_that_cannot_be_a_backbone_are_refused_with_the_reason(kind, reason):
     with pytest.raises(ConfigError, match=reason) as caught:
         backbone_of(kind)

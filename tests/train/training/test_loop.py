@@ -46,14 +46,11 @@ def test_word_embeddings_have_their_own_rate_and_vectors_do_not_decay(make):
     assert id(tables[0]) not in groups(pair), "what is frozen is not optimised"
 
 
-@pytest.mark.parametrize(
-    ("schedule", "warmup", "expected"),
-    [
-        ("constant", 0.0, [1e-3, 1e-3]),
-        ("linear", 0.0, [1e-3 * 21 / 41, 1e-3 / 41]),
-        ("constant", 0.8, [1e-3 * 20 / 41 / 0.8, 1e-3]),
-    ],
-)
+@pytest.mark.parametrize(("schedule", "warmup", "expected"), [
+    ("constant", 0.0, [1e-3, 1e-3]),
+    ("linear", 0.0, [1e-3 * 21 / 41, 1e-3 / 41]),
+    ("constant", 0.8, [1e-3 * 20 / 41 / 0.8, 1e-3]),
+])  # fmt: skip
 def test_the_rate_is_constant_or_decays_after_a_warm_up(schedule, warmup, expected):
     """Read twice in a stage of 40 steps."""
     seen, optimisation = Recorder(), {"schedule": schedule, "warmup": warmup, "learning_rate": 1e-3}
@@ -126,15 +123,12 @@ class Breaks(Recorder):
                 self._pair.predictor.head[-1].bias.fill_(float("inf"))
 
 
-@pytest.mark.parametrize(
-    ("broken", "stages", "match"),
-    [
-        (float("nan"), {}, r"diverged, loss is nan at step 16; fix: a lower optimisation\.learning_rate"),
-        # dev is measured, and patience ends the stage, before the first reading of the loss
-        (float("nan"), {"evaluate_every": 0.25, "patience": 1}, "diverged, loss on dev is nan at step 2"),
-        (None, {}, "diverged, the weights' norm is nan at step 16; fix"),
-    ],
-)
+@pytest.mark.parametrize(("broken", "stages", "match"), [
+    (float("nan"), {}, r"diverged, loss is nan at step 16; fix: a lower optimisation\.learning_rate"),
+    # dev is measured, and patience ends the stage, before the first reading of the loss
+    (float("nan"), {"evaluate_every": 0.25, "patience": 1}, "diverged, loss on dev is nan at step 2"),
+    (None, {}, "diverged, the weights' norm is nan at step 16; fix"),
+])  # fmt: skip
 def test_a_diverged_run_stops_and_saves_nothing(broken, stages, match, tmp_path):
     pair, train, dev = toy_texts()
     if broken is not None:

@@ -49,15 +49,12 @@ LINE = [[1, 1, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0]]
 GRID = [[1, 1, 0, 1, 1, 0, 0, 0, 0], [1, 0, 1, 0, 1, 0, 1, 0, 1]]  # a block of 2 x 2 in a corner; a chess board
 
 
-@pytest.mark.parametrize(
-    ("mask", "real", "columns", "borders"),
-    [
-        (LINE, 6, None, (3 / 6 + 0) / 2),
-        (LINE, 4, None, (1 / 4 + 0) / 2),  # the last kept one is padding, and the border to it is no border
-        (GRID, 9, 3, (4 / 9 + 12 / 9) / 2),
-        (GRID, 9, None, (3 / 9 + 8 / 9) / 2),  # read as a line
-    ],
-)
+@pytest.mark.parametrize(("mask", "real", "columns", "borders"), [
+    (LINE, 6, None, (3 / 6 + 0) / 2),
+    (LINE, 4, None, (1 / 4 + 0) / 2),  # the last kept one is padding, and the border to it is no border
+    (GRID, 9, 3, (4 / 9 + 12 / 9) / 2),
+    (GRID, 9, None, (3 / 9 + 8 / 9) / 2),  # read as a line
+])  # fmt: skip
 def test_discontinuity_counts_neighbours_that_differ(mask, real, columns, borders):
     mask = torch.tensor(mask, dtype=torch.float32)
     selectable = (torch.arange(mask.shape[1]) < real).expand(mask.shape)

@@ -136,18 +136,15 @@ def test_a_teacher_is_remembered_where_its_inputs_stay_the_same(augmented):
 # the penalty
 
 
-@pytest.mark.parametrize(
-    ("selection", "expected"),
-    [
-        ({}, lambda kept, real: (kept.sum() / real.sum() - 0.15) ** 2),
-        ({"penalty_on": "counts"}, lambda kept, real: (kept.mean() - 0.15 * real.mean()) ** 2),
-        ({"penalty_per": "example"}, lambda kept, real: ((kept / real - 0.15) ** 2).mean()),
-        ({"penalty_per": "example", "penalty_on": "counts"}, lambda kept, real: ((kept - 0.15 * real) ** 2).mean()),
-        ({"penalty_on": "counts", "denominator": "all"}, lambda kept, real: (kept.mean() - 0.15 * 48) ** 2),
-        ({"penalty_on": "counts", "denominator": "all", "selectable": "all"},
-         lambda kept, real: (kept.mean() - 0.15 * 48) ** 2),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("selection", "expected"), [
+    ({}, lambda kept, real: (kept.sum() / real.sum() - 0.15) ** 2),
+    ({"penalty_on": "counts"}, lambda kept, real: (kept.mean() - 0.15 * real.mean()) ** 2),
+    ({"penalty_per": "example"}, lambda kept, real: ((kept / real - 0.15) ** 2).mean()),
+    ({"penalty_per": "example", "penalty_on": "counts"}, lambda kept, real: ((kept - 0.15 * real) ** 2).mean()),
+    ({"penalty_on": "counts", "denominator": "all"}, lambda kept, real: (kept.mean() - 0.15 * 48) ** 2),
+    ({"penalty_on": "counts", "denominator": "all", "selectable": "all"},
+     lambda kept, real: (kept.mean() - 0.15 * 48) ** 2),
+])  # fmt: skip
 def test_every_budget_penalty(selection, expected, texts):
     pair, teacher, batch = texts
     everything = selection.get("selectable") == "all"

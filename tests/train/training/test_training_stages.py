@@ -75,15 +75,12 @@ def test_a_seed_fixes_everything_and_another_changes_it():
     assert not same(one, short(seed=4)[0])
 
 
-@pytest.mark.parametrize(
-    ("selector", "predictor", "starts"),
-    [
-        ({}, {}, True),
-        ({"pretrained": "mine"}, {}, False),  # it has pretrained weights of its own
-        ({"word_embeddings": "minilm"}, {}, False),
-        ({"pretrained": "mine"}, {"pretrained": "mine"}, True),  # one source for both
-    ],
-)
+@pytest.mark.parametrize(("selector", "predictor", "starts"), [
+    ({}, {}, True),
+    ({"pretrained": "mine"}, {}, False),  # it has pretrained weights of its own
+    ({"word_embeddings": "minilm"}, {}, False),
+    ({"pretrained": "mine"}, {"pretrained": "mine"}, True),  # one source for both
+])  # fmt: skip
 def test_a_selector_of_the_predictor_s_size_starts_from_it(selector, predictor, starts):
     pair, train, dev = toy_texts(equal=True)
     before, log = copy.deepcopy(pair.selector.backbone), Recorder()
@@ -122,14 +119,11 @@ def test_plain_classifier_and_plain_distillation(trained):
     short(make, options={"teacher": alone}, distillation=weightless, stages={"rationale_epochs": 0.2})
 
 
-@pytest.mark.parametrize(
-    ("selection", "policy"),
-    [
-        ({"decision": "argmax"}, (0.0, 0.3, 1, "real")),
-        ({"decision": "top-k"}, (None, 0.15, 1, "real")),
-        ({"decision": "argmax", "budget": None, "minimum": 0, "selectable": "all"}, (0.0, None, 0, "all")),
-    ],
-)
+@pytest.mark.parametrize(("selection", "policy"), [
+    ({"decision": "argmax"}, (0.0, 0.3, 1, "real")),
+    ({"decision": "top-k"}, (None, 0.15, 1, "real")),
+    ({"decision": "argmax", "budget": None, "minimum": 0, "selectable": "all"}, (0.0, None, 0, "all")),
+])  # fmt: skip
 def test_stored_rules(selection, policy):
     found = short(selection=selection, stages={"rationale_epochs": 0.2, "compact_epochs": 0})[0].policy
     assert (found.bias, found.budget, found.minimum, found.selectable) == policy
@@ -174,16 +168,13 @@ def test_compaction_and_calibration_alone():
 # what cannot be trained
 
 
-@pytest.mark.parametrize(
-    ("split", "change", "match"),
-    [
-        ("train", lambda labels: labels + 1, "split 'train' has the label 2; there are 2 classes, 0 to 1; fix"),
-        ("dev", lambda labels: labels - 1, "split 'dev' has the label -1.*fix"),
-        ("train", np.zeros_like, "training examples are all of one class; fix"),
-        ("train", lambda labels: labels[:-1], "256 examples and 255 labels.*fix"),
-        ("train", lambda labels: labels[:0], "256 examples and 0 labels.*fix"),
-    ],
-)
+@pytest.mark.parametrize(("split", "change", "match"), [
+    ("train", lambda labels: labels + 1, "split 'train' has the label 2; there are 2 classes, 0 to 1; fix"),
+    ("dev", lambda labels: labels - 1, "split 'dev' has the label -1.*fix"),
+    ("train", np.zeros_like, "training examples are all of one class; fix"),
+    ("train", lambda labels: labels[:-1], "256 examples and 255 labels.*fix"),
+    ("train", lambda labels: labels[:0], "256 examples and 0 labels.*fix"),
+])  # fmt: skip
 def test_labels_that_are_no_classes(split, change, match):
     pair, train, dev = toy_texts()
     chosen = {"train": train, "dev": dev}[split]
@@ -208,26 +199,23 @@ def image_teacher(**image):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("teacher", "match", "student"),
-    [
-        (lambda: make_rationalizer(labels="abc"), r"teacher has 3 classes \(a, b, c", make_rationalizer),
-        (lambda: make_rationalizer(labels=("positive", "negative")), "orders its classes otherwise", make_rationalizer),
-        (cut_short, "reads at most 32 tokens.*up to 48; fix: data.max_length=32", make_rationalizer),
-        (
-            lambda: make_image_rationalizer(labels=("negative", "positive")),
-            "teacher reads image inputs, the student text inputs", make_rationalizer,
-        ),
-        (
-            lambda: image_teacher(height=16, width=12, channels=1, patch=2),
-            r"into \(8, 6\).*patches, the student into \(4, 3\)", make_image_rationalizer,
-        ),
-        (
-            lambda: image_teacher(height=24, width=12, channels=1, patch=4),
-            r"images of \(24, 12, 1\).*not of \(16, 12, 1\)", make_image_rationalizer,
-        ),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("teacher", "match", "student"), [
+    (lambda: make_rationalizer(labels="abc"), r"teacher has 3 classes \(a, b, c", make_rationalizer),
+    (lambda: make_rationalizer(labels=("positive", "negative")), "orders its classes otherwise", make_rationalizer),
+    (cut_short, "reads at most 32 tokens.*up to 48; fix: data.max_length=32", make_rationalizer),
+    (
+        lambda: make_image_rationalizer(labels=("negative", "positive")),
+        "teacher reads image inputs, the student text inputs", make_rationalizer,
+    ),
+    (
+        lambda: image_teacher(height=16, width=12, channels=1, patch=2),
+        r"into \(8, 6\).*patches, the student into \(4, 3\)", make_image_rationalizer,
+    ),
+    (
+        lambda: image_teacher(height=24, width=12, channels=1, patch=4),
+        r"images of \(24, 12, 1\).*not of \(16, 12, 1\)", make_image_rationalizer,
+    ),
+])  # fmt: skip
 def test_a_teacher_that_does_not_fit(teacher, match, student):
     with pytest.raises(ConfigError, match=match):
         check_teacher(teacher(), student(), toy_config())
@@ -247,17 +235,14 @@ def test_a_teacher_whose_tokenizer_is_only_written_otherwise_fits(lowercase, fit
         check_teacher(teacher, make_rationalizer(), toy_config())
 
 
-@pytest.mark.parametrize(
-    ("selection", "words", "allowed"),
-    [
-        ({"decision": "top-k", "target": 0.1}, 29, "29 words, of which selection.target=0.1 allows 2"),
-        ({"decision": "top-k", "target": 0.1}, 30, ""),
-        ({"decision": "calibrated", "target": 0.1, "budget": 0.15}, 10, "selection.budget=0.15 allows 1"),
-        ({"decision": "calibrated", "target": 0.1, "budget": 0.15}, 20, ""),
-        ({"decision": "argmax", "budget": None}, 3, ""),
-        (None, 5, ""),
-    ],
-)
+@pytest.mark.parametrize(("selection", "words", "allowed"), [
+    ({"decision": "top-k", "target": 0.1}, 29, "29 words, of which selection.target=0.1 allows 2"),
+    ({"decision": "top-k", "target": 0.1}, 30, ""),
+    ({"decision": "calibrated", "target": 0.1, "budget": 0.15}, 10, "selection.budget=0.15 allows 1"),
+    ({"decision": "calibrated", "target": 0.1, "budget": 0.15}, 20, ""),
+    ({"decision": "argmax", "budget": None}, 3, ""),
+    (None, 5, ""),
+])  # fmt: skip
 def test_a_budget_below_three_words_is_noted_for_texts_that_are_short(selection, words, allowed):
     """Most of 9 texts have so many words, a few are longer."""
     lengths, preprocessor = [words] * 6 + [40] * 3, make_rationalizer().preprocessor

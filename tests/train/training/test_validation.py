@@ -62,15 +62,12 @@ def test_what_is_served_is_what_is_measured(make):
     assert figures["selection_rate"] == pytest.approx(0.15, abs=0.02)
 
 
-@pytest.mark.parametrize(
-    ("make", "selection", "size"),
-    [
-        (toy_texts, {"continuity": 0.4}, 30),
-        (toy_images, {"continuity": 0.4}, 30),
-        (toy_texts, {"denominator": "all"}, 64),
-        (toy_texts, {"penalty_per": "example"}, 30),
-    ],
-)
+@pytest.mark.parametrize(("make", "selection", "size"), [
+    (toy_texts, {"continuity": 0.4}, 30),
+    (toy_images, {"continuity": 0.4}, 30),
+    (toy_texts, {"denominator": "all"}, 64),
+    (toy_texts, {"penalty_per": "example"}, 30),
+])  # fmt: skip
 def test_the_extraction_loss_is_that_of_batches_in_order(make, selection, size):
     pair, _, dev = make()
     outputs = run_selector(pair, dev)
