@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize("operator", ["zero", "compact"])
 def test_it_learns_to_read_what_is_shown_and_no_more(operator) -> None:
     judge = plain(make_rationalizer(11, operator=operator))
-    train, dev = ToyTexts(judge, 512, 1), ToyTexts(judge, 128, 2)
+    train, dev = ToyTexts.split(judge, 512, 1), ToyTexts.split(judge, 128, 2)
     selector = copy.deepcopy(judge.selector.state_dict())
     fit_judge(toy_config(), judge, train, epochs=8)
     figures = judge_figures(judge, dev)

@@ -49,7 +49,7 @@ def fresh(**options):
 @pytest.fixture(scope="module")
 def trained():
     pair, config = fresh(kernel=5)
-    fit(config, pair, ToyTexts(pair, 256, 1), ToyTexts(pair, 64, 2))
+    fit(config, pair, ToyTexts.split(pair, 256, 1), ToyTexts.split(pair, 64, 2))
     return pair.eval()
 
 

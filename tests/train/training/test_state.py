@@ -55,7 +55,7 @@ def test_other_content_of_the_same_length_is_other_data(make):
     _, train, dev = make(examples=600)
     before = identity_of(toy_config(), train, dev)["data"]
     assert before == identity_of(toy_config(), *make(examples=600)[1:])["data"]
-    last = train.pixels[-1] if make is toy_images else train._ids[-1]
+    last = train.pixels[-1] if make is toy_images else train.ids[-1]
     last[1] = last[2]
     assert identity_of(toy_config(), train, dev)["data"] != before
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -40,8 +42,7 @@ def teacher():
 def losses_with(teacher, config=CONFIG, labels=None) -> list[float]:
     """Every loss of a short training on the 96 texts."""
     pair, train, dev = toy_texts(seed=5, examples=96)
-    if labels is not None:
-        train.labels = labels
+    train = train if labels is None else replace(train, labels=labels)
     recorder = Recorder()
     fit(config, pair, train, dev, teacher=teacher, observer=recorder)
     return [loss for stage, *_ in recorder.stages for loss in recorder.losses(stage)]

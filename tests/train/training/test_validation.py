@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -96,7 +98,7 @@ def test_the_extraction_loss_is_that_of_batches_in_order(make, selection, size):
 
 def test_class_weights_count_in_the_extraction_loss_as_in_training():
     pair, _, dev = toy_texts()
-    dev.labels = (np.arange(64) % 8 == 0).astype(np.int64)
+    dev = replace(dev, labels=(np.arange(64) % 8 == 0).astype(np.int64))
     figures = evaluation(pair, dev, with_rationale=False, data={"class_weights": "balanced"})(10)
     logits = run_masks(pair, dev, {"all": run_selector(pair, dev).selectable})["all"]
     each = losses.cross_entropy(torch.from_numpy(logits), torch.from_numpy(dev.labels), reduction="none").numpy()
