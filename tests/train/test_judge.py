@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_rationalizer
-from toys import Recorder, ToyTexts, plain, toy_config
+from toys import Recorder, ToyTexts, plain, recorded_pair, toy_config
 
 from rekd_train.checkpoints import checkpoint
-from rekd_train.config.run import RunConfig
 from rekd_train.errors import CheckpointError
 from rekd_train.evaluation.forward import run_masks, run_selector
 from rekd_train.judge import fit_judge, judge_figures, judge_run
@@ -42,16 +41,9 @@ def test_it_learns_to_read_what_is_shown_and_no_more(operator) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A checkpoint that records a run on a small table, its judge, and what its training was told."""
-    folder, observer = tmp_path_factory.mktemp("judge"), Recorder()
-    rows = [f"{text},{('bad', 'good')[label]}" for text, label in zip(*ToyTexts.words(80, 0), strict=True)]
-    (folder / "texts.csv").write_text("\n".join(["text,label", *rows]))
-    pair = make_rationalizer(labels=("bad", "good"))
-    sizes = {role: getattr(pair, role).backbone.settings.model_dump() for role in ("selector", "predictor")}
-    data = {"name": "table", "path": str(folder / "texts.csv"), "max_length": 48}
-    config = RunConfig.model_validate({"name": "toy", "data": data, **sizes})
-    path = checkpoint.save(pair, folder / "pair", training={"config": config.model_dump()})
-    return path, judge_run(path, folder / "judge", epochs=0.5, observer=observer, device="cpu"), observer
+    """A checkpoint that records a run, its judge, and what its training was told."""
+    path, observer = recorded_pair(tmp_path_factory.mktemp("judge")), Recorder()
+    return path, judge_run(path, path.with_name("judge"), epochs=0.5, observer=observer, device="cpu"), observer
 
 
 def test_it_is_trained_once_and_kept(trained) -> None:
@@ -65,14 +57,11 @@ def test_it_is_trained_once_and_kept(trained) -> None:
     assert kept.predictor.operator == own.predictor.operator and kept.policy.bias is None
     dev = checkpoint.read_metrics(path.with_name("judge"))["dev"]
     assert set(dev) == {"accuracy", "accuracy_random_10", "accuracy_random_50"}
-
-
-def test_a_judge_from_before_a_setting_is_still_taken(trained) -> None:
-    file = trained[0].with_name("judge") / "config.json"
+    file = path.with_name("judge") / "config.json"
     description = json.loads(file.read_text())
     del description["training"]["judge"]["data"]["class_weights"]
     file.write_text(json.dumps(description))
-    judge_run(trained[0], file.parent, device="cpu")
+    judge_run(path, file.parent, device="cpu")  # one from before a setting is still taken
 
 
 @pytest.mark.parametrize(("options", "match"), [

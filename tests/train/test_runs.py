@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from conftest import WORDS, tiny_tokenizer_json
 import rekd_train
 from rekd_train import runs
 from rekd_train.checkpoints import checkpoint, recorded
-from rekd_train.config.run import BackboneConfig, RunConfig
+from rekd_train.config.run import RunConfig
 from rekd_train.data import DataSet, LabelledTexts
 from rekd_train.errors import CheckpointError, ConfigError, DataError
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
@@ -67,7 +68,7 @@ def config(**changes) -> RunConfig:
 @pytest.fixture(scope="module")
 def teacher(planted, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "teacher"
-    return output, runs.train_run(config(), output)
+    return output, runs.train_run(config(name="teacher"), output)
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +94,9 @@ def test_a_run_learns_the_planted_word_within_its_rate(run, request):
     assert pair.predictor.operator == "compact"
     prediction = pair.predict(["the film was good and the plot was dark but the actor and the end"])[0]
     assert prediction.label == "positive" and 0 < prediction.rate <= 0.3
-
-
-def test_the_checkpoint_says_where_it_comes_from(student):
-    card = (student[0] / "README.md").read_text()
-    assert "made up" in card and "# student" in card
-    examples = [json.loads(line) for line in (student[0] / "examples.jsonl").read_text().splitlines()]
+    card = (output / "README.md").read_text()
+    assert "made up" in card and f"# {output.name}" in card
+    examples = [json.loads(line) for line in (output / "examples.jsonl").read_text().splitlines()]
     assert len(examples) == 64 and examples[0].keys() >= {"text", "label"}
 
 
@@ -118,21 +116,18 @@ def test_calibrating_fits_bias_and_temperature_again(planted, student, tmp_path)
     before, after = (rekd_train.load(path) for path in (student[0], tmp_path / "less"))
     assert after.policy.bias < before.policy.bias
     assert after.probability_temperature != before.probability_temperature
+    runs.calibrate_run(student[0], tmp_path / "top", 0.1, overrides=["selection.decision=top-k"])
+    assert rekd_train.load(tmp_path / "top").policy.budget == 0.1
 
 
-def test_a_rate_for_a_rule_without_one_is_refused(planted, student, tmp_path):
-    for overrides in (["selection.decision=argmax"], ["selection.decision=argmax", "selection.budget=none"]):
-        with pytest.raises(ConfigError, match="decision is 'argmax'.*fix: --set selection.decision=calibrated"):
-            runs.calibrate_run(student[0], tmp_path / "out", 0.1, overrides=overrides)
-        assert not (tmp_path / "out").exists()
-    runs.calibrate_run(student[0], tmp_path / "out", 0.1, overrides=["selection.decision=top-k"])
-    assert rekd_train.load(tmp_path / "out").policy.budget == 0.1
-
-
-@pytest.mark.parametrize("target", [0.0, -1.0, 1.5, float("nan")])
-def test_a_rate_that_is_no_share_is_refused(planted, student, tmp_path, target):
-    with pytest.raises(ConfigError, match="selection.target: Input should be"):
-        runs.calibrate_run(student[0], tmp_path / "out", target)
+@pytest.mark.parametrize(("target", "overrides", "match"), [
+    (0.1, ["selection.decision=argmax"], "decision is 'argmax'.*fix: --set selection.decision=calibrated"),
+    (0.1, ["selection.decision=argmax", "selection.budget=none"], "decision is 'argmax'"),
+    *((target, [], "selection.target: Input should be") for target in (0.0, -1.0, 1.5, float("nan"))),
+])  # fmt: skip
+def test_a_rate_for_a_rule_without_one_or_that_is_no_share_is_refused(student, tmp_path, target, overrides, match):
+    with pytest.raises(ConfigError, match=match):
+        runs.calibrate_run(student[0], tmp_path / "out", target, overrides=overrides)
     assert not (tmp_path / "out").exists()
 
 
@@ -144,8 +139,6 @@ def test_an_output_that_holds_something_else_is_refused_before_training(planted,
 
 
 def test_a_recorded_run_of_another_version_is_named(planted, student, tmp_path):
-    import shutil
-
     copy = shutil.copytree(student[0], tmp_path / "copy")
     description = json.loads((copy / "config.json").read_text())
     description["training"]["config"]["stages"]["bogus"] = 1
@@ -160,22 +153,19 @@ def test_a_classifier_keeps_everything(planted, tmp_path):
     assert metrics["test"]["rate"] == 1.0 and metrics["test"]["accuracy"] > 0.8
 
 
-def test_a_warm_start_that_does_not_fit_is_refused_before_training(planted, tmp_path):
-    mine = config()
-    sizes = mine.predictor.model_dump()
-    words = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=24))
-    vocabulary = json.loads(tiny_tokenizer_json())
-    entries = vocabulary["model"]["vocab"]
-    entries["film"], entries["movie"] = entries["movie"], entries["film"]
-    others = TextPreprocessor(json.dumps(vocabulary), words.settings)
-    for name, changes, labels, read, error, message in (
-        ("classes", {}, ("a", "b", "c"), words, DataError, r"data have 2 classes .*model has 3 \(a, b, c\); fix"),
-        ("order", {}, ("positive", "negative"), words, DataError, "classes in the same order"),
-        ("tokens", {}, planted.label_names, others, ConfigError, "reads other tokens than this run; fix"),
-        ("sizes", {"layers": 2}, planted.label_names, words, ConfigError, r"other sizes .*\(layers\).*fix"),
-    ):
-        whole = mine.model_copy(update={"selector": BackboneConfig.model_validate(sizes | changes)})
-        checkpoint.save(fresh_pair(whole, read, labels), tmp_path / name, training={"name": "start"})
-        with pytest.raises(error, match=message):
-            runs.train_run(mine, tmp_path / "out", warm_start=tmp_path / name, device="cpu")
+@pytest.mark.parametrize(("changes", "labels", "swapped", "error", "message"), [
+    ({}, "abc", False, DataError, r"data have 2 classes .*model has 3 \(a, b, c\); fix"),
+    ({}, ("positive", "negative"), False, DataError, "classes in the same order"),
+    ({}, ("negative", "positive"), True, ConfigError, "reads other tokens than this run; fix"),
+    ({"layers": 2}, ("negative", "positive"), False, ConfigError, r"other sizes .*\(layers\).*fix"),
+])  # fmt: skip
+def test_a_warm_start_that_does_not_fit_is_refused(planted, tmp_path, changes, labels, swapped, error, message):
+    content, mine = tiny_tokenizer_json(), config()
+    if swapped:
+        content = content.replace('"film"', '"?"').replace('"movie"', '"film"').replace('"?"', '"movie"')
+    other = mine.model_copy(update={"selector": mine.predictor.model_copy(update=changes)})
+    pair = fresh_pair(other, TextPreprocessor(content, TextSettings(max_length=24)), labels)
+    start = checkpoint.save(pair, tmp_path / "start", training={"name": "start"})
+    with pytest.raises(error, match=message):
+        runs.train_run(mine, tmp_path / "out", warm_start=start, device="cpu")
     assert not (tmp_path / "out").exists()

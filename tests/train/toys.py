@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import WORDS, make_image_rationalizer, make_rationalizer
 
+from rekd_train.checkpoints.checkpoint import save
 from rekd_train.config.run import RunConfig
 from rekd_train.data import ImageSplit, LabelledTexts, tokenize
 from rekd_train.models.base import Selector
@@ -85,6 +86,17 @@ def plain(pair: Rationalizer, equal: bool = False) -> Rationalizer:
         pair.selector.head[-1].weight.div_(1 if equal else 8)
         pair.predictor.head[-1].weight.div_(20)
     return pair
+
+
+def recorded_pair(folder: Path, **config) -> Path:
+    """The checkpoint of a random pair that records a run on a small table beside it."""
+    rows = [f"{text},{('bad', 'good')[label]}" for text, label in zip(*ToyTexts.words(80, 0), strict=True)]
+    (folder / "texts.csv").write_text("\n".join(["text,label", *rows]))
+    pair = make_rationalizer(labels=("bad", "good"))
+    sizes = {role: getattr(pair, role).backbone.settings.model_dump() for role in ("selector", "predictor")}
+    data = {"name": "table", "path": str(folder / "texts.csv")}
+    recorded = toy_config(**{"data": data, **sizes, **config}).model_dump()
+    return save(pair, folder / "pair", training={"name": "toy", "config": recorded})
 
 
 class Recorder(Observer):
