@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from conftest import make_rationalizer
 from pytest import approx
 from toys import toy_config, toy_images, toy_texts
 
-from rekd_train.models.gates import relaxed_log_choice
+from rekd_train.config.run import checked_config
 from rekd_train.training import losses
 from rekd_train.training.losses import gumbel, key, uniform_scalar
 from rekd_train.training.objectives import ClassifierObjective, CompactObjective, RationaleObjective
@@ -36,90 +38,88 @@ def texts():
     return one_batch()
 
 
-def figures_of(texts, taught: bool = True, **changes) -> dict[str, float]:
+def figures_of(pair, batch, config, teacher=None) -> dict[str, float]:
+    live = Teacher(teacher, CPU, "fp32") if teacher else None
+    return {name: value.item() for name, value in RationaleObjective(config, pair, CPU, SEED, live)(batch).items()}
+
+
+@torch.no_grad()
+def reference(pair, teacher, batch, config) -> dict[str, float]:
+    """Every figure of the rationale stage, straight from the formulas (REKD sec. 3)."""
+    selection, settings, tau = config.selection, config.distillation, config.temperature
+    step = batch.step if tau.refresh == 1 else (batch.step + 1) // tau.refresh * tau.refresh
+    now = tau.start * (tau.end / tau.start) ** (step / batch.steps)
+    inputs, selectable = batch.inputs, pair.selectable(batch.inputs)
+    logits, theirs = pair.selector_logits(inputs), teacher.selector_logits(inputs)
+    noise = [gumbel(key(SEED, purpose, batch.step), batch.indices, logits.shape[1]) for purpose in (0, 1)]
+    mask = (logits + noise[0])[..., 1] > (logits + noise[0])[..., 0]
+    kept, real = (each.sum(dim=1).double() for each in (mask & selectable, pair.selector.backbone.selectable(inputs)))
+    features = torch.full_like(real, 48) if selection.denominator == "all" else real
+    counts = (kept, features) if selection.penalty_per == "example" else (kept.mean(), features.mean())
+    off = counts[0] - selection.target * counts[1] if selection.penalty_on == "counts" else (
+        counts[0] / counts[1] - selection.target)
+    figures = {"kept": kept.sum(), "features": features.sum(), "penalty": selection.weight * (off**2).mean()}
+    ours = pair.class_logits(inputs, mask)
+    figures["extraction"] = torch.nn.functional.cross_entropy(ours, batch.labels) + figures["penalty"]
+    if selection.continuity:
+        borders = losses.discontinuity(mask.float(), selectable, pair.selector.backbone.columns)
+        figures["discontinuity"] = selection.continuity * borders
+        figures["extraction"] = figures["extraction"] + figures["discontinuity"]
+    own, noisy = teacher.select(inputs).mask, settings.noise == "independent"
+    scored = [(each + noise[i] if noisy else each) for i, each in enumerate((logits, theirs))]
+    warmth = settings.rationale_temperature or now
+    student, target = (each / warmth for each in scored)
+    decided = scored[1].argmax(dim=-1) if noisy else own.long()
+    target = torch.nn.functional.one_hot(decided, 2).float() if settings.hard_labels else target.softmax(dim=-1)
+    surprise = (torch.xlogy(target, target) - target * student.log_softmax(dim=-1)).sum(dim=-1)
+    classes = teacher.class_logits(inputs, own if settings.teacher_mask == "teacher" else mask)
+    taught = (classes / now).softmax(dim=-1)
+    distance = (torch.xlogy(taught, taught) - taught * (ours / now).log_softmax(dim=-1)).sum(dim=-1).mean() * now**2
+    if settings.hard_labels:
+        distance = torch.nn.functional.cross_entropy(ours, classes.argmax(dim=-1))
+    weights = settings.rationale_weight, settings.prediction_weight
+    terms = (surprise * selectable).sum() / len(mask), distance
+    figures |= {"rationale": terms[0] * (weights[0] > 0), "prediction": terms[1] * (weights[1] > 0)}
+    alpha = (tau.start - now) / (tau.start - tau.end) if settings.alpha == "anneal" else settings.alpha
+    loss = alpha * figures["extraction"] + (1 - alpha) * sum(map(operator.mul, weights, terms))
+    return {name: float(value) for name, value in (figures | {"loss": loss}).items()}
+
+
+@pytest.mark.parametrize("changes", [
+    "distillation.alpha=1.0", "distillation.alpha=0.0", "distillation.alpha=anneal",
+    "distillation.rationale_weight=0.0", "distillation.prediction_weight=0.0", "distillation.rationale_weight=0.3",
+    "distillation.hard_labels=true", "distillation.hard_labels=true distillation.noise=independent",
+    "distillation.hard_labels=true temperature.start=4.0", "distillation.noise=independent",
+    "distillation.teacher_mask=student", "distillation.rationale_temperature=none",
+    "distillation.rationale_temperature=none temperature.refresh=5", "temperature.refresh=5",
+    "selection.penalty_on=counts", "selection.penalty_per=example", "selection.weight=3.0", "selection.continuity=0.7",
+    "selection.penalty_per=example selection.penalty_on=counts",
+    "selection.penalty_on=counts selection.denominator=all",
+    "selection.penalty_on=counts selection.denominator=all selection.selectable=all",
+])  # fmt: skip
+def test_every_setting_changes_the_figures_as_the_formulas_say(changes, texts):
     pair, teacher, batch = texts
-    live = Teacher(teacher, CPU, "fp32") if taught else None
-    found = RationaleObjective(toy_config(**changes), pair, CPU, SEED, live)(batch)
-    return {name: value.item() for name, value in found.items()}
+    document, everything = toy_config(selection={"weight": 1.0}).model_dump(), "selectable=all" in changes
+    configs = [checked_config(document, given, Path("toy")) for given in ([], changes.split())]
+    pair.policy = pair.policy.model_copy(update={"selectable": "all" if everything else "real"})
+    wider = replace(batch, inputs={name: torch.nn.functional.pad(t, (0, 5)) for name, t in batch.inputs.items()})
+    differ = False
+    for batch.step in (0, 3, 4, 9):
+        expected = reference(pair, teacher, batch, configs[1])
+        for given in (batch,) if everything else (batch, replace(wider, step=batch.step)):
+            plain, found = (figures_of(pair, given, config, teacher) for config in configs)
+            assert found == approx(expected, rel=1e-4)
+            differ |= found["loss"] != approx(plain["loss"], rel=1e-6)
+    assert differ
 
 
-def drawn(pair, batch) -> torch.Tensor:
-    """(B, N) bool: what the student's noise selects in step 0, padding too."""
-    logits = pair.selector_logits(batch.inputs)
-    noisy = logits + gumbel(key(SEED, 0, 0), batch.indices, logits.shape[1])
-    return noisy[..., 1] > noisy[..., 0]
-
-
-# distillation
-
-
-def test_alpha_weighs_extraction_against_distillation_and_may_be_annealed(texts):
-    half, whole, none = (figures_of(texts, distillation={"alpha": alpha}) for alpha in (0.5, 1.0, 0.0))
-    assert whole["loss"] == approx(whole["extraction"])
-    assert none["loss"] == approx(0.5 * none["rationale"] + none["prediction"])
-    assert half["loss"] == approx((whole["loss"] + none["loss"]) / 2)
-    alphas = []
-    for texts[2].step in (0, 9):
-        found = figures_of(texts, distillation={"alpha": "anneal"})
-        distilled = 0.5 * found["rationale"] + found["prediction"]
-        alphas.append((found["loss"] - distilled) / (found["extraction"] - distilled))
-    assert alphas[0] == approx(0, abs=1e-6) and 0.9 < alphas[1] < 1
-
-
-@pytest.mark.parametrize("weights", [(0.0, 1.0), (0.5, 0.0), (0.3, 0.7)])
-def test_weights_multiply_their_terms_and_0_leaves_one_out(weights, texts):
-    settings = dict(zip(("rationale_weight", "prediction_weight"), weights, strict=True))
-    figures = figures_of(texts, distillation={"alpha": 0.0, **settings})
-    terms = figures["rationale"], figures["prediction"]
-    assert [term == 0 for term in terms] == [weight == 0 for weight in weights]
-    assert figures["loss"] == approx(np.dot(weights, terms))
-
-
-def test_a_hard_label_has_no_temperature(texts):
-    def term(hard: bool, temperature: float) -> float:
-        settings = {"start": temperature, "end": temperature}
-        return figures_of(texts, temperature=settings, distillation={"hard_labels": hard})["prediction"]
-
-    assert term(True, 1.0) == term(True, 4.0) != approx(term(False, 1.0))
-    pair, teacher, batch = texts
-    label = teacher.class_logits(batch.inputs, teacher.select(batch.inputs).mask).argmax(dim=1)
-    ours = pair.class_logits(batch.inputs, drawn(pair, batch) & pair.selectable(batch.inputs))
-    assert term(True, 1.0) == approx(torch.nn.functional.cross_entropy(ours, label).item(), rel=1e-5)
-
-
-def test_hard_rationales_are_the_teacher_s_decisions_or_samples(texts):
-    pair, teacher, batch = texts
-    found = {
-        noise: figures_of(texts, distillation={"hard_labels": True, "noise": noise})["rationale"]
-        for noise in ("none", "independent")
-    }
-    mask, selectable = teacher.select(batch.inputs).mask, pair.selectable(batch.inputs)
-    log_soft = relaxed_log_choice(pair.selector_logits(batch.inputs), 1.0, None).detach()
-    slow = -sum(float(log_soft[b, n, int(mask[b, n])]) for b, n in selectable.nonzero().tolist()) / len(mask)
-    assert found["none"] == approx(slow, rel=1e-5) != approx(found["independent"], rel=1e-4)
-
-
-def test_the_teacher_reads_its_own_mask_or_the_student_s(texts):
-    pair, teacher, batch = texts
-    masks = {"teacher": teacher.select(batch.inputs).mask, "student": drawn(pair, batch)}
-    student, found = pair.class_logits(batch.inputs, masks["student"]), {}
-    for name, mask in masks.items():
-        expected = losses.prediction_distillation(teacher.class_logits(batch.inputs, mask), student, 2.0).item()
-        found[name] = figures_of(texts, distillation={"teacher_mask": name})["prediction"]
-        assert found[name] == approx(expected, rel=2e-6)
-    assert abs(found["teacher"] - found["student"]) > 1e-5 * found["student"]
-
-
-def test_the_rationale_term_has_a_fixed_temperature_or_the_annealed_one_refreshed_now_and_then(texts):
-    def term(temperature: float | None) -> float:
-        settings = {"noise": "none", "rationale_temperature": temperature}
-        return figures_of(texts, temperature={"refresh": 5}, distillation=settings)["rationale"]
-
-    assert term(None) == approx(term(2.0)) != approx(term(1.0)), "tau at step 0"
-    found = []
-    for texts[2].step in (3, 4, 5):  # counted from 0: the fifth changes it
-        found.append(term(None))
-    assert found[1] == found[2] != found[0]
+def test_without_a_teacher_continuity_counts_the_borders_of_a_grid():
+    pair, _, batch = one_batch(toy_images)
+    found = figures_of(pair, batch, toy_config(selection={"continuity": 0.7}))
+    noisy = pair.selector_logits(batch.inputs) + gumbel(key(SEED, 0, 0), batch.indices, 12)
+    borders = losses.discontinuity((noisy[..., 1] > noisy[..., 0]).float(), pair.selectable(batch.inputs), 3).item()
+    assert found["discontinuity"] == approx(0.7 * borders, rel=1e-5) and borders > 0
+    assert found["loss"] == found["extraction"] and "rationale" not in found
 
 
 @pytest.mark.parametrize("augmented", [True, False])
@@ -131,42 +131,6 @@ def test_a_teacher_is_remembered_where_its_inputs_stay_the_same(augmented):
     stages = {"classifier_epochs": 0, "rationale_epochs": 3, "compact_epochs": 0}
     fit(toy_config(stages=stages), pair, train, dev, teacher=teacher)
     assert len(calls) == (6 if augmented else 1), "in each step, or once"
-
-
-# the penalty
-
-
-@pytest.mark.parametrize(("selection", "expected"), [
-    ({}, lambda kept, real: (kept.sum() / real.sum() - 0.15) ** 2),
-    ({"penalty_on": "counts"}, lambda kept, real: (kept.mean() - 0.15 * real.mean()) ** 2),
-    ({"penalty_per": "example"}, lambda kept, real: ((kept / real - 0.15) ** 2).mean()),
-    ({"penalty_per": "example", "penalty_on": "counts"}, lambda kept, real: ((kept - 0.15 * real) ** 2).mean()),
-    ({"penalty_on": "counts", "denominator": "all"}, lambda kept, real: (kept.mean() - 0.15 * 48) ** 2),
-    ({"penalty_on": "counts", "denominator": "all", "selectable": "all"},
-     lambda kept, real: (kept.mean() - 0.15 * 48) ** 2),
-])  # fmt: skip
-def test_every_budget_penalty(selection, expected, texts):
-    pair, teacher, batch = texts
-    everything = selection.get("selectable") == "all"
-    pair.policy = pair.policy.model_copy(update={"selectable": "all" if everything else "real"})
-    real = pair.selector.backbone.selectable(batch.inputs)
-    kept = (drawn(pair, batch) & (real | everything)).sum(dim=1).double()
-    wider = replace(batch, inputs={name: torch.nn.functional.pad(t, (0, 5)) for name, t in batch.inputs.items()})
-    for given in (batch,) if everything else (batch, wider):
-        found = figures_of((pair, teacher, given), taught=False, selection={"weight": 1.0, **selection})
-        assert found["penalty"] == approx(float(expected(kept, real.sum(dim=1).double())), rel=1e-4)
-        assert found["kept"] == kept.sum()
-        assert found["features"] == (12 * 48 if "denominator" in selection else real.sum())
-
-
-@pytest.mark.parametrize(("make", "columns"), [(toy_texts, None), (toy_images, 3)])
-def test_continuity_adds_the_borders_of_the_drawn_mask(make, columns):
-    pair, _, batch = given = one_batch(make)
-    without, having = (figures_of(given, taught=False, selection={"continuity": weight}) for weight in (0.0, 0.7))
-    assert "discontinuity" not in without and pair.selector.backbone.columns == columns
-    borders = losses.discontinuity(drawn(pair, batch).float(), pair.selectable(batch.inputs), columns).item()
-    assert borders > 0 and having["discontinuity"] == approx(0.7 * borders, rel=1e-5)
-    assert having["loss"] == approx(without["extraction"] + having["discontinuity"], rel=1e-5)
 
 
 # the other stages
