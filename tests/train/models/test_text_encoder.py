@@ -71,13 +71,16 @@ def test_kept_tokens_alone_give_what_masked_ones_give_and_others_have_no_influen
 
 @pytest.mark.parametrize("kind", [*GATHERING, *OTHERS])
 @torch.no_grad()
-def test_padding_and_neighbours_change_no_state(kind):
+def test_padding_and_neighbours_change_no_answer(kind):
     backbone, (inputs, keep) = backbone_of(kind), some_inputs()
-    short = {name: tensor[2:, :15] for name, tensor in inputs.items()}
+    short = {name: tensor[2:, :15].clone() for name, tensor in inputs.items()}
+    inputs["input_ids"][inputs["attention_mask"] == 0] = 9  # what lies under the padding
     whole, alone = backbone.states(inputs)[2:, :15], backbone.states(short)
     torch.testing.assert_close(whole, alone, atol=1e-5, rtol=0)
     zeroed, alone = backbone.zeroed(inputs, keep.float())[2:], backbone.zeroed(short, keep[2:, :15].float())
     torch.testing.assert_close(zeroed, alone, atol=1e-5, rtol=0)
+    attended, alone = backbone.attended(inputs, keep)[2:], backbone.attended(short, keep[2:, :15])
+    torch.testing.assert_close(attended, alone, atol=1e-5, rtol=0)
 
 
 @torch.inference_mode()

@@ -37,14 +37,6 @@ def test_a_mosaic_is_trained_compared_with_the_true_tile_and_carries_its_images(
     assert "How unselected patches are removed" in card and "Fashion-MNIST" in card
 
 
-def test_a_student_is_distilled_on_augmented_images(tmp_path):
-    settings = [*SMALL, f"data.path={fashion_folder(tmp_path / 'f', 100)}", "data.augmentation=crop_flip"]
-    train_run(run_config("fashion_teacher", settings), tmp_path / "teacher", device="cpu")
-    student = run_config("fashion_student", settings)
-    metrics = train_run(student, tmp_path / "student", teacher=tmp_path / "teacher", device="cpu")
-    assert 0 < metrics["test"]["rate"] <= student.selection.budget
-
-
 def test_an_imported_vision_pair_is_calibrated_on_other_images(tmp_path):
     pytest.importorskip("sklearn")
     pair = make_image_rationalizer(labels=tuple(str(digit) for digit in range(10)))

@@ -6,23 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from conftest import trained_tokenizer
 from toys import Recorder, ToyTexts, toy_config, toy_texts
 
+from rekd_train.data import knowledge as known
 from rekd_train.data.examples import UNLABELLED, DataSet, LabelledTexts
-from rekd_train.data.knowledge import (
-    AlignedKnowledge,
-    Knowledge,
-    Statement,
-    align,
-    read_knowledge,
-    text_id,
-    with_unlabelled,
-)
+from rekd_train.data.knowledge import AlignedKnowledge, Knowledge, Statement
 from rekd_train.errors import ConfigError
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
-from rekd_train.training import losses
 from rekd_train.training.runtime import example_weights
 from rekd_train.training.stages import fit
 from rekd_train.training.teacher import statements_of, write_knowledge
@@ -50,14 +41,11 @@ def losses_with(teacher, config=CONFIG, labels=None) -> list[float]:
 
 def said_by(teacher, tmp_path, preprocessor=None, exact: bool = False) -> AlignedKnowledge:
     rows = statements_of(teacher, TEXTS, with_texts=False)
-    if exact:
-        statements = {
-            row["id"]: Statement(row["probabilities"], None, row["scores"].astype(np.float32)) for row in rows
-        }
-        knowledge = Knowledge(tmp_path, statements, {}, 0)
-    else:
-        knowledge = read_knowledge(write_knowledge(tmp_path / "k.parquet", rows), LABELS)
-    return align(knowledge, TEXTS, preprocessor or teacher.preprocessor, 2)
+    said = {each["id"]: Statement(each["probabilities"], None, each["scores"].astype(np.float32)) for each in rows}
+    knowledge = Knowledge(tmp_path, said, {}, 0)
+    if not exact:
+        knowledge = known.read_knowledge(write_knowledge(tmp_path / "k.parquet", rows), LABELS)
+    return known.align(knowledge, TEXTS, preprocessor or teacher.preprocessor, 2)
 
 
 def test_recorded_scores_teach_what_the_live_teacher_teaches(teacher, tmp_path):
@@ -91,6 +79,8 @@ def test_what_a_teacher_does_not_say_is_not_learned(teacher, tmp_path):
     assert np.abs(losses_with(silent, config)).max() < 1e-6, "no term, no loss"
     with pytest.raises(ConfigError, match="says nothing about any training example"):
         losses_with(nothing, config)
+    with pytest.raises(ConfigError, match="fix: distillation.teacher_mask=teacher"):  # it cannot answer on another mask
+        losses_with(whole, toy_config(distillation={"teacher_mask": "student"}))
 
 
 def test_texts_without_a_label_train_by_the_teacher_alone(teacher, tmp_path):
@@ -107,50 +97,29 @@ def test_texts_without_a_label_train_by_the_teacher_alone(teacher, tmp_path):
 def test_a_file_brings_texts_of_its_own_but_none_of_dev_or_test():
     splits = {name: LabelledTexts([f"{name} text"], np.array([1])) for name in ("train", "dev", "test")}
     data = DataSet(splits, LABELS, "")
-    texts = {text_id(text): text for text in ("train text", "dev text", "test text", "a new one")}
+    texts = {known.text_id(text): text for text in ("train text", "dev text", "test text", "a new one")}
     said = Knowledge(None, dict.fromkeys(texts, Statement(None, None, None)), texts, 0)
-    train = with_unlabelled(data, said).splits["train"]
+    train = known.with_unlabelled(data, said).splits["train"]
     assert train.texts == ["train text", "a new one"] and train.labels.tolist() == [1, UNLABELLED]
 
 
 def test_marked_passages_are_selected(teacher):
     """Quotes alone, a tenth of them wrong, a third of the texts unmarked: the student finds the words."""
-    generator = np.random.default_rng(0)
-    texts, _ = ToyTexts.words(256, 1)
-    marks = []
+    generator, (texts, _), marks = np.random.default_rng(0), ToyTexts.words(256, 1), []
     for text, encoding in zip(texts, teacher.preprocessor.encode(texts), strict=True):
         words = text.split()
         word = words.index("good") if "good" in words else words.index("bad")
         word = int(generator.integers(len(words))) if generator.random() < 0.1 else word
-        row = np.zeros(len(encoding), dtype=np.float32)
-        row[word + 1] = 1.0
+        row = (np.arange(len(encoding)) == word + 1).astype(np.float32)
         marks.append(None if generator.random() < 1 / 3 else row)
     said = AlignedKnowledge(np.full((256, 2), np.nan, np.float32), [None] * 256, marks)
     found = {}
     for name, given in (("alone", None), ("marked", said)):
         pair, train, dev = toy_texts(seed=5, examples=256)
-        config = toy_config(
-            stages={"classifier_epochs": 1, "rationale_epochs": 6, "compact_epochs": 0},
-            distillation={"rationale_weight": 2.0},
-        )
+        stages = {"classifier_epochs": 1, "rationale_epochs": 6, "compact_epochs": 0}
+        config = toy_config(stages=stages, distillation={"rationale_weight": 2.0})
         fit(config, pair, train, dev, teacher=given)
         unseen, _ = ToyTexts.words(64, 9)
         kept = [{word for span in each.rationale for word in span.text.split()} for each in pair.predict(unseen)]
         found[name] = sum(bool(words & {"good", "bad"}) for words in kept)
     assert found["marked"] > 50 > found["alone"], found
-
-
-def test_the_term_of_marks_by_hand():
-    logits = torch.tensor([[[0.2, 0.8], [0.6, 0.4], [0.5, 0.5]], [[0.5, 0.5]] * 3]).log()
-    marks = torch.tensor([[2.0, 0.0, 1.0], [float("nan")] * 3])
-    selectable = torch.tensor([[True, True, False], [True] * 3])
-    first = -(0.9 * np.log(0.8) + 0.1 * np.log(0.2))
-    second = -(0.1 * np.log(0.4) + 0.9 * np.log(0.6))
-    expected = (2 * first + 0.5 * second) / 2
-    assert losses.mark_distillation(marks, logits, selectable, 0.1, 0.5).item() == pytest.approx(expected, rel=1e-6)
-
-
-def test_recorded_knowledge_cannot_answer_on_other_rationales(teacher, tmp_path):
-    config = toy_config(distillation={"teacher_mask": "student"})
-    with pytest.raises(ConfigError, match="fix: distillation.teacher_mask=teacher"):
-        losses_with(said_by(teacher, tmp_path), config)
