@@ -15,8 +15,7 @@ from rekd_train.errors import ConfigError
 from rekd_train.evaluation import metrics
 from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.inputs.preprocessors import full_length, same_tokens
-from rekd_train.models.base import Inputs
-from rekd_train.models.gates import apply_policy, selection_scores
+from rekd_train.models.base import Inputs, apply_policy, selection_scores
 from rekd_train.models.rationalizer import Rationalizer
 
 # what is kept: by the rule, by others, and as many by chance
@@ -150,10 +149,8 @@ def check_comparable(student: Rationalizer, teacher: Rationalizer) -> None:
     check_features(student, teacher)
     mine, theirs = student.preprocessor, teacher.preprocessor
     if mine.settings.kind != theirs.settings.kind or mine.positions != theirs.positions:
-        raise ConfigError(
-            f"the teacher reads other features ({theirs.positions} positions) than this model ({mine.positions}); "
-            "give one with the same tokenizer, length or patch grid"
-        )
+        raise ConfigError(f"the teacher reads other features ({theirs.positions} positions) than this model "
+                          f"({mine.positions}); give one with the same tokenizer, length or patch grid")  # fmt: skip
 
 
 def check_features(student: Rationalizer, teacher: Rationalizer) -> None:

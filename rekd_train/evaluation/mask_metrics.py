@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -36,8 +37,7 @@ def overlap(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
 
 def pairwise_jaccard(masks: np.ndarray) -> float:
     """Mean over pairs of draws of ``overlap``'s Jaccard index: (R, n, N) bool of R >= 2 draws."""
-    pairs = [(a, b) for a in range(len(masks)) for b in range(a + 1, len(masks))]
-    return float(np.mean([overlap(masks[a], masks[b])["jaccard"] for a, b in pairs]))
+    return float(np.mean([overlap(*pair)["jaccard"] for pair in combinations(masks, 2)]))
 
 
 def flip_rate(predicted: np.ndarray) -> float:
@@ -131,11 +131,8 @@ def plausibility(
         )
         summary |= {f"{name}_{kind}": float(found[i]) for i, name in enumerate(("precision", "recall", "f1"))}
     curves = [precision_recall_curve(h, s) for s, h in zip(soft, target, strict=True)]
-    return {
-        **summary,
-        **iou_f1(chosen, target),
-        "auprc": float(np.mean([auc(recall, precision) for precision, recall, _ in curves])),
-    }
+    areas = [auc(recall, precision) for precision, recall, _ in curves]
+    return {**summary, **iou_f1(chosen, target), "auprc": float(np.mean(areas))}
 
 
 def iou_f1(predicted: Sequence[np.ndarray], human: Sequence[np.ndarray], threshold: float = 0.5) -> dict[str, float]:

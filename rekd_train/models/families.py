@@ -16,18 +16,10 @@ from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
 from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.inputs.preprocessors import Preprocessor, same_tokens
 from rekd_train.inputs.text import TOKENIZER_FILE, TextPreprocessor, TextSettings
+from rekd_train.models import pretrained
 from rekd_train.models.base import Backbone, Predictor, Selector, TextBackbone
 from rekd_train.models.bilstm import BilstmBackbone
-from rekd_train.models.pretrained import (
-    MINILM_ORIGIN,
-    load_weights,
-    minilm_tokenizer_json,
-    minilm_word_embeddings,
-    open_source,
-    reason_of,
-    sized,
-    source_path,
-)
+from rekd_train.models.pretrained import load_weights, open_source, sized, source_path
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.models.text_encoder import TextEncoder
 
@@ -104,8 +96,7 @@ def preprocessor_for(config: RunConfig) -> Preprocessor:
 
     Texts: by the tokenizer of the pretrained weights, else MiniLM's (BERT uncased), with the run's length limits.
 
-    Raises:
-        ConfigError: selector and predictor start from models with different tokenizers.
+    ConfigError: selector and predictor start from models with different tokenizers.
     """
     if config.data.modality == "image":
         settings = config.predictor
@@ -114,7 +105,7 @@ def preprocessor_for(config: RunConfig) -> Preprocessor:
         return ImagePreprocessor(ImageSettings.of(settings))
     sources = [(getattr(config, role).pretrained, role) for role in ("predictor", "selector")]
     found = [tokenizer_json(source_path(weights, role)) for weights, role in sources if weights]
-    contents = [content for content in found if content is not None] or [minilm_tokenizer_json()]
+    contents = [content for content in found if content is not None] or [pretrained.minilm_tokenizer_json()]
     settings = TextSettings(config.data.max_length, config.data.lengths)
     preprocessors = [TextPreprocessor(content, settings) for content in contents]
     if not same_tokens(preprocessors[0], preprocessors[-1]):
@@ -138,10 +129,8 @@ def fresh_pair(config: RunConfig, preprocessor: Preprocessor, labels: Sequence[s
     selector = Selector(_backbone(config.selector, preprocessor, "selector"))
     predictor = Predictor(_backbone(config.predictor, preprocessor, "predictor"), len(labels))
     if config.stages.compact_epochs and "compact" not in predictor.backbone.operators:
-        raise ConfigError(
-            "the predictor's features are no tokens, so kept patches cannot be gathered; "
-            "fix: --set stages.compact_epochs=0"
-        )
+        raise ConfigError("the predictor's features are no tokens, so kept patches cannot be gathered; "
+                          "fix: --set stages.compact_epochs=0")  # fmt: skip
     policy = SelectionPolicy(bias=0.0, budget=config.selection.budget, minimum=config.selection.minimum)
     return Rationalizer(selector, predictor, policy, preprocessor, labels)
 
@@ -154,7 +143,7 @@ def weight_origins(config: RunConfig) -> list[str]:
         if settings.pretrained not in ("", "minilm"):  # they bring their own word embeddings
             origins.append(f"pretrained weights {settings.pretrained}, under their own licence")
         elif settings.pretrained or settings.word_embeddings == "minilm":
-            origins.append(MINILM_ORIGIN)
+            origins.append(pretrained.MINILM_ORIGIN)
     return list(dict.fromkeys(origins))
 
 
@@ -178,7 +167,7 @@ def _backbone(settings: BackboneConfig, preprocessor: Preprocessor, role: str) -
     if settings.word_embeddings == "minilm":
         if not isinstance(backbone, TextBackbone):
             raise ConfigError(f"{role}.word_embeddings: the family '{settings.family}' has no word embeddings")
-        backbone.load_word_embeddings(minilm_word_embeddings(settings.width))
+        backbone.load_word_embeddings(pretrained.minilm_word_embeddings(settings.width))
     return backbone
 
 
@@ -188,8 +177,7 @@ def tokenizer_json(path: Path) -> str | None:
     Returns:
         None if there is none.
 
-    Raises:
-        CheckpointError: damaged, or a tokenizer that has no fast form.
+    CheckpointError: damaged, or a tokenizer that has no fast form.
     """
     whole = path / TOKENIZER_FILE if path.is_dir() else path
     try:
@@ -203,8 +191,8 @@ def tokenizer_json(path: Path) -> str | None:
             return AutoTokenizer.from_pretrained(path, use_fast=True).backend_tokenizer.to_str()
     except Exception as error:  # the libraries raise bare Exception
         raise CheckpointError(
-            f"{path} cannot be read as a fast tokenizer: {reason_of(error)}; fix: save it once with AutoTokenizer("
-            "..., use_fast=True).save_pretrained(DIR), which writes tokenizer.json"
+            f"{path} cannot be read as a fast tokenizer: {pretrained.reason_of(error)}; fix: save it once with "
+            "AutoTokenizer(..., use_fast=True).save_pretrained(DIR), which writes tokenizer.json"
         ) from None
     return None
 

@@ -29,8 +29,7 @@ from rekd_train.training.losses import key
 class Runtime:
     """Device ('auto': a GPU if there is one; this process's, if there are several) and processes.
 
-    Raises:
-        ConfigError: the device is not there.
+    ConfigError: the device is not there.
     """
 
     def __init__(self, device: str | torch.device = "auto") -> None:

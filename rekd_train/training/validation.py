@@ -15,8 +15,7 @@ from rekd_train.data import Split
 from rekd_train.evaluation import metrics
 from rekd_train.evaluation.forward import run_split
 from rekd_train.inputs.policy import SelectionPolicy
-from rekd_train.models.base import Predictor
-from rekd_train.models.gates import apply_policy, selection_scores
+from rekd_train.models.base import Predictor, apply_policy, selection_scores
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training import losses
 from rekd_train.training.losses import gumbel, key

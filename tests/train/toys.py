@@ -18,7 +18,7 @@ from rekd_train.data import ImageSplit, LabelledTexts, tokenize
 from rekd_train.models.base import Selector
 from rekd_train.models.families import build_backbone
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.training.observers import Observer
+from rekd_train.training.state import Observer
 
 
 class ToyTexts:

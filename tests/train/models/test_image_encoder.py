@@ -11,9 +11,8 @@ from torch.nn.functional import interpolate
 from rekd_train.checkpoints.checkpoint import load, save
 from rekd_train.config.run import BackboneConfig, ImageConfig, run_config
 from rekd_train.errors import CheckpointError, ConfigError, InputError
-from rekd_train.models.base import Predictor
+from rekd_train.models.base import Predictor, kept_positions
 from rekd_train.models.families import build_backbone
-from rekd_train.models.gates import kept_positions
 from rekd_train.models.rationalizer import Rationalizer
 
 IMAGES = np.random.default_rng(3).integers(0, 256, (5, 16, 12, 1), dtype=np.uint8)

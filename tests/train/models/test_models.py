@@ -12,8 +12,7 @@ from rekd_train.config.run import BackboneConfig
 from rekd_train.errors import ConfigError
 from rekd_train.inputs.policy import PAPER_POLICY, SelectionPolicy, mask_by_specification
 from rekd_train.models import build_backbone
-from rekd_train.models.base import Predictor
-from rekd_train.models.gates import relaxed_log_choice, selection_scores, straight_through_gate
+from rekd_train.models.base import Predictor, relaxed_log_choice, selection_scores, straight_through_gate
 from rekd_train.training.losses import gumbel
 
 FAMILIES = {"transformers": partial(make_rationalizer, 1), "bilstm": make_bilstm, "timm": make_image_rationalizer}

@@ -13,9 +13,9 @@ from rekd_train.config.run import BackboneConfig
 from rekd_train.config.trust import trusted_code
 from rekd_train.errors import ConfigError
 from rekd_train.models import text_encoder
-from rekd_train.models.encoder_traits import expanded, last_states
+from rekd_train.models.base import kept_positions
 from rekd_train.models.families import build_backbone
-from rekd_train.models.gates import kept_positions
+from rekd_train.models.text_encoder import expanded, last_states
 
 GATHERING = {
     "bert": "exact", "roberta": "exact", "xlm-roberta": "exact", "camembert": "exact", "electra": "exact",

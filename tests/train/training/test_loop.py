@@ -14,11 +14,10 @@ from toys import Recorder, toy_config, toy_texts
 
 from rekd_train.config.run import OptimisationConfig
 from rekd_train.errors import ConfigError, MissingExtraError, TrainingError
-from rekd_train.training.loop import optimiser_for, word_tables
-from rekd_train.training.observers import Best, JsonLines, Several, TensorBoard, Watch
+from rekd_train.training.loop import Watch, optimiser_for, word_tables
 from rekd_train.training.runtime import Batches, Runtime
 from rekd_train.training.stages import fit
-from rekd_train.training.state import StateStore
+from rekd_train.training.state import Best, JsonLines, Several, StateStore, TensorBoard
 
 FIRST_STAGE = {"classifier_epochs": 1, "rationale_epochs": 0, "compact_epochs": 0}
 every_family = pytest.mark.parametrize("make", [make_rationalizer, make_bilstm])

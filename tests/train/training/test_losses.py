@@ -11,7 +11,7 @@ import torch
 from pytest import approx
 from toys import toy_config
 
-from rekd_train.models.gates import relaxed_log_choice
+from rekd_train.models.base import relaxed_log_choice
 from rekd_train.training import losses
 from rekd_train.training.losses import gumbel, key, refreshed_step, uniform, uniform_scalar
 from rekd_train.training.objectives import RationaleObjective

@@ -11,7 +11,7 @@ from toys import toy_config, toy_images, toy_texts
 
 from rekd_train.evaluation.forward import measure, run_masks, run_selector
 from rekd_train.inputs.policy import SelectionPolicy
-from rekd_train.models.gates import apply_policy
+from rekd_train.models.base import apply_policy
 from rekd_train.training import losses, objectives
 from rekd_train.training.runtime import Batch, Runtime
 from rekd_train.training.validation import DevEvaluation, calibrate_bias, calibrate_policy
