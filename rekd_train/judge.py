@@ -48,11 +48,9 @@ def fit_judge(
         config: of the run that is judged; its optimisation and acceleration are used.
         judge: a fresh pair, with the operator and the ``selectable`` rule of the model; it will keep everything.
     """
-    changed = {
-        "seed": config.seed + ANOTHER_SEED,
-        "selection": config.selection.model_dump() | {"target": LOWEST_RATE},
-        "stages": config.stages.model_dump() | {"masked_share": MASKED_SHARE, "evaluate_every": 0},
-    }
+    selection = config.selection.model_dump() | {"target": LOWEST_RATE}
+    stages = config.stages.model_dump() | {"masked_share": MASKED_SHARE, "evaluate_every": 0}
+    changed = {"seed": config.seed + ANOTHER_SEED, "selection": selection, "stages": stages}
     config = RunConfig.model_validate(config.model_dump() | changed)
     runtime = Runtime(next(judge.parameters()).device)
     loop = Loop(config, judge, train, runtime, observer or Observer())

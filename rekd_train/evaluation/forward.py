@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,8 +60,7 @@ def first_like(mask: Tensor, selectable: Tensor) -> Tensor:
 # outputs of the pair
 
 
-@dataclass(frozen=True)
-class SplitOutputs:
+class SplitOutputs(NamedTuple):
     """Outputs for every example of a split, in its order."""
 
     class_logits: np.ndarray  # (n, C) float32
@@ -70,8 +68,7 @@ class SplitOutputs:
     selectable: np.ndarray  # (n,) selectable features
 
 
-@dataclass(frozen=True)
-class SelectorOutputs:
+class SelectorOutputs(NamedTuple):
     """Selector scores of a split, padded to its longest example."""
 
     scores: Tensor  # (n, N) float32
@@ -96,8 +93,7 @@ def run_selector(rationalizer: Rationalizer, split: Split, batch_size: int = 128
     """Selector scores of every example, on the CPU."""
     everywhere = rationalizer.policy.selectable == "all"
     width = rationalizer.preprocessor.positions if everywhere else int(split.lengths.max())
-    scores = torch.zeros(len(split), width)
-    selectable = torch.zeros(len(split), width, dtype=torch.bool)
+    scores, selectable = torch.zeros(len(split), width), torch.zeros(len(split), width, dtype=torch.bool)
     for indices, inputs in _batches(rationalizer, split, batch_size):
         logits = rationalizer.selector_logits(inputs)
         rows = torch.from_numpy(indices)

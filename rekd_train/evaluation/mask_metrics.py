@@ -29,10 +29,8 @@ BINS = (0.01, 0.05, 0.1, 0.2, 0.5)
 
 def overlap(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
     """Mean over examples of the Jaccard index and F1 of two masks (n, N) bool; two empty masks are the same mask: 1."""
-    return {
-        "jaccard": float(jaccard_score(first, second, average="samples", zero_division=1.0)),
-        "f1": float(f1_score(first, second, average="samples", zero_division=1.0)),
-    }
+    scores = {"jaccard": jaccard_score, "f1": f1_score}
+    return {name: float(of(first, second, average="samples", zero_division=1.0)) for name, of in scores.items()}
 
 
 def pairwise_jaccard(masks: np.ndarray) -> float:
@@ -150,10 +148,8 @@ def iou_f1(predicted: Sequence[np.ndarray], human: Sequence[np.ndarray], thresho
         counts.append((right, len(found), len(marked)))
     hits, claimed, true = np.array(counts, dtype=float).T
     precision, recall = np.mean(hits / np.maximum(claimed, 1)), np.mean(hits / np.maximum(true, 1))
-    return {
-        "iou_f1_macro": ratio(2 * precision * recall, precision + recall),
-        "iou_f1_micro": ratio(2 * hits.sum(), claimed.sum() + true.sum()),
-    }
+    macro = ratio(2 * precision * recall, precision + recall)
+    return {"iou_f1_macro": macro, "iou_f1_micro": ratio(2 * hits.sum(), claimed.sum() + true.sum())}
 
 
 def spans_of(mask: np.ndarray) -> list[tuple[int, int]]:

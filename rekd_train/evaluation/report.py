@@ -55,24 +55,16 @@ def evaluate(
     predicted = {name: found.argmax(axis=1) for name, found in logits.items()}
     counts = selectable.sum(dim=1).numpy()
     limits, positions = policy.limits(counts), rationalizer.preprocessor.positions
-    selections = {
-        name: metrics.selection_summary(mask.sum(dim=1).numpy(), counts, limits, positions)
-        for name, mask in masks.items()
-    }
-    modes = {
-        name: {
-            "accuracy": metrics.accuracy(logits[name], labels),
-            "macro_f1": metrics.macro_f1(predicted[name], labels),
-            **selections[name],
-        }
-        for name in masks
-    }
+    selections, modes = {}, {}
+    for name, mask in masks.items():
+        selections[name] = metrics.selection_summary(mask.sum(dim=1).numpy(), counts, limits, positions)
+        right = metrics.accuracy(logits[name], labels), metrics.macro_f1(predicted[name], labels)
+        modes[name] = {"accuracy": right[0], "macro_f1": right[1], **selections[name]}
     report: dict[str, Any] = {
         "format": REPORT_FORMAT, "version": REPORT_VERSION, "split": split, "examples": len(examples),
         "policy": policy.model_dump(), "operator": rationalizer.predictor.operator,
         "classification": {
-            "accuracy": modes["stored"]["accuracy"],
-            "macro_f1": modes["stored"]["macro_f1"],
+            "accuracy": modes["stored"]["accuracy"], "macro_f1": modes["stored"]["macro_f1"],
             "never_predicted": metrics.never_predicted(predicted["stored"], labels, rationalizer.labels),
             "per_class": metrics.per_class(predicted["stored"], labels, rationalizer.labels),
         },
@@ -84,16 +76,12 @@ def evaluate(
         report["modes"] = {name: modes[name] for name in ("stored", "argmax", "fill")}
         report["modes"] |= _sampled(masks, predicted, modes)
         report["baselines"] = {name: modes[name] for name in ("random", "first")}
-        report["curve"] = {
-            "rates": list(CURVE_RATES),
-            "realised": [modes[f"rate_{rate}"]["rate"] for rate in CURVE_RATES],
-            "accuracies": accuracies,
-            "area": metrics.area_under_curve(CURVE_RATES, accuracies),
-        }
+        realised = [modes[f"rate_{rate}"]["rate"] for rate in CURVE_RATES]
+        report["curve"] = {"rates": list(CURVE_RATES), "realised": realised, "accuracies": accuracies}
+        report["curve"]["area"] = metrics.area_under_curve(CURVE_RATES, accuracies)
         report["selector"] = {  # does it keep as many as its probabilities promise? (mean counts)
             "expected_count": float(torch.where(selectable, torch.sigmoid(scores), 0.0).sum(dim=1).mean()),
-            "argmax_count": modes["argmax"]["count_mean"],
-            "stored_count": modes["stored"]["count_mean"],
+            **{f"{name}_count": modes[name]["count_mean"] for name in ("argmax", "stored")},
         }
         arrays = scores.numpy(), selectable.numpy(), stored.numpy()
         report |= mask_metrics.token_figures(rationalizer.preprocessor, examples, stored.numpy())
@@ -120,8 +108,7 @@ def _teacher(
     return {
         "accuracy": float(np.mean(their_labels == split.labels)),
         "label_agreement": float(np.mean(their_labels == predicted)),
-        "mask_jaccard": shared["jaccard"],
-        "mask_f1": shared["f1"],
+        **{f"mask_{name}": value for name, value in shared.items()},
         "score_rank_correlation": mask_metrics.rank_correlation(scores, their_scores, both),
         "selection_divergence": mask_metrics.selection_divergence(their_scores, scores, both),
     }

@@ -50,21 +50,17 @@ FAMILIES: dict[str, Family] = {
 def build_backbone(settings: BackboneConfig, special_ids: dict[str, int]) -> Backbone:
     """A randomly initialised backbone.
 
-    Raises:
-        ConfigError: the family is not registered.
-        CodeError: a family of the user's own is not trusted, not there, or no backbone.
+    ConfigError: the family is not registered; CodeError: one of the user's own is not trusted, not there, or none.
     """
     return family_of(settings.family).backbone(settings, special_ids)
 
 
 def family_of(name: str) -> Family:
     """A registered family, or the user's own, ``package.module:Class``; raises as ``build_backbone``."""
-    if ":" in name:
-        return _own_family(name)
-    if name not in FAMILIES:
+    if ":" not in name and name not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
         raise ConfigError(f"unknown family '{name}'; families: {known}, or your own, package.module:Class")
-    return FAMILIES[name]
+    return _own_family(name) if ":" in name else FAMILIES[name]
 
 
 def _own_family(name: str) -> Family:
@@ -119,9 +115,7 @@ def preprocessor_for(config: RunConfig) -> Preprocessor:
 def fresh_pair(config: RunConfig, preprocessor: Preprocessor, labels: Sequence[str]) -> Rationalizer:
     """An untrained pair: random weights, or the pretrained ones that the configuration names.
 
-    Raises:
-        CheckpointError: pretrained weights are missing, damaged or do not fit.
-        ConfigError: sizes that contradict the pretrained weights.
+    CheckpointError: pretrained weights are missing, damaged or do not fit; ConfigError: sizes that contradict them.
     """
     for role in ("selector", "predictor"):
         _check_modality(getattr(config, role), config, role)
@@ -174,10 +168,7 @@ def _backbone(settings: BackboneConfig, preprocessor: Preprocessor, role: str) -
 def tokenizer_json(path: Path) -> str | None:
     """Content of the fast tokenizer of a directory, or of a tokenizer.json or vocab.txt (BERT's) itself.
 
-    Returns:
-        None if there is none.
-
-    CheckpointError: damaged, or a tokenizer that has no fast form.
+    None if there is none; CheckpointError: damaged, or a tokenizer that has no fast form.
     """
     whole = path / TOKENIZER_FILE if path.is_dir() else path
     try:

@@ -52,9 +52,9 @@ class ImageEncoder(Backbone):
             self.dropout, self.model.pos_drop = self.model.pos_drop, nn.Identity()
             projection = getattr(self.model.patch_embed, "proj", None)
             whole = isinstance(projection, nn.Conv2d) and projection.kernel_size == projection.stride
-            grid = getattr(self.model.patch_embed, "grid_size", self.image.grid)
-            if tuple(grid) != self.image.grid:
-                raise ConfigError(f"the network cuts images into {tuple(grid)} patches, the section 'image' into "
+            grid = tuple(getattr(self.model.patch_embed, "grid_size", self.image.grid))
+            if grid != self.image.grid:
+                raise ConfigError(f"the network cuts images into {grid} patches, the section 'image' into "
                                   f"{self.image.grid}; fix: image.patch or image.upscale_to")  # fmt: skip
             self.linear_patches = whole and projection.kernel_size == (self.image.patch, self.image.patch)
             for name in ("cls_token", "reg_token", "dist_token"):
@@ -114,7 +114,7 @@ class ImageEncoder(Backbone):
     def _content(self, inputs: Inputs, positions: Tensor | None = None) -> Tensor:
         """(B, M, H): patch embeddings without positions, of all patches or of those at ``positions`` (B, M)."""
         images = self._images(inputs)
-        if self.linear_patches:  # the convolution as a product, so that it runs on kept patches alone: (B, N, C * s * s)
+        if self.linear_patches:  # the convolution as a product, so that it runs on kept patches alone
             (rows, columns), side, channels = self.image.grid, self.image.patch, self.image.channels
             cut = images.reshape(-1, channels, rows, side, columns, side).permute(0, 2, 4, 1, 3, 5)
             content = cut.reshape(-1, rows * columns, channels * side * side)

@@ -80,9 +80,7 @@ class PretrainedSource:
 def source_path(pretrained: str, role: str) -> Path:
     """Where the files of a pretrained network are: a package, a local path, the hub's cache or the hub.
 
-    Args:
-        pretrained: as in the configuration, not empty.
-        role: 'selector' or 'predictor', for the message.
+    ``pretrained``: as in the configuration, not empty; ``role``: 'selector' or 'predictor', for the message.
 
     Raises:
         CheckpointError: nowhere; names the setting for a local path.
@@ -255,10 +253,9 @@ def sized(settings: BackboneConfig, source: PretrainedSource, role: str) -> Back
             and getattr(image, name) != value
         ]  # fmt: skip
         if {"mean", "std"} - said - source.image.keys():
-            mistakes.append(
-                f"{role}.image.mean and std are not said, and the pretrained network does not tell its own; fix: look "
-                f"them up; often --set '{role}.image.mean=[0.5]' or '=[0.485, 0.456, 0.406]' (ImageNet's)"
-            )
+            often = f"--set '{role}.image.mean=[0.5]' or '=[0.485, 0.456, 0.406]' (ImageNet's)"
+            mistakes.append(f"{role}.image.mean and std are not said, and the pretrained network does not tell its "
+                            f"own; fix: look them up; often {often}")  # fmt: skip
         if not {"height", "width"} & said:  # images come in the size that the network reads
             side = theirs.pop("upscale_to", source.image["upscale_to"])
             theirs |= {"height": side, "width": side}

@@ -142,16 +142,13 @@ def check_start(output: Path, resume: bool, overwrite: bool) -> None:
     if resume and not state.exists():
         anew = _ANEW if log.exists() else "the same command without --resume"
         raise ConfigError(f"nothing to resume: {state} does not exist; fix: {anew}")
-    if resume or overwrite:
-        return
-    if state.exists():
-        raise ConfigError(
-            f"{directory} holds an interrupted run; fix: --resume to go on with it, --overwrite to begin anew"
-        )
-    if log.exists():
-        raise ConfigError(
-            f"{log} is the log of an earlier run; fix: another output directory, or --overwrite to replace it"
-        )
+    asked = resume or overwrite
+    if state.exists() and not asked:
+        begun = "holds an interrupted run; fix: --resume to go on with it, --overwrite to begin anew"
+        raise ConfigError(f"{directory} {begun}")
+    if log.exists() and not asked:
+        earlier = "is the log of an earlier run; fix: another output directory, or --overwrite to replace it"
+        raise ConfigError(f"{log} {earlier}")
 
 
 def identity_of(config: RunConfig, train: Split, dev: Split, **more: Any) -> dict[str, Any]:

@@ -161,8 +161,8 @@ def statements_of(
     selection = pair.select(inputs)
     probabilities = torch.softmax(pair.class_logits(inputs, selection.mask).float(), dim=-1).cpu().numpy()
     if "pixels" in inputs:
-        grid = (len(items), pair.preprocessor.settings.rows, pair.preprocessor.settings.columns)
-        maps = selection.scores.cpu().numpy().astype(np.float64).reshape(grid).round(3).tolist()
+        settings, scores = pair.preprocessor.settings, selection.scores.cpu().numpy().astype(np.float64)
+        maps = scores.reshape(len(items), settings.rows, settings.columns).round(3).tolist()
         names = [names_of(item, folder or Path()) for item in items]
         return [
             {"file" if len(name) == 2 else "id": name[0], "probabilities": classes, "map": grid}
