@@ -55,8 +55,8 @@ def train_run(
     checkpoint.check_output(output, overwrite)
     state.check_start(output, resume, overwrite)
     runtime = Runtime(device)
-    live = teacher is not None and not teacher.is_file()
-    said: Rationalizer | AlignedKnowledge | None = checkpoint.load(teacher) if live else None
+    live = teacher if teacher is not None and not teacher.is_file() else None
+    said: Rationalizer | AlignedKnowledge | None = checkpoint.load(live) if live else None
     data = load_data(config.data)
     preprocessor = preprocessor_for(config)
     pair = fresh_pair(config, preprocessor, data.label_names)

@@ -73,8 +73,7 @@ def fit(
         own_start = stages.classifier_epochs if stages.selector_warm_start is None else stages.selector_warm_start
         if own_start and not warm and not starts_from_predictor(config, rationalizer):
             runner.take(1, "selector", own_start, runner.selector)
-        name = "rationale" if teacher is None else "distillation"
-        runner.take(2, name, stages.rationale_epochs, runner.rationale)
+        runner.take(2, "rationale" if teacher is None else "distillation", stages.rationale_epochs, runner.rationale)
         if stages.compact_epochs:
             runner.take(3, "compact", stages.compact_epochs, runner.compact)
     else:
