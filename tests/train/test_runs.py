@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import numpy as np
 import pytest
 import torch
-from conftest import WORDS, fashion_folder, make_image_rationalizer, tiny_tokenizer_json
+from conftest import fashion_folder, make_image_rationalizer, tiny_tokenizer_json
 from PIL import Image
+from toys import ToyTexts
 
 import rekd_train
 from rekd_train import runs
-from rekd_train.checkpoints import checkpoint, recorded
+from rekd_train.checkpoints import checkpoint
 from rekd_train.config.run import RunConfig, run_config
-from rekd_train.data import DataSet, LabelledTexts, load_data
+from rekd_train.data import load_data
 from rekd_train.data.image_knowledge import ImageReader, align_images
 from rekd_train.data.knowledge import read_knowledge
 from rekd_train.errors import CheckpointError, ConfigError, DataError
@@ -25,60 +25,44 @@ from rekd_train.models.families import fresh_pair, preprocessor_for
 pytestmark = pytest.mark.slow
 
 TARGET = 0.2
-FILLING = [word for word in WORDS if word not in ("good", "bad")]
-
-
-def some_texts(count: int, seed: int, wrong: bool = True) -> LabelledTexts:
-    """15 words each, one of which says the class; ``wrong``: but for one label in ten."""
-    generator = np.random.default_rng(seed)
-    labels = generator.integers(0, 2, count)
-    words = generator.choice(FILLING, (count, 15)).tolist()
-    for row, label in zip(words, labels, strict=True):
-        row[int(generator.integers(15))] = ("bad", "good")[label]
-    turned = wrong & (np.arange(count) % 10 == 0)
-    return LabelledTexts([" ".join(row) for row in words], np.where(turned, 1 - labels, labels).astype(np.int64))
+LABELS = ("negative", "positive")
+PREPROCESSOR = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=24))
 
 
 @pytest.fixture(scope="module")
-def planted():
-    sizes = {"train": 256, "dev": 64, "test": 48}
-    # what is learnt from is right, so that processors agree on what is learnt; what measures is not, so that the
-    # temperature has something to fit
-    splits = {name: some_texts(count, seed, name != "train") for seed, (name, count) in enumerate(sizes.items())}
-    data = DataSet(splits=splits, label_names=("negative", "positive"), origin="made up")
-    preprocessor = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=24))
+def config(tmp_path_factory):
+    """Makes configurations of runs on a table."""
+    path, rows = tmp_path_factory.mktemp("planted") / "texts.jsonl", []
+    for seed, (split, count) in enumerate({"train": 256, "dev": 64, "test": 48}.items()):
+        for number, (text, label) in enumerate(zip(*ToyTexts.words(count, seed), strict=True)):
+            # what is learnt from is right, so that processors agree on what is learnt; what measures is not, so that
+            # the temperature has something to fit
+            wrong = split != "train" and number % 20 == 0
+            rows.append(json.dumps({"text": text, "label": LABELS[label ^ wrong], "split": split}))
+    path.write_text("\n".join(rows))
+    sizes = {"layers": 1, "width": 16, "heads": 2, "feedforward": 32, "head_width": 16}
+    network = sizes | {"vocabulary": PREPROCESSOR.vocabulary_size}
+    data = {"name": "table", "path": str(path), "split_column": "split", "max_length": 24}
+    document = {
+        "name": "toy", "data": data, "selector": network,
+        "selection": {"target": TARGET, "budget": 0.3, "minimum": 1}, "predictor": network,
+        "optimisation": {"learning_rate": 1e-2, "batch_size": 16},
+        "stages": {"classifier_epochs": 8, "rationale_epochs": 8, "compact_epochs": 3},
+    }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        for module in (runs, recorded):
-            patch.setattr(module, "load_data", lambda config: data if config.modality == "text" else load_data(config))
-        patch.setattr(
-            runs, "preprocessor_for",
-            lambda config: preprocessor if config.data.modality == "text" else preprocessor_for(config),
-        )  # fmt: skip
-        yield data
-
-
-def config(**changes) -> RunConfig:
-    vocabulary = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=24)).vocabulary_size
-    sizes = {"layers": 1, "width": 16, "heads": 2, "feedforward": 32, "head_width": 16, "vocabulary": vocabulary}
-    return RunConfig.model_validate(
-        {
-            "name": "toy", "data": {"max_length": 24}, "selector": sizes, "predictor": sizes,
-            "selection": {"target": TARGET, "budget": 0.3, "minimum": 1},
-            "optimisation": {"learning_rate": 1e-2, "batch_size": 16},
-            "stages": {"classifier_epochs": 8, "rationale_epochs": 8, "compact_epochs": 3},
-        }
-        | changes
-    )  # fmt: skip
+        texts = "preprocessor_for", lambda run: PREPROCESSOR if run.data.modality == "text" else preprocessor_for(run)
+        patch.setattr(runs, *texts)
+        yield lambda **changes: RunConfig.model_validate(document | changes)
 
 
 @pytest.fixture(scope="module")
-def teacher(planted, tmp_path_factory):
+def teacher(config, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "teacher"
     return output, runs.train_run(config(name="teacher"), output)
 
 
 @pytest.fixture(scope="module")
-def student(planted, teacher, tmp_path_factory):
+def student(config, teacher, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "student"
     return output, runs.train_run(config(name="student"), output, teacher=teacher[0])
 
@@ -101,12 +85,12 @@ def test_a_run_learns_the_planted_word_within_its_rate(run, request):
     prediction = pair.predict(["the film was good and the plot was dark but the actor and the end"])[0]
     assert prediction.label == "positive" and 0 < prediction.rate <= 0.3
     card = (output / "README.md").read_text()
-    assert "made up" in card and f"# {output.name}" in card
+    assert "texts.jsonl" in card and f"# {output.name}" in card
     examples = [json.loads(line) for line in (output / "examples.jsonl").read_text().splitlines()]
     assert len(examples) == 64 and examples[0].keys() >= {"text", "label"}
 
 
-def test_compacting_leaves_the_selector_as_it_is(planted, student, tmp_path):
+def test_compacting_leaves_the_selector_as_it_is(student, tmp_path):
     metrics = runs.compact_run(student[0], tmp_path / "compact")
     before, after = (rekd_train.load(path) for path in (student[0], tmp_path / "compact"))
     for name, weight in before.selector.state_dict().items():
@@ -116,7 +100,7 @@ def test_compacting_leaves_the_selector_as_it_is(planted, student, tmp_path):
     assert metrics["test"]["accuracy"] > 0.8
 
 
-def test_calibrating_fits_bias_and_temperature_again(planted, student, tmp_path):
+def test_calibrating_fits_bias_and_temperature_again(student, tmp_path):
     metrics = runs.calibrate_run(student[0], tmp_path / "less", 0.1)
     assert abs(metrics["dev"]["rate"] - 0.1) < 0.05
     before, after = (rekd_train.load(path) for path in (student[0], tmp_path / "less"))
@@ -137,23 +121,14 @@ def test_a_rate_for_a_rule_without_one_or_that_is_no_share_is_refused(student, t
     assert not (tmp_path / "out").exists()
 
 
-def test_an_output_that_holds_something_else_is_refused_before_training(planted, tmp_path):
+def test_an_output_that_holds_something_else_is_refused_before_training(config, tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(CheckpointError, match="is not a checkpoint"):
         runs.train_run(config(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_recorded_run_of_another_version_is_named(planted, student, tmp_path):
-    copy = shutil.copytree(student[0], tmp_path / "copy")
-    description = json.loads((copy / "config.json").read_text())
-    description["training"]["config"]["stages"]["bogus"] = 1
-    (copy / "config.json").write_text(json.dumps(description))
-    with pytest.raises(ConfigError, match=r"stages\.bogus: unknown key"):
-        runs.calibrate_run(copy, tmp_path / "out")
-
-
-def test_a_classifier_keeps_everything(planted, tmp_path):
+def test_a_classifier_keeps_everything(config, tmp_path):
     stages = {"classifier_epochs": 8, "rationale_epochs": 0, "compact_epochs": 0, "masked_share": 0.0}
     metrics = runs.train_run(config(stages=stages), tmp_path / "plain")
     assert metrics["test"]["rate"] == 1.0 and metrics["test"]["accuracy"] > 0.8
@@ -161,11 +136,11 @@ def test_a_classifier_keeps_everything(planted, tmp_path):
 
 @pytest.mark.parametrize(("changes", "labels", "swapped", "error", "message"), [
     ({}, "abc", False, DataError, r"data have 2 classes .*model has 3 \(a, b, c\); fix"),
-    ({}, ("positive", "negative"), False, DataError, "classes in the same order"),
-    ({}, ("negative", "positive"), True, ConfigError, "reads other tokens than this run; fix"),
-    ({"layers": 2}, ("negative", "positive"), False, ConfigError, r"other sizes .*\(layers\).*fix"),
+    ({}, LABELS[::-1], False, DataError, "classes in the same order"),
+    ({}, LABELS, True, ConfigError, "reads other tokens than this run; fix"),
+    ({"layers": 2}, LABELS, False, ConfigError, r"other sizes .*\(layers\).*fix"),
 ])  # fmt: skip
-def test_a_warm_start_that_does_not_fit_is_refused(planted, tmp_path, changes, labels, swapped, error, message):
+def test_a_warm_start_that_does_not_fit_is_refused(config, tmp_path, changes, labels, swapped, error, message):
     content, mine = tiny_tokenizer_json(), config()
     if swapped:
         content = content.replace('"film"', '"?"').replace('"movie"', '"film"').replace('"?"', '"movie"')
