@@ -18,34 +18,17 @@ from rekd_train.errors import RekdError
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("rekd_train", "rekd_deploy")
-PACKAGE_NAMES = set(PACKAGES)
-"""The facades: errors, predictions, the version."""
-
 LAYERS = """
-    rekd_train.errors rekd_train.files
-    rekd_train.config
-    rekd_train.inputs
-    rekd_train
-    rekd_train.data rekd_train.models
-    rekd_train.evaluation rekd_train.checkpoints
-    rekd_train.training
-    rekd_train.runs rekd_train.judge
-    rekd_train.cli
-    rekd_deploy.errors
-    rekd_deploy
-    rekd_deploy.contract
-    rekd_deploy.runtimes
-    rekd_deploy.graphs
-    rekd_deploy.parity
-    rekd_deploy.repository
-    rekd_deploy.export
-    rekd_deploy.client
-    rekd_deploy.server
-    rekd_deploy.bench
-    rekd_deploy.cli
+train   errors, files > config > inputs > facade > data, models > evaluation, checkpoints > training > runs, judge > cli
+deploy  errors > facade > contract > runtimes > graphs > parity > repository > export > client > server > bench > cli
 """
-"""Artefacts flow down, imports flow up: a module imports from its own package and from those in lines above."""
-LAYER_OF = {name: number for number, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}
+"""Artefacts flow right, imports flow left: a module imports from its own package and from those further left, and the
+second line comes after the first. The facades hold errors, predictions, the version; everybody may import them."""
+LAYER_OF = {}
+for package, line in (row.split(maxsplit=1) for row in LAYERS.strip().splitlines()):
+    for level in line.split(" > "):
+        names = (f"rekd_{package}.{name}".removesuffix(".facade") for name in level.split(", "))
+        LAYER_OF |= dict.fromkeys(names, len(set(LAYER_OF.values())))
 NO_TORCH = {
     "rekd_train.config", "rekd_train.inputs", "rekd_deploy.contract", "rekd_deploy.runtimes", "rekd_deploy.repository",
     "rekd_deploy.client", "rekd_deploy.server",
@@ -123,7 +106,7 @@ def package_of(module: str) -> str:
 def test_imports_flow_one_way(module):
     here, names = package_of(module), imported(module)
     assert here in LAYER_OF, "every package has its layer"
-    for name in ours(names) - PACKAGE_NAMES:
+    for name in ours(names) - set(PACKAGES):
         assert package_of(name) == here or LAYER_OF[package_of(name)] < LAYER_OF[here], (
             f"{module} imports {name}, which comes later or stands beside it"
         )

@@ -90,9 +90,7 @@ def test_the_registration_shown_to_families_is_the_real_one():
 
 # figures
 
-MEASURED = re.compile(
-    r"(?<![\w.])0?\.\d{3}\b|\d\d?\.\d+ ?%|\d+\.\d+ (?:ms|points|minutes|times)"
-)
+MEASURED = re.compile(r"(?<![\w.])0?\.\d{3}\b|\d\d?\.\d+ ?%|\d+\.\d+ (?:ms|points|minutes|times)")
 """An accuracy with three digits, a share, a difference, a duration, a speed-up."""
 SETTINGS = {"2.5 ms", "0.5 points", "0.5 %", "99.5 %", "0.999"}
 """Limits and the paper's settings, which nobody measured."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -104,12 +105,11 @@ class Recorder(Observer):
 
     def __init__(self) -> None:
         self.stages: list[tuple[str, int, int]] = []
-        self.values: dict[str, list[dict[str, float]]] = {}
-        self.evaluations: dict[str, list[dict[str, float]]] = {}
+        self.values, self.evaluations = defaultdict(list), defaultdict(list)
+        """By the stage's name."""
 
     def stage(self, name: str, steps: int, start: int = 0) -> None:
         self.stages.append((name, steps, start))
-        self.values[name], self.evaluations[name] = [], []
 
     def step(self, values: dict[str, float]) -> None:
         if values:

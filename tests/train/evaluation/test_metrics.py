@@ -22,38 +22,99 @@ def bits(text: str) -> np.ndarray:
     return np.array([letter == "1" for letter in text], dtype=bool)
 
 
-# labels, counts and probabilities
+def bins_by_mass(bins: int) -> float:
+    probabilities = np.array([[0.6, 0.4], [0.7, 0.3], [0.8, 0.2], [0.9, 0.1]])
+    return metrics.expected_calibration_error(probabilities, np.array([0, 1, 0, 0]), bins, equal_mass=True)
 
 
-def test_classes_by_hand() -> None:
-    names, predicted, labels = ["a", "b", "c"], np.array([0, 1, 1, 1, 0]), np.array([0, 0, 1, 1, 1])
-    columns = ("precision", "recall", "f1", "support", "predicted")
-    rows = [0.5, 0.5, 0.5, 2, 2], [2 / 3, 2 / 3, 2 / 3, 3, 3], [0.0, 0.0, 0.0, 0, 0]
-    expected = {name: approx(dict(zip(columns, row, strict=True))) for name, row in zip(names, rows, strict=True)}
-    assert metrics.per_class(predicted, labels, names) == expected
-    assert metrics.macro_f1(predicted, labels) == approx((1 / 2 + 2 / 3) / 2)
-    assert metrics.never_predicted(np.array([0, 0, 3]), np.array([0, 1, 2]), [*names, "d"]) == ["b", "c"]
-    assert metrics.never_predicted(predicted, labels, names) == []
+def threshold(risk: float, right: str = "10110") -> float | None:
+    """Risks 0, 1/3, 1/4, 2/5 at the confidences."""
+    return metrics.abstain_threshold(np.array([0.9, 0.8, 0.8, 0.6, 0.5]), bits(right), risk)
 
 
-def test_selections_by_hand() -> None:
-    kept, selectable = np.array([0, 1, 2, 5]), np.array([10, 10, 4, 10])
-    summary = metrics.selection_summary(kept, selectable, limits=np.array([1, 1, 1, 5]), positions=16)
-    rates = [0, 0.1, 0.5, 0.5]
-    assert summary == approx({
-        "rate": np.mean(rates), "rate_std": np.std(rates), "rate_max": 0.5, "rate_padded": 8 / (4 * 16),
-        "count_mean": 2.0, "count_std": np.std(kept), "count_p5": np.percentile(kept, 5), "count_p50": 1.5,
-        "count_p95": np.percentile(kept, 95), "count_max": 5, "empty_share": 0.25, "over_budget_share": 0.25,
-    })  # fmt: skip
-    assert summary.keys() - metrics.selection_summary(kept, selectable) == {"over_budget_share", "rate_padded"}
+def agreement(predicted: str, human: str, scores=None) -> dict[str, float]:
+    masks, marks = ([bits(text) for text in texts.split()] for texts in (predicted, human))
+    return mask_metrics.plausibility(masks, scores or [mask.astype(float) for mask in masks], marks)
 
 
-@pytest.mark.parametrize(
-    ("rates", "values", "area"),
-    [((0.05, 0.3, 1.0), (1.0, 1.0, 1.0), 1.0), ((0.0, 0.5, 1.0), (0.0, 1.0, 1.0), 0.75), ((0.5,), (0.7,), 0.7)],
-)
-def test_area_is_a_mean_height(rates, values, area) -> None:
-    assert metrics.area_under_curve(rates, values) == approx(area)
+def words(values, continues: str) -> list:
+    return list(mask_metrics.words_from_pieces(np.array(values), bits(continues)))
+
+
+def top(share: float, selectable: str = "1111 1110") -> np.ndarray:
+    scores = np.array([[5.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 9.0]])
+    return mask_metrics.top_share(scores, rows(selectable), share)
+
+
+def rows(text: str) -> np.ndarray:
+    return np.stack([bits(row) for row in text.split()])
+
+
+NAMES, PREDICTED, TRUE = ["a", "b", "c"], np.array([0, 1, 1, 1, 0]), np.array([0, 0, 1, 1, 1])
+COLUMNS = "precision", "recall", "f1", "support", "predicted"
+KEPT, REAL = np.array([0, 1, 2, 5]), np.array([10, 10, 4, 10])
+SUMMARY = {
+    "rate": 1.1 / 4, "rate_std": np.std([0, 0.1, 0.5, 0.5]), "rate_max": 0.5, "count_mean": 2.0, "count_max": 5,
+    "count_std": np.std(KEPT), "count_p5": np.percentile(KEPT, 5), "count_p50": 1.5,
+    "count_p95": np.percentile(KEPT, 95), "empty_share": 0.25,
+}  # fmt: skip
+SURE, CHANGED = np.array([[0.9, 0.1], [0.3, 0.7]]), np.array([[0.4, 0.6], [0.2, 0.8]])
+
+
+@pytest.mark.parametrize(("figure", "expected"), [
+    *((lambda name=name: metrics.per_class(PREDICTED, TRUE, NAMES)[name], dict(zip(COLUMNS, row, strict=True)))
+      for name, row in (("a", (1 / 2, 1 / 2, 1 / 2, 2, 2)), ("b", (2 / 3, 2 / 3, 2 / 3, 3, 3)), ("c", (0,) * 5))),
+    (lambda: metrics.macro_f1(PREDICTED, TRUE), (1 / 2 + 2 / 3) / 2),
+    (lambda: metrics.selection_summary(KEPT, REAL), SUMMARY),
+    (lambda: metrics.selection_summary(KEPT, REAL, np.array([1, 1, 1, 5]), 16),
+     SUMMARY | {"over_budget_share": 0.25, "rate_padded": 8 / (4 * 16)}),
+    (lambda: metrics.area_under_curve((0.05, 0.3, 1.0), (1.0, 1.0, 1.0)), 1.0),  # a mean height
+    (lambda: metrics.area_under_curve((0.0, 0.5, 1.0), (0.0, 1.0, 1.0)), 0.75),
+    (lambda: metrics.area_under_curve((0.5,), (0.7,)), 0.7),
+    (lambda: bins_by_mass(2), 0.15),  # bins {.6, .7}: accuracy .5, confidence .65; {.8, .9}: 1, .85
+    (lambda: bins_by_mass(15), (0.4 + 0.7 + 0.2 + 0.1) / 4),  # more bins than examples: each its own
+    # the largest coverage within the risk
+    (lambda: [threshold(risk) for risk in (0.25, 0.2, 0.4, 0.1)], [0.6, 0.9, 0.5, 0.9]),
+    (lambda: mask_metrics.truth_summary(rows("1000 1110 0000"), rows("1100 0011 1100")), {
+        "in_truth": 2 / 4, "in_truth_mean": (1 + 1 / 3 + 0) / 3, "truth_kept": (1 / 2 + 1 / 2 + 0) / 3,
+        "truth_size_used": 4 / 6}),
+    # people's marks; the second is empty: 0, 0, 0
+    (lambda: agreement("1100 000000", "0111 110000"), {
+        "precision_macro": (1 / 2 + 0) / 2, "recall_macro": (1 / 3 + 0) / 2, "f1_macro": (2 / 5 + 0) / 2,
+        "precision_micro": 1 / 2, "recall_micro": 1 / 5, "f1_micro": 2 / 7}),
+    (lambda: agreement("10 11", "11 10"), {"f1_macro": 2 / 3}),  # not the F1 of the means, which would be 3/4
+    (lambda: agreement("1", "1"), {"f1_macro": 1.0}), (lambda: agreement("0000", "1111"), {"auprc": 1.0}),
+    (lambda: agreement("10 11", "10 00"), {"examples": 1, "without_human_rationale": 1, "f1_macro": 1.0}),
+    (lambda: agreement("10", "00"), {"examples": 0, "without_human_rationale": 1}),
+    # ranked: right, wrong, right; points (recall, precision) (0,1) (1/2,1) (1/2,1/2) (1,2/3)
+    (lambda: agreement("100", "101", [np.array([0.9, 0.5, 0.1])]), {"auprc": 1 / 2 + (1 / 2) * (1 / 2 + 2 / 3) / 2}),
+    # spans. first: [0,2) with [0,3): 2/3, right; [5,7) with [6,8): 1/3, wrong. second: no overlap
+    (lambda: agreement("11000110 1000", "11100011 0011"), {"iou_f1_macro": 1 / 4, "iou_f1_micro": 1 / 3}),
+    # first: P 1/2 (two spans, one right), R 1; second: P 1, R 1/2; the mean of the F1s would be 2/3
+    (lambda: agreement("1101 11000", "1100 11011"), {"iou_f1_macro": 3 / 4}),
+    (lambda: agreement("1000", "1100"), {"iou_f1_macro": 1.0}),  # exactly one half is right
+    (lambda: agreement("0100", "1110"), {"iou_f1_macro": 0.0}),
+    (lambda: agreement("00 11", "11 11"), {"iou_f1_macro": 1 / 2}),  # an empty prediction is wrong, not missing
+    # a word is marked if any piece is; a text may begin within a word
+    (lambda: words(bits("00011"), "00110"), [False, True, True]), (lambda: words(bits("01"), "11"), [True]),
+    (lambda: words([-2.0, -3.0, 1.0, -1.0, 4.0], "00110"), [-2.0, 1.0, 4.0]), (lambda: words(bits(""), ""), []),
+    # ERASER's faithfulness: of the class predicted on the full input; at least one, the lower index first
+    (lambda: list(mask_metrics.confidence_lost(SURE, CHANGED)), [0.5, -0.1]),
+    (lambda: top(0.01), rows("1000 1000")), (lambda: top(0.5), rows("1100 1100")),
+    (lambda: top(1.0), rows("1111 1110")), (lambda: top(0.5, "0000 0000"), rows("0000 0000")),
+])  # fmt: skip
+def test_figures_by_hand(figure, expected) -> None:
+    found = figure()
+    if isinstance(expected, dict):
+        assert {name: found[name] for name in expected} == approx(expected)
+        assert len(found) == len(expected) or found["examples"], "nothing else but of people's marks"
+    else:
+        assert found == approx(expected)
+
+
+def test_classes_and_thresholds_that_there_are_none_of() -> None:
+    assert metrics.never_predicted(np.array([0, 0, 3]), np.array([0, 1, 2]), [*NAMES, "d"]) == ["b", "c"]
+    assert metrics.never_predicted(PREDICTED, TRUE, NAMES) == [] and threshold(0.1, "01001") is None
 
 
 def test_calibration_position_by_position_and_bin_by_bin() -> None:
@@ -78,14 +139,6 @@ def test_calibration_position_by_position_and_bin_by_bin() -> None:
     assert np.array_equal(before, PROBABILITIES)
 
 
-def test_equal_mass_ece_by_hand() -> None:
-    probabilities, labels = np.array([[0.6, 0.4], [0.7, 0.3], [0.8, 0.2], [0.9, 0.1]]), np.array([0, 1, 0, 0])
-    # bins {.6, .7}: accuracy .5, confidence .65; {.8, .9}: 1, .85
-    assert metrics.expected_calibration_error(probabilities, labels, 2, equal_mass=True) == approx(0.15)
-    # more bins than examples: each its own
-    assert metrics.calibration(probabilities, labels)["ece_equal_mass"] == approx((0.4 + 0.7 + 0.2 + 0.1) / 4)
-
-
 def test_risk_coverage_threshold_by_threshold() -> None:
     rounded = np.round(CONFIDENCE, 1)  # many ties
     thresholds, coverage, risk = metrics.risk_coverage(rounded, CORRECT)
@@ -100,14 +153,6 @@ def test_aurc_is_the_mean_over_every_order_of_equals() -> None:
     orders = [[0, *middle, 4] for middle in permutations((1, 2, 3))]
     areas = [np.mean(np.cumsum(~correct[order]) / np.arange(1, 6)) for order in orders]
     assert metrics.area_under_risk_coverage(confidence, correct) == approx(np.mean(areas))
-
-
-@pytest.mark.parametrize(("risk", "threshold"), [(0.25, 0.6), (0.2, 0.9), (0.4, 0.5), (0.1, 0.9)])
-def test_abstain_threshold_has_the_largest_coverage_within_the_risk(risk, threshold) -> None:
-    confidence = np.array([0.9, 0.8, 0.8, 0.6, 0.5])
-    correct = np.array([True, False, True, True, False])  # risks 0, 1/3, 1/4, 2/5
-    assert metrics.abstain_threshold(confidence, correct, risk) == threshold
-    assert metrics.abstain_threshold(confidence, ~correct, 0.1) is None
 
 
 # masks beside masks
@@ -146,71 +191,3 @@ def test_selection_divergence_position_by_position() -> None:
     slow = np.mean(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)))
     assert mask_metrics.selection_divergence(teacher, student, selectable) == approx(slow)
     assert np.isfinite(mask_metrics.selection_divergence(np.array([[800.0]]), np.array([[-800.0]]), np.array([[True]])))
-
-
-# against a known reason
-
-
-def test_truth_by_hand() -> None:
-    truth, mask = (np.stack([bits(row) for row in rows.split()]) for rows in ("1100 0011 1100", "1000 1110 0000"))
-    assert mask_metrics.truth_summary(mask, truth) == approx(
-        {"in_truth": 2 / 4, "in_truth_mean": (1 + 1 / 3 + 0) / 3, "truth_kept": (1 / 2 + 1 / 2 + 0) / 3,
-         "truth_size_used": 4 / 6}
-    )  # fmt: skip
-
-
-def agreement(predicted: str, human: str) -> dict[str, float]:
-    masks, marks = ([bits(text) for text in texts.split()] for texts in (predicted, human))
-    return mask_metrics.plausibility(masks, [mask.astype(float) for mask in masks], marks)
-
-
-@pytest.mark.parametrize(("predicted", "human", "expected"), [
-    # the second is empty: 0, 0, 0
-    ("1100 000000", "0111 110000", {
-        "precision_macro": (1 / 2 + 0) / 2, "recall_macro": (1 / 3 + 0) / 2, "f1_macro": (2 / 5 + 0) / 2,
-        "precision_micro": 1 / 2, "recall_micro": 1 / 5, "f1_micro": 2 / 7}),
-    ("10 11", "11 10", {"f1_macro": 2 / 3}),  # the mean of the F1s, not the F1 of the means, which would be 3/4
-    ("1", "1", {"f1_macro": 1.0}), ("0000", "1111", {"auprc": 1.0}),
-    ("10 11", "10 00", {"examples": 1, "without_human_rationale": 1, "f1_macro": 1.0}),
-    ("10", "00", {"examples": 0, "without_human_rationale": 1}),
-    # spans. first: [0,2) with [0,3): 2/3, right; [5,7) with [6,8): 1/3, wrong. second: no overlap
-    ("11000110 1000", "11100011 0011", {"iou_f1_macro": 1 / 4, "iou_f1_micro": 1 / 3}),
-    # first: P 1/2 (two spans, one right), R 1; second: P 1, R 1/2; the mean of the F1s would be 2/3
-    ("1101 11000", "1100 11011", {"iou_f1_macro": 3 / 4}),
-    ("1000", "1100", {"iou_f1_macro": 1.0}),  # exactly one half is right
-    ("0100", "1110", {"iou_f1_macro": 0.0}),
-    ("00 11", "11 11", {"iou_f1_macro": 1 / 2}),  # an empty prediction is wrong, not missing
-])  # fmt: skip
-def test_agreement_with_people_by_hand(predicted, human, expected) -> None:
-    measured = agreement(predicted, human)
-    assert {name: measured[name] for name in expected} == approx(expected)
-    assert (len(measured) == 2) == (measured["examples"] == 0)
-
-
-def test_auprc_by_hand_is_that_of_the_scores() -> None:
-    # ranked: right, wrong, right; points (recall, precision) (0,1) (1/2,1) (1/2,1/2) (1,2/3)
-    found = mask_metrics.plausibility([bits("100")], [np.array([0.9, 0.5, 0.1])], [bits("101")])["auprc"]
-    assert found == approx(1 / 2 + (1 / 2) * (1 / 2 + 2 / 3) / 2)
-
-
-def test_a_word_is_marked_if_any_piece_is() -> None:
-    continues, scores = bits("00110"), np.array([-2.0, -3.0, 1.0, -1.0, 4.0])
-    assert list(mask_metrics.words_from_pieces(bits("00011"), continues)) == [False, True, True]
-    assert list(mask_metrics.words_from_pieces(scores, continues)) == [-2.0, 1.0, 4.0]
-    assert list(mask_metrics.words_from_pieces(bits("01"), bits("11"))) == [True]  # a text that begins within a word
-    assert not len(mask_metrics.words_from_pieces(bits(""), bits("")))
-
-
-# ERASER's faithfulness
-
-
-def test_confidence_is_that_of_the_class_predicted_on_the_full_input() -> None:
-    full = np.array([[0.9, 0.1], [0.3, 0.7]])
-    assert mask_metrics.confidence_lost(full, np.array([[0.4, 0.6], [0.2, 0.8]])) == approx([0.5, -0.1])
-
-
-@pytest.mark.parametrize(("share", "rows"), [(0.01, "1000 1000"), (0.5, "1100 1100"), (1.0, "1111 1110")])
-def test_top_share_takes_at_least_one_and_the_lower_index_first(share, rows) -> None:
-    scores, selectable = np.array([[5.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 9.0]]), np.stack([bits("1111"), bits("1110")])
-    assert np.array_equal(mask_metrics.top_share(scores, selectable, share), [bits(row) for row in rows.split()])
-    assert not mask_metrics.top_share(scores, np.zeros((2, 4), dtype=bool), share).any()

@@ -53,8 +53,10 @@ def run(task: dict) -> dict:
     store = StateStore(Path(task["state"]), identity_of(config, train, dev)) if "state" in task else None
     fit(config, pair, train, dev, teacher=make(seed=5)[0], observer=observer, runtime=runtime, store=store,
         resume=task.get("resume", False))  # fmt: skip
-    logs = {"values": observer.values, "evaluations": observer.evaluations, "stages": observer.stages}
-    result = {"pair": pair.state_dict(), "policy": [pair.policy.bias, pair.probability_temperature], **logs}
+    result = {
+        "pair": pair.state_dict(), "policy": [pair.policy.bias, pair.probability_temperature],
+        "values": dict(observer.values), "evaluations": dict(observer.evaluations), "stages": observer.stages,
+    }  # fmt: skip
     if runtime.is_main and "output" in task:
         torch.save(result, task["output"])
     runtime.close()
