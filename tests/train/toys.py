@@ -19,6 +19,7 @@ from rekd_train.data import ImageSplit, LabelledTexts, tokenize
 from rekd_train.models.base import Selector
 from rekd_train.models.families import build_backbone
 from rekd_train.models.rationalizer import Rationalizer
+from rekd_train.training.stages import fit
 from rekd_train.training.state import Observer
 
 
@@ -120,3 +121,10 @@ class Recorder(Observer):
 
     def losses(self, stage: str, name: str = "loss") -> list[float]:
         return [values[name] for values in self.values[stage]]
+
+
+def fitted(made=None, *, options=(), **changes):
+    """(the pair, what its training was told) of (pair, train, dev); ``options`` of ``fit``, ``changes`` of the run."""
+    (pair, train, dev), given = made or toy_texts(), {"observer": Recorder()} | dict(options)
+    fit(toy_config(**changes), pair, train, dev, **given)
+    return pair, given["observer"]

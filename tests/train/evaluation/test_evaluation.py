@@ -190,7 +190,7 @@ def test_images_too() -> None:
     report = evaluate(pair, {"dev": images, "test": images}, draws=2, teacher=make_image_rationalizer(seed=4))
     assert report["rate"]["rate_padded"] == approx(report["rate"]["rate"])  # every patch is real
     kept = decide(*run_selector(pair, images), pair.policy).numpy()
-    assert report["truth"]["examples"] == 30
+    assert report["truth"]["examples"] == 30 and report["modes"]["sampled"]["draws"] == 2
     assert report["truth"]["in_truth"] == approx((kept & truth).sum() / kept.sum())
     assert "tokens" not in report and "human_rationales" not in report
     assert set(report["classification"]["per_class"]) == {"shirt", "shoe", "bag"}

@@ -10,25 +10,20 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_bilstm, make_rationalizer
-from toys import Recorder, toy_config, toy_texts
+from toys import Recorder, fitted, toy_config, toy_texts
 
 from rekd_train.config.run import OptimisationConfig
 from rekd_train.errors import ConfigError, MissingExtraError, TrainingError
 from rekd_train.training.loop import Watch, optimiser_for, word_tables
 from rekd_train.training.runtime import Batches, Runtime
-from rekd_train.training.stages import fit
 from rekd_train.training.state import Best, JsonLines, Several, StateStore, TensorBoard
 
 FIRST_STAGE = {"classifier_epochs": 1, "rationale_epochs": 0, "compact_epochs": 0}
 every_family = pytest.mark.parametrize("make", [make_rationalizer, make_bilstm])
 
 
-def fitted(made=None, store=None, observer=None, optimisation=None, **stages):
-    """(pair, what its training was told) after the first stage."""
-    (pair, train, dev), seen = made or toy_texts(), observer or Recorder()
-    config = toy_config(stages=FIRST_STAGE | stages, optimisation=optimisation or {})
-    fit(config, pair, train, dev, store=store, observer=seen)
-    return pair, seen
+def first_stage(made=None, optimisation=None, options=(), **stages):
+    return fitted(made, options=options, optimisation=optimisation or {}, stages=FIRST_STAGE | stages)
 
 
 # devices and batches
@@ -57,7 +52,7 @@ def test_training_in_bf16_needs_no_float64_on_the_device(monkeypatch):
     """Apple's GPUs have none."""
     monkeypatch.setattr(torch.Tensor, "double", None)
     stages = {"classifier_epochs": 0.5, "rationale_epochs": 1, "compact_epochs": 0.5, "evaluate_every": 0.25}
-    pair = fit(toy_config(stages=stages, acceleration={"precision": "bf16"}), *toy_texts(examples=64))
+    pair, _ = fitted(toy_texts(examples=64), stages=stages, acceleration={"precision": "bf16"})
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in pair.parameters())
 
 
@@ -104,14 +99,14 @@ def test_word_embeddings_have_their_own_rate_and_vectors_do_not_decay(make):
 def test_the_rate_is_constant_or_decays_after_a_warm_up(schedule, warmup, expected):
     """Read twice in a stage of 40 steps."""
     optimisation = {"schedule": schedule, "warmup": warmup, "learning_rate": 1e-3}
-    _, seen = fitted(optimisation=optimisation, classifier_epochs=5)
+    _, seen = first_stage(optimisation=optimisation, classifier_epochs=5)
     assert [values["learning_rate"] for values in seen.values["classifier"]] == pytest.approx(expected)
 
 
 def test_a_gradient_is_clipped_only_if_a_limit_is_set():
     weights, norms = [], []
     for clip in (None, 1e-6, 1e6):
-        pair, seen = fitted(optimisation={"gradient_clip": clip, "weight_decay": 0.0})
+        pair, seen = first_stage(optimisation={"gradient_clip": clip, "weight_decay": 0.0})
         weights.append(torch.cat([parameter.detach().flatten() for parameter in pair.predictor.parameters()]))
         norms.append(["gradient_norm" in values for values in seen.values["classifier"]])
     assert torch.equal(weights[0], weights[2]) and not torch.allclose(weights[0], weights[1], atol=1e-4)
@@ -124,7 +119,7 @@ def test_the_selector_s_words_can_be_frozen(make):
     table, before = pair.selector.backbone.table.weight, pair.selector.backbone.table.weight.clone()
     for frozen in (True, False):
         optimisation = {"freeze_selector_embeddings": frozen}
-        fitted((pair, *splits), optimisation=optimisation, classifier_epochs=0, rationale_epochs=1)
+        first_stage((pair, *splits), optimisation=optimisation, classifier_epochs=0, rationale_epochs=1)
         assert torch.equal(table, before) == frozen and table.requires_grad
 
 
@@ -207,7 +202,7 @@ def test_the_best_state_by_dev_is_kept():
                     pair.predictor.head[-1].weight.neg_()  # the last epoch starts badly
 
     (pair, train, dev), weights = toy_texts(), []
-    _, log = fitted((pair, train, dev), observer=Witness(), classifier_epochs=6, evaluate_every=1)
+    _, log = first_stage((pair, train, dev), options={"observer": Witness()}, classifier_epochs=6, evaluate_every=1)
     ranks = [(figures["accuracy"], -figures["extraction_loss"]) for figures in log.evaluations["classifier"]]
     best = ranks.index(max(ranks))
     assert best < 5, "the last state is not the best: otherwise this shows nothing"
@@ -220,7 +215,7 @@ def test_the_best_state_by_dev_is_kept():
 
 
 def test_patience_ends_a_stage():
-    _, log = fitted(optimisation={"learning_rate": 1e-9}, classifier_epochs=40, evaluate_every=1, patience=2)
+    _, log = first_stage(optimisation={"learning_rate": 1e-9}, classifier_epochs=40, evaluate_every=1, patience=2)
     found = [figures["best"] for figures in log.evaluations["classifier"]]
     assert len(found) < 40 and found[-2:] == [0.0, 0.0]
 
@@ -244,7 +239,7 @@ def test_a_diverged_run_stops_and_saves_nothing(broken, stages, match, tmp_path)
     observer.pair = made[0]
     observer.pair.predictor.head[-1].bias.data.fill_(broken)
     with pytest.raises(TrainingError, match=f"classifier: {match}"):
-        fitted(made, store, observer, **stages)
+        first_stage(made, options={"store": store, "observer": observer}, **stages)
     assert not store.path.exists()
 
 
@@ -255,7 +250,7 @@ def test_a_collapsed_run_stops(logit, words):
         made[0].selector.head[-1].bias.copy_(torch.tensor([-logit, logit]))
     stages = {"classifier_epochs": 0, "rationale_epochs": 20, "collapse_window": 40}
     with pytest.raises(TrainingError, match=f"collapsed, the selector keeps .*{words}"):
-        fitted(made, optimisation={"learning_rate": 1e-6}, **stages)
+        first_stage(made, optimisation={"learning_rate": 1e-6}, **stages)
 
 
 @pytest.mark.parametrize(("rates", "target", "fix"), [

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import trained_tokenizer
-from toys import Recorder, ToyTexts, toy_config, toy_texts
+from toys import ToyTexts, fitted, toy_texts
 
 from rekd_train.data import knowledge as known
 from rekd_train.data.examples import UNLABELLED, DataSet, LabelledTexts
@@ -15,28 +15,25 @@ from rekd_train.data.knowledge import AlignedKnowledge, Knowledge, Statement
 from rekd_train.errors import ConfigError
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 from rekd_train.training.runtime import example_weights
-from rekd_train.training.stages import fit
 from rekd_train.training.teacher import statements_of, write_knowledge
 
 LABELS = ("negative", "positive")
-CONFIG = toy_config(stages={"classifier_epochs": 1, "rationale_epochs": 1, "compact_epochs": 1},
-                    distillation={"classifier": True})  # fmt: skip
+SHORT = {"stages": {"classifier_epochs": 1, "rationale_epochs": 1, "compact_epochs": 1},
+         "distillation": {"classifier": True}}  # fmt: skip
 TEXTS, TRUTH = ToyTexts.words(96, 1)
 
 
 @pytest.fixture(scope="module")
 def teacher():
-    pair, train, dev = toy_texts(examples=128)
-    return fit(toy_config(), pair, train, dev)
+    return fitted(toy_texts(examples=128))[0]
 
 
-def losses_with(teacher, config=CONFIG, labels=None) -> list[float]:
+def losses_with(teacher, labels=None, **changes) -> list[float]:
     """Every loss of a short training on the 96 texts."""
     pair, train, dev = toy_texts(seed=5, examples=96)
     train = train if labels is None else replace(train, labels=labels)
-    recorder = Recorder()
-    fit(config, pair, train, dev, teacher=teacher, observer=recorder)
-    return [loss for stage, *_ in recorder.stages for loss in recorder.losses(stage)]
+    _, log = fitted((pair, train, dev), options={"teacher": teacher}, **SHORT | changes)
+    return [loss for stage, *_ in log.stages for loss in log.losses(stage)]
 
 
 def said_by(teacher, tmp_path, preprocessor=None, exact: bool = False) -> AlignedKnowledge:
@@ -74,13 +71,13 @@ def test_what_a_teacher_does_not_say_is_not_learned(teacher, tmp_path):
     nothing = AlignedKnowledge(np.full_like(whole.probabilities, np.nan), [None] * 96, [None] * 96)
     scores = [np.full_like(each, np.nan) for each in whole.scores]
     silent = AlignedKnowledge(nothing.probabilities, scores, nothing.marks)
-    config = toy_config(stages={"classifier_epochs": 0, "rationale_epochs": 1, "compact_epochs": 0},
-                        distillation={"alpha": 0.0})  # fmt: skip
-    assert np.abs(losses_with(silent, config)).max() < 1e-6, "no term, no loss"
+    alone = {"stages": {"classifier_epochs": 0, "rationale_epochs": 1, "compact_epochs": 0},
+             "distillation": {"alpha": 0.0}}  # fmt: skip
+    assert np.abs(losses_with(silent, **alone)).max() < 1e-6, "no term, no loss"
     with pytest.raises(ConfigError, match="says nothing about any training example"):
-        losses_with(nothing, config)
+        losses_with(nothing, **alone)
     with pytest.raises(ConfigError, match="fix: distillation.teacher_mask=teacher"):  # it cannot answer on another mask
-        losses_with(whole, toy_config(distillation={"teacher_mask": "student"}))
+        losses_with(whole, stages={}, distillation={"teacher_mask": "student"})
 
 
 def test_texts_without_a_label_train_by_the_teacher_alone(teacher, tmp_path):
@@ -115,10 +112,9 @@ def test_marked_passages_are_selected(teacher):
     said = AlignedKnowledge(np.full((256, 2), np.nan, np.float32), [None] * 256, marks)
     found = {}
     for name, given in (("alone", None), ("marked", said)):
-        pair, train, dev = toy_texts(seed=5, examples=256)
         stages = {"classifier_epochs": 1, "rationale_epochs": 6, "compact_epochs": 0}
-        config = toy_config(stages=stages, distillation={"rationale_weight": 2.0})
-        fit(config, pair, train, dev, teacher=given)
+        changes = {"stages": stages, "distillation": {"rationale_weight": 2.0}}
+        pair, _ = fitted(toy_texts(seed=5), options={"teacher": given}, **changes)
         unseen, _ = ToyTexts.words(64, 9)
         kept = [{word for span in each.rationale for word in span.text.split()} for each in pair.predict(unseen)]
         found[name] = sum(bool(words & {"good", "bad"}) for words in kept)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_image_rationalizer, make_rationalizer, trained_tokenizer
-from toys import Recorder, toy_config, toy_images, toy_texts
+from toys import fitted, toy_config, toy_images, toy_texts
 
 from rekd_train.data import LabelledTexts, splits, tokenize
 from rekd_train.errors import ConfigError, DataError
@@ -29,16 +29,7 @@ LONG = {"classifier_epochs": 8, "rationale_epochs": 10, "compact_epochs": 4, "ev
 @pytest.fixture(scope="module")
 def trained():
     """A pair of images trained alone, and its log; tests/train/test_runs.py has texts."""
-    log = Recorder()
-    return fit(toy_config(stages=LONG), *toy_images(), observer=log), log
-
-
-def short(made=None, seed=3, options=(), **changes):
-    """(a fresh pair after a short training, its log)."""
-    pair, train, dev = made or toy_texts()
-    log = Recorder()
-    fit(toy_config(seed=seed, **changes), pair, train, dev, observer=log, **dict(options))
-    return pair, log
+    return fitted(toy_images(), stages=LONG)
 
 
 def same(one, other) -> bool:
@@ -56,16 +47,16 @@ def test_the_planted_signal_is_found_within_the_budget(trained):
 
 
 def test_a_student_learns_the_teacher_s_rationales(trained):
-    (student, train, dev), log = toy_images(seed=4), Recorder()
-    fit(toy_config(stages=LONG), student, train, dev, teacher=copy.deepcopy(trained[0]), observer=log)
+    made = toy_images(seed=4)
+    student, log = fitted(made, options={"teacher": copy.deepcopy(trained[0])}, stages=LONG)
     rationale = log.losses("distillation", "rationale")
-    assert rationale[-1] < 0.8 * rationale[0] and measure(student, dev)["accuracy"] > 0.6, "chance is a third"
+    assert rationale[-1] < 0.8 * rationale[0] and measure(student, made[2])["accuracy"] > 0.6, "chance is a third"
 
 
 def test_a_seed_fixes_everything_and_another_changes_it():
-    one, _ = short()
+    one, _ = fitted()
     torch.manual_seed(9)  # whatever the state of torch's own generator
-    assert same(one, short()[0]) and not same(one, short(seed=4)[0])
+    assert same(one, fitted()[0]) and not same(one, fitted(seed=4)[0])
 
 
 @pytest.mark.parametrize(("selector", "predictor", "starts"), [
@@ -75,11 +66,11 @@ def test_a_seed_fixes_everything_and_another_changes_it():
     ({"pretrained": "mine"}, {"pretrained": "mine"}, True),  # one source for both
 ])  # fmt: skip
 def test_a_selector_of_the_predictor_s_size_starts_from_it(selector, predictor, starts):
-    pair, train, dev = toy_texts(equal=True)
-    before, log = copy.deepcopy(pair.selector.backbone), Recorder()
+    made = toy_texts(equal=True)
+    before = copy.deepcopy(made[0].selector.backbone)
     stages = {"classifier_epochs": 1, "rationale_epochs": 0.03, "compact_epochs": 0}
     changes = {"selector": selector, "predictor": predictor, "optimisation": {"learning_rate": 1e-9}}
-    fit(toy_config(stages=stages, **changes), pair, train, dev, observer=log)
+    pair, log = fitted(made, stages=stages, **changes)
     assert [name for name, *_ in log.stages] == ["classifier", *([] if starts else ["selector"]), "rationale"]
     start = pair.predictor.backbone if starts else before
     for mine, theirs in zip(pair.selector.backbone.parameters(), start.parameters(), strict=True):
@@ -88,27 +79,27 @@ def test_a_selector_of_the_predictor_s_size_starts_from_it(selector, predictor, 
 
 def test_the_warm_start_of_an_unequal_selector_teaches_its_backbone_and_can_be_left_out():
     stages = {"selector_warm_start": 8, "classifier_epochs": 1, "rationale_epochs": 0.03, "compact_epochs": 0}
-    losses = short(stages=stages)[1].losses("selector")
+    losses = fitted(stages=stages)[1].losses("selector")
     assert losses[-1] < losses[0] - 0.01
-    assert "selector" not in short(stages=stages | {"selector_warm_start": 0})[1].values
-    assert list(short(options={"warm": True})[1].values) == ["rationale", "compact"]
+    assert "selector" not in fitted(stages=stages | {"selector_warm_start": 0})[1].values
+    assert list(fitted(options={"warm": True})[1].values) == ["rationale", "compact"]
 
 
 def test_plain_classifier_and_plain_distillation(trained):
     settings = {"stages": {"rationale_epochs": 0, "masked_share": 0.0, "classifier_epochs": 2}}
     taught, distilled = {"teacher": trained[0]}, {"distillation": {"classifier": True}}
-    alone, _ = short(toy_images(), **settings)
+    alone, _ = fitted(toy_images(), **settings)
     assert (alone.policy.bias, alone.policy.budget, alone.policy.minimum) == (None, None, 0)
-    assert not same(alone, short(toy_images(), options=taught, **distilled, **settings)[0])
+    assert not same(alone, fitted(toy_images(), options=taught, **distilled, **settings)[0])
     brief = {"stages": {"classifier_epochs": 1, "rationale_epochs": 0.2, "compact_epochs": 0, "masked_share": 0.0}}
-    logs = [short(toy_images(), options=options, **brief)[1].losses("classifier") for options in ((), taught)]
+    logs = [fitted(toy_images(), options=options, **brief)[1].losses("classifier") for options in ((), taught)]
     assert logs[0] == logs[1], "labels alone, unless the classifier is to learn"
     with pytest.raises(ConfigError, match="no stage learns from it"):
-        short(toy_images(), options=taught, **settings)
+        fitted(toy_images(), options=taught, **settings)
     with pytest.raises(ConfigError, match="plain classifier"):
-        short(toy_images(), options={"teacher": alone})
+        fitted(toy_images(), options={"teacher": alone})
     weightless = {"distillation": {"rationale_weight": 0.0}, "stages": {"rationale_epochs": 0.2}}
-    short(toy_images(), options={"teacher": alone}, **weightless)
+    fitted(toy_images(), options={"teacher": alone}, **weightless)
 
 
 @pytest.mark.parametrize(("selection", "policy"), [
@@ -117,7 +108,7 @@ def test_plain_classifier_and_plain_distillation(trained):
     ({"decision": "argmax", "budget": None, "minimum": 0, "selectable": "all"}, (0.0, None, 0, "all")),
 ])  # fmt: skip
 def test_stored_rules(selection, policy):
-    found = short(selection=selection, stages={"rationale_epochs": 0.2, "compact_epochs": 0})[0].policy
+    found = fitted(selection=selection, stages={"rationale_epochs": 0.2, "compact_epochs": 0})[0].policy
     assert (found.bias, found.budget, found.minimum, found.selectable) == policy
 
 
@@ -137,7 +128,7 @@ def test_where_padding_is_selectable_every_batch_has_all_of_it(whose):
 def test_augmented_images_are_read_anew(monkeypatch):
     augment, seen = splits.augment, []
     monkeypatch.setattr(splits, "augment", lambda *given: (seen.append(given[1]), augment(*given))[1])
-    _, log = short(toy_images(augmented=True), options={"teacher": toy_images(seed=3)[0]})
+    _, log = fitted(toy_images(augmented=True), options={"teacher": toy_images(seed=3)[0]})
     steps = sum(steps for _, steps, _ in log.stages)
     assert seen == ["flip"] * steps, "one batch a step, no pass over the split"
 
