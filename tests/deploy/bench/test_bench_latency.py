@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from bench_results import bench
-from conftest import make_rationalizer
+from conftest import make_rationalizer, trained_tokenizer
 
 from rekd_deploy.bench.latency import AT_HAND, alike_check, check_lengths, classes_alike, measure_latency
 from rekd_deploy.bench.latency import full_batches as tensors
@@ -31,6 +31,7 @@ from rekd_deploy.bench.variants_graphs import traced
 from rekd_deploy.errors import BenchmarkError, EngineError, RepositoryError
 from rekd_train.checkpoints.checkpoint import save
 from rekd_train.errors import ConfigError
+from rekd_train.inputs.text import TextPreprocessor, TextSettings
 
 pytestmark = pytest.mark.slow
 
@@ -238,3 +239,11 @@ def test_the_interval_holds_the_spread_of_the_rounds():
     noise = np.random.default_rng(0).lognormal(0.0, 0.3, size=41)
     found = Timings({"a": 2.0 * noise, "b": np.ones(41)}).ratio("a", "b")
     assert found["low"] < 2.0 < found["high"] and found["low"] <= found["ratio"] <= found["high"]
+
+
+def test_filled_up_texts_hold_what_their_tokenizer_puts_around_them():
+    for tokenizer, ends in (("start token alone", 0), ("byte-level BPE", 1)):
+        preprocessor = TextPreprocessor(trained_tokenizer(tokenizer), TextSettings(max_length=16))
+        for batch in tensors(preprocessor, 2, 16):
+            special = np.isin(batch["input_ids"], list(preprocessor.special_ids.values()))
+            assert special.sum(axis=-1).tolist() == [1 + ends] * 2 and special[:, 0].all()

@@ -107,6 +107,7 @@ def test_states_of_a_bilstm_are_those_of_a_packed_bidirectional_lstm(texts):
     ("mobilebert", "lets padding change its states"), ("convbert", "lets padding change its states"),
     ("gpt2", "reads in one direction only.*fix: a bidirectional encoder"),
     ("llama", "reads in one direction only"), ("t5", "does not run on embeddings alone"),
+    ("ibert", "has no plain table of word embeddings"),
     ("clip", "no encoder|cannot be built|takes no|does not run"),
 ])  # fmt: skip
 def test_encoders_that_cannot_be_a_backbone_are_refused_with_the_reason(kind, reason):
