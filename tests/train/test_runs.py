@@ -18,7 +18,7 @@ from rekd_train.config.run import RunConfig, run_config
 from rekd_train.data import load_data
 from rekd_train.data.image_knowledge import ImageReader, align_images
 from rekd_train.data.knowledge import read_knowledge
-from rekd_train.errors import CheckpointError, ConfigError, DataError
+from rekd_train.errors import ConfigError, DataError
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 from rekd_train.models.families import fresh_pair, preprocessor_for
 
@@ -119,19 +119,6 @@ def test_a_rate_for_a_rule_without_one_or_that_is_no_share_is_refused(student, t
     with pytest.raises(ConfigError, match=match):
         runs.calibrate_run(student[0], tmp_path / "out", target, overrides=overrides)
     assert not (tmp_path / "out").exists()
-
-
-def test_an_output_that_holds_something_else_is_refused_before_training(config, tmp_path):
-    (tmp_path / "thesis.tex").touch()
-    with pytest.raises(CheckpointError, match="is not a checkpoint"):
-        runs.train_run(config(), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-def test_a_classifier_keeps_everything(config, tmp_path):
-    stages = {"classifier_epochs": 8, "rationale_epochs": 0, "compact_epochs": 0, "masked_share": 0.0}
-    metrics = runs.train_run(config(stages=stages), tmp_path / "plain")
-    assert metrics["test"]["rate"] == 1.0 and metrics["test"]["accuracy"] > 0.8
 
 
 @pytest.mark.parametrize(("changes", "labels", "swapped", "error", "message"), [

@@ -111,15 +111,6 @@ def test_predict_is_the_sum_of_its_parts(pair, items, inputs):
             assert list(found.probabilities.values()) == pytest.approx(probabilities[row].tolist(), abs=1e-5)
 
 
-def test_where_padding_is_selectable_neighbours_in_a_batch_change_no_answer(texts):
-    pair = make_rationalizer(policy=WITH_PADDING.model_copy(update={"budget": 0.25}))
-    (together, *_), (single,) = pair.predict(["bad", *texts]), pair.predict(["bad"])
-    assert positions(together) == positions(single)
-    assert together.probability == pytest.approx(single.probability, abs=1e-5)
-    mask = pair.select(tensors(pair, ["bad"], pad_to=pair.preprocessor.positions)).mask
-    assert positions(single) == mask[0, :3].nonzero().flatten().tolist()
-
-
 # removed features have no influence
 
 
