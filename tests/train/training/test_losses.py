@@ -295,6 +295,6 @@ def test_class_weights_reach_the_cross_entropy_of_every_stage(monkeypatch):
         return plain(class_logits, labels, weights)
 
     monkeypatch.setattr(losses, "prediction_loss", watched)
-    stages = {"classifier_epochs": 0.5, "rationale_epochs": 0.5, "compact_epochs": 0.5}
+    stages = {"classifier_epochs": 1, "rationale_epochs": 1, "compact_epochs": 1, "evaluate_every": 0.5}
     fit(toy_config(data={"class_weights": "balanced"}, stages=stages), pair, train, dev)
-    assert len(seen) >= 4 and all(seen), "classifier, the selector's own, rationale, compact"
+    assert len(seen) >= 12 and all(seen), "classifier, the selector's own, rationale, compact, and each on dev"

@@ -13,13 +13,13 @@ from toys import fitted, toy_config, toy_images, toy_texts
 
 from rekd_train.data import LabelledTexts, splits, tokenize
 from rekd_train.errors import ConfigError, DataError
-from rekd_train.evaluation.forward import measure, run_masks, run_selector
-from rekd_train.inputs.image import ImagePreprocessor
+from rekd_train.evaluation.forward import measure, run_selector
+from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
 from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.inputs.text import TextPreprocessor
 from rekd_train.models.base import apply_policy
-from rekd_train.training import losses, objectives
-from rekd_train.training.runtime import Batch, Runtime
+from rekd_train.training import objectives
+from rekd_train.training.runtime import Batch, Runtime, example_weights
 from rekd_train.training.stages import check_teacher, fit, short_texts_notice
 from rekd_train.training.validation import DevEvaluation, calibrate_bias, calibrate_policy
 
@@ -149,15 +149,11 @@ def cut_short():
     return teacher
 
 
-def of_other_images(**changes):
-    teacher = make_image_rationalizer()
-    teacher.preprocessor = ImagePreprocessor(replace(teacher.preprocessor.settings, **changes))
-    return teacher
-
-
-def of_other_tokens():
-    teacher = make_rationalizer()
-    teacher.preprocessor = TextPreprocessor(trained_tokenizer("word pieces"), teacher.preprocessor.settings)
+def reading(content="", *sizes: int):
+    """A teacher that reads texts by another tokenizer, or other images."""
+    teacher = make_rationalizer() if content else make_image_rationalizer()
+    images = ImagePreprocessor(ImageSettings(*sizes)) if sizes else None
+    teacher.preprocessor = images or TextPreprocessor(content, teacher.preprocessor.settings)
     return teacher
 
 
@@ -165,10 +161,10 @@ def of_other_tokens():
     (lambda: make_rationalizer(labels="abc"), r"teacher has 3 classes \(a, b, c"),
     (lambda: make_rationalizer(labels=("positive", "negative")), "orders its classes otherwise"),
     (cut_short, "reads at most 32 tokens.*up to 48; fix: data.max_length=32"),
-    (of_other_tokens, "another tokenizer; distillation needs the same tokens; fix"),
+    (lambda: reading(trained_tokenizer("word pieces")), "another tokenizer; distillation needs the same tokens; fix"),
     (lambda: make_image_rationalizer(labels=("negative", "positive")), "reads image inputs, the student text inputs"),
-    (lambda: of_other_images(rows=8, columns=6), r"into \(8, 6\).*patches, the student into \(4, 3\)"),
-    (lambda: of_other_images(height=24), r"images of \(24, 12, 1\).*not of \(16, 12, 1\)"),
+    (lambda: reading("", 16, 12, 1, 8, 6), r"into \(8, 6\).*patches, the student into \(4, 3\)"),
+    (lambda: reading("", 24, 12, 1, 4, 3), r"images of \(24, 12, 1\).*not of \(16, 12, 1\)"),
 ])  # fmt: skip
 def test_a_teacher_that_does_not_fit(teacher, match):
     teacher = teacher()
@@ -192,25 +188,21 @@ def test_a_budget_below_three_words_is_noted_for_texts_that_are_short(selection,
     config = toy_config(selection=selection) if selection else toy_config(stages={"rationale_epochs": 0})
     notice = short_texts_notice(config, tokenize(texts, preprocessor), preprocessor)
     assert allowed in notice and bool(notice) == bool(allowed)
-
     pair, train, _ = toy_images()
     assert short_texts_notice(toy_config(selection={"target": 0.05, "budget": 0.05}), train, pair.preprocessor) == ""
 
 
 # dev: what is fitted on it, and how a pair is measured on it in training
 
-
 RULE = SelectionPolicy(bias=0.0, budget=0.5, minimum=1)
 ARGMAX = {"decision": "argmax", "budget": None, "minimum": 0}
 CPU = Runtime("cpu")
-
-
 SCORES = torch.randn(40, 12, generator=torch.Generator().manual_seed(0))
 SELECTABLE = torch.arange(12) < 6 + torch.arange(40)[:, None] % 7
 
 
-def evaluation(pair, dev, with_rationale: bool = True, **changes) -> DevEvaluation:
-    return DevEvaluation(toy_config(**changes), pair, pair.predictor, dev, CPU, with_rationale=with_rationale)
+def evaluation(pair, dev, **changes) -> DevEvaluation:
+    return DevEvaluation(toy_config(**changes), pair, pair.predictor, dev, CPU, with_rationale=True)
 
 
 @pytest.mark.parametrize("target", [0.2, 0.3])
@@ -237,35 +229,29 @@ def test_what_is_served_is_what_is_measured(make):
     assert figures["selection_rate"] == pytest.approx(0.15, abs=0.02)
 
 
-@pytest.mark.parametrize(("make", "selection", "size"), [
-    (toy_texts, {"continuity": 0.4}, 30), (toy_images, {"continuity": 0.4}, 30),
-    (toy_texts, {"denominator": "all"}, 64), (toy_texts, {"penalty_per": "example"}, 30),
+@pytest.mark.parametrize(("make", "selection", "size", "weighted"), [
+    (toy_texts, {"continuity": 0.4}, 30, "none"), (toy_images, {"continuity": 0.4}, 30, "none"),
+    (toy_texts, {"denominator": "all"}, 64, "none"), (toy_texts, {"penalty_per": "example"}, 30, "balanced"),
 ])  # fmt: skip
-def test_the_extraction_loss_is_that_of_training_without_noise_on_batches_in_order(make, selection, size, monkeypatch):
+def test_the_loss_on_dev_is_that_of_training_without_noise_in_order(make, selection, size, weighted, monkeypatch):
     pair, _, dev = make()
+    dev = replace(dev, labels=(np.arange(64) % 8 == 0).astype(np.int64))
     outputs = run_selector(pair, dev)
     with torch.no_grad():  # about half is kept: there are borders
         pair.selector.head[-1].bias[1] -= float(outputs.scores[outputs.selectable].median()) + 1e-4
     changes = {"selection": {"weight": 3.0, **ARGMAX, **selection}, "optimisation": {"batch_size": size}}
+    changes["data"] = {"class_weights": weighted}
     figures = evaluation(pair, dev, **changes)(10)
     monkeypatch.setattr(objectives, "gumbel", lambda *given: 0.0)
     objective, values = objectives.RationaleObjective(toy_config(**changes), pair.eval(), CPU, 0), []
+    weights = example_weights(dev.labels, weighted)
     for start in range(0, 64, size):
         rows = np.arange(start, min(start + size, 64))
         inputs = {name: torch.from_numpy(array) for name, array in dev.inputs(rows).items()}
-        batch = Batch(torch.from_numpy(rows), inputs, torch.from_numpy(dev.labels[rows]), 0, 1, len(rows), len(rows))
+        labels, some = torch.from_numpy(dev.labels[rows]), None if weights is None else torch.from_numpy(weights[rows])
+        batch = Batch(torch.from_numpy(rows), inputs, labels, 0, 1, len(rows), len(rows), some)
         values.append(objective(batch)["loss"].item())
     assert figures["extraction_loss"] == pytest.approx(np.mean(values), rel=1e-5)
-
-
-def test_class_weights_count_in_the_extraction_loss_as_in_training():
-    pair, _, dev = toy_texts()
-    dev = replace(dev, labels=(np.arange(64) % 8 == 0).astype(np.int64))
-    figures = evaluation(pair, dev, with_rationale=False, data={"class_weights": "balanced"})(10)
-    logits = run_masks(pair, dev, {"all": run_selector(pair, dev).selectable})["all"]
-    each = losses.cross_entropy(torch.from_numpy(logits), torch.from_numpy(dev.labels), reduction="none").numpy()
-    means = [each[dev.labels == label].mean() for label in (0, 1)]
-    assert figures["extraction_loss"] == pytest.approx(np.mean(means), rel=1e-5), "both classes count alike"
 
 
 def test_sampled_masks_differ_between_evaluations_and_follow_the_scores():
