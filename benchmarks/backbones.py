@@ -35,9 +35,8 @@ from rekd_train.files import write_json
 from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
 from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
-from rekd_train.models.base import Predictor, Selector
+from rekd_train.models.base import Predictor, Selector, kept_positions, selection_scores
 from rekd_train.models.families import build_backbone
-from rekd_train.models.gates import kept_positions, selection_scores
 from rekd_train.models.rationalizer import Rationalizer
 
 RESULTS = ROOT / "benchmarks" / "results" / "backbones.json"

@@ -36,8 +36,8 @@ from rekd_train.evaluation.forward import measure
 from rekd_train.files import write_json
 from rekd_train.models.families import fresh_pair, preprocessor_for
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.training.observers import Observer
 from rekd_train.training.stages import fit
+from rekd_train.training.state import Observer
 from rekd_train.training.teacher import statements_of, write_knowledge
 
 RESULT = Path(__file__).parent / "results" / "recorded_teachers.json"

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from rekd_train.errors import ConfigError
-from rekd_train.models.base import TextBackbone, with_cls
-from rekd_train.models.gates import kept_positions
+from rekd_train.models.base import TextBackbone, kept_positions, with_cls
 
 
 class Convolutions(TextBackbone):

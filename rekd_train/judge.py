@@ -27,8 +27,8 @@ from rekd_train.models.families import fresh_pair
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training.loop import Loop, Stage
 from rekd_train.training.objectives import ClassifierObjective
-from rekd_train.training.observers import Observer
 from rekd_train.training.runtime import Runtime, chosen_device
+from rekd_train.training.state import Observer
 from rekd_train.training.validation import calibrate_temperature
 
 LOWEST_RATE = 0.01
@@ -48,11 +48,9 @@ def fit_judge(
         config: of the run that is judged; its optimisation and acceleration are used.
         judge: a fresh pair, with the operator and the ``selectable`` rule of the model; it will keep everything.
     """
-    changed = {
-        "seed": config.seed + ANOTHER_SEED,
-        "selection": config.selection.model_dump() | {"target": LOWEST_RATE},
-        "stages": config.stages.model_dump() | {"masked_share": MASKED_SHARE, "evaluate_every": 0},
-    }
+    selection = config.selection.model_dump() | {"target": LOWEST_RATE}
+    stages = config.stages.model_dump() | {"masked_share": MASKED_SHARE, "evaluate_every": 0}
+    changed = {"seed": config.seed + ANOTHER_SEED, "selection": selection, "stages": stages}
     config = RunConfig.model_validate(config.model_dump() | changed)
     runtime = Runtime(next(judge.parameters()).device)
     loop = Loop(config, judge, train, runtime, observer or Observer())
@@ -74,22 +72,19 @@ def judge_run(
         data: where the checkpoint records none: a preset or file whose data to train on.
         overrides: ``key=value`` changes of the configuration.
 
-    Raises:
-        CheckpointError: ``output`` holds something else, or the judge of another model.
+    CheckpointError: ``output`` holds something else, or the judge of another model.
     """
     judged = checkpoint.load(path)
     config = recorded_config(path, data, overrides)
     # what a judge must agree in to be that of a model: what it reads, how, and what it has learnt from
     identity = {
-        "operator": judged.predictor.operator,
-        "selectable": judged.policy.selectable,
-        "labels": judged.labels,
+        "operator": judged.predictor.operator, "selectable": judged.policy.selectable, "labels": judged.labels,
         "preprocessing_sha256": judged.preprocessor.fingerprint,
         "predictor": config.predictor.model_dump(mode="json"),
         "optimisation": config.optimisation.model_dump(mode="json"),
         "data": config.data.model_copy(update={"test_examples": None}).model_dump(mode="json"),
         "seed": config.seed + ANOTHER_SEED,
-    }
+    }  # fmt: skip
     if (output / "config.json").exists():
         return _kept(output, identity if epochs is None else identity | {"epochs": epochs}).to(chosen_device(device))
     identity["epochs"] = epochs = epochs or max(2.0, config.stages.classifier_epochs)
@@ -129,8 +124,6 @@ def _kept(output: Path, identity: dict[str, Any]) -> Rationalizer:
         theirs[name] = section().model_dump(mode="json") | theirs.get(name, {})
     different = sorted(name for name in identity if identity[name] != theirs.get(name))
     if different:
-        raise CheckpointError(
-            f"{output} is the judge of another model or another training ({', '.join(different)} differ); fix: give "
-            "another directory, or delete it"
-        )
+        raise CheckpointError(f"{output} is the judge of another model or another training ({', '.join(different)} "
+                              "differ); fix: give another directory, or delete it")  # fmt: skip
     return checkpoint.load(output)

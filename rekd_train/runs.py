@@ -6,15 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rekd_train.checkpoints import checkpoint
+from rekd_train.checkpoints import checkpoint, recorded
 from rekd_train.checkpoints.description import read_description
-from rekd_train.checkpoints.recorded import (
-    checkpoint_examples,
-    data_for,
-    recorded_config,
-    splits_to_measure,
-    start_from,
-)
 from rekd_train.config.run import DataConfig, RunConfig, checked_config
 from rekd_train.data import DataSet, Split, encode_splits, load_data, summarise
 from rekd_train.data.examples import names_of
@@ -26,10 +19,10 @@ from rekd_train.files import AGAIN, RESUME, sha256
 from rekd_train.inputs.preprocessors import Preprocessor
 from rekd_train.models.families import fresh_pair, preprocessor_for, weight_origins
 from rekd_train.models.rationalizer import Rationalizer
-from rekd_train.training.observers import JsonLines, Observer, Several, TensorBoard
+from rekd_train.training import state
 from rekd_train.training.runtime import Runtime, chosen_device
 from rekd_train.training.stages import check_teacher, compact_pair, fit, short_texts_notice
-from rekd_train.training.state import StateStore, check_start, identity_of, training_directory
+from rekd_train.training.state import JsonLines, Observer, Several, StateStore, TensorBoard
 from rekd_train.training.teacher import statements_of, write_knowledge
 from rekd_train.training.validation import calibrate_policy, calibrate_temperature
 
@@ -37,17 +30,10 @@ _RECORDED_AT_ONCE = 64
 
 
 def train_run(
-    config: RunConfig,
-    output: Path,
-    *,
-    teacher: Path | None = None,
-    warm_start: Path | None = None,
-    observer: Observer | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    device: str = "auto",
+    config: RunConfig, output: Path, *, teacher: Path | None = None, warm_start: Path | None = None,
+    observer: Observer | None = None, resume: bool = False, overwrite: bool = False, device: str = "auto",
     tensorboard: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Train by a configuration and write the checkpoint; several processes share the work.
 
     ``<output>.training`` holds the log and, until the checkpoint is written, the state that ``resume`` reads.
@@ -66,11 +52,10 @@ def train_run(
         ConfigError: another run's state or log lies there, or there is nothing to resume.
     """
     checkpoint.check_output(output, overwrite)
-    check_start(output, resume, overwrite)
+    state.check_start(output, resume, overwrite)
     runtime = Runtime(device)
-    said: Rationalizer | AlignedKnowledge | None = None
-    if teacher is not None and not teacher.is_file():
-        said = checkpoint.load(teacher)
+    live = teacher if teacher is not None and not teacher.is_file() else None
+    said: Rationalizer | AlignedKnowledge | None = checkpoint.load(live) if live else None
     data = load_data(config.data)
     preprocessor = preprocessor_for(config)
     pair = fresh_pair(config, preprocessor, data.label_names)
@@ -79,11 +64,12 @@ def train_run(
     if said is not None:
         check_teacher(said, pair, config)
     if warm_start is not None:
-        start_from(pair, checkpoint.load(warm_start), warm_start, data)
+        recorded.start_from(pair, checkpoint.load(warm_start), warm_start, data)
     splits = encode_splits(data, preprocessor, config.data)
     start = {"teacher": teacher, "warm_start": warm_start}
     hashes = {name: _digest(path) if path else None for name, path in start.items()}
-    store = StateStore(training_directory(output), identity_of(config, splits["train"], splits["dev"], **hashes))
+    identity = state.identity_of(config, splits["train"], splits["dev"], **hashes)
+    store = StateStore(state.training_directory(output), identity)
     if observer is not None and runtime.is_main:
         observer.data(summarise(data, splits))
         if notice := short_texts_notice(config, splits["train"], preprocessor):
@@ -126,13 +112,12 @@ def record_run(
     Returns:
         How many examples.
 
-    Raises:
-        DataError: the file exists already.
+    DataError: the file exists already.
     """
-    pair, config = checkpoint.load(path), recorded_config(path, data, overrides)
+    pair, config = checkpoint.load(path), recorded.recorded_config(path, data, overrides)
     if output.exists() and not overwrite:
         raise DataError(f"{output} exists; fix: another file, or --overwrite")
-    examples = data_for(pair, config).splits["train"].items
+    examples = recorded.data_for(pair, config).splits["train"].items
     pair.to(chosen_device(device))
     rows = []
     for start in range(0, len(examples), _RECORDED_AT_ONCE):
@@ -155,9 +140,7 @@ def check_knowledge(path: Path, config: DataConfig) -> dict[str, Any]:
     return checked_statements(knowledge, truth)
 
 
-def _logs(
-    runtime: Runtime, store: StateStore, observer: Observer | None, resume: bool, tensorboard: bool
-) -> Observer:
+def _logs(runtime: Runtime, store: StateStore, observer: Observer | None, resume: bool, tensorboard: bool) -> Observer:
     if not runtime.is_main:
         return Observer()
     log = store.log
@@ -172,16 +155,9 @@ def _logs(
 
 
 def evaluate_run(
-    path: Path,
-    split: str | None = None,
-    *,
-    draws: int = 10,
-    teacher: Path | None = None,
-    risk: float = 0.05,
-    device: str = "auto",
-    data: str | None = None,
-    overrides: Sequence[str] = (),
-) -> dict[str, Any]:
+    path: Path, split: str | None = None, *, draws: int = 10, teacher: Path | None = None, risk: float = 0.05,
+    device: str = "auto", data: str | None = None, overrides: Sequence[str] = (),
+) -> dict[str, Any]:  # fmt: skip
     """The full report of a checkpoint on a split of its data, or of others; see ``rekd_train.evaluation.report``.
 
     Args:
@@ -189,36 +165,28 @@ def evaluate_run(
         data: a preset or file whose data take the place of the recorded ones (``rekd_train.checkpoints.recorded``).
         overrides: ``key=value`` changes of the configuration.
     """
-    pair, config = checkpoint.load(path), recorded_config(path, data, overrides)
+    pair, config = checkpoint.load(path), recorded.recorded_config(path, data, overrides)
     teacher_pair = checkpoint.load(teacher) if teacher is not None else None
     for model in (pair, teacher_pair):
         if model is not None:
             model.to(chosen_device(device))
-    splits, split, origin, measured = splits_to_measure(pair, path, config, split, named=data is not None)
+    splits, split, origin, measured = recorded.splits_to_measure(pair, path, config, split, named=data is not None)
     report = evaluate(pair, splits, split=split, draws=draws, teacher=teacher_pair, risk=risk)
     return {"checkpoint": str(path), "data": origin, "measured": measured, **report}
 
 
 def calibrate_run(
-    path: Path,
-    output: Path,
-    target: float | None = None,
-    device: str = "auto",
-    *,
-    data: str | None = None,
-    overrides: Sequence[str] = (),
-    overwrite: bool = False,
-) -> dict[str, Any]:
+    path: Path, output: Path, target: float | None = None, device: str = "auto", *, data: str | None = None,
+    overrides: Sequence[str] = (), overwrite: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Fit bias and temperature again, for another target rate if given; see ``compact_run``."""
     checkpoint.check_output(output, overwrite)
     runtime = Runtime(device)
     pair, config, examples, splits = _reopen(path, runtime, data, overrides)
     if target is not None:
         if config.selection.decision == "argmax":
-            raise ConfigError(
-                f"target is {target}, but selection.decision is 'argmax', a rule without a rate; "
-                "fix: --set selection.decision=calibrated"
-            )
+            raise ConfigError(f"target is {target}, but selection.decision is 'argmax', a rule without a rate; "
+                              "fix: --set selection.decision=calibrated")  # fmt: skip
         selection = config.selection.model_dump() | {"target": target}
         if selection["budget"] is not None:
             selection["budget"] = max(selection["budget"], target)
@@ -229,17 +197,10 @@ def calibrate_run(
 
 
 def compact_run(
-    path: Path,
-    output: Path,
-    *,
-    teacher: Path | None = None,
-    epochs: float | None = None,
-    observer: Observer | None = None,
-    device: str = "auto",
-    data: str | None = None,
-    overrides: Sequence[str] = (),
+    path: Path, output: Path, *, teacher: Path | None = None, epochs: float | None = None,
+    observer: Observer | None = None, device: str = "auto", data: str | None = None, overrides: Sequence[str] = (),
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Fine-tune a checkpoint's predictor on gathered features, selector frozen; see ``train_run``, ``evaluate_run``.
 
     ``epochs``: how long; None: as the checkpoint's own configuration says.
@@ -250,18 +211,18 @@ def compact_run(
     if epochs is not None:
         config = config.model_copy(update={"stages": config.stages.model_copy(update={"compact_epochs": epochs})})
     teacher_pair = checkpoint.load(teacher) if teacher is not None else None
-    observer = observer if runtime.is_main else None
     compact_pair(
-        config, pair, splits["train"], splits["dev"], teacher=teacher_pair, observer=observer, runtime=runtime
-    )
+        config, pair, splits["train"], splits["dev"], teacher=teacher_pair, runtime=runtime,
+        observer=observer if runtime.is_main else None,
+    )  # fmt: skip
     return _finish(runtime, pair, output, config, examples, splits, source=path)
 
 
 def _reopen(
     path: Path, runtime: Runtime, data: str | None, overrides: Sequence[str]
 ) -> tuple[Rationalizer, RunConfig, DataSet, dict[str, Split]]:
-    pair, config = checkpoint.load(path).to(runtime.device), recorded_config(path, data, overrides)
-    examples = data_for(pair, config)
+    pair, config = checkpoint.load(path).to(runtime.device), recorded.recorded_config(path, data, overrides)
+    examples = recorded.data_for(pair, config)
     return pair, config, examples, encode_splits(examples, pair.preprocessor, config.data)
 
 
@@ -280,7 +241,7 @@ def _finish(
     origins = list(dict.fromkeys([*older, data.origin, *weight_origins(config)]))
     checkpoint.save(
         pair, output, metrics={**metrics, "data": summarise(data, splits)}, fix=AGAIN if store is None else RESUME,
-        **checkpoint_examples(data, pair.preprocessor),
+        **recorded.checkpoint_examples(data, pair.preprocessor),
         training={"name": config.name, "config": config.model_dump(), "origins": origins},
     )  # fmt: skip
     if store is not None:

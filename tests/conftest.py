@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from skips import pytest_runtest_makereport  # noqa: F401  the hook, for every test
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from traced_once import fresh_graphs, shared_graphs  # noqa: F401  fixtures, for every test
 
 from rekd_train.checkpoints.checkpoint import save
@@ -36,21 +37,14 @@ WORDS = (
 
 def tiny_tokenizer_json() -> str:
     """A WordPiece tokenizer with some sixty entries, like BERT's in every other way."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordPiece
-    from tokenizers.normalizers import BertNormalizer
-    from tokenizers.pre_tokenizers import BertPreTokenizer
-    from tokenizers.processors import TemplateProcessing
-
     letters = "abcdefghijklmnopqrstuvwxyz"
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", ".", ",", "!", *WORDS]
     pieces += [entry for entry in [*letters, *(f"##{letter}" for letter in letters)] if entry not in pieces]
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
-    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = BertPreTokenizer()
-    tokenizer.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])]
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")]
     )
     tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
     tokenizer.enable_truncation(max_length=8)  # as the real file has: ours must switch it off
@@ -69,27 +63,21 @@ SENTENCES = [
 @cache
 def trained_tokenizer(kind: str, vocabulary: int = 400) -> str:
     """A tokenizer.json of one of the ``TOKENIZERS``, trained on a few sentences."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-
     names = ("[CLS]", "[PAD]", "[SEP]", "[UNK]") if kind == "word pieces" else ("<s>", "<pad>", "</s>", "<unk>")
-    specials, (start, _, end, unknown) = list(names), names
+    start, _, end, unknown = names
+    options = {"vocab_size": vocabulary, "special_tokens": list(names), "show_progress": False}
     if kind == "word pieces":
         tokenizer = Tokenizer(models.WordPiece(unk_token=unknown))
         tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-        trainer = trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=specials, show_progress=False)
+        trainer = trainers.WordPieceTrainer(**options)
     elif kind == "unigram":
         tokenizer = Tokenizer(models.Unigram())
         tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
-        trainer = trainers.UnigramTrainer(
-            vocab_size=vocabulary, special_tokens=specials, unk_token=unknown, show_progress=False
-        )
+        trainer = trainers.UnigramTrainer(**options, unk_token=unknown)
     else:
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocabulary, special_tokens=specials, show_progress=False,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        )  # fmt: skip
+        trainer = trainers.BpeTrainer(**options, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(SENTENCES * 3, trainer)
     ids = {token: tokenizer.token_to_id(token) for token in (start, end)}
     if kind == "byte-level BPE":
@@ -103,42 +91,38 @@ def trained_tokenizer(kind: str, vocabulary: int = 400) -> str:
 
 
 def make_rationalizer(
-    seed: int = 0,
-    operator: str = "compact",
-    max_length: int = 48,
-    policy: SelectionPolicy | None = None,
+    seed: int = 0, operator: str = "compact", max_length: int = 48, policy: SelectionPolicy | None = None,
     labels: tuple[str, ...] = ("negative", "positive"),
-) -> Rationalizer:
+) -> Rationalizer:  # fmt: skip
     """A random pair, 2 layers x 16 wide; the selector smaller than the predictor."""
     preprocessor = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=max_length, lengths=(16, 32)))
     sizes = {"heads": 2, "feedforward": 32, "positions": 64, "vocabulary": preprocessor.vocabulary_size}
     small = BackboneConfig(layers=1, width=8, head_width=8, **sizes)
     large = BackboneConfig(layers=2, width=16, **sizes)
     policy = policy or SelectionPolicy(bias=0.1, budget=0.25, minimum=1)
-    return _random_pair(seed, small, large, preprocessor, operator, policy, labels)
+    return random_pair(seed, small, large, preprocessor, operator, policy, labels)
 
 
 def make_image_rationalizer(
-    seed: int = 0,
-    operator: str = "compact",
-    policy: SelectionPolicy | None = None,
+    seed: int = 0, operator: str = "compact", policy: SelectionPolicy | None = None,
     labels: tuple[str, ...] = ("shirt", "shoe", "bag"),
-) -> Rationalizer:
+) -> Rationalizer:  # fmt: skip
     """A random pair of vision transformers over 16 x 12 grey images: 4 x 3 patches, unequal sizes."""
     image = ImageConfig(height=16, width=12, channels=1, patch=4, mean=(0.3,), std=(0.4,))
     small = BackboneConfig(family="vit", layers=1, width=8, heads=2, feedforward=16, head_width=0, image=image)
     large = BackboneConfig(family="vit", layers=2, width=12, heads=3, feedforward=20, final_norm=False, image=image)
     policy = policy or SelectionPolicy(bias=0.1, budget=0.4, minimum=1)
-    return _random_pair(seed, small, large, ImagePreprocessor(ImageSettings.of(small)), operator, policy, labels)
+    return random_pair(seed, small, large, ImagePreprocessor(ImageSettings.of(small)), operator, policy, labels)
 
 
-def _random_pair(seed, small, large, preprocessor, operator, policy, labels) -> Rationalizer:
+def random_pair(seed, small, large, preprocessor, operator, policy, labels, sharper=(8, 20)) -> Rationalizer:
+    """A pair over two settings; ``sharper``: random weights give scores and logits too alike to choose by."""
     torch.manual_seed(seed)
     selector = Selector(build_backbone(small, preprocessor.special_ids))
     predictor = Predictor(build_backbone(large, preprocessor.special_ids), len(labels), operator)
-    with torch.no_grad():  # random weights give scores too alike to choose by
-        selector.head[-1].weight.mul_(8)
-        predictor.head[-1].weight.mul_(20)
+    with torch.no_grad():
+        for model, factor in ((selector, sharper[0]), (predictor, sharper[1])):
+            model.head[-1].weight.mul_(factor)
     return Rationalizer(selector, predictor, policy, preprocessor, labels, probability_temperature=1.3).eval()
 
 
@@ -168,28 +152,21 @@ def make_encoder_pair(kind: str, operator: str = "compact", tokenizer: str = "",
     content = trained_tokenizer(tokenizer) if tokenizer else tiny_tokenizer_json()
     preprocessor = TextPreprocessor(content, TextSettings(max_length=48, lengths=(16, 32)))
     settings = encoder_settings(kind, preprocessor.vocabulary_size, **changes)
-    torch.manual_seed(0)
-    selector = Selector(build_backbone(settings, preprocessor.special_ids))
-    predictor = Predictor(build_backbone(settings, preprocessor.special_ids), 2, operator)
     policy = SelectionPolicy(bias=0.0, budget=0.25, minimum=1)
-    return Rationalizer(selector, predictor, policy, preprocessor, ("negative", "positive")).eval()
+    return random_pair(0, settings, settings, preprocessor, operator, policy, ("negative", "positive"), (1, 1))
 
 
-def make_bilstm(
-    operator: str = "compact", max_length: int = 48, lengths: tuple[int, ...] = (16, 32)
-) -> Rationalizer:
+def make_bilstm(operator: str = "compact", max_length: int = 48, lengths: tuple[int, ...] = (16, 32)) -> Rationalizer:
     """A random pair of LSTMs."""
-    torch.manual_seed(4)
     preprocessor = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length, lengths))
     sizes = {"family": "bilstm", "vocabulary": preprocessor.vocabulary_size, "heads": 1}
-    selector = Selector(build_backbone(BackboneConfig(layers=1, width=8, **sizes), preprocessor.special_ids))
-    backbone = build_backbone(BackboneConfig(layers=2, width=12, **sizes), preprocessor.special_ids)
-    predictor = Predictor(backbone, 2, operator)
-    with torch.no_grad():  # random weights give answers too alike to tell apart
-        for weights in (*predictor.backbone.parameters(), selector.head[-1].weight, predictor.head[-1].weight):
-            weights.mul_(4)
+    small, large = BackboneConfig(layers=1, width=8, **sizes), BackboneConfig(layers=2, width=12, **sizes)
     policy = SelectionPolicy(bias=0.0, budget=0.4, minimum=1)
-    return Rationalizer(selector, predictor, policy, preprocessor, ["negative", "positive"]).eval()
+    pair = random_pair(4, small, large, preprocessor, operator, policy, ("negative", "positive"), (4, 4))
+    with torch.no_grad():
+        for weights in pair.predictor.backbone.parameters():
+            weights.mul_(4)
+    return pair
 
 
 @pytest.fixture(scope="session")

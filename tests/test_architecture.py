@@ -13,36 +13,22 @@ from pathlib import Path
 
 import pytest
 
+from rekd_train.cli.command import run
+from rekd_train.errors import RekdError
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("rekd_train", "rekd_deploy")
-PACKAGE_NAMES = set(PACKAGES)
-"""The facades: errors, predictions, the version."""
-
 LAYERS = """
-    rekd_train.errors rekd_train.files
-    rekd_train.config
-    rekd_train.inputs
-    rekd_train
-    rekd_train.data rekd_train.models
-    rekd_train.evaluation rekd_train.checkpoints
-    rekd_train.training
-    rekd_train.runs rekd_train.judge
-    rekd_train.cli
-    rekd_deploy.errors
-    rekd_deploy
-    rekd_deploy.contract
-    rekd_deploy.runtimes
-    rekd_deploy.graphs
-    rekd_deploy.parity
-    rekd_deploy.repository
-    rekd_deploy.export
-    rekd_deploy.client
-    rekd_deploy.server
-    rekd_deploy.bench
-    rekd_deploy.cli
+train   errors, files > config > inputs > facade > data, models > evaluation, checkpoints > training > runs, judge > cli
+deploy  errors > facade > contract > runtimes > graphs > parity > repository > export > client > server > bench > cli
 """
-"""Artefacts flow down, imports flow up: a module imports from its own package and from those in lines above."""
-LAYER_OF = {name: number for number, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}
+"""Artefacts flow right, imports flow left: a module imports from its own package and from those further left, and the
+second line comes after the first. The facades hold errors, predictions, the version; everybody may import them."""
+LAYER_OF = {}
+for package, line in (row.split(maxsplit=1) for row in LAYERS.strip().splitlines()):
+    for level in line.split(" > "):
+        names = (f"rekd_{package}.{name}".removesuffix(".facade") for name in level.split(", "))
+        LAYER_OF |= dict.fromkeys(names, len(set(LAYER_OF.values())))
 NO_TORCH = {
     "rekd_train.config", "rekd_train.inputs", "rekd_deploy.contract", "rekd_deploy.runtimes", "rekd_deploy.repository",
     "rekd_deploy.client", "rekd_deploy.server",
@@ -58,33 +44,28 @@ HEAVY = {
 }  # fmt: skip
 
 
-@cache
-def sources() -> dict[str, Path]:
-    """Every module of ours by its dotted name."""
-    found = {}
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+SOURCES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in PACKAGES
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+"""Every module of ours by its dotted name."""
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+every_module = pytest.mark.parametrize("module", sorted(SOURCES))
+every_command = pytest.mark.parametrize("command", sorted(PROJECT["scripts"]))
 
 
 @cache
 def tree(module: str) -> ast.Module:
-    return ast.parse(sources()[module].read_text(encoding="utf-8"))
-
-
-def for_type_checkers(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    return ast.parse(SOURCES[module].read_text(encoding="utf-8"))
 
 
 def imported(module: str, *, at_import_time: bool = False) -> set[str]:
     """Names that a module imports, ours as dotted module names."""
-    names = set()
-    pending: list[ast.AST] = [tree(module)]
+    names, pending = set(), [tree(module)]
     while pending:
         node = pending.pop()
-        if for_type_checkers(node):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             continue
         if at_import_time and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
             continue
@@ -92,9 +73,8 @@ def imported(module: str, *, at_import_time: bool = False) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module}: relative imports hide where a name comes from"
-            for alias in node.names:
-                whole = f"{node.module}.{alias.name}"
-                names.add(whole if whole in sources() else node.module)
+            wholes = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {whole if whole in SOURCES else node.module for whole in wholes}
         pending += ast.iter_child_nodes(node)
     return names
 
@@ -103,7 +83,7 @@ def ours(names: set[str]) -> set[str]:
     return {name for name in names if name.split(".")[0] in PACKAGES}
 
 
-def in_a_fresh_process(code: str) -> list[str]:
+def in_a_fresh_process(code: str) -> set[str]:
     """Top-level names of the modules loaded once ``code`` has run."""
     script = (
         f"import sys, json, os\nsys.stdout = open(os.devnull, 'w')\n{code}\n"
@@ -111,15 +91,7 @@ def in_a_fresh_process(code: str) -> list[str]:
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-def project() -> dict:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-
-
-def entry_points() -> dict[str, str]:
-    return project()["scripts"]
+    return set(json.loads(done.stdout))
 
 
 # imports run one way
@@ -130,68 +102,51 @@ def package_of(module: str) -> str:
     return ".".join(module.split(".")[:2])
 
 
-def test_every_package_has_its_layer():
-    assert {package_of(module) for module in sources()} == set(LAYER_OF)
-
-
-@pytest.mark.parametrize("module", sorted(sources()))
+@every_module
 def test_imports_flow_one_way(module):
     here, names = package_of(module), imported(module)
-    for name in ours(names) - PACKAGE_NAMES:
+    assert here in LAYER_OF, "every package has its layer"
+    for name in ours(names) - set(PACKAGES):
         assert package_of(name) == here or LAYER_OF[package_of(name)] < LAYER_OF[here], (
             f"{module} imports {name}, which comes later or stands beside it"
         )
-    if here in NO_TORCH:
-        assert not [name for name in names if name.split(".")[0] in {"torch", "transformers", "timm"}]
-
-
-@pytest.mark.parametrize("folder", sorted({path.parent for path in sources().values()}))
-def test_folders_can_be_taken_in_at_a_glance(folder):
-    count = len([path for path in folder.glob("*.py") if path.name != "__init__.py"])
-    assert count <= 14, f"{folder} has {count} modules"
+    assert here not in NO_TORCH or not {name.split(".")[0] for name in names} & {"torch", "transformers", "timm"}
 
 
 def test_no_module_waits_for_itself():
-    graph = {module: ours(imported(module, at_import_time=True)) - {module} for module in sources()}
+    graph = {module: ours(imported(module, at_import_time=True)) - {module} for module in SOURCES}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(f"import cycle: {' -> '.join(error.args[1])}")
 
 
-BACKEND = {name for name in sources() if name.startswith("rekd_deploy.repository.backend.")}
-
-
-@pytest.mark.parametrize(
-    "module",
-    sorted(BACKEND - {"rekd_deploy.repository.backend.endpoint"} | {"rekd_deploy.runtimes.tensorrt_execution"}),
-)
-def test_the_model_inside_triton_needs_nothing_of_ours(module):
+def test_the_model_inside_triton_needs_nothing_of_ours():
     """It is copied into a repository, where rekd is not installed; the steps of text bring what they import along."""
-    assert not ours(imported(module))
+    inside = [name for name in SOURCES if name.startswith("rekd_deploy.repository.backend.")]
+    for module in (*inside, "rekd_deploy.runtimes.tensorrt_execution"):
+        assert module.endswith(".endpoint") or not ours(imported(module)), module
 
 
 # light things stay light
 
 
-@pytest.mark.parametrize(
-    ("code", "heavy"),
-    [
-        ("import rekd_train", HEAVY),
-        ("import rekd_deploy", HEAVY),
-        ("from rekd_train import RekdError, Prediction, Span, __version__", HEAVY),
-        ("import rekd_train.cli.main, rekd_train.config.run, rekd_train.inputs.preprocessors, rekd_train.files", HEAVY),
-        ("import rekd_deploy.contract.signature, rekd_deploy.errors", HEAVY),
-        ("from rekd_deploy import Client, Pipeline, TritonServer", {"torch", "transformers"}),
-    ],
-)
+@pytest.mark.parametrize(("code", "heavy"), [
+    ("import rekd_train", HEAVY),
+    ("import rekd_deploy", HEAVY),
+    ("from rekd_train import RekdError, Prediction, Span, __version__", HEAVY),
+    ("import rekd_train.cli.main, rekd_train.config.run, rekd_train.inputs.preprocessors, rekd_train.files", HEAVY),
+    ("import rekd_deploy.contract.signature, rekd_deploy.errors", HEAVY),
+    ("import rekd_train.evaluation.metrics, rekd_train.evaluation.mask_metrics", {"torch"}),
+    ("from rekd_deploy import Client, Pipeline, TritonServer", {"torch", "transformers"}),
+])  # fmt: skip
 def test_imports_load_nothing_heavy(code, heavy):
-    assert not heavy & set(in_a_fresh_process(code))
+    assert not heavy & in_a_fresh_process(code)
 
 
-@pytest.mark.parametrize("command", sorted(entry_points()))
+@every_command
 def test_help_and_version_load_nothing_heavy(command):
-    module, function = entry_points()[command].split(":")
+    module, function = PROJECT["scripts"][command].split(":")
     code = (
         f"from {module} import {function}\n"
         "for option in ('--help', '--version'):\n"
@@ -199,48 +154,36 @@ def test_help_and_version_load_nothing_heavy(command):
         f"    try:\n        {function}()\n"
         "    except SystemExit as request:\n        assert request.code == 0, request.code\n"
     )
-    assert not HEAVY & set(in_a_fresh_process(code))
+    assert not HEAVY & in_a_fresh_process(code)
 
 
-@pytest.mark.parametrize("command", sorted(entry_points()))
+@every_command
 def test_help_shows_examples_that_start_with_the_command(command, capsys, monkeypatch):
-    import typer
-
-    from rekd_train.cli.command import run
-
-    module, _ = entry_points()[command].split(":")
-    app = importlib.import_module(module).app
+    app = importlib.import_module(PROJECT["scripts"][command].split(":")[0]).app
     names = [info.name or info.callback.__name__ for info in app.registered_commands]
+    monkeypatch.setattr(sys, "argv", [command])
     for arguments in [[]] if len(names) == 1 else [[], *([name] for name in names)]:
-        monkeypatch.setattr(sys, "argv", [command])
         with pytest.raises(SystemExit) as request:
             run(app, [*arguments, "--help"])
         text = capsys.readouterr().out
         assert request.value.code == 0
-        assert "Examples:" in text and f"  {' '.join([command, *arguments])}" in text, text
-        assert "--debug" in text
-    assert isinstance(app, typer.Typer)
+        assert "Examples:" in text and f"  {' '.join([command, *arguments])}" in text and "--debug" in text, text
 
 
 # extras
 
 
-def test_extras_keep_to_their_own():
+def test_extras_keep_to_their_own_and_those_that_are_asked_for_exist():
     def names(requirements: list[str]) -> set[str]:
         return {re.split(r"[\[<>=!~; ]", requirement)[0] for requirement in requirements}
 
-    extras = project()["optional-dependencies"]
-    assert not {"onnxruntime", "onnxruntime-gpu"} & names(project()["dependencies"]), "a flavour is the user's choice"
-    assert names(extras["cpu"]) == {"onnxruntime"}
-    assert names(extras["gpu"]) == {"onnxruntime-gpu"}
+    extras = PROJECT["optional-dependencies"]
+    assert not {"onnxruntime", "onnxruntime-gpu"} & names(PROJECT["dependencies"]), "a flavour is the user's choice"
+    assert (names(extras["cpu"]), names(extras["gpu"])) == ({"onnxruntime"}, {"onnxruntime-gpu"})
     assert {"nvidia-pytriton==0.7.0", "numpy<2"} <= set(extras["serve"])
     assert not [name for name in names(extras["dev"]) if name.startswith("tensorrt")], "it does not install everywhere"
-
-
-@pytest.mark.parametrize("path", sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")))
-def test_an_extra_that_is_asked_for_exists(path):
-    named = re.findall(r"MissingExtraError\([^()]*\"([a-z-]+)\"\)", path.read_text(encoding="utf-8"))
-    assert set(named) <= set(project()["optional-dependencies"])
+    whole = "".join(path.read_text(encoding="utf-8") for path in SOURCES.values())
+    assert set(re.findall(r"MissingExtraError\([^()]*\"([a-z-]+)\"\)", whole)) <= set(extras)
 
 
 # facades tell the truth
@@ -252,23 +195,17 @@ def test_facade_and_namespace_agree(facade):
     assert list(module.__all__) == sorted(set(module.__all__)), "sorted, without repeats"
     for name in module.__all__:
         assert getattr(module, name) is not None
-    submodules = {name.rpartition(".")[2] for name in sources() if name.rpartition(".")[0] == facade}
+    submodules = {name.rpartition(".")[2] for name in SOURCES if name.rpartition(".")[0] == facade}
     helpers = {"import_module", "annotations", "Any", "TYPE_CHECKING"}
     public = {name for name in vars(module) if not name.startswith("_")} - submodules - helpers
     assert public <= set(module.__all__), f"not in __all__: {sorted(public - set(module.__all__))}"
     assert set(getattr(module, "_LAZY", {})) <= set(module.__all__)
-
-
-@pytest.mark.parametrize("facade", PACKAGES)
-def test_an_unknown_name_is_an_attribute_error(facade):
-    module = importlib.import_module(facade)
     with pytest.raises(AttributeError, match="nonesuch"):
         module.nonesuch  # noqa: B018
+    assert facade not in PACKAGES or (ROOT / facade / "py.typed").is_file()
 
 
 def test_every_error_has_one_root_and_is_drawn():
-    from rekd_train.errors import RekdError
-
     for name in ("rekd_train.errors", "rekd_deploy.errors"):
         module = importlib.import_module(name)
         own = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == name]
@@ -280,14 +217,17 @@ def test_every_error_has_one_root_and_is_drawn():
 # habits
 
 
-@pytest.mark.parametrize("module", sorted(sources()))
-def test_modules_are_short_and_say_what_they_are(module):
-    text = sources()[module].read_text(encoding="utf-8")
+@every_module
+def test_modules_and_folders_are_short_and_say_what_they_are(module):
+    text = SOURCES[module].read_text(encoding="utf-8")
     assert len(text.splitlines()) < 300, f"{module}: split it by concept"
     assert ast.get_docstring(tree(module)) or not text.strip(), f"{module} has no docstring"
+    folder = SOURCES[module].parent
+    count = len([path for path in folder.glob("*.py") if path.name != "__init__.py"])
+    assert count <= 14, f"{folder} has {count} modules and can't be taken in at a glance"
 
 
-@pytest.mark.parametrize("module", sorted(name for name in sources() if not name.startswith(COMMANDS)))
+@pytest.mark.parametrize("module", sorted(name for name in SOURCES if not name.startswith(COMMANDS)))
 def test_what_is_public_says_what_it_is_and_only_commands_print_or_exit(module):
     """Commands say what they are in --help."""
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -299,15 +239,10 @@ def test_what_is_public_says_what_it_is_and_only_commands_print_or_exit(module):
     assert not speaks, f"{module} calls {speaks}; raise an error or return, and let the command speak"
 
 
-@pytest.mark.parametrize("module", sorted(sources()))
+@every_module
 def test_contracts_are_not_probed_for(module):
     """``hasattr`` on our own objects and a bare ``except`` hide a missing contract; a platform may be probed."""
     for node in ast.walk(tree(module)):
         probes = isinstance(node, ast.Call) and ast.unparse(node.func) == "hasattr"
         assert not probes or ast.unparse(node.args[0]) in {"os", "sys"}, f"{module}:{node.lineno}"
         assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"{module}:{node.lineno}"
-
-
-def test_typed_packages_say_so():
-    for package in PACKAGES:
-        assert (ROOT / package / "py.typed").is_file()

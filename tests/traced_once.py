@@ -1,7 +1,6 @@
-"""Exported graphs, shared by content: torch's exporter is most of the suite's time, and many tests export alike.
+"""Exported graphs, shared by content (torch's exporter is most of the suite's time), and kept in pytest's cache folder.
 
-A graph is found again by all that it follows from: the module with its weights, the arguments, our code and the
-libraries' versions. It is kept in pytest's cache folder, too, for the next run. ``fresh_graphs`` switches that off.
+A graph is found again by all that it follows from: the module with its weights, the arguments, our code, the libraries.
 """
 
 from __future__ import annotations
@@ -20,10 +19,7 @@ import pytest
 import torch
 
 TESTS = Path(__file__).parent
-CODE = (
-    "rekd_train/**/*", "rekd_deploy/*",
-    *(f"rekd_deploy/{package}/**/*" for package in ("contract", "runtimes", "graphs")),
-)  # fmt: skip
+CODE = ("rekd_train/**", "rekd_deploy", *(f"rekd_deploy/{name}/**" for name in ("contract", "runtimes", "graphs")))
 EVERY_MODULES_OWN = vars(torch.nn.Module()).keys()
 LIBRARIES = ("torch", "transformers", "timm", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
 
@@ -32,7 +28,7 @@ def origin() -> str:
     """What every graph follows from: the libraries, and our code as far as tracing may import it (LAYERS)."""
     digest = hashlib.sha256(repr([metadata.version(name) for name in LIBRARIES]).encode())
     for folder in CODE:
-        for path in sorted(TESTS.glob(f"../{folder}.py")):
+        for path in sorted(TESTS.glob(f"../{folder}/*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -21,7 +21,7 @@ import numpy as np
 from rekd_deploy.bench.examples import TABLES, Features
 from rekd_deploy.bench.results import Check, Progress, not_applicable, verdict
 from rekd_deploy.bench.subject import Exam, Selected, classified, selected
-from rekd_train.training.observers import Observer
+from rekd_train.training.state import Observer
 
 if TYPE_CHECKING:
     from rekd_train.data import Split

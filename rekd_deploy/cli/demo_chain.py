@@ -23,7 +23,7 @@ from rekd_train.checkpoints.checkpoint import read_metrics
 from rekd_train.config.run import RunConfig, run_config
 from rekd_train.files import atomic_directory, write_json
 from rekd_train.inputs.prediction import Prediction
-from rekd_train.training.observers import Observer
+from rekd_train.training.state import Observer
 
 MODELS = ("classifier", "teacher", "student_without_teacher", "student")
 

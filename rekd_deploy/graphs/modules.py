@@ -19,7 +19,7 @@ from rekd_deploy.contract.signature import (
     image_pair_signature,
     text_pair_signature,
 )
-from rekd_train.models.gates import apply_policy, kept_positions, selection_scores
+from rekd_train.models.base import apply_policy, kept_positions, selection_scores
 from rekd_train.models.rationalizer import Rationalizer
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,8 +14,7 @@ from rekd_train.errors import ConfigError
 from rekd_train.evaluation import metrics
 from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.inputs.preprocessors import full_length, same_tokens
-from rekd_train.models.base import Inputs
-from rekd_train.models.gates import apply_policy, selection_scores
+from rekd_train.models.base import Inputs, apply_policy, selection_scores
 from rekd_train.models.rationalizer import Rationalizer
 
 # what is kept: by the rule, by others, and as many by chance
@@ -62,8 +60,7 @@ def first_like(mask: Tensor, selectable: Tensor) -> Tensor:
 # outputs of the pair
 
 
-@dataclass(frozen=True)
-class SplitOutputs:
+class SplitOutputs(NamedTuple):
     """Outputs for every example of a split, in its order."""
 
     class_logits: np.ndarray  # (n, C) float32
@@ -71,8 +68,7 @@ class SplitOutputs:
     selectable: np.ndarray  # (n,) selectable features
 
 
-@dataclass(frozen=True)
-class SelectorOutputs:
+class SelectorOutputs(NamedTuple):
     """Selector scores of a split, padded to its longest example."""
 
     scores: Tensor  # (n, N) float32
@@ -97,8 +93,7 @@ def run_selector(rationalizer: Rationalizer, split: Split, batch_size: int = 128
     """Selector scores of every example, on the CPU."""
     everywhere = rationalizer.policy.selectable == "all"
     width = rationalizer.preprocessor.positions if everywhere else int(split.lengths.max())
-    scores = torch.zeros(len(split), width)
-    selectable = torch.zeros(len(split), width, dtype=torch.bool)
+    scores, selectable = torch.zeros(len(split), width), torch.zeros(len(split), width, dtype=torch.bool)
     for indices, inputs in _batches(rationalizer, split, batch_size):
         logits = rationalizer.selector_logits(inputs)
         rows = torch.from_numpy(indices)
@@ -150,10 +145,8 @@ def check_comparable(student: Rationalizer, teacher: Rationalizer) -> None:
     check_features(student, teacher)
     mine, theirs = student.preprocessor, teacher.preprocessor
     if mine.settings.kind != theirs.settings.kind or mine.positions != theirs.positions:
-        raise ConfigError(
-            f"the teacher reads other features ({theirs.positions} positions) than this model ({mine.positions}); "
-            "give one with the same tokenizer, length or patch grid"
-        )
+        raise ConfigError(f"the teacher reads other features ({theirs.positions} positions) than this model "
+                          f"({mine.positions}); give one with the same tokenizer, length or patch grid")  # fmt: skip
 
 
 def check_features(student: Rationalizer, teacher: Rationalizer) -> None:

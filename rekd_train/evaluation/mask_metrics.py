@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -28,16 +29,13 @@ BINS = (0.01, 0.05, 0.1, 0.2, 0.5)
 
 def overlap(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
     """Mean over examples of the Jaccard index and F1 of two masks (n, N) bool; two empty masks are the same mask: 1."""
-    return {
-        "jaccard": float(jaccard_score(first, second, average="samples", zero_division=1.0)),
-        "f1": float(f1_score(first, second, average="samples", zero_division=1.0)),
-    }
+    scores = {"jaccard": jaccard_score, "f1": f1_score}
+    return {name: float(of(first, second, average="samples", zero_division=1.0)) for name, of in scores.items()}
 
 
 def pairwise_jaccard(masks: np.ndarray) -> float:
     """Mean over pairs of draws of ``overlap``'s Jaccard index: (R, n, N) bool of R >= 2 draws."""
-    pairs = [(a, b) for a in range(len(masks)) for b in range(a + 1, len(masks))]
-    return float(np.mean([overlap(masks[a], masks[b])["jaccard"] for a, b in pairs]))
+    return float(np.mean([overlap(*pair)["jaccard"] for pair in combinations(masks, 2)]))
 
 
 def flip_rate(predicted: np.ndarray) -> float:
@@ -131,11 +129,8 @@ def plausibility(
         )
         summary |= {f"{name}_{kind}": float(found[i]) for i, name in enumerate(("precision", "recall", "f1"))}
     curves = [precision_recall_curve(h, s) for s, h in zip(soft, target, strict=True)]
-    return {
-        **summary,
-        **iou_f1(chosen, target),
-        "auprc": float(np.mean([auc(recall, precision) for precision, recall, _ in curves])),
-    }
+    areas = [auc(recall, precision) for precision, recall, _ in curves]
+    return {**summary, **iou_f1(chosen, target), "auprc": float(np.mean(areas))}
 
 
 def iou_f1(predicted: Sequence[np.ndarray], human: Sequence[np.ndarray], threshold: float = 0.5) -> dict[str, float]:
@@ -153,10 +148,8 @@ def iou_f1(predicted: Sequence[np.ndarray], human: Sequence[np.ndarray], thresho
         counts.append((right, len(found), len(marked)))
     hits, claimed, true = np.array(counts, dtype=float).T
     precision, recall = np.mean(hits / np.maximum(claimed, 1)), np.mean(hits / np.maximum(true, 1))
-    return {
-        "iou_f1_macro": ratio(2 * precision * recall, precision + recall),
-        "iou_f1_micro": ratio(2 * hits.sum(), claimed.sum() + true.sum()),
-    }
+    macro = ratio(2 * precision * recall, precision + recall)
+    return {"iou_f1_macro": macro, "iou_f1_micro": ratio(2 * hits.sum(), claimed.sum() + true.sum())}
 
 
 def spans_of(mask: np.ndarray) -> list[tuple[int, int]]:

@@ -79,10 +79,8 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -
     """The equally wide bins behind the ECE in ascending order, empty ones left out: (n, C), (n,)."""
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     return [
-        {
-            "low": number / bins, "high": (number + 1) / bins, "examples": len(group),
-            "confidence": float(confidence[group].mean()), "accuracy": float(correct[group].mean()),
-        }
+        {"low": number / bins, "high": (number + 1) / bins, "examples": len(group),
+         "confidence": float(confidence[group].mean()), "accuracy": float(correct[group].mean())}
         for number, group in _equally_wide(confidence, bins).items()
     ]  # fmt: skip
 

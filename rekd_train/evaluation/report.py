@@ -14,20 +14,8 @@ import torch
 from torch import Tensor
 
 from rekd_train.data import Split
-from rekd_train.evaluation import mask_metrics, metrics
-from rekd_train.evaluation.forward import (
-    ARGMAX,
-    SelectorOutputs,
-    check_comparable,
-    decide,
-    drawn,
-    fill,
-    first_like,
-    random_like,
-    run_masks,
-    run_selector,
-    run_split,
-)
+from rekd_train.evaluation import forward, mask_metrics, metrics
+from rekd_train.evaluation.forward import SelectorOutputs, decide, fill, run_masks, run_selector, run_split
 from rekd_train.models.rationalizer import Rationalizer
 
 REPORT_FORMAT = "rekd-evaluation"
@@ -36,15 +24,9 @@ CURVE_RATES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
 
 
 def evaluate(
-    rationalizer: Rationalizer,
-    splits: Mapping[str, Split],
-    *,
-    split: str = "test",
-    draws: int = 10,
-    teacher: Rationalizer | None = None,
-    risk: float = 0.05,
-    seed: int = 0,
-) -> dict[str, Any]:
+    rationalizer: Rationalizer, splits: Mapping[str, Split], *, split: str = "test", draws: int = 10,
+    teacher: Rationalizer | None = None, risk: float = 0.05, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
     """Measure a pair on a split.
 
     Args:
@@ -56,8 +38,7 @@ def evaluate(
     Returns:
         JSON values; sections as docs/evaluation.md lists them. Sections without data are left out.
 
-    Raises:
-        ConfigError: the teacher reads other features or has other labels.
+    ConfigError: the teacher reads other features or has other labels.
     """
     examples, labels, policy = splits[split], splits[split].labels, rationalizer.policy
     generator = torch.Generator().manual_seed(seed)
@@ -68,54 +49,39 @@ def evaluate(
     selects = policy.bias is not None or policy.budget is not None
     if selects:
         masks |= _other_masks(rationalizer, selector, stored, generator)
-        masks |= {f"draw_{i}": mask for i, mask in enumerate(drawn(scores, selectable, max(draws, 0), generator))}
+        sampled = forward.drawn(scores, selectable, max(draws, 0), generator)
+        masks |= {f"draw_{i}": mask for i, mask in enumerate(sampled)}
     logits = run_masks(rationalizer, examples, masks)
     predicted = {name: found.argmax(axis=1) for name, found in logits.items()}
     counts = selectable.sum(dim=1).numpy()
     limits, positions = policy.limits(counts), rationalizer.preprocessor.positions
-    selections = {
-        name: metrics.selection_summary(mask.sum(dim=1).numpy(), counts, limits, positions)
-        for name, mask in masks.items()
-    }
-    modes = {
-        name: {
-            "accuracy": metrics.accuracy(logits[name], labels),
-            "macro_f1": metrics.macro_f1(predicted[name], labels),
-            **selections[name],
-        }
-        for name in masks
-    }
+    selections, modes = {}, {}
+    for name, mask in masks.items():
+        selections[name] = metrics.selection_summary(mask.sum(dim=1).numpy(), counts, limits, positions)
+        right = metrics.accuracy(logits[name], labels), metrics.macro_f1(predicted[name], labels)
+        modes[name] = {"accuracy": right[0], "macro_f1": right[1], **selections[name]}
     report: dict[str, Any] = {
-        "format": REPORT_FORMAT,
-        "version": REPORT_VERSION,
-        "split": split,
-        "examples": len(examples),
-        "policy": policy.model_dump(),
-        "operator": rationalizer.predictor.operator,
+        "format": REPORT_FORMAT, "version": REPORT_VERSION, "split": split, "examples": len(examples),
+        "policy": policy.model_dump(), "operator": rationalizer.predictor.operator,
         "classification": {
-            "accuracy": modes["stored"]["accuracy"],
-            "macro_f1": modes["stored"]["macro_f1"],
+            "accuracy": modes["stored"]["accuracy"], "macro_f1": modes["stored"]["macro_f1"],
             "never_predicted": metrics.never_predicted(predicted["stored"], labels, rationalizer.labels),
             "per_class": metrics.per_class(predicted["stored"], labels, rationalizer.labels),
         },
         "calibration": _calibration(rationalizer, logits["stored"], splits, split, risk),
         "rate": selections["stored"],
-    }
+    }  # fmt: skip
     if selects:
         accuracies = [modes[f"rate_{rate}"]["accuracy"] for rate in CURVE_RATES]
         report["modes"] = {name: modes[name] for name in ("stored", "argmax", "fill")}
         report["modes"] |= _sampled(masks, predicted, modes)
         report["baselines"] = {name: modes[name] for name in ("random", "first")}
-        report["curve"] = {
-            "rates": list(CURVE_RATES),
-            "realised": [modes[f"rate_{rate}"]["rate"] for rate in CURVE_RATES],
-            "accuracies": accuracies,
-            "area": metrics.area_under_curve(CURVE_RATES, accuracies),
-        }
+        realised = [modes[f"rate_{rate}"]["rate"] for rate in CURVE_RATES]
+        report["curve"] = {"rates": list(CURVE_RATES), "realised": realised, "accuracies": accuracies}
+        report["curve"]["area"] = metrics.area_under_curve(CURVE_RATES, accuracies)
         report["selector"] = {  # does it keep as many as its probabilities promise? (mean counts)
             "expected_count": float(torch.where(selectable, torch.sigmoid(scores), 0.0).sum(dim=1).mean()),
-            "argmax_count": modes["argmax"]["count_mean"],
-            "stored_count": modes["stored"]["count_mean"],
+            **{f"{name}_count": modes[name]["count_mean"] for name in ("argmax", "stored")},
         }
         arrays = scores.numpy(), selectable.numpy(), stored.numpy()
         report |= mask_metrics.token_figures(rationalizer.preprocessor, examples, stored.numpy())
@@ -130,24 +96,19 @@ def _teacher(
     predicted: np.ndarray,
 ) -> dict[str, float]:  # fmt: skip
     """How far a student decides as its teacher does, both noise-free by their stored policies."""
-    check_comparable(student, teacher)
+    forward.check_comparable(student, teacher)
     theirs = run_selector(teacher, split)
     their_mask = decide(theirs.scores, theirs.selectable, teacher.policy)
     their_labels = run_masks(teacher, split, {"own": their_mask})["own"].argmax(axis=1)
     width = min(selector.scores.shape[1], theirs.scores.shape[1])  # one that may select padding is padded wider
-    both, scores, their_scores, mask, their_mask = (
-        value[:, :width].numpy()
-        for value in (
-            selector.selectable[:, :width] & theirs.selectable[:, :width], selector.scores, theirs.scores, mask,
-            their_mask,
-        )
-    )  # fmt: skip
+    arrays = (selector.selectable, theirs.selectable, selector.scores, theirs.scores, mask, their_mask)
+    mine, yours, scores, their_scores, mask, their_mask = (value[:, :width].numpy() for value in arrays)
+    both = mine & yours
     shared = mask_metrics.overlap(mask & both, their_mask & both)
     return {
         "accuracy": float(np.mean(their_labels == split.labels)),
         "label_agreement": float(np.mean(their_labels == predicted)),
-        "mask_jaccard": shared["jaccard"],
-        "mask_f1": shared["f1"],
+        **{f"mask_{name}": value for name, value in shared.items()},
         "score_rank_correlation": mask_metrics.rank_correlation(scores, their_scores, both),
         "selection_divergence": mask_metrics.selection_divergence(their_scores, scores, both),
     }
@@ -162,10 +123,10 @@ def _other_masks(
     if budget is None:  # no limit of its own: fill to the rate that it realises
         budget = float((stored.sum(dim=1) / selectable.sum(dim=1).clamp(min=1)).mean())
     return {
-        "argmax": decide(scores, selectable, ARGMAX),
+        "argmax": decide(scores, selectable, forward.ARGMAX),
         "fill": fill(scores, selectable, max(budget, 1e-6), policy.minimum),
-        "random": random_like(stored, selectable, generator),
-        "first": first_like(stored, selectable),
+        "random": forward.random_like(stored, selectable, generator),
+        "first": forward.first_like(stored, selectable),
         **{f"rate_{rate}": fill(scores, selectable, rate) for rate in CURVE_RATES},
     }
 
@@ -187,18 +148,13 @@ def _calibration(
         dev = logits if split == "dev" else run_split(rationalizer, splits["dev"]).class_logits
         threshold = metrics.abstain_threshold(*confident(dev, splits["dev"].labels)[1:], risk)
         answered = confidence >= (np.inf if threshold is None else threshold)
-        abstain |= {
-            "risk_wanted": risk,
-            "threshold": threshold,
-            "coverage": float(answered.mean()),
-            "risk": float(1 - correct[answered].mean()) if answered.any() else 0.0,
-        }
+        wrong = float(1 - correct[answered].mean()) if answered.any() else 0.0
+        realised = {"coverage": float(answered.mean()), "risk": wrong}
+        abstain |= {"risk_wanted": risk, "threshold": threshold, **realised}
     return {
-        "temperature": rationalizer.probability_temperature,
-        **metrics.calibration(probabilities, labels),
-        "uncalibrated": metrics.calibration(plain, labels),
-        "abstain": abstain,
-    }
+        "temperature": rationalizer.probability_temperature, **metrics.calibration(probabilities, labels),
+        "uncalibrated": metrics.calibration(plain, labels), "abstain": abstain,
+    }  # fmt: skip
 
 
 def _sampled(

@@ -10,7 +10,7 @@ Specification, for one example with scores d (N,), d = z1 - z0 in float32, and s
 5. the first ``minimum`` ranked positions are chosen in any case.
 
 No noise anywhere. ``mask_by_specification`` below is the slow, obvious form in NumPy; the torch form
-(``rekd_train.models.gates.apply_policy``) is what runs and what is exported, and tests hold them equal.
+(``rekd_train.models.base.apply_policy``) is what runs and what is exported, and tests hold them equal.
 """
 
 from __future__ import annotations

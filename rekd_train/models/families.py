@@ -16,18 +16,10 @@ from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
 from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.inputs.preprocessors import Preprocessor, same_tokens
 from rekd_train.inputs.text import TOKENIZER_FILE, TextPreprocessor, TextSettings
+from rekd_train.models import pretrained
 from rekd_train.models.base import Backbone, Predictor, Selector, TextBackbone
 from rekd_train.models.bilstm import BilstmBackbone
-from rekd_train.models.pretrained import (
-    MINILM_ORIGIN,
-    load_weights,
-    minilm_tokenizer_json,
-    minilm_word_embeddings,
-    open_source,
-    reason_of,
-    sized,
-    source_path,
-)
+from rekd_train.models.pretrained import load_weights, open_source, sized, source_path
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.models.text_encoder import TextEncoder
 
@@ -58,21 +50,17 @@ FAMILIES: dict[str, Family] = {
 def build_backbone(settings: BackboneConfig, special_ids: dict[str, int]) -> Backbone:
     """A randomly initialised backbone.
 
-    Raises:
-        ConfigError: the family is not registered.
-        CodeError: a family of the user's own is not trusted, not there, or no backbone.
+    ConfigError: the family is not registered; CodeError: one of the user's own is not trusted, not there, or none.
     """
     return family_of(settings.family).backbone(settings, special_ids)
 
 
 def family_of(name: str) -> Family:
     """A registered family, or the user's own, ``package.module:Class``; raises as ``build_backbone``."""
-    if ":" in name:
-        return _own_family(name)
-    if name not in FAMILIES:
+    if ":" not in name and name not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
         raise ConfigError(f"unknown family '{name}'; families: {known}, or your own, package.module:Class")
-    return FAMILIES[name]
+    return _own_family(name) if ":" in name else FAMILIES[name]
 
 
 def _own_family(name: str) -> Family:
@@ -104,8 +92,7 @@ def preprocessor_for(config: RunConfig) -> Preprocessor:
 
     Texts: by the tokenizer of the pretrained weights, else MiniLM's (BERT uncased), with the run's length limits.
 
-    Raises:
-        ConfigError: selector and predictor start from models with different tokenizers.
+    ConfigError: selector and predictor start from models with different tokenizers.
     """
     if config.data.modality == "image":
         settings = config.predictor
@@ -120,7 +107,7 @@ def preprocessor_for(config: RunConfig) -> Preprocessor:
             f"{paths[0]} holds no tokenizer; fix: save the one that the weights were trained with there, "
             "AutoTokenizer.from_pretrained(...).save_pretrained(DIR)"
         )
-    contents = contents or [minilm_tokenizer_json()]
+    contents = contents or [pretrained.minilm_tokenizer_json()]
     settings = TextSettings(config.data.max_length, config.data.lengths)
     preprocessors = [TextPreprocessor(content, settings) for content in contents]
     if not same_tokens(preprocessors[0], preprocessors[-1]):
@@ -134,9 +121,7 @@ def preprocessor_for(config: RunConfig) -> Preprocessor:
 def fresh_pair(config: RunConfig, preprocessor: Preprocessor, labels: Sequence[str]) -> Rationalizer:
     """An untrained pair: random weights, or the pretrained ones that the configuration names.
 
-    Raises:
-        CheckpointError: pretrained weights are missing, damaged or do not fit.
-        ConfigError: sizes that contradict the pretrained weights.
+    CheckpointError: pretrained weights are missing, damaged or do not fit; ConfigError: sizes that contradict them.
     """
     for role in ("selector", "predictor"):
         _check_modality(getattr(config, role), config, role)
@@ -144,10 +129,8 @@ def fresh_pair(config: RunConfig, preprocessor: Preprocessor, labels: Sequence[s
     selector = Selector(_backbone(config.selector, preprocessor, "selector"))
     predictor = Predictor(_backbone(config.predictor, preprocessor, "predictor"), len(labels))
     if config.stages.compact_epochs and "compact" not in predictor.backbone.operators:
-        raise ConfigError(
-            "the predictor's features are no tokens, so kept patches cannot be gathered; "
-            "fix: --set stages.compact_epochs=0"
-        )
+        raise ConfigError("the predictor's features are no tokens, so kept patches cannot be gathered; "
+                          "fix: --set stages.compact_epochs=0")  # fmt: skip
     policy = SelectionPolicy(bias=0.0, budget=config.selection.budget, minimum=config.selection.minimum)
     return Rationalizer(selector, predictor, policy, preprocessor, labels)
 
@@ -160,7 +143,7 @@ def weight_origins(config: RunConfig) -> list[str]:
         if settings.pretrained not in ("", "minilm"):  # they bring their own word embeddings
             origins.append(f"pretrained weights {settings.pretrained}, under their own licence")
         elif settings.pretrained or settings.word_embeddings == "minilm":
-            origins.append(MINILM_ORIGIN)
+            origins.append(pretrained.MINILM_ORIGIN)
     return list(dict.fromkeys(origins))
 
 
@@ -184,18 +167,14 @@ def _backbone(settings: BackboneConfig, preprocessor: Preprocessor, role: str) -
     if settings.word_embeddings == "minilm":
         if not isinstance(backbone, TextBackbone):
             raise ConfigError(f"{role}.word_embeddings: the family '{settings.family}' has no word embeddings")
-        backbone.load_word_embeddings(minilm_word_embeddings(settings.width))
+        backbone.load_word_embeddings(pretrained.minilm_word_embeddings(settings.width))
     return backbone
 
 
 def tokenizer_json(path: Path) -> str | None:
     """Content of the fast tokenizer of a directory, or of a file tokenizer.json or vocab.txt (BERT's).
 
-    Returns:
-        None if there is none.
-
-    Raises:
-        CheckpointError: damaged, or a tokenizer that has no fast form.
+    None if there is none; CheckpointError: damaged, or a tokenizer that has no fast form.
     """
     whole = path / TOKENIZER_FILE if path.is_dir() else path
     try:
@@ -214,8 +193,9 @@ def tokenizer_json(path: Path) -> str | None:
             return tokenizer.backend_tokenizer.to_str()
     except Exception as error:  # the libraries raise bare Exception
         raise CheckpointError(
-            f"{path} cannot be read as a fast tokenizer: {reason_of(error)}; fix: save it once with AutoTokenizer("
-            "..., use_fast=True).save_pretrained(DIR), which writes tokenizer.json, where it has a fast form"
+            f"{path} cannot be read as a fast tokenizer: {pretrained.reason_of(error)}; fix: save it once with "
+            "AutoTokenizer(..., use_fast=True).save_pretrained(DIR), which writes tokenizer.json, where it has a "
+            "fast form"
         ) from None
     return None
 

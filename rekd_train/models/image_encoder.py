@@ -32,8 +32,7 @@ class ImageEncoder(Backbone):
             vision transformer of the sizes given.
         special_ids: not used; images have no tokens.
 
-    Raises:
-        ConfigError: no image section, or a network that timm does not have or that does not fit it.
+    ConfigError: no image section, or a network that timm does not have or that does not fit it.
     """
 
     modality = "image"
@@ -59,9 +58,9 @@ class ImageEncoder(Backbone):
             self.dropout, self.model.pos_drop = self.model.pos_drop, nn.Identity()
             projection = getattr(self.model.patch_embed, "proj", None)
             whole = isinstance(projection, nn.Conv2d) and projection.kernel_size == projection.stride
-            grid = getattr(self.model.patch_embed, "grid_size", self.image.grid)
-            if tuple(grid) != self.image.grid:
-                raise ConfigError(f"the network cuts images into {tuple(grid)} patches, the section 'image' into "
+            grid = tuple(getattr(self.model.patch_embed, "grid_size", self.image.grid))
+            if grid != self.image.grid:
+                raise ConfigError(f"the network cuts images into {grid} patches, the section 'image' into "
                                   f"{self.image.grid}; fix: image.patch or image.upscale_to")  # fmt: skip
             self.linear_patches = whole and projection.kernel_size == (self.image.patch, self.image.patch)
             for name in ("cls_token", "reg_token", "dist_token"):
@@ -122,7 +121,9 @@ class ImageEncoder(Backbone):
         """(B, M, H): patch embeddings without positions, of all patches or of those at ``positions`` (B, M)."""
         images = self._images(inputs)
         if self.linear_patches:  # the convolution as a product, so that it runs on kept patches alone
-            content = self._cut(images)
+            (rows, columns), side, channels = self.image.grid, self.image.patch, self.image.channels
+            cut = images.reshape(-1, channels, rows, side, columns, side).permute(0, 2, 4, 1, 3, 5)
+            content = cut.reshape(-1, rows * columns, channels * side * side)
         else:
             content = self.model.patch_embed(images)
             content = content.reshape(content.shape[0], -1, content.shape[-1])
@@ -132,12 +133,6 @@ class ImageEncoder(Backbone):
             return content
         projection = self.model.patch_embed.proj
         return self.model.patch_embed.norm(linear(content, projection.weight.flatten(1), projection.bias))
-
-    def _cut(self, images: Tensor) -> Tensor:
-        """(B, N, C * patch * patch) pixels, ordered as the projection's weights."""
-        (rows, columns), side = self.image.grid, self.image.patch
-        cut = images.reshape(-1, self.image.channels, rows, side, columns, side).permute(0, 2, 4, 1, 3, 5)
-        return cut.reshape(-1, rows * columns, self.image.channels * side * side)
 
     def _encode(self, content: Tensor, positions: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
         """(B, P + M, H): the network's P first tokens before the patches, all blocks, the final norm.
@@ -235,22 +230,13 @@ def image_network(settings: BackboneConfig) -> nn.Module:
             name, reason = settings.architecture["name"], str(error).strip().partition("\n")[0]
             raise ConfigError(f"timm cannot build '{name}': {reason}") from None
     return VisionTransformer(
-        img_size=image.size,
-        patch_size=image.patch,
-        in_chans=image.channels,
-        num_classes=0,
-        embed_dim=settings.width,
-        depth=settings.layers,
-        num_heads=settings.heads,
+        img_size=image.size, patch_size=image.patch, in_chans=image.channels, num_classes=0,
+        embed_dim=settings.width, depth=settings.layers, num_heads=settings.heads,
         mlp_ratio=(settings.feedforward + 0.5) / settings.width,  # timm rounds the product down
-        pos_drop_rate=settings.dropout,
-        proj_drop_rate=settings.dropout,
-        attn_drop_rate=settings.attention_dropout,
-        norm_layer=partial(nn.LayerNorm, eps=settings.layer_norm_eps),
-        final_norm=settings.final_norm,
-        fc_norm=False,
+        pos_drop_rate=settings.dropout, proj_drop_rate=settings.dropout, attn_drop_rate=settings.attention_dropout,
+        norm_layer=partial(nn.LayerNorm, eps=settings.layer_norm_eps), final_norm=settings.final_norm, fc_norm=False,
         weight_init="jax",  # Xavier: timm's own default of 0.02 is far too small for narrow networks
-    )
+    )  # fmt: skip
 
 
 def timm_names(layers: int) -> dict[str, list[str]]:

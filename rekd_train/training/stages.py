@@ -27,20 +27,14 @@ from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.inputs.preprocessors import Preprocessor
 from rekd_train.models.base import Predictor
 from rekd_train.models.rationalizer import Rationalizer
+from rekd_train.training import validation
 from rekd_train.training.loop import Loop, Stage, word_tables
 from rekd_train.training.losses import key
 from rekd_train.training.objectives import ClassifierObjective, CompactObjective, RationaleObjective
-from rekd_train.training.observers import Observer
 from rekd_train.training.runtime import FullLength, Runtime
-from rekd_train.training.state import Snapshot, StateStore, load_pair_state, pair_state
+from rekd_train.training.state import Observer, Snapshot, StateStore, load_pair_state, pair_state
 from rekd_train.training.teacher import RecordedTeacher, Teacher, Teaching
-from rekd_train.training.validation import (
-    DevEvaluation,
-    base_policy,
-    calibrate_policy,
-    calibrate_temperature,
-    read_selector,
-)
+from rekd_train.training.validation import DevEvaluation, calibrate_policy, calibrate_temperature
 
 AnyTeacher = Rationalizer | AlignedKnowledge | None
 
@@ -69,10 +63,8 @@ def fit(
     if teacher is not None:
         check_teacher(teacher, rationalizer, config)
         if not (stages.rationale_epochs or (config.distillation.classifier and stages.classifier_epochs and not warm)):
-            raise ConfigError(
-                "a teacher is given, but no stage learns from it; fix: distillation.classifier=true, or "
-                "stages.rationale_epochs above 0"
-            )
+            raise ConfigError("a teacher is given, but no stage learns from it; fix: distillation.classifier=true, or "
+                              "stages.rationale_epochs above 0")  # fmt: skip
     snapshot = store.load() if store is not None and resume else None
     runner = _StageRunner(config, rationalizer, train, dev, teacher, runtime, observer, store, snapshot)
     if stages.classifier_epochs and not warm:
@@ -81,8 +73,7 @@ def fit(
         own_start = stages.classifier_epochs if stages.selector_warm_start is None else stages.selector_warm_start
         if own_start and not warm and not starts_from_predictor(config, rationalizer):
             runner.take(1, "selector", own_start, runner.selector)
-        name = "rationale" if teacher is None else "distillation"
-        runner.take(2, name, stages.rationale_epochs, runner.rationale)
+        runner.take(2, "rationale" if teacher is None else "distillation", stages.rationale_epochs, runner.rationale)
         if stages.compact_epochs:
             runner.take(3, "compact", stages.compact_epochs, runner.compact)
     else:
@@ -179,7 +170,7 @@ class _StageRunner:
         self.runtime = runtime or Runtime(next(pair.parameters()).device)
         pair.to(self.runtime.device)
         if not keep_policy:
-            pair.policy = base_policy(config.selection)
+            pair.policy = validation.base_policy(config.selection)
         theirs = teacher.policy.selectable if isinstance(teacher, Rationalizer) else "real"
         rules = {config.selection.selectable, theirs}
         if "all" in rules and pair.preprocessor.settings.kind != "image":
@@ -250,7 +241,7 @@ class _StageRunner:
         pair.predictor.operator = "compact"
         mask = None
         if not self.train.augmented:
-            readings = read_selector(pair, self.train, self.runtime, self.config.acceleration.precision)
+            readings = validation.read_selector(pair, self.train, self.runtime, self.config.acceleration.precision)
             mask = readings.mask(pair, pair.policy)
         objective = CompactObjective(*self._parts(stage), self.teacher, mask=mask)
         self._loop.run(stage, objective, self._evaluation(pair.predictor, with_rationale=True, fixed=True))

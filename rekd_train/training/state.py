@@ -1,9 +1,13 @@
-"""The state of an unfinished run on disk, from which it goes on exactly."""
+"""What a run writes while it goes on: its state, from which it goes on exactly if it is cut off, and its logs."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,8 +18,8 @@ import torch
 
 from rekd_train.config.run import RunConfig, upgraded
 from rekd_train.data import Split
-from rekd_train.errors import ConfigError, TrainingError
-from rekd_train.files import RESUME, cannot_write
+from rekd_train.errors import ConfigError, MissingExtraError, TrainingError
+from rekd_train.files import RESUME, cannot_write, write_bytes
 from rekd_train.models.rationalizer import Rationalizer
 
 FILE = "state.pt"
@@ -29,6 +33,39 @@ ADJUSTABLE = {
     "selection.weight", "stages.patience", "stages.save_every", "stages.collapse_window",
 }  # fmt: skip
 """Settings that may change when a run goes on: what the advice after a divergence or a collapse names."""
+
+
+class Best:
+    """The best state of a stage so far; its attributes are what a saved state holds of it.
+
+    Args:
+        metric: 'accuracy' or 'macro_f1' (highest; of equals the one of least L_RE) or 'extraction_loss' (least, the
+            later of equals; with rationales rounded to three decimals, without them as it is, as in the authors' code).
+    """
+
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
+        self.value: tuple[float, float] | None = None
+        """What is compared; higher is better."""
+        self.step = 0
+        self.since = 0
+        """Evaluations without improvement."""
+        self.weights: dict[str, Any] = {}
+
+    def offer(self, step: int, figures: dict[str, float], weights: dict[str, Any]) -> bool:
+        """Consider a state; True if it is the best. Its tensors are copied to the CPU."""
+        extraction = figures["extraction_loss"]
+        if self.metric == "extraction_loss":
+            value = (-round(extraction, 3) if "selection_rate" in figures else -extraction, float(step))
+        else:
+            value = (figures[self.metric], -extraction)
+        better = math.isfinite(extraction) and (self.value is None or value > self.value)
+        if better:
+            self.value, self.step, self.since = value, step, 0
+            self.weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
+        else:
+            self.since += 1
+        return better
 
 
 @dataclass
@@ -83,10 +120,8 @@ class StateStore:
             raise TrainingError(f"{self.path} is of another version of rekd; fix: {_ANEW}")
         changed = sorted(set(_differences(identity, self._identity)) - {f"config.{key}" for key in ADJUSTABLE})
         if changed:
-            raise ConfigError(
-                f"{self.path} is the state of another run: {', '.join(changed)} differ; "
-                f"fix: the same settings, or {_ANEW}"
-            )
+            raise ConfigError(f"{self.path} is the state of another run: {', '.join(changed)} differ; "
+                              f"fix: the same settings, or {_ANEW}")  # fmt: skip
         return snapshot
 
     def discard(self) -> None:
@@ -107,16 +142,13 @@ def check_start(output: Path, resume: bool, overwrite: bool) -> None:
     if resume and not state.exists():
         anew = _ANEW if log.exists() else "the same command without --resume"
         raise ConfigError(f"nothing to resume: {state} does not exist; fix: {anew}")
-    if resume or overwrite:
-        return
-    if state.exists():
-        raise ConfigError(
-            f"{directory} holds an interrupted run; fix: --resume to go on with it, --overwrite to begin anew"
-        )
-    if log.exists():
-        raise ConfigError(
-            f"{log} is the log of an earlier run; fix: another output directory, or --overwrite to replace it"
-        )
+    asked = resume or overwrite
+    if state.exists() and not asked:
+        begun = "holds an interrupted run; fix: --resume to go on with it, --overwrite to begin anew"
+        raise ConfigError(f"{directory} {begun}")
+    if log.exists() and not asked:
+        earlier = "is the log of an earlier run; fix: another output directory, or --overwrite to replace it"
+        raise ConfigError(f"{log} {earlier}")
 
 
 def identity_of(config: RunConfig, train: Split, dev: Split, **more: Any) -> dict[str, Any]:
@@ -151,3 +183,101 @@ def load_pair_state(pair: Rationalizer, snapshot: Snapshot) -> None:
     pair.load_state_dict(snapshot.pair)
     pair.predictor.operator = snapshot.operator
     pair.policy = type(pair.policy).model_validate(snapshot.policy)
+
+
+# logs
+
+
+class Observer:
+    """Is told how training goes; a progress bar, a log, or nothing. What is not overridden is ignored."""
+
+    def data(self, summary: dict[str, Any]) -> None:
+        """Training is about to begin on these data: ``rekd_train.data.summarise``."""
+
+    def stage(self, name: str, steps: int, start: int = 0) -> None:
+        """A stage of ``steps`` optimiser steps begins, or goes on after ``start`` of them."""
+
+    def step(self, values: dict[str, float]) -> None:
+        """A step ended; ``values`` is empty on most steps, since reading a loss waits for the device."""
+
+    def evaluated(self, values: dict[str, float]) -> None:
+        """The dev split was measured; ``values["best"]`` is 1 if no earlier state of the stage was better."""
+
+    def note(self, text: str) -> None:
+        """Something the user should know before training; no error."""
+
+
+class Several(Observer):
+    """Tells each of its observers of the training itself."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = list(observers)
+
+    def stage(self, name: str, steps: int, start: int = 0) -> None:
+        for observer in self._observers:
+            observer.stage(name, steps, start)
+
+    def step(self, values: dict[str, float]) -> None:
+        for observer in self._observers:
+            observer.step(values)
+
+    def evaluated(self, values: dict[str, float]) -> None:
+        for observer in self._observers:
+            observer.evaluated(values)
+
+
+class _Log(Observer):
+    """Writes what has figures, with the stage and the step within it."""
+
+    def stage(self, name: str, steps: int, start: int = 0) -> None:
+        self._name, self._step = name, start
+        self._write("stage", {"steps": steps})
+
+    def step(self, values: dict[str, float]) -> None:
+        self._step += 1
+        if values:
+            self._write("step", values)
+
+    def evaluated(self, values: dict[str, float]) -> None:
+        self._write("evaluation", values)
+
+    def _write(self, event: str, values: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+class JsonLines(_Log):
+    """Appends one JSON object a line: event, stage, step, time, figures; a line that was cut off is removed first."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = path.read_bytes() if path.exists() else b""
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            write_bytes(path, content[:whole])
+
+    def _write(self, event: str, values: dict[str, Any]) -> None:
+        line = {"event": event, "stage": self._name, "step": self._step, "time": round(time.time(), 3), **values}
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise TrainingError(cannot_write(self._path, error, RESUME)) from error
+
+
+class TensorBoard(_Log):
+    """Scalars named stage/figure, at the step within the stage; MissingExtraError without tensorboard."""
+
+    def __init__(self, directory: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise MissingExtraError("tensorboard", "tensorboard") from None
+        self._writer = SummaryWriter(str(directory))
+
+    def _write(self, event: str, values: dict[str, Any]) -> None:
+        if event != "stage":
+            group = f"{self._name}/dev" if event == "evaluation" else self._name
+            for name, value in values.items():
+                self._writer.add_scalar(f"{group}/{name}", value, self._step)
+            self._writer.flush()

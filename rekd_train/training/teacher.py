@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,37 +18,44 @@ from rekd_train.data.knowledge import AlignedKnowledge
 from rekd_train.errors import DataError, MissingExtraError
 from rekd_train.files import write_bytes
 from rekd_train.inputs.preprocessors import full_length
-from rekd_train.models.gates import apply_policy, selection_scores
+from rekd_train.models.base import apply_policy, selection_scores
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training.runtime import Batch, Runtime, run_frozen
 
 
-class Teaching(Protocol):
+class Teaching(ABC):
     """What the objectives ask. B = batch, N = positions, C = classes."""
 
+    @abstractmethod
     def selector_logits(self, batch: Batch, positions: int) -> Tensor:
         """(B, N, 2) float32; only the difference of the two counts."""
 
+    @abstractmethod
     def mask(self, batch: Batch, positions: int) -> Tensor:
         """(B, N) bool: the teacher's own rationale."""
 
+    @abstractmethod
     def class_logits(self, batch: Batch) -> Tensor:
         """(B, C) float32 on the teacher's own rationale."""
 
+    @abstractmethod
     def class_logits_on(self, batch: Batch, mask: Tensor) -> Tensor:
         """(B, C) float32 on another mask (B, N)."""
 
     def known_tokens(self, batch: Batch, positions: int) -> Tensor | None:
         """(B, N) bool: tokens that it scores; None: all."""
+        return None
 
     def known_classes(self, batch: Batch) -> Tensor | None:
         """(B,) bool: examples of which it tells the classes; None: all."""
+        return None
 
     def marks(self, batch: Batch, positions: int) -> Tensor | None:
         """(B, N) float32: weights of the passages that decide, NaN where it marks none; None: it marks nothing."""
+        return None
 
 
-class Teacher:
+class Teacher(Teaching):
     """A frozen pair: computed in every step, or once over a split whose examples stay the same (``remembered``)."""
 
     def __init__(self, pair: Rationalizer, runtime: Runtime, precision: str, remembered: Split | None = None) -> None:
@@ -59,20 +67,16 @@ class Teacher:
             self._memory = logits, mask.bool(), classes
 
     def selector_logits(self, batch: Batch, positions: int) -> Tensor:
-        """(B, N, 2) float32."""
         return self._selector(batch)[0][:, :positions]
 
     def mask(self, batch: Batch, positions: int) -> Tensor:
-        """(B, N) bool: the rationale by the teacher's stored policy."""
         return self._selector(batch)[1][:, :positions]
 
     def class_logits(self, batch: Batch) -> Tensor:
-        """(B, C) float32 on the teacher's own rationale."""
         return self._memory[2][batch.indices] if self._memory else self.class_logits_on(batch, self._selector(batch)[1])
 
     @torch.no_grad()
     def class_logits_on(self, batch: Batch, mask: Tensor) -> Tensor:
-        """(B, C) float32 on another mask (B, N)."""
         with self._runtime.autocast(self._precision):
             return self._pair.class_logits(batch.inputs, mask.detach()).float()
 
@@ -89,20 +93,11 @@ class Teacher:
             self._latest = batch, logits, mask
         return self._latest[1:]
 
-    def known_tokens(self, batch: Batch, positions: int) -> None:
-        """It scores every token."""
-
-    def known_classes(self, batch: Batch) -> None:
-        """It tells all classes."""
-
-    def marks(self, batch: Batch, positions: int) -> None:
-        """It has scores instead."""
-
     def _everything(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         return *self._selector(batch), self.class_logits(batch)
 
 
-class RecordedTeacher:
+class RecordedTeacher(Teaching):
     """What was recorded about the examples of a training split; parts that were not are left out of the loss."""
 
     def __init__(self, said: AlignedKnowledge, runtime: Runtime) -> None:
@@ -121,7 +116,6 @@ class RecordedTeacher:
         return self._at(self._scores, batch, positions) > 0
 
     def class_logits(self, batch: Batch) -> Tensor:
-        """(B, C) float32."""
         return self._classes[batch.indices]
 
     def class_logits_on(self, batch: Batch, mask: Tensor) -> Tensor:
@@ -129,15 +123,12 @@ class RecordedTeacher:
         return self.class_logits(batch)
 
     def known_tokens(self, batch: Batch, positions: int) -> Tensor:
-        """(B, N) bool."""
         return ~self._at(self._scores, batch, positions).isnan()
 
     def known_classes(self, batch: Batch) -> Tensor:
-        """(B,) bool."""
         return ~self._classes[batch.indices, 0].isnan()
 
     def marks(self, batch: Batch, positions: int) -> Tensor | None:
-        """(B, N) float32, NaN for texts without a rationale."""
         return None if self._marks is None else self._at(self._marks, batch, positions)
 
     def _at(self, table: Tensor, batch: Batch, positions: int) -> Tensor:
@@ -170,8 +161,8 @@ def statements_of(
     selection = pair.select(inputs)
     probabilities = torch.softmax(pair.class_logits(inputs, selection.mask).float(), dim=-1).cpu().numpy()
     if "pixels" in inputs:
-        grid = (len(items), pair.preprocessor.settings.rows, pair.preprocessor.settings.columns)
-        maps = selection.scores.cpu().numpy().astype(np.float64).reshape(grid).round(3).tolist()
+        settings, scores = pair.preprocessor.settings, selection.scores.cpu().numpy().astype(np.float64)
+        maps = scores.reshape(len(items), settings.rows, settings.columns).round(3).tolist()
         names = [names_of(item, folder or Path()) for item in items]
         return [
             {"file" if len(name) == 2 else "id": name[0], "probabilities": classes, "map": grid}

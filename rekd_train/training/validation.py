@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from scipy.optimize import minimize_scalar
@@ -15,16 +15,14 @@ from rekd_train.data import Split
 from rekd_train.evaluation import metrics
 from rekd_train.evaluation.forward import run_split
 from rekd_train.inputs.policy import SelectionPolicy
-from rekd_train.models.base import Predictor
-from rekd_train.models.gates import apply_policy, selection_scores
+from rekd_train.models.base import Predictor, apply_policy, selection_scores
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training import losses
 from rekd_train.training.losses import gumbel, key
 from rekd_train.training.runtime import Batch, Runtime, example_weights, run_frozen
 
 
-@dataclass(frozen=True)
-class Readings:
+class Readings(NamedTuple):
     """A selector's outputs over a split, in its order, on the runtime's device."""
 
     logits: Tensor  # (n, N, 2) float32
@@ -100,10 +98,8 @@ class DevEvaluation:
         logits = self._class_logits()
         labels = torch.from_numpy(self._dev.labels).to(logits.device)
         predicted = logits.argmax(dim=1)
-        figures = {
-            "accuracy": int((predicted == labels).sum()) / len(labels),
-            "macro_f1": metrics.macro_f1(predicted.cpu().numpy(), self._dev.labels),
-        }
+        macro_f1 = metrics.macro_f1(predicted.cpu().numpy(), self._dev.labels)
+        figures = {"accuracy": int((predicted == labels).sum()) / len(labels), "macro_f1": macro_f1}
         if self._with_rationale:
             kept, selectable = self._mask.sum(dim=1), self._readings.selectable.sum(dim=1)
             figures["selection_rate"] = (kept / selectable.clamp(min=1)).mean()
@@ -139,19 +135,17 @@ class DevEvaluation:
     def _extraction_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """L_RE as in training: mean over batches of the dev split, in its order."""
         selection, pair, size = self._config.selection, self._pair, self._config.optimisation.batch_size
-        kept = self._mask.sum(dim=1).float()
-        features = losses.penalised_features(self._readings.real.sum(dim=1), pair.preprocessor.positions, selection)
+        mask, selectable, real = self._mask.float(), self._readings.selectable, self._readings.real.sum(dim=1)
+        features = losses.penalised_features(real, pair.preprocessor.positions, selection)
         values = []
-        for start in range(0, len(labels), size):
-            part = slice(start, start + size)
+        for part in (slice(start, start + size) for start in range(0, len(labels), size)):
             weights = None if self._weights is None else self._weights[part]
             value = losses.prediction_loss(logits[part], labels[part], weights)
-            penalty = losses.selection_penalty(kept[part], features[part], selection, len(labels[part]))
-            value = value + selection.weight * penalty
+            kept = mask[part].sum(dim=1)
+            value = value + selection.weight * losses.selection_penalty(kept, features[part], selection, len(kept))
             if selection.continuity:
-                value = value + selection.continuity * losses.discontinuity(
-                    self._mask[part].float(), self._readings.selectable[part], pair.selector.backbone.columns
-                )
+                scattered = losses.discontinuity(mask[part], selectable[part], pair.selector.backbone.columns)
+                value = value + selection.continuity * scattered
             values.append(value)
         return torch.stack(values).mean()
 

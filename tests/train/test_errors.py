@@ -1,4 +1,4 @@
-"""The fix for a missing package is a command that works where the user stands."""
+"""What the user is told: commands that work, lists that end."""
 
 from __future__ import annotations
 
@@ -13,26 +13,15 @@ from rekd_train.errors import DISTRIBUTION, MissingExtraError
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def installed_in(monkeypatch, tmp_path):
-    monkeypatch.setattr(errors, "_FOLDER", tmp_path)
-    return tmp_path
-
-
-def test_in_the_checkout_it_is_the_folder(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    fix = "'sklearn' is not installed; fix: pip install -e '.[bench]'"
-    assert str(MissingExtraError("sklearn", "bench")).endswith(fix)
-
-
-def test_elsewhere_it_names_the_checkout(installed_in, monkeypatch):
-    (installed_in / "pyproject.toml").touch()
-    monkeypatch.chdir(ROOT)
-    assert errors.install_command("bench") == f"pip install -e '{installed_in}[bench]'"
-
-
-def test_without_a_checkout_it_names_the_distribution(installed_in):
-    assert errors.install_command("bench") == f"pip install '{DISTRIBUTION}[bench]'"
+@pytest.mark.parametrize(("folder", "here", "command"), [
+    (ROOT, ROOT, "pip install -e '.[bench]'"),  # in the checkout
+    (ROOT, ROOT.parent, f"pip install -e '{ROOT}[bench]'"),
+    (ROOT / "docs", ROOT, f"pip install '{DISTRIBUTION}[bench]'"),  # without one
+])  # fmt: skip
+def test_the_fix_for_a_missing_package_works_where_the_user_stands(folder, here, command, monkeypatch):
+    monkeypatch.setattr(errors, "_FOLDER", folder)
+    monkeypatch.chdir(here)
+    assert str(MissingExtraError("sklearn", "bench")).endswith(f"'sklearn' is not installed; fix: {command}")
 
 
 def test_no_text_names_the_package_of_somebody_else():

@@ -1,77 +1,70 @@
-"""Whole runs on a planted word: train, distil, calibrate, compact and evaluate meet on disk and tell the truth."""
+"""Whole runs on a planted word and on images, and the independent judge of one: what meets on disk tells the truth."""
 
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
 import pytest
 import torch
-from conftest import WORDS, tiny_tokenizer_json
+from conftest import fashion_folder, make_image_rationalizer, make_rationalizer, tiny_tokenizer_json
+from PIL import Image
+from toys import Recorder, ToyTexts, plain, recorded_pair, toy_config
 
 import rekd_train
 from rekd_train import runs
-from rekd_train.checkpoints import checkpoint, recorded
-from rekd_train.config.run import BackboneConfig, RunConfig
-from rekd_train.data import DataSet, LabelledTexts
+from rekd_train.checkpoints import checkpoint
+from rekd_train.config.run import RunConfig, run_config
+from rekd_train.data import load_data
+from rekd_train.data.knowledge import align, read_knowledge
 from rekd_train.errors import CheckpointError, ConfigError, DataError
+from rekd_train.evaluation.forward import run_masks, run_selector
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
-from rekd_train.models.families import fresh_pair
+from rekd_train.judge import fit_judge, judge_figures, judge_run
+from rekd_train.models.families import fresh_pair, preprocessor_for
 
 pytestmark = pytest.mark.slow
 
 TARGET = 0.2
-FILLING = [word for word in WORDS if word not in ("good", "bad")]
-
-
-def some_texts(count: int, seed: int, wrong: bool = True) -> LabelledTexts:
-    """15 words each, one of which says the class; ``wrong``: but for one label in ten."""
-    generator = np.random.default_rng(seed)
-    labels = generator.integers(0, 2, count)
-    words = generator.choice(FILLING, (count, 15)).tolist()
-    for row, label in zip(words, labels, strict=True):
-        row[int(generator.integers(15))] = ("bad", "good")[label]
-    turned = wrong & (np.arange(count) % 10 == 0)
-    return LabelledTexts([" ".join(row) for row in words], np.where(turned, 1 - labels, labels).astype(np.int64))
+LABELS = ("negative", "positive")
+PREPROCESSOR = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=24))
 
 
 @pytest.fixture(scope="module")
-def planted():
-    sizes = {"train": 256, "dev": 64, "test": 48}
-    # what is learnt from is right, so that processors agree on what is learnt; what measures is not, so that the
-    # temperature has something to fit
-    splits = {name: some_texts(count, seed, name != "train") for seed, (name, count) in enumerate(sizes.items())}
-    data = DataSet(splits=splits, label_names=("negative", "positive"), origin="made up")
-    preprocessor = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=24))
+def config(tmp_path_factory):
+    """Makes configurations of runs on a table."""
+    path, rows = tmp_path_factory.mktemp("planted") / "texts.jsonl", []
+    for seed, (split, count) in enumerate({"train": 256, "dev": 64, "test": 48}.items()):
+        for number, (text, label) in enumerate(zip(*ToyTexts.words(count, seed), strict=True)):
+            # what is learnt from is right, so that processors agree on what is learnt; what measures is not, so that
+            # the temperature has something to fit
+            wrong = split != "train" and number % 20 == 0
+            rows.append(json.dumps({"text": text, "label": LABELS[label ^ wrong], "split": split}))
+    path.write_text("\n".join(rows))
+    sizes = {"layers": 1, "width": 16, "heads": 2, "feedforward": 32, "head_width": 16}
+    network = sizes | {"vocabulary": PREPROCESSOR.vocabulary_size}
+    data = {"name": "table", "path": str(path), "split_column": "split", "max_length": 24}
+    document = {
+        "name": "toy", "data": data, "selector": network,
+        "selection": {"target": TARGET, "budget": 0.3, "minimum": 1}, "predictor": network,
+        "optimisation": {"learning_rate": 1e-2, "batch_size": 16},
+        "stages": {"classifier_epochs": 8, "rationale_epochs": 8, "compact_epochs": 3},
+    }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "load_data", lambda config: data)
-        patch.setattr(recorded, "load_data", lambda config: data)
-        patch.setattr(runs, "preprocessor_for", lambda config: preprocessor)
-        yield data
-
-
-def config(**changes) -> RunConfig:
-    vocabulary = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=24)).vocabulary_size
-    sizes = {"layers": 1, "width": 16, "heads": 2, "feedforward": 32, "head_width": 16, "vocabulary": vocabulary}
-    return RunConfig.model_validate(
-        {
-            "name": "toy", "data": {"max_length": 24}, "selector": sizes, "predictor": sizes,
-            "selection": {"target": TARGET, "budget": 0.3, "minimum": 1},
-            "optimisation": {"learning_rate": 1e-2, "batch_size": 16},
-            "stages": {"classifier_epochs": 8, "rationale_epochs": 8, "compact_epochs": 3},
-        }
-        | changes
-    )  # fmt: skip
+        texts = "preprocessor_for", lambda run: PREPROCESSOR if run.data.modality == "text" else preprocessor_for(run)
+        patch.setattr(runs, *texts)
+        yield lambda **changes: RunConfig.model_validate(document | changes)
 
 
 @pytest.fixture(scope="module")
-def teacher(planted, tmp_path_factory):
+def teacher(config, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "teacher"
-    return output, runs.train_run(config(), output)
+    return output, runs.train_run(config(name="teacher"), output)
 
 
 @pytest.fixture(scope="module")
-def student(planted, teacher, tmp_path_factory):
+def student(config, teacher, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "student"
     return output, runs.train_run(config(name="student"), output, teacher=teacher[0])
 
@@ -93,16 +86,13 @@ def test_a_run_learns_the_planted_word_within_its_rate(run, request):
     assert pair.predictor.operator == "compact"
     prediction = pair.predict(["the film was good and the plot was dark but the actor and the end"])[0]
     assert prediction.label == "positive" and 0 < prediction.rate <= 0.3
-
-
-def test_the_checkpoint_says_where_it_comes_from(student):
-    card = (student[0] / "README.md").read_text()
-    assert "made up" in card and "# student" in card
-    examples = [json.loads(line) for line in (student[0] / "examples.jsonl").read_text().splitlines()]
+    card = (output / "README.md").read_text()
+    assert "texts.jsonl" in card and f"# {output.name}" in card
+    examples = [json.loads(line) for line in (output / "examples.jsonl").read_text().splitlines()]
     assert len(examples) == 64 and examples[0].keys() >= {"text", "label"}
 
 
-def test_compacting_leaves_the_selector_as_it_is(planted, student, tmp_path):
+def test_compacting_leaves_the_selector_as_it_is(student, tmp_path):
     metrics = runs.compact_run(student[0], tmp_path / "compact")
     before, after = (rekd_train.load(path) for path in (student[0], tmp_path / "compact"))
     for name, weight in before.selector.state_dict().items():
@@ -112,70 +102,155 @@ def test_compacting_leaves_the_selector_as_it_is(planted, student, tmp_path):
     assert metrics["test"]["accuracy"] > 0.8
 
 
-def test_calibrating_fits_bias_and_temperature_again(planted, student, tmp_path):
+def test_calibrating_fits_bias_and_temperature_again(student, tmp_path):
     metrics = runs.calibrate_run(student[0], tmp_path / "less", 0.1)
     assert abs(metrics["dev"]["rate"] - 0.1) < 0.05
     before, after = (rekd_train.load(path) for path in (student[0], tmp_path / "less"))
     assert after.policy.bias < before.policy.bias
     assert after.probability_temperature != before.probability_temperature
+    runs.calibrate_run(student[0], tmp_path / "top", 0.1, overrides=["selection.decision=top-k"])
+    assert rekd_train.load(tmp_path / "top").policy.budget == 0.1
 
 
-def test_a_rate_for_a_rule_without_one_is_refused(planted, student, tmp_path):
-    for overrides in (["selection.decision=argmax"], ["selection.decision=argmax", "selection.budget=none"]):
-        with pytest.raises(ConfigError, match="decision is 'argmax'.*fix: --set selection.decision=calibrated"):
-            runs.calibrate_run(student[0], tmp_path / "out", 0.1, overrides=overrides)
-        assert not (tmp_path / "out").exists()
-    runs.calibrate_run(student[0], tmp_path / "out", 0.1, overrides=["selection.decision=top-k"])
-    assert rekd_train.load(tmp_path / "out").policy.budget == 0.1
-
-
-@pytest.mark.parametrize("target", [0.0, -1.0, 1.5, float("nan")])
-def test_a_rate_that_is_no_share_is_refused(planted, student, tmp_path, target):
-    with pytest.raises(ConfigError, match="selection.target: Input should be"):
-        runs.calibrate_run(student[0], tmp_path / "out", target)
+@pytest.mark.parametrize(("target", "overrides", "match"), [
+    (0.1, ["selection.decision=argmax"], "decision is 'argmax'.*fix: --set selection.decision=calibrated"),
+    (0.1, ["selection.decision=argmax", "selection.budget=none"], "decision is 'argmax'"),
+    *((target, [], "selection.target: Input should be") for target in (0.0, -1.0, 1.5, float("nan"))),
+])  # fmt: skip
+def test_a_rate_for_a_rule_without_one_or_that_is_no_share_is_refused(student, tmp_path, target, overrides, match):
+    with pytest.raises(ConfigError, match=match):
+        runs.calibrate_run(student[0], tmp_path / "out", target, overrides=overrides)
     assert not (tmp_path / "out").exists()
 
 
-def test_an_output_that_holds_something_else_is_refused_before_training(planted, tmp_path):
-    (tmp_path / "thesis.tex").touch()
-    with pytest.raises(CheckpointError, match="is not a checkpoint"):
-        runs.train_run(config(), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-def test_a_recorded_run_of_another_version_is_named(planted, student, tmp_path):
-    import shutil
-
-    copy = shutil.copytree(student[0], tmp_path / "copy")
-    description = json.loads((copy / "config.json").read_text())
-    description["training"]["config"]["stages"]["bogus"] = 1
-    (copy / "config.json").write_text(json.dumps(description))
-    with pytest.raises(ConfigError, match=r"stages\.bogus: unknown key"):
-        runs.calibrate_run(copy, tmp_path / "out")
-
-
-def test_a_classifier_keeps_everything(planted, tmp_path):
-    stages = {"classifier_epochs": 8, "rationale_epochs": 0, "compact_epochs": 0, "masked_share": 0.0}
-    metrics = runs.train_run(config(stages=stages), tmp_path / "plain")
-    assert metrics["test"]["rate"] == 1.0 and metrics["test"]["accuracy"] > 0.8
-
-
-def test_a_warm_start_that_does_not_fit_is_refused_before_training(planted, tmp_path):
-    mine = config()
-    sizes = mine.predictor.model_dump()
-    words = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=24))
-    vocabulary = json.loads(tiny_tokenizer_json())
-    entries = vocabulary["model"]["vocab"]
-    entries["film"], entries["movie"] = entries["movie"], entries["film"]
-    others = TextPreprocessor(json.dumps(vocabulary), words.settings)
-    for name, changes, labels, read, error, message in (
-        ("classes", {}, ("a", "b", "c"), words, DataError, r"data have 2 classes .*model has 3 \(a, b, c\); fix"),
-        ("order", {}, ("positive", "negative"), words, DataError, "classes in the same order"),
-        ("tokens", {}, planted.label_names, others, ConfigError, "reads other tokens than this run; fix"),
-        ("sizes", {"layers": 2}, planted.label_names, words, ConfigError, r"other sizes .*\(layers\).*fix"),
-    ):
-        whole = mine.model_copy(update={"selector": BackboneConfig.model_validate(sizes | changes)})
-        checkpoint.save(fresh_pair(whole, read, labels), tmp_path / name, training={"name": "start"})
-        with pytest.raises(error, match=message):
-            runs.train_run(mine, tmp_path / "out", warm_start=tmp_path / name, device="cpu")
+@pytest.mark.parametrize(("changes", "labels", "swapped", "error", "message"), [
+    ({}, "abc", False, DataError, r"data have 2 classes .*model has 3 \(a, b, c\); fix"),
+    ({}, LABELS[::-1], False, DataError, "classes in the same order"),
+    ({}, LABELS, True, ConfigError, "reads other tokens than this run; fix"),
+    ({"layers": 2}, LABELS, False, ConfigError, r"other sizes .*\(layers\).*fix"),
+])  # fmt: skip
+def test_a_warm_start_that_does_not_fit_is_refused(config, tmp_path, changes, labels, swapped, error, message):
+    content, mine = tiny_tokenizer_json(), config()
+    if swapped:
+        content = content.replace('"film"', '"?"').replace('"movie"', '"film"').replace('"?"', '"movie"')
+    other = mine.model_copy(update={"selector": mine.predictor.model_copy(update=changes)})
+    pair = fresh_pair(other, TextPreprocessor(content, TextSettings(max_length=24)), labels)
+    start = checkpoint.save(pair, tmp_path / "start", training={"name": "start"})
+    with pytest.raises(error, match=message):
+        runs.train_run(mine, tmp_path / "out", warm_start=start, device="cpu")
     assert not (tmp_path / "out").exists()
+
+
+# on images: far too short to learn anything, long enough to go through every step
+
+SMALL = [
+    "data.train_examples=64", "stages.classifier_epochs=1", "stages.rationale_epochs=1", "stages.compact_epochs=1",
+    *(f"{role}.{size}" for role in ("selector", "predictor") for size in ("layers=1", "width=16", "feedforward=16")),
+]  # fmt: skip
+
+
+def test_a_mosaic_is_trained_compared_with_the_true_tile_and_carries_its_images(tmp_path):
+    path = tmp_path / "pair"
+    config = run_config("mosaic_2x2", [*SMALL, f"data.path={fashion_folder(tmp_path / 'f', 100)}"])
+    runs.train_run(config, path, device="cpu")
+    report = runs.evaluate_run(path, draws=0, device="cpu")
+    assert report["examples"] == report["truth"]["examples"] == 100 and "Fashion-MNIST" in report["data"]
+    dev = load_data(config.data).splits["dev"]
+    with np.load(path / "examples.npz") as stored:
+        pixels, labels = stored["pixels"], stored["labels"]
+    assert pixels.shape == (len(dev), 56, 56, 1) and pixels.dtype == np.uint8
+    assert (pixels == dev.images[:64]).all() and (labels == dev.labels[:64]).all()
+    card = (path / "README.md").read_text()
+    assert "How unselected patches are removed" in card and "Fashion-MNIST" in card
+
+
+def test_an_imported_vision_pair_is_calibrated_on_other_images(tmp_path):
+    pair = make_image_rationalizer(labels=tuple(str(digit) for digit in range(10)))
+    path = checkpoint.save(pair, tmp_path / "pair", training={"name": "imported", "stage": "imported"})
+    budget = ["selection.budget=0.5"]
+    metrics = runs.calibrate_run(path, tmp_path / "calibrated", 0.25, "cpu", data="digits", overrides=budget)
+    assert metrics["dev"]["rate"] == pytest.approx(0.25, abs=0.08)
+    assert json.loads((tmp_path / "calibrated" / "policy.json").read_text())["policy"]["budget"] == 0.5
+
+
+def test_an_image_pair_is_recorded_and_teaches_from_the_file(tmp_path):
+    pytest.importorskip("pyarrow")
+    generator = np.random.default_rng(0)
+    for number in range(48):
+        path = tmp_path / "pictures" / ("dark", "bright")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 128, (20, 30), dtype=np.uint8) + 127 * (number % 2)
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+    own = [*SMALL, "data.name=image_folder", f"data.path={tmp_path / 'pictures'}", "data.augmentation=none"]
+    config, file = run_config("fashion_teacher", own), tmp_path / "k.parquet"
+    runs.train_run(config, tmp_path / "teacher", device="cpu")
+    assert runs.record_run(tmp_path / "teacher", file, device="cpu") == 38
+    counts = runs.check_knowledge(file, config.data)
+    assert counts["statements"] == counts["known"] == 38 and counts["probabilities"] == counts["scores"] == 1
+    pair, images = checkpoint.load(tmp_path / "teacher"), load_data(config.data).splits["train"].images
+    knowledge = read_knowledge(file, pair.labels, "image")
+    said = align(knowledge, images, pair.preprocessor, 2, tmp_path / "pictures")
+    scores = pair.select({"pixels": torch.from_numpy(pair.preprocessor(images).inputs["pixels"])}).scores
+    np.testing.assert_allclose(said.scores, scores.detach(), rtol=0, atol=6e-4)
+    metrics = runs.train_run(run_config("fashion_student", own), tmp_path / "student", teacher=file, device="cpu")
+    assert metrics["test"]["rate"] > 0
+    flipped = run_config("fashion_student", [*own, "data.augmentation=flip"])
+    with pytest.raises(ConfigError, match="images as they are; fix: --set data.augmentation=none"):
+        runs.train_run(flipped, tmp_path / "other", teacher=file)
+
+
+# the independent judge reads any subset, shares nothing with the pair, and is trained once
+
+
+@pytest.mark.parametrize("operator", ["zero", "compact"])
+def test_it_learns_to_read_what_is_shown_and_no_more(operator) -> None:
+    judge = plain(make_rationalizer(11, operator=operator))
+    train, dev = ToyTexts.split(judge, 512, 1), ToyTexts.split(judge, 128, 2)
+    selector = copy.deepcopy(judge.selector.state_dict())
+    fit_judge(toy_config(), judge, train, epochs=8)
+    figures = judge_figures(judge, dev)
+    assert judge.predictor.operator == operator and figures["accuracy"] > 0.9
+    assert 0.45 < figures["accuracy_random_10"] < figures["accuracy_random_50"] < 0.95
+    assert all(torch.equal(value, selector[name]) for name, value in judge.selector.state_dict().items())
+
+    cues = [judge.preprocessor.encode([word])[0].ids[1] for word in ("bad", "good")]
+    shown = torch.zeros_like(run_selector(judge, dev).selectable)
+    for row in range(len(dev)):
+        ids = dev.inputs([row])["input_ids"][0]
+        shown[row, : len(ids)] = torch.from_numpy(np.isin(ids, cues))
+    alone = run_masks(judge, dev, {"cue": shown})["cue"].argmax(axis=1)
+    assert np.mean(alone == dev.labels) > 0.9  # a rationale of one word is enough for it
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A checkpoint that records a run, its judge, and what its training was told."""
+    path, observer = recorded_pair(tmp_path_factory.mktemp("judge")), Recorder()
+    return path, judge_run(path, path.with_name("judge"), epochs=0.5, observer=observer, device="cpu"), observer
+
+
+def test_it_is_trained_once_and_kept(trained) -> None:
+    path, judge, observer = trained
+    kept = judge_run(path, path.with_name("judge"), observer=observer, device="cpu")
+    assert [name for name, *_ in observer.stages] == ["judge"]
+    own = checkpoint.load(path)
+    for mine, theirs, pairs in zip(*(each.predictor.parameters() for each in (judge, kept, own)), strict=True):
+        # other weights than the pair's predictor, from the first layer to the last
+        assert torch.equal(mine, theirs) and not (pairs.std() > 0 and torch.equal(mine, pairs))
+    assert kept.predictor.operator == own.predictor.operator and kept.policy.bias is None
+    dev = checkpoint.read_metrics(path.with_name("judge"))["dev"]
+    assert set(dev) == {"accuracy", "accuracy_random_10", "accuracy_random_50"}
+    file = path.with_name("judge") / "config.json"
+    description = json.loads(file.read_text())
+    del description["training"]["judge"]["data"]["class_weights"]
+    file.write_text(json.dumps(description))
+    judge_run(path, file.parent, device="cpu")  # one from before a setting is still taken
+
+
+@pytest.mark.parametrize(("options", "match"), [
+    ({"epochs": 1.0}, "epochs differ"), ({"overrides": ["seed=5"]}, "seed differ"),
+    ({"overrides": ["data.class_weights=balanced"]}, "data differ"), ({"output": "pair"}, "but no judge"),
+])  # fmt: skip
+def test_the_judge_of_another_model_is_refused(options, match, trained) -> None:
+    with pytest.raises(CheckpointError, match=match):
+        judge_run(trained[0], trained[0].with_name(options.pop("output", "judge")), device="cpu", **options)

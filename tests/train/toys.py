@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -13,23 +14,20 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import WORDS, make_image_rationalizer, make_rationalizer
 
+from rekd_train.checkpoints.checkpoint import save
 from rekd_train.cli.command import run
 from rekd_train.cli.main import app
 from rekd_train.config.run import RunConfig
+from rekd_train.data import ImageSplit, LabelledTexts, tokenize
+from rekd_train.models.base import Selector
+from rekd_train.models.families import build_backbone
 from rekd_train.models.rationalizer import Rationalizer
+from rekd_train.training.stages import fit
+from rekd_train.training.state import Observer
 
 
 class ToyTexts:
     """Texts of neutral words and one of 'good', 'bad'."""
-
-    augmented = False
-
-    def __init__(self, pair: Rationalizer, examples: int, seed: int) -> None:
-        texts, self.labels = self.words(examples, seed)
-        self.truth = None
-        self.preprocessor = pair.preprocessor
-        self._ids = [np.asarray(encoding.ids, dtype=np.int64) for encoding in pair.preprocessor.encode(texts)]
-        self.lengths = np.array([len(ids) for ids in self._ids])
 
     @staticmethod
     def words(examples: int, seed: int) -> tuple[list[str], np.ndarray]:
@@ -43,48 +41,31 @@ class ToyTexts:
             texts.append(" ".join(words))
         return texts, labels
 
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def inputs(self, indices, generator=None) -> dict[str, np.ndarray]:
-        rows = [self._ids[index] for index in indices]
-        return self.preprocessor.pad(rows, max(len(row) for row in rows))
+    @staticmethod
+    def split(pair: Rationalizer, examples: int, seed: int):
+        """They as the pair reads them."""
+        return tokenize(LabelledTexts(*ToyTexts.words(examples, seed)), pair.preprocessor)
 
 
-class ToyImages:
+def image_split(pair: Rationalizer, examples: int, seed: int, augmented: bool = False) -> ImageSplit:
     """Grey 16 x 12 images of noise; one 4 x 4 patch is all dark, striped or bright."""
-
-    def __init__(self, pair: Rationalizer, examples: int, seed: int, augmented: bool = False) -> None:
-        random = np.random.default_rng(seed)
-        self.labels = np.arange(examples) % 3
-        self.pixels = random.integers(110, 146, size=(examples, 16, 12, 1)).astype(np.uint8)
-        stripes = np.tile([[0], [255]], (2, 4))
-        for index, label in enumerate(self.labels):
-            row, column = random.integers(4) * 4, random.integers(3) * 4
-            self.pixels[index, row : row + 4, column : column + 4, 0] = (0, stripes, 255)[label]
-        self.augmented, self.truth = augmented, None
-        self.lengths = np.full(examples, 12)
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def inputs(self, indices, generator=None) -> dict[str, np.ndarray]:
-        pixels = self.pixels[indices]
-        if generator is not None:
-            pixels = pixels + generator.integers(0, 8, size=pixels.shape).astype(np.uint8) * (pixels < 200)
-        return {"pixels": np.ascontiguousarray(pixels)}
+    random, labels = np.random.default_rng(seed), np.arange(examples) % 3
+    pixels = random.integers(110, 146, size=(examples, 16, 12, 1)).astype(np.uint8)
+    stripes = np.tile([[0], [255]], (2, 4))
+    for index, label in enumerate(labels):
+        row, column = random.integers(4) * 4, random.integers(3) * 4
+        pixels[index, row : row + 4, column : column + 4, 0] = (0, stripes, 255)[label]
+    return ImageSplit(pixels, labels, pair.preprocessor, augmentation="flip" if augmented else "none")
 
 
 def toy_config(**changes) -> RunConfig:
     """A quick run; ``changes`` as ``section={"key": value}``."""
     document = {
-        "name": "toy",
-        "seed": 3,
-        "data": {"max_length": 48},
+        "name": "toy", "seed": 3, "data": {"max_length": 48},
         "selection": {"target": 0.15, "budget": 0.3, "minimum": 1},
         "optimisation": {"batch_size": 32, "learning_rate": 5e-3, "warmup": 0.0},
         "stages": {"classifier_epochs": 2, "rationale_epochs": 2, "compact_epochs": 1, "evaluate_every": 0},
-    }
+    }  # fmt: skip
     for section, values in changes.items():
         document[section] = document.get(section, {}) | values if isinstance(values, dict) else values
     return RunConfig.model_validate(document)
@@ -93,46 +74,46 @@ def toy_config(**changes) -> RunConfig:
 def toy_texts(seed: int = 0, examples: int = 256, labels=("negative", "positive"), **sizes):
     """(pair, train, dev) on texts."""
     pair = plain(make_rationalizer(seed, operator="zero", labels=labels), **sizes)
-    return pair, ToyTexts(pair, examples, 1), ToyTexts(pair, 64, 2)
+    return pair, ToyTexts.split(pair, examples, 1), ToyTexts.split(pair, 64, 2)
 
 
 def toy_images(seed: int = 0, examples: int = 256, augmented: bool = False):
     """(pair, train, dev) on images."""
     pair = plain(make_image_rationalizer(seed, operator="zero"))
-    return pair, ToyImages(pair, examples, 1, augmented), ToyImages(pair, 64, 2)
+    return pair, image_split(pair, examples, 1, augmented), image_split(pair, 64, 2)
 
 
 def plain(pair: Rationalizer, equal: bool = False) -> Rationalizer:
     """The fixtures' pair with heads of the usual size, with ``equal`` also a selector of the predictor's size."""
     if equal:
-        from rekd_train.models.base import Selector
-        from rekd_train.models.families import build_backbone
-
-        settings = pair.predictor.backbone.settings
-        pair.selector = Selector(build_backbone(settings, pair.preprocessor.special_ids))
-    else:
-        with torch.no_grad():
-            pair.selector.head[-1].weight.div_(8)
+        pair.selector = Selector(build_backbone(pair.predictor.backbone.settings, pair.preprocessor.special_ids))
     with torch.no_grad():
+        pair.selector.head[-1].weight.div_(1 if equal else 8)
         pair.predictor.head[-1].weight.div_(20)
     return pair
 
 
-class Recorder:
+def recorded_pair(folder: Path, **config) -> Path:
+    """The checkpoint of a random pair that records a run on a small table beside it."""
+    rows = [f"{text},{('bad', 'good')[label]}" for text, label in zip(*ToyTexts.words(80, 0), strict=True)]
+    (folder / "texts.csv").write_text("\n".join(["text,label", *rows]))
+    pair = make_rationalizer(labels=("bad", "good"))
+    sizes = {role: getattr(pair, role).backbone.settings.model_dump() for role in ("selector", "predictor")}
+    data = {"name": "table", "path": str(folder / "texts.csv")}
+    recorded = toy_config(**{"data": data, **sizes, **config}).model_dump()
+    return save(pair, folder / "pair", training={"name": "toy", "config": recorded})
+
+
+class Recorder(Observer):
     """Remembers everything it is told."""
 
     def __init__(self) -> None:
         self.stages: list[tuple[str, int, int]] = []
-        self.values: dict[str, list[dict[str, float]]] = {}
-        self.evaluations: dict[str, list[dict[str, float]]] = {}
-        self.summary: dict = {}
-
-    def data(self, summary: dict) -> None:
-        self.summary = summary
+        self.values, self.evaluations = defaultdict(list), defaultdict(list)
+        """By the stage's name."""
 
     def stage(self, name: str, steps: int, start: int = 0) -> None:
         self.stages.append((name, steps, start))
-        self.values[name], self.evaluations[name] = [], []
 
     def step(self, values: dict[str, float]) -> None:
         if values:
@@ -150,3 +131,10 @@ def rekd_train(*arguments: object) -> int:
     with pytest.raises(SystemExit) as end:
         run(app, [str(argument) for argument in arguments])
     return end.value.code or 0
+
+
+def fitted(made=None, *, options=(), **changes):
+    """(the pair, what its training was told) of (pair, train, dev); ``options`` of ``fit``, ``changes`` of the run."""
+    (pair, train, dev), given = made or toy_texts(), {"observer": Recorder()} | dict(options)
+    fit(toy_config(**changes), pair, train, dev, **given)
+    return pair, given["observer"]

