@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fake_tensorrt import fake_gpu, fake_rtx  # noqa: F401  fixtures, for every test
 from skips import pytest_runtest_makereport  # noqa: F401  the hook, for every test
 from traced_once import fresh_graphs, shared_graphs  # noqa: F401  fixtures, for every test
 
 from rekd_train.checkpoints.checkpoint import save
+from rekd_train.cli.command import run
 from rekd_train.config.run import BackboneConfig, ImageConfig
 from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
 from rekd_train.inputs.policy import SelectionPolicy
@@ -189,6 +191,18 @@ def make_bilstm(
             weights.mul_(4)
     policy = SelectionPolicy(bias=0.0, budget=0.4, minimum=1)
     return Rationalizer(selector, predictor, policy, preprocessor, ["negative", "positive"]).eval()
+
+
+@pytest.fixture
+def run_cli(capsys):
+    """Runs a command's application in this process: its exit code, standard output and standard error."""
+
+    def ran(app, *arguments) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            run(app, [*map(str, arguments)])
+        return ended.value.code, *capsys.readouterr()
+
+    return ran
 
 
 @pytest.fixture(scope="session")

@@ -3,31 +3,17 @@
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 
 import pytest
-from bench_results import accuracy, bench, faithfulness, latency, made_up, serving
+from bench_results import accuracy, faithfulness, latency, made_up, serving
 
 from rekd_deploy.bench.report import drawn, headline, write_report
 from rekd_deploy.bench.results import write_result
 from rekd_deploy.bench.sections import Chart, section_of
+from rekd_deploy.cli.bench import app
 from rekd_deploy.errors import BenchmarkError
 
 RESULTS = [latency(), serving(), accuracy(), faithfulness()]
-
-
-class Page(HTMLParser):
-    """Elements, addresses and ids of a page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.text, self.tags, self.addresses, self.ids = text, [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.addresses += [value for name, value in attributes if name in ("src", "href", "srcset", "action", "data")]
-        self.ids += [value for name, value in attributes if name == "id"]
 
 
 @pytest.fixture(scope="module")
@@ -36,38 +22,28 @@ def written(tmp_path_factory):
     return write_report("A report", RESULTS, tmp_path_factory.mktemp("report") / "report.html", ["A note."])
 
 
-@pytest.fixture(scope="module")
-def page(written):
-    return Page(written[0].read_text(encoding="utf-8"))
+def test_the_page_is_self_contained_and_nothing_in_a_result_becomes_markup(written):
+    text = written[0].read_text(encoding="utf-8")
+    assert not re.search(r"<(script|iframe|i)\b|@import|url\(", text) and "&lt;script&gt;" in text
+    addresses = re.findall(r'\b(?:src|href|srcset|action|data)\s*=\s*"?([^"\s>]*)', text)
+    targets, ids = {each[1:] for each in addresses if each[0] == "#"}, re.findall(r'\bid="([^"]*)"', text)
+    assert all(each.startswith(("#", "data:")) for each in addresses) and len(text) < 400_000
+    assert targets and targets <= {*ids} and len(ids) == len({*ids})
 
 
-def test_the_page_is_self_contained(page):
-    assert not {"script", "iframe"} & {*page.tags}
-    assert [each for each in page.addresses if not each.startswith(("#", "data:"))] == []
-    assert not re.search(r"@import|url\(", page.text) and len(page.text) < 400_000
-    targets = [each[1:] for each in page.addresses if each.startswith("#")]
-    assert targets and {*targets} <= {*page.ids} and len(page.ids) == len({*page.ids})
-
-
-def test_nothing_in_a_result_becomes_markup(page):
-    assert "<script" not in page.text and "<i>" not in page.text and "&lt;script&gt;" in page.text
-
-
-def test_every_kind_has_its_section_and_charts(page):
-    assert page.tags.count("svg") == 2 + 2 + 2  # accuracy; latency over batch and length; serving
+def test_every_kind_has_its_section_and_charts(written):
+    text = written[0].read_text(encoding="utf-8")
+    assert text.count("<svg") == 2 + 2 + 2  # accuracy; latency over batch and length; serving
     for heading in ("Is it right?", "Is the rationale the reason?", "What does a prediction cost?", "when served?"):
-        assert heading in page.text
-    assert "1 of 3 checks failed, 1 did not apply" in page.text and "A note." in page.text
-    assert page.text.index("mask alone") < page.text.index("served as trained"), "failures first"
+        assert heading in text
+    assert "1 of 3 checks failed, 1 did not apply" in text and "A note." in text
+    assert text.index("mask alone") < text.index("served as trained"), "failures first"
 
 
-@pytest.mark.parametrize(
-    ("counts", "said"),
-    [
-        ({"failed": 1, "passed": 2, "not applicable": 1}, "1 of 3 checks failed, 1 did not apply"),
-        ({"passed": 3}, "All 3 checks passed"), ({"passed": 1}, "The one check passed"), ({}, "No check applied"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("counts", "said"), [
+    ({"failed": 1, "passed": 2, "not applicable": 1}, "1 of 3 checks failed, 1 did not apply"),
+    ({"passed": 3}, "All 3 checks passed"), ({"passed": 1}, "The one check passed"), ({}, "No check applied"),
+])
 def test_the_headline_counts(counts, said):
     assert headline(counts) == said
 
@@ -100,10 +76,9 @@ def test_other_kinds_are_tables_and_missing_figures_are_said(tmp_path):
     made = made_up("novel", {"group": {"inner_figure": 0.5}, "tables": [table]})
     text = write_report("R", [made], tmp_path / "r.html")[1].read_text()
     assert "| inner figure | 0.500 |" in text and "### T\n" in text and "| 1 | 2 |" in text
-    with pytest.raises(BenchmarkError, match="'latency' lacks figures"):
-        write_report("R", [made_up("latency", {})], tmp_path / "none.html")
-    with pytest.raises(BenchmarkError, match="nothing to report"):
-        write_report("R", [], tmp_path / "none.html")
+    for results, said in (([made_up("latency", {})], "'latency' lacks figures"), ([], "nothing to report")):
+        with pytest.raises(BenchmarkError, match=said):
+            write_report("R", results, tmp_path / "none.html")
     assert not (tmp_path / "none.html").exists()
 
 
@@ -121,17 +96,16 @@ def test_a_chart_lies_in_its_frame():
     assert drawn(chart)["y"][1] == (0.8, "4") and len(drawn(chart)["x"]) == 6
     logarithmic = drawn(chart._replace(logarithmic=True))
     assert logarithmic["lines"][0][1] == (0.3333, 0.5) and logarithmic["x"] == [(0.0, "1"), (0.3333, "2"), (1.0, "8")]
-    shares = Chart("c", {"one": ([0.5], [0.25])}, "x", "y", percent=True, diagonal=True)
-    assert drawn(shares)["lines"] == [[(0.5, 0.75)]] and drawn(shares)["x"][1] == (0.2, "20%")
+    shares = drawn(Chart("c", {"one": ([0.5], [0.25])}, "x", "y", percent=True, diagonal=True))
+    assert shares["lines"] == [[(0.5, 0.75)]] and shares["x"][1] == (0.2, "20%")
 
 
-def test_the_command_makes_both(tmp_path, capsys):
+def test_the_command_makes_both(tmp_path, run_cli):
     files = [write_result(tmp_path / f"{result.kind}.json", result) for result in (accuracy(), faithfulness())]
     page = tmp_path / "out" / "page.html"
-    assert bench("report", *files, "-o", page, "--title", "Mine") == 0
-    document = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert document["bytes"] == page.stat().st_size and "<h1>Mine</h1>" in page.read_text()
-    assert (tmp_path / "out" / "page.md").is_file()
+    code, printed, _ = run_cli(app, "report", *files, "-o", page, "--title", "Mine")
+    assert code == 0 and json.loads(printed.splitlines()[-1])["bytes"] == page.stat().st_size
+    assert "<h1>Mine</h1>" in page.read_text() and page.with_suffix(".md").is_file()
 
 
 @pytest.fixture(scope="module")
@@ -170,11 +144,11 @@ def test_a_browser_shows_it_without_a_complaint(browser, written, width, scheme)
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     loaded = [each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"
               and each["params"]["documentURL"].startswith(address)]  # fmt: skip
-    assert loaded and [each for each in loaded if not each.startswith(("data:", address))] == []
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width, "nothing sticks out"
-    heights = browser.execute_script(
-        "return [...document.querySelectorAll('svg text')].map(text => text.getBoundingClientRect().height)"
+    assert loaded and all(each.startswith(("data:", address)) for each in loaded)
+    heights, paper, wide = browser.execute_script(
+        "return [[...document.querySelectorAll('svg text')].map(text => text.getBoundingClientRect().height),"
+        "getComputedStyle(document.body).backgroundColor, document.documentElement.scrollWidth]"
     )
+    assert wide <= width, "nothing sticks out"
     assert len(heights) > 50 and min(heights) >= 8, "letters of charts on a phone"
-    paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", paper)[:3])) > 600) == (scheme == "light")

@@ -41,13 +41,13 @@ def sign(root, *names):
     (root / "manifest.json").write_text(json.dumps(manifest))
 
 
-def other_weights(path):
-    """As a graph of another checkpoint: the same shape, other numbers."""
+def changed_weights(path) -> bytes:
+    """A graph as of another checkpoint: the same shape, other numbers."""
     model = onnx.load(path)
     largest = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
     values = numpy_helper.to_array(largest)
     largest.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values[::-1]), largest.name))
-    path.write_bytes(model.SerializeToString())
+    return model.SerializeToString()
 
 
 def test_an_untouched_repository_is_verified(repository, checkpoint):
@@ -107,7 +107,7 @@ def test_a_changed_file_is_named(copy, change, complaint):
 
 @pytest.mark.parametrize(("name", "what"), [(SELECTOR, "a selector score differs"), (PREDICTOR, "a class logit")])
 def test_a_graph_of_another_checkpoint_in_a_forged_manifest(copy, name, what):
-    other_weights(copy / name)
+    (copy / name).write_bytes(changed_weights(copy / name))
     sign(copy, name)
     with pytest.raises(RepositoryError, match=f"{name} does not answer as the exported model did.*{what}"):
         verify(copy)

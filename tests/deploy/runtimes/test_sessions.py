@@ -36,46 +36,40 @@ def opened(monkeypatch) -> list[tuple]:
     return seen
 
 
-def serve(root, target: str) -> None:
-    """Opens every component model of a repository as its backend does."""
-    for model in GRAPH_MODELS.values():
-        config = read_config(root / model / "config.pbtxt")
-        parameters = parameters_of(config)
-        if target == "python":
-            OnnxGraph(root / model / "1", int(parameters[THREADS]) or usable_cores()).close()
-            continue
-        assert not config.optimization.graph.level, "all of ONNX Runtime's own"
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(parameters["intra_op_thread_count"])
-        options.inter_op_num_threads = int(parameters["inter_op_thread_count"])
-        options.enable_cpu_mem_arena = parameters["enable_mem_arena"] == "1"
-        options.enable_mem_pattern = parameters["enable_mem_pattern"] == "1"
-        assert parameters["execution_mode"] == "0"
-        path = str(root / model / "1" / "model.onnx")
-        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+def serve(folder, target: str) -> None:
+    """Opens a component model as its backend does."""
+    config = read_config(folder / "config.pbtxt")
+    parameters = parameters_of(config)
+    if target == "python":
+        OnnxGraph(folder / "1", int(parameters[THREADS]) or usable_cores()).close()
+        return
+    assert not config.optimization.graph.level, "all of ONNX Runtime's own"
+    assert parameters["execution_mode"] == "0"
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = int(parameters["intra_op_thread_count"])
+    options.inter_op_num_threads = int(parameters["inter_op_thread_count"])
+    options.enable_cpu_mem_arena = parameters["enable_mem_arena"] == "1"
+    options.enable_mem_pattern = parameters["enable_mem_pattern"] == "1"
+    onnxruntime.InferenceSession(str(folder / "1" / "model.onnx"), options, providers=["CPUExecutionProvider"])
 
 
 @pytest.mark.parametrize("threads", [0, 3])
-@pytest.mark.parametrize("target", ["python", "onnxruntime"])
-def test_the_gate_and_verify_do_as_the_target_does(target, threads, checkpoint, tmp_path, opened, monkeypatch):
+@pytest.mark.parametrize(("target", "gpu"), [("python", None), ("onnxruntime", False)])
+def test_the_gate_and_verify_do_as_the_target_does(target, gpu, threads, checkpoint, tmp_path, opened, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # a setting of this shell, not of the server
-    gate = []
+    gate, proved = [], export.check_parity
 
-    def proved(*arguments, check=export.check_parity, **more):
-        before = len(opened)
-        report = check(*arguments, **more)
-        gate.extend(opened[before:])
+    def check_parity(*arguments, **more):
+        opened.clear()
+        report = proved(*arguments, **more)
+        gate.extend(opened)
         return report
 
-    monkeypatch.setattr(export, "check_parity", proved)
-    gpu = False if target == "onnxruntime" else None
-    publish(checkpoint, tmp_path / "repository", target=target, threads=threads, single_graph=True, gpu=gpu)
+    monkeypatch.setattr(export, "check_parity", check_parity)
+    root = publish(checkpoint, tmp_path / "r", target=target, threads=threads, single_graph=True, gpu=gpu).root
     opened.clear()
-    serve(tmp_path / "repository", target)
-    as_served = list(opened)
-    opened.clear()
-    verify(tmp_path / "repository")
-    assert len(as_served) == 3 and len(gate) == 5 and len(opened) == 3, "and two for the decisions"
-    for one in (*gate, *opened, *as_served):
-        assert one == as_served[0]
-    assert as_served[0][0]["intra_op_num_threads"] == str(threads) or threads == 0
+    for model in GRAPH_MODELS.values():
+        serve(root / model, target)
+    verify(root)
+    assert len(gate) == 3 + 2 and opened == gate[:1] * 6 and gate == gate[:1] * 5, "two of them for the decisions"
+    assert gate[0][0]["intra_op_num_threads"] == str(threads) or threads == 0
