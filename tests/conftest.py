@@ -6,13 +6,13 @@ import gzip
 import json
 import os
 import struct
+import sys
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from fake_tensorrt import fake_gpu, fake_rtx  # noqa: F401  fixtures, for every test
 from skips import pytest_runtest_makereport  # noqa: F401  the hook, for every test
 from traced_once import fresh_graphs, shared_graphs  # noqa: F401  fixtures, for every test
 
@@ -269,6 +269,28 @@ def server(wheel, repository: Path, tmp_path_factory: pytest.TempPathFactory):
 
     with TritonServer(repository, 0, 0, 0, log_file=tmp_path_factory.mktemp("triton") / "log") as server:
         yield server
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch):
+    """A driver with one GPU, in place of this machine's."""
+    from fake_tensorrt import FakeDriver
+
+    from rekd_deploy.runtimes import tensorrt_execution
+
+    driver = FakeDriver()
+    monkeypatch.setattr(tensorrt_execution.ctypes, "CDLL", lambda name: driver)
+    return driver
+
+
+@pytest.fixture
+def fake_rtx(fake_gpu, monkeypatch):
+    """A library on that GPU, in place of TensorRT-RTX."""
+    from fake_tensorrt import FakeLibrary
+
+    library = FakeLibrary(fake_gpu)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", library)
+    return library
 
 
 def idx(array: np.ndarray) -> bytes:

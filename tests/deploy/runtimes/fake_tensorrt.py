@@ -7,14 +7,10 @@ uploaded, and that everything is given back.
 from __future__ import annotations
 
 import ctypes
-import sys
 from enum import Enum
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
-
-from rekd_deploy.runtimes import tensorrt_execution
 
 DataType = Enum("DataType", "FLOAT HALF INT64 BOOL UINT8")
 TensorIOMode = Enum("TensorIOMode", "INPUT OUTPUT")
@@ -159,18 +155,3 @@ class FakeLibrary:
             return self.loaded[-1]
 
         return SimpleNamespace(deserialize_cuda_engine=deserialize)
-
-
-@pytest.fixture
-def fake_gpu(monkeypatch):
-    """A driver with one GPU, in place of this machine's."""
-    driver = FakeDriver()
-    monkeypatch.setattr(tensorrt_execution.ctypes, "CDLL", lambda name: driver)
-    return driver
-
-
-@pytest.fixture
-def fake_rtx(fake_gpu, monkeypatch):
-    """A library on that GPU, in place of TensorRT-RTX."""
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", FakeLibrary(fake_gpu))
-    return sys.modules["tensorrt_rtx"]
