@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from skips import pytest_runtest_makereport  # noqa: F401  the hook, for every test
-from traced_once import fresh_graphs, shared_graphs  # noqa: F401  fixtures, for every test
+from traced_once import shared_graphs  # noqa: F401  a fixture, for every test
 
 from rekd_train.checkpoints.checkpoint import save
 from rekd_train.cli.command import run

@@ -1,7 +1,7 @@
 """Exported graphs, shared by content: torch's exporter is most of the suite's time, and many tests export alike.
 
 A graph is found again by all that it follows from: the module with its weights, the arguments, our code and the
-libraries' versions. It is kept in pytest's cache folder, too, for the next run. ``fresh_graphs`` switches that off.
+libraries' versions. It is kept in pytest's cache folder, too, for the next run.
 """
 
 from __future__ import annotations
@@ -91,11 +91,3 @@ def shared_graphs(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tracing, "onnx_from_module", TracedOnce(tracing.onnx_from_module, folder))
         yield
-
-
-@pytest.fixture
-def fresh_graphs(monkeypatch):
-    """Every graph is traced anew."""
-    from rekd_deploy.graphs import tracing
-
-    monkeypatch.setattr(tracing, "onnx_from_module", tracing.onnx_from_module.trace)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 
 from rekd_deploy.contract.signature import SLOTS, GraphSignature, Slots, TensorSpec, text_pair_signature
@@ -38,14 +39,11 @@ def test_the_manifest_carries_the_rule_and_one_that_gives_every_length_the_same_
 
 def test_the_graph_counts_as_the_rule_at_every_length():
     rule, names = Slots(333_333, 2, 17), ("positions", "kept")
-    given, *outputs = (
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ["batch", size])
-        for name, size in (("ids", "length"), *((name, 17) for name in names))
-    )
-    line = onnx.helper.make_tensor("line", onnx.TensorProto.INT64, [1, 17], range(17))
-    nodes = [onnx.helper.make_node("Identity", ["line"], [name]) for name in names]
-    graph = onnx.helper.make_graph(nodes, "graph", [given], outputs, [line])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=10)
+    model = onnx.parser.parse_model(f"""<ir_version: 10, opset_import: ["" : {OPSET}]>
+        graph (int64[batch, length] ids) => (int64[batch, 17] positions, int64[batch, 17] kept)
+        <int64[1, 17] line = {{{", ".join(map(str, range(17)))}}}>
+        {{ positions = Identity(line)
+          kept = Identity(line) }}""")
     specs = tuple(TensorSpec(name, "int64", ("batch", SLOTS)) for name in names)
     signature = GraphSignature((TensorSpec("ids", "int64", ("batch", "length")),), specs, rule)
     cut = cut_to_length(model, signature)

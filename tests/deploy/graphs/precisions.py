@@ -19,19 +19,17 @@ from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 # What is cached is shared: do not change it.
 
 
+Graphs = dict[str, onnx.ModelProto]
+
+
 @cache
 def model_of(kind: str):
     return KINDS[kind]()
 
 
 @cache
-def traced(kind: str, fused: bool) -> dict[str, onnx.ModelProto]:
-    return traced_graphs(model_of(kind), fused=fused)
-
-
-@cache
-def traced_for_gpu(kind: str) -> dict[str, onnx.ModelProto]:
-    return traced_graphs(model_of(kind), gpu=True)
+def traced(kind: str, fused: bool = True, gpu: bool = False) -> Graphs:
+    return traced_graphs(model_of(kind), fused=fused, gpu=gpu)
 
 
 def graph_files(model, folder: Path, **how) -> dict[str, Path]:
@@ -45,7 +43,7 @@ def gpu_graphs(kind: str, precision: str, folder: Path) -> list[Path]:
     'plain' is fused for GPUs, 'guarded' what Triton runs by itself, 'python' what lies in the usual repository.
     """
     model = model_of(kind)
-    signature, plain = pair_signature(model), convert(kind, precision, models=traced_for_gpu(kind)).models
+    signature, plain = pair_signature(model), convert(kind, precision, models=traced(kind, gpu=True)).models
     kinds = {"plain": plain, "guarded": guarded_pair(plain, model, signature), "python": converted(kind, precision)}
     paths = []
     for name, graphs in kinds.items():
@@ -72,13 +70,13 @@ def convert(
 conversion_of = cache(convert)
 
 
-def converted(kind: str, precision: str, fused: bool = True) -> dict[str, onnx.ModelProto]:
+def converted(kind: str, precision: str, fused: bool = True) -> Graphs:
     """Graphs that ONNX Runtime can run."""
     conversion = conversion_of(kind, precision, fused)
     return conversion.emulated or conversion.models
 
 
-def run_pair(signature, graphs: dict[str, onnx.ModelProto], inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def run_pair(signature, graphs: Graphs, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The inputs with everything that selector and predictor give."""
     known = dict(inputs)
     for role in ("selector", "predictor"):
@@ -87,12 +85,12 @@ def run_pair(signature, graphs: dict[str, onnx.ModelProto], inputs: dict[str, np
     return known
 
 
-def answers(model, graphs: dict[str, onnx.ModelProto], batch: list) -> dict[str, np.ndarray]:
+def answers(model, graphs: Graphs, batch: list) -> dict[str, np.ndarray]:
     """Every tensor of a pair's graphs for a batch of texts or images."""
     return run_pair(pair_signature(model), graphs, model.preprocessor(batch).inputs)
 
 
-def assert_no_neighbours(model, graphs: dict[str, onnx.ModelProto], texts: list[str]) -> None:
+def assert_no_neighbours(model, graphs: Graphs, texts: list[str]) -> None:
     """Each example alone is answered bit by bit as in a batch with longer ones and padding."""
     items = texts if model.preprocessor.settings.kind == "text" else some_images()
     together = answers(model, graphs, items)

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import standin
 from families import KINDS
-from precisions import conversion_of, model_of, traced_for_gpu
+from precisions import conversion_of, model_of, traced
 
 from rekd_deploy.graphs.modules import pair_signature
 
@@ -23,7 +23,7 @@ def chain_of(tmp_path_factory):
     standin.libraries()
 
     def made(kind="bert", models=None):
-        signature, models = pair_signature(model_of(kind)), models or traced_for_gpu(kind)
+        signature, models = pair_signature(model_of(kind)), models or traced(kind, gpu=True)
         steps = [(models[role].SerializeToString(), signature.graph(role), role) for role in ("selector", "predictor")]
         folder = tmp_path_factory.mktemp(kind)
         (folder / "chain.pickle").write_bytes(pickle.dumps(steps))

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import onnx
+import onnx.parser
 import pytest
-from onnx import TensorProto, helper
 from precisions import conversion_of, model_of, traced
 
 from rekd_deploy.contract.signature import BATCH, GraphSignature, Slots, TensorSpec, text_pair_signature
@@ -86,13 +86,10 @@ def test_guarded_graphs_build(library, graphs_of, tmp_path, kind, vocabulary):
 
 
 def build_simple(library, folder, operator: str = "Relu", output: str = "y", profiles=None):
-    """x (batch, 4) float32 -> operator -> cast -> y."""
-    nodes = [
-        helper.make_node(operator, ["x"], ["high"]), helper.make_node("Cast", ["high"], ["y"], to=TensorProto.FLOAT),
-    ]
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in ("x", "y"))
-    graph = helper.make_graph(nodes, "simple", [x], [y])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), folder / "simple.onnx")
+    onnx.save(onnx.parser.parse_model(f"""<ir_version: 10, opset_import: ["" : 20]>
+        simple (float[batch, 4] x) => (float[batch, 4] y)
+        {{ high = {operator}(x)
+          y = Cast<to = 1>(high) }}"""), folder / "simple.onnx")
     signature = GraphSignature(*((TensorSpec(name, "float32", (BATCH, 4)),) for name in ("x", output)))
     profiles = profiles or profiles_of(signature, [Range(1, 1, 2), Range(3, 8, 8)], [])
     return build_engine(library, folder / "simple.onnx", folder / "plan", signature, profiles)
