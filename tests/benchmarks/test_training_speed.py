@@ -1,7 +1,5 @@
 """The benchmark of training: its variants, its clock, its figures."""
 
-from __future__ import annotations
-
 import training_speed as script
 
 from rekd_train.config.run import AccelerationConfig

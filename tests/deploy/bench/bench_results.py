@@ -1,7 +1,5 @@
 """Results of rekd-bench with made-up figures, for the report and the comparison."""
 
-from __future__ import annotations
-
 from rekd_deploy.bench.results import Check, Input, Result
 from rekd_deploy.bench.variants import CLASSIFIER, COMPACTED, ONNX_CPU, PYTORCH, ZEROED, Variant, comparisons
 

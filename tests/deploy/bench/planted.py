@@ -1,7 +1,5 @@
 """Models whose behaviour is known, to hold the faithfulness tests against: honest, random, cheating, leaky."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """rekd-bench accuracy and faithfulness on a tiny served pair: figures, files, verdicts, exit codes."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The faithfulness tests themselves are tested: models of known behaviour must score at their known levels."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import numpy as np

@@ -22,9 +22,6 @@ pytestmark = pytest.mark.slow
 QUICK = {"batches": (2,), "lengths": (16,), "rounds": 3, "warmup_seconds": 0.0, "threads": 1}
 
 
-# variants
-
-
 def test_a_variant_is_compared_with_what_differs_in_one_thing():
     compacted = Variant(ONNX_CPU, COMPACTED, "int8", kept=8)
     others = [
@@ -94,9 +91,6 @@ def test_variants_that_predict_otherwise_fail_the_check():
     assert alike == (6, 8) and outcomes == ["failed", "passed", "not applicable"]
 
 
-# inputs
-
-
 def test_texts_fill_their_length_and_batches_differ_from_round_to_round(rationalizer, image_rationalizer):
     for length in (16, 32, 48):
         batches = full_batches(rationalizer.preprocessor, 3, length)
@@ -117,9 +111,6 @@ def test_lengths_are_those_that_are_served(rationalizer, image_rationalizer):
         check_lengths(rationalizer.preprocessor, (16, 17))
     with pytest.raises(BenchmarkError, match="images"):
         check_lengths(image_rationalizer.preprocessor, (12,))
-
-
-# what is measured
 
 
 def test_every_variant_has_times_and_ratios(repository, checkpoint):
@@ -166,9 +157,6 @@ def test_the_command_writes_a_result_and_ends_with_json(repository, tmp_path, ru
     assert result.inputs["repository 1"].sha256
     code, _, errors = run_cli(app, "latency", repository, "--batches", "1,two")
     assert code == 2 and "1,two" in errors
-
-
-# rounds: a drifting machine changes no ratio
 
 
 class Machine:

@@ -1,7 +1,5 @@
 """Result files of rekd-bench: what they hold, what cannot be read; compared, worse is worse beyond limit and noise."""
 
-from __future__ import annotations
-
 import json
 import sys
 
@@ -50,9 +48,6 @@ def test_what_is_no_result_is_refused(tmp_path, change, said) -> None:
         path.write_text(change(accuracy().model_dump_json()))
     with pytest.raises(BenchmarkError, match=f"r.json .*{said}.*fix:"):
         read_result(path)
-
-
-# compared
 
 
 @pytest.mark.parametrize(("old", "new", "outcome"), [

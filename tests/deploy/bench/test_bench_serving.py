@@ -17,9 +17,6 @@ pytestmark = pytest.mark.slow
 
 STALL = 0.4
 
-# loops
-
-
 def test_a_stall_is_paid_by_all_who_come_meanwhile():
     """The closed loop sees a stall once: no client sends while it waits. The open loop must not."""
 
@@ -123,9 +120,6 @@ def test_loads_of_one_kind_are_added_up():
     assert both.per_second == pytest.approx(np.mean([load.per_second for load in loads]))
 
 
-# requests and their responses
-
-
 def test_requests_mix_sizes_and_items_and_are_the_same_for_all():
     items = list("abcdefg")
     requests, again = ([mix.of(number) for number in range(200)] for mix in (
@@ -173,9 +167,6 @@ def test_what_serving_may_cost(changes, outcomes):
     figures = {"closed": [closed, {**closed, "concurrency": 1, "throughput": None}], "open": [],
                "in_process": {"milliseconds": {"in process": {"p50": told["alone"]}}, "added_ms": added}}  # fmt: skip
     assert [check.outcome for check in serving_checks(figures, given="given" in changes)] == outcomes
-
-
-# a real server
 
 
 @pytest.mark.triton

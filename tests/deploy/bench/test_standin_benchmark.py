@@ -1,7 +1,5 @@
 """benchmarks/gpu.py from end to end on the CUDA that pretends: every step, what is kept, what is refused."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The whole chain on real reviews and a real server, far too short to learn anything."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """rekd-query from the command line to what it prints, with the pipeline or a stand-in for the server."""
 
-from __future__ import annotations
-
 import io
 import json
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """rekd-serve: what it refuses, and that its options reach the server."""
 
-from __future__ import annotations
-
 import http.server
 import subprocess
 import sys

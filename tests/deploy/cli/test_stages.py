@@ -1,7 +1,5 @@
 """Finished stages of the demo are kept, unfinished ones are not."""
 
-from __future__ import annotations
-
 import pytest
 
 from rekd_deploy.cli.demo_chain import Stages, source_hash

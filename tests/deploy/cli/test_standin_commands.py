@@ -1,7 +1,5 @@
 """The commands on the real CUDA provider, which computes nonsense here: where they run, and what is said of a fault."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """When do two predictions count as the same?"""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """K follows the padded length: never too few slots for a rationale, and few for short texts."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx
 import onnx.parser

@@ -1,7 +1,5 @@
 """Texts from files and standard input: streamed, and each bad line named."""
 
-from __future__ import annotations
-
 import csv
 import io
 import itertools

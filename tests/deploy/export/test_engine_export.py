@@ -1,7 +1,5 @@
 """From a checkpoint to a repository with engines, what runs them, and how they are verified, on a fake GPU."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import sys
@@ -42,9 +40,6 @@ def engine_entry(root, role="selector"):
 
 def said(verification) -> str:
     return "\n".join(verification_lines(verification))
-
-
-# real engines of TensorRT-RTX
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +107,6 @@ def test_the_model_inside_triton_runs_the_engine(engine_repository, gpu, artefac
         np.testing.assert_array_equal(array, expected[name])
     graph.close()
     assert not gpu.blocks
-
-
-# targets
 
 
 def planned(artefacts, product: str, **request):
@@ -207,9 +199,6 @@ def test_without_tensorrt_the_engines_are_deferred_and_built_where_they_serve(
         assert built.pop(graph_path(root, now, role)) == (entry["profiles"], "fp32")
     verify(root)
     assert not built, "what is built is not built again"
-
-
-# where there is a GPU
 
 
 @pytest.fixture

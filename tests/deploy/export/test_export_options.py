@@ -1,7 +1,5 @@
 """What may be chosen about an export is checked before anything is computed or written."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys
@@ -64,9 +62,6 @@ def shown(plan) -> str:
     return "\n".join(plan_lines(plan))
 
 
-# the checkpoint
-
-
 @pytest.mark.parametrize(("name", "shortest"), [("text", 11), ("zero", 3), ("image", 4)])
 def test_facts_are_the_models(models, checkpoints, name, shortest):
     facts, model = read_facts(checkpoints[name]), models[name]
@@ -97,9 +92,6 @@ def test_an_older_version_is_upgraded(copy):
         description[role]["weights"] = description[role].pop("pretrained")
     (copy / "config.json").write_text(json.dumps(description | {"version": 2}))
     assert read_facts(copy).backbones == facts.backbones
-
-
-# values
 
 
 @pytest.mark.parametrize(("choices", "complaint"), [
@@ -156,9 +148,6 @@ def test_choices_reach_server_and_engines(checkpoints):
     assert options.engines == EngineRequest(4, (1, 4), (16,))
     assert ExportOptions().product is None and ExportOptions().fuse and not ExportOptions(fused=False).fuse
     assert ExportOptions(target="tensorrt").product == "tensorrt"
-
-
-# what the machine decides
 
 
 @pytest.mark.parametrize("gpus", [0, 2])
@@ -222,9 +211,6 @@ def test_a_missing_library_is_said_before_the_slow_work(checkpoints, tmp_path, m
     monkeypatch.setitem(sys.modules, missing, None)
     fix = r"pip install -e '.*\[(cpu|tensorrt-rtx)\]'"
     refused(fix, MissingExtraError, checkpoints["text"], tmp_path / "r", **options)
-
-
-# the plan
 
 
 def test_a_plan_says_what_would_be_done_and_writes_nothing(checkpoints, tmp_path):

@@ -122,9 +122,6 @@ def test_a_forged_manifest_hides_no_wrong_file(copy, name, change, complaint):
         verify(copy)
 
 
-# the stored cases
-
-
 def test_cases_are_the_models_answers(artefacts, rationalizer):
     cases, signature = read_cases(artefacts.reference), pair_signature(rationalizer).predictor
     widths = {case.inputs["input_ids"].shape[1] for case in cases}

@@ -1,7 +1,5 @@
 """Tiny pairs in every precision, traced once, and a check that an answer has no neighbours."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 

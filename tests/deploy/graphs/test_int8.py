@@ -100,9 +100,6 @@ def test_calibration_takes_a_part_of_the_examples_and_no_padding(monkeypatch):
         convert("bert", "int8", items=[])
 
 
-# sums
-
-
 def awkward_weights(rows: int, columns: int = 64) -> np.ndarray:
     """float32 (rows, columns): normal, all of one size, of one sign, with outliers, nothing."""
     weights = np.random.default_rng(rows).normal(size=(rows, columns)).astype(np.float32)

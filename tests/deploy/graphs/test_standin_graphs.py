@@ -1,7 +1,5 @@
 """Where the real CUDA provider puts each node of each graph: all on the GPU, and nothing copied in between."""
 
-from __future__ import annotations
-
 import onnx
 import onnx.parser
 import pytest

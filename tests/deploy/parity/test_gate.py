@@ -132,9 +132,6 @@ def test_a_mask_is_handed_over_in_slots():
     assert in_slots(np.array([[False, True]]), 3)["positions"].tolist() == [[1, 0, 0]], "more slots than positions"
 
 
-# what each precision must keep
-
-
 def complaints(precision: str, flipped: int = 0, **figures) -> str:
     made = ParityReport("checkpoint", limits_of(precision), **{"examples": 200, "positions": 20_000} | figures)
     theirs = np.ones((200, 100), bool)
@@ -186,9 +183,6 @@ def test_masks_agree_by_jaccard_and_empty_ones_fully():
     masks.add(ours, theirs, np.array([[1, 1, 1, 1], [1, 1, 0, 0]], bool))
     assert (masks.jaccard, masks.flipped, masks.positions) == ((1 / 3 + 1) / 2, 2, 6)
     assert any("mean Jaccard index is 0.6667 (limit 0.97)" in each for each in masks.complaints(limits_of("fp16")))
-
-
-# examples
 
 
 def test_texts_come_from_the_file_else_the_checkpoint_else_the_vocabulary(rationalizer, tmp_path):

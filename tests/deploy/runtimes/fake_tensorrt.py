@@ -4,8 +4,6 @@ What it checks is real: which tensor is bound where, of which type and shape, in
 uploaded, and that everything is given back.
 """
 
-from __future__ import annotations
-
 import ctypes
 from enum import Enum
 from types import SimpleNamespace
@@ -84,7 +82,7 @@ class FakeEngine:
         self.addresses: dict[str, int] = {}
         self.chosen: list[int] = []
 
-    def create_execution_context(self) -> FakeEngine:
+    def create_execution_context(self):
         return self
 
     def get_tensor_name(self, index) -> str:

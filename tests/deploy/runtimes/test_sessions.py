@@ -1,7 +1,5 @@
 """What is proved is what is served: the gate opens its sessions as each target does."""
 
-from __future__ import annotations
-
 import onnxruntime
 import pytest
 

@@ -1,7 +1,5 @@
 """The life of a chain of graphs on the real CUDA provider: what is captured, copied, given back, and how it fails."""
 
-from __future__ import annotations
-
 import pickle
 
 import pytest

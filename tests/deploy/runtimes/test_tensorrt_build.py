@@ -1,7 +1,5 @@
 """Real engines without a GPU: TensorRT-RTX builds every kind of graph."""
 
-from __future__ import annotations
-
 from functools import cache
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -130,9 +128,6 @@ def test_what_is_refused_is_one_useful_line(library, tmp_path, operator, output,
     assert not (tmp_path / "plan").exists()
 
 
-# the library
-
-
 @pytest.mark.parametrize(("name", "found", "complaint"), [
     ("tensorrt", ModuleNotFoundError(name="tensorrt"), r"TensorRT 10 or 11 .*'tensorrt'\) is not installed; fix"),
     ("tensorrt-rtx", ModuleNotFoundError(name="tensorrt_rtx"), r"'tensorrt_rtx' is not .*pip .*\[tensorrt-rtx\]"),
@@ -165,9 +160,6 @@ def test_complaints_about_a_missing_driver_come_last():
     driver = "Error Code 1: Cuda Runtime (cudaError 35)"
     assert first_line([driver, "\n", "Invalid node\nmore"]) == "Invalid node"
     assert first_line([driver]) == driver and first_line([]) == ""
-
-
-# profiles
 
 
 @pytest.mark.parametrize(("ranges", "sizes", "largest", "expected"), [

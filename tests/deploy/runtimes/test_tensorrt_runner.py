@@ -1,7 +1,5 @@
 """The engine runner: what is bound where, in which profile, and that everything is given back. On a fake GPU."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
