@@ -11,7 +11,7 @@ from rekd_deploy.export.graphs import guarded_pair
 from rekd_deploy.graphs.modules import head_layers, pair_signature
 from rekd_deploy.graphs.precision import Conversion, convert_pair
 from rekd_deploy.graphs.tracing import traced_graphs, write_graphs
-from rekd_deploy.parity.examples import generated_images, texts_from_vocabulary
+from rekd_deploy.parity.examples import made_up
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
 # What is cached is shared: do not change it.
@@ -50,18 +50,13 @@ def gpu_graphs(kind: str, precision: str, folder: Path) -> list[Path]:
     return paths
 
 
-def examples_of(model) -> list:
-    settings = model.preprocessor.settings
-    return list(generated_images(settings)) if settings.kind == "image" else texts_from_vocabulary(model.preprocessor)
-
-
 def convert(
     kind: str, precision: str, fused: bool = True, for_engine: bool = False, models=None, items=None
 ) -> Conversion:
     model = model_of(kind)
     return convert_pair(
         models or traced(kind, fused), precision, pair_signature(model), head_layers(model), model.preprocessor,
-        examples_of(model) if items is None else items, fused=fused, for_engine=for_engine,
+        made_up(model.preprocessor) if items is None else items, fused=fused, for_engine=for_engine,
     )
 
 

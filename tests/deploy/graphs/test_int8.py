@@ -10,7 +10,7 @@ import onnx.parser
 import onnxruntime
 import pytest
 from onnx import numpy_helper
-from precisions import answers, conversion_of, convert, converted, examples_of, model_of, traced
+from precisions import answers, conversion_of, convert, converted, model_of, traced
 
 from rekd_deploy.contract.signature import BATCH, GraphSignature, TensorSpec
 from rekd_deploy.errors import ExportError
@@ -18,6 +18,7 @@ from rekd_deploy.graphs import precision as precision_module
 from rekd_deploy.graphs.fusion import norms_apart
 from rekd_deploy.graphs.int8 import best_range, quantised_weight, split_attention
 from rekd_deploy.graphs.precision import without_padding
+from rekd_deploy.parity.examples import made_up
 from rekd_deploy.repository.backend.graphs import OnnxGraph
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
@@ -64,7 +65,7 @@ def test_attention_and_norms_taken_apart_compute_the_same(kind):
     for graph in apart.values():
         assert not {"SkipLayerNormalization", "Attention"} & {*operators(graph)}
         onnx.checker.check_model(graph, full_check=True)
-    before, after = (answers(model, graphs, examples_of(model)[:5]) for graphs in (traced(kind, True), apart))
+    before, after = (answers(model, graphs, made_up(model.preprocessor)[:5]) for graphs in (traced(kind, True), apart))
     for name in ("scores", "logits"):
         np.testing.assert_allclose(before[name], after[name], atol=5e-5)
     np.testing.assert_array_equal(before["mask"], after["mask"])
@@ -94,7 +95,7 @@ def test_calibration_takes_a_part_of_the_examples_and_no_padding(monkeypatch):
     monkeypatch.setattr(
         precision_module, "to_int8", lambda model, guarded, batches, *, fused: seen.append(len(list(batches))) or model
     )
-    assert not convert("bert", "int8", items=(examples_of(model_of("bert")) * 4)[:200]).notes
+    assert not convert("bert", "int8", items=(made_up(model_of("bert").preprocessor) * 4)[:200]).notes
     assert seen == [50, 50]
     with pytest.raises(ExportError, match="int8 needs examples to calibrate on; fix: --parity-texts"):
         convert("bert", "int8", items=[])

@@ -6,7 +6,7 @@ import onnx.parser
 import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
-from precisions import answers, assert_no_neighbours, conversion_of, convert, converted, examples_of, model_of, traced
+from precisions import answers, assert_no_neighbours, conversion_of, convert, converted, model_of, traced
 
 from rekd_deploy.errors import ExportError
 from rekd_deploy.graphs import onnx_model
@@ -14,7 +14,7 @@ from rekd_deploy.graphs.half import MASKED, float_tensors, to_half
 from rekd_deploy.graphs.modules import head_layers, pair_signature
 from rekd_deploy.graphs.onnx_model import Structure
 from rekd_deploy.graphs.precision import HEAD_OUTPUTS, guarded_nodes, multiplications, name_nodes, observed_precision
-from rekd_deploy.parity.examples import constructed_inputs
+from rekd_deploy.parity.examples import constructed_inputs, made_up
 
 pytestmark = pytest.mark.slow
 
@@ -146,7 +146,7 @@ def test_emulation_rounds_as_the_kernels_do(kind):
         named = name_nodes(graph)
         emulated[role] = to_half(named, "fp16", guarded_nodes(named, HEAD_OUTPUTS[role], heads[role]), emulated=True)
     pairs = (traced(kind, True), converted(kind, "fp16", True), emulated, converted(kind, "bf16", True))
-    exact, *others = (answers(model, graphs, examples_of(model)[:16])["scores"] for graphs in pairs)
+    exact, *others = (answers(model, graphs, made_up(model.preprocessor)[:16])["scores"] for graphs in pairs)
     kernels, stand_in, coarse = (float(np.abs(scores - exact).mean()) for scores in others)
     assert 0.3 < stand_in / kernels < 3, "the same size of error"
     assert coarse > 3 * stand_in, "three bits fewer"
