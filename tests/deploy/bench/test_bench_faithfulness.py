@@ -93,13 +93,10 @@ def test_random_masks_score_at_the_level_of_chance(examined, features) -> None:
         assert found.outcomes[name] != "failed", name
 
 
-def test_an_influence_of_a_millionth_is_found(examined, split) -> None:
+def test_an_influence_of_a_millionth_is_found_and_no_swap_proves_nothing(examined, split, features):
     found, changed = examined("leaky"), 0.9 * len(split)
     assert found.outcomes[SWAP] == "failed" and found.structure["swap"]["examples_changed"] > changed
     assert 0 < found.structure["swap"]["largest_difference"] < 1e-2
-
-
-def test_a_swap_that_changes_nothing_proves_nothing(split, features) -> None:
     found = swap_test(exam_of(features, split.labels, features.selectable), np.random.default_rng(0))
     assert found["content_changed"] == 0 and swap_check(found).outcome == "not applicable"
 
@@ -162,7 +159,7 @@ def test_random_masks_find_the_true_tile_as_often_as_it_is_large(tiles) -> None:
     assert figures["share_inside"]["rationale"] == 1.0 and check.outcome == "passed"
 
 
-def test_patches_can_be_taken_apart_and_put_together() -> None:
+def test_patches_are_exchanged_where_they_end_where_pixels_do():
     split = mosaics()
     features = features_of(split, split.preprocessor)
     assert features.content.shape == (120, 16, 2, 2, 1)
@@ -173,9 +170,6 @@ def test_patches_can_be_taken_apart_and_put_together() -> None:
     for rows, inputs in swapped.batches(120):
         different = inputs["pixels"] != split.pixels[rows]
         assert different[:, 2:4, 2:4].any() and not np.delete(different, [2, 3], axis=1).any()
-
-
-def test_a_grid_that_does_not_end_where_pixels_do_is_not_exchanged() -> None:
     preprocessor = ImagePreprocessor(ImageSettings(8, 8, 1, 3, 3))
     images = encode(LabelledImages(np.zeros((20, 8, 8, 1), np.uint8), np.arange(20) % 2), preprocessor)
     assert not features_of(images, preprocessor).separable and swap_check(None).outcome == "not applicable"

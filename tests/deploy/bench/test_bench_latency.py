@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 QUICK = {"batches": (2,), "lengths": (16,), "rounds": 3, "warmup_seconds": 0.0, "threads": 1}
 
 
-def test_a_variant_is_compared_with_what_differs_in_one_thing():
+def test_what_variants_there_are_and_what_each_is_compared_with(rationalizer, image_rationalizer):
     compacted = Variant(ONNX_CPU, COMPACTED, "int8", kept=8)
     others = [
         Variant(ONNX_CPU, ZEROED, "int8"), Variant(ONNX_CPU, CLASSIFIER, "int8", graphs=1), Variant(PYTORCH, ZEROED),
@@ -33,9 +33,6 @@ def test_a_variant_is_compared_with_what_differs_in_one_thing():
     assert set(baselines) == set(others[:4])
     one = Variant(ONNX_CPU, COMPACTED, "int8", graphs=1, kept=8)
     assert comparisons([compacted, one]) == [(one, compacted)] and one.name != compacted.name
-
-
-def test_a_teacher_gives_a_larger_classifier_if_it_reads_the_same(rationalizer, image_rationalizer):
     last = variants.networks_of(rationalizer, teacher=rationalizer)[-1]
     assert last.model == "classifier of the teacher's size" and last.variant(PYTORCH).graphs == 1
     assert rationalizer.predictor.operator == "compact", "the pair itself is as it was"
@@ -113,7 +110,7 @@ def test_lengths_are_those_that_are_served(rationalizer, image_rationalizer):
         check_lengths(image_rationalizer.preprocessor, (12,))
 
 
-def test_every_variant_has_times_and_ratios(repository, checkpoint):
+def test_every_variant_has_times_and_ratios(repository, checkpoint, image_rationalizer, tmp_path):
     without = (f"{ONNX_CPU} fp32, zeroed", f"{ONNX_CPU} fp32, classifier", COMPILED)
     found, (check,) = measure_latency([repository], checkpoint, **QUICK, without=without)
     (cell,) = found["cells"]
@@ -128,6 +125,8 @@ def test_every_variant_has_times_and_ratios(repository, checkpoint):
     baselines = {ratio["baseline"] for ratio in cell["ratios"]}
     assert baselines >= {f"{PYTORCH} fp32, {ZEROED}", f"{PYTORCH} fp32, classifier"}
     assert (check.outcome, check.value, cell["rounds"]) == ("passed", 1.0, 3)
+    with pytest.raises(BenchmarkError, match="other tensors or has other labels"):
+        measure_latency([repository], save(image_rationalizer, tmp_path / "images"), **QUICK)
 
 
 @pytest.mark.parametrize(("changes", "error", "message"), [
@@ -141,11 +140,6 @@ def test_every_variant_has_times_and_ratios(repository, checkpoint):
 def test_what_cannot_be_timed_is_refused(repository, changes, error, message):
     with pytest.raises(error, match=message):
         measure_latency(**{"repositories": [repository], **QUICK, **changes})
-
-
-def test_what_is_no_export_of_the_checkpoint_is_refused(repository, image_rationalizer, tmp_path):
-    with pytest.raises(BenchmarkError, match="other tensors or has other labels"):
-        measure_latency([repository], save(image_rationalizer, tmp_path / "images"), **QUICK)
 
 
 def test_the_command_writes_a_result_and_ends_with_json(repository, tmp_path, run_cli):
@@ -176,10 +170,13 @@ class Machine:
         return in_rounds({name: variant(name) for name in seconds}, clock=lambda: self.now, **options)
 
 
-def test_a_machine_that_slows_down_changes_no_ratio():
+def test_a_machine_that_slows_down_changes_no_ratio_and_the_interval_holds_the_spread():
     timings = Machine().rounds({"fast": 0.001, "slow": 0.004}, rounds=9)
     assert percentiles(timings.milliseconds["fast"])["p50"] == pytest.approx(5.0)
     assert timings.ratio("fast", "slow") == pytest.approx({"ratio": 0.25, "low": 0.25, "high": 0.25})
+    noise = np.random.default_rng(0).lognormal(0.0, 0.3, size=41)
+    found = Timings({"a": 2.0 * noise, "b": np.ones(41)}).ratio("a", "b")
+    assert found["low"] < 2.0 < found["high"] and found["low"] <= found["ratio"] <= found["high"]
 
 
 def test_the_order_shifts_and_each_warms_up_for_its_time():
@@ -191,9 +188,3 @@ def test_the_order_shifts_and_each_warms_up_for_its_time():
     assert len(alone.order) == 4 + 3
     with pytest.raises(ConfigError, match="2 rounds"):
         alone.rounds({"a": 0.5}, rounds=2)
-
-
-def test_the_interval_holds_the_spread_of_the_rounds():
-    noise = np.random.default_rng(0).lognormal(0.0, 0.3, size=41)
-    found = Timings({"a": 2.0 * noise, "b": np.ones(41)}).ratio("a", "b")
-    assert found["low"] < 2.0 < found["high"] and found["low"] <= found["ratio"] <= found["high"]

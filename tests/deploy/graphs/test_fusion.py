@@ -61,21 +61,18 @@ def test_fused_predicts_as_unfused_and_alone_as_in_a_mixed_batch(both, texts):
     np.testing.assert_allclose(fused["logits"], plain["logits"], atol=2e-5)
 
 
-def test_sums_and_norms_are_one_operator_on_gpus_alone(tmp_path):
+def test_sums_and_norms_are_one_operator_on_gpus_alone_and_lstms_stay_apart(tmp_path):
     graph = onnx.load(graph_files(model_of("bert"), tmp_path, gpu=True)["predictor"])
     assert fused_operators(graph) == WHOLE | {"SkipLayerNormalization": 4}
-
-
-@pytest.mark.parametrize("fused", [True, False])
-def test_the_manifest_counts_what_was_fused(fused, tmp_path, rationalizer):
-    entries = export(save(rationalizer, tmp_path / "checkpoint"), tmp_path, fused=fused).manifest["artefacts"]
-    assert entries["predictor"]["fused"] == (WHOLE if fused else {})
-
-
-def test_lstms_and_embeddings_of_half_precision_are_left_as_they_are():
     graphs = traced("bilstm", True)
     assert not any(map(fused_operators, graphs.values()))
     assert sum(node.op_type == "LSTM" for node in graphs["predictor"].graph.node) == 4
     graph = name_nodes(traced("bert", True)["predictor"])
     half = to_half(graph, "fp16", guarded_nodes(graph, "logits", 1))
     assert "EmbedLayerNormalization" not in fused_operators(embeddings_together(half))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_manifest_counts_what_was_fused(fused, tmp_path, rationalizer):
+    entries = export(save(rationalizer, tmp_path / "checkpoint"), tmp_path, fused=fused).manifest["artefacts"]
+    assert entries["predictor"]["fused"] == (WHOLE if fused else {})

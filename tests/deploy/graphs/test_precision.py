@@ -50,12 +50,18 @@ def test_interface_stays_and_the_precision_is_the_one_asked_for(kind, precision,
         assert role in conversion.notes or counts["fp32"] == heads[role], "the head, and nothing else"
 
 
-def test_a_selector_whose_rationales_int8_would_change_stays_float32():
+def test_a_selector_that_int8_would_change_and_a_softmax_alone_stay_float32():
     conversion = conversion_of("vit", "int8", True)
     assert conversion.precisions == {"selector": "fp32", "predictor": "int8"}
     assert "8 of 768 real positions are flipped, 1.04% (limit 0.50%)" in conversion.notes["selector"]
     assert conversion.models["selector"] == name_nodes(traced("vit", True)["selector"])
     assert conversion_of("bert", "int8", True).precisions == {"selector": "int8", "predictor": "int8"}
+    model = converted("bert", "fp16", False)["selector"]
+    structure, floats = Structure(model), float_tensors(model)
+    alone = [node for node in model.graph.node if node.op_type == "Softmax"]
+    assert alone
+    for node in alone:
+        assert {node.input[0], node.output[0], *structure.producers[node.input[0]].input} <= floats
 
 
 @every_case("fp16", "bf16", "int8")
@@ -103,15 +109,6 @@ def test_nothing_overflows_in_half_precision(kind, fused):
     for inputs in constructed_inputs(model.preprocessor, model.policy, model.capacity):
         for value, array in zip(session.get_outputs(), session.run(None, inputs), strict=True):
             assert array.dtype.kind != "f" or np.isfinite(array).all(), value.name
-
-
-def test_a_softmax_alone_is_an_island_with_its_mask():
-    model = converted("bert", "fp16", False)["selector"]
-    structure, floats = Structure(model), float_tensors(model)
-    alone = [node for node in model.graph.node if node.op_type == "Softmax"]
-    assert alone
-    for node in alone:
-        assert {node.input[0], node.output[0], *structure.producers[node.input[0]].input} <= floats
 
 
 def two_layers(largest: float) -> onnx.ModelProto:

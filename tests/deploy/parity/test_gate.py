@@ -172,12 +172,9 @@ def test_limits(precision, figures, complaint):
     assert (complaint in found) if complaint else not found
 
 
-def test_a_selector_kept_in_fp32_keeps_fp32s_limits():
+def test_a_selector_in_fp32_keeps_its_limits_and_masks_agree_by_jaccard():
     limits = limits_of("fp32", "int8")
     assert (limits.scores, limits.flipped_share, limits.logits, limits.accuracy_drop) == (1e-4, None, None, 0.01)
-
-
-def test_masks_agree_by_jaccard_and_empty_ones_fully():
     masks = MaskAgreement()
     ours, theirs = np.array([[1, 1, 0, 0], [0, 0, 0, 0]], bool), np.array([[1, 0, 1, 0], [0, 0, 0, 0]], bool)
     masks.add(ours, theirs, np.array([[1, 1, 1, 1], [1, 1, 0, 0]], bool))

@@ -168,7 +168,7 @@ def test_the_gate_against_a_checkpoint_runs_there_too(repository, checkpoint, gp
         verify.verify(repository, checkpoint=checkpoint, device="cuda:1")
 
 
-def test_graphs_without_stored_answers_are_run_there(artefacts, tmp_path, gpus):
+def test_graphs_without_stored_answers_are_run_there_and_where_none_ran_none_is_named(artefacts, tmp_path, gpus):
     root = write_repository(replace(artefacts, reference=None), tmp_path / "r")
     verification = verify.verify(root, device="cuda")
     document = verification.to_dict()
@@ -178,9 +178,6 @@ def test_graphs_without_stored_answers_are_run_there(artefacts, tmp_path, gpus):
     gpus.spoil = spoil("logits", lambda array: array * np.nan)
     with pytest.raises(RepositoryError, match="gives logits that are no numbers"):
         verify.verify(root, device="cuda")
-
-
-def test_where_no_graph_ran_no_device_is_named(artefacts, tmp_path, gpus):
     manifest = deepcopy(artefacts.manifest)
     manifest["parity"]["emulated"] = True
     verification = verify.verify(write_repository(replace(artefacts, manifest=manifest), tmp_path / "r"), device="cuda")

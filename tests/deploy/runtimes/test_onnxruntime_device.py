@@ -51,7 +51,7 @@ def test_threads_that_share_a_chain_get_their_own_answers(graphs, plain, encoded
         np.testing.assert_allclose(logits, expected[turn % 5], atol=1e-5)
 
 
-def test_what_one_step_gives_the_next_reads_where_it_lies(graphs, encoded):
+def test_what_one_step_gives_the_next_reads_where_it_lies_as_long_as_its_shape_is_kept(graphs, encoded, monkeypatch):
     with DeviceChain(graphs, device="cpu", batches=(4,)) as chain:
         chain.run(encoded(3))
         (shape,) = chain._shapes.values()
@@ -59,9 +59,6 @@ def test_what_one_step_gives_the_next_reads_where_it_lies(graphs, encoded):
         chain.run({name: array[:2] for name, array in encoded(3).items()})
         assert list(chain._shapes.values()) == [shape]  # 2 and 3 share the bucket
         assert {name: shape.buffers[name].data_ptr() for name in bound} == bound
-
-
-def test_the_shape_unused_for_longest_is_dropped(graphs, encoded, monkeypatch):
     monkeypatch.setattr(onnxruntime_device, "_MOST_SHAPES", 2)
     with DeviceChain(graphs, device="cpu") as chain:
         for count in (1, 2, 1, 3):

@@ -141,7 +141,7 @@ def test_a_library_that_cannot_be_used_is_one_line_with_the_fix(monkeypatch, nam
         load_library(name)
 
 
-def test_tensorrt_needs_the_gpu_that_it_builds_for(tmp_path):
+def test_tensorrt_needs_the_gpu_that_it_builds_for_and_complaints_of_drivers_come_last(tmp_path):
     """Without one its bindings refuse to make a builder."""
 
     def no_builder(logger):
@@ -154,9 +154,6 @@ def test_tensorrt_needs_the_gpu_that_it_builds_for(tmp_path):
     library = Library(PRODUCTS["tensorrt"], SimpleNamespace(ILogger=Logger, Builder=no_builder), "11.4")
     with pytest.raises(EngineError, match=r"TensorRT cannot start: CUDA initialization failure.*fix: .*NVIDIA GPU"):
         build_simple(library, tmp_path)
-
-
-def test_complaints_about_a_missing_driver_come_last():
     driver = "Error Code 1: Cuda Runtime (cudaError 35)"
     assert first_line([driver, "\n", "Invalid node\nmore"]) == "Invalid node"
     assert first_line([driver]) == driver and first_line([]) == ""
