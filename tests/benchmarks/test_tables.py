@@ -11,7 +11,7 @@ import typer
 from _cells import Cell, Table, execute
 from _models import bits, from_bits
 from _recipes import distillation_cells, distillation_rows, mosaic_cells, seeds_of
-from _tables import accuracy_table, comparison_table, mean_and_std, paired_bootstrap, truth_table
+from _tables import accuracy_table, comparison_table, mean_and_std, paired_bootstrap
 
 from rekd_train.config.run import RunConfig, run_config
 
@@ -106,12 +106,6 @@ def test_processes_side_by_side_keep_the_order_of_needs(tmp_path) -> None:
     assert execute(table, in_a_process, 2, lambda line: None) == 0 and not table.pending()
 
 
-def test_bits_come_back() -> None:
-    for count in (1, 8, 37):
-        correct = np.random.default_rng(count).random(count) < 0.5
-        assert np.array_equal(from_bits(bits(correct), count), correct)
-
-
 def results(accuracies: dict[str, list[float]], rate: float = 0.1) -> dict:
     generator = np.random.default_rng(0)
 
@@ -139,13 +133,6 @@ def test_differences_are_of_the_same_seeds() -> None:
     assert re.findall(r"([+-][\d.]+) \[", each) == ["+4.0", "+2.0"]
     low, high = map(float, re.findall(r"\[([^,]+), ([^\]]+)\]", each)[0])
     assert low < 4.0 < high
-
-
-def test_truth_is_shown_where_there_is_some() -> None:
-    report = {"truth": {"in_truth": 0.95, "truth_kept": 0.8, "truth_size_used": 0.84}}
-    found = {"mosaic": {1: {"report": report}}, "cls": {1: {}}}
-    lines = truth_table(found, [("mosaic", "RE", 0.2), ("cls", "CLS", None)])
-    assert lines[-1] == "| RE | 95.00% | 80.00% | 84.00% |" and len(lines) == 3
 
 
 def test_one_seed_s_teacher_teaches_every_seed_and_a_configuration_leaves_out_the_defaults() -> None:

@@ -1,15 +1,16 @@
-"""The report: one page that loads nothing, escapes everything, and looks right in a real browser."""
+"""Results of rekd-bench: files, the comparison of two, and the report, which looks right in a real browser."""
 
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from bench_results import accuracy, faithfulness, latency, made_up, serving
 
-from rekd_deploy.bench.report import drawn, headline, write_report
-from rekd_deploy.bench.results import write_result
+from rekd_deploy.bench.report import Figure, change_of, compare, drawn, headline, write_report
+from rekd_deploy.bench.results import Check, Input, read_result, result, write_result
 from rekd_deploy.bench.sections import Chart
 from rekd_deploy.cli.bench import app
 from rekd_deploy.errors import BenchmarkError
@@ -86,12 +87,9 @@ def browser(tmp_path_factory):
 
     options = Options()
     options.binary_location = shutil.which("chromium")
-    for flag in (
-        "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", "--disable-quic",
-        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):  # fmt: skip
-        options.add_argument(flag)
+    own = f"user-data-dir={tmp_path_factory.mktemp('chromium')}"
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-sync", own):
+        options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(service=Service(shutil.which("chromedriver")), options=options)
     yield driver
@@ -119,3 +117,117 @@ def test_a_browser_shows_it_without_a_complaint(browser, written, width, scheme)
     assert wide <= width, "nothing sticks out"
     assert len(heights) > 50 and min(heights) >= 8, "letters of charts on a phone"
     assert (sum(map(int, re.findall(r"\d+", paper)[:3])) > 600) == (scheme == "light")
+
+
+LIMITS = {"percent": 10.0, "points": 1.0}
+
+
+def test_a_result_comes_back_as_it_was(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench.py", "accuracy", "my repo"])
+    checks = [Check(name="a", outcome="failed", words="too much", value=2.0, limit=1.0),
+              Check(name="b", outcome="passed", words="fine", value=float("nan"))]  # fmt: skip
+    figures = {"section": {"accuracy": 0.5, "nothing": float("nan")}}
+    made = result("accuracy", figures, checks=checks, inputs={"data": Input(name="toy", sha256="ab")})
+    path = write_result(tmp_path / "new" / "accuracy.json", made)
+    assert read_result(path) == made and [check.name for check in made.failed] == ["a"]
+    document = json.loads(path.read_text())
+    shown = {key: document[key] for key in ("format", "version", "command", "figures")}
+    assert shown == {
+        "format": "rekd-bench", "version": 1, "command": "rekd-bench accuracy 'my repo'",
+        "figures": {"section": {"accuracy": 0.5, "nothing": None}},  # JSON has no NaN
+    }
+    hardware = document["hardware"]
+    assert document["checks"][1]["value"] is None and hardware["processor"]
+    assert hardware["cores"] >= 1 and hardware["memory_gb"] > 0
+    assert {"rekd", "python", "numpy"} <= set(document["versions"])
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda text: json.dumps(json.loads(text) | {"format": "other"}), "no result of rekd-bench"),
+    (lambda text: json.dumps(json.loads(text) | {"version": 99}), "version 99"),
+    (lambda text: json.dumps(json.loads(text) | {"checks": [{"name": "x", "outcome": "maybe"}]}), "damaged"),
+    (lambda text: f"[{text}]", "no result of rekd-bench"),
+    (lambda text: text[:40], "damaged"),
+    (None, "cannot be read: No such file"),
+], ids=["format", "version", "field", "list", "cut off", "missing"])
+def test_what_is_no_result_is_refused(tmp_path, change, said) -> None:
+    path = tmp_path / "r.json"
+    if change:
+        path.write_text(change(accuracy().model_dump_json()))
+    with pytest.raises(BenchmarkError, match=f"r.json .*{said}.*fix:"):
+        read_result(path)
+
+
+@pytest.mark.parametrize(("old", "new", "outcome"), [
+    ((10.0, 9.8, 10.2), (11.5, 11.3, 11.7), "worse"),
+    ((10.0, 8.0, 12.0), (11.5, 10.0, 13.0), "within the noise"),
+    ((10.0, 9.8, 10.2), (10.9, 10.7, 11.1), "same"),
+    ((10.0, 9.8, 10.2), (8.0, 7.9, 8.1), "better"),
+])
+def test_times(old, new, outcome):
+    assert change_of("p50", Figure(*old), Figure(*new), 10.0, 1.0).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("share", "examples", "outcome"),
+    [(0.80, 2000, "worse"), (0.835, 2000, "same"), (0.90, 2000, "better"), (0.82, 100, "within the noise")],
+)
+def test_accuracies_are_compared_in_points(share, examples, outcome):
+    found = compare(accuracy(0.84, examples), accuracy(share, examples), **LIMITS)
+    assert {change.name: change.outcome for change in found.changes}["accuracy"] == outcome
+
+
+def test_what_is_slower_or_fails_now_is_worse_unless_the_machine_is_noisy():
+    slower = compare(latency(), latency(factor=1.3), **LIMITS).worse
+    assert "batch 8, length 256: ONNX Runtime fp32, compacted, K 32, p50 ms" in slower
+    assert "batch 8, length 256: ONNX Runtime fp32, compacted, K 32 / ONNX Runtime fp32, zeroed" in slower
+    assert not [name for name in slower if "fp32, zeroed, p50" in name]
+    assert not compare(latency(spread=0.4), latency(factor=1.3, spread=0.4), **LIMITS).worse
+    slow = serving()
+    for load in slow.figures["closed"]:
+        load["throughput"] = {"ratio": 0.6, "low": 0.55, "high": 0.65}
+    names = [f"concurrency {count}: throughput, served / in process" for count in (1, 4)]
+    assert compare(serving(), slow, **LIMITS).worse == names
+    assert compare(faithfulness("passed"), faithfulness("failed"), **LIMITS).worse == ["the check 'mask alone'"]
+
+
+@pytest.mark.parametrize("each", [latency(), serving(), accuracy(), faithfulness()], ids=lambda each: each.kind)
+def test_the_same_result_is_the_same(each):
+    found = compare(each, each, **LIMITS)
+    assert found.changes and {change.outcome for change in found.changes} == {"same"} and not found.worse
+
+
+def changed(made, **fields):
+    """A result with some entries of its fields replaced."""
+    return made.model_copy(update={name: {**getattr(made, name), **each} for name, each in fields.items()})
+
+
+OTHER = changed(latency(), hardware={"cores": 64})
+
+
+@pytest.mark.parametrize(("old", "new", "said"), [
+    (latency(), serving(), "'latency', the new of 'serving'"),
+    (latency(), OTHER, "cores: 2 -> 64.*--other-hardware"),
+    (accuracy(), changed(accuracy(), inputs={"data": Input(name="reviews", sha256="c" * 64)}), "different data"),
+    (latency(), changed(latency(), figures={"cells": []}), "no figure in common"),
+    (latency(), latency().model_copy(update={"figures": {}}), "lacks figures"),
+])
+def test_what_cannot_be_compared_is_refused(old, new, said):
+    with pytest.raises(BenchmarkError, match=said):
+        compare(old, new, **LIMITS)
+
+
+def test_other_hardware_is_compared_where_it_is_told_or_decides_no_speed():
+    assert "cores: 2 -> 64" in compare(latency(), OTHER, **LIMITS, other_hardware=True).notes
+    assert compare(latency(), changed(latency(), hardware={"memory_gb": 9.0}), **LIMITS).changes
+
+
+def test_the_command_ends_with_1_and_says_what(tmp_path, run_cli):
+    files = [write_result(tmp_path / f"{factor}.json", latency(factor)) for factor in (1.0, 1.3)]
+    code, printed, errors = run_cli(app, "compare", *files, "--fail-above", "10%")
+    assert code == 1 and "compacted, K 32, p50 ms" in errors and errors.count("\n") == 1
+    assert json.loads(printed.splitlines()[-1])["worse"] and "worse: batch 1, length 64" in printed
+    code, printed, _ = run_cli(app, "compare", *files, "--fail-above", "50%", "--json")
+    found = json.loads(printed)
+    assert (code, found["worse"], found["changes"][0]["unit"]) == (0, [], "%")
+    assert run_cli(app, "compare", *files, "--fail-above", "much")[0] == 2

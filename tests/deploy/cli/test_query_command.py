@@ -3,6 +3,7 @@
 import io
 import json
 from types import SimpleNamespace
+from unittest.mock import MagicMock, call
 
 import pytest
 
@@ -21,29 +22,15 @@ def rekd_query(run_cli):
 
 @pytest.fixture
 def server(monkeypatch, rationalizer):
-    """In place of a server: the model itself, and what was asked of it."""
-    seen = SimpleNamespace(clients=[], chunks=[], failure=None, windows=[])
-
-    class StandIn:
-        description = SimpleNamespace(settings=rationalizer.preprocessor.settings)
-
-        def __init__(self, url, **options):
-            seen.clients.append((url, options))
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_): ...
-
-        def predict(self, texts, *, windows=False):
-            if seen.failure:
-                raise seen.failure
-            seen.windows.append(windows)
-            seen.chunks.append(len(texts))
-            return rationalizer.predict(texts)
-
-    monkeypatch.setattr("rekd_deploy.client.client.Client", StandIn)
-    return seen
+    """In place of a server: the model itself; a mock of the client, what was asked of it in ``predict``."""
+    client = MagicMock()
+    opened = client.return_value.__enter__.return_value
+    client.return_value.__exit__.return_value = None
+    opened.description.settings = rationalizer.preprocessor.settings
+    opened.predict.side_effect = lambda texts, windows: rationalizer.predict(texts)
+    client.predict = opened.predict
+    monkeypatch.setattr("rekd_deploy.client.client.Client", client)
+    return client
 
 
 def test_json_has_spans_of_the_text_as_given(rekd_query, server):
@@ -56,7 +43,7 @@ def test_json_has_spans_of_the_text_as_given(rekd_query, server):
         assert all(answer["text"][span["start"] : span["end"]] == span["text"] for span in answer["rationale"])
     code, printed, _ = rekd_query("a good film")
     assert code == 0 and "[[" in printed and "%" in printed and printed.count("film") == 1, "for people"
-    assert server.clients == [("localhost:8001", {"timeout": 30.0, "headers": {}, "tls": None})] * 2
+    assert server.call_args_list == [call("localhost:8001", timeout=30.0, headers={}, tls=None)] * 2
 
 
 def test_options_reach_the_connection_and_the_model(rekd_query, server, repository, tmp_path):
@@ -67,18 +54,19 @@ def test_options_reach_the_connection_and_the_model(rekd_query, server, reposito
     given = ["--timeout", "2", "--header", "Authorization: Bearer a:b", "--header", "x-tenant:7", *pem]
     assert rekd_query("good", "--url", "https://a:1", *given)[0] == rekd_query("good", "--windows")[0] == 0
     headers = {"Authorization": "Bearer a:b", "x-tenant": "7"}
-    assert server.clients[0] == ("https://a:1", {"timeout": 2.0, "headers": headers, "tls": TlsSettings(*files)})
-    assert server.windows == [False, True]
+    assert server.call_args_list[0] == call("https://a:1", timeout=2.0, headers=headers, tls=TlsSettings(*files))
+    assert [each.kwargs["windows"] for each in server.predict.call_args_list] == [False, True]
     code, printed, _ = rekd_query("--local", repository, "--windows", "--json", "good film and dull plot " * 50)
     answer = json.loads(printed)
     assert code == 0 and answer["truncated"] is False and answer["rationale"][-1]["end"] > 1000
-    assert len(server.clients) == 2, "a pipeline asks no server"
+    assert server.call_count == 2, "a pipeline asks no server"
 
 
 def test_a_file_streams_in_chunks(rekd_query, server, tmp_path):
     (tmp_path / "reviews.txt").write_text("good film\n" * 600)
     code, printed, _ = rekd_query("--file", tmp_path / "reviews.txt", "--json")
-    assert code == 0 and printed.count("\n") == 600 and server.chunks == [256, 256, 88]
+    assert code == 0 and printed.count("\n") == 600
+    assert [len(each.args[0]) for each in server.predict.call_args_list] == [256, 256, 88]
 
 
 def test_json_keeps_what_came_with_a_text(rekd_query, server, tmp_path):
@@ -117,7 +105,7 @@ def test_bad_lines_end_a_file_and_are_left_out_of_standard_input(
     path.write_bytes(content)
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(content)))
     code, out, error = rekd_query("--file", "-" if piped else path, "--json")
-    assert (code, out.count("\n"), bool(server.clients)) == (int(bool(errors)), printed, printed > 0)
+    assert (code, out.count("\n"), server.called) == (int(bool(errors)), printed, printed > 0)
     assert error == "".join(f"error: {'standard input' if piped else path}{each}\n" for each in errors)
 
 
@@ -130,7 +118,7 @@ def test_bad_lines_end_a_file_and_are_left_out_of_standard_input(
 ])
 def test_arguments_that_cannot_be_used(rekd_query, server, arguments, code):
     found, printed, error = rekd_query(*arguments)
-    assert (found, printed) == (code, "") and "Traceback" not in error and server.clients == []
+    assert (found, printed) == (code, "") and "Traceback" not in error and not server.called
     assert code == 2 or error.startswith("error: ") and error.count("\n") == 1
 
 
@@ -138,7 +126,7 @@ def test_failures_are_one_line_and_debug_shows_where(rekd_query, server, reposit
     said = 'reads texts, not images; fix: rekd-query "TEXT" or --file FILE\n'
     assert rekd_query("--image", "shoe.png") == (1, "", f"error: the model of localhost:8001 {said}")
     assert rekd_query("--local", repository, "--image", "x.png") == (1, "", f"error: the model of {repository} {said}")
-    server.failure = ServerUnavailableError("no Triton server answers at x")
+    server.predict.side_effect = ServerUnavailableError("no Triton server answers at x")
     assert rekd_query("good") == (1, "", "error: no Triton server answers at x\n")
     assert "Traceback" in rekd_query("good", "--debug")[2]
     code, printed, error = rekd_query("good", "--local", tmp_path)

@@ -155,7 +155,7 @@ def test_products_of_bytes_are_added_exactly(rows, tmp_path):
 
 
 PROGRAM = """
-import sys, numpy as np, onnxruntime
+import numpy as np, onnxruntime
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1
 session = onnxruntime.InferenceSession("model.onnx", options, providers=["CPUExecutionProvider"])
@@ -166,15 +166,14 @@ np.save("y.npy", session.run(None, {"x": np.load("x.npy")})[0])
 @pytest.mark.debian
 def test_a_processor_without_vnni_adds_exactly(tmp_path):
     """An emulated one with AVX2, whose kernel saturates where it may."""
-    emulator = shutil.which("qemu-x86_64")
-    if emulator is None:
+    if (emulator := shutil.which("qemu-x86_64")) is None:
         pytest.skip("needs the Debian package qemu-user")
     x = np.concatenate([np.full((3, 512), 255), np.random.default_rng(0).integers(0, 256, (30, 512))]).astype(np.uint8)
     np.save(tmp_path / "x.npy", x)
-    exact = []
-    for weights in (quantised_weight(awkward_weights(512))[0], np.full((512, 64), 127, np.int8)):
+    limited, full = quantised_weight(awkward_weights(512))[0], np.full((512, 64), 127, np.int8)
+    for weights, right in ((limited, True), (full, False)):
         product(tmp_path, weights)
         command = [emulator, "-cpu", "Haswell", sys.executable, "-c", PROGRAM]
         subprocess.run(command, cwd=tmp_path, check=True, timeout=300)
-        exact.append((np.load(tmp_path / "y.npy") == x.astype(np.int64) @ weights.astype(np.int64)).all())
-    assert exact == [True, False], "the limited weights alone, or nothing was tested"
+        exact = np.load(tmp_path / "y.npy") == x.astype(np.int64) @ weights.astype(np.int64)
+        assert exact.all() == right, "the limited weights alone, or nothing was tested"
