@@ -3,13 +3,12 @@
 import json
 import shutil
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 from conftest import make_image_rationalizer, make_rationalizer
 
 from rekd_deploy.cli.export_summary import plan_lines
-from rekd_deploy.contract.parity_report import limits_of
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.export.checkpoint import machine, read_facts
 from rekd_deploy.export.engines import EngineRequest
@@ -72,26 +71,16 @@ def test_facts_are_the_models(models, checkpoints, name, shortest):
 
 @pytest.mark.parametrize(("name", "content", "complaint"), [
     ("policy.json", None, "policy.json is missing; is .* a whole checkpoint"),
-    ("config.json", None, "config.json is missing; is .* a whole checkpoint"),
     ("selector.safetensors", None, "selector.safetensors is missing; fix: "),
     ("tokenizer.json", None, "tokenizer.json is missing; fix: "),
     ("policy.json", '{"policy": {"budget": 3}}', "budget"),
     ("policy.json", "{", r"policy\.json is damaged"),
-    ("config.json", "[]", "not a rekd-checkpoint"),
 ])
 def test_a_checkpoint_that_is_not_whole_is_named(copy, tmp_path, name, content, complaint):
     (copy / name).unlink()
     if content is not None:
         (copy / name).write_text(content)
     refused(complaint, CheckpointError, copy, tmp_path / "repository")
-
-
-def test_an_older_version_is_upgraded(copy):
-    facts, description = read_facts(copy), json.loads((copy / "config.json").read_text())
-    for role in ("selector", "predictor"):
-        description[role]["weights"] = description[role].pop("pretrained")
-    (copy / "config.json").write_text(json.dumps(description | {"version": 2}))
-    assert read_facts(copy).backbones == facts.backbones
 
 
 @pytest.mark.parametrize(("choices", "complaint"), [
@@ -150,13 +139,6 @@ def test_choices_reach_server_and_engines(checkpoints):
     assert ExportOptions(target="tensorrt").product == "tensorrt"
 
 
-@pytest.mark.parametrize("gpus", [0, 2])
-def test_the_machine_decides_where_onnxruntime_runs_unless_it_is_said(here, gpus):
-    here(gpus=gpus)
-    on_gpu = [ExportOptions(target="onnxruntime", gpu=gpu).serving.gpu for gpu in (None, True, False)]
-    assert on_gpu == [gpus > 0, True, False] and ExportOptions().serving.gpu is False
-
-
 @pytest.mark.parametrize(("choices", "gpus", "expected"), [
     (GPUS, 0, "fp16"), ({"target": "onnxruntime"}, 1, "fp16"), ({"gpu": True}, 0, "fp16"), ({}, 1, "fp32"),
     ({"target": "onnxruntime"}, 0, "fp32"), (CPUS, 1, "fp32"), ({"target": "tensorrt"}, 1, "fp32"),
@@ -174,13 +156,6 @@ def test_on_a_gpu_precision_is_fp16_and_both_steps_one_graph_unless_it_is_said(
     assert plan.options.single_graph is ("rekd_single" in plan.models) is options.on_gpu and plan.kept == ()
     left_out = replace(options, single_graph=False)
     assert "rekd_single" not in plan_export(checkpoints["text"], tmp_path / "r", left_out).models
-
-
-def test_an_export_for_a_gpu_is_proved_in_fp16_by_its_limits(checkpoints, tmp_path):
-    manifest = publish(checkpoints["text"], tmp_path / "r", **GPUS).manifest
-    found = {role: (entry["precision"], entry["observed"]) for role, entry in manifest["artefacts"].items()}
-    assert found == dict.fromkeys(("selector", "predictor", "single"), ("fp16", "fp16"))
-    assert manifest["parity"]["limits"] == asdict(limits_of("fp16", "fp16"))
 
 
 def test_a_container_has_the_cores_of_its_quota(monkeypatch, tmp_path):

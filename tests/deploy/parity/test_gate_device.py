@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import onnxruntime
@@ -15,6 +15,7 @@ import pytest
 
 from rekd_deploy.cli.export import app
 from rekd_deploy.cli.export_summary import verification_lines
+from rekd_deploy.contract.parity_report import limits_of
 from rekd_deploy.errors import EngineError, ParityError, RepositoryError
 from rekd_deploy.export import checkpoint as gate_device
 from rekd_deploy.export import verify
@@ -109,8 +110,10 @@ def test_a_gpu_that_is_absent_is_the_reason_or_an_error_where_it_was_asked_for(g
 def test_an_export_for_gpus_is_proved_there(checkpoint, tmp_path, gpus):
     publication = publish(checkpoint, tmp_path / "r", single_graph=True, **GPUS)
     assert {device for device, _ in gpus.seen} == {"cuda"} and len(gpus.seen) == 4
-    parity = publication.manifest["parity"], publication.manifest["single_parity"]
+    artefacts, *parity = (publication.manifest[name] for name in ("artefacts", "parity", "single_parity"))
     assert [each["device"] for each in parity] == ["cuda", "cuda"] and publication.not_proved_there == ""
+    assert {(entry["precision"], entry["observed"]) for entry in artefacts.values()} == {("fp16", "fp16")}
+    assert parity[0]["limits"] == asdict(limits_of("fp16", "fp16"))
 
 
 def test_without_a_gpu_the_export_says_what_proves_it_there(checkpoint, tmp_path, run_cli, no_cuda):
