@@ -6,14 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import make_rationalizer
-from planted import planted_texts, table_file
+from planted import table_file
 
 from rekd_deploy import Pipeline
 from rekd_deploy.bench.accuracy import gap_check, measure_accuracy
-from rekd_deploy.bench.examples import features_of
 from rekd_deploy.bench.faithfulness import measure_faithfulness
 from rekd_deploy.bench.results import read_result
-from rekd_deploy.bench.subject import TorchPair, classified, rate_curve
 from rekd_deploy.cli.bench import app
 from rekd_deploy.export.graphs import export
 from rekd_deploy.repository.writer import write_repository
@@ -121,18 +119,6 @@ def test_wrong_use_is_said(recorded, tmp_path, run_cli) -> None:
     ):
         found, _, errors = run_cli(app, "accuracy", *arguments, "-o", out)
         assert found == code and said in errors and not out.exists()
-
-
-def test_a_predictor_that_takes_any_number_is_measured_at_every_rate(monkeypatch) -> None:
-    split, subject = planted_texts(60), TorchPair(make_rationalizer(operator="compact"))
-    features = features_of(split, split.preprocessor)
-    found = rate_curve(subject, features, split.labels)
-    assert found["rates"][-1] == 1.0 and found["note"] == "every rate"
-    everything = classified(subject, features, features.selectable).argmax(axis=1)
-    assert found["accuracies"][-1] == pytest.approx(np.mean(everything == split.labels))
-    assert found["realised"][-1] == 1.0 and found["realised"][0] < 0.2
-    monkeypatch.setattr(subject, "slots", lambda width: 1)
-    assert rate_curve(subject, features, split.labels)["rates"] == [0.05]
 
 
 def test_every_test_of_faithfulness_runs_on_what_is_served(recorded, tmp_path, run_cli) -> None:

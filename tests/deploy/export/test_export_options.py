@@ -18,6 +18,7 @@ from rekd_deploy.graphs.modules import pair_signature
 from rekd_deploy.repository.writer import write_repository
 from rekd_train.checkpoints.checkpoint import save
 from rekd_train.errors import CheckpointError, ConfigError, MissingExtraError
+from rekd_train.inputs.policy import PAPER_POLICY
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +28,9 @@ RTX = {"engine": "tensorrt-rtx"}
 
 @pytest.fixture(scope="module")
 def models():
-    return {"text": make_rationalizer(), "zero": make_rationalizer(operator="zero"), "image": make_image_rationalizer()}
+    paper = make_rationalizer(operator="zero", policy=PAPER_POLICY)
+    zero = make_rationalizer(operator="zero")
+    return {"text": make_rationalizer(), "zero": zero, "paper": paper, "image": make_image_rationalizer()}
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +118,7 @@ def test_values_out_of_range(choices, complaint):
     ("text", {"lengths": (16, 49)}, "length 49 is above the 48 positions that the model reads; fix: .*at most 48"),
     ("text", {"lengths": (10, 16)}, "length 10 is smaller than the budget.*K = 11.*at least 11"),
     ("zero", {"lengths": (2,)}, "length 2 is smaller.*at least 3"),
+    ("paper", {"lengths": (16,)}, "lengths 16 are .*may hold padding.*fix: leave out --lengths"),
     ("image", {"lengths": (16,)}, "lengths 16 are not for .*reads images.*leave out --lengths"),
     ("image", {"parity_texts": "texts.txt"}, "leave out --parity-texts"),
 ])
