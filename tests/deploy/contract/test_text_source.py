@@ -24,11 +24,6 @@ def read(tmp_path):
     return sourced
 
 
-@pytest.fixture
-def standard_input(monkeypatch):
-    return lambda lines: monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=lines))
-
-
 @pytest.mark.parametrize(("name", "content", "texts"), [
     ("r.txt", "\ufeffgood film\r\n\r\n  bad plot \n東京 🎬",
      [("good film", 1, {}), ("bad plot", 3, {}), ("東京 🎬", 4, {})]),
@@ -43,19 +38,11 @@ def test_lines_json_lines_and_the_column_text(read, name, content, texts):
     assert read(name, content) == texts
 
 
-@pytest.mark.parametrize("line", [b'{"text": "good"}\n', b"good\n"])
-def test_standard_input_may_never_end(standard_input, line):
-    standard_input(itertools.repeat(line))
-    assert [each.text for each in itertools.islice(TextSource("-"), 3)] == ["good"] * 3
-
-
-def test_bad_lines_of_standard_input_are_reported_and_left_out(standard_input):
-    standard_input(io.BytesIO(b"good\n\xff\nbad\n \xff\n"))
-    reported = []
-    source = TextSource("-", report=reported.append)
-    assert [each.number for each in source] == [1, 3] and source.left_out == len(reported) == 2
-    assert str(reported[1]).startswith("standard input: line 4 is not UTF-8: byte 2 is 0xff")
-    standard_input(io.BytesIO(b"\xff\n"))
+def test_standard_input_may_never_end_and_its_bad_lines_are_raised_unless_they_are_reported(monkeypatch):
+    for line in (b'{"text": "good"}\n', b"good\n"):
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=itertools.repeat(line)))
+        assert [each.text for each in itertools.islice(TextSource("-"), 3)] == ["good"] * 3
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"\xff\n")))
     with pytest.raises(FaultyItemsError, match="standard input: line 1"):
         list(TextSource("-"))
 

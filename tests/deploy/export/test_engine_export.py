@@ -51,17 +51,6 @@ def engine_repository(checkpoint, tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def gpu(engine_repository, fake_rtx):
-    """The fake GPU runs the repository's graphs for its real engines."""
-    manifest = read_manifest(engine_repository)
-    for role in MODELS:
-        plan = plan_path(engine_repository, manifest, role).read_bytes()
-        profiles = manifest["artefacts"][role]["engine"]["profiles"]
-        fake_rtx.plans[plan] = (str(graph_path(engine_repository, manifest, role)), profiles)
-    return fake_rtx.driver
-
-
 @pytest.mark.tensorrt
 def test_a_repository_with_engines_is_whole_and_says_what_they_are(engine_repository):
     manifest = check_repository(engine_repository)
@@ -81,7 +70,13 @@ def test_a_repository_with_engines_is_whole_and_says_what_they_are(engine_reposi
 
 
 @pytest.mark.tensorrt
-def test_pipeline_and_model_inside_triton_answer_on_engines_as_on_graphs(engine_repository, gpu, texts, artefacts):
+def test_pipeline_and_model_inside_triton_answer_on_engines_as_on_graphs(engine_repository, fake_rtx, texts, artefacts):
+    """The fake GPU runs the repository's graphs for its real engines."""
+    manifest, gpu = read_manifest(engine_repository), fake_rtx.driver
+    for role in MODELS:
+        plan = plan_path(engine_repository, manifest, role).read_bytes()
+        profiles = manifest["artefacts"][role]["engine"]["profiles"]
+        fake_rtx.plans[plan] = (str(graph_path(engine_repository, manifest, role)), profiles)
     for single_graph in (False, True):
         with Pipeline(engine_repository, engine=True, single_graph=single_graph) as pipeline:
             answers = pipeline.predict(texts * 2)

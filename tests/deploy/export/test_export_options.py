@@ -40,11 +40,6 @@ def checkpoints(models, tmp_path_factory):
 
 
 @pytest.fixture
-def copy(checkpoints, tmp_path):
-    return shutil.copytree(checkpoints["text"], tmp_path / "copy")
-
-
-@pytest.fixture
 def here(monkeypatch):
     """Says what the machine has."""
     return lambda **found: monkeypatch.setattr(
@@ -79,7 +74,8 @@ def test_facts_are_the_models(models, checkpoints, name, shortest):
     ("policy.json", '{"policy": {"budget": 3}}', "budget"),
     ("policy.json", "{", r"policy\.json is damaged"),
 ])
-def test_a_checkpoint_that_is_not_whole_is_named(copy, tmp_path, name, content, complaint):
+def test_a_checkpoint_that_is_not_whole_is_named(checkpoints, tmp_path, name, content, complaint):
+    copy = shutil.copytree(checkpoints["text"], tmp_path / "copy")
     (copy / name).unlink()
     if content is not None:
         (copy / name).write_text(content)

@@ -40,6 +40,7 @@ def test_answers_are_those_of_plain_sessions(graphs, plain, encoded, batches):
         for found, expected in zip([chain.run(inputs) for inputs in requests], map(plain, requests), strict=True):
             for name in expected:
                 np.testing.assert_allclose(found[name], expected[name], atol=1e-5 * (found[name].dtype == np.float32))
+        assert {dict(key)["batch"] for key in chain._shapes} == ({*batches} or {1, 3, 5})
 
 
 def test_threads_that_share_a_chain_get_their_own_answers(graphs, plain, encoded):
