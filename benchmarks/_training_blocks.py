@@ -90,3 +90,24 @@ def _difference(found: dict[str, dict[int, float]], better: str, other: str) -> 
         return "not run"
     mean, std = mean_and_std([100 * (found[better][seed] - found[other][seed]) for seed in seeds])
     return f"{mean:+.2f} ± {std / np.sqrt(len(seeds)):.2f}" if len(seeds) > 1 else f"{mean:+.2f}, one seed"
+
+
+@block("recorded_teachers.json")
+def recorded_teachers() -> list[str]:
+    result = read("recorded_teachers.json")["results"]
+    lines = ["| student of the demo | labels | test accuracy | losses apart from live, at most |", "|---|---|---|---|"]
+    rows = {
+        "alone": "no teacher", "live": "the demo's teacher, running along",
+        "exact": "its record, scores as they are", "bytes": "its record, a byte a score",
+        "other tokenizer": "the record of a teacher with byte-level BPE", "few labels, alone": "no teacher",
+        "few labels, quotes": "quotes for two thirds of the texts, a tenth wrong",
+        "few labels, quotes on texts without a label": "the same, 8,000 texts without a label, too",
+    }  # fmt: skip
+    for name, what in rows.items():
+        accuracies = [cell["accuracy"] for cell in result[name]]
+        spread = f" ± {np.std(accuracies, ddof=1) / len(accuracies) ** 0.5:.3f}" if len(accuracies) > 1 else ""
+        apart = result[name][0].get("largest_difference_of_a_loss")
+        labels = "2,000" if name.startswith("few") else "10,000"
+        far = "" if apart is None else f"{apart:.0e}"
+        lines.append(f"| {what} | {labels} | {np.mean(accuracies):.3f}{spread} | {far} |")
+    return lines

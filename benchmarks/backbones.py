@@ -37,6 +37,7 @@ from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 from rekd_train.models.base import Predictor, Selector
 from rekd_train.models.families import build_backbone
+from rekd_train.models.gates import selection_scores
 from rekd_train.models.rationalizer import Rationalizer
 
 RESULTS = ROOT / "benchmarks" / "results" / "backbones.json"
@@ -86,7 +87,13 @@ def pair_over(kind: str, operator: str) -> Rationalizer:
                     torch.nn.init.xavier_normal_(parameter)
             module.head[-1].weight.mul_(8)
     policy = SelectionPolicy(bias=0.0, budget=0.25, minimum=1)
-    return Rationalizer(selector, predictor, policy, preprocessor, ("negative", "positive")).eval()
+    pair = Rationalizer(selector, predictor, policy, preprocessor, ("negative", "positive")).eval()
+    with torch.no_grad():  # scores of a random network lie close together: as far apart as a trained one's
+        inputs = {name: torch.from_numpy(array) for name, array in preprocessor(items_for(kind)[:20]).inputs.items()}
+        scores, last = selection_scores(pair.selector_logits(inputs))[pair.selectable(inputs)], selector.head[-1]
+        last.weight.mul_(4 / scores.std())
+        last.bias.copy_(torch.stack([4 * scores.mean() / scores.std(), torch.zeros(())]))
+    return pair
 
 
 def items_for(kind: str) -> list:

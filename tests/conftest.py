@@ -165,10 +165,11 @@ def encoder_settings(kind: str, vocabulary: int = 100, **changes) -> BackboneCon
     return BackboneConfig(**{**fields, **changes})
 
 
-def make_encoder_pair(kind: str, operator: str = "compact", **changes) -> Rationalizer:
-    """A random pair over such encoders."""
-    settings = encoder_settings(kind, **changes)
-    preprocessor = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=48, lengths=(16, 32)))
+def make_encoder_pair(kind: str, operator: str = "compact", tokenizer: str = "", **changes) -> Rationalizer:
+    """A random pair over such encoders; ``tokenizer``: one of the ``TOKENIZERS``, '': the tiny one."""
+    content = trained_tokenizer(tokenizer) if tokenizer else tiny_tokenizer_json()
+    preprocessor = TextPreprocessor(content, TextSettings(max_length=48, lengths=(16, 32)))
+    settings = encoder_settings(kind, preprocessor.vocabulary_size, **changes)
     torch.manual_seed(0)
     selector = Selector(build_backbone(settings, preprocessor.special_ids))
     predictor = Predictor(build_backbone(settings, preprocessor.special_ids), 2, operator)

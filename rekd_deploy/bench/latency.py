@@ -182,8 +182,8 @@ def full_batches(preprocessor: Preprocessor, batch: int, length: int, seed: int 
     if not isinstance(preprocessor, TextPreprocessor):
         shape = (AT_HAND, batch, settings.height, settings.width, settings.channels)
         return [{"pixels": each} for each in generator.integers(0, 256, shape, dtype=np.uint8)]
-    special = preprocessor.special_ids
-    words = np.setdiff1d(np.arange(preprocessor.vocabulary_size), list(special.values()))
+    start, *ends = preprocessor.around
+    words = np.setdiff1d(np.arange(preprocessor.vocabulary_size), list(preprocessor.special_ids.values()))
     ids = generator.choice(words, (AT_HAND, batch, length))
-    ids[..., 0], ids[..., -1] = special["cls"], special["sep"]
+    ids[..., 0], ids[..., length - len(ends) :] = start, ends
     return [{"input_ids": each, "attention_mask": np.ones_like(each)} for each in ids]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from rekd_deploy.contract.signature import SLOTS
 from rekd_deploy.graphs.onnx_model import RUNTIME_DOMAIN, Structure, make_node, replace_nodes
@@ -39,7 +39,7 @@ def fuse(model: onnx_ir.Model) -> onnx.ModelProto:
 
     _read_slots_from_tensor(model)
     fused, _ = optimize_for_ort(model, clear_metadata=True)
-    return onnx_ir.serde.serialize_model(fused)
+    return _rms_norms_in_parts(onnx_ir.serde.serialize_model(fused))
 
 
 def fused_operators(model: onnx.ModelProto) -> dict[str, int]:
@@ -90,6 +90,28 @@ def norms_apart(model: onnx.ModelProto) -> onnx.ModelProto:
             make_node("LayerNormalization", parameters, node.output[0], name, axis=-1, epsilon=_epsilon(node, 1e-5)),
         ]
     return replace_nodes(deepcopy(model), nodes)
+
+
+def _rms_norms_in_parts(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model itself with ONNX's own operators for a norm that ONNX does not have; ONNX Runtime fuses it at load."""
+    nodes: list[onnx.NodeProto] = []
+    constants: list[onnx.TensorProto] = []
+    for node in model.graph.node:
+        if node.op_type != "SimplifiedLayerNormalization":
+            nodes.append(node)
+            continue
+        (values, scale), name = node.input, node.output[0]
+        parts = {"two": np.float32(2), "axis": np.array([-1]), "epsilon": np.float32(_epsilon(node, 1e-5))}
+        constants += [numpy_helper.from_array(np.asarray(value), f"{name}/{part}") for part, value in parts.items()]
+        nodes += [
+            make_node("Pow", [values, f"{name}/two"], f"{name}/square"),
+            make_node("ReduceMean", [f"{name}/square", f"{name}/axis"], f"{name}/mean", keepdims=1),
+            make_node("Add", [f"{name}/mean", f"{name}/epsilon"], f"{name}/variance"),
+            make_node("Sqrt", [f"{name}/variance"], f"{name}/deviation"),
+            make_node("Div", [values, f"{name}/deviation"], f"{name}/normal"),
+            make_node("Mul", [f"{name}/normal", scale], name),
+        ]
+    return replace_nodes(model, nodes, constants)
 
 
 def _epsilon(node: onnx.NodeProto, default: float) -> float:

@@ -205,10 +205,8 @@ def _budget_steps(policy: SelectionPolicy, most: int, capacity: int) -> list[int
 
 def _batch(preprocessor: TextPreprocessor, word_counts: list[int], width: int) -> Arrays:
     """Rows [CLS] words [SEP] padding with so many random words each."""
-    special = preprocessor.special_ids
-    ordinary = np.setdiff1d(np.arange(preprocessor.vocabulary_size), list(special.values()))
+    start, *ends = preprocessor.around
+    ordinary = np.setdiff1d(np.arange(preprocessor.vocabulary_size), list(preprocessor.special_ids.values()))
     generator = np.random.default_rng([width, *word_counts])
-    rows = [
-        [special["cls"], *generator.choice(ordinary, size=count).tolist(), special["sep"]] for count in word_counts
-    ]
+    rows = [[start, *generator.choice(ordinary, size=count).tolist(), *ends] for count in word_counts]
     return preprocessor.pad(rows, width)

@@ -59,7 +59,10 @@ def check_parity(
             case = model_case(rationalizer, rationalizer.preprocessor(examples.items[some]).inputs)
             answers = chain.run(case.inputs)
             report.examples += len(case.mask)
-            report.example_disagreements += _compare(rationalizer, case, answers, report)
+            flips, disagreements = _compare(rationalizer, case, answers, report)
+            # not on constructed inputs: alike patches tie exactly where a network knows no absolute positions
+            report.near_ties += int(np.sum(flips & (case.margins <= report.limits.tie_margin)))
+            report.example_disagreements += disagreements
             report.masks.add(case.mask, answers["mask"], case.real)
             if examples.labels is not None:
                 labels = np.array(examples.labels[some])
@@ -78,10 +81,11 @@ def check_parity(
 
 
 @torch.inference_mode()
-def _compare(rationalizer: Rationalizer, case: Case, answers: Arrays, report: ParityReport) -> int:
-    """Add a batch to the report; how many rows the graphs and the model put into different classes."""
+def _compare(
+    rationalizer: Rationalizer, case: Case, answers: Arrays, report: ParityReport
+) -> tuple[np.ndarray, int]:
+    """Add a batch to the report; which positions are flipped (B, N), and how many rows are put into another class."""
     flips = add_selection(report, case, answers, report.limits.tie_margin)
-    report.near_ties += int(np.sum(flips & (case.margins <= report.limits.tie_margin)))
     _check_rule(rationalizer, case.inputs, answers["scores"], answers, report)
     same = case
     if flips.any():
@@ -91,7 +95,7 @@ def _compare(rationalizer: Rationalizer, case: Case, answers: Arrays, report: Pa
     add_classes(report, same, answers, slice(None))
     disagreements = int(np.sum(answers["logits"].argmax(1) != case.logits.argmax(1)))
     report.label_disagreements += disagreements
-    return disagreements
+    return flips, disagreements
 
 
 def _check_rule(rationalizer: Rationalizer, inputs: Arrays, scores: Any, chosen: Arrays, report: ParityReport) -> None:

@@ -192,9 +192,9 @@ def example(signature: GraphSignature, preprocessor: Preprocessor, length: int) 
     """One row of valid inputs by name, without the batch axis; ``length``: tokens of a text, 0 for images."""
     arrays = {spec.name: np.zeros(signature.sizes_at(spec, length)[1:], spec.dtype) for spec in signature.inputs}
     if "input_ids" in arrays:
-        special = preprocessor.special_ids
-        arrays["input_ids"][:] = next(n for n in range(len(special) + 1) if n not in special.values())
-        arrays["input_ids"][[0, -1]] = special["cls"], special["sep"]
+        special, (start, *ends), ids = preprocessor.special_ids, preprocessor.around, arrays["input_ids"]
+        ids[:] = next(n for n in range(len(special) + 1) if n not in special.values())
+        ids[0], ids[len(ids) - len(ends) :] = start, ends
     for name in {"attention_mask", "keep"} & set(arrays):
         arrays[name][:] = 1
     if "positions" in arrays:

@@ -116,11 +116,12 @@ class Reader:
     def statement(self, row: dict[str, Any], line: str) -> Statement:
         text = row.get(self.columns[0])
         parts: list[np.ndarray | None] = []
-        for read in (self._probabilities, self._marks, self._scores):
+        for what, read in {"class": self._probabilities, "rationale": self._marks, "scores": self._scores}.items():
             try:
                 parts.append(read(row, text))
             except (TypeError, ValueError, KeyError) as error:
-                self.mistakes.append(f"{line}: {error}")
+                reason = error if type(error) is ValueError else f"{what} of another form ({error})"
+                self.mistakes.append(f"{line}: {reason}")
                 parts.append(None)
         return Statement(*parts)
 
@@ -161,9 +162,13 @@ class Reader:
 
     def _scores(self, row: dict[str, Any], text: str | None) -> np.ndarray | None:
         if "packed_scores" in row:
-            gaps, lengths = (np.frombuffer(row[f"packed_{name}"], np.uint8) for name in ("gaps", "lengths"))
-            ends = np.cumsum(gaps.astype(np.int64) + lengths)
-            values = np.frombuffer(row["packed_scores"], np.int8) * np.float32(row["packed_scale"])
+            kinds = {"gaps": np.uint8, "lengths": np.uint8, "scores": np.int8}
+            parts = [np.frombuffer(row.get(f"packed_{name}", b""), kind) for name, kind in kinds.items()]
+            ends = np.cumsum(parts[0].astype(np.int64) + parts[1]) if len({*map(len, parts)}) == 1 else None
+            scale = np.float32(row.get("packed_scale", np.nan))
+            if ends is None or not np.isfinite(scale) or (text is not None and ends.max(initial=0) > len(text)):
+                raise ValueError("packed scores that are damaged; fix: rekd-train record again")
+            lengths, values = parts[1], parts[2] * scale
             return np.stack([ends - lengths, ends, values], axis=1).astype(np.float32)
         if "scores" not in row:
             return None
@@ -199,9 +204,8 @@ class AlignedKnowledge:
     @property
     def empty(self) -> bool:
         """Whether it says nothing at all."""
-        return bool(np.isnan(self.probabilities).all()) and not any(
-            each is not None for each in (*self.scores, *self.marks)
-        )
+        said = any(each is not None for each in (*self.scores, *self.marks))
+        return not said and bool(np.isnan(self.probabilities).all())
 
 
 def with_unlabelled(data: DataSet, knowledge: Knowledge) -> DataSet:

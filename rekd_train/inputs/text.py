@@ -130,8 +130,8 @@ class TextPreprocessor:
         self.settings = settings
         self.tokenizer_json = tokenizer_json
         self._tokenizer = tokenizer
-        around = _around(tokenizer)
-        self._special_count = len(around)
+        self.around = around = _around(tokenizer)
+        """Ids that every text has around it, the start token first."""
         self.special_ids = {"pad": _padding(tokenizer, around[0]), "cls": around[0]}
         if len(around) > 1:
             self.special_ids |= {"sep": around[-1]} | {f"special_{token}": token for token in around[1:-1]}
@@ -159,7 +159,7 @@ class TextPreprocessor:
     @property
     def features(self) -> int:
         """Most selectable tokens of any text: max_length without those that every text has around it."""
-        return self.settings.max_length - self._special_count
+        return self.settings.max_length - len(self.around)
 
     @property
     def window_overlap(self) -> int:
@@ -223,7 +223,10 @@ class TextPreprocessor:
         if settings.image is not None:
             raise ConfigError(f"a text model cannot have the family '{settings.family}', which reads images")
         if settings.vocabulary < self.vocabulary_size:
-            raise ConfigError(f"the tokenizer has {self.vocabulary_size} ids, the network only {settings.vocabulary}")
+            raise ConfigError(
+                f"the tokenizer has {self.vocabulary_size} ids, the network only {settings.vocabulary}; "
+                "fix: the tokenizer that the network was trained with"
+            )
         if (most := settings.positions) < self.positions:
             problem = f"the texts have up to {self.positions} tokens, the network reads {most}"
             raise ConfigError(f"{problem}; fix: data.max_length={most}")

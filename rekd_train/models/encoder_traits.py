@@ -83,7 +83,11 @@ def probed(config: PretrainedConfig) -> EncoderTraits:
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        return _Probe(_with_large_weights(config)).traits()
+        try:
+            model = _with_large_weights(config)
+        except NotImplementedError as error:
+            raise ConfigError(f"the encoder '{config.model_type}' cannot be cut to a few layers: {error}") from None
+        return _Probe(model).traits()
 
 
 def _with_large_weights(config: PretrainedConfig) -> PreTrainedModel:
@@ -112,6 +116,8 @@ class _Probe:
         self.takes_positions = "position_ids" in parameters
         self.length = min(_LENGTH, getattr(model.config, "max_position_embeddings", None) or _LENGTH) - 4
         table = model.get_input_embeddings()
+        if not isinstance(table, nn.Embedding):
+            raise ConfigError(f"the encoder '{self.name}' has no plain table of word embeddings; fix: another encoder")
         self.content = table(torch.randint(0, table.num_embeddings, (2, self.length)))
         self.visible = torch.ones(2, self.length, dtype=torch.int64)
         self.visible[1, self.length * 2 // 3 :] = 0

@@ -113,8 +113,14 @@ def preprocessor_for(config: RunConfig) -> Preprocessor:
             settings = sized(settings, open_source(settings.pretrained, settings.family, "predictor"), "predictor")
         return ImagePreprocessor(ImageSettings.of(settings))
     sources = [(getattr(config, role).pretrained, role) for role in ("predictor", "selector")]
-    found = [tokenizer_json(source_path(weights, role)) for weights, role in sources if weights]
-    contents = [content for content in found if content is not None] or [minilm_tokenizer_json()]
+    paths = [source_path(weights, role) for weights, role in sources if weights]
+    contents = [content for content in map(tokenizer_json, paths) if content is not None]
+    if not contents and any(path.is_dir() for path in paths):
+        raise ConfigError(
+            f"{paths[0]} holds no tokenizer; fix: save the one that the weights were trained with there, "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(DIR)"
+        )
+    contents = contents or [minilm_tokenizer_json()]
     settings = TextSettings(config.data.max_length, config.data.lengths)
     preprocessors = [TextPreprocessor(content, settings) for content in contents]
     if not same_tokens(preprocessors[0], preprocessors[-1]):
@@ -183,7 +189,7 @@ def _backbone(settings: BackboneConfig, preprocessor: Preprocessor, role: str) -
 
 
 def tokenizer_json(path: Path) -> str | None:
-    """Content of the fast tokenizer of a directory, or of a tokenizer.json or vocab.txt (BERT's) itself.
+    """Content of the fast tokenizer of a directory, or of a file tokenizer.json or vocab.txt (BERT's).
 
     Returns:
         None if there is none.
@@ -195,16 +201,21 @@ def tokenizer_json(path: Path) -> str | None:
     try:
         if whole.is_file() and whole.suffix == ".json":
             return whole.read_text(encoding="utf-8")
-        if whole.is_file() or (path / "vocab.txt").is_file():
-            return _word_pieces(path / "vocab.txt" if path.is_dir() else path)
-        if path.is_dir() and any(any(path.glob(name)) for name in ("tokenizer_config.json", "vocab.json", "*.model")):
+        if path.is_dir() and not (path / "config.json").is_file():  # nothing tells the library what it is
+            whole = path / "vocab.txt"
+        if whole.is_file():
+            return _word_pieces(whole)
+        if any(any(path.glob(name)) for name in ("tokenizer_config.json", "vocab.*", "*.model")):
             from transformers import AutoTokenizer
 
-            return AutoTokenizer.from_pretrained(path, use_fast=True).backend_tokenizer.to_str()
+            tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True)
+            if not tokenizer.is_fast:
+                raise ValueError(f"{type(tokenizer).__name__} has no fast form and cannot be used")
+            return tokenizer.backend_tokenizer.to_str()
     except Exception as error:  # the libraries raise bare Exception
         raise CheckpointError(
             f"{path} cannot be read as a fast tokenizer: {reason_of(error)}; fix: save it once with AutoTokenizer("
-            "..., use_fast=True).save_pretrained(DIR), which writes tokenizer.json"
+            "..., use_fast=True).save_pretrained(DIR), which writes tokenizer.json, where it has a fast form"
         ) from None
     return None
 

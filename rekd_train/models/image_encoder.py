@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from timm import create_model
+from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import embedding, interpolate, linear
@@ -45,10 +46,15 @@ class ImageEncoder(Backbone):
         self.image = settings.image
         self.model = image_network(settings)
         parts = ("_pos_embed", "norm_pre", "blocks", "norm")
-        self.has_tokens = all(getattr(self.model, name, None) is not None for name in parts)
+        self.is_beit = isinstance(self.model, Beit)
+        self.has_tokens = self.is_beit or all(getattr(self.model, name, None) is not None for name in parts)
         if not self.has_tokens:
             self.operators = ("zero",)
         else:
+            if self.is_beit:  # its blocks would add the biases of all patches; ``_relative`` gives those of the kept
+                self.model.norm_pre = nn.Identity()
+                for block in self.model.blocks:
+                    block.attn._get_rel_pos_bias = _no_bias
             # drawn in ``_encode`` over all tokens: ``_pos_embed`` is asked for the position embeddings alone
             self.dropout, self.model.pos_drop = self.model.pos_drop, nn.Identity()
             projection = getattr(self.model.patch_embed, "proj", None)
@@ -152,14 +158,34 @@ class ImageEncoder(Backbone):
             seen = torch.cat([torch.ones_like(visible[:, :1]).expand(-1, first.shape[1]), visible], dim=1)
             mask = _added_mask(seen, hidden.dtype)
         for index, block in enumerate(self.model.blocks):
-            options = {"rope": rotations[index % len(rotations)]} if rotations else {}
-            hidden = block(hidden, attn_mask=mask, **options)
+            if self.is_beit:
+                options = {"shared_rel_pos_bias": self._relative(block.attn, positions, mask)}
+            else:
+                options = {"attn_mask": mask, **({"rope": rotations[index % len(rotations)]} if rotations else {})}
+            hidden = block(hidden, **options)
         return self.model.norm(hidden)
+
+    def _relative(self, attention: nn.Module, positions: Tensor | None, mask: Tensor | None) -> Tensor | None:
+        """(1 or B, heads, P + M, P + M): what a block of BEiT adds to its scores, the mask included."""
+        biases = [] if self.model.rel_pos_bias is None else [self.model.rel_pos_bias()]
+        if attention.relative_position_bias_table is not None:
+            biases.append(type(attention)._get_rel_pos_bias(attention)[0])
+        bias = sum(biases).unsqueeze(0) if biases else None
+        if bias is not None and positions is not None:
+            count, side = self.model.num_prefix_tokens, bias.shape[-1]
+            first = torch.arange(count, device=positions.device).expand(positions.shape[0], -1)
+            places = torch.cat([first, positions + count], dim=1)
+            pairs = places.unsqueeze(2) * side + places.unsqueeze(1)
+            bias = embedding(pairs, bias.flatten(2)[0].t()).permute(0, 3, 1, 2)
+        return mask if bias is None else bias if mask is None else bias + mask
 
     def _positions(self, content: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """The first tokens (1, P, H), position embeddings (1, N, H), and rotations by block, one or none for all."""
         rows, columns = self.image.grid
         blank = content.new_zeros(1, rows * columns, content.shape[2])
+        if self.is_beit:
+            first, places = self.model.cls_token, self.model.pos_embed
+            return (first, blank, []) if places is None else (first + places[:, :1], places[:, 1:], [])
         if getattr(self.model, "dynamic_img_size", False):
             blank = blank.view(1, rows, columns, -1)
         found = self.model._pos_embed(blank)
@@ -185,6 +211,10 @@ class ImageEncoder(Backbone):
 def _added_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """(B, 1, 1, N) to add to scores, from (B, N) bool: a mask of bool exports with tests for rows that see nothing."""
     return torch.where(seen[:, None, None, :], 0.0, torch.finfo(dtype).min)
+
+
+def _no_bias() -> float:
+    return 0.0
 
 
 def _chosen(rotation: Tensor, positions: Tensor) -> Tensor:

@@ -26,12 +26,13 @@ KINDS = {
 
 LIBRARIES = {
     "roberta": lambda: make_encoder_pair("roberta"),  # fewer words than positions
+    "eurobert": lambda: make_encoder_pair("eurobert", tokenizer="start token alone"),  # norms without a mean
     "modernbert": lambda: make_encoder_pair("modernbert"),
     "deberta-v2-zero": lambda: make_encoder_pair("deberta-v2", "zero"),
     "deberta-v2": lambda: make_encoder_pair("deberta-v2", pooling="mean"),
     "dinov2": lambda: make_network_pair("vit_small_patch14_reg4_dinov2"),
     "siglip": lambda: make_network_pair("vit_base_patch16_siglip_224", pooling="attention"),
-    "eva02": lambda: make_network_pair("eva02_tiny_patch14_224", pooling="mean"),
+    "dinov3": lambda: make_network_pair("vit_small_patch16_dinov3", pooling="mean"),  # rotary positions alone
 }
 """Pairs over encoders and networks as the libraries make them."""
 

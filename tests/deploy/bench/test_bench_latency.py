@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import make_rationalizer
+from conftest import make_rationalizer, trained_tokenizer
 
 from rekd_deploy.bench import variants
 from rekd_deploy.bench.latency import AT_HAND, alike_check, check_lengths, classes_alike, full_batches, measure_latency
@@ -16,6 +16,7 @@ from rekd_deploy.cli.bench import app
 from rekd_deploy.errors import BenchmarkError, EngineError, RepositoryError
 from rekd_train.checkpoints.checkpoint import save
 from rekd_train.errors import ConfigError
+from rekd_train.inputs.text import TextPreprocessor, TextSettings
 
 pytestmark = pytest.mark.slow
 
@@ -188,3 +189,11 @@ def test_the_order_shifts_and_each_warms_up_for_its_time():
     assert len(alone.order) == 4 + 3
     with pytest.raises(ConfigError, match="2 rounds"):
         alone.rounds({"a": 0.5}, rounds=2)
+
+
+def test_filled_up_texts_hold_what_their_tokenizer_puts_around_them():
+    for tokenizer, ends in (("start token alone", 0), ("byte-level BPE", 1)):
+        preprocessor = TextPreprocessor(trained_tokenizer(tokenizer), TextSettings(max_length=16))
+        for batch in full_batches(preprocessor, 2, 16):
+            special = np.isin(batch["input_ids"], list(preprocessor.special_ids.values()))
+            assert special.sum(axis=-1).tolist() == [1 + ends] * 2 and special[:, 0].all()

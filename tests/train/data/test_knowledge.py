@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 from conftest import tiny_tokenizer_json, trained_tokenizer
+from pyarrow import parquet
 
 from rekd_train.data.knowledge import (
     align,
@@ -94,6 +96,20 @@ def test_packed_scores_come_back_within_a_step(tmp_path, identified):
         write_knowledge(path, [])
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"packed_scale": float("nan")}, {"packed_scale": None}, {"packed_gaps": None}, {"packed_lengths": b"\x01"},
+     {"packed_gaps": b"\xff" * 3}],
+)  # fmt: skip
+def test_damaged_packed_scores(tmp_path, change):
+    scores = np.array([[0, 1, 1.0], [2, 11, -1.0], [12, 15, 0.5]])
+    path = write_knowledge(tmp_path / "k.parquet", [{"text": TEXT, "scores": scores}])
+    (row,) = parquet.read_table(path).to_pylist()
+    parquet.write_table(pyarrow.Table.from_pylist([row | change]), path)
+    with pytest.raises(DataError, match="packed scores that are damaged; fix: rekd-train record again"):
+        read_knowledge(path, LABELS)
+
+
 def test_texts_without_a_statement_lack_every_part(tmp_path):
     knowledge = read_knowledge(lines(tmp_path / "k.jsonl", {"text": TEXT, "label": "positive"}), LABELS)
     aligned = align(knowledge, ["another text", TEXT], WORDS, 2)
@@ -108,6 +124,7 @@ def test_all_mistakes_of_a_file_together(tmp_path):
         {"text": "ef", "scores": [[0, 1, float("nan")]]}, {"text": "gh", "scores": [[0, 2, 1], [1, 2, 1]]},
         {"text": "d"}, {"label": "positive"}, {"id": "0" * 16, "quotes": ["x"]},
         {"text": "wonder", "quotes": "wonder"}, {"text": "won", "quotes": [3]},
+        {"text": "five", "rationale": 5},
     ]  # fmt: skip
     path = tmp_path / "k.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -117,7 +134,7 @@ def test_all_mistakes_of_a_file_together(tmp_path):
         "line 1: the probabilities [0.5, 0.2] do not sum to 1", "line 2: the class 'neutral' is none of negative",
         "line 3: 3 probabilities for 2 classes", "line 4: rationale hold [0, 9], not 0 <= start < end <= 1",
         "line 5: scores hold values that are not finite", "line 10: quotes are 'wonder', not a list of strings",
-        "line 11: quotes are '[3]', not a list of strings",
+        "line 11: quotes are '[3]', not a list of strings", "line 12: rationale of another form (",
     ):  # fmt: skip
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -19,6 +19,7 @@ from rekd_train.cli.command import run
 from rekd_train.cli.main import app
 from rekd_train.config.run import BackboneConfig, ImageConfig, RunConfig
 from rekd_train.errors import CheckpointError, ConfigError
+from rekd_train.inputs.text import TextPreprocessor, TextSettings
 from rekd_train.models.families import build_backbone, fresh_pair, preprocessor_for, tokenizer_json, weight_origins
 from rekd_train.models.pretrained import load_weights, open_source, sized, source_path
 
@@ -300,15 +301,28 @@ def test_both_networks_read_the_same_tokens(tmp_path):
     (tmp_path / "b" / "vocab.txt").write_text("\n".join(words))
     (tmp_path / "c" / "vocab.txt").write_text("\n".join(reversed(words)))
     both = run_of(tmp_path / "a", pretrained=str(tmp_path / "b"))
-    assert preprocessor_for(both).vocabulary_size == len(words), "one vocabulary, written in two ways"
+    assert preprocessor_for(both).encode(["good"]), "one vocabulary, written in two ways"
     with pytest.raises(ConfigError, match="different tokenizers"):
         preprocessor_for(run_of(tmp_path / "a", pretrained=str(tmp_path / "c")))
 
 
 def test_a_tokenizer_without_a_fast_form_is_refused(tmp_path):
+    directory_of("bert", tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match="holds no tokenizer; fix: save the one that the weights were trained with"):
+        preprocessor_for(run_of(tmp_path))
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertJapaneseTokenizer"}')
-    with pytest.raises(CheckpointError, match="cannot be read as a fast tokenizer: .*fix: save it once"):
+    with pytest.raises(CheckpointError, match="BertJapaneseTokenizer has no fast form.*fix: save it once"):
         tokenizer_json(tmp_path)
+
+
+def test_a_vocabulary_alone_is_read_as_its_network_reads_it(tmp_path):
+    directory_of("mpnet", tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.txt").write_text("\n".join(["<s>", "<pad>", "</s>", "[UNK]", "<mask>", "good", "film", "##s"]))
+    read = TextPreprocessor(tokenizer_json(tmp_path), TextSettings(16))
+    assert read.encode(["Good films"])[0].tokens == ["<s>", "good", "film", "##s", "</s>"]
 
 
 @pytest.mark.parametrize(
