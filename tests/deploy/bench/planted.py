@@ -28,13 +28,9 @@ def planted_texts(examples: int = 240) -> TokenizedTexts:
 
 
 class Planted:
-    """Selects and classifies by a rule.
-
-    Args:
-        kind: 'honest' keeps the cue and two words at random, and reads the cue; 'random' keeps three words at random
-            and reads the cue if it is there; 'cheat' keeps the first three words without a cue for class 0, the last
-            for class 1, and reads nothing but where they are; 'leaky' is honest, but its prediction depends a little
-            on what it does not keep.
+    """'honest' keeps the cue and two words at random, and reads the cue; 'random' keeps three words at random and reads
+    the cue if it is there; 'cheat' keeps the first three words without a cue for class 0, the last for class 1, and
+    reads nothing but where they are; 'leaky' is honest, but its prediction depends a little on what it does not keep.
     """
 
     batch_size = 32

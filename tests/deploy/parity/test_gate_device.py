@@ -1,7 +1,4 @@
-"""Graphs are proved on the device that will serve them; where it is not here, that is said and recorded.
-
-For want of a GPU the device's own code, ``DeviceChain``, runs on the CPU here.
-"""
+"""Graphs are proved on the device that will serve them, its code on the CPU here; where it is absent, that is said."""
 
 import json
 import subprocess
