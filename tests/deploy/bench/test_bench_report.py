@@ -76,47 +76,40 @@ def test_the_command_makes_both(tmp_path, run_cli):
     assert "<h1>Mine</h1>" in page.read_text() and page.with_suffix(".md").is_file()
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
+@pytest.mark.debian
+def test_a_browser_shows_it_without_a_complaint_on_a_desk_and_on_a_phone(written, tmp_path):
     """A real Chromium without a screen, that records console and network."""
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         pytest.skip("needs Debian's chromium and chromium-driver")
     from selenium import webdriver
-    from selenium.webdriver.chrome.options import Options
     from selenium.webdriver.chrome.service import Service
 
-    options = Options()
+    options, address = webdriver.ChromeOptions(), written[0].resolve().as_uri()
     options.binary_location = shutil.which("chromium")
-    own = f"user-data-dir={tmp_path_factory.mktemp('chromium')}"
+    own = f"user-data-dir={tmp_path}"
     for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-sync", own):
         options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(service=Service(shutil.which("chromedriver")), options=options)
-    yield driver
-    driver.quit()
-
-
-@pytest.mark.debian
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
-def test_a_browser_shows_it_without_a_complaint(browser, written, width, scheme):
-    screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    browser.get_log("performance")
-    browser.get(address := written[0].resolve().as_uri())
-    assert browser.get_log("browser") == []
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    loaded = [each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"
-              and each["params"]["documentURL"].startswith(address)]  # fmt: skip
-    assert loaded and all(each.startswith(("data:", address)) for each in loaded)
-    heights, paper, wide = browser.execute_script(
-        "return [[...document.querySelectorAll('svg text')].map(text => text.getBoundingClientRect().height),"
-        "getComputedStyle(document.body).backgroundColor, document.documentElement.scrollWidth]"
-    )
-    assert wide <= width, "nothing sticks out"
-    assert len(heights) > 50 and min(heights) >= 8, "letters of charts on a phone"
-    assert (sum(map(int, re.findall(r"\d+", paper)[:3])) > 600) == (scheme == "light")
+    with webdriver.Chrome(service=Service(shutil.which("chromedriver")), options=options) as browser:
+        for width, scheme in ((1280, "light"), (360, "dark")):
+            screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+            features = [{"name": "prefers-color-scheme", "value": scheme}]
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+            browser.get_log("performance")
+            browser.get(address)
+            assert browser.get_log("browser") == []
+            messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+            sent = [each["params"] for each in messages if each["method"] == "Network.requestWillBeSent"]
+            loaded = [each["request"]["url"] for each in sent if each["documentURL"].startswith(address)]
+            assert loaded and all(each.startswith(("data:", address)) for each in loaded)
+            heights, paper, wide = browser.execute_script(
+                "return [[...document.querySelectorAll('svg text')].map(text => text.getBoundingClientRect().height),"
+                "getComputedStyle(document.body).backgroundColor, document.documentElement.scrollWidth]"
+            )
+            assert wide <= width, "nothing sticks out"
+            assert len(heights) > 50 and min(heights) >= 8, "letters of charts on a phone"
+            assert (sum(map(int, re.findall(r"\d+", paper)[:3])) > 600) == (scheme == "light")
 
 
 LIMITS = {"percent": 10.0, "points": 1.0}

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 
@@ -62,13 +63,10 @@ def test_an_endpoint_that_was_there_is_exported_again_with_a_warning(rekd_export
 
 
 def test_a_failing_gate_leaves_the_old_repository(checkpoint, tmp_path, monkeypatch):
-    def refuse(*arguments, **sessions):
-        raise ParityError("a class logit differs")
-
     manifest = tmp_path / "repository" / "manifest.json"
     manifest.parent.mkdir()
     manifest.write_text("old")
-    monkeypatch.setattr(graphs, "check_parity", refuse)
+    monkeypatch.setattr(graphs, "check_parity", Mock(side_effect=ParityError("a class logit differs")))
     with pytest.raises(ParityError):
         publish(checkpoint, manifest.parent)
     assert manifest.read_text() == "old" and list(tmp_path.iterdir()) == [manifest.parent]

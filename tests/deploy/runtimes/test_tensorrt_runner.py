@@ -1,6 +1,7 @@
 """The engine runner: what is bound where, in which profile, and that everything is given back. On a fake GPU."""
 
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -74,10 +75,6 @@ def test_closing_waits_for_the_request_that_runs(runner):
         execution.run(tokens(1, 3))
 
 
-def no_driver(name):
-    raise OSError(f"{name}: cannot open shared object file")
-
-
 def test_what_goes_wrong_is_one_line_and_the_gpu_is_given_back(runner, artefacts, fake_gpu, tmp_path, monkeypatch):
     def refused(complaint, batch=1):
         with pytest.raises(EngineError, match=f"^the selector: .*{complaint}") as refusal, runner:
@@ -94,5 +91,5 @@ def test_what_goes_wrong_is_one_line_and_the_gpu_is_given_back(runner, artefacts
     refused(r"cannot be loaded on Fake RTX \(sm89\): the plan is of another version")
     fake_gpu.devices = 0
     refused("there is no GPU 0; this machine has 0")
-    monkeypatch.setattr(tensorrt_execution.ctypes, "CDLL", no_driver)
+    monkeypatch.setattr(tensorrt_execution.ctypes, "CDLL", Mock(side_effect=OSError("cannot open shared object file")))
     refused("there is no NVIDIA driver .*libcuda.so.1.*fix")
