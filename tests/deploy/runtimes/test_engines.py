@@ -97,23 +97,6 @@ FIELDS = (
 )  # fmt: skip
 
 
-@pytest.fixture
-def opened(monkeypatch) -> list[tuple]:
-    """The options of every session that is opened, as values."""
-    seen, real = [], onnxruntime.InferenceSession
-
-    def session(model, options, *, providers):
-        seen.append(({name: str(getattr(options, name)) for name in FIELDS}, providers))
-        return real(model, options, providers=providers)
-
-    def only_how_threads_wait(options, key, value):
-        assert key == "session.force_spinning_stop", "which changes no answer"
-
-    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
-    monkeypatch.setattr(onnxruntime.SessionOptions, "add_session_config_entry", only_how_threads_wait)
-    return seen
-
-
 def serve(folder, target: str) -> None:
     """Opens a component model as its backend does."""
     config = read_config(folder / "config.pbtxt")
@@ -133,9 +116,16 @@ def serve(folder, target: str) -> None:
 
 @pytest.mark.parametrize("threads", [0, 3])
 @pytest.mark.parametrize(("target", "gpu"), [("python", None), ("onnxruntime", False)])
-def test_the_gate_and_verify_do_as_the_target_does(target, gpu, threads, checkpoint, tmp_path, opened, monkeypatch):
+def test_the_gate_and_verify_do_as_the_target_does(target, gpu, threads, checkpoint, tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # a setting of this shell, not of the server
-    gate, proved = [], export.check_parity
+    opened, gate, proved, real = [], [], export.check_parity, onnxruntime.InferenceSession
+
+    def session(model, options, *, providers):
+        opened.append(({name: str(getattr(options, name)) for name in FIELDS}, providers))
+        return real(model, options, providers=providers)
+
+    def only_how_threads_wait(options, key, value):
+        assert key == "session.force_spinning_stop", "which changes no answer"
 
     def check_parity(*arguments, **more):
         opened.clear()
@@ -143,6 +133,8 @@ def test_the_gate_and_verify_do_as_the_target_does(target, gpu, threads, checkpo
         gate.extend(opened)
         return report
 
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(onnxruntime.SessionOptions, "add_session_config_entry", only_how_threads_wait)
     monkeypatch.setattr(export, "check_parity", check_parity)
     root = publish(checkpoint, tmp_path / "r", target=target, threads=threads, single_graph=True, gpu=gpu).root
     opened.clear()
