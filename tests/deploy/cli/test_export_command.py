@@ -91,7 +91,6 @@ def test_what_is_wrong_is_said_with_its_exit_code(rekd_export, arguments, code, 
 
 
 @pytest.mark.parametrize(("arguments", "heavy", "shown"), [
-    (["--help"], {"torch", "onnx", "onnxruntime", "numpy"}, "rekd-export runs/demo/student"),
     (["CKPT", "--output", "OUT", "--dry-run", "--json"], {"torch", "onnxruntime", "onnx"}, '"dry_run": true'),
     (["--verify", "REPO", "--json"], {"torch", "transformers"}, '"verified": true'),
 ])

@@ -1,14 +1,10 @@
 """K follows the padded length: never too few slots for a rationale, and few for short texts."""
 
 import numpy as np
-import onnx
-import onnx.parser
 import pytest
 
-from rekd_deploy.contract.signature import SLOTS, GraphSignature, Slots, TensorSpec, text_pair_signature
-from rekd_deploy.graphs.tracing import OPSET, cut_to_length
+from rekd_deploy.contract.signature import SLOTS, Slots, text_pair_signature
 from rekd_deploy.repository.manifest import signature_from_dict, signature_to_dict
-from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from rekd_train.inputs.policy import SelectionPolicy
 
 LONGEST = 300
@@ -33,20 +29,3 @@ def test_the_manifest_carries_the_rule_and_one_that_gives_every_length_the_same_
     assert Slots(1000, 1, 1).axis == 1 and Slots(150_000, 1, 9).axis == SLOTS
     pair = text_pair_signature(Slots(1000, 1, 1), 2)
     assert pair.predictor.slots is None and pair.predictor.inputs[1].shape == ("batch", 1)
-
-
-def test_the_graph_counts_as_the_rule_at_every_length():
-    rule, names = Slots(333_333, 2, 17), ("positions", "kept")
-    model = onnx.parser.parse_model(f"""<ir_version: 10, opset_import: ["" : {OPSET}]>
-        graph (int64[batch, length] ids) => (int64[batch, 17] positions, int64[batch, 17] kept)
-        <int64[1, 17] line = {{{", ".join(map(str, range(17)))}}}>
-        {{ positions = Identity(line)
-          kept = Identity(line) }}""")
-    specs = tuple(TensorSpec(name, "int64", ("batch", SLOTS)) for name in names)
-    signature = GraphSignature((TensorSpec("ids", "int64", ("batch", "length")),), specs, rule)
-    cut = cut_to_length(model, signature)
-    onnx.checker.check_model(cut, full_check=True)
-    with OnnxRuntimeRunner(cut.SerializeToString(), signature, "the cut") as runner:
-        for length in range(1, 70):
-            found = runner.run({"ids": np.zeros((1, length), np.int64)})
-            assert all(values.tolist() == [list(range(rule.at(length)))] for values in found.values())

@@ -12,7 +12,7 @@ from precisions import graph_files, model_of, run_pair
 
 from rekd_deploy.export.graphs import guarded_pair
 from rekd_deploy.graphs.modules import pair_signature
-from rekd_deploy.graphs.onnx_model import check_constants, check_interface, joined
+from rekd_deploy.graphs.onnx_model import joined
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
 pytestmark = pytest.mark.slow
@@ -47,10 +47,6 @@ def test_good_rows_stay_what_they_are_bit_for_bit(kind, texts):
     wanted, found = (run_pair(signature, graphs, good_inputs(model, texts)) for graphs in (plain, safe))
     for name, array in wanted.items():
         np.testing.assert_array_equal(found[name], array, err_msg=name)
-    for role, graph in safe.items():
-        check_interface(graph, signature.graph(role), role)
-        check_constants(graph, role)
-        onnx.checker.check_model(graph, full_check=True)
 
 
 @every_text_pair
