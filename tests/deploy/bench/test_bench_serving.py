@@ -34,7 +34,7 @@ def test_a_stall_and_a_wait_for_a_free_client_are_paid_by_all_who_come_meanwhile
     opened, closed = open_loop(stalled(), arrivals), closed_loop(stalled(), concurrency=1, seconds=0.8)
     assert (np.array(opened.milliseconds) > slow).sum() >= 20 and len(opened.milliseconds) == len(arrivals)
     assert (np.array(closed.milliseconds) > slow).sum() <= 3
-    """With one client the second request is sent late, and its latency says so."""
+    # with one client the second request is sent late, and its latency says so
     load = open_loop(lambda number: time.sleep(0.1), np.zeros(3), in_flight=1)
     assert (np.sort(load.milliseconds) >= (100, 200, 300)).all()
 

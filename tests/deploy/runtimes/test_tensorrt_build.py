@@ -226,7 +226,7 @@ def base_name(node: ast.expr) -> str:
 def test_every_name_exists_in_both_products():
     everything = {name for api in (TENSORRT, RTX) for names in api.values() for name in names} - ELSEWHERE
     used = set()
-    """(class, name), class '' for a name of the module itself."""
+    # (class, name), class '' for a name of the module itself
     for module in MODULES:
         for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Attribute):
