@@ -106,19 +106,6 @@ def planned(artefacts, product: str, **request):
     return replace(made, engines=dict.fromkeys(made.engines, artefacts.selector), manifest=manifest)
 
 
-def test_triton_s_own_backends_get_the_graphs_alone_or_plans_of_which_they_choose_a_profile(artefacts, tmp_path):
-    root = write_repository(artefacts, tmp_path / "onnxruntime", target="onnxruntime", threads=3)
-    assert [path.name for path in (root / SELECTOR / "1").iterdir()] == ["model.onnx"]
-    assert check_repository(root)["repository"]["target"] == "onnxruntime"
-    made = planned(artefacts, "tensorrt", lengths=(16, 32))
-    root = write_repository(made, tmp_path / "tensorrt", target="tensorrt")
-    assert sorted(path.name for path in (root / SELECTOR / "1").iterdir()) == ["model.onnx", "model.plan"]
-    check_repository(root)
-    config = read_config(root / SELECTOR / "config.pbtxt")
-    assert config.backend == "tensorrt" and not config.parameters
-    assert list(config.instance_group[0].profile) == ["0", "1", "2"]
-
-
 @pytest.mark.parametrize(("product", "target", "limits", "complaint"), [
     ("tensorrt", "python", {}, "target 'python' runs .* the export has tensorrt; fix: "),
     ("tensorrt-rtx", "tensorrt", {}, "target 'tensorrt' runs .* the export has tensorrt-rtx; fix: "),
@@ -143,6 +130,7 @@ def test_without_tensorrt_the_engines_are_deferred_and_built_where_they_serve(
         assert (entry["status"], entry["sha256"], entry["format"]) == ("unverified", None, "tensorrt")
         assert entry["graph_sha256"] == sha256(graph_path(root, manifest, role))
         assert config.backend == "tensorrt" and len(config.instance_group[0].profile) == len(entry["profiles"])
+    assert [path.name for path in (root / SELECTOR / "1").iterdir()] == ["model.onnx"]
     rows = np.array([[2, 5, 3], [2, -1, 3]])  # nothing of ours stands before Triton's tensorrt backend
     with OnnxRuntimeRunner(graph_path(root, manifest, "selector"), artefacts.signature.selector, "it") as selector:
         scores = selector.run({"input_ids": rows, "attention_mask": np.ones_like(rows)})["scores"]
