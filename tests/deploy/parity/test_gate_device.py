@@ -178,8 +178,9 @@ def test_graphs_without_stored_answers_are_run_there_and_where_none_ran_none_is_
     gpus.spoil = spoil("logits", lambda array: array * np.nan)
     with pytest.raises(RepositoryError, match="gives logits that are no numbers"):
         verify.verify(root, device="cuda")
+    gpus.seen.clear()
     manifest = deepcopy(artefacts.manifest)
     manifest["parity"]["emulated"] = True
-    verification = verify.verify(write_repository(replace(artefacts, manifest=manifest), tmp_path / "r"), device="cuda")
+    verification = verify.verify(write_repository(replace(artefacts, manifest=manifest), tmp_path / "emulated"), device="cuda")
     assert gpus.seen == [] and verification.to_dict()["device"] is None
     assert "not compared: ONNX Runtime cannot compute" in said(verification)
