@@ -5,7 +5,7 @@
 
 Networks are made offline by the libraries' own configurations, tokenizers are trained on the spot (tests/conftest.py).
 Each pair is exported with both operators, gate included, and its predictions on 200 texts in five languages, or 40
-images, are compared with PyTorch's: label, rationale, probabilities to 1e-4.
+images, are compared with PyTorch's: label, rationale, probabilities to 1e-4; gathered states with attended ones.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 from rekd_train.models.base import Predictor, Selector
 from rekd_train.models.families import build_backbone
-from rekd_train.models.gates import selection_scores
+from rekd_train.models.gates import kept_positions, selection_scores
 from rekd_train.models.rationalizer import Rationalizer
 
 RESULTS = ROOT / "benchmarks" / "results" / "backbones.json"
@@ -82,9 +82,11 @@ def pair_over(kind: str, operator: str) -> Rationalizer:
     predictor = Predictor(build_backbone(settings, preprocessor.special_ids), 2, operator)
     with torch.no_grad():
         for module in (selector, predictor):
-            for parameter in module.backbone.parameters():
+            for name, parameter in module.backbone.named_parameters():
                 if kind in IMAGE and parameter.dim() > 1:
                     torch.nn.init.xavier_normal_(parameter)
+                elif "gamma" in name:  # some start with blocks that add next to nothing
+                    torch.nn.init.ones_(parameter)
             module.head[-1].weight.mul_(8)
     policy = SelectionPolicy(bias=0.0, budget=0.25, minimum=1)
     pair = Rationalizer(selector, predictor, policy, preprocessor, ("negative", "positive")).eval()
@@ -103,6 +105,16 @@ def items_for(kind: str) -> list:
         side = 4 * (14 if "patch14" in kind else 16)
         return list(np.random.default_rng(0).integers(0, 256, (40, side, side, 3), dtype=np.uint8))
     return [" ".join(generator.choices(SENTENCES, k=generator.randint(1, 6))) for _ in range(200)]
+
+
+@torch.no_grad()
+def apart(pair: Rationalizer, items: list) -> float:
+    """How far gathered states are from attended ones on the rationales of 40 items, as a share of the largest state."""
+    inputs = {name: torch.from_numpy(array) for name, array in pair.preprocessor(items[:40]).inputs.items()}
+    mask = pair.select(inputs).mask
+    attended = pair.predictor.backbone.attended(inputs, mask)
+    gathered = pair.predictor.backbone.gathered(inputs, *kept_positions(mask, pair.capacity))
+    return float((gathered - attended).abs().max() / attended.abs().max())
 
 
 def agreeing(answers: list, expected: list) -> int:
@@ -128,6 +140,7 @@ def tried(kind: str, serve: bool, folder: Path) -> dict:
             continue
         if operator == "compact":
             row["gathering"] = pair.predictor.backbone.traits.gathering if kind in TEXT else "exact"
+            row["apart"] = apart(pair, items)
         repository = folder / f"{kind}-{operator}"
         publish(save(pair, folder / f"{kind}-{operator}-pair"), repository)
         expected = pair.predict(items)

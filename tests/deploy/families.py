@@ -47,8 +47,10 @@ def make_network_pair(name: str, **changes) -> Rationalizer:
     settings = BackboneConfig(family="timm", width=48, heads=3, image=image, architecture=architecture, **changes)
     selector, predictor = Selector(build_backbone(settings, {})), Predictor(build_backbone(settings, {}), 3, "compact")
     with torch.no_grad():
-        for parameter in (*selector.backbone.parameters(), *predictor.backbone.parameters()):
-            if parameter.dim() > 1:
+        for name, parameter in (*selector.named_parameters(), *predictor.named_parameters()):
+            if "gamma" in name:  # some start with blocks that add next to nothing
+                torch.nn.init.ones_(parameter)
+            elif "backbone" in name and parameter.dim() > 1:
                 torch.nn.init.xavier_normal_(parameter)
     policy = SelectionPolicy(bias=0.0, budget=0.4, minimum=1)
     preprocessor = ImagePreprocessor(ImageSettings.of(settings))
