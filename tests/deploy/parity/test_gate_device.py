@@ -181,6 +181,7 @@ def test_graphs_without_stored_answers_are_run_there_and_where_none_ran_none_is_
     gpus.seen.clear()
     manifest = deepcopy(artefacts.manifest)
     manifest["parity"]["emulated"] = True
-    verification = verify.verify(write_repository(replace(artefacts, manifest=manifest), tmp_path / "emulated"), device="cuda")
+    root = write_repository(replace(artefacts, manifest=manifest), tmp_path / "emulated")
+    verification = verify.verify(root, device="cuda")
     assert gpus.seen == [] and verification.to_dict()["device"] is None
     assert "not compared: ONNX Runtime cannot compute" in said(verification)
