@@ -132,13 +132,13 @@ def network(facts: dict[str, Any]) -> Any:
 
 
 def _write(work: Path, name: str, facts: dict[str, Any]) -> dict[str, Any]:
-    from rekd_deploy.bench.latency import calibration_items
     from rekd_deploy.graphs.modules import head_layers, pair_signature
     from rekd_deploy.graphs.precision import convert_pair
     from rekd_deploy.graphs.tracing import OPSET, traced_graphs, write_graphs
+    from rekd_deploy.parity.examples import made_up
 
     pair = network(facts)
-    signature, items = pair_signature(pair), calibration_items(pair.preprocessor)
+    signature, items = pair_signature(pair), made_up(pair.preprocessor)
     facts |= {"kept": pair.capacity if pair.predictor.operator == "compact" else None}
     sides = [asdict(signature.selector), asdict(signature.predictor)]
     facts = {"name": name, **facts, "signature": sides, "on_cpu": {}}

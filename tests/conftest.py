@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import struct
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -14,9 +15,10 @@ import pytest
 import torch
 from skips import pytest_runtest_makereport  # noqa: F401  the hook, for every test
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from traced_once import fresh_graphs, shared_graphs  # noqa: F401  fixtures, for every test
+from traced_once import shared_graphs  # noqa: F401  a fixture, for every test
 
 from rekd_train.checkpoints.checkpoint import save
+from rekd_train.cli.command import run
 from rekd_train.config.run import BackboneConfig, ImageConfig
 from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
 from rekd_train.inputs.policy import SelectionPolicy
@@ -169,6 +171,18 @@ def make_bilstm(operator: str = "compact", max_length: int = 48, lengths: tuple[
     return pair
 
 
+@pytest.fixture
+def run_cli(capsys):
+    """Runs a command's application in this process: its exit code, standard output and standard error."""
+
+    def ran(app, *arguments) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            run(app, [*map(str, arguments)])
+        return ended.value.code, *capsys.readouterr()
+
+    return ran
+
+
 @pytest.fixture(scope="session")
 def rationalizer() -> Rationalizer:
     return make_rationalizer()
@@ -233,6 +247,28 @@ def server(wheel, repository: Path, tmp_path_factory: pytest.TempPathFactory):
 
     with TritonServer(repository, 0, 0, 0, log_file=tmp_path_factory.mktemp("triton") / "log") as server:
         yield server
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch):
+    """A driver with one GPU, in place of this machine's."""
+    from fake_tensorrt import FakeDriver
+
+    from rekd_deploy.runtimes import tensorrt_execution
+
+    driver = FakeDriver()
+    monkeypatch.setattr(tensorrt_execution.ctypes, "CDLL", lambda name: driver)
+    return driver
+
+
+@pytest.fixture
+def fake_rtx(fake_gpu, monkeypatch):
+    """A library on that GPU, in place of TensorRT-RTX."""
+    from fake_tensorrt import FakeLibrary
+
+    library = FakeLibrary(fake_gpu)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", library)
+    return library
 
 
 def idx(array: np.ndarray) -> bytes:

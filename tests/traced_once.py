@@ -87,11 +87,3 @@ def shared_graphs(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tracing, "onnx_from_module", TracedOnce(tracing.onnx_from_module, folder))
         yield
-
-
-@pytest.fixture
-def fresh_graphs(monkeypatch):
-    """Every graph is traced anew."""
-    from rekd_deploy.graphs import tracing
-
-    monkeypatch.setattr(tracing, "onnx_from_module", tracing.onnx_from_module.trace)

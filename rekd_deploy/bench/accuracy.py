@@ -108,12 +108,12 @@ def prediction_figures(probabilities: np.ndarray, labels: np.ndarray, names: lis
     predicted = probabilities.argmax(axis=1)
     return {
         "classification": {
-            "accuracy": metrics.accuracy(probabilities, labels),
-            "macro_f1": metrics.macro_f1(predicted, labels),
+            "accuracy": metrics.accuracy(probabilities, labels), "macro_f1": metrics.macro_f1(predicted, labels),
             "per_class": metrics.per_class(predicted, labels, names),
         },
-        "calibration": metrics.calibration(probabilities, labels)
-        | {"reliability": metrics.reliability(probabilities, labels)},
+        "calibration": {
+            **metrics.calibration(probabilities, labels), "reliability": metrics.reliability(probabilities, labels),
+        },
     }
 
 

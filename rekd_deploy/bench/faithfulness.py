@@ -96,7 +96,11 @@ def examine(
         "accuracy": float(np.mean(exam.classes == labels)),
         **selection_summary(chosen.mask.sum(axis=1), features.counts, positions=features.preprocessor.positions),
     }}  # fmt: skip
-    figures["structure"] = _structure(exam) if features.separable else {}
+    generator = np.random.default_rng(seed)
+    figures["structure"] = {
+        "swap": swap_test(exam, generator), "counterfactual": _counterfactual(exam, generator),
+        "selected_swap": _selected_swap(exam, generator),
+    } if features.separable else {}
     progress("tests", 2, 5)
     checks = [swap_check(figures["structure"].get("swap")), _follows_check(figures["structure"], features.separable)]
     figures["judges"] = {"pipeline": pipeline_figures(exam, temperature)} if features.separable else {}
@@ -137,14 +141,6 @@ def exchanged(features: Features, where: np.ndarray, donors: np.ndarray) -> Feat
         if len(positions) and len(words):
             content[row, positions] = words[positions % len(words)]
     return replace(features, content=content)
-
-
-def _structure(exam: Exam) -> dict[str, Any]:
-    generator = np.random.default_rng(exam.seed)
-    return {
-        "swap": swap_test(exam, generator), "counterfactual": _counterfactual(exam, generator),
-        "selected_swap": _selected_swap(exam, generator),
-    }  # fmt: skip
 
 
 def swap_test(exam: Exam, generator: np.random.Generator) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from rekd_deploy.bench.results import Check, Progress, not_applicable, silent, v
 from rekd_deploy.bench.timing import in_rounds, with_interval
 from rekd_deploy.bench.variants_graphs import Loaded, traced
 from rekd_deploy.errors import BenchmarkError
-from rekd_deploy.parity.examples import generated_images, texts_from_vocabulary
+from rekd_deploy.parity.examples import made_up
 from rekd_deploy.repository.reader import read_description
 from rekd_deploy.runtimes.base import Arrays, parse_device
 from rekd_train.inputs.preprocessors import Preprocessor
@@ -75,7 +75,7 @@ def measure_latency(
             for variant in (each.variant(variants.ONNX_CPU, precision) for precision in precisions)
         )]  # fmt: skip
         for variant, graphs in traced(
-            needed, precisions, calibration_items(preprocessor), gpu=device != "cpu", not_run=loaded.not_run,
+            needed, precisions, made_up(preprocessor), gpu=device != "cpu", not_run=loaded.not_run,
             report=lambda done, total: progress("graphs", done, total),
         ):  # fmt: skip
             loaded.add_graphs(variant, graphs)
@@ -174,13 +174,6 @@ def check_lengths(preprocessor: Preprocessor, lengths: Sequence[int]) -> list[in
         known = ", ".join(map(str, served))
         raise BenchmarkError(f"the length {unknown[0]} is not served; lengths: {known} (others would be padded)")
     return sorted({*lengths} or {served[len(served) // 4], served[len(served) // 2], served[-1]})
-
-
-def calibration_items(preprocessor: Preprocessor) -> list[Any]:
-    """What int8 graphs that are only timed are calibrated on; their times do not depend on it."""
-    if isinstance(preprocessor, TextPreprocessor):
-        return texts_from_vocabulary(preprocessor)
-    return list(generated_images(preprocessor.settings))
 
 
 def full_batches(preprocessor: Preprocessor, batch: int, length: int, seed: int = 0) -> list[Arrays]:

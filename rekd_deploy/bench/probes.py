@@ -55,10 +55,8 @@ def leakage(exam: Exam) -> tuple[dict[str, Any], list[Check]]:
     generator = np.random.default_rng(exam.seed)
     checks.append(_others(exam, generator, figures))
     random = exam.classes_of(features, random_masks(mask, features.selectable, generator))
-    figures["random_masks"] = {
-        "accuracy": float(np.mean(random == labels)),
-        "accuracy_on_rationales": float(np.mean(exam.classes == labels)),
-    }
+    found = {"accuracy": random, "accuracy_on_rationales": exam.classes}
+    figures["random_masks"] = {name: float(np.mean(classes == labels)) for name, classes in found.items()}
     return figures, checks
 
 
@@ -170,8 +168,7 @@ def mask_probe(mask: np.ndarray, features: Features, labels: np.ndarray, seed: i
     figures = {
         "majority": float(majority.mean()),
         "length_only": None if constant else float(max(map(np.mean, by_length.values()))),
-        "mask_only": float(pattern.mean()),
-        **{name: float(right.mean()) for name, right in by_pattern.items()},
+        "mask_only": float(pattern.mean()), **{name: float(right.mean()) for name, right in by_pattern.items()},
         "folds": folds,
     }
     return Probe(figures, pattern, max([majority, *by_length.values()], key=np.mean))

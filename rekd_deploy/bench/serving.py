@@ -90,11 +90,8 @@ def measure_serving(serving: Serving, progress: Progress = silent) -> tuple[dict
         there = None if serving.url else lambda number: pipeline.predict(served.of(number))
         closed = [_closed(serving, served, there, index, url, progress) for index in range(len(serving.concurrencies))]
         peak = max(each["per_second"] for each in closed)
-        figures = {
-            "closed": closed,
-            "open": _open(serving, served, peak, progress),
-            "in_process": _in_process(serving, client, pipeline, progress),
-        }
+        figures = {"closed": closed, "open": _open(serving, served, peak, progress),
+                   "in_process": _in_process(serving, client, pipeline, progress)}  # fmt: skip
     return figures, serving_checks(figures, given=serving.url is not None)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from rekd_deploy.bench.examples import BATCH, Features
 from rekd_deploy.parity.reference import handed_over
 from rekd_deploy.repository.reader import Exported, read_manifest
-from rekd_deploy.runtimes.base import Arrays
+from rekd_deploy.runtimes.base import Arrays, RunnerChain
 from rekd_train.inputs.policy import SelectionPolicy
 
 if TYPE_CHECKING:
@@ -53,10 +53,7 @@ class ServedGraphs(ExitStack):
         self._predictor = exported.signature.predictor
 
     def __enter__(self) -> Self:
-        with ExitStack() as trial:
-            for runner in self._runners:
-                trial.enter_context(runner)
-            self.push(trial.pop_all())
+        self.enter_context(RunnerChain(self._runners))
         return self
 
     def slots(self, width: int) -> int | None:

@@ -51,10 +51,9 @@ Split = Annotated[str, typer.Option(help="train, dev or test; of a table every r
 
 def accuracy(
     repository: Repository = None,
-    url: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="A server in its place: HOST:PORT (gRPC) or http://HOST:PORT."),
-    ] = None,
+    url: Annotated[str | None, typer.Option(
+        metavar="URL", help="A server in its place: HOST:PORT (gRPC) or http://HOST:PORT."
+    )] = None,
     checkpoint: Checkpoint = None,
     data: Data = None,
     overrides: Overrides = None,
@@ -62,13 +61,10 @@ def accuracy(
     examples: Annotated[
         int | None, typer.Option(min=1, help="The first N examples.", show_default="all")
     ] = None,
-    limit: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0, metavar="POINTS", show_default="0.5, int8: 1",
-            help="Largest gap to the checkpoint's accuracy, in percentage points.",
-        ),
-    ] = None,  # fmt: skip
+    limit: Annotated[float | None, typer.Option(
+        min=0.0, metavar="POINTS", show_default="0.5, int8: 1",
+        help="Largest gap to the checkpoint's accuracy, in percentage points."
+    )] = None,
     single_graph: Annotated[bool, typer.Option("--single-graph", help="Run the graph of both steps.")] = False,
     engine: Annotated[bool, typer.Option("--engine", help="Run the TensorRT engines.")] = False,
     device: Annotated[
@@ -101,17 +97,13 @@ def faithfulness(
     overrides: Overrides = None,
     split: Split = "test",
     examples: Annotated[int, typer.Option(min=20, help="The first N examples.")] = 1000,
-    judge: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", show_default="CKPT.judge",
-            help="Checkpoint of the independent judge; trained and kept there if it is not there yet.",
-        ),
-    ] = None,  # fmt: skip
-    judge_epochs: Annotated[
-        float | None,
-        typer.Option(min=0.01, help="How long a judge is trained.", show_default="as the predictor's warm start"),
-    ] = None,
+    judge: Annotated[Path | None, typer.Option(
+        metavar="DIR", show_default="CKPT.judge",
+        help="Checkpoint of the independent judge; trained and kept there if it is not there yet."
+    )] = None,
+    judge_epochs: Annotated[float | None, typer.Option(
+        min=0.01, help="How long a judge is trained.", show_default="as the predictor's warm start"
+    )] = None,
     seed: Annotated[int, typer.Option(help="Of the random masks, the donors and the folds.")] = 0,
     engine: Annotated[bool, typer.Option("--engine", help="Run the TensorRT engines.")] = False,
     device: Annotated[str, typer.Option(help="Of the judges: cpu, cuda, or auto: a GPU if there is one.")] = "auto",

@@ -115,14 +115,12 @@ def _numbers(text: str, kind: type, option: str) -> tuple:
 
 
 def latency(
-    repositories: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="REPO", help="Model repositories of one model, for example one for each precision."),
-    ] = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(metavar="CKPT", help="Its networks are timed in PyTorch, zeroed, and as plain classifiers."),
-    ] = None,
+    repositories: Annotated[list[Path] | None, typer.Argument(
+        metavar="REPO", help="Model repositories of one model, for example one for each precision."
+    )] = None,
+    checkpoint: Annotated[Path | None, typer.Option(
+        metavar="CKPT", help="Its networks are timed in PyTorch, zeroed, and as plain classifiers."
+    )] = None,
     teacher: Annotated[
         Path | None, typer.Option(metavar="CKPT", help="Gives the size of the larger plain classifier.")
     ] = None,
@@ -176,17 +174,13 @@ def serving(
     url: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="gRPC address of a server that serves REPO already.")
     ] = None,
-    file: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help='Texts to send: .jsonl (key "text") or .txt.', show_default="made-up texts"),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PRESET|FILE", show_default="none",
-            help="In place of --file: the test examples of a preset or of a TOML file with a section data.",
-        ),
-    ] = None,
+    file: Annotated[str | None, typer.Option(
+        metavar="FILE", help='Texts to send: .jsonl (key "text") or .txt.', show_default="made-up texts"
+    )] = None,
+    data: Annotated[str | None, typer.Option(
+        metavar="PRESET|FILE", show_default="none",
+        help="In place of --file: the test examples of a preset or of a TOML file with a section data."
+    )] = None,
     concurrencies: Annotated[str, typer.Option(help="Concurrency of the closed loop, with commas.")] = "1,2,4,8",
     batches: Annotated[
         str, typer.Option(help="Texts or images of a request: each request has one of these sizes, with commas.")
@@ -236,9 +230,9 @@ def _items(repository: Path, file: str | None, data: str | None) -> tuple[list[A
         found = labelled_examples(description.labels, None, data).head(_MOST_ITEMS)
         return found.items, found.origin
     if file is None:
-        from rekd_deploy.bench.latency import calibration_items
+        from rekd_deploy.parity.examples import made_up
 
-        return calibration_items(preprocessor), "made up"
+        return made_up(preprocessor), "made up"
     if preprocessor.settings.kind != "text":
         raise BenchmarkError(f"{file} holds texts, but the model reads images; fix: leave out --file")
     from rekd_deploy.contract.text_source import TextSource

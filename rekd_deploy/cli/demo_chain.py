@@ -165,10 +165,7 @@ def _query(checkpoint: Path, repository: Path, config: RunConfig, count: int, ou
     items = test.texts if isinstance(test, LabelledTexts) else list(test.images)
     served: list[Prediction] = []
     milliseconds: list[float] = []
-    with (
-        TritonServer(repository, grpc_port=0, http_port=0, metrics_port=0) as server,
-        Client(server.grpc_url) as client,
-    ):
+    with TritonServer(repository, 0, 0, 0) as server, Client(server.grpc_url) as client:
         client.predict(items[:1])
         for item in items:
             start = time.perf_counter()

@@ -43,28 +43,19 @@ app = application(
 @app.command()
 def query(
     texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts to predict.")] = None,
-    file: Annotated[
-        str | None,
-        typer.Option(
-            help='.jsonl (key "text"), .txt (a text a line), a table (.csv, .tsv, .parquet), - (stdin: lines or JSON).',
-            metavar="FILE",
-        ),
-    ] = None,
-    column: Annotated[
-        str | None,
-        typer.Option(
-            help="Column of a table or key of JSON lines that holds the texts; else text, or the only one of texts.",
-            metavar="NAME",
-        ),
-    ] = None,
+    file: Annotated[str | None, typer.Option(
+        help='.jsonl (key "text"), .txt (a text a line), a table (.csv, .tsv, .parquet), - (stdin: lines or JSON).',
+        metavar="FILE"
+    )] = None,
+    column: Annotated[str | None, typer.Option(
+        help="Column of a table or key of JSON lines that holds the texts; else text, or the only one of texts.",
+        metavar="NAME"
+    )] = None,
     image: Annotated[list[Path] | None, typer.Option(help="Image to predict; may be repeated.", metavar="FILE")] = None,
-    save: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write what decided of each --image there, NAME.rationale.png and .json; earlier ones are replaced.",
-            metavar="DIR",
-        ),
-    ] = None,
+    save: Annotated[Path | None, typer.Option(
+        help="Write what decided of each --image there, NAME.rationale.png and .json; earlier ones are replaced.",
+        metavar="DIR"
+    )] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, in order.")] = False,
     url: Annotated[
         str, typer.Option(help="HOST:PORT (gRPC) or http://HOST:PORT; with TLS grpcs:// or https://.", metavar="URL")
@@ -164,11 +155,8 @@ def _predict_images(predictor: Client | Pipeline, files: list[Path], save: Path 
 
 
 def _predicted(
-    predictor: Client | Pipeline,
-    chunk: list[SourcedText],
-    source: TextSource,
-    remaining: Iterator[list[SourcedText]],
-    windows: bool,
+    predictor: Client | Pipeline, chunk: list[SourcedText], source: TextSource,
+    remaining: Iterator[list[SourcedText]], windows: bool,
 ) -> list[tuple[SourcedText, Prediction]]:
     """The texts of a chunk, but those that are left out, and their predictions."""
     from rekd_train.errors import FaultyItemsError

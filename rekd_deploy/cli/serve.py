@@ -32,51 +32,41 @@ app = application(
 
 @app.command()
 def serve(
-    repository: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="REPO|URL",
-            help="Model repository written by rekd-export; with --status, the address of a server.",
-            show_default=str(_REPOSITORY),
-        ),
-    ] = None,
+    repository: Annotated[str | None, typer.Argument(
+        metavar="REPO|URL",
+        help="Model repository written by rekd-export; with --status, the address of a server.",
+        show_default=str(_REPOSITORY)
+    )] = None,
     status: Annotated[bool, typer.Option("--status", help="Show a running server's state; exit 1: not ready.")] = False,
     json: Annotated[bool, typer.Option("--json", help="The status as one JSON document.")] = False,
-    ca: Annotated[
-        Path | None,
-        typer.Option("--ca", metavar="FILE", help="Root certificates (PEM) for the status of grpcs:// or https://."),
-    ] = None,
+    ca: Annotated[Path | None, typer.Option(
+        "--ca", metavar="FILE", help="Root certificates (PEM) for the status of grpcs:// or https://."
+    )] = None,
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC port; 0: a free one.")] = 8001,
     http_port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP port; 0: a free one.")] = 8000,
     metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="Prometheus port; 0: a free one.")] = 8002,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="IPv4 address for gRPC and HTTP.")] = "127.0.0.1",
-    exposed: Annotated[
-        bool,
-        typer.Option(
-            _EXPOSE,
-            help="Allow an address that other machines reach: whoever reaches it may use the model and overload it, "
-            "and read what others send over HTTP.",
-        ),
-    ] = False,
+    exposed: Annotated[bool, typer.Option(
+        _EXPOSE,
+        help="Allow an address that other machines reach: whoever reaches it may use the model and overload it, "
+        "and read what others send over HTTP."
+    )] = False,
     reload: Annotated[
         bool, typer.Option("--reload", help="Serve a new export as soon as it is published, without a failed request.")
     ] = False,
-    restart: Annotated[
-        Literal["no", "on-failure"],
-        typer.Option(help="Whether a server that died is started again, on the same ports."),
-    ] = "no",
+    restart: Annotated[Literal["no", "on-failure"], typer.Option(
+        help="Whether a server that died is started again, on the same ports."
+    )] = "no",
     restart_limit: Annotated[int, typer.Option(min=1, help="Deaths in a row after which it stays down.")] = 5,
-    tritonserver: Annotated[
-        Path | None,
-        typer.Option(metavar="PATH", help="An installed server: tritonserver, or the folder with bin/tritonserver."),
-    ] = None,
+    tritonserver: Annotated[Path | None, typer.Option(
+        metavar="PATH", help="An installed server: tritonserver, or the folder with bin/tritonserver."
+    )] = None,
     verbose: Annotated[
         int, typer.Option(min=0, metavar="LEVEL", help="Triton's verbosity; 1: every request, with its id.")
     ] = 0,
-    log: Annotated[
-        Path | None,
-        typer.Option(help="Log file of the server.", show_default="in the user's cache folder", metavar="FILE"),
-    ] = None,
+    log: Annotated[Path | None, typer.Option(
+        help="Log file of the server.", show_default="in the user's cache folder", metavar="FILE"
+    )] = None,
 ) -> None:
     if status:
         raise typer.Exit(_show_status(repository, ca, json))
@@ -103,11 +93,8 @@ def serve(
 
 def _addresses(server: Any) -> str:
     return (
-        f"serving  {server.repository}\n"
-        f"gRPC     {server.grpc_url}\n"
-        f"HTTP     {server.http_url}\n"
-        f"metrics  {server.metrics_url}\n"
-        f"log      {server.log_file}\n"
+        f"serving  {server.repository}\ngRPC     {server.grpc_url}\nHTTP     {server.http_url}\n"
+        f"metrics  {server.metrics_url}\nlog      {server.log_file}\n"
         f'query    rekd-query --url {server.grpc_url} "..."\n'
         "stop     Ctrl-C"
     )

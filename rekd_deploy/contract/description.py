@@ -89,10 +89,8 @@ class ServedDescription:
     def to_parameters(self) -> dict[str, str]:
         """The description as config.pbtxt parameters (string values)."""
         parameters = {
-            LABELS: json.dumps(self.labels, ensure_ascii=False),
-            PREPROCESSING: json.dumps(asdict(self.settings)),
-            FINGERPRINT: self.fingerprint,
-            VERSION: __version__,
+            LABELS: json.dumps(self.labels, ensure_ascii=False), PREPROCESSING: json.dumps(asdict(self.settings)),
+            FINGERPRINT: self.fingerprint, VERSION: __version__,
         }
         if self.tokenizer_json:
             packed = zlib.compress(self.tokenizer_json.encode(), 9)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from rekd_train.inputs.image import ImageSettings
     from rekd_train.inputs.policy import SelectionPolicy
+    from rekd_train.inputs.text import TextSettings
 
 BATCH, LENGTH, SLOTS = "batch", "length", "slots"
 SHORTEST = 3
@@ -126,6 +127,16 @@ def image_pair_signature(settings: ImageSettings, slots: int | None, classes: in
     """Signature of an image pair: uint8 pixels of the model's size; arguments as ``text_pair_signature``."""
     pixels = TensorSpec("pixels", "uint8", (BATCH, settings.height, settings.width, settings.channels))
     return _pair((pixels,), settings.rows * settings.columns, slots, classes)
+
+
+def signature_of(
+    settings: TextSettings | ImageSettings, policy: SelectionPolicy, capacity: int, operator: str, classes: int
+) -> PairSignature:
+    """Signature of a pair, by the settings of its preprocessing and the predictor's operator, 'compact' or 'zero'."""
+    slots = capacity if operator == "compact" else None
+    if settings.kind == "image":
+        return image_pair_signature(settings, slots, classes)
+    return text_pair_signature(None if slots is None else Slots.of(policy, slots), classes)
 
 
 def _pair(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rekd_deploy.contract.signature import PairSignature, Slots, image_pair_signature, text_pair_signature
+from rekd_deploy.contract.signature import PairSignature, signature_of
 from rekd_deploy.repository.backend.model import usable_cores
 from rekd_deploy.runtimes.onnxruntime_cuda import check_device
 from rekd_train.checkpoints.description import in_one_line, read_description, read_json
@@ -62,10 +62,8 @@ class CheckpointFacts:
     @property
     def signature(self) -> PairSignature:
         """The tensors of the served pair."""
-        compact = self.operator == "compact"
-        if self.kind == "text":
-            return text_pair_signature(Slots.of(self.policy, self.capacity) if compact else None, len(self.labels))
-        return image_pair_signature(self.preprocessor.settings, self.capacity if compact else None, len(self.labels))
+        settings = self.preprocessor.settings
+        return signature_of(settings, self.policy, self.capacity, self.operator, len(self.labels))
 
 
 def read_facts(checkpoint: str | Path) -> CheckpointFacts:
@@ -80,9 +78,7 @@ def read_facts(checkpoint: str | Path) -> CheckpointFacts:
     description, rule = read_description(directory), read_json(directory / "policy.json")
     try:
         facts = CheckpointFacts(
-            directory,
-            tuple(str(label) for label in description["labels"]),
-            str(description["operator"]),
+            directory, tuple(str(label) for label in description["labels"]), str(description["operator"]),
             SelectionPolicy.model_validate(rule["policy"]),
             load_preprocessor(directory, description["preprocessing"]),
             {role: BackboneConfig.model_validate(description[role]) for role in WEIGHTS},

@@ -1,7 +1,4 @@
-"""The engines of a repository, one a graph: planned, built, deferred to the machine that serves them, checked there.
-
-torch-free.
-"""
+"""A repository's engines, one a graph: planned, built, deferred to where they serve, checked there. torch-free."""
 
 from __future__ import annotations
 
@@ -17,9 +14,8 @@ from rekd_deploy.errors import EngineError, RepositoryError
 from rekd_deploy.parity.engines import reason_not_to_run, run_engine
 from rekd_deploy.parity.reference import Agreement, Case, complaints
 from rekd_deploy.repository.reader import graph_path, plan_path
-from rekd_deploy.runtimes.tensorrt import Library, Product, load_library
+from rekd_deploy.runtimes import tensorrt
 from rekd_deploy.runtimes.tensorrt_build import Range, batch_ranges, build_engine, length_ranges, profiles_of
-from rekd_deploy.runtimes.tensorrt_entry import Profile, check_engine_file, deferred_entry, is_built
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,7 @@ class EngineRequest:
 
 
 def build_engines(
-    artefacts: Artefacts, work: Path, library: Library, request: EngineRequest, report: Callable[[str], None]
+    artefacts: Artefacts, work: Path, library: tensorrt.Library, request: EngineRequest, report: Callable[[str], None]
 ) -> Artefacts:
     """The same artefacts with an engine for each graph, ``work``/<role>.plan, and its manifest entry.
 
@@ -51,16 +47,16 @@ def build_engines(
     return _with_engines(artefacts, entries, engines)
 
 
-def defer_engines(artefacts: Artefacts, product: Product, request: EngineRequest) -> Artefacts:
+def defer_engines(artefacts: Artefacts, product: tensorrt.Product, request: EngineRequest) -> Artefacts:
     """The same artefacts with engines that are still to be built, on the machine that will serve them."""
     entries = {
-        role: deferred_entry(product, artefacts.graphs[role], profiles, _precision(artefacts, role))
+        role: tensorrt.deferred_entry(product, artefacts.graphs[role], profiles, _precision(artefacts, role))
         for role, profiles in _profiles(artefacts, request).items()
     }
     return _with_engines(artefacts, entries, {})
 
 
-def plan_engines(artefacts: Artefacts, product: Product, request: EngineRequest) -> Artefacts:
+def plan_engines(artefacts: Artefacts, product: tensorrt.Product, request: EngineRequest) -> Artefacts:
     """The same artefacts as if their engines were built already: enough to make configurations of; see there."""
     profiles = _profiles(artefacts, request)
     entries = {role: {"format": product.name, "profiles": profiles[role]} for role in profiles}
@@ -79,7 +75,7 @@ def _precision(artefacts: Artefacts, role: str) -> str:
     return entry["observed" if "note" in entry else "precision"]
 
 
-def _profiles(artefacts: Artefacts, request: EngineRequest) -> dict[str, list[Profile]]:
+def _profiles(artefacts: Artefacts, request: EngineRequest) -> dict[str, list[tensorrt.Profile]]:
     """By role; images have no lengths."""
     settings, lengths = artefacts.preprocessor.settings, []
     if settings.kind == "text":
@@ -127,16 +123,12 @@ def check_engines(
         plan, graph = plan_path(root, manifest, role), graph_path(root, manifest, role)
         reason = reason_not_to_run(entry, gpu)
         try:
-            if is_built(entry):
-                check_engine_file(plan, entry, graph)
+            if tensorrt.is_built(entry):
+                tensorrt.check_engine_file(plan, entry, graph)
             elif not reason:
                 report(f"{role} engine (building it)")
-                profiles = [
-                    {name: tuple(map(tuple, shapes)) for name, shapes in accepted.items()}
-                    for accepted in entry["profiles"]
-                ]
-                library = load_library(entry["format"])
-                entry = build_engine(library, graph, plan, interface, profiles, entry["precision"])
+                library = tensorrt.load_library(entry["format"])
+                entry = build_engine(library, graph, plan, interface, tensorrt.profiles_in(entry), entry["precision"])
             if reason:
                 checks[role] = EngineCheck(dict(entry), reason=reason)
                 continue

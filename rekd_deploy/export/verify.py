@@ -34,7 +34,7 @@ from rekd_deploy.repository.reader import (
 from rekd_deploy.runtimes.base import Arrays, Graph, parse_device
 from rekd_deploy.runtimes.onnxruntime_cuda import check_device
 from rekd_deploy.runtimes.onnxruntime_device import DeviceChain, chain_on
-from rekd_deploy.runtimes.tensorrt_entry import is_built
+from rekd_deploy.runtimes.tensorrt import is_built
 from rekd_train.files import write_json
 from rekd_train.inputs.preprocessors import Preprocessor
 
@@ -64,9 +64,7 @@ class Verification:
         """For --json."""
         own = ("served_on", "uncaptured", "without_cases", "parity")
         return {
-            "repository": str(self.root),
-            "verified": True,
-            "version": Versions.of(self.manifest).current,
+            "repository": str(self.root), "verified": True, "version": Versions.of(self.manifest).current,
             "checkpoint_sha256": self.manifest["checkpoint_sha256"],
             "files": len(self.manifest["repository"]["files"]),
             "device": self.device if self.graphs or self.without_cases else None,

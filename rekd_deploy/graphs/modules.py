@@ -12,25 +12,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from rekd_deploy.contract.signature import (
-    GraphSignature,
-    PairSignature,
-    Slots,
-    image_pair_signature,
-    text_pair_signature,
-)
+from rekd_deploy.contract.signature import GraphSignature, PairSignature, signature_of
 from rekd_train.models.base import apply_policy, kept_positions, selection_scores
 from rekd_train.models.rationalizer import Rationalizer
 
 
 def pair_signature(rationalizer: Rationalizer) -> PairSignature:
     """The tensors of a model's served pair."""
-    compact = rationalizer.predictor.operator == "compact"
-    if rationalizer.preprocessor.settings.kind == "text":
-        slots = Slots.of(rationalizer.policy, rationalizer.capacity) if compact else None
-        return text_pair_signature(slots, len(rationalizer.labels))
-    slots = rationalizer.capacity if compact else None
-    return image_pair_signature(rationalizer.preprocessor.settings, slots, len(rationalizer.labels))
+    settings, operator = rationalizer.preprocessor.settings, rationalizer.predictor.operator
+    return signature_of(settings, rationalizer.policy, rationalizer.capacity, operator, len(rationalizer.labels))
 
 
 def graph_modules(rationalizer: Rationalizer) -> dict[str, nn.Module]:
@@ -130,12 +120,9 @@ class OnnxLstm(nn.Module):
     def forward(self, content: Tensor) -> tuple[Tensor, None]:
         """(B, N, H) states; nothing else is read."""
         batch, length = content.shape[:2]
+        read = (content.transpose(0, 1), self.input_weights, self.state_weights, self.biases)
         states = torch.onnx.ops.symbolic(
-            "LSTM",
-            (content.transpose(0, 1), self.input_weights, self.state_weights, self.biases),
-            {"hidden_size": self.width},
-            dtype=content.dtype,
-            shape=(length, 1, batch, self.width),
+            "LSTM", read, {"hidden_size": self.width}, dtype=content.dtype, shape=(length, 1, batch, self.width)
         )
         return states.squeeze(1).transpose(0, 1), None
 

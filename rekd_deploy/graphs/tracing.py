@@ -92,15 +92,10 @@ def onnx_from_module(
         with warnings.catch_warnings(), torch.no_grad(), onnx_lstms(module):
             warnings.simplefilter("ignore")  # about the exporter's own insides; the result is checked instead
             program = torch.onnx.export(
-                module.eval(),
-                inputs,
-                dynamo=True,
-                opset_version=opset,
+                module.eval(), inputs, dynamo=True, opset_version=opset, external_data=False, verbose=False,
                 input_names=[spec.name for spec in signature.inputs],
                 output_names=[spec.name for spec in signature.outputs],
                 dynamic_shapes=(dynamic,),  # one entry for all of *tensors
-                external_data=False,
-                verbose=False,
             )
             graph = fuse(program.model) if fused else program.model_proto
     except ModuleNotFoundError:  # the command says how to install it

@@ -13,10 +13,9 @@ from typing import Any
 from rekd_deploy.contract.description import Artefacts
 from rekd_deploy.contract.parity_report import verification_limits
 from rekd_deploy.contract.signature import GraphSignature
-from rekd_deploy.errors import ParityError
+from rekd_deploy.errors import EngineError, ParityError
 from rekd_deploy.parity.reference import Agreement, Case, compare, complaints, read_cases
-from rekd_deploy.runtimes.tensorrt import TensorRTRunner, load_library
-from rekd_deploy.runtimes.tensorrt_entry import verify_engine
+from rekd_deploy.runtimes.tensorrt import TensorRTRunner, check_engine_file, load_library, profiles_in
 from rekd_deploy.runtimes.tensorrt_execution import Cuda, ExecutionError
 from rekd_train.errors import RekdError
 
@@ -43,13 +42,24 @@ def run_engine(
     """Load an engine on a GPU, check it against its manifest entry and the ONNX graph beside it, and ``compare`` it.
 
     Returns:
-        The entry, completed, and how close its answers are to those of the cases.
+        The entry, completed (``gpu``, and ``status`` 'verified'), and how close its answers are to those of the cases.
 
     Raises:
-        EngineError, MissingExtraError: see ``verify_engine``.
+        EngineError: the file is altered or stale, cannot be loaded on GPU ``gpu``, or is not what the entry says.
+        MissingExtraError: the library is not installed.
     """
-    completed = verify_engine(path, entry, signature, graph=graph, gpu=gpu)
-    with TensorRTRunner(path, signature, str(path), engine=entry["format"], device=gpu) as runner:
+    check_engine_file(path, entry, graph)
+    library = load_library(entry["format"])
+    if library.version != entry["version"]:
+        raise EngineError(
+            f"{path} was built with {library.product.title} {entry['version']}, {library.version} is installed; fix: "
+            "export with the version that serves it"
+        )
+    with TensorRTRunner(path, signature, path.name, engine=library.product.name, device=gpu) as runner:
+        found, wanted = runner.execution.profiles, profiles_in(entry)
+        if found != wanted:
+            raise EngineError(f"{path} has the profiles {found}, the manifest says {wanted}")
+        completed = {**entry, "gpu": runner.execution.gpu, "status": "verified"}
         return completed, compare(role, runner.run, signature, cases, tie_margin)
 
 

@@ -53,10 +53,13 @@ def parity_examples(
     if preprocessor.settings.kind == "image":
         if file is not None:
             raise InputError(f"{file} holds texts, but the checkpoint reads images; fix: leave out --parity-texts")
-        return _images(Path(checkpoint) / _IMAGES_FILE, preprocessor.settings, len(class_names))
+        path = Path(checkpoint) / _IMAGES_FILE
+        if not path.is_file():
+            return Examples(made_up(preprocessor), "generated")
+        return _images(path, preprocessor.settings, len(class_names))
     own = Path(checkpoint) / _TEXTS_FILE
     if file is None and not (own.is_file() and own.stat().st_size):
-        return Examples(texts_from_vocabulary(preprocessor), "generated")
+        return Examples(made_up(preprocessor), "generated")
     sourced = list(islice(TextSource(str(file or own)), LIMIT))
     indices = {name: index for index, name in enumerate(class_names)}
     named = [each.record.get("label") for each in sourced]
@@ -67,8 +70,6 @@ def parity_examples(
 
 def _images(path: Path, settings: ImageSettings, classes: int) -> Examples:
     """The checkpoint's images, and their labels where the file holds one of the model's for each."""
-    if not path.is_file():
-        return Examples(list(generated_images(settings)), "generated")
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             pixels = stored["pixels"]
@@ -92,6 +93,13 @@ def with_lengths(preprocessor: Preprocessor, lengths: tuple[int, ...]) -> Prepro
     if not lengths or not isinstance(preprocessor, TextPreprocessor):
         return preprocessor
     return TextPreprocessor(preprocessor.tokenizer_json, replace(preprocessor.settings, lengths=lengths))
+
+
+def made_up(preprocessor: Preprocessor) -> list[Any]:
+    """Texts or images that the preprocessing takes; the same at every call."""
+    if isinstance(preprocessor, TextPreprocessor):
+        return texts_from_vocabulary(preprocessor)
+    return list(generated_images(preprocessor.settings))
 
 
 def texts_from_vocabulary(preprocessor: TextPreprocessor, count: int = _GENERATED, seed: int = 0) -> list[str]:

@@ -18,8 +18,7 @@ from rekd_deploy.repository.manifest import Versions, signature_from_dict, verif
 from rekd_deploy.runtimes.base import Graph, Runner
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from rekd_deploy.runtimes.onnxruntime_device import DeviceChain
-from rekd_deploy.runtimes.tensorrt import TensorRTRunner
-from rekd_deploy.runtimes.tensorrt_entry import check_engine_file, is_built
+from rekd_deploy.runtimes.tensorrt import TensorRTRunner, check_engine_file, is_built
 from rekd_train.files import sha256
 
 FORMAT, FORMAT_VERSION = "rekd-repository", 1

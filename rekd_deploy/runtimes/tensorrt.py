@@ -1,4 +1,4 @@
-"""The TensorRT family: its products, whether one is installed, and an engine run on a GPU. torch-free.
+"""The TensorRT family: its products, what a manifest says of an engine, and an engine run on a GPU. torch-free.
 
 TensorRT 10, TensorRT 11 and TensorRT-RTX have the same Python API as far as this project uses it (a test compares every
 name with the lists of both). TensorRT builds on and for the GPU that is there; TensorRT-RTX builds anywhere, for the
@@ -8,16 +8,22 @@ compute capabilities it is given, and compiles the last part where it runs.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from rekd_deploy.contract.signature import GraphSignature
 from rekd_deploy.errors import EngineError
 from rekd_deploy.runtimes.base import Arrays, Runner
 from rekd_deploy.runtimes.tensorrt_execution import EngineExecution, ExecutionError
 from rekd_train.errors import MissingExtraError, install_command
+from rekd_train.files import sha256
+
+Shape = tuple[int, ...]
+Profile = dict[str, tuple[Shape, Shape, Shape]]
+"""Smallest, tuned and largest shape by input."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,47 @@ def first_line(messages: Sequence[str]) -> str:
     """The first line that says what is wrong; TensorRT's complaints of a missing driver are only the last resort."""
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
     return min(lines, key=lambda line: "cudaError" in line, default="")
+
+
+def deferred_entry(product: Product, graph: Path, profiles: Sequence[Profile], precision: str) -> dict[str, Any]:
+    """The manifest entry of an engine that is to be built elsewhere; as ``build_engine``'s, without the file."""
+    return {
+        "format": product.name, "version": None, "built_for": [], "precision": precision, "graph_sha256": sha256(graph),
+        "profiles": [
+            {name: [list(shape) for shape in shapes] for name, shapes in accepted.items()} for accepted in profiles
+        ],
+        "status": "unverified", "bytes": 0, "sha256": None,
+    }
+
+
+def profiles_in(entry: Mapping[str, Any]) -> list[dict[str, list[Shape]]]:
+    """The profiles of a manifest entry, as an engine has them."""
+    return [
+        {name: [tuple(shape) for shape in shapes] for name, shapes in accepted.items()}
+        for accepted in entry["profiles"]
+    ]
+
+
+def is_built(entry: Mapping[str, Any]) -> bool:
+    """Whether the engine of a manifest entry is there; a deferred one is built elsewhere."""
+    return entry.get("sha256") is not None
+
+
+def check_engine_file(path: Path, entry: Mapping[str, Any], graph: Path) -> None:
+    """Compare an engine file, and the ONNX graph beside it, with its manifest entry, without a GPU or library.
+
+    Raises:
+        EngineError: it is missing or altered, or was built from another graph.
+    """
+    if not path.is_file():
+        raise EngineError(f"{path} is missing; fix: rekd-export again")
+    if (digest := sha256(path)) != entry["sha256"]:
+        raise EngineError(
+            f"{path} was altered: its SHA-256 begins with {digest[:12]}, the manifest says {entry['sha256'][:12]}; "
+            "fix: rekd-export again"
+        )
+    if sha256(graph) != entry["graph_sha256"]:
+        raise EngineError(f"{path} is stale: it was not built from the {graph.name} beside it; fix: rekd-export again")
 
 
 class TensorRTRunner(Runner):

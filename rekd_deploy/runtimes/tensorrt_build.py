@@ -17,8 +17,7 @@ from typing import Any
 
 from rekd_deploy.contract.signature import BATCH, LENGTH, SHORTEST, SLOTS, GraphSignature
 from rekd_deploy.errors import EngineError
-from rekd_deploy.runtimes.tensorrt import Library, first_line
-from rekd_deploy.runtimes.tensorrt_entry import Profile, deferred_entry
+from rekd_deploy.runtimes.tensorrt import Library, Profile, deferred_entry, first_line
 from rekd_train.files import sha256, write_bytes
 
 DATA_TYPES = {"int64": "INT64", "float32": "FLOAT", "bool": "BOOL", "uint8": "UINT8"}

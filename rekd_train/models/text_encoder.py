@@ -17,8 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.models.bert.modeling_bert import BertModel
 
-from rekd_train.config.run import BackboneConfig
-from rekd_train.config.sections import EncoderTraits
+from rekd_train.config.sections import BackboneConfig, EncoderTraits
 from rekd_train.errors import ConfigError
 from rekd_train.models.base import Inputs, TextBackbone, kept_positions, with_cls
 

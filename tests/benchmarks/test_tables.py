@@ -1,7 +1,5 @@
 """The tables under benchmarks/: finished cells are kept, changed ones are run again, and the figures are the cells'."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
@@ -13,24 +11,20 @@ import typer
 from _cells import Cell, Table, execute
 from _models import bits, from_bits
 from _recipes import distillation_cells, distillation_rows, mosaic_cells, seeds_of
-from _tables import accuracy_table, comparison_table, mean_and_std, paired_bootstrap, truth_table
+from _tables import accuracy_table, comparison_table, mean_and_std, paired_bootstrap
 
-from rekd_train.cli.command import run
 from rekd_train.config.run import RunConfig, run_config
 
 pytestmark = pytest.mark.slow
 
 
-def cells(seeds=(1, 2), size: int = 4) -> list[Cell]:
+def cells(seeds=(1, 2), size: int = 4, teacher: int = 8) -> list[Cell]:
     """A teacher, a student that needs it, and a measurement of the student."""
-    found = []
-    for seed in seeds:
-        found += [
-            Cell("teacher", seed, "train", {"size": 8}),
-            Cell("student", seed, "train", {"size": size}, {"teacher": "teacher"}),
-            Cell("mask", seed, "masks", None, {"predictor": "student"}, {"which": "random"}),
-        ]
-    return found
+    return [cell for seed in seeds for cell in (
+        Cell("teacher", seed, "train", {"size": teacher}),
+        Cell("student", seed, "train", {"size": size}, {"teacher": "teacher"}),
+        Cell("mask", seed, "masks", None, {"predictor": "student"}, {"which": "random"}),
+    )]  # fmt: skip
 
 
 class Worker:
@@ -51,44 +45,15 @@ class Worker:
         return {"accuracy": 0.5, "rate": 0.1, "seconds": 1.0, "shown": job["config"] or float("nan")}
 
 
-def ran(folder: Path, chosen: list[Cell], code: str = "a", any_code: bool = False) -> list[str]:
+def table_of(folder: Path, chosen: list[Cell], code: str = "a", any_code: bool = False) -> Table:
+    return Table(chosen, folder / "results", folder / "work", code, {"device": "cpu"}, any_code)
+
+
+def ran(*table, **options) -> list[str]:
     """The cells that are not finished, which now are."""
     worker = Worker()
-    table = Table(chosen, folder / "results", folder / "work", code, {"device": "cpu"}, any_code)
-    assert execute(table, worker, 1, lambda line: None) == 0
+    assert execute(table_of(*table, **options), worker, 1, lambda line: None) == 0
     return worker.done
-
-
-def test_students_of_all_seeds_may_learn_from_one_teacher(tmp_path) -> None:
-    chosen = [
-        Cell("teacher", 1, "train", {"size": 8}),
-        Cell("student", 1, "train", {"size": 4}, {"teacher": "teacher"}),
-        Cell("student", 2, "train", {"size": 4}, {"teacher": "teacher@1"}),
-    ]
-    assert ran(tmp_path, chosen) == ["teacher_1", "student_1", "student_2"]
-    table = Table(chosen, tmp_path / "results", tmp_path / "work", "a", {})
-    needs = {"teacher": str(tmp_path / "work" / "teacher_1")}
-    assert table.job(chosen[1])["needs"] == table.job(chosen[2])["needs"] == needs
-    changed = [Cell("teacher", 1, "train", {"size": 9}), *chosen[1:]]
-    assert ran(tmp_path, changed) == ["teacher_1", "student_1", "student_2"]
-
-
-def test_one_seed_s_teacher_teaches_every_seed_of_a_recipe() -> None:
-    student, teacher = run_config("fashion_student"), run_config("fashion_teacher")
-    own, other = (distillation_cells(student, teacher, seed, teacher_seed=3) for seed in (3, 4))
-    assert own == distillation_cells(student, teacher, 3)
-    assert {cell.name for cell in own} - {cell.name for cell in other} == {"teacher", "teacher_cls"}
-    needed = {identity for cell in other for identity in cell.needed.values()}
-    assert needed <= {cell.identity for cell in (*own, *other)} and "teacher_3" in needed
-
-
-def test_a_cell_s_configuration_leaves_out_the_defaults() -> None:
-    """So a field that is added later leaves finished cells finished."""
-    student, teacher = run_config("fashion_student"), run_config("fashion_teacher")
-    (cell,) = (cell for cell in distillation_cells(student, teacher, 5) if cell.name == "re")
-    assert "class_head" not in cell.config["predictor"] and cell.config["predictor"]["width"] == 64
-    stages = student.stages.model_copy(update={"compact_epochs": 0.0})
-    assert RunConfig.model_validate(cell.config) == student.model_copy(update={"seed": 5, "stages": stages})
 
 
 def test_what_is_done_is_kept(tmp_path) -> None:
@@ -104,6 +69,15 @@ def test_what_is_done_is_kept(tmp_path) -> None:
     assert ran(tmp_path, cells(size=5), code="b") == everything
 
 
+def test_students_of_all_seeds_may_learn_from_one_teacher(tmp_path) -> None:
+    other = Cell("student", 2, "train", {"size": 4}, {"teacher": "teacher@1"})
+    chosen = [*cells((1,))[:2], other]
+    for each in (chosen, [*cells((1,), teacher=9)[:2], other]):
+        assert ran(tmp_path, each) == ["teacher_1", "student_1", "student_2"]
+    table, needs = table_of(tmp_path, chosen), {"teacher": str(tmp_path / "work" / "teacher_1")}
+    assert table.job(chosen[1])["needs"] == table.job(chosen[2])["needs"] == needs
+
+
 def test_a_lost_checkpoint_and_a_damaged_result_are_made_again_if_needed(tmp_path) -> None:
     ran(tmp_path, cells((1,)))
     for record in (tmp_path / "work").glob("*.key.json"):
@@ -117,8 +91,7 @@ def test_a_lost_checkpoint_and_a_damaged_result_are_made_again_if_needed(tmp_pat
 
 def test_a_failure_costs_what_needs_it_and_nothing_else(tmp_path) -> None:
     worker, lines = Worker(fail="student_1"), []
-    table = Table(cells(), tmp_path / "results", tmp_path / "work", "a", {})
-    assert execute(table, worker, 1, lines.append) == 2
+    assert execute(table_of(tmp_path, cells()), worker, 1, lines.append) == 2
     assert worker.done == ["teacher_1", "teacher_2", "student_2", "mask_2"]
     assert any("student_1 failed: ValueError: diverged; not run for it: mask_1" in line for line in lines)
     assert ran(tmp_path, cells()) == ["student_1", "mask_1"]
@@ -129,36 +102,27 @@ def in_a_process(job: dict) -> dict:
 
 
 def test_processes_side_by_side_keep_the_order_of_needs(tmp_path) -> None:
-    table = Table(cells((1, 2)), tmp_path / "results", tmp_path / "work", "a", {})
-    assert execute(table, in_a_process, 2, lambda line: None) == 0
-    assert not table.pending()
-
-
-def test_bits_come_back() -> None:
-    for count in (1, 8, 37):
-        correct = np.random.default_rng(count).random(count) < 0.5
-        assert np.array_equal(from_bits(bits(correct), count), correct)
+    table = table_of(tmp_path, cells())
+    assert execute(table, in_a_process, 2, lambda line: None) == 0 and not table.pending()
 
 
 def results(accuracies: dict[str, list[float]], rate: float = 0.1) -> dict:
     generator = np.random.default_rng(0)
-    found = {}
-    for name, values in accuracies.items():
-        found[name] = {}
-        for seed, value in enumerate(values):
-            correct = generator.permutation(np.arange(200) < round(200 * value))
-            found[name][seed] = {
-                "accuracy": value, "rate": rate, "ece": 0.01, "seconds": 2.0, "examples": 200, "correct": bits(correct),
-            }  # fmt: skip
-    return found
+
+    def cell(share: float) -> dict:
+        correct = bits(generator.permutation(np.arange(200) < round(200 * share)))
+        return {"accuracy": share, "rate": rate, "ece": 0.01, "seconds": 2.0, "examples": 200, "correct": correct}
+
+    return {name: dict(enumerate(map(cell, shares))) for name, shares in accuracies.items()}
 
 
 def test_the_table_says_mean_spread_and_whether_rates_match() -> None:
-    lines = accuracy_table(results({"re": [0.8, 0.82, 0.84]}), [("re", "RE", 0.1), ("rekd", "REKD", 0.1)])
+    row = ("re", "RE", 0.1)
+    lines = accuracy_table(results({"re": [0.8, 0.82, 0.84]}), [row, ("rekd", "REKD", 0.1)])
     assert "| RE | 0.8200 ± 0.0200 | 3 | 10.00% ± 0.00 | 0.0100 ± 0.0000 | 2 |" in lines
     assert "| REKD | not run | 0 | | | |" in lines
-    assert "not matched" in accuracy_table(results({"re": [0.8]}, rate=0.106), [("re", "RE", 0.1)])[-1]
-    assert "not matched" not in accuracy_table(results({"re": [0.8]}, rate=0.104), [("re", "RE", 0.1)])[-1]
+    said = ["not matched" in accuracy_table(results({"re": [0.8]}, rate), [row])[-1] for rate in (0.104, 0.106)]
+    assert said == [False, True]
 
 
 def test_differences_are_of_the_same_seeds() -> None:
@@ -171,67 +135,61 @@ def test_differences_are_of_the_same_seeds() -> None:
     assert low < 4.0 < high
 
 
-def test_truth_is_shown_where_there_is_some() -> None:
-    report = {"truth": {"in_truth": 0.95, "truth_kept": 0.8, "truth_size_used": 0.84}}
-    found = {"mosaic": {1: {"report": report}}, "cls": {1: {}}}
-    lines = truth_table(found, [("mosaic", "RE", 0.2), ("cls", "CLS", None)])
-    assert lines[-1] == "| RE | 95.00% | 80.00% | 84.00% |" and len(lines) == 3
+def test_one_seed_s_teacher_teaches_every_seed_and_a_configuration_leaves_out_the_defaults() -> None:
+    """So a field that is added later leaves finished cells finished."""
+    student, teacher = run_config("fashion_student"), run_config("fashion_teacher")
+    own, other = (distillation_cells(student, teacher, seed, teacher_seed=3) for seed in (3, 4))
+    assert own == distillation_cells(student, teacher, 3)
+    assert {cell.name for cell in own} - {cell.name for cell in other} == {"teacher", "teacher_cls"}
+    needed = {identity for cell in other for identity in cell.needed.values()}
+    assert needed <= {cell.identity for cell in (*own, *other)} and "teacher_3" in needed
+    (cell,) = (cell for cell in own if cell.name == "re")
+    assert "class_head" not in cell.config["predictor"] and cell.config["predictor"]["width"] == 64
+    stages = student.stages.model_copy(update={"compact_epochs": 0.0})
+    assert RunConfig.model_validate(cell.config) == student.model_copy(update={"seed": 3, "stages": stages})
 
 
-def test_recipes_name_what_they_need_before_it_is_needed() -> None:
+def test_recipes_name_what_they_need_and_compare_like_with_like() -> None:
     student, teacher = run_config("demo_student"), run_config("demo_teacher")
-    for recipe in (distillation_cells(student, teacher, 3), mosaic_cells(run_config("mosaic_2x2"), 3)):
+    distilled, mosaic = distillation_cells(student, teacher, 3), mosaic_cells(run_config("mosaic_2x2"), 3)
+    for recipe in (distilled, mosaic):
         seen = set()
         for cell in recipe:
             assert set(cell.needs.values()) <= seen and cell.seed == 3
             assert cell.config is None or RunConfig.model_validate(cell.config).seed == 3
             seen.add(cell.name)
-    assert [row[0] for row in distillation_rows(student, teacher, "words")] == [
-        cell.name for cell in distillation_cells(student, teacher, 3)
-    ]
-
-
-def test_recipes_compare_like_with_like() -> None:
-    student = run_config("demo_student")
-    by_name = {cell.name: cell for cell in distillation_cells(student, run_config("demo_teacher"), 3)}
+    assert [row[0] for row in distillation_rows(student, teacher, "words")] == [cell.name for cell in distilled]
+    by_name, given = ({cell.name: cell for cell in recipe} for recipe in (distilled, mosaic))
     config = {name: RunConfig.model_validate(cell.config) for name, cell in by_name.items() if cell.config}
     assert config["re"] == config["rekd"], "REKD differs from RE by its teacher alone"
     assert by_name["re"].needs.keys() & by_name["rekd"].needs.keys() == {"warm_start"}
-    assert config["cls"].stages.masked_share == 0 and config["cls"].stages.rationale_epochs == 0
+    assert config["cls"].stages.masked_share == config["cls"].stages.rationale_epochs == 0
     assert config["cls_kd"].distillation.classifier and not config["cls"].distillation.classifier
-    assert config["cls_kd"].stages == config["cls"].stages
-    assert config["re"].stages.compact_epochs == 0
+    assert config["cls_kd"].stages == config["cls"].stages and config["re"].stages.compact_epochs == 0
     assert by_name["re_compact"].options["epochs"] == student.stages.compact_epochs
-    given = {cell.name: cell for cell in mosaic_cells(run_config("mosaic_2x2"), 3)}
     assert given["given"].config["data"]["other_tiles"] == "blank"
     assert RunConfig.model_validate(given["cls"].config).data.other_tiles == "shuffled"
-
-
-def test_seeds_are_numbers() -> None:
     assert seeds_of("1,20") == [1, 20]
     with pytest.raises(typer.BadParameter, match="no list of whole numbers"):
         seeds_of("1;2")
 
 
-def test_a_real_cell_of_each_kind(tmp_path, capsys) -> None:
+def test_a_real_cell_of_each_kind(tmp_path, run_cli) -> None:
     """The whole script on a few made-up texts."""
-    words = "the film was a story about people and time in the city".split()
+    words, texts = "the film was a story about people and time in the city".split(), tmp_path / "texts.jsonl"
     drawn = [" ".join(np.random.default_rng(number).choice(words, 12)) for number in range(80)]
-    (tmp_path / "texts.jsonl").write_text("".join(
+    texts.write_text("".join(
         json.dumps({"text": f"{text} {number} {('awful', 'great')[number % 2]}", "label": number % 2}) + "\n"
         for number, text in enumerate(drawn)
     ))  # fmt: skip
-    settings = [
-        "data.name=table", f"data.path={tmp_path / 'texts.jsonl'}", "data.train_examples=40", "data.max_length=24",
-        "selector.word_embeddings=random", "predictor.word_embeddings=random", "selector.width=8", "selector.heads=2",
-        "predictor.width=8", "predictor.heads=2", "selector.layers=1", "predictor.layers=1",
-        "optimisation.batch_size=20",
-    ]  # fmt: skip
-    arguments = ["--results", str(tmp_path / "results"), "--work", str(tmp_path / "work"), "--seeds", "7"]
+    small = ("word_embeddings=random", "width=8", "heads=2", "layers=1")
+    settings = ["data.name=table", f"data.path={texts}", "data.train_examples=40", "data.max_length=24",
+                "optimisation.batch_size=20",
+                *(f"{role}.{each}" for role in ("selector", "predictor") for each in small)]  # fmt: skip
+    arguments = ["--results", tmp_path / "results", "--work", tmp_path / "work", "--seeds", "7"]
     arguments += ["--only", "random_mask", "--draws", "2", *(part for each in settings for part in ("--set", each))]
-    with pytest.raises(SystemExit) as ended:
-        run(imdb_table.app, arguments)
-    assert ended.value.code == 0, capsys.readouterr().out
+    code, printed, _ = run_cli(imdb_table.app, *arguments)
+    assert code == 0, printed
     stored = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "results" / "cpu").glob("*.json")}
     assert set(stored) == {"teacher_7", "warm_7", "rekd_7", "rekd_compact_7", "random_mask_7"}
     assert stored["random_mask_7"]["rate"] == stored["rekd_compact_7"]["rate"]
@@ -255,7 +213,4 @@ def test_bootstrap_agrees_with_drawing_items_one_by_one() -> None:
     assert (measured["low"], measured["high"]) == pytest.approx(tuple(np.percentile(slow, (2.5, 97.5))), abs=0.02)
     assert measured["p_not_better"] == pytest.approx(np.mean(slow <= 0), abs=0.02)
     assert paired_bootstrap(first, first)["p_not_better"] == 1.0
-
-
-def test_mean_and_std() -> None:
     assert mean_and_std([1.0, 2.0, 3.0]) == (2.0, 1.0) and mean_and_std([4.0]) == (4.0, 0.0)

@@ -1,7 +1,6 @@
 """Whether chains of graphs run captured, and what is said where something is missing; runs under the stand-in.
 
-python chains.py DEVICE FOLDER ...      one JSON line a chain: the error, or what was not captured and what two runs
-asked for
+python chains.py DEVICE FOLDER ...      a JSON line a chain: the error, or what was not captured and two runs asked for
 """
 
 import json

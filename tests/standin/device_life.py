@@ -17,17 +17,17 @@ from rekd_deploy.runtimes.onnxruntime_cuda import PROVIDER
 from rekd_deploy.runtimes.onnxruntime_device import DeviceChain
 
 KINDS = "malloc free host_malloc host_free to_device to_host on_device launch capture replay".split()
-READ = ("scores", "mask", "probabilities")
 graphs, lstms = map(device.graphs_in, sys.argv[1:])
+found = {"failures": {}, "live": [], "kept": 0}
 
 
 def inputs(batch, length):
     return {"input_ids": np.full((batch, length), 5), "attention_mask": np.ones((batch, length), np.int64)}
 
 
-def counted(work, *arguments):
+def counted(work, *shape):
     """What was asked of the device meanwhile."""
-    return {kind: count for kind, count in device.counted(lambda: work(*arguments), KINDS).items() if count}
+    return {kind: count for kind, count in device.counted(lambda: work(inputs(*shape)), KINDS).items() if count}
 
 
 def failure(kind, number, shape, warm):
@@ -47,28 +47,25 @@ def failure(kind, number, shape, warm):
         return said, reached
 
 
-found = {"failures": {}}
-with DeviceChain(graphs, batches=(1, 4), outputs=READ) as chain:
+with DeviceChain(graphs, batches=(1, 4), outputs=("scores", "mask", "probabilities")) as chain:
     for name, shape in (("first", (3, 16)), ("again", (4, 16)), ("longer", (4, 32)), ("back", (2, 16))):
-        found[name] = counted(chain.run, inputs(*shape))
+        found[name] = counted(chain.run, *shape)
     with ThreadPoolExecutor(4) as threads:
         work = [(1 + turn % 4, (16, 32)[turn % 2]) for turn in range(200)]
         shapes = [outputs["scores"].shape for outputs in threads.map(chain.run, [inputs(*shape) for shape in work])]
-    found["threads"] = shapes == work
     with ThreadPoolExecutor(1) as threads:
-        found["another thread"] = counted(lambda run=chain.run: threads.submit(run, inputs(4, 16)).result())
+        found["another thread"] = counted(lambda given, run=chain.run: threads.submit(run, given).result(), 4, 16)
     found["tf32"] = [session.get_provider_options()[PROVIDER]["use_tf32"] for session in chain._sessions]
-    found["read"] = sorted(chain.run(inputs(1, 16)))
+    found |= {"threads": shapes == work, "read": sorted(chain.run(inputs(1, 16)))}
 with DeviceChain(graphs, captured=False) as chain:
-    found["uncaptured"] = counted(chain.run, inputs(3, 16))
+    found["uncaptured"] = counted(chain.run, 3, 16)
 foreseen, onnxruntime_device.copying_operator = onnxruntime_device.copying_operator, lambda model: ""
 with DeviceChain(lstms) as chain:
-    runs = [counted(chain.run, inputs(3, 16)) for _ in range(2)]
+    runs = [counted(chain.run, 3, 16) for _ in range(2)]
     found["refused"] = {"uncaptured": chain.uncaptured, "runs": runs}
 onnxruntime_device.copying_operator = foreseen
 
 onnxruntime_device._MOST_SHAPES = 3
-found["live"], found["kept"] = [], 0
 for _ in range(4):
     with DeviceChain(graphs) as chain:
         for number in range(250):
@@ -78,8 +75,7 @@ for _ in range(4):
     gc.collect()
     found["live"].append(device.cuda.standin_live())
 for kind in ("malloc", "host_malloc", "to_device", "to_host", "replay", "capture"):
-    found["failures"][kind], reached = [], True
-    number = 1
+    found["failures"][kind], reached, number = [], True, 1
     while reached:
         (cold, _), (warm, reached) = (failure(kind, number, (300 + 10 * number, 48), warm) for warm in (False, True))
         found["failures"][kind] += cold + warm

@@ -31,16 +31,12 @@ def session_log(path: str, capture: bool) -> tuple[str, str]:
 
 
 for path in sys.argv[1:]:
-    log, problem = session_log(path, capture=False)
-    copies = re.search(r"(\d+) Memcpy nodes are added", log)
-    on_cpu, place = [], ""
+    (log, problem), (_, refusal) = (session_log(path, capture) for capture in (False, True))
+    copies, on_cpu, place = re.search(r"(\d+) Memcpy nodes are added", log), [], ""
     for line in log.splitlines():
         if found := re.search(r"(?:Node\(s\) placed on|All nodes placed on) \[(\w+)\]", line):
             place = found[1]
         elif place == "CPUExecutionProvider" and (found := re.search(r"\]\s{2,}(\w+) \((.*)\)", line)):
             on_cpu.append((found[1], found[2]))
-    refusal = session_log(path, capture=True)[1]
-    print(json.dumps({
-        "path": path, "problem": problem, "placed": bool(place), "copies": int(copies[1]) if copies else 0,
-        "on_cpu": on_cpu, "refusal": refusal,
-    }), flush=True)
+    found = {"path": path, "problem": problem, "placed": bool(place), "on_cpu": on_cpu, "refusal": refusal}
+    print(json.dumps(found | {"copies": int(copies[1]) if copies else 0}), flush=True)

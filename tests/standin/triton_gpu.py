@@ -11,7 +11,7 @@ import sys
 import weakref
 from functools import partial
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import device
 import numpy as np
@@ -34,13 +34,12 @@ class TritonError(Exception):
         super().__init__(message)
 
 
-triton = ModuleType("triton_python_backend_utils")
-triton.Tensor, triton.TritonError = Tensor, TritonError
-triton.Logger = SimpleNamespace(log_warn=lambda line: warnings.append(line))
-triton.InferenceResponse = lambda tensors=(), error=None: SimpleNamespace(
-    shapes={tensor.name(): list(tensor.array.shape) for tensor in tensors}, error=error and str(error)
+sys.modules["triton_python_backend_utils"] = SimpleNamespace(
+    Tensor=Tensor, TritonError=TritonError, Logger=SimpleNamespace(log_warn=warnings.append),
+    InferenceResponse=lambda tensors=(), error=None: SimpleNamespace(
+        shapes={tensor.name(): list(tensor.array.shape) for tensor in tensors}, error=error and str(error)
+    ),
 )
-sys.modules[triton.__name__] = triton
 spec = importlib.util.spec_from_file_location("model", folder / "1" / "model.py")
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
@@ -53,14 +52,14 @@ model.initialize({
 
 def ask(*shapes):
     """The answers to requests of these shapes that wait together, and what was asked of the GPU."""
+    tensors = [
+        [Tensor("input_ids", np.full(shape, 5)), Tensor("attention_mask", np.ones(shape, np.int64))] for shape in shapes
+    ]
     requests = [
         SimpleNamespace(
-            inputs=lambda shape=shape: [
-                Tensor("input_ids", np.full(shape, 5)), Tensor("attention_mask", np.ones(shape, np.int64))
-            ],
-            requested_output_names=lambda: ["mask", "probabilities"], request_id=lambda: "",
-        )
-        for shape in shapes
+            inputs=lambda given=given: given, request_id=lambda: "",
+            requested_output_names=lambda: ["mask", "probabilities"],
+        ) for given in tensors
     ]
     answers = []
     counts = device.counted(lambda: answers.extend(model.execute(requests)), KINDS)
@@ -71,8 +70,7 @@ if "alike" in sys.argv:
     print(json.dumps({"first": ask((3, 16)), "again": ask((3, 16)), "warnings": warnings}))
     sys.exit()
 found = {"first": ask((3, 16)), "again": ask((2, 16)), "joined": ask((2, 16), (1, 16))}
-found["one"], found["one again"] = ask((1, 16)), ask((1, 16))
-found["kept"] = []
+found |= {"one": ask((1, 16)), "one again": ask((1, 16)), "kept": [], "rebound": []}
 run = model._graph.run
 
 
@@ -92,13 +90,12 @@ for kind in ("replay", "to_device", "to_host"):
     model._graph.run = run
     found[kind] = [failed, ask((1, 16)), ask((1, 16))]
 run.__func__.__globals__["_MOST_SHAPES"] = 2
-found["second"], found["beyond"], found["beyond again"] = ask((1, 20)), ask((1, 24)), ask((1, 24))
+found |= {"second": ask((1, 20)), "beyond": ask((1, 24)), "beyond again": ask((1, 24))}
 model.finalize()
 
 # as Triton's onnxruntime backend binds: other buffers at each request, outputs to a device, no number of a graph
 provider = ("CUDAExecutionProvider", {"enable_cuda_graph": "1"})
 session = onnxruntime.InferenceSession(str(folder / "1" / "model.onnx"), providers=[provider], enable_fallback=0)
-found["rebound"] = []
 for shape in ((1, 16), (1, 16), (2, 24)):
     binding = session.io_binding()
     for given in session.get_inputs():
@@ -107,6 +104,6 @@ for shape in ((1, 16), (1, 16), (2, 24)):
     for output in session.get_outputs():
         binding.bind_output(output.name, "cuda")
     counts = device.counted(partial(session.run_with_iobinding, binding))
-    answered = [output.has_value() for output in binding.get_outputs()]
-    found["rebound"].append([counts["launch"], counts["replay"], any(answered)])
+    answered = any(output.has_value() for output in binding.get_outputs())
+    found["rebound"].append([counts["launch"], counts["replay"], answered])
 print(json.dumps(found))

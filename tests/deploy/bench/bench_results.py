@@ -1,13 +1,7 @@
 """Results of rekd-bench with made-up figures, for the report and the comparison."""
 
-from __future__ import annotations
-
-import pytest
-
 from rekd_deploy.bench.results import Check, Input, Result
 from rekd_deploy.bench.variants import CLASSIFIER, COMPACTED, ONNX_CPU, PYTORCH, ZEROED, Variant, comparisons
-from rekd_deploy.cli.bench import app
-from rekd_train.cli.command import run
 
 HARDWARE = {"processor": "made up", "machine": "x86_64", "cores": 2, "memory_gb": 8.0, "gpus": []}
 VARIANTS = [
@@ -16,14 +10,7 @@ VARIANTS = [
 ]  # fmt: skip
 
 
-def bench(*arguments: object) -> int:
-    """Run rekd-bench in this process: its exit code."""
-    with pytest.raises(SystemExit) as ended:
-        run(app, list(map(str, arguments)))
-    return ended.value.code
-
-
-def made_up(kind: str, figures: dict, checks: list[Check] = (), **settings) -> Result:
+def made_up(kind: str, figures: dict, *checks: Check, **settings) -> Result:
     """A result of a kind; its repository is called like somebody's attempt at markup."""
     return Result(
         kind=kind, command=f"rekd-bench {kind} REPO", hardware=HARDWARE, versions={"rekd": "1", "python": "3.11"},
@@ -33,10 +20,14 @@ def made_up(kind: str, figures: dict, checks: list[Check] = (), **settings) -> R
     )  # fmt: skip
 
 
+def between(name: str, value: float, spread: float = 0.02) -> dict[str, float]:
+    """A figure and its interval."""
+    return {name: value, "low": value * (1 - spread), "high": value * (1 + spread)}
+
+
 def times(p50: float, spread: float = 0.02) -> dict[str, float]:
     """Percentiles around a median, and its interval."""
-    return {"p50": p50, "p90": 1.2 * p50, "p95": 1.3 * p50, "p99": 1.5 * p50, "max": 2 * p50,
-            "low": p50 * (1 - spread), "high": p50 * (1 + spread)}  # fmt: skip
+    return {**between("p50", p50, spread), "p90": 1.2 * p50, "p95": 1.3 * p50, "p99": 1.5 * p50, "max": 2 * p50}
 
 
 def latency(factor: float = 1.0, spread: float = 0.02) -> Result:
@@ -47,17 +38,16 @@ def latency(factor: float = 1.0, spread: float = 0.02) -> Result:
             each: batch * length * (0.01 if each.model == CLASSIFIER else 0.02)
             * (0.6 * factor if each.model == COMPACTED else 1.0) for each in VARIANTS
         }  # fmt: skip
-        ways = [each.to_dict() | {"milliseconds": times(p50[each], spread), "items_per_second": 100.0}
-                for each in VARIANTS]  # fmt: skip
-        ratios = [
-            {"way": each.name, "baseline": other.name, "ratio": (ratio := p50[each] / p50[other]),
-             "low": ratio * (1 - spread), "high": ratio * (1 + spread)}
-            for each, other in comparisons(VARIANTS)
-        ]  # fmt: skip
-        cells.append({"batch": batch, "length": length, "rounds": 9, "ways": ways, "ratios": ratios})
+        cells.append({
+            "batch": batch, "length": length, "rounds": 9,
+            "ways": [each.to_dict() | {"milliseconds": times(p50[each], spread), "items_per_second": 100.0}
+                     for each in VARIANTS],
+            "ratios": [{"way": each.name, "baseline": other.name, **between("ratio", p50[each] / p50[other], spread)}
+                       for each, other in comparisons(VARIANTS)],
+        })  # fmt: skip
     not_run = [{"name": "torch.compile fp32, compacted", "reason": "no compiler | here"}]
-    checks = [Check(name="what is timed answers alike", outcome="passed", words="all 40 of 40")]
-    return made_up("latency", {"cells": cells, "not_run": not_run}, checks)
+    check = Check(name="what is timed answers alike", outcome="passed", words="all 40 of 40")
+    return made_up("latency", {"cells": cells, "not_run": not_run}, check)
 
 
 def serving() -> Result:
@@ -82,26 +72,21 @@ def accuracy(share: float = 0.84, examples: int = 2000) -> Result:
     bins = [{"low": low / 10, "high": (low + 1) / 10, "examples": 50, "confidence": low / 10 + 0.05,
              "accuracy": low / 10 + 0.03} for low in range(5, 10)]  # fmt: skip
     one = {"precision": 0.8, "recall": 0.9, "f1": 0.85, "support": 1000, "predicted": 1100}
-    figures = {
+    return made_up("accuracy", {
         "classification": {"accuracy": share, "macro_f1": share - 0.01,
                            "per_class": {"a|b <i>": one, "positive": one}},
         "rate": {"rate": 0.099},
         "calibration": {"nll": 0.4, "brier": 0.2, "ece": 0.02, "ece_equal_mass": 0.02, "reliability": bins},
         "curve": {"served": {**curve, "note": "it has 32 slots"}, "checkpoint": {**curve, "note": "by PyTorch"}},
         "reference": {"accuracy": 0.841, "source": "metrics.json", "gap_points": 100 * (share - 0.841)},
-    }  # fmt: skip
-    check = Check(name="served as trained", outcome="passed", words="the gap is small", value=0.1, limit=0.5)
-    return made_up("accuracy", figures, [check], examples=examples, precision="fp32")
+    }, Check(name="served as trained", outcome="passed", words="the gap is small", value=0.1, limit=0.5),
+        examples=examples, precision="fp32")  # fmt: skip
 
 
 def faithfulness(outcome: str = "failed") -> Result:
     """One test that went as said, one that did not apply."""
-    figures = {
+    return made_up("faithfulness", {
         "answers": {"accuracy": 0.84, "rate": 0.1}, "structure": {"swap": {"rows": 100, "changed": 0}},
         "judges": {"independent": {"comprehensiveness": {"mean": 0.3, "low": 0.2, "high": 0.4}}}, "known": None,
-    }  # fmt: skip
-    checks = [
-        Check(name="mask alone", outcome=outcome, words="it gains +7.1 points (limit 5)", value=0.071, limit=0.05),
-        Check(name="known reasons", outcome="not applicable", words="the data have none"),
-    ]
-    return made_up("faithfulness", figures, checks, examples=1000)
+    }, Check(name="mask alone", outcome=outcome, words="it gains +7.1 points (limit 5)", value=0.071, limit=0.05),
+        Check(name="known reasons", outcome="not applicable", words="the data have none"), examples=1000)  # fmt: skip

@@ -1,6 +1,4 @@
-"""Models whose behaviour is known, to hold the faithfulness tests against: honest, random, cheating, untrained."""
-
-from __future__ import annotations
+"""Models whose behaviour is known, to hold the faithfulness tests against: honest, random, cheating, leaky."""
 
 from pathlib import Path
 
@@ -14,14 +12,13 @@ CUES = ("bad", "good")
 KEPT = 3
 
 
-def planted_texts(examples: int = 240, seed: int = 0, shortest: int = 8, longest: int = 20) -> TokenizedTexts:
+def planted_texts(examples: int = 240) -> TokenizedTexts:
     """Neutral words and one cue, 'bad' (class 0) or 'good' (class 1); the cue is the known reason."""
-    preprocessor = make_rationalizer().preprocessor
-    random = np.random.default_rng(seed)
+    preprocessor, random = make_rationalizer().preprocessor, np.random.default_rng(0)
     neutral = [word for word in WORDS if word not in CUES]
     labels, texts, places = np.arange(examples) % 2, [], []
     for label in labels:
-        words = list(random.choice(neutral, size=random.integers(shortest, longest)))
+        words = list(random.choice(neutral, size=random.integers(8, 20)))
         places.append(int(random.integers(len(words))))
         words.insert(places[-1], CUES[label])
         texts.append(" ".join(words))
@@ -31,13 +28,9 @@ def planted_texts(examples: int = 240, seed: int = 0, shortest: int = 8, longest
 
 
 class Planted:
-    """Selects and classifies by a rule.
-
-    Args:
-        kind: 'honest' keeps the cue and two words at random, and reads the cue; 'random' keeps three words at random
-            and reads the cue if it is there; 'cheat' keeps the first three words without a cue for class 0, the last
-            for class 1, and reads nothing but where they are; 'leaky' is honest, but its prediction depends a little
-            on what it does not keep.
+    """'honest' keeps the cue and two words at random, and reads the cue; 'random' keeps three words at random and reads
+    the cue if it is there; 'cheat' keeps the first three words without a cue for class 0, the last for class 1, and
+    reads nothing but where they are; 'leaky' is honest, but its prediction depends a little on what it does not keep.
     """
 
     batch_size = 32
@@ -68,26 +61,24 @@ class Planted:
 
     def classify(self, inputs, mask):
         ids = inputs["input_ids"]
+        votes = ((ids == self.cues[1]) & mask).sum(axis=1) - ((ids == self.cues[0]) & mask).sum(axis=1) + 0.0
         if self.kind == "cheat":
-            length = inputs["attention_mask"].sum(axis=1)
             place = (mask * np.arange(ids.shape[1])).sum(axis=1) / np.maximum(mask.sum(axis=1), 1)
-            return _logits(place / length - 0.5)
-        votes = ((ids == self.cues[1]) & mask).sum(axis=1) - ((ids == self.cues[0]) & mask).sum(axis=1)
-        votes = votes + 0.0
+            votes = place / inputs["attention_mask"].sum(axis=1) - 0.5
         if self.kind == "leaky":
             votes += 1e-6 * (ids * ~mask).sum(axis=1)
-        return _logits(votes)
+        return np.stack([-4 * votes, 4 * votes], axis=1).astype(np.float32)
 
 
 def ideal_judge(features: Features):
     """Reads the cue where it is shown and knows nothing otherwise: what a perfect independent judge would say."""
-    planted = Planted(features.preprocessor, "honest")
+    cues = Planted(features.preprocessor, "honest").cues
 
     def judge(masks):
         found = {}
         for name, mask in masks.items():
-            shown = [((features.content == cue) & mask).any(axis=1) for cue in planted.cues]
-            positive = 0.5 + 0.45 * shown[1] - 0.45 * shown[0]
+            bad, good = (((features.content == cue) & mask).any(axis=1) for cue in cues)
+            positive = 0.5 + 0.45 * good - 0.45 * bad
             found[name] = np.stack([1 - positive, positive], axis=1)
         return found
 
@@ -101,8 +92,3 @@ def table_file(folder: Path, examples: int = 40, seed: int = 0) -> Path:
     rows = [f"{text} {number},{('negative', 'positive')[number % 2]}" for number, text in enumerate(texts)]
     path.write_text("\n".join(["text,label", *rows, ""]))
     return path
-
-
-def _logits(votes) -> np.ndarray:
-    votes = np.asarray(votes, dtype=np.float64)
-    return np.stack([-4 * votes, 4 * votes], axis=1).astype(np.float32)

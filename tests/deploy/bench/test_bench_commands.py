@@ -1,22 +1,20 @@
 """rekd-bench accuracy and faithfulness on a tiny served pair: figures, files, verdicts, exit codes."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from bench_results import bench
 from conftest import make_rationalizer
-from planted import planted_texts, table_file
+from planted import table_file
 
 from rekd_deploy import Pipeline
 from rekd_deploy.bench.accuracy import gap_check, measure_accuracy
-from rekd_deploy.bench.examples import features_of
 from rekd_deploy.bench.faithfulness import measure_faithfulness
 from rekd_deploy.bench.results import read_result
-from rekd_deploy.bench.subject import TorchPair, classified, rate_curve
+from rekd_deploy.cli.bench import app
+from rekd_deploy.export.graphs import export
+from rekd_deploy.repository.writer import write_repository
 from rekd_train.checkpoints import checkpoint as checkpoints
 from rekd_train.config.run import RunConfig
 from rekd_train.data import encode, load_data
@@ -25,16 +23,9 @@ from rekd_train.evaluation import forward
 pytestmark = pytest.mark.slow
 
 
-def invoke(capsys, *arguments: str, command: str = "accuracy") -> tuple[int, str, str]:
-    return bench(command, *arguments), *capsys.readouterr()
-
-
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory) -> tuple[Path, Path]:
     """A tiny pair that records its data and its own figures, and its repository."""
-    from rekd_deploy.export.graphs import export
-    from rekd_deploy.repository.writer import write_repository
-
     folder = tmp_path_factory.mktemp("accuracy")
     data = {"name": "table", "path": str(table_file(folder, 60)), "max_length": 48, "test_share": 0.4}
     config = RunConfig.model_validate({"name": "tiny", "data": data})
@@ -46,34 +37,38 @@ def recorded(tmp_path_factory) -> tuple[Path, Path]:
     return path, write_repository(export(path, folder), folder / "repository")
 
 
-def test_the_served_predictions_are_measured_as_they_are(recorded, tmp_path, capsys) -> None:
+@pytest.fixture
+def accuracy(recorded, tmp_path, run_cli):
+    """Runs the command on the pair; its exit code, output, errors, and the result that it wrote."""
     path, repository = recorded
-    file = tmp_path / "result.json"
-    code, out, err = invoke(capsys, str(repository), "--checkpoint", str(path), "-o", str(file), "--json")
-    assert code == 0, err
-    assert out.count("\n") == 1  # one line of JSON and nothing else
-    document = json.loads(out)
-    assert document == read_result(file).model_dump(mode="json")
-    figures = document["figures"]
 
+    def ran(*arguments):
+        file = tmp_path / "result.json"
+        code, out, err = run_cli(app, "accuracy", repository, "--checkpoint", path, "-o", file, *arguments)
+        return code, out, err, read_result(file)
+
+    return ran
+
+
+def test_the_served_predictions_are_measured_as_they_are(recorded, accuracy) -> None:
+    path, repository = recorded
+    code, out, err, result = accuracy("--json")
+    assert code == 0 and out.count("\n") == 1, err
+    assert json.loads(out) == result.model_dump(mode="json")
     config = RunConfig.model_validate(checkpoints.read_description(path)["training"]["config"])
-    test = load_data(config.data).splits["test"]
+    test, own = load_data(config.data).splits["test"], checkpoints.read_metrics(path)["test"]
     answers = Pipeline(repository).predict(test.texts)
     classes = np.array([("negative", "positive").index(answer.label) for answer in answers])
+    figures = result.figures
     assert figures["classification"]["accuracy"] == pytest.approx(np.mean(classes == test.labels))
     assert figures["rate"]["rate"] == pytest.approx(np.mean([answer.rate for answer in answers]))
     assert figures["rate"]["over_budget_share"] == 0
     assert sum(bin["examples"] for bin in figures["calibration"]["reliability"]) == len(test) == 24
-    own = checkpoints.read_metrics(path)["test"]
     assert figures["calibration"]["nll"] == pytest.approx(own["nll"], abs=1e-4)
     assert (figures["reference"]["accuracy"], figures["reference"]["gap_points"]) == (own["accuracy"], 0)
-    assert document["checks"][0]["outcome"] == "passed"
-    assert document["inputs"]["checkpoint"]["sha256"] == checkpoints.checkpoint_hash(path)
-
-
-def test_the_curve_ends_where_the_slots_do_and_goes_on_by_the_checkpoint(recorded) -> None:
-    path, repository = recorded
-    figures = measure_accuracy(repository, checkpoint=path).figures
+    assert result.checks[0].outcome == "passed"
+    assert result.inputs["checkpoint"].sha256 == checkpoints.checkpoint_hash(path)
+    # the curve ends where the slots do, and goes on by the checkpoint
     served, whole = figures["curve"]["served"], figures["curve"]["checkpoint"]
     assert served["rates"] == [0.05, 0.1, 0.15, 0.2]  # at most 11 of up to 46
     assert "slots" in served["note"] and "not by what is served" in whole["note"]
@@ -82,118 +77,80 @@ def test_the_curve_ends_where_the_slots_do_and_goes_on_by_the_checkpoint(recorde
     assert served["realised"] == pytest.approx(whole["realised"][:4])
 
 
-def test_a_gap_to_the_checkpoint_is_an_error(recorded, tmp_path, capsys, monkeypatch) -> None:
-    path, repository = recorded
-    right, file = forward.measure, tmp_path / "result.json"
-    accuracy = checkpoints.read_metrics(path)["test"]["accuracy"] + 0.05
-    monkeypatch.setattr(forward, "measure", lambda *given: right(*given) | {"accuracy": accuracy})
-    code, out, err = invoke(capsys, str(repository), "--checkpoint", str(path), "-o", str(file))
-    said = err.splitlines()[-1]
+def test_a_gap_to_the_checkpoint_is_an_error(recorded, accuracy, monkeypatch) -> None:
+    right, shifted = forward.measure, checkpoints.read_metrics(recorded[0])["test"]["accuracy"] + 0.05
+    monkeypatch.setattr(forward, "measure", lambda *given: right(*given) | {"accuracy": shifted})
+    code, out, err, result = accuracy()
+    said, last = err.splitlines()[-1], json.loads(out.splitlines()[-1])
     assert code == 1 and said.startswith("error: served as trained: ") and "-5.00 points (limit 0.5)" in said
-    last = json.loads(out.splitlines()[-1])
-    assert last == {"kind": "accuracy", "result": str(file), "checks": {"served as trained": "failed"}}
-    assert read_result(file).failed  # written all the same
-    code, _, _ = invoke(capsys, str(repository), "--checkpoint", str(path), "-o", str(file), "--limit", "5")
-    assert code == 0
+    assert (last["kind"], last["checks"]) == ("accuracy", {"served as trained": "failed"})
+    assert result.failed and Path(last["result"]).is_file()  # written all the same
+    assert accuracy("--limit", "5")[0] == 0
 
 
-@pytest.mark.parametrize(
-    ("served", "reference", "limit", "outcome"),
-    [
-        (0.850, 0.855, 0.5, "passed"),  # exactly the limit
-        (0.849, 0.855, 0.5, "failed"),
-        (0.861, 0.855, 0.5, "failed"),  # better is another model, too
-        (0.846, 0.855, 1.0, "passed"),
-    ],
-)
+@pytest.mark.parametrize(("served", "reference", "limit", "outcome"), [
+    (0.850, 0.855, 0.5, "passed"),  # exactly the limit
+    (0.849, 0.855, 0.5, "failed"),
+    (0.861, 0.855, 0.5, "failed"),  # better is another model, too
+    (0.846, 0.855, 1.0, "passed"),
+])
 def test_the_limit_is_in_points_and_holds_both_ways(served, reference, limit, outcome) -> None:
     found = gap_check(served, {"accuracy": reference, "source": "x"}, limit, 1000)
-    assert found.outcome == outcome and found.limit == limit
+    assert (found.outcome, found.limit) == (outcome, limit)
 
 
-def test_some_examples_are_compared_with_the_same_examples(recorded) -> None:
+def test_some_examples_or_a_file_of_the_users_own_without_a_checkpoint(recorded, tmp_path) -> None:
     path, repository = recorded
     found = measure_accuracy(repository, checkpoint=path, examples=10)
     assert found.figures["reference"]["examples"] == 10 == found.settings["examples"]
     assert found.figures["reference"]["gap_points"] == 0
-
-
-def test_a_file_of_the_users_own_and_no_checkpoint(recorded, tmp_path) -> None:
-    _, repository = recorded
     found = measure_accuracy(repository, data=str(table_file(tmp_path, 30, seed=5)))
-    assert found.settings["examples"] == 30
+    assert found.settings["examples"] == 30 and set(found.figures["curve"]) == {"served"}
     assert found.checks[0].outcome == "not applicable" and "no --checkpoint" in found.checks[0].words
-    assert set(found.figures["curve"]) == {"served"}
 
 
-def test_another_checkpoint_is_refused(recorded, tmp_path, capsys) -> None:
-    path, repository = recorded
+def test_wrong_use_is_said(recorded, tmp_path, run_cli) -> None:
     other = checkpoints.save(make_rationalizer(seed=1), tmp_path / "other")
-    code, _, err = invoke(
-        capsys, str(repository), "--checkpoint", str(other), "--data", str(table_file(tmp_path)), "-o", "x"
-    )
-    assert code == 1 and "was exported from the checkpoint" in err and not Path("x").exists()
+    repository, out = recorded[1], tmp_path / "x"
+    for arguments, code, said in (
+        ([], 2, "REPO"), ([repository, "--url", "localhost:1"], 2, "REPO"), ([repository], 1, "no data to measure on"),
+        ([repository, "--data", tmp_path / "none.csv"], 1, "none.csv"),
+        ([repository, "--checkpoint", other, "--data", table_file(tmp_path)], 1, "was exported from the checkpoint"),
+    ):
+        found, _, errors = run_cli(app, "accuracy", *arguments, "-o", out)
+        assert found == code and said in errors and not out.exists()
 
 
-def test_wrong_use_is_said(recorded, tmp_path, capsys) -> None:
-    _, repository = recorded
-    assert invoke(capsys)[0] == 2
-    assert invoke(capsys, str(repository), "--url", "localhost:1")[0] == 2
-    code, _, err = invoke(capsys, str(repository))
-    assert code == 1 and "no data to measure on" in err
-    code, _, err = invoke(capsys, str(repository), "--data", str(tmp_path / "none.csv"))
-    assert code == 1 and "none.csv" in err
-
-
-def test_a_predictor_that_takes_any_number_is_measured_at_every_rate(monkeypatch) -> None:
-    split, subject = planted_texts(60), TorchPair(make_rationalizer(operator="compact"))
-    features = features_of(split, split.preprocessor)
-    found = rate_curve(subject, features, split.labels)
-    assert found["rates"][-1] == 1.0 and found["note"] == "every rate"
-    everything = classified(subject, features, features.selectable).argmax(axis=1)
-    assert found["accuracies"][-1] == pytest.approx(np.mean(everything == split.labels))
-    assert found["realised"][-1] == 1.0 and found["realised"][0] < 0.2
-    monkeypatch.setattr(subject, "slots", lambda width: 1)
-    assert rate_curve(subject, features, split.labels)["rates"] == [0.05]
-
-
-def test_every_test_of_faithfulness_runs_on_what_is_served(recorded, tmp_path, capsys) -> None:
+def test_every_test_of_faithfulness_runs_on_what_is_served(recorded, tmp_path, run_cli) -> None:
     path, repository = recorded
     file, judge = tmp_path / "result.json", tmp_path / "judge"
-    arguments = [str(repository), "--checkpoint", str(path), "--judge", str(judge), "--device", "cpu", "-o", str(file)]
-    code, out, err = invoke(capsys, *arguments, "--judge-epochs", "0.5", command="faithfulness")
+    arguments = ["faithfulness", repository, "--checkpoint", path, "--judge", judge, "--device", "cpu", "-o", file]
+    code, out, err = run_cli(app, *arguments, "--judge-epochs", "0.5")
     measured = read_result(file)
     outcomes = {check.name: check.outcome for check in measured.checks}
     assert json.loads(out.splitlines()[-1]) == {"kind": "faithfulness", "result": str(file), "checks": outcomes}
-    assert code == (1 if measured.failed else 0)
-    assert all(check.name in err for check in measured.failed)
+    assert code == (1 if measured.failed else 0) and all(check.name in err for check in measured.failed)
     assert all(check.words for check in measured.checks)
-
     assert outcomes["unselected content has no influence"] == "passed"  # the exported graph, bit for bit
-    swap = measured.figures["structure"]["swap"]
-    assert swap["content_changed"] > 0.5 and swap["examples"] == 24 == measured.settings["examples"]
-    assert set(measured.figures["judges"]) == {"pipeline", "predictor", "independent"}
-    for judged in ("predictor", "independent"):
-        for kind in ("rationale", "random"):
-            assert set(measured.figures["judges"][judged][kind]) == {
-                "comprehensiveness", "sufficiency", "aopc_comprehensiveness", "aopc_sufficiency",
-            }  # fmt: skip
-    assert {"mask_only", "neutral_content", "other_masks", "random_masks", "tokens"} == set(measured.figures["probes"])
     assert outcomes["rationales lie where the reason is known to be"] == "not applicable"
+    swap, judges = measured.figures["structure"]["swap"], measured.figures["judges"]
+    assert swap["content_changed"] > 0.5 and swap["examples"] == 24 == measured.settings["examples"]
+    assert set(judges) == {"pipeline", "predictor", "independent"}
+    figures = {"comprehensiveness", "sufficiency", "aopc_comprehensiveness", "aopc_sufficiency"}
+    for judged in ("predictor", "independent"):
+        assert set(judges[judged]["rationale"]) == set(judges[judged]["random"]) == figures
+    assert {"mask_only", "neutral_content", "other_masks", "random_masks", "tokens"} == set(measured.figures["probes"])
     assert {"repository", "checkpoint", "judge", "data"} == set(measured.inputs)
-
     # the served answers themselves are the judges' first row
     accuracy = measure_accuracy(repository, checkpoint=path).figures["classification"]["accuracy"]
     assert measured.figures["answers"]["accuracy"] == pytest.approx(accuracy)
     # the judge is kept: the second run reads it, whatever its epochs, and finds the same
-    invoke(capsys, *arguments, command="faithfulness")
+    run_cli(app, *arguments)
     assert read_result(file).figures == measured.figures
 
 
 def test_without_a_checkpoint_the_judges_are_left_out(recorded, tmp_path) -> None:
-    _, repository = recorded
-    found = measure_faithfulness(repository, data=str(table_file(tmp_path)), examples=24)
-    assert set(found.figures["judges"]) == {"pipeline"}
-    missing = [check for check in found.checks if "without --checkpoint" in check.words]
-    assert len(missing) == 3 and {check.outcome for check in missing} == {"not applicable"}
-    assert found.settings["examples"] == 24
+    found = measure_faithfulness(recorded[1], data=str(table_file(tmp_path)), examples=24)
+    missing = [check.outcome for check in found.checks if "without --checkpoint" in check.words]
+    assert set(found.figures["judges"]) == {"pipeline"} and found.settings["examples"] == 24
+    assert missing == ["not applicable"] * 3

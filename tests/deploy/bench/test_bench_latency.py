@@ -4,30 +4,15 @@ import json
 
 import numpy as np
 import pytest
-from bench_results import bench
 from conftest import make_rationalizer, trained_tokenizer
 
-from rekd_deploy.bench.latency import AT_HAND, alike_check, check_lengths, classes_alike, measure_latency
-from rekd_deploy.bench.latency import full_batches as tensors
+from rekd_deploy.bench import variants
+from rekd_deploy.bench.latency import AT_HAND, alike_check, check_lengths, classes_alike, full_batches, measure_latency
 from rekd_deploy.bench.results import read_result
 from rekd_deploy.bench.timing import Timings, in_rounds, percentiles
-from rekd_deploy.bench.variants import (
-    BOTH,
-    CLASSIFIER,
-    COMPACTED,
-    COMPILED,
-    ONNX_CPU,
-    PREDICTOR,
-    PYTORCH,
-    ZEROED,
-    Networks,
-    Runnable,
-    Variant,
-    comparisons,
-    networks_of,
-    pytorch_runnables,
-)
+from rekd_deploy.bench.variants import CLASSIFIER, COMPACTED, COMPILED, ONNX_CPU, PYTORCH, ZEROED, Variant, comparisons
 from rekd_deploy.bench.variants_graphs import traced
+from rekd_deploy.cli.bench import app
 from rekd_deploy.errors import BenchmarkError, EngineError, RepositoryError
 from rekd_train.checkpoints.checkpoint import save
 from rekd_train.errors import ConfigError
@@ -38,10 +23,7 @@ pytestmark = pytest.mark.slow
 QUICK = {"batches": (2,), "lengths": (16,), "rounds": 3, "warmup_seconds": 0.0, "threads": 1}
 
 
-# variants
-
-
-def test_a_variant_is_compared_with_what_differs_in_one_thing():
+def test_what_variants_there_are_and_what_each_is_compared_with(rationalizer, image_rationalizer):
     compacted = Variant(ONNX_CPU, COMPACTED, "int8", kept=8)
     others = [
         Variant(ONNX_CPU, ZEROED, "int8"), Variant(ONNX_CPU, CLASSIFIER, "int8", graphs=1), Variant(PYTORCH, ZEROED),
@@ -52,18 +34,15 @@ def test_a_variant_is_compared_with_what_differs_in_one_thing():
     assert set(baselines) == set(others[:4])
     one = Variant(ONNX_CPU, COMPACTED, "int8", graphs=1, kept=8)
     assert comparisons([compacted, one]) == [(one, compacted)] and one.name != compacted.name
-
-
-def test_a_teacher_gives_a_larger_classifier_if_it_reads_the_same(rationalizer, image_rationalizer):
-    last = networks_of(rationalizer, teacher=rationalizer)[-1]
+    last = variants.networks_of(rationalizer, teacher=rationalizer)[-1]
     assert last.model == "classifier of the teacher's size" and last.variant(PYTORCH).graphs == 1
     assert rationalizer.predictor.operator == "compact", "the pair itself is as it was"
     with pytest.raises(BenchmarkError, match="another"):
-        networks_of(rationalizer, teacher=image_rationalizer)
+        variants.networks_of(rationalizer, teacher=image_rationalizer)
 
 
 def test_a_zeroed_pair_and_a_classifier_share_one_trace(rationalizer):
-    networks = [each for each in networks_of(rationalizer) if each.model != COMPACTED]
+    networks = [each for each in variants.networks_of(rationalizer) if each.model != COMPACTED]
     reports, not_run = [], []
     found = list(traced(networks, ["fp32"], [], gpu=False, not_run=not_run, report=lambda *at: reports.append(at)))
     assert [variant for variant, _ in found] == [Variant("", ZEROED), Variant("", CLASSIFIER, graphs=1)]
@@ -74,30 +53,25 @@ def test_compiled_and_eager_predict_alike_and_a_compiler_that_fails_costs_no_oth
     def broken(graph, inputs):
         raise RuntimeError("no compiler here\nand more")
 
-    classifier, batches = networks_of(rationalizer)[2], tensors(rationalizer.preprocessor, 2, 16)
-    (eager, compiled), not_run = pytorch_runnables(classifier, batches, "cpu", [PYTORCH, COMPILED], backend="eager")
+    classifier, batches = variants.networks_of(rationalizer)[2], full_batches(rationalizer.preprocessor, 2, 16)
+    both = [COMPILED, PYTORCH]
+    (compiled, eager), not_run = variants.pytorch_runnables(classifier, batches, "cpu", both, backend="eager")
     assert not not_run
     np.testing.assert_allclose(eager.run(1), compiled.run(1), atol=1e-5)
     assert not np.allclose(eager.run(0), eager.run(1)), "each round has its own batch"
-    found, not_run = pytorch_runnables(classifier, batches, "cpu", [COMPILED, PYTORCH], backend=broken)
+    found, (failed,) = variants.pytorch_runnables(classifier, batches, "cpu", both, backend=broken)
     assert [each.variant.runtime for each in found] == [PYTORCH]
-    assert not_run[0].name == "torch.compile fp32, classifier" and "no compiler here" in not_run[0].reason
+    assert failed.name == "torch.compile fp32, classifier" and "no compiler here" in failed.reason
 
 
-def test_images_are_timed_alike(image_rationalizer):
-    for each in networks_of(image_rationalizer):
-        found, not_run = pytorch_runnables(each, tensors(image_rationalizer.preprocessor, 2, 12), "cpu", [PYTORCH])
-        assert found[0].run(0).shape == (2, 3) and not not_run
-
-
-@pytest.mark.parametrize(("operator", "roles"), [("compact", BOTH), ("zero", PREDICTOR)])
+@pytest.mark.parametrize(("operator", "roles"), [("compact", variants.BOTH), ("zero", variants.PREDICTOR)])
 def test_pytorch_in_fp16_is_another_variant_that_predicts_alike(operator, roles):
     found = {}
     for precision in ("fp32", "fp16"):
         pair = make_rationalizer(operator=operator)
-        each = Networks(COMPACTED if roles == BOTH else CLASSIFIER, pair, roles)
-        batches = tensors(pair.preprocessor, 2, 16)
-        (one,), not_run = pytorch_runnables(each, batches, "cpu", [PYTORCH], precision=precision)
+        each = variants.Networks(COMPACTED if roles == variants.BOTH else CLASSIFIER, pair, roles)
+        batches = full_batches(pair.preprocessor, 2, 16)
+        (one,), not_run = variants.pytorch_runnables(each, batches, "cpu", [PYTORCH], precision=precision)
         assert not_run == [] and one.variant.precision == precision
         found[precision] = one.run(0)
     np.testing.assert_allclose(found["fp16"], found["fp32"], rtol=0.02)
@@ -106,47 +80,40 @@ def test_pytorch_in_fp16_is_another_variant_that_predicts_alike(operator, roles)
 
 def test_variants_that_predict_otherwise_fail_the_check():
     def one(runtime, classes, precision="fp32"):
-        return Runnable(Variant(runtime, COMPACTED, precision), lambda number: np.eye(3)[classes])
+        return variants.Runnable(Variant(runtime, COMPACTED, precision), lambda number: np.eye(3)[classes])
 
     alike = classes_alike([one("a", [0, 1, 2, 2]), one("b", [0, 1, 2, 1])], 2)
-    assert alike == (6, 8) and alike_check([alike]).outcome == "failed"
-    assert alike_check([(99, 100), (0, 0)]).outcome == "passed"
-    assert alike_check([(0, 0)]).outcome == "not applicable"
     other = one("c", [1, 1, 1, 1], "int8")
     assert classes_alike([one("a", [0, 1, 2, 2]), other], 2) == (0, 0), "other precisions may round otherwise"
+    outcomes = [alike_check(counts).outcome for counts in ([alike], [(99, 100), (0, 0)], [(0, 0)])]
+    assert alike == (6, 8) and outcomes == ["failed", "passed", "not applicable"]
 
 
-# inputs
-
-
-@pytest.mark.parametrize("length", [16, 32, 48])
-def test_texts_fill_their_length_and_differ_from_round_to_round(rationalizer, length):
-    batches = tensors(rationalizer.preprocessor, 3, length)
-    for batch in batches:
-        assert batch["input_ids"].shape == (3, length) and batch["attention_mask"].mean() > 0.95
-    assert len({batch["input_ids"].tobytes() for batch in batches}) == AT_HAND == len(batches)
-
-
-def test_images_differ_from_round_to_round(image_rationalizer):
-    batches = tensors(image_rationalizer.preprocessor, 2, 12)
+def test_texts_fill_their_length_and_batches_differ_from_round_to_round(rationalizer, image_rationalizer):
+    for length in (16, 32, 48):
+        batches = full_batches(rationalizer.preprocessor, 3, length)
+        for batch in batches:
+            assert batch["input_ids"].shape == (3, length) and batch["attention_mask"].mean() > 0.95
+        assert len({batch["input_ids"].tobytes() for batch in batches}) == AT_HAND == len(batches)
+    batches = full_batches(image_rationalizer.preprocessor, 2, 12)
     assert len({batch["pixels"].tobytes() for batch in batches}) == AT_HAND
+    for each in variants.networks_of(image_rationalizer):
+        (found,), not_run = variants.pytorch_runnables(each, batches, "cpu", [PYTORCH])
+        assert found.run(0).shape == (2, 3) and not not_run
 
 
 def test_lengths_are_those_that_are_served(rationalizer, image_rationalizer):
     assert check_lengths(rationalizer.preprocessor, ()) == [16, 32, 48]
+    assert check_lengths(image_rationalizer.preprocessor, ()) == [12]
     with pytest.raises(BenchmarkError, match="17 is not served; lengths: 16, 32, 48"):
         check_lengths(rationalizer.preprocessor, (16, 17))
-    assert check_lengths(image_rationalizer.preprocessor, ()) == [12]
     with pytest.raises(BenchmarkError, match="images"):
         check_lengths(image_rationalizer.preprocessor, (12,))
 
 
-# what is measured
-
-
-def test_every_variant_has_times_and_ratios(repository, checkpoint):
+def test_every_variant_has_times_and_ratios(repository, checkpoint, image_rationalizer, tmp_path):
     without = (f"{ONNX_CPU} fp32, zeroed", f"{ONNX_CPU} fp32, classifier", COMPILED)
-    found, checks = measure_latency([repository], checkpoint, **QUICK, without=without)
+    found, (check,) = measure_latency([repository], checkpoint, **QUICK, without=without)
     (cell,) = found["cells"]
     assert {(way["runtime"], way["model"], way["graphs"]) for way in cell["ways"]} == {
         (ONNX_CPU, COMPACTED, 2), (ONNX_CPU, COMPACTED, 1), (PYTORCH, COMPACTED, 2), (PYTORCH, ZEROED, 2),
@@ -158,92 +125,75 @@ def test_every_variant_has_times_and_ratios(repository, checkpoint):
         assert way["items_per_second"] > 0
     baselines = {ratio["baseline"] for ratio in cell["ratios"]}
     assert baselines >= {f"{PYTORCH} fp32, {ZEROED}", f"{PYTORCH} fp32, classifier"}
-    assert checks[0].outcome == "passed" and checks[0].value == 1.0 and cell["rounds"] == 3
+    assert (check.outcome, check.value, cell["rounds"]) == ("passed", 1.0, 3)
+    with pytest.raises(BenchmarkError, match="other tensors or has other labels"):
+        measure_latency([repository], save(image_rationalizer, tmp_path / "images"), **QUICK)
 
 
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"batches": (0,)}, BenchmarkError, "batches"),
-        ({"teacher": "some"}, BenchmarkError, "--checkpoint"),
-        ({"without": ("ONNX",)}, BenchmarkError, "nothing is left to time"),
-        ({"repositories": ()}, BenchmarkError, "nothing to time"),
-        ({"repositories": ("none",)}, RepositoryError, "none"),
-        ({"device": "tpu"}, EngineError, "tpu"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "error", "message"), [
+    ({"batches": (0,)}, BenchmarkError, "batches"),
+    ({"teacher": "some"}, BenchmarkError, "--checkpoint"),
+    ({"without": ("ONNX",)}, BenchmarkError, "nothing is left to time"),
+    ({"repositories": ()}, BenchmarkError, "nothing to time"),
+    ({"repositories": ("none",)}, RepositoryError, "none"),
+    ({"device": "tpu"}, EngineError, "tpu"),
+])
 def test_what_cannot_be_timed_is_refused(repository, changes, error, message):
     with pytest.raises(error, match=message):
         measure_latency(**{"repositories": [repository], **QUICK, **changes})
 
 
-def test_what_is_no_export_of_the_checkpoint_is_refused(repository, image_rationalizer, tmp_path):
-    with pytest.raises(BenchmarkError, match="other tensors or has other labels"):
-        measure_latency([repository], save(image_rationalizer, tmp_path / "images"), **QUICK)
-
-
-def test_the_command_writes_a_result_and_ends_with_json(repository, tmp_path, capsys):
-    output = tmp_path / "latency.json"
-    assert bench("latency", repository, "--batches", "1", "--lengths", "16", "--rounds", "3", "--warmup", "0",
-                 "--threads", "1", "-o", output) == 0  # fmt: skip
-    printed = capsys.readouterr().out
-    assert json.loads(printed.splitlines()[-1])["kind"] == "latency" and "compacted" in printed
-    result = read_result(output)
+def test_the_command_writes_a_result_and_ends_with_json(repository, tmp_path, run_cli):
+    code, printed, _ = run_cli(app, "latency", repository, "--batches", "1", "--lengths", "16", "--rounds", "3",
+                               "--warmup", "0", "--threads", "1", "-o", tmp_path / "latency.json")  # fmt: skip
+    assert code == 0 and json.loads(printed.splitlines()[-1])["kind"] == "latency" and "compacted" in printed
+    result = read_result(tmp_path / "latency.json")
     assert result.figures["cells"][0]["rounds"] == 15, "five times as many at batch 1"
     assert result.inputs["repository 1"].sha256
-    assert bench("latency", repository, "--batches", "1,two") == 2 and "1,two" in capsys.readouterr().err
-
-
-# rounds: a drifting machine changes no ratio
+    code, _, errors = run_cli(app, "latency", repository, "--batches", "1,two")
+    assert code == 2 and "1,two" in errors
 
 
 class Machine:
     """A clock that only work moves, on a machine that grows slower."""
 
     def __init__(self) -> None:
-        self.now = 0.0
-        self.order: list[tuple[str, int]] = []
+        self.now, self.order = 0.0, []
 
-    def variant(self, name: str, seconds: float):
-        def work(number: int) -> None:
-            self.order.append((name, number))
-            self.now += seconds * (1 + number)
+    def rounds(self, seconds: dict[str, float], **options) -> Timings:
+        def variant(name):
+            def work(number: int) -> None:
+                self.order.append((name, number))
+                self.now += seconds[name] * (1 + number)
 
-        return work
+            return work
+
+        return in_rounds({name: variant(name) for name in seconds}, clock=lambda: self.now, **options)
 
 
-def test_a_machine_that_slows_down_changes_no_ratio():
-    machine = Machine()
-    variants = {"fast": machine.variant("fast", 0.001), "slow": machine.variant("slow", 0.004)}
-    timings = in_rounds(variants, rounds=9, clock=lambda: machine.now)
+def test_a_machine_that_slows_down_changes_no_ratio_and_the_interval_holds_the_spread():
+    timings = Machine().rounds({"fast": 0.001, "slow": 0.004}, rounds=9)
     assert percentiles(timings.milliseconds["fast"])["p50"] == pytest.approx(5.0)
     assert timings.ratio("fast", "slow") == pytest.approx({"ratio": 0.25, "low": 0.25, "high": 0.25})
-
-
-def test_the_order_shifts_and_every_variant_runs_once_a_round():
-    machine = Machine()
-    in_rounds({name: machine.variant(name, 1.0) for name in "abc"}, rounds=3, clock=lambda: machine.now)
-    timed = machine.order[3:]  # the first three warm up
-    assert timed == [("a", 0), ("b", 0), ("c", 0), ("b", 1), ("c", 1), ("a", 1), ("c", 2), ("a", 2), ("b", 2)]
-
-
-def test_each_variant_warms_up_for_its_time_and_two_rounds_are_refused():
-    machine = Machine()
-    in_rounds({"a": machine.variant("a", 0.5)}, rounds=3, warmup_seconds=2.0, clock=lambda: machine.now)
-    assert len(machine.order) == 4 + 3
-    with pytest.raises(ConfigError, match="2 rounds"):
-        in_rounds({"a": lambda number: None}, rounds=2)
-
-
-def test_the_interval_holds_the_spread_of_the_rounds():
     noise = np.random.default_rng(0).lognormal(0.0, 0.3, size=41)
     found = Timings({"a": 2.0 * noise, "b": np.ones(41)}).ratio("a", "b")
     assert found["low"] < 2.0 < found["high"] and found["low"] <= found["ratio"] <= found["high"]
 
 
+def test_the_order_shifts_and_each_warms_up_for_its_time():
+    machine, alone = Machine(), Machine()
+    machine.rounds(dict.fromkeys("abc", 1.0), rounds=3)
+    timed = machine.order[3:]  # the first three warm up
+    assert timed == [("a", 0), ("b", 0), ("c", 0), ("b", 1), ("c", 1), ("a", 1), ("c", 2), ("a", 2), ("b", 2)]
+    alone.rounds({"a": 0.5}, rounds=3, warmup_seconds=2.0)
+    assert len(alone.order) == 4 + 3
+    with pytest.raises(ConfigError, match="2 rounds"):
+        alone.rounds({"a": 0.5}, rounds=2)
+
+
 def test_filled_up_texts_hold_what_their_tokenizer_puts_around_them():
     for tokenizer, ends in (("start token alone", 0), ("byte-level BPE", 1)):
         preprocessor = TextPreprocessor(trained_tokenizer(tokenizer), TextSettings(max_length=16))
-        for batch in tensors(preprocessor, 2, 16):
+        for batch in full_batches(preprocessor, 2, 16):
             special = np.isin(batch["input_ids"], list(preprocessor.special_ids.values()))
             assert special.sum(axis=-1).tolist() == [1 + ends] * 2 and special[:, 0].all()

@@ -1,33 +1,21 @@
-"""The report: one page that loads nothing, escapes everything, and looks right in a real browser."""
+"""Results of rekd-bench: files, the comparison of two, and the report, which looks right in a real browser."""
 
 import json
 import re
 import shutil
-from html.parser import HTMLParser
+import sys
+from pathlib import Path
 
 import pytest
-from bench_results import accuracy, bench, faithfulness, latency, made_up, serving
+from bench_results import accuracy, faithfulness, latency, made_up, serving
 
-from rekd_deploy.bench.report import drawn, headline, write_report
-from rekd_deploy.bench.results import write_result
-from rekd_deploy.bench.sections import Chart, section_of
+from rekd_deploy.bench.report import Figure, change_of, compare, drawn, headline, write_report
+from rekd_deploy.bench.results import Check, Input, read_result, result, write_result
+from rekd_deploy.bench.sections import Chart
+from rekd_deploy.cli.bench import app
 from rekd_deploy.errors import BenchmarkError
 
 RESULTS = [latency(), serving(), accuracy(), faithfulness()]
-
-
-class Page(HTMLParser):
-    """Elements, addresses and ids of a page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.text, self.tags, self.addresses, self.ids = text, [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.addresses += [value for name, value in attributes if name in ("src", "href", "srcset", "action", "data")]
-        self.ids += [value for name, value in attributes if name == "id"]
 
 
 @pytest.fixture(scope="module")
@@ -36,63 +24,27 @@ def written(tmp_path_factory):
     return write_report("A report", RESULTS, tmp_path_factory.mktemp("report") / "report.html", ["A note."])
 
 
-@pytest.fixture(scope="module")
-def page(written):
-    return Page(written[0].read_text(encoding="utf-8"))
+def test_the_page_is_self_contained_and_nothing_in_a_result_becomes_markup(written):
+    text = written[0].read_text(encoding="utf-8")
+    assert not re.search(r"<(script|iframe|i)\b|@import|url\(", text) and "&lt;script&gt;" in text
+    addresses = re.findall(r'\b(?:src|href|srcset|action|data)\s*=\s*"?([^"\s>]*)', text)
+    targets, ids = {each[1:] for each in addresses if each[0] == "#"}, re.findall(r'\bid="([^"]*)"', text)
+    assert all(each.startswith(("#", "data:")) for each in addresses) and len(text) < 400_000
+    assert targets and targets <= {*ids} and len(ids) == len({*ids})
 
 
-def test_the_page_is_self_contained(page):
-    assert not {"script", "iframe"} & {*page.tags}
-    assert [each for each in page.addresses if not each.startswith(("#", "data:"))] == []
-    assert not re.search(r"@import|url\(", page.text) and len(page.text) < 400_000
-    targets = [each[1:] for each in page.addresses if each.startswith("#")]
-    assert targets and {*targets} <= {*page.ids} and len(page.ids) == len({*page.ids})
+def test_every_kind_has_its_section_charts_tables_and_findings(written):
+    """In Markdown the whole of it: findings, failures first, tables with their figures, cells that hold a bar."""
+    page, summary = (path.read_text(encoding="utf-8") for path in written)
+    assert page.count("<svg") == 2 + 2 + 2  # accuracy; latency over batch and length; serving
+    assert summary == (Path(__file__).parents[2] / "golden" / "report.md").read_text(encoding="utf-8")
 
 
-def test_nothing_in_a_result_becomes_markup(page):
-    assert "<script" not in page.text and "<i>" not in page.text and "&lt;script&gt;" in page.text
-
-
-def test_every_kind_has_its_section_and_charts(page):
-    assert page.tags.count("svg") == 2 + 2 + 2  # accuracy; latency over batch and length; serving
-    for heading in ("Is it right?", "Is the rationale the reason?", "What does a prediction cost?", "when served?"):
-        assert heading in page.text
-    assert "1 of 3 checks failed, 1 did not apply" in page.text and "A note." in page.text
-    assert page.text.index("mask alone") < page.text.index("served as trained"), "failures first"
-
-
-@pytest.mark.parametrize(
-    ("counts", "said"),
-    [
-        ({"failed": 1, "passed": 2, "not applicable": 1}, "1 of 3 checks failed, 1 did not apply"),
-        ({"passed": 3}, "All 3 checks passed"), ({"passed": 1}, "The one check passed"), ({}, "No check applied"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("counts", "said"), [
+    ({"passed": 3}, "All 3 checks passed"), ({"passed": 1}, "The one check passed"), ({}, "No check applied"),
+])
 def test_the_headline_counts(counts, said):
     assert headline(counts) == said
-
-
-def test_the_findings_are_the_measured_ratios():
-    taken = "Reading only the rationale takes"
-    assert section_of(latency()).lead == [
-        f"{taken} 0.60 (0.59 to 0.61) of the time of blanking words at batch 8, length 256, fp32, K 32.",
-        f"{taken} 1.20 (1.18 to 1.22) of the time of a plain classifier at batch 8, length 256, fp32, K 32.",
-    ]
-    assert section_of(serving()).lead[0] == (
-        "One request at a time takes 8.0 ms through the server and 5.0 ms in process: 1.60 times as long "
-        "(1.50 to 1.70), 3.00 ms more."
-    )
-
-
-def test_tables_show_the_figures():
-    rows = {table.title: table.rows for made in RESULTS for table in section_of(made).tables}
-    assert ("10%", "84.0%", "84.0%") in rows["Accuracy by share kept"]
-    assert ("positive", "0.800", "0.900", "0.850", "1,000") in rows["Classes"]
-    assert ("open, 60.0 a second", "8.0", "10.4", "12.0", "120.0", "0") in rows["Loads"] and len(rows["Loads"]) == 6
-    inside = rows["Inside the server, mean milliseconds of a request"]
-    assert inside[0][:4] == ("selector, 1 client", "1.00", "0.10", "2.50")
-    assert ("independent: comprehensiveness", "0.300 [0.200, 0.400]") in rows["judges"]
-    assert len(rows["Times"]) == 20 and rows["Not run here"][0][1] == "no compiler | here"
 
 
 def test_other_kinds_are_tables_and_missing_figures_are_said(tmp_path):
@@ -100,19 +52,10 @@ def test_other_kinds_are_tables_and_missing_figures_are_said(tmp_path):
     made = made_up("novel", {"group": {"inner_figure": 0.5}, "tables": [table]})
     text = write_report("R", [made], tmp_path / "r.html")[1].read_text()
     assert "| inner figure | 0.500 |" in text and "### T\n" in text and "| 1 | 2 |" in text
-    with pytest.raises(BenchmarkError, match="'latency' lacks figures"):
-        write_report("R", [made_up("latency", {})], tmp_path / "none.html")
-    with pytest.raises(BenchmarkError, match="nothing to report"):
-        write_report("R", [], tmp_path / "none.html")
+    for results, said in (([made_up("latency", {})], "'latency' lacks figures"), ([], "nothing to report")):
+        with pytest.raises(BenchmarkError, match=said):
+            write_report("R", results, tmp_path / "none.html")
     assert not (tmp_path / "none.html").exists()
-
-
-def test_the_summary_has_whole_tables(written):
-    text = written[1].read_text(encoding="utf-8")
-    tables = re.findall(r"(?:^\|.*\n)+", text, re.M)
-    for lines in (table.splitlines() for table in tables):
-        assert len(lines) > 2 and len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1, lines
-    assert len(tables) > 8 and "1 of 3 checks failed" in text
 
 
 def test_a_chart_lies_in_its_frame():
@@ -121,60 +64,163 @@ def test_a_chart_lies_in_its_frame():
     assert drawn(chart)["y"][1] == (0.8, "4") and len(drawn(chart)["x"]) == 6
     logarithmic = drawn(chart._replace(logarithmic=True))
     assert logarithmic["lines"][0][1] == (0.3333, 0.5) and logarithmic["x"] == [(0.0, "1"), (0.3333, "2"), (1.0, "8")]
-    shares = Chart("c", {"one": ([0.5], [0.25])}, "x", "y", percent=True, diagonal=True)
-    assert drawn(shares)["lines"] == [[(0.5, 0.75)]] and drawn(shares)["x"][1] == (0.2, "20%")
+    shares = drawn(Chart("c", {"one": ([0.5], [0.25])}, "x", "y", percent=True, diagonal=True))
+    assert shares["lines"] == [[(0.5, 0.75)]] and shares["x"][1] == (0.2, "20%")
 
 
-def test_the_command_makes_both(tmp_path, capsys):
+def test_the_command_makes_both(tmp_path, run_cli):
     files = [write_result(tmp_path / f"{result.kind}.json", result) for result in (accuracy(), faithfulness())]
     page = tmp_path / "out" / "page.html"
-    assert bench("report", *files, "-o", page, "--title", "Mine") == 0
-    document = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert document["bytes"] == page.stat().st_size and "<h1>Mine</h1>" in page.read_text()
-    assert (tmp_path / "out" / "page.md").is_file()
+    code, printed, _ = run_cli(app, "report", *files, "-o", page, "--title", "Mine")
+    assert code == 0 and json.loads(printed.splitlines()[-1])["bytes"] == page.stat().st_size
+    assert "<h1>Mine</h1>" in page.read_text() and page.with_suffix(".md").is_file()
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
+@pytest.mark.debian
+def test_a_browser_shows_it_without_a_complaint_on_a_desk_and_on_a_phone(written, tmp_path):
     """A real Chromium without a screen, that records console and network."""
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         pytest.skip("needs Debian's chromium and chromium-driver")
     from selenium import webdriver
-    from selenium.webdriver.chrome.options import Options
     from selenium.webdriver.chrome.service import Service
 
-    options = Options()
+    options, address = webdriver.ChromeOptions(), written[0].resolve().as_uri()
     options.binary_location = shutil.which("chromium")
-    for flag in (
-        "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", "--disable-quic",
-        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):  # fmt: skip
-        options.add_argument(flag)
+    own = f"user-data-dir={tmp_path}"
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-sync", own):
+        options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(service=Service(shutil.which("chromedriver")), options=options)
-    yield driver
-    driver.quit()
+    with webdriver.Chrome(service=Service(shutil.which("chromedriver")), options=options) as browser:
+        for width, scheme in ((1280, "light"), (360, "dark")):
+            screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+            features = [{"name": "prefers-color-scheme", "value": scheme}]
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+            browser.get_log("performance")
+            browser.get(address)
+            assert browser.get_log("browser") == []
+            messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+            sent = [each["params"] for each in messages if each["method"] == "Network.requestWillBeSent"]
+            loaded = [each["request"]["url"] for each in sent if each["documentURL"].startswith(address)]
+            assert loaded and all(each.startswith(("data:", address)) for each in loaded)
+            heights, paper, wide = browser.execute_script(
+                "return [[...document.querySelectorAll('svg text')].map(text => text.getBoundingClientRect().height),"
+                "getComputedStyle(document.body).backgroundColor, document.documentElement.scrollWidth]"
+            )
+            assert wide <= width, "nothing sticks out"
+            assert len(heights) > 50 and min(heights) >= 8, "letters of charts on a phone"
+            assert (sum(map(int, re.findall(r"\d+", paper)[:3])) > 600) == (scheme == "light")
 
 
-@pytest.mark.debian
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
-def test_a_browser_shows_it_without_a_complaint(browser, written, width, scheme):
-    screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    browser.get_log("performance")
-    browser.get(address := written[0].resolve().as_uri())
-    assert browser.get_log("browser") == []
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    loaded = [each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"
-              and each["params"]["documentURL"].startswith(address)]  # fmt: skip
-    assert loaded and [each for each in loaded if not each.startswith(("data:", address))] == []
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width, "nothing sticks out"
-    heights = browser.execute_script(
-        "return [...document.querySelectorAll('svg text')].map(text => text.getBoundingClientRect().height)"
-    )
-    assert len(heights) > 50 and min(heights) >= 8, "letters of charts on a phone"
-    paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
-    assert (sum(map(int, re.findall(r"\d+", paper)[:3])) > 600) == (scheme == "light")
+LIMITS = {"percent": 10.0, "points": 1.0}
+
+
+def test_a_result_comes_back_as_it_was(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench.py", "accuracy", "my repo"])
+    checks = [Check(name="a", outcome="failed", words="too much", value=2.0, limit=1.0),
+              Check(name="b", outcome="passed", words="fine", value=float("nan"))]  # fmt: skip
+    figures = {"section": {"accuracy": 0.5, "nothing": float("nan")}}
+    made = result("accuracy", figures, checks=checks, inputs={"data": Input(name="toy", sha256="ab")})
+    path = write_result(tmp_path / "new" / "accuracy.json", made)
+    assert read_result(path) == made and [check.name for check in made.failed] == ["a"]
+    document = json.loads(path.read_text())
+    shown = {key: document[key] for key in ("format", "version", "command", "figures")}
+    assert shown == {
+        "format": "rekd-bench", "version": 1, "command": "rekd-bench accuracy 'my repo'",
+        "figures": {"section": {"accuracy": 0.5, "nothing": None}},  # JSON has no NaN
+    }
+    hardware = document["hardware"]
+    assert document["checks"][1]["value"] is None and hardware["processor"]
+    assert hardware["cores"] >= 1 and hardware["memory_gb"] > 0
+    assert {"rekd", "python", "numpy"} <= set(document["versions"])
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda text: json.dumps(json.loads(text) | {"format": "other"}), "no result of rekd-bench"),
+    (lambda text: json.dumps(json.loads(text) | {"version": 99}), "version 99"),
+    (lambda text: json.dumps(json.loads(text) | {"checks": [{"name": "x", "outcome": "maybe"}]}), "damaged"),
+    (lambda text: f"[{text}]", "no result of rekd-bench"),
+    (lambda text: text[:40], "damaged"),
+    (None, "cannot be read: No such file"),
+], ids=["format", "version", "field", "list", "cut off", "missing"])
+def test_what_is_no_result_is_refused(tmp_path, change, said) -> None:
+    path = tmp_path / "r.json"
+    if change:
+        path.write_text(change(accuracy().model_dump_json()))
+    with pytest.raises(BenchmarkError, match=f"r.json .*{said}.*fix:"):
+        read_result(path)
+
+
+@pytest.mark.parametrize(("old", "new", "outcome"), [
+    ((10.0, 9.8, 10.2), (11.5, 11.3, 11.7), "worse"),
+    ((10.0, 8.0, 12.0), (11.5, 10.0, 13.0), "within the noise"),
+    ((10.0, 9.8, 10.2), (10.9, 10.7, 11.1), "same"),
+    ((10.0, 9.8, 10.2), (8.0, 7.9, 8.1), "better"),
+])
+def test_times(old, new, outcome):
+    assert change_of("p50", Figure(*old), Figure(*new), 10.0, 1.0).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("share", "examples", "outcome"),
+    [(0.80, 2000, "worse"), (0.835, 2000, "same"), (0.90, 2000, "better"), (0.82, 100, "within the noise")],
+)
+def test_accuracies_are_compared_in_points(share, examples, outcome):
+    found = compare(accuracy(0.84, examples), accuracy(share, examples), **LIMITS)
+    assert {change.name: change.outcome for change in found.changes}["accuracy"] == outcome
+
+
+def test_what_is_slower_or_fails_now_is_worse_unless_the_machine_is_noisy():
+    slower = compare(latency(), latency(factor=1.3), **LIMITS).worse
+    assert "batch 8, length 256: ONNX Runtime fp32, compacted, K 32, p50 ms" in slower
+    assert "batch 8, length 256: ONNX Runtime fp32, compacted, K 32 / ONNX Runtime fp32, zeroed" in slower
+    assert not [name for name in slower if "fp32, zeroed, p50" in name]
+    assert not compare(latency(spread=0.4), latency(factor=1.3, spread=0.4), **LIMITS).worse
+    slow = serving()
+    for load in slow.figures["closed"]:
+        load["throughput"] = {"ratio": 0.6, "low": 0.55, "high": 0.65}
+    names = [f"concurrency {count}: throughput, served / in process" for count in (1, 4)]
+    assert compare(serving(), slow, **LIMITS).worse == names
+    assert compare(faithfulness("passed"), faithfulness("failed"), **LIMITS).worse == ["the check 'mask alone'"]
+
+
+@pytest.mark.parametrize("each", [latency(), serving(), accuracy(), faithfulness()], ids=lambda each: each.kind)
+def test_the_same_result_is_the_same(each):
+    found = compare(each, each, **LIMITS)
+    assert found.changes and {change.outcome for change in found.changes} == {"same"} and not found.worse
+
+
+def changed(made, **fields):
+    """A result with some entries of its fields replaced."""
+    return made.model_copy(update={name: {**getattr(made, name), **each} for name, each in fields.items()})
+
+
+OTHER = changed(latency(), hardware={"cores": 64})
+
+
+@pytest.mark.parametrize(("old", "new", "said"), [
+    (latency(), serving(), "'latency', the new of 'serving'"),
+    (latency(), OTHER, "cores: 2 -> 64.*--other-hardware"),
+    (accuracy(), changed(accuracy(), inputs={"data": Input(name="reviews", sha256="c" * 64)}), "different data"),
+    (latency(), changed(latency(), figures={"cells": []}), "no figure in common"),
+    (latency(), latency().model_copy(update={"figures": {}}), "lacks figures"),
+])
+def test_what_cannot_be_compared_is_refused(old, new, said):
+    with pytest.raises(BenchmarkError, match=said):
+        compare(old, new, **LIMITS)
+
+
+def test_other_hardware_is_compared_where_it_is_told_or_decides_no_speed():
+    assert "cores: 2 -> 64" in compare(latency(), OTHER, **LIMITS, other_hardware=True).notes
+    assert compare(latency(), changed(latency(), hardware={"memory_gb": 9.0}), **LIMITS).changes
+
+
+def test_the_command_ends_with_1_and_says_what(tmp_path, run_cli):
+    files = [write_result(tmp_path / f"{factor}.json", latency(factor)) for factor in (1.0, 1.3)]
+    code, printed, errors = run_cli(app, "compare", *files, "--fail-above", "10%")
+    assert code == 1 and "compacted, K 32, p50 ms" in errors and errors.count("\n") == 1
+    assert json.loads(printed.splitlines()[-1])["worse"] and "worse: batch 1, length 64" in printed
+    code, printed, _ = run_cli(app, "compare", *files, "--fail-above", "50%", "--json")
+    found = json.loads(printed)
+    assert (code, found["worse"], found["changes"][0]["unit"]) == (0, [], "%")
+    assert run_cli(app, "compare", *files, "--fail-above", "much")[0] == 2

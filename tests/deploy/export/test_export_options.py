@@ -1,17 +1,14 @@
 """What may be chosen about an export is checked before anything is computed or written."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 from conftest import make_image_rationalizer, make_rationalizer
 
 from rekd_deploy.cli.export_summary import plan_lines
-from rekd_deploy.contract.parity_report import limits_of
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.export.checkpoint import machine, read_facts
 from rekd_deploy.export.engines import EngineRequest
@@ -21,27 +18,25 @@ from rekd_deploy.graphs.modules import pair_signature
 from rekd_deploy.repository.writer import write_repository
 from rekd_train.checkpoints.checkpoint import save
 from rekd_train.errors import CheckpointError, ConfigError, MissingExtraError
+from rekd_train.inputs.policy import PAPER_POLICY
 
 pytestmark = pytest.mark.slow
 
-ON_GPU = {"target": "onnxruntime", "gpu": True}
+CPUS, GPUS = ({"target": "onnxruntime", "gpu": gpu} for gpu in (False, True))
+RTX = {"engine": "tensorrt-rtx"}
 
 
 @pytest.fixture(scope="module")
 def models():
-    return {"text": make_rationalizer(), "zero": make_rationalizer(operator="zero"), "image": make_image_rationalizer()}
+    paper = make_rationalizer(operator="zero", policy=PAPER_POLICY)
+    zero = make_rationalizer(operator="zero")
+    return {"text": make_rationalizer(), "zero": zero, "paper": paper, "image": make_image_rationalizer()}
 
 
 @pytest.fixture(scope="module")
 def checkpoints(models, tmp_path_factory):
-    """A checkpoint of each kind."""
     folder = tmp_path_factory.mktemp("checkpoints")
     return {name: save(model, folder / name) for name, model in models.items()}
-
-
-@pytest.fixture
-def copy(checkpoints, tmp_path):
-    return shutil.copytree(checkpoints["text"], tmp_path / "copy")
 
 
 @pytest.fixture
@@ -54,12 +49,14 @@ def here(monkeypatch):
 
 def refused(complaint, errors, checkpoint, root, **choices):
     """An export that is refused before anything slow starts, with nothing written."""
+    before = root.exists()
     with pytest.raises(errors, match=complaint) as refusal:
         publish(checkpoint, root, report=lambda step: pytest.fail(f"started: {step}"), **choices)
-    assert "\n" not in str(refusal.value) and not root.exists()
+    assert "\n" not in str(refusal.value) and root.exists() is before
 
 
-# the checkpoint
+def shown(plan) -> str:
+    return "\n".join(plan_lines(plan))
 
 
 @pytest.mark.parametrize(("name", "shortest"), [("text", 11), ("zero", 3), ("image", 4)])
@@ -70,123 +67,83 @@ def test_facts_are_the_models(models, checkpoints, name, shortest):
     assert facts.shortest_length == shortest
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "complaint"),
-    [
-        ("policy.json", None, "policy.json is missing; is .* a whole checkpoint"),
-        ("config.json", None, "config.json is missing; is .* a whole checkpoint"),
-        ("selector.safetensors", None, "selector.safetensors is missing; fix: "),
-        ("tokenizer.json", None, "tokenizer.json is missing; fix: "),
-        ("policy.json", '{"policy": {"budget": 3}}', "budget"),
-        ("policy.json", "{", r"policy\.json is damaged"),
-        ("config.json", "[]", "not a rekd-checkpoint"),
-    ],
-)
-def test_a_checkpoint_that_is_not_whole_is_named(copy, tmp_path, name, content, complaint):
+@pytest.mark.parametrize(("name", "content", "complaint"), [
+    ("policy.json", None, "policy.json is missing; is .* a whole checkpoint"),
+    ("selector.safetensors", None, "selector.safetensors is missing; fix: "),
+    ("tokenizer.json", None, "tokenizer.json is missing; fix: "),
+    ("policy.json", '{"policy": {"budget": 3}}', "budget"),
+    ("policy.json", "{", r"policy\.json is damaged"),
+])
+def test_a_checkpoint_that_is_not_whole_is_named(checkpoints, tmp_path, name, content, complaint):
+    copy = shutil.copytree(checkpoints["text"], tmp_path / "copy")
     (copy / name).unlink()
     if content is not None:
         (copy / name).write_text(content)
     refused(complaint, CheckpointError, copy, tmp_path / "repository")
 
 
-def test_an_older_version_is_upgraded(copy):
-    facts, description = read_facts(copy), json.loads((copy / "config.json").read_text())
-    for role in ("selector", "predictor"):
-        description[role]["weights"] = description[role].pop("pretrained")
-    (copy / "config.json").write_text(json.dumps(description | {"version": 2}))
-    assert read_facts(copy).backbones == facts.backbones
-
-
-# values
-
-
-@pytest.mark.parametrize(
-    ("choices", "complaint"),
-    [
-        ({"target": "mainframe"}, "target 'mainframe' is not one of python"),
-        ({"lengths": (0, 16)}, "length 0 must be at least 1"),
-        ({"batches": (0,)}, "batch 0 is outside 1.."),
-        ({"batches": (1, 10**6)}, "batch 1000000 is outside"),
-        ({"keep": 0}, "keep is 0"),
-        ({"queue_delay": -1}, "queue delay -1 is outside 0..1000000"),
-        ({"queue_delay": 10**20}, f"queue delay {10**20} is outside 0..1000000"),
-        ({"instances": 0}, "instances is 0"),
-        ({"gpu": True, "engine": "tensorrt-rtx"}, "tensorrt-rtx engines need a GPU in any case; fix: leave out --gpu"),
-        ({"gpu": False, "target": "tensorrt"}, "tensorrt engines need a GPU in any case"),
-        ({"gpu": True, "precision": "int8"}, "'int8' is none that ONNX Runtime can do on GPUs"),
-        (ON_GPU | {"precision": "int8"}, "'int8' is none that .* on GPUs; fix: one of fp32, fp16$"),
-        ({"target": "onnxruntime", "gpu": False, "gpus": (0,)}, "gpus 0 are for GPUs, .* run on CPUs; fix: add --gpu"),
-        ({"target": "onnxruntime", "engine": "tensorrt-rtx"}, "cannot run the engine 'tensorrt-rtx'; fix: "),
-        ({"target": "tensorrt", "engine": "tensorrt-rtx"}, "cannot run the engine 'tensorrt-rtx'; fix: "),
-        ({"engine": "tensorrt"}, "target 'python' cannot run the engine 'tensorrt'; fix: "),
-        ({"target": "mainframe", "lengths": (-1,), "keep": 0}, "mainframe.*length -1.*keep is 0"),
-    ],
-)
+@pytest.mark.parametrize(("choices", "complaint"), [
+    ({"target": "mainframe"}, "target 'mainframe' is not one of python"),
+    ({"lengths": (0, 16)}, "length 0 must be at least 1"),
+    ({"batches": (0,)}, "batch 0 is outside 1.."),
+    ({"batches": (1, 10**6)}, "batch 1000000 is outside"),
+    ({"keep": 0}, "keep is 0"),
+    ({"queue_delay": -1}, "queue delay -1 is outside 0..1000000"),
+    ({"queue_delay": 10**20}, f"queue delay {10**20} is outside 0..1000000"),
+    ({"instances": 0}, "instances is 0"),
+    ({"gpu": True, **RTX}, "tensorrt-rtx engines need a GPU in any case; fix: leave out --gpu"),
+    ({"gpu": False, "target": "tensorrt"}, "tensorrt engines need a GPU in any case"),
+    ({"gpu": True, "precision": "int8"}, "'int8' is none that ONNX Runtime can do on GPUs"),
+    (GPUS | {"precision": "int8"}, "'int8' is none that .* on GPUs; fix: one of fp32, fp16$"),
+    ({"precision": "bf16"}, "'bf16' is none that ONNX Runtime can do.* fix: one of fp32, fp16, int8"),
+    ({"precision": "fp7"}, "precision 'fp7'"),
+    ({"device": "tpu"}, "there is no device 'tpu'"),
+    ({"device": "cuda", "precision": "int8"}, "no int8 kernels for GPUs.*fix: --device cpu"),
+    (CPUS | {"gpus": (0,)}, "gpus 0 are for GPUs, .* run on CPUs; fix: add --gpu"),
+    ({"target": "onnxruntime", **RTX}, "cannot run the engine 'tensorrt-rtx'; fix: "),
+    ({"target": "tensorrt", **RTX}, "cannot run the engine 'tensorrt-rtx'; fix: "),
+    ({"engine": "tensorrt"}, "target 'python' cannot run the engine 'tensorrt'; fix: "),
+    ({"target": "mainframe", "lengths": (-1,), "keep": 0}, "mainframe.*length -1.*keep is 0"),
+])
 def test_values_out_of_range(choices, complaint):
     with pytest.raises(ConfigError, match=complaint):
         ExportOptions(**choices)
 
 
-@pytest.mark.parametrize(
-    ("name", "choices", "complaint"),
-    [
-        ("text", {"lengths": (16, 49)}, "length 49 is above the 48 positions that the model reads; fix: .*at most 48"),
-        ("text", {"lengths": (10, 16)}, "length 10 is smaller than the budget.*K = 11.*at least 11"),
-        ("zero", {"lengths": (2,)}, "length 2 is smaller.*at least 3"),
-        ("image", {"lengths": (16,)}, "lengths 16 are not for .*reads images.*leave out --lengths"),
-        ("image", {"parity_texts": "texts.txt"}, "leave out --parity-texts"),
-    ],
-)
+@pytest.mark.parametrize(("name", "choices", "complaint"), [
+    ("text", {"lengths": (16, 49)}, "length 49 is above the 48 positions that the model reads; fix: .*at most 48"),
+    ("text", {"lengths": (10, 16)}, "length 10 is smaller than the budget.*K = 11.*at least 11"),
+    ("zero", {"lengths": (2,)}, "length 2 is smaller.*at least 3"),
+    ("paper", {"lengths": (16,)}, "lengths 16 are .*may hold padding.*fix: leave out --lengths"),
+    ("image", {"lengths": (16,)}, "lengths 16 are not for .*reads images.*leave out --lengths"),
+    ("image", {"parity_texts": "texts.txt"}, "leave out --parity-texts"),
+])
 def test_values_that_do_not_fit_the_checkpoint(checkpoints, tmp_path, name, choices, complaint):
     refused(complaint, ConfigError, checkpoints[name], tmp_path / "r", **choices)
 
 
-def test_the_shortest_and_the_longest_text_fit(checkpoints):
-    ExportOptions(lengths=(11, 48)).check(read_facts(checkpoints["text"]))
-
-
-def test_numbers_are_sorted_and_the_largest_batch_is_the_most():
+def test_choices_reach_server_and_engines(checkpoints):
+    ExportOptions(lengths=(11, 48)).check(read_facts(checkpoints["text"]))  # the shortest and the longest that fit
     options = ExportOptions(lengths=(32, 16, 32), batches=(8, 1, 100))
     assert options.lengths == (16, 32) and options.batch_sizes == (8, 100)
     assert options.serving.max_batch_size == 100 and options.serving.preferred_batch_sizes == (8, 100)
     assert ExportOptions().batch_sizes == (8, 16, 32, 64) and ExportOptions(batches=(1,)).batch_sizes == (1,)
-
-
-def test_how_component_models_are_placed_reaches_the_server():
-    serving = ExportOptions(**ON_GPU, gpus=(0, 1), instances=2, threads=3, rate_limit=True).serving
+    serving = ExportOptions(**GPUS, gpus=(0, 1), instances=2, threads=3, rate_limit=True).serving
     assert (serving.gpus, serving.instances, serving.threads, serving.rate_limit) == ((0, 1), 2, 3, True)
-    assert serving.queue_delay_us == 100 and ExportOptions().serving.queue_delay_us == 0, "on GPUs, on CPUs"
-    assert ExportOptions(queue_delay=7).serving.queue_delay_us == 7
-    assert ExportOptions(target="tensorrt", gpus=(1,)).serving.gpus == (1,)
-
-
-def test_engines_are_built_from_graphs_that_are_not_fused():
-    options = ExportOptions(engine="tensorrt-rtx", batches=(1, 4), lengths=(16,))
-    assert options.product == "tensorrt-rtx" and not options.fuse
+    delays = [ExportOptions(**each).serving.queue_delay_us for each in (GPUS, {}, {"queue_delay": 7})]
+    assert delays == [100, 0, 7] and ExportOptions(target="tensorrt", gpus=(1,)).serving.gpus == (1,)
+    options = ExportOptions(**RTX, batches=(1, 4), lengths=(16,))
+    assert options.product == "tensorrt-rtx" and not options.fuse, "engines are built from graphs that are not fused"
     assert options.engines == EngineRequest(4, (1, 4), (16,))
     assert ExportOptions().product is None and ExportOptions().fuse and not ExportOptions(fused=False).fuse
     assert ExportOptions(target="tensorrt").product == "tensorrt"
 
 
-# what the machine decides
-
-
-@pytest.mark.parametrize("gpus", [0, 2])
-def test_the_machine_decides_where_onnxruntime_runs_unless_it_is_said(here, gpus):
-    here(gpus=gpus)
-    on_gpu = [ExportOptions(target="onnxruntime", gpu=gpu).serving.gpu for gpu in (None, True, False)]
-    assert on_gpu == [gpus > 0, True, False] and ExportOptions().serving.gpu is False
-
-
-@pytest.mark.parametrize(
-    ("choices", "gpus", "expected"),
-    [
-        (ON_GPU, 0, "fp16"), ({"target": "onnxruntime"}, 1, "fp16"), ({"gpu": True}, 0, "fp16"), ({}, 1, "fp32"),
-        ({"target": "onnxruntime"}, 0, "fp32"), ({"target": "onnxruntime", "gpu": False}, 1, "fp32"),
-        ({"target": "tensorrt"}, 1, "fp32"), (ON_GPU | {"precision": "fp32"}, 0, "fp32"),
-        ({"target": "onnxruntime", "gpu": False, "precision": "fp16"}, 0, "fp16"),
-    ],
-)
+@pytest.mark.parametrize(("choices", "gpus", "expected"), [
+    (GPUS, 0, "fp16"), ({"target": "onnxruntime"}, 1, "fp16"), ({"gpu": True}, 0, "fp16"), ({}, 1, "fp32"),
+    ({"target": "onnxruntime"}, 0, "fp32"), (CPUS, 1, "fp32"), ({"target": "tensorrt"}, 1, "fp32"),
+    (GPUS | {"precision": "fp32"}, 0, "fp32"), (CPUS | {"precision": "fp16"}, 0, "fp16"),
+])
 def test_on_a_gpu_precision_is_fp16_and_both_steps_one_graph_unless_it_is_said(
     here, checkpoints, tmp_path, choices, gpus, expected
 ):
@@ -201,33 +158,20 @@ def test_on_a_gpu_precision_is_fp16_and_both_steps_one_graph_unless_it_is_said(
     assert "rekd_single" not in plan_export(checkpoints["text"], tmp_path / "r", left_out).models
 
 
-def test_an_export_for_a_gpu_is_proved_in_fp16_by_its_limits(checkpoints, tmp_path):
-    manifest = publish(checkpoints["text"], tmp_path / "r", **ON_GPU).manifest
-    assert {role: (entry["precision"], entry["observed"]) for role, entry in manifest["artefacts"].items()} == (
-        dict.fromkeys(("selector", "predictor", "single"), ("fp16", "fp16"))
-    )
-    assert manifest["parity"]["limits"] == asdict(limits_of("fp16", "fp16"))
-
-
 def test_a_container_has_the_cores_of_its_quota(monkeypatch, tmp_path):
     (tmp_path / "cpu.max").write_text("200000 100000")
     monkeypatch.setattr("os.sched_getaffinity", lambda process: range(64))
     monkeypatch.setattr("rekd_deploy.repository.backend.model.usable_cores.__defaults__", (str(tmp_path / "cpu.max"),))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # a setting of this shell, not of the server
-    assert machine()["cores"] == 2
-    assert ExportOptions(target="onnxruntime", gpu=False).serving.threads == 1
+    assert machine()["cores"] == 2 and ExportOptions(**CPUS).serving.threads == 1
 
 
-@pytest.mark.parametrize(
-    ("cores", "width", "options", "expected"),
-    [
-        (2, 8, {}, (1, 0)), (2, 512, {}, (2, 0)), (1, 512, {}, (1, 0)), (8, 512, {"instances": 4}, (4, 0)),
-        (2, 8, {"target": "onnxruntime"}, (2, 1)), (8, 8, {"target": "onnxruntime"}, (2, 4)),
-        (8, 8, {"target": "onnxruntime", "instances": 1}, (1, 4)),
-        (8, 8, {"target": "onnxruntime", "threads": 3}, (2, 3)),
-        (8, 8, {"target": "onnxruntime", "instances": 16}, (16, 1)), (8, 8, ON_GPU, (1, 0)),
-    ],
-)
+@pytest.mark.parametrize(("cores", "width", "options", "expected"), [
+    (2, 8, {}, (1, 0)), (2, 512, {}, (2, 0)), (1, 512, {}, (1, 0)), (8, 512, {"instances": 4}, (4, 0)),
+    (2, 8, {"target": "onnxruntime"}, (2, 1)), (8, 8, {"target": "onnxruntime"}, (2, 4)),
+    (8, 8, {"target": "onnxruntime", "instances": 1}, (1, 4)), (8, 8, {"target": "onnxruntime", "threads": 3}, (2, 3)),
+    (8, 8, {"target": "onnxruntime", "instances": 16}, (16, 1)), (8, 8, GPUS, (1, 0)),
+])
 def test_instances_share_the_cores(here, checkpoints, cores, width, options, expected):
     """In the python backend threads 0 are shared out where it serves: test_triton_model."""
     here(cores=cores)
@@ -237,14 +181,11 @@ def test_instances_share_the_cores(here, checkpoints, cores, width, options, exp
     assert (serving.instances, serving.threads) == expected
 
 
-@pytest.mark.parametrize(("missing", "options"), [("onnxruntime", {}), ("tensorrt_rtx", {"engine": "tensorrt-rtx"})])
+@pytest.mark.parametrize(("missing", "options"), [("onnxruntime", {}), ("tensorrt_rtx", RTX)])
 def test_a_missing_library_is_said_before_the_slow_work(checkpoints, tmp_path, monkeypatch, missing, options):
     monkeypatch.setitem(sys.modules, missing, None)
     fix = r"pip install -e '.*\[(cpu|tensorrt-rtx)\]'"
     refused(fix, MissingExtraError, checkpoints["text"], tmp_path / "r", **options)
-
-
-# the plan
 
 
 def test_a_plan_says_what_would_be_done_and_writes_nothing(checkpoints, tmp_path):
@@ -254,26 +195,20 @@ def test_a_plan_says_what_would_be_done_and_writes_nothing(checkpoints, tmp_path
     assert plan.models == ("rekd_selector", "rekd_predictor", "rekd", "rekd_single")
     document = json.loads(json.dumps(plan.to_dict()))
     assert document["capacity"] == 11 and document["batches"] == [4]
-    text = "\n".join(plan_lines(plan))
     for expected in ("K = 11 of 48", "16, 48", "version 1 (new)", "rekd_single", "transformers 2 x 16"):
-        assert expected in text
+        assert expected in shown(plan)
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "thesis.tex").touch()
+    refused("holds thesis.tex", RepositoryError, checkpoints["text"], tmp_path)
 
 
 def test_a_plan_counts_the_versions_that_are_there(checkpoints, repository, tmp_path):
     root = shutil.copytree(repository, tmp_path / "r")
-    assert "version 2; version 1 is removed" in plan_lines(plan_export(checkpoints["text"], root, ExportOptions()))[-2]
+    assert "version 2; version 1 is removed" in shown(plan_export(checkpoints["text"], root, ExportOptions()))
     plan = plan_export(checkpoints["text"], root, ExportOptions(keep=2))
-    assert (plan.version, plan.stays, plan.goes) == (2, (1,), ())
-    assert "version 2 beside version 1" in plan_lines(plan)[-2]
+    assert (plan.version, plan.stays, plan.goes) == (2, (1,), ()) and "version 2 beside version 1" in shown(plan)
     with pytest.raises(RepositoryError, match="input, output, parameters differ.*--keep 1"):
         plan_export(checkpoints["image"], root, ExportOptions(keep=2))
-
-
-def test_an_output_that_holds_something_else_is_refused(checkpoints, tmp_path):
-    (tmp_path / "thesis.tex").touch()
-    with pytest.raises(RepositoryError, match="holds thesis.tex"):
-        publish(checkpoints["text"], tmp_path, report=lambda step: pytest.fail(f"started: {step}"))
 
 
 def test_endpoints_that_are_there_are_kept_unless_it_is_said_otherwise(checkpoints, artefacts, tmp_path):
@@ -282,9 +217,8 @@ def test_endpoints_that_are_there_are_kept_unless_it_is_said_otherwise(checkpoin
     plan = plan_export(checkpoints["text"], root, ExportOptions())
     assert plan.kept == ("rekd_single", "rekd_text") and {*plan.kept, "rekd_prepare", "rekd_answer"} < {*plan.models}
     assert plan.options.single_graph is plan.options.text_endpoint is True
-    text = "\n".join(plan_lines(plan))
-    assert "rekd_text, since the repository has it" in text
-    assert "--no-single-graph --no-text-endpoint leaves it out" in text
+    assert "rekd_text, since the repository has it" in shown(plan)
+    assert "--no-single-graph --no-text-endpoint leaves it out" in shown(plan)
     chosen = plan_export(checkpoints["text"], root, ExportOptions(text_endpoint=True, single_graph=False))
     assert chosen.kept == () and "rekd_text" in chosen.models and "rekd_single" not in chosen.models
     images = plan_export(checkpoints["image"], root, ExportOptions(single_graph=False))

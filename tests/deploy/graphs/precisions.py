@@ -1,7 +1,5 @@
 """Tiny pairs in every precision, traced once, and a check that an answer has no neighbours."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 
@@ -13,10 +11,13 @@ from rekd_deploy.export.graphs import guarded_pair
 from rekd_deploy.graphs.modules import head_layers, pair_signature
 from rekd_deploy.graphs.precision import Conversion, convert_pair
 from rekd_deploy.graphs.tracing import traced_graphs, write_graphs
-from rekd_deploy.parity.examples import generated_images, texts_from_vocabulary
+from rekd_deploy.parity.examples import made_up
 from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
 # What is cached is shared: do not change it.
+
+
+Graphs = dict[str, onnx.ModelProto]
 
 
 @cache
@@ -25,13 +26,8 @@ def model_of(kind: str):
 
 
 @cache
-def traced(kind: str, fused: bool) -> dict[str, onnx.ModelProto]:
-    return traced_graphs(model_of(kind), fused=fused)
-
-
-@cache
-def traced_for_gpu(kind: str) -> dict[str, onnx.ModelProto]:
-    return traced_graphs(model_of(kind), gpu=True)
+def traced(kind: str, fused: bool = True, gpu: bool = False) -> Graphs:
+    return traced_graphs(model_of(kind), fused=fused, gpu=gpu)
 
 
 def graph_files(model, folder: Path, **how) -> dict[str, Path]:
@@ -45,7 +41,7 @@ def gpu_graphs(kind: str, precision: str, folder: Path) -> list[Path]:
     'plain' is fused for GPUs, 'guarded' what Triton runs by itself, 'python' what lies in the usual repository.
     """
     model = model_of(kind)
-    signature, plain = pair_signature(model), convert(kind, precision, models=traced_for_gpu(kind)).models
+    signature, plain = pair_signature(model), convert(kind, precision, models=traced(kind, gpu=True)).models
     kinds = {"plain": plain, "guarded": guarded_pair(plain, model, signature), "python": converted(kind, precision)}
     paths = []
     for name, graphs in kinds.items():
@@ -54,31 +50,26 @@ def gpu_graphs(kind: str, precision: str, folder: Path) -> list[Path]:
     return paths
 
 
-def examples_of(model) -> list:
-    settings = model.preprocessor.settings
-    return list(generated_images(settings)) if settings.kind == "image" else texts_from_vocabulary(model.preprocessor)
-
-
 def convert(
     kind: str, precision: str, fused: bool = True, for_engine: bool = False, models=None, items=None
 ) -> Conversion:
     model = model_of(kind)
     return convert_pair(
         models or traced(kind, fused), precision, pair_signature(model), head_layers(model), model.preprocessor,
-        examples_of(model) if items is None else items, fused=fused, for_engine=for_engine,
+        made_up(model.preprocessor) if items is None else items, fused=fused, for_engine=for_engine,
     )
 
 
 conversion_of = cache(convert)
 
 
-def converted(kind: str, precision: str, fused: bool = True) -> dict[str, onnx.ModelProto]:
+def converted(kind: str, precision: str, fused: bool = True) -> Graphs:
     """Graphs that ONNX Runtime can run."""
     conversion = conversion_of(kind, precision, fused)
     return conversion.emulated or conversion.models
 
 
-def run_pair(signature, graphs: dict[str, onnx.ModelProto], inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def run_pair(signature, graphs: Graphs, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The inputs with everything that selector and predictor give."""
     known = dict(inputs)
     for role in ("selector", "predictor"):
@@ -87,12 +78,12 @@ def run_pair(signature, graphs: dict[str, onnx.ModelProto], inputs: dict[str, np
     return known
 
 
-def answers(model, graphs: dict[str, onnx.ModelProto], batch: list) -> dict[str, np.ndarray]:
+def answers(model, graphs: Graphs, batch: list) -> dict[str, np.ndarray]:
     """Every tensor of a pair's graphs for a batch of texts or images."""
     return run_pair(pair_signature(model), graphs, model.preprocessor(batch).inputs)
 
 
-def assert_no_neighbours(model, graphs: dict[str, onnx.ModelProto], texts: list[str]) -> None:
+def assert_no_neighbours(model, graphs: Graphs, texts: list[str]) -> None:
     """Each example alone is answered bit by bit as in a batch with longer ones and padding."""
     items = texts if model.preprocessor.settings.kind == "text" else some_images()
     together = answers(model, graphs, items)

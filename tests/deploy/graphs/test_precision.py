@@ -1,13 +1,12 @@
 """Precision as a property of the graph: what stays float32, what overflows nowhere, and answers without neighbours."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx
+import onnx.parser
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-from precisions import answers, assert_no_neighbours, conversion_of, convert, converted, examples_of, model_of, traced
+from onnx import TensorProto, numpy_helper
+from precisions import answers, assert_no_neighbours, conversion_of, convert, converted, model_of, traced
 
 from rekd_deploy.errors import ExportError
 from rekd_deploy.graphs import onnx_model
@@ -15,27 +14,28 @@ from rekd_deploy.graphs.half import MASKED, float_tensors, to_half
 from rekd_deploy.graphs.modules import head_layers, pair_signature
 from rekd_deploy.graphs.onnx_model import Structure
 from rekd_deploy.graphs.precision import HEAD_OUTPUTS, guarded_nodes, multiplications, name_nodes, observed_precision
-from rekd_deploy.parity.examples import constructed_inputs
+from rekd_deploy.parity.examples import constructed_inputs, made_up
 
 pytestmark = pytest.mark.slow
 
+NETWORKS = [("bert", True), ("bert", False), ("bert-zero", True), ("vit", True)]
 CASES = [
-    (kind, precision, fused)
-    for kind, fused in (("bert", True), ("bert", False), ("bert-zero", True), ("vit", True), ("bilstm", True))
-    for precision in (("fp32", "fp16") if kind == "bilstm" else ("fp32", "fp16", "bf16", "int8"))
-]
-every_case = pytest.mark.parametrize(("kind", "precision", "fused"), CASES)
-every_conversion = pytest.mark.parametrize(
-    ("kind", "precision", "fused"), [case for case in CASES if case[1] != "fp32"]
-)
+    *((kind, precision, fused) for kind, fused in NETWORKS for precision in ("fp32", "fp16", "bf16", "int8")),
+    ("bilstm", "fp32", True), ("bilstm", "fp16", True),
+]  # fmt: skip
 
 
-@every_case
+def every_case(*precisions: str):
+    cases = [case for case in CASES if case[1] in precisions]
+    return pytest.mark.parametrize(("kind", "precision", "fused"), cases)
+
+
+@every_case("fp32", "fp16", "bf16", "int8")
 def test_an_answer_has_no_neighbours(kind, precision, fused, texts):
     assert_no_neighbours(model_of(kind), converted(kind, precision, fused), texts)
 
 
-@every_conversion
+@every_case("fp16", "bf16", "int8")
 def test_interface_stays_and_the_precision_is_the_one_asked_for(kind, precision, fused):
     conversion, signature = conversion_of(kind, precision, fused), pair_signature(model_of(kind))
     heads = head_layers(model_of(kind))
@@ -50,16 +50,21 @@ def test_interface_stays_and_the_precision_is_the_one_asked_for(kind, precision,
         assert role in conversion.notes or counts["fp32"] == heads[role], "the head, and nothing else"
 
 
-def test_a_selector_whose_rationales_int8_would_change_stays_float32():
+def test_a_selector_that_int8_would_change_and_a_softmax_alone_stay_float32():
     conversion = conversion_of("vit", "int8", True)
     assert conversion.precisions == {"selector": "fp32", "predictor": "int8"}
     assert "8 of 768 real positions are flipped, 1.04% (limit 0.50%)" in conversion.notes["selector"]
-    before, after = (graphs["selector"] for graphs in (traced("vit", True), conversion.models))
-    assert after == name_nodes(before)
+    assert conversion.models["selector"] == name_nodes(traced("vit", True)["selector"])
     assert conversion_of("bert", "int8", True).precisions == {"selector": "int8", "predictor": "int8"}
+    model = converted("bert", "fp16", False)["selector"]
+    structure, floats = Structure(model), float_tensors(model)
+    alone = [node for node in model.graph.node if node.op_type == "Softmax"]
+    assert alone
+    for node in alone:
+        assert {node.input[0], node.output[0], *structure.producers[node.input[0]].input} <= floats
 
 
-@every_conversion
+@every_case("fp16", "bf16", "int8")
 def test_head_and_decision_stay_as_they_are(kind, precision, fused):
     """Node by node and constant by constant, from the head's first layer to the last output."""
     heads = head_layers(model_of(kind))
@@ -68,12 +73,11 @@ def test_head_and_decision_stay_as_they_are(kind, precision, fused):
         guarded = guarded_nodes(before, HEAD_OUTPUTS[role], heads[role])
         assert len(guarded) > (10 if role == "selector" else 1)
         old, new = ({node.name: node for node in graph.graph.node} for graph in (before, after))
-        constants = [{t.name: t for t in graph.graph.initializer} for graph in (before, after)]
+        constants, others = ({t.name: t for t in graph.graph.initializer} for graph in (before, after))
         for name in guarded:
             assert (old[name].op_type, old[name].attribute) == (new[name].op_type, new[name].attribute)
             for first, second in zip(old[name].input, new[name].input, strict=True):
-                if first in constants[0]:
-                    assert first == second and constants[0][first] == constants[1][second]
+                assert first not in constants or first == second and constants[first] == others[second]
         reached = {HEAD_OUTPUTS[role]}
         for node in after.graph.node:
             if reached & set(node.input):
@@ -81,24 +85,23 @@ def test_head_and_decision_stay_as_they_are(kind, precision, fused):
                 reached |= set(node.output)
 
 
-@pytest.mark.parametrize(("kind", "precision", "fused"), [case for case in CASES if case[1] in ("fp16", "bf16")])
+@every_case("fp16", "bf16")
 def test_half_precision_holds_no_constant_beyond_it_and_the_decision_keeps_its_own(kind, precision, fused):
     for role, model in conversion_of(kind, precision, fused).models.items():
-        kinds = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-        halves = [numpy_helper.to_array(t).astype(np.float32) for t in model.graph.initializer if t.data_type in kinds]
+        constants = [(tensor.data_type, numpy_helper.to_array(tensor)) for tensor in model.graph.initializer]
+        halves = [values for type, values in constants if type in (TensorProto.FLOAT16, TensorProto.BFLOAT16)]
         assert len(halves) > 5
-        assert all(np.isfinite(values).all() and (values >= MASKED * 1.01).all() for values in halves)
-        if role == "selector":
-            singles = [numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type == TensorProto.FLOAT]
-            lowest = [values for values in singles if values.shape == () and values == np.finfo(np.float32).min]
-            assert lowest, "unselectable positions still rank below every score"
+        for values in (values.astype(np.float32) for values in halves):
+            assert np.isfinite(values).all() and (values >= MASKED * 1.01).all()
+        singles = [values for type, values in constants if type == TensorProto.FLOAT and values.shape == ()]
+        below = np.finfo(np.float32).min in singles
+        assert below or role == "predictor", "unselectable positions still rank below every score"
 
 
-@pytest.mark.parametrize(("kind", "fused"), [("bert", True), ("bert", False), ("bert-zero", True), ("vit", True)])
+@pytest.mark.parametrize(("kind", "fused"), NETWORKS)
 def test_nothing_overflows_in_half_precision(kind, fused):
     """Every tensor in between, on padded, shortest and longest inputs; a mask that became -inf would show."""
-    model = model_of(kind)
-    probe = onnx.ModelProto()
+    model, probe = model_of(kind), onnx.ModelProto()
     probe.CopyFrom(converted(kind, "fp16", fused)["selector"])
     structure = Structure(probe)
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in structure.producers.keys() - structure.outputs)
@@ -108,38 +111,27 @@ def test_nothing_overflows_in_half_precision(kind, fused):
             assert array.dtype.kind != "f" or np.isfinite(array).all(), value.name
 
 
-def test_a_softmax_alone_is_an_island_with_its_mask():
-    model = converted("bert", "fp16", False)["selector"]
-    structure, floats = Structure(model), float_tensors(model)
-    alone = [node for node in model.graph.node if node.op_type == "Softmax"]
-    assert alone
-    for node in alone:
-        assert {node.input[0], node.output[0], *structure.producers[node.input[0]].input} <= floats
-
-
 def two_layers(largest: float) -> onnx.ModelProto:
-    """x -> w0 -> w1 -> logits; the first weight holds that number."""
-    weights = {"w0": np.full((8, 4), largest, np.float32), "w1": np.ones((4, 2), np.float32)}
-    nodes = [helper.make_node("MatMul", ["x", "w0"], ["a"]), helper.make_node("MatMul", ["a", "w1"], ["logits"])]
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 8])]
-    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])]
-    tensors = [numpy_helper.from_array(value, name) for name, value in weights.items()]
-    graph = helper.make_graph(nodes, "g", inputs, outputs, tensors)
-    return name_nodes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
+    """The first weight holds that number."""
+    return name_nodes(onnx.parser.parse_model(f"""<ir_version: 10, opset_import: ["" : 20]>
+        g (float[batch, 1] x) => (float[batch, 2] logits)
+        <float[1, 2] w0 = {{{largest}, 1.0}}, float[2, 2] w1 = {{1.0, 1.0, 1.0, 1.0}}>
+        {{ a = MatMul(x, w0)
+          logits = MatMul(a, w1) }}"""))
 
 
-def test_a_weight_that_fp16_cannot_hold_is_named_and_bf16_can():
+def test_what_cannot_be_converted_is_named():
     model = two_layers(1e6)
     guarded = guarded_nodes(model, "logits", 1)
     with pytest.raises(ExportError, match=r"'w0' holds 1e\+06, fp16 ends at 65504 .* fix: --precision bf16 or fp32"):
         to_half(model, "fp16", guarded)
     to_half(model, "bf16", guarded)
-
-
-def test_a_graph_without_the_head_is_refused():
-    assert len(guarded_nodes(two_layers(1.0), "logits", 2)) == 2
+    assert len(guarded_nodes(model, "logits", 2)) == 2
     with pytest.raises(ExportError, match="no head with 3 linear layers leads to 'logits'"):
-        guarded_nodes(two_layers(1.0), "logits", 3)
+        guarded_nodes(model, "logits", 3)
+    for precision in ("bf16", "int8"):  # recurrent layers have no kernels for them
+        with pytest.raises(ExportError, match="fix: --precision f"):
+            convert("bilstm", precision)
 
 
 @pytest.mark.parametrize("kind", ["bert", "vit"])
@@ -151,7 +143,7 @@ def test_emulation_rounds_as_the_kernels_do(kind):
         named = name_nodes(graph)
         emulated[role] = to_half(named, "fp16", guarded_nodes(named, HEAD_OUTPUTS[role], heads[role]), emulated=True)
     pairs = (traced(kind, True), converted(kind, "fp16", True), emulated, converted(kind, "bf16", True))
-    exact, *others = (answers(model, graphs, examples_of(model)[:16])["scores"] for graphs in pairs)
+    exact, *others = (answers(model, graphs, made_up(model.preprocessor)[:16])["scores"] for graphs in pairs)
     kernels, stand_in, coarse = (float(np.abs(scores - exact).mean()) for scores in others)
     assert 0.3 < stand_in / kernels < 3, "the same size of error"
     assert coarse > 3 * stand_in, "three bits fewer"
@@ -165,16 +157,9 @@ def test_the_same_conversion_gives_the_same_bytes(precision):
         assert one == other, role
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8"])
-def test_recurrent_layers_are_refused_where_they_have_no_kernels(precision):
-    with pytest.raises(ExportError, match="fix: --precision f"):
-        convert("bilstm", precision)
-
-
-@pytest.mark.parametrize(
-    ("counts", "precision"),
-    [({"fp32": 9}, "fp32"), ({"fp16": 8, "fp32": 1}, "fp16"), ({"fp16": 8, "fp32": 2}, "mixed"),
-     ({"fp16": 8, "int8": 2}, "mixed")],
-)
+@pytest.mark.parametrize(("counts", "precision"), [
+    ({"fp32": 9}, "fp32"), ({"fp16": 8, "fp32": 1}, "fp16"), ({"fp16": 8, "fp32": 2}, "mixed"),
+    ({"fp16": 8, "int8": 2}, "mixed"),
+])
 def test_observed_precision_is_counted_not_believed(counts, precision):
     assert observed_precision(counts, 1) == precision

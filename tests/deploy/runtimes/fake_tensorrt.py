@@ -4,8 +4,6 @@ What it checks is real: which tensor is bound where, of which type and shape, in
 uploaded, and that everything is given back.
 """
 
-from __future__ import annotations
-
 import ctypes
 from enum import Enum
 from types import SimpleNamespace
@@ -23,11 +21,10 @@ class FakeDriver:
 
     OFFSET = 1 << 40
 
-    def __init__(self, devices: int = 1) -> None:
-        self.devices = devices
+    def __init__(self) -> None:
+        self.devices, self.out_of_memory = 1, False
         self.blocks: dict[int, ctypes.Array] = {}
         self.calls: list[str] = []
-        self.out_of_memory = False
 
     def __getattr__(self, name: str):
         def call(*arguments) -> int:
@@ -70,13 +67,35 @@ class FakeDriver:
         return address - self.OFFSET
 
 
-class FakeContext:
-    def __init__(self, engine: FakeEngine) -> None:
-        self.engine = engine
+class FakeEngine:
+    """An engine, which is its own context."""
+
+    def __init__(self, driver: FakeDriver, graph: str, profiles) -> None:
+        import onnxruntime
+
+        self.driver, self.profiles, self.profile = driver, profiles, 0
+        self.session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+        # an order of its own
+        self.types = {each.name: _ONNX[each.type] for each in (*self.session.get_outputs(), *self.session.get_inputs())}
+        self.num_io_tensors, self.num_optimization_profiles = len(self.types), len(profiles)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
-        self.profile = 0
         self.chosen: list[int] = []
+
+    def create_execution_context(self):
+        return self
+
+    def get_tensor_name(self, index) -> str:
+        return list(self.types)[index]
+
+    def get_tensor_dtype(self, name):
+        return DataType[self.types[name]]
+
+    def get_tensor_mode(self, name):
+        return TensorIOMode.INPUT if name in self.profiles[0] else TensorIOMode.OUTPUT
+
+    def get_tensor_profile_shape(self, name, index):
+        return self.profiles[index][name]
 
     def set_optimization_profile_async(self, index, stream) -> bool:
         self.profile = index
@@ -84,7 +103,7 @@ class FakeContext:
         return True
 
     def set_input_shape(self, name, shape) -> bool:
-        low, _, high = self.engine.profiles[self.profile][name]
+        low, _, high = self.profiles[self.profile][name]
         self.shapes[name] = tuple(shape)
         return all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True))
 
@@ -94,70 +113,36 @@ class FakeContext:
 
     def get_tensor_shape(self, name) -> tuple[int, ...]:
         # some sizes are computed from the inputs' shapes, as a real engine does, too
-        return self.engine.session.run([name], self.inputs())[0].shape
+        return self.session.run([name], self.inputs())[0].shape
 
     def inputs(self) -> dict[str, np.ndarray]:
-        values = self.engine.session.get_inputs()
-        return {value.name: np.ones(self.shapes[value.name], _NUMPY[_ONNX[value.type]]) for value in values}
+        return {name: np.ones(self.shapes[name], _NUMPY[self.types[name]]) for name in self.profiles[0]}
 
     def execute_async_v3(self, stream) -> bool:
-        driver, inputs = self.engine.driver, self.inputs()
+        inputs = self.inputs()
         for name, array in inputs.items():
-            ctypes.memmove(array.ctypes.data, driver.host(self.addresses[name], array.nbytes), array.nbytes)
-        names = [value.name for value in self.engine.session.get_outputs()]
-        for name, array in zip(names, self.engine.session.run(names, inputs), strict=True):
-            ctypes.memmove(driver.host(self.addresses[name], array.nbytes), array.ctypes.data, array.nbytes)
+            ctypes.memmove(array.ctypes.data, self.driver.host(self.addresses[name], array.nbytes), array.nbytes)
+        names = [name for name in self.types if name not in inputs]
+        for name, array in zip(names, self.session.run(names, inputs), strict=True):
+            ctypes.memmove(self.driver.host(self.addresses[name], array.nbytes), array.ctypes.data, array.nbytes)
         return True
 
 
-class FakeEngine:
-    def __init__(self, driver: FakeDriver, graph: str, profiles) -> None:
-        import onnxruntime
+class FakeLogger:
+    ERROR, INTERNAL_ERROR = "error", "internal error"
 
-        self.driver, self.profiles = driver, profiles
-        self.session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-        self.tensors = [*self.session.get_outputs(), *self.session.get_inputs()]  # an order of its own
-        self.num_io_tensors = len(self.tensors)
-        self.num_optimization_profiles = len(profiles)
-
-    def create_execution_context(self) -> FakeContext:
-        self.context = FakeContext(self)
-        return self.context
-
-    def get_tensor_name(self, index) -> str:
-        return self.tensors[index].name
-
-    def get_tensor_dtype(self, name):
-        value = next(value for value in self.tensors if value.name == name)
-        return DataType[_ONNX[value.type]]
-
-    def get_tensor_mode(self, name):
-        return TensorIOMode.INPUT if name in self.profiles[0] else TensorIOMode.OUTPUT
-
-    def get_tensor_profile_shape(self, name, index):
-        return self.profiles[index][name]
+    def __init__(self, *severity) -> None: ...
 
 
 class FakeLibrary:
     """A module like ``tensorrt_rtx``; ``plans`` says which graph an engine file's content stands for."""
 
-    DataType, TensorIOMode = DataType, TensorIOMode
+    DataType, TensorIOMode, ILogger, Logger = DataType, TensorIOMode, FakeLogger, FakeLogger
 
     def __init__(self, driver: FakeDriver, version: str = "1.7.1.116") -> None:
         self.driver, self.__version__ = driver, version
         self.plans: dict[bytes, tuple[str, list]] = {}
         self.loaded: list[FakeEngine] = []
-
-        class Logger:
-            ERROR, INTERNAL_ERROR = "error", "internal error"
-
-            def __init__(self, severity: str = ERROR) -> None:
-                pass
-
-            def log(self, severity, message) -> None:
-                pass
-
-        self.ILogger = self.Logger = Logger
 
     def Runtime(self, logger):
         def deserialize(plan: bytes):
