@@ -57,7 +57,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; is {path.parent} a whole checkpoint?") from None
+        raise CheckpointError(f"{path} is missing; fix: give the directory of a whole checkpoint") from None
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}; fix: copy it again") from None
 
