@@ -38,7 +38,7 @@ def read_description(directory: Path) -> dict[str, Any]:
     path = Path(directory) / "config.json"
     description = read_json(path)
     if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a {FORMAT} description; is {directory} a checkpoint of rekd-train?")
+        raise CheckpointError(f"{path} is not a {FORMAT} description; fix: a directory that rekd-train has written")
     version = description.get("version")
     if not isinstance(version, int) or version > VERSION:
         raise CheckpointError(

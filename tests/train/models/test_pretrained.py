@@ -201,9 +201,9 @@ def with_bias(path: Path, value: float | None) -> None:
 @pytest.mark.parametrize(("damage", "message"), [
     (lambda path: with_bias(path, None), f"missing or misshapen: {BIAS}"),
     (lambda path: with_bias(path, float("nan")), f"values that are not finite: {BIAS}"),
-    (lambda path: (path / "model.safetensors").write_bytes(b"cut"), "cannot be read as a network of transformer"),
+    (lambda path: (path / "model.safetensors").write_bytes(b"cut"), "network of transformers.*; fix: .* download a"),
     (lambda path: (path / "model.safetensors").unlink(), r"no weights \(model.safetensors, pytorch_model.bin\); f"),
-    (lambda path: (path / "config.json").unlink(), "config.json is missing; give the directory"),
+    (lambda path: (path / "config.json").unlink(), "config.json is missing; fix: the directory"),
     (lambda path: (path / "config.json").write_text("{"), "cannot be read as a network of transformers: "),
     (lambda path: (path / "config.json").write_text('{"model_type": "bart_of_next_year"}'), "bart_of_next_year"),
     (lambda path: directory_of("gpt2", path), "reads in one direction only"),
