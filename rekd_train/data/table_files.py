@@ -35,10 +35,10 @@ class Table(NamedTuple):
     def column(self, name: str) -> list[Any]:
         """Values of a column; DataError names the columns that there are."""
         if name not in self.columns:
-            raise DataError(
-                f"{self.path} has no column '{name}'; it has: {', '.join(self.columns)}; "
-                "fix: --set data.text_column=NAME (label_column, rationale_column, split_column)"
-            )
+            fix = "--set data.text_column=NAME (label_column, rationale_column, split_column)"
+            if len(self.columns) == 1 and re.search("[;\t|,]", *self.columns):
+                fix = "separate the columns of a .csv with commas, of a .tsv with tabs"
+            raise DataError(f"{self.path} has no column '{name}'; it has: {', '.join(self.columns)}; fix: {fix}")
         return self.columns[name]
 
     def line(self, row: int) -> str:
@@ -55,7 +55,7 @@ def read_table(path: Path) -> Table:
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise DataError(f"{path} is none of {', '.join(SUFFIXES)}; fix: --set data.path=FILE")
+        raise DataError(f"{path} is none of {', '.join(SUFFIXES)}; fix: a file of one of these kinds")
     try:
         if suffix == ".parquet":
             table = Table(path, _parquet(path), None)
@@ -64,7 +64,7 @@ def read_table(path: Path) -> Table:
             read = _json_lines if suffix in JSON_LINES else _separated
             table = Table(path, *read(content, "\t" if suffix == ".tsv" else ","))
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist; fix: --set data.path=FILE") from None
+        raise DataError(f"{path} does not exist; fix: check the path") from None
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-8: byte {error.start} cannot be decoded; fix: iconv -f latin1 -t utf-8 {path.name}"
@@ -103,13 +103,13 @@ def _json_lines(content: io.StringIO, _separator: str) -> tuple[dict[str, list[A
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
+            rows.append(json.loads(line.rstrip()))
             lines.append(number)
         except json.JSONDecodeError as error:
-            wrong.append(f"line {number} is not JSON: {error}")
+            wrong.append(f"line {number} is not JSON: {error.msg}, at its character {error.pos + 1}")
             continue
         if not isinstance(rows[-1], dict):
-            wrong.append(f"line {number} is not an object with a text and a label")
+            wrong.append(f"line {number} is not an object such as {{\"text\": ...}}")
     if wrong:
         raise ValueError(listed(wrong))
     names = dict.fromkeys(name for row in rows for name in row)
