@@ -180,7 +180,8 @@ def tokenizer_json(path: Path) -> str | None:
     try:
         if whole.is_file() and whole.suffix == ".json":
             return whole.read_text(encoding="utf-8")
-        if path.is_dir() and not (path / "config.json").is_file():  # nothing tells the library what it is
+        config = path / "config.json"  # it may not tell the library what it is, as those of the small BERTs do not
+        if path.is_dir() and not (config.is_file() and "model_type" in json.loads(config.read_text(encoding="utf-8"))):
             whole = path / "vocab.txt"
         if whole.is_file():
             return _word_pieces(whole)

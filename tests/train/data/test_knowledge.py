@@ -47,6 +47,12 @@ def test_class_probabilities_in_each_form_and_texts_without_a_statement_lack_eve
     assert not found.marks[1].any(), "that nothing decides is a statement"
 
 
+def test_labels_that_a_table_turned_into_floats_are_those_of_the_data(tmp_path):
+    (tmp_path / "k.jsonl").write_text('{"text": "a", "label": 1.0}\n')
+    (said,) = read_knowledge(tmp_path / "k.jsonl", ("0", "1")).statements.values()
+    assert said.probabilities.argmax() == 1
+
+
 @pytest.mark.parametrize(("modality", "rows", "parts"), [
     ("text", [
         {"text": TEXT, "probabilities": [0.5, 0.2]}, {"text": "b", "probabilities": {"neutral": 1.0}},
