@@ -55,7 +55,7 @@ def read_table(path: Path) -> Table:
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise DataError(f"{path} is none of {', '.join(SUFFIXES)}; fix: --set data.path=FILE")
+        raise DataError(f"{path} is none of {', '.join(SUFFIXES)}; fix: a file of one of these kinds")
     try:
         if suffix == ".parquet":
             table = Table(path, _parquet(path), None)
@@ -64,7 +64,7 @@ def read_table(path: Path) -> Table:
             read = _json_lines if suffix in JSON_LINES else _separated
             table = Table(path, *read(content, "\t" if suffix == ".tsv" else ","))
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist; fix: --set data.path=FILE") from None
+        raise DataError(f"{path} does not exist; fix: check the path") from None
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-8: byte {error.start} cannot be decoded; fix: iconv -f latin1 -t utf-8 {path.name}"
