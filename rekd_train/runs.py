@@ -12,7 +12,7 @@ from rekd_train.config.run import DataConfig, RunConfig, checked_config
 from rekd_train.data import DataSet, Split, encode_splits, load_data, summarise
 from rekd_train.data.examples import names_of
 from rekd_train.data.knowledge import AlignedKnowledge, align, checked_statements, read_knowledge, with_unlabelled
-from rekd_train.errors import ConfigError, DataError
+from rekd_train.errors import CheckpointError, ConfigError, DataError
 from rekd_train.evaluation.forward import measure
 from rekd_train.evaluation.report import evaluate
 from rekd_train.files import AGAIN, RESUME, sha256
@@ -54,6 +54,8 @@ def train_run(
     checkpoint.check_output(output, overwrite)
     state.check_start(output, resume, overwrite)
     runtime = Runtime(device)
+    if teacher is not None and not teacher.exists():
+        raise CheckpointError(f"{teacher} does not exist; fix: --teacher CKPT, or a file of recorded knowledge")
     live = teacher if teacher is not None and not teacher.is_file() else None
     said: Rationalizer | AlignedKnowledge | None = checkpoint.load(live) if live else None
     data = load_data(config.data)
@@ -112,8 +114,10 @@ def record_run(
     Returns:
         How many examples.
 
-    DataError: the file exists already.
+    DataError: the file exists already, or has another suffix than Parquet's, by which it is read.
     """
+    if output.suffix.lower() != ".parquet":
+        raise DataError(f"{output} would hold Parquet; fix: --output {output.with_suffix('.parquet')}")
     pair, config = checkpoint.load(path), recorded.recorded_config(path, data, overrides)
     if output.exists() and not overwrite:
         raise DataError(f"{output} exists; fix: another file, or --overwrite")

@@ -117,7 +117,7 @@ class TextSource:
             with nullcontext(sys.stdin.buffer) if self._file == STDIN else open(self._file, "rb") as stream:
                 yield from self._rows() if self._suffix in TABLES else self._lines(stream)
         except OSError as error:
-            raise InputError(f"{self._shown} cannot be read: {error.strerror}") from None
+            raise InputError(f"{self._shown} cannot be read: {error.strerror}; fix: check the path") from None
 
     def _lines(self, stream: Iterable[bytes]) -> Iterator[tuple[int, Any, Mapping[str, Any]]]:
         as_json, found = _AS_JSON.get(self._suffix), False

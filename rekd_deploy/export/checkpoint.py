@@ -74,7 +74,7 @@ def read_facts(checkpoint: str | Path) -> CheckpointFacts:
     """
     directory = Path(checkpoint)
     if not directory.is_dir():
-        raise CheckpointError(f"no checkpoint at {directory}: not a directory; fix: check the path")
+        raise CheckpointError(f"no checkpoint at {directory}: not a directory; fix: one that rekd-train has written")
     description, rule = read_description(directory), read_json(directory / "policy.json")
     try:
         facts = CheckpointFacts(

@@ -130,7 +130,7 @@ def load(path: str | Path, trust_code: bool = False) -> Rationalizer:
     """
     directory = Path(path)
     if not directory.is_dir():
-        raise CheckpointError(f"no checkpoint at {directory}: not a directory; fix: check the path")
+        raise CheckpointError(f"no checkpoint at {directory}: not a directory; fix: one that rekd-train has written")
     description = read_description(directory)
     try:
         preprocessor = load_preprocessor(directory, description["preprocessing"])

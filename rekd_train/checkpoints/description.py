@@ -38,7 +38,7 @@ def read_description(directory: Path) -> dict[str, Any]:
     path = Path(directory) / "config.json"
     description = read_json(path)
     if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a {FORMAT} description; is {directory} a checkpoint of rekd-train?")
+        raise CheckpointError(f"{path} is not a {FORMAT} description; fix: a directory that rekd-train has written")
     version = description.get("version")
     if not isinstance(version, int) or version > VERSION:
         raise CheckpointError(
@@ -57,7 +57,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; is {path.parent} a whole checkpoint?") from None
+        raise CheckpointError(f"{path} is missing; fix: give the directory of a whole checkpoint") from None
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}; fix: copy it again") from None
 

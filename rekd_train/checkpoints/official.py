@@ -99,7 +99,8 @@ def _settings(family: OfficialFamily, path: Path, image_side: int) -> BackboneCo
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; give the directory of the pretrained model, as downloaded") from None
+        fix = "give the directory of the pretrained model, as downloaded"
+        raise CheckpointError(f"{path} is missing; fix: {fix}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
     expected = {

@@ -163,8 +163,10 @@ def check_teacher_command(
     "rekd-train compact calibrated --set stages.compact_epochs=2 --output compacted",
 )
 def compact(
-    path: Checkpoint, output: Output, teacher: Teacher = None, data: Data = None, overrides: Overrides = None,
-    overwrite: Overwrite = False, trust_code: TrustCode = False, device: Device = "auto", as_json: AsJson = False,
+    path: Checkpoint, output: Output,
+    teacher: Annotated[Path | None, typer.Option(metavar="CKPT", help="Checkpoint to learn from.")] = None,
+    data: Data = None, overrides: Overrides = None, overwrite: Overwrite = False, trust_code: TrustCode = False,
+    device: Device = "auto", as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Fine-tune the predictor on gathered tokens, selector frozen, so that it can be served compacted."""
     from rekd_train.runs import compact_run

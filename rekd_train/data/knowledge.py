@@ -80,17 +80,17 @@ def read_knowledge(path: Path, labels: Sequence[str], modality: str = "text") ->
         cells = zip(table.columns, values, strict=True)
         row = {name: value for name, value in cells if value is not None and value == value}  # nor NaN
         text = row.get(item)
-        key = reader.key(text) if isinstance(text, str) else row.get("id")
+        key = reader.key(text) if isinstance(text, str) and text.strip() else row.get("id")
         if not isinstance(key, str):
             reader.mistakes.append(f"{table.line(number)}: no {item} and no id")
         elif key in statements:
             reader.mistakes.append(f"{table.line(number)}: a {item} that stands further up, too")
         else:
             statements[key] = reader.statement(row, table.line(number))
-            if isinstance(row.get("text"), str):
+            if isinstance(row.get("text"), str) and text.strip():
                 texts[key] = text
     if reader.mistakes:
-        raise DataError(f"{path}: {listed(reader.mistakes)}")
+        raise DataError(f"{path}: {listed(reader.mistakes)}; fix: correct these rows or take them out")
     return Knowledge(path, statements, texts, reader.lost_quotes)
 
 
@@ -111,8 +111,8 @@ class _Reader:
         for what, read in zip(names, (self._probabilities, self._marks, self._scores), strict=True):
             try:
                 parts.append(read(row, row.get(self.columns[0])))
-            except (TypeError, ValueError, KeyError) as error:
-                reason = error if type(error) is ValueError else f"{what} of another form ({error})"
+            except (DataError, TypeError, ValueError, KeyError) as error:
+                reason = error if isinstance(error, DataError) else f"{what} of another form ({error})"
                 self.mistakes.append(f"{line}: {reason}")
                 parts.append(None)
         return Statement(*parts)
@@ -126,23 +126,23 @@ class _Reader:
         if isinstance(given, dict):
             given = {str(name): value for name, value in given.items() if value is not None}
             if strangers := [name for name in given if name not in self.labels]:
-                raise ValueError(f"the class {strangers[0]!r} is none of {', '.join(self.labels)}")
+                raise DataError(f"the class {strangers[0]!r} is none of {', '.join(self.labels)}")
             rest = max(0.0, 1 - sum(given.values())) / max(1, count - len(given))
             given = [given.get(name, rest) for name in self.labels]
         values = np.asarray(given, dtype=np.float32)
         if values.shape != (count,):
-            raise ValueError(f"{len(given)} probabilities for {count} classes")
+            raise DataError(f"{len(given)} probabilities for {count} classes")
         if not (np.isfinite(values).all() and (values >= 0).all() and abs(values.sum() - 1) < 0.02):
-            raise ValueError(f"the probabilities {list(given)} do not sum to 1")
+            raise DataError(f"the probabilities {list(given)} do not sum to 1")
         return values / values.sum()
 
     def _marks(self, row: dict[str, Any], text: str | None) -> np.ndarray | None:
         passages = [(*passage, 1.0)[:3] for passage in row["rationale"]] if "rationale" in row else None
         if "quotes" in row:
             if text is None:
-                raise ValueError("quotes need the text beside them, not its id alone")
+                raise DataError("quotes need the text beside them, not its id alone")
             if not isinstance(row["quotes"], list) or not all(isinstance(quote, str) for quote in row["quotes"]):
-                raise ValueError(f"quotes are {str(row['quotes'])[:40]!r}, not a list of strings")
+                raise DataError(f"quotes are {str(row['quotes'])[:40]!r}, not a list of strings")
             starts = [text.find(quote) if quote.strip() else -1 for quote in row["quotes"]]
             self.lost_quotes += starts.count(-1)
             found = [(at, at + len(quote), 1.0) for at, quote in zip(starts, row["quotes"], strict=True) if at >= 0]
@@ -156,7 +156,7 @@ class _Reader:
             ends = np.cumsum(parts[0].astype(np.int64) + parts[1]) if len({*map(len, parts)}) == 1 else None
             scale = np.float32(row.get("packed_scale", np.nan))
             if ends is None or not np.isfinite(scale) or (text is not None and ends.max(initial=0) > len(text)):
-                raise ValueError("packed scores that are damaged; fix: rekd-train record again")
+                raise DataError("packed scores that are damaged: rekd-train record writes them again")
             lengths, values = parts[1], parts[2] * scale
             return np.stack([ends - lengths, ends, values], axis=1).astype(np.float32)
         if "scores" not in row:
@@ -164,18 +164,18 @@ class _Reader:
         segments = _segments(row["scores"], text, "scores")
         segments = segments[np.argsort(segments[:, 0], kind="stable")]
         if (segments[1:, 0] < segments[:-1, 1]).any():
-            raise ValueError("scores of passages that overlap")
+            raise DataError("scores of passages that overlap")
         return segments
 
 
 def _segments(passages: Sequence[Sequence[float]], text: str | None, what: str) -> np.ndarray:
     segments = np.asarray(passages, dtype=np.float32).reshape(-1, 3)
     if not np.isfinite(segments).all():
-        raise ValueError(f"{what} hold values that are not finite")
+        raise DataError(f"{what} hold values that are not finite")
     for start, end, _ in segments:
         if not 0 <= start < end or (text is not None and end > len(text)):
             limit = "" if text is None else f" <= {len(text)}, the text's length"
-            raise ValueError(f"{what} hold [{start:.0f}, {end:.0f}], not 0 <= start < end{limit}")
+            raise DataError(f"{what} hold [{start:.0f}, {end:.0f}], not 0 <= start < end{limit}")
     return segments
 
 
@@ -189,12 +189,12 @@ class _ImageReader(_Reader):
         if "boxes" not in row:
             return None
         if wrong := [box for box in row["boxes"] if len(box) not in (4, 5)]:
-            raise ValueError(f"boxes hold {list(wrong[0])}, not left, top, right, bottom, and a weight where wanted")
+            raise DataError(f"boxes hold {list(wrong[0])}, not left, top, right, bottom, and a weight where wanted")
         boxes = np.array([(*box, 1.0)[:5] for box in row["boxes"]], dtype=np.float32).reshape(-1, 5)
         for left, top, right, bottom, weight in boxes:
             if not (0 <= left < right < np.inf and 0 <= top < bottom < np.inf and 0 <= weight < np.inf):
                 sides = f"[{left:g}, {top:g}, {right:g}, {bottom:g}]"
-                raise ValueError(f"boxes hold {sides}, not 0 <= left < right, 0 <= top < bottom, or a wrong weight")
+                raise DataError(f"boxes hold {sides}, not 0 <= left < right, 0 <= top < bottom, or a wrong weight")
         return boxes
 
     def _scores(self, row: dict[str, Any], _file: str | None) -> np.ndarray | None:
@@ -205,7 +205,7 @@ class _ImageReader(_Reader):
         except (TypeError, ValueError):
             grid = np.zeros(0)
         if grid.ndim != 2 or 0 in grid.shape or not np.isfinite(grid).all():
-            raise ValueError("the map is no grid of finite numbers")
+            raise DataError("the map is no grid of finite numbers")
         return grid
 
 

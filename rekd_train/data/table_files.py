@@ -35,10 +35,10 @@ class Table(NamedTuple):
     def column(self, name: str) -> list[Any]:
         """Values of a column; DataError names the columns that there are."""
         if name not in self.columns:
-            raise DataError(
-                f"{self.path} has no column '{name}'; it has: {', '.join(self.columns)}; "
-                "fix: --set data.text_column=NAME (label_column, rationale_column, split_column)"
-            )
+            fix = "--set data.text_column=NAME (label_column, rationale_column, split_column)"
+            if len(self.columns) == 1 and re.search("[;\t|,]", *self.columns):
+                fix = "separate the columns of a .csv with commas, of a .tsv with tabs"
+            raise DataError(f"{self.path} has no column '{name}'; it has: {', '.join(self.columns)}; fix: {fix}")
         return self.columns[name]
 
     def line(self, row: int) -> str:
@@ -103,17 +103,17 @@ def _json_lines(content: io.StringIO, _separator: str) -> tuple[dict[str, list[A
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
+            rows.append(json.loads(line.rstrip()))
             lines.append(number)
             if "\\ud" in line.lower():  # surrogates, of which JSON may hold one alone
                 json.dumps(rows[-1], ensure_ascii=False).encode()
         except json.JSONDecodeError as error:
-            wrong.append(f"line {number} is not JSON: {error}")
+            wrong.append(f"line {number} is not JSON: {error.msg}, at its character {error.pos + 1}")
             continue
         except UnicodeEncodeError:
             wrong.append(f"line {number} holds half a character, such as an emoji that was cut in two")
         if not isinstance(rows[-1], dict):
-            wrong.append(f"line {number} is not an object with a text and a label")
+            wrong.append(f"line {number} is not an object such as {{\"text\": ...}}")
     if wrong:
         raise ValueError(listed(wrong))
     names = dict.fromkeys(name for row in rows for name in row)

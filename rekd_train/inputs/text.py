@@ -228,8 +228,8 @@ class TextPreprocessor:
                 "fix: the tokenizer that the network was trained with"
             )
         if (most := settings.positions) < self.positions:
-            problem = f"the texts have up to {self.positions} tokens, the network reads {most}"
-            raise ConfigError(f"{problem}; fix: data.max_length={most}")
+            problem = f"texts are cut at {self.positions} tokens, but the network reads no more than {most}"
+            raise ConfigError(f"{problem}; fix: --set data.max_length={most}")
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Encode without checks or padding; truncated to ``max_length``."""

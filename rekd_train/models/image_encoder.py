@@ -46,7 +46,11 @@ class ImageEncoder(Backbone):
         self.model = image_network(settings)
         parts = ("_pos_embed", "norm_pre", "blocks", "norm")
         self.is_beit = isinstance(self.model, Beit)
-        self.has_tokens = self.is_beit or all(getattr(self.model, name, None) is not None for name in parts)
+        projection = getattr(getattr(self.model, "patch_embed", None), "proj", None)
+        # after any other stem a token knows its neighbours' pixels, and a rationale would be more than it shows
+        apart = isinstance(projection, nn.Conv2d) and projection.kernel_size == projection.stride
+        whole = self.is_beit or all(getattr(self.model, name, None) is not None for name in parts)
+        self.has_tokens = whole and apart and projection.in_channels == self.image.channels
         if not self.has_tokens:
             self.operators = ("zero",)
         else:
@@ -56,13 +60,12 @@ class ImageEncoder(Backbone):
                     block.attn._get_rel_pos_bias = _no_bias
             # drawn in ``_encode`` over all tokens: ``_pos_embed`` is asked for the position embeddings alone
             self.dropout, self.model.pos_drop = self.model.pos_drop, nn.Identity()
-            projection = getattr(self.model.patch_embed, "proj", None)
-            whole = isinstance(projection, nn.Conv2d) and projection.kernel_size == projection.stride
             grid = tuple(getattr(self.model.patch_embed, "grid_size", self.image.grid))
-            if grid != self.image.grid:
-                raise ConfigError(f"the network cuts images into {grid} patches, the section 'image' into "
-                                  f"{self.image.grid}; fix: image.patch or image.upscale_to")  # fmt: skip
-            self.linear_patches = whole and projection.kernel_size == (self.image.patch, self.image.patch)
+            if grid != self.image.grid or projection.kernel_size != (self.image.patch, self.image.patch):
+                raise ConfigError(
+                    f"the network cuts images into {grid} patches of {projection.kernel_size}, the section 'image' "
+                    f"into {self.image.grid} of {self.image.patch}; fix: image.patch or image.upscale_to"
+                )
             for name in ("cls_token", "reg_token", "dist_token"):
                 if (token := getattr(self.model, name, None)) is not None:
                     # its gradient is a view into that of all tokens; processes share ones with strides of their own
@@ -119,18 +122,12 @@ class ImageEncoder(Backbone):
 
     def _content(self, inputs: Inputs, positions: Tensor | None = None) -> Tensor:
         """(B, M, H): patch embeddings without positions, of all patches or of those at ``positions`` (B, M)."""
-        images = self._images(inputs)
-        if self.linear_patches:  # the convolution as a product, so that it runs on kept patches alone
-            (rows, columns), side, channels = self.image.grid, self.image.patch, self.image.channels
-            cut = images.reshape(-1, channels, rows, side, columns, side).permute(0, 2, 4, 1, 3, 5)
-            content = cut.reshape(-1, rows * columns, channels * side * side)
-        else:
-            content = self.model.patch_embed(images)
-            content = content.reshape(content.shape[0], -1, content.shape[-1])
+        # the convolution as a product, so that it runs on kept patches alone
+        (rows, columns), side, channels = self.image.grid, self.image.patch, self.image.channels
+        cut = self._images(inputs).reshape(-1, channels, rows, side, columns, side).permute(0, 2, 4, 1, 3, 5)
+        content = cut.reshape(-1, rows * columns, channels * side * side)
         if positions is not None:
             content = content.gather(1, positions.unsqueeze(-1).expand(-1, -1, content.shape[2]))
-        if not self.linear_patches:
-            return content
         projection = self.model.patch_embed.proj
         return self.model.patch_embed.norm(linear(content, projection.weight.flatten(1), projection.bias))
 

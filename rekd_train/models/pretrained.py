@@ -115,7 +115,7 @@ def open_source(pretrained: str, family: str, role: str) -> PretrainedSource:
     if family not in ("transformers", "timm"):
         raise CheckpointError(f"the family '{family}' has no pretrained weights; fix: {role}.pretrained=''")
     if not (path / "config.json").is_file():
-        raise CheckpointError(f"{path / 'config.json'} is missing; give the directory of the model, as downloaded")
+        raise CheckpointError(f"{path / 'config.json'} is missing; fix: the directory of the model, as downloaded")
     if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
         raise CheckpointError(f"{path} holds no weights (model.safetensors, pytorch_model.bin); fix: download it again")
     try:
@@ -125,7 +125,8 @@ def open_source(pretrained: str, family: str, role: str) -> PretrainedSource:
     except CheckpointError:
         raise
     except Exception as error:  # each library has its own for files that are damaged or do not fit
-        raise CheckpointError(f"{path} cannot be read as a network of {family}: {reason_of(error)}") from None
+        problem = f"{path} cannot be read as a network of {family}: {reason_of(error)}"
+        raise CheckpointError(f"{problem}; fix: one that {family} reads; download a damaged one again") from None
 
 
 @contextmanager

@@ -101,7 +101,8 @@ def check_teacher(teacher: Rationalizer | AlignedKnowledge, student: Rationalize
                 "recorded knowledge cannot answer on the student's rationale; fix: distillation.teacher_mask=teacher"
             )
         if teacher.empty:
-            raise ConfigError("the recorded knowledge says nothing about any training example; fix: some of these")
+            raise ConfigError("the recorded knowledge says nothing about any training example; "
+                              "fix: rows about them, which rekd-train check-teacher counts")  # fmt: skip
         return
     if len(teacher.labels) != len(student.labels):
         raise ConfigError(

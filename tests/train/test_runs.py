@@ -197,6 +197,10 @@ def test_an_image_pair_is_recorded_and_teaches_from_the_file(tmp_path):
     flipped = run_config("fashion_student", [*own, "data.augmentation=flip"])
     with pytest.raises(ConfigError, match="images as they are; fix: --set data.augmentation=none"):
         runs.train_run(flipped, tmp_path / "other", teacher=file)
+    with pytest.raises(CheckpointError, match="no.parquet does not exist; fix: --teacher CKPT, or a file"):
+        runs.train_run(config, tmp_path / "other", teacher=tmp_path / "no.parquet")
+    with pytest.raises(DataError, match="k.jsonl would hold Parquet; fix: --output .*k.parquet"):
+        runs.record_run(tmp_path / "teacher", tmp_path / "k.jsonl")
 
 
 # the independent judge reads any subset, shares nothing with the pair, and is trained once

@@ -68,7 +68,7 @@ def test_facts_are_the_models(models, checkpoints, name, shortest):
 
 
 @pytest.mark.parametrize(("name", "content", "complaint"), [
-    ("policy.json", None, "policy.json is missing; is .* a whole checkpoint"),
+    ("policy.json", None, "policy.json is missing; fix: .* a whole checkpoint"),
     ("selector.safetensors", None, "selector.safetensors is missing; fix: "),
     ("tokenizer.json", None, "tokenizer.json is missing; fix: "),
     ("policy.json", '{"policy": {"budget": 3}}', "budget"),

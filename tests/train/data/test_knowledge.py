@@ -60,13 +60,15 @@ def test_labels_that_a_table_turned_into_floats_are_those_of_the_data(tmp_path):
         {"text": "ef", "scores": [[0, 1, float("nan")]]}, {"text": "gh", "scores": [[0, 2, 1], [1, 2, 1]]},
         {"text": "d"}, {"label": "positive"}, {"id": "0" * 16, "quotes": ["x"]},
         {"text": "wonder", "quotes": "wonder"}, {"text": "won", "quotes": [3]},
-        {"text": "five", "rationale": 5},
+        {"text": "five", "rationale": 5}, {"text": "six", "label": "positive", "confidence": "high"},
+        {"text": "seven", "scores": [[0, 3]]}, {"text": " ", "label": "positive"},
     ], [
         "the probabilities [0.5, 0.2] do not sum to 1", "the class 'neutral' is none of negative",
         "3 probabilities for 2 classes", "rationale hold [0, 9], not 0 <= start < end <= 1",
         "scores hold values that are not finite", "scores of passages that overlap", "a text that stands further",
         "no text and no id", "quotes need the text beside them", "quotes are 'wonder', not a list of strings",
         "quotes are '[3]', not a list of strings", "rationale of another form (",
+        "class of another form (could not convert", "scores of another form (", "no text and no id",
     ]),
     ("image", [
         {"file": "a", "boxes": [[3, 0, 3, 2]]}, {"file": "b", "boxes": [[0, 0, 1]]},
@@ -83,7 +85,8 @@ def test_labels_that_a_table_turned_into_floats_are_those_of_the_data(tmp_path):
 def test_all_mistakes_of_a_file_together(tmp_path, modality, rows, parts):
     with pytest.raises(DataError) as caught:
         known(tmp_path, *rows, modality=modality)
-    said = str(caught.value).removeprefix(f"{tmp_path / 'k.jsonl'}: ").split("; ")
+    *said, fix = str(caught.value).removeprefix(f"{tmp_path / 'k.jsonl'}: ").split("; ")
+    assert fix == "fix: correct these rows or take them out"
     assert len(said) == len(parts) and "\n" not in str(caught.value)
     for number, (mistake, part) in enumerate(zip(said, parts, strict=True), 1):
         assert mistake.startswith(f"line {number}: {part}")
@@ -151,7 +154,7 @@ def test_damaged_packed_scores(tmp_path):
     for change in ({"packed_scale": float("nan")}, {"packed_scale": None}, {"packed_gaps": None},
                    {"packed_lengths": b"\x01"}, {"packed_gaps": b"\xff" * 3}):  # fmt: skip
         parquet.write_table(pyarrow.Table.from_pylist([row | change]), path)
-        with pytest.raises(DataError, match="packed scores that are damaged; fix: rekd-train record again"):
+        with pytest.raises(DataError, match="packed scores that are damaged: rekd-train record writes them"):
             read_knowledge(path, LABELS)
 
 

@@ -205,7 +205,8 @@ def test_labels_are_compared_with_the_classes_given(tmp_path, name):
 @pytest.mark.parametrize(("name", "content", "problem"), [
     ("a.csv", "text,label\ncafé,pos\n".encode("latin-1"), "a.csv is not UTF-8: byte 14 .*iconv"),
     ("a.jsonl", '{"text": "café", "label": "pos"}\n'.encode("latin-1"), "a.jsonl is not UTF-8"),
-    ("a.jsonl", b'{"text": \n{"text": "a", "label": 1}\n\n[]\n', "line 1 is not JSON.*; line 4 is not an object"),
+    ("a.jsonl", b'{"text": \n{"text": "a", "label": 1}\n\n[]\n',
+     "line 1 is not JSON: Expecting value, at its character 9; line 4 is not an object"),
     ("a.jsonl", b'{"text": "\\ud83d\\ude00", "label": "a"}\n{"text": "\\ud83d", "label": "b"}\n',
      "read: line 2 holds half a character"),
     ("a.csv", b"text,label\na,b\nc,d,e,f\n\ng,h,i\n",
@@ -214,6 +215,7 @@ def test_labels_are_compared_with_the_classes_given(tmp_path, name):
     ("a.csv", b"text,label\n", "holds no rows"), ("a.csv", b"", "holds no rows"),
     ("a.parquet", b"PAR1 not really", "a.parquet cannot be read"), ("a.xlsx", b"", "none of .csv"),
     ("a.csv", None, "does not exist"),
+    ("a.csv", b"text;label\na;b\n", "has no column 'text'; it has: text;label; fix: separate the columns of a .csv"),
 ])  # fmt: skip
 def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, problem):
     if content is not None:

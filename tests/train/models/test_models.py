@@ -277,6 +277,7 @@ NETWORKS = {
     "vit_small_patch14_reg4_dinov2": "start", "vit_base_patch16_siglip_224": "attention",
     "vit_base_patch16_clip_224": "start", "eva02_tiny_patch14_224": "mean", "vit_small_patch16_rope_mixed_224": "start",
     "beit_base_patch16_224": "mean", "swin_tiny_patch4_window7_224": "", "resnet18": "",
+    "vit_tiny_r_s16_p8_224": "", "vit_small_r26_s32_224": "",
 }  # fmt: skip
 """What the classifiers of timm's networks read whose features are patch tokens; the features of others are none."""
 
@@ -284,7 +285,7 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()
 def test_networks_are_timms_own_and_gather_or_blank_patches_of_the_image(name):
-    side = 14 if "patch14" in name else 16
+    side = next((side for part, side in {"patch14": 14, "r_s16": 32, "r26": 32}.items() if part in name), 16)
     sized = {} if name == "resnet18" else {"img_size": 4 * side, **(SWIN if "swin" in name else TINY)}
     width = 512 if name == "resnet18" else 32 if "swin" in name else 48
     image = ImageConfig(height=4 * side, width=4 * side, patch=side, channels=3)
