@@ -147,6 +147,15 @@ def test_packed_scores_come_back_within_a_step(tmp_path):
         write_knowledge(path, [])
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_scores_that_cannot_be_packed_stand_beside_those_that_can(tmp_path, order):
+    far = {"text": "a" + " " * 300 + "b", "scores": np.array([[0, 1, 1.5], [1, 1, 3.0], [301, 302, -2.5]])}
+    rows = [far, {"text": TEXT, "scores": np.array([[0, 1, 1.0], [1, 1, 0.5]]), "rationale": [[0, 1]]}][::order]
+    found = read_knowledge(write_knowledge(tmp_path / "k.parquet", rows), LABELS).statements
+    np.testing.assert_allclose(found[text_id(far["text"])].scores, far["scores"][[0, 2]])
+    assert len(found[text_id(TEXT)].scores) == 2 and len(found[text_id(TEXT)].marks) == 1
+
+
 def test_damaged_packed_scores(tmp_path):
     scores = np.array([[0, 1, 1.0], [2, 11, -1.0], [12, 15, 0.5]])
     path = write_knowledge(tmp_path / "k.parquet", [{"text": TEXT, "scores": scores}])
