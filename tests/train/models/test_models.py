@@ -204,7 +204,7 @@ def mixed(networks, preprocessing) -> Rationalizer:
     (lambda: built(family="timm", image=ImageConfig(height=64, width=64, patch=16), architecture={"name": "vit_giant"}),
      "timm cannot build 'vit_giant'"),
     (lambda: built(family="timm", image=ImageConfig(height=64, width=64, patch=8), architecture=SQUARE),
-     r"cuts images into \(4, 4\) patches.*\(8, 8\); fix: image.patch"),
+     r"cuts images into \(4, 4\) patches.*\(8, 8\) of 8; fix: image.patch"),
     (lambda: mixed(make_rationalizer(labels="abc"), make_image_rationalizer()), "reads no images"),
     (lambda: mixed(make_image_rationalizer(), make_rationalizer()), "reads images"),
     (lambda: run_config("fashion_teacher", ["selector.image.height=10", "selector.image.width=8",
