@@ -93,7 +93,7 @@ def covert_code(found: Judged | None, logits: np.ndarray, labels: np.ndarray, wh
 
 
 def token_check(tokens: dict[str, float] | None) -> Check:
-    """Probe (e); ``tokens`` as ``rekd_train.evaluation.agreement.token_figures`` has them, None for images."""
+    """Probe (e); ``tokens`` as ``rekd_train.evaluation.mask_metrics.token_figures`` has them, None for images."""
     if tokens is None:
         return not_applicable(TOKENS, "images have neither")
     special, marks, usual = (tokens[name] for name in ("special_selected", "punctuation_selected", "punctuation"))

@@ -234,7 +234,7 @@ class Requests:
         self._responses.append((number, self._predict(self.of(number))))
 
     def compare(self) -> np.ndarray:
-        """(2,) predictions equal to those expected (``agreement.py``), and all; then forgets them."""
+        """(2,) predictions equal to those expected (``agreement``), and all; then forgets them."""
         responses, self._responses = self._responses, []
         counts = np.zeros(2, int)
         for number, found in responses:

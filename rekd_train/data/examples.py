@@ -60,7 +60,11 @@ class LabelledTexts(_OneSplit):
     labels: np.ndarray
     """(n,) int64."""
     rationales: list[CharacterSpans | None] | None = field(default=None, repr=False)
-    """Human rationales; None for a text nobody annotated, None altogether where the data have none."""
+    """Human rationales; None for a text nobody annotated, None altogether where these have none."""
+
+    def __post_init__(self) -> None:
+        if self.rationales is not None and all(spans is None for spans in self.rationales):
+            object.__setattr__(self, "rationales", None)
 
 
 @dataclass(frozen=True)

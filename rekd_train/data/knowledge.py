@@ -26,7 +26,7 @@ import numpy as np
 
 from rekd_train.data.examples import UNLABELLED, DataSet, LabelledTexts, names_of, text_id
 from rekd_train.data.splits import marked_patches, marks_at, on_patches, scores_at
-from rekd_train.data.table_files import read_table
+from rekd_train.data.table_files import label_in, read_table
 from rekd_train.errors import DataError, listed
 from rekd_train.inputs.image import ImagePreprocessor
 from rekd_train.inputs.preprocessors import Preprocessor
@@ -106,11 +106,11 @@ class _Reader:
         self.lost_quotes = 0
 
     def statement(self, row: dict[str, Any], line: str) -> Statement:
-        text = row.get(self.columns[0])
         parts: list[np.ndarray | None] = []
-        for what, read in {"class": self._probabilities, "rationale": self._marks, "scores": self._scores}.items():
+        names = "class", self.columns[5], self.columns[-1]
+        for what, read in zip(names, (self._probabilities, self._marks, self._scores), strict=True):
             try:
-                parts.append(read(row, text))
+                parts.append(read(row, row.get(self.columns[0])))
             except (DataError, TypeError, ValueError, KeyError) as error:
                 reason = error if isinstance(error, DataError) else f"{what} of another form ({error})"
                 self.mistakes.append(f"{line}: {reason}")
@@ -120,7 +120,7 @@ class _Reader:
     def _probabilities(self, row: dict[str, Any], text: str | None) -> np.ndarray | None:
         given, count = row.get("probabilities"), len(self.labels)
         if given is None and "label" in row:
-            given = {str(row["label"]): float(row.get("confidence", _CONFIDENCE))}
+            given = {label_in(row["label"]): float(row.get("confidence", _CONFIDENCE))}
         if given is None:
             return None
         if isinstance(given, dict):

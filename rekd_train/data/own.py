@@ -202,15 +202,14 @@ class _Reading:
             if not labels[row]:
                 wrong.append("the label is missing")
             if sound and item is not None:
-                digests[row] = _digest(item)
                 try:
+                    digests[row] = _digest(item)
                     rationales[row] = rationale_in(spans, item)
-                except ValueError as error:
+                except (OSError, ValueError) as error:
                     wrong.append(str(error))
             self.problems += [f"{place(row)}: {problem}" for problem in wrong]
-        annotated = any(spans is not None for spans in rationales)
-        texts = LabelledTexts(items, labels, rationales if annotated else None)
-        return _Part(LabelledImages(items, labels) if images else texts, digests, np.arange(len(items)), place)
+        examples = LabelledImages(items, labels) if images else LabelledTexts(items, labels, rationales)
+        return _Part(examples, digests, np.arange(len(items)), place)
 
     def each_once(self, parts: dict[str, _Part]) -> tuple[dict[str, _Part], tuple[str, ...]]:
         """Each example once, in 'test' before 'dev' before 'train' and within a split the first one; so none that
@@ -257,7 +256,7 @@ class _Reading:
 
 
 def _digest(item: str | Path) -> int:
-    content = item.encode(errors="surrogatepass") if isinstance(item, str) else item.read_bytes()
+    content = item.encode() if isinstance(item, str) else item.read_bytes()
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
 
 

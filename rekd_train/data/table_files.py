@@ -105,9 +105,13 @@ def _json_lines(content: io.StringIO, _separator: str) -> tuple[dict[str, list[A
         try:
             rows.append(json.loads(line.rstrip()))
             lines.append(number)
+            if "\\ud" in line.lower():  # surrogates, of which JSON may hold one alone
+                json.dumps(rows[-1], ensure_ascii=False).encode()
         except json.JSONDecodeError as error:
             wrong.append(f"line {number} is not JSON: {error.msg}, at its character {error.pos + 1}")
             continue
+        except UnicodeEncodeError:
+            wrong.append(f"line {number} holds half a character, such as an emoji that was cut in two")
         if not isinstance(rows[-1], dict):
             wrong.append(f"line {number} is not an object such as {{\"text\": ...}}")
     if wrong:

@@ -102,9 +102,9 @@ def preprocessor_for(config: RunConfig) -> Preprocessor:
     sources = [(getattr(config, role).pretrained, role) for role in ("predictor", "selector")]
     paths = [source_path(weights, role) for weights, role in sources if weights]
     contents = [content for content in map(tokenizer_json, paths) if content is not None]
-    if not contents and any(path.is_dir() for path in paths):
+    if not contents and (folders := [path for path in paths if path.is_dir()]):
         raise ConfigError(
-            f"{paths[0]} holds no tokenizer; fix: save the one that the weights were trained with there, "
+            f"{folders[0]} holds no tokenizer; fix: save the one that the weights were trained with there, "
             "AutoTokenizer.from_pretrained(...).save_pretrained(DIR)"
         )
     contents = contents or [pretrained.minilm_tokenizer_json()]
@@ -180,7 +180,8 @@ def tokenizer_json(path: Path) -> str | None:
     try:
         if whole.is_file() and whole.suffix == ".json":
             return whole.read_text(encoding="utf-8")
-        if path.is_dir() and not (path / "config.json").is_file():  # nothing tells the library what it is
+        config = path / "config.json"  # it may not tell the library what it is, as those of the small BERTs do not
+        if path.is_dir() and not (config.is_file() and "model_type" in json.loads(config.read_text(encoding="utf-8"))):
             whole = path / "vocab.txt"
         if whole.is_file():
             return _word_pieces(whole)

@@ -204,7 +204,8 @@ def write_knowledge(path: Path, rows: Sequence[dict[str, Any]], overwrite: bool 
          for name, value in row.items() if name != "scores"} | _packed(row.get("scores"))
         for row in rows
     ]  # fmt: skip
-    table = pyarrow.Table.from_pylist(written)
+    names = dict.fromkeys(name for row in written for name in row)
+    table = pyarrow.table({name: [row.get(name) for row in written] for name in names})
     content = io.BytesIO()
     parquet.write_table(table, content, compression="zstd", compression_level=9)
     write_bytes(path, content.getvalue())
@@ -217,7 +218,8 @@ def _packed(scores: np.ndarray | None) -> dict[str, Any]:
     starts, ends = scores[:, 0].astype(np.int64), scores[:, 1].astype(np.int64)
     gaps, lengths = starts - np.concatenate([[0], ends[:-1]]), ends - starts
     if (gaps < 0).any() or max(gaps.max(initial=0), lengths.max(initial=0)) > 255:
-        return {"scores": scores.tolist()}  # a gap or a token of more characters than a byte counts
+        # a gap or a token of more characters than a byte counts; trimmed spaces, of no characters, are not written
+        return {"scores": scores[starts < ends].tolist()}
     scale = float(np.abs(scores[:, 2]).max(initial=0)) / 127 or 1.0
     parts = {"scores": np.rint(scores[:, 2] / scale).astype(np.int8), "gaps": gaps.astype(np.uint8),
              "lengths": lengths.astype(np.uint8)}  # fmt: skip

@@ -65,6 +65,9 @@ def test_tokenizers(name: str, lowercase: bool, expected: str, beside: bool, tmp
     vocabulary = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])
     (directory / name).write_text(tiny_tokenizer_json() if name == "tokenizer.json" else vocabulary)
     (directory / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lowercase}))
+    config = json.loads((own / "config.json").read_text())
+    del config["model_type"]  # the published small BERTs have none
+    (own / "config.json").write_text(json.dumps(config))
     model = golden_import("bert", tmp_path, backbone=own, tokenizer=None if beside else directory / name)
     assert model.preprocessor.encode(["Good film"])[0].tokens == ["[CLS]", expected, "film", "[SEP]"]
     assert model.preprocessor.settings.max_length == 64, "at most the backbone's positions"

@@ -47,6 +47,12 @@ def test_class_probabilities_in_each_form_and_texts_without_a_statement_lack_eve
     assert not found.marks[1].any(), "that nothing decides is a statement"
 
 
+def test_labels_that_a_table_turned_into_floats_are_those_of_the_data(tmp_path):
+    (tmp_path / "k.jsonl").write_text('{"text": "a", "label": 1.0}\n')
+    (said,) = read_knowledge(tmp_path / "k.jsonl", ("0", "1")).statements.values()
+    assert said.probabilities.argmax() == 1
+
+
 @pytest.mark.parametrize(("modality", "rows", "parts"), [
     ("text", [
         {"text": TEXT, "probabilities": [0.5, 0.2]}, {"text": "b", "probabilities": {"neutral": 1.0}},
@@ -139,6 +145,15 @@ def test_packed_scores_come_back_within_a_step(tmp_path):
         np.testing.assert_allclose(found[1:-1], scores[:, 2], rtol=0, atol=np.abs(scores[:, 2]).max() / 127)
     with pytest.raises(DataError, match="exists; fix: another file, or --overwrite"):
         write_knowledge(path, [])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_scores_that_cannot_be_packed_stand_beside_those_that_can(tmp_path, order):
+    far = {"text": "a" + " " * 300 + "b", "scores": np.array([[0, 1, 1.5], [1, 1, 3.0], [301, 302, -2.5]])}
+    rows = [far, {"text": TEXT, "scores": np.array([[0, 1, 1.0], [1, 1, 0.5]]), "rationale": [[0, 1]]}][::order]
+    found = read_knowledge(write_knowledge(tmp_path / "k.parquet", rows), LABELS).statements
+    np.testing.assert_allclose(found[text_id(far["text"])].scores, far["scores"][[0, 2]])
+    assert len(found[text_id(TEXT)].scores) == 2 and len(found[text_id(TEXT)].marks) == 1
 
 
 def test_damaged_packed_scores(tmp_path):

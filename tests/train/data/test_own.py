@@ -152,6 +152,14 @@ def test_human_rationales_travel_with_their_text(tmp_path, name):
     assert load_data(config(path)).splits["train"].rationales is None
 
 
+def test_a_split_that_nobody_annotated_has_no_rationales(tmp_path):
+    splits = [("train", "dev", "test")[i // 2 % 3] for i in range(len(ROWS))]
+    why = [[[0, 4]] if part == "train" else None for part in splits]
+    rows = [{**row, "part": part, "why": spans} for row, part, spans in zip(ROWS, splits, why, strict=True)]
+    data = load_data(config(write(tmp_path / "a.csv", rows), split_column="part", rationale_column="why"))
+    assert [part.rationales is None for part in data.splits.values()] == [False, True, True]
+
+
 @pytest.mark.parametrize(("name", "place"), SOURCES.items())
 def test_rows_that_cannot_be_used_are_named_together(tmp_path, name, place):
     wrong = [{}] * 37 + [{"text": "  "}, {"label": None}, {"why": [[3, 3]]}]
@@ -199,6 +207,8 @@ def test_labels_are_compared_with_the_classes_given(tmp_path, name):
     ("a.jsonl", '{"text": "café", "label": "pos"}\n'.encode("latin-1"), "a.jsonl is not UTF-8"),
     ("a.jsonl", b'{"text": \n{"text": "a", "label": 1}\n\n[]\n',
      "line 1 is not JSON: Expecting value, at its character 9; line 4 is not an object"),
+    ("a.jsonl", b'{"text": "\\ud83d\\ude00", "label": "a"}\n{"text": "\\ud83d", "label": "b"}\n',
+     "read: line 2 holds half a character"),
     ("a.csv", b"text,label\na,b\nc,d,e,f\n\ng,h,i\n",
      "a.csv cannot be read: line 3 has 4 values; line 5 has 3 values; the header names 2"),
     ("a.csv", b'text,label\na,b\n"c\nd,e\n', "line 3: unexpected end of data; fix: write each quote"),
