@@ -113,6 +113,6 @@ def recorded_teachers() -> list[str]:
     first = result["exact, 1,500 reviews"][0]["largest_difference_of_a_loss"]
     return [
         *lines, "",
-        f"Scores as they are: losses of a short training (1,500 reviews, an epoch of each stage) are within {first:.0e}",
+        f"Scores as they are: losses of a short training (1,500 reviews, one epoch a stage) are within {first:.0e}",
         "of those beside the live teacher; in the whole one, rounding in the last digits grows.",
     ]  # fmt: skip
