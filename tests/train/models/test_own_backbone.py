@@ -116,8 +116,8 @@ ON_A_PAIR = "{repository} --checkpoint {checkpoint} -o {folder}/result"
 
 @pytest.mark.parametrize(("app", "arguments", "trusted"), [
     (export_app, "{checkpoint} --output {folder}/out", None), (train_app, f"evaluate {ON_NOTHING}", "nowhere.csv"),
-    *((train_app, f"{name} {ON_NOTHING} -o {{folder}}/out", "nowhere.csv") for name in ("calibrate", "compact",
-                                                                                        "record")),
+    *((train_app, f"{name} {ON_NOTHING} -o {{folder}}/out.parquet", "nowhere.csv")
+      for name in ("calibrate", "compact", "record")),
     (train_app, "run demo_student --set selector.family={example} --set data.name=table "
      "--set data.path={folder}/texts.csv -o {folder}/out", None),
     (bench_app, f"accuracy {ON_A_PAIR} --data {{folder}}/texts.csv", ""),
