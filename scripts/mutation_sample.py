@@ -27,7 +27,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("rekd_train", "rekd_deploy")
-LIMIT_S = 900
+LIMITS_S = (200, 400, 900)
+"""Of the quick tests near a module, of all near it, and of all others: a mutant may hang."""
 OPPOSITES = {
     ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
@@ -110,12 +111,12 @@ def test_files(copy: Path, file: str) -> tuple[list[str], list[str]]:
     return near, far
 
 
-def failures(copy: Path, arguments: list[str]) -> list[str]:
+def failures(copy: Path, arguments: list[str], limit: float = LIMITS_S[-1]) -> list[str]:
     """Ids of the first tests that fail; a run beyond the limit: ['']."""
     environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "auto", "--dist", "loadfile", *arguments]
     try:
-        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
+        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
         return [""]
     found = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
@@ -131,10 +132,10 @@ def noticed(path: Path, changed: str, copy: Path) -> bool:
     quick = [*near, "-m", "not (triton or tensorrt or standin or debian or slow)"]
     unsteady: list[str] = []
     try:
-        for files in (quick, near, far):
+        for files, limit in zip((quick, near, far), LIMITS_S, strict=True):
             while True:
                 path.write_text(changed, encoding="utf-8")
-                found = failures(copy, [*files, *(f"--deselect={name}" for name in unsteady)])
+                found = failures(copy, [*files, *(f"--deselect={name}" for name in unsteady)], limit)
                 path.write_text(original, encoding="utf-8")
                 if not found:
                     break
