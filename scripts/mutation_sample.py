@@ -1,6 +1,6 @@
 """Breaks random lines of the product, one at a time, and counts how many the tests notice.
 
-    python scripts/mutation_sample.py --output /tmp/mutants.jsonl            # 40 lines, some hours
+    python scripts/mutation_sample.py --output /tmp/mutants.jsonl            # 40 lines, an hour or two
     python scripts/mutation_sample.py --count 10 --seed 7 --output FILE      # goes on where FILE ends
 
 Works in a copy of the checkout. Each mutant meets the test files that name its module and those of the folder that
@@ -27,7 +27,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("rekd_train", "rekd_deploy")
-LIMITS_S = (200, 400, 900)
+LIMITS_S = (200, 400, 1500)
 """Of the quick tests near a module, of all near it, and of all others: a mutant may hang."""
 OPPOSITES = {
     ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
@@ -103,18 +103,19 @@ def test_files(copy: Path, file: str) -> tuple[list[str], list[str]]:
     module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     parts = Path(file).parts
     folder = Path("tests", parts[0].removeprefix("rekd_"), *parts[1:2])
-    near, far = [], []
+    mirrored, naming, others = [], [], []
     for path in sorted((copy / "tests").rglob("test_*.py")):
         name = str(path.relative_to(copy))
-        close = folder in Path(name).parents or re.search(rf"\b{re.escape(module)}\b", path.read_text(encoding="utf-8"))
-        (near if close else far).append(name)
-    return near, far
+        named = re.search(rf"\b{re.escape(module)}\b", path.read_text(encoding="utf-8"))
+        (mirrored if folder in Path(name).parents else naming if named else others).append(name)
+    return mirrored or naming, naming + others if mirrored else others
 
 
 def failures(copy: Path, arguments: list[str], limit: float = LIMITS_S[-1]) -> list[str]:
     """Ids of the first tests that fail; a run beyond the limit: ['']."""
     environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "auto", "--dist", "loadfile", *arguments]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:xdist", f"--basetemp={copy.parent / 'tests'}"]
+    command += arguments
     try:
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
