@@ -261,6 +261,7 @@ def test_blank_patches_leave_their_position_behind(image_rationalizer: Rationali
 
 
 def test_a_checkpoint_of_images_and_one_whose_grid_was_edited(image_rationalizer, tmp_path) -> None:
+    assert image_rationalizer.selector.backbone.columns == 3 and make_rationalizer().selector.backbone.columns is None
     directory = save(image_rationalizer, tmp_path / "images")
     assert load(directory).predict(IMAGES, batch_size=2) == image_rationalizer.predict(list(IMAGES), batch_size=2)
     card = (directory / "README.md").read_text()
