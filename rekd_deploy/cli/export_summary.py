@@ -53,7 +53,8 @@ def summary(publication: Publication) -> list[Any]:
     scores, logits = ("" if limits[name] is None else f" (limit {limits[name]:.0e})" for name in ("scores", "logits"))
     findings = {
         "selector": f"scores within {parity['score_difference']:.1e}{scores}\n{parity['flipped_positions']} of "
-        f"{parity['positions']} positions flipped, {parity['near_ties']} of them near-ties",
+        f"{parity['positions']} positions flipped, "
+        f"{parity['flipped_positions'] - parity['wrong_flips']} of them near-ties",
         "predictor": f"logits within {parity['logit_difference']:.1e}{logits}\n"
         f"probabilities within {parity['probability_difference']:.1e}",
         "single": "",

@@ -112,6 +112,7 @@ class ParityReport:
     probability_difference: float = 0.0
     flipped_positions: int = 0
     near_ties: int = 0
+    """Flipped positions within ``tie_margin`` of the cut, among the examples alone."""
     wrong_flips: int = 0
     """Flipped positions that are not near-ties."""
     rule_violations: int = 0
