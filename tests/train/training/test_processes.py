@@ -23,6 +23,7 @@ from rekd_train.training.runtime import Runtime
 pytestmark = pytest.mark.slow
 
 SCRIPT = str(Path(toy_run.__file__))
+NEAR_TIE = 1e-3  # as far as the weights may differ at the end
 
 
 def run_in_processes(command: list[str], processes: int) -> list[str]:
@@ -61,12 +62,21 @@ def test_two_processes_give_the_losses_of_one(images, config, tmp_path):
     run_in_processes([sys.executable, SCRIPT, json.dumps({**task, "output": str(output)})], 2)
     two = torch.load(output)
     assert list(one["values"]) == list(two["values"]) == ["classifier", "selector", "distillation", "compact"]
-    # sums in another order move weights by a rounding: on dev a decision that hangs by less may differ
-    for log, close in (("values", 1e-5), ("evaluations", 0.02)):
+    # sums in another order move weights by a rounding: on dev only decisions that hang by less may differ
+    decided, compared = zip(one["decisions"], two["decisions"], strict=True), 0
+    for log in ("values", "evaluations"):
         for stage, readings in one[log].items():
             for mine, theirs in zip(readings, two[log][stage], strict=True):
+                if log == "evaluations":
+                    (my_mask, margins), (their_mask, _) = next(decided)
+                    clear = margins > NEAR_TIE
+                    assert torch.equal(my_mask[clear], their_mask[clear]), stage
+                    if not torch.equal(my_mask, their_mask):
+                        continue
+                    compared += 1
                 for name in mine.keys() - {"examples_per_second"}:
-                    assert theirs[name] == pytest.approx(mine[name], rel=close, abs=close), (stage, name)
+                    assert theirs[name] == pytest.approx(mine[name], rel=1e-5, abs=1e-5), (stage, name)
+    assert compared > len(one["decisions"]) / 2, "near-ties are rare"
     for name, tensor in one["pair"].items():
         torch.testing.assert_close(two["pair"][name], tensor, rtol=0, atol=1e-3)
 

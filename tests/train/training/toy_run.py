@@ -20,9 +20,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from toys import Recorder, toy_config, toy_images, toy_texts
 
+from rekd_train.inputs.policy import cut_margins
+from rekd_train.training import stages
 from rekd_train.training.runtime import Runtime
-from rekd_train.training.stages import fit
 from rekd_train.training.state import StateStore, identity_of
+from rekd_train.training.validation import DevEvaluation, fitted_policy
 
 
 class Assassin(Recorder):
@@ -39,6 +41,23 @@ class Assassin(Recorder):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Witnessed(DevEvaluation):
+    """Also keeps what each evaluation decided, and how far each decision is from its tie."""
+
+    decisions: list[tuple[torch.Tensor, torch.Tensor]] = []
+    """(mask, margins) of every evaluation, (n, N) each; empty where nothing is selected."""
+
+    def __call__(self, step):
+        figures = super().__call__(step)
+        mask = margins = torch.empty(0)
+        if self._with_rationale:
+            pair, mask, readings = self._pair, self._mask, self._readings
+            rule = pair.policy if self._fixed else fitted_policy(pair, readings, self._config.selection)
+            margins = torch.from_numpy(cut_margins(readings.scores.numpy(), readings.selectable.numpy(), rule))
+        Witnessed.decisions.append((mask, margins))
+        return figures
+
+
 def run(task: dict) -> dict:
     """Train on what a teacher says and return weights, log and calibration."""
     torch.set_num_threads(1)
@@ -51,11 +70,13 @@ def run(task: dict) -> dict:
         if isinstance(module, torch.nn.Dropout):
             module.p = task.get("dropout", 0.1)
     store = StateStore(Path(task["state"]), identity_of(config, train, dev)) if "state" in task else None
-    fit(config, pair, train, dev, teacher=make(seed=5)[0], observer=observer, runtime=runtime, store=store,
+    Witnessed.decisions, stages.DevEvaluation = [], Witnessed
+    stages.fit(config, pair, train, dev, teacher=make(seed=5)[0], observer=observer, runtime=runtime, store=store,
         resume=task.get("resume", False))  # fmt: skip
     result = {
         "pair": pair.state_dict(), "policy": [pair.policy.bias, pair.probability_temperature],
         "values": dict(observer.values), "evaluations": dict(observer.evaluations), "stages": observer.stages,
+        "decisions": Witnessed.decisions,
     }  # fmt: skip
     if runtime.is_main and "output" in task:
         torch.save(result, task["output"])
