@@ -46,10 +46,6 @@ from rekd_train.training.teacher import statements_of, write_knowledge
 RESULT = Path(__file__).parent / "results" / "recorded_teachers.json"
 FEW, WRONG, UNMARKED = 2000, 0.1, 1 / 3
 SHORT = "exact, 1,500 reviews"
-CELLS = (
-    "alone", "live", "exact", "bytes", "other tokenizer",
-    "few labels, alone", "few labels, quotes", "few labels, quotes on texts without a label",
-)  # fmt: skip
 
 app = application(help="Measure what recorded knowledge teaches.", epilog=examples("recorded_teachers.py --seeds 1"))
 
@@ -161,7 +157,7 @@ def recorded_teachers(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the figures go.")] = RESULT,
 ) -> None:
     """Train and measure every cell and write the figures."""
-    changes = list(overrides or [])
+    changes, arguments = list(overrides or []), [each for each in sys.argv[1:] if each != "--short"]
     work.mkdir(parents=True, exist_ok=True)
     student = run_config("demo_student", changes)
     data = load_data(student.data)
@@ -173,7 +169,7 @@ def recorded_teachers(
         typer.echo(f"{name}: {figures}", err=True)
         output.parent.mkdir(parents=True, exist_ok=True)
         write_json(output, {
-            "command": shlex.join(["python", "benchmarks/recorded_teachers.py", *(set(sys.argv[1:]) - {"--short"})]),
+            "command": shlex.join(["python", "benchmarks/recorded_teachers.py", *arguments]),
             "hardware": environment("cpu"), "results": found,
         })  # fmt: skip
 
@@ -185,8 +181,8 @@ def recorded_teachers(
     note("teacher", figures)
     for seed in range(student.seed, student.seed + seeds):
         config = run_config("demo_student", [*changes, f"seed={seed}"])
-        for name, unlabelled in zip(CELLS[5:], (0, 0, len(texts) - FEW), strict=True):
-            some = few(data, max(0, unlabelled))
+        for name in ("few labels, alone", "few labels, quotes", "few labels, quotes on texts without a label"):
+            some = few(data, max(0, len(texts) - FEW) if "without" in name else 0)
             said = None
             if "quotes" in name:
                 used = list(some.splits["train"].texts)
