@@ -94,9 +94,6 @@ def in_a_fresh_process(code: str) -> set[str]:
     return set(json.loads(done.stdout))
 
 
-# imports run one way
-
-
 def package_of(module: str) -> str:
     """'rekd_train.models' of 'rekd_train.models.bert'; what lies beside the packages is one by itself."""
     return ".".join(module.split(".")[:2])
@@ -126,9 +123,6 @@ def test_the_model_inside_triton_needs_nothing_of_ours():
     inside = [name for name in SOURCES if name.startswith("rekd_deploy.repository.backend.")]
     for module in (*inside, "rekd_deploy.runtimes.tensorrt_execution"):
         assert module.endswith(".endpoint") or not ours(imported(module)), module
-
-
-# light things stay light
 
 
 @pytest.mark.parametrize(("code", "heavy"), [
@@ -170,9 +164,6 @@ def test_help_shows_examples_that_start_with_the_command(command, capsys, monkey
         assert "Examples:" in text and f"  {' '.join([command, *arguments])}" in text and "--debug" in text, text
 
 
-# extras
-
-
 def test_extras_keep_to_their_own_and_those_that_are_asked_for_exist():
     def names(requirements: list[str]) -> set[str]:
         return {re.split(r"[\[<>=!~; ]", requirement)[0] for requirement in requirements}
@@ -184,9 +175,6 @@ def test_extras_keep_to_their_own_and_those_that_are_asked_for_exist():
     assert not [name for name in names(extras["dev"]) if name.startswith("tensorrt")], "it does not install everywhere"
     whole = "".join(path.read_text(encoding="utf-8") for path in SOURCES.values())
     assert set(re.findall(r"MissingExtraError\([^()]*\"([a-z-]+)\"\)", whole)) <= set(extras)
-
-
-# facades tell the truth
 
 
 @pytest.mark.parametrize("facade", ["rekd_train", "rekd_deploy", "rekd_train.models"])
@@ -212,9 +200,6 @@ def test_every_error_has_one_root_and_is_drawn():
         for error in (v for v in own if issubclass(v, BaseException)):
             assert issubclass(error, RekdError)
             assert error.__name__ in module.__doc__, f"{error.__name__} is missing from the tree in {name}"
-
-
-# habits
 
 
 @every_module

@@ -88,8 +88,6 @@ def test_the_registration_shown_to_families_is_the_real_one():
     assert len(read("rekd_train/models/bilstm.py").splitlines()) <= 80
 
 
-# figures
-
 MEASURED = re.compile(r"(?<![\w.])0?\.\d{3}\b|\d\d?\.\d+ ?%|\d+\.\d+ (?:ms|points|minutes|times)")
 """An accuracy with three digits, a share, a difference, a duration, a speed-up."""
 SETTINGS = {"2.5 ms", "0.5 points", "0.5 %", "99.5 %", "0.999"}
@@ -116,9 +114,6 @@ def test_results_shown_side_by_side_are_of_one_checkpoint(name):
     files = (ROOT / "benchmarks" / "results" / name).glob("*.json")
     inputs = [json.loads(path.read_text(encoding="utf-8")).get("inputs", {}) for path in files]
     assert len({each["checkpoint"]["sha256"] for each in inputs if "checkpoint" in each}) == 1
-
-
-# the first hour
 
 
 def steps() -> list[tuple[str, str]]:

@@ -104,9 +104,6 @@ def only_line(result, out: str | None = "") -> str:
     return errors[0]
 
 
-# preflight
-
-
 @pytest.mark.parametrize(("others", "wins"), [
     ({"python3.11": GOOD_311}, ("python3.12", GOOD)),  # the newest
     ({"python3.12": "cpython|3.12||venv|"}, ("python3.11", GOOD_311)),  # not an incomplete one
@@ -181,9 +178,6 @@ def test_everything_that_is_missing_is_named_at_once(machine):
     code, out, errors = machine.preflight()
     assert (code, out, len(errors)) == (1, "", 4), errors
     assert all(line.startswith("error: ") and "; fix: " in line for line in errors)
-
-
-# the environment
 
 
 def test_it_is_made_once_and_changed_for_more_extras_another_pyproject_folder_or_python(ready):
@@ -297,9 +291,6 @@ def test_missing_images_are_told_in_one_line_before_anything_is_made(tmp_path):
         assert done(command)[0] == 1
         (tmp_path / f"{name}-ubyte.gz").touch()
     assert done(command)[::2] == (0, [])
-
-
-# skips in CI
 
 
 def test_ci_installs_every_package_without_which_a_test_skips():

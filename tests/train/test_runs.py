@@ -141,8 +141,6 @@ def test_a_warm_start_that_does_not_fit_is_refused(config, tmp_path, changes, la
     assert not (tmp_path / "out").exists()
 
 
-# on images: far too short to learn anything, long enough to go through every step
-
 SMALL = [
     "data.train_examples=64", "stages.classifier_epochs=1", "stages.rationale_epochs=1", "stages.compact_epochs=1",
     *(f"{role}.{size}" for role in ("selector", "predictor") for size in ("layers=1", "width=16", "feedforward=16")),
@@ -201,9 +199,6 @@ def test_an_image_pair_is_recorded_and_teaches_from_the_file(tmp_path):
         runs.train_run(config, tmp_path / "other", teacher=tmp_path / "no.parquet")
     with pytest.raises(DataError, match="k.jsonl would hold Parquet; fix: --output .*k.parquet"):
         runs.record_run(tmp_path / "teacher", tmp_path / "k.jsonl")
-
-
-# the independent judge reads any subset, shares nothing with the pair, and is trained once
 
 
 @pytest.mark.parametrize("operator", ["zero", "compact"])

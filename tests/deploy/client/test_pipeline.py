@@ -114,7 +114,7 @@ def test_a_call_that_another_threads_close_ends_says_so(repository, monkeypatch,
 
 
 LENGTHS = [40, 1, 20, 2, 3, 45, 4, 21, 30, 5]
-BATCHES = [
+@pytest.mark.parametrize(("most", "filled_to", "shapes"), [
     (2, (), [(2, 16), (2, 16), (1, 16), (2, 32), (1, 32), (2, 48)]),  # of one padded length
     # filled up: the cheapest of all 512 ways to part ten texts
     (2, (1, 2, 4), [(2, 16), (2, 16), (2, 32), (2, 32), (2, 48)]),
@@ -123,10 +123,7 @@ BATCHES = [
     (3, (1, 4, 8), [(1, 16), (3, 16), (3, 32), (3, 48)]),
     (8, (1, 4, 8), [(2, 16), (8, 48)]),
     (8, (3, 8), [(7, 32), (3, 48)]),
-]
-
-
-@pytest.mark.parametrize(("most", "filled_to", "shapes"), BATCHES)
+])  # fmt: skip
 def test_batches_of_texts(rationalizer, most, filled_to, shapes):
     texts = ["good " * n for n in LENGTHS]
     batches = list(Batches(rationalizer.preprocessor, texts, most, filled_to=filled_to))

@@ -222,9 +222,6 @@ def test_engines_that_cannot_run_here_stay_unverified(built, root, fake_gpu):
         TritonServer(root, 0, 0, 0).start()
 
 
-# --verify
-
-
 def test_on_a_gpu_engines_run_and_the_manifest_is_completed(root):
     verification = verify(root)
     assert verification.engines["selector"].agreement.score_difference < 1e-4

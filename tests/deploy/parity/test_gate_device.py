@@ -145,9 +145,6 @@ def test_a_gpu_that_was_asked_for_and_is_not_there(command, checkpoint, reposito
     assert line.startswith("error: the Python package 'onnxruntime-gpu' is not installed; fix: ")
 
 
-# --verify
-
-
 def test_graphs_answer_on_the_device_that_is_to_serve_them(repository, gpus):
     verification, on_cpu = verify.verify(repository, device="cuda:1"), verify.verify(repository)
     assert gpus.seen == [("cuda:1", ["rekd_selector"]), ("cuda:1", ["rekd_predictor"])]

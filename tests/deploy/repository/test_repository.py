@@ -94,7 +94,7 @@ def unlisted(copy):
     (copy / graph).unlink()
 
 
-WRONG = [
+@pytest.mark.parametrize(("change", "complaint"), [
     *((lambda copy, name=name: (copy / name).unlink(), name)
       for name in ("manifest.json", "rekd/config.pbtxt", "rekd_predictor/1/model.onnx", "parity.npz")),
     *((lambda copy, name=name: (copy / name).write_bytes(b" "), f"{name} changed") for name in FILES[1::5]),
@@ -106,10 +106,7 @@ WRONG = [
     (lambda copy: (copy / "notes").mkdir(), "folder notes"),
     (shutil.rmtree, "no model repository at"),
     (lambda copy: shutil.rmtree(copy) or copy.mkdir(), "holds no exported model"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("change", "complaint"), WRONG)
+])  # fmt: skip
 def test_what_is_not_as_it_was_written_is_named(copy, change, complaint):
     (copy / "notes.txt").touch()
     check_repository(copy)

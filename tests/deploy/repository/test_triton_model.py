@@ -130,7 +130,7 @@ def texts(length, value=5, rows=1, mask=1):
 
 
 PREDICTING = {"input_ids": ids(16), "positions": ids(11), "kept": np.ones((1, 11), dtype=bool)}
-BAD = [
+@pytest.mark.parametrize(("bad", "reason"), [
     (texts(16, -1), r"input_ids\[0, 0\] is -1, outside the vocabulary"),
     (texts(16, 94), "is 94, outside the vocabulary 0..93"),
     (texts(16, -(2**63)), "outside the vocabulary"),
@@ -143,10 +143,7 @@ BAD = [
     (PREDICTING | {"positions": ids(11, 16)}, r"positions\[0, 0\] is 16, outside the sequence 0..15"),
     (PREDICTING | {"positions": ids(11, -1)}, "outside the sequence"),
     (PREDICTING | {"kept": np.ones((1, 4), dtype=bool)}, r"positions has shape \[1, 11\] and kept \[1, 4\]"),
-]
-
-
-@pytest.mark.parametrize(("bad", "reason"), BAD)
+])  # fmt: skip
 def test_bad_values_are_refused_with_a_reason(start, bad, reason):
     name, good = (PREDICTOR, PREDICTING) if "kept" in bad else (SELECTOR, texts(16))
     accepted, refused = ask(start(name), name, good, bad)

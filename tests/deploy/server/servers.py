@@ -1,12 +1,18 @@
 """Stand-ins for Triton: Python scripts that are started in its place. And what looks at processes."""
 
 import http.client
+import os
+import signal
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 
 from rekd_deploy.server.program import TritonProgram
+from rekd_deploy.server.service import Service
+from rekd_deploy.server.status import running_states
 
 READY = """
 import http.server, sys
@@ -61,3 +67,23 @@ def is_alive(process_id):
         return Path(f"/proc/{process_id}/stat").read_text().split(")")[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+class Running:
+    """A service in a thread of its own, ready; the server's lines."""
+
+    def __init__(self, server, limit, lines=None):
+        self.server, self.lines = server, [] if lines is None else lines
+        self.stopped, ready = threading.Event(), threading.Event()
+        service = Service(server, limit, self.lines.append)
+        self.ended = ThreadPoolExecutor(1).submit(service.run, ready.set, self.stopped)
+        assert ready.wait(120)
+
+    def kill(self):
+        os.kill(self.server.process_id, signal.SIGKILL)
+
+    def error(self):
+        """What it ended with."""
+        error = self.ended.exception(60)
+        assert self.server.process_id is None and running_states() == []
+        return error

@@ -96,17 +96,14 @@ def test_other_batching_larger_requests_and_a_further_model_may_come_but_none_ma
     assert reasons_not_to_exchange(whole, few) == lacking
 
 
-CHANGES = [
+@pytest.mark.parametrize(("model", "change", "reason"), [
     ("rekd_predictor", lambda config: config.output[0].dims.append(3), "rekd_predictor differs in output"),
     ("rekd_prepare", lambda config: setattr(config, "backend", "other"), "rekd_prepare differs in backend"),
     ("rekd", lambda config: config.output[0].dims.append(3), "rekd differs in output"),
     ("rekd", lambda config: setattr(config, "max_batch_size", 32), "rekd takes 32 in a request, 64 until now"),
     ("rekd", lambda config: setattr(config.parameters["labels"], "string_value", '["good", "bad"]'), "its labels or"),
     ("rekd", lambda config: setattr(config.parameters["preprocessing_sha256"], "string_value", "0"), "its labels or"),
-]
-
-
-@pytest.mark.parametrize(("model", "change", "reason"), CHANGES)
+])  # fmt: skip
 def test_what_clients_or_triton_rely_on_may_not_change(export, model, change, reason):
     old, new = snapshot(export, 1), snapshot(export, 2)
     change(new.configs[model])

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,13 +12,12 @@ from itertools import combinations
 
 import pytest
 from conftest import make_rationalizer
-from servers import children_of, send, wait_until
+from servers import Running, children_of, send, wait_until
 
 from rekd_deploy import Client, ClientError, Pipeline, RetryPolicy, TritonServer
 from rekd_deploy.export.graphs import export
 from rekd_deploy.repository.writer import write_repository
 from rekd_deploy.server.live_repository import LiveRepository
-from rekd_deploy.server.service import Service
 from rekd_deploy.server.status import read_status, running_states
 from rekd_train.checkpoints.checkpoint import save
 
@@ -152,14 +150,11 @@ def served(wheel, exported, tmp_path_factory):
         patch.setattr("rekd_deploy.server.service._DRAIN_SECONDS", 1.0)
         patch.setattr("rekd_deploy.server.service._FIRST_PAUSE", 0.1)
         server = TritonServer(exported("old"), 0, 0, 0, log_file=folder / "log", reload=True)
-        ready, stopped = threading.Event(), threading.Event()
-        thread = threading.Thread(target=lambda: Service(server, 5, LINES.append).run(ready.set, stopped))
-        thread.start()
-        assert ready.wait(120)
+        running = Running(server, 5, LINES)
         yield server
-        assert thread.is_alive(), "it ends when it is told, not before"
-        stopped.set()
-        thread.join(60)
+        assert not running.ended.done(), "it ends when it is told, not before"
+        running.stopped.set()
+        assert running.error() is None
 
 
 @pytest.fixture

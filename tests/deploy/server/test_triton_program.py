@@ -65,7 +65,8 @@ def no_shared_python(patch):
 
 
 BOTH = ("rekd_deploy.runtimes.onnxruntime._is_installed", lambda distribution: True)
-WRONG = [
+@pytest.mark.triton
+@pytest.mark.parametrize(("change", "kind", "message"), [
     (lambda patch: patch.setattr(sys, "platform", "darwin"), ServerError, "Linux x86-64; this is darwin x86_64"),
     (lambda patch: patch.setattr(program.platform, "machine", lambda: "aarch64"), ServerError, "is linux aarch64"),
     (without("pytriton"), MissingExtraError, r"pytriton.*pip install -e '.*\[serve\]'"),
@@ -75,11 +76,7 @@ WRONG = [
     (lambda patch: patch.setattr(*BOTH), EngineError, "both installed"),
     (no_shared_python, ServerError, "no shared library libpython3.*fix:"),
     (lambda patch: patch.setattr(program, "_PYTHON", "3.1"), ServerError, "no stub for Python 3.1"),
-]  # fmt: skip
-
-
-@pytest.mark.triton
-@pytest.mark.parametrize(("change", "kind", "message"), WRONG)
+])  # fmt: skip
 def test_what_is_not_right_is_named(wheel, monkeypatch, change, kind, message):
     change(monkeypatch)
     with pytest.raises(kind, match=message):
@@ -106,7 +103,7 @@ def test_closed_by_default():
     }  # fmt: skip
 
 
-OPENED = [
+@pytest.mark.parametrize(("settings", "opened"), [
     ({"reload": True}, {"model-control-mode": "explicit", "load-model": "*", "strict-readiness": "false"}),
     ({"host": "0.0.0.0"}, {"grpc-address": "0.0.0.0", "http-address": "0.0.0.0"}),
     ({"exposed": True}, {"http-restricted-api": EXPOSED, "grpc-restricted-protocol": EXPOSED}),
@@ -114,10 +111,7 @@ OPENED = [
     ({"log_verbose": 2, "exit_seconds": 9}, {"log-verbose": "2", "exit-timeout-secs": "9"}),
     ({"backends": "/b"}, {"backend-directory": "/b"}),
     ({"memory_prefix": "mine"}, {"backend-config": "python,shm-region-prefix-name=mine"}),
-]
-
-
-@pytest.mark.parametrize(("settings", "opened"), OPENED)
+])  # fmt: skip
 def test_each_setting_opens_what_it_names_alone(settings, opened):
     assert flags(**settings) == flags() | opened
 

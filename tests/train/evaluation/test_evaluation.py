@@ -46,8 +46,6 @@ def seen(request):
     return SimpleNamespace(pair=pair, split=split, scores=scores, selectable=selectable, stored=stored, report=report)
 
 
-# masks
-
 SEEDED = torch.Generator().manual_seed(0)
 SCORES = torch.randn(50, 20, generator=SEEDED).round(decimals=1)  # with ties
 SELECTABLE = torch.rand(50, 20, generator=SEEDED) < 0.8
@@ -81,9 +79,6 @@ def test_drawn_masks_keep_by_probability_and_random_ones_uniformly_and_each_diff
     assert not torch.equal(first, second)
 
 
-# passes
-
-
 @torch.inference_mode()
 def test_every_mask_is_predicted_from_as_the_pair_does_alone(seen) -> None:
     """One by one, without batches or padding; masks far above the budget too."""
@@ -114,9 +109,6 @@ def test_a_rule_that_may_keep_padding_is_measured_on_full_length_inputs() -> Non
     assert (outputs.selectable == pair.preprocessor.positions).all()
     assert np.array_equal(decide(scores, selectable, pair.policy).sum(dim=1).numpy(), outputs.kept)
     assert measure(pair, split)["rate"] == approx(measure(pair, split)["rate_padded"])
-
-
-# the report
 
 
 def test_the_report_is_json_and_says_what_measure_says(seen) -> None:
@@ -194,9 +186,6 @@ def test_images_too() -> None:
     assert report["truth"]["in_truth"] == approx((kept & truth).sum() / kept.sum())
     assert "tokens" not in report and "human_rationales" not in report
     assert set(report["classification"]["per_class"]) == {"shirt", "shoe", "bag"}
-
-
-# texts: token kinds and people
 
 
 def test_token_shares_count_what_is_selected(seen) -> None:

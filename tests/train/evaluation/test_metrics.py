@@ -155,9 +155,6 @@ def test_aurc_is_the_mean_over_every_order_of_equals() -> None:
     assert metrics.area_under_risk_coverage(confidence, correct) == approx(np.mean(areas))
 
 
-# masks beside masks
-
-
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
     return (a & b).sum() / (a | b).sum() if (a | b).any() else 1.0
 

@@ -64,9 +64,6 @@ def positions(answer) -> list[int]:
     return [piece.position for piece in answer.pieces] or [patch.row * 3 + patch.column for patch in answer.rationale]
 
 
-# what is computed
-
-
 @torch.inference_mode()
 def test_shapes_and_types(pair, items, inputs):
     logits, (scores, mask) = pair.selector_logits(inputs), pair.select(inputs)
@@ -111,9 +108,6 @@ def test_predict_is_the_sum_of_its_parts(pair, items, inputs):
             assert list(found.probabilities.values()) == pytest.approx(probabilities[row].tolist(), abs=1e-5)
 
 
-# removed features have no influence
-
-
 @torch.inference_mode()
 def test_what_is_not_selected_has_no_influence_at_all_and_what_is_has(pair, inputs):
     """The swap test: other content in every unselected place, the mask held, the same logits bit for bit."""
@@ -148,9 +142,6 @@ def test_compact_sees_positions_but_not_the_length_of_the_text_and_zero_multipli
     torch.testing.assert_close(found, pair.predictor.head(state), atol=1e-6, rtol=1e-6)
 
 
-# the gate that is learned with
-
-
 def test_the_gate_is_hard_forward_and_soft_backward():
     logits = torch.randn(3, 7, 2, generator=torch.Generator().manual_seed(0), requires_grad=True)
     noise = gumbel(1, torch.arange(3), 7)
@@ -179,9 +170,6 @@ def test_the_gradient_reaches_the_selector_through_every_place_of_the_mask(make,
     first = next(pair.selector.backbone.parameters())
     assert pair.selector.head[-1].weight.grad.abs().sum() > 0 and first.grad.abs().sum() > 0
     assert next(pair.predictor.backbone.parameters()).grad.abs().sum() > 0
-
-
-# building
 
 
 TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -224,9 +212,6 @@ def test_the_class_head_starts_as_the_configuration_says() -> None:
     assert not paper.bias.any() and own.bias.any()
     # Xavier's bound is sqrt(6 / (8 + 3)), PyTorch's 1 / sqrt(8)
     assert own.weight.abs().max() < 0.36 < paper.weight.abs().max() <= (6 / 11) ** 0.5
-
-
-# networks of images
 
 
 def test_states_are_timms_own_and_settings_reach_the_network() -> None:

@@ -91,8 +91,6 @@ def test_the_example_is_served_without_trust(trained, repository):
     assert_same_answers(served, expected)
 
 
-# trust
-
 UNTRUSTED = (
     f"{EXAMPLE} is code outside of REKD, which runs only when you trust it; fix: --trust-code "
     "(in Python: load(path, trust_code=True))"
@@ -140,8 +138,6 @@ def test_every_command_that_loads_networks_asks_for_trust(app, arguments, truste
         code, said = ends_with(app, [*words, "--trust-code"], capsys)
         assert code == bool(trusted) and trusted in said
 
-
-# classes that are none
 
 MODULE = """
 from rekd_train.models.base import Backbone, TextBackbone

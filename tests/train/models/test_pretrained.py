@@ -150,9 +150,6 @@ def test_networks_that_cannot_read_the_images_together(changes, message):
         pair_of(RunConfig.model_validate(document))
 
 
-# sizes: those that are not given are the source's
-
-
 @pytest.mark.parametrize(("source", "settings", "messages"), [
     (BERT, {"layers": 9, "width": 8, "heads": 2, "layer_norm_eps": 1e-3},
      ["selector.layers is 9, the", "selector.width is 8", "layer_norm_eps is 0.001"]),
@@ -185,8 +182,6 @@ def test_sizes_that_are_not_given_are_filled_in_and_others_are_the_run_s_own_cho
     (path / "preprocessor_config.json").write_text(json.dumps({f"image_{k}": v for k, v in IMAGENET.items()}))
     assert filled(path, family="timm").image.mean == IMAGENET["mean"]
 
-
-# what cannot be started from
 
 BIAS = "encoder.layer.0.output.dense.bias"
 
@@ -277,9 +272,6 @@ def test_a_vocabulary_alone_is_read_as_its_network_reads_it(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(["<s>", "<pad>", "</s>", "[UNK]", "<mask>", "good", "film", "##s"]))
     read = TextPreprocessor(tokenizer_json(tmp_path), TextSettings(16))
     assert read.encode(["Good films"])[0].tokens == ["<s>", "good", "film", "##s", "</s>"]
-
-
-# the presets that start from what is named
 
 
 def ran(preset: str, path: Path, data: Path):
