@@ -110,15 +110,11 @@ def test_exchanged_words_bring_no_special_token_and_leave_the_rest(split, featur
     assert not np.isin(swapped.content[where], list(split.preprocessor.special_ids.values())).any()
 
 
-def test_the_probe_passes_over_classes_too_small_to_fold(split, features) -> None:
+def test_the_probe_passes_over_classes_too_small_to_fold_and_blames_no_lengths_on_the_pattern(split, features) -> None:
     labels = np.arange(len(split)) // (len(split) - 1)
     assert labels.sum() == 1 and probes.mask_probe(features.selectable, features, labels) is None
     _, checks = probes.leakage(exam_of(features, labels, features.selectable))
     assert {check.outcome for check in checks} == {"not applicable"}
-
-
-def test_lengths_that_tell_the_label_are_not_blamed_on_the_pattern(split, features) -> None:
-    """Long texts of one class: a fixed share of the words tells the length, and the length the label."""
     labels = (np.argsort(np.argsort(split.lengths)) >= len(split) // 2).astype(np.int64)
     third = features.selectable & (np.arange(features.selectable.shape[1]) % 3 == 0)
     mask = random_masks(third, features.selectable, np.random.default_rng(0))

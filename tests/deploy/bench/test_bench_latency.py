@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 QUICK = {"batches": (2,), "lengths": (16,), "rounds": 3, "warmup_seconds": 0.0, "threads": 1}
 
 
-def test_what_variants_there_are_and_what_each_is_compared_with(rationalizer, image_rationalizer):
+def test_what_variants_there_are_what_each_is_compared_with_and_what_shares_a_trace(rationalizer, image_rationalizer):
     compacted = Variant(ONNX_CPU, COMPACTED, "int8", kept=8)
     others = [
         Variant(ONNX_CPU, ZEROED, "int8"), Variant(ONNX_CPU, CLASSIFIER, "int8", graphs=1), Variant(PYTORCH, ZEROED),
@@ -39,9 +39,6 @@ def test_what_variants_there_are_and_what_each_is_compared_with(rationalizer, im
     assert rationalizer.predictor.operator == "compact", "the pair itself is as it was"
     with pytest.raises(BenchmarkError, match="another"):
         variants.networks_of(rationalizer, teacher=image_rationalizer)
-
-
-def test_a_zeroed_pair_and_a_classifier_share_one_trace(rationalizer):
     networks = [each for each in variants.networks_of(rationalizer) if each.model != COMPACTED]
     reports, not_run = [], []
     found = list(traced(networks, ["fp32"], [], gpu=False, not_run=not_run, report=lambda *at: reports.append(at)))
@@ -89,7 +86,9 @@ def test_variants_that_predict_otherwise_fail_the_check():
     assert alike == (6, 8) and outcomes == ["failed", "passed", "not applicable"]
 
 
-def test_texts_fill_their_length_and_batches_differ_from_round_to_round(rationalizer, image_rationalizer):
+def test_texts_fill_their_length_with_their_tokenizers_ends_and_batches_differ_from_round_to_round(
+    rationalizer, image_rationalizer
+):
     for length in (16, 32, 48):
         batches = full_batches(rationalizer.preprocessor, 3, length)
         for batch in batches:
@@ -100,6 +99,11 @@ def test_texts_fill_their_length_and_batches_differ_from_round_to_round(rational
     for each in variants.networks_of(image_rationalizer):
         (found,), not_run = variants.pytorch_runnables(each, batches, "cpu", [PYTORCH])
         assert found.run(0).shape == (2, 3) and not not_run
+    for tokenizer, ends in (("start token alone", 0), ("byte-level BPE", 1)):
+        preprocessor = TextPreprocessor(trained_tokenizer(tokenizer), TextSettings(max_length=16))
+        for batch in full_batches(preprocessor, 2, 16):
+            special = np.isin(batch["input_ids"], list(preprocessor.special_ids.values()))
+            assert special.sum(axis=-1).tolist() == [1 + ends] * 2 and special[:, 0].all()
 
 
 def test_lengths_are_those_that_are_served(rationalizer, image_rationalizer):
@@ -171,16 +175,13 @@ class Machine:
         return in_rounds({name: variant(name) for name in seconds}, clock=lambda: self.now, **options)
 
 
-def test_a_machine_that_slows_down_changes_no_ratio_and_the_interval_holds_the_spread():
+def test_rounds_shift_their_order_warm_up_and_a_machine_that_slows_down_changes_no_ratio():
     timings = Machine().rounds({"fast": 0.001, "slow": 0.004}, rounds=9)
     assert percentiles(timings.milliseconds["fast"])["p50"] == pytest.approx(5.0)
     assert timings.ratio("fast", "slow") == pytest.approx({"ratio": 0.25, "low": 0.25, "high": 0.25})
     noise = np.random.default_rng(0).lognormal(0.0, 0.3, size=41)
     found = Timings({"a": 2.0 * noise, "b": np.ones(41)}).ratio("a", "b")
     assert found["low"] < 2.0 < found["high"] and found["low"] <= found["ratio"] <= found["high"]
-
-
-def test_the_order_shifts_and_each_warms_up_for_its_time():
     machine, alone = Machine(), Machine()
     machine.rounds(dict.fromkeys("abc", 1.0), rounds=3)
     timed = machine.order[3:]  # the first three warm up
@@ -189,11 +190,3 @@ def test_the_order_shifts_and_each_warms_up_for_its_time():
     assert len(alone.order) == 4 + 3
     with pytest.raises(ConfigError, match="2 rounds"):
         alone.rounds({"a": 0.5}, rounds=2)
-
-
-def test_filled_up_texts_hold_what_their_tokenizer_puts_around_them():
-    for tokenizer, ends in (("start token alone", 0), ("byte-level BPE", 1)):
-        preprocessor = TextPreprocessor(trained_tokenizer(tokenizer), TextSettings(max_length=16))
-        for batch in full_batches(preprocessor, 2, 16):
-            special = np.isin(batch["input_ids"], list(preprocessor.special_ids.values()))
-            assert special.sum(axis=-1).tolist() == [1 + ends] * 2 and special[:, 0].all()

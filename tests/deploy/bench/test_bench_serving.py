@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 
 STALL = 0.4
 
+
 def test_a_stall_and_a_wait_for_a_free_client_are_paid_by_all_who_come_meanwhile():
     """The closed loop sees a stall once: no client sends while it waits. The open loop must not."""
 
@@ -39,7 +40,7 @@ def test_a_stall_and_a_wait_for_a_free_client_are_paid_by_all_who_come_meanwhile
     assert (np.sort(load.milliseconds) >= (100, 200, 300)).all()
 
 
-def test_each_client_has_one_request_in_flight():
+def test_throughput_is_what_clients_with_one_request_in_flight_get_within_the_time_after_the_warm_up():
     under_way, counts = set(), []
 
     def send(number: int) -> None:
@@ -50,6 +51,11 @@ def test_each_client_has_one_request_in_flight():
 
     load = closed_loop(send, concurrency=3, seconds=0.3)
     assert max(counts) == 3 and min(load.milliseconds) >= 20
+    load = Slow(0.4).load(warmup_seconds=0.5)
+    assert (load.answered, load.seconds) == (5, 2.0), "one of the warm-up's came within it, the last one after it"
+    assert len(load.milliseconds) == 5 and load.per_second == pytest.approx(1 / 0.4), "however short the time"
+    load = open_loop(lambda number: None, np.linspace(0, 0.2, 21), warmup_seconds=0.099)
+    assert load.answered == 11 and 0 < load.seconds < 0.2
 
 
 class Slow:
@@ -67,14 +73,6 @@ class Slow:
         return closed_loop(self, concurrency=1, seconds=2.0, clock=lambda: self.now, **options)
 
 
-def test_throughput_is_what_was_answered_within_the_time_after_the_warm_up():
-    load = Slow(0.4).load(warmup_seconds=0.5)
-    assert (load.answered, load.seconds) == (5, 2.0), "one of the warm-up's came within it, the last one after it"
-    assert len(load.milliseconds) == 5 and load.per_second == pytest.approx(1 / 0.4), "however short the time"
-    load = open_loop(lambda number: None, np.linspace(0, 0.2, 21), warmup_seconds=0.099)
-    assert load.answered == 11 and 0 < load.seconds < 0.2
-
-
 def test_failures_are_counted_and_are_no_throughput_and_have_no_latency():
     load = Slow(0.5, fails_after=1.5).load()
     assert (load.answered, load.failed) == (2, 2)
@@ -87,34 +85,20 @@ def test_failures_are_counted_and_are_no_throughput_and_have_no_latency():
     figures = load.figures()
     assert (load.answered, figures["failed"], figures["answers"]) == (5, 5, 5)
     assert figures["errors"] == ["no response in time"] and figures["milliseconds"]["p50"] >= 0
-    for loop in (lambda send: closed_loop(send, concurrency=1, seconds=0.1), lambda send: open_loop(send, np.zeros(1))):
-        with pytest.raises(DeadlineError):  # the first one ends the load
-            loop(Slow(1.0, fails_after=0.0))
+    with pytest.raises(DeadlineError):  # the first one ends the load
+        closed_loop(Slow(1.0, fails_after=0.0), concurrency=1, seconds=0.1)
+    with pytest.raises(DeadlineError):
+        open_loop(Slow(1.0, fails_after=0.0), np.zeros(1))
 
 
-def test_arrivals_are_poissons():
+def test_arrivals_are_poissons_and_requests_mix_sizes_and_items_the_same_for_all():
     arrivals = poisson_arrivals(rate=200.0, seconds=50.0, seed=0)
     gaps = np.diff(arrivals)
     assert len(arrivals) == pytest.approx(10_000, rel=0.05)
     assert gaps.std() / gaps.mean() == pytest.approx(1.0, abs=0.05), "exponential gaps: as much spread as mean"
     assert (poisson_arrivals(200.0, 50.0, 0) == arrivals).all() and len(poisson_arrivals(200.0, 50.0, 1)) != 0
-
-
-@pytest.mark.parametrize("load", [
-    lambda: poisson_arrivals(0.0, 1.0, 0), lambda: poisson_arrivals(1.0, 0.0, 0),
-    lambda: poisson_arrivals(float("nan"), 1.0, 0), lambda: closed_loop(print, concurrency=0, seconds=1.0),
-    lambda: closed_loop(print, concurrency=1, seconds=0.0), lambda: Requests(["a"], (0,), list, []),
-])
-def test_no_rate_no_time_and_no_request_are_refused(load):
-    with pytest.raises(ConfigError):
-        load()
-
-
-def test_requests_mix_sizes_and_items_and_are_the_same_for_all():
-    items = list("abcdefg")
-    requests, again = ([mix.of(number) for number in range(200)] for mix in (
-        Requests(items, (1, 4), list, [], seed=1) for _ in range(2)
-    ))  # fmt: skip
+    items, numbers = list("abcdefg"), range(200)
+    requests, again = (list(map(Requests(items, (1, 4), list, [], seed=1).of, numbers)) for _ in range(2))
     assert requests == again and {len(request) for request in requests} == {1, 4}
     counts = np.bincount([items.index(item) for request in requests for item in request])
     assert counts.min() > 0.9 * counts.max(), "every item in its turn"
@@ -141,14 +125,10 @@ OK, NO, NONE = "passed", "failed", "not applicable"
 
 
 @pytest.mark.parametrize(("changes", "outcomes"), [
-    ({}, [OK, OK, OK, OK]),
-    ({"failed": 1, "errors": ["gone"]}, [NO, OK, OK, OK]),
-    ({"equal": 9}, [OK, NO, OK, OK]),
-    ({"ratio": 0.84}, [OK, OK, NO, OK]),
-    ({"ratio": 0.84, "alone": 2.0}, [OK, OK, NONE, OK]),  # a small model
-    ({"added": 2.6}, [OK, OK, OK, NO]),
-    ({"ratio": 0.5, "added": 9.0, "given": True}, [OK, OK, NONE, NONE]),
-])
+    ({}, [OK, OK, OK, OK]), ({"failed": 1, "errors": ["gone"]}, [NO, OK, OK, OK]), ({"equal": 9}, [OK, NO, OK, OK]),
+    ({"ratio": 0.84}, [OK, OK, NO, OK]), ({"ratio": 0.84, "alone": 2.0}, [OK, OK, NONE, OK]),  # a small model
+    ({"added": 2.6}, [OK, OK, OK, NO]), ({"ratio": 0.5, "added": 9.0, "given": True}, [OK, OK, NONE, NONE]),
+])  # fmt: skip
 def test_what_serving_may_cost(changes, outcomes):
     told = {"equal": 10, "failed": 0, "errors": [], "ratio": 0.9, "added": 2.0, "alone": 20.0} | changes
     load = {"per_second": 9.0, "answers": 9, "compared": 10, "milliseconds": {"p50": 20.0}, **told}
@@ -161,10 +141,8 @@ def test_what_serving_may_cost(changes, outcomes):
 
 @pytest.mark.triton
 def test_a_served_model_under_load(repository, texts):
-    figures, checks = measure_serving(Serving(
-        repository=repository, items=texts, batches=(1, 3), concurrencies=(1, 2), shares=(0.3,), seconds=0.6, turns=2,
-        warmup_seconds=0.1, rounds=5,
-    ))  # fmt: skip
+    loads = {"batches": (1, 3), "concurrencies": (1, 2), "shares": (0.3,), "seconds": 0.6, "warmup_seconds": 0.1}
+    figures, checks = measure_serving(Serving(repository=repository, items=texts, **loads, turns=2, rounds=5))
     assert [check.outcome for check in checks[:2]] == [OK, OK]
     assert [load["concurrency"] for load in figures["closed"]] == [1, 2]
     for load in figures["closed"]:
@@ -182,6 +160,13 @@ def test_a_served_model_under_load(repository, texts):
 
 
 def test_what_cannot_be_sent_or_asked_is_refused(repository, tmp_path, run_cli):
+    for load in (
+        lambda: poisson_arrivals(0.0, 1.0, 0), lambda: poisson_arrivals(1.0, 0.0, 0),
+        lambda: poisson_arrivals(float("nan"), 1.0, 0), lambda: closed_loop(print, concurrency=0, seconds=1.0),
+        lambda: closed_loop(print, concurrency=1, seconds=0.0), lambda: Requests(["a"], (0,), list, []),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError):
+            load()
     with pytest.raises(BenchmarkError, match="nothing to send"):
         measure_serving(Serving(repository=repository, items=[]))
     with pytest.raises(ServerUnavailableError, match="localhost:1"):

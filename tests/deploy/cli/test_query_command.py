@@ -62,14 +62,11 @@ def test_options_reach_the_connection_and_the_model(rekd_query, server, reposito
     assert server.call_count == 2, "a pipeline asks no server"
 
 
-def test_a_file_streams_in_chunks(rekd_query, server, tmp_path):
+def test_a_file_streams_in_chunks_and_json_keeps_what_came_with_a_text(rekd_query, server, tmp_path):
     (tmp_path / "reviews.txt").write_text("good film\n" * 600)
     code, printed, _ = rekd_query("--file", tmp_path / "reviews.txt", "--json")
     assert code == 0 and printed.count("\n") == 600
     assert [len(each.args[0]) for each in server.predict.call_args_list] == [256, 256, 88]
-
-
-def test_json_keeps_what_came_with_a_text(rekd_query, server, tmp_path):
     path, table = tmp_path / "reviews.jsonl", tmp_path / "reviews.csv"
     path.write_text(
         '{"id": 7, "review": "good film", "label": "gold", "input_label": "old"}\n{"review": "bad", "x": NaN}\n'

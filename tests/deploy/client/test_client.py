@@ -138,7 +138,7 @@ def lengths_of(predictions):
     return [round(prediction.probabilities["positive"] * 48) - 2 for prediction in predictions]
 
 
-def test_predictions_come_in_the_order_of_the_texts_a_few_requests_at_once(client, server):
+def test_predictions_come_in_order_a_few_requests_at_once_in_batches_of_one_bucket(client, server):
     lengths = [20, 1, 44, 3, 30, 2, 1, 15, 40, 9, 25]
     predictions = client.predict(goods(*lengths))
     assert lengths_of(predictions) == lengths
@@ -147,9 +147,6 @@ def test_predictions_come_in_the_order_of_the_texts_a_few_requests_at_once(clien
     server.opens_when_full = True
     client.predict(["good"] * 4 * (IN_FLIGHT + 3))
     assert server.most_open == IN_FLIGHT and server.config_reads == 1
-
-
-def test_batches_hold_at_most_what_the_server_takes_of_one_bucket(client, server):
     client.predict(goods(*[1] * 9, *[20] * 3, 44), request_id="order 17")
     assert server.shapes == [(4, 16), (4, 16), (1, 16), (3, 32), (1, 48)]
     assert server.ids == ["order 17", "order 17-2", "order 17-3", "order 17-4", "order 17-5"]
@@ -171,12 +168,17 @@ def test_arguments_of_a_call_that_cannot_be_used(client, server, name, value):
     assert server.shapes == []
 
 
-def test_options_that_cannot_be_used():
+def test_options_that_cannot_be_used_and_pauses_that_double_up_to_the_longest_shortened_by_chance():
     bad = [(Client, {"timeout": 0}), (AsyncClient, {"timeout": float("nan")}), (Client, {"url": "nowhere"})]
     bad += [(RetryPolicy, each) for each in ({"attempts": 0}, {"first_pause": -1.0}, {"first_pause": 9.0})]
     for made, options in bad:
         with pytest.raises(ClientError, match="it must|is no address"):
             made(**options)
+    chance = iter([0.0, 0.0, 1.0, 0.5, 0.0, 0.0])
+    policy = RetryPolicy(attempts=7, first_pause=0.1, longest_pause=1.0, jitter=lambda: next(chance))
+    pauses = [policy.pause(errors.ServerBusyError(""), made, float("inf")) for made in range(1, 8)]
+    assert pauses == pytest.approx([0.1, 0.2, 0.2, 0.6, 1.0, 1.0, None])
+    assert RetryPolicy().pause(DOWN, 1, remaining=0.04) is None, "the deadline comes first"
 
 
 @pytest.mark.parametrize("failure", [DeadlineError("x"), errors.RejectedError("x"), errors.ModelMissingError("x")])
@@ -212,15 +214,7 @@ def test_a_lone_request_is_waited_for_in_its_thread(client, kind, server):
         assert not server.threads & main, "two requests are on their way at once"
 
 
-def test_pauses_double_up_to_the_longest_and_are_shortened_by_chance():
-    chance = iter([0.0, 0.0, 1.0, 0.5, 0.0, 0.0])
-    policy = RetryPolicy(attempts=7, first_pause=0.1, longest_pause=1.0, jitter=lambda: next(chance))
-    pauses = [policy.pause(errors.ServerBusyError(""), made, float("inf")) for made in range(1, 8)]
-    assert pauses == pytest.approx([0.1, 0.2, 0.2, 0.6, 1.0, 1.0, None])
-    assert RetryPolicy().pause(DOWN, 1, remaining=0.04) is None, "the deadline comes first"
-
-
-def test_a_call_ends_at_its_deadline(kind, server):
+def test_a_call_ends_at_its_deadline_and_no_request_takes_longer_than_its_timeout(kind, server, monkeypatch):
     server.fail_at = dict.fromkeys(range(1000), DOWN)
     client = kind(transport=server, retry=RetryPolicy(attempts=1000, first_pause=0.01, longest_pause=0.05))
     begun = time.monotonic()
@@ -228,9 +222,6 @@ def test_a_call_ends_at_its_deadline(kind, server):
         client.predict(["good"], deadline=0.3)
     assert time.monotonic() - begun < 0.6
     assert max(server.timeouts) <= 0.3 and server.timeouts == sorted(server.timeouts, reverse=True)
-
-
-def test_no_request_may_take_longer_than_its_timeout(kind, server, monkeypatch):
     monkeypatch.setattr("rekd_deploy.client.calls.GRACE", 0.05)
     client = kind(transport=server, timeout=0.1)
     client.predict(["good"])
@@ -314,7 +305,7 @@ def test_a_model_exchanged_behind_the_client_is_asked_in_its_own_way(client, ser
     assert client.predict(["good"])[0].label == "negative" and server.config_reads == 3, "the older one is back"
 
 
-def test_a_model_that_cannot_be_used(kind, server, rationalizer, parameters):
+def test_a_model_that_cannot_be_used_or_changes_all_the_time(kind, server, rationalizer, parameters):
     client = kind(transport=server, preprocessing=rationalizer.preprocessor.fingerprint)
     client.predict(["good"])
     tokenizer = rationalizer.preprocessor.tokenizer_json.replace('"film"', '"kilm"').encode()
@@ -329,9 +320,6 @@ def test_a_model_that_cannot_be_used(kind, server, rationalizer, parameters):
     server.configs = {}
     with pytest.raises(errors.ModelMissingError, match="no version of 'rekd'"):
         kind(transport=server).predict(["good"])
-
-
-def test_a_model_that_changes_all_the_time(kind, parameters):
     class Restless(FakeServer):
         version = property(lambda self: str(len(self.shapes) + 1))
 

@@ -44,11 +44,17 @@ def file(tmp_path):
     return tmp_path / "shoe.png"
 
 
-def test_predictions_are_the_models(pipeline, rationalizer, texts):
+def test_predictions_are_the_models_and_every_text_is_checked_before_any_is_computed(
+    pipeline, rationalizer, texts, monkeypatch
+):
     many = [*texts, *reversed(texts), "good plot", "x " * 100_000]
     found = pipeline.predict(many)
     assert_same_answers(found, rationalizer.predict(many))
     assert found[-1].truncated and not found[0].truncated
+    monkeypatch.setattr(pipeline, "_predicted", lambda *_: pytest.fail("computed before all were checked"))
+    for texts, complaint in ((["good", "bad", "\u200b"], "text 3 holds no word"), (["good", 7], "text 2 is int")):
+        with pytest.raises(InputError, match=complaint):
+            pipeline.predict(texts)
 
 
 def test_arrays_pillow_images_and_paths(image_repository, image_rationalizer, file):
@@ -74,13 +80,6 @@ def test_artefacts_answer_as_the_repository_made_of_them(artefacts, pipeline, te
     ):
         with pytest.raises(error, match=complaint):
             Pipeline(source, **options)
-
-
-def test_every_text_is_checked_before_any_is_computed(pipeline, monkeypatch):
-    monkeypatch.setattr(pipeline, "_predicted", lambda *_: pytest.fail("computed before all were checked"))
-    for texts, complaint in ((["good", "bad", "\u200b"], "text 3 holds no word"), (["good", 7], "text 2 is int")):
-        with pytest.raises(InputError, match=complaint):
-            pipeline.predict(texts)
 
 
 def test_works_without_with_from_several_threads_and_again_after_close(pipeline, repository, texts):
@@ -171,7 +170,7 @@ def made_up(probability, *pieces):
     return Prediction("x", {"negative": 1 - probability, "positive": probability}, [], 0.0, False, pieces=kept)
 
 
-def test_how_predictions_are_combined(windowed):
+def test_how_predictions_of_windows_are_combined(windowed):
     words = ["film"] * 70
     words[40] = "wonderfully"  # of several pieces, in both windows
     text = " ".join(words)
@@ -190,9 +189,6 @@ def test_how_predictions_are_combined(windowed):
     assert [piece.position for piece in found.pieces] == sorted(piece.position for piece in found.pieces)
     best = next(span for span in found.rationale if span.text == "wonderfully")
     assert best.score == 4.0, "the highest of either window"
-
-
-def test_what_two_windows_kept_counts_once_and_neighbours_are_one_span(windowed):
     windows = windowed("film " * 70)
     start = windows.starts[1]
     for second, words, pieces in ((3, "film", 1), (4, "film film", 2)):

@@ -17,12 +17,9 @@ def prediction(text, *spans, truncated=False):
 SHOWN = {"a good film": ((2, 6),), "good film": ((0, 4), (5, 9)), "no words kept": (), "東京 🎬": ((3, 4),)}
 
 
-def test_every_character_once_and_the_rationale_marked():
+def test_every_character_once_below_the_summary_the_rationale_marked():
     shown = [plain_text(prediction(text, *spans)).partition("\n")[2] for text, spans in SHOWN.items()]
     assert shown == ["a [[good]] film", "[[good]] [[film]]", "no words kept", "東京 [[🎬]]"]
-
-
-def test_text_below_its_summary():
     found = prediction("a good [film] :smile:", (2, 6))
     shown = terminal_text(found)
     assert shown.plain == "positive  87.5%  from 10.0% of its tokens\na good [film] :smile:"
@@ -31,13 +28,10 @@ def test_text_below_its_summary():
     assert plain_text(prediction("x", truncated=True)).endswith("its end was cut)\nx")
 
 
-def test_a_highlight_needs_a_terminal_that_shows_it():
+def test_a_highlight_needs_a_terminal_that_shows_it_and_a_review_cannot_steer_one():
     for terminal, variables in ((True, {}), (False, {}), (True, {"NO_COLOR": "1"}), (True, {"TERM": "dumb"})):
         console = Console(force_terminal=terminal, _environ={"TERM": "xterm-256color", **variables})
         assert render.shows_colours(console) is (terminal and not variables)
-
-
-def test_a_review_cannot_steer_the_terminal():
     text = "good\x1b[2J\x07 \x9b31m film\tx\ny\u202e"
     for shown in (terminal_text(prediction(text, (0, 4))).plain, plain_text(prediction(text, (0, 4)))):
         assert not set("\x1b\x07\x9b\u202e") & set(shown) and "film\tx\ny" in shown

@@ -47,12 +47,16 @@ def failure(url, timeout=5.0):
     return type(error.value), str(error.value)
 
 
-def test_nobody_answers_or_listens(listener, url):
+def test_nobody_listens_and_a_closed_transport_says_so(listener, url):
     kind, said = failure(url, timeout=0.3)
     assert kind is errors.DeadlineError and "0.3 s" in said
     listener.close()
     kind, said = failure(url)
     assert kind is ServerUnavailableError and f"at {url} (" in said and "start rekd-serve" in said
+    transport = open_transport(url, 1.0)
+    transport.close()
+    with pytest.raises(ServerUnavailableError, match="cannot be used"):
+        transport.submit("rekd", {"ids": np.zeros((1, 1))}, ("mask",)).result(5)
 
 
 @pytest.fixture
@@ -73,13 +77,6 @@ def answering(listener):
 def test_something_else_answers(answering, url, content):
     answering(content)
     assert failure(url)[0] is ServerUnavailableError
-
-
-def test_a_closed_transport_says_so(url):
-    transport = open_transport(url, 1.0)
-    transport.close()
-    with pytest.raises(ServerUnavailableError, match="cannot be used"):
-        transport.submit("rekd", {"ids": np.zeros((1, 1))}, ("mask",)).result(5)
 
 
 HTTP = [

@@ -82,15 +82,12 @@ def test_what_cannot_be_read_at_all_is_named(tmp_path, read, monkeypatch):
         read("r.parquet", "")
 
 
-def test_arguments():
+def test_arguments_and_chunks_before_a_bad_line(tmp_path):
     assert [each.text for each in TextSource(arguments=["good", "東京"])] == ["good", "東京"]
     with pytest.raises(InputError, match="^text 2 is not UTF-8: byte 3 is 0xff; fix: "):
         list(TextSource(arguments=["good", "ba\udcffd"]))
     with pytest.raises(FaultyItemsError, match="text 3 is empty"):  # before any is used
         next(TextSource(arguments=["a", "b", ""]).chunks(1))
-
-
-def test_chunks_before_a_bad_line_come_before_the_error(tmp_path):
     (tmp_path / "r.txt").write_bytes(b"a\nb\nc\n\xff\nd\n")
     chunks = TextSource(str(tmp_path / "r.txt")).chunks(2)
     assert [[each.text for each in next(chunks)] for _ in range(2)] == [["a", "b"], ["c"]]

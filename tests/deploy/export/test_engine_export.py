@@ -198,7 +198,7 @@ def otherwise(fake_rtx, tmp_path):
     return change
 
 
-def test_engines_that_can_run_are_verified_before_they_are_published(built, otherwise):
+def test_on_a_gpu_engines_are_verified_before_they_are_published_and_by_verify(built, otherwise, root):
     proved = prove_engines(built)
     for role in BOTH:
         entries = [made.manifest["artefacts"][role]["engine"] for made in (proved, built)]
@@ -206,6 +206,15 @@ def test_engines_that_can_run_are_verified_before_they_are_published(built, othe
     otherwise("predictor")
     with pytest.raises(ParityError, match="the predictor's engine is not the model and is not published: a class"):
         prove_engines(built)
+    verification = verify(root)
+    assert verification.engines["selector"].agreement.score_difference < 1e-4
+    assert verification.engines["predictor"].agreement.compared_classes > 20
+    assert [engine_entry(root, role)["status"] for role in BOTH] == ["verified"] * 2
+    assert "verified on Fake RTX" in said(verification)
+    assert json.loads(json.dumps(verification.to_dict()))["engines"]["selector"]["gpu"].startswith("Fake RTX")
+    before = (root / "manifest.json").stat().st_mtime_ns
+    verify(root)
+    assert (root / "manifest.json").stat().st_mtime_ns == before
 
 
 def test_engines_that_cannot_run_here_stay_unverified(built, root, fake_gpu):
@@ -220,18 +229,6 @@ def test_engines_that_cannot_run_here_stay_unverified(built, root, fake_gpu):
     assert prove_engines(built) is built
     with pytest.raises(ServerError, match="engines, and that of the selector cannot run here: there is no GPU 0"):
         TritonServer(root, 0, 0, 0).start()
-
-
-def test_on_a_gpu_engines_run_and_the_manifest_is_completed(root):
-    verification = verify(root)
-    assert verification.engines["selector"].agreement.score_difference < 1e-4
-    assert verification.engines["predictor"].agreement.compared_classes > 20
-    assert [engine_entry(root, role)["status"] for role in BOTH] == ["verified"] * 2
-    assert "verified on Fake RTX" in said(verification)
-    assert json.loads(json.dumps(verification.to_dict()))["engines"]["selector"]["gpu"].startswith("Fake RTX")
-    before = (root / "manifest.json").stat().st_mtime_ns
-    verify(root)
-    assert (root / "manifest.json").stat().st_mtime_ns == before
 
 
 def test_engines_run_on_the_gpu_that_is_named_and_without_it_stay_unverified(root, fake_gpu, monkeypatch):

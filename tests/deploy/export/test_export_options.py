@@ -188,7 +188,7 @@ def test_a_missing_library_is_said_before_the_slow_work(checkpoints, tmp_path, m
     refused(fix, MissingExtraError, checkpoints["text"], tmp_path / "r", **options)
 
 
-def test_a_plan_says_what_would_be_done_and_writes_nothing(checkpoints, tmp_path):
+def test_plans_say_what_would_be_done_count_versions_and_write_nothing(checkpoints, tmp_path, repository):
     options = ExportOptions(lengths=(16,), batches=(1, 4), single_graph=True)
     plan = plan_export(checkpoints["text"], tmp_path / "r", options)
     assert (plan.version, plan.stays, plan.goes, plan.lengths) == (1, (), (), (16, 48))
@@ -200,9 +200,6 @@ def test_a_plan_says_what_would_be_done_and_writes_nothing(checkpoints, tmp_path
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "thesis.tex").touch()
     refused("holds thesis.tex", RepositoryError, checkpoints["text"], tmp_path)
-
-
-def test_a_plan_counts_the_versions_that_are_there(checkpoints, repository, tmp_path):
     root = shutil.copytree(repository, tmp_path / "r")
     assert "version 2; version 1 is removed" in shown(plan_export(checkpoints["text"], root, ExportOptions()))
     plan = plan_export(checkpoints["text"], root, ExportOptions(keep=2))

@@ -122,7 +122,9 @@ def test_a_forged_manifest_hides_no_wrong_file(copy, name, change, complaint):
         verify(copy)
 
 
-def test_cases_are_the_models_answers(artefacts, rationalizer):
+def test_cases_are_the_models_answers_and_images_are_stored_up_to_a_limit(
+    artefacts, rationalizer, image_rationalizer, tmp_path, monkeypatch
+):
     cases, signature = read_cases(artefacts.reference), pair_signature(rationalizer).predictor
     widths = {case.inputs["input_ids"].shape[1] for case in cases}
     assert {3, 16, 32, 48} <= widths and artefacts.reference.stat().st_size < 200_000
@@ -131,9 +133,6 @@ def test_cases_are_the_models_answers(artefacts, rationalizer):
         known = case.inputs | handover
         check_inputs({spec.name: known[spec.name] for spec in signature.inputs}, signature, "")
         assert wrong_handovers({"mask": case.mask, **handover}) == 0
-
-
-def test_images_are_stored_up_to_a_limit(image_rationalizer, tmp_path, monkeypatch):
     images = some_images()
     everything = read_cases(record(image_rationalizer, images, tmp_path / "all.npz"))
     assert sum(len(case.mask) for case in everything) > 12

@@ -99,9 +99,12 @@ def test_the_example_has_every_variable_of_compose_with_its_default_and_a_missin
         assert f"set {missing} to" in docker_compose(**REQUIRED | {missing: ""})
 
 
-def test_no_registry_is_written_down():
+def test_queries_parse_and_no_registry_is_written_down():
     for path in filter(Path.is_file, DEPLOY.rglob("*")):
         assert not re.search(r"\b(nvcr|ghcr|quay|docker|gcr)\.io\b", path.read_text(encoding="utf-8")), path
+    for text in queries():
+        promql_parser.parse(text)
+    assert {*re.findall(r'"(rekd\|[^"]*)"', " ".join(queries()))} == {"|".join((ENSEMBLE, SINGLE, *ENDPOINTS.values()))}
 
 
 def test_the_servers_flags_are_the_safe_ones(compose):
@@ -228,9 +231,3 @@ def test_the_measure_of_both_clusters_is_drawn_with_its_limit_and_alerted_on():
     assert drawn["targets"][0]["expr"].replace(', instance=~"$instance"', "") == measure
     assert drawn["fieldConfig"]["defaults"]["thresholds"]["steps"][-1]["value"] == float(limit)
     assert alerts["RekdRequestsWait"] == f"{measure} > {5 * float(limit):g}"
-
-
-def test_queries_parse_and_name_the_models_that_clients_use():
-    for text in queries():
-        promql_parser.parse(text)
-    assert {*re.findall(r'"(rekd\|[^"]*)"', " ".join(queries()))} == {"|".join((ENSEMBLE, SINGLE, *ENDPOINTS.values()))}

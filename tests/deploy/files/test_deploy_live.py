@@ -102,7 +102,7 @@ def test_our_client_over_tls(deployment, rationalizer, texts, scheme):
         assert_same_answers(client.predict(texts), rationalizer.predict(texts))
 
 
-def test_management_takes_the_key_and_is_not_passed_on_even_with_it(deployment):
+def test_management_and_status_take_the_key_and_are_not_passed_on_even_with_it(deployment):
     for line in (
         "POST /v2/repository/index", "POST /v2/repository/models/rekd/unload", "GET /v2/systemsharedmemory/status",
         "GET /v2/logging", "GET /v2/trace/setting", "GET /v2/models/rekd/stats",
@@ -118,9 +118,6 @@ def test_management_takes_the_key_and_is_not_passed_on_even_with_it(deployment):
         deployment.proxied.get_model_repository_index({GRPC_KEY_HEADER: KEY})
     for path in ("/", "/metrics", "/v2x", "/v2/models/stats", "/v2/models/rekd/../../repository/index"):
         assert send(deployment.port, "GET", path, tls=deployment.tls)[0] == 404, path
-
-
-def test_the_status_takes_the_key(deployment):
     urls = {"grpc_url": f"{LOOPBACK}:{deployment.grpc}", "http_url": f"http://{LOOPBACK}:{deployment.http}"}
     state = ServerState(process_id=1, repository="", metrics_url="", log_file="", key=KEY, version=1, **urls)
     for url in urls.values():

@@ -79,12 +79,16 @@ def test_onnx_runtime_leaves_the_norms_apart(tmp_path):
     assert "SkipLayerNormalization" not in operators(onnx.load(tmp_path / "optimised.onnx"))
 
 
-def test_ranges_hold_zero_and_leave_out_what_stands_alone():
+def test_ranges_hold_zero_and_weights_are_rounded_by_column():
     values = np.concatenate([np.linspace(-1, 3, 100_000), [12.0]]).astype(np.float32)
     found = best_range(values)
     assert found.scale * 255 < 12.5 and found.scale * (255 - int(found.zero_point)) > 3
     ends = [best_range(np.linspace(*ends, 10, dtype=np.float32)).zero_point for ends in ((2, 3), (-3, -2))]
     assert ends == [0, 255] and best_range(np.zeros(4, np.float32)).scale > 0
+    weight = np.array([[1.0, 100.0, 0.0], [-0.5, 50.0, 0.0]], np.float32)
+    integers, scales = quantised_weight(weight)
+    assert integers.dtype == np.int8 and integers[:, :2].T.tolist() == [[127, -64], [85, 42]]
+    assert np.abs((integers * scales - weight)[:, 0]).max() < 0.005, "the large column takes nothing from the small one"
 
 
 def test_calibration_takes_a_part_of_the_examples_and_no_padding(monkeypatch):
@@ -118,13 +122,6 @@ def test_no_processor_saturates(rows):
     assert 255 * np.maximum(pairs, 0).sum(axis=1).max() <= np.iinfo(np.int16).max
     assert 255 * np.minimum(pairs, 0).sum(axis=1).min() >= np.iinfo(np.int16).min
     assert np.abs(integers[:, 3]).max() > 50 and (integers[:, :2] != 0).all(), "and as little is given up as possible"
-
-
-def test_weights_are_rounded_by_column():
-    weight = np.array([[1.0, 100.0, 0.0], [-0.5, 50.0, 0.0]], np.float32)
-    integers, scales = quantised_weight(weight)
-    assert integers.dtype == np.int8 and integers[:, :2].T.tolist() == [[127, -64], [85, 42]]
-    assert np.abs((integers * scales - weight)[:, 0]).max() < 0.005, "the large column takes nothing from the small one"
 
 
 PRODUCT = GraphSignature((TensorSpec("x", "uint8", (BATCH, 512)),), (TensorSpec("y", "float32", (BATCH, 64)),))

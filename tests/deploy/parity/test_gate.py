@@ -127,11 +127,18 @@ def test_a_flip_close_to_the_cut_is_tolerated_and_counted(rationalizer, sabotage
         assert report.flipped_positions == report.near_ties == 1 and report.wrong_flips == 0
 
 
-def test_a_mask_is_handed_over_in_slots():
+def test_a_mask_is_handed_over_in_slots_and_masks_agree_by_jaccard():
     found = in_slots(np.array([[0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]], bool), 3)
     assert found["positions"].tolist() == [[1, 3, 0], [0, 0, 0], [0, 1, 2]]
     assert found["kept"].tolist() == [[True, True, False], [False] * 3, [True] * 3]
     assert in_slots(np.array([[False, True]]), 3)["positions"].tolist() == [[1, 0, 0]], "more slots than positions"
+    limits = limits_of("fp32", "int8")
+    assert (limits.scores, limits.flipped_share, limits.logits, limits.accuracy_drop) == (1e-4, None, None, 0.01)
+    masks = MaskAgreement()
+    ours, theirs = np.array([[1, 1, 0, 0], [0, 0, 0, 0]], bool), np.array([[1, 0, 1, 0], [0, 0, 0, 0]], bool)
+    masks.add(ours, theirs, np.array([[1, 1, 1, 1], [1, 1, 0, 0]], bool))
+    assert (masks.jaccard, masks.flipped, masks.positions) == ((1 / 3 + 1) / 2, 2, 6)
+    assert any("mean Jaccard index is 0.6667 (limit 0.97)" in each for each in masks.complaints(limits_of("fp16")))
 
 
 def complaints(precision: str, flipped: int = 0, **figures) -> str:
@@ -172,16 +179,6 @@ NAN, LABELLED = float("nan"), {"labelled": 200, "model_correct": 170}
 def test_limits(precision, figures, complaint):
     found = complaints(precision, **figures)
     assert (complaint in found) if complaint else not found
-
-
-def test_a_selector_in_fp32_keeps_its_limits_and_masks_agree_by_jaccard():
-    limits = limits_of("fp32", "int8")
-    assert (limits.scores, limits.flipped_share, limits.logits, limits.accuracy_drop) == (1e-4, None, None, 0.01)
-    masks = MaskAgreement()
-    ours, theirs = np.array([[1, 1, 0, 0], [0, 0, 0, 0]], bool), np.array([[1, 0, 1, 0], [0, 0, 0, 0]], bool)
-    masks.add(ours, theirs, np.array([[1, 1, 1, 1], [1, 1, 0, 0]], bool))
-    assert (masks.jaccard, masks.flipped, masks.positions) == ((1 / 3 + 1) / 2, 2, 6)
-    assert any("mean Jaccard index is 0.6667 (limit 0.97)" in each for each in masks.complaints(limits_of("fp16")))
 
 
 def test_texts_come_from_the_file_else_the_checkpoint_else_the_vocabulary(rationalizer, tmp_path):

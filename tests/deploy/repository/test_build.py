@@ -174,14 +174,10 @@ def test_all_shapes_of_long_texts_are_captured_as_they_warm_up(rationalizer):
     assert 64 < len(warm_ups) <= backend_graphs._MOST_SHAPES
 
 
-def test_labels_are_one_a_line(artefacts):
+def test_labels_are_one_a_line_and_the_oldest_server_reads_the_graphs(artefacts):
     made = replace(artefacts, labels=("good", "very\nbad"))
     files = model_files(build_configs(made, ServingSettings()), made)
     assert files["rekd/labels.txt"] == files["rekd_predictor/labels.txt"] == b"good\nvery bad\n"
-
-
-def test_the_oldest_server_reads_the_graphs(artefacts):
-    """Triton 24.10 has ONNX Runtime 1.19; that a mask is added to no heads at once: test_fusion."""
     for graph in artefacts.graphs.values():
         model = onnx.load(str(graph))
         assert model.ir_version <= 10 and all(each.version <= 21 for each in model.opset_import if each.domain == "")

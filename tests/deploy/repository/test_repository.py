@@ -60,15 +60,12 @@ def test_manifest_says_what_was_exported(artefacts, checkpoint, rationalizer):
     assert json.loads(text) == manifest and "/" not in text.replace("</", ""), "JSON without paths"
 
 
-def test_a_signature_that_cannot_be_read(artefacts):
+def test_a_signature_that_cannot_be_read_and_every_file_that_is_not_the_manifests_are_named(artefacts, tmp_path):
     content = artefacts.manifest["signature"]
     assert signature_from_dict(json.loads(json.dumps(content))) == artefacts.signature
     for damaged in ({"selector": content["selector"]}, {**content, "predictor": {"inputs": 3}}, []):
         with pytest.raises(RepositoryError, match="signature cannot be read"):
             signature_from_dict(damaged)
-
-
-def test_every_file_that_is_not_the_manifests_is_named(artefacts, tmp_path):
     altered = shutil.copy(artefacts.predictor, tmp_path / "predictor.onnx")
     altered.write_bytes(altered.read_bytes()[:-1] + b"x")
     for selector, named in ((artefacts.selector, ""), (tmp_path / "selector.onnx", "selector.onnx, .*")):
@@ -115,16 +112,13 @@ def test_what_is_not_as_it_was_written_is_named(copy, change, complaint):
         check_repository(copy)
 
 
-def test_a_folder_with_other_things_is_left_alone(artefacts, tmp_path):
+def test_other_things_in_the_folder_are_left_alone_and_external_weights_travel_along(artefacts, tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(RepositoryError, match=r"thesis\.tex.*would be lost"):
         write_repository(artefacts, tmp_path)
     assert listing(tmp_path) == ["thesis.tex"]
     with pytest.raises(RepositoryError, match="is a file"):
         write_repository(artefacts, tmp_path / "thesis.tex")
-
-
-def test_external_weights_travel_with_the_graph(artefacts, tmp_path):
     graph = shutil.copyfile(artefacts.selector, tmp_path / "selector.onnx")
     (tmp_path / "selector.onnx.data").write_bytes(b"weights")
     root = write_repository(replace(artefacts, selector=graph), tmp_path / "r")

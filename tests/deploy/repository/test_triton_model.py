@@ -159,7 +159,7 @@ def test_images_are_checked_by_their_patches():
     assert "outside the patches 0..11" in reason_to_refuse({"positions": ids(2, 12), "kept": ids(2)})
 
 
-def test_requests_of_similar_length_run_as_one_batch(start, rationalizer):
+def test_texts_are_grouped_by_length_run_as_one_batch_and_filled_up_with_the_pad_id(start, rationalizer):
     model = start(SELECTOR)
     batches = watched(model)
     short, long = encoded(rationalizer, "good", "bad film"), encoded(rationalizer, "good " * 20)
@@ -167,6 +167,10 @@ def test_requests_of_similar_length_run_as_one_batch(start, rationalizer):
     answers = ask(model, SELECTOR, long, short, similar, short)
     assert batches == [(5, 20), (1, 32)], "at most a quarter longer than the shortest"
     assert [answer.outputs["mask"].shape for answer in answers] == [(1, 32), (2, 16), (1, 20), (2, 16)]
+    inputs = {index: {"positions": ids(4), "input_ids": ids(length)} for index, length in enumerate((48, 16, 18))}
+    assert groups_by_length(inputs) == [[1, 2], [0]]
+    found = {name: array.tolist() for name, array in joined([texts(2), texts(3)], 7).items()}
+    assert found == {"input_ids": [[5, 5, 7], [5, 5, 5]], "attention_mask": [[1, 1, 0], [1, 1, 1]]}
 
 
 @pytest.fixture
@@ -203,10 +207,3 @@ def test_on_a_gpu_a_runtime_for_cpus_is_refused_and_never_used(repository, utili
     """On a GPU: test_standin_triton."""
     with pytest.raises(RuntimeError, match=r"serves no GPUs; fix: install onnxruntime-gpu\[cuda,cudnn\] there"):
         started(repository, SELECTOR, model_instance_kind="GPU", model_instance_device_id="0")
-
-
-def test_texts_are_grouped_by_their_own_length_and_filled_up_with_the_pad_id():
-    inputs = {index: {"positions": ids(4), "input_ids": ids(length)} for index, length in enumerate((48, 16, 18))}
-    assert groups_by_length(inputs) == [[1, 2], [0]]
-    found = {name: array.tolist() for name, array in joined([texts(2), texts(3)], 7).items()}
-    assert found == {"input_ids": [[5, 5, 7], [5, 5, 5]], "attention_mask": [[1, 1, 0], [1, 1, 1]]}

@@ -148,7 +148,7 @@ def test_a_directory_is_replaced_whole(tmp_path, monkeypatch, exchange):
     assert listing(tmp_path / "lost") == ["second"]
 
 
-def test_one_process_at_a_time_writes_at_a_place(tmp_path):
+def test_one_process_at_a_time_writes_at_a_place_and_one_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     def second():
         with workspaces.one_at_a_time(tmp_path / "link" / "models"):
             return listing(tmp_path / "disk")
@@ -160,9 +160,6 @@ def test_one_process_at_a_time_writes_at_a_place(tmp_path):
             time.sleep(0.3)
             assert not other.done()
         assert other.result(10) == []
-
-
-def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     workspaces.refuse_unwritable_place(tmp_path / "new" / "models")
     (tmp_path / "file").touch()
     with pytest.raises(RepositoryError, match=r"models cannot be written, since .*/file is a file; fix"):

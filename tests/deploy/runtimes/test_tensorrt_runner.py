@@ -53,16 +53,15 @@ def test_answers_are_the_graphs_at_every_shape(runner, reference, fake_rtx, fake
         runner.run(tokens(1, 3))
 
 
-def test_threads_that_share_an_engine_get_their_own_answers(runner, reference):
+def test_threads_that_share_an_engine_get_their_own_answers_and_closing_waits_for_the_request_that_runs(
+    runner, reference
+):
     requests = [tokens(1 + turn % 3, 12 + turn % 4) for turn in range(12)]
     expected = [reference.run(inputs)["scores"] for inputs in requests]
     with runner, ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda turn: runner.run(requests[turn % 12])["scores"], range(240)))
     for turn, scores in enumerate(found):
         np.testing.assert_array_equal(scores, expected[turn % 12])
-
-
-def test_closing_waits_for_the_request_that_runs(runner):
     runner.__enter__()
     execution = runner.execution
     with ThreadPoolExecutor(1) as threads:

@@ -63,7 +63,7 @@ def test_prepared_as_exported_but_with_the_newest_version_alone_which_no_later_e
     assert {path: path.read_bytes() for path in live.models.rglob("*") if path.is_file()} == before
 
 
-def test_what_versions_share_stays_while_it_is_the_same_and_follows_the_newest(live, export):
+def test_what_versions_share_follows_the_newest_and_an_exchange_while_it_is_read_is_noticed(live, export, monkeypatch):
     """Triton would load every version again; that it does not: test_triton_operations."""
     labels, warm_up = live.models / "rekd" / "labels.txt", live.models / "rekd_selector" / "warmup" / "input_ids-16"
     inode, content = warm_up.stat().st_ino, labels.read_bytes()
@@ -71,9 +71,6 @@ def test_what_versions_share_stays_while_it_is_the_same_and_follows_the_newest(l
     export(2)
     live.place(live.snapshot())
     assert warm_up.stat().st_ino == inode and labels.read_bytes() == content
-
-
-def test_an_exchange_while_it_is_read_is_noticed(live, export, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(RepositoryError, match="changed while it was read"):
         patch.setattr(live_repository.shutil, "copytree", lambda *_: export(2) and raising(FileNotFoundError())())
         live.snapshot()

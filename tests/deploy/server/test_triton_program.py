@@ -116,7 +116,7 @@ def test_each_setting_opens_what_it_names_alone(settings, opened):
     assert flags(**settings) == flags() | opened
 
 
-def test_another_address_is_refused_unless_it_is_meant():
+def test_a_host_and_ports_that_cannot_be_used_are_named_with_their_flags():
     check_host("127.0.0.1", exposed=False)
     for address in ("0.0.0.0", "192.168.1.4"):
         check_host(address, exposed=True)
@@ -125,9 +125,6 @@ def test_another_address_is_refused_unless_it_is_meant():
     for address in ("", "localhost", "::1", "127.0.0.1:8000", "here"):
         with pytest.raises(ConfigError, match="is no IPv4 address"):
             check_host(address, exposed=True)
-
-
-def test_ports_that_cannot_be_used_are_named_with_their_flags():
     free = settled_ports({"grpc": 0, "http": 0, "metrics": 0})
     assert settled_ports(free) == free and len(set(free.values())) == 3
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -56,7 +56,7 @@ def test_both_clients_answer_as_the_model(url, texts, rationalizer):
     assert found[-1].truncated
 
 
-def test_connections_are_used_again(server, protocol):
+def test_a_process_that_closes_no_client_ends_and_connections_are_used_again(server, protocol, url):
     with Proxy(server.ports[protocol]) as proxy, Client(f"{protocol}://127.0.0.1:{proxy.port}") as client:
         for _ in range(20):
             client.predict(["good film"])
@@ -64,9 +64,6 @@ def test_connections_are_used_again(server, protocol):
         proxy.cut()
         client.predict(["good film"])  # one that broke is noticed, and replaced
         assert proxy.connections == 2
-
-
-def test_a_process_that_closes_no_client_ends_and_says_nothing(url):
     code = "import sys; from rekd_deploy import Client; print(Client(sys.argv[1]).predict(['good plot'])[0].label)"
     done = subprocess.run([sys.executable, "-c", code, url], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.strip() in ("negative", "positive")
