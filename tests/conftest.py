@@ -271,6 +271,15 @@ def fake_rtx(fake_gpu, monkeypatch):
     return library
 
 
+@pytest.fixture
+def inside_triton(monkeypatch):
+    """Its module for Python models, and what they log."""
+    import triton_stub
+
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", triton_stub)
+    triton_stub.LOGGED.clear()
+
+
 def idx(array: np.ndarray) -> bytes:
     """An array of bytes as an IDX file holds it."""
     return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()

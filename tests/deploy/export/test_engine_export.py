@@ -1,6 +1,5 @@
 """From a checkpoint to a repository with engines, what runs them, and how they are verified, on a fake GPU."""
 
-import importlib.util
 import json
 import sys
 from dataclasses import replace
@@ -10,6 +9,7 @@ import pytest
 from fake_tensorrt import FakeLibrary
 from families import assert_same_answers
 from test_verify import changed_weights, sign
+from triton_stub import started
 
 from rekd_deploy.cli.export_summary import verification_lines
 from rekd_deploy.client.pipeline import Pipeline
@@ -70,7 +70,9 @@ def test_a_repository_with_engines_is_whole_and_says_what_they_are(engine_reposi
 
 
 @pytest.mark.tensorrt
-def test_pipeline_and_model_inside_triton_answer_on_engines_as_on_graphs(engine_repository, fake_rtx, texts, artefacts):
+def test_pipeline_and_model_inside_triton_answer_on_engines_as_on_graphs(
+    engine_repository, fake_rtx, inside_triton, texts, artefacts
+):
     """The fake GPU runs the repository's graphs for its real engines."""
     manifest, gpu = read_manifest(engine_repository), fake_rtx.driver
     for role in MODELS:
@@ -85,17 +87,13 @@ def test_pipeline_and_model_inside_triton_answer_on_engines_as_on_graphs(engine_
         with Pipeline(engine_repository) as pipeline:
             assert_same_answers(answers, pipeline.predict(texts * 2))
     folder = engine_repository / SELECTOR / "1"
-    specification = importlib.util.spec_from_file_location("engine_model", folder / "model.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    graphs, execution = (module.module_beside(folder, name) for name in ("triton_graphs", "tensorrt_execution"))
-    graph = graphs.EngineGraph(folder, "tensorrt-rtx", 0, execution)
+    model = started(engine_repository, SELECTOR, model_instance_kind="GPU", model_instance_device_id="0")
     inputs = {name: np.ones((2, 5), np.int64) for name in ("input_ids", "attention_mask")}
-    found = graph.run(["mask", "scores"], inputs)
+    found = model._graph.run(["mask", "scores"], inputs)
     with OnnxRuntimeRunner(folder / "model.onnx", artefacts.signature.selector, "it") as reference:
         expected = reference.run(inputs)
     assert all((array == expected[name]).all() for array, name in zip(found, ("mask", "scores"), strict=True))
-    graph.close()
+    model.finalize()
     assert not gpu.blocks
 
 
@@ -221,9 +219,8 @@ def test_engines_that_cannot_run_here_stay_unverified(built, root, fake_gpu):
     entry = built.manifest["artefacts"]["predictor"]["engine"]
     entry["built_for"] = ["sm120"]
     assert prove_engines(built) is built
-    assert reason_not_to_run(entry) == (
-        "it was built for sm120, this machine's Fake RTX is sm89; fix: verify on such a card, or export again"
-    )
+    said = "it was built for sm120, this machine's Fake RTX is sm89; fix: verify on such a card, or export again"
+    assert reason_not_to_run(entry) == said
     entry["built_for"] = ["sm89"]
     fake_gpu.devices = 0
     assert prove_engines(built) is built

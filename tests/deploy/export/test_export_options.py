@@ -26,25 +26,23 @@ CPUS, GPUS = ({"target": "onnxruntime", "gpu": gpu} for gpu in (False, True))
 RTX = {"engine": "tensorrt-rtx"}
 
 
-@pytest.fixture(scope="module")
-def models():
-    paper = make_rationalizer(operator="zero", policy=PAPER_POLICY)
-    zero = make_rationalizer(operator="zero")
-    return {"text": make_rationalizer(), "zero": zero, "paper": paper, "image": make_image_rationalizer()}
+MODELS = {
+    "text": make_rationalizer, "zero": lambda: make_rationalizer(operator="zero"), "image": make_image_rationalizer,
+    "paper": lambda: make_rationalizer(operator="zero", policy=PAPER_POLICY),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def checkpoints(models, tmp_path_factory):
+def checkpoints(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
-    return {name: save(model, folder / name) for name, model in models.items()}
+    return {name: save(make(), folder / name) for name, make in MODELS.items()}
 
 
 @pytest.fixture
 def here(monkeypatch):
     """Says what the machine has."""
-    return lambda **found: monkeypatch.setattr(
-        "rekd_deploy.export.options.machine", lambda: {"cores": 2, "gpus": 0} | found
-    )
+    machine = {"cores": 2, "gpus": 0}
+    return lambda **found: monkeypatch.setattr("rekd_deploy.export.options.machine", lambda: machine | found)
 
 
 def refused(complaint, errors, checkpoint, root, **choices):
@@ -60,8 +58,8 @@ def shown(plan) -> str:
 
 
 @pytest.mark.parametrize(("name", "shortest"), [("text", 11), ("zero", 3), ("image", 4)])
-def test_facts_are_the_models(models, checkpoints, name, shortest):
-    facts, model = read_facts(checkpoints[name]), models[name]
+def test_facts_are_the_models(checkpoints, name, shortest):
+    facts, model = read_facts(checkpoints[name]), MODELS[name]()
     assert facts.signature == pair_signature(model) and facts.capacity == model.capacity
     assert facts.labels == tuple(model.labels) and facts.preprocessor.fingerprint == model.preprocessor.fingerprint
     assert facts.shortest_length == shortest
@@ -71,9 +69,8 @@ def test_facts_are_the_models(models, checkpoints, name, shortest):
     ("policy.json", None, "policy.json is missing; fix: .* a whole checkpoint"),
     ("selector.safetensors", None, "selector.safetensors is missing; fix: "),
     ("tokenizer.json", None, "tokenizer.json is missing; fix: "),
-    ("policy.json", '{"policy": {"budget": 3}}', "budget"),
-    ("policy.json", "{", r"policy\.json is damaged"),
-])
+    ("policy.json", '{"policy": {"budget": 3}}', "budget"), ("policy.json", "{", r"policy\.json is damaged"),
+])  # fmt: skip
 def test_a_checkpoint_that_is_not_whole_is_named(checkpoints, tmp_path, name, content, complaint):
     copy = shutil.copytree(checkpoints["text"], tmp_path / "copy")
     (copy / name).unlink()
@@ -83,28 +80,24 @@ def test_a_checkpoint_that_is_not_whole_is_named(checkpoints, tmp_path, name, co
 
 
 @pytest.mark.parametrize(("choices", "complaint"), [
-    ({"target": "mainframe"}, "target 'mainframe' is not one of python"),
-    ({"lengths": (0, 16)}, "length 0 must be at least 1"),
-    ({"batches": (0,)}, "batch 0 is outside 1.."),
-    ({"batches": (1, 10**6)}, "batch 1000000 is outside"),
-    ({"keep": 0}, "keep is 0"),
+    ({"target": "mainframe"}, "target 'mainframe' is not one of python"), ({"instances": 0}, "instances is 0"),
+    ({"lengths": (0, 16)}, "length 0 must be at least 1"), ({"batches": (0,)}, "batch 0 is outside 1.."),
+    ({"batches": (1, 10**6)}, "batch 1000000 is outside"), ({"keep": 0}, "keep is 0"),
     ({"queue_delay": -1}, "queue delay -1 is outside 0..1000000"),
     ({"queue_delay": 10**20}, f"queue delay {10**20} is outside 0..1000000"),
-    ({"instances": 0}, "instances is 0"),
     ({"gpu": True, **RTX}, "tensorrt-rtx engines need a GPU in any case; fix: leave out --gpu"),
     ({"gpu": False, "target": "tensorrt"}, "tensorrt engines need a GPU in any case"),
     ({"gpu": True, "precision": "int8"}, "'int8' is none that ONNX Runtime can do on GPUs"),
     (GPUS | {"precision": "int8"}, "'int8' is none that .* on GPUs; fix: one of fp32, fp16$"),
     ({"precision": "bf16"}, "'bf16' is none that ONNX Runtime can do.* fix: one of fp32, fp16, int8"),
-    ({"precision": "fp7"}, "precision 'fp7'"),
-    ({"device": "tpu"}, "there is no device 'tpu'"),
+    ({"precision": "fp7"}, "precision 'fp7'"), ({"device": "tpu"}, "there is no device 'tpu'"),
     ({"device": "cuda", "precision": "int8"}, "no int8 kernels for GPUs.*fix: --device cpu"),
     (CPUS | {"gpus": (0,)}, "gpus 0 are for GPUs, .* run on CPUs; fix: add --gpu"),
     ({"target": "onnxruntime", **RTX}, "cannot run the engine 'tensorrt-rtx'; fix: "),
     ({"target": "tensorrt", **RTX}, "cannot run the engine 'tensorrt-rtx'; fix: "),
     ({"engine": "tensorrt"}, "target 'python' cannot run the engine 'tensorrt'; fix: "),
     ({"target": "mainframe", "lengths": (-1,), "keep": 0}, "mainframe.*length -1.*keep is 0"),
-])
+])  # fmt: skip
 def test_values_out_of_range(choices, complaint):
     with pytest.raises(ConfigError, match=complaint):
         ExportOptions(**choices)
@@ -117,10 +110,14 @@ def test_values_out_of_range(choices, complaint):
     ("paper", {"lengths": (16,)}, "lengths 16 are .*may hold padding.*fix: leave out --lengths"),
     ("image", {"lengths": (16,)}, "lengths 16 are not for .*reads images.*leave out --lengths"),
     ("image", {"parity_texts": "texts.txt"}, "leave out --parity-texts"),
-])
-def test_values_that_do_not_fit_the_checkpoint(checkpoints, tmp_path, name, choices, complaint):
-    refused(complaint, ConfigError, checkpoints[name], tmp_path / "r", **choices)
-
+    ("text", {}, r"pip install -e '.*\[cpu\]'"), ("text", RTX, r"pip install -e '.*\[tensorrt-rtx\]'"),
+])  # fmt: skip
+def test_what_does_not_fit_the_checkpoint_and_a_missing_library(
+    checkpoints, tmp_path, monkeypatch, name, choices, complaint
+):
+    if "pip" in complaint:
+        monkeypatch.setitem(sys.modules, "tensorrt_rtx" if choices else "onnxruntime", None)
+    refused(complaint, (ConfigError, MissingExtraError), checkpoints[name], tmp_path / "r", **choices)
 
 def test_choices_reach_server_and_engines(checkpoints):
     ExportOptions(lengths=(11, 48)).check(read_facts(checkpoints["text"]))  # the shortest and the longest that fit
@@ -144,9 +141,7 @@ def test_choices_reach_server_and_engines(checkpoints):
     ({"target": "onnxruntime"}, 0, "fp32"), (CPUS, 1, "fp32"), ({"target": "tensorrt"}, 1, "fp32"),
     (GPUS | {"precision": "fp32"}, 0, "fp32"), (CPUS | {"precision": "fp16"}, 0, "fp16"),
 ])
-def test_on_a_gpu_precision_is_fp16_and_both_steps_one_graph_unless_it_is_said(
-    here, checkpoints, tmp_path, choices, gpus, expected
-):
+def test_on_a_gpu_precision_is_fp16_and_both_steps_one_graph(here, checkpoints, tmp_path, choices, gpus, expected):
     here(gpus=gpus)
     options = ExportOptions(**choices)
     plan = plan_export(checkpoints["text"], tmp_path / "r", options)
@@ -179,13 +174,6 @@ def test_instances_share_the_cores(here, checkpoints, cores, width, options, exp
     selector = facts.backbones["selector"].model_copy(update={"width": width})
     serving = ExportOptions(**options).with_instances(replace(facts, backbones={"selector": selector})).serving
     assert (serving.instances, serving.threads) == expected
-
-
-@pytest.mark.parametrize(("missing", "options"), [("onnxruntime", {}), ("tensorrt_rtx", RTX)])
-def test_a_missing_library_is_said_before_the_slow_work(checkpoints, tmp_path, monkeypatch, missing, options):
-    monkeypatch.setitem(sys.modules, missing, None)
-    fix = r"pip install -e '.*\[(cpu|tensorrt-rtx)\]'"
-    refused(fix, MissingExtraError, checkpoints["text"], tmp_path / "r", **options)
 
 
 def test_plans_say_what_would_be_done_count_versions_and_write_nothing(checkpoints, tmp_path, repository):

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from families import KINDS, LIBRARIES, assert_same_answers, some_images
-from test_triton_model import ask, started, utilities, watched  # noqa: F401  a fixture
+from triton_stub import ask, started, watched
 
 from rekd_deploy.client.pipeline import Pipeline
 from rekd_deploy.errors import ParityError
@@ -45,7 +45,7 @@ def test_pipeline_answers_as_the_model(family, texts, single_graph):
     assert model.policy.selectable == "real" or set(lengths) <= {48}, "where padding counts, all of it"
 
 
-def test_padding_for_a_longer_neighbour_changes_no_answer(family, utilities):  # noqa: F811
+def test_padding_for_a_longer_neighbour_changes_no_answer(family, inside_triton):
     """Inside Triton: budgets are of each text's own tokens, and each answer has its request's own length."""
     model, artefacts, repository = family
     if model.preprocessor.settings.kind != "text" or model.policy.selectable == "all":

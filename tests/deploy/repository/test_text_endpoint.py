@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from families import another, some_images, written
 from reference_repository import artefacts_of
-from test_triton_model import Request, started, utilities  # noqa: F401  a fixture
+from triton_stub import Request, started
 
 from rekd_deploy.repository.backend.endpoint import LARGEST_TEXT
 from rekd_deploy.repository.config import CONFIG_FILE, PREPARE, ServingSettings, config_text, read_config
@@ -54,8 +54,8 @@ BAD_FILES = {kind: [content for each, content, reason in BAD if each == kind and
 
 @pytest.mark.parametrize(("kind", "content", "reason"), BAD)
 def test_what_cannot_be_used_is_refused_and_its_neighbours_are_not(
-    rationalizer, image_rationalizer, utilities, monkeypatch, tmp_path, kind, content, reason  # noqa: F811
-):  # fmt: skip
+    rationalizer, image_rationalizer, inside_triton, monkeypatch, tmp_path, kind, content, reason
+):
     model, item = (rationalizer, "good film") if kind == "text" else (image_rationalizer, SHOE)
     for name, config in endpoint_configs(artefacts_of(model), ServingSettings()).items():
         (tmp_path / name).mkdir()

@@ -1,99 +1,28 @@
 """The python-backend model, run as Triton's stub would run it, on the exported graphs."""
 
-import importlib.util
-import json
 import os
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from families import raising
-from google.protobuf.json_format import MessageToDict
+from triton_stub import LOGGED, OUTPUTS, Request, TritonError, ask, started, watched
 
 from rekd_deploy.repository.backend.model import InputChecker, groups_by_length, joined, usable_cores
-from rekd_deploy.repository.config import PREDICTOR, SELECTOR, read_config
-
-OUTPUTS = {SELECTOR: ["scores", "mask", "positions", "kept"], PREDICTOR: ["logits", "probabilities"]}
-
-
-class Tensor:
-    def __init__(self, name, array):
-        self.array, self.name, self.as_numpy = array, lambda: name, lambda: array
-
-
-class TritonError(Exception):
-    INVALID_ARG, INTERNAL = 1, 2
-
-    def __init__(self, message, code):
-        super().__init__(message)
-        self.code = code
-
-
-class Request:
-    def __init__(self, arrays, outputs, name=""):
-        self.arrays, self.requested_output_names, self.request_id = arrays, lambda: outputs, lambda: name
-
-    def inputs(self):
-        return [Tensor(name, array) for name, array in self.arrays.items()]
+from rekd_deploy.repository.config import PREDICTOR, SELECTOR
 
 
 @pytest.fixture
-def utilities(monkeypatch):
-    module = ModuleType("triton_python_backend_utils")
-    module.Tensor, module.TritonError = Tensor, TritonError
-    module.get_input_tensor_by_name = lambda request, name: Tensor(name, request.arrays[name])
-    module.InferenceResponse = lambda output_tensors=(), error=None: SimpleNamespace(
-        outputs={tensor.name(): tensor.array for tensor in output_tensors}, error=error
-    )
-    module.logged = []
-    module.Logger = SimpleNamespace(log_warn=module.logged.append)
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    return module
-
-
-@pytest.fixture
-def start(repository, utilities):
+def start(repository, inside_triton):
     return lambda name: started(repository, name)
-
-
-def started(root, name, edit=lambda config: None, **more):
-    """The model.py of a repository's model, loaded and initialised; needs the fixture ``utilities``."""
-    folder = root / name
-    specification = importlib.util.spec_from_file_location(f"{name}_model", folder / "1" / "model.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    message = read_config(folder / "config.pbtxt")
-    edit(message)
-    config = MessageToDict(message, preserving_proto_field_name=True)
-    model = module.TritonPythonModel()
-    given = {"model_config": json.dumps(config), "model_repository": str(folder), "model_version": "1"}
-    model.initialize({**given, **more})
-    return model
-
-
-def watched(model):
-    """The list of (rows, length) of every batch that the model's graph runs from now on."""
-    graph, batches = model._graph, []
-
-    def run(names, inputs):
-        batches.append(next(iter(inputs.values())).shape[:2])
-        return graph.run(names, inputs)
-
-    model._graph = SimpleNamespace(run=run)
-    return batches
 
 
 def encoded(rationalizer, *texts):
     return rationalizer.preprocessor(list(texts)).inputs
 
 
-def ask(model, name, *requests, outputs=None):
-    return model.execute([Request(arrays, outputs or OUTPUTS[name]) for arrays in requests])
-
-
-def test_one_bad_request_is_logged_with_its_id_and_its_neighbours_are_answered(start, rationalizer, utilities):
+def test_one_bad_request_is_logged_with_its_id_and_its_neighbours_are_answered(start, rationalizer):
     good = encoded(rationalizer, "a good film")
     bad = {**good, "input_ids": good["input_ids"] - 50}
     requests = [(good, "fine"), (bad, "order 7"), (bad, ""), (bad, "two\nlines " + 200 * "é"), (good, "")]
@@ -101,10 +30,10 @@ def test_one_bad_request_is_logged_with_its_id_and_its_neighbours_are_answered(s
     assert [answer.error is None for answer in answers] == [True, False, False, False, True]
     assert "input_ids[0, 0]" in str(answers[1].error) and answers[1].error.code == TritonError.INVALID_ARG
     np.testing.assert_array_equal(answers[0].outputs["scores"], answers[4].outputs["scores"])
-    assert utilities.logged[0].startswith("[request id: order 7] input_ids[0, 0]")
-    assert utilities.logged[1].startswith("[request id: <none>] input_ids[0, 0]")
-    assert len(utilities.logged) == 3 and utilities.logged[2].startswith(r"[request id: two\nlines \xe9")
-    assert "\n" not in utilities.logged[2] and len(utilities.logged[2]) < 400
+    assert LOGGED[0].startswith("[request id: order 7] input_ids[0, 0]")
+    assert LOGGED[1].startswith("[request id: <none>] input_ids[0, 0]")
+    assert len(LOGGED) == 3 and LOGGED[2].startswith(r"[request id: two\nlines \xe9")
+    assert "\n" not in LOGGED[2] and len(LOGGED[2]) < 400
 
 
 def test_a_request_that_breaks_the_graph_is_found_among_its_neighbours(start, rationalizer):
@@ -182,7 +111,7 @@ def eight_cores(monkeypatch):
     ("threads", "instances", "expected"), [(3, 1, 3), (3, 2, 3), (0, 1, 4), (0, 2, 4), (0, 3, 2), (0, 9, 1)]
 )
 def test_threads_are_those_of_the_config_or_the_instances_share_the_cores(
-    repository, utilities, monkeypatch, eight_cores, threads, instances, expected
+    repository, inside_triton, monkeypatch, eight_cores, threads, instances, expected
 ):
     def edit(config):
         config.parameters["intra_op_thread_count"].string_value = str(threads)
@@ -203,7 +132,7 @@ def test_a_containers_quota_limits_the_threads(tmp_path, eight_cores):
         assert usable_cores(str(quota)) == expected
 
 
-def test_on_a_gpu_a_runtime_for_cpus_is_refused_and_never_used(repository, utilities):
+def test_on_a_gpu_a_runtime_for_cpus_is_refused_and_never_used(repository, inside_triton):
     """On a GPU: test_standin_triton."""
     with pytest.raises(RuntimeError, match=r"serves no GPUs; fix: install onnxruntime-gpu\[cuda,cudnn\] there"):
         started(repository, SELECTOR, model_instance_kind="GPU", model_instance_device_id="0")

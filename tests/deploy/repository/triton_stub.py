@@ -1,0 +1,73 @@
+"""triton_python_backend_utils as far as the models inside Triton use it; and those models, run as Triton runs them."""
+
+import importlib.util
+import json
+from types import SimpleNamespace
+
+from google.protobuf.json_format import MessageToDict
+
+from rekd_deploy.repository.config import PREDICTOR, SELECTOR, read_config
+
+OUTPUTS = {SELECTOR: ["scores", "mask", "positions", "kept"], PREDICTOR: ["logits", "probabilities"]}
+LOGGED = []
+Logger = SimpleNamespace(log_warn=LOGGED.append)
+
+
+class Tensor:
+    def __init__(self, name, array):
+        self.array, self.name, self.as_numpy = array, lambda: name, lambda: array
+
+
+class TritonError(Exception):
+    INVALID_ARG, INTERNAL = 1, 2
+
+    def __init__(self, message, code):
+        super().__init__(message)
+        self.code = code
+
+
+class Request:
+    def __init__(self, arrays, outputs, name=""):
+        self.arrays, self.requested_output_names, self.request_id = arrays, lambda: outputs, lambda: name
+
+    def inputs(self):
+        return [Tensor(name, array) for name, array in self.arrays.items()]
+
+
+def get_input_tensor_by_name(request, name):
+    return Tensor(name, request.arrays[name])
+
+
+def InferenceResponse(output_tensors=(), error=None):
+    return SimpleNamespace(outputs={tensor.name(): tensor.array for tensor in output_tensors}, error=error)
+
+
+def started(root, name, edit=lambda config: None, **more):
+    """The model.py of a repository's model, loaded and initialised; needs the fixture ``inside_triton``."""
+    folder = root / name
+    specification = importlib.util.spec_from_file_location(f"{name}_model", folder / "1" / "model.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    message = read_config(folder / "config.pbtxt")
+    edit(message)
+    config = MessageToDict(message, preserving_proto_field_name=True)
+    model = module.TritonPythonModel()
+    given = {"model_config": json.dumps(config), "model_repository": str(folder), "model_version": "1"}
+    model.initialize({**given, **more})
+    return model
+
+
+def watched(model):
+    """The list of (rows, length) of every batch that the model's graph runs from now on."""
+    graph, batches = model._graph, []
+
+    def run(names, inputs):
+        batches.append(next(iter(inputs.values())).shape[:2])
+        return graph.run(names, inputs)
+
+    model._graph = SimpleNamespace(run=run)
+    return batches
+
+
+def ask(model, name, *requests, outputs=None):
+    return model.execute([Request(arrays, outputs or OUTPUTS[name]) for arrays in requests])
