@@ -110,16 +110,12 @@ def test_imports_flow_one_way(module):
     assert here not in NO_TORCH or not {name.split(".")[0] for name in names} & {"torch", "transformers", "timm"}
 
 
-def test_no_module_waits_for_itself():
+def test_no_module_waits_for_itself_and_the_model_inside_triton_needs_nothing_of_ours():
     graph = {module: ours(imported(module, at_import_time=True)) - {module} for module in SOURCES}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(f"import cycle: {' -> '.join(error.args[1])}")
-
-
-def test_the_model_inside_triton_needs_nothing_of_ours():
-    """It is copied into a repository, where rekd is not installed; the steps of text bring what they import along."""
     inside = [name for name in SOURCES if name.startswith("rekd_deploy.repository.backend.")]
     for module in (*inside, "rekd_deploy.runtimes.tensorrt_execution"):
         assert module.endswith(".endpoint") or not ours(imported(module)), module

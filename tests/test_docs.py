@@ -63,7 +63,7 @@ def test_links_code_paths_and_make_targets_exist(document):
     assert set(re.findall(r"(?:^|`)make ([\w-]+)", text, re.MULTILINE)) <= set(targets)
 
 
-def test_commands_and_extras_in_the_readme_are_those_of_the_project():
+def test_commands_settings_and_registrations_are_those_of_the_project():
     assert set(re.findall(r"`(rekd-\w+)", README)) == set(PROJECT["scripts"]) | {PROJECT["name"]}
     names = {info.name or info.callback.__name__ for info in app.registered_commands}
     assert set(re.findall(r"`rekd-train ([\w-]+)", README)) == names
@@ -71,18 +71,12 @@ def test_commands_and_extras_in_the_readme_are_those_of_the_project():
     cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
     named = {name for cell in cells for name in re.findall(r"`([\w-]+)`", cell)}
     assert named == set(PROJECT["optional-dependencies"])
-
-
-def test_every_setting_of_training_is_documented():
     sections = ("selection", "temperature", "distillation", "optimisation", "stages", "acceleration")
     fields = {f"{name}.{field}" for name in sections for field in RunConfig.model_fields[name].annotation.model_fields}
     named = set(re.findall(r"`(\w+\.\w+)`", read("docs/training.md")))
     assert {name for name in named if name.split(".")[0] in sections} == fields
     settings = script("scripts/settings.py")
     assert settings.PAGE.read_text(encoding="utf-8") == settings.page(), "run: python scripts/settings.py"
-
-
-def test_the_registration_shown_to_families_is_the_real_one():
     shown = re.search(r'^ *"bilstm": Family.*$', read("docs/adding_a_family.md"), re.MULTILINE)
     assert shown.group() in read("rekd_train/models/families.py")
     assert len(read("rekd_train/models/bilstm.py").splitlines()) <= 80

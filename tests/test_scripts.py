@@ -171,13 +171,19 @@ def test_a_python_or_a_machine_that_will_not_do_is_named(machine, tool, script, 
         assert machine.preflight()[0] == 0
 
 
-def test_everything_that_is_missing_is_named_at_once(machine):
+def test_everything_missing_is_named_at_once_and_floors_wants_a_new_folder(machine):
     machine.tool("getconf", "echo glibc 2.31")
     machine.tool("mktemp", "exit 1")
     machine.python("python3.11", "cpython|3.11|||")
     code, out, errors = machine.preflight()
     assert (code, out, len(errors)) == (1, "", 4), errors
     assert all(line.startswith("error: ") and "; fix: " in line for line in errors)
+    code, _, errors = machine.run("floors.sh")
+    assert code == 2 and errors == ["error: name a folder for the environment; fix: scripts/floors.sh /tmp/floors"]
+    (machine.project / "taken").mkdir()
+    code, _, errors = machine.run("floors.sh", "taken")
+    assert code == 1 and errors == ["error: taken is there already; fix: name another, or rm -r it"]
+    assert not machine.log.exists(), "nothing was made"
 
 
 def test_it_is_made_once_and_changed_for_more_extras_another_pyproject_folder_or_python(ready):
@@ -214,15 +220,12 @@ def test_an_interrupted_installation_or_update_starts_again(ready, made):
     assert code == 0 and "Making" in out and not (ready.project / ".venv" / "half").exists()
 
 
-def test_an_environment_of_somebody_elses_python_is_not_removed(machine):
+def test_environments_of_others_stay_and_what_is_missing_is_told_first(machine):
     machine.python("old", "cpython|3.9|shared|venv|")
     (machine.project / ".venv" / "bin").mkdir(parents=True)
     shutil.copy(machine.bin / "old", machine.project / ".venv" / "bin" / "python")
     assert "rm -r .venv" in only_line(machine.environment(), out=None)
     assert (machine.project / ".venv" / "bin" / "python").exists()
-
-
-def test_what_is_missing_is_told_in_one_line_before_anything_is_made(machine):
     only_line(machine.environment())
     assert not (machine.project / ".venv").exists()
     machine.python("python3.12")
@@ -293,13 +296,24 @@ def test_missing_images_are_told_in_one_line_before_anything_is_made(tmp_path):
     assert done(command)[::2] == (0, [])
 
 
-def test_ci_installs_every_package_without_which_a_test_skips():
+def test_ci_installs_what_tests_need_and_the_floors_are_those_tested():
     said = re.compile(r"pytest\.skip\(.*(?:apt-get install|Debian package) ([a-z0-9][a-z0-9 .+-]*)")
     sources = (path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
     names = {name for source in sources for found in said.findall(source) for name in found.split(" is ")[0].split()}
     assert {"nginx-light", "gcc", "libc6-dev", "qemu-user", "dataset-fashion-mnist"} <= names
     installed = (ROOT / ".ci" / "run").read_text(encoding="utf-8").split()
     assert names <= set(installed), "a skip for want of one fails there"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    untested = {"serve", "gpu", "tensorrt", "tensorrt-rtx"}  # they need a server or a driver
+    lines = [*project["dependencies"]]
+    for extra, wanted in project["optional-dependencies"].items():
+        lines += wanted if extra not in untested else []
+    floors = [(each.name, part.version) for each in map(Requirement, lines) for part in each.specifier
+              if part.operator in (">=", "==")]  # fmt: skip
+    recorded = (ROOT / "benchmarks" / "results" / "floors.txt").read_text(encoding="utf-8")
+    tested = dict(line.split("==") for line in recorded.splitlines() if not line.startswith("#"))
+    for name, floor in floors:
+        assert Version(Version(tested[name]).public) == Version(floor), f"{name}; run scripts/floors.sh /tmp/floors"
 
 
 @pytest.mark.parametrize("required", ["1", "0"])
@@ -317,26 +331,3 @@ def test_a_skip_that_hides_a_missing_part_fails_in_ci(tmp_path, required):
     # a skip before the call is an error in pytest's words
     outcome = "2 failed, 2 skipped, 2 errors" if required == "1" else "6 skipped"
     assert outcome in done(command, cwd=tmp_path, env={**os.environ, **variables})[1]
-
-
-def test_floors_wants_a_folder_that_is_not_there(machine):
-    code, _, errors = machine.run("floors.sh")
-    assert code == 2 and errors == ["error: name a folder for the environment; fix: scripts/floors.sh /tmp/floors"]
-    (machine.project / "taken").mkdir()
-    code, _, errors = machine.run("floors.sh", "taken")
-    assert code == 1 and errors == ["error: taken is there already; fix: name another, or rm -r it"]
-    assert not machine.log.exists(), "nothing was made"
-
-
-def test_the_lowest_versions_allowed_are_those_that_were_tested():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    untested = {"serve", "gpu", "tensorrt", "tensorrt-rtx"}  # they need a server or a driver
-    lines = [*project["dependencies"]]
-    for extra, wanted in project["optional-dependencies"].items():
-        lines += wanted if extra not in untested else []
-    floors = [(each.name, part.version) for each in map(Requirement, lines) for part in each.specifier
-              if part.operator in (">=", "==")]  # fmt: skip
-    recorded = (ROOT / "benchmarks" / "results" / "floors.txt").read_text(encoding="utf-8")
-    tested = dict(line.split("==") for line in recorded.splitlines() if not line.startswith("#"))
-    for name, floor in floors:
-        assert Version(Version(tested[name]).public) == Version(floor), f"{name}; run scripts/floors.sh /tmp/floors"

@@ -69,16 +69,13 @@ def test_what_is_done_is_kept(tmp_path) -> None:
     assert ran(tmp_path, cells(size=5), code="b") == everything
 
 
-def test_students_of_all_seeds_may_learn_from_one_teacher(tmp_path) -> None:
+def test_students_learn_from_one_teacher_and_what_is_lost_is_made_again_if_needed(tmp_path) -> None:
     other = Cell("student", 2, "train", {"size": 4}, {"teacher": "teacher@1"})
     chosen = [*cells((1,))[:2], other]
     for each in (chosen, [*cells((1,), teacher=9)[:2], other]):
         assert ran(tmp_path, each) == ["teacher_1", "student_1", "student_2"]
     table, needs = table_of(tmp_path, chosen), {"teacher": str(tmp_path / "work" / "teacher_1")}
     assert table.job(chosen[1])["needs"] == table.job(chosen[2])["needs"] == needs
-
-
-def test_a_lost_checkpoint_and_a_damaged_result_are_made_again_if_needed(tmp_path) -> None:
     ran(tmp_path, cells((1,)))
     for record in (tmp_path / "work").glob("*.key.json"):
         record.unlink()
@@ -89,21 +86,18 @@ def test_a_lost_checkpoint_and_a_damaged_result_are_made_again_if_needed(tmp_pat
     assert ran(tmp_path, cells((1,))) == ["student_1"]
 
 
-def test_a_failure_costs_what_needs_it_and_nothing_else(tmp_path) -> None:
+def test_a_failure_costs_what_needs_it_alone_and_processes_keep_the_order_of_needs(tmp_path) -> None:
     worker, lines = Worker(fail="student_1"), []
     assert execute(table_of(tmp_path, cells()), worker, 1, lines.append) == 2
     assert worker.done == ["teacher_1", "teacher_2", "student_2", "mask_2"]
     assert any("student_1 failed: ValueError: diverged; not run for it: mask_1" in line for line in lines)
     assert ran(tmp_path, cells()) == ["student_1", "mask_1"]
+    table = table_of(tmp_path, cells())
+    assert execute(table, in_a_process, 2, lambda line: None) == 0 and not table.pending()
 
 
 def in_a_process(job: dict) -> dict:
     return Worker()(job)
-
-
-def test_processes_side_by_side_keep_the_order_of_needs(tmp_path) -> None:
-    table = table_of(tmp_path, cells())
-    assert execute(table, in_a_process, 2, lambda line: None) == 0 and not table.pending()
 
 
 def results(accuracies: dict[str, list[float]], rate: float = 0.1) -> dict:
@@ -116,16 +110,13 @@ def results(accuracies: dict[str, list[float]], rate: float = 0.1) -> dict:
     return {name: dict(enumerate(map(cell, shares))) for name, shares in accuracies.items()}
 
 
-def test_the_table_says_mean_spread_and_whether_rates_match() -> None:
+def test_the_table_says_mean_and_spread_and_differences_are_of_the_same_seeds() -> None:
     row = ("re", "RE", 0.1)
     lines = accuracy_table(results({"re": [0.8, 0.82, 0.84]}), [row, ("rekd", "REKD", 0.1)])
     assert "| RE | 0.8200 ± 0.0200 | 3 | 10.00% ± 0.00 | 0.0100 ± 0.0000 | 2 |" in lines
     assert "| REKD | not run | 0 | | | |" in lines
     said = ["not matched" in accuracy_table(results({"re": [0.8]}, rate), [row])[-1] for rate in (0.104, 0.106)]
     assert said == [False, True]
-
-
-def test_differences_are_of_the_same_seeds() -> None:
     found = results({"re": [0.80, 0.82], "rekd": [0.84, 0.84, 0.1]})
     line = comparison_table(found, [("rekd", "re", "Does it help?")])[-1]
     mean, error, each = (part.strip() for part in line.split("|")[2:5])
@@ -135,7 +126,7 @@ def test_differences_are_of_the_same_seeds() -> None:
     assert low < 4.0 < high
 
 
-def test_one_seed_s_teacher_teaches_every_seed_and_a_configuration_leaves_out_the_defaults() -> None:
+def test_recipes_name_what_they_need_and_leave_out_the_defaults() -> None:
     """So a field that is added later leaves finished cells finished."""
     student, teacher = run_config("fashion_student"), run_config("fashion_teacher")
     own, other = (distillation_cells(student, teacher, seed, teacher_seed=3) for seed in (3, 4))
@@ -147,9 +138,6 @@ def test_one_seed_s_teacher_teaches_every_seed_and_a_configuration_leaves_out_th
     assert "class_head" not in cell.config["predictor"] and cell.config["predictor"]["width"] == 64
     stages = student.stages.model_copy(update={"compact_epochs": 0.0})
     assert RunConfig.model_validate(cell.config) == student.model_copy(update={"seed": 3, "stages": stages})
-
-
-def test_recipes_name_what_they_need_and_compare_like_with_like() -> None:
     student, teacher = run_config("demo_student"), run_config("demo_teacher")
     distilled, mosaic = distillation_cells(student, teacher, 3), mosaic_cells(run_config("mosaic_2x2"), 3)
     for recipe in (distilled, mosaic):

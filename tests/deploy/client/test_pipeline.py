@@ -237,7 +237,7 @@ def rekd_query(image_repository, capsys):
     return queried
 
 
-def test_query_prints_and_saves_what_it_is_told(rekd_query, image_rationalizer, file, tmp_path):
+def test_query_prints_saves_and_refuses_in_one_line(rekd_query, image_rationalizer, file, tmp_path, image_repository):
     code, printed, error = rekd_query("--image", file, "--json")
     document = json.loads(printed)
     assert (code, error, document["image"]) == (0, "", str(file))
@@ -251,9 +251,6 @@ def test_query_prints_and_saves_what_it_is_told(rekd_query, image_rationalizer, 
     assert json.loads((folder / "shoe.rationale.json").read_text()) == document
     with Image.open(folder / "shoe.rationale.png") as written:
         assert written.format == "PNG" and written.width == 320 < written.height
-
-
-def test_query_refuses_in_one_line(rekd_query, image_repository, file, tmp_path):
     none, twin, new = tmp_path / "none.png", file.with_suffix(".jpg"), tmp_path / "new"
     reads = f"the model of {image_repository} reads images, not texts; fix: rekd-query --image FILE\n"
     for arguments, complaint in (

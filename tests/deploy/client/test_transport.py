@@ -20,13 +20,27 @@ ADDRESSES |= {HttpTransport: ("http://127.0.0.1:8000", "https://127.0.0.1:8000/"
 NO_ADDRESS = ["", "localhost", "localhost:", "localhost:0", "localhost:99999", "ftp://a:1", "http://a b:1", "http://h:1/x"]
 
 
-def test_scheme_picks_the_transport_and_what_is_no_address_is_refused():
+def test_addresses_headers_and_tls_settings_that_cannot_be_used(tmp_path, roots):
     for kind, url in ((kind, url) for kind, urls in ADDRESSES.items() for url in urls):
         with closing(open_transport(url, 1.0)) as transport:
             assert type(transport) is kind, url
     for url in NO_ADDRESS:
         with pytest.raises(ClientError, match="is no address"):
             open_transport(url, 1.0)
+    for name, value in BAD_HEADERS:
+        with pytest.raises(ClientError, match="the protocol" if value == "1" else "header"):
+            checked_headers({name: value})
+    (nonsense := tmp_path / "nonsense.pem").write_text("no certificate")
+    for made, complaint in (
+        (lambda: TlsSettings(tmp_path / "nowhere.pem"), r"nowhere\.pem cannot be read: No such file"),
+        (lambda: TlsSettings(roots, certificate=roots), "go together"),
+        (lambda: Client("localhost:1", tls=TlsSettings()), "not encrypted, but TLS settings are given; give grpcs"),
+        *((lambda url=url, settings=settings: Client(url, tls=settings), "TLS files cannot be used")
+          for url in ("grpcs://localhost:1", "https://localhost:1")
+          for settings in (TlsSettings(nonsense), TlsSettings(roots, roots, nonsense))),
+    ):  # fmt: skip
+        with pytest.raises(ClientError, match=complaint):
+            made()
 
 
 @pytest.fixture
@@ -117,12 +131,6 @@ BAD_HEADERS = [("a b", "x"), ("", "x"), ("é", "x"), ("a", "x\ny"), ("a", "é"),
 BAD_HEADERS += [(name, "1") for name in ("Content-Length", "Transfer-Encoding", "grpc-timeout", "trace-bin")]
 
 
-def test_headers_that_cannot_be_sent():
-    for name, value in BAD_HEADERS:
-        with pytest.raises(ClientError, match="the protocol" if value == "1" else "header"):
-            checked_headers({name: value})
-
-
 AUTHORITY = trustme.CA()
 
 
@@ -131,20 +139,6 @@ def roots(tmp_path_factory):
     path = tmp_path_factory.mktemp("tls") / "roots.pem"
     AUTHORITY.cert_pem.write_to_path(path)
     return path
-
-
-def test_tls_settings_that_cannot_be_used(tmp_path, roots):
-    (nonsense := tmp_path / "nonsense.pem").write_text("no certificate")
-    for made, complaint in (
-        (lambda: TlsSettings(tmp_path / "nowhere.pem"), r"nowhere\.pem cannot be read: No such file"),
-        (lambda: TlsSettings(roots, certificate=roots), "go together"),
-        (lambda: Client("localhost:1", tls=TlsSettings()), "not encrypted, but TLS settings are given; give grpcs"),
-        *((lambda url=url, settings=settings: Client(url, tls=settings), "TLS files cannot be used")
-          for url in ("grpcs://localhost:1", "https://localhost:1")
-          for settings in (TlsSettings(nonsense), TlsSettings(roots, roots, nonsense))),
-    ):  # fmt: skip
-        with pytest.raises(ClientError, match=complaint):
-            made()
 
 
 @pytest.mark.parametrize("scheme", ["grpcs", "https"])

@@ -38,13 +38,23 @@ def test_lines_json_lines_and_the_column_text(read, name, content, texts):
     assert read(name, content) == texts
 
 
-def test_standard_input_may_never_end_and_its_bad_lines_are_raised_unless_they_are_reported(monkeypatch):
+def test_standard_input_arguments_and_chunks_before_a_bad_line(monkeypatch, tmp_path):
     for line in (b'{"text": "good"}\n', b"good\n"):
         monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=itertools.repeat(line)))
         assert [each.text for each in itertools.islice(TextSource("-"), 3)] == ["good"] * 3
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"\xff\n")))
     with pytest.raises(FaultyItemsError, match="standard input: line 1"):
         list(TextSource("-"))
+    assert [each.text for each in TextSource(arguments=["good", "東京"])] == ["good", "東京"]
+    with pytest.raises(InputError, match="^text 2 is not UTF-8: byte 3 is 0xff; fix: "):
+        list(TextSource(arguments=["good", "ba\udcffd"]))
+    with pytest.raises(FaultyItemsError, match="text 3 is empty"):  # before any is used
+        next(TextSource(arguments=["a", "b", ""]).chunks(1))
+    (tmp_path / "r.txt").write_bytes(b"a\nb\nc\n\xff\nd\n")
+    chunks = TextSource(str(tmp_path / "r.txt")).chunks(2)
+    assert [[each.text for each in next(chunks)] for _ in range(2)] == [["a", "b"], ["c"]]
+    with pytest.raises(FaultyItemsError, match="line 4"):
+        next(chunks)
 
 
 @pytest.mark.parametrize(("name", "content", "complaint"), [
@@ -80,19 +90,6 @@ def test_what_cannot_be_read_at_all_is_named(tmp_path, read, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=r"'pyarrow' is not installed; fix: pip install .*\[data\]"):
         read("r.parquet", "")
-
-
-def test_arguments_and_chunks_before_a_bad_line(tmp_path):
-    assert [each.text for each in TextSource(arguments=["good", "東京"])] == ["good", "東京"]
-    with pytest.raises(InputError, match="^text 2 is not UTF-8: byte 3 is 0xff; fix: "):
-        list(TextSource(arguments=["good", "ba\udcffd"]))
-    with pytest.raises(FaultyItemsError, match="text 3 is empty"):  # before any is used
-        next(TextSource(arguments=["a", "b", ""]).chunks(1))
-    (tmp_path / "r.txt").write_bytes(b"a\nb\nc\n\xff\nd\n")
-    chunks = TextSource(str(tmp_path / "r.txt")).chunks(2)
-    assert [[each.text for each in next(chunks)] for _ in range(2)] == [["a", "b"], ["c"]]
-    with pytest.raises(FaultyItemsError, match="line 4"):
-        next(chunks)
 
 
 ROWS = 'id,review\n1,"a good film, ""really"""\n2,bad\n3,"two\nlines"\n'

@@ -52,14 +52,11 @@ def test_every_length_and_batch_size_is_answered_as_by_the_model(artefacts, rati
      "attention_mask int32 .* not .*attention_mask int64"),
     (lambda graph: setattr(graph.input[1], "name", "mask"), "it has .*mask int64"),
 ])
-def test_another_interface_is_found_and_named(artefacts, change, complaint):
+def test_another_interface_and_weights_that_are_no_numbers_are_named(artefacts, change, complaint):
     model = onnx.load(artefacts.selector)
     change(model.graph)
     with pytest.raises(ExportError, match=complaint):
         onnx_model.check_interface(model, artefacts.signature.selector, "selector")
-
-
-def test_a_weight_that_is_no_number_is_refused(artefacts):
     model = onnx.load(artefacts.predictor)
     weight = next(entry for entry in model.graph.initializer if entry.name.endswith("head.1.weight"))
     values = onnx.numpy_helper.to_array(weight).copy()

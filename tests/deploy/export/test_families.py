@@ -78,7 +78,7 @@ def test_padding_for_a_longer_neighbour_changes_no_answer(family, inside_triton)
         np.testing.assert_allclose(answer["probabilities"], wanted["probabilities"], atol=1e-5)
 
 
-def test_manifest_tells_the_kind_and_proves_every_graph(family):
+def test_manifest_and_single_graph_are_the_models_own(family, tmp_path):
     model, artefacts, _ = family
     manifest = artefacts.manifest
     assert manifest["operator"] == model.predictor.operator
@@ -88,9 +88,6 @@ def test_manifest_tells_the_kind_and_proves_every_graph(family):
         assert parity["examples"] == 64 and parity["source"] == "generated"
         assert parity["rule_violations"] == parity["handover_violations"] == parity["label_disagreements"] == 0
         assert 0 < parity["score_difference"] <= 1e-4 and parity["logit_difference"] <= 1e-4
-
-
-def test_single_graph_has_the_ensembles_tensors_and_every_weight_once_and_is_the_models_own(family, tmp_path):
     model, artefacts, _ = family
     loaded = {role: onnx.load(path) for role, path in artefacts.graphs.items()}
     single, names = loaded["single"], [spec.name for spec in artefacts.signature.ensemble.outputs]

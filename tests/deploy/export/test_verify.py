@@ -48,7 +48,7 @@ def changed_weights(path) -> bytes:
     return model.SerializeToString()
 
 
-def test_an_untouched_repository_is_verified(repository):
+def test_an_untouched_repository_is_verified_and_another_checkpoint_is_named(repository, checkpoint, tmp_path):
     verification = verify(repository)
     assert set(verification.graphs) == {"selector", "predictor"} and verification.parity == {}
     for agreement in verification.graphs.values():
@@ -58,9 +58,6 @@ def test_an_untouched_repository_is_verified(repository):
     document = json.loads(json.dumps(verification.to_dict()))
     assert (document["verified"], document["version"]) == (True, 1)
     assert "verified" in verification_lines(verification)[-1]
-
-
-def test_with_the_checkpoint_the_whole_gate_runs_and_another_one_is_named(repository, checkpoint, tmp_path):
     verification = verify(repository, checkpoint=checkpoint)
     assert verification.parity["pair"]["constructed_rows"] > 100
     assert any("pair gate" in line for line in verification_lines(verification))

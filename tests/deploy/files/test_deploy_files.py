@@ -90,24 +90,13 @@ def test_overlays_build_and_are_right(name):
     assert set(overlay(name)) - shared == ({"InferenceService"} if name == "kserve" else of_the_base)
 
 
-def test_the_example_has_every_variable_of_compose_with_its_default_and_a_missing_one_is_named():
+def test_compose_has_its_variables_and_the_servers_flags_are_the_safe_ones(compose):
     text = "".join(path.read_text(encoding="utf-8") for path in (DEPLOY / "compose").glob("*.yaml"))
     defaults = {name: default for name, sign, default in re.findall(r"\$\{(\w+):([-?])([^}]*)\}", text) if sign == "-"}
     named = re.findall(r"^(?:# )?(?!COMPOSE_)([A-Z_]+)=(.*)$", read("compose", ".env.example"), re.MULTILINE)
     assert dict(named) == defaults | dict.fromkeys(REQUIRED, "")
     for missing in REQUIRED:
         assert f"set {missing} to" in docker_compose(**REQUIRED | {missing: ""})
-
-
-def test_queries_parse_and_no_registry_is_written_down():
-    for path in filter(Path.is_file, DEPLOY.rglob("*")):
-        assert not re.search(r"\b(nvcr|ghcr|quay|docker|gcr)\.io\b", path.read_text(encoding="utf-8")), path
-    for text in queries():
-        promql_parser.parse(text)
-    assert {*re.findall(r'"(rekd\|[^"]*)"', " ".join(queries()))} == {"|".join((ENSEMBLE, SINGLE, *ENDPOINTS.values()))}
-
-
-def test_the_servers_flags_are_the_safe_ones(compose):
     def safe(key, host):
         ports = {"grpc": 8001, "http": 8000, "metrics": 8002}
         flags = server_flags("/models/rekd", ports, key, host=host, exposed=True, gpu_metrics=True, exit_seconds=10)
@@ -120,6 +109,14 @@ def test_the_servers_flags_are_the_safe_ones(compose):
         assert server["args"] == safe("$(REKD_ADMIN_KEY)", host)
         reference = {"secretKeyRef": {"name": "rekd-admin", "key": "key"}}
         assert server["env"][0] == {"name": "REKD_ADMIN_KEY", "valueFrom": reference}
+
+
+def test_queries_parse_and_no_registry_is_written_down():
+    for path in filter(Path.is_file, DEPLOY.rglob("*")):
+        assert not re.search(r"\b(nvcr|ghcr|quay|docker|gcr)\.io\b", path.read_text(encoding="utf-8")), path
+    for text in queries():
+        promql_parser.parse(text)
+    assert {*re.findall(r'"(rekd\|[^"]*)"', " ".join(queries()))} == {"|".join((ENSEMBLE, SINGLE, *ENDPOINTS.values()))}
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

@@ -126,15 +126,12 @@ def test_management_and_status_take_the_key_and_are_not_passed_on_even_with_it(d
         assert read_status(url.replace(LOOPBACK, "localhost"), [state]).ready
 
 
-def test_too_large_a_request_does_not_reach_the_server(deployment):
+def test_large_requests_logins_and_rates_are_limited(deployment, tmp_path):
     assert send(deployment.port, "POST", "/v2/models/rekd/infer", bytes(2 << 20), deployment.tls)[0] == 413
     large = library.InferInput("input_ids", [1, 1 << 18], "INT64")
     large.set_data_from_numpy(np.ones((1, 1 << 18), np.int64))
     with pytest.raises(InferenceServerException, match="413"):
         deployment.proxied.infer("rekd", [large])
-
-
-def test_login_and_rate_limit_where_they_are_switched_on(deployment, tmp_path):
     (tmp_path / "htpasswd").write_text("alice:{PLAIN}secret\n")
     with proxy(deployment, tmp_path, partial(re.sub, r"# ((?:limit_req|auth_basic).*;)", r"\1")) as port:
         model = (port, "GET", "/v2/models/rekd/config", None, deployment.tls)

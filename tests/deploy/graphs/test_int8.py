@@ -52,10 +52,15 @@ def test_scales_and_zero_points_are_constants(fused, role):
         assert {"MultiHeadAttention", "LayerNormalization", "Gelu"} <= {*operators(model)}
 
 
-def test_fused_and_unfused_round_alike(texts):
+def test_fused_and_unfused_round_alike_and_norms_stay_apart(texts, tmp_path):
     fused, plain = (answers(model_of("bert"), converted("bert", "int8", each), texts) for each in (True, False))
     np.testing.assert_allclose(fused["logits"], plain["logits"], atol=2e-2)
     np.testing.assert_array_equal(fused["mask"], plain["mask"])
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimised.onnx"), 4
+    model = norms_apart(traced("bert", True)["selector"])
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    assert "SkipLayerNormalization" not in operators(onnx.load(tmp_path / "optimised.onnx"))
 
 
 @pytest.mark.parametrize("kind", ["bert", "vit"])
@@ -71,15 +76,7 @@ def test_attention_and_norms_taken_apart_compute_the_same(kind):
     np.testing.assert_array_equal(before["mask"], after["mask"])
 
 
-def test_onnx_runtime_leaves_the_norms_apart(tmp_path):
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimised.onnx"), 4
-    model = norms_apart(traced("bert", True)["selector"])
-    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    assert "SkipLayerNormalization" not in operators(onnx.load(tmp_path / "optimised.onnx"))
-
-
-def test_ranges_hold_zero_and_weights_are_rounded_by_column():
+def test_calibration_takes_a_part_and_ranges_hold_zero(monkeypatch):
     values = np.concatenate([np.linspace(-1, 3, 100_000), [12.0]]).astype(np.float32)
     found = best_range(values)
     assert found.scale * 255 < 12.5 and found.scale * (255 - int(found.zero_point)) > 3
@@ -89,9 +86,6 @@ def test_ranges_hold_zero_and_weights_are_rounded_by_column():
     integers, scales = quantised_weight(weight)
     assert integers.dtype == np.int8 and integers[:, :2].T.tolist() == [[127, -64], [85, 42]]
     assert np.abs((integers * scales - weight)[:, 0]).max() < 0.005, "the large column takes nothing from the small one"
-
-
-def test_calibration_takes_a_part_of_the_examples_and_no_padding(monkeypatch):
     inputs = {"input_ids": np.array([[2, 7, 3, 0, 0]]), "attention_mask": np.array([[1, 1, 1, 0, 0]])}
     found = {name: array.tolist() for name, array in without_padding(inputs).items()}
     assert found == {"input_ids": [[2, 7, 3]], "attention_mask": [[1, 1, 1]]}

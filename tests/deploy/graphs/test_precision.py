@@ -50,7 +50,7 @@ def test_interface_stays_and_the_precision_is_the_one_asked_for(kind, precision,
         assert role in conversion.notes or counts["fp32"] == heads[role], "the head, and nothing else"
 
 
-def test_a_selector_that_int8_would_change_and_a_softmax_alone_stay_float32():
+def test_what_stays_float32_and_what_cannot_be_converted():
     conversion = conversion_of("vit", "int8", True)
     assert conversion.precisions == {"selector": "fp32", "predictor": "int8"}
     assert "8 of 768 real positions are flipped, 1.04% (limit 0.50%)" in conversion.notes["selector"]
@@ -62,6 +62,17 @@ def test_a_selector_that_int8_would_change_and_a_softmax_alone_stay_float32():
     assert alone
     for node in alone:
         assert {node.input[0], node.output[0], *structure.producers[node.input[0]].input} <= floats
+    model = two_layers(1e6)
+    guarded = guarded_nodes(model, "logits", 1)
+    with pytest.raises(ExportError, match=r"'w0' holds 1e\+06, fp16 ends at 65504 .* fix: --precision bf16 or fp32"):
+        to_half(model, "fp16", guarded)
+    to_half(model, "bf16", guarded)
+    assert len(guarded_nodes(model, "logits", 2)) == 2
+    with pytest.raises(ExportError, match="no head with 3 linear layers leads to 'logits'"):
+        guarded_nodes(model, "logits", 3)
+    for precision in ("bf16", "int8"):  # recurrent layers have no kernels for them
+        with pytest.raises(ExportError, match="fix: --precision f"):
+            convert("bilstm", precision)
 
 
 @every_case("fp16", "bf16", "int8")
@@ -118,20 +129,6 @@ def two_layers(largest: float) -> onnx.ModelProto:
         <float[1, 2] w0 = {{{largest}, 1.0}}, float[2, 2] w1 = {{1.0, 1.0, 1.0, 1.0}}>
         {{ a = MatMul(x, w0)
           logits = MatMul(a, w1) }}"""))
-
-
-def test_what_cannot_be_converted_is_named():
-    model = two_layers(1e6)
-    guarded = guarded_nodes(model, "logits", 1)
-    with pytest.raises(ExportError, match=r"'w0' holds 1e\+06, fp16 ends at 65504 .* fix: --precision bf16 or fp32"):
-        to_half(model, "fp16", guarded)
-    to_half(model, "bf16", guarded)
-    assert len(guarded_nodes(model, "logits", 2)) == 2
-    with pytest.raises(ExportError, match="no head with 3 linear layers leads to 'logits'"):
-        guarded_nodes(model, "logits", 3)
-    for precision in ("bf16", "int8"):  # recurrent layers have no kernels for them
-        with pytest.raises(ExportError, match="fix: --precision f"):
-            convert("bilstm", precision)
 
 
 @pytest.mark.parametrize("kind", ["bert", "vit"])

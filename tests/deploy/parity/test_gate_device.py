@@ -145,7 +145,7 @@ def test_a_gpu_that_was_asked_for_and_is_not_there(command, checkpoint, reposito
     assert line.startswith("error: the Python package 'onnxruntime-gpu' is not installed; fix: ")
 
 
-def test_graphs_answer_on_the_device_that_is_to_serve_them(repository, gpus):
+def test_verification_and_its_gate_run_on_the_device_that_is_to_serve(repository, gpus, checkpoint):
     verification, on_cpu = verify.verify(repository, device="cuda:1"), verify.verify(repository)
     assert gpus.seen == [("cuda:1", ["rekd_selector"]), ("cuda:1", ["rekd_predictor"])]
     assert verification.graphs == on_cpu.graphs and "warning" not in said(on_cpu)
@@ -153,9 +153,6 @@ def test_graphs_answer_on_the_device_that_is_to_serve_them(repository, gpus):
     gpus.spoil = spoil("logits", np.negative)
     with pytest.raises(RepositoryError, match="rekd_predictor.* does not answer as the exported model did"):
         verify.verify(repository, device="cuda:1")
-
-
-def test_the_gate_against_a_checkpoint_runs_there_too(repository, checkpoint, gpus):
     verification = verify.verify(repository, checkpoint=checkpoint, device="cuda:1")
     assert verification.parity["pair"]["device"] == "cuda:1"
     assert "on cuda:1" in "".join(verification_lines(verification)[3:])

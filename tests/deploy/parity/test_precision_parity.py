@@ -49,7 +49,7 @@ def examples_alone(monkeypatch):
     monkeypatch.setattr(export_module, "traced_graphs", lambda model, *, fused, **others: dict(traced("bert", fused)))
 
 
-def test_the_manifest_carries_precisions_and_figures(published):
+def test_an_int8_repository_carries_its_figures_answers_and_is_verified(published, labelled, examples_alone):
     artefacts, parity = published.manifest["artefacts"], published.manifest["parity"]
     precisions = {role: (entry["precision"], entry["observed"]) for role, entry in artefacts.items()}
     assert precisions == dict.fromkeys(("selector", "predictor", "single"), ("int8", "int8"))
@@ -65,9 +65,6 @@ def test_the_manifest_carries_precisions_and_figures(published):
     assert limits["flips"] == 2 * parity["flipped_positions"] + 1
     plain = verification_limits(json.loads(json.dumps(ParityReport("file").to_dict())))
     assert (plain["scores"], plain["flips"]) == (1e-4, 0)
-
-
-def test_an_int8_repository_answers_and_is_verified(published, labelled, examples_alone):
     texts = ["good plot and awful actor", "a dull story"]
     with Pipeline(published.root, single_graph=True) as single, Pipeline(published.root) as pair:
         answers = (each.predict(texts) for each in (single, pair, make_rationalizer()))

@@ -166,15 +166,12 @@ def test_every_key_for_gpus_is_one_that_something_reads(rationalizer):
     assert written == read and len(read) > 40
 
 
-def test_all_shapes_of_long_texts_are_captured_as_they_warm_up(rationalizer):
+def test_long_texts_are_captured_labels_one_a_line_and_graphs_for_the_oldest_server(rationalizer, artefacts):
     preprocessor = rationalizer.preprocessor
     long = TextPreprocessor(preprocessor.tokenizer_json, replace(preprocessor.settings, max_length=512, lengths=()))
     made = artefacts_of(rationalizer, single=True, preprocessor=long)
     warm_ups = build_configs(made, ServingSettings(gpu=True))["rekd_single"].model_warmup
     assert 64 < len(warm_ups) <= backend_graphs._MOST_SHAPES
-
-
-def test_labels_are_one_a_line_and_the_oldest_server_reads_the_graphs(artefacts):
     made = replace(artefacts, labels=("good", "very\nbad"))
     files = model_files(build_configs(made, ServingSettings()), made)
     assert files["rekd/labels.txt"] == files["rekd_predictor/labels.txt"] == b"good\nvery bad\n"

@@ -22,7 +22,7 @@ def encoded(rationalizer, *texts):
     return rationalizer.preprocessor(list(texts)).inputs
 
 
-def test_one_bad_request_is_logged_with_its_id_and_its_neighbours_are_answered(start, rationalizer):
+def test_bad_requests_are_logged_or_found_and_their_neighbours_answered(start, rationalizer):
     good = encoded(rationalizer, "a good film")
     bad = {**good, "input_ids": good["input_ids"] - 50}
     requests = [(good, "fine"), (bad, "order 7"), (bad, ""), (bad, "two\nlines " + 200 * "é"), (good, "")]
@@ -34,9 +34,6 @@ def test_one_bad_request_is_logged_with_its_id_and_its_neighbours_are_answered(s
     assert LOGGED[1].startswith("[request id: <none>] input_ids[0, 0]")
     assert len(LOGGED) == 3 and LOGGED[2].startswith(r"[request id: two\nlines \xe9")
     assert "\n" not in LOGGED[2] and len(LOGGED[2]) < 400
-
-
-def test_a_request_that_breaks_the_graph_is_found_among_its_neighbours(start, rationalizer):
     model = start(SELECTOR)
     session = model._graph
 
@@ -81,11 +78,13 @@ def test_bad_values_are_refused_with_a_reason(start, bad, reason):
         raise refused.error
 
 
-def test_images_are_checked_by_their_patches():
+def test_images_are_checked_by_patches_and_gpus_need_their_runtime(repository, inside_triton):
     reason_to_refuse, pixels = InputChecker(12).reason_to_refuse, np.zeros((1, 16, 12, 1))
     assert reason_to_refuse({"pixels": pixels, "keep": ids(12)}) is None
     assert "keep has 11 columns; the" in reason_to_refuse({"pixels": pixels, "keep": ids(11)})
     assert "outside the patches 0..11" in reason_to_refuse({"positions": ids(2, 12), "kept": ids(2)})
+    with pytest.raises(RuntimeError, match=r"serves no GPUs; fix: install onnxruntime-gpu\[cuda,cudnn\] there"):
+        started(repository, SELECTOR, model_instance_kind="GPU", model_instance_device_id="0")
 
 
 def test_texts_are_grouped_by_length_run_as_one_batch_and_filled_up_with_the_pad_id(start, rationalizer):
@@ -130,9 +129,3 @@ def test_a_containers_quota_limits_the_threads(tmp_path, eight_cores):
     for content, expected in (("max", 8), ("50000", 1), ("150000", 2), ("1600000", 8), ("", 8)):
         quota.write_text(f"{content} 100000" if content else "")
         assert usable_cores(str(quota)) == expected
-
-
-def test_on_a_gpu_a_runtime_for_cpus_is_refused_and_never_used(repository, inside_triton):
-    """On a GPU: test_standin_triton."""
-    with pytest.raises(RuntimeError, match=r"serves no GPUs; fix: install onnxruntime-gpu\[cuda,cudnn\] there"):
-        started(repository, SELECTOR, model_instance_kind="GPU", model_instance_device_id="0")

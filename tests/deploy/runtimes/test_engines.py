@@ -60,7 +60,7 @@ def test_a_fixed_axis_is_checked():
         check_inputs({"positions": np.zeros((2, 7), np.int64)}, signature, "the predictor")
 
 
-def test_a_damaged_file_another_graph_and_a_failing_run_are_one_line(artefacts):
+def test_a_damaged_graph_a_failing_run_or_a_missing_runtime_is_one_line(artefacts, selector, monkeypatch):
     content, words = artefacts.selector.read_bytes(), {**INPUTS, "input_ids": np.full((2, 5), 10_000)}
     for model, role, complaint in (
         (content[:1000], "selector", "ONNX Runtime cannot load the graph.*fix: "),
@@ -71,9 +71,6 @@ def test_a_damaged_file_another_graph_and_a_failing_run_are_one_line(artefacts):
         with pytest.raises(EngineError, match=complaint) as refusal, runner:
             runner.run(words)
         assert "\n" not in str(refusal.value)
-
-
-def test_a_missing_runtime_and_two_at_once_say_what_to_do(selector, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "onnxruntime", None)
         with pytest.raises(MissingExtraError, match=r"pip install -e '.*\[cpu\]'"):

@@ -43,16 +43,13 @@ def test_answers_are_those_of_plain_sessions(graphs, plain, encoded, batches):
         assert {dict(key)["batch"] for key in chain._shapes} == ({*batches} or {1, 3, 5})
 
 
-def test_threads_that_share_a_chain_get_their_own_answers(graphs, plain, encoded):
+def test_threads_share_a_chain_and_steps_read_where_the_last_wrote(graphs, plain, encoded, monkeypatch):
     requests = [{name: array[row : row + 1] for name, array in encoded(5).items()} for row in range(5)]
     expected = [plain(inputs)["logits"] for inputs in requests]
     with DeviceChain(graphs, device="cpu") as chain, ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda turn: chain.run(requests[turn % 5])["logits"], range(400)))
     for turn, logits in enumerate(found):
         np.testing.assert_allclose(logits, expected[turn % 5], atol=1e-5)
-
-
-def test_what_one_step_gives_the_next_reads_where_it_lies_as_long_as_its_shape_is_kept(graphs, encoded, monkeypatch):
     with DeviceChain(graphs, device="cpu", batches=(4,)) as chain:
         chain.run(encoded(3))
         (shape,) = chain._shapes.values()

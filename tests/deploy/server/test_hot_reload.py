@@ -176,7 +176,7 @@ def test_steps_before_the_ensemble_and_the_old_ones_last(server, export, monkeyp
     assert files == ["2", CONFIG_FILE, "warmup"]
 
 
-def test_the_old_one_stays_while_a_request_is_in_it(server, export):
+def test_the_old_one_stays_while_it_has_a_request_and_silence_is_no_death(server, export):
     export(2)
     server.reload.poll()
     export(3)
@@ -190,6 +190,16 @@ def test_the_old_one_stays_while_a_request_is_in_it(server, export):
     assert server.lines[1:] == ["version 1 has left"]
     server.reload.poll()
     assert server.loaded == {"rekd": [3], "rekd_selector": [2, 3], "rekd_predictor": [2, 3]}
+    export(2)
+    server.reload.poll()
+    server.silent = 2
+    for _ in range(2):
+        server.reload.poll()
+    assert server.lines[1:] == ["version 1 has not left yet: Deadline Exceeded"], "said once"
+    assert server.loaded["rekd_selector"] == [1, 2]
+    server.dead, server.silent = True, 1
+    with pytest.raises(ServerError, match="it is dead"):
+        server.reload.poll()
 
 
 @pytest.mark.parametrize("model", [*MODELS, "a full disk"])
@@ -211,20 +221,7 @@ def test_what_does_not_load_leaves_everything_as_it_was(server, export, model, m
     assert server.loaded["rekd"] == [3]
 
 
-def test_silence_for_a_moment_is_no_death(server, export):
-    export(2)
-    server.reload.poll()
-    server.silent = 2
-    for _ in range(2):
-        server.reload.poll()
-    assert server.lines[1:] == ["version 1 has not left yet: Deadline Exceeded"], "said once"
-    assert server.loaded["rekd_selector"] == [1, 2]
-    server.dead, server.silent = True, 1
-    with pytest.raises(ServerError, match="it is dead"):
-        server.reload.poll()
-
-
-def test_what_is_not_whole_yet_or_of_a_newer_rekd_is_looked_at_again(server, export, monkeypatch, tmp_path):
+def test_one_that_is_not_whole_newer_or_of_a_taken_number_waits(server, export, monkeypatch, tmp_path):
     export(2)
     graph = server.live.repository / "rekd_selector" / "2" / "model.onnx"
     graph.rename(tmp_path / "later")
@@ -237,9 +234,6 @@ def test_what_is_not_whole_yet_or_of_a_newer_rekd_is_looked_at_again(server, exp
         assert not server.reload.poll()
     assert server.lines[1:] == ["not reloaded yet: of a newer rekd"] and server.done == []
     server.reload.poll()
-
-
-def test_the_number_that_is_served_is_taken(server, export):
     shutil.rmtree(server.live.repository)
     assert not server.reload.poll() and server.lines == []
     export(5)

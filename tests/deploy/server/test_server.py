@@ -180,7 +180,7 @@ def test_restarts_that_fail_count_and_it_stays_down_after_the_limit(running, tmp
     assert [line.rpartition("starting again in ")[2][:6] for line in it.lines] == ["0.05 s", "0.08 s", "0.08 s"]
 
 
-def test_its_state_is_written_where_this_user_alone_reads_it():
+def test_its_state_is_this_users_and_one_server_answers_in_time():
     place = ("/r", "127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3/metrics", "/l", "k")
     state = ServerState(os.getpid(), *place, version=1)
     path = status.write_state(state)
@@ -193,6 +193,12 @@ def test_its_state_is_written_where_this_user_alone_reads_it():
     for _ in range(2):
         status.remove_state(os.getpid())
     assert running_states() == []
+    with pytest.raises(ServerUnavailableError, match="no rekd-serve of yours is running here; fix: start one"):
+        status.read_status(None)
+    with pytest.raises(ServerUnavailableError, match="not one server, but http://127.0.0.1:2, http://127.0.0.1:9"):
+        status.read_status(None, [STATE, replace(STATE, http_url="http://127.0.0.1:9")])
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(DeadlineError, match="within 0.5 s"):
+        status.read_status(f"127.0.0.1:{listener.getsockname()[1]}", timeout=0.5)
 
 TIMES = {"success": (20, 60), "queue": (20, 10), "compute_input": (20, 2), "compute_infer": (20, 46)}
 TIMES |= {"compute_output": (20, 1), "fail": (2, 1)}
@@ -208,7 +214,7 @@ def shown(status, width=140):
     return [line.rstrip() for line in console.file.getvalue().splitlines()]
 
 
-def test_counts_and_means_of_a_step():
+def test_counts_means_table_and_document():
     assert STEP.to_dict() == {
         "model": "rekd_selector", "version": 3, "requests": 20, "failed": 2, "rows": 40, "executions": 10,
         "request_ms": 3.0, "queue_ms": 0.5, "input_ms": 0.1, "compute_ms": 2.3, "output_ms": 0.05,
@@ -217,9 +223,6 @@ def test_counts_and_means_of_a_step():
     none = StepTotals.of({"name": "rekd", "version": "1", "inference_stats": {}})  # gRPC leaves zeros out
     assert (none.requests, none.rows, none.to_dict()["request_ms"], none.to_dict()["other_ms"]) == (0, 0, None, None)
     assert " - " in "".join(shown(ServerStatus("u", True, "2.51.0", (none,))))
-
-
-def test_table_and_document():
     ensemble = replace(STEP, model="rekd", requests=1200)
     status = ServerStatus("http://127.0.0.1:2", True, "2.51.0", (ensemble, STEP), STATE)
     text = " ".join(" ".join(shown(status)).split())
@@ -239,12 +242,3 @@ def test_table_and_document():
     assert lines[head].split() == "model, version requests failed batch total queue input compute output other".split()
     rows = [line.split()[:7] for line in lines[head + 2 :][:7]]
     assert rows == [[name, "12", "1.2", "M", "89,012", "4.0", "1235."] for name in names]
-
-
-def test_one_server_that_answers_in_time():
-    with pytest.raises(ServerUnavailableError, match="no rekd-serve of yours is running here; fix: start one"):
-        status.read_status(None)
-    with pytest.raises(ServerUnavailableError, match="not one server, but http://127.0.0.1:2, http://127.0.0.1:9"):
-        status.read_status(None, [STATE, replace(STATE, http_url="http://127.0.0.1:9")])
-    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(DeadlineError, match="within 0.5 s"):
-        status.read_status(f"127.0.0.1:{listener.getsockname()[1]}", timeout=0.5)

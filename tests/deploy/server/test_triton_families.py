@@ -58,7 +58,7 @@ def test_answers_are_the_models(served, items, name, protocol):
         assert_same_answers(client.predict(items), model.predict(items))
 
 
-def test_every_subset_of_the_outputs(served, items):
+def test_every_subset_of_the_outputs_and_the_endpoint_answer_as_the_model(served, items, kind):
     model, server = served
     inputs = model.preprocessor(items[:2]).inputs
     with closing(open_transport(server.grpc_url, 10.0)) as transport:
@@ -68,9 +68,6 @@ def test_every_subset_of_the_outputs(served, items):
             assert list(part) == list(names)
             for name in names:
                 np.testing.assert_array_equal(part[name], whole[name])
-
-
-def test_the_text_and_image_endpoint(served, kind, items):
     from tritonclient.http import InferenceServerClient, InferInput
 
     model, server = served

@@ -28,7 +28,7 @@ def installation(tmp_path):
     return tmp_path / "opt"
 
 
-def test_found_by_its_folder_or_itself_and_what_is_no_server_is_refused(installation):
+def test_an_installation_is_found_with_every_backend_that_is_needed(installation, artefacts, repository, tmp_path):
     for given in (".", "bin/tritonserver"):
         found = find_installed(installation / given)
         assert found.executable.samefile(installation / "bin" / "tritonserver")
@@ -37,9 +37,6 @@ def test_found_by_its_folder_or_itself_and_what_is_no_server_is_refused(installa
     for given in ("nowhere", "backends", "bin/not_executable"):
         with pytest.raises(ServerError, match="is not an executable file; fix: --tritonserver"):
             find_installed(installation / given)
-
-
-def test_every_backend_that_is_needed_must_be_there(installation, artefacts, repository, tmp_path):
     found = find_installed(installation)
     found.check_servable(repository, read_manifest(repository))
     root = write_repository(artefacts, tmp_path / "r", target="onnxruntime", text_endpoint=True)

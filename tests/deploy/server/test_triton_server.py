@@ -94,7 +94,7 @@ def test_tls(server, protocol, texts, rationalizer, tmp_path, asks_the_client):
             read_status(f"{protocol}://127.0.0.1:{proxy.port}", timeout=3.0)
 
 
-def test_administration_takes_the_key_and_the_metrics_do_not(server, protocol, url):
+def test_refused_requests_are_logged_by_id_and_administration_takes_the_key(server, protocol, url):
     name, request = {"grpc": GRPC_KEY_HEADER, "http": KEY_HEADER}[protocol], Request("", 5.0)
     for headers, refused in (({name.upper(): server.key}, False), ({name: "wrong"}, True), ({}, True)):
         transport = open_transport(url, 5.0, headers=headers)
@@ -104,9 +104,6 @@ def test_administration_takes_the_key_and_the_metrics_do_not(server, protocol, u
             else:
                 transport._exchange("GET", "v2/systemsharedmemory/status", request)
     assert b"nv_inference_request_success" in send(server.ports["metrics"], "GET", "/metrics")[1]
-
-
-def test_a_refused_request_is_found_in_the_servers_log_by_its_id(server, protocol, url):
     ids = np.full((2, 8), 5000)
     with closing(open_transport(url, 5.0)) as transport, pytest.raises(RejectedError, match="outside the vocabulary"):
         tensors = {"input_ids": ids, "attention_mask": np.ones_like(ids)}

@@ -56,7 +56,7 @@ def test_a_loaded_model_answers_bit_for_bit_the_same(tmp_path, texts, operator):
         assert getattr(loaded, attribute) == getattr(original, attribute)
 
 
-def test_saving_again_gives_the_same_files_and_the_hash_follows_what_the_model_computes(checkpoint, copy):
+def test_saving_again_gives_the_same_files_and_those_of_another_model_are_refused(checkpoint, copy, tmp_path):
     figures, training = {"test": {"accuracy": 0.5}}, {"name": "tiny"}
     (copy / "stray.txt").write_text("from before, which saving replaces")
     save(rekd_train.load(checkpoint), copy, metrics=figures, training=training)
@@ -65,6 +65,14 @@ def test_saving_again_gives_the_same_files_and_the_hash_follows_what_the_model_c
     assert checkpoint_hash(copy) == checkpoint_hash(checkpoint)
     (copy / "policy.json").write_text((copy / "policy.json").read_text().replace("0.25", "0.26"))
     assert checkpoint_hash(copy) != checkpoint_hash(checkpoint)
+    other = save(make_rationalizer(seed=9), tmp_path / "other")
+    shutil.copy(other / "predictor.safetensors", copy)
+    assert "predictor.safetensors is not the file that config.json describes" in refusal(copy)
+    shutil.copy(checkpoint / "predictor.safetensors", copy)
+    edit(copy, predictor={**read_description(copy)["predictor"], "layers": 3})
+    assert "predictor.safetensors does not fit the sizes" in refusal(copy)
+    (copy / "tokenizer.json").write_text(tiny_tokenizer_json().replace('"boring"', '"borring"'))
+    assert "tokenizer.json is not the one" in refusal(copy)
 
 
 @pytest.mark.parametrize("name", ["config.json", "policy.json", "tokenizer.json", "selector.safetensors"])
@@ -77,17 +85,6 @@ def test_a_file_that_is_missing_cut_off_or_no_text_is_named(copy, name, left):
     assert re.search(f"{name} (is missing|is damaged|cannot be read)|not the file|tokenizer cannot", refusal(copy))
     shutil.rmtree(copy)
     assert "not a directory" in refusal(copy)
-
-
-def test_files_of_another_model_are_refused(checkpoint, copy, tmp_path):
-    other = save(make_rationalizer(seed=9), tmp_path / "other")
-    shutil.copy(other / "predictor.safetensors", copy)
-    assert "predictor.safetensors is not the file that config.json describes" in refusal(copy)
-    shutil.copy(checkpoint / "predictor.safetensors", copy)
-    edit(copy, predictor={**read_description(copy)["predictor"], "layers": 3})
-    assert "predictor.safetensors does not fit the sizes" in refusal(copy)
-    (copy / "tokenizer.json").write_text(tiny_tokenizer_json().replace('"boring"', '"borring"'))
-    assert "tokenizer.json is not the one" in refusal(copy)
 
 
 @pytest.mark.parametrize(("changes", "problem"), [
@@ -106,20 +103,18 @@ def test_a_description_that_does_not_fit_is_refused(copy, changes, problem):
     assert re.search(problem, refusal(copy))
 
 
-def test_an_older_version_is_upgraded_step_by_step(copy, checkpoint, texts, monkeypatch):
+def test_older_versions_are_upgraded_step_by_step_under_todays_names(copy, checkpoint, texts, monkeypatch):
     edit(copy, version=-1, labels=None, names=["negative", "positive"])
     monkeypatch.setitem(descriptions.UPGRADES, -1, lambda old: {**old, "classes": old["names"]})
     monkeypatch.setitem(descriptions.UPGRADES, 0, lambda old: {**old, "labels": old["classes"]})
     assert rekd_train.load(copy).predict(texts) == rekd_train.load(checkpoint).predict(texts)
     assert sorted(descriptions.UPGRADES) == list(range(-1, VERSION)), "every older version has a rule"
-
-
-def test_a_checkpoint_of_version_2_is_read_under_todays_names(copy, checkpoint, texts):
-    description = json.loads((copy / "config.json").read_text())
+    description = read_description(checkpoint)
     networks = {role: dict(description[role]) for role in ("selector", "predictor")}
     for network in networks.values():
         network["weights"] = network.pop("pretrained")
     judge = {"predictor": networks["predictor"]}
+    (copy / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
     edit(copy, version=2, **networks, training={"name": "tiny", "config": networks, "judge": judge})
     found = read_description(copy)
     for part in (found, found["training"]["config"], found["training"]["judge"]):
@@ -152,7 +147,7 @@ def test_a_save_that_fails_leaves_what_was_there_and_nothing_beside_it(copy, mon
         assert contents(copy.parent) == before and [*copy.parent.iterdir()] == [copy]
 
 
-def test_an_interrupt_between_the_two_renames_brings_the_old_one_back(copy, monkeypatch):
+def test_interrupts_leave_the_old_one_or_the_new(copy, monkeypatch):
     before, rename, calls = contents(copy.parent), Path.rename, []
 
     def second_fails(path: Path, to: Path):
@@ -163,6 +158,12 @@ def test_an_interrupt_between_the_two_renames_brings_the_old_one_back(copy, monk
     with pytest.raises(Interrupted):
         save(make_rationalizer(seed=7), copy)
     assert contents(copy.parent) == before and [*copy.parent.iterdir()] == [copy]
+    write_text(file := copy.with_name("metrics.json"), "old")
+    before = contents(copy.parent)
+    monkeypatch.setattr(Path, "replace", fail(Interrupted()))
+    with pytest.raises(Interrupted):
+        write_text(file, "new")
+    assert contents(copy.parent) == before and file.read_text() == "old"
 
 
 def test_saving_never_replaces_what_is_not_a_checkpoint(tmp_path):
@@ -176,11 +177,3 @@ def test_saving_never_replaces_what_is_not_a_checkpoint(tmp_path):
         assert rekd_train.load(save(make_rationalizer(), tmp_path / name))
         modes = [(tmp_path / name / file).stat().st_mode & 0o777 for file in (".", "selector.safetensors")]
         assert modes == [0o755, 0o644], "readable by others"
-
-
-def test_a_written_file_is_old_or_new_never_half(tmp_path, monkeypatch):
-    write_text(tmp_path / "metrics.json", "old")
-    monkeypatch.setattr(Path, "replace", fail(Interrupted()))
-    with pytest.raises(Interrupted):
-        write_text(tmp_path / "metrics.json", "new")
-    assert contents(tmp_path) == {"metrics.json": b"old"}

@@ -81,7 +81,7 @@ def test_without_a_record_the_data_must_be_named_and_the_networks_are_the_checkp
             recorded_config(imported, data, overrides)
 
 
-def test_a_record_is_used_and_can_be_changed(rationalizer, tmp_path):
+def test_records_are_used_changed_and_taken_up(rationalizer, tmp_path):
     record = run_config("demo_student", ["seed=7"]).model_dump()
     path = checkpoint.save(rationalizer, tmp_path / "c", training={"name": "x", "config": record})
     assert recorded_config(path) == run_config("demo_student", ["seed=7"])
@@ -90,9 +90,6 @@ def test_a_record_is_used_and_can_be_changed(rationalizer, tmp_path):
     assert recorded_config(old).selection.minimum == 1, "as it was trained, not today's default"
     changed = recorded_config(path, None, ["selection.target=0.05"])
     assert changed.selection.target == 0.05 and changed.seed == 7
-
-
-def test_a_run_of_version_1_is_taken_up_unless_it_used_what_is_gone(rationalizer, tmp_path):
     record = json.loads((GOLDEN / "run_v1.json").read_text())
     path = checkpoint.save(rationalizer, tmp_path / "c", training={"name": "x", "config": record})
     description = json.loads((path / "config.json").read_text()) | {"version": 1}

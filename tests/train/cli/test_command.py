@@ -1,5 +1,7 @@
 """Exit codes, one-line errors and the shared options."""
 
+from __future__ import annotations
+
 import errno
 import json
 import os
@@ -10,9 +12,10 @@ from pathlib import Path
 import pytest
 import typer
 
-from rekd_train import InputError, __version__
+from rekd_train import InputError, __version__, errors
 from rekd_train.cli import main
 from rekd_train.cli.command import application, examples, print_json, run
+from rekd_train.errors import DISTRIBUTION, MissingExtraError
 
 ROOT = Path(__file__).resolve().parents[3]
 VERSION = f"rekd {__version__}\n"
@@ -98,15 +101,12 @@ def talking(lines: int, encoding: str) -> subprocess.Popen:
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
 
 
-def test_a_reader_that_leaves_ends_it_quietly():
+def test_a_reader_that_leaves_and_a_narrow_terminal():
     with talking(100_000, "utf-8") as process:
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
-
-
-def test_a_narrow_terminal_gets_question_marks_not_a_crash():
     process = talking(1, "ascii")
     assert (*process.communicate(), process.returncode) == (b"? film\n", b"", 0)
 
@@ -116,3 +116,26 @@ def test_json_has_no_nan_and_keeps_characters(capsys):
     out = capsys.readouterr().out
     assert "café" in out
     assert json.loads(out) == {"accuracy": None, "rates": [0.5, None], "word": "café"}
+
+
+@pytest.mark.parametrize(("folder", "here", "command"), [
+    (ROOT, ROOT, "pip install -e '.[bench]'"),  # in the checkout
+    (ROOT, ROOT.parent, f"pip install -e '{ROOT}[bench]'"),
+    (ROOT / "docs", ROOT, f"pip install '{DISTRIBUTION}[bench]'"),  # without one
+])  # fmt: skip
+def test_the_fix_for_a_missing_package_works_where_the_user_stands(folder, here, command, monkeypatch):
+    monkeypatch.setattr(errors, "_FOLDER", folder)
+    monkeypatch.chdir(here)
+    assert str(MissingExtraError("sklearn", "bench")).endswith(f"'sklearn' is not installed; fix: {command}")
+
+
+def test_no_text_names_somebody_elses_package_and_long_lists_say_how_many_more():
+    foreign = "rekd" + "["  # on PyPI a ransomware scanner
+    found = subprocess.run(["git", "grep", "-nF", foreign], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode in (0, 1), found.stderr
+    assert found.stdout == ""
+    assert f'name = "{DISTRIBUTION}"' in (ROOT / "pyproject.toml").read_text()
+    assert errors.listed(f"row {n} is empty" for n in (1, 2)) == "row 1 is empty; row 2 is empty"
+    assert errors.listed(map(str, range(20))).endswith("18; 19")
+    assert errors.listed(map(str, range(1_021))).endswith("18; 19; and 1,001 more")
+    assert errors.listed("abc", limit=2) == "a; b; and 1 more"

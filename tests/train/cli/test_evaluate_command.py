@@ -60,7 +60,7 @@ def new(tmp_path) -> dict[str, Path]:
     return {"table": tmp_path / "new.csv", "settings": tmp_path / "new.toml", "folder": tmp_path / "folder.toml"}
 
 
-def test_json_and_file_hold_the_same_report(trained, tmp_path, evaluate) -> None:
+def test_json_file_and_table_hold_the_same_report(trained, tmp_path, evaluate) -> None:
     file = tmp_path / "new" / "report.json"
     report = evaluate(trained, "--teacher", trained, "-o", file, "--device", "cpu")
     assert json.loads(file.read_text()) == report
@@ -69,9 +69,6 @@ def test_json_and_file_hold_the_same_report(trained, tmp_path, evaluate) -> None
     people = report["human_rationales"]
     assert people["examples"] + people["without_human_rationale"] <= 18 and people["examples"] > 5
     assert report["teacher"]["mask_jaccard"] == 1.0
-
-
-def test_the_table_names_every_section(trained, evaluate) -> None:
     code, out, _ = evaluate(trained, "--split", "dev", "--draws", 0, report=False)
     assert code == 0 and "sampled" not in out
     for word in ("classification", "macro_f1", "calibration", "abstain.threshold", "human_rationales", "iou_f1_macro",

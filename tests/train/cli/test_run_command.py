@@ -90,12 +90,15 @@ def stages_of(tmp_path) -> list[tuple[str, int]]:
     return [(line["stage"], line["step"]) for line in log_of(tmp_path) if line["event"] == "stage"]
 
 
-def test_a_budget_that_cannot_hold_a_negation_is_noted(command):
+def test_notes_and_tensorboard(command, tmp_path):
     short = [f"--set=stages.{stage}" for stage in ("classifier_epochs=0.1", "rationale_epochs=0.1", "compact_epochs=0")]
     code, notes = command(*short, kind="note")
     assert code == 0 and notes.startswith("note: half of the training texts") and "preset short_texts" in notes
     large = ("--set", "selection.target=0.3", "--set", "selection.budget=0.35")
     assert command(*short, *large, "--overwrite", kind="note") == (0, "")
+    pytest.importorskip("tensorboard")
+    assert command("--tensorboard")[0] == 0
+    assert any("tfevents" in path.name for path in (tmp_path / "out.training").iterdir())
 
 
 def test_a_run_leaves_a_checkpoint_and_a_log_and_is_not_replaced_unasked(command, refused, tmp_path):
@@ -164,12 +167,6 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_the_state(command, refused, t
     refused((("--set", "seed=5", "--resume"), "is a checkpoint already"))
     assert command("--set", "seed=5", "--resume", "--overwrite") == (0, ""), "only the writing is done again"
     assert (tmp_path / "out" / "selector.safetensors").read_bytes() != before["selector.safetensors"]
-
-
-def test_tensorboard(command, tmp_path):
-    pytest.importorskip("tensorboard")
-    assert command("--tensorboard")[0] == 0
-    assert any("tfevents" in path.name for path in (tmp_path / "out.training").iterdir())
 
 
 def test_presets_are_listed_with_their_sources(capsys):

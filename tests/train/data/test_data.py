@@ -25,7 +25,7 @@ def labelled(*labels: int) -> LabelledTexts:
     return LabelledTexts([f"text {i}" for i in range(len(labels))], np.array(labels, dtype=int))
 
 
-def test_parts_hold_each_label_in_proportion_and_each_example_once_by_the_seed():
+def test_parts_hold_labels_in_proportion_and_examples_with_all_that_is_theirs():
     parts = stratified_split(labelled(*[0, 1, 2, 3] * 50), (0.8, 0.1, 0.1), seed=1)
     assert [len(part) for part in parts] == [160, 20, 20]
     for part in parts:
@@ -34,6 +34,10 @@ def test_parts_hold_each_label_in_proportion_and_each_example_once_by_the_seed()
     assert sorted(text for part in parts for text in part.texts) == sorted(labelled(*[0, 1] * 100).texts)
     first, again, other = (stratified_split(labelled(*[0, 1] * 50), (0.5, 0.5), seed)[0].texts for seed in (1, 1, 2))
     assert first == again != other
+    some = LabelledTexts(["a", "b", "c"], np.array([0, 1, 0]), [[(0, 1)], None, []]).take([2, 0])
+    assert (some.texts, some.labels.tolist(), some.rationales) == (["c", "a"], [0, 0], [[], [(0, 1)]])
+    images = LabelledImages(np.arange(3).reshape(3, 1, 1, 1), np.array([0, 1, 2]), np.eye(3, 4, dtype=int)).take([2])
+    assert images.images.ravel().tolist() == [2] and images.regions.tolist() == [[0, 0, 1, 0]]
 
 
 def test_splits_that_a_source_brings_are_kept_and_begin_with_a_fair_sample():
@@ -54,13 +58,6 @@ def test_splits_that_a_source_brings_are_kept_and_begin_with_a_fair_sample():
     assert (some.splits["dev"].images == whole.splits["dev"].images[:20]).all()
 
 
-def test_taking_examples_takes_all_that_belongs_to_them():
-    some = LabelledTexts(["a", "b", "c"], np.array([0, 1, 0]), [[(0, 1)], None, []]).take([2, 0])
-    assert (some.texts, some.labels.tolist(), some.rationales) == (["c", "a"], [0, 0], [[], [(0, 1)]])
-    images = LabelledImages(np.arange(3).reshape(3, 1, 1, 1), np.array([0, 1, 2]), np.eye(3, 4, dtype=int)).take([2])
-    assert images.images.ravel().tolist() == [2] and images.regions.tolist() == [[0, 0, 1, 0]]
-
-
 @pytest.mark.parametrize(("splits", "word"), [
     ({"train": labelled(0, 1), "dev": labelled()}, "'dev' is empty"),
     ({"train": labelled(0, 0)}, "all of one class"), ({"train": labelled(-1, 0)}, "all of one class"),
@@ -73,7 +70,7 @@ def test_data_that_cannot_be_learnt_from_are_refused(splits, word):
         check_data(DataSet(splits, ("a", "b"), ""), "mine")
 
 
-def test_texts_become_padded_batches_and_a_human_rationale_the_tokens_it_touches():
+def test_texts_become_padded_batches_tokenised_a_few_at_once(monkeypatch):
     examples = LabelledTexts(["the film was great", "bad film"], np.array([1, 0]), [[(4, 8), (16, 18)], None])
     split = encode(examples, WORDS)
     assert split.lengths.tolist() == [6, 4] and not split.augmented
@@ -83,10 +80,6 @@ def test_texts_become_padded_batches_and_a_human_rationale_the_tokens_it_touches
     assert split.truth[1] is None and encode(labelled(0), WORDS).truth is None
     with pytest.raises(DataError, match=r"hold no word .*: '\\u200b'; '\\u200c'; fix: leave them out"):
         encode(LabelledTexts(["good", "\u200b", "bad", "\u200c"], np.array([0, 1, 0, 1])), WORDS)
-
-
-def test_tokenising_keeps_the_ids_and_how_long_texts_were_and_holds_few_encodings_at_once(monkeypatch):
-    """With its windows an encoding takes a hundred times the memory of the ids."""
     whole, sizes = TextPreprocessor.encode, []
     monkeypatch.setattr(TextPreprocessor, "encode", lambda self, some: sizes.append(len(some)) or whole(self, some))
     cut = encode(words(2, 30, 31, 57, 500), WORDS)  # [CLS] and [SEP] belong to the length
@@ -100,7 +93,7 @@ def images(count: int = 3, height: int = 16, width: int = 12, channels: int = 1)
     return LabelledImages(pixels, np.arange(count) % 3, np.tile([4, 0, 8, 12], (count, 1)))
 
 
-def test_images_of_the_right_size_stay_as_they_are_and_others_are_converted(tmp_path):
+def test_images_stay_or_are_converted_and_half_a_patch_is_truth(tmp_path):
     split = encode(images(), PATCHES)
     assert split.lengths.tolist() == [12, 12, 12]
     assert (split.inputs([2, 0])["pixels"] == images().images[[2, 0]]).all()
@@ -115,9 +108,6 @@ def test_images_of_the_right_size_stay_as_they_are_and_others_are_converted(tmp_
         encode(images(), WORDS)
     with pytest.raises(ConfigError, match="data are texts, the model reads images"):
         encode(labelled(0, 1), PATCHES)
-
-
-def test_a_patch_is_part_of_the_truth_where_half_of_it_is_covered():
     for region, covered in (((4, 0, 8, 12), [3, 4, 5]), ((0, 0, 6, 4), [0, 3]), ((0, 0, 5, 4), [0])):
         examples = LabelledImages(images(1).images, np.array([0]), np.array([region]))
         assert np.flatnonzero(encode(examples, PATCHES).truth[0]).tolist() == covered
@@ -166,7 +156,7 @@ def summary() -> dict:
     return summary_of(splits, duplicates=25, contradictions=contradictions)
 
 
-def test_every_count_is_kept_and_is_a_row_or_a_line(summary):
+def test_counts_are_rows_or_lines_and_many_classes_are_summed_up(summary):
     assert summary["splits"]["train"] == {
         "examples": 42, "classes": {"neg": 38, "pos": 2}, "cut": 28, "unlabelled": 2,
         "tokens": {"p5": 5, "p50": 23, "p95": 41, "max": 44},  # of the whole texts, with [CLS] and [SEP]
@@ -179,9 +169,6 @@ def test_every_count_is_kept_and_is_a_row_or_a_line(summary):
     assert notes[:2] == ["duplicates dropped: 25", "examples with contradicting labels: 23"]
     assert notes[2] == "  line 0 'neg' (kept), line 40 'pos': '[b]'"
     assert notes[22] == "  and 3 more" and notes[23].startswith("uneven classes: 38 training examples of 'neg', 2 of")
-
-
-def test_many_classes_are_summed_up_and_images_have_no_lengths():
     train = LabelledTexts(["good"] * 60, np.arange(60) % 30)
     rows = summary_rows(summary_of(dict.fromkeys(SPLITS, train), tuple(f"c{n}" for n in range(30))))
     assert [title for title, *_ in rows][20:22] == ["11 more classes", "tokens, 5th percentile"]

@@ -47,10 +47,16 @@ def test_class_probabilities_in_each_form_and_texts_without_a_statement_lack_eve
     assert not found.marks[1].any(), "that nothing decides is a statement"
 
 
-def test_labels_that_a_table_turned_into_floats_are_those_of_the_data(tmp_path):
+def test_labels_as_floats_and_counts_for_a_reader(tmp_path):
     (tmp_path / "k.jsonl").write_text('{"text": "a", "label": 1.0}\n')
     (said,) = read_knowledge(tmp_path / "k.jsonl", ("0", "1")).statements.values()
     assert said.probabilities.argmax() == 1
+    knowledge = known(tmp_path, {"text": TEXT, "label": "positive", "quotes": ["wonderful", "not there"]},
+                      {"text": "bad", "label": "positive"}, {"text": "who knows"}, {"text": "x", "label": "positive"})
+    assert checked_statements(knowledge, {text_id(TEXT): 1, text_id("bad"): 0}) == {
+        "statements": 4, "known": 2, "probabilities": 3 / 4, "rationale": 1 / 4, "scores": 0.0, "lost_quotes": 1,
+        "agreement": 0.5, "marked_share": 9 / len(TEXT),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("modality", "rows", "parts"), [
@@ -103,15 +109,6 @@ def test_files_that_are_no_knowledge(tmp_path, modality, row, message):
         known(tmp_path, row, modality=modality)
 
 
-def test_counts_for_a_reader(tmp_path):
-    knowledge = known(tmp_path, {"text": TEXT, "label": "positive", "quotes": ["wonderful", "not there"]},
-                      {"text": "bad", "label": "positive"}, {"text": "who knows"}, {"text": "x", "label": "positive"})
-    assert checked_statements(knowledge, {text_id(TEXT): 1, text_id("bad"): 0}) == {
-        "statements": 4, "known": 2, "probabilities": 3 / 4, "rationale": 1 / 4, "scores": 0.0, "lost_quotes": 1,
-        "agreement": 0.5, "marked_share": 9 / len(TEXT),
-    }  # fmt: skip
-
-
 @pytest.mark.parametrize("preprocessor", [WORDS, BYTES])
 @pytest.mark.parametrize(
     "said", [{"rationale": [[2, 11], [22, 32]]}, {"quotes": ["wonderful", "not a good"]},
@@ -134,7 +131,7 @@ def test_scores_of_another_tokenizer_are_shared_by_characters():
     np.testing.assert_array_equal(marks_at(np.array([[2, 7, 0.5]]), offsets), [0, 0, 0.5, 0.5, 0, 0.5])
 
 
-def test_packed_scores_come_back_within_a_step(tmp_path):
+def test_packed_scores_come_back_and_damaged_ones_are_named(tmp_path):
     offsets = np.array(BYTES.encode([TEXT])[0].offsets)[1:-1]
     scores = np.column_stack([offsets, np.random.default_rng(0).normal(size=len(offsets)) * 3])
     for named in ({"id": text_id(TEXT)}, {"text": TEXT}):
@@ -145,6 +142,14 @@ def test_packed_scores_come_back_within_a_step(tmp_path):
         np.testing.assert_allclose(found[1:-1], scores[:, 2], rtol=0, atol=np.abs(scores[:, 2]).max() / 127)
     with pytest.raises(DataError, match="exists; fix: another file, or --overwrite"):
         write_knowledge(path, [])
+    scores = np.array([[0, 1, 1.0], [2, 11, -1.0], [12, 15, 0.5]])
+    path = write_knowledge(tmp_path / "damaged.parquet", [{"text": TEXT, "scores": scores}])
+    (row,) = parquet.read_table(path).to_pylist()
+    for change in ({"packed_scale": float("nan")}, {"packed_scale": None}, {"packed_gaps": None},
+                   {"packed_lengths": b"\x01"}, {"packed_gaps": b"\xff" * 3}):  # fmt: skip
+        parquet.write_table(pyarrow.Table.from_pylist([row | change]), path)
+        with pytest.raises(DataError, match="packed scores that are damaged: rekd-train record writes them"):
+            read_knowledge(path, LABELS)
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -154,17 +159,6 @@ def test_scores_that_cannot_be_packed_stand_beside_those_that_can(tmp_path, orde
     found = read_knowledge(write_knowledge(tmp_path / "k.parquet", rows), LABELS).statements
     np.testing.assert_allclose(found[text_id(far["text"])].scores, far["scores"][[0, 2]])
     assert len(found[text_id(TEXT)].scores) == 2 and len(found[text_id(TEXT)].marks) == 1
-
-
-def test_damaged_packed_scores(tmp_path):
-    scores = np.array([[0, 1, 1.0], [2, 11, -1.0], [12, 15, 0.5]])
-    path = write_knowledge(tmp_path / "k.parquet", [{"text": TEXT, "scores": scores}])
-    (row,) = parquet.read_table(path).to_pylist()
-    for change in ({"packed_scale": float("nan")}, {"packed_scale": None}, {"packed_gaps": None},
-                   {"packed_lengths": b"\x01"}, {"packed_gaps": b"\xff" * 3}):  # fmt: skip
-        parquet.write_table(pyarrow.Table.from_pylist([row | change]), path)
-        with pytest.raises(DataError, match="packed scores that are damaged: rekd-train record writes them"):
-            read_knowledge(path, LABELS)
 
 
 @pytest.mark.parametrize(("lay", "given", "expected"), [

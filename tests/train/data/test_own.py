@@ -113,7 +113,7 @@ def test_what_files_may_hold(tmp_path, name, content, names):
     assert load_data(config(tmp_path / name)).label_names == names
 
 
-def test_splits_come_from_a_column_and_must_have_training_examples(tmp_path):
+def test_splits_come_from_a_column_and_may_lack_rationales(tmp_path):
     rows = [row | {"part": ("train", "dev", "test")[i // 2 % 3]} for i, row in enumerate(ROWS)]
     path = write(tmp_path / "a.csv", rows)
     for name, part in load_data(config(path, split_column="part")).splits.items():
@@ -124,6 +124,11 @@ def test_splits_come_from_a_column_and_must_have_training_examples(tmp_path):
     assert "no row of the split 'train'" in message_of(no_train, split_column="part")
     for name, problem in (("folder", "no training file"), ("a.hf", "no split 'train', but test, val")):
         assert problem in message_of(write_splits(tmp_path / name, test=ROWS, val=ROWS))
+    splits = [("train", "dev", "test")[i // 2 % 3] for i in range(len(ROWS))]
+    why = [[[0, 4]] if part == "train" else None for part in splits]
+    rows = [{**row, "part": part, "why": spans} for row, part, spans in zip(ROWS, splits, why, strict=True)]
+    data = load_data(config(write(tmp_path / "a.csv", rows), split_column="part", rationale_column="why"))
+    assert [part.rationales is None for part in data.splits.values()] == [False, True, True]
 
 
 @pytest.mark.parametrize(("name", "place"), [("folder", "{}.csv line {}"), ("a.hf", "{} row {}")])
@@ -150,14 +155,6 @@ def test_human_rationales_travel_with_their_text(tmp_path, name):
         numbers = [int(text.split()[-1]) for text in part.texts]
         assert part.rationales == [[(0, 4)] if number % 4 < 2 else None for number in numbers]
     assert load_data(config(path)).splits["train"].rationales is None
-
-
-def test_a_split_that_nobody_annotated_has_no_rationales(tmp_path):
-    splits = [("train", "dev", "test")[i // 2 % 3] for i in range(len(ROWS))]
-    why = [[[0, 4]] if part == "train" else None for part in splits]
-    rows = [{**row, "part": part, "why": spans} for row, part, spans in zip(ROWS, splits, why, strict=True)]
-    data = load_data(config(write(tmp_path / "a.csv", rows), split_column="part", rationale_column="why"))
-    assert [part.rationales is None for part in data.splits.values()] == [False, True, True]
 
 
 @pytest.mark.parametrize(("name", "place"), SOURCES.items())
@@ -259,11 +256,22 @@ def test_files_are_read_as_load_dataset_reads_them(tmp_path, monkeypatch, name):
     assert sizes(data) == ALONE and data.label_names == ("1", "2")
 
 
-def test_a_name_that_is_no_path_is_looked_for_on_the_hub(monkeypatch):
-    monkeypatch.setattr(datasets, "load_dataset", lambda *given: {"train": part(str(given), 24)})
-    for path, asked in (("owner/name", ("owner/name", None)), ("owner/name:en", ("owner/name", "en"))):
-        data = load_data(config(path, name="hf"))
-        assert str(asked) in data.splits["train"].texts[0] and path in data.origin
+def test_names_that_are_no_path_are_looked_for_on_the_hub_and_what_cannot_be_read_is_one_line(monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "load_dataset", lambda *given: {"train": part(str(given), 24)})
+        for path, asked in (("owner/name", ("owner/name", None)), ("owner/name:en", ("owner/name", "en"))):
+            data = load_data(config(path, name="hf"))
+            assert str(asked) in data.splits["train"].texts[0] and path in data.origin
+    path, damaged = (saved(tmp_path / name, part("good", 4)) for name in ("a.hf", "b.hf"))
+    (damaged / "data-00000-of-00001.arrow").write_bytes(b"no arrow")
+    (tmp_path / "c.hf").mkdir()
+    columns = "no column 'review' and no column 'stars'; it has: text, label; fix: --set data.text_column"
+    assert columns in message_of(path, text_column="review", label_column="stars")
+    assert "does not exist; fix: --set data.path" in message_of(tmp_path / "no.hf")
+    assert "cannot be read" in message_of(damaged) and "cannot be read" in message_of(tmp_path / "c.hf")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtraError, match=r"datasets.*\[data\]"):
+        load_data(config(path))
 
 
 def test_texts_stay_on_the_disk_until_they_are_tokenised(tmp_path):
@@ -277,19 +285,6 @@ def test_texts_stay_on_the_disk_until_they_are_tokenised(tmp_path):
     (tmp_path / "k.jsonl").write_text(json.dumps({"text": "a new one, number 3", "label": "positive"}))
     more = with_unlabelled(data, read_knowledge(tmp_path / "k.jsonl", data.label_names)).splits["train"]
     assert [*more.texts] == [*train.texts, "a new one, number 3"] and not isinstance(more.texts, list)
-
-
-def test_what_cannot_be_read_is_one_line_with_the_fix(tmp_path, monkeypatch):
-    path, damaged = (saved(tmp_path / name, part("good", 4)) for name in ("a.hf", "b.hf"))
-    (damaged / "data-00000-of-00001.arrow").write_bytes(b"no arrow")
-    (tmp_path / "c.hf").mkdir()
-    columns = "no column 'review' and no column 'stars'; it has: text, label; fix: --set data.text_column"
-    assert columns in message_of(path, text_column="review", label_column="stars")
-    assert "does not exist; fix: --set data.path" in message_of(tmp_path / "no.hf")
-    assert "cannot be read" in message_of(damaged) and "cannot be read" in message_of(tmp_path / "c.hf")
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingExtraError, match=r"datasets.*\[data\]"):
-        load_data(config(path))
 
 
 @pytest.mark.parametrize("damaged", [False, True])
@@ -342,7 +337,7 @@ def test_a_folder_for_each_class_is_split_or_taken_whole(tmp_path):
         load_whole(config, ("dogs",))
 
 
-def test_folders_for_splits(tmp_path):
+def test_folders_for_splits_and_those_that_make_no_sense(tmp_path):
     for split, seeds in (("val", range(20, 24)), ("test", range(24, 28))):
         pictures(tmp_path / split, seeds)
     pictures(tmp_path / "train", cats__leak=25)
@@ -353,9 +348,6 @@ def test_folders_for_splits(tmp_path):
     pictures(tmp_path / "test", [], birds__1=99)
     with pytest.raises(DataError, match="'birds' is none of the 2 classes"):
         load_data(config)
-
-
-def test_image_folders_that_make_no_sense_are_named(tmp_path):
     (tmp_path / "bare").mkdir()
     (tmp_path / "outer" / "empty").mkdir(parents=True)
     pictures(tmp_path / "one", range(0, 10, 2))

@@ -59,16 +59,13 @@ def test_decide_is_the_specified_rule(policy) -> None:
     assert np.array_equal(decide(SCORES, SELECTABLE, policy).numpy(), specified)
 
 
-def test_fill_and_baselines_keep_exactly_as_many_as_they_should() -> None:
+def test_fill_baselines_and_drawn_masks_keep_as_they_should() -> None:
     assert torch.equal(forward.fill(SCORES, SELECTABLE, 0.25).sum(dim=1), (SELECTABLE.sum(dim=1) // 4).clamp(min=1))
     mask = decide(SCORES, SELECTABLE, SelectionPolicy(bias=0.0, budget=0.3))
     first, other = forward.first_like(mask, SELECTABLE), forward.random_like(mask, SELECTABLE, torch.Generator())
     assert torch.equal(other.sum(dim=1), mask.sum(dim=1)) and not (other & ~SELECTABLE).any()
     for row, selectable, count in zip(first, SELECTABLE, mask.sum(dim=1), strict=True):
         assert torch.equal(row.nonzero(), selectable.nonzero()[:count])
-
-
-def test_drawn_masks_keep_by_probability_and_random_ones_uniformly_and_each_differs() -> None:
     generator = torch.Generator().manual_seed(0)
     scores, selectable = torch.tensor([-2.0, 0.0, 1.5, 9.0]), torch.tensor([True, True, True, False])
     mask = next(forward.drawn(scores.expand(4000, 4), selectable.expand(4000, 4), 1, generator))
@@ -102,13 +99,17 @@ def test_the_stored_mask_is_the_one_that_is_served(seen) -> None:
     assert found.pop("never_predicted") == expected.pop("never_predicted") and found == approx(expected, abs=1e-5)
 
 
-def test_a_rule_that_may_keep_padding_is_measured_on_full_length_inputs() -> None:
+def test_plain_classifiers_and_padding_are_measured_by_their_rule() -> None:
     pair = make_rationalizer(operator="zero", policy=PAPER_POLICY)
     split = make_split(pair, 12)
     outputs, (scores, selectable) = run_split(pair, split, batch_size=4), run_selector(pair, split, batch_size=5)
     assert (outputs.selectable == pair.preprocessor.positions).all()
     assert np.array_equal(decide(scores, selectable, pair.policy).sum(dim=1).numpy(), outputs.kept)
     assert measure(pair, split)["rate"] == approx(measure(pair, split)["rate_padded"])
+    pair = make_rationalizer(operator="zero", policy=SelectionPolicy(bias=None, budget=None, minimum=0))
+    report = evaluate(pair, {"test": make_split(pair, 10)})
+    assert report["rate"]["rate"] == 1.0
+    assert not {"modes", "curve", "baselines", "selector", "tokens"} & set(report)
 
 
 def test_the_report_is_json_and_says_what_measure_says(seen) -> None:
@@ -139,7 +140,7 @@ def test_modes_differ_as_they_should_and_the_curve_ends_at_the_full_input(seen) 
     assert curve["realised"][-1] == 1.0
 
 
-def test_the_abstain_threshold_comes_from_dev(seen) -> None:
+def test_the_abstain_threshold_comes_from_dev_and_a_pair_agrees_with_itself(seen) -> None:
     def confidence(part):
         probabilities = seen.pair.probabilities(torch.from_numpy(run_split(seen.pair, part).class_logits)).numpy()
         return probabilities.max(axis=1), probabilities.argmax(axis=1) == part.labels
@@ -147,9 +148,6 @@ def test_the_abstain_threshold_comes_from_dev(seen) -> None:
     found, abstain = abstain_threshold(*confidence(make_split(seen.pair, seed=1)), 0.6), seen.report["calibration"]
     assert abstain["abstain"]["threshold"] == approx(found, abs=1e-5)
     assert abstain["abstain"]["coverage"] == approx(np.mean(confidence(seen.split)[0] >= found), abs=0.03)
-
-
-def test_a_pair_agrees_with_itself_and_less_with_another(seen) -> None:
     alone = evaluate(seen.pair, {"dev": seen.split, "test": seen.split}, draws=0, teacher=seen.pair)
     figures, other = alone["teacher"], seen.report["teacher"]
     assert "sampled" not in alone["modes"] and figures.pop("accuracy") < 1
@@ -168,13 +166,6 @@ def test_a_teacher_that_cannot_be_compared_with_is_refused(make, options, match,
         evaluate(seen.pair, {"dev": seen.split, "test": seen.split}, teacher=make(**options), draws=0)
 
 
-def test_a_plain_classifier_has_no_selection_to_report() -> None:
-    pair = make_rationalizer(operator="zero", policy=SelectionPolicy(bias=None, budget=None, minimum=0))
-    report = evaluate(pair, {"test": make_split(pair, 10)})
-    assert report["rate"]["rate"] == 1.0
-    assert not {"modes", "curve", "baselines", "selector", "tokens"} & set(report)
-
-
 def test_images_too() -> None:
     pair, generator = make_image_rationalizer(), np.random.default_rng(1)
     pixels, truth = generator.integers(0, 256, (30, 16, 12, 1), dtype=np.uint8), generator.random((30, 12)) < 0.3
@@ -188,7 +179,7 @@ def test_images_too() -> None:
     assert set(report["classification"]["per_class"]) == {"shirt", "shoe", "bag"}
 
 
-def test_token_shares_count_what_is_selected(seen) -> None:
+def test_token_shares_and_human_rationales_over_words(seen) -> None:
     vocabulary, preprocessor = vocabulary_of(seen.pair.preprocessor), seen.pair.preprocessor
     numbers = preprocessor.pad([preprocessor.encode(["film, zoo"])[0].ids], 8)["input_ids"][0]
     kinds = (vocabulary.special, vocabulary.punctuation, vocabulary.continues)  # [CLS] film , z ##o ##o [SEP] [PAD]
@@ -199,10 +190,6 @@ def test_token_shares_count_what_is_selected(seen) -> None:
     for name, kind in (("punctuation", vocabulary.punctuation), ("word_pieces", vocabulary.continues)):
         expected |= {f"{name}_selected": np.mean(kind[kept]), name: np.mean(kind[tokens])}
     assert seen.report["tokens"] == approx(expected) and seen.report["tokens"]["word_pieces"] > 0
-
-
-def test_human_rationales_over_words(seen) -> None:
-    """A human who marks the very words that the model keeps, by one piece of each, agrees fully."""
     continues, truth = vocabulary_of(seen.pair.preprocessor).continues, []
     for kept, ids in zip(seen.stored.numpy(), seen.split.ids, strict=True):
         words = np.cumsum(~continues[ids])

@@ -139,16 +139,13 @@ def test_calibration_position_by_position_and_bin_by_bin() -> None:
     assert np.array_equal(before, PROBABILITIES)
 
 
-def test_risk_coverage_threshold_by_threshold() -> None:
+def test_risk_coverage_by_threshold_and_its_area_over_every_order_of_equals() -> None:
     rounded = np.round(CONFIDENCE, 1)  # many ties
     thresholds, coverage, risk = metrics.risk_coverage(rounded, CORRECT)
     accepted = [rounded >= threshold for threshold in thresholds]
     assert sorted(set(rounded), reverse=True) == list(thresholds)
     assert coverage == approx([each.mean() for each in accepted])
     assert risk == approx([1 - CORRECT[each].mean() for each in accepted])
-
-
-def test_aurc_is_the_mean_over_every_order_of_equals() -> None:
     confidence, correct = np.array([0.9, 0.7, 0.7, 0.7, 0.2]), np.array([True, False, True, False, True])
     orders = [[0, *middle, 4] for middle in permutations((1, 2, 3))]
     areas = [np.mean(np.cumsum(~correct[order]) / np.arange(1, 6)) for order in orders]
@@ -172,7 +169,7 @@ def test_overlap_and_draws_pair_by_pair() -> None:
     assert mask_metrics.flip_rate(np.zeros((3, 8), dtype=int)) == 0.0
 
 
-def test_rank_correlation_is_spearmans() -> None:
+def test_rank_correlation_and_divergence_position_by_position() -> None:
     first, second = np.round(generator.random((2, 6, 10)), 1)
     selectable = generator.random((6, 10)) < 0.7
     selectable[4] = np.arange(10) < 1  # one position: no correlation
@@ -180,9 +177,6 @@ def test_rank_correlation_is_spearmans() -> None:
     slow = [spearmanr(first[i, selectable[i]], second[i, selectable[i]]).statistic for i in range(4)]
     assert mask_metrics.rank_correlation(first, second, selectable) == approx(np.mean(slow))
     assert np.isnan(mask_metrics.rank_correlation(first[5:], second[5:], selectable[5:]))
-
-
-def test_selection_divergence_position_by_position() -> None:
     (teacher, student), selectable = generator.normal(size=(2, 3, 5)) * 3, generator.random((3, 5)) < 0.8
     p, q = (1 / (1 + np.exp(-scores[selectable])) for scores in (teacher, student))
     slow = np.mean(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)))

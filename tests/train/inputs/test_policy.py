@@ -68,11 +68,14 @@ def test_by_hand(bias, budget, minimum, selectable, scores, kept):
         assert np.flatnonzero(decide(scores, selectable, policy)).tolist() == kept
 
 
-def test_shares_are_integers_so_every_runtime_agrees():
+def test_shares_are_integers_and_a_policy_refuses_what_makes_no_sense():
     policy = SelectionPolicy(budget=0.29, minimum=0)
     assert int(0.29 * 100) == 28, "the trap: a product of floats"
     assert policy.limits(np.array([100, 99, 4, 3, 0])).tolist() == [29, 28, 1, 0, 0]
     assert policy.capacity(100) == 29
+    for wrong in ({"budget": 0.0}, {"budget": 1.5}, {"minimum": -1}, {"selectable": "some"}, {"biass": 1.0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            SelectionPolicy.model_validate(wrong)
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
@@ -99,9 +102,3 @@ def test_a_decision_turns_where_its_score_crosses_the_margin_and_not_before(poli
         else:
             assert turns(row, position, score + away * (margin + 1e-4))
             assert not any(turns(row, position, score + sign * 0.98 * margin) for sign in (-1, 1))
-
-
-def test_a_policy_refuses_what_makes_no_sense():
-    for wrong in ({"budget": 0.0}, {"budget": 1.5}, {"minimum": -1}, {"selectable": "some"}, {"biass": 1.0}):
-        with pytest.raises(ValueError, match=next(iter(wrong))):
-            SelectionPolicy.model_validate(wrong)

@@ -55,7 +55,7 @@ def test_tensors_have_the_smallest_bucket_that_fits_and_what_is_cut_is_reported(
         PREPROCESSOR(["good " * 20], pad_to=20)
 
 
-def test_what_cannot_be_a_preprocessing_is_named():
+def test_what_cannot_be_a_preprocessing_is_named_and_the_fingerprint_says_which_it_is(tmp_path):
     with pytest.raises(ConfigError, match=r"lengths \(1,\) must lie within 3..max_length \(9\)"):
         TextSettings(max_length=9, lengths=(1,))
     with pytest.raises(ConfigError, match="max_length is 2"):
@@ -65,21 +65,43 @@ def test_what_cannot_be_a_preprocessing_is_named():
                                (startless, "puts no start token before a text.*fix: a tokenizer.json")):  # fmt: skip
         with pytest.raises(CheckpointError, match=problem):
             TextPreprocessor(tokenizer, SETTINGS)
+    document = json.loads(tiny_tokenizer_json())
+    hashed = [document, {"max_length": MAXIMUM, "lengths": [16, 32], "kind": "text"}]
+    canonical = json.dumps(hashed, sort_keys=True, separators=(",", ":"))
+    assert PREPROCESSOR.fingerprint == hashlib.sha256(canonical.encode()).hexdigest(), "checkpoints hold it"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document, indent=4), encoding="utf-8")
+    assert TextPreprocessor.load(tmp_path, SETTINGS).fingerprint == PREPROCESSOR.fingerprint, "layout does not matter"
+    others = [(tiny_tokenizer_json(), TextSettings(47, (16, 32))), (tiny_tokenizer_json(), TextSettings(48, (16,))),
+              (tiny_tokenizer_json().replace('"boring"', '"borring"'), SETTINGS)]  # fmt: skip
+    assert len({PREPROCESSOR.fingerprint, *(TextPreprocessor(*other).fingerprint for other in others)}) == 4
 
 
-def test_special_token_names_in_a_text_are_text_and_without_one_for_padding_the_start_token_pads():
+def test_token_names_are_text_and_pieces_what_the_predictor_saw():
     inner = PREPROCESSOR.encode(["[SEP] good [CLS] [PAD]"])[0].ids[1:-1]
     assert not set(SPECIAL.values()) & set(inner)
     assert tokens("[SEP]")[1:-1] == ["[UNK]", "s", "##e", "##p", "[UNK]"]
     nameless = TextPreprocessor(tiny_tokenizer_json().replace("[PAD]", "[NOP]"), SETTINGS)
     assert nameless.special_ids["pad"] == nameless.special_ids["cls"]
+    assert tokens("xyz<br />film bad") == ["[CLS]", "x", "##y", "##z", "film", "bad", "[SEP]"]
+    prediction = predict("xyz film bad", [1, 3, 5], [0, -2.0, 50.0, -1.0, 9.0, 4.0, *range(10)])
+    assert [(span.text, span.score) for span in prediction.rationale] == [("xyz", -1.0), ("bad", 4.0)]
+    pieces = [(piece.token, piece.position, piece.start, piece.end, piece.score) for piece in prediction.pieces]
+    assert pieces == [("x", 1, 0, 1, -2.0), ("##z", 3, 2, 3, -1.0), ("bad", 5, 9, 12, 4.0)]
 
 
-def test_a_long_text_goes_through_a_batch_which_lets_other_threads_go_on(monkeypatch):
+def test_long_texts_go_through_a_batch_and_bad_ones_are_named_at_once(monkeypatch):
     encodings = SimpleNamespace(encode=lambda text: "alone", encode_batch=lambda texts: ["in a batch"] * len(texts))
-    monkeypatch.setattr(PREPROCESSOR, "_tokenizer", encodings)
-    for texts, way in ((["a" * 2000], "alone"), (["a" * 2001], "in a batch"), (["a", "b"], "in a batch")):
-        assert PREPROCESSOR.encode(texts) == [way] * len(texts)
+    with monkeypatch.context() as patch:
+        patch.setattr(PREPROCESSOR, "_tokenizer", encodings)
+        for texts, way in ((["a" * 2000], "alone"), (["a" * 2001], "in a batch"), (["a", "b"], "in a batch")):
+            assert PREPROCESSOR.encode(texts) == [way] * len(texts)
+    with pytest.raises(FaultyItemsError) as raised:
+        PREPROCESSOR(["good", "", "bad", "\u200b", 7, " "], first_index=10)
+    assert str(raised.value) == (
+        "text 12 is empty; text 14 holds no word that the tokenizer knows; text 15 is int; "
+        "text 16 is only white space; fix: give at least one word, or give texts as str"
+    )
+    assert list(raised.value.faults) == [11, 13, 14, 15]
 
 
 @pytest.mark.parametrize(("text", "kept", "shown"), [
@@ -99,14 +121,6 @@ def test_a_long_text_goes_through_a_batch_which_lets_other_threads_go_on(monkeyp
 def test_spans_are_whole_words_of_the_text_as_given(text, kept, shown):
     spans = predict(text, kept).rationale
     assert [span.text for span in spans] == shown == [text[span.start : span.end] for span in spans]
-
-
-def test_pieces_are_what_the_predictor_saw_and_a_span_scores_as_its_best():
-    assert tokens("xyz<br />film bad") == ["[CLS]", "x", "##y", "##z", "film", "bad", "[SEP]"]
-    prediction = predict("xyz film bad", [1, 3, 5], [0, -2.0, 50.0, -1.0, 9.0, 4.0, *range(10)])
-    assert [(span.text, span.score) for span in prediction.rationale] == [("xyz", -1.0), ("bad", 4.0)]
-    pieces = [(piece.token, piece.position, piece.start, piece.end, piece.score) for piece in prediction.pieces]
-    assert pieces == [("x", 1, 0, 1, -2.0), ("##z", 3, 2, 3, -1.0), ("bad", 5, 9, 12, 4.0)]
 
 
 @pytest.mark.parametrize(("text", "kept", "rate", "truncated"), [
@@ -185,25 +199,3 @@ def test_special_tokens_are_found_and_words_whole_where_there_are_spaces_between
 def test_texts_that_cannot_be_used_are_named(texts, message):
     with pytest.raises(InputError, match=message):
         PREPROCESSOR(texts)
-
-
-def test_every_text_that_cannot_be_used_is_named_at_once():
-    with pytest.raises(FaultyItemsError) as raised:
-        PREPROCESSOR(["good", "", "bad", "\u200b", 7, " "], first_index=10)
-    assert str(raised.value) == (
-        "text 12 is empty; text 14 holds no word that the tokenizer knows; text 15 is int; "
-        "text 16 is only white space; fix: give at least one word, or give texts as str"
-    )
-    assert list(raised.value.faults) == [11, 13, 14, 15]
-
-
-def test_the_fingerprint_says_which_preprocessing_it_is(tmp_path):
-    document = json.loads(tiny_tokenizer_json())
-    hashed = [document, {"max_length": MAXIMUM, "lengths": [16, 32], "kind": "text"}]
-    canonical = json.dumps(hashed, sort_keys=True, separators=(",", ":"))
-    assert PREPROCESSOR.fingerprint == hashlib.sha256(canonical.encode()).hexdigest(), "checkpoints hold it"
-    (tmp_path / "tokenizer.json").write_text(json.dumps(document, indent=4), encoding="utf-8")
-    assert TextPreprocessor.load(tmp_path, SETTINGS).fingerprint == PREPROCESSOR.fingerprint, "layout does not matter"
-    others = [(tiny_tokenizer_json(), TextSettings(47, (16, 32))), (tiny_tokenizer_json(), TextSettings(48, (16,))),
-              (tiny_tokenizer_json().replace('"boring"', '"borring"'), SETTINGS)]  # fmt: skip
-    assert len({PREPROCESSOR.fingerprint, *(TextPreprocessor(*other).fingerprint for other in others)}) == 4

@@ -54,7 +54,7 @@ def test_files_are_read_and_turned_upright(tmp_path: Path) -> None:
     assert np.array_equal(encoded.inputs["pixels"][0], np.rot90(array, -1))
 
 
-def test_predictions_point_into_the_image_as_given() -> None:
+def test_predictions_point_into_the_image_and_boxes_cover_every_pixel() -> None:
     encoded = COLOUR([picture(12, 16), picture(7, 8)])
     mask = np.zeros((2, 12), dtype=bool)
     mask[0, [0, 6]] = mask[1, 11] = True
@@ -66,9 +66,6 @@ def test_predictions_point_into_the_image_as_given() -> None:
     ]
     assert first.rate == 2 / 12 and not first.truncated and first.probability == 0.8
     assert second.rationale[0].box == (6, 4, 8, 7)  # 7 rows of pixels over 3 rows of patches: whole pixels touched
-
-
-def test_boxes_cover_every_pixel_and_none_is_empty() -> None:
     encoded = ImagePreprocessor(ImageSettings(height=32, width=32, channels=1, rows=14, columns=14))([picture(5, 9, 1)])
     (answer,) = encoded.predictions(["a"], np.ones((1, 1)), np.ones((1, 196), dtype=bool), np.zeros((1, 196)))
     covered = np.zeros((5, 9), dtype=int)
@@ -90,7 +87,7 @@ def test_bad_images_are_named(items: object, message: str) -> None:
         COLOUR(items)
 
 
-def test_damaged_files_are_named(tmp_path: Path) -> None:
+def test_damaged_files_and_every_bad_image_are_named_at_once(tmp_path: Path) -> None:
     path = tmp_path / "damaged.png"
     Image.fromarray(picture(64, 64)).save(path)
     for content in (b"", b"no image", path.read_bytes()[:-2000]):
@@ -99,9 +96,6 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
             COLOUR([picture(), path])
     with Image.open(path) as lazily_opened, pytest.raises(InputError, match="image 1 cannot be read"):
         COLOUR([lazily_opened])
-
-
-def test_every_bad_image_is_named_at_once_and_a_text_is_told_from_a_path() -> None:
     with pytest.raises(InputError) as raised:
         COLOUR([picture(), "A film of great warmth.", picture()[:0], "long text " * 1000], first_index=4)
     assert str(raised.value) == (
@@ -111,14 +105,11 @@ def test_every_bad_image_is_named_at_once_and_a_text_is_told_from_a_path() -> No
     )
 
 
-def test_fingerprint_and_round_trip() -> None:
+def test_settings_have_a_fingerprint_and_those_that_do_not_fit_are_named() -> None:
     stored = {"height": 6, "width": 8, "channels": 3, "rows": 3, "columns": 4, "kind": "image"}
     again = load_preprocessor(Path(), stored)
     assert again.fingerprint == COLOUR.fingerprint != GREY.fingerprint and again.features == 12
     assert again.fingerprint[:16] == "a565a59621117647", "checkpoints and served models hold it"
-
-
-def test_settings_that_do_not_fit_are_named() -> None:
     other = BackboneConfig(family="vit", image=ImageConfig(height=6, width=8, channels=3, patch=1))
     for make, message in (
         (lambda: ImageSettings(height=0, width=8, channels=2, rows=1, columns=1), "height=0.*channels=2"),

@@ -206,15 +206,12 @@ def test_what_does_not_fit_is_named(attempt, message):
         attempt()
 
 
-def test_the_class_head_starts_as_the_configuration_says() -> None:
+def test_the_class_head_starts_as_said_and_states_are_timms_own() -> None:
     torch.manual_seed(0)
     paper, own = (built(class_head=start).head[1] for start in ("xavier", "pytorch"))
     assert not paper.bias.any() and own.bias.any()
     # Xavier's bound is sqrt(6 / (8 + 3)), PyTorch's 1 / sqrt(8)
     assert own.weight.abs().max() < 0.36 < paper.weight.abs().max() <= (6 / 11) ** 0.5
-
-
-def test_states_are_timms_own_and_settings_reach_the_network() -> None:
     mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
     image = ImageConfig(height=8, width=8, channels=3, patch=4, upscale_to=16, mean=mean, std=std)
     wide = BackboneConfig(family="vit", layers=2, width=14, heads=2, feedforward=61, image=image)

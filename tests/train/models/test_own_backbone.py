@@ -71,7 +71,7 @@ def repository(checkpoint):
     return path
 
 
-def test_the_example_learns_and_is_in_the_checkpoint(trained, checkpoint):
+def test_the_example_learns_is_saved_and_is_served_without_trust(trained, checkpoint, repository):
     texts, labels = ToyTexts.words(64, seed=3)
     answers = trained.predict(texts)
     right = [answer.label == trained.labels[label] for answer, label in zip(answers, labels, strict=True)]
@@ -81,9 +81,6 @@ def test_the_example_learns_and_is_in_the_checkpoint(trained, checkpoint):
     assert again.predict(texts) == answers
     card = (checkpoint / "README.md").read_text()
     assert '("THIS_DIRECTORY", trust_code=True)`. Export it: `rekd-export THIS_DIRECTORY --trust-code`. Both' in card
-
-
-def test_the_example_is_served_without_trust(trained, repository):
     sys.modules.pop("own_backbone", None)
     with Pipeline(repository) as pipeline:
         served, expected = pipeline.predict(TEXTS), trained.predict(TEXTS)

@@ -213,7 +213,7 @@ def test_directories_that_cannot_be_started_from(tmp_path, damage, message):
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_nowhere_names_the_flag(monkeypatch):
+def test_the_card_names_every_part_and_what_is_nowhere_its_flag(monkeypatch):
     import huggingface_hub
 
     def no_network(name, **settings):
@@ -227,9 +227,6 @@ def test_what_is_nowhere_names_the_flag(monkeypatch):
     assert "hub (no network here); fix" in str(caught.value)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **settings: str(BERT))
     assert source_path("prajjwal1/bert-small", "selector") == BERT
-
-
-def test_the_card_names_every_pretrained_part():
     def origins(**selector) -> list[str]:
         return weight_origins(RunConfig.model_validate({"name": "x", "selector": selector}))
 
@@ -255,7 +252,7 @@ def test_both_networks_read_the_same_tokens_and_no_more_than_they_have_positions
         preprocessor_for(run_of(tmp_path / "a", pretrained=str(tmp_path / "c")))
 
 
-def test_a_tokenizer_without_a_fast_form_is_refused(tmp_path):
+def test_tokenizers_without_a_fast_form_and_vocabularies_alone(tmp_path):
     directory_of("bert", tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(ConfigError, match="holds no tokenizer; fix: save the one that the weights were trained with"):
@@ -264,9 +261,6 @@ def test_a_tokenizer_without_a_fast_form_is_refused(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertJapaneseTokenizer"}')
     with pytest.raises(CheckpointError, match="BertJapaneseTokenizer has no fast form.*fix: save it once"):
         tokenizer_json(tmp_path)
-
-
-def test_a_vocabulary_alone_is_read_as_its_network_reads_it(tmp_path):
     directory_of("mpnet", tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "vocab.txt").write_text("\n".join(["<s>", "<pad>", "</s>", "[UNK]", "<mask>", "good", "film", "##s"]))

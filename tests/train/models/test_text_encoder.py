@@ -116,7 +116,7 @@ def test_encoders_that_cannot_be_a_backbone_are_refused_with_the_reason(kind, re
     assert kind in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_the_probe_draws_nothing_from_the_run():
+def test_the_probe_draws_nothing_and_settings_are_the_runs_own():
     draws = []
     for settings in (encoder_settings("roberta"), backbone_of("roberta").settings):
         torch.manual_seed(0)
@@ -124,6 +124,9 @@ def test_the_probe_draws_nothing_from_the_run():
         draws.append((torch.rand(3), backbone.table.weight.detach().clone()))
     for probed, recorded in zip(*draws, strict=True):
         assert torch.equal(probed, recorded)
+    backbone = backbone_of("modernbert", layers=1, dropout=0.3, attention_dropout=0.2)
+    assert len(backbone.model.layers) == 1
+    assert (backbone.model.config.mlp_dropout, backbone.model.config.attention_dropout) == (0.3, 0.2)
 
 
 def test_a_checkpoint_records_architecture_and_traits_and_is_not_probed_again(tmp_path, monkeypatch, texts):
@@ -134,12 +137,6 @@ def test_a_checkpoint_records_architecture_and_traits_and_is_not_probed_again(tm
     assert loaded.predictor.backbone.settings.architecture["model_type"] == "modernbert"
     assert loaded.predictor.backbone.traits == pair.predictor.backbone.traits
     assert loaded.predict(texts) == pair.predict(texts)
-
-
-def test_fewer_layers_and_own_dropout():
-    backbone = backbone_of("modernbert", layers=1, dropout=0.3, attention_dropout=0.2)
-    assert len(backbone.model.layers) == 1
-    assert (backbone.model.config.mlp_dropout, backbone.model.config.attention_dropout) == (0.3, 0.2)
 
 
 @pytest.mark.parametrize("places", [None, [0, 3, 5, 6, 9, 11, 20]])
