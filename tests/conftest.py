@@ -1,7 +1,5 @@
 """Tiny models built offline, shared by both halves' tests."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import os
@@ -55,11 +53,9 @@ def tiny_tokenizer_json() -> str:
 
 
 TOKENIZERS = ("word pieces", "byte-level BPE", "byte-level BPE, spaces kept", "unigram", "start token alone")
-SENTENCES = [
-    "the film was wonderful, and it was not bad at all", "so wonderfulness ends", "a dull story about people",
-    "привет мир", "שלום עולם", "مرحبا بالعالم", "我喜欢这部电影", "この映画は素晴らしい", "한국 영화는 좋다",
-    "नमस्ते दुनिया", "Straße über",
-]  # fmt: skip
+SENTENCES = ["the film was wonderful, and it was not bad at all", "so wonderfulness ends", "a dull story about people",
+             "привет мир", "שלום עולם", "مرحبا بالعالم", "我喜欢这部电影", "この映画は素晴らしい", "한국 영화는 좋다",
+             "नमस्ते दुनिया", "Straße über"]  # fmt: skip
 
 
 @cache
@@ -86,9 +82,8 @@ def trained_tokenizer(kind: str, vocabulary: int = 400) -> str:
         tokenizer.post_processor = processors.RobertaProcessing((end, ids[end]), (start, ids[start]))
     else:
         ends = "" if kind == "start token alone" else f" {end}"
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{start} $A{ends}", special_tokens=list(ids.items())
-        )
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{start} $A{ends}",
+                                                                 special_tokens=list(ids.items()))  # fmt: skip
     return tokenizer.to_str()
 
 
@@ -136,10 +131,8 @@ def encoder_settings(kind: str, vocabulary: int = 100, **changes) -> BackboneCon
 
     specials = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
     distances = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 32}
-    more = {
-        "deberta": {**distances, "max_relative_positions": -1}, "deberta-v2": distances,
-        "modernbert": {"local_attention": 32}, "clip": {"hidden_size": None},
-    }.get(kind, {})  # fmt: skip
+    more = {"deberta": {**distances, "max_relative_positions": -1}, "deberta-v2": distances,
+            "modernbert": {"local_attention": 32}, "clip": {"hidden_size": None}}.get(kind, {})  # fmt: skip
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     fields = {**specials, "vocab_size": vocabulary, "initializer_range": 0.3, **sizes, **more}
     config = AutoConfig.for_model(kind, **fields)
@@ -197,13 +190,9 @@ def checkpoint(rationalizer: Rationalizer, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
     """Short, long, odd and truncated texts."""
-    return [
-        "The film was great!",
-        "bad",
-        "I think the story is dull, and the actor was awful.<br /><br />But the end is wonderful",
-        " ".join(WORDS * 3),
-        "Über café 東京 🎬 good",
-    ]
+    return ["The film was great!", "bad",
+            "I think the story is dull, and the actor was awful.<br /><br />But the end is wonderful",
+            " ".join(WORDS * 3), "Über café 東京 🎬 good"]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -290,10 +279,8 @@ def fashion_folder(root: Path, count: int = 60, packed: bool = True) -> Path:
     root.mkdir(exist_ok=True)
     generator = np.random.default_rng(0)
     for prefix in ("train", "t10k"):
-        for name, array in (
-            ("images-idx3", generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)),
-            ("labels-idx1", (np.arange(count) % 10).astype(np.uint8)),
-        ):
+        for name, array in (("images-idx3", generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)),
+                            ("labels-idx1", (np.arange(count) % 10).astype(np.uint8))):  # fmt: skip
             content = idx(array)
             name = f"{prefix}-{name}-ubyte"
             (root / f"{name}.gz").write_bytes(gzip.compress(content)) if packed else (root / name).write_bytes(content)

@@ -29,19 +29,15 @@ for package, line in (row.split(maxsplit=1) for row in LAYERS.strip().splitlines
     for level in line.split(" > "):
         names = (f"rekd_{package}.{name}".removesuffix(".facade") for name in level.split(", "))
         LAYER_OF |= dict.fromkeys(names, len(set(LAYER_OF.values())))
-NO_TORCH = {
-    "rekd_train.config", "rekd_train.inputs", "rekd_deploy.contract", "rekd_deploy.runtimes", "rekd_deploy.repository",
-    "rekd_deploy.client", "rekd_deploy.server",
-}
+NO_TORCH = {"rekd_train.config", "rekd_train.inputs", "rekd_deploy.contract", "rekd_deploy.runtimes",
+            "rekd_deploy.repository", "rekd_deploy.client", "rekd_deploy.server"}  # fmt: skip
 """Packages that no import of torch may be in."""
 
 COMMANDS = ("rekd_train.cli", "rekd_deploy.cli")
 """The only packages that may print or end the process."""
 
-HEAVY = {
-    "torch", "transformers", "timm", "PIL", "onnx", "onnxscript", "onnxruntime", "tritonclient", "pytriton",
-    "pandas", "scipy", "accelerate", "tensorboard", "tensorrt", "tensorrt_rtx", "matplotlib",
-}  # fmt: skip
+HEAVY = {"torch", "transformers", "timm", "PIL", "onnx", "onnxscript", "onnxruntime", "tritonclient", "pytriton",
+         "pandas", "scipy", "accelerate", "tensorboard", "tensorrt", "tensorrt_rtx", "matplotlib"}  # fmt: skip
 
 
 SOURCES = {
@@ -122,8 +118,7 @@ def test_no_module_waits_for_itself_and_the_model_inside_triton_needs_nothing_of
 
 
 @pytest.mark.parametrize(("code", "heavy"), [
-    ("import rekd_train", HEAVY),
-    ("import rekd_deploy", HEAVY),
+    ("import rekd_train", HEAVY), ("import rekd_deploy", HEAVY),
     ("from rekd_train import RekdError, Prediction, Span, __version__", HEAVY),
     ("import rekd_train.cli.main, rekd_train.config.run, rekd_train.inputs.preprocessors, rekd_train.files", HEAVY),
     ("import rekd_deploy.contract.signature, rekd_deploy.errors", HEAVY),

@@ -138,10 +138,8 @@ def test_every_command_of_the_first_hour_does_what_the_page_says(tmp_path):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "120", "NO_COLOR": "1"}
     for commands, shown in steps():
-        done = subprocess.run(
-            ["bash", "-e", "-c", commands], cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+        done = subprocess.run(["bash", "-e", "-c", commands], cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
         assert done.returncode == (1 if shown.startswith("error: ") else 0), f"{commands}\n{done.stdout}"
         assert set(lines(shown)) <= set(lines(done.stdout)), f"{commands}\n{done.stdout}"
     assert (tmp_path / "answers.jsonl").read_text(encoding="utf-8").count("\n") == 3

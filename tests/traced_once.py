@@ -3,8 +3,6 @@
 A graph is found again by all that it follows from: the module with its weights, the arguments, our code, the libraries.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -1,7 +1,5 @@
 """One tiny pair of each kind that can be exported, for the tests of export and serving."""
 
-from __future__ import annotations
-
 import io
 from dataclasses import replace
 
@@ -17,15 +15,10 @@ from rekd_train.models.base import Predictor, Selector
 from rekd_train.models.families import build_backbone
 from rekd_train.models.rationalizer import Rationalizer
 
-KINDS = {
-    "bert": make_rationalizer,
-    "bert-zero": lambda: make_rationalizer(operator="zero"),
-    "bert-paper": lambda: make_rationalizer(operator="zero", policy=PAPER_POLICY),
-    "bilstm": make_bilstm,
-    "bilstm-zero": lambda: make_bilstm("zero"),
-    "vit": make_image_rationalizer,
-    "vit-paper": lambda: make_image_rationalizer(operator="zero", policy=PAPER_POLICY),
-}
+KINDS = {"bert": make_rationalizer, "bert-zero": lambda: make_rationalizer(operator="zero"),
+         "bert-paper": lambda: make_rationalizer(operator="zero", policy=PAPER_POLICY), "bilstm": make_bilstm,
+         "bilstm-zero": lambda: make_bilstm("zero"), "vit": make_image_rationalizer,
+         "vit-paper": lambda: make_image_rationalizer(operator="zero", policy=PAPER_POLICY)}  # fmt: skip
 
 
 LIBRARIES = {

@@ -1,7 +1,5 @@
 """A small TCP proxy, with TLS where asked: counts connections, cuts them, ends encryption before a plain server."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import ssl

@@ -1,7 +1,5 @@
 """Runs programs of tests/standin in the environment with ONNX Runtime's real CUDA provider, on a CUDA that pretends."""
 
-from __future__ import annotations
-
 import atexit
 import json
 import os
@@ -16,9 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".venv-gpu" / "bin" / "python"
-LIBRARIES = (
-    "libcuda.so.1", "libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13", "libcurand.so.10", "libcudnn.so.9",
-)
+LIBRARIES = ("libcuda.so.1", "libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13", "libcurand.so.10",
+             "libcudnn.so.9")  # fmt: skip
 """What the provider loads; the stand-in is all of them."""
 
 

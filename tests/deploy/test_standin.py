@@ -161,16 +161,14 @@ def test_graphs_cannot_be_captured_as_tritons_onnxruntime_backend_binds(seen):
 
 
 LSTM = "not captured as a CUDA graph"
-REFUSALS = {
-    "no driver": ({"without": "libcuda.so.1"}, "there is no NVIDIA driver on this machine"),
-    "an old driver": ({"STANDIN_DRIVER": "35"}, "the NVIDIA driver is too old for CUDA 13"),
-    "no GPU": ({"STANDIN_DRIVER": "100"}, "the driver shows no GPU"),
-    "a broken driver": ({"STANDIN_DRIVER": "999"}, "CUDA does not start"),
-    "no cuBLAS": ({"without": "libcublas.so.13"}, "libcublas.so.13"),
-    "no cuDNN": ({"without": "libcudnn.so.9"}, "cuDNN is missing"),
-    "a full card": ({"STANDIN_FAIL": "malloc"}, "the GPU has no memory left"),
-    "no such GPU": ({"device": "cuda:3"}, "there is no GPU 3; this machine has 1"),
-}
+REFUSALS = {"no driver": ({"without": "libcuda.so.1"}, "there is no NVIDIA driver on this machine"),
+            "an old driver": ({"STANDIN_DRIVER": "35"}, "the NVIDIA driver is too old for CUDA 13"),
+            "no GPU": ({"STANDIN_DRIVER": "100"}, "the driver shows no GPU"),
+            "a broken driver": ({"STANDIN_DRIVER": "999"}, "CUDA does not start"),
+            "no cuBLAS": ({"without": "libcublas.so.13"}, "libcublas.so.13"),
+            "no cuDNN": ({"without": "libcudnn.so.9"}, "cuDNN is missing"),
+            "a full card": ({"STANDIN_FAIL": "malloc"}, "the GPU has no memory left"),
+            "no such GPU": ({"device": "cuda:3"}, "there is no GPU 3; this machine has 1")}  # fmt: skip
 """What is wrong on the machine, and what is said."""
 
 

@@ -44,10 +44,8 @@ spec = importlib.util.spec_from_file_location("model", folder / "1" / "model.py"
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 model = module.TritonPythonModel()
-model.initialize({
-    "model_config": (folder / "config.json").read_text(), "model_repository": str(folder), "model_version": "1",
-    "model_instance_kind": "GPU", "model_instance_device_id": "0",
-})
+model.initialize({"model_config": (folder / "config.json").read_text(), "model_repository": str(folder),
+                  "model_version": "1", "model_instance_kind": "GPU", "model_instance_device_id": "0"})  # fmt: skip
 
 
 def ask(*shapes):
@@ -56,10 +54,8 @@ def ask(*shapes):
         [Tensor("input_ids", np.full(shape, 5)), Tensor("attention_mask", np.ones(shape, np.int64))] for shape in shapes
     ]
     requests = [
-        SimpleNamespace(
-            inputs=lambda given=given: given, request_id=lambda: "",
-            requested_output_names=lambda: ["mask", "probabilities"],
-        ) for given in tensors
+        SimpleNamespace(inputs=lambda given=given: given, request_id=lambda: "",
+                        requested_output_names=lambda: ["mask", "probabilities"]) for given in tensors  # fmt: skip
     ]
     answers = []
     counts = device.counted(lambda: answers.extend(model.execute(requests)), KINDS)

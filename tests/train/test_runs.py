@@ -1,7 +1,5 @@
 """Whole runs on a planted word and on images, and the independent judge of one: what meets on disk tells the truth."""
 
-from __future__ import annotations
-
 import copy
 import json
 
@@ -45,12 +43,10 @@ def config(tmp_path_factory):
     sizes = {"layers": 1, "width": 16, "heads": 2, "feedforward": 32, "head_width": 16}
     network = sizes | {"vocabulary": PREPROCESSOR.vocabulary_size}
     data = {"name": "table", "path": str(path), "split_column": "split", "max_length": 24}
-    document = {
-        "name": "toy", "data": data, "selector": network,
-        "selection": {"target": TARGET, "budget": 0.3, "minimum": 1}, "predictor": network,
-        "optimisation": {"learning_rate": 1e-2, "batch_size": 16},
-        "stages": {"classifier_epochs": 8, "rationale_epochs": 8, "compact_epochs": 3},
-    }  # fmt: skip
+    document = {"name": "toy", "data": data, "selector": network,
+                "selection": {"target": TARGET, "budget": 0.3, "minimum": 1}, "predictor": network,
+                "optimisation": {"learning_rate": 1e-2, "batch_size": 16},
+                "stages": {"classifier_epochs": 8, "rationale_epochs": 8, "compact_epochs": 3}}  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         texts = "preprocessor_for", lambda run: PREPROCESSOR if run.data.modality == "text" else preprocessor_for(run)
         patch.setattr(runs, *texts)

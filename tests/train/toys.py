@@ -1,7 +1,5 @@
 """Toy tasks with a planted signal: one word or one patch tells the class."""
 
-from __future__ import annotations
-
 import sys
 from collections import defaultdict
 from pathlib import Path

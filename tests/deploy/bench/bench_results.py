@@ -4,10 +4,8 @@ from rekd_deploy.bench.results import Check, Input, Result
 from rekd_deploy.bench.variants import CLASSIFIER, COMPACTED, ONNX_CPU, PYTORCH, ZEROED, Variant, comparisons
 
 HARDWARE = {"processor": "made up", "machine": "x86_64", "cores": 2, "memory_gb": 8.0, "gpus": []}
-VARIANTS = [
-    Variant(ONNX_CPU, COMPACTED, kept=32), Variant(ONNX_CPU, COMPACTED, graphs=1, kept=32), Variant(ONNX_CPU, ZEROED),
-    Variant(ONNX_CPU, CLASSIFIER, graphs=1), Variant(PYTORCH, ZEROED),
-]  # fmt: skip
+VARIANTS = [Variant(ONNX_CPU, COMPACTED, kept=32), Variant(ONNX_CPU, COMPACTED, graphs=1, kept=32),
+            Variant(ONNX_CPU, ZEROED), Variant(ONNX_CPU, CLASSIFIER, graphs=1), Variant(PYTORCH, ZEROED)]  # fmt: skip
 
 
 def made_up(kind: str, figures: dict, *checks: Check, **settings) -> Result:

@@ -31,9 +31,8 @@ def recorded(tmp_path_factory) -> tuple[Path, Path]:
     config = RunConfig.model_validate({"name": "tiny", "data": data})
     pair = make_rationalizer()
     test = encode(load_data(config.data).splits["test"], pair.preprocessor)
-    path = checkpoints.save(
-        pair, folder / "pair", metrics={"test": forward.measure(pair, test)}, training={"config": config.model_dump()}
-    )
+    path = checkpoints.save(pair, folder / "pair", metrics={"test": forward.measure(pair, test)},
+                            training={"config": config.model_dump()})  # fmt: skip
     return path, write_repository(export(path, folder), folder / "repository")
 
 

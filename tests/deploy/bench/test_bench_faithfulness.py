@@ -156,9 +156,8 @@ def mosaics(tiles: int = 2, count: int = 120) -> ImageSplit:
 def test_random_masks_find_the_true_tile_as_often_as_it_is_large(tiles) -> None:
     split = mosaics(tiles)
     features, random = features_of(split, split.preprocessor), np.random.default_rng(1)
-    mask = random_masks(
-        features.selectable & (np.arange(features.selectable.shape[1]) < 4), features.selectable, random
-    )
+    mask = random_masks(features.selectable & (np.arange(features.selectable.shape[1]) < 4), features.selectable,
+                        random)  # fmt: skip
     figures, check = known_reasons(split, features, Selected(random.random(mask.shape).astype(np.float32), mask))
     for found in (figures["truth"], figures["truth"]["random"]):
         assert found["in_truth"] == pytest.approx(1 / tiles**2, abs=0.06)

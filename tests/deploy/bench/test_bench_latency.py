@@ -135,11 +135,9 @@ def test_every_variant_has_times_and_ratios(repository, checkpoint, image_ration
 
 
 @pytest.mark.parametrize(("changes", "error", "message"), [
-    ({"batches": (0,)}, BenchmarkError, "batches"),
-    ({"teacher": "some"}, BenchmarkError, "--checkpoint"),
+    ({"batches": (0,)}, BenchmarkError, "batches"), ({"teacher": "some"}, BenchmarkError, "--checkpoint"),
     ({"without": ("ONNX",)}, BenchmarkError, "nothing is left to time"),
-    ({"repositories": ()}, BenchmarkError, "nothing to time"),
-    ({"repositories": ("none",)}, RepositoryError, "none"),
+    ({"repositories": ()}, BenchmarkError, "nothing to time"), ({"repositories": ("none",)}, RepositoryError, "none"),
     ({"device": "tpu"}, EngineError, "tpu"),
 ])
 def test_what_cannot_be_timed_is_refused(repository, changes, error, message):

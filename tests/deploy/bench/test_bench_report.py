@@ -123,8 +123,7 @@ def test_a_result_comes_back_as_it_was(tmp_path, monkeypatch) -> None:
     (lambda text: json.dumps(json.loads(text) | {"format": "other"}), "no result of rekd-bench"),
     (lambda text: json.dumps(json.loads(text) | {"version": 99}), "version 99"),
     (lambda text: json.dumps(json.loads(text) | {"checks": [{"name": "x", "outcome": "maybe"}]}), "damaged"),
-    (lambda text: f"[{text}]", "no result of rekd-bench"),
-    (lambda text: text[:40], "damaged"),
+    (lambda text: f"[{text}]", "no result of rekd-bench"), (lambda text: text[:40], "damaged"),
     (None, "cannot be read: No such file"),
 ], ids=["format", "version", "field", "list", "cut off", "missing"])
 def test_what_is_no_result_is_refused(tmp_path, change, said) -> None:
@@ -178,8 +177,7 @@ OTHER = changed(latency(), hardware={"cores": 64})
 
 
 @pytest.mark.parametrize(("old", "new", "said"), [
-    (latency(), serving(), "'latency', the new of 'serving'"),
-    (latency(), OTHER, "cores: 2 -> 64.*--other-hardware"),
+    (latency(), serving(), "'latency', the new of 'serving'"), (latency(), OTHER, "cores: 2 -> 64.*--other-hardware"),
     (accuracy(), changed(accuracy(), inputs={"data": Input(name="reviews", sha256="c" * 64)}), "different data"),
     (latency(), changed(latency(), figures={"cells": []}), "no figure in common"),
     (latency(), latency().model_copy(update={"figures": {}}), "lacks figures"),

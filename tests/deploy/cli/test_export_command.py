@@ -74,14 +74,12 @@ def test_a_failing_gate_leaves_the_old_repository(checkpoint, tmp_path, monkeypa
 
 @pytest.mark.parametrize(("arguments", "code", "complaint"), [
     ("nowhere", 1, "error: no checkpoint at nowhere"),
-    ("nowhere --target mainframe", 2, "'mainframe' is not one of python"),
-    ("", 2, "Missing argument"),
+    ("nowhere --target mainframe", 2, "'mainframe' is not one of python"), ("", 2, "Missing argument"),
     ("nowhere --verify somewhere", 2, "both given"),
     ("--verify somewhere --keep 2 --dry-run", 2, "--dry-run, --keep does not go with it"),
     ("nowhere --checkpoint somewhere", 2, "it goes with --verify"),
     ("nowhere --device tpu", 2, "there is no device 'tpu'"),
-    ("nowhere --lengths 64;128", 2, "no list of whole numbers"),
-    ("nowhere --batches 0", 2, "batch 0 is outside"),
+    ("nowhere --lengths 64;128", 2, "no list of whole numbers"), ("nowhere --batches 0", 2, "batch 0 is outside"),
     ("--verify nowhere", 1, "error: no model repository at nowhere"),
 ])
 def test_what_is_wrong_is_said_with_its_exit_code(rekd_export, arguments, code, complaint):

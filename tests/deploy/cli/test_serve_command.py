@@ -14,11 +14,9 @@ def serve(*arguments):
 
 
 @pytest.mark.parametrize(("arguments", "code", "message"), [
-    ("somewhere --host 0.0.0.0", 1, "neither a login nor TLS"),
-    ("somewhere --json", 2, "add --status"),
+    ("somewhere --host 0.0.0.0", 1, "neither a login nor TLS"), ("somewhere --json", 2, "add --status"),
     ("somewhere --ca roots.pem", 2, "add --status"),
-    ("somewhere --tritonserver /nowhere", 1, "is not an executable file"),
-    ("somewhere --restart always", 2, "always"),
+    ("somewhere --tritonserver /nowhere", 1, "is not an executable file"), ("somewhere --restart always", 2, "always"),
     ("--status here", 1, "is no address"),
 ])
 def test_refusals(arguments, code, message):

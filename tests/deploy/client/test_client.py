@@ -331,10 +331,9 @@ def test_a_model_that_cannot_be_used_or_changes_all_the_time(kind, server, ratio
 TEXT = '{"kind": "text", "max_length": %s, "lengths": []%s}'
 BAD_PARAMETERS = [(key, None) for key in ("labels", "preprocessing", "tokenizer", "preprocessing_sha256")]
 BAD_PARAMETERS += [("labels", "{"), ("tokenizer", "not base64!"), ("tokenizer", "QUJD")]
-BAD_PARAMETERS += [("preprocessing", content) for content in (
-    "[]", '{"kind": "image", "height": 16}', TEXT.replace("text", "sound") % (8, ""), TEXT % (1, ""),
-    TEXT % (8, ', "unknown": 1'),
-)]  # fmt: skip
+BAD_PARAMETERS += [("preprocessing", content) for content in ("[]", '{"kind": "image", "height": 16}',
+                                                              TEXT.replace("text", "sound") % (8, ""), TEXT % (1, ""),
+                                                              TEXT % (8, ', "unknown": 1'))]  # fmt: skip
 
 
 @pytest.mark.parametrize(("key", "value"), BAD_PARAMETERS)

@@ -93,12 +93,10 @@ def test_something_else_answers(answering, url, content):
     assert failure(url)[0] is ServerUnavailableError
 
 
-HTTP = [
-    (503, b'{"error": "Exceeds maximum queue size"}', errors.ServerBusyError, "queue"),
-    (504, b"", errors.DeadlineError, "No"),
-    (404, b'{"error": "Request for unknown model: \'rekd\' is not found"}', errors.ModelMissingError, "'rekd'"),
-    (302, b"<html>moved", RejectedError, "moved"),
-]
+HTTP = [(503, b'{"error": "Exceeds maximum queue size"}', errors.ServerBusyError, "queue"),
+        (504, b"", errors.DeadlineError, "No"),
+        (404, b'{"error": "Request for unknown model: \'rekd\' is not found"}', errors.ModelMissingError, "'rekd'"),
+        (302, b"<html>moved", RejectedError, "moved")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("status", "body", "kind", "says"), HTTP)
@@ -110,13 +108,11 @@ def test_http_statuses(answering, listener, status, body, kind, says):
 
 MESSAGES = [(status, "why\nmore", kind) for status, kind in _STATUS_ERRORS.items()]
 MESSAGES += [(status, "why\nmore", RejectedError) for status in ("INVALID_ARGUMENT", "UNKNOWN", "400", "500")]
-MESSAGES += [
-    ("400", "Request for unknown model: why", errors.ModelMissingError),
-    ("UNAVAILABLE", "This protocol is restricted: why", RejectedError),
-    ("UNAVAILABLE", "Exceeds maximum queue size: why", errors.ServerBusyError),
-    ("UNAVAILABLE", "Ssl handshake failed: CERTIFICATE_VERIFY_FAILED: why", InsecureServerError),
-    ("400", "[request id: order-17] why", RejectedError),
-]
+MESSAGES += [("400", "Request for unknown model: why", errors.ModelMissingError),
+             ("UNAVAILABLE", "This protocol is restricted: why", RejectedError),
+             ("UNAVAILABLE", "Exceeds maximum queue size: why", errors.ServerBusyError),
+             ("UNAVAILABLE", "Ssl handshake failed: CERTIFICATE_VERIFY_FAILED: why", InsecureServerError),
+             ("400", "[request id: order-17] why", RejectedError)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("status", "message", "kind"), MESSAGES)

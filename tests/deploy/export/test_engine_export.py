@@ -172,10 +172,8 @@ def built(artefacts, fake_rtx, tmp_path):
         entry = made.manifest["artefacts"][role]["engine"]
         plans[role].write_bytes(role.encode())
         fake_rtx.plans[role.encode()] = (str(graph), entry["profiles"])
-        entry |= {
-            "version": fake_rtx.__version__, "built_for": ["sm89"], "precision": "fp32",
-            "status": "unverified", "bytes": len(role), "sha256": sha256(plans[role]), "graph_sha256": sha256(graph),
-        }  # fmt: skip
+        entry |= {"version": fake_rtx.__version__, "built_for": ["sm89"], "precision": "fp32", "status": "unverified",
+                  "bytes": len(role), "sha256": sha256(plans[role]), "graph_sha256": sha256(graph)}  # fmt: skip
     return replace(made, engines=plans)
 
 

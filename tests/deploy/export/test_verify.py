@@ -143,8 +143,7 @@ def test_flips_beyond_near_ties_and_numbers_that_are_none_are_complaints(artefac
     other_mask[0, 1] ^= True
     for changed, expected in (({"mask": other_mask}, "1 mask positions"), ({"scores": case.scores * np.nan}, "nan")):
         answers = {"scores": case.scores, "mask": case.mask} | changed
-        agreement = compare(
-            "selector", lambda inputs, answers=answers: answers, artefacts.signature.selector, [case], 1e-9
-        )
+        agreement = compare("selector", lambda inputs, answers=answers: answers, artefacts.signature.selector, [case],
+                            1e-9)  # fmt: skip
         assert any(expected in complaint for complaint in complaints(agreement, limits))
     assert complaints(Agreement(), limits) == []

@@ -165,10 +165,8 @@ def test_pods_let_in_clients_and_prometheus_alone_and_everything_finds_them():
     gateway = let_in("envoy-gateway-system", 8000, 8001)
     for name, clients in (("cpu", {"ports": [{"port": 8443}]}), ("kserve", gateway)):
         policy = overlay(name)["NetworkPolicy"]["spec"]
-        assert policy == {
-            "podSelector": {"matchLabels": labels}, "policyTypes": ["Ingress", "Egress"], "egress": [],
-            "ingress": [clients, let_in("monitoring", 8002)],
-        }  # fmt: skip
+        assert policy == {"podSelector": {"matchLabels": labels}, "policyTypes": ["Ingress", "Egress"], "egress": [],
+                          "ingress": [clients, let_in("monitoring", 8002)]}  # fmt: skip
     selectors = [found[kind]["spec"]["selector"] for kind in ("Deployment", "PodDisruptionBudget", "PodMonitor")]
     assert [*(each["matchLabels"] for each in selectors), found["Service"]["spec"]["selector"]] == [labels] * 4
 

@@ -49,11 +49,10 @@ def proxy(deployment, folder, change=lambda text: text):
         pytest.skip("nginx is not installed; fix: apt-get install nginx-light")
     port = settled_ports({"http": 0})["http"]
     text = change((DEPLOY / "nginx" / "nginx.conf").read_text(encoding="utf-8"))
-    for there, here in {
-        " /tmp/": f" {folder}/", "/etc/rekd/": f"{folder}/", "/etc/rekd-tls/": f"{deployment.folder}/",
-        "/dev/stdout": f"{folder}/access.log", "triton:8000": f"{LOOPBACK}:{deployment.http}",
-        "triton:8001": f"{LOOPBACK}:{deployment.grpc}", "listen 8443": f"listen {port}", "size 64m": "size 1m",
-    }.items():  # fmt: skip
+    for there, here in {" /tmp/": f" {folder}/", "/etc/rekd/": f"{folder}/", "/etc/rekd-tls/": f"{deployment.folder}/",
+                        "/dev/stdout": f"{folder}/access.log", "triton:8000": f"{LOOPBACK}:{deployment.http}",
+                        "triton:8001": f"{LOOPBACK}:{deployment.grpc}", "listen 8443": f"listen {port}",
+                        "size 64m": "size 1m"}.items():  # fmt: skip
         assert there in text, there
         text = text.replace(there, here)
     (folder / "nginx.conf").write_text(text)
@@ -88,9 +87,8 @@ def deployment(wheel, repository, tmp_path_factory):
         running(command, folder / "triton.log", env=wheel.environment(), cwd=folder),
         proxy(found, folder) as found.port,
         library.InferenceServerClient(f"{LOOPBACK}:{found.grpc}") as found.direct,
-        library.InferenceServerClient(
-            f"localhost:{found.port}", ssl=True, root_certificates=str(found.authority)
-        ) as found.proxied,
+        library.InferenceServerClient(f"localhost:{found.port}", ssl=True,
+                                      root_certificates=str(found.authority)) as found.proxied,  # fmt: skip
     ):
         yield found
 
@@ -103,10 +101,9 @@ def test_our_client_over_tls(deployment, rationalizer, texts, scheme):
 
 
 def test_management_and_status_take_the_key_and_are_not_passed_on_even_with_it(deployment):
-    for line in (
-        "POST /v2/repository/index", "POST /v2/repository/models/rekd/unload", "GET /v2/systemsharedmemory/status",
-        "GET /v2/logging", "GET /v2/trace/setting", "GET /v2/models/rekd/stats",
-    ):  # fmt: skip
+    for line in ("POST /v2/repository/index", "POST /v2/repository/models/rekd/unload",
+                 "GET /v2/systemsharedmemory/status", "GET /v2/logging", "GET /v2/trace/setting",
+                 "GET /v2/models/rekd/stats"):  # fmt: skip
         assert send(deployment.http, *line.split())[0] == 403, line
         assert send(deployment.http, *line.split(), **{KEY_HEADER: KEY})[0] != 403, line
         status, body = send(deployment.port, *line.split(), tls=deployment.tls, **{KEY_HEADER: KEY})

@@ -90,9 +90,8 @@ def test_calibration_takes_a_part_and_ranges_hold_zero(monkeypatch):
     found = {name: array.tolist() for name, array in without_padding(inputs).items()}
     assert found == {"input_ids": [[2, 7, 3]], "attention_mask": [[1, 1, 1]]}
     seen = []
-    monkeypatch.setattr(
-        precision_module, "to_int8", lambda model, guarded, batches, *, fused: seen.append(len(list(batches))) or model
-    )
+    monkeypatch.setattr(precision_module, "to_int8", lambda model, guarded, batches, *,
+                        fused: seen.append(len(list(batches))) or model)  # fmt: skip
     assert not convert("bert", "int8", items=(made_up(model_of("bert").preprocessor) * 4)[:200]).notes
     assert seen == [50, 50]
     with pytest.raises(ExportError, match="int8 needs examples to calibrate on; fix: --parity-texts"):

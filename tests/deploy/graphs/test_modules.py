@@ -29,13 +29,10 @@ from rekd_train.models.base import apply_policy, kept_positions
 
 pytestmark = pytest.mark.slow
 
-POLICIES = {
-    "threshold, budget, minimum": SelectionPolicy(bias=0.1, budget=0.25, minimum=1),
-    "fill the budget": SelectionPolicy(bias=None, budget=0.3, minimum=0),
-    "threshold alone": SelectionPolicy(bias=-0.5, budget=None, minimum=0),
-    "minimum above budget": SelectionPolicy(bias=-5.0, budget=0.05, minimum=4),
-    "paper": PAPER_POLICY,
-}
+POLICIES = {"threshold, budget, minimum": SelectionPolicy(bias=0.1, budget=0.25, minimum=1),
+            "fill the budget": SelectionPolicy(bias=None, budget=0.3, minimum=0),
+            "threshold alone": SelectionPolicy(bias=-0.5, budget=None, minimum=0),
+            "minimum above budget": SelectionPolicy(bias=-5.0, budget=0.05, minimum=4), "paper": PAPER_POLICY}
 
 
 def tensors(arrays):

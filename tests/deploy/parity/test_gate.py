@@ -155,13 +155,11 @@ NAN, LABELLED = float("nan"), {"labelled": 200, "model_correct": 170}
 @pytest.mark.parametrize(("precision", "figures", "complaint"), [
     ("fp32", {}, None),
     ("fp32", {"logit_difference": NAN}, "a class logit on the same mask differs by nan"),
-    ("fp32", {"positions": 500, "near_ties": 2}, None),
-    ("fp32", {"positions": 310_000, "near_ties": 3}, None),
+    ("fp32", {"positions": 500, "near_ties": 2}, None), ("fp32", {"positions": 310_000, "near_ties": 3}, None),
     ("fp32", {"positions": 90_000, "near_ties": 3}, "3 of 90000 real positions are flipped near-ties (limit 2)"),
     ("fp16", {"flipped": 100}, None),
     ("fp16", {"flipped": 101}, "101 of 20000 real positions are flipped, 0.51% (limit 0.50%)"),
-    ("bf16", {"flipped": 101}, "(limit 0.50%)"),
-    ("fp16", {"example_disagreements": 1}, None),
+    ("bf16", {"flipped": 101}, "(limit 0.50%)"), ("fp16", {"example_disagreements": 1}, None),
     ("fp16", {"example_disagreements": 2}, "2 of 200 examples are put into another class, agreement 0.9900"),
     ("fp16", {"examples": 64, "example_disagreements": 1}, "(limit 0.995)"),
     ("fp16", {"score_difference": 0.5, "logit_difference": 0.5, "wrong_flips": 3}, None),
@@ -171,8 +169,7 @@ NAN, LABELLED = float("nan"), {"labelled": 200, "model_correct": 170}
     ("fp16", {"handover_violations": 1}, "1 rows hand other positions"),
     ("int8", {**LABELLED, "graphs_correct": 168, "example_disagreements": 9}, None),
     ("int8", {**LABELLED, "graphs_correct": 167}, "falls from 0.8500 to 0.8350 (limit 0.01"),
-    ("int8", {**LABELLED, "graphs_correct": 190}, None),
-    ("int8", {"example_disagreements": 2}, None),
+    ("int8", {**LABELLED, "graphs_correct": 190}, None), ("int8", {"example_disagreements": 2}, None),
     ("int8", {"example_disagreements": 3}, "3 of 200 examples are put into another class, agreement 0.9850 (limit"),
     ("int8", {"flipped": 101}, "(limit 0.50%)"),
 ])
@@ -224,21 +221,16 @@ TWO = text(1, 2)
 
 
 @pytest.mark.parametrize(("mine", "other", "bias", "agrees"), [
-    (TWO, text(1, 2), None, True),
-    (TWO, replace(TWO, label="bad"), None, False),
-    (TWO, replace(TWO, truncated=True), None, False),
-    (TWO, replace(TWO, rationale=TWO.rationale[:1]), None, False),
-    (TWO, text(1, 2, probability=0.9002), None, False),
-    (TWO, text(1, 2, probability=0.90005), None, True),
+    (TWO, text(1, 2), None, True), (TWO, replace(TWO, label="bad"), None, False),
+    (TWO, replace(TWO, truncated=True), None, False), (TWO, replace(TWO, rationale=TWO.rationale[:1]), None, False),
+    (TWO, text(1, 2, probability=0.9002), None, False), (TWO, text(1, 2, probability=0.90005), None, True),
     (text(3, 2, 1), text(3, 2, 0), 0.5, False),  # the lowest one is missing
     (text(3, 0.500001), text(3, 0), -0.5, True),  # at the threshold
     (text(3, 0.51), text(3, 0), -0.5, False),
     (text(3, 1, 0), text(3, 0, 1.000001), None, True),  # almost equal scores have changed places
     (text(3, 1, 0), text(3, 0, 1.1), None, False),
-    (image(3, 1), image(3, 1), None, True),
-    (image(3, 1, 0), image(3, 0, 1.000001), None, True),
-    (image(3, 1, 0), image(3, 0, 1.1), None, False),
-    (image(3, 1), image(3, 0), 0.5, False),
+    (image(3, 1), image(3, 1), None, True), (image(3, 1, 0), image(3, 0, 1.000001), None, True),
+    (image(3, 1, 0), image(3, 0, 1.1), None, False), (image(3, 1), image(3, 0), 0.5, False),
 ])
 def test_predictions_agree_up_to_near_ties(mine, other, bias, agrees):
     assert agreement([mine], [other], bias=bias) == agrees

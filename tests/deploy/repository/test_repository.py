@@ -43,12 +43,11 @@ def edited(copy, change):
 
 def test_manifest_says_what_was_exported(artefacts, checkpoint, rationalizer):
     manifest = artefacts.manifest
-    expected = {
-        "checkpoint_sha256": checkpoint_hash(checkpoint), "labels": ["negative", "positive"], "operator": "compact",
-        "preprocessing_sha256": rationalizer.preprocessor.fingerprint, "probability_temperature": 1.3,
-        "policy": {"bias": 0.1, "budget": 0.25, "minimum": 1, "selectable": "real"},
-        "capacity": 11, "lengths": [16, 32, 48], "slots": [4, 8, 11],
-    }  # fmt: skip
+    expected = {"checkpoint_sha256": checkpoint_hash(checkpoint), "labels": ["negative", "positive"],
+                "operator": "compact", "preprocessing_sha256": rationalizer.preprocessor.fingerprint,
+                "probability_temperature": 1.3,
+                "policy": {"bias": 0.1, "budget": 0.25, "minimum": 1, "selectable": "real"}, "capacity": 11,
+                "lengths": [16, 32, 48], "slots": [4, 8, 11]}  # fmt: skip
     assert {key: manifest[key] for key in expected} == expected
     assert {"rekd", "torch", "onnx", "onnxscript", "onnxruntime"} <= set(manifest["versions"])
     for role, entry in manifest["artefacts"].items():
@@ -100,8 +99,7 @@ def unlisted(copy):
     (unlisted, "missing rekd_selector/1/model.onnx"),
     (lambda copy: edited(copy, lambda described: described.update(version=99)), "format version 99"),
     (lambda copy: (copy / "rekd_selector/2").mkdir(), "rekd_selector: version folders are 1, 2, the manifest has 1"),
-    (lambda copy: (copy / "notes").mkdir(), "folder notes"),
-    (shutil.rmtree, "no model repository at"),
+    (lambda copy: (copy / "notes").mkdir(), "folder notes"), (shutil.rmtree, "no model repository at"),
     (lambda copy: shutil.rmtree(copy) or copy.mkdir(), "holds no exported model"),
 ])  # fmt: skip
 def test_what_is_not_as_it_was_written_is_named(copy, change, complaint):

@@ -36,19 +36,16 @@ def test_it_comes_stays_and_goes_with_its_export(artefacts, tmp_path):
 SHOE = some_images(1)[0]
 GOOD = {"text": b"good film", "image": written(SHOE, "PNG")}
 PNG = written(some_images(1, 40, 30)[0], "PNG")
-BAD = [
-    ("text", b"", "text 2 is empty"),
-    ("text", b" \t\n ", "only white space"),
-    ("text", "très bien 🎬".encode()[:-1], "text 2 is not UTF-8"),
-    *(("text", b"A dull " + bad, "byte 8 is wrong") for bad in (b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xf5\x80")),
-    ("text", b"x" * (LARGEST_TEXT + 1), "at most 1048576"),
-    *(("image", bad, "image 2 cannot be read: neither") for bad in (b"", b"no image", written(SHOE, "BMP"))),
-    *(("image", written(SHOE, kind)[:90], "image 2 cannot be read") for kind in ("JPEG", "PNG")),
-    ("image", PNG[:60] + bytes(99) + PNG[159:], "image 2 cannot be read"),
-    ("image", PNG[:16] + struct.pack(">II", 2**16, 2**16) + PNG[24:], "image 2 cannot be read"),
-    ("image", PNG[:16] + struct.pack(">II", 0, 40) + PNG[24:], "image 2 cannot be read"),
-    ("image", written(some_images(1, 40, 31)[0], "JPEG"), "31 x 40 pixels; at most 1200"),
-]
+BAD = [("text", b"", "text 2 is empty"), ("text", b" \t\n ", "only white space"),
+       ("text", "très bien 🎬".encode()[:-1], "text 2 is not UTF-8"),
+       *(("text", b"A dull " + bad, "byte 8 is wrong") for bad in (b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xf5\x80")),
+       ("text", b"x" * (LARGEST_TEXT + 1), "at most 1048576"),
+       *(("image", bad, "image 2 cannot be read: neither") for bad in (b"", b"no image", written(SHOE, "BMP"))),
+       *(("image", written(SHOE, kind)[:90], "image 2 cannot be read") for kind in ("JPEG", "PNG")),
+       ("image", PNG[:60] + bytes(99) + PNG[159:], "image 2 cannot be read"),
+       ("image", PNG[:16] + struct.pack(">II", 2**16, 2**16) + PNG[24:], "image 2 cannot be read"),
+       ("image", PNG[:16] + struct.pack(">II", 0, 40) + PNG[24:], "image 2 cannot be read"),
+       ("image", written(some_images(1, 40, 31)[0], "JPEG"), "31 x 40 pixels; at most 1200")]  # fmt: skip
 BAD_FILES = {kind: [content for each, content, reason in BAD if each == kind and "1200" not in reason] for kind in GOOD}
 
 

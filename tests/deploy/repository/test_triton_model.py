@@ -58,14 +58,10 @@ def texts(length, value=5, rows=1, mask=1):
 PREDICTING = {"input_ids": ids(16), "positions": ids(11), "kept": np.ones((1, 11), dtype=bool)}
 @pytest.mark.parametrize(("bad", "reason"), [
     (texts(16, -1), r"input_ids\[0, 0\] is -1, outside the vocabulary"),
-    (texts(16, 94), "is 94, outside the vocabulary 0..93"),
-    (texts(16, -(2**63)), "outside the vocabulary"),
+    (texts(16, 94), "is 94, outside the vocabulary 0..93"), (texts(16, -(2**63)), "outside the vocabulary"),
     (texts(16) | {"attention_mask": ids(8, 1)}, r"attention_mask has shape \[1, 8\], input_ids \[1, 16\]"),
-    (texts(16, mask=2), r"attention_mask\[0, 0\] is 2"),
-    (texts(16, mask=0), "row 0 of attention_mask is all 0"),
-    (texts(49), "at most 48"),
-    (texts(0), "no axis may be empty"),
-    (texts(16, rows=0), "no axis may be empty"),
+    (texts(16, mask=2), r"attention_mask\[0, 0\] is 2"), (texts(16, mask=0), "row 0 of attention_mask is all 0"),
+    (texts(49), "at most 48"), (texts(0), "no axis may be empty"), (texts(16, rows=0), "no axis may be empty"),
     (PREDICTING | {"positions": ids(11, 16)}, r"positions\[0, 0\] is 16, outside the sequence 0..15"),
     (PREDICTING | {"positions": ids(11, -1)}, "outside the sequence"),
     (PREDICTING | {"kept": np.ones((1, 4), dtype=bool)}, r"positions has shape \[1, 11\] and kept \[1, 4\]"),

@@ -41,8 +41,7 @@ def test_runs_inside_with_only(selector):
 
 
 @pytest.mark.parametrize(("name", "array", "complaint"), [
-    ("input_ids", None, "input 'input_ids' is missing"),
-    ("positions", np.ones((2, 3)), "input 'positions' is unknown"),
+    ("input_ids", None, "input 'input_ids' is missing"), ("positions", np.ones((2, 3)), "input 'positions' is unknown"),
     ("input_ids", np.ones((2, 5), np.int32), "input 'input_ids' is int32, not int64"),
     ("input_ids", np.ones(5, np.int64), r"input 'input_ids' has the shape \(5,\), not \('batch', 'length'\)"),
     ("attention_mask", np.ones((2, 6), np.int64), r"'attention_mask' has the shape \(2, 6\); input_ids says 5"),
@@ -62,11 +61,9 @@ def test_a_fixed_axis_is_checked():
 
 def test_a_damaged_graph_a_failing_run_or_a_missing_runtime_is_one_line(artefacts, selector, monkeypatch):
     content, words = artefacts.selector.read_bytes(), {**INPUTS, "input_ids": np.full((2, 5), 10_000)}
-    for model, role, complaint in (
-        (content[:1000], "selector", "ONNX Runtime cannot load the graph.*fix: "),
-        (content, "predictor", r"the graph has the tensors \['input_ids', 'attention_mask'"),
-        (content, "selector", "ONNX Runtime failed on the graph"),
-    ):
+    for model, role, complaint in ((content[:1000], "selector", "ONNX Runtime cannot load the graph.*fix: "),
+                                   (content, "predictor", r"the graph has the tensors \['input_ids', 'attention_mask'"),
+                                   (content, "selector", "ONNX Runtime failed on the graph")):  # fmt: skip
         runner = engine.OnnxRuntimeRunner(model, artefacts.signature.graph(role), "the graph")
         with pytest.raises(EngineError, match=complaint) as refusal, runner:
             runner.run(words)
@@ -88,10 +85,9 @@ def test_threads_follow_what_the_process_may_use(monkeypatch):
         assert engine.available_cores() == cores
 
 
-FIELDS = (
-    "intra_op_num_threads", "inter_op_num_threads", "execution_mode", "execution_order", "graph_optimization_level",
-    "enable_mem_pattern", "enable_mem_reuse", "enable_cpu_mem_arena", "use_deterministic_compute",
-)  # fmt: skip
+FIELDS = ("intra_op_num_threads", "inter_op_num_threads", "execution_mode", "execution_order",
+          "graph_optimization_level", "enable_mem_pattern", "enable_mem_reuse", "enable_cpu_mem_arena",
+          "use_deterministic_compute")  # fmt: skip
 
 
 def serve(folder, target: str) -> None:

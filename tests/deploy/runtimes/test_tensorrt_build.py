@@ -68,11 +68,9 @@ def test_every_graph_builds_for_every_card_in_every_precision(library, graphs_of
     entry = build_engine(library, graphs[role], plan, signature, profiles, precision)
     assert len(entry["profiles"]) == 1 + several and plan.stat().st_size > 100_000
     assert entry["profiles"][0].keys() == {spec.name for spec in signature.inputs}
-    assert entry == {
-        "format": "tensorrt-rtx", "version": library.version, "precision": precision, "status": "unverified",
-        "built_for": ["sm86", "sm89", "sm120"], "profiles": entry["profiles"], "bytes": plan.stat().st_size,
-        "sha256": sha256(plan), "graph_sha256": sha256(graphs[role]),
-    }
+    assert entry == {"format": "tensorrt-rtx", "version": library.version, "precision": precision,
+                     "status": "unverified", "built_for": ["sm86", "sm89", "sm120"], "profiles": entry["profiles"],
+                     "bytes": plan.stat().st_size, "sha256": sha256(plan), "graph_sha256": sha256(graphs[role])}
     header = plan.read_bytes()[:36]
     assert header[:4] == header[28:32] == b"vtrt"
     assert int.from_bytes(header[32:], "little") == sum(CARDS[card] for card in entry["built_for"])
@@ -165,11 +163,9 @@ def test_tensorrt_needs_the_gpu_that_it_builds_for_and_complaints_of_drivers_com
 
 
 @pytest.mark.parametrize(("ranges", "sizes", "largest", "expected"), [
-    (batch_ranges, None, 64, [(1, 8, 64)]),
-    (batch_ranges, None, 4, [(1, 4, 4)]),
+    (batch_ranges, None, 64, [(1, 8, 64)]), (batch_ranges, None, 4, [(1, 4, 4)]),
     (batch_ranges, (64, 1, 8), 64, [(1, 1, 2), (3, 8, 8), (9, 64, 64)]),
-    (batch_ranges, (1, 2), 3, [(1, 1, 2), (3, 3, 3)]),
-    (batch_ranges, (1,), 1, [(1, 1, 1)]),
+    (batch_ranges, (1, 2), 3, [(1, 1, 2), (3, 3, 3)]), (batch_ranges, (1,), 1, [(1, 1, 1)]),
     (length_ranges, (32, 16), 48, [(3, 16, 16), (17, 32, 32), (33, 48, 48)]),
 ])
 def test_ranges_cover_every_size_once(ranges, sizes, largest, expected):
@@ -210,10 +206,9 @@ VARIABLES = {
 """What the modules call their objects of the library's classes."""
 ERRORS = {"desc", "node_operator", "node_name"}
 """Of ``ParserError``, which shares its variable with Python's exceptions."""
-RTX_ALONE = {
-    ("IBuilderConfig", "num_compute_capabilities"), ("IBuilderConfig", "set_compute_capability"),
-    ("", "ComputeCapability"),
-}  # fmt: skip
+RTX_ALONE = {("IBuilderConfig", "num_compute_capabilities"),
+             ("IBuilderConfig", "set_compute_capability"),
+             ("", "ComputeCapability")}  # fmt: skip
 """Used only where the product builds anywhere."""
 ELSEWHERE = {"name", "value", "log", "dtype", "shape", "nbytes", "desc", "infer_shapes", "node"}
 """Names of the library that are common words; on other variables they are Python's."""

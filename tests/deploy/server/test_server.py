@@ -215,11 +215,9 @@ def shown(status, width=140):
 
 
 def test_counts_means_table_and_document():
-    assert STEP.to_dict() == {
-        "model": "rekd_selector", "version": 3, "requests": 20, "failed": 2, "rows": 40, "executions": 10,
-        "request_ms": 3.0, "queue_ms": 0.5, "input_ms": 0.1, "compute_ms": 2.3, "output_ms": 0.05,
-        "other_ms": pytest.approx(0.05),
-    }  # fmt: skip
+    assert STEP.to_dict() == {"model": "rekd_selector", "version": 3, "requests": 20, "failed": 2, "rows": 40,
+                              "executions": 10, "request_ms": 3.0, "queue_ms": 0.5, "input_ms": 0.1, "compute_ms": 2.3,
+                              "output_ms": 0.05, "other_ms": pytest.approx(0.05)}  # fmt: skip
     none = StepTotals.of({"name": "rekd", "version": "1", "inference_stats": {}})  # gRPC leaves zeros out
     assert (none.requests, none.rows, none.to_dict()["request_ms"], none.to_dict()["other_ms"]) == (0, 0, None, None)
     assert " - " in "".join(shown(ServerStatus("u", True, "2.51.0", (none,))))

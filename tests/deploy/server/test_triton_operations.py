@@ -23,11 +23,9 @@ from rekd_train.checkpoints.checkpoint import save
 
 pytestmark = pytest.mark.triton
 
-TEXTS = [
-    "the film was great and the actor is good but the plot was never very fun",
-    "I think the story is dull, and the actor was awful. But the end is wonderful",
-    " ".join(["not", "bad", "really", "always", "bright", "dark", "people", "see", "the", "start"] * 6),
-]
+TEXTS = ["the film was great and the actor is good but the plot was never very fun",
+         "I think the story is dull, and the actor was awful. But the end is wonderful",
+         " ".join(["not", "bad", "really", "always", "bright", "dark", "people", "see", "the", "start"] * 6)]
 """Long enough for two selectors to choose differently."""
 TYPED = ("ServerUnavailableError", "RejectedError", "ModelMissingError", "Unanswered")
 

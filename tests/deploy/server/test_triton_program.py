@@ -92,12 +92,11 @@ EXPOSED = ADMIN.replace("logging", "logging,statistics")  # where others reach t
 
 
 def test_closed_by_default():
-    assert flags() == {
-        "disable-auto-complete-config": "", "model-repository": "/models", "model-control-mode": "none",
-        "strict-readiness": "true", "exit-on-error": "true", "exit-timeout-secs": "5", "allow-gpu-metrics": "false",
-        "http-restricted-api": ADMIN, "grpc-restricted-protocol": ADMIN, "grpc-address": "127.0.0.1", "grpc-port": "1",
-        "http-address": "127.0.0.1", "http-port": "2", "metrics-address": "127.0.0.1", "metrics-port": "3",
-    }  # fmt: skip
+    assert flags() == {"disable-auto-complete-config": "", "model-repository": "/models", "model-control-mode": "none",
+                       "strict-readiness": "true", "exit-on-error": "true", "exit-timeout-secs": "5",
+                       "allow-gpu-metrics": "false", "http-restricted-api": ADMIN, "grpc-restricted-protocol": ADMIN,
+                       "grpc-address": "127.0.0.1", "grpc-port": "1", "http-address": "127.0.0.1", "http-port": "2",
+                       "metrics-address": "127.0.0.1", "metrics-port": "3"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("settings", "opened"), [

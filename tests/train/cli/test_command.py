@@ -1,7 +1,5 @@
 """Exit codes, one-line errors and the shared options."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -31,8 +29,7 @@ ENDS = {
                "again\n"),
     "socket": (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1,
                "internal error: BrokenPipeError: [Errno 32] Broken pipe (run again with --debug)\n"),
-    "interrupt": (KeyboardInterrupt(), 130, "interrupted\n"),
-    "three": (typer.Exit(3), 3, ""),
+    "interrupt": (KeyboardInterrupt(), 130, "interrupted\n"), "three": (typer.Exit(3), 3, ""),
 }  # fmt: skip
 single = application(help="Ask something.", epilog=examples("ask good", "ask --count 2 bad"))
 

@@ -68,25 +68,21 @@ def test_labels_as_floats_and_counts_for_a_reader(tmp_path):
         {"text": "wonder", "quotes": "wonder"}, {"text": "won", "quotes": [3]},
         {"text": "five", "rationale": 5}, {"text": "six", "label": "positive", "confidence": "high"},
         {"text": "seven", "scores": [[0, 3]]}, {"text": " ", "label": "positive"},
-    ], [
-        "the probabilities [0.5, 0.2] do not sum to 1", "the class 'neutral' is none of negative",
+    ], ["the probabilities [0.5, 0.2] do not sum to 1", "the class 'neutral' is none of negative",
         "3 probabilities for 2 classes", "rationale hold [0, 9], not 0 <= start < end <= 1",
         "scores hold values that are not finite", "scores of passages that overlap", "a text that stands further",
         "no text and no id", "quotes need the text beside them", "quotes are 'wonder', not a list of strings",
         "quotes are '[3]', not a list of strings", "rationale of another form (",
-        "class of another form (could not convert", "scores of another form (", "no text and no id",
-    ]),
+        "class of another form (could not convert", "scores of another form (", "no text and no id"]),  # fmt: skip
     ("image", [
         {"file": "a", "boxes": [[3, 0, 3, 2]]}, {"file": "b", "boxes": [[0, 0, 1]]},
         {"file": "c", "map": [[1, 2], [3]]}, {"file": "d", "map": [[float("nan")]]}, {"file": "e", "map": []},
         {"file": "./a", "label": "positive"}, {"label": "positive"}, {"file": "f", "boxes": [[0, 0, 1, 1, -1]]},
         {"file": "g", "label": "neutral"}, {"file": "h", "map": 3},
-    ], [
-        "boxes hold [3, 0, 3, 2], not 0 <= left < right", "boxes hold [0, 0, 1], not left, top",
+    ], ["boxes hold [3, 0, 3, 2], not 0 <= left < right", "boxes hold [0, 0, 1], not left, top",
         "the map is no grid of finite numbers", "the map is no grid", "the map is no grid",
         "a file that stands further", "no file and no id", "boxes hold [0, 0, 1, 1], not 0 <= left", "the class",
-        "the map is no grid",
-    ]),
+        "the map is no grid"]),  # fmt: skip
 ])  # fmt: skip
 def test_all_mistakes_of_a_file_together(tmp_path, modality, rows, parts):
     with pytest.raises(DataError) as caught:

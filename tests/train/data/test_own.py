@@ -141,11 +141,9 @@ def test_an_example_is_kept_once_where_it_measures_and_contradicting_labels_are_
     assert data.label_names == ("neg", "pos"), "no class without an example"
     at = [place.format(split, row + (name == "folder")) for split, row in (("test", 21), ("train", 4), ("train", 2),
           ("train", 23), ("train", 24), ("train", 3), ("train", 25))]  # fmt: skip
-    assert data.contradictions == (
-        f"{at[0]} 'pos' (kept), {at[1]} 'neg': 'bad text, number 3'",
-        f"{at[2]} 'neg' (kept), {at[3]} 'pos', {at[4]} 'pos': 'bad text, number 1'",
-        f"{at[5]} 'pos' (kept), {at[6]} 'pso': 'good text, number 2'",
-    )
+    assert data.contradictions == (f"{at[0]} 'pos' (kept), {at[1]} 'neg': 'bad text, number 3'",
+                                   f"{at[2]} 'neg' (kept), {at[3]} 'pos', {at[4]} 'pos': 'bad text, number 1'",
+                                   f"{at[5]} 'pos' (kept), {at[6]} 'pso': 'good text, number 2'")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SOURCES)

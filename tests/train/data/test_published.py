@@ -125,10 +125,8 @@ def test_mosaics_are_fixed_by_the_seed_limited_and_where_it_is_asked_for_black_e
     assert (dark.splits["train"].images == 0).mean() > 0.8 and "the other tiles are black" in dark.origin
 
 
-CIFAR = {
-    "cifar10": ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], "test_batch", "batches.meta"),
-    "cifar100": ("cifar-100-python", ["train"], "test", "meta"),
-}
+CIFAR = {"cifar10": ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], "test_batch", "batches.meta"),
+         "cifar100": ("cifar-100-python", ["train"], "test", "meta")}  # fmt: skip
 CLASSES = {"cifar10": {"label": 10}, "cifar100": {"fine_label": 100, "coarse_label": 20}}
 
 
@@ -169,9 +167,8 @@ def test_cifar_has_its_labels_at_both_granularities(tmp_path, monkeypatch, name,
 def test_cifar_that_is_missing_or_changed_names_the_flag(tmp_path, monkeypatch):
     root = cifar_folder(tmp_path, "cifar100", monkeypatch)
     (root / "cifar-100-python" / "train").write_bytes(b"something else")
-    for name, path, message in (
-        ("cifar10", "", "not fetched.*--set data.path=DIR"), ("cifar10", "nowhere", "--set data.path=DIR"),
-        ("cifar100_coarse", root, "not the published files"),
-    ):  # fmt: skip
+    for name, path, message in (("cifar10", "", "not fetched.*--set data.path=DIR"),
+                                ("cifar10", "nowhere", "--set data.path=DIR"),
+                                ("cifar100_coarse", root, "not the published files")):  # fmt: skip
         with pytest.raises(DataError, match=message):
             load_data(DataConfig(name=name, path=str(path)))

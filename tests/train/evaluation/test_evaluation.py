@@ -157,8 +157,7 @@ def test_the_abstain_threshold_comes_from_dev_and_a_pair_agrees_with_itself(seen
 
 
 @pytest.mark.parametrize(("make", "options", "match"), [
-    (make_rationalizer, {"labels": ("bad", "good")}, "labels"),
-    (make_rationalizer, {"max_length": 32}, "32 positions"),
+    (make_rationalizer, {"labels": ("bad", "good")}, "labels"), (make_rationalizer, {"max_length": 32}, "32 positions"),
     (make_image_rationalizer, {"labels": ("negative", "positive")}, "reads image inputs, the student text inputs"),
 ])  # fmt: skip
 def test_a_teacher_that_cannot_be_compared_with_is_refused(make, options, match, seen) -> None:

@@ -1,7 +1,5 @@
 """Each figure of labels, probabilities and masks against a slow, obvious version or a case worked out by hand."""
 
-from __future__ import annotations
-
 from itertools import combinations, permutations
 
 import numpy as np
@@ -53,11 +51,9 @@ def rows(text: str) -> np.ndarray:
 NAMES, PREDICTED, TRUE = ["a", "b", "c"], np.array([0, 1, 1, 1, 0]), np.array([0, 0, 1, 1, 1])
 COLUMNS = "precision", "recall", "f1", "support", "predicted"
 KEPT, REAL = np.array([0, 1, 2, 5]), np.array([10, 10, 4, 10])
-SUMMARY = {
-    "rate": 1.1 / 4, "rate_std": np.std([0, 0.1, 0.5, 0.5]), "rate_max": 0.5, "count_mean": 2.0, "count_max": 5,
-    "count_std": np.std(KEPT), "count_p5": np.percentile(KEPT, 5), "count_p50": 1.5,
-    "count_p95": np.percentile(KEPT, 95), "empty_share": 0.25,
-}  # fmt: skip
+SUMMARY = {"rate": 1.1 / 4, "rate_std": np.std([0, 0.1, 0.5, 0.5]), "rate_max": 0.5, "count_mean": 2.0, "count_max": 5,
+           "count_std": np.std(KEPT), "count_p5": np.percentile(KEPT, 5), "count_p50": 1.5,
+           "count_p95": np.percentile(KEPT, 95), "empty_share": 0.25}  # fmt: skip
 SURE, CHANGED = np.array([[0.9, 0.1], [0.3, 0.7]]), np.array([[0.4, 0.6], [0.2, 0.8]])
 
 
@@ -158,9 +154,8 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
 
 def test_overlap_and_draws_pair_by_pair() -> None:
     both, sizes = (MASKS[0] & MASKS[1]).sum(axis=1), (MASKS[0].sum(axis=1) + MASKS[1].sum(axis=1))
-    expected = {
-        "jaccard": np.mean(list(map(jaccard, MASKS[0], MASKS[1]))), "f1": np.mean([*(2 * both[1:] / sizes[1:]), 1.0]),
-    }  # fmt: skip
+    expected = {"jaccard": np.mean(list(map(jaccard, MASKS[0], MASKS[1]))),
+                "f1": np.mean([*(2 * both[1:] / sizes[1:]), 1.0])}  # fmt: skip
     assert mask_metrics.overlap(MASKS[0], MASKS[1]) == approx(expected)
     pairs = [jaccard(*pair) for a, b in combinations(MASKS, 2) for pair in zip(a, b, strict=True)]
     assert mask_metrics.pairwise_jaccard(MASKS) == approx(np.mean(pairs))

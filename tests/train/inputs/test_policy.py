@@ -7,12 +7,11 @@ import torch
 from rekd_train.inputs.policy import PAPER_POLICY, SelectionPolicy, cut_margins, mask_by_specification
 from rekd_train.models.base import apply_policy, kept_positions
 
-POLICIES = [
-    SelectionPolicy(bias=0.1, budget=0.25), SelectionPolicy(bias=None, budget=0.3, minimum=0),
-    SelectionPolicy(bias=0.0, budget=0.15, minimum=0), SelectionPolicy(bias=-5.0, budget=0.2, minimum=3),
-    SelectionPolicy(bias=0.5, budget=None, minimum=1), SelectionPolicy(bias=None, budget=None, minimum=0),
-    SelectionPolicy(bias=-0.25, budget=1.0, minimum=2), SelectionPolicy(bias=0.0, budget=1e-6, minimum=0), PAPER_POLICY,
-]  # fmt: skip
+POLICIES = [SelectionPolicy(bias=0.1, budget=0.25), SelectionPolicy(bias=None, budget=0.3, minimum=0),
+            SelectionPolicy(bias=0.0, budget=0.15, minimum=0), SelectionPolicy(bias=-5.0, budget=0.2, minimum=3),
+            SelectionPolicy(bias=0.5, budget=None, minimum=1), SelectionPolicy(bias=None, budget=None, minimum=0),
+            SelectionPolicy(bias=-0.25, budget=1.0, minimum=2), SelectionPolicy(bias=0.0, budget=1e-6, minimum=0),
+            PAPER_POLICY]  # fmt: skip
 
 
 def random_cases(length: int, seed: int = 0, rows: int = 200) -> tuple[np.ndarray, np.ndarray]:

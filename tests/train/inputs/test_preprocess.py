@@ -136,11 +136,9 @@ def test_rate_is_kept_pieces_of_real_pieces_and_probabilities_go_by_name(text, k
     assert again == prediction
 
 
-ALPHABETS = (
-    "abc déf Über naïve don't re-do Straße", "привет мир", "שלום עולם", "مرحبا بالعالم", "我喜欢这部电影。",
-    "この映画は素晴らしい", "ภาพยนตร์เรื่องนี้ดี", "한국 영화는 좋다", "नमस्ते दुनिया", "👍🏽 👩‍👩‍👧 ❤️",
-    "e\u0301a\u0308 o\u0302", "1,234.5 $ % -- ... !?", "<br />\t\n",
-)  # fmt: skip
+ALPHABETS = ("abc déf Über naïve don't re-do Straße", "привет мир", "שלום עולם", "مرحبا بالعالم", "我喜欢这部电影。",
+             "この映画は素晴らしい", "ภาพยนตร์เรื่องนี้ดี", "한국 영화는 좋다", "नमस्ते दुनिया", "👍🏽 👩‍👩‍👧 ❤️",
+             "e\u0301a\u0308 o\u0302", "1,234.5 $ % -- ... !?", "<br />\t\n")  # fmt: skip
 WORD = re.compile(r"(?<![\w'])[A-Za-zß-öø-ÿЀ-ӿ֐-׿\u0621-\u064a\uac00-\ud7a3]+(?!\w)")
 
 

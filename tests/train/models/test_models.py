@@ -1,7 +1,5 @@
 """What a pair computes, of every family: removed features have no influence, gradients flow; networks of images."""
 
-from __future__ import annotations
-
 from functools import partial
 from itertools import product
 
@@ -255,13 +253,12 @@ def test_a_checkpoint_of_images_and_one_whose_grid_was_edited(image_rationalizer
 
 
 SWIN = {"window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)}
-NETWORKS = {
-    "vit_tiny_patch16_224": "start", "deit3_small_patch16_224": "start", "vit_small_patch16_dinov3": "mean",
-    "vit_small_patch14_reg4_dinov2": "start", "vit_base_patch16_siglip_224": "attention",
-    "vit_base_patch16_clip_224": "start", "eva02_tiny_patch14_224": "mean", "vit_small_patch16_rope_mixed_224": "start",
-    "beit_base_patch16_224": "mean", "swin_tiny_patch4_window7_224": "", "resnet18": "",
-    "vit_tiny_r_s16_p8_224": "", "vit_small_r26_s32_224": "",
-}  # fmt: skip
+NETWORKS = {"vit_tiny_patch16_224": "start", "deit3_small_patch16_224": "start", "vit_small_patch16_dinov3": "mean",
+            "vit_small_patch14_reg4_dinov2": "start", "vit_base_patch16_siglip_224": "attention",
+            "vit_base_patch16_clip_224": "start", "eva02_tiny_patch14_224": "mean",
+            "vit_small_patch16_rope_mixed_224": "start", "beit_base_patch16_224": "mean",
+            "swin_tiny_patch4_window7_224": "", "resnet18": "", "vit_tiny_r_s16_p8_224": "",
+            "vit_small_r26_s32_224": ""}  # fmt: skip
 """What the classifiers of timm's networks read whose features are patch tokens; the features of others are none."""
 
 
@@ -273,10 +270,9 @@ def test_networks_are_timms_own_and_gather_or_blank_patches_of_the_image(name):
     width = 512 if name == "resnet18" else 32 if "swin" in name else 48
     image = ImageConfig(height=4 * side, width=4 * side, patch=side, channels=3)
     torch.manual_seed(0)
-    backbone = build_backbone(BackboneConfig(
-        family="timm", width=width, heads=2, layers=2, pooling=NETWORKS[name] or "mean", image=image,
-        architecture={"name": name, "arguments": sized},
-    ), {}).eval()  # fmt: skip
+    backbone = build_backbone(BackboneConfig(family="timm", width=width, heads=2, layers=2,
+                                             pooling=NETWORKS[name] or "mean", image=image,
+                                             architecture={"name": name, "arguments": sized}), {}).eval()  # fmt: skip
     for parameter_name, parameter in backbone.model.named_parameters():
         if parameter.dim() > 1:
             torch.nn.init.xavier_normal_(parameter)

@@ -1,7 +1,5 @@
 """Backbones of the user's own: the example in examples/, trust, and what is wrong with a class in one line."""
 
-from __future__ import annotations
-
 import sys
 
 import pytest
@@ -39,9 +37,8 @@ def forgotten():
 def fresh(**options):
     preprocessor = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=48, lengths=(16, 32)))
     network = {"family": EXAMPLE, "width": 16, "heads": 1, "vocabulary": preprocessor.vocabulary_size}
-    config = toy_config(
-        selector=network | {"layers": 1}, predictor=network | {"options": options}, optimisation={"learning_rate": 0.02}
-    )
+    config = toy_config(selector=network | {"layers": 1}, predictor=network | {"options": options},
+                        optimisation={"learning_rate": 0.02})  # fmt: skip
     with trusted_code():
         return fresh_pair(config, preprocessor, ("negative", "positive")), config
 

@@ -1,7 +1,5 @@
 """Pretrained networks: the same answers as the library that wrote them, sizes filled in, one clear error otherwise."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -129,10 +127,8 @@ def test_a_network_of_images_computes_what_its_library_computes(timm_directory):
     network = create_model(f"local-dir:{timm_directory}", pretrained=True, num_classes=0).eval()
     of_timm = loaded(timm_directory, BackboneConfig(family="timm"))
     assert (of_timm.image.size, of_timm.image.patch, of_timm.image.mean) == ((56, 56), 14, IMAGENET["mean"])
-    for backbone, library in (
-        (ours, lambda images: theirs(images).last_hidden_state[:, 1:]),
-        (of_timm, lambda images: network.forward_features(images)[:, 5:]),
-    ):
+    for backbone, library in ((ours, lambda images: theirs(images).last_hidden_state[:, 1:]),
+                              (of_timm, lambda images: network.forward_features(images)[:, 5:])):  # fmt: skip
         pixels = torch.randn(2, 3, *backbone.image.size, generator=torch.Generator().manual_seed(0))
         torch.testing.assert_close(backbone.states({"pixel_values": pixels}), library(pixels), atol=1e-5, rtol=0)
 

@@ -1,7 +1,5 @@
 """Backbones of texts: what a probe of an encoder of transformers finds is true, and each keeps the contract."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from conftest import encoder_settings, make_bilstm, make_encoder_pair, make_rationalizer
@@ -17,11 +15,10 @@ from rekd_train.models.base import kept_positions
 from rekd_train.models.families import build_backbone
 from rekd_train.models.text_encoder import expanded, last_states
 
-GATHERING = {
-    "bert": "exact", "roberta": "exact", "xlm-roberta": "exact", "camembert": "exact", "electra": "exact",
-    "distilbert": "exact", "albert": "exact", "ernie": "exact", "nomic_bert": "exact", "eurobert": "exact",
-    "modernbert": "windowed", "mpnet": "packed", "deberta": "packed", "deberta-v2": "packed", "roformer": "packed",
-}  # fmt: skip
+GATHERING = {"bert": "exact", "roberta": "exact", "xlm-roberta": "exact", "camembert": "exact", "electra": "exact",
+             "distilbert": "exact", "albert": "exact", "ernie": "exact", "nomic_bert": "exact", "eurobert": "exact",
+             "modernbert": "windowed", "mpnet": "packed", "deberta": "packed", "deberta-v2": "packed",
+             "roformer": "packed"}  # fmt: skip
 """How each kind sees kept tokens alone, and so what its compact input means."""
 OTHERS = ("bilstm", "own_backbone:Convolutions")
 LENGTH = 150
@@ -107,8 +104,7 @@ def test_states_of_a_bilstm_are_those_of_a_packed_bidirectional_lstm(texts):
     ("mobilebert", "lets padding change its states"), ("convbert", "lets padding change its states"),
     ("gpt2", "reads in one direction only.*fix: a bidirectional encoder"),
     ("llama", "reads in one direction only"), ("t5", "does not run on embeddings alone"),
-    ("ibert", "has no plain table of word embeddings"),
-    ("clip", "no encoder|cannot be built|takes no|does not run"),
+    ("ibert", "has no plain table of word embeddings"), ("clip", "no encoder|cannot be built|takes no|does not run"),
 ])  # fmt: skip
 def test_encoders_that_cannot_be_a_backbone_are_refused_with_the_reason(kind, reason):
     with pytest.raises(ConfigError, match=reason) as caught:
