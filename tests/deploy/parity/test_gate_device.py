@@ -146,20 +146,18 @@ def test_a_gpu_that_was_asked_for_and_is_not_there(command, checkpoint, reposito
 
 
 def test_verification_and_its_gate_run_on_the_device_that_is_to_serve(repository, gpus, checkpoint):
-    verification, on_cpu = verify.verify(repository, device="cuda:1"), verify.verify(repository)
-    assert gpus.seen == [("cuda:1", ["rekd_selector"]), ("cuda:1", ["rekd_predictor"])]
-    assert verification.graphs == on_cpu.graphs and "warning" not in said(on_cpu)
-    assert verification.to_dict()["device"] == "cuda:1" and "on cuda:1" in verification_lines(verification)[1]
-    gpus.spoil = spoil("logits", np.negative)
-    with pytest.raises(RepositoryError, match="rekd_predictor.* does not answer as the exported model did"):
-        verify.verify(repository, device="cuda:1")
     verification = verify.verify(repository, checkpoint=checkpoint, device="cuda:1")
-    assert verification.parity["pair"]["device"] == "cuda:1"
-    assert "on cuda:1" in "".join(verification_lines(verification)[3:])
+    on_cpu, lines = verify.verify(repository), verification_lines(verification)
+    assert gpus.seen[:2] == [("cuda:1", ["rekd_selector"]), ("cuda:1", ["rekd_predictor"])]
     assert gpus.seen[2][0] == "cuda:1" and len(gpus.seen[2][1]) == 2
-    gpus.spoil = spoil("logits", np.negative, where={"scores"})  # of the gate alone
-    with pytest.raises(RepositoryError, match="the graphs are not the model"):
-        verify.verify(repository, checkpoint=checkpoint, device="cuda:1")
+    assert verification.graphs == on_cpu.graphs and "warning" not in said(on_cpu)
+    assert verification.to_dict()["device"] == verification.parity["pair"]["device"] == "cuda:1"
+    assert "on cuda:1" in lines[1] and "on cuda:1" in "".join(lines[3:])
+    for where, complaint in (((), "rekd_predictor.* does not answer as the exported model did"),
+                             ({"scores"}, "the graphs are not the model")):  # fmt: skip
+        gpus.spoil = spoil("logits", np.negative, where)  # with scores: of the gate alone
+        with pytest.raises(RepositoryError, match=complaint):
+            verify.verify(repository, checkpoint=checkpoint, device="cuda:1")
 
 
 def test_graphs_without_stored_answers_are_run_there_and_where_none_ran_none_is_named(artefacts, tmp_path, gpus):
