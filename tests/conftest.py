@@ -1,5 +1,6 @@
 """Tiny models built offline, shared by both halves' tests."""
 
+import errno
 import gzip
 import json
 import os
@@ -7,6 +8,7 @@ import struct
 import sys
 from functools import cache
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -162,6 +164,20 @@ def make_bilstm(operator: str = "compact", max_length: int = 48, lengths: tuple[
         for weights in pair.predictor.backbone.parameters():
             weights.mul_(4)
     return pair
+
+
+def raising(error: BaseException) -> Mock:
+    """A function that raises it, whatever it is given."""
+    return Mock(side_effect=error)
+
+
+NO_ROOM = OSError(errno.ENOSPC, "No space left on device")
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Every file below a folder, but what a server's Python left there."""
+    files = (path for path in root.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.fixture

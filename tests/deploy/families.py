@@ -59,15 +59,6 @@ def another(artefacts, number: int):
     return replace(artefacts, manifest={**artefacts.manifest, "checkpoint_sha256": f"{number:064}"})
 
 
-def raising(error: Exception):
-    """A function that raises it, whatever it is given."""
-
-    def failing(*_, **__):
-        raise error
-
-    return failing
-
-
 def some_images(count: int = 9, height: int = 16, width: int = 12) -> list[np.ndarray]:
     """Grey uint8 images (height, width)."""
     return list(np.random.default_rng(3).integers(0, 256, (count, height, width), dtype=np.uint8))

@@ -8,6 +8,7 @@ import sys
 from unittest.mock import Mock
 
 import pytest
+from conftest import contents
 
 from rekd_deploy.cli.export import app
 from rekd_deploy.errors import ParityError
@@ -25,12 +26,6 @@ def rekd_export(run_cli, monkeypatch):
     return lambda *arguments: run_cli(app, *arguments)
 
 
-def content(root):
-    """Every file of a repository, but what a server wrote."""
-    files = (path for path in root.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
-    return {path.relative_to(root): path.read_bytes() for path in files}
-
-
 def test_json_is_one_document_and_another_process_and_place_writes_the_same_bytes(checkpoint, repository, tmp_path):
     elsewhere, root = shutil.copytree(checkpoint, tmp_path / checkpoint.name), tmp_path / "b" / repository.name
     command = [sys.executable, "-m", "rekd_deploy.cli.export", str(elsewhere), "--output", str(root), "--json"]
@@ -42,7 +37,7 @@ def test_json_is_one_document_and_another_process_and_place_writes_the_same_byte
     assert set(document["seconds"]) == {"load", "selector", "predictor", "parity", "repository"}
     assert document["artefacts"]["selector"]["bytes"] == (root / "rekd_selector/1/model.onnx").stat().st_size
     assert json.loads((root / "manifest.json").read_text())["parity"] == document["parity"]
-    assert content(root) == content(repository)
+    assert contents(root) == contents(repository)
 
 
 def test_an_endpoint_that_was_there_is_exported_again_with_a_warning(rekd_export, checkpoint, artefacts, tmp_path):

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from conftest import contents
 
 from rekd_deploy import RepositoryError
 from rekd_deploy.repository.manifest import signature_from_dict, verify_files
@@ -22,12 +23,6 @@ FILES = sorted([
     *(f"{model}/warmup/{tensor}-{length}" for model, tensors in WARM_UPS.items() for tensor in tensors
       for length in (16, 32, 48)),
 ])  # fmt: skip
-
-
-def listing(root):
-    """Its files, without what a server's Python has left there."""
-    files = (path for path in root.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
-    return sorted(path.relative_to(root).as_posix() for path in files)
 
 
 @pytest.fixture
@@ -73,7 +68,7 @@ def test_a_signature_that_cannot_be_read_and_every_file_that_is_not_the_manifest
 
 
 def test_layout_and_manifest_the_same_bytes_each_time(repository, artefacts, rationalizer, tmp_path):
-    assert listing(repository) == FILES
+    assert sorted(contents(repository)) == FILES
     manifest = check_repository(repository)
     described = manifest.pop("repository")
     assert sorted(described["files"]) == FILES[1:] and manifest == artefacts.manifest
@@ -114,7 +109,7 @@ def test_other_things_in_the_folder_are_left_alone_and_external_weights_travel_a
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(RepositoryError, match=r"thesis\.tex.*would be lost"):
         write_repository(artefacts, tmp_path)
-    assert listing(tmp_path) == ["thesis.tex"]
+    assert sorted(contents(tmp_path)) == ["thesis.tex"]
     with pytest.raises(RepositoryError, match="is a file"):
         write_repository(artefacts, tmp_path / "thesis.tex")
     graph = shutil.copyfile(artefacts.selector, tmp_path / "selector.onnx")

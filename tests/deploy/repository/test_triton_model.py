@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from families import raising
+from conftest import raising
 from triton_stub import LOGGED, OUTPUTS, Request, TritonError, ask, started, watched
 
 from rekd_deploy.repository.backend.model import InputChecker, groups_by_length, joined, usable_cores

@@ -1,6 +1,5 @@
 """Numbered versions: a new export stands beside or in place of the old one, and never half of it."""
 
-import errno
 import subprocess
 import sys
 import time
@@ -8,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from families import another, raising
+from conftest import NO_ROOM, contents, raising
+from families import another
 from servers import wait_until
 
 from rekd_deploy import ExportError, Pipeline, RepositoryError
@@ -19,11 +19,7 @@ from rekd_deploy.repository.reader import check_repository
 from rekd_deploy.repository.workspaces import replacing
 from rekd_deploy.repository.writer import write_repository
 
-FULL = raising(OSError(errno.ENOSPC, "No space left on device"))
-
-
-def contents(root):
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+FULL = raising(NO_ROOM)
 
 
 def listing(folder):

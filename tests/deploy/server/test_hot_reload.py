@@ -5,7 +5,8 @@ from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
-from families import another, raising
+from conftest import contents, raising
+from families import another
 
 from rekd_deploy import RepositoryError, ServerError
 from rekd_deploy.repository.config import CONFIG_FILE, read_config
@@ -55,12 +56,12 @@ def test_prepared_as_exported_but_with_the_newest_version_alone_which_no_later_e
     assert served(live) == dict.fromkeys(MODELS, ([2], [2]))
     steps = read_config(live.models / "rekd" / CONFIG_FILE).ensemble_scheduling.step
     assert [step.model_version for step in steps] == [2, 2]
-    before = {path: path.read_bytes() for path in live.models.rglob("*") if path.is_file()}
+    before = contents(live.models)
     export(3)
     assert live.published()["repository"]["model_version"] == 3
     shutil.rmtree(live.repository)
     assert live.published() is None
-    assert {path: path.read_bytes() for path in live.models.rglob("*") if path.is_file()} == before
+    assert contents(live.models) == before
 
 
 def test_what_versions_share_follows_the_newest_and_an_exchange_while_it_is_read_is_noticed(live, export, monkeypatch):

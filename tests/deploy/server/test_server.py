@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from families import raising
+from conftest import raising
 from rich.console import Console
 from servers import READY, FakeTriton, Running, children_of, is_alive, wait_until
 

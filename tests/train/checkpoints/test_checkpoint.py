@@ -1,6 +1,5 @@
 """A checkpoint describes itself, is read strictly and written atomically."""
 
-import errno
 import json
 import re
 import shutil
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_rationalizer, tiny_tokenizer_json
+from conftest import NO_ROOM, contents, make_rationalizer, raising, tiny_tokenizer_json
 from safetensors import SafetensorError
 
 import rekd_train.checkpoints.checkpoint
@@ -36,10 +35,6 @@ def refusal(directory: Path) -> str:
     message = str(caught.value)
     assert "\n" not in message and str(directory) in message
     return message
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("operator", ["compact", "zero"])
@@ -123,23 +118,15 @@ def test_older_versions_are_upgraded_step_by_step_under_todays_names(copy, check
 
 
 Interrupted = type("Interrupted", (BaseException,), {})
-FULL = OSError(errno.ENOSPC, "No space left on device")
-
-
-def fail(error: BaseException):
-    def failing(*_, **__):
-        raise error
-
-    return failing
 
 
 @pytest.mark.parametrize(("where", "error"), [
-    ("save_file", Interrupted()), ("write_json", Interrupted()), ("model_card", Interrupted()), ("save_file", FULL),
+    ("save_file", Interrupted()), ("write_json", Interrupted()), ("model_card", Interrupted()), ("save_file", NO_ROOM),
     ("save_file", SafetensorError("No space left")),
 ])  # fmt: skip
 def test_a_save_that_fails_leaves_what_was_there_and_nothing_beside_it(copy, monkeypatch, where, error):
     before = contents(copy.parent)
-    monkeypatch.setattr(rekd_train.checkpoints.checkpoint, where, fail(error))
+    monkeypatch.setattr(rekd_train.checkpoints.checkpoint, where, raising(error))
     full = None if isinstance(error, Interrupted) else "cannot be written .*No space left.*fix: make room"
     for directory in (copy, copy.parent / "new"):
         with pytest.raises(CheckpointError if full else Interrupted, match=full):
@@ -152,7 +139,7 @@ def test_interrupts_leave_the_old_one_or_the_new(copy, monkeypatch):
 
     def second_fails(path: Path, to: Path):
         calls.append(to)
-        return fail(Interrupted())() if len(calls) == 2 else rename(path, to)
+        return raising(Interrupted())() if len(calls) == 2 else rename(path, to)
 
     monkeypatch.setattr(Path, "rename", second_fails)
     with pytest.raises(Interrupted):
@@ -160,7 +147,7 @@ def test_interrupts_leave_the_old_one_or_the_new(copy, monkeypatch):
     assert contents(copy.parent) == before and [*copy.parent.iterdir()] == [copy]
     write_text(file := copy.with_name("metrics.json"), "old")
     before = contents(copy.parent)
-    monkeypatch.setattr(Path, "replace", fail(Interrupted()))
+    monkeypatch.setattr(Path, "replace", raising(Interrupted()))
     with pytest.raises(Interrupted):
         write_text(file, "new")
     assert contents(copy.parent) == before and file.read_text() == "old"

@@ -1,13 +1,12 @@
 """rekd-train evaluate: the table, the JSON, the file, and what it says when it cannot."""
 
-import errno
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import WORDS, make_rationalizer
+from conftest import NO_ROOM, WORDS, make_rationalizer, raising
 from rich.console import Console
 from toys import rekd_train
 
@@ -121,11 +120,7 @@ def test_what_cannot_be_is_one_line(trained, new, tmp_path, evaluate, monkeypatc
     ):  # fmt: skip
         ended, _, error = evaluate(*arguments, report=False)
         assert ended == code and part in error and (code == 2 or error.count("\n") == 1)
-
-    def full(path, content):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "write_bytes", raising(NO_ROOM))
     code, _, error = evaluate(trained, "--draws", 0, "-o", tmp_path / "report.json", report=False)
     again = "fix: make room, then run the same command again"
     assert (code, error) == (1, f"error: {tmp_path}/report.json: No space left on device; {again}\n")

@@ -1,13 +1,12 @@
 """rekd-train run: logs, --resume, and what it says when it must stop."""
 
-import errno
 import json
 import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import tiny_tokenizer_json
+from conftest import NO_ROOM, raising, tiny_tokenizer_json
 from toys import ToyTexts, rekd_train
 
 from rekd_train import runs
@@ -53,13 +52,6 @@ def refused(command, tmp_path):
             assert code == 1 and re.fullmatch(f"error: .*{pattern}.*", error) and contents(tmp_path) == before
 
     return call
-
-
-def fail(error: BaseException):
-    def failing(*_, **__):
-        raise error
-
-    return failing
 
 
 def interrupt(command, count: int) -> list[int]:
@@ -134,7 +126,7 @@ def test_there_must_be_something_to_resume(command, refused, tmp_path, monkeypat
             (("--resume",), "nothing to resume.*fix: --overwrite"))  # fmt: skip
     state.write_bytes(b"of an older run")
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "fit", fail(KeyboardInterrupt()))
+        patch.setattr(runs, "fit", raising(KeyboardInterrupt()))
         assert command("--overwrite")[0] == 130
     refused((("--resume",), "nothing to resume"))  # a run that begins anew leaves no older state
     assert command("--overwrite") == (0, "")
@@ -161,7 +153,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_the_state(command, refused, t
     assert command()[0] == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", fail(OSError(errno.ENOSPC, "No space left on device")))
+        patch.setattr(checkpoint, "save_file", raising(NO_ROOM))
         assert re.search("cannot be written.*No space left.*--resume", command("--set", "seed=5", "--overwrite")[1])
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     refused((("--set", "seed=5", "--resume"), "is a checkpoint already"))

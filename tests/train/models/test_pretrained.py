@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import encoder_settings, tiny_tokenizer_json, trained_tokenizer
+from conftest import encoder_settings, raising, tiny_tokenizer_json, trained_tokenizer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm import create_model
@@ -212,10 +212,7 @@ def test_directories_that_cannot_be_started_from(tmp_path, damage, message):
 def test_the_card_names_every_part_and_what_is_nowhere_its_flag(monkeypatch):
     import huggingface_hub
 
-    def no_network(name, **settings):
-        raise OSError("no network here\nreally")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", raising(OSError("no network here\nreally")))
     for name in ("/nowhere/at/all", "prajjwal1/bert-small"):
         with pytest.raises(CheckpointError, match="--set selector.pretrained=PATH") as caught:
             source_path(name, "selector")
