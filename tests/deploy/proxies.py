@@ -4,25 +4,26 @@ import contextlib
 import socket
 import ssl
 import threading
+from socketserver import ThreadingTCPServer
 
 
-class Proxy:
+class Proxy(ThreadingTCPServer):
     """Forwards 127.0.0.1:<free port> to a server's port on this machine, with TLS towards the client, or plain."""
 
+    daemon_threads, block_on_close = True, False
+
     def __init__(self, port: int, context: ssl.SSLContext | None = None) -> None:
-        self.connections = 0
+        super().__init__(("127.0.0.1", 0), None)
+        self.port, self.connections, self._open = self.server_address[1], 0, []
         self._target, self._context = port, context
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self._open: list[socket.socket] = []
 
     def __enter__(self):
-        self._start(self._accept)
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def __exit__(self, *_):
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        self.shutdown()
+        self.server_close()
         self.cut()
 
     def cut(self) -> None:
@@ -31,28 +32,15 @@ class Proxy:
             with contextlib.suppress(OSError):
                 side.shutdown(socket.SHUT_RDWR)
 
-    @staticmethod
-    def _start(target, *arguments) -> None:
-        threading.Thread(target=target, args=arguments, daemon=True).start()
-
-    def _accept(self) -> None:
+    def finish_request(self, client: socket.socket, address) -> None:
+        self.connections += 1
         with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                self.connections += 1
-                self._start(self._connect, client)
-
-    def _connect(self, client: socket.socket) -> None:
-        try:
             if self._context is not None:
                 client = self._context.wrap_socket(client, server_side=True)
             server = socket.create_connection(("127.0.0.1", self._target))
-        except OSError:
-            client.close()
-            return
-        self._open += [client, server]
-        self._start(self._forward, client, server)
-        self._forward(server, client)
+            self._open += [client, server]
+            threading.Thread(target=self._forward, args=(client, server), daemon=True).start()
+            self._forward(server, client)
 
     @staticmethod
     def _forward(source: socket.socket, target: socket.socket) -> None:

@@ -220,6 +220,7 @@ def test_a_call_ends_at_its_deadline_and_no_request_takes_longer_than_its_timeou
         client.predict(["good"], deadline=0.3)
     assert time.monotonic() - begun < 0.6
     assert max(server.timeouts) <= 0.3 and server.timeouts == sorted(server.timeouts, reverse=True)
+    server.fail_at = {}
     monkeypatch.setattr("rekd_deploy.client.calls.GRACE", 0.05)
     client = kind(transport=server, timeout=0.1)
     client.predict(["good"])

@@ -3,6 +3,7 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,7 +19,6 @@ from rekd_deploy.export.graphs import export
 from rekd_deploy.parity.examples import generated_images, parity_examples
 from rekd_deploy.repository.writer import write_repository
 from rekd_train.checkpoints.checkpoint import save
-from rekd_train.cli.command import run
 from rekd_train.errors import CheckpointError, InputError
 from rekd_train.inputs.prediction import Piece, Prediction
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
@@ -44,9 +44,7 @@ def file(tmp_path):
     return tmp_path / "shoe.png"
 
 
-def test_predictions_are_the_models_and_every_text_is_checked_before_any_is_computed(
-    pipeline, rationalizer, texts, monkeypatch
-):
+def test_predictions_are_the_models_and_every_text_is_checked_first(pipeline, rationalizer, texts, monkeypatch):
     many = [*texts, *reversed(texts), "good plot", "x " * 100_000]
     found = pipeline.predict(many)
     assert_same_answers(found, rationalizer.predict(many))
@@ -225,17 +223,8 @@ def test_examples_are_the_checkpoints_else_generated(image_repository, image_rat
         parity_examples(tmp_path, preprocessor)
 
 
-@pytest.fixture
-def rekd_query(image_repository, capsys):
-    def queried(*arguments):
-        with pytest.raises(SystemExit) as request:
-            run(query.app, ["--local", str(image_repository), *map(str, arguments)])
-        return request.value.code, *capsys.readouterr()
-
-    return queried
-
-
-def test_query_prints_saves_and_refuses_in_one_line(rekd_query, image_rationalizer, file, tmp_path, image_repository):
+def test_query_prints_saves_and_refuses_in_one_line(run_cli, image_rationalizer, file, tmp_path, image_repository):
+    rekd_query = partial(run_cli, query.app, "--local", image_repository)
     code, printed, error = rekd_query("--image", file, "--json")
     document = json.loads(printed)
     assert (code, error, document["image"]) == (0, "", str(file))
@@ -249,7 +238,7 @@ def test_query_prints_saves_and_refuses_in_one_line(rekd_query, image_rationaliz
     assert json.loads((folder / "shoe.rationale.json").read_text()) == document
     with Image.open(folder / "shoe.rationale.png") as written:
         assert written.format == "PNG" and written.width == 320 < written.height
-    none, twin, new = tmp_path / "none.png", file.with_suffix(".jpg"), tmp_path / "new"
+    none, twin, new = tmp_path / "none.png", file.with_suffix(".jpg"), tmp_path / "unsaved"
     reads = f"the model of {image_repository} reads images, not texts; fix: rekd-query --image FILE\n"
     for arguments, complaint in (
         (["--image", file, "--image", none], "/none.png) does not exist; fix: "),

@@ -180,24 +180,21 @@ def test_steps_before_the_ensemble_and_the_old_ones_last(server, export, monkeyp
 def test_the_old_one_stays_while_it_has_a_request_and_silence_is_no_death(server, export):
     export(2)
     server.reload.poll()
+    server.silent = 2
+    for _ in range(2):
+        server.reload.poll()
+    assert server.lines[1:] == ["version 1 has not left yet: Deadline Exceeded"], "said once"
     export(3)
     for busy, loaded in (({("rekd", 1)}, [1, 2]), (set(), [2]), ({("rekd_selector", 1)}, [2])):
         server.busy = busy
         server.reload.poll()
         assert server.loaded["rekd_selector"] == loaded
-    assert len(server.lines) == 1 and (server.live.models / "rekd_selector" / "1").is_dir()
+    assert len(server.lines) == 2 and (server.live.models / "rekd_selector" / "1").is_dir()
     server.busy = set()
     server.reload.poll()
-    assert server.lines[1:] == ["version 1 has left"]
+    assert server.lines[2:] == ["version 1 has left"]
     server.reload.poll()
     assert server.loaded == {"rekd": [3], "rekd_selector": [2, 3], "rekd_predictor": [2, 3]}
-    export(2)
-    server.reload.poll()
-    server.silent = 2
-    for _ in range(2):
-        server.reload.poll()
-    assert server.lines[1:] == ["version 1 has not left yet: Deadline Exceeded"], "said once"
-    assert server.loaded["rekd_selector"] == [1, 2]
     server.dead, server.silent = True, 1
     with pytest.raises(ServerError, match="it is dead"):
         server.reload.poll()
@@ -223,24 +220,24 @@ def test_what_does_not_load_leaves_everything_as_it_was(server, export, model, m
 
 
 def test_one_that_is_not_whole_newer_or_of_a_taken_number_waits(server, export, monkeypatch, tmp_path):
-    export(2)
-    graph = server.live.repository / "rekd_selector" / "2" / "model.onnx"
-    graph.rename(tmp_path / "later")
-    for _ in range(2):
-        assert not server.reload.poll()
-    assert len(server.lines) == 1 and "not reloaded yet" in server.lines[0] and "missing" in server.lines[0]
-    (tmp_path / "later").rename(graph)
-    with monkeypatch.context() as patch:
-        patch.setattr(service, "reasons_not_to_exchange", raising(RepositoryError("of a newer rekd")))
-        assert not server.reload.poll()
-    assert server.lines[1:] == ["not reloaded yet: of a newer rekd"] and server.done == []
-    server.reload.poll()
     shutil.rmtree(server.live.repository)
     assert not server.reload.poll() and server.lines == []
     export(5)
     server.reload.poll()
     assert "it has the number 1 of the one that is served" in server.lines[0] and server.done == []
     assert served(server.live) == dict.fromkeys(MODELS, ([1], [1]))
+    export(2)
+    graph = server.live.repository / "rekd_selector" / "2" / "model.onnx"
+    graph.rename(tmp_path / "later")
+    for _ in range(2):
+        assert not server.reload.poll()
+    assert len(server.lines) == 2 and "not reloaded yet" in server.lines[1] and "missing" in server.lines[1]
+    (tmp_path / "later").rename(graph)
+    with monkeypatch.context() as patch:
+        patch.setattr(service, "reasons_not_to_exchange", raising(RepositoryError("of a newer rekd")))
+        assert not server.reload.poll()
+    assert server.lines[2:] == ["not reloaded yet: of a newer rekd"] and server.done == []
+    assert server.reload.poll()
 
 
 @pytest.mark.parametrize("when", ["while it is loaded", "during the farewell"])
