@@ -4,14 +4,12 @@ python triton_gpu.py FOLDER [alike]      of one model, with its configuration as
 was seen, with 'alike' of two requests of one shape alone
 """
 
-import importlib.util
 import json
 import os
 import sys
 import weakref
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import device
 import numpy as np
@@ -19,51 +17,26 @@ import onnxruntime
 
 os.environ["ORT_ENABLE_CUDNN_FLASH_ATTENTION"] = "0"  # which the stand-in has not
 KINDS = "to_device to_host launch capture replay".split()
-folder, warnings = Path(sys.argv[1]), []
+folder = Path(sys.argv[1])
+GPU = {"model_instance_kind": "GPU", "model_instance_device_id": "0"}
+sys.path.insert(0, str(Path(__file__).parents[1] / "deploy" / "repository"))
+import triton_stub  # noqa: E402
 
-
-class Tensor:
-    def __init__(self, name, array):
-        self.array, self.name, self.as_numpy = array, lambda: name, lambda: array
-
-
-class TritonError(Exception):
-    INVALID_ARG = INTERNAL = 0
-
-    def __init__(self, message, code):
-        super().__init__(message)
-
-
-sys.modules["triton_python_backend_utils"] = SimpleNamespace(
-    Tensor=Tensor, TritonError=TritonError, Logger=SimpleNamespace(log_warn=warnings.append),
-    InferenceResponse=lambda tensors=(), error=None: SimpleNamespace(
-        shapes={tensor.name(): list(tensor.array.shape) for tensor in tensors}, error=error and str(error)
-    ),
-)
-spec = importlib.util.spec_from_file_location("model", folder / "1" / "model.py")
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-model = module.TritonPythonModel()
-model.initialize({"model_config": (folder / "config.json").read_text(), "model_repository": str(folder),
-                  "model_version": "1", "model_instance_kind": "GPU", "model_instance_device_id": "0"})  # fmt: skip
+sys.modules["triton_python_backend_utils"] = triton_stub
+model = triton_stub.initialised(folder, (folder / "config.json").read_text(), GPU)
 
 
 def ask(*shapes):
     """The answers to requests of these shapes that wait together, and what was asked of the GPU."""
-    tensors = [
-        [Tensor("input_ids", np.full(shape, 5)), Tensor("attention_mask", np.ones(shape, np.int64))] for shape in shapes
-    ]
-    requests = [
-        SimpleNamespace(inputs=lambda given=given: given, request_id=lambda: "",
-                        requested_output_names=lambda: ["mask", "probabilities"]) for given in tensors  # fmt: skip
-    ]
-    answers = []
+    given = [{"input_ids": np.full(shape, 5), "attention_mask": np.ones(shape, np.int64)} for shape in shapes]
+    requests, answers = [triton_stub.Request(arrays, ["mask", "probabilities"]) for arrays in given], []
     counts = device.counted(lambda: answers.extend(model.execute(requests)), KINDS)
-    return {"shapes": [each.shapes for each in answers], "errors": [each.error for each in answers], **counts}
+    shapes = [{name: array.shape for name, array in each.outputs.items()} for each in answers]
+    return {"shapes": shapes, "errors": [each.error and str(each.error) for each in answers], **counts}
 
 
 if "alike" in sys.argv:
-    print(json.dumps({"first": ask((3, 16)), "again": ask((3, 16)), "warnings": warnings}))
+    print(json.dumps({"first": ask((3, 16)), "again": ask((3, 16)), "warnings": triton_stub.LOGGED}))
     sys.exit()
 found = {"first": ask((3, 16)), "again": ask((2, 16)), "joined": ask((2, 16), (1, 16))}
 found |= {"one": ask((1, 16)), "one again": ask((1, 16)), "kept": [], "rebound": []}

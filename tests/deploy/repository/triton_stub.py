@@ -42,19 +42,21 @@ def InferenceResponse(output_tensors=(), error=None):
     return SimpleNamespace(outputs={tensor.name(): tensor.array for tensor in output_tensors}, error=error)
 
 
-def started(root, name, edit=lambda config: None, **more):
-    """The model.py of a repository's model, loaded and initialised; needs the fixture ``inside_triton``."""
-    folder = root / name
-    specification = importlib.util.spec_from_file_location(f"{name}_model", folder / "1" / "model.py")
+def initialised(folder, config: str, more):
+    """The model.py of a model's folder, loaded and initialised with its configuration as JSON."""
+    specification = importlib.util.spec_from_file_location(f"{folder.name}_model", folder / "1" / "model.py")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    message = read_config(folder / "config.pbtxt")
-    edit(message)
-    config = MessageToDict(message, preserving_proto_field_name=True)
     model = module.TritonPythonModel()
-    given = {"model_config": json.dumps(config), "model_repository": str(folder), "model_version": "1"}
-    model.initialize({**given, **more})
+    model.initialize({"model_config": config, "model_repository": str(folder), "model_version": "1", **more})
     return model
+
+
+def started(root, name, edit=lambda config: None, **more):
+    """The same of a repository's model; needs the fixture ``inside_triton``."""
+    message = read_config(root / name / "config.pbtxt")
+    edit(message)
+    return initialised(root / name, json.dumps(MessageToDict(message, preserving_proto_field_name=True)), more)
 
 
 def watched(model):
