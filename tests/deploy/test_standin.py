@@ -78,7 +78,7 @@ def test_a_bucket_is_captured_once_and_replayed_and_memory_is_given_back(life):
     assert len(set(life["live"])) == 1 and life["live"][0] <= 2, "what the process keeps for the next chain"
 
 
-def test_every_family_runs_captured_but_those_whose_kernels_copy_from_the_host(chain_of):
+def test_every_family_runs_captured_or_it_is_said_why_not(chain_of, life):
     for kind, found in zip(KINDS, standin.run("chains.py", "cuda", *map(chain_of, KINDS)), strict=True):
         first, again = found["runs"]
         if kind.startswith("bilstm"):
@@ -87,9 +87,6 @@ def test_every_family_runs_captured_but_those_whose_kernels_copy_from_the_host(c
         else:
             assert found["uncaptured"] == {} and first["capture"] == 2, kind
             assert again == {"launch": 0, "capture": 0, "replay": 2}, kind
-
-
-def test_what_cannot_be_captured_runs_uncaptured_or_is_refused(life, chain_of):
     refused = life["refused"]
     assert refused["uncaptured"] == dict.fromkeys(("selector", "predictor"), "its LSTM calls cudaMemcpyAsync")
     first, again = refused["runs"]
@@ -125,7 +122,7 @@ def seen(tmp_path_factory):
     return run("bert", tmp_path_factory.mktemp("gpu"))
 
 
-def test_shapes_are_captured_once_and_a_gpu_that_fails_is_an_error_of_the_request(seen):
+def test_shapes_are_captured_once_as_tritons_own_backend_could_not(seen):
     assert (seen["first"]["capture"], seen["one"]["capture"]) == (1, 1)
     for turn in ("again", "joined", "one again"):
         counts = {kind: seen[turn][kind] for kind in ("to_device", "to_host", "launch", "capture", "replay")}
@@ -141,6 +138,9 @@ def test_shapes_are_captured_once_and_a_gpu_that_fails_is_an_error_of_the_reques
         assert failed["errors"][0].startswith("the graph failed: "), kind
         assert after["errors"] == [None] and after["capture"] == 1 and later["replay"] == 1 and later["launch"] == 0
     assert seen["kept"] == [False] * 3, "no memory while the error is answered"
+    first, again, longer = seen["rebound"]
+    assert first[0] > 0 and first[2]
+    assert again == longer == [0, 1, False], "the first request once more, and no answer"
 
 
 def test_lstms_are_served_uncaptured_and_that_is_said(tmp_path):
@@ -151,13 +151,6 @@ def test_lstms_are_served_uncaptured_and_that_is_said(tmp_path):
     assert turn["shapes"][0]["probabilities"][0] == 3
     (line,) = found["warnings"]
     assert "LSTM" in line and "no CUDA graph" in line
-
-
-def test_graphs_cannot_be_captured_as_tritons_onnxruntime_backend_binds(seen):
-    """Why the rules refuse enable_cuda_graph there. When this fails, ONNX Runtime has learnt it: look at it again."""
-    first, again, longer = seen["rebound"]
-    assert first[0] > 0 and first[2]
-    assert again == longer == [0, 1, False], "the first request once more, and no answer"
 
 
 LSTM = "not captured as a CUDA graph"

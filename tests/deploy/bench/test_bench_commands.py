@@ -90,7 +90,7 @@ def test_a_gap_to_the_checkpoint_is_an_error_both_ways(recorded, accuracy, monke
         assert accuracy("--limit", "5")[0] == 0, "exactly the limit"
 
 
-def test_some_examples_or_a_file_of_the_users_own_without_a_checkpoint(recorded, tmp_path) -> None:
+def test_some_examples_or_a_file_without_a_checkpoint_and_wrong_use_is_said(recorded, tmp_path, run_cli) -> None:
     path, repository = recorded
     found = measure_accuracy(repository, checkpoint=path, examples=10)
     assert found.figures["reference"]["examples"] == 10 == found.settings["examples"]
@@ -102,9 +102,6 @@ def test_some_examples_or_a_file_of_the_users_own_without_a_checkpoint(recorded,
     missing = [check.outcome for check in found.checks if "without --checkpoint" in check.words]
     assert set(found.figures["judges"]) == {"pipeline"} and found.settings["examples"] == 24
     assert missing == ["not applicable"] * 3
-
-
-def test_wrong_use_is_said(recorded, tmp_path, run_cli) -> None:
     other = checkpoints.save(make_rationalizer(seed=1), tmp_path / "other")
     repository, out = recorded[1], tmp_path / "x"
     for arguments, code, said in (

@@ -86,7 +86,7 @@ def test_variants_that_predict_otherwise_fail_the_check():
     assert alike == (6, 8) and outcomes == ["failed", "passed", "not applicable"]
 
 
-def test_texts_fill_their_length_with_their_tokenizers_ends_and_batches_differ_from_round_to_round(
+def test_texts_fill_the_lengths_that_are_served_and_batches_differ_from_round_to_round(
     rationalizer, image_rationalizer
 ):
     for length in (16, 32, 48):
@@ -104,9 +104,6 @@ def test_texts_fill_their_length_with_their_tokenizers_ends_and_batches_differ_f
         for batch in full_batches(preprocessor, 2, 16):
             special = np.isin(batch["input_ids"], list(preprocessor.special_ids.values()))
             assert special.sum(axis=-1).tolist() == [1 + ends] * 2 and special[:, 0].all()
-
-
-def test_lengths_are_those_that_are_served(rationalizer, image_rationalizer):
     assert check_lengths(rationalizer.preprocessor, ()) == [16, 32, 48]
     assert check_lengths(image_rationalizer.preprocessor, ()) == [12]
     with pytest.raises(BenchmarkError, match="17 is not served; lengths: 16, 32, 48"):

@@ -42,7 +42,7 @@ def test_every_kind_has_its_section_charts_tables_and_findings(written):
     assert [headline(counts) for counts in ({"passed": 3}, {"passed": 1}, {})] == said
 
 
-def test_other_kinds_are_tables_and_missing_figures_are_said(tmp_path):
+def test_other_kinds_are_tables_missing_figures_are_said_and_charts_lie_in_their_frames(tmp_path):
     table = {"title": "T", "columns": ["a", "b"], "rows": [["1", "2"]]}
     made = made_up("novel", {"group": {"inner_figure": 0.5}, "tables": [table]})
     text = write_report("R", [made], tmp_path / "r.html")[1].read_text()
@@ -51,9 +51,6 @@ def test_other_kinds_are_tables_and_missing_figures_are_said(tmp_path):
         with pytest.raises(BenchmarkError, match=said):
             write_report("R", results, tmp_path / "none.html")
     assert not (tmp_path / "none.html").exists()
-
-
-def test_a_chart_lies_in_its_frame():
     chart = Chart("c", {"one": ([1, 2, 8], [1.0, 4.0, 16.0])}, "x", "y")
     assert drawn(chart)["lines"] == [[(0.0, 1.0), (0.1429, 0.8), (1.0, 0.0)]]
     assert drawn(chart)["y"][1] == (0.8, "4") and len(drawn(chart)["x"]) == 6

@@ -91,7 +91,7 @@ def test_failures_are_counted_and_are_no_throughput_and_have_no_latency():
         open_loop(Slow(1.0, fails_after=0.0), np.zeros(1))
 
 
-def test_arrivals_are_poissons_and_requests_mix_sizes_and_items_the_same_for_all():
+def test_requests_are_the_same_for_all_and_a_wrong_prediction_is_seen():
     arrivals = poisson_arrivals(rate=200.0, seconds=50.0, seed=0)
     gaps = np.diff(arrivals)
     assert len(arrivals) == pytest.approx(10_000, rel=0.05)
@@ -102,9 +102,6 @@ def test_arrivals_are_poissons_and_requests_mix_sizes_and_items_the_same_for_all
     assert requests == again and {len(request) for request in requests} == {1, 4}
     counts = np.bincount([items.index(item) for request in requests for item in request])
     assert counts.min() > 0.9 * counts.max(), "every item in its turn"
-
-
-def test_a_wrong_prediction_under_load_is_seen():
     served = {"a": 0.9, "b": 0.8}
 
     def predict(items):

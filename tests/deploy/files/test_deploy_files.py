@@ -187,13 +187,26 @@ def test_probes_and_the_end_of_a_pod(name, port):
         assert waits >= proxy["lifecycle"]["preStop"]["sleep"]["seconds"] + int(drain), "the server ends last"
 
 
-def test_gpus_are_requested_where_they_are_meant(compose):
+def test_gpus_and_the_measure_of_both_clusters_are_what_is_meant(compose):
     for name, wanted in (("cpu", None), ("gpu", "1"), ("kserve", None)):
         resources = pod(name)["containers"][0]["resources"]
         assert resources["limits"].get("nvidia.com/gpu") == wanted and resources["limits"] == resources["requests"]
     with_gpus = docker_compose("compose.gpu.yaml", **REQUIRED, REKD_GPUS="2")
     plain, gpus = (each["services"]["triton"]["deploy"]["resources"] for each in (compose, with_gpus))
     assert gpus == plain | {"reservations": {"devices": [{"capabilities": ["gpu"], "driver": "nvidia", "count": 2}]}}
+    [trigger] = overlay("cpu")["ScaledObject"]["spec"]["triggers"]
+    [metric] = overlay("kserve")["InferenceService"]["spec"]["predictor"]["autoScaling"]["metrics"]
+    external, query, limit = metric["external"], trigger["metadata"]["query"], trigger["metadata"]["threshold"]
+    assert (external["metric"]["query"], external["target"]["value"]) == (query, limit)
+    assert trigger["metricType"] == "AverageValue", "what KServe makes KEDA do, too"
+    parsed = promql_parser.parse(query)  # KEDA divides by the replicas, so the query multiplies by them
+    assert str(parsed.op) == "*" and str(parsed.rhs.op) == "count"
+    panels, alerts = told()
+    measure = query.partition(" * count(")[0].replace(', namespace="rekd"', "")
+    [drawn] = [panel for panel in panels if "thresholds" in panel["fieldConfig"]["defaults"]]
+    assert drawn["targets"][0]["expr"].replace(', instance=~"$instance"', "") == measure
+    assert drawn["fieldConfig"]["defaults"]["thresholds"]["steps"][-1]["value"] == float(limit)
+    assert alerts["RekdRequestsWait"] == f"{measure} > {5 * float(limit):g}"
 
 
 def told():
@@ -210,19 +223,3 @@ def queries():
     panels, alerts = told()
     texts = [*(target["expr"] for panel in panels for target in panel["targets"]), *alerts.values(), scaled]
     return [re.sub(r"\$(model|instance)\b", ".*", text.replace("$__rate_interval", "1m")) for text in texts]
-
-
-def test_the_measure_of_both_clusters_is_drawn_with_its_limit_and_alerted_on():
-    [trigger] = overlay("cpu")["ScaledObject"]["spec"]["triggers"]
-    [metric] = overlay("kserve")["InferenceService"]["spec"]["predictor"]["autoScaling"]["metrics"]
-    external, query, limit = metric["external"], trigger["metadata"]["query"], trigger["metadata"]["threshold"]
-    assert (external["metric"]["query"], external["target"]["value"]) == (query, limit)
-    assert trigger["metricType"] == "AverageValue", "what KServe makes KEDA do, too"
-    parsed = promql_parser.parse(query)  # KEDA divides by the replicas, so the query multiplies by them
-    assert str(parsed.op) == "*" and str(parsed.rhs.op) == "count"
-    panels, alerts = told()
-    measure = query.partition(" * count(")[0].replace(', namespace="rekd"', "")
-    [drawn] = [panel for panel in panels if "thresholds" in panel["fieldConfig"]["defaults"]]
-    assert drawn["targets"][0]["expr"].replace(', instance=~"$instance"', "") == measure
-    assert drawn["fieldConfig"]["defaults"]["thresholds"]["steps"][-1]["value"] == float(limit)
-    assert alerts["RekdRequestsWait"] == f"{measure} > {5 * float(limit):g}"

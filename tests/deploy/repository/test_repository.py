@@ -54,7 +54,7 @@ def test_manifest_says_what_was_exported(artefacts, checkpoint, rationalizer):
     assert json.loads(text) == manifest and "/" not in text.replace("</", ""), "JSON without paths"
 
 
-def test_a_signature_that_cannot_be_read_and_every_file_that_is_not_the_manifests_are_named(artefacts, tmp_path):
+def test_other_files_signatures_and_folders_are_named_and_left_alone(artefacts, tmp_path):
     content = artefacts.manifest["signature"]
     assert signature_from_dict(json.loads(json.dumps(content))) == artefacts.signature
     for damaged in ({"selector": content["selector"]}, {**content, "predictor": {"inputs": 3}}, []):
@@ -65,6 +65,16 @@ def test_a_signature_that_cannot_be_read_and_every_file_that_is_not_the_manifest
     for selector, named in ((artefacts.selector, ""), (tmp_path / "selector.onnx", "selector.onnx, .*")):
         with pytest.raises(RepositoryError, match=f"^{tmp_path}/{named}predictor.onnx was altered or is missing.*fix"):
             verify_files(artefacts.manifest, {"selector": selector, "predictor": altered})
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(RepositoryError, match=r"thesis\.tex.*would be lost"):
+        write_repository(artefacts, tmp_path)
+    assert sorted(contents(tmp_path)) == ["thesis.tex"]
+    with pytest.raises(RepositoryError, match="is a file"):
+        write_repository(artefacts, tmp_path / "thesis.tex")
+    graph = shutil.copyfile(artefacts.selector, tmp_path / "selector.onnx")
+    (tmp_path / "selector.onnx.data").write_bytes(b"weights")
+    root = write_repository(replace(artefacts, selector=graph), tmp_path / "r")
+    assert (root / "rekd_selector/1/selector.onnx.data").read_bytes() == b"weights"
 
 
 def test_layout_and_manifest_the_same_bytes_each_time(repository, artefacts, rationalizer, tmp_path):
@@ -103,16 +113,3 @@ def test_what_is_not_as_it_was_written_is_named(copy, change, complaint):
     change(copy)
     with pytest.raises(RepositoryError, match=complaint):
         check_repository(copy)
-
-
-def test_other_things_in_the_folder_are_left_alone_and_external_weights_travel_along(artefacts, tmp_path):
-    (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(RepositoryError, match=r"thesis\.tex.*would be lost"):
-        write_repository(artefacts, tmp_path)
-    assert sorted(contents(tmp_path)) == ["thesis.tex"]
-    with pytest.raises(RepositoryError, match="is a file"):
-        write_repository(artefacts, tmp_path / "thesis.tex")
-    graph = shutil.copyfile(artefacts.selector, tmp_path / "selector.onnx")
-    (tmp_path / "selector.onnx.data").write_bytes(b"weights")
-    root = write_repository(replace(artefacts, selector=graph), tmp_path / "r")
-    assert (root / "rekd_selector/1/selector.onnx.data").read_bytes() == b"weights"

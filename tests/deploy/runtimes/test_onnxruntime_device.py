@@ -43,7 +43,9 @@ def test_answers_are_those_of_plain_sessions(graphs, plain, encoded, batches):
         assert {dict(key)["batch"] for key in chain._shapes} == ({*batches} or {1, 3, 5})
 
 
-def test_threads_share_a_chain_and_steps_read_where_the_last_wrote(graphs, plain, encoded, monkeypatch):
+def test_threads_share_a_chain_steps_read_where_the_last_wrote_and_mistakes_are_named(
+    graphs, plain, encoded, monkeypatch
+):
     requests = [{name: array[row : row + 1] for name, array in encoded(5).items()} for row in range(5)]
     expected = [plain(inputs)["logits"] for inputs in requests]
     with DeviceChain(graphs, device="cpu") as chain, ThreadPoolExecutor(4) as threads:
@@ -62,9 +64,6 @@ def test_threads_share_a_chain_and_steps_read_where_the_last_wrote(graphs, plain
         for count in (1, 2, 1, 3):
             chain.run(encoded(count))
         assert [dict(key)["batch"] for key in chain._shapes] == [1, 3]
-
-
-def test_mistakes_are_named(graphs, encoded):
     with pytest.raises(EngineError, match="with"):
         DeviceChain(graphs, device="cpu").run(encoded(1))
     with DeviceChain(graphs, device="cpu", batches=(1, 2)) as chain:

@@ -94,7 +94,7 @@ def test_tls(server, protocol, texts, rationalizer, tmp_path, asks_the_client):
             read_status(f"{protocol}://127.0.0.1:{proxy.port}", timeout=3.0)
 
 
-def test_refused_requests_are_logged_by_id_and_administration_takes_the_key(server, protocol, url):
+def test_administration_takes_the_key_and_status_and_log_tell_what_was_refused(server, protocol, url):
     name, request = {"grpc": GRPC_KEY_HEADER, "http": KEY_HEADER}[protocol], Request("", 5.0)
     for headers, refused in (({name.upper(): server.key}, False), ({name: "wrong"}, True), ({}, True)):
         transport = open_transport(url, 5.0, headers=headers)
@@ -109,6 +109,10 @@ def test_refused_requests_are_logged_by_id_and_administration_takes_the_key(serv
         tensors = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
         transport.submit("rekd", tensors, ("mask",), request_id=f"by {protocol}").result()
     wait_until(lambda: f"[request id: by {protocol}] input_ids[0, 0] is 5000" in server.log_file.read_text())
+    command = [sys.executable, "-m", "rekd_deploy.cli.serve", "--status", server.http_url]
+    for more, said in (([], "ready, Triton"), (["--json"], '"live": true')):
+        done = subprocess.run([*command, *more], capture_output=True, text=True, env={**os.environ, "COLUMNS": "160"})
+        assert done.returncode == 0 and said in done.stdout and "rekd_selector" in done.stdout
 
 
 def test_texts_of_all_lengths_are_joined_answered_as_if_alone_and_counted(server, rationalizer, texts, url):
@@ -150,13 +154,6 @@ def test_texts_of_all_lengths_are_joined_answered_as_if_alone_and_counted(server
     means = after[SELECTOR].to_dict()
     parts = sum(means[f"{name}_ms"] for name in ("queue", "input", "compute", "output", "other"))
     assert 0 < means["compute_ms"] < means["request_ms"] and parts == pytest.approx(means["request_ms"])
-
-
-def test_the_status_command(server):
-    command = [sys.executable, "-m", "rekd_deploy.cli.serve", "--status", server.http_url]
-    for more, said in (([], "ready, Triton"), (["--json"], '"live": true')):
-        done = subprocess.run([*command, *more], capture_output=True, text=True, env={**os.environ, "COLUMNS": "160"})
-        assert done.returncode == 0 and said in done.stdout and "rekd_selector" in done.stdout
 
 
 def test_an_installed_server_and_the_newest_version_beside_an_earlier_one(

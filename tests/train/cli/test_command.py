@@ -98,7 +98,7 @@ def talking(lines: int, encoding: str) -> subprocess.Popen:
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
 
 
-def test_a_reader_that_leaves_and_a_narrow_terminal():
+def test_a_reader_that_leaves_a_narrow_terminal_and_json_without_nan(capsys):
     with talking(100_000, "utf-8") as process:
         process.stdout.readline()
         process.stdout.close()
@@ -106,9 +106,6 @@ def test_a_reader_that_leaves_and_a_narrow_terminal():
     assert process.returncode == 141
     process = talking(1, "ascii")
     assert (*process.communicate(), process.returncode) == (b"? film\n", b"", 0)
-
-
-def test_json_has_no_nan_and_keeps_characters(capsys):
     print_json({"accuracy": float("nan"), "rates": (0.5, float("inf")), "word": "café"})
     out = capsys.readouterr().out
     assert "café" in out

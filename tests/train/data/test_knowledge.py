@@ -47,7 +47,7 @@ def test_class_probabilities_in_each_form_and_texts_without_a_statement_lack_eve
     assert not found.marks[1].any(), "that nothing decides is a statement"
 
 
-def test_labels_as_floats_and_counts_for_a_reader(tmp_path):
+def test_scores_are_shared_by_characters_and_counts_are_for_a_reader(tmp_path):
     (tmp_path / "k.jsonl").write_text('{"text": "a", "label": 1.0}\n')
     (said,) = read_knowledge(tmp_path / "k.jsonl", ("0", "1")).statements.values()
     assert said.probabilities.argmax() == 1
@@ -57,6 +57,11 @@ def test_labels_as_floats_and_counts_for_a_reader(tmp_path):
         "statements": 4, "known": 2, "probabilities": 3 / 4, "rationale": 1 / 4, "scores": 0.0, "lost_quotes": 1,
         "agreement": 0.5, "marked_share": 9 / len(TEXT),
     }  # fmt: skip
+    segments = np.array([[0, 4, 1.0], [4, 6, 3.0], [8, 9, -2.0]], dtype=np.float32)
+    offsets = np.array([[0, 0], [0, 2], [2, 6], [6, 8], [8, 12], [3, 9]], dtype=np.float32)
+    expected = [np.nan, 1.0, 2.0, np.nan, -2.0, (1 + 2 * 3 - 2) / 4]
+    np.testing.assert_allclose(scores_at(segments, offsets), expected)
+    np.testing.assert_array_equal(marks_at(np.array([[2, 7, 0.5]]), offsets), [0, 0, 0.5, 0.5, 0, 0.5])
 
 
 @pytest.mark.parametrize(("modality", "rows", "parts"), [
@@ -117,14 +122,6 @@ def test_passages_mark_the_tokens_of_any_tokenizer(tmp_path, preprocessor, said)
     marked = "".join(TEXT[start:end] for (start, end), mark in zip(offsets, marks, strict=True) if mark)
     assert marked.replace(" ", "") == "wonderfulnotagood"
     assert knowledge.lost_quotes == len([quote for quote in said.get("quotes", ()) if quote not in TEXT])
-
-
-def test_scores_of_another_tokenizer_are_shared_by_characters():
-    segments = np.array([[0, 4, 1.0], [4, 6, 3.0], [8, 9, -2.0]], dtype=np.float32)
-    offsets = np.array([[0, 0], [0, 2], [2, 6], [6, 8], [8, 12], [3, 9]], dtype=np.float32)
-    expected = [np.nan, 1.0, 2.0, np.nan, -2.0, (1 + 2 * 3 - 2) / 4]
-    np.testing.assert_allclose(scores_at(segments, offsets), expected)
-    np.testing.assert_array_equal(marks_at(np.array([[2, 7, 0.5]]), offsets), [0, 0, 0.5, 0.5, 0, 0.5])
 
 
 def test_packed_scores_come_back_and_damaged_ones_are_named(tmp_path):

@@ -77,7 +77,7 @@ def test_fill_baselines_and_drawn_masks_keep_as_they_should() -> None:
 
 
 @torch.inference_mode()
-def test_every_mask_is_predicted_from_as_the_pair_does_alone(seen) -> None:
+def test_every_mask_is_predicted_from_as_the_pair_does_and_the_stored_one_is_served(seen) -> None:
     """One by one, without batches or padding; masks far above the budget too."""
     half = forward.fill(seen.scores, seen.selectable, 0.5)
     masks = {"none": torch.zeros_like(half), "half": half, "all": seen.selectable}
@@ -87,9 +87,6 @@ def test_every_mask_is_predicted_from_as_the_pair_does_alone(seen) -> None:
         for name, mask in masks.items():
             alone = seen.pair.class_logits(inputs, mask[row : row + 1, : seen.split.lengths[row]])
             assert np.allclose(found[name][row], alone.numpy(), atol=1e-5), name
-
-
-def test_the_stored_mask_is_the_one_that_is_served(seen) -> None:
     outputs, kept = run_split(seen.pair, seen.split), seen.stored.sum(dim=1).numpy()
     assert np.array_equal(kept, outputs.kept)
     logits = run_masks(seen.pair, seen.split, {"stored": seen.stored})["stored"]

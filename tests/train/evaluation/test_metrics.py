@@ -108,9 +108,19 @@ def test_figures_by_hand(figure, expected) -> None:
         assert found == approx(expected)
 
 
-def test_classes_and_thresholds_that_there_are_none_of() -> None:
+def test_risk_coverage_by_threshold_and_classes_that_there_are_none_of() -> None:
     assert metrics.never_predicted(np.array([0, 0, 3]), np.array([0, 1, 2]), [*NAMES, "d"]) == ["b", "c"]
     assert metrics.never_predicted(PREDICTED, TRUE, NAMES) == [] and threshold(0.1, "01001") is None
+    rounded = np.round(CONFIDENCE, 1)  # many ties
+    thresholds, coverage, risk = metrics.risk_coverage(rounded, CORRECT)
+    accepted = [rounded >= threshold for threshold in thresholds]
+    assert sorted(set(rounded), reverse=True) == list(thresholds)
+    assert coverage == approx([each.mean() for each in accepted])
+    assert risk == approx([1 - CORRECT[each].mean() for each in accepted])
+    confidence, correct = np.array([0.9, 0.7, 0.7, 0.7, 0.2]), np.array([True, False, True, False, True])
+    orders = [[0, *middle, 4] for middle in permutations((1, 2, 3))]
+    areas = [np.mean(np.cumsum(~correct[order]) / np.arange(1, 6)) for order in orders]
+    assert metrics.area_under_risk_coverage(confidence, correct) == approx(np.mean(areas))
 
 
 def test_calibration_position_by_position_and_bin_by_bin() -> None:
@@ -135,24 +145,11 @@ def test_calibration_position_by_position_and_bin_by_bin() -> None:
     assert np.array_equal(before, PROBABILITIES)
 
 
-def test_risk_coverage_by_threshold_and_its_area_over_every_order_of_equals() -> None:
-    rounded = np.round(CONFIDENCE, 1)  # many ties
-    thresholds, coverage, risk = metrics.risk_coverage(rounded, CORRECT)
-    accepted = [rounded >= threshold for threshold in thresholds]
-    assert sorted(set(rounded), reverse=True) == list(thresholds)
-    assert coverage == approx([each.mean() for each in accepted])
-    assert risk == approx([1 - CORRECT[each].mean() for each in accepted])
-    confidence, correct = np.array([0.9, 0.7, 0.7, 0.7, 0.2]), np.array([True, False, True, False, True])
-    orders = [[0, *middle, 4] for middle in permutations((1, 2, 3))]
-    areas = [np.mean(np.cumsum(~correct[order]) / np.arange(1, 6)) for order in orders]
-    assert metrics.area_under_risk_coverage(confidence, correct) == approx(np.mean(areas))
-
-
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
     return (a & b).sum() / (a | b).sum() if (a | b).any() else 1.0
 
 
-def test_overlap_and_draws_pair_by_pair() -> None:
+def test_overlap_rank_correlation_and_divergence_position_by_position() -> None:
     both, sizes = (MASKS[0] & MASKS[1]).sum(axis=1), (MASKS[0].sum(axis=1) + MASKS[1].sum(axis=1))
     expected = {"jaccard": np.mean(list(map(jaccard, MASKS[0], MASKS[1]))),
                 "f1": np.mean([*(2 * both[1:] / sizes[1:]), 1.0])}  # fmt: skip
@@ -162,9 +159,6 @@ def test_overlap_and_draws_pair_by_pair() -> None:
     predicted = generator.integers(0, 3, (5, 40))
     assert mask_metrics.flip_rate(predicted) == approx(np.mean([a != b for a, b in combinations(predicted, 2)]))
     assert mask_metrics.flip_rate(np.zeros((3, 8), dtype=int)) == 0.0
-
-
-def test_rank_correlation_and_divergence_position_by_position() -> None:
     first, second = np.round(generator.random((2, 6, 10)), 1)
     selectable = generator.random((6, 10)) < 0.7
     selectable[4] = np.arange(10) < 1  # one position: no correlation

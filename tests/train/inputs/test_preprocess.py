@@ -76,7 +76,7 @@ def test_what_cannot_be_a_preprocessing_is_named_and_the_fingerprint_says_which_
     assert len({PREPROCESSOR.fingerprint, *(TextPreprocessor(*other).fingerprint for other in others)}) == 4
 
 
-def test_token_names_are_text_and_pieces_what_the_predictor_saw():
+def test_token_names_are_text_pieces_what_was_seen_and_long_texts_go_through_a_batch(monkeypatch):
     inner = PREPROCESSOR.encode(["[SEP] good [CLS] [PAD]"])[0].ids[1:-1]
     assert not set(SPECIAL.values()) & set(inner)
     assert tokens("[SEP]")[1:-1] == ["[UNK]", "s", "##e", "##p", "[UNK]"]
@@ -87,9 +87,6 @@ def test_token_names_are_text_and_pieces_what_the_predictor_saw():
     assert [(span.text, span.score) for span in prediction.rationale] == [("xyz", -1.0), ("bad", 4.0)]
     pieces = [(piece.token, piece.position, piece.start, piece.end, piece.score) for piece in prediction.pieces]
     assert pieces == [("x", 1, 0, 1, -2.0), ("##z", 3, 2, 3, -1.0), ("bad", 5, 9, 12, 4.0)]
-
-
-def test_long_texts_go_through_a_batch_and_bad_ones_are_named_at_once(monkeypatch):
     encodings = SimpleNamespace(encode=lambda text: "alone", encode_batch=lambda texts: ["in a batch"] * len(texts))
     with monkeypatch.context() as patch:
         patch.setattr(PREPROCESSOR, "_tokenizer", encodings)

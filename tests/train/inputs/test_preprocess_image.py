@@ -23,13 +23,19 @@ def pixels(preprocessor: ImagePreprocessor, *images: object) -> np.ndarray:
     return preprocessor(list(images)).inputs["pixels"]
 
 
-def test_native_images_pass_unchanged_and_others_are_resized_as_pillow_does() -> None:
+def test_native_images_pass_and_others_are_resized_or_turned_upright(tmp_path: Path) -> None:
     array, large = picture(), Image.fromarray(picture(30, 17))
     found = pixels(COLOUR, array, Image.fromarray(array), np.asarray(large))
     assert found.dtype == np.uint8 and found.shape == (3, 6, 8, 3)
     resized = large.resize((8, 6), Image.Resampling.BILINEAR)
     assert all(np.array_equal(one, other) for one, other in zip(found, (array, array, resized), strict=True))
     assert np.array_equal(COLOUR(found).inputs["pixels"], found), "one array is a batch"
+    array, exif = picture(8, 6), Image.Exif()
+    exif[0x0112] = 6  # stored lying: turn by 90 degrees
+    Image.fromarray(array).save(tmp_path / "lying.png", exif=exif)
+    encoded = COLOUR([tmp_path / "lying.png", str(tmp_path / "lying.png")])
+    assert encoded.sizes == [(8, 6), (8, 6)]
+    assert np.array_equal(encoded.inputs["pixels"][0], np.rot90(array, -1))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "CMYK", "LA"])
@@ -43,15 +49,6 @@ def test_any_8_bit_mode_becomes_the_channels_of_the_model(mode: str) -> None:
     assert np.array_equal(pixels(GREY, grey)[0, :, :, 0], grey)
     assert np.array_equal(pixels(GREY, colour)[0, :, :, 0], np.asarray(Image.fromarray(colour).convert("L")))
     assert GREY([picture(12, 16)[:, :, :1]]).sizes == [(16, 12)]
-
-
-def test_files_are_read_and_turned_upright(tmp_path: Path) -> None:
-    array, exif = picture(8, 6), Image.Exif()
-    exif[0x0112] = 6  # stored lying: turn by 90 degrees
-    Image.fromarray(array).save(tmp_path / "lying.png", exif=exif)
-    encoded = COLOUR([tmp_path / "lying.png", str(tmp_path / "lying.png")])
-    assert encoded.sizes == [(8, 6), (8, 6)]
-    assert np.array_equal(encoded.inputs["pixels"][0], np.rot90(array, -1))
 
 
 def test_predictions_point_into_the_image_and_boxes_cover_every_pixel() -> None:

@@ -231,16 +231,15 @@ def test_the_class_head_starts_as_said_and_states_are_timms_own() -> None:
 
 
 @torch.no_grad()
-def test_blank_patches_leave_their_position_behind(image_rationalizer: Rationalizer) -> None:
+def test_image_pairs_blank_patches_and_their_checkpoints_hold_a_grid(
+    image_rationalizer: Rationalizer, tmp_path
+) -> None:
     backbone, inputs = image_rationalizer.predictor.backbone, {"pixels": torch.from_numpy(IMAGES)}
     blank = backbone.zeroed(inputs, torch.zeros(5, 12))
     assert torch.equal(blank, blank[:1].expand_as(blank)), "content of a dropped patch shows"
     backbone.model.pos_embed[:, 5].add_(torch.arange(12.0))
     assert not torch.allclose(backbone.zeroed(inputs, torch.zeros(5, 12)), blank), "blank slots are attended"
     backbone.model.pos_embed[:, 5].sub_(torch.arange(12.0))
-
-
-def test_a_checkpoint_of_images_and_one_whose_grid_was_edited(image_rationalizer, tmp_path) -> None:
     assert image_rationalizer.selector.backbone.columns == 3 and make_rationalizer().selector.backbone.columns is None
     directory = save(image_rationalizer, tmp_path / "images")
     assert load(directory).predict(IMAGES, batch_size=2) == image_rationalizer.predict(list(IMAGES), batch_size=2)

@@ -91,7 +91,7 @@ UNTRUSTED = (
 )
 
 
-def test_nothing_is_imported_without_trust(checkpoint):
+def test_nothing_is_imported_without_trust_and_refusals_are_in_the_class_s_words(checkpoint, tmp_path, monkeypatch):
     with pytest.raises(CodeError) as caught:
         load(checkpoint)
     assert str(caught.value) == UNTRUSTED and "own_backbone" not in sys.modules
@@ -100,6 +100,15 @@ def test_nothing_is_imported_without_trust(checkpoint):
         load(checkpoint)
     with trusted_code():
         load(checkpoint)
+    with pytest.raises(ConfigError, match="options.kernel is 4; it must be odd"):
+        fresh(kernel=4)
+    with pytest.raises(ValueError, match="options are for a family of your own"):
+        BackboneConfig(options={"kernel": 3})
+    (tmp_path / "of_mine.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = RunConfig.model_validate({"name": "t", "selector": {"family": "of_mine:Pixels"}})
+    with trusted_code(), pytest.raises(ConfigError, match="are texts, which the selector's family 'of_mine:Pixels'"):
+        fresh_pair(config, fresh()[0].preprocessor, ("a", "b"))
 
 
 ON_NOTHING = "{checkpoint} --set data.name=table --set data.path={folder}/nowhere.csv --device cpu"
@@ -166,15 +175,3 @@ def test_a_class_that_is_no_backbone_is_refused_in_a_line(tmp_path, monkeypatch,
     with trusted_code(), pytest.raises(CodeError, match=message) as caught:
         build_backbone(BackboneConfig(family=name), {"pad": 0})
     assert "\n" not in str(caught.value)
-
-
-def test_what_the_class_itself_and_the_configuration_refuse_is_said_in_their_own_words(tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match="options.kernel is 4; it must be odd"):
-        fresh(kernel=4)
-    with pytest.raises(ValueError, match="options are for a family of your own"):
-        BackboneConfig(options={"kernel": 3})
-    (tmp_path / "of_mine.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    config = RunConfig.model_validate({"name": "t", "selector": {"family": "of_mine:Pixels"}})
-    with trusted_code(), pytest.raises(ConfigError, match="are texts, which the selector's family 'of_mine:Pixels'"):
-        fresh_pair(config, fresh()[0].preprocessor, ("a", "b"))

@@ -112,7 +112,7 @@ def test_encoders_that_cannot_be_a_backbone_are_refused_with_the_reason(kind, re
     assert kind in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_the_probe_draws_nothing_and_settings_are_the_runs_own():
+def test_the_probe_draws_nothing_and_is_recorded_with_the_architecture(tmp_path, monkeypatch, texts):
     draws = []
     for settings in (encoder_settings("roberta"), backbone_of("roberta").settings):
         torch.manual_seed(0)
@@ -123,9 +123,6 @@ def test_the_probe_draws_nothing_and_settings_are_the_runs_own():
     backbone = backbone_of("modernbert", layers=1, dropout=0.3, attention_dropout=0.2)
     assert len(backbone.model.layers) == 1
     assert (backbone.model.config.mlp_dropout, backbone.model.config.attention_dropout) == (0.3, 0.2)
-
-
-def test_a_checkpoint_records_architecture_and_traits_and_is_not_probed_again(tmp_path, monkeypatch, texts):
     pair = make_encoder_pair("modernbert")
     directory = save(pair, tmp_path / "pair")
     monkeypatch.setattr(text_encoder, "probed", lambda config: pytest.fail("probed again"))
