@@ -123,7 +123,7 @@ def test_exchanged_words_and_patches_leave_the_rest(split, features) -> None:
     assert not features_of(images, preprocessor).separable and swap_check(None).outcome == "not applicable"
 
 
-def test_the_probe_passes_over_classes_too_small_to_fold_and_blames_no_lengths_on_the_pattern(split, features) -> None:
+def test_small_classes_lengths_that_tell_the_label_and_empty_and_full_rationales(split, features) -> None:
     labels = np.arange(len(split)) // (len(split) - 1)
     assert labels.sum() == 1 and probes.mask_probe(features.selectable, features, labels) is None
     _, checks = probes.leakage(exam_of(features, labels, features.selectable))
@@ -134,14 +134,10 @@ def test_the_probe_passes_over_classes_too_small_to_fold_and_blames_no_lengths_o
     probe = probes.mask_probe(mask, features, labels)
     assert probe.figures["mask_only"] > 0.9 and probe.figures["length_only"] > 0.95
     assert probe.pattern.mean() - probe.baseline.mean() <= 0.05
-
-
-@pytest.mark.parametrize(("full", "comprehensiveness", "sufficiency"), [(False, 0, 0.45), (True, 0.45, 0)])
-def test_an_empty_and_a_full_rationale(split, features, full, comprehensiveness, sufficiency) -> None:
-    """Empty: comprehensiveness 0, sufficiency p(x) - p(nothing); full: sufficiency 0."""
-    found = judged(ideal_judge(features), exam_of(features, split.labels, features.selectable & full)).figures
-    assert found["rationale"]["comprehensiveness"] == pytest.approx(comprehensiveness)
-    assert found["rationale"]["sufficiency"] == pytest.approx(sufficiency)
+    for full, comprehensiveness, sufficiency in ((False, 0, 0.45), (True, 0.45, 0)):  # p(x) - p(nothing)
+        found = judged(ideal_judge(features), exam_of(features, split.labels, features.selectable & full)).figures
+        assert found["rationale"]["comprehensiveness"] == pytest.approx(comprehensiveness)
+        assert found["rationale"]["sufficiency"] == pytest.approx(sufficiency)
 
 
 def mosaics(tiles: int = 2, count: int = 120) -> ImageSplit:

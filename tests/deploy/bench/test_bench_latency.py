@@ -131,18 +131,7 @@ def test_every_variant_has_times_and_ratios(repository, checkpoint, image_ration
         measure_latency([repository], save(image_rationalizer, tmp_path / "images"), **QUICK)
 
 
-@pytest.mark.parametrize(("changes", "error", "message"), [
-    ({"batches": (0,)}, BenchmarkError, "batches"), ({"teacher": "some"}, BenchmarkError, "--checkpoint"),
-    ({"without": ("ONNX",)}, BenchmarkError, "nothing is left to time"),
-    ({"repositories": ()}, BenchmarkError, "nothing to time"), ({"repositories": ("none",)}, RepositoryError, "none"),
-    ({"device": "tpu"}, EngineError, "tpu"),
-])
-def test_what_cannot_be_timed_is_refused(repository, changes, error, message):
-    with pytest.raises(error, match=message):
-        measure_latency(**{"repositories": [repository], **QUICK, **changes})
-
-
-def test_the_command_writes_a_result_and_ends_with_json(repository, tmp_path, run_cli):
+def test_the_command_writes_a_result_and_what_cannot_be_timed_is_refused(repository, tmp_path, run_cli):
     code, printed, _ = run_cli(app, "latency", repository, "--batches", "1", "--lengths", "16", "--rounds", "3",
                                "--warmup", "0", "--threads", "1", "-o", tmp_path / "latency.json")  # fmt: skip
     assert code == 0 and json.loads(printed.splitlines()[-1])["kind"] == "latency" and "compacted" in printed
@@ -151,6 +140,14 @@ def test_the_command_writes_a_result_and_ends_with_json(repository, tmp_path, ru
     assert result.inputs["repository 1"].sha256
     code, _, errors = run_cli(app, "latency", repository, "--batches", "1,two")
     assert code == 2 and "1,two" in errors
+    for changes, error, message in (
+        ({"batches": (0,)}, BenchmarkError, "batches"), ({"teacher": "some"}, BenchmarkError, "--checkpoint"),
+        ({"without": ("ONNX",)}, BenchmarkError, "nothing is left to time"), ({"device": "tpu"}, EngineError, "tpu"),
+        ({"repositories": ()}, BenchmarkError, "nothing to time"),
+        ({"repositories": ("none",)}, RepositoryError, "none"),
+    ):  # fmt: skip
+        with pytest.raises(error, match=message):
+            measure_latency(**{"repositories": [repository], **QUICK, **changes})
 
 
 class Machine:

@@ -26,7 +26,7 @@ def made(tmp_path):
     return run
 
 
-def test_a_stage_runs_again_when_inputs_or_sources_change_or_it_is_gone(made, tmp_path):
+def test_a_stage_runs_again_when_inputs_or_sources_change_it_is_gone_or_was_interrupted(made, tmp_path):
     keys, again = [], []
     for x in (1, 1, 2):  # by its key a later stage knows
         again.append(made({"x": x}))
@@ -40,11 +40,7 @@ def test_a_stage_runs_again_when_inputs_or_sources_change_or_it_is_gone(made, tm
     assert source_hash(tmp_path) == before
     (tmp_path / "one.py").rename(tmp_path / "two.py")
     assert source_hash(tmp_path) != before
-
-
-@pytest.mark.parametrize("interruption", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupted_stage_is_not_finished(made, interruption):
-    assert made(1)
-    with pytest.raises(interruption):
-        made(2, fail=interruption)
-    assert made(1)
+    for interruption in (KeyboardInterrupt, RuntimeError):
+        with pytest.raises(interruption):
+            made({"x": 3}, fail=interruption)
+        assert made({"x": 2}), "one that is interrupted is not finished"

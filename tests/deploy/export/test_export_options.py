@@ -57,14 +57,6 @@ def shown(plan) -> str:
     return "\n".join(plan_lines(plan))
 
 
-@pytest.mark.parametrize(("name", "shortest"), [("text", 11), ("zero", 3), ("image", 4)])
-def test_facts_are_the_models(checkpoints, name, shortest):
-    facts, model = read_facts(checkpoints[name]), MODELS[name]()
-    assert facts.signature == pair_signature(model) and facts.capacity == model.capacity
-    assert facts.labels == tuple(model.labels) and facts.preprocessor.fingerprint == model.preprocessor.fingerprint
-    assert facts.shortest_length == shortest
-
-
 @pytest.mark.parametrize(("name", "content", "complaint"), [
     ("policy.json", None, "policy.json is missing; fix: .* a whole checkpoint"),
     ("selector.safetensors", None, "selector.safetensors is missing; fix: "),
@@ -119,7 +111,12 @@ def test_what_does_not_fit_the_checkpoint_and_a_missing_library(
         monkeypatch.setitem(sys.modules, "tensorrt_rtx" if choices else "onnxruntime", None)
     refused(complaint, (ConfigError, MissingExtraError), checkpoints[name], tmp_path / "r", **choices)
 
-def test_choices_reach_server_and_engines(checkpoints):
+def test_facts_are_the_models_and_choices_reach_server_and_engines(checkpoints):
+    for name, shortest in (("text", 11), ("zero", 3), ("image", 4)):
+        facts, model = read_facts(checkpoints[name]), MODELS[name]()
+        assert facts.signature == pair_signature(model) and facts.capacity == model.capacity
+        assert facts.labels == tuple(model.labels) and facts.preprocessor.fingerprint == model.preprocessor.fingerprint
+        assert facts.shortest_length == shortest
     ExportOptions(lengths=(11, 48)).check(read_facts(checkpoints["text"]))  # the shortest and the longest that fit
     options = ExportOptions(lengths=(32, 16, 32), batches=(8, 1, 100))
     assert options.lengths == (16, 32) and options.batch_sizes == (8, 100)

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import onnxruntime
 import pytest
+from conftest import raising
 
 from rekd_deploy.cli.export import app
 from rekd_deploy.cli.export_summary import verification_lines
@@ -69,38 +70,29 @@ def said(verification) -> str:
     return "\n".join(verification_lines(verification))
 
 
-def test_the_gate_runs_on_the_device(rationalizer, artefacts, gpus):
+def test_the_gate_runs_on_the_device_and_refuses_what_it_computes_wrongly(rationalizer, artefacts, gpus):
     report = check_parity(rationalizer, artefacts.graphs, EXAMPLES, device="cuda:1")
     decision = ["the decision of selector.onnx"]
     assert gpus.seen == [("cuda:1", ["selector.onnx", "predictor.onnx"]), ("cuda:1", decision)]
     assert report.to_dict()["device"] == "cuda:1"
     on_cpu = check_parity(rationalizer, artefacts.graphs, EXAMPLES)
     assert len(gpus.seen) == 2 and on_cpu == replace(report, device="cpu")
+    for name in ("scores", "logits", "probabilities", "mask"):
+        gpus.spoil = spoil(name, lambda array, name=name: ~array if name == "mask" else array + np.float32(1e-3))
+        with pytest.raises(ParityError, match="the graphs are not the model and are not published"):
+            check_parity(rationalizer, artefacts.graphs, EXAMPLES, device="cuda")
 
 
-@pytest.mark.parametrize("name", ["scores", "logits", "probabilities", "mask"])
-def test_the_gate_refuses_what_the_device_computes_wrongly(name, rationalizer, artefacts, gpus):
-    gpus.spoil = spoil(name, lambda array: ~array if name == "mask" else array + np.float32(1e-3))
-    with pytest.raises(ParityError, match="the graphs are not the model and are not published"):
-        check_parity(rationalizer, artefacts.graphs, EXAMPLES, device="cuda")
-
-
-@pytest.mark.parametrize(("options", "device"), [
-    ({}, ("cpu", "")), (CPUS, ("cpu", "")), (GPUS, ("cuda", "")), (GPUS | {"gpus": (2, 3)}, ("cuda:2", "")),
-    (GPUS | {"device": "cuda:1"}, ("cuda:1", "")), ({"device": "cuda"}, ("cuda", "")),
-    ({"engine": "tensorrt-rtx"}, ("cpu", "")), (GPUS | {"device": "cpu"}, ("cpu", "--device cpu was given")),
-])
-def test_it_is_where_the_graphs_will_be_served(options, device, gpus):
-    assert gate_device.gate_device(ExportOptions(**options)) == device
-
-
-def test_a_gpu_that_is_absent_is_the_reason_or_an_error_where_it_was_asked_for(gpus, monkeypatch):
-    def absent(device):
-        raise EngineError(f"there is no {device}")
-
-    monkeypatch.setattr(gate_device, "check_device", absent)
-    assert gate_device.gate_device(ExportOptions(**GPUS)) == ("cpu", "there is no cuda")
-    with pytest.raises(EngineError, match="there is no cuda:1"):
+def test_it_is_where_graphs_will_be_served_and_an_absent_gpu_is_the_reason_or_an_error(gpus, monkeypatch):
+    for options, device in (
+        ({}, ("cpu", "")), (CPUS, ("cpu", "")), (GPUS, ("cuda", "")), (GPUS | {"gpus": (2, 3)}, ("cuda:2", "")),
+        (GPUS | {"device": "cuda:1"}, ("cuda:1", "")), ({"device": "cuda"}, ("cuda", "")),
+        ({"engine": "tensorrt-rtx"}, ("cpu", "")), (GPUS | {"device": "cpu"}, ("cpu", "--device cpu was given")),
+    ):  # fmt: skip
+        assert gate_device.gate_device(ExportOptions(**options)) == device
+    monkeypatch.setattr(gate_device, "check_device", raising(EngineError("there is no such GPU")))
+    assert gate_device.gate_device(ExportOptions(**GPUS)) == ("cpu", "there is no such GPU")
+    with pytest.raises(EngineError, match="there is no such GPU"):
         gate_device.gate_device(ExportOptions(**GPUS, device="cuda:1"))
 
 

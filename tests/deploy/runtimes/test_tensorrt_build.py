@@ -162,22 +162,17 @@ def test_tensorrt_needs_the_gpu_that_it_builds_for_and_complaints_of_drivers_com
     assert first_line([driver]) == driver and first_line([]) == ""
 
 
-@pytest.mark.parametrize(("ranges", "sizes", "largest", "expected"), [
-    (batch_ranges, None, 64, [(1, 8, 64)]), (batch_ranges, None, 4, [(1, 4, 4)]),
-    (batch_ranges, (64, 1, 8), 64, [(1, 1, 2), (3, 8, 8), (9, 64, 64)]),
-    (batch_ranges, (1, 2), 3, [(1, 1, 2), (3, 3, 3)]), (batch_ranges, (1,), 1, [(1, 1, 1)]),
-    (length_ranges, (32, 16), 48, [(3, 16, 16), (17, 32, 32), (33, 48, 48)]),
-])
-def test_ranges_cover_every_size_once(ranges, sizes, largest, expected):
-    assert ranges(sizes, largest) == [Range(*each) for each in expected]
-
-
-@pytest.mark.parametrize(
-    ("ranges", "sizes"), [(batch_ranges, (0, 8)), (batch_ranges, (65,)), (length_ranges, (2,)), (length_ranges, (65,))]
-)
-def test_sizes_out_of_range_are_named(ranges, sizes):
-    with pytest.raises(EngineError, match=r"outside .*64.*fix"):
-        ranges(sizes, 64)
+def test_ranges_cover_every_size_once_and_sizes_beyond_them_are_named():
+    for ranges, sizes, largest, expected in (
+        (batch_ranges, None, 64, [(1, 8, 64)]), (batch_ranges, None, 4, [(1, 4, 4)]),
+        (batch_ranges, (64, 1, 8), 64, [(1, 1, 2), (3, 8, 8), (9, 64, 64)]),
+        (batch_ranges, (1, 2), 3, [(1, 1, 2), (3, 3, 3)]), (batch_ranges, (1,), 1, [(1, 1, 1)]),
+        (length_ranges, (32, 16), 48, [(3, 16, 16), (17, 32, 32), (33, 48, 48)]),
+    ):  # fmt: skip
+        assert ranges(sizes, largest) == [Range(*each) for each in expected]
+    for ranges, size in ((batch_ranges, 0), (batch_ranges, 65), (length_ranges, 2), (length_ranges, 65)):
+        with pytest.raises(EngineError, match=r"outside .*64.*fix"):
+            ranges((size,), 64)
 
 
 @pytest.mark.parametrize(("rule", "slots"), [
