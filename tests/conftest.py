@@ -126,7 +126,6 @@ def random_pair(seed, small, large, preprocessor, operator, policy, labels, shar
 
 
 def encoder_settings(kind: str, vocabulary: int = 100, **changes) -> BackboneConfig:
-    """A tiny encoder of transformers, by its own configuration class."""
     from transformers import AutoConfig
 
     from rekd_train.models.text_encoder import stored_config
@@ -154,7 +153,6 @@ def make_encoder_pair(kind: str, operator: str = "compact", tokenizer: str = "",
 
 
 def make_bilstm(operator: str = "compact", max_length: int = 48, lengths: tuple[int, ...] = (16, 32)) -> Rationalizer:
-    """A random pair of LSTMs."""
     preprocessor = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length, lengths))
     sizes = {"family": "bilstm", "vocabulary": preprocessor.vocabulary_size, "heads": 1}
     small, large = BackboneConfig(layers=1, width=8, **sizes), BackboneConfig(layers=2, width=12, **sizes)
@@ -167,7 +165,6 @@ def make_bilstm(operator: str = "compact", max_length: int = 48, lengths: tuple[
 
 
 def raising(error: BaseException) -> Mock:
-    """A function that raises it, whatever it is given."""
     return Mock(side_effect=error)
 
 
@@ -205,7 +202,6 @@ def checkpoint(rationalizer: Rationalizer, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
-    """Short, long, odd and truncated texts."""
     return ["The film was great!", "bad",
             "I think the story is dull, and the actor was awful.<br /><br />But the end is wonderful",
             " ".join(WORDS * 3), "Über café 東京 🎬 good"]  # fmt: skip
@@ -256,7 +252,6 @@ def server(wheel, repository: Path, tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture
 def fake_gpu(monkeypatch):
-    """A driver with one GPU, in place of this machine's."""
     from fake_tensorrt import FakeDriver
 
     from rekd_deploy.runtimes import tensorrt_execution
@@ -268,7 +263,6 @@ def fake_gpu(monkeypatch):
 
 @pytest.fixture
 def fake_rtx(fake_gpu, monkeypatch):
-    """A library on that GPU, in place of TensorRT-RTX."""
     from fake_tensorrt import FakeLibrary
 
     library = FakeLibrary(fake_gpu)
@@ -291,7 +285,6 @@ def idx(array: np.ndarray) -> bytes:
 
 
 def fashion_folder(root: Path, count: int = 60, packed: bool = True) -> Path:
-    """Files like Fashion-MNIST's, random pixels."""
     root.mkdir(exist_ok=True)
     generator = np.random.default_rng(0)
     for prefix in ("train", "t10k"):

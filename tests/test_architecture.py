@@ -57,7 +57,6 @@ def tree(module: str) -> ast.Module:
 
 
 def imported(module: str, *, at_import_time: bool = False) -> set[str]:
-    """Names that a module imports, ours as dotted module names."""
     names, pending = set(), [tree(module)]
     while pending:
         node = pending.pop()

@@ -20,7 +20,6 @@ GOOD, GOOD_311 = "cpython|3.12|shared|venv|", "cpython|3.11|shared|venv|"
 
 
 def done(command: list[str], **options) -> tuple[int, str, list[str]]:
-    """(exit status, output, lines of errors)."""
     process = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, **options)
     return process.returncode, process.stdout.strip(), process.stderr.splitlines()
 
@@ -92,7 +91,6 @@ def machine(tmp_path) -> Machine:
 
 @pytest.fixture
 def ready(machine) -> Machine:
-    """A machine on which nothing is missing."""
     machine.python("python3.12")
     return machine
 
@@ -257,7 +255,6 @@ def test_make_runs_in_the_environment_whatever_surrounds_it(ready, target, call)
 
 @pytest.fixture
 def beside(ready) -> Machine:
-    """A machine whose .venv is made, with a compiler."""
     assert ready.environment()[0] == 0
     ready.tool("gcc", "exit 0")
     ready.log.unlink()

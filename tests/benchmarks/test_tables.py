@@ -19,7 +19,6 @@ pytestmark = pytest.mark.slow
 
 
 def cells(seeds=(1, 2), size: int = 4, teacher: int = 8) -> list[Cell]:
-    """A teacher, a student that needs it, and a measurement of the student."""
     return [cell for seed in seeds for cell in (
         Cell("teacher", seed, "train", {"size": teacher}),
         Cell("student", seed, "train", {"size": size}, {"teacher": "teacher"}),
@@ -28,8 +27,6 @@ def cells(seeds=(1, 2), size: int = 4, teacher: int = 8) -> list[Cell]:
 
 
 class Worker:
-    """Writes a checkpoint, notes what it did, fails where it is told to."""
-
     def __init__(self, fail: str = "") -> None:
         self.fail, self.done = fail, []
 

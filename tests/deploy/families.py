@@ -55,17 +55,14 @@ def make_network_pair(name: str, **changes) -> Rationalizer:
 
 
 def another(artefacts, number: int):
-    """The same graphs as of another checkpoint."""
     return replace(artefacts, manifest={**artefacts.manifest, "checkpoint_sha256": f"{number:064}"})
 
 
 def some_images(count: int = 9, height: int = 16, width: int = 12) -> list[np.ndarray]:
-    """Grey uint8 images (height, width)."""
     return list(np.random.default_rng(3).integers(0, 256, (count, height, width), dtype=np.uint8))
 
 
 def written(pixels: np.ndarray, kind: str) -> bytes:
-    """An image as a file."""
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, kind)
     return stream.getvalue()

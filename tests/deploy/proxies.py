@@ -27,7 +27,6 @@ class Proxy(ThreadingTCPServer):
         self.cut()
 
     def cut(self) -> None:
-        """Break every connection that is open now."""
         for side in [*self._open]:
             with contextlib.suppress(OSError):
                 side.shutdown(socket.SHUT_RDWR)
@@ -54,7 +53,6 @@ class Proxy(ThreadingTCPServer):
 
 
 def server_context(authority, name="127.0.0.1"):
-    """TLS of a server that speaks both protocols, with a certificate of the authority (trustme.CA)."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(name).configure_cert(context)
     context.set_alpn_protocols(("h2", "http/1.1"))

@@ -106,7 +106,6 @@ def test_a_gpu_that_fails_is_one_line_and_the_next_request_works(life, kind):
 
 
 def run(kind, folder, *arguments):
-    """What ``triton_gpu.py`` saw of the single graph of a pair."""
     standin.libraries()
     publish(save(model_of(kind), folder / "student"), folder / "models", gpu=True, batches=(1, 4))
     single = folder / "models" / SINGLE

@@ -24,5 +24,4 @@ def fail(kind, number):
 
 
 def graphs_in(folder):
-    """The graphs of chain.pickle."""
     return [Graph(*parts) for parts in pickle.loads((Path(folder) / "chain.pickle").read_bytes())]

@@ -26,7 +26,6 @@ def inputs(batch, length):
 
 
 def counted(work, *shape):
-    """What was asked of the device meanwhile."""
     return {kind: count for kind, count in device.counted(lambda: work(inputs(*shape)), KINDS).items() if count}
 
 

@@ -31,7 +31,6 @@ PREPROCESSOR = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=2
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """Makes configurations of runs on a table."""
     path, rows = tmp_path_factory.mktemp("planted") / "texts.jsonl", []
     for seed, (split, count) in enumerate({"train": 256, "dev": 64, "test": 48}.items()):
         for number, (text, label) in enumerate(zip(*ToyTexts.words(count, seed), strict=True)):
@@ -216,7 +215,6 @@ def test_it_learns_to_read_what_is_shown_and_no_more(operator) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A checkpoint that records a run, its judge, and what its training was told."""
     path, observer = recorded_pair(tmp_path_factory.mktemp("judge")), Recorder()
     return path, judge_run(path, path.with_name("judge"), epochs=0.5, observer=observer, device="cpu"), observer
 

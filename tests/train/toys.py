@@ -29,7 +29,6 @@ class ToyTexts:
 
     @staticmethod
     def words(examples: int, seed: int) -> tuple[list[str], np.ndarray]:
-        """(texts, labels)."""
         random = np.random.default_rng(seed)
         neutral = [word for word in WORDS if word not in ("good", "bad")]
         labels, texts = np.arange(examples) % 2, []
@@ -41,7 +40,6 @@ class ToyTexts:
 
     @staticmethod
     def split(pair: Rationalizer, examples: int, seed: int):
-        """They as the pair reads them."""
         return tokenize(LabelledTexts(*ToyTexts.words(examples, seed)), pair.preprocessor)
 
 
@@ -70,13 +68,11 @@ def toy_config(**changes) -> RunConfig:
 
 
 def toy_texts(seed: int = 0, examples: int = 256, labels=("negative", "positive"), **sizes):
-    """(pair, train, dev) on texts."""
     pair = plain(make_rationalizer(seed, operator="zero", labels=labels), **sizes)
     return pair, ToyTexts.split(pair, examples, 1), ToyTexts.split(pair, 64, 2)
 
 
 def toy_images(seed: int = 0, examples: int = 256, augmented: bool = False):
-    """(pair, train, dev) on images."""
     pair = plain(make_image_rationalizer(seed, operator="zero"))
     return pair, image_split(pair, examples, 1, augmented), image_split(pair, 64, 2)
 
@@ -103,8 +99,6 @@ def recorded_pair(folder: Path, **config) -> Path:
 
 
 class Recorder(Observer):
-    """Remembers everything it is told."""
-
     def __init__(self) -> None:
         self.stages: list[tuple[str, int, int]] = []
         self.values, self.evaluations = defaultdict(list), defaultdict(list)
@@ -125,7 +119,6 @@ class Recorder(Observer):
 
 
 def rekd_train(*arguments: object) -> int:
-    """Runs the command; its exit code."""
     with pytest.raises(SystemExit) as end:
         run(app, [str(argument) for argument in arguments])
     return end.value.code or 0

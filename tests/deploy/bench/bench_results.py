@@ -19,12 +19,10 @@ def made_up(kind: str, figures: dict, *checks: Check, **settings) -> Result:
 
 
 def between(name: str, value: float, spread: float = 0.02) -> dict[str, float]:
-    """A figure and its interval."""
     return {name: value, "low": value * (1 - spread), "high": value * (1 + spread)}
 
 
 def times(p50: float, spread: float = 0.02) -> dict[str, float]:
-    """Percentiles around a median, and its interval."""
     return {**between("p50", p50, spread), "p90": 1.2 * p50, "p95": 1.3 * p50, "p99": 1.5 * p50, "max": 2 * p50}
 
 
@@ -49,7 +47,6 @@ def latency(factor: float = 1.0, spread: float = 0.02) -> Result:
 
 
 def serving() -> Result:
-    """Two closed loads, two open ones."""
     step = {"requests": 9, "rows_per_batch": 1.0, "request_ms": 4.0, "queue_ms": 1.0, "input_ms": 0.1,
             "compute_ms": 2.5, "output_ms": 0.4}  # fmt: skip
     load = {"milliseconds": times(8.0), "per_second": 120.0, "answers": 9, "failed": 0, "errors": []}
@@ -82,7 +79,6 @@ def accuracy(share: float = 0.84, examples: int = 2000) -> Result:
 
 
 def faithfulness(outcome: str = "failed") -> Result:
-    """One test that went as said, one that did not apply."""
     return made_up("faithfulness", {
         "answers": {"accuracy": 0.84, "rate": 0.1}, "structure": {"swap": {"rows": 100, "changed": 0}},
         "judges": {"independent": {"comprehensiveness": {"mean": 0.3, "low": 0.2, "high": 0.4}}}, "known": None,

@@ -86,7 +86,6 @@ def ideal_judge(features: Features):
 
 
 def table_file(folder: Path, examples: int = 40, seed: int = 0) -> Path:
-    """A CSV of short texts with labels negative and positive."""
     random, path = np.random.default_rng(seed), folder / "reviews.csv"
     texts = [" ".join(random.choice(WORDS, size=random.integers(3, 60))) for _ in range(examples)]
     rows = [f"{text} {number},{('negative', 'positive')[number % 2]}" for number, text in enumerate(texts)]

@@ -25,7 +25,6 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory) -> tuple[Path, Path]:
-    """A tiny pair that records its data and its own figures, and its repository."""
     folder = tmp_path_factory.mktemp("accuracy")
     data = {"name": "table", "path": str(table_file(folder, 60)), "max_length": 48, "test_share": 0.4}
     config = RunConfig.model_validate({"name": "tiny", "data": data})
@@ -38,7 +37,6 @@ def recorded(tmp_path_factory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def accuracy(recorded, tmp_path, run_cli):
-    """Runs the command on the pair; its exit code, output, errors, and the result that it wrote."""
     path, repository = recorded
 
     def ran(*arguments):

@@ -34,8 +34,6 @@ def features(split):
 
 @pytest.fixture(scope="module")
 def examined(split, features):
-    """Examines a planted model: its figures, and with them the outcomes of the checks by name."""
-
     def found(kind):
         subject = Planted(split.preprocessor, kind)
         figures, checks = examine(subject, features, split, {"independent": ideal_judge(features)})
@@ -45,7 +43,6 @@ def examined(split, features):
 
 
 def exam_of(features, labels, mask) -> Exam:
-    """Of the honest model on a given mask."""
     chosen, logits = Selected(np.zeros(mask.shape, np.float32), mask), np.zeros((len(labels), 2), np.float32)
     return Exam(Planted(features.preprocessor, "honest"), features, chosen, logits, labels)
 
@@ -141,7 +138,6 @@ def test_small_classes_lengths_that_tell_the_label_and_empty_and_full_rationales
 
 
 def mosaics(tiles: int = 2, count: int = 120) -> ImageSplit:
-    """Mosaics of random 4 x 4 items with 2 x 2 patches, the deciding tile known."""
     random, side = np.random.default_rng(0), 4 * tiles
     items = LabelledImages(random.integers(0, 256, (count, 4, 4, 1), dtype=np.uint8), np.arange(count) % 3)
     preprocessor = ImagePreprocessor(ImageSettings(side, side, 1, side // 2, side // 2))

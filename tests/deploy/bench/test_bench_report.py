@@ -20,7 +20,6 @@ RESULTS = [latency(), serving(), accuracy(), faithfulness()]
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """The whole report on disk."""
     return write_report("A report", RESULTS, tmp_path_factory.mktemp("report") / "report.html", ["A note."])
 
 
@@ -62,7 +61,6 @@ def test_other_kinds_are_tables_missing_figures_are_said_and_charts_lie_in_their
 
 @pytest.mark.debian
 def test_a_browser_shows_it_without_a_complaint_on_a_desk_and_on_a_phone(written, tmp_path):
-    """A real Chromium without a screen, that records console and network."""
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         pytest.skip("needs Debian's chromium and chromium-driver")
     from selenium import webdriver
@@ -166,7 +164,6 @@ def test_what_is_slower_or_fails_now_is_worse_unless_the_machine_is_noisy_or_ano
 
 
 def changed(made, **fields):
-    """A result with some entries of its fields replaced."""
     return made.model_copy(update={name: {**getattr(made, name), **each} for name, each in fields.items()})
 
 

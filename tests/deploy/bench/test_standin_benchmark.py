@@ -36,7 +36,6 @@ def graphs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(graphs):
-    """Folder of the results, and the line of each step."""
     output = graphs.parent / "results"
     lines = run(graphs, output, "--pytorch", sys.executable)
     return output, {line["step"]: line for line in lines}

@@ -134,7 +134,6 @@ def goods(*lengths):
 
 
 def lengths_of(predictions):
-    """Words of each text, as the fake server told them."""
     return [round(prediction.probabilities["positive"] * 48) - 2 for prediction in predictions]
 
 

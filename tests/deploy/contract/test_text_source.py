@@ -14,8 +14,6 @@ from rekd_train.errors import FaultyItemsError, InputError, MissingExtraError
 
 @pytest.fixture
 def read(tmp_path):
-    """What is read of a file with that name and content, as plain tuples."""
-
     def sourced(name, content, column=None):
         path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())

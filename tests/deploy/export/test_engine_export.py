@@ -98,7 +98,6 @@ def test_pipeline_and_model_inside_triton_answer_on_engines_as_on_graphs(
 
 
 def planned(artefacts, product: str, **request):
-    """The tiny artefacts as if engines of a product had been built."""
     made = plan_engines(artefacts, PRODUCTS[product], EngineRequest(**request))
     manifest = json.loads(json.dumps(made.manifest))
     return replace(made, engines=dict.fromkeys(made.engines, artefacts.selector), manifest=manifest)
@@ -165,7 +164,6 @@ def test_without_tensorrt_the_engines_are_deferred_and_built_where_they_serve(
 
 @pytest.fixture
 def built(artefacts, fake_rtx, tmp_path):
-    """Artefacts whose engines the fake GPU runs."""
     made = planned(artefacts, "tensorrt-rtx")
     plans = {role: tmp_path / f"{role}.plan" for role in made.graphs}
     for role, graph in made.graphs.items():

@@ -40,7 +40,6 @@ def checkpoints(tmp_path_factory):
 
 @pytest.fixture
 def here(monkeypatch):
-    """Says what the machine has."""
     machine = {"cores": 2, "gpus": 0}
     return lambda **found: monkeypatch.setattr("rekd_deploy.export.options.machine", lambda: machine | found)
 

@@ -20,7 +20,6 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module", params=[*KINDS, *LIBRARIES])
 def family(request, tmp_path_factory):
-    """A model, its export with the single graph, and its repository."""
     folder = tmp_path_factory.mktemp(request.param)
     model = (KINDS | LIBRARIES)[request.param]()
     (folder / "work").mkdir()

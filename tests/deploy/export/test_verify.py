@@ -70,7 +70,6 @@ def test_an_untouched_repository_is_verified_and_another_checkpoint_is_named(rep
 
 
 def edited(name, change):
-    """Replaces a file by what is made of it."""
     return lambda copy: (copy / name).write_bytes(change(copy / name))
 
 

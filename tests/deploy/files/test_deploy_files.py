@@ -37,7 +37,6 @@ def run(*command, **options):
 
 @cache
 def overlay(name):
-    """What ``kubectl apply -k`` would send, by kind."""
     done = run("kustomize", "build", str(DEPLOY / "kubernetes" / "overlays" / name))
     assert done.returncode == 0, done.stderr
     return {each["kind"]: each for each in yaml.safe_load_all(done.stdout)}
@@ -56,7 +55,6 @@ def compose():
 
 
 def pod(name):
-    """The pod that an overlay's Deployment or InferenceService makes."""
     if name == "kserve":
         of_kserve = {"labels", "minReplicas", "maxReplicas", "timeout", "autoScaling"}
         predictor = overlay(name)["InferenceService"]["spec"]["predictor"]
@@ -210,7 +208,6 @@ def test_gpus_and_the_measure_of_both_clusters_are_what_is_meant(compose):
 
 
 def told():
-    """The panels of Grafana's dashboard, and Prometheus' alerts by name."""
     panels = json.loads(read("grafana", "rekd.json"))["panels"]
     groups = yaml.safe_load(read("prometheus", "alerts.yaml"))["groups"]
     alerts = {rule["alert"]: rule["expr"] for group in groups for rule in group["rules"]}

@@ -63,13 +63,11 @@ conversion_of = cache(convert)
 
 
 def converted(kind: str, precision: str, fused: bool = True) -> Graphs:
-    """Graphs that ONNX Runtime can run."""
     conversion = conversion_of(kind, precision, fused)
     return conversion.emulated or conversion.models
 
 
 def run_pair(signature, graphs: Graphs, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inputs with everything that selector and predictor give."""
     known = dict(inputs)
     for role in ("selector", "predictor"):
         with OnnxRuntimeRunner(graphs[role].SerializeToString(), signature.graph(role), role) as runner:
@@ -78,7 +76,6 @@ def run_pair(signature, graphs: Graphs, inputs: dict[str, np.ndarray]) -> dict[s
 
 
 def answers(model, graphs: Graphs, batch: list) -> dict[str, np.ndarray]:
-    """Every tensor of a pair's graphs for a batch of texts or images."""
     return run_pair(pair_signature(model), graphs, model.preprocessor(batch).inputs)
 
 

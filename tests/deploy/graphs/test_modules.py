@@ -92,7 +92,6 @@ every_text_pair = pytest.mark.parametrize("kind", ["bert", "bert-zero"])
 
 @cache
 def guarded_as(kind):
-    """A model, its signature, and its graphs: as exported, guarded, and guarded in one."""
     model = model_of(kind)
     signature = pair_signature(model)
     with TemporaryDirectory() as folder:
@@ -169,7 +168,6 @@ EMBEDDED = {("bert", "selector"), ("bert", "predictor"), ("bert-zero", "selector
 
 @pytest.fixture(scope="module", params=["bert", "bert-zero", "vit", "vit-paper"])
 def both(request, tmp_path_factory):
-    """A model with its graphs as they are written, fused and not."""
     model, graphs = model_of(request.param), {}
     for fused in (True, False):
         files = graph_files(model, tmp_path_factory.mktemp(f"{request.param}-{fused}"), fused=fused)

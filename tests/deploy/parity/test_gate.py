@@ -21,8 +21,6 @@ from rekd_train.inputs.prediction import Patch, Piece, Prediction, Span
 
 @pytest.fixture
 def sabotaged(artefacts, tmp_path):
-    """Copies of the graphs, one of them changed."""
-
     def change(role: str, action) -> dict:
         model = onnx.load(artefacts.graphs[role])
         action(model)
@@ -66,8 +64,6 @@ def reversed_running_counts(model):
 
 
 def increased(output: str, by: np.ndarray):
-    """What the graph gives under that name is so much more."""
-
     def action(model):
         node = next(node for node in model.graph.node if output in node.output)
         place = list(model.graph.node).index(node) + 1

@@ -35,19 +35,16 @@ def root(artefacts, tmp_path):
     return write_repository(artefacts, tmp_path / "r")
 
 
-@pytest.mark.parametrize("keep", [1, 3])
-def test_the_same_export_again_changes_nothing(artefacts, root, keep):
-    newest = artefacts if keep == 1 else another(artefacts, 2)
-    write_repository(newest, root, keep=keep)
+@pytest.mark.parametrize("change", [
+    {}, {"keep": 3}, {"max_batch_size": 8}, {"keep": 1, "threads": 2}, {"target": "onnxruntime"},
+])  # fmt: skip
+def test_other_settings_are_another_version_and_the_same_export_again_changes_nothing(artefacts, root, change):
+    newest = another(artefacts, 2) if change == {"keep": 3} else artefacts
+    write_repository(newest, root, **change)
+    assert all(folders(root, model)[-1:] == ["2" if change else "1"] for model in ("rekd", "rekd_selector"))
     before, inode = contents(root), root.stat().st_ino
-    write_repository(newest, root, keep=keep)
+    write_repository(newest, root, **change)
     assert contents(root) == before and root.stat().st_ino == inode
-
-
-@pytest.mark.parametrize("change", [{"max_batch_size": 8}, {"keep": 1, "threads": 2}, {"target": "onnxruntime"}])
-def test_other_settings_are_another_version(artefacts, root, change):
-    write_repository(artefacts, root, **change)
-    assert all(folders(root, model) == ["2"] for model in ("rekd", "rekd_selector", "rekd_predictor"))
 
 
 def test_keep_leaves_so_many_versions_of_the_component_models(artefacts, root, rationalizer, texts):

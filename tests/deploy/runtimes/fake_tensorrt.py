@@ -68,8 +68,6 @@ class FakeDriver:
 
 
 class FakeEngine:
-    """An engine, which is its own context."""
-
     def __init__(self, driver: FakeDriver, graph: str, profiles) -> None:
         import onnxruntime
 

@@ -39,8 +39,6 @@ def library():
 
 @pytest.fixture(scope="module")
 def graphs_of(tmp_path_factory):
-    """The signature and unfused graphs of a kind, in a precision."""
-
     @cache
     def written(kind: str, precision: str):
         pair, work = pair_signature(model_of(kind)), tmp_path_factory.mktemp(kind)

@@ -46,7 +46,6 @@ def wait_until(condition, seconds=20.0):
 
 
 def send(port, method, path, body=None, tls=None, **headers):
-    """Status and body of an answer over HTTP; ``tls``: a context."""
     kind, options = (http.client.HTTPSConnection, {"context": tls}) if tls else (http.client.HTTPConnection, {})
     with closing(kind("localhost", port, timeout=20, **options)) as connection:
         connection.request(method, path, body, headers)
@@ -62,7 +61,6 @@ def children_of(process_id, deep=False):
 
 
 def is_alive(process_id):
-    """Whether a process runs; a dead one that nobody has waited for does not."""
     try:
         return Path(f"/proc/{process_id}/stat").read_text().split(")")[1].split()[0] != "Z"
     except OSError:
@@ -83,7 +81,6 @@ class Running:
         os.kill(self.server.process_id, signal.SIGKILL)
 
     def error(self):
-        """What it ended with."""
         error = self.ended.exception(60)
         assert self.server.process_id is None and running_states() == []
         return error

@@ -31,7 +31,6 @@ REFUSALS = set("INVALID_ARGUMENT NOT_FOUND OUT_OF_RANGE RESOURCE_EXHAUSTED FAILE
 
 @pytest.fixture(scope="module", params=["vit", "bert-paper", "modernbert"])
 def served(wheel, request, tmp_path_factory):
-    """A model and a server with its ensemble, its single graph and its text or image endpoint."""
     folder = tmp_path_factory.mktemp(request.param)
     model = (KINDS | LIBRARIES)[request.param]()
     artefacts = export(save(model, folder / "checkpoint"), folder, single_graph=True)
@@ -87,7 +86,6 @@ def test_every_subset_of_the_outputs_and_the_endpoint_answer_as_the_model(served
 
 
 def of_arrays(model, **arrays):
-    """A request of tensors by name; an array of bytes is (1, 1) of BYTES."""
     message = ModelInferRequest(model_name=model)
     for name, array in arrays.items():
         kind, shape = ("BYTES", (1, 1)) if isinstance(array, bytes) else (array.dtype.name.upper(), array.shape)
@@ -97,7 +95,6 @@ def of_arrays(model, **arrays):
 
 
 def changed(good, index=0, content=None, **fields):
-    """With another content, or other fields, of one tensor."""
     message = ModelInferRequest.FromString(good.SerializeToString())
     for field in fields:
         message.inputs[index].ClearField(field)

@@ -31,7 +31,6 @@ TYPED = ("ServerUnavailableError", "RejectedError", "ModelMissingError", "Unansw
 
 
 def key_of(prediction):
-    """What a response is told apart by: label, spans, probabilities."""
     spans = tuple((span.start, span.end) for span in prediction.rationale)
     return prediction.label, spans, tuple(prediction.probabilities.values())
 
@@ -41,7 +40,6 @@ def alike(one, other, tolerance=1e-4):
 
 
 def ensemble_client(url, retry=None):
-    """A function: text -> key, through our client."""
     client = Client(url, timeout=20.0, retry=retry)
     return lambda text: key_of(client.predict([text])[0])
 
@@ -134,14 +132,12 @@ LINES = []
 
 @pytest.fixture(autouse=True)
 def lines():
-    """What the service reports."""
     LINES.clear()
     return LINES
 
 
 @pytest.fixture(scope="module")
 def served(wheel, exported, tmp_path_factory):
-    """A reloading and restarting server in a thread of its own."""
     folder = tmp_path_factory.mktemp("served")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))

@@ -22,7 +22,6 @@ def touched(path):
 
 @pytest.fixture
 def installation(tmp_path):
-    """/opt/tritonserver as its container has it, with the python backend; empty files."""
     touched(tmp_path / "opt/bin/tritonserver").chmod(0o755)
     touched(tmp_path / "opt/backends/python/libtriton_python.so")
     return tmp_path / "opt"

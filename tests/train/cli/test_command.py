@@ -56,28 +56,20 @@ def test_an_end_is_a_code_and_one_line(capsys, app, arguments, expected):
     assert outcome(capsys, app, *arguments) == expected
 
 
-@pytest.mark.parametrize(("app", "failing"), [(single, ["bug"]), (main.app, ["run", "nonesuch", "-o", "x"])])
-def test_debug_shows_the_traceback_wherever_it_stands(capsys, app, failing):
-    plain = outcome(capsys, app, *failing)
-    for arguments in ([*failing, "--debug"], ["--debug", *failing]):
-        code, _, err = outcome(capsys, app, *arguments)
-        assert code == 1 and err.startswith("Traceback") and err.endswith(plain[2]) and plain[2].count("\n") == 1
-
-
-@pytest.mark.parametrize(("app", "arguments", "part"), [
-    *((single, arguments, "Usage:") for arguments in ([], ["--nope", "good"], ["good", "--count", "x"], ["a", "b"])),
-    (main.app, ["evalate"], "'evaluate'"),
-])  # fmt: skip
-def test_usage_errors_are_2(capsys, app, arguments, part):
-    code, out, err = outcome(capsys, app, *arguments)
-    assert (code, out) == (2, "") and part in err and "Traceback" not in err
-
-
-@pytest.mark.parametrize("option", ["-h", "--help"])
-def test_help_shows_text_shared_options_and_examples_as_they_are_broken(capsys, option):
-    code, out, _ = outcome(capsys, single, option)
+def test_usage_errors_are_2_help_shows_examples_and_debug_the_traceback(capsys):
+    wrong = ([], ["--nope", "good"], ["good", "--count", "x"], ["a", "b"])
+    for app, arguments, part in (*((single, each, "Usage:") for each in wrong), (main.app, ["evalate"], "'evaluate'")):
+        code, out, err = outcome(capsys, app, *arguments)
+        assert (code, out) == (2, "") and part in err and "Traceback" not in err
     shown = ("Ask something.", "    ask good\n    ask --count 2 bad", "--version", "--debug")
-    assert code == 0 and all(part in out for part in shown)
+    for option in ("-h", "--help"):
+        code, out, _ = outcome(capsys, single, option)
+        assert code == 0 and all(part in out for part in shown)
+    for app, failing in ((single, ["bug"]), (main.app, ["run", "nonesuch", "-o", "x"])):
+        plain = outcome(capsys, app, *failing)
+        for arguments in ([*failing, "--debug"], ["--debug", *failing]):
+            code, _, err = outcome(capsys, app, *arguments)
+            assert code == 1 and err.startswith("Traceback") and err.endswith(plain[2]) and plain[2].count("\n") == 1
 
 
 TALK = """

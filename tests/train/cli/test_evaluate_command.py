@@ -19,7 +19,6 @@ NEW = ("--set", "data.rationale_column=")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """A tiny checkpoint that names a table with human rationales as its data."""
     folder, generator, rows = tmp_path_factory.mktemp("evaluate"), np.random.default_rng(0), []
     for number in range(60):
         text = " ".join([*generator.choice(WORDS, 5), *generator.choice(WORDS, number % 20), str(number)])

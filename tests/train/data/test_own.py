@@ -114,21 +114,27 @@ def test_what_files_may_hold(tmp_path, name, content, names):
 
 
 def test_splits_come_from_a_column_and_may_lack_rationales(tmp_path):
-    rows = [row | {"part": ("train", "dev", "test")[i // 2 % 3]} for i, row in enumerate(ROWS)]
-    path = write(tmp_path / "a.csv", rows)
-    for name, part in load_data(config(path, split_column="part")).splits.items():
+    parts = [("train", "dev", "test")[i // 2 % 3] for i in range(len(ROWS))]
+    why = [[[0, 4]] if part == "train" else None for part in parts]
+    rows = [{**row, "part": part, "why": spans} for row, part, spans in zip(ROWS, parts, why, strict=True)]
+    data = load_data(config(write(tmp_path / "a.csv", rows), split_column="part", rationale_column="why"))
+    for name, part in data.splits.items():
         assert sorted(part.texts) == sorted(row["text"] for row in rows if row["part"] == name)
+    assert [part.rationales is None for part in data.splits.values()] == [False, True, True]
     rows[7]["part"] = "training"
-    assert "line 9: the split 'training' is none of" in message_of(write(path, rows), split_column="part")
+    path = write(tmp_path / "a.csv", rows)
+    assert "line 9: the split 'training' is none of" in message_of(path, split_column="part")
     no_train = write(path, [row | {"part": "test"} for row in ROWS])
     assert "no row of the split 'train'" in message_of(no_train, split_column="part")
     for name, problem in (("folder", "no training file"), ("a.hf", "no split 'train', but test, val")):
         assert problem in message_of(write_splits(tmp_path / name, test=ROWS, val=ROWS))
-    splits = [("train", "dev", "test")[i // 2 % 3] for i in range(len(ROWS))]
-    why = [[[0, 4]] if part == "train" else None for part in splits]
-    rows = [{**row, "part": part, "why": spans} for row, part, spans in zip(ROWS, splits, why, strict=True)]
-    data = load_data(config(write(tmp_path / "a.csv", rows), split_column="part", rationale_column="why"))
-    assert [part.rationales is None for part in data.splits.values()] == [False, True, True]
+    rows = [row | {"why": [[0, 4]] if i % 4 < 2 else None} for i, row in enumerate(ROWS)]
+    for name in SOURCES:
+        path = write(tmp_path / f"why-{name}", rows)
+        for part in load_data(config(path, rationale_column="why")).splits.values():
+            numbers = [int(text.split()[-1]) for text in part.texts]
+            assert part.rationales == [[(0, 4)] if number % 4 < 2 else None for number in numbers]
+        assert load_data(config(path)).splits["train"].rationales is None
 
 
 @pytest.mark.parametrize(("name", "place"), [("folder", "{}.csv line {}"), ("a.hf", "{} row {}")])
@@ -144,26 +150,6 @@ def test_an_example_is_kept_once_where_it_measures_and_contradicting_labels_are_
     assert data.contradictions == (f"{at[0]} 'pos' (kept), {at[1]} 'neg': 'bad text, number 3'",
                                    f"{at[2]} 'neg' (kept), {at[3]} 'pos', {at[4]} 'pos': 'bad text, number 1'",
                                    f"{at[5]} 'pos' (kept), {at[6]} 'pso': 'good text, number 2'")  # fmt: skip
-
-
-@pytest.mark.parametrize("name", SOURCES)
-def test_human_rationales_travel_with_their_text(tmp_path, name):
-    path = write(tmp_path / name, [row | {"why": [[0, 4]] if i % 4 < 2 else None} for i, row in enumerate(ROWS)])
-    for part in load_data(config(path, rationale_column="why")).splits.values():
-        numbers = [int(text.split()[-1]) for text in part.texts]
-        assert part.rationales == [[(0, 4)] if number % 4 < 2 else None for number in numbers]
-    assert load_data(config(path)).splits["train"].rationales is None
-
-
-@pytest.mark.parametrize(("name", "place"), SOURCES.items())
-def test_rows_that_cannot_be_used_are_named_together(tmp_path, name, place):
-    wrong = [{}] * 37 + [{"text": "  "}, {"label": None}, {"why": [[3, 3]]}]
-    path = write(tmp_path / name, [{**row, "why": None, **more} for row, more in zip(ROWS, wrong, strict=True)])
-    at = [place.format(row + (name == "a.csv")) for row in (38, 39, 40)]
-    assert message_of(path, rationale_column="why") == (
-        f"{path}: {at[0]}: the text is empty; {at[1]}: the label is missing; {at[2]}: the rationale holds [3, 3], not "
-        "0 <= start < end <= 19, the text's length; fix: correct these rows or take them out"
-    )
 
 
 def test_all_bad_rows_are_named_at_once_with_the_lines_of_the_file(tmp_path):
@@ -185,6 +171,14 @@ def test_all_bad_rows_are_named_at_once_with_the_lines_of_the_file(tmp_path):
     assert "a.jsonl: line 2: the text is empty; line 4: the label is missing; fix" in message_of(lines)
     rows = [*ROWS, *({"text": "", "label": "neg"} for _ in range(1030))]
     assert "line 61: the text is empty; and 1,010 more; fix" in message_of(write(path, rows))
+    wrong = [{}] * 37 + [{"text": "  "}, {"label": None}, {"why": [[3, 3]]}]
+    for name, place in SOURCES.items():
+        path = write(tmp_path / f"3-{name}", [{**r, "why": None, **more} for r, more in zip(ROWS, wrong, strict=True)])
+        at = [place.format(row + (name == "a.csv")) for row in (38, 39, 40)]
+        assert message_of(path, rationale_column="why") == (
+            f"{path}: {at[0]}: the text is empty; {at[1]}: the label is missing; {at[2]}: the rationale holds [3, 3], "
+            "not 0 <= start < end <= 19, the text's length; fix: correct these rows or take them out"
+        )
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.hf"])

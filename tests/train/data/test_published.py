@@ -85,7 +85,6 @@ def test_debians_files_are_the_published_ones():
 
 @pytest.fixture(scope="module")
 def items() -> LabelledImages:
-    """300 items of 8 x 8 whose brightness spreads widely and whose rows differ, as a shuffled one's do not."""
     generator = np.random.default_rng(1)
     pixels = np.clip(generator.normal(np.linspace(10, 240, 300)[:, None, None], 5, (300, 8, 8)), 0, 255)
     pixels[:, :4] = np.clip(pixels[:, :4] * 0.5, 0, 255)

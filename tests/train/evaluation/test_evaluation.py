@@ -21,7 +21,6 @@ from rekd_train.inputs.preprocessors import vocabulary_of
 
 
 def make_split(pair, count: int = 40, seed: int = 0):
-    """Texts of 1 to 60 words, some cut off."""
     generator = np.random.default_rng(seed)
     texts = [" ".join(generator.choice([*WORDS, ".", ",", "goodly"], 1 + i * 59 // count)) for i in range(count)]
     return tokenize(LabelledTexts(texts, generator.integers(0, 2, count)), pair.preprocessor)

@@ -28,7 +28,6 @@ def tokens(text: str) -> list[str]:
 
 
 def predict(text: str, kept: list[int], scores: Sequence[float] = range(MAXIMUM)) -> Prediction:
-    """The prediction when ``kept`` positions are the rationale; ``scores`` of the positions, from 0."""
     encoded = PREPROCESSOR([text])
     mask = np.zeros(encoded.inputs["input_ids"].shape, dtype=bool)
     mask[0, kept] = True

@@ -54,7 +54,6 @@ def changed(inputs, where):
 
 
 def alone(*positions: int) -> torch.Tensor:
-    """A mask (1, 16) that keeps these."""
     return torch.isin(torch.arange(16), torch.tensor(positions))[None]
 
 

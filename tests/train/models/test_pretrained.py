@@ -38,7 +38,6 @@ def loaded(path: Path, settings: BackboneConfig):
 
 
 def directory_of(kind: str, folder: Path, vocabulary: int = 100) -> Path:
-    """A directory of transformers with a tiny random encoder of that kind and a tokenizer."""
     torch.manual_seed(1)
     network = AutoModel.from_config(AutoConfig.for_model(**encoder_settings(kind, vocabulary).architecture))
     network.save_pretrained(folder)
@@ -183,7 +182,6 @@ BIAS = "encoder.layer.0.output.dense.bias"
 
 
 def with_bias(path: Path, value: float | None) -> None:
-    """The weights with another bias, or without it."""
     state = load_file(path / "model.safetensors")
     state[BIAS] = torch.full((16,), value or 0.0)
     save_file({k: v for k, v in state.items() if k != BIAS or value}, path / "model.safetensors", {"format": "pt"})
@@ -262,7 +260,6 @@ def test_tokenizers_without_a_fast_form_and_vocabularies_alone(tmp_path):
 
 
 def ran(preset: str, path: Path, data: Path):
-    """The pair that ``rekd-train run`` makes of the data."""
     settings = [f"data.path={data}", f"selector.pretrained={path}", f"predictor.pretrained={path}"]
     made = data.with_name("made")
     with pytest.raises(SystemExit) as end:
