@@ -89,10 +89,7 @@ def trained_tokenizer(kind: str, vocabulary: int = 400) -> str:
     return tokenizer.to_str()
 
 
-def make_rationalizer(
-    seed: int = 0, operator: str = "compact", max_length: int = 48, policy: SelectionPolicy | None = None,
-    labels: tuple[str, ...] = ("negative", "positive"),
-) -> Rationalizer:  # fmt: skip
+def make_rationalizer(seed=0, operator="compact", max_length=48, policy=None, labels=("negative", "positive")):
     """A random pair, 2 layers x 16 wide; the selector smaller than the predictor."""
     preprocessor = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=max_length, lengths=(16, 32)))
     sizes = {"heads": 2, "feedforward": 32, "positions": 64, "vocabulary": preprocessor.vocabulary_size}
@@ -102,10 +99,7 @@ def make_rationalizer(
     return random_pair(seed, small, large, preprocessor, operator, policy, labels)
 
 
-def make_image_rationalizer(
-    seed: int = 0, operator: str = "compact", policy: SelectionPolicy | None = None,
-    labels: tuple[str, ...] = ("shirt", "shoe", "bag"),
-) -> Rationalizer:  # fmt: skip
+def make_image_rationalizer(seed=0, operator="compact", policy=None, labels=("shirt", "shoe", "bag")):
     """A random pair of vision transformers over 16 x 12 grey images: 4 x 3 patches, unequal sizes."""
     image = ImageConfig(height=16, width=12, channels=1, patch=4, mean=(0.3,), std=(0.4,))
     small = BackboneConfig(family="vit", layers=1, width=8, heads=2, feedforward=16, head_width=0, image=image)

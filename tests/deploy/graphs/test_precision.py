@@ -71,6 +71,13 @@ def test_what_stays_float32_and_what_cannot_be_converted():
     for precision in ("bf16", "int8"):  # recurrent layers have no kernels for them
         with pytest.raises(ExportError, match="fix: --precision f"):
             convert("bilstm", precision)
+    for precision in ("fp16", "bf16", "int8"):  # the same bytes each time
+        first, second = convert("bert", precision).models, conversion_of("bert", precision, True).models
+        for role in first:
+            one, other = (models[role].SerializeToString(deterministic=True) for models in (first, second))
+            assert one == other, role
+    counts = {"fp32": 9}, {"fp16": 8, "fp32": 1}, {"fp16": 8, "fp32": 2}, {"fp16": 8, "int8": 2}
+    assert [observed_precision(each, 1) for each in counts] == ["fp32", "fp16", "mixed", "mixed"]
 
 
 @every_case("fp16", "bf16", "int8")
@@ -142,19 +149,3 @@ def test_emulation_rounds_as_the_kernels_do(kind):
     kernels, stand_in, coarse = (float(np.abs(scores - exact).mean()) for scores in others)
     assert 0.3 < stand_in / kernels < 3, "the same size of error"
     assert coarse > 3 * stand_in, "three bits fewer"
-
-
-@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
-def test_the_same_conversion_gives_the_same_bytes(precision):
-    first, second = convert("bert", precision).models, conversion_of("bert", precision, True).models
-    for role in first:
-        one, other = (models[role].SerializeToString(deterministic=True) for models in (first, second))
-        assert one == other, role
-
-
-@pytest.mark.parametrize(("counts", "precision"), [
-    ({"fp32": 9}, "fp32"), ({"fp16": 8, "fp32": 1}, "fp16"), ({"fp16": 8, "fp32": 2}, "mixed"),
-    ({"fp16": 8, "int8": 2}, "mixed"),
-])
-def test_observed_precision_is_counted_not_believed(counts, precision):
-    assert observed_precision(counts, 1) == precision

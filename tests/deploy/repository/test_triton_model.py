@@ -56,6 +56,8 @@ def texts(length, value=5, rows=1, mask=1):
 
 
 PREDICTING = {"input_ids": ids(16), "positions": ids(11), "kept": np.ones((1, 11), dtype=bool)}
+
+
 @pytest.mark.parametrize(("bad", "reason"), [
     (texts(16, -1), r"input_ids\[0, 0\] is -1, outside the vocabulary"),
     (texts(16, 94), "is 94, outside the vocabulary 0..93"), (texts(16, -(2**63)), "outside the vocabulary"),
@@ -97,31 +99,21 @@ def test_texts_are_grouped_by_length_run_as_one_batch_and_filled_up_with_the_pad
     assert found == {"input_ids": [[5, 5, 7], [5, 5, 5]], "attention_mask": [[1, 1, 0], [1, 1, 1]]}
 
 
-@pytest.fixture
-def eight_cores(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
-
-
-@pytest.mark.parametrize(
-    ("threads", "instances", "expected"), [(3, 1, 3), (3, 2, 3), (0, 1, 4), (0, 2, 4), (0, 3, 2), (0, 9, 1)]
-)
-def test_threads_are_those_of_the_config_or_the_instances_share_the_cores(
-    repository, inside_triton, monkeypatch, eight_cores, threads, instances, expected
+def test_threads_are_those_of_the_config_or_the_instances_share_the_cores_of_the_quota(
+    repository, inside_triton, monkeypatch, tmp_path
 ):
-    def edit(config):
-        config.parameters["intra_op_thread_count"].string_value = str(threads)
-        config.instance_group[0].count = instances
-
-    monkeypatch.setattr(Path, "read_text", lambda path, *_, read=Path.read_text, **options: (
-        "max 100000" if path.name == "cpu.max" else read(path, *_, **options)
-    ))
-    options = started(repository, SELECTOR, edit)._graph._session.get_session_options()
-    assert options.intra_op_num_threads == expected
-
-
-def test_a_containers_quota_limits_the_threads(tmp_path, eight_cores):
-    quota = tmp_path / "cpu.max"
+    quota, read = tmp_path / "cpu.max", Path.read_text
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
     assert usable_cores(str(quota)) == 8
     for content, expected in (("max", 8), ("50000", 1), ("150000", 2), ("1600000", 8), ("", 8)):
         quota.write_text(f"{content} 100000" if content else "")
         assert usable_cores(str(quota)) == expected
+    monkeypatch.setattr(Path, "read_text", lambda path, *_, **options: (
+        "max 100000" if path.name == "cpu.max" else read(path, *_, **options)
+    ))
+    for threads, instances, expected in ((3, 1, 3), (3, 2, 3), (0, 1, 4), (0, 2, 4), (0, 3, 2), (0, 9, 1)):
+        def edit(config, threads=threads, instances=instances):
+            config.parameters["intra_op_thread_count"].string_value = str(threads)
+            config.instance_group[0].count = instances
+        options = started(repository, SELECTOR, edit)._graph._session.get_session_options()
+        assert options.intra_op_num_threads == expected

@@ -252,10 +252,10 @@ def test_tokenizers_without_a_fast_form_and_vocabularies_alone(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertJapaneseTokenizer"}')
     with pytest.raises(CheckpointError, match="BertJapaneseTokenizer has no fast form.*fix: save it once"):
         tokenizer_json(tmp_path)
-    directory_of("mpnet", tmp_path)
-    (tmp_path / "tokenizer.json").unlink()
-    (tmp_path / "vocab.txt").write_text("\n".join(["<s>", "<pad>", "</s>", "[UNK]", "<mask>", "good", "film", "##s"]))
-    read = TextPreprocessor(tokenizer_json(tmp_path), TextSettings(16))
+    path = directory_of("mpnet", tmp_path / "mpnet")
+    (path / "tokenizer.json").unlink()
+    (path / "vocab.txt").write_text("\n".join(["<s>", "<pad>", "</s>", "[UNK]", "<mask>", "good", "film", "##s"]))
+    read = TextPreprocessor(tokenizer_json(path), TextSettings(16))
     assert read.encode(["Good films"])[0].tokens == ["<s>", "good", "film", "##s", "</s>"]
 
 
