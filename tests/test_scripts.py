@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -70,8 +71,7 @@ class Machine:
         environment = {"PATH": str(self.bin), "HOME": str(self.project), **variables}
         return done(["sh", f"scripts/{script}", *arguments], cwd=self.project, env=environment, timeout=30)
 
-    def preflight(self, **variables: str):
-        return self.run("preflight.sh", **variables)
+    preflight = partialmethod(run, "preflight.sh")
 
     def environment(self, extras: str = "cpu,serve", **variables: str):
         return self.run("environment.sh", extras, **variables)

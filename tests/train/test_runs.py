@@ -102,17 +102,15 @@ def test_compacting_and_calibrating_change_what_they_are_for_alone(student, tmp_
     assert after.probability_temperature != before.probability_temperature
     runs.calibrate_run(student[0], tmp_path / "top", 0.1, overrides=["selection.decision=top-k"])
     assert rekd_train.load(tmp_path / "top").policy.budget == 0.1
-
-
-@pytest.mark.parametrize(("target", "overrides", "match"), [
-    (0.1, ["selection.decision=argmax"], "decision is 'argmax'.*fix: --set selection.decision=calibrated"),
-    (0.1, ["selection.decision=argmax", "selection.budget=none"], "decision is 'argmax'"),
-    *((target, [], "selection.target: Input should be") for target in (0.0, -1.0, 1.5, float("nan"))),
-])  # fmt: skip
-def test_a_rate_for_a_rule_without_one_or_that_is_no_share_is_refused(student, tmp_path, target, overrides, match):
-    with pytest.raises(ConfigError, match=match):
-        runs.calibrate_run(student[0], tmp_path / "out", target, overrides=overrides)
-    assert not (tmp_path / "out").exists()
+    argmax = ["selection.decision=argmax"]
+    for target, overrides, match in (
+        (0.1, argmax, "decision is 'argmax'.*fix: --set selection.decision=calibrated"),
+        (0.1, [*argmax, "selection.budget=none"], "decision is 'argmax'"),
+        *((target, [], "selection.target: Input should be") for target in (0.0, -1.0, 1.5, float("nan"))),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=match):
+            runs.calibrate_run(student[0], tmp_path / "out", target, overrides=overrides)
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("changes", "labels", "swapped", "error", "message"), [
@@ -219,7 +217,7 @@ def trained(tmp_path_factory):
     return path, judge_run(path, path.with_name("judge"), epochs=0.5, observer=observer, device="cpu"), observer
 
 
-def test_it_is_trained_once_and_kept(trained) -> None:
+def test_it_is_trained_once_and_kept_and_another_models_is_refused(trained) -> None:
     path, judge, observer = trained
     kept = judge_run(path, path.with_name("judge"), observer=observer, device="cpu")
     assert [name for name, *_ in observer.stages] == ["judge"]
@@ -230,17 +228,14 @@ def test_it_is_trained_once_and_kept(trained) -> None:
     assert kept.predictor.operator == own.predictor.operator and kept.policy.bias is None
     dev = checkpoint.read_metrics(path.with_name("judge"))["dev"]
     assert set(dev) == {"accuracy", "accuracy_random_10", "accuracy_random_50"}
+    for options, match in (
+        ({"epochs": 1.0}, "epochs differ"), ({"overrides": ["seed=5"]}, "seed differ"),
+        ({"overrides": ["data.class_weights=balanced"]}, "data differ"), ({"output": "pair"}, "but no judge"),
+    ):  # fmt: skip
+        with pytest.raises(CheckpointError, match=match):
+            judge_run(path, path.with_name(options.pop("output", "judge")), device="cpu", **options)
     file = path.with_name("judge") / "config.json"
     description = json.loads(file.read_text())
     del description["training"]["judge"]["data"]["class_weights"]
     file.write_text(json.dumps(description))
     judge_run(path, file.parent, device="cpu")  # one from before a setting is still taken
-
-
-@pytest.mark.parametrize(("options", "match"), [
-    ({"epochs": 1.0}, "epochs differ"), ({"overrides": ["seed=5"]}, "seed differ"),
-    ({"overrides": ["data.class_weights=balanced"]}, "data differ"), ({"output": "pair"}, "but no judge"),
-])  # fmt: skip
-def test_the_judge_of_another_model_is_refused(options, match, trained) -> None:
-    with pytest.raises(CheckpointError, match=match):
-        judge_run(trained[0], trained[0].with_name(options.pop("output", "judge")), device="cpu", **options)

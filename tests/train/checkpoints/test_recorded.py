@@ -28,19 +28,11 @@ def imported(tmp_path_factory) -> Path:
     return root / "pair"
 
 
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory) -> Path:
-    root, generator = tmp_path_factory.mktemp("texts"), np.random.default_rng(0)
-    rows = [{"text": " ".join(generator.choice(WORDS, 14)), "label": "abc"[i % 3]} for i in range(90)]
-    (root / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = f'name = "table"\npath = "{root / "mine.jsonl"}"\nlengths = [64]\n'
-    (root / "mine.toml").write_text(f'name = "mine"\n[data]\n{data}')
-    return root / "mine.toml"
-
-
-def test_an_import_is_calibrated_compacted_and_evaluated_and_replaces_nothing_unasked(
-    imported, settings, tmp_path, capsys
-):
+def test_an_import_is_calibrated_compacted_evaluated_and_replaces_nothing_unasked(imported, tmp_path, capsys):
+    rows = [{"text": " ".join(np.random.default_rng(i).choice(WORDS, 14)), "label": "abc"[i % 3]} for i in range(90)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data, settings = f'name = "table"\npath = "{tmp_path / "mine.jsonl"}"\nlengths = [64]\n', tmp_path / "mine.toml"
+    settings.write_text(f'name = "mine"\n[data]\n{data}')
     pair, calibrated, compacted = checkpoint.load(imported), tmp_path / "calibrated", tmp_path / "compacted"
     assert (pair.labels, pair.policy.selectable, pair.policy.budget) == (["a", "b", "c"], "all", None)
     assert pair.preprocessor.settings.max_length == 32
