@@ -1,6 +1,7 @@
 """rekd-bench latency: variants and what they are compared with, rounds, what cannot run, what is refused."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -150,35 +151,30 @@ def test_the_command_writes_a_result_and_what_cannot_be_timed_is_refused(reposit
             measure_latency(**{"repositories": [repository], **QUICK, **changes})
 
 
-class Machine:
-    """A clock that only work moves, on a machine that grows slower."""
-
-    def __init__(self) -> None:
-        self.now, self.order = 0.0, []
-
-    def rounds(self, seconds: dict[str, float], **options) -> Timings:
-        def variant(name):
-            def work(number: int) -> None:
-                self.order.append((name, number))
-                self.now += seconds[name] * (1 + number)
-
-            return work
-
-        return in_rounds({name: variant(name) for name in seconds}, clock=lambda: self.now, **options)
-
-
 def test_rounds_shift_their_order_warm_up_and_a_machine_that_slows_down_changes_no_ratio():
-    timings = Machine().rounds({"fast": 0.001, "slow": 0.004}, rounds=9)
+    order, now = [], 0.0
+
+    def rounds(seconds: dict[str, float], **options) -> Timings:
+        """A clock that only work moves, on a machine that grows slower."""
+
+        def work(name: str, number: int) -> None:
+            nonlocal now
+            order.append((name, number))
+            now += seconds[name] * (1 + number)
+
+        order.clear()
+        return in_rounds({name: partial(work, name) for name in seconds}, clock=lambda: now, **options)
+
+    timings = rounds({"fast": 0.001, "slow": 0.004}, rounds=9)
     assert percentiles(timings.milliseconds["fast"])["p50"] == pytest.approx(5.0)
     assert timings.ratio("fast", "slow") == pytest.approx({"ratio": 0.25, "low": 0.25, "high": 0.25})
     noise = np.random.default_rng(0).lognormal(0.0, 0.3, size=41)
     found = Timings({"a": 2.0 * noise, "b": np.ones(41)}).ratio("a", "b")
     assert found["low"] < 2.0 < found["high"] and found["low"] <= found["ratio"] <= found["high"]
-    machine, alone = Machine(), Machine()
-    machine.rounds(dict.fromkeys("abc", 1.0), rounds=3)
-    timed = machine.order[3:]  # the first three warm up
+    rounds(dict.fromkeys("abc", 1.0), rounds=3)
+    timed = order[3:]  # the first three warm up
     assert timed == [("a", 0), ("b", 0), ("c", 0), ("b", 1), ("c", 1), ("a", 1), ("c", 2), ("a", 2), ("b", 2)]
-    alone.rounds({"a": 0.5}, rounds=3, warmup_seconds=2.0)
-    assert len(alone.order) == 4 + 3
+    rounds({"a": 0.5}, rounds=3, warmup_seconds=2.0)
+    assert len(order) == 4 + 3
     with pytest.raises(ConfigError, match="2 rounds"):
-        alone.rounds({"a": 0.5}, rounds=2)
+        rounds({"a": 0.5}, rounds=2)

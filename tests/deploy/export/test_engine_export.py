@@ -52,7 +52,9 @@ def engine_repository(checkpoint, tmp_path_factory):
 
 
 @pytest.mark.tensorrt
-def test_a_repository_with_engines_is_whole_and_says_what_they_are(engine_repository):
+def test_a_repository_with_engines_is_whole_and_answers_on_them_as_on_graphs(
+    engine_repository, fake_rtx, inside_triton, texts, artefacts
+):
     manifest = check_repository(engine_repository)
     for role, model in MODELS.items():
         folder, artefact = engine_repository / model / "1", manifest["artefacts"][role]
@@ -67,13 +69,6 @@ def test_a_repository_with_engines_is_whole_and_says_what_they_are(engine_reposi
         assert (config.backend, config.max_batch_size) == ("python", 8)
         assert parameters_of(config)["engine"] == "tensorrt-rtx"
         assert [group.kind for group in config.instance_group] == [config.instance_group[0].KIND_GPU]
-
-
-@pytest.mark.tensorrt
-def test_pipeline_and_model_inside_triton_answer_on_engines_as_on_graphs(
-    engine_repository, fake_rtx, inside_triton, texts, artefacts
-):
-    """The fake GPU runs the repository's graphs for its real engines."""
     manifest, gpu = read_manifest(engine_repository), fake_rtx.driver
     for role in MODELS:
         plan = plan_path(engine_repository, manifest, role).read_bytes()

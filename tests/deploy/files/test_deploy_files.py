@@ -73,7 +73,7 @@ def validate(manifest):
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_overlays_build_and_are_right(name):
+def test_overlays_build_are_right_and_satisfy_the_restricted_profile(name):
     for kind, manifest in overlay(name).items():
         validate(manifest)
         assert manifest["metadata"].get("namespace", "rekd") == "rekd", kind
@@ -86,6 +86,17 @@ def test_overlays_build_and_are_right(name):
     shared = {"Namespace", "NetworkPolicy", "PodMonitor"}
     of_the_base = {"ConfigMap", "Deployment", "Service", "ScaledObject", "PodDisruptionBudget"}  # KServe makes its own
     assert set(overlay(name)) - shared == ({"InferenceService"} if name == "kserve" else of_the_base)
+    spec, labels = pod(name), overlay(name)["Namespace"]["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+    assert spec["automountServiceAccountToken"] is False and spec["securityContext"]["runAsNonRoot"]
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    none = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+    assert all(container["securityContext"] == none for container in spec["containers"])
+    volumes = {each["name"]: each for each in spec["volumes"]}
+    mounts = {each["name"]: each for each in spec["containers"][0]["volumeMounts"]}
+    assert mounts["models"]["readOnly"] and volumes["models"]["persistentVolumeClaim"]["readOnly"]
+    memory = mounts["shared-memory"]["mountPath"], volumes["shared-memory"]["emptyDir"]["medium"]
+    assert memory == ("/dev/shm", "Memory")
 
 
 def test_compose_has_its_variables_and_the_servers_flags_are_the_safe_ones(compose):
@@ -115,21 +126,6 @@ def test_queries_parse_and_no_registry_is_written_down():
     for text in queries():
         promql_parser.parse(text)
     assert {*re.findall(r'"(rekd\|[^"]*)"', " ".join(queries()))} == {"|".join((ENSEMBLE, SINGLE, *ENDPOINTS.values()))}
-
-
-@pytest.mark.parametrize("name", OVERLAYS)
-def test_pods_satisfy_the_restricted_profile(name):
-    spec, labels = pod(name), overlay(name)["Namespace"]["metadata"]["labels"]
-    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
-    assert spec["automountServiceAccountToken"] is False and spec["securityContext"]["runAsNonRoot"]
-    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    none = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
-    assert all(container["securityContext"] == none for container in spec["containers"])
-    volumes = {each["name"]: each for each in spec["volumes"]}
-    mounts = {each["name"]: each for each in spec["containers"][0]["volumeMounts"]}
-    assert mounts["models"]["readOnly"] and volumes["models"]["persistentVolumeClaim"]["readOnly"]
-    memory = mounts["shared-memory"]["mountPath"], volumes["shared-memory"]["emptyDir"]["medium"]
-    assert memory == ("/dev/shm", "Memory")
 
 
 def test_containers_of_compose_have_no_rights_and_the_proxy_alone_is_published(compose):

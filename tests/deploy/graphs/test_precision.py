@@ -34,7 +34,7 @@ def test_an_answer_has_no_neighbours(kind, precision, fused, texts):
 
 
 @every_case("fp16", "bf16", "int8")
-def test_interface_stays_and_the_precision_is_the_one_asked_for(kind, precision, fused):
+def test_the_precision_is_the_one_asked_for_and_head_and_decision_stay(kind, precision, fused):
     conversion, signature = conversion_of(kind, precision, fused), pair_signature(model_of(kind))
     heads = head_layers(model_of(kind))
     assert conversion.precisions["predictor"] == precision
@@ -46,6 +46,22 @@ def test_interface_stays_and_the_precision_is_the_one_asked_for(kind, precision,
         counts = multiplications(model)
         assert observed_precision(counts, heads[role]) == conversion.precisions[role]
         assert role in conversion.notes or counts["fp32"] == heads[role], "the head, and nothing else"
+    heads = head_layers(model_of(kind))
+    for role, after in converted(kind, precision, fused).items():
+        before, after = name_nodes(traced(kind, fused)[role]), name_nodes(after)
+        guarded = guarded_nodes(before, HEAD_OUTPUTS[role], heads[role])
+        assert len(guarded) > (10 if role == "selector" else 1)
+        old, new = ({node.name: node for node in graph.graph.node} for graph in (before, after))
+        constants, others = ({t.name: t for t in graph.graph.initializer} for graph in (before, after))
+        for name in guarded:
+            assert (old[name].op_type, old[name].attribute) == (new[name].op_type, new[name].attribute)
+            for first, second in zip(old[name].input, new[name].input, strict=True):
+                assert first not in constants or first == second and constants[first] == others[second]
+        reached = {HEAD_OUTPUTS[role]}
+        for node in after.graph.node:
+            if reached & set(node.input):
+                assert node.name in guarded, "nothing was put between the scores and the outputs"
+                reached |= set(node.output)
 
 
 def test_what_stays_float32_and_what_cannot_be_converted():
@@ -78,27 +94,6 @@ def test_what_stays_float32_and_what_cannot_be_converted():
             assert one == other, role
     counts = {"fp32": 9}, {"fp16": 8, "fp32": 1}, {"fp16": 8, "fp32": 2}, {"fp16": 8, "int8": 2}
     assert [observed_precision(each, 1) for each in counts] == ["fp32", "fp16", "mixed", "mixed"]
-
-
-@every_case("fp16", "bf16", "int8")
-def test_head_and_decision_stay_as_they_are(kind, precision, fused):
-    """Node by node and constant by constant, from the head's first layer to the last output."""
-    heads = head_layers(model_of(kind))
-    for role, after in converted(kind, precision, fused).items():
-        before, after = name_nodes(traced(kind, fused)[role]), name_nodes(after)
-        guarded = guarded_nodes(before, HEAD_OUTPUTS[role], heads[role])
-        assert len(guarded) > (10 if role == "selector" else 1)
-        old, new = ({node.name: node for node in graph.graph.node} for graph in (before, after))
-        constants, others = ({t.name: t for t in graph.graph.initializer} for graph in (before, after))
-        for name in guarded:
-            assert (old[name].op_type, old[name].attribute) == (new[name].op_type, new[name].attribute)
-            for first, second in zip(old[name].input, new[name].input, strict=True):
-                assert first not in constants or first == second and constants[first] == others[second]
-        reached = {HEAD_OUTPUTS[role]}
-        for node in after.graph.node:
-            if reached & set(node.input):
-                assert node.name in guarded, "nothing was put between the scores and the outputs"
-                reached |= set(node.output)
 
 
 @every_case("fp16", "bf16")

@@ -144,7 +144,7 @@ def spans_of(preprocessor: TextPreprocessor, text: str, kept: list[int]) -> list
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-def test_spans_are_whole_words_in_order(kind):
+def test_spans_are_whole_words_in_order_and_special_tokens_are_found(kind):
     preprocessor, generator, tokens = TextPreprocessor(trained_tokenizer(kind), TextSettings(256)), Random(kind), 0
     for _ in range(10_000 // len(TOKENIZERS) + 1):
         parts = [generator.choice(ALPHABETS) for _ in range(generator.randint(1, 4))]
@@ -162,10 +162,6 @@ def test_spans_are_whole_words_in_order(kind):
         for word in WORD.finditer(text):
             assert not {*range(word.start() + 1, word.end())} & edges, f"{word.group()!r} is cut: {spans}"
     assert tokens > 5_000
-
-
-@pytest.mark.parametrize("kind", TOKENIZERS)
-def test_special_tokens_are_found_and_words_whole_where_there_are_spaces_between_them(kind):
     chinese, text = "我喜欢 这部电影", "so wonderfulness  ends"
     preprocessor = TextPreprocessor(trained_tokenizer(kind), TextSettings(64))
     ids, special = preprocessor.encode(["good film"])[0].ids, preprocessor.special_ids

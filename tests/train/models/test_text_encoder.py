@@ -51,7 +51,7 @@ def some_inputs() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
 
 @pytest.mark.parametrize("kind", [*GATHERING, *OTHERS])
 @torch.no_grad()
-def test_kept_tokens_alone_give_what_masked_ones_give_and_others_have_no_influence(kind):
+def test_kept_tokens_give_what_masked_ones_give_and_padding_changes_no_answer(kind):
     backbone, (inputs, keep) = backbone_of(kind), some_inputs()
     assert kind in OTHERS or backbone.traits.gathering == GATHERING[kind]
     shown = keep.index_fill(1, torch.tensor([0]), True)
@@ -64,11 +64,6 @@ def test_kept_tokens_alone_give_what_masked_ones_give_and_others_have_no_influen
         assert torch.equal(backbone.attended(other, keep), attended)
         assert torch.equal(backbone.gathered(other, *kept_positions(keep, 25)), gathered)
         assert not torch.allclose(backbone.zeroed(inputs, keep.float()), attended, atol=1e-3)
-
-
-@pytest.mark.parametrize("kind", [*GATHERING, *OTHERS])
-@torch.no_grad()
-def test_padding_and_neighbours_change_no_answer(kind):
     backbone, (inputs, keep) = backbone_of(kind), some_inputs()
     short = {name: tensor[2:, :15].clone() for name, tensor in inputs.items()}
     inputs["input_ids"][inputs["attention_mask"] == 0] = 9  # what lies under the padding
