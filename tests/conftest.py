@@ -33,8 +33,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each: several processes wi
 
 WORDS = (
     "the a film movie was is and but i it of great good wonderful bad awful boring plot actor scene "
-    "never always really not very fun dull bright dark story end start time people think feel see"
-).split()
+    "never always really not very fun dull bright dark story end start time people think feel see").split()
 
 
 def tiny_tokenizer_json() -> str:
@@ -46,8 +45,7 @@ def tiny_tokenizer_json() -> str:
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")]
-    )
+        single="[CLS] $A [SEP]", special_tokens=[(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")])
     tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
     tokenizer.enable_truncation(max_length=8)  # as the real file has: ours must switch it off
     tokenizer.enable_padding(length=8)

@@ -43,8 +43,7 @@ HEAVY = {"torch", "transformers", "timm", "PIL", "onnx", "onnxscript", "onnxrunt
 SOURCES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for package in PACKAGES
-    for path in sorted((ROOT / package).rglob("*.py"))
-}
+    for path in sorted((ROOT / package).rglob("*.py"))}
 """Every module of ours by its dotted name."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 every_module = pytest.mark.parametrize("module", sorted(SOURCES))
@@ -82,8 +81,7 @@ def in_a_fresh_process(code: str) -> set[str]:
     """Top-level names of the modules loaded once ``code`` has run."""
     script = (
         f"import sys, json, os\nsys.stdout = open(os.devnull, 'w')\n{code}\n"
-        "json.dump(sorted({name.split('.')[0] for name in sys.modules}), sys.__stdout__)\n"
-    )
+        "json.dump(sorted({name.split('.')[0] for name in sys.modules}), sys.__stdout__)\n")
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return set(json.loads(done.stdout))
@@ -100,8 +98,7 @@ def test_every_module_is_short_in_its_layer_and_probes_for_no_contract(module):
     assert here in LAYER_OF, "every package has its layer"
     for name in ours(names) - set(PACKAGES):
         assert package_of(name) == here or LAYER_OF[package_of(name)] < LAYER_OF[here], (
-            f"{module} imports {name}, which comes later or stands beside it"
-        )
+            f"{module} imports {name}, which comes later or stands beside it")
     assert here not in NO_TORCH or not {name.split(".")[0] for name in names} & {"torch", "transformers", "timm"}
     text = SOURCES[module].read_text(encoding="utf-8")
     assert len(text.splitlines()) < 300, f"{module}: split it by concept"
@@ -132,8 +129,7 @@ def test_no_module_waits_for_itself_and_the_model_inside_triton_needs_nothing_of
     ("import rekd_train.cli.main, rekd_train.config.run, rekd_train.inputs.preprocessors, rekd_train.files", HEAVY),
     ("import rekd_deploy.contract.signature, rekd_deploy.errors", HEAVY),
     ("import rekd_train.evaluation.metrics, rekd_train.evaluation.mask_metrics", {"torch"}),
-    ("from rekd_deploy import Client, Pipeline, TritonServer", {"torch", "transformers"}),
-])  # fmt: skip
+    ("from rekd_deploy import Client, Pipeline, TritonServer", {"torch", "transformers"})])  # fmt: skip
 def test_imports_load_nothing_heavy(code, heavy):
     assert not heavy & in_a_fresh_process(code)
 
@@ -146,8 +142,7 @@ def test_help_loads_nothing_heavy_and_shows_examples_that_start_with_the_command
         "for option in ('--help', '--version'):\n"
         f"    sys.argv = [{command!r}, option]\n"
         f"    try:\n        {function}()\n"
-        "    except SystemExit as request:\n        assert request.code == 0, request.code\n"
-    )
+        "    except SystemExit as request:\n        assert request.code == 0, request.code\n")
     assert not HEAVY & in_a_fresh_process(code)
     app = importlib.import_module(PROJECT["scripts"][command].split(":")[0]).app
     names = [info.name or info.callback.__name__ for info in app.registered_commands]

@@ -106,8 +106,7 @@ def only_line(result, out: str | None = "") -> str:
     ({"python3.11": GOOD_311}, ("python3.12", GOOD)),  # the newest
     ({"python3.12": "cpython|3.12||venv|"}, ("python3.11", GOOD_311)),  # not an incomplete one
     ({"python3.12": None}, ("python3.11", GOOD_311)),  # not a shim that cannot run
-    ({}, ("python3", GOOD)),
-])  # fmt: skip
+    ({}, ("python3", GOOD))])  # fmt: skip
 def test_the_best_python_wins_and_nothing_is_left_behind(machine, others, wins):
     for name, facts in others.items():
         if facts is None:
@@ -152,8 +151,7 @@ FULL = 'echo Filesystem; echo "/dev/x 9999999 9999999 3145728 99% /"'
     ("uname", SYSTEM.format("FreeBSD", "x86_64"), "FreeBSD x86_64"),
     ("getconf", "echo glibc 2.31", "glibc is 2.31"), ("getconf", "echo glibc 1.99", "glibc is 1.99"),
     ("getconf", "exit 1", "glibc is not there (musl?)"), ("mktemp", "exit 1", "a project cannot be written to"),
-    ("df", FULL, "3 GB are free;6 GB"),
-])  # fmt: skip
+    ("df", FULL, "3 GB are free;6 GB")])  # fmt: skip
 def test_a_python_or_a_machine_that_will_not_do_is_named(machine, tool, script, said):
     if "|" in script and tool != "df":
         machine.python(tool, script)
@@ -319,8 +317,7 @@ def test_a_skip_that_hides_a_missing_part_fails_in_ci(tmp_path, required):
     cases = [
         f"@pytest.mark.{marker}\n@pytest.mark.skipif(True, reason='not here')\ndef test_mark_{marker}():\n    pass\n"
         f"@pytest.mark.{marker}\ndef test_call_{marker}():\n    pytest.skip('not here')\n"
-        for marker in ("triton", "debian", "gpu")
-    ]
+        for marker in ("triton", "debian", "gpu")]
     (tmp_path / "test_it.py").write_text("import pytest\n" + "".join(cases))
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    triton\n    debian\n    gpu\n")
     variables = {"PYTHONPATH": str(ROOT / "tests"), "REKD_REQUIRE_ALL": required, "PYTEST_ADDOPTS": ""}

@@ -22,8 +22,7 @@ def cells(seeds=(1, 2), size: int = 4, teacher: int = 8) -> list[Cell]:
     return [cell for seed in seeds for cell in (
         Cell("teacher", seed, "train", {"size": teacher}),
         Cell("student", seed, "train", {"size": size}, {"teacher": "teacher"}),
-        Cell("mask", seed, "masks", None, {"predictor": "student"}, {"which": "random"}),
-    )]  # fmt: skip
+        Cell("mask", seed, "masks", None, {"predictor": "student"}, {"which": "random"}))]  # fmt: skip
 
 
 class Worker:
@@ -165,8 +164,7 @@ def test_a_real_cell_of_each_kind(tmp_path, run_cli) -> None:
     drawn = [" ".join(np.random.default_rng(number).choice(words, 12)) for number in range(80)]
     texts.write_text("".join(
         json.dumps({"text": f"{text} {number} {('awful', 'great')[number % 2]}", "label": number % 2}) + "\n"
-        for number, text in enumerate(drawn)
-    ))  # fmt: skip
+        for number, text in enumerate(drawn)))  # fmt: skip
     small = ("word_embeddings=random", "width=8", "heads=2", "layers=1")
     settings = ["data.name=table", f"data.path={texts}", "data.train_examples=40", "data.max_length=24",
                 "optimisation.batch_size=20",

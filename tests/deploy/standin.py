@@ -31,8 +31,7 @@ def libraries() -> Path:
     subprocess.run(
         ["gcc", "-shared", "-fPIC", "-w", f"-I{headers}", "-o", folder / "standin.so",
          ROOT / "tests" / "standin" / "cuda_standin.c"],
-        check=True,
-    )
+        check=True)
     for name in LIBRARIES:
         (folder / name).symlink_to("standin.so")
     return folder

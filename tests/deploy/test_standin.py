@@ -191,8 +191,7 @@ def test_graphs_run_on_the_gpu_and_wrong_answers_are_refused(unanswered, reposit
     for done, *complaints in (
         (verify(repository), "does not answer as the exported model did", "a selector score"),
         (verify(unanswered, "--checkpoint", checkpoint), "the graphs are not the model", "a selector score differs",
-         "do not follow the decision rule"),
-    ):  # fmt: skip
+         "do not follow the decision rule")):  # fmt: skip
         (line,) = done.stderr.splitlines()
         assert done.returncode == 1 and all(complaint in line for complaint in complaints), line
 

@@ -117,8 +117,7 @@ def test_compacting_and_calibrating_change_what_they_are_for_alone(student, tmp_
     ({}, "abc", False, DataError, r"data have 2 classes .*model has 3 \(a, b, c\); fix"),
     ({}, LABELS[::-1], False, DataError, "classes in the same order"),
     ({}, LABELS, True, ConfigError, "reads other tokens than this run; fix"),
-    ({"layers": 2}, LABELS, False, ConfigError, r"other sizes .*\(layers\).*fix"),
-])  # fmt: skip
+    ({"layers": 2}, LABELS, False, ConfigError, r"other sizes .*\(layers\).*fix")])  # fmt: skip
 def test_a_warm_start_that_does_not_fit_is_refused(config, tmp_path, changes, labels, swapped, error, message):
     content, mine = tiny_tokenizer_json(), config()
     if swapped:

@@ -14,8 +14,7 @@ def made_up(kind: str, figures: dict, *checks: Check, **settings) -> Result:
         kind=kind, command=f"rekd-bench {kind} REPO", hardware=HARDWARE, versions={"rekd": "1", "python": "3.11"},
         inputs={"repository": Input(name="<script>alert(1)</script>", sha256="a" * 64),
                 "data": Input(name="reviews", sha256="b" * 64)},
-        settings=settings, figures=figures, checks=list(checks),
-    )  # fmt: skip
+        settings=settings, figures=figures, checks=list(checks))  # fmt: skip
 
 
 def between(name: str, value: float, spread: float = 0.02) -> dict[str, float]:
@@ -32,15 +31,13 @@ def latency(factor: float = 1.0, spread: float = 0.02) -> Result:
     for length, batch in ((length, batch) for length in (64, 256) for batch in (1, 8)):
         p50 = {
             each: batch * length * (0.01 if each.model == CLASSIFIER else 0.02)
-            * (0.6 * factor if each.model == COMPACTED else 1.0) for each in VARIANTS
-        }  # fmt: skip
+            * (0.6 * factor if each.model == COMPACTED else 1.0) for each in VARIANTS}  # fmt: skip
         cells.append({
             "batch": batch, "length": length, "rounds": 9,
             "ways": [each.to_dict() | {"milliseconds": times(p50[each], spread), "items_per_second": 100.0}
                      for each in VARIANTS],
             "ratios": [{"way": each.name, "baseline": other.name, **between("ratio", p50[each] / p50[other], spread)}
-                       for each, other in comparisons(VARIANTS)],
-        })  # fmt: skip
+                       for each, other in comparisons(VARIANTS)]})  # fmt: skip
     not_run = [{"name": "torch.compile fp32, compacted", "reason": "no compiler | here"}]
     check = Check(name="what is timed answers alike", outcome="passed", words="all 40 of 40")
     return made_up("latency", {"cells": cells, "not_run": not_run}, check)
@@ -57,8 +54,7 @@ def serving() -> Result:
         "open": [{"rate": rate, "share_of_peak": rate / 120, **load, "late_ms": {"p99": 0.1}} for rate in (60.0, 96.0)],
         "in_process": {"milliseconds": {"served": times(8.0), "in process": times(5.0)},
                        "ratio": {"way": "served", "baseline": "in process", "ratio": 1.6, "low": 1.5, "high": 1.7},
-                       "added_ms": {"p50": 3.0, "low": 2.9, "high": 3.1}},
-    })  # fmt: skip
+                       "added_ms": {"p50": 3.0, "low": 2.9, "high": 3.1}}})  # fmt: skip
 
 
 def accuracy(share: float = 0.84, examples: int = 2000) -> Result:

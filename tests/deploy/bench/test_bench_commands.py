@@ -105,8 +105,7 @@ def test_some_examples_or_a_file_without_a_checkpoint_and_wrong_use_is_said(reco
     for arguments, code, said in (
         ([], 2, "REPO"), ([repository, "--url", "localhost:1"], 2, "REPO"), ([repository], 1, "no data to measure on"),
         ([repository, "--data", tmp_path / "none.csv"], 1, "none.csv"),
-        ([repository, "--checkpoint", other, "--data", table_file(tmp_path)], 1, "was exported from the checkpoint"),
-    ):
+        ([repository, "--checkpoint", other, "--data", table_file(tmp_path)], 1, "was exported from the checkpoint")):
         found, _, errors = run_cli(app, "accuracy", *arguments, "-o", out)
         assert found == code and said in errors and not out.exists()
 

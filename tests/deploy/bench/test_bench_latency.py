@@ -29,8 +29,7 @@ def test_what_variants_there_are_what_each_is_compared_with_and_what_shares_a_tr
     others = [
         Variant(ONNX_CPU, ZEROED, "int8"), Variant(ONNX_CPU, CLASSIFIER, "int8", graphs=1), Variant(PYTORCH, ZEROED),
         Variant(ONNX_CPU, COMPACTED, "fp32", kept=8), Variant(ONNX_CPU, COMPACTED, "int8", kept=4),
-        Variant(ONNX_CPU, CLASSIFIER, "fp32", graphs=1),
-    ]  # fmt: skip
+        Variant(ONNX_CPU, CLASSIFIER, "fp32", graphs=1)]  # fmt: skip
     baselines = [other for variant, other in comparisons([compacted, *others]) if variant == compacted]
     assert set(baselines) == set(others[:4])
     one = Variant(ONNX_CPU, COMPACTED, "int8", graphs=1, kept=8)
@@ -119,8 +118,7 @@ def test_every_variant_has_times_and_ratios(repository, checkpoint, image_ration
     (cell,) = found["cells"]
     assert {(way["runtime"], way["model"], way["graphs"]) for way in cell["ways"]} == {
         (ONNX_CPU, COMPACTED, 2), (ONNX_CPU, COMPACTED, 1), (PYTORCH, COMPACTED, 2), (PYTORCH, ZEROED, 2),
-        (PYTORCH, CLASSIFIER, 1),
-    }  # fmt: skip
+        (PYTORCH, CLASSIFIER, 1)}  # fmt: skip
     for way in cell["ways"]:
         times = way["milliseconds"]
         assert 0 < times["low"] <= times["p50"] <= times["high"] and times["p50"] <= times["p99"]
@@ -145,8 +143,7 @@ def test_the_command_writes_a_result_and_what_cannot_be_timed_is_refused(reposit
         ({"batches": (0,)}, BenchmarkError, "batches"), ({"teacher": "some"}, BenchmarkError, "--checkpoint"),
         ({"without": ("ONNX",)}, BenchmarkError, "nothing is left to time"), ({"device": "tpu"}, EngineError, "tpu"),
         ({"repositories": ()}, BenchmarkError, "nothing to time"),
-        ({"repositories": ("none",)}, RepositoryError, "none"),
-    ):  # fmt: skip
+        ({"repositories": ("none",)}, RepositoryError, "none")):  # fmt: skip
         with pytest.raises(error, match=message):
             measure_latency(**{"repositories": [repository], **QUICK, **changes})
 

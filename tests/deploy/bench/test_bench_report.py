@@ -86,8 +86,7 @@ def test_a_browser_shows_it_without_a_complaint_on_a_desk_and_on_a_phone(written
             assert loaded and all(each.startswith(("data:", address)) for each in loaded)
             heights, paper, wide = browser.execute_script(
                 "return [[...document.querySelectorAll('svg text')].map(text => text.getBoundingClientRect().height),"
-                "getComputedStyle(document.body).backgroundColor, document.documentElement.scrollWidth]"
-            )
+                "getComputedStyle(document.body).backgroundColor, document.documentElement.scrollWidth]")
             assert wide <= width, "nothing sticks out"
             assert len(heights) > 50 and min(heights) >= 8, "letters of charts on a phone"
             assert (sum(map(int, re.findall(r"\d+", paper)[:3])) > 600) == (scheme == "light")
@@ -119,8 +118,7 @@ def test_a_result_comes_back_as_it_was(tmp_path, monkeypatch) -> None:
     (lambda text: json.dumps(json.loads(text) | {"version": 99}), "version 99"),
     (lambda text: json.dumps(json.loads(text) | {"checks": [{"name": "x", "outcome": "maybe"}]}), "damaged"),
     (lambda text: f"[{text}]", "no result of rekd-bench"), (lambda text: text[:40], "damaged"),
-    (None, "cannot be read: No such file"),
-], ids=["format", "version", "field", "list", "cut off", "missing"])
+    (None, "cannot be read: No such file")], ids=["format", "version", "field", "list", "cut off", "missing"])
 def test_what_is_no_result_is_refused(tmp_path, change, said) -> None:
     path = tmp_path / "r.json"
     if change:
@@ -133,8 +131,7 @@ def test_what_is_no_result_is_refused(tmp_path, change, said) -> None:
     ((10.0, 9.8, 10.2), (11.5, 11.3, 11.7), "worse"), ((10.0, 8.0, 12.0), (11.5, 10.0, 13.0), "within the noise"),
     ((10.0, 9.8, 10.2), (10.9, 10.7, 11.1), "same"), ((10.0, 9.8, 10.2), (8.0, 7.9, 8.1), "better"),
     ((0.80, 2000), None, "worse"), ((0.835, 2000), None, "same"), ((0.90, 2000), None, "better"),
-    ((0.82, 100), None, "within the noise"),
-])  # fmt: skip
+    ((0.82, 100), None, "within the noise")])  # fmt: skip
 def test_times_and_accuracies_in_points(old, new, outcome):
     """Of accuracies the share and the examples, against 0.84."""
     if new:
@@ -174,8 +171,7 @@ OTHER = changed(latency(), hardware={"cores": 64})
     (latency(), serving(), "'latency', the new of 'serving'"), (latency(), OTHER, "cores: 2 -> 64.*--other-hardware"),
     (accuracy(), changed(accuracy(), inputs={"data": Input(name="reviews", sha256="c" * 64)}), "different data"),
     (latency(), changed(latency(), figures={"cells": []}), "no figure in common"),
-    (latency(), latency().model_copy(update={"figures": {}}), "lacks figures"),
-])
+    (latency(), latency().model_copy(update={"figures": {}}), "lacks figures")])
 def test_what_cannot_be_compared_is_refused(old, new, said):
     with pytest.raises(BenchmarkError, match=said):
         compare(old, new, **LIMITS)

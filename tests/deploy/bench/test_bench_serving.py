@@ -160,8 +160,7 @@ def test_what_cannot_be_sent_or_asked_is_refused(repository, tmp_path, run_cli):
     for load in (
         lambda: poisson_arrivals(0.0, 1.0, 0), lambda: poisson_arrivals(1.0, 0.0, 0),
         lambda: poisson_arrivals(float("nan"), 1.0, 0), lambda: closed_loop(print, concurrency=0, seconds=1.0),
-        lambda: closed_loop(print, concurrency=1, seconds=0.0), lambda: Requests(["a"], (0,), list, []),
-    ):  # fmt: skip
+        lambda: closed_loop(print, concurrency=1, seconds=0.0), lambda: Requests(["a"], (0,), list, [])):  # fmt: skip
         with pytest.raises(ConfigError):
             load()
     with pytest.raises(BenchmarkError, match="nothing to send"):

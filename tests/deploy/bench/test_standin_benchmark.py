@@ -74,8 +74,7 @@ def test_every_step_runs_its_forms_and_says_what_ran_elsewhere(finished):
     assert parity["not_run"] == [] and len(parity["cells"]) == 2 * 2 * (3 * 3 + 1), "precisions, captured, roles"
     forms = {(runtime, model, count) for runtime in ("ONNX Runtime CUDA", captured) for model, count in (
         ("compacted", 2), ("compacted", 1), ("compacted, small selector", 2), ("compacted, small selector", 1),
-        ("classifier", 1),
-    )}  # fmt: skip
+        ("classifier", 1))}  # fmt: skip
     for precision in ("fp16", "fp32"):
         found = result(output, f"latency_{precision}")
         assert [each["reason"] for each in found["not_run"]] == ["PyTorch is not installed"] and not found["fell_back"]
@@ -103,8 +102,7 @@ def of_a_card(results, folder, ratio=0.2):
                 captured = [way for way in cell["ways"] if way["runtime"] == "ONNX Runtime, CUDA graphs"]
                 names = {way["name"]: f"PyTorch of {way['name']}" for way in captured}
                 cell["ways"] += [
-                    way | {"runtime": "PyTorch, CUDA graphs", "name": names[way["name"]]} for way in captured
-                ]
+                    way | {"runtime": "PyTorch, CUDA graphs", "name": names[way["name"]]} for way in captured]
                 more = [{"way": ours, "baseline": theirs, "low": 1, "high": 1} for ours, theirs in names.items()]
                 cell["ratios"] = [each | {"ratio": ratio} for each in (*cell["ratios"], *more)]
         (folder / path.name).write_text(json.dumps(found))
@@ -172,8 +170,7 @@ sleep 60 & wait""")
 @pytest.mark.parametrize(("told", "without", "said"), [
     ("a card, 535.10, 80000, 70000, 9.0", "", ["the driver 535.10 is too old for CUDA 13", "; fix: 580 or later"]),
     ("a card, 590.10, 80000, 700, 9.0", "", ["700 MB of the GPU are free, 8000 are needed; fix: "]),
-    ("a card, 590.10, 80000, 70000, 9.0", "libcublas.so.13", ["libcublas.so.13", "; fix: "]),
-])
+    ("a card, 590.10, 80000, 70000, 9.0", "libcublas.so.13", ["libcublas.so.13", "; fix: "])])
 def test_what_is_missing_stops_all_of_it_with_a_line(graphs, tmp_path, monkeypatch, told, without, said):
     program = tmp_path / "bin" / "nvidia-smi"
     program.parent.mkdir()
@@ -202,8 +199,7 @@ def test_a_finished_step_is_kept_and_an_unfinished_one_is_not(finished, graphs):
 @pytest.mark.parametrize(("options", "said"), [
     (["--standin"], "what pretends is no result; fix: --output"),
     (["--output", "r", "--standin"], "the CUDA here is a real one, or none; fix: without --standin"),
-    (["--output", "r", "--steps", "nothing"], "there is no step 'nothing'; steps: check, parity"),
-])
+    (["--output", "r", "--steps", "nothing"], "there is no step 'nothing'; steps: check, parity")])
 def test_what_pretends_never_lies_among_the_results(graphs, tmp_path, run_cli, monkeypatch, options, said):
     monkeypatch.chdir(tmp_path)
     code, _, errors = run_cli(gpu.app, "run", graphs, *options)

@@ -41,8 +41,7 @@ def test_the_chain_on_images(tmp_path):
     settings = (
         f"data.path={fashion_folder(tmp_path / 'f', 200)}", "data.train_examples=100", "data.test_examples=40",
         "stages.classifier_epochs=1", "stages.rationale_epochs=1", "stages.compact_epochs=1",
-        *(f"{role}.{size}" for role in ("selector", "predictor") for size in ("layers=1", "width=16")),
-    )  # fmt: skip
+        *(f"{role}.{size}" for role in ("selector", "predictor") for size in ("layers=1", "width=16")))  # fmt: skip
     report, answers = chain(Demo(tmp_path / "demo", queries=6, overrides=settings, subject=IMAGES))
     assert report["classifier"]["rate"] == 1.0 and 0.1 < report["student"]["rate"] <= 0.25
     for answer in answers:

@@ -75,8 +75,7 @@ def test_a_failing_gate_leaves_the_old_repository(checkpoint, tmp_path, monkeypa
     ("nowhere --checkpoint somewhere", 2, "it goes with --verify"),
     ("nowhere --device tpu", 2, "there is no device 'tpu'"),
     ("nowhere --lengths 64;128", 2, "no list of whole numbers"), ("nowhere --batches 0", 2, "batch 0 is outside"),
-    ("--verify nowhere", 1, "error: no model repository at nowhere"),
-])
+    ("--verify nowhere", 1, "error: no model repository at nowhere")])
 def test_what_is_wrong_is_said_with_its_exit_code(rekd_export, arguments, code, complaint):
     found, printed, errors = rekd_export(*arguments.split())
     assert found == code and complaint in errors and not printed and "Traceback" not in errors
@@ -85,16 +84,14 @@ def test_what_is_wrong_is_said_with_its_exit_code(rekd_export, arguments, code, 
 
 @pytest.mark.parametrize(("arguments", "heavy", "shown"), [
     (["CKPT", "--output", "OUT", "--dry-run", "--json"], {"torch", "onnxruntime", "onnx"}, '"dry_run": true'),
-    (["--verify", "REPO", "--json"], {"torch", "transformers"}, '"verified": true'),
-])
+    (["--verify", "REPO", "--json"], {"torch", "transformers"}, '"verified": true')])
 def test_nothing_heavy_is_loaded_for_what_needs_none(checkpoint, repository, tmp_path, arguments, heavy, shown):
     paths = {"CKPT": str(checkpoint), "REPO": str(repository), "OUT": str(tmp_path / "r")}
     code = (
         f"import sys\nfrom rekd_deploy.cli.export import main\n"
         f"sys.argv = {['rekd-export', *(paths.get(word, word) for word in arguments)]!r}\n"
         "try: main()\nexcept SystemExit as end: assert end.code == 0\n"
-        f"heavy = {heavy!r} & set(sys.modules); assert not heavy, heavy"
-    )
+        f"heavy = {heavy!r} & set(sys.modules); assert not heavy, heavy")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert shown in done.stdout and list(tmp_path.iterdir()) == []

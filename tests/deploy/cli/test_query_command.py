@@ -50,8 +50,7 @@ def test_json_has_spans_and_what_came_with_a_text_and_files_stream_in_chunks(rek
     assert [len(each.args[0]) for each in server.predict.call_args_list] == [256, 256, 88]
     path, table = tmp_path / "reviews.jsonl", tmp_path / "reviews.csv"
     path.write_text(
-        '{"id": 7, "review": "good film", "label": "gold", "input_label": "old"}\n{"review": "bad", "x": NaN}\n'
-    )
+        '{"id": 7, "review": "good film", "label": "gold", "input_label": "old"}\n{"review": "bad", "x": NaN}\n')
     first, second = map(json.loads, rekd_query("--file", path, "--column", "review", "--json")[1].splitlines())
     assert (first["id"], first["text"], second["text"], second["x"]) == (7, "good film", "bad", None)
     assert (first["input_label"], first["input_input_label"]) == ("gold", "old"), "what is asked again loses nothing"
@@ -89,8 +88,7 @@ TO_UTF8, WORDS = "fix: convert it to UTF-8", "fix: give at least one word"
     (True, "東京 good\n".encode(), 1, []), (True, b"\xff\n\n", 0, [f": line 1 {NO_UTF8}; {TO_UTF8}"]),
     (True, GOOD * 255 + b"\xff\n" + EMPTY + GOOD * 300, 555,
      [f": line 256 {NO_UTF8}; {TO_UTF8}", f": line 257 {WORDLESS}; {WORDS}"]),
-    (True, b"", 0, [' holds no text; fix: give one text a line, or JSON lines with the key "text"']),
-])
+    (True, b"", 0, [' holds no text; fix: give one text a line, or JSON lines with the key "text"'])])
 def test_bad_lines_end_a_file_and_are_left_out_of_standard_input(
     rekd_query, server, monkeypatch, tmp_path, piped, content, printed, errors
 ):
@@ -107,8 +105,7 @@ def test_bad_lines_end_a_file_and_are_left_out_of_standard_input(
         "", "good --file x.txt", "good --url a:1 --local r", "good --timeout 0", "good --nonsense", "good --header x",
         "--image x.png --windows", "good --save d", "good --column x", "good --device cuda", "good --local r --ca x",
         "good --local r --header x:y")),
-    *(([text], 1) for text in (" \n\t", "caf\udce9")), (["good", "--ca", "nowhere.pem"], 1),
-])
+    *(([text], 1) for text in (" \n\t", "caf\udce9")), (["good", "--ca", "nowhere.pem"], 1)])
 def test_arguments_that_cannot_be_used(rekd_query, server, arguments, code):
     found, printed, error = rekd_query(*arguments)
     assert (found, printed) == (code, "") and "Traceback" not in error and not server.called

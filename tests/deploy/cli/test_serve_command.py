@@ -17,8 +17,7 @@ def serve(*arguments):
     ("somewhere --host 0.0.0.0", 1, "neither a login nor TLS"), ("somewhere --json", 2, "add --status"),
     ("somewhere --ca roots.pem", 2, "add --status"),
     ("somewhere --tritonserver /nowhere", 1, "is not an executable file"), ("somewhere --restart always", 2, "always"),
-    ("--status here", 1, "is no address"),
-])
+    ("--status here", 1, "is no address")])
 def test_refusals(arguments, code, message):
     answer = serve(*arguments.split())
     assert answer.returncode == code and message in answer.stderr and "Traceback" not in answer.stderr

@@ -310,8 +310,7 @@ def test_a_model_that_cannot_be_used_or_changes_all_the_time(kind, server, ratio
     for version, changed, complaint in (
         ("2", OTHER, "this client wants"),
         ("3", parameters | {"tokenizer": base64.b64encode(zlib.compress(tokenizer)).decode()}, "fingerprint"),
-        ("4", {key: value for key, value in parameters.items() if key != "labels"}, "no parameter labels"),
-    ):
+        ("4", {key: value for key, value in parameters.items() if key != "labels"}, "no parameter labels")):
         server.configs[version] = changed
         with pytest.raises(VersionMismatchError, match=complaint):
             client.predict(["good"])

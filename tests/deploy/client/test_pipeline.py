@@ -74,8 +74,7 @@ def test_artefacts_answer_as_the_repository_made_of_them(artefacts, pipeline, te
     for source, options, error, complaint in (
         (replace(artefacts, selector=altered), {}, RepositoryError, r"selector.onnx was altered"),
         (artefacts, {"single_graph": True}, RepositoryError, "the export holds no single graph"),
-        (artefacts, {"batch_size": 0}, InputError, "batch_size 0 must be at least 1"),
-    ):
+        (artefacts, {"batch_size": 0}, InputError, "batch_size 0 must be at least 1")):
         with pytest.raises(error, match=complaint):
             Pipeline(source, **options)
 
@@ -117,8 +116,7 @@ LENGTHS = [40, 1, 20, 2, 3, 45, 4, 21, 30, 5]
     (2, (1, 2, 4), [(2, 16), (2, 16), (2, 32), (2, 32), (2, 48)]),
     (3, (1, 2, 4), [(2, 16), (3, 16), (3, 32), (2, 48)]), (8, (1, 2, 4), [(4, 16), (4, 32), (2, 48)]),
     (3, (1, 4, 8), [(1, 16), (3, 16), (3, 32), (3, 48)]), (8, (1, 4, 8), [(2, 16), (8, 48)]),
-    (8, (3, 8), [(7, 32), (3, 48)]),
-])  # fmt: skip
+    (8, (3, 8), [(7, 32), (3, 48)])])  # fmt: skip
 def test_batches_of_texts(rationalizer, most, filled_to, shapes):
     texts = ["good " * n for n in LENGTHS]
     batches = list(Batches(rationalizer.preprocessor, texts, most, filled_to=filled_to))
@@ -244,8 +242,7 @@ def test_query_prints_saves_and_refuses_in_one_line(run_cli, image_rationalizer,
         (["--image", file, "--image", none], "/none.png) does not exist; fix: "),
         (["--image", file, "--save", file / "folder"], "cannot be written: Not a directory; fix: "),
         (["--image", file, "--image", twin, "--save", new], "2 images would be saved to the same file"),
-        (["a text"], reads),
-    ):
+        (["a text"], reads)):
         code, printed, error = rekd_query(*arguments)
         assert (code, printed) == (1, "") and complaint in error and error.count("\n") == 1
     assert not new.exists()

@@ -37,8 +37,7 @@ def test_addresses_headers_and_tls_settings_that_cannot_be_used(tmp_path, roots)
         (lambda: Client("localhost:1", tls=TlsSettings()), "not encrypted, but TLS settings are given; give grpcs"),
         *((lambda url=url, settings=settings: Client(url, tls=settings), "TLS files cannot be used")
           for url in ("grpcs://localhost:1", "https://localhost:1")
-          for settings in (TlsSettings(nonsense), TlsSettings(roots, roots, nonsense))),
-    ):  # fmt: skip
+          for settings in (TlsSettings(nonsense), TlsSettings(roots, roots, nonsense)))):  # fmt: skip
         with pytest.raises(ClientError, match=complaint):
             made()
 

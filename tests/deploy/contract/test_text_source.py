@@ -30,8 +30,7 @@ def read(tmp_path):
      [("good\nfilm", 1, {"id": 7, "label": "x"}), (" 🎬", 3, {})]),
     ("other", '{"text": "good"}\n{"text": "bad"}', [("good", 1, {}), ("bad", 2, {})]),
     ("other", "good\n[1]", [("good", 1, {}), ("[1]", 2, {})]),
-    ("r.csv", "title,text\na b,c d\n", [("c d", 1, {"title": "a b"})]),
-])
+    ("r.csv", "title,text\na b,c d\n", [("c d", 1, {"title": "a b"})])])
 def test_lines_json_lines_and_the_column_text(read, name, content, texts):
     assert read(name, content) == texts
 
@@ -71,8 +70,7 @@ def test_standard_input_arguments_and_chunks_before_a_bad_line(monkeypatch, tmp_
     ("r.jsonl", b'{"text": ""}\n' * 25, "line 20 is empty; and 5 more; fix: give at least one word$"),
     ("r.csv", "title,review\na b,c d\n", "has no column 'text'; it has: title, review; fix: call the column"),
     ("r.csv", "id,word\n1,good\n", "has no column 'text'; it has: id, word; fix: call .* --column NAME"),
-    ("r.csv", 'id,text\n1,good film\n2," "\n3,fine\n4,\n', "line 3 is only white space; line 5 is empty; fix: give"),
-])
+    ("r.csv", 'id,text\n1,good film\n2," "\n3,fine\n4,\n', "line 3 is only white space; line 5 is empty; fix: give")])
 def test_bad_lines_and_rows_are_named(read, name, content, complaint):
     with pytest.raises(InputError, match=complaint):
         read(name, content)

@@ -103,8 +103,7 @@ def planned(artefacts, product: str, **request):
     ("tensorrt-rtx", "tensorrt", {}, "target 'tensorrt' runs .* the export has tensorrt-rtx; fix: "),
     ("tensorrt", "onnxruntime", {}, "target 'onnxruntime' runs .* the export has tensorrt; fix: "),
     (None, "tensorrt", {}, "the export has none"),
-    ("tensorrt", "tensorrt", {"max_batch_size": 32}, "size is 64, but the engine of the selector takes at most 32"),
-])
+    ("tensorrt", "tensorrt", {"max_batch_size": 32}, "size is 64, but the engine of the selector takes at most 32")])
 def test_what_a_target_cannot_run_is_refused(artefacts, product, target, limits, complaint):
     made = planned(artefacts, product, **limits) if product else artefacts
     with pytest.raises(RepositoryError, match=complaint):
@@ -236,8 +235,7 @@ def test_engines_run_where_they_can_and_else_stay_unverified(built, root, fake_g
     ({"graph_sha256": "0" * 64}, 1, "is stale: it was not built from the model.onnx beside it"),
     ({"sha256": "0" * 64}, 0, "was altered"),
     ({"version": "1.6.0"}, 1, "was built with TensorRT-RTX 1.6.0, 1.7.1.116 is installed"),
-    ({"profiles": [{"input_ids": [[1, 3], [1, 3], [1, 3]]}]}, 1, "has the profiles .*, the manifest says"),
-])
+    ({"profiles": [{"input_ids": [[1, 3], [1, 3], [1, 3]]}]}, 1, "has the profiles .*, the manifest says")])
 def test_an_engine_that_is_not_its_entry_s_is_named(root, fake_gpu, change, devices, complaint):
     fake_gpu.devices, manifest = devices, read_manifest(root)
     manifest["artefacts"]["predictor"]["engine"] |= change

@@ -50,8 +50,7 @@ def test_every_length_and_batch_size_is_answered_as_by_the_model(artefacts, rati
      r"scores float32 \[2, 'length'\], not .* \['batch', 'length'\]"),
     (lambda graph: setattr(graph.input[1].type.tensor_type, "elem_type", onnx.TensorProto.INT32),
      "attention_mask int32 .* not .*attention_mask int64"),
-    (lambda graph: setattr(graph.input[1], "name", "mask"), "it has .*mask int64"),
-])
+    (lambda graph: setattr(graph.input[1], "name", "mask"), "it has .*mask int64")])
 def test_another_interface_and_weights_that_are_no_numbers_are_named(artefacts, change, complaint):
     model = onnx.load(artefacts.selector)
     change(model.graph)

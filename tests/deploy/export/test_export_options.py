@@ -28,8 +28,7 @@ RTX = {"engine": "tensorrt-rtx"}
 
 MODELS = {
     "text": make_rationalizer, "zero": lambda: make_rationalizer(operator="zero"), "image": make_image_rationalizer,
-    "paper": lambda: make_rationalizer(operator="zero", policy=PAPER_POLICY),
-}  # fmt: skip
+    "paper": lambda: make_rationalizer(operator="zero", policy=PAPER_POLICY)}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +86,7 @@ def test_a_checkpoint_that_is_not_whole_is_named(checkpoints, tmp_path, name, co
     ({"target": "onnxruntime", **RTX}, "cannot run the engine 'tensorrt-rtx'; fix: "),
     ({"target": "tensorrt", **RTX}, "cannot run the engine 'tensorrt-rtx'; fix: "),
     ({"engine": "tensorrt"}, "target 'python' cannot run the engine 'tensorrt'; fix: "),
-    ({"target": "mainframe", "lengths": (-1,), "keep": 0}, "mainframe.*length -1.*keep is 0"),
-])  # fmt: skip
+    ({"target": "mainframe", "lengths": (-1,), "keep": 0}, "mainframe.*length -1.*keep is 0")])  # fmt: skip
 def test_values_out_of_range(choices, complaint):
     with pytest.raises(ConfigError, match=complaint):
         ExportOptions(**choices)
@@ -101,8 +99,7 @@ def test_values_out_of_range(choices, complaint):
     ("paper", {"lengths": (16,)}, "lengths 16 are .*may hold padding.*fix: leave out --lengths"),
     ("image", {"lengths": (16,)}, "lengths 16 are not for .*reads images.*leave out --lengths"),
     ("image", {"parity_texts": "texts.txt"}, "leave out --parity-texts"),
-    ("text", {}, r"pip install -e '.*\[cpu\]'"), ("text", RTX, r"pip install -e '.*\[tensorrt-rtx\]'"),
-])  # fmt: skip
+    ("text", {}, r"pip install -e '.*\[cpu\]'"), ("text", RTX, r"pip install -e '.*\[tensorrt-rtx\]'")])  # fmt: skip
 def test_what_does_not_fit_the_checkpoint_and_a_missing_library(
     checkpoints, tmp_path, monkeypatch, name, choices, complaint
 ):
@@ -135,8 +132,7 @@ def test_facts_are_the_models_and_choices_reach_server_and_engines(checkpoints):
 @pytest.mark.parametrize(("choices", "gpus", "expected"), [
     (GPUS, 0, "fp16"), ({"target": "onnxruntime"}, 1, "fp16"), ({"gpu": True}, 0, "fp16"), ({}, 1, "fp32"),
     ({"target": "onnxruntime"}, 0, "fp32"), (CPUS, 1, "fp32"), ({"target": "tensorrt"}, 1, "fp32"),
-    (GPUS | {"precision": "fp32"}, 0, "fp32"), (CPUS | {"precision": "fp16"}, 0, "fp16"),
-])
+    (GPUS | {"precision": "fp32"}, 0, "fp32"), (CPUS | {"precision": "fp16"}, 0, "fp16")])
 def test_on_a_gpu_precision_is_fp16_and_both_steps_one_graph(here, checkpoints, tmp_path, choices, gpus, expected):
     here(gpus=gpus)
     options = ExportOptions(**choices)
@@ -161,8 +157,7 @@ def test_a_container_has_the_cores_of_its_quota(monkeypatch, tmp_path):
     (2, 8, {}, (1, 0)), (2, 512, {}, (2, 0)), (1, 512, {}, (1, 0)), (8, 512, {"instances": 4}, (4, 0)),
     (2, 8, {"target": "onnxruntime"}, (2, 1)), (8, 8, {"target": "onnxruntime"}, (2, 4)),
     (8, 8, {"target": "onnxruntime", "instances": 1}, (1, 4)), (8, 8, {"target": "onnxruntime", "threads": 3}, (2, 3)),
-    (8, 8, {"target": "onnxruntime", "instances": 16}, (16, 1)), (8, 8, GPUS, (1, 0)),
-])
+    (8, 8, {"target": "onnxruntime", "instances": 16}, (16, 1)), (8, 8, GPUS, (1, 0))])
 def test_instances_share_the_cores(here, checkpoints, cores, width, options, expected):
     """In the python backend threads 0 are shared out where it serves: test_triton_model."""
     here(cores=cores)

@@ -97,8 +97,7 @@ def test_manifest_and_single_graph_are_the_models_own(family, tmp_path):
     assert len(tensors) == len(single.graph.initializer)
     weights = {
         role: sum(onnx.numpy_helper.to_array(tensor).size for tensor in each.graph.initializer)
-        for role, each in loaded.items()
-    }
+        for role, each in loaded.items()}
     assert weights["single"] == weights["selector"] + weights["predictor"]
     bias = tensors["predictor/predictor.head.1.bias"]
     bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 1, bias.name))

@@ -89,8 +89,7 @@ def swapped(copy):
     (edited(PREDICTOR, flipped), f": {PREDICTOR} changed since the export"),
     (swapped, f"{PREDICTOR} is the content of {SELECTOR}; {SELECTOR} is the content of {PREDICTOR}"),
     (edited("parity.npz", lambda path: b"cut"), "parity.npz changed since the export"),
-    (shutil.rmtree, "no model repository at"),
-])
+    (shutil.rmtree, "no model repository at")])
 def test_a_changed_file_is_named(copy, change, complaint):
     change(copy)
     with pytest.raises(RepositoryError, match=complaint) as refusal:
@@ -109,8 +108,7 @@ LABELS = "rekd/config.pbtxt"
     (SELECTOR, lambda path: (path.parents[2] / PREDICTOR).read_bytes(),
      f"{SELECTOR} cannot be run: rekd_selector has the tensors"),
     (LABELS, lambda path: path.read_bytes().replace(b"negative", b"hostile"), f"{LABELS} describes other labels"),
-    ("parity.npz", lambda path: b"cut", "parity.npz is damaged"),
-])
+    ("parity.npz", lambda path: b"cut", "parity.npz is damaged")])
 def test_a_forged_manifest_hides_no_wrong_file(copy, name, change, complaint):
     edited(name, change)(copy)
     sign(copy, name)

@@ -120,8 +120,7 @@ def test_good_rows_stay_what_they_are_bit_for_bit(kind, texts):
 @every_text_pair
 @pytest.mark.parametrize(("name", "value"), [
     *(("input_ids", value) for value in (-1, -VOCABULARY, VOCABULARY, WORST, -WORST - 1)),
-    *(("attention_mask", value) for value in (-1, 2, WORST, -WORST - 1, "empty")),
-])
+    *(("attention_mask", value) for value in (-1, 2, WORST, -WORST - 1, "empty"))])
 def test_a_row_that_cannot_be_read_is_no_number_and_harms_no_other(kind, texts, name, value):
     model, signature, plain, safe = guarded_as(kind)
     inputs = good_inputs(model, texts)

@@ -47,8 +47,7 @@ def constant_replaced(old: float, new: float, slots: bool = False):
         (tensor,) = (
             entry for entry in model.graph.initializer
             if entry.name.startswith("slots/") == slots and entry.data_type != onnx.TensorProto.BOOL
-            and (array := numpy_helper.to_array(entry)).size == 1 and np.isclose(array.item(), old, rtol=1e-6)
-        )
+            and (array := numpy_helper.to_array(entry)).size == 1 and np.isclose(array.item(), old, rtol=1e-6))
         rewritten(tensor, np.full_like(numpy_helper.to_array(tensor), new))
 
     return action
@@ -167,8 +166,7 @@ NAN, LABELLED = float("nan"), {"labelled": 200, "model_correct": 170}
     ("int8", {**LABELLED, "graphs_correct": 167}, "falls from 0.8500 to 0.8350 (limit 0.01"),
     ("int8", {**LABELLED, "graphs_correct": 190}, None), ("int8", {"example_disagreements": 2}, None),
     ("int8", {"example_disagreements": 3}, "3 of 200 examples are put into another class, agreement 0.9850 (limit"),
-    ("int8", {"flipped": 101}, "(limit 0.50%)"),
-])
+    ("int8", {"flipped": 101}, "(limit 0.50%)")])
 def test_limits(precision, figures, complaint):
     found = complaints(precision, **figures)
     assert (complaint in found) if complaint else not found
@@ -223,7 +221,6 @@ TWO = text(1, 2)
     (text(3, 1, 0), text(3, 0, 1.000001), None, True),  # almost equal scores have changed places
     (text(3, 1, 0), text(3, 0, 1.1), None, False),
     (image(3, 1), image(3, 1), None, True), (image(3, 1, 0), image(3, 0, 1.000001), None, True),
-    (image(3, 1, 0), image(3, 0, 1.1), None, False), (image(3, 1), image(3, 0), 0.5, False),
-])
+    (image(3, 1, 0), image(3, 0, 1.1), None, False), (image(3, 1), image(3, 0), 0.5, False)])
 def test_predictions_agree_up_to_near_ties(mine, other, bias, agrees):
     assert agreement([mine], [other], bias=bias) == agrees

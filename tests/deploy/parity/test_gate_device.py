@@ -62,8 +62,7 @@ def spoil(name, change, where=()):
     """Answers with one of them changed, where those of other names are among them."""
     wanted = {name, *where}
     return staticmethod(
-        lambda answers: answers | {name: change(answers[name])} if wanted <= answers.keys() else answers
-    )
+        lambda answers: answers | {name: change(answers[name])} if wanted <= answers.keys() else answers)
 
 
 def said(verification) -> str:
@@ -117,16 +116,14 @@ def test_without_a_gpu_the_export_says_what_proves_it_there(checkpoint, tmp_path
     assert code == 0 and document["parity"]["device"] == "cpu" and "onnxruntime-gpu" in document["not_proved_there"]
     assert "onnxruntime-gpu" not in (root / "manifest.json").read_text(), "the same bytes wherever"
     (line,) = (
-        line for line in run_cli(app, checkpoint, "--dry-run", *options)[1].splitlines() if line.startswith("gate ")
-    )
+        line for line in run_cli(app, checkpoint, "--dry-run", *options)[1].splitlines() if line.startswith("gate "))
     assert "proved on the CPU, not on the GPU" in line and line.endswith("--device cuda")
     assert json.loads(run_cli(app, checkpoint, "--dry-run", "--json")[1])["gate_device"] == "cpu"
 
 
 @pytest.mark.parametrize("command", [
     "export {checkpoint} --output {new}", "export {checkpoint} --dry-run", "export --verify {new}",
-    "query --local {repository} film",
-])
+    "query --local {repository} film"])
 def test_a_gpu_that_was_asked_for_and_is_not_there(command, checkpoint, repository, tmp_path, no_cuda):
     new = tmp_path / "r"
     module, *arguments = command.format(checkpoint=checkpoint, repository=repository, new=new).split()

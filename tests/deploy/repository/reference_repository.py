@@ -28,8 +28,7 @@ FLAVOURS = {
     "onnxruntime-one-gpu": ("onnxruntime", None, ServingSettings(gpu=True, gpus=(0,), queue_delay_us=100)),
     "onnxruntime-limited": ("onnxruntime", None, ServingSettings(instances=2, threads=2, rate_limit=True)),
     "tensorrt": ("tensorrt", "tensorrt", ServingSettings(max_batch_size=8, queue_delay_us=100)),
-    "tensorrt-two-gpus": ("tensorrt", "tensorrt", ServingSettings(max_batch_size=8, gpus=(0, 1), queue_delay_us=100)),
-}
+    "tensorrt-two-gpus": ("tensorrt", "tensorrt", ServingSettings(max_batch_size=8, gpus=(0, 1), queue_delay_us=100))}
 """Folder: target, product of the engines, and how the server runs them."""
 
 

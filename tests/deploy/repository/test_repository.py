@@ -21,8 +21,7 @@ FILES = sorted([
     *(f"{model}/{name}" for model in WARM_UPS
       for name in ("1/model.onnx", "1/model.py", "1/triton_graphs.py", "config.pbtxt")),
     *(f"{model}/warmup/{tensor}-{length}" for model, tensors in WARM_UPS.items() for tensor in tensors
-      for length in (16, 32, 48)),
-])  # fmt: skip
+      for length in (16, 32, 48))])  # fmt: skip
 
 
 @pytest.fixture
@@ -105,8 +104,7 @@ def unlisted(copy):
     (lambda copy: edited(copy, lambda described: described.update(version=99)), "format version 99"),
     (lambda copy: (copy / "rekd_selector/2").mkdir(), "rekd_selector: version folders are 1, 2, the manifest has 1"),
     (lambda copy: (copy / "notes").mkdir(), "folder notes"), (shutil.rmtree, "no model repository at"),
-    (lambda copy: shutil.rmtree(copy) or copy.mkdir(), "holds no exported model"),
-])  # fmt: skip
+    (lambda copy: shutil.rmtree(copy) or copy.mkdir(), "holds no exported model")])  # fmt: skip
 def test_what_is_not_as_it_was_written_is_named(copy, change, complaint):
     (copy / "notes.txt").touch()
     check_repository(copy)

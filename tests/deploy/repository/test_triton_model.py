@@ -109,8 +109,7 @@ def test_threads_are_those_of_the_config_or_the_instances_share_the_cores_of_the
         quota.write_text(f"{content} 100000" if content else "")
         assert usable_cores(str(quota)) == expected
     monkeypatch.setattr(Path, "read_text", lambda path, *_, **options: (
-        "max 100000" if path.name == "cpu.max" else read(path, *_, **options)
-    ))
+        "max 100000" if path.name == "cpu.max" else read(path, *_, **options)))
     for threads, instances, expected in ((3, 1, 3), (3, 2, 3), (0, 1, 4), (0, 2, 4), (0, 3, 2), (0, 9, 1)):
         def edit(config, threads=threads, instances=instances):
             config.parameters["intra_op_thread_count"].string_value = str(threads)

@@ -36,8 +36,7 @@ def root(artefacts, tmp_path):
 
 
 @pytest.mark.parametrize("change", [
-    {}, {"keep": 3}, {"max_batch_size": 8}, {"keep": 1, "threads": 2}, {"target": "onnxruntime"},
-])  # fmt: skip
+    {}, {"keep": 3}, {"max_batch_size": 8}, {"keep": 1, "threads": 2}, {"target": "onnxruntime"}])  # fmt: skip
 def test_other_settings_are_another_version_and_the_same_export_again_changes_nothing(artefacts, root, change):
     newest = another(artefacts, 2) if change == {"keep": 3} else artefacts
     write_repository(newest, root, **change)

@@ -45,8 +45,7 @@ def test_runs_inside_with_only(selector):
     ("input_ids", np.ones((2, 5), np.int32), "input 'input_ids' is int32, not int64"),
     ("input_ids", np.ones(5, np.int64), r"input 'input_ids' has the shape \(5,\), not \('batch', 'length'\)"),
     ("attention_mask", np.ones((2, 6), np.int64), r"'attention_mask' has the shape \(2, 6\); input_ids says 5"),
-    ("input_ids", np.ones((0, 5), np.int64), r"'input_ids' has the shape \(0, 5\); an axis is empty"),
-])
+    ("input_ids", np.ones((0, 5), np.int64), r"'input_ids' has the shape \(0, 5\); an axis is empty")])
 def test_a_wrong_input_is_named(artefacts, name, array, complaint):
     given = {key: value for key, value in {**INPUTS, name: array}.items() if value is not None}
     with pytest.raises(EngineError, match=f"the selector: .*{complaint}"):

@@ -56,8 +56,7 @@ def graphs_of(tmp_path_factory):
 @pytest.mark.parametrize(("kind", "role", "precision"), [
     *((kind, role, "fp32") for kind in ("bert", "bert-zero", "vit", "vit-paper")
       for role in ("selector", "predictor", "single")),
-    *((kind, "single", precision) for kind in ("bert", "vit") for precision in ("fp16", "bf16", "int8")),
-])
+    *((kind, "single", precision) for kind in ("bert", "vit") for precision in ("fp16", "bf16", "int8"))])
 def test_every_graph_builds_for_every_card_in_every_precision(library, graphs_of, tmp_path, kind, role, precision):
     pair, graphs = graphs_of(kind, precision)
     signature, plan = pair.graph(role), tmp_path / f"{role}.plan"
@@ -134,8 +133,7 @@ def test_what_is_refused_is_one_useful_line(library, tmp_path, operator, output,
     ("tensorrt-rtx", ModuleNotFoundError(name="tensorrt_rtx"), r"'tensorrt_rtx' is not .*pip .*\[tensorrt-rtx\]"),
     ("tensorrt", ImportError("libnvinfer.so.11: cannot open"), "cannot be loaded: libnvinfer.so.11.*fix: pip"),
     ("tensorrt", SimpleNamespace(__version__="8.6.1"), "TensorRT is .* version 8.6.1; fix: install version 10 or 11"),
-    ("abacus", None, "no engine 'abacus'; engines: tensorrt, tensorrt-rtx"),
-])
+    ("abacus", None, "no engine 'abacus'; engines: tensorrt, tensorrt-rtx")])
 def test_a_library_that_cannot_be_used_is_one_line_with_the_fix(monkeypatch, name, found, complaint):
     monkeypatch.setattr("importlib.import_module", Mock(side_effect=[found]))
     with pytest.raises((EngineError, MissingExtraError), match=complaint):
@@ -165,8 +163,7 @@ def test_ranges_cover_every_size_once_and_sizes_beyond_them_are_named():
         (batch_ranges, None, 64, [(1, 8, 64)]), (batch_ranges, None, 4, [(1, 4, 4)]),
         (batch_ranges, (64, 1, 8), 64, [(1, 1, 2), (3, 8, 8), (9, 64, 64)]),
         (batch_ranges, (1, 2), 3, [(1, 1, 2), (3, 3, 3)]), (batch_ranges, (1,), 1, [(1, 1, 1)]),
-        (length_ranges, (32, 16), 48, [(3, 16, 16), (17, 32, 32), (33, 48, 48)]),
-    ):  # fmt: skip
+        (length_ranges, (32, 16), 48, [(3, 16, 16), (17, 32, 32), (33, 48, 48)])):  # fmt: skip
         assert ranges(sizes, largest) == [Range(*each) for each in expected]
     for ranges, size in ((batch_ranges, 0), (batch_ranges, 65), (length_ranges, 2), (length_ranges, 65)):
         with pytest.raises(EngineError, match=r"outside .*64.*fix"):
@@ -175,8 +172,7 @@ def test_ranges_cover_every_size_once_and_sizes_beyond_them_are_named():
 
 @pytest.mark.parametrize(("rule", "slots"), [
     (5, ((3, 5), (8, 5), (8, 5))), (Slots(200_000, 1, 9), ((3, 3), (8, 9), (8, 9))),
-    (Slots(200_000, 4, 4), ((3, 4), (8, 4), (8, 4))),
-])
+    (Slots(200_000, 4, 4), ((3, 4), (8, 4), (8, 4)))])
 def test_profiles_follow_the_signature(rule, slots):
     profiles = profiles_of(text_pair_signature(rule, classes=2).predictor, [Range(1, 1, 2), Range(3, 8, 8)], LENGTHS)
     assert len(profiles) == 4
@@ -194,8 +190,7 @@ MODULES = [*sorted((DEPLOY / "runtimes").glob("tensorrt*.py")), DEPLOY / "reposi
 VARIABLES = {
     "builder": "Builder", "network": "INetworkDefinition", "parser": "OnnxParser", "config": "IBuilderConfig",
     "profile": "IOptimizationProfile", "engine": "ICudaEngine", "_engine": "ICudaEngine",
-    "context": "IExecutionContext", "_runtime": "Runtime", "tensor": "ITensor", "memory": "IHostMemory",
-}  # fmt: skip
+    "context": "IExecutionContext", "_runtime": "Runtime", "tensor": "ITensor", "memory": "IHostMemory"}  # fmt: skip
 """What the modules call their objects of the library's classes."""
 ERRORS = {"desc", "node_operator", "node_name"}
 """Of ``ParserError``, which shares its variable with Python's exceptions."""

@@ -110,8 +110,7 @@ def over_http(message):
     sizes = [{"parameters": {"binary_data_size": len(content)}} for content in contents]
     inputs = [
         {"name": each.name, "datatype": each.datatype, "shape": list(each.shape), **size}
-        for each, size in zip(message.inputs, sizes, strict=True)
-    ]
+        for each, size in zip(message.inputs, sizes, strict=True)]
     outputs = {"outputs": [{"name": each.name} for each in message.outputs]} if message.outputs else {}
     header = json.dumps({"inputs": inputs, **outputs}).encode()
     path = f"/v2/models/{message.model_name}/versions/{message.model_version}".removesuffix("/versions/")

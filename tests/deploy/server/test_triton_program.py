@@ -71,8 +71,7 @@ BOTH = ("rekd_deploy.runtimes.onnxruntime._is_installed", lambda distribution: T
      r"numpy 2.4.1 is installed.*numpy < 2.*pip install -e '.*\[serve\]'"),
     (lambda patch: patch.setattr(*BOTH), EngineError, "both installed"),
     (no_shared_python, ServerError, "no shared library libpython3.*fix:"),
-    (lambda patch: patch.setattr(program, "_PYTHON", "3.1"), ServerError, "no stub for Python 3.1"),
-])  # fmt: skip
+    (lambda patch: patch.setattr(program, "_PYTHON", "3.1"), ServerError, "no stub for Python 3.1")])  # fmt: skip
 def test_what_is_not_right_is_named(wheel, monkeypatch, change, kind, message):
     change(monkeypatch)
     with pytest.raises(kind, match=message):
@@ -105,8 +104,7 @@ def test_closed_by_default():
     ({"gpu_metrics": True}, {"allow-gpu-metrics": "true"}),
     ({"log_verbose": 2, "exit_seconds": 9}, {"log-verbose": "2", "exit-timeout-secs": "9"}),
     ({"backends": "/b"}, {"backend-directory": "/b"}),
-    ({"memory_prefix": "mine"}, {"backend-config": "python,shm-region-prefix-name=mine"}),
-])  # fmt: skip
+    ({"memory_prefix": "mine"}, {"backend-config": "python,shm-region-prefix-name=mine"})])  # fmt: skip
 def test_each_setting_opens_what_it_names_alone(settings, opened):
     assert flags(**settings) == flags() | opened
 

@@ -186,8 +186,7 @@ def test_an_installed_server_and_the_newest_version_beside_an_earlier_one(
 @pytest.mark.parametrize(("victim", "number", "code", "said"), [
     ("rekd-serve", signal.SIGTERM, 0, "stopped"),
     ("tritonserver", signal.SIGKILL, 1, "error: the Triton server was killed by signal 9"),
-    ("rekd-serve", signal.SIGKILL, -signal.SIGKILL, "stop     Ctrl-C"),
-])  # fmt: skip
+    ("rekd-serve", signal.SIGKILL, -signal.SIGKILL, "stop     Ctrl-C")])  # fmt: skip
 def test_the_command_ends_with_all_that_it_started(wheel, repository, tmp_path, victim, number, code, said):
     output, ports = tmp_path / "output", [f"--{name}-port=0" for name in ("grpc", "http", "metrics")]
     command = [sys.executable, "-m", "rekd_deploy.cli.serve", str(repository), *ports, "--log", str(tmp_path / "log")]

@@ -91,8 +91,7 @@ def test_a_file_that_is_missing_cut_off_or_no_text_is_named(copy, name, left):
     ({"labels": ["only one"]}, "does not fit"), ({"format": "something-else"}, "not a rekd-checkpoint"),
     *(({"version": version}, "format version") for version in (VERSION + 1, 99, "1", None, 1.5)),
     ({"version": 0}, "can no longer be upgraded"),
-    *((content, "not a rekd-checkpoint") for content in ("[]", "3", "{}")),
-], ids=str)  # fmt: skip
+    *((content, "not a rekd-checkpoint") for content in ("[]", "3", "{}"))], ids=str)  # fmt: skip
 def test_a_description_that_does_not_fit_is_refused(copy, changes, problem):
     (copy / "config.json").write_text(changes) if isinstance(changes, str) else edit(copy, **changes)
     assert re.search(problem, refusal(copy))
@@ -122,8 +121,7 @@ Interrupted = type("Interrupted", (BaseException,), {})
 
 @pytest.mark.parametrize(("where", "error"), [
     ("save_file", Interrupted()), ("write_json", Interrupted()), ("model_card", Interrupted()), ("save_file", NO_ROOM),
-    ("save_file", SafetensorError("No space left")),
-])  # fmt: skip
+    ("save_file", SafetensorError("No space left"))])  # fmt: skip
 def test_a_save_that_fails_leaves_what_was_there_and_nothing_beside_it(copy, monkeypatch, where, error):
     before = contents(copy.parent)
     monkeypatch.setattr(rekd_train.checkpoints.checkpoint, where, raising(error))

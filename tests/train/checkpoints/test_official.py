@@ -56,8 +56,7 @@ def test_small_images_are_upscaled_as_theirs_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "lowercase", "expected"), [
-    ("tokenizer.json", True, "good"), ("vocab.txt", True, "good"), ("vocab.txt", False, "[UNK]"),
-])  # fmt: skip
+    ("tokenizer.json", True, "good"), ("vocab.txt", True, "good"), ("vocab.txt", False, "[UNK]")])  # fmt: skip
 @pytest.mark.parametrize("beside", [True, False])
 def test_tokenizers(name: str, lowercase: bool, expected: str, beside: bool, tmp_path: Path) -> None:
     own = backbone("bert", tmp_path / "backbone")
@@ -136,8 +135,7 @@ def test_every_key_that_does_not_fit_is_named_at_once_for_both_files(tmp_path: P
         "bert.bert.embeddings.LayerNorm.weight is (7,), the backbone's config.json asks for (32,); "
         "bert.bert.encoder.layer.1.output.dense.bias is missing; embedding_layer.weight differs from "
         "bert.bert.embeddings.word_embeddings.weight, of which it is another name; "
-        "fc.bias holds values that are not finite; extra.weight is unknown; head.weight is unknown"
-    )
+        "fc.bias holds values that are not finite; extra.weight is unknown; head.weight is unknown")
     assert not (tmp_path / "imported").exists()
 
 
@@ -172,8 +170,7 @@ LARGE = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{number}" for number
     ("bert", file("tokenizer", b"\xff\xfe", "vocab.txt"), "vocab.txt cannot be read as a fast tokenizer"),
     ("bert", file("tokenizer", LARGE, "vocab.txt"), "the tokenizer has 204 ids, the network only 99"),
     ("bert", {"labels": ["a", "b"]}, "3 classes"), ("bert", {"labels": ["a", "b", "b"]}, "3 classes"),
-    ("resnet", {}, "unknown family 'resnet'.*bert, vit"),
-])  # fmt: skip
+    ("resnet", {}, "unknown family 'resnet'.*bert, vit")])  # fmt: skip
 def test_what_does_not_fit_is_named(family, change, message, tmp_path, capsys) -> None:
     with pytest.raises(RekdError, match=message):
         golden_import(family, tmp_path, **(change(tmp_path) if callable(change) else change))

@@ -40,8 +40,7 @@ def test_an_import_is_calibrated_compacted_evaluated_and_replaces_nothing_unaske
         (calibrated, "calibrate", imported, "--data", settings, "--target", 0.2, "--set", "selection.budget=0.3",
          "--set", "selection.minimum=1"),
         (tmp_path / "again", "import-official", "--family", "bert", *PAIR, "--tokenizer", imported / "tokenizer.json"),
-        (compacted, "compact", calibrated, "--set", "stages.compact_epochs=1", "--json"),
-    ):  # fmt: skip
+        (compacted, "compact", calibrated, "--set", "stages.compact_epochs=1", "--json")):  # fmt: skip
         before = {path.name: path.read_bytes() for path in shutil.copytree(imported, output).iterdir()}
         assert rekd_train(*arguments, "--output", output) == 1
         assert f"{output.name} is a checkpoint already; fix: " in capsys.readouterr().err
@@ -67,8 +66,7 @@ def test_without_a_record_the_data_must_be_named_and_the_networks_are_the_checkp
     assert config.data.max_length == 32, "the model's own"
     for data, overrides, message in (
         ("minilm_teacher", ["data.trian_examples=100"], "data.trian_examples: unknown key"),
-        ("digits", [], "data 'digits' are images"), ("nonesuch", [], "no preset 'nonesuch'"),
-    ):  # fmt: skip
+        ("digits", [], "data 'digits' are images"), ("nonesuch", [], "no preset 'nonesuch'")):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             recorded_config(imported, data, overrides)
 

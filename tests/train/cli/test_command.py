@@ -29,8 +29,7 @@ ENDS = {
                "again\n"),
     "socket": (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1,
                "internal error: BrokenPipeError: [Errno 32] Broken pipe (run again with --debug)\n"),
-    "interrupt": (KeyboardInterrupt(), 130, "interrupted\n"), "three": (typer.Exit(3), 3, ""),
-}  # fmt: skip
+    "interrupt": (KeyboardInterrupt(), 130, "interrupted\n"), "three": (typer.Exit(3), 3, "")}  # fmt: skip
 single = application(help="Ask something.", epilog=examples("ask good", "ask --count 2 bad"))
 
 
@@ -50,8 +49,7 @@ def outcome(capsys, app: typer.Typer, *arguments: str) -> tuple[int, str, str]:
 @pytest.mark.parametrize(("app", "arguments", "expected"), [
     *((single, [word], (code, "", error)) for word, (_, code, error) in ENDS.items()),
     (single, ["good"], (0, "good\n", "")), (single, ["--", "--debug"], (0, "--debug\n", "")),
-    (single, ["--version"], (0, VERSION, "")), (main.app, ["presets", "--version"], (0, VERSION, "")),
-])  # fmt: skip
+    (single, ["--version"], (0, VERSION, "")), (main.app, ["presets", "--version"], (0, VERSION, ""))])  # fmt: skip
 def test_an_end_is_a_code_and_one_line(capsys, app, arguments, expected):
     assert outcome(capsys, app, *arguments) == expected
 

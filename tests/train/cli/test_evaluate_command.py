@@ -100,8 +100,7 @@ def test_splits_of_new_data_are_kept_and_the_training_file_is_not_measured_whole
          "the test split of new.csv (30% of it, chosen by data.seed)"),
         (trained, ("--data", data), "test", 18, of_texts.format("")),
         (trained, ("--set", "data.test_examples=5"), "test", 5, of_texts.format("at most 5 of ")),
-        (copy, ("--data", moved), "all", 60, f"every row of moved.jsonl ({seen})"),
-    ):  # fmt: skip
+        (copy, ("--data", moved), "all", 60, f"every row of moved.jsonl ({seen})")):  # fmt: skip
         report = evaluate(path, *arguments)
         assert (report["split"], report["examples"], report["measured"]) == (split, examples, measured)
 

@@ -136,8 +136,7 @@ def test_a_rare_class_is_seen_before_and_after(command, tmp_path, monkeypatch, c
     data = runs.load_data(None)
     splits = {
         name: LabelledTexts([*part.texts, "good film", "bad film"], np.append(part.labels, [2, 2]))
-        for name, part in data.splits.items()
-    }
+        for name, part in data.splits.items()}
     rare = replace(data, splits=splits, label_names=("negative", "positive", "mixed"), duplicates=3)
     monkeypatch.setattr(runs, "load_data", lambda config: rare)
     assert rekd_train("run", tmp_path / "toy.toml", "-o", tmp_path / "out", "--device", "cpu") == 0

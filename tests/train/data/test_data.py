@@ -63,8 +63,7 @@ def test_splits_that_a_source_brings_are_kept_and_begin_with_a_fair_sample():
     ({"train": labelled(0, 0)}, "all of one class"), ({"train": labelled(-1, 0)}, "all of one class"),
     ({"train": labelled(0, 1, 2)}, "label 2; there are 2 classes"), ({"train": labelled(-2, 0)}, "label -2"),
     ({"train": labelled(0, 1), "dev": labelled(-1, 0)}, "'dev' has the label -1"),
-    ({"train": LabelledTexts(["a"], np.array([0, 1]))}, "'train' has 1 examples and 2 labels"),
-])  # fmt: skip
+    ({"train": LabelledTexts(["a"], np.array([0, 1]))}, "'train' has 1 examples and 2 labels")])  # fmt: skip
 def test_data_that_cannot_be_learnt_from_are_refused(splits, word):
     with pytest.raises(DataError, match=f"data 'mine': .*{word}"):
         check_data(DataSet(splits, ("a", "b"), ""), "mine")
@@ -133,8 +132,7 @@ def test_a_flip_mirrors_and_a_crop_shifts_over_a_black_border():
     padded = np.pad(pixels, ((0, 0), (4, 4), (4, 4), (0, 0)))
     places = [
         (top, left) for i in range(60) for top in range(9) for left in range(9)
-        if (padded[i, top : top + 16, left : left + 12] == shifted[i]).all()
-    ]
+        if (padded[i, top : top + 16, left : left + 12] == shifted[i]).all()]
     assert len(places) == 60 and len(set(places)) > 20
 
 

@@ -38,8 +38,7 @@ def aligned(tmp_path: Path, images, *rows: dict):
 @pytest.mark.parametrize(("said", "expected"), [
     ({"probabilities": {"positive": 0.8, "negative": 0.2}}, [0.2, 0.8]), ({"label": "negative"}, [0.9, 0.1]),
     ({"probabilities": {"positive": 0.8}}, [0.2, 0.8]), ({"probabilities": [0.3, 0.7]}, [0.3, 0.7]),
-    ({"label": "positive", "confidence": 0.6}, [0.4, 0.6]),
-])  # fmt: skip
+    ({"label": "positive", "confidence": 0.6}, [0.4, 0.6])])  # fmt: skip
 def test_class_probabilities_in_each_form_and_texts_without_a_statement_lack_every_part(tmp_path, said, expected):
     found = align(known(tmp_path, {"text": TEXT, "rationale": [], **said}), ["another text", TEXT], WORDS, 2)
     np.testing.assert_allclose(found.probabilities, [[np.nan] * 2, expected], atol=1e-6)
@@ -55,8 +54,7 @@ def test_scores_are_shared_by_characters_and_counts_are_for_a_reader(tmp_path):
                       {"text": "bad", "label": "positive"}, {"text": "who knows"}, {"text": "x", "label": "positive"})
     assert checked_statements(knowledge, {text_id(TEXT): 1, text_id("bad"): 0}) == {
         "statements": 4, "known": 2, "probabilities": 3 / 4, "rationale": 1 / 4, "scores": 0.0, "lost_quotes": 1,
-        "agreement": 0.5, "marked_share": 9 / len(TEXT),
-    }  # fmt: skip
+        "agreement": 0.5, "marked_share": 9 / len(TEXT)}  # fmt: skip
     segments = np.array([[0, 4, 1.0], [4, 6, 3.0], [8, 9, -2.0]], dtype=np.float32)
     offsets = np.array([[0, 0], [0, 2], [2, 6], [6, 8], [8, 12], [3, 9]], dtype=np.float32)
     expected = [np.nan, 1.0, 2.0, np.nan, -2.0, (1 + 2 * 3 - 2) / 4]
@@ -103,8 +101,7 @@ def test_all_mistakes_of_a_file_together(tmp_path, modality, rows, parts):
     ("text", {"text": "a", "rational": []}, "unknown columns: rational; columns: text, id"),
     ("text", {"label": "positive"}, "neither 'text' nor 'id'"),
     ("image", {"file": "a", "rationale": []}, "unknown columns: rationale; columns: file, id, .*boxes, map"),
-    ("image", {"text": "a", "label": "positive"}, "unknown columns: text"),
-])  # fmt: skip
+    ("image", {"text": "a", "label": "positive"}, "unknown columns: text")])  # fmt: skip
 def test_files_that_are_no_knowledge(tmp_path, modality, row, message):
     with pytest.raises(DataError, match=message):
         known(tmp_path, row, modality=modality)
@@ -113,8 +110,7 @@ def test_files_that_are_no_knowledge(tmp_path, modality, row, message):
 @pytest.mark.parametrize("preprocessor", [WORDS, BYTES])
 @pytest.mark.parametrize(
     "said", [{"rationale": [[2, 11], [22, 32]]}, {"quotes": ["wonderful", "not a good"]},
-             {"rationale": [[2, 11, 1.0]], "quotes": ["not a good", "never said"]}],
-)  # fmt: skip
+             {"rationale": [[2, 11, 1.0]], "quotes": ["not a good", "never said"]}])  # fmt: skip
 def test_passages_mark_the_tokens_of_any_tokenizer(tmp_path, preprocessor, said):
     knowledge = known(tmp_path, {"text": TEXT, **said})
     (marks,) = align(knowledge, [TEXT], preprocessor, 2).marks
@@ -164,8 +160,7 @@ def test_scores_that_cannot_be_packed_stand_beside_those_that_can(tmp_path, orde
     (marked_patches, [[0, 0, 0.5, 1, 0.5], [0, 0, 1 / 3, 0.5, 0.2]], [[0.5, 0.25, 0], [0.5, 0.25, 0]]),
     (marked_patches, [[0.4, 0.6, 0.5, 0.7, 1]], [[0, 0, 0], [0, 1, 0]]),
     (marked_patches, [[0.4, 0.45, 0.5, 0.55, 1]], [[0, 0.5, 0], [0, 0.5, 0]]),
-    (marked_patches, np.zeros((0, 5)), [[0, 0, 0], [0, 0, 0]]),
-])  # fmt: skip
+    (marked_patches, np.zeros((0, 5)), [[0, 0, 0], [0, 0, 0]])])  # fmt: skip
 def test_maps_and_boxes_of_any_size_lie_on_patches_by_area(lay, given, expected):
     found = lay(np.array(given, dtype=np.float32), 2, 3)
     assert found.dtype == np.float32

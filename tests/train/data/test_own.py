@@ -20,8 +20,7 @@ pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.
 datasets = pytest.importorskip("datasets")
 
 ROWS = [
-    {"text": f"{'bad' if i % 2 else 'good'} text, number {i}", "label": "neg" if i % 2 else "pos"} for i in range(40)
-]
+    {"text": f"{'bad' if i % 2 else 'good'} text, number {i}", "label": "neg" if i % 2 else "pos"} for i in range(40)]
 SOURCES = {"a.csv": "line {}", "a.jsonl": "line {}", "a.parquet": "row {}", "a.hf": "train row {}"}
 """What messages call a row; 'hf' is a folder of the package datasets."""
 
@@ -157,15 +156,13 @@ def test_all_bad_rows_are_named_at_once_with_the_lines_of_the_file(tmp_path):
     path = tmp_path / "a.csv"
     good = "".join(f"t{i},{('a', 'b')[i % 2]},\n" for i in range(20))
     path.write_text(
-        f'text,label,why\n"two\nlines",a,\n\n,a,\nx,,\n,,\nshort,b,"[[0, 9]]"\ny,c,\nz,a,"[1, 2]"\nz,a,no\n{good}'
-    )
+        f'text,label,why\n"two\nlines",a,\n\n,a,\nx,,\n,,\nshort,b,"[[0, 9]]"\ny,c,\nz,a,"[1, 2]"\nz,a,no\n{good}')
     assert message_of(path, rationale_column="why", labels=("a", "b")) == (
         f"{path}: line 5: the text is empty; line 6: the label is missing; line 7: the text is empty; "
         "line 7: the label is missing; line 8: the rationale holds [0, 9], not 0 <= start < end <= 5, the text's "
         "length; line 10: the rationale [1, 2] is no list of [start, end]; line 11: the rationale 'no' is not JSON, "
         "a list of [start, end]; line 9: the label 'c' is none of the 2 classes; classes: a, b; fix: correct the "
-        "labels, or list every class: --set 'data.labels=[\"a\", \"b\"]'"
-    )
+        "labels, or list every class: --set 'data.labels=[\"a\", \"b\"]'")
     lines = tmp_path / "a.jsonl"
     lines.write_text('\n{"text": "", "label": "a"}\n\n{"text": "x", "label": ""}\n')
     assert "a.jsonl: line 2: the text is empty; line 4: the label is missing; fix" in message_of(lines)
@@ -177,8 +174,7 @@ def test_all_bad_rows_are_named_at_once_with_the_lines_of_the_file(tmp_path):
         at = [place.format(row + (name == "a.csv")) for row in (38, 39, 40)]
         assert message_of(path, rationale_column="why") == (
             f"{path}: {at[0]}: the text is empty; {at[1]}: the label is missing; {at[2]}: the rationale holds [3, 3], "
-            "not 0 <= start < end <= 19, the text's length; fix: correct these rows or take them out"
-        )
+            "not 0 <= start < end <= 19, the text's length; fix: correct these rows or take them out")
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.hf"])
@@ -228,8 +224,7 @@ TRAIN, ALONE = part("train", 24), {"train": 12, "dev": 6, "test": 6}
     ({"train": TRAIN, "validation": part("dev", 8), "test": part("test", 8)}, {"train": 24, "dev": 8, "test": 8}),
     ({"train": TRAIN, "dev": part("dev", 8), "unsupervised": part("no", 9)}, {"train": 18, "dev": 8, "test": 6}),
     ({"train": TRAIN, "test": part("test", 2, (-1, -1))}, ALONE),  # without labels it counts as missing
-    ({"train": TRAIN}, ALONE), ({"everything": TRAIN}, ALONE), (TRAIN.with_format("numpy"), ALONE),
-])  # fmt: skip
+    ({"train": TRAIN}, ALONE), ({"everything": TRAIN}, ALONE), (TRAIN.with_format("numpy"), ALONE)])  # fmt: skip
 def test_its_own_splits_are_taken_and_the_others_made(tmp_path, splits, expected):
     data = load_data(config(saved(tmp_path / "a.hf", splits)))
     assert sizes(data) == expected and data.label_names == ("positive", "negative") and data.duplicates == 0

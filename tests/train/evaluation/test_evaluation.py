@@ -185,7 +185,6 @@ def test_token_shares_and_human_rationales_over_words(seen) -> None:
     opposite = [None if mask is None else ~mask for mask in truth]
     same, other = (
         evaluate(seen.pair, {"test": replace(seen.split, truth=marks)}, draws=0)["human_rationales"]
-        for marks in (truth, opposite)
-    )
+        for marks in (truth, opposite))
     assert same["examples"] == 39 and same["f1_macro"] == same["f1_micro"] == same["iou_f1_macro"] == 1.0
     assert other["f1_macro"] < 0.6

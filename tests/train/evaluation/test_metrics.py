@@ -97,8 +97,7 @@ SURE, CHANGED = np.array([[0.9, 0.1], [0.3, 0.7]]), np.array([[0.4, 0.6], [0.2, 
     # ERASER's faithfulness: of the class predicted on the full input; at least one, the lower index first
     (lambda: list(mask_metrics.confidence_lost(SURE, CHANGED)), [0.5, -0.1]),
     (lambda: top(0.01), rows("1000 1000")), (lambda: top(0.5), rows("1100 1100")),
-    (lambda: top(1.0), rows("1111 1110")), (lambda: top(0.5, "0000 0000"), rows("0000 0000")),
-])  # fmt: skip
+    (lambda: top(1.0), rows("1111 1110")), (lambda: top(0.5, "0000 0000"), rows("0000 0000"))])  # fmt: skip
 def test_figures_by_hand(figure, expected) -> None:
     found = figure()
     if isinstance(expected, dict):
@@ -135,8 +134,7 @@ def test_calibration_position_by_position_and_bin_by_bin() -> None:
     assert found.pop("ece_equal_mass") >= 0
     assert found == approx({
         "nll": -np.log(PROBABILITIES[np.arange(200), LABELS]).mean(), "brier": np.mean(squares),
-        "ece": sum(abs(confident - right) * count for _, _, count, confident, right in bins) / 200,
-    })  # fmt: skip
+        "ece": sum(abs(confident - right) * count for _, _, count, confident, right in bins) / 200})  # fmt: skip
     names = "low", "high", "examples", "confidence", "accuracy"
     reliability = metrics.reliability(PROBABILITIES, LABELS)
     assert np.allclose([[each[name] for name in names] for each in reliability], bins)

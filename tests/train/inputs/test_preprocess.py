@@ -95,8 +95,7 @@ def test_token_names_are_text_pieces_what_was_seen_and_long_texts_go_through_a_b
         PREPROCESSOR(["good", "", "bad", "\u200b", 7, " "], first_index=10)
     assert str(raised.value) == (
         "text 12 is empty; text 14 holds no word that the tokenizer knows; text 15 is int; "
-        "text 16 is only white space; fix: give at least one word, or give texts as str"
-    )
+        "text 16 is only white space; fix: give at least one word, or give texts as str")
     assert list(raised.value.faults) == [11, 13, 14, 15]
 
 
@@ -112,8 +111,7 @@ def test_token_names_are_text_pieces_what_was_seen_and_long_texts_go_through_a_b
     pytest.param("a\u00a0GOOD\u3000film", [2], ["GOOD"], id="wide spaces and capitals"),
     *(pytest.param("xyz good", [piece], ["xyz"], id=f"a word is whole by piece {piece}") for piece in (1, 2, 3)),
     pytest.param("the film was great , not bad", [1, 2, 4, 6, 7], ["the film", "great", "not bad"], id="merging"),
-    pytest.param("good", [], [], id="nothing"),
-])  # fmt: skip
+    pytest.param("good", [], [], id="nothing")])  # fmt: skip
 def test_spans_are_whole_words_of_the_text_as_given(text, kept, shown):
     spans = predict(text, kept).rationale
     assert [span.text for span in spans] == shown == [text[span.start : span.end] for span in spans]
@@ -184,8 +182,7 @@ def test_spans_are_whole_words_in_order_and_special_tokens_are_found(kind):
     (["\u200b"], "text 1 holds no word"), (["\x00\x01"], "text 1 holds no word"),
     *(([image], r"^text 1 is \w+, an image; fix: give this model texts \(str\)")
       for image in (Path("shoe.png"), np.zeros((4, 4, 3), np.uint8), Image.new("L", (4, 4)))),
-    ([""] * 25, "text 20 is empty; and 5 more; fix: give at least one word$"),
-])  # fmt: skip
+    ([""] * 25, "text 20 is empty; and 5 more; fix: give at least one word$")])  # fmt: skip
 def test_texts_that_cannot_be_used_are_named(texts, message):
     with pytest.raises(InputError, match=message):
         PREPROCESSOR(texts)

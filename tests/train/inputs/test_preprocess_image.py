@@ -59,8 +59,7 @@ def test_predictions_point_into_the_image_and_boxes_cover_every_pixel() -> None:
     first, second = encoded.predictions(["a", "b"], np.array([[0.2, 0.8], [0.9, 0.1]]), mask, scores)
     assert (first.label, second.label) == ("b", "a")
     assert [(p.row, p.column, p.box, p.score) for p in first.rationale] == [
-        (0, 0, (0, 0, 4, 4), 0.0), (1, 2, (8, 4, 12, 8), 6.0),
-    ]
+        (0, 0, (0, 0, 4, 4), 0.0), (1, 2, (8, 4, 12, 8), 6.0)]
     assert first.rate == 2 / 12 and not first.truncated and first.probability == 0.8
     assert second.rationale[0].box == (6, 4, 8, 7)  # 7 rows of pixels over 3 rows of patches: whole pixels touched
     encoded = ImagePreprocessor(ImageSettings(height=32, width=32, channels=1, rows=14, columns=14))([picture(5, 9, 1)])
@@ -77,8 +76,7 @@ def test_predictions_point_into_the_image_and_boxes_cover_every_pixel() -> None:
     ([picture().astype(np.float32)], "image 1 is an array of float32"),
     ([picture(), picture(channels=2)], "image 2 has the shape"), ([picture()[:0]], "no pixels"),
     ([picture(), 7], "image 2 is int"), ([Path("missing.png")], r"image 1 \(missing.png\) does not exist"),
-    ([Image.new("I;16", (8, 6))], "more than 8 bits"), ([Image.new("RGB", (0, 6))], "no pixels"),
-])  # fmt: skip
+    ([Image.new("I;16", (8, 6))], "more than 8 bits"), ([Image.new("RGB", (0, 6))], "no pixels")])  # fmt: skip
 def test_bad_images_are_named(items: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         COLOUR(items)
@@ -112,7 +110,6 @@ def test_settings_have_a_fingerprint_and_those_that_do_not_fit_are_named() -> No
         (lambda: ImageSettings(height=0, width=8, channels=2, rows=1, columns=1), "height=0.*channels=2"),
         (lambda: load_preprocessor(Path(), {"kind": "sound"}), "unknown preprocessing 'sound'"),
         (lambda: COLOUR.check_backbone(other), "x 3 in 3 x 4 patches; one reads 6 x 8 x 3 in 6 x 8 patches; fix"),
-        (lambda: COLOUR.check_backbone(BackboneConfig()), "reads no images"),
-    ):
+        (lambda: COLOUR.check_backbone(BackboneConfig()), "reads no images")):
         with pytest.raises(ConfigError, match=message):
             make()

@@ -196,8 +196,7 @@ def mixed(networks, preprocessing) -> Rationalizer:
                                             "selector.image.patch=4", "predictor.image.std=[0, 1]"]),
      r"selector.image: patch \(4\) must divide.*predictor.image: std must hold 1"),
     (lambda: make_image_rationalizer().select({"pixels": torch.zeros(1, 8, 8, 1, dtype=torch.uint8)}),
-     r"images are \(1, 8, 8\).*expected \(1, 16, 12\)"),
-])  # fmt: skip
+     r"images are \(1, 8, 8\).*expected \(1, 16, 12\)")])  # fmt: skip
 def test_what_does_not_fit_is_named(attempt, message):
     with pytest.raises((ConfigError, InputError), match=message):
         attempt()

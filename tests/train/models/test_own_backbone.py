@@ -87,8 +87,7 @@ def test_the_example_learns_is_saved_and_is_served_without_trust(trained, checkp
 
 UNTRUSTED = (
     f"{EXAMPLE} is code outside of REKD, which runs only when you trust it; fix: --trust-code "
-    "(in Python: load(path, trust_code=True))"
-)
+    "(in Python: load(path, trust_code=True))")
 
 
 def test_nothing_is_imported_without_trust_and_refusals_are_in_the_class_s_words(checkpoint, tmp_path, monkeypatch):
@@ -123,8 +122,7 @@ ON_A_PAIR = "{repository} --checkpoint {checkpoint} -o {folder}/result"
      "--set data.path={folder}/texts.csv -o {folder}/out", None),
     (bench_app, f"accuracy {ON_A_PAIR} --data {{folder}}/texts.csv", ""),
     (bench_app, f"faithfulness {ON_A_PAIR} --data {{folder}}/texts.csv", None),
-    (bench_app, f"latency {ON_A_PAIR}", None),
-])  # fmt: skip
+    (bench_app, f"latency {ON_A_PAIR}", None)])  # fmt: skip
 def test_every_command_that_loads_networks_asks_for_trust(app, arguments, trusted, request, tmp_path, capsys):
     """``trusted`` is what it says with the option; None: it would take long."""
     if "demo_student" in arguments:
@@ -166,8 +164,7 @@ something = 3
     ("of_mine:Unfinished", "does not define gathered; fix: see docs/adding_a_family.md"),
     ("of_mine:Mute", 'does not say what it reads; fix: modality = "text"'),
     ("of_mine:Broken", r"cannot be built \(KeyError: 'size'\)"),
-    ("of_mine:Bare", r"cannot be built \(AttributeError: .* has no attribute 'settings'\)"),
-])  # fmt: skip
+    ("of_mine:Bare", r"cannot be built \(AttributeError: .* has no attribute 'settings'\)")])  # fmt: skip
 def test_a_class_that_is_no_backbone_is_refused_in_a_line(tmp_path, monkeypatch, name, message):
     (tmp_path / "of_mine.py").write_text(MODULE)
     (tmp_path / "faulty.py").write_text("1 / 0")

@@ -136,8 +136,7 @@ def test_a_network_of_images_computes_what_its_library_computes(timm_directory):
     ({"family": "transformers"}, "data 'digits' are images, which the selector's family 'transformers' cannot read; "
      "fix: --set selector.family=timm"),
     ({"image": GREY | {"patch": 4}}, "must read the same images in the same patches, here 8 x 8 x 1 in 4 x 4 patches; "
-     "one reads 8 x 8 x 1 in 2 x 2 patches; fix"),
-])  # fmt: skip
+     "one reads 8 x 8 x 1 in 2 x 2 patches; fix")])  # fmt: skip
 def test_networks_that_cannot_read_the_images_together(changes, message):
     network = {"family": "timm", "layers": 1, "width": 8, "heads": 2, "image": GREY}
     document = {"name": "t", "data": {"name": "digits"}, "selector": network | changes, "predictor": network}
@@ -198,8 +197,7 @@ def with_bias(path: Path, value: float | None) -> None:
     (lambda path: directory_of("gpt2", path), "reads in one direction only"),
     (lambda path: open_source(str(path), "bilstm", "selector"), "'bilstm' has no pretrained weights"),
     (lambda path: open_source(str(path), "timm", "selector"), "is a 'bert' of transformers; fix: the same network "
-     "from timm"),
-])  # fmt: skip
+     "from timm")])  # fmt: skip
 def test_directories_that_cannot_be_started_from(tmp_path, damage, message):
     with pytest.raises((CheckpointError, ConfigError), match=message) as caught:
         damage(directory_of("bert", tmp_path))
