@@ -155,7 +155,7 @@ def test_help_loads_nothing_heavy_and_shows_examples_that_start_with_the_command
         assert "Examples:" in text and f"  {' '.join([command, *arguments])}" in text and "--debug" in text, text
 
 
-def test_extras_keep_to_their_own_and_those_that_are_asked_for_exist():
+def test_extras_keep_to_their_own_and_every_error_has_one_root():
     def names(requirements: list[str]) -> set[str]:
         return {re.split(r"[\[<>=!~; ]", requirement)[0] for requirement in requirements}
 
@@ -166,6 +166,12 @@ def test_extras_keep_to_their_own_and_those_that_are_asked_for_exist():
     assert not [name for name in names(extras["dev"]) if name.startswith("tensorrt")], "it does not install everywhere"
     whole = "".join(path.read_text(encoding="utf-8") for path in SOURCES.values())
     assert set(re.findall(r"MissingExtraError\([^()]*\"([a-z-]+)\"\)", whole)) <= set(extras)
+    for name in ("rekd_train.errors", "rekd_deploy.errors"):
+        module = importlib.import_module(name)
+        own = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == name]
+        for error in (v for v in own if issubclass(v, BaseException)):
+            assert issubclass(error, RekdError)
+            assert error.__name__ in module.__doc__, f"{error.__name__} is missing from the tree in {name}"
 
 
 @pytest.mark.parametrize("facade", ["rekd_train", "rekd_deploy", "rekd_train.models"])
@@ -182,15 +188,6 @@ def test_facade_and_namespace_agree(facade):
     with pytest.raises(AttributeError, match="nonesuch"):
         module.nonesuch  # noqa: B018
     assert facade not in PACKAGES or (ROOT / facade / "py.typed").is_file()
-
-
-def test_every_error_has_one_root_and_is_drawn():
-    for name in ("rekd_train.errors", "rekd_deploy.errors"):
-        module = importlib.import_module(name)
-        own = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == name]
-        for error in (v for v in own if issubclass(v, BaseException)):
-            assert issubclass(error, RekdError)
-            assert error.__name__ in module.__doc__, f"{error.__name__} is missing from the tree in {name}"
 
 
 @pytest.mark.parametrize("module", sorted(name for name in SOURCES if not name.startswith(COMMANDS)))

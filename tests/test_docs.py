@@ -37,7 +37,7 @@ def script(name: str):
 FIGURES = script("benchmarks/figures.py")
 
 
-def test_the_tree_in_the_readme_is_there_and_whole():
+def test_the_tree_commands_settings_and_registrations_are_those_of_the_project():
     folders, paths = [], []
     for line in re.search(r"## Where things are.*?```\n(.*?)```", README, re.DOTALL).group(1).splitlines():
         depth = (len(line) - len(line.lstrip())) // 2
@@ -48,22 +48,6 @@ def test_the_tree_in_the_readme_is_there_and_whole():
     assert not [path for path in paths if not (ROOT / path).exists() or (ROOT / path).is_dir() != path.endswith("/")]
     with_code = {path.parent.name for path in ROOT.glob("*/*") if path.suffix in {".py", ".sh"}}
     assert {name for name in with_code if not name.startswith(".")} <= {path.rstrip("/") for path in paths}
-
-
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_links_code_paths_and_make_targets_exist(document):
-    text, folder = read(document), (ROOT / document).parent
-    links = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if not target.startswith("http")]
-    assert not [target for target in links if not (folder / target).exists()]
-    packages = ("", "rekd_train/", "rekd_deploy/", "docs/", "tests/")
-    written = {"config.json", "metrics.json", "policy.json", "tokenizer.json", "examples.jsonl"}  # by a run
-    named = set(re.findall(r"`([\w/.]+\.(?:py|sh|toml|md))`", text)) - written
-    assert not [name for name in named if not any((ROOT / package / name).exists() for package in packages)]
-    targets = re.findall(r"^([\w-]+):", read("Makefile"), re.MULTILINE)
-    assert set(re.findall(r"(?:^|`)make ([\w-]+)", text, re.MULTILINE)) <= set(targets)
-
-
-def test_commands_settings_and_registrations_are_those_of_the_project():
     assert set(re.findall(r"`(rekd-\w+)", README)) == set(PROJECT["scripts"]) | {PROJECT["name"]}
     names = {info.name or info.callback.__name__ for info in app.registered_commands}
     assert set(re.findall(r"`rekd-train ([\w-]+)", README)) == names
@@ -80,6 +64,19 @@ def test_commands_settings_and_registrations_are_those_of_the_project():
     shown = re.search(r'^ *"bilstm": Family.*$', read("docs/adding_a_family.md"), re.MULTILINE)
     assert shown.group() in read("rekd_train/models/families.py")
     assert len(read("rekd_train/models/bilstm.py").splitlines()) <= 80
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_code_paths_and_make_targets_exist(document):
+    text, folder = read(document), (ROOT / document).parent
+    links = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if not target.startswith("http")]
+    assert not [target for target in links if not (folder / target).exists()]
+    packages = ("", "rekd_train/", "rekd_deploy/", "docs/", "tests/")
+    written = {"config.json", "metrics.json", "policy.json", "tokenizer.json", "examples.jsonl"}  # by a run
+    named = set(re.findall(r"`([\w/.]+\.(?:py|sh|toml|md))`", text)) - written
+    assert not [name for name in named if not any((ROOT / package / name).exists() for package in packages)]
+    targets = re.findall(r"^([\w-]+):", read("Makefile"), re.MULTILINE)
+    assert set(re.findall(r"(?:^|`)make ([\w-]+)", text, re.MULTILINE)) <= set(targets)
 
 
 MEASURED = re.compile(r"(?<![\w.])0?\.\d{3}\b|\d\d?\.\d+ ?%|\d+\.\d+ (?:ms|points|minutes|times)")

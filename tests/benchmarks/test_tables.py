@@ -106,7 +106,7 @@ def results(accuracies: dict[str, list[float]], rate: float = 0.1) -> dict:
     return {name: dict(enumerate(map(cell, shares))) for name, shares in accuracies.items()}
 
 
-def test_the_table_says_mean_and_spread_and_differences_are_of_the_same_seeds() -> None:
+def test_the_table_says_mean_spread_and_differences_and_the_bootstrap_agrees_with_drawing() -> None:
     row = ("re", "RE", 0.1)
     lines = accuracy_table(results({"re": [0.8, 0.82, 0.84]}), [row, ("rekd", "REKD", 0.1)])
     assert "| RE | 0.8200 ± 0.0200 | 3 | 10.00% ± 0.00 | 0.0100 ± 0.0000 | 2 |" in lines
@@ -120,6 +120,17 @@ def test_the_table_says_mean_and_spread_and_differences_are_of_the_same_seeds() 
     assert re.findall(r"([+-][\d.]+) \[", each) == ["+4.0", "+2.0"]
     low, high = map(float, re.findall(r"\[([^,]+), ([^\]]+)\]", each)[0])
     assert low < 4.0 < high
+    generator = np.random.default_rng(3)
+    first, second = generator.random(150) < 0.8, generator.random(150) < 0.7
+    measured = paired_bootstrap(first, second, draws=4000)
+    rows = generator.integers(0, 150, (4000, 150))
+    slow = first[rows].mean(axis=1) - second[rows].mean(axis=1)
+    assert measured["difference"] == pytest.approx(first.mean() - second.mean())
+    assert measured["standard_error"] == pytest.approx(slow.std(), rel=0.1)
+    assert (measured["low"], measured["high"]) == pytest.approx(tuple(np.percentile(slow, (2.5, 97.5))), abs=0.02)
+    assert measured["p_not_better"] == pytest.approx(np.mean(slow <= 0), abs=0.02)
+    assert paired_bootstrap(first, first)["p_not_better"] == 1.0
+    assert mean_and_std([1.0, 2.0, 3.0]) == (2.0, 1.0) and mean_and_std([4.0]) == (4.0, 0.0)
 
 
 def test_recipes_name_what_they_need_and_leave_out_the_defaults() -> None:
@@ -183,17 +194,3 @@ def test_a_real_cell_of_each_kind(tmp_path, run_cli) -> None:
         assert result["environment"]["torch"]
     table = (tmp_path / "results" / "cpu.md").read_text()
     assert "| REKD compacted | " in table and "python benchmarks/imdb_table.py --size cpu --seeds 7" in table
-
-
-def test_bootstrap_agrees_with_drawing_items_one_by_one() -> None:
-    generator = np.random.default_rng(3)
-    first, second = generator.random(150) < 0.8, generator.random(150) < 0.7
-    measured = paired_bootstrap(first, second, draws=4000)
-    rows = generator.integers(0, 150, (4000, 150))
-    slow = first[rows].mean(axis=1) - second[rows].mean(axis=1)
-    assert measured["difference"] == pytest.approx(first.mean() - second.mean())
-    assert measured["standard_error"] == pytest.approx(slow.std(), rel=0.1)
-    assert (measured["low"], measured["high"]) == pytest.approx(tuple(np.percentile(slow, (2.5, 97.5))), abs=0.02)
-    assert measured["p_not_better"] == pytest.approx(np.mean(slow <= 0), abs=0.02)
-    assert paired_bootstrap(first, first)["p_not_better"] == 1.0
-    assert mean_and_std([1.0, 2.0, 3.0]) == (2.0, 1.0) and mean_and_std([4.0]) == (4.0, 0.0)

@@ -47,7 +47,7 @@ def exam_of(features, labels, mask) -> Exam:
     return Exam(Planted(features.preprocessor, "honest"), features, chosen, logits, labels)
 
 
-def test_an_honest_model_passes_every_check(examined) -> None:
+def test_an_honest_model_passes_every_check_and_a_planted_code_is_caught(examined) -> None:
     found = examined("honest")
     assert set(found.outcomes.values()) == {"passed"}, found.outcomes
     assert found.answers["accuracy"] == 1.0
@@ -60,10 +60,6 @@ def test_an_honest_model_passes_every_check(examined) -> None:
     assert judge["rationale"]["comprehensiveness"] == pytest.approx(0.45)
     assert judge["rationale"]["sufficiency"] == pytest.approx(0)
     assert judge["accuracy"]["rationale"] == 1.0 and judge["accuracy"]["rest"] == 0.5
-
-
-def test_a_planted_code_in_the_positions_is_caught(examined) -> None:
-    """Right every time, and bit for bit blind to unselected content: only the probes see that it cheats."""
     found = examined("cheat")
     assert found.answers["accuracy"] == 1.0 and found.outcomes[SWAP] == "passed"
     follows = "the answer follows the selected content"

@@ -46,7 +46,7 @@ def test_what_variants_there_are_what_each_is_compared_with_and_what_shares_a_tr
     assert found[0][1][1].model == found[1][1][0].model and reports == [(0, 1), (1, 1)] and not not_run
 
 
-def test_compiled_and_eager_predict_alike_and_a_compiler_that_fails_costs_no_other_variant(rationalizer):
+def test_compiled_and_eager_predict_alike_and_others_fail_the_check(rationalizer):
     def broken(graph, inputs):
         raise RuntimeError("no compiler here\nand more")
 
@@ -59,6 +59,14 @@ def test_compiled_and_eager_predict_alike_and_a_compiler_that_fails_costs_no_oth
     found, (failed,) = variants.pytorch_runnables(classifier, batches, "cpu", both, backend=broken)
     assert [each.variant.runtime for each in found] == [PYTORCH]
     assert failed.name == "torch.compile fp32, classifier" and "no compiler here" in failed.reason
+    def one(runtime, classes, precision="fp32"):
+        return variants.Runnable(Variant(runtime, COMPACTED, precision), lambda number: np.eye(3)[classes])
+
+    alike = classes_alike([one("a", [0, 1, 2, 2]), one("b", [0, 1, 2, 1])], 2)
+    other = one("c", [1, 1, 1, 1], "int8")
+    assert classes_alike([one("a", [0, 1, 2, 2]), other], 2) == (0, 0), "other precisions may round otherwise"
+    outcomes = [alike_check(counts).outcome for counts in ([alike], [(99, 100), (0, 0)], [(0, 0)])]
+    assert alike == (6, 8) and outcomes == ["failed", "passed", "not applicable"]
 
 
 @pytest.mark.parametrize(("operator", "roles"), [("compact", variants.BOTH), ("zero", variants.PREDICTOR)])
@@ -73,17 +81,6 @@ def test_pytorch_in_fp16_is_another_variant_that_predicts_alike(operator, roles)
         found[precision] = one.run(0)
     np.testing.assert_allclose(found["fp16"], found["fp32"], rtol=0.02)
     assert not np.array_equal(found["fp16"], found["fp32"])
-
-
-def test_variants_that_predict_otherwise_fail_the_check():
-    def one(runtime, classes, precision="fp32"):
-        return variants.Runnable(Variant(runtime, COMPACTED, precision), lambda number: np.eye(3)[classes])
-
-    alike = classes_alike([one("a", [0, 1, 2, 2]), one("b", [0, 1, 2, 1])], 2)
-    other = one("c", [1, 1, 1, 1], "int8")
-    assert classes_alike([one("a", [0, 1, 2, 2]), other], 2) == (0, 0), "other precisions may round otherwise"
-    outcomes = [alike_check(counts).outcome for counts in ([alike], [(99, 100), (0, 0)], [(0, 0)])]
-    assert alike == (6, 8) and outcomes == ["failed", "passed", "not applicable"]
 
 
 def test_texts_fill_the_lengths_that_are_served_and_batches_differ_from_round_to_round(

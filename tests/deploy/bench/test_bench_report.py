@@ -23,17 +23,13 @@ def written(tmp_path_factory):
     return write_report("A report", RESULTS, tmp_path_factory.mktemp("report") / "report.html", ["A note."])
 
 
-def test_the_page_is_self_contained_and_nothing_in_a_result_becomes_markup(written):
+def test_the_page_is_self_contained_and_every_kind_has_its_section_charts_tables_and_findings(written):
     text = written[0].read_text(encoding="utf-8")
     assert not re.search(r"<(script|iframe|i)\b|@import|url\(", text) and "&lt;script&gt;" in text
     addresses = re.findall(r'\b(?:src|href|srcset|action|data)\s*=\s*"?([^"\s>]*)', text)
     targets, ids = {each[1:] for each in addresses if each[0] == "#"}, re.findall(r'\bid="([^"]*)"', text)
     assert all(each.startswith(("#", "data:")) for each in addresses) and len(text) < 400_000
     assert targets and targets <= {*ids} and len(ids) == len({*ids})
-
-
-def test_every_kind_has_its_section_charts_tables_and_findings(written):
-    """In Markdown the whole of it: findings, failures first, tables with their figures, cells that hold a bar."""
     page, summary = (path.read_text(encoding="utf-8") for path in written)
     assert page.count("<svg") == 2 + 2 + 2  # accuracy; latency over batch and length; serving
     assert summary == (Path(__file__).parents[2] / "golden" / "report.md").read_text(encoding="utf-8")

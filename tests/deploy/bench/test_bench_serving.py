@@ -40,7 +40,7 @@ def test_a_stall_and_a_wait_for_a_free_client_are_paid_by_all_who_come_meanwhile
     assert (np.sort(load.milliseconds) >= (100, 200, 300)).all()
 
 
-def test_throughput_is_what_clients_with_one_request_in_flight_get_within_the_time_after_the_warm_up():
+def test_throughput_is_of_the_time_after_the_warm_up_and_failures_have_none():
     under_way, counts = set(), []
 
     def send(number: int) -> None:
@@ -56,24 +56,6 @@ def test_throughput_is_what_clients_with_one_request_in_flight_get_within_the_ti
     assert len(load.milliseconds) == 5 and load.per_second == pytest.approx(1 / 0.4), "however short the time"
     load = open_loop(lambda number: None, np.linspace(0, 0.2, 21), warmup_seconds=0.099)
     assert load.answered == 11 and 0 < load.seconds < 0.2
-
-
-class Slow:
-    """A clock that each request moves on by so much."""
-
-    def __init__(self, seconds: float, fails_after: float = np.inf) -> None:
-        self.now, self._seconds, self._fails_after = 0.0, seconds, fails_after
-
-    def __call__(self, number: int) -> None:
-        self.now += self._seconds
-        if self.now > self._fails_after:
-            raise DeadlineError("no response in time")
-
-    def load(self, **options):
-        return closed_loop(self, concurrency=1, seconds=2.0, clock=lambda: self.now, **options)
-
-
-def test_failures_are_counted_and_are_no_throughput_and_have_no_latency():
     load = Slow(0.5, fails_after=1.5).load()
     assert (load.answered, load.failed) == (2, 2)
 
@@ -89,6 +71,21 @@ def test_failures_are_counted_and_are_no_throughput_and_have_no_latency():
         closed_loop(Slow(1.0, fails_after=0.0), concurrency=1, seconds=0.1)
     with pytest.raises(DeadlineError):
         open_loop(Slow(1.0, fails_after=0.0), np.zeros(1))
+
+
+class Slow:
+    """A clock that each request moves on by so much."""
+
+    def __init__(self, seconds: float, fails_after: float = np.inf) -> None:
+        self.now, self._seconds, self._fails_after = 0.0, seconds, fails_after
+
+    def __call__(self, number: int) -> None:
+        self.now += self._seconds
+        if self.now > self._fails_after:
+            raise DeadlineError("no response in time")
+
+    def load(self, **options):
+        return closed_loop(self, concurrency=1, seconds=2.0, clock=lambda: self.now, **options)
 
 
 def test_requests_are_the_same_for_all_and_a_wrong_prediction_is_seen():

@@ -66,7 +66,9 @@ def test_arrays_pillow_images_and_paths(image_repository, image_rationalizer, fi
     assert (right - left, bottom - top) == (40, 40), "boxes are in pixels of the image as given"
 
 
-def test_artefacts_answer_as_the_repository_made_of_them(artefacts, pipeline, texts, tmp_path):
+def test_artefacts_answer_as_their_repository_from_several_threads_and_again_after_close(
+    artefacts, pipeline, texts, tmp_path, repository
+):
     with Pipeline(artefacts, batch_size=2) as unplaced:
         assert unplaced.predict(texts) == pipeline.predict(texts)
     altered = tmp_path / "selector.onnx"
@@ -77,9 +79,6 @@ def test_artefacts_answer_as_the_repository_made_of_them(artefacts, pipeline, te
         (artefacts, {"batch_size": 0}, InputError, "batch_size 0 must be at least 1")):
         with pytest.raises(error, match=complaint):
             Pipeline(source, **options)
-
-
-def test_works_without_with_from_several_threads_and_again_after_close(pipeline, repository, texts):
     expected = pipeline.predict(texts)
     shared = Pipeline(repository, batch_size=2)
     with ThreadPoolExecutor(4) as threads:

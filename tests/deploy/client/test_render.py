@@ -17,7 +17,7 @@ def prediction(text, *spans, truncated=False):
 SHOWN = {"a good film": ((2, 6),), "good film": ((0, 4), (5, 9)), "no words kept": (), "東京 🎬": ((3, 4),)}
 
 
-def test_every_character_once_below_the_summary_the_rationale_marked():
+def test_every_character_once_the_rationale_marked_and_the_terminal_is_not_steered():
     shown = [plain_text(prediction(text, *spans)).partition("\n")[2] for text, spans in SHOWN.items()]
     assert shown == ["a [[good]] film", "[[good]] [[film]]", "no words kept", "東京 [[🎬]]"]
     found = prediction("a good [film] :smile:", (2, 6))
@@ -26,9 +26,6 @@ def test_every_character_once_below_the_summary_the_rationale_marked():
     assert [shown.plain[span.start : span.end] for span in shown.spans if span.style == HIGHLIGHT] == ["good"]
     assert plain_text(found) == "positive  87.5%  from 10.0% of its tokens\na [[good]] [film] :smile:"
     assert plain_text(prediction("x", truncated=True)).endswith("its end was cut)\nx")
-
-
-def test_a_highlight_needs_a_terminal_that_shows_it_and_a_review_cannot_steer_one():
     for terminal, variables in ((True, {}), (False, {}), (True, {"NO_COLOR": "1"}), (True, {"TERM": "dumb"})):
         console = Console(force_terminal=terminal, _environ={"TERM": "xterm-256color", **variables})
         assert render.shows_colours(console) is (terminal and not variables)

@@ -35,7 +35,7 @@ def test_lines_json_lines_and_the_column_text(read, name, content, texts):
     assert read(name, content) == texts
 
 
-def test_standard_input_arguments_and_chunks_before_a_bad_line(monkeypatch, tmp_path):
+def test_standard_input_arguments_chunks_and_what_cannot_be_read_at_all(monkeypatch, tmp_path, read):
     for line in (b'{"text": "good"}\n', b"good\n"):
         monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=itertools.repeat(line)))
         assert [each.text for each in itertools.islice(TextSource("-"), 3)] == ["good"] * 3
@@ -52,6 +52,15 @@ def test_standard_input_arguments_and_chunks_before_a_bad_line(monkeypatch, tmp_
     assert [[each.text for each in next(chunks)] for _ in range(2)] == [["a", "b"], ["c"]]
     with pytest.raises(FaultyItemsError, match="line 4"):
         next(chunks)
+    for path, complaint in ((tmp_path / "nowhere.txt", r"nowhere\.txt cannot be read: No such file"),
+                            (tmp_path, "Is a directory")):  # fmt: skip
+        with pytest.raises(InputError, match=complaint):
+            list(TextSource(str(path)))
+    with pytest.raises(InputError, match="has no column 'review'; it has: title, text"):
+        read("r.csv", "title,text\na b,c d\n", "review")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtraError, match=r"'pyarrow' is not installed; fix: pip install .*\[data\]"):
+        read("r.parquet", "")
 
 
 @pytest.mark.parametrize(("name", "content", "complaint"), [
@@ -74,18 +83,6 @@ def test_standard_input_arguments_and_chunks_before_a_bad_line(monkeypatch, tmp_
 def test_bad_lines_and_rows_are_named(read, name, content, complaint):
     with pytest.raises(InputError, match=complaint):
         read(name, content)
-
-
-def test_what_cannot_be_read_at_all_is_named(tmp_path, read, monkeypatch):
-    for path, complaint in ((tmp_path / "nowhere.txt", r"nowhere\.txt cannot be read: No such file"),
-                            (tmp_path, "Is a directory")):  # fmt: skip
-        with pytest.raises(InputError, match=complaint):
-            list(TextSource(str(path)))
-    with pytest.raises(InputError, match="has no column 'review'; it has: title, text"):
-        read("r.csv", "title,text\na b,c d\n", "review")
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(MissingExtraError, match=r"'pyarrow' is not installed; fix: pip install .*\[data\]"):
-        read("r.parquet", "")
 
 
 ROWS = 'id,review\n1,"a good film, ""really"""\n2,bad\n3,"two\nlines"\n'

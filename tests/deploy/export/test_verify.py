@@ -116,7 +116,7 @@ def test_a_forged_manifest_hides_no_wrong_file(copy, name, change, complaint):
         verify(copy)
 
 
-def test_cases_are_the_models_answers_and_images_are_stored_up_to_a_limit(
+def test_cases_are_the_models_answers_up_to_a_limit_and_flips_beyond_near_ties_complaints(
     artefacts, rationalizer, image_rationalizer, tmp_path, monkeypatch
 ):
     cases, signature = read_cases(artefacts.reference), pair_signature(rationalizer).predictor
@@ -132,9 +132,6 @@ def test_cases_are_the_models_answers_and_images_are_stored_up_to_a_limit(
     assert sum(len(case.mask) for case in everything) > 12
     monkeypatch.setattr("rekd_deploy.parity.reference._LARGEST", 1)
     assert len(read_cases(record(image_rationalizer, images, tmp_path / "one.npz"))) == 1
-
-
-def test_flips_beyond_near_ties_and_numbers_that_are_none_are_complaints(artefacts):
     case = max(read_cases(artefacts.reference), key=lambda case: case.mask.size)
     limits, other_mask = artefacts.manifest["parity"]["limits"], case.mask.copy()
     other_mask[0, 1] ^= True

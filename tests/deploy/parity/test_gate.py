@@ -73,7 +73,7 @@ def increased(output: str, by: np.ndarray):
     return action
 
 
-def test_the_models_own_graphs_pass(rationalizer, artefacts, texts):
+def test_the_models_own_graphs_pass_and_masks_are_handed_over_in_slots(rationalizer, artefacts, texts):
     report = check_parity(rationalizer, artefacts.graphs, Examples(texts, "file"))
     assert report.failures() == []
     assert report.examples == len(texts) and report.constructed_rows > 100 and report.positions > report.examples
@@ -81,6 +81,17 @@ def test_the_models_own_graphs_pass(rationalizer, artefacts, texts):
     assert report.flipped_positions == report.rule_violations == report.handover_violations == 0
     assert report.label_disagreements == 0
     json.dumps(report.to_dict(), allow_nan=False)
+    found = in_slots(np.array([[0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]], bool), 3)
+    assert found["positions"].tolist() == [[1, 3, 0], [0, 0, 0], [0, 1, 2]]
+    assert found["kept"].tolist() == [[True, True, False], [False] * 3, [True] * 3]
+    assert in_slots(np.array([[False, True]]), 3)["positions"].tolist() == [[1, 0, 0]], "more slots than positions"
+    limits = limits_of("fp32", "int8")
+    assert (limits.scores, limits.flipped_share, limits.logits, limits.accuracy_drop) == (1e-4, None, None, 0.01)
+    masks = MaskAgreement()
+    ours, theirs = np.array([[1, 1, 0, 0], [0, 0, 0, 0]], bool), np.array([[1, 0, 1, 0], [0, 0, 0, 0]], bool)
+    masks.add(ours, theirs, np.array([[1, 1, 1, 1], [1, 1, 0, 0]], bool))
+    assert (masks.jaccard, masks.flipped, masks.positions) == ((1 / 3 + 1) / 2, 2, 6)
+    assert any("mean Jaccard index is 0.6667 (limit 0.97)" in each for each in masks.complaints(limits_of("fp16")))
 
 
 @pytest.mark.parametrize(("role", "action", "complaint"), [
@@ -120,20 +131,6 @@ def test_a_flip_close_to_the_cut_is_tolerated_and_counted(rationalizer, sabotage
     else:
         report = check_parity(*given)
         assert report.flipped_positions == report.near_ties == 1 and report.wrong_flips == 0
-
-
-def test_a_mask_is_handed_over_in_slots_and_masks_agree_by_jaccard():
-    found = in_slots(np.array([[0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]], bool), 3)
-    assert found["positions"].tolist() == [[1, 3, 0], [0, 0, 0], [0, 1, 2]]
-    assert found["kept"].tolist() == [[True, True, False], [False] * 3, [True] * 3]
-    assert in_slots(np.array([[False, True]]), 3)["positions"].tolist() == [[1, 0, 0]], "more slots than positions"
-    limits = limits_of("fp32", "int8")
-    assert (limits.scores, limits.flipped_share, limits.logits, limits.accuracy_drop) == (1e-4, None, None, 0.01)
-    masks = MaskAgreement()
-    ours, theirs = np.array([[1, 1, 0, 0], [0, 0, 0, 0]], bool), np.array([[1, 0, 1, 0], [0, 0, 0, 0]], bool)
-    masks.add(ours, theirs, np.array([[1, 1, 1, 1], [1, 1, 0, 0]], bool))
-    assert (masks.jaccard, masks.flipped, masks.positions) == ((1 / 3 + 1) / 2, 2, 6)
-    assert any("mean Jaccard index is 0.6667 (limit 0.97)" in each for each in masks.complaints(limits_of("fp16")))
 
 
 def complaints(precision: str, flipped: int = 0, **figures) -> str:

@@ -28,7 +28,7 @@ def selector(artefacts):
     return engine.OnnxRuntimeRunner(artefacts.selector, artefacts.signature.selector, "the selector")
 
 
-def test_runs_inside_with_only(selector):
+def test_it_runs_inside_with_only_and_what_fails_is_one_line(selector, artefacts, monkeypatch):
     for _ in range(2):
         with pytest.raises(EngineError, match="inside a `with` block"):
             selector.run(INPUTS)
@@ -38,6 +38,21 @@ def test_runs_inside_with_only(selector):
                 selector.__enter__()
     with pytest.raises(EngineError, match="inside a `with` block"):
         selector.run(INPUTS)
+    content, words = artefacts.selector.read_bytes(), {**INPUTS, "input_ids": np.full((2, 5), 10_000)}
+    for model, role, complaint in ((content[:1000], "selector", "ONNX Runtime cannot load the graph.*fix: "),
+                                   (content, "predictor", r"the graph has the tensors \['input_ids', 'attention_mask'"),
+                                   (content, "selector", "ONNX Runtime failed on the graph")):  # fmt: skip
+        runner = engine.OnnxRuntimeRunner(model, artefacts.signature.graph(role), "the graph")
+        with pytest.raises(EngineError, match=complaint) as refusal, runner:
+            runner.run(words)
+        assert "\n" not in str(refusal.value)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "onnxruntime", None)
+        with pytest.raises(MissingExtraError, match=r"pip install -e '.*\[cpu\]'"):
+            selector.__enter__()
+    monkeypatch.setattr(metadata, "distribution", lambda name: name)
+    with pytest.raises(EngineError, match="onnxruntime and onnxruntime-gpu are both installed.*pip uninstall"):
+        selector.__enter__()
 
 
 @pytest.mark.parametrize(("name", "array", "complaint"), [
@@ -61,24 +76,6 @@ def test_threads_follow_what_may_be_used_and_a_fixed_axis_is_checked(monkeypatch
         monkeypatch.setattr(engine.Path, "read_text", lambda path, quota=quota: quota)
         monkeypatch.setenv("OMP_NUM_THREADS", wished)
         assert engine.available_cores() == cores
-
-
-def test_a_damaged_graph_a_failing_run_or_a_missing_runtime_is_one_line(artefacts, selector, monkeypatch):
-    content, words = artefacts.selector.read_bytes(), {**INPUTS, "input_ids": np.full((2, 5), 10_000)}
-    for model, role, complaint in ((content[:1000], "selector", "ONNX Runtime cannot load the graph.*fix: "),
-                                   (content, "predictor", r"the graph has the tensors \['input_ids', 'attention_mask'"),
-                                   (content, "selector", "ONNX Runtime failed on the graph")):  # fmt: skip
-        runner = engine.OnnxRuntimeRunner(model, artefacts.signature.graph(role), "the graph")
-        with pytest.raises(EngineError, match=complaint) as refusal, runner:
-            runner.run(words)
-        assert "\n" not in str(refusal.value)
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "onnxruntime", None)
-        with pytest.raises(MissingExtraError, match=r"pip install -e '.*\[cpu\]'"):
-            selector.__enter__()
-    monkeypatch.setattr(metadata, "distribution", lambda name: name)
-    with pytest.raises(EngineError, match="onnxruntime and onnxruntime-gpu are both installed.*pip uninstall"):
-        selector.__enter__()
 
 
 FIELDS = ("intra_op_num_threads", "inter_op_num_threads", "execution_mode", "execution_order",

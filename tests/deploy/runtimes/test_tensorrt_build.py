@@ -140,7 +140,7 @@ def test_a_library_that_cannot_be_used_is_one_line_with_the_fix(monkeypatch, nam
         load_library(name)
 
 
-def test_tensorrt_needs_the_gpu_that_it_builds_for_and_complaints_of_drivers_come_last(tmp_path):
+def test_tensorrt_needs_its_gpu_and_ranges_cover_every_size_once(tmp_path):
     """Without one its bindings refuse to make a builder."""
 
     def no_builder(logger):
@@ -156,9 +156,6 @@ def test_tensorrt_needs_the_gpu_that_it_builds_for_and_complaints_of_drivers_com
     driver = "Error Code 1: Cuda Runtime (cudaError 35)"
     assert first_line([driver, "\n", "Invalid node\nmore"]) == "Invalid node"
     assert first_line([driver]) == driver and first_line([]) == ""
-
-
-def test_ranges_cover_every_size_once_and_sizes_beyond_them_are_named():
     for ranges, sizes, largest, expected in (
         (batch_ranges, None, 64, [(1, 8, 64)]), (batch_ranges, None, 4, [(1, 4, 4)]),
         (batch_ranges, (64, 1, 8), 64, [(1, 1, 2), (3, 8, 8), (9, 64, 64)]),

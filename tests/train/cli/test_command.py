@@ -88,7 +88,7 @@ def talking(lines: int, encoding: str) -> subprocess.Popen:
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
 
 
-def test_a_reader_that_leaves_a_narrow_terminal_and_json_without_nan(capsys):
+def test_a_reader_that_leaves_json_without_nan_long_lists_and_nobody_elses_package(capsys):
     with talking(100_000, "utf-8") as process:
         process.stdout.readline()
         process.stdout.close()
@@ -100,6 +100,15 @@ def test_a_reader_that_leaves_a_narrow_terminal_and_json_without_nan(capsys):
     out = capsys.readouterr().out
     assert "café" in out
     assert json.loads(out) == {"accuracy": None, "rates": [0.5, None], "word": "café"}
+    foreign = "rekd" + "["  # on PyPI a ransomware scanner
+    found = subprocess.run(["git", "grep", "-nF", foreign], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode in (0, 1), found.stderr
+    assert found.stdout == ""
+    assert f'name = "{DISTRIBUTION}"' in (ROOT / "pyproject.toml").read_text()
+    assert errors.listed(f"row {n} is empty" for n in (1, 2)) == "row 1 is empty; row 2 is empty"
+    assert errors.listed(map(str, range(20))).endswith("18; 19")
+    assert errors.listed(map(str, range(1_021))).endswith("18; 19; and 1,001 more")
+    assert errors.listed("abc", limit=2) == "a; b; and 1 more"
 
 
 @pytest.mark.parametrize(("folder", "here", "command"), [
@@ -111,15 +120,3 @@ def test_the_fix_for_a_missing_package_works_where_the_user_stands(folder, here,
     monkeypatch.setattr(errors, "_FOLDER", folder)
     monkeypatch.chdir(here)
     assert str(MissingExtraError("sklearn", "bench")).endswith(f"'sklearn' is not installed; fix: {command}")
-
-
-def test_no_text_names_somebody_elses_package_and_long_lists_say_how_many_more():
-    foreign = "rekd" + "["  # on PyPI a ransomware scanner
-    found = subprocess.run(["git", "grep", "-nF", foreign], cwd=ROOT, capture_output=True, text=True)
-    assert found.returncode in (0, 1), found.stderr
-    assert found.stdout == ""
-    assert f'name = "{DISTRIBUTION}"' in (ROOT / "pyproject.toml").read_text()
-    assert errors.listed(f"row {n} is empty" for n in (1, 2)) == "row 1 is empty; row 2 is empty"
-    assert errors.listed(map(str, range(20))).endswith("18; 19")
-    assert errors.listed(map(str, range(1_021))).endswith("18; 19; and 1,001 more")
-    assert errors.listed("abc", limit=2) == "a; b; and 1 more"

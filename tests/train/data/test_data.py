@@ -25,7 +25,7 @@ def labelled(*labels: int) -> LabelledTexts:
     return LabelledTexts([f"text {i}" for i in range(len(labels))], np.array(labels, dtype=int))
 
 
-def test_parts_hold_labels_in_proportion_and_examples_with_all_that_is_theirs():
+def test_parts_hold_labels_in_proportion_and_splits_that_a_source_brings_are_kept():
     parts = stratified_split(labelled(*[0, 1, 2, 3] * 50), (0.8, 0.1, 0.1), seed=1)
     assert [len(part) for part in parts] == [160, 20, 20]
     for part in parts:
@@ -38,9 +38,6 @@ def test_parts_hold_labels_in_proportion_and_examples_with_all_that_is_theirs():
     assert (some.texts, some.labels.tolist(), some.rationales) == (["c", "a"], [0, 0], [[], [(0, 1)]])
     images = LabelledImages(np.arange(3).reshape(3, 1, 1, 1), np.array([0, 1, 2]), np.eye(3, 4, dtype=int)).take([2])
     assert images.images.ravel().tolist() == [2] and images.regions.tolist() == [[0, 0, 1, 0]]
-
-
-def test_splits_that_a_source_brings_are_kept_and_begin_with_a_fair_sample():
     shares = {"dev_share": 0.2, "test_share": 0.3}
     examples, test = labelled(*[0] * 50, *[1] * 50), labelled(*[0, 1] * 5)
     whole = completed({"train": examples, "test": test}, DataConfig(**shares))

@@ -90,7 +90,7 @@ def test_every_mask_is_predicted_from_as_the_pair_does_and_the_stored_one_is_ser
     assert found.pop("never_predicted") == expected.pop("never_predicted") and found == approx(expected, abs=1e-5)
 
 
-def test_plain_classifiers_and_padding_are_measured_by_their_rule() -> None:
+def test_plain_classifiers_padding_and_images_are_measured_by_their_rule() -> None:
     pair = make_rationalizer(operator="zero", policy=PAPER_POLICY)
     split = make_split(pair, 12)
     outputs, (scores, selectable) = run_split(pair, split, batch_size=4), run_selector(pair, split, batch_size=5)
@@ -101,6 +101,16 @@ def test_plain_classifiers_and_padding_are_measured_by_their_rule() -> None:
     report = evaluate(pair, {"test": make_split(pair, 10)})
     assert report["rate"]["rate"] == 1.0
     assert not {"modes", "curve", "baselines", "selector", "tokens"} & set(report)
+    pair, generator = make_image_rationalizer(), np.random.default_rng(1)
+    pixels, truth = generator.integers(0, 256, (30, 16, 12, 1), dtype=np.uint8), generator.random((30, 12)) < 0.3
+    images = ImageSplit(pixels, generator.integers(0, 3, 30), pair.preprocessor, list(truth))
+    report = evaluate(pair, {"dev": images, "test": images}, draws=2, teacher=make_image_rationalizer(seed=4))
+    assert report["rate"]["rate_padded"] == approx(report["rate"]["rate"])  # every patch is real
+    kept = decide(*run_selector(pair, images), pair.policy).numpy()
+    assert report["truth"]["examples"] == 30 and report["modes"]["sampled"]["draws"] == 2
+    assert report["truth"]["in_truth"] == approx((kept & truth).sum() / kept.sum())
+    assert "tokens" not in report and "human_rationales" not in report
+    assert set(report["classification"]["per_class"]) == {"shirt", "shoe", "bag"}
 
 
 def test_the_report_is_json_and_says_what_measure_says(seen) -> None:
@@ -151,19 +161,6 @@ def test_the_abstain_threshold_comes_from_dev_and_a_teacher_is_compared_if_it_ca
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=match):
             evaluate(seen.pair, {"dev": seen.split, "test": seen.split}, teacher=stranger, draws=0)
-
-
-def test_images_too() -> None:
-    pair, generator = make_image_rationalizer(), np.random.default_rng(1)
-    pixels, truth = generator.integers(0, 256, (30, 16, 12, 1), dtype=np.uint8), generator.random((30, 12)) < 0.3
-    images = ImageSplit(pixels, generator.integers(0, 3, 30), pair.preprocessor, list(truth))
-    report = evaluate(pair, {"dev": images, "test": images}, draws=2, teacher=make_image_rationalizer(seed=4))
-    assert report["rate"]["rate_padded"] == approx(report["rate"]["rate"])  # every patch is real
-    kept = decide(*run_selector(pair, images), pair.policy).numpy()
-    assert report["truth"]["examples"] == 30 and report["modes"]["sampled"]["draws"] == 2
-    assert report["truth"]["in_truth"] == approx((kept & truth).sum() / kept.sum())
-    assert "tokens" not in report and "human_rationales" not in report
-    assert set(report["classification"]["per_class"]) == {"shirt", "shoe", "bag"}
 
 
 def test_token_shares_and_human_rationales_over_words(seen) -> None:

@@ -107,22 +107,7 @@ def test_figures_by_hand(figure, expected) -> None:
         assert found == approx(expected)
 
 
-def test_risk_coverage_by_threshold_and_classes_that_there_are_none_of() -> None:
-    assert metrics.never_predicted(np.array([0, 0, 3]), np.array([0, 1, 2]), [*NAMES, "d"]) == ["b", "c"]
-    assert metrics.never_predicted(PREDICTED, TRUE, NAMES) == [] and threshold(0.1, "01001") is None
-    rounded = np.round(CONFIDENCE, 1)  # many ties
-    thresholds, coverage, risk = metrics.risk_coverage(rounded, CORRECT)
-    accepted = [rounded >= threshold for threshold in thresholds]
-    assert sorted(set(rounded), reverse=True) == list(thresholds)
-    assert coverage == approx([each.mean() for each in accepted])
-    assert risk == approx([1 - CORRECT[each].mean() for each in accepted])
-    confidence, correct = np.array([0.9, 0.7, 0.7, 0.7, 0.2]), np.array([True, False, True, False, True])
-    orders = [[0, *middle, 4] for middle in permutations((1, 2, 3))]
-    areas = [np.mean(np.cumsum(~correct[order]) / np.arange(1, 6)) for order in orders]
-    assert metrics.area_under_risk_coverage(confidence, correct) == approx(np.mean(areas))
-
-
-def test_calibration_position_by_position_and_bin_by_bin() -> None:
+def test_calibration_risk_and_coverage_bin_by_bin_and_by_threshold() -> None:
     before, found = PROBABILITIES.copy(), metrics.calibration(PROBABILITIES, LABELS)
     squares = [sum((PROBABILITIES[i, c] - (c == LABELS[i])) ** 2 for c in range(3)) for i in range(200)]
     bins = []
@@ -141,6 +126,18 @@ def test_calibration_position_by_position_and_bin_by_bin() -> None:
     assert metrics.reliability(np.array([[1.0, 0.0]]), np.array([0]))[0]["high"] == 1.0, "the last one has its edge"
     assert metrics.calibration(np.array([[0.0, 1.0]]), np.array([0]))["brier"] == 2.0, "certain and wrong"
     assert np.array_equal(before, PROBABILITIES)
+    assert metrics.never_predicted(np.array([0, 0, 3]), np.array([0, 1, 2]), [*NAMES, "d"]) == ["b", "c"]
+    assert metrics.never_predicted(PREDICTED, TRUE, NAMES) == [] and threshold(0.1, "01001") is None
+    rounded = np.round(CONFIDENCE, 1)  # many ties
+    thresholds, coverage, risk = metrics.risk_coverage(rounded, CORRECT)
+    accepted = [rounded >= threshold for threshold in thresholds]
+    assert sorted(set(rounded), reverse=True) == list(thresholds)
+    assert coverage == approx([each.mean() for each in accepted])
+    assert risk == approx([1 - CORRECT[each].mean() for each in accepted])
+    confidence, correct = np.array([0.9, 0.7, 0.7, 0.7, 0.2]), np.array([True, False, True, False, True])
+    orders = [[0, *middle, 4] for middle in permutations((1, 2, 3))]
+    areas = [np.mean(np.cumsum(~correct[order]) / np.arange(1, 6)) for order in orders]
+    assert metrics.area_under_risk_coverage(confidence, correct) == approx(np.mean(areas))
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:

@@ -35,7 +35,7 @@ def predict(text: str, kept: list[int], scores: Sequence[float] = range(MAXIMUM)
     return encoded.predictions(["no", "yes"], np.array([[0.25, 0.75]]), mask, values)[0]
 
 
-def test_tensors_have_the_smallest_bucket_that_fits_and_what_is_cut_is_reported():
+def test_tensors_have_the_smallest_bucket_and_pieces_are_what_was_seen(monkeypatch):
     encoded = PREPROCESSOR(["the film was great", "bad"])
     ids, mask = encoded.inputs["input_ids"], encoded.inputs["attention_mask"]
     assert list(encoded.inputs) == ["input_ids", "attention_mask"] and ids.dtype == mask.dtype == np.int64
@@ -52,30 +52,6 @@ def test_tensors_have_the_smallest_bucket_that_fits_and_what_is_cut_is_reported(
         assert TextSettings(*settings).buckets == buckets
     with pytest.raises(InputError, match="22 tokens.*pad_to.*20"):
         PREPROCESSOR(["good " * 20], pad_to=20)
-
-
-def test_what_cannot_be_a_preprocessing_is_named_and_the_fingerprint_says_which_it_is(tmp_path):
-    with pytest.raises(ConfigError, match=r"lengths \(1,\) must lie within 3..max_length \(9\)"):
-        TextSettings(max_length=9, lengths=(1,))
-    with pytest.raises(ConfigError, match="max_length is 2"):
-        TextSettings(max_length=2, lengths=(1,))
-    startless = json.dumps(json.loads(trained_tokenizer("byte-level BPE")) | {"post_processor": None})
-    for tokenizer, problem in ((tiny_tokenizer_json()[:-100], "cannot be read"),
-                               (startless, "puts no start token before a text.*fix: a tokenizer.json")):  # fmt: skip
-        with pytest.raises(CheckpointError, match=problem):
-            TextPreprocessor(tokenizer, SETTINGS)
-    document = json.loads(tiny_tokenizer_json())
-    hashed = [document, {"max_length": MAXIMUM, "lengths": [16, 32], "kind": "text"}]
-    canonical = json.dumps(hashed, sort_keys=True, separators=(",", ":"))
-    assert PREPROCESSOR.fingerprint == hashlib.sha256(canonical.encode()).hexdigest(), "checkpoints hold it"
-    (tmp_path / "tokenizer.json").write_text(json.dumps(document, indent=4), encoding="utf-8")
-    assert TextPreprocessor.load(tmp_path, SETTINGS).fingerprint == PREPROCESSOR.fingerprint, "layout does not matter"
-    others = [(tiny_tokenizer_json(), TextSettings(47, (16, 32))), (tiny_tokenizer_json(), TextSettings(48, (16,))),
-              (tiny_tokenizer_json().replace('"boring"', '"borring"'), SETTINGS)]  # fmt: skip
-    assert len({PREPROCESSOR.fingerprint, *(TextPreprocessor(*other).fingerprint for other in others)}) == 4
-
-
-def test_token_names_are_text_pieces_what_was_seen_and_long_texts_go_through_a_batch(monkeypatch):
     inner = PREPROCESSOR.encode(["[SEP] good [CLS] [PAD]"])[0].ids[1:-1]
     assert not set(SPECIAL.values()) & set(inner)
     assert tokens("[SEP]")[1:-1] == ["[UNK]", "s", "##e", "##p", "[UNK]"]
@@ -97,6 +73,27 @@ def test_token_names_are_text_pieces_what_was_seen_and_long_texts_go_through_a_b
         "text 12 is empty; text 14 holds no word that the tokenizer knows; text 15 is int; "
         "text 16 is only white space; fix: give at least one word, or give texts as str")
     assert list(raised.value.faults) == [11, 13, 14, 15]
+
+
+def test_what_cannot_be_a_preprocessing_is_named_and_the_fingerprint_says_which_it_is(tmp_path):
+    with pytest.raises(ConfigError, match=r"lengths \(1,\) must lie within 3..max_length \(9\)"):
+        TextSettings(max_length=9, lengths=(1,))
+    with pytest.raises(ConfigError, match="max_length is 2"):
+        TextSettings(max_length=2, lengths=(1,))
+    startless = json.dumps(json.loads(trained_tokenizer("byte-level BPE")) | {"post_processor": None})
+    for tokenizer, problem in ((tiny_tokenizer_json()[:-100], "cannot be read"),
+                               (startless, "puts no start token before a text.*fix: a tokenizer.json")):  # fmt: skip
+        with pytest.raises(CheckpointError, match=problem):
+            TextPreprocessor(tokenizer, SETTINGS)
+    document = json.loads(tiny_tokenizer_json())
+    hashed = [document, {"max_length": MAXIMUM, "lengths": [16, 32], "kind": "text"}]
+    canonical = json.dumps(hashed, sort_keys=True, separators=(",", ":"))
+    assert PREPROCESSOR.fingerprint == hashlib.sha256(canonical.encode()).hexdigest(), "checkpoints hold it"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document, indent=4), encoding="utf-8")
+    assert TextPreprocessor.load(tmp_path, SETTINGS).fingerprint == PREPROCESSOR.fingerprint, "layout does not matter"
+    others = [(tiny_tokenizer_json(), TextSettings(47, (16, 32))), (tiny_tokenizer_json(), TextSettings(48, (16,))),
+              (tiny_tokenizer_json().replace('"boring"', '"borring"'), SETTINGS)]  # fmt: skip
+    assert len({PREPROCESSOR.fingerprint, *(TextPreprocessor(*other).fingerprint for other in others)}) == 4
 
 
 @pytest.mark.parametrize(("text", "kept", "shown"), [

@@ -23,7 +23,7 @@ def pixels(preprocessor: ImagePreprocessor, *images: object) -> np.ndarray:
     return preprocessor(list(images)).inputs["pixels"]
 
 
-def test_native_images_pass_and_others_are_resized_or_turned_upright(tmp_path: Path) -> None:
+def test_images_pass_or_are_resized_and_predictions_point_into_them(tmp_path: Path) -> None:
     array, large = picture(), Image.fromarray(picture(30, 17))
     found = pixels(COLOUR, array, Image.fromarray(array), np.asarray(large))
     assert found.dtype == np.uint8 and found.shape == (3, 6, 8, 3)
@@ -36,22 +36,6 @@ def test_native_images_pass_and_others_are_resized_or_turned_upright(tmp_path: P
     encoded = COLOUR([tmp_path / "lying.png", str(tmp_path / "lying.png")])
     assert encoded.sizes == [(8, 6), (8, 6)]
     assert np.array_equal(encoded.inputs["pixels"][0], np.rot90(array, -1))
-
-
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "CMYK", "LA"])
-def test_any_8_bit_mode_becomes_the_channels_of_the_model(mode: str) -> None:
-    image = Image.fromarray(picture()).convert(mode)
-    if mode == "P":
-        image.info["transparency"] = bytes(256)
-    assert pixels(COLOUR, image).shape == (1, 6, 8, 3) and pixels(GREY, image).shape == (1, 6, 8, 1)
-    colour, grey = picture(), picture()[:, :, 0]
-    assert np.array_equal(pixels(COLOUR, grey)[0], np.repeat(grey[:, :, None], 3, axis=2))
-    assert np.array_equal(pixels(GREY, grey)[0, :, :, 0], grey)
-    assert np.array_equal(pixels(GREY, colour)[0, :, :, 0], np.asarray(Image.fromarray(colour).convert("L")))
-    assert GREY([picture(12, 16)[:, :, :1]]).sizes == [(16, 12)]
-
-
-def test_predictions_point_into_the_image_and_boxes_cover_every_pixel() -> None:
     encoded = COLOUR([picture(12, 16), picture(7, 8)])
     mask = np.zeros((2, 12), dtype=bool)
     mask[0, [0, 6]] = mask[1, 11] = True
@@ -69,6 +53,19 @@ def test_predictions_point_into_the_image_and_boxes_cover_every_pixel() -> None:
         assert 0 <= left < right <= 9 and 0 <= top < bottom <= 5
         covered[top:bottom, left:right] += 1
     assert covered.min() > 0
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "CMYK", "LA"])
+def test_any_8_bit_mode_becomes_the_channels_of_the_model(mode: str) -> None:
+    image = Image.fromarray(picture()).convert(mode)
+    if mode == "P":
+        image.info["transparency"] = bytes(256)
+    assert pixels(COLOUR, image).shape == (1, 6, 8, 3) and pixels(GREY, image).shape == (1, 6, 8, 1)
+    colour, grey = picture(), picture()[:, :, 0]
+    assert np.array_equal(pixels(COLOUR, grey)[0], np.repeat(grey[:, :, None], 3, axis=2))
+    assert np.array_equal(pixels(GREY, grey)[0, :, :, 0], grey)
+    assert np.array_equal(pixels(GREY, colour)[0, :, :, 0], np.asarray(Image.fromarray(colour).convert("L")))
+    assert GREY([picture(12, 16)[:, :, :1]]).sizes == [(16, 12)]
 
 
 @pytest.mark.parametrize(("items", "message"), [

@@ -139,7 +139,7 @@ def test_compact_sees_positions_but_not_the_length_of_the_text_and_zero_multipli
     torch.testing.assert_close(found, pair.predictor.head(state), atol=1e-6, rtol=1e-6)
 
 
-def test_the_gate_is_hard_forward_and_soft_backward():
+def test_the_gate_is_hard_forward_and_soft_backward_and_networks_start_as_said():
     logits = torch.randn(3, 7, 2, generator=torch.Generator().manual_seed(0), requires_grad=True)
     noise = gumbel(1, torch.arange(3), 7)
     gate = base.straight_through_gate(logits, 0.7, noise)
@@ -153,6 +153,29 @@ def test_the_gate_is_hard_forward_and_soft_backward():
     assert (logits.grad != 0).all()
     assert torch.equal(base.straight_through_gate(logits, 0.1, None).mask > 0.5, base.selection_scores(logits) > 0)
     assert torch.equal(base.relaxed_log_choice(logits, 2.0, None), torch.log_softmax(logits / 2.0, dim=-1))
+    torch.manual_seed(0)
+    paper, own = (built(class_head=start).head[1] for start in ("xavier", "pytorch"))
+    assert not paper.bias.any() and own.bias.any()
+    # Xavier's bound is sqrt(6 / (8 + 3)), PyTorch's 1 / sqrt(8)
+    assert own.weight.abs().max() < 0.36 < paper.weight.abs().max() <= (6 / 11) ** 0.5
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    image = ImageConfig(height=8, width=8, channels=3, patch=4, upscale_to=16, mean=mean, std=std)
+    wide = BackboneConfig(family="vit", layers=2, width=14, heads=2, feedforward=61, image=image)
+    torch.manual_seed(0)
+    backbone = build_backbone(wide, {}).eval()
+    pixels = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8)
+    resized = interpolate(pixels.permute(0, 3, 1, 2) / 255.0, size=(16, 16), mode="bilinear", align_corners=False)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+    expected = backbone.model.forward_features((resized - mean) / std)
+    for inputs in ({"pixels": pixels}, {"pixel_values": (resized - mean) / std}):
+        torch.testing.assert_close(backbone.states(inputs), expected[:, 1:], atol=1e-5, rtol=0)
+        torch.testing.assert_close(backbone.zeroed(inputs, torch.ones(3, 16)), expected[:, 0], atol=1e-5, rtol=0)
+        assert backbone.selectable(inputs).shape == (3, 16) and backbone.selectable(inputs).all()
+    bare = build_backbone(wide.model_copy(update={"final_norm": False, "layer_norm_eps": 1e-3}), {})
+    assert bare.model.blocks[0].mlp.fc1.out_features == 61, "14 * (61 / 14) rounds down to 60"
+    assert bare.model.blocks[0].norm1.eps == 1e-3 and "model.norm.weight" in backbone.state_dict()
+    absent = ("model.norm.", "model.fc_norm", "model.head", "mean", "std")
+    assert not [name for name in bare.state_dict() if name.startswith(absent)]
 
 
 @pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES)
@@ -200,32 +223,6 @@ def mixed(networks, preprocessing) -> Rationalizer:
 def test_what_does_not_fit_is_named(attempt, message):
     with pytest.raises((ConfigError, InputError), match=message):
         attempt()
-
-
-def test_the_class_head_starts_as_said_and_states_are_timms_own() -> None:
-    torch.manual_seed(0)
-    paper, own = (built(class_head=start).head[1] for start in ("xavier", "pytorch"))
-    assert not paper.bias.any() and own.bias.any()
-    # Xavier's bound is sqrt(6 / (8 + 3)), PyTorch's 1 / sqrt(8)
-    assert own.weight.abs().max() < 0.36 < paper.weight.abs().max() <= (6 / 11) ** 0.5
-    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
-    image = ImageConfig(height=8, width=8, channels=3, patch=4, upscale_to=16, mean=mean, std=std)
-    wide = BackboneConfig(family="vit", layers=2, width=14, heads=2, feedforward=61, image=image)
-    torch.manual_seed(0)
-    backbone = build_backbone(wide, {}).eval()
-    pixels = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8)
-    resized = interpolate(pixels.permute(0, 3, 1, 2) / 255.0, size=(16, 16), mode="bilinear", align_corners=False)
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
-    expected = backbone.model.forward_features((resized - mean) / std)
-    for inputs in ({"pixels": pixels}, {"pixel_values": (resized - mean) / std}):
-        torch.testing.assert_close(backbone.states(inputs), expected[:, 1:], atol=1e-5, rtol=0)
-        torch.testing.assert_close(backbone.zeroed(inputs, torch.ones(3, 16)), expected[:, 0], atol=1e-5, rtol=0)
-        assert backbone.selectable(inputs).shape == (3, 16) and backbone.selectable(inputs).all()
-    bare = build_backbone(wide.model_copy(update={"final_norm": False, "layer_norm_eps": 1e-3}), {})
-    assert bare.model.blocks[0].mlp.fc1.out_features == 61, "14 * (61 / 14) rounds down to 60"
-    assert bare.model.blocks[0].norm1.eps == 1e-3 and "model.norm.weight" in backbone.state_dict()
-    absent = ("model.norm.", "model.fc_norm", "model.head", "mean", "std")
-    assert not [name for name in bare.state_dict() if name.startswith(absent)]
 
 
 @torch.no_grad()
