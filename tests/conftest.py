@@ -119,9 +119,7 @@ def random_pair(seed, small, large, preprocessor, operator, policy, labels, shar
 
 def encoder_settings(kind: str, vocabulary: int = 100, **changes) -> BackboneConfig:
     from transformers import AutoConfig
-
     from rekd_train.models.text_encoder import stored_config
-
     specials = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
     distances = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 32}
     more = {"deberta": {**distances, "max_relative_positions": -1}, "deberta-v2": distances,
@@ -172,12 +170,10 @@ def contents(root: Path) -> dict[str, bytes]:
 @pytest.fixture
 def run_cli(capsys):
     """Runs a command's application in this process: its exit code, standard output and standard error."""
-
     def ran(app, *arguments) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:
             run(app, [*map(str, arguments)])
         return ended.value.code, *capsys.readouterr()
-
     return ran
 
 
@@ -208,7 +204,6 @@ def image_rationalizer() -> Rationalizer:
 def artefacts(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
     """The verified export of the tiny checkpoint (rekd_deploy.contract.description). Do not change its files."""
     from rekd_deploy.export.graphs import export
-
     return export(checkpoint, tmp_path_factory.mktemp("export"))
 
 
@@ -216,7 +211,6 @@ def artefacts(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
 def repository(artefacts, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model repository with that export. Do not change its files."""
     from rekd_deploy.repository.writer import write_repository
-
     return write_repository(artefacts, tmp_path_factory.mktemp("repository") / "python")
 
 
@@ -226,7 +220,6 @@ def wheel():
     from rekd_deploy.errors import ServerError
     from rekd_deploy.server.program import find_wheel
     from rekd_train.errors import MissingExtraError
-
     try:
         return find_wheel()
     except (MissingExtraError, ServerError) as error:
@@ -237,7 +230,6 @@ def wheel():
 def server(wheel, repository: Path, tmp_path_factory: pytest.TempPathFactory):
     """The real Triton on that repository, one for all tests (``rekd_deploy.server.server``). Do not stop it."""
     from rekd_deploy.server.server import TritonServer
-
     with TritonServer(repository, 0, 0, 0, log_file=tmp_path_factory.mktemp("triton") / "log") as server:
         yield server
 
@@ -245,9 +237,7 @@ def server(wheel, repository: Path, tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture
 def fake_gpu(monkeypatch):
     from fake_tensorrt import FakeDriver
-
     from rekd_deploy.runtimes import tensorrt_execution
-
     driver = FakeDriver()
     monkeypatch.setattr(tensorrt_execution.ctypes, "CDLL", lambda name: driver)
     return driver
@@ -256,7 +246,6 @@ def fake_gpu(monkeypatch):
 @pytest.fixture
 def fake_rtx(fake_gpu, monkeypatch):
     from fake_tensorrt import FakeLibrary
-
     library = FakeLibrary(fake_gpu)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", library)
     return library
@@ -266,7 +255,6 @@ def fake_rtx(fake_gpu, monkeypatch):
 def inside_triton(monkeypatch):
     """Its module for Python models, and what they log."""
     import triton_stub
-
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", triton_stub)
     triton_stub.LOGGED.clear()
 

@@ -158,7 +158,6 @@ def test_help_loads_nothing_heavy_and_shows_examples_that_start_with_the_command
 def test_extras_keep_to_their_own_and_every_error_has_one_root():
     def names(requirements: list[str]) -> set[str]:
         return {re.split(r"[\[<>=!~; ]", requirement)[0] for requirement in requirements}
-
     extras = PROJECT["optional-dependencies"]
     assert not {"onnxruntime", "onnxruntime-gpu"} & names(PROJECT["dependencies"]), "a flavour is the user's choice"
     assert (names(extras["cpu"]), names(extras["gpu"])) == ({"onnxruntime"}, {"onnxruntime-gpu"})

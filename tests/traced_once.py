@@ -75,7 +75,6 @@ def shared_graphs(request, tmp_path_factory):
         yield  # what exports nothing need not load the exporter
         return
     from rekd_deploy.graphs import tracing
-
     cache = getattr(request.config, "cache", None)  # None: switched off by -p no:cacheprovider
     folder = (cache.mkdir("graphs") if cache else tmp_path_factory.mktemp("graphs")) / origin()
     for other in folder.parent.iterdir():

@@ -98,11 +98,9 @@ def in_a_process(job: dict) -> dict:
 
 def results(accuracies: dict[str, list[float]], rate: float = 0.1) -> dict:
     generator = np.random.default_rng(0)
-
     def cell(share: float) -> dict:
         correct = bits(generator.permutation(np.arange(200) < round(200 * share)))
         return {"accuracy": share, "rate": rate, "ece": 0.01, "seconds": 2.0, "examples": 200, "correct": correct}
-
     return {name: dict(enumerate(map(cell, shares))) for name, shares in accuracies.items()}
 
 

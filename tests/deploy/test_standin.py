@@ -48,14 +48,12 @@ REPLAY = {"to_device": 2, "to_host": 3, "replay": 2}
 def chain_of(tmp_path_factory):
     """A folder with what the programs read: the graphs of a pair, and what they take and give."""
     standin.libraries()
-
     def made(kind="bert", models=None):
         signature, models = pair_signature(model_of(kind)), models or traced(kind, gpu=True)
         steps = [(models[role].SerializeToString(), signature.graph(role), role) for role in ("selector", "predictor")]
         folder = tmp_path_factory.mktemp(kind)
         (folder / "chain.pickle").write_bytes(pickle.dumps(steps))
         return folder
-
     return made
 
 

@@ -200,7 +200,6 @@ def test_it_learns_to_read_what_is_shown_and_no_more(operator) -> None:
     assert judge.predictor.operator == operator and figures["accuracy"] > 0.9
     assert 0.45 < figures["accuracy_random_10"] < figures["accuracy_random_50"] < 0.95
     assert all(torch.equal(value, selector[name]) for name, value in judge.selector.state_dict().items())
-
     cues = [judge.preprocessor.encode([word])[0].ids[1] for word in ("bad", "good")]
     shown = torch.zeros_like(run_selector(judge, dev).selectable)
     for row in range(len(dev)):

@@ -73,7 +73,6 @@ class Planted:
 def ideal_judge(features: Features):
     """Reads the cue where it is shown and knows nothing otherwise: what a perfect independent judge would say."""
     cues = Planted(features.preprocessor, "honest").cues
-
     def judge(masks):
         found = {}
         for name, mask in masks.items():
@@ -81,7 +80,6 @@ def ideal_judge(features: Features):
             positive = 0.5 + 0.45 * good - 0.45 * bad
             found[name] = np.stack([1 - positive, positive], axis=1)
         return found
-
     return judge
 
 

@@ -49,7 +49,6 @@ def test_what_variants_there_are_what_each_is_compared_with_and_what_shares_a_tr
 def test_compiled_and_eager_predict_alike_and_others_fail_the_check(rationalizer):
     def broken(graph, inputs):
         raise RuntimeError("no compiler here\nand more")
-
     classifier, batches = variants.networks_of(rationalizer)[2], full_batches(rationalizer.preprocessor, 2, 16)
     both = [COMPILED, PYTORCH]
     (compiled, eager), not_run = variants.pytorch_runnables(classifier, batches, "cpu", both, backend="eager")
@@ -61,7 +60,6 @@ def test_compiled_and_eager_predict_alike_and_others_fail_the_check(rationalizer
     assert failed.name == "torch.compile fp32, classifier" and "no compiler here" in failed.reason
     def one(runtime, classes, precision="fp32"):
         return variants.Runnable(Variant(runtime, COMPACTED, precision), lambda number: np.eye(3)[classes])
-
     alike = classes_alike([one("a", [0, 1, 2, 2]), one("b", [0, 1, 2, 1])], 2)
     other = one("c", [1, 1, 1, 1], "int8")
     assert classes_alike([one("a", [0, 1, 2, 2]), other], 2) == (0, 0), "other precisions may round otherwise"
@@ -150,12 +148,10 @@ def test_rounds_shift_their_order_warm_up_and_a_machine_that_slows_down_changes_
 
     def rounds(seconds: dict[str, float], **options) -> Timings:
         """A clock that only work moves, on a machine that grows slower."""
-
         def work(name: str, number: int) -> None:
             nonlocal now
             order.append((name, number))
             now += seconds[name] * (1 + number)
-
         order.clear()
         return in_rounds({name: partial(work, name) for name in seconds}, clock=lambda: now, **options)
 

@@ -61,7 +61,6 @@ def test_a_browser_shows_it_without_a_complaint_on_a_desk_and_on_a_phone(written
         pytest.skip("needs Debian's chromium and chromium-driver")
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
-
     options, address = webdriver.ChromeOptions(), written[0].resolve().as_uri()
     options.binary_location = shutil.which("chromium")
     own = f"user-data-dir={tmp_path}"

@@ -23,12 +23,10 @@ def test_a_stall_and_a_wait_for_a_free_client_are_paid_by_all_who_come_meanwhile
 
     def stalled():
         lock, seen = threading.Lock(), []
-
         def send(number: int) -> None:
             with lock:  # which holds up everybody
                 seen.append(number)
                 time.sleep(STALL * (len(seen) == 10))
-
         return send
 
     arrivals, slow = np.arange(0.0, 0.8, 0.01), STALL * 1000 / 4
@@ -42,13 +40,11 @@ def test_a_stall_and_a_wait_for_a_free_client_are_paid_by_all_who_come_meanwhile
 
 def test_throughput_is_of_the_time_after_the_warm_up_and_failures_have_none():
     under_way, counts = set(), []
-
     def send(number: int) -> None:
         under_way.add(number)
         counts.append(len(under_way))
         time.sleep(0.02)
         under_way.discard(number)
-
     load = closed_loop(send, concurrency=3, seconds=0.3)
     assert max(counts) == 3 and min(load.milliseconds) >= 20
     load = Slow(0.4).load(warmup_seconds=0.5)
@@ -58,11 +54,9 @@ def test_throughput_is_of_the_time_after_the_warm_up_and_failures_have_none():
     assert load.answered == 11 and 0 < load.seconds < 0.2
     load = Slow(0.5, fails_after=1.5).load()
     assert (load.answered, load.failed) == (2, 2)
-
     def send(number: int) -> None:
         if number % 2:
             raise DeadlineError("no response in time")
-
     load = open_loop(send, np.linspace(0, 0.05, 10))
     figures = load.figures()
     assert (load.answered, figures["failed"], figures["answers"]) == (5, 5, 5)
@@ -100,10 +94,8 @@ def test_requests_are_the_same_for_all_and_a_wrong_prediction_is_seen():
     counts = np.bincount([items.index(item) for request in requests for item in request])
     assert counts.min() > 0.9 * counts.max(), "every item in its turn"
     served = {"a": 0.9, "b": 0.8}
-
     def predict(items):
         return [Prediction("x", {"x": served[item]}, [], rate=0.1, truncated=False, text=item) for item in items]
-
     requests = Requests(["a", "b"], (1, 2), predict, predict(["a", "b"]))
     found = []
     for wrong in (0.0, 0.01):

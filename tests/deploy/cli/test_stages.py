@@ -11,13 +11,11 @@ def made(tmp_path):
 
     def run(inputs, fail=None) -> bool:
         heard, calls = [], []
-
         def make(directory):
             calls.append(directory)
             directory.mkdir(exist_ok=True)  # the worst case: something is there already
             if fail:
                 raise fail
-
         stages = Stages(tmp_path, lambda name, reused: heard.append((name, reused)))
         assert stages.run("a", inputs, make) == tmp_path / "a" and stages.seconds["a"] >= 0
         assert heard == [("a", not calls)]

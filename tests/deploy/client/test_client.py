@@ -319,10 +319,8 @@ def test_a_model_that_cannot_be_used_or_changes_all_the_time(kind, server, ratio
         kind(transport=server).predict(["good"])
     class Restless(FakeServer):
         version = property(lambda self: str(len(self.shapes) + 1))
-
         def model_config(self, model, version, timeout):
             return (parameters, OTHER)[int(version) % 2], 4
-
     with pytest.raises(VersionMismatchError, match="changed the model 'rekd' 3 times"):
         kind(transport=Restless(parameters)).predict(["good"])
 
@@ -357,22 +355,17 @@ def test_probabilities_that_are_no_numbers_and_outputs_of_another_shape(client, 
 
 def test_tasks_of_one_loop_which_computes_nothing_itself(server, monkeypatch):
     threads = set()
-
     def noted(original):
         return lambda *arguments: threads.add(threading.current_thread()) or original(*arguments)
-
     for owner, name in ((ServedDescription, "preprocessor"), (TextPreprocessor, "encode"), (FakeServer, "infer")):
         monkeypatch.setattr(owner, name, noted(getattr(owner, name)))
-
     versions = server.model_versions
     monkeypatch.setattr(server, "model_versions", lambda *given: time.sleep(0.1) or versions(*given))  # all wait for it
-
     async def everything():
         async with AsyncClient(transport=server) as client:
             found = await asyncio.gather(*(client.predict(goods(n) * 9) for n in range(1, 21)))
             assert (await client.description()).labels == ("negative", "positive")
             return found
-
     for n, predictions in enumerate(asyncio.run(everything()), 1):
         assert set(lengths_of(predictions)) == {n}
     assert server.config_reads == 1 and server.closed and threading.main_thread() not in threads

@@ -94,14 +94,12 @@ def test_artefacts_answer_as_their_repository_from_several_threads_and_again_aft
 def test_a_call_that_another_threads_close_ends_says_so(repository, monkeypatch, when):
     pipeline = Pipeline(repository, batch_size=1)
     run = pipeline._chain.run
-
     def closed_meanwhile(inputs):
         if when == "before":
             pipeline.close()
         found = run(inputs)
         pipeline.close()
         return found
-
     monkeypatch.setattr(pipeline._chain, "run", closed_meanwhile)
     with pytest.raises(EngineError, match="^the pipeline is closed; fix: close it once its calls are done"):
         pipeline.predict(["good plot", "bad plot"])

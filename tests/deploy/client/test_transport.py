@@ -81,7 +81,6 @@ def answering(listener):
                 with connection:
                     connection.recv(1000)
                     connection.sendall(content)
-
     yield lambda content: threading.Thread(target=serve, args=(content,), daemon=True).start()
     listener.shutdown(socket.SHUT_RDWR)
 

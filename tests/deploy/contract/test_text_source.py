@@ -18,7 +18,6 @@ def read(tmp_path):
         path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         return [tuple(each) for each in TextSource(str(path), column)]
-
     return sourced
 
 

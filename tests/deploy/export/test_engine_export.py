@@ -132,18 +132,15 @@ def test_without_tensorrt_the_engines_are_deferred_and_built_where_they_serve(
                              (repository, "holds no engine of the selector; .*--engine tensorrt-rtx")):  # fmt: skip
         with pytest.raises(RepositoryError, match=complaint):
             Exported.of(place).engine_runner("selector")
-
     # on the target
     fake_gpu.devices, library, built = 1, FakeLibrary(fake_gpu, "10.9.0.34"), {}
     monkeypatch.setitem(sys.modules, "tensorrt", library)
-
     def build(_, graph, plan, signature, profiles, precision):
         built[graph] = (json.loads(json.dumps(profiles)), precision)
         plan.write_bytes(str(graph).encode())
         library.plans[plan.read_bytes()] = (str(graph), profiles)
         entry = next(e["engine"] for e in manifest["artefacts"].values() if e["sha256"] == sha256(graph))
         return {**entry, "version": library.__version__, "sha256": sha256(plan), "bytes": plan.stat().st_size}
-
     monkeypatch.setattr(export_engines, "build_engine", build)
     assert "verified on Fake RTX" in said(verify(root))
     now = check_repository(root)
@@ -177,12 +174,10 @@ def root(built, tmp_path):
 @pytest.fixture
 def otherwise(fake_rtx, tmp_path):
     """Lets the engine of a role run another checkpoint's graph."""
-
     def change(role):
         graph, profiles = fake_rtx.plans[role.encode()]
         (tmp_path / "other.onnx").write_bytes(changed_weights(graph))
         fake_rtx.plans[role.encode()] = (str(tmp_path / "other.onnx"), profiles)
-
     return change
 
 

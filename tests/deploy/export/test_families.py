@@ -55,13 +55,11 @@ def test_padding_for_a_longer_neighbour_changes_no_answer(family, inside_triton)
     handed_over = [spec.name for spec in signature.predictor.inputs]
     groups = (["good"], ["bad film " * 9, "good"], ["a dull plot"], ["good film " * 30])
     requests = [dict(model.preprocessor(some).inputs) for some in groups]
-
     def answers(*requests):
         chosen = ask(steps[0], SELECTOR, *requests, outputs=[spec.name for spec in signature.selector.outputs])
         known = [{**given, **answer.outputs} for given, answer in zip(requests, chosen, strict=True)]
         read = [{name: each[name] for name in handed_over} for each in known]
         return [{**each, **answer.outputs} for each, answer in zip(known, ask(steps[1], PREDICTOR, *read), strict=True)]
-
     alone = [answers(request)[0] for request in requests]
     batches = [watched(step) for step in steps]
     for step in steps:

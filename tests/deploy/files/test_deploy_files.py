@@ -111,7 +111,6 @@ def test_compose_has_its_variables_and_the_servers_flags_are_the_safe_ones(compo
         flags = server_flags("/models/rekd", ports, key, host=host, exposed=True, gpu_metrics=True, exit_seconds=10)
         flags = [re.sub("(--metrics-address)=.*", r"\1=0.0.0.0", flag) for flag in flags]  # Prometheus is elsewhere
         return ["tritonserver", *flags, "--metrics-config=summary_latencies=true"]
-
     assert compose["services"]["triton"]["command"] == safe(REQUIRED["REKD_ADMIN_KEY"], "0.0.0.0")
     for name, host in (("kserve", "0.0.0.0"), ("cpu", "127.0.0.1")):  # the pod's address, or its proxy alone
         server = pod(name)["containers"][0]
@@ -153,7 +152,6 @@ def test_pods_let_in_clients_and_prometheus_alone_and_everything_finds_them():
     def let_in(namespace, *ports):
         selector = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}
         return {"ports": [{"port": port} for port in ports], "from": [selector]}
-
     found = overlay("cpu")
     labels = found["Deployment"]["spec"]["template"]["metadata"]["labels"]
     gateway = let_in("envoy-gateway-system", 8000, 8001)

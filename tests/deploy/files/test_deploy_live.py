@@ -75,7 +75,6 @@ def deployment(wheel, repository, tmp_path_factory):
     certificate.cert_chain_pems[0].write_to_path(str(folder / "tls.crt"))
     authority.cert_pem.write_to_path(str(found.authority))
     found.tls = ssl.create_default_context(cafile=found.authority)
-
     command = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text())["services"]["triton"]["command"]
     command = [re.sub(r"\$\{REKD_ADMIN_KEY.*\}", KEY, part).replace("0.0.0.0", LOOPBACK) for part in command]
     changed = {f"--{name}-port": getattr(found, name) for name in ("grpc", "http", "metrics")}
@@ -142,11 +141,9 @@ def test_large_requests_logins_and_rates_are_limited(deployment, tmp_path):
 def test_every_series_that_is_queried_is_there(deployment):
     def series(text, line):
         return [(name, re.findall(line, labels)) for name, labels in re.findall(r"(\w+)\{([^}]*)\}", text)]
-
     def holds(labels, label, how, wanted):
         pattern = wanted if "~" in how else re.escape(wanted)
         return (re.fullmatch(pattern, labels.get(label, "")) is None) == ("!" in how)
-
     metrics = re.sub(r"(?m)^(\w+) ", r"\1{} ", send(deployment.metrics, "GET", "/metrics")[1].decode())
     shown = [(name, dict(labels)) for name, labels in series(metrics, r'(\w+)="([^"]*)"')]
     for query in queries():

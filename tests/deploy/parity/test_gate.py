@@ -26,7 +26,6 @@ def sabotaged(artefacts, tmp_path):
         action(model)
         onnx.save(model, tmp_path / f"{role}.onnx")
         return artefacts.graphs | {role: tmp_path / f"{role}.onnx"}
-
     return change
 
 
@@ -38,7 +37,6 @@ def scaled(suffix: str, factor: float):
     def action(model):
         tensor = next(entry for entry in model.graph.initializer if entry.name.endswith(suffix))
         rewritten(tensor, numpy_helper.to_array(tensor) * np.float32(factor))
-
     return action
 
 
@@ -49,7 +47,6 @@ def constant_replaced(old: float, new: float, slots: bool = False):
             if entry.name.startswith("slots/") == slots and entry.data_type != onnx.TensorProto.BOOL
             and (array := numpy_helper.to_array(entry)).size == 1 and np.isclose(array.item(), old, rtol=1e-6))
         rewritten(tensor, np.full_like(numpy_helper.to_array(tensor), new))
-
     return action
 
 
@@ -69,7 +66,6 @@ def increased(output: str, by: np.ndarray):
         node.output[list(node.output).index(output)] = "before"
         model.graph.initializer.append(numpy_helper.from_array(by, "increase"))
         model.graph.node.insert(place, onnx.helper.make_node("Add", ["before", "increase"], [output]))
-
     return action
 
 
@@ -119,11 +115,9 @@ def test_a_flip_close_to_the_cut_is_tolerated_and_counted(rationalizer, sabotage
         scores = rationalizer.select(inputs).scores[0][rationalizer.selectable(inputs)[0]]
     moved, bias = copy.copy(rationalizer), float(distance - torch.sort(scores, descending=True).values[1])
     moved.policy = rationalizer.policy.model_copy(update={"bias": bias})
-
     def lower(model):
         constant_replaced(0.1, bias)(model)
         increased("scores", np.array(-2 * distance, np.float32))(model)
-
     given = moved, sabotaged("selector", lower), Examples([text], "file")
     if distance > 1e-5:
         with pytest.raises(ParityError, match="1 mask positions are flipped farther than 1e-05 from the cut"):
@@ -172,7 +166,6 @@ def test_limits(precision, figures, complaint):
 def test_texts_come_from_the_file_else_the_checkpoint_else_the_vocabulary(rationalizer, tmp_path):
     def found(*file):
         return parity_examples(tmp_path, rationalizer.preprocessor, *file)
-
     made = found()
     assert made.source == "generated" and made == found()
     encoded = rationalizer.preprocessor(made.items)

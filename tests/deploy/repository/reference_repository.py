@@ -64,7 +64,6 @@ def reference_configs(model, tokenizer_json: str | None = None, flavour: str = "
 def main() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     from conftest import make_rationalizer
-
     for flavour in FLAVOURS:
         for name, config in reference_configs(make_rationalizer(), flavour=flavour).items():
             if name != ENSEMBLE or flavour == "python":  # the ensemble is the same in all

@@ -36,10 +36,8 @@ def test_bad_requests_are_logged_or_found_and_their_neighbours_answered(start, r
     assert "\n" not in LOGGED[2] and len(LOGGED[2]) < 400
     model = start(SELECTOR)
     session = model._graph
-
     def run(names, inputs):
         return session.run(names, inputs) if (inputs["input_ids"] != 60).all() else raising(RuntimeError("boom"))()
-
     model._graph = SimpleNamespace(run=run)
     good = encoded(rationalizer, "a good film")
     answers = ask(model, SELECTOR, good, {**good, "input_ids": np.where(good["attention_mask"] == 1, 60, 0)}, good)

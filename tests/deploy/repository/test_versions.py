@@ -144,7 +144,6 @@ def test_one_process_at_a_time_writes_at_a_place_and_one_that_cannot_be_written_
     def second():
         with workspaces.one_at_a_time(tmp_path / "link" / "models"):
             return listing(tmp_path / "disk")
-
     (tmp_path / "link").symlink_to(tmp_path / "disk")
     with ThreadPoolExecutor(1) as pool:
         with workspaces.one_at_a_time(tmp_path / "disk" / "models"):

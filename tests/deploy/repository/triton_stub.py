@@ -62,11 +62,9 @@ def started(root, name, edit=lambda config: None, **more):
 def watched(model):
     """The list of (rows, length) of every batch that the model's graph runs from now on."""
     graph, batches = model._graph, []
-
     def run(names, inputs):
         batches.append(next(iter(inputs.values())).shape[:2])
         return graph.run(names, inputs)
-
     model._graph = SimpleNamespace(run=run)
     return batches
 

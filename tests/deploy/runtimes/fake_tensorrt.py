@@ -30,7 +30,6 @@ class FakeDriver:
         def call(*arguments) -> int:
             self.calls.append(name)
             return getattr(type(self), f"_{name}", lambda *rest: 0)(self, *arguments) or 0
-
         return call
 
     def _cuDeviceGetCount(self, count) -> None:
@@ -70,7 +69,6 @@ class FakeDriver:
 class FakeEngine:
     def __init__(self, driver: FakeDriver, graph: str, profiles) -> None:
         import onnxruntime
-
         self.driver, self.profiles, self.profile = driver, profiles, 0
         self.session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
         # an order of its own
@@ -149,5 +147,4 @@ class FakeLibrary:
                 return None
             self.loaded.append(FakeEngine(self.driver, *self.plans[plan]))
             return self.loaded[-1]
-
         return SimpleNamespace(deserialize_cuda_engine=deserialize)

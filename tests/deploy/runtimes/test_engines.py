@@ -105,20 +105,16 @@ def serve(folder, target: str) -> None:
 def test_the_gate_and_verify_do_as_the_target_does(target, gpu, threads, checkpoint, tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # a setting of this shell, not of the server
     opened, gate, proved, real = [], [], export.check_parity, onnxruntime.InferenceSession
-
     def session(model, options, *, providers):
         opened.append(({name: str(getattr(options, name)) for name in FIELDS}, providers))
         return real(model, options, providers=providers)
-
     def only_how_threads_wait(options, key, value):
         assert key == "session.force_spinning_stop", "which changes no answer"
-
     def check_parity(*arguments, **more):
         opened.clear()
         report = proved(*arguments, **more)
         gate.extend(opened)
         return report
-
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     monkeypatch.setattr(onnxruntime.SessionOptions, "add_session_config_entry", only_how_threads_wait)
     monkeypatch.setattr(export, "check_parity", check_parity)

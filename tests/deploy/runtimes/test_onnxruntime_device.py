@@ -82,7 +82,6 @@ def test_what_is_not_captured_is_not_timed_as_captured(repository, monkeypatch):
         def __init__(self, graphs, *, device, captured):
             super().__init__(graphs, device="cpu")
             self.uncaptured = {graphs[0].name: "its LSTM copies"} if captured else {}
-
     monkeypatch.setattr(variants_graphs, "DeviceChain", OnCpu)
     with ExitStack() as stack:
         loaded = variants_graphs.Loaded(stack, "cuda", None)
@@ -94,16 +93,13 @@ def test_what_is_not_captured_is_not_timed_as_captured(repository, monkeypatch):
 def test_a_pipeline_on_a_device_answers_as_on_the_cpu_and_fills_its_batches(repository, texts, monkeypatch):
     """A batch of every length by itself would be filled up with rows of nothing."""
     seen = []
-
     class OnCpu(DeviceChain):
         def __init__(self, graphs, **options):
             seen.append((options["device"], sorted(options["batches"]), sorted(options["outputs"])))
             super().__init__(graphs, **options | {"device": "cpu"})
-
         def run(self, inputs):
             seen.append(inputs["input_ids"].shape)
             return super().run(inputs)
-
     monkeypatch.setattr(reader, "DeviceChain", OnCpu)
     many = [text for number in (40, 2, 20, 3, 30) for text in ("good " * number, *texts[:1])]
     with Pipeline(repository) as plain, Pipeline(repository, device="cuda:1") as pipeline:

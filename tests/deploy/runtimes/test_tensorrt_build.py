@@ -48,7 +48,6 @@ def graphs_of(tmp_path_factory):
         for role, model in models.items():
             write(model, work / f"{role}.onnx")
         return pair, {role: work / f"{role}.onnx" for role in models}
-
     return written
 
 
@@ -99,13 +98,11 @@ def test_what_the_builder_is_told(library, tmp_path, monkeypatch):
 
     def builder(log):
         own = builder_of(log)
-
         def build(network, config):
             told.append((config.get_flag(api.BuilderFlag.TF32), config.num_optimization_profiles))
             told.append((network.get_flag(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED),
                          config.num_compute_capabilities))
             return own.build_serialized_network(network, config)
-
         methods = ("create_network", "create_builder_config", "create_optimization_profile")
         return SimpleNamespace(build_serialized_network=build, **{name: getattr(own, name) for name in methods})
 
@@ -142,14 +139,11 @@ def test_a_library_that_cannot_be_used_is_one_line_with_the_fix(monkeypatch, nam
 
 def test_tensorrt_needs_its_gpu_and_ranges_cover_every_size_once(tmp_path):
     """Without one its bindings refuse to make a builder."""
-
     def no_builder(logger):
         logger.log("error", "CUDA initialization failure with error: 35")
         raise TypeError("pybind11::init(): factory function returned nullptr")
-
     class Logger:
         ERROR, INTERNAL_ERROR = "error", "internal"
-
     library = Library(PRODUCTS["tensorrt"], SimpleNamespace(ILogger=Logger, Builder=no_builder), "11.4")
     with pytest.raises(EngineError, match=r"TensorRT cannot start: CUDA initialization failure.*fix: .*NVIDIA GPU"):
         build_simple(library, tmp_path)

@@ -80,7 +80,6 @@ def test_what_goes_wrong_is_one_line_and_the_gpu_is_given_back(runner, artefacts
             runner.run(tokens(batch, 3))
         assert "\n" not in str(refusal.value) and not fake_gpu.blocks
         assert fake_gpu.calls[-1] in ("cuDevicePrimaryCtxRelease_v2", "cuDeviceGetCount")
-
     refused(r"the shapes .*\(9, 3\).* outside .*\(8, 48\)", batch=9)
     fake_gpu.out_of_memory = True
     refused(r"cuMemAlloc_v2: out of memory \(error 2\)")

@@ -94,7 +94,6 @@ def test_five_earlier_logs_stay_and_one_that_is_no_plain_file_is_written_to(star
             with pytest.raises(ServerError, match=f"start {number}$"):
                 start(f"print('start {number}')").start()
         return {path.name: path.read_text() for path in tmp_path.glob("log*")}
-
     assert logs(7) == {f"log.{age}" if age else "log": f"start {6 - age}\n" for age in range(6)}
     for path in tmp_path.glob("log*"):
         path.unlink()

@@ -68,7 +68,6 @@ def test_every_subset_of_the_outputs_and_the_endpoint_answer_as_the_model(served
             for name in names:
                 np.testing.assert_array_equal(part[name], whole[name])
     from tritonclient.http import InferenceServerClient, InferInput
-
     model, server = served
     contents = [written(each, "PNG") if kind == "image" else each.encode() for each in items[:5]]
     tensor = InferInput(kind, [len(contents), 1], "BYTES")
@@ -181,7 +180,6 @@ def infer(served):
     """A function: message -> bytes of the outputs that a neighbour in the batch may not change; refused: why."""
     with grpc.insecure_channel(served[1].grpc_url) as channel:
         stub = GRPCInferenceServiceStub(channel)
-
         def inferred(message):
             try:
                 response = stub.ModelInfer(message, timeout=20)
@@ -189,7 +187,6 @@ def infer(served):
                 return error.code().name, error.details()
             outputs = zip([each.name for each in response.outputs], response.raw_output_contents, strict=True)
             return {name: content for name, content in outputs if name in ("mask", "label", "truncated")}
-
         yield inferred
 
 

@@ -187,13 +187,11 @@ def test_a_new_version_under_load(served, load, lines, exported):
 
 def test_a_version_that_does_not_load_is_refused_under_load(served, load, lines, exported, monkeypatch):
     place = LiveRepository.place
-
     def damaging(self, snapshot):
         place(self, snapshot)
         graph = self.models / "rekd_predictor" / str(snapshot.version) / "model.onnx"
         graph.unlink()
         graph.write_bytes(b"no graph")
-
     with load() as clients:
         monkeypatch.setattr(LiveRepository, "place", damaging)
         exported("old")

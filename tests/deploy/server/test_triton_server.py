@@ -43,11 +43,9 @@ def url(server, protocol):
 def test_both_clients_answer_as_the_model(url, texts, rationalizer):
     """Texts of every length, more than one request holds, the last one longer than the model reads."""
     many = [*texts, *("good film and " * n + "end" for n in range(60)), *(["bad plot"] * 70), "good film " * 10_000]
-
     async def predict():
         async with AsyncClient(url) as client:
             return await asyncio.gather(*(client.predict(many[n : n + 30]) for n in range(0, len(many), 30)))
-
     with Client(url) as client:
         found = client.predict(many)
     expected = rationalizer.predict(many)
@@ -121,18 +119,14 @@ def test_texts_of_all_lengths_are_joined_answered_as_if_alone_and_counted(server
     requests = [dict(rationalizer.preprocessor([text]).inputs) for text in some]
     assert len({request["input_ids"].shape for request in requests}) == 3
     with closing(open_transport(url, 20.0)) as transport:
-
         def sent(index):
             return transport.submit("rekd", requests[index], ("scores", "mask", "logits", "probabilities"))
-
         def send_all(client):
             return [(index, sent(index)) for index in np.random.default_rng(client).permutation(len(requests))]
-
         def steps():
             status = read_status(url)
             assert status.ready and status.versions == [1] and status.triton
             return {step.model: step for step in status.steps}
-
         alone = [sent(index).result() for index in range(len(requests))]
         before, stubs = steps(), children_of(server.process_id)
         try:  # for a tenth of a second: Triton takes a process that is silent for two for dead
@@ -171,10 +165,8 @@ def test_an_installed_server_and_the_newest_version_beside_an_earlier_one(
         command = Path(f"/proc/{server.process_id}/cmdline").read_bytes().decode().split("\0")
         assert command[0] == str(tmp_path / "bin" / "tritonserver")
         assert f"--backend-directory={tmp_path / 'backends'}" in command
-
         def executed():
             return {(step.model, step.version): step.executions for step in read_status(server.http_url).steps}
-
         before = executed()  # the warm-ups
         assert set(before) == {(ENSEMBLE, 2), *((name, version) for name in COMPONENTS for version in (1, 2))}
         with Client(server.grpc_url) as client:

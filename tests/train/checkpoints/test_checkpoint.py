@@ -134,11 +134,9 @@ def test_a_save_that_fails_leaves_what_was_there_and_nothing_beside_it(copy, mon
 
 def test_interrupts_leave_the_old_one_or_the_new(copy, monkeypatch):
     before, rename, calls = contents(copy.parent), Path.rename, []
-
     def second_fails(path: Path, to: Path):
         calls.append(to)
         return raising(Interrupted())() if len(calls) == 2 else rename(path, to)
-
     monkeypatch.setattr(Path, "rename", second_fails)
     with pytest.raises(Interrupted):
         save(make_rationalizer(seed=7), copy)

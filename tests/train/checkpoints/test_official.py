@@ -85,7 +85,6 @@ def file(option: str, content: object, name: str = "file") -> Callable[[Path], d
         path = directory / name
         path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
         return {option: directory if option == "backbone" else path}
-
     return made
 
 

@@ -34,13 +34,11 @@ def trained(tmp_path_factory) -> Path:
 def evaluate(capsys, monkeypatch):
     """Runs the command: its report, or (exit code, what it says with every space as one, its errors)."""
     monkeypatch.setattr(Console, "width", 100)
-
     def call(*arguments: object, report: bool = True):
         more = ("--draws", 0, "--json") if report else ()
         code, (out, err) = rekd_train("evaluate", *arguments, *more), capsys.readouterr()
         assert code == 0 or not report, err
         return json.loads(out) if report else (code, " ".join(out.split()), err)
-
     return call
 
 

@@ -33,37 +33,31 @@ def command(tmp_path, monkeypatch, capsys):
     sizes += f"{preprocessor.vocabulary_size}\n"
     document = f'name = "toy"\n[data]\nmax_length = 24\n[selector]\n{sizes}[predictor]\n{sizes}'
     (tmp_path / "toy.toml").write_text(f"{document}[optimisation]\nbatch_size = 16\n[stages]\nsave_every = 4\n")
-
     def call(*arguments: str, kind: str = "error") -> tuple[int, str]:
         code = rekd_train("run", tmp_path / "toy.toml", "-o", tmp_path / "out", "--device", "cpu", *arguments)
         return code, "\n".join(line for line in capsys.readouterr().err.splitlines() if line.startswith(kind))
-
     return call
 
 
 @pytest.fixture
 def refused(command, tmp_path):
     """Asserts that calls end in one line each, by patterns, and change nothing."""
-
     def call(*cases: tuple[tuple[str, ...], str]) -> None:
         before = contents(tmp_path)
         for arguments, pattern in cases:
             code, error = command(*arguments)
             assert code == 1 and re.fullmatch(f"error: .*{pattern}.*", error) and contents(tmp_path) == before
-
     return call
 
 
 def interrupt(command, count: int) -> list[int]:
     """Ctrl-C right after the state is saved for the ``count``-th time; the steps of what was saved."""
     save, saved = runs.StateStore.save, []
-
     def saving(store, snapshot):
         save(store, snapshot)
         saved.append(snapshot.step)
         if len(saved) == count:
             raise KeyboardInterrupt
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs.StateStore, "save", saving)
         assert command()[0] == 130

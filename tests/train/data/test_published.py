@@ -130,7 +130,6 @@ CLASSES = {"cifar10": {"label": 10}, "cifar100": {"fine_label": 100, "coarse_lab
 def cifar_folder(root: Path, base: str, monkeypatch) -> Path:
     """Files as published but smaller, so torchvision's digests of them are replaced as well; the root of the folder."""
     from torchvision.datasets import CIFAR10, CIFAR100
-
     published, (folder, train, test, meta) = {"cifar10": CIFAR10, "cifar100": CIFAR100}[base], CIFAR[base]
     pixels = np.random.default_rng(0).integers(0, 256, (200, 3072), dtype=np.uint8)
     pixels[:, 0] = np.arange(200)  # the first pixel says which example it is

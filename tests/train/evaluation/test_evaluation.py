@@ -145,7 +145,6 @@ def test_the_abstain_threshold_comes_from_dev_and_a_teacher_is_compared_if_it_ca
     def confidence(part):
         probabilities = seen.pair.probabilities(torch.from_numpy(run_split(seen.pair, part).class_logits)).numpy()
         return probabilities.max(axis=1), probabilities.argmax(axis=1) == part.labels
-
     found, abstain = abstain_threshold(*confidence(make_split(seen.pair, seed=1)), 0.6), seen.report["calibration"]
     assert abstain["abstain"]["threshold"] == approx(found, abs=1e-5)
     assert abstain["abstain"]["coverage"] == approx(np.mean(confidence(seen.split)[0] >= found), abs=0.03)

@@ -86,13 +86,11 @@ def test_a_decision_turns_where_its_score_crosses_the_margin_and_not_before(poli
     decided = mask_by_specification(scores, selectable, policy)
     margins = cut_margins(scores, selectable, policy)
     assert np.isinf(margins[~selectable]).all()
-
     def turns(row: int, position: int, score: float) -> bool:
         moved = scores[row : row + 1].copy()
         moved[0, position] = score
         again = mask_by_specification(moved, selectable[row : row + 1], policy)
         return again[0, position] != decided[row, position]
-
     for row, position in np.argwhere(selectable):
         score, margin = scores[row, position], margins[row, position]
         away = -1 if decided[row, position] else 1

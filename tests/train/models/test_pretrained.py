@@ -164,7 +164,6 @@ def test_sizes_that_are_not_given_are_filled_in_and_others_are_the_run_s_own_cho
     def filled(path: Path, **settings) -> BackboneConfig:
         wanted = BackboneConfig(**settings)
         return sized(wanted, open_source(str(path), wanted.family, "selector"), "selector")
-
     config = json.loads((BERT / "config.json").read_text())
     found = filled(BERT, dropout=0.3)
     assert (found.width, found.heads) == (config["hidden_size"], config["num_attention_heads"])
@@ -207,7 +206,6 @@ def test_directories_that_cannot_be_started_from(tmp_path, damage, message):
 
 def test_the_card_names_every_part_and_what_is_nowhere_its_flag(monkeypatch):
     import huggingface_hub
-
     monkeypatch.setattr(huggingface_hub, "snapshot_download", raising(OSError("no network here\nreally")))
     for name in ("/nowhere/at/all", "prajjwal1/bert-small"):
         with pytest.raises(CheckpointError, match="--set selector.pretrained=PATH") as caught:
@@ -218,7 +216,6 @@ def test_the_card_names_every_part_and_what_is_nowhere_its_flag(monkeypatch):
     assert source_path("prajjwal1/bert-small", "selector") == BERT
     def origins(**selector) -> list[str]:
         return weight_origins(RunConfig.model_validate({"name": "x", "selector": selector}))
-
     mine = "pretrained weights bert-mine, under their own licence"
     assert origins(pretrained="bert-mine") == origins(pretrained="bert-mine", word_embeddings="minilm") == [mine]
     for minilm in (origins(pretrained="minilm"), origins(word_embeddings="minilm")):
