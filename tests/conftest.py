@@ -119,6 +119,7 @@ def random_pair(seed, small, large, preprocessor, operator, policy, labels, shar
 
 def encoder_settings(kind: str, vocabulary: int = 100, **changes) -> BackboneConfig:
     from transformers import AutoConfig
+
     from rekd_train.models.text_encoder import stored_config
     specials = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
     distances = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 32}
@@ -237,6 +238,7 @@ def server(wheel, repository: Path, tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture
 def fake_gpu(monkeypatch):
     from fake_tensorrt import FakeDriver
+
     from rekd_deploy.runtimes import tensorrt_execution
     driver = FakeDriver()
     monkeypatch.setattr(tensorrt_execution.ctypes, "CDLL", lambda name: driver)
