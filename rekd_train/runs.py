@@ -31,8 +31,8 @@ _RECORDED_AT_ONCE = 64
 
 def train_run(
     config: RunConfig, output: Path, *, teacher: Path | None = None, warm_start: Path | None = None,
-    observer: Observer | None = None, resume: bool = False, overwrite: bool = False, device: str = "auto",
-    tensorboard: bool = False,
+    half: str | None = None, observer: Observer | None = None, resume: bool = False, overwrite: bool = False,
+    device: str = "auto", tensorboard: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Train by a configuration and write the checkpoint; several processes share the work.
 
@@ -40,7 +40,8 @@ def train_run(
 
     Args:
         teacher: checkpoint to distil from.
-        warm_start: checkpoint whose predictor and selector are the start; the warm starts are left out.
+        warm_start: checkpoint whose predictor and selector are the start; their own warm starts are left out.
+        half: 'selector' or 'predictor': what of the warm start is taken over alone.
         overwrite: replace a checkpoint at the output, and begin anew where another run left its state or log.
         device: 'auto', 'cpu', 'cuda' or 'cuda:N'.
 
@@ -51,6 +52,7 @@ def train_run(
         CheckpointError: a checkpoint or something else lies at the output.
         ConfigError: another run's state or log lies there, or there is nothing to resume.
     """
+    halves = (half,) if half else ("selector", "predictor")
     checkpoint.check_output(output, overwrite)
     state.check_start(output, resume, overwrite)
     runtime = Runtime(device)
@@ -66,7 +68,7 @@ def train_run(
     if said is not None:
         check_teacher(said, pair, config)
     if warm_start is not None:
-        recorded.start_from(pair, checkpoint.load(warm_start), warm_start, data)
+        recorded.start_from(pair, checkpoint.load(warm_start), warm_start, data, halves)
     splits = encode_splits(data, preprocessor, config.data)
     start = {"teacher": teacher, "warm_start": warm_start}
     hashes = {name: _digest(path) if path else None for name, path in start.items()}
@@ -78,7 +80,7 @@ def train_run(
             observer.note(notice)
     runtime.wait()  # until every process has looked at what lies at the output: the main one writes from here on
     fit(
-        config, pair, splits["train"], splits["dev"], teacher=said, warm=warm_start is not None,
+        config, pair, splits["train"], splits["dev"], teacher=said, warm=halves if warm_start is not None else (),
         observer=_logs(runtime, store, observer, resume, tensorboard), runtime=runtime, store=store, resume=resume,
     )  # fmt: skip
     return _finish(runtime, pair, output, config, data, splits, store=store)
@@ -122,12 +124,18 @@ def record_run(
     if output.exists() and not overwrite:
         raise DataError(f"{output} exists; fix: another file, or --overwrite")
     examples = recorded.data_for(pair, config).splits["train"].items
-    pair.to(chosen_device(device))
-    rows = []
-    for start in range(0, len(examples), _RECORDED_AT_ONCE):
-        some = examples[start : start + _RECORDED_AT_ONCE]
-        rows += statements_of(pair, some, texts, Path(config.data.path))
-    write_knowledge(output, rows, overwrite)
+    runtime = Runtime(device)
+    pair.to(runtime.device)
+    # texts of like lengths together, so that little padding is computed
+    lengths = [len(each) if isinstance(each, str) else 0 for each in examples]
+    order = sorted(range(len(examples)), key=lengths.__getitem__)
+    rows: dict[int, dict[str, Any]] = {}
+    for start in range(0, len(order), _RECORDED_AT_ONCE):
+        some = order[start : start + _RECORDED_AT_ONCE]
+        with runtime.autocast(config.acceleration.precision):
+            said = statements_of(pair, [examples[index] for index in some], texts, Path(config.data.path))
+        rows |= zip(some, said, strict=True)
+    write_knowledge(output, [rows[index] for index in range(len(rows))], overwrite)
     return len(rows)
 
 
