@@ -41,7 +41,7 @@ if [ $# -eq 0 ]; then
         tests/train/evaluation/test_metrics.py tests/train/training/test_loop.py \
         tests/train/cli/test_run_command.py tests/train/checkpoints/test_checkpoint.py \
         tests/deploy/export/test_export.py tests/deploy/graphs/test_modules.py tests/deploy/graphs/test_int8.py \
-        tests/deploy/repository/test_build.py tests/deploy/repository/test_text_endpoint.py tests/deploy/client/test_client.py \
+        tests/deploy/repository/test_build.py tests/deploy/repository/test_triton_model.py tests/deploy/client/test_client.py \
         tests/deploy/client/test_transport.py tests/deploy/contract/test_text_source.py \
         tests/deploy/client/test_render.py tests/deploy/bench/test_bench_report.py tests/deploy/files/test_deploy_files.py
 fi

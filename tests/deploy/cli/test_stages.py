@@ -8,7 +8,6 @@ from rekd_deploy.cli.demo_chain import Stages, source_hash
 @pytest.fixture
 def made(tmp_path):
     """Runs the stage 'a' anew or not; returns whether it was made. ``fail`` interrupts it."""
-
     def run(inputs, fail=None) -> bool:
         heard, calls = [], []
         def make(directory):
@@ -20,7 +19,6 @@ def made(tmp_path):
         assert stages.run("a", inputs, make) == tmp_path / "a" and stages.seconds["a"] >= 0
         assert heard == [("a", not calls)]
         return bool(calls)
-
     return run
 
 

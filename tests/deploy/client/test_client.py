@@ -235,7 +235,6 @@ def test_a_cancelled_task_ends_its_pauses_and_abandons_its_requests(server, paus
     server.fail_at = {0: DOWN} if pausing else {}
     if not pausing:
         server.gate.clear()
-
     async def impatient():
         client = AsyncClient(transport=server, retry=RetryPolicy(first_pause=60.0, longest_pause=60.0))
         task = asyncio.create_task(client.predict(["good"] * 4 * IN_FLIGHT))
@@ -246,7 +245,6 @@ def test_a_cancelled_task_ends_its_pauses_and_abandons_its_requests(server, paus
             await task
         await asyncio.wait_for(asyncio.to_thread(client._threads.shutdown), 5)  # it waits no longer
         server.gate.set()
-
     asyncio.run(impatient())
     server.close()
     assert len(server.ids) == IN_FLIGHT, "nothing more is sent"
@@ -256,7 +254,6 @@ def test_a_cancelled_task_ends_its_pauses_and_abandons_its_requests(server, paus
 def test_a_call_that_waits_for_its_turn_ends_at_its_deadline(server, monkeypatch):
     monkeypatch.setattr("rekd_deploy.client.client.CALLS", 1)
     monkeypatch.setattr("rekd_deploy.client.client.GRACE", 0.1)
-
     async def crowd():
         client = AsyncClient(transport=server)
         server.gate.clear()
@@ -266,7 +263,6 @@ def test_a_call_that_waits_for_its_turn_ends_at_its_deadline(server, monkeypatch
             await client.predict(["good"], deadline=0.1)
         server.gate.set()
         return await first
-
     assert lengths_of(asyncio.run(crowd())) == [1] and len(server.shapes) == 1
 
 

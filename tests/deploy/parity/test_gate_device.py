@@ -44,7 +44,6 @@ EXAMPLES = Examples(["a fine film", "a dull one"], "file")
 @pytest.fixture
 def gpus(monkeypatch):
     """Devices and graphs that were asked for; ``spoil`` changes what they answer."""
-
     class OnCpu(DeviceChain):
         seen = []
         spoil = staticmethod(lambda answers: answers)
@@ -53,7 +52,6 @@ def gpus(monkeypatch):
             OnCpu.seen.append((device, [graph.name for graph in graphs]))
         def run(self, inputs):
             return OnCpu.spoil(super().run(inputs))
-
     monkeypatch.setattr(onnxruntime_device, "DeviceChain", OnCpu)
     for module in (verify, gate_device):
         monkeypatch.setattr(module, "check_device", lambda device: None)

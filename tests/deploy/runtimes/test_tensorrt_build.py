@@ -95,7 +95,6 @@ def build_simple(library, folder, operator: str = "Relu", output: str = "y", pro
 @pytest.mark.tensorrt
 def test_what_the_builder_is_told(library, tmp_path, monkeypatch):
     told, api, builder_of = [], library.api, library.api.Builder
-
     def builder(log):
         own = builder_of(log)
         def build(network, config):
@@ -105,7 +104,6 @@ def test_what_the_builder_is_told(library, tmp_path, monkeypatch):
             return own.build_serialized_network(network, config)
         methods = ("create_network", "create_builder_config", "create_optimization_profile")
         return SimpleNamespace(build_serialized_network=build, **{name: getattr(own, name) for name in methods})
-
     monkeypatch.setattr(api, "Builder", builder)
     build_simple(library, tmp_path)
     assert told == [(False, 2), (True, 3)]

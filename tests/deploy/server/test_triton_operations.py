@@ -46,7 +46,6 @@ def ensemble_client(url, retry=None):
 
 def text_endpoint_client(port):
     """A function: text -> key, over plain HTTP and the text endpoint; nothing is tried twice."""
-
     def request(text):
         body = json.dumps({"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": [text]}]})
         try:
@@ -58,7 +57,6 @@ def text_endpoint_client(port):
         found = {each["name"]: each["data"] for each in json.loads(answer)["outputs"]}
         spans = tuple((span["start"], span["end"]) for span in json.loads(found["rationale"][0]))
         return found["label"][0], spans, tuple(found["probabilities"])
-
     return request
 
 

@@ -115,10 +115,8 @@ def test_gates_of_gathered_features_have_the_gradient_of_their_content(make, tex
     mask = pair.select(inputs).mask
     slots, kept = kept_positions(mask, int(mask.sum(dim=1).max()) + 2)
     gates = kept.to(next(pair.parameters()).dtype).requires_grad_()
-
     def loss(gates):
         return pair.predictor.head(pair.predictor.backbone.gathered(inputs, slots, gates)).square().sum()
-
     assert loss(gates) == pair.predictor.head(pair.predictor.backbone.gathered(inputs, slots, kept)).square().sum()
     loss(gates).backward()
     assert (gates.grad[~kept] == 0).all() and (gates.grad[kept] != 0).all()
