@@ -46,8 +46,6 @@ SOURCES = {
     for path in sorted((ROOT / package).rglob("*.py"))}
 """Every module of ours by its dotted name."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-every_module = pytest.mark.parametrize("module", sorted(SOURCES))
-every_command = pytest.mark.parametrize("command", sorted(PROJECT["scripts"]))
 
 
 @cache
@@ -92,7 +90,7 @@ def package_of(module: str) -> str:
     return ".".join(module.split(".")[:2])
 
 
-@every_module
+@pytest.mark.parametrize("module", sorted(SOURCES))
 def test_every_module_is_short_in_its_layer_and_probes_for_no_contract(module):
     here, names = package_of(module), imported(module)
     assert here in LAYER_OF, "every package has its layer"
@@ -134,7 +132,7 @@ def test_imports_load_nothing_heavy(code, heavy):
     assert not heavy & in_a_fresh_process(code)
 
 
-@every_command
+@pytest.mark.parametrize("command", sorted(PROJECT["scripts"]))
 def test_help_loads_nothing_heavy_and_shows_examples_that_start_with_the_command(command, capsys, monkeypatch):
     module, function = PROJECT["scripts"][command].split(":")
     code = (

@@ -232,9 +232,6 @@ def test_environments_of_others_stay_and_what_is_missing_is_told_first(machine):
     assert machine.environment()[0] == 0
 
 
-INHERITED = {"PYTHONPATH": "/evil", "PYTHONHOME": "/evil", "VIRTUAL_ENV": "/evil", "PYTHONOPTIMIZE": "1"}
-
-
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize(("target", "call"), [
     ("test", "-m pytest -n auto --dist loadfile -k policy"), ("demo", "-m rekd_deploy.cli.demo --output runs/demo"),
@@ -242,7 +239,8 @@ INHERITED = {"PYTHONPATH": "/evil", "PYTHONHOME": "/evil", "VIRTUAL_ENV": "/evil
 def test_make_runs_in_the_environment_whatever_surrounds_it(ready, target, call):
     shutil.copy(ROOT / "Makefile", ready.project)
     make = [shutil.which("make"), "SHELL=" + shutil.which("sh"), target, "ARGS=-k policy"]
-    code, _, errors = done(make, cwd=ready.project, env={"PATH": str(ready.bin), **INHERITED})
+    inherited = {"PYTHONPATH": "/evil", "PYTHONHOME": "/evil", "VIRTUAL_ENV": "/evil", "PYTHONOPTIMIZE": "1"}
+    code, _, errors = done(make, cwd=ready.project, env={"PATH": str(ready.bin), **inherited})
     assert code == 0, errors
     assert len(ready.calls(call)) == 1
     made = ready.calls("-m venv") + ready.calls("-m pip") + ready.calls(call)

@@ -14,11 +14,9 @@ def prediction(text, *spans, truncated=False):
     return Prediction("positive", {"negative": 0.125, "positive": 0.875}, rationale, 0.1, truncated, text)
 
 
-SHOWN = {"a good film": ((2, 6),), "good film": ((0, 4), (5, 9)), "no words kept": (), "東京 🎬": ((3, 4),)}
-
-
 def test_every_character_once_the_rationale_marked_and_the_terminal_is_not_steered():
-    shown = [plain_text(prediction(text, *spans)).partition("\n")[2] for text, spans in SHOWN.items()]
+    texts = {"a good film": ((2, 6),), "good film": ((0, 4), (5, 9)), "no words kept": (), "東京 🎬": ((3, 4),)}
+    shown = [plain_text(prediction(text, *spans)).partition("\n")[2] for text, spans in texts.items()]
     assert shown == ["a [[good]] film", "[[good]] [[film]]", "no words kept", "東京 [[🎬]]"]
     found = prediction("a good [film] :smile:", (2, 6))
     shown = terminal_text(found)

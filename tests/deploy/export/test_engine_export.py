@@ -204,8 +204,8 @@ def test_engines_run_where_they_can_and_else_stay_unverified(built, root, fake_g
     entry = built.manifest["artefacts"]["predictor"]["engine"]
     entry["built_for"] = ["sm120"]
     assert prove_engines(built) is built
-    said = "it was built for sm120, this machine's Fake RTX is sm89; fix: verify on such a card, or export again"
-    assert reason_not_to_run(entry) == said
+    reason = "it was built for sm120, this machine's Fake RTX is sm89; fix: verify on such a card, or export again"
+    assert reason_not_to_run(entry) == reason
     entry["built_for"] = ["sm89"]
     fake_gpu.devices = 0
     assert prove_engines(built) is built

@@ -17,14 +17,13 @@ from rekd_train.inputs.text import TextPreprocessor, TextSettings
 
 pytestmark = pytest.mark.slow
 
-PARTS = {"train": slice(0, 120), "dev": slice(120, 160), "test": slice(160, 200)}
-
 
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
     """Runs ``rekd-train run`` on a toy task: (exit code, its lines of a kind on stderr)."""
     texts, labels = ToyTexts.words(200, seed=1)
-    splits = {name: LabelledTexts(texts[part], labels[part]) for name, part in PARTS.items()}
+    parts = {"train": slice(0, 120), "dev": slice(120, 160), "test": slice(160, 200)}
+    splits = {name: LabelledTexts(texts[part], labels[part]) for name, part in parts.items()}
     data = DataSet(splits, ("negative", "positive"), "made up")
     preprocessor = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=24))
     monkeypatch.setattr(runs, "load_data", lambda config: data)
