@@ -145,6 +145,10 @@ def test_small_classes_lengths_that_tell_the_label_and_empty_and_full_rationales
     probe = probes.mask_probe(mask, features, labels)
     assert probe.figures["mask_only"] > 0.9 and probe.figures["length_only"] > 0.95
     assert probe.pattern.mean() - probe.baseline.mean() <= 0.05
+    subject = Planted(split.preprocessor, "honest")
+    subject.classify = lambda inputs, mask: np.tile(np.float32([0, 1]), (len(mask), 1))  # nobody of another class
+    checks = {check.name: check.outcome for check in examine(subject, features, split, {})[1]}
+    assert checks["the answer follows the selected content"] == "not applicable"
     for full, comprehensiveness, sufficiency in ((False, 0, 0.45), (True, 0.45, 0)):  # p(x) - p(nothing)
         found = judged(ideal_judge(features), exam_of(features, split.labels, features.selectable & full)).figures
         assert found["rationale"]["comprehensiveness"] == pytest.approx(comprehensiveness)

@@ -86,8 +86,7 @@ def test_pytorch_in_fp16_is_another_variant_that_predicts_alike(operator, roles)
 
 
 def test_texts_fill_the_lengths_that_are_served_and_batches_differ_from_round_to_round(
-    rationalizer, image_rationalizer
-):
+    rationalizer, image_rationalizer):
     for length in (16, 32, 48):
         batches = full_batches(rationalizer.preprocessor, 3, length)
         for batch in batches:

@@ -176,8 +176,7 @@ TO_UTF8, WORDS = "fix: convert it to UTF-8", "fix: give at least one word"
      [f": line 256 {NO_UTF8}; {TO_UTF8}", f": line 257 {WORDLESS}; {WORDS}"]),
     (True, b"", 0, [' holds no text; fix: give one text a line, or JSON lines with the key "text"'])])
 def test_bad_lines_end_a_file_and_are_left_out_of_standard_input(
-    rekd_query, server, monkeypatch, tmp_path, piped, content, printed, errors
-):
+    rekd_query, server, monkeypatch, tmp_path, piped, content, printed, errors):
     path = tmp_path / "reviews.txt"
     path.write_bytes(content)
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(content)))

@@ -1,8 +1,10 @@
 """Finished stages of the demo are kept, unfinished ones are not."""
 
 import pytest
+from conftest import raising
 
-from rekd_deploy.cli.demo_chain import Stages, source_hash
+from rekd_deploy.cli.demo_chain import Demo, Stages, run_demo, source_hash
+from rekd_train.training.state import Observer
 
 
 @pytest.fixture
@@ -22,7 +24,7 @@ def made(tmp_path):
     return run
 
 
-def test_a_stage_runs_again_when_inputs_or_sources_change_it_is_gone_or_was_interrupted(made, tmp_path):
+def test_a_stage_runs_again_when_inputs_or_sources_change_it_is_gone_or_was_interrupted(made, tmp_path, monkeypatch):
     keys, again = [], []
     for x in (1, 1, 2):  # by its key a later stage knows
         again.append(made({"x": x}))
@@ -40,3 +42,7 @@ def test_a_stage_runs_again_when_inputs_or_sources_change_it_is_gone_or_was_inte
         with pytest.raises(interruption):
             made({"x": 3}, fail=interruption)
         assert made({"x": 2}), "one that is interrupted is not finished"
+    monkeypatch.setattr("rekd_train.runs.train_run", trained := raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(Demo(tmp_path), Stages(tmp_path), Observer())
+    assert trained.call_args.kwargs["overwrite"] is True, "what lies there was made from other inputs"

@@ -67,8 +67,7 @@ def test_arrays_pillow_images_and_paths(image_repository, image_rationalizer, fi
 
 
 def test_artefacts_answer_as_their_repository_from_several_threads_and_again_after_close(
-    artefacts, pipeline, texts, tmp_path, repository
-):
+    artefacts, pipeline, texts, tmp_path, repository):
     with Pipeline(artefacts, batch_size=2) as unplaced:
         assert unplaced.predict(texts) == pipeline.predict(texts)
     altered = tmp_path / "selector.onnx"

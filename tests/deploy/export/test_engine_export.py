@@ -53,8 +53,7 @@ def engine_repository(checkpoint, tmp_path_factory):
 
 @pytest.mark.tensorrt
 def test_a_repository_with_engines_is_whole_and_answers_on_them_as_on_graphs(
-    engine_repository, fake_rtx, inside_triton, texts, artefacts
-):
+    engine_repository, fake_rtx, inside_triton, texts, artefacts):
     manifest = check_repository(engine_repository)
     for role, model in MODELS.items():
         folder, artefact = engine_repository / model / "1", manifest["artefacts"][role]
@@ -111,8 +110,7 @@ def test_what_a_target_cannot_run_is_refused(artefacts, product, target, limits,
 
 
 def test_without_tensorrt_the_engines_are_deferred_and_built_where_they_serve(
-    checkpoint, artefacts, repository, tmp_path, fake_gpu, monkeypatch
-):
+    checkpoint, artefacts, repository, tmp_path, fake_gpu, monkeypatch):
     root, fake_gpu.devices = tmp_path / "tensorrt", 0
     manifest = publish(checkpoint, root, target="tensorrt", batches=(1, 8), lengths=(16, 48)).manifest
     assert not list(root.rglob(PLAN))

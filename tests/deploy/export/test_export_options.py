@@ -101,8 +101,7 @@ def test_values_out_of_range(choices, complaint):
     ("image", {"parity_texts": "texts.txt"}, "leave out --parity-texts"),
     ("text", {}, r"pip install -e '.*\[cpu\]'"), ("text", RTX, r"pip install -e '.*\[tensorrt-rtx\]'")])  # fmt: skip
 def test_what_does_not_fit_the_checkpoint_and_a_missing_library(
-    checkpoints, tmp_path, monkeypatch, name, choices, complaint
-):
+    checkpoints, tmp_path, monkeypatch, name, choices, complaint):
     if "pip" in complaint:
         monkeypatch.setitem(sys.modules, "tensorrt_rtx" if choices else "onnxruntime", None)
     refused(complaint, (ConfigError, MissingExtraError), checkpoints[name], tmp_path / "r", **choices)

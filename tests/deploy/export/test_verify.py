@@ -117,8 +117,7 @@ def test_a_forged_manifest_hides_no_wrong_file(copy, name, change, complaint):
 
 
 def test_cases_are_the_models_answers_up_to_a_limit_and_flips_beyond_near_ties_complaints(
-    artefacts, rationalizer, image_rationalizer, tmp_path, monkeypatch
-):
+    artefacts, rationalizer, image_rationalizer, tmp_path, monkeypatch):
     cases, signature = read_cases(artefacts.reference), pair_signature(rationalizer).predictor
     widths = {case.inputs["input_ids"].shape[1] for case in cases}
     assert {3, 16, 32, 48} <= widths and artefacts.reference.stat().st_size < 200_000

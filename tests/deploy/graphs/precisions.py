@@ -51,8 +51,7 @@ def gpu_graphs(kind: str, precision: str, folder: Path) -> list[Path]:
 
 
 def convert(
-    kind: str, precision: str, fused: bool = True, for_engine: bool = False, models=None, items=None
-) -> Conversion:
+    kind: str, precision: str, fused: bool = True, for_engine: bool = False, models=None, items=None) -> Conversion:
     model = model_of(kind)
     return convert_pair(models or traced(kind, fused), precision, pair_signature(model), head_layers(model),
                         model.preprocessor, made_up(model.preprocessor) if items is None else items, fused=fused,

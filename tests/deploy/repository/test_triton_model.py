@@ -106,8 +106,7 @@ def test_texts_are_grouped_by_length_run_as_one_batch_and_filled_up_with_the_pad
 
 
 def test_threads_are_those_of_the_config_or_the_instances_share_the_cores_of_the_quota(
-    repository, inside_triton, monkeypatch, tmp_path
-):
+    repository, inside_triton, monkeypatch, tmp_path):
     quota, read = tmp_path / "cpu.max", Path.read_text
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
     assert usable_cores(str(quota)) == 8
@@ -159,8 +158,7 @@ BAD_FILES = {kind: [content for each, content, reason in BAD if each == kind and
 
 @pytest.mark.parametrize(("kind", "content", "reason"), BAD)
 def test_what_cannot_be_used_is_refused_and_its_neighbours_are_not(
-    rationalizer, image_rationalizer, inside_triton, monkeypatch, tmp_path, kind, content, reason
-):
+    rationalizer, image_rationalizer, inside_triton, monkeypatch, tmp_path, kind, content, reason):
     model, item = (rationalizer, "good film") if kind == "text" else (image_rationalizer, SHOE)
     for name, config in endpoint_configs(artefacts_of(model), ServingSettings()).items():
         (tmp_path / name).mkdir()

@@ -75,8 +75,7 @@ def test_a_damaged_version_is_not_kept_but_replaced(artefacts, root):
 
 
 def test_a_full_disk_in_the_middle_leaves_the_old_repository_and_is_one_line_with_its_fix(
-    artefacts, checkpoint, root, tmp_path, monkeypatch
-):
+    artefacts, checkpoint, root, tmp_path, monkeypatch):
     before = contents(root)
     with monkeypatch.context() as patch:
         patch.setattr("rekd_deploy.repository.writer.write_json", FULL)

@@ -44,8 +44,7 @@ def test_answers_are_those_of_plain_sessions(graphs, plain, encoded, batches):
 
 
 def test_threads_share_a_chain_steps_read_where_the_last_wrote_and_mistakes_are_named(
-    graphs, plain, encoded, monkeypatch
-):
+    graphs, plain, encoded, monkeypatch):
     requests = [{name: array[row : row + 1] for name, array in encoded(5).items()} for row in range(5)]
     expected = [plain(inputs)["logits"] for inputs in requests]
     with DeviceChain(graphs, device="cpu") as chain, ThreadPoolExecutor(4) as threads:

@@ -54,8 +54,7 @@ def test_answers_are_the_graphs_at_every_shape(runner, reference, fake_rtx, fake
 
 
 def test_threads_that_share_an_engine_get_their_own_answers_and_closing_waits_for_the_request_that_runs(
-    runner, reference
-):
+    runner, reference):
     requests = [tokens(1 + turn % 3, 12 + turn % 4) for turn in range(12)]
     expected = [reference.run(inputs)["scores"] for inputs in requests]
     with runner, ThreadPoolExecutor(4) as threads:

@@ -160,8 +160,7 @@ def test_texts_of_all_lengths_are_joined_answered_as_if_alone_and_counted(server
 
 
 def test_an_installed_server_and_the_newest_version_beside_an_earlier_one(
-    wheel, artefacts, tmp_path, monkeypatch, rationalizer, texts
-):
+    wheel, artefacts, tmp_path, monkeypatch, rationalizer, texts):
     """The wheel's parts laid out as a container has them."""
     write_repository(artefacts, tmp_path / "r")
     root = write_repository(another(artefacts, 2), tmp_path / "r", keep=2)

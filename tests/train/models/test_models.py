@@ -250,8 +250,7 @@ def test_what_does_not_fit_is_named(attempt, message):
 
 @torch.no_grad()
 def test_image_pairs_blank_patches_and_their_checkpoints_hold_a_grid(
-    image_rationalizer: Rationalizer, tmp_path
-) -> None:
+    image_rationalizer: Rationalizer, tmp_path) -> None:
     backbone, inputs = image_rationalizer.predictor.backbone, {"pixels": torch.from_numpy(IMAGES)}
     blank = backbone.zeroed(inputs, torch.zeros(5, 12))
     assert torch.equal(blank, blank[:1].expand_as(blank)), "content of a dropped patch shows"
