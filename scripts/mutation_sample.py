@@ -1,12 +1,15 @@
 """Breaks random lines of the product, one at a time, and counts how many the tests notice.
 
-    python scripts/mutation_sample.py --output /tmp/mutants.jsonl            # 40 lines, an hour or two
+    python scripts/mutation_sample.py --output /tmp/mutants.jsonl            # 40 lines, an hour
     python scripts/mutation_sample.py --count 10 --seed 7 --output FILE      # goes on where FILE ends
+    python scripts/mutation_sample.py --far --output FILE                    # what is missed meets all other tests, too
 
-Works in a copy of the checkout. Each mutant meets the test files that name its module and those of the folder that
-mirrors its package, first their quick tests, then all others. A test that fails with the mutant and passes without it
-has caught it; so has a run beyond the limit. Equivalent mutants (a cache's size, a message) are counted as missed:
-read the list.
+Works in a copy of the checkout. Each mutant meets the tests of the folder that mirrors its package, the quick tests of
+the files that name its module first, then the other quick ones, then the slow ones; where no folder mirrors it, the
+files that name it. The first test that fails has caught it; so has a run beyond the limit. At the end all these tests
+run once without a mutant, and one that fails there has caught nothing: its mutants are tried again without it. Tests
+that need a server, an engine or a second environment run with --far alone. Equivalent mutants (a cache's size, a
+message) are counted as missed: read the list.
 """
 
 from __future__ import annotations
@@ -27,8 +30,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("rekd_train", "rekd_deploy")
-LIMITS_S = (200, 400, 1500)
-"""Of the quick tests near a module, of all near it, and of all others: a mutant may hang."""
+LIMITS_S = (150, 200, 400, 1500)
+"""Of the quick tests that name a module, of the quick ones near it, of all near it, and of all: a mutant may hang."""
+QUICK = "not (triton or tensorrt or standin or debian or slow)"
+HERE = "not (triton or tensorrt or standin or debian)"
 OPPOSITES = {
     ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
@@ -98,52 +103,51 @@ def sample(count: int, seed: int) -> list[dict[str, object]]:
     return mutants
 
 
-def test_files(copy: Path, file: str) -> tuple[list[str], list[str]]:
-    """Those that are likely to notice a change of a module, and all others."""
+def stages(copy: Path, file: str, far: bool) -> list[list[str]]:
+    """Arguments of pytest, one list a stage: the tests that are likely to notice a change of a module come first."""
     module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     parts = Path(file).parts
     folder = Path("tests", parts[0].removeprefix("rekd_"), *parts[1:2])
-    mirrored, naming, others = [], [], []
+    mirrored, naming = [], []
     for path in sorted((copy / "tests").rglob("test_*.py")):
         name = str(path.relative_to(copy))
-        named = re.search(rf"\b{re.escape(module)}\b", path.read_text(encoding="utf-8"))
-        (mirrored if folder in Path(name).parents else naming if named else others).append(name)
-    return mirrored or naming, naming + others if mirrored else others
+        if re.search(rf"\b{re.escape(module)}\b", path.read_text(encoding="utf-8")):
+            naming.append(name)
+        if folder in Path(name).parents:
+            mirrored.append(name)
+    near = mirrored or naming
+    first = [name for name in near if name in naming]
+    found = [[*first, "-m", QUICK]] if first and len(first) < len(near) else []
+    return [*found, [*near, "-m", QUICK], [*near, "-m", HERE], *([["tests"]] if far else [])]
 
 
-def failures(copy: Path, arguments: list[str], limit: float = LIMITS_S[-1]) -> list[str]:
-    """Ids of the first tests that fail; a run beyond the limit: ['']."""
+def failures(copy: Path, arguments: list[str], limit: float = LIMITS_S[-1], every: bool = False) -> list[str]:
+    """Ids of the first tests that fail, or of every one; a run beyond the limit: ['']."""
     environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:xdist", f"--basetemp={copy.parent / 'tests'}"]
-    command += arguments
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", f"--basetemp={copy.parent / 'tests'}"]
+    command += arguments if every else ["-x", *arguments]
     try:
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
         return [""]
+    if done.returncode == 4 and "conftest" in done.stderr:
+        return ["tests/conftest.py"]  # which does not load
     found = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
     if done.returncode not in (0, 1, 2, 5) or (done.returncode in (1, 2) and not found):
         sys.exit(f"error: pytest ended with {done.returncode}\n{(done.stdout + done.stderr)[-3000:]}")
     return found
 
 
-def noticed(path: Path, changed: str, copy: Path) -> bool:
-    """Whether a test fails with the changed module that passes without the change."""
+def noticed(path: Path, changed: str, copy: Path, far: bool, unsteady: list[str]) -> str | None:
+    """The first test that fails with the changed module, '' for a run that never ended; None: none fails."""
     original = path.read_text(encoding="utf-8")
-    near, far = test_files(copy, str(path.relative_to(copy)))
-    quick = [*near, "-m", "not (triton or tensorrt or standin or debian or slow)"]
-    unsteady: list[str] = []
     try:
-        for files, limit in zip((quick, near, far), LIMITS_S, strict=True):
-            while True:
-                path.write_text(changed, encoding="utf-8")
-                found = failures(copy, [*files, *(f"--deselect={name}" for name in unsteady)], limit)
-                path.write_text(original, encoding="utf-8")
-                if not found:
-                    break
-                if found == [""] or not failures(copy, found):
-                    return True
-                unsteady += found
-        return False
+        path.write_text(changed, encoding="utf-8")
+        arguments = stages(copy, str(path.relative_to(copy)), far)
+        for each, limit in zip(arguments, LIMITS_S[-len(arguments) - (not far) :], strict=False):
+            if found := failures(copy, [*each, *(f"--deselect={name}" for name in unsteady)], limit):
+                return found[0]
+        return None
     finally:
         path.write_text(original, encoding="utf-8")
 
@@ -153,6 +157,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, required=True, help="a line of JSON a mutant; what is there is kept")
+    parser.add_argument("--far", action="store_true", help="what is missed near it meets every test")
     options = parser.parse_args()
     done = [json.loads(line) for line in options.output.read_text().splitlines()] if options.output.exists() else []
     with tempfile.TemporaryDirectory() as folder:
@@ -165,18 +170,25 @@ def main() -> None:
             shutil.copytree(ROOT / ".pytest_cache" / "d" / "graphs", cache)
         cache.mkdir(parents=True, exist_ok=True)
         shutil.copytree(cache, graphs)
-        for mutant in sample(options.count, options.seed)[len(done) :]:
-            path = copy / mutant["file"]
-            lines = path.read_text(encoding="utf-8").splitlines()
-            lines[mutant["line"] - 1] = mutant["after"]
-            mutant["caught"] = noticed(path, "\n".join(lines) + "\n", copy)
-            shutil.rmtree(cache, ignore_errors=True)
-            shutil.copytree(graphs, cache)
-            done.append(mutant)
-            with options.output.open("a") as file:
-                file.write(json.dumps(mutant) + "\n")
-            print(f"{'caught' if mutant['caught'] else 'MISSED'}  {mutant['file']}:{mutant['line']}", flush=True)
-    print(f"{sum(mutant['caught'] for mutant in done)} of {len(done)} caught")
+        mutants, unsteady = sample(options.count, options.seed), []
+        while pending := mutants[len(done) :]:
+            for mutant in pending:
+                path = copy / mutant["file"]
+                lines = path.read_text(encoding="utf-8").splitlines()
+                lines[mutant["line"] - 1] = mutant["after"]
+                mutant["by"] = noticed(path, "\n".join(lines) + "\n", copy, options.far, unsteady)
+                shutil.rmtree(cache, ignore_errors=True)
+                shutil.copytree(graphs, cache)
+                done.append(mutant)
+                options.output.write_text("".join(json.dumps(each) + "\n" for each in done))
+                said = "MISSED" if mutant["by"] is None else "caught"
+                print(f"{said}  {mutant['file']}:{mutant['line']}  {mutant['by'] or ''}", flush=True)
+            names = sorted({mutant["by"] for mutant in done} - {None, ""})
+            unsteady += failures(copy, names, every=True) if names else []
+            done = [mutant for mutant in done if mutant["by"] not in unsteady]
+            places = [(mutant["file"], mutant["line"]) for mutant in done]
+            mutants = done + [mutant for mutant in mutants if (mutant["file"], mutant["line"]) not in places]
+    print(f"{sum(mutant['by'] is not None for mutant in done)} of {len(done)} caught")
 
 
 if __name__ == "__main__":
