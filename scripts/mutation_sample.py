@@ -108,10 +108,12 @@ def stages(copy: Path, file: str, far: bool) -> list[list[str]]:
     module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     parts = Path(file).parts
     folder = Path("tests", parts[0].removeprefix("rekd_"), *parts[1:2])
+    package, _, last = module.rpartition(".")
+    named = rf"\b{re.escape(module)}\b|^from {re.escape(package)} import .*\b{last}\b"
     mirrored, naming = [], []
     for path in sorted((copy / "tests").rglob("test_*.py")):
         name = str(path.relative_to(copy))
-        if re.search(rf"\b{re.escape(module)}\b", path.read_text(encoding="utf-8")):
+        if re.search(named, path.read_text(encoding="utf-8"), re.MULTILINE):
             naming.append(name)
         if folder in Path(name).parents:
             mirrored.append(name)
