@@ -5,8 +5,8 @@
     python scripts/mutation_sample.py --far --output FILE                    # what is missed meets all other tests, too
 
 Works in a copy of the checkout. Each mutant meets the tests of the folder that mirrors its package, the quick tests of
-the files that name its module first, then the other quick ones, then the slow ones; where no folder mirrors it, the
-files that name it. The first test that fails has caught it; so has a run beyond the limit. At the end all these tests
+the files that name its module first, then the other quick ones, then the slow ones, then files elsewhere that name it.
+The first test that fails has caught it; so has a run beyond the limit. At the end all these tests
 run once without a mutant, and one that fails there has caught nothing: its mutants are tried again without it. Tests
 that need a server, an engine or a second environment run with --far alone. Equivalent mutants (a cache's size, a
 message) are counted as missed: read the list.
@@ -16,22 +16,29 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
+import importlib
 import json
+import multiprocessing
 import os
 import random
 import re
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("rekd_train", "rekd_deploy")
-LIMITS_S = (150, 200, 400, 1500)
-"""Of the quick tests that name a module, of the quick ones near it, of all near it, and of all: a mutant may hang."""
+LIMIT_S, FAR_S = 400, 1500
+"""Of a stage of tests, and of all tests: a mutant may hang."""
+HEAVY = "numpy torch transformers timm onnx onnxscript onnxruntime datasets pyarrow.parquet scipy.stats sklearn".split()
 QUICK = "not (triton or tensorrt or standin or debian or slow)"
 HERE = "not (triton or tensorrt or standin or debian)"
 OPPOSITES = {
@@ -120,24 +127,47 @@ def stages(copy: Path, file: str, far: bool) -> list[list[str]]:
     near = mirrored or naming
     first = [name for name in near if name in naming]
     found = [[*first, "-m", QUICK]] if first and len(first) < len(near) else []
-    return [*found, [*near, "-m", QUICK], [*near, "-m", HERE], *([["tests"]] if far else [])]
+    found += [[*near, "-m", QUICK], [*near, "-m", HERE]]
+    if elsewhere := [name for name in naming if name not in near]:
+        found.append([*elsewhere, "-m", HERE])
+    return [*found, *([["tests"]] if far else [])]
 
 
-def failures(copy: Path, arguments: list[str], limit: float = LIMITS_S[-1], every: bool = False) -> list[str]:
-    """Ids of the first tests that fail, or of every one; a run beyond the limit: ['']."""
-    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", f"--basetemp={copy.parent / 'tests'}"]
-    command += arguments if every else ["-x", *arguments]
-    try:
-        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=limit)
-    except subprocess.TimeoutExpired:
+def failures(copy: Path, arguments: list[str], limit: float = FAR_S, every: bool = False) -> list[str]:
+    """Ids of the first tests that fail, or of every one; a run beyond the limit: [''].
+
+    In a copy of this process, which has loaded the heavy libraries already, and nothing of ours.
+    """
+    output = copy.parent / "output"
+    process = multiprocessing.get_context("fork").Process(target=_tested, args=(copy, arguments, output, every))
+    process.start()
+    process.join(limit)
+    if process.is_alive():
+        os.killpg(process.pid, signal.SIGKILL)
+        process.join()
         return [""]
-    if done.returncode == 4 and "conftest" in done.stderr:
+    text = output.read_text(encoding="utf-8", errors="replace")
+    if process.exitcode == 4 and "conftest" in text:
         return ["tests/conftest.py"]  # which does not load
-    found = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
-    if done.returncode not in (0, 1, 2, 5) or (done.returncode in (1, 2) and not found):
-        sys.exit(f"error: pytest ended with {done.returncode}\n{(done.stdout + done.stderr)[-3000:]}")
+    found = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", text, re.MULTILINE)
+    if process.exitcode not in (0, 1, 2, 5) or (process.exitcode in (1, 2) and not found):
+        sys.exit(f"error: pytest ended with {process.exitcode}\n{text[-3000:]}")
     return found
+
+
+def _tested(copy: Path, arguments: list[str], output: Path, every: bool) -> None:
+    os.setsid()
+    with open(output, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(copy)
+    os.environ.update(PYTHONPATH=str(copy), PYTHONDONTWRITEBYTECODE="1")
+    sys.dont_write_bytecode = True  # a mutant of the same second and size would be taken for the original
+    sys.path.insert(0, str(copy))
+    command = ["-q", "-p", "no:xdist", f"--basetemp={copy.parent / 'tests'}", *arguments]
+    code = pytest.main(command if every else ["-x", *command])
+    sys.stdout.flush()
+    os._exit(int(code))
 
 
 def noticed(path: Path, changed: str, copy: Path, far: bool, unsteady: list[str]) -> str | None:
@@ -145,8 +175,8 @@ def noticed(path: Path, changed: str, copy: Path, far: bool, unsteady: list[str]
     original = path.read_text(encoding="utf-8")
     try:
         path.write_text(changed, encoding="utf-8")
-        arguments = stages(copy, str(path.relative_to(copy)), far)
-        for each, limit in zip(arguments, LIMITS_S[-len(arguments) - (not far) :], strict=False):
+        for each in stages(copy, str(path.relative_to(copy)), far):
+            limit = FAR_S if each == ["tests"] else LIMIT_S
             if found := failures(copy, [*each, *(f"--deselect={name}" for name in unsteady)], limit):
                 return found[0]
         return None
@@ -162,6 +192,10 @@ def main() -> None:
     parser.add_argument("--far", action="store_true", help="what is missed near it meets every test")
     options = parser.parse_args()
     done = [json.loads(line) for line in options.output.read_text().splitlines()] if options.output.exists() else []
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with warnings.catch_warnings(action="ignore"), contextlib.suppress(ImportError):
+        for name in HEAVY:
+            importlib.import_module(name)
     with tempfile.TemporaryDirectory() as folder:
         copy, graphs = Path(folder) / "copy", Path(folder) / "graphs"
         ignored = shutil.ignore_patterns(".venv*", "runs", ".pytest_cache")  # .git stays: a test reads it

@@ -1,6 +1,7 @@
 """Results of rekd-bench: files, the comparison of two, and the report, which looks right in a real browser."""
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -10,7 +11,7 @@ import pytest
 from bench_results import accuracy, faithfulness, latency, made_up, serving
 
 from rekd_deploy.bench.report import Figure, change_of, compare, drawn, headline, write_report
-from rekd_deploy.bench.results import Check, Input, read_result, result, write_result
+from rekd_deploy.bench.results import Check, Input, nvidia_smi, read_result, result, write_result
 from rekd_deploy.bench.sections import Chart
 from rekd_deploy.cli.bench import app
 from rekd_deploy.errors import BenchmarkError
@@ -106,6 +107,12 @@ def test_a_result_comes_back_as_it_was(tmp_path, monkeypatch) -> None:
     assert document["checks"][1]["value"] is None and hardware["processor"]
     assert hardware["cores"] >= 1 and hardware["memory_gb"] > 0
     assert {"rekd", "python", "numpy"} <= set(document["versions"])
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 'a card, 590.1'")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    assert nvidia_smi("name", "driver_version") == [["a card", "590.1"]]
 
 
 @pytest.mark.parametrize(("change", "said"), [
