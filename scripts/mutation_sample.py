@@ -161,10 +161,10 @@ def _tested(copy: Path, arguments: list[str], output: Path, every: bool) -> None
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.chdir(copy)
-    os.environ.update(PYTHONPATH=str(copy), PYTHONDONTWRITEBYTECODE="1")
+    os.environ.update(PYTHONPATH=str(copy), PYTHONDONTWRITEBYTECODE="1", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     sys.dont_write_bytecode = True  # a mutant of the same second and size would be taken for the original
     sys.path.insert(0, str(copy))
-    command = ["-q", "-p", "no:xdist", f"--basetemp={copy.parent / 'tests'}", *arguments]
+    command = ["-q", f"--basetemp={copy.parent / 'tests'}", *arguments]
     code = pytest.main(command if every else ["-x", *command])
     sys.stdout.flush()
     os._exit(int(code))

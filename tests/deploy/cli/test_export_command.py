@@ -133,7 +133,7 @@ def test_json_has_spans_and_what_came_with_a_text_and_files_stream_in_chunks(rek
     (tmp_path / "reviews.txt").write_text("good film\n" * 600)
     code, printed, _ = rekd_query("--file", tmp_path / "reviews.txt", "--json")
     assert code == 0 and printed.count("\n") == 600
-    assert [len(each.args[0]) for each in server.predict.call_args_list] == [256, 256, 88]
+    assert [len(each.args[0]) for each in server.predict.call_args_list[2:]] == [256, 256, 88]
     path, table = tmp_path / "reviews.jsonl", tmp_path / "reviews.csv"
     path.write_text(
         '{"id": 7, "review": "good film", "label": "gold", "input_label": "old"}\n{"review": "bad", "x": NaN}\n')
