@@ -110,9 +110,8 @@ def check_output(directory: str | Path, overwrite: bool = False) -> None:
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise CheckpointError(f"{directory} exists and is not a checkpoint; fix: give another output directory")
     if not overwrite:
-        raise CheckpointError(
-            f"{directory} is a checkpoint already; fix: another output directory, or --overwrite to replace it"
-        )
+        raise CheckpointError(f"{directory} is a checkpoint already; fix: another output directory, or --overwrite to "
+                              "replace it")
 
 
 def load(path: str | Path, trust_code: bool = False) -> Rationalizer:
@@ -190,9 +189,8 @@ def _load_weights(module: Selector | Predictor, path: Path, expected_digest: str
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); it may be cut off; fix: copy it again") from None
     if digest != expected_digest:
-        raise CheckpointError(
-            f"{path} is not the file that config.json describes (SHA-256 differs); fix: copy it again"
-        )
+        raise CheckpointError(f"{path} is not the file that config.json describes (SHA-256 differs); fix: copy it "
+                              "again")
     state = {_OLD_PREFIX.sub("backbone.model.", name): tensor for name, tensor in state.items()}
     try:
         module.load_state_dict(state, strict=True)

@@ -41,9 +41,8 @@ def read_description(directory: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not a {FORMAT} description; fix: a directory that rekd-train has written")
     version = description.get("version")
     if not isinstance(version, int) or version > VERSION:
-        raise CheckpointError(
-            f"{path} has format version {version}; this rekd reads up to {VERSION}; fix: upgrade rekd"
-        )
+        raise CheckpointError(f"{path} has format version {version}; this rekd reads up to {VERSION}; fix: upgrade "
+                              "rekd")
     while version < VERSION:
         if version not in UPGRADES:
             raise CheckpointError(f"{path} has format version {version}, which can no longer be upgraded to {VERSION}")

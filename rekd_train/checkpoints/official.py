@@ -103,9 +103,7 @@ def _settings(family: OfficialFamily, path: Path, image_side: int) -> BackboneCo
         raise CheckpointError(f"{path} is missing; fix: {fix}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
-    expected = {
-        "model_type": family, "hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False,
-    }
+    expected = {"model_type": family, "hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
     for key, value in expected.items():
         if config.get(key, value) != value:
             raise CheckpointError(f"{path}: {key} is {config[key]!r}; the family '{family}' has {value!r}")
@@ -151,10 +149,8 @@ def _pickled_state(path: Path) -> dict[str, Tensor]:
         # torch's own words end in advice to load the file unsafely
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f" (it names {named.group(1)})" if named else ""
-        raise CheckpointError(
-            f"{path} is not a plain state dictionary, or holds objects that could run code: refused{reason}; "
-            "fix: save state_dict() alone"
-        ) from None
+        raise CheckpointError(f"{path} is not a plain state dictionary, or holds objects that could run code: "
+                              f"refused{reason}; fix: save state_dict() alone") from None
     except Exception as error:  # bytes that are no pickle end in errors of many kinds
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path} cannot be read: {reason}; is it cut off?") from None

@@ -39,10 +39,8 @@ def recorded_config(path: Path, data: str | Path | None = None, overrides: Seque
     document = description.get("training", {}).get("config")
     if document is None:
         if data is None and not any(text.startswith("data.name=") for text in overrides):
-            raise CheckpointError(
-                f"{path} does not record the run it comes from, so its data are unknown; "
-                "fix: name them: --data PRESET or --data FILE.toml"
-            )
+            raise CheckpointError(f"{path} does not record the run it comes from, so its data are unknown; fix: name "
+                                  "them: --data PRESET or --data FILE.toml")
         document = {role: description[role] for role in ("selector", "predictor")} | _NAMED_FOR_IT
         document["name"] = description.get("training", {}).get("name", Path(path).name)
     check_removed(document)
@@ -113,10 +111,9 @@ def data_for(pair: Rationalizer, config: RunConfig) -> DataSet:
 def check_classes(labels: Sequence[str], data: DataSet) -> None:
     """Raise DataError unless a model's classes are those of the data, in order; unnamed ones need the same number."""
     if list(labels) != list(data.label_names) and (_named(labels) or len(labels) != len(data.label_names)):
-        raise DataError(
-            f"the data have {len(data.label_names)} classes ({_some(data.label_names)}), the model has {len(labels)} "
-            f"({_some(labels)}); fix: the data it was trained for, classes in the same order (own data: data.labels)"
-        )
+        raise DataError(f"the data have {len(data.label_names)} classes ({_some(data.label_names)}), the model has "
+                        f"{len(labels)} ({_some(labels)}); fix: the data it was trained for, classes in the same order "
+                        "(own data: data.labels)")
 
 
 def _named(labels: Sequence[str]) -> list[str]:
@@ -139,10 +136,8 @@ def start_from(pair: Rationalizer, start: Rationalizer, path: Path, data: DataSe
         sizes = [m.backbone.settings.model_dump(exclude={"pretrained", "word_embeddings"}) for m in (mine, theirs)]
         if sizes[0] != sizes[1]:
             names = ", ".join(name for name in sizes[0] if sizes[0][name] != sizes[1][name])
-            raise ConfigError(
-                f"the {role} of {path} has other sizes than this run's ({names}); warm starts need the same; fix: "
-                f"those of its config.json, by --set {role}.NAME=VALUE"
-            )
+            raise ConfigError(f"the {role} of {path} has other sizes than this run's ({names}); warm starts need the "
+                              f"same; fix: those of its config.json, by --set {role}.NAME=VALUE")
         mine.load_state_dict(theirs.state_dict())
 
 

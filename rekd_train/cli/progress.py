@@ -104,8 +104,6 @@ def report_metrics(metrics: dict, path: Path, as_json: bool) -> None:
     never = {split: figures["never_predicted"] for split, figures in metrics.items()}
     keys = [key for key in next(iter(metrics.values())) if key != "never_predicted" or any(never.values())]
     typer.echo(f"{path} (noise-free, by the stored policy)")  # not as the table's title, which would be folded
-    print_table(
-        ("figure", *metrics), [(key, *(shown(figures[key]) for figures in metrics.values())) for key in keys]
-    )
+    print_table(("figure", *metrics), [(key, *(shown(figures[key]) for figures in metrics.values())) for key in keys])
     for line in class_warnings(never):
         typer.echo(line)

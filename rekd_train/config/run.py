@@ -56,16 +56,14 @@ class RunConfig(Section):
         for role, backbone in (("selector", self.selector), ("predictor", self.predictor)):
             if (backbone.image is not None) != (self.data.modality == "image"):
                 reads = "texts" if backbone.image is None else "images"
-                raise ValueError(
-                    f"data '{self.data.name}' are {self.data.modality}s, the {role} (family '{backbone.family}', "
-                    f"{'no ' if backbone.image is None else ''}section image) reads {reads}"
-                )
+                raise ValueError(f"data '{self.data.name}' are {self.data.modality}s, the {role} (family "
+                                 f"'{backbone.family}', {'no ' if backbone.image is None else ''}section image) reads "
+                                 f"{reads}")
             if backbone.pretrained and "positions" not in backbone.model_fields_set:
                 continue  # how much it reads is seen when it is opened
             if backbone.image is None and self.data.max_length > backbone.positions:
-                raise ValueError(
-                    f"data.max_length ({self.data.max_length}) exceeds {role}.positions ({backbone.positions})"
-                )
+                raise ValueError(f"data.max_length ({self.data.max_length}) exceeds {role}.positions "
+                                 f"({backbone.positions})")
         return self
 
 
@@ -230,10 +228,8 @@ def check_removed(document: dict[str, Any]) -> None:
     for name, left in REMOVED.items():
         section, _, key = name.partition(".")
         if isinstance(document.get(section), dict) and key in document[section]:
-            raise ConfigError(
-                f"{name}={document[section][key]} is no longer there: training does as with "
-                f"'{'none' if left is None else str(left).lower()}'; fix: leave the setting out"
-            )
+            raise ConfigError(f"{name}={document[section][key]} is no longer there: training does as with "
+                              f"'{'none' if left is None else str(left).lower()}'; fix: leave the setting out")
 
 
 def override(document: dict[str, Any], text: str) -> str | None:

@@ -112,10 +112,8 @@ class DataConfig(Section):
             raise ValueError(f"path is needed for the data '{self.name}'; fix: --set data.path=PATH")
         others = {"imdb": "aclimdb", "rotten_tomatoes": "table", "digits": "image_folder"}
         if self.name in others and self.path:
-            raise ValueError(
-                f"the data '{self.name}' come with a package and have no path (got '{self.path}'); "
-                f"fix for files of your own: --set data.name={others[self.name]}"
-            )
+            raise ValueError(f"the data '{self.name}' come with a package and have no path (got '{self.path}'); fix "
+                             f"for files of your own: --set data.name={others[self.name]}")
         if self.augmentation != "none" and self.modality == "text":
             raise ValueError(f"augmentation '{self.augmentation}' is for images; the data '{self.name}' are texts")
         return self
@@ -282,16 +280,13 @@ def own_class(name: str) -> Any:
     if not module or not attribute.isidentifier():
         raise CodeError(f"'{name}' names no class; fix: write package.module:Class")
     if not _trusted:
-        raise CodeError(
-            f"{name} is code outside of REKD, which runs only when you trust it; fix: --trust-code "
-            "(in Python: load(path, trust_code=True))"
-        )
+        raise CodeError(f"{name} is code outside of REKD, which runs only when you trust it; fix: --trust-code (in "
+                        "Python: load(path, trust_code=True))")
     try:
         return getattr(importlib.import_module(module), attribute)
     except AttributeError:
         raise CodeError(f"{name}: the module {module} has no class {attribute}; fix: check the name") from None
     except Exception as error:  # whatever running the module raises
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise CodeError(
-            f"{name}: {module} cannot be imported ({reason}); fix: install it, or put its folder into PYTHONPATH"
-        ) from error
+        raise CodeError(f"{name}: {module} cannot be imported ({reason}); fix: install it, or put its folder into "
+                        "PYTHONPATH") from error

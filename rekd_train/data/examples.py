@@ -215,10 +215,8 @@ def summary_notes(summary: dict[str, Any]) -> list[str]:
     counts = summary["splits"]["train"]["classes"]
     rare, common = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     if counts[common] >= _UNEVEN * counts[rare]:
-        notes.append(
-            f"uneven classes: {counts[common]:,} training examples of '{common}', {counts[rare]:,} of '{rare}'; see "
-            "data.class_weights and stages.best_metric"
-        )
+        notes.append(f"uneven classes: {counts[common]:,} training examples of '{common}', {counts[rare]:,} of "
+                     f"'{rare}'; see data.class_weights and stages.best_metric")
     return notes
 
 

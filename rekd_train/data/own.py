@@ -159,11 +159,9 @@ class _Reading:
         wanted = [name for name in (item, config.label_column, config.rationale_column) if name]
         for source in sources.values():
             if absent := [name for name in wanted if name not in source.column_names]:
-                raise DataError(
-                    f"{config.path} has no column {' and no column '.join(map(repr, absent))}; "
-                    f"it has: {', '.join(source.column_names)}; "
-                    "fix: --set data.text_column=NAME (image_column, label_column, rationale_column)"
-                )
+                raise DataError(f"{config.path} has no column {' and no column '.join(map(repr, absent))}; it has: "
+                                f"{', '.join(source.column_names)}; fix: --set data.text_column=NAME (image_column, "
+                                "label_column, rationale_column)")
         self.class_names = tuple(getattr(sources["train"].features[config.label_column], "names", None) or ())
         self.whose = f"that the package datasets reads at {config.path}"
         self.licence = sources["train"].info.license or "see where they come from"

@@ -64,10 +64,8 @@ def aclimdb(config: DataConfig) -> DataSet:
         files = {short: sorted((root / split / short).glob("*.txt")) for short in ("neg", "pos")}
         for short, found in files.items():
             if not found:
-                raise DataError(
-                    f"{root / split / short} holds no reviews (*.txt); fix: unpack the archive aclImdb and give its "
-                    "folder: --set data.path=DIR"
-                )
+                raise DataError(f"{root / split / short} holds no reviews (*.txt); fix: unpack the archive aclImdb and "
+                                "give its folder: --set data.path=DIR")
         labels = np.repeat(np.arange(2), [len(found) for found in files.values()])
         parts[split] = LabelledTexts([_review(file) for found in files.values() for file in found], labels)
     return DataSet(
@@ -146,9 +144,7 @@ def _trusted_pickle(path: Path) -> dict:
         return pickle.load(file, encoding="latin1")
 
 
-LABELS = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-)  # fmt: skip
+LABELS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 ORIGIN = "Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, Zalando SE; MIT)"
 _FIX = "fix: apt-get install dataset-fashion-mnist, or give the folder of its IDX files: --set data.path=DIR"

@@ -66,9 +66,8 @@ def read_table(path: Path) -> Table:
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; fix: check the path") from None
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8: byte {error.start} cannot be decoded; fix: iconv -f latin1 -t utf-8 {path.name}"
-        ) from None
+        raise DataError(f"{path} is not UTF-8: byte {error.start} cannot be decoded; fix: iconv -f latin1 -t utf-8 "
+                        f"{path.name}") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not any(table.columns.values()):

@@ -154,10 +154,8 @@ def check_features(student: Rationalizer, teacher: Rationalizer) -> None:
     theirs, mine = teacher.preprocessor, student.preprocessor
     kinds = theirs.settings.kind, mine.settings.kind
     if kinds == ("text", "text") and not same_tokens(theirs, mine):
-        raise ConfigError(
-            "the teacher was trained with another tokenizer; distillation needs the same tokens; fix: a teacher with "
-            "the student's tokenizer"
-        )
+        raise ConfigError("the teacher was trained with another tokenizer; distillation needs the same tokens; fix: a "
+                          "teacher with the student's tokenizer")
     if "image" not in kinds:
         return
     if kinds != ("image", "image"):
@@ -167,10 +165,8 @@ def check_features(student: Rationalizer, teacher: Rationalizer) -> None:
         raise ConfigError(f"the teacher reads images of {sizes[0]} (height, width, channels), not of {sizes[1]}")
     grids = [(s.rows, s.columns) for s in (theirs.settings, mine.settings)]
     if grids[0] != grids[1]:
-        raise ConfigError(
-            f"the teacher cuts images into {grids[0]} (rows, columns) patches, the student into {grids[1]}; "
-            "distillation needs the same patches; fix: the same image.patch and size"
-        )
+        raise ConfigError(f"the teacher cuts images into {grids[0]} (rows, columns) patches, the student into "
+                          f"{grids[1]}; distillation needs the same patches; fix: the same image.patch and size")
 
 
 def _batches(rationalizer: Rationalizer, split: Split, size: int) -> Iterator[tuple[np.ndarray, Inputs]]:

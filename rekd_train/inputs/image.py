@@ -145,10 +145,9 @@ class ImagePreprocessor:
                 f"{s.height} x {s.width} x {s.channels} in {s.rows} x {s.columns} patches"
                 for s in (self.settings, wanted)
             )
-            raise ConfigError(
-                f"selector and predictor must read the same images in the same patches, here {mine}; one reads {theirs}"
-                "; fix: the same height, width, channels, upscale_to and patch in selector.image and predictor.image"
-            )
+            raise ConfigError(f"selector and predictor must read the same images in the same patches, here {mine}; one "
+                              f"reads {theirs}; fix: the same height, width, channels, upscale_to and patch in "
+                              "selector.image and predictor.image")
 
     def _pixels(self, image: np.ndarray | Image) -> np.ndarray:
         """uint8 (height, width, channels) in the model's size."""
@@ -212,9 +211,7 @@ def read_image(item: object, channels: int) -> np.ndarray | Image:
             raise _Unusable("cannot be read as an image", _PATHS) from None
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             missing = isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENAMETOOLONG)
-            raise _Unusable(
-                "does not exist" if missing else f"cannot be read as an image: {error}", _PATHS
-            ) from None
+            raise _Unusable("does not exist" if missing else f"cannot be read as an image: {error}", _PATHS) from None
         item = opened
     if not isinstance(item, Image.Image):
         raise _Unusable(f"is {type(item).__name__}", "give a uint8 array, a Pillow image or a path")

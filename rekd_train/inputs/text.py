@@ -223,10 +223,8 @@ class TextPreprocessor:
         if settings.image is not None:
             raise ConfigError(f"a text model cannot have the family '{settings.family}', which reads images")
         if settings.vocabulary < self.vocabulary_size:
-            raise ConfigError(
-                f"the tokenizer has {self.vocabulary_size} ids, the network only {settings.vocabulary}; "
-                "fix: the tokenizer that the network was trained with"
-            )
+            raise ConfigError(f"the tokenizer has {self.vocabulary_size} ids, the network only {settings.vocabulary}; "
+                              "fix: the tokenizer that the network was trained with")
         if (most := settings.positions) < self.positions:
             problem = f"texts are cut at {self.positions} tokens, but the network reads no more than {most}"
             raise ConfigError(f"{problem}; fix: --set data.max_length={most}")
@@ -267,10 +265,8 @@ def _around(tokenizer: Tokenizer) -> list[int]:
     encoding = tokenizer.encode("a")
     special = [bool(each) for each in encoding.special_tokens_mask]
     if not special or not special[0]:
-        raise CheckpointError(
-            "the tokenizer puts no start token before a text, and that is what a predictor reads; fix: a "
-            "tokenizer.json whose post_processor adds one, as those of BERT and RoBERTa do"
-        )
+        raise CheckpointError("the tokenizer puts no start token before a text, and that is what a predictor reads; "
+                              "fix: a tokenizer.json whose post_processor adds one, as those of BERT and RoBERTa do")
     return [token for token, is_special in zip(encoding.ids, special, strict=True) if is_special]
 
 

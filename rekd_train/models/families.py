@@ -103,18 +103,14 @@ def preprocessor_for(config: RunConfig) -> Preprocessor:
     paths = [source_path(weights, role) for weights, role in sources if weights]
     contents = [content for content in map(tokenizer_json, paths) if content is not None]
     if not contents and (folders := [path for path in paths if path.is_dir()]):
-        raise ConfigError(
-            f"{folders[0]} holds no tokenizer; fix: save the one that the weights were trained with there, "
-            "AutoTokenizer.from_pretrained(...).save_pretrained(DIR)"
-        )
+        raise ConfigError(f"{folders[0]} holds no tokenizer; fix: save the one that the weights were trained with "
+                          "there, AutoTokenizer.from_pretrained(...).save_pretrained(DIR)")
     contents = contents or [pretrained.minilm_tokenizer_json()]
     settings = TextSettings(config.data.max_length, config.data.lengths)
     preprocessors = [TextPreprocessor(content, settings) for content in contents]
     if not same_tokens(preprocessors[0], preprocessors[-1]):
-        raise ConfigError(
-            "selector.pretrained and predictor.pretrained come with different tokenizers, but both read the same "
-            "tokens; fix: two networks of one vocabulary"
-        )
+        raise ConfigError("selector.pretrained and predictor.pretrained come with different tokenizers, but both read "
+                          "the same tokens; fix: two networks of one vocabulary")
     return preprocessors[0]
 
 
@@ -151,10 +147,8 @@ def _check_modality(settings: BackboneConfig, config: RunConfig, role: str) -> N
     modality = config.data.modality
     if family_of(settings.family).modality != modality:
         fitting = sorted(name for name, family in FAMILIES.items() if family.modality == modality)
-        raise ConfigError(
-            f"data '{config.data.name}' are {modality}s, which the {role}'s family '{settings.family}' cannot read; "
-            f"fix: --set {role}.family={' or '.join(fitting)}"
-        )
+        raise ConfigError(f"data '{config.data.name}' are {modality}s, which the {role}'s family '{settings.family}' "
+                          f"cannot read; fix: --set {role}.family={' or '.join(fitting)}")
 
 
 def _backbone(settings: BackboneConfig, preprocessor: Preprocessor, role: str) -> Backbone:
@@ -193,11 +187,9 @@ def tokenizer_json(path: Path) -> str | None:
                 raise ValueError(f"{type(tokenizer).__name__} has no fast form and cannot be used")
             return tokenizer.backend_tokenizer.to_str()
     except Exception as error:  # the libraries raise bare Exception
-        raise CheckpointError(
-            f"{path} cannot be read as a fast tokenizer: {pretrained.reason_of(error)}; fix: save it once with "
-            "AutoTokenizer(..., use_fast=True).save_pretrained(DIR), which writes tokenizer.json, where it has a "
-            "fast form"
-        ) from None
+        raise CheckpointError(f"{path} cannot be read as a fast tokenizer: {pretrained.reason_of(error)}; fix: save it "
+                              "once with AutoTokenizer(..., use_fast=True).save_pretrained(DIR), which writes "
+                              "tokenizer.json, where it has a fast form") from None
     return None
 
 

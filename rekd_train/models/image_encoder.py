@@ -62,10 +62,9 @@ class ImageEncoder(Backbone):
             self.dropout, self.model.pos_drop = self.model.pos_drop, nn.Identity()
             grid = tuple(getattr(self.model.patch_embed, "grid_size", self.image.grid))
             if grid != self.image.grid or projection.kernel_size != (self.image.patch, self.image.patch):
-                raise ConfigError(
-                    f"the network cuts images into {grid} patches of {projection.kernel_size}, the section 'image' "
-                    f"into {self.image.grid} of {self.image.patch}; fix: image.patch or image.upscale_to"
-                )
+                raise ConfigError(f"the network cuts images into {grid} patches of {projection.kernel_size}, the "
+                                  f"section 'image' into {self.image.grid} of {self.image.patch}; fix: image.patch or "
+                                  "image.upscale_to")
             for name in ("cls_token", "reg_token", "dist_token"):
                 if (token := getattr(self.model, name, None)) is not None:
                     # its gradient is a view into that of all tokens; processes share ones with strides of their own

@@ -100,10 +100,8 @@ def source_path(pretrained: str, role: str) -> Path:
     try:
         return Path(snapshot_download(pretrained, allow_patterns=files, etag_timeout=10))  # its cache when offline
     except Exception as error:  # the library raises errors of many kinds when there is no network
-        raise CheckpointError(
-            f"the model '{pretrained}' is no local path and could not be downloaded from the Hugging Face hub "
-            f"({reason_of(error)}); {fix}"
-        ) from None
+        raise CheckpointError(f"the model '{pretrained}' is no local path and could not be downloaded from the Hugging "
+                              f"Face hub ({reason_of(error)}); {fix}") from None
 
 
 def open_source(pretrained: str, family: str, role: str) -> PretrainedSource:
