@@ -40,8 +40,7 @@ class InputError(RekdError):
 class Fault(NamedTuple):
     """What is wrong with a text or image."""
 
-    what: str
-    """Such as "is empty", to stand after the item's name."""
+    what: str  # such as "is empty", to stand after the item's name
     fix: str
 
 

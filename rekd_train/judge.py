@@ -31,12 +31,9 @@ from rekd_train.training.runtime import Runtime, chosen_device
 from rekd_train.training.state import Observer
 from rekd_train.training.validation import calibrate_temperature
 
-LOWEST_RATE = 0.01
-"""Rates are 0.01 + 0.99 u^2, u uniform: half of them below 0.26, for rationales are small."""
-MASKED_SHARE = 0.9
-"""Of the batches; the others show everything, so that the full input is familiar, too."""
-ANOTHER_SEED = 7919
-"""Added to the run's: the judge shares neither initial weights nor order with the pair."""
+LOWEST_RATE = 0.01  # rates are 0.01 + 0.99 u^2, u uniform: half of them below 0.26, for rationales are small
+MASKED_SHARE = 0.9  # of the batches; the others show everything, so that the full input is familiar, too
+ANOTHER_SEED = 7919  # added to the run's: the judge shares neither initial weights nor order with the pair
 
 
 def fit_judge(

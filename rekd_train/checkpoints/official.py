@@ -35,10 +35,8 @@ from rekd_train.models.rationalizer import Rationalizer
 OfficialFamily = Literal["bert", "vit"]
 
 _FAMILIES = {"bert": "transformers", "vit": "timm"}
-_HEAD_DROPOUT = {"bert": 0.5, "vit": 0.1}
-"""What the authors' runs used; matters only if the import is trained further."""
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-"""Red, green and blue of its images, in 0..1."""
+_HEAD_DROPOUT = {"bert": 0.5, "vit": 0.1}  # what the authors' runs used; matters only if the import is trained further
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # red, green and blue of its images, in 0..1
 _UNREAD = re.compile(r"^(bert\.bert|vit\.vit)\.(pooler\.|embeddings\.(position_ids|token_type_ids)$)")
 _UNREAD_BY_VIT_PREDICTORS = "vit.vit.layernorm."
 """Weights that their forward pass never reads; their encoder of images has no final norm."""

@@ -146,8 +146,7 @@ def _some(names: Sequence[Any]) -> str:
 
 
 EXAMPLES = 200
-IMAGE_BYTES = 8_000_000
-"""Large images are fewer: a checkpoint should stay a file to send."""
+IMAGE_BYTES = 8_000_000  # large images are fewer: a checkpoint should stay a file to send
 
 
 def checkpoint_examples(data: DataSet, preprocessor: Preprocessor) -> dict[str, Any]:

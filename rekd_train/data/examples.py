@@ -17,12 +17,9 @@ if TYPE_CHECKING:
     from rekd_train.data.splits import Split
 
 SPLITS = ("train", "dev", "test")
-UNLABELLED = -1
-"""The label of a training example that has none and is learned from a teacher alone."""
-SHOWN = 20
-"""Contradictions that a summary lists, and classes that its table shows."""
-_UNEVEN = 10
-"""A class with so many times the examples of another one makes accuracy blind for that one."""
+UNLABELLED = -1  # the label of a training example that has none and is learned from a teacher alone
+SHOWN = 20  # contradictions that a summary lists, and classes that its table shows
+_UNEVEN = 10  # a class with so many times the examples of another one makes accuracy blind for that one
 
 CharacterSpans = list[tuple[int, int]]
 """First character and one past the last of each passage that a person named as the reason."""
@@ -57,8 +54,7 @@ class LabelledTexts(_OneSplit):
 
     texts: Sequence[str]
     """A list, or a column that is read when it is asked for (``rekd_train.data.table_files.Column``)."""
-    labels: np.ndarray
-    """(n,) int64."""
+    labels: np.ndarray  # (n,) int64
     rationales: list[CharacterSpans | None] | None = field(default=None, repr=False)
     """Human rationales; None for a text nobody annotated, None altogether where these have none."""
 
@@ -73,8 +69,7 @@ class LabelledImages(_OneSplit):
 
     images: np.ndarray | Sequence[Any] = field(repr=False)
     """uint8 (n, height, width, channels), or image files or Pillow images of any size."""
-    labels: np.ndarray
-    """(n,) int64."""
+    labels: np.ndarray  # (n,) int64
     regions: np.ndarray | None = field(default=None, repr=False)
     """(n, 4) int64: top, left, bottom, right in pixels of the part that decides the label, where it is known."""
 
@@ -87,14 +82,10 @@ SomeExamples = TypeVar("SomeExamples", LabelledTexts, LabelledImages)
 class DataSet:
     """Named splits of labelled examples."""
 
-    splits: dict[str, Examples]
-    """'train', 'dev' and 'test'."""
-    label_names: tuple[str, ...]
-    """Class names, in the order of the labels."""
-    origin: str
-    """Where the data come from, under which terms, and what was done to them, for the model card."""
-    duplicates: int | None = None
-    """Examples left out since they occur twice; None: nobody has looked."""
+    splits: dict[str, Examples]  # 'train', 'dev' and 'test'
+    label_names: tuple[str, ...]  # class names, in the order of the labels
+    origin: str  # where the data come from, under which terms, and what was done to them, for the model card
+    duplicates: int | None = None  # examples left out since they occur twice; None: nobody has looked
     contradictions: tuple[str, ...] = ()
     """Examples that occur with different labels: its places and labels, the kept one first."""
 

@@ -32,16 +32,14 @@ from rekd_train.inputs.image import ImagePreprocessor
 from rekd_train.inputs.preprocessors import Preprocessor
 
 _PACKED = ("packed_scores", "packed_gaps", "packed_lengths", "packed_scale")
-_CONFIDENCE = 0.9
-"""Of a label that is given alone."""
+_CONFIDENCE = 0.9  # of a label that is given alone
 
 
 @dataclass(frozen=True)
 class Statement:
     """What a teacher says about one text or image; None for what it does not say."""
 
-    probabilities: np.ndarray | None
-    """(C,) float32, sums to 1."""
+    probabilities: np.ndarray | None  # (C,) float32, sums to 1
     marks: np.ndarray | None
     """(m, 3) float32: start, end and weight of each passage that decides, or (m, 5) of boxes; empty: nothing does."""
     scores: np.ndarray | None
@@ -53,12 +51,9 @@ class Knowledge:
     """A file of statements."""
 
     path: Path
-    statements: dict[str, Statement]
-    """By one of the ``names_of`` a text or image."""
-    texts: dict[str, str]
-    """The texts that the file holds, by ``text_id``."""
-    lost_quotes: int
-    """Quotes that are not in their text; they are left out."""
+    statements: dict[str, Statement]  # by one of the ``names_of`` a text or image
+    texts: dict[str, str]  # the texts that the file holds, by ``text_id``
+    lost_quotes: int  # quotes that are not in their text; they are left out
 
 
 def read_knowledge(path: Path, labels: Sequence[str], modality: str = "text") -> Knowledge:
@@ -213,8 +208,7 @@ class _ImageReader(_Reader):
 class AlignedKnowledge:
     """What a teacher says about the examples of a split, token by token of the student."""
 
-    probabilities: np.ndarray
-    """(n, C) float32, NaN where it says nothing."""
+    probabilities: np.ndarray  # (n, C) float32, NaN where it says nothing
     scores: list[np.ndarray | None]
     """For each text (length,) float32 log-odds, NaN for tokens that it does not score; None: no scores."""
     marks: list[np.ndarray | None]

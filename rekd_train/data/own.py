@@ -23,22 +23,17 @@ from rekd_train.inputs.prediction import RATIONALE
 SPLIT_NAMES = {"train": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "test": "test"}
 """What files, folders and values of a split column may be called."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-_EXCERPT = 60
-"""Characters of a text that a message shows."""
+_EXCERPT = 60  # characters of a text that a message shows
 
 
 @dataclass(frozen=True)
 class _Part:
     """The examples of a split as they were read."""
 
-    examples: Examples
-    """With labels by ``_Reading.numbers``."""
-    digests: np.ndarray
-    """(n,) uint64."""
-    rows: np.ndarray
-    """(n,) int64: where each stands in what was read."""
-    place: Callable[[int], str]
-    """What messages call a row."""
+    examples: Examples  # with labels by ``_Reading.numbers``
+    digests: np.ndarray  # (n,) uint64
+    rows: np.ndarray  # (n,) int64: where each stands in what was read
+    place: Callable[[int], str]  # what messages call a row
 
     def take(self, chosen: np.ndarray) -> _Part:
         return _Part(self.examples.take(chosen), self.digests[chosen], self.rows[chosen], self.place)

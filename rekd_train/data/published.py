@@ -187,8 +187,7 @@ def _read_idx(folder: Path, name: str, axes: int) -> np.ndarray:
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
 
 
-NEIGHBOURS = 100
-"""A noise tile is made from one of so many items next in brightness, on either side."""
+NEIGHBOURS = 100  # a noise tile is made from one of so many items next in brightness, on either side
 
 
 def mosaic(config: DataConfig) -> DataSet:

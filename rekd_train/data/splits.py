@@ -24,10 +24,8 @@ _TOKENIZED_AT_ONCE = 512
 class TokenizedTexts:
     """One split of texts, tokenised once and padded batch by batch."""
 
-    ids: list[np.ndarray] = field(repr=False)
-    """For each text (length,) int32, specials included."""
-    labels: np.ndarray
-    """(n,) int64."""
+    ids: list[np.ndarray] = field(repr=False)  # for each text (length,) int32, specials included
+    labels: np.ndarray  # (n,) int64
     preprocessor: TextPreprocessor
     truth: list[np.ndarray | None] | None = field(default=None, repr=False)
     """For each text (length,) bool, the tokens that a human rationale touches; None where there is none."""
@@ -54,15 +52,12 @@ class TokenizedTexts:
 class ImageSplit:
     """One split of images, all of the size that the model takes."""
 
-    pixels: np.ndarray = field(repr=False)
-    """uint8 (n, height, width, channels)."""
-    labels: np.ndarray
-    """(n,) int64."""
+    pixels: np.ndarray = field(repr=False)  # uint8 (n, height, width, channels)
+    labels: np.ndarray  # (n,) int64
     preprocessor: ImagePreprocessor
     truth: list[np.ndarray | None] | None = field(default=None, repr=False)
     """For each image (patches,) bool, the patches that lie mostly in its region."""
-    augmentation: str = "none"
-    """'none', 'crop', 'flip' or 'crop_flip': see ``augment``."""
+    augmentation: str = "none"  # 'none', 'crop', 'flip' or 'crop_flip': see ``augment``
 
     whole_lengths = None
 
@@ -85,8 +80,7 @@ class ImageSplit:
         return {"pixels": pixels if generator is None else augment(pixels, self.augmentation, generator)}
 
 
-Split = TokenizedTexts | ImageSplit
-"""Encoded examples of one split, as training and evaluation read them."""
+Split = TokenizedTexts | ImageSplit  # encoded examples of one split, as training and evaluation read them
 
 
 def encode(examples: Examples, preprocessor: Preprocessor, augmentation: str = "none") -> Split:
@@ -246,8 +240,7 @@ def bucketed_batches(
     yield from (batches[index] for index in shuffled)
 
 
-MARGIN = 4
-"""Pixels of black border that a crop may move the image by, on each side (the paper's CIFAR runs)."""
+MARGIN = 4  # pixels of black border that a crop may move the image by, on each side (the paper's CIFAR runs)
 
 
 def augment(pixels: np.ndarray, augmentation: str, generator: np.random.Generator) -> np.ndarray:

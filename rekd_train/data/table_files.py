@@ -27,10 +27,8 @@ class Table(NamedTuple):
     """The content of a file, and where in it each row stands."""
 
     path: Path
-    columns: dict[str, list[Any]]
-    """The values of each column, by its name; None where a row has none."""
-    lines: list[int] | None
-    """The line on which each row begins, counted from 1; None for Parquet."""
+    columns: dict[str, list[Any]]  # the values of each column, by its name; None where a row has none
+    lines: list[int] | None  # the line on which each row begins, counted from 1; None for Parquet
 
     def column(self, name: str) -> list[Any]:
         """Values of a column; DataError names the columns that there are."""
@@ -193,8 +191,7 @@ class Column(Sequence):
 
     source: Any
     name: str
-    rows: np.ndarray
-    """(n,) int64."""
+    rows: np.ndarray  # (n,) int64
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -19,8 +19,7 @@ from rekd_train.models.rationalizer import Rationalizer
 
 # what is kept: by the rule, by others, and as many by chance
 
-ARGMAX = SelectionPolicy(bias=0.0, budget=None, minimum=0)
-"""z1 > z0 and nothing else: the mode of the trained sampler."""
+ARGMAX = SelectionPolicy(bias=0.0, budget=None, minimum=0)  # z1 > z0 and nothing else: the mode of the trained sampler
 
 
 def decide(scores: Tensor, selectable: Tensor, policy: SelectionPolicy) -> Tensor:

@@ -21,8 +21,7 @@ from rekd_train.evaluation.metrics import ratio
 from rekd_train.inputs.preprocessors import Preprocessor, vocabulary_of
 from rekd_train.inputs.text import TextPreprocessor
 
-BINS = (0.01, 0.05, 0.1, 0.2, 0.5)
-"""Shares of the features over which AOPC is a mean, as the scorer's default."""
+BINS = (0.01, 0.05, 0.1, 0.2, 0.5)  # shares of the features over which AOPC is a mean, as the scorer's default
 
 # masks beside masks
 

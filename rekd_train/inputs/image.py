@@ -31,13 +31,10 @@ class ImageSettings:
     """How images become tensors."""
 
     height: int
-    width: int
-    """Pixels of the images that the model takes; others are resized."""
-    channels: int
-    """1: grey, 3: red, green, blue."""
+    width: int  # pixels of the images that the model takes; others are resized
+    channels: int  # 1: grey, 3: red, green, blue
     rows: int
-    columns: int
-    """Of the patch grid."""
+    columns: int  # of the patch grid
     kind: str = "image"
 
     def __post_init__(self) -> None:
@@ -57,10 +54,8 @@ class ImageSettings:
 class EncodedImages:
     """A batch and what is needed to read a mask back."""
 
-    inputs: dict[str, np.ndarray]
-    """``pixels``, uint8 (B, H, W, C)."""
-    sizes: list[tuple[int, int]]
-    """(width, height) of each image as given, upright."""
+    inputs: dict[str, np.ndarray]  # ``pixels``, uint8 (B, H, W, C)
+    sizes: list[tuple[int, int]]  # (width, height) of each image as given, upright
     settings: ImageSettings = field(repr=False)
 
     def predictions(
@@ -172,8 +167,7 @@ def _edges(index: int, cells: int, length: int) -> tuple[int, int]:
     return index * length // cells, -(-(index + 1) * length // cells)
 
 
-_WIDE_MODES = ("I", "F")
-"""Pillow modes with more than 8 bits a channel start with these letters."""
+_WIDE_MODES = ("I", "F")  # Pillow modes with more than 8 bits a channel start with these letters
 _PATHS = "give the paths of image files; this model reads images, not texts"
 _PIXELS = "give an image of at least one pixel"
 _LONGEST_NAME = 80

@@ -73,20 +73,16 @@ def _rules(preprocessor: TextPreprocessor) -> dict[str, Any]:
     return {"added": added, **{name: whole[name] for name in ("normalizer", "pre_tokenizer", "model")}}
 
 
-_WORD_STARTS = "Ġ▁"
-"""How byte-level and SentencePiece vocabularies write the space before a word."""
+_WORD_STARTS = "Ġ▁"  # how byte-level and SentencePiece vocabularies write the space before a word
 
 
 @dataclass(frozen=True)
 class Vocabulary:
     """Facts about every id: arrays (V,) bool, V the tokenizer's size."""
 
-    special: np.ndarray
-    """[PAD], [CLS], [SEP] and the like: never part of a text."""
-    punctuation: np.ndarray
-    """Made of punctuation and symbols alone (Unicode categories P and S)."""
-    continues: np.ndarray
-    """Belongs to the word of the token before it, as far as its vocabulary entry tells."""
+    special: np.ndarray  # [PAD], [CLS], [SEP] and the like: never part of a text
+    punctuation: np.ndarray  # made of punctuation and symbols alone (Unicode categories P and S)
+    continues: np.ndarray  # belongs to the word of the token before it, as far as its vocabulary entry tells
 
 
 def vocabulary_of(preprocessor: TextPreprocessor) -> Vocabulary:

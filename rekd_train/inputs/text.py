@@ -22,11 +22,9 @@ from rekd_train.inputs.prediction import Prediction, clean_text, kept_pieces, me
 if TYPE_CHECKING:
     from rekd_train.config.run import BackboneConfig
 
-WINDOW_OVERLAP = 4
-"""A window shares one part in this many with the next, so that every cut has context on both sides."""
+WINDOW_OVERLAP = 4  # a window shares one part in this many with the next, so that every cut has context on both sides
 TOKENIZER_FILE = "tokenizer.json"
-_SHORT_TEXT = 2_000
-"""Characters that are tokenised in a millisecond or two."""
+_SHORT_TEXT = 2_000  # characters that are tokenised in a millisecond or two
 _WORDLESS = Fault("holds no word that the tokenizer knows", "give at least one word")
 
 
@@ -66,8 +64,7 @@ def _refuse(faults: Mapping[int, Fault], first_index: int = 0) -> None:
 class TextSettings:
     """How texts become tensors."""
 
-    max_length: int
-    """Tokens a text is cut to, [CLS] and [SEP] included."""
+    max_length: int  # tokens a text is cut to, [CLS] and [SEP] included
     lengths: tuple[int, ...] = ()
     """Lengths a batch is padded to (the smallest that fits); empty: multiples of 32 and max_length."""
     kind: str = "text"
@@ -89,14 +86,10 @@ class TextSettings:
 class EncodedTexts:
     """A padded batch and what is needed to read a mask back."""
 
-    inputs: dict[str, np.ndarray]
-    """``input_ids`` and ``attention_mask``, int64 (B, N)."""
-    texts: list[str]
-    """The texts as given."""
-    encodings: list[Encoding] = field(repr=False)
-    """One tokenizers.Encoding a text, unpadded, truncated."""
-    truncated: list[bool]
-    """Whether each text was cut."""
+    inputs: dict[str, np.ndarray]  # ``input_ids`` and ``attention_mask``, int64 (B, N)
+    texts: list[str]  # the texts as given
+    encodings: list[Encoding] = field(repr=False)  # one tokenizers.Encoding a text, unpadded, truncated
+    truncated: list[bool]  # whether each text was cut
 
     def predictions(
         self, labels: Sequence[str], probabilities: np.ndarray, mask: np.ndarray, scores: np.ndarray

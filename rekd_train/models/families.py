@@ -30,8 +30,7 @@ class Family:
 
     backbone: Callable[[BackboneConfig, dict[str, int]], Backbone]
     """Builds a backbone from its settings and the special token ids."""
-    modality: str
-    """'text' or 'image': which preprocessing its inputs come from."""
+    modality: str  # 'text' or 'image': which preprocessing its inputs come from
 
 
 def _timm(settings: BackboneConfig, special_ids: dict[str, int]) -> Backbone:

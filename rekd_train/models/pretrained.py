@@ -58,22 +58,18 @@ def minilm_word_embeddings(width: int) -> Tensor:
     return projected * (0.05 / projected.std())
 
 
-_OWN_CHOICES = ("dropout", "attention_dropout", "pooling")
-"""What a run may set otherwise than its source did."""
-_POOLINGS = {"token": "start", "avg": "mean", "map": "attention"}
-"""timm's names of what a classifier reads."""
+_OWN_CHOICES = ("dropout", "attention_dropout", "pooling")  # what a run may set otherwise than its source did
+_POOLINGS = {"token": "start", "avg": "mean", "map": "attention"}  # timm's names of what a classifier reads
 
 
 @dataclass(frozen=True)
 class PretrainedSource:
     """A pretrained network, read."""
 
-    sizes: dict[str, Any]
-    """Fields of ``BackboneConfig``, as the source has them."""
+    sizes: dict[str, Any]  # fields of ``BackboneConfig``, as the source has them
     image: dict[str, Any] | None
     """For vision: fields of ``ImageConfig`` that the source decides; 'upscale_to' is the side of what it reads."""
-    state: dict[str, Tensor] = field(repr=False)
-    """Weights of ``backbone.model``."""
+    state: dict[str, Tensor] = field(repr=False)  # weights of ``backbone.model``
     path: Path
 
 
