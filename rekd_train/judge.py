@@ -76,8 +76,7 @@ def judge_run(
     # what a judge must agree in to be that of a model: what it reads, how, and what it has learnt from
     identity = {
         "operator": judged.predictor.operator, "selectable": judged.policy.selectable, "labels": judged.labels,
-        "preprocessing_sha256": judged.preprocessor.fingerprint,
-        "predictor": config.predictor.model_dump(mode="json"),
+        "preprocessing_sha256": judged.preprocessor.fingerprint, "predictor": config.predictor.model_dump(mode="json"),
         "optimisation": config.optimisation.model_dump(mode="json"),
         "data": config.data.model_copy(update={"test_examples": None}).model_dump(mode="json"),
         "seed": config.seed + ANOTHER_SEED,

@@ -83,11 +83,8 @@ def _write_model(rationalizer: Rationalizer, work: Path) -> dict[str, Any]:
     policy = {"policy": rationalizer.policy.model_dump(), "probability_temperature": temperature}
     write_json(work / "policy.json", policy)
     return {
-        "format": FORMAT,
-        "version": VERSION,
-        "labels": rationalizer.labels,
-        "operator": rationalizer.predictor.operator,
-        "selector": rationalizer.selector.backbone.settings.model_dump(),
+        "format": FORMAT, "version": VERSION, "labels": rationalizer.labels,
+        "operator": rationalizer.predictor.operator, "selector": rationalizer.selector.backbone.settings.model_dump(),
         "predictor": rationalizer.predictor.backbone.settings.model_dump(),
         "preprocessing": asdict(rationalizer.preprocessor.settings),
         "preprocessing_sha256": rationalizer.preprocessor.fingerprint,

@@ -114,11 +114,8 @@ def _settings(family: OfficialFamily, path: Path, image_side: int) -> BackboneCo
 def _sizes(family: OfficialFamily, config: dict[str, Any], image_side: int) -> dict[str, Any]:
     usual_dropout = 0.1 if family == "bert" else 0.0
     sizes = {
-        "family": _FAMILIES[family],
-        "layers": config["num_hidden_layers"],
-        "width": config["hidden_size"],
-        "heads": config["num_attention_heads"],
-        "feedforward": config["intermediate_size"],
+        "family": _FAMILIES[family], "layers": config["num_hidden_layers"], "width": config["hidden_size"],
+        "heads": config["num_attention_heads"], "feedforward": config["intermediate_size"],
         "layer_norm_eps": config.get("layer_norm_eps", 1e-12),
         "dropout": config.get("hidden_dropout_prob", usual_dropout),
         "attention_dropout": config.get("attention_probs_dropout_prob", usual_dropout),

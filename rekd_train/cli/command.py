@@ -56,9 +56,7 @@ def application(help: str, **typer_kwargs: Any) -> typer.Typer:
     With a single command, ``help`` and ``epilog`` given here are that command's unless it has its own.
     """
     settings: dict[str, Any] = {
-        "add_completion": False,
-        "rich_markup_mode": None,
-        "pretty_exceptions_enable": False,
+        "add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False,
         "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 100},
     }
     return typer.Typer(help=help, **{**settings, **typer_kwargs})

@@ -13,9 +13,7 @@ from rekd_train.cli.progress import class_warnings, print_table, progress_bars, 
 app = application(
     help="Train pairs that classify from their own rationale, alone or distilled from a teacher pair.",
     epilog=examples(
-        "rekd-train presets",
-        "rekd-train run demo_student --output runs/student",
-        "rekd-train COMMAND --help",
+        "rekd-train presets", "rekd-train run demo_student --output runs/student", "rekd-train COMMAND --help",
     ),
     no_args_is_help=True,
 )
@@ -40,8 +38,7 @@ def command(*lines: str, name: str | None = None):
     "rekd-train run demo_student --output runs/student",
     "rekd-train run demo_student --teacher runs/teacher --output runs/distilled",
     "rekd-train run mine.toml --set stages.rationale_epochs=3 --set seed=1 --output runs/mine",
-    "rekd-train run mine.toml --output runs/mine --resume",
-    name="run",
+    "rekd-train run mine.toml --output runs/mine --resume", name="run",
 )
 def run_command(
     source: Annotated[str, typer.Argument(metavar="PRESET|FILE.toml", help="A preset's name or a configuration file.")],
@@ -180,8 +177,7 @@ def compact(
 
 
 @command(
-    "rekd-train evaluate runs/student",
-    "rekd-train evaluate runs/student --split dev --draws 0 --json",
+    "rekd-train evaluate runs/student", "rekd-train evaluate runs/student --split dev --draws 0 --json",
     "rekd-train evaluate runs/student --data new_reviews.csv",
     "rekd-train evaluate runs/student --teacher runs/teacher --output student.json",
 )

@@ -181,8 +181,7 @@ class BackboneConfig(Section):
     head_width: int = Field(256, ge=0, description="hidden units of the selector's head; 0: linear")
     head_dropout: float = Field(0.1, ge=0, lt=1, description="dropout before and inside the heads")
     class_head: Literal["pytorch", "xavier"] = Field(
-        "pytorch",
-        description="start of the predictor's last layer: PyTorch's, or Xavier with bias 0 (the paper)",
+        "pytorch", description="start of the predictor's last layer: PyTorch's, or Xavier with bias 0 (the paper)",
     )
     layer_norm_eps: float = Field(1e-12, gt=0, description="epsilon of every LayerNorm")
     pretrained: str = Field(

@@ -171,8 +171,7 @@ def summarise(data: DataSet, splits: Mapping[str, Split]) -> dict[str, Any]:
             found["unlabelled"] = len(split) - len(labels)
         summary["splits"][name] = found
     return summary | {
-        "duplicates_dropped": data.duplicates,
-        "contradicting": len(data.contradictions),
+        "duplicates_dropped": data.duplicates, "contradicting": len(data.contradictions),
         "contradictions": list(data.contradictions[:SHOWN]),
     }
 

@@ -62,11 +62,9 @@ def own_data(config: DataConfig) -> DataSet:
     met = [list(reading.numbers)[number] for number in np.unique(parts["train"].examples.labels) if number]
     names = config.labels or reading.class_names or tuple(sorted(met, key=_by_value))
     return DataSet(
-        splits=completed(reading.labelled(parts, names), config),
-        label_names=names,
+        splits=completed(reading.labelled(parts, names), config), label_names=names,
         origin=f"{config.modality}s {reading.whose} ({dropped} duplicates dropped; licence: {reading.licence})",
-        duplicates=None if config.image_column else dropped,
-        contradictions=contradictions,
+        duplicates=None if config.image_column else dropped, contradictions=contradictions,
     )
 
 

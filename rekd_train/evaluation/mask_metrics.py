@@ -99,10 +99,8 @@ def truth_summary(mask: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """
     both, kept, true = (mask & truth).sum(axis=1), mask.sum(axis=1), truth.sum(axis=1)
     return {
-        "in_truth": ratio(both.sum(), kept.sum()),
-        "in_truth_mean": float(np.mean(both / np.maximum(kept, 1))),
-        "truth_kept": float(np.mean(both / np.maximum(true, 1))),
-        "truth_size_used": ratio(kept.sum(), true.sum()),
+        "in_truth": ratio(both.sum(), kept.sum()), "in_truth_mean": float(np.mean(both / np.maximum(kept, 1))),
+        "truth_kept": float(np.mean(both / np.maximum(true, 1))), "truth_size_used": ratio(kept.sum(), true.sum()),
     }
 
 

@@ -52,8 +52,7 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, floa
     distance = probabilities.astype(np.float64)
     distance[np.arange(len(labels)), labels] -= 1
     return {
-        "nll": negative_log_likelihood(probabilities, labels),
-        "brier": float(np.mean(np.sum(distance**2, axis=1))),
+        "nll": negative_log_likelihood(probabilities, labels), "brier": float(np.mean(np.sum(distance**2, axis=1))),
         "ece": expected_calibration_error(probabilities, labels),
         "ece_equal_mass": expected_calibration_error(probabilities, labels, equal_mass=True),
     }

@@ -68,8 +68,7 @@ def evaluate(
             "never_predicted": metrics.never_predicted(predicted["stored"], labels, rationalizer.labels),
             "per_class": metrics.per_class(predicted["stored"], labels, rationalizer.labels),
         },
-        "calibration": _calibration(rationalizer, logits["stored"], splits, split, risk),
-        "rate": selections["stored"],
+        "calibration": _calibration(rationalizer, logits["stored"], splits, split, risk), "rate": selections["stored"],
     }  # fmt: skip
     if selects:
         accuracies = [modes[f"rate_{rate}"]["accuracy"] for rate in CURVE_RATES]
@@ -125,8 +124,7 @@ def _other_masks(
     return {
         "argmax": decide(scores, selectable, forward.ARGMAX),
         "fill": fill(scores, selectable, max(budget, 1e-6), policy.minimum),
-        "random": forward.random_like(stored, selectable, generator),
-        "first": forward.first_like(stored, selectable),
+        "random": forward.random_like(stored, selectable, generator), "first": forward.first_like(stored, selectable),
         **{f"rate_{rate}": fill(scores, selectable, rate) for rate in CURVE_RATES},
     }
 
@@ -167,8 +165,7 @@ def _sampled(
     each = [modes[name] for name in draws]
     return {
         "sampled": {
-            "draws": len(draws),
-            "accuracy_std": float(np.std([figures["accuracy"] for figures in each], ddof=1)),
+            "draws": len(draws), "accuracy_std": float(np.std([figures["accuracy"] for figures in each], ddof=1)),
             "flip_rate": mask_metrics.flip_rate(np.stack([predicted[name] for name in draws])),
             "mask_jaccard": mask_metrics.pairwise_jaccard(np.stack([masks[name].numpy() for name in draws])),
             **{key: float(np.mean([figures[key] for figures in each])) for key in each[0]},
