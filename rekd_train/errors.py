@@ -13,6 +13,7 @@
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -83,6 +84,14 @@ class MissingExtraError(RekdError):
         super().__init__(f"the Python package '{module}' is not installed; fix: {before}{install_command(extra)}")
         self.module = module
         self.extra = extra
+
+
+def package_folder(module: str, distribution: str) -> Path:
+    """Where a package of data or weights lies; MissingExtraError: it is not installed."""
+    spec = find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingExtraError(distribution, "demo")
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def install_command(extra: str) -> str:

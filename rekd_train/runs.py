@@ -44,12 +44,9 @@ def train_run(
         overwrite: replace a checkpoint at the output, and begin anew where another run left its state or log.
         device: 'auto', 'cpu', 'cuda' or 'cuda:N'.
 
-    Returns:
-        The metrics by split, as in the checkpoint's metrics.json; nothing in processes but the main one.
-
-    Raises:
-        CheckpointError: a checkpoint or something else lies at the output.
-        ConfigError: another run's state or log lies there, or there is nothing to resume.
+    Returns the metrics by split, as in the checkpoint's metrics.json; nothing in processes but the main one.
+    CheckpointError: a checkpoint or something else lies at the output; ConfigError: another run's state or log lies
+    there, or there is nothing to resume.
     """
     checkpoint.check_output(output, overwrite)
     state.check_start(output, resume, overwrite)
@@ -111,9 +108,7 @@ def record_run(
         data: as for ``evaluate_run``.
         texts: write the texts, too, not their ids alone.
 
-    Returns:
-        How many examples.
-
+    Returns how many examples.
     DataError: the file exists already, or has another suffix than Parquet's, by which it is read.
     """
     if output.suffix.lower() != ".parquet":

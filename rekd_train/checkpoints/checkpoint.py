@@ -51,8 +51,7 @@ def save(
         images: the same of a vision model: ``pixels`` uint8 (n, H, W, C) and ``labels`` (n,) int64.
         fix: what to do if the disk is full.
 
-    Raises:
-        CheckpointError: something else lies at ``directory`` and is left there, or it cannot be written.
+    CheckpointError: something else lies at ``directory`` and is left there, or it cannot be written.
     """
     directory = Path(directory)
     check_output(directory, overwrite=True)
@@ -117,12 +116,9 @@ def load(path: str | Path, trust_code: bool = False) -> Rationalizer:
     Args:
         trust_code: run the code of backbones outside of REKD that it names (``package.module:Class``).
 
-    Returns:
-        The model in evaluation mode, on the CPU.
-
-    Raises:
-        CheckpointError: missing, damaged, of another version, or files that do not belong together.
-        CodeError: a class that it names is not trusted, not there, or no backbone.
+    Returns the model in evaluation mode, on the CPU.
+    CheckpointError: missing, damaged, of another version, or files that do not belong together; CodeError: a class that
+    it names is not trusted, not there, or no backbone.
     """
     directory = Path(path)
     if not directory.is_dir():

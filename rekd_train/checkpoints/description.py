@@ -32,8 +32,7 @@ UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
 def read_description(directory: Path) -> dict[str, Any]:
     """config.json of a checkpoint, upgraded to the current version.
 
-    Raises:
-        CheckpointError: missing, damaged, something else, or of a version that this one does not read.
+    CheckpointError: missing, damaged, something else, or of a version that this one does not read.
     """
     path = Path(directory) / "config.json"
     description = read_json(path)

@@ -67,9 +67,8 @@ def import_official(
         image_side: height and width of the images as they come (ViT); CIFAR's 32 unless said otherwise.
         overwrite: replace a checkpoint at the output.
 
-    Raises:
-        CheckpointError: a file is missing, damaged, unsafe, or does not fit; the message names every key.
-        ConfigError: labels, tokenizer or sizes that do not fit the weights.
+    CheckpointError: a file is missing, damaged, unsafe, or does not fit; the message names every key; ConfigError:
+    labels, tokenizer or sizes that do not fit the weights.
     """
     check_output(output, overwrite)
     if family not in get_args(OfficialFamily):

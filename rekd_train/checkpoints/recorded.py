@@ -31,9 +31,7 @@ def recorded_config(path: Path, data: str | Path | None = None, overrides: Seque
             (columns as recorded); needed for a checkpoint that records no run, such as an imported one.
         overrides: ``key=value`` changes, for example ``data.path=DIR`` or ``selection.target=0.08``.
 
-    Raises:
-        CheckpointError: no record and no data named.
-        ConfigError: with every mistake in one message.
+    CheckpointError: no record and no data named; ConfigError: with every mistake in one message.
     """
     description = read_description(path)
     document = description.get("training", {}).get("config")
@@ -124,8 +122,7 @@ def _named(labels: Sequence[str]) -> list[str]:
 def start_from(pair: Rationalizer, start: Rationalizer, path: Path, data: DataSet) -> None:
     """Give a fresh pair the weights of ``start``, the checkpoint at ``path``, in place.
 
-    Raises:
-        DataError: other classes; ConfigError: other tokens or sizes.
+    DataError: other classes; ConfigError: other tokens or sizes.
     """
     check_classes(start.labels, data)
     mine, theirs = pair.preprocessor, start.preprocessor

@@ -166,8 +166,7 @@ def read_document(source: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, 
     beside it; what the file says itself wins, key by key. ``needs``, at the top, too, lists settings that whoever takes
     it must name. ``seen``: the files that extend this one.
 
-    Raises:
-        ConfigError: no such preset or file, not TOML, or a circle of files that extend each other.
+    ConfigError: no such preset or file, not TOML, or a circle of files that extend each other.
     """
     path = Path(source)
     if path.suffix != ".toml":

@@ -272,8 +272,7 @@ def trusted_code(trust: bool = True) -> Iterator[None]:
 def own_class(name: str) -> Any:
     """What ``package.module:Class`` names.
 
-    Raises:
-        CodeError: it is not trusted, or is not there.
+    CodeError: it is not trusted, or is not there.
     """
     module, _, attribute = name.partition(":")
     if not module or not attribute.isidentifier():

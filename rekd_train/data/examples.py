@@ -35,17 +35,14 @@ class _OneSplit:
         return len(self.items)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> Self:
-        """These examples, in this order."""
-        return type(self)(*(None if part is None else _chosen(part, indices) for part in vars(self).values()))
+        """These examples, in this order; of lists lists, what takes an array of indices (a column) of its own kind."""
+        at = np.asarray(indices)
+        parts = ([part[i] for i in indices] if isinstance(part, list) else part for part in vars(self).values())
+        return type(self)(*(part if part is None or isinstance(part, list) else part[at] for part in parts))
 
     def head(self, count: int | None) -> Self:
         """The first ``count`` examples; None: all."""
         return self if count is None else self.take(np.arange(min(count, len(self))))
-
-
-def _chosen(items: Any, indices: Sequence[int] | np.ndarray) -> Any:
-    """Of a list a list; what takes an array of indices, as arrays and columns do, of its own kind."""
-    return [items[i] for i in indices] if isinstance(items, list) else items[np.asarray(indices)]
 
 
 @dataclass(frozen=True)
@@ -140,11 +137,11 @@ def check_data(data: DataSet, name: str) -> None:
         if len(examples) == 0:
             mistakes.append(f"the split '{split}' is empty; fix: more examples")
         elif len(examples) != len(examples.labels):
-            counts = f"{len(examples)} examples and {len(examples.labels)} labels"
-            mistakes.append(f"the split '{split}' has {counts}; fix: one label for each")
+            mistakes.append(f"the split '{split}' has {len(examples)} examples and {len(examples.labels)} labels; "
+                            "fix: one label for each")
         elif strangers:
-            known = f"there are {classes} classes, 0 to {classes - 1}"
-            mistakes.append(f"the split '{split}' has the label {strangers[0]}; {known}; fix: labels of these")
+            mistakes.append(f"the split '{split}' has the label {strangers[0]}; there are {classes} classes, 0 to "
+                            f"{classes - 1}; fix: labels of these")
     if len({*np.unique(data.splits["train"].labels)} - {UNLABELLED}) < 2:
         mistakes.append("the training examples are all of one class; fix: examples of at least two")
     if mistakes:
@@ -170,10 +167,9 @@ def summarise(data: DataSet, splits: Mapping[str, Split]) -> dict[str, Any]:
         if len(labels) < len(split):
             found["unlabelled"] = len(split) - len(labels)
         summary["splits"][name] = found
-    return summary | {
-        "duplicates_dropped": data.duplicates, "contradicting": len(data.contradictions),
-        "contradictions": list(data.contradictions[:SHOWN]),
-    }
+    shown = list(data.contradictions[:SHOWN])
+    contradicting = {"contradicting": len(data.contradictions), "contradictions": shown}
+    return summary | {"duplicates_dropped": data.duplicates} | contradicting
 
 
 def summary_rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:

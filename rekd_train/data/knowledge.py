@@ -57,11 +57,7 @@ class Knowledge:
 
 
 def read_knowledge(path: Path, labels: Sequence[str], modality: str = "text") -> Knowledge:
-    """What a teacher says about data with these class names, texts or images.
-
-    Raises:
-        DataError: unreadable, unknown columns, or wrong rows, all of them in one message.
-    """
+    """What a teacher says about data with these class names; DataError: unreadable, or wrong, every row named."""
     table = read_table(path)
     reader = (_ImageReader if modality == "image" else _Reader)(list(labels))
     item = reader.columns[0]
@@ -72,16 +68,16 @@ def read_knowledge(path: Path, labels: Sequence[str], modality: str = "text") ->
     statements: dict[str, Statement] = {}
     texts: dict[str, str] = {}
     for number, values in enumerate(zip(*table.columns.values(), strict=True)):
-        cells = zip(table.columns, values, strict=True)
+        cells, line = zip(table.columns, values, strict=True), table.line(number)
         row = {name: value for name, value in cells if value is not None and value == value}  # nor NaN
         text = row.get(item)
         key = reader.key(text) if isinstance(text, str) and text.strip() else row.get("id")
         if not isinstance(key, str):
-            reader.mistakes.append(f"{table.line(number)}: no {item} and no id")
+            reader.mistakes.append(f"{line}: no {item} and no id")
         elif key in statements:
-            reader.mistakes.append(f"{table.line(number)}: a {item} that stands further up, too")
+            reader.mistakes.append(f"{line}: a {item} that stands further up, too")
         else:
-            statements[key] = reader.statement(row, table.line(number))
+            statements[key] = reader.statement(row, line)
             if isinstance(row.get("text"), str) and text.strip():
                 texts[key] = text
     if reader.mistakes:
@@ -276,18 +272,14 @@ def checked_statements(knowledge: Knowledge, truth: dict[str, int]) -> dict[str,
     """
     said = knowledge.statements
     parts = {"probabilities": "probabilities", "rationale": "marks", "scores": "scores"}
-    judged = [
-        int(each.probabilities.argmax()) == truth[name]
-        for name, each in said.items() if name in truth and each.probabilities is not None
-    ]
-    marked = [
-        float((said[name].marks[:, 1] - said[name].marks[:, 0]).sum()) / len(text)
-        for name, text in knowledge.texts.items() if said[name].marks is not None
-    ]
-    shares = {name: [getattr(each, part) is not None for each in said.values()] for name, part in parts.items()}
+    judged = [int(each.probabilities.argmax()) == truth[name]
+              for name, each in said.items() if name in truth and each.probabilities is not None]
+    marked = [float((said[name].marks[:, 1] - said[name].marks[:, 0]).sum()) / len(text)
+              for name, text in knowledge.texts.items() if said[name].marks is not None]
     return {
         "statements": len(said), "known": sum(name in truth for name in said),
-        **{name: sum(found) / len(said) for name, found in shares.items()},
+        **{name: float(np.mean([getattr(each, part) is not None for each in said.values()]))
+           for name, part in parts.items()},
         "lost_quotes": knowledge.lost_quotes, "agreement": float(np.mean(judged)) if judged else None,
         "marked_share": float(np.mean(marked)) if marked else None,
     }  # fmt: skip

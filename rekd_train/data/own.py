@@ -48,10 +48,8 @@ def own_data(config: DataConfig) -> DataSet:
     An example that occurs twice (an image: byte for byte; images of ``datasets`` are not compared) is kept once. Of dev
     and test what is missing is taken out of the training examples, stratified by ``data.seed``.
 
-    Raises:
-        DataError: a file that is missing or malformed, a missing column, a folder without images; empty texts, bad
-            labels and rationales, all of them named with their lines.
-        MissingExtraError: pyarrow, which reads Parquet, or datasets is not installed.
+    DataError: a file that is missing or malformed, a missing column, a folder without images; all empty texts, bad
+    labels and rationales, with their lines; MissingExtraError: pyarrow (for Parquet) or datasets is not installed.
     """
     reading = _Reading(config)
     parts = reading.parts()
@@ -90,11 +88,9 @@ class _Reading:
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
-        self.numbers = {"": 0}
-        """Class names, numbered as they are met; '': missing."""
+        self.numbers = {"": 0}  # class names, numbered as they are met; '': missing
         self.problems: list[str] = []
-        self.class_names: tuple[str, ...] = ()
-        """Where the data themselves say them."""
+        self.class_names: tuple[str, ...] = ()  # where the data themselves say them
         self.whose, self.licence = f"of the user's own, {Path(config.path).name}", "theirs"
 
     def parts(self, whole: bool = False) -> dict[str, _Part]:
@@ -103,15 +99,18 @@ class _Reading:
         if config.name == "hf":
             return self._datasets()
         if config.name == "image_folder":
-            return {split: self._images(folder, path) for split, folder in _image_folders(path, whole).items()}
+            if not path.is_dir():
+                raise DataError(f"'{path}' is no folder; fix: --set data.path=DIR with one folder for each class")
+            folders = _split_folders(path)
+            if whole or "train" not in folders:
+                folders = {"test" if whole else "train": path}
+            return {split: self._images(folder, path) for split, folder in folders.items()}
         if whole:
             return {"test": self._table(read_table(path))}
         if not path.is_dir():
             return self._by_split_column(read_table(path))
-        files = {
-            SPLIT_NAMES[file.stem]: file
-            for file in sorted(path.iterdir()) if file.stem in SPLIT_NAMES and file.suffix in SUFFIXES
-        }
+        found = [file for file in sorted(path.iterdir()) if file.stem in SPLIT_NAMES and file.suffix in SUFFIXES]
+        files = {SPLIT_NAMES[file.stem]: file for file in found}
         if "train" not in files:
             raise DataError(f"{path} holds no training file; fix: name one train.csv (or {', '.join(SUFFIXES[1:])})")
         return {split: self._table(read_table(file), f"{file.name} ") for split, file in files.items()}
@@ -136,7 +135,16 @@ class _Reading:
         return {name: part.take(np.flatnonzero(splits == name)) for name in SPLITS if name in splits}
 
     def _images(self, folder: Path, root: Path) -> _Part:
-        paths = list(_images_by_class(folder))
+        """Without those that ``rekd-query --save`` writes (NAME.rationale.png)."""
+        paths: list[Path] = []
+        if not (classes := _folders(folder)):
+            raise DataError(f"{folder} holds no folders of images; fix: one folder for each class")
+        for each in classes:
+            names = sorted(path for path in each.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+            images = [path for path in names if not path.name.lower().endswith(RATIONALE)]
+            if not images:
+                raise DataError(f"{each} holds no images ({', '.join(IMAGE_SUFFIXES)}); fix: fill it or remove it")
+            paths += images
         rows = ((path, path.parent.name, None) for path in paths)
         return self._part(paths, rows, lambda row: str(paths[row].relative_to(root)))
 
@@ -159,7 +167,7 @@ class _Reading:
         self.whose = f"that the package datasets reads at {config.path}"
         self.licence = sources["train"].info.license or "see where they come from"
         parts = {}
-        for split in (split for split in SPLITS if split in sources):
+        for split in sorted(sources, key=SPLITS.index):
             source, before = sources[split].with_format(None).select_columns(wanted), len(self.problems)
             column = Column(source.select_columns([item]), item, np.arange(len(source)))
             part = self._part(column, self._rows(source, item), lambda row, split=split: f"{split} row {row + 1}")
@@ -194,7 +202,8 @@ class _Reading:
                 wrong.append("the label is missing")
             if sound and item is not None:
                 try:
-                    digests[row] = _digest(item)
+                    content = item.encode() if isinstance(item, str) else item.read_bytes()
+                    digests[row] = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
                     rationales[row] = rationale_in(spans, item)
                 except (OSError, ValueError) as error:
                     wrong.append(str(error))
@@ -246,22 +255,9 @@ class _Reading:
         return {split: replace(part.examples, labels=classes[part.examples.labels]) for split, part in parts.items()}
 
 
-def _digest(item: str | Path) -> int:
-    content = item.encode() if isinstance(item, str) else item.read_bytes()
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
-
-
 def _by_value(label: str) -> tuple[float, str]:
     """Whole numbers by their value, before words."""
     return (float(label) if label.removeprefix("-").isdecimal() else float("inf"), label)
-
-
-def _image_folders(root: Path, whole: bool) -> dict[str, Path]:
-    """The folder of each split, all of them as 'test' if ``whole``."""
-    if not root.is_dir():
-        raise DataError(f"'{root}' is no folder; fix: --set data.path=DIR with one folder for each class")
-    folders = _split_folders(root)
-    return {"test" if whole else "train": root} if whole or "train" not in folders else folders
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -270,16 +266,3 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 def _folders(root: Path) -> list[Path]:
     return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _images_by_class(root: Path) -> Iterator[Path]:
-    """Image files; those that ``rekd-query --save`` writes (NAME.rationale.png) are left out."""
-    folders = _folders(root)
-    if not folders:
-        raise DataError(f"{root} holds no folders of images; fix: one folder for each class")
-    for folder in folders:
-        names = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        images = [path for path in names if not path.name.lower().endswith(RATIONALE)]
-        if not images:
-            raise DataError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}); fix: fill it or remove it")
-        yield from images

@@ -35,9 +35,7 @@ def evaluate(
         risk: share of wrong predictions that the abstain threshold allows.
         seed: of the draws and of the random baseline.
 
-    Returns:
-        JSON values; sections as docs/evaluation.md lists them. Sections without data are left out.
-
+    Returns JSON values; sections as docs/evaluation.md lists them. Sections without data are left out.
     ConfigError: the teacher reads other features or has other labels.
     """
     examples, labels, policy = splits[split], splits[split].labels, rationalizer.policy

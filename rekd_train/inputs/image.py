@@ -106,9 +106,8 @@ class ImagePreprocessor:
                 Photographs are turned upright by their EXIF orientation; an alpha channel is dropped.
             first_index: index of the first image in the call, when ``items`` is a part of it.
 
-        Raises:
-            InputError: not a list, or an empty one.
-            FaultyItemsError: images that cannot be used, by their number in the call, from 1.
+        InputError: not a list, or an empty one; FaultyItemsError: images that cannot be used, by their number in the
+        call, from 1.
         """
         images, faults = [], {}
         for index, item in enumerate(items := self.check_items(items)):

@@ -68,8 +68,7 @@ def mask_by_specification(scores: np.ndarray, selectable: np.ndarray, policy: Se
         scores: (B, N) float32.
         selectable: (B, N) bool.
 
-    Returns:
-        (B, N) bool.
+    Returns (B, N) bool.
     """
     mask = np.zeros(scores.shape, dtype=bool)
     for row in range(len(scores)):
@@ -89,8 +88,7 @@ def cut_margins(scores: np.ndarray, selectable: np.ndarray, policy: SelectionPol
     from a single cut upwards: the threshold or the last score within the budget, whichever is higher, and never above
     the last score that the minimum grants.
 
-    Returns:
-        (B, N) float32; infinity where a position is not selectable or no score would change its decision.
+    Returns (B, N) float32; infinity where a position is not selectable or no score would change its decision.
     """
     margins = np.full(scores.shape, np.inf, dtype=np.float32)
     threshold = -np.inf if policy.bias is None else -np.float32(policy.bias)

@@ -27,10 +27,8 @@ Encoded = EncodedTexts | EncodedImages
 def load_preprocessor(directory: Path, settings: dict[str, Any]) -> Preprocessor:
     """The preprocessing of the checkpoint in a directory, with the settings of its config.json.
 
-    Raises:
-        CheckpointError: a file is missing or damaged.
-        ConfigError: an unknown kind, or settings out of range.
-        TypeError, ValueError: not a dictionary, or settings that the kind does not have.
+    CheckpointError: a file is missing or damaged; ConfigError: an unknown kind, or settings out of range; TypeError,
+    ValueError: not a dictionary, or settings that the kind does not have.
     """
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in dict(settings).items()}
     match values.get("kind"):

