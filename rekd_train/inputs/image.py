@@ -62,20 +62,16 @@ class EncodedImages:
         self, labels: Sequence[str], probabilities: np.ndarray, mask: np.ndarray, scores: np.ndarray
     ) -> list[Prediction]:
         """As those of ``EncodedTexts``; the N columns of ``mask`` are the patches, row by row."""
-        features = self.settings.rows * self.settings.columns
-        found = []
-        for row, size in enumerate(self.sizes):
-            kept = np.flatnonzero(mask[row, :features])
-            patches = [self._patch(int(position), size, float(scores[row, position])) for position in kept]
-            label, by_label = most_probable(labels, probabilities[row])
-            found.append(Prediction(label, by_label, patches, rate=len(kept) / features, truncated=False))
+        rows, columns, found = self.settings.rows, self.settings.columns, []
+        for index, (width, height) in enumerate(self.sizes):
+            patches = []
+            for position in np.flatnonzero(mask[index, : rows * columns]):
+                row, column = divmod(int(position), columns)
+                (left, right), (top, bottom) = _edges(column, columns, width), _edges(row, rows, height)
+                patches.append(Patch(row, column, (left, top, right, bottom), float(scores[index, position])))
+            label, by_label = most_probable(labels, probabilities[index])
+            found.append(Prediction(label, by_label, patches, rate=len(patches) / (rows * columns), truncated=False))
         return found
-
-    def _patch(self, position: int, size: tuple[int, int], score: float) -> Patch:
-        row, column = divmod(position, self.settings.columns)
-        left, right = _edges(column, self.settings.columns, size[0])
-        top, bottom = _edges(row, self.settings.rows, size[1])
-        return Patch(row, column, (left, top, right, bottom), score)
 
 
 class ImagePreprocessor:
@@ -84,13 +80,7 @@ class ImagePreprocessor:
     def __init__(self, settings: ImageSettings) -> None:
         self.settings = settings
         self.special_ids: dict[str, int] = {}
-
-    @property
-    def positions(self) -> int:
-        """Patches of an image; all can be selected."""
-        return self.settings.rows * self.settings.columns
-
-    features = positions
+        self.positions = self.features = settings.rows * settings.columns  # patches of an image; all can be selected
 
     @property
     def fingerprint(self) -> str:
@@ -135,10 +125,8 @@ class ImagePreprocessor:
         """Raise ConfigError if a network of these sizes does not read these images in this patch grid."""
         wanted = ImageSettings.of(settings)
         if wanted != self.settings:
-            mine, theirs = (
-                f"{s.height} x {s.width} x {s.channels} in {s.rows} x {s.columns} patches"
-                for s in (self.settings, wanted)
-            )
+            form = "{height} x {width} x {channels} in {rows} x {columns} patches"
+            mine, theirs = (form.format(**asdict(settings)) for settings in (self.settings, wanted))
             raise ConfigError(f"selector and predictor must read the same images in the same patches, here {mine}; one "
                               f"reads {theirs}; fix: the same height, width, channels, upscale_to and patch in "
                               "selector.image and predictor.image")
@@ -149,8 +137,7 @@ class ImagePreprocessor:
         if _size(image) != wanted:
             from PIL import Image
 
-            if isinstance(image, np.ndarray):
-                image = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+            image = _pillow(image) if isinstance(image, np.ndarray) else image
             image = image.resize(wanted, Image.Resampling.BILINEAR)
         pixels = np.asarray(image)
         return pixels if pixels.ndim == 3 else pixels[:, :, None]
@@ -227,11 +214,13 @@ def _array(array: np.ndarray, channels: int) -> np.ndarray | Image:
         raise _Unusable(f"has the shape {array.shape}", "give (height, width, channels)")
     if 0 in array.shape:
         raise _Unusable(f"has no pixels: its shape is {array.shape}", _PIXELS)
-    if array.shape[2] == channels:
-        return array
+    return array if array.shape[2] == channels else _converted(_pillow(array), channels)
+
+
+def _pillow(array: np.ndarray) -> Image:
     from PIL import Image
 
-    return _converted(Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array), channels)
+    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
 
 
 def _converted(image: Image, channels: int) -> Image:

@@ -29,13 +29,11 @@ class SelectionPolicy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     bias: float | None = Field(0.0, description="added to every score before the threshold at 0; None: no threshold")
-    budget: float | None = Field(
-        0.15, gt=0, le=1, description="hard upper limit, share of selectable features; None: no limit"
-    )
+    budget: float | None = Field(0.15, gt=0, le=1, description="hard upper limit, share of selectable features; None: "
+                                 "no limit")
     minimum: int = Field(1, ge=0, description="least features kept of any input that has that many")
-    selectable: Literal["real", "all"] = Field(
-        "real", description="'real': no padding, no special token; 'all': every position, as the paper's code does"
-    )
+    selectable: Literal["real", "all"] = Field("real", description="'real': no padding, no special token; 'all': every "
+                                               "position, as the paper's code does")
 
     @property
     def budget_parts_per_million(self) -> int | None:

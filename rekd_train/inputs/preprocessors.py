@@ -57,10 +57,8 @@ def same_tokens(one: TextPreprocessor, other: TextPreprocessor) -> bool:
 
     A vocab.txt and a tokenizer.json of one model differ in padding, truncation, and how [CLS] and [SEP] are put around.
     """
-    if one.special_ids != other.special_ids or _rules(one) != _rules(other):
-        return False
-    around = [each.encode(["a"])[0].ids for each in (one, other)]
-    return around[0] == around[1]
+    same = one.special_ids == other.special_ids and _rules(one) == _rules(other)
+    return same and one.encode(["a"])[0].ids == other.encode(["a"])[0].ids
 
 
 def _rules(preprocessor: TextPreprocessor) -> dict[str, Any]:

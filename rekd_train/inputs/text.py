@@ -120,10 +120,11 @@ class TextPreprocessor:
             raise CheckpointError(f"the tokenizer cannot be read: {error}") from None
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
-        self.settings = settings
-        self.tokenizer_json = tokenizer_json
-        self._tokenizer = tokenizer
+        self.settings, self.tokenizer_json, self._tokenizer = settings, tokenizer_json, tokenizer
         self.around = around = _around(tokenizer)  # ids that every text has around it, the start token first
+        self.positions = settings.max_length  # most tokens of any text, [CLS] and [SEP] included
+        self.features = self.positions - len(around)  # most selectable tokens of any text
+        self.window_overlap = self.features // WINDOW_OVERLAP  # tokens that a window shares with the one before it
         self.special_ids = {"pad": _padding(tokenizer, around[0]), "cls": around[0]}
         if len(around) > 1:
             self.special_ids |= {"sep": around[-1]} | {f"special_{token}": token for token in around[1:-1]}
@@ -144,26 +145,10 @@ class TextPreprocessor:
         return sorted((entry for entry in vocabulary if entry.isalpha()), key=vocabulary.__getitem__)
 
     @property
-    def positions(self) -> int:
-        """Most tokens of any text, [CLS] and [SEP] included."""
-        return self.settings.max_length
-
-    @property
-    def features(self) -> int:
-        """Most selectable tokens of any text: max_length without those that every text has around it."""
-        return self.settings.max_length - len(self.around)
-
-    @property
-    def window_overlap(self) -> int:
-        """Tokens that a window of a long text (``Encoding.overflowing``) shares with the one before it."""
-        return self.features // WINDOW_OVERLAP
-
-    @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of tokenizer and settings: equal fingerprints give equal tensors."""
-        canonical = json.dumps(
-            [json.loads(self.tokenizer_json), asdict(self.settings)], sort_keys=True, separators=(",", ":")
-        )
+        content = [json.loads(self.tokenizer_json), asdict(self.settings)]
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def __call__(self, texts: Sequence[str], pad_to: int | None = None, first_index: int = 0) -> EncodedTexts:
@@ -217,8 +202,8 @@ class TextPreprocessor:
             raise ConfigError(f"the tokenizer has {self.vocabulary_size} ids, the network only {settings.vocabulary}; "
                               "fix: the tokenizer that the network was trained with")
         if (most := settings.positions) < self.positions:
-            problem = f"texts are cut at {self.positions} tokens, but the network reads no more than {most}"
-            raise ConfigError(f"{problem}; fix: --set data.max_length={most}")
+            raise ConfigError(f"texts are cut at {self.positions} tokens, but the network reads no more than {most}; "
+                              f"fix: --set data.max_length={most}")
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Encode without checks or padding; truncated to ``max_length``."""
