@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from rekd_train.checkpoints import checkpoint
-from rekd_train.checkpoints.description import read_description
+from rekd_train.checkpoints import checkpoint, read_description
 from rekd_train.checkpoints.recorded import data_for, recorded_config
 from rekd_train.config.run import BackboneConfig, DataConfig, OptimisationConfig, RunConfig
 from rekd_train.data import Split, encode_splits
@@ -74,30 +73,28 @@ def judge_run(
     judged = checkpoint.load(path)
     config = recorded_config(path, data, overrides)
     # what a judge must agree in to be that of a model: what it reads, how, and what it has learnt from
+    seed, data_read = config.seed + ANOTHER_SEED, config.data.model_copy(update={"test_examples": None})
+    sections = {"predictor": config.predictor, "optimisation": config.optimisation, "data": data_read}
     identity = {
         "operator": judged.predictor.operator, "selectable": judged.policy.selectable, "labels": judged.labels,
-        "preprocessing_sha256": judged.preprocessor.fingerprint, "predictor": config.predictor.model_dump(mode="json"),
-        "optimisation": config.optimisation.model_dump(mode="json"),
-        "data": config.data.model_copy(update={"test_examples": None}).model_dump(mode="json"),
-        "seed": config.seed + ANOTHER_SEED,
-    }  # fmt: skip
+        "preprocessing_sha256": judged.preprocessor.fingerprint, "seed": seed,
+        **{name: section.model_dump(mode="json") for name, section in sections.items()},
+    }
     if (output / "config.json").exists():
         return _kept(output, identity if epochs is None else identity | {"epochs": epochs}).to(chosen_device(device))
     identity["epochs"] = epochs = epochs or max(2.0, config.stages.classifier_epochs)
     checkpoint.check_output(output)
     examples = data_for(judged, config)
     splits = encode_splits(examples, judged.preprocessor, config.data)
-    networks = {"selector": config.predictor, "predictor": config.predictor, "seed": config.seed + ANOTHER_SEED}
+    networks = {"selector": config.predictor, "predictor": config.predictor, "seed": seed}
     judge = fresh_pair(config.model_copy(update=networks), judged.preprocessor, judged.labels)
     judge.to(chosen_device(device))
     judge.predictor.operator = judged.predictor.operator
     judge.policy = judge.policy.model_copy(update={"selectable": judged.policy.selectable})
     fit_judge(config, judge, splits["train"], epochs=epochs, observer=observer)
     calibrate_temperature(judge, splits["dev"])
-    checkpoint.save(
-        judge, output, metrics={"dev": judge_figures(judge, splits["dev"])},
-        training={"name": f"judge of {config.name}", "origins": [examples.origin], "judge": identity},
-    )  # fmt: skip
+    training = {"name": f"judge of {config.name}", "origins": [examples.origin], "judge": identity}
+    checkpoint.save(judge, output, metrics={"dev": judge_figures(judge, splits["dev"])}, training=training)
     return judge
 
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rekd_train.checkpoints import checkpoint, recorded
-from rekd_train.checkpoints.description import read_description
+from rekd_train.checkpoints import checkpoint, read_description, recorded
 from rekd_train.config.run import DataConfig, RunConfig, checked_config
 from rekd_train.data import DataSet, Split, encode_splits, load_data, summarise
 from rekd_train.data.examples import names_of
@@ -25,8 +24,6 @@ from rekd_train.training.stages import check_teacher, compact_pair, fit, short_t
 from rekd_train.training.state import JsonLines, Observer, Several, StateStore, TensorBoard
 from rekd_train.training.teacher import statements_of, write_knowledge
 from rekd_train.training.validation import calibrate_policy, calibrate_temperature
-
-_RECORDED_AT_ONCE = 64
 
 
 def train_run(
@@ -65,8 +62,7 @@ def train_run(
     if warm_start is not None:
         recorded.start_from(pair, checkpoint.load(warm_start), warm_start, data)
     splits = encode_splits(data, preprocessor, config.data)
-    start = {"teacher": teacher, "warm_start": warm_start}
-    hashes = {name: _digest(path) if path else None for name, path in start.items()}
+    hashes = {"teacher": _digest(teacher), "warm_start": _digest(warm_start)}
     identity = state.identity_of(config, splits["train"], splits["dev"], **hashes)
     store = StateStore(state.training_directory(output), identity)
     if observer is not None and runtime.is_main:
@@ -74,10 +70,8 @@ def train_run(
         if notice := short_texts_notice(config, splits["train"], preprocessor):
             observer.note(notice)
     runtime.wait()  # until every process has looked at what lies at the output: the main one writes from here on
-    fit(
-        config, pair, splits["train"], splits["dev"], teacher=said, warm=warm_start is not None,
-        observer=_logs(runtime, store, observer, resume, tensorboard), runtime=runtime, store=store, resume=resume,
-    )  # fmt: skip
+    fit(config, pair, splits["train"], splits["dev"], teacher=said, warm=warm_start is not None,
+        observer=_logs(runtime, store, observer, resume, tensorboard), runtime=runtime, store=store, resume=resume)
     return _finish(runtime, pair, output, config, data, splits, store=store)
 
 
@@ -93,8 +87,8 @@ def _recorded(
     return data, align(knowledge, items, preprocessor, len(data.label_names), folder)
 
 
-def _digest(path: Path) -> str:
-    return sha256(path) if path.is_file() else checkpoint.checkpoint_hash(path)
+def _digest(path: Path | None) -> str | None:
+    return None if path is None else sha256(path) if path.is_file() else checkpoint.checkpoint_hash(path)
 
 
 def record_run(
@@ -119,9 +113,8 @@ def record_run(
     examples = recorded.data_for(pair, config).splits["train"].items
     pair.to(chosen_device(device))
     rows = []
-    for start in range(0, len(examples), _RECORDED_AT_ONCE):
-        some = examples[start : start + _RECORDED_AT_ONCE]
-        rows += statements_of(pair, some, texts, Path(config.data.path))
+    for start in range(0, len(examples), 64):
+        rows += statements_of(pair, examples[start : start + 64], texts, Path(config.data.path))
     write_knowledge(output, rows, overwrite)
     return len(rows)
 
@@ -130,12 +123,8 @@ def check_knowledge(path: Path, config: DataConfig) -> dict[str, Any]:
     """Counts of a file of recorded knowledge against data (``rekd_train.data.knowledge.checked_statements``)."""
     data = load_data(config)
     knowledge = read_knowledge(path, data.label_names, config.modality)
-    truth = {
-        name: int(label)
-        for split in data.splits.values()
-        for item, label in zip(split.items, split.labels, strict=True)
-        for name in names_of(item, Path(config.path))
-    }
+    labelled = (pair for split in data.splits.values() for pair in zip(split.items, split.labels, strict=True))
+    truth = {name: int(label) for item, label in labelled for name in names_of(item, Path(config.path))}
     return checked_statements(knowledge, truth)
 
 
@@ -147,10 +136,8 @@ def _logs(runtime: Runtime, store: StateStore, observer: Observer | None, resume
         store.discard()
         for path in (log, *log.parent.glob("events.out.tfevents.*")):
             path.unlink(missing_ok=True)
-    observers: list[Observer] = [JsonLines(log)]
-    if tensorboard:
-        observers.append(TensorBoard(log.parent))
-    return Several([*observers, observer] if observer else observers)
+    board = [TensorBoard(log.parent)] if tensorboard else []
+    return Several([JsonLines(log), *board, *([observer] if observer else [])])
 
 
 def evaluate_run(
@@ -210,10 +197,8 @@ def compact_run(
     if epochs is not None:
         config = config.model_copy(update={"stages": config.stages.model_copy(update={"compact_epochs": epochs})})
     teacher_pair = checkpoint.load(teacher) if teacher is not None else None
-    compact_pair(
-        config, pair, splits["train"], splits["dev"], teacher=teacher_pair, runtime=runtime,
-        observer=observer if runtime.is_main else None,
-    )  # fmt: skip
+    compact_pair(config, pair, splits["train"], splits["dev"], teacher=teacher_pair, runtime=runtime,
+                 observer=observer if runtime.is_main else None)
     return _finish(runtime, pair, output, config, examples, splits, source=path)
 
 

@@ -19,8 +19,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from rekd_train.checkpoints import in_one_line
 from rekd_train.checkpoints.checkpoint import check_output, save
-from rekd_train.checkpoints.description import in_one_line
 from rekd_train.config.run import BackboneConfig, ImageConfig
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.files import sha256
@@ -83,12 +83,11 @@ def import_official(
         preprocessor = TextPreprocessor(content, TextSettings(min(max_length, settings.positions)))
     else:
         raise ConfigError(f"no tokenizer at {path}; fix: --tokenizer with tokenizer.json, vocab.txt or their directory")
-    rationalizer = _pair(family, settings, preprocessor, states, labels)
     made = "made with the authors' code"
     origins = [f"{role} {path.name} (SHA-256 {sha256(path)}), {made}" for role, path in files.items()]
     unread = {role: state.unread for role, state in states.items()}
     training = {"name": Path(output).name, "stage": "imported", "origins": origins, "unread_keys": unread}
-    return save(rationalizer, output, training=training)
+    return save(_pair(family, settings, preprocessor, states, labels), output, training=training)
 
 
 def _settings(family: OfficialFamily, path: Path, image_side: int) -> BackboneConfig:
@@ -124,11 +123,10 @@ def _sizes(family: OfficialFamily, config: dict[str, Any], image_side: int) -> d
         return sizes | {"positions": config["max_position_embeddings"], "vocabulary": config["vocab_size"]}
     side, channels = config["image_size"], config.get("num_channels", 3)
     native = min(image_side, side)
-    sizes["image"] = ImageConfig(
+    image = ImageConfig(
         height=native, width=native, channels=channels, upscale_to=None if native == side else side,
-        patch=config["patch_size"], **(_IMAGENET if channels == 3 else {}),
-    )  # fmt: skip
-    return sizes
+        patch=config["patch_size"], **(_IMAGENET if channels == 3 else {}))
+    return sizes | {"image": image}
 
 
 def _pickled_state(path: Path) -> dict[str, Tensor]:

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rekd_train.checkpoints import checkpoint
-from rekd_train.checkpoints.description import read_description
+from rekd_train.checkpoints import checkpoint, read_description
 from rekd_train.config.run import RunConfig, check_removed, checked_config, read_document
 from rekd_train.data import DataSet, LabelledTexts, Split, encode, is_unsplit, load_data, load_whole
 from rekd_train.data.table_files import SUFFIXES
@@ -17,9 +16,6 @@ from rekd_train.errors import CheckpointError, ConfigError, DataError
 from rekd_train.inputs.preprocessors import Preprocessor, same_tokens
 from rekd_train.inputs.text import TextPreprocessor
 from rekd_train.models.rationalizer import Rationalizer
-
-_NAMED_FOR_IT = {"optimisation": {"learning_rate": 5e-5}}
-"""For checkpoints without a record, which were made from pretrained networks: a rate that those bear."""
 
 
 def recorded_config(path: Path, data: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -39,7 +35,8 @@ def recorded_config(path: Path, data: str | Path | None = None, overrides: Seque
         if data is None and not any(text.startswith("data.name=") for text in overrides):
             raise CheckpointError(f"{path} does not record the run it comes from, so its data are unknown; fix: name "
                                   "them: --data PRESET or --data FILE.toml")
-        document = {role: description[role] for role in ("selector", "predictor")} | _NAMED_FOR_IT
+        document = {role: description[role] for role in ("selector", "predictor")}
+        document["optimisation"] = {"learning_rate": 5e-5}  # that pretrained networks bear, which those were made from
         document["name"] = description.get("training", {}).get("name", Path(path).name)
     check_removed(document)
     if data is not None:

@@ -1,7 +1,7 @@
 """The full evaluation of a checkpoint: every figure of one split in one document.
 
-One pass of the selector and one of the predictor over the split; the predictor computes on every mask while a
-batch is at hand. ``REPORT_VERSION`` rises whenever a key changes its meaning.
+One pass of the selector and one of the predictor over the split, on every mask while a batch is at hand.
+``REPORT_VERSION`` rises whenever a key changes its meaning.
 """
 
 from __future__ import annotations
@@ -69,13 +69,12 @@ def evaluate(
         "calibration": _calibration(rationalizer, logits["stored"], splits, split, risk), "rate": selections["stored"],
     }  # fmt: skip
     if selects:
-        accuracies = [modes[f"rate_{rate}"]["accuracy"] for rate in CURVE_RATES]
         report["modes"] = {name: modes[name] for name in ("stored", "argmax", "fill")}
         report["modes"] |= _sampled(masks, predicted, modes)
         report["baselines"] = {name: modes[name] for name in ("random", "first")}
-        realised = [modes[f"rate_{rate}"]["rate"] for rate in CURVE_RATES]
-        report["curve"] = {"rates": list(CURVE_RATES), "realised": realised, "accuracies": accuracies}
-        report["curve"]["area"] = metrics.area_under_curve(CURVE_RATES, accuracies)
+        realised, accuracies = ([modes[f"rate_{rate}"][key] for rate in CURVE_RATES] for key in ("rate", "accuracy"))
+        area = metrics.area_under_curve(CURVE_RATES, accuracies)
+        report["curve"] = {"rates": list(CURVE_RATES), "realised": realised, "accuracies": accuracies, "area": area}
         report["selector"] = {  # does it keep as many as its probabilities promise? (mean counts)
             "expected_count": float(torch.where(selectable, torch.sigmoid(scores), 0.0).sum(dim=1).mean()),
             **{f"{name}_count": modes[name]["count_mean"] for name in ("argmax", "stored")},
@@ -161,14 +160,12 @@ def _sampled(
     if len(draws) < 2:
         return {}
     each = [modes[name] for name in draws]
-    return {
-        "sampled": {
-            "draws": len(draws), "accuracy_std": float(np.std([figures["accuracy"] for figures in each], ddof=1)),
-            "flip_rate": mask_metrics.flip_rate(np.stack([predicted[name] for name in draws])),
-            "mask_jaccard": mask_metrics.pairwise_jaccard(np.stack([masks[name].numpy() for name in draws])),
-            **{key: float(np.mean([figures[key] for figures in each])) for key in each[0]},
-        }
-    }
+    return {"sampled": {
+        "draws": len(draws), "accuracy_std": float(np.std([figures["accuracy"] for figures in each], ddof=1)),
+        "flip_rate": mask_metrics.flip_rate(np.stack([predicted[name] for name in draws])),
+        "mask_jaccard": mask_metrics.pairwise_jaccard(np.stack([masks[name].numpy() for name in draws])),
+        **{key: float(np.mean([figures[key] for figures in each])) for key in each[0]},
+    }}
 
 
 def report_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
