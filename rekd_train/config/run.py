@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tomllib
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +79,8 @@ def checked_config(document: dict[str, Any], overrides: Iterable[str], source: s
     """The configuration of a document, changed by ``key=value`` overrides; ConfigError lists every mistake at once."""
     needed = document.pop("needs", ())
     mistakes = [mistake for text in overrides if (mistake := override(document, text))]
-    if missing := [f"{key}=PATH" for key in needed if not _value(document, key)]:
-        fix = " ".join(f"--set {text}" for text in missing)
-        mistakes.append(f"it starts from what you name; fix: {fix}")
+    if missing := [f"{key}=PATH" for key in needed if not _at(document, *key.split("."))]:
+        mistakes.append("it starts from what you name; fix: " + " ".join(f"--set {text}" for text in missing))
         for text in missing:  # so that each is missing once
             override(document, text)
     mistakes += _mistakes(document)
@@ -90,12 +89,9 @@ def checked_config(document: dict[str, Any], overrides: Iterable[str], source: s
     return RunConfig.model_validate(document)
 
 
-def _value(document: dict[str, Any], key: str) -> Any:
-    """Of a dotted key; None: it is not there."""
-    value: Any = document
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
+def _at(document: dict[str, Any], *keys: Any) -> Any:
+    """What stands beneath these keys, one in the other; None: nothing."""
+    return reduce(lambda value, key: value.get(key) if isinstance(value, dict) else None, keys, document)
 
 
 def _mistakes(document: dict[str, Any]) -> list[str]:
@@ -108,10 +104,7 @@ def _mistakes(document: dict[str, Any]) -> list[str]:
         wrong = [detail["loc"] for detail in error.errors() if detail["type"] != "value_error" and detail["loc"]]
     remaining = copy.deepcopy(document)
     for *parents, key in wrong:
-        section: Any = remaining
-        for part in parents:
-            section = section.get(part, {}) if isinstance(section, dict) else {}
-        if isinstance(section, dict):
+        if isinstance(section := _at(remaining, *parents), dict):
             section.pop(key, None)
     remaining.setdefault("name", "unnamed")  # the one field without a default
     return found if remaining == document else list(dict.fromkeys([*found, *_mistakes(remaining)]))
@@ -210,8 +203,8 @@ def upgraded(document: dict[str, Any]) -> dict[str, Any]:
     Settings that are gone are left out where they say what is done now anyway; others stay (see ``check_removed``).
     """
     for old, new in RENAMED.items():
-        section, _, key = old.partition(".")
-        values, today = document.get(section), new.partition(".")[2]
+        (section, key), today = old.split("."), new.split(".")[1]
+        values = document.get(section)
         if isinstance(values, dict) and key in values and today not in values:
             document = document | {section: {today if each == key else each: values[each] for each in values}}
     for name, left in REMOVED.items():

