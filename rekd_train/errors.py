@@ -48,10 +48,7 @@ class Fault(NamedTuple):
 class FaultyItemsError(InputError):
     """Some texts or images cannot be used; the message names each, and every fix once.
 
-    Args:
-        faults: by the item's number, in the order of the items.
-        name: what the message calls a number.
-        file: where they come from.
+    ``faults``: by the item's number, in their order; ``name``: what the message calls a number; ``file``: their source.
     """
 
     def __init__(self, faults: Mapping[int, Fault], name: Callable[[int], str], file: str | None = None) -> None:
@@ -74,16 +71,11 @@ class TrainingError(RekdError):
 
 
 class MissingExtraError(RekdError):
-    """An optional dependency is not installed.
-
-    Args:
-        before: what has to be done before the extra is installed.
-    """
+    """An optional dependency is not installed; ``before``: what has to be done before the extra is installed."""
 
     def __init__(self, module: str, extra: str, *, before: str = "") -> None:
         super().__init__(f"the Python package '{module}' is not installed; fix: {before}{install_command(extra)}")
-        self.module = module
-        self.extra = extra
+        self.module, self.extra = module, extra
 
 
 def package_folder(module: str, distribution: str) -> Path:

@@ -95,14 +95,9 @@ def record_run(
     path: Path, output: Path, *, device: str = "auto", data: str | None = None, overrides: Sequence[str] = (),
     texts: bool = False, overwrite: bool = False,
 ) -> int:
-    """Write what a pair says about its training texts or images: scores and class probabilities.
+    """Write what a pair says about its training texts or images, scores and class probabilities; returns how many.
 
-    Args:
-        output: a Parquet file (``rekd_train.data.knowledge``).
-        data: as for ``evaluate_run``.
-        texts: write the texts, too, not their ids alone.
-
-    Returns how many examples.
+    ``output``: a Parquet file (``rekd_train.data.knowledge``); ``texts``: write them, too, not their ids alone.
     DataError: the file exists already, or has another suffix than Parquet's, by which it is read.
     """
     if output.suffix.lower() != ".parquet":
@@ -187,10 +182,7 @@ def compact_run(
     observer: Observer | None = None, device: str = "auto", data: str | None = None, overrides: Sequence[str] = (),
     overwrite: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Fine-tune a checkpoint's predictor on gathered features, selector frozen; see ``train_run``, ``evaluate_run``.
-
-    ``epochs``: how long; None: as the checkpoint's own configuration says.
-    """
+    """Fine-tune a checkpoint's predictor on gathered features, selector frozen; ``epochs`` None: as it was recorded."""
     checkpoint.check_output(output, overwrite)
     runtime = Runtime(device)
     pair, config, examples, splits = _reopen(path, runtime, data, overrides)

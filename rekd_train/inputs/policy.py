@@ -60,14 +60,7 @@ PAPER_POLICY = SelectionPolicy(bias=0.0, budget=None, minimum=0, selectable="all
 
 
 def mask_by_specification(scores: np.ndarray, selectable: np.ndarray, policy: SelectionPolicy) -> np.ndarray:
-    """The rule above, written out position by position.
-
-    Args:
-        scores: (B, N) float32.
-        selectable: (B, N) bool.
-
-    Returns (B, N) bool.
-    """
+    """The rule above, written out position by position: (B, N) bool from (B, N) float32 and (B, N) bool."""
     mask = np.zeros(scores.shape, dtype=bool)
     for row in range(len(scores)):
         candidates = [int(i) for i in np.flatnonzero(selectable[row])]

@@ -1,7 +1,7 @@
 """Text -> the tensors the graphs take, and a mask back -> spans of the text. Torch-free.
 
-Training, the in-process pipeline and the Triton client all use this very code, so that a served
-model cannot see other tokens than the trained one. ``fingerprint`` says which preprocessing it is.
+Training, the in-process pipeline and the Triton client all use this very code, so that a served model cannot see other
+tokens than the trained one. ``fingerprint`` says which preprocessing it is.
 """
 
 from __future__ import annotations

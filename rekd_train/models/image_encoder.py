@@ -20,12 +20,11 @@ from rekd_train.models.base import Backbone, Inputs
 class ImageEncoder(Backbone):
     """Patches through a network of ``timm``.
 
-    Inputs: ``pixels``, uint8 (B, height, width, C), resized and normalised in here; or ``pixel_values``, float
-    (B, C, H, W), already resized and normalised. Features are the patches, row by row; the network's own first tokens
-    ([CLS], registers) are none. Where the network's features are patch tokens, kept patches keep their position
-    embeddings, and with the operator 'compact' the predictor sees the first tokens and the kept patches and nothing
-    else. Other networks (pyramids, convolutions) know the operator 'zero' alone: patches of the image are blanked, at
-    full cost.
+    Inputs: ``pixels``, uint8 (B, height, width, C), resized and normalised in here; or ``pixel_values``, float (B, C,
+    H, W), already resized and normalised. Features are the patches, row by row; the network's own first tokens ([CLS],
+    registers) are none. Where the network's features are patch tokens, kept patches keep their position embeddings, and
+    with the operator 'compact' the predictor sees the first tokens and the kept patches and nothing else. Other
+    networks (pyramids, convolutions) know the operator 'zero' alone: patches of the image are blanked, at full cost.
 
     Args:
         settings: ``image`` is required; ``architecture``, 'name' and 'arguments' of ``timm.create_model``; empty: a
@@ -131,12 +130,9 @@ class ImageEncoder(Backbone):
         return self.model.patch_embed.norm(linear(content, projection.weight.flatten(1), projection.bias))
 
     def _encode(self, content: Tensor, positions: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
-        """(B, P + M, H): the network's P first tokens before the patches, all blocks, the final norm.
+        """(B, P + M, H) of ``content`` (B, M, H): the network's P first tokens before it, all blocks, the final norm.
 
-        Args:
-            content: (B, M, H).
-            positions: (B, M), the patches that these are; None: all.
-            visible: (B, M) bool, the patches that may be attended; None: all.
+        ``positions`` (B, M): the patches that these are; ``visible`` (B, M) bool: those that may be attended; None: all.
         """
         first, places, rotations = self._positions(content)
         if positions is not None:
