@@ -215,11 +215,9 @@ def _finish(
     config = config.model_copy(update=networks)  # with the sizes that pretrained weights brought
     older = [] if source is None else read_description(source).get("training", {}).get("origins", ())
     origins = list(dict.fromkeys([*older, data.origin, *weight_origins(config)]))
-    checkpoint.save(
-        pair, output, metrics={**metrics, "data": summarise(data, splits)}, fix=AGAIN if store is None else RESUME,
-        **recorded.checkpoint_examples(data, pair.preprocessor),
-        training={"name": config.name, "config": config.model_dump(), "origins": origins},
-    )  # fmt: skip
+    checkpoint.save(pair, output, metrics={**metrics, "data": summarise(data, splits)},
+                    fix=AGAIN if store is None else RESUME, **recorded.checkpoint_examples(data, pair.preprocessor),
+                    training={"name": config.name, "config": config.model_dump(), "origins": origins})
     if store is not None:
         store.discard()
     return metrics

@@ -31,9 +31,8 @@ from rekd_train.models.rationalizer import Rationalizer
 _OLD_PREFIX = re.compile(r"^backbone\.(bert|vit)\.")  # of weights in versions 1 and 2, which had a class for each
 EXAMPLES_FILE, IMAGES_FILE = "examples.jsonl", "examples.npz"
 _WEIGHTS = {role: f"{role}.safetensors" for role in ("selector", "predictor")}
-_CARD = Environment(
-    loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-).get_template("model_card.md.j2")
+_CARD = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True,
+                    lstrip_blocks=True).get_template("model_card.md.j2")
 
 
 def save(
@@ -183,10 +182,8 @@ def _load_weights(module: Selector | Predictor, path: Path, expected_digest: str
 def model_card(description: dict[str, Any], policy: SelectionPolicy, metrics: dict[str, Any]) -> str:
     """Markdown text of the card, from what the checkpoint itself says."""
     figures = _flat({key: value for key, value in metrics.items() if key != "data"})
-    return _CARD.render(
-        description=description, training=description["training"], policy=policy, figures=list(figures),
-        data=metrics.get("data"), summary_rows=summary_rows, summary_notes=summary_notes,
-    )  # fmt: skip
+    return _CARD.render(description=description, training=description["training"], policy=policy, figures=list(figures),
+                        data=metrics.get("data"), summary_rows=summary_rows, summary_notes=summary_notes)
 
 
 def _flat(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

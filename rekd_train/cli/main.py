@@ -56,12 +56,10 @@ def _report(metrics: dict, path: Path, as_json: bool) -> None:
     _warn_of_classes(never)
 
 
-@command(
-    "rekd-train run demo_student --output runs/student",
-    "rekd-train run demo_student --teacher runs/teacher --output runs/distilled",
-    "rekd-train run mine.toml --set stages.rationale_epochs=3 --set seed=1 --output runs/mine",
-    "rekd-train run mine.toml --output runs/mine --resume", name="run",
-)
+@command("rekd-train run demo_student --output runs/student",
+         "rekd-train run demo_student --teacher runs/teacher --output runs/distilled",
+         "rekd-train run mine.toml --set stages.rationale_epochs=3 --set seed=1 --output runs/mine",
+         "rekd-train run mine.toml --output runs/mine --resume", name="run")
 def run_command(
     source: Annotated[str, typer.Argument(metavar="PRESET|FILE.toml", help="A preset's name or a configuration file.")],
     output: Output, teacher: Teacher = None,
@@ -112,10 +110,8 @@ def presets(
     print_table(("preset", "where its settings come from"), rows, left=2, framed=False)
 
 
-@command(
-    "rekd-train calibrate runs/student --target 0.08 --output runs/student-8",
-    "rekd-train calibrate imported --data paper_imdb_bert_small_re --set data.path=aclImdb --output calibrated",
-)
+@command("rekd-train calibrate runs/student --target 0.08 --output runs/student-8",
+         "rekd-train calibrate imported --data paper_imdb_bert_small_re --set data.path=aclImdb --output calibrated")
 def calibrate(
     path: Checkpoint, output: Output,
     target: Annotated[float | None, typer.Option(help="Mean share of kept features; default: the run's own.")] = None,
@@ -129,10 +125,8 @@ def calibrate(
     _report(metrics, output, as_json)
 
 
-@command(
-    "rekd-train record runs/teacher --output knowledge.parquet",
-    "rekd-train run demo_student --teacher knowledge.parquet --output runs/student",
-)
+@command("rekd-train record runs/teacher --output knowledge.parquet",
+         "rekd-train run demo_student --teacher knowledge.parquet --output runs/student")
 def record(
     path: Checkpoint, output: Annotated[Path, typer.Option("--output", "-o", help="The Parquet file to write.")],
     data: Data = None, overrides: Overrides = None,
@@ -168,10 +162,8 @@ def check_teacher_command(
     print_table(("knowledge", "value"), rows, left=1)
 
 
-@command(
-    "rekd-train compact runs/student --output runs/student-compact",
-    "rekd-train compact calibrated --set stages.compact_epochs=2 --output compacted",
-)
+@command("rekd-train compact runs/student --output runs/student-compact",
+         "rekd-train compact calibrated --set stages.compact_epochs=2 --output compacted")
 def compact(
     path: Checkpoint, output: Output,
     teacher: Annotated[Path | None, typer.Option(metavar="CKPT", help="Checkpoint to learn from.")] = None,
@@ -188,11 +180,9 @@ def compact(
     _report(metrics, output, as_json)
 
 
-@command(
-    "rekd-train evaluate runs/student", "rekd-train evaluate runs/student --split dev --draws 0 --json",
-    "rekd-train evaluate runs/student --data new_reviews.csv",
-    "rekd-train evaluate runs/student --teacher runs/teacher --output student.json",
-)
+@command("rekd-train evaluate runs/student", "rekd-train evaluate runs/student --split dev --draws 0 --json",
+         "rekd-train evaluate runs/student --data new_reviews.csv",
+         "rekd-train evaluate runs/student --teacher runs/teacher --output student.json")
 def evaluate(
     path: Checkpoint,
     split: Annotated[str | None, typer.Option(
@@ -234,11 +224,9 @@ def evaluate(
     _warn_of_classes({report["measured"]: report["classification"]["never_predicted"]})
 
 
-@command(
-    "rekd-train import-official --family bert --selector g_bert --predictor f_bert --backbone bert-small "
-    "--labels negative,positive --output runs/official",
-    name="import-official",
-)
+@command("rekd-train import-official --family bert --selector g_bert --predictor f_bert --backbone bert-small "
+         "--labels negative,positive --output runs/official",
+         name="import-official")
 def import_official(
     family: Annotated[str, typer.Option(help="bert or vit.")],
     selector: Annotated[Path, typer.Option(metavar="FILE", help="Their generator's file, g_...")],

@@ -58,12 +58,11 @@ def own_data(config: DataConfig) -> DataSet:
         parts, contradictions = reading.each_once(parts)
     dropped = before - sum(len(part.rows) for part in parts.values())
     met = [list(reading.numbers)[number] for number in np.unique(parts["train"].examples.labels) if number]
-    names = config.labels or reading.class_names or tuple(sorted(met, key=_by_value))
-    return DataSet(
-        splits=completed(reading.labelled(parts, names), config), label_names=names,
-        origin=f"{config.modality}s {reading.whose} ({dropped} duplicates dropped; licence: {reading.licence})",
-        duplicates=None if config.image_column else dropped, contradictions=contradictions,
-    )
+    by_value = sorted(met, key=lambda label: (float(label) if label.removeprefix("-").isdecimal() else np.inf, label))
+    names = config.labels or reading.class_names or tuple(by_value)  # whole numbers stand before words
+    origin = f"{config.modality}s {reading.whose} ({dropped} duplicates dropped; licence: {reading.licence})"
+    duplicates = None if config.image_column else dropped
+    return DataSet(completed(reading.labelled(parts, names), config), names, origin, duplicates, contradictions)
 
 
 def load_whole(config: DataConfig, names: Sequence[str]) -> Examples:
@@ -125,10 +124,8 @@ class _Reading:
         if not self.config.split_column:
             return {"train": self._table(table)}
         named = [str(name) for name in table.column(self.config.split_column)]
-        self.problems += [
-            f"{table.line(row)}: the split '{name}' is none of {', '.join(SPLIT_NAMES)}"
-            for row, name in enumerate(named) if name not in SPLIT_NAMES
-        ]  # fmt: skip
+        self.problems += [f"{table.line(row)}: the split '{name}' is none of {', '.join(SPLIT_NAMES)}"
+                          for row, name in enumerate(named) if name not in SPLIT_NAMES]
         part, splits = self._table(table), np.array([SPLIT_NAMES.get(name, "train") for name in named])
         if "train" not in splits:
             raise DataError(f"{table.path} holds no row of the split 'train'")
@@ -242,22 +239,15 @@ class _Reading:
         """The examples with their labels as class numbers; DataError names everything that is wrong with them."""
         met, fix = list(self.numbers), "fix: correct these rows or take them out"
         classes = np.array([list(names).index(name) if name in names else -1 for name in met])
-        strangers = [
-            f"{part.place(int(row))}: the label '{met[label]}' is none of the {len(names)} classes"
-            for part in parts.values() for row, label in zip(part.rows, part.examples.labels, strict=True)
-            if label and classes[label] < 0
-        ]  # fmt: skip
+        strangers = [f"{part.place(int(row))}: the label '{met[label]}' is none of the {len(names)} classes"
+                     for part in parts.values() for row, label in zip(part.rows, part.examples.labels, strict=True)
+                     if label and classes[label] < 0]
         if strangers:
             some = ", ".join(list(names)[:12]) + (", ..." if len(names) > 12 else "")
             fix = f"classes: {some}; fix: correct the labels, or list every class: --set 'data.labels=[\"a\", \"b\"]'"
         if self.problems or strangers:
             raise DataError(f"{self.config.path}: {listed([*self.problems, *strangers])}; {fix}")
         return {split: replace(part.examples, labels=classes[part.examples.labels]) for split, part in parts.items()}
-
-
-def _by_value(label: str) -> tuple[float, str]:
-    """Whole numbers by their value, before words."""
-    return (float(label) if label.removeprefix("-").isdecimal() else float("inf"), label)
 
 
 def _split_folders(root: Path) -> dict[str, Path]:

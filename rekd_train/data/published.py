@@ -163,11 +163,9 @@ def mosaic(config: DataConfig) -> DataSet:
     With ``data.other_tiles`` = 'blank' the noise is left out: an upper bound. Errors as ``fashion_mnist``.
     """
     parts = completed(official_parts(config), config)
-    splits = {
-        name: make_mosaics(items, config.tiles, np.random.default_rng([config.seed, place]), config.limits[name],
-                           blank=config.other_tiles == "blank")
-        for place, (name, items) in enumerate(parts.items())
-    }  # fmt: skip
+    splits = {name: make_mosaics(items, config.tiles, np.random.default_rng([config.seed, place]), config.limits[name],
+                                 blank=config.other_tiles == "blank")
+              for place, (name, items) in enumerate(parts.items())}
     others = "the other tiles are black" if config.other_tiles == "blank" else "the other tiles are shuffled items"
     return DataSet(splits, LABELS, f"{ORIGIN}, put into {config.tiles} x {config.tiles} mosaics; {others}")
 

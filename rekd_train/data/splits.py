@@ -97,10 +97,8 @@ def encode(examples: Examples, preprocessor: Preprocessor, augmentation: str = "
 
 def encode_splits(data: DataSet, preprocessor: Preprocessor, config: DataConfig) -> dict[str, Split]:
     """Every split of a data set; augmentation is for the training split alone. Errors as ``encode``."""
-    return {
-        name: encode(examples, preprocessor, config.augmentation if name == "train" else "none")
-        for name, examples in data.splits.items()
-    }
+    return {name: encode(examples, preprocessor, config.augmentation if name == "train" else "none")
+            for name, examples in data.splits.items()}
 
 
 def tokenize(examples: LabelledTexts, preprocessor: TextPreprocessor) -> TokenizedTexts:

@@ -121,9 +121,8 @@ def plausibility(
     chosen, soft, target = ([values[row] for row in marked] for values in (predicted, scores, human))
     width = max(2, *map(len, target))
     for kind, average in (("macro", "samples"), ("micro", "micro")):
-        found = precision_recall_fscore_support(
-            _padded(target, width), _padded(chosen, width), average=average, zero_division=0.0
-        )
+        found = precision_recall_fscore_support(_padded(target, width), _padded(chosen, width), average=average,
+                                                zero_division=0.0)
         summary |= {f"{name}_{kind}": float(found[i]) for i, name in enumerate(("precision", "recall", "f1"))}
     curves = [precision_recall_curve(h, s) for s, h in zip(soft, target, strict=True)]
     areas = [auc(recall, precision) for precision, recall, _ in curves]

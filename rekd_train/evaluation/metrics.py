@@ -20,10 +20,8 @@ def per_class(predicted: np.ndarray, labels: np.ndarray, names: Sequence[str]) -
     figures = precision_recall_fscore_support(labels, predicted, labels=range(len(names)), zero_division=0.0)
     keys = ("precision", "recall", "f1", "support", "predicted")
     columns = np.array([*figures, np.bincount(predicted, minlength=len(names))]).T
-    return {
-        name: {key: int(value) if key in keys[3:] else float(value) for key, value in zip(keys, row, strict=True)}
-        for name, row in zip(names, columns, strict=True)
-    }
+    return {name: {key: int(value) if key in keys[3:] else float(value) for key, value in zip(keys, row, strict=True)}
+            for name, row in zip(names, columns, strict=True)}
 
 
 def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
@@ -77,11 +75,9 @@ def expected_calibration_error(
 def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> list[dict[str, float]]:
     """The equally wide bins behind the ECE in ascending order, empty ones left out: (n, C), (n,)."""
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    return [
-        {"low": number / bins, "high": (number + 1) / bins, "examples": len(group),
-         "confidence": float(confidence[group].mean()), "accuracy": float(correct[group].mean())}
-        for number, group in _equally_wide(confidence, bins).items()
-    ]  # fmt: skip
+    return [{"low": number / bins, "high": (number + 1) / bins, "examples": len(group),
+             "confidence": float(confidence[group].mean()), "accuracy": float(correct[group].mean())}
+            for number, group in _equally_wide(confidence, bins).items()]
 
 
 def _equally_wide(confidence: np.ndarray, bins: int) -> dict[int, np.ndarray]:

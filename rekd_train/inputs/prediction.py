@@ -100,10 +100,8 @@ class Tokenized(Protocol):
 def kept_pieces(encoding: Tokenized, kept: np.ndarray, scores: np.ndarray) -> list[Piece]:
     """The kept tokens one by one; ``kept`` are positions, ``scores`` (N,)."""
     tokens, offsets = encoding.tokens, encoding.offsets
-    return [
-        Piece(start, end, token=tokens[position], position=int(position), score=float(scores[position]))
-        for position in kept for start, end in [offsets[position]]
-    ]
+    return [Piece(start, end, token=tokens[position], position=int(position), score=float(scores[position]))
+            for position in kept for start, end in [offsets[position]]]
 
 
 _LINE_BREAK_TAG = re.compile(r"<br\s*/?>", re.IGNORECASE)

@@ -125,7 +125,9 @@ class TextPreprocessor:
         self.positions = settings.max_length  # most tokens of any text, [CLS] and [SEP] included
         self.features = self.positions - len(around)  # most selectable tokens of any text
         self.window_overlap = self.features // WINDOW_OVERLAP  # tokens that a window shares with the one before it
-        self.special_ids = {"pad": _padding(tokenizer, around[0]), "cls": around[0]}
+        names = ("[PAD]", "<pad>", "<|pad|>", "<|padding|>")  # any special id will do: padding is masked
+        known = (found for name in names if (found := tokenizer.token_to_id(name)) is not None)
+        self.special_ids = {"pad": next(known, around[0]), "cls": around[0]}
         if len(around) > 1:
             self.special_ids |= {"sep": around[-1]} | {f"special_{token}": token for token in around[1:-1]}
         tokenizer.enable_truncation(max_length=settings.max_length, stride=self.window_overlap)
@@ -244,9 +246,3 @@ def _around(tokenizer: Tokenizer) -> list[int]:
         raise CheckpointError("the tokenizer puts no start token before a text, and that is what a predictor reads; "
                               "fix: a tokenizer.json whose post_processor adds one, as those of BERT and RoBERTa do")
     return [token for token, is_special in zip(encoding.ids, special, strict=True) if is_special]
-
-
-def _padding(tokenizer: Tokenizer, otherwise: int) -> int:
-    """Any special id will do: padding is masked."""
-    candidates = (tokenizer.token_to_id(name) for name in ("[PAD]", "<pad>", "<|pad|>", "<|padding|>"))
-    return next((found for found in candidates if found is not None), otherwise)

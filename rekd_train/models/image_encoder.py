@@ -132,7 +132,7 @@ class ImageEncoder(Backbone):
     def _encode(self, content: Tensor, positions: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
         """(B, P + M, H) of ``content`` (B, M, H): the network's P first tokens before it, all blocks, the final norm.
 
-        ``positions`` (B, M): the patches that these are; ``visible`` (B, M) bool: those that may be attended; None: all.
+        ``positions`` (B, M): which patches these are; ``visible`` (B, M) bool: those that may be attended; None: all.
         """
         first, places, rotations = self._positions(content)
         if positions is not None:
