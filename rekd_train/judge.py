@@ -35,9 +35,8 @@ MASKED_SHARE = 0.9  # of the batches; the others show everything, so that the fu
 ANOTHER_SEED = 7919  # added to the run's: the judge shares neither initial weights nor order with the pair
 
 
-def fit_judge(
-    config: RunConfig, judge: Rationalizer, train: Split, *, epochs: float, observer: Observer | None = None
-) -> Rationalizer:
+def fit_judge(config: RunConfig, judge: Rationalizer, train: Split, *, epochs: float,
+              observer: Observer | None = None) -> Rationalizer:
     """Train a judge's predictor in place by its operator; the selector of the pair that carries it stays unused.
 
     Args:
@@ -56,10 +55,8 @@ def fit_judge(
     return judge.eval()
 
 
-def judge_run(
-    path: Path, output: Path, *, epochs: float | None = None, observer: Observer | None = None, device: str = "auto",
-    data: str | Path | None = None, overrides: Sequence[str] = (),
-) -> Rationalizer:  # fmt: skip
+def judge_run(path: Path, output: Path, *, epochs: float | None = None, observer: Observer | None = None,
+              device: str = "auto", data: str | Path | None = None, overrides: Sequence[str] = ()) -> Rationalizer:
     """The judge of a checkpoint: read where it was trained before, else trained and written.
 
     Args:

@@ -26,11 +26,9 @@ from rekd_train.training.teacher import statements_of, write_knowledge
 from rekd_train.training.validation import calibrate_policy, calibrate_temperature
 
 
-def train_run(
-    config: RunConfig, output: Path, *, teacher: Path | None = None, warm_start: Path | None = None,
-    observer: Observer | None = None, resume: bool = False, overwrite: bool = False, device: str = "auto",
-    tensorboard: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+def train_run(config: RunConfig, output: Path, *, teacher: Path | None = None, warm_start: Path | None = None,
+              observer: Observer | None = None, resume: bool = False, overwrite: bool = False, device: str = "auto",
+              tensorboard: bool = False) -> dict[str, Any]:
     """Train by a configuration and write the checkpoint; several processes share the work.
 
     ``<output>.training`` holds the log and, until the checkpoint is written, the state that ``resume`` reads.
@@ -75,9 +73,8 @@ def train_run(
     return _finish(runtime, pair, output, config, data, splits, store=store)
 
 
-def _recorded(
-    path: Path, data: DataSet, preprocessor: Preprocessor, config: DataConfig
-) -> tuple[DataSet, AlignedKnowledge]:
+def _recorded(path: Path, data: DataSet, preprocessor: Preprocessor,
+              config: DataConfig) -> tuple[DataSet, AlignedKnowledge]:
     """The data, with the texts that only the file has, and what it says about the training examples."""
     if config.augmentation != "none":
         raise ConfigError(f"{path} is about images as they are; fix: --set data.augmentation=none")
@@ -91,10 +88,8 @@ def _digest(path: Path | None) -> str | None:
     return None if path is None else sha256(path) if path.is_file() else checkpoint.checkpoint_hash(path)
 
 
-def record_run(
-    path: Path, output: Path, *, device: str = "auto", data: str | None = None, overrides: Sequence[str] = (),
-    texts: bool = False, overwrite: bool = False,
-) -> int:
+def record_run(path: Path, output: Path, *, device: str = "auto", data: str | None = None,
+               overrides: Sequence[str] = (), texts: bool = False, overwrite: bool = False) -> int:
     """Write what a pair says about its training texts or images, scores and class probabilities; returns how many.
 
     ``output``: a Parquet file (``rekd_train.data.knowledge``); ``texts``: write them, too, not their ids alone.
@@ -135,10 +130,9 @@ def _logs(runtime: Runtime, store: StateStore, observer: Observer | None, resume
     return Several([JsonLines(log), *board, *([observer] if observer else [])])
 
 
-def evaluate_run(
-    path: Path, split: str | None = None, *, draws: int = 10, teacher: Path | None = None, risk: float = 0.05,
-    device: str = "auto", data: str | None = None, overrides: Sequence[str] = (),
-) -> dict[str, Any]:  # fmt: skip
+def evaluate_run(path: Path, split: str | None = None, *, draws: int = 10, teacher: Path | None = None,
+                 risk: float = 0.05, device: str = "auto", data: str | None = None,
+                 overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The full report of a checkpoint on a split of its data, or of others; see ``rekd_train.evaluation.report``.
 
     Args:
@@ -156,10 +150,8 @@ def evaluate_run(
     return {"checkpoint": str(path), "data": origin, "measured": measured, **report}
 
 
-def calibrate_run(
-    path: Path, output: Path, target: float | None = None, device: str = "auto", *, data: str | None = None,
-    overrides: Sequence[str] = (), overwrite: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+def calibrate_run(path: Path, output: Path, target: float | None = None, device: str = "auto", *,
+                  data: str | None = None, overrides: Sequence[str] = (), overwrite: bool = False) -> dict[str, Any]:
     """Fit bias and temperature again, for another target rate if given; see ``compact_run``."""
     checkpoint.check_output(output, overwrite)
     runtime = Runtime(device)
@@ -177,11 +169,9 @@ def calibrate_run(
     return _finish(runtime, pair, output, config, examples, splits, source=path)
 
 
-def compact_run(
-    path: Path, output: Path, *, teacher: Path | None = None, epochs: float | None = None,
-    observer: Observer | None = None, device: str = "auto", data: str | None = None, overrides: Sequence[str] = (),
-    overwrite: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+def compact_run(path: Path, output: Path, *, teacher: Path | None = None, epochs: float | None = None,
+                observer: Observer | None = None, device: str = "auto", data: str | None = None,
+                overrides: Sequence[str] = (), overwrite: bool = False) -> dict[str, Any]:
     """Fine-tune a checkpoint's predictor on gathered features, selector frozen; ``epochs`` None: as it was recorded."""
     checkpoint.check_output(output, overwrite)
     runtime = Runtime(device)
@@ -194,18 +184,15 @@ def compact_run(
     return _finish(runtime, pair, output, config, examples, splits, source=path)
 
 
-def _reopen(
-    path: Path, runtime: Runtime, data: str | None, overrides: Sequence[str]
-) -> tuple[Rationalizer, RunConfig, DataSet, dict[str, Split]]:
+def _reopen(path: Path, runtime: Runtime, data: str | None,
+            overrides: Sequence[str]) -> tuple[Rationalizer, RunConfig, DataSet, dict[str, Split]]:
     pair, config = checkpoint.load(path).to(runtime.device), recorded.recorded_config(path, data, overrides)
     examples = recorded.data_for(pair, config)
     return pair, config, examples, encode_splits(examples, pair.preprocessor, config.data)
 
 
-def _finish(
-    runtime: Runtime, pair: Rationalizer, output: Path, config: RunConfig, data: DataSet, splits: dict[str, Split],
-    *, source: Path | None = None, store: StateStore | None = None,
-) -> dict[str, Any]:  # fmt: skip
+def _finish(runtime: Runtime, pair: Rationalizer, output: Path, config: RunConfig, data: DataSet,
+            splits: dict[str, Split], *, source: Path | None = None, store: StateStore | None = None) -> dict[str, Any]:
     """Measure the pair and write its checkpoint; ``source``: the one that it was made from, ``store``: of its run."""
     runtime.close()
     if not runtime.is_main:

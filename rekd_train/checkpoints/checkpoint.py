@@ -35,11 +35,9 @@ _CARD = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=St
                     lstrip_blocks=True).get_template("model_card.md.j2")
 
 
-def save(
-    rationalizer: Rationalizer, directory: str | Path, *, metrics: dict[str, Any] | None = None,
-    training: dict[str, Any] | None = None, examples: Sequence[dict[str, str]] = (),
-    images: dict[str, np.ndarray] | None = None, fix: str = AGAIN,
-) -> Path:  # fmt: skip
+def save(rationalizer: Rationalizer, directory: str | Path, *, metrics: dict[str, Any] | None = None,
+         training: dict[str, Any] | None = None, examples: Sequence[dict[str, str]] = (),
+         images: dict[str, np.ndarray] | None = None, fix: str = AGAIN) -> Path:
     """Write a checkpoint atomically, in place of one that lies there.
 
     Args:

@@ -45,11 +45,9 @@ _BERT_TABLE = "bert.bert.embeddings.word_embeddings.weight"
 _BERT_SEGMENTS = "bert.bert.embeddings.token_type_embeddings.weight"
 
 
-def import_official(
-    family: OfficialFamily, selector: str | Path, predictor: str | Path, backbone: str | Path, output: str | Path, *,
-    tokenizer: str | Path | None = None, labels: Sequence[str] | None = None, max_length: int = 256,
-    image_side: int = 32, overwrite: bool = False,
-) -> Path:  # fmt: skip
+def import_official(family: OfficialFamily, selector: str | Path, predictor: str | Path, backbone: str | Path,
+                    output: str | Path, *, tokenizer: str | Path | None = None, labels: Sequence[str] | None = None,
+                    max_length: int = 256, image_side: int = 32, overwrite: bool = False) -> Path:
     """Write a checkpoint that answers as the authors' pair does without its noise; returns its directory.
 
     The decision rule is the paper's (argmax, every position, no limit) and the operator 'zero'.
@@ -211,10 +209,8 @@ def _other_role(roots: set[str], family: str, role: str) -> bool:
     return "fc" in roots and ("feature_proj" in roots) != (role == "selector")
 
 
-def _pair(
-    family: OfficialFamily, settings: BackboneConfig, preprocessor: Preprocessor, states: dict[str, _StateReader],
-    labels: Sequence[str] | None,
-) -> Rationalizer:  # fmt: skip
+def _pair(family: OfficialFamily, settings: BackboneConfig, preprocessor: Preprocessor, states: dict[str, _StateReader],
+          labels: Sequence[str] | None) -> Rationalizer:
     selector_head, predictor_head = {"bert": ("feature_proj", "fc"), "vit": (None, "classifier")}[family]
     head_width = states["selector"].rows(selector_head) if selector_head else 0
     classes = states["predictor"].rows(predictor_head)

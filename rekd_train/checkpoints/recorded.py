@@ -55,9 +55,8 @@ def _named_data(data: str | Path, description: dict[str, Any], recorded: dict[st
     return {**recorded, **changes, "labels": _named(description["labels"])}
 
 
-def splits_to_measure(
-    pair: Rationalizer, path: Path, config: RunConfig, split: str | None, named: bool
-) -> tuple[dict[str, Split], str, str, str]:
+def splits_to_measure(pair: Rationalizer, path: Path, config: RunConfig, split: str | None,
+                      named: bool) -> tuple[dict[str, Split], str, str, str]:
     """What to measure the pair of the checkpoint at ``path`` on.
 
     Args:

@@ -185,9 +185,8 @@ def finite(value: Any) -> Any:
     return value
 
 
-def print_table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1, framed: bool = True, console=None
-) -> None:
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1, framed: bool = True,
+                console=None) -> None:
     """A table on stdout or another console; all columns but the first ``left`` hold figures, flush right."""
     from rich.console import Console
     from rich.markup import escape

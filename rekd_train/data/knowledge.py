@@ -228,9 +228,8 @@ def with_unlabelled(data: DataSet, knowledge: Knowledge) -> DataSet:
     return replace(data, splits=data.splits | {"train": LabelledTexts(train.texts + new, labels, rationales)})
 
 
-def align(
-    knowledge: Knowledge, items: Sequence[Any], preprocessor: Preprocessor, classes: int, folder: Path = Path()
-) -> AlignedKnowledge:
+def align(knowledge: Knowledge, items: Sequence[Any], preprocessor: Preprocessor, classes: int,
+          folder: Path = Path()) -> AlignedKnowledge:
     """The statements about these texts, or images of a folder, in order; DataError names boxes that leave an image."""
     images = isinstance(preprocessor, ImagePreprocessor)
     probabilities = np.full((len(items), classes), np.nan, dtype=np.float32)

@@ -170,9 +170,8 @@ def mosaic(config: DataConfig) -> DataSet:
     return DataSet(splits, LABELS, f"{ORIGIN}, put into {config.tiles} x {config.tiles} mosaics; {others}")
 
 
-def make_mosaics(
-    items: LabelledImages, tiles: int, generator: np.random.Generator, count: int | None = None, *, blank: bool = False
-) -> LabelledImages:
+def make_mosaics(items: LabelledImages, tiles: int, generator: np.random.Generator, count: int | None = None, *,
+                 blank: bool = False) -> LabelledImages:
     """Mosaics of ``tiles`` x ``tiles``, of the first ``count`` items (n, side, side, 1), each with its item's region.
 
     The generator decides places, noise items and their shuffling; ``blank``: the other tiles are black.

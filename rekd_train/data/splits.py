@@ -202,9 +202,8 @@ def _shares(starts: np.ndarray, ends: np.ndarray, cells: int, length: int = 1) -
     return np.clip(shared, 0, None) / (length / cells)
 
 
-def bucketed_batches(
-    lengths: np.ndarray, batch_size: int, generator: np.random.Generator | None = None
-) -> Iterator[np.ndarray]:
+def bucketed_batches(lengths: np.ndarray, batch_size: int,
+                     generator: np.random.Generator | None = None) -> Iterator[np.ndarray]:
     """Index batches of examples of similar ``lengths`` (n,), so that little padding is computed.
 
     Shuffled by the generator; without one in ascending length, for evaluation. Every example comes once.

@@ -102,9 +102,8 @@ def run_selector(rationalizer: Rationalizer, split: Split, batch_size: int = 128
 
 
 @torch.inference_mode()
-def run_masks(
-    rationalizer: Rationalizer, split: Split, masks: Mapping[str, Tensor], batch_size: int = 128
-) -> dict[str, np.ndarray]:
+def run_masks(rationalizer: Rationalizer, split: Split, masks: Mapping[str, Tensor],
+              batch_size: int = 128) -> dict[str, np.ndarray]:
     """The predictor's (n, C) float32 logits on given rationales, (n, N) bool on the CPU of any size, by their names."""
     class_logits = {name: np.zeros((len(split), len(rationalizer.labels)), dtype=np.float32) for name in masks}
     for indices, inputs in _batches(rationalizer, split, batch_size):

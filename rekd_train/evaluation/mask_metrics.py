@@ -67,9 +67,8 @@ def selection_divergence(teacher: np.ndarray, student: np.ndarray, selectable: n
 # against the known reason of each label: the true tile of an image, people's marks on a text by ERASER's conventions
 
 
-def reason_figures(
-    preprocessor: Preprocessor, split: Split, scores: np.ndarray, selectable: np.ndarray, mask: np.ndarray
-) -> dict[str, Any]:
+def reason_figures(preprocessor: Preprocessor, split: Split, scores: np.ndarray, selectable: np.ndarray,
+                   mask: np.ndarray) -> dict[str, Any]:
     """``truth`` (of patches) or ``human_rationales`` (of whole words within what the model reads) of (n, N) arrays.
 
     A word is selected or marked if any of its pieces is. Nothing where the data know no reasons.
@@ -104,9 +103,8 @@ def truth_summary(mask: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     }
 
 
-def plausibility(
-    predicted: Sequence[np.ndarray], scores: Sequence[np.ndarray], human: Sequence[np.ndarray]
-) -> dict[str, float]:
+def plausibility(predicted: Sequence[np.ndarray], scores: Sequence[np.ndarray],
+                 human: Sequence[np.ndarray]) -> dict[str, float]:
     """Agreement with people's marks over the examples that have any.
 
     Each example has (words,); without any mark it is left out. Tokens (precision, recall, F1): ``macro`` is the mean

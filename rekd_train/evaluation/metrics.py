@@ -56,9 +56,8 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, floa
     }
 
 
-def expected_calibration_error(
-    probabilities: np.ndarray, labels: np.ndarray, bins: int = 15, equal_mass: bool = False
-) -> float:
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15,
+                               equal_mass: bool = False) -> float:
     """ECE: mean over bins, by their share, of |accuracy - confidence| (Guo et al. 2017, eq. 3): (n, C), (n,).
 
     Bins are equally wide, or with ``equal_mass`` hold equally many examples (Nixon et al. 2019).
@@ -122,9 +121,8 @@ def abstain_threshold(confidence: np.ndarray, correct: np.ndarray, risk: float) 
 # counts
 
 
-def selection_summary(
-    kept: np.ndarray, selectable: np.ndarray, limits: np.ndarray | None = None, positions: int | None = None
-) -> dict[str, float]:
+def selection_summary(kept: np.ndarray, selectable: np.ndarray, limits: np.ndarray | None = None,
+                      positions: int | None = None) -> dict[str, float]:
     """How much the rationales hold.
 
     Args:

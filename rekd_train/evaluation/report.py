@@ -23,10 +23,8 @@ REPORT_VERSION = 1
 CURVE_RATES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
 
 
-def evaluate(
-    rationalizer: Rationalizer, splits: Mapping[str, Split], *, split: str = "test", draws: int = 10,
-    teacher: Rationalizer | None = None, risk: float = 0.05, seed: int = 0,
-) -> dict[str, Any]:  # fmt: skip
+def evaluate(rationalizer: Rationalizer, splits: Mapping[str, Split], *, split: str = "test", draws: int = 10,
+             teacher: Rationalizer | None = None, risk: float = 0.05, seed: int = 0) -> dict[str, Any]:
     """Measure a pair on a split.
 
     Args:
@@ -87,10 +85,8 @@ def evaluate(
     return report
 
 
-def _teacher(
-    student: Rationalizer, teacher: Rationalizer, split: Split, selector: SelectorOutputs, mask: Tensor,
-    predicted: np.ndarray,
-) -> dict[str, float]:  # fmt: skip
+def _teacher(student: Rationalizer, teacher: Rationalizer, split: Split, selector: SelectorOutputs, mask: Tensor,
+             predicted: np.ndarray) -> dict[str, float]:
     """How far a student decides as its teacher does, both noise-free by their stored policies."""
     forward.check_comparable(student, teacher)
     theirs = run_selector(teacher, split)
@@ -110,9 +106,8 @@ def _teacher(
     }
 
 
-def _other_masks(
-    rationalizer: Rationalizer, selector: SelectorOutputs, stored: Tensor, generator: torch.Generator
-) -> dict[str, Tensor]:
+def _other_masks(rationalizer: Rationalizer, selector: SelectorOutputs, stored: Tensor,
+                 generator: torch.Generator) -> dict[str, Tensor]:
     """By name: the noise-free modes beside the stored one, the baselines of equal size, the curve."""
     scores, selectable, policy = selector.scores, selector.selectable, rationalizer.policy
     budget = policy.budget
@@ -126,9 +121,8 @@ def _other_masks(
     }
 
 
-def _calibration(
-    rationalizer: Rationalizer, logits: np.ndarray, splits: Mapping[str, Split], split: str, risk: float
-) -> dict[str, Any]:
+def _calibration(rationalizer: Rationalizer, logits: np.ndarray, splits: Mapping[str, Split], split: str,
+                 risk: float) -> dict[str, Any]:
     """Before and after the fitted temperature, and when to abstain: chosen on dev, realised on the split."""
 
     def confident(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -152,9 +146,8 @@ def _calibration(
     }  # fmt: skip
 
 
-def _sampled(
-    masks: Mapping[str, Tensor], predicted: Mapping[str, np.ndarray], modes: Mapping[str, dict[str, float]]
-) -> dict[str, Any]:
+def _sampled(masks: Mapping[str, Tensor], predicted: Mapping[str, np.ndarray],
+             modes: Mapping[str, dict[str, float]]) -> dict[str, Any]:
     """Means over the draws and how far they differ; nothing for less than two."""
     draws = [name for name in masks if name.startswith("draw_")]
     if len(draws) < 2:

@@ -58,9 +58,8 @@ class EncodedImages:
     sizes: list[tuple[int, int]]  # (width, height) of each image as given, upright
     settings: ImageSettings = field(repr=False)
 
-    def predictions(
-        self, labels: Sequence[str], probabilities: np.ndarray, mask: np.ndarray, scores: np.ndarray
-    ) -> list[Prediction]:
+    def predictions(self, labels: Sequence[str], probabilities: np.ndarray, mask: np.ndarray,
+                    scores: np.ndarray) -> list[Prediction]:
         """As those of ``EncodedTexts``; the N columns of ``mask`` are the patches, row by row."""
         rows, columns, found = self.settings.rows, self.settings.columns, []
         for index, (width, height) in enumerate(self.sizes):

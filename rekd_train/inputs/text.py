@@ -91,9 +91,8 @@ class EncodedTexts:
     encodings: list[Encoding] = field(repr=False)  # one tokenizers.Encoding a text, unpadded, truncated
     truncated: list[bool]  # whether each text was cut
 
-    def predictions(
-        self, labels: Sequence[str], probabilities: np.ndarray, mask: np.ndarray, scores: np.ndarray
-    ) -> list[Prediction]:
+    def predictions(self, labels: Sequence[str], probabilities: np.ndarray, mask: np.ndarray,
+                    scores: np.ndarray) -> list[Prediction]:
         """Predictions from class names (C), probabilities (B, C), the mask (B, N) bool and selector scores (B, N)."""
         found = []
         for row, (text, encoding) in enumerate(zip(self.texts, self.encodings, strict=True)):
