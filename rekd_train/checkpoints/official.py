@@ -33,16 +33,9 @@ from rekd_train.models.rationalizer import Rationalizer
 
 OfficialFamily = Literal["bert", "vit"]
 
-_FAMILIES = {"bert": "transformers", "vit": "timm"}
-_HEAD_DROPOUT = {"bert": 0.5, "vit": 0.1}  # what the authors' runs used; matters only if the import is trained further
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # red, green and blue of its images, in 0..1
 _UNREAD = re.compile(r"^(bert\.bert|vit\.vit)\.(pooler\.|embeddings\.(position_ids|token_type_ids)$)")
-_UNREAD_BY_VIT_PREDICTORS = "vit.vit.layernorm."
-"""Weights that their forward pass never reads; their encoder of images has no final norm."""
-_BERT_TABLE_COPIES = ("bert.embedding.weight", "embedding_layer.weight")
-_VIT_EMBEDDING_COPIES = ("vit.embedding.", "embedding_layer.")
-_BERT_TABLE = "bert.bert.embeddings.word_embeddings.weight"
-_BERT_SEGMENTS = "bert.bert.embeddings.token_type_embeddings.weight"
+"""Weights that their forward pass never reads."""
 
 
 def import_official(family: OfficialFamily, selector: str | Path, predictor: str | Path, backbone: str | Path,
@@ -76,8 +69,8 @@ def import_official(family: OfficialFamily, selector: str | Path, predictor: str
         preprocessor = TextPreprocessor(content, TextSettings(min(max_length, settings.positions)))
     else:
         raise ConfigError(f"no tokenizer at {path}; fix: --tokenizer with tokenizer.json, vocab.txt or their directory")
-    made = "made with the authors' code"
-    origins = [f"{role} {path.name} (SHA-256 {sha256(path)}), {made}" for role, path in files.items()]
+    origins = [f"{role} {path.name} (SHA-256 {sha256(path)}), made with the authors' code"
+               for role, path in files.items()]
     unread = {role: state.unread for role, state in states.items()}
     training = {"name": Path(output).name, "stage": "imported", "origins": origins, "unread_keys": unread}
     return save(_pair(family, settings, preprocessor, states, labels), output, training=training)
@@ -88,8 +81,8 @@ def _settings(family: OfficialFamily, path: Path, image_side: int) -> BackboneCo
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        fix = "give the directory of the pretrained model, as downloaded"
-        raise CheckpointError(f"{path} is missing; fix: {fix}") from None
+        raise CheckpointError(f"{path} is missing; fix: give the directory of the pretrained model, as "
+                              "downloaded") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
     expected = {"model_type": family, "hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
@@ -103,14 +96,14 @@ def _settings(family: OfficialFamily, path: Path, image_side: int) -> BackboneCo
 
 
 def _sizes(family: OfficialFamily, config: dict[str, Any], image_side: int) -> dict[str, Any]:
-    usual_dropout = 0.1 if family == "bert" else 0.0
+    ours, usual_dropout, head_dropout = {"bert": ("transformers", 0.1, 0.5), "vit": ("timm", 0.0, 0.1)}[family]
     sizes = {
-        "family": _FAMILIES[family], "layers": config["num_hidden_layers"], "width": config["hidden_size"],
+        "family": ours, "layers": config["num_hidden_layers"], "width": config["hidden_size"],
         "heads": config["num_attention_heads"], "feedforward": config["intermediate_size"],
         "layer_norm_eps": config.get("layer_norm_eps", 1e-12),
         "dropout": config.get("hidden_dropout_prob", usual_dropout),
         "attention_dropout": config.get("attention_probs_dropout_prob", usual_dropout),
-        "head_dropout": _HEAD_DROPOUT[family],
+        "head_dropout": head_dropout,  # of the authors' runs; matters only if the import is trained further
     }
     if family == "bert":
         return sizes | {"positions": config["max_position_embeddings"], "vocabulary": config["vocab_size"]}
@@ -159,7 +152,7 @@ class _StateReader:
             other = "predictor (their encoder)" if role == "selector" else "selector (their generator)"
             raise CheckpointError(f"{path} is a {other}, not a {role}; fix: swap the two files")
         self._path, self._state, self._mistakes = path, state, []
-        without_norm = _UNREAD_BY_VIT_PREDICTORS if role == "predictor" else "\0"
+        without_norm = "vit.vit.layernorm." if role == "predictor" else "\0"  # their encoder of images has none
         self.unread = sorted(key for key in state if _UNREAD.match(key) or key.startswith(without_norm))
         """Keys that their forward pass does not read."""
         self._left = set(state) - set(self.unread)
@@ -212,21 +205,18 @@ def _other_role(roots: set[str], family: str, role: str) -> bool:
 def _pair(family: OfficialFamily, settings: BackboneConfig, preprocessor: Preprocessor, states: dict[str, _StateReader],
           labels: Sequence[str] | None) -> Rationalizer:
     selector_head, predictor_head = {"bert": ("feature_proj", "fc"), "vit": (None, "classifier")}[family]
-    head_width = states["selector"].rows(selector_head) if selector_head else 0
-    classes = states["predictor"].rows(predictor_head)
-    selector_settings = settings.model_copy(update={"head_width": head_width})
-    predictor_settings = settings.model_copy(update={"final_norm": family != "vit"})
-    selector = Selector(build_backbone(selector_settings, preprocessor.special_ids))
-    predictor = Predictor(build_backbone(predictor_settings, preprocessor.special_ids), classes, operator="zero")
+    theirs, others = states["selector"], states["predictor"]
+    own = {"head_width": theirs.rows(selector_head) if selector_head else 0}, {"final_norm": family != "vit"}
+    classes = others.rows(predictor_head)
+    first, second = (build_backbone(settings.model_copy(update=each), preprocessor.special_ids) for each in own)
+    selector, predictor = Selector(first), Predictor(second, classes, operator="zero")
     weights = _bert_weights if family == "bert" else _vit_weights
-    selector_state = weights(states["selector"], selector.backbone)
-    predictor_state = weights(states["predictor"], predictor.backbone)
+    selector_state, predictor_state = weights(theirs, selector.backbone), weights(others, predictor.backbone)
     if family == "bert":
-        selector_state |= states["selector"].linear("feature_proj", selector.head[0], "head.0")
-    selector_state |= states["selector"].linear("fc", selector.head[-1], f"head.{len(selector.head) - 1}")
-    predictor_state |= states["predictor"].linear(predictor_head, predictor.head[-1], "head.1")
-    misfits = [found for state in states.values() if (found := state.misfits())]
-    if misfits:
+        selector_state |= theirs.linear("feature_proj", selector.head[0], "head.0")
+    selector_state |= theirs.linear("fc", selector.head[-1], f"head.{len(selector.head) - 1}")
+    predictor_state |= others.linear(predictor_head, predictor.head[-1], "head.1")
+    if misfits := [found for state in states.values() if (found := state.misfits())]:
         raise CheckpointError("; ".join(misfits))
     names = [str(index) for index in range(classes)] if labels is None else [str(label) for label in labels]
     if len(names) != classes or len(set(names)) != classes:
@@ -241,14 +231,14 @@ def _bert_weights(state: _StateReader, backbone: Backbone) -> dict[str, Tensor]:
     weights = {}
     for name, own in backbone.model.state_dict().items():
         key = f"bert.bert.{name}"
-        if key == _BERT_SEGMENTS:
+        if name == "embeddings.token_type_embeddings.weight":
             shape = torch.Size((*state.take(key).shape[:1], own.shape[1]))
             table = state.take(key, shape)[: len(own)]  # only segment 0 is ever read
             weights[f"backbone.model.{name}"] = nn.functional.pad(table, (0, 0, 0, len(own) - len(table)))
         else:
             weights[f"backbone.model.{name}"] = state.take(key, own.shape)
-    for copy in _BERT_TABLE_COPIES:
-        state.same(copy, _BERT_TABLE)
+    for copy in ("bert.embedding.weight", "embedding_layer.weight"):
+        state.same(copy, "bert.bert.embeddings.word_embeddings.weight")
     return weights
 
 
@@ -263,6 +253,6 @@ def _vit_weights(state: _StateReader, backbone: Backbone) -> dict[str, Tensor]:
             shape = torch.Size((own[ours][0] // len(theirs), *own[ours][1:]))
             weights[f"backbone.model.{ours}"] = torch.cat([state.take(f"vit.vit.{name}", shape) for name in theirs])
         for name in theirs if theirs[0].startswith("embeddings.") else ():
-            for prefix in _VIT_EMBEDDING_COPIES:
+            for prefix in ("vit.embedding.", "embedding_layer."):
                 state.same(prefix + name.removeprefix("embeddings."), f"vit.vit.{name}")
     return weights

@@ -232,12 +232,11 @@ def explain(error: ValidationError, model: type[BaseModel] | None = None) -> lis
     for detail in error.errors():
         place = ".".join(str(part) for part in detail["loc"]) or "configuration"
         if detail["type"] == "extra_forbidden":
-            hint = known_keys(model, detail["loc"]) if model else ""
-            mistakes.append(f"{place}: unknown key{hint}")
+            problem = "unknown key" + (known_keys(model, detail["loc"]) if model else "")
         else:
-            nothing_to_show = detail["type"] == "missing" or isinstance(detail["input"], dict)
-            shown = "" if nothing_to_show else f" (got {detail['input']!r})"
-            mistakes.append(f"{place}: {detail['msg'].removeprefix('Value error, ')}{shown}")
+            shown = detail["type"] != "missing" and not isinstance(detail["input"], dict)
+            problem = detail["msg"].removeprefix("Value error, ") + (f" (got {detail['input']!r})" if shown else "")
+        mistakes.append(f"{place}: {problem}")
     return mistakes
 
 

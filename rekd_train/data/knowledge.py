@@ -31,19 +31,14 @@ from rekd_train.errors import DataError, listed
 from rekd_train.inputs.image import ImagePreprocessor
 from rekd_train.inputs.preprocessors import Preprocessor
 
-_PACKED = ("packed_scores", "packed_gaps", "packed_lengths", "packed_scale")
-_CONFIDENCE = 0.9  # of a label that is given alone
-
 
 @dataclass(frozen=True)
 class Statement:
     """What a teacher says about one text or image; None for what it does not say."""
 
     probabilities: np.ndarray | None  # (C,) float32, sums to 1
-    marks: np.ndarray | None
-    """(m, 3) float32: start, end and weight of each passage that decides, or (m, 5) of boxes; empty: nothing does."""
-    scores: np.ndarray | None
-    """(m, 3) float32: start, end and log-odds of each token, in order, or a map (rows, columns)."""
+    marks: np.ndarray | None  # (m, 3) float32: start, end, weight of what decides, or (m, 5) of boxes; empty: nothing
+    scores: np.ndarray | None  # (m, 3) float32: start, end, log-odds of tokens, in order, or a map (rows, columns)
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,8 @@ def read_knowledge(path: Path, labels: Sequence[str], modality: str = "text") ->
     table = read_table(path)
     reader = (_ImageReader if modality == "image" else _Reader)(list(labels))
     item = reader.columns[0]
-    unknown = [name for name in table.columns if name not in (*reader.columns, *(_PACKED if item == "text" else ()))]
+    packed = ("packed_scores", "packed_gaps", "packed_lengths", "packed_scale") if item == "text" else ()
+    unknown = [name for name in table.columns if name not in (*reader.columns, *packed)]
     if unknown or not {item, "id"} & table.columns.keys():
         problem = f"unknown columns: {', '.join(unknown)}" if unknown else f"neither '{item}' nor 'id'"
         raise DataError(f"{path}: {problem}; columns: {', '.join(reader.columns)}")
@@ -111,7 +107,7 @@ class _Reader:
     def _probabilities(self, row: dict[str, Any], text: str | None) -> np.ndarray | None:
         given, count = row.get("probabilities"), len(self.labels)
         if given is None and "label" in row:
-            given = {label_in(row["label"]): float(row.get("confidence", _CONFIDENCE))}
+            given = {label_in(row["label"]): float(row.get("confidence", 0.9))}
         if given is None:
             return None
         if isinstance(given, dict):
@@ -205,10 +201,8 @@ class AlignedKnowledge:
     """What a teacher says about the examples of a split, token by token of the student."""
 
     probabilities: np.ndarray  # (n, C) float32, NaN where it says nothing
-    scores: list[np.ndarray | None]
-    """For each text (length,) float32 log-odds, NaN for tokens that it does not score; None: no scores."""
-    marks: list[np.ndarray | None]
-    """For each text (length,) float32 weight of the passage that a token lies in, 0 in none; None: no rationale."""
+    scores: list[np.ndarray | None]  # for each text (length,) float32 log-odds, NaN where it says none; None: no scores
+    marks: list[np.ndarray | None]  # for each text (length,) float32: weight of a token's passage; None: no rationale
 
     @property
     def empty(self) -> bool:

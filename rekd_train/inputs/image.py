@@ -1,7 +1,7 @@
 """Images -> the tensor the graphs take, and a mask back -> boxes in the image. Torch-free.
 
-Pixels stay uint8: normalisation and upscaling are part of the network, so that a client sends bytes and
-cannot normalise otherwise than in training. ``fingerprint`` says which preprocessing it is.
+Pixels stay uint8: normalisation and upscaling are part of the network, so that a client sends bytes and cannot
+normalise otherwise than in training. ``fingerprint`` says which preprocessing it is.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class ImagePreprocessor:
             try:
                 images.append(read_image(item, self.settings.channels))
             except _Unusable as error:
-                faults[first_index + index] = error.fault
+                faults[first_index + index] = Fault(*error.args)
         if faults:
             raise FaultyItemsError(faults, lambda index: _name(index, items[index - first_index]))
         pixels = np.stack([self._pixels(image) for image in images])
@@ -152,18 +152,13 @@ def _edges(index: int, cells: int, length: int) -> tuple[int, int]:
     return index * length // cells, -(-(index + 1) * length // cells)
 
 
-_WIDE_MODES = ("I", "F")  # Pillow modes with more than 8 bits a channel start with these letters
 _PATHS = "give the paths of image files; this model reads images, not texts"
 _PIXELS = "give an image of at least one pixel"
 _LONGEST_NAME = 80
 
 
 class _Unusable(Exception):
-    """One image cannot be used; ``fault`` says why."""
-
-    def __init__(self, what: str, fix: str) -> None:
-        super().__init__(what)
-        self.fault = Fault(what, fix)
+    """One image cannot be used; its arguments are those of the ``Fault``."""
 
 
 def _name(index: int, item: object) -> str:
@@ -194,7 +189,7 @@ def read_image(item: object, channels: int) -> np.ndarray | Image:
         item = opened
     if not isinstance(item, Image.Image):
         raise _Unusable(f"is {type(item).__name__}", "give a uint8 array, a Pillow image or a path")
-    if item.mode.startswith(_WIDE_MODES):
+    if item.mode.startswith(("I", "F")):
         raise _Unusable(f"has more than 8 bits a channel (mode {item.mode})", "convert it to 8 bits")
     if min(item.size) == 0:
         raise _Unusable(f"has no pixels: {item.size[0]} x {item.size[1]}", _PIXELS)
