@@ -1,9 +1,8 @@
 """An independent judge: a classifier that has learnt to read any subset of the features, and has seen no rationale.
 
 The predictor that was trained with its selector cannot tell whether a rationale carries the evidence: the two may have
-agreed on a code. The judge (as EVAL-X: Jethani et al. 2021) has the predictor's family and sizes, fresh
-weights and another seed, and is trained on random features at random rates, the others removed by the same operator
-as in the predictor.
+agreed on a code. The judge (as EVAL-X: Jethani et al. 2021) has the predictor's family and sizes, fresh weights and
+another seed, and is trained on random features at random rates, the others removed as in the predictor.
 """
 
 from __future__ import annotations
@@ -39,9 +38,8 @@ def fit_judge(config: RunConfig, judge: Rationalizer, train: Split, *, epochs: f
               observer: Observer | None = None) -> Rationalizer:
     """Train a judge's predictor in place by its operator; the selector of the pair that carries it stays unused.
 
-    Args:
-        config: of the run that is judged; its optimisation and acceleration are used.
-        judge: a fresh pair, with the operator and the ``selectable`` rule of the model; it will keep everything.
+    ``config``: of the run that is judged; its optimisation and acceleration are used. ``judge``: a fresh pair, with the
+    operator and the ``selectable`` rule of the model; it will keep everything.
     """
     selection = config.selection.model_dump() | {"target": LOWEST_RATE}
     stages = config.stages.model_dump() | {"masked_share": MASKED_SHARE, "evaluate_every": 0}
@@ -59,12 +57,8 @@ def judge_run(path: Path, output: Path, *, epochs: float | None = None, observer
               device: str = "auto", data: str | Path | None = None, overrides: Sequence[str] = ()) -> Rationalizer:
     """The judge of a checkpoint: read where it was trained before, else trained and written.
 
-    Args:
-        output: checkpoint directory of the judge of the one at ``path``.
-        epochs: None: those of the run's classifier stage, at least 2; a judge that is there is taken as it is.
-        data: where the checkpoint records none: a preset or file whose data to train on.
-        overrides: ``key=value`` changes of the configuration.
-
+    ``epochs`` None: those of the run's classifier stage, at least 2; a judge that is there is taken as it is.
+    ``data``: where the checkpoint records none: a preset or file whose data to train on.
     CheckpointError: ``output`` holds something else, or the judge of another model.
     """
     judged = checkpoint.load(path)

@@ -19,13 +19,10 @@ from rekd_train.models.rationalizer import Rationalizer
 
 
 def recorded_config(path: Path, data: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration to calibrate, compact or evaluate a checkpoint under.
+    """The configuration to calibrate, compact or evaluate a checkpoint under, with ``key=value`` changes.
 
-    Args:
-        data: a preset or a TOML file whose section ``data`` takes the place of the recorded one, or a table of texts
-            (columns as recorded); needed for a checkpoint that records no run, such as an imported one.
-        overrides: ``key=value`` changes, for example ``data.path=DIR`` or ``selection.target=0.08``.
-
+    ``data``: a preset or a TOML file whose section ``data`` takes the place of the recorded one, or a table of texts
+    (columns as recorded); needed for a checkpoint that records no run, such as an imported one.
     CheckpointError: no record and no data named; ConfigError: with every mistake in one message.
     """
     description = read_description(path)
@@ -59,16 +56,11 @@ def splits_to_measure(pair: Rationalizer, path: Path, config: RunConfig, split: 
                       named: bool) -> tuple[dict[str, Split], str, str, str]:
     """What to measure the pair of the checkpoint at ``path`` on.
 
-    Args:
-        split: None: 'test'; of new data that say nothing of splits everything, which is called 'all'.
-        named: whether the data were named for it, so that they are new unless they are the recorded ones.
-
-    Returns:
-        The encoded splits (the wanted one and 'dev'; 'all' alone), which of them is wanted, where the data come from,
-        and in words what is measured.
+    ``split`` None: 'test'; of new data that say nothing of splits everything, which is called 'all'. Data that were
+    ``named`` for it are new unless they are the recorded ones. Returns the encoded splits (the wanted one and 'dev';
+    'all' alone), which of them is wanted, where the data come from, and in words what is measured.
     """
-    data = config.data
-    unsplit = is_unsplit(data)
+    data, unsplit = config.data, is_unsplit(config.data)
     shown = Path(data.path).name if data.path else f"data '{data.name}'"
     recorded = (read_description(path).get("training", {}).get("config") or {}).get("data", {})
     new = named and not (recorded.get("name") == data.name and _same_path(recorded["path"], data.path))
@@ -80,11 +72,9 @@ def splits_to_measure(pair: Rationalizer, path: Path, config: RunConfig, split: 
         if isinstance(examples, LabelledTexts) and (seen := len(set(examples.texts) & checkpoint.dev_texts(path))):
             words += f" ({seen} of them are dev examples of the checkpoint: it may have been trained on this file)"
         return {"all": encode(examples, pair.preprocessor)}, "all", shown, words
-    split = split or "test"
-    found = data_for(pair, config)
+    split, found = split or "test", data_for(pair, config)
     share = {"train": 1 - data.dev_share - data.test_share, "dev": data.dev_share, "test": data.test_share}[split]
-    most = data.limits[split]
-    cut = "" if most is None else f"at most {most} of "
+    cut = "" if (most := data.limits[split]) is None else f"at most {most} of "
     words = f"the {split} split of {shown}" + (f" ({cut}{share:.0%} of it, chosen by data.seed)" if unsplit else "")
     splits = {name: encode(found.splits[name], pair.preprocessor) for name in {split, "dev"}}
     return splits, split, found.origin, words

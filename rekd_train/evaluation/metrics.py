@@ -88,9 +88,8 @@ def _equally_wide(confidence: np.ndarray, bins: int) -> dict[int, np.ndarray]:
 def risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The curve of a classifier that abstains below a threshold of (n,) confidence (El-Yaniv and Wiener 2010).
 
-    Returns:
-        Descending thresholds (t,), one for each distinct confidence; of the examples with at least that
-        confidence their share, ``coverage`` (t,), and their share of errors, ``risk`` (t,).
+    Returns descending thresholds (t,), one for each distinct confidence; of the examples with at least that confidence
+    their share, ``coverage`` (t,), and their share of errors, ``risk`` (t,).
     """
     order = np.argsort(-confidence, kind="stable")
     ordered, errors = confidence[order], np.cumsum(~correct[order])
@@ -123,17 +122,11 @@ def abstain_threshold(confidence: np.ndarray, correct: np.ndarray, risk: float) 
 
 def selection_summary(kept: np.ndarray, selectable: np.ndarray, limits: np.ndarray | None = None,
                       positions: int | None = None) -> dict[str, float]:
-    """How much the rationales hold.
+    """How much the rationales hold, from (n,) counts of kept and of real features.
 
-    Args:
-        kept: (n,) kept features.
-        selectable: (n,) real features.
-        limits: (n,) most features that the budget allows: with them ``over_budget_share``.
-        positions: N, with padding and specials: with it ``rate_padded`` (mean kept / N, as the paper counts).
-
-    Returns:
-        ``rate`` (the selection rate: mean over examples of kept / real) with ``rate_std`` and ``rate_max``; the
-        counts' mean, std, percentiles and maximum; ``empty_share``.
+    ``rate`` (the selection rate: mean over examples of kept / real) with ``rate_std`` and ``rate_max``; the counts'
+    mean, std, percentiles and maximum; ``empty_share``; with the most that the budget allows, ``limits`` (n,),
+    ``over_budget_share``; with ``positions``, N with padding and all, ``rate_padded`` (mean kept / N, the paper's).
     """
     rates = kept / np.maximum(selectable, 1)
     low, middle, high = np.percentile(kept, (5, 50, 95))

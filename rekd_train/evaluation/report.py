@@ -31,7 +31,6 @@ def evaluate(rationalizer: Rationalizer, splits: Mapping[str, Split], *, split: 
         splits: at least ``split``; without 'dev', on which it is chosen, the abstain threshold is left out.
         draws: sampled rationales of each example; below 2 the sampled mode is left out.
         risk: share of wrong predictions that the abstain threshold allows.
-        seed: of the draws and of the random baseline.
 
     Returns JSON values; sections as docs/evaluation.md lists them. Sections without data are left out.
     ConfigError: the teacher reads other features or has other labels.

@@ -88,15 +88,11 @@ class ImagePreprocessor:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def __call__(self, items: Sequence[Any], first_index: int = 0) -> EncodedImages:
-        """Encode images as one batch.
+        """Encode images as one batch: uint8 arrays (H, W, C) or (H, W), Pillow images or paths, or one (B, H, W, C).
 
-        Args:
-            items: uint8 arrays (H, W, C) or (H, W), Pillow images or paths, or one uint8 array (B, H, W, C).
-                Photographs are turned upright by their EXIF orientation; an alpha channel is dropped.
-            first_index: index of the first image in the call, when ``items`` is a part of it.
-
-        InputError: not a list, or an empty one; FaultyItemsError: images that cannot be used, by their number in the
-        call, from 1.
+        Photographs are turned upright by their EXIF orientation; an alpha channel is dropped. ``first_index``: of the
+        first image in the call, when ``items`` is a part of it. InputError: not a list, or an empty one;
+        FaultyItemsError: images that cannot be used, by their number in the call, from 1.
         """
         images, faults = [], {}
         for index, item in enumerate(items := self.check_items(items)):

@@ -153,12 +153,9 @@ class TextPreprocessor:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def __call__(self, texts: Sequence[str], pad_to: int | None = None, first_index: int = 0) -> EncodedTexts:
-        """Encode texts as one padded batch.
+        """Encode texts as one batch, padded to ``pad_to``; None: the smallest bucket that fits the longest text.
 
-        Args:
-            pad_to: padded length; None: the smallest bucket that fits the longest text.
-            first_index: index of the first text in the call, when ``texts`` is a part of it.
-
+        ``first_index``: of the first text in the call, when ``texts`` is a part of it.
         InputError: no list or an empty one, a text longer than ``pad_to``; FaultyItemsError: texts that are empty, not
         str or invalid Unicode, by their number in the call, from 1.
         """

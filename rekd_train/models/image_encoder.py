@@ -26,10 +26,8 @@ class ImageEncoder(Backbone):
     with the operator 'compact' the predictor sees the first tokens and the kept patches and nothing else. Other
     networks (pyramids, convolutions) know the operator 'zero' alone: patches of the image are blanked, at full cost.
 
-    Args:
-        settings: ``image`` is required; ``architecture``, 'name' and 'arguments' of ``timm.create_model``; empty: a
-            vision transformer of the sizes given.
-        special_ids: not used; images have no tokens.
+    ``settings.image`` is required; ``settings.architecture``: 'name' and 'arguments' of ``timm.create_model``; empty: a
+    vision transformer of the sizes given. ``special_ids`` are not used.
 
     ConfigError: no image section, or a network that timm does not have or that does not fit it.
     """
