@@ -35,7 +35,6 @@ OfficialFamily = Literal["bert", "vit"]
 
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # red, green and blue of its images, in 0..1
 _UNREAD = re.compile(r"^(bert\.bert|vit\.vit)\.(pooler\.|embeddings\.(position_ids|token_type_ids)$)")
-"""Weights that their forward pass never reads."""
 
 
 def import_official(family: OfficialFamily, selector: str | Path, predictor: str | Path, backbone: str | Path,

@@ -113,14 +113,10 @@ def _mistakes(document: dict[str, Any]) -> list[str]:
 PRESETS = Path(__file__).parents[1] / "presets"
 REMOVED: dict[str, Any] = {
     "stages.operator": "zero", "distillation.prediction_temperature": None, "distillation.teacher_temperature": None,
-    "acceleration.teacher_cache": True, "acceleration.gather": True, "acceleration.fused_optimiser": True,
-}  # fmt: skip
+    "acceleration.teacher_cache": True, "acceleration.gather": True, "acceleration.fused_optimiser": True}
 """Settings of older versions, with the value that is all that is left."""
-RENAMED = {
-    "stages.criterion": "stages.best_metric", "selector.weights": "selector.pretrained",
-    "predictor.weights": "predictor.pretrained",
-}  # fmt: skip
-"""Settings of older versions, and what they are called today."""
+RENAMED = {"stages.criterion": "stages.best_metric", "selector.weights": "selector.pretrained",
+           "predictor.weights": "predictor.pretrained"}  # settings of older versions, and what they are called today
 PAPER = PRESETS / "paper.toml"
 
 

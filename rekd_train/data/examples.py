@@ -21,8 +21,7 @@ UNLABELLED = -1  # the label of a training example that has none and is learned 
 SHOWN = 20  # contradictions that a summary lists, and classes that its table shows
 _UNEVEN = 10  # a class with so many times the examples of another one makes accuracy blind for that one
 
-CharacterSpans = list[tuple[int, int]]
-"""First character and one past the last of each passage that a person named as the reason."""
+CharacterSpans = list[tuple[int, int]]  # first character and one past the last of what a person named as the reason
 
 
 class _OneSplit:
@@ -49,8 +48,7 @@ class _OneSplit:
 class LabelledTexts(_OneSplit):
     """Texts of one split."""
 
-    texts: Sequence[str]
-    """A list, or a column that is read when it is asked for (``rekd_train.data.table_files.Column``)."""
+    texts: Sequence[str]  # a list, or a ``rekd_train.data.table_files.Column``, which is read when it is asked for
     labels: np.ndarray  # (n,) int64
     rationales: list[CharacterSpans | None] | None = field(default=None, repr=False)
     """Human rationales; None for a text nobody annotated, None altogether where these have none."""
@@ -64,8 +62,7 @@ class LabelledTexts(_OneSplit):
 class LabelledImages(_OneSplit):
     """Images of one split."""
 
-    images: np.ndarray | Sequence[Any] = field(repr=False)
-    """uint8 (n, height, width, channels), or image files or Pillow images of any size."""
+    images: np.ndarray | Sequence[Any] = field(repr=False)  # uint8 (n, height, width, channels), or files or Pillow's
     labels: np.ndarray  # (n,) int64
     regions: np.ndarray | None = field(default=None, repr=False)
     """(n, 4) int64: top, left, bottom, right in pixels of the part that decides the label, where it is known."""
@@ -83,8 +80,7 @@ class DataSet:
     label_names: tuple[str, ...]  # class names, in the order of the labels
     origin: str  # where the data come from, under which terms, and what was done to them, for the model card
     duplicates: int | None = None  # examples left out since they occur twice; None: nobody has looked
-    contradictions: tuple[str, ...] = ()
-    """Examples that occur with different labels: its places and labels, the kept one first."""
+    contradictions: tuple[str, ...] = ()  # of examples with different labels: places and labels, the kept one first
 
 
 def text_id(text: str) -> str:

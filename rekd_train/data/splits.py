@@ -15,8 +15,7 @@ from rekd_train.inputs.image import ImagePreprocessor
 from rekd_train.inputs.preprocessors import Preprocessor
 from rekd_train.inputs.text import TextPreprocessor
 
-_TOKENIZED_AT_ONCE = 512
-"""Texts; an encoding takes some fifty times the memory of its ids, more with the windows of a long text."""
+_TOKENIZED_AT_ONCE = 512  # texts: an encoding takes some fifty times the memory of its ids, more with windows
 
 
 @dataclass(frozen=True)
@@ -26,10 +25,8 @@ class TokenizedTexts:
     ids: list[np.ndarray] = field(repr=False)  # for each text (length,) int32, specials included
     labels: np.ndarray  # (n,) int64
     preprocessor: TextPreprocessor
-    truth: list[np.ndarray | None] | None = field(default=None, repr=False)
-    """For each text (length,) bool, the tokens that a human rationale touches; None where there is none."""
-    whole_lengths: np.ndarray | None = field(default=None, repr=False)
-    """(n,) int64: tokens of each text before it was cut, specials included; None: not known."""
+    truth: list[np.ndarray | None] | None = field(default=None, repr=False)  # (length,) bool: in a human rationale
+    whole_lengths: np.ndarray | None = field(default=None, repr=False)  # (n,) int64: tokens before cutting, if known
 
     augmented = False
 
@@ -54,8 +51,7 @@ class ImageSplit:
     pixels: np.ndarray = field(repr=False)  # uint8 (n, height, width, channels)
     labels: np.ndarray  # (n,) int64
     preprocessor: ImagePreprocessor
-    truth: list[np.ndarray | None] | None = field(default=None, repr=False)
-    """For each image (patches,) bool, the patches that lie mostly in its region."""
+    truth: list[np.ndarray | None] | None = field(default=None, repr=False)  # (patches,) bool: mostly in its region
     augmentation: str = "none"  # 'none', 'crop', 'flip' or 'crop_flip': see ``augment``
 
     whole_lengths = None

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
-RATIONALE = ".rationale.png"
-"""How the names of pictures end that show an image's rationale; no training data set reads them."""
+RATIONALE = ".rationale.png"  # ends the names of pictures that show a rationale; no training data set reads them
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,7 @@ class Patch:
 
     row: int  # row of the patch grid, 0 at the top
     column: int  # column of the patch grid, 0 at the left
-    box: tuple[int, int, int, int]
-    """(left, top, right, bottom) in pixels of the image as given; right and bottom are one past the last."""
+    box: tuple[int, int, int, int]  # left, top, right, bottom: pixels of the image as given, the last two exclusive
     score: float  # selector score z1 - z0, noise-free; higher is more wanted
 
 
@@ -112,10 +110,8 @@ def clean_text(text: str) -> str:
     return _LINE_BREAK_TAG.sub(lambda match: " " * len(match.group()), text)
 
 
-UNSPACED = (
-    (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x31F0, 0x31FF), (0x3400, 0x9FFF),
-    (0xF900, 0xFAFF), (0x20000, 0x3FFFF),
-)  # fmt: skip
+UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x31F0, 0x31FF), (0x3400, 0x9FFF),
+            (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
 """Code points of scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
 
 

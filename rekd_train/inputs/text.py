@@ -65,8 +65,7 @@ class TextSettings:
     """How texts become tensors."""
 
     max_length: int  # tokens a text is cut to, [CLS] and [SEP] included
-    lengths: tuple[int, ...] = ()
-    """Lengths a batch is padded to (the smallest that fits); empty: multiples of 32 and max_length."""
+    lengths: tuple[int, ...] = ()  # of padded batches (the smallest that fits); empty: multiples of 32 and max_length
     kind: str = "text"
 
     def __post_init__(self) -> None:

@@ -135,7 +135,9 @@ class ImageEncoder(Backbone):
         first, places, rotations = self._positions(content)
         if positions is not None:
             places = embedding(positions, places[0])
-            rotations = [_chosen(rotation, positions) for rotation in rotations]
+            # (B, 1 or heads, K, D) of rotations (N, D) or (heads, N, D)
+            rotations = [embedding(positions, each).unsqueeze(1) if each.dim() == 2
+                         else each[:, positions].transpose(0, 1) for each in rotations]
         hidden = torch.cat([first.expand(content.shape[0], -1, -1), content + places], dim=1)
         hidden = self.model.norm_pre(self.dropout(hidden))
         mask = None
@@ -200,13 +202,6 @@ def _added_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _no_bias() -> float:
     return 0.0
-
-
-def _chosen(rotation: Tensor, positions: Tensor) -> Tensor:
-    """(B, 1 or heads, K, D) of rotations (N, D) or (heads, N, D)."""
-    if rotation.dim() == 2:
-        return embedding(positions, rotation).unsqueeze(1)
-    return rotation[:, positions].transpose(0, 1)
 
 
 def image_network(settings: BackboneConfig) -> nn.Module:

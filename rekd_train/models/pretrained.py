@@ -54,8 +54,7 @@ class PretrainedSource:
     """A pretrained network, read."""
 
     sizes: dict[str, Any]  # fields of ``BackboneConfig``, as the source has them
-    image: dict[str, Any] | None
-    """For vision: fields of ``ImageConfig`` that the source decides; 'upscale_to' is the side of what it reads."""
+    image: dict[str, Any] | None  # for vision: of ``ImageConfig``; 'upscale_to' is the side of what it reads
     state: dict[str, Tensor] = field(repr=False)  # weights of ``backbone.model``
     path: Path
 
