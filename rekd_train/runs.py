@@ -27,15 +27,16 @@ from rekd_train.training.validation import calibrate_policy, calibrate_temperatu
 
 
 def train_run(config: RunConfig, output: Path, *, teacher: Path | None = None, warm_start: Path | None = None,
-              observer: Observer | None = None, resume: bool = False, overwrite: bool = False, device: str = "auto",
-              tensorboard: bool = False) -> dict[str, Any]:
+              half: str | None = None, observer: Observer | None = None, resume: bool = False, overwrite: bool = False,
+              device: str = "auto", tensorboard: bool = False) -> dict[str, Any]:
     """Train by a configuration and write the checkpoint; several processes share the work.
 
     ``<output>.training`` holds the log and, until the checkpoint is written, the state that ``resume`` reads.
 
     Args:
         teacher: checkpoint to distil from.
-        warm_start: checkpoint whose predictor and selector are the start; the warm starts are left out.
+        warm_start: checkpoint whose predictor and selector are the start; their own warm starts are left out.
+        half: 'selector' or 'predictor': what of the warm start is taken over alone.
         overwrite: replace a checkpoint at the output, and begin anew where another run left its state or log.
         device: 'auto', 'cpu', 'cuda' or 'cuda:N'.
 
@@ -43,6 +44,7 @@ def train_run(config: RunConfig, output: Path, *, teacher: Path | None = None, w
     CheckpointError: a checkpoint or something else lies at the output; ConfigError: another run's state or log lies
     there, or there is nothing to resume.
     """
+    halves = (half,) if half else ("selector", "predictor")
     checkpoint.check_output(output, overwrite)
     state.check_start(output, resume, overwrite)
     runtime = Runtime(device)
@@ -58,7 +60,7 @@ def train_run(config: RunConfig, output: Path, *, teacher: Path | None = None, w
     if said is not None:
         check_teacher(said, pair, config)
     if warm_start is not None:
-        recorded.start_from(pair, checkpoint.load(warm_start), warm_start, data)
+        recorded.start_from(pair, checkpoint.load(warm_start), warm_start, data, halves)
     splits = encode_splits(data, preprocessor, config.data)
     hashes = {"teacher": _digest(teacher), "warm_start": _digest(warm_start)}
     identity = state.identity_of(config, splits["train"], splits["dev"], **hashes)
@@ -68,7 +70,7 @@ def train_run(config: RunConfig, output: Path, *, teacher: Path | None = None, w
         if notice := short_texts_notice(config, splits["train"], preprocessor):
             observer.note(notice)
     runtime.wait()  # until every process has looked at what lies at the output: the main one writes from here on
-    fit(config, pair, splits["train"], splits["dev"], teacher=said, warm=warm_start is not None,
+    fit(config, pair, splits["train"], splits["dev"], teacher=said, warm=halves if warm_start is not None else (),
         observer=_logs(runtime, store, observer, resume, tensorboard), runtime=runtime, store=store, resume=resume)
     return _finish(runtime, pair, output, config, data, splits, store=store)
 
@@ -101,11 +103,18 @@ def record_run(path: Path, output: Path, *, device: str = "auto", data: str | No
     if output.exists() and not overwrite:
         raise DataError(f"{output} exists; fix: another file, or --overwrite")
     examples = recorded.data_for(pair, config).splits["train"].items
-    pair.to(chosen_device(device))
-    rows = []
-    for start in range(0, len(examples), 64):
-        rows += statements_of(pair, examples[start : start + 64], texts, Path(config.data.path))
-    write_knowledge(output, rows, overwrite)
+    runtime = Runtime(device)
+    pair.to(runtime.device)
+    # texts of like lengths together, so that little padding is computed
+    lengths = [len(each) if isinstance(each, str) else 0 for each in examples]
+    order = sorted(range(len(examples)), key=lengths.__getitem__)
+    rows: dict[int, dict[str, Any]] = {}
+    for start in range(0, len(order), 64):
+        some = order[start : start + 64]
+        with runtime.autocast(config.acceleration.precision):
+            said = statements_of(pair, [examples[index] for index in some], texts, Path(config.data.path))
+        rows |= zip(some, said, strict=True)
+    write_knowledge(output, [rows[index] for index in range(len(rows))], overwrite)
     return len(rows)
 
 

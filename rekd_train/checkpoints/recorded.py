@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +104,10 @@ def _named(labels: Sequence[str]) -> list[str]:
     return [] if list(labels) == [str(number) for number in range(len(labels))] else list(labels)
 
 
-def start_from(pair: Rationalizer, start: Rationalizer, path: Path, data: DataSet) -> None:
-    """Give a fresh pair the weights of ``start``, the checkpoint at ``path``, in place.
+def start_from(
+    pair: Rationalizer, start: Rationalizer, path: Path, data: DataSet, halves: Collection[str]
+) -> None:
+    """Give ``halves`` of a fresh pair the weights of ``start``, the checkpoint at ``path``, in place.
 
     DataError: other classes; ConfigError: other tokens or sizes.
     """
@@ -113,7 +115,7 @@ def start_from(pair: Rationalizer, start: Rationalizer, path: Path, data: DataSe
     mine, theirs = pair.preprocessor, start.preprocessor
     if isinstance(mine, TextPreprocessor) and not (isinstance(theirs, TextPreprocessor) and same_tokens(mine, theirs)):
         raise ConfigError(f"{path} reads other tokens than this run; fix: a warm start with the same tokenizer")
-    for role in ("selector", "predictor"):
+    for role in halves:
         mine, theirs = getattr(pair, role), getattr(start, role)
         sizes = [m.backbone.settings.model_dump(exclude={"pretrained", "word_embeddings"}) for m in (mine, theirs)]
         if sizes[0] != sizes[1]:

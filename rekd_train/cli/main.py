@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -65,6 +65,8 @@ def run_command(
     output: Output, teacher: Teacher = None,
     warm_start: Annotated[Path | None, typer.Option(
         metavar="CKPT", help="Start from this checkpoint's weights; no classifier stage.")] = None,
+    half: Annotated[Literal["selector", "predictor"] | None, typer.Option(
+        help="Of --warm-start's two halves this alone.")] = None,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option(
         "--resume", help="Go on where an interrupted run of the same settings was saved last.")] = False,
@@ -87,7 +89,7 @@ def run_command(
 
     with progress_bars() as observer:
         metrics = train_run(
-            config, output, teacher=teacher, warm_start=warm_start, observer=observer, resume=resume,
+            config, output, teacher=teacher, warm_start=warm_start, half=half, observer=observer, resume=resume,
             overwrite=overwrite, device=device, tensorboard=tensorboard)
     _report(metrics, output, as_json)
 

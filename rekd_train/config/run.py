@@ -112,7 +112,7 @@ def _mistakes(document: dict[str, Any]) -> list[str]:
 
 PRESETS = Path(__file__).parents[1] / "presets"
 REMOVED: dict[str, Any] = {
-    "stages.operator": "zero", "distillation.prediction_temperature": None, "distillation.teacher_temperature": None,
+    "distillation.prediction_temperature": None, "distillation.teacher_temperature": None,
     "acceleration.teacher_cache": True, "acceleration.gather": True, "acceleration.fused_optimiser": True}
 """Settings of older versions, with the value that is all that is left."""
 RENAMED = {"stages.criterion": "stages.best_metric", "selector.weights": "selector.pretrained",

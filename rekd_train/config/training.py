@@ -97,6 +97,12 @@ class OptimisationConfig(Section):
     batch_size: int = Field(64, ge=1, description="examples in a step, over all processes")
     learning_rate: float = Field(5e-4, gt=0, description="at its peak")
     embedding_learning_rate: float | None = Field(None, gt=0, description="of the word embeddings; none: learning_rate")
+    selector_learning_rate: float | None = Field(
+        None, gt=0, description="of the selector: a smaller network takes a larger one; none: learning_rate"
+    )
+    head_learning_rate: float | None = Field(
+        None, gt=0, description="of the heads of selector and predictor, which start at random; none: as their networks"
+    )
     schedule: Literal["linear", "constant"] = Field("linear", description="decay to 0 after the warm-up, or none")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the learning rate rises")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's, decoupled from the loss")
@@ -127,6 +133,11 @@ class StagesConfig(Section):
         None, ge=0, description="epochs of the selector's own warm start where its sizes are not the predictor's, "
         "whose weights it would start from, or it has pretrained ones of its own; none: classifier_epochs",
     )  # fmt: skip
+    operator: Literal["zero", "gather"] = Field(
+        "zero",
+        description="what the predictor reads while both learn: 'zero': every position, blank where not kept (the "
+        "paper); 'gather': the kept ones alone, at a tenth of the cost",
+    )
     rationale_epochs: float = Field(
         1.0, ge=0, description="epochs in which both learn together; with a teacher: distillation"
     )

@@ -62,7 +62,15 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def gathered(self, inputs: Inputs, positions: Tensor, kept: Tensor) -> Tensor:
-        """(B, H): as ``attended``, computed on ``positions`` (B, K) int64 alone; ``kept`` (B, K) bool."""
+        """(B, H): as ``attended``, computed on ``positions`` (B, K) int64 alone.
+
+        ``kept`` (B, K) bool; or float, 0 or 1 and differentiable, which multiplies the content (``gated``).
+        """
+
+    def content(self, inputs: Inputs) -> Tensor:
+        """(B, N, H): every position on its own, before any context; only ``stages.operator = "gather"`` asks."""
+        raise ConfigError(f"{type(self).__name__} defines no content(inputs), which stages.operator=gather reads; "
+                          "fix: stages.operator=zero")  # fmt: skip
 
 
 class TextBackbone(Backbone):
@@ -86,6 +94,9 @@ class TextBackbone(Backbone):
             mask = mask & (inputs["input_ids"] != token_id)
         return mask
 
+    def content(self, inputs: Inputs) -> Tensor:
+        return self.words(inputs["input_ids"])
+
     def words(self, input_ids: Tensor) -> Tensor:
         """(B, M, H) word embeddings, no position added."""
         return self.table(input_ids)
@@ -94,6 +105,15 @@ class TextBackbone(Backbone):
         """Start from a (vocabulary, width) table."""
         with torch.no_grad():
             self.table.weight.copy_(table)
+
+
+def gated(content: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Content (B, P + K, H), its last K slots times ``kept`` (B, K) if that is float; and ``kept`` as bool."""
+    if kept.is_floating_point():
+        ones = kept.new_ones(kept.shape[0], content.shape[1] - kept.shape[1])
+        content = content * torch.cat([ones, kept], dim=1).to(content.dtype).unsqueeze(-1)
+        kept = kept > 0.5
+    return content, kept
 
 
 def with_cls(positions: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from rekd_train.config.run import BackboneConfig
 from rekd_train.errors import ConfigError
-from rekd_train.models.base import Inputs, TextBackbone, with_cls
+from rekd_train.models.base import Inputs, TextBackbone, gated, with_cls
 
 
 class BilstmBackbone(TextBackbone):
@@ -51,7 +51,7 @@ class BilstmBackbone(TextBackbone):
         return self.gathered(inputs, first_kept, keep[:, 1:].sort(dim=1, descending=True).values)
 
     def gathered(self, inputs: Inputs, positions: Tensor, kept: Tensor) -> Tensor:
-        words = self.words(inputs["input_ids"].gather(1, with_cls(positions)))
+        words, kept = gated(self.words(inputs["input_ids"].gather(1, with_cls(positions))), kept)
         lengths = 1 + kept.to(torch.int64).sum(dim=1, keepdim=True)
         return _ends(self._read(words, lengths), lengths)
 

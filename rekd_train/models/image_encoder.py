@@ -14,7 +14,7 @@ from torch.nn.functional import embedding, interpolate, linear
 
 from rekd_train.config.run import BackboneConfig
 from rekd_train.errors import ConfigError, InputError
-from rekd_train.models.base import Backbone, Inputs
+from rekd_train.models.base import Backbone, Inputs, gated
 
 
 class ImageEncoder(Backbone):
@@ -80,7 +80,7 @@ class ImageEncoder(Backbone):
 
     def states(self, inputs: Inputs) -> Tensor:
         if self.has_tokens:
-            return self._encode(self._content(inputs))[:, self.model.num_prefix_tokens :]
+            return self._encode(self.content(inputs))[:, self.model.num_prefix_tokens :]
         features = self.model.forward_features(self._images(inputs))
         if features.dim() == 3:  # tokens after all, but positions that cannot be told apart from the blocks
             return features[:, -self.image.grid[0] * self.image.grid[1] :]
@@ -91,16 +91,17 @@ class ImageEncoder(Backbone):
 
     def zeroed(self, inputs: Inputs, keep: Tensor) -> Tensor:
         if self.has_tokens:
-            return self._pooled(self._encode(self._content(inputs) * keep.unsqueeze(-1)))
+            return self._pooled(self._encode(self.content(inputs) * keep.unsqueeze(-1)))
         rows, columns = self.image.grid
         shown = interpolate(keep.view(-1, 1, rows, columns), scale_factor=float(self.image.patch), mode="nearest")
         return self.model.forward_head(self.model.forward_features(self._images(inputs) * shown), pre_logits=True)
 
     def attended(self, inputs: Inputs, keep: Tensor) -> Tensor:
-        return self._pooled(self._encode(self._content(inputs), visible=keep), keep)
+        return self._pooled(self._encode(self.content(inputs), visible=keep), keep)
 
     def gathered(self, inputs: Inputs, positions: Tensor, kept: Tensor) -> Tensor:
-        return self._pooled(self._encode(self._content(inputs, positions), positions, kept), kept)
+        content, kept = gated(self.content(inputs, positions), kept)
+        return self._pooled(self._encode(content, positions, kept), kept)
 
     def _images(self, inputs: Inputs) -> Tensor:
         """(B, C, H, W) float, normalised, in the size that is cut into patches."""
@@ -116,7 +117,7 @@ class ImageEncoder(Backbone):
             raise InputError(f"images are {tuple(images.shape[1:])} (channels, height, width); expected {expected}")
         return images
 
-    def _content(self, inputs: Inputs, positions: Tensor | None = None) -> Tensor:
+    def content(self, inputs: Inputs, positions: Tensor | None = None) -> Tensor:
         """(B, M, H): patch embeddings without positions, of all patches or of those at ``positions`` (B, M)."""
         # the convolution as a product, so that it runs on kept patches alone
         (rows, columns), side, channels = self.image.grid, self.image.patch, self.image.channels

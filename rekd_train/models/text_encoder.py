@@ -19,7 +19,7 @@ from transformers.models.bert.modeling_bert import BertModel
 
 from rekd_train.config.sections import BackboneConfig, EncoderTraits
 from rekd_train.errors import ConfigError
-from rekd_train.models.base import Inputs, TextBackbone, kept_positions, with_cls
+from rekd_train.models.base import Inputs, TextBackbone, gated, kept_positions, with_cls
 
 DROPOUTS = {
     "dropout": ("hidden_dropout_prob", "hidden_dropout", "dropout", "embedding_dropout", "mlp_dropout"),
@@ -49,8 +49,7 @@ class TextEncoder(TextBackbone):
         config = _library_config(settings, special_ids)
         traits = settings.traits or (probed(config) if settings.architecture else BERT_TRAITS)
         self.settings = settings.model_copy(update={"traits": traits if settings.architecture else None})
-        self.traits = traits
-        self.model = build_encoder(config)
+        self.traits, self.model = traits, build_encoder(config)
 
     @property
     def table(self) -> nn.Embedding:
@@ -72,9 +71,10 @@ class TextEncoder(TextBackbone):
 
     def gathered(self, inputs: Inputs, positions: Tensor, kept: Tensor) -> Tensor:
         indices = with_cls(positions)
+        words, kept = gated(self.words(inputs["input_ids"].gather(1, indices)), kept)
         kept = kept & (positions > 0)  # a rule that may choose the start token must not show it twice
         visible = torch.cat([torch.ones_like(positions[:, :1]), kept.to(torch.int64)], dim=1)
-        return self._pooled(self.words(inputs["input_ids"].gather(1, indices)), visible, indices)
+        return self._pooled(words, visible, indices)
 
     def _pooled(self, content: Tensor, visible: Tensor, positions: Tensor | None = None) -> Tensor:
         """(B, H): what a predictor reads, the state of the start token or the mean over what is visible."""

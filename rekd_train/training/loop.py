@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -70,7 +71,7 @@ class _Run:
         settings = self._config.optimisation
         self._steps = max(1, round(stage.epochs * len(loop.train) / settings.batch_size))
         self._batches = Batches(self._config, loop.train, self._steps, loop.seed(stage), self._runtime)
-        self._optimiser = optimiser_for(objective, settings)
+        self._optimiser = optimiser_for(objective, settings, loop.pair)
         self._peaks = [group["lr"] for group in self._optimiser.param_groups]
         self._best = Best(self._config.stages.best_metric)
         self._watch = Watch(stage.name, self._config, READ_EVERY)
@@ -198,23 +199,26 @@ class _Run:
         return bool(torch.stack(norms).isfinite().all())
 
 
-def optimiser_for(module: nn.Module, settings: OptimisationConfig) -> torch.optim.AdamW:
-    """AdamW; word embeddings have their own rate; biases, norms and they do not decay, unless everything does."""
-    rate, decay = settings.learning_rate, settings.weight_decay
-    gentle = decay if settings.decay_everything else 0.0
-    # the same three groups whatever the rates are, so that a run may go on with other rates
-    groups = {
-        "matrices": {"params": [], "lr": rate, "weight_decay": decay},
-        "vectors": {"params": [], "lr": rate, "weight_decay": gentle},
-        "embeddings": {"params": [], "lr": settings.embedding_learning_rate or rate, "weight_decay": gentle},
-    }
+def optimiser_for(module: nn.Module, settings: OptimisationConfig, pair: Rationalizer) -> torch.optim.AdamW:
+    """AdamW; biases, norms and word embeddings do not decay, unless everything does.
+
+    The selector, the heads (a stage's own, too) and the word embeddings may have rates of their own.
+    """
+    selector = {id(each) for each in pair.selector.parameters()}
+    networks = {id(each) for half in (pair.selector, pair.predictor) for each in half.backbone.parameters()}
     tables = {id(table) for table in word_tables(module)}
-    for parameter in module.parameters():
-        if parameter.requires_grad:
-            kind = "embeddings" if id(parameter) in tables else "matrices" if parameter.ndim > 1 else "vectors"
-            groups[kind]["params"].append(parameter)
-    present = [group for group in groups.values() if group["params"]]
-    return torch.optim.AdamW(present, lr=rate, betas=settings.betas, fused=True)
+    groups: dict[str, dict[str, Any]] = {}
+    for parameter in filter(lambda each: each.requires_grad, module.parameters()):
+        own, table = id(parameter), id(parameter) in tables
+        head = own not in networks
+        rate = (settings.selector_learning_rate if own in selector else None) or settings.learning_rate
+        rate = (settings.embedding_learning_rate if table else settings.head_learning_rate if head else None) or rate
+        gentle = (table or parameter.ndim < 2) and not settings.decay_everything
+        # the same groups whatever the rates are, so that a run may go on with other rates
+        group = groups.setdefault(f"{own in selector} {head} {table} {gentle}", {"params": [], "lr": rate})
+        group["params"].append(parameter)
+        group["weight_decay"] = 0.0 if gentle else settings.weight_decay
+    return torch.optim.AdamW([*groups.values()], lr=settings.learning_rate, betas=settings.betas, fused=True)
 
 
 def word_tables(module: nn.Module) -> list[nn.Parameter]:

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from rekd_train.config.run import RunConfig
-from rekd_train.models.base import Predictor, relaxed_log_choice, straight_through_gate
+from rekd_train.inputs.policy import SelectionPolicy
+from rekd_train.models.base import (
+    Predictor,
+    apply_policy,
+    kept_positions,
+    relaxed_log_choice,
+    selection_scores,
+    straight_through_gate,
+)  # fmt: skip
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training import losses
 from rekd_train.training.losses import gumbel, key, uniform, uniform_scalar
@@ -34,6 +42,7 @@ class Objective(nn.Module, ABC):
     """
 
     trains_selector = False
+    trains_predictor = True
 
     def __init__(
         self, config: RunConfig, pair: Rationalizer, runtime: Runtime, seed: int, teacher: Teaching | None = None,
@@ -44,7 +53,8 @@ class Objective(nn.Module, ABC):
         self.__dict__["pair"] = pair  # no submodule: only what a stage registers is trained
         if self.trains_selector:
             self.selector = pair.selector
-        self.predictor = predictor or pair.predictor
+        if self.trains_predictor:
+            self.predictor = predictor or pair.predictor
 
     def forward(self, batch: Batch) -> Figures:
         """This process's parts of the figures."""
@@ -79,6 +89,19 @@ class Objective(nn.Module, ABC):
         return key(self.seed, purpose, step)
 
 
+def penalised(objective: Objective, batch: Batch, mask: Tensor, selectable: Tensor) -> tuple[Tensor, Figures]:
+    """This process's part of lambda L_select for a mask or chances (B, N), and the counts behind it."""
+    selection, pair, present = objective.config.selection, objective.pair, float(batch.present > 0)
+    kept = present * torch.where(selectable, mask, 0.0).sum(dim=1)
+    real = pair.selector.backbone.selectable(batch.inputs).sum(dim=1)
+    features = present * losses.penalised_features(real, pair.preprocessor.positions, selection)
+    # what the whole batch keeps, over all processes, is what meets the target
+    penalty = losses.selection_penalty(kept, features, selection, batch.examples, objective.runtime.total)
+    whole = selection.penalty_per == "batch"
+    penalty = objective.runtime.shared(penalty) if whole else batch.share * penalty
+    return selection.weight * penalty, {"kept": kept.sum().detach(), "features": features.sum().detach()}
+
+
 class ClassifierObjective(Objective):
     """A predictor alone, the pair's or one over the selector's backbone; random masks prepare it for rationales."""
 
@@ -95,6 +118,45 @@ class ClassifierObjective(Objective):
         return {"loss": batch.share * self.classified(batch, class_logits)}
 
 
+class VoteObjective(Objective):
+    """A selector learns which words tell the class before there is a predictor to tell it: its gates weigh their votes.
+
+    Each position votes by itself, without its context, so that what is weighed is what a predictor will read. The
+    class must follow from the mean of the votes, each weighed by its chance to be kept, under the penalty on the mean
+    chance: the game of the rationale stage with expectations in place of draws. The selector's states learn the class,
+    too. ``stages.operator = "gather"`` needs such a start where no teacher tells the rationale: gathered words have a
+    gradient at what is kept alone, and what a fresh selector keeps says nothing (docs/training.md).
+
+    Args:
+        votes: from (B, N, H) content to (B, N, C) logits; thrown away.
+        reader: from (B, H) mean states to (B, C) logits; thrown away.
+    """
+
+    trains_selector, trains_predictor = True, False
+
+    def __init__(self, *given: Any, votes: nn.Module, reader: nn.Module) -> None:
+        super().__init__(*given)
+        self.votes, self.reader = votes, reader
+
+    def figures(self, batch: Batch) -> Figures:
+        """Parts of ``loss``; ``penalty``, and the counts behind it."""
+        backbone, selectable = self.selector.backbone, self.pair.selectable(batch.inputs)
+        states = backbone.states(batch.inputs)
+        logits = self.selector.head(states).float()
+        chances = torch.where(selectable, logits.softmax(dim=-1)[..., 1], 0.0)
+        penalty, figures = penalised(self, batch, chances, selectable)
+        votes = self.votes(backbone.content(batch.inputs)).float()
+        loss = penalty
+        for class_logits in (mean_over(votes, chances), self.reader(mean_over(states, selectable.float())).float()):
+            loss = loss + batch.share * self.classified(batch, class_logits)
+        return figures | {"loss": loss, "penalty": penalty.detach()}
+
+
+def mean_over(values: Tensor, weights: Tensor) -> Tensor:
+    """(B, D): the mean of (B, N, D) by (B, N) weights."""
+    return (values * weights.unsqueeze(-1)).sum(dim=1) / weights.sum(dim=1, keepdim=True).clamp(min=1e-6)
+
+
 class RationaleObjective(Objective):
     """Selector and predictor together: L_RE, or alpha L_RE + (1 - alpha) L_KD (REKD sec. 3.3)."""
 
@@ -109,9 +171,9 @@ class RationaleObjective(Objective):
         logits = self.selector(batch.inputs)
         noise = gumbel(self.stream(0, batch.step), batch.indices, logits.shape[1])
         gate = straight_through_gate(logits, temperature, noise)
-        class_logits = self.predictor(batch.inputs, gate.mask, selectable)
+        class_logits = self._class_logits(batch, gate.mask, logits + noise, selectable)
 
-        penalty, figures = self._penalty(batch, gate.mask, selectable)
+        penalty, figures = penalised(self, batch, gate.mask, selectable)
         extraction = batch.share * losses.prediction_loss(class_logits, batch.labels, batch.weights) + penalty
         if config.selection.continuity:
             scattered = losses.discontinuity(gate.mask, selectable, self.selector.backbone.columns)
@@ -134,16 +196,15 @@ class RationaleObjective(Objective):
         figures |= {"rationale": rationale.detach(), "prediction": prediction.detach()}
         return figures | {"loss": alpha * extraction + (1 - alpha) * distilled}
 
-    def _penalty(self, batch: Batch, mask: Tensor, selectable: Tensor) -> tuple[Tensor, Figures]:
-        """This process's part of lambda L_select, and the counts behind it."""
-        selection, present = self.config.selection, float(batch.present > 0)
-        kept = present * torch.where(selectable, mask, 0.0).sum(dim=1)
-        real = self.selector.backbone.selectable(batch.inputs).sum(dim=1)
-        features = present * losses.penalised_features(real, self.pair.preprocessor.positions, selection)
-        # what the whole batch keeps, over all processes, is what meets the target
-        penalty = losses.selection_penalty(kept, features, selection, batch.examples, self.runtime.total)
-        penalty = batch.share * penalty if selection.penalty_per == "example" else self.runtime.shared(penalty)
-        return selection.weight * penalty, {"kept": kept.sum().detach(), "features": features.sum().detach()}
+    def _class_logits(self, batch: Batch, mask: Tensor, noisy: Tensor, selectable: Tensor) -> Tensor:
+        if self.config.stages.operator == "zero":
+            return self.predictor(batch.inputs, mask, selectable)
+        # a draw keeps more or less than the rule will; of more than twice the target the surest are read
+        policy = SelectionPolicy(bias=0.0, budget=min(1.0, 2 * self.config.selection.target), minimum=0)
+        capacity = policy.capacity(mask.shape[1])
+        read = apply_policy(selection_scores(noisy.detach()), selectable, policy, capacity)
+        positions, kept = kept_positions(read, capacity)
+        return self.predictor.gathered(batch.inputs, positions, mask.gather(1, positions) * kept)
 
     def _rationale_term(
         self, batch: Batch, logits: Tensor, noise: Tensor, selectable: Tensor, annealed: float

@@ -2,7 +2,8 @@
 
 1. classifier: the predictor learns the task, half of the batches through random keep masks; the selector
    starts from it where the sizes agree and it has no pretrained weights of its own, otherwise from a warm start of
-   its own (stage ``selector``);
+   its own (stage ``selector``). With ``stages.operator = "gather"`` it is the other way round: the selector learns
+   whose votes to weigh (``VoteObjective``), a predictor of its sizes starts from it;
 2. rationale: selector and predictor learn together through the straight-through Gumbel mask; with a teacher
    (``distillation``) also from its rationales and predictions;
 3. compact: selector frozen, the predictor learns to read gathered features alone;
@@ -11,11 +12,12 @@ and the decision rule and the probability temperature are fitted on dev.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Collection
+from functools import cached_property, partial
 
 import numpy as np
 import torch
+from torch import nn
 
 from rekd_train.config.run import RunConfig
 from rekd_train.data import DataSet, Split
@@ -30,7 +32,7 @@ from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training import validation
 from rekd_train.training.loop import Loop, Stage, word_tables
 from rekd_train.training.losses import key
-from rekd_train.training.objectives import ClassifierObjective, CompactObjective, RationaleObjective
+from rekd_train.training.objectives import ClassifierObjective, CompactObjective, RationaleObjective, VoteObjective
 from rekd_train.training.runtime import FullLength, Runtime
 from rekd_train.training.state import Observer, Snapshot, StateStore, load_pair_state, pair_state
 from rekd_train.training.teacher import RecordedTeacher, Teacher, Teaching
@@ -41,7 +43,7 @@ AnyTeacher = Rationalizer | AlignedKnowledge | None
 
 def fit(
     config: RunConfig, rationalizer: Rationalizer, train: Split, dev: Split, *, teacher: AnyTeacher = None,
-    warm: bool = False, observer: Observer | None = None, runtime: Runtime | None = None,
+    warm: Collection[str] = (), observer: Observer | None = None, runtime: Runtime | None = None,
     store: StateStore | None = None, resume: bool = False,
 ) -> Rationalizer:  # fmt: skip
     """Train a pair in place through the stages of its configuration; it returns calibrated, in evaluation mode.
@@ -49,7 +51,7 @@ def fit(
     Args:
         teacher: a trained pair with the same preprocessing, or what was recorded about the examples of ``train``;
             None: plain rationale extraction.
-        warm: leave the warm starts out: the pair's predictor is trained already.
+        warm: 'selector', 'predictor' or both: trained already, their warm starts are left out.
         runtime: None: the device the pair is on.
         resume: go on from the state in ``store``, if there is one.
 
@@ -67,12 +69,16 @@ def fit(
                               "stages.rationale_epochs above 0")  # fmt: skip
     snapshot = store.load() if store is not None and resume else None
     runner = _StageRunner(config, rationalizer, train, dev, teacher, runtime, observer, store, snapshot)
-    if stages.classifier_epochs and not warm:
-        runner.take(0, "classifier", stages.classifier_epochs, runner.classifier)
+    own_start = stages.classifier_epochs if stages.selector_warm_start is None else stages.selector_warm_start
+    gathers = stages.operator == "gather" and stages.rationale_epochs > 0
+    follows = not gathers and not warm and alike(config, rationalizer)  # the selector starts from the predictor
+    if stages.classifier_epochs and "predictor" not in warm and not gathers:
+        runner.take(0, "classifier", stages.classifier_epochs, partial(runner.classifier, follows=follows))
     if stages.rationale_epochs:
-        own_start = stages.classifier_epochs if stages.selector_warm_start is None else stages.selector_warm_start
-        if own_start and not warm and not starts_from_predictor(config, rationalizer):
-            runner.take(1, "selector", own_start, runner.selector)
+        if own_start and "selector" not in warm and not follows:
+            follows = "predictor" not in warm and alike(config, rationalizer)  # the other way round
+            run = partial(runner.votes, follows=follows) if gathers else runner.selector
+            runner.take(1, "selector", own_start, run)
         runner.take(2, "rationale" if teacher is None else "distillation", stages.rationale_epochs, runner.rationale)
         if stages.compact_epochs:
             runner.take(3, "compact", stages.compact_epochs, runner.compact)
@@ -149,8 +155,8 @@ def short_texts_notice(config: RunConfig, train: Split, preprocessor: Preprocess
     )
 
 
-def starts_from_predictor(config: RunConfig, pair: Rationalizer) -> bool:
-    """Whether the selector takes over what the predictor has learnt: same sizes, no pretrained weights of its own."""
+def alike(config: RunConfig, pair: Rationalizer) -> bool:
+    """Whether one half takes over what the other has learnt to read: same sizes, no other pretrained weights."""
     mine, theirs = (
         {name: tensor.shape for name, tensor in model.backbone.state_dict().items()}
         for model in (pair.selector, pair.predictor)
@@ -202,10 +208,10 @@ class _StageRunner:
                 self._store.save(Snapshot(stage=number + 1, **pair_state(self.pair)))
             self.runtime.wait()
 
-    def classifier(self, stage: Stage) -> None:
-        """The predictor alone; then the selector starts from what it has learnt to read."""
+    def classifier(self, stage: Stage, follows: bool) -> None:
+        """The predictor alone; the selector ``follows``: it starts from what the predictor has learnt to read."""
         self._classifier(stage, self.pair.predictor)
-        if starts_from_predictor(self.config, self.pair):
+        if follows:
             self.pair.selector.backbone.load_state_dict(self.pair.predictor.backbone.state_dict())
 
     def selector(self, stage: Stage) -> None:
@@ -214,6 +220,21 @@ class _StageRunner:
             torch.manual_seed(key(self._loop.seed(stage)) >> 1)
             head = Predictor(self.pair.selector.backbone, len(self.pair.labels)).to(self.runtime.device)
         self._classifier(stage, head)
+
+    def votes(self, stage: Stage, follows: bool) -> None:
+        """The selector by the votes of single positions; the predictor ``follows``."""
+        pair, backbone = self.pair, self.pair.selector.backbone
+        inputs = {name: self.runtime.to_device(array) for name, array in self.train.inputs(np.arange(1)).items()}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key(self._loop.seed(stage)) >> 1)
+            width, inner, classes = backbone.content(inputs).shape[2], 64, len(pair.labels)
+            votes = nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, classes))
+            heads = {"votes": votes, "reader": nn.Linear(backbone.settings.width, classes)}
+        heads = {name: head.to(self.runtime.device) for name, head in heads.items()}
+        teacher = self.teacher if self.config.distillation.classifier else None
+        self._loop.run(stage, VoteObjective(*self._parts(stage), teacher, **heads))
+        if follows:
+            pair.predictor.backbone.load_state_dict(backbone.state_dict())
 
     def _classifier(self, stage: Stage, predictor: Predictor) -> None:
         predictor.operator = "zero"
@@ -224,7 +245,7 @@ class _StageRunner:
     def rationale(self, stage: Stage) -> None:
         """Selector and predictor together, then the decision rule."""
         config, pair = self.config, self.pair
-        pair.predictor.operator = "zero"
+        pair.predictor.use("zero" if config.stages.operator == "zero" else "compact")
         objective = RationaleObjective(*self._parts(stage), self.teacher)
         frozen = word_tables(pair.selector) if config.optimisation.freeze_selector_embeddings else []
         try:

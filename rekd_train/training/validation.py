@@ -125,7 +125,7 @@ class DevEvaluation:
         def forward(batch: Batch) -> tuple[Tensor]:
             selectable = self._pair.selectable(batch.inputs)
             keep = self._mask[batch.indices][:, : selectable.shape[1]] if self._with_rationale else selectable
-            if self._fixed:
+            if self._with_rationale and self._predictor.operator == "compact":
                 return (self._pair.gathered_class_logits(batch.inputs, keep),)
             return (self._predictor(batch.inputs, keep, selectable),)
 
@@ -176,8 +176,9 @@ def calibrate_bias(scores: Tensor, selectable: Tensor, policy: SelectionPolicy, 
 def calibrate_policy(config: RunConfig, rationalizer: Rationalizer, dev: Split, runtime: Runtime) -> None:
     """Fit the bias of the decision rule on dev to the configured target, in place."""
     rationalizer.policy = base_policy(config.selection)
-    readings = read_selector(rationalizer, dev, runtime, "fp32")
-    rationalizer.policy = fitted_policy(rationalizer, readings, config.selection)
+    if config.selection.decision == "calibrated":
+        readings = read_selector(rationalizer, dev, runtime, "fp32")
+        rationalizer.policy = fitted_policy(rationalizer, readings, config.selection)
 
 
 def calibrate_temperature(rationalizer: Rationalizer, dev: Split) -> Rationalizer:

@@ -97,9 +97,9 @@ def test_a_run_of_version_1_is_taken_up_unless_it_used_what_is_gone(rationalizer
     description = json.loads((path / "config.json").read_text()) | {"version": 1}
     (path / "config.json").write_text(json.dumps(description))
     assert recorded_config(path) == run_config("paper_imdb_bert_tiny_rekd")
-    description["training"]["config"]["stages"]["operator"] = "drop"
+    description["training"]["config"]["acceleration"]["gather"] = False
     (path / "config.json").write_text(json.dumps(description))
     texts = ["a good film"]
     assert checkpoint.load(path).predict(texts) == rationalizer.predict(texts), "the model is whole all the same"
-    with pytest.raises(ConfigError, match="stages.operator=drop is no longer there.*'zero'; fix"):
+    with pytest.raises(ConfigError, match="acceleration.gather=False is no longer there.*'true'; fix"):
         recorded_config(path)

@@ -111,6 +111,31 @@ def test_predict_is_the_sum_of_its_parts(pair, items, inputs):
             assert list(found.probabilities.values()) == pytest.approx(probabilities[row].tolist(), abs=1e-5)
 
 
+@pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES)
+def test_gates_of_gathered_features_have_the_gradient_of_their_content(make, texts):
+    """Against finite differences; a slot that is not kept has none and is not read."""
+    pair = make(operator="compact")
+    words = pair.preprocessor.settings.kind == "text"
+    pair, size = (pair.double(), 1e-5) if words else (pair, 1e-2)  # the mask of a vision transformer is float32
+    inputs = tensors(pair, texts if words else IMAGES)
+    mask = pair.select(inputs).mask
+    slots, kept = kept_positions(mask, int(mask.sum(dim=1).max()) + 2)
+    gates = kept.to(next(pair.parameters()).dtype).requires_grad_()
+
+    def loss(gates):
+        return pair.predictor.head(pair.predictor.backbone.gathered(inputs, slots, gates)).square().sum()
+
+    assert loss(gates) == pair.predictor.head(pair.predictor.backbone.gathered(inputs, slots, kept)).square().sum()
+    loss(gates).backward()
+    assert (gates.grad[~kept] == 0).all() and (gates.grad[kept] != 0).all()
+    for row, slot in kept.nonzero()[:6].tolist():
+        step = torch.zeros_like(gates)
+        step[row, slot] = size
+        with torch.no_grad():
+            slope = (loss(gates + step) - loss(gates - step)) / (2 * size)
+        assert gates.grad[row, slot].item() == pytest.approx(slope.item(), rel=1e-2, abs=1e-4)
+
+
 # removed features have no influence
 
 

@@ -73,7 +73,7 @@ def test_batches_of_similar_length_hold_less_padding():
 def test_word_embeddings_have_their_own_rate_and_vectors_do_not_decay(make):
     def groups(**settings) -> dict[int, dict]:
         """The optimiser's group of each trained parameter, by the parameter's id."""
-        optimiser = optimiser_for(pair, OptimisationConfig(learning_rate=1e-3, weight_decay=0.1, **settings))
+        optimiser = optimiser_for(pair, OptimisationConfig(learning_rate=1e-3, weight_decay=0.1, **settings), pair)
         return {id(parameter): group for group in optimiser.param_groups for parameter in group["params"]}
 
     pair = make()
@@ -87,6 +87,11 @@ def test_word_embeddings_have_their_own_rate_and_vectors_do_not_decay(make):
         assert figures == (1e-5 if word else 1e-3, decay, (0.7, 0.8), True), name
     assert {group["lr"] for group in groups().values()} == {1e-3}
     assert {group["weight_decay"] for group in groups(decay_everything=True).values()} == {0.1}
+    found = groups(selector_learning_rate=2e-3, head_learning_rate=3e-3, embedding_learning_rate=1e-5)
+    for name, parameter in pair.named_parameters():
+        own = 3e-3 if "head" in name else 2e-3 if name.startswith("selector") else 1e-3
+        word = any(parameter is table for table in tables)
+        assert found[id(parameter)]["lr"] == (1e-5 if word else own), name
     tables[0].requires_grad_(False)
     assert id(tables[0]) not in groups(), "what is frozen is not optimised"
 

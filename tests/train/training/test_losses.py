@@ -15,7 +15,8 @@ from pytest import approx
 from toys import toy_config, toy_images, toy_texts
 
 from rekd_train.config.run import checked_config
-from rekd_train.models.base import relaxed_log_choice
+from rekd_train.inputs.policy import SelectionPolicy, mask_by_specification
+from rekd_train.models.base import relaxed_log_choice, selection_scores
 from rekd_train.training import losses
 from rekd_train.training.losses import gumbel, key, refreshed_step, uniform, uniform_scalar
 from rekd_train.training.objectives import ClassifierObjective, CompactObjective, RationaleObjective
@@ -147,6 +148,7 @@ def texts():
 
 
 def figures_of(pair, batch, config, teacher=None) -> dict[str, float]:
+    pair.predictor.use("zero" if config.stages.operator == "zero" else "compact")
     live = Teacher(teacher, CPU, "fp32") if teacher else None
     return {name: value.item() for name, value in RationaleObjective(config, pair, CPU, SEED, live)(batch).items()}
 
@@ -167,7 +169,13 @@ def reference(pair, teacher, batch, config) -> dict[str, float]:
     off = counts[0] - selection.target * counts[1] if selection.penalty_on == "counts" else (
         counts[0] / counts[1] - selection.target)
     figures = {"kept": kept.sum(), "features": features.sum(), "penalty": selection.weight * (off**2).mean()}
-    ours = pair.class_logits(inputs, mask)
+    read = mask
+    if config.stages.operator == "gather":  # of more than twice the target, the surest
+        rule = SelectionPolicy(bias=0.0, budget=2 * selection.target, minimum=0)
+        scores = selection_scores(logits + noise[0]).numpy()
+        read = torch.from_numpy(mask_by_specification(scores, selectable.numpy(), rule))
+        pair.predictor.use("compact")
+    ours = pair.class_logits(inputs, read)
     figures["extraction"] = torch.nn.functional.cross_entropy(ours, batch.labels) + figures["penalty"]
     if selection.continuity:
         borders = losses.discontinuity(mask.float(), selectable, pair.selector.backbone.columns)
@@ -204,6 +212,7 @@ def reference(pair, teacher, batch, config) -> dict[str, float]:
     "selection.penalty_per=example selection.penalty_on=counts",
     "selection.penalty_on=counts selection.denominator=all",
     "selection.penalty_on=counts selection.denominator=all selection.selectable=all",
+    "stages.operator=gather", "stages.operator=gather selection.target=0.05 selection.continuity=0.7",
 ])  # fmt: skip
 def test_every_setting_changes_the_figures_as_the_formulas_say(changes, texts):
     pair, teacher, batch = texts

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -47,21 +48,22 @@ def run_in_processes(command: list[str], processes: int) -> list[str]:
 
 
 @pytest.mark.parametrize(("images", "config"), [
+    (True, {"stages": {"operator": "gather"}}),
     (False, {"distillation": {"noise": "independent", "teacher_mask": "student"}}),
     (True, {"selection": {"penalty_per": "example", "penalty_on": "counts", "weight": 0.1, "target": 0.2,
                           "continuity": 0.5}}),
-], ids=["batch shares, live teacher", "example counts, augmented images"])  # fmt: skip
+], ids=["gathered, augmented images", "batch shares, live teacher", "example counts, augmented images"])  # fmt: skip
 def test_two_processes_give_the_losses_of_one(images, config, tmp_path):
     # 250 = 3 * 83 + 1: parts are unequal, and the last batch of an epoch leaves the second process nothing
-    config = config | {
-        "optimisation": {"batch_size": 83, "learning_rate": 1e-3, "gradient_clip": 0.5},
-        "stages": {"evaluate_every": 1, "classifier_epochs": 2, "rationale_epochs": 2, "compact_epochs": 2},
-    }
+    stages = {"evaluate_every": 1, "classifier_epochs": 2, "rationale_epochs": 2, "compact_epochs": 2}
+    optimisation = {"batch_size": 83, "learning_rate": 1e-3, "gradient_clip": 0.5}
+    config = config | {"optimisation": optimisation, "stages": stages | config.get("stages", {})}
     task, output = {"dropout": 0.0, "images": images, "config": config}, tmp_path / "two.pt"
     one = toy_run.run(task)
     run_in_processes([sys.executable, SCRIPT, json.dumps({**task, "output": str(output)})], 2)
     two = torch.load(output)
-    assert list(one["values"]) == list(two["values"]) == ["classifier", "selector", "distillation", "compact"]
+    first = [] if "operator" in config["stages"] else ["classifier"]
+    assert list(one["values"]) == list(two["values"]) == [*first, "selector", "distillation", "compact"]
     # sums in another order move weights by a rounding: on dev only decisions that hang by less may differ
     decided, compared = zip(one["decisions"], two["decisions"], strict=True), 0
     for log in ("values", "evaluations"):
@@ -82,25 +84,29 @@ def test_two_processes_give_the_losses_of_one(images, config, tmp_path):
 
 
 STAGES = {"classifier_epochs": 2, "rationale_epochs": 3, "compact_epochs": 2, "save_every": 7, "evaluate_every": 1}
-INTERRUPTED = {"config": {"stages": STAGES}}
+
+@cache
+def uninterrupted(operator: str) -> tuple[dict, dict]:
+    """A task, and what it ends with."""
+    task = {"config": {"stages": STAGES | {"operator": operator}}}
+    return task, toy_run.run(task)
 
 
-@pytest.fixture(scope="module")
-def uninterrupted() -> dict:
-    return toy_run.run(INTERRUPTED)
-
-
-@pytest.mark.parametrize("kill", [("distillation", 18), ("compact", 3), ("classifier", 15)])
-def test_killed_and_resumed_equals_uninterrupted(kill, uninterrupted, tmp_path):
-    task = {**INTERRUPTED, "state": str(tmp_path)}
+@pytest.mark.parametrize(("operator", "kill"), [
+    ("zero", ("distillation", 18)), ("zero", ("compact", 3)), ("zero", ("classifier", 15)),
+    ("gather", ("selector", 15)), ("gather", ("distillation", 18)),
+])  # fmt: skip
+def test_killed_and_resumed_equals_uninterrupted(operator, kill, tmp_path):
+    task, whole = uninterrupted(operator)
+    task = {**task, "state": str(tmp_path)}
     command = [sys.executable, SCRIPT, json.dumps({**task, "kill": kill})]
     killed = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     for starts_at in ([(kill[0], kill[1] // 7 * 7)], []):  # the last save; then the end, which is saved, too
         result = toy_run.run({**task, "resume": True})
         assert [(stage, start) for stage, _, start in result["stages"]][:1] == starts_at
-        assert result["policy"] == uninterrupted["policy"]
-        torch.testing.assert_close(result["pair"], uninterrupted["pair"], rtol=0, atol=0)
+        assert result["policy"] == whole["policy"]
+        torch.testing.assert_close(result["pair"], whole["pair"], rtol=0, atol=0)
 
 
 def test_of_two_processes_that_compact_one_measures_writes_and_reports(tmp_path):

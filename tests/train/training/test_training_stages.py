@@ -36,6 +36,9 @@ def trained():
     return fitted(toy_images(), stages=LONG)
 
 
+HALVES = ("selector", "predictor")
+
+
 def same(one, other) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
 
@@ -86,7 +89,42 @@ def test_the_warm_start_of_an_unequal_selector_teaches_its_backbone_and_can_be_l
     losses = fitted(stages=stages)[1].losses("selector")
     assert losses[-1] < losses[0] - 0.01
     assert "selector" not in fitted(stages=stages | {"selector_warm_start": 0})[1].values
-    assert list(fitted(options={"warm": True})[1].values) == ["rationale", "compact"]
+    assert list(fitted(options={"warm": HALVES})[1].values) == ["rationale", "compact"]
+
+
+GATHER = LONG | {"operator": "gather", "classifier_epochs": 10}
+
+
+@pytest.mark.parametrize("make", [toy_texts, toy_images])
+def test_on_gathered_features_the_votes_of_single_ones_show_the_selector_the_way(make):
+    pair, log = fitted(make(), stages=GATHER)
+    assert [name for name, *_ in log.stages] == ["selector", "rationale", "compact"]
+    assert log.values["selector"][-1]["selection_rate"] == pytest.approx(0.15, abs=0.05)
+    figures = measure(pair, make()[2])
+    assert figures["accuracy"] > 0.95 and figures["rate_max"] <= 0.3 and pair.predictor.operator == "compact"
+
+
+@pytest.mark.parametrize(("warm", "names", "follows"), [
+    ((), ["selector", "rationale"], True),
+    (("predictor",), ["selector", "rationale"], False),
+    (("selector",), ["rationale"], False),
+    (HALVES, ["rationale"], False),
+])  # fmt: skip
+def test_on_gathered_features_a_predictor_of_the_selector_s_size_starts_from_it(warm, names, follows):
+    made = toy_texts(equal=True)
+    before = copy.deepcopy(made[0].predictor.backbone)
+    stages = {"operator": "gather", "classifier_epochs": 2, "rationale_epochs": 0.03, "compact_epochs": 0}
+    pair, log = fitted(made, stages=stages, optimisation={"learning_rate": 1e-9}, options={"warm": warm})
+    assert [name for name, *_ in log.stages] == names
+    start = pair.selector.backbone if follows else before
+    for mine, theirs in zip(pair.predictor.backbone.parameters(), start.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
+
+
+def test_one_half_of_a_warm_start_leaves_the_other_its_own():
+    stages = {"classifier_epochs": 1, "rationale_epochs": 0.03, "compact_epochs": 0}
+    for half, names in (("predictor", ["selector", "rationale"]), ("selector", ["classifier", "rationale"])):
+        assert [name for name, *_ in fitted(stages=stages, options={"warm": (half,)})[1].stages] == names
 
 
 def test_plain_classifier_and_plain_distillation(trained):
