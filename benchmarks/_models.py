@@ -140,8 +140,7 @@ def _masked(predictor: Path, like: Path, job: dict[str, Any]) -> dict[str, Any]:
 
 def _opened(path: Path, device: str):
     """A checkpoint on its device, with the dev and test splits of its data."""
-    from rekd_train.checkpoints import checkpoint
-    from rekd_train.checkpoints.description import read_description
+    from rekd_train.checkpoints import checkpoint, read_description
     from rekd_train.config.run import RunConfig
     from rekd_train.data import encode
     from rekd_train.training.runtime import chosen_device

@@ -23,14 +23,13 @@ import typer
 from _models import environment
 
 from rekd_train.checkpoints.checkpoint import read_metrics
-from rekd_train.cli.command import application, examples, run
-from rekd_train.cli.progress import progress_bars
+from rekd_train.cli.command import application, examples, progress_bars, run
 from rekd_train.config.run import run_config
 from rekd_train.files import sha256, write_json
 from rekd_train.runs import record_run, train_run
 from rekd_train.training.state import FILE, training_directory
 
-HERE = Path(__file__).parent
+RECORD = Path(__file__).parent / "teachers" / "imdb.parquet"
 FIGURES = ("examples", "accuracy", "rate", "rate_max", "count_mean", "nll", "ece")
 
 app = application(help="Train and record the teacher of the demos.", epilog=examples("teachers.py"))
@@ -48,10 +47,7 @@ def teachers(
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")] = "auto",
     work: Annotated[Path, typer.Option(help="A folder for the checkpoint.")] = Path("runs/teachers"),
-    record: Annotated[Path, typer.Option(help="Where the knowledge goes.")] = HERE / "teachers" / "imdb.parquet",
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the figures go.")] = (
-        HERE / "results" / "teachers.json"
-    ),
+    record: Annotated[Path, typer.Option(help="Where the knowledge goes, its figures beside it.")] = RECORD,
 ) -> None:
     """Train, or go on where it was cut off; measure; record."""
     changes = [*(["acceleration.precision=bf16"] if has_bf16() else []), *(overrides or [])]
@@ -65,7 +61,7 @@ def teachers(
     start = time.perf_counter()
     count = record_run(checkpoint, record, device=device, overwrite=True)
     metrics = read_metrics(checkpoint)
-    write_json(output, {
+    write_json(record.with_suffix(".json"), {
         "command": shlex.join(["python", "benchmarks/teachers.py", *sys.argv[1:]]), "hardware": environment(device),
         "changes": changes, **{split: {name: metrics[split][name] for name in FIGURES} for split in ("dev", "test")},
         "record": {"texts": count, "bytes": record.stat().st_size, "sha256": sha256(record),

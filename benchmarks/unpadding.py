@@ -84,10 +84,11 @@ def _lengths(data: str, limit: int) -> np.ndarray:
     from rekd_train.config.run import DataConfig
     from rekd_train.data import load_data
     from rekd_train.inputs.text import TextPreprocessor, TextSettings
-    from rekd_train.models.pretrained import minilm_tokenizer_json
+    from rekd_train.models.pretrained import minilm_directory
 
     texts = load_data(DataConfig(name=data, max_length=limit)).splits["test"].texts
-    encodings = TextPreprocessor(minilm_tokenizer_json(), TextSettings(limit)).encode(texts)
+    content = (minilm_directory() / "tokenizer.json").read_text(encoding="utf-8")
+    encodings = TextPreprocessor(content, TextSettings(limit)).encode(texts)
     return np.array([len(each) for each in encodings])
 
 

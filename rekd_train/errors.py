@@ -13,6 +13,7 @@
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -40,18 +41,14 @@ class InputError(RekdError):
 class Fault(NamedTuple):
     """What is wrong with a text or image."""
 
-    what: str
-    """Such as "is empty", to stand after the item's name."""
+    what: str  # such as "is empty", to stand after the item's name
     fix: str
 
 
 class FaultyItemsError(InputError):
     """Some texts or images cannot be used; the message names each, and every fix once.
 
-    Args:
-        faults: by the item's number, in the order of the items.
-        name: what the message calls a number.
-        file: where they come from.
+    ``faults``: by the item's number, in their order; ``name``: what the message calls a number; ``file``: their source.
     """
 
     def __init__(self, faults: Mapping[int, Fault], name: Callable[[int], str], file: str | None = None) -> None:
@@ -74,16 +71,19 @@ class TrainingError(RekdError):
 
 
 class MissingExtraError(RekdError):
-    """An optional dependency is not installed.
-
-    Args:
-        before: what has to be done before the extra is installed.
-    """
+    """An optional dependency is not installed; ``before``: what has to be done before the extra is installed."""
 
     def __init__(self, module: str, extra: str, *, before: str = "") -> None:
         super().__init__(f"the Python package '{module}' is not installed; fix: {before}{install_command(extra)}")
-        self.module = module
-        self.extra = extra
+        self.module, self.extra = module, extra
+
+
+def package_folder(module: str, distribution: str) -> Path:
+    """Where a package of data or weights lies; MissingExtraError: it is not installed."""
+    spec = find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingExtraError(distribution, "demo")
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def install_command(extra: str) -> str:

@@ -1,9 +1,8 @@
 """An independent judge: a classifier that has learnt to read any subset of the features, and has seen no rationale.
 
 The predictor that was trained with its selector cannot tell whether a rationale carries the evidence: the two may have
-agreed on a code. The judge (as EVAL-X: Jethani et al. 2021) has the predictor's family and sizes, fresh
-weights and another seed, and is trained on random features at random rates, the others removed by the same operator
-as in the predictor.
+agreed on a code. The judge (as EVAL-X: Jethani et al. 2021) has the predictor's family and sizes, fresh weights and
+another seed, and is trained on random features at random rates, the others removed as in the predictor.
 """
 
 from __future__ import annotations
@@ -14,8 +13,7 @@ from typing import Any
 
 import torch
 
-from rekd_train.checkpoints import checkpoint
-from rekd_train.checkpoints.description import read_description
+from rekd_train.checkpoints import checkpoint, read_description
 from rekd_train.checkpoints.recorded import data_for, recorded_config
 from rekd_train.config.run import BackboneConfig, DataConfig, OptimisationConfig, RunConfig
 from rekd_train.data import Split, encode_splits
@@ -31,22 +29,17 @@ from rekd_train.training.runtime import Runtime, chosen_device
 from rekd_train.training.state import Observer
 from rekd_train.training.validation import calibrate_temperature
 
-LOWEST_RATE = 0.01
-"""Rates are 0.01 + 0.99 u^2, u uniform: half of them below 0.26, for rationales are small."""
-MASKED_SHARE = 0.9
-"""Of the batches; the others show everything, so that the full input is familiar, too."""
-ANOTHER_SEED = 7919
-"""Added to the run's: the judge shares neither initial weights nor order with the pair."""
+LOWEST_RATE = 0.01  # rates are 0.01 + 0.99 u^2, u uniform: half of them below 0.26, for rationales are small
+MASKED_SHARE = 0.9  # of the batches; the others show everything, so that the full input is familiar, too
+ANOTHER_SEED = 7919  # added to the run's: the judge shares neither initial weights nor order with the pair
 
 
-def fit_judge(
-    config: RunConfig, judge: Rationalizer, train: Split, *, epochs: float, observer: Observer | None = None
-) -> Rationalizer:
+def fit_judge(config: RunConfig, judge: Rationalizer, train: Split, *, epochs: float,
+              observer: Observer | None = None) -> Rationalizer:
     """Train a judge's predictor in place by its operator; the selector of the pair that carries it stays unused.
 
-    Args:
-        config: of the run that is judged; its optimisation and acceleration are used.
-        judge: a fresh pair, with the operator and the ``selectable`` rule of the model; it will keep everything.
+    ``config``: of the run that is judged; its optimisation and acceleration are used. ``judge``: a fresh pair, with the
+    operator and the ``selectable`` rule of the model; it will keep everything.
     """
     selection = config.selection.model_dump() | {"target": LOWEST_RATE}
     stages = config.stages.model_dump() | {"masked_share": MASKED_SHARE, "evaluate_every": 0}
@@ -60,48 +53,39 @@ def fit_judge(
     return judge.eval()
 
 
-def judge_run(
-    path: Path, output: Path, *, epochs: float | None = None, observer: Observer | None = None, device: str = "auto",
-    data: str | Path | None = None, overrides: Sequence[str] = (),
-) -> Rationalizer:  # fmt: skip
+def judge_run(path: Path, output: Path, *, epochs: float | None = None, observer: Observer | None = None,
+              device: str = "auto", data: str | Path | None = None, overrides: Sequence[str] = ()) -> Rationalizer:
     """The judge of a checkpoint: read where it was trained before, else trained and written.
 
-    Args:
-        output: checkpoint directory of the judge of the one at ``path``.
-        epochs: None: those of the run's classifier stage, at least 2; a judge that is there is taken as it is.
-        data: where the checkpoint records none: a preset or file whose data to train on.
-        overrides: ``key=value`` changes of the configuration.
-
+    ``epochs`` None: those of the run's classifier stage, at least 2; a judge that is there is taken as it is.
+    ``data``: where the checkpoint records none: a preset or file whose data to train on.
     CheckpointError: ``output`` holds something else, or the judge of another model.
     """
     judged = checkpoint.load(path)
     config = recorded_config(path, data, overrides)
     # what a judge must agree in to be that of a model: what it reads, how, and what it has learnt from
+    seed, data_read = config.seed + ANOTHER_SEED, config.data.model_copy(update={"test_examples": None})
+    sections = {"predictor": config.predictor, "optimisation": config.optimisation, "data": data_read}
     identity = {
         "operator": judged.predictor.operator, "selectable": judged.policy.selectable, "labels": judged.labels,
-        "preprocessing_sha256": judged.preprocessor.fingerprint,
-        "predictor": config.predictor.model_dump(mode="json"),
-        "optimisation": config.optimisation.model_dump(mode="json"),
-        "data": config.data.model_copy(update={"test_examples": None}).model_dump(mode="json"),
-        "seed": config.seed + ANOTHER_SEED,
-    }  # fmt: skip
+        "preprocessing_sha256": judged.preprocessor.fingerprint, "seed": seed,
+        **{name: section.model_dump(mode="json") for name, section in sections.items()},
+    }
     if (output / "config.json").exists():
         return _kept(output, identity if epochs is None else identity | {"epochs": epochs}).to(chosen_device(device))
     identity["epochs"] = epochs = epochs or max(2.0, config.stages.classifier_epochs)
     checkpoint.check_output(output)
     examples = data_for(judged, config)
     splits = encode_splits(examples, judged.preprocessor, config.data)
-    networks = {"selector": config.predictor, "predictor": config.predictor, "seed": config.seed + ANOTHER_SEED}
+    networks = {"selector": config.predictor, "predictor": config.predictor, "seed": seed}
     judge = fresh_pair(config.model_copy(update=networks), judged.preprocessor, judged.labels)
     judge.to(chosen_device(device))
     judge.predictor.operator = judged.predictor.operator
     judge.policy = judge.policy.model_copy(update={"selectable": judged.policy.selectable})
     fit_judge(config, judge, splits["train"], epochs=epochs, observer=observer)
     calibrate_temperature(judge, splits["dev"])
-    checkpoint.save(
-        judge, output, metrics={"dev": judge_figures(judge, splits["dev"])},
-        training={"name": f"judge of {config.name}", "origins": [examples.origin], "judge": identity},
-    )  # fmt: skip
+    training = {"name": f"judge of {config.name}", "origins": [examples.origin], "judge": identity}
+    checkpoint.save(judge, output, metrics={"dev": judge_figures(judge, splits["dev"])}, training=training)
     return judge
 
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rekd_train.checkpoints import checkpoint, recorded
-from rekd_train.checkpoints.description import read_description
+from rekd_train.checkpoints import checkpoint, read_description, recorded
 from rekd_train.config.run import DataConfig, RunConfig, checked_config
 from rekd_train.data import DataSet, Split, encode_splits, load_data, summarise
 from rekd_train.data.examples import names_of
@@ -26,14 +25,10 @@ from rekd_train.training.state import JsonLines, Observer, Several, StateStore, 
 from rekd_train.training.teacher import statements_of, write_knowledge
 from rekd_train.training.validation import calibrate_policy, calibrate_temperature
 
-_RECORDED_AT_ONCE = 64
 
-
-def train_run(
-    config: RunConfig, output: Path, *, teacher: Path | None = None, warm_start: Path | None = None,
-    half: str | None = None, observer: Observer | None = None, resume: bool = False, overwrite: bool = False,
-    device: str = "auto", tensorboard: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+def train_run(config: RunConfig, output: Path, *, teacher: Path | None = None, warm_start: Path | None = None,
+              half: str | None = None, observer: Observer | None = None, resume: bool = False, overwrite: bool = False,
+              device: str = "auto", tensorboard: bool = False) -> dict[str, Any]:
     """Train by a configuration and write the checkpoint; several processes share the work.
 
     ``<output>.training`` holds the log and, until the checkpoint is written, the state that ``resume`` reads.
@@ -45,12 +40,9 @@ def train_run(
         overwrite: replace a checkpoint at the output, and begin anew where another run left its state or log.
         device: 'auto', 'cpu', 'cuda' or 'cuda:N'.
 
-    Returns:
-        The metrics by split, as in the checkpoint's metrics.json; nothing in processes but the main one.
-
-    Raises:
-        CheckpointError: a checkpoint or something else lies at the output.
-        ConfigError: another run's state or log lies there, or there is nothing to resume.
+    Returns the metrics by split, as in the checkpoint's metrics.json; nothing in processes but the main one.
+    CheckpointError: a checkpoint or something else lies at the output; ConfigError: another run's state or log lies
+    there, or there is nothing to resume.
     """
     halves = (half,) if half else ("selector", "predictor")
     checkpoint.check_output(output, overwrite)
@@ -70,8 +62,7 @@ def train_run(
     if warm_start is not None:
         recorded.start_from(pair, checkpoint.load(warm_start), warm_start, data, halves)
     splits = encode_splits(data, preprocessor, config.data)
-    start = {"teacher": teacher, "warm_start": warm_start}
-    hashes = {name: _digest(path) if path else None for name, path in start.items()}
+    hashes = {"teacher": _digest(teacher), "warm_start": _digest(warm_start)}
     identity = state.identity_of(config, splits["train"], splits["dev"], **hashes)
     store = StateStore(state.training_directory(output), identity)
     if observer is not None and runtime.is_main:
@@ -79,16 +70,13 @@ def train_run(
         if notice := short_texts_notice(config, splits["train"], preprocessor):
             observer.note(notice)
     runtime.wait()  # until every process has looked at what lies at the output: the main one writes from here on
-    fit(
-        config, pair, splits["train"], splits["dev"], teacher=said, warm=halves if warm_start is not None else (),
-        observer=_logs(runtime, store, observer, resume, tensorboard), runtime=runtime, store=store, resume=resume,
-    )  # fmt: skip
+    fit(config, pair, splits["train"], splits["dev"], teacher=said, warm=halves if warm_start is not None else (),
+        observer=_logs(runtime, store, observer, resume, tensorboard), runtime=runtime, store=store, resume=resume)
     return _finish(runtime, pair, output, config, data, splits, store=store)
 
 
-def _recorded(
-    path: Path, data: DataSet, preprocessor: Preprocessor, config: DataConfig
-) -> tuple[DataSet, AlignedKnowledge]:
+def _recorded(path: Path, data: DataSet, preprocessor: Preprocessor,
+              config: DataConfig) -> tuple[DataSet, AlignedKnowledge]:
     """The data, with the texts that only the file has, and what it says about the training examples."""
     if config.augmentation != "none":
         raise ConfigError(f"{path} is about images as they are; fix: --set data.augmentation=none")
@@ -98,24 +86,15 @@ def _recorded(
     return data, align(knowledge, items, preprocessor, len(data.label_names), folder)
 
 
-def _digest(path: Path) -> str:
-    return sha256(path) if path.is_file() else checkpoint.checkpoint_hash(path)
+def _digest(path: Path | None) -> str | None:
+    return None if path is None else sha256(path) if path.is_file() else checkpoint.checkpoint_hash(path)
 
 
-def record_run(
-    path: Path, output: Path, *, device: str = "auto", data: str | None = None, overrides: Sequence[str] = (),
-    texts: bool = False, overwrite: bool = False,
-) -> int:
-    """Write what a pair says about its training texts or images: scores and class probabilities.
+def record_run(path: Path, output: Path, *, device: str = "auto", data: str | None = None,
+               overrides: Sequence[str] = (), texts: bool = False, overwrite: bool = False) -> int:
+    """Write what a pair says about its training texts or images, scores and class probabilities; returns how many.
 
-    Args:
-        output: a Parquet file (``rekd_train.data.knowledge``).
-        data: as for ``evaluate_run``.
-        texts: write the texts, too, not their ids alone.
-
-    Returns:
-        How many examples.
-
+    ``output``: a Parquet file (``rekd_train.data.knowledge``); ``texts``: write them, too, not their ids alone.
     DataError: the file exists already, or has another suffix than Parquet's, by which it is read.
     """
     if output.suffix.lower() != ".parquet":
@@ -130,8 +109,8 @@ def record_run(
     lengths = [len(each) if isinstance(each, str) else 0 for each in examples]
     order = sorted(range(len(examples)), key=lengths.__getitem__)
     rows: dict[int, dict[str, Any]] = {}
-    for start in range(0, len(order), _RECORDED_AT_ONCE):
-        some = order[start : start + _RECORDED_AT_ONCE]
+    for start in range(0, len(order), 64):
+        some = order[start : start + 64]
         with runtime.autocast(config.acceleration.precision):
             said = statements_of(pair, [examples[index] for index in some], texts, Path(config.data.path))
         rows |= zip(some, said, strict=True)
@@ -143,12 +122,8 @@ def check_knowledge(path: Path, config: DataConfig) -> dict[str, Any]:
     """Counts of a file of recorded knowledge against data (``rekd_train.data.knowledge.checked_statements``)."""
     data = load_data(config)
     knowledge = read_knowledge(path, data.label_names, config.modality)
-    truth = {
-        name: int(label)
-        for split in data.splits.values()
-        for item, label in zip(split.items, split.labels, strict=True)
-        for name in names_of(item, Path(config.path))
-    }
+    labelled = (pair for split in data.splits.values() for pair in zip(split.items, split.labels, strict=True))
+    truth = {name: int(label) for item, label in labelled for name in names_of(item, Path(config.path))}
     return checked_statements(knowledge, truth)
 
 
@@ -160,16 +135,13 @@ def _logs(runtime: Runtime, store: StateStore, observer: Observer | None, resume
         store.discard()
         for path in (log, *log.parent.glob("events.out.tfevents.*")):
             path.unlink(missing_ok=True)
-    observers: list[Observer] = [JsonLines(log)]
-    if tensorboard:
-        observers.append(TensorBoard(log.parent))
-    return Several([*observers, observer] if observer else observers)
+    board = [TensorBoard(log.parent)] if tensorboard else []
+    return Several([JsonLines(log), *board, *([observer] if observer else [])])
 
 
-def evaluate_run(
-    path: Path, split: str | None = None, *, draws: int = 10, teacher: Path | None = None, risk: float = 0.05,
-    device: str = "auto", data: str | None = None, overrides: Sequence[str] = (),
-) -> dict[str, Any]:  # fmt: skip
+def evaluate_run(path: Path, split: str | None = None, *, draws: int = 10, teacher: Path | None = None,
+                 risk: float = 0.05, device: str = "auto", data: str | None = None,
+                 overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The full report of a checkpoint on a split of its data, or of others; see ``rekd_train.evaluation.report``.
 
     Args:
@@ -187,10 +159,8 @@ def evaluate_run(
     return {"checkpoint": str(path), "data": origin, "measured": measured, **report}
 
 
-def calibrate_run(
-    path: Path, output: Path, target: float | None = None, device: str = "auto", *, data: str | None = None,
-    overrides: Sequence[str] = (), overwrite: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+def calibrate_run(path: Path, output: Path, target: float | None = None, device: str = "auto", *,
+                  data: str | None = None, overrides: Sequence[str] = (), overwrite: bool = False) -> dict[str, Any]:
     """Fit bias and temperature again, for another target rate if given; see ``compact_run``."""
     checkpoint.check_output(output, overwrite)
     runtime = Runtime(device)
@@ -208,40 +178,30 @@ def calibrate_run(
     return _finish(runtime, pair, output, config, examples, splits, source=path)
 
 
-def compact_run(
-    path: Path, output: Path, *, teacher: Path | None = None, epochs: float | None = None,
-    observer: Observer | None = None, device: str = "auto", data: str | None = None, overrides: Sequence[str] = (),
-    overwrite: bool = False,
-) -> dict[str, Any]:  # fmt: skip
-    """Fine-tune a checkpoint's predictor on gathered features, selector frozen; see ``train_run``, ``evaluate_run``.
-
-    ``epochs``: how long; None: as the checkpoint's own configuration says.
-    """
+def compact_run(path: Path, output: Path, *, teacher: Path | None = None, epochs: float | None = None,
+                observer: Observer | None = None, device: str = "auto", data: str | None = None,
+                overrides: Sequence[str] = (), overwrite: bool = False) -> dict[str, Any]:
+    """Fine-tune a checkpoint's predictor on gathered features, selector frozen; ``epochs`` None: as it was recorded."""
     checkpoint.check_output(output, overwrite)
     runtime = Runtime(device)
     pair, config, examples, splits = _reopen(path, runtime, data, overrides)
     if epochs is not None:
         config = config.model_copy(update={"stages": config.stages.model_copy(update={"compact_epochs": epochs})})
     teacher_pair = checkpoint.load(teacher) if teacher is not None else None
-    compact_pair(
-        config, pair, splits["train"], splits["dev"], teacher=teacher_pair, runtime=runtime,
-        observer=observer if runtime.is_main else None,
-    )  # fmt: skip
+    compact_pair(config, pair, splits["train"], splits["dev"], teacher=teacher_pair, runtime=runtime,
+                 observer=observer if runtime.is_main else None)
     return _finish(runtime, pair, output, config, examples, splits, source=path)
 
 
-def _reopen(
-    path: Path, runtime: Runtime, data: str | None, overrides: Sequence[str]
-) -> tuple[Rationalizer, RunConfig, DataSet, dict[str, Split]]:
+def _reopen(path: Path, runtime: Runtime, data: str | None,
+            overrides: Sequence[str]) -> tuple[Rationalizer, RunConfig, DataSet, dict[str, Split]]:
     pair, config = checkpoint.load(path).to(runtime.device), recorded.recorded_config(path, data, overrides)
     examples = recorded.data_for(pair, config)
     return pair, config, examples, encode_splits(examples, pair.preprocessor, config.data)
 
 
-def _finish(
-    runtime: Runtime, pair: Rationalizer, output: Path, config: RunConfig, data: DataSet, splits: dict[str, Split],
-    *, source: Path | None = None, store: StateStore | None = None,
-) -> dict[str, Any]:  # fmt: skip
+def _finish(runtime: Runtime, pair: Rationalizer, output: Path, config: RunConfig, data: DataSet,
+            splits: dict[str, Split], *, source: Path | None = None, store: StateStore | None = None) -> dict[str, Any]:
     """Measure the pair and write its checkpoint; ``source``: the one that it was made from, ``store``: of its run."""
     runtime.close()
     if not runtime.is_main:
@@ -251,11 +211,9 @@ def _finish(
     config = config.model_copy(update=networks)  # with the sizes that pretrained weights brought
     older = [] if source is None else read_description(source).get("training", {}).get("origins", ())
     origins = list(dict.fromkeys([*older, data.origin, *weight_origins(config)]))
-    checkpoint.save(
-        pair, output, metrics={**metrics, "data": summarise(data, splits)}, fix=AGAIN if store is None else RESUME,
-        **recorded.checkpoint_examples(data, pair.preprocessor),
-        training={"name": config.name, "config": config.model_dump(), "origins": origins},
-    )  # fmt: skip
+    checkpoint.save(pair, output, metrics={**metrics, "data": summarise(data, splits)},
+                    fix=AGAIN if store is None else RESUME, **recorded.checkpoint_examples(data, pair.preprocessor),
+                    training={"name": config.name, "config": config.model_dump(), "origins": origins})
     if store is not None:
         store.discard()
     return metrics

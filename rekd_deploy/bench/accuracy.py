@@ -153,8 +153,8 @@ def _client(
 
 def check_belongs(checkpoint: Path, manifest: dict[str, Any] | None, labels: list[str]) -> None:
     """Raise BenchmarkError for a checkpoint that cannot be what is served; a server has labels and no manifest."""
+    from rekd_train.checkpoints import read_description
     from rekd_train.checkpoints.checkpoint import checkpoint_hash
-    from rekd_train.checkpoints.description import read_description
 
     theirs = read_description(checkpoint)["labels"]
     if manifest is None and labels != theirs:

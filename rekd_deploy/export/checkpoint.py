@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rekd_deploy.contract.signature import PairSignature, signature_of
 from rekd_deploy.repository.backend.model import usable_cores
 from rekd_deploy.runtimes.onnxruntime_cuda import check_device
-from rekd_train.checkpoints.description import in_one_line, read_description, read_json
+from rekd_train.checkpoints import in_one_line, read_description, read_json
 from rekd_train.config.run import BackboneConfig
 from rekd_train.errors import CheckpointError, ConfigError, RekdError
 from rekd_train.inputs.policy import SelectionPolicy

@@ -1,4 +1,4 @@
-"""Checkpoints written and read; what is in one: ``rekd_train.checkpoints.description``."""
+"""Checkpoints written and read; what one says of itself: ``rekd_train.checkpoints``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from rekd_train.checkpoints.description import FORMAT, VERSION, in_one_line, read_description, read_json
+from rekd_train.checkpoints import FORMAT, VERSION, in_one_line, read_description, read_json
 from rekd_train.config.run import BackboneConfig
 from rekd_train.config.sections import trusted_code
 from rekd_train.data.examples import summary_notes, summary_rows
@@ -28,21 +28,16 @@ from rekd_train.models.base import Predictor, Selector
 from rekd_train.models.families import build_backbone
 from rekd_train.models.rationalizer import Rationalizer
 
-_OLD_PREFIX = re.compile(r"^backbone\.(bert|vit)\.")
-"""Of weights in versions 1 and 2, which had a class for each of these."""
-EXAMPLES_FILE = "examples.jsonl"
-IMAGES_FILE = "examples.npz"
-_WEIGHTS = ("selector.safetensors", "predictor.safetensors")
-_CARD = Environment(
-    loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-).get_template("model_card.md.j2")
+_OLD_PREFIX = re.compile(r"^backbone\.(bert|vit)\.")  # of weights in versions 1 and 2, which had a class for each
+EXAMPLES_FILE, IMAGES_FILE = "examples.jsonl", "examples.npz"
+_WEIGHTS = {role: f"{role}.safetensors" for role in ("selector", "predictor")}
+_CARD = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True,
+                    lstrip_blocks=True).get_template("model_card.md.j2")
 
 
-def save(
-    rationalizer: Rationalizer, directory: str | Path, *, metrics: dict[str, Any] | None = None,
-    training: dict[str, Any] | None = None, examples: Sequence[dict[str, str]] = (),
-    images: dict[str, np.ndarray] | None = None, fix: str = AGAIN,
-) -> Path:  # fmt: skip
+def save(rationalizer: Rationalizer, directory: str | Path, *, metrics: dict[str, Any] | None = None,
+         training: dict[str, Any] | None = None, examples: Sequence[dict[str, str]] = (),
+         images: dict[str, np.ndarray] | None = None, fix: str = AGAIN) -> Path:
     """Write a checkpoint atomically, in place of one that lies there.
 
     Args:
@@ -51,8 +46,7 @@ def save(
         images: the same of a vision model: ``pixels`` uint8 (n, H, W, C) and ``labels`` (n,) int64.
         fix: what to do if the disk is full.
 
-    Raises:
-        CheckpointError: something else lies at ``directory`` and is left there, or it cannot be written.
+    CheckpointError: something else lies at ``directory`` and is left there, or it cannot be written.
     """
     directory = Path(directory)
     check_output(directory, overwrite=True)
@@ -73,25 +67,21 @@ def save(
 
 def _write_model(rationalizer: Rationalizer, work: Path) -> dict[str, Any]:
     """Weights, tokenizer and decision rule; the description of the model."""
-    for role in ("selector", "predictor"):
+    for role, name in _WEIGHTS.items():
         state = getattr(rationalizer, role).state_dict()
-        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, work / f"{role}.safetensors")
-        (work / f"{role}.safetensors").chmod(0o644)  # safetensors writes files for the owner only
-    if isinstance(rationalizer.preprocessor, TextPreprocessor):
-        write_text(work / TOKENIZER_FILE, rationalizer.preprocessor.tokenizer_json)
-    temperature = rationalizer.probability_temperature
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, work / name)
+        (work / name).chmod(0o644)  # safetensors writes files for the owner only
+    preprocessor, temperature = rationalizer.preprocessor, rationalizer.probability_temperature
+    if isinstance(preprocessor, TextPreprocessor):
+        write_text(work / TOKENIZER_FILE, preprocessor.tokenizer_json)
     policy = {"policy": rationalizer.policy.model_dump(), "probability_temperature": temperature}
     write_json(work / "policy.json", policy)
     return {
-        "format": FORMAT,
-        "version": VERSION,
-        "labels": rationalizer.labels,
+        "format": FORMAT, "version": VERSION, "labels": rationalizer.labels,
         "operator": rationalizer.predictor.operator,
-        "selector": rationalizer.selector.backbone.settings.model_dump(),
-        "predictor": rationalizer.predictor.backbone.settings.model_dump(),
-        "preprocessing": asdict(rationalizer.preprocessor.settings),
-        "preprocessing_sha256": rationalizer.preprocessor.fingerprint,
-        "weights_sha256": {name: sha256(work / name) for name in _WEIGHTS},
+        **{role: getattr(rationalizer, role).backbone.settings.model_dump() for role in _WEIGHTS},
+        "preprocessing": asdict(preprocessor.settings), "preprocessing_sha256": preprocessor.fingerprint,
+        "weights_sha256": {name: sha256(work / name) for name in _WEIGHTS.values()},
     }
 
 
@@ -110,23 +100,16 @@ def check_output(directory: str | Path, overwrite: bool = False) -> None:
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise CheckpointError(f"{directory} exists and is not a checkpoint; fix: give another output directory")
     if not overwrite:
-        raise CheckpointError(
-            f"{directory} is a checkpoint already; fix: another output directory, or --overwrite to replace it"
-        )
+        raise CheckpointError(f"{directory} is a checkpoint already; fix: another output directory, or --overwrite to "
+                              "replace it")
 
 
 def load(path: str | Path, trust_code: bool = False) -> Rationalizer:
     """Read a checkpoint strictly: every file, every weight and every setting must fit.
 
-    Args:
-        trust_code: run the code of backbones outside of REKD that it names (``package.module:Class``).
-
-    Returns:
-        The model in evaluation mode, on the CPU.
-
-    Raises:
-        CheckpointError: missing, damaged, of another version, or files that do not belong together.
-        CodeError: a class that it names is not trusted, not there, or no backbone.
+    ``trust_code``: run the code of backbones outside of REKD that it names (``package.module:Class``).
+    Returns the model in evaluation mode, on the CPU. CheckpointError: missing, damaged, of another version, or files
+    that do not belong together; CodeError: a class that it names is not trusted, not there, or no backbone.
     """
     directory = Path(path)
     if not directory.is_dir():
@@ -138,14 +121,11 @@ def load(path: str | Path, trust_code: bool = False) -> Rationalizer:
         policy = SelectionPolicy.model_validate(stored["policy"])
         temperature = float(stored["probability_temperature"])
         with trusted_code(trust_code):
-            backbones = {
-                role: build_backbone(BackboneConfig.model_validate(description[role]), preprocessor.special_ids)
-                for role in ("selector", "predictor")
-            }
+            sizes = [BackboneConfig.model_validate(description[role]) for role in _WEIGHTS]
+            first, second = (build_backbone(each, preprocessor.special_ids) for each in sizes)
         labels = [str(label) for label in description["labels"]]
-        predictor = Predictor(backbones["predictor"], len(labels), description["operator"])
-        selector = Selector(backbones["selector"])
-        rationalizer = Rationalizer(selector, predictor, policy, preprocessor, labels, temperature)
+        predictor = Predictor(second, len(labels), description["operator"])
+        rationalizer = Rationalizer(Selector(first), predictor, policy, preprocessor, labels, temperature)
         digests = dict(description["weights_sha256"])
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         problem = f"the description does not fit this version of rekd: {in_one_line(error)}"
@@ -153,9 +133,8 @@ def load(path: str | Path, trust_code: bool = False) -> Rationalizer:
     if preprocessor.fingerprint != description.get("preprocessing_sha256"):
         what = TOKENIZER_FILE if (directory / TOKENIZER_FILE).exists() else "the preprocessing"
         raise CheckpointError(f"{directory}: {what} is not the one this model was trained with")
-    for role in ("selector", "predictor"):
-        path = directory / f"{role}.safetensors"
-        _load_weights(getattr(rationalizer, role), path, digests.get(path.name))
+    for role, name in _WEIGHTS.items():
+        _load_weights(getattr(rationalizer, role), directory / name, digests.get(name))
     return rationalizer.eval()
 
 
@@ -175,24 +154,22 @@ def dev_texts(directory: Path) -> set[str]:
 
 def checkpoint_hash(directory: Path) -> str:
     """SHA-256 over the files that decide what the model computes."""
-    files = [Path(directory) / name for name in ("config.json", "policy.json", TOKENIZER_FILE, *_WEIGHTS)]
-    found = [path for path in files if path.name != TOKENIZER_FILE or path.exists()]
+    files = [Path(directory) / name for name in ("config.json", "policy.json", TOKENIZER_FILE, *_WEIGHTS.values())]
+    found = (path for path in files if path.name != TOKENIZER_FILE or path.exists())
     joined = "".join(f"{path.name}:{sha256(path)}\n" for path in found)
     return hashlib.sha256(joined.encode()).hexdigest()
 
 
 def _load_weights(module: Selector | Predictor, path: Path, expected_digest: str | None) -> None:
     try:
-        digest = sha256(path)
-        state = load_file(path)
+        digest, state = sha256(path), load_file(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; fix: copy the whole directory again") from None
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); it may be cut off; fix: copy it again") from None
     if digest != expected_digest:
-        raise CheckpointError(
-            f"{path} is not the file that config.json describes (SHA-256 differs); fix: copy it again"
-        )
+        raise CheckpointError(f"{path} is not the file that config.json describes (SHA-256 differs); fix: copy it "
+                              "again")
     state = {_OLD_PREFIX.sub("backbone.model.", name): tensor for name, tensor in state.items()}
     try:
         module.load_state_dict(state, strict=True)
@@ -203,10 +180,8 @@ def _load_weights(module: Selector | Predictor, path: Path, expected_digest: str
 def model_card(description: dict[str, Any], policy: SelectionPolicy, metrics: dict[str, Any]) -> str:
     """Markdown text of the card, from what the checkpoint itself says."""
     figures = _flat({key: value for key, value in metrics.items() if key != "data"})
-    return _CARD.render(
-        description=description, training=description["training"], policy=policy, figures=list(figures),
-        data=metrics.get("data"), summary_rows=summary_rows, summary_notes=summary_notes,
-    )  # fmt: skip
+    return _CARD.render(description=description, training=description["training"], policy=policy, figures=list(figures),
+                        data=metrics.get("data"), summary_rows=summary_rows, summary_notes=summary_notes)
 
 
 def _flat(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,9 +1,8 @@
 """The authors' checkpoints -> ours.
 
-Their code saves two pickled state dictionaries, a generator (our selector) and an encoder (our
-predictor), both over the same ``transformers`` backbone, whose config.json holds what weights do not
-tell: heads, LayerNorm epsilon, activation. Import is strict: every key is used, known as not read by
-their forward pass, or named in the error.
+Their code saves two pickled state dictionaries, a generator (our selector) and an encoder (our predictor), both over
+the same ``transformers`` backbone, whose config.json holds what weights do not tell: heads, LayerNorm epsilon,
+activation. Import is strict: every key is used, known as not read by their forward pass, or named in the error.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from rekd_train.checkpoints import in_one_line
 from rekd_train.checkpoints.checkpoint import check_output, save
-from rekd_train.checkpoints.description import in_one_line
 from rekd_train.config.run import BackboneConfig, ImageConfig
 from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.files import sha256
@@ -34,44 +33,27 @@ from rekd_train.models.rationalizer import Rationalizer
 
 OfficialFamily = Literal["bert", "vit"]
 
-_FAMILIES = {"bert": "transformers", "vit": "timm"}
-_HEAD_DROPOUT = {"bert": 0.5, "vit": 0.1}
-"""What the authors' runs used; matters only if the import is trained further."""
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-"""Red, green and blue of its images, in 0..1."""
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # red, green and blue of its images, in 0..1
 _UNREAD = re.compile(r"^(bert\.bert|vit\.vit)\.(pooler\.|embeddings\.(position_ids|token_type_ids)$)")
-_UNREAD_BY_VIT_PREDICTORS = "vit.vit.layernorm."
-"""Weights that their forward pass never reads; their encoder of images has no final norm."""
-_BERT_TABLE_COPIES = ("bert.embedding.weight", "embedding_layer.weight")
-_VIT_EMBEDDING_COPIES = ("vit.embedding.", "embedding_layer.")
-_BERT_TABLE = "bert.bert.embeddings.word_embeddings.weight"
-_BERT_SEGMENTS = "bert.bert.embeddings.token_type_embeddings.weight"
 
 
-def import_official(
-    family: OfficialFamily, selector: str | Path, predictor: str | Path, backbone: str | Path, output: str | Path, *,
-    tokenizer: str | Path | None = None, labels: Sequence[str] | None = None, max_length: int = 256,
-    image_side: int = 32, overwrite: bool = False,
-) -> Path:  # fmt: skip
-    """Write a checkpoint that answers as the authors' pair does without its noise.
+def import_official(family: OfficialFamily, selector: str | Path, predictor: str | Path, backbone: str | Path,
+                    output: str | Path, *, tokenizer: str | Path | None = None, labels: Sequence[str] | None = None,
+                    max_length: int = 256, image_side: int = 32, overwrite: bool = False) -> Path:
+    """Write a checkpoint that answers as the authors' pair does without its noise; returns its directory.
 
     The decision rule is the paper's (argmax, every position, no limit) and the operator 'zero'.
 
     Args:
-        family: 'bert' or 'vit'.
-        selector: their generator's file ("g_...").
-        predictor: their encoder's file ("f_...").
+        selector, predictor: the files of their generator ("g_...") and of their encoder ("f_...").
         backbone: directory of the pretrained model both started from; its config.json is read.
-        output: the checkpoint's directory, which is returned.
         tokenizer: tokenizer.json or vocab.txt (BERT); None: the backbone directory's.
         labels: class names in the order of the logits; None: "0", "1", ...
         max_length: tokens a text is cut to (BERT), at most the backbone's positions.
         image_side: height and width of the images as they come (ViT); CIFAR's 32 unless said otherwise.
-        overwrite: replace a checkpoint at the output.
 
-    Raises:
-        CheckpointError: a file is missing, damaged, unsafe, or does not fit; the message names every key.
-        ConfigError: labels, tokenizer or sizes that do not fit the weights.
+    CheckpointError: a file is missing, damaged, unsafe, or does not fit; the message names every key; ConfigError:
+    labels, tokenizer or sizes that do not fit the weights.
     """
     check_output(output, overwrite)
     if family not in get_args(OfficialFamily):
@@ -86,12 +68,11 @@ def import_official(
         preprocessor = TextPreprocessor(content, TextSettings(min(max_length, settings.positions)))
     else:
         raise ConfigError(f"no tokenizer at {path}; fix: --tokenizer with tokenizer.json, vocab.txt or their directory")
-    rationalizer = _pair(family, settings, preprocessor, states, labels)
-    made = "made with the authors' code"
-    origins = [f"{role} {path.name} (SHA-256 {sha256(path)}), {made}" for role, path in files.items()]
+    origins = [f"{role} {path.name} (SHA-256 {sha256(path)}), made with the authors' code"
+               for role, path in files.items()]
     unread = {role: state.unread for role, state in states.items()}
     training = {"name": Path(output).name, "stage": "imported", "origins": origins, "unread_keys": unread}
-    return save(rationalizer, output, training=training)
+    return save(_pair(family, settings, preprocessor, states, labels), output, training=training)
 
 
 def _settings(family: OfficialFamily, path: Path, image_side: int) -> BackboneConfig:
@@ -99,13 +80,11 @@ def _settings(family: OfficialFamily, path: Path, image_side: int) -> BackboneCo
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        fix = "give the directory of the pretrained model, as downloaded"
-        raise CheckpointError(f"{path} is missing; fix: {fix}") from None
+        raise CheckpointError(f"{path} is missing; fix: give the directory of the pretrained model, as "
+                              "downloaded") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
-    expected = {
-        "model_type": family, "hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False,
-    }
+    expected = {"model_type": family, "hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
     for key, value in expected.items():
         if config.get(key, value) != value:
             raise CheckpointError(f"{path}: {key} is {config[key]!r}; the family '{family}' has {value!r}")
@@ -116,27 +95,23 @@ def _settings(family: OfficialFamily, path: Path, image_side: int) -> BackboneCo
 
 
 def _sizes(family: OfficialFamily, config: dict[str, Any], image_side: int) -> dict[str, Any]:
-    usual_dropout = 0.1 if family == "bert" else 0.0
+    ours, usual_dropout, head_dropout = {"bert": ("transformers", 0.1, 0.5), "vit": ("timm", 0.0, 0.1)}[family]
     sizes = {
-        "family": _FAMILIES[family],
-        "layers": config["num_hidden_layers"],
-        "width": config["hidden_size"],
-        "heads": config["num_attention_heads"],
-        "feedforward": config["intermediate_size"],
+        "family": ours, "layers": config["num_hidden_layers"], "width": config["hidden_size"],
+        "heads": config["num_attention_heads"], "feedforward": config["intermediate_size"],
         "layer_norm_eps": config.get("layer_norm_eps", 1e-12),
         "dropout": config.get("hidden_dropout_prob", usual_dropout),
         "attention_dropout": config.get("attention_probs_dropout_prob", usual_dropout),
-        "head_dropout": _HEAD_DROPOUT[family],
+        "head_dropout": head_dropout,  # of the authors' runs; matters only if the import is trained further
     }
     if family == "bert":
         return sizes | {"positions": config["max_position_embeddings"], "vocabulary": config["vocab_size"]}
     side, channels = config["image_size"], config.get("num_channels", 3)
     native = min(image_side, side)
-    sizes["image"] = ImageConfig(
+    image = ImageConfig(
         height=native, width=native, channels=channels, upscale_to=None if native == side else side,
-        patch=config["patch_size"], **(_IMAGENET if channels == 3 else {}),
-    )  # fmt: skip
-    return sizes
+        patch=config["patch_size"], **(_IMAGENET if channels == 3 else {}))
+    return sizes | {"image": image}
 
 
 def _pickled_state(path: Path) -> dict[str, Tensor]:
@@ -151,10 +126,8 @@ def _pickled_state(path: Path) -> dict[str, Tensor]:
         # torch's own words end in advice to load the file unsafely
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f" (it names {named.group(1)})" if named else ""
-        raise CheckpointError(
-            f"{path} is not a plain state dictionary, or holds objects that could run code: refused{reason}; "
-            "fix: save state_dict() alone"
-        ) from None
+        raise CheckpointError(f"{path} is not a plain state dictionary, or holds objects that could run code: "
+                              f"refused{reason}; fix: save state_dict() alone") from None
     except Exception as error:  # bytes that are no pickle end in errors of many kinds
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path} cannot be read: {reason}; is it cut off?") from None
@@ -178,7 +151,7 @@ class _StateReader:
             other = "predictor (their encoder)" if role == "selector" else "selector (their generator)"
             raise CheckpointError(f"{path} is a {other}, not a {role}; fix: swap the two files")
         self._path, self._state, self._mistakes = path, state, []
-        without_norm = _UNREAD_BY_VIT_PREDICTORS if role == "predictor" else "\0"
+        without_norm = "vit.vit.layernorm." if role == "predictor" else "\0"  # their encoder of images has none
         self.unread = sorted(key for key in state if _UNREAD.match(key) or key.startswith(without_norm))
         """Keys that their forward pass does not read."""
         self._left = set(state) - set(self.unread)
@@ -228,26 +201,21 @@ def _other_role(roots: set[str], family: str, role: str) -> bool:
     return "fc" in roots and ("feature_proj" in roots) != (role == "selector")
 
 
-def _pair(
-    family: OfficialFamily, settings: BackboneConfig, preprocessor: Preprocessor, states: dict[str, _StateReader],
-    labels: Sequence[str] | None,
-) -> Rationalizer:  # fmt: skip
+def _pair(family: OfficialFamily, settings: BackboneConfig, preprocessor: Preprocessor, states: dict[str, _StateReader],
+          labels: Sequence[str] | None) -> Rationalizer:
     selector_head, predictor_head = {"bert": ("feature_proj", "fc"), "vit": (None, "classifier")}[family]
-    head_width = states["selector"].rows(selector_head) if selector_head else 0
-    classes = states["predictor"].rows(predictor_head)
-    selector_settings = settings.model_copy(update={"head_width": head_width})
-    predictor_settings = settings.model_copy(update={"final_norm": family != "vit"})
-    selector = Selector(build_backbone(selector_settings, preprocessor.special_ids))
-    predictor = Predictor(build_backbone(predictor_settings, preprocessor.special_ids), classes, operator="zero")
+    theirs, others = states["selector"], states["predictor"]
+    own = {"head_width": theirs.rows(selector_head) if selector_head else 0}, {"final_norm": family != "vit"}
+    classes = others.rows(predictor_head)
+    first, second = (build_backbone(settings.model_copy(update=each), preprocessor.special_ids) for each in own)
+    selector, predictor = Selector(first), Predictor(second, classes, operator="zero")
     weights = _bert_weights if family == "bert" else _vit_weights
-    selector_state = weights(states["selector"], selector.backbone)
-    predictor_state = weights(states["predictor"], predictor.backbone)
+    selector_state, predictor_state = weights(theirs, selector.backbone), weights(others, predictor.backbone)
     if family == "bert":
-        selector_state |= states["selector"].linear("feature_proj", selector.head[0], "head.0")
-    selector_state |= states["selector"].linear("fc", selector.head[-1], f"head.{len(selector.head) - 1}")
-    predictor_state |= states["predictor"].linear(predictor_head, predictor.head[-1], "head.1")
-    misfits = [found for state in states.values() if (found := state.misfits())]
-    if misfits:
+        selector_state |= theirs.linear("feature_proj", selector.head[0], "head.0")
+    selector_state |= theirs.linear("fc", selector.head[-1], f"head.{len(selector.head) - 1}")
+    predictor_state |= others.linear(predictor_head, predictor.head[-1], "head.1")
+    if misfits := [found for state in states.values() if (found := state.misfits())]:
         raise CheckpointError("; ".join(misfits))
     names = [str(index) for index in range(classes)] if labels is None else [str(label) for label in labels]
     if len(names) != classes or len(set(names)) != classes:
@@ -262,14 +230,14 @@ def _bert_weights(state: _StateReader, backbone: Backbone) -> dict[str, Tensor]:
     weights = {}
     for name, own in backbone.model.state_dict().items():
         key = f"bert.bert.{name}"
-        if key == _BERT_SEGMENTS:
+        if name == "embeddings.token_type_embeddings.weight":
             shape = torch.Size((*state.take(key).shape[:1], own.shape[1]))
             table = state.take(key, shape)[: len(own)]  # only segment 0 is ever read
             weights[f"backbone.model.{name}"] = nn.functional.pad(table, (0, 0, 0, len(own) - len(table)))
         else:
             weights[f"backbone.model.{name}"] = state.take(key, own.shape)
-    for copy in _BERT_TABLE_COPIES:
-        state.same(copy, _BERT_TABLE)
+    for copy in ("bert.embedding.weight", "embedding_layer.weight"):
+        state.same(copy, "bert.bert.embeddings.word_embeddings.weight")
     return weights
 
 
@@ -284,6 +252,6 @@ def _vit_weights(state: _StateReader, backbone: Backbone) -> dict[str, Tensor]:
             shape = torch.Size((own[ours][0] // len(theirs), *own[ours][1:]))
             weights[f"backbone.model.{ours}"] = torch.cat([state.take(f"vit.vit.{name}", shape) for name in theirs])
         for name in theirs if theirs[0].startswith("embeddings.") else ():
-            for prefix in _VIT_EMBEDDING_COPIES:
+            for prefix in ("vit.embedding.", "embedding_layer."):
                 state.same(prefix + name.removeprefix("embeddings."), f"vit.vit.{name}")
     return weights

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rekd_train.checkpoints import checkpoint
-from rekd_train.checkpoints.description import read_description
+from rekd_train.checkpoints import checkpoint, read_description
 from rekd_train.config.run import RunConfig, check_removed, checked_config, read_document
 from rekd_train.data import DataSet, LabelledTexts, Split, encode, is_unsplit, load_data, load_whole
 from rekd_train.data.table_files import SUFFIXES
@@ -18,32 +17,22 @@ from rekd_train.inputs.preprocessors import Preprocessor, same_tokens
 from rekd_train.inputs.text import TextPreprocessor
 from rekd_train.models.rationalizer import Rationalizer
 
-_NAMED_FOR_IT = {"optimisation": {"learning_rate": 5e-5}}
-"""For checkpoints without a record, which were made from pretrained networks: a rate that those bear."""
-
 
 def recorded_config(path: Path, data: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration to calibrate, compact or evaluate a checkpoint under.
+    """The configuration to calibrate, compact or evaluate a checkpoint under, with ``key=value`` changes.
 
-    Args:
-        path: the checkpoint.
-        data: a preset or a TOML file whose section ``data`` takes the place of the recorded one, or a table of texts
-            (columns as recorded); needed for a checkpoint that records no run, such as an imported one.
-        overrides: ``key=value`` changes, for example ``data.path=DIR`` or ``selection.target=0.08``.
-
-    Raises:
-        CheckpointError: no record and no data named.
-        ConfigError: with every mistake in one message.
+    ``data``: a preset or a TOML file whose section ``data`` takes the place of the recorded one, or a table of texts
+    (columns as recorded); needed for a checkpoint that records no run, such as an imported one.
+    CheckpointError: no record and no data named; ConfigError: with every mistake in one message.
     """
     description = read_description(path)
     document = description.get("training", {}).get("config")
     if document is None:
         if data is None and not any(text.startswith("data.name=") for text in overrides):
-            raise CheckpointError(
-                f"{path} does not record the run it comes from, so its data are unknown; "
-                "fix: name them: --data PRESET or --data FILE.toml"
-            )
-        document = {role: description[role] for role in ("selector", "predictor")} | _NAMED_FOR_IT
+            raise CheckpointError(f"{path} does not record the run it comes from, so its data are unknown; fix: name "
+                                  "them: --data PRESET or --data FILE.toml")
+        document = {role: description[role] for role in ("selector", "predictor")}
+        document["optimisation"] = {"learning_rate": 5e-5}  # that pretrained networks bear, which those were made from
         document["name"] = description.get("training", {}).get("name", Path(path).name)
     check_removed(document)
     if data is not None:
@@ -63,21 +52,15 @@ def _named_data(data: str | Path, description: dict[str, Any], recorded: dict[st
     return {**recorded, **changes, "labels": _named(description["labels"])}
 
 
-def splits_to_measure(
-    pair: Rationalizer, path: Path, config: RunConfig, split: str | None, named: bool
-) -> tuple[dict[str, Split], str, str, str]:
+def splits_to_measure(pair: Rationalizer, path: Path, config: RunConfig, split: str | None,
+                      named: bool) -> tuple[dict[str, Split], str, str, str]:
     """What to measure the pair of the checkpoint at ``path`` on.
 
-    Args:
-        split: None: 'test'; of new data that say nothing of splits everything, which is called 'all'.
-        named: whether the data were named for it, so that they are new unless they are the recorded ones.
-
-    Returns:
-        The encoded splits (the wanted one and 'dev'; 'all' alone), which of them is wanted, where the data come from,
-        and in words what is measured.
+    ``split`` None: 'test'; of new data that say nothing of splits everything, which is called 'all'. Data that were
+    ``named`` for it are new unless they are the recorded ones. Returns the encoded splits (the wanted one and 'dev';
+    'all' alone), which of them is wanted, where the data come from, and in words what is measured.
     """
-    data = config.data
-    unsplit = is_unsplit(data)
+    data, unsplit = config.data, is_unsplit(config.data)
     shown = Path(data.path).name if data.path else f"data '{data.name}'"
     recorded = (read_description(path).get("training", {}).get("config") or {}).get("data", {})
     new = named and not (recorded.get("name") == data.name and _same_path(recorded["path"], data.path))
@@ -89,11 +72,9 @@ def splits_to_measure(
         if isinstance(examples, LabelledTexts) and (seen := len(set(examples.texts) & checkpoint.dev_texts(path))):
             words += f" ({seen} of them are dev examples of the checkpoint: it may have been trained on this file)"
         return {"all": encode(examples, pair.preprocessor)}, "all", shown, words
-    split = split or "test"
-    found = data_for(pair, config)
+    split, found = split or "test", data_for(pair, config)
     share = {"train": 1 - data.dev_share - data.test_share, "dev": data.dev_share, "test": data.test_share}[split]
-    most = data.limits[split]
-    cut = "" if most is None else f"at most {most} of "
+    cut = "" if (most := data.limits[split]) is None else f"at most {most} of "
     words = f"the {split} split of {shown}" + (f" ({cut}{share:.0%} of it, chosen by data.seed)" if unsplit else "")
     splits = {name: encode(found.splits[name], pair.preprocessor) for name in {split, "dev"}}
     return splits, split, found.origin, words
@@ -113,10 +94,9 @@ def data_for(pair: Rationalizer, config: RunConfig) -> DataSet:
 def check_classes(labels: Sequence[str], data: DataSet) -> None:
     """Raise DataError unless a model's classes are those of the data, in order; unnamed ones need the same number."""
     if list(labels) != list(data.label_names) and (_named(labels) or len(labels) != len(data.label_names)):
-        raise DataError(
-            f"the data have {len(data.label_names)} classes ({_some(data.label_names)}), the model has {len(labels)} "
-            f"({_some(labels)}); fix: the data it was trained for, classes in the same order (own data: data.labels)"
-        )
+        raise DataError(f"the data have {len(data.label_names)} classes ({_some(data.label_names)}), the model has "
+                        f"{len(labels)} ({_some(labels)}); fix: the data it was trained for, classes in the same order "
+                        "(own data: data.labels)")
 
 
 def _named(labels: Sequence[str]) -> list[str]:
@@ -129,8 +109,7 @@ def start_from(
 ) -> None:
     """Give ``halves`` of a fresh pair the weights of ``start``, the checkpoint at ``path``, in place.
 
-    Raises:
-        DataError: other classes; ConfigError: other tokens or sizes.
+    DataError: other classes; ConfigError: other tokens or sizes.
     """
     check_classes(start.labels, data)
     mine, theirs = pair.preprocessor, start.preprocessor
@@ -141,10 +120,8 @@ def start_from(
         sizes = [m.backbone.settings.model_dump(exclude={"pretrained", "word_embeddings"}) for m in (mine, theirs)]
         if sizes[0] != sizes[1]:
             names = ", ".join(name for name in sizes[0] if sizes[0][name] != sizes[1][name])
-            raise ConfigError(
-                f"the {role} of {path} has other sizes than this run's ({names}); warm starts need the same; fix: "
-                f"those of its config.json, by --set {role}.NAME=VALUE"
-            )
+            raise ConfigError(f"the {role} of {path} has other sizes than this run's ({names}); warm starts need the "
+                              f"same; fix: those of its config.json, by --set {role}.NAME=VALUE")
         mine.load_state_dict(theirs.state_dict())
 
 
@@ -153,8 +130,7 @@ def _some(names: Sequence[Any]) -> str:
 
 
 EXAMPLES = 200
-IMAGE_BYTES = 8_000_000
-"""Large images are fewer: a checkpoint should stay a file to send."""
+IMAGE_BYTES = 8_000_000  # large images are fewer: a checkpoint should stay a file to send
 
 
 def checkpoint_examples(data: DataSet, preprocessor: Preprocessor) -> dict[str, Any]:

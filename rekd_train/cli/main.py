@@ -7,16 +7,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from rekd_train.cli.command import TrustCode, application, examples, finite, print_json, run
-from rekd_train.cli.progress import class_warnings, print_table, progress_bars, report_metrics
+from rekd_train.cli.command import TrustCode, application, examples, finite, print_json, print_table, progress_bars, run
 
 app = application(
     help="Train pairs that classify from their own rationale, alone or distilled from a teacher pair.",
     epilog=examples(
-        "rekd-train presets",
-        "rekd-train run demo_student --output runs/student",
-        "rekd-train COMMAND --help",
-    ),
+        "rekd-train presets", "rekd-train run demo_student --output runs/student", "rekd-train COMMAND --help"),
     no_args_is_help=True,
 )
 
@@ -36,35 +32,49 @@ def command(*lines: str, name: str | None = None):
     return app.command(name, epilog=examples(*lines))
 
 
-@command(
-    "rekd-train run demo_student --output runs/student",
-    "rekd-train run demo_student --teacher runs/teacher --output runs/distilled",
-    "rekd-train run mine.toml --set stages.rationale_epochs=3 --set seed=1 --output runs/mine",
-    "rekd-train run mine.toml --output runs/mine --resume",
-    name="run",
-)
+def _warn_of_classes(never: dict[str, list[str]]) -> None:
+    """A line wherever classes are predicted for no example; ``never``: those classes by what was measured."""
+    for measured, names in never.items():
+        if names:
+            typer.echo(f"warning: on {measured} no example is predicted as {', '.join(names)}; fix: --set "
+                       "data.class_weights=balanced, --set stages.best_metric=macro_f1, or more examples")
+
+
+def _report(metrics: dict, path: Path, as_json: bool) -> None:
+    """Print what a run has measured, by split."""
+    if not metrics:  # of several processes, one reports
+        return
+    if as_json:
+        print_json({"checkpoint": str(path), **metrics})
+        return
+    from rekd_train.evaluation.report import shown
+
+    never = {split: figures["never_predicted"] for split, figures in metrics.items()}
+    keys = [key for key in next(iter(metrics.values())) if key != "never_predicted" or any(never.values())]
+    typer.echo(f"{path} (noise-free, by the stored policy)")  # not as the table's title, which would be folded
+    print_table(("figure", *metrics), [(key, *(shown(figures[key]) for figures in metrics.values())) for key in keys])
+    _warn_of_classes(never)
+
+
+@command("rekd-train run demo_student --output runs/student",
+         "rekd-train run demo_student --teacher runs/teacher --output runs/distilled",
+         "rekd-train run mine.toml --set stages.rationale_epochs=3 --set seed=1 --output runs/mine",
+         "rekd-train run mine.toml --output runs/mine --resume", name="run")
 def run_command(
     source: Annotated[str, typer.Argument(metavar="PRESET|FILE.toml", help="A preset's name or a configuration file.")],
-    output: Output,
-    teacher: Teacher = None,
-    warm_start: Annotated[
-        Path | None, typer.Option(metavar="CKPT", help="Start from this checkpoint's weights; no classifier stage.")
-    ] = None,
-    half: Annotated[
-        Literal["selector", "predictor"] | None, typer.Option(help="Of --warm-start's two halves this alone.")
-    ] = None,
+    output: Output, teacher: Teacher = None,
+    warm_start: Annotated[Path | None, typer.Option(
+        metavar="CKPT", help="Start from this checkpoint's weights; no classifier stage.")] = None,
+    half: Annotated[Literal["selector", "predictor"] | None, typer.Option(
+        help="Of --warm-start's two halves this alone.")] = None,
     overrides: Overrides = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where an interrupted run of the same settings was saved last.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a checkpoint at the output, or an unfinished run beside it.")
-    ] = False,
-    trust_code: TrustCode = False,
-    device: Device = "auto",
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Also log for TensorBoard, into OUTPUT.training.")
-    ] = False,
+    resume: Annotated[bool, typer.Option(
+        "--resume", help="Go on where an interrupted run of the same settings was saved last.")] = False,
+    overwrite: Annotated[bool, typer.Option(
+        "--overwrite", help="Replace a checkpoint at the output, or an unfinished run beside it.")] = False,
+    trust_code: TrustCode = False, device: Device = "auto",
+    tensorboard: Annotated[bool, typer.Option(
+        "--tensorboard", help="Also log for TensorBoard, into OUTPUT.training.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train by a preset or a configuration file and write a checkpoint.
@@ -79,10 +89,9 @@ def run_command(
 
     with progress_bars() as observer:
         metrics = train_run(
-            config, output, teacher=teacher, warm_start=warm_start, half=half, observer=observer,
-            resume=resume, overwrite=overwrite, device=device, tensorboard=tensorboard,
-        )  # fmt: skip
-    report_metrics(metrics, output, as_json)
+            config, output, teacher=teacher, warm_start=warm_start, half=half, observer=observer, resume=resume,
+            overwrite=overwrite, device=device, tensorboard=tensorboard)
+    _report(metrics, output, as_json)
 
 
 @command("rekd-train presets", "rekd-train presets paper --json")
@@ -103,10 +112,8 @@ def presets(
     print_table(("preset", "where its settings come from"), rows, left=2, framed=False)
 
 
-@command(
-    "rekd-train calibrate runs/student --target 0.08 --output runs/student-8",
-    "rekd-train calibrate imported --data paper_imdb_bert_small_re --set data.path=aclImdb --output calibrated",
-)
+@command("rekd-train calibrate runs/student --target 0.08 --output runs/student-8",
+         "rekd-train calibrate imported --data paper_imdb_bert_small_re --set data.path=aclImdb --output calibrated")
 def calibrate(
     path: Checkpoint, output: Output,
     target: Annotated[float | None, typer.Option(help="Mean share of kept features; default: the run's own.")] = None,
@@ -117,13 +124,11 @@ def calibrate(
     from rekd_train.runs import calibrate_run
 
     metrics = calibrate_run(path, output, target, device, data=data, overrides=overrides or [], overwrite=overwrite)
-    report_metrics(metrics, output, as_json)
+    _report(metrics, output, as_json)
 
 
-@command(
-    "rekd-train record runs/teacher --output knowledge.parquet",
-    "rekd-train run demo_student --teacher knowledge.parquet --output runs/student",
-)
+@command("rekd-train record runs/teacher --output knowledge.parquet",
+         "rekd-train run demo_student --teacher knowledge.parquet --output runs/student")
 def record(
     path: Checkpoint, output: Annotated[Path, typer.Option("--output", "-o", help="The Parquet file to write.")],
     data: Data = None, overrides: Overrides = None,
@@ -134,9 +139,8 @@ def record(
     """Write what a pair says about its training texts or images, to teach from without it."""
     from rekd_train.runs import record_run
 
-    count = record_run(
-        path, output, device=device, data=data, overrides=overrides or [], texts=texts, overwrite=overwrite
-    )
+    count = record_run(path, output, device=device, data=data, overrides=overrides or [], texts=texts,
+                       overwrite=overwrite)
     typer.echo(f"{output}: {count:,} examples, {output.stat().st_size / 1e6:.1f} MB")
 
 
@@ -144,8 +148,7 @@ def record(
 def check_teacher_command(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="Recorded knowledge, JSON lines or Parquet.")],
     data: Annotated[str, typer.Option(metavar="PRESET|FILE", help="The data that it is to teach.")],
-    overrides: Overrides = None,
-    as_json: AsJson = False,
+    overrides: Overrides = None, as_json: AsJson = False,
 ) -> None:
     """Count what a file of recorded knowledge can teach, and what is wrong with it."""
     from rekd_train.config.run import run_config
@@ -161,10 +164,8 @@ def check_teacher_command(
     print_table(("knowledge", "value"), rows, left=1)
 
 
-@command(
-    "rekd-train compact runs/student --output runs/student-compact",
-    "rekd-train compact calibrated --set stages.compact_epochs=2 --output compacted",
-)
+@command("rekd-train compact runs/student --output runs/student-compact",
+         "rekd-train compact calibrated --set stages.compact_epochs=2 --output compacted")
 def compact(
     path: Checkpoint, output: Output,
     teacher: Annotated[Path | None, typer.Option(metavar="CKPT", help="Checkpoint to learn from.")] = None,
@@ -177,32 +178,24 @@ def compact(
     with progress_bars() as observer:
         metrics = compact_run(
             path, output, teacher=teacher, observer=observer, device=device, data=data, overrides=overrides or [],
-            overwrite=overwrite,
-        )  # fmt: skip
-    report_metrics(metrics, output, as_json)
+            overwrite=overwrite)
+    _report(metrics, output, as_json)
 
 
-@command(
-    "rekd-train evaluate runs/student",
-    "rekd-train evaluate runs/student --split dev --draws 0 --json",
-    "rekd-train evaluate runs/student --data new_reviews.csv",
-    "rekd-train evaluate runs/student --teacher runs/teacher --output student.json",
-)
+@command("rekd-train evaluate runs/student", "rekd-train evaluate runs/student --split dev --draws 0 --json",
+         "rekd-train evaluate runs/student --data new_reviews.csv",
+         "rekd-train evaluate runs/student --teacher runs/teacher --output student.json")
 def evaluate(
     path: Checkpoint,
-    split: Annotated[
-        str | None, typer.Option(help="train, dev or test; default: test, of a new file without splits every row.")
-    ] = None,
+    split: Annotated[str | None, typer.Option(
+        help="train, dev or test; default: test, of a new file without splits every row.")] = None,
     draws: Annotated[int, typer.Option(min=0, help="Sampled rationales of each example; below 2: none.")] = 10,
-    teacher: Annotated[
-        Path | None, typer.Option(metavar="CKPT", help="Checkpoint whose rationales to compare with.")
-    ] = None,
-    risk: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of wrong answers that the abstain threshold allows.")
-    ] = 0.05,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the report there, as JSON.")
-    ] = None,
+    teacher: Annotated[Path | None, typer.Option(
+        metavar="CKPT", help="Checkpoint whose rationales to compare with.")] = None,
+    risk: Annotated[float, typer.Option(
+        min=0.0, max=1.0, help="Share of wrong answers that the abstain threshold allows.")] = 0.05,
+    output: Annotated[Path | None, typer.Option(
+        "--output", "-o", metavar="FILE", help="Write the report there, as JSON.")] = None,
     data: Data = None, overrides: Overrides = None, trust_code: TrustCode = False, device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -214,9 +207,8 @@ def evaluate(
     from rekd_train.files import write_json
     from rekd_train.runs import evaluate_run
 
-    report = evaluate_run(
-        path, split, draws=draws, teacher=teacher, risk=risk, device=device, data=data, overrides=overrides or []
-    )
+    report = evaluate_run(path, split, draws=draws, teacher=teacher, risk=risk, device=device, data=data,
+                          overrides=overrides or [])
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_json(output, finite(report))
@@ -231,24 +223,20 @@ def evaluate(
         rows.append(("" if section == previous else section, figure, value))
         previous = section
     print_table(("section", "figure", "value"), rows, left=2)
-    for line in class_warnings({report["measured"]: report["classification"]["never_predicted"]}):
-        typer.echo(line)
+    _warn_of_classes({report["measured"]: report["classification"]["never_predicted"]})
 
 
-@command(
-    "rekd-train import-official --family bert --selector g_bert --predictor f_bert --backbone bert-small "
-    "--labels negative,positive --output runs/official",
-    name="import-official",
-)
+@command("rekd-train import-official --family bert --selector g_bert --predictor f_bert --backbone bert-small "
+         "--labels negative,positive --output runs/official",
+         name="import-official")
 def import_official(
     family: Annotated[str, typer.Option(help="bert or vit.")],
     selector: Annotated[Path, typer.Option(metavar="FILE", help="Their generator's file, g_...")],
     predictor: Annotated[Path, typer.Option(metavar="FILE", help="Their encoder's file, f_...")],
     backbone: Annotated[Path, typer.Option(metavar="DIR", help="The pretrained model both started from.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="CKPT", help="Directory of the new checkpoint.")],
-    tokenizer: Annotated[
-        Path | None, typer.Option(metavar="FILE|DIR", help="tokenizer.json or vocab.txt; default: the backbone's.")
-    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(
+        metavar="FILE|DIR", help="tokenizer.json or vocab.txt; default: the backbone's.")] = None,
     labels: Annotated[str, typer.Option(metavar="A,B,...", help="Class names, in the order of the logits.")] = "",
     max_length: Annotated[int, typer.Option(min=3, help="Tokens a text is cut to (bert).")] = 256,
     image_side: Annotated[int, typer.Option(min=1, help="Height and width of the images as they come (vit).")] = 32,
@@ -263,10 +251,8 @@ def import_official(
     from rekd_train.checkpoints.official import import_official as convert
 
     names = [name.strip() for name in labels.split(",")] if labels else None
-    convert(
-        family, selector, predictor, backbone, output, tokenizer=tokenizer, labels=names, max_length=max_length,
-        image_side=image_side, overwrite=overwrite,
-    )  # fmt: skip
+    convert(family, selector, predictor, backbone, output, tokenizer=tokenizer, labels=names, max_length=max_length,
+            image_side=image_side, overwrite=overwrite)
     pair = load(output)
     kind, classes = pair.preprocessor.settings.kind, ", ".join(pair.labels)
     typer.echo(f"{output}: reads {kind}s, {len(pair.labels)} classes: {classes}")

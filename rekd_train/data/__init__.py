@@ -28,9 +28,8 @@ SOURCES: dict[str, Callable[[DataConfig], DataSet]] = {
 def load_data(config: DataConfig) -> DataSet:
     """The data set that a configuration names, checked, with its limits applied.
 
-    Raises:
-        DataError: missing, damaged, or nothing that can be learnt from; names the file or row and the fix.
-        MissingExtraError: a package that the source needs is not installed.
+    DataError: missing, damaged, or nothing that can be learnt from; names the file or row and the fix;
+    MissingExtraError: a package that the source needs is not installed.
     """
     data = SOURCES[config.name](config)
     data = replace(data, splits={name: part.head(config.limits[name]) for name, part in data.splits.items()})

@@ -17,15 +17,11 @@ if TYPE_CHECKING:
     from rekd_train.data.splits import Split
 
 SPLITS = ("train", "dev", "test")
-UNLABELLED = -1
-"""The label of a training example that has none and is learned from a teacher alone."""
-SHOWN = 20
-"""Contradictions that a summary lists, and classes that its table shows."""
-_UNEVEN = 10
-"""A class with so many times the examples of another one makes accuracy blind for that one."""
+UNLABELLED = -1  # the label of a training example that has none and is learned from a teacher alone
+SHOWN = 20  # contradictions that a summary lists, and classes that its table shows
+_UNEVEN = 10  # a class with so many times the examples of another one makes accuracy blind for that one
 
-CharacterSpans = list[tuple[int, int]]
-"""First character and one past the last of each passage that a person named as the reason."""
+CharacterSpans = list[tuple[int, int]]  # first character and one past the last of what a person named as the reason
 
 
 class _OneSplit:
@@ -38,27 +34,22 @@ class _OneSplit:
         return len(self.items)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> Self:
-        """These examples, in this order."""
-        return type(self)(*(None if part is None else _chosen(part, indices) for part in vars(self).values()))
+        """These examples, in this order; of lists lists, what takes an array of indices (a column) of its own kind."""
+        at = np.asarray(indices)
+        parts = ([part[i] for i in indices] if isinstance(part, list) else part for part in vars(self).values())
+        return type(self)(*(part if part is None or isinstance(part, list) else part[at] for part in parts))
 
     def head(self, count: int | None) -> Self:
         """The first ``count`` examples; None: all."""
         return self if count is None else self.take(np.arange(min(count, len(self))))
 
 
-def _chosen(items: Any, indices: Sequence[int] | np.ndarray) -> Any:
-    """Of a list a list; what takes an array of indices, as arrays and columns do, of its own kind."""
-    return [items[i] for i in indices] if isinstance(items, list) else items[np.asarray(indices)]
-
-
 @dataclass(frozen=True)
 class LabelledTexts(_OneSplit):
     """Texts of one split."""
 
-    texts: Sequence[str]
-    """A list, or a column that is read when it is asked for (``rekd_train.data.table_files.Column``)."""
-    labels: np.ndarray
-    """(n,) int64."""
+    texts: Sequence[str]  # a list, or a ``rekd_train.data.table_files.Column``, which is read when it is asked for
+    labels: np.ndarray  # (n,) int64
     rationales: list[CharacterSpans | None] | None = field(default=None, repr=False)
     """Human rationales; None for a text nobody annotated, None altogether where these have none."""
 
@@ -71,10 +62,8 @@ class LabelledTexts(_OneSplit):
 class LabelledImages(_OneSplit):
     """Images of one split."""
 
-    images: np.ndarray | Sequence[Any] = field(repr=False)
-    """uint8 (n, height, width, channels), or image files or Pillow images of any size."""
-    labels: np.ndarray
-    """(n,) int64."""
+    images: np.ndarray | Sequence[Any] = field(repr=False)  # uint8 (n, height, width, channels), or files or Pillow's
+    labels: np.ndarray  # (n,) int64
     regions: np.ndarray | None = field(default=None, repr=False)
     """(n, 4) int64: top, left, bottom, right in pixels of the part that decides the label, where it is known."""
 
@@ -87,16 +76,11 @@ SomeExamples = TypeVar("SomeExamples", LabelledTexts, LabelledImages)
 class DataSet:
     """Named splits of labelled examples."""
 
-    splits: dict[str, Examples]
-    """'train', 'dev' and 'test'."""
-    label_names: tuple[str, ...]
-    """Class names, in the order of the labels."""
-    origin: str
-    """Where the data come from, under which terms, and what was done to them, for the model card."""
-    duplicates: int | None = None
-    """Examples left out since they occur twice; None: nobody has looked."""
-    contradictions: tuple[str, ...] = ()
-    """Examples that occur with different labels: its places and labels, the kept one first."""
+    splits: dict[str, Examples]  # 'train', 'dev' and 'test'
+    label_names: tuple[str, ...]  # class names, in the order of the labels
+    origin: str  # where the data come from, under which terms, and what was done to them, for the model card
+    duplicates: int | None = None  # examples left out since they occur twice; None: nobody has looked
+    contradictions: tuple[str, ...] = ()  # of examples with different labels: places and labels, the kept one first
 
 
 def text_id(text: str) -> str:
@@ -149,11 +133,11 @@ def check_data(data: DataSet, name: str) -> None:
         if len(examples) == 0:
             mistakes.append(f"the split '{split}' is empty; fix: more examples")
         elif len(examples) != len(examples.labels):
-            counts = f"{len(examples)} examples and {len(examples.labels)} labels"
-            mistakes.append(f"the split '{split}' has {counts}; fix: one label for each")
+            mistakes.append(f"the split '{split}' has {len(examples)} examples and {len(examples.labels)} labels; "
+                            "fix: one label for each")
         elif strangers:
-            known = f"there are {classes} classes, 0 to {classes - 1}"
-            mistakes.append(f"the split '{split}' has the label {strangers[0]}; {known}; fix: labels of these")
+            mistakes.append(f"the split '{split}' has the label {strangers[0]}; there are {classes} classes, 0 to "
+                            f"{classes - 1}; fix: labels of these")
     if len({*np.unique(data.splits["train"].labels)} - {UNLABELLED}) < 2:
         mistakes.append("the training examples are all of one class; fix: examples of at least two")
     if mistakes:
@@ -179,11 +163,9 @@ def summarise(data: DataSet, splits: Mapping[str, Split]) -> dict[str, Any]:
         if len(labels) < len(split):
             found["unlabelled"] = len(split) - len(labels)
         summary["splits"][name] = found
-    return summary | {
-        "duplicates_dropped": data.duplicates,
-        "contradicting": len(data.contradictions),
-        "contradictions": list(data.contradictions[:SHOWN]),
-    }
+    shown = list(data.contradictions[:SHOWN])
+    contradicting = {"contradicting": len(data.contradictions), "contradictions": shown}
+    return summary | {"duplicates_dropped": data.duplicates} | contradicting
 
 
 def summary_rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -215,10 +197,8 @@ def summary_notes(summary: dict[str, Any]) -> list[str]:
     counts = summary["splits"]["train"]["classes"]
     rare, common = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     if counts[common] >= _UNEVEN * counts[rare]:
-        notes.append(
-            f"uneven classes: {counts[common]:,} training examples of '{common}', {counts[rare]:,} of '{rare}'; see "
-            "data.class_weights and stages.best_metric"
-        )
+        notes.append(f"uneven classes: {counts[common]:,} training examples of '{common}', {counts[rare]:,} of "
+                     f"'{rare}'; see data.class_weights and stages.best_metric")
     return notes
 
 

@@ -31,21 +31,14 @@ from rekd_train.errors import DataError, listed
 from rekd_train.inputs.image import ImagePreprocessor
 from rekd_train.inputs.preprocessors import Preprocessor
 
-_PACKED = ("packed_scores", "packed_gaps", "packed_lengths", "packed_scale")
-_CONFIDENCE = 0.9
-"""Of a label that is given alone."""
-
 
 @dataclass(frozen=True)
 class Statement:
     """What a teacher says about one text or image; None for what it does not say."""
 
-    probabilities: np.ndarray | None
-    """(C,) float32, sums to 1."""
-    marks: np.ndarray | None
-    """(m, 3) float32: start, end and weight of each passage that decides, or (m, 5) of boxes; empty: nothing does."""
-    scores: np.ndarray | None
-    """(m, 3) float32: start, end and log-odds of each token, in order, or a map (rows, columns)."""
+    probabilities: np.ndarray | None  # (C,) float32, sums to 1
+    marks: np.ndarray | None  # (m, 3) float32: start, end, weight of what decides, or (m, 5) of boxes; empty: nothing
+    scores: np.ndarray | None  # (m, 3) float32: start, end, log-odds of tokens, in order, or a map (rows, columns)
 
 
 @dataclass(frozen=True)
@@ -53,40 +46,34 @@ class Knowledge:
     """A file of statements."""
 
     path: Path
-    statements: dict[str, Statement]
-    """By one of the ``names_of`` a text or image."""
-    texts: dict[str, str]
-    """The texts that the file holds, by ``text_id``."""
-    lost_quotes: int
-    """Quotes that are not in their text; they are left out."""
+    statements: dict[str, Statement]  # by one of the ``names_of`` a text or image
+    texts: dict[str, str]  # the texts that the file holds, by ``text_id``
+    lost_quotes: int  # quotes that are not in their text; they are left out
 
 
 def read_knowledge(path: Path, labels: Sequence[str], modality: str = "text") -> Knowledge:
-    """What a teacher says about data with these class names, texts or images.
-
-    Raises:
-        DataError: unreadable, unknown columns, or wrong rows, all of them in one message.
-    """
+    """What a teacher says about data with these class names; DataError: unreadable, or wrong, every row named."""
     table = read_table(path)
     reader = (_ImageReader if modality == "image" else _Reader)(list(labels))
     item = reader.columns[0]
-    unknown = [name for name in table.columns if name not in (*reader.columns, *(_PACKED if item == "text" else ()))]
+    packed = ("packed_scores", "packed_gaps", "packed_lengths", "packed_scale") if item == "text" else ()
+    unknown = [name for name in table.columns if name not in (*reader.columns, *packed)]
     if unknown or not {item, "id"} & table.columns.keys():
         problem = f"unknown columns: {', '.join(unknown)}" if unknown else f"neither '{item}' nor 'id'"
         raise DataError(f"{path}: {problem}; columns: {', '.join(reader.columns)}")
     statements: dict[str, Statement] = {}
     texts: dict[str, str] = {}
     for number, values in enumerate(zip(*table.columns.values(), strict=True)):
-        cells = zip(table.columns, values, strict=True)
+        cells, line = zip(table.columns, values, strict=True), table.line(number)
         row = {name: value for name, value in cells if value is not None and value == value}  # nor NaN
         text = row.get(item)
         key = reader.key(text) if isinstance(text, str) and text.strip() else row.get("id")
         if not isinstance(key, str):
-            reader.mistakes.append(f"{table.line(number)}: no {item} and no id")
+            reader.mistakes.append(f"{line}: no {item} and no id")
         elif key in statements:
-            reader.mistakes.append(f"{table.line(number)}: a {item} that stands further up, too")
+            reader.mistakes.append(f"{line}: a {item} that stands further up, too")
         else:
-            statements[key] = reader.statement(row, table.line(number))
+            statements[key] = reader.statement(row, line)
             if isinstance(row.get("text"), str) and text.strip():
                 texts[key] = text
     if reader.mistakes:
@@ -120,7 +107,7 @@ class _Reader:
     def _probabilities(self, row: dict[str, Any], text: str | None) -> np.ndarray | None:
         given, count = row.get("probabilities"), len(self.labels)
         if given is None and "label" in row:
-            given = {label_in(row["label"]): float(row.get("confidence", _CONFIDENCE))}
+            given = {label_in(row["label"]): float(row.get("confidence", 0.9))}
         if given is None:
             return None
         if isinstance(given, dict):
@@ -213,12 +200,9 @@ class _ImageReader(_Reader):
 class AlignedKnowledge:
     """What a teacher says about the examples of a split, token by token of the student."""
 
-    probabilities: np.ndarray
-    """(n, C) float32, NaN where it says nothing."""
-    scores: list[np.ndarray | None]
-    """For each text (length,) float32 log-odds, NaN for tokens that it does not score; None: no scores."""
-    marks: list[np.ndarray | None]
-    """For each text (length,) float32 weight of the passage that a token lies in, 0 in none; None: no rationale."""
+    probabilities: np.ndarray  # (n, C) float32, NaN where it says nothing
+    scores: list[np.ndarray | None]  # for each text (length,) float32 log-odds, NaN where it says none; None: no scores
+    marks: list[np.ndarray | None]  # for each text (length,) float32: weight of a token's passage; None: no rationale
 
     @property
     def empty(self) -> bool:
@@ -238,9 +222,8 @@ def with_unlabelled(data: DataSet, knowledge: Knowledge) -> DataSet:
     return replace(data, splits=data.splits | {"train": LabelledTexts(train.texts + new, labels, rationales)})
 
 
-def align(
-    knowledge: Knowledge, items: Sequence[Any], preprocessor: Preprocessor, classes: int, folder: Path = Path()
-) -> AlignedKnowledge:
+def align(knowledge: Knowledge, items: Sequence[Any], preprocessor: Preprocessor, classes: int,
+          folder: Path = Path()) -> AlignedKnowledge:
     """The statements about these texts, or images of a folder, in order; DataError names boxes that leave an image."""
     images = isinstance(preprocessor, ImagePreprocessor)
     probabilities = np.full((len(items), classes), np.nan, dtype=np.float32)
@@ -282,18 +265,14 @@ def checked_statements(knowledge: Knowledge, truth: dict[str, int]) -> dict[str,
     """
     said = knowledge.statements
     parts = {"probabilities": "probabilities", "rationale": "marks", "scores": "scores"}
-    judged = [
-        int(each.probabilities.argmax()) == truth[name]
-        for name, each in said.items() if name in truth and each.probabilities is not None
-    ]
-    marked = [
-        float((said[name].marks[:, 1] - said[name].marks[:, 0]).sum()) / len(text)
-        for name, text in knowledge.texts.items() if said[name].marks is not None
-    ]
-    shares = {name: [getattr(each, part) is not None for each in said.values()] for name, part in parts.items()}
+    judged = [int(each.probabilities.argmax()) == truth[name]
+              for name, each in said.items() if name in truth and each.probabilities is not None]
+    marked = [float((said[name].marks[:, 1] - said[name].marks[:, 0]).sum()) / len(text)
+              for name, text in knowledge.texts.items() if said[name].marks is not None]
     return {
         "statements": len(said), "known": sum(name in truth for name in said),
-        **{name: sum(found) / len(said) for name, found in shares.items()},
+        **{name: float(np.mean([getattr(each, part) is not None for each in said.values()]))
+           for name, part in parts.items()},
         "lost_quotes": knowledge.lost_quotes, "agreement": float(np.mean(judged)) if judged else None,
         "marked_share": float(np.mean(marked)) if marked else None,
     }  # fmt: skip

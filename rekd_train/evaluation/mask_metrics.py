@@ -21,8 +21,7 @@ from rekd_train.evaluation.metrics import ratio
 from rekd_train.inputs.preprocessors import Preprocessor, vocabulary_of
 from rekd_train.inputs.text import TextPreprocessor
 
-BINS = (0.01, 0.05, 0.1, 0.2, 0.5)
-"""Shares of the features over which AOPC is a mean, as the scorer's default."""
+BINS = (0.01, 0.05, 0.1, 0.2, 0.5)  # shares of the features over which AOPC is a mean, as the scorer's default
 
 # masks beside masks
 
@@ -68,9 +67,8 @@ def selection_divergence(teacher: np.ndarray, student: np.ndarray, selectable: n
 # against the known reason of each label: the true tile of an image, people's marks on a text by ERASER's conventions
 
 
-def reason_figures(
-    preprocessor: Preprocessor, split: Split, scores: np.ndarray, selectable: np.ndarray, mask: np.ndarray
-) -> dict[str, Any]:
+def reason_figures(preprocessor: Preprocessor, split: Split, scores: np.ndarray, selectable: np.ndarray,
+                   mask: np.ndarray) -> dict[str, Any]:
     """``truth`` (of patches) or ``human_rationales`` (of whole words within what the model reads) of (n, N) arrays.
 
     A word is selected or marked if any of its pieces is. Nothing where the data know no reasons.
@@ -100,16 +98,13 @@ def truth_summary(mask: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """
     both, kept, true = (mask & truth).sum(axis=1), mask.sum(axis=1), truth.sum(axis=1)
     return {
-        "in_truth": ratio(both.sum(), kept.sum()),
-        "in_truth_mean": float(np.mean(both / np.maximum(kept, 1))),
-        "truth_kept": float(np.mean(both / np.maximum(true, 1))),
-        "truth_size_used": ratio(kept.sum(), true.sum()),
+        "in_truth": ratio(both.sum(), kept.sum()), "in_truth_mean": float(np.mean(both / np.maximum(kept, 1))),
+        "truth_kept": float(np.mean(both / np.maximum(true, 1))), "truth_size_used": ratio(kept.sum(), true.sum()),
     }
 
 
-def plausibility(
-    predicted: Sequence[np.ndarray], scores: Sequence[np.ndarray], human: Sequence[np.ndarray]
-) -> dict[str, float]:
+def plausibility(predicted: Sequence[np.ndarray], scores: Sequence[np.ndarray],
+                 human: Sequence[np.ndarray]) -> dict[str, float]:
     """Agreement with people's marks over the examples that have any.
 
     Each example has (words,); without any mark it is left out. Tokens (precision, recall, F1): ``macro`` is the mean
@@ -124,9 +119,8 @@ def plausibility(
     chosen, soft, target = ([values[row] for row in marked] for values in (predicted, scores, human))
     width = max(2, *map(len, target))
     for kind, average in (("macro", "samples"), ("micro", "micro")):
-        found = precision_recall_fscore_support(
-            _padded(target, width), _padded(chosen, width), average=average, zero_division=0.0
-        )
+        found = precision_recall_fscore_support(_padded(target, width), _padded(chosen, width), average=average,
+                                                zero_division=0.0)
         summary |= {f"{name}_{kind}": float(found[i]) for i, name in enumerate(("precision", "recall", "f1"))}
     curves = [precision_recall_curve(h, s) for s, h in zip(soft, target, strict=True)]
     areas = [auc(recall, precision) for precision, recall, _ in curves]

@@ -20,10 +20,8 @@ def per_class(predicted: np.ndarray, labels: np.ndarray, names: Sequence[str]) -
     figures = precision_recall_fscore_support(labels, predicted, labels=range(len(names)), zero_division=0.0)
     keys = ("precision", "recall", "f1", "support", "predicted")
     columns = np.array([*figures, np.bincount(predicted, minlength=len(names))]).T
-    return {
-        name: {key: int(value) if key in keys[3:] else float(value) for key, value in zip(keys, row, strict=True)}
-        for name, row in zip(names, columns, strict=True)
-    }
+    return {name: {key: int(value) if key in keys[3:] else float(value) for key, value in zip(keys, row, strict=True)}
+            for name, row in zip(names, columns, strict=True)}
 
 
 def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
@@ -52,16 +50,14 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, floa
     distance = probabilities.astype(np.float64)
     distance[np.arange(len(labels)), labels] -= 1
     return {
-        "nll": negative_log_likelihood(probabilities, labels),
-        "brier": float(np.mean(np.sum(distance**2, axis=1))),
+        "nll": negative_log_likelihood(probabilities, labels), "brier": float(np.mean(np.sum(distance**2, axis=1))),
         "ece": expected_calibration_error(probabilities, labels),
         "ece_equal_mass": expected_calibration_error(probabilities, labels, equal_mass=True),
     }
 
 
-def expected_calibration_error(
-    probabilities: np.ndarray, labels: np.ndarray, bins: int = 15, equal_mass: bool = False
-) -> float:
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15,
+                               equal_mass: bool = False) -> float:
     """ECE: mean over bins, by their share, of |accuracy - confidence| (Guo et al. 2017, eq. 3): (n, C), (n,).
 
     Bins are equally wide, or with ``equal_mass`` hold equally many examples (Nixon et al. 2019).
@@ -78,11 +74,9 @@ def expected_calibration_error(
 def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> list[dict[str, float]]:
     """The equally wide bins behind the ECE in ascending order, empty ones left out: (n, C), (n,)."""
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    return [
-        {"low": number / bins, "high": (number + 1) / bins, "examples": len(group),
-         "confidence": float(confidence[group].mean()), "accuracy": float(correct[group].mean())}
-        for number, group in _equally_wide(confidence, bins).items()
-    ]  # fmt: skip
+    return [{"low": number / bins, "high": (number + 1) / bins, "examples": len(group),
+             "confidence": float(confidence[group].mean()), "accuracy": float(correct[group].mean())}
+            for number, group in _equally_wide(confidence, bins).items()]
 
 
 def _equally_wide(confidence: np.ndarray, bins: int) -> dict[int, np.ndarray]:
@@ -94,9 +88,8 @@ def _equally_wide(confidence: np.ndarray, bins: int) -> dict[int, np.ndarray]:
 def risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The curve of a classifier that abstains below a threshold of (n,) confidence (El-Yaniv and Wiener 2010).
 
-    Returns:
-        Descending thresholds (t,), one for each distinct confidence; of the examples with at least that
-        confidence their share, ``coverage`` (t,), and their share of errors, ``risk`` (t,).
+    Returns descending thresholds (t,), one for each distinct confidence; of the examples with at least that confidence
+    their share, ``coverage`` (t,), and their share of errors, ``risk`` (t,).
     """
     order = np.argsort(-confidence, kind="stable")
     ordered, errors = confidence[order], np.cumsum(~correct[order])
@@ -127,20 +120,13 @@ def abstain_threshold(confidence: np.ndarray, correct: np.ndarray, risk: float) 
 # counts
 
 
-def selection_summary(
-    kept: np.ndarray, selectable: np.ndarray, limits: np.ndarray | None = None, positions: int | None = None
-) -> dict[str, float]:
-    """How much the rationales hold.
+def selection_summary(kept: np.ndarray, selectable: np.ndarray, limits: np.ndarray | None = None,
+                      positions: int | None = None) -> dict[str, float]:
+    """How much the rationales hold, from (n,) counts of kept and of real features.
 
-    Args:
-        kept: (n,) kept features.
-        selectable: (n,) real features.
-        limits: (n,) most features that the budget allows: with them ``over_budget_share``.
-        positions: N, with padding and specials: with it ``rate_padded`` (mean kept / N, as the paper counts).
-
-    Returns:
-        ``rate`` (the selection rate: mean over examples of kept / real) with ``rate_std`` and ``rate_max``; the
-        counts' mean, std, percentiles and maximum; ``empty_share``.
+    ``rate`` (the selection rate: mean over examples of kept / real) with ``rate_std`` and ``rate_max``; the counts'
+    mean, std, percentiles and maximum; ``empty_share``; with the most that the budget allows, ``limits`` (n,),
+    ``over_budget_share``; with ``positions``, N with padding and all, ``rate_padded`` (mean kept / N, the paper's).
     """
     rates = kept / np.maximum(selectable, 1)
     low, middle, high = np.percentile(kept, (5, 50, 95))

@@ -1,7 +1,7 @@
 """The full evaluation of a checkpoint: every figure of one split in one document.
 
-One pass of the selector and one of the predictor over the split; the predictor computes on every mask while a
-batch is at hand. ``REPORT_VERSION`` rises whenever a key changes its meaning.
+One pass of the selector and one of the predictor over the split, on every mask while a batch is at hand.
+``REPORT_VERSION`` rises whenever a key changes its meaning.
 """
 
 from __future__ import annotations
@@ -23,21 +23,16 @@ REPORT_VERSION = 1
 CURVE_RATES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
 
 
-def evaluate(
-    rationalizer: Rationalizer, splits: Mapping[str, Split], *, split: str = "test", draws: int = 10,
-    teacher: Rationalizer | None = None, risk: float = 0.05, seed: int = 0,
-) -> dict[str, Any]:  # fmt: skip
+def evaluate(rationalizer: Rationalizer, splits: Mapping[str, Split], *, split: str = "test", draws: int = 10,
+             teacher: Rationalizer | None = None, risk: float = 0.05, seed: int = 0) -> dict[str, Any]:
     """Measure a pair on a split.
 
     Args:
         splits: at least ``split``; without 'dev', on which it is chosen, the abstain threshold is left out.
         draws: sampled rationales of each example; below 2 the sampled mode is left out.
         risk: share of wrong predictions that the abstain threshold allows.
-        seed: of the draws and of the random baseline.
 
-    Returns:
-        JSON values; sections as docs/evaluation.md lists them. Sections without data are left out.
-
+    Returns JSON values; sections as docs/evaluation.md lists them. Sections without data are left out.
     ConfigError: the teacher reads other features or has other labels.
     """
     examples, labels, policy = splits[split], splits[split].labels, rationalizer.policy
@@ -68,17 +63,15 @@ def evaluate(
             "never_predicted": metrics.never_predicted(predicted["stored"], labels, rationalizer.labels),
             "per_class": metrics.per_class(predicted["stored"], labels, rationalizer.labels),
         },
-        "calibration": _calibration(rationalizer, logits["stored"], splits, split, risk),
-        "rate": selections["stored"],
+        "calibration": _calibration(rationalizer, logits["stored"], splits, split, risk), "rate": selections["stored"],
     }  # fmt: skip
     if selects:
-        accuracies = [modes[f"rate_{rate}"]["accuracy"] for rate in CURVE_RATES]
         report["modes"] = {name: modes[name] for name in ("stored", "argmax", "fill")}
         report["modes"] |= _sampled(masks, predicted, modes)
         report["baselines"] = {name: modes[name] for name in ("random", "first")}
-        realised = [modes[f"rate_{rate}"]["rate"] for rate in CURVE_RATES]
-        report["curve"] = {"rates": list(CURVE_RATES), "realised": realised, "accuracies": accuracies}
-        report["curve"]["area"] = metrics.area_under_curve(CURVE_RATES, accuracies)
+        realised, accuracies = ([modes[f"rate_{rate}"][key] for rate in CURVE_RATES] for key in ("rate", "accuracy"))
+        area = metrics.area_under_curve(CURVE_RATES, accuracies)
+        report["curve"] = {"rates": list(CURVE_RATES), "realised": realised, "accuracies": accuracies, "area": area}
         report["selector"] = {  # does it keep as many as its probabilities promise? (mean counts)
             "expected_count": float(torch.where(selectable, torch.sigmoid(scores), 0.0).sum(dim=1).mean()),
             **{f"{name}_count": modes[name]["count_mean"] for name in ("argmax", "stored")},
@@ -91,10 +84,8 @@ def evaluate(
     return report
 
 
-def _teacher(
-    student: Rationalizer, teacher: Rationalizer, split: Split, selector: SelectorOutputs, mask: Tensor,
-    predicted: np.ndarray,
-) -> dict[str, float]:  # fmt: skip
+def _teacher(student: Rationalizer, teacher: Rationalizer, split: Split, selector: SelectorOutputs, mask: Tensor,
+             predicted: np.ndarray) -> dict[str, float]:
     """How far a student decides as its teacher does, both noise-free by their stored policies."""
     forward.check_comparable(student, teacher)
     theirs = run_selector(teacher, split)
@@ -114,9 +105,8 @@ def _teacher(
     }
 
 
-def _other_masks(
-    rationalizer: Rationalizer, selector: SelectorOutputs, stored: Tensor, generator: torch.Generator
-) -> dict[str, Tensor]:
+def _other_masks(rationalizer: Rationalizer, selector: SelectorOutputs, stored: Tensor,
+                 generator: torch.Generator) -> dict[str, Tensor]:
     """By name: the noise-free modes beside the stored one, the baselines of equal size, the curve."""
     scores, selectable, policy = selector.scores, selector.selectable, rationalizer.policy
     budget = policy.budget
@@ -125,15 +115,13 @@ def _other_masks(
     return {
         "argmax": decide(scores, selectable, forward.ARGMAX),
         "fill": fill(scores, selectable, max(budget, 1e-6), policy.minimum),
-        "random": forward.random_like(stored, selectable, generator),
-        "first": forward.first_like(stored, selectable),
+        "random": forward.random_like(stored, selectable, generator), "first": forward.first_like(stored, selectable),
         **{f"rate_{rate}": fill(scores, selectable, rate) for rate in CURVE_RATES},
     }
 
 
-def _calibration(
-    rationalizer: Rationalizer, logits: np.ndarray, splits: Mapping[str, Split], split: str, risk: float
-) -> dict[str, Any]:
+def _calibration(rationalizer: Rationalizer, logits: np.ndarray, splits: Mapping[str, Split], split: str,
+                 risk: float) -> dict[str, Any]:
     """Before and after the fitted temperature, and when to abstain: chosen on dev, realised on the split."""
 
     def confident(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -157,23 +145,19 @@ def _calibration(
     }  # fmt: skip
 
 
-def _sampled(
-    masks: Mapping[str, Tensor], predicted: Mapping[str, np.ndarray], modes: Mapping[str, dict[str, float]]
-) -> dict[str, Any]:
+def _sampled(masks: Mapping[str, Tensor], predicted: Mapping[str, np.ndarray],
+             modes: Mapping[str, dict[str, float]]) -> dict[str, Any]:
     """Means over the draws and how far they differ; nothing for less than two."""
     draws = [name for name in masks if name.startswith("draw_")]
     if len(draws) < 2:
         return {}
     each = [modes[name] for name in draws]
-    return {
-        "sampled": {
-            "draws": len(draws),
-            "accuracy_std": float(np.std([figures["accuracy"] for figures in each], ddof=1)),
-            "flip_rate": mask_metrics.flip_rate(np.stack([predicted[name] for name in draws])),
-            "mask_jaccard": mask_metrics.pairwise_jaccard(np.stack([masks[name].numpy() for name in draws])),
-            **{key: float(np.mean([figures[key] for figures in each])) for key in each[0]},
-        }
-    }
+    return {"sampled": {
+        "draws": len(draws), "accuracy_std": float(np.std([figures["accuracy"] for figures in each], ddof=1)),
+        "flip_rate": mask_metrics.flip_rate(np.stack([predicted[name] for name in draws])),
+        "mask_jaccard": mask_metrics.pairwise_jaccard(np.stack([masks[name].numpy() for name in draws])),
+        **{key: float(np.mean([figures[key] for figures in each])) for key in each[0]},
+    }}
 
 
 def report_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:

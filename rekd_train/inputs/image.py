@@ -1,7 +1,7 @@
 """Images -> the tensor the graphs take, and a mask back -> boxes in the image. Torch-free.
 
-Pixels stay uint8: normalisation and upscaling are part of the network, so that a client sends bytes and
-cannot normalise otherwise than in training. ``fingerprint`` says which preprocessing it is.
+Pixels stay uint8: normalisation and upscaling are part of the network, so that a client sends bytes and cannot
+normalise otherwise than in training. ``fingerprint`` says which preprocessing it is.
 """
 
 from __future__ import annotations
@@ -31,13 +31,10 @@ class ImageSettings:
     """How images become tensors."""
 
     height: int
-    width: int
-    """Pixels of the images that the model takes; others are resized."""
-    channels: int
-    """1: grey, 3: red, green, blue."""
+    width: int  # pixels of the images that the model takes; others are resized
+    channels: int  # 1: grey, 3: red, green, blue
     rows: int
-    columns: int
-    """Of the patch grid."""
+    columns: int  # of the patch grid
     kind: str = "image"
 
     def __post_init__(self) -> None:
@@ -57,30 +54,23 @@ class ImageSettings:
 class EncodedImages:
     """A batch and what is needed to read a mask back."""
 
-    inputs: dict[str, np.ndarray]
-    """``pixels``, uint8 (B, H, W, C)."""
-    sizes: list[tuple[int, int]]
-    """(width, height) of each image as given, upright."""
+    inputs: dict[str, np.ndarray]  # ``pixels``, uint8 (B, H, W, C)
+    sizes: list[tuple[int, int]]  # (width, height) of each image as given, upright
     settings: ImageSettings = field(repr=False)
 
-    def predictions(
-        self, labels: Sequence[str], probabilities: np.ndarray, mask: np.ndarray, scores: np.ndarray
-    ) -> list[Prediction]:
+    def predictions(self, labels: Sequence[str], probabilities: np.ndarray, mask: np.ndarray,
+                    scores: np.ndarray) -> list[Prediction]:
         """As those of ``EncodedTexts``; the N columns of ``mask`` are the patches, row by row."""
-        features = self.settings.rows * self.settings.columns
-        found = []
-        for row, size in enumerate(self.sizes):
-            kept = np.flatnonzero(mask[row, :features])
-            patches = [self._patch(int(position), size, float(scores[row, position])) for position in kept]
-            label, by_label = most_probable(labels, probabilities[row])
-            found.append(Prediction(label, by_label, patches, rate=len(kept) / features, truncated=False))
+        rows, columns, found = self.settings.rows, self.settings.columns, []
+        for index, (width, height) in enumerate(self.sizes):
+            patches = []
+            for position in np.flatnonzero(mask[index, : rows * columns]):
+                row, column = divmod(int(position), columns)
+                (left, right), (top, bottom) = _edges(column, columns, width), _edges(row, rows, height)
+                patches.append(Patch(row, column, (left, top, right, bottom), float(scores[index, position])))
+            label, by_label = most_probable(labels, probabilities[index])
+            found.append(Prediction(label, by_label, patches, rate=len(patches) / (rows * columns), truncated=False))
         return found
-
-    def _patch(self, position: int, size: tuple[int, int], score: float) -> Patch:
-        row, column = divmod(position, self.settings.columns)
-        left, right = _edges(column, self.settings.columns, size[0])
-        top, bottom = _edges(row, self.settings.rows, size[1])
-        return Patch(row, column, (left, top, right, bottom), score)
 
 
 class ImagePreprocessor:
@@ -89,13 +79,7 @@ class ImagePreprocessor:
     def __init__(self, settings: ImageSettings) -> None:
         self.settings = settings
         self.special_ids: dict[str, int] = {}
-
-    @property
-    def positions(self) -> int:
-        """Patches of an image; all can be selected."""
-        return self.settings.rows * self.settings.columns
-
-    features = positions
+        self.positions = self.features = settings.rows * settings.columns  # patches of an image; all can be selected
 
     @property
     def fingerprint(self) -> str:
@@ -104,23 +88,18 @@ class ImagePreprocessor:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def __call__(self, items: Sequence[Any], first_index: int = 0) -> EncodedImages:
-        """Encode images as one batch.
+        """Encode images as one batch: uint8 arrays (H, W, C) or (H, W), Pillow images or paths, or one (B, H, W, C).
 
-        Args:
-            items: uint8 arrays (H, W, C) or (H, W), Pillow images or paths, or one uint8 array (B, H, W, C).
-                Photographs are turned upright by their EXIF orientation; an alpha channel is dropped.
-            first_index: index of the first image in the call, when ``items`` is a part of it.
-
-        Raises:
-            InputError: not a list, or an empty one.
-            FaultyItemsError: images that cannot be used, by their number in the call, from 1.
+        Photographs are turned upright by their EXIF orientation; an alpha channel is dropped. ``first_index``: of the
+        first image in the call, when ``items`` is a part of it. InputError: not a list, or an empty one;
+        FaultyItemsError: images that cannot be used, by their number in the call, from 1.
         """
         images, faults = [], {}
         for index, item in enumerate(items := self.check_items(items)):
             try:
                 images.append(read_image(item, self.settings.channels))
             except _Unusable as error:
-                faults[first_index + index] = error.fault
+                faults[first_index + index] = Fault(*error.args)
         if faults:
             raise FaultyItemsError(faults, lambda index: _name(index, items[index - first_index]))
         pixels = np.stack([self._pixels(image) for image in images])
@@ -141,14 +120,11 @@ class ImagePreprocessor:
         """Raise ConfigError if a network of these sizes does not read these images in this patch grid."""
         wanted = ImageSettings.of(settings)
         if wanted != self.settings:
-            mine, theirs = (
-                f"{s.height} x {s.width} x {s.channels} in {s.rows} x {s.columns} patches"
-                for s in (self.settings, wanted)
-            )
-            raise ConfigError(
-                f"selector and predictor must read the same images in the same patches, here {mine}; one reads {theirs}"
-                "; fix: the same height, width, channels, upscale_to and patch in selector.image and predictor.image"
-            )
+            form = "{height} x {width} x {channels} in {rows} x {columns} patches"
+            mine, theirs = (form.format(**asdict(settings)) for settings in (self.settings, wanted))
+            raise ConfigError(f"selector and predictor must read the same images in the same patches, here {mine}; one "
+                              f"reads {theirs}; fix: the same height, width, channels, upscale_to and patch in "
+                              "selector.image and predictor.image")
 
     def _pixels(self, image: np.ndarray | Image) -> np.ndarray:
         """uint8 (height, width, channels) in the model's size."""
@@ -156,8 +132,7 @@ class ImagePreprocessor:
         if _size(image) != wanted:
             from PIL import Image
 
-            if isinstance(image, np.ndarray):
-                image = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+            image = _pillow(image) if isinstance(image, np.ndarray) else image
             image = image.resize(wanted, Image.Resampling.BILINEAR)
         pixels = np.asarray(image)
         return pixels if pixels.ndim == 3 else pixels[:, :, None]
@@ -173,19 +148,13 @@ def _edges(index: int, cells: int, length: int) -> tuple[int, int]:
     return index * length // cells, -(-(index + 1) * length // cells)
 
 
-_WIDE_MODES = ("I", "F")
-"""Pillow modes with more than 8 bits a channel start with these letters."""
 _PATHS = "give the paths of image files; this model reads images, not texts"
 _PIXELS = "give an image of at least one pixel"
 _LONGEST_NAME = 80
 
 
 class _Unusable(Exception):
-    """One image cannot be used; ``fault`` says why."""
-
-    def __init__(self, what: str, fix: str) -> None:
-        super().__init__(what)
-        self.fault = Fault(what, fix)
+    """One image cannot be used; its arguments are those of the ``Fault``."""
 
 
 def _name(index: int, item: object) -> str:
@@ -212,13 +181,11 @@ def read_image(item: object, channels: int) -> np.ndarray | Image:
             raise _Unusable("cannot be read as an image", _PATHS) from None
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             missing = isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENAMETOOLONG)
-            raise _Unusable(
-                "does not exist" if missing else f"cannot be read as an image: {error}", _PATHS
-            ) from None
+            raise _Unusable("does not exist" if missing else f"cannot be read as an image: {error}", _PATHS) from None
         item = opened
     if not isinstance(item, Image.Image):
         raise _Unusable(f"is {type(item).__name__}", "give a uint8 array, a Pillow image or a path")
-    if item.mode.startswith(_WIDE_MODES):
+    if item.mode.startswith(("I", "F")):
         raise _Unusable(f"has more than 8 bits a channel (mode {item.mode})", "convert it to 8 bits")
     if min(item.size) == 0:
         raise _Unusable(f"has no pixels: {item.size[0]} x {item.size[1]}", _PIXELS)
@@ -237,11 +204,13 @@ def _array(array: np.ndarray, channels: int) -> np.ndarray | Image:
         raise _Unusable(f"has the shape {array.shape}", "give (height, width, channels)")
     if 0 in array.shape:
         raise _Unusable(f"has no pixels: its shape is {array.shape}", _PIXELS)
-    if array.shape[2] == channels:
-        return array
+    return array if array.shape[2] == channels else _converted(_pillow(array), channels)
+
+
+def _pillow(array: np.ndarray) -> Image:
     from PIL import Image
 
-    return _converted(Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array), channels)
+    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
 
 
 def _converted(image: Image, channels: int) -> Image:

@@ -29,13 +29,11 @@ class SelectionPolicy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     bias: float | None = Field(0.0, description="added to every score before the threshold at 0; None: no threshold")
-    budget: float | None = Field(
-        0.15, gt=0, le=1, description="hard upper limit, share of selectable features; None: no limit"
-    )
+    budget: float | None = Field(0.15, gt=0, le=1, description="hard upper limit, share of selectable features; None: "
+                                 "no limit")
     minimum: int = Field(1, ge=0, description="least features kept of any input that has that many")
-    selectable: Literal["real", "all"] = Field(
-        "real", description="'real': no padding, no special token; 'all': every position, as the paper's code does"
-    )
+    selectable: Literal["real", "all"] = Field("real", description="'real': no padding, no special token; 'all': every "
+                                               "position, as the paper's code does")
 
     @property
     def budget_parts_per_million(self) -> int | None:
@@ -62,15 +60,7 @@ PAPER_POLICY = SelectionPolicy(bias=0.0, budget=None, minimum=0, selectable="all
 
 
 def mask_by_specification(scores: np.ndarray, selectable: np.ndarray, policy: SelectionPolicy) -> np.ndarray:
-    """The rule above, written out position by position.
-
-    Args:
-        scores: (B, N) float32.
-        selectable: (B, N) bool.
-
-    Returns:
-        (B, N) bool.
-    """
+    """The rule above, written out position by position: (B, N) bool from (B, N) float32 and (B, N) bool."""
     mask = np.zeros(scores.shape, dtype=bool)
     for row in range(len(scores)):
         candidates = [int(i) for i in np.flatnonzero(selectable[row])]
@@ -89,8 +79,7 @@ def cut_margins(scores: np.ndarray, selectable: np.ndarray, policy: SelectionPol
     from a single cut upwards: the threshold or the last score within the budget, whichever is higher, and never above
     the last score that the minimum grants.
 
-    Returns:
-        (B, N) float32; infinity where a position is not selectable or no score would change its decision.
+    Returns (B, N) float32; infinity where a position is not selectable or no score would change its decision.
     """
     margins = np.full(scores.shape, np.inf, dtype=np.float32)
     threshold = -np.inf if policy.bias is None else -np.float32(policy.bias)

@@ -15,73 +15,51 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
-RATIONALE = ".rationale.png"
-"""How the names of pictures end that show an image's rationale; no training data set reads them."""
+RATIONALE = ".rationale.png"  # ends the names of pictures that show a rationale; no training data set reads them
 
 
 @dataclass(frozen=True)
 class Piece:
     """One kept token, exactly as the predictor saw it."""
 
-    start: int
-    """First character in the text as given."""
-    end: int
-    """One past the last character."""
-    token: str
-    """The vocabulary entry (a WordPiece may start with '##')."""
-    position: int
-    """Index in the token sequence of the text, not of a window; 0 is [CLS]."""
-    score: float
-    """Selector score z1 - z0, noise-free; higher is more wanted."""
+    start: int  # first character in the text as given
+    end: int  # one past the last character
+    token: str  # the vocabulary entry (a WordPiece may start with '##')
+    position: int  # index in the token sequence of the text, not of a window; 0 is [CLS]
+    score: float  # selector score z1 - z0, noise-free; higher is more wanted
 
 
 @dataclass(frozen=True)
 class Span:
     """Neighbouring whole words of the rationale, merged."""
 
-    start: int
-    """First character in the text as given."""
-    end: int
-    """One past the last character."""
-    text: str
-    """``text[start:end]`` of the text as given."""
-    score: float
-    """Highest selector score among the span's kept pieces."""
+    start: int  # first character in the text as given
+    end: int  # one past the last character
+    text: str  # ``text[start:end]`` of the text as given
+    score: float  # highest selector score among the span's kept pieces
 
 
 @dataclass(frozen=True)
 class Patch:
     """One kept patch of an image."""
 
-    row: int
-    """Row of the patch grid, 0 at the top."""
-    column: int
-    """Column of the patch grid, 0 at the left."""
-    box: tuple[int, int, int, int]
-    """(left, top, right, bottom) in pixels of the image as given; right and bottom are one past the last."""
-    score: float
-    """Selector score z1 - z0, noise-free; higher is more wanted."""
+    row: int  # row of the patch grid, 0 at the top
+    column: int  # column of the patch grid, 0 at the left
+    box: tuple[int, int, int, int]  # left, top, right, bottom: pixels of the image as given, the last two exclusive
+    score: float  # selector score z1 - z0, noise-free; higher is more wanted
 
 
 @dataclass(frozen=True)
 class Prediction:
     """An answer and the part of the input it was made from."""
 
-    label: str
-    """Name of the most probable class."""
-    probabilities: dict[str, float]
-    """Calibrated probability of each class, by label name, in the model's class order."""
-    rationale: list[Span] | list[Patch]
-    """Whole-word spans, or the patches of an image, in reading order."""
-    rate: float
-    """Kept pieces / real pieces after truncation (by windows: of the whole text), specials excluded; of an image,
-    kept patches / patches."""
-    truncated: bool
-    """True when the text was longer than the model reads and its end was cut."""
-    text: str = ""
-    """The text as given; empty for an image."""
-    pieces: list[Piece] = field(default_factory=list)
-    """The kept tokens one by one; empty for an image."""
+    label: str  # name of the most probable class
+    probabilities: dict[str, float]  # calibrated probability of each class, by label name, in the model's class order
+    rationale: list[Span] | list[Patch]  # whole-word spans, or the patches of an image, in reading order
+    rate: float  # kept / real pieces after truncation (by windows: of all), no specials; of an image kept / all patches
+    truncated: bool  # True when the text was longer than the model reads and its end was cut
+    text: str = ""  # the text as given; empty for an image
+    pieces: list[Piece] = field(default_factory=list)  # the kept tokens one by one; empty for an image
 
     @property
     def probability(self) -> float:
@@ -96,15 +74,12 @@ class Prediction:
     def from_dict(cls, document: dict) -> Prediction:
         """The inverse of ``to_dict``; other keys are left out."""
         own = {each.name: document[each.name] for each in fields(cls) if each.name in document}
-        rationale = [_part(part) for part in document["rationale"]]
+        rationale = [  # JSON has lists only
+            Patch(**{**part, "box": tuple(part["box"])}) if "row" in part else Span(**part)
+            for part in document["rationale"]
+        ]
         pieces = [Piece(**piece) for piece in document["pieces"]]
         return cls(**{**own, "rationale": rationale, "pieces": pieces})
-
-
-def _part(document: dict) -> Span | Patch:
-    if "row" not in document:
-        return Span(**document)
-    return Patch(**{**document, "box": tuple(document["box"])})  # JSON has lists only
 
 
 def most_probable(labels: Sequence[str], probabilities: np.ndarray) -> tuple[str, dict[str, float]]:
@@ -115,21 +90,16 @@ def most_probable(labels: Sequence[str], probabilities: np.ndarray) -> tuple[str
 class Tokenized(Protocol):
     """What is read of a ``tokenizers.Encoding``: token by token, the special ones included."""
 
-    tokens: Sequence[str]
-    """Vocabulary entries."""
-    offsets: Sequence[tuple[int, int]]
-    """First character and one past the last, in the text as given."""
-    word_ids: Sequence[int | None]
-    """Number of the word; None for a special token."""
+    tokens: Sequence[str]  # vocabulary entries
+    offsets: Sequence[tuple[int, int]]  # first character and one past the last, in the text as given
+    word_ids: Sequence[int | None]  # number of the word; None for a special token
 
 
 def kept_pieces(encoding: Tokenized, kept: np.ndarray, scores: np.ndarray) -> list[Piece]:
     """The kept tokens one by one; ``kept`` are positions, ``scores`` (N,)."""
     tokens, offsets = encoding.tokens, encoding.offsets
-    return [
-        Piece(start, end, token=tokens[position], position=int(position), score=float(scores[position]))
-        for position in kept for start, end in [offsets[position]]
-    ]
+    return [Piece(start, end, token=tokens[position], position=int(position), score=float(scores[position]))
+            for position in kept for start, end in [offsets[position]]]
 
 
 _LINE_BREAK_TAG = re.compile(r"<br\s*/?>", re.IGNORECASE)
@@ -140,10 +110,8 @@ def clean_text(text: str) -> str:
     return _LINE_BREAK_TAG.sub(lambda match: " " * len(match.group()), text)
 
 
-UNSPACED = (
-    (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x31F0, 0x31FF), (0x3400, 0x9FFF),
-    (0xF900, 0xFAFF), (0x20000, 0x3FFFF),
-)  # fmt: skip
+UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x31F0, 0x31FF), (0x3400, 0x9FFF),
+            (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
 """Code points of scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
 
 

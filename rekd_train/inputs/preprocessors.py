@@ -27,10 +27,8 @@ Encoded = EncodedTexts | EncodedImages
 def load_preprocessor(directory: Path, settings: dict[str, Any]) -> Preprocessor:
     """The preprocessing of the checkpoint in a directory, with the settings of its config.json.
 
-    Raises:
-        CheckpointError: a file is missing or damaged.
-        ConfigError: an unknown kind, or settings out of range.
-        TypeError, ValueError: not a dictionary, or settings that the kind does not have.
+    CheckpointError: a file is missing or damaged; ConfigError: an unknown kind, or settings out of range; TypeError,
+    ValueError: not a dictionary, or settings that the kind does not have.
     """
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in dict(settings).items()}
     match values.get("kind"):
@@ -59,10 +57,8 @@ def same_tokens(one: TextPreprocessor, other: TextPreprocessor) -> bool:
 
     A vocab.txt and a tokenizer.json of one model differ in padding, truncation, and how [CLS] and [SEP] are put around.
     """
-    if one.special_ids != other.special_ids or _rules(one) != _rules(other):
-        return False
-    around = [each.encode(["a"])[0].ids for each in (one, other)]
-    return around[0] == around[1]
+    same = one.special_ids == other.special_ids and _rules(one) == _rules(other)
+    return same and one.encode(["a"])[0].ids == other.encode(["a"])[0].ids
 
 
 def _rules(preprocessor: TextPreprocessor) -> dict[str, Any]:
@@ -73,20 +69,16 @@ def _rules(preprocessor: TextPreprocessor) -> dict[str, Any]:
     return {"added": added, **{name: whole[name] for name in ("normalizer", "pre_tokenizer", "model")}}
 
 
-_WORD_STARTS = "Ġ▁"
-"""How byte-level and SentencePiece vocabularies write the space before a word."""
+_WORD_STARTS = "Ġ▁"  # how byte-level and SentencePiece vocabularies write the space before a word
 
 
 @dataclass(frozen=True)
 class Vocabulary:
     """Facts about every id: arrays (V,) bool, V the tokenizer's size."""
 
-    special: np.ndarray
-    """[PAD], [CLS], [SEP] and the like: never part of a text."""
-    punctuation: np.ndarray
-    """Made of punctuation and symbols alone (Unicode categories P and S)."""
-    continues: np.ndarray
-    """Belongs to the word of the token before it, as far as its vocabulary entry tells."""
+    special: np.ndarray  # [PAD], [CLS], [SEP] and the like: never part of a text
+    punctuation: np.ndarray  # made of punctuation and symbols alone (Unicode categories P and S)
+    continues: np.ndarray  # belongs to the word of the token before it, as far as its vocabulary entry tells
 
 
 def vocabulary_of(preprocessor: TextPreprocessor) -> Vocabulary:

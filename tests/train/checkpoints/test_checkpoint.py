@@ -10,11 +10,11 @@ import torch
 from conftest import NO_ROOM, contents, make_rationalizer, raising, tiny_tokenizer_json
 from safetensors import SafetensorError
 
+import rekd_train.checkpoints as descriptions
 import rekd_train.checkpoints.checkpoint
 from rekd_train import CheckpointError
-from rekd_train.checkpoints import description as descriptions
+from rekd_train.checkpoints import VERSION, read_description
 from rekd_train.checkpoints.checkpoint import checkpoint_hash, read_metrics, save
-from rekd_train.checkpoints.description import VERSION, read_description
 from rekd_train.files import write_text
 
 

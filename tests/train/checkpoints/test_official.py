@@ -11,8 +11,8 @@ import torch
 from conftest import WORDS, tiny_tokenizer_json
 from torch.nn.functional import interpolate
 
+from rekd_train.checkpoints import read_description
 from rekd_train.checkpoints.checkpoint import load
-from rekd_train.checkpoints.description import read_description
 from rekd_train.checkpoints.official import import_official
 from rekd_train.errors import CheckpointError, RekdError
 from rekd_train.inputs.policy import PAPER_POLICY

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from toys import rekd_train
 
-from rekd_train.checkpoints import checkpoint
-from rekd_train.checkpoints.description import read_description
+from rekd_train.checkpoints import checkpoint, read_description
 from rekd_train.checkpoints.recorded import recorded_config
 from rekd_train.config.run import run_config
 from rekd_train.errors import CheckpointError, ConfigError

@@ -7,7 +7,7 @@ from PIL import Image
 from rich.console import Console
 
 from rekd_train.checkpoints.checkpoint import model_card
-from rekd_train.cli.progress import progress_bars
+from rekd_train.cli.command import progress_bars
 from rekd_train.config.run import DataConfig
 from rekd_train.data import DataSet, LabelledImages, LabelledTexts, encode, encode_splits, load_data, summarise
 from rekd_train.data.examples import check_data, completed, stratified_split, summary_notes, summary_rows
