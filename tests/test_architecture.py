@@ -110,7 +110,7 @@ def test_every_module_is_short_in_its_layer_and_probes_for_no_contract(module):
         assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"{module}:{node.lineno}"
 
 
-def test_no_module_waits_for_itself_and_the_model_inside_triton_needs_nothing_of_ours():
+def test_no_module_waits_for_itself_extras_keep_to_their_own_and_errors_have_one_root():
     graph = {module: ours(imported(module, at_import_time=True)) - {module} for module in SOURCES}
     try:
         TopologicalSorter(graph).prepare()
@@ -119,6 +119,21 @@ def test_no_module_waits_for_itself_and_the_model_inside_triton_needs_nothing_of
     inside = [name for name in SOURCES if name.startswith("rekd_deploy.repository.backend.")]
     for module in (*inside, "rekd_deploy.runtimes.tensorrt_execution"):
         assert module.endswith(".endpoint") or not ours(imported(module)), module
+    def names(requirements: list[str]) -> set[str]:
+        return {re.split(r"[\[<>=!~; ]", requirement)[0] for requirement in requirements}
+    extras = PROJECT["optional-dependencies"]
+    assert not {"onnxruntime", "onnxruntime-gpu"} & names(PROJECT["dependencies"]), "a flavour is the user's choice"
+    assert (names(extras["cpu"]), names(extras["gpu"])) == ({"onnxruntime"}, {"onnxruntime-gpu"})
+    assert {"nvidia-pytriton==0.7.0", "numpy<2"} <= set(extras["serve"])
+    assert not [name for name in names(extras["dev"]) if name.startswith("tensorrt")], "it does not install everywhere"
+    whole = "".join(path.read_text(encoding="utf-8") for path in SOURCES.values())
+    assert set(re.findall(r"MissingExtraError\([^()]*\"([a-z-]+)\"\)", whole)) <= set(extras)
+    for name in ("rekd_train.errors", "rekd_deploy.errors"):
+        module = importlib.import_module(name)
+        own = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == name]
+        for error in (v for v in own if issubclass(v, BaseException)):
+            assert issubclass(error, RekdError)
+            assert error.__name__ in module.__doc__, f"{error.__name__} is missing from the tree in {name}"
 
 
 @pytest.mark.parametrize(("code", "heavy"), [
@@ -151,24 +166,6 @@ def test_help_loads_nothing_heavy_and_shows_examples_that_start_with_the_command
         text = capsys.readouterr().out
         assert request.value.code == 0
         assert "Examples:" in text and f"  {' '.join([command, *arguments])}" in text and "--debug" in text, text
-
-
-def test_extras_keep_to_their_own_and_every_error_has_one_root():
-    def names(requirements: list[str]) -> set[str]:
-        return {re.split(r"[\[<>=!~; ]", requirement)[0] for requirement in requirements}
-    extras = PROJECT["optional-dependencies"]
-    assert not {"onnxruntime", "onnxruntime-gpu"} & names(PROJECT["dependencies"]), "a flavour is the user's choice"
-    assert (names(extras["cpu"]), names(extras["gpu"])) == ({"onnxruntime"}, {"onnxruntime-gpu"})
-    assert {"nvidia-pytriton==0.7.0", "numpy<2"} <= set(extras["serve"])
-    assert not [name for name in names(extras["dev"]) if name.startswith("tensorrt")], "it does not install everywhere"
-    whole = "".join(path.read_text(encoding="utf-8") for path in SOURCES.values())
-    assert set(re.findall(r"MissingExtraError\([^()]*\"([a-z-]+)\"\)", whole)) <= set(extras)
-    for name in ("rekd_train.errors", "rekd_deploy.errors"):
-        module = importlib.import_module(name)
-        own = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == name]
-        for error in (v for v in own if issubclass(v, BaseException)):
-            assert issubclass(error, RekdError)
-            assert error.__name__ in module.__doc__, f"{error.__name__} is missing from the tree in {name}"
 
 
 @pytest.mark.parametrize("facade", ["rekd_train", "rekd_deploy", "rekd_train.models"])

@@ -276,7 +276,7 @@ def test_without_compiler_or_network_those_tests_are_skipped_but_not_in_ci(besid
     only_line(beside.run("standin.sh", REKD_REQUIRE_ALL="1"), out=None)
 
 
-def test_missing_images_are_told_in_one_line_before_anything_is_made(tmp_path):
+def test_ci_installs_what_tests_need_and_missing_images_are_told_first(tmp_path):
     script = (ROOT / "scripts" / "preflight_images.sh").read_text(encoding="utf-8")
     assert script.count("/usr/share/datasets/fashion-mnist") == 1
     command = ["sh", "-c", script.replace("/usr/share/datasets/fashion-mnist", str(tmp_path)), "sh"]
@@ -287,9 +287,6 @@ def test_missing_images_are_told_in_one_line_before_anything_is_made(tmp_path):
         assert done(command)[0] == 1
         (tmp_path / f"{name}-ubyte.gz").touch()
     assert done(command)[::2] == (0, [])
-
-
-def test_ci_installs_what_tests_need_and_the_floors_are_those_tested():
     said = re.compile(r"pytest\.skip\(.*(?:apt-get install|Debian package) ([a-z0-9][a-z0-9 .+-]*)")
     sources = (path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
     names = {name for source in sources for found in said.findall(source) for name in found.split(" is ")[0].split()}

@@ -119,15 +119,27 @@ def test_compose_has_its_variables_and_the_servers_flags_are_the_safe_ones(compo
         assert server["env"][0] == {"name": "REKD_ADMIN_KEY", "valueFrom": reference}
 
 
-def test_queries_parse_and_no_registry_is_written_down():
+def test_queries_parse_and_pods_let_in_clients_and_prometheus_alone():
     for path in filter(Path.is_file, DEPLOY.rglob("*")):
         assert not re.search(r"\b(nvcr|ghcr|quay|docker|gcr)\.io\b", path.read_text(encoding="utf-8")), path
     for text in queries():
         promql_parser.parse(text)
     assert {*re.findall(r'"(rekd\|[^"]*)"', " ".join(queries()))} == {"|".join((ENSEMBLE, SINGLE, *ENDPOINTS.values()))}
+    def let_in(namespace, *ports):
+        selector = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}
+        return {"ports": [{"port": port} for port in ports], "from": [selector]}
+    found = overlay("cpu")
+    labels = found["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    gateway = let_in("envoy-gateway-system", 8000, 8001)
+    for name, clients in (("cpu", {"ports": [{"port": 8443}]}), ("kserve", gateway)):
+        policy = overlay(name)["NetworkPolicy"]["spec"]
+        assert policy == {"podSelector": {"matchLabels": labels}, "policyTypes": ["Ingress", "Egress"], "egress": [],
+                          "ingress": [clients, let_in("monitoring", 8002)]}  # fmt: skip
+    selectors = [found[kind]["spec"]["selector"] for kind in ("Deployment", "PodDisruptionBudget", "PodMonitor")]
+    assert [*(each["matchLabels"] for each in selectors), found["Service"]["spec"]["selector"]] == [labels] * 4
 
 
-def test_containers_of_compose_have_no_rights_and_the_proxy_alone_is_published(compose):
+def test_containers_have_no_rights_and_gpus_and_measures_are_what_is_meant(compose):
     services = compose["services"]
     ports = {"triton": [], "proxy": [(None, "443")]}
     ports |= {"prometheus": [("127.0.0.1", "9090")], "grafana": [("127.0.0.1", "3000")]}
@@ -146,40 +158,6 @@ def test_containers_of_compose_have_no_rights_and_the_proxy_alone_is_published(c
     assert proxy["extra_hosts"] == [f"triton={server['networks']['inside']['ipv4_address']}"]
     assert proxy["stop_signal"] == "SIGQUIT", "nginx finishes what is under way"
     assert "targets: [triton:8002]" in read("prometheus", "prometheus.yml").replace('"', "")
-
-
-def test_pods_let_in_clients_and_prometheus_alone_and_everything_finds_them():
-    def let_in(namespace, *ports):
-        selector = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}
-        return {"ports": [{"port": port} for port in ports], "from": [selector]}
-    found = overlay("cpu")
-    labels = found["Deployment"]["spec"]["template"]["metadata"]["labels"]
-    gateway = let_in("envoy-gateway-system", 8000, 8001)
-    for name, clients in (("cpu", {"ports": [{"port": 8443}]}), ("kserve", gateway)):
-        policy = overlay(name)["NetworkPolicy"]["spec"]
-        assert policy == {"podSelector": {"matchLabels": labels}, "policyTypes": ["Ingress", "Egress"], "egress": [],
-                          "ingress": [clients, let_in("monitoring", 8002)]}  # fmt: skip
-    selectors = [found[kind]["spec"]["selector"] for kind in ("Deployment", "PodDisruptionBudget", "PodMonitor")]
-    assert [*(each["matchLabels"] for each in selectors), found["Service"]["spec"]["selector"]] == [labels] * 4
-
-
-@pytest.mark.parametrize(("name", "port"), [("cpu", 8443), ("kserve", 8000)])
-def test_probes_and_the_end_of_a_pod(name, port):
-    server, *proxies = pod(name)["containers"]
-    for probe, path in (("readiness", "ready"), ("startup", "ready"), ("liveness", "live")):
-        request = server[f"{probe}Probe"]["httpGet"]
-        assert (request["path"], request["port"]) == (f"/v2/health/{path}", port)
-    waits = server["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert waits + 10 < pod(name)["terminationGracePeriodSeconds"], "--exit-timeout-secs"
-    for proxy in proxies:
-        assert pod(name)["hostAliases"] == [{"ip": "127.0.0.1", "hostnames": ["triton"]}]
-        nginx = overlay(name)["ConfigMap"]["data"]["nginx.conf"]
-        assert "keepalive_requests 1000;" in nginx, "clients get to new replicas"
-        drain = re.search(r"worker_shutdown_timeout (\d+)s", nginx)[1]
-        assert waits >= proxy["lifecycle"]["preStop"]["sleep"]["seconds"] + int(drain), "the server ends last"
-
-
-def test_gpus_and_the_measure_of_both_clusters_are_what_is_meant(compose):
     for name, wanted in (("cpu", None), ("gpu", "1"), ("kserve", None)):
         resources = pod(name)["containers"][0]["resources"]
         assert resources["limits"].get("nvidia.com/gpu") == wanted and resources["limits"] == resources["requests"]
@@ -199,6 +177,22 @@ def test_gpus_and_the_measure_of_both_clusters_are_what_is_meant(compose):
     assert drawn["targets"][0]["expr"].replace(', instance=~"$instance"', "") == measure
     assert drawn["fieldConfig"]["defaults"]["thresholds"]["steps"][-1]["value"] == float(limit)
     assert alerts["RekdRequestsWait"] == f"{measure} > {5 * float(limit):g}"
+
+
+@pytest.mark.parametrize(("name", "port"), [("cpu", 8443), ("kserve", 8000)])
+def test_probes_and_the_end_of_a_pod(name, port):
+    server, *proxies = pod(name)["containers"]
+    for probe, path in (("readiness", "ready"), ("startup", "ready"), ("liveness", "live")):
+        request = server[f"{probe}Probe"]["httpGet"]
+        assert (request["path"], request["port"]) == (f"/v2/health/{path}", port)
+    waits = server["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert waits + 10 < pod(name)["terminationGracePeriodSeconds"], "--exit-timeout-secs"
+    for proxy in proxies:
+        assert pod(name)["hostAliases"] == [{"ip": "127.0.0.1", "hostnames": ["triton"]}]
+        nginx = overlay(name)["ConfigMap"]["data"]["nginx.conf"]
+        assert "keepalive_requests 1000;" in nginx, "clients get to new replicas"
+        drain = re.search(r"worker_shutdown_timeout (\d+)s", nginx)[1]
+        assert waits >= proxy["lifecycle"]["preStop"]["sleep"]["seconds"] + int(drain), "the server ends last"
 
 
 def told():

@@ -39,7 +39,7 @@ def tensors(arrays):
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def test_every_position_has_a_slot_and_the_budget_is_counted_in_integers():
+def test_every_position_has_a_slot_budgets_are_integers_and_norms_one_operator_on_gpus(tmp_path, artefacts):
     rationalizer = make_rationalizer(policy=PAPER_POLICY)
     special = rationalizer.preprocessor.special_ids
     inputs = tensors(rationalizer.preprocessor.pad([[special["cls"], *range(10, 56), special["sep"]]], 48))
@@ -52,6 +52,16 @@ def test_every_position_has_a_slot_and_the_budget_is_counted_in_integers():
     with decide_in_onnx(policy, 41) as decision:
         chosen = decision.run({"scores": np.zeros((1, 41), np.float32), "selectable": np.ones((1, 41), bool)})
     assert chosen["mask"].sum() == policy.limits(np.array([41]))[0] == 36
+    counted = artefacts.manifest["artefacts"]["predictor"]["fused"]
+    assert counted == {"Attention": 2, "BiasGelu": 2, "EmbedLayerNormalization": 1}
+    graph = onnx.load(graph_files(model_of("bert"), tmp_path, gpu=True)["predictor"])
+    assert fused_operators(graph) == counted | {"SkipLayerNormalization": 4}
+    graphs = traced("bilstm", True)
+    assert not any(map(fused_operators, graphs.values()))
+    assert sum(node.op_type == "LSTM" for node in graphs["predictor"].graph.node) == 4
+    graph = name_nodes(traced("bert", True)["predictor"])
+    half = to_half(graph, "fp16", guarded_nodes(graph, "logits", 1))
+    assert "EmbedLayerNormalization" not in fused_operators(embeddings_together(half))
 
 
 class _Decision(nn.Module):
@@ -201,16 +211,3 @@ def test_fused_predicts_as_unfused(both, texts):
     fused, plain = (answers(model, graphs[each], items) for each in (True, False))
     np.testing.assert_array_equal(fused["mask"], plain["mask"])
     np.testing.assert_allclose(fused["logits"], plain["logits"], atol=2e-5)
-
-
-def test_sums_and_norms_are_one_operator_on_gpus_alone_and_lstms_stay_apart(tmp_path, artefacts):
-    counted = artefacts.manifest["artefacts"]["predictor"]["fused"]
-    assert counted == {"Attention": 2, "BiasGelu": 2, "EmbedLayerNormalization": 1}
-    graph = onnx.load(graph_files(model_of("bert"), tmp_path, gpu=True)["predictor"])
-    assert fused_operators(graph) == counted | {"SkipLayerNormalization": 4}
-    graphs = traced("bilstm", True)
-    assert not any(map(fused_operators, graphs.values()))
-    assert sum(node.op_type == "LSTM" for node in graphs["predictor"].graph.node) == 4
-    graph = name_nodes(traced("bert", True)["predictor"])
-    half = to_half(graph, "fp16", guarded_nodes(graph, "logits", 1))
-    assert "EmbedLayerNormalization" not in fused_operators(embeddings_together(half))

@@ -35,7 +35,9 @@ def edited(copy, change):
     (copy / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_manifest_says_what_was_exported(artefacts, checkpoint, rationalizer):
+def test_the_manifest_says_what_was_exported_in_the_same_bytes_each_time(
+    artefacts, checkpoint, rationalizer, repository, tmp_path
+):
     manifest = artefacts.manifest
     expected = {"checkpoint_sha256": checkpoint_hash(checkpoint), "labels": ["negative", "positive"],
                 "operator": "compact", "preprocessing_sha256": rationalizer.preprocessor.fingerprint,
@@ -51,6 +53,15 @@ def test_manifest_says_what_was_exported(artefacts, checkpoint, rationalizer):
     assert manifest["parity"]["rule_violations"] == 0 and manifest["parity"]["limits"]["logits"] == 1e-4
     text = json.dumps(manifest, allow_nan=False)
     assert json.loads(text) == manifest and "/" not in text.replace("</", ""), "JSON without paths"
+    assert sorted(contents(repository)) == FILES
+    manifest = check_repository(repository)
+    described = manifest.pop("repository")
+    assert sorted(described["files"]) == FILES[1:] and manifest == artefacts.manifest
+    assert described["batches"] == [8, 16, 32, 64] and described["target"] == "python"
+    assert read_description(repository).fingerprint == rationalizer.preprocessor.fingerprint
+    again = write_repository(artefacts, tmp_path / "python")
+    for name in FILES:
+        assert (again / name).read_bytes() == (repository / name).read_bytes(), name
 
 
 def test_other_files_signatures_and_folders_are_named_and_left_alone(artefacts, tmp_path):
@@ -74,18 +85,6 @@ def test_other_files_signatures_and_folders_are_named_and_left_alone(artefacts, 
     (tmp_path / "selector.onnx.data").write_bytes(b"weights")
     root = write_repository(replace(artefacts, selector=graph), tmp_path / "r")
     assert (root / "rekd_selector/1/selector.onnx.data").read_bytes() == b"weights"
-
-
-def test_layout_and_manifest_the_same_bytes_each_time(repository, artefacts, rationalizer, tmp_path):
-    assert sorted(contents(repository)) == FILES
-    manifest = check_repository(repository)
-    described = manifest.pop("repository")
-    assert sorted(described["files"]) == FILES[1:] and manifest == artefacts.manifest
-    assert described["batches"] == [8, 16, 32, 64] and described["target"] == "python"
-    assert read_description(repository).fingerprint == rationalizer.preprocessor.fingerprint
-    again = write_repository(artefacts, tmp_path / "python")
-    for name in FILES:
-        assert (again / name).read_bytes() == (repository / name).read_bytes(), name
 
 
 def unlisted(copy):

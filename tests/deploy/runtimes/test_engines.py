@@ -28,7 +28,9 @@ def selector(artefacts):
     return engine.OnnxRuntimeRunner(artefacts.selector, artefacts.signature.selector, "the selector")
 
 
-def test_it_runs_inside_with_only_and_what_fails_is_one_line(selector, artefacts, monkeypatch):
+def test_it_runs_inside_with_only_failures_are_one_line_and_threads_follow_what_may_be_used(
+    selector, artefacts, monkeypatch
+):
     for _ in range(2):
         with pytest.raises(EngineError, match="inside a `with` block"):
             selector.run(INPUTS)
@@ -53,6 +55,14 @@ def test_it_runs_inside_with_only_and_what_fails_is_one_line(selector, artefacts
     monkeypatch.setattr(metadata, "distribution", lambda name: name)
     with pytest.raises(EngineError, match="onnxruntime and onnxruntime-gpu are both installed.*pip uninstall"):
         selector.__enter__()
+    signature = GraphSignature((TensorSpec("positions", "int64", (BATCH, 11)),), ())
+    with pytest.raises(EngineError, match=r"'positions' has the shape \(2, 7\); the graph says 11, not 7"):
+        check_inputs({"positions": np.zeros((2, 7), np.int64)}, signature, "the predictor")
+    monkeypatch.setattr(engine.os, "sched_getaffinity", lambda process: {0, 1, 2, 3}, raising=False)
+    for quota, wished, cores in (("150000 100000", "", 2), ("max 100000", "", 4), ("max 100000", "3", 3)):
+        monkeypatch.setattr(engine.Path, "read_text", lambda path, quota=quota: quota)
+        monkeypatch.setenv("OMP_NUM_THREADS", wished)
+        assert engine.available_cores() == cores
 
 
 @pytest.mark.parametrize(("name", "array", "complaint"), [
@@ -65,17 +75,6 @@ def test_a_wrong_input_is_named(artefacts, name, array, complaint):
     given = {key: value for key, value in {**INPUTS, name: array}.items() if value is not None}
     with pytest.raises(EngineError, match=f"the selector: .*{complaint}"):
         check_inputs(given, artefacts.signature.selector, "the selector")
-
-
-def test_threads_follow_what_may_be_used_and_a_fixed_axis_is_checked(monkeypatch):
-    signature = GraphSignature((TensorSpec("positions", "int64", (BATCH, 11)),), ())
-    with pytest.raises(EngineError, match=r"'positions' has the shape \(2, 7\); the graph says 11, not 7"):
-        check_inputs({"positions": np.zeros((2, 7), np.int64)}, signature, "the predictor")
-    monkeypatch.setattr(engine.os, "sched_getaffinity", lambda process: {0, 1, 2, 3}, raising=False)
-    for quota, wished, cores in (("150000 100000", "", 2), ("max 100000", "", 4), ("max 100000", "3", 3)):
-        monkeypatch.setattr(engine.Path, "read_text", lambda path, quota=quota: quota)
-        monkeypatch.setenv("OMP_NUM_THREADS", wished)
-        assert engine.available_cores() == cores
 
 
 FIELDS = ("intra_op_num_threads", "inter_op_num_threads", "execution_mode", "execution_order",

@@ -113,7 +113,7 @@ def test_plain_classifiers_padding_and_images_are_measured_by_their_rule() -> No
     assert set(report["classification"]["per_class"]) == {"shirt", "shoe", "bag"}
 
 
-def test_the_report_is_json_and_says_what_measure_says(seen) -> None:
+def test_the_report_says_what_measure_says_and_modes_differ_as_they_should(seen) -> None:
     report, quick = seen.report, measure(seen.pair, seen.split)
     assert report["format"] == REPORT_FORMAT and report["version"] == 1
     assert json.loads(json.dumps(report)) == report == full_report(seen.pair, seen.split), "the same seed, the same"
@@ -124,9 +124,6 @@ def test_the_report_is_json_and_says_what_measure_says(seen) -> None:
     assert report["modes"]["stored"]["accuracy"] == quick["accuracy"] and report["rate"]["rate"] == quick["rate"]
     assert all(report["classification"][name] == quick[name] for name in ("accuracy", "macro_f1", "never_predicted"))
     assert all(report["calibration"][name] == approx(quick[name], abs=1e-5) for name in ("nll", "ece"))
-
-
-def test_modes_differ_as_they_should_and_the_curve_ends_at_the_full_input(seen) -> None:
     modes, found, curve = (seen.report[name] for name in ("modes", "selector", "curve"))
     assert modes["fill"]["rate"] > modes["stored"]["rate"] and modes["sampled"]["draws"] == 4
     assert modes["stored"]["over_budget_share"] == 0 and modes["argmax"]["over_budget_share"] > 0

@@ -23,7 +23,7 @@ def pixels(preprocessor: ImagePreprocessor, *images: object) -> np.ndarray:
     return preprocessor(list(images)).inputs["pixels"]
 
 
-def test_images_pass_or_are_resized_and_predictions_point_into_them(tmp_path: Path) -> None:
+def test_images_pass_or_are_resized_predictions_point_into_them_and_settings_fit(tmp_path: Path) -> None:
     array, large = picture(), Image.fromarray(picture(30, 17))
     found = pixels(COLOUR, array, Image.fromarray(array), np.asarray(large))
     assert found.dtype == np.uint8 and found.shape == (3, 6, 8, 3)
@@ -53,6 +53,18 @@ def test_images_pass_or_are_resized_and_predictions_point_into_them(tmp_path: Pa
         assert 0 <= left < right <= 9 and 0 <= top < bottom <= 5
         covered[top:bottom, left:right] += 1
     assert covered.min() > 0
+    stored = {"height": 6, "width": 8, "channels": 3, "rows": 3, "columns": 4, "kind": "image"}
+    again = load_preprocessor(Path(), stored)
+    assert again.fingerprint == COLOUR.fingerprint != GREY.fingerprint and again.features == 12
+    assert again.fingerprint[:16] == "a565a59621117647", "checkpoints and served models hold it"
+    other = BackboneConfig(family="vit", image=ImageConfig(height=6, width=8, channels=3, patch=1))
+    for make, message in (
+        (lambda: ImageSettings(height=0, width=8, channels=2, rows=1, columns=1), "height=0.*channels=2"),
+        (lambda: load_preprocessor(Path(), {"kind": "sound"}), "unknown preprocessing 'sound'"),
+        (lambda: COLOUR.check_backbone(other), "x 3 in 3 x 4 patches; one reads 6 x 8 x 3 in 6 x 8 patches; fix"),
+        (lambda: COLOUR.check_backbone(BackboneConfig()), "reads no images")):
+        with pytest.raises(ConfigError, match=message):
+            make()
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "CMYK", "LA"])
@@ -95,18 +107,3 @@ def test_damaged_files_and_every_bad_image_are_named_at_once(tmp_path: Path) -> 
         f"image 8 ({('long text ' * 1000)[:77]}...) does not exist; "
         "fix: give the paths of image files; this model reads images, not texts, or give an image of at least one pixel"
     )
-
-
-def test_settings_have_a_fingerprint_and_those_that_do_not_fit_are_named() -> None:
-    stored = {"height": 6, "width": 8, "channels": 3, "rows": 3, "columns": 4, "kind": "image"}
-    again = load_preprocessor(Path(), stored)
-    assert again.fingerprint == COLOUR.fingerprint != GREY.fingerprint and again.features == 12
-    assert again.fingerprint[:16] == "a565a59621117647", "checkpoints and served models hold it"
-    other = BackboneConfig(family="vit", image=ImageConfig(height=6, width=8, channels=3, patch=1))
-    for make, message in (
-        (lambda: ImageSettings(height=0, width=8, channels=2, rows=1, columns=1), "height=0.*channels=2"),
-        (lambda: load_preprocessor(Path(), {"kind": "sound"}), "unknown preprocessing 'sound'"),
-        (lambda: COLOUR.check_backbone(other), "x 3 in 3 x 4 patches; one reads 6 x 8 x 3 in 6 x 8 patches; fix"),
-        (lambda: COLOUR.check_backbone(BackboneConfig()), "reads no images")):
-        with pytest.raises(ConfigError, match=message):
-            make()

@@ -223,7 +223,7 @@ def test_the_card_names_every_part_and_what_is_nowhere_its_flag(monkeypatch):
     assert origins() == []
 
 
-def test_both_networks_read_the_same_tokens_and_no_more_than_they_have_positions_for(tmp_path):
+def test_both_networks_read_the_same_tokens_and_tokenizers_without_a_fast_form_are_refused(tmp_path):
     content = tiny_tokenizer_json()
     words = json.loads(content)["model"]["vocab"]
     for name, file, text in (("a", "tokenizer.json", content), ("b", "vocab.txt", "\n".join(words)),
@@ -236,9 +236,6 @@ def test_both_networks_read_the_same_tokens_and_no_more_than_they_have_positions
     assert preprocessor_for(both).encode(["good"]), "one vocabulary, written in two ways"
     with pytest.raises(ConfigError, match="different tokenizers"):
         preprocessor_for(run_of(tmp_path / "a", pretrained=str(tmp_path / "c")))
-
-
-def test_tokenizers_without_a_fast_form_and_vocabularies_alone(tmp_path):
     directory_of("bert", tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(ConfigError, match="holds no tokenizer; fix: save the one that the weights were trained with"):
