@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 
 import pytest
+import torch
 from conftest import tiny_tokenizer_json
 from families import assert_same_answers
 from toys import ToyTexts, toy_config
@@ -81,6 +83,15 @@ def test_the_example_learns_and_is_in_the_checkpoint(trained, checkpoint):
     assert again.predict(texts) == answers
     card = (checkpoint / "README.md").read_text()
     assert '("THIS_DIRECTORY", trust_code=True)`. Export it: `rekd-export THIS_DIRECTORY --trust-code`. Both' in card
+
+
+def test_the_example_learns_on_gathered_words():
+    pair, config = fresh()
+    stages = {"operator": "gather", "classifier_epochs": 0.1, "rationale_epochs": 0.2, "compact_epochs": 0}
+    before, config = copy.deepcopy(pair), toy_config(**{**config.model_dump(), "stages": stages})
+    fit(config, pair, ToyTexts.split(pair, 64, 1), ToyTexts.split(pair, 16, 2))
+    for mine, first in zip(pair.parameters(), before.parameters(), strict=True):
+        assert not torch.equal(mine, first)
 
 
 def test_the_example_is_served_without_trust(trained, repository):
