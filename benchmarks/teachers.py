@@ -55,9 +55,12 @@ def teachers(
     if not checkpoint.exists():
         resume = (training_directory(checkpoint) / FILE).exists()
         with progress_bars() as observer:
-            train_run(config, checkpoint, observer=observer, resume=resume, device=device)
+            # before its first save a run leaves a log alone, to be replaced
+            train_run(config, checkpoint, observer=observer, resume=resume, overwrite=not resume, device=device)
     if os.environ.get("RANK", "0") != "0":
         return
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):  # the other processes have ended: none is to be waited for
+        os.environ.pop(name, None)
     start = time.perf_counter()
     count = record_run(checkpoint, record, device=device, overwrite=True)
     metrics = read_metrics(checkpoint)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rekd_train.errors import ConfigError
-from rekd_train.models.base import TextBackbone, kept_positions, with_cls
+from rekd_train.models.base import TextBackbone, gated, kept_positions, with_cls
 
 
 class Convolutions(TextBackbone):
@@ -42,8 +42,9 @@ class Convolutions(TextBackbone):
         return self.gathered(inputs, *kept_positions(keep, keep.shape[1]))
 
     def gathered(self, inputs, positions, kept):
+        words, kept = gated(self.words(inputs["input_ids"].gather(1, with_cls(positions))), kept)
         visible = torch.cat([torch.ones_like(kept[:, :1]), kept & (positions > 0)], dim=1)  # [CLS] in front, once
-        return self.pooled(self.words(inputs["input_ids"].gather(1, with_cls(positions))), visible)
+        return self.pooled(words, visible)
 
     def read(self, content, visible):
         """(B, M, H) states; what is not visible (B, M) is 0 before each layer, as beyond the ends of a text."""

@@ -44,6 +44,8 @@ def train_run(config: RunConfig, output: Path, *, teacher: Path | None = None, w
     CheckpointError: a checkpoint or something else lies at the output; ConfigError: another run's state or log lies
     there, or there is nothing to resume.
     """
+    if half and warm_start is None:
+        raise ConfigError(f"the {half} of no checkpoint is to be taken over; fix: --warm-start CKPT, or no --half")
     halves = (half,) if half else ("selector", "predictor")
     checkpoint.check_output(output, overwrite)
     state.check_start(output, resume, overwrite)
@@ -62,7 +64,7 @@ def train_run(config: RunConfig, output: Path, *, teacher: Path | None = None, w
     if warm_start is not None:
         recorded.start_from(pair, checkpoint.load(warm_start), warm_start, data, halves)
     splits = encode_splits(data, preprocessor, config.data)
-    hashes = {"teacher": _digest(teacher), "warm_start": _digest(warm_start)}
+    hashes = {"teacher": _digest(teacher), "warm_start": _digest(warm_start), "half": half}
     identity = state.identity_of(config, splits["train"], splits["dev"], **hashes)
     store = StateStore(state.training_directory(output), identity)
     if observer is not None and runtime.is_main:
@@ -106,8 +108,9 @@ def record_run(path: Path, output: Path, *, device: str = "auto", data: str | No
     runtime = Runtime(device)
     pair.to(runtime.device)
     # texts of like lengths together, so that little padding is computed
-    lengths = [len(each) if isinstance(each, str) else 0 for each in examples]
-    order = sorted(range(len(examples)), key=lengths.__getitem__)
+    order = list(range(len(examples)))
+    if pair.preprocessor.settings.kind == "text":
+        order.sort(key=[len(each) for each in examples].__getitem__)
     rows: dict[int, dict[str, Any]] = {}
     for start in range(0, len(order), 64):
         some = order[start : start + 64]

@@ -107,7 +107,7 @@ class _Reader:
     def _probabilities(self, row: dict[str, Any], text: str | None) -> np.ndarray | None:
         given, count = row.get("probabilities"), len(self.labels)
         if given is None and "label" in row:
-            given = {label_in(row["label"]): float(row.get("confidence", 0.9))}
+            given = {label_in(row["label"]): float(row.get("confidence", 0.9))}  # 0.9: a label alone is no certainty
         if given is None:
             return None
         if isinstance(given, dict):

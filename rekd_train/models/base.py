@@ -69,8 +69,8 @@ class Backbone(nn.Module, ABC):
 
     def content(self, inputs: Inputs) -> Tensor:
         """(B, N, H): every position on its own, before any context; only ``stages.operator = "gather"`` asks."""
-        raise ConfigError(f"{type(self).__name__} defines no content(inputs), which stages.operator=gather reads; "
-                          "fix: stages.operator=zero")  # fmt: skip
+        raise ConfigError(f"{type(self).__name__} has no content(inputs) of single features, which "
+                          "stages.operator=gather reads; fix: --set stages.operator=zero")  # fmt: skip
 
 
 class TextBackbone(Backbone):

@@ -127,9 +127,11 @@ def fresh_pair(config: RunConfig, preprocessor: Preprocessor, labels: Sequence[s
     torch.manual_seed(config.seed)
     selector = Selector(_backbone(config.selector, preprocessor, "selector"))
     predictor = Predictor(_backbone(config.predictor, preprocessor, "predictor"), len(labels))
-    if config.stages.compact_epochs and "compact" not in predictor.backbone.operators:
-        raise ConfigError("the predictor's features are no tokens, so kept patches cannot be gathered; "
-                          "fix: --set stages.compact_epochs=0")  # fmt: skip
+    if "compact" not in predictor.backbone.operators:
+        gathers = config.stages.operator == "gather" and config.stages.rationale_epochs > 0
+        fixes = {"stages.operator=zero": gathers, "stages.compact_epochs=0": config.stages.compact_epochs}
+        if fix := " ".join(f"--set {setting}" for setting, needed in fixes.items() if needed):
+            raise ConfigError(f"the predictor's features are no tokens, so kept patches cannot be gathered; fix: {fix}")
     policy = SelectionPolicy(bias=0.0, budget=config.selection.budget, minimum=config.selection.minimum)
     return Rationalizer(selector, predictor, policy, preprocessor, labels)
 

@@ -119,6 +119,8 @@ class ImageEncoder(Backbone):
 
     def content(self, inputs: Inputs, positions: Tensor | None = None) -> Tensor:
         """(B, M, H): patch embeddings without positions, of all patches or of those at ``positions`` (B, M)."""
+        if not self.has_tokens:
+            return super().content(inputs)
         # the convolution as a product, so that it runs on kept patches alone
         (rows, columns), side, channels = self.image.grid, self.image.patch, self.image.channels
         cut = self._images(inputs).reshape(-1, channels, rows, side, columns, side).permute(0, 2, 4, 1, 3, 5)

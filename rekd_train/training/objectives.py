@@ -171,7 +171,7 @@ class RationaleObjective(Objective):
         logits = self.selector(batch.inputs)
         noise = gumbel(self.stream(0, batch.step), batch.indices, logits.shape[1])
         gate = straight_through_gate(logits, temperature, noise)
-        class_logits = self._class_logits(batch, gate.mask, logits + noise, selectable)
+        class_logits, read = self._class_logits(batch, gate.mask, logits + noise, selectable)
 
         penalty, figures = penalised(self, batch, gate.mask, selectable)
         extraction = batch.share * losses.prediction_loss(class_logits, batch.labels, batch.weights) + penalty
@@ -189,22 +189,25 @@ class RationaleObjective(Objective):
             rationale = batch.share * self._rationale_term(batch, logits, noise, selectable, temperature)
         if settings.prediction_weight:
             own = settings.teacher_mask == "teacher"
-            theirs = self.teacher.class_logits(batch) if own else self.teacher.class_logits_on(batch, gate.mask)
+            theirs = self.teacher.class_logits(batch) if own else self.teacher.class_logits_on(batch, read)
             prediction = batch.share * self.distilled(batch, theirs, class_logits, temperature)
         alpha = losses.annealed_alpha(progress, config.temperature) if settings.alpha == "anneal" else settings.alpha
         distilled = settings.rationale_weight * rationale + settings.prediction_weight * prediction
         figures |= {"rationale": rationale.detach(), "prediction": prediction.detach()}
         return figures | {"loss": alpha * extraction + (1 - alpha) * distilled}
 
-    def _class_logits(self, batch: Batch, mask: Tensor, noisy: Tensor, selectable: Tensor) -> Tensor:
+    def _class_logits(self, batch: Batch, mask: Tensor, noisy: Tensor, selectable: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C), and what was read of the mask (B, N)."""
         if self.config.stages.operator == "zero":
-            return self.predictor(batch.inputs, mask, selectable)
+            return self.predictor(batch.inputs, mask, selectable), mask
         # a draw keeps more or less than the rule will; of more than twice the target the surest are read
-        policy = SelectionPolicy(bias=0.0, budget=min(1.0, 2 * self.config.selection.target), minimum=0)
+        selection = self.config.selection
+        policy = SelectionPolicy(bias=0.0, budget=min(1.0, 2 * selection.target), minimum=selection.minimum)
         capacity = policy.capacity(mask.shape[1])
-        read = apply_policy(selection_scores(noisy.detach()), selectable, policy, capacity)
+        drawn = mask > 0.5  # the minimum is room for short texts here; it adds nothing to what was drawn
+        read = drawn & apply_policy(selection_scores(noisy.detach()), selectable, policy, capacity)
         positions, kept = kept_positions(read, capacity)
-        return self.predictor.gathered(batch.inputs, positions, mask.gather(1, positions) * kept)
+        return self.predictor.gathered(batch.inputs, positions, mask.gather(1, positions) * kept), read
 
     def _rationale_term(
         self, batch: Batch, logits: Tensor, noise: Tensor, selectable: Tensor, annealed: float

@@ -76,7 +76,7 @@ def fit(
         runner.take(0, "classifier", stages.classifier_epochs, partial(runner.classifier, follows=follows))
     if stages.rationale_epochs:
         if own_start and "selector" not in warm and not follows:
-            follows = "predictor" not in warm and alike(config, rationalizer)  # the other way round
+            follows = "predictor" not in warm and alike(config, rationalizer, "predictor")  # the other way round
             run = partial(runner.votes, follows=follows) if gathers else runner.selector
             runner.take(1, "selector", own_start, run)
         runner.take(2, "rationale" if teacher is None else "distillation", stages.rationale_epochs, runner.rationale)
@@ -155,14 +155,15 @@ def short_texts_notice(config: RunConfig, train: Split, preprocessor: Preprocess
     )
 
 
-def alike(config: RunConfig, pair: Rationalizer) -> bool:
-    """Whether one half takes over what the other has learnt to read: same sizes, no other pretrained weights."""
+def alike(config: RunConfig, pair: Rationalizer, follower: str = "selector") -> bool:
+    """Whether this half takes over what the other has learnt to read: same sizes, no other pretrained weights."""
     mine, theirs = (
         {name: tensor.shape for name, tensor in model.backbone.state_dict().items()}
         for model in (pair.selector, pair.predictor)
     )
-    sources = [(network.pretrained, network.word_embeddings) for network in (config.selector, config.predictor)]
-    return mine == theirs and (sources[0] == sources[1] or sources[0] == ("", "random"))
+    sources = {role: (network.pretrained, network.word_embeddings)
+               for role, network in (("selector", config.selector), ("predictor", config.predictor))}  # fmt: skip
+    return mine == theirs and (sources["selector"] == sources["predictor"] or sources[follower] == ("", "random"))
 
 
 class _StageRunner:
@@ -175,7 +176,7 @@ class _StageRunner:
     ) -> None:  # fmt: skip
         self.config, self.pair, self._given_teacher, self._store = config, pair, teacher, store
         self.runtime = runtime or Runtime(next(pair.parameters()).device)
-        pair.to(self.runtime.device)
+        pair.to(self.runtime.device).eval()  # a stage sets what it trains to training: also in a run that goes on
         if not keep_policy:
             pair.policy = validation.base_policy(config.selection)
         theirs = teacher.policy.selectable if isinstance(teacher, Rationalizer) else "real"

@@ -24,13 +24,14 @@ from rekd_train.models.rationalizer import Rationalizer
 
 FILE = "state.pt"
 LOG = "log.jsonl"
-VERSION = 1
+VERSION = 2  # 2: the optimiser's groups are others
 _ANEW = "--overwrite instead of --resume, to begin anew"
 _HASHED_AT_ONCE = 512  # examples that are read together to recognise the data again
 
 ADJUSTABLE = {
-    "optimisation.learning_rate", "optimisation.embedding_learning_rate", "optimisation.gradient_clip",
-    "selection.weight", "stages.patience", "stages.save_every", "stages.collapse_window",
+    "optimisation.learning_rate", "optimisation.embedding_learning_rate", "optimisation.selector_learning_rate",
+    "optimisation.head_learning_rate", "optimisation.gradient_clip", "selection.weight", "stages.patience",
+    "stages.save_every", "stages.collapse_window",
 }  # fmt: skip
 """Settings that may change when a run goes on: what the advice after a divergence or a collapse names."""
 

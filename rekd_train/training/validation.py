@@ -121,12 +121,14 @@ class DevEvaluation:
 
     def _class_logits(self) -> Tensor:
         """(n, C) on the masks."""
+        # drawn ones know no budget
+        slots = max(1, int(self._mask.sum(dim=1).max())) if self._with_rationale else None
 
         def forward(batch: Batch) -> tuple[Tensor]:
             selectable = self._pair.selectable(batch.inputs)
             keep = self._mask[batch.indices][:, : selectable.shape[1]] if self._with_rationale else selectable
             if self._with_rationale and self._predictor.operator == "compact":
-                return (self._pair.gathered_class_logits(batch.inputs, keep),)
+                return (self._pair.gathered_class_logits(batch.inputs, keep, slots),)
             return (self._predictor(batch.inputs, keep, selectable),)
 
         self._predictor.eval()

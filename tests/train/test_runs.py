@@ -142,6 +142,17 @@ def test_half_of_a_warm_start_is_taken_over_alone_whatever_the_other_half_s_size
         torch.testing.assert_close(tensor, start[name], rtol=0, atol=1e-6)
 
 
+def test_half_of_nothing_is_refused_and_another_half_is_another_run(config, student, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="predictor of no checkpoint .*fix: --warm-start CKPT"):
+        runs.train_run(config(), tmp_path / "out", half="predictor", device="cpu")
+    found = []
+    monkeypatch.setattr(runs, "fit", lambda *given, store, **options: found.append(store._identity))
+    monkeypatch.setattr(runs, "_finish", lambda *given, **options: {})
+    for half in (None, "predictor", "selector"):
+        runs.train_run(config(), tmp_path / "out", warm_start=student[0], half=half, device="cpu", overwrite=True)
+    assert len({identity["half"] for identity in found}) == 3
+
+
 SMALL = [
     "data.train_examples=64", "stages.classifier_epochs=1", "stages.rationale_epochs=1", "stages.compact_epochs=1",
     *(f"{role}.{size}" for role in ("selector", "predictor") for size in ("layers=1", "width=16", "feedforward=16")),

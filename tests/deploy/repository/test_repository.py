@@ -36,8 +36,7 @@ def edited(copy, change):
 
 
 def test_the_manifest_says_what_was_exported_in_the_same_bytes_each_time(
-    artefacts, checkpoint, rationalizer, repository, tmp_path
-):
+    artefacts, checkpoint, rationalizer, repository, tmp_path):
     manifest = artefacts.manifest
     expected = {"checkpoint_sha256": checkpoint_hash(checkpoint), "labels": ["negative", "positive"],
                 "operator": "compact", "preprocessing_sha256": rationalizer.preprocessor.fingerprint,

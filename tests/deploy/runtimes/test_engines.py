@@ -29,8 +29,7 @@ def selector(artefacts):
 
 
 def test_it_runs_inside_with_only_failures_are_one_line_and_threads_follow_what_may_be_used(
-    selector, artefacts, monkeypatch
-):
+    selector, artefacts, monkeypatch):
     for _ in range(2):
         with pytest.raises(EngineError, match="inside a `with` block"):
             selector.run(INPUTS)

@@ -8,14 +8,16 @@ import pytest
 import torch
 from conftest import make_bilstm, make_image_rationalizer, make_rationalizer
 from torch.nn.functional import interpolate
+from toys import toy_config
 
 from rekd_train.checkpoints.checkpoint import load, save
 from rekd_train.config.run import BackboneConfig, ImageConfig, run_config
 from rekd_train.errors import CheckpointError, ConfigError, InputError
+from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
 from rekd_train.inputs.policy import PAPER_POLICY, SelectionPolicy, mask_by_specification
 from rekd_train.models import base
 from rekd_train.models.base import Predictor, kept_positions
-from rekd_train.models.families import build_backbone
+from rekd_train.models.families import build_backbone, fresh_pair
 from rekd_train.models.image_encoder import image_network
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training.losses import gumbel
@@ -268,6 +270,15 @@ def test_image_pairs_blank_patches_and_their_checkpoints_hold_a_grid(
         load(directory)
 
 
+def test_a_run_that_gathers_patches_which_a_network_does_not_have_is_refused_before_it_begins():
+    image = {"height": 64, "width": 64, "patch": 16}
+    network = {"family": "timm", "width": 512, "image": image, "architecture": {"name": "resnet18", "arguments": {}}}
+    config = toy_config(data={"name": "digits"}, selector=network, predictor=network, stages={"operator": "gather"})
+    preprocessor = ImagePreprocessor(ImageSettings.of(config.predictor))
+    with pytest.raises(ConfigError, match="fix: --set stages.operator=zero --set stages.compact_epochs=0"):
+        fresh_pair(config, preprocessor, "ab")
+
+
 SWIN = {"window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)}
 NETWORKS = {"vit_tiny_patch16_224": "start", "deit3_small_patch16_224": "start", "vit_small_patch16_dinov3": "mean",
             "vit_small_patch14_reg4_dinov2": "start", "vit_base_patch16_siglip_224": "attention",
@@ -303,6 +314,8 @@ def test_networks_are_timms_own_and_gather_or_blank_patches_of_the_image(name):
     if not NETWORKS[name]:
         with pytest.raises(ConfigError, match="'compact'; operators of this backbone: zero"):
             Predictor(backbone, 2, "compact")
+        with pytest.raises(ConfigError, match="no content.*fix: --set stages.operator=zero"):
+            backbone.content(inputs)
         return
     keep = torch.rand(3, 16, generator=torch.Generator().manual_seed(1)) < 0.4
     attended = backbone.attended(inputs, keep)

@@ -1,8 +1,10 @@
 """Backbones of the user's own: the example in examples/, trust, and what is wrong with a class in one line."""
 
+import copy
 import sys
 
 import pytest
+import torch
 from conftest import tiny_tokenizer_json
 from families import assert_same_answers
 from toys import ToyTexts, toy_config
@@ -83,6 +85,15 @@ def test_the_example_learns_is_saved_and_is_served_without_trust(trained, checkp
         served, expected = pipeline.predict(TEXTS), trained.predict(TEXTS)
     assert "own_backbone" not in sys.modules
     assert_same_answers(served, expected)
+
+
+def test_the_example_learns_on_gathered_words():
+    pair, config = fresh()
+    stages = {"operator": "gather", "classifier_epochs": 0.1, "rationale_epochs": 0.2, "compact_epochs": 0}
+    before, config = copy.deepcopy(pair), toy_config(**{**config.model_dump(), "stages": stages})
+    fit(config, pair, ToyTexts.split(pair, 64, 1), ToyTexts.split(pair, 16, 2))
+    for mine, first in zip(pair.parameters(), before.parameters(), strict=True):
+        assert not torch.equal(mine, first)
 
 
 UNTRUSTED = (

@@ -171,9 +171,9 @@ def reference(pair, teacher, batch, config) -> dict[str, float]:
     figures = {"kept": kept.sum(), "features": features.sum(), "penalty": selection.weight * (off**2).mean()}
     read = mask
     if config.stages.operator == "gather":  # of more than twice the target, the surest
-        rule = SelectionPolicy(bias=0.0, budget=2 * selection.target, minimum=0)
+        rule = SelectionPolicy(bias=0.0, budget=2 * selection.target, minimum=selection.minimum)
         scores = selection_scores(logits + noise[0]).numpy()
-        read = torch.from_numpy(mask_by_specification(scores, selectable.numpy(), rule))
+        read = mask & torch.from_numpy(mask_by_specification(scores, selectable.numpy(), rule))
         pair.predictor.use("compact")
     ours = pair.class_logits(inputs, read)
     figures["extraction"] = torch.nn.functional.cross_entropy(ours, batch.labels) + figures["penalty"]
@@ -188,7 +188,7 @@ def reference(pair, teacher, batch, config) -> dict[str, float]:
     decided = scored[1].argmax(dim=-1) if noisy else own.long()
     target = torch.nn.functional.one_hot(decided, 2).float() if settings.hard_labels else target.softmax(dim=-1)
     surprise = (torch.xlogy(target, target) - target * student.log_softmax(dim=-1)).sum(dim=-1)
-    classes = teacher.class_logits(inputs, own if settings.teacher_mask == "teacher" else mask)
+    classes = teacher.class_logits(inputs, own if settings.teacher_mask == "teacher" else read)
     taught = (classes / now).softmax(dim=-1)
     distance = (torch.xlogy(taught, taught) - taught * (ours / now).log_softmax(dim=-1)).sum(dim=-1).mean() * now**2
     if settings.hard_labels:
@@ -213,6 +213,7 @@ def reference(pair, teacher, batch, config) -> dict[str, float]:
     "selection.penalty_on=counts selection.denominator=all",
     "selection.penalty_on=counts selection.denominator=all selection.selectable=all",
     "stages.operator=gather", "stages.operator=gather selection.target=0.05 selection.continuity=0.7",
+    "stages.operator=gather selection.target=0.05 selection.minimum=5 distillation.teacher_mask=student",
 ])  # fmt: skip
 def test_every_setting_changes_the_figures_as_the_formulas_say(changes, texts):
     pair, teacher, batch = texts

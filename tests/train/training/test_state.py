@@ -60,7 +60,8 @@ def test_what_the_advice_names_may_change_and_what_is_gone_may_be_recorded(tmp_p
     content["identity"]["config"]["stages"]["operator"] = "zero"
     content["identity"]["config"]["acceleration"]["gather"] = True
     torch.save(content, store.path)
-    changed = {"optimisation": {"learning_rate": 1e-5, "gradient_clip": 0.1}, "selection": {"weight": 5.0}}
+    rates = {"learning_rate": 1e-5, "head_learning_rate": 1e-4, "selector_learning_rate": 1e-4}
+    changed = {"optimisation": rates | {"gradient_clip": 0.1}, "selection": {"weight": 5.0}}
     assert store_for(tmp_path, **changed).load().step == 3
 
 

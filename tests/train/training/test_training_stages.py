@@ -16,16 +16,16 @@ from rekd_train.data import knowledge as known
 from rekd_train.data.examples import UNLABELLED, DataSet
 from rekd_train.data.knowledge import AlignedKnowledge, Knowledge, Statement
 from rekd_train.errors import ConfigError, DataError
-from rekd_train.evaluation.forward import measure, run_selector
+from rekd_train.evaluation.forward import measure, run_masks, run_selector
 from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
 from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 from rekd_train.models.base import apply_policy
 from rekd_train.training import objectives
 from rekd_train.training.runtime import Batch, Runtime, example_weights
-from rekd_train.training.stages import check_teacher, fit, short_texts_notice
+from rekd_train.training.stages import check_teacher, compact_pair, fit, short_texts_notice
 from rekd_train.training.teacher import statements_of, write_knowledge
-from rekd_train.training.validation import DevEvaluation, calibrate_bias, calibrate_policy
+from rekd_train.training.validation import DevEvaluation, base_policy, calibrate_bias, calibrate_policy
 
 LONG = {"classifier_epochs": 8, "rationale_epochs": 10, "compact_epochs": 4, "evaluate_every": 2}
 
@@ -104,21 +104,44 @@ def test_on_gathered_features_the_votes_of_single_ones_show_the_selector_the_way
     assert figures["accuracy"] > 0.95 and figures["rate_max"] <= 0.3 and pair.predictor.operator == "compact"
 
 
-@pytest.mark.parametrize(("warm", "names", "follows"), [
-    ((), ["selector", "rationale"], True),
-    (("predictor",), ["selector", "rationale"], False),
-    (("selector",), ["rationale"], False),
-    (HALVES, ["rationale"], False),
+@pytest.mark.parametrize(("warm", "names", "follows", "changes"), [
+    ((), ["selector", "rationale"], True, {}),
+    (("predictor",), ["selector", "rationale"], False, {}),
+    (("selector",), ["rationale"], False, {}),
+    (HALVES, ["rationale"], False, {}),
+    ((), ["selector", "rationale"], False, {"predictor": {"pretrained": "mine"}}),  # it has weights of its own
+    ((), ["selector", "rationale"], True, {"selector": {"word_embeddings": "minilm"}}),
 ])  # fmt: skip
-def test_on_gathered_features_a_predictor_of_the_selector_s_size_starts_from_it(warm, names, follows):
+def test_on_gathered_features_a_predictor_of_the_selector_s_size_starts_from_it(warm, names, follows, changes):
     made = toy_texts(equal=True)
     before = copy.deepcopy(made[0].predictor.backbone)
     stages = {"operator": "gather", "classifier_epochs": 2, "rationale_epochs": 0.03, "compact_epochs": 0}
-    pair, log = fitted(made, stages=stages, optimisation={"learning_rate": 1e-9}, options={"warm": warm})
+    pair, log = fitted(made, stages=stages, optimisation={"learning_rate": 1e-9}, options={"warm": warm}, **changes)
     assert [name for name, *_ in log.stages] == names
     start = pair.selector.backbone if follows else before
     for mine, theirs in zip(pair.predictor.backbone.parameters(), start.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
+
+
+def test_on_dev_a_drawn_rationale_is_read_whole_whatever_the_budget():
+    pair, _, dev = toy_texts()
+    pair.predictor.use("compact")
+    config = toy_config(selection={"target": 0.05, "budget": 0.05}, stages={"evaluation": "sampled"})
+    pair.policy = base_policy(config.selection)
+    evaluation = DevEvaluation(config, pair, pair.predictor, dev, Runtime("cpu"), with_rationale=True)
+    evaluation(0)
+    drawn = evaluation._mask
+    assert drawn.sum(dim=1).max() > pair.capacity
+    whole = torch.from_numpy(run_masks(pair, dev, {"drawn": drawn})["drawn"])
+    torch.testing.assert_close(evaluation._class_logits(), whole, rtol=0, atol=1e-5)
+
+
+def test_a_selector_that_is_not_trained_draws_no_dropout():
+    (pair, train, dev), modes = toy_images(examples=64, augmented=True), set()
+    forward = pair.train().selector.forward
+    pair.selector.forward = lambda inputs: (modes.add(pair.selector.training), forward(inputs))[1]
+    compact_pair(toy_config(stages={"compact_epochs": 1}), pair, train, dev)
+    assert modes == {False}
 
 
 def test_one_half_of_a_warm_start_leaves_the_other_its_own():
