@@ -213,6 +213,18 @@ STEP = StepTotals.of({"name": "rekd_selector", "version": "3", **COUNTS})
 STATE = ServerState(7, "/models", "127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3/m", "/log", "secret", 3)
 
 
+def test_a_running_server_of_this_user_lends_its_key(monkeypatch):
+    def opened(url, timeout, headers, tls):
+        raise LookupError(headers)
+
+    monkeypatch.setattr(status, "open_transport", opened)
+    header, for_grpc = status.KEY_HEADER, status.GRPC_KEY_HEADER
+    for url, lent in ((STATE.http_url, {header: "secret"}), (STATE.grpc_url, {for_grpc: "secret"}), ("[::1]:9", None)):
+        with pytest.raises(LookupError) as found:
+            status.read_status(url, [STATE])
+        assert found.value.args == (lent,)
+
+
 def shown(status, width=140):
     console = Console(width=width, file=io.StringIO())
     console.print(*status.lines(), status_table(status), sep="\n")

@@ -185,9 +185,10 @@ def test_where_padding_is_selectable_every_batch_has_all_of_it(whose):
         teacher.policy = teacher.policy.model_copy(update={"selectable": "all"})
         watched, selection = teacher, {}
     forward = watched.selector.forward
-    watched.selector.forward = lambda inputs: (seen.add(inputs["input_ids"].shape[1]), forward(inputs))[1]
+    watched.selector.forward = lambda inputs: (
+        seen.add((inputs["input_ids"].shape[1], pair.policy.selectable)), forward(inputs))[1]  # fmt: skip
     fit(toy_config(selection=selection, stages={"compact_epochs": 0}), pair, train, dev, teacher=teacher)
-    assert seen == {pair.preprocessor.positions}
+    assert seen == {(pair.preprocessor.positions, "all" if whose == "student" else "real")}
 
 
 def test_augmented_images_are_read_anew(monkeypatch):
