@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -62,14 +63,16 @@ class HotReload:
             return False
         if self._live.published() in (None, self._live.current.manifest, self._tried):
             return False
-        old = self._live.current
+        old, new = self._live.current, None
         try:
             new = self._live.snapshot()
-            self._tried = new.manifest
             reasons = reasons_not_to_exchange(old, new)
         except (RepositoryError, OSError) as error:  # what is not whole yet, perhaps, is tried again, and said once
+            if new is not None:
+                shutil.rmtree(new.root, ignore_errors=True)  # it was not placed
             self._say(f"not reloaded yet: {error}")
             return False
+        self._tried = new.manifest
         if reasons:
             self._live.remove(new)
             fix = "fix: start rekd-serve again to serve it"

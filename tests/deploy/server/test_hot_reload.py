@@ -237,6 +237,7 @@ def test_one_that_is_not_whole_newer_or_of_a_taken_number_waits(server, export, 
         patch.setattr(service, "reasons_not_to_exchange", raising(RepositoryError("of a newer rekd")))
         assert not server.reload.poll()
     assert server.lines[2:] == ["not reloaded yet: of a newer rekd"] and server.done == []
+    assert server.reload.poll() and server.live.current.version == 2, "it is tried again"
 
 
 @pytest.mark.parametrize("when", ["while it is loaded", "during the farewell"])
