@@ -10,7 +10,9 @@ which class a name belongs to and compares it with the API lists of TensorRT and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,11 +56,27 @@ def build_engine(
         EngineError: the graph cannot be parsed or built, is not of its signature, or a GPU is needed.
     """
     entry = deferred_entry(library.product, graph, profiles, precision)
-    write_bytes(plan, _serialised(library, graph, signature, profiles))
+    with _nothing_collected():
+        content = _serialised(library, graph, signature, profiles)
+    write_bytes(plan, content)
     return entry | {
         "version": library.version, "built_for": list(library.product.capabilities) or ["the machine of the export"],
         "bytes": plan.stat().st_size, "sha256": sha256(plan),
     }
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """The library holds a lock while it logs, which runs Python: a builder left by an earlier build, found there by
+    the garbage collector, would wait for that lock for ever."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _serialised(library: Library, graph: Path, signature: GraphSignature, profiles: Sequence[Profile]) -> bytes:

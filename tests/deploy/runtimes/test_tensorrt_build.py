@@ -1,7 +1,9 @@
 """Real engines without a GPU: TensorRT-RTX builds every kind of graph; and every name exists in both products."""
 
 import ast
+import gc
 import json
+import weakref
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,7 +97,11 @@ def build_simple(library, folder, operator: str = "Relu", output: str = "y", pro
 @pytest.mark.tensorrt
 def test_what_the_builder_is_told(library, tmp_path, monkeypatch):
     told, api, builder_of = [], library.api, library.api.Builder
+    class Left: ...
+    left = Left()
+    left.itself, left = left, weakref.ref(left)  # what an earlier build that was refused may leave
     def builder(log):
+        told.append((left(), gc.isenabled()))
         own = builder_of(log)
         def build(network, config):
             told.append((config.get_flag(api.BuilderFlag.TF32), config.num_optimization_profiles))
@@ -106,7 +112,7 @@ def test_what_the_builder_is_told(library, tmp_path, monkeypatch):
         return SimpleNamespace(build_serialized_network=build, **{name: getattr(own, name) for name in methods})
     monkeypatch.setattr(api, "Builder", builder)
     build_simple(library, tmp_path)
-    assert told == [(False, 2), (True, 3)]
+    assert told == [(None, False), (False, 2), (True, 3)] and gc.isenabled()
 
 
 @pytest.mark.tensorrt
