@@ -147,6 +147,11 @@ def test_interrupts_leave_the_old_one_or_the_new(copy, monkeypatch):
     with pytest.raises(Interrupted):
         write_text(file, "new")
     assert contents(copy.parent) == before and file.read_text() == "old"
+    for given, named in ((OSError(28, "full"), file), (OSError(2, "gone", "elsewhere"), "elsewhere")):
+        monkeypatch.setattr(Path, "write_bytes", raising(given))
+        with pytest.raises(OSError) as error:
+            write_text(file, "new")
+        assert error.value.filename == str(named), "a full disk is noticed by a write, which knows no name"
 
 
 def test_saving_never_replaces_what_is_not_a_checkpoint(tmp_path):
