@@ -1,6 +1,6 @@
-"""Train the teacher of the demos, a MiniLM-L6 pair, and record what it says about every training review.
+"""Train the teacher of the preset imdb_student, a MiniLM-L6 pair, and record what it says about every training review.
 
-    python benchmarks/teachers.py                                  # some two hours on two cores; run again, it goes on
+    python benchmarks/teachers.py                                  # an hour or two on two cores with bf16; resumes
     torchrun --nproc_per_node 2 benchmarks/teachers.py             # two processes share the training
     python benchmarks/teachers.py --set stages.classifier_epochs=2 # more, where there is a GPU
 
@@ -32,7 +32,7 @@ from rekd_train.training.state import FILE, training_directory
 RECORD = Path(__file__).parent / "teachers" / "imdb.parquet"
 FIGURES = ("examples", "accuracy", "rate", "rate_max", "count_mean", "nll", "ece")
 
-app = application(help="Train and record the teacher of the demos.", epilog=examples("teachers.py"))
+app = application(help="Train a teacher of IMDB reviews and record what it says.", epilog=examples("teachers.py"))
 
 
 def has_bf16() -> bool:
