@@ -43,6 +43,24 @@ def demo() -> list[str]:
     return lines
 
 
+@block("unseen.json")
+def unseen() -> list[str]:
+    found = read("unseen.json")["figures"]
+    sixty, sentences, strange = found["sixty"], found["rotten_tomatoes"], found["strangers"]
+    return [
+        "| texts unlike its training | |",
+        "|---|---|",
+        *(f"| sentences of ten words or fewer, {kind}: right | {each['right']} of {each['all']} |"
+          for kind, each in sixty.items()),
+        f"| Rotten Tomatoes, {sentences['examples']} sentences: accuracy | {sentences['accuracy']:.1%} |",
+        f"| {strange['texts']} texts in other languages, gibberish and code against test reviews: AUROC of the doubt | "
+        f"{strange['auroc']['reviews']:.3f} |",
+        f"| ... against Rotten Tomatoes | {strange['auroc']['sentences']:.3f} |",
+        "| called doubtful: of them, of test reviews, of Rotten Tomatoes | "
+        + ", ".join(f"{strange['called_doubtful'][name]:.1%}" for name in ("strangers", "reviews", "sentences")) + " |",
+    ]  # fmt: skip
+
+
 @block("demo/", "demo_images/", "minilm_serving.json")
 def evidence() -> list[str]:
     lines = [

@@ -39,10 +39,10 @@ def distillation_cells(
     stages = student.stages
     epochs = stages.classifier_epochs + stages.rationale_epochs
     plain = {"masked_share": 0.0, "rationale_epochs": 0.0, "compact_epochs": 0.0}
-    classifier = _changed(student, seed, stages={**plain, "classifier_epochs": epochs})
-    with_kd = _changed(student, seed, stages={**plain, "classifier_epochs": epochs}, distillation={"classifier": True})
+    classifier = changed(student, seed, stages={**plain, "classifier_epochs": epochs})
+    with_kd = changed(student, seed, stages={**plain, "classifier_epochs": epochs}, distillation={"classifier": True})
     teacher_epochs = teacher.stages.classifier_epochs + teacher.stages.rationale_epochs
-    extraction = _changed(student, seed, stages={"compact_epochs": 0.0})
+    extraction = changed(student, seed, stages={"compact_epochs": 0.0})
     compaction = {"epochs": stages.compact_epochs}
 
     def train(name: str, config: dict[str, Any], **needs: str) -> Cell:
@@ -52,14 +52,14 @@ def distillation_cells(
         return Cell(name, seed, "masks", None, {"predictor": predictor, "like": "rekd_compact"}, {"which": which})
 
     teachers = [
-        train("teacher_cls", _changed(teacher, seed, stages={**plain, "classifier_epochs": teacher_epochs})),
-        train("teacher", _changed(teacher, seed)),
+        train("teacher_cls", changed(teacher, seed, stages={**plain, "classifier_epochs": teacher_epochs})),
+        train("teacher", changed(teacher, seed)),
     ]
     cells = [
         *(teachers if own else []),
         train("cls", classifier),
         train("cls_kd", with_kd, teacher=taught.replace("teacher", "teacher_cls")),
-        train("warm", _changed(student, seed, stages={"rationale_epochs": 0.0, "compact_epochs": 0.0})),
+        train("warm", changed(student, seed, stages={"rationale_epochs": 0.0, "compact_epochs": 0.0})),
         train("re", extraction, warm_start="warm", compare=taught),
         Cell("re_compact", seed, "compact", None, {"start": "re", "compare": taught}, compaction),
         train("rekd", extraction, warm_start="warm", teacher=taught),
@@ -70,7 +70,7 @@ def distillation_cells(
         masks("first_k_warm", "first", "warm"),
     ]
     if unequal is not None:
-        cells.append(train("unequal", _changed(unequal, seed), teacher=taught))
+        cells.append(train("unequal", changed(unequal, seed), teacher=taught))
     return cells
 
 
@@ -125,12 +125,12 @@ def mosaic_cells(config: RunConfig, seed: int) -> list[Cell]:
     plain = {
         "masked_share": 0.0, "rationale_epochs": 0.0, "compact_epochs": 0.0, "classifier_epochs": epochs,
     }  # fmt: skip
-    given = _changed(config, seed, stages=plain, data={"other_tiles": "blank"})
+    given = changed(config, seed, stages=plain, data={"other_tiles": "blank"})
     sizes = {"predictor": "mosaic", "like": "mosaic"}
     return [
         Cell("given", seed, "train", given),
-        Cell("cls", seed, "train", _changed(config, seed, stages=plain)),
-        Cell("mosaic", seed, "train", _changed(config, seed)),
+        Cell("cls", seed, "train", changed(config, seed, stages=plain)),
+        Cell("mosaic", seed, "train", changed(config, seed)),
         Cell("random_mask", seed, "masks", None, sizes, {"which": "random"}),
     ]
 
@@ -211,7 +211,7 @@ def chosen(cells: Sequence[Cell], only: str) -> list[Cell]:
     return [cell for cell in cells if cell.name in names]
 
 
-def _changed(config: RunConfig, seed: int, **sections: dict[str, Any]) -> dict[str, Any]:
+def changed(config: RunConfig, seed: int, **sections: dict[str, Any]) -> dict[str, Any]:
     """A configuration's values with another seed and other settings in some sections.
 
     Without those that are the defaults: a field that is added later leaves finished cells finished.

@@ -1,11 +1,14 @@
-"""Train the teacher of the preset imdb_student, a MiniLM-L6 pair, and record what it says about every training review.
+"""Train imdb_student's teacher, a MiniLM-L6 pair on IMDB, and record what it says about every training review.
 
-    python benchmarks/teachers.py                                  # an hour or two on two cores with bf16; resumes
-    torchrun --nproc_per_node 2 benchmarks/teachers.py             # two processes share the training
-    python benchmarks/teachers.py --set stages.classifier_epochs=2 # more, where there is a GPU
+    python benchmarks/teachers.py                             # an hour or two on two cores with bf16; resumes
+    torchrun --nproc_per_node 2 benchmarks/teachers.py        # two processes share it; again for the pair
+
+The record has three parts: what the pair says about each review; what a plain classifier, which reads it whole, says
+about a sentence of each; and short sentences with a negation or a contrast (``_short_sentences.py``). It holds ids,
+scores in a byte each and class probabilities, and no texts but the last.
 
 Labels of dev and test reviews are read to measure, never to train: no stage evaluates, the rule is top-k, and one
-temperature is fitted on dev. The record holds ids, scores in a byte each and class probabilities, no texts.
+temperature is fitted on dev.
 """
 
 from __future__ import annotations
@@ -15,21 +18,27 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import typer
 from _models import environment
+from _short_sentences import short_sentences
 
-from rekd_train.checkpoints.checkpoint import read_metrics
+from rekd_train.checkpoints.checkpoint import load, read_metrics
 from rekd_train.cli.command import application, examples, progress_bars, run
-from rekd_train.config.run import run_config
+from rekd_train.config.run import RunConfig, run_config
+from rekd_train.data import load_data
+from rekd_train.data.examples import some_sentences, text_id
 from rekd_train.files import sha256, write_json
-from rekd_train.runs import record_run, train_run
+from rekd_train.runs import statements_in_order, train_run
+from rekd_train.training.runtime import Runtime
 from rekd_train.training.state import FILE, training_directory
+from rekd_train.training.teacher import write_knowledge
 
 RECORD = Path(__file__).parent / "teachers" / "imdb.parquet"
+SHORT = 2000  # short sentences
 FIGURES = ("examples", "accuracy", "rate", "rate_max", "count_mean", "nll", "ece")
 
 app = application(help="Train a teacher of IMDB reviews and record what it says.", epilog=examples("teachers.py"))
@@ -46,31 +55,58 @@ def teachers(
     preset: Annotated[str, typer.Argument(help="Its configuration.")] = "imdb_teacher",
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")] = "auto",
-    work: Annotated[Path, typer.Option(help="A folder for the checkpoint.")] = Path("runs/teachers"),
-    record: Annotated[Path, typer.Option(help="Where the knowledge goes, its figures beside it.")] = RECORD,
+    work: Annotated[Path, typer.Option(help="A folder for the checkpoints.")] = Path("runs/teachers"),
+    record: Annotated[Path, typer.Option(help="Where the record goes, its figures beside it.")] = RECORD,
 ) -> None:
     """Train, or go on where it was cut off; measure; record."""
-    changes = [*(["acceleration.precision=bf16"] if has_bf16() else []), *(overrides or [])]
-    config, checkpoint = run_config(preset, changes), work / preset
+    changes = [*(["acceleration.precision=bf16"] if has_bf16() and device != "cuda" else []), *(overrides or [])]
+    config, classifier = run_config(preset, changes), work / f"{preset}_classifier"
+    alone = {"masked_share": 0.0, "rationale_epochs": 0.0, "classifier_epochs": 1.0}
+    plain, new = config.model_copy(update={"stages": config.stages.model_copy(update=alone)}), not classifier.exists()
+    trained(plain, classifier, device)
+    if new and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # a group of processes ends with its training
+        if os.environ["RANK"] == "0":
+            typer.echo(f"{classifier}: trained; the same command again trains the pair")
+        return
+    checkpoint = trained(config, work / preset, device)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    for variable in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):  # the other processes have ended: none is to be waited for
+        os.environ.pop(variable, None)
+    start = time.perf_counter()
+    rows = recorded(config, checkpoint, classifier, device)
+    write_knowledge(record, rows, overwrite=True)
+    metrics = read_metrics(checkpoint)
+    write_json(record.with_suffix(".json"), {
+        "command": shlex.join(["python", "benchmarks/teachers.py", *sys.argv[1:]]), "hardware": environment(device),
+        "changes": changes, **{split: {name: metrics[split][name] for name in FIGURES} for split in ("dev", "test")},
+        "record": {"rows": len(rows), "bytes": record.stat().st_size, "sha256": sha256(record),
+                   "seconds": round(time.perf_counter() - start)},
+    })  # fmt: skip
+    typer.echo(f"{checkpoint}: {metrics['test']['accuracy']:.4f} of the test reviews; {record}: {len(rows)} rows")
+
+
+def trained(config: RunConfig, checkpoint: Path, device: str) -> Path:
+    """The checkpoint, made unless it is there."""
     if not checkpoint.exists():
         resume = (training_directory(checkpoint) / FILE).exists()
         with progress_bars() as observer:
             # before its first save a run leaves a log alone, to be replaced
             train_run(config, checkpoint, observer=observer, resume=resume, overwrite=not resume, device=device)
-    if os.environ.get("RANK", "0") != "0":
-        return
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):  # the other processes have ended: none is to be waited for
-        os.environ.pop(name, None)
-    start = time.perf_counter()
-    count = record_run(checkpoint, record, device=device, overwrite=True)
-    metrics = read_metrics(checkpoint)
-    write_json(record.with_suffix(".json"), {
-        "command": shlex.join(["python", "benchmarks/teachers.py", *sys.argv[1:]]), "hardware": environment(device),
-        "changes": changes, **{split: {name: metrics[split][name] for name in FIGURES} for split in ("dev", "test")},
-        "record": {"texts": count, "bytes": record.stat().st_size, "sha256": sha256(record),
-                   "seconds": round(time.perf_counter() - start)},
-    })  # fmt: skip
-    typer.echo(f"{checkpoint}: {metrics['test']['accuracy']:.4f} of the test reviews; {record}: {count} reviews")
+    return checkpoint
+
+
+def recorded(config: RunConfig, checkpoint: Path, classifier: Path, device: str) -> list[dict[str, Any]]:
+    """The rows: about each training review, about a sentence of each, short sentences."""
+    pair, runtime, precision = load(checkpoint), Runtime(device), config.acceleration.precision
+    items = load_data(config.data).splits["train"].items
+    rows = statements_in_order(pair, items, runtime, precision)
+    known = {row["id"] for row in rows}  # a review may be one sentence
+    for row in statements_in_order(load(classifier), some_sentences(items, 1), runtime, precision):
+        if row["id"] not in known:  # the selector of a plain classifier has nothing to say
+            rows.append({"id": row["id"], "probabilities": row["probabilities"]})
+    known = {row["id"] for row in rows}  # people write such sentences, too
+    return rows + [row for row in short_sentences(SHORT, pair.labels) if text_id(row["text"]) not in known]
 
 
 if __name__ == "__main__":

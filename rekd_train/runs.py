@@ -8,14 +8,16 @@ from typing import Any
 
 from rekd_train.checkpoints import checkpoint, read_description, recorded
 from rekd_train.config.run import DataConfig, RunConfig, checked_config
-from rekd_train.data import DataSet, Split, encode_splits, load_data, summarise
-from rekd_train.data.examples import names_of
+from rekd_train.data import DataSet, Split, TokenizedTexts, encode_splits, load_data, summarise
+from rekd_train.data.examples import names_of, some_sentences
 from rekd_train.data.knowledge import AlignedKnowledge, align, checked_statements, read_knowledge, with_unlabelled
 from rekd_train.errors import CheckpointError, ConfigError, DataError
 from rekd_train.evaluation.forward import measure
 from rekd_train.evaluation.report import evaluate
 from rekd_train.files import AGAIN, RESUME, sha256
+from rekd_train.inputs.familiarity import Familiarity
 from rekd_train.inputs.preprocessors import Preprocessor
+from rekd_train.inputs.text import TextPreprocessor
 from rekd_train.models.families import fresh_pair, preprocessor_for, weight_origins
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training import state
@@ -35,7 +37,8 @@ def train_run(config: RunConfig, output: Path, *, teacher: Path | None = None, w
 
     Args:
         teacher: checkpoint to distil from.
-        warm_start: checkpoint whose predictor and selector are the start; their own warm starts are left out.
+        warm_start: checkpoint whose predictor and selector are the start; their own warm starts are left out. A plain
+            classifier's selector has not learnt to select: with ``stages.operator = "gather"`` its votes are trained.
         half: 'selector' or 'predictor': what of the warm start is taken over alone.
         overwrite: replace a checkpoint at the output, and begin anew where another run left its state or log.
         device: 'auto', 'cpu', 'cuda' or 'cuda:N'.
@@ -61,8 +64,13 @@ def train_run(config: RunConfig, output: Path, *, teacher: Path | None = None, w
         data, said = _recorded(teacher, data, preprocessor, config.data)
     if said is not None:
         check_teacher(said, pair, config)
+    warm: tuple[str, ...] = ()
     if warm_start is not None:
-        recorded.start_from(pair, checkpoint.load(warm_start), warm_start, data, halves)
+        start = checkpoint.load(warm_start)
+        recorded.start_from(pair, start, warm_start, data, halves)
+        # a plain classifier's selector reads, but has yet to learn whose votes to weigh
+        unready = "selector" if start.policy.keeps_everything and config.stages.operator == "gather" else None
+        warm = tuple(role for role in halves if role != unready)
     splits = encode_splits(data, preprocessor, config.data)
     hashes = {"teacher": _digest(teacher), "warm_start": _digest(warm_start), "half": half}
     identity = state.identity_of(config, splits["train"], splits["dev"], **hashes)
@@ -72,8 +80,12 @@ def train_run(config: RunConfig, output: Path, *, teacher: Path | None = None, w
         if notice := short_texts_notice(config, splits["train"], preprocessor):
             observer.note(notice)
     runtime.wait()  # until every process has looked at what lies at the output: the main one writes from here on
-    fit(config, pair, splits["train"], splits["dev"], teacher=said, warm=halves if warm_start is not None else (),
+    fit(config, pair, splits["train"], splits["dev"], teacher=said, warm=warm,
         observer=_logs(runtime, store, observer, resume, tensorboard), runtime=runtime, store=store, resume=resume)
+    texts = [each for name in ("train", "dev") if isinstance(each := splits[name], TokenizedTexts)]
+    if isinstance(preprocessor, TextPreprocessor):
+        train, dev = ([preprocessor.inner(ids) for ids in each.ids] for each in texts)
+        preprocessor.familiarity = Familiarity.fit(train, dev, preprocessor.vocabulary_size)
     return _finish(runtime, pair, output, config, data, splits, store=store)
 
 
@@ -93,10 +105,14 @@ def _digest(path: Path | None) -> str | None:
 
 
 def record_run(path: Path, output: Path, *, device: str = "auto", data: str | None = None,
-               overrides: Sequence[str] = (), texts: bool = False, overwrite: bool = False) -> int:
+               overrides: Sequence[str] = (), texts: bool = False, sentences: int = 0, overwrite: bool = False) -> int:
     """Write what a pair says about its training texts or images, scores and class probabilities; returns how many.
 
-    ``output``: a Parquet file (``rekd_train.data.knowledge``); ``texts``: write them, too, not their ids alone.
+    Args:
+        output: a Parquet file (``rekd_train.data.knowledge``).
+        texts: write them, too, not their ids alone.
+        sentences: so many of each text, at most, are told about, too; a student that learns from the file reads them.
+
     DataError: the file exists already, or has another suffix than Parquet's, by which it is read.
     """
     if output.suffix.lower() != ".parquet":
@@ -105,20 +121,29 @@ def record_run(path: Path, output: Path, *, device: str = "auto", data: str | No
     if output.exists() and not overwrite:
         raise DataError(f"{output} exists; fix: another file, or --overwrite")
     examples = recorded.data_for(pair, config).splits["train"].items
-    runtime = Runtime(device)
+    if sentences:
+        if config.data.modality != "text":
+            raise DataError(f"--sentences {sentences}, but the pair reads images; fix: leave --sentences out")
+        examples = list(dict.fromkeys([*examples, *some_sentences(examples, sentences)]))  # a text may be a sentence
+    rows = statements_in_order(pair, examples, Runtime(device), config.acceleration.precision, texts,
+                               Path(config.data.path))  # fmt: skip
+    write_knowledge(output, rows, overwrite)
+    return len(rows)
+
+
+def statements_in_order(pair: Rationalizer, items: Sequence[Any], runtime: Runtime, precision: str = "auto",
+                        texts: bool = False, folder: Path = Path()) -> list[dict[str, Any]]:
+    """What a pair says about texts or images, as ``statements_of``, batch by batch; texts of like lengths together."""
     pair.to(runtime.device)
-    # texts of like lengths together, so that little padding is computed
-    order = list(range(len(examples)))
+    order = list(range(len(items)))
     if pair.preprocessor.settings.kind == "text":
-        order.sort(key=[len(each) for each in examples].__getitem__)
+        order.sort(key=[len(each) for each in items].__getitem__)
     rows: dict[int, dict[str, Any]] = {}
     for start in range(0, len(order), 64):
         some = order[start : start + 64]
-        with runtime.autocast(config.acceleration.precision):
-            said = statements_of(pair, [examples[index] for index in some], texts, Path(config.data.path))
-        rows |= zip(some, said, strict=True)
-    write_knowledge(output, [rows[index] for index in range(len(rows))], overwrite)
-    return len(rows)
+        with runtime.autocast(precision):
+            rows |= zip(some, statements_of(pair, [items[index] for index in some], texts, folder), strict=True)
+    return [rows[index] for index in range(len(rows))]
 
 
 def check_knowledge(path: Path, config: DataConfig) -> dict[str, Any]:

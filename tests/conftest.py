@@ -20,6 +20,7 @@ from traced_once import shared_graphs  # noqa: F401  a fixture, for every test
 from rekd_train.checkpoints.checkpoint import save
 from rekd_train.cli.command import run
 from rekd_train.config.run import BackboneConfig, ImageConfig
+from rekd_train.inputs.familiarity import Familiarity
 from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
 from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
@@ -87,9 +88,12 @@ def trained_tokenizer(kind: str, vocabulary: int = 400) -> str:
     return tokenizer.to_str()
 
 
+USUAL = Familiarity.fit([range(5, 15)] * 9, [range(number, 2 * number) for number in range(4, 12)], vocabulary=40)
+
+
 def make_rationalizer(seed=0, operator="compact", max_length=48, policy=None, labels=("negative", "positive")):
     """A random pair, 2 layers x 16 wide; the selector smaller than the predictor."""
-    preprocessor = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=max_length, lengths=(16, 32)))
+    preprocessor = TextPreprocessor(tiny_tokenizer_json(), TextSettings(max_length=max_length, lengths=(16, 32)), USUAL)
     sizes = {"heads": 2, "feedforward": 32, "positions": 64, "vocabulary": preprocessor.vocabulary_size}
     small = BackboneConfig(layers=1, width=8, head_width=8, **sizes)
     large = BackboneConfig(layers=2, width=16, **sizes)

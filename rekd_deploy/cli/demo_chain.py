@@ -1,4 +1,4 @@
-"""The whole chain on real reviews or images: train, distil, export, serve, query, and say how it went.
+"""The whole chain on real reviews or images: train, distil, export, serve, query, time, and say how it went.
 
 Each step is the same function that the commands call; the steps meet on disk, under one directory. Finished work is
 kept: a stage runs again only when its inputs change.
@@ -19,21 +19,27 @@ import rekd_deploy
 import rekd_train
 from rekd_deploy.export.run import publish
 from rekd_deploy.parity.reference import agreement
+from rekd_deploy.repository.reader import read_description
+from rekd_train.checkpoints import read_json
 from rekd_train.checkpoints.checkpoint import read_metrics
 from rekd_train.config.run import RunConfig, run_config
-from rekd_train.files import atomic_directory, write_json
+from rekd_train.errors import CheckpointError
+from rekd_train.files import atomic_directory, sha256, write_json
 from rekd_train.inputs.prediction import Prediction
 from rekd_train.training.state import Observer
 
 MODELS = ("classifier", "teacher", "student_without_teacher", "student")
+BATCHES = (1, 8)
+TEACHERS = Path(rekd_deploy.__file__).parents[1] / "benchmarks" / "teachers"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a demo is about: presets, what the examples are called, and what a rationale keeps."""
+    """What a demo is about: a preset, what the examples are called, and what a rationale keeps."""
 
     student: str
-    teacher: str
+    teacher: str | Path
+    """A preset, trained on the way; or what a teacher was recorded to say, its figures beside it as JSON."""
     items: str
     features: str
 
@@ -50,7 +56,7 @@ class Demo:
     queries: int = 200
     """Held-out examples sent through the server."""
     overrides: tuple[str, ...] = ()
-    """``key=value`` changes to both presets, for quick trials."""
+    """``key=value`` changes to the presets, for quick trials."""
     subject: Subject = REVIEWS
 
 
@@ -108,35 +114,49 @@ def source_hash(package: Path) -> str:
 
 
 def run_demo(demo: Demo, stages: Stages, observer: Observer) -> dict[str, Any]:
-    """Run what is not done yet and return the report, which is also in ``root/report.json``."""
-    code, deployed = (source_hash(Path(package.__file__).parent) for package in (rekd_train, rekd_deploy))
-    student, teacher = (run_config(name, demo.overrides) for name in (demo.subject.student, demo.subject.teacher))
+    """Run what is not done yet and return the report, which is also in ``root/report.json``.
 
-    def train(name: str, config: RunConfig, **links: str) -> Path:
+    CheckpointError: the recorded teacher, which the repository carries, is missing.
+    """
+    code, deployed = (source_hash(Path(package.__file__).parent) for package in (rekd_train, rekd_deploy))
+    config, said = run_config(demo.subject.student, demo.overrides), demo.subject.teacher
+    if isinstance(said, Path) and not said.is_file():
+        raise CheckpointError(f"{said} does not exist; fix: run the demo where the repository was cloned")
+
+    def train(name: str, config: RunConfig, start: str | None = None, teacher: str | Path | None = None) -> Path:
         from rekd_train.runs import train_run
 
-        paths = {role: demo.root / stage for role, stage in links.items()}
-        inputs = [config.model_dump(), code, {role: stages.key(stage) for role, stage in links.items()}]
-        options = {"observer": observer, "overwrite": True}  # what lies there was made from other inputs
-        return stages.run(name, inputs, lambda path: train_run(config, path, **options, **paths))
+        half = "predictor" if start and config.stages.operator == "gather" else None
+        said = sha256(teacher) if isinstance(teacher, Path) else teacher and stages.key(teacher)
+        paths = {"warm_start": demo.root / start if start else None,
+                 "teacher": demo.root / teacher if isinstance(teacher, str) else teacher}  # fmt: skip
+        inputs = [config.model_dump(), code, half, start and stages.key(start), said]
+        return stages.run(name, inputs, lambda path: train_run(
+            config, path, half=half, observer=observer, overwrite=True, **paths,  # what lies there has other inputs
+        ))  # fmt: skip
 
-    train("classifier", _only_classifier(student, masked_share=0.0))
-    train("warm_start", _only_classifier(student))
-    train("teacher", teacher)
-    train("student_without_teacher", student, warm_start="warm_start")
-    checkpoint = train("student", student, warm_start="warm_start", teacher="teacher")
+    train("classifier", _classifier(config, masked_share=0.0))
+    start = "classifier"
+    if isinstance(said, str):
+        start = "warm_start"
+        train(start, _classifier(config))
+        train("teacher", run_config(said, demo.overrides))
+    train("student_without_teacher", config, start)
+    checkpoint = train("student", config, start, "teacher" if isinstance(said, str) else said)
     repository = stages.run(
         "model_repository", [code, deployed, stages.key("student")], lambda path: publish(checkpoint, path)
     )
+    served = [code, deployed, stages.key("model_repository")]
     answers = stages.run(
-        "answers", [code, deployed, stages.key("model_repository"), demo.queries],
-        lambda path: _query(checkpoint, repository, student, demo.queries, path),
+        "answers", [*served, demo.queries], lambda path: _query(checkpoint, repository, config, demo.queries, path)
     )
+    timed = stages.run("latency", served, lambda path: _time(checkpoint, repository, path))
     report: dict[str, Any] = {}
     for name in MODELS:
-        test = read_metrics(demo.root / name)["test"]
-        report[name] = {"accuracy": test["accuracy"], "rate": test["rate"]}
-    report["query"] = json.loads((answers / "query.json").read_text(encoding="utf-8"))
+        recorded = name == "teacher" and isinstance(said, Path)
+        found = read_json(said.with_suffix(".json")) if recorded else read_metrics(demo.root / name)
+        report[name] = {key: found["test"][key] for key in ("accuracy", "rate")}
+    report |= {"query": read_json(answers / "query.json"), "milliseconds": read_json(timed / "milliseconds.json")}
     report["seconds"] = stages.seconds
     write_json(demo.root / "report.json", report)
     return report
@@ -149,10 +169,31 @@ def served_predictions(demo: Demo) -> list[Prediction]:
         return [Prediction.from_dict(json.loads(line)) for line in lines]
 
 
-def _only_classifier(config: RunConfig, **changes: float) -> RunConfig:
-    """The first stage alone; with ``masked_share=0`` it is a plain classifier that reads everything."""
-    stages = config.stages.model_copy(update={"rationale_epochs": 0.0, "compact_epochs": 0.0, **changes})
+def _classifier(config: RunConfig, **changes: float) -> RunConfig:
+    """The first stage alone; with ``masked_share=0`` a plain classifier, which a pair is measured against."""
+    alone = {"rationale_epochs": 0.0, "compact_epochs": 0.0, **changes}
+    stages = config.stages.model_copy(update=alone)
     return config.model_copy(update={"name": config.name.replace("student", "classifier"), "stages": stages})
+
+
+def _time(checkpoint: Path, repository: Path, output: Path) -> None:
+    """Milliseconds of the pair and of the classifier of its predictor's size, side by side on ONNX Runtime."""
+    from rekd_deploy.bench.latency import measure_latency
+    from rekd_deploy.bench.variants import CLASSIFIER, COMPACTED, ONNX_CPU
+
+    settings = read_description(repository).preprocessor().settings
+    figures, _ = measure_latency(
+        [repository], checkpoint, batches=BATCHES, lengths=settings.buckets[-1:] if settings.kind == "text" else (),
+        rounds=40, without=("PyTorch", "torch.compile", "zeroed"),
+    )  # fmt: skip
+    found: dict[str, Any] = {"length": figures["cells"][0]["length"]}
+    for cell in figures["cells"]:
+        found[str(cell["batch"])] = {
+            way["model"]: way["milliseconds"]["p50"] for way in cell["ways"]
+            if way["runtime"] == ONNX_CPU and (way["model"], way["graphs"]) in ((COMPACTED, 2), (CLASSIFIER, 1))
+        }  # fmt: skip
+    with atomic_directory(output) as work:
+        write_json(work / "milliseconds.json", found)
 
 
 def _query(checkpoint: Path, repository: Path, config: RunConfig, count: int, output: Path) -> None:

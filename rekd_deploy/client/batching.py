@@ -10,6 +10,8 @@ two rules:
   words are one span, offsets are those of the whole text; a score is the highest that any window which kept the token
   gave it. The rate is kept tokens / tokens of the whole text, and may lie a little above the model's budget, because
   two windows may choose differently where they overlap.
+
+The doubt is that of the whole text's tokens.
 """
 
 from __future__ import annotations
@@ -87,7 +89,8 @@ class Batches:
         if not self._windowed:
             return ordered
         parts = iter(ordered)
-        return [each.combined([next(parts) for _ in each.windows]) for each in self._windowed]
+        own = self._preprocessor
+        return [each.combined([next(parts) for _ in each.windows], own) for each in self._windowed]
 
 
 def cuts(lengths: Sequence[int], batch_size: int, filled_to: Sequence[int]) -> list[tuple[int, int]]:
@@ -140,8 +143,8 @@ class WindowedText:
         self._length = self.real + specials
 
     def whole(self) -> SimpleNamespace:
-        """``tokens``, ``offsets`` and ``word_ids`` of the whole text."""
-        joined = SimpleNamespace(tokens=[], offsets=[], word_ids=[])
+        """``ids``, ``tokens``, ``offsets`` and ``word_ids`` of the whole text."""
+        joined = SimpleNamespace(ids=[], tokens=[], offsets=[], word_ids=[])
         for name, values in vars(joined).items():
             for number, (window, read) in enumerate(zip(self.windows, self._read, strict=True)):
                 first = read.start if number else 0
@@ -155,8 +158,11 @@ class WindowedText:
             readers[read] += 1
         return np.array([np.sum(1 / readers[read]) for read in self._read])
 
-    def combined(self, predictions: Sequence[Prediction]) -> Prediction:
-        """One prediction from those of the windows, in their order, by the rules at the top of this module."""
+    def combined(self, predictions: Sequence[Prediction], preprocessor: TextPreprocessor | None = None) -> Prediction:
+        """One prediction from those of the windows, in their order, by the rules at the top of this module.
+
+        ``preprocessor``: who doubts; None: nobody.
+        """
         if len(self.windows) == 1:
             return predictions[0]
         scores = np.full(self._length, -np.inf, dtype=np.float32)
@@ -172,4 +178,7 @@ class WindowedText:
         }
         label, spans = max(probabilities, key=probabilities.__getitem__), merged_spans(self.text, whole, kept, scores)
         pieces = kept_pieces(whole, kept, scores)
-        return Prediction(label, probabilities, spans, len(kept) / self.real, False, self.text, pieces)
+        doubt = None
+        if preprocessor is not None and preprocessor.familiarity is not None:
+            doubt = preprocessor.familiarity.doubt(preprocessor.inner(whole.ids))
+        return Prediction(label, probabilities, spans, len(kept) / self.real, False, self.text, pieces, doubt)

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any, Self, TypeVar
 
@@ -28,6 +29,7 @@ from rekd_deploy.contract.description import ServedDescription
 from rekd_deploy.errors import ClientError, VersionMismatchError
 from rekd_deploy.repository.config import ENSEMBLE
 from rekd_train.inputs.prediction import Prediction
+from rekd_train.inputs.text import EncodedTexts, TextPreprocessor
 
 CALLS = 64
 """Calls of one AsyncClient that are made at once, each in a thread; more wait their turn."""
@@ -103,9 +105,13 @@ class _Caller:
             outputs = self._retried(call, response)
             sent = in_flight.popleft()
             if outputs.version not in ("", served.version):  # tokens and labels must still be those of the request
-                self._model.newest = self._served(call, outputs.version)
-                if self._model.newest.description != served.description:
+                newest = self._model.newest = self._served(call, outputs.version)
+                if not newest.description.reads_as(served.description):
                     raise _OtherModel
+                if isinstance(newest.preprocessor, TextPreprocessor) and isinstance(sent.encoded, EncodedTexts):
+                    # it may have learnt from other texts
+                    doubts = newest.preprocessor.doubts(sent.encoded.inputs)
+                    sent.encoded = replace(sent.encoded, doubts=doubts)
             batches.collect(sent.indices, self._model.predictions(served, sent, outputs, windows))
 
         try:

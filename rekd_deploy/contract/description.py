@@ -18,11 +18,12 @@ from rekd_deploy.contract.signature import PairSignature
 from rekd_deploy.errors import RepositoryError
 from rekd_train import __version__
 from rekd_train.errors import RekdError
+from rekd_train.inputs.familiarity import Familiarity
 from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
 from rekd_train.inputs.preprocessors import Preprocessor
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 
-LABELS, PREPROCESSING, TOKENIZER = "labels", "preprocessing", "tokenizer"
+LABELS, PREPROCESSING, TOKENIZER, FAMILIARITY = "labels", "preprocessing", "tokenizer", "familiarity"
 FINGERPRINT, VERSION = "preprocessing_sha256", "rekd_version"
 
 
@@ -79,12 +80,21 @@ class ServedDescription:
     """Content of tokenizer.json; empty for images."""
     fingerprint: str
     """``Preprocessor.fingerprint`` of the model: clients with another one see other tensors."""
+    familiarity: str = ""
+    """``Familiarity.packed``; empty where it is not known what texts are usual."""
 
     @classmethod
     def of(cls, preprocessor: Preprocessor, labels: tuple[str, ...]) -> ServedDescription:
         """Describe a model by its preprocessor and labels."""
-        tokenizer_json = preprocessor.tokenizer_json if preprocessor.settings.kind == "text" else ""
-        return cls(tuple(labels), preprocessor.settings, tokenizer_json, preprocessor.fingerprint)
+        tokenizer_json = familiarity = ""
+        if isinstance(preprocessor, TextPreprocessor):
+            tokenizer_json, known = preprocessor.tokenizer_json, preprocessor.familiarity
+            familiarity = "" if known is None else known.packed()
+        return cls(tuple(labels), preprocessor.settings, tokenizer_json, preprocessor.fingerprint, familiarity)
+
+    def reads_as(self, other: ServedDescription) -> bool:
+        """Whether the two models take the same tensors for an item and answer with the same labels."""
+        return (self.labels, self.fingerprint) == (other.labels, other.fingerprint)
 
     def to_parameters(self) -> dict[str, str]:
         """The description as config.pbtxt parameters (string values)."""
@@ -95,6 +105,8 @@ class ServedDescription:
         if self.tokenizer_json:
             packed = zlib.compress(self.tokenizer_json.encode(), 9)
             parameters[TOKENIZER] = base64.b64encode(packed).decode("ascii")
+        if self.familiarity:
+            parameters[FAMILIARITY] = self.familiarity
         return parameters
 
     @classmethod
@@ -112,7 +124,8 @@ class ServedDescription:
             else:
                 settings = ImageSettings(**settings)
             labels = tuple(map(str, json.loads(parameters[LABELS])))
-            return cls(labels, settings, tokenizer_json, parameters[FINGERPRINT])
+            familiarity = parameters.get(FAMILIARITY, "")
+            return cls(labels, settings, tokenizer_json, parameters[FINGERPRINT], familiarity)
         except KeyError as error:
             reason = f"the ensemble's config has no parameter {error.args[0]}"
         except (AttributeError, TypeError, ValueError, zlib.error, RekdError) as error:
@@ -125,7 +138,8 @@ class ServedDescription:
         try:
             preprocessor: Preprocessor = (
                 ImagePreprocessor(self.settings) if isinstance(self.settings, ImageSettings)
-                else TextPreprocessor(self.tokenizer_json, self.settings)
+                else TextPreprocessor(self.tokenizer_json, self.settings,
+                                      Familiarity.unpacked(self.familiarity) if self.familiarity else None)
             )
             fingerprint = preprocessor.fingerprint
         except (RekdError, ValueError) as error:

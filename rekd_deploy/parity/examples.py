@@ -92,7 +92,8 @@ def with_lengths(preprocessor: Preprocessor, lengths: tuple[int, ...]) -> Prepro
     """The same preprocessing of texts, padding to these lengths; the model's limit is always one of them."""
     if not lengths or not isinstance(preprocessor, TextPreprocessor):
         return preprocessor
-    return TextPreprocessor(preprocessor.tokenizer_json, replace(preprocessor.settings, lengths=lengths))
+    settings = replace(preprocessor.settings, lengths=lengths)
+    return TextPreprocessor(preprocessor.tokenizer_json, settings, preprocessor.familiarity)
 
 
 def made_up(preprocessor: Preprocessor) -> list[Any]:

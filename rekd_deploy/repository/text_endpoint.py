@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rekd_deploy.contract.description import LABELS, Artefacts
+from rekd_deploy.contract.description import LABELS, Artefacts, ServedDescription
 from rekd_deploy.repository import config
 from rekd_deploy.repository.config import ServingSettings
 from rekd_train.files import write_json, write_text
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 _TRAINING = Path(__file__).resolve().parents[2] / "rekd_train"
-_MODULES = ("__init__", "errors", "inputs/__init__", "inputs/prediction")
+_MODULES = ("__init__", "errors", "inputs/__init__", "inputs/prediction", "inputs/familiarity")
 """What the steps import of rekd_train, beside inputs/text or inputs/image."""
 
 
@@ -44,7 +44,8 @@ def endpoint_configs(artefacts: Artefacts, settings: ServingSettings) -> dict[st
         _tensor("truncated", "BOOL", 1), _tensor("probabilities", "FP32", len(artefacts.labels)),
     ]
     taken = config.tensors(pair.selector.inputs)
-    prepared = [*taken, *handed]
+    told = [_tensor("doubt", "FP32", 1)] if ServedDescription.of(artefacts.preprocessor, ()).familiarity else []
+    prepared = [*taken, *handed, *told]
     graphs = [config.step(config.SINGLE, taken, computed)]
     if artefacts.single is None:
         chosen = config.step(config.SELECTOR, taken, config.tensors(pair.selector.outputs))
@@ -54,7 +55,7 @@ def endpoint_configs(artefacts: Artefacts, settings: ServingSettings) -> dict[st
     steps[-2]["output_map"]["probabilities"] = steps[-1]["input_map"]["probabilities"] = "calibrated"
     whole = {
         "name": config.ENDPOINTS[kind], "platform": "ensemble", "max_batch_size": settings.max_batch_size,
-        "input": content, "output": answers, "ensemble_scheduling": {"step": steps},
+        "input": content, "output": [*answers, *told], "ensemble_scheduling": {"step": steps},
         "parameters": config.strings({LABELS: json.dumps(artefacts.labels, ensure_ascii=False)}),
     }
     # PREPARE has no batches: they would fail whole where the bytes of one request do not add up, by Triton's check
@@ -76,7 +77,10 @@ def place_endpoint(artefacts: Artefacts, root: Path, version: str) -> None:
         shutil.copyfile(Path(__file__).parent / "backend" / "endpoint.py", folder / "model.py")
         for module in (*_MODULES, f"inputs/{kind}"):
             shutil.copyfile(_TRAINING / f"{module}.py", folder / "rekd_train" / f"{module}.py")
-        write_json(folder / "served.json", {"settings": asdict(preprocessor.settings), "labels": artefacts.labels})
+        served = {"settings": asdict(preprocessor.settings), "labels": artefacts.labels}
+        if name == config.PREPARE:
+            served["familiarity"] = ServedDescription.of(preprocessor, ()).familiarity
+        write_json(folder / "served.json", served)
         if kind == "text" and name == config.PREPARE:
             write_text(folder / TOKENIZER_FILE, preprocessor.tokenizer_json)
     (root / config.ENDPOINTS[kind] / version / ".gitkeep").touch()

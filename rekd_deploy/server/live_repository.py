@@ -88,7 +88,7 @@ def reasons_not_to_exchange(old: Snapshot, new: Snapshot) -> list[str]:
         if after.max_batch_size < before.max_batch_size:
             reasons.append(f"{name} takes {after.max_batch_size} in a request, {before.max_batch_size} until now")
     known, served = (ServedDescription.from_parameters(parameters_of(each.configs[ENSEMBLE])) for each in (old, new))
-    if (known.labels, known.fingerprint) != (served.labels, served.fingerprint):
+    if not served.reads_as(known):
         reasons.append("its labels or its preprocessing are not those that connected clients have")
     return reasons
 

@@ -23,7 +23,7 @@ from rekd_train.errors import CheckpointError, ConfigError
 from rekd_train.files import AGAIN, atomic_directory, cannot_write, sha256, write_json, write_text
 from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.inputs.preprocessors import load_preprocessor
-from rekd_train.inputs.text import TOKENIZER_FILE, TextPreprocessor
+from rekd_train.inputs.text import FAMILIARITY_FILE, TOKENIZER_FILE, TextPreprocessor
 from rekd_train.models.base import Predictor, Selector
 from rekd_train.models.families import build_backbone
 from rekd_train.models.rationalizer import Rationalizer
@@ -72,8 +72,12 @@ def _write_model(rationalizer: Rationalizer, work: Path) -> dict[str, Any]:
         save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, work / name)
         (work / name).chmod(0o644)  # safetensors writes files for the owner only
     preprocessor, temperature = rationalizer.preprocessor, rationalizer.probability_temperature
+    own: dict[str, Any] = {}
     if isinstance(preprocessor, TextPreprocessor):
         write_text(work / TOKENIZER_FILE, preprocessor.tokenizer_json)
+        if preprocessor.familiarity is not None:
+            write_text(work / FAMILIARITY_FILE, preprocessor.familiarity.packed())
+            own["familiarity_sha256"] = sha256(work / FAMILIARITY_FILE)
     policy = {"policy": rationalizer.policy.model_dump(), "probability_temperature": temperature}
     write_json(work / "policy.json", policy)
     return {
@@ -81,7 +85,7 @@ def _write_model(rationalizer: Rationalizer, work: Path) -> dict[str, Any]:
         "operator": rationalizer.predictor.operator,
         **{role: getattr(rationalizer, role).backbone.settings.model_dump() for role in _WEIGHTS},
         "preprocessing": asdict(preprocessor.settings), "preprocessing_sha256": preprocessor.fingerprint,
-        "weights_sha256": {name: sha256(work / name) for name in _WEIGHTS.values()},
+        "weights_sha256": {name: sha256(work / name) for name in _WEIGHTS.values()}, **own,
     }
 
 
@@ -133,6 +137,9 @@ def load(path: str | Path, trust_code: bool = False) -> Rationalizer:
     if preprocessor.fingerprint != description.get("preprocessing_sha256"):
         what = TOKENIZER_FILE if (directory / TOKENIZER_FILE).exists() else "the preprocessing"
         raise CheckpointError(f"{directory}: {what} is not the one this model was trained with")
+    known, digest = directory / FAMILIARITY_FILE, description.get("familiarity_sha256")
+    if digest and not (known.exists() and sha256(known) == digest):
+        raise CheckpointError(f"{known} is missing, or not the file that config.json describes; fix: copy it again")
     for role, name in _WEIGHTS.items():
         _load_weights(getattr(rationalizer, role), directory / name, digests.get(name))
     return rationalizer.eval()
@@ -154,8 +161,9 @@ def dev_texts(directory: Path) -> set[str]:
 
 def checkpoint_hash(directory: Path) -> str:
     """SHA-256 over the files that decide what the model computes."""
-    files = [Path(directory) / name for name in ("config.json", "policy.json", TOKENIZER_FILE, *_WEIGHTS.values())]
-    found = (path for path in files if path.name != TOKENIZER_FILE or path.exists())
+    optional = (TOKENIZER_FILE, FAMILIARITY_FILE)
+    files = [Path(directory) / name for name in ("config.json", "policy.json", *optional, *_WEIGHTS.values())]
+    found = (path for path in files if path.name not in optional or path.exists())
     joined = "".join(f"{path.name}:{sha256(path)}\n" for path in found)
     return hashlib.sha256(joined.encode()).hexdigest()
 

@@ -133,6 +133,8 @@ def record(
     path: Checkpoint, output: Annotated[Path, typer.Option("--output", "-o", help="The Parquet file to write.")],
     data: Data = None, overrides: Overrides = None,
     texts: Annotated[bool, typer.Option("--texts", help="Write the texts, too, not their hashes alone.")] = False,
+    sentences: Annotated[int, typer.Option(
+        min=0, help="Also what it says about so many short sentences of each text; students read them, too.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file at the output.")] = False,
     trust_code: TrustCode = False, device: Device = "auto",
 ) -> None:  # fmt: skip
@@ -140,7 +142,7 @@ def record(
     from rekd_train.runs import record_run
 
     count = record_run(path, output, device=device, data=data, overrides=overrides or [], texts=texts,
-                       overwrite=overwrite)
+                       sentences=sentences, overwrite=overwrite)
     typer.echo(f"{output}: {count:,} examples, {output.stat().st_size / 1e6:.1f} MB")
 
 

@@ -131,8 +131,8 @@ class StagesConfig(Section):
     )
     selector_warm_start: float | None = Field(
         None, ge=0, description="epochs of the selector's own warm start where its sizes are not the predictor's, "
-        "whose weights it would start from, or it has pretrained ones of its own; with operator 'gather' in any case; "
-        "none: classifier_epochs",
+        "whose weights it would start from, or it has pretrained ones of its own; with operator 'gather' its votes, "
+        "whatever the sizes; none: classifier_epochs, or with 'gather' 0 where a teacher tells the rationale",
     )  # fmt: skip
     operator: Literal["zero", "gather"] = Field(
         "zero",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 SPLITS = ("train", "dev", "test")
 UNLABELLED = -1  # the label of a training example that has none and is learned from a teacher alone
 SHOWN = 20  # contradictions that a summary lists, and classes that its table shows
+_SENTENCE = re.compile(r"[^.!?<>]+[.!?]*")  # tags such as <br /> end one, too
 _UNEVEN = 10  # a class with so many times the examples of another one makes accuracy blind for that one
 
 CharacterSpans = list[tuple[int, int]]  # first character and one past the last of what a person named as the reason
@@ -86,6 +88,18 @@ class DataSet:
 def text_id(text: str) -> str:
     """What a text is found by: the first 16 hex digits of the SHA-256 of its UTF-8."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of 4 to 20 words, each once: short texts to learn from, of which long ones are made."""
+    found = (" ".join(sentence.split()) for sentence in _SENTENCE.findall(text))
+    return list(dict.fromkeys(each for each in found if 4 <= len(each.split()) <= 20))
+
+
+def some_sentences(texts: Iterable[str], count: int) -> list[str]:
+    """At most ``count`` sentences of each text, at random but always the same ones, none twice."""
+    chosen = (sentence for text in texts for sentence in sorted(sentences(text), key=text_id)[:count])
+    return list(dict.fromkeys(chosen))
 
 
 def names_of(item: Any, folder: Path) -> tuple[str, ...]:

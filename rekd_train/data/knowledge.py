@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from rekd_train.data.examples import UNLABELLED, DataSet, LabelledTexts, names_of, text_id
+from rekd_train.data.examples import UNLABELLED, DataSet, LabelledTexts, names_of, sentences, text_id
 from rekd_train.data.splits import marked_patches, marks_at, on_patches, scores_at
 from rekd_train.data.table_files import label_in, read_table
 from rekd_train.errors import DataError, listed
@@ -211,15 +211,24 @@ class AlignedKnowledge:
 
 
 def with_unlabelled(data: DataSet, knowledge: Knowledge) -> DataSet:
-    """The data with the texts that the file holds and no split has, behind the training examples, without labels."""
-    known = {text_id(text) for split in data.splits.values() for text in (split.items if knowledge.texts else ())}
-    new = [text for key, text in knowledge.texts.items() if key not in known]
+    """The data with more to train on, without labels: texts that the file holds and no split has, and sentences.
+
+    Those sentences of the training texts about which the file says something: it holds their ids alone.
+    """
+    train = data.splits["train"]
+    if not isinstance(train, LabelledTexts):
+        return data
+    known = {text_id(text) for split in data.splits.values() for text in split.items}
+    new = {key: text for key, text in knowledge.texts.items() if key not in known}
+    if others := knowledge.statements.keys() - known - new.keys():
+        found = ((text_id(sentence), sentence) for text in train.texts for sentence in sentences(text))
+        new |= {key: sentence for key, sentence in found if key in others}
     if not new:
         return data
-    train = data.splits["train"]
     labels = np.concatenate([train.labels, np.full(len(new), UNLABELLED, dtype=np.int64)])
     rationales = None if train.rationales is None else [*train.rationales, *[None] * len(new)]
-    return replace(data, splits=data.splits | {"train": LabelledTexts(train.texts + new, labels, rationales)})
+    texts = train.texts + [*new.values()]
+    return replace(data, splits=data.splits | {"train": LabelledTexts(texts, labels, rationales)})
 
 
 def align(knowledge: Knowledge, items: Sequence[Any], preprocessor: Preprocessor, classes: int,

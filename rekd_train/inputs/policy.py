@@ -36,6 +36,11 @@ class SelectionPolicy(BaseModel):
                                                "position, as the paper's code does")
 
     @property
+    def keeps_everything(self) -> bool:
+        """Whether it has no threshold and no limit: the rule of a plain classifier, whose selector decides nothing."""
+        return self.bias is None and self.budget is None
+
+    @property
     def budget_parts_per_million(self) -> int | None:
         """The budget as an integer, so that the product with n is exact."""
         return None if self.budget is None else round(self.budget * _MILLION)

@@ -60,6 +60,7 @@ class Prediction:
     truncated: bool  # True when the text was longer than the model reads and its end was cut
     text: str = ""  # the text as given; empty for an image
     pieces: list[Piece] = field(default_factory=list)  # the kept tokens one by one; empty for an image
+    doubt: float | None = None  # share of the dev texts whose words are more usual, 0..1; None: an image, or not known
 
     @property
     def probability(self) -> float:

@@ -17,13 +17,14 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from rekd_train.errors import CheckpointError, ConfigError, Fault, FaultyItemsError, InputError
+from rekd_train.inputs.familiarity import Familiarity
 from rekd_train.inputs.prediction import Prediction, clean_text, kept_pieces, merged_spans, most_probable
 
 if TYPE_CHECKING:
     from rekd_train.config.run import BackboneConfig
 
 WINDOW_OVERLAP = 4  # a window shares one part in this many with the next, so that every cut has context on both sides
-TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_FILE, FAMILIARITY_FILE = "tokenizer.json", "familiarity.json"
 _SHORT_TEXT = 2_000  # characters that are tokenised in a millisecond or two
 _WORDLESS = Fault("holds no word that the tokenizer knows", "give at least one word")
 
@@ -89,6 +90,7 @@ class EncodedTexts:
     texts: list[str]  # the texts as given
     encodings: list[Encoding] = field(repr=False)  # one tokenizers.Encoding a text, unpadded, truncated
     truncated: list[bool]  # whether each text was cut
+    doubts: list[float] | None = None  # see ``Prediction``; None: what is usual is not known
 
     def predictions(self, labels: Sequence[str], probabilities: np.ndarray, mask: np.ndarray,
                     scores: np.ndarray) -> list[Prediction]:
@@ -100,7 +102,8 @@ class EncodedTexts:
             rationale = merged_spans(text, encoding, kept, scores[row])
             pieces = kept_pieces(encoding, kept, scores[row])
             label, by_label = most_probable(labels, probabilities[row])
-            found.append(Prediction(label, by_label, rationale, rate, self.truncated[row], text, pieces))
+            doubt = None if self.doubts is None else self.doubts[row]
+            found.append(Prediction(label, by_label, rationale, rate, self.truncated[row], text, pieces, doubt))
         return found
 
 
@@ -108,10 +111,10 @@ class TextPreprocessor:
     """Tokenises texts with our own truncation and padding, and remembers character offsets.
 
     ``tokenizer_json`` is the content of a Hugging Face ``tokenizer.json``; truncation and padding that it has switched
-    on are switched off. Special-token names inside a text are read as text.
+    on are switched off. Special-token names inside a text are read as text. ``familiarity``: what is usual, or None.
     """
 
-    def __init__(self, tokenizer_json: str, settings: TextSettings) -> None:
+    def __init__(self, tokenizer_json: str, settings: TextSettings, familiarity: Familiarity | None = None) -> None:
         try:
             tokenizer = Tokenizer.from_str(tokenizer_json)
         except Exception as error:  # the library raises bare Exception
@@ -119,7 +122,10 @@ class TextPreprocessor:
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
         self.settings, self.tokenizer_json, self._tokenizer = settings, tokenizer_json, tokenizer
-        self.around = around = _around(tokenizer)  # ids that every text has around it, the start token first
+        self.familiarity = familiarity
+        before, after = _around(tokenizer)
+        self.around = around = [*before, *after]  # ids that every text has around it, the start token first
+        self._leading = len(before)
         self.positions = settings.max_length  # most tokens of any text, [CLS] and [SEP] included
         self.features = self.positions - len(around)  # most selectable tokens of any text
         self.window_overlap = self.features // WINDOW_OVERLAP  # tokens that a window shares with the one before it
@@ -179,7 +185,18 @@ class TextPreprocessor:
         if longest > width:
             raise InputError(f"a text has {longest} tokens; pad_to ({width}) must be at least that")
         inputs = self.pad([encoding.ids for encoding in encodings], width)
-        return EncodedTexts(inputs, list(texts), list(encodings), [bool(each.overflowing) for each in encodings])
+        truncated = [bool(each.overflowing) for each in encodings]
+        return EncodedTexts(inputs, list(texts), list(encodings), truncated, self.doubts(inputs))
+
+    def doubts(self, inputs: Mapping[str, np.ndarray]) -> list[float] | None:
+        """Of each text of a batch; None: what is usual is not known."""
+        if self.familiarity is None:
+            return None
+        return self.familiarity.doubts(inputs["input_ids"], inputs["attention_mask"], self.around)
+
+    def inner(self, ids: np.ndarray) -> np.ndarray:
+        """A text's token ids without those around it."""
+        return ids[self._leading : self._leading + len(ids) - len(self.around)]
 
     def bucket(self, length: int) -> int:
         """The padded length of a text with ``length`` tokens."""
@@ -222,22 +239,28 @@ class TextPreprocessor:
 
     @classmethod
     def load(cls, directory: Path, settings: TextSettings) -> TextPreprocessor:
-        """Read ``tokenizer.json`` from ``directory``."""
-        path = directory / TOKENIZER_FILE
+        """Read ``tokenizer.json`` from ``directory``, and what is usual where a file says so."""
+        path, known = directory / TOKENIZER_FILE, directory / FAMILIARITY_FILE
         try:
-            return cls(path.read_text(encoding="utf-8"), settings)
+            familiarity = Familiarity.unpacked(known.read_text("utf-8", "replace")) if known.exists() else None
+        except CheckpointError as error:
+            raise CheckpointError(f"{known}: {error}") from None
+        try:
+            return cls(path.read_text(encoding="utf-8"), settings, familiarity)
         except FileNotFoundError:
             raise CheckpointError(f"{path} is missing; fix: copy the whole directory again") from None
         except (UnicodeDecodeError, CheckpointError) as error:
             raise CheckpointError(f"{path} is damaged: {error}; fix: copy it again") from None
 
 
-def _around(tokenizer: Tokenizer) -> list[int]:
-    """Ids that are put around a text, the start token first; CheckpointError: there is none."""
+def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Ids that are put before a text, the start token first, and behind it; CheckpointError: there is no such token."""
     tokenizer.no_truncation()
     encoding = tokenizer.encode("a")
     special = [bool(each) for each in encoding.special_tokens_mask]
     if not special or not special[0]:
         raise CheckpointError("the tokenizer puts no start token before a text, and that is what a predictor reads; "
                               "fix: a tokenizer.json whose post_processor adds one, as those of BERT and RoBERTa do")
-    return [token for token, is_special in zip(encoding.ids, special, strict=True) if is_special]
+    leading = special.index(False) if False in special else 1
+    around = [token for token, is_special in zip(encoding.ids, special, strict=True) if is_special]
+    return around[:leading], around[leading:]

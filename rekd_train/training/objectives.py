@@ -84,6 +84,12 @@ class Objective(nn.Module, ABC):
             theirs = torch.where(known.unsqueeze(-1), theirs, ours.detach())
         return losses.prediction_distillation(theirs, ours, temperature)
 
+    def random_mask(self, batch: Batch, positions: int) -> Tensor:
+        """(B, N) bool: rates from the target up to everything, so that all of them are familiar."""
+        target = self.config.selection.target
+        rates = target + (1 - target) * uniform(self.stream(1, batch.step), batch.indices, 1).square()
+        return uniform(self.stream(2, batch.step), batch.indices, positions) < rates
+
     def stream(self, purpose: int, step: int) -> int:
         """Key of the draws for one purpose in one step."""
         return key(self.seed, purpose, step)
@@ -110,10 +116,7 @@ class ClassifierObjective(Objective):
         selectable = self.pair.selectable(batch.inputs)
         keep = selectable.float()
         if uniform_scalar(self.stream(0, batch.step)) < self.config.stages.masked_share:
-            target = self.config.selection.target
-            # rates from the target up to everything, so that all of them are familiar
-            rates = target + (1 - target) * uniform(self.stream(1, batch.step), batch.indices, 1).square()
-            keep = keep * (uniform(self.stream(2, batch.step), batch.indices, keep.shape[1]) < rates)
+            keep = keep * self.random_mask(batch, keep.shape[1])
         class_logits = self.predictor(batch.inputs, keep, selectable)
         return {"loss": batch.share * self.classified(batch, class_logits)}
 
@@ -123,7 +126,9 @@ class VoteObjective(Objective):
 
     Each position votes by itself, without its context, so that what is weighed is what a predictor will read. The
     class must follow from the mean of the votes, each weighed by its chance to be kept, under the penalty on the mean
-    chance: the game of the rationale stage with expectations in place of draws. The selector's states learn the class,
+    chance: the game of the rationale stage with expectations in place of draws. The votes themselves are learnt on
+    random positions: were they learnt on what the selector prefers, which knows the class, the two would agree on a
+    code, and words would vote for what they do not say (docs/log.md). The selector's states learn the class,
     too. ``stages.operator = "gather"`` needs such a start where no teacher tells the rationale: gathered words have a
     gradient at what is kept alone, and what a fresh selector keeps says nothing (docs/training.md).
 
@@ -146,8 +151,12 @@ class VoteObjective(Objective):
         chances = torch.where(selectable, logits.softmax(dim=-1)[..., 1], 0.0)
         penalty, figures = penalised(self, batch, chances, selectable)
         votes = self.votes(backbone.content(batch.inputs)).float()
+        drawn = selectable.float() * self.random_mask(batch, selectable.shape[1])
         loss = penalty
-        for class_logits in (mean_over(votes, chances), self.reader(mean_over(states, selectable.float())).float()):
+        for class_logits in (
+            mean_over(votes.detach(), chances), mean_over(votes, drawn),
+            self.reader(mean_over(states, selectable.float())).float(),
+        ):  # fmt: skip
             loss = loss + batch.share * self.classified(batch, class_logits)
         return figures | {"loss": loss, "penalty": penalty.detach()}
 

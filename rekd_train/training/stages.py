@@ -21,7 +21,7 @@ from torch import nn
 
 from rekd_train.config.run import RunConfig
 from rekd_train.data import DataSet, Split
-from rekd_train.data.examples import check_data
+from rekd_train.data.examples import UNLABELLED, check_data
 from rekd_train.data.knowledge import AlignedKnowledge
 from rekd_train.errors import ConfigError
 from rekd_train.evaluation.forward import check_features
@@ -69,8 +69,14 @@ def fit(
                               "stages.rationale_epochs above 0")  # fmt: skip
     snapshot = store.load() if store is not None and resume else None
     runner = _StageRunner(config, rationalizer, train, dev, teacher, runtime, observer, store, snapshot)
-    own_start = stages.classifier_epochs if stages.selector_warm_start is None else stages.selector_warm_start
     gathers = stages.operator == "gather" and stages.rationale_epochs > 0
+    told = gathers and tells_rationale(teacher, config)  # then the votes would only be in its way
+    own_start = stages.selector_warm_start
+    if own_start is None:
+        own_start = 0 if told else stages.classifier_epochs
+    if gathers and not told and not own_start and "selector" not in warm and observer is not None:
+        observer.note("nothing tells the selector what to keep, neither a teacher's rationale nor votes; it may well "
+                      "keep what says nothing; fix: stages.selector_warm_start=1, or --teacher")  # fmt: skip
     follows = not gathers and not warm and alike(config, rationalizer)  # the selector starts from the predictor
     if stages.classifier_epochs and "predictor" not in warm and not gathers:
         runner.take(0, "classifier", stages.classifier_epochs, partial(runner.classifier, follows=follows))
@@ -119,7 +125,7 @@ def check_teacher(teacher: Rationalizer | AlignedKnowledge, student: Rationalize
         raise ConfigError(f"the teacher orders its classes otherwise: {teacher.labels}, the data {student.labels}")
     distillation = config.distillation
     wanted = config.stages.rationale_epochs and distillation.rationale_weight and distillation.alpha != 1.0
-    if wanted and teacher.policy.bias is None and teacher.policy.budget is None:
+    if wanted and teacher.policy.keeps_everything:
         raise ConfigError(
             "the teacher is a plain classifier and has no rationales to learn from; fix: a teacher trained with "
             "stages.rationale_epochs above 0, or distillation.rationale_weight=0"
@@ -134,6 +140,16 @@ def check_teacher(teacher: Rationalizer | AlignedKnowledge, student: Rationalize
             )
 
 
+def tells_rationale(teacher: AnyTeacher, config: RunConfig) -> bool:
+    """Whether a teacher says what to keep, and the student is to learn it."""
+    distillation = config.distillation
+    if teacher is None or not distillation.rationale_weight or distillation.alpha == 1.0:
+        return False
+    if not isinstance(teacher, AlignedKnowledge):
+        return True  # a pair
+    return any(each is not None for each in (*teacher.scores, *teacher.marks))
+
+
 def short_texts_notice(config: RunConfig, train: Split, preprocessor: Preprocessor) -> str:
     """What to tell about training texts of which the budget allows fewer than three words; else ''.
 
@@ -144,7 +160,8 @@ def short_texts_notice(config: RunConfig, train: Split, preprocessor: Preprocess
     share = getattr(selection, name)
     if preprocessor.settings.kind != "text" or share is None or not config.stages.rationale_epochs:
         return ""
-    words = int(np.median(train.lengths)) - (preprocessor.positions - preprocessor.features)
+    lengths = train.lengths[train.labels != UNLABELLED]  # the others are there to be read as well, such as sentences
+    words = int(np.median(lengths)) - (preprocessor.positions - preprocessor.features)
     allowed = int(SelectionPolicy(budget=share, minimum=0).limits(np.array([words]))[0])
     if allowed >= 3:  # a negation needs as many
         return ""

@@ -15,9 +15,11 @@ from rekd_train import runs
 from rekd_train.checkpoints import checkpoint
 from rekd_train.config.run import RunConfig, run_config
 from rekd_train.data import load_data
+from rekd_train.data.examples import some_sentences
 from rekd_train.data.knowledge import align, read_knowledge
 from rekd_train.errors import CheckpointError, ConfigError, DataError
 from rekd_train.evaluation.forward import run_masks, run_selector
+from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 from rekd_train.judge import fit_judge, judge_figures, judge_run
 from rekd_train.models.families import fresh_pair, preprocessor_for
@@ -81,6 +83,8 @@ def test_a_run_learns_the_planted_word_within_its_rate(run, request):
     assert pair.predictor.operator == "compact"
     prediction = pair.predict(["the film was good and the plot was dark but the actor and the end"])[0]
     assert prediction.label == "positive" and 0 < prediction.rate <= 0.3
+    strange = pair.predict(["boring boring boring dull dull dull boring boring"])[0]
+    assert prediction.doubt < 0.9 < strange.doubt <= 1, "what the dev texts are like is known"
     card = (output / "README.md").read_text()
     assert "texts.jsonl" in card and f"# {output.name}" in card
     examples = [json.loads(line) for line in (output / "examples.jsonl").read_text().splitlines()]
@@ -93,12 +97,14 @@ def test_compacting_and_calibrating_change_what_they_are_for_alone(student, tmp_
     for name, weight in before.selector.state_dict().items():
         assert torch.equal(weight, after.selector.state_dict()[name]), name
     assert before.policy == after.policy
+    assert before.preprocessor.familiarity.packed() == after.preprocessor.familiarity.packed()
     assert any(not torch.equal(w, after.predictor.state_dict()[n]) for n, w in before.predictor.state_dict().items())
     assert metrics["test"]["accuracy"] > 0.8
     metrics = runs.calibrate_run(student[0], tmp_path / "less", 0.1)
     assert abs(metrics["dev"]["rate"] - 0.1) < 0.05
     before, after = (rekd_train.load(path) for path in (student[0], tmp_path / "less"))
     assert after.policy.bias < before.policy.bias
+    assert before.preprocessor.familiarity.packed() == after.preprocessor.familiarity.packed()
     assert after.probability_temperature != before.probability_temperature
     runs.calibrate_run(student[0], tmp_path / "top", 0.1, overrides=["selection.decision=top-k"])
     assert rekd_train.load(tmp_path / "top").policy.budget == 0.1
@@ -142,6 +148,21 @@ def test_half_of_a_warm_start_is_taken_over_alone_whatever_the_other_half_s_size
         torch.testing.assert_close(tensor, start[name], rtol=0, atol=1e-6)
 
 
+def test_the_selector_of_a_plain_classifier_has_yet_to_learn_what_to_gather(config, student, tmp_path, monkeypatch):
+    found, pair = [], rekd_train.load(student[0])
+    monkeypatch.setattr(checkpoint, "load", lambda path: pair)
+    monkeypatch.setattr(runs, "fit", lambda *given, warm, **options: found.append(warm))
+    monkeypatch.setattr(runs, "_finish", lambda *given, **options: {})
+    for policy in (pair.policy, SelectionPolicy(bias=None, budget=None, minimum=0)):
+        pair.policy = policy
+        for operator, half in (("zero", None), ("gather", None), ("gather", "selector")):
+            mine = config()
+            mine = mine.model_copy(update={"stages": mine.stages.model_copy(update={"operator": operator})})
+            runs.train_run(mine, tmp_path / "out", warm_start=student[0], half=half, device="cpu", overwrite=True)
+    both = ("selector", "predictor")
+    assert found == [both, both, ("selector",), both, ("predictor",), ()]
+
+
 def test_half_of_nothing_is_refused_and_another_half_is_another_run(config, student, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="predictor of no checkpoint .*fix: --warm-start CKPT"):
         runs.train_run(config(), tmp_path / "out", half="predictor", device="cpu")
@@ -183,6 +204,14 @@ def test_an_imported_vision_pair_is_calibrated_on_other_images(tmp_path):
     assert json.loads((tmp_path / "calibrated" / "policy.json").read_text())["policy"]["budget"] == 0.5
 
 
+def test_a_text_that_is_a_sentence_is_told_about_once(config, student, tmp_path):
+    pytest.importorskip("pyarrow")
+    texts = [*load_data(config().data).splits["train"].texts]
+    assert set(some_sentences(texts, 1)) <= set(texts) and some_sentences(texts, 1)
+    count = runs.record_run(student[0], tmp_path / "k.parquet", sentences=1, device="cpu")
+    assert count == len(set(texts)) == len(read_knowledge(tmp_path / "k.parquet", LABELS).statements)
+
+
 def test_an_image_pair_is_recorded_and_teaches_from_the_file(tmp_path):
     pytest.importorskip("pyarrow")
     generator = np.random.default_rng(0)
@@ -211,6 +240,8 @@ def test_an_image_pair_is_recorded_and_teaches_from_the_file(tmp_path):
         runs.train_run(config, tmp_path / "other", teacher=tmp_path / "no.parquet")
     with pytest.raises(DataError, match="k.jsonl would hold Parquet; fix: --output .*k.parquet"):
         runs.record_run(tmp_path / "teacher", tmp_path / "k.jsonl")
+    with pytest.raises(DataError, match="sentences 1, but the pair reads images; fix: leave --sentences out"):
+        runs.record_run(tmp_path / "teacher", tmp_path / "sentences.parquet", sentences=1)
 
 
 @pytest.mark.parametrize("operator", ["zero", "compact"])

@@ -103,6 +103,7 @@ class Recorder(Observer):
         self.stages: list[tuple[str, int, int]] = []
         self.values, self.evaluations = defaultdict(list), defaultdict(list)
         """By the stage's name."""
+        self.notes: list[str] = []
 
     def stage(self, name: str, steps: int, start: int = 0) -> None:
         self.stages.append((name, steps, start))
@@ -113,6 +114,9 @@ class Recorder(Observer):
 
     def evaluated(self, values: dict[str, float]) -> None:
         self.evaluations[self.stages[-1][0]].append(values)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     def losses(self, stage: str, name: str = "loss") -> list[float]:
         return [values[name] for values in self.values[stage]]

@@ -75,11 +75,13 @@ def build_step(step: str, served: Mapping, folder: Path) -> Callable[[Arrays], A
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in served["settings"].items()}
     labels = served["labels"]
     if settings["kind"] == "text":
+        from rekd_train.inputs.familiarity import Familiarity
         from rekd_train.inputs.text import EncodedTexts, TextPreprocessor, TextSettings
 
         if step == "prepare":
             tokenizer_json = (folder / "tokenizer.json").read_text(encoding="utf-8")
-            texts = TextPreprocessor(tokenizer_json, TextSettings(**settings))
+            familiarity = Familiarity.unpacked(served["familiarity"]) if served.get("familiarity") else None
+            texts = TextPreprocessor(tokenizer_json, TextSettings(**settings), familiarity)
             return lambda arrays: prepared_texts(texts, arrays)
 
         def encoded(arrays: Arrays):
@@ -100,7 +102,7 @@ def build_step(step: str, served: Mapping, folder: Path) -> Callable[[Arrays], A
 
 def prepared_texts(preprocessor, arrays: Arrays) -> Arrays:
     """``text`` (B, 1) UTF-8 -> ``input_ids``, ``attention_mask`` (B, N) int64; ``tokens`` (B, N, 4) int32, see
-    ``Tokens``; ``cut`` (B, 1) bool, whether the text was longer."""
+    ``Tokens``; ``cut`` (B, 1) bool, whether the text was longer; ``doubt`` (B, 1) float32, where it is known."""
     texts = decoded(arrays["text"])
     encoded = preprocessor.batch(texts, preprocessor.encode_checked(texts))
     tokens = np.full((*encoded.inputs["input_ids"].shape, 4), _PADDING, np.int32)
@@ -109,7 +111,9 @@ def prepared_texts(preprocessor, arrays: Arrays) -> Arrays:
         row[:size, :2] = encoding.offsets
         row[:size, 2] = [-1 if word is None else word for word in encoding.word_ids]
         row[:size, 3] = encoding.special_tokens_mask
-    return {**encoded.inputs, "tokens": tokens, "cut": np.array([[cut] for cut in encoded.truncated], bool)}
+    doubts = {} if encoded.doubts is None else {"doubt": np.array([[each] for each in encoded.doubts], np.float32)}
+    cut = np.array([[each] for each in encoded.truncated], bool)
+    return {**encoded.inputs, "tokens": tokens, "cut": cut, **doubts}
 
 
 class Tokens:

@@ -5,9 +5,11 @@ import json
 import pytest
 from conftest import fashion_folder
 
-from rekd_deploy.cli.demo_chain import IMAGES, MODELS, Demo, Stages, run_demo, served_predictions
+from rekd_deploy.cli.demo import _table
+from rekd_deploy.cli.demo_chain import IMAGES, Demo, Stages, run_demo, served_predictions
 from rekd_train.training.state import Observer
 
+TRAINED = ("classifier", "student_without_teacher", "student")
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 
@@ -26,14 +28,19 @@ def test_the_chain_on_reviews_and_a_second_run_that_does_nothing_again(tmp_path)
     demo, heard = Demo(tmp_path, queries=12, overrides=small), []
     report, answers = chain(demo)
     assert json.loads((demo.root / "report.json").read_text()) == report
-    assert all(0.4 < report[model]["accuracy"] < 0.7 for model in MODELS) and report["classifier"]["rate"] == 1.0
-    for model in ("teacher", "student", "student_without_teacher"):
+    assert all(0.4 < report[model]["accuracy"] < 0.7 for model in TRAINED) and report["classifier"]["rate"] == 1.0
+    assert report["teacher"]["accuracy"] > 0.85, "it was recorded"
+    for model in ("student", "student_without_teacher"):
         assert 0.05 < report[model]["rate"] <= 0.15
-    assert set(report["seconds"]) >= {*MODELS, "model_repository", "answers"}
+    assert set(report["seconds"]) >= {*TRAINED, "model_repository", "answers", "latency"}
     for answer in answers:
         assert all(answer.text[span.start : span.end] == span.text for span in answer.rationale)
     assert run_demo(demo, Stages(demo.root, lambda name, reused: heard.append(reused)), Observer()) == report
     assert all(heard)
+    cells = [column._cells for column in _table(report, demo.subject).columns]
+    assert cells[0] == ["classifier", "student without teacher", "student", "teacher"]
+    milliseconds = [float(cell) for column in cells[3:] for cell in column if cell]
+    assert len(milliseconds) == 6 and min(milliseconds) > 0 and cells[2][0] == "100.0%"
 
 
 def test_the_chain_on_images(tmp_path):
@@ -43,6 +50,7 @@ def test_the_chain_on_images(tmp_path):
         "stages.classifier_epochs=1", "stages.rationale_epochs=1", "stages.compact_epochs=1",
         *(f"{role}.{size}" for role in ("selector", "predictor") for size in ("layers=1", "width=16")))  # fmt: skip
     report, answers = chain(Demo(tmp_path / "demo", queries=6, overrides=settings, subject=IMAGES))
+    assert {"teacher", "warm_start"} <= set(report["seconds"]) and min(report["milliseconds"]["8"].values()) > 0
     assert report["classifier"]["rate"] == 1.0 and 0.1 < report["student"]["rate"] <= 0.25
     for answer in answers:
         assert answer.rationale and all(0 <= patch.row < 7 for patch in answer.rationale)

@@ -19,6 +19,7 @@ from rekd_deploy.client.transport import Arrays, Transport
 from rekd_deploy.contract.description import ServedDescription
 from rekd_deploy.errors import ClientError, DeadlineError, RepositoryError, ServerUnavailableError, VersionMismatchError
 from rekd_train.errors import InputError
+from rekd_train.inputs.familiarity import Familiarity
 from rekd_train.inputs.text import TextPreprocessor
 
 QUICK = RetryPolicy(first_pause=0.001)
@@ -299,6 +300,18 @@ def test_a_model_exchanged_behind_the_client_is_asked_in_its_own_way(client, ser
     assert client.predict(["good"])[0].label == "negative" and server.config_reads == 3, "the older one is back"
 
 
+def test_another_model_of_the_same_tokens_answers_whatever_texts_it_has_learnt_from(client, server, parameters):
+    usual = make_rationalizer()
+    before = client.predict(["good"])[0].doubt
+    usual.preprocessor.familiarity = Familiarity.fit([[5]], [[6]], vocabulary=40)
+    server.configs["2"] = parameters_of(usual)
+    assert client.predict(["good"])[0].doubt == usual.preprocessor(["good"]).doubts[0] != before
+    assert len(server.shapes) == 2, "nothing is sent again"
+    usual.preprocessor.familiarity = None
+    server.configs["3"] = parameters_of(usual)
+    assert client.predict(["good"])[0].doubt is None and len(server.shapes) == 3
+
+
 def test_a_model_that_cannot_be_used_or_changes_all_the_time(kind, server, rationalizer, parameters):
     client = kind(transport=server, preprocessing=rationalizer.preprocessor.fingerprint)
     client.predict(["good"])
@@ -323,7 +336,7 @@ def test_a_model_that_cannot_be_used_or_changes_all_the_time(kind, server, ratio
 
 TEXT = '{"kind": "text", "max_length": %s, "lengths": []%s}'
 BAD_PARAMETERS = [(key, None) for key in ("labels", "preprocessing", "tokenizer", "preprocessing_sha256")]
-BAD_PARAMETERS += [("labels", "{"), ("tokenizer", "not base64!"), ("tokenizer", "QUJD")]
+BAD_PARAMETERS += [("familiarity", "{}"), ("labels", "{"), ("tokenizer", "not base64!"), ("tokenizer", "QUJD")]
 BAD_PARAMETERS += [("preprocessing", content) for content in ("[]", '{"kind": "image", "height": 16}',
                                                               TEXT.replace("text", "sound") % (8, ""), TEXT % (1, ""),
                                                               TEXT % (8, ', "unknown": 1'))]  # fmt: skip
@@ -332,8 +345,8 @@ BAD_PARAMETERS += [("preprocessing", content) for content in ("[]", '{"kind": "i
 @pytest.mark.parametrize(("key", "value"), BAD_PARAMETERS)
 def test_a_parameter_that_is_missing_or_unreadable(parameters, key, value):
     found = {name: text for name, text in (parameters | {key: value}).items() if text is not None}
-    with pytest.raises(RepositoryError, match=f"no parameter {key};" if value is None else "cannot be read"):
-        ServedDescription.from_parameters(found)
+    with pytest.raises(RepositoryError, match=f"no parameter {key};" if value is None else "cannot be (read|used)"):
+        ServedDescription.from_parameters(found).preprocessor()
 
 
 def test_probabilities_that_are_no_numbers_and_outputs_of_another_shape(client, server):

@@ -16,7 +16,7 @@ from rekd_deploy.cli import query
 from rekd_deploy.client import batching
 from rekd_deploy.client.batching import Batches, WindowedText
 from rekd_deploy.export.graphs import export
-from rekd_deploy.parity.examples import generated_images, parity_examples
+from rekd_deploy.parity.examples import generated_images, parity_examples, with_lengths
 from rekd_deploy.repository.writer import write_repository
 from rekd_train.checkpoints.checkpoint import save
 from rekd_train.errors import CheckpointError, InputError
@@ -189,13 +189,21 @@ def test_how_predictions_of_windows_are_combined(windowed):
 
 def test_long_texts_are_read_to_their_end_and_short_ones_as_without_windows(pipeline, texts):
     many = ["good", LONG, *texts, "the good film " * 400]
+    own = pipeline.preprocessor
+    wide = TextPreprocessor(own.tokenizer_json, TextSettings(max_length=2000), own.familiarity)
     found, cut = pipeline.predict(many, windows=True), pipeline.predict(many)
     assert [prediction.text for prediction in found] == many
     assert not any(prediction.truncated for prediction in found) and cut[1].truncated
     for prediction, without in zip(found, cut, strict=True):
         assert without.truncated or prediction == without
+        assert prediction.doubt == wide([prediction.text]).doubts[0], "of all its words"
         assert all(prediction.text[span.start : span.end] == span.text for span in prediction.rationale)
     assert found[-1].rationale[-1].end > 0.9 * len(many[-1])
+
+
+def test_other_lengths_change_no_doubt(rationalizer, texts):
+    other = with_lengths(rationalizer.preprocessor, (24,))
+    assert other.settings.buckets == (24, 48) and other(texts).doubts == rationalizer.preprocessor(texts).doubts
 
 
 def test_examples_are_the_checkpoints_else_generated(image_repository, image_rationalizer, tmp_path):

@@ -1,5 +1,7 @@
 """What people see of a prediction: every character of the text once, the rationale marked, nothing executed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from rich.console import Console
@@ -24,6 +26,8 @@ def test_every_character_once_the_rationale_marked_and_the_terminal_is_not_steer
     assert [shown.plain[span.start : span.end] for span in shown.spans if span.style == HIGHLIGHT] == ["good"]
     assert plain_text(found) == "positive  87.5%  from 10.0% of its tokens\na [[good]] [film] :smile:"
     assert plain_text(prediction("x", truncated=True)).endswith("its end was cut)\nx")
+    for doubt, shown in ((None, False), (0.99, False), (0.999, True)):
+        assert ("doubtful: unlike" in plain_text(replace(prediction("x"), doubt=doubt))) is shown
     for terminal, variables in ((True, {}), (False, {}), (True, {"NO_COLOR": "1"}), (True, {"TERM": "dumb"})):
         console = Console(force_terminal=terminal, _environ={"TERM": "xterm-256color", **variables})
         assert render.shows_colours(console) is (terminal and not variables)

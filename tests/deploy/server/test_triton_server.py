@@ -258,12 +258,16 @@ def test_every_subset_of_the_outputs_and_the_endpoint_answer_as_the_model(served
     with InferenceServerClient(server.http_url.removeprefix("http://")) as client:
         response = client.infer(f"rekd_{kind}", [tensor])
     names = ("label", "rate", "truncated", "probabilities", "rationale")
+    doubts = [each.doubt for each in model.predict(items[:5])]
+    if doubts[0] is not None:
+        np.testing.assert_allclose(response.as_numpy("doubt")[:, 0], doubts, rtol=1e-6)
+        assert len(set(doubts)) > 1
     for wanted, *row in zip(model.predict(items[:5]), *map(response.as_numpy, names), strict=True):
         label, rate, truncated, probabilities, rationale = row
         found = {"label": label[0].decode(), "probabilities": dict(zip(model.labels, probabilities, strict=True))}
         found |= {"rationale": json.loads(rationale[0]), "pieces": [], "truncated": bool(truncated[0])}
         assert rate[0] == pytest.approx(wanted.rate)
-        found |= {"rate": wanted.rate, "text": wanted.text}
+        found |= {"rate": wanted.rate, "text": wanted.text, "doubt": wanted.doubt}
         assert_same_answers([Prediction.from_dict(found)], [replace(wanted, pieces=[])])
 
 

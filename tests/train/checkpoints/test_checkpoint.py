@@ -16,6 +16,7 @@ from rekd_train import CheckpointError
 from rekd_train.checkpoints import VERSION, read_description
 from rekd_train.checkpoints.checkpoint import checkpoint_hash, read_metrics, save
 from rekd_train.files import write_text
+from rekd_train.inputs.familiarity import Familiarity
 
 
 @pytest.fixture
@@ -61,6 +62,10 @@ def test_saving_again_gives_the_same_files_and_those_of_another_model_are_refuse
     (copy / "policy.json").write_text((copy / "policy.json").read_text().replace("0.25", "0.26"))
     assert checkpoint_hash(copy) != checkpoint_hash(checkpoint)
     other = save(make_rationalizer(seed=9), tmp_path / "other")
+    before = checkpoint_hash(other)
+    (other / "familiarity.json").rename(tmp_path / "kept")
+    assert checkpoint_hash(other) != before
+    (tmp_path / "kept").rename(other / "familiarity.json")
     shutil.copy(other / "predictor.safetensors", copy)
     assert "predictor.safetensors is not the file that config.json describes" in refusal(copy)
     shutil.copy(checkpoint / "predictor.safetensors", copy)
@@ -68,16 +73,21 @@ def test_saving_again_gives_the_same_files_and_those_of_another_model_are_refuse
     assert "predictor.safetensors does not fit the sizes" in refusal(copy)
     (copy / "tokenizer.json").write_text(tiny_tokenizer_json().replace('"boring"', '"borring"'))
     assert "tokenizer.json is not the one" in refusal(copy)
+    shutil.copytree(other, copy, dirs_exist_ok=True)
+    (copy / "familiarity.json").write_text(Familiarity.fit([[1]], [[1]], vocabulary=3).packed())
+    assert "familiarity.json is missing, or not the file that config.json describes" in refusal(copy)
 
 
-@pytest.mark.parametrize("name", ["config.json", "policy.json", "tokenizer.json", "selector.safetensors"])
+@pytest.mark.parametrize("name", ["config.json", "policy.json", "tokenizer.json", "familiarity.json",
+                                  "selector.safetensors"])  # fmt: skip
 @pytest.mark.parametrize("left", [None, 0.0, 0.5, 0.99, "no text"])
 def test_a_file_that_is_missing_cut_off_or_no_text_is_named(copy, name, left):
     content = (copy / name).read_bytes()
     (copy / name).unlink()
     if left is not None:
         (copy / name).write_bytes(b"\xff\xfe" if left == "no text" else content[: int(len(content) * left)])
-    assert re.search(f"{name} (is missing|is damaged|cannot be read)|not the file|tokenizer cannot", refusal(copy))
+    said = refusal(copy)
+    assert name in said and re.search("is missing|is damaged|cannot be read|not the file|tokenizer cannot", said)
     shutil.rmtree(copy)
     assert "not a directory" in refusal(copy)
 

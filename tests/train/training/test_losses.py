@@ -19,7 +19,12 @@ from rekd_train.inputs.policy import SelectionPolicy, mask_by_specification
 from rekd_train.models.base import relaxed_log_choice, selection_scores
 from rekd_train.training import losses
 from rekd_train.training.losses import gumbel, key, refreshed_step, uniform, uniform_scalar
-from rekd_train.training.objectives import ClassifierObjective, CompactObjective, RationaleObjective
+from rekd_train.training.objectives import (
+    ClassifierObjective,
+    CompactObjective,
+    RationaleObjective,
+    VoteObjective,
+)  # fmt: skip
 from rekd_train.training.runtime import Runtime, all_batches, example_weights
 from rekd_train.training.stages import fit
 from rekd_train.training.teacher import Teacher
@@ -308,3 +313,23 @@ def test_class_weights_reach_the_cross_entropy_of_every_stage(monkeypatch):
     stages = {"classifier_epochs": 1, "rationale_epochs": 1, "compact_epochs": 1, "evaluate_every": 0.5}
     fit(toy_config(data={"class_weights": "balanced"}, stages=stages), pair, train, dev)
     assert len(seen) >= 12 and all(seen), "classifier, the selector's own, rationale, compact, and each on dev"
+
+
+def test_votes_say_what_words_say_whatever_the_selector_prefers():
+    """Else the two agree on a code: a selector that knows the class keeps words that vote for what they do not say."""
+    pair, _, batch = one_batch()
+    width = pair.selector.backbone.settings.width
+    votes, reader = torch.nn.Linear(width, 2), torch.nn.Linear(width, 2)
+    gradients, found = [], []
+    for bias in (-3.0, 3.0):
+        with torch.no_grad():
+            pair.selector.head[-1].bias[1] = bias
+        pair.zero_grad(), votes.zero_grad()
+        objective = VoteObjective(toy_config(), pair, CPU, SEED, votes=votes, reader=reader)
+        loss = objective(batch)["loss"]
+        loss.backward()
+        gradients.append(votes.weight.grad.clone())
+        found.append(loss.item())
+        assert pair.selector.head[-1].weight.grad.abs().sum() > 0, "the selector learns which votes to weigh"
+    assert found[0] != found[1] and gradients[0].abs().sum() > 0
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)

@@ -48,7 +48,7 @@ def run_in_processes(command: list[str], processes: int) -> list[str]:
 
 
 @pytest.mark.parametrize(("images", "config"), [
-    (True, {"stages": {"operator": "gather"}}),
+    (True, {"stages": {"operator": "gather", "selector_warm_start": 2}}),
     (False, {"distillation": {"noise": "independent", "teacher_mask": "student"}}),
     (True, {"selection": {"penalty_per": "example", "penalty_on": "counts", "weight": 0.1, "target": 0.2,
                           "continuity": 0.5}}),
@@ -88,7 +88,8 @@ STAGES = {"classifier_epochs": 2, "rationale_epochs": 3, "compact_epochs": 2, "s
 @cache
 def uninterrupted(operator: str) -> tuple[dict, dict]:
     """A task, and what it ends with."""
-    task = {"config": {"stages": STAGES | {"operator": operator}}}
+    votes = {"selector_warm_start": STAGES["classifier_epochs"]} if operator == "gather" else {}
+    task = {"config": {"stages": STAGES | {"operator": operator} | votes}}
     return task, toy_run.run(task)
 
 

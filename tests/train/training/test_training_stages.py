@@ -13,7 +13,7 @@ from toys import ToyTexts, fitted, toy_config, toy_images, toy_texts
 
 from rekd_train.data import LabelledTexts, splits, tokenize
 from rekd_train.data import knowledge as known
-from rekd_train.data.examples import UNLABELLED, DataSet
+from rekd_train.data.examples import UNLABELLED, DataSet, sentences, some_sentences
 from rekd_train.data.knowledge import AlignedKnowledge, Knowledge, Statement
 from rekd_train.errors import ConfigError, DataError
 from rekd_train.evaluation.forward import measure, run_masks, run_selector
@@ -121,6 +121,25 @@ def test_on_gathered_features_a_predictor_of_the_selector_s_size_starts_from_it(
     start = pair.selector.backbone if follows else before
     for mine, theirs in zip(pair.predictor.backbone.parameters(), start.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
+
+
+def test_a_teacher_s_rationale_takes_the_place_of_the_votes(trained):
+    brief = {"operator": "gather", "classifier_epochs": 1, "rationale_epochs": 0.03, "compact_epochs": 0}
+    silent = np.full((256, 3), 1 / 3, dtype=np.float32)
+
+    def names(teacher=None, **changes):
+        _, log = fitted(toy_images(), options={"teacher": teacher}, **({"stages": brief} | changes))
+        return [name for name, *_ in log.stages], log.notes
+
+    classes_alone = AlignedKnowledge(silent, [None] * 256, [None] * 256)
+    marked = AlignedKnowledge(silent, [None] * 256, [np.ones(12, dtype=np.float32), *[None] * 255])
+    assert names(trained[0]) == (["distillation"], []) and names(marked)[0] == ["distillation"]
+    assert names(trained[0], distillation={"alpha": 1.0})[0] == ["selector", "distillation"]
+    assert names() == (["selector", "rationale"], [])
+    assert names(classes_alone)[0] == names(trained[0], distillation={"rationale_weight": 0})[0] == [
+        "selector", "distillation"]  # fmt: skip
+    stages, notes = names(stages=brief | {"selector_warm_start": 0})
+    assert stages == ["rationale"] and "nothing tells the selector what to keep" in notes[0]
 
 
 def test_on_dev_a_drawn_rationale_is_read_whole_whatever_the_budget():
@@ -254,6 +273,8 @@ def test_a_budget_below_three_words_is_noted_for_texts_that_are_short(selection,
     config = toy_config(selection=selection) if selection else toy_config(stages={"rationale_epochs": 0})
     notice = short_texts_notice(config, tokenize(texts, preprocessor), preprocessor)
     assert allowed in notice and bool(notice) == bool(allowed)
+    more = LabelledTexts([*texts.texts, *["good"] * 20], np.append(texts.labels, [UNLABELLED] * 20))
+    assert short_texts_notice(config, tokenize(more, preprocessor), preprocessor) == notice, "sentences do not count"
     pair, train, _ = toy_images()
     assert short_texts_notice(toy_config(selection={"target": 0.05, "budget": 0.05}), train, pair.preprocessor) == ""
 
@@ -426,6 +447,21 @@ def test_a_file_brings_texts_of_its_own_but_none_of_dev_or_test():
     said = Knowledge(None, dict.fromkeys(texts, Statement(None, None, None)), texts, 0)
     train = known.with_unlabelled(data, said).splits["train"]
     assert train.texts == ["train text", "a new one"] and train.labels.tolist() == [1, UNLABELLED]
+
+
+LONG_REVIEW = "It was a good film.<br />I was   never bored in it! Short. It was a good film."
+
+
+def test_sentences_of_training_texts_that_a_file_tells_about_are_trained_on_too():
+    first, second = "It was a good film.", "I was never bored in it!"
+    assert sentences(LONG_REVIEW) == [first, second] and sentences("one two three. " + 21 * "x ") == []
+    assert some_sentences([LONG_REVIEW, first], 2) == sorted([first, second], key=known.text_id)
+    assert len(some_sentences([LONG_REVIEW], 1)) == 1
+    splits = {name: LabelledTexts([f"{name}. {LONG_REVIEW}"], np.array([1])) for name in ("train", "dev", "test")}
+    splits["dev"] = LabelledTexts([second], np.array([1]))  # never trained on
+    told = {known.text_id(each): Statement(None, None, None) for each in (first, second, "not a sentence of it here.")}
+    train = known.with_unlabelled(DataSet(splits, LABELS, ""), Knowledge(None, told, {}, 0)).splits["train"]
+    assert train.texts == [f"train. {LONG_REVIEW}", first] and train.labels.tolist() == [1, UNLABELLED]
 
 
 def test_marked_passages_are_selected(teacher):

