@@ -43,7 +43,7 @@ lint: environment
 	@bash -n .ci/run
 
 environment:
-	@sh scripts/environment.sh cpu,demo,data,dev,serve,tensorrt-rtx
+	@sh scripts/environment.sh cpu,demo,data,dev,serve,http,tensorrt-rtx
 	@sh scripts/standin.sh
 
 preflight:

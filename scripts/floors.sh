@@ -6,7 +6,7 @@
 #   scripts/floors.sh /tmp/floors tests/train         other tests, nothing is written
 #
 # When they pass, benchmarks/results/floors.txt says which versions they were.
-# Left out are the extras that bring a server or need an NVIDIA driver: serve, gpu, tensorrt, tensorrt-rtx.
+# Left out are the extras that bring a server or need an NVIDIA driver: serve, http, gpu, tensorrt, tensorrt-rtx.
 set -eu
 cd "$(dirname "$0")/.."
 if [ $# -eq 0 ]; then

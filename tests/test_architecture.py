@@ -20,24 +20,26 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("rekd_train", "rekd_deploy")
 LAYERS = """
 train   errors, files > config > inputs > facade > data, models > evaluation, checkpoints > training > runs, judge > cli
-deploy  errors > facade > contract > runtimes > graphs > parity > repository > export > client > server > bench > cli
+deploy  errors > facade > contract > runtimes > graphs > parity > repository > export > client > server > http
+        > bench > cli
 """
 """Artefacts flow right, imports flow left: a module imports from its own package and from those further left, and the
 second line comes after the first. The facades hold errors, predictions, the version; everybody may import them."""
 LAYER_OF = {}
-for package, line in (row.split(maxsplit=1) for row in LAYERS.strip().splitlines()):
+for package, line in (row.split(maxsplit=1) for row in re.sub(r"\n +", " ", LAYERS.strip()).splitlines()):
     for level in line.split(" > "):
         names = (f"rekd_{package}.{name}".removesuffix(".facade") for name in level.split(", "))
         LAYER_OF |= dict.fromkeys(names, len(set(LAYER_OF.values())))
 NO_TORCH = {"rekd_train.config", "rekd_train.inputs", "rekd_deploy.contract", "rekd_deploy.runtimes",
-            "rekd_deploy.repository", "rekd_deploy.client", "rekd_deploy.server"}  # fmt: skip
+            "rekd_deploy.repository", "rekd_deploy.client", "rekd_deploy.server", "rekd_deploy.http"}  # fmt: skip
 """Packages that no import of torch may be in."""
 
 COMMANDS = ("rekd_train.cli", "rekd_deploy.cli")
 """The only packages that may print or end the process."""
 
 HEAVY = {"torch", "transformers", "timm", "PIL", "onnx", "onnxscript", "onnxruntime", "tritonclient", "pytriton",
-         "pandas", "scipy", "accelerate", "tensorboard", "tensorrt", "tensorrt_rtx", "matplotlib"}  # fmt: skip
+         "pandas", "scipy", "accelerate", "tensorboard", "tensorrt", "tensorrt_rtx", "matplotlib",
+         "fastapi", "starlette", "uvicorn", "prometheus_client"}  # fmt: skip
 
 
 SOURCES = {

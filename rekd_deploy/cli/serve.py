@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +26,8 @@ app = application(
         "rekd-serve /srv/models --reload                            # and rekd-export CKPT --output /srv/models",
         "rekd-serve /srv/models --tritonserver /opt/tritonserver",
         "rekd-serve --grpc-port 0 --http-port 0 --metrics-port 0    # any free ports",
+        "rekd-serve --http 8080                                     # plain JSON and a page before it",
+        "rekd-serve --http 8080 --url localhost:8001                # the same before a Triton that runs already",
         "rekd-serve --status                                        # of the running server",
         "rekd-serve --status http://localhost:8000 --json",
     ),
@@ -51,6 +55,22 @@ def serve(
         help="Allow an address that other machines reach: whoever reaches it may use the model and overload it, "
         "and read what others send over HTTP."
     )] = False,
+    http: Annotated[int | None, typer.Option(
+        min=0, max=65535, metavar="PORT", show_default=False,
+        help="Answer plain JSON there, with a page to try it; 0: a free port. Requests must carry the key in "
+        "REKD_API_KEY, if it is set."
+    )] = None,
+    http_host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="IPv4 address for --http; another one takes REKD_API_KEY.")
+    ] = "127.0.0.1",
+    url: Annotated[str | None, typer.Option(
+        metavar="URL", help="With --http: a Triton server that runs already; none is started.", show_default=False
+    )] = None,
+    limit: Annotated[list[str] | None, typer.Option(
+        metavar="NAME=VALUE", show_default=False,
+        help="With --http, repeated: most bytes, texts, characters, images, pixels and seconds of a request, and "
+        "requests at once."
+    )] = None,
     reload: Annotated[
         bool, typer.Option("--reload", help="Serve a new export as soon as it is published, without a failed request.")
     ] = False,
@@ -72,32 +92,56 @@ def serve(
         raise typer.Exit(_show_status(repository, ca, json))
     if ca is not None or json:
         raise typer.BadParameter("--ca and --json are for a server's status; add --status")
-    from rekd_deploy.server.program import find_installed
-    from rekd_deploy.server.server import TritonServer
-    from rekd_deploy.server.service import Service
-
+    if http is None and (url is not None or limit):
+        raise typer.BadParameter("--url and --limit are for the plain HTTP front; add --http PORT")
+    if url is not None and repository is not None:
+        raise typer.BadParameter("--url names a server that runs, REPO one to start; give one of them")
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
         signal.signal(number, signal.default_int_handler)
-    server = TritonServer(
-        repository or _REPOSITORY, grpc_port, http_port, metrics_port, host, log,
-        program=None if tritonserver is None else find_installed(tritonserver),
-        exposed=exposed, reload=reload, log_verbose=verbose,
-    )  # fmt: skip
-    service = Service(server, restart_limit if restart == "on-failure" else 0, _report)
-    try:
-        service.run(ready=lambda: print(_addresses(server), flush=True))
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        print("stopped", file=sys.stderr)
+    front = None
+    if http is not None:
+        from rekd_deploy.http.front import Front
+        from rekd_deploy.http.limits import Limits
+
+        limits = Limits.of_environment(os.environ).with_values(limit or [])
+        front = Front(http, http_host, exposed=exposed, limits=limits, environment=os.environ)
+    with front or nullcontext():
+        try:
+            if front is not None and url is not None:
+                front.start(url)
+                print(f"before   {url}\n{_front_address(front)}stop     Ctrl-C", flush=True)
+                front.wait()
+            else:
+                from rekd_deploy.server.program import find_installed
+                from rekd_deploy.server.server import TritonServer
+                from rekd_deploy.server.service import Service
+
+                server = TritonServer(
+                    repository or _REPOSITORY, grpc_port, http_port, metrics_port, host, log,
+                    program=None if tritonserver is None else find_installed(tritonserver),
+                    exposed=exposed, reload=reload, log_verbose=verbose,
+                )  # fmt: skip
+                service = Service(server, restart_limit if restart == "on-failure" else 0, _report)
+                service.run(ready=lambda: _announce(server, front))
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            print("stopped", file=sys.stderr)
 
 
-def _addresses(server: Any) -> str:
-    return (
+def _announce(server: Any, front: Any) -> None:
+    if front is not None:
+        front.start(server.grpc_url)
+    print(
         f"serving  {server.repository}\ngRPC     {server.grpc_url}\nHTTP     {server.http_url}\n"
-        f"metrics  {server.metrics_url}\nlog      {server.log_file}\n"
+        f"metrics  {server.metrics_url}\nlog      {server.log_file}\n{_front_address(front)}"
         f'query    rekd-query --url {server.grpc_url} "..."\n'
-        "stop     Ctrl-C"
+        "stop     Ctrl-C",
+        flush=True,
     )
+
+
+def _front_address(front: Any) -> str:
+    return "" if front is None else f"page     {front.url}/\nJSON     {front.url}/v1/predict\n"
 
 
 def _show_status(url: str | None, ca: Path | None, json: bool) -> int:

@@ -105,6 +105,13 @@ class Call:
             self._awaited.cancel()
 
 
+class Predictions(list[Prediction]):
+    """One prediction an item, in the order of the items."""
+
+    version: str = ""
+    """Of the model that gave the last response; an exchange during the call is the only time there are two."""
+
+
 class ServedVersion(NamedTuple):
     """What was read from the server of one version of the model."""
 
@@ -117,12 +124,16 @@ class ServedVersion(NamedTuple):
 class ServedModel:
     """The model behind an address; its versions are read when they are first met. Safe to use from several threads.
 
-    ``preprocessing``: fingerprint that the model must have; None: any.
+    ``preprocessing``: fingerprint that the model must have; None: any. ``wanted``: the only version to ask; empty: the
+    newest.
     """
 
-    def __init__(self, url: str, name: str, transport: Transport, preprocessing: str | None) -> None:
+    def __init__(
+        self, url: str, name: str, transport: Transport, preprocessing: str | None, wanted: str = ""
+    ) -> None:
         self._url = url
         self._name = name
+        self.wanted = wanted
         self.newest: ServedVersion | None = None
         """The last version that was read, or named by a response."""
         self._shown = f"the model '{name}' at {url}"
@@ -133,6 +144,7 @@ class ServedModel:
 
     def version(self, version: str, call: Call) -> ServedVersion:
         """What the server says of a version, read once; empty: the newest. ClientError: it cannot be used."""
+        version = version or self.wanted
         if found := self._known(version):
             return found
         patience = call.remaining()

@@ -22,13 +22,12 @@ from itertools import chain, islice
 from typing import Any, Self, TypeVar
 
 from rekd_deploy.client.batching import Batches
-from rekd_deploy.client.calls import GRACE, Call, Sent, ServedModel, ServedVersion
+from rekd_deploy.client.calls import GRACE, Call, Predictions, Sent, ServedModel, ServedVersion
 from rekd_deploy.client.connection import RetryPolicy, TlsSettings
 from rekd_deploy.client.transport import Arrays, Transport, open_transport
 from rekd_deploy.contract.description import ServedDescription
 from rekd_deploy.errors import ClientError, VersionMismatchError
 from rekd_deploy.repository.config import ENSEMBLE
-from rekd_train.inputs.prediction import Prediction
 from rekd_train.inputs.text import EncodedTexts, TextPreprocessor
 
 CALLS = 64
@@ -51,16 +50,18 @@ class _Caller:
     def __init__(
         self, url: str = "localhost:8001", *, model: str = ENSEMBLE, timeout: float = 30.0,
         preprocessing: str | None = None, retry: RetryPolicy | None = None, headers: Mapping[str, str] | None = None,
-        tls: TlsSettings | None = None, transport: Transport | None = None,
+        tls: TlsSettings | None = None, transport: Transport | None = None, version: str = "",
     ) -> None:  # fmt: skip
         if not timeout > 0:
             raise ClientError(f"timeout is {timeout:g} s; it must be more than 0")
+        if version and not version.isdecimal():
+            raise ClientError(f"version is '{version}'; give a number such as '1', or '' for the newest")
         self.url = url
         self.model = model
         self._timeout = timeout
         self._retry = retry or RetryPolicy()
         self._transport = transport or open_transport(url, timeout, headers=headers, tls=tls)
-        self._model = ServedModel(url, model, self._transport, preprocessing)
+        self._model = ServedModel(url, model, self._transport, preprocessing, version)
         self._threads = ThreadPoolExecutor(CALLS, "rekd-client")  # AsyncClient's; none starts before it is used
         self._closed = False
 
@@ -72,7 +73,7 @@ class _Caller:
         """What the server says about a version of the model; empty: the newest. Read once."""
         return self._retried(call, lambda _: self._model.version(version, call))
 
-    def _predictions(self, call: Call, items: Sequence[Any], windows: bool) -> list[Prediction]:
+    def _predictions(self, call: Call, items: Sequence[Any], windows: bool) -> Predictions:
         for _ in range(_READINGS):
             with suppress(_OtherModel):
                 return self._exchange(call, self._served(call), items, windows)
@@ -81,19 +82,21 @@ class _Caller:
             "fix: call again once it serves one version"
         )
 
-    def _exchange(self, call: Call, served: ServedVersion, items: Sequence[Any], windows: bool) -> list[Prediction]:
+    def _exchange(self, call: Call, served: ServedVersion, items: Sequence[Any], windows: bool) -> Predictions:
         """Send every batch, a few at a time, and read the responses."""
         batches = Batches(served.preprocessor, items, served.max_batch_size, windows=windows)
         coming = iter(batches)
         first = list(islice(coming, 2))
         wait = len(first) == 1 and not call.cancellable
         in_flight: deque[Sent] = deque()
+        answered = served.version
 
         def send(sent: Sent, wait: bool = False) -> None:
             timeout = call.remaining()
             sent.until = time.monotonic() + timeout
             sent.future = self._transport.submit(
-                self.model, sent.encoded.inputs, _OUTPUTS, timeout=timeout, request_id=sent.request_id, wait=wait
+                self.model, sent.encoded.inputs, _OUTPUTS, timeout=timeout, request_id=sent.request_id,
+                version=self._model.wanted, wait=wait,
             )
 
         def response(attempt: int) -> Arrays:
@@ -102,6 +105,7 @@ class _Caller:
             return call.result(in_flight[0])
 
         def take() -> None:
+            nonlocal answered
             outputs = self._retried(call, response)
             sent = in_flight.popleft()
             if outputs.version not in ("", served.version):  # tokens and labels must still be those of the request
@@ -112,6 +116,7 @@ class _Caller:
                     # it may have learnt from other texts
                     doubts = newest.preprocessor.doubts(sent.encoded.inputs)
                     sent.encoded = replace(sent.encoded, doubts=doubts)
+            answered = outputs.version or answered
             batches.collect(sent.indices, self._model.predictions(served, sent, outputs, windows))
 
         try:
@@ -125,7 +130,9 @@ class _Caller:
         finally:
             for sent in in_flight:
                 sent.future.cancel()
-        return batches.predictions()
+        predictions = Predictions(batches.predictions())
+        predictions.version = answered
+        return predictions
 
     def _retried(self, call: Call, function: Callable[[int], Result]) -> Result:
         """What the function of an attempt's number gives; it is called again after an error that may pass."""
@@ -157,6 +164,7 @@ class Client(_Caller):
         headers: sent with every request, such as {"authorization": "Bearer ..."}.
         tls: which server to trust and who the client is, for grpcs:// and https://.
         transport: what speaks to the server, instead of the one that ``url`` names.
+        version: the version of the model that is asked; empty: the newest.
 
     Raises:
         ClientError: the address is none, or another argument cannot be used. Only ``predict`` reaches the server.
@@ -180,8 +188,8 @@ class Client(_Caller):
     def predict(
         self, items: Sequence[Any], *,
         windows: bool = False, deadline: float | None = None, request_id: str | None = None,
-    ) -> list[Prediction]:
-        """Label, probabilities and rationale of each text or image, in the order of ``items``.
+    ) -> Predictions:
+        """Label, probabilities and rationale of each text or image, in the order of ``items``; and ``version``.
 
         Any number: they are sent in batches, texts of similar length together, several at a time.
 
@@ -223,7 +231,7 @@ class AsyncClient(_Caller):
     async def predict(
         self, items: Sequence[Any], *,
         windows: bool = False, deadline: float | None = None, request_id: str | None = None,
-    ) -> list[Prediction]:
+    ) -> Predictions:
         """See ``Client.predict``."""
         call = Call(self._timeout, deadline, request_id, cancellable=True)
         return await self._in_thread(self._predictions, call, items, windows)

@@ -57,7 +57,8 @@ class GrpcTransport(Transport):
         inputs = _tensors(InferInput, request)
         outputs = [InferRequestedOutput(name) for name in request.outputs]
         result = self._call(
-            self._client.infer, request, request.model, inputs, outputs=outputs, request_id=request.request_id
+            self._client.infer, request, request.model, inputs, request.version, outputs=outputs,
+            request_id=request.request_id,
         )
         return _arrays(result, request, result.get_response().model_version)
 
@@ -112,7 +113,7 @@ class HttpTransport(Transport):
             request_id=request.request_id,
         )
         length = {} if json_length is None else {_JSON_LENGTH: str(json_length)}
-        response = self._exchange("POST", f"{_path(request.model)}/infer", request, body, length)
+        response = self._exchange("POST", f"{_path(request.model, request.version)}/infer", request, body, length)
         with self._reading():
             found = response.headers.get(_JSON_LENGTH)
             result = InferenceServerClient.parse_response_body(
@@ -123,7 +124,7 @@ class HttpTransport(Transport):
     def _told(self, what: str, request: Request, version: str = "") -> dict[str, Any]:
         model = _path(request.model)
         paths = {"server": "v2", "statistics": "v2/models/stats", "model": model}
-        return self._exchange("GET", paths.get(what, f"{model}/versions/{version}/config"), request).json()
+        return self._exchange("GET", paths.get(what, f"{_path(request.model, version)}/config"), request).json()
 
     def _is_ready(self, request: Request) -> bool:
         try:
@@ -164,8 +165,9 @@ class HttpTransport(Transport):
         raise self._failure(request, str(response.status), reason)
 
 
-def _path(model: str) -> str:
-    return f"v2/models/{quote(model, safe='')}"
+def _path(model: str, version: str = "") -> str:
+    model = f"v2/models/{quote(model, safe='')}"
+    return f"{model}/versions/{version}" if version else model
 
 
 def _tensors(input_class: type, request: Request) -> list[Any]:

@@ -48,6 +48,8 @@ class Request:
     inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
     outputs: Sequence[str] = ()
     request_id: str = ""
+    version: str = ""
+    """Of the model; empty: the server's choice, the newest."""
     begun: float = field(default_factory=time.monotonic)
 
     @property
@@ -104,13 +106,13 @@ class Transport(ABC):
 
     def submit(
         self, model: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], *,
-        timeout: float | None = None, request_id: str = "", wait: bool = False,
+        timeout: float | None = None, request_id: str = "", version: str = "", wait: bool = False,
     ) -> Future[Arrays]:
         """``infer`` in a thread; cancelling the future abandons the request. For arguments see ``Request``.
 
         ``wait``: in this thread, which is quicker than to be woken, if it ``ends_in_time``.
         """
-        request = Request(model, self._timeout if timeout is None else timeout, inputs, outputs, request_id)
+        request = Request(model, self._timeout if timeout is None else timeout, inputs, outputs, request_id, version)
         future: Future[Arrays] = Future()
 
         def work() -> None:

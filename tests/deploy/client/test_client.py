@@ -38,7 +38,7 @@ class FakeServer(Transport):
         super().__init__(Address.parse("127.0.0.1:1"), 30.0, {})
         self._workers, self._lock, self._numbers = ThreadPoolExecutor(1), threading.Lock(), {}
         self.configs, self.config_reads = {"1": parameters}, 0
-        self.shapes, self.ids, self.timeouts, self.threads = [], [], [], set()
+        self.shapes, self.ids, self.asked, self.timeouts, self.threads = [], [], [], [], set()
         self.open = self.begun = self.most_open = 0
         self.gate, self.opens_when_full = threading.Event(), False
         self.gate.set()
@@ -57,11 +57,12 @@ class FakeServer(Transport):
         self.config_reads += 1
         return self.configs[version], 4
 
-    def submit(self, model, inputs, outputs, *, timeout=None, request_id="", wait=False):
+    def submit(self, model, inputs, outputs, *, timeout=None, request_id="", version="", wait=False):
         with self._lock:
             self._numbers[id(inputs)] = len(self.ids)
             self.shapes.append(inputs["input_ids"].shape)
             self.ids.append(request_id)
+            self.asked.append(version)
             self.timeouts.append(timeout)
             self.open += 1
             self.most_open = max(self.most_open, self.open)

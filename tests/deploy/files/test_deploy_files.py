@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from rekd_deploy.server.flags import server_flags
 pytestmark = pytest.mark.debian
 
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
+PROJECT = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 OVERLAYS = ("cpu", "gpu", "kserve")
 REQUIRED = {name: f"/srv/{name.lower()}" for name in ("REKD_MODELS", "TLS_CERTIFICATE", "TLS_KEY")}
 REQUIRED |= {"TRITON_IMAGE": "tritonserver:26.05-py3", "REKD_ADMIN_KEY": "0123456789abcdef"}
@@ -103,7 +106,7 @@ def test_compose_has_its_variables_and_the_servers_flags_are_the_safe_ones(compo
     text = "".join(path.read_text(encoding="utf-8") for path in (DEPLOY / "compose").glob("*.yaml"))
     defaults = {name: default for name, sign, default in re.findall(r"\$\{(\w+):([-?])([^}]*)\}", text) if sign == "-"}
     named = re.findall(r"^(?:# )?(?!COMPOSE_)([A-Z_]+)=(.*)$", read("compose", ".env.example"), re.MULTILINE)
-    assert dict(named) == defaults | dict.fromkeys(REQUIRED, "")
+    assert dict(named) == defaults | dict.fromkeys([*REQUIRED, "REKD_API_KEY"], "")
     for missing in REQUIRED:
         assert f"set {missing} to" in docker_compose(**REQUIRED | {missing: ""})
     def safe(key, host):
@@ -177,6 +180,22 @@ def test_containers_have_no_rights_and_gpus_and_measures_are_what_is_meant(compo
     assert drawn["targets"][0]["expr"].replace(', instance=~"$instance"', "") == measure
     assert drawn["fieldConfig"]["defaults"]["thresholds"]["steps"][-1]["value"] == float(limit)
     assert alerts["RekdRequestsWait"] == f"{measure} > {5 * float(limit):g}"
+
+
+def test_the_http_front_is_closed_takes_a_key_and_starts_as_the_command_does():
+    assert "set REKD_API_KEY to" in docker_compose("compose.http.yaml", **REQUIRED)
+    key = {"REKD_API_KEY": "0123456789abcdef"}
+    front = docker_compose("compose.http.yaml", **REQUIRED, **key)["services"]["http"]
+    assert front["environment"] == key and front["user"] == "1000:1000"
+    assert front["read_only"] is True and front["cap_drop"] == ["ALL"]
+    assert front["security_opt"] == ["no-new-privileges:true"]
+    ports = [(port["host_ip"], port["target"], port["published"]) for port in front["ports"]]
+    assert ports == [("127.0.0.1", 8080, "8080")]
+    program, *arguments = front["command"]
+    assert program in PROJECT["scripts"]
+    done = subprocess.run([sys.executable, "-m", PROJECT["scripts"][program].split(":")[0], *arguments, "--limit=x"],
+                          capture_output=True, text=True, env=os.environ | key)  # fmt: skip
+    assert done.returncode == 1 and done.stderr.startswith("error: the limit 'x'"), "all but the limit is right"
 
 
 @pytest.mark.parametrize(("name", "port"), [("cpu", 8443), ("kserve", 8000)])
