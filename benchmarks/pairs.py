@@ -36,6 +36,7 @@ from rekd_train.files import sha256, write_json
 
 RESULTS, TEACHERS = Path("benchmarks/results/pairs"), Path("benchmarks/teachers")
 PLAIN = {"masked_share": 0.0, "rationale_epochs": 0.0, "compact_epochs": 0.0}
+PAPER = {"operator": "zero", "classifier_epochs": 2.0, "rationale_epochs": 1.0, "compact_epochs": 2.0}
 SELECTORS = {"1x32": (1, 32, 2), "1x128": (1, 128, 4), "2x128": (2, 128, 4)}
 """Selectors beside the preset's: layers, width, heads."""
 BATCHES = (1, 8)
@@ -52,8 +53,6 @@ class Setting:
     few: tuple[str, ...] = ()
     """What is changed in models that have few labels; the distilled ones read all texts, most without a label."""
     selectors: tuple[str, ...] = ()
-    rationale: tuple[float, float, float] = (2.0, 1.0, 2.0)
-    """Epochs of the classifier, rationale and compact stage of the paper's way."""
 
 
 SETTINGS = {
@@ -138,9 +137,6 @@ def cells_of(given: Setting, config: RunConfig, seed: int) -> list[Cell]:
     # where labels are few those who learn from the teacher read the other texts, too
     taught = said | {"texts": bool(given.few)}
     counts = {"data": few.data.model_dump(mode="json")}
-    classifier, rationale, compact = given.rationale
-    paper = {"operator": "zero", "classifier_epochs": classifier, "rationale_epochs": rationale,
-             "compact_epochs": compact}  # fmt: skip
 
     def pair(suffix: str, **sections: dict[str, Any]) -> list[Cell]:
         start = {"warm_start": "cls"}
@@ -156,7 +152,7 @@ def cells_of(given: Setting, config: RunConfig, seed: int) -> list[Cell]:
         Cell("cls_kd", seed, "train", changed(config, seed, **counts, stages=PLAIN, distillation={"classifier": True}),
              {}, taught),
         *pair(""),
-        Cell("paper", seed, "train", changed(config, seed, **counts, stages=paper), {}, taught),
+        Cell("paper", seed, "train", changed(config, seed, **counts, stages=PAPER), {}, taught),
         *(cell for name, size in sizes.items() for cell in pair(
             f"_{name}", selector={**size, "feedforward": 2 * size["width"]})),
     ]  # fmt: skip

@@ -39,7 +39,7 @@ def unseen(
     """Measure and write the figures."""
     from sklearn.metrics import roc_auc_score
 
-    from rekd_deploy.client.render import _STRANGE
+    from rekd_deploy.client.render import STRANGE
     from rekd_train.checkpoints.checkpoint import load
     from rekd_train.checkpoints.recorded import recorded_config
     from rekd_train.data import load_data
@@ -68,7 +68,7 @@ def unseen(
             "texts": len(strange),
             "auroc": {name: roc_auc_score(np.repeat([0, 1], [len(doubts[name]), len(strange)]),
                                           [*doubts[name], *doubts["strangers"]]) for name in ("reviews", "sentences")},
-            "called_doubtful": {name: (values > _STRANGE).mean() for name, values in doubts.items()},
+            "called_doubtful": {name: (values > STRANGE).mean() for name, values in doubts.items()},
             "mean_probability": {name: np.mean([each.probability for each in given]) for name, given in found.items()},
         },
     }  # fmt: skip

@@ -32,7 +32,7 @@ def demo(
     images: Annotated[bool, typer.Option("--images", help="Fashion-MNIST in place of movie reviews.")] = False,
     queries: Annotated[int, typer.Option(min=5, help="Held-out examples sent through the server.")] = 200,
     overrides: Annotated[list[str] | None, typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change the preset."
+        "--set", metavar="KEY=VALUE", help="Change the presets."
     )] = None,
 ) -> None:
     from rekd_deploy.cli.demo_chain import IMAGES, REVIEWS, Demo, Stages, run_demo

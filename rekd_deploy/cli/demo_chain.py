@@ -35,7 +35,7 @@ TEACHERS = Path(rekd_deploy.__file__).parents[1] / "benchmarks" / "teachers"
 
 @dataclass(frozen=True)
 class Subject:
-    """What a demo is about: a preset, what the examples are called, and what a rationale keeps."""
+    """What a demo is about: presets, what the examples are called, and what a rationale keeps."""
 
     student: str
     teacher: str | Path
@@ -127,10 +127,10 @@ def run_demo(demo: Demo, stages: Stages, observer: Observer) -> dict[str, Any]:
         from rekd_train.runs import train_run
 
         half = "predictor" if start and config.stages.operator == "gather" else None
-        said = sha256(teacher) if isinstance(teacher, Path) else teacher and stages.key(teacher)
+        taught = sha256(teacher) if isinstance(teacher, Path) else teacher and stages.key(teacher)
         paths = {"warm_start": demo.root / start if start else None,
                  "teacher": demo.root / teacher if isinstance(teacher, str) else teacher}  # fmt: skip
-        inputs = [config.model_dump(), code, half, start and stages.key(start), said]
+        inputs = [config.model_dump(), code, half, start and stages.key(start), taught]
         return stages.run(name, inputs, lambda path: train_run(
             config, path, half=half, observer=observer, overwrite=True, **paths,  # what lies there has other inputs
         ))  # fmt: skip

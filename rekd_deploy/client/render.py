@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 HIGHLIGHT = "bold black on yellow"
 _CUT = "(the text is longer than the model reads; its end was cut)"
 _UNUSUAL = "(doubtful: unlike the texts that the model has learnt from)"
-_STRANGE = 0.995  # doubt from which an answer is called so: one in two hundred of the usual texts
+STRANGE = 0.995  # doubt from which an answer is called so: one in two hundred of the usual texts
 _LEAST_SIDE = 320
 """Smaller images are enlarged, whole pixels by whole factors, so that a person can see the patches."""
 _DIMMED = 0.25
@@ -45,7 +45,7 @@ def summary(prediction: Prediction) -> str:
     """Label, probability and how much was read, on one line."""
     parts = "tokens" if prediction.text else "patches"
     line = f"{prediction.label}  {prediction.probability:.1%}  from {prediction.rate:.1%} of its {parts}"
-    if prediction.doubt is not None and prediction.doubt > _STRANGE:
+    if prediction.doubt is not None and prediction.doubt > STRANGE:
         line = f"{line}  {_UNUSUAL}"
     return f"{line}  {_CUT}" if prediction.truncated else line
 
