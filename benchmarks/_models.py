@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import platform
 import time
@@ -14,7 +13,7 @@ import numpy as np
 from _cells import ROOT
 
 if TYPE_CHECKING:
-    from rekd_train.config.run import RunConfig
+    pass
 
 
 def run_cell(job: dict[str, Any]) -> dict[str, Any]:
@@ -46,8 +45,6 @@ def run_cell(job: dict[str, Any]) -> dict[str, Any]:
         roles = {role: needs[role] for role in ("teacher", "warm_start") if role in needs}
         if knowledge := job["options"].get("knowledge"):
             roles["teacher"] = ROOT / knowledge
-            if job["options"]["texts"]:
-                roles["teacher"] = _with_texts(roles["teacher"], config, output.parent)
         resume = _may_resume(output, job["key"])
         half = job["options"].get("half")
         train_run(config, output, **roles, half=half, device=job["device"], resume=resume, overwrite=True)
@@ -121,27 +118,6 @@ def _measured(path: Path, teacher: Path | None, job: dict[str, Any]) -> dict[str
         "accuracy": report["classification"]["accuracy"], "rate": report["rate"]["rate"], "examples": len(correct),
         "correct": bits(correct), "report": report,
     }  # fmt: skip
-
-
-def _with_texts(knowledge: Path, config: RunConfig, folder: Path) -> Path:
-    """The same knowledge with the texts themselves, so that those without a label are trained on, too."""
-    import pyarrow
-    from pyarrow import parquet
-
-    from rekd_train.data.examples import text_id
-    from rekd_train.files import write_bytes
-
-    path = folder / knowledge.name
-    whole = config.data.model_copy(update={"train_examples": None})
-    texts = {text_id(text): text for text in _data(whole.model_dump_json()).splits["train"].texts}
-    table, content = parquet.read_table(knowledge), io.BytesIO()
-    rows = table.to_pylist()
-    given = [row.get("text") or texts.get(row.get("id")) for row in rows]  # None: a sentence, known by its id alone
-    if "text" in table.column_names:
-        table = table.drop_columns("text")
-    parquet.write_table(table.append_column("text", pyarrow.array(given, pyarrow.string())), content)
-    write_bytes(path, content.getvalue())
-    return path
 
 
 def _masked(predictor: Path, like: Path, job: dict[str, Any]) -> dict[str, Any]:

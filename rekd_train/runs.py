@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ def train_run(config: RunConfig, output: Path, *, teacher: Path | None = None, w
         data, said = _recorded(teacher, data, preprocessor, config.data)
     if said is not None:
         check_teacher(said, pair, config)
+    else:  # an example without a label has nothing to teach
+        data = replace(data, splits=data.splits | {"train": data.splits["train"].labelled()})
     warm: tuple[str, ...] = ()
     if warm_start is not None:
         start = checkpoint.load(warm_start)
@@ -150,6 +153,7 @@ def check_knowledge(path: Path, config: DataConfig) -> dict[str, Any]:
     """Counts of a file of recorded knowledge against data (``rekd_train.data.knowledge.checked_statements``)."""
     data = load_data(config)
     knowledge = read_knowledge(path, data.label_names, config.modality)
+    data = with_unlabelled(data, replace(knowledge, texts={}))  # sentences of the data's texts, by their id
     labelled = (pair for split in data.splits.values() for pair in zip(split.items, split.labels, strict=True))
     truth = {name: int(label) for item, label in labelled for name in names_of(item, Path(config.path))}
     return checked_statements(knowledge, truth)

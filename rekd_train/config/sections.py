@@ -53,6 +53,8 @@ class DataConfig(Section):
     split_column: str = Field("", description="column that says train, dev or test (table); empty: split by seed")
     labels: tuple[str, ...] = Field((), description="class names in the order of the logits (own data); empty: sorted")
     train_examples: int | None = Field(None, ge=2, description="only the first N training examples; none: all")
+    labelled_examples: int | None = Field(None, ge=2, description="only the first N training examples keep their "
+                                          "label, a teacher tells about the others; none: all")
     dev_examples: int | None = Field(None, ge=1, description="only the first N dev examples; none: all")
     test_examples: int | None = Field(None, ge=1, description="only the first N test examples; none: all")
     dev_share: float = Field(0.1, gt=0, lt=1, description="share of the training examples that becomes dev where the "

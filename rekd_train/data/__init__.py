@@ -33,5 +33,7 @@ def load_data(config: DataConfig) -> DataSet:
     """
     data = SOURCES[config.name](config)
     data = replace(data, splits={name: part.head(config.limits[name]) for name, part in data.splits.items()})
+    if (count := config.labelled_examples) is not None:
+        data = replace(data, splits=data.splits | {"train": data.splits["train"].unlabelled_from(count)})
     check_data(data, config.name)
     return data

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -44,6 +44,15 @@ class _OneSplit:
     def head(self, count: int | None) -> Self:
         """The first ``count`` examples; None: all."""
         return self if count is None else self.take(np.arange(min(count, len(self))))
+
+    def unlabelled_from(self, count: int) -> Self:
+        """The same examples; only the first ``count`` keep their label."""
+        return replace(self, labels=np.where(np.arange(len(self)) < count, self.labels, UNLABELLED))
+
+    def labelled(self) -> Self:
+        """The examples that have a label."""
+        known = self.labels != UNLABELLED
+        return self if known.all() else self.take(np.flatnonzero(known))
 
 
 @dataclass(frozen=True)

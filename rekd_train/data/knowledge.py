@@ -275,7 +275,8 @@ def checked_statements(knowledge: Knowledge, truth: dict[str, int]) -> dict[str,
     said = knowledge.statements
     parts = {"probabilities": "probabilities", "rationale": "marks", "scores": "scores"}
     judged = [int(each.probabilities.argmax()) == truth[name]
-              for name, each in said.items() if name in truth and each.probabilities is not None]
+              for name, each in said.items()
+              if truth.get(name, UNLABELLED) != UNLABELLED and each.probabilities is not None]
     marked = [float((said[name].marks[:, 1] - said[name].marks[:, 0]).sum()) / len(text)
               for name, text in knowledge.texts.items() if said[name].marks is not None]
     return {

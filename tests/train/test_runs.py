@@ -15,7 +15,7 @@ from rekd_train import runs
 from rekd_train.checkpoints import checkpoint
 from rekd_train.config.run import RunConfig, run_config
 from rekd_train.data import load_data
-from rekd_train.data.examples import some_sentences
+from rekd_train.data.examples import UNLABELLED, some_sentences
 from rekd_train.data.knowledge import align, read_knowledge
 from rekd_train.errors import CheckpointError, ConfigError, DataError
 from rekd_train.evaluation.forward import run_masks, run_selector
@@ -202,6 +202,21 @@ def test_an_imported_vision_pair_is_calibrated_on_other_images(tmp_path):
     metrics = runs.calibrate_run(path, tmp_path / "calibrated", 0.25, "cpu", data="digits", overrides=budget)
     assert metrics["dev"]["rate"] == pytest.approx(0.25, abs=0.08)
     assert json.loads((tmp_path / "calibrated" / "policy.json").read_text())["policy"]["budget"] == 0.5
+
+
+def test_few_labels_train_on_what_has_one_or_what_the_teacher_tells_about(config, student, tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow")
+    file, found = tmp_path / "k.parquet", []
+    count = runs.record_run(student[0], file, device="cpu")
+    monkeypatch.setattr(runs, "fit", lambda config, pair, train, *given, **options: found.append(train.labels))
+    monkeypatch.setattr(runs, "_finish", lambda *given, **options: {})
+    few = config(data=config().data.model_dump() | {"labelled_examples": 12})
+    for teacher in (None, file, student[0]):
+        runs.train_run(few, tmp_path / "out", teacher=teacher, device="cpu", overwrite=True)
+    assert [len(labels) for labels in found] == [12, count, count] and (found[0] != UNLABELLED).all()
+    assert all((labels != UNLABELLED).sum() == 12 for labels in found[1:])
+    counts = runs.check_knowledge(file, few.data)
+    assert counts["known"] == counts["statements"] and counts["agreement"] is not None
 
 
 def test_a_text_that_is_a_sentence_is_told_about_once(config, student, tmp_path):

@@ -10,7 +10,7 @@ from rekd_train.checkpoints.checkpoint import model_card
 from rekd_train.cli.command import progress_bars
 from rekd_train.config.run import DataConfig
 from rekd_train.data import DataSet, LabelledImages, LabelledTexts, encode, encode_splits, load_data, summarise
-from rekd_train.data.examples import check_data, completed, stratified_split, summary_notes, summary_rows
+from rekd_train.data.examples import UNLABELLED, check_data, completed, stratified_split, summary_notes, summary_rows
 from rekd_train.data.splits import augment
 from rekd_train.errors import ConfigError, DataError
 from rekd_train.inputs.policy import SelectionPolicy
@@ -53,6 +53,9 @@ def test_parts_hold_labels_in_proportion_and_splits_that_a_source_brings_are_kep
     some = load_data(DataConfig(name="digits", train_examples=50, dev_examples=20, test_examples=10))
     assert [*map(len, some.splits.values())] == [50, 20, 10]
     assert (some.splits["dev"].images == whole.splits["dev"].images[:20]).all()
+    few = load_data(DataConfig(name="digits", train_examples=50, labelled_examples=20)).splits["train"]
+    assert (few.labels[:20] == whole.splits["train"].labels[:20]).all() and (few.labels[20:] == UNLABELLED).all()
+    assert len(few) == 50 and len(few.labelled()) == 20 and (few.labelled().images == few.images[:20]).all()
 
 
 @pytest.mark.parametrize(("splits", "word"), [
