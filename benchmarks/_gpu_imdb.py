@@ -107,7 +107,7 @@ def imdb(pairs: Sequence[Pair], sizes: Sizes, result: Result) -> str:
 
     names, changes, seeds, draws = ("minilm_student", "minilm_teacher"), [], SEEDS, 10
     if sizes.pretends:
-        names, changes, seeds, draws = ("demo_student", "demo_teacher"), PRETENDED, SEEDS[:1], 1
+        names, changes, seeds, draws = ("equal_student", "demo_teacher"), PRETENDED, SEEDS[:1], 1
     if reason:
         result.fell_back.append("PyTorch ran on the CPU, in fp32")
     student, teacher = (run_config(name, changes) for name in names)

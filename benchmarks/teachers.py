@@ -1,4 +1,4 @@
-"""Train imdb_student's teacher, a MiniLM-L6 pair on IMDB, and record what it says about every training review.
+"""Train demo_student's teacher, a MiniLM-L6 pair on IMDB, and record what it says about every training review.
 
     python benchmarks/teachers.py                             # an hour or two on two cores with bf16; resumes
     torchrun --nproc_per_node 2 benchmarks/teachers.py        # two processes share it; again for the pair

@@ -45,7 +45,7 @@ app = application(
 
 @app.command()
 def training_speed(
-    student: Annotated[str, typer.Option(metavar="PRESET|FILE.toml", help="The pair that is timed.")] = "demo_student",
+    student: Annotated[str, typer.Option(metavar="PRESET|FILE.toml", help="The pair that is timed.")] = "equal_student",
     teacher: Annotated[str, typer.Option(metavar="PRESET|FILE.toml", help="Its teacher's sizes.")] = "demo_teacher",
     count: Annotated[int, typer.Option("--examples", min=64, help="Training examples.")] = 4000,
     steps: Annotated[int, typer.Option(min=2, help="Timed steps of each stage.")] = 40,

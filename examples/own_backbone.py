@@ -1,6 +1,6 @@
 """A backbone of your own: word embeddings through a few convolutions. The contract: docs/adding_a_family.md.
 
-    PYTHONPATH=examples rekd-train run demo_student --trust-code --output runs/own \\
+    PYTHONPATH=examples rekd-train run equal_student --trust-code --output runs/own \\
         --set selector.family=own_backbone:Convolutions --set predictor.family=own_backbone:Convolutions \\
         --set predictor.options.kernel=5
     PYTHONPATH=examples rekd-export runs/own --trust-code    # what is served needs neither this file nor torch

