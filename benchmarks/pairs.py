@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
@@ -40,6 +41,7 @@ PAPER = {"operator": "zero", "classifier_epochs": 2.0, "rationale_epochs": 1.0, 
 SELECTORS = {"1x32": (1, 32, 2), "1x128": (1, 128, 4), "2x128": (2, 128, 4)}
 """Selectors beside the preset's: layers, width, heads."""
 BATCHES = (1, 8)
+FEW = ("stages.classifier_epochs=8", "stages.selector_warm_start=8", "stages.compact_epochs=4")
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ class Setting:
     preset: str
     knowledge: str
     changes: tuple[str, ...] = ()
-    few: tuple[str, ...] = ()
-    """What is changed in models that have few labels; the distilled ones read all texts, most without a label."""
+    alone: tuple[str, ...] = ()
+    """What is changed in models without a teacher: where labels are few, they see their few texts more often."""
     selectors: tuple[str, ...] = ()
 
 
@@ -59,8 +61,7 @@ SETTINGS = {
     "reviews": Setting("IMDB, predictor 2 x 128", "demo_student", "imdb.parquet", selectors=tuple(SELECTORS)),
     "few": Setting(
         "IMDB, predictor 2 x 128, 2,000 labels; the teacher has seen all", "demo_student", "imdb.parquet",
-        few=("data.train_examples=2000", "stages.classifier_epochs=8", "stages.rationale_epochs=12",
-             "stages.compact_epochs=6"),
+        changes=("data.labelled_examples=2000",), alone=FEW,
     ),
     "minilm": Setting("IMDB, predictor MiniLM-L6", "demo_student", "imdb.parquet", changes=(
         "predictor.pretrained=minilm", "predictor.word_embeddings=random", "predictor.layers=6", "predictor.width=384",
@@ -103,7 +104,7 @@ def pairs(
     """Train and measure what is not finished, or time what is, and write the table."""
     name, given, numbers = setting.value, SETTINGS[setting.value], seeds_of(seeds)
     config = run_config(given.preset, [*given.changes, *(overrides or [])])
-    cells = [cell for seed in numbers for cell in cells_of(given, config, seed)]
+    cells = [cell for seed in numbers for cell in cells_of(given, config, seed, overrides or [])]
     command = shlex.join(["python", "benchmarks/pairs.py", "--setting", name, "--seeds", seeds,
                           *(part for value in overrides or [] for part in ("--set", value))])  # fmt: skip
     timed = results / f"{name}_times.json"
@@ -130,29 +131,25 @@ def pairs(
     )  # fmt: skip
 
 
-def cells_of(given: Setting, config: RunConfig, seed: int) -> list[Cell]:
+def cells_of(given: Setting, config: RunConfig, seed: int, overrides: Sequence[str] = ()) -> list[Cell]:
     """One seed: the plain classifier, which is every predictor's start, and the pairs, alone and distilled."""
     said = {"knowledge": str(TEACHERS / given.knowledge), "sha256": sha256(ROOT / TEACHERS / given.knowledge)}
-    few = run_config(given.preset, [*given.changes, *given.few]) if given.few else config
-    # where labels are few those who learn from the teacher read the other texts, too
-    taught = said | {"texts": bool(given.few)}
-    counts = {"data": few.data.model_dump(mode="json")}
+    alone = run_config(given.preset, [*given.changes, *given.alone, *overrides])
 
     def pair(suffix: str, **sections: dict[str, Any]) -> list[Cell]:
         start = {"warm_start": "cls"}
         return [
-            Cell(f"alone{suffix}", seed, "train", changed(few, seed, **sections), start, {"half": "predictor"}),
-            Cell(f"distilled{suffix}", seed, "train", changed(config, seed, **counts, **sections), start,
-                 {"half": "predictor", **taught}),
+            Cell(f"alone{suffix}", seed, "train", changed(alone, seed, **sections), start, {"half": "predictor"}),
+            Cell(f"distilled{suffix}", seed, "train", changed(config, seed, **sections), start,
+                 {"half": "predictor", **said}),
         ]  # fmt: skip
 
     sizes = {name: dict(zip(("layers", "width", "heads"), SELECTORS[name], strict=True)) for name in given.selectors}
     return [
-        Cell("cls", seed, "train", changed(few, seed, stages=PLAIN)),
-        Cell("cls_kd", seed, "train", changed(config, seed, **counts, stages=PLAIN, distillation={"classifier": True}),
-             {}, taught),
+        Cell("cls", seed, "train", changed(alone, seed, stages=PLAIN)),
+        Cell("cls_kd", seed, "train", changed(config, seed, stages=PLAIN, distillation={"classifier": True}), {}, said),
         *pair(""),
-        Cell("paper", seed, "train", changed(config, seed, **counts, stages=PAPER), {}, taught),
+        Cell("paper", seed, "train", changed(config, seed, stages=PAPER), {}, said),
         *(cell for name, size in sizes.items() for cell in pair(
             f"_{name}", selector={**size, "feedforward": 2 * size["width"]})),
     ]  # fmt: skip

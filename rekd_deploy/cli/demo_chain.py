@@ -42,10 +42,34 @@ class Subject:
     """A preset, trained on the way; or what a teacher was recorded to say, its figures beside it as JSON."""
     items: str
     features: str
+    labels: int = 2000
+    """So many training examples have a label, for all but the teacher: labels are what is dear."""
+    alone: tuple[str, ...] = ()
+    """Changes for what learns from those alone: it sees its few examples more often."""
 
 
-REVIEWS = Subject("demo_student", "demo_teacher", items="reviews", features="words")
-IMAGES = Subject("demo_images_student", "demo_images_teacher", items="images", features="patches")
+REVIEWS = Subject(
+    "demo_student",
+    TEACHERS / "imdb.parquet",
+    items="reviews",
+    features="words",
+    alone=(
+        "stages.classifier_epochs=8",
+        "stages.selector_warm_start=8",
+        "stages.compact_epochs=4",
+    ),
+)
+IMAGES = Subject(
+    "demo_images_student",
+    "demo_images_teacher",
+    items="images",
+    features="patches",
+    alone=(
+        "stages.classifier_epochs=20",
+        "stages.rationale_epochs=24",
+        "stages.compact_epochs=16",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -119,7 +143,10 @@ def run_demo(demo: Demo, stages: Stages, observer: Observer) -> dict[str, Any]:
     CheckpointError: the recorded teacher, which the repository carries, is missing.
     """
     code, deployed = (source_hash(Path(package.__file__).parent) for package in (rekd_train, rekd_deploy))
-    config, said = run_config(demo.subject.student, demo.overrides), demo.subject.teacher
+    subject, said = demo.subject, demo.subject.teacher
+    labels = f"data.labelled_examples={subject.labels}"
+    config = run_config(subject.student, [labels, *demo.overrides])
+    alone = run_config(subject.student, [labels, *subject.alone, *demo.overrides])
     if isinstance(said, Path) and not said.is_file():
         raise CheckpointError(f"{said} does not exist; fix: run the demo where the repository was cloned")
 
@@ -135,13 +162,13 @@ def run_demo(demo: Demo, stages: Stages, observer: Observer) -> dict[str, Any]:
             config, path, half=half, observer=observer, overwrite=True, **paths,  # what lies there has other inputs
         ))  # fmt: skip
 
-    train("classifier", _classifier(config, masked_share=0.0))
+    train("classifier", _classifier(alone, masked_share=0.0))
     start = "classifier"
     if isinstance(said, str):
         start = "warm_start"
-        train(start, _classifier(config))
+        train(start, _classifier(alone))
         train("teacher", run_config(said, demo.overrides))
-    train("student_without_teacher", config, start)
+    train("student_without_teacher", alone, start)
     checkpoint = train("student", config, start, "teacher" if isinstance(said, str) else said)
     repository = stages.run(
         "model_repository", [code, deployed, stages.key("student")], lambda path: publish(checkpoint, path)

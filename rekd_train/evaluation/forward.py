@@ -80,10 +80,12 @@ def run_split(rationalizer: Rationalizer, split: Split, batch_size: int = 128) -
     class_logits = np.zeros((len(split), len(rationalizer.labels)), dtype=np.float32)
     kept, selectable = np.zeros(len(split), dtype=np.int64), np.zeros(len(split), dtype=np.int64)
     for indices, inputs in _batches(rationalizer, split, batch_size):
-        selection = rationalizer.select(inputs)
-        class_logits[indices] = _classify(rationalizer, inputs, selection.mask).cpu().numpy()
-        kept[indices] = selection.mask.sum(dim=1).cpu().numpy()
-        selectable[indices] = rationalizer.selectable(inputs).sum(dim=1).cpu().numpy()
+        present = rationalizer.selectable(inputs)
+        # a plain classifier's selector has nothing to say, and may be as large as its predictor
+        mask = present if rationalizer.policy.keeps_everything else rationalizer.select(inputs).mask
+        class_logits[indices] = _classify(rationalizer, inputs, mask).cpu().numpy()
+        kept[indices] = mask.sum(dim=1).cpu().numpy()
+        selectable[indices] = present.sum(dim=1).cpu().numpy()
     return SplitOutputs(class_logits, kept, selectable)
 
 

@@ -84,6 +84,30 @@ class Objective(nn.Module, ABC):
             theirs = torch.where(known.unsqueeze(-1), theirs, ours.detach())
         return losses.prediction_distillation(theirs, ours, temperature)
 
+    def rationale_term(self, batch: Batch, logits: Tensor, noise: Tensor | None, selectable: Tensor,
+                       annealed: float) -> Tensor:
+        """This part's term on the teacher's rationale and the selector's logits (B, N, 2)."""
+        settings, positions = self.config.distillation, logits.shape[1]
+        temperature = settings.rationale_temperature or annealed
+        noisy = settings.noise == "independent"
+        theirs = gumbel(self.stream(1, batch.step), batch.indices, positions) if noisy else None
+        student = relaxed_log_choice(logits, temperature, noise if noisy else None)
+        known, marks = self.teacher.known_tokens(batch, positions), self.teacher.marks(batch, positions)
+        scored = selectable if known is None else selectable & known
+        if not settings.hard_labels:
+            teacher = relaxed_log_choice(self.teacher.selector_logits(batch, positions), temperature, theirs)
+            term = losses.rationale_distillation(teacher, student, scored)
+        else:
+            if noisy:
+                decisions = (self.teacher.selector_logits(batch, positions) + theirs).argmax(dim=-1) == 1
+            else:
+                decisions = self.teacher.mask(batch, positions)
+            term = losses.hard_rationale_distillation(decisions, student, scored)
+        if marks is None:
+            return term
+        smoothing, unmarked = settings.mark_smoothing, settings.unmarked_weight
+        return term + losses.mark_distillation(marks, student, selectable, smoothing, unmarked)
+
     def random_mask(self, batch: Batch, positions: int) -> Tensor:
         """(B, N) bool: rates from the target up to everything, so that all of them are familiar."""
         target = self.config.selection.target
@@ -129,8 +153,9 @@ class VoteObjective(Objective):
     chance: the game of the rationale stage with expectations in place of draws. The votes themselves are learnt on
     random positions: were they learnt on what the selector prefers, which knows the class, the two would agree on a
     code, and words would vote for what they do not say (docs/log.md). The selector's states learn the class,
-    too. ``stages.operator = "gather"`` needs such a start where no teacher tells the rationale: gathered words have a
-    gradient at what is kept alone, and what a fresh selector keeps says nothing (docs/training.md).
+    too. A teacher, if one is given, tells both the class and what to keep. ``stages.operator = "gather"`` needs such
+    a start: gathered words have a gradient at what is kept alone, and what a fresh selector keeps says nothing
+    (docs/training.md).
 
     Args:
         votes: from (B, N, H) content to (B, N, C) logits; thrown away.
@@ -153,6 +178,10 @@ class VoteObjective(Objective):
         votes = self.votes(backbone.content(batch.inputs)).float()
         drawn = selectable.float() * self.random_mask(batch, selectable.shape[1])
         loss = penalty
+        settings = self.config.distillation
+        if self.teacher is not None and settings.rationale_weight and settings.alpha != 1.0:
+            term = batch.share * self.rationale_term(batch, logits, None, selectable, QUIET_TEMPERATURE)
+            loss, figures = loss + settings.rationale_weight * term, figures | {"rationale": term.detach()}
         for class_logits in (
             mean_over(votes.detach(), chances), mean_over(votes, drawn),
             self.reader(mean_over(states, selectable.float())).float(),
@@ -195,7 +224,7 @@ class RationaleObjective(Objective):
 
         rationale = prediction = torch.zeros((), device=logits.device)
         if settings.rationale_weight:
-            rationale = batch.share * self._rationale_term(batch, logits, noise, selectable, temperature)
+            rationale = batch.share * self.rationale_term(batch, logits, noise, selectable, temperature)
         if settings.prediction_weight:
             own = settings.teacher_mask == "teacher"
             theirs = self.teacher.class_logits(batch) if own else self.teacher.class_logits_on(batch, read)
@@ -217,30 +246,6 @@ class RationaleObjective(Objective):
         read = drawn & apply_policy(selection_scores(noisy.detach()), selectable, policy, capacity)
         positions, kept = kept_positions(read, capacity)
         return self.predictor.gathered(batch.inputs, positions, mask.gather(1, positions) * kept), read
-
-    def _rationale_term(
-        self, batch: Batch, logits: Tensor, noise: Tensor, selectable: Tensor, annealed: float
-    ) -> Tensor:
-        settings, positions = self.config.distillation, logits.shape[1]
-        temperature = settings.rationale_temperature or annealed
-        noisy = settings.noise == "independent"
-        theirs = gumbel(self.stream(1, batch.step), batch.indices, positions) if noisy else None
-        student = relaxed_log_choice(logits, temperature, noise if noisy else None)
-        known, marks = self.teacher.known_tokens(batch, positions), self.teacher.marks(batch, positions)
-        scored = selectable if known is None else selectable & known
-        if not settings.hard_labels:
-            teacher = relaxed_log_choice(self.teacher.selector_logits(batch, positions), temperature, theirs)
-            term = losses.rationale_distillation(teacher, student, scored)
-        else:
-            if noisy:
-                decisions = (self.teacher.selector_logits(batch, positions) + theirs).argmax(dim=-1) == 1
-            else:
-                decisions = self.teacher.mask(batch, positions)
-            term = losses.hard_rationale_distillation(decisions, student, scored)
-        if marks is None:
-            return term
-        smoothing, unmarked = settings.mark_smoothing, settings.unmarked_weight
-        return term + losses.mark_distillation(marks, student, selectable, smoothing, unmarked)
 
 
 class CompactObjective(Objective):

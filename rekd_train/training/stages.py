@@ -249,8 +249,7 @@ class _StageRunner:
             votes = nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, classes))
             heads = {"votes": votes, "reader": nn.Linear(backbone.settings.width, classes)}
         heads = {name: head.to(self.runtime.device) for name, head in heads.items()}
-        teacher = self.teacher if self.config.distillation.classifier else None
-        self._loop.run(stage, VoteObjective(*self._parts(stage), teacher, **heads))
+        self._loop.run(stage, VoteObjective(*self._parts(stage), self.teacher, **heads))
         if follows:
             pair.predictor.backbone.load_state_dict(backbone.state_dict())
 

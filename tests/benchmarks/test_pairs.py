@@ -41,7 +41,7 @@ def test_every_cell_can_be_trained_and_pairs_differ_by_their_teacher_alone(recor
     assert plain.stages.rationale_epochs == plain.stages.masked_share == 0 < distilled.stages.rationale_epochs
     assert "knowledge" not in cells["alone"].options and cells["distilled"].options["half"] == "predictor"
     assert cells["distilled"].options["sha256"] == sha256(recorded / setting.knowledge)
-    assert (alone == distilled) is not bool(setting.few), "few labels: more epochs for those without a teacher"
+    assert (alone == distilled) is not bool(setting.alone), "few labels: more epochs for those without a teacher"
     assert alone.data == distilled.data == plain.data
     for cell in (cells["paper"], cells["cls_kd"]):
         assert cell.options["knowledge"] and "half" not in cell.options

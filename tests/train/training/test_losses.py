@@ -315,6 +315,22 @@ def test_class_weights_reach_the_cross_entropy_of_every_stage(monkeypatch):
     assert len(seen) >= 12 and all(seen), "classifier, the selector's own, rationale, compact, and each on dev"
 
 
+def test_beside_the_votes_a_teacher_tells_which_words_to_keep(texts):
+    pair, teacher_pair, batch = texts
+    teacher, found = Teacher(teacher_pair, CPU, "fp32"), {}
+    heads = {name: torch.nn.Linear(pair.selector.backbone.settings.width, 2) for name in ("votes", "reader")}
+    for name, changes in {"whole": {}, "classes": {"rationale_weight": 0}, "labels": {"alpha": 1.0}}.items():
+        config = toy_config(distillation={"rationale_weight": 0.5, "rationale_temperature": 2.0} | changes)
+        found[name] = VoteObjective(config, pair, CPU, SEED, teacher, **heads)(batch)
+    alone = VoteObjective(toy_config(), pair, CPU, SEED, **heads)(batch)
+    ours, theirs = ((each.selector_logits(batch.inputs) / 2).log_softmax(-1) for each in (pair, teacher_pair))
+    told = losses.rationale_distillation(theirs, ours, pair.selectable(batch.inputs)).item()
+    assert "rationale" not in found["labels"] and found["labels"]["loss"].item() == approx(alone["loss"].item())
+    assert found["classes"]["loss"].item() != approx(alone["loss"].item()) and "rationale" not in found["classes"]
+    assert found["whole"]["rationale"].item() == approx(told, rel=1e-4) and told > 0
+    assert (found["whole"]["loss"] - found["classes"]["loss"]).item() == approx(told / 2, rel=1e-4)
+
+
 def test_votes_say_what_words_say_whatever_the_selector_prefers():
     """Else the two agree on a code: a selector that knows the class keeps words that vote for what they do not say."""
     pair, _, batch = one_batch()
