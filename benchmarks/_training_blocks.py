@@ -29,6 +29,23 @@ def distillation() -> list[str]:
     ]
 
 
+@block("pairs/few", "pairs/reviews")
+def pairs() -> list[str]:
+    shown = ("cls", "cls_kd", "alone", "distilled")
+    lines = [
+        "| test reviews, noise-free, mean over seeds | plain classifier | plain classifier, distilled | pair, alone | "
+        "pair, distilled | distilled - alone in points, standard error | seeds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for title, name in (("2,000 labels", "few"), ("19,924 labels", "reviews")):
+        found = _cells(f"pairs/{name}")
+        lines.append(
+            f"| [{title}](../benchmarks/results/pairs/{name}.md) | {' | '.join(_mean(found, each) for each in shown)} | "
+            f"{_difference(found, 'distilled', 'alone')} | {len(found['distilled'])} |"
+        )
+    return lines
+
+
 @block("fashion_table/mosaic_2x2", "fashion_table/mosaic_3x3")
 def mosaics() -> list[str]:
     lines = [
