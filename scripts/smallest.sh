@@ -16,7 +16,7 @@ if [ -f .venv-base/installed ] && [ "$(cat .venv-base/installed)" = "$wanted" ];
 fi
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-echo "Making the environment .venv-base for the tests of the smallest installation; 500 MB, half a minute"
+echo "Making the environment .venv-base for the tests of the smallest installation; 400 MB, half a minute"
 rm -rf .venv-base
 "$interpreter" -I -m venv .venv-base
 
