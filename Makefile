@@ -1,5 +1,5 @@
 # What the README says to type, and all that CI runs. Nothing here depends on an activated environment.
-#   make demo PYTHON=/path/to/python3.12    use this interpreter
+#   make demo PYTHON=/path/to/python3.13    use this interpreter
 #   make demo DEMO="--set seed=1"           arguments for the demo
 #   make test ARGS="-k policy -x"           arguments for pytest
 
@@ -45,10 +45,11 @@ lint: environment
 environment:
 	@sh scripts/environment.sh cpu,demo,data,dev,serve,http,tensorrt-rtx
 	@sh scripts/standin.sh
+	@sh scripts/smallest.sh
 
 preflight:
 	@sh scripts/preflight.sh
 
 clean:
-	rm -rf .venv .venv.unfinished .venv-gpu build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv.unfinished .venv-gpu .venv-base build *.egg-info .pytest_cache .ruff_cache
 	find rekd_train rekd_deploy tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

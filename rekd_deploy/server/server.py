@@ -182,7 +182,7 @@ class TritonServer:
             RotatingFileHandler(log_file, backupCount=5, delay=True).doRollover()
         with open(log_file, "ab") as log:
             self._process = subprocess.Popen(
-                [str(program.executable), *flags], env=program.environment(),
+                [str(program.executable), *flags], env=program.environment(folder),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 cwd=folder,  # first on the import path of the python backend, so it must hold no modules
                 start_new_session=True,  # Ctrl-C reaches us alone, and we stop the whole group

@@ -25,7 +25,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from rekd_train.errors import RekdError
+from rekd_train.errors import RekdError, missing_extra
 from rekd_train.files import AGAIN
 
 OK, FAILED, USAGE, INTERRUPTED, READER_GONE = 0, 1, 2, 130, 141
@@ -62,8 +62,11 @@ def examples(*lines: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run what ``application`` made, on ``sys.argv`` unless ``arguments`` are given, and exit with a code above."""
+def run(app: typer.Typer, arguments: Sequence[str] | None = None, extra: str = "") -> NoReturn:
+    """Run what ``application`` made, on ``sys.argv`` unless ``arguments`` are given, and exit with a code above.
+
+    ``extra``: of the installation, what most of it needs.
+    """
     with suppress(AttributeError):  # reviews hold emoji; a terminal that cannot show one gets '?', not a traceback
         sys.stdout.reconfigure(errors="replace")
     debug: list[bool] = []
@@ -89,7 +92,7 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again
             code = READER_GONE
         else:
-            code = _complain(_explained(error), debug)
+            code = _complain(_explained(error, extra), debug)
     sys.exit(code)
 
 
@@ -149,12 +152,14 @@ def _complain(message: str, debug: list[bool]) -> int:
     return FAILED
 
 
-def _explained(error: Exception) -> str:
+def _explained(error: Exception, extra: str) -> str:
     """The line of a failure: what we raise on purpose, and what the user can mend; anything else is ours to mend."""
     if isinstance(error, RekdError):
         return f"error: {error}"
     if isinstance(error, ModuleNotFoundError):  # a library that was not installed, or was removed
         package = (error.name or "").partition(".")[0]
+        if (missing := missing_extra(package, extra)) is not None:
+            return f"error: {missing}"
         if package not in ("", "rekd_train", "rekd_deploy"):
             return (f"error: the Python package '{package}' is not installed; fix: pip install {package}, or install "
                     "REKD again")

@@ -262,4 +262,4 @@ def import_official(
 
 def main() -> None:
     """Entry point."""
-    run(app)
+    run(app, extra="train")

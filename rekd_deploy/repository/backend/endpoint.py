@@ -1,7 +1,7 @@
 """First and last step of the text or image endpoint: bytes to tensors, tensors to answers, in Triton's python backend.
 
-This file is copied into the repository as ``<model>/<version>/model.py``, and beside it the very modules of rekd_train
-that it imports, so that a server without rekd runs the same preprocessing as everyone else.
+This file is copied into the repository as ``<model>/<version>/model.py``, and beside it ``triton_tensors.py`` and the
+very modules of rekd_train that it imports, so that a server without rekd runs the same preprocessing as everyone else.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         sys.path.insert(0, str(folder))  # the modules of the model, not those of whatever rekd is installed
         config = json.loads(args["model_config"])
-        self._inputs = [tensor["name"] for tensor in config["input"]]
+        self._inputs = {tensor["name"]: tensor["data_type"] == "TYPE_STRING" for tensor in config["input"]}
+        self._tensors = importlib.import_module("triton_tensors")
         served = json.loads((folder / "served.json").read_text(encoding="utf-8"))
         self._answer = build_step(config["parameters"]["step"]["string_value"], served, folder)
         self._refused = importlib.import_module("rekd_train.errors").InputError
@@ -52,14 +53,14 @@ class TritonPythonModel:
         code = self._triton.TritonError
         try:
             given = {name: self._triton.get_input_tensor_by_name(request, name) for name in self._inputs}
-            outputs = self._answer({name: tensor.as_numpy() for name, tensor in given.items()})
+            as_array = self._tensors.as_array
+            outputs = self._answer({name: as_array(given[name], string) for name, string in self._inputs.items()})
         except self._refused as error:
             return self._error(request, str(error), code.INVALID_ARG)
         except Exception as error:  # one request's trouble must not become its neighbours'
             return self._error(request, f"{type(error).__name__}: {error}", code.INTERNAL)
-        return self._triton.InferenceResponse(
-            [self._triton.Tensor(name, outputs[name]) for name in request.requested_output_names()]
-        )
+        as_tensor, names = self._tensors.as_tensor, request.requested_output_names()
+        return self._triton.InferenceResponse([as_tensor(self._triton, name, outputs[name]) for name in names])
 
     def _error(self, request, reason: str, code: int):
         name = ascii(request.request_id())[1:-1][:_ID_LENGTH]  # as the graphs' models log it

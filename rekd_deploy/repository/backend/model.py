@@ -1,7 +1,8 @@
 """A component model in Triton's python backend: runs the ONNX graph, or the engine, beside it.
 
-This file is copied into the repository as ``<model>/1/model.py``, so it stands alone: NumPy, ``triton_graphs.py``
-beside it and Triton's own utilities only. Every graph of a repository, of texts or images, uses the same file.
+This file is copied into the repository as ``<model>/1/model.py``, so it stands alone: NumPy, ``triton_graphs.py`` and
+``triton_tensors.py`` beside it and Triton's own utilities only. Every graph of a repository, of texts or images, uses
+the same file.
 
 A dynamic batch arrives as a list of requests, texts of all lengths among them. Requests of similar length are padded to
 the longest of them and run as one batch; each answer is cut to its request's own rows and length. A request with bad
@@ -41,6 +42,7 @@ class TritonPythonModel:
         self._pad_id = int(parameters.get("pad_id", 0))  # without it Triton joins requests of one length only
         folder = Path(args["model_repository"]) / args["model_version"]
         device, graphs = int(args.get("model_instance_device_id") or 0), module_beside(folder, "triton_graphs")
+        self._tensors = module_beside(folder, "triton_tensors")
         if product := parameters.get("engine"):
             execution = module_beside(folder, "tensorrt_execution")
             self._graph = graphs.EngineGraph(folder, product, device, execution)
@@ -60,7 +62,7 @@ class TritonPythonModel:
         answers: list = [None] * len(requests)
         accepted: dict[int, Arrays] = {}
         for index, request in enumerate(requests):
-            inputs = {given.name(): given.as_numpy() for given in request.inputs()}
+            inputs = {given.name(): self._tensors.as_array(given) for given in request.inputs()}
             accepted[index] = inputs
             if reason := self._checker.reason_to_refuse(inputs):
                 del accepted[index]
@@ -87,7 +89,9 @@ class TritonPythonModel:
             first, internal = indices[0], self._triton.TritonError.INTERNAL
             return {first: self._refusal(requests[first], f"the graph failed: {error}", internal)}
         return {
-            index: self._triton.InferenceResponse([self._triton.Tensor(name, outputs[name]) for name in wanted[index]])
+            index: self._triton.InferenceResponse(
+                [self._tensors.as_tensor(self._triton, name, outputs[name]) for name in wanted[index]]
+            )
             for index, outputs in zip(indices, rows, strict=True)
         }
 

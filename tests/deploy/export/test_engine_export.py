@@ -57,7 +57,7 @@ def test_a_repository_with_engines_is_whole_and_answers_on_them_as_on_graphs(
     manifest = check_repository(engine_repository)
     for role, model in MODELS.items():
         folder, artefact = engine_repository / model / "1", manifest["artefacts"][role]
-        code = ["model.py", "tensorrt_execution.py", "triton_graphs.py"]
+        code = ["model.py", "tensorrt_execution.py", "triton_graphs.py", "triton_tensors.py"]
         assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "model.plan", *code]
         entry = artefact["engine"]
         assert entry["sha256"] == sha256(folder / PLAN) == manifest["repository"]["files"][f"{model}/1/{PLAN}"]

@@ -83,7 +83,7 @@ def deployment(wheel, repository, tmp_path_factory):
     changed["--backend-directory"] = wheel.place_backends(folder)  # which a container's image knows
     command = [str(wheel.executable), *command, *(f"{name}={value}" for name, value in changed.items())]
     with (
-        running(command, folder / "triton.log", env=wheel.environment(), cwd=folder),
+        running(command, folder / "triton.log", env=wheel.environment(folder), cwd=folder),
         proxy(found, folder) as found.port,
         library.InferenceServerClient(f"{LOOPBACK}:{found.grpc}") as found.direct,
         library.InferenceServerClient(f"localhost:{found.port}", ssl=True,

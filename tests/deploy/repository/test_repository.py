@@ -19,7 +19,7 @@ FILES = sorted([
     "manifest.json", "parity.npz", "rekd/1/.gitkeep", "rekd/config.pbtxt", "rekd/labels.txt",
     "rekd_predictor/labels.txt",
     *(f"{model}/{name}" for model in WARM_UPS
-      for name in ("1/model.onnx", "1/model.py", "1/triton_graphs.py", "config.pbtxt")),
+      for name in ("1/model.onnx", "1/model.py", "1/triton_graphs.py", "1/triton_tensors.py", "config.pbtxt")),
     *(f"{model}/warmup/{tensor}-{length}" for model, tensors in WARM_UPS.items() for tensor in tensors
       for length in (16, 32, 48))])  # fmt: skip
 

@@ -4,6 +4,7 @@ import importlib.util
 import json
 from types import SimpleNamespace
 
+import numpy as np
 from google.protobuf.json_format import MessageToDict
 
 from rekd_deploy.repository.config import PREDICTOR, SELECTOR, read_config
@@ -13,9 +14,47 @@ LOGGED = []
 Logger = SimpleNamespace(log_warn=LOGGED.append)
 
 
+MISREADS = int(np.__version__.partition(".")[0]) >= 2
+"""Triton's stub was built for NumPy 1: what it reads by itself of NumPy 2's arrays is wrong, without an error."""
+
+
+class Exporter:
+    """What lies in a capsule, as ``numpy.from_dlpack`` takes it."""
+
+    def __init__(self, capsule):
+        self.capsule = capsule
+
+    def __dlpack__(self, **_):
+        return self.capsule
+
+    def __dlpack_device__(self):
+        return 1, 0
+
+
 class Tensor:
     def __init__(self, name, array):
-        self.array, self.name, self.as_numpy = array, lambda: name, lambda: array
+        self.array, self.name = array if array.dtype == object or not MISREADS else np.zeros_like(array), lambda: name
+
+    @classmethod
+    def from_dlpack(cls, name, capsule):
+        tensor = cls.__new__(cls)
+        tensor.array, tensor.name, tensor.capsule = np.from_dlpack(Exporter(capsule)).copy(), lambda: name, capsule
+        return tensor
+
+    @classmethod
+    def received(cls, name, array):
+        tensor = cls.__new__(cls)
+        tensor.array, tensor.name = array, lambda: name
+        return tensor
+
+    def as_numpy(self):
+        return self.array if self.array.dtype == object or not MISREADS else np.zeros_like(self.array)
+
+    def __dlpack__(self, **_):
+        return np.array(self.array, order="C").__dlpack__()
+
+    def __dlpack_device__(self):
+        return 1, 0
 
 
 class TritonError(Exception):
@@ -31,11 +70,11 @@ class Request:
         self.arrays, self.requested_output_names, self.request_id = arrays, lambda: outputs, lambda: name
 
     def inputs(self):
-        return [Tensor(name, array) for name, array in self.arrays.items()]
+        return [Tensor.received(name, array) for name, array in self.arrays.items()]
 
 
 def get_input_tensor_by_name(request, name):
-    return Tensor(name, request.arrays[name])
+    return Tensor.received(name, request.arrays[name])
 
 
 def InferenceResponse(output_tensors=(), error=None):

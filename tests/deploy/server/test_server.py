@@ -294,8 +294,15 @@ def without(package):
     return lambda patch: patch.setattr(program.util, "find_spec", lambda name: None if name == package else found(name))
 
 
+def on_313_without_the_wheel(patch):
+    """Its requirement of NumPy 1 cannot be met there."""
+    without("pytriton")(patch)
+    patch.setattr(sys, "version_info", (3, 13, 5))
+
+
 def no_shared_python(patch):
     patch.setattr(program.sysconfig, "get_config_var", lambda name: "/nowhere")
+    patch.setattr(program, "_SYSTEM_FOLDERS", ())
     for prefix in ("base_prefix", "base_exec_prefix"):
         patch.setattr(sys, prefix, "/nowhere")
     patch.setattr(program.ctypes.util, "find_library", lambda name: None)
@@ -306,16 +313,32 @@ BOTH = ("rekd_deploy.runtimes.onnxruntime._is_installed", lambda distribution: T
 @pytest.mark.parametrize(("change", "kind", "message"), [
     (lambda patch: patch.setattr(sys, "platform", "darwin"), ServerError, "Linux x86-64; this is darwin x86_64"),
     (lambda patch: patch.setattr(program.platform, "machine", lambda: "aarch64"), ServerError, "is linux aarch64"),
-    (without("pytriton"), MissingExtraError, r"pytriton.*pip install -e '.*\[serve\]'"),
+    (without("pytriton"), MissingExtraError,
+     r"pytriton.*pip install (-e '.*\[serve\]'|--no-deps nvidia-pytriton==0\.7\.0)"),
+    (on_313_without_the_wheel, MissingExtraError, r"fix: pip install --no-deps nvidia-pytriton==0\.7\.0$"),
     (without("onnxruntime"), MissingExtraError, r"pip install -e '.*\[cpu\]'"),
-    (lambda patch: patch.setattr(program.metadata, "version", lambda name: "2.4.1"), ServerError,
-     r"numpy 2.4.1 is installed.*numpy < 2.*pip install -e '.*\[serve\]'"),
     (lambda patch: patch.setattr(*BOTH), EngineError, "both installed"),
     (no_shared_python, ServerError, "no shared library libpython3.*fix:"),
     (lambda patch: patch.setattr(program, "_PYTHON", "3.1"), ServerError, "no stub for Python 3.1")])  # fmt: skip
 def test_what_is_not_right_is_named(wheel, monkeypatch, change, kind, message):
     change(monkeypatch)
     with pytest.raises(kind, match=message):
+        program.find_wheel()
+
+
+@pytest.mark.triton
+def test_a_stub_linked_to_a_libpython_of_its_own_finds_this_machines_first(wheel, monkeypatch, tmp_path):
+    """The wheel's libpython 3.13 lacks modules that Debian's has built in."""
+    library = program._python_library()
+    monkeypatch.setattr(program.Path, "glob", lambda self, pattern: [self / "libpython3-0a1b.13.so.1.0"])
+    found = program.find_wheel()
+    placed = found.place_backends(tmp_path) / "python"
+    assert (placed / "libpython3-0a1b.13.so.1.0").resolve() == library.resolve()
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/mine")
+    folders = program.find_wheel().environment(tmp_path)["LD_LIBRARY_PATH"].split(":")
+    assert folders[0] == str(placed) and folders[1].endswith("nvidia_pytriton.libs") and folders[-1] == "/mine"
+    monkeypatch.setattr(program, "_python_library", lambda: None)  # nothing to link to
+    with pytest.raises(ServerError, match="no shared library"):
         program.find_wheel()
 
 

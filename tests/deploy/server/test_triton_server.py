@@ -167,7 +167,7 @@ def test_an_installed_server_and_the_newest_version_beside_an_earlier_one(
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "tritonserver").symlink_to(wheel.executable)
     wheel.place_backends(tmp_path)
-    for name, value in wheel.environment().items():
+    for name, value in wheel.environment(tmp_path).items():
         monkeypatch.setenv(name, value)
     with TritonServer(root, 0, 0, 0, log_file=tmp_path / "log", program=find_installed(tmp_path)) as server:
         command = Path(f"/proc/{server.process_id}/cmdline").read_bytes().decode().split("\0")

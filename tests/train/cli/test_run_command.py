@@ -82,7 +82,7 @@ def test_notes_and_tensorboard(command, tmp_path):
     large = ("--set", "selection.target=0.3", "--set", "selection.budget=0.35")
     assert command(*short, *large, "--overwrite", kind="note") == (0, "")
     pytest.importorskip("tensorboard")
-    assert command("--tensorboard")[0] == 0
+    assert command("--overwrite", "--tensorboard")[0] == 0
     assert any("tfevents" in path.name for path in (tmp_path / "out.training").iterdir())
 
 

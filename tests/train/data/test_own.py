@@ -297,7 +297,10 @@ def test_images_are_decoded_when_they_are_encoded(tmp_path, damaged):
         assert (split.pixels == pixels[rows]).all() and (split.labels == rows % 2).all()
 
 
-def pictures(root, seeds=range(20), **more: int) -> DataConfig:
+TWENTY = range(20)
+
+
+def pictures(root, seeds=TWENTY, **more: int) -> DataConfig:
     """A folder of images of two classes; ``more``: paths, with __ for /, and their seeds."""
     paths = {f"{'cats' if seed % 2 else 'dogs'}/{seed}.PNG": seed for seed in seeds}
     for name, seed in (paths | {f"{path.replace('__', '/')}.png": seed for path, seed in more.items()}).items():
