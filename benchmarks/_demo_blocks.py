@@ -10,7 +10,7 @@ _MODELS = {
     "classifier": "plain classifier of the predictor's size, reads everything",
     "student_without_teacher": "pair, without a teacher",
     "student": "pair, distilled",
-    "teacher": "its teacher, which has seen all labels",
+    "teacher": "its teacher, a larger pair",
 }
 _TIMED = {"classifier": "classifier", "student_without_teacher": "compacted", "student": "compacted"}
 
@@ -46,7 +46,8 @@ def demo() -> list[str]:
 
 
 def _milliseconds(report: dict[str, Any], model: str, batch: str) -> str:
-    return f"{report['milliseconds'][batch][_TIMED[model]]:.2f}" if model in _TIMED else ""
+    timed = report.get("milliseconds")  # an older report has none
+    return f"{timed[batch][_TIMED[model]]:.2f}" if timed and model in _TIMED else ""
 
 
 @block("unseen.json")

@@ -41,6 +41,7 @@ PAPER = {"operator": "zero", "classifier_epochs": 2.0, "rationale_epochs": 1.0, 
 SELECTORS = {"1x32": (1, 32, 2), "1x128": (1, 128, 4), "2x128": (2, 128, 4)}
 """Selectors beside the preset's: layers, width, heads."""
 BATCHES = (1, 8)
+TAUGHT = ("stages.selector_warm_start=2", "stages.compact_epochs=3")
 FEW = ("stages.classifier_epochs=8", "stages.selector_warm_start=8", "stages.compact_epochs=4")
 
 
@@ -54,6 +55,8 @@ class Setting:
     changes: tuple[str, ...] = ()
     alone: tuple[str, ...] = ()
     """What is changed in models without a teacher: where labels are few, they see their few texts more often."""
+    taught: tuple[str, ...] = TAUGHT
+    """What is changed in pairs that learn from one."""
     selectors: tuple[str, ...] = ()
 
 
@@ -135,12 +138,13 @@ def cells_of(given: Setting, config: RunConfig, seed: int, overrides: Sequence[s
     """One seed: the plain classifier, which is every predictor's start, and the pairs, alone and distilled."""
     said = {"knowledge": str(TEACHERS / given.knowledge), "sha256": sha256(ROOT / TEACHERS / given.knowledge)}
     alone = run_config(given.preset, [*given.changes, *given.alone, *overrides])
+    taught = run_config(given.preset, [*given.changes, *given.taught, *overrides])
 
     def pair(suffix: str, **sections: dict[str, Any]) -> list[Cell]:
         start = {"warm_start": "cls"}
         return [
             Cell(f"alone{suffix}", seed, "train", changed(alone, seed, **sections), start, {"half": "predictor"}),
-            Cell(f"distilled{suffix}", seed, "train", changed(config, seed, **sections), start,
+            Cell(f"distilled{suffix}", seed, "train", changed(taught, seed, **sections), start,
                  {"half": "predictor", **said}),
         ]  # fmt: skip
 

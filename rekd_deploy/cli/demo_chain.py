@@ -42,34 +42,20 @@ class Subject:
     """A preset, trained on the way; or what a teacher was recorded to say, its figures beside it as JSON."""
     items: str
     features: str
-    labels: int = 2000
-    """So many training examples have a label, for all but the teacher: labels are what is dear."""
+    labels: int | None = None
+    """So many training examples have a label, for all but the teacher; None: all."""
     alone: tuple[str, ...] = ()
-    """Changes for what learns from those alone: it sees its few examples more often."""
+    """Changes for what learns without a teacher: from few labels, each seen more often."""
+    taught: tuple[str, ...] = ()
+    """Changes for what learns from the teacher, whose word keeps votes from being learnt by heart."""
 
 
 REVIEWS = Subject(
-    "demo_student",
-    TEACHERS / "imdb.parquet",
-    items="reviews",
-    features="words",
-    alone=(
-        "stages.classifier_epochs=8",
-        "stages.selector_warm_start=8",
-        "stages.compact_epochs=4",
-    ),
-)
-IMAGES = Subject(
-    "demo_images_student",
-    "demo_images_teacher",
-    items="images",
-    features="patches",
-    alone=(
-        "stages.classifier_epochs=20",
-        "stages.rationale_epochs=24",
-        "stages.compact_epochs=16",
-    ),
-)
+    "demo_student", TEACHERS / "imdb.parquet", items="reviews", features="words", labels=2000,
+    alone=("stages.classifier_epochs=8", "stages.selector_warm_start=8", "stages.compact_epochs=4"),
+    taught=("stages.selector_warm_start=2", "stages.compact_epochs=3"),
+)  # fmt: skip
+IMAGES = Subject("demo_images_student", "demo_images_teacher", items="images", features="patches")
 
 
 @dataclass(frozen=True)
@@ -144,9 +130,9 @@ def run_demo(demo: Demo, stages: Stages, observer: Observer) -> dict[str, Any]:
     """
     code, deployed = (source_hash(Path(package.__file__).parent) for package in (rekd_train, rekd_deploy))
     subject, said = demo.subject, demo.subject.teacher
-    labels = f"data.labelled_examples={subject.labels}"
-    config = run_config(subject.student, [labels, *demo.overrides])
-    alone = run_config(subject.student, [labels, *subject.alone, *demo.overrides])
+    few = [f"data.labelled_examples={subject.labels}"] if subject.labels else []
+    config = run_config(subject.student, [*few, *subject.taught, *demo.overrides])
+    alone = run_config(subject.student, [*few, *subject.alone, *demo.overrides])
     if isinstance(said, Path) and not said.is_file():
         raise CheckpointError(f"{said} does not exist; fix: run the demo where the repository was cloned")
 

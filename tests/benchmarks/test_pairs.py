@@ -32,7 +32,7 @@ def recorded(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", pairs.SETTINGS)
 def test_every_cell_can_be_trained_and_pairs_differ_by_their_teacher_alone(recorded, name):
     setting = pairs.SETTINGS[name]
-    config = run_config(setting.preset)
+    config = run_config(setting.preset, setting.changes)
     cells = {cell.name: cell for cell in pairs.cells_of(setting, config, 7)}
     assert {row[0] for row in pairs.rows_of(setting, config)} == set(cells)
     for cell in cells.values():
@@ -41,7 +41,7 @@ def test_every_cell_can_be_trained_and_pairs_differ_by_their_teacher_alone(recor
     assert plain.stages.rationale_epochs == plain.stages.masked_share == 0 < distilled.stages.rationale_epochs
     assert "knowledge" not in cells["alone"].options and cells["distilled"].options["half"] == "predictor"
     assert cells["distilled"].options["sha256"] == sha256(recorded / setting.knowledge)
-    assert (alone == distilled) is not bool(setting.alone), "few labels: more epochs for those without a teacher"
+    assert alone.model_copy(update={"stages": distilled.stages}) == distilled, "epochs alone differ"
     assert alone.data == distilled.data == plain.data
     for cell in (cells["paper"], cells["cls_kd"]):
         assert cell.options["knowledge"] and "half" not in cell.options
