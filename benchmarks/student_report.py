@@ -1,6 +1,6 @@
 """The whole evidence about one trained pair, by the commands a user has: export, accuracy, latency, load, faithfulness.
 
-    python benchmarks/student_report.py runs/demo/student --teacher runs/demo/teacher --name demo
+    python benchmarks/student_report.py runs/demo/student --name demo
     python benchmarks/student_report.py runs/demo-images/student --teacher runs/demo-images/teacher --name demo_images
 
 Every measurement is a result file in ``results/NAME``; ``report.html`` and ``report.md`` there are made of them.
@@ -34,7 +34,7 @@ STEPS = ("export", "accuracy", "faithfulness", "latency", "serving", "report")
 app = application(
     help="Measure everything about one trained pair, and write the report.",
     epilog=examples(
-        "student_report.py runs/demo/student --teacher runs/demo/teacher --name demo",
+        "student_report.py runs/demo/student --name demo",
         "student_report.py runs/demo/student --name demo --steps serving,report",
     ),
 )

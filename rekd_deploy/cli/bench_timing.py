@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 RESULTS = Path("benchmarks/results")
 """Where results go unless --output says otherwise."""
 LATENCY_EXAMPLES = (
-    "rekd-bench latency model_repository/python --checkpoint runs/demo/student --teacher runs/demo/teacher",
+    "rekd-bench latency model_repository/python --checkpoint runs/demo/student",
     "rekd-bench latency fp32/ int8/ --batches 1,8,32 --lengths 64,128,256",
     "rekd-bench latency --checkpoint runs/demo/student --without torch.compile",
 )
