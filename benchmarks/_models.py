@@ -7,13 +7,10 @@ import platform
 import time
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from _cells import ROOT
-
-if TYPE_CHECKING:
-    pass
 
 
 def run_cell(job: dict[str, Any]) -> dict[str, Any]:
@@ -21,8 +18,7 @@ def run_cell(job: dict[str, Any]) -> dict[str, Any]:
 
     Kinds:
         train: ``train_run`` by the configuration; roles 'teacher' and 'warm_start' are used if they are filled, the
-            options ``knowledge``, a file of recorded knowledge (with ``texts``, of texts without a label, too), and
-            ``half`` of the warm start.
+            options ``knowledge``, a file of recorded knowledge, and ``half`` of the warm start.
         compact: ``compact_run`` of the role 'start' for ``options['epochs']``, distilled from 'teacher' if filled.
         masks: the predictor of the role 'predictor' reads as many features of each example as the pair of the
             role 'like' keeps: ``options['which']`` 'random' or 'first'.

@@ -31,6 +31,7 @@ from _pareto import picture
 from _recipes import Rows, changed, chosen, run_table, seeds_of
 from _tables import accuracy_table, comparison_table, provenance
 
+from rekd_deploy.cli.demo_chain import REVIEWS
 from rekd_train.cli.command import application, examples, run
 from rekd_train.config.run import RunConfig, run_config
 from rekd_train.files import sha256, write_json
@@ -41,8 +42,6 @@ PAPER = {"operator": "zero", "classifier_epochs": 2.0, "rationale_epochs": 1.0, 
 SELECTORS = {"1x32": (1, 32, 2), "1x128": (1, 128, 4), "2x128": (2, 128, 4)}
 """Selectors beside the preset's: layers, width, heads."""
 BATCHES = (1, 8)
-TAUGHT = ("stages.selector_warm_start=2", "stages.compact_epochs=3")
-FEW = ("stages.classifier_epochs=8", "stages.selector_warm_start=8", "stages.compact_epochs=4")
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Setting:
     changes: tuple[str, ...] = ()
     alone: tuple[str, ...] = ()
     """What is changed in models without a teacher: where labels are few, they see their few texts more often."""
-    taught: tuple[str, ...] = TAUGHT
+    taught: tuple[str, ...] = REVIEWS.taught
     """What is changed in pairs that learn from one."""
     selectors: tuple[str, ...] = ()
 
@@ -64,7 +63,7 @@ SETTINGS = {
     "reviews": Setting("IMDB, predictor 2 x 128", "demo_student", "imdb.parquet", selectors=tuple(SELECTORS)),
     "few": Setting(
         "IMDB, predictor 2 x 128, 2,000 labels; the teacher has seen all", "demo_student", "imdb.parquet",
-        changes=("data.labelled_examples=2000",), alone=FEW,
+        changes=(f"data.labelled_examples={REVIEWS.labels}",), alone=REVIEWS.alone,
     ),
     "minilm": Setting("IMDB, predictor MiniLM-L6", "demo_student", "imdb.parquet", changes=(
         "predictor.pretrained=minilm", "predictor.word_embeddings=random", "predictor.layers=6", "predictor.width=384",
@@ -107,7 +106,7 @@ def pairs(
     """Train and measure what is not finished, or time what is, and write the table."""
     name, given, numbers = setting.value, SETTINGS[setting.value], seeds_of(seeds)
     config = run_config(given.preset, [*given.changes, *(overrides or [])])
-    cells = [cell for seed in numbers for cell in cells_of(given, config, seed, overrides or [])]
+    cells = [cell for seed in numbers for cell in cells_of(given, seed, overrides or [])]
     command = shlex.join(["python", "benchmarks/pairs.py", "--setting", name, "--seeds", seeds,
                           *(part for value in overrides or [] for part in ("--set", value))])  # fmt: skip
     timed = results / f"{name}_times.json"
@@ -134,11 +133,11 @@ def pairs(
     )  # fmt: skip
 
 
-def cells_of(given: Setting, config: RunConfig, seed: int, overrides: Sequence[str] = ()) -> list[Cell]:
+def cells_of(given: Setting, seed: int, overrides: Sequence[str] = ()) -> list[Cell]:
     """One seed: the plain classifier, which is every predictor's start, and the pairs, alone and distilled."""
     said = {"knowledge": str(TEACHERS / given.knowledge), "sha256": sha256(ROOT / TEACHERS / given.knowledge)}
-    alone = run_config(given.preset, [*given.changes, *given.alone, *overrides])
-    taught = run_config(given.preset, [*given.changes, *given.taught, *overrides])
+    config, alone, taught = (run_config(given.preset, [*given.changes, *more, *overrides])
+                             for more in ((), given.alone, given.taught))  # fmt: skip
 
     def pair(suffix: str, **sections: dict[str, Any]) -> list[Cell]:
         start = {"warm_start": "cls"}

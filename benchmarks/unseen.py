@@ -1,6 +1,6 @@
 """What a student of reviews makes of texts unlike its training: short sentences, another source, and no reviews at all.
 
-    python benchmarks/unseen.py runs/demo_student
+    python benchmarks/unseen.py runs/demo/student
 
 Sixty sentences with a negation, a contrast or faint praise (``negations.csv``); Rotten Tomatoes; gibberish, other
 languages and code (``strangers.csv``): does ``Prediction.doubt`` tell them from test reviews?
@@ -28,7 +28,7 @@ from rekd_train.files import write_json
 FOLDER = Path(__file__).parent
 RESULT = Path("benchmarks/results/unseen.json")
 
-app = application(help="Measure a pair of reviews on other texts.", epilog=examples("unseen.py runs/demo_student"))
+app = application(help="Measure a pair of reviews on other texts.", epilog=examples("unseen.py runs/demo/student"))
 
 
 @app.command()

@@ -33,7 +33,7 @@ def recorded(tmp_path, monkeypatch):
 def test_every_cell_can_be_trained_and_pairs_differ_by_their_teacher_alone(recorded, name):
     setting = pairs.SETTINGS[name]
     config = run_config(setting.preset, setting.changes)
-    cells = {cell.name: cell for cell in pairs.cells_of(setting, config, 7)}
+    cells = {cell.name: cell for cell in pairs.cells_of(setting, 7)}
     assert {row[0] for row in pairs.rows_of(setting, config)} == set(cells)
     for cell in cells.values():
         assert RunConfig.model_validate(cell.config).seed == 7 and set(cell.needs.values()) <= set(cells)
