@@ -92,8 +92,8 @@ def trained(config: RunConfig, checkpoint: Path, device: str, warm_start: Path |
         resume = (training_directory(checkpoint) / FILE).exists()
         with progress_bars() as observer:
             # before its first save a run leaves a log alone, to be replaced
-            train_run(config, checkpoint, warm_start=warm_start, half="predictor" if warm_start else None,
-                      observer=observer, resume=resume, overwrite=not resume, device=device)  # fmt: skip
+            train_run(config, checkpoint, warm_start=warm_start, observer=observer, resume=resume,
+                      overwrite=not resume, device=device)  # fmt: skip
     return checkpoint
 
 

@@ -74,6 +74,10 @@ def train_run(config: RunConfig, output: Path, *, teacher: Path | None = None, w
         # a plain classifier's selector reads, but has yet to learn whose votes to weigh
         unready = "selector" if start.policy.keeps_everything and config.stages.operator == "gather" else None
         warm = tuple(role for role in halves if role != unready)
+    learnt = warm_start is not None and "selector" in halves
+    if config.stages.rationale_epochs and config.stages.selector_start == "evidence" and not learnt:
+        raise ConfigError("stages.selector_start=evidence needs a selector that has learnt to classify; fix: "
+                          "--warm-start a plain classifier of these sizes, without --half predictor")  # fmt: skip
     splits = encode_splits(data, preprocessor, config.data)
     hashes = {"teacher": _digest(teacher), "warm_start": _digest(warm_start), "half": half}
     identity = state.identity_of(config, splits["train"], splits["dev"], **hashes)

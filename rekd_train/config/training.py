@@ -134,6 +134,12 @@ class StagesConfig(Section):
         "whose weights it would start from, or it has pretrained ones of its own; with operator 'gather' its votes, "
         "whatever the sizes; none: classifier_epochs, or with 'gather' 0 where a teacher tells the rationale",
     )  # fmt: skip
+    selector_start: Literal["votes", "evidence"] = Field(
+        "votes",
+        description="what a selector of gathered features learns first: 'votes': whose votes to weigh; 'evidence': "
+        "which features speak most for the class that a classifier, its start, reads in the whole input; a head learns "
+        "it, the network below stays as it is",
+    )  # fmt: skip
     operator: Literal["zero", "gather"] = Field(
         "zero",
         description="what the predictor reads while both learn: 'zero': every position, blank where not kept (the "
@@ -163,6 +169,12 @@ class StagesConfig(Section):
     collapse_window: int = Field(
         200, ge=20, description="steps in a row with nothing or everything kept after which the run stops"
     )
+
+    @model_validator(mode="after")
+    def _evidence_is_of_single_features(self) -> StagesConfig:
+        if self.selector_start == "evidence" and self.operator != "gather":
+            raise ValueError("selector_start 'evidence' needs operator 'gather'")
+        return self
 
 
 class AccelerationConfig(Section):

@@ -145,56 +145,6 @@ class ClassifierObjective(Objective):
         return {"loss": batch.share * self.classified(batch, class_logits)}
 
 
-class VoteObjective(Objective):
-    """A selector learns which words tell the class before there is a predictor to tell it: its gates weigh their votes.
-
-    Each position votes by itself, without its context, so that what is weighed is what a predictor will read. The
-    class must follow from the mean of the votes, each weighed by its chance to be kept, under the penalty on the mean
-    chance: the game of the rationale stage with expectations in place of draws. The votes themselves are learnt on
-    random positions: were they learnt on what the selector prefers, which knows the class, the two would agree on a
-    code, and words would vote for what they do not say (docs/log.md). The selector's states learn the class,
-    too. A teacher, if one is given, tells both the class and what to keep. ``stages.operator = "gather"`` needs such
-    a start: gathered words have a gradient at what is kept alone, and what a fresh selector keeps says nothing
-    (docs/training.md).
-
-    Args:
-        votes: from (B, N, H) content to (B, N, C) logits; thrown away.
-        reader: from (B, H) mean states to (B, C) logits; thrown away.
-    """
-
-    trains_selector, trains_predictor = True, False
-
-    def __init__(self, *given: Any, votes: nn.Module, reader: nn.Module) -> None:
-        super().__init__(*given)
-        self.votes, self.reader = votes, reader
-
-    def figures(self, batch: Batch) -> Figures:
-        """Parts of ``loss``; ``penalty``, and the counts behind it."""
-        backbone, selectable = self.selector.backbone, self.pair.selectable(batch.inputs)
-        states = backbone.states(batch.inputs)
-        logits = self.selector.head(states).float()
-        chances = torch.where(selectable, logits.softmax(dim=-1)[..., 1], 0.0)
-        penalty, figures = penalised(self, batch, chances, selectable)
-        votes = self.votes(backbone.content(batch.inputs)).float()
-        drawn = selectable.float() * self.random_mask(batch, selectable.shape[1])
-        loss = penalty
-        settings = self.config.distillation
-        if self.teacher is not None and settings.rationale_weight and settings.alpha != 1.0:
-            term = batch.share * self.rationale_term(batch, logits, None, selectable, QUIET_TEMPERATURE)
-            loss, figures = loss + settings.rationale_weight * term, figures | {"rationale": term.detach()}
-        for class_logits in (
-            mean_over(votes.detach(), chances), mean_over(votes, drawn),
-            self.reader(mean_over(states, selectable.float())).float(),
-        ):  # fmt: skip
-            loss = loss + batch.share * self.classified(batch, class_logits)
-        return figures | {"loss": loss, "penalty": penalty.detach()}
-
-
-def mean_over(values: Tensor, weights: Tensor) -> Tensor:
-    """(B, D): the mean of (B, N, D) by (B, N) weights."""
-    return (values * weights.unsqueeze(-1)).sum(dim=1) / weights.sum(dim=1, keepdim=True).clamp(min=1e-6)
-
-
 class RationaleObjective(Objective):
     """Selector and predictor together: L_RE, or alpha L_RE + (1 - alpha) L_KD (REKD sec. 3.3)."""
 

@@ -3,7 +3,7 @@
 1. classifier: the predictor learns the task, half of the batches through random keep masks; the selector
    starts from it where the sizes agree and it has no pretrained weights of its own, otherwise from a warm start of
    its own (stage ``selector``). With ``stages.operator = "gather"`` it is the other way round: the selector learns
-   whose votes to weigh (``VoteObjective``), a predictor of its sizes starts from it;
+   what to keep by what single features say (``training.votes``), a predictor of its sizes starts from it;
 2. rationale: selector and predictor learn together through the straight-through Gumbel mask; with a teacher
    (``distillation``) also from its rationales and predictions;
 3. compact: selector frozen, the predictor learns to read gathered features alone;
@@ -32,11 +32,12 @@ from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training import validation
 from rekd_train.training.loop import Loop, Stage, word_tables
 from rekd_train.training.losses import key
-from rekd_train.training.objectives import ClassifierObjective, CompactObjective, RationaleObjective, VoteObjective
+from rekd_train.training.objectives import ClassifierObjective, CompactObjective, RationaleObjective
 from rekd_train.training.runtime import FullLength, Runtime
 from rekd_train.training.state import Observer, Snapshot, StateStore, load_pair_state, pair_state
 from rekd_train.training.teacher import RecordedTeacher, Teacher, Teaching
 from rekd_train.training.validation import DevEvaluation, calibrate_policy, calibrate_temperature
+from rekd_train.training.votes import EvidenceObjective, VoteObjective
 
 AnyTeacher = Rationalizer | AlignedKnowledge | None
 
@@ -247,9 +248,13 @@ class _StageRunner:
             torch.manual_seed(key(self._loop.seed(stage)) >> 1)
             width, inner, classes = backbone.content(inputs).shape[2], 64, len(pair.labels)
             votes = nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, classes))
-            heads = {"votes": votes, "reader": nn.Linear(backbone.settings.width, classes)}
-        heads = {name: head.to(self.runtime.device) for name, head in heads.items()}
-        self._loop.run(stage, VoteObjective(*self._parts(stage), self.teacher, **heads))
+            reader = nn.Linear(backbone.settings.width, classes)
+        parts, heads = (*self._parts(stage), self.teacher), nn.ModuleDict({"votes": votes, "reader": reader})
+        heads.to(self.runtime.device)
+        if self.config.stages.selector_start == "evidence":
+            self._loop.run(stage, EvidenceObjective(*parts, votes=votes))
+        else:
+            self._loop.run(stage, VoteObjective(*parts, **heads))
         if follows:
             pair.predictor.backbone.load_state_dict(backbone.state_dict())
 
@@ -265,6 +270,8 @@ class _StageRunner:
         pair.predictor.use("zero" if config.stages.operator == "zero" else "compact")
         objective = RationaleObjective(*self._parts(stage), self.teacher)
         frozen = word_tables(pair.selector) if config.optimisation.freeze_selector_embeddings else []
+        if config.stages.selector_start == "evidence":
+            frozen = [*pair.selector.backbone.parameters()]
         try:
             for parameter in frozen:
                 parameter.requires_grad_(False)

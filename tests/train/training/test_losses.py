@@ -23,11 +23,11 @@ from rekd_train.training.objectives import (
     ClassifierObjective,
     CompactObjective,
     RationaleObjective,
-    VoteObjective,
 )  # fmt: skip
 from rekd_train.training.runtime import Runtime, all_batches, example_weights
 from rekd_train.training.stages import fit
 from rekd_train.training.teacher import Teacher
+from rekd_train.training.votes import EvidenceObjective, VoteObjective
 
 CASES = json.loads((Path(__file__).parents[2] / "golden" / "losses.json").read_text())
 
@@ -349,3 +349,51 @@ def test_votes_say_what_words_say_whatever_the_selector_prefers():
         assert pair.selector.head[-1].weight.grad.abs().sum() > 0, "the selector learns which votes to weigh"
     assert found[0] != found[1] and gradients[0].abs().sum() > 0
     torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
+def test_evidence_is_what_speaks_most_for_the_class_and_the_network_below_stays():
+    pair, _, batch = one_batch()
+    width, target = pair.selector.backbone.settings.width, 0.3
+    config = toy_config(selection={"target": target, "budget": target, "minimum": 1})
+    votes = torch.nn.Linear(width, 2)
+    objective = EvidenceObjective(config, pair, CPU, SEED, votes=votes)
+    figures = objective(batch)
+    figures["loss"].backward()
+    assert all(each.grad is None for each in (*pair.selector.backbone.parameters(), *pair.predictor.parameters()))
+    assert pair.selector.head[-1].weight.grad.abs().sum() > 0 and votes.weight.grad.abs().sum() > 0
+
+    speaks = votes(pair.selector.backbone.content(batch.inputs)).log_softmax(-1).detach().numpy()
+    speaks = speaks[np.arange(len(speaks)), :, batch.labels.numpy()]
+    logs, selectable = pair.selector_logits(batch.inputs).log_softmax(-1).detach(), pair.selectable(batch.inputs)
+    best = mask_by_specification(speaks, selectable.numpy(), SelectionPolicy(bias=None, budget=target, minimum=1))
+    chosen = -logs.gather(2, torch.from_numpy(best).long().unsqueeze(-1)).squeeze(-1)
+    expected = ((chosen * selectable).sum(1) / selectable.sum(1)).mean()
+    assert figures["evidence"].item() == approx(expected.item(), rel=1e-4)
+
+
+def test_the_evidence_s_votes_do_not_depend_on_what_the_selector_prefers():
+    pair, _, batch = one_batch()
+    votes, gradients = torch.nn.Linear(pair.selector.backbone.settings.width, 2), []
+    for bias in (-3.0, 3.0):
+        with torch.no_grad():
+            pair.selector.head[-1].bias[1] = bias
+        votes.zero_grad()
+        EvidenceObjective(toy_config(), pair, CPU, SEED, votes=votes)(batch)["loss"].backward()
+        gradients.append(votes.weight.grad.clone())
+    assert gradients[0].abs().sum() > 0
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
+def test_where_there_is_no_label_the_evidence_is_for_the_teacher_s_class(texts):
+    pair, teacher_pair, batch = texts
+    votes = torch.nn.Linear(pair.selector.backbone.settings.width, 2)
+    config, weights = toy_config(distillation={"alpha": 1.0}), torch.zeros(len(batch.labels))
+    teacher = Teacher(teacher_pair, CPU, "fp32")
+
+    def evidence(labels, weights, teacher=None):
+        given = replace(batch, labels=labels, weights=weights)
+        return EvidenceObjective(config, pair, CPU, SEED, teacher, votes=votes)(given)["evidence"].item()
+
+    theirs = teacher.class_logits(batch).argmax(-1)
+    assert evidence(1 - theirs, weights) == 0, "nobody says what the class is"
+    assert evidence(1 - theirs, weights, teacher) == approx(evidence(theirs, None)) != approx(evidence(1 - theirs, None))

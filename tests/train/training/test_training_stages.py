@@ -123,6 +123,21 @@ def test_on_gathered_features_a_predictor_of_the_selector_s_size_starts_from_it(
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
 
 
+def test_evidence_is_learnt_by_a_head_over_what_a_classifier_reads():
+    made = toy_texts(equal=True)
+    alone = {"classifier_epochs": 10, "masked_share": 0, "rationale_epochs": 0, "operator": "gather"}
+    classifier = fitted(made, stages=alone)[0]
+    before = copy.deepcopy(classifier.selector.backbone.state_dict())
+    stages = GATHER | {"selector_start": "evidence", "selector_warm_start": 10, "rationale_epochs": 0.1}
+    pair, log = fitted((classifier, *made[1:]), stages=stages, options={"warm": ("predictor",)})
+    assert [name for name, *_ in log.stages] == ["selector", "rationale", "compact"]
+    for name, value in pair.selector.backbone.state_dict().items():
+        assert torch.equal(value, before[name]), f"{name} was a classifier's"
+    assert log.losses("selector")[-1] < log.losses("selector")[0]
+    figures = measure(pair, made[2])
+    assert figures["accuracy"] > 0.95 and figures["rate_max"] <= 0.3
+
+
 def test_a_teacher_s_rationale_takes_the_place_of_the_votes(trained):
     brief = {"operator": "gather", "classifier_epochs": 1, "rationale_epochs": 0.03, "compact_epochs": 0}
     silent = np.full((256, 3), 1 / 3, dtype=np.float32)
