@@ -136,6 +136,15 @@ def test_a_warm_start_that_does_not_fit_is_refused(config, tmp_path, changes, la
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("half", [None, "predictor"])
+def test_evidence_is_refused_where_the_selector_has_learnt_nothing(config, student, tmp_path, half):
+    mine = config(stages={"operator": "gather", "selector_start": "evidence", "rationale_epochs": 1})
+    with pytest.raises(ConfigError, match="has learnt to classify; fix: --warm-start a plain classifier"):
+        runs.train_run(mine, tmp_path / "out", warm_start=student[0] if half else None, half=half, device="cpu")
+    with pytest.raises(ValueError, match="'evidence' needs operator 'gather'"):
+        config(stages={"selector_start": "evidence"})
+
+
 def test_half_of_a_warm_start_is_taken_over_alone_whatever_the_other_half_s_sizes(config, student, tmp_path):
     mine = config()
     mine = mine.model_copy(update={"selector": mine.selector.model_copy(update={"width": 8, "head_width": 8})})
