@@ -1,11 +1,13 @@
-"""Train demo_student's teacher, a MiniLM-L6 pair on IMDB, and record what it says about every training review.
+"""Train the teachers of the demos, and record what they say about the training reviews and images.
 
     python benchmarks/teachers.py                             # two hours on two cores, less with AMX; resumes
     torchrun --nproc_per_node 2 benchmarks/teachers.py        # two processes share it; again for the pair
+    python benchmarks/teachers.py fashion_student             # twenty minutes on a core
 
-The record has three parts: what the pair says about each review; what a plain classifier, which reads it whole, says
-about a sentence of each; and short sentences with a negation or a contrast (``_short_sentences.py``). It holds ids,
-scores in a byte each and class probabilities, and no texts but the last.
+The record of reviews has three parts: what a MiniLM-L6 pair says about each review; what a plain classifier, which
+reads it whole, says about a sentence of each; and short sentences with a negation or a contrast
+(``_short_sentences.py``). It holds ids, scores in a byte each and class probabilities, and no texts but the last. That
+of images has what a pair says about the ones that the demo reads.
 
 Labels of dev and test reviews are read to measure, never to train: no stage evaluates, the rule is top-k, and one
 temperature is fitted on dev.
@@ -37,8 +39,9 @@ from rekd_train.training.runtime import Runtime
 from rekd_train.training.state import FILE, training_directory
 from rekd_train.training.teacher import write_knowledge
 
-RECORD = Path(__file__).parent / "teachers" / "imdb.parquet"
+RECORDS = Path(__file__).parent / "teachers"
 SHORT = 2000  # short sentences
+IMAGES = 20_000  # that demo_images_student trains on, of those that its teacher does
 FIGURES = ("examples", "accuracy", "rate", "rate_max", "count_mean", "nll", "ece")
 
 app = application(help="Train a teacher of IMDB reviews and record what it says.", epilog=examples("teachers.py"))
@@ -56,18 +59,22 @@ def teachers(
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")] = "auto",
     work: Annotated[Path, typer.Option(help="A folder for the checkpoints.")] = Path("runs/teachers"),
-    record: Annotated[Path, typer.Option(help="Where the record goes, its figures beside it.")] = RECORD,
+    record: Annotated[
+        Path | None, typer.Option(help="Where the record goes, its figures beside it.", show_default="teachers/DATA")
+    ] = None,
 ) -> None:
     """Train, or go on where it was cut off; measure; record."""
     changes = [*(["acceleration.precision=bf16"] if has_bf16() and device != "cuda" else []), *(overrides or [])]
-    config, classifier = run_config(preset, changes), work / f"{preset}_classifier"
-    alone = {"masked_share": 0.0, "rationale_epochs": 0.0}
-    plain, new = config.model_copy(update={"stages": config.stages.model_copy(update=alone)}), not classifier.exists()
-    trained(plain, classifier, device)
-    if new and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # a group of processes ends with its training
-        if os.environ["RANK"] == "0":
-            typer.echo(f"{classifier}: trained; the same command again trains the pair")
-        return
+    config, classifier = run_config(preset, changes), None
+    record = record or RECORDS / f"{config.data.name}.parquet"
+    if config.stages.selector_start == "evidence":
+        classifier, alone = work / f"{preset}_classifier", {"masked_share": 0.0, "rationale_epochs": 0.0}
+        new = not classifier.exists()
+        trained(config.model_copy(update={"stages": config.stages.model_copy(update=alone)}), classifier, device)
+        if new and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # a group of processes ends with its training
+            if os.environ["RANK"] == "0":
+                typer.echo(f"{classifier}: trained; the same command again trains the pair")
+            return
     checkpoint = trained(config, work / preset, device, warm_start=classifier)
     if os.environ.get("RANK", "0") != "0":
         return
@@ -83,7 +90,7 @@ def teachers(
         "record": {"rows": len(rows), "bytes": record.stat().st_size, "sha256": sha256(record),
                    "seconds": round(time.perf_counter() - start)},
     })  # fmt: skip
-    typer.echo(f"{checkpoint}: {metrics['test']['accuracy']:.4f} of the test reviews; {record}: {len(rows)} rows")
+    typer.echo(f"{checkpoint}: {metrics['test']['accuracy']:.4f} on test; {record}: {len(rows)} rows")
 
 
 def trained(config: RunConfig, checkpoint: Path, device: str, warm_start: Path | None = None) -> Path:
@@ -97,15 +104,16 @@ def trained(config: RunConfig, checkpoint: Path, device: str, warm_start: Path |
     return checkpoint
 
 
-def recorded(config: RunConfig, checkpoint: Path, classifier: Path, device: str) -> list[dict[str, Any]]:
-    """The rows: about each training review, about a sentence of each, short sentences."""
+def recorded(config: RunConfig, checkpoint: Path, classifier: Path | None, device: str) -> list[dict[str, Any]]:
+    """The rows: about each training example; of reviews also about a sentence of each, and short sentences."""
     pair, runtime, precision = load(checkpoint), Runtime(device), config.acceleration.precision
     items = load_data(config.data).splits["train"].items
+    if classifier is None:
+        return statements_in_order(pair, items[:IMAGES], runtime, precision)
     rows = statements_in_order(pair, items, runtime, precision)
     known = {row["id"] for row in rows}  # a review may be one sentence
-    for row in statements_in_order(load(classifier), some_sentences(items, 1), runtime, precision):
-        if row["id"] not in known:  # the selector of a plain classifier has nothing to say
-            rows.append({"id": row["id"], "probabilities": row["probabilities"]})
+    sentences = statements_in_order(load(classifier), some_sentences(items, 1), runtime, precision)
+    rows += [row for row in sentences if row["id"] not in known]
     known = {row["id"] for row in rows}  # people write such sentences, too
     return rows + [row for row in short_sentences(SHORT, pair.labels) if text_id(row["text"]) not in known]
 

@@ -83,7 +83,7 @@ def run_split(rationalizer: Rationalizer, split: Split, batch_size: int = 128) -
         present = rationalizer.selectable(inputs)
         # a plain classifier's selector has nothing to say, and may be as large as its predictor
         mask = present if rationalizer.policy.keeps_everything else rationalizer.select(inputs).mask
-        class_logits[indices] = _classify(rationalizer, inputs, mask).cpu().numpy()
+        class_logits[indices] = classify(rationalizer, inputs, mask).cpu().numpy()
         kept[indices] = mask.sum(dim=1).cpu().numpy()
         selectable[indices] = present.sum(dim=1).cpu().numpy()
     return SplitOutputs(class_logits, kept, selectable)
@@ -113,7 +113,7 @@ def run_masks(rationalizer: Rationalizer, split: Split, masks: Mapping[str, Tens
         for name, mask in masks.items():
             part = mask[rows, : selectable.shape[1]]
             slots = max(1, int(part.sum(dim=1).max()))
-            logits = _classify(rationalizer, inputs, part.to(selectable.device), slots)
+            logits = classify(rationalizer, inputs, part.to(selectable.device), slots)
             class_logits[name][indices] = logits.cpu().numpy()
     return class_logits
 
@@ -178,7 +178,7 @@ def _batches(rationalizer: Rationalizer, split: Split, size: int) -> Iterator[tu
         yield indices, {name: torch.from_numpy(array).to(device) for name, array in inputs.items()}
 
 
-def _classify(rationalizer: Rationalizer, inputs: Inputs, mask: Tensor, slots: int | None = None) -> Tensor:
+def classify(rationalizer: Rationalizer, inputs: Inputs, mask: Tensor, slots: int | None = None) -> Tensor:
     """As it is served: a compact predictor computes on the kept features alone."""
     if rationalizer.predictor.operator != "compact":
         return rationalizer.class_logits(inputs, mask)

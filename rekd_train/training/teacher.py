@@ -16,6 +16,7 @@ from rekd_train.data import Split
 from rekd_train.data.examples import names_of, text_id
 from rekd_train.data.knowledge import AlignedKnowledge
 from rekd_train.errors import DataError, MissingExtraError
+from rekd_train.evaluation.forward import classify
 from rekd_train.files import write_bytes
 from rekd_train.inputs.preprocessors import full_length
 from rekd_train.models.base import apply_policy, selection_scores
@@ -152,32 +153,35 @@ def statements_of(
 ) -> list[dict[str, Any]]:
     """What a pair says about each text or image: rows for ``write_knowledge``; ``folder``: of the image files.
 
-    Class probabilities are those of its own rationale, before calibration, as a live teacher gives them.
+    Class probabilities are those of its own rationale, before calibration, as a live teacher gives them. A plain
+    classifier has read everything and has no scores.
     """
     device = next(pair.parameters()).device
     encoded = pair.preprocessor(items)
     arrays = encoded.inputs if pair.policy.selectable == "real" else full_length(encoded.inputs, pair.preprocessor)
     inputs = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-    selection = pair.select(inputs)
-    probabilities = torch.softmax(pair.class_logits(inputs, selection.mask).float(), dim=-1).cpu().numpy()
+    plain, settings = pair.policy.keeps_everything, pair.preprocessor.settings
+    scores, mask = (None, pair.selectable(inputs)) if plain else pair.select(inputs)
+    logits = classify(pair, inputs, mask, max(1, int(mask.sum(dim=1).max())))
+    rows: list[dict[str, Any]] = [{"probabilities": each} for each in logits.float().softmax(dim=-1).cpu().numpy()]
     if "pixels" in inputs:
-        settings, scores = pair.preprocessor.settings, selection.scores.cpu().numpy().astype(np.float64)
-        maps = scores.reshape(len(items), settings.rows, settings.columns).round(3).tolist()
-        names = [names_of(item, folder or Path()) for item in items]
-        return [
-            {"file" if len(name) == 2 else "id": name[0], "probabilities": classes, "map": grid}
-            for name, classes, grid in zip(names, probabilities, maps, strict=True)
-        ]
-    rows = []
-    for text, encoding, scores, classes in zip(
-        items, encoded.encodings, selection.scores.cpu().numpy(), probabilities, strict=True
-    ):
+        for row, name in zip(rows, (names_of(item, folder or Path()) for item in items), strict=True):
+            row["file" if len(name) == 2 else "id"] = name[0]
+        if scores is not None:
+            maps = scores.cpu().numpy().astype(np.float64).reshape(len(items), settings.rows, settings.columns)
+            for row, grid in zip(rows, maps.round(3).tolist(), strict=True):
+                row["map"] = grid
+        return rows
+    for row, text in zip(rows, items, strict=True):
+        row |= {"text": text} if with_texts else {"id": text_id(text)}
+    if scores is None:
+        return rows
+    for row, encoding, each in zip(rows, encoded.encodings, scores.cpu().numpy(), strict=True):
         words = np.flatnonzero(np.array(encoding.special_tokens_mask) == 0)
-        segments = np.column_stack([np.array(encoding.offsets)[words], scores[words]])
+        segments = np.column_stack([np.array(encoding.offsets)[words], each[words]])
         segments = segments[np.concatenate([[True], (segments[1:, :2] != segments[:-1, :2]).any(axis=1)])]
         segments[1:, 0] = np.maximum(segments[1:, 0], segments[:-1, 1])  # tokens that share a character
-        named = {"text": text} if with_texts else {"id": text_id(text)}
-        rows.append({**named, "probabilities": classes, "scores": segments[segments[:, 0] <= segments[:, 1]]})
+        row["scores"] = segments[segments[:, 0] <= segments[:, 1]]
     return rows
 
 

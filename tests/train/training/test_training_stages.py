@@ -417,6 +417,19 @@ def test_recorded_scores_teach_what_the_live_teacher_teaches(teacher, tmp_path):
     np.testing.assert_allclose(rounded, live, rtol=0, atol=0.05)
 
 
+def test_a_plain_classifier_says_what_everything_tells_it_and_wants_no_word_in_particular(teacher):
+    plain = copy.deepcopy(teacher)
+    plain.policy = SelectionPolicy(bias=None, budget=None, minimum=0)
+    rows, pair = statements_of(plain, TEXTS, with_texts=False), statements_of(teacher, TEXTS, with_texts=False)
+    expected = [[prediction.probabilities[name] for name in plain.labels] for prediction in plain.predict(TEXTS)]
+    temperature = plain.probability_temperature
+    for row, other, each in zip(rows, pair, expected, strict=True):
+        assert row.keys() == {"id", "probabilities"} and other.keys() == {"id", "probabilities", "scores"}
+        logs = np.log(row["probabilities"]) / temperature
+        np.testing.assert_allclose(np.exp(logs) / np.exp(logs).sum(), each, atol=1e-5)
+    assert not np.allclose([row["probabilities"] for row in rows], [row["probabilities"] for row in pair], atol=1e-3)
+
+
 def test_a_teacher_with_another_tokenizer_scores_the_same_words(teacher, tmp_path):
     other = TextPreprocessor(trained_tokenizer("byte-level BPE"), TextSettings(200))
     own, theirs = said_by(teacher, tmp_path, exact=True), said_by(teacher, tmp_path, other, exact=True)
