@@ -154,10 +154,10 @@ def execute(table: Table, work: Work, jobs: int, say: Say) -> int:
             del waiting[cell.identity]
             failures += _finish(table, cell, lambda cell=cell: work(table.job(cell)), waiting, say)
         return failures
-    share = max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), initializer=_limit_threads, initargs=(share,)
-    ) as pool:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
+        # processes side by side share the cores; set here, since theirs import torch before any code of ours runs
+        os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // jobs)))
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         while waiting or running:
             for cell in list(waiting.values()):
                 unfinished = waiting.keys() | {each.identity for each in running.values()}
@@ -200,12 +200,6 @@ def _finish(
     seconds = found.get("seconds", time.perf_counter() - start)
     say(f"{cell.identity}: {found['accuracy']:.4f} at {found['rate']:.2%} ({seconds:.0f} s)")
     return 0
-
-
-def _limit_threads(count: int) -> None:
-    """Before torch and the tokenizers are imported: processes side by side share the cores."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
-        os.environ.setdefault(name, str(count))
 
 
 def _read(path: Path) -> dict[str, Any]:
