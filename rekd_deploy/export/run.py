@@ -23,7 +23,7 @@ from rekd_deploy.repository.build import build_configs
 from rekd_deploy.repository.config import CONFIG_FILE, ENDPOINTS, SINGLE
 from rekd_deploy.repository.manifest import Versions, newest_folder
 from rekd_deploy.repository.reader import GRAPH_MODELS, check_repository, refuse_foreign_folder
-from rekd_deploy.repository.text_endpoint import endpoint_configs
+from rekd_deploy.repository.text_endpoint import endpoint_config
 from rekd_deploy.repository.workspaces import Workspace, refuse_unwritable_place
 from rekd_deploy.repository.writer import next_versions, write_repository
 from rekd_deploy.runtimes.onnxruntime import check_flavours
@@ -105,7 +105,8 @@ def plan_export(checkpoint: str | Path, root: str | Path, options: ExportOptions
             load_library(options.product)  # its complaints come first
     configs = build_configs(artefacts, options.serving, options.target)
     if options.text_endpoint:
-        configs |= endpoint_configs(artefacts, options.serving)
+        endpoint = endpoint_config(artefacts, options.serving, options.target)
+        configs[endpoint.name] = endpoint
     versions, _ = next_versions(root, configs, options.keep)
     there = [
         number for number in range(1, newest_folder(root) + 1)
