@@ -25,7 +25,7 @@ app = application(
         "rekd-export runs/demo/student",
         "rekd-export runs/demo/student --dry-run",
         "rekd-export runs/demo/student --output /srv/models --keep 2 --batches 1,8,128",
-        "rekd-export runs/demo/student --lengths 64,128,256 --single-graph",
+        "rekd-export runs/demo/student --lengths 64,128,256 --no-text-endpoint",
         "rekd-export runs/demo/student --precision int8",
         "rekd-export runs/demo/student --parity-texts reviews.jsonl --json",
         "rekd-export --verify /srv/models",
@@ -85,7 +85,7 @@ def export(
         "--rate-limit", help="Each execution takes one of the server's resource 'rekd'."
     )] = False,
     single_graph: Annotated[bool | None, typer.Option(
-        show_default=f"with --gpu, and {_AS_THERE}", help="Add the model rekd_single: both steps in one graph."
+        show_default=f"without engines, or {_AS_THERE}", help="Add the model rekd_single: both steps in one graph."
     )] = None,
     fused: Annotated[bool, typer.Option(
         "--fuse/--no-fuse", help="Fuse attention and its neighbours for ONNX Runtime."

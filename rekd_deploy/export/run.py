@@ -122,8 +122,10 @@ def _with_what_is_there(
 ) -> tuple[ExportOptions, tuple[str, ...]]:
     """The options with every choice made, and the models that are exported because they are there."""
     options = replace(options, precision=options.precision or options.usual_precision)
-    if options.on_gpu and options.single_graph is None:  # the model that answers soonest there
-        options = replace(options, single_graph=True)
+    # engines take long to build and fill a GPU: one more is built by request
+    usual = {"single_graph": options.product is None, "text_endpoint": options.target == "python"}
+    chosen = {choice: True for choice, is_usual in usual.items() if is_usual and getattr(options, choice) is None}
+    options = replace(options, **chosen)
     names = {"single_graph": SINGLE, "text_endpoint": ENDPOINTS[facts.kind]}
     there = {
         choice: (root / name / CONFIG_FILE).is_file()

@@ -4,8 +4,8 @@
     image -> rekd_image -> the same without doubt
 
 It runs in Triton's python backend whatever the target, on copies of the modules that training prepares with. On CPUs of
-the target ``python`` it holds the graphs itself: one hop for a request. Elsewhere it asks the models that run them,
-``rekd_single`` where it was exported, else selector and predictor.
+the target ``python`` it holds small graphs itself: one hop for a request. Elsewhere it asks the models that run them,
+``rekd_single`` where it was exported, else selector and predictor; beside large graphs that hop is little.
 """
 
 from __future__ import annotations
@@ -34,14 +34,18 @@ _CODE = {"model.py": BACKEND / "endpoint.py", "triton_component.py": BACKEND / "
 _TRAINING = Path(__file__).resolve().parents[2] / "rekd_train"
 _MODULES = ("__init__", "errors", "inputs/__init__", "inputs/prediction", "inputs/familiarity")
 """What the endpoint imports of rekd_train, beside inputs/text or inputs/image."""
-_ASKING = 4
-"""Instances, at least, where others compute: so many requests wait for them at once."""
+_HELD = 100_000_000
+"""Bytes of the largest graphs that it holds: each of its processes needs as much memory, and more."""
+_HOLDING, _ASKING = 2, 4
+"""Instances, at least, of one that computes, as it takes its requests one by one; and of one that waits for others."""
 
 
 def endpoint_config(artefacts: Artefacts, settings: ServingSettings, target: str = "python") -> ModelConfig:
     """The configuration of the endpoint; ``target``: which backend runs the graphs."""
-    kind, engines = artefacts.preprocessor.settings.kind, artefacts.manifest.get("artefacts", {}).values()
-    holds = target == "python" and not settings.gpu and not any("engine" in entry for entry in engines)
+    kind, entries = artefacts.preprocessor.settings.kind, artefacts.manifest.get("artefacts", {})
+    size = sum(entries.get(role, {}).get("bytes", 0) for role in _roles(artefacts))
+    on_gpu = settings.gpu or any("engine" in entry for entry in entries.values())
+    holds = target == "python" and not on_gpu and size <= _HELD
     parameters = {LABELS: json.dumps(artefacts.labels, ensure_ascii=False)}
     parameters |= {config.THREADS: str(settings.threads)} if holds else {}
     answers = {"label": ("STRING", 1), "rationale": ("STRING", 1), "rate": ("FP32", 1), "truncated": ("BOOL", 1)}
@@ -55,7 +59,7 @@ def endpoint_config(artefacts: Artefacts, settings: ServingSettings, target: str
         "name": config.ENDPOINTS[kind], "backend": "python", "max_batch_size": settings.max_batch_size,
         "input": declared[:1], "output": declared[1:], "parameters": config.strings(parameters),
         "instance_group": [
-            {"count": settings.instances if holds else max(settings.instances, _ASKING), "kind": "KIND_CPU"}
+            {"count": max(settings.instances, _HOLDING if holds else _ASKING), "kind": "KIND_CPU"}
         ],
     })
 
@@ -73,10 +77,9 @@ def place_endpoint(artefacts: Artefacts, root: Path, configs: Mapping[str, Model
         shutil.copyfile(_TRAINING / f"{module}.py", folder / "rekd_train" / f"{module}.py")
     if kind == "text":
         write_text(folder / TOKENIZER_FILE, preprocessor.tokenizer_json)
-    roles = ("selector", "predictor") if artefacts.single is None else ("single",)
     wanted = {spec.name for spec in (*pair.ensemble.outputs, *pair.handover)} - {"logits"}
     steps = []
-    for role in roles:
+    for role in _roles(artefacts):
         graph, model = pair.graph(role), config.GRAPH_MODELS[role]
         outputs = [spec for spec in graph.outputs if spec.name in wanted]
         steps.append({"model": model, "inputs": _names(graph.inputs), "outputs": _names(outputs)})
@@ -93,6 +96,11 @@ def place_graph(graph: Path, folder: Path) -> None:
     shutil.copyfile(graph, folder / config.GRAPH)
     if (weights := graph.with_name(f"{graph.name}.data")).is_file():
         shutil.copyfile(weights, folder / weights.name)
+
+
+def _roles(artefacts: Artefacts) -> tuple[str, ...]:
+    """The graphs that answer a request, in order."""
+    return ("selector", "predictor") if artefacts.single is None else ("single",)
 
 
 def _names(specs: Iterable[TensorSpec]) -> list[str]:
