@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib import util
@@ -29,6 +29,10 @@ from rekd_deploy.repository.writer import next_versions, write_repository
 from rekd_deploy.runtimes.onnxruntime import check_flavours
 from rekd_deploy.runtimes.tensorrt import PRODUCTS, load_library
 from rekd_train.errors import MissingExtraError
+
+
+Tune = Callable[[Path], tuple[Mapping[str, Any], Mapping[str, Any]]]
+"""A repository -> fields of ``ServingSettings``, and what the manifest keeps under 'tuning'."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +172,7 @@ class Publication:
 
 def publish(
     checkpoint: str | Path, root: str | Path, *, options: ExportOptions | None = None,
-    report: Callable[[str], None] = lambda step: None, **changes: Any,
+    report: Callable[[str], None] = lambda step: None, tune: Tune | None = None, **changes: Any,
 ) -> Publication:
     """Export a checkpoint, prove the graphs equal to the model, and put them in a Triton repository.
 
@@ -177,6 +181,7 @@ def publish(
     Args:
         options: how; None: the defaults.
         report: called with the name of each step as it starts.
+        tune: chooses settings of the server by measuring a repository that nobody serves yet, before it is published.
         changes: fields of ``ExportOptions``, in place of those in ``options``: ``publish(c, r, keep=2)``.
 
     Raises:
@@ -208,11 +213,17 @@ def publish(
         elif options.product is not None:
             artefacts = build_engines(artefacts, work.path, load_library(options.product), options.engines, clock)
             artefacts = prove_engines(artefacts, report=clock)
+        if tune is not None:
+            clock("tune")
+            trial = write_repository(artefacts, work.path / "trial", target=options.target, **vars(serving))
+            better, figures = tune(trial)
+            serving = replace(serving, **better)
+            artefacts = replace(artefacts, manifest={**artefacts.manifest, "tuning": figures})
         clock("repository")
         with _room(root, "choose another --output"):
             write_repository(
                 artefacts, root, target=options.target, keep=options.keep,
-                text_endpoint=options.text_endpoint, **vars(options.serving),
+                text_endpoint=options.text_endpoint, **vars(serving),
             )
     ends = [*(start for _, start in starts[1:]), time.perf_counter()]
     seconds = {step: end - start for (step, start), end in zip(starts, ends, strict=True)}
