@@ -32,7 +32,7 @@ LABEL_FILE = "labels.txt"
 TARGETS = ("python", "onnxruntime", "tensorrt")
 ENGINES = {"python": ("tensorrt-rtx",), "onnxruntime": (), "tensorrt": ("tensorrt",)}
 """Engines that each target can run; the plans of one product are not read by the other."""
-THREADS, ENGINE = "intra_op_thread_count", "engine"
+THREADS, ENGINE, SHORTEST_LENGTH = "intra_op_thread_count", "engine", "shortest_length"
 DATA_TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32", "bool": "TYPE_BOOL", "uint8": "TYPE_UINT8"}
 
 

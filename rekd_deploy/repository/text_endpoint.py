@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from rekd_deploy.contract.description import LABELS, Artefacts, ServedDescription
 from rekd_deploy.contract.signature import TensorSpec
 from rekd_deploy.repository import config
+from rekd_deploy.repository.build import shortest_length
 from rekd_deploy.repository.config import ServingSettings
 from rekd_train.files import write_json, write_text
 from rekd_train.inputs.text import TOKENIZER_FILE
@@ -47,7 +48,9 @@ def endpoint_config(artefacts: Artefacts, settings: ServingSettings, target: str
     on_gpu = settings.gpu or any("engine" in entry for entry in entries.values())
     holds = target == "python" and not on_gpu and size <= _HELD
     parameters = {LABELS: json.dumps(artefacts.labels, ensure_ascii=False)}
-    parameters |= {config.THREADS: str(settings.threads)} if holds else {}
+    if holds:
+        parameters |= {config.THREADS: str(settings.threads)}
+        parameters |= shortest_length(artefacts) if artefacts.joins_lengths else {}
     answers = {"label": ("STRING", 1), "rationale": ("STRING", 1), "rate": ("FP32", 1), "truncated": ("BOOL", 1)}
     answers["probabilities"] = ("FP32", len(artefacts.labels))
     if ServedDescription.of(artefacts.preprocessor, ()).familiarity:

@@ -79,7 +79,8 @@ class TritonPythonModel:
         """What runs a step: its graph, if it lies in a folder of its name, or a request to the model of that name."""
         if (graph := folder / step["model"]).is_dir():
             graphs = importlib.import_module("triton_graphs")
-            return graphs.OnnxGraph(graph, self._component.threads_of(config)).run
+            component = self._component
+            return graphs.OnnxGraph(graph, component.threads_of(config), component.shortest_of(config)).run
         triton, tensors = self._triton, self._tensors
 
         def asked(names: Sequence[str], inputs: Arrays) -> list[np.ndarray]:

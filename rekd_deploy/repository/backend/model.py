@@ -53,7 +53,7 @@ class TritonPythonModel:
             if not self._graph.captured:
                 triton_python_backend_utils.Logger.log_warn(f"{folder} has an LSTM: no CUDA graph, which is slower")
         else:
-            self._graph = graphs.OnnxGraph(folder, threads_of(config))
+            self._graph = graphs.OnnxGraph(folder, threads_of(config), shortest_of(config))
 
     def execute(self, requests: Sequence) -> list:
         """Answer each request, in order."""
@@ -109,6 +109,11 @@ def threads_of(config: Mapping[str, Any]) -> int:
     instances = sum(int(group.get("count", 1)) for group in config["instance_group"])
     threads = int(config["parameters"]["intra_op_thread_count"]["string_value"])
     return threads or max(1, usable_cores() // max(2, instances))
+
+
+def shortest_of(config: Mapping[str, Any]) -> int:
+    """Tokens down to which padding is cut off; 0: it must stay."""
+    return int(config["parameters"].get("shortest_length", {}).get("string_value", 0))
 
 
 def module_beside(folder: Path, name: str) -> ModuleType:

@@ -107,6 +107,30 @@ def test_texts_are_grouped_by_length_run_as_one_batch_and_filled_up_with_the_pad
     assert found == {"input_ids": [[5, 5, 7], [5, 5, 5]], "attention_mask": [[1, 1, 0], [1, 1, 1]]}
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_padding_is_cut_off_before_the_graph_and_changes_nothing_but_itself(start, rationalizer, padded):
+    model, inputs = start(SELECTOR), encoded(rationalizer, "good", "bad film and a very good plot")
+    assert inputs["input_ids"].shape == (2, 16)
+    graph, shapes = model._graph, []
+    real = int(inputs["attention_mask"].sum(axis=1).max())
+    session = graph._session
+    def run(names, given):
+        shapes.append(given["input_ids"].shape)
+        return session.run(names, given)
+    graph._session = SimpleNamespace(run=run)
+    if padded:
+        inputs = {name: np.pad(array, ((0, 0), (0, 9))) for name, array in inputs.items()}
+    (answer,) = ask(model, SELECTOR, inputs)
+    (whole,) = session.run(["scores"], inputs)
+    assert shapes == [(2, real)] and answer.outputs["mask"].shape == inputs["input_ids"].shape
+    kept = inputs["attention_mask"] == 1
+    np.testing.assert_allclose(answer.outputs["scores"][kept], whole[kept], atol=1e-5)
+    assert not answer.outputs["scores"][~kept][real:].any() and not answer.outputs["mask"][~kept].any()
+    one = encoded(rationalizer, "good")
+    ask(model, SELECTOR, {name: array[:, :3] for name, array in one.items()})
+    assert shapes[1] == (1, 3), "nothing to cut"
+
+
 def test_threads_are_those_of_the_config_or_the_instances_share_the_cores_of_the_quota(
     repository, inside_triton, monkeypatch, tmp_path):
     quota, read = tmp_path / "cpu.max", Path.read_text
