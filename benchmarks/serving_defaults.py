@@ -1,9 +1,9 @@
 """What a server answers by default: requests a second and latencies, of one client and of many, old and new defaults.
 
-Variants are served at the same time, each on its own server, and loaded in rounds. Requests hold one text each: tensors
-that were encoded beforehand, or raw text for the endpoint. Each answer is compared with the same request asked alone,
-and the answers of all variants with each other. The rules of the target onnxruntime are tried in the python backend: the
-embedded Triton has no other.
+Variants are served at the same time and loaded in rounds. Requests hold one text each: tensors that were encoded
+beforehand, or raw text for the endpoint. Each answer is compared with the same request asked alone, and the answers of
+all variants with each other. The rules of the target onnxruntime (threads, instances) are tried in the python backend:
+the embedded Triton has no other.
 
     python benchmarks/serving_defaults.py runs/demo/model_repository --output benchmarks/results/serving_defaults.json
     python benchmarks/serving_defaults.py REPO --before OLD     # OLD: of the same checkpoint, by an older version
@@ -23,7 +23,7 @@ import numpy as np
 import typer
 from serving_throughput import keep, line
 
-from rekd_deploy.bench.trials import Trials, changed, lone_model, random_requests, random_texts, shares
+from rekd_deploy.tuning.trials import Trials, changed, lone_model, random_requests, random_texts, shares
 from rekd_train.cli.command import application, examples, run
 
 app = application(

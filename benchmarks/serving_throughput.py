@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import typer
 
-from rekd_deploy.bench.trials import Trials, changed, random_requests, shares
+from rekd_deploy.tuning.trials import Trials, changed, random_requests, shares
 from rekd_train.cli.command import application, examples, print_json, run
 
 STEPS = ("rekd_selector", "rekd_predictor")

@@ -146,7 +146,7 @@ def export(
         raise typer.BadParameter(str(error)) from None
     root = output or Path("model_repository") / target
     if tune:
-        from rekd_deploy.bench.tuning import check_tunable
+        from rekd_deploy.tuning.tune import check_tunable
 
         check_tunable(options)
     if dry_run:
@@ -193,7 +193,7 @@ def _publish(checkpoint: Path, root: Path, options: ExportOptions, tuned: bool, 
     with Console(stderr=True).status("load") as status:
         chooser = None
         if tuned:
-            from rekd_deploy.bench.tuning import tune
+            from rekd_deploy.tuning.tune import tune
 
             chooser = partial(tune, report=status.update)
         publication = publish(checkpoint, root, options=options, report=status.update, tune=chooser)

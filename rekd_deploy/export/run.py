@@ -30,7 +30,6 @@ from rekd_deploy.runtimes.onnxruntime import check_flavours
 from rekd_deploy.runtimes.tensorrt import PRODUCTS, load_library
 from rekd_train.errors import MissingExtraError
 
-
 Tune = Callable[[Path], tuple[Mapping[str, Any], Mapping[str, Any]]]
 """A repository -> fields of ``ServingSettings``, and what the manifest keeps under 'tuning'."""
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from rekd_deploy.bench.results import hardware
-from rekd_deploy.bench.trials import Trials, changed, lone_model, random_requests, shares
 from rekd_deploy.errors import BenchmarkError
 from rekd_deploy.export.checkpoint import machine
 from rekd_deploy.export.options import ExportOptions
 from rekd_deploy.repository.reader import read_description
 from rekd_deploy.server.program import find_wheel
+from rekd_deploy.tuning.trials import Trials, changed, lone_model, random_requests, shares
 from rekd_train.errors import ConfigError
 
 MOST_DELAY = 1.1
@@ -90,7 +90,8 @@ def choice(cells: Sequence[dict[str, Any]]) -> str:
     )
     if not alone:
         reasons = sorted(set(chain.from_iterable(cell["errors"] for cell in cells))) or ["answers differ under load"]
-        raise BenchmarkError(f"no candidate answers every request as it does alone: {reasons[0]}; fix: leave out --tune")
+        what = f"no candidate answers every request as it does alone: {reasons[0]}"
+        raise BenchmarkError(f"{what}; fix: leave out --tune")
     quickest = min(cell["milliseconds"]["p50"] for cell in alone.values())
     quick = [name for name, cell in alone.items() if cell["milliseconds"]["p50"] <= MOST_DELAY * quickest]
     return max(quick, key=lambda name: busy[name]["per_second"])

@@ -82,16 +82,17 @@ class Trials:
         cells, asked = [], self._asked
         for count in clients:
             loads: dict[str, list[Load]] = {name: [] for name in asked}
-            before = {name: read_totals(each.url) for name, each in asked.items()}
+            steps: dict[str, dict[str, dict[str, Any]]] = {}  # of the last turn
             for turn in range(rounds):
                 for name in list(asked) if turn % 2 == 0 else reversed(asked):
+                    before = read_totals(asked[name].url)
                     loads[name].append(closed_loop(asked[name], concurrency=count, seconds=seconds, warmup_seconds=0.5))
+                    steps[name] = steps_between(before, read_totals(asked[name].url))
             for name, each in asked.items():
-                steps = steps_between(before[name], read_totals(each.url))
                 cells.append({
                     "variant": name, "clients": count, **merged(loads[name]).figures(),
                     "per_second_by_turn": [load.per_second for load in loads[name]],
-                    "rows_per_execution": {model: step["rows_per_batch"] for model, step in steps.items()},
+                    "rows_per_execution": {model: step["rows_per_batch"] for model, step in steps[name].items()},
                     "answers_compared": dict(each.judged),
                 })
                 each.judged.clear()
