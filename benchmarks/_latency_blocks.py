@@ -97,8 +97,8 @@ def serving_defaults() -> list[str]:
 
     return [
         f"The demo's student on {machine['cores']} cores ({machine['processor']}), which the clients share, "
-        f"{settings['rounds']} turns of {settings['seconds']:g} s; requests a second, of one text each; milliseconds p50 "
-        f"/ p95 / p99. {equal:,} answers compared, {different} of them other than alone, or than before; "
+        f"{settings['rounds']} turns of {settings['seconds']:g} s; requests a second, of one text each; milliseconds "
+        f"p50 / p95 / p99. {equal:,} answers compared, {different} of them other than alone, or than before; "
         f"{sum(cell['failed'] for cell in cells.values())} failures. Not run: {result['not_run']}; its rules were "
         "tried in that one.",
         "",

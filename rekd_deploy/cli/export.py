@@ -142,13 +142,13 @@ def export(
     lists = {name: chosen[name] or () for name in ("lengths", "batches", "gpus")}
     try:
         options = ExportOptions(**chosen | lists)
+        if tune:
+            from rekd_deploy.tuning.tune import check_tunable
+
+            check_tunable(options)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
     root = output or Path("model_repository") / target
-    if tune:
-        from rekd_deploy.tuning.tune import check_tunable
-
-        check_tunable(options)
     if dry_run:
         _show_plan(checkpoint, root, options, json)
     else:

@@ -80,6 +80,7 @@ def test_a_failing_gate_leaves_the_old_repository(checkpoint, tmp_path, monkeypa
     ("nowhere --verify somewhere", 2, "both given"),
     ("--verify somewhere --keep 2 --dry-run", 2, "--dry-run, --keep does not go with it"),
     ("nowhere --checkpoint somewhere", 2, "it goes with --verify"),
+    ("nowhere --tune --threads 2", 2, "fix: leave out --instances and --threads"),
     ("nowhere --device tpu", 2, "there is no device 'tpu'"),
     ("nowhere --lengths 64;128", 2, "no list of whole numbers"), ("nowhere --batches 0", 2, "batch 0 is outside"),
     ("--verify nowhere", 1, "error: no model repository at nowhere")])

@@ -5,6 +5,7 @@ import json
 import pytest
 from conftest import contents, raising
 
+from rekd_deploy.cli.export_summary import _tuning_note
 from rekd_deploy.errors import BenchmarkError, ServerError
 from rekd_deploy.export.options import ExportOptions
 from rekd_deploy.export.run import publish
@@ -39,6 +40,13 @@ def test_the_most_requests_of_those_that_answer_a_lone_one_soon_and_none_that_an
     assert choice(quick + slow) == "quick"
     with pytest.raises(BenchmarkError, match="answers differ under load; fix: leave out --tune"):
         choice(wrong + failing)
+
+
+def test_people_are_told_what_was_chosen():
+    cells = [cell("1 x 2", 1, 500, 2.0), cell("1 x 2", 8, 900, 9.0), cell("2 x 1", 1, 400, 3.0)]
+    figures = {"chosen": "1 x 2", "instances": 1, "threads": 2, "candidates": list(map(tuning._kept, cells))}
+    said = "--instances 1 --threads 2, of 2; 500 requests/s with 1 at once, 900 requests/s with 8 at once"
+    assert _tuning_note(figures) == f"tuned: {said}"
 
 
 @pytest.mark.parametrize(("options", "reason"), [
