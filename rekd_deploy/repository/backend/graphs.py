@@ -26,7 +26,7 @@ class OnnxGraph:
     """model.onnx in ``folder`` on ONNX Runtime; ``threads`` inside one operation.
 
     Padding costs as much as text, and changes no answer: columns that are padding in every row are cut off, down to
-    ``shortest`` tokens; 0: never. In their place scores are 0 and nothing is kept.
+    ``shortest`` tokens; 0: never. At padding scores are 0 and nothing is kept, whatever else is in the batch.
     """
 
     def __init__(self, folder: Path, threads: int, shortest: int = 0) -> None:
@@ -49,9 +49,11 @@ class OnnxGraph:
         rows, width = mask.shape
         length = max(self._shortest, width - int(mask.any(axis=0)[::-1].argmax()))
         outputs = self._session.run(list(names), {name: array[:, :length] for name, array in inputs.items()})
-        for index in (index for index, name in enumerate(names) if name in _BY_TOKEN and length < width):
+        real = mask[:, :length].astype(bool)  # a shorter row of the batch has padding, too
+        for index in (index for index, name in enumerate(names) if name in _BY_TOKEN):
             whole = np.zeros((rows, width), outputs[index].dtype)
-            whole[:, :length], outputs[index] = outputs[index], whole
+            np.multiply(outputs[index], real, out=whole[:, :length])
+            outputs[index] = whole
         return outputs
 
     def close(self) -> None:
