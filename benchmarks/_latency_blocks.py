@@ -69,6 +69,51 @@ def length() -> list[str]:
     ]
 
 
+_VARIANTS = {
+    "before": "tensors: before, `rekd`", "now, two steps": "now, `rekd`", "now": "now, `rekd_single`",
+    "as onnxruntime's": "the rules of the target onnxruntime, `rekd_single`",
+    "before, text": "text: before, `rekd_text`", "now, text": "now, `rekd_text`",
+}  # fmt: skip
+
+
+@block("serving_defaults.json")
+def serving_defaults() -> list[str]:
+    result = read("serving_defaults.json")
+    cells = {(cell["variant"], cell["clients"]): cell for cell in result["cells"]}
+    clients, settings, machine = sorted({count for _, count in cells}), result["settings"], result["hardware"]
+    equal, different = (
+        sum(cell["answers_compared"].get(word, 0) for cell in cells.values()) for word in ("equal", "different")
+    )
+    different += sum(result["answers_other_than_before"].values())
+
+    def shown(name: str, count: int) -> str:
+        found = cells[name, count]
+        times = " / ".join(f"{found['milliseconds'][level]:.1f}" for level in ("p50", "p95", "p99"))
+        return f"{found['per_second']:,.0f}; {times}"
+
+    def gain(now: str, before: str) -> str:
+        pairs = [[cells[name, count]["per_second"] for name in (now, before)] for count in clients]
+        return listed([f"{ours / theirs:.2f}" for ours, theirs in pairs])
+
+    return [
+        f"The demo's student on {machine['cores']} cores ({machine['processor']}), which the clients share, "
+        f"{settings['rounds']} turns of {settings['seconds']:g} s; requests a second, of one text each; milliseconds "
+        f"p50 / p95 / p99. {equal:,} answers compared, {different} of them other than alone, or than before; "
+        f"{sum(cell['failed'] for cell in cells.values())} failures. Not run: {result['not_run']}; its rules were "
+        "tried in that one.",
+        "",
+        f"| | {' | '.join(f'{count} clients' if count > 1 else 'one client' for count in clients)} |",
+        f"|---|{'---|' * len(clients)}",
+        *(
+            f"| {title} | {' | '.join(shown(name, count) for count in clients)} |"
+            for name, title in _VARIANTS.items() if (name, clients[0]) in cells
+        ),
+        "",
+        f"Requests a second now in units of before, {listed(clients)} clients: tensors {gain('now', 'before')}, "
+        f"text {gain('now, text', 'before, text')}.",
+    ]  # fmt: skip
+
+
 def _ratios(result: dict[str, Any], way: str, baseline: str) -> list[float]:
     return [
         ratio["ratio"] for cell in result["cells"] for ratio in cell["ratios"]

@@ -23,7 +23,7 @@ PACKAGES = ("rekd_train", "rekd_deploy")
 LAYERS = """
 train   errors, files > config > inputs > facade > data, models > evaluation, checkpoints > training > runs, judge > cli
 deploy  errors > facade > contract > runtimes > graphs > parity > repository > export > client > server > http
-        > bench > cli
+        > bench > tuning > cli
 """
 """Artefacts flow right, imports flow left: a module imports from its own package and from those further left, and the
 second line comes after the first. The facades hold errors, predictions, the version; everybody may import them."""

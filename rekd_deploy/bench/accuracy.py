@@ -148,7 +148,7 @@ def _client(
     from rekd_deploy.client.client import Client
     from rekd_deploy.repository.config import ENSEMBLE, SINGLE
 
-    return Client(url, model=SINGLE if single else ENSEMBLE)
+    return Client(url, model=SINGLE if single else ENSEMBLE, lone=None)
 
 
 def check_belongs(checkpoint: Path, manifest: dict[str, Any] | None, labels: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 _AS_THERE = "if the repository that is there has it"
 _WITH_VERIFY = {"verify", "checkpoint", "against", "device", "json"}
-_NOT_OF_OPTIONS = {"checkpoint", "output", "verify", "against", "dry_run", "json"}
+_NOT_OF_OPTIONS = {"checkpoint", "output", "tune", "verify", "against", "dry_run", "json"}
 """Parameters that go with --verify, and those that are no fields of ``ExportOptions``."""
 
 app = application(
@@ -25,7 +26,8 @@ app = application(
         "rekd-export runs/demo/student",
         "rekd-export runs/demo/student --dry-run",
         "rekd-export runs/demo/student --output /srv/models --keep 2 --batches 1,8,128",
-        "rekd-export runs/demo/student --lengths 64,128,256 --single-graph",
+        "rekd-export runs/demo/student --lengths 64,128,256 --no-text-endpoint",
+        "rekd-export runs/demo/student --tune",
         "rekd-export runs/demo/student --precision int8",
         "rekd-export runs/demo/student --parity-texts reviews.jsonl --json",
         "rekd-export --verify /srv/models",
@@ -85,7 +87,7 @@ def export(
         "--rate-limit", help="Each execution takes one of the server's resource 'rekd'."
     )] = False,
     single_graph: Annotated[bool | None, typer.Option(
-        show_default=f"with --gpu, and {_AS_THERE}", help="Add the model rekd_single: both steps in one graph."
+        show_default=f"without engines, or {_AS_THERE}", help="Add the model rekd_single: both steps in one graph."
     )] = None,
     fused: Annotated[bool, typer.Option(
         "--fuse/--no-fuse", help="Fuse attention and its neighbours for ONNX Runtime."
@@ -115,6 +117,9 @@ def export(
         metavar="DEVICE", show_default="where they will be served, if that is here; cpu with --verify",
         help="Where the graphs are proved: cpu, cuda or cuda:N.",
     )] = None,
+    tune: Annotated[bool, typer.Option(
+        "--tune", help="Choose --instances and --threads by measuring on this machine, as it will serve; a minute."
+    )] = False,
     trust_code: TrustCode = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the table.")] = False,
@@ -137,13 +142,17 @@ def export(
     lists = {name: chosen[name] or () for name in ("lengths", "batches", "gpus")}
     try:
         options = ExportOptions(**chosen | lists)
+        if tune:
+            from rekd_deploy.tuning.tune import check_tunable
+
+            check_tunable(options)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
     root = output or Path("model_repository") / target
     if dry_run:
         _show_plan(checkpoint, root, options, json)
     else:
-        _publish(checkpoint, root, options, json)
+        _publish(checkpoint, root, options, tune, json)
 
 
 def _verify(root: Path, checkpoint: Path | None, device: str, json: bool) -> None:
@@ -174,7 +183,7 @@ def _show_plan(checkpoint: Path, root: Path, options: ExportOptions, json: bool)
         print(*plan_lines(plan), f"{'gate':<12}{gate}", "nothing was written (--dry-run)", sep="\n")
 
 
-def _publish(checkpoint: Path, root: Path, options: ExportOptions, json: bool) -> None:
+def _publish(checkpoint: Path, root: Path, options: ExportOptions, tuned: bool, json: bool) -> None:
     from rich.console import Console
 
     from rekd_deploy.cli.export_summary import kept_note, summary
@@ -182,7 +191,12 @@ def _publish(checkpoint: Path, root: Path, options: ExportOptions, json: bool) -
     from rekd_deploy.export.run import publish
 
     with Console(stderr=True).status("load") as status:
-        publication = publish(checkpoint, root, options=options, report=status.update)
+        chooser = None
+        if tuned:
+            from rekd_deploy.tuning.tune import tune
+
+            chooser = partial(tune, report=status.update)
+        publication = publish(checkpoint, root, options=options, report=status.update, tune=chooser)
     if publication.not_proved_there:
         print(f"warning: {proof_elsewhere(publication.not_proved_there, root)}", file=sys.stderr)
     if kept := publication.plan.kept:

@@ -83,6 +83,7 @@ def summary(publication: Publication) -> list[Any]:
         f"parity: {parity['examples']} examples {origin}, {parity['constructed_rows']} constructed rows, on "
         f"{parity['device']}, {seconds['parity']:.1f} s",
         f"precision: {_precision_note(publication.plan)}",
+        *([_tuning_note(manifest["tuning"])] if "tuning" in manifest else []),
         f"repository: {publication.root}, version {publication.version}",
     ]
 
@@ -133,6 +134,13 @@ def _within(figures: dict[str, Any]) -> str:
 def _precision_note(plan: ExportPlan) -> str:
     chosen, options = plan.options.precision, plan.options
     return f"{chosen}, the default on a GPU" if options.on_gpu and chosen == options.usual_precision else str(chosen)
+
+
+def _tuning_note(tuning: dict[str, Any]) -> str:
+    cells = [cell for cell in tuning["candidates"] if cell["variant"] == tuning["chosen"]]
+    found = [f"{cell['per_second']:.0f} requests/s with {cell['clients']} at once" for cell in cells]
+    of = len({cell["variant"] for cell in tuning["candidates"]})
+    return f"tuned: --instances {tuning['instances']} --threads {tuning['threads']}, of {of}; {', '.join(found)}"
 
 
 def _precision(entry: dict[str, Any]) -> str:

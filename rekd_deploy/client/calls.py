@@ -132,10 +132,12 @@ class ServedModel:
         self, url: str, name: str, transport: Transport, preprocessing: str | None, wanted: str = ""
     ) -> None:
         self._url = url
-        self._name = name
+        self.name = name
         self.wanted = wanted
         self.newest: ServedVersion | None = None
         """The last version that was read, or named by a response."""
+        self.beside: ServedModel | None = None
+        """A model that may have the same preprocessing, which takes long to read."""
         self._shown = f"the model '{name}' at {url}"
         self._transport = transport
         self._preprocessing = preprocessing
@@ -154,11 +156,11 @@ class ServedModel:
             if found := self._known(version):  # another thread was quicker
                 return found
             if not version:
-                versions = self._transport.model_versions(self._name, call.remaining())
+                versions = self._transport.model_versions(self.name, call.remaining())
                 version = max(filter(str.isdecimal, versions), key=int, default="")
                 if not version:
-                    raise ModelMissingError(f"the server at {self._url} has no version of '{self._name}' ready")
-            parameters, max_batch_size = self._transport.model_config(self._name, version, call.remaining())
+                    raise ModelMissingError(f"the server at {self._url} has no version of '{self.name}' ready")
+            parameters, max_batch_size = self._transport.model_config(self.name, version, call.remaining())
             self.newest = ServedVersion(version, *self._understood(parameters), max(max_batch_size, 1))
             self._versions[version] = self.newest
             return self.newest
@@ -171,8 +173,9 @@ class ServedModel:
     def _understood(self, parameters: dict[str, str]) -> tuple[ServedDescription, Preprocessor]:
         try:
             description = ServedDescription.from_parameters(parameters)
-            if self.newest is not None and self.newest.description == description:
-                return description, self.newest.preprocessor
+            for known in (self.newest, self.beside and self.beside.newest):
+                if known is not None and known.description == description:
+                    return description, known.preprocessor
             preprocessor = description.preprocessor()
         except RepositoryError as error:
             raise VersionMismatchError(f"{self._shown}: {error}") from None

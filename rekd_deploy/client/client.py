@@ -14,9 +14,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from itertools import chain, islice
 from typing import Any, Self, TypeVar
@@ -26,8 +25,8 @@ from rekd_deploy.client.calls import GRACE, Call, Predictions, Sent, ServedModel
 from rekd_deploy.client.connection import RetryPolicy, TlsSettings
 from rekd_deploy.client.transport import Arrays, Transport, open_transport
 from rekd_deploy.contract.description import ServedDescription
-from rekd_deploy.errors import ClientError, VersionMismatchError
-from rekd_deploy.repository.config import ENSEMBLE
+from rekd_deploy.errors import ClientError, ModelMissingError, VersionMismatchError
+from rekd_deploy.repository.config import ENSEMBLE, SINGLE
 from rekd_train.inputs.text import EncodedTexts, TextPreprocessor
 
 CALLS = 64
@@ -51,6 +50,7 @@ class _Caller:
         self, url: str = "localhost:8001", *, model: str = ENSEMBLE, timeout: float = 30.0,
         preprocessing: str | None = None, retry: RetryPolicy | None = None, headers: Mapping[str, str] | None = None,
         tls: TlsSettings | None = None, transport: Transport | None = None, version: str = "",
+        lone: str | None = SINGLE,
     ) -> None:  # fmt: skip
         if not timeout > 0:
             raise ClientError(f"timeout is {timeout:g} s; it must be more than 0")
@@ -62,6 +62,10 @@ class _Caller:
         self._retry = retry or RetryPolicy()
         self._transport = transport or open_transport(url, timeout, headers=headers, tls=tls)
         self._model = ServedModel(url, model, self._transport, preprocessing, version)
+        self._lone = self._model  # whom a lone text is sent to
+        if lone is not None and model == ENSEMBLE:
+            self._lone = ServedModel(url, lone, self._transport, preprocessing, version)
+            self._lone.beside, self._model.beside = self._model, self._lone
         self._threads = ThreadPoolExecutor(CALLS, "rekd-client")  # AsyncClient's; none starts before it is used
         self._closed = False
 
@@ -69,20 +73,30 @@ class _Caller:
         self._closed = True
         self._transport.close()
 
-    def _served(self, call: Call, version: str = "") -> ServedVersion:
-        """What the server says about a version of the model; empty: the newest. Read once."""
-        return self._retried(call, lambda _: self._model.version(version, call))
+    def _served(self, call: Call, model: ServedModel | None = None, version: str = "") -> ServedVersion:
+        """What the server says about a version of a model; empty: the newest. Read once."""
+        return self._retried(call, lambda _: (model or self._model).version(version, call))
 
     def _predictions(self, call: Call, items: Sequence[Any], windows: bool) -> Predictions:
+        alone = not windows and isinstance(items, Sized) and len(items) == 1
         for _ in range(_READINGS):
-            with suppress(_OtherModel):
-                return self._exchange(call, self._served(call), items, windows)
+            model = self._lone if alone else self._model
+            try:
+                return self._exchange(call, model, self._served(call, model), items, windows)
+            except _OtherModel:
+                continue
+            except ModelMissingError:
+                if model is self._model:
+                    raise
+                self._lone = self._model  # it is not served, or not any more
         raise VersionMismatchError(
             f"the server at {self.url} changed the model '{self.model}' {_READINGS} times during one call; "
             "fix: call again once it serves one version"
         )
 
-    def _exchange(self, call: Call, served: ServedVersion, items: Sequence[Any], windows: bool) -> Predictions:
+    def _exchange(
+        self, call: Call, model: ServedModel, served: ServedVersion, items: Sequence[Any], windows: bool
+    ) -> Predictions:
         """Send every batch, a few at a time, and read the responses."""
         batches = Batches(served.preprocessor, items, served.max_batch_size, windows=windows)
         coming = iter(batches)
@@ -95,8 +109,8 @@ class _Caller:
             timeout = call.remaining()
             sent.until = time.monotonic() + timeout
             sent.future = self._transport.submit(
-                self.model, sent.encoded.inputs, _OUTPUTS, timeout=timeout, request_id=sent.request_id,
-                version=self._model.wanted, wait=wait,
+                model.name, sent.encoded.inputs, _OUTPUTS, timeout=timeout, request_id=sent.request_id,
+                version=model.wanted, wait=wait,
             )
 
         def response(attempt: int) -> Arrays:
@@ -109,7 +123,7 @@ class _Caller:
             outputs = self._retried(call, response)
             sent = in_flight.popleft()
             if outputs.version not in ("", served.version):  # tokens and labels must still be those of the request
-                newest = self._model.newest = self._served(call, outputs.version)
+                newest = model.newest = self._served(call, model, outputs.version)
                 if not newest.description.reads_as(served.description):
                     raise _OtherModel
                 if isinstance(newest.preprocessor, TextPreprocessor) and isinstance(sent.encoded, EncodedTexts):
@@ -117,7 +131,7 @@ class _Caller:
                     doubts = newest.preprocessor.doubts(sent.encoded.inputs)
                     sent.encoded = replace(sent.encoded, doubts=doubts)
             answered = outputs.version or answered
-            batches.collect(sent.indices, self._model.predictions(served, sent, outputs, windows))
+            batches.collect(sent.indices, model.predictions(served, sent, outputs, windows))
 
         try:
             for indices, encoded in chain(first, coming):
@@ -165,6 +179,8 @@ class Client(_Caller):
         tls: which server to trust and who the client is, for grpcs:// and https://.
         transport: what speaks to the server, instead of the one that ``url`` names.
         version: the version of the model that is asked; empty: the newest.
+        lone: model that a call with one text or image asks in place of the ensemble, if it is served: it answers the
+            same, sooner. None: the ensemble is asked in any case.
 
     Raises:
         ClientError: the address is none, or another argument cannot be used. Only ``predict`` reaches the server.

@@ -54,11 +54,12 @@ class ExportOptions:
     rate_limit: bool = False
     """Each execution takes one of the server's resource 'rekd'."""
     single_graph: bool | None = None
-    """Add a model that holds both steps in one graph; None: on GPUs, and if the repository that is there has it."""
+    """Add a model that holds both steps in one graph; None: without engines, or if the repository there has it."""
     fused: bool = True
     """Graphs for ONNX Runtime alone, and faster there."""
     text_endpoint: bool | None = None
-    """Add the model rekd_text (rekd_image), which takes raw texts (JPEG or PNG files); None: likewise."""
+    """Add the model rekd_text (rekd_image), which takes raw texts (JPEG or PNG files); None: with the target
+    'python', whose server has all that it needs, or if the repository there has it."""
     precision: Precision | None = None
     """What the graphs compute in; the decision and both heads stay fp32. None: ``usual_precision``."""
     keep: int = 1

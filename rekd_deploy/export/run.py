@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib import util
@@ -23,12 +23,15 @@ from rekd_deploy.repository.build import build_configs
 from rekd_deploy.repository.config import CONFIG_FILE, ENDPOINTS, SINGLE
 from rekd_deploy.repository.manifest import Versions, newest_folder
 from rekd_deploy.repository.reader import GRAPH_MODELS, check_repository, refuse_foreign_folder
-from rekd_deploy.repository.text_endpoint import endpoint_configs
+from rekd_deploy.repository.text_endpoint import endpoint_config
 from rekd_deploy.repository.workspaces import Workspace, refuse_unwritable_place
 from rekd_deploy.repository.writer import next_versions, write_repository
 from rekd_deploy.runtimes.onnxruntime import check_flavours
 from rekd_deploy.runtimes.tensorrt import PRODUCTS, load_library
 from rekd_train.errors import MissingExtraError
+
+Tune = Callable[[Path], tuple[Mapping[str, Any], Mapping[str, Any]]]
+"""A repository -> fields of ``ServingSettings``, and what the manifest keeps under 'tuning'."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,8 @@ def plan_export(checkpoint: str | Path, root: str | Path, options: ExportOptions
             load_library(options.product)  # its complaints come first
     configs = build_configs(artefacts, options.serving, options.target)
     if options.text_endpoint:
-        configs |= endpoint_configs(artefacts, options.serving)
+        endpoint = endpoint_config(artefacts, options.serving, options.target)
+        configs[endpoint.name] = endpoint
     versions, _ = next_versions(root, configs, options.keep)
     there = [
         number for number in range(1, newest_folder(root) + 1)
@@ -121,8 +125,10 @@ def _with_what_is_there(
 ) -> tuple[ExportOptions, tuple[str, ...]]:
     """The options with every choice made, and the models that are exported because they are there."""
     options = replace(options, precision=options.precision or options.usual_precision)
-    if options.on_gpu and options.single_graph is None:  # the model that answers soonest there
-        options = replace(options, single_graph=True)
+    # engines take long to build and fill a GPU: one more is built by request
+    usual = {"single_graph": options.product is None, "text_endpoint": options.target == "python"}
+    chosen = {choice: True for choice, is_usual in usual.items() if is_usual and getattr(options, choice) is None}
+    options = replace(options, **chosen)
     names = {"single_graph": SINGLE, "text_endpoint": ENDPOINTS[facts.kind]}
     there = {
         choice: (root / name / CONFIG_FILE).is_file()
@@ -165,7 +171,7 @@ class Publication:
 
 def publish(
     checkpoint: str | Path, root: str | Path, *, options: ExportOptions | None = None,
-    report: Callable[[str], None] = lambda step: None, **changes: Any,
+    report: Callable[[str], None] = lambda step: None, tune: Tune | None = None, **changes: Any,
 ) -> Publication:
     """Export a checkpoint, prove the graphs equal to the model, and put them in a Triton repository.
 
@@ -174,6 +180,7 @@ def publish(
     Args:
         options: how; None: the defaults.
         report: called with the name of each step as it starts.
+        tune: chooses settings of the server by measuring a repository that nobody serves yet, before it is published.
         changes: fields of ``ExportOptions``, in place of those in ``options``: ``publish(c, r, keep=2)``.
 
     Raises:
@@ -205,11 +212,17 @@ def publish(
         elif options.product is not None:
             artefacts = build_engines(artefacts, work.path, load_library(options.product), options.engines, clock)
             artefacts = prove_engines(artefacts, report=clock)
+        if tune is not None:
+            clock("tune")
+            trial = write_repository(artefacts, work.path / "trial", target=options.target, **vars(serving))
+            better, figures = tune(trial)
+            serving = replace(serving, **better)
+            artefacts = replace(artefacts, manifest={**artefacts.manifest, "tuning": figures})
         clock("repository")
         with _room(root, "choose another --output"):
             write_repository(
                 artefacts, root, target=options.target, keep=options.keep,
-                text_endpoint=options.text_endpoint, **vars(options.serving),
+                text_endpoint=options.text_endpoint, **vars(serving),
             )
     ends = [*(start for _, start in starts[1:]), time.perf_counter()]
     seconds = {step: end - start for (step, start), end in zip(starts, ends, strict=True)}

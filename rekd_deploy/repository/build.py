@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rekd_deploy.contract.description import Artefacts, ServedDescription
-from rekd_deploy.contract.signature import LENGTH, GraphSignature
+from rekd_deploy.contract.signature import LENGTH, SHORTEST, GraphSignature
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.repository import config
 from rekd_deploy.repository.config import ServingSettings
@@ -113,6 +113,7 @@ def _component(
             parameters["vocabulary_size"] = str(preprocessor.vocabulary_size)
         if artefacts.joins_lengths:
             parameters["pad_id"] = str(preprocessor.special_ids["pad"])
+            parameters |= {} if on_gpu else shortest_length(artefacts)
         if engine is not None:
             parameters[config.ENGINE] = engine["format"]
     elif target == "onnxruntime":
@@ -140,6 +141,14 @@ def _component(
             for length in lengths_of(signature, preprocessor) for size in sizes
         ],
     })
+
+
+def shortest_length(artefacts: Artefacts) -> dict[str, str]:
+    """The parameter that says down to how many tokens padding may be cut off: with no fewer than a fixed K."""
+    handed = {spec.name: spec.shape[1] for spec in artefacts.signature.predictor.inputs}
+    slots = handed.get("positions", 0)  # or they follow the length
+    least = max(SHORTEST, artefacts.manifest["policy"]["minimum"] + 2, slots if isinstance(slots, int) else 0)
+    return {config.SHORTEST_LENGTH: str(least)}
 
 
 def _graph_specs(

@@ -19,9 +19,10 @@ GRAPH_MODELS = {"selector": SELECTOR, "predictor": PREDICTOR, "single": SINGLE}
 """The Triton model that runs each graph."""
 COMPONENTS, MODELS = (SELECTOR, PREDICTOR), (SELECTOR, PREDICTOR, ENSEMBLE)
 """The models that keep earlier versions; those that are always there."""
-PREPARE, ANSWER = "rekd_prepare", "rekd_answer"
 ENDPOINTS = {"text": "rekd_text", "image": "rekd_image"}
-"""The ensemble that takes texts or image files as bytes; ``PREPARE`` and ``ANSWER`` are its first and last step."""
+"""The model that takes texts or image files as bytes."""
+FORMER = ("rekd_prepare", "rekd_answer")
+"""Steps that the endpoint had in older repositories."""
 
 CONFIG_FILE, GRAPH, PLAN, WARMUP = "config.pbtxt", "model.onnx", "model.plan", "warmup"
 MANIFEST, REFERENCE = "manifest.json", "parity.npz"
@@ -31,7 +32,7 @@ LABEL_FILE = "labels.txt"
 TARGETS = ("python", "onnxruntime", "tensorrt")
 ENGINES = {"python": ("tensorrt-rtx",), "onnxruntime": (), "tensorrt": ("tensorrt",)}
 """Engines that each target can run; the plans of one product are not read by the other."""
-THREADS, ENGINE = "intra_op_thread_count", "engine"
+THREADS, ENGINE, SHORTEST_LENGTH = "intra_op_thread_count", "engine", "shortest_length"
 DATA_TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32", "bool": "TYPE_BOOL", "uint8": "TYPE_UINT8"}
 
 

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from rekd_deploy.contract.signature import PairSignature
 from rekd_deploy.errors import RepositoryError
-from rekd_deploy.repository.config import COMPONENTS, THREADS, parameters_of
+from rekd_deploy.repository.config import COMPONENTS, SHORTEST_LENGTH, THREADS, parameters_of
 from rekd_train import __version__
 from rekd_train.files import sha256
 
@@ -153,7 +153,8 @@ def differing_fields(old: ModelConfig, new: ModelConfig) -> list[str]:
     def values(config: ModelConfig) -> dict[str, Any]:
         fields = {field.name: getattr(config, field.name) for field in config.DESCRIPTOR.fields}
         parameters = parameters_of(config)
-        parameters.pop(THREADS, None)  # the cores of the machine that exported
+        for own in (THREADS, SHORTEST_LENGTH):  # of the machine that exported; read by no older version's code
+            parameters.pop(own, None)
         return {**fields, "parameters": parameters}
 
     before, after = values(old), values(new)

@@ -22,7 +22,7 @@ from rekd_deploy.runtimes.tensorrt import TensorRTRunner, check_engine_file, is_
 from rekd_train.files import sha256
 
 FORMAT, FORMAT_VERSION = "rekd-repository", 1
-_OURS = {*config.MODELS, config.SINGLE, config.PREPARE, config.ANSWER, *config.ENDPOINTS.values()}
+_OURS = {*config.MODELS, config.SINGLE, *config.FORMER, *config.ENDPOINTS.values()}
 _OURS |= {MANIFEST, config.REFERENCE, "README.md"}
 """What exports write at the top of a repository."""
 

@@ -5,6 +5,7 @@
     rekd_selector/    config.pbtxt, warmup/, 1/model.onnx and what runs it; with engines, 1/model.plan, too
     rekd_predictor/   likewise; rekd_single/ likewise, both steps in one graph, if it was exported
     rekd/             the ensemble: config.pbtxt, labels.txt and an empty version folder (Triton requires it)
+    rekd_text/        or rekd_image/: texts or image files in, rationales out, if it was exported
 
 A later export to the same place is version 2, and so on (see rekd_deploy.repository.manifest).
 """
@@ -26,15 +27,11 @@ from rekd_deploy.repository.build import build_configs, model_files
 from rekd_deploy.repository.config import CONFIG_FILE, GRAPH_MODELS, MANIFEST, PLAN, ServingSettings
 from rekd_deploy.repository.manifest import Versions, differing_fields, newest_folder, pin_versions
 from rekd_deploy.repository.reader import FORMAT, FORMAT_VERSION, check_repository, refuse_foreign_folder
-from rekd_deploy.repository.text_endpoint import endpoint_configs, place_endpoint
+from rekd_deploy.repository.text_endpoint import BACKEND, COMPONENT_CODE, endpoint_config, place_endpoint, place_graph
 from rekd_deploy.repository.workspaces import one_at_a_time, replacing
 from rekd_train.files import sha256, write_bytes, write_json, write_text
 
-_BACKEND = Path(__file__).parent / "backend"
-_CODE = {
-    "model.py": _BACKEND / "model.py", "triton_graphs.py": _BACKEND / "graphs.py",
-    "triton_tensors.py": _BACKEND / "tensors.py",
-}  # fmt: skip
+_CODE = {"model.py": BACKEND / "model.py", **COMPONENT_CODE}
 _ENGINE_CODE = Path(__file__).parents[1] / "runtimes" / "tensorrt_execution.py"
 _CACHES = shutil.ignore_patterns("__pycache__")
 """A server that may write leaves them beside its models."""
@@ -54,7 +51,7 @@ def write_repository(
         root: the repository; an older one there becomes the version before, anything else is refused.
         target: which backend runs the graphs.
         keep: versions that stay, the new one included.
-        text_endpoint: add the ensemble that takes texts or image files as bytes.
+        text_endpoint: add the model that takes texts or image files as bytes.
         serving: fields of ``ServingSettings``.
 
     Raises:
@@ -66,7 +63,8 @@ def write_repository(
     root = Path(root)
     configs = build_configs(artefacts, settings, target)
     if text_endpoint:
-        configs |= endpoint_configs(artefacts, settings)
+        endpoint = endpoint_config(artefacts, settings, target)
+        configs[endpoint.name] = endpoint
     with one_at_a_time(root):  # versions are counted and replaced by one export after the other
         refuse_foreign_folder(root)
         if not _is_unchanged(root, artefacts, configs, keep):
@@ -101,16 +99,15 @@ def _lay_out(artefacts: Artefacts, work: Path, configs: Mapping[str, Any], versi
         write_bytes(work / name, content)
     for role, graph in artefacts.graphs.items():
         python = configs[GRAPH_MODELS[role]].backend == "python"
-        beside = {config.GRAPH: graph, **(_CODE if python else {})}
-        if (weights := graph.with_name(graph.name + ".data")).is_file():  # the graph names this file
-            beside[weights.name] = weights
+        beside = dict(_CODE) if python else {}
         if role in artefacts.engines:
             beside |= {PLAN: artefacts.engines[role], **({"tensorrt_execution.py": _ENGINE_CODE} if python else {})}
+        place_graph(graph, work / GRAPH_MODELS[role] / version)
         for name, source in beside.items():
             shutil.copyfile(source, work / GRAPH_MODELS[role] / version / name)
     (work / config.ENSEMBLE / version / ".gitkeep").touch()
-    if config.PREPARE in configs:
-        place_endpoint(artefacts, work, version)
+    if config.ENDPOINTS[artefacts.preprocessor.settings.kind] in configs:
+        place_endpoint(artefacts, work, configs, version)
     if artefacts.reference is not None:
         shutil.copyfile(artefacts.reference, work / config.REFERENCE)
 

@@ -1,7 +1,12 @@
-"""First and last step of the text or image endpoint: bytes to tensors, tensors to answers, in Triton's python backend.
+"""The text or image endpoint, one model of Triton's python backend: bytes in, label and rationale out.
 
-This file is copied into the repository as ``<model>/<version>/model.py``, and beside it ``triton_tensors.py`` and the
-very modules of rekd_train that it imports, so that a server without rekd runs the same preprocessing as everyone else.
+A request is prepared, selected, predicted and spelt out in one step. On CPUs the graphs run in this very process;
+where others run them better (a GPU, another backend) the models that are there are asked. Requests come one by one:
+Triton fails a whole batch where the bytes of one request do not add up.
+
+This file is copied into the repository as ``<model>/<version>/model.py``, and beside it that of the graphs' models as
+``triton_component.py`` with what it needs, and the very modules of rekd_train that prepare and spell out, so that a
+server without rekd runs the same preprocessing as everyone else.
 """
 
 from __future__ import annotations
@@ -13,36 +18,36 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
+Run = Callable[[Sequence[str], Arrays], list[np.ndarray]]
+"""Outputs of these names, from inputs by name."""
 
 LARGEST_TEXT = 1 << 20
 """Bytes of the longest text that is looked at; the model reads a few hundred words."""
 LARGEST_IMAGE = 50_000_000
 """Pixels of the largest image that is decoded."""
-_PADDING = -1
-"""In the last column of ``tokens``."""
-_ID_LENGTH, _LINE_LENGTH = 128, 1000
-"""Of what clients send, at most this many characters reach the log."""
 
 
 class TritonPythonModel:
-    """The class that Triton's stub process looks for; the parameter ``step`` says which of the two steps it is."""
+    """The class that Triton's stub process looks for."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Build the preprocessing from the files beside this one."""
+        """Build the preprocessing from the files beside this one, and open the graphs that are there."""
         import triton_python_backend_utils
 
         self._triton = triton_python_backend_utils
-        folder = Path(args["model_repository"]) / args["model_version"]
+        folder, version = Path(args["model_repository"]) / args["model_version"], int(args["model_version"])
         sys.path.insert(0, str(folder))  # the modules of the model, not those of whatever rekd is installed
         config = json.loads(args["model_config"])
-        self._inputs = {tensor["name"]: tensor["data_type"] == "TYPE_STRING" for tensor in config["input"]}
-        self._tensors = importlib.import_module("triton_tensors")
+        self._input = config["input"][0]["name"]
+        self._component, self._tensors = map(importlib.import_module, ("triton_component", "triton_tensors"))
         served = json.loads((folder / "served.json").read_text(encoding="utf-8"))
-        self._answer = build_step(config["parameters"]["step"]["string_value"], served, folder)
+        self._encoded, self._labels = preparation(served, folder), served["labels"]
+        self._steps = [(self._runner(step, folder, version, config), step) for step in served["steps"]]
         self._refused = importlib.import_module("rekd_train.errors").InputError
 
     def execute(self, requests: Sequence) -> list:
@@ -50,95 +55,64 @@ class TritonPythonModel:
         return [self._respond(request) for request in requests]
 
     def _respond(self, request):
-        code = self._triton.TritonError
+        code, refusal = self._triton.TritonError, self._component.refusal
         try:
-            given = {name: self._triton.get_input_tensor_by_name(request, name) for name in self._inputs}
-            as_array = self._tensors.as_array
-            outputs = self._answer({name: as_array(given[name], string) for name, string in self._inputs.items()})
+            content = self._triton.get_input_tensor_by_name(request, self._input)
+            outputs = self._answer(self._tensors.as_array(content, string=True))
         except self._refused as error:
-            return self._error(request, str(error), code.INVALID_ARG)
+            return refusal(self._triton, request, str(error), code.INVALID_ARG)
         except Exception as error:  # one request's trouble must not become its neighbours'
-            return self._error(request, f"{type(error).__name__}: {error}", code.INTERNAL)
+            return refusal(self._triton, request, f"{type(error).__name__}: {error}", code.INTERNAL)
         as_tensor, names = self._tensors.as_tensor, request.requested_output_names()
         return self._triton.InferenceResponse([as_tensor(self._triton, name, outputs[name]) for name in names])
 
-    def _error(self, request, reason: str, code: int):
-        name = ascii(request.request_id())[1:-1][:_ID_LENGTH]  # as the graphs' models log it
-        self._triton.Logger.log_warn(" ".join(f"[request id: {name or '<none>'}] {reason}".split())[:_LINE_LENGTH])
-        return self._triton.InferenceResponse(error=self._triton.TritonError(reason, code))
+    def _answer(self, content: np.ndarray) -> Arrays:
+        """(B, 1) bytes -> the outputs by name."""
+        encoded = self._encoded(content)
+        arrays = dict(encoded.inputs)
+        for run, step in self._steps:
+            outputs = run(step["outputs"], {name: arrays[name] for name in step["inputs"]})
+            arrays |= zip(step["outputs"], outputs, strict=True)
+        return as_tensors(encoded, self._labels, arrays)
+
+    def _runner(self, step: Mapping[str, Any], folder: Path, version: int, config: Mapping[str, Any]) -> Run:
+        """What runs a step: its graph, if it lies in a folder of its name, or a request to the model of that name."""
+        if (graph := folder / step["model"]).is_dir():
+            graphs = importlib.import_module("triton_graphs")
+            component = self._component
+            return graphs.OnnxGraph(graph, component.threads_of(config), component.shortest_of(config)).run
+        triton, tensors = self._triton, self._tensors
+
+        def asked(names: Sequence[str], inputs: Arrays) -> list[np.ndarray]:
+            given = [tensors.as_tensor(triton, name, array) for name, array in inputs.items()]
+            response = triton.InferenceRequest(
+                model_name=step["model"], model_version=version, requested_output_names=names, inputs=given
+            ).exec()
+            if response.has_error():
+                raise RuntimeError(response.error().message())
+            return [tensors.as_array(triton.get_output_tensor_by_name(response, name)) for name in names]
+
+        return asked
 
 
-def build_step(step: str, served: Mapping, folder: Path) -> Callable[[Arrays], Arrays]:
-    """The function of a step, 'prepare' or 'answer': arrays by name in, arrays by name out.
+def preparation(served: Mapping[str, Any], folder: Path) -> Callable[[np.ndarray], Any]:
+    """What makes ``EncodedTexts`` or ``EncodedImages`` of (B, 1) bytes; InputError: what cannot be used.
 
-    ``served`` has ``settings`` of the preprocessing and ``labels``; ``folder`` tokenizer.json, if it prepares texts.
+    ``served`` has the ``settings`` of the preprocessing, and of texts ``familiarity``; ``folder`` tokenizer.json.
     """
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in served["settings"].items()}
-    labels = served["labels"]
-    if settings["kind"] == "text":
-        from rekd_train.inputs.familiarity import Familiarity
-        from rekd_train.inputs.text import EncodedTexts, TextPreprocessor, TextSettings
-
-        if step == "prepare":
-            tokenizer_json = (folder / "tokenizer.json").read_text(encoding="utf-8")
-            familiarity = Familiarity.unpacked(served["familiarity"]) if served.get("familiarity") else None
-            texts = TextPreprocessor(tokenizer_json, TextSettings(**settings), familiarity)
-            return lambda arrays: prepared_texts(texts, arrays)
-
-        def encoded(arrays: Arrays):
-            encodings = [Tokens(row) for row in arrays["tokens"]]
-            return EncodedTexts({}, decoded(arrays["text"]), encodings, arrays["cut"].reshape(-1).tolist())
-    else:
-        from rekd_train.inputs.image import EncodedImages, ImagePreprocessor, ImageSettings
+    if settings["kind"] == "image":
+        from rekd_train.inputs.image import ImagePreprocessor, ImageSettings
 
         images = ImagePreprocessor(ImageSettings(**settings))
-        if step == "prepare":
-            return lambda arrays: prepared_images(images, arrays)
+        return lambda column: images([opened_image(each, number) for number, each in enumerate(column.reshape(-1), 1)])
+    from rekd_train.inputs.familiarity import Familiarity
+    from rekd_train.inputs.text import TextPreprocessor, TextSettings
 
-        def encoded(arrays: Arrays):
-            return EncodedImages({}, [tuple(size) for size in arrays["sizes"].tolist()], images.settings)
-
-    return lambda arrays: as_tensors(encoded(arrays), labels, arrays)
-
-
-def prepared_texts(preprocessor, arrays: Arrays) -> Arrays:
-    """``text`` (B, 1) UTF-8 -> ``input_ids``, ``attention_mask`` (B, N) int64; ``tokens`` (B, N, 4) int32, see
-    ``Tokens``; ``cut`` (B, 1) bool, whether the text was longer; ``doubt`` (B, 1) float32, where it is known."""
-    texts = decoded(arrays["text"])
-    encoded = preprocessor.batch(texts, preprocessor.encode_checked(texts))
-    tokens = np.full((*encoded.inputs["input_ids"].shape, 4), _PADDING, np.int32)
-    for row, encoding in zip(tokens, encoded.encodings, strict=True):
-        size = len(encoding)
-        row[:size, :2] = encoding.offsets
-        row[:size, 2] = [-1 if word is None else word for word in encoding.word_ids]
-        row[:size, 3] = encoding.special_tokens_mask
-    doubts = {} if encoded.doubts is None else {"doubt": np.array([[each] for each in encoded.doubts], np.float32)}
-    cut = np.array([[each] for each in encoded.truncated], bool)
-    return {**encoded.inputs, "tokens": tokens, "cut": cut, **doubts}
-
-
-class Tokens:
-    """One text's tokens, as ``EncodedTexts`` reads them of an encoding, from (N, 4) int32.
-
-    First character and one past the last, number of the word (-1: none), 1 for a special token and -1 for padding.
-    """
-
-    def __init__(self, row: np.ndarray) -> None:
-        starts, ends, words, special = row[row[:, 3] != _PADDING].T.tolist()
-        self.offsets = list(zip(starts, ends, strict=True))
-        self.word_ids = [None if word < 0 else word for word in words]
-        self.special_tokens_mask = special
-        self.tokens = [""] * len(special)  # no answer shows them
-
-    def __len__(self) -> int:
-        return len(self.offsets)
-
-
-def prepared_images(preprocessor, arrays: Arrays) -> Arrays:
-    """``image`` (B, 1), files as bytes -> ``pixels`` (B, H, W, C) uint8, ``sizes`` (B, 2) int64 (width, height)."""
-    opened = [opened_image(content, number) for number, content in enumerate(arrays["image"].reshape(-1), 1)]
-    encoded = preprocessor(opened)
-    return {**encoded.inputs, "sizes": np.array(encoded.sizes, np.int64).reshape(-1, 2)}
+    familiarity = Familiarity.unpacked(served["familiarity"]) if served["familiarity"] else None
+    tokenizer_json = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    texts = TextPreprocessor(tokenizer_json, TextSettings(**settings), familiarity)
+    return lambda column: texts(decoded(column))
 
 
 def decoded(column: np.ndarray) -> list[str]:
@@ -175,15 +149,17 @@ def opened_image(content: bytes, number: int):
     return image
 
 
-def as_tensors(encoded, labels: Sequence[str], arrays: Arrays) -> Arrays:
-    """The predictions of a batch as tensors: ``label``, ``rationale`` (JSON), ``rate``, ``truncated``: (B, 1) each;
-    ``probabilities`` (B, C)."""
+def as_tensors(encoded: Any, labels: Sequence[str], arrays: Arrays) -> Arrays:
+    """The predictions of a batch as tensors: ``label``, ``rationale`` (JSON), ``rate``, ``truncated``, and ``doubt``
+    where it is known: (B, 1) each; ``probabilities`` (B, C)."""
     predictions = encoded.predictions(labels, arrays["probabilities"], arrays["mask"], arrays["scores"])
     parts = [json.dumps([vars(part) for part in each.rationale], ensure_ascii=False) for each in predictions]
-    return {
-        "label": np.array([[each.label.encode("utf-8")] for each in predictions], object),
-        "rationale": np.array([[part.encode("utf-8")] for part in parts], object),
-        "rate": np.array([[each.rate] for each in predictions], np.float32),
-        "truncated": np.array([[each.truncated] for each in predictions], bool),
-        "probabilities": np.ascontiguousarray(arrays["probabilities"], np.float32),
+    columns = {
+        "label": ([each.label.encode("utf-8") for each in predictions], object),
+        "rationale": ([part.encode("utf-8") for part in parts], object),
+        "rate": ([each.rate for each in predictions], np.float32),
+        "truncated": ([each.truncated for each in predictions], bool),
+        "doubt": ([each.doubt for each in predictions], np.float32),
     }
+    found = {name: np.array(values, kind).reshape(-1, 1) for name, (values, kind) in columns.items()}
+    return {**found, "probabilities": np.ascontiguousarray(arrays["probabilities"], np.float32)}

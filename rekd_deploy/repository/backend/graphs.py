@@ -16,14 +16,20 @@ Arrays = dict[str, np.ndarray]
 _PROVIDER = "CUDAExecutionProvider"
 _MOST_SHAPES = 128
 """So many are captured, those of the warm-ups first (16 lengths up to 512 tokens, 5 sizes); any other runs as it is."""
+_BY_TOKEN = ("scores", "mask", "keep")
+"""Outputs that have a column for each token."""
 _COPYING = (b"\x22\x04LSTM", b"\x22\x03GRU", b"\x22\x03RNN")
 """As a graph's bytes have them, operators that cannot be replayed: rekd_deploy/runtimes/onnxruntime_cuda.py."""
 
 
 class OnnxGraph:
-    """model.onnx in ``folder`` on ONNX Runtime; ``threads`` inside one operation."""
+    """model.onnx in ``folder`` on ONNX Runtime; ``threads`` inside one operation.
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    Padding costs as much as text, and changes no answer: columns that are padding in every row are cut off, down to
+    ``shortest`` tokens; 0: never. At padding scores are 0 and nothing is kept, whatever else is in the batch.
+    """
+
+    def __init__(self, folder: Path, threads: int, shortest: int = 0) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()  # the same as the gate's: rekd_deploy/runtimes/onnxruntime.py
@@ -32,12 +38,23 @@ class OnnxGraph:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.enable_mem_pattern = False  # lengths differ from batch to batch
         options.inter_op_num_threads = 1
-        path = str(folder / "model.onnx")
+        path, self._shortest = str(folder / "model.onnx"), shortest
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(self, names: Sequence[str], inputs: Arrays) -> list[np.ndarray]:
         """The outputs of these names."""
-        return self._session.run(list(names), inputs)
+        mask = inputs.get("attention_mask") if self._shortest else None
+        if mask is None:
+            return self._session.run(list(names), inputs)
+        rows, width = mask.shape
+        length = max(self._shortest, width - int(mask.any(axis=0)[::-1].argmax()))
+        outputs = self._session.run(list(names), {name: array[:, :length] for name, array in inputs.items()})
+        real = mask[:, :length].astype(bool)  # a shorter row of the batch has padding, too
+        for index in (index for index, name in enumerate(names) if name in _BY_TOKEN):
+            whole = np.zeros((rows, width), outputs[index].dtype)
+            np.multiply(outputs[index], real, out=whole[:, :length])
+            outputs[index] = whole
+        return outputs
 
     def close(self) -> None:
         self._session = None

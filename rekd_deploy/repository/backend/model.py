@@ -17,6 +17,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -52,10 +53,7 @@ class TritonPythonModel:
             if not self._graph.captured:
                 triton_python_backend_utils.Logger.log_warn(f"{folder} has an LSTM: no CUDA graph, which is slower")
         else:
-            instances = sum(int(group.get("count", 1)) for group in config["instance_group"])
-            # all instances share the cores, and so do selector, predictor and Triton: half of them is the most
-            threads = int(parameters["intra_op_thread_count"]) or max(1, usable_cores() // max(2, instances))
-            self._graph = graphs.OnnxGraph(folder, threads)
+            self._graph = graphs.OnnxGraph(folder, threads_of(config), shortest_of(config))
 
     def execute(self, requests: Sequence) -> list:
         """Answer each request, in order."""
@@ -66,7 +64,7 @@ class TritonPythonModel:
             accepted[index] = inputs
             if reason := self._checker.reason_to_refuse(inputs):
                 del accepted[index]
-                answers[index] = self._refusal(request, reason, self._triton.TritonError.INVALID_ARG)
+                answers[index] = refusal(self._triton, request, reason, self._triton.TritonError.INVALID_ARG)
         for indices in groups_by_length(accepted):
             for index, answer in self._run(indices, accepted, requests).items():
                 answers[index] = answer
@@ -87,7 +85,7 @@ class TritonPythonModel:
             if len(indices) > 1:  # find the request that is to blame
                 return {key: value for i in indices for key, value in self._run([i], inputs, requests).items()}
             first, internal = indices[0], self._triton.TritonError.INTERNAL
-            return {first: self._refusal(requests[first], f"the graph failed: {error}", internal)}
+            return {first: refusal(self._triton, requests[first], f"the graph failed: {error}", internal)}
         return {
             index: self._triton.InferenceResponse(
                 [self._tensors.as_tensor(self._triton, name, outputs[name]) for name in wanted[index]]
@@ -95,11 +93,27 @@ class TritonPythonModel:
             for index, outputs in zip(indices, rows, strict=True)
         }
 
-    def _refusal(self, request, reason: str, code: int):
-        """An error, and one line in the server's log with the id that the client gave its request."""
-        name = ascii(request.request_id())[1:-1][:_ID_LENGTH]
-        self._triton.Logger.log_warn(" ".join(f"[request id: {name or '<none>'}] {reason}".split())[:_LINE_LENGTH])
-        return self._triton.InferenceResponse(error=self._triton.TritonError(reason, code))
+
+def refusal(triton: ModuleType, request: Any, reason: str, code: int) -> Any:
+    """An error, and one line in the server's log with the id that the client gave its request."""
+    name = ascii(request.request_id())[1:-1][:_ID_LENGTH]
+    triton.Logger.log_warn(" ".join(f"[request id: {name or '<none>'}] {reason}".split())[:_LINE_LENGTH])
+    return triton.InferenceResponse(error=triton.TritonError(reason, code))
+
+
+def threads_of(config: Mapping[str, Any]) -> int:
+    """Threads of a model's session: those of its configuration; 0: the instances share the cores.
+
+    So do selector, predictor and Triton itself: half of the cores is the most.
+    """
+    instances = sum(int(group.get("count", 1)) for group in config["instance_group"])
+    threads = int(config["parameters"]["intra_op_thread_count"]["string_value"])
+    return threads or max(1, usable_cores() // max(2, instances))
+
+
+def shortest_of(config: Mapping[str, Any]) -> int:
+    """Tokens down to which padding is cut off; 0: it must stay."""
+    return int(config["parameters"].get("shortest_length", {}).get("string_value", 0))
 
 
 def module_beside(folder: Path, name: str) -> ModuleType:

@@ -33,6 +33,7 @@ def rekd_export(run_cli, monkeypatch):
 def test_json_is_one_document_and_another_process_and_place_writes_the_same_bytes(checkpoint, repository, tmp_path):
     elsewhere, root = shutil.copytree(checkpoint, tmp_path / checkpoint.name), tmp_path / "b" / repository.name
     command = [sys.executable, "-m", "rekd_deploy.cli.export", str(elsewhere), "--output", str(root), "--json"]
+    command += ["--no-single-graph", "--no-text-endpoint"]
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
@@ -47,7 +48,9 @@ def test_json_is_one_document_and_another_process_and_place_writes_the_same_byte
 def test_an_endpoint_that_was_there_is_exported_again_with_a_warning(rekd_export, checkpoint, artefacts, tmp_path):
     root, texts = write_repository(artefacts, tmp_path / "repository", text_endpoint=True), tmp_path / "texts.txt"
     texts.write_text("good plot\nawful story and a bad actor\n", encoding="utf-8")
-    code, table, errors = rekd_export(checkpoint, "--output", root, "--batches", "8,16", "--parity-texts", texts)
+    code, table, errors = rekd_export(
+        checkpoint, "--target", "onnxruntime", "--output", root, "--batches", "8,16", "--parity-texts", texts
+    )
     assert code == 0 and (root / "rekd_text" / "2").is_dir()
     for part in ("warning: exported, too: rekd_text, since", "--no-text-endpoint leaves it out"):
         assert part in errors
@@ -77,6 +80,7 @@ def test_a_failing_gate_leaves_the_old_repository(checkpoint, tmp_path, monkeypa
     ("nowhere --verify somewhere", 2, "both given"),
     ("--verify somewhere --keep 2 --dry-run", 2, "--dry-run, --keep does not go with it"),
     ("nowhere --checkpoint somewhere", 2, "it goes with --verify"),
+    ("nowhere --tune --threads 2", 2, "fix: leave out --instances and --threads"),
     ("nowhere --device tpu", 2, "there is no device 'tpu'"),
     ("nowhere --lengths 64;128", 2, "no list of whole numbers"), ("nowhere --batches 0", 2, "batch 0 is outside"),
     ("--verify nowhere", 1, "error: no model repository at nowhere")])

@@ -38,6 +38,7 @@ class FakeServer(Transport):
         super().__init__(Address.parse("127.0.0.1:1"), 30.0, {})
         self._workers, self._lock, self._numbers = ThreadPoolExecutor(1), threading.Lock(), {}
         self.configs, self.config_reads = {"1": parameters}, 0
+        self.models, self.asked_models = {"rekd"}, []
         self.shapes, self.ids, self.asked, self.timeouts, self.threads = [], [], [], [], set()
         self.open = self.begun = self.most_open = 0
         self.gate, self.opens_when_full = threading.Event(), False
@@ -49,6 +50,8 @@ class FakeServer(Transport):
         return max(self.configs, key=int)
 
     def model_versions(self, model, timeout):
+        if model not in self.models:
+            raise errors.ModelMissingError(f"no model {model}")
         if self.fail_config:
             raise self.fail_config.pop()
         return list(self.configs)
@@ -61,6 +64,7 @@ class FakeServer(Transport):
         with self._lock:
             self._numbers[id(inputs)] = len(self.ids)
             self.shapes.append(inputs["input_ids"].shape)
+            self.asked_models.append(model)
             self.ids.append(request_id)
             self.asked.append(version)
             self.timeouts.append(timeout)
@@ -76,6 +80,8 @@ class FakeServer(Transport):
         self.gate.wait(5)
         with self._lock:
             self.open -= 1
+        if request.model not in self.models:
+            raise errors.ModelMissingError(f"no model {request.model}")
         if failure := self.fail_at.get(self._numbers[id(request.inputs)]):
             raise failure
         ids, share = request.inputs["input_ids"], request.inputs["attention_mask"].sum(axis=1) / 48
@@ -153,6 +159,26 @@ def test_predictions_come_in_order_a_few_requests_at_once_in_batches_of_one_buck
     assert server.most_open == IN_FLIGHT and server.config_reads == 1
     assert len(set(server.ids)) == len(server.ids) and all(server.ids)
     assert Client(transport=server).description.labels == ("negative", "positive")
+
+
+def test_a_lone_text_is_sent_to_the_model_of_one_hop_where_it_is_served(kind, server):
+    server.models.add("rekd_single")
+    client = kind(transport=server, retry=QUICK)
+    for texts, windows in ((["good"], False), (["good"] * 2, False), (["good"], True)):
+        client.predict(texts, windows=windows)
+    assert server.asked_models == ["rekd_single", "rekd", "rekd"] and server.config_reads == 2
+    server.configs["2"] = OTHER
+    (found,) = client.predict(["good"])
+    assert set(found.probabilities) == {"no", "yes"}, "another version is noticed there, too"
+    server.models.remove("rekd_single")
+    for _ in range(2):
+        assert len(client.predict(["good"])) == 1
+    # twice for the new version, once in vain; the ensemble's new version is noticed likewise
+    assert server.asked_models[3:] == ["rekd_single"] * 3 + ["rekd"] * 3, "once it is gone, it is not asked again"
+    server.models.add("rekd_single")
+    for options, asked in (({"lone": None}, "rekd"), ({"model": "rekd_single"}, "rekd_single"), ({}, "rekd_single")):
+        kind(transport=server, **options).predict(["good"])
+        assert server.asked_models[-1] == asked
 
 
 BAD_ARGUMENTS = [("deadline", value) for value in (0, float("nan"))]

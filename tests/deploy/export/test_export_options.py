@@ -132,14 +132,14 @@ def test_facts_are_the_models_and_choices_reach_server_and_engines(checkpoints):
     (GPUS, 0, "fp16"), ({"target": "onnxruntime"}, 1, "fp16"), ({"gpu": True}, 0, "fp16"), ({}, 1, "fp32"),
     ({"target": "onnxruntime"}, 0, "fp32"), (CPUS, 1, "fp32"), ({"target": "tensorrt"}, 1, "fp32"),
     (GPUS | {"precision": "fp32"}, 0, "fp32"), (CPUS | {"precision": "fp16"}, 0, "fp16")])
-def test_on_a_gpu_precision_is_fp16_and_both_steps_one_graph(here, checkpoints, tmp_path, choices, gpus, expected):
+def test_on_a_gpu_precision_is_fp16(here, checkpoints, tmp_path, choices, gpus, expected):
     here(gpus=gpus)
     options = ExportOptions(**choices)
     plan = plan_export(checkpoints["text"], tmp_path / "r", options)
     assert plan.options.precision == expected and plan.to_dict()["options"]["precision"] == expected
     said = ", the default on a GPU" if options.on_gpu and "precision" not in choices else ""
     assert f"precision   {expected}{said}" in plan_lines(plan)
-    assert plan.options.single_graph is ("rekd_single" in plan.models) is options.on_gpu and plan.kept == ()
+    assert plan.kept == ()
     left_out = replace(options, single_graph=False)
     assert "rekd_single" not in plan_export(checkpoints["text"], tmp_path / "r", left_out).models
 
@@ -167,10 +167,10 @@ def test_instances_share_the_cores(here, checkpoints, cores, width, options, exp
 
 
 def test_plans_say_what_would_be_done_count_versions_and_write_nothing(checkpoints, tmp_path, repository):
-    options = ExportOptions(lengths=(16,), batches=(1, 4), single_graph=True)
+    options = ExportOptions(lengths=(16,), batches=(1, 4))
     plan = plan_export(checkpoints["text"], tmp_path / "r", options)
     assert (plan.version, plan.stays, plan.goes, plan.lengths) == (1, (), (), (16, 48))
-    assert plan.models == ("rekd_selector", "rekd_predictor", "rekd", "rekd_single")
+    assert plan.models == ("rekd_selector", "rekd_predictor", "rekd", "rekd_single", "rekd_text")
     document = json.loads(json.dumps(plan.to_dict()))
     assert document["capacity"] == 11 and document["batches"] == [4]
     for expected in ("K = 11 of 48", "16, 48", "version 1 (new)", "rekd_single", "transformers 2 x 16"):
@@ -186,15 +186,28 @@ def test_plans_say_what_would_be_done_count_versions_and_write_nothing(checkpoin
         plan_export(checkpoints["image"], root, ExportOptions(keep=2))
 
 
-def test_endpoints_that_are_there_are_kept_unless_it_is_said_otherwise(checkpoints, artefacts, tmp_path):
-    root = write_repository(artefacts, tmp_path / "larger", text_endpoint=True)
+@pytest.mark.parametrize(("kind", "options", "more"), [
+    ("text", {}, ["single", "text"]), ("image", {}, ["single", "image"]), ("text", {"gpu": True}, ["single", "text"]),
+    ("text", {"target": "onnxruntime"}, ["single"]), ("text", {"target": "tensorrt"}, []),
+    ("text", {"single_graph": False, "text_endpoint": False}, []),
+    ("text", {"target": "tensorrt", "single_graph": True, "text_endpoint": True}, ["single", "text"])])
+def test_models_beside_the_ensemble(here, checkpoints, tmp_path, kind, options, more):
+    """Engines take long to build; a container without the python backend would serve nothing for rekd_text's sake."""
+    here(gpus=0)
+    plan = plan_export(checkpoints[kind], tmp_path / "r", ExportOptions(**options))
+    assert [name.removeprefix("rekd_") for name in plan.models[3:]] == more and plan.kept == ()
+
+
+def test_endpoints_that_are_there_are_kept_unless_it_is_said_otherwise(here, checkpoints, artefacts, tmp_path):
+    here(gpus=0)
+    root, target = write_repository(artefacts, tmp_path / "larger", text_endpoint=True), {"target": "tensorrt"}
     shutil.copytree(root / "rekd_selector", root / "rekd_single")
-    plan = plan_export(checkpoints["text"], root, ExportOptions())
-    assert plan.kept == ("rekd_single", "rekd_text") and {*plan.kept, "rekd_prepare", "rekd_answer"} < {*plan.models}
+    plan = plan_export(checkpoints["text"], root, ExportOptions(**target))
+    assert plan.kept == ("rekd_single", "rekd_text") and {*plan.kept} < {*plan.models}
     assert plan.options.single_graph is plan.options.text_endpoint is True
     assert "rekd_text, since the repository has it" in shown(plan)
     assert "--no-single-graph --no-text-endpoint leaves it out" in shown(plan)
-    chosen = plan_export(checkpoints["text"], root, ExportOptions(text_endpoint=True, single_graph=False))
+    chosen = plan_export(checkpoints["text"], root, ExportOptions(**target, text_endpoint=True, single_graph=False))
     assert chosen.kept == () and "rekd_text" in chosen.models and "rekd_single" not in chosen.models
-    images = plan_export(checkpoints["image"], root, ExportOptions(single_graph=False))
+    images = plan_export(checkpoints["image"], root, ExportOptions(**target, single_graph=False))
     assert images.kept == () and "rekd_image" not in images.models, "the text endpoint is no images' endpoint"

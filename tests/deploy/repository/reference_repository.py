@@ -13,7 +13,7 @@ from rekd_deploy.graphs.modules import pair_signature
 from rekd_deploy.repository.build import build_configs
 from rekd_deploy.repository.config import CONFIG_FILE, ENSEMBLE, ServingSettings, config_text
 from rekd_deploy.repository.manifest import Versions, pin_versions
-from rekd_deploy.repository.text_endpoint import endpoint_configs
+from rekd_deploy.repository.text_endpoint import endpoint_config
 from rekd_deploy.runtimes.tensorrt import PRODUCTS
 from rekd_train.files import write_text
 from rekd_train.inputs.text import TextPreprocessor
@@ -30,6 +30,8 @@ FLAVOURS = {
     "tensorrt": ("tensorrt", "tensorrt", ServingSettings(max_batch_size=8, queue_delay_us=100)),
     "tensorrt-two-gpus": ("tensorrt", "tensorrt", ServingSettings(max_batch_size=8, gpus=(0, 1), queue_delay_us=100))}
 """Folder: target, product of the engines, and how the server runs them."""
+WITH_ENDPOINT = ("python", "onnxruntime")
+"""It holds the graphs, or asks those that run them."""
 
 
 def artefacts_of(model, single: bool = False, preprocessor=None) -> Artefacts:
@@ -48,7 +50,9 @@ def planned(artefacts: Artefacts, flavour: str, lengths=None) -> Artefacts:
 def configs_of(artefacts: Artefacts, settings: ServingSettings, target: str, endpoint: bool = True) -> dict:
     """Configs by model name, of version 1."""
     configs = build_configs(artefacts, settings, target)
-    configs |= endpoint_configs(artefacts, settings) if endpoint else {}
+    if endpoint:
+        written = endpoint_config(artefacts, settings, target)
+        configs[written.name] = written
     pin_versions(configs, Versions())
     return configs
 
@@ -56,9 +60,10 @@ def configs_of(artefacts: Artefacts, settings: ServingSettings, target: str, end
 def reference_configs(model, tokenizer_json: str | None = None, flavour: str = "python") -> dict:
     """Configs by model name; ``tokenizer_json``: not the model's, whose spelling depends on tokenizers' version."""
     target, _, settings = FLAVOURS[flavour]
-    other = tokenizer_json and TextPreprocessor(tokenizer_json, replace(model.preprocessor.settings))
+    reading = model.preprocessor
+    other = tokenizer_json and TextPreprocessor(tokenizer_json, replace(reading.settings), reading.familiarity)
     made = planned(artefacts_of(model, flavour == "python", other), flavour)
-    return configs_of(made, settings, target, endpoint=flavour == "python")
+    return configs_of(made, settings, target, endpoint=flavour in WITH_ENDPOINT)
 
 
 def main() -> None:

@@ -9,7 +9,16 @@ import onnx
 import pytest
 from families import KINDS
 from google.protobuf.json_format import MessageToDict
-from reference_repository import FLAVOURS, REFERENCES, ROOT, artefacts_of, configs_of, planned, reference_configs
+from reference_repository import (
+    FLAVOURS,
+    REFERENCES,
+    ROOT,
+    WITH_ENDPOINT,
+    artefacts_of,
+    configs_of,
+    planned,
+    reference_configs,
+)
 
 from rekd_deploy.contract.description import TOKENIZER, ServedDescription
 from rekd_deploy.errors import RepositoryError
@@ -88,7 +97,7 @@ def test_every_flavour(rationalizer, flavour, single):
         assert name == "rekd" or config.optimization.cuda.graphs is (target == "tensorrt")
 
 
-COMMITTED = [("python", name) for name in ("rekd", "rekd_single", "rekd_prepare", "rekd_answer", "rekd_text")]
+COMMITTED = [("python", "rekd"), ("python", "rekd_single"), *((flavour, "rekd_text") for flavour in WITH_ENDPOINT)]
 COMMITTED += [(flavour, name) for flavour in FLAVOURS for name in STEPS]
 
 
@@ -151,9 +160,8 @@ def test_every_key_for_gpus_is_one_that_something_reads(rationalizer):
     for flavour, (target, product, settings) in FLAVOURS.items():
         if settings.gpu or product:
             made = planned(artefacts_of(rationalizer, single=True), flavour)
-            for name, config in configs_of(made, replace(settings, rate_limit=True), target).items():
-                if name not in ("rekd_prepare", "rekd_answer"):
-                    written |= {*keys_of(MessageToDict(config, preserving_proto_field_name=True))}
+            for config in configs_of(made, replace(settings, rate_limit=True), target).values():
+                written |= {*keys_of(MessageToDict(config, preserving_proto_field_name=True))}
     assert written == read and len(read) > 40
 
 

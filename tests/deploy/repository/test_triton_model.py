@@ -1,5 +1,6 @@
-"""What runs inside Triton, as Triton's stub would run it: both steps on exported graphs, both ends of the endpoint."""
+"""What runs inside Triton, as Triton's stub would run it: both steps on exported graphs, and the endpoint."""
 
+import json
 import os
 import struct
 import sys
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import triton_stub
 from conftest import raising
 from families import another, some_images, written
 from reference_repository import artefacts_of
@@ -15,9 +17,9 @@ from triton_stub import LOGGED, OUTPUTS, Request, TritonError, ask, started, wat
 
 from rekd_deploy.repository.backend.endpoint import LARGEST_TEXT
 from rekd_deploy.repository.backend.model import InputChecker, groups_by_length, joined, usable_cores
-from rekd_deploy.repository.config import PREDICTOR, PREPARE, SELECTOR, ServingSettings, config_text, read_config
+from rekd_deploy.repository.config import FORMER, PREDICTOR, SELECTOR, ServingSettings, config_text, read_config
 from rekd_deploy.repository.reader import check_repository
-from rekd_deploy.repository.text_endpoint import endpoint_configs, place_endpoint
+from rekd_deploy.repository.text_endpoint import endpoint_config, place_endpoint
 from rekd_deploy.repository.writer import write_repository
 
 
@@ -105,6 +107,31 @@ def test_texts_are_grouped_by_length_run_as_one_batch_and_filled_up_with_the_pad
     assert found == {"input_ids": [[5, 5, 7], [5, 5, 5]], "attention_mask": [[1, 1, 0], [1, 1, 1]]}
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_padding_is_cut_off_before_the_graph_and_changes_nothing_but_itself(start, rationalizer, padded):
+    model, inputs = start(SELECTOR), encoded(rationalizer, "good", "bad film and a very good plot")
+    assert inputs["input_ids"].shape == (2, 16)
+    graph, shapes = model._graph, []
+    real = int(inputs["attention_mask"].sum(axis=1).max())
+    session = graph._session
+    def run(names, given):
+        shapes.append(given["input_ids"].shape)
+        return session.run(names, given)
+    graph._session = SimpleNamespace(run=run)
+    if padded:
+        inputs = {name: np.pad(array, ((0, 0), (0, 9))) for name, array in inputs.items()}
+    (answer,) = ask(model, SELECTOR, inputs)
+    (whole,) = session.run(["scores"], inputs)
+    assert shapes == [(2, real)] and answer.outputs["mask"].shape == inputs["input_ids"].shape
+    kept = inputs["attention_mask"] == 1
+    np.testing.assert_allclose(answer.outputs["scores"][kept], whole[kept], atol=1e-5)
+    for name in ("scores", "mask"):
+        assert not answer.outputs[name][~kept].any(), "at the end of the shorter text, too, whatever its neighbour"
+    one = encoded(rationalizer, "good")
+    ask(model, SELECTOR, {name: array[:, :3] for name, array in one.items()})
+    assert shapes[1] == (1, 3), "nothing to cut"
+
+
 def test_threads_are_those_of_the_config_or_the_instances_share_the_cores_of_the_quota(
     repository, inside_triton, monkeypatch, tmp_path):
     quota, read = tmp_path / "cpu.max", Path.read_text
@@ -126,18 +153,63 @@ def test_threads_are_those_of_the_config_or_the_instances_share_the_cores_of_the
 def test_it_comes_stays_and_goes_with_its_export(artefacts, tmp_path):
     root = write_repository(artefacts, tmp_path / "r", text_endpoint=True)
     files, before = check_repository(root)["repository"]["files"], root.stat().st_ino
-    assert {"rekd_text/config.pbtxt", "rekd_text/1/.gitkeep", "rekd_prepare/1/tokenizer.json",
-            "rekd_answer/1/rekd_train/inputs/text.py"} <= set(files)  # fmt: skip
-    assert "rekd_answer/1/tokenizer.json" not in files, "texts are tokenised once"
+    held = {"rekd_selector/model.onnx", "rekd_predictor/model.onnx", "tokenizer.json", "rekd_train/inputs/text.py"}
+    assert {"rekd_text/config.pbtxt", *(f"rekd_text/1/{name}" for name in held)} <= set(files)
     write_repository(artefacts, root, text_endpoint=True)
     assert root.stat().st_ino == before, "the same export again changes nothing"
     write_repository(another(artefacts, 2), root, text_endpoint=True, keep=2)
-    steps = read_config(root / "rekd_text" / "config.pbtxt").ensemble_scheduling.step
-    assert [step.model_version for step in steps] == [2, 2, 2, 2]
-    assert sorted(path.name for path in (root / PREPARE).iterdir()) == ["2", "config.pbtxt"]
+    assert list(read_config(root / "rekd_text" / "config.pbtxt").version_policy.specific.versions) == [2]
+    assert sorted(path.name for path in (root / "rekd_text").iterdir()) == ["2", "config.pbtxt"]
+    for folder in FORMER:  # of an older export
+        (root / folder).mkdir()
     write_repository(artefacts, root)
-    assert not (root / "rekd_text").exists() and not (root / PREPARE).exists()
+    assert not any((root / name).exists() for name in ("rekd_text", *FORMER))
     check_repository(root)
+
+
+def endpoint(folder, artefacts, target):
+    """The endpoint's model for a target, started, and its files."""
+    written = endpoint_config(artefacts, ServingSettings(), target)
+    (folder / written.name / "1").mkdir(parents=True)
+    (folder / written.name / "config.pbtxt").write_text(config_text(written))
+    place_endpoint(artefacts, folder, {written.name: written}, "1")
+    return started(folder, written.name)
+
+
+def column(*contents):
+    return np.array([[each] for each in contents], dtype=object)
+
+
+ANSWERS = ["label", "rationale", "rate", "truncated", "probabilities", "doubt"]
+
+
+@pytest.mark.parametrize("target", ["python", "onnxruntime"])
+def test_the_endpoint_answers_as_the_model_whoever_runs_the_graphs(
+    artefacts, repository, rationalizer, texts, inside_triton, monkeypatch, tmp_path, target):
+    """In its own process on a CPU; elsewhere it asks the models that are there, one after the other."""
+    asked = {name: started(repository, name) for name in (SELECTOR, PREDICTOR)}
+    monkeypatch.setattr(triton_stub, "ASKED", {} if target == "python" else asked)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    model, some = endpoint(tmp_path, artefacts, target), [*texts, "good film " * 50]
+    contents = column(*(each.encode() for each in some))
+    known = [name for name in ANSWERS if name != "doubt" or rationalizer.preprocessor.familiarity]
+    (answer,) = model.execute([Request({"text": contents}, known)])
+    assert answer.error is None and list(answer.outputs) == known
+    for row, wanted in enumerate(rationalizer.predict(some)):
+        label, rationale, rate, truncated, probabilities = (answer.outputs[name][row] for name in ANSWERS[:5])
+        assert (label[0].decode(), bool(truncated[0])) == (wanted.label, wanted.truncated)
+        assert rate[0] == pytest.approx(wanted.rate)
+        np.testing.assert_allclose(probabilities, list(wanted.probabilities.values()), atol=1e-4)
+        spans = [(span["start"], span["end"], span["text"]) for span in json.loads(rationale[0])]
+        assert spans == [(span.start, span.end, span.text) for span in wanted.rationale]
+    assert answer.outputs["truncated"][-1] and not answer.outputs["truncated"].all()
+    folder = tmp_path / "rekd_text" / "1"
+    assert [path.is_dir() for path in (folder / SELECTOR, folder / PREDICTOR)] == [target == "python"] * 2
+    if target != "python":
+        monkeypatch.setattr(asked[PREDICTOR], "_graph", SimpleNamespace(run=raising(RuntimeError("boom"))))
+        (failed,) = model.execute([Request({"text": contents}, known, "order 7")])
+        assert "boom" in str(failed.error) and failed.error.code == TritonError.INTERNAL
+        assert LOGGED[-1].startswith("[request id: order 7] RuntimeError")
 
 
 SHOE = some_images(1)[0]
@@ -159,19 +231,17 @@ BAD_FILES = {kind: [content for each, content, reason in BAD if each == kind and
 @pytest.mark.parametrize(("kind", "content", "reason"), BAD)
 def test_what_cannot_be_used_is_refused_and_its_neighbours_are_not(
     rationalizer, image_rationalizer, inside_triton, monkeypatch, tmp_path, kind, content, reason):
-    model, item = (rationalizer, "good film") if kind == "text" else (image_rationalizer, SHOE)
-    for name, config in endpoint_configs(artefacts_of(model), ServingSettings()).items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.pbtxt").write_text(config_text(config))
-    (tmp_path / f"rekd_{kind}" / "1").mkdir()
-    place_endpoint(artefacts_of(model), tmp_path, "1")
+    model = rationalizer if kind == "text" else image_rationalizer
     monkeypatch.setattr(sys, "path", [*sys.path])
-    prepare = started(tmp_path, PREPARE)
-    monkeypatch.setitem(prepare._answer.__globals__, "LARGEST_IMAGE", 1200)
-    (name, expected), *_ = model.preprocessor([item]).inputs.items()
-    columns = ([[each] for each in contents] for contents in ([GOOD[kind]], [GOOD[kind], content]))
-    good, bad = (Request({kind: np.array(column, dtype=object)}, [name]) for column in columns)
-    first, refused, last = prepare.execute([good, bad, good])
-    assert reason in str(refused.error) and refused.error.code == 1
-    for neighbour in (first, last):
-        np.testing.assert_array_equal(neighbour.outputs[name], expected)
+    model = endpoint(tmp_path, artefacts_of(model), "onnxruntime")
+    names = ("label", "rate", "truncated")
+    def run(outputs, inputs):
+        rows, width = len(next(iter(inputs.values()))), 12
+        made = {"mask": np.ones((rows, width), bool), "probabilities": np.full((rows, len(model._labels)), 0.5)}
+        return [made.get(name, np.zeros((rows, width), np.float32)) for name in outputs]
+    monkeypatch.setattr(model, "_steps", [(run, step) for _, step in model._steps])
+    monkeypatch.setitem(model._encoded.__globals__, "LARGEST_IMAGE", 1200)
+    good, bad = (Request({kind: column(*each)}, names) for each in ([GOOD[kind]], [GOOD[kind], content]))
+    first, refused, last = model.execute([good, bad, good])
+    assert reason in str(refused.error) and refused.error.code == TritonError.INVALID_ARG
+    assert first.error is last.error is None and first.outputs == last.outputs != {}

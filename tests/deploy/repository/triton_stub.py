@@ -77,8 +77,29 @@ def get_input_tensor_by_name(request, name):
     return Tensor.received(name, request.arrays[name])
 
 
+def get_output_tensor_by_name(response, name):
+    return Tensor.received(name, response.outputs[name])
+
+
 def InferenceResponse(output_tensors=(), error=None):
     return SimpleNamespace(outputs={tensor.name(): tensor.array for tensor in output_tensors}, error=error)
+
+
+ASKED = {}
+"""Models by name, which requests from inside a model find."""
+
+
+class InferenceRequest:
+    """Of a model to another; its response has methods where that of ``InferenceResponse`` is looked into."""
+
+    def __init__(self, model_name, model_version, requested_output_names, inputs):
+        assert model_version == 1
+        self.model, self.names, self.arrays = model_name, requested_output_names, {x.name(): x.array for x in inputs}
+
+    def exec(self):
+        (found,) = ASKED[self.model].execute([Request(self.arrays, self.names)])
+        error = found.error and SimpleNamespace(message=lambda: str(found.error))
+        return SimpleNamespace(outputs=found.outputs, has_error=lambda: error is not None, error=lambda: error)
 
 
 def initialised(folder, config: str, more):

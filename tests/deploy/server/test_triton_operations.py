@@ -175,7 +175,7 @@ def test_a_new_version_under_load(served, load, lines, exported):
     for responses in clients.responses:  # one connection never goes back
         makers = [maker for _, maker in responses]
         assert makers == sorted(makers, reverse=True)
-    names = ("rekd", "rekd_answer", "rekd_predictor", "rekd_prepare", "rekd_selector", "rekd_text")
+    names = ("rekd", "rekd_predictor", "rekd_selector", "rekd_text")
     assert ready_versions(served) == {(name, 2) for name in names}
     started = served.log_file.read_text().count("ModelInstanceInitialize: rekd_selector")
     assert started == 2  # once for each version: the old one was not loaded again beside itself

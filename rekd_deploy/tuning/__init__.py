@@ -1,0 +1,1 @@
+"""The settings that serve fastest on the machine at hand, found by serving candidates. torch-free."""
