@@ -10,7 +10,7 @@ _MODELS = {
     "classifier": "plain classifier of the predictor's size, reads everything",
     "student_without_teacher": "pair, without a teacher",
     "student": "pair, distilled",
-    "teacher": "its teacher, a larger pair",
+    "teacher": "its teacher, which had all labels",
 }
 _TIMED = {"classifier": "classifier", "student_without_teacher": "compacted", "student": "compacted"}
 

@@ -38,12 +38,12 @@ class Subject:
     """What a demo is about: presets, what the examples are called, and what a rationale keeps."""
 
     student: str
-    teacher: str | Path
-    """A preset, trained on the way; or what a teacher was recorded to say, its figures beside it as JSON."""
+    teacher: Path
+    """What a teacher was recorded to say, its figures beside it as JSON."""
     items: str
     features: str
-    labels: int | None = None
-    """So many training examples have a label, for all but the teacher; None: all."""
+    labels: int = 2000
+    """So many training examples have a label, for all but the teacher."""
     alone: tuple[str, ...] = ()
     """Changes for what learns without a teacher: from few labels, each seen more often."""
     taught: tuple[str, ...] = ()
@@ -51,11 +51,15 @@ class Subject:
 
 
 REVIEWS = Subject(
-    "demo_student", TEACHERS / "imdb.parquet", items="reviews", features="words", labels=2000,
+    "demo_student", TEACHERS / "imdb.parquet", items="reviews", features="words",
     alone=("stages.classifier_epochs=8", "stages.selector_warm_start=8", "stages.compact_epochs=4"),
     taught=("stages.selector_warm_start=2", "stages.compact_epochs=3"),
 )  # fmt: skip
-IMAGES = Subject("demo_images_student", "demo_images_teacher", items="images", features="patches")
+IMAGES = Subject(
+    "demo_images_student", TEACHERS / "fashion_mnist.parquet", items="images", features="patches",
+    alone=("stages.classifier_epochs=30", "stages.selector_warm_start=30", "stages.rationale_epochs=0.1",
+           "stages.compact_epochs=30"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -130,32 +134,25 @@ def run_demo(demo: Demo, stages: Stages, observer: Observer) -> dict[str, Any]:
     """
     code, deployed = (source_hash(Path(package.__file__).parent) for package in (rekd_train, rekd_deploy))
     subject, said = demo.subject, demo.subject.teacher
-    few = [f"data.labelled_examples={subject.labels}"] if subject.labels else []
-    config = run_config(subject.student, [*few, *subject.taught, *demo.overrides])
-    alone = run_config(subject.student, [*few, *subject.alone, *demo.overrides])
-    if isinstance(said, Path) and not said.is_file():
+    few = f"data.labelled_examples={subject.labels}"
+    config = run_config(subject.student, [few, *subject.taught, *demo.overrides])
+    alone = run_config(subject.student, [few, *subject.alone, *demo.overrides])
+    if not said.is_file():
         raise CheckpointError(f"{said} does not exist; fix: run the demo where the repository was cloned")
 
-    def train(name: str, config: RunConfig, start: str | None = None, teacher: str | Path | None = None) -> Path:
+    def train(name: str, config: RunConfig, start: str | None = None, teacher: Path | None = None) -> Path:
         from rekd_train.runs import train_run
 
-        half = "predictor" if start and config.stages.operator == "gather" else None
-        taught = sha256(teacher) if isinstance(teacher, Path) else teacher and stages.key(teacher)
-        paths = {"warm_start": demo.root / start if start else None,
-                 "teacher": demo.root / teacher if isinstance(teacher, str) else teacher}  # fmt: skip
-        inputs = [config.model_dump(), code, half, start and stages.key(start), taught]
+        half = "predictor" if start else None
+        inputs = [config.model_dump(), code, half, start and stages.key(start), teacher and sha256(teacher)]
         return stages.run(name, inputs, lambda path: train_run(
-            config, path, half=half, observer=observer, overwrite=True, **paths,  # what lies there has other inputs
+            config, path, warm_start=demo.root / start if start else None, half=half, teacher=teacher,
+            observer=observer, overwrite=True,  # what lies there has other inputs
         ))  # fmt: skip
 
-    train("classifier", _classifier(alone, masked_share=0.0))
-    start = "classifier"
-    if isinstance(said, str):
-        start = "warm_start"
-        train(start, _classifier(alone))
-        train("teacher", run_config(said, demo.overrides))
-    train("student_without_teacher", alone, start)
-    checkpoint = train("student", config, start, "teacher" if isinstance(said, str) else said)
+    train("classifier", _classifier(alone))
+    train("student_without_teacher", alone, "classifier")
+    checkpoint = train("student", config, "classifier", said)
     repository = stages.run(
         "model_repository", [code, deployed, stages.key("student")], lambda path: publish(checkpoint, path)
     )
@@ -166,8 +163,7 @@ def run_demo(demo: Demo, stages: Stages, observer: Observer) -> dict[str, Any]:
     timed = stages.run("latency", served, lambda path: _time(checkpoint, repository, path))
     report: dict[str, Any] = {}
     for name in MODELS:
-        recorded = name == "teacher" and isinstance(said, Path)
-        found = read_json(said.with_suffix(".json")) if recorded else read_metrics(demo.root / name)
+        found = read_json(said.with_suffix(".json")) if name == "teacher" else read_metrics(demo.root / name)
         report[name] = {key: found["test"][key] for key in ("accuracy", "rate")}
     report |= {"query": read_json(answers / "query.json"), "milliseconds": read_json(timed / "milliseconds.json")}
     report["seconds"] = stages.seconds
@@ -182,10 +178,10 @@ def served_predictions(demo: Demo) -> list[Prediction]:
         return [Prediction.from_dict(json.loads(line)) for line in lines]
 
 
-def _classifier(config: RunConfig, **changes: float) -> RunConfig:
-    """The first stage alone; with ``masked_share=0`` a plain classifier, which a pair is measured against."""
-    alone = {"rationale_epochs": 0.0, "compact_epochs": 0.0, **changes}
-    stages = config.stages.model_copy(update=alone)
+def _classifier(config: RunConfig) -> RunConfig:
+    """The plain classifier of the predictor's size, which a pair is measured against and its predictor starts from."""
+    plain = {"masked_share": 0.0, "rationale_epochs": 0.0, "compact_epochs": 0.0}
+    stages = config.stages.model_copy(update=plain)
     return config.model_copy(update={"name": config.name.replace("student", "classifier"), "stages": stages})
 
 

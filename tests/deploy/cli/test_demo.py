@@ -1,7 +1,9 @@
 """The whole chain on real reviews and images and a real server, far too short to learn anything."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from conftest import fashion_folder
 
@@ -9,7 +11,12 @@ from rekd_deploy.cli.demo import _table
 from rekd_deploy.cli.demo_chain import IMAGES, Demo, Stages, run_demo, served_predictions
 from rekd_train.checkpoints import read_description
 from rekd_train.checkpoints.checkpoint import read_metrics
+from rekd_train.config.run import run_config
+from rekd_train.data import load_data
+from rekd_train.data.examples import names_of
+from rekd_train.files import write_json
 from rekd_train.training.state import Observer
+from rekd_train.training.teacher import write_knowledge
 
 TRAINED = ("classifier", "student_without_teacher", "student")
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
@@ -58,8 +65,14 @@ def test_the_chain_on_images(tmp_path):
         f"data.path={fashion_folder(tmp_path / 'f', 200)}", "data.train_examples=100", "data.test_examples=40",
         "stages.classifier_epochs=1", "stages.rationale_epochs=1", "stages.compact_epochs=1",
         *(f"{role}.{size}" for role in ("selector", "predictor") for size in ("layers=1", "width=16")))  # fmt: skip
-    report, answers = chain(Demo(tmp_path / "demo", queries=6, overrides=settings, subject=IMAGES))
-    assert {"teacher", "warm_start"} <= set(report["seconds"]) and min(report["milliseconds"]["8"].values()) > 0
+    images = load_data(run_config(IMAGES.student, settings).data).splits["train"].items
+    grids, alike = np.random.default_rng(0).normal(size=(len(images), 7, 7)).tolist(), [0.1] * 10
+    rows = [{"id": names_of(image, tmp_path)[0], "probabilities": alike, "map": grid}
+            for image, grid in zip(images, grids, strict=True)]  # fmt: skip
+    subject = replace(IMAGES, teacher=write_knowledge(tmp_path / "said.parquet", rows), labels=50)
+    write_json(tmp_path / "said.json", {"test": {"accuracy": 0.87, "rate": 0.24}})
+    report, answers = chain(Demo(tmp_path / "demo", queries=6, overrides=settings, subject=subject))
+    assert report["teacher"] == {"accuracy": 0.87, "rate": 0.24} and min(report["milliseconds"]["8"].values()) > 0
     assert report["classifier"]["rate"] == 1.0 and 0.1 < report["student"]["rate"] <= 0.25
     for answer in answers:
         assert answer.rationale and all(0 <= patch.row < 7 for patch in answer.rationale)
