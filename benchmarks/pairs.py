@@ -31,7 +31,7 @@ from _pareto import picture
 from _recipes import Rows, changed, chosen, run_table, seeds_of
 from _tables import accuracy_table, comparison_table, provenance
 
-from rekd_deploy.cli.demo_chain import REVIEWS
+from rekd_deploy.cli.demo_chain import IMAGES, REVIEWS
 from rekd_train.cli.command import application, examples, run
 from rekd_train.config.run import RunConfig, run_config
 from rekd_train.files import sha256, write_json
@@ -64,6 +64,11 @@ SETTINGS = {
     "few": Setting(
         "IMDB, predictor 2 x 128, 2,000 labels; the teacher has seen all", "demo_student", "imdb.parquet",
         changes=(f"data.labelled_examples={REVIEWS.labels}",), alone=REVIEWS.alone,
+    ),
+    "images": Setting(
+        "Fashion-MNIST, predictor 2 x 64, 2,000 labels; the teacher has seen all", "demo_images_student",
+        "fashion_mnist.parquet", changes=(f"data.labelled_examples={IMAGES.labels}",), alone=IMAGES.alone,
+        taught=IMAGES.taught,
     ),
     "minilm": Setting("IMDB, predictor MiniLM-L6", "demo_student", "imdb.parquet", changes=(
         "predictor.pretrained=minilm", "predictor.word_embeddings=random", "predictor.layers=6", "predictor.width=384",
