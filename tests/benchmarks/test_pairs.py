@@ -25,7 +25,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(pairs, "TEACHERS", tmp_path)
-    (tmp_path / "imdb.parquet").write_bytes(b"what it says")
+    for name in {setting.knowledge for setting in pairs.SETTINGS.values()}:
+        (tmp_path / name).write_bytes(b"what it says")
     return tmp_path
 
 
