@@ -96,7 +96,7 @@ def serving_defaults() -> list[str]:
         return listed([f"{ours / theirs:.2f}" for ours, theirs in pairs])
 
     return [
-        f"The demo's student on {machine['cores']} cores ({machine['processor']}), which the clients share, "
+        f"A demo's student of reviews on {machine['cores']} cores ({machine['processor']}), which the clients share, "
         f"{settings['rounds']} turns of {settings['seconds']:g} s; requests a second, of one text each; milliseconds "
         f"p50 / p95 / p99. {equal:,} answers compared, {different} of them other than alone, or than before; "
         f"{sum(cell['failed'] for cell in cells.values())} failures. Not run: {result['not_run']}; its rules were "

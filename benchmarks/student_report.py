@@ -1,7 +1,7 @@
 """The whole evidence about one trained pair, by the commands a user has: export, accuracy, latency, load, faithfulness.
 
     python benchmarks/student_report.py runs/demo/student --name demo
-    python benchmarks/student_report.py runs/demo-images/student --teacher runs/demo-images/teacher --name demo_images
+    python benchmarks/student_report.py runs/demo-images/student --name demo_images
 
 Every measurement is a result file in ``results/NAME``; ``report.html`` and ``report.md`` there are made of them.
 ``precisions.json`` holds what the parity gate found for each precision. ``--steps`` repeats some alone.

@@ -41,7 +41,6 @@ from rekd_train.training.teacher import write_knowledge
 
 RECORDS = Path(__file__).parent / "teachers"
 SHORT = 2000  # short sentences
-IMAGES = 20_000  # that demo_images_student trains on, of those that its teacher does
 FIGURES = ("examples", "accuracy", "rate", "rate_max", "count_mean", "nll", "ece")
 
 app = application(help="Train a teacher of IMDB reviews and record what it says.", epilog=examples("teachers.py"))
@@ -109,7 +108,8 @@ def recorded(config: RunConfig, checkpoint: Path, classifier: Path | None, devic
     pair, runtime, precision = load(checkpoint), Runtime(device), config.acceleration.precision
     items = load_data(config.data).splits["train"].items
     if classifier is None:
-        return statements_in_order(pair, items[:IMAGES], runtime, precision)
+        read = run_config("demo_images_student").data.train_examples  # its teacher has seen more
+        return statements_in_order(pair, items[:read], runtime, precision)
     rows = statements_in_order(pair, items, runtime, precision)
     known = {row["id"] for row in rows}  # a review may be one sentence
     sentences = statements_in_order(load(classifier), some_sentences(items, 1), runtime, precision)

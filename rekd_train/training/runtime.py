@@ -46,7 +46,7 @@ class Runtime:
         self.rank = self._accelerator.process_index if several else 0
         self.is_main = self.rank == 0
         """Whether this process writes files and talks."""
-        # moments of words that are not seen again shrink into numbers so small that a CPU takes a hundred times as long
+        # moments of words that are not seen again shrink into numbers so small that a CPU takes ten times as long
         torch.set_flush_denormal(True)
 
     def wrap(self, objective: nn.Module) -> nn.Module:

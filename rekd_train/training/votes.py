@@ -91,7 +91,8 @@ class EvidenceObjective(Objective):
         if self.teacher is not None and weights is not None:  # some have no label
             theirs, known = self.teacher.class_logits(batch).argmax(dim=-1), self.teacher.known_classes(batch)
             classes = torch.where(weights > 0, classes, theirs)
-            weights = None if known is None else ((weights > 0) | known).float()
+            told = torch.ones_like(weights) if known is None else known.float()
+            weights = torch.where(weights > 0, weights, told)
         speaks = votes.detach().log_softmax(dim=-1)
         speaks = speaks.gather(2, classes[:, None, None].expand(-1, speaks.shape[1], 1)).squeeze(2)
         policy = base_policy(self.config.selection).model_copy(
@@ -102,8 +103,7 @@ class EvidenceObjective(Objective):
         surprise = torch.where(selectable, -torch.where(best, chances[..., 1], chances[..., 0]), 0.0)
         each = surprise.sum(dim=1) / selectable.sum(dim=1).clamp(min=1)
         evidence = batch.share * (each if weights is None else weights * each).mean()
-        kept = (batch.present > 0) * torch.where(selectable, chances[..., 1].exp(), 0.0).sum().detach()
-        counts = {"kept": kept, "features": (batch.present > 0) * selectable.sum().float()}
+        _, counts = penalised(self, batch, chances[..., 1].exp().detach(), selectable)
         return counts | {"loss": evidence + batch.share * voted, "evidence": evidence.detach()}
 
 

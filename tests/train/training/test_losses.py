@@ -398,3 +398,6 @@ def test_where_there_is_no_label_the_evidence_is_for_the_teacher_s_class(texts):
     assert evidence(1 - theirs, weights) == 0, "nobody says what the class is"
     assert evidence(1 - theirs, weights, teacher) == approx(evidence(theirs, None))
     assert evidence(1 - theirs, None) != approx(evidence(theirs, None))
+    weights = torch.linspace(0.5, 2.0, len(theirs))
+    assert evidence(theirs, weights, teacher) == approx(evidence(theirs, weights)), "classes weigh as they did"
+    assert evidence(theirs, weights) != approx(evidence(theirs, None))
