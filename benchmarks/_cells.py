@@ -33,7 +33,7 @@ class Cell:
     name: str
     seed: int
     kind: str
-    """'train', 'compact' or 'masks': see ``_models.run_cell``."""
+    """'train', 'given', 'compact' or 'masks': see ``_models.run_cell``."""
     config: dict[str, Any] | None = None
     """A ``RunConfig``'s values (train)."""
     needs: dict[str, str] = field(default_factory=dict)

@@ -18,7 +18,8 @@ def run_cell(job: dict[str, Any]) -> dict[str, Any]:
 
     Kinds:
         train: ``train_run`` by the configuration; roles 'teacher' and 'warm_start' are used if they are filled, the
-            options ``knowledge``, a file of recorded knowledge, and ``half`` of the warm start.
+            options ``knowledge``, a file of recorded knowledge, ``warm_start``, a checkpoint, and ``half`` of it.
+        given: no more than the figures of ``options['checkpoint']``.
         compact: ``compact_run`` of the role 'start' for ``options['epochs']``, distilled from 'teacher' if filled.
         masks: the predictor of the role 'predictor' reads as many features of each example as the pair of the
             role 'like' keeps: ``options['which']`` 'random' or 'first'.
@@ -41,10 +42,14 @@ def run_cell(job: dict[str, Any]) -> dict[str, Any]:
         roles = {role: needs[role] for role in ("teacher", "warm_start") if role in needs}
         if knowledge := job["options"].get("knowledge"):
             roles["teacher"] = ROOT / knowledge
+        if start := job["options"].get("warm_start"):
+            roles["warm_start"] = ROOT / start
         resume = _may_resume(output, job["key"])
         half = job["options"].get("half")
         train_run(config, output, **roles, half=half, device=job["device"], resume=resume, overwrite=True)
         figures = _measured(output, needs.get("teacher", needs.get("compare")), job)
+    elif job["kind"] == "given":
+        figures = _measured(ROOT / job["options"]["checkpoint"], None, job)
     elif job["kind"] == "compact":
         epochs = job["options"]["epochs"]
         options = {"epochs": epochs, "device": job["device"], "overwrite": True}

@@ -57,6 +57,9 @@ class Setting:
     taught: tuple[str, ...] = REVIEWS.taught
     """What is changed in pairs that learn from one."""
     selectors: tuple[str, ...] = ()
+    checkpoints: tuple[str, str] | None = None
+    """Of ``teachers.py``: the plain classifier, where pairs alone start, and the teacher, where distilled ones do; None:
+    the classifier is trained here, and all start from it."""
 
 
 SETTINGS = {
@@ -144,23 +147,29 @@ def cells_of(given: Setting, seed: int, overrides: Sequence[str] = ()) -> list[C
     config, alone, taught = (run_config(given.preset, [*given.changes, *more, *overrides])
                              for more in ((), given.alone, given.taught))  # fmt: skip
 
+    trained = {"warm_start": "cls"} if given.checkpoints is None else {}
+    starts = [{} if path is None else {"warm_start": path} for path in given.checkpoints or (None, None)]
+
     def pair(suffix: str, **sections: dict[str, Any]) -> list[Cell]:
-        start = {"warm_start": "cls"}
+        half = {"half": "predictor"}
         return [
-            Cell(f"alone{suffix}", seed, "train", changed(alone, seed, **sections), start, {"half": "predictor"}),
-            Cell(f"distilled{suffix}", seed, "train", changed(taught, seed, **sections), start,
-                 {"half": "predictor", **said}),
+            Cell(f"alone{suffix}", seed, "train", changed(alone, seed, **sections), trained, half | starts[0]),
+            Cell(f"distilled{suffix}", seed, "train", changed(taught, seed, **sections), trained,
+                 half | said | starts[1]),
         ]  # fmt: skip
 
     sizes = {name: dict(zip(("layers", "width", "heads"), SELECTORS[name], strict=True)) for name in given.selectors}
+    others = [cell for name, size in sizes.items()
+              for cell in pair(f"_{name}", selector={**size, "feedforward": 2 * size["width"]})]  # fmt: skip
+    if given.checkpoints is not None:  # the record's hash in the cells of distilled pairs tells teachers apart
+        return [Cell("cls", seed, "given", None, {}, {"checkpoint": given.checkpoints[0]}), *pair(""), *others]
     return [
         Cell("cls", seed, "train", changed(alone, seed, stages=PLAIN)),
         Cell("cls_kd", seed, "train", changed(config, seed, stages=PLAIN, distillation={"classifier": True}), {}, said),
         *pair(""),
         Cell("paper", seed, "train", changed(config, seed, stages=PAPER), {}, said),
-        *(cell for name, size in sizes.items() for cell in pair(
-            f"_{name}", selector={**size, "feedforward": 2 * size["width"]})),
-    ]  # fmt: skip
+        *others,
+    ]
 
 
 def rows_of(given: Setting, config: RunConfig) -> Rows:

@@ -54,9 +54,10 @@ def serving_defaults(
         was = before or changed(repository, trials.folder / "before", shares(0, 1))
         urls = {"before": trials.serve(was), "now": trials.serve(repository)}
         urls["as onnxruntime's"] = trials.serve(changed(repository, trials.folder / "other", other))
-        groups: dict[str, list[str]] = {"tensors": ["before", "now, two steps", "now", "as onnxruntime's"], "texts": []}
-        for name in groups["tensors"]:
-            model = "rekd" if name in ("before", "now, two steps") else lone_model(repository)
+        tensors = ["before", "now, two steps", "now", "as onnxruntime's, two steps", "as onnxruntime's"]
+        groups: dict[str, list[str]] = {"tensors": tensors, "texts": []}
+        for name in tensors:
+            model = "rekd" if name == "before" or name.endswith("two steps") else lone_model(repository)
             trials.add(name, urls[name.partition(",")[0]], model, requests)
         for name in ("before", "now"):
             if ((was if name == "before" else repository) / "rekd_text").is_dir():

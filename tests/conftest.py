@@ -159,6 +159,18 @@ def make_bilstm(operator: str = "compact", max_length: int = 48, lengths: tuple[
     return pair
 
 
+def make_ngrams(operator: str = "compact") -> Rationalizer:
+    preprocessor = TextPreprocessor(tiny_tokenizer_json(), TextSettings(48, (16, 32)))
+    settings = BackboneConfig(family="ngrams", vocabulary=preprocessor.vocabulary_size, width=12, buckets=101)
+    policy = SelectionPolicy(bias=0.0, budget=0.4, minimum=1)
+    pair = random_pair(5, settings, settings, preprocessor, operator, policy, ("negative", "positive"), (4, 4))
+    with torch.no_grad():
+        for half in (pair.selector, pair.predictor):
+            for table in (half.backbone.embeddings, half.backbone.ngrams):  # the latter starts with nothing
+                torch.nn.init.normal_(table.weight)
+    return pair
+
+
 def raising(error: BaseException) -> Mock:
     return Mock(side_effect=error)
 

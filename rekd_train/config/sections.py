@@ -159,8 +159,8 @@ class EncoderTraits(Section):
 class BackboneConfig(Section):
     """Sizes of one network; selector and predictor each have their own."""
 
-    family: str = Field("transformers", description="kind of network: transformers, bilstm (texts), timm (images); or "
-                        "your own, package.module:Class")
+    family: str = Field("transformers", description="kind of network: transformers, bilstm, ngrams (texts), timm (images); "
+                        "or your own, package.module:Class")
     options: dict[str, Any] = Field({}, description="what a family of your own reads besides")
     layers: int = Field(2, ge=1, description="encoder blocks")
     width: int = Field(128, ge=4, description="hidden size")
@@ -168,6 +168,7 @@ class BackboneConfig(Section):
     feedforward: int = Field(512, ge=4, description="inner width of the feed-forward blocks")
     positions: int = Field(512, ge=3, description="position embeddings: the longest input in features")
     vocabulary: int = Field(30522, ge=4, description="token ids (text)")
+    buckets: int = Field(131072, ge=1, description="rows of the table that pairs and triples of words share (ngrams)")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout inside the encoder")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on attention weights")
     head_width: int = Field(256, ge=0, description="hidden units of the selector's head; 0: linear")

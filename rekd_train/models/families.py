@@ -19,6 +19,7 @@ from rekd_train.inputs.text import TOKENIZER_FILE, TextPreprocessor, TextSetting
 from rekd_train.models import pretrained
 from rekd_train.models.base import Backbone, Predictor, Selector, TextBackbone
 from rekd_train.models.bilstm import BilstmBackbone
+from rekd_train.models.ngrams import NgramBackbone
 from rekd_train.models.pretrained import load_weights, open_source, sized, source_path
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.models.text_encoder import TextEncoder
@@ -41,6 +42,7 @@ def _timm(settings: BackboneConfig, special_ids: dict[str, int]) -> Backbone:
 FAMILIES: dict[str, Family] = {
     "transformers": Family(backbone=TextEncoder, modality="text"),
     "bilstm": Family(backbone=BilstmBackbone, modality="text"),
+    "ngrams": Family(backbone=NgramBackbone, modality="text"),
     "timm": Family(backbone=_timm, modality="image"),
 }
 
@@ -158,7 +160,7 @@ def _backbone(settings: BackboneConfig, preprocessor: Preprocessor, role: str) -
     if settings.word_embeddings == "minilm":
         if not isinstance(backbone, TextBackbone):
             raise ConfigError(f"{role}.word_embeddings: the family '{settings.family}' has no word embeddings")
-        backbone.load_word_embeddings(pretrained.minilm_word_embeddings(settings.width))
+        backbone.load_word_embeddings(pretrained.minilm_word_embeddings(backbone.table.embedding_dim))
     return backbone
 
 

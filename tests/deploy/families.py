@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from conftest import make_bilstm, make_encoder_pair, make_image_rationalizer, make_rationalizer
+from conftest import make_bilstm, make_encoder_pair, make_image_rationalizer, make_ngrams, make_rationalizer
 from PIL import Image
 
 from rekd_train.config.run import BackboneConfig, ImageConfig
@@ -17,7 +17,7 @@ from rekd_train.models.rationalizer import Rationalizer
 
 KINDS = {"bert": make_rationalizer, "bert-zero": lambda: make_rationalizer(operator="zero"),
          "bert-paper": lambda: make_rationalizer(operator="zero", policy=PAPER_POLICY), "bilstm": make_bilstm,
-         "bilstm-zero": lambda: make_bilstm("zero"), "vit": make_image_rationalizer,
+         "bilstm-zero": lambda: make_bilstm("zero"), "ngrams": make_ngrams, "vit": make_image_rationalizer,
          "vit-paper": lambda: make_image_rationalizer(operator="zero", policy=PAPER_POLICY)}  # fmt: skip
 
 

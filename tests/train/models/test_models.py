@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from conftest import make_bilstm, make_image_rationalizer, make_rationalizer
+from conftest import make_bilstm, make_image_rationalizer, make_ngrams, make_rationalizer
 from torch.nn.functional import interpolate
 from toys import toy_config
 
@@ -22,7 +22,8 @@ from rekd_train.models.image_encoder import image_network
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training.losses import gumbel
 
-FAMILIES = {"transformers": partial(make_rationalizer, 1), "bilstm": make_bilstm, "timm": make_image_rationalizer}
+FAMILIES = {"transformers": partial(make_rationalizer, 1), "bilstm": make_bilstm, "ngrams": make_ngrams,
+            "timm": make_image_rationalizer}
 IMAGES = np.random.default_rng(3).integers(0, 256, (5, 16, 12, 1), dtype=np.uint8)
 WITH_PADDING = SelectionPolicy(bias=None, budget=0.5, minimum=0, selectable="all")
 
@@ -232,7 +233,8 @@ def mixed(networks, preprocessing) -> Rationalizer:
 
 @pytest.mark.parametrize(("attempt", "message"), [
     (lambda: built(family="lstm"), "unknown family 'lstm'; families: .*transformers"),
-    (lambda: built(family="bilstm", width=7, heads=1), "even width"), (lambda: built(family="vit"), "section 'image'"),
+    (lambda: built(family="bilstm", width=7, heads=1), "even width"),
+    (lambda: built(family="ngrams", width=7, heads=1), "even width"), (lambda: built(family="vit"), "section 'image'"),
     (lambda: built("sideways"), "'sideways'.*zero, compact"),
     (lambda: built(family="timm", image=ImageConfig(height=64, width=64, patch=16), architecture={"name": "vit_giant"}),
      "timm cannot build 'vit_giant'"),
