@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from _blocks import block, listed, ranged, read
@@ -112,6 +113,48 @@ def serving_defaults() -> list[str]:
         f"Requests a second now in units of before, {listed(clients)} clients: tensors {gain('now', 'before')}, "
         f"text {gain('now, text', 'before, text')}.",
     ]  # fmt: skip
+
+
+@block("bulk.json")
+def bulk() -> list[str]:
+    result = read("bulk.json")
+    machine, ways = result["hardware"], result["ways"]
+    rows = {"plain": "one process, `--plain`", "ray": "Ray Data"}
+    return [
+        f"{result['rows']:,} reviews, the demo's student, {machine['cores']} cores ({machine['processor']}), best of "
+        f"{len(ways['plain']['seconds'])} turns; beside it ran: {result['beside']}.",
+        "",
+        "| `examples/bulk.py` | rows a second | once started | seconds for eight rows |",
+        "|---|---|---|---|",
+        *(f"| {title} | {ways[way]['rows_per_second']:.0f} | {ways[way]['rows_per_second_without_the_start']:.0f} | "
+          f"{min(ways[way]['seconds_of_eight_rows']):.1f} |" for way, title in rows.items()),
+    ]  # fmt: skip
+
+
+WANTED = 1000  # requests a second
+SPARE = 0.7  # of what a replica can do, so that requests need not wait when there are a few more of them
+
+
+@block("serving_defaults.json")
+def capacity() -> list[str]:
+    result = read("serving_defaults.json")
+    cells = {(cell["variant"], cell["clients"]): cell for cell in result["cells"]}
+    clients, machine = sorted({count for _, count in cells}), result["hardware"]
+    rows = []
+    for way, title in (("now", "tensors, our client"), ("now, text", "text, `rekd_text`")):
+        best = max((cells[way, count] for count in clients), key=lambda cell: cell["per_second"])
+        core = best["per_second"] / machine["cores"]
+        replicas = math.ceil(WANTED / (SPARE * 4 * core))
+        rows.append(f"| {title} | {best['clients']} | {core:,.0f} | {best['milliseconds']['p99']:.0f} ms | {replicas} |")
+    return [
+        f"The demo's student of reviews, {machine['cores']} cores ({machine['processor']}), clients on the same cores:",
+        "",
+        f"| requests of one text | clients | a second and core | p99 | replicas of 4 cores for {WANTED:,} a second |",
+        "|---|---|---|---|---|",
+        *rows,
+        "",
+        f"Replicas: {WANTED:,} / ({SPARE:g} x 4 x requests a second and core), rounded up.",
+    ]
 
 
 def _ratios(result: dict[str, Any], way: str, baseline: str) -> list[float]:

@@ -15,21 +15,23 @@ from threading import Thread
 
 import pytest
 
+from rekd_deploy import Pipeline
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = "from rekd_train.cli.main import main; main()"
 
 
-def ran(*command: object, folder: Path, **variables: str) -> list[str]:
-    """The lines that a command prints in a folder; an example by its name."""
+def ran(*command: object, folder: Path, code: int = 0, **variables: str) -> list[str]:
+    """The lines that a command prints in a folder, its errors last; an example by its name."""
     first, *others = map(str, command)
     start = [str(ROOT / "examples" / first)] if first.endswith(".py") else ["-c", COMMAND]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"} | variables
     done = subprocess.run([sys.executable, *start, *others], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
                           capture_output=True, text=True, timeout=300)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    assert done.returncode == code, done.stderr
+    return [*done.stdout.splitlines(), *(done.stderr.splitlines() if code else ())]
 
 
 def accuracy(line: str) -> float:
@@ -137,3 +139,63 @@ def test_a_large_model_teaches_through_its_endpoint_by_the_commands_of_the_examp
     small = ("--set", "selector.layers=1", "--set", "predictor.layers=1", "--set", "stages.classifier_epochs=4")
     metrics = json.loads("".join(ran(*train, *small, "--json", folder=tmp_path)))
     assert metrics["test"]["accuracy"] > 0.9, "of the labels alone it learns nothing yet"
+
+
+def test_bulk_does_each_file_once_says_what_is_wrong_with_a_row_and_goes_on_after_a_bad_file(tmp_path, repository):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "in").mkdir()
+    first, second = tmp_path / "in" / "a.parquet", tmp_path / "in" / "c.parquet"
+    sound = [f"the film was {('good', 'bad')[number % 2]}" for number in range(600)]
+    parquet.write_table(pa.table({"review": [*sound, None, " "], "id": range(602)}), first)
+    parquet.write_table(pa.table({"review": [None]}, pa.schema({"review": pa.string()})), second)
+    (tmp_path / "in" / "b.parquet").write_bytes(b"no Parquet")
+    (tmp_path / "out" / "a.unfinished").mkdir(parents=True)  # of a run that was killed
+    command = ("bulk.py", repository, "in", "out", "--column", "review", "--plain")
+    *said, error = ran(*command, folder=tmp_path, code=1)
+    assert said == ["a.parquet: done", "c.parquet: done"] and error.startswith("b.parquet: ArrowInvalid")
+    rows = parquet.read_table(tmp_path / "out" / "a.parquet").to_pylist()
+    assert [row["id"] for row in rows] == [*range(602)]
+    with Pipeline(repository) as pipeline:
+        for row, answer in zip(rows, pipeline.predict(sound), strict=False):
+            assert (row["label"], row["error"]) == (answer.label, None)
+            assert [span["text"] for span in row["spans"]] == [span.text for span in answer.rationale]
+            assert dict(row["probabilities"]) == pytest.approx(answer.probabilities, abs=1e-5)
+    assert [row["error"] for row in rows[600:]] == ["is NoneType", "is only white space"]
+    assert not any(row[name] for row in rows[600:] for name in ("label", "probability", "probabilities", "spans"))
+    (error,) = parquet.read_table(tmp_path / "out" / "c.parquet")["error"].to_pylist()
+    assert error == "is NoneType"
+    parquet.write_table(pa.table({"review": sound[:2]}), tmp_path / "in" / "b.parquet")
+    before = (tmp_path / "out" / "a.parquet").stat()
+    assert ran(*command, folder=tmp_path) == ["a.parquet: done before", "b.parquet: done", "c.parquet: done before"]
+    assert (tmp_path / "out" / "a.parquet").stat() == before
+
+
+def test_bulk_on_ray_answers_as_in_one_process(tmp_path, repository):
+    """Ray is a quarter of a gigabyte, so CI has none: this runs where it is installed."""
+    pytest.importorskip("ray")
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "in").mkdir()
+    texts = [f"the film was {('good', 'bad')[number % 2]} {number}" for number in range(600)]
+    parquet.write_table(pa.table({"text": [*texts, None]}), tmp_path / "in" / "a.parquet")
+    assert ran("bulk.py", repository, "in", "plain", "--plain", folder=tmp_path) == ["a.parquet: done"]
+    assert ran("bulk.py", repository, "in", "by_ray", folder=tmp_path) == ["a.parquet: done"]
+    plain, by_ray = (parquet.read_table(tmp_path / name).to_pylist() for name in ("plain", "by_ray"))
+    for one, other in zip(*(sorted(rows, key=lambda row: row["text"] or "") for rows in (plain, by_ray)), strict=True):
+        assert (one["text"], one["label"], one["error"]) == (other["text"], other["label"], other["error"])
+        assert [span["start"] for span in one["spans"] or ()] == [span["start"] for span in other["spans"] or ()]
+
+
+def test_the_notebook_runs_from_top_to_bottom_and_is_kept_without_outputs(checkpoint, monkeypatch):
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    notebook = nbformat.read(ROOT / "examples" / "first_look.ipynb", as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    monkeypatch.setenv("REKD_CHECKPOINT", str(checkpoint))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    _, shown, budgets, replaced, without = ([out.get("data", out) for out in cell.outputs] for cell in code)
+    assert "<mark>" in shown[0]["text/html"]
+    assert len(budgets) == 3 and len({page["text/html"].partition("<br>")[0] for page in budgets}) == 3
+    assert replaced[0]["text"].endswith("the same answer: True\n") and not replaced[0]["text"].startswith("0 ")
+    assert "% with these words" in without[0]["text"] and "text/html" in without[1]
