@@ -49,6 +49,15 @@ def test_other_settings_are_another_version_and_the_same_export_again_changes_no
     assert contents(root) == before and root.stat().st_ino == inode
 
 
+def test_back_to_an_earlier_export_is_the_next_version_with_its_graphs(artefacts, root):
+    before = {name: content for name, content in contents(root).items() if "/1/" in name}
+    write_repository(another(artefacts, 2), root)
+    write_repository(artefacts, root)
+    manifest, first = check_repository(root), artefacts.manifest
+    assert folders(root, "rekd") == ["3"] and manifest["checkpoint_sha256"] == first["checkpoint_sha256"]
+    assert {name.replace("/3/", "/1/"): each for name, each in contents(root).items() if "/3/" in name} == before
+
+
 @pytest.mark.parametrize(("name", "differing"), [
     ("familiarity", []), ("rekd_version", []), ("labels", ["parameters"]), ("preprocessing_sha256", ["parameters"])])
 def test_a_model_that_has_learnt_from_other_texts_may_follow_one_with_other_labels_not(rationalizer, name, differing):
