@@ -34,6 +34,12 @@ def ran(*command: object, folder: Path, code: int = 0, **variables: str) -> list
     return [*done.stdout.splitlines(), *(done.stderr.splitlines() if code else ())]
 
 
+def test_every_example_is_run_by_a_test():
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    names = [path.name for path in (ROOT / "examples").iterdir() if path.is_file()]
+    assert names and all(name in tests or f"{Path(name).stem}:" in tests for name in names), "own_backbone:Class"
+
+
 def accuracy(line: str) -> float:
     return float(re.fullmatch(r"accuracy on test \w+: ([\d.]+)%", line)[1])
 
@@ -164,6 +170,9 @@ def test_bulk_does_each_file_once_says_what_is_wrong_with_a_row_and_goes_on_afte
     assert not any(row[name] for row in rows[600:] for name in ("label", "probability", "probabilities", "spans"))
     (error,) = parquet.read_table(tmp_path / "out" / "c.parquet")["error"].to_pylist()
     assert error == "is NoneType"
+    (tmp_path / "ray.py").write_text("raise ImportError('there is no ray')")
+    *_, error = ran(*command[:-1], folder=tmp_path, code=1, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert error == "error: there is no ray; fix: pip install 'ray[data]', or --plain"
     parquet.write_table(pa.table({"review": sound[:2]}), tmp_path / "in" / "b.parquet")
     before = (tmp_path / "out" / "a.parquet").stat()
     assert ran(*command, folder=tmp_path) == ["a.parquet: done before", "b.parquet: done", "c.parquet: done before"]
