@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from _blocks import block, listed, ranged, read
@@ -112,6 +113,55 @@ def serving_defaults() -> list[str]:
         f"Requests a second now in units of before, {listed(clients)} clients: tensors {gain('now', 'before')}, "
         f"text {gain('now, text', 'before, text')}.",
     ]  # fmt: skip
+
+
+@block("bulk.json")
+def bulk() -> list[str]:
+    result = read("bulk.json")
+    machine, ways = result["hardware"], result["ways"]
+    rows = {"plain": "one process, `--plain`", "ray": "Ray Data"}
+    return [
+        f"{result['rows']:,} reviews, the demo's student, {machine['cores']} cores ({machine['processor']}), best of "
+        f"{len(ways['plain']['seconds'])} turns; beside it ran: {result['beside']}.",
+        "",
+        "| `examples/bulk.py` | rows a second | once started | seconds for eight rows |",
+        "|---|---|---|---|",
+        *(f"| {title} | {ways[way]['rows_per_second']:.0f} | {ways[way]['rows_per_second_without_the_start']:.0f} | "
+          f"{min(ways[way]['seconds_of_eight_rows']):.1f} |" for way, title in rows.items()),
+    ]  # fmt: skip
+
+
+WANTED = 1000  # requests a second
+SPARE = 0.7  # of what a replica can do, so that requests need not wait when there are a few more of them
+
+
+@block("serving_defaults.json", "minilm_serving.json")
+def capacity() -> list[str]:
+    result, minilm = read("serving_defaults.json"), read("minilm_serving.json")
+    machine, [large] = result["hardware"], minilm["figures"]["closed"]
+    found = {}
+    for way, title in (("now", "the demo's student, tensors"), ("now, text", "the demo's student, text (`rekd_text`)")):
+        best = max((cell for cell in result["cells"] if cell["variant"] == way), key=lambda cell: cell["per_second"])
+        found[title] = best["clients"], best["per_second"], best["milliseconds"]["p99"]
+    if minilm["hardware"] != machine:
+        raise ValueError("the figures of one table are of one machine")
+    texts = large["compared"] / minilm["settings"]["seconds"]
+    found["a pair of MiniLM-L6's size, tensors"] = large["concurrency"], texts, large["milliseconds"]["p99"]
+    rows = []
+    for title, (clients, per_second, slowest) in found.items():
+        core = per_second / machine["cores"]
+        replicas = math.ceil(WANTED / (SPARE * 4 * core))
+        rows.append(f"| {title} | {clients} | {core:,.0f} | {slowest:,.0f} ms | {replicas} |")
+    return [
+        f"{machine['cores']} cores ({machine['processor']}), which the clients share:",
+        "",
+        f"| reviews | clients | a second and core | p99 | replicas of 4 cores for {WANTED:,} a second |",
+        "|---|---|---|---|---|",
+        *rows,
+        "",
+        f"Replicas: {WANTED:,} / ({SPARE:g} x 4 x a second and core), rounded up; that 4 cores do twice as much as "
+        "2 is assumed.",
+    ]
 
 
 def _ratios(result: dict[str, Any], way: str, baseline: str) -> list[float]:

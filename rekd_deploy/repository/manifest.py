@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from rekd_deploy.contract import description
 from rekd_deploy.contract.signature import PairSignature
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.repository.config import COMPONENTS, SHORTEST_LENGTH, THREADS, parameters_of
@@ -153,7 +154,8 @@ def differing_fields(old: ModelConfig, new: ModelConfig) -> list[str]:
     def values(config: ModelConfig) -> dict[str, Any]:
         fields = {field.name: getattr(config, field.name) for field in config.DESCRIPTOR.fields}
         parameters = parameters_of(config)
-        for own in (THREADS, SHORTEST_LENGTH):  # of the machine that exported; read by no older version's code
+        for own in (THREADS, SHORTEST_LENGTH, description.FAMILIARITY, description.VERSION):
+            # of the machine that exported, or for clients, which read it anew; no other version's code does
             parameters.pop(own, None)
         return {**fields, "parameters": parameters}
 

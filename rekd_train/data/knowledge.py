@@ -133,7 +133,8 @@ class _Reader:
             starts = [text.find(quote) if quote.strip() else -1 for quote in row["quotes"]]
             self.lost_quotes += starts.count(-1)
             found = [(at, at + len(quote), 1.0) for at, quote in zip(starts, row["quotes"], strict=True) if at >= 0]
-            passages = [*(passages or []), *found]
+            if found or not starts:  # that none is in the text does not say that nothing decides
+                passages = [*(passages or []), *found]
         return None if passages is None else _segments(passages, text, "rationale")
 
     def _scores(self, row: dict[str, Any], text: str | None) -> np.ndarray | None:

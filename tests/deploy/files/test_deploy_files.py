@@ -23,7 +23,7 @@ pytestmark = pytest.mark.debian
 
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
 PROJECT = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-OVERLAYS = ("cpu", "gpu", "kserve")
+OVERLAYS = ("cpu", "gpu", "http", "kserve")
 REQUIRED = {name: f"/srv/{name.lower()}" for name in ("REKD_MODELS", "TLS_CERTIFICATE", "TLS_KEY")}
 REQUIRED |= {"TRITON_IMAGE": "tritonserver:26.05-py3", "REKD_ADMIN_KEY": "0123456789abcdef"}
 
@@ -191,11 +191,42 @@ def test_the_http_front_is_closed_takes_a_key_and_starts_as_the_command_does():
     assert front["security_opt"] == ["no-new-privileges:true"]
     ports = [(port["host_ip"], port["target"], port["published"]) for port in front["ports"]]
     assert ports == [("127.0.0.1", 8080, "8080")]
+    [beside] = [each for each in pod("http")["containers"] if each["name"] == "http"]
+    secret = {"secretKeyRef": {"name": "rekd-http", "key": "key"}}
+    assert beside["env"] == [{"name": "REKD_API_KEY", "valueFrom": secret}]
+    assert beside["command"] == [part.replace("triton:", "127.0.0.1:") for part in front["command"]]
+    assert beside["readinessProbe"]["httpGet"] == {"path": "/healthz", "port": 8080}
+    assert overlay("http")["Service"]["spec"]["ports"][1]["targetPort"] == "http"
+    *of_cpu, let_in = overlay("http")["NetworkPolicy"]["spec"]["ingress"]
+    assert of_cpu == overlay("cpu")["NetworkPolicy"]["spec"]["ingress"] and let_in["from"]
+    assert let_in["ports"] == [{"port": 8080}], "its gateway alone, as it has no TLS"
     program, *arguments = front["command"]
     assert program in PROJECT["scripts"]
     done = subprocess.run([sys.executable, "-m", PROJECT["scripts"][program].split(":")[0], *arguments, "--limit=x"],
                           capture_output=True, text=True, env=os.environ | key)  # fmt: skip
     assert done.returncode == 1 and done.stderr.startswith("error: the limit 'x'"), "all but the limit is right"
+
+
+def test_the_image_of_the_front_copies_what_there_is_and_has_no_root_no_tools_and_a_health_check():
+    lines = [line for line in read("Dockerfile").replace("\\\n", "").splitlines() if line and line[0] != "#"]
+    steps = [line.split(maxsplit=1) for line in lines]
+    words = [word for word, _ in steps]
+    build, last = (steps[start:end] for start, end in ((0, words.index("FROM", 1)), (words.index("FROM", 1), None)))
+    copied = [part for word, rest in build if word == "COPY" for part in rest.split()[:-1]]
+    assert copied and all((DEPLOY.parent / part).exists() for part in copied)
+    assert {"pyproject.toml", PROJECT["readme"], *PROJECT["license-files"]} <= set(copied), "what the wheel is made of"
+    let_through = [line[1:] for line in read("Dockerfile.dockerignore").splitlines() if line.startswith("!")]
+    assert let_through == copied
+    text = "".join(rest for _, rest in steps)
+    extras = re.findall(r"'\.\[([\w,-]+)\]'", text)
+    assert extras and {each for found in extras for each in found.split(",")} <= set(PROJECT["optional-dependencies"])
+    final = dict(reversed(last))  # the first of each kind
+    assert [rest.split()[0] for word, rest in last if word == "COPY"] == ["--from=build"]
+    assert final["FROM"].endswith("-slim") and final["FROM"] == build[0][1].split()[0]
+    assert final["USER"] == "1000:1000" and "pip uninstall" in final["RUN"] and "pip uninstall" in dict(build)["RUN"]
+    front = docker_compose("compose.http.yaml", **REQUIRED, REKD_API_KEY="0123456789abcdef")["services"]["http"]
+    assert json.loads(final["CMD"]) == front["command"]
+    assert json.loads(final["HEALTHCHECK"].partition("CMD ")[2]) == front["healthcheck"]["test"][1:]
 
 
 @pytest.mark.parametrize(("name", "port"), [("cpu", 8443), ("kserve", 8000)])

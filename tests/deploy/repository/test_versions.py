@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 from conftest import NO_ROOM, contents, raising
 from families import another
+from reference_repository import artefacts_of
 from servers import wait_until
 
 from rekd_deploy import ExportError, Pipeline, RepositoryError
 from rekd_deploy.export.run import publish
 from rekd_deploy.repository import workspaces
-from rekd_deploy.repository.config import read_config
+from rekd_deploy.repository.build import build_configs
+from rekd_deploy.repository.config import SINGLE, ServingSettings, read_config
+from rekd_deploy.repository.manifest import differing_fields
 from rekd_deploy.repository.reader import check_repository
 from rekd_deploy.repository.workspaces import replacing
 from rekd_deploy.repository.writer import write_repository
@@ -44,6 +47,23 @@ def test_other_settings_are_another_version_and_the_same_export_again_changes_no
     before, inode = contents(root), root.stat().st_ino
     write_repository(newest, root, **change)
     assert contents(root) == before and root.stat().st_ino == inode
+
+
+def test_back_to_an_earlier_export_is_the_next_version_with_its_graphs(artefacts, root):
+    before = {name: content for name, content in contents(root).items() if "/1/" in name}
+    write_repository(another(artefacts, 2), root)
+    write_repository(artefacts, root)
+    manifest, first = check_repository(root), artefacts.manifest
+    assert folders(root, "rekd") == ["3"] and manifest["checkpoint_sha256"] == first["checkpoint_sha256"]
+    assert {name.replace("/3/", "/1/"): each for name, each in contents(root).items() if "/3/" in name} == before
+
+
+@pytest.mark.parametrize(("name", "differing"), [
+    ("familiarity", []), ("rekd_version", []), ("labels", ["parameters"]), ("preprocessing_sha256", ["parameters"])])
+def test_a_model_that_has_learnt_from_other_texts_may_follow_one_with_other_labels_not(rationalizer, name, differing):
+    old, new = (build_configs(artefacts_of(rationalizer, single=True), ServingSettings())[SINGLE] for _ in range(2))
+    new.parameters[name].string_value = f"other than {old.parameters[name].string_value}"
+    assert len(old.parameters[name].string_value) > 0 and differing_fields(old, new) == differing
 
 
 def test_keep_leaves_so_many_versions_of_the_component_models(artefacts, root, rationalizer, texts):

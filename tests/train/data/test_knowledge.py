@@ -44,6 +44,9 @@ def test_class_probabilities_in_each_form_and_texts_without_a_statement_lack_eve
     np.testing.assert_allclose(found.probabilities, [[np.nan] * 2, expected], atol=1e-6)
     assert found.scores == [None, None] and found.marks[0] is None and not found.empty
     assert not found.marks[1].any(), "that nothing decides is a statement"
+    said = known(tmp_path, {"text": TEXT, "quotes": ["never said"]}, {"text": "bad", "quotes": []})
+    lost, nothing = align(said, [TEXT, "bad"], WORDS, 2).marks
+    assert lost is None and not nothing.any(), "a quote that is in no text says nothing"
 
 
 def test_scores_are_shared_by_characters_and_counts_are_for_a_reader(tmp_path):
