@@ -49,7 +49,7 @@ def run_cell(job: dict[str, Any]) -> dict[str, Any]:
         train_run(config, output, **roles, half=half, device=job["device"], resume=resume, overwrite=True)
         figures = _measured(output, needs.get("teacher", needs.get("compare")), job)
     elif job["kind"] == "given":
-        figures = _measured(ROOT / job["options"]["checkpoint"], None, job)
+        figures = _given(job["options"]["checkpoint"], job["device"], job["draws"])
     elif job["kind"] == "compact":
         epochs = job["options"]["epochs"]
         options = {"epochs": epochs, "device": job["device"], "overwrite": True}
@@ -119,6 +119,12 @@ def _measured(path: Path, teacher: Path | None, job: dict[str, Any]) -> dict[str
         "accuracy": report["classification"]["accuracy"], "rate": report["rate"]["rate"], "examples": len(correct),
         "correct": bits(correct), "report": report,
     }  # fmt: skip
+
+
+@lru_cache
+def _given(checkpoint: str, device: str, draws: int) -> dict[str, Any]:
+    """Of a checkpoint that stands beside every seed."""
+    return _measured(ROOT / checkpoint, None, {"device": device, "draws": draws})
 
 
 def _masked(predictor: Path, like: Path, job: dict[str, Any]) -> dict[str, Any]:

@@ -73,11 +73,17 @@ SETTINGS = {
         "fashion_mnist.parquet", changes=(f"data.labelled_examples={IMAGES.labels}",), alone=IMAGES.alone,
         taught=IMAGES.taught,
     ),
-    "minilm": Setting("IMDB, predictor MiniLM-L6", "demo_student", "imdb.parquet", changes=(
-        "predictor.pretrained=minilm", "predictor.word_embeddings=random", "predictor.layers=6", "predictor.width=384",
-        "predictor.heads=12", "predictor.feedforward=1536", "predictor.dropout=0.1", "predictor.pooling=mean",
-        "optimisation.learning_rate=1e-4", "optimisation.head_learning_rate=1e-3",
-    )),
+    "minilm": Setting(
+        "IMDB, predictor MiniLM-L6, all labels; the teacher's own predictor", "demo_student", "imdb.parquet",
+        changes=(
+            "selector.family=ngrams", "selector.word_embeddings=random", "selector.dropout=0.3",
+            "predictor.pretrained=minilm", "predictor.word_embeddings=random", "predictor.layers=6",
+            "predictor.width=384", "predictor.heads=12", "predictor.feedforward=1536", "predictor.dropout=0.1",
+            "predictor.attention_dropout=0", "predictor.pooling=mean", "optimisation.selector_learning_rate=2e-3",
+            "stages.selector_warm_start=3", "stages.compact_epochs=0",
+        ),
+        taught=(), checkpoints=("runs/teachers/imdb_teacher_classifier", "runs/teachers/imdb_teacher"),
+    ),
 }  # fmt: skip
 Name = Enum("Name", {name: name for name in SETTINGS}, type=str)
 COMPARISONS = [

@@ -80,6 +80,8 @@ class NgramBackbone(TextBackbone):
         ngrams = first.unsqueeze(-1) * self.ngrams(left) + second.unsqueeze(-1) * self.ngrams(right)
         ngrams = ngrams + (first * second).unsqueeze(-1) * self.ngrams(self._row(left, after))
         seen = dropout(torch.ones_like(keep), self.settings.dropout, self.training)
+        if self.training:  # what is left is not made larger: scaled up it was worse (docs/log.md)
+            seen = seen * (1 - self.settings.dropout)
         content = (words + seen.unsqueeze(-1) * ngrams) * keep.unsqueeze(-1)
         mean = content.sum(dim=1, keepdim=True) / keep.sum(dim=1)[:, None, None].clamp(min=1)
         return content, torch.tanh(self.mean(self.norm(mean)))
