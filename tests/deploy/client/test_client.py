@@ -327,6 +327,20 @@ def test_a_model_exchanged_behind_the_client_is_asked_in_its_own_way(client, ser
     assert client.predict(["good"])[0].label == "negative" and server.config_reads == 3, "the older one is back"
 
 
+def test_versions_long_gone_are_let_go(client, server, parameters):
+    client.predict(["good"])
+    for number in range(2, 9):
+        server.configs[str(number)] = dict(parameters)
+        client.predict(["good"])
+    assert server.config_reads == 8
+    server.configs = {number: server.configs[number] for number in ("1", "7")}
+    client.predict(["good"])
+    assert server.config_reads == 8, "the one before is known"
+    del server.configs["7"]
+    client.predict(["good"])
+    assert server.config_reads == 9, "the first is read again"
+
+
 def test_another_model_of_the_same_tokens_answers_whatever_texts_it_has_learnt_from(client, server, parameters):
     usual = make_rationalizer()
     before = client.predict(["good"])[0].doubt
