@@ -12,14 +12,18 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from conftest import make_image_rationalizer
 from families import some_images, written
-from fronts import Listening, form
+from fronts import Listening, Stub, form
+from pytest import MonkeyPatch
 from servers import wait_until
+from test_client import parameters_of
 
 from rekd_deploy import Client, TritonServer
 from rekd_deploy.export.graphs import export
+from rekd_deploy.http import app as app_module
 from rekd_deploy.repository.writer import write_repository
 from rekd_train.checkpoints.checkpoint import save
 
@@ -239,6 +243,60 @@ def test_a_browser_highlights_the_words_that_decided_and_shows_what_a_text_holds
     assert unlabelled == []
     of_page(browser, "at('text').value = ''; at('ask').requestSubmit()")
     shown(browser, "alert")
+
+
+class TwoVersions(Stub):
+    """The older one keeps the second word, and is less sure."""
+
+    def infer(self, request):
+        outputs = super().infer(request)
+        if self.asked[-1] == "1":
+            outputs["mask"], outputs["probabilities"] = np.roll(outputs["mask"], 1, axis=1), np.float32([[0.6, 0.4]])
+            outputs.version = "1"
+        return outputs
+
+
+@pytest.fixture
+def several(rationalizer):
+    """A front before a stand-in for Triton that serves two versions, which answer otherwise."""
+    triton = TwoVersions(parameters_of(rationalizer))
+    triton.configs["2"] = dict(triton.configs["1"])
+    with Listening() as front, MonkeyPatch.context() as patch:
+        made = app_module.create_app
+        patch.setattr(app_module, "create_app", lambda *given, **options: made(*given, **options, transport=triton))
+        front.start("triton.example:8001")
+        wait_until(lambda: front.send("GET", "/healthz").status == 200)
+        yield front
+
+
+@pytest.mark.debian
+def test_a_browser_compares_two_versions(browser, several):
+    """Choosing another one asks it of the same text, and says what the one before said."""
+    browser.get(several.url)
+    wait_until(lambda: not of_page(browser, "return at('version-label').hidden"), 60)
+    options = of_page(browser, "return [...at('version').options].map((option) => option.textContent)")
+    assert options == ["rekd, version 2", "rekd, version 1"]
+    of_page(browser, "at('text').value = 'good film'; at('ask').requestSubmit()")
+    shown(browser, "answer")
+    marks = "return [...document.querySelectorAll('mark')].map((mark) => mark.textContent)"
+    assert of_page(browser, marks) == ["good"] and of_page(browser, "return at('compared').hidden")
+    first = of_page(browser, "return at('verdict').lastChild.textContent")
+    def choose(index):
+        of_page(browser, "at('version').value = arguments[0]; at('version').dispatchEvent(new Event('change'))", index)
+    choose("1")
+    wait_until(lambda: of_page(browser, marks) == ["film"], 60)
+    said = of_page(browser, "return at('compared').textContent")
+    assert said == f"rekd, version 2 said negative, {first}, from other words."
+    assert first != of_page(browser, "return at('verdict').lastChild.textContent") == "60.0%"
+    assert "rekd 1" in of_page(browser, "return at('facts').textContent")
+    assert '"model":"rekd","version":"1"' in of_page(browser, "return at('code').textContent")
+    choose("0")
+    wait_until(lambda: of_page(browser, marks) == ["good"], 60)
+    assert "rekd, version 1 said" in of_page(browser, "return at('compared').textContent")
+    assert '"version"' not in of_page(browser, "return at('code').textContent"), "the newest, whichever it is"
+    of_page(browser, "at('text').value = 'bad film'; at('ask').requestSubmit()")
+    wait_until(lambda: of_page(browser, marks) == ["bad"] and of_page(browser, "return at('compared').hidden"), 60)
+    assert browser.get_log("browser") == []
 
 
 @pytest.mark.debian
