@@ -5,12 +5,14 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -150,6 +152,28 @@ def test_malformed_requests_are_refused_with_a_reason_and_good_ones_between_are_
             answer = place.send("POST", path, good, Content_Type=media.decode())
             assert answer.status == 200, answer.content
     assert refusals > 20
+
+
+@pytest.mark.debian
+@pytest.mark.parametrize("document", ["README.md", "docs/serving.md"])
+def test_what_the_documents_say_to_type_works(front, image_front, document, tmp_path):
+    """To the letter, but for the port."""
+    if not shutil.which("curl"):
+        pytest.skip("needs the Debian package curl")
+    for name in ("shoe.png", "bag.png"):
+        (tmp_path / name).write_bytes(written(some_images(1)[0], "PNG"))
+    text = (Path(__file__).parents[3] / document).read_text(encoding="utf-8")
+    lines = re.findall(r"^(?:curl|python -c) .*localhost:8080.*$", text, re.MULTILINE)
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "localhost:8080" in block]
+    assert len(lines) >= 3 and any("/v1/huggingface" in line for line in lines)
+    for line in lines + [shlex.join(["python", "-c", block]) for block in blocks]:
+        place = image_front if "-F" in line else front
+        typed = line.replace("localhost:8080", place.url.removeprefix("http://")).replace("curl", "curl -sS --fail", 1)
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        done = subprocess.run(["sh", "-c", typed], capture_output=True, text=True, cwd=tmp_path,
+                              env=os.environ | {"PATH": path})  # fmt: skip
+        assert done.returncode == 0, (line, done.stderr)
+        assert "healthz" in line or re.search("positive|negative|shirt|shoe|bag", done.stdout), (line, done.stdout)
 
 
 @pytest.mark.parametrize("alone", [False, True])
