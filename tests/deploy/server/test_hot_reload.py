@@ -244,6 +244,34 @@ def test_what_does_not_load_leaves_everything_as_it_was(server, export, model, m
     assert server.loaded["rekd"] == [3]
 
 
+def test_a_full_disk_while_it_is_loaded_or_brought_back_ends_nothing(server, export, monkeypatch):
+    configure, written = server.live.configure, []
+    def full(snapshot, name, beside=()):
+        written.append(name)
+        if len(written) in full_at:
+            raise OSError("no room")
+        configure(snapshot, name, beside)
+    monkeypatch.setattr(server.live, "configure", full)
+    full_at = {2}
+    export(2)
+    assert not server.reload.poll() and server.lines == ["not reloaded: no room; version 1 serves on"]
+    assert written[2:] == ["rekd_selector", "rekd_predictor"] and server.loaded == dict.fromkeys(MODELS, [1])
+    written.clear()
+    full_at = {2, 3}
+    export(3)
+    with pytest.raises(ServerError, match="version 1 cannot be brought back: no room"):
+        server.reload.poll()  # the service starts it again
+    assert not list(server.live.models.glob("*/3"))
+    written.clear()
+    full_at = {4}
+    export(4)
+    assert server.reload.poll() and not server.reload.poll()
+    assert server.lines[-1] == "version 1 has not left yet: no room"
+    for _ in range(3):
+        server.reload.poll()
+    assert server.lines[-1] == "version 1 has left"
+
+
 def test_one_that_is_not_whole_newer_or_of_a_taken_number_waits(server, export, monkeypatch, tmp_path):
     shutil.rmtree(server.live.repository)
     assert not server.reload.poll() and server.lines == []
