@@ -9,8 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
+
+import urllib3
 
 from rekd_train.errors import RekdError
 
@@ -84,6 +87,15 @@ class Served:
             self._process.wait(_STOP_SECONDS)
         for each in family:  # who was killed leaves its children behind
             stop(each, signal.SIGCONT, signal.SIGKILL)
+
+    def wait_until_ready(self, until: float) -> None:
+        """Until it answers for its model, or ``time.monotonic`` is ``until``."""
+        probe = f"{self.addresses['http']}/v2/models/rekd/ready"
+        while time.monotonic() < until:
+            with suppress(urllib3.exceptions.HTTPError):
+                if urllib3.request("GET", probe, retries=False, timeout=1.0).status == 200:
+                    return
+            time.sleep(0.2)
 
     @property
     def lines(self) -> list[str]:

@@ -44,6 +44,8 @@ _QUIET_SECONDS = 30.0
 """Without chaos, at the end."""
 _FLAT_MB = 30.0
 """By so much the median of the askers' memory may grow from the second third of the time to the last."""
+_READY_SECONDS = 60.0
+"""So long the next thing waits for the server to be ready again."""
 _COPIES = 5
 """Of a repository, that the disk of the server's copies has room for."""
 _TEXTS = 48
@@ -77,6 +79,7 @@ class Chaos:
             typer.echo(f"{until - time.monotonic():5.0f} s left: {thing.__name__}", err=True)
             self.happened[thing.__name__] += 1
             thing()
+            self._served.wait_until_ready(min(until, time.monotonic() + _READY_SECONDS))
             time.sleep(self._chance.uniform(2.0, 10.0))
 
     def new_version(self) -> None:
