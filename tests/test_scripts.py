@@ -335,7 +335,7 @@ def test_ci_installs_what_tests_need_and_missing_images_are_told_first(tmp_path)
     installed = (ROOT / ".ci" / "run").read_text(encoding="utf-8").split()
     assert names <= set(installed), "a skip for want of one fails there"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    untested = {"serve", "http", "gpu", "tensorrt", "tensorrt-rtx"}  # they need a server or a driver
+    untested = {"serve", "http", "fuzz", "gpu", "tensorrt", "tensorrt-rtx"}  # they need a server or a driver
     lines = [*project["dependencies"]]
     for extra, wanted in project["optional-dependencies"].items():
         lines += wanted if extra not in untested else []

@@ -22,6 +22,8 @@ from rekd_train.inputs.preprocessors import Encoded, Preprocessor
 GRACE = 0.5
 """Seconds by which the transport's own time-out, or the call's own end, may come first: they know more."""
 _LONGEST_ID = 128
+_KEPT_VERSIONS = 4
+"""Of a model: each holds a tokenizer, and a client may outlive many. Two are met in an exchange."""
 
 
 @dataclass
@@ -162,8 +164,10 @@ class ServedModel:
                     raise ModelMissingError(f"the server at {self._url} has no version of '{self.name}' ready")
             parameters, max_batch_size = self._transport.model_config(self.name, version, call.remaining())
             self.newest = ServedVersion(version, *self._understood(parameters), max(max_batch_size, 1))
-            self._versions[version] = self.newest
-            return self.newest
+            self._versions[version] = found = self.newest
+            while len(self._versions) > _KEPT_VERSIONS:
+                del self._versions[next(iter(self._versions))]
+            return found
         finally:
             self._reading.release()
 

@@ -36,6 +36,8 @@ IN_FLIGHT = 4
 _OUTPUTS = ("scores", "mask", "probabilities")
 _READINGS = 3
 """How often a call starts anew because the server has another model since."""
+_LONE_SECONDS = 30.0
+"""How long the model for lone texts is not asked again where it was not served."""
 Result = TypeVar("Result")
 
 
@@ -63,6 +65,7 @@ class _Caller:
         self._transport = transport or open_transport(url, timeout, headers=headers, tls=tls)
         self._model = ServedModel(url, model, self._transport, preprocessing, version)
         self._lone = self._model  # whom a lone text is sent to
+        self._lone_from = 0.0  # by time.monotonic; until then the ensemble is asked
         if lone is not None and model == ENSEMBLE:
             self._lone = ServedModel(url, lone, self._transport, preprocessing, version)
             self._lone.beside, self._model.beside = self._model, self._lone
@@ -78,7 +81,7 @@ class _Caller:
         return self._retried(call, lambda _: (model or self._model).version(version, call))
 
     def _predictions(self, call: Call, items: Sequence[Any], windows: bool) -> Predictions:
-        alone = not windows and isinstance(items, Sized) and len(items) == 1
+        alone = not windows and isinstance(items, Sized) and len(items) == 1 and time.monotonic() >= self._lone_from
         for _ in range(_READINGS):
             model = self._lone if alone else self._model
             try:
@@ -88,7 +91,8 @@ class _Caller:
             except ModelMissingError:
                 if model is self._model:
                     raise
-                self._lone = self._model  # it is not served, or not any more
+                alone = False  # it is not served, or not while the server ends
+                self._lone_from = time.monotonic() + _LONE_SECONDS
         raise VersionMismatchError(
             f"the server at {self.url} changed the model '{self.model}' {_READINGS} times during one call; "
             "fix: call again once it serves one version"

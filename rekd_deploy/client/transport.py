@@ -28,6 +28,8 @@ _STATUS_ERRORS = {
 _QUEUE_FULL = "Exceeds maximum queue size"
 _RESTRICTED = "This protocol is restricted"
 """What Triton's gRPC says, as UNAVAILABLE, to a request without the key that the interface takes."""
+_PASSING = ("is not at ready state", "is not healthy")
+"""What Triton says of a model that is being loaded or leaves, and of one whose process has died, until it is back."""
 _TLS_SIGNS = ("handshake failed", "verification check failed", "certificate_verify_failed", "peer name")
 """What gRPC says, whose status for these is UNAVAILABLE."""
 
@@ -160,6 +162,8 @@ class Transport(ABC):
             kind = RejectedError
         elif kind is errors.ServerUnavailableError and any(sign in message.lower() for sign in _TLS_SIGNS):
             kind = InsecureServerError
+        elif any(sign in message for sign in _PASSING):
+            kind = errors.ServerUnavailableError
         elif "unknown model" in message:
             kind = ModelMissingError
         url, reason = self._url, message.strip().partition("\n")[0] or status or "no reason given"

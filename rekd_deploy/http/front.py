@@ -6,6 +6,7 @@ import logging
 import socket
 import threading
 from collections.abc import Mapping
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Self
 
@@ -83,6 +84,7 @@ class Front:
         import uvicorn
 
         from rekd_deploy.http.app import create_app
+        from rekd_deploy.http.protocol import Protocol
 
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -90,6 +92,7 @@ class Front:
         config = uvicorn.Config(
             app, log_config=None, access_log=False, server_header=False, timeout_keep_alive=30,
             timeout_graceful_shutdown=_STOP_SECONDS, lifespan="on", ws="none",
+            http=partial(Protocol, head_seconds=self._limits.seconds),
         )  # fmt: skip
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(

@@ -11,6 +11,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rekd_deploy.http.limits import Limits
@@ -23,6 +24,8 @@ _ID = re.compile(r"[!-~]{1,128}")
 _OPEN = re.compile(r"/|/page\.js|/healthz|/openapi\.json|/docs(/.*)?|/problems/[a-z-]*")
 """What needs no key: probes, and pages that hold nothing but the project's own words."""
 _OTHER = "other"
+_CLIENT_GONE = 499
+"""As nginx counts it."""
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -76,6 +79,8 @@ class Guard:
         except Problem as problem:
             self._metrics.failed(route, problem.kind)
             await problem.response(request_id)(scope, receive, sent)
+        except ClientDisconnect:  # before its body was whole: there is nobody to answer, and nothing went wrong
+            status = status or _CLIENT_GONE
         except Exception:
             LOG.exception("request %s: %s failed", request_id, route)
             if status:

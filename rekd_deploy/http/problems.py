@@ -26,11 +26,13 @@ class Kind(NamedTuple):
 
 
 KINDS = {
+    "malformed-request": Kind(400, "The request is no HTTP"),
     "malformed-body": Kind(400, "The body cannot be read"),
     "unauthorized": Kind(401, "The API key is missing or wrong"),
     "not-found": Kind(404, "There is nothing at this path"),
     "model-missing": Kind(404, "The model or its version is not served"),
     "method-not-allowed": Kind(405, "This path does not take this method"),
+    "head-timeout": Kind(408, "The head of the request did not come in time"),
     "body-timeout": Kind(408, "The body did not come in time"),
     "body-too-large": Kind(413, "The body is larger than this server takes"),
     "unsupported-media-type": Kind(415, "The body is of a kind that this path does not take"),

@@ -26,9 +26,10 @@ _VERSION_HEADER = "X-Model-Version"
 _FRESH_SECONDS = 10.0
 """Triton that has answered a request this lately is healthy without being asked: while it loads a model it answers
 requests, and nothing else."""
+_PROBLEM = {problems.MEDIA_TYPE: {"schema": schemas.ProblemOut.model_json_schema()}}
 _FAILURES: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": schemas.ProblemOut, "description": "The request is refused; the detail says what to change."},
-    "5XX": {"model": schemas.ProblemOut, "description": "There is no answer; the detail says whether to try again."},
+    "4XX": {"content": _PROBLEM, "description": "The request is refused; the detail says what to change."},
+    "5XX": {"content": _PROBLEM, "description": "There is no answer; the detail says whether to try again."},
 }
 _KEYS = [Security(HTTPBearer(auto_error=False)), Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
 """What the document says of the key; the guard checks it."""
@@ -46,7 +47,7 @@ def make_routes(served: Served, limits: Limits, counted: Metrics) -> APIRouter:
         counted.items(kind, len(found))
         return found
 
-    @router.post("/v1/predict", dependencies=_KEYS, openapi_extra=_body(schemas.PredictRequest, files=True),
+    @router.post("/v1/predict", dependencies=_KEYS, openapi_extra=_body("predict", schemas.PredictRequest, files=True),
                  responses=_ok(schemas.PredictResponse))  # fmt: skip
     async def predict_texts_or_images(request: Request) -> Response:
         """Label, probabilities, and the words or patches that decided, of each text or image."""
@@ -71,7 +72,7 @@ def make_routes(served: Served, limits: Limits, counted: Metrics) -> APIRouter:
             ).model_dump_json(), found.version,
         )  # fmt: skip
 
-    @router.post("/v1/huggingface", dependencies=_KEYS, openapi_extra=_body(schemas.HuggingFaceRequest),
+    @router.post("/v1/huggingface", dependencies=_KEYS, openapi_extra=_body("huggingface", schemas.HuggingFaceRequest),
                  responses=_ok(list[list[schemas.ScoredLabel]]))  # fmt: skip
     async def text_classification(request: Request) -> Response:
         """Texts in and scores out as Hugging Face's text-classification has them, the most probable class first."""
@@ -165,9 +166,10 @@ def _ok(model: Any) -> dict[int | str, dict[str, Any]]:
     return {200: {"model": model}, **_FAILURES}
 
 
-def _body(model: Any, files: bool = False) -> dict[str, Any]:
+def _body(route: str, model: Any, files: bool = False) -> dict[str, Any]:
     """What the OpenAPI document says of a body that the route reads itself, within the limits."""
-    content: dict[str, Any] = {bodies.JSON: {"schema": model.model_json_schema()}}
+    place = f"#/paths/~1v1~1{route}/post/requestBody/content/application~1json/schema/$defs/{{model}}"
+    content: dict[str, Any] = {bodies.JSON: {"schema": model.model_json_schema(ref_template=place)}}
     if files:
         file = {"type": "array", "items": {"type": "string", "format": "binary"}}
         text = {name: {"type": "string"} for name in ("model", "version")}

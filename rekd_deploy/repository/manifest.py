@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from rekd_deploy.contract import description
+from rekd_deploy.contract.description import FAMILIARITY
+from rekd_deploy.contract.description import VERSION as REKD_VERSION
 from rekd_deploy.contract.signature import PairSignature
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.repository.config import COMPONENTS, SHORTEST_LENGTH, THREADS, parameters_of
@@ -34,6 +35,8 @@ _LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "onn
 """Those that shape an export."""
 _MAY_DIFFER = ("version_policy", "dynamic_batching", "instance_group", "model_warmup")
 """Fields that a new export may change under the versions that stay; batches, too, unless engines are built for them."""
+_OWN_PARAMETERS = (THREADS, SHORTEST_LENGTH, FAMILIARITY, REKD_VERSION)
+"""Of the machine and the program that exported, and of the texts that were learnt from: each version's own."""
 _SIGNATURE = TypeAdapter(PairSignature)
 
 
@@ -154,8 +157,7 @@ def differing_fields(old: ModelConfig, new: ModelConfig) -> list[str]:
     def values(config: ModelConfig) -> dict[str, Any]:
         fields = {field.name: getattr(config, field.name) for field in config.DESCRIPTOR.fields}
         parameters = parameters_of(config)
-        for own in (THREADS, SHORTEST_LENGTH, description.FAMILIARITY, description.VERSION):
-            # of the machine that exported, or for clients, which read it anew; no other version's code does
+        for own in _OWN_PARAMETERS:
             parameters.pop(own, None)
         return {**fields, "parameters": parameters}
 

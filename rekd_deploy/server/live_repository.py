@@ -8,6 +8,7 @@ It reads copies of its own of what was exported, which no export can pull from u
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import json
 import os
@@ -138,7 +139,7 @@ class LiveRepository:
     def snapshot(self) -> Snapshot:
         """Copy the repository as it is now.
 
-        Raises RepositoryError if it is missing, damaged, or was exchanged meanwhile, OSError if there is no room.
+        Raises RepositoryError if it is missing, damaged, or was exchanged meanwhile, or if there is no room.
         """
         check_repository(self.repository)
         self._copies += 1
@@ -148,6 +149,9 @@ class LiveRepository:
             return Snapshot(copy, check_repository(copy))
         except BaseException as error:
             shutil.rmtree(copy, ignore_errors=True)
+            if isinstance(error, OSError) and f"[Errno {errno.ENOSPC}]" in str(error):
+                where = f"{self._space.path.parent} has no room for a copy of {self.repository}"
+                raise RepositoryError(f"{where}; fix: make room, or start it with another TMPDIR") from None
             if isinstance(error, (FileNotFoundError, shutil.Error)):
                 raise RepositoryError(f"{self.repository} changed while it was read; fix: try again") from None
             raise

@@ -86,21 +86,22 @@ class HotReload:
         self._leaving = None
 
     def _exchange(self, call: Callable[..., Any], old: Snapshot, new: Snapshot) -> bool:
-        began = time.monotonic()
+        began, begun = time.monotonic(), set()
         try:
             self._live.place(new)
-            for name in new.steps:
-                self._load(call, new, name, *([old.version] if name in old.configs else []))
-            for name in new.ensembles:
-                self._load(call, new, name)
+            for name in [*new.steps, *new.ensembles]:
+                begun.add(name)
+                self._load(call, new, name, *([old.version] if name in old.configs and name in new.steps else []))
         except (ServerError, OSError) as error:
             try:
                 self._server.check_alive()
-                for name in [*old.ensembles, *old.steps]:
+                for name in filter(begun.__contains__, [*old.ensembles, *old.steps]):
                     self._load(call, old, name)
-                for name in new.configs.keys() - old.configs.keys():
+                for name in begun - old.configs.keys():
                     with suppress(ServerError):  # it may not have been loaded
                         call("unload_model", name)
+            except OSError as further:
+                raise ServerError(f"version {old.version} cannot be brought back: {further}") from None
             finally:
                 self._live.remove(new)
                 self._say(f"not reloaded: {error}; version {old.version} serves on")
@@ -122,7 +123,7 @@ class HotReload:
                 for name in staying:
                     if states[name] == "READY":
                         self._load(call, self._live.current, name)
-        except ServerError as error:  # a server that is silent for a moment is not dead
+        except (ServerError, OSError) as error:  # silent for a moment, or a full disk: it is not dead
             self._server.check_alive()
             self._say(f"version {old.version} has not left yet: {error}")
             return
@@ -183,14 +184,14 @@ class Service:
                         self._server.check_alive()
                         if self._reload is not None and self._reload.poll():
                             self._write_down()
-                    except ServerError as error:
+                    except (ServerError, OSError) as error:  # a full disk must not end it
                         recovered = time.monotonic() - answers_since >= _HEALTHY_SECONDS
                         deaths, answers_since = 1 if recovered else deaths + 1, math.inf
                         self._recover(error, deaths, stopped)
             finally:
                 remove_state(os.getpid())
 
-    def _recover(self, error: ServerError, deaths: int, stopped: threading.Event) -> None:
+    def _recover(self, error: Exception, deaths: int, stopped: threading.Event) -> None:
         """Stop what is left of the server, and wait before the next start; raise ServerError after too many."""
         if deaths > self._limit:
             often = f"the server died {deaths} times in a row, each time within {_HEALTHY_SECONDS:g} s; "

@@ -7,7 +7,7 @@ const WEAKEST = 0.3; // shade of the weakest word
 const SHOWN_CLASSES = 6;
 const PERCENT = new Intl.NumberFormat("en", { style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1 });
 const percent = (share) => (share > 0 && share < 0.0005 ? "< 0.1%" : PERCENT.format(share));
-const state = { models: [], chosen: null, file: null, language: "curl", asked: 0 };
+const state = { models: [], chosen: null, file: null, language: "curl", asked: 0, before: null };
 
 function made(tag, text, className) {
   const element = document.createElement(tag);
@@ -148,6 +148,7 @@ async function show(found, answer, input) {
     item.append(made("span", `  ${part.score >= 0 ? "+" : "−"}${Math.abs(part.score).toFixed(2)}`, "soft"));
     return item;
   }));
+  compare(`${found.model}, version ${found.version}`, input, answer, parts.map(image ? name : (part) => `${part.start} ${part.end}`), what);
   const facts = { read: `${percent(answer.rate)} of the ${image ? "patches" : "words"}`, version: `${found.model} ${found.version}`, request: found.request_id };
   if (answer.doubt !== null) facts.doubt = percent(answer.doubt);
   at("facts").replaceChildren(...Object.entries(facts).map(([term, value]) => {
@@ -157,6 +158,19 @@ async function show(found, answer, input) {
     return pair;
   }));
   if (newest() && found.version !== state.chosen.version) learn(); // a new one has taken its place
+}
+
+// What another version said of the same input just before
+function compare(name, input, answer, parts, what) {
+  const before = state.before;
+  const other = before !== null && before.input === input && before.name !== name;
+  at("compared").hidden = !other;
+  if (other) {
+    const common = parts.filter((part) => before.parts.includes(part)).length;
+    const same = common === parts.length && common === before.parts.length;
+    at("compared").textContent = `${before.name} said ${before.label}, ${percent(before.probability)}, from ${same ? `the same ${what}` : `other ${what}`}.`;
+  }
+  state.before = { name, input, label: answer.label, probability: answer.probability, parts };
 }
 
 function showClasses(probabilities) {
@@ -287,7 +301,11 @@ at("ask").addEventListener("submit", (event) => { event.preventDefault(); ask();
 at("text").addEventListener("keydown", (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); ask(); } });
 for (const id of ["text", "windows"]) at(id).addEventListener("input", showCode);
 at("key").addEventListener("change", learn);
-at("version").addEventListener("change", choose);
+at("version").addEventListener("change", () => {
+  const kind = state.chosen.kind;
+  choose();
+  if (!at("answer").hidden && state.chosen.kind === kind) ask(); // the two are compared
+});
 at("file").addEventListener("change", () => take(at("file").files[0]));
 for (const language of ["curl", "python"]) {
   at(`as-${language}`).addEventListener("click", () => {

@@ -161,7 +161,7 @@ def test_predictions_come_in_order_a_few_requests_at_once_in_batches_of_one_buck
     assert Client(transport=server).description.labels == ("negative", "positive")
 
 
-def test_a_lone_text_is_sent_to_the_model_of_one_hop_where_it_is_served(kind, server):
+def test_a_lone_text_is_sent_to_the_model_of_one_hop_where_it_is_served(kind, server, monkeypatch):
     server.models.add("rekd_single")
     client = kind(transport=server, retry=QUICK)
     for texts, windows in ((["good"], False), (["good"] * 2, False), (["good"], True)):
@@ -174,8 +174,16 @@ def test_a_lone_text_is_sent_to_the_model_of_one_hop_where_it_is_served(kind, se
     for _ in range(2):
         assert len(client.predict(["good"])) == 1
     # twice for the new version, once in vain; the ensemble's new version is noticed likewise
-    assert server.asked_models[3:] == ["rekd_single"] * 3 + ["rekd"] * 3, "once it is gone, it is not asked again"
+    assert server.asked_models[3:] == ["rekd_single"] * 3 + ["rekd"] * 3, "once it is gone, it is not asked at once"
     server.models.add("rekd_single")
+    assert client.predict(["good"]) and server.asked_models[-1] == "rekd"
+    monkeypatch.setattr("rekd_deploy.client.client._LONE_SECONDS", 0.0)
+    client = kind(transport=server, retry=QUICK)
+    server.models.remove("rekd_single")
+    client.predict(["good"])
+    server.models.add("rekd_single")
+    client.predict(["good"])
+    assert server.asked_models[-2:] == ["rekd", "rekd_single"], "it was only gone while the server was started again"
     for options, asked in (({"lone": None}, "rekd"), ({"model": "rekd_single"}, "rekd_single"), ({}, "rekd_single")):
         kind(transport=server, **options).predict(["good"])
         assert server.asked_models[-1] == asked
@@ -325,6 +333,20 @@ def test_a_model_exchanged_behind_the_client_is_asked_in_its_own_way(client, ser
     assert len(server.shapes) == sent + 1 and server.config_reads == 3
     del server.configs["3"]
     assert client.predict(["good"])[0].label == "negative" and server.config_reads == 3, "the older one is back"
+
+
+def test_versions_long_gone_are_let_go(client, server, parameters):
+    client.predict(["good"])
+    for number in range(2, 9):
+        server.configs[str(number)] = dict(parameters)
+        client.predict(["good"])
+    assert server.config_reads == 8
+    server.configs = {number: server.configs[number] for number in ("1", "7")}
+    client.predict(["good"])
+    assert server.config_reads == 8, "the one before is known"
+    del server.configs["7"]
+    client.predict(["good"])
+    assert server.config_reads == 9, "the first is read again"
 
 
 def test_another_model_of_the_same_tokens_answers_whatever_texts_it_has_learnt_from(client, server, parameters):

@@ -107,6 +107,8 @@ def test_http_statuses(answering, listener, status, body, kind, says):
 MESSAGES = [(status, "why\nmore", kind) for status, kind in _STATUS_ERRORS.items()]
 MESSAGES += [(status, "why\nmore", RejectedError) for status in ("INVALID_ARGUMENT", "UNKNOWN", "400", "500")]
 MESSAGES += [("400", "Request for unknown model: why", errors.ModelMissingError),
+             ("400", "Request for unknown model: 'why' version 1 is not at ready state", errors.ServerUnavailableError),
+             ("500", "Stub process 'why_0_0' is not healthy.", errors.ServerUnavailableError),
              ("UNAVAILABLE", "This protocol is restricted: why", RejectedError),
              ("UNAVAILABLE", "Exceeds maximum queue size: why", errors.ServerBusyError),
              ("UNAVAILABLE", "Ssl handshake failed: CERTIFICATE_VERIFY_FAILED: why", InsecureServerError),

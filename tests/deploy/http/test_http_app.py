@@ -3,6 +3,7 @@
 import base64
 import gzip
 import hashlib
+import http.client
 import json
 import logging
 import re
@@ -10,7 +11,7 @@ import socket
 import struct
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from html.parser import HTMLParser
 
 import numpy as np
@@ -449,6 +450,88 @@ def test_a_body_that_does_not_come_and_an_answer_that_does_not_are_given_up(slow
     found = slow.send("POST", PREDICT, {"texts": ["good"]})
     assert (found.status, found.content["type"]) == (504, "/problems/timeout") and time.monotonic() - begun < 3
     triton.gate.set()
+
+
+def problem_in(answer):
+    """Status and document of an answer on a socket, which closes behind it."""
+    head, _, content = answer.partition(b"\r\n\r\n")
+    found = json.loads(content)
+    assert b"content-type: application/problem+json" in head.lower() and b"connection: close" in head.lower()
+    assert f"x-request-id: {found['request_id']}".encode() in head.lower()
+    return int(head.split(b" ", 2)[1]), found
+
+
+@pytest.mark.parametrize(("content", "status", "words"), [
+    (b"hello\r\n\r\n", 400, "illegal request line"), (b"GET / HTTP/1.1\r\n\r\n", 400, "Host"),
+    (b"GET / HTTP/1.1\r\nHost: x\r\n: \xff\r\n\r\n", 400, "illegal header"),
+    (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"x" * 200_000, 431, "too long"),
+    (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 400, "transfer-encoding"),
+    (b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+     b"zz\r\n", 400, "chunk"),
+])  # fmt: skip
+def test_what_is_no_http_is_a_problem_too(slow, caplog, content, status, words):
+    found_status, found = problem_in(raw(slow, content))
+    assert (found_status, found["status"], found["type"]) == (status, status, "/problems/malformed-request")
+    assert words.lower() in found["detail"].lower() and "fix:" in found["detail"]
+    assert slow.send("GET", "/healthz").status == 200 and "Traceback" not in caplog.text
+
+
+def test_what_is_no_http_in_the_middle_of_an_answer_closes_the_connection(slow, triton, caplog):
+    """Broken chunks behind a refusal: there is an answer already."""
+    head = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    host, port = slow.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(head)
+        answer = connection.recv(65536)  # 415: it has no Content-Type
+        connection.sendall(b"zz\r\n")
+        assert answer.startswith(b"HTTP/1.1 415") and b"HTTP/1.1" not in connection.recv(65536)
+    assert "Traceback" not in caplog.text
+
+
+def test_a_head_that_does_not_come_is_given_up_and_a_quiet_connection_closed(slow, triton):
+    good = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    assert raw(slow, b"") == b"", "nothing was asked"
+    for before in (b"", good):  # the second is answered, and the connection stays open
+        answer = raw(slow, before + b"GET /healthz HTT")
+        assert answer.startswith(b"HTTP/1.1 200") == bool(before)
+        status, found = problem_in(answer[answer.rindex(b"HTTP/1.1 "):])
+        assert (status, found["type"]) == (408, "/problems/head-timeout")
+        assert "16 bytes" in found["detail"] and "0.5 s" in found["detail"]
+    with closing(http.client.HTTPConnection(slow.url.removeprefix("http://"), timeout=20)) as connection:
+        connection.connect()
+        used = connection.sock
+        for _ in range(2):  # between whole requests there is more time
+            connection.request("GET", "/healthz")
+            assert connection.getresponse().read() == b'{"status":"ready"}' and connection.sock is used
+            time.sleep(0.8)
+
+
+def test_a_client_that_goes_before_its_body_is_whole_leaves_no_traceback(slow, caplog):
+    head = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
+    host, port = slow.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(head)
+    gone = b'rekd_http_requests_total{method="POST",route="/v1/predict",status="499"} 1.0'
+    wait_until(lambda: gone in slow.send("GET", "/metrics").content)
+    assert "Traceback" not in caplog.text and "internal" not in slow.send("GET", "/metrics").content.decode()
+
+
+def test_the_interface_is_described_as_it_is(client):
+    """References lead somewhere, and refusals are problems there, too."""
+    document = client.get("/openapi.json").json()
+    def references(part):
+        if isinstance(part, dict):
+            yield from [part["$ref"]] if isinstance(part.get("$ref"), str) else []
+        for each in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+            yield from references(each)
+    found = set(references(document))
+    for reference in found:
+        place = document
+        for step in reference.removeprefix("#/").split("/"):
+            place = place[step.replace("~1", "/").replace("~0", "~")]
+    assert any("HuggingFaceParameters" in each for each in found)
+    for status in ("4XX", "5XX"):
+        assert [*document["paths"][PREDICT]["post"]["responses"][status]["content"]] == ["application/problem+json"]
 
 
 def test_a_body_that_is_too_large_is_answered_while_it_comes(slow):

@@ -5,21 +5,27 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import make_image_rationalizer
 from families import some_images, written
-from fronts import Listening, form
+from fronts import Listening, Stub, form
+from pytest import MonkeyPatch
 from servers import wait_until
+from test_client import parameters_of
 
 from rekd_deploy import Client, TritonServer
 from rekd_deploy.export.graphs import export
+from rekd_deploy.http import app as app_module
 from rekd_deploy.repository.writer import write_repository
 from rekd_train.checkpoints.checkpoint import save
 
@@ -140,14 +146,34 @@ def test_malformed_requests_are_refused_with_a_reason_and_good_ones_between_are_
         assert status is None or status == 200 or 400 <= status < 500, (status, content, request)
         if status is not None and status >= 400:
             refusals += 1
-            problem = content.startswith(b"{")  # what is no HTTP is refused by uvicorn, in plain words
-            reason = json.JSONDecoder().raw_decode(content.decode())[0]["detail"] if problem else content
-            assert reason, request
+            assert json.JSONDecoder().raw_decode(content.decode())[0]["detail"], request
         if number % 10 == 0:
             place, path, media, good = goods[number // 10 % 3]
             answer = place.send("POST", path, good, Content_Type=media.decode())
             assert answer.status == 200, answer.content
     assert refusals > 20
+
+
+@pytest.mark.debian
+@pytest.mark.parametrize("document", ["README.md", "docs/serving.md"])
+def test_what_the_documents_say_to_type_works(front, image_front, document, tmp_path):
+    """To the letter, but for the port."""
+    if not shutil.which("curl"):
+        pytest.skip("needs the Debian package curl")
+    for name in ("shoe.png", "bag.png"):
+        (tmp_path / name).write_bytes(written(some_images(1)[0], "PNG"))
+    text = (Path(__file__).parents[3] / document).read_text(encoding="utf-8")
+    lines = re.findall(r"^(?:curl|python -c) .*localhost:8080.*$", text, re.MULTILINE)
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "localhost:8080" in block]
+    assert len(lines) >= 3 and any("/v1/huggingface" in line for line in lines)
+    for line in lines + [shlex.join(["python", "-c", block]) for block in blocks]:
+        place = image_front if "-F" in line else front
+        typed = line.replace("localhost:8080", place.url.removeprefix("http://")).replace("curl", "curl -sS --fail", 1)
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        done = subprocess.run(["sh", "-c", typed], capture_output=True, text=True, cwd=tmp_path,
+                              env=os.environ | {"PATH": path})  # fmt: skip
+        assert done.returncode == 0, (line, done.stderr)
+        assert "healthz" in line or re.search("positive|negative|shirt|shoe|bag", done.stdout), (line, done.stdout)
 
 
 @pytest.mark.parametrize("alone", [False, True])
@@ -241,6 +267,60 @@ def test_a_browser_highlights_the_words_that_decided_and_shows_what_a_text_holds
     assert unlabelled == []
     of_page(browser, "at('text').value = ''; at('ask').requestSubmit()")
     shown(browser, "alert")
+
+
+class TwoVersions(Stub):
+    """The older one keeps the second word, and is less sure."""
+
+    def infer(self, request):
+        outputs = super().infer(request)
+        if self.asked[-1] == "1":
+            outputs["mask"], outputs["probabilities"] = np.roll(outputs["mask"], 1, axis=1), np.float32([[0.6, 0.4]])
+            outputs.version = "1"
+        return outputs
+
+
+@pytest.fixture
+def several(rationalizer):
+    """A front before a stand-in for Triton that serves two versions, which answer otherwise."""
+    triton = TwoVersions(parameters_of(rationalizer))
+    triton.configs["2"] = dict(triton.configs["1"])
+    with Listening() as front, MonkeyPatch.context() as patch:
+        made = app_module.create_app
+        patch.setattr(app_module, "create_app", lambda *given, **options: made(*given, **options, transport=triton))
+        front.start("triton.example:8001")
+        wait_until(lambda: front.send("GET", "/healthz").status == 200)
+        yield front
+
+
+@pytest.mark.debian
+def test_a_browser_compares_two_versions(browser, several):
+    """Choosing another one asks it of the same text, and says what the one before said."""
+    browser.get(several.url)
+    wait_until(lambda: not of_page(browser, "return at('version-label').hidden"), 60)
+    options = of_page(browser, "return [...at('version').options].map((option) => option.textContent)")
+    assert options == ["rekd, version 2", "rekd, version 1"]
+    of_page(browser, "at('text').value = 'good film'; at('ask').requestSubmit()")
+    shown(browser, "answer")
+    marks = "return [...document.querySelectorAll('mark')].map((mark) => mark.textContent)"
+    assert of_page(browser, marks) == ["good"] and of_page(browser, "return at('compared').hidden")
+    first = of_page(browser, "return at('verdict').lastChild.textContent")
+    def choose(index):
+        of_page(browser, "at('version').value = arguments[0]; at('version').dispatchEvent(new Event('change'))", index)
+    choose("1")
+    wait_until(lambda: of_page(browser, marks) == ["film"], 60)
+    said = of_page(browser, "return at('compared').textContent")
+    assert said == f"rekd, version 2 said negative, {first}, from other words."
+    assert first != of_page(browser, "return at('verdict').lastChild.textContent") == "60.0%"
+    assert "rekd 1" in of_page(browser, "return at('facts').textContent")
+    assert '"model":"rekd","version":"1"' in of_page(browser, "return at('code').textContent")
+    choose("0")
+    wait_until(lambda: of_page(browser, marks) == ["good"], 60)
+    assert "rekd, version 1 said" in of_page(browser, "return at('compared').textContent")
+    assert '"version"' not in of_page(browser, "return at('code').textContent"), "the newest, whichever it is"
+    of_page(browser, "at('text').value = 'bad film'; at('ask').requestSubmit()")
+    wait_until(lambda: of_page(browser, marks) == ["bad"] and of_page(browser, "return at('compared').hidden"), 60)
+    assert browser.get_log("browser") == []
 
 
 @pytest.mark.debian

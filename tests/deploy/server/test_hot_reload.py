@@ -1,7 +1,9 @@
 """What a reloading server reads, which export may take another's place, and the exchange with a list for Triton."""
 
+import errno
 import shutil
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +11,9 @@ from conftest import contents, raising
 from families import another
 
 from rekd_deploy import RepositoryError, ServerError
-from rekd_deploy.repository.config import CONFIG_FILE, read_config
+from rekd_deploy.repository.build import build_configs
+from rekd_deploy.repository.config import CONFIG_FILE, ServingSettings, read_config
+from rekd_deploy.repository.manifest import differing_fields
 from rekd_deploy.repository.reader import read_manifest
 from rekd_deploy.repository.writer import write_repository
 from rekd_deploy.server import live_repository, service
@@ -107,6 +111,27 @@ def test_what_clients_or_triton_rely_on_may_not_change(export, model, change, re
     change(new.configs[model])
     (found,) = reasons_not_to_exchange(old, new)
     assert reason in found
+
+
+def test_a_single_graph_that_has_learnt_from_other_texts_by_another_rekd_may_come(artefacts):
+    with_single = replace(artefacts, single=artefacts.predictor)
+    old, new = (build_configs(with_single, ServingSettings(), "python")["rekd_single"] for _ in range(2))
+    for name in ("familiarity", "rekd_version"):
+        new.parameters[name].string_value += "other"
+    assert differing_fields(old, new) == []
+    new.parameters["tokenizer"].string_value += "other"
+    assert differing_fields(old, new) == ["parameters"]
+
+
+def test_a_full_disk_is_said_to_be_one(live, export, monkeypatch):
+    export(2)
+    def copy(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    defaults = [copy if each is shutil.copy2 else each for each in shutil.copytree.__defaults__]
+    monkeypatch.setattr(shutil.copytree, "__defaults__", tuple(defaults))
+    with pytest.raises(RepositoryError, match="has no room for a copy .*TMPDIR"):
+        live.snapshot()
+    assert [each.name for each in live.models.parent.iterdir() if each.is_dir()] == ["models", live.current.root.name]
 
 
 class FakeServer:
@@ -217,6 +242,34 @@ def test_what_does_not_load_leaves_everything_as_it_was(server, export, model, m
     export(3)
     server.reload.poll()
     assert server.loaded["rekd"] == [3]
+
+
+def test_a_full_disk_while_it_is_loaded_or_brought_back_ends_nothing(server, export, monkeypatch):
+    configure, written = server.live.configure, []
+    def full(snapshot, name, beside=()):
+        written.append(name)
+        if len(written) in full_at:
+            raise OSError("no room")
+        configure(snapshot, name, beside)
+    monkeypatch.setattr(server.live, "configure", full)
+    full_at = {2}
+    export(2)
+    assert not server.reload.poll() and server.lines == ["not reloaded: no room; version 1 serves on"]
+    assert written[2:] == ["rekd_selector", "rekd_predictor"] and server.loaded == dict.fromkeys(MODELS, [1])
+    written.clear()
+    full_at = {2, 3}
+    export(3)
+    with pytest.raises(ServerError, match="version 1 cannot be brought back: no room"):
+        server.reload.poll()  # the service starts it again
+    assert not list(server.live.models.glob("*/3"))
+    written.clear()
+    full_at = {4}
+    export(4)
+    assert server.reload.poll() and not server.reload.poll()
+    assert server.lines[-1] == "version 1 has not left yet: no room"
+    for _ in range(3):
+        server.reload.poll()
+    assert server.lines[-1] == "version 1 has left"
 
 
 def test_one_that_is_not_whole_newer_or_of_a_taken_number_waits(server, export, monkeypatch, tmp_path):

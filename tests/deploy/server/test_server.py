@@ -176,6 +176,15 @@ def test_a_dead_server_comes_back_on_the_same_ports_and_its_log_stays(running, t
     assert not it.ended.done()
 
 
+def test_a_full_disk_at_a_restart_is_tried_again(running, monkeypatch):
+    it = running(3)
+    start, failures = it.server.start, [OSError("no room")]
+    monkeypatch.setattr(it.server, "start", lambda: raising(failures.pop())() if failures else start())
+    it.kill()
+    wait_until(lambda: "the server answers again" in it.lines)
+    assert it.lines[1].startswith("no room\nstarting again in 0.1 s (2 of 3)") and not it.ended.done()
+
+
 def test_restarts_that_fail_count_and_it_stays_down_after_the_limit(running, tmp_path, monkeypatch):
     monkeypatch.setattr(service, "_LONGEST_PAUSE", 0.08)
     it = running(3)
