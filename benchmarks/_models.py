@@ -18,8 +18,9 @@ def run_cell(job: dict[str, Any]) -> dict[str, Any]:
 
     Kinds:
         train: ``train_run`` by the configuration; roles 'teacher' and 'warm_start' are used if they are filled, the
-            options ``knowledge``, a file of recorded knowledge, ``warm_start``, a checkpoint, and ``half`` of it.
-        given: no more than the figures of ``options['checkpoint']``.
+            options ``knowledge``, a file of recorded knowledge, ``warm_start``, a checkpoint, ``half`` of it, and
+            ``brief``: measured in one pass, without the report.
+        given: ``options['checkpoint']``, measured in one pass.
         compact: ``compact_run`` of the role 'start' for ``options['epochs']``, distilled from 'teacher' if filled.
         masks: the predictor of the role 'predictor' reads as many features of each example as the pair of the
             role 'like' keeps: ``options['which']`` 'random' or 'first'.
@@ -42,14 +43,17 @@ def run_cell(job: dict[str, Any]) -> dict[str, Any]:
         roles = {role: needs[role] for role in ("teacher", "warm_start") if role in needs}
         if knowledge := job["options"].get("knowledge"):
             roles["teacher"] = ROOT / knowledge
-        if start := job["options"].get("warm_start"):
-            roles["warm_start"] = ROOT / start
+        if given := job["options"].get("warm_start"):
+            roles["warm_start"] = ROOT / given
         resume = _may_resume(output, job["key"])
         half = job["options"].get("half")
         train_run(config, output, **roles, half=half, device=job["device"], resume=resume, overwrite=True)
-        figures = _measured(output, needs.get("teacher", needs.get("compare")), job)
+        if job["options"].get("brief"):
+            figures = _briefly(output, job["device"])
+        else:
+            figures = _measured(output, needs.get("teacher", needs.get("compare")), job)
     elif job["kind"] == "given":
-        figures = _given(job["options"]["checkpoint"], job["device"], job["draws"])
+        figures = _briefly(ROOT / job["options"]["checkpoint"], job["device"])
     elif job["kind"] == "compact":
         epochs = job["options"]["epochs"]
         options = {"epochs": epochs, "device": job["device"], "overwrite": True}
@@ -122,9 +126,14 @@ def _measured(path: Path, teacher: Path | None, job: dict[str, Any]) -> dict[str
 
 
 @lru_cache
-def _given(checkpoint: str, device: str, draws: int) -> dict[str, Any]:
-    """Of a checkpoint that stands beside every seed."""
-    return _measured(ROOT / checkpoint, None, {"device": device, "draws": draws})
+def _briefly(path: Path, device: str) -> dict[str, Any]:
+    """The figures of one pass over test; one checkpoint may stand beside every seed."""
+    from rekd_train.evaluation.forward import measure, run_split
+
+    pair, splits = _opened(path, device)
+    outputs = run_split(pair, splits["test"])
+    correct = outputs.class_logits.argmax(axis=1) == splits["test"].labels
+    return {**measure(pair, splits["test"], outputs), "correct": bits(correct)}
 
 
 def _masked(predictor: Path, like: Path, job: dict[str, Any]) -> dict[str, Any]:

@@ -214,9 +214,10 @@ def chosen(cells: Sequence[Cell], only: str) -> list[Cell]:
 def changed(config: RunConfig, seed: int, **sections: dict[str, Any]) -> dict[str, Any]:
     """A configuration's values with another seed and other settings in some sections.
 
-    Without those that are the defaults: a field that is added later leaves finished cells finished.
+    Without those that are the defaults: a field that is added later leaves finished cells finished. Nor does a preset's
+    word about itself begin them anew.
     """
-    values = config.model_dump(mode="json")
+    values = config.model_dump(mode="json", exclude={"source"})
     for section, changes in sections.items():
         values[section] = {**values[section], **changes}
     return RunConfig.model_validate({**values, "seed": seed}).model_dump(mode="json", exclude_defaults=True)

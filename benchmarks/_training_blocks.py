@@ -29,7 +29,7 @@ def distillation() -> list[str]:
     ]
 
 
-@block("pairs/few", "pairs/images")
+@block("pairs/few", "pairs/images", "pairs/minilm")
 def pairs() -> list[str]:
     shown = {"cls": "plain classifier", "cls_kd": "plain classifier, distilled", "alone": "pair, alone",
              "distilled": "pair, distilled"}  # fmt: skip
@@ -38,13 +38,39 @@ def pairs() -> list[str]:
         "distilled - alone in points, standard error | distilled pair - distilled classifier |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, data in (("few", "IMDB"), ("images", "Fashion-MNIST")):
+    few = "2,000 labels; the teacher has seen all"
+    for name, data, other in (
+        ("few", f"IMDB, {few}", ""), ("few", "the same, the selector a transformer 1 x 64", "_1x64"),
+        ("images", f"Fashion-MNIST, {few}", ""), ("minilm", "IMDB, all labels, predictor MiniLM-L6", ""),
+    ):  # fmt: skip
         found = _cells(f"pairs/{name}")
+        cells = [cell if cell.startswith("cls") else cell + other for cell in shown]
         lines.append(
-            f"| [{data}, 2,000 labels; the teacher has seen all](../benchmarks/results/pairs/{name}.md) | "
-            f"{' | '.join(_mean(found, cell) for cell in shown)} | {_difference(found, 'distilled', 'alone')} | "
-            f"{_difference(found, 'distilled', 'cls_kd')} |"
+            f"| [{data}](../benchmarks/results/pairs/{name}.md) | {' | '.join(_mean(found, cell) for cell in cells)} | "
+            f"{_difference(found, cells[3], cells[2])} | {_difference(found, cells[3], 'cls_kd')} |"
         )
+    return lines
+
+
+@block("pairs/")
+def pair_times() -> list[str]:
+    lines = [
+        "| pair | ms of the pair, one text / eight | of its plain classifier | ratio, one / eight | against that "
+        "classifier in dynamic int8 |",
+        "|---|---|---|---|---|",
+    ]
+    for name, title in (("few", "predictor 2 x 128"), ("minilm", "predictor MiniLM-L6")):
+        timed = read(f"pairs/{name}_times.json")
+        for cell, times in timed["pairs"].items():
+            one, eight = times["1"], times["8"]
+            selector = cell.removeprefix("distilled").removeprefix("_").replace("x", " x ") or "n-grams"
+            lines.append(
+                f"| selector {selector}, {title} | "
+                + " | ".join(" / ".join(f"{batch['milliseconds'][way]['p50']:.2f}" for batch in (one, eight))
+                             for way in ("pair", "classifier"))
+                + " | " + " | ".join(" / ".join(f"{batch[ratio]['ratio']:.2f}" for batch in (one, eight))
+                                     for ratio in ("ratio", "ratio_int8")) + " |"
+            )  # fmt: skip
     return lines
 
 

@@ -39,8 +39,14 @@ from rekd_train.files import sha256, write_json
 RESULTS, TEACHERS = Path("benchmarks/results/pairs"), Path("benchmarks/teachers")
 PLAIN = {"masked_share": 0.0, "rationale_epochs": 0.0, "compact_epochs": 0.0}
 PAPER = {"operator": "zero", "classifier_epochs": 2.0, "rationale_epochs": 1.0, "compact_epochs": 2.0}
-SELECTORS = {"1x32": (1, 32, 2), "1x128": (1, 128, 4), "2x128": (2, 128, 4)}
-"""Selectors beside the preset's: layers, width, heads."""
+SELECTORS = {
+    "1x64": {
+        "selector": {"family": "transformers", "layers": 1, "width": 64, "heads": 2, "feedforward": 128, "dropout": 0.0,
+                     "word_embeddings": "minilm"},
+        "optimisation": {"selector_learning_rate": 1e-3},
+    },
+}  # fmt: skip
+"""Selectors beside the preset's; a transformer's learnt by heart after two epochs of its votes."""
 BATCHES = (1, 8)
 
 
@@ -58,15 +64,15 @@ class Setting:
     """What is changed in pairs that learn from one."""
     selectors: tuple[str, ...] = ()
     checkpoints: tuple[str, str] | None = None
-    """Of ``teachers.py``: the plain classifier, where pairs alone start, and the teacher, where distilled ones do; None:
-    the classifier is trained here, and all start from it."""
+    """Of ``teachers.py``: the plain classifier, where pairs alone start, and the teacher, where distilled ones do.
+    None: the classifier is trained here, and all start from it."""
 
 
 SETTINGS = {
-    "reviews": Setting("IMDB, predictor 2 x 128", "demo_student", "imdb.parquet", selectors=tuple(SELECTORS)),
+    "reviews": Setting("IMDB, predictor 2 x 128", "demo_student", "imdb.parquet"),
     "few": Setting(
         "IMDB, predictor 2 x 128, 2,000 labels; the teacher has seen all", "demo_student", "imdb.parquet",
-        changes=(f"data.labelled_examples={REVIEWS.labels}",), alone=REVIEWS.alone,
+        changes=(f"data.labelled_examples={REVIEWS.labels}",), alone=REVIEWS.alone, selectors=tuple(SELECTORS),
     ),
     "images": Setting(
         "Fashion-MNIST, predictor 2 x 64, 2,000 labels; the teacher has seen all", "demo_images_student",
@@ -76,11 +82,9 @@ SETTINGS = {
     "minilm": Setting(
         "IMDB, predictor MiniLM-L6, all labels; the teacher's own predictor", "demo_student", "imdb.parquet",
         changes=(
-            "selector.family=ngrams", "selector.word_embeddings=random", "selector.dropout=0.3",
             "predictor.pretrained=minilm", "predictor.word_embeddings=random", "predictor.layers=6",
             "predictor.width=384", "predictor.heads=12", "predictor.feedforward=1536", "predictor.dropout=0.1",
-            "predictor.attention_dropout=0", "predictor.pooling=mean", "optimisation.selector_learning_rate=2e-3",
-            "stages.selector_warm_start=3", "stages.compact_epochs=0",
+            "predictor.pooling=mean", "stages.selector_warm_start=3", "stages.compact_epochs=0",
         ),
         taught=(), checkpoints=("runs/teachers/imdb_teacher_classifier", "runs/teachers/imdb_teacher"),
     ),
@@ -154,25 +158,26 @@ def cells_of(given: Setting, seed: int, overrides: Sequence[str] = ()) -> list[C
                              for more in ((), given.alone, given.taught))  # fmt: skip
 
     trained = {"warm_start": "cls"} if given.checkpoints is None else {}
-    starts = [{} if path is None else {"warm_start": path} for path in given.checkpoints or (None, None)]
+    starts = [{} if path is None else {"warm_start": path, "brief": True} for path in given.checkpoints or (None, None)]
 
-    def pair(suffix: str, **sections: dict[str, Any]) -> list[Cell]:
+    def pair(suffix: str, alone: dict[str, Any], taught: dict[str, Any]) -> list[Cell]:
         half = {"half": "predictor"}
         return [
-            Cell(f"alone{suffix}", seed, "train", changed(alone, seed, **sections), trained, half | starts[0]),
-            Cell(f"distilled{suffix}", seed, "train", changed(taught, seed, **sections), trained,
-                 half | said | starts[1]),
-        ]  # fmt: skip
+            Cell(f"alone{suffix}", seed, "train", alone, trained, half | starts[0]),
+            Cell(f"distilled{suffix}", seed, "train", taught, trained, half | said | starts[1]),
+        ]
 
-    sizes = {name: dict(zip(("layers", "width", "heads"), SELECTORS[name], strict=True)) for name in given.selectors}
-    others = [cell for name, size in sizes.items()
-              for cell in pair(f"_{name}", selector={**size, "feedforward": 2 * size["width"]})]  # fmt: skip
+    own = pair("", changed(alone, seed), changed(taught, seed))
+    others = [cell for name in given.selectors for cell in pair(
+        f"_{name}", changed(alone, seed, **SELECTORS[name]),
+        changed(taught, seed, **SELECTORS[name], stages={"selector_warm_start": 2.0}))]  # fmt: skip
     if given.checkpoints is not None:  # the record's hash in the cells of distilled pairs tells teachers apart
-        return [Cell("cls", seed, "given", None, {}, {"checkpoint": given.checkpoints[0]}), *pair(""), *others]
+        return [Cell("cls", seed, "given", None, {}, {"checkpoint": given.checkpoints[0]}), *own, *others]
+    plain = {**SELECTORS[given.selectors[0]], "stages": PLAIN} if given.selectors else {"stages": PLAIN}  # not read
     return [
-        Cell("cls", seed, "train", changed(alone, seed, stages=PLAIN)),
-        Cell("cls_kd", seed, "train", changed(config, seed, stages=PLAIN, distillation={"classifier": True}), {}, said),
-        *pair(""),
+        Cell("cls", seed, "train", changed(alone, seed, **plain)),
+        Cell("cls_kd", seed, "train", changed(config, seed, **plain, distillation={"classifier": True}), {}, said),
+        *own,
         Cell("paper", seed, "train", changed(config, seed, stages=PAPER), {}, said),
         *others,
     ]
@@ -180,8 +185,8 @@ def cells_of(given: Setting, seed: int, overrides: Sequence[str] = ()) -> list[C
 
 def rows_of(given: Setting, config: RunConfig) -> Rows:
     """Titles and targets of those cells."""
-    target, own = config.selection.target, f"{config.selector.layers}x{config.selector.width}"
-    sizes = [(name, f"_{name}") for name in given.selectors]
+    target, sizes = config.selection.target, [(name, f"_{name}") for name in given.selectors]
+    own = "n-grams" if config.selector.family == "ngrams" else f"{config.selector.layers}x{config.selector.width}"
     return [
         ("cls", "plain classifier of the predictor's size", None),
         ("cls_kd", "plain classifier, distilled", None),

@@ -145,7 +145,11 @@ def _quantised(model: onnx.ModelProto, chosen: set[str], ranges: dict[str, Range
             factor = once("DequantizeLinear", [weight_int8, columns, zeros], f"{weight}/rounded", axis=1)
             nodes[result] = make_node("MatMul", [rounded, factor], result, node.name)
     whole = replace_nodes(deepcopy(model), nodes.values(), new.values())
-    return _with_biases(whole) if fused else whole
+    if not fused:
+        return whole
+    if RUNTIME_DOMAIN not in {entry.domain for entry in whole.opset_import}:  # nothing was fused before
+        whole.opset_import.append(helper.make_opsetid(RUNTIME_DOMAIN, 1))
+    return _with_biases(whole)
 
 
 def _with_biases(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -117,12 +117,15 @@ def start_from(
         raise ConfigError(f"{path} reads other tokens than this run; fix: a warm start with the same tokenizer")
     for role in halves:
         mine, theirs = getattr(pair, role), getattr(start, role)
-        sizes = [m.backbone.settings.model_dump(exclude={"pretrained", "word_embeddings"}) for m in (mine, theirs)]
+        sizes = [m.backbone.settings.model_dump(exclude=_NO_SIZES) for m in (mine, theirs)]
         if sizes[0] != sizes[1]:
             names = ", ".join(name for name in sizes[0] if sizes[0][name] != sizes[1][name])
             raise ConfigError(f"the {role} of {path} has other sizes than this run's ({names}); warm starts need the "
                               f"same; fix: those of its config.json, by --set {role}.NAME=VALUE")
         mine.load_state_dict(theirs.state_dict())
+
+
+_NO_SIZES = {"pretrained", "word_embeddings", "dropout", "attention_dropout", "head_dropout"}
 
 
 def _some(names: Sequence[Any]) -> str:

@@ -159,8 +159,8 @@ class EncoderTraits(Section):
 class BackboneConfig(Section):
     """Sizes of one network; selector and predictor each have their own."""
 
-    family: str = Field("transformers", description="kind of network: transformers, bilstm, ngrams (texts), timm (images); "
-                        "or your own, package.module:Class")
+    family: str = Field("transformers", description="kind of network: transformers, bilstm, ngrams (texts), timm "
+                        "(images); or your own, package.module:Class")
     options: dict[str, Any] = Field({}, description="what a family of your own reads besides")
     layers: int = Field(2, ge=1, description="encoder blocks")
     width: int = Field(128, ge=4, description="hidden size")

@@ -18,7 +18,7 @@ class NgramBackbone(TextBackbone):
 
     Pairs and triples share a table by a hash of their ids (Joulin et al. 2017, arXiv:1607.01759); an n-gram that no
     text had counts nothing. Half of a state is that sum, half is it times what the mean of all says: whether a word
-    speaks for what the whole text speaks for. There is no multiplication but by one (H/2, H/2) matrix a text, so a selector
+    speaks for what the whole text speaks for. There is no product but with one (H/2, H/2) matrix a text, so a selector
     over it costs hardly more than its head.
 
     Of kept words alone, neighbours are those in the shorter text.
@@ -49,7 +49,7 @@ class NgramBackbone(TextBackbone):
 
     def states(self, inputs: Inputs) -> Tensor:
         content, mean = self._read(inputs["input_ids"], inputs["attention_mask"])
-        return torch.cat([content, content * mean], dim=2)
+        return torch.cat([content, content * self._told(mean)], dim=2)
 
     def zeroed(self, inputs: Inputs, keep: Tensor) -> Tensor:
         return self._pooled(inputs["input_ids"], keep * inputs["attention_mask"])
@@ -66,12 +66,14 @@ class NgramBackbone(TextBackbone):
 
     def _pooled(self, ids: Tensor, keep: Tensor) -> Tensor:
         """(B, H): the mean of the states."""
-        content, mean = self._read(ids, keep)
-        content = content.sum(dim=1) / keep.sum(dim=1, keepdim=True).to(content.dtype)
-        return torch.cat([content, content * mean.squeeze(1)], dim=1)
+        _, mean = self._read(ids, keep)
+        return torch.cat([mean, mean * self._told(mean)], dim=2).squeeze(1)
+
+    def _told(self, mean: Tensor) -> Tensor:
+        return torch.tanh(self.mean(self.norm(mean)))
 
     def _read(self, ids: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, M, H/2): words with their neighbours, times ``keep`` (B, M), and (B, 1, H/2) what their mean says."""
+        """(B, M, H/2): words with their neighbours, times ``keep`` (B, M), and (B, 1, H/2) their mean."""
         words = self.words(ids)
         keep = keep.to(words.dtype)
         before, after = pad(ids[:, :-1], (1, 0)), pad(ids[:, 1:], (0, 1))
@@ -82,9 +84,10 @@ class NgramBackbone(TextBackbone):
         seen = dropout(torch.ones_like(keep), self.settings.dropout, self.training)
         if self.training:  # what is left is not made larger: scaled up it was worse (docs/log.md)
             seen = seen * (1 - self.settings.dropout)
-        content = (words + seen.unsqueeze(-1) * ngrams) * keep.unsqueeze(-1)
-        mean = content.sum(dim=1, keepdim=True) / keep.sum(dim=1)[:, None, None].clamp(min=1)
-        return content, torch.tanh(self.mean(self.norm(mean)))
+        content = words + seen.unsqueeze(-1) * ngrams
+        # a product adds up in one order, however much padding follows; a sum does not
+        mean = keep.unsqueeze(1) @ content / keep.sum(dim=1)[:, None, None].clamp(min=1)
+        return content * keep.unsqueeze(-1), mean
 
     def _row(self, first: Tensor, second: Tensor) -> Tensor:
         """Where the table holds an n-gram of these (B, M) ids or rows."""

@@ -18,7 +18,7 @@ from rekd_deploy.parity.examples import constructed_inputs, made_up
 
 pytestmark = pytest.mark.slow
 
-NETWORKS = [("bert", True), ("bert", False), ("bert-zero", True), ("vit", True)]
+NETWORKS = [("bert", True), ("bert", False), ("bert-zero", True), ("ngrams", True), ("vit", True)]
 CASES = [*((kind, precision, fused) for kind, fused in NETWORKS for precision in ("fp32", "fp16", "bf16", "int8")),
          ("bilstm", "fp32", True), ("bilstm", "fp16", True)]  # fmt: skip
 
