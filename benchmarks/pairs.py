@@ -187,13 +187,15 @@ def rows_of(given: Setting, config: RunConfig) -> Rows:
     """Titles and targets of those cells."""
     target, sizes = config.selection.target, [(name, f"_{name}") for name in given.selectors]
     own = "n-grams" if config.selector.family == "ngrams" else f"{config.selector.layers}x{config.selector.width}"
+    pairs = [
+        (f"{kind}{suffix}", f"pair, selector {name.replace('x', ' x ')}, {kind}", target)
+        for name, suffix in [(own, ""), *sizes] for kind in ("alone", "distilled")
+    ]  # fmt: skip
+    plain = ("cls", "plain classifier of the predictor's size", None)
+    if given.checkpoints is not None:
+        return [plain, *pairs]
     return [
-        ("cls", "plain classifier of the predictor's size", None),
-        ("cls_kd", "plain classifier, distilled", None),
-        *(
-            (f"{kind}{suffix}", f"pair, selector {name.replace('x', ' x ')}, {kind}", target)
-            for name, suffix in [(own, ""), *sizes] for kind in ("alone", "distilled")
-        ),
+        plain, ("cls_kd", "plain classifier, distilled", None), *pairs,
         ("paper", "pair, distilled the paper's way (zeroed words, then compacted)", target),
     ]  # fmt: skip
 

@@ -147,7 +147,10 @@ def test_evidence_is_refused_where_the_selector_has_learnt_nothing(config, stude
 
 def test_half_of_a_warm_start_is_taken_over_alone_whatever_the_other_half_s_sizes(config, student, tmp_path):
     mine = config()
-    mine = mine.model_copy(update={"selector": mine.selector.model_copy(update={"width": 8, "head_width": 8})})
+    mine = mine.model_copy(update={
+        "selector": mine.selector.model_copy(update={"width": 8, "head_width": 8}),
+        "predictor": mine.predictor.model_copy(update={"attention_dropout": 0.2}),  # no size
+    })
     still = {"learning_rate": 1e-12, "batch_size": 16}
     short = {"operator": "gather", "classifier_epochs": 0.1, "rationale_epochs": 0.1, "compact_epochs": 0}
     mine = RunConfig.model_validate(mine.model_dump() | {"optimisation": still, "stages": short})

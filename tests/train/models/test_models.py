@@ -81,6 +81,37 @@ def test_shapes_and_types(pair, items, inputs):
             assert row.tolist() == expected + [False] * (len(row) - len(expected))
 
 
+@torch.inference_mode()
+def test_ngrams_know_neighbours_the_whole_text_and_nothing_of_those_no_text_had():
+    backbone = make_ngrams().selector.backbone
+    ids = torch.tensor([[2, 8, 9, 10, 11, 3]])
+
+    def content(ids):
+        return backbone.states({"input_ids": ids, "attention_mask": torch.ones_like(ids)}).chunk(2, dim=2)
+
+    (words, told), (other, others) = content(ids), content(ids[:, [0, 2, 1, 3, 4, 5]])
+    assert torch.equal(words[:, 4:], other[:, 4:]) and not torch.equal(words[:, 3], other[:, 3]), "as far as triples go"
+    assert not torch.equal(told[:, 4], others[:, 4]), "the mean is another"
+    backbone.ngrams.weight.zero_()
+    (words, _), (other, _) = content(ids), content(ids[:, [0, 2, 1, 3, 4, 5]])
+    assert torch.equal(words[:, [0, 2, 1, 3, 4, 5]], other)
+    fresh = build_backbone(backbone.settings, backbone.special_ids)
+    assert not fresh.ngrams.weight.any() and fresh.embeddings.weight.any()
+
+
+def test_pairs_and_triples_are_left_out_in_training_at_the_share_that_is_set():
+    settings = make_ngrams().selector.backbone.settings.model_copy(update={"dropout": 0.75})
+    backbone = build_backbone(settings, {"pad": 0}).train()
+    with torch.no_grad():
+        backbone.embeddings.weight.zero_()
+        backbone.ngrams.weight.fill_(1.0)
+    ids = torch.arange(400)[None] % 40 + 3
+    content = backbone.states({"input_ids": ids, "attention_mask": torch.ones_like(ids)})[0, 1:-1, :6]
+    assert set(content.unique().tolist()) == {0.0, 3.0}, "those that stay are not scaled"
+    assert (content > 0).float().mean().item() == pytest.approx(0.25, abs=0.08)
+    assert (backbone.eval().states({"input_ids": ids, "attention_mask": torch.ones_like(ids)})[0, 1:-1, :6] == 3).all()
+
+
 @pytest.mark.parametrize("policy", [SelectionPolicy(budget=0.5), PAPER_POLICY, WITH_PADDING])
 @torch.inference_mode()
 def test_capacity_and_budget_are_those_of_the_longest_input(policy):
