@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, pad
+from torch.nn.functional import dropout
 
 from rekd_train.config.run import BackboneConfig
 from rekd_train.errors import ConfigError
@@ -76,8 +76,8 @@ class NgramBackbone(TextBackbone):
         """(B, M, H/2): words with their neighbours, times ``keep`` (B, M), and (B, 1, H/2) their mean."""
         words = self.words(ids)
         keep = keep.to(words.dtype)
-        before, after = pad(ids[:, :-1], (1, 0)), pad(ids[:, 1:], (0, 1))
-        first, second = pad(keep[:, :-1], (1, 0)), pad(keep[:, 1:], (0, 1))  # 0 where there is no neighbour
+        before, after = _neighbours(ids)
+        first, second = _neighbours(keep)
         left, right = self._row(before, ids), self._row(ids, after)
         ngrams = first.unsqueeze(-1) * self.ngrams(left) + second.unsqueeze(-1) * self.ngrams(right)
         ngrams = ngrams + (first * second).unsqueeze(-1) * self.ngrams(self._row(left, after))
@@ -92,3 +92,9 @@ class NgramBackbone(TextBackbone):
     def _row(self, first: Tensor, second: Tensor) -> Tensor:
         """Where the table holds an n-gram of these (B, M) ids or rows."""
         return (first * _FACTORS[0] + second * _FACTORS[1]) % self.settings.buckets
+
+
+def _neighbours(values: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, M) each: what stands before and after, 0 where nothing does; ONNX Runtime pads no int64 on a GPU."""
+    nothing = torch.zeros_like(values[:, :1])
+    return torch.cat([nothing, values[:, :-1]], dim=1), torch.cat([values[:, 1:], nothing], dim=1)
