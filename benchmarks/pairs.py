@@ -173,7 +173,9 @@ def cells_of(given: Setting, seed: int, overrides: Sequence[str] = ()) -> list[C
         changed(taught, seed, **SELECTORS[name], stages={"selector_warm_start": 2.0}))]  # fmt: skip
     if given.checkpoints is not None:  # the record's hash in the cells of distilled pairs tells teachers apart
         return [Cell("cls", seed, "given", None, {}, {"checkpoint": given.checkpoints[0]}), *own, *others]
-    plain = {**SELECTORS[given.selectors[0]], "stages": PLAIN} if given.selectors else {"stages": PLAIN}  # not read
+    # nobody reads a plain classifier's selector, but the predictor's random start follows its draws: it stays that of
+    # the finished cells, whatever the preset's
+    plain = {**SELECTORS[given.selectors[0]], "stages": PLAIN} if given.selectors else {"stages": PLAIN}
     return [
         Cell("cls", seed, "train", changed(alone, seed, **plain)),
         Cell("cls_kd", seed, "train", changed(config, seed, **plain, distillation={"classifier": True}), {}, said),

@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--ask", nargs="+", type=Path, metavar="IMAGE", help="default: one image of each class")
     given = parser.parse_args()
     folder = given.folder or given.output.with_name("pictures")
-    if not given.folder:
+    if not given.folder and not folder.exists():
         write_images(folder)
 
     config = run_config("fashion_student", [f"data.path={folder}", *SETTINGS, *given.set])

@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--ask", nargs="+", default=["please cancel my order from last week", "the router was broken"])
     given = parser.parse_args()
     table = given.table or given.output.with_name("messages.csv")
-    if not given.table:
+    if not given.table and not table.exists():
         table.parent.mkdir(parents=True, exist_ok=True)
         write_messages(table)
 

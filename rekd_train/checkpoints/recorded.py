@@ -104,6 +104,10 @@ def _named(labels: Sequence[str]) -> list[str]:
     return [] if list(labels) == [str(number) for number in range(len(labels))] else list(labels)
 
 
+_NO_SIZES = {"pretrained", "word_embeddings", "dropout", "attention_dropout", "head_dropout"}
+"""Settings of a network that say where its weights came from or how they are trained: its tensors do not show them."""
+
+
 def start_from(
     pair: Rationalizer, start: Rationalizer, path: Path, data: DataSet, halves: Collection[str]
 ) -> None:
@@ -123,9 +127,6 @@ def start_from(
             raise ConfigError(f"the {role} of {path} has other sizes than this run's ({names}); warm starts need the "
                               f"same; fix: those of its config.json, by --set {role}.NAME=VALUE")
         mine.load_state_dict(theirs.state_dict())
-
-
-_NO_SIZES = {"pretrained", "word_embeddings", "dropout", "attention_dropout", "head_dropout"}
 
 
 def _some(names: Sequence[Any]) -> str:

@@ -10,16 +10,17 @@ from rekd_train.config.run import BackboneConfig
 from rekd_train.errors import ConfigError
 from rekd_train.models.base import Inputs, TextBackbone, kept_positions, with_cls
 
-_FACTORS = (65_537, 7_919)  # primes
+_FACTORS = (65_537, 7_919)
+"""Primes of the hash; other ones put a trained table's n-grams into other rows."""
 
 
 class NgramBackbone(TextBackbone):
     """The sum of a word's embedding and those of the pairs and triples that it is part of, beside the text's mean.
 
     Pairs and triples share a table by a hash of their ids (Joulin et al. 2017, arXiv:1607.01759); an n-gram that no
-    text had counts nothing. Half of a state is that sum, half is it times what the mean of all says: whether a word
-    speaks for what the whole text speaks for. There is no product but with one (H/2, H/2) matrix a text, so a selector
-    over it costs hardly more than its head.
+    text had counts nothing. A state is that sum and, beside it, the sum times what the text's mean says: whether a word
+    speaks for what the whole text speaks for. No position has a layer of its own, so a selector over it costs hardly
+    more than its head.
 
     Of kept words alone, neighbours are those in the shorter text.
 
@@ -82,7 +83,7 @@ class NgramBackbone(TextBackbone):
         ngrams = first.unsqueeze(-1) * self.ngrams(left) + second.unsqueeze(-1) * self.ngrams(right)
         ngrams = ngrams + (first * second).unsqueeze(-1) * self.ngrams(self._row(left, after))
         seen = dropout(torch.ones_like(keep), self.settings.dropout, self.training)
-        if self.training:  # what is left is not made larger: scaled up it was worse (docs/log.md)
+        if self.training:  # what is left keeps its size, as when the recipe was found
             seen = seen * (1 - self.settings.dropout)
         content = words + seen.unsqueeze(-1) * ngrams
         # a product adds up in one order, however much padding follows; a sum does not
