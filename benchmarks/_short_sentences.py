@@ -36,6 +36,7 @@ WORDS = {"{g}": GOOD, "{b}": BAD, "{p}": PRAISED, "{f}": BLAMED, "{s}": SLIPS, "
 # what stands in brackets decides
 POSITIVE = (
     "The {n} is [{g}].", "What a [{g}] {n}!", "A [{g}] {n}.", "[{g}] and [{g}].", "I [loved] the {n}.",
+    "The {n} is [not {b}].", "This {n} was [not {b}].",
     "The {n} is [not {b}] at all.", "The {n} was [never {b}].", "This is [not] a [{b}] {n}.",
     "[Not {b}], this {n}.", "It is [anything but {b}].", "The {n} is [far from {b}].",
     "There is [nothing {b}] about the {n}.", "[Not] a [{b}] scene in it.", "I was [never bored].",
@@ -52,6 +53,7 @@ POSITIVE = (
 )  # fmt: skip
 NEGATIVE = (
     "The {n} is [{b}].", "What a [{b}] {n}!", "A [{b}] {n}.", "[{b}] and [{b}].", "I [hated] the {n}.",
+    "The {n} is [not {g}].", "This {n} was [not {g}].",
     "The {n} is [not {g}] at all.", "The {n} was [never {g}].", "This is [not] a [{g}] {n}.",
     "[Not {g}], this {n}.", "It is [anything but {g}].", "The {n} is [far from {g}].",
     "There is [nothing {g}] about the {n}.", "[Not] a [{g}] scene in it.", "I was [never moved].",

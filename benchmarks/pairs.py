@@ -37,17 +37,19 @@ from rekd_train.config.run import RunConfig, run_config
 from rekd_train.files import sha256, write_json
 
 RESULTS, TEACHERS = Path("benchmarks/results/pairs"), Path("benchmarks/teachers")
-PLAIN = {"masked_share": 0.0, "rationale_epochs": 0.0, "compact_epochs": 0.0}
+PLAIN = {"masked_share": 0.0, "selector_classifier_epochs": 0.0, "rationale_epochs": 0.0, "compact_epochs": 0.0}
 PAPER = {"operator": "zero", "classifier_epochs": 2.0, "rationale_epochs": 1.0, "compact_epochs": 2.0}
 SELECTORS = {
     "1x64": {
         "selector": {"family": "transformers", "layers": 1, "width": 64, "heads": 2, "feedforward": 128, "dropout": 0.0,
-                     "word_embeddings": "minilm"},
+                     "buckets": 131_072, "word_embeddings": "minilm"},
         "optimisation": {"selector_learning_rate": 1e-3},
     },
 }  # fmt: skip
 """Selectors beside the preset's; a transformer's learnt by heart after two epochs of its votes."""
 BATCHES = (1, 8)
+INT8 = ("int8 fused", "int8")
+"""Graphs that ``quantize_dynamic`` gets."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ SETTINGS = {
         changes=(
             "predictor.pretrained=minilm", "predictor.word_embeddings=random", "predictor.layers=6",
             "predictor.width=384", "predictor.heads=12", "predictor.feedforward=1536", "predictor.dropout=0.1",
-            "predictor.pooling=mean", "stages.selector_warm_start=3", "stages.compact_epochs=0",
+            "predictor.pooling=mean", "optimisation.learning_rate=3e-5", "stages.compact_epochs=0.5",
         ),
         taught=(), checkpoints=("runs/teachers/imdb_teacher_classifier", "runs/teachers/imdb_teacher"),
     ),
@@ -168,9 +170,10 @@ def cells_of(given: Setting, seed: int, overrides: Sequence[str] = ()) -> list[C
         ]
 
     own = pair("", changed(alone, seed), changed(taught, seed))
+    whole = {"selector_classifier_epochs": 0.0}  # they are not yet there to be frozen
     others = [cell for name in given.selectors for cell in pair(
-        f"_{name}", changed(alone, seed, **SELECTORS[name]),
-        changed(taught, seed, **SELECTORS[name], stages={"selector_warm_start": 2.0}))]  # fmt: skip
+        f"_{name}", changed(alone, seed, **SELECTORS[name], stages=whole),
+        changed(taught, seed, **SELECTORS[name], stages=whole | {"selector_warm_start": 2.0}))]  # fmt: skip
     if given.checkpoints is not None:  # the record's hash in the cells of distilled pairs tells teachers apart
         return [Cell("cls", seed, "given", None, {}, {"checkpoint": given.checkpoints[0]}), *own, *others]
     # nobody reads a plain classifier's selector, but the predictor's random start follows its draws: it stays that of
@@ -205,8 +208,8 @@ def rows_of(given: Setting, config: RunConfig) -> Rows:
 def measured_times(checkpoint: Path) -> dict[str, Any]:
     """Median milliseconds of a pair's two graphs and of the classifier of its predictor's size, side by side.
 
-    All on ONNX Runtime, texts of the greatest length. The classifier is also timed in dynamic int8, what
-    ``quantize_dynamic`` makes of it, fused or not, whichever is faster.
+    All on ONNX Runtime, texts of the greatest length. Predictor and classifier are also timed in dynamic int8, what
+    ``quantize_dynamic`` makes of them, fused or not, whichever is faster; the selector stays as it is.
     """
     from onnx import TensorProto
     from onnxruntime.quantization import quantize_dynamic
@@ -230,29 +233,36 @@ def measured_times(checkpoint: Path) -> dict[str, Any]:
             runners = [OnnxRuntimeRunner(graphs[role], signature.graph(role), f"{name} {role}") for role in roles]
             chains[name] = stack.enter_context(RunnerChain(runners)), signature.graph(roles[0])
 
-        pair = {role: graph.SerializeToString() for role, graph in traced_graphs(networks[COMPACTED]).items()}
-        add("pair", COMPACTED, pair, ("selector", "predictor"))
-        for fused in (True, False):
-            graph = traced_graphs(networks[CLASSIFIER], fused=fused)["predictor"]
-            if fused:
-                add("classifier", CLASSIFIER, {"predictor": graph.SerializeToString()}, ("predictor",))
+        def int8(graph: Any) -> bytes:
             folder = Path(stack.enter_context(TemporaryDirectory()))
             # shape inference does not know what fused nodes give
             quantize_dynamic(graph, folder / "int8.onnx", extra_options={"DefaultTensorType": TensorProto.FLOAT})
-            add(f"int8 {fused}", CLASSIFIER, {"predictor": (folder / "int8.onnx").read_bytes()}, ("predictor",))
+            return (folder / "int8.onnx").read_bytes()
+
+        pairs, classifiers = ([traced_graphs(networks[model], fused=fused) for fused in (True, False)]
+                              for model in (COMPACTED, CLASSIFIER))  # fmt: skip
+        selector = pairs[0]["selector"].SerializeToString()
+        both = {"selector": selector, "predictor": pairs[0]["predictor"].SerializeToString()}
+        add("pair", COMPACTED, both, ("selector", "predictor"))
+        add("classifier", CLASSIFIER, {"predictor": classifiers[0]["predictor"].SerializeToString()}, ("predictor",))
+        for way, pair, classifier in zip(INT8, pairs, classifiers, strict=True):
+            both = {"selector": selector, "predictor": int8(pair["predictor"])}
+            add(f"pair, {way}", COMPACTED, both, ("selector", "predictor"))
+            add(way, CLASSIFIER, {"predictor": int8(classifier["predictor"])}, ("predictor",))
         cells = {}
         for batch in BATCHES:
             inputs = full_batches(preprocessor, batch, preprocessor.positions)
             ways = {}
             for name, (chain, signature) in chains.items():
-                own = inputs if name == "pair" else [all_kept(each, signature) for each in inputs]
+                own = inputs if name.startswith("pair") else [all_kept(each, signature) for each in inputs]
                 ways[name] = lambda turn, run=chain.run, own=own: run(own[turn % len(own)])
             timings = in_rounds(ways, rounds=120 // batch, warmup_seconds=1.0)
+            medians = {name: percentiles(timings.milliseconds[name]) for name in ways}
+            best, peer = (min((f"{start}{way}" for way in INT8), key=lambda each: medians[each]["p50"])
+                          for start in ("pair, ", ""))  # fmt: skip
             cells[str(batch)] = {
-                "milliseconds": {name: percentiles(timings.milliseconds[name]) for name in ways},
-                "ratio": timings.ratio("pair", "classifier"),
-                "ratio_int8": max((timings.ratio("pair", f"int8 {fused}") for fused in (True, False)),
-                                  key=lambda found: found["ratio"]),
+                "milliseconds": medians, "ratio": timings.ratio("pair", "classifier"),
+                "ratio_int8": timings.ratio("pair", peer), "ratio_both_int8": timings.ratio(best, peer),
             }  # fmt: skip
     return cells
 

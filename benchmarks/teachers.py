@@ -3,6 +3,7 @@
     python benchmarks/teachers.py                             # two hours on two cores, less with AMX; resumes
     torchrun --nproc_per_node 2 benchmarks/teachers.py        # two processes share it; again for the pair
     python benchmarks/teachers.py fashion_student             # twenty minutes on a core
+    python benchmarks/teachers.py --sentences                 # the short sentences anew, the rest as it was recorded
 
 The record of reviews has three parts: what a MiniLM-L6 pair says about each review; what a plain classifier, which
 reads it whole, says about a sentence of each; and short sentences with a negation or a contrast
@@ -15,10 +16,12 @@ temperature is fitted on dev.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
 import time
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,14 +36,15 @@ from rekd_train.cli.command import application, examples, progress_bars, run
 from rekd_train.config.run import RunConfig, run_config
 from rekd_train.data import load_data
 from rekd_train.data.examples import some_sentences, text_id
-from rekd_train.files import sha256, write_json
+from rekd_train.files import sha256, write_bytes, write_json
 from rekd_train.runs import statements_in_order, train_run
 from rekd_train.training.runtime import Runtime
 from rekd_train.training.state import FILE, training_directory
 from rekd_train.training.teacher import write_knowledge
 
 RECORDS = Path(__file__).parent / "teachers"
-SHORT = 2000  # short sentences
+SHORT = 12_000  # short sentences
+LABELS = ("negative", "positive")  # of the reviews
 FIGURES = ("examples", "accuracy", "rate", "rate_max", "count_mean", "nll", "ece")
 
 app = application(help="Train a teacher of IMDB reviews and record what it says.", epilog=examples("teachers.py"))
@@ -61,11 +65,17 @@ def teachers(
     record: Annotated[
         Path | None, typer.Option(help="Where the record goes, its figures beside it.", show_default="teachers/DATA")
     ] = None,
+    sentences: Annotated[
+        bool, typer.Option("--sentences", help="Train nothing; exchange the record's short sentences.")
+    ] = False,
 ) -> None:
     """Train, or go on where it was cut off; measure; record."""
     changes = [*(["acceleration.precision=bf16"] if has_bf16() and device != "cuda" else []), *(overrides or [])]
     config, classifier = run_config(preset, changes), None
     record = record or RECORDS / f"{config.data.name}.parquet"
+    if sentences:
+        exchange_sentences(record)
+        return
     if config.stages.selector_start == "evidence":
         classifier, alone = work / f"{preset}_classifier", {"masked_share": 0.0, "rationale_epochs": 0.0}
         new = not classifier.exists()
@@ -83,11 +93,11 @@ def teachers(
     rows = recorded(config, checkpoint, classifier, device)
     write_knowledge(record, rows, overwrite=True)
     metrics = read_metrics(checkpoint)
+    facts = {**facts_of(record, len(rows)), "seconds": round(time.perf_counter() - start)}
     write_json(record.with_suffix(".json"), {
         "command": shlex.join(["python", "benchmarks/teachers.py", *sys.argv[1:]]), "hardware": environment(device),
         "changes": changes, **{split: {name: metrics[split][name] for name in FIGURES} for split in ("dev", "test")},
-        "record": {"rows": len(rows), "bytes": record.stat().st_size, "sha256": sha256(record),
-                   "seconds": round(time.perf_counter() - start)},
+        "record": facts,
     })  # fmt: skip
     typer.echo(f"{checkpoint}: {metrics['test']['accuracy']:.4f} on test; {record}: {len(rows)} rows")
 
@@ -116,6 +126,30 @@ def recorded(config: RunConfig, checkpoint: Path, classifier: Path | None, devic
     rows += [row for row in sentences if row["id"] not in known]
     known = {row["id"] for row in rows}  # people write such sentences, too
     return rows + [row for row in short_sentences(SHORT, pair.labels) if text_id(row["text"]) not in known]
+
+
+def exchange_sentences(record: Path) -> None:
+    """Write the short sentences of a record anew; what a teacher said, and its figures, stay."""
+    from pyarrow import Table, parquet
+
+    table = parquet.read_table(record)
+    said = [row for row in table.to_pylist() if row["text"] is None]
+    known = {row["id"] for row in said}
+    made = [row for row in short_sentences(SHORT, LABELS) if text_id(row["text"]) not in known]
+    rows = [{name: row.get(name) for name in table.schema.names} for row in said + made]
+    content = BytesIO()
+    parquet.write_table(Table.from_pylist(rows, table.schema), content, compression="zstd", compression_level=9)
+    write_bytes(record, content.getvalue())
+    figures = record.with_suffix(".json")
+    document = json.loads(figures.read_text(encoding="utf-8"))
+    document["record"] |= facts_of(record, len(rows))
+    write_json(figures, document)
+    typer.echo(f"{record}: {len(made)} short sentences, {len(said)} other rows as they were")
+
+
+def facts_of(record: Path, rows: int) -> dict[str, Any]:
+    """What is told of the file itself."""
+    return {"rows": rows, "bytes": record.stat().st_size, "sha256": sha256(record)}
 
 
 if __name__ == "__main__":

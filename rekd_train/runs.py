@@ -22,8 +22,9 @@ from rekd_train.inputs.text import TextPreprocessor
 from rekd_train.models.families import fresh_pair, preprocessor_for, weight_origins
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training import state
+from rekd_train.training.checks import check_teacher, short_texts_notice
 from rekd_train.training.runtime import Runtime, chosen_device
-from rekd_train.training.stages import check_teacher, compact_pair, fit, short_texts_notice
+from rekd_train.training.stages import compact_pair, fit
 from rekd_train.training.state import JsonLines, Observer, Several, StateStore, TensorBoard
 from rekd_train.training.teacher import statements_of, write_knowledge
 from rekd_train.training.validation import calibrate_policy, calibrate_temperature
@@ -74,10 +75,11 @@ def train_run(config: RunConfig, output: Path, *, teacher: Path | None = None, w
         # a plain classifier's selector reads, but has yet to learn whose votes to weigh
         unready = "selector" if start.policy.keeps_everything and config.stages.operator == "gather" else None
         warm = tuple(role for role in halves if role != unready)
-    learnt = warm_start is not None and "selector" in halves
+    learnt = config.stages.selector_classifier_epochs or (warm_start is not None and "selector" in halves)
     if config.stages.rationale_epochs and config.stages.selector_start == "evidence" and not learnt:
         raise ConfigError("stages.selector_start=evidence needs a selector that has learnt to classify; fix: "
-                          "--warm-start a plain classifier of these sizes, without --half predictor")  # fmt: skip
+                          "--warm-start a plain classifier of these sizes, without --half predictor, or "
+                          "stages.selector_classifier_epochs=2")  # fmt: skip
     splits = encode_splits(data, preprocessor, config.data)
     hashes = {"teacher": _digest(teacher), "warm_start": _digest(warm_start), "half": half}
     identity = state.identity_of(config, splits["train"], splits["dev"], **hashes)

@@ -52,8 +52,9 @@ class Subject:
 
 REVIEWS = Subject(
     "demo_student", TEACHERS / "imdb.parquet", items="reviews", features="words",
-    alone=("stages.classifier_epochs=8", "stages.selector_warm_start=8", "stages.compact_epochs=4"),
-    taught=("stages.selector_warm_start=3", "stages.compact_epochs=3"),
+    alone=("stages.classifier_epochs=8", "stages.selector_classifier_epochs=0", "stages.selector_warm_start=8",
+           "stages.compact_epochs=4"),
+    taught=("stages.compact_epochs=3",),
 )  # fmt: skip
 IMAGES = Subject(
     "demo_images_student", TEACHERS / "fashion_mnist.parquet", items="images", features="patches",

@@ -140,6 +140,10 @@ class StagesConfig(Section):
         "which features speak most for the class that a classifier, its start, reads in the whole input; a head learns "
         "it, the network below stays as it is",
     )  # fmt: skip
+    selector_classifier_epochs: float = Field(
+        0.0, ge=0, description="with operator 'gather': epochs in which the selector first learns the class of whole "
+        "inputs; its network then stays as it is while a head over it learns what to keep; 0: all of it learns that",
+    )  # fmt: skip
     operator: Literal["zero", "gather"] = Field(
         "zero",
         description="what the predictor reads while both learn: 'zero': every position, blank where not kept (the "

@@ -202,20 +202,21 @@ class _Run:
 def optimiser_for(module: nn.Module, settings: OptimisationConfig, pair: Rationalizer) -> torch.optim.AdamW:
     """AdamW; biases, norms and word embeddings do not decay, unless everything does.
 
-    The selector, the heads (a stage's own, too) and the word embeddings may have rates of their own.
+    The selector (with it a stage's own heads, which are over the selector), the heads and the word embeddings may have
+    rates of their own.
     """
-    selector = {id(each) for each in pair.selector.parameters()}
+    predictor = {id(each) for each in pair.predictor.parameters()}
     networks = {id(each) for half in (pair.selector, pair.predictor) for each in half.backbone.parameters()}
     tables = {id(table) for table in word_tables(module)}
     groups: dict[str, dict[str, Any]] = {}
     for parameter in filter(lambda each: each.requires_grad, module.parameters()):
         own, table = id(parameter), id(parameter) in tables
-        head = own not in networks
-        rate = (settings.selector_learning_rate if own in selector else None) or settings.learning_rate
+        head, selector = own not in networks, own not in predictor
+        rate = (settings.selector_learning_rate if selector else None) or settings.learning_rate
         rate = (settings.embedding_learning_rate if table else settings.head_learning_rate if head else None) or rate
         gentle = (table or parameter.ndim < 2) and not settings.decay_everything
         # the same groups whatever the rates are, so that a run may go on with other rates
-        group = groups.setdefault(f"{own in selector} {head} {table} {gentle}", {"params": [], "lr": rate})
+        group = groups.setdefault(f"{selector} {head} {table} {gentle}", {"params": [], "lr": rate})
         group["params"].append(parameter)
         group["weight_decay"] = 0.0 if gentle else settings.weight_decay
     return torch.optim.AdamW([*groups.values()], lr=settings.learning_rate, betas=settings.betas, fused=True)

@@ -12,7 +12,8 @@ and the decision rule and the probability temperature are fitted on dev.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from functools import cached_property, partial
 
 import numpy as np
@@ -21,15 +22,14 @@ from torch import nn
 
 from rekd_train.config.run import RunConfig
 from rekd_train.data import DataSet, Split
-from rekd_train.data.examples import UNLABELLED, check_data
+from rekd_train.data.examples import check_data
 from rekd_train.data.knowledge import AlignedKnowledge
 from rekd_train.errors import ConfigError
-from rekd_train.evaluation.forward import check_features
 from rekd_train.inputs.policy import SelectionPolicy
-from rekd_train.inputs.preprocessors import Preprocessor
 from rekd_train.models.base import Predictor
 from rekd_train.models.rationalizer import Rationalizer
 from rekd_train.training import validation
+from rekd_train.training.checks import AnyTeacher, check_teacher, tells_rationale
 from rekd_train.training.loop import Loop, Stage, word_tables
 from rekd_train.training.losses import key
 from rekd_train.training.objectives import ClassifierObjective, CompactObjective, RationaleObjective
@@ -38,8 +38,6 @@ from rekd_train.training.state import Observer, Snapshot, StateStore, load_pair_
 from rekd_train.training.teacher import RecordedTeacher, Teacher, Teaching
 from rekd_train.training.validation import DevEvaluation, calibrate_policy, calibrate_temperature
 from rekd_train.training.votes import EvidenceObjective, VoteObjective
-
-AnyTeacher = Rationalizer | AlignedKnowledge | None
 
 
 def fit(
@@ -82,6 +80,8 @@ def fit(
     if stages.classifier_epochs and "predictor" not in warm and not gathers:
         runner.take(0, "classifier", stages.classifier_epochs, partial(runner.classifier, follows=follows))
     if stages.rationale_epochs:
+        if gathers and stages.selector_classifier_epochs and "selector" not in warm:
+            runner.take(0, "selector_classifier", stages.selector_classifier_epochs, runner.selector)
         if own_start and "selector" not in warm and not follows:
             follows = "predictor" not in warm and alike(config, rationalizer, "predictor")  # the other way round
             run = partial(runner.votes, follows=follows) if gathers else runner.selector
@@ -106,73 +106,6 @@ def compact_pair(
     return calibrate_temperature(rationalizer, runner.dev)
 
 
-def check_teacher(teacher: Rationalizer | AlignedKnowledge, student: Rationalizer, config: RunConfig) -> None:
-    """Raise ConfigError for a teacher from which this student cannot learn: other classes, features, or too short."""
-    if isinstance(teacher, AlignedKnowledge):
-        if config.distillation.teacher_mask == "student":
-            raise ConfigError(
-                "recorded knowledge cannot answer on the student's rationale; fix: distillation.teacher_mask=teacher"
-            )
-        if teacher.empty:
-            raise ConfigError("the recorded knowledge says nothing about any training example; "
-                              "fix: rows about them, which rekd-train check-teacher counts")  # fmt: skip
-        return
-    if len(teacher.labels) != len(student.labels):
-        raise ConfigError(
-            f"the teacher has {len(teacher.labels)} classes ({', '.join(teacher.labels[:4])}...), the data have "
-            f"{len(student.labels)} ({', '.join(student.labels[:4])}...); fix: a teacher of the same task"
-        )
-    if set(teacher.labels) == set(student.labels) and teacher.labels != student.labels:
-        raise ConfigError(f"the teacher orders its classes otherwise: {teacher.labels}, the data {student.labels}")
-    distillation = config.distillation
-    wanted = config.stages.rationale_epochs and distillation.rationale_weight and distillation.alpha != 1.0
-    if wanted and teacher.policy.keeps_everything:
-        raise ConfigError(
-            "the teacher is a plain classifier and has no rationales to learn from; fix: a teacher trained with "
-            "stages.rationale_epochs above 0, or distillation.rationale_weight=0"
-        )
-    check_features(student, teacher)
-    for role in ("selector", "predictor"):
-        settings, longest = getattr(teacher, role).backbone.settings, student.preprocessor.positions
-        if settings.image is None and settings.positions < longest:
-            raise ConfigError(
-                f"the teacher's {role} reads at most {settings.positions} tokens, the student's texts have up to "
-                f"{longest}; fix: data.max_length={settings.positions}"
-            )
-
-
-def tells_rationale(teacher: AnyTeacher, config: RunConfig) -> bool:
-    """Whether a teacher says what to keep, and the student is to learn it."""
-    distillation = config.distillation
-    if teacher is None or not distillation.rationale_weight or distillation.alpha == 1.0:
-        return False
-    if not isinstance(teacher, AlignedKnowledge):
-        return True  # a pair
-    return any(each is not None for each in (*teacher.scores, *teacher.marks))
-
-
-def short_texts_notice(config: RunConfig, train: Split, preprocessor: Preprocessor) -> str:
-    """What to tell about training texts of which the budget allows fewer than three words; else ''.
-
-    One or two words cannot hold a negation. The median decides, so that a few short texts among long ones are fine.
-    """
-    selection = config.selection
-    name = "target" if selection.decision == "top-k" else "budget"
-    share = getattr(selection, name)
-    if preprocessor.settings.kind != "text" or share is None or not config.stages.rationale_epochs:
-        return ""
-    lengths = train.lengths[train.labels != UNLABELLED]  # the others are there to be read as well, such as sentences
-    words = int(np.median(lengths)) - (preprocessor.positions - preprocessor.features)
-    allowed = int(SelectionPolicy(budget=share, minimum=0).limits(np.array([words]))[0])
-    if allowed >= 3:  # a negation needs as many
-        return ""
-    return (
-        f"half of the training texts have at most {words} words, of which selection.{name}={share:g} allows {allowed}; "
-        f"selection.minimum keeps {selection.minimum} all the same; fix for short texts: the preset short_texts, or "
-        "--set selection.target=0.3 --set selection.budget=0.35"
-    )
-
-
 def alike(config: RunConfig, pair: Rationalizer, follower: str = "selector") -> bool:
     """Whether this half takes over what the other has learnt to read: same sizes, no other pretrained weights."""
     mine, theirs = (
@@ -182,6 +115,18 @@ def alike(config: RunConfig, pair: Rationalizer, follower: str = "selector") -> 
     sources = {role: (network.pretrained, network.word_embeddings)
                for role, network in (("selector", config.selector), ("predictor", config.predictor))}  # fmt: skip
     return mine == theirs and (sources["selector"] == sources["predictor"] or sources[follower] == ("", "random"))
+
+
+@contextmanager
+def frozen(parameters: Collection[nn.Parameter]) -> Iterator[None]:
+    """Within, these are not trained."""
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 class _StageRunner:
@@ -238,7 +183,7 @@ class _StageRunner:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key(self._loop.seed(stage)) >> 1)
             head = Predictor(self.pair.selector.backbone, len(self.pair.labels)).to(self.runtime.device)
-        self._classifier(stage, head)
+        self._classifier(stage, head, taught=self.config.stages.operator == "gather")
 
     def votes(self, stage: Stage, follows: bool) -> None:
         """The selector by the votes of single positions; the predictor ``follows``."""
@@ -251,16 +196,16 @@ class _StageRunner:
             reader = nn.Linear(backbone.settings.width, classes)
         parts, heads = (*self._parts(stage), self.teacher), nn.ModuleDict({"votes": votes, "reader": reader})
         heads.to(self.runtime.device)
-        if self.config.stages.selector_start == "evidence":
-            self._loop.run(stage, EvidenceObjective(*parts, votes=votes))
-        else:
-            self._loop.run(stage, VoteObjective(*parts, **heads))
+        evidence = self.config.stages.selector_start == "evidence"
+        objective = EvidenceObjective(*parts, votes=votes) if evidence else VoteObjective(*parts, **heads)
+        with frozen(self._settled()):
+            self._loop.run(stage, objective)
         if follows:
             pair.predictor.backbone.load_state_dict(backbone.state_dict())
 
-    def _classifier(self, stage: Stage, predictor: Predictor) -> None:
+    def _classifier(self, stage: Stage, predictor: Predictor, taught: bool = False) -> None:
         predictor.operator = "zero"
-        teacher = self.teacher if self.config.distillation.classifier else None
+        teacher = self.teacher if taught or self.config.distillation.classifier else None
         objective = ClassifierObjective(*self._parts(stage), teacher, predictor)
         self._loop.run(stage, objective, self._evaluation(predictor, with_rationale=False))
 
@@ -269,16 +214,9 @@ class _StageRunner:
         config, pair = self.config, self.pair
         pair.predictor.use("zero" if config.stages.operator == "zero" else "compact")
         objective = RationaleObjective(*self._parts(stage), self.teacher)
-        frozen = word_tables(pair.selector) if config.optimisation.freeze_selector_embeddings else []
-        if config.stages.selector_start == "evidence":
-            frozen = [*pair.selector.backbone.parameters()]
-        try:
-            for parameter in frozen:
-                parameter.requires_grad_(False)
+        tables = word_tables(pair.selector) if config.optimisation.freeze_selector_embeddings else []
+        with frozen(self._settled() or tables):
             self._loop.run(stage, objective, self._evaluation(pair.predictor, with_rationale=True))
-        finally:
-            for parameter in frozen:
-                parameter.requires_grad_(True)
         calibrate_policy(config, pair, self.dev, self.runtime)
 
     def compact(self, stage: Stage) -> None:
@@ -291,6 +229,12 @@ class _StageRunner:
             mask = readings.mask(pair, pair.policy)
         objective = CompactObjective(*self._parts(stage), self.teacher, mask=mask)
         self._loop.run(stage, objective, self._evaluation(pair.predictor, with_rationale=True, fixed=True))
+
+    def _settled(self) -> list[nn.Parameter]:
+        """What of the selector stays as a classifier left it."""
+        stages = self.config.stages
+        classifies = stages.selector_start == "evidence" or stages.selector_classifier_epochs > 0
+        return [*self.pair.selector.backbone.parameters()] if classifies and stages.operator == "gather" else []
 
     def _parts(self, stage: Stage) -> tuple[RunConfig, Rationalizer, Runtime, int]:
         return self.config, self.pair, self.runtime, self._loop.seed(stage)

@@ -63,11 +63,11 @@ def test_the_picture_shows_every_pair_that_was_timed_and_the_classifier(tmp_path
     found = {"cls": {1: {"accuracy": 0.9}}, "alone": {1: {"accuracy": 0.8}},
              "distilled": {1: {"accuracy": 0.85}, 2: {"accuracy": 0.87}}}  # fmt: skip
     assert picture(found, tmp_path / "no.json", tmp_path / "a.svg") == [] and not (tmp_path / "a.svg").exists()
-    ratios = {"ratio": {"ratio": 0.25}, "ratio_int8": {"ratio": 0.3}}
+    ratios = {"ratio": {"ratio": 0.25}, "ratio_int8": {"ratio": 0.3}, "ratio_both_int8": {"ratio": 0.2}}
     (tmp_path / "t.json").write_text(json.dumps({"pairs": {"distilled": {"1": ratios, "8": ratios}}}))
     assert picture({}, tmp_path / "t.json", tmp_path / "a.svg") == [] and not (tmp_path / "a.svg").exists()
     lines = picture(found, tmp_path / "t.json", tmp_path / "a.svg")
-    assert "| distilled | 0.25 | 0.25 | 0.30 | 0.30 |" in lines
+    assert "| distilled | 0.25 | 0.25 | 0.30 | 0.30 | 0.20 | 0.20 |" in lines
     drawn = (tmp_path / "a.svg").read_text()
     places = {name: tuple(map(float, place)) for *place, name in re.findall(
         r'<circle cx="([\d.]+)" cy="([\d.]+)"[^>]*/><text[^>]*>(\w+)<', drawn)}  # fmt: skip
@@ -109,6 +109,25 @@ def test_a_record_holds_reviews_a_sentence_of_each_and_short_sentences(tmp_path,
     assert len(said.statements) == len(rows) and len(said.texts) == 9 and said.lost_quotes == 0
     metrics = train_run(config, tmp_path / "student", teacher=file, device="cpu")
     assert metrics["test"]["rate"] > 0
+
+
+def test_short_sentences_are_exchanged_alone(tmp_path, monkeypatch):
+    labels = ("negative", "positive")
+    said = [{"id": f"{number:016x}", "probabilities": [0.2, 0.8], "scores": np.array([[0, 3, number + 0.5]])}
+            for number in range(3)]  # fmt: skip
+    record = write_knowledge(tmp_path / "k.parquet", [*said, *short_sentences(4, labels)])
+    before = read_knowledge(record, labels)
+    (tmp_path / "k.json").write_text(json.dumps({"test": {"accuracy": 0.9}, "record": {"rows": 7, "seconds": 5}}))
+    monkeypatch.setattr(teachers, "SHORT", 30)
+    teachers.teachers("imdb_teacher", record=record, work=tmp_path / "none", sentences=True)
+    after = read_knowledge(record, labels)
+    assert len(before.texts) == 4 and {*after.texts.values()} == {row["text"] for row in short_sentences(30, labels)}
+    for row in said:
+        for one, other in zip(*(vars(each.statements[row["id"]]).values() for each in (before, after)), strict=True):
+            assert (one is None and other is None) or np.array_equal(one, other)
+    figures = json.loads((tmp_path / "k.json").read_text())
+    facts = {"rows": 33, "bytes": record.stat().st_size, "sha256": sha256(record), "seconds": 5}
+    assert figures == {"test": {"accuracy": 0.9}, "record": facts} and not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(("processes", "trainings"), [("1", ["imdb_teacher_classifier", "imdb_teacher"]),

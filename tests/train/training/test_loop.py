@@ -14,6 +14,7 @@ from toys import Recorder, fitted, toy_config, toy_texts
 
 from rekd_train.config.run import OptimisationConfig
 from rekd_train.errors import ConfigError, MissingExtraError, TrainingError
+from rekd_train.models.base import Predictor
 from rekd_train.training.loop import Watch, optimiser_for, word_tables
 from rekd_train.training.runtime import Batches, Runtime
 from rekd_train.training.state import Best, JsonLines, Several, StateStore, TensorBoard
@@ -92,6 +93,11 @@ def test_word_embeddings_have_their_own_rate_and_vectors_do_not_decay(make):
         own = 3e-3 if "head" in name else 2e-3 if name.startswith("selector") else 1e-3
         word = any(parameter is table for table in tables)
         assert found[id(parameter)]["lr"] == (1e-5 if word else own), name
+    head = Predictor(pair.selector.backbone, 2)  # as a stage's own, which is thrown away
+    rates = {id(each): group["lr"] for group in optimiser_for(
+        head, OptimisationConfig(learning_rate=1e-5, selector_learning_rate=2e-3), pair).param_groups
+        for each in group["params"]}  # fmt: skip
+    assert {*rates.values()} == {2e-3}, "it learns as fast as the selector that it is over"
     tables[0].requires_grad_(False)
     assert id(tables[0]) not in groups(), "what is frozen is not optimised"
 

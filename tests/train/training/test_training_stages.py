@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +23,9 @@ from rekd_train.inputs.policy import SelectionPolicy
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 from rekd_train.models.base import apply_policy
 from rekd_train.training import objectives
+from rekd_train.training.checks import check_teacher, short_texts_notice
 from rekd_train.training.runtime import Batch, Runtime, example_weights
-from rekd_train.training.stages import check_teacher, compact_pair, fit, short_texts_notice
+from rekd_train.training.stages import compact_pair, fit
 from rekd_train.training.teacher import statements_of, write_knowledge
 from rekd_train.training.validation import DevEvaluation, base_policy, calibrate_bias, calibrate_policy
 
@@ -136,6 +138,32 @@ def test_evidence_is_learnt_by_a_head_over_what_a_classifier_reads():
     assert log.losses("selector")[-1] < log.losses("selector")[0]
     figures = measure(pair, made[2])
     assert figures["accuracy"] > 0.95 and figures["rate_max"] <= 0.3
+
+
+@pytest.mark.parametrize("start", ["votes", "evidence"])
+@pytest.mark.parametrize("told", [False, True])
+def test_a_selector_that_classified_first_keeps_its_network_while_a_head_learns_what_to_keep(trained, told, start):
+    pair, train, *rest = toy_images(seed=4)
+    if told:  # then the teacher alone tells the class
+        train.labels[:] = UNLABELLED
+        train.labels[:2] = 0, 1
+    stages = GATHER | {"masked_share": 0, "selector_classifier_epochs": 20, "selector_warm_start": 10}
+    states: dict[int, Any] = {}
+
+    class Store:
+        def save(self, snapshot):
+            states.setdefault(snapshot.stage, copy.deepcopy(snapshot.pair))
+
+    options = {"teacher": copy.deepcopy(trained[0]) if told else None, "store": Store()}
+    made, log = fitted((pair, train, *rest), stages=stages | {"selector_start": start}, options=options)
+    assert [name for name, *_ in log.stages][:2] == ["selector_classifier", "selector"]
+    losses = log.losses("selector_classifier")
+    assert losses[-1] < 0.8 * losses[0]
+    for name, value in made.selector.state_dict().items():
+        before = states[1][f"selector.{name}"]
+        assert torch.equal(value, before) == name.startswith("backbone."), name
+    assert all(each.requires_grad for each in made.parameters())
+    assert measure(made, rest[0])["accuracy"] > 0.6, "chance is a third"
 
 
 def test_a_teacher_s_rationale_takes_the_place_of_the_votes(trained):
