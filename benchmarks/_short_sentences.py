@@ -31,7 +31,8 @@ BAD = (
 )  # fmt: skip
 PRAISED = ("warmth", "charm", "wit", "beauty", "humour", "heart", "suspense", "tenderness", "imagination", "power")
 BLAMED = ("boredom", "cliches", "noise", "confusion", "bad taste", "silliness", "cheap tricks", "filler")
-SLIPS = ("a bit long", "a little slow", "cheaply made", "poorly edited", "too short", "hard to follow")
+SLIPS = ("a bit long", "a little slow", "cheaply made", "poorly edited", "badly cut", "badly dubbed", "too short",
+         "hard to follow")  # fmt: skip
 WORDS = {"{g}": GOOD, "{b}": BAD, "{p}": PRAISED, "{f}": BLAMED, "{s}": SLIPS, "{n}": NOUNS, "{m}": NOUNS}
 # what stands in brackets decides
 POSITIVE = (
@@ -45,7 +46,7 @@ POSITIVE = (
     "I [wouldn't change] a thing.", "You [won't regret] it.", "It [never disappoints].", "Do [not miss] this {n}.",
     "{b} in places, but [{g}].", "The {n} is {b}, but the {m} is [{g}].", "{b}, yet [{g}].",
     "A {b} {n}, a [{g}] {m}.", "It begins {b} and ends [{g}].",
-    "Although the {n} is {b}, I [enjoyed] every minute.", "Full of [{p}], even if {s}.",
+    "Although the {n} is {b}, I [enjoyed] every minute.", "Full of [{p}], even if {s}.", "A {n} of [great {p}], {s}.",
     "Despite the {b} {n}, it is [{g}].", "They say it is {b}; I found it [{g}].",
     "I expected it to be {b}, and it is [{g}].", "{s}, but full of [{p}].", "It [works].", "Simple and [{g}].",
     "Small, quiet and [{g}].", "[Better] than they say.", "It [stays with you].", "Well [worth seeing].",
@@ -62,7 +63,7 @@ NEGATIVE = (
     "I [wouldn't watch] it again.", "You [will regret] it.", "It [always disappoints].", "Do [not watch] this {n}.",
     "{g} in places, but [{b}].", "The {n} is {g}, but the {m} is [{b}].", "{g}, yet [{b}].",
     "A {g} {n}, a [{b}] {m}.", "It begins {g} and ends [{b}].", "Although the {n} is {g}, I was [bored] to death.",
-    "Full of [{f}], even if well made.", "Despite the {g} {n}, it is [{b}].",
+    "Full of [{f}], even if well made.", "A {n} of [endless {f}], well made.", "Despite the {g} {n}, it is [{b}].",
     "They say it is {g}; I found it [{b}].", "I expected it to be {g}, and it is [{b}].",
     "Well acted, but full of [{f}].", "It [does not work].", "Loud and [{b}].", "Big, expensive and [{b}].",
     "[Worse] than they say.", "It is [soon forgotten].", "[Not worth] seeing.", "[Barely {g}].",
