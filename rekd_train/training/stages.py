@@ -3,7 +3,8 @@
 1. classifier: the predictor learns the task, half of the batches through random keep masks; the selector
    starts from it where the sizes agree and it has no pretrained weights of its own, otherwise from a warm start of
    its own (stage ``selector``). With ``stages.operator = "gather"`` it is the other way round: the selector learns
-   what to keep by what single features say (``training.votes``), a predictor of its sizes starts from it;
+   what to keep by what single features say (``training.votes``), a predictor of its sizes starts from it. With
+   ``stages.selector_classifier_epochs`` its network learns the class first (stage ``selector_classifier``);
 2. rationale: selector and predictor learn together through the straight-through Gumbel mask; with a teacher
    (``distillation``) also from its rationales and predictions;
 3. compact: selector frozen, the predictor learns to read gathered features alone;
