@@ -170,7 +170,7 @@ def cells_of(given: Setting, seed: int, overrides: Sequence[str] = ()) -> list[C
         ]
 
     own = pair("", changed(alone, seed), changed(taught, seed))
-    whole = {"selector_classifier_epochs": 0.0}  # they are not yet there to be frozen
+    whole = {"selector_classifier_epochs": 0.0}  # all of a transformer learns from the votes, as its recipe was found
     others = [cell for name in given.selectors for cell in pair(
         f"_{name}", changed(alone, seed, **SELECTORS[name], stages=whole),
         changed(taught, seed, **SELECTORS[name], stages=whole | {"selector_warm_start": 2.0}))]  # fmt: skip

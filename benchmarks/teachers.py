@@ -21,7 +21,6 @@ import os
 import shlex
 import sys
 import time
-from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,11 +35,12 @@ from rekd_train.cli.command import application, examples, progress_bars, run
 from rekd_train.config.run import RunConfig, run_config
 from rekd_train.data import load_data
 from rekd_train.data.examples import some_sentences, text_id
-from rekd_train.files import sha256, write_bytes, write_json
+from rekd_train.errors import DataError
+from rekd_train.files import sha256, write_json
 from rekd_train.runs import statements_in_order, train_run
 from rekd_train.training.runtime import Runtime
 from rekd_train.training.state import FILE, training_directory
-from rekd_train.training.teacher import write_knowledge
+from rekd_train.training.teacher import write_knowledge, write_parquet
 
 RECORDS = Path(__file__).parent / "teachers"
 SHORT = 12_000  # short sentences
@@ -133,13 +133,13 @@ def exchange_sentences(record: Path) -> None:
     from pyarrow import Table, parquet
 
     table = parquet.read_table(record)
+    if "text" not in table.schema.names:
+        raise DataError(f"{record} holds no sentences; fix: the record of reviews, which imdb_teacher makes")
     said = [row for row in table.to_pylist() if row["text"] is None]
     known = {row["id"] for row in said}
     made = [row for row in short_sentences(SHORT, LABELS) if text_id(row["text"]) not in known]
     rows = [{name: row.get(name) for name in table.schema.names} for row in said + made]
-    content = BytesIO()
-    parquet.write_table(Table.from_pylist(rows, table.schema), content, compression="zstd", compression_level=9)
-    write_bytes(record, content.getvalue())
+    write_parquet(record, Table.from_pylist(rows, table.schema))
     figures = record.with_suffix(".json")
     document = json.loads(figures.read_text(encoding="utf-8"))
     document["record"] |= facts_of(record, len(rows))

@@ -198,7 +198,6 @@ def write_knowledge(path: Path, rows: Sequence[dict[str, Any]], overwrite: bool 
     """
     try:
         import pyarrow
-        from pyarrow import parquet
     except ImportError:
         raise MissingExtraError("pyarrow", "data") from None
     if path.exists() and not overwrite:
@@ -209,7 +208,13 @@ def write_knowledge(path: Path, rows: Sequence[dict[str, Any]], overwrite: bool 
         for row in rows
     ]  # fmt: skip
     names = dict.fromkeys(name for row in written for name in row)
-    table = pyarrow.table({name: [row.get(name) for row in written] for name in names})
+    return write_parquet(path, pyarrow.table({name: [row.get(name) for row in written] for name in names}))
+
+
+def write_parquet(path: Path, table: Any) -> Path:
+    """Write a pyarrow table of statements, packed as they are, in place of what is there."""
+    from pyarrow import parquet
+
     content = io.BytesIO()
     parquet.write_table(table, content, compression="zstd", compression_level=9)
     write_bytes(path, content.getvalue())

@@ -15,6 +15,7 @@ from rekd_train.config.run import RunConfig, run_config
 from rekd_train.data import load_data
 from rekd_train.data.examples import some_sentences
 from rekd_train.data.knowledge import read_knowledge
+from rekd_train.errors import DataError
 from rekd_train.files import sha256
 from rekd_train.runs import train_run
 from rekd_train.training.teacher import write_knowledge
@@ -128,6 +129,9 @@ def test_short_sentences_are_exchanged_alone(tmp_path, monkeypatch):
     figures = json.loads((tmp_path / "k.json").read_text())
     facts = {"rows": 33, "bytes": record.stat().st_size, "sha256": sha256(record), "seconds": 5}
     assert figures == {"test": {"accuracy": 0.9}, "record": facts} and not (tmp_path / "none").exists()
+    images = write_knowledge(tmp_path / "i.parquet", [{"id": "0" * 16, "probabilities": [0.2, 0.8]}])
+    with pytest.raises(DataError, match=r"i\.parquet holds no sentences; fix"):
+        teachers.exchange_sentences(images)
 
 
 @pytest.mark.parametrize(("processes", "trainings"), [("1", ["imdb_teacher_classifier", "imdb_teacher"]),
