@@ -36,6 +36,8 @@ LATE_SECONDS = 4.0
 """By so much a call may come after its deadline; time in which the whole process stood still does not count."""
 _TIMEOUT_SHARE = 0.5
 """Of the deadline: what one request may take."""
+_MEASURED_SECONDS = 15.0
+"""From one look at the memory to the next. Nobody asks then: what is under way would drown what is kept."""
 _PAUSES = {"a new client": 1.0}
 """Seconds from one call to the next: a new client makes the tokenizer anew, at the cost of many calls."""
 _TEMPORARY = {404, 408, 502, 503, 504}
@@ -176,7 +178,8 @@ class Askers:
     """``count`` askers: gRPC and HTTP clients that are shared, asyncio, a new client a call, plain HTTP."""
 
     def __init__(self, addresses: dict[str, str], ledger: Ledger, count: int, deadline: float) -> None:
-        self._ledger, self._deadline, self.stopped = ledger, deadline, threading.Event()
+        self._ledger, self._deadline, self.stopped, self._going = ledger, deadline, threading.Event(), threading.Event()
+        self._going.set()
         options = {"timeout": deadline * _TIMEOUT_SHARE}
         grpc, http = (Client(addresses[name], **options) for name in ("grpc", "http"))
         pool = urllib3.PoolManager(maxsize=count)
@@ -202,9 +205,23 @@ class Askers:
         for thread in self._threads:
             thread.start()
 
+    def pause(self) -> bool:
+        """Let no call begin until ``go_on``, and wait for those on their way; whether all have ended."""
+        self._going.clear()
+        until = time.monotonic() + self._deadline + LATE_SECONDS
+        while self._ledger.on_their_way and time.monotonic() < until:
+            time.sleep(0.1)
+        time.sleep(0.5)  # one may have been about to begin
+        return not self._ledger.on_their_way
+
+    def go_on(self) -> None:
+        """Let calls begin again."""
+        self._going.set()
+
     def end(self) -> int:
         """Let all end; returns how many have not, long after their deadlines."""
         self.stopped.set()
+        self.go_on()
         until = time.monotonic() + self._deadline + 10
         for thread in self._threads:
             thread.join(max(until - time.monotonic(), 0))
@@ -217,6 +234,7 @@ class Askers:
     def _ask(self, way: str, call: Callable[[list[str]], Any], seed: int) -> None:
         chance = random.Random(seed)
         while not self.stopped.is_set():
+            self._going.wait()
             chosen, number = self._ledger.chosen(chance), self._ledger.begin(self._deadline)
             try:
                 found = call(self._ledger.texts(chosen))
@@ -229,6 +247,8 @@ class Askers:
         async def ask(client: AsyncClient, seed: int) -> None:
             chance = random.Random(seed)
             while not self.stopped.is_set():
+                while not self._going.is_set():
+                    await asyncio.sleep(0.05)
                 chosen, number = self._ledger.chosen(chance), self._ledger.begin(self._deadline)
                 found: Any
                 try:
@@ -257,8 +277,10 @@ def main(addresses: str, expected: str, count: str, deadline: str, output: str) 
     begun, ended, memory = time.time(), threading.Event(), []
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     askers = Askers(json.loads(Path(addresses).read_text()), ledger, int(count), float(deadline))
-    while not ended.wait(2.0):
-        memory.append([round(time.time() - begun), held()])
+    while not ended.wait(_MEASURED_SECONDS):
+        if askers.pause():
+            memory.append([round(time.time() - begun), held()])
+        askers.go_on()
     lost, now = askers.end(), time.time()
     Path(output).write_text(json.dumps({
         "outcomes": dict(ledger.outcomes), "versions": dict(ledger.versions), "lost": lost, "examples": ledger.examples,

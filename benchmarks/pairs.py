@@ -86,7 +86,7 @@ SETTINGS = {
         changes=(
             "predictor.pretrained=minilm", "predictor.word_embeddings=random", "predictor.layers=6",
             "predictor.width=384", "predictor.heads=12", "predictor.feedforward=1536", "predictor.dropout=0.1",
-            "predictor.pooling=mean", "optimisation.learning_rate=3e-5", "stages.compact_epochs=0.5",
+            "predictor.pooling=mean", "optimisation.learning_rate=3e-5", "stages.compact_epochs=0.4",
         ),
         taught=(), checkpoints=("runs/teachers/imdb_teacher_classifier", "runs/teachers/imdb_teacher"),
     ),

@@ -5,10 +5,10 @@
     python benchmarks/teachers.py fashion_student             # twenty minutes on a core
     python benchmarks/teachers.py --sentences                 # the short sentences anew, the rest as it was recorded
 
-The record of reviews has three parts: what a MiniLM-L6 pair says about each review; what a plain classifier, which
-reads it whole, says about a sentence of each; and short sentences with a negation or a contrast
-(``_short_sentences.py``). It holds ids, scores in a byte each and class probabilities, and no texts but the last. That
-of images has what a pair says about the ones that the demo reads.
+The record of reviews has three parts: what a MiniLM-L6 pair says about each review; what a plain classifier says about
+a sentence of each, and about what follows the first 180 words of the long ones; and short sentences with a negation or
+a contrast (``_short_sentences.py``). It holds ids, scores in a byte each and class probabilities, and no texts but the
+last. That of images has what a pair says about the ones that the demo reads.
 
 Labels of dev and test reviews are read to measure, never to train: no stage evaluates, the rule is top-k, and one
 temperature is fitted on dev.
@@ -34,7 +34,7 @@ from rekd_train.checkpoints.checkpoint import load, read_metrics
 from rekd_train.cli.command import application, examples, progress_bars, run
 from rekd_train.config.run import RunConfig, run_config
 from rekd_train.data import load_data
-from rekd_train.data.examples import some_sentences, text_id
+from rekd_train.data.examples import later_passages, some_sentences, text_id
 from rekd_train.errors import DataError
 from rekd_train.files import sha256, write_json
 from rekd_train.runs import statements_in_order, train_run
@@ -114,7 +114,7 @@ def trained(config: RunConfig, checkpoint: Path, device: str, warm_start: Path |
 
 
 def recorded(config: RunConfig, checkpoint: Path, classifier: Path | None, device: str) -> list[dict[str, Any]]:
-    """The rows: about each training example; of reviews also about a sentence of each, and short sentences."""
+    """The rows: about each training example; of reviews also about parts of them, and short sentences."""
     pair, runtime, precision = load(checkpoint), Runtime(device), config.acceleration.precision
     items = load_data(config.data).splits["train"].items
     if classifier is None:
@@ -122,8 +122,9 @@ def recorded(config: RunConfig, checkpoint: Path, classifier: Path | None, devic
         return statements_in_order(pair, items[:read], runtime, precision)
     rows = statements_in_order(pair, items, runtime, precision)
     known = {row["id"] for row in rows}  # a review may be one sentence
-    sentences = statements_in_order(load(classifier), some_sentences(items, 1), runtime, precision)
-    rows += [row for row in sentences if row["id"] not in known]
+    later = (part for text in items for part in later_passages(text))
+    parts = [part for part in dict.fromkeys([*later, *some_sentences(items, 1)]) if text_id(part) not in known]
+    rows += statements_in_order(load(classifier), parts, runtime, precision)
     known = {row["id"] for row in rows}  # people write such sentences, too
     return rows + [row for row in short_sentences(SHORT, pair.labels) if text_id(row["text"]) not in known]
 

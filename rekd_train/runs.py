@@ -10,7 +10,7 @@ from typing import Any
 from rekd_train.checkpoints import checkpoint, read_description, recorded
 from rekd_train.config.run import DataConfig, RunConfig, checked_config
 from rekd_train.data import DataSet, Split, TokenizedTexts, encode_splits, load_data, summarise
-from rekd_train.data.examples import names_of, some_sentences
+from rekd_train.data.examples import later_passages, names_of, some_sentences
 from rekd_train.data.knowledge import AlignedKnowledge, align, checked_statements, read_knowledge, with_unlabelled
 from rekd_train.errors import CheckpointError, ConfigError, DataError
 from rekd_train.evaluation.forward import measure
@@ -114,13 +114,15 @@ def _digest(path: Path | None) -> str | None:
 
 
 def record_run(path: Path, output: Path, *, device: str = "auto", data: str | None = None,
-               overrides: Sequence[str] = (), texts: bool = False, sentences: int = 0, overwrite: bool = False) -> int:
+               overrides: Sequence[str] = (), texts: bool = False, sentences: int = 0, passages: bool = False,
+               overwrite: bool = False) -> int:  # fmt: skip
     """Write what a pair says about its training texts or images, scores and class probabilities; returns how many.
 
     Args:
         output: a Parquet file (``rekd_train.data.knowledge``).
         texts: write them, too, not their ids alone.
         sentences: so many of each text, at most, are told about, too; a student that learns from the file reads them.
+        passages: what follows each text's first 180 words is told about, too, in passages of at most as many.
 
     DataError: the file exists already, or has another suffix than Parquet's, by which it is read.
     """
@@ -130,10 +132,12 @@ def record_run(path: Path, output: Path, *, device: str = "auto", data: str | No
     if output.exists() and not overwrite:
         raise DataError(f"{output} exists; fix: another file, or --overwrite")
     examples = recorded.data_for(pair, config).splits["train"].items
-    if sentences:
+    if sentences or passages:
         if config.data.modality != "text":
-            raise DataError(f"--sentences {sentences}, but the pair reads images; fix: leave --sentences out")
-        examples = list(dict.fromkeys([*examples, *some_sentences(examples, sentences)]))  # a text may be a sentence
+            given = "--passages" if passages else f"--sentences {sentences}"
+            raise DataError(f"{given}, but the pair reads images; fix: leave {given.split()[0]} out")
+        later = [part for text in examples for part in later_passages(text)] if passages else []
+        examples = list(dict.fromkeys([*examples, *later, *some_sentences(examples, sentences)]))  # each text once
     rows = statements_in_order(pair, examples, Runtime(device), config.acceleration.precision, texts,
                                Path(config.data.path))  # fmt: skip
     write_knowledge(output, rows, overwrite)

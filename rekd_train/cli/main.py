@@ -135,6 +135,8 @@ def record(
     texts: Annotated[bool, typer.Option("--texts", help="Write the texts, too, not their hashes alone.")] = False,
     sentences: Annotated[int, typer.Option(
         min=0, help="Also what it says about so many short sentences of each text; students read them, too.")] = 0,
+    passages: Annotated[bool, typer.Option(
+        "--passages", help="Also what it says about what follows the first 180 words of each text.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file at the output.")] = False,
     trust_code: TrustCode = False, device: Device = "auto",
 ) -> None:  # fmt: skip
@@ -142,7 +144,7 @@ def record(
     from rekd_train.runs import record_run
 
     count = record_run(path, output, device=device, data=data, overrides=overrides or [], texts=texts,
-                       sentences=sentences, overwrite=overwrite)
+                       sentences=sentences, passages=passages, overwrite=overwrite)
     typer.echo(f"{output}: {count:,} examples, {output.stat().st_size / 1e6:.1f} MB")
 
 

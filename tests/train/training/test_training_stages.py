@@ -14,7 +14,7 @@ from toys import ToyTexts, fitted, toy_config, toy_images, toy_texts
 
 from rekd_train.data import LabelledTexts, splits, tokenize
 from rekd_train.data import knowledge as known
-from rekd_train.data.examples import UNLABELLED, DataSet, sentences, some_sentences
+from rekd_train.data.examples import UNLABELLED, DataSet, later_passages, sentences, some_sentences
 from rekd_train.data.knowledge import AlignedKnowledge, Knowledge, Statement
 from rekd_train.errors import ConfigError, DataError
 from rekd_train.evaluation.forward import measure, run_masks, run_selector
@@ -518,6 +518,17 @@ def test_sentences_of_training_texts_that_a_file_tells_about_are_trained_on_too(
     told = {known.text_id(each): Statement(None, None, None) for each in (first, second, "not a sentence of it here.")}
     train = known.with_unlabelled(DataSet(splits, LABELS, ""), Knowledge(None, told, {}, 0)).splits["train"]
     assert train.texts == [f"train. {LONG_REVIEW}", first] and train.labels.tolist() == [1, UNLABELLED]
+
+
+def test_later_passages_that_a_file_tells_about_are_trained_on_too():
+    words = [f"w{number}" for number in range(400)]
+    long, later = " ".join(words), [" ".join(words[180:360]), " ".join(words[360:])]
+    assert later_passages(long) == later and later_passages(" ".join(words[:219])) == []
+    told = {known.text_id(part): Statement(None, None, None) for part in (later[1], " ".join(words[:180]))}
+    splits = {name: LabelledTexts([f"{name}\n {long}"], np.array([1])) for name in ("train", "dev", "test")}
+    splits["train"] = LabelledTexts([long], np.array([1]))
+    train = known.with_unlabelled(DataSet(splits, LABELS, ""), Knowledge(None, told, {}, 0)).splits["train"]
+    assert train.texts == [long, later[1]] and train.labels.tolist() == [1, UNLABELLED]
 
 
 def test_marked_passages_are_selected(teacher):
