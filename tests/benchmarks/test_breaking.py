@@ -76,13 +76,16 @@ def test_nobody_asks_while_the_memory_is_measured(ledger, monkeypatch):
         monkeypatch.setattr(_askers, name, made)
     monkeypatch.setattr(_askers, "ask_front", Unavailable().predict)
     askers = _askers.Askers({"grpc": "", "http": "", "front": ""}, ledger, 8, 1.0)
-    assert askers.pause() and not ledger.on_their_way
-    asked = ledger.outcomes.total()
-    time.sleep(0.3)
-    assert ledger.outcomes.total() == asked > 0
-    askers.go_on()
-    time.sleep(0.3)
-    assert ledger.outcomes.total() > asked and askers.end() == 0
+    try:
+        assert askers.pause() and not ledger.on_their_way
+        asked = ledger.outcomes.total()
+        time.sleep(0.3)
+        assert ledger.outcomes.total() == asked > 0
+        askers.go_on()
+        time.sleep(0.3)
+        assert ledger.outcomes.total() > asked
+    finally:
+        assert askers.end() == 0
 
 
 @pytest.mark.parametrize(("change", "broken"), [

@@ -42,7 +42,7 @@ def running(arguments, log, **options):
 
 
 @contextlib.contextmanager
-def proxy(nginx, deployment, folder, change=lambda text: text):
+def proxy(deployment, folder, change=lambda text: text):
     """nginx by its file, at this machine's ports and folders; yields its port."""
     port = settled_ports({"http": 0})["http"]
     text = change((DEPLOY / "nginx" / "nginx.conf").read_text(encoding="utf-8"))
@@ -53,7 +53,7 @@ def proxy(nginx, deployment, folder, change=lambda text: text):
         assert there in text, there
         text = text.replace(there, here)
     (folder / "nginx.conf").write_text(text)
-    command = [nginx, "-e", "stderr", "-c", str(folder / "nginx.conf")]
+    command = [deployment.nginx, "-e", "stderr", "-c", str(folder / "nginx.conf")]
     command += ["-g", "user root;"] if os.getuid() == 0 else []  # as in a container: one user for all of it
     tested = subprocess.run([*command, "-t", "-q"], capture_output=True, text=True)
     assert tested.returncode == 0 and not tested.stderr, tested.stderr
@@ -63,17 +63,12 @@ def proxy(nginx, deployment, folder, change=lambda text: text):
 
 
 @pytest.fixture(scope="module")
-def nginx():
-    found = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin")
-    if found is None:
+def deployment(wheel, repository, tmp_path_factory):
+    nginx = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin")
+    if nginx is None:  # before anything is started
         pytest.skip("nginx is not installed; fix: apt-get install nginx-light")
-    return found
-
-
-@pytest.fixture(scope="module")
-def deployment(nginx, wheel, repository, tmp_path_factory):
     folder = tmp_path_factory.mktemp("production")
-    found = SimpleNamespace(folder=folder, **settled_ports({"grpc": 0, "http": 0, "metrics": 0}))
+    found = SimpleNamespace(folder=folder, nginx=nginx, **settled_ports({"grpc": 0, "http": 0, "metrics": 0}))
     authority, found.authority = trustme.CA(), folder / "authority.pem"
     certificate = authority.issue_cert("localhost")
     certificate.private_key_pem.write_to_path(str(folder / "tls.key"))
@@ -89,7 +84,7 @@ def deployment(nginx, wheel, repository, tmp_path_factory):
     command = [str(wheel.executable), *command, *(f"{name}={value}" for name, value in changed.items())]
     with (
         running(command, folder / "triton.log", env=wheel.environment(folder), cwd=folder),
-        proxy(nginx, found, folder) as found.port,
+        proxy(found, folder) as found.port,
         library.InferenceServerClient(f"{LOOPBACK}:{found.grpc}") as found.direct,
         library.InferenceServerClient(f"localhost:{found.port}", ssl=True,
                                       root_certificates=str(found.authority)) as found.proxied,  # fmt: skip
@@ -127,14 +122,14 @@ def test_management_and_status_take_the_key_and_are_not_passed_on_even_with_it(d
         assert read_status(url.replace(LOOPBACK, "localhost"), [state]).ready
 
 
-def test_large_requests_logins_and_rates_are_limited(nginx, deployment, tmp_path):
+def test_large_requests_logins_and_rates_are_limited(deployment, tmp_path):
     assert send(deployment.port, "POST", "/v2/models/rekd/infer", bytes(2 << 20), deployment.tls)[0] == 413
     large = library.InferInput("input_ids", [1, 1 << 18], "INT64")
     large.set_data_from_numpy(np.ones((1, 1 << 18), np.int64))
     with pytest.raises(InferenceServerException, match="413"):
         deployment.proxied.infer("rekd", [large])
     (tmp_path / "htpasswd").write_text("alice:{PLAIN}secret\n")
-    with proxy(nginx, deployment, tmp_path, partial(re.sub, r"# ((?:limit_req|auth_basic).*;)", r"\1")) as port:
+    with proxy(deployment, tmp_path, partial(re.sub, r"# ((?:limit_req|auth_basic).*;)", r"\1")) as port:
         model = (port, "GET", "/v2/models/rekd/config", None, deployment.tls)
         assert send(*model)[0] == 401
         statuses = [send(*model, **ALICE)[0] for _ in range(200)]
