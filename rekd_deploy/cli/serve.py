@@ -24,6 +24,7 @@ app = application(
         "rekd-serve",
         "rekd-serve /srv/models --grpc-port 9001 --restart on-failure",
         "rekd-serve /srv/models --reload                            # and rekd-export CKPT --output /srv/models",
+        "rekd-serve --beside five=models-5 --http 8080              # two budgets to choose from on the page",
         "rekd-serve /srv/models --tritonserver /opt/tritonserver",
         "rekd-serve --grpc-port 0 --http-port 0 --metrics-port 0    # any free ports",
         "rekd-serve --http 8080                                     # plain JSON and a page before it",
@@ -71,6 +72,10 @@ def serve(
         help="With --http, repeated: most bytes, texts, characters, images, pixels and seconds of a request, and "
         "requests at once."
     )] = None,
+    beside: Annotated[list[str] | None, typer.Option(
+        metavar="[NAME=]REPO", show_default=False,
+        help="Another export, repeated, such as one with another budget: its single graph answers as rekd_NAME."
+    )] = None,
     reload: Annotated[
         bool, typer.Option("--reload", help="Serve a new export as soon as it is published, without a failed request.")
     ] = False,
@@ -94,8 +99,8 @@ def serve(
         raise typer.BadParameter("--ca and --json are for a server's status; add --status")
     if http is None and (url is not None or limit):
         raise typer.BadParameter("--url and --limit are for the plain HTTP front; add --http PORT")
-    if url is not None and repository is not None:
-        raise typer.BadParameter("--url names a server that runs, REPO one to start; give one of them")
+    if url is not None and (repository is not None or beside):
+        raise typer.BadParameter("--url names a server that runs, REPO and --beside one to start; give one of them")
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
         signal.signal(number, signal.default_int_handler)
     front = None
@@ -112,6 +117,7 @@ def serve(
                 print(f"before   {url}\n{_front_address(front)}stop     Ctrl-C", flush=True)
                 front.wait()
             else:
+                from rekd_deploy.server.beside import all_beside
                 from rekd_deploy.server.program import find_installed
                 from rekd_deploy.server.server import TritonServer
                 from rekd_deploy.server.service import Service
@@ -119,7 +125,7 @@ def serve(
                 server = TritonServer(
                     repository or _REPOSITORY, grpc_port, http_port, metrics_port, host, log,
                     program=None if tritonserver is None else find_installed(tritonserver),
-                    exposed=exposed, reload=reload, log_verbose=verbose,
+                    exposed=exposed, reload=reload, log_verbose=verbose, beside=all_beside(beside or []),
                 )  # fmt: skip
                 service = Service(server, restart_limit if restart == "on-failure" else 0, _report)
                 service.run(ready=lambda: _announce(server, front))
@@ -130,9 +136,10 @@ def serve(
 
 def _announce(server: Any, front: Any) -> None:
     if front is not None:
-        front.start(server.grpc_url)
+        front.start(server.grpc_url, [each.model for each in server.beside])
+    beside = "".join(f"beside   {each.repository} as {each.model}\n" for each in server.beside)
     print(
-        f"serving  {server.repository}\ngRPC     {server.grpc_url}\nHTTP     {server.http_url}\n"
+        f"serving  {server.repository}\n{beside}gRPC     {server.grpc_url}\nHTTP     {server.http_url}\n"
         f"metrics  {server.metrics_url}\nlog      {server.log_file}\n{_front_address(front)}"
         f'query    rekd-query --url {server.grpc_url} "..."\n'
         "stop     Ctrl-C",

@@ -24,7 +24,7 @@ from rekd_train.inputs.preprocessors import Preprocessor
 from rekd_train.inputs.text import TextPreprocessor, TextSettings
 
 LABELS, PREPROCESSING, TOKENIZER, FAMILIARITY = "labels", "preprocessing", "tokenizer", "familiarity"
-FINGERPRINT, VERSION = "preprocessing_sha256", "rekd_version"
+FINGERPRINT, VERSION, BUDGET = "preprocessing_sha256", "rekd_version", "budget"
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,12 @@ class Artefacts:
         return pair if self.single is None else {**pair, "single": self.single}
 
     @property
+    def description(self) -> ServedDescription:
+        """What the served model will say about itself."""
+        budget = self.manifest.get("policy", {}).get("budget")
+        return ServedDescription.of(self.preprocessor, self.labels, budget)
+
+    @property
     def joins_lengths(self) -> bool:
         """Whether short texts may be padded to run with longer ones.
 
@@ -82,15 +88,20 @@ class ServedDescription:
     """``Preprocessor.fingerprint`` of the model: clients with another one see other tensors."""
     familiarity: str = ""
     """``Familiarity.packed``; empty where it is not known what texts are usual."""
+    budget: float | None = None
+    """Largest share of the words or patches that a rationale keeps; None: no limit, or not known."""
 
     @classmethod
-    def of(cls, preprocessor: Preprocessor, labels: tuple[str, ...]) -> ServedDescription:
-        """Describe a model by its preprocessor and labels."""
+    def of(
+        cls, preprocessor: Preprocessor, labels: tuple[str, ...], budget: float | None = None
+    ) -> ServedDescription:
+        """Describe a model by its preprocessor, its labels and its rule's limit."""
         tokenizer_json = familiarity = ""
         if isinstance(preprocessor, TextPreprocessor):
             tokenizer_json, known = preprocessor.tokenizer_json, preprocessor.familiarity
             familiarity = "" if known is None else known.packed()
-        return cls(tuple(labels), preprocessor.settings, tokenizer_json, preprocessor.fingerprint, familiarity)
+        settings, fingerprint = preprocessor.settings, preprocessor.fingerprint
+        return cls(tuple(labels), settings, tokenizer_json, fingerprint, familiarity, budget)
 
     def reads_as(self, other: ServedDescription) -> bool:
         """Whether the two models take the same tensors for an item and answer with the same labels."""
@@ -107,6 +118,8 @@ class ServedDescription:
             parameters[TOKENIZER] = base64.b64encode(packed).decode("ascii")
         if self.familiarity:
             parameters[FAMILIARITY] = self.familiarity
+        if self.budget is not None:
+            parameters[BUDGET] = str(self.budget)
         return parameters
 
     @classmethod
@@ -124,8 +137,9 @@ class ServedDescription:
             else:
                 settings = ImageSettings(**settings)
             labels = tuple(map(str, json.loads(parameters[LABELS])))
-            familiarity = parameters.get(FAMILIARITY, "")
-            return cls(labels, settings, tokenizer_json, parameters[FINGERPRINT], familiarity)
+            familiarity, budget = parameters.get(FAMILIARITY, ""), parameters.get(BUDGET)
+            limit = None if budget is None else float(budget)
+            return cls(labels, settings, tokenizer_json, parameters[FINGERPRINT], familiarity, limit)
         except KeyError as error:
             reason = f"the ensemble's config has no parameter {error.args[0]}"
         except (AttributeError, TypeError, ValueError, zlib.error, RekdError) as error:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -30,7 +30,7 @@ from rekd_train.errors import RekdError
 
 def create_app(
     server_url: str | None = None, limits: Limits | None = None, *,
-    environment: Mapping[str, str] = os.environ, transport: Transport | None = None,
+    environment: Mapping[str, str] = os.environ, transport: Transport | None = None, beside: Sequence[str] = (),
 ) -> FastAPI:  # fmt: skip
     """The ASGI application.
 
@@ -39,6 +39,7 @@ def create_app(
         limits: of requests; None: those of ``REKD_HTTP_LIMITS``.
         environment: where ``REKD_API_KEY`` is, and the other two.
         transport: what speaks to Triton, instead of what ``server_url`` names.
+        beside: names of further models there.
 
     Raises:
         ConfigError: a limit or the key cannot be used.
@@ -46,7 +47,7 @@ def create_app(
     """
     limits = limits or Limits.of_environment(environment)
     server_url = server_url or environment.get(URL) or "localhost:8001"
-    served = Served(server_url, limits.seconds, transport)
+    served = Served(server_url, limits.seconds, transport, beside)
     counted = Metrics()
 
     @asynccontextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Self
@@ -79,8 +79,8 @@ class Front:
         if self._socket is not None:
             self._socket.close()
 
-    def start(self, triton: str) -> None:
-        """Answer, in a thread, with what the Triton server at that address says."""
+    def start(self, triton: str, beside: Sequence[str] = ()) -> None:
+        """Answer, in a thread, with what the Triton server at that address says; ``beside``: its further models."""
         import uvicorn
 
         from rekd_deploy.http.app import create_app
@@ -88,7 +88,7 @@ class Front:
 
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.ERROR)
-        app = create_app(triton, self._limits, environment=self._environment)
+        app = create_app(triton, self._limits, environment=self._environment, beside=beside)
         config = uvicorn.Config(
             app, log_config=None, access_log=False, server_header=False, timeout_keep_alive=30,
             timeout_graceful_shutdown=_STOP_SECONDS, lifespan="on", ws="none",

@@ -18,7 +18,7 @@ from rekd_deploy.http import bodies, problems, schemas
 from rekd_deploy.http.limits import Limits
 from rekd_deploy.http.metrics import MEDIA_TYPE, Metrics
 from rekd_deploy.http.problems import Problem
-from rekd_deploy.http.served import MODELS, Served
+from rekd_deploy.http.served import Served
 from rekd_deploy.repository.config import ENSEMBLE
 from rekd_train.inputs.prediction import Prediction
 
@@ -89,15 +89,17 @@ def make_routes(served: Served, limits: Limits, counted: Metrics) -> APIRouter:
     async def models() -> Response:
         """The models that are served, their versions and classes; and the limits of a request."""
         found = []
-        for name in MODELS:
+        for name in served.models:
             try:
                 versions = await served.versions(name)
                 description = await served.description(name, versions[0]) if versions else None
             except ModelMissingError:
                 continue
             if description is not None:
-                labels, kind = list(description.labels), description.settings.kind
-                found.append(schemas.ModelOut(name=name, versions=versions, kind=kind, labels=labels))
+                found.append(schemas.ModelOut(
+                    name=name, versions=versions, kind=description.settings.kind, labels=list(description.labels),
+                    budget=description.budget,
+                ))  # fmt: skip
         return _json(schemas.ModelsResponse(models=found, limits=asdict(limits)).model_dump_json())
 
     @router.get("/healthz", responses={200: {"description": "Triton answers, and serves the model."}})

@@ -11,7 +11,7 @@ class Wanted(BaseModel):
     """What is asked of which model."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    model: str | None = Field(default=None, max_length=64, description="rekd, or rekd_single where it is served.")
+    model: str | None = Field(default=None, max_length=64, description="rekd, or another that /v1/models names.")
     version: str | None = Field(default=None, pattern="^[0-9]{1,18}$", description="Of the model; null: the newest.")
     windows: bool = Field(
         default=False, description="Read a text beyond the model's length window by window, instead of cutting it."
@@ -114,6 +114,7 @@ class ModelOut(BaseModel):
     versions: list[str] = Field(description="The newest first.")
     kind: str = Field(description="text or image.")
     labels: list[str]
+    budget: float | None = Field(description="Largest share of the words or patches that it keeps; null: not known.")
 
 
 class ModelsResponse(BaseModel):

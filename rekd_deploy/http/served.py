@@ -14,8 +14,6 @@ from rekd_deploy.errors import ModelMissingError, VersionMismatchError
 from rekd_deploy.repository.config import ENSEMBLE, SINGLE
 from rekd_train.errors import InputError
 
-MODELS = (ENSEMBLE, SINGLE)
-"""The only names that Triton is asked for."""
 _MOST_CLIENTS = 16
 _PROBE_SECONDS = 5.0
 
@@ -32,10 +30,15 @@ class Served:
         url: see ``Client``.
         seconds: a call may take.
         transport: what speaks to the server, instead of the one that ``url`` names.
+        beside: names of models that stand there beside ours.
     """
 
-    def __init__(self, url: str, seconds: float, transport: Transport | None = None) -> None:
+    def __init__(
+        self, url: str, seconds: float, transport: Transport | None = None, beside: Sequence[str] = ()
+    ) -> None:
         self.url = url
+        self.models = (ENSEMBLE, SINGLE, *beside)
+        """The only names that Triton is asked for."""
         self._seconds = seconds
         self._transport = transport or open_transport(url, seconds)
         self._opened: dict[tuple[str, str], _Opened] = {}
@@ -46,8 +49,8 @@ class Served:
 
     async def versions(self, model: str = ENSEMBLE) -> list[str]:
         """Versions of a model that are ready, the newest first; asked anew each time."""
-        if model not in MODELS:
-            raise ModelMissingError(f"the model '{model[:64]}' is not served; fix: one of {', '.join(MODELS)}")
+        if model not in self.models:
+            raise ModelMissingError(f"the model '{model[:64]}' is not served; fix: one of {', '.join(self.models)}")
         patience = min(self._seconds, _PROBE_SECONDS)
         found = await asyncio.to_thread(self._transport.model_versions, model, patience)
         return sorted(filter(str.isdecimal, found), key=int, reverse=True)

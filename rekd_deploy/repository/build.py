@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rekd_deploy.contract.description import Artefacts, ServedDescription
+from rekd_deploy.contract.description import Artefacts
 from rekd_deploy.contract.signature import LENGTH, SHORTEST, GraphSignature
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.repository import config
@@ -44,7 +44,7 @@ def build_configs(artefacts: Artefacts, settings: ServingSettings, target: str =
     """
     _check_engines(artefacts, settings, target)
     pair = artefacts.signature
-    description = ServedDescription.of(artefacts.preprocessor, artefacts.labels).to_parameters()
+    description = artefacts.description.to_parameters()
     configs = {
         config.SELECTOR: _component(artefacts, settings, target, "selector", {}),
         config.PREDICTOR: _component(artefacts, settings, target, "predictor", {}),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from rekd_deploy.contract.description import FAMILIARITY
+from rekd_deploy.contract.description import BUDGET, FAMILIARITY
 from rekd_deploy.contract.description import VERSION as REKD_VERSION
 from rekd_deploy.contract.signature import PairSignature
 from rekd_deploy.errors import RepositoryError
@@ -35,8 +35,8 @@ _LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "onn
 """Those that shape an export."""
 _MAY_DIFFER = ("version_policy", "dynamic_batching", "instance_group", "model_warmup")
 """Fields that a new export may change under the versions that stay; batches, too, unless engines are built for them."""
-_OWN_PARAMETERS = (THREADS, SHORTEST_LENGTH, FAMILIARITY, REKD_VERSION)
-"""Of the machine and the program that exported, and of the texts that were learnt from: each version's own."""
+_OWN_PARAMETERS = (THREADS, SHORTEST_LENGTH, FAMILIARITY, BUDGET, REKD_VERSION)
+"""Of the machine and the program that exported, the texts that were learnt from, the rule: each version's own."""
 _SIGNATURE = TypeAdapter(PairSignature)
 
 

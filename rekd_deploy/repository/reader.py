@@ -154,9 +154,8 @@ class Exported:
             verify_files(source.manifest, source.graphs)
             for role, plan in source.engines.items():
                 check_engine_file(plan, entries[role]["engine"], source.graphs[role])
-            description = ServedDescription.of(source.preprocessor, source.labels)
-            batches = config.ServingSettings.preferred_batch_sizes
-            return cls("the export", description, source.signature, entries, source.graphs, source.engines, batches)
+            batches, described = config.ServingSettings.preferred_batch_sizes, source.description
+            return cls("the export", described, source.signature, entries, source.graphs, source.engines, batches)
         root = Path(source)
         manifest = check_repository(root)
         entries = manifest["artefacts"]

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rekd_deploy.contract.description import LABELS, Artefacts, ServedDescription
+from rekd_deploy.contract.description import LABELS, Artefacts
 from rekd_deploy.contract.signature import TensorSpec
 from rekd_deploy.repository import config
 from rekd_deploy.repository.build import shortest_length
@@ -53,7 +53,7 @@ def endpoint_config(artefacts: Artefacts, settings: ServingSettings, target: str
         parameters |= shortest_length(artefacts) if artefacts.joins_lengths else {}
     answers = {"label": ("STRING", 1), "rationale": ("STRING", 1), "rate": ("FP32", 1), "truncated": ("BOOL", 1)}
     answers["probabilities"] = ("FP32", len(artefacts.labels))
-    if ServedDescription.of(artefacts.preprocessor, ()).familiarity:
+    if artefacts.description.familiarity:
         answers["doubt"] = ("FP32", 1)
     tensors = {kind: ("STRING", 1), **answers}
     declared = [{"name": name, "data_type": f"TYPE_{each}", "dims": [size]} for name, (each, size) in tensors.items()]
@@ -89,7 +89,7 @@ def place_endpoint(artefacts: Artefacts, root: Path, configs: Mapping[str, Model
         if config.THREADS in configs[name].parameters:
             place_graph(artefacts.graphs[role], folder / model)
     served = {"settings": asdict(preprocessor.settings), "labels": artefacts.labels, "steps": steps}
-    served["familiarity"] = ServedDescription.of(preprocessor, ()).familiarity
+    served["familiarity"] = artefacts.description.familiarity
     write_json(folder / "served.json", served)
 
 

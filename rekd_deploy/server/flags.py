@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 
 from rekd_deploy.errors import ServerError
@@ -24,14 +24,14 @@ _ADMIN_APIS = "model-repository,shared-memory,trace,logging"
 
 
 def server_flags(
-    repository: str, ports: Mapping[str, int], key: str, *, host: str = LOOPBACK, exposed: bool = False,
+    repositories: Sequence[str], ports: Mapping[str, int], key: str, *, host: str = LOOPBACK, exposed: bool = False,
     reload: bool = False, gpu_metrics: bool = False, log_verbose: int = 0, exit_seconds: int = 5,
     backends: str | None = None, memory_prefix: str | None = None,
 ) -> list[str]:  # fmt: skip
     """The arguments of ``tritonserver``, every one as ``--name`` or ``--name=value``.
 
     Args:
-        repository: path of the model repository, as the server sees it.
+        repositories: paths of the model repositories, as the server sees them.
         ports: of 'grpc', 'http' and 'metrics'; the metrics stay on loopback.
         key: what a request to a restricted interface must carry.
         host: IPv4 address for gRPC and HTTP.
@@ -45,7 +45,6 @@ def server_flags(
     """
     restricted = f"{_ADMIN_APIS}{',statistics' if exposed else ''}:{KEY_HEADER}={key}"
     flags: dict[str, object] = {
-        "model-repository": repository,
         "model-control-mode": "explicit" if reload else "none",
         # a version that is being loaded, or was refused, would make the whole server unready while the other answers
         "strict-readiness": str(not reload).lower(),
@@ -69,7 +68,8 @@ def server_flags(
         flags["backend-directory"] = backends
     if memory_prefix is not None:
         flags["backend-config"] = f"python,shm-region-prefix-name={memory_prefix}"
-    return ["--disable-auto-complete-config", *(f"--{name}={value}" for name, value in flags.items())]
+    given = [*(("model-repository", repository) for repository in repositories), *flags.items()]
+    return ["--disable-auto-complete-config", *(f"--{name}={value}" for name, value in given)]
 
 
 def check_host(host: str, exposed: bool) -> None:

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -25,12 +26,14 @@ from typing import Self
 from rekd_deploy.errors import ServerError
 from rekd_deploy.repository.reader import check_repository
 from rekd_deploy.repository.workspaces import Workspace
+from rekd_deploy.server.beside import Beside, place_beside
 from rekd_deploy.server.flags import LOOPBACK, check_host, server_flags, settled_ports
 from rekd_deploy.server.live_repository import LiveRepository
 from rekd_deploy.server.program import TritonProgram, find_wheel
 from rekd_deploy.server.status import user_folder
 
 _STOP_SECONDS = 10.0
+_BESIDE = "beside"
 _ZOMBIE_SECONDS = 1.0
 """A process that Triton ends itself is waited for sooner."""
 _HARMLESS = re.compile(r"CudaDriverHelper|CUDA driver version is insufficient")
@@ -54,6 +57,7 @@ class TritonServer:
         exposed: whether an address that other machines reach is meant.
         reload: serve a copy of the repository, in which ``HotReload`` can exchange the version.
         log_verbose: Triton's verbosity.
+        beside: further exports, each under a name of its own; not reloaded.
 
     Raises:
         ConfigError: other machines reach ``host``, and not ``exposed``.
@@ -63,6 +67,7 @@ class TritonServer:
         self, repository: str | Path, grpc_port: int = 8001, http_port: int = 8000, metrics_port: int = 8002,
         host: str = LOOPBACK, log_file: Path | None = None, timeout: float = 120.0, *,
         program: TritonProgram | None = None, exposed: bool = False, reload: bool = False, log_verbose: int = 0,
+        beside: Sequence[Beside] = (),
     ) -> None:  # fmt: skip
         check_host(host, exposed)
         self.repository = Path(repository)
@@ -70,6 +75,7 @@ class TritonServer:
         self.ports = {"grpc": grpc_port, "http": http_port, "metrics": metrics_port}
         self.key = secrets.token_hex(16)
         self.live = LiveRepository(self.repository) if reload else None
+        self.beside = tuple(beside)
         self._program = program
         self._host, self._exposed, self._log_verbose, self._timeout = host, exposed, log_verbose, timeout
         self._reachable = LOOPBACK if host == "0.0.0.0" else host
@@ -129,6 +135,8 @@ class TritonServer:
         self.log_file = self.log_file or user_folder() / f"tritonserver-{self.ports['grpc']}.log"
         self._space = Workspace("rekd-serve-")  # and away with those of servers that were killed
         try:
+            for root, manifest in place_beside(self.beside, self._space.path / _BESIDE):
+                program.check_servable(root, manifest)
             self._launch(program, self._space.path, self.log_file)
             self._wait_until_ready()
         except BaseException:
@@ -171,9 +179,10 @@ class TritonServer:
             )
 
     def _launch(self, program: TritonProgram, folder: Path, log_file: Path) -> None:
-        repository = self.live.models if self.live else self.repository
+        repositories = [str((self.live.models if self.live else self.repository).absolute())]
+        repositories += [str(folder / _BESIDE)] if self.beside else []
         flags = server_flags(
-            str(repository.absolute()), self.ports, self.key, host=self._host, exposed=self._exposed,
+            repositories, self.ports, self.key, host=self._host, exposed=self._exposed,
             reload=self.live is not None, gpu_metrics=program.stub is None, log_verbose=self._log_verbose,
             backends=str(program.place_backends(folder)), memory_prefix=self._memory_prefix,
         )  # fmt: skip

@@ -116,7 +116,8 @@ class HotReload:
         try:
             with model_control(self._server.grpc_url, self._server.key) as call:
                 index = call("get_model_repository_index").models
-                states = {each.name: each.state for each in index if each.version == str(old.version)}
+                ours = [each for each in index if each.name in old.configs and each.version == str(old.version)]
+                states = {each.name: each.state for each in ours}
                 staying = {name for name, state in states.items() if state not in ("", "UNAVAILABLE")}
                 if staying.intersection(old.ensembles):
                     return  # a request is on its way through it

@@ -44,6 +44,11 @@ function complain(problem) {
 
 // What is served
 
+function nameOf(model) {
+  const budget = model.budget === null ? "" : `, ${percent(model.budget)} of the ${model.kind === "image" ? "patches" : "words"}`;
+  return `${model.name}, version ${model.version}${budget}`;
+}
+
 async function learn() {
   let found;
   try {
@@ -59,7 +64,7 @@ async function learn() {
   const before = at("version").value;
   state.models = found.models.flatMap((model) => model.versions.map((version, number) => ({ ...model, version, first: number === 0 })));
   at("version").replaceChildren(...state.models.map((model, index) => {
-    const option = made("option", `${model.name}, version ${model.version}`);
+    const option = made("option", nameOf(model));
     option.value = String(index);
     return option;
   }));
@@ -67,7 +72,7 @@ async function learn() {
   const several = state.models.length > 1;
   at("version-label").hidden = !several;
   at("version-shown").hidden = several;
-  at("version-shown").textContent = state.models.length ? `${state.models[0].name}, version ${state.models[0].version}` : "no model is served";
+  at("version-shown").textContent = state.models.length ? nameOf(state.models[0]) : "no model is served";
   choose();
 }
 

@@ -113,7 +113,7 @@ def kind(request):
 
 
 def parameters_of(model):
-    return ServedDescription.of(model.preprocessor, tuple(model.labels)).to_parameters()
+    return ServedDescription.of(model.preprocessor, tuple(model.labels), model.policy.budget).to_parameters()
 
 
 OTHER = parameters_of(make_rationalizer(max_length=40, labels=("no", "yes")))

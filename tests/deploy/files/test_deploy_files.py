@@ -111,7 +111,7 @@ def test_compose_has_its_variables_and_the_servers_flags_are_the_safe_ones(compo
         assert f"set {missing} to" in docker_compose(**REQUIRED | {missing: ""})
     def safe(key, host):
         ports = {"grpc": 8001, "http": 8000, "metrics": 8002}
-        flags = server_flags("/models/rekd", ports, key, host=host, exposed=True, gpu_metrics=True, exit_seconds=10)
+        flags = server_flags(["/models/rekd"], ports, key, host=host, exposed=True, gpu_metrics=True, exit_seconds=10)
         flags = [re.sub("(--metrics-address)=.*", r"\1=0.0.0.0", flag) for flag in flags]  # Prometheus is elsewhere
         return ["tritonserver", *flags, "--metrics-config=summary_latencies=true"]
     assert compose["services"]["triton"]["command"] == safe(REQUIRED["REKD_ADMIN_KEY"], "0.0.0.0")

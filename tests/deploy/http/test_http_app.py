@@ -110,7 +110,8 @@ def test_a_version_is_asked_for_and_the_newest_otherwise(client, triton):
     assert triton.asked[-1] == "3"
     listed = client.get("/v1/models").json()
     labels, limits = ["negative", "positive"], listed["limits"]
-    assert listed["models"] == [{"name": "rekd", "versions": ["12", "3"], "kind": "text", "labels": labels}]
+    expected = {"name": "rekd", "versions": ["12", "3"], "kind": "text", "labels": labels, "budget": 0.25}
+    assert listed["models"] == [expected]
     assert limits["texts"] == 256 and limits["seconds"] == 30
     refused(ask(client, version="4"), 404, "model-missing", "version 4", "12, 3")
     refused(ask(client, model="rekd_single"), 404, "model-missing", "rekd_single")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_image_rationalizer
+from conftest import make_image_rationalizer, make_rationalizer
 from families import some_images, written
 from fronts import Listening, Stub, form
 from pytest import MonkeyPatch
@@ -28,6 +28,7 @@ from rekd_deploy.export.graphs import export
 from rekd_deploy.http import app as app_module
 from rekd_deploy.repository.writer import write_repository
 from rekd_train.checkpoints.checkpoint import save
+from rekd_train.inputs.policy import SelectionPolicy
 
 pytestmark = pytest.mark.triton
 PREDICT = "/v1/predict"
@@ -176,10 +177,19 @@ def test_what_the_documents_say_to_type_works(front, image_front, document, tmp_
         assert "healthz" in line or re.search("positive|negative|shirt|shoe|bag", done.stdout), (line, done.stdout)
 
 
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """A repository of the same texts with another budget."""
+    folder = tmp_path_factory.mktemp("half")
+    pair = make_rationalizer(policy=SelectionPolicy(bias=None, budget=0.5))
+    return write_repository(export(save(pair, folder / "checkpoint"), folder, single_graph=True), folder / "half")
+
+
 @pytest.mark.parametrize("alone", [False, True])
-def test_the_command_serves_it_with_triton_or_before_one_that_runs(server, repository, tmp_path, alone):
+def test_the_command_serves_it_with_triton_or_before_one_that_runs(server, repository, half, tmp_path, alone):
     output, ports = tmp_path / "output", [f"--{name}-port=0" for name in ("grpc", "http", "metrics")]
-    what = ["--url", server.grpc_url] if alone else [str(repository), *ports, "--log", str(tmp_path / "log")]
+    beside, served = ["--beside", str(half)], {"rekd": 0.25, **({} if alone else {"rekd_half": 0.5})}
+    what = ["--url", server.grpc_url] if alone else [str(repository), *beside, *ports, "--log", str(tmp_path / "log")]
     command = [sys.executable, "-m", "rekd_deploy.cli.serve", "--http", "0", "--limit", "texts=1", *what]
     with open(output, "w") as file:
         key = {"REKD_API_KEY": "0123456789abcdef"}
@@ -193,6 +203,12 @@ def test_the_command_serves_it_with_triton_or_before_one_that_runs(server, repos
         assert front.send("POST", PREDICT, {"texts": ["good"]}, X_API_Key="0123456789abcdef").status == 200
         found = front.send("POST", PREDICT, {"texts": ["good", "bad"]}, X_API_Key="0123456789abcdef")
         assert found.content["type"] == "/problems/too-many-items"
+        models = front.send("GET", "/v1/models", X_API_Key="0123456789abcdef").content["models"]
+        assert {model["name"]: model["budget"] for model in models} == served
+        for name, budget in served.items():
+            asked = {"texts": ["good film bad plot " * 5], "model": name}
+            [answer] = front.send("POST", PREDICT, asked, X_API_Key="0123456789abcdef").content["answers"]
+            assert answer["rate"] == budget
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     finally:
@@ -299,7 +315,7 @@ def test_a_browser_compares_two_versions(browser, several):
     browser.get(several.url)
     wait_until(lambda: not of_page(browser, "return at('version-label').hidden"), 60)
     options = of_page(browser, "return [...at('version').options].map((option) => option.textContent)")
-    assert options == ["rekd, version 2", "rekd, version 1"]
+    assert options == [f"rekd, version {number}, 25.0% of the words" for number in (2, 1)]
     of_page(browser, "at('text').value = 'good film'; at('ask').requestSubmit()")
     shown(browser, "answer")
     marks = "return [...document.querySelectorAll('mark')].map((mark) => mark.textContent)"

@@ -116,7 +116,7 @@ def test_what_clients_or_triton_rely_on_may_not_change(export, model, change, re
 def test_a_single_graph_that_has_learnt_from_other_texts_by_another_rekd_may_come(artefacts):
     with_single = replace(artefacts, single=artefacts.predictor)
     old, new = (build_configs(with_single, ServingSettings(), "python")["rekd_single"] for _ in range(2))
-    for name in ("familiarity", "rekd_version"):
+    for name in ("familiarity", "rekd_version", "budget"):
         new.parameters[name].string_value += "other"
     assert differing_fields(old, new) == []
     new.parameters["tokenizer"].string_value += "other"
@@ -170,7 +170,7 @@ class FakeServer:
             self.silent -= 1
             raise ServerError("Deadline Exceeded")
         states = {(name, version): "READY" for name, versions in self.loaded.items() for version in versions}
-        states |= dict.fromkeys(self.busy, "UNLOADING") | {("gone", 1): "UNAVAILABLE"}
+        states |= dict.fromkeys(self.busy, "UNLOADING") | {("gone", 1): "UNAVAILABLE", ("rekd_beside", 1): "READY"}
         each = ({"name": name, "version": str(version), "state": state} for (name, version), state in states.items())
         return SimpleNamespace(models=[SimpleNamespace(**one) for one in each])
 

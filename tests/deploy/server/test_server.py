@@ -24,6 +24,7 @@ from rekd_deploy.repository.reader import read_manifest
 from rekd_deploy.repository.writer import write_repository
 from rekd_deploy.server import program, service, status
 from rekd_deploy.server import server as module
+from rekd_deploy.server.beside import Beside, all_beside
 from rekd_deploy.server.flags import check_host, server_flags, settled_ports
 from rekd_deploy.server.program import find_installed
 from rekd_deploy.server.service import Service
@@ -352,7 +353,7 @@ def test_a_stub_linked_to_a_libpython_of_its_own_finds_this_machines_first(wheel
 
 
 def flags(**settings):
-    arguments = server_flags("/models", {"grpc": 1, "http": 2, "metrics": 3}, "0123abcd", **settings)
+    arguments = server_flags(["/models"], {"grpc": 1, "http": 2, "metrics": 3}, "0123abcd", **settings)
     found = dict(argument.removeprefix("--").partition("=")[::2] for argument in arguments)
     assert len(found) == len(arguments) and all(argument.startswith("--") for argument in arguments)
     return found
@@ -380,6 +381,26 @@ def test_closed_by_default():
     ({"memory_prefix": "mine"}, {"backend-config": "python,shm-region-prefix-name=mine"})])  # fmt: skip
 def test_each_setting_opens_what_it_names_alone(settings, opened):
     assert flags(**settings) == flags() | opened
+
+
+def test_exports_beside_have_names_of_their_own_and_a_single_graph(repository, start, tmp_path):
+    five, models = all_beside(["five=runs/models", "runs/models-5/"])
+    assert (five.model, models.model, five.repository) == ("rekd_five", "rekd_models-5", Path("runs/models"))
+    assert server_flags(["/a", "/b"], {"grpc": 1, "http": 2, "metrics": 3}, "k")[1:3] == [
+        "--model-repository=/a", "--model-repository=/b"]  # fmt: skip
+    wrong = {"single=models": "'single' is another model's", "text=models": "another model's",
+             "a b=models": "'a b' is no model's name", f"{'x' * 50}=models": "is no model's name"}  # fmt: skip
+    for given, reason in wrong.items():
+        with pytest.raises(ConfigError, match=f"{reason}.*--beside NAME="):
+            all_beside([given])
+    with pytest.raises(ConfigError, match="two exports beside are named a"):
+        all_beside(["a=x", "y/a"])
+    server = start(READY, beside=[Beside("other", repository)])
+    with pytest.raises(RepositoryError, match="holds no single graph.*--single-graph"):
+        server.start()
+    with pytest.raises(RepositoryError, match="no model repository at"):
+        start(READY, beside=[Beside("other", tmp_path / "none")]).start()
+    assert server.process_id is None
 
 
 def test_a_host_and_ports_that_cannot_be_used_are_named_with_their_flags():
