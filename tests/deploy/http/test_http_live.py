@@ -234,6 +234,11 @@ def browser(tmp_path_factory):
         yield browser
 
 
+def set_width(browser, width):
+    screen = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+
+
 def of_page(browser, script, *given):
     return browser.execute_script(f"const at = (id) => document.getElementById(id); {script}", *given)
 
@@ -249,8 +254,7 @@ def test_a_browser_highlights_the_words_that_decided_and_shows_what_a_text_holds
     with Client(server.grpc_url) as client:
         [expected] = client.predict([text])
     for width, scheme in ((1280, "light"), (390, "dark")):
-        screen = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        set_width(browser, width)
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
         browser.get(front.url)
@@ -316,6 +320,8 @@ def test_a_browser_compares_two_versions(browser, several):
     wait_until(lambda: not of_page(browser, "return at('version-label').hidden"), 60)
     options = of_page(browser, "return [...at('version').options].map((option) => option.textContent)")
     assert options == [f"rekd, version {number}, 25.0% of the words" for number in (2, 1)]
+    set_width(browser, 320)
+    assert of_page(browser, "return document.documentElement.scrollWidth") <= 320, "nothing sticks out"
     of_page(browser, "at('text').value = 'good film'; at('ask').requestSubmit()")
     shown(browser, "answer")
     marks = "return [...document.querySelectorAll('mark')].map((mark) => mark.textContent)"
