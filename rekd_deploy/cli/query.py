@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rekd_deploy.repository.config import ENSEMBLE
 from rekd_train.cli.command import FAILED, application, examples, finite, run
 
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ def query(
     url: Annotated[
         str, typer.Option(help="HOST:PORT (gRPC) or http://HOST:PORT; with TLS grpcs:// or https://.", metavar="URL")
     ] = _URL,
+    model: Annotated[
+        str, typer.Option(help="Another model there, such as what rekd-serve --beside serves.", metavar="NAME")
+    ] = ENSEMBLE,
     local: Annotated[
         Path | None, typer.Option(help="Model repository to predict with in this process, no server.", metavar="REPO")
     ] = None,
@@ -75,14 +79,14 @@ def query(
     cert: Annotated[Path | None, typer.Option(help="The client's own certificate (PEM).", metavar="FILE")] = None,
     key: Annotated[Path | None, typer.Option(help="The private key of --cert (PEM).", metavar="FILE")] = None,
 ) -> None:
-    remote = (url != _URL, header, ca, cert, key)
+    remote = (url != _URL, model != ENSEMBLE, header, ca, cert, key)
     for is_wrong, what, option in (
         (bool(texts) + (file is not None) + bool(image) != 1, "give one of texts, --file and --image", "TEXT"),
         (save is not None and not image, "it saves pictures; it goes with --image", "--save"),
         (column is not None and file is None, "it names a column of a file; it goes with --file", "--column"),
         (device != _CPU and local is None, "the server chooses its own; it goes with --local", "--device"),
-        (local is not None and any(remote), "no server is needed; leave --url, --header, --ca, --cert and --key out",
-         "--local"),
+        (local is not None and any(remote),
+         "no server is needed; leave --url, --model, --header, --ca, --cert and --key out", "--local"),
         (windows and image, "windows are for texts; leave it out with --image", "--windows"),
         (any(":" not in each for each in header or ()), "one has no colon; give 'NAME: VALUE'", "--header"),
     ):  # fmt: skip
@@ -98,7 +102,7 @@ def query(
         if first is None:  # all was left out
             raise typer.Exit(FAILED)
         chunks = chain([first], chunks)
-    with _opened(url, local, device, timeout, header or [], (ca, cert, key)) as predictor:
+    with _opened(url, model, local, device, timeout, header or [], (ca, cert, key)) as predictor:
         _check_kind(predictor, "image" if image else "text", local or url)
         if image:
             _predict_images(predictor, image, save, json_lines)
@@ -112,7 +116,8 @@ def query(
 
 
 def _opened(
-    url: str, local: Path | None, device: str, timeout: float, headers: list[str], pem: Sequence[Path | None]
+    url: str, model: str, local: Path | None, device: str, timeout: float, headers: list[str],
+    pem: Sequence[Path | None],
 ) -> Client | Pipeline:
     if local is not None:
         from rekd_deploy.client.pipeline import Pipeline
@@ -123,7 +128,7 @@ def _opened(
 
     pairs = (header.partition(":")[::2] for header in headers)
     named = {name.strip(): value.strip() for name, value in pairs}
-    return Client(url, timeout=timeout, headers=named, tls=TlsSettings(*pem) if any(pem) else None)
+    return Client(url, model=model, timeout=timeout, headers=named, tls=TlsSettings(*pem) if any(pem) else None)
 
 
 def _check_kind(predictor: Client | Pipeline, given: str, place: str | Path) -> None:

@@ -133,7 +133,7 @@ def test_json_has_spans_and_what_came_with_a_text_and_files_stream_in_chunks(rek
         assert all(answer["text"][span["start"] : span["end"]] == span["text"] for span in answer["rationale"])
     code, printed, _ = rekd_query("a good film")
     assert code == 0 and "[[" in printed and "%" in printed and printed.count("film") == 1, "for people"
-    assert server.call_args_list == [call("localhost:8001", timeout=30.0, headers={}, tls=None)] * 2
+    assert server.call_args_list == [call("localhost:8001", model="rekd", timeout=30.0, headers={}, tls=None)] * 2
     (tmp_path / "reviews.txt").write_text("good film\n" * 600)
     code, printed, _ = rekd_query("--file", tmp_path / "reviews.txt", "--json")
     assert code == 0 and printed.count("\n") == 600
@@ -155,10 +155,11 @@ def test_options_reach_the_connection_and_the_model(rekd_query, server, reposito
     for file in files:
         file.touch()
     pem = [text for pair in zip(("--ca", "--cert", "--key"), files, strict=True) for text in pair]
-    given = ["--timeout", "2", "--header", "Authorization: Bearer a:b", "--header", "x-tenant:7", *pem]
+    given = ["--timeout", "2", "--header", "Authorization: Bearer a:b", "--header", "x-tenant:7", "--model", "rekd_five", *pem]
     assert rekd_query("good", "--url", "https://a:1", *given)[0] == rekd_query("good", "--windows")[0] == 0
     headers = {"Authorization": "Bearer a:b", "x-tenant": "7"}
-    assert server.call_args_list[0] == call("https://a:1", timeout=2.0, headers=headers, tls=TlsSettings(*files))
+    tls = TlsSettings(*files)
+    assert server.call_args_list[0] == call("https://a:1", model="rekd_five", timeout=2.0, headers=headers, tls=tls)
     assert [each.kwargs["windows"] for each in server.predict.call_args_list] == [False, True]
     code, printed, _ = rekd_query("--local", repository, "--windows", "--json", "good film and dull plot " * 50)
     answer = json.loads(printed)
@@ -193,7 +194,7 @@ def test_bad_lines_end_a_file_and_are_left_out_of_standard_input(
     *((arguments.split(), 2) for arguments in (
         "", "good --file x.txt", "good --url a:1 --local r", "good --timeout 0", "good --nonsense", "good --header x",
         "--image x.png --windows", "good --save d", "good --column x", "good --device cuda", "good --local r --ca x",
-        "good --local r --header x:y")),
+        "good --local r --header x:y", "good --local r --model rekd_five")),
     *(([text], 1) for text in (" \n\t", "caf\udce9")), (["good", "--ca", "nowhere.pem"], 1)])
 def test_arguments_that_cannot_be_used(rekd_query, server, arguments, code):
     found, printed, error = rekd_query(*arguments)
